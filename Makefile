@@ -16,7 +16,7 @@ CONSTRAINTS ?= constraints.txt
 # the many processes of the suite compile no source that another has compiled
 export PYTHONDONTWRITEBYTECODE =
 
-.PHONY: help setup demo test numbers fuzz lint format new generate constraints docs dist conformance bench reproduce clean
+.PHONY: help setup demo test thorough numbers fuzz lint format new generate constraints docs dist conformance bench reproduce clean
 
 help:  ## this list
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 22
@@ -34,6 +34,9 @@ demo: setup  ## rates, training, the choice and the fold on real pictures; a tab
 
 test: setup  ## the suite: offline, CPU
 	$(BIN)/python -m pytest -n $(JOBS) $(PYTEST_ARGS)
+
+thorough: setup  ## the tests that `make test` leaves out for their time: all kinds, fresh processes
+	$(BIN)/python -m pytest -n $(JOBS) -m thorough
 
 # what computes: bits are promised between equal runs on one machine, not between processors
 NUMBERS := $(addprefix tests/,adapters formats gating kernels mixtures partitions routers schedules scores methods models train test_fitting.py)

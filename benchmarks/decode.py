@@ -5,8 +5,9 @@
 One thread; CPU time, since other work on the machine only adds to wall time; all take turns, and
 the least time of a token counts. --gguf: files of the same model for llama.cpp (`pip install
 llama-cpp-python`, which compiles it; without it they are left out). --packed: folders that
-`intarsia compress smollm2` wrote, such as those of gqsa. Perplexity is that of rows of texts on
-which nothing here was calibrated (`--texts`).
+`intarsia compress` wrote of smollm2, such as those of gqsa; a row has the folder's name.
+Perplexity is that of rows of texts on which nothing here was calibrated (`--texts`). --write also
+writes the figures into rivals.json, of which `benchmarks/rivals.py` makes a page.
 """
 
 from __future__ import annotations
@@ -15,11 +16,13 @@ import argparse
 import atexit
 import copy
 import importlib.util
+import json
 import math
 import multiprocessing
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -31,20 +34,23 @@ from torch import Tensor, nn
 from intarsia.core import nbytes
 from intarsia.data.calibration import load_calibration
 from intarsia.data.language_models import language_model
-from intarsia.formats import BlockInt, GroupSparse
+from intarsia.formats import Bitmask, BlockInt, GroupSparse
+from intarsia.formats.rivals import FILE, RuntimeFigures
 from intarsia.hosts.native_decoder import NativeText
 from intarsia.hosts.opened import open_language_model
 from intarsia.hosts.swap.compress import compress
 from intarsia.hosts.swap.packed_linear import PackedLinear
 from intarsia.kernels import native
-from intarsia.kernels.decoder import AttendStep, NativeDecoder, ProductStep
+from intarsia.kernels.decoder import AttendStep, DecoderStep, NativeDecoder, ProductStep
 from intarsia.kernels.native.floor import read_bandwidth
+from intarsia.train.record import machine
 
 PROMPT = "The ship left the harbour before dawn, and"
 WARM, TOKENS, LENGTH = 2, 8, 512
 HEAD = ("lm_head",)
+FORMS = {Bitmask: "bitmask", GroupSparse: "gqsa", BlockInt: "blockint"}  # on the command line
 PEER = "llama.cpp"
-TARGETS = (("dense int4, head int8", 1.1), ("groups", 0.85))  # over llama.cpp's Q4_0
+TARGETS = (("dense int4, head int8", 1.1), ("groups int4 .5", 0.85))  # over llama.cpp's Q4_0
 REST = 1.0  # ms of all steps but the products
 ABOUT = (
     "SmolLM2-135M, batch 1, after a prompt of about ten tokens: the least CPU time of a token, the "
@@ -56,16 +62,22 @@ ABOUT = (
 
 @dataclass(frozen=True)
 class Arm:
-    """start: take the prompt.  step: CPU ms of one more token.  score: perplexity on rows."""
+    """start: take the prompt.  step: CPU ms of one more token.  score: perplexity on rows.
+
+    form, bits: the format's name on the command line, None = llama.cpp's, and bits of a weight.
+    """
 
     name: str
     start: Callable[[], object]
     step: Callable[[], float]
     score: Callable[[Sequence[Tensor]], float]
     megabytes: float
+    form: str | None = None
+    bits: int | None = None
+    steps: Sequence[DecoderStep] = ()
 
 
-def ours(name: str, model: nn.Module, ids: list[int]) -> Arm:
+def ours(name: str, model: nn.Module, ids: list[int], form: str, bits: int | None) -> Arm:
     """A model as native steps; its perplexity is that of its own forward."""
     text = NativeText(model, length=LENGTH)
 
@@ -78,7 +90,8 @@ def ours(name: str, model: nn.Module, ids: list[int]) -> Arm:
         text.step([5])
         return 1e3 * (time.process_time() - started)
 
-    return Arm(name, start, step, lambda rows: perplexity(model, rows), read(model))
+    score, steps = partial(perplexity, model), text.program.steps
+    return Arm(name, start, step, score, read(model), form, bits, steps)
 
 
 def read(model: nn.Module) -> float:
@@ -91,12 +104,9 @@ def read(model: nn.Module) -> float:
 @torch.inference_mode()
 def perplexity(model: Any, rows: Sequence[Tensor]) -> float:
     """exp of the mean loss of all tokens but the first of each row."""
-    total = count = 0.0
-    for row in rows:
-        logits = model(input_ids=row[None]).logits[0, :-1].float()
-        total += float(nn.functional.cross_entropy(logits, row[1:], reduction="sum"))
-        count += len(row) - 1
-    return math.exp(total / count)
+    ids = torch.stack(list(rows))  # together, so that a packed weight is decoded once
+    logits = model(input_ids=ids).logits[:, :-1].float()
+    return math.exp(float(nn.functional.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten())))
 
 
 class Peer:
@@ -163,31 +173,43 @@ def peers(files: Sequence[Path], ids: list[int], threads: int) -> tuple[list[Arm
 
 
 def arms_of(args: argparse.Namespace, model: Any, ids: list[int]) -> list[Arm]:
+    """Ours, of those that --arms names: what was not asked for is not packed."""
     half = copy.deepcopy(model).bfloat16()
-    arms = [ours("dense bf16", half, ids)]
-    for name, bits, head in (
-        ("dense int8", 8, 8),
-        ("dense int4, head int8", 4, 8),
-        ("dense int4, head int4", 4, 4),
-    ):
+
+    def dense(bits: int, head: int) -> Any:
         packed = compress(copy.deepcopy(half), BlockInt(bits), force=True)
-        arms.append(ours(name, compress(packed, BlockInt(head), layers=HEAD, force=True), ids))
-    grouped = compress(by_size(copy.deepcopy(half)), GroupSparse(activations="int8"), force=True)
-    grouped = compress(grouped, BlockInt(4), layers=HEAD, force=True)
-    arms.append(ours("groups int4 .5, by size alone, head int4", grouped, ids))
+        return compress(packed, BlockInt(head), layers=HEAD, force=True)
+
+    def masked() -> Any:
+        packed = compress(by_size(copy.deepcopy(half)), Bitmask("int8"), force=True)
+        return compress(packed, BlockInt(4), layers=HEAD, force=True)
+
+    makers: dict[str, tuple[Callable[[], Any], str, int | None]] = {
+        "dense int4, head int8": (lambda: dense(4, 8), "blockint", 4),
+        "dense bf16": (lambda: half, "dense", None),
+        "dense int8": (lambda: dense(8, 8), "blockint", 8),
+        "dense int4, head int4": (lambda: dense(4, 4), "blockint", 4),
+        "bitmask int8 .5, by size alone, head int4": (masked, "bitmask", None),
+    }
+    arms = [
+        ours(name, make(), ids, form, bits)
+        for name, (make, form, bits) in makers.items()
+        if any(part in name for part in args.arms.split(";"))
+    ]
     for folder in args.packed:
         packed, _ = open_language_model(str(folder), dtype="float32")
-        arms.append(ours(f"{folder.name}, head int4", with_head(packed), ids))
+        form = next(m.form for m in packed.modules() if isinstance(m, PackedLinear))
+        name = f"{folder.name.replace('-', ' ')}, head int4"
+        bits = getattr(form, "bits", None)
+        arms.append(ours(name, with_head(packed), ids, FORMS[type(form)], bits))
     return arms
 
 
 @torch.no_grad()
 def by_size(model: Any) -> Any:
-    """Zeros in the half of each layer's groups of 16 weights whose squares are least."""
+    """Zeros in the half of each layer's weights that are smallest, for the time alone."""
     for layer in (m for m in model.model.modules() if type(m) is nn.Linear):
-        groups = layer.weight.view(len(layer.weight), -1, 16)
-        sizes = groups.float().square().sum(2)
-        groups.mul_((sizes > sizes.median())[..., None])
+        layer.weight.mul_(layer.weight.abs() > layer.weight.abs().median())
     return model
 
 
@@ -213,9 +235,8 @@ def least(arms: Sequence[Arm], turns: int) -> dict[str, float]:
     return best
 
 
-def parts_of(model: nn.Module, turns: int) -> dict[str, float]:
+def parts_of(steps: Sequence[DecoderStep], turns: int) -> dict[str, float]:
     """Least milliseconds of each kind of steps at 64 tokens of text, and of a call of one step."""
-    steps = NativeText(model, length=LENGTH).program.steps
     kinds: dict[str, Callable[[object], bool]] = {
         "products": lambda step: isinstance(step, ProductStep),
         "attention": lambda step: isinstance(step, AttendStep),
@@ -237,6 +258,7 @@ def main() -> None:
     made = frame.parser(__doc__, threads=1, reps=9)
     made.add_argument("--gguf", type=Path, nargs="*", default=[], help="of the same model")
     made.add_argument("--packed", type=Path, nargs="*", default=[], help="folders of compress")
+    made.add_argument("--arms", default="dense;bitmask", help="parts of names, by ;")
     made.add_argument("--texts", default="gcide,foldoc,python-docs", help="that judge")
     made.add_argument("--rows", type=int, default=6, help="of those texts")
     args = frame.read(made)
@@ -250,6 +272,7 @@ def main() -> None:
     spent = least(arms, args.reps)
     floor = read_bandwidth() / 1e6  # megabytes a millisecond are 1e9 bytes a second
     base = next((spent[a.name] for a in others if a.name.endswith("Q4_0")), math.nan)
+    quality = {arm.name: arm.score(judged) for arm in arms}
     table = [
         [
             arm.name,
@@ -257,25 +280,53 @@ def main() -> None:
             f"{spent[arm.name] / base:.2f}",
             f"{arm.megabytes:.0f}",
             f"{1e3 * arm.megabytes / floor:.1f}",
-            f"{arm.score(judged):.2f}",
+            f"{quality[arm.name]:.2f}",
         ]
         for arm in arms
     ]
+    if args.write:
+        figures(arms, spent, quality)
     head = ["weights", "ms a token", f"of {PEER} Q4_0", "MB read", "ms at the limit", "perplexity"]
     body = [*frame.markdown(head, table), "", *verdicts(spent, base)]
-    packed = compress(copy.deepcopy(model).bfloat16(), BlockInt(4), force=True)
-    parts = parts_of(compress(packed, BlockInt(8), layers=HEAD, force=True), args.reps)
+    parts = parts_of(arms[0].steps, args.reps)
     rest = sum(parts.values()) - parts["products"]
     body += [
-        "Of dense int4, head int8: "
-        + ", ".join(f"{k} {ms:.2f} ms" for k, ms in parts.items())
-        + ".",
+        f"Of {arms[0].name}: " + ", ".join(f"{k} {ms:.2f} ms" for k, ms in parts.items()) + ".",
         "",
         f"All steps but the products: {rest:.2f} ms, target {REST:.1f}: "
         f"{'met' if rest <= REST else 'not met'}. Memory reads {floor / 1e3:.1f} GB/s. Kernels: "
         f"{native.instructions()}. Texts that judge: {args.texts}. {left_out}".strip(),
     ]
     frame.publish("A token beside llama.cpp", ABOUT, body, args)
+
+
+def figures(arms: Sequence[Arm], spent: dict[str, float], quality: dict[str, float]) -> None:
+    """Write the rows into rivals.json, which `compress`, `bench sparse` and `doctor` read.
+
+    Rows of another run on the same machine stay, if this one did not measure them again.
+    """
+    content = json.loads(FILE.read_text())
+    choices = [
+        RuntimeFigures(
+            arm.name,
+            arm.form,
+            round(spent[arm.name], 2),
+            round(arm.megabytes),
+            round(quality[arm.name], 1),
+            arm.bits,
+        )
+        for arm in arms
+    ]
+    about = f"one thread of {machine()['processor']}, CPU time, all in turns"
+    rows = {choice.name: asdict(choice) for choice in choices}
+    if content["text"]["measured"].endswith(about):
+        rows = {row["name"]: row for row in content["text"]["choices"]} | rows
+    content["text"] |= {
+        "choices": list(rows.values()),
+        "measured": f"{datetime.now(UTC):%Y-%m-%d}, {about}",
+        "instructions": native.instructions(),
+    }
+    FILE.write_text(json.dumps(content, indent=1) + "\n")
 
 
 def verdicts(spent: dict[str, float], base: float) -> list[str]:

@@ -10,10 +10,13 @@ cache; what is measured are their test queries, k1, b and the share are tuned on
 for bm25s as for ours. The rows by number of documents are entries of a dictionary (GCIDE), queries
 the glosses of another (WordNet); there a document's vector is log(1 + count) of its own tokens, for
 time alone. All sides tokenize, score and return ten documents, on one thread, in interleaved runs.
+Without a model the index holds BM25 alone; it is built and searched beside bm25s and, where it is
+installed (`pip install tantivy`), tantivy.
 """
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import islice
@@ -22,12 +25,12 @@ from typing import Any
 
 import numpy as np
 import scipy.sparse as sp
-from frame import interleaved, markdown, parser, publish, read
+from frame import interleaved, judged, markdown, parser, publish, read
 
 from intarsia.data.collections import Collection, load_collection
 from intarsia.data.packages import cache_dir
 from intarsia.models.retrieve.inference_free import MODELS, InferenceFree, packaged_folder
-from intarsia.models.retrieve.lexical import Lexical
+from intarsia.models.retrieve.lexical import Lexical, StemsAlone
 from intarsia.models.retrieve.query_weights import QueryWeights, idf
 from intarsia.models.retrieve.sparse_index import SparseIndex
 from intarsia.models.retrieve.teachers import Bm25
@@ -35,8 +38,10 @@ from intarsia.models.retrieve.tuning import BS, K1S, MOST_QUERIES, tune_lexical
 from intarsia.train.ranked import score_run
 
 TARGET = 1.2  # of bm25s' CPU time, for queries of 17 words
+BUILD, QUERY = 2.0, 1.3  # without a model: of bm25s' time to build, of tantivy's for a query
 WORDS, ASKED = 17, 300  # of a long query; queries that are timed
 MEASURE = "nDCG@10"
+ENGINES = ("bm25s", "tantivy", "index")
 
 
 class OwnTokens:
@@ -134,6 +139,58 @@ def timed(index: SparseIndex, lexical: Bm25, queries: Sequence[str], reps: int) 
     ]
 
 
+class Tantivy:
+    """tantivy with English stems, one thread; a query finds documents with any of its words."""
+
+    def __init__(self, texts: Sequence[str]) -> None:
+        import tantivy  # pyright: ignore[reportMissingImports]
+
+        schema = tantivy.SchemaBuilder()
+        schema.add_text_field("text", tokenizer_name="en_stem")
+        self.index: Any = tantivy.Index(schema.build())
+        writer = self.index.writer(heap_size=200_000_000, num_threads=1)
+        for text in texts:
+            writer.add_document(tantivy.Document(text=text))
+        writer.commit()
+        writer.wait_merging_threads()
+        self.index.reload()
+        self.searcher = self.index.searcher()
+
+    def search(self, query: str) -> Any:
+        words = "".join(c if c.isalnum() else " " for c in query)  # no operators
+        return self.searcher.search(self.index.parse_query(words.lower(), ["text"]), 10).hits
+
+
+def without_model(
+    names: Sequence[str], texts: Sequence[str], asked: Sequence[str], reps: int
+) -> Any:
+    """The cells of an index without a model: seconds to build, milliseconds of a query."""
+
+    def build() -> SparseIndex:
+        pairs = zip(names, texts, strict=True)
+        return SparseIndex.build(StemsAlone(), pairs, texts=False, lexical=Lexical(share=1))
+
+    makers: dict[str, Any] = {"bm25s": lambda: Bm25(texts), "index": build}
+    if importlib.util.find_spec("tantivy") is not None:
+        makers["tantivy"] = lambda: Tantivy(texts)
+    building = interleaved(makers, max(1, reps // 2))
+    engines = {name: make() for name, make in makers.items()}
+    queries = long_queries(asked)
+    searches: dict[str, Any] = {
+        "bm25s": lambda: [engines["bm25s"].retrieve([query], 10) for query in queries],
+        "index": lambda: [engines["index"].search(query) for query in queries],
+    }
+    if "tantivy" in engines:
+        searches["tantivy"] = lambda: [engines["tantivy"].search(query) for query in queries]
+    spent = interleaved(searches, reps)
+    cells = [f"{len(texts):,}"]
+    cells += [f"{building[n].cpu:.1f}" if n in building else "-" for n in ENGINES]
+    cells += judged(building["index"].cpu / building["bm25s"].cpu, BUILD)[::2]
+    cells += [f"{1e3 * spent[n].cpu / len(queries):.3f}" if n in spent else "-" for n in ENGINES]
+    beside = spent.get("tantivy", spent["bm25s"])
+    return [*cells, *judged(spent["index"].cpu / beside.cpu, QUERY)[::2]]
+
+
 def judged_row(name: str, reps: int) -> list[str]:
     """What bm25s, the learned vectors and the index find, and what a query costs."""
     index = index_of(name, load_collection(name))
@@ -153,6 +210,7 @@ def judged_row(name: str, reps: int) -> list[str]:
 def main() -> None:
     made = parser(__doc__, threads=1, reps=5)
     made.add_argument("--docs", default="700,10000,100000")
+    made.add_argument("--alone", default="10000,100000", help="documents without a model")
     made.add_argument("--judged", default="naves-nt,naves,reverse-dictionary")
     args = read(made)
     time_head = ["ms, all together", "ms, one at a time", "17 words, together",
@@ -165,13 +223,23 @@ def main() -> None:
         body += [*markdown(head, rows), ""]
     found = load_collection("reverse-dictionary")
     queries, rows = list(found.queries.values()), []
-    for count in (int(word) for word in args.docs.split(",")):
+    for count in (int(word) for word in args.docs.split(",") if word):
         names, texts = (list(of)[:count] for of in (found.docs, found.docs.values()))
         pairs = zip(names, texts, strict=True)
         index = SparseIndex.build(OwnTokens(texts), pairs, texts=False)
         cells = [f"{count:,}", f"{index.sizes()['mean']:.0f}"]
         rows.append([*cells, *timed(index, Bm25(texts), queries, args.reps)])
-    body += markdown(["documents, own tokens", "tokens each", *time_head], rows)
+    if rows:
+        body += [*markdown(["documents, own tokens", "tokens each", *time_head], rows), ""]
+    rows = [
+        without_model(
+            *(list(of)[:count] for of in (found.docs, found.docs.values())), queries, args.reps
+        )
+        for count in (int(word) for word in args.alone.split(",") if word)
+    ]
+    head = ["documents, without a model", *(f"{name}, s to build" for name in ENGINES)]
+    head += [f"of bm25s (at most {BUILD})", "", *(f"{name}, ms at 17 words" for name in ENGINES)]
+    body += [*markdown([*head, f"of tantivy (at most {QUERY})", ""], rows)]
     about = (
         "The index holds BM25 and the vectors of a model. Pairs are CPU milliseconds of a query, "
         "bm25s / index; the packaged model is not trained on these collections."

@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 from intarsia.cli import app
 
-from .test_front_door import desk
+from .pages import desk
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 SAYS = {
@@ -49,6 +49,7 @@ def test_an_example_does_its_job(
     assert all(text in output for text in SAYS[name])
 
 
+@pytest.mark.thorough
 def test_plain_peft_opens_a_run_without_this_library(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

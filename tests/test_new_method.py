@@ -93,6 +93,7 @@ def python(tree: Path, *args: str) -> None:
     assert run.returncode == 0, run.stdout[-3000:] + run.stderr[-3000:]
 
 
+@pytest.mark.thorough
 def test_a_card_of_any_kind_is_at_most_three_files_by_hand(tmp_path: Path) -> None:
     assert FOLDERS.keys() == set(KINDS)
     tree = copy_of_the_tree(tmp_path)

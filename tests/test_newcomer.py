@@ -6,7 +6,6 @@ import json
 import os
 import subprocess
 import sys
-import venv
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -26,7 +25,7 @@ from intarsia.cli import app
 
 ROOT = Path(__file__).parents[1]
 TINY = ("--model", "test_vit", "--untrained", "--size", "32", "--epochs", "2", "--lr", "1e-2")
-PICTURES = 293
+PICTURES = 96
 
 
 def stickers(folder: Path) -> list[Path]:
@@ -76,6 +75,7 @@ with torch.no_grad():
 """
 
 
+@pytest.mark.thorough
 def test_eleven_steps_without_one_by_hand(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, forked: Callable[..., Any]
 ) -> None:
@@ -148,20 +148,3 @@ def in_python(folder: Path, forked: Callable[..., Any]) -> None:
     Trainer(hosted, arguments, train_dataset=rows).train()  # pyright: ignore
     moved = {name for name, p in hosted.named_parameters() if not torch.equal(p, before[name])}
     assert moved and all(dict(hosted.named_parameters())[name].requires_grad for name in moved)
-
-
-@pytest.mark.network
-@pytest.mark.slow
-def test_a_wheel_installs_into_a_fresh_environment(tmp_path: Path) -> None:
-    pip = [sys.executable, "-m", "pip"]
-    subprocess.run([*pip, "wheel", "-q", "--no-deps", "-w", tmp_path, ROOT], check=True)
-    (wheel,) = tmp_path.glob("intarsia-*.whl")
-    venv.create(tmp_path / "fresh", with_pip=True)
-    scripts = tmp_path / "fresh" / "bin"
-    subprocess.run([scripts / "pip", "install", "-q", str(wheel)], check=True)
-    stickers(tmp_path / "photos")
-    words = ["fit", "photos", *TINY, "--out", "runs/mosa"]
-    environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
-    for line in (words, ["report", "runs/mosa"]):
-        subprocess.run([scripts / "intarsia", *line], cwd=tmp_path, env=environment, check=True)
-    assert (tmp_path / "report.html").is_file()

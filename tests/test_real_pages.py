@@ -11,11 +11,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import LlamaConfig, LlamaForCausalLM
 
 import intarsia
 from intarsia.data import ImageSet, Splits
+
+from .language_models import byte_tokenizer
 
 HOW_TO = Path(__file__).parents[1] / "docs" / "how-to"
 PAGES = ("upcycle-smollm2.md", "vit-mixture.md")
@@ -24,14 +25,10 @@ PAGES = ("upcycle-smollm2.md", "vit-mixture.md")
 def language_model(name: str) -> tuple[LlamaForCausalLM, Any]:
     """A Llama of four small layers whose tokens are bytes."""
     assert name == "smollm2"
-    words = {c: i for i, c in enumerate(["<end>", *sorted(pre_tokenizers.ByteLevel.alphabet())])}
-    letters = Tokenizer(models.BPE(vocab=words, merges=[]))
-    letters.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    letters.decoder = decoders.ByteLevel()
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=letters, eos_token="<end>")
+    tokenizer = byte_tokenizer()
     torch.manual_seed(0)
     config = LlamaConfig(
-        vocab_size=len(words), hidden_size=16, intermediate_size=24, num_hidden_layers=4,
+        vocab_size=len(tokenizer), hidden_size=16, intermediate_size=24, num_hidden_layers=4,
         num_attention_heads=2, num_key_value_heads=1, tie_word_embeddings=True,
         eos_token_id=0, pad_token_id=0,
     )  # fmt: skip

@@ -53,11 +53,11 @@ COMMANDS: Mapping[str, tuple[Paper, str]] = MappingProxyType(
 def cards(
     kind: str | None = None, tag: str | None = None, family: str | None = None, text: str = ""
 ) -> tuple[Card, ...]:
-    """List the cards that have all that is asked for, by key; None asks for nothing.
+    """List the catalogue's entries of methods that have all that is asked for, sorted by key.
 
-    text: stands in the key, a name, the summary, or the paper's title or arXiv number; case,
-    hyphens and spaces do not count.
-    Raises: UnknownName for a kind that does not exist, or a tag or family that no card has.
+    kind, tag, family: those of the entries, None = any. text: occurs in the key, a name, the
+    summary, or the paper's title or arXiv number; case, hyphens and spaces do not count.
+    Raises: UnknownName for a kind that does not exist, or a tag or family that no entry has.
     """
     listed = [card(key) for key in sorted(registry.index())]
     tags = {t for c in listed for t in c.tags}
@@ -85,9 +85,9 @@ def _texts(entry: Card) -> tuple[str, ...]:
 
 
 def commands(text: str = "") -> list[dict[str, Any]]:
-    """Return the commands that carry out a paper and are no method of a kind, as `describe` does.
+    """Describe the commands that carry out a paper and belong to no kind of method, for JSON.
 
-    text: as of `cards`.
+    text: occurs in the name, the summary, or the paper's title or number, as in `cards`.
     """
     spelling = registry.spelled(text)
     return [
@@ -99,10 +99,10 @@ def commands(text: str = "") -> list[dict[str, Any]]:
 
 
 def describe(method: Card) -> dict[str, Any]:
-    """Describe a listed card for JSON: paper, tags, and each setting with its type and default.
+    """Describe a method for JSON: its paper, tags, and each setting with its type and default.
 
-    python: where its config is imported from; doc: the config's docstring, and behind it the help
-    of the settings that their fields declare.
+    method: its entry in the catalogue. "python" is the path from which its settings are imported;
+    "doc" is their docstring, followed by the help that their fields declare.
     """
     # out of the index: the config's module would import torch
     entry = dict(registry.index()[method.key])
@@ -118,7 +118,10 @@ def describe(method: Card) -> dict[str, Any]:
 
 
 def _doc(module: str, config: str) -> str:
-    """Read a class's docstring from the source: an import would bring torch."""
+    """Read a class's docstring from the source file, since importing it would import torch.
+
+    module: below `intarsia`, as "adapters.lora"; config: the class's name.
+    """
     path = Path(__file__).parent.joinpath(*module.split("."))
     source = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
     classes = (n for n in ast.parse(source.read_text()).body if isinstance(n, ast.ClassDef))
@@ -127,7 +130,10 @@ def _doc(module: str, config: str) -> str:
 
 
 def shown(value: Any) -> str:
-    """Write a described setting as text; a method inside by its key and what it sets."""
+    """Return a setting's value as text; a method inside as its key and its settings.
+
+    value: as JSON has it.
+    """
     if isinstance(value, dict):
         inner = (f"{k}={shown(v)}" for k, v in value.items() if k != "method" and v is not None)
         return " ".join([value["method"], *inner] if "method" in value else inner)
@@ -135,7 +141,10 @@ def shown(value: Any) -> str:
 
 
 def example(described: Mapping[str, Any]) -> tuple[str, str]:
-    """Write a command and a line of Python for a described method, its first number spelled out."""
+    """Return an example for a method: a command, and a line of Python.
+
+    described: as `describe` returns it. The first setting that is a number is spelled out in both.
+    """
     # the first number is shown as one that can be set; True counts as a number in Python
     numbers = (s for s in described["settings"] if isinstance(s["default"], int | float))
     number = next((s for s in numbers if not isinstance(s["default"], bool)), None)

@@ -89,17 +89,18 @@ def fit(
 
 
 def _own_schedule(model: nn.Module, schedule: Any) -> Any:
-    """Return the schedule that the changes of a model make of one, see `Change.scheduled`."""
+    """Return the training schedule for a model that was changed: each change may replace it."""
     for step in () if is_adapted(model) else steps_of(model):
         schedule = step.plan.change.scheduled(step.plan, schedule)
     return schedule
 
 
 def in_blocks(model: nn.Module, schedule: Any) -> Any:
-    """Put a schedule of masks on the layers inside the model's blocks, unless it names its own.
+    """Limit a schedule of masks to layers inside the model's blocks, unless it names its layers.
 
-    Embeddings, stems, heads and depthwise convolutions stay dense; of a model without blocks that
-    are known, every linear map and convolution is masked.
+    schedule: of masks, or another one, which is returned as it is. Embeddings, stems, heads and
+    depthwise convolutions stay dense; in a model without known blocks every linear map and
+    convolution is masked.
     """
     masks = isinstance(schedule, SparseSchedule | LayerSchedule)
     if not masks or schedule.layers is not None or is_adapted(model):
@@ -120,8 +121,10 @@ def sets_of(
     val: Dataset[Any] | None,
     test: Dataset[Any] | None,
 ) -> tuple[Sets, dict[str, Any]]:
-    """Return the three sets as the model sees them, and the record of where they come from.
+    """Return training, validation and test set as the model takes them, and where they come from.
 
+    train: a set, or splits with all three, whose record is the origin. val, test: sets, or None.
+    Pictures are resized and normalised as the model's own configuration says.
     Raises: ConfigError for splits with another val or test beside them; DataError for pictures and
     a model that does not say how it wants them.
     """
@@ -139,7 +142,10 @@ def sets_of(
 
 
 def seen_by(model: nn.Module, dataset: Any) -> Any:
-    """Resize and normalise pictures as the model's configuration says; leave other sets alone."""
+    """Resize and normalise pictures as a model's configuration says; return other data as they are.
+
+    dataset: an image set, or anything else that `fit` takes.
+    """
     if not isinstance(dataset, ImageSet):
         return dataset
     return tensors_or_prepared(dataset, eval_transform(input_config(model)))
@@ -153,12 +159,12 @@ def evaluate(
     batch_size: int = 64,
     workers: int = 0,
 ) -> Scores:
-    """Score a model in evaluation mode, in the type its frozen weights are held in.
+    """Score a model in evaluation mode, in the dtype of its frozen weights; return the scores.
 
-    dataset: what `fit` takes as train, val or test.  task: None = by the first label, as in `fit`:
-    Metrics for classes, TokenMetrics for texts. Random experts are merged in evaluation mode, so
-    one forward is enough. With several processes each takes its share, and all get the scores of
-    the whole set.
+    dataset: what `fit` takes as train, val or test. task: which scores, None = by the first label,
+    as in `fit`: Metrics for classes, TokenMetrics for texts. batch_size: samples in a forward pass.
+    workers: processes that load data. Random experts are merged in evaluation mode, so one forward
+    is enough. With several processes each takes its share, and all get the scores of the whole set.
     Raises: ConfigError for a batch_size below 1; DataError for an empty set, or labels outside the
     model's classes.
     """
@@ -169,7 +175,11 @@ def evaluate(
 def write_trained(
     model: nn.Module, folder: Path, record: Mapping[str, Any], parts: WholeModel | None = None
 ) -> None:
-    """Write a changed model by `save`, any other as what it has learned.  parts: see `Write`."""
+    """Write a trained model into its run folder: a changed model as `save` does, others as weights.
+
+    folder: of the run. record: the contents of run.json. parts: gathers weights from several
+    processes, None = the model has all of them.
+    """
     if is_peft(model) or steps_of(model):
         save(model, folder, record=record, parts=parts)
     else:
@@ -177,7 +187,10 @@ def write_trained(
 
 
 def _no_phases(model: nn.Module) -> None:
-    """Refuse an adapter whose method trains in phases.  Raises: ConfigError."""
+    """Refuse a model with an adapter whose method trains in phases, which `fit` does not do.
+
+    Raises: ConfigError.
+    """
     configs: Mapping[str, Any] = model.peft_config if is_adapted(model) else {}
     for name in model.active_adapters if is_adapted(model) else ():
         config = configs[name]
@@ -226,6 +239,8 @@ def fit_in_phases(
 
     Raises: as `fit` and the method do; the model is then where the phase in question left it.
     """
+    # task, objective, training, record, options: as `fit` takes them. evaluate_every: epochs
+    # between scores on val. finish: gets the last phase's run and returns what is to be the result.
     settings, recipe, running = settle(training, options)
     classes = classes_of(train)
     (train, val, test), origins = sets_of(model, train, val, test)
@@ -260,7 +275,10 @@ def fit_in_phases(
 
 
 def fit_as(method: object) -> Callable[..., Run]:
-    """Return the function that trains a method: `fit`, or `fit_in_phases` with its last run."""
+    """Return the function that trains a method: `fit`, or `fit_in_phases` reduced to its last run.
+
+    method: settings of a method; those that train in several phases have a method `phases`.
+    """
     if not isinstance(method, Phased):
         return fit
     phased: Phased = method

@@ -18,6 +18,8 @@ from typer.testing import CliRunner
 
 from intarsia.cli import app
 
+from .. import language_models
+
 # all verbs are made of their signatures anew at each call: a third of what a short one takes
 testing._get_command = functools.cache(testing._get_command)
 
@@ -76,29 +78,13 @@ def intarsia() -> Intarsia:
 @pytest.fixture(scope="session")
 def mixture(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a random Mixtral whose tokens are bytes."""
-    return mixtral(tmp_path_factory.mktemp("mixture"))
+    return language_models.mixtral(tmp_path_factory.mktemp("mixture"))
 
 
-def mixtral(folder: Path) -> Path:
-    """Write a random Mixtral whose tokens are bytes."""
-    import torch
-    from transformers import MixtralConfig, MixtralForCausalLM
-
-    from .test_sparse import bytes_tokenizer
-
-    words = bytes_tokenizer(folder)
-    torch.manual_seed(0)
-    config = MixtralConfig(
-        vocab_size=words,
-        hidden_size=16,
-        intermediate_size=12,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        num_key_value_heads=2,
-        num_local_experts=8,
-    )
-    MixtralForCausalLM(config).save_pretrained(folder)
-    return folder
+@pytest.fixture(scope="session")
+def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a random Llama whose tokens are bytes."""
+    return language_models.llama(tmp_path_factory.mktemp("llama"))
 
 
 def picture(path: Path, value: int, seed: int, side: int = 40) -> None:

@@ -6,12 +6,13 @@ from pathlib import Path
 
 import pytest
 
+from ..language_models import plain_text
 from .conftest import Intarsia
 
 
 def test_a_stack_and_pairs_are_measured(intarsia: Intarsia, mixture: Path, tmp_path: Path) -> None:
     text, out = tmp_path / "a.txt", tmp_path / "combined.json"
-    text.write_text("".join(f"Line {i} of a plain text, which says {i * i}.\n" for i in range(40)))
+    text.write_text(plain_text(40))
     arguments = (mixture, text, "prune:0.5,quant:w4")
     sizes = ("--rows", 2, "--calibration", 4, "--length", 16)
     result = intarsia("combine", *arguments, *sizes, "--json")

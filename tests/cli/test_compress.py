@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM, MixtralConfig, MixtralForCausalLM
+from transformers import LlamaForCausalLM
 
 from intarsia import open_run
 from intarsia.formats import Bitmask, rivals
@@ -22,21 +23,15 @@ from intarsia.methods.gqsa.stages import Tuning
 from intarsia.sparse import Gqsa
 from intarsia_lab.bench import sparse
 
+from ..language_models import mixtral
 from .conftest import QUICK, Intarsia
-from .test_sparse import bytes_tokenizer
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def model(llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A random Llama in bfloat16, half of its weights 0."""
-    folder = tmp_path_factory.mktemp("model")
-    words = bytes_tokenizer(folder)
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=words, hidden_size=32, intermediate_size=48, num_hidden_layers=2,
-        num_attention_heads=4, num_key_value_heads=2, tie_word_embeddings=True,
-    )  # fmt: skip
-    host = LlamaForCausalLM(config).bfloat16()
+    folder = shutil.copytree(llama, tmp_path_factory.mktemp("model") / "half")
+    host = LlamaForCausalLM.from_pretrained(folder).bfloat16()
     with torch.no_grad():
         for layer in host.model.layers.modules():
             if isinstance(layer, torch.nn.Linear):
@@ -86,7 +81,7 @@ def test_a_slower_model_and_settings_that_cannot_be_are_refused(
         result = intarsia("compress", str(model), *options)
         assert result.code == 2 and says in " ".join(result.err.split()), result.err
         # the better runtime is named before the work
-        assert ("rather than ('text', 'bitmask')" in result.err) == (says == "--force")
+        assert ("rather than ('text', 'bitmask', None)" in result.err) == (says == "--force")
     assert not (tmp_path / "out").exists()
 
 
@@ -99,23 +94,12 @@ def test_groups_and_experts_are_packed_by_what_they_see(
 ) -> None:
     text = tmp_path / "text.txt"
     text.write_text("It is a truth universally acknowledged. " * 60)
-    mixture = tmp_path / "mixture"
-    words = bytes_tokenizer(mixture)
-    sizes = {"vocab_size": words, "hidden_size": 32, "intermediate_size": 48}
-    torch.manual_seed(0)
-    MixtralForCausalLM(
-        MixtralConfig(
-            num_hidden_layers=1,
-            num_attention_heads=4,
-            num_key_value_heads=2,
-            num_local_experts=3,
-            **sizes,
-        )
-    ).save_pretrained(mixture)
+    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 4}
+    mixture = mixtral(tmp_path / "mixture", num_hidden_layers=1, num_local_experts=3, **sizes)
     calibration = ("--calib", str(text), "--rows", "8", "--length", "40", "--force", "--json")
-    untrained = ("--steps", "0,0")
+    untrained, shared = ("--steps", "0,0"), ("--shared", "4")
     for source, name, field, options in (
-        (model, "gqsa", "layers", untrained),
+        (model, "gqsa", "layers", (*untrained, *shared)),
         (mixture, "ternary", "stacks of experts", ()),
     ):
         out = tmp_path / name
@@ -126,6 +110,7 @@ def test_groups_and_experts_are_packed_by_what_they_see(
         assert not out.with_name(f"{name}.walk").exists()
         assert result.json[field] == (14 if name == "gqsa" else 2)
         assert result.json["calibration"] == {str(text): 8}
+        assert ("rows=4" in result.json["format"]) == (name == "gqsa")
         bits = 8 * result.json["bytes of packed layers"] / result.json["weights of packed layers"]
         assert bits < 5
         opened, tokenizer = open_language_model(str(out))
@@ -136,7 +121,7 @@ def test_groups_and_experts_are_packed_by_what_they_see(
     compress(
         open_language_model(str(model))[0], method, rows_of(), force=True, out=f"{out[1]}.walk"
     )
-    for options, says in (((), "a walk in it"), (("--resume",), "model")):  # it was of float32
+    for options, says in (((), "a run in it"), (("--resume",), "model")):  # it was of float32
         result = intarsia(
             "compress", str(model), "--format", "gqsa", *untrained, *calibration, *out, *options
         )

@@ -7,13 +7,12 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
 
 import intarsia as library
 from intarsia.data.language_models import language_model
 
+from ..language_models import llama
 from .conftest import Intarsia
-from .test_sparse import bytes_tokenizer
 
 gguf = pytest.importorskip("gguf")
 
@@ -21,15 +20,8 @@ gguf = pytest.importorskip("gguf")
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A random Llama."""
-    folder = tmp_path_factory.mktemp("model")
-    words = bytes_tokenizer(folder, ("t", "h"), ("th", "e"))
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=words, hidden_size=32, intermediate_size=64, num_hidden_layers=2,
-        num_attention_heads=2, num_key_value_heads=1, tie_word_embeddings=True,
-    )  # fmt: skip
-    LlamaForCausalLM(config).save_pretrained(folder)
-    return folder
+    sizes = {"intermediate_size": 64, "num_attention_heads": 2, "num_key_value_heads": 1}
+    return llama(tmp_path_factory.mktemp("model"), ("t", "h"), ("th", "e"), **sizes)
 
 
 @pytest.fixture(scope="module")

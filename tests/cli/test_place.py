@@ -11,6 +11,7 @@ from transformers import AutoModelForCausalLM
 
 from intarsia.placement import Placement, Trace
 
+from ..language_models import plain_text
 from .conftest import Intarsia
 
 
@@ -18,7 +19,7 @@ def test_a_mixture_is_traced_placed_and_simulated(
     intarsia: Intarsia, mixture: Path, tmp_path: Path
 ) -> None:
     text, trace, placed = tmp_path / "a.txt", tmp_path / "t.safetensors", tmp_path / "p.json"
-    text.write_text("".join(f"Line {i} of a plain text, which says {i * i}.\n" for i in range(80)))
+    text.write_text(plain_text())
     limits = ("--rows", "12", "--length", "16")
     result = intarsia("trace", mixture, text, *limits, "--out", trace, "--json")
     assert result.code == 0, result.err

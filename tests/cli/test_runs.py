@@ -220,6 +220,21 @@ def test_a_folded_export_is_the_model(
     assert name == "light"
 
 
+def test_a_method_of_peft_s_own_is_merged_for_timm(
+    intarsia: Intarsia, folder: Path, tmp_path: Path
+) -> None:
+    words = ("--method", "peft-dora", "--set", "r=2", "--out", tmp_path / "dora")
+    assert intarsia("fit", folder, *TINY, *QUICK, *words).code == 0
+    result = intarsia("export", tmp_path / "dora", "--out", tmp_path / "stock", "--json")
+    assert result.code == 0, result.err
+    assert "merged by PEFT" in result.json["checks"][0]
+    stock = timm.create_model(f"local-dir:{tmp_path / 'stock'}", pretrained=True).eval()
+    x = torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        want = open_run(tmp_path / "dora", as_trained=False).model(x)
+        torch.testing.assert_close(stock(x), want, atol=1e-4, rtol=1e-4)
+
+
 def test_export_as_a_program(intarsia: Intarsia, run: Path, tmp_path: Path) -> None:
     result = intarsia(
         "export", run, "--format", "torch", "--keep-adapter", "--out", tmp_path / "m.pt2"

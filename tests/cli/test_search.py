@@ -94,6 +94,22 @@ def test_indexing_refuses_what_it_could_not_write(tmp_path: Path, folder: Path) 
     assert done.exit_code == 0 and len(points) == 6 and points[0]["payload"]["id"] == "a"
 
 
+def test_documents_are_indexed_without_a_model(intarsia: Any, tmp_path: Path) -> None:
+    docs, out = tmp_path / "docs.jsonl", ("--out", str(tmp_path / "index"))
+    rows = ({"id": "a", "text": "a cat sleeps"}, {"id": "b", "text": "dogs bark"})
+    docs.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    result = intarsia("index", str(docs), "--model", "none", "--language", "none", *out)
+    assert result.code == 2 and "--model and --language" in result.words
+    result = intarsia("index", str(docs), "--model", "none", *out, "--json")
+    assert result.code == 0 and result.json["lexical"]["share"] == 1, result.err
+    result = intarsia("search", out[1], "barking dogs")
+    assert result.code == 0 and "dogs bark" in result.out and "a cat" not in result.out
+    rows = ({"id": "c", "text": "the dog and the cat"},)
+    docs.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    result = intarsia("index", str(docs), "--model", "none", "--append", out[1], "--json")
+    assert result.code == 0 and result.json["documents"] == 3
+
+
 def test_training_refuses_options_of_another_task(folder: Path) -> None:
     task = ("--task", "sparse-retrieval")
     for words in (task, (*task, "--out", folder), (*task, "--out", "x", "--epochs", 3),

@@ -15,24 +15,6 @@ from .conftest import Intarsia
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    import torch
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    from .test_sparse import bytes_tokenizer
-
-    folder = tmp_path_factory.mktemp("decoder")
-    words = bytes_tokenizer(folder)
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=words, hidden_size=32, intermediate_size=48, num_hidden_layers=2,
-        num_attention_heads=4, num_key_value_heads=2, tie_word_embeddings=True,
-    )  # fmt: skip
-    LlamaForCausalLM(config).save_pretrained(folder)
-    return folder
-
-
-@pytest.fixture(scope="module")
 def pairs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Pictures, sounds and texts with one-letter answers."""
     import soundfile
@@ -57,10 +39,10 @@ def cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPa
 
 
 def test_a_run_from_the_command_line(
-    intarsia: Intarsia, model: Path, pairs: Path, tmp_path: Path
+    intarsia: Intarsia, llama: Path, pairs: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "run"
-    fit = ("fit", pairs, "--model", model, "--see", "pixels", "--hear", "log-mel", "--out", out)
+    fit = ("fit", pairs, "--model", llama, "--see", "pixels", "--hear", "log-mel", "--out", out)
     fit += ("--method", "uni-moe", "--set", "over.rank=2", "--set", "attention.rank=2")
     done = intarsia(*fit, "--epochs", "2", "--batch-size", "8", "--lr", "1e-2", "--json")
     assert done.code == 0, done.err
@@ -110,13 +92,13 @@ def test_the_file_of_a_run_is_that_of_the_library() -> None:
 
 
 def test_a_large_picture_within_a_budget(
-    intarsia: Intarsia, model: Path, pairs: Path, tmp_path: Path
+    intarsia: Intarsia, llama: Path, pairs: Path, tmp_path: Path
 ) -> None:
     out, rows = tmp_path / "run", tmp_path / "rows.jsonl"
     picture(1, (2240, 300)).save(tmp_path / "wide.png")
     row = {"question": "what?", "image": "wide.png", "answer": "a"}
     rows.write_text("\n".join(json.dumps(row | {"group": str(i)}) for i in range(5)))
-    fit = ("fit", rows, "--model", model, "--see", "pixels", "--out", out, "--method", "slime")
+    fit = ("fit", rows, "--model", llama, "--see", "pixels", "--out", out, "--method", "slime")
     fit += ("--set", "whole=4", "--set", "queries=4", "--set", "budget=12", "--set", "over.rank=2")
     done = intarsia(*fit, "--epochs", "1", "--batch-size", "4", "--json")
     assert done.code == 0, done.err

@@ -14,8 +14,7 @@ from typing import Any
 
 import pytest
 import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from intarsia.cli import serving
 from intarsia.formats import BlockInt
@@ -24,9 +23,9 @@ from intarsia.hosts.serving import running
 from intarsia.hosts.swap.compress import compress
 from intarsia.kernels import native
 
+from ..language_models import byte_tokenizer
 from .conftest import Intarsia
 
-ALPHABET = ("<end>", *sorted(pre_tokenizers.ByteLevel.alphabet()))
 PAGE = Path(__file__).parents[2] / "docs" / "how-to" / "serve-a-mixture.md"
 
 
@@ -83,12 +82,8 @@ def test_a_folder_that_compress_wrote_is_served_by_native_steps(
     settings: dict[str, Any] = {"bos_token_id": None, "eos_token_id": None, "pad_token_id": 0}
     sizes = {"vocab_size": 257, "hidden_size": 48, "intermediate_size": 67, "num_hidden_layers": 2}
     config = LlamaConfig(**sizes, **settings, num_attention_heads=4, num_key_value_heads=2)
-    letters = Tokenizer(models.BPE({c: i for i, c in enumerate(ALPHABET)}, []))
-    letters.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    letters.decoder = decoders.ByteLevel()
     packed = compress(LlamaForCausalLM(config).eval(), BlockInt(8), force=True)
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=letters)
-    save_language_model(packed, tmp_path / "small", tokenizer=tokenizer)
+    save_language_model(packed, tmp_path / "small", tokenizer=byte_tokenizer())
     result = intarsia("serve", str(tmp_path / "small"), "--port", "0")
     assert result.code == 0 and "small: native steps, one call a token" in result.err
     *events, end, answer = [

@@ -7,56 +7,28 @@ from pathlib import Path
 
 import pytest
 import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import (
     AutoModelForCausalLM,
-    LlamaConfig,
-    LlamaForCausalLM,
-    PreTrainedTokenizerFast,
 )
 
 import intarsia as intarsia_lib
 
+from ..language_models import plain_text
 from .conftest import QUICK, TINY, Intarsia
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A random Llama whose tokens are bytes."""
-    folder = tmp_path_factory.mktemp("model")
-    words = bytes_tokenizer(folder)
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=words, hidden_size=32, intermediate_size=48, num_hidden_layers=2,
-        num_attention_heads=4, num_key_value_heads=2, tie_word_embeddings=True,
-    )  # fmt: skip
-    LlamaForCausalLM(config).save_pretrained(folder)
-    return folder
-
-
-def bytes_tokenizer(folder: Path, *merges: tuple[str, str]) -> int:
-    """Write a tokenizer whose tokens are bytes, and some pairs of them; how many it has."""
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    words = {c: i for i, c in enumerate(["<end>", *alphabet, *map("".join, merges)])}
-    bytes_ = Tokenizer(models.BPE(vocab=words, merges=list(merges)))
-    bytes_.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    bytes_.decoder = decoders.ByteLevel()
-    PreTrainedTokenizerFast(tokenizer_object=bytes_, eos_token="<end>").save_pretrained(folder)
-    return len(words)
 
 
 @pytest.fixture
 def text(tmp_path: Path) -> Path:
     file = tmp_path / "text.txt"
-    file.write_text("".join(f"Line {i} of a plain text, which says {i * i}.\n" for i in range(80)))
+    file.write_text(plain_text())
     return file
 
 
 def test_a_model_is_pruned_saved_packed_and_converted(
-    intarsia: Intarsia, model: Path, text: Path, tmp_path: Path
+    intarsia: Intarsia, llama: Path, text: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "out"
-    arguments = ("sparsify", str(model), "--calib", str(text), "--rows", "8", "--length", "64")
+    arguments = ("sparsify", str(llama), "--calib", str(text), "--rows", "8", "--length", "64")
     result = intarsia(*arguments, "--method", "dsnot", "--out", str(out), "--errors", "--json")
     assert result.code == 0, result.err
     assert result.json["density"] == pytest.approx(0.5, abs=0.01)
@@ -160,15 +132,15 @@ def test_a_training_with_n_of_m_weights_and_its_cycles(
 
 
 def test_a_sparse_model_follows_its_dense_one(
-    intarsia: Intarsia, model: Path, text: Path, tmp_path: Path
+    intarsia: Intarsia, llama: Path, text: Path, tmp_path: Path
 ) -> None:
     pruned, run, student = (tmp_path / name for name in ("pruned", "run", "other"))
-    arguments = ("sparsify", str(model), "--method", "magnitude", "--calib", str(text))
+    arguments = ("sparsify", str(llama), "--method", "magnitude", "--calib", str(text))
     assert intarsia(*arguments, "--rows", "8", "--length", "32", "--out", str(pruned)).code == 0
     arguments = ("fit", str(text), "--model", str(pruned), "--method", "full", "--length", "32")
     arguments += ("--epochs", "1", "--batch-size", "8", "--images", "16", "--objective")
     sparse = ("--schedule", "fixed_mask", "--out")
-    result = intarsia(*arguments, "squarehead:kl=0.5", "--teacher", str(model), *sparse, str(run))
+    result = intarsia(*arguments, "squarehead:kl=0.5", "--teacher", str(llama), *sparse, str(run))
     assert result.code == 0, result.err
     record = json.loads((run / "run.json").read_text())
     assert record["objective"]["kl"] == 0.5
@@ -180,7 +152,7 @@ def test_a_sparse_model_follows_its_dense_one(
     result = intarsia("merge", str(run), str(student), *out)
     assert result.code == 0, result.err
     assert result.json["results"]["test"]["loss"] > 0
-    for words in (("plain", "--teacher", str(model)), ("squarehead",), ("squarehed",)):
+    for words in (("plain", "--teacher", str(llama)), ("squarehead",), ("squarehed",)):
         result = intarsia(*arguments, *words, "--out", str(tmp_path / "no"))
         assert result.code == 2 and ("--teacher" in result.words or "unknown" in result.words)
 

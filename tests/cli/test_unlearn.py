@@ -9,12 +9,13 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from ..language_models import plain_text
 from .conftest import Intarsia
 
 
 def test_a_text_is_unlearned(intarsia: Intarsia, mixture: Path, tmp_path: Path) -> None:
     a, b, out = tmp_path / "a.txt", tmp_path / "b.txt", tmp_path / "out"
-    a.write_text("".join(f"Line {i} of a plain text, which says {i * i}.\n" for i in range(20)))
+    a.write_text(plain_text(20))
     b.write_text("".join(f"and so on, {i} times over;\n" for i in range(40)))
     arguments = (
         "--forget",

@@ -18,7 +18,7 @@ from intarsia.cli import early
 from intarsia.core.errors import ConfigError, MissingExtra
 from intarsia.experiments import matrix, rates
 from intarsia.experiments.experiment import Experiment, Pictures
-from intarsia.experiments.on_ray import threads_on
+from intarsia.experiments.on_ray import NICENESS, threads_on
 from intarsia.experiments.pool import Trial, TrialEnd, run_trials
 
 from ..refusals import refused
@@ -47,10 +47,13 @@ class Ray(ModuleType):
     def __init__(self, *cores: int) -> None:
         super().__init__("ray")
         self.cores, self.made, self.killed, self.asked = cores, 0, 0, {}
-        self.busy = False
+        self.busy, self.started = False, True
 
     def is_initialized(self) -> bool:
-        return True
+        return self.started
+
+    def init(self, **_: Any) -> None:
+        self.started = True
 
     def nodes(self) -> list[dict[str, Any]]:
         dead = {"Alive": False, "Resources": {"CPU": 99.0}}
@@ -103,6 +106,15 @@ def run(*inputs: Mapping[str, Any], **settings: Any) -> list[TrialEnd]:
     options = {"executor": "ray", "jobs": 1, "threads": 1} | settings
     run_trials(trials, work, done=ends.append, **options)
     return sorted(ends, key=lambda end: end.trial.name)
+
+
+def test_a_cluster_of_this_machine_alone_gives_its_workers_our_priority(
+    ray: Ray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv(NICENESS, raising=False)
+    ray.started = False
+    run({})
+    assert ray.started and os.environ[NICENESS] == "0"
 
 
 def test_workers_are_told_of_folders(ray: Ray, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -162,7 +174,9 @@ def test_without_ray_nothing_begins(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_busy_cluster_is_told_of_and_waited_for(ray: Ray, busy: bool, capsys) -> None:
     ray.busy = busy
     assert all(end.result for end in run({}, {}))
-    assert capsys.readouterr().err.count("no 1 free cores") == busy  # once for a worker
+    assert (
+        capsys.readouterr().err.count("worker of 1 cores has not begun") == busy
+    )  # once for a worker
 
 
 def test_what_has_no_room_is_refused_and_not_waited_for(ray: Ray) -> None:

@@ -24,6 +24,7 @@ from ..refusals import refused
 FORMATS = (
     *(Bitmask(), Bitmask("bf16"), Bitmask("int8"), Columns(), Columns("bf16"), Dense()),
     *(RowBlocks(2), Gaussian(1), Gaussian(3), GroupSparse(), BlockInt(4), BlockInt(8)),
+    GroupSparse(rows=4),
 )
 shapes = st.lists(st.integers(1, 19), min_size=1, max_size=3).map(tuple)
 dtypes = st.sampled_from([torch.float32, torch.float64, torch.bfloat16])

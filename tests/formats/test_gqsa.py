@@ -16,7 +16,7 @@ from intarsia.conformance.cards import CARD_LAWS
 from intarsia.conformance.formats import LAWS
 from intarsia.conformance.verdict import Law
 from intarsia.core import Card, Paper, nbytes
-from intarsia.core.errors import DataError, ShapeError
+from intarsia.core.errors import ConfigError, DataError, ShapeError
 from intarsia.formats import GroupSparse
 from intarsia.kernels import native
 from intarsia.kernels.gqsa import affine, codes_of, rounded
@@ -116,6 +116,29 @@ def test_columns_are_padded_and_rows_are_as_wide_as_an_index() -> None:
         narrow.encode(torch.zeros(1, 65_536))
 
 
+@pytest.mark.parametrize("activations", ["float", "int8"])
+@pytest.mark.parametrize("rows", [4, 8])
+def test_rows_of_a_block_have_the_same_groups(rows: int, activations: str) -> None:
+    weight, keep = drawn(9, 3, 0.5)  # the last block has one row
+    form = GroupSparse(activations=activations, rows=rows)
+    stored = form.encode(weight, keep)
+    blocks = -(-9 // rows)
+    union = torch.stack([part.any(0) for part in keep.split(rows)])
+    count = int(union.sum()) // 16
+    # 84 bits for each row of a group, of rows that fill up a block too, and a place for all
+    each = 10 * count * rows + math.ceil(count * rows / 2)
+    assert nbytes(stored) == each + 2 * count + 4 * (blocks + 1)
+    back = form.decode(stored, weight.shape)
+    assert torch.equal(back, FORM.decode(FORM.encode(weight, keep), weight.shape))
+    x = torch.randn(3, 48, generator=torch.Generator().manual_seed(1))
+    inputs = rounded(x, 16) if activations == "int8" else x
+    assert_close(form.matmul(x, stored, weight.shape), inputs @ back.T)
+    with refused(ShapeError, what="groups"):
+        form.decode(stored, (9 + rows, 48))
+    with refused(ConfigError, what="rows", got=2):
+        GroupSparse(rows=2)
+
+
 def test_rounded_inputs_share_a_scale_with_their_group_alone() -> None:
     x = torch.cat([torch.full((16,), 1e-3), torch.full((16,), 1e3), torch.zeros(16)])
     assert_close(rounded(x, 16), x, rtol=1e-6, atol=0)
@@ -156,6 +179,10 @@ def test_a_weight_that_stays_is_multiplied_as_any_other(activations: str) -> Non
     want = form.matmul(short, some, (5, 40))
     assert torch.equal(form.bound(some, (5, 40))(short), want)
     assert GroupSparse(3).bound(GroupSparse(3).encode(weight), (5, 48)) is None
+    shared = GroupSparse(activations=activations, rows=4)  # the last block has one row
+    stored = shared.encode(weight, keep)
+    product = shared.bound(stored, weight.shape)
+    assert torch.equal(product(x), shared.matmul(x, stored, weight.shape))
 
 
 def test_what_does_not_fit_is_refused() -> None:

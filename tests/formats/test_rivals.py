@@ -12,7 +12,7 @@ from intarsia.kernels import native
 
 
 def table(*choices: RuntimeFigures, quality: str = "perplexity") -> Rivals:
-    return Rivals("a net", "ms", quality, "do this", choices)
+    return Rivals("a net", "ms", quality, "do this", choices, "today", "an abacus")
 
 
 FAST, GOOD = (
@@ -32,6 +32,10 @@ def test_a_choice_is_better_in_both_or_not_at_all() -> None:
     worse = replace(OURS, ms=1.0, quality=90.0)
     assert table(GOOD, worse, OURS).better("bitmask") == (GOOD, OURS)
     assert table(GOOD, OURS).better("columns") is None
+    # bits that were not measured have no figures
+    eight = replace(OURS, bits=8)
+    assert table(GOOD, eight).better("bitmask", 8) == (GOOD, eight)
+    assert table(GOOD, eight).better("bitmask", 4) is None
 
 
 def test_an_unknown_quality_leaves_the_time(monkeypatch: pytest.MonkeyPatch) -> None:

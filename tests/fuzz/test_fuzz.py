@@ -21,6 +21,7 @@ from intarsia.core.files import read_json
 ROOT = Path(__file__).parents[2]
 
 
+@pytest.mark.thorough
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="processes are forked and limited")
 def test_no_malformed_file_is_raw_hangs_or_runs() -> None:
     # a process of its own: it forks, and this one has threads

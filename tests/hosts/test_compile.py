@@ -67,7 +67,10 @@ def losses(model: Any, batch: dict[str, Tensor]) -> Tensor:
     return (out * scale).sum() + intarsia.gating.aux_loss(model)
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize(
+    "name",
+    ["mosa", *(pytest.param(n, marks=pytest.mark.thorough) for n in MODELS if n != "mosa")],
+)
 def test_a_model_in_training_is_one_graph_and_computes_the_same(name: str) -> None:
     make, batch = MODELS[name]
     torch._dynamo.reset()
@@ -93,6 +96,7 @@ def test_a_model_in_training_is_one_graph_and_computes_the_same(name: str) -> No
 
 
 # the graph breaks there, and torch reads the gradients of what passes the break
+@pytest.mark.thorough
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")
 @pytest.mark.parametrize(
     "router",

@@ -291,6 +291,7 @@ def test_the_pictures_of_the_check_are_not_kept(tmp_path: Path) -> None:
     assert example is not None and not example[0][0].any()
 
 
+@pytest.mark.thorough
 def test_a_program_needs_nothing_of_ours(tmp_path: Path) -> None:
     path = export_program(adapted(small(), Mosa(GELU)), tmp_path / "m.pt2", report=quiet)
     code = (

@@ -310,10 +310,10 @@ def test_a_model_of_unknown_input_needs_inputs() -> None:
 
 
 REFUSED: dict[str, tuple[Host, Method, str]] = {
-    "pfeiffer": (vit, Bottleneck(6, "pfeiffer"), "cell beside its module"),
-    "houlsby": (vit, Bottleneck(6, "houlsby"), "cell beside its module"),
-    "adapter+": (vit, Bottleneck(6, "adapter+"), "cell beside its module"),
-    "mosa over pfeiffer": (vit, Mosa(Bottleneck(6, "pfeiffer")), "cell beside its module"),
+    "pfeiffer": (vit, Bottleneck(6, "pfeiffer"), "adapter beside its module"),
+    "houlsby": (vit, Bottleneck(6, "houlsby"), "adapter beside its module"),
+    "adapter+": (vit, Bottleneck(6, "adapter+"), "adapter beside its module"),
+    "mosa over pfeiffer": (vit, Mosa(Bottleneck(6, "pfeiffer")), "adapter beside its module"),
     "own norm": (vit, Bottleneck(6, activation="gelu", norm="layer"), "norm='residual'"),
     "relu beside gelu": (vit, Bottleneck(6), "one activation"),
     "gelu beside its tanh form": (lambda: vit(act_layer="gelu_tanh"), GELU, "one activation"),
@@ -323,7 +323,7 @@ REFUSED: dict[str, tuple[Host, Method, str]] = {
     "response norm": (lambda: convnext("convnextv2_atto"), GELU, "without gate or norm"),
     "efficientnet": (
         lambda: timm.create_model("efficientnet_b0", num_classes=5),
-        Bottleneck(6, activation="gelu", norm="none"), "cell beside",
+        Bottleneck(6, activation="gelu", norm="none"), "adapter beside",
     ),
     "no biases": (lambda: vit(proj_bias=False), GELU, "layer that has a bias"),
 }  # fmt: skip
@@ -354,7 +354,7 @@ def test_a_zero_gain_of_the_host_is_refused() -> None:
 
 def test_lora_beside_a_whole_mlp_is_refused() -> None:
     model = moved(adapt(vit(), Lora(2), targets=["mlp"]))
-    with refused(FoldError, what="fold 'blocks.0.mlp'", got="a linear cell beside Mlp"):
+    with refused(FoldError, what="fold 'blocks.0.mlp'", got="a linear adapter beside Mlp"):
         fold(model, report=quiet)
 
 
@@ -477,5 +477,5 @@ def test_a_cell_of_other_widths_is_refused() -> None:
     cell = Bottleneck(2, activation="gelu", norm="none").build(
         Site("mlp", 5, 5), generator=torch.Generator()
     )
-    with refused(FoldError, what="fold 'mlp'", got="a cell 5 -> 5"):
+    with refused(FoldError, what="fold 'mlp'", got="an adapter 5 -> 5"):
         widen(timm.layers.Mlp(4, 8, 4), cell.units(), "mlp")

@@ -63,6 +63,7 @@ print("equal")
 """
 
 
+@pytest.mark.thorough
 def test_peft_and_transformers_load_ours_after_nothing_but_the_import(
     make: Make, images: Callable[[str], Tensor], train: Callable[..., None], tmp_path: Path
 ) -> None:
@@ -125,6 +126,7 @@ THEIRS: dict[str, Any] = {
 }
 
 
+@pytest.mark.thorough
 def test_what_peft_has_is_written_as_pefts_own_type(tmp_path: Path) -> None:
     llama().save_pretrained(tmp_path / "base")  # pyright: ignore[reportCallIssue]
     logits: dict[str, Tensor] = {}

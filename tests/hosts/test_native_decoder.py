@@ -72,6 +72,7 @@ def test_logits_are_those_of_the_model_s_own_forward(kind: str) -> None:
     [
         *(BlockInt(4), BlockInt(8), Bitmask("int8"), Bitmask("bf16"), Columns("bf16"), Dense()),
         *(GroupSparse(), GroupSparse(activations="int8"), Ternary()),
+        *(GroupSparse(activations="int8", rows=rows) for rows in (4, 8)),
     ],
     ids=str,
 )

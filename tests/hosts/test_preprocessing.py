@@ -107,6 +107,7 @@ for script in scripts:
 """
 
 
+@pytest.mark.thorough
 def test_every_export_says_in_a_process_of_its_own_what_the_model_says(tmp_path: Path) -> None:
     torch.manual_seed(0)
     sizes: dict[str, Any] = {"img_size": 48, "depth": 1, "embed_dim": 24, "num_heads": 2}

@@ -101,6 +101,7 @@ def test_damaged_steps_are_refused(edit: Callable[[Any], Any], tmp_path: Path) -
         opened(tmp_path)
 
 
+@pytest.mark.thorough
 def test_transformers_may_be_imported_first(tmp_path: Path) -> None:
     model: Any = intarsia.upcycle(host("Llama")).eval()
     model.save_pretrained(tmp_path)

@@ -449,17 +449,17 @@ REFUSED: dict[str, tuple[Callable[[], nn.Module], dict[str, Any], type[Exception
     ),
     "twice": (lambda: intarsia.upcycle(vit()), {}, TargetError, "upcycled before"),
     "leak": (
-        llama, {"capacity": Capacity(policy="score")}, ConfigError, "where later tokens have a say",
+        llama, {"capacity": Capacity(policy="score")}, ConfigError, "which depends on later tokens",
     ),
     "a leak by lot": (
-        llama, {"capacity": Capacity(policy="random")}, ConfigError, "'random'\\), where later",
+        llama, {"capacity": Capacity(policy="random")}, ConfigError, "'random'\\), which depends",
     ),
     "a leak through the room": (
         llama, {"router": TopP(experts=4), "capacity": Capacity()}, ConfigError,
         "Capacity with TopP, whose pairs set its room",
     ),
     "a router that looks ahead": (
-        llama, {"router": ExpertChoice(experts=4)}, ConfigError, "got ExpertChoice, where later",
+        llama, {"router": ExpertChoice(experts=4)}, ConfigError, "got ExpertChoice, which depends",
     ),
     "another branch": (vit, {"residual": "learnt"}, ConfigError, "residual: got 'learnt'"),
     "a branch of sparse": (

@@ -242,6 +242,7 @@ def test_any_format_may_be_a_product() -> None:
         *(BlockInt(4), BlockInt(8), Dense(), Columns("bf16"), Ternary()),
         *(Bitmask("fp32"), Bitmask("bf16"), Bitmask("int8")),
         *(GroupSparse(), GroupSparse(activations="int8")),
+        *(GroupSparse(rows=4), GroupSparse(activations="int8", rows=8)),
     ],
     ids=str,
 )

@@ -28,6 +28,7 @@ FORMATS = (
     *(Bitmask(values) for values in ("fp32", "bf16", "int8")),
     *(Columns(), Columns("bf16"), Dense()),
     *(GroupSparse(), GroupSparse(activations="int8"), Ternary(), BlockInt(4), BlockInt(8)),
+    *(GroupSparse(activations=kind, rows=8) for kind in ("float", "int8")),
 )
 
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.testing import assert_close
 
 from intarsia.core import Routing
+from intarsia.kernels import native
 from intarsia.kernels.experts import blocks as laid
 from intarsia.kernels.experts import fused, mixed_mlps, mlps_naive
 from intarsia.kernels.experts.acts import ACTS
@@ -56,6 +57,11 @@ def test_the_loads_take_every_way() -> None:
     assert shapes["unlike"] == [(1, n) for n in LOADS["unlike"]]
     assert shapes["many"] == [(1, n) for n in LOADS["many"]]
     assert max(LOADS["few"]) <= FEW < max(LOADS["alike"])
+    own = {
+        name: [(b.count, b.loads) for b in blocks(list(load), True)] for name, load in LOADS.items()
+    }
+    assert own["few"] == [(5, LOADS["few"])]  # each has its own rows, none of zeros
+    assert all(not loads for _, loads in own["many"])
 
 
 @pytest.mark.parametrize("load", LOADS.values(), ids=LOADS)
@@ -74,18 +80,35 @@ def test_it_is_the_loop(load: tuple[int, ...], act: str, gated: bool) -> None:
     assert_close(mixed_mlps(*case, act, False)[0], results[1][0])
 
 
-@given(st.lists(st.integers(0, 40), min_size=1, max_size=9), st.integers(0, 99))
-def test_every_pair_has_a_row_of_its_expert(load: list[int], seed: int) -> None:
+@pytest.mark.parametrize("build", ["native", "avx2", "portable", "off"])
+@pytest.mark.parametrize("gated", [True, False])
+@pytest.mark.parametrize("load", [*LOADS.values(), (3, 0, 20, 0, 1, 16, 17)], ids=str)
+def test_experts_with_few_rows_in_float32_are_the_loop(
+    load: tuple[int, ...], gated: bool, build: str
+) -> None:
+    case = inputs(load, gated, torch.float32)
+    leaves = [t for t in case if t is not None and t.requires_grad]
+    results = []
+    with native.using(build):
+        for y in (mixed_mlps(*case, "silu", True)[0], mlps_naive(*case, "silu")):
+            grads = torch.autograd.grad(y.sum(), leaves, materialize_grads=True)
+            results.append((y, *grads))
+    for ours, theirs in zip(*results, strict=True):
+        assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
+
+
+@given(st.lists(st.integers(0, 40), min_size=1, max_size=9), st.integers(0, 99), st.booleans())
+def test_every_pair_has_a_row_of_its_expert(load: list[int], seed: int, kernel: bool) -> None:
     routing = routed(tuple(load), seed=seed)
-    layout = Layout.of(routing.token, routing.expert, routing.tokens, len(load))
+    layout = Layout.of(routing.token, routing.expert, routing.tokens, len(load), kernel)
     assert len(layout.place.unique()) == len(layout.place)
     assert_close(layout.source[layout.place], routing.token)
+    assert sum(b.count for b in layout.blocks) == len(load)
     rows_of = {
-        e: set(range(b.rows.start + i * b.rows_each, b.rows.start + (i + 1) * b.rows_each))
+        b.experts.start + e: range(b.rows.start + rows.start, b.rows.start + rows.stop)
         for b in layout.blocks
-        for i, e in enumerate(range(b.experts.start, b.experts.stop))
+        for e, rows in b.expert_rows()
     }
-    assert list(rows_of) == list(range(len(load)))
     for row, e in zip(layout.place.tolist(), routing.expert.tolist(), strict=True):
         assert row in rows_of[e]
     empty = torch.ones(layout.rows, dtype=torch.bool)

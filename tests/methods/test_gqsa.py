@@ -25,7 +25,7 @@ from intarsia.kernels.gqsa import affine, codes_of
 from intarsia.methods.gqsa.coded import by_compensation, by_rounding, kept_groups
 from intarsia.methods.gqsa.gqsa import Gqsa
 from intarsia.methods.gqsa.stages import Tuning, language_rows, tuned_block
-from intarsia.scores import Statistics
+from intarsia.scores import Statistics, wanda
 
 from ..refusals import refused
 
@@ -74,6 +74,22 @@ def test_groups_go_over_the_whole_layer_and_ties_to_the_first() -> None:
     assert mask.tolist() == [[True, True, False, False], [False, True, True, False]]
 
 
+@pytest.mark.parametrize("choose", [by_rounding, by_compensation])
+@pytest.mark.parametrize("rows", [4, 8])
+def test_rows_of_a_block_keep_the_groups_of_the_largest_sums(choose: Any, rows: int) -> None:
+    weight, statistics = layer()  # of 12 rows: the last block of 8 has 4
+    form = GroupSparse(rows=rows)
+    coded = choose(weight, statistics, form, 0.5, True)
+    blocks = coded.mask.split(rows)
+    assert all((block == block[:1]).all() for block in blocks)
+    sums = form.blocks(form.groups(wanda(weight, statistics).square())).sum((-2, -1))
+    kept = torch.stack([block[0] for block in blocks])
+    assert int(kept.sum()) == round(0.5 * kept.numel())
+    if choose is by_rounding:
+        assert float(sums[kept].min()) >= float(sums[~kept].max())
+    assert torch.equal(form.decode(coded.stored(), weight.shape), coded.weight())
+
+
 @pytest.mark.parametrize("density", [0.5, 1.0])
 def test_compensation_errs_less_than_rounding(density: float) -> None:
     weight, statistics = layer()
@@ -112,7 +128,8 @@ def test_a_model_is_packed_saved_and_loaded(
         results[start] = float((logits(small, rows) - dense).norm() / dense.norm())
     assert results["obs"] < results["rtn"] < 1
     layers = [m for m in small.modules() if isinstance(m, PackedLinear)]
-    assert len(layers) == 14 and all(m.form == GroupSparse() for m in layers)
+    form = GroupSparse(activations="int8")
+    assert len(layers) == 14 and all(m.form == form for m in layers)
     plan = steps_of(small)[0].plan
     assert plan.decided["method"]["key"] == "gqsa"
     assert "padded to whole groups of 16" in plan.decided["layers told"][0]["told"]

@@ -20,7 +20,7 @@ from intarsia.parallel import ExpertParallel, Processes, Strategy, Tutel
 from intarsia.parallel.attached import Attached
 from intarsia.parallel.layout import STACKED
 from intarsia.processes.pieces import Piece, Pieces, Stored, write_file
-from intarsia.processes.together import _written as written_and_synced
+from intarsia.processes.together import _write_part as written_and_synced
 from intarsia.train import checkpoint
 
 from ..refusals import refused

@@ -14,7 +14,7 @@ from rich.console import Console
 from intarsia.reports import charts, heat_maps
 from intarsia.reports.latex import latex_report
 from intarsia.reports.looks import Look
-from intarsia.reports.markdown import markdown_report
+from intarsia.reports.markdown import markdown, markdown_report
 from intarsia.reports.page import html, width_class
 from intarsia.reports.report import (
     Commands,
@@ -130,3 +130,30 @@ def test_equal_values_have_equal_colours_in_maps_of_one_scale() -> None:
 def test_a_wider_table_becomes_cards_earlier() -> None:
     widths = [int(width_class(plain("", ["n"] * n, [["1234567"] * n]))[1:]) for n in (2, 6, 12, 40)]
     assert widths == sorted(set(widths))
+
+
+def test_an_axis_of_epochs_has_ticks_at_whole_numbers_alone() -> None:
+    assert [text for _, text in charts._ticks(charts.Axis(whole=True), [1.0])] == ["1"]
+    assert [text for _, text in charts._ticks(charts.Axis(whole=True), [1.0, 3.0])] == [
+        "1",
+        "2",
+        "3",
+    ]
+
+
+def test_names_of_bars_have_room_at_the_size_of_a_telephone_s_letters() -> None:
+    drawing = charts.BarChart([], ["device 0, compute"], charts.Axis()).svg("label")
+    (end,) = re.findall(r'<text x="([\d.]+)"[^>]*text-anchor="end">device 0, compute<', drawing)
+    assert float(end) >= 0.53 * 15 * len("device 0, compute")  # em of this font, px, letters
+
+
+def test_a_table_that_is_too_wide_for_a_page_becomes_several_in_markdown() -> None:
+    titles = ["Task", *(f"method {i}" for i in range(26))]
+    rows = [["emoji", *range(26)], ["mnist", *range(26)]]
+    lines = markdown(plain("Accuracies.", titles, rows)).splitlines()
+    heads = [line for line in lines if line.startswith("| Task")]
+    assert [head.count("|") - 2 for head in heads] == [9, 8, 9]
+    cells = [line.split("|")[2:-1] for line in lines if line.startswith("| emoji")]
+    assert [int(cell) for row in cells for cell in row] == [*range(26)]
+    assert lines.count("Accuracies.") == 1 and lines[-1] == "Accuracies."
+    assert markdown(plain("", titles[:13], [row[:13] for row in rows])).count("| Task") == 1

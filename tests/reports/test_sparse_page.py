@@ -88,6 +88,20 @@ def test_each_folder_names_the_texts_that_it_was_calibrated_on(folders: Path) ->
     assert "8 rows of 64 tokens of austen: magnitude-0.5 and wanda-0.7" in caption
 
 
+def test_no_perplexity_is_the_lowest_among_several_texts(folders: Path) -> None:
+    record = json.loads((folders / "wanda-0.5" / "sparsify.json").read_text())
+    record["calibration"]["data"] = "gcide"
+    (folders / "wanda-0.5" / "sparsify.json").write_text(json.dumps(record))
+    assert sentences(gather([folders])) == [
+        "Dense, tiny has a perplexity of 20.0 on austen.",
+        "At density 0.7, wanda has 22.0 on austen.",
+        "At density 0.5, magnitude has 90.0 on austen.",
+        "Dense, tiny has a perplexity of 20.0 on gcide.",
+        "At density 0.5, wanda has 30.0 on gcide.",
+    ]
+    assert table_of(gather([folders])).best is None
+
+
 def test_errors_before_and_after_have_one_scale(folders: Path) -> None:
     figures = report_of(gather([folders])).figures()
     assert figures["before-0"].scale == figures["after-0"].scale == ("0", "0.3")

@@ -89,15 +89,19 @@ class Bottleneck(Method):
         below_one("dropout", self.dropout)
 
     def resolved(self, name: str) -> str | float:
-        """Return the setting `name`; where it is None, the value published for the placement."""
+        """Return the value of a setting; where it is None, the one published for the placement.
+
+        name: "activation", "norm", "scale" or "init".
+        """
         value = getattr(self, name)
         return getattr(self.published, name) if value is None else value
 
     def norm_at(self, site: Site) -> str:
-        """Return the kind of norm (one of NORMS) for the cell at `site`.
+        """Return the kind of norm (one of NORMS) that the adapter has at `site`.
 
-        Where norm is None, so that the placement decides, and no LayerNorm feeds the site, it is of
-        the kind that the host's own norms have.
+        site: the host module, and site.norm the LayerNorm that feeds it, or None. Where the
+        settings leave the norm to the placement, and no LayerNorm feeds the site, it is of the kind
+        of the host's own.
         """
         norm = str(self.resolved("norm"))
         by_host = self.norm is None and norm == "residual" and site.norm is None
@@ -137,10 +141,12 @@ class ResidualNorm(nn.Module):
     host_bias: Tensor
 
     def __init__(self, site: Site) -> None:
-        """Copy the host's LayerNorm (gamma_f, beta_f) as constants; gamma begins as 1, beta as 0.
+        """Copy the host's gamma_f and beta_f as constants; begin with gamma = 1 and beta = 0.
 
-        site: where the cell sits; site.norm holds (gamma_f, beta_f), (d,) each.
-        Raises: TargetError, see the class.
+        site: the host module to which the adapter is added; site.norm holds gamma_f and beta_f,
+        (d,) each, of the LayerNorm before it. gamma and beta, (d,), are the trained gain and shift
+        of this norm.
+        Raises: TargetError if no LayerNorm feeds the site, or a gamma_f is 0.
         """
         super().__init__()
         name, fix = f"norm='residual' at {site.path!r}", "Use norm='layer' or norm='none'."
@@ -148,6 +154,7 @@ class ResidualNorm(nn.Module):
             got = "no LayerNorm that feeds the site"
             raise TargetError(name, got=got, want="a pre-norm block", fix=fix)
         weight, bias = (t.detach().clone() for t in site.norm)
+        # x * 1 / gamma_f recovers the standardised stream, which a zero gain has lost
         if not weight.is_meta and bool((weight == 0).any()):
             got = f"{int((weight == 0).sum())} zero gains in the host's LayerNorm"
             want = "none: they lose the residual stream"
@@ -174,8 +181,9 @@ class BottleneckCell(Cell):
     def __init__(self, config: Bottleneck, site: Site, *, generator: torch.Generator) -> None:
         """Build norm, down, activation, dropout, up and scale, and draw the first weights.
 
-        config: the settings, see `Bottleneck`. site: the host's module; site.reads is the width of
-          x, site.outputs that of the result.
+        config: the settings, see `Bottleneck`. site: the host module to which the adapter is added;
+        site.reads is the width of its input, site.outputs that of the adapter's output. generator:
+        draws the first weights.
         """
         super().__init__()
         self.config = config
@@ -193,6 +201,7 @@ class BottleneckCell(Cell):
         self.dropout = nn.Dropout(config.dropout)
         scale = config.resolved("scale")
         self.scale: float | nn.Parameter
+        # a learned scale, one number or one for each output; else a constant
         if isinstance(scale, str):
             self.scale = nn.Parameter(torch.ones(site.outputs if scale == "channel" else 1))
         else:
@@ -217,18 +226,19 @@ class BottleneckCell(Cell):
             nn.init.zeros_(self.up.weight)
 
     def compute(self, x: Tensor, down: Linear, up: Linear) -> Tensor:
-        """Return the cell's output for x, with these projections in place of its own.
+        """Return the adapter's output for x, with these two projections in place of its own.
 
-        x: (..., d_in). down: d_in -> r, up: r -> d_out. Mixtures of adapters pass an expert's maps
-          here.
+        x: (..., d_in). down: any map d_in -> r; up: any map r -> d_out. A mixture of adapters
+        passes the projections of an expert here. Returns (..., d_out).
         """
         return self.scale * up(self.dropout(self.act(self._normed(x, down))))
 
     def _normed(self, x: Tensor, down: Linear) -> Tensor:
         """Return down(norm(x)).  x: (..., d_in) -> (..., r).
 
-        An affine norm is folded into down's weight, which is small: this is faster than a norm of
-        every token, and the backward keeps no second copy of x.
+        down: the projection d_in -> r. The residual norm is an affine map of x, so that it is
+        folded into down's small weight: this is faster than a norm of every token, and the backward
+        pass keeps no second copy of x.
         """
         if isinstance(self.norm, ResidualNorm) and type(down) is nn.Linear:
             gain, shift = self.norm.affine()
@@ -243,12 +253,12 @@ class BottleneckCell(Cell):
         return self.compute(self.cast(x), self.down, self.up)
 
     def units(self) -> Units:
-        """Return the cell as plain hidden units, which can be appended to the host's MLP.
+        """Return the adapter as plain hidden units, which can be appended to the host's MLP.
 
-        Wd, bd and Wu, bu are weight and bias of down and up, s is the scale, and the norm is the
-        affine map x -> g x + b. The units have rows Wd diag(g), bias Wd b + bd, columns s Wu and
-        shift s bu.
-        norm="residual" recovers the residual stream from the output of the host's LayerNorm.
+        With Wd, bd and Wu, bu the weights and biases of down and up, s the scale, and the norm an
+        affine map x -> g x + b, the units have input weights Wd diag(g), biases Wd b + bd, output
+        weights s Wu, and the constant s bu is added to the MLP's output. norm="residual" recovers
+        the residual stream from the output of the host's LayerNorm.
         Raises: FoldError for a norm that is no affine map of its input, or cannot be inverted.
         """
         down, up = self.down.weight, self.up.weight

@@ -20,16 +20,19 @@ CUT = 2.0  # the initial normal distribution is cut at this many sigma
 
 
 def is_coded(name: str, parameter: Tensor) -> bool:
-    """Return True for a parameter to quantise: a weight matrix, but no bias, gain or router."""
+    """Return True for a parameter that is quantised: a weight matrix, but no bias, gain or router.
+
+    name: its path in the adapter, such as "down.weight"; parameter: the tensor.
+    """
     is_bias = name.rpartition(".")[2] in BIASES
     return parameter.dim() > 1 and not is_bias and "router" not in name
 
 
 def stored(body: nn.Module, *, biases: bool) -> dict[str, tuple[Tensor, bool]]:
-    """Return the tensors of a cell that a file must store, sorted by name.
+    """Return the tensors of an adapter that a file must store, sorted by name.
 
-    name -> (tensor, True if it is quantised).  body: the cell, a small trained module beside a
-    host's. biases: also store those of the linear maps.
+    name -> (tensor, True if it is stored quantised).  body: the adapter, a small trained module
+    that is added to one module of a model. biases: also store the biases of its linear maps.
     """
     weights = {n for n, p in body.named_parameters() if is_coded(n, p)}
     linear = {n.rpartition(".")[0] for n in weights}
@@ -71,14 +74,17 @@ class CodedCell(Cell):
         start: float = 1e-3,
         generator: torch.Generator,
     ) -> None:
-        """Drop the body's biases unless `biases`, and redraw constant weights if there is a format.
+        """Wrap an adapter so that its weight matrices are quantised in every forward pass.
 
-        body: the cell whose weight matrices are quantised; biases: keep them, in float; start:
-          sigma of the redrawn weights; generator: draws them.
+        body: the adapter. format: the quantiser, None = no quantisation. biases: keep the biases of
+        its linear maps, in float; otherwise they are removed, which saves bits. start: sigma of the
+        normal distribution from which weights of a single value, such as zeros, are redrawn; such
+        weights cannot be quantised. generator: draws them.
+        Raises: ConfigError for an adapter without a weight matrix of its own.
         """
         super().__init__()
         self.body, self.format = body, format
-        # a whole cell computes the host's output, too, by `around`
+        # whole: the adapter also computes the host module's own output, in its method `around`
         self.whole = body.whole  # pyright: ignore[reportAttributeAccessIssue]
         weights = {n: p for n, p in body.named_parameters() if is_coded(n, p)}
         if not weights:
@@ -99,7 +105,7 @@ class CodedCell(Cell):
                 nn.init.trunc_normal_(weight, std=start, a=-cut, b=cut, generator=generator)
 
     def weights(self) -> dict[str, Tensor]:
-        """Return the quantised weight matrices by their names in the body; none without format."""
+        """Return the wrapped adapter's weight matrices, quantised, by name; {} if none are."""
         if self.format is None:
             return {}
         return {
@@ -107,10 +113,11 @@ class CodedCell(Cell):
         }
 
     def _call(self, method: str, *args: Any) -> Tensor:
-        """Return body.method(*args), computed with the quantised weights, not the float ones.
+        """Return body.method(*args), computed with quantised weights in place of the float ones.
 
-        method: a name, "forward" or "around".
+        method: "forward" or "around", a method of the wrapped adapter.
         """
+        # functional_call replaces parameters for this call alone; gradients reach the float ones
         weights = {f"body.{name}": weight for name, weight in self.weights().items()}
         return functional_call(_MethodCall(self.body, method), weights, args)
 
@@ -124,7 +131,7 @@ class CodedCell(Cell):
         return self._call("around", module, x)
 
     def merged(self) -> Cell:
-        """Return a float copy of the body that holds the quantised weights."""
+        """Return a plain copy of the wrapped adapter with the quantised values as weights."""
         plain = copy.deepcopy(self.body)
         with torch.no_grad():
             # what was quantised in each forward is now quantised for good
@@ -143,7 +150,10 @@ class CodedLinear(nn.Linear):
 
     @classmethod
     def of(cls, linear: nn.Linear, format: Gaussian) -> CodedLinear:
-        """Return a coded layer that shares the parameters of a plain one."""
+        """Return a linear layer that shares `linear`'s tensors and quantises its weight when used.
+
+        linear: the plain layer. format: the quantiser.
+        """
         # skip nn.Linear's __init__, which would draw new weights
         coded = cls.__new__(cls)
         nn.Module.__init__(coded)

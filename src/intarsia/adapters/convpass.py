@@ -46,6 +46,7 @@ class Convpass(Method):
     position = "parallel"
 
     def __post_init__(self) -> None:
+        """Check the settings; turn lists, as JSON has them, into tuples.  Raises: ConfigError."""
         object.__setattr__(self, "roles", tuple(self.roles))
         at_least("width", self.width, 1, "Try 8.")
         below_one("dropout", self.dropout)
@@ -64,10 +65,11 @@ class ConvpassCell(Cell):
     """The addition of all tokens.  x: (B, T, d), or (B, rows, columns, d) -> the same, d' wide."""
 
     def __init__(self, config: Convpass, site: Site, *, generator: torch.Generator) -> None:
-        """Build down (d -> h), a 3 x 3 convolution of h channels and up (h -> d').
+        """Build down (d -> h), a 3 x 3 convolution of h channels, and up (h -> d').
 
-        config: the settings, see `Convpass`. site: the host's module; site.reads is d, site.outputs
-          d'. The convolution is the identity and up is zero at first.
+        config: the settings, see `Convpass`. site: the host module to which this is added;
+        site.reads is d, the width of its input, site.outputs is d', that of its output. generator:
+        draws down's weights; the convolution begins as the identity and up as zero.
         """
         super().__init__()
         self.config = config
@@ -86,16 +88,18 @@ class ConvpassCell(Cell):
         return self.compute(self.cast(x), self.down, self.up)
 
     def compute(self, x: Tensor, down: Linear, up: Linear) -> Tensor:
-        """Return the cell's output for x, with these projections in place of its own.
+        """Return the output for x, with these two projections in place of the module's own.
 
-        x: (B, T, d) or (B, rows, columns, d). down: d -> h, up: h -> d'.
+        x: (B, T, d) or (B, rows, columns, d). down: any map d -> h; up: any map h -> d'. A mixture
+        of adapters passes the projections of an expert here.
         """
         return self.scale * up(self.dropout(_act(self._convolved(_act(down(x))))))
 
     def _convolved(self, x: Tensor) -> Tensor:
-        """Convolve the patches; apply only the kernel's middle to other tokens.
+        """Convolve the patches as an image; apply the kernel's middle alone to other tokens.
 
-        x: (B, ..., h) -> same.
+        x: (B, T, h), of which the last tokens are the patches, or an image (B, rows, columns, h).
+        Returns the same shape.
         """
         if x.dim() == 4:  # a map, as of Swin
             return self._patches(x)
@@ -114,9 +118,10 @@ class ConvpassCell(Cell):
         return self.conv(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
 
     def _pixelwise(self, x: Tensor) -> Tensor:
-        """Apply the middle of the kernel to each token as an image of one pixel.  (..., h), same.
+        """Apply only the middle weight of the kernel to each token, as to an image of one pixel.
 
-        The zero padding around the pixel adds nothing, so that the rest of the kernel is not read.
+        x: (..., h); returns the same shape. Around a single pixel there is zero padding alone, so
+        that the rest of the kernel would add nothing.
         """
         middle = self.conv.weight[:, :, SIDE // 2, SIDE // 2]
         return F.linear(x, middle, self.conv.bias)

@@ -41,6 +41,7 @@ class Fourier(Method):
     position = "parallel"
 
     def __post_init__(self) -> None:
+        """Check the settings; turn lists, as JSON has them, into tuples.  Raises: ConfigError."""
         object.__setattr__(self, "roles", tuple(self.roles))
         if self.entries is not None:
             at_least("entries", self.entries, 1, fix=f"The paper's is {PUBLISHED}.")
@@ -59,10 +60,12 @@ class FourierCell(Cell):
     place: Tensor
 
     def __init__(self, config: Fourier, site: Site, *, generator: torch.Generator) -> None:
-        """Draw the n places in C from the settings' seed, the coefficients from `generator`.
+        """Draw the places of the n trained Fourier coefficients, and their first values.
 
-        config: see `Fourier`. site: the host's linear layer; C is (site.outputs, site.reads).
-        Raises: ConfigError for more entries than the layer has weights.
+        config: n, alpha (the scale of the change), and the seed of the places, see `Fourier`. site:
+        the host's linear layer; the coefficients' matrix C has its shape, (site.outputs,
+        site.reads). generator: draws the first values.
+        Raises: ConfigError for more coefficients than the layer has weights.
         """
         super().__init__()
         self.config, self.shape = config, (site.outputs, site.reads)
@@ -81,7 +84,11 @@ class FourierCell(Cell):
         self.coefficients = nn.Parameter(config.std * torch.randn(entries, generator=generator))
 
     def delta(self) -> Tensor:
-        """Return the change of the weight, alpha Re(IDFT2(C)).  (outputs, reads)."""
+        """Return the change of the layer's weight, alpha Re(IDFT2(C)), (outputs, reads).
+
+        C is zero but at `place`, where it has the trained coefficients; IDFT2 is the inverse
+        discrete Fourier transform over both axes.
+        """
         # half precision has no Fourier transform
         values = self.coefficients.to(torch.promote_types(self.coefficients.dtype, torch.float32))
         flat = values.new_zeros(self.shape[0] * self.shape[1])

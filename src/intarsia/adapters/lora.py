@@ -36,6 +36,7 @@ class Lora(Method):
     position = "parallel"
 
     def __post_init__(self) -> None:
+        """Check the settings; turn lists, as JSON has them, into tuples.  Raises: ConfigError."""
         object.__setattr__(self, "roles", tuple(self.roles))
         whole("rank", self.rank, 1, "Try 8 or 16.")
         below_one("dropout", self.dropout)
@@ -51,10 +52,10 @@ class LoraCell(Cell):
     """(alpha / r) B A x.  x: (..., d_in) -> (..., d_out)."""
 
     def __init__(self, config: Lora, site: Site, *, generator: torch.Generator) -> None:
-        """Build A (r, d_in), Kaiming, and B (d_out, r), zero.
+        """Build A (r, d_in) with Kaiming's initialisation, and B (d_out, r) with zeros.
 
-        config: rank r, alpha and dropout, see `Lora`. site: the host's layer, d_in = site.reads and
-          d_out = site.outputs.
+        config: rank r, alpha and dropout, see `Lora`. site: the host's linear layer; d_in is
+        site.reads, d_out is site.outputs. generator: draws A.
         """
         super().__init__()
         self.config = config
@@ -69,17 +70,17 @@ class LoraCell(Cell):
         nn.init.zeros_(self.up.weight)
 
     def sizes(self, rank: int, outputs: int) -> tuple[int, int]:
-        """Return how many rows the matrices A and B have.
+        """Return the number of rows of A and of B.
 
-        rank: r; outputs: the width of the adapted layer's output.
+        rank: r. outputs: width of the adapted layer's output.
         """
         return rank, outputs
 
     def compute(self, x: Tensor, down: Linear, up: Linear) -> Tensor:
-        """Return (alpha / r) up(down(x)), with these projections in place of the cell's own.
+        """Return (alpha / r) up(down(x)), with these two projections in place of A and B.
 
-        x: (..., d_in). down: d_in -> r, up: r -> d_out. Mixtures of LoRAs pass an expert's maps
-          here.
+        x: (..., d_in). down: any map d_in -> r; up: any map r -> d_out. A mixture of LoRAs passes
+        the projections of an expert here. Returns (..., d_out).
         """
         return up(self.scale * down(self.dropout(x)))  # eq. 3; scaling the r values is cheapest
 
@@ -103,10 +104,10 @@ class QueryValueCell(LoraCell):
     """
 
     def sizes(self, rank: int, outputs: int) -> tuple[int, int]:
-        """Return 2 r, the rows of A_q and A_v, and 2 d, those of B_q and B_v.
+        """Return the number of rows of A, 2 r (A_q over A_v), and of B, 2 d (B_q over B_v).
 
-        rank: r; outputs: 3 d, the width of the fused layer's output. Raises: TargetError, see the
-          class.
+        rank: r, of the queries' and of the values' LoRA each. outputs: 3 d, the width of the fused
+        layer's output. Raises: TargetError if 3 does not divide it.
         """
         if outputs % 3:
             name = "role 'qv' in a fused qkv layer"
@@ -115,15 +116,17 @@ class QueryValueCell(LoraCell):
         return 2 * rank, 2 * outputs // 3
 
     def compute(self, x: Tensor, down: Linear, up: Linear) -> Tensor:
-        """Return the change of queries, keys (zero) and values.  x: (..., d_in) -> (..., 3 d).
+        """Return the change of queries, keys (zero) and values for x, with these two projections.
 
-        down: a linear map d_in -> 2 r, and up: one r -> 2 d. They are this module's own A and B, or
-          what a caller has in their place, such as the weighted sum of several experts'.
+        x: (..., d_in); returns (..., 3 d). down: a map d_in -> 2 r whose outputs are those of A_q
+        and A_v in sequence; up: a map r -> 2 d whose outputs are those of B_q and B_v. They are the
+        module's own A and B, or those of an expert in a mixture.
         """
         rank = self.config.rank
-        # A_q x and A_v x both pass through all of B, so that `up` can be any map; r is small
+        # A_q x and A_v x both pass through all of B: half of the result is not needed, but `up`
+        # can then be any map, and with a small r the extra work is small
         y = up((self.scale * down(self.dropout(x))).unflatten(-1, (2, rank)))  # (..., 2, 2d)
-        # of the four blocks, keep A_q x through B_q and A_v x through B_v
+        # (2 inputs, 2 halves of B): keep B_q A_q x and B_v A_v x, the diagonal
         query, value = y.unflatten(-1, (2, y.shape[-1] // 2)).diagonal(dim1=-3, dim2=-2).unbind(-1)
         return torch.cat([query, torch.zeros_like(query), value], -1)
 

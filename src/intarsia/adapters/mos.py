@@ -70,20 +70,21 @@ class Mos(Method):
         return True
 
     def shared_state(self, sites: Sequence[Site], *, generator: torch.Generator) -> Shards:
-        """Return the pools of all layers of a model, one pair for each type of layer.
+        """Return the trained short rows ("pools") from which all adapted layers build A and B.
 
-        sites: the layers that get a cell; generator: draws the first weights.
+        sites: the adapted layers, of which those of one type share a pool for A and one for B;
+        generator: draws the first values.
         """
         return Shards(self, sites, generator=generator)
 
     def build(
         self, site: Site, *, generator: torch.Generator, shared: nn.Module | None = None
     ) -> MosCell:
-        """Return the low-rank cell for `site`, one adapted layer of the host.
+        """Return the low-rank adapter for `site`, one layer of the host.
 
-        generator: draws which rows of the shared pools the cell uses. shared: the pools that
-          `shared_state` made for all layers, a `Shards`; anything else = the cell gets pools for
-          itself alone.
+        generator: draws which rows of the shared pools the adapter uses. shared: the pools of rows
+        that `shared_state` made for all layers, a `Shards`; anything else = this adapter gets pools
+        of its own, which no other layer shares.
         """
         if isinstance(shared, Shards):
             return MosCell(self, site, shared, generator=generator)
@@ -104,13 +105,13 @@ class Pool(nn.Module):
     """The shards of one type of layer.  a: (n, d_in / l), b: (n, d_out / l)."""
 
     def __init__(self, config: Mos, sites: Sequence[Site], *, generator: torch.Generator) -> None:
-        """Allocate the pool from whose rows, the shards, all layers of one type build A and B.
+        """Allocate the short rows ("shards") from which all layers of one type build A and B.
 
-        config: rank r, equivalent rank e (as many parameters as LoRA of rank e), l shards in each
-          of the r vectors of A or B, and p of these vectors from shards of one layer alone.
-        sites: the L layers of the type. The pool has e l L rows for A and for B: those that all
-          layers share, then p l of each layer. B's are zero at first.
-        generator: of A's first values.
+        Each vector of A and of B is l shards one after another. Most shards may be used by every
+        layer; a part of them is private to one layer. config: r vectors of l shards for each layer,
+        of which p consist of private shards; e, so that there are as many parameters as in LoRA of
+        rank e. sites: the L layers. There are e l L rows for A and for B: first the common ones,
+        then p l of each layer. generator: draws A; B is zero at first.
         Raises: ConfigError for a rank that needs more rows than there are.
         """
         super().__init__()
@@ -121,6 +122,7 @@ class Pool(nn.Module):
         self.common = shards - self.private * len(sites)
         self.layers = {site.path: layer for layer, site in enumerate(sites)}
         max_rank = config.private_rank + self.common // shards_per_vector
+        # no rank given: the paper's, or the largest that the rows allow
         self.rank = min(PUBLISHED, max_rank) if config.rank is None else config.rank
         if self.rank > max_rank:
             name = f"rank in the {len(sites)} layers {kind(first)!r}"
@@ -135,10 +137,11 @@ class Pool(nn.Module):
     def draw(
         self, path: str, rank: int, shards_per_vector: int, generator: torch.Generator
     ) -> Tensor:
-        """Draw the pool's rows for the layer at `path`: distinct common ones, then its private.
+        """Draw which rows of the pool a layer uses: common ones, each once, then its private ones.
 
-        path: the layer's name in the host. rank: r, the vectors to assemble. shards_per_vector: l.
-        Returns (r l,) int32.
+        path: the layer's name in the host. rank: r, the number of vectors to assemble.
+        shards_per_vector: l, rows in each vector. generator: draws the common rows. Returns their
+        indices, (r l,) int32.
         """
         common_count = rank * shards_per_vector - self.private
         common = torch.randperm(self.common, generator=generator, device="cpu")[:common_count]
@@ -151,9 +154,10 @@ class Shards(nn.Module):
     """The pools of a model, by the type of layer."""
 
     def __init__(self, config: Mos, sites: Sequence[Site], *, generator: torch.Generator) -> None:
-        """Group the layers by type and make a pool for each.
+        """Group the layers by type (name and shape) and make a pool of shared rows for each type.
 
-        config: see `Mos`; sites: the layers.
+        config: rank and sharing, see `Mos`; sites: the adapted layers; generator: draws the first
+        values.
         """
         super().__init__()
         _check_divisible(config.shards_per_vector, sites)
@@ -173,6 +177,7 @@ def _check_divisible(shards_per_vector: int, sites: Sequence[Site]) -> None:
     common = math.gcd(*(width for site in sites for width in (site.inputs, site.outputs)))
     for site in sites:
         for width in (site.inputs, site.outputs):
+            # suggest the values that divide every width, not this layer's alone
             if width % shards_per_vector:
                 numbers = range(1, min(common, LARGEST_SUGGESTION) + 1)
                 divisors = [number for number in numbers if common % number == 0]
@@ -197,8 +202,9 @@ class MosCell(Cell):
     ) -> None:
         """Draw which rows of the shared pools make up A and B of this layer.
 
-        config: see `Mos`. site: the adapted layer. shared: the pools of all layers; a row is a
-          shard, 1 / l of one of the r vectors of A or B.
+        config: see `Mos`. site: the adapted layer. shared: the pools of all layers, of which this
+        one uses that of its type; a row ("shard") is 1 / l of one of the r vectors of A or B.
+        generator: draws the rows.
         """
         super().__init__()
         self.config = config
@@ -221,8 +227,8 @@ class MosCell(Cell):
     def sides(self) -> tuple[Tensor, Tensor]:
         """Return A (r, d_in) and the transpose of B (r, d_out), put together from shared rows.
 
-        A pool is a matrix of short rows, the shards; `self.a` and `self.b` are the numbers of the
-        rows of `pool.a` and `pool.b` that this layer uses.
+        `pool.a` and `pool.b` are matrices of short rows, the shards; `self.a` and `self.b` are the
+        indices of the rows that this layer uses.
         """
         (pool,) = self._pool
         shards = (F.embedding(i.to(p.device), p) for i, p in ((self.a, pool.a), (self.b, pool.b)))
@@ -231,6 +237,8 @@ class MosCell(Cell):
         return a, b
 
     def forward(self, x: Tensor) -> Tensor:
+        """Compute (alpha / r) B A x.  x: (..., d_in) -> (..., d_out)."""
+        # a pool may lie on another device than this layer of the model
         a, b = (side.to(x.device) for side in self.sides())
         x = self.cast(x, like=a)
         return self.scale * F.linear(F.linear(self.dropout(x), a), b.T)

@@ -36,6 +36,7 @@ class Sparse(Method):
     position = "parallel"
 
     def __post_init__(self) -> None:
+        """Check density and entries; turn lists, as JSON has them, into tuples."""
         object.__setattr__(self, "roles", tuple(self.roles))
         object.__setattr__(self, "entries", tuple(self.entries))
         if not 0 < self.density <= 1:
@@ -49,7 +50,7 @@ class Sparse(Method):
                 raise UnknownName("site in entries", path, paths)
 
     def counts(self) -> dict[str, int]:
-        """Return site path -> number of entries, for the sites in `entries`.
+        """Return how many trained entries each adapted layer in the setting `entries` has, by path.
 
         Raises: ConfigError for text that is not "path=n", or a repeated path.
         """
@@ -64,10 +65,10 @@ class Sparse(Method):
         return counts
 
     def build(self, site: Site, *, generator: torch.Generator) -> SparseCell:
-        """Draw at random which entries of a layer's weight are trained; return their module.
+        """Draw which entries of a layer's weight are trained; return the module that adds them.
 
-        site: the adapted linear layer, whose change D is (site.outputs, site.reads) and has the
-          drawn entries alone, 0 at first; generator: of the random draws.
+        site: the linear layer. Its weight W (site.outputs, site.reads) becomes W + D, where D is
+        zero but at the drawn entries, which are trained and begin at 0. generator: draws them.
         Raises: ConfigError for more entries than the layer has weights.
         """
         weights = site.outputs * site.reads
@@ -110,10 +111,7 @@ class SparseCell(Cell):
         return self.values.numel() == math.prod(self.shape)
 
     def places(self) -> Tensor:
-        """Return the flat index in D, the change of the weight, of each trained value.
-
-        (n,) int64.
-        """
+        """Return the flat index, in the layer's weight, of each trained value, (n,) int64."""
         if self.full:
             return torch.arange(self.values.numel(), device=self.values.device)
         return self.index

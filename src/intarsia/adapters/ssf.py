@@ -30,6 +30,7 @@ class Ssf(Method):
     position = "sequential"
 
     def __post_init__(self) -> None:
+        """Check std; turn lists, as JSON has them, into tuples.  Raises: ConfigError."""
         object.__setattr__(self, "roles", tuple(self.roles))
         if not 0 <= self.std < float("inf"):
             raise ConfigError("std", got=self.std, want="0 or larger", fix="Try 0 or 0.02.")
@@ -42,14 +43,16 @@ class SsfCell(Cell):
     """(gamma - 1) * y + beta, with scale = gamma - 1 and shift = beta.  (..., d) -> (..., d)."""
 
     def __init__(self, config: Ssf, site: Site, *, generator: torch.Generator) -> None:
-        """Build scale = gamma - 1 and shift = beta, (d,) each, ~ N(0, config.std).
+        """Build scale = gamma - 1 and shift = beta, (d,) each, drawn from N(0, config.std).
 
-        site: the host's layer; site.outputs is d. generator: draws the noise.
+        config: the settings, of which std is the noise's sigma. site: the host's layer, whose
+        output of width d = site.outputs is scaled and shifted. generator: draws the first values.
         """
         super().__init__()
         self.config = config
         self.scale = nn.Parameter(torch.zeros(site.outputs))
         self.shift = nn.Parameter(torch.zeros(site.outputs))
+        # zeros leave the model unchanged at the start
         if config.std:
             for parameter in (self.scale, self.shift):
                 nn.init.normal_(parameter, std=config.std, generator=generator)

@@ -50,7 +50,11 @@ class Choice:
     recipe: tuple[tuple[str, float], ...] = ()
 
     def into(self, start: Experiment) -> Experiment:
-        """Return an experiment with this method in it, in the last blocks alone where it can be."""
+        """Return an experiment (all settings of one training run) that trains this method.
+
+        start: the experiment whose pictures, model, epochs and seeds are taken over. Settings of it
+        that the method cannot use are dropped, such as a limit to the last blocks of a model.
+        """
         experiment = start.changed(
             method=self.method, settings=self.settings, objective=self.objective, lr=self.lr
         ).changed(**dict(self.recipe))
@@ -78,7 +82,10 @@ def with_recipe(arm: BenchArm, name: str) -> BenchArm:
 
 
 def by_task(arm: BenchArm) -> BenchArm:
-    """Return the arm with a head for each of joint tasks, over its own objective."""
+    """Return a method changed for several tasks that are trained jointly: one head for each task.
+
+    arm: the method with its settings; its own training objective is computed on those heads.
+    """
     objective = arm.settings.objective
     over = "" if objective == "plain" else f"+{objective}"
     return replace(arm, settings=replace(arm.settings, objective=f"{HEADS}{over}"))
@@ -148,13 +155,15 @@ EXTRA = (
 
 
 def arm(name: str) -> BenchArm:
-    """Return the arm (a method with its settings) of that name; other methods get defaults.
+    """Return the arm of this name: a method with the settings that a benchmark gives it.
 
-    name: an arm's name, or a method that `intarsia fit` knows; with " ema" or " smoothing" behind
-    it (see RECIPES), that addition is in its training. A method of the kind "change", which leaves
-    all weights trainable, gets the learning rate of full fine-tuning.
+    name: an arm of ARMS or EXTRA; or a method that `intarsia fit` knows, which then has its default
+    settings. " ema" or " smoothing" after it, as in "lora ema", adds a moving average of the
+    weights or label smoothing to its training (RECIPES). A method of the kind "change", which
+    leaves all weights trainable, gets the learning rate of full fine-tuning.
     Raises: UnknownName.
     """
+    # "lora ema" is the method "lora" with the recipe "ema"
     first, _, last = name.rpartition(" ")
     if first and last in RECIPES:
         return with_recipe(arm(first), last)
@@ -167,7 +176,11 @@ def arm(name: str) -> BenchArm:
 
 
 def named(kind: str, name: str, among: Sequence[T]) -> T:
-    """Return the item of that name; `kind` is for the error.  Raises: UnknownName."""
+    """Return the item of `among` that has this name.
+
+    kind: what the items are, as the error calls them ("method of the benchmark").
+    Raises: UnknownName.
+    """
     by_name = {item.name: item for item in among}
     if name not in by_name:
         raise UnknownName(kind, name, list(by_name))

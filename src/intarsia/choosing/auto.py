@@ -110,25 +110,27 @@ def auto(
 ) -> AutoRun:
     """Choose a method, a size of pictures, epochs and a rate on held-out pictures, and train it.
 
-    A pilot measures what an image costs at each size. Candidates are trained without a fold of the
-    training pictures and answer it; of few pictures all five folds take their turn, of many one is
-    enough. All methods are looked at first, then neighbours of the leaders in rate, epochs, depth
-    and size, and in the end the finalists again at other seeds. The choice is trained on all
-    training pictures, for as many epochs, and scored on the test part once.
+    A pilot measures what an image costs at each size. Each candidate is trained without one of five
+    folds of the training pictures, and scored on that fold; with few pictures this is repeated for
+    all five folds, with many one is enough. All methods are tried first, then neighbours of the
+    leaders in rate, epochs, depth and size, and in the end the finalists again at other seeds. Last
+    the choice is trained on all training pictures, and scored on the test part once.
     data: pictures, as `load_data` takes them; their validation part is trained on, too, unless
       images or shots limit the training part.  minutes: of everything, from now on; they are used
       as long as something is left to try.  out: the folder, `runs/auto-DATA` if None.  resume: go
       on with the search in that folder, with its settings.
     methods: arms of `intarsia bench` or methods of `intarsia fit`; None = METHODS, or
       AMONG_BATCH_NORMS for a network with batch norms.
+    seed: of the folds and of each training; the finalists also train at later seeds. device: "cpu",
+    "cuda" or another device of torch; None = the best one there is. report: gets lines of progress.
     jobs: candidates that are trained at a time.  threads: number of torch threads in each, where
       there are several.  ray: on a Ray cluster, whose machines see the folders at the same paths;
       the choice is trained on this machine.
     options: of an `Experiment` by name, as model, size (then no other is tried), images, test,
       batch_size, precision, class_weights.
-    Raises: ConfigError for texts, fewer than ten training pictures, a folder in use, a setting that
-    is chosen, or another than that of the search to go on with; UnknownName; TrainingError if no
-    candidate trains.
+    Raises: ConfigError for texts, fewer than ten training pictures, a folder in use, an option that
+    the search itself chooses, or, with resume, options that differ from those of the search in the
+    folder; UnknownName; TrainingError if no candidate trains.
     Not for comparing methods: their numbers of trials differ. Use `intarsia compare`.
     """
     began = time.perf_counter()
@@ -149,15 +151,16 @@ def _search_and_score(
     began: float,
     report: Report,
 ) -> AutoRun:
-    """Search, and train and score the best candidate.
+    """Search for the best candidate, train it on all training pictures, and score it on the test.
 
-    running: jobs, threads, ray and running of `Folded`.  began: time.perf_counter at the start.
-    request: the settings of the call by name, which the folder keeps for a resumed search.
+    request: the settings of the call by name, which the folder keeps for a resumed search. out: the
+    folder of the search. running: where and how many candidates train at a time: "jobs", "threads",
+    "ray", and "running" with the device. began: time.perf_counter() at the start of the call.
+    report: gets lines of progress.
     """
     search = _prepare_search(request, out, running, report)
-    if not (
-        out / REQUEST
-    ).exists():  # before the pictures were read there was nothing to go on with
+    # written only now: before the pictures were read there was nothing to go on with
+    if not (out / REQUEST).exists():
         write_json(out / REQUEST, request)
     folded = search.folded
     if LOADING not in folded.store:
@@ -182,16 +185,17 @@ def _search_and_score(
 def _prepare_search(
     request: Mapping[str, Any], out: Path, running: Mapping[str, Any], report: Report
 ) -> Search:
-    """Read the pictures and return the search that `run` carries out.
+    """Read the pictures and prepare the search: its first methods, sizes, and folds of pictures.
 
-    request: settings of the call by name; running: how trials are run, as of `_search_and_score`.
-    Raises: ConfigError for too few pictures.
+    request: the settings of the call by name; out: the folder of the search; running: how many
+    candidates train at a time and where, by name; report: gets lines of progress.
+    Raises: ConfigError for fewer than FEWEST training pictures.
     """
     start = _common_settings(request)
     splits = pictures_of(start, report)
     pictures = start.pictures
     limited = pictures.images is not None or pictures.shots is not None
-    # Candidates are judged on folds of the training part; a validation part is spare data for it.
+    # Candidates are judged on folds of the training part: a validation part is added to it.
     if "val" in splits.record["published_parts"] and not limited:
         start = start.changed(data=pictures.data + JOINED)
         splits = pictures_of(start, report)
@@ -209,10 +213,14 @@ def _prepare_search(
 def _open_folder(
     data: str | Path | None, out: Path | None, request: dict[str, Any], resume: bool
 ) -> tuple[Path, dict[str, Any]]:
-    """Return the folder, and the settings with which its search was begun.
+    """Return the folder of a search, and its settings: those of this call, or the stored ones.
 
-    request: minutes, seed, methods and options of this call, by name.
-    Raises: ConfigError for a folder in use without resume, for none with it, and for no data.
+    data: the pictures, or None for a resumed search. out: the folder; None = named after the data.
+    request: minutes, seed, methods and options of this call, by name. resume: go on with the search
+    in the folder, with the settings that are stored there.
+    Raises: ConfigError for a folder that has a search without resume, or has none with it; for no
+    data, or texts; for an option that the search itself decides. UnknownName for an option or a
+    method.
     """
     if out is None and data is not None:
         out = Path("runs") / f"auto-{data_name(data)}"
@@ -246,9 +254,10 @@ def _open_folder(
 def _stored_request(
     path: Path, data: str | Path | None, request_now: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Read the settings with which a search was begun.
+    """Read the settings with which a search was begun, and check this call's settings against them.
 
-    request_now: those of this call, which must not differ.
+    path: the file of the stored settings. data: the pictures of this call, None = not named again.
+    request_now: settings of this call; those that are not defaults must equal the stored ones.
     Raises: ConfigError for a setting that differs; CheckpointError for a damaged file.
     """
     defaults = Experiment(Pictures("")).flat() | {"minutes": 10, "methods": []}
@@ -275,9 +284,11 @@ def _stored_request(
 
 
 def _common_settings(request: Mapping[str, Any]) -> Experiment:
-    """Return the experiment that all candidates share, without method, epochs and rate.
+    """Return the settings that all candidates share, as an `Experiment`.
 
-    request: settings of the call by name.
+    request: settings of the call by name. Where the model can be split between blocks and pictures
+    are not augmented, only the last blocks are adapted: the outputs of those below are the same in
+    each epoch, and computed once.
     """
     options = {k: v for k, v in request.items() if k not in ("minutes", "methods")}
     start = Experiment(Pictures(""), Adapted()).changed(val=0, **options)
@@ -287,14 +298,21 @@ def _common_settings(request: Mapping[str, Any]) -> Experiment:
 
 
 def _model_outline(start: Experiment) -> nn.Module:
-    """Return the model without its weights, to look at its modules."""
+    """Return the model of an experiment, to look at its modules: on the meta device if possible.
+
+    start: the experiment; only its model's name and `pretrained` are used.
+    """
     adapted = start.adapted
     model = outline(adapted.model, size=None, pretrained=adapted.pretrained)
     return backbone(adapted.model, classes=2) if model is None else model
 
 
 def _starting_arms(model: nn.Module, names: Sequence[str]) -> list[BenchArm]:
-    """Return the methods, each at the rate that it begins with."""
+    """Return the methods to try first, each with the learning rate at which it begins.
+
+    model: decides the defaults: a network with batch norms gets AMONG_BATCH_NORMS, another METHODS.
+    names: the methods that the user named; empty = those defaults.
+    """
     if any(isinstance(module, nn.BatchNorm2d) for module in model.modules()):
         return [among_batch_norms(arm(name)) for name in names or AMONG_BATCH_NORMS]
     arms = [arm(name) for name in names or METHODS]
@@ -307,9 +325,10 @@ def _starting_arms(model: nn.Module, names: Sequence[str]) -> list[BenchArm]:
 
 
 def _sizes_to_try(start: Experiment, model: nn.Module) -> list[int]:
-    """Return the picture sizes to try in px, the smallest first.
+    """Return the sizes at which pictures are tried: their sides in px, the smallest first.
 
-    The one that was asked for, or SIZES, rounded to what the model can take.
+    start: the common settings; a size that they name is the only one. model: limits the sizes:
+    multiples of its patch, or of 32 for a convolutional network, and at most its own size.
     """
     if start.adapted.size is not None:
         return [start.adapted.size]
@@ -327,7 +346,10 @@ def _score_choice(
 ) -> tuple[dict[str, Any], float]:
     """Train the choice on all training pictures; return its test scores and the seconds it took.
 
-    certainty: how sure the choice is, for the run's record; running: fields of `Running` by name.
+    best: the candidate that was chosen. certainty: how sure the choice is, for the run's record.
+    out: the folder of the search; the run goes into a subfolder. running: settings of the computer
+    by name, such as "device". report: gets lines of progress. Returns ({"test": scores, ...},
+    seconds); a run that is there already is read, and takes 0 seconds.
     """
     folder = out / CHOICE
     # A killed search may have finished its last training.
@@ -354,7 +376,10 @@ def _scored_candidates(rows: Sequence[Row]) -> list[Row]:
 
 
 def _choice_table(run: AutoRun) -> Table:
-    """Make the table of the choice, its runners-up, and its test score."""
+    """Make the table of candidates: the choice with its test score, then its runners-up.
+
+    run: the result of `auto`, with the candidates in order, the choice first.
+    """
     rows = _scored_candidates(run.rows)
     metric = measure(run.test).replace("_", " ")
     test_pictures = read_run(run.folder).record["data"]["test"]["n"]
@@ -383,7 +408,11 @@ def _choice_table(run: AutoRun) -> Table:
 
 
 def _table_line(row: Row, best: Row | None) -> tuple[Entry, ...]:
-    """Make a candidate's line of the table.  best: the choice, None for the choice itself."""
+    """Make a candidate's line of the table: all columns but the last one, the test score.
+
+    row: the candidate with its answers to held-out pictures. best: the choice, whose lead is shown
+    with a paired 95 % interval; None if the candidate is the choice.
+    """
     experiment, answers = row.experiment, row.answers
     assert answers is not None
     behind = ""
@@ -391,6 +420,7 @@ def _table_line(row: Row, best: Row | None) -> tuple[Entry, ...]:
         gap = interval(best.answers, answers)
         behind = "0.0" if gap is None else numbers.signed(100 * gap.mean)
         behind += "" if gap is None else f" {numbers.interval(gap.low, gap.high)}"
+    # an empty cell: all blocks are adapted
     blocks = "" if experiment.adapted.last_blocks is None else str(experiment.adapted.last_blocks)
     cells = (str(experiment.adapted.size), str(experiment.training.epochs))
     cells += (f"{experiment.training.lr:g}", blocks)

@@ -27,17 +27,20 @@ class Margin:
 
     @property
     def words(self) -> str:
-        """The difference and its interval, in words."""
+        """The choice's score minus the other method's, with its 95 % interval, as text.
+
+        Where both answered every picture alike there is no interval, and the difference is 0.
+        """
         if self.paired is None:
             return f"{numbers.signed(0.0)} {UNIT}"
         ends = " to ".join(numbers.signed(100 * end) for end in (self.paired.low, self.paired.high))
         return f"{numbers.signed(100 * self.paired.mean)} {UNIT} (95 % interval {ends})"
 
     def record(self) -> dict[str, Any]:
-        """Return the difference to another candidate as JSON stores it.
+        """Return the difference between the choice and another method's candidate, for JSON.
 
-        mean, low, high: of the chosen one's score minus the other's; without a paired interval the
-        two answered all pictures alike, and the mean is 0.
+        mean, low, high: the choice's score minus the other's, with its 95 % interval; where both
+        answered all pictures alike there is no interval, and the mean is 0.
         """
         row: dict[str, Any] = {"method": self.method, "settings": self.settings}
         if self.paired is None:
@@ -63,7 +66,11 @@ class Certainty:
 
     @classmethod
     def of(cls, rows: Sequence[Row]) -> Certainty:
-        """Return the certainty of the first row's choice.  rows: the best first."""
+        """Compare the choice with the best candidate of every other method, picture by picture.
+
+        rows: all candidates (methods with settings), the best first; the first one is the choice.
+        Returns how many were compared, on which pictures, and the differences of scores.
+        """
         best = rows[0]
         assert best.answers is not None
         best_of_methods: dict[str, Row] = {}
@@ -81,41 +88,48 @@ class Certainty:
 
     @property
     def sure(self) -> bool:
-        """The statement that the choice is significantly better than other methods, bool."""
+        """True if the choice is significantly better than the best candidate of other methods."""
         first = self.differences[0].paired if self.differences else None
         return first is not None and first.low > 0
 
     @property
-    def statement(self) -> str:
-        """The choice and how sure it is, as sentences."""
+    def sentences(self) -> tuple[str, ...]:
+        """The sentences that name the choice, say on how much it rests, and how sure it is."""
         held_out = (
             "held out once" if self.held == 1 else f"held out in turn ({self.held} of 5 folds)"
         )
         held_out = "each held out once in five folds" if self.held == FOLDS else held_out
         text = f"Chosen: {self.choice}"
         if self.candidates == 1:
-            return (
-                f"{text}. Only one candidate was trained, so nothing was compared: more minutes "
-                "try more."
+            nothing = (
+                "Only one candidate was trained, so nothing was compared: more minutes try more."
             )
+            return f"{text}.", nothing
         text += f", the best of {self.candidates} candidates on {self.pictures:,} training pictures"
         text += f", {held_out}{'' if self.seeds == 1 else f', at {self.seeds} seeds'}."
         if not self.differences:
-            return f"{text} No other method was tried to the end."
+            return text, "No other method was tried to the end."
         first = self.differences[0]
-        text += f" Against {first.method}, the best other method ({first.settings}): {first.words}"
-        if self.sure:
-            return f"{text}; it is ahead."
-        return f"{text}; these pictures do not decide between the two."
+        lead = f"Against {first.method}, the best other method ({first.settings}): {first.words}"
+        verdict = "it is ahead" if self.sure else "these pictures do not decide between the two"
+        return text, f"{lead}; {verdict}."
+
+    @property
+    def statement(self) -> str:
+        """The sentences as one text."""
+        return " ".join(self.sentences)
 
     def record(self) -> dict[str, Any]:
-        """Return the certainty as JSON stores it."""
+        """Return the numbers of candidates, pictures, ..., and the differences, for JSON."""
         names = ("candidates", "pictures", "held", "seeds", "sure", "statement")
         rows = [difference.record() for difference in self.differences]
         return {name: getattr(self, name) for name in names} | {"differences": rows}
 
 
 def _margin(best: HeldOutAnswers, row: Row) -> Margin:
-    """Compare the choice with a candidate of another method."""
+    """Compare the choice with a candidate of another method, by their answers to pictures.
+
+    best: the choice's answers to held-out pictures; row: the other candidate.
+    """
     assert row.answers is not None
     return Margin(row.name, describe_settings(row.experiment), interval(best, row.answers))

@@ -74,8 +74,9 @@ class Cost:
     def of(self, images: int, scored: int, epochs: int, *, fresh: bool = True) -> float:
         """Estimate the seconds of a run.
 
-        images: number trained on.  scored: number held out, which cost half as much.  epochs:
-        their number.  fresh: True if the frozen blocks' features are still to be computed.
+        images: number of pictures trained on. scored: number of held-out pictures; scoring one
+        costs half as much as training on it. epochs: how many passes over the images. fresh: True
+        if the features below the adapted blocks, computed once for all epochs, are not on disk yet.
         """
         training = (epochs * images + SCORING * scored) * self.each
         return self.overhead + training + fresh * (images + scored) * self.once
@@ -101,6 +102,7 @@ class Folded:
     ray: bool = False
 
     def __post_init__(self) -> None:
+        """Open the store of results, and deal the training pictures into FOLDS folds."""
         self.store = Store(self.out, "search.jsonl")
         self.spent, self.costs = 0.0, dict[int, Cost]()
         self.seconds_per_image: dict[tuple[Any, ...], float] = {}  # seconds of an image
@@ -110,6 +112,7 @@ class Folded:
         split, seed = self.start.pictures.split_seed, self.start.training.seed
         self.split_seed = seed if split is None else split
         self.folds = deal(self.labels, FOLDS, self.split_seed)
+        # pictures in the largest fold, rounded up
         self.held = -(-len(self.labels) // FOLDS)
 
     @property
@@ -118,7 +121,11 @@ class Folded:
         return len(self.labels) - self.held
 
     def answers(self, row: Row, parts: int) -> HeldOutAnswers:
-        """Return a candidate's answers to its first `parts` parts."""
+        """Return a candidate's answers to held-out pictures, from its first `parts` trainings.
+
+        row: the candidate. It is trained several times, each time (a part) without one fold of the
+        pictures and at one seed, and then answers that fold. The answers are read from files.
+        """
         keys = tuple(self._part_key(row.experiment, part) for part in range(parts))
         if keys not in self.answers_read:
             parts_read = [read_tensors(self._answers_file(key)) for key in keys]
@@ -132,17 +139,20 @@ class Folded:
         return self.answers_read[keys]
 
     def answer(self, rows: Sequence[Row]) -> list[Row]:
-        """Train candidates, at the same time, each without its next fold.
+        """Train candidates side by side, each once more; return them with the answers of that.
 
-        Returned with their answers to that fold.  rows: as many as there are jobs, or fewer.
+        rows: the candidates so far, at most as many as there are jobs. Each is trained without its
+        next fold of the pictures, and answers that fold. A training whose result is in the store
+        already is not repeated.
         """
         self._train_parts([row for row in rows if self._next_key(row) not in self.store])
         return [self._answered(row) for row in rows]
 
     def _answered(self, row: Row) -> Row:
-        """Return a candidate with the stored result of its next part (a fold with a seed).
+        """Return a candidate with the result of one more training, which is in the store.
 
-        row: the candidate so far. The time that was spent and the estimated costs are updated.
+        row: the candidate so far. Also adds the training's time to `spent`, and updates the
+        estimated costs.
         """
         record = self.store[self._next_key(row)]
         self.spent += record["elapsed"]
@@ -154,12 +164,13 @@ class Folded:
         return advanced
 
     def takes(self, name: str, experiment: Experiment, parts: range) -> float:
-        """Estimate the seconds that some parts of a candidate take.
+        """Estimate the seconds that some trainings of a candidate take.
 
-        parts: their numbers, such as range(1, 5); a part trains on all folds but one, and part
-        FOLDS begins anew with another seed.
+        name, experiment: the candidate's method and settings. parts: numbers of the trainings, such
+        as range(1, 5); number p leaves out fold p mod FOLDS, at the (p div FOLDS)-th seed.
         """
         cost, epochs = self.cost(name, experiment), experiment.training.epochs
+        # the first run on a fold also computes what is below the adapted blocks
         fresh = [
             (*self._frozen_prefix(experiment), part % FOLDS) not in self.prefixes_computed
             for part in parts
@@ -167,20 +178,27 @@ class Folded:
         return sum(cost.of(self.trained, self.held, epochs, fresh=new) for new in fresh)
 
     def last_fit(self, name: str, experiment: Experiment) -> float:
-        """Estimate the seconds of the fit on all pictures, its test scores, and the page."""
+        """Estimate the seconds of the final run: training on all pictures, test scores, page.
+
+        name, experiment: the method and settings of the candidate that would be chosen.
+        """
         cost = self.cost(name, experiment)
         return cost.of(len(self.labels), self.test, experiment.training.epochs) + FINISHING
 
     def cost(self, name: str, experiment: Experiment) -> Cost:
-        """Return a candidate's cost: as measured, or scaled from other depths and sizes."""
+        """Return what a candidate's training costs in seconds, for each image and for a run.
+
+        name, experiment: the candidate's method and settings. The cost of an image is the measured
+        one, if the method was trained at this size and depth; else the largest guess from its other
+        sizes and depths; for a new method that of the pilot, a short run at this size.
+        """
         size = experiment.adapted.size or 0
         cost = replace(self.costs[size], overhead=self.overhead)
         measured = self.seconds_per_image.get((name, *self._frozen_prefix(experiment)))
         if measured is not None:
             return replace(cost, each=measured)
         blocks = experiment.adapted.last_blocks or 1
-        # Cost grows with the adapted blocks and with the square of the side; the worst guess
-        # counts.
+        # Cost grows with the number of adapted blocks and with the square of the side.
         scaled = [
             seconds * max(1.0, blocks / (depth or blocks)) * max(1.0, size / (side or size)) ** 2
             for (method, side, depth), seconds in self.seconds_per_image.items()
@@ -189,11 +207,12 @@ class Folded:
         return replace(cost, each=max(scaled, default=cost.each))
 
     def time_sizes(self, arm: BenchArm, sizes: Sequence[int], limit: float) -> None:
-        """Measure what training costs at each picture size, by a short run, the pilot.
+        """Measure what training costs at each picture size, by one short run (the pilot) for each.
 
-        arm: the method and settings of the pilot; sizes: px, rising, of which the first is always
-        tried; limit: seconds, a size that is expected to take longer ends the measuring.
-        Raises: TrainingError if one fails.
+        arm: the method of the pilot, with its settings. sizes: sides of pictures in px, rising, of
+        which the first is always tried. limit: seconds; no size is tried whose pilot is expected to
+        take longer. Results go to `costs` and `overhead`.
+        Raises: TrainingError if a pilot fails.
         """
         # Enough pictures for each class to be in every fold.
         images = min(len(self.labels), max(PILOT_IMAGES, 2 * len(np.unique(self.labels, axis=0))))
@@ -213,21 +232,25 @@ class Folded:
             seconds_per_image = (
                 (record["trained"] - record["once"]) / (images - fold) / PILOT_EPOCHS
             )
-            # "trained" is the seconds of the whole training; "once" is those of them for the frozen
-            # blocks, computed in the first epoch alone; overhead does not depend on the size
+            # record["trained"] is the seconds of the whole training; record["once"] is the part of
+            # them for the frozen blocks, which are computed in the first epoch alone
             self.costs[size] = Cost(0.0, record["once"] / (images - fold), seconds_per_image)
             self.overhead = record["seconds"] - record["trained"]
             pilot_seconds, previous_size = record["trained"], size
 
     def _record_cost(self, row: Row, record: Mapping[str, Any]) -> None:
-        """Record the seconds that a part took, for later estimates."""
+        """Record the seconds that a training of a candidate took, for later estimates.
+
+        row: the candidate before this training. record: the stored result: "seconds" of the whole
+        run, "trained" of its training, and "once" of the features that are computed once.
+        """
         if record["error"]:
             return
         experiment, prefix = (
             row.experiment,
             (*self._frozen_prefix(row.experiment), row.parts % FOLDS),
         )
-        # a run tells what is computed once as it took the first time
+        # a run that reads these features from disk reports the seconds that computing them took
         training = max(0.0, record["trained"] - record["once"])
         once = 0.0 if prefix in self.prefixes_computed else record["once"]
         self.seconds_per_image[row.name, *prefix[:-1]] = (
@@ -241,12 +264,14 @@ class Folded:
         return experiment.adapted.size, experiment.adapted.last_blocks
 
     def _train_parts(self, rows: Sequence[Row]) -> None:
-        """Train the next part of each candidate; store their seconds, and their answers in files.
+        """Train each candidate once more, side by side; store times, answers and errors.
 
-        elapsed: the share that a part has in the time of all of them, which ran beside each other.
+        rows: the candidates. Each is trained without its next fold of the pictures, at one seed,
+        and answers that fold. Trainings that ran at the same time share the elapsed time in
+        proportion to their seconds, so that the stored times add up to real time.
         """
         began, ends = time.perf_counter(), list[TrialEnd]()
-        # A forked process has everything imported; one alone shares this one's memory.
+        # a single job runs in this process; several need a process each
         local = "here" if self.jobs == 1 else "fresh"
         run_trials(
             [self._next_trial(row) for row in rows],
@@ -263,10 +288,15 @@ class Folded:
             self._store_end(end, part_seconds)
 
     def _next_trial(self, row: Row) -> Trial:
-        """Return the training of a candidate without its next fold."""
+        """Return a candidate's next training, as a task for the pool of jobs.
+
+        row: the candidate so far, with its number p of trainings; this one leaves out fold p mod
+        FOLDS, at the (p div FOLDS)-th seed.
+        """
         folder = (self.out / "search" / self._next_key(row)).absolute()
         seed, fold = divmod(row.parts, FOLDS)
         experiment = row.experiment
+        # further seeds redraw the training, never the folds
         if seed:
             experiment = experiment.changed(
                 seed=experiment.training.seed + seed, split_seed=self.split_seed
@@ -283,9 +313,10 @@ class Folded:
         return Trial(f"{row.name}, {describe_settings(experiment)}", inputs)
 
     def _store_end(self, end: TrialEnd, elapsed: float) -> None:
-        """Store the result of a training: its times, and its predictions or its error.
+        """Store the result of one training: its times, and its predictions or its error.
 
-        elapsed: seconds of wall-clock time that count for it.
+        end: the finished training. elapsed: the seconds of the search that are counted for it, its
+        share of the wall-clock time where several ran at once.
         """
         folder = Path(end.trial.inputs["folder"])
         key = folder.name
@@ -306,7 +337,7 @@ class Folded:
 
     def _part_key(self, experiment: Experiment, part: int) -> str:
         """Return the key of a candidate's part in the store."""
-        return key_of({"experiment": experiment.flat(), "part": part})
+        return key_of({"experiment": experiment.key, "part": part})
 
     def _answers_file(self, key: str) -> Path:
         """Return the file of a part's answers."""
@@ -314,7 +345,11 @@ class Folded:
 
 
 def describe_settings(experiment: Experiment) -> str:
-    """Describe the settings that are searched for: size, epochs, rate and depth."""
+    """Describe the settings that are searched for, for messages: size, epochs, rate and depth.
+
+    experiment: all settings of a candidate. Returns for example "224 px, 20 epochs, rate 0.003,
+    last 3 blocks".
+    """
     blocks = experiment.adapted.last_blocks
     depth = f", last {blocks} blocks" if blocks else ""
     epochs = numbers.plural(experiment.training.epochs, "epoch")

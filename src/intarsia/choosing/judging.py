@@ -38,14 +38,15 @@ class HeldOutAnswers:
 
     @classmethod
     def of(cls, parts: Sequence[tuple[int, np.ndarray, Tensor, Tensor]]) -> HeldOutAnswers:
-        """Join the answers to held-out parts of the training pictures, and score each answer.
+        """Join and score a candidate's answers to held-out pictures, from several trainings.
 
-        parts: for each the seed of its training, the pictures' numbers (n,), logits (n, classes),
-        and labels (n,), or (n, labels) where a picture has several.
+        parts: one tuple for each training: its seed, the numbers of the pictures (n,), logits (n,
+        classes), and labels (n,), or (n, classes) of 0 and 1 where a picture may have several.
         """
         picture = np.concatenate([part[1] for part in parts])
         seed = np.concatenate([np.full(len(part[1]), part[0]) for part in parts])
         logits, labels = torch.cat([p[2] for p in parts]), torch.cat([p[3] for p in parts])
+        # several labels for each picture: rank them, and fit no temperature
         if labels.ndim == 2:
             rows = zip(labels.numpy(), logits.numpy(), strict=True)
             ranked = [label_ranking_average_precision_score(y[None], z[None]) for y, z in rows]
@@ -68,18 +69,23 @@ class HeldOutAnswers:
         return len(np.unique(self.picture))
 
     def shared_rows(self, second: HeldOutAnswers) -> tuple[np.ndarray, np.ndarray]:
-        """Return the rows of both that are of the same picture and seed, as two index arrays."""
+        """Match the rows of two candidates' answers that are for the same picture and seed.
+
+        second: the other candidate's answers. Returns two index arrays of equal length: row a[i] of
+        these answers and row b[i] of the others belong together.
+        """
         # Seed and picture in one integer.
         keys = [(a.seed.astype(np.int64) << 32) + a.picture for a in (self, second)]
-        _, own_rows, other_rows = np.intersect1d(*keys, assume_unique=True, return_indices=True)
-        return own_rows, other_rows
+        _, own_rows, second_rows = np.intersect1d(*keys, assume_unique=True, return_indices=True)
+        return own_rows, second_rows
 
 
 def gap(first: HeldOutAnswers, second: HeldOutAnswers, by: str) -> tuple[float, float]:
-    """Return the mean of first minus second over shared pictures, and its standard error.
+    """Compute how far one candidate is ahead of another: a mean difference and its standard error.
 
-    by: "score" or "loss".  Seeds of a picture are averaged first.  (0, infinity) for fewer than two
-    shared pictures.
+    first, second: their answers; the difference is first minus second, on the pictures that both
+    answered. by: the field to compare, "score" or "loss". Differences of one picture at several
+    seeds are averaged first. Returns (0, infinity) for fewer than two shared pictures.
     """
     rows_of_first, rows_of_second = first.shared_rows(second)
     _, picture_index = np.unique(first.picture[rows_of_first], return_inverse=True)
@@ -96,10 +102,10 @@ def gap(first: HeldOutAnswers, second: HeldOutAnswers, by: str) -> tuple[float, 
 
 
 def behind(answers: HeldOutAnswers, leader: HeldOutAnswers) -> bool:
-    """Decide whether a candidate may be given up: no better score, and a clearly higher loss.
+    """Decide whether a candidate may be given up: its score is not better, its loss clearly higher.
 
     Clearly: by more than one standard error of the paired difference.
-    answers: of the candidate; leader: of the best one so far.
+    answers: those of the candidate; leader: those of the best candidate so far.
     """
     score, _ = gap(answers, leader, "score")
     loss, error = gap(answers, leader, "loss")
@@ -107,10 +113,11 @@ def behind(answers: HeldOutAnswers, leader: HeldOutAnswers) -> bool:
 
 
 def order(candidates: Sequence[HeldOutAnswers]) -> list[int]:
-    """Rank the candidates; return their positions, the best first.
+    """Rank the candidates; return their positions in `candidates`, the best first.
 
-    Those whose score is within one standard error of the highest one, of the paired difference, are
-    tied: they come first, the lowest loss first. The others follow by score, then by loss.
+    candidates: the answers of each to held-out pictures. A candidate ties with the one of highest
+    score if the paired difference between them is at most one standard error. Those that tie come
+    first, ordered by loss; the rest follow by score, then by loss.
     """
     ranked = sorted(
         range(len(candidates)),
@@ -123,11 +130,13 @@ def order(candidates: Sequence[HeldOutAnswers]) -> list[int]:
 
 
 def interval(first: HeldOutAnswers, second: HeldOutAnswers) -> PairedInterval | None:
-    """Compute the paired difference of scores and its interval; None if no picture is shared.
+    """Compute the mean paired difference of two candidates' scores, with its 95 % interval.
 
-    Scores are of `first` minus `second`, on the pictures that both answered with the same seed.
+    first, second: their answers; the difference is first minus second, on the pictures that both
+    answered with the same seed. None if they share no picture.
     """
     rows_of_first, rows_of_second = first.shared_rows(second)
+    # one group of pictures for each training seed
     seeds = [first.seed[rows_of_first] == seed for seed in np.unique(first.seed[rows_of_first])]
     if not seeds:
         return None

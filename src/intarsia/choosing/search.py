@@ -16,7 +16,6 @@ from dataclasses import dataclass
 
 from ..core.checks import RATE_REACH
 from ..core.errors import TrainingError
-from ..core.store import key_of
 from ..experiments import searching
 from ..experiments.experiment import Experiment
 from ..reports import numbers
@@ -54,8 +53,10 @@ class Search:
     report: Report
 
     def __post_init__(self) -> None:
+        """Set up an empty search, and how many folds a candidate answers: at first, and in all."""
         self.rows: dict[str, Row] = {}
         self.order: list[Row] | None = None  # of `ranked`, until something is trained
+        # as many folds as hold ENOUGH pictures together
         self.full = min(FOLDS, -(-ENOUGH // self.folded.held))
         self.screen = min(SCREEN, self.full)
 
@@ -81,10 +82,11 @@ class Search:
         return ranked + [row for row in self.rows.values() if row not in ranked]
 
     def ranked(self) -> list[Row]:
-        """Return the candidates that can be compared, the best first; see `_comparable`.
+        """Return the candidates that can be compared, the best first.
 
-        Finalists, which alone were trained on more than `full` parts, come first, ranked by all of
-        their answers; the others follow, ranked by the pictures that all of them answered.
+        Most candidates are trained `full` times, each time without another fold of the pictures.
+        Finalists were trained more often, at further seeds: they come first, ranked by all of their
+        answers. The others follow, ranked by the answers of the folds that all of them answered.
         """
         if self.order is None:
             base = self._comparable()
@@ -96,10 +98,11 @@ class Search:
         return self.order
 
     def _comparable(self) -> list[Row]:
-        """Return the candidates that can be compared, the best first.
+        """Return the candidates that answered the most folds of the pictures, the best first.
 
-        A part is a fold of the training pictures, held out at one seed. The candidates are those
-        that answered as many parts as the one that has most, where more than `full` count as it.
+        `parts` of a candidate is how often it was trained, each time without another fold, which it
+        then answers. In the list are those with as many parts as the leader in parts has, or with
+        `full` and more; all are ranked by the same first parts.
         """
         trained = [row for row in self.rows.values() if row.parts and not row.error]
         parts = min(self.full, max((row.parts for row in trained), default=0))
@@ -112,7 +115,8 @@ class Search:
     def _first_look(self) -> list[Candidate]:
         """List the first candidates: every method, at the largest affordable size of pictures.
 
-        Each is trained on `screen` folds, in a share SCREENING of the search's seconds at most.
+        Each is to answer `screen` folds, for a quick comparison. The size and the epochs are chosen
+        so that all of these trainings together take at most the share SCREENING of the time.
         """
         train = self.folded.trained
         steps = -(-train // self.folded.start.training.batch_size)
@@ -130,7 +134,12 @@ class Search:
         return [(arm.name, arm.settings.into(start)) for arm in self.arms]
 
     def _next_steps(self) -> Iterator[Move]:
-        """Yield candidates to train next and up to which part, the most promising first."""
+        """Yield (candidate, how many parts it is to have in the end), the most promising first.
+
+        A part is one training of a candidate, without one fold of the pictures and at one seed. A
+        step trains a neighbour of a good candidate, or a candidate on the folds that it lacks, or a
+        finalist at one more seed. In the last third of the time finalists come first.
+        """
         ranked = self.ranked()
         # Neighbours first, then candidates that have not answered all folds yet.
         exploring = [(c, self.full) for c in self._neighbours(ranked)]
@@ -146,13 +155,14 @@ class Search:
         yield from exploring + confirming if early else confirming + exploring
 
     def _neighbours(self, ranked: Sequence[Row]) -> Iterator[Candidate]:
-        """Yield neighbours of the best candidate of each method, then those of the others.
+        """Yield candidates that differ in one setting from the best of each method, then the rest.
 
-        A neighbour differs in one thing: a lower or higher rate, twice the epochs, twice the blocks
-        that are adapted, or the next larger or smaller size of the pictures.
+        ranked: candidates, the best first. A neighbour has a lower or higher rate, twice the
+        epochs, twice the adapted blocks, or the next larger or smaller size of the pictures.
         """
         best: dict[str, Row] = {}
         for row in ranked:
+            # rows are ranked, so the first one of a method is its best
             best.setdefault(row.name, row)
         for row in (*best.values(), *ranked):
             experiment = row.experiment
@@ -170,11 +180,12 @@ class Search:
                 yield row.name, experiment.changed(size=size)
 
     def _advance(self, moves: Iterable[Move], at_most: int | None = None) -> bool:
-        """Train candidates, as many at a time as there are jobs; tell whether any was trained.
+        """Train candidates, as many at a time as there are jobs; return True if any was trained.
 
-        moves: each a candidate and the number of parts (folds with a seed) to train it for; one
-        that falls behind the leader ends early, and one for which there is no time is skipped.
-        at_most: how many candidates are begun; None = all.
+        moves: pairs (candidate, how many parts it is to have in the end); a part is one training,
+        without one fold and at one seed. A candidate that falls behind the leader stops early; one
+        for which there is no time is skipped. at_most: how many candidates may be started; None =
+        all.
         """
         waiting, working, begun = iter(moves), list[Move](), 0
         while True:
@@ -187,7 +198,8 @@ class Search:
                 return begun > 0
             rows = [self._row_of(*candidate) for candidate, _ in working]
             for row in self.folded.answer(rows):
-                self.rows[key_of(row.experiment.flat())] = row
+                self.rows[row.experiment.key] = row
+            # new answers: the ranking is computed anew when it is next asked for
             self.order = None
             ended = [move for move in working if not self._goes_on(*move)]
             working = [move for move in working if move not in ended]
@@ -195,7 +207,12 @@ class Search:
                 self._report_end(*candidate)
 
     def _next_to_begin(self, waiting: Iterator[Move], working: Sequence[Move]) -> Move | None:
-        """Return the next of the waiting moves that has something to train and time for it."""
+        """Return the next candidate to train: the first that lacks trainings and has time for them.
+
+        waiting: pairs (candidate, how many parts it is to have in the end), a part is one training;
+        those before the result are used up. working: such pairs that are in training now, whose
+        candidates are not started twice. Returns such a pair, None if there is none.
+        """
         for (name, experiment), parts in waiting:
             if any((name, experiment) == candidate for candidate, _ in working):
                 continue
@@ -210,10 +227,11 @@ class Search:
         return None
 
     def _goes_on(self, candidate: Candidate, parts: int) -> bool:
-        """Decide whether a candidate is to be trained for its next part (a fold with a seed).
+        """Decide whether a candidate is to be trained once more, without another fold.
 
-        parts: number at which it has enough. The first `screen` parts are trained in any case; then
-        a candidate that is clearly behind the leader is given up.
+        candidate: method and experiment. parts: the number of trainings at which it is done. The
+        first `screen` ones, a quick comparison of all methods, are made in any case; then a
+        candidate that is clearly behind the leader is given up.
         """
         row = self._row_of(*candidate)
         if row.error or row.parts >= parts:
@@ -221,15 +239,20 @@ class Search:
         return row.parts < self.screen or not self._may_give_up(row)
 
     def _report_end(self, name: str, experiment: Experiment) -> None:
+        """Report a candidate's result, and how much of the time has passed, as a line of progress.
+
+        name, experiment: the candidate's method and all of its settings.
+        """
         elapsed, total = map(numbers.seconds, (self.folded.spent, self.seconds))
         line = f"{name}, {describe_settings(experiment)}: "
         line += _describe_result(self._row_of(name, experiment))
         self.report(f"{line}; {elapsed} of {total} gone.")
 
     def _may_give_up(self, row: Row) -> bool:
-        """Decide whether a candidate may be given up, on the parts that it and the leader answered.
+        """Decide whether a candidate is clearly behind the leader, so that it may be given up.
 
-        On the same pictures alone: the temperature is fitted to them, and moves the loss.
+        row: the candidate. It and the leader are compared on the folds that both answered, since
+        the temperature that scales the loss is fitted to all answers together.
         """
         ranked = self.ranked()
         leader = ranked[0] if ranked else row
@@ -239,13 +262,15 @@ class Search:
         return judging.behind(*(self.folded.answers(r, level) for r in (row, leader)))
 
     def _row_of(self, name: str, experiment: Experiment) -> Row:
-        """Return the row of a candidate, a new one if it was not trained yet."""
-        return self.rows.get(key_of(experiment.flat()), Row(name, experiment))
+        """Return the results of a candidate so far; an empty row if it was not trained yet."""
+        return self.rows.get(experiment.key, Row(name, experiment))
 
     def _fits(self, name: str, experiment: Experiment, parts: int) -> bool:
-        """Decide whether training a candidate up to so many parts leaves time for the last fit.
+        """Decide whether there is time to train a candidate, and then the final choice.
 
-        parts: folds times seeds that are to have answers, those that it has included.
+        name, experiment: the candidate's method and settings. parts: how many trainings, each
+        without one fold, it is to have in the end, those that it has had included. The final choice
+        is trained on all pictures and scored on the test part.
         """
         remaining_parts = range(self._row_of(name, experiment).parts, parts)
         part_seconds = self.folded.takes(name, experiment, remaining_parts)
@@ -255,12 +280,11 @@ class Search:
         return self.folded.spent + part_seconds + last_seconds < self.seconds
 
     def _shorten_first(self, name: str, experiment: Experiment) -> Experiment:
-        """Return the first candidate with the epochs that there is time for.
+        """Return the settings of the first candidate, with fewer epochs if the time is too short.
 
-        name: its method; experiment: its settings, whose epochs may be lowered. It trains however
-        little time there is, so that the search has a result.
-
-        They fill half of the remaining time, because the last fit takes as long; at least 1 epoch.
+        name, experiment: its method and settings. However little time there is, it is trained for
+        an epoch at least, so that the search has a result. The time has to do for two trainings: on
+        all folds but one, and the final one on all pictures.
         """
         requested = experiment.training.epochs
         one_epoch, two_epochs = (
@@ -281,7 +305,10 @@ class Search:
 
 
 def _describe_result(row: Row) -> str:
-    """Describe a candidate's score, or its error, for the progress line."""
+    """Describe a candidate's score on held-out pictures, or its error, for a line of progress.
+
+    row: the candidate with its answers so far.
+    """
     if row.answers is None or row.error:
         return f"FAILED, {row.error}"
     share = numbers.percent(row.val[measure(row.val)])

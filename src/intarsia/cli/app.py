@@ -25,7 +25,10 @@ app = typer.Typer(
 
 
 def version(requested: bool) -> None:
-    """Print the version and stop."""
+    """Print the version and end the program, if --version was given.
+
+    requested: True if it was; typer calls this for every command.
+    """
     if requested:
         from importlib.metadata import version as of
 

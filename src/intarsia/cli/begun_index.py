@@ -16,8 +16,12 @@ def settings_file(partial: Path) -> Path:
 
 
 def known_by(docs: str) -> list[Any]:
-    """Return a path, and its file's size and time, by which documents are known unread."""
+    """Return what identifies the documents without reading them: path, size and time of the file.
+
+    docs: a file, a folder, or the name of a collection, which identifies itself.
+    """
     path = Path(docs)
+    # of a folder in BEIR's layout the documents are what matters
     file = path / "corpus.jsonl" if path.is_dir() else path
     if not file.is_file():
         return [docs]
@@ -26,9 +30,11 @@ def known_by(docs: str) -> list[Any]:
 
 
 def check_same(partial: Path, settings: dict[str, Any], out: Path) -> None:
-    """Check that an index that was begun was begun with these settings.
+    """Check that an unfinished index was begun by the same command as this one.
 
-    partial: folder of what was encoded; out: the index's.  Raises: ConfigError.
+    partial: folder of what was encoded so far. settings: documents and options of this command.
+    out: the folder of the finished index, for the error.
+    Raises: ConfigError.
     """
     try:
         before = read_json(settings_file(partial))

@@ -112,7 +112,10 @@ def auto(
 
 
 def _show(search: AutoRun, as_json: bool) -> None:
-    """Print a search's ranking and what it chose, or all of it as JSON."""
+    """Print the ranking of a search and what it chose.
+
+    search: the result of `intarsia.auto`; as_json: print all of it as JSON instead.
+    """
     from ..reports.terminal import Terminal
 
     if as_json:
@@ -128,10 +131,18 @@ def _show(search: AutoRun, as_json: bool) -> None:
             | {"method": row.name}
             for row in search.rows
         ]
+        # the test part is scored once, by the choice alone
         scores = {"test": dict(search.test), "certainty": search.certainty.record()}
         show_json({"folder": str(search.folder), **scores, "rows": rows})
         return
-    say(search.certainty.statement)
+    say("\n".join(search.certainty.sentences))
     show_rich(Terminal(search.table()))
-    say(f"Report: {search.report}\nRepeat: {search.choice.command()}")
+    repeated = search.choice.changed(data=_seen_from_here(search.choice.pictures.data))
+    say(f"Report: {search.report}\nRepeat: {repeated.command()}")
     say(f"Next:  intarsia predict {search.folder} PICTURES")
+
+
+def _seen_from_here(data: str) -> str:
+    """Return a path below the current folder without the part that leads to that folder."""
+    path = Path(data)
+    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else data

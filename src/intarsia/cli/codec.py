@@ -59,6 +59,7 @@ def encode(
     Example:  intarsia codec encode photo.png -o photo.irc
     """
     check_signal(file)
+    # checked before the fitting, which takes half an hour
     place = out or file.with_suffix(".irc")
     _no_folder(place)
     target(place, "photo.irc", mark=IRC)
@@ -114,6 +115,7 @@ def decode(
 
     check_signal(file)
     data = read_bytes(file)
+    # the header says which prior is needed, before anything is decoded
     header, payload = irc.read(data)
     record = dataclasses.asdict(header) | {
         "prior": header.prior.hex(),
@@ -207,13 +209,17 @@ def train(
 
 
 def _built_in() -> Path:
+    """Return the folder of the built-in prior, which was trained on photographs."""
     from ..models.codec.codec import PHOTOGRAPHS
 
     return PHOTOGRAPHS
 
 
 def _no_folder(target: Path) -> None:
-    """Refuse a folder in place of a file before the work, not after it."""
+    """Refuse, before long work, an output path that is a folder where a file is to be written.
+
+    target: the path of --out.
+    """
     if target.is_dir():
         fix = f"Name a file in it: {target / 'photo'}."
         raise ConfigError("--out", got=f"the folder {target}", want="a file", fix=fix)
@@ -224,7 +230,10 @@ def _speed(seconds: float, points: int) -> str:
 
 
 def _points(data: bytes) -> int:
-    """Return how many pixels, samples or points a compressed file holds."""
+    """Return how many pixels, samples or points are in a compressed file.
+
+    data: the bytes of the file.
+    """
     from ..models.codec import irc
 
     header, _ = irc.read(data)

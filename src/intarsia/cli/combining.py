@@ -43,7 +43,7 @@ def combine(
     threads: Threads = None,
     as_json: Json = False,
 ) -> None:
-    """Put techniques on a sparse model and measure what they are worth together.
+    """Apply several techniques to a sparse model, and measure their joint effect.
 
     prune, merge: the share of experts that goes; student: a dense model of so many experts; skip:
     the quantile of g2 / g1 below which a token has one expert; place: experts ordered for four
@@ -59,6 +59,7 @@ def combine(
         raise ConfigError("TEXT", got=text, want=want, fix=fix)
     at_least("--rows", rows, 1)
     at_least("--calibration", calibration, 1)
+    # all entries at once would conflict with each other
     pairs = pairs or entries == ALL
     if out is not None:
         target(out, "combined.json", mark=COMBINED)
@@ -88,13 +89,19 @@ def combine(
 
 
 def _texts(model: str, text: str, sizes: tuple[int, int, int], seed: int) -> tuple[Any, Any, Any]:
-    """Load the model, batches to calibrate on, and batches to measure on."""
+    """Load the model, batches to calibrate on, and batches to measure on.
+
+    model: folder of a language model. text: a corpus or a file. sizes: rows to calibrate on, rows
+    to measure on, tokens of a row. seed: of the split.
+    Raises: ConfigError for a text without full rows.
+    """
     from ..data.language_models import language_model
     from ..data.texts import load_texts
     from ..data.token_batches import inputs_of
 
     calibration, rows, length = sizes
     host, tokenizer = language_model(model)
+    # rows to measure on are none of the calibration
     counts = {"length": length, "train": calibration, "test": rows}
     parts = load_texts(text, tokenizer, seed=seed, progress=note, **counts)
     some = [[part[i] for i in range(len(part))] for part in (parts.train, parts.test)]
@@ -107,9 +114,11 @@ def _texts(model: str, text: str, sizes: tuple[int, int, int], seed: int) -> tup
 
 
 def _show(record: dict[str, Any]) -> None:
-    """Print the combinations; then certain interactions, refused pairs and failed checks.
+    """Print the measured combinations of techniques, and what stands out.
 
-    record: as `combine` returns and writes it; a star marks the Pareto front.
+    record: "rows" (a combination each; a star marks those that no other beats), "refused" (pairs
+    that cannot be together) and "broken" (checks that failed), as `combine` writes them. Of
+    interactions only those are printed whose 95 % interval leaves 0 out.
     """
     columns = ("entries", "nats", "MB", "Mop/token", "hits", "B/token sent", "ms simulated")
     cells: list[tuple[str, ...]] = []

@@ -117,8 +117,8 @@ def compare(
 def _compare_methods(request: dict[str, Any], arguments: dict[str, Any], words: set[str]) -> None:
     """Run the comparison and show it.
 
-    request: all parameters of the verb; arguments: the options that it shares with `fit`;
-    words: names of the parameters on the command line.
+    request: all parameters of `intarsia compare` by name; arguments: the options that it shares
+    with `fit`; words: names of the parameters that were given on the command line.
     """
     data, baseline = request["data"], request["baseline"]
     grid, no_linear = arguments.pop("rates"), arguments.pop("no_linear")
@@ -140,6 +140,7 @@ def _compare_methods(request: dict[str, Any], arguments: dict[str, Any], words: 
 
     values = experiment_values(arguments) | {"data": located(data), "settings": ()}
     seeds = numbers("--seeds", request["seeds"])
+    # the same command again finds its runs here
     folder = request["out"] or Path("runs") / f"compare-{data_name(data)}"
     start = Experiment.of(values)
     # A method whose rate is given by --set keeps that; the search covers the others.
@@ -179,14 +180,21 @@ def _compare_methods(request: dict[str, Any], arguments: dict[str, Any], words: 
 
 
 def _named(methods: str, settings: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Return the keys of methods, and METHOD.name=value with keys in place of names."""
+    """Return the methods' keys, and METHOD.name=value settings with keys in place of other names.
+
+    methods: names with commas; settings: as given by --set.
+    """
     written = [name.strip() for name in methods.split(",") if name.strip()]
+    # methods may be given by their paper's name
     names = [method_key(name, note) for name in written]
     return names, list(_by_key(settings, dict(zip(written, names, strict=True))))
 
 
 def _by_key(settings: Sequence[str], keys: Mapping[str, str]) -> Iterator[str]:
-    """Yield METHOD.name=value with the method's key in place of its name."""
+    """Yield METHOD.name=value settings with each method's key in place of its name.
+
+    settings: as given by --set; keys: name on the command line -> key.
+    """
     for text in settings:
         name, dot, rest = text.partition(".")
         yield f"{keys.get(name, name)}{dot}{rest}"
@@ -218,10 +226,11 @@ def report(
 
 
 def _show_spans(path: Path, page: Path, baseline: str | None, as_json: bool) -> None:
-    """Write the page of a file of spans, and print its table, or as JSON the file's content.
+    """Write the page of a file of attention spans, and print its table.
 
-    page: the HTML file; baseline: refused, since pages of spans have their own.  Raises:
-    ConfigError.
+    path: the JSON file of `intarsia spans`; page: the HTML file to write. baseline: refused, since
+    such a page has its own. as_json: print the file's content in place of the table.
+    Raises: ConfigError.
     """
     from ..reports.spans import read_spans, report_of
 
@@ -233,9 +242,11 @@ def _show_spans(path: Path, page: Path, baseline: str | None, as_json: bool) -> 
 
 
 def _show_sparse(folders: Sequence[Path], page: Path, baseline: str | None, as_json: bool) -> None:
-    """Write the page of pruned models, and print its table, or as JSON their records.
+    """Write the page of pruned models, and print its table.
 
-    page: the HTML file; baseline: refused, since these pages have their own.  Raises: ConfigError.
+    folders: of `intarsia sparsify`; page: the HTML file to write. baseline: refused, since such a
+    page has its own. as_json: print the models' records in place of the table.
+    Raises: ConfigError.
     """
     from ..reports.sparse import gather, report_of
 
@@ -251,17 +262,27 @@ def _show_sparse(folders: Sequence[Path], page: Path, baseline: str | None, as_j
 def show_comparison(
     folders: Sequence[Path], page: Path, baseline: str | None, as_json: bool
 ) -> Comparison:
-    """Print the table of runs and write their page; return what they are as a comparison."""
+    """Write the page of runs and print their table; return the comparison.
+
+    folders: of the runs, or folders around them; page: the HTML file to write. baseline: label of
+    the method that others are compared with, None = the first. as_json: print rows in place of the
+    table.
+    """
     from ..reports.runs import comparison_of, gather, json_choice, json_rows, report_of
 
     comparison = comparison_of(gather(folders), baseline)
+    # only --json prints these; the page has all of it
     content = {"chosen": json_choice(comparison), "rows": json_rows(comparison)}
     _show_report(report_of(comparison), page, content if as_json else None)
     return comparison
 
 
 def _show_report(report: Report, out: Path, content: Mapping[str, Any] | None) -> None:
-    """Write a report, and print its result.  content: what --json prints instead of it."""
+    """Write a report as a page, and print its result.
+
+    out: the page; its suffix decides between HTML, Markdown and LaTeX. content: what is printed as
+    JSON in place of the result; None = print the result.
+    """
     from ..reports.terminal import summary
     from ..reports.writing import write
 

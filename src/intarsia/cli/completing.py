@@ -33,7 +33,10 @@ def among(words: Iterable[str]) -> Complete:
 
 
 def several(complete_word: Complete) -> Complete:
-    """Return a completer of the last of several words with commas."""
+    """Return a function that completes the last word of a list with commas.
+
+    complete_word: completes a single word.
+    """
 
     def complete(incomplete: str) -> list[str]:
         before, comma, last = incomplete.rpartition(",")
@@ -43,7 +46,11 @@ def several(complete_word: Complete) -> Complete:
 
 
 def methods(ctx: typer.Context, incomplete: str) -> list[tuple[str, str]]:
-    """Complete `--method`, with summaries: the recommenders of a task, where one was given."""
+    """Complete the value of `--method` for the shell, with a summary of each.
+
+    ctx: the options typed so far; with --task the recommenders of that task are offered.
+    incomplete: the beginning of the word.
+    """
     keys = RECOMMENDERS.get(ctx.params.get("task") or "", method_names(""))
     return [row for row in cards(incomplete) if row[0] in keys]
 
@@ -61,7 +68,10 @@ def cards(incomplete: str) -> list[tuple[str, str]]:
 
 
 def data(incomplete: str) -> Iterator[str]:
-    """Complete named sets, corpora and suites, and the files of the folder."""
+    """Complete DATA for the shell: named sets, corpora, suites of tasks, and files.
+
+    incomplete: the beginning of the word.
+    """
     # A trailing slash invites the shell to complete a task of the suite behind it.
     yield from among((*SETS, *CORPORA, *(f"{suite}/" for suite in plugins(TASKS))))(incomplete)
     folder, _, head = incomplete.rpartition("/")
@@ -78,7 +88,7 @@ def models(incomplete: str) -> list[str]:
 
 @lru_cache(maxsize=1)
 def _timms() -> tuple[str, ...]:
-    """Read the names of models in timm's source, which is not imported."""
+    """Read the names of timm's models from its source files, without importing it."""
     # Its modules register their models when imported, which takes seconds: the names are read
     # instead.
     spec = find_spec("timm")
@@ -89,7 +99,11 @@ def _timms() -> tuple[str, ...]:
 
 
 def settings(ctx: typer.Context, incomplete: str) -> list[tuple[str, str]]:
-    """Return the settings of the method that was named, or METHOD.name= of several, with help."""
+    """Complete the value of `--set` for the shell, with the help of each setting.
+
+    ctx: the options typed so far: after --method the words are NAME=, after --methods METHOD.NAME=.
+    incomplete: the beginning of the word.
+    """
     # A verb with --method completes NAME=; one with --methods completes METHOD.NAME=.
     if (method := ctx.params.get("method")) is not None:
         rows = _settings_of(method)
@@ -100,7 +114,10 @@ def settings(ctx: typer.Context, incomplete: str) -> list[tuple[str, str]]:
 
 
 def _settings_of(method: str) -> list[tuple[str, str]]:
-    """Return "NAME=" and the help of each setting of a method, for the shell's completion."""
+    """Return "NAME=" and the help of each setting of a method, for the shell's completion.
+
+    method: its key; without settings, or unknown, it has none.
+    """
     entry: Any = index().get(method, {})
     return [
         (f"{setting['name']}=", shorten(setting.get("help", ""), HELP))
@@ -120,10 +137,10 @@ CALIBRATION = several(among((MIXED, *CORPORA)))
 
 
 def of_setting(name: str, declared: Setting) -> Callable[..., Iterable[Any]] | None:
-    """Return the function that completes a setting's value in the shell; None if there is none.
+    """Return the function that completes an option's value in the shell; None if there is none.
 
-    name: of the setting, for which OF_OPTION may have a function; declared: else its choices, or
-    the words that it offers.
+    name: of the setting, for which OF_OPTION may have a function. declared: its declaration, whose
+    choices or offered words are completed otherwise.
     """
     if name in OF_OPTION:
         return OF_OPTION[name]

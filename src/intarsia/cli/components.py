@@ -50,7 +50,7 @@ def components(
     seed: Seed = 0,
     as_json: Json = False,
 ) -> None:
-    """Draw the components of a sparse coding model as tiles, those on most often first.
+    """Draw the components of a sparse coding model as tiles, the most active ones first.
 
     With --fit the model is learned from patches of pictures less their mean, of mca and mop from
     patches as they are.
@@ -78,6 +78,7 @@ def components(
     else:
         target(run, "runs/gsc", option="RUN", written_names=(CARD, TENSORS))
         _learn(fit, run, model, atoms, side, patches, steps, seed)
+    # read back from the folder, also after --fit: the folder is then known to be whole
     learner = Annealed.load(run)
     try:
         learner.plot_components(picture)
@@ -98,7 +99,13 @@ def components(
 def _learn(
     source: Path, run: Path, model: str, atoms: int, side: int, patches: int, steps: int, seed: int
 ) -> None:
-    """Fit a model to patches of pictures and save it."""
+    """Learn a sparse coding model from patches of pictures and save it.
+
+    source: a picture or a folder of them. run: the folder to write. model: the method's key. atoms:
+    number of components. side: of a patch in px. patches: their number. steps: of EM. seed: of
+    patches and model.
+    Raises: ConfigError for a folder without pictures.
+    """
     import numpy as np
 
     from ..core.registry import card
@@ -113,6 +120,7 @@ def _learn(
     if not files:
         fix = "Name a folder with .png or .jpg files."
         raise ConfigError("--fit", got=f"no picture in {source}", want="pictures", fix=fix)
+    # brightness alone: a component is a grey patch
     pictures = [grey(np.asarray(read_image(file))) for file in files]
     kind: Any = card(model).config
     # These models else leave out, late in a run, the samples that they explain worst.

@@ -43,6 +43,10 @@ Steps = Annotated[
     str | None,
     typer.Option(help="Steps of gqsa's tuning, for each block and for all scales; 0,0 = none."),
 ]
+Shared = Annotated[
+    int | None,
+    typer.Option(help="Neighbouring rows that keep the same groups, of gqsa: 1, 4 or 8."),
+]
 Layers = Annotated[
     list[str] | None,
     typer.Option(help="Glob of the layers to pack, such as 'mlp.*'; may be repeated."),
@@ -58,6 +62,7 @@ def compress(
         int | None, typer.Option(help="Bits of a weight, for formats that round.")
     ] = None,
     steps: Steps = None,
+    shared: Shared = None,
     layers: Layers = None,
     calib: Calibration = "mixed",
     rows: Rows = 64,
@@ -74,7 +79,7 @@ def compress(
     threads: Threads = None,
     as_json: Json = False,
 ) -> None:
-    """Keep a language model's linear layers packed, and multiply with what is stored.
+    """Store a language model's linear layers in a compact format, and compute with it directly.
 
     Prune first (`intarsia sparsify`): a bitmask of a dense model saves nothing. Refused where this
     machine would be slower than with the model as it is. gqsa prunes groups of weights and stores
@@ -85,13 +90,15 @@ def compress(
     time, and writes a run, for `intarsia predict` and `evaluate`.
 
     Example:  intarsia compress pruned --format bitmask --values int8 --out fast
-              intarsia compress smollm2 --format gqsa --density 0.5 --out small
+              intarsia compress smollm2 --format gqsa --density 0.5 --shared 8 --out small
               intarsia compress runs/pruned --format chw --out fast
     """
     _check(format, density, bits, rows, calib, out)
     assert out is not None
     use_threads(threads)
+    # those that were not given are None, and stay the format's own
     settings = {"values": values, "density": density, "bits": bits, "tuning": _tuning(steps)}
+    settings["rows"] = shared
     if format == NETS:
         _net(model, settings | {"layers": layers, "resume": resume or None}, force, out, as_json)
         return
@@ -115,9 +122,11 @@ def _packed(
     out: Path,
     format: str,
 ) -> dict[str, Any]:
-    """Open, pack and write a model; returns the record.  text: corpus, rows, tokens of a row.
+    """Open a language model, pack it and write it; return the record.
 
-    format: by whose name a better runtime is looked up, before the work.
+    model: its name or folder. stored: the format, or a method that packs by itself. text: corpus,
+    rows and tokens of a row to calibrate on. options: further keywords of `intarsia.compress`. out:
+    the folder to write. format: the format's name, for a warning if another runtime is faster.
     """
     from ..core import nbytes
     from ..core.change import Change
@@ -134,7 +143,7 @@ def _packed(
     else:
         host, tokenizer = language_model(model, dtype="auto")
     if type(host).__name__ in ARCHITECTURES:  # llama.cpp knows it
-        _warn_of_rivals("text", format)
+        _warn_of_rivals("text", format, getattr(stored, "bits", None))
     before = sum(p.nbytes for p in host.parameters())
     calibration: Any = ()
     read: dict[str, int] = {}
@@ -170,10 +179,12 @@ def _packed(
 
 
 def _net(run: str, options: dict[str, Any], force: bool, out: Path, as_json: bool) -> None:
-    """Compress a run's convolutional net to the sparse format CHW, write it, and print the times.
+    """Pack the convolutional net of a run into the sparse format CHW; write it as a run.
 
-    options: those of other formats, refused if not None.
-    force: write it even where it is not faster.
+    run: folder of the run. options: those of other formats, refused if not None. force: write it
+    even where it is not faster. out: the folder to write. as_json: print the record in place of the
+    times.
+    Raises: ConfigError for options of other formats, or a folder that is no run.
     """
     from ..experiments.experiment import FILE
     from ..experiments.packing import compress_run
@@ -191,26 +202,29 @@ def _net(run: str, options: dict[str, Any], force: bool, out: Path, as_json: boo
     if as_json:
         show_json({"folder": str(out), **report})
         return
+    # empty where nothing was timed
     times = report["milliseconds"]
     took = [f"{times['before']:.2f} ms -> {times['after']:.2f} ms a picture"] if times else []
     notes = [f"in torch as before: {', '.join(report['left'])}"] if report["left"] else []
     say("\n".join([f"{len(report['layers'])} layers in CHW", *took, *notes, str(out)]))
 
 
-def _warn_of_rivals(kind: str, format: str) -> None:
+def _warn_of_rivals(kind: str, format: str, bits: int | None = None) -> None:
     """Warn before a format is written that another runtime was measured to beat.
 
-    kind: of the inputs for which it was measured, such as "picture"; format: its name.
+    kind: of the inputs for which it was measured, such as "picture"; format: its name; bits: of a
+    weight, None = any.
     """
     from ..formats.rivals import advice
 
-    if line := advice(kind, format):
+    if line := advice(kind, format, bits):
         warn(line)
 
 
 def chosen_format(name: str, options: dict[str, Any]) -> Any:
-    """Return a format, or a method that packs layers itself, with settings other than None.
+    """Return a format, or the settings of a method that packs layers by itself.
 
+    name: of the format; options: settings by name, None = not given.
     Raises: UnknownName; ConfigError for a setting that it does not have.
     """
     from ..core.registry import card
@@ -230,7 +244,10 @@ def chosen_format(name: str, options: dict[str, Any]) -> Any:
 
 
 def _tuning(steps: str | None) -> dict[str, int] | None:
-    """Return the setting of `Gqsa` for --steps.  Raises: ConfigError unless it is two numbers."""
+    """Parse --steps, "BLOCKS,MODEL", as the setting of Gqsa; None gives None.
+
+    Raises: ConfigError unless it is two numbers.
+    """
     if steps is None:
         return None
     counts = numbers("--steps", steps)
@@ -241,6 +258,7 @@ def _tuning(steps: str | None) -> dict[str, int] | None:
 
 
 def _tensors(host: Any) -> list[Any]:
+    """Return the parameters and buffers of a model, tied ones once."""
     # Tied weights are one tensor in memory: by address they count once.
     tensors = {t.data_ptr(): t for t in (*host.parameters(), *host.buffers())}
     return list(tensors.values())
@@ -254,7 +272,12 @@ def _check(
     calib: str,
     out: Path | None,
 ) -> None:
-    """Check options and texts, and reserve the folder, before torch is imported."""
+    """Check the options and texts, and reserve the output folder, before torch is imported.
+
+    format: its name; density: share of weights kept; bits: of a weight; rows, calib: number and
+    names of texts to calibrate on; out: the folder to write.
+    Raises: UnknownName; ConfigError.
+    """
     if format not in FORMATS:
         raise UnknownName("--format", format, FORMATS)
     if density is not None:

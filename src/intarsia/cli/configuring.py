@@ -18,9 +18,9 @@ YAML = (".yaml", ".yml")  # refused: its 1e-3 is a text and its `no` is false
 
 
 def read_config(path: Path) -> dict[str, Any]:
-    """Read the values of a run folder, its experiment.json or run.json, or a file like the former.
+    """Read the options of a run from a file, for --config.
 
-    The file is JSON, or TOML if its name ends so.
+    path: a run folder, its experiment.json or run.json, or a JSON or TOML file like the former.
     Raises: ConfigError for a file that is not there, not of a run or of another form, and for a
     value of another type; UnknownName for a name that is no option; CheckpointError for a file that
     cannot be parsed.
@@ -54,10 +54,11 @@ def read_config(path: Path) -> dict[str, Any]:
 def with_config(
     path: Path, parameters: Mapping[str, Any], words: set[str], report: Callable[[str], None]
 ) -> tuple[dict[str, Any], set[str]]:
-    """Return all parameters of `fit`, those of the file where none is given, and all names set.
+    """Return `fit`'s parameters, where a file's values fill those not given, and all their names.
 
-    parameters: their values; words: names of those that stand on the command line.  What these
-    override is reported, and what goes with them: settings of a method are left out for another.
+    path: the file of --config. parameters: values by name; words: names of those given on the
+    command line, which override the file's; that is reported, as are settings of another method,
+    which are left out. report: gets the lines.
     """
     values, merged = read_config(path), dict(parameters)
     theirs, settings = values.get("method"), values.get("settings")
@@ -66,6 +67,7 @@ def with_config(
     if settings and theirs and another and "settings" not in words:
         report(f"Without --set {' '.join(settings)} of {path}, which is for {theirs}.")
         del values["settings"]
+    # an option that was not given takes the file's value
     for name, value in values.items():
         if name not in words:
             merged[name] = value
@@ -76,7 +78,11 @@ def with_config(
 
 
 def _check(values: Mapping[str, Any], file: Path) -> None:
-    """Check names and types of the options in a file.  Raises: UnknownName; ConfigError."""
+    """Check the names and types of the options in a file, which may be written by hand.
+
+    values: by name; file: for errors.
+    Raises: UnknownName; ConfigError.
+    """
     # A file may be written by hand: names and types are checked as those of options are.
     names = ("data", *OF_RUN)
     for name, value in values.items():

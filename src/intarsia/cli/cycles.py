@@ -25,7 +25,7 @@ def cycles(
     side: Annotated[int, typer.Option(help="Side of the accelerator's array, in units.")] = 32,
     as_json: Json = False,
 ) -> None:
-    """Count the cycles of a training step on SAT, dense and with N:M weights, layer by layer.
+    """Count the cycles of a training step on the accelerator SAT, with dense and N:M weights.
 
     A model of an accelerator, not a measurement: products of attention are not counted.
 
@@ -38,6 +38,7 @@ def cycles(
     if as_json:
         show_json({"layers": rows, "dense": dense, "cycles": sparse, "times": dense / sparse})
         return
+    # thousands with commas; flows are words
     table = [[f"{v:,}" if isinstance(v, int) else v for v in row.values()] for row in rows]
     columns = list(rows[0])
     show_table("", columns, table, right=",".join(columns[1:-1]))

@@ -72,6 +72,7 @@ def spans(
     from ..data.language_models import language_model
     from ..methods.moa import MoA, choose_spans
 
+    # refuses impossible lengths before the model is loaded
     method = MoA(density, numbers, check, extend, sink, block, answer=answer)
     host, tokenizer = language_model(model)
     # Texts must be as long as the longest length that is profiled or validated.
@@ -93,9 +94,10 @@ def spans(
 
 
 def _summary(spans: Any, size: int) -> dict[str, Any]:
-    """Return density, losses, seconds and spans for --json.
+    """Return what `intarsia spans --json` prints: density, losses, seconds and spans.
 
-    spans: found by `fit_spans`; size: the length of texts, in tokens, for which spans are counted.
+    spans: attention spans of each head, as `choose_spans` returns them; size: the length of texts,
+    in tokens, for which spans are counted.
     """
     details = spans.about
     loss = details["loss"][details["chosen"]]
@@ -134,7 +136,7 @@ def generate(
     threads: Threads = None,
     as_json: Json = False,
 ) -> None:
-    """Continue a text with the most likely tokens, and say how many a second.
+    """Continue a text with the most likely tokens, and report the tokens per second.
 
     Keys and values have their room from the start; with --spans a ring for each head. For many
     requests at once see `intarsia serve`.
@@ -157,6 +159,7 @@ def generate(
     if as_json:
         show_json(record)
         return
+    # unlike `say`, which escapes control characters: the text is printed as it is
     sys.stdout.write(record["text"].strip("\n") + "\n")
     say(
         f"{record['tokens']} tokens, {record['a_second']:.1f} a second; "
@@ -177,9 +180,11 @@ def _continued(
     dtype: str,
     compare: bool,
 ) -> dict[str, Any]:
-    """Load a model, decode, and return the record.
+    """Load a model, continue a text with it, and return the record that `generate` prints.
 
-    source: the model and its device.  paths: of spans, and of a saved folder.
+    source: the model and its device. prompt: the text. tokens: at most so many new ones. paths: a
+    file of attention spans, and a saved folder with a change, None each if not given. dtype: of the
+    weights. compare: also time transformers' own generate.
     """
     from ..hosts.decoding import generate as continued
     from ..hosts.decoding import stock_generate
@@ -225,7 +230,11 @@ def _continued(
 
 
 def _numbers(text: str) -> tuple[int, ...]:
-    """Parse whole numbers that are separated by commas.  Raises: ConfigError."""
+    """Parse whole numbers that are separated by commas, as --lengths has them.
+
+    text: for example "512,1024".
+    Raises: ConfigError.
+    """
     try:
         return tuple(int(word) for word in text.split(","))
     except ValueError as error:

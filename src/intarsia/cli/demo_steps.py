@@ -46,7 +46,10 @@ class Demo:
 
 
 def obtain(request: Demo) -> None:
-    """Fetch weights and pictures in a process of its own, whose memory counts for no run."""
+    """Download weights and pictures, in a process of its own: its memory counts for no run.
+
+    request: the demo's settings.
+    """
     model = request.model if request.pretrained else None
     # Decoding and unpacking take much memory once; in a process of their own they do not count as
     # the runs' peak.
@@ -60,13 +63,17 @@ def _obtain(inputs: Mapping[str, Any]) -> dict[str, Any]:
     """
     if inputs["model"] is not None:
         backbones.backbone(inputs["model"], classes=2)
+    # a folder of pictures needs no download
     if inputs["data"] in sets.names():
         sets.load(inputs["data"])
     return {}
 
 
 def faster_precision(device: torch.device) -> str:
-    """Return "bf16" if a device multiplies it faster than fp32 in a layer of a ViT-S."""
+    """Return "bf16" or "fp32", whichever a device multiplies faster in a layer of a ViT-S.
+
+    device: on which it is measured.
+    """
     seconds: dict[str, float] = {}
     for name, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16)):
         x, w = (torch.randn(size).to(device, dtype) for size in ((544, 384), (384, 1536)))
@@ -83,9 +90,11 @@ def faster_precision(device: torch.device) -> str:
 def train_all(
     request: Demo, methods: Sequence[str], jobs: int, device: str | None, report: Report
 ) -> list[PlannedRun]:
-    """Train the methods at every seed, `jobs` runs at a time with one thread each.
+    """Train the methods of the demo at every seed; return the runs.
 
-    Two small runs side by side take less time than one after the other with two threads.
+    request: the demo's settings. methods: names. jobs: runs at a time, each with one thread: two
+    small runs side by side take less time than one after the other with two threads. device: its
+    name, None = the best. report: gets lines of progress.
     Raises: as `run_all` does; ConfigError for a device that is not there.
     """
     target_device = device_named(device)
@@ -97,6 +106,7 @@ def train_all(
         last_blocks=BLOCKS, frozen_once=True, precision=_precision(request, target_device, report)
     )
     settings = on_one_adapter(start, methods, {}, report)
+    # one experiment for each method and seed
     runs = planned(start, methods, request.seeds, settings, request.out)
     running: dict[str, Any] = {"jobs": jobs, "threads": 1, "running": {"device": device}}
     runs = RateSearch(**running).find(runs, request.out, report)
@@ -105,7 +115,10 @@ def train_all(
 
 
 def _precision(request: Demo, device: torch.device, report: Report) -> str:
-    """Return the precision of the runs that are there, else the faster one here."""
+    """Return the precision of the demo's runs: that of earlier ones, or else the faster one here.
+
+    request: the demo's settings; device: on which the runs are; report: gets a line.
+    """
     records = sorted(request.out.glob(f"*/{experiments.FILE}"))
     if records:
         # All runs of a comparison share one precision, even if the machine has changed since.
@@ -116,8 +129,9 @@ def _precision(request: Demo, device: torch.device, report: Report) -> str:
 
 
 def fold_chosen(comparison: Comparison, target: Path, report: Report) -> Path:
-    """Fold the run that validation chose into a stock model and write it as timm loads it.
+    """Fold the run that validation chose into a stock timm model and write it; return its path.
 
+    comparison: of the demo's runs; target: the folder to write; report: gets lines of progress.
     Raises: FoldError or ExportError where the outputs differ.
     """
     choice = comparison.chosen
@@ -139,12 +153,16 @@ def fold_chosen(comparison: Comparison, target: Path, report: Report) -> Path:
 
 
 def gains(comparison: Comparison) -> list[str]:
-    """Say what the chosen method gains over the linear probe, and MoSA over its adapter."""
+    """Return sentences: what the chosen method gains over the linear probe, MoSA over its adapter.
+
+    comparison: of the demo's runs.
+    """
     choice, probe = comparison.chosen, comparison.baseline
     assert choice is not None and probe is not None
     if choice.group is probe:
         first = "What adapting gained: nothing that validation saw; the linear probe was chosen."
     else:
         first = f"What adapting gained: {difference_sentence(choice.group, probe)}"
+    # MoSA trains parts of the very same bottleneck adapter
     groups = {group.label: group for group in comparison.groups}
     return [first, f"What MoSA gained: {difference_sentence(groups['mosa'], groups['bottleneck'])}"]

@@ -9,7 +9,7 @@ from .shell import say, show_json, show_table
 
 
 def doctor(threads: Threads = None, as_json: Json = False) -> None:
-    """Say what runs sparse weights here: compiler, instruction set, kernels, speed of memory.
+    """Report what this machine has for sparse weights: compiler, kernels, speed of memory.
 
     And where another runtime is the better choice, with the command that writes a model for it.
     Works without a compiler, too: products then run dense, as it says.
@@ -21,6 +21,7 @@ def doctor(threads: Threads = None, as_json: Json = False) -> None:
     from ..kernels.native import diagnosis
     from ..kernels.native.floor import measure
 
+    # compiler, instruction set, and the kernels that could be built
     machine = diagnosis.examine()
     floor = measure()
     record = {
@@ -46,6 +47,7 @@ def doctor(threads: Threads = None, as_json: Json = False) -> None:
 
 
 def _plain(value: Any) -> str:
+    """Return a value of the report as text, "-" for none."""
     if isinstance(value, dict):
         return ", ".join(f"{name} {number}" for name, number in value.items())
     return str(value) if value not in (None, "") else "-"

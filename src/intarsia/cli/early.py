@@ -27,6 +27,7 @@ RUN = ("adapter", "baseline", "recipe", "change")  # kinds of what can be traine
 def check_data(spec: str) -> None:
     """Check that data are a name of the library or a path that exists.
 
+    spec: as given on the command line.
     Raises: UnknownName; DataError.
     """
     spec = spec.removesuffix(JOINED)
@@ -51,8 +52,10 @@ def check_data(spec: str) -> None:
 def check_calibration(spec: str, rows: int) -> None:
     """Check that texts to calibrate on are known, and that each of them gets a row at least.
 
-    spec: "mixed", or texts with commas; rows: in all.  Raises: as `check_data`, or ConfigError.
+    spec: "mixed" (all corpora), or names of texts with commas; rows: of all texts together.
+    Raises: as `check_data`, or ConfigError.
     """
+    # each name is checked by itself, so that the error names it
     names = [name.strip() for name in spec.split(",")]
     for name in names:
         if name == MIXED:
@@ -68,7 +71,7 @@ def check_calibration(spec: str, rows: int) -> None:
 
 
 def check_run(folder: Path) -> None:
-    """Check that there is such a folder, with a run that has been started.  Raises: ConfigError."""
+    """Check that a folder has a run of `intarsia fit` that was started.  Raises: ConfigError."""
     if (folder / "experiment.json").is_file():
         return
     fix = "Check the path, or start the run with `intarsia fit DATA --out FOLDER`."
@@ -77,26 +80,33 @@ def check_run(folder: Path) -> None:
 
 
 def check_jobs(jobs: int, ray: bool) -> None:
-    """Check that at least one run is carried out at a time, and that Ray is there if asked for.
+    """Check --jobs, and that the package ray is installed if --ray was given.
 
+    jobs: runs at a time.
     Raises: ConfigError; MissingExtra.
     """
     at_least("--jobs", jobs, 1)
+    # looked for without importing it, which takes seconds
     if ray and find_spec("ray") is None:
         raise MissingExtra("ray", "ray")
 
 
 def check_word(option: str, word: str | None, words: Iterable[str]) -> None:
-    """Check that an option's value is one of its words, or None.
+    """Check that an option's value is one of its words, or was not given.
 
-    option: with its dashes, for the error.  Raises: UnknownName.
+    option: with its dashes, for the error; word: the value, None = not given; words: those allowed.
+    Raises: UnknownName.
     """
     if word is not None and word not in words:
         raise UnknownName(option, word, words)
 
 
 def numbers(option: str, text: str) -> tuple[int, ...]:
-    """Return whole numbers with commas as a tuple.  Raises: ConfigError."""
+    """Parse whole numbers with commas, as a tuple.
+
+    option: with its dashes, for the error; text: its value.
+    Raises: ConfigError.
+    """
     try:
         values = tuple(int(word) for word in text.split(",") if word.strip())
     except ValueError:
@@ -109,7 +119,11 @@ def numbers(option: str, text: str) -> tuple[int, ...]:
 
 
 def learning_rates(text: str) -> tuple[float, ...]:
-    """Return the learning rates of --rates, in ascending order.  Raises: ConfigError."""
+    """Parse the learning rates of --rates; return them in ascending order.
+
+    text: numbers with commas.
+    Raises: ConfigError.
+    """
     try:
         grid = [float(word) for word in text.split(",") if word.strip()]
     except ValueError as error:
@@ -121,7 +135,8 @@ def learning_rates(text: str) -> tuple[float, ...]:
 def check_rates(lr: float | None, grid: str | None) -> None:
     """Check --lr and --rates, of which only one may be given.
 
-    lr: one rate for all methods.  grid: the rates among which each method's own is searched.
+    lr: one rate for all methods. grid: text with the rates among which each method's own is
+    searched.
     Raises: ConfigError.
     """
     if lr is not None:
@@ -135,8 +150,9 @@ def check_rates(lr: float | None, grid: str | None) -> None:
 
 
 def method_key(name: str, report: Callable[[str], None]) -> str:
-    """Return the key of a method by its key or its paper's name, and report it if it differs.
+    """Return the key of a method, given by its key or its paper's name.
 
+    name: as on the command line; report: gets a line if the key differs from it.
     Raises: UnknownName.
     """
     key = find(name, *RUN)
@@ -146,7 +162,11 @@ def method_key(name: str, report: Callable[[str], None]) -> str:
 
 
 def check_settings(key: str, settings: Iterable[str]) -> None:
-    """Check that each name=value is a setting of the method.  Raises: UnknownName."""
+    """Check that each name=value of --set is a setting of the method.
+
+    key: the method's; settings: the texts.
+    Raises: UnknownName.
+    """
     entry = index()[key]
     if entry["family"] == "peft":  # what PEFT's config has is known to PEFT
         return

@@ -86,6 +86,7 @@ def export(
               intarsia export runs/notes-lora-0 --format gguf --keep-adapter
     """
     _check_bits(form, quant, int8)
+    # the export goes into the folder that was named, not into the chosen run's
     named = run
     run = str(_chosen_run(Path(named))) if chosen else named
     place = _target(run, form, out, named)
@@ -102,7 +103,11 @@ def export(
 
 
 def _written(run: str, form: str, place: Path, options: dict[str, Any]) -> Path:
-    """Write the export, and return where.  options: the other arguments of the release."""
+    """Write the export of a run, and return its path.
+
+    run: a run's folder, or for "gguf" also a model. form: "timm", "onnx", "torch" or "gguf". place:
+    the path to write. options: further keywords of `release` or `release_text`.
+    """
     if form == "gguf":
         from ..experiments.release_text import release_text
 
@@ -113,7 +118,12 @@ def _written(run: str, form: str, place: Path, options: dict[str, Any]) -> Path:
 
 
 def _check_bits(form: str, quant: str | None, int8: bool) -> None:
-    """Check that --quant and --int8 go with the format.  Raises: ConfigError; UnknownName."""
+    """Check that --quant and --int8 are given only with formats that have them.
+
+    form: the format's name; quant: type of gguf's weights, None = not given; int8: round onnx to 8
+    bits.
+    Raises: ConfigError; UnknownName.
+    """
     if form not in SUFFIXES:
         raise UnknownName("format", form, SUFFIXES)
     if quant is not None and form != "gguf":
@@ -126,8 +136,9 @@ def _check_bits(form: str, quant: str | None, int8: bool) -> None:
 
 
 def _chosen_run(folder: Path) -> Path:
-    """Return the run of a comparison that validation scores choose, and say which one it is.
+    """Return the run of a comparison that validation scores choose, and print which one it is.
 
+    folder: of `intarsia compare`.
     Raises: ConfigError for the folder of one run; DataError where nothing can be chosen.
     """
     from ..experiments.experiment import FILE
@@ -136,6 +147,7 @@ def _chosen_run(folder: Path) -> Path:
     if (folder / FILE).is_file():
         want, fix = "a folder of `intarsia compare`", "Leave --chosen out."
         raise ConfigError(f"--chosen of {folder}", got="one run", want=want, fix=fix)
+    # validation scores alone choose; test scores are not looked at
     comparison = comparison_of(gather([folder]))
     if comparison.chosen is None:
         want = "validation scores of every method, on the same items"
@@ -147,11 +159,11 @@ def _chosen_run(folder: Path) -> Path:
 
 
 def _target(run: str, form: str, out: Path | None, named: str) -> Path:
-    """Return where to write; until the command ends no other process writes there.
+    """Return the path to write, locked for other processes until the command ends.
 
-    named: what stands on the command line, in which the export goes if `out` is None.
-    Where nothing is said it is beside the run, or under the model's name in the working folder.
-    Raises: ConfigError for what is no run, and for something else in the place.
+    run: the run to export; form: the format's name. out: the path given, None = in `named`, the
+    folder that was named on the command line, or under the model's name in the working folder.
+    Raises: ConfigError for what is no run, and for something else at the path.
     """
     if form != "gguf":
         check_run(Path(run))

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..core.errors import DataError
+from ..core.errors import ConfigError, DataError
 from .begun_index import check_same, known_by, settings_file
 from .shell import note
 
@@ -14,7 +15,8 @@ if TYPE_CHECKING:
     from ..models.retrieve.inference_free import InferenceFree
     from ..models.retrieve.sparse_index import SparseIndex
 
-BLOCK = 1024  # documents that are encoded between two looks at the disk
+# documents that are encoded, or only cut into stems, between two looks at the disk
+BLOCK, MANY = 1024, 2**15
 META, NO_STEMS = "meta.json", "none"  # of an index's folder; in the place of a language
 
 
@@ -26,15 +28,24 @@ def write_index(
     options: dict[str, Any],
     megabytes: int | None,
 ) -> SparseIndex:
-    """Encode the documents and write the index, block by block.
+    """Encode documents and write the index, block by block, so that a stopped command can go on.
 
-    options: stored, prune and language, which have to be the same when a command is repeated.
+    docs: a file or the name of a collection. model: the encoder. out: the new index, or append: an
+    index to which the documents are added. options: stored, prune and language, which must be the
+    same when the command is repeated. megabytes: memory for a block of logits, None = the default.
     """
-    from ..models.retrieve.lexical import Lexical
+    from ..models.retrieve.lexical import NO_MODEL, Lexical, StemsAlone
 
-    language = options["language"]
+    language, alone = options["language"], model == NO_MODEL
+    if alone and language == NO_STEMS:
+        fix = "Leave out one of them."
+        want = "a model, or stems"
+        raise ConfigError("--model and --language", got="none for both", want=want, fix=fix)
     lexical = None if language == NO_STEMS else Lexical(language=language)
-    note("Loading PyTorch and sentence-transformers.")
+    if lexical is not None and alone:
+        lexical = replace(lexical, share=1.0)
+    if not alone:
+        note("Loading PyTorch and sentence-transformers.")
     from ..core.files import write_json
     from ..models.retrieve.sparse_index import SparseIndex, blocks
 
@@ -45,16 +56,17 @@ def write_index(
     identity = {"docs": known_by(docs), "model": model} | options
     if out is not None and begun:
         check_same(partial, identity, out)
-    encoder = _encoder(docs, model, options["prune"], megabytes, begun)
+    encoder = StemsAlone() if alone else _encoder(docs, model, options["prune"], megabytes, begun)
     if begun:
         searchable = SparseIndex.load(partial)
     else:
         details = {"model": encoder.name, "digest": encoder.digest, "stored": options["stored"]}
         searchable = SparseIndex(encoder.queries, **details, lexical=lexical)
+    # a continued index has some documents already
     total = len(searchable)
     # an index that is going on has the first documents already; of an added file none
     documents = (row for row in _documents(docs) if append is not None or row[0] not in searchable)
-    for part in blocks(documents, BLOCK):
+    for part in blocks(documents, MANY if alone else BLOCK):
         searchable.append(encoder, part)
         if append is None:  # documents are added all or none: the command can be repeated
             write_json(settings_file(partial), identity)
@@ -80,11 +92,11 @@ def write_index(
 def _encoder(
     docs: str, model: str, prune: float, megabytes: int | None, begun: bool
 ) -> InferenceFree:
-    """Return the encoder; it gets inverse document frequencies from these documents if it has none.
+    """Load the encoder; a plain language model gets word frequencies from the documents.
 
-    prune: share of a text's largest weight below which weights are left out; megabytes: memory for
-    a block of logits; begun: True if an index that was begun earlier is continued: it has stored
-    the frequencies, so that they are not counted again.
+    docs: a file or the name of a collection. model: its name or folder. prune: share of a text's
+    largest weight below which weights are left out. megabytes: memory for a block of logits. begun:
+    True if an unfinished index is continued, which has the frequencies stored already.
     """
     from ..models.retrieve.inference_free import InferenceFree
     from ..models.retrieve.max_logits import MEGABYTES
@@ -98,12 +110,16 @@ def _encoder(
 
 
 def _tune(index: SparseIndex, docs: str) -> None:
-    """Set how much BM25 counts by the validation queries of a collection, where it has some."""
+    """Tune k1, b and the share of BM25 in a score, by a collection's validation queries, if any.
+
+    index: is changed in place; docs: a file, which has no queries, or the name of a collection.
+    """
     from ..data.collections import load_collection
     from ..models.retrieve.tuning import MOST_QUERIES, tune_lexical
 
     if Path(docs).is_file():
         return
+    # the queries for validation, not those of the test
     val = load_collection(docs, "val", report=note)
     if val.judged:
         weights = tune_lexical(index, val.judged, val.qrels)

@@ -96,6 +96,7 @@ def show(
         say(f"Also called: {', '.join(described['names'])}\n")
     if "doc" in described:
         say(f"{described['doc']}\n")
+    # defaults as they are typed on the command line
     rows = [(s["name"], s["type"], shown(s["default"])) for s in described["settings"]]
     show_table("Settings", ("setting", "type", "default"), rows)
     if described["tags"]:
@@ -105,6 +106,9 @@ def show(
 
 
 def _with_pefts(described: dict[str, Any]) -> list[dict[str, Any]]:
-    """Return the settings of a baseline of PEFT, those of PEFT's own config included."""
+    """Return the settings of a method of PEFT, those of PEFT's own configuration included.
+
+    described: what the catalogue says of the method.
+    """
     settings = settings_to_dict(card(described["name"]).config())
     return [{"name": n, "type": type(v).__name__, "default": v} for n, v in settings.items()]

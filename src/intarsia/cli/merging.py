@@ -49,6 +49,7 @@ def merge(
     # Each of them is checked before torch is imported.
     for run in runs:
         check_run(run)
+    # a list, or None for equal weights
     shares = _shares(weights)
     use_threads(threads)
     from ..experiments.souping import soup_runs
@@ -71,7 +72,10 @@ def merge(
 
 
 def _shares(text: str | None) -> list[float] | None:
-    """Return numbers with commas as a list.  Raises: ConfigError."""
+    """Parse --weights, numbers with commas; None, for equal weights, stays None.
+
+    Raises: ConfigError.
+    """
     try:
         return None if text is None else [float(word) for word in text.split(",")]
     except ValueError as error:

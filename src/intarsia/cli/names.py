@@ -20,7 +20,7 @@ from .compressing import METHODS, NETS
 
 
 def names() -> Mapping[str, Iterable[str]]:
-    """Return the words of every list."""
+    """Return the names that the command line accepts and completes, by list, such as "backbone"."""
     return {
         "set": sorted(sets.names()),
         "backbone": sorted({*backbones.names(), *language_models.PACKAGED}),
@@ -35,7 +35,10 @@ def names() -> Mapping[str, Iterable[str]]:
 
 
 def text(lists: Mapping[str, Iterable[str]]) -> str:
-    """Return the file: a list's name and a word in each line, so that two additions merge."""
+    """Return names.txt's text: a list and one of its names in each line, so that additions merge.
+
+    lists: list -> its names, as `names` returns them.
+    """
     return "".join(f"{name}: {word}\n" for name, words in lists.items() for word in words)
 
 

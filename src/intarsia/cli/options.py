@@ -131,7 +131,7 @@ def flag(name: str) -> str:
 
 
 def row(name: str, **changes: Any) -> Parameter:
-    """Return a setting as a parameter of a command.
+    """Return a setting of a run, by its name, as a parameter of a command.
 
     changes: the help, the default or the kind, where they are others for this verb.
     """
@@ -142,7 +142,7 @@ def row(name: str, **changes: Any) -> Parameter:
 
 
 def option_row(panel: str, name: str, kind: Any, default: Any, declared: Setting) -> Parameter:
-    """Return an option with its panel in the help, Python name, type, default and declaration."""
+    """Return a parameter of a command, from which typer builds an option under a panel."""
     option = declared.flag or f"--{name.replace('_', '-')}"
     # typer reads "/--no-x" as an option without a positive form only if a space comes first.
     names = (f" {option}" if option.startswith("/") else option, declared.short)
@@ -162,7 +162,7 @@ def option_row(panel: str, name: str, kind: Any, default: Any, declared: Setting
 
 
 def _typed(kind: Any, option: str) -> tuple[Any, Callable[[str], Any] | None]:
-    """Return a type that typer knows, and the reader of values that have several types."""
+    """Return a type that typer knows for `kind`, and the reader of a text if it is a union."""
     kinds = [member for member in members(kind) if member is not type(None)]
     # A list of words: the option is repeated on the command line.
     if any(get_origin(member) in SEVERAL and get_args(member)[0] is str for member in kinds):
@@ -177,7 +177,7 @@ def _typed(kind: Any, option: str) -> tuple[Any, Callable[[str], Any] | None]:
 
 
 def shared(without: Collection[str] = ()) -> tuple[Parameter, ...]:
-    """Return the options of a training run.  without: those that a verb has not, or has itself."""
+    """Return the options of a training run, but for those named in `without`."""
     return tuple(row(name) for name in OF_RUN if name not in without)
 
 
@@ -187,7 +187,7 @@ def rows(*kinds: type) -> tuple[Parameter, ...]:
 
 
 def option_of(name: str) -> Any:
-    """Return the option of a setting, for a verb that has its parameter in its signature.
+    """Return the option of a setting, for a command that has the parameter in its own signature.
 
     Its value is checked when it is read, as that of the setting is.
     """
@@ -244,7 +244,7 @@ RunFolder = Annotated[Path, typer.Argument(help="A run folder that `intarsia fit
 
 
 def use_threads(count: int | None) -> None:
-    """Let torch compute with so many threads.  Raises: ConfigError for less than one."""
+    """Let torch compute with `count` threads, None = its choice.  Raises: ConfigError below 1."""
     if count is None:
         return
     at_least("--threads", count, 1, fix="Leave it out.")
@@ -254,10 +254,10 @@ def use_threads(count: int | None) -> None:
 
 
 def with_options(options: tuple[Parameter, ...]) -> Callable[[Verb], Verb]:
-    """Add options to a verb that takes them as **given."""
+    """Return a decorator that adds options to a command's signature; it gets them as keywords."""
 
     def add(verb: Verb) -> Verb:
-        """Add the options to the signature and annotations from which typer builds a command."""
+        """Add the options to the signature from which typer builds the command `verb`."""
         signature = inspect.signature(verb, eval_str=True)
         named = [p for p in signature.parameters.values() if p.kind is not Parameter.VAR_KEYWORD]
         parameters = [p.replace(kind=Parameter.KEYWORD_ONLY) for p in (*named, *options)]
@@ -270,7 +270,7 @@ def with_options(options: tuple[Parameter, ...]) -> Callable[[Verb], Verb]:
 
 
 def allow_pixels(ctx: typer.Context, count: int | None) -> None:
-    """Let this command, and the processes it starts, read pictures of so many pixels."""
+    """Let this command, and processes it starts, read pictures of up to `count` pixels."""
     if count is not None:
         at_least("--max-pixels", count, 1, fix=f"For example: --max-pixels {200_000_000}")
         ctx.with_resource(_environment(LIMIT, str(count)))
@@ -281,7 +281,7 @@ LIMIT = "INTARSIA_MAX_PIXELS"  # of data.decode, which is not imported for `--he
 
 @contextmanager
 def _environment(name: str, value: str) -> Iterator[None]:
-    """Set an environment variable inside the context; afterwards it is as it was."""
+    """Set the environment variable `name` inside the `with` block, and restore it afterwards."""
     before = os.environ.get(name)
     os.environ[name] = value
     try:

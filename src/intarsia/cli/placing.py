@@ -51,7 +51,7 @@ def trace(
     threads: Threads = None,
     as_json: Json = False,
 ) -> None:
-    """Record which experts each token of a text has in every layer of a sparse model.
+    """Record the experts that a sparse model chooses for each token of a text, in every layer.
 
     The model says what it says without. The file has one byte for each choice.
 
@@ -76,6 +76,7 @@ def trace(
     routed = record(host, rows_on(texts, host.device), progress=note)
     seconds = time.perf_counter() - started
     routed.save(file)
+    # the same figures for people and for --json
     summary = {"tokens": len(routed), "layers": routed.layers, "experts": routed.experts}
     summary |= {"active": routed.active, "tokens_per_second": len(routed) / seconds}
     rows_of = describe_layers(routed)
@@ -119,7 +120,7 @@ def place(
     sglang: Sglang = None,
     as_json: Json = False,
 ) -> None:
-    """Place the experts of a trace on devices, and say what it is worth on text it did not see.
+    """Assign the experts of a trace to devices, and judge the placement on held-out text.
 
     Half of the sequences are searched, the other half judges. With --checkpoint and --write, the
     experts of a stock model are put into the order in which engines lay them out; copies need an
@@ -144,6 +145,7 @@ def place(
     from ..placement.trace import Trace
 
     routed, links = Trace.load_file(trace), topology_of(devices, topology)
+    # judged on sequences that the search has not seen
     past, future = routed.split()
     placed = search(past, links, _search(by, redundant))
     record = _judged(by, placed, {"train": past, "held_out": future})
@@ -164,9 +166,9 @@ def place(
 
 
 def _show_quality(qualities: dict[str, dict[str, dict[str, float]]]) -> None:
-    """Print how good placements are.
+    """Print the table of how good placements of experts are.
 
-    qualities: placement -> part of the trace -> measure -> value.
+    qualities: name of the placement -> part of the trace -> measure -> value.
     """
     cells = [
         (name, part, *(f"{value:.3f}" for value in values.values()))
@@ -181,11 +183,11 @@ def _show_quality(qualities: dict[str, dict[str, dict[str, float]]]) -> None:
 def _judged(
     search: str, placed: Any, parts: dict[str, Any]
 ) -> dict[str, dict[str, dict[str, float]]]:
-    """Measure a placement of experts, and experts in order, on each part of a trace.
+    """Measure a placement of experts on devices, beside experts in order, on each part of a trace.
 
-    search: name of the search that found `placed`, the `Placement` (which device keeps each
-    expert); parts: pieces of the recorded routing by name, such as "test".
-    Returns placement's name -> part's name -> measure -> value.
+    search: name of the search that made it. placed: the `Placement`, which device has each expert.
+    parts: name of the part -> recorded routing. Returns placement's name -> part's name -> measure
+    -> value.
     """
     from ..placement.cost import quality
     from ..placement.placement import Placement
@@ -222,8 +224,8 @@ def topology_of(devices: int | None, file: Path | None) -> Any:
 def _search(search: str, redundant: int) -> Any:
     """Return the settings of a search for a placement.
 
-    search: key of its card, and for joint_swaps the engine: "joint_swaps-ep".
-    redundant: copies of experts, of which only eplb knows.
+    search: its key in the catalogue; of joint_swaps with the engine, as "joint_swaps-home".
+    redundant: copies of experts, which only eplb makes.
     """
     from ..core.registry import card
 

@@ -29,15 +29,16 @@ class ProcessOptions:
 
 
 def plan_of(arguments: dict[str, Any]) -> str | None:
-    """Return the plan by which experts are to be shared out, if any.
+    """Return the plan by which processes share experts, None if they do not.
 
-    arguments: the options of `intarsia fit` by name; both of these are taken out of them.
-
-    Raises: ConfigError for one option without the other's sense, or another number of processes;
+    arguments: the options of `intarsia fit` by name; expert_parallel and plan are taken out of
+    them.
+    Raises: ConfigError for --plan without --expert-parallel, or another number of processes;
     UnknownName for no plan.
     """
     count, plan = arguments.pop("expert_parallel"), arguments.pop("plan")
     values = {"expert_parallel": count, "plan": plan}
+    # checked here, since they are no options of a single process
     for item, declared in settings_of(ProcessOptions):
         declared.check(option_name(item), values[item.name], item.type)
     if count is None:

@@ -36,7 +36,7 @@ def is_run(folder: Path | None) -> bool:
 
 
 def fit_recommender(arguments: Mapping[str, Any], words: set[str]) -> None:
-    """Train a recommender.
+    """Train a recommender: `intarsia fit DATA --task sessions` or `ranking`.
 
     arguments: all options of `intarsia fit`; words: names of those on the command line.
     """
@@ -95,7 +95,7 @@ def fit_recommender(arguments: Mapping[str, Any], words: set[str]) -> None:
 
 
 def _request_of(arguments: Mapping[str, Any], words: set[str]) -> tuple[dict[str, Any], Path]:
-    """Return what to train, of the command line or of the run to go on with, and its folder."""
+    """Return what to train, and the folder: a new run of these options, or one to go on with."""
     out: Path | None = arguments["out"]
     if arguments["resume"]:
         # A run goes on with the settings it has: only where it runs may change.
@@ -136,7 +136,7 @@ def _request_of(arguments: Mapping[str, Any], words: set[str]) -> tuple[dict[str
 
 
 def _read(path: Path) -> dict[str, Any]:
-    """Read the options with which a run was started.  Raises: CheckpointError."""
+    """Read from a run's folder the options it was started with.  Raises: CheckpointError."""
     from ..core.files import read_json
 
     try:
@@ -201,7 +201,7 @@ def recommend(
     threads: Threads = None,
     as_json: Json = False,
 ) -> None:
-    """Rank all items by what a user is likely to take next, items without any event among them.
+    """Rank items by how likely a user is to take them next, also items that nobody has used yet.
 
     Example:  intarsia recommend runs/ml-100k-m2trec-0 --user 42
     Example:  intarsia recommend runs/ml-100k-m2trec-0 --history 50,181 --new premieres.item --why
@@ -239,6 +239,12 @@ def recommend(
 
 
 def _cells_of(row: Mapping[str, Any], explained: bool) -> tuple[str, ...]:
+    """Return the texts of a recommended item's row of the table.
+
+    row: the item: its number, title, score, "new" (True without events in training, in the table
+    "none", else "some"), "why" (field -> the part of the score that comes from it), and perhaps its
+    code. explained: add the first three parts of the score.
+    """
     cells = (row["item"], row["title"], f"{row['score']:.3f}", "none" if row["new"] else "some")
     reasons = ", ".join(f"{name} {value:+.2f}" for name, value in list(row["why"].items())[:3])
     code = ("-".join(map(str, row["code"])),) if "code" in row else ()
@@ -246,7 +252,7 @@ def _cells_of(row: Mapping[str, Any], explained: bool) -> tuple[str, ...]:
 
 
 def answers(showing: RecommenderPage) -> dict[str, Any]:
-    """Return the functions that answer the page of recommendations, by path."""
+    """Return the functions that answer the page's requests, by path; each maps JSON to JSON."""
 
     def answer(question: dict[str, Any]) -> dict[str, Any]:
         """Answer one question of the page: recommendations for a user, or after a list of items.
@@ -275,7 +281,7 @@ def answers(showing: RecommenderPage) -> dict[str, Any]:
 
 
 def page_of(showing: RecommenderPage, run: Path) -> str:
-    """Return the page of recommendations of a run."""
+    """Return the page of recommendations; showing: the model; run: the folder, for its title."""
     from ..core.registry import method_key
     from ..reports.page import live
     from ..reports.report import Report
@@ -289,6 +295,7 @@ def page_of(showing: RecommenderPage, run: Path) -> str:
 
 
 def _serve(showing: RecommenderPage, run: Path, port: int) -> None:
+    """Serve the page of recommendations until Ctrl-C."""
     from ..reports.local_page import serve_page
 
     serve_page(page_of(showing, run), answers(showing), port, say, note)

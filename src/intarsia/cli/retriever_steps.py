@@ -28,9 +28,10 @@ OWN = (
 
 
 def fit_task(options: Mapping[str, Any], words: set[str], teachers: str) -> None:
-    """Carry out `intarsia fit DOCS --task sparse-retrieval`.
+    """Train a sparse retriever: `intarsia fit DOCS --task sparse-retrieval`.
 
-    options: the options of `fit`; words: names of those on the command line.
+    options: all options of `fit` by name; words: names of those given on the command line.
+    teachers: names or folders with commas.
     """
     # An option that would be ignored is refused.
     if strange := sorted(words - {*OWN, "ctx"}):
@@ -50,6 +51,7 @@ def fit_task(options: Mapping[str, Any], words: set[str], teachers: str) -> None
 
     recipe = _recipe(options, teachers)
     collection = load_collection(options["data"], "train", report=note)
+    # documents by number: pairs of training hold no ids
     numbers = {name: i for i, name in enumerate(collection.docs)}
     texts = list(collection.docs.values())
     # A query with the documents that were judged relevant to it (grade above 0).
@@ -83,7 +85,11 @@ def fit_task(options: Mapping[str, Any], words: set[str], teachers: str) -> None
 
 
 def _recipe(options: Mapping[str, Any], teachers: str) -> Any:
-    """Return the recipe of the options, such as --set steps=300.  Raises: UnknownName."""
+    """Return the settings of the training of a retriever, changed by --set.
+
+    options: all options of `fit` by name; teachers: names or folders with commas.
+    Raises: UnknownName; ConfigError.
+    """
     from dataclasses import fields
 
     from ..models.retrieve.learning import LearnedRetrieval

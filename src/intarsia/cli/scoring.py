@@ -75,6 +75,7 @@ def evaluate(
     from ..train.processes import device_named
     from .training import TEXT_COLUMNS, text_row
 
+    # the kind of run decides which scores there are
     opened = open_run(run, size=size, report=note)
     opened.model.to(device_named(device))
     scores = _scored(opened, data, part, skip_unreadable)
@@ -97,7 +98,12 @@ def evaluate(
 
 
 def _scored(opened: Any, data: str | None, part: str | None, skip: bool) -> dict[str, Any]:
-    """Return the scores of a run.  Raises: ConfigError for --skip-unreadable of a run on texts."""
+    """Return the scores of a run.
+
+    opened: the run. data: other data, None = its own; part: "train", "val" or "test" of them, None
+    = "test". skip: leave damaged pictures out.
+    Raises: ConfigError for --skip-unreadable of a run on texts.
+    """
     if not skip:
         return opened.evaluate(data, part, note)
     from ..experiments.runs import PictureRun
@@ -110,13 +116,17 @@ def _scored(opened: Any, data: str | None, part: str | None, skip: bool) -> dict
 
 
 def _show_labels(scores: dict[str, Any]) -> None:
-    """Show the scores of several labels, with precision and recall of each."""
+    """Print the scores where a picture may have several labels, with precision and recall of each.
+
+    scores: name of the set, scores by name, and "classes": label -> n, precision and recall.
+    """
     from ..reports import numbers
     from .training import LABEL_COLUMNS, label_row
 
     row = (scores["set"], *label_row(scores))
     show_table("", LABEL_COLUMNS, [row], right=",".join(LABEL_COLUMNS[1:]))
     names = ("precision", "recall")
+    # precision: right guesses of all guesses; recall: of all pictures with the label
     rows = [
         (name, f"{c['n']:,}", *(numbers.percent(c[share]) for share in names))
         for name, c in scores["classes"].items()
@@ -163,7 +173,7 @@ def predict(
     size: Size = None,
     max_pixels: MaxPixels = None,
 ) -> None:
-    """Say what pictures show, or go on from prompts, as JSON lines, the likeliest token at a time.
+    """Classify pictures, or continue prompts with the likeliest tokens; print JSON lines.
 
     A picture that cannot be read is named, the others are done, and the exit code is 1. Of a
     .jsonl file prompts are read as in training; of other text files each line is one.
@@ -203,9 +213,10 @@ def _check_no_tokens(tokens: int | None) -> None:
 def _predict_pictures(
     opened: PictureRun, files: Sequence[Path], page: Path | None, *, as_json: bool, as_csv: bool
 ) -> None:
-    """Print a row for each picture.
+    """Print the predicted classes of each picture.
 
-    page: HTML file that shows what experts saw, None for none.
+    opened: the run. files: pictures, or folders of them. page: HTML file to write with pictures and
+    answers, None = none. as_json, as_csv: the form, a table without both.
     Raises: typer.Exit if some could not be read.
     """
 
@@ -238,7 +249,7 @@ def _predict_pictures(
 
 
 def _shown(prediction: Prediction) -> str:
-    """Return the likeliest classes with their probabilities, or all labels above one half."""
+    """Return a prediction as text: the likeliest classes, or all labels above one half."""
     from ..reports import numbers
 
     # With several labels as many are shown as are above one half, and the likeliest if none is.
@@ -251,9 +262,10 @@ def _shown(prediction: Prediction) -> str:
 def _predict_texts(
     opened: TextRun, files: Sequence[Path], page: Path | None, *, as_csv: bool, tokens: int | None
 ) -> None:
-    """Print a JSON line with the completion of each prompt.
+    """Print the completion of each prompt, as a line of JSON.
 
-    page, as_csv: refused, being for pictures; tokens: most in a completion.
+    opened: the run. files: of prompts. page, as_csv: refused, as they are for pictures. tokens: the
+    most in a completion, None = the default.
     """
     from ..experiments.writing import TOKENS, complete, prompts_of
 

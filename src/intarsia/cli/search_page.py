@@ -13,11 +13,15 @@ if TYPE_CHECKING:
 
 
 def answers(index: SparseIndex) -> dict[str, Any]:
-    """Return the function that answers each question of the page."""
+    """Return the functions that answer requests of the search page, by path.
+
+    index: what is searched. The function takes and returns a JSON object.
+    """
     from ..models.retrieve.showing import search_results
 
     def answer(question: dict[str, Any]) -> dict[str, Any]:
         """Answer one question of the page: the k best documents for a query.  Raises: DataError."""
+        # a request comes from a browser: nothing in it is trusted
         query, k = question.get("query"), question.get("k", 10)
         if not isinstance(query, str) or not isinstance(k, int) or not 1 <= k <= 100:
             fix = 'For example {"query": "...", "k": 10}.'
@@ -28,7 +32,10 @@ def answers(index: SparseIndex) -> dict[str, Any]:
 
 
 def page_of(index: SparseIndex, folder: Path) -> str:
-    """Return the page to search an index."""
+    """Return the HTML page to search an index.
+
+    folder: of the index, for the title.
+    """
     from ..reports.page import live
     from ..reports.report import Report
 

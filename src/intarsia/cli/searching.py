@@ -33,7 +33,7 @@ Model = Annotated[
         "--model",
         "-m",
         help="Sparse encoder: splade-tiny, a folder of `fit --task sparse-retrieval`, or a "
-        "masked language model (a folder, or a name of the Hub).",
+        "masked language model (a folder, or a name of the Hub); none = BM25 alone.",
     ),
 ]
 Append = Annotated[
@@ -74,9 +74,10 @@ def index(
     threads: Threads = None,
     as_json: Json = False,
 ) -> None:
-    """Index documents by a sparse encoder and by BM25; what was stopped goes on where it stood.
+    """Index documents by a sparse encoder and BM25; the same command goes on after a stop.
 
     A collection with judged queries for validation has k1, b and the share of BM25 tuned by them.
+    With `--model none` no model reads the documents: 100,000 of them take seconds.
 
     Example:  intarsia index docs.jsonl --out idx
     Example:  intarsia index new.jsonl --append idx
@@ -93,6 +94,7 @@ def index(
         fix = "Begin one with --out."
         raise ConfigError(f"--append {append}", got="no index", want="an index's folder", fix=fix)
     hold(append) if append is not None else target(out, "idx")
+    # a stopped command may only go on with the same ones
     options = {"stored": stored, "prune": prune, "language": language}
     searchable = write_index(docs, model, out, append, options, megabytes)
     folder, sizes = out or append, searchable.sizes()
@@ -110,7 +112,9 @@ def index(
 def _exported(folder: Path, form: str, out: Path | None, as_json: bool) -> None:
     """Write an index in the form that another search engine reads.
 
-    form: a key of FORMS; out: the file, None for bulk.ndjson.  Raises: UnknownName.
+    folder: of the index. form: one of FORMS; out: the file, None for bulk.ndjson. as_json: print a
+    record in place of a line.
+    Raises: UnknownName.
     """
     one_of("--form", form, FORMS)
     from ..models.retrieve.engines import export
@@ -172,9 +176,10 @@ def search(
 
 
 def _show(answer: dict[str, Any], explain: bool, as_json: bool) -> None:
-    """Print the hits of a query as a table, or as JSON.
+    """Print the documents found for a query as a table.
 
-    answer: of `search_results`; explain: show each document's words with their shares of the score.
+    answer: of `search_results`. explain: show each document's words with their shares of the score.
+    as_json: print the answer as JSON.
     """
     if as_json:
         show_json(answer)
@@ -183,6 +188,7 @@ def _show(answer: dict[str, Any], explain: bool, as_json: bool) -> None:
         terms = answer["tokens"] or answer["stems"]
         say("No document: " + ("none has one of these words." if terms else "no known word."))
         return
+    # one row for each document
     rows = []
     for hit in answer["hits"]:
         words = [f"{t['token']}{'~' if t['stem'] else '*' if t['expanded'] else ''} "
@@ -196,9 +202,9 @@ def _show(answer: dict[str, Any], explain: bool, as_json: bool) -> None:
 
 
 def _run(index: SparseIndex, queries: Path, out: Path, k: int, as_json: bool) -> None:
-    """Search for every query of a file and write the hits as a TREC run file.
+    """Search for every query of a file, and write the documents found as a TREC run file.
 
-    k: hits for each query; out: the run file.
+    queries: the file; out: the file to write; k: documents for each query; as_json: print a record.
     """
     from ..core.files import write_text
     from ..data.collections import read_queries

@@ -37,9 +37,9 @@ def is_seeing(folder: Path | None) -> bool:
 
 
 def fit_seeing(arguments: Mapping[str, Any], words: set[str]) -> None:
-    """Carry out `intarsia fit DATA.jsonl --see ENCODER --hear ENCODER`.
+    """Train a model that sees or hears: `intarsia fit DATA.jsonl --see ENCODER --hear ENCODER`.
 
-    arguments: all options of `fit`; words: names of those on the command line.
+    arguments: all options of `fit` by name; words: names of those given on the command line.
     """
     # An option that would be ignored is refused, so that nobody believes it was followed.
     if strange := sorted(words - {*OPTIONS, *ROWS, *OTHER, *OWN}):
@@ -67,7 +67,11 @@ def fit_seeing(arguments: Mapping[str, Any], words: set[str]) -> None:
 
 
 def _request_of(arguments: Mapping[str, Any], words: set[str]) -> tuple[dict[str, Any], Path]:
-    """Return the run to start, or {} to go on with one, and its folder."""
+    """Return the settings of the run to start, or {} to go on with one, and its folder.
+
+    arguments: all options of `fit` by name; words: names of those given on the command line.
+    Raises: ConfigError; DataError.
+    """
     out: Path | None = arguments["out"]
     if arguments["resume"]:
         extra = sorted(words - {"resume", "out", "as_json", "device", "threads", "ctx"})
@@ -107,9 +111,13 @@ def _request_of(arguments: Mapping[str, Any], words: set[str]) -> tuple[dict[str
 
 
 def _show(scores: Mapping[str, Mapping[str, float]]) -> None:
-    """Print the table of scores by name of the set of questions."""
+    """Print the table of scores: right answers, right tokens and loss.
+
+    scores: name of the set of questions -> score -> value.
+    """
     from ..reports import numbers
 
+    # the whole test part first, then each modality
     rows = [
         (
             name,
@@ -126,7 +134,11 @@ def _show(scores: Mapping[str, Mapping[str, float]]) -> None:
 def evaluate_seeing(
     run: Path, data: str | None, part: str | None, device: str | None, as_json: bool
 ) -> None:
-    """Print the scores of a run that sees or hears: `intarsia evaluate RUN`."""
+    """Print the scores of a run that sees or hears: `intarsia evaluate RUN`.
+
+    data: a file of other questions, None = the run's own; part: of them. device: None = the best
+    there is. as_json: print the scores as JSON.
+    """
     opened = _open(run, device)
     scores = opened.evaluate(data, part)
     if as_json:
@@ -144,9 +156,11 @@ def predict_seeing(
     device: str | None,
     as_json: bool,
 ) -> bool:
-    """Answer `intarsia predict RUN "what is this?" --image a.png`; False for another kind of run.
+    """Answer a question: `intarsia predict RUN "what is this?" --image a.png`.
 
-    arguments: image, audio: lists of paths; page: where to write the page with picture and answer.
+    words: the question's. arguments: image, audio: lists of paths; page: where to write the page
+    with picture and answer. tokens: the most in an answer. device: None = the best there is.
+    as_json: print a record. Returns False for a run of another kind.
     """
     if not is_seeing(run):
         if arguments["image"] or arguments["audio"]:
@@ -179,7 +193,7 @@ def predict_seeing(
 def _open(run: Path, device: str | None) -> Any:
     """Open a run of a model that sees or hears, on a device.
 
-    device: its name, None for the default.
+    run: its folder; device: None = the best there is.
     """
     from ..experiments.seeing import open_seeing
     from ..train.processes import device_named

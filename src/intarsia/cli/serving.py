@@ -148,7 +148,11 @@ def _serve(
     address: tuple[str, int],
     opened: dict[str, Any],
 ) -> None:
-    """Open the models, which may take minutes, when the address is ours, and serve them."""
+    """Open the models, which may take minutes, and serve them until SIGTERM or Ctrl-C.
+
+    models, adapters: folders, or NAME=FOLDER. limits: of requests. address: host and port. opened:
+    keywords with which models are opened.
+    """
     from ..hosts.serving.app import Application
     from ..hosts.serving.models import open_models
     from ..hosts.serving.naming import names_of
@@ -173,7 +177,10 @@ def _serve(
 
 
 def _slots(text: str | None) -> int | float | None:
-    """Return a whole number, or a share.  Raises: ConfigError."""
+    """Parse --slots: the number of experts in memory, or a share of all; None = no limit.
+
+    Raises: ConfigError.
+    """
     if text is None:
         return None
     # "1" would be one slot and "1.0" all experts: the point decides what is meant.
@@ -190,6 +197,7 @@ def _slots(text: str | None) -> int | float | None:
 
 
 def _policy(name: str) -> Any:
+    """Return the settings of a cache's policy, by its name."""
     from ..core.registry import card
 
     return card(name).config()
@@ -198,8 +206,8 @@ def _policy(name: str) -> Any:
 def _to_vllm(models: list[str], adapters: list[str], room: object, host: str, port: int) -> None:
     """Print and run the vllm command that serves one model with its adapters; does not return.
 
-    models, adapters: folders, or NAME=FOLDER.
-    room: memory for experts, which only our own engine limits; refused unless None.
+    models, adapters: folders, or NAME=FOLDER. room: memory for experts, which only our own engine
+    limits; refused unless None. host, port: the address.
     Raises: ConfigError for several models, or with a `room`.
     """
     # vllm keeps all experts of its one model in memory.
@@ -212,6 +220,7 @@ def _to_vllm(models: list[str], adapters: list[str], room: object, host: str, po
 
     ((name, folder),) = names_of(models).items()
     folders = {key: Path(path) for key, path in names_of(adapters).items()}
+    # printed first, so that it can be repeated by hand
     words = command(name, folder, folders, host, port)
     say(shlex.join(words))
     hand_over(words)

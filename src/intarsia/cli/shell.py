@@ -75,8 +75,8 @@ def show_table(
 ) -> None:
     """Print a table on stdout.
 
-    title: "" for none; right: names of the columns of numbers, with commas, which stand at the
-    right.
+    title: "" for none; columns: their names; rows: cells as texts. right: names of the columns of
+    numbers, with commas, which are aligned at the right.
     """
     table = Table(title=printable(title) or None, title_justify="left", title_style="bold")
     for column in columns:
@@ -121,11 +121,12 @@ def in_words(text: str) -> str:
 
 
 def show_error(error: Exception) -> None:
-    """Print an error of the library in its four parts."""
+    """Print an error of the library as a panel: what was got, what was wanted, and the fix."""
     parts = {name: str(getattr(error, name, "")) for name in ("got", "want", "fix")}
     # A fix is written for Python; on the command line it must name options.
     parts["fix"] = in_words(parts["fix"])
     lines = [f"[bold]{name:<5}[/bold]{escape(printable(text))}" for name, text in parts.items()]
+    # brackets in a message are text, not rich's markup
     title = escape(printable(f"{type(error).__name__}: {getattr(error, 'what', '')}"))
     panel = Panel("\n".join(lines), title=title, title_align="left", border_style="red")
     Console(stderr=True).print(panel, highlight=False)
@@ -139,20 +140,22 @@ class Verbs(TyperGroup):
     """
 
     def __init__(self, **settings: Any) -> None:
+        """Begin with the names of all commands; each is imported when it is called."""
         super().__init__(**settings)
         # typer suggests one of these names for a mistyped one
         self.commands = cast(Any, dict.fromkeys(HOMES))
 
     def list_commands(self, ctx: Any) -> list[str]:
+        """Return the names of all commands, in the groups in which the help shows them."""
         names = (*HOMES, *plugins(VERBS))
         # Grouped as the help shows them, those of further distributions last.
         grouped = [name for group in GROUPS.values() for name in group if name in names]
         return [*grouped, *(name for name in names if name not in grouped)]
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
-        """Return the command of a name, imported now; None for an unknown name.
+        """Return a command by its name, imported now; None for an unknown name.
 
-        ctx: unused; typer passes it.  Further commands come from installed packages.
+        ctx: unused, but typer passes it. Further commands come from installed packages.
         Raises: ConfigError for a command of the package intarsia-lab where that is not installed.
         """
         # Import each command once: completion asks for the same one many times.
@@ -177,7 +180,7 @@ class Verbs(TyperGroup):
         return super().resolve_command(ctx, args)
 
     def invoke(self, ctx: typer.Context) -> Any:
-        """Run the command; errors become messages and exit codes."""
+        """Run the command; turn errors of the library and Ctrl-C into messages and exit codes."""
         try:
             return super().invoke(ctx)
         except KeyboardInterrupt as stop:
@@ -199,7 +202,10 @@ class Verbs(TyperGroup):
 
 
 def _command_of(name: str, function: Any) -> Any:
-    """Return typer's command of a function, or of the group of functions in a `typer.Typer`."""
+    """Return typer's command of a function, or of a group of functions.
+
+    name: of the command; function: also a `typer.Typer`.
+    """
     holder = typer.Typer(add_completion=False, rich_markup_mode="rich")
     if isinstance(function, typer.Typer):
         holder.add_typer(function, name=name, rich_help_panel=group_of(name))
@@ -209,7 +215,10 @@ def _command_of(name: str, function: Any) -> Any:
 
 
 def _word(words: Sequence[str], names: Sequence[str]) -> str:
-    """Return the last value behind one of an option's names on the command line."""
+    """Return the value that was given to an option on the command line, the last one if repeated.
+
+    words: those of the command line; names: the option's, such as ("-k", "--count").
+    """
     last = ""
     for word, after in zip(words, [*words[1:], ""], strict=True):
         name, equals, value = word.partition("=")
@@ -219,7 +228,7 @@ def _word(words: Sequence[str], names: Sequence[str]) -> str:
 
 
 def _is_ours(error: Exception) -> bool:
-    """Return True for an error of the library's, whose message is enough without a traceback."""
+    """Return True for an error of this library, whose message is enough without a traceback."""
     # the class is looked at, not imported: `--help` must not wait for torch
     return any(
         (c.__module__, c.__name__) == ("intarsia.core.errors", "IntarsiaError")

@@ -29,7 +29,8 @@ def check_signal(file: Path) -> None:
 def open_whole(file: Path, want: str = "a whole picture") -> Any:
     """Open a picture, turned as its EXIF data demand.
 
-    Raises: DataError, with `want`.
+    file: of the picture; want: what should have been there, for the error.
+    Raises: DataError.
     """
     from PIL import Image, ImageOps
 
@@ -54,7 +55,11 @@ def open_whole(file: Path, want: str = "a whole picture") -> Any:
 
 
 def read_signal(file: Path) -> tuple[Any, int]:
-    """Read a signal and, of audio, its samples a second, else 0.  Raises: DataError."""
+    """Read a signal: a picture, a .wav, or a .npy; return it with its samples a second, else 0.
+
+    file: its suffix decides.
+    Raises: DataError.
+    """
     import numpy as np
 
     suffix = file.suffix.lower()
@@ -78,7 +83,11 @@ def read_signal(file: Path) -> tuple[Any, int]:
 
 
 def save_signal(target: Path, signal: Any, rate: int) -> None:
-    """Write a decoded signal in the form of the target's suffix.  Raises: ConfigError."""
+    """Write a decoded signal to a file, in the form of its suffix.
+
+    signal: an array; rate: samples a second of audio.
+    Raises: ConfigError for a form that does not fit the signal.
+    """
     import io
 
     import numpy as np
@@ -88,6 +97,7 @@ def save_signal(target: Path, signal: Any, rate: int) -> None:
     buffer, suffix = io.BytesIO(), target.suffix.lower()
     if suffix == ".npy":
         np.save(buffer, signal)
+    # 16-bit samples, at 16 kHz where the rate is not known
     elif suffix == ".wav" and signal.ndim == 1:
         from scipy.io import wavfile
 

@@ -25,11 +25,12 @@ def write_report(
     streams: int,
     backward: bool,
 ) -> Path:
-    """Write the page of a batch by a plan, beside `ep` with the experts in order.
+    """Write the page of a simulated batch by a plan, beside plain expert parallelism.
 
-    links: the topology; devices_plan, line: the plan and its timeline; placement: file of experts'
-    devices, None for experts in order; size: (width, hidden units) of an expert, None = as
-    recorded; streams: sequences decoded at once.
+    out: the page. batch: the routing of its tokens. links: the topology. plan: its name;
+    devices_plan, line: the plan and its timeline. placement: file of experts' devices, None =
+    experts in order. size: (width, hidden units) of an expert, None = as recorded. streams:
+    sequences decoded at once. backward: the backward pass is included.
     """
     from ..placement.cost import device_loads
     from ..placement.engines import ExpertSize, expert_parallel
@@ -59,11 +60,11 @@ def write_report(
 
 
 def hit_rates(trace: Any, streams: int) -> dict[str, list[tuple[float, float]]]:
-    """Simulate a cache of experts with every policy that says which expert leaves, at each size.
+    """Simulate a cache of experts at several sizes, with every policy of what leaves the cache.
 
-    trace: the recorded experts of each token in each layer; streams: how many sequences are decoded
-    at once, so that their experts are needed in the same step.
-    Returns policy -> [(share of experts in memory, hit rate)].
+    trace: the experts of each token in each layer. streams: how many sequences are decoded at once:
+    their experts are needed in the same step. Returns policy -> [(share of experts in memory, hit
+    rate)].
     """
     from ..core.registry import card
     from ..placement.cache import replay
@@ -82,6 +83,7 @@ def hit_rates(trace: Any, streams: int) -> dict[str, list[tuple[float, float]]]:
             policy = (
                 Belady(*sizes, steps) if name == "belady" else card(name).config().build(*sizes)
             )
+            # the share that the rounded number of slots really is
             points.append((slots / experts, replay(steps, policy, slots).rate))
         rates[name] = points
     return rates

@@ -75,7 +75,7 @@ def simulate(
     out: Out = None,
     as_json: Json = False,
 ) -> None:
-    """Say how long a batch takes on devices, what binds, and whether moving experts would pay.
+    """Simulate a batch on several devices: its time, its bottleneck, whether moving experts pays.
 
     A model of time, not a measurement: products at the device's full rate, links at theirs.
 
@@ -109,7 +109,7 @@ def simulate(
 
 
 def _hold(files: Sequence[Path]) -> tuple[Path | None, Path | None]:
-    """Return the timeline and the page to write, held until the command ends.
+    """Return the timeline (.json) and the page (.html) to write, locked until the command ends.
 
     Raises: ConfigError for another suffix, and for two files with one; as `target`.
     """
@@ -134,7 +134,7 @@ def _written(
     streams: int,
     backward: bool,
 ) -> None:
-    """Write a simulation's timeline and page, where a file is named for them.
+    """Write the timeline and the page of a simulation, where their files are named.
 
     parts: batch, topology, plan's name, plan, timeline.  expert: --expert, such as "4096x14336".
     """
@@ -152,7 +152,7 @@ def _written(
 
 
 def _show_decoded(record: dict[str, Any], slots: int, policy: str, streams: int) -> None:
-    """Print hit rate and bytes a step of decoding.  record: with what `_decoded` returned."""
+    """Print hit rate and bytes of a step of decoding; record: with what `_decoded` returned."""
     from ..reports.numbers import prefixed
 
     say(
@@ -165,7 +165,7 @@ def _show_decoded(record: dict[str, Any], slots: int, policy: str, streams: int)
 def _check(
     plan: str, policy: str, tokens: int, streams: int, slots: int | None, placement: Path | None
 ) -> None:
-    """Check the options before the trace is read.  Raises: UnknownName; ConfigError."""
+    """Check the options before the trace, which may be large.  Raises: UnknownName; ConfigError."""
     if plan not in PLANS:
         raise UnknownName("--plan", plan, PLANS)
     if policy not in POLICIES:
@@ -173,7 +173,6 @@ def _check(
     at_least("--tokens", tokens, 1)
     at_least("--streams", streams, 1)
     if slots is not None:
-        # Checked before the trace is read, which may be large.
         at_least("--slots", slots, 2, "One is computed while another comes in: give 2 or more.")
     if placement is not None and plan not in ENGINES:
         fix = "Leave --placement out, or use --plan ep or stay."
@@ -183,7 +182,8 @@ def _check(
 def _best(
     routed: Any, links: Any, plan: str, tokens: int, expert: str | None, backward: bool
 ) -> tuple[dict[str, Any], Any, Any]:
-    """Simulate a strategy, or all and the fastest; returns its record, timeline and plan."""
+    """Simulate one plan, or all ("auto"); return record, timeline and plan of the fastest."""
+    # routed: the trace; links: the topology; tokens: of a batch; expert: its size, None = recorded
     from ..core.registry import card
     from ..parallel.tutel import Tutel
     from ..placement.engines import ExpertSize
@@ -210,7 +210,7 @@ def _best(
 
 
 def _show_simulated(record: dict[str, Any]) -> None:
-    """Print the times of the plans, what limits the best, and its bytes between devices."""
+    """Print the times of all plans, what limits the best, and its bytes between devices."""
     from ..reports.numbers import prefixed
 
     for name, seconds in record.get("plans", {}).items():
@@ -229,7 +229,8 @@ def _show_simulated(record: dict[str, Any]) -> None:
 def _decoded(
     trace: Any, slots: int, policy: str, streams: int, size: int, links: Any
 ) -> dict[str, Any]:
-    """Replay a cache from an empty start while the trace's sequences are decoded."""
+    """Simulate a cache of `slots` experts, `size` bytes each, while `streams` texts are decoded."""
+    # trace: the experts of each token; policy: which one leaves the cache; links: the topology
     from ..core.registry import card
     from ..placement.cache import replay
     from ..placement.describe import demand
@@ -257,7 +258,8 @@ def _decoded(
 def _simulated(
     batch: Any, links: Any, engine: str, file: Path | None, expert: str | None, backward: bool
 ) -> tuple[dict[str, Any], Any, Any]:
-    """Simulate expert parallelism (`ep`, `stay`); return record, timeline and plan of a batch."""
+    """Simulate a batch by a placement file (None = in order); return record, timeline, plan."""
+    # batch: the tokens' experts; links: the topology; engine: "home" or "stay", where results go
     from ..placement.engines import ExpertSize, expert_parallel
     from ..placement.placement import Placement
     from ..placement.timeline import simulate as run
@@ -275,7 +277,7 @@ def _simulated(
 
 
 def _record_of(devices_plan: Any, line: Any, batch: Any, size: Any, links: Any) -> dict[str, Any]:
-    """Return the figures of a simulated plan for JSON.  line: its timeline; links: the topology."""
+    """Return a batch's figures by a plan for JSON.  line: its times; links: the topology."""
     from ..placement.timeline import rows_to_hide
 
     return {
@@ -289,7 +291,7 @@ def _record_of(devices_plan: Any, line: Any, batch: Any, size: Any, links: Any) 
 
 
 def _size(text: str) -> tuple[int, int]:
-    """Read "4096x14336" as two numbers.  Raises: ConfigError."""
+    """Parse an expert's size, such as "4096x14336", as two numbers.  Raises: ConfigError."""
     width, _, hidden = text.partition("x")
     if not (width.isdecimal() and hidden.isdecimal()):
         want, fix = "width x hidden units", "For example: --expert 4096x14336"

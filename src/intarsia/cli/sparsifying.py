@@ -115,6 +115,7 @@ def sparsify(
 
     assert out is not None
     pruner = _method(method, base, density, pattern, tuple(layers or ()))
+    # finished blocks, which --resume reads
     walk = out.with_name(f"{out.name}.walk")
     host, tokenizer = language_model_on(model, device)
     texts = load_calibration(calib, tokenizer, rows=rows, length=length, test=test, progress=note)
@@ -138,6 +139,7 @@ def sparsify(
 
 
 def _said(done: Any, record: dict[str, Any]) -> str:
+    """Return the lines to print: density, perplexity before and after, and seconds."""
     # Without --test there is nothing to measure on, and both are None.
     dense, pruned = (record["perplexity"][which] for which in ("dense", "pruned"))
     sentences = [] if dense is None else [f"perplexity {dense:.1f} dense, {pruned:.1f} pruned"]
@@ -147,11 +149,11 @@ def _said(done: Any, record: dict[str, Any]) -> str:
 def _pruned(
     host: Any, method: Any, texts: Any, test: int, options: dict[str, Any]
 ) -> tuple[Any, dict[str, Any]]:
-    """Prune a language model in place, with its perplexity measured before and after.
+    """Prune a language model in place; measure its perplexity before and after.
 
-    method: the pruner's settings; texts: rows of tokens, `train` to calibrate and `test` to measure
-    on; test: number of test rows, 0 measures nothing; options: further keywords of `sparsify`.
-    Returns the result of `sparsify`, and the measured part of the record.
+    host: the model. method: settings of the pruning. texts: rows of tokens, `train` to calibrate
+    and `test` to measure on. test: number of test rows, 0 = measure nothing. options: further
+    keywords of `sparsify`. Returns the result of `sparsify`, and the measured part of the record.
     """
     from ..core.registry import method_key
     from ..hosts.prune.pruner import bytes_by_part, sparsify, stops_of
@@ -196,12 +198,18 @@ def convert(
     out = target(out, "dense-llama")
     from ..hosts.prune.files import convert_sparse
 
+    # most layouts need no model: tensors are converted as they are
     folder = convert_sparse(old, out, layout=layout)
     show_json({"folder": str(folder), "layout": layout}) if as_json else say(str(folder))
 
 
 def _check(names: Sequence[str], density: float, rows: int, calib: str, out: Path | None) -> None:
-    """Refuse wrong words before torch is imported.  names: method, base, layout, sequential."""
+    """Refuse wrong words and numbers before torch is imported, and reserve the output folder.
+
+    names: of method, base, layout and order. density: share of weights kept. rows, calib: number
+    and names of texts to calibrate on. out: the folder to write.
+    Raises: UnknownName; ConfigError; MissingExtra.
+    """
     # Options whose values are closed lists; all are checked alike.
     closed = {"--method": METHODS, "--base": METHODS[1:], "--layout": SAVED, "--sequential": ORDERS}
     for (option, words), got in zip(closed.items(), names, strict=True):
@@ -215,7 +223,10 @@ def _check(names: Sequence[str], density: float, rows: int, calib: str, out: Pat
 
 
 def _check_layout(layout: str) -> None:
-    """Check that a layout is known, and installed.  Raises: UnknownName; MissingExtra."""
+    """Check that a layout of the weights is known, and that its package is installed.
+
+    Raises: UnknownName; MissingExtra.
+    """
     if layout not in SAVED:
         raise UnknownName("--layout", layout, SAVED)
     # Refused before hours of work, not when the folder is written.
@@ -224,10 +235,10 @@ def _check_layout(layout: str) -> None:
 
 
 def _method(method: str, base: str, density: float, pattern: str | None, layers: Any) -> Any:
-    """Build the settings of a pruning method.
+    """Return the settings of a pruning method.
 
-    base: the method whose mask dsnot improves; unused with others.
-    pattern: n:m, None for a density without pattern; layers: which layers to prune.
+    method: its key. base: the method whose mask dsnot improves; unused with others. density: share
+    of weights kept. pattern: n:m, None = unstructured. layers: globs of the layers to prune.
     """
     from ..core.registry import card
 
@@ -237,6 +248,7 @@ def _method(method: str, base: str, density: float, pattern: str | None, layers:
 
 
 def _perplexity(model: Any, rows: Any) -> float:
+    """Return a language model's perplexity on rows of tokens."""
     from ..fitting import evaluate
 
     return float(evaluate(model, rows, batch_size=4).scores()["perplexity"])

@@ -20,7 +20,7 @@ REPORTS = {".md": "<!-- intarsia report -->", ".tex": "% intarsia report"}
 
 @contextmanager
 def holding() -> Iterator[None]:
-    """Carry out a command inside the context, and release the files it reserved at its end."""
+    """Run a command inside the `with` block, and release the paths that it locked at the end."""
     # A context variable, not a global: verbs of several threads hold their own paths.
     with ExitStack() as stack:
         # `target` and `hold` find the stack of their verb by the context variable, without a
@@ -40,17 +40,19 @@ def target(
     mark: str = "",
     written_names: Collection[str] = (),
 ) -> Path:
-    """Return the path that a verb will write; until the verb ends no other process writes it.
+    """Return the path that a command will write, locked for other processes until the command ends.
 
-    What is there is replaced only if this verb wrote it: a file with its mark, or a folder with its
-    own files, see `core.files.reserved`.
-    example: a value of the option, for the error.
+    What is there is replaced only if this command wrote it: a file with its mark, or a folder with
+    only its own files, see `core.files.reserved`. path: None is refused. example: a value of the
+    option, for the error. option: its name. mark: words in each file of this command.
+    written_names: the files in a folder of this command.
     Raises: ConfigError for no path, for something else in its place, and for a path that another
     process works on; TrainingError where nothing can be written.
     """
     if path is None:
         fix = f"For example: {option} {example}"
         raise ConfigError(option, got="nothing", want="what to write", fix=fix)
+    # released when the command ends, however it ends
     _HELD.get().enter_context(reserved(path, mark=mark, own=written_names))
     return path
 

@@ -96,7 +96,10 @@ def fit(
 
 
 def _show_result(run: Any, out: Path, as_json: bool) -> None:
-    """Print the scores, as a table or as JSON."""
+    """Print the scores of a run.
+
+    run: as trained; out: its folder; as_json: print results and record as JSON in place of a table.
+    """
     if as_json:
         show_json({"folder": str(out), **run.record["results"], "method": run.record["record"]})
     else:
@@ -108,10 +111,10 @@ def _quiet(_: str) -> None:
 
 
 def _running(arguments: dict[str, Any], out: Path, resume: bool, plan: str | None) -> Any:
-    """Return how to carry the run out.
+    """Return where and how the run is carried out.
 
-    plan: how processes share the experts, if they do.
-    arguments: options of `fit` by name.
+    arguments: options of `fit` by name; out: the run folder; resume: go on with it. plan: how
+    processes share experts, None = they do not.
     """
     from ..train import Running
     from ..train.settings import with_keywords
@@ -128,7 +131,10 @@ def _running(arguments: dict[str, Any], out: Path, resume: bool, plan: str | Non
 
 @contextmanager
 def _resumable(out: Path) -> Iterator[None]:
-    """Turn Ctrl-C inside the context into a message with the command that resumes the run."""
+    """Turn Ctrl-C inside the `with` block into a message with the command that resumes the run.
+
+    out: the run folder.
+    """
     try:
         yield
     except KeyboardInterrupt as stop:
@@ -142,8 +148,9 @@ def _resumable(out: Path) -> Iterator[None]:
 def _fit_other_task(arguments: dict[str, Any], as_json: bool, words: set[str]) -> bool:
     """Train a recommender, a retriever or a model with senses, if that was asked for.
 
-    arguments: the options of `fit` by name; those of the other tasks are taken out of them.
-    Returns False for an ordinary run.
+    arguments: the options of `fit` by name; those of these tasks are taken out of them. as_json:
+    print the result as JSON. words: names of the options given on the command line. Returns False
+    for an ordinary run.
     """
     task, teachers = arguments.pop("task"), arguments.pop("teachers")
     senses = {name: arguments.pop(name) for name in ("see", "hear")}
@@ -165,10 +172,11 @@ def _fit_other_task(arguments: dict[str, Any], as_json: bool, words: set[str]) -
 
 
 def _completed(arguments: dict[str, Any], config: Path | None, words: set[str]) -> set[str]:
-    """Complete the parameters by those of a file and of the data, and refuse what cannot be.
+    """Complete the options by those of a file and defaults of the data, and check them.
 
-    words: names of the parameters that were given; returns those and the file's.
-    arguments: options of `fit` by name, changed in place; config: file with options, None for none.
+    arguments: options of `fit` by name, changed in place. config: file with options, None = none.
+    words: names of those given on the command line. Returns these names and those of the file.
+    Raises: ConfigError; UnknownName; DataError.
     """
     if config is not None:
         if arguments["resume"]:
@@ -192,10 +200,10 @@ def _completed(arguments: dict[str, Any], config: Path | None, words: set[str]) 
 
 
 def _experiment_of(arguments: dict[str, Any], words: set[str]) -> tuple[Experiment, Path]:
-    """Return the experiment of the command line, or the one to go on with, and its folder.
+    """Return the experiment to run, or the one to go on with, and its folder.
 
-    words: the names of what was given.  Raises: ConfigError for no data.
-    arguments: options of `fit` by name.
+    arguments: options of `fit` by name; words: names of those given on the command line.
+    Raises: ConfigError for no data.
     """
     from ..data.sets import located
     from ..experiments.experiment import Experiment, resumed
@@ -216,7 +224,10 @@ def _experiment_of(arguments: dict[str, Any], words: set[str]) -> tuple[Experime
 
 
 def _show(run: Any, out: Path | None) -> None:
-    """Print scores, costs, and the commands that usually come next."""
+    """Print scores, costs, and the commands that usually come next.
+
+    run: as trained; out: its folder.
+    """
     from ..reports import numbers
     from ..train import Metrics
 
@@ -230,6 +241,7 @@ def _show(run: Any, out: Path | None) -> None:
         # A text's run has scores before the training, too: perplexities are read side by side.
         elif result is not None and before:
             rows.append((part, *text_row(result if isinstance(result, dict) else result.scores())))
+    # only texts are scored before training
     columns = TEXT_COLUMNS if before else ("part", "accuracy", "balanced", "loss")
     if "mean_average_precision" in run.record["results"].get("test", {}):
         columns = LABEL_COLUMNS
@@ -250,7 +262,10 @@ LABEL_COLUMNS = ("part", "mean average precision", "F1", "ranking precision", "l
 
 
 def label_row(scores: dict[str, Any]) -> tuple[str, ...]:
-    """Return the scores of several labels as cells of LABEL_COLUMNS, without the part."""
+    """Return the scores for several labels a picture as cells of LABEL_COLUMNS, without the part.
+
+    scores: by name.
+    """
     from ..reports import numbers
 
     names = ("mean_average_precision", "f1", "ranking_precision")

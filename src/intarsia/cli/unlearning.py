@@ -76,7 +76,7 @@ def unlearn(
     threads: Threads = None,
     as_json: Json = False,
 ) -> None:
-    """Unlearn a text in the one expert that it belongs to; every other weight keeps its bits.
+    """Unlearn a text in the one expert that it belongs to; no other weight changes.
 
     Both texts are measured on rows that are not trained on. The folder opens with
     from_pretrained; unlearn.json in it has the path.
@@ -103,6 +103,7 @@ def unlearn(
     use_threads(threads)
     from ..methods.seuf import Seuf
 
+    # checks its settings before the model is loaded
     method = Seuf(loss, by, anchor=anchor, lr=lr)
     settings = {"at": place, "steps": steps, "until": until, "batch_size": batch_size, "seed": seed}
     record = _unlearned((model, device), method, (forget, retain), (rows, length), settings, folder)
@@ -114,7 +115,10 @@ def unlearn(
 
 
 def _place(text: str | None) -> tuple[int, int] | str | None:
-    """Parse --at: "LAYER,EXPERT" as two numbers; "all" and None stay.  Raises: ConfigError."""
+    """Parse --at: "LAYER,EXPERT" as two numbers; "all" and None are returned as they are.
+
+    Raises: ConfigError.
+    """
     if text is None or text == "all":
         return text
     parts = text.split(",")
@@ -133,11 +137,11 @@ def _unlearned(
     settings: dict[str, Any],
     target: Path,
 ) -> dict[str, Any]:
-    """Load a model, unlearn, write it, and return the record.
+    """Load a model, unlearn a text in it, write it, and return the record.
 
-    source: the model and its device.
-    method: its settings; texts: to forget and to retain (None for none); sizes: rows and tokens of
-    a row; settings: further keywords of `unlearn`.
+    source: the model and its device. method: settings of the unlearning. texts: to forget and to
+    retain (None for none). sizes: rows and tokens of a row. settings: further keywords of
+    `unlearn`. target: the folder to write.
     """
     from ..core.files import write_json, writing
     from ..core.sealing import seal_stock
@@ -185,7 +189,8 @@ def _unlearned(
 def _show(record: dict[str, Any]) -> None:
     """Print the measures along the training, and what was trained.
 
-    record: with "path", a list of measures by name; "at", "trained" and "total" weights.
+    record: with "path", a list of measures by name; "at", the layer and expert or "all"; "trained"
+    and "total" numbers of weights.
     """
     names = list(record["path"][-1])
     rows = [

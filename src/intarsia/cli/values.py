@@ -18,7 +18,7 @@ from .options import FIELDS, flag
 def check_options(options: Mapping[str, Any]) -> None:
     """Refuse what the settings of a run refuse, before torch is imported.
 
-    options: values by the names of their settings; None = left out.
+    options: values by the names of their settings; None = not given.
     Raises: ConfigError; UnknownName.
     """
     values = {name: value for name, value in options.items() if value is not None}
@@ -33,7 +33,12 @@ def check_options(options: Mapping[str, Any]) -> None:
 
 
 def _check_density(schedule: str | None) -> None:
-    """Refuse a density without a schedule that has one.  Raises: ConfigError."""
+    """Refuse --density without a schedule that has a density.
+
+    schedule: as given, None = none.
+    Raises: ConfigError.
+    """
+    # schedules that have such a setting
     dense = [
         name
         for name in schedules()
@@ -50,8 +55,9 @@ def _check_density(schedule: str | None) -> None:
 
 
 def check_teacher(objective: str, teacher: str | None) -> None:
-    """Check that a teacher comes with an objective that has one, and the reverse.
+    """Check that a teacher is given with an objective that has one, and only then.
 
+    objective: as given; teacher: its name or folder, None = none.
     Raises: ConfigError.
     """
     # A teacher may also stand inside --objective itself.
@@ -67,9 +73,9 @@ def check_teacher(objective: str, teacher: str | None) -> None:
 
 
 def experiment_values(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the values of an `Experiment`, out of all parameters of a verb.
+    """Return the settings of an `Experiment`, from all options of a command.
 
-    options: by name, those of other settings are left out.
+    options: by name; those that are no settings of an experiment are left out there.
     """
     values = {name: value for name, value in options.items() if value is not None}
     if "density" in values:
@@ -77,13 +83,17 @@ def experiment_values(options: Mapping[str, Any]) -> dict[str, Any]:
     if (teacher := values.get("teacher")) is not None:
         # The first setting of an objective follows a colon, further ones a comma.
         mark = "," if ":" in values["objective"] else ":"
+        # a run goes on from another folder, so that a path is absolute
         place = Path(teacher).resolve() if Path(teacher).exists() else teacher
         values["objective"] = f"{values['objective']}{mark}teacher={place}"
     return values
 
 
 def with_density(schedule: str | None, density: float | None) -> str | None:
-    """Return a schedule by name, with its density behind its other settings."""
+    """Return a schedule's text with the density added to its settings; None stays None.
+
+    schedule: such as "rigl:every=10"; density: share of weights kept.
+    """
     if schedule is None or density is None:
         return schedule
     return f"{schedule}{',' if ':' in schedule else ':'}density={density}"

@@ -26,9 +26,10 @@ from .verdict import (
 
 
 def builds_a_cell(card: Card) -> None:
-    """Check that the method's roles, position and `build` are as `Method` says.
+    """Check that an adapter's settings name its roles and position, and build a `Cell`.
 
-    card: the method's entry in the catalogue. Two sites are tried: of equal and of two widths.
+    card: the adapter's entry in the catalogue; a cell is the module that it adds to a layer. It is
+    built for a layer with as many outputs as inputs, and for one with more.
     """
     config = tiny(card)
     holds = bool(config.roles) and config.position in ("parallel", "sequential")
@@ -43,9 +44,9 @@ def builds_a_cell(card: Card) -> None:
 
 
 def maps_the_widths(card: Card) -> None:
-    """Check that the method's cell maps (..., reads) to (..., outputs), in both modes.
+    """Check that the cell maps inputs of its layer's width to outputs of its width, in both modes.
 
-    card: the method's entry in the catalogue.
+    card: the adapter's entry in the catalogue; a cell is the module that it adds to a layer.
     """
     for mode in (True, False):
         cell = trained(card).train(mode)
@@ -56,7 +57,10 @@ def maps_the_widths(card: Card) -> None:
 
 
 def leaves_its_input_alone(card: Card) -> None:
-    """Check that x is not written to and gets a gradient, for layers below that are trained too."""
+    """Check that the cell does not write to its input, and passes a gradient on to it.
+
+    card: the adapter's entry in the catalogue; a cell is the module that it adds to a layer.
+    """
     x = inputs(card).requires_grad_()
     before = x.detach().clone()
     # in training, where dropout or noise may be computed in place
@@ -68,9 +72,13 @@ def leaves_its_input_alone(card: Card) -> None:
 
 
 def depends_on_its_seed_only(card: Card) -> None:
-    """Check that the cell's first weights and draws follow from its generator, not torch's."""
+    """Check that the cell's first weights and draws follow from its generator, not torch's.
+
+    card: the adapter's entry in the catalogue; a cell is the module that it adds to a layer.
+    """
 
     def weights_and_draws() -> list[Tensor]:
+        """Build a cell; return its weights and its outputs in training."""
         cell = trained(card).train()
         drawn = [cell(inputs(card)).detach() for _ in range(4)]
         return [*cell.state_dict().values(), *drawn]
@@ -80,7 +88,10 @@ def depends_on_its_seed_only(card: Card) -> None:
 
 
 def trains_every_parameter(card: Card) -> None:
-    """Check that over many draws a finite gradient reaches every entry of the cell's weights."""
+    """Check that over many draws a finite gradient reaches every entry of the cell's weights.
+
+    card: the adapter's entry in the catalogue; a cell is the module that it adds to a layer.
+    """
     cell = trained(card).train()
     generator = seeded(5)
     reached = {n: torch.zeros_like(p, dtype=torch.bool) for n, p in cell.named_parameters()}
@@ -101,7 +112,10 @@ def trains_every_parameter(card: Card) -> None:
 
 
 def survives_safetensors(card: Card) -> None:
-    """Check that the cell's state dict holds all that decides its outputs, and only tensors."""
+    """Check that the cell's state dict holds all that decides its outputs, and only tensors.
+
+    card: the adapter's entry in the catalogue; a cell is the module that it adds to a layer.
+    """
     cell, x = trained(card).eval(), inputs(card)
     # another seed, so that equal outputs can only come from the file
     again = build(card, seed=9).eval()
@@ -112,7 +126,10 @@ def survives_safetensors(card: Card) -> None:
 
 
 def copies_deeply(card: Card) -> None:
-    """Check that a deep copy of the cell computes the same, and does not change with it."""
+    """Check that a deep copy of the cell computes the same, and does not change with it.
+
+    card: the adapter's entry in the catalogue; a cell is the module that it adds to a layer.
+    """
     cell, x = trained(card).eval(), inputs(card)
     copied = copy.deepcopy(cell)
     with torch.no_grad():
@@ -125,7 +142,10 @@ def copies_deeply(card: Card) -> None:
 
 
 def follows_dtype_and_device(card: Card) -> None:
-    """Check that outputs have the dtype of cell and input, and that the cell moves to a device."""
+    """Check that outputs have the dtype of cell and input, and that the cell moves to a device.
+
+    card: the adapter's entry in the catalogue; a cell is the module that it adds to a layer.
+    """
     for dtype in (torch.float64, torch.bfloat16):
         for mode in (True, False):
             got = trained(card).to(dtype).train(mode)(inputs(card).to(dtype)).dtype
@@ -143,7 +163,10 @@ def follows_dtype_and_device(card: Card) -> None:
 
 
 def takes_one_sample(card: Card) -> None:
-    """Check that the cell gives as many outputs for a batch of one sample, and for an empty one."""
+    """Check that the cell gives as many outputs for a batch of one sample, and for an empty one.
+
+    card: the adapter's entry in the catalogue; a cell is the module that it adds to a layer.
+    """
     for mode in (True, False):
         # an empty batch comes from a mixture whose expert has no token
         for count in (1, 0):
@@ -152,19 +175,27 @@ def takes_one_sample(card: Card) -> None:
 
 
 def treats_samples_apart(card: Card) -> None:
-    """Check that the cell's output for a sample, in evaluation, does not depend on its batch."""
+    """Check that the cell's output for a sample, in evaluation, does not depend on its batch.
+
+    card: the adapter's entry in the catalogue; a cell is the module that it adds to a layer.
+    """
     cell, x = trained(card).eval().double(), inputs(card).double()
     with torch.no_grad():
+        # each sample as a batch of one
         alone = torch.cat([cell(row[None]) for row in x])
         fix = "Use no statistics of the batch in evaluation."
         require_close(alone, cell(x), "answers alone and in a batch", fix)
 
 
 def works_under_autocast(card: Card) -> None:
-    """Check that under bf16 autocast the cell's outputs are close, its gradients finite."""
+    """Check that under bf16 autocast the cell's outputs are close, its gradients finite.
+
+    card: the adapter's entry in the catalogue; a cell is the module that it adds to a layer.
+    """
     cell, x = trained(card).eval(), inputs(card)
     full = cell(x).detach()
     with torch.autocast("cpu", torch.bfloat16):
+        # evaluated, to compare; below in training, for the gradients
         half = cell(x)
     got, pair = half.detach().bfloat16(), "answers with and without autocast"
     require_close(got, full.bfloat16(), pair, "Leave the types to autocast: use Cell.cast.")
@@ -179,7 +210,10 @@ def works_under_autocast(card: Card) -> None:
 
 
 def merges_into_one_cell(card: Card) -> None:
-    """Check that the cell's merged() computes what it does in evaluation, and is no view of it."""
+    """Check that the cell's merged() computes what it does in evaluation, and is no view of it.
+
+    card: the adapter's entry in the catalogue; a cell is the module that it adds to a layer.
+    """
     cell, x = trained(card).double().eval(), inputs(card).double()
     with torch.no_grad():
         want = cell(x)
@@ -197,7 +231,10 @@ def merges_into_one_cell(card: Card) -> None:
 
 
 def evaluates_without_chance(card: Card) -> None:
-    """Check that the cell's outputs in evaluation have the same bits, whatever was drawn before."""
+    """Check that the cell's outputs in evaluation have the same bits, whatever was drawn before.
+
+    card: the adapter's entry in the catalogue; a cell is the module that it adds to a layer.
+    """
     cell, x = trained(card), inputs(card)
     with torch.no_grad():
         first = cell.eval()(x)
@@ -208,7 +245,10 @@ def evaluates_without_chance(card: Card) -> None:
 
 
 def zero_start_exactly_when_tagged(card: Card) -> None:
-    """Check that the card has the tag "zero_start" exactly if the untrained cell adds nothing."""
+    """Check that the card has the tag "zero_start" exactly if the untrained cell adds nothing.
+
+    card: the adapter's entry in the catalogue; a cell is the module that it adds to a layer.
+    """
     with torch.no_grad():
         # both modes: some cells scale their output in training alone
         outputs = [build(card).train(mode)(inputs(card)) for mode in (True, False)]
@@ -220,8 +260,10 @@ def linear_exactly_when_tagged(card: Card) -> None:
     """Check that the card has the tag "linear" exactly if the cell has a delta().
 
     delta() is then the matrix (outputs, reads) by which the cell multiplies.
+    card: the adapter's entry in the catalogue; a cell is the module that it adds to a layer.
     """
     cell = trained(card).double().eval()
+    # float64, so that only a wrong delta differs
     delta, x = cell.delta(), inputs(card).double()
     require_tag(card, "linear", delta is not None, "a delta()")
     if delta is not None:
@@ -231,7 +273,10 @@ def linear_exactly_when_tagged(card: Card) -> None:
 
 
 def stochastic_exactly_when_tagged(card: Card) -> None:
-    """Check that the card has the tag "stochastic" exactly if forwards in training differ."""
+    """Check that the card has the tag "stochastic" exactly if forwards in training differ.
+
+    card: the adapter's entry in the catalogue; a cell is the module that it adds to a layer.
+    """
     cell, x = trained(card).train(), inputs(card)
     with torch.no_grad():
         first = cell(x)
@@ -240,7 +285,10 @@ def stochastic_exactly_when_tagged(card: Card) -> None:
 
 
 def folds_exactly_when_tagged(card: Card) -> None:
-    """Check that the card has the tag "folds" exactly if the cell becomes weights of its host."""
+    """Check that the card has the tag "folds" exactly if the cell becomes weights of its host.
+
+    card: the adapter's entry in the catalogue; a cell is the module that it adds to a layer.
+    """
     # an MLP or a linear layer, as the method's roles say
     place = site(card)
     host: nn.Module = nn.Linear(INPUTS, OUTPUTS)

@@ -26,7 +26,10 @@ class Toy:
     """ReLU experts for a router that reads its experts: their encoder alone."""
 
     def __init__(self, experts: int, like: Tensor) -> None:
-        """Draw W (E, UNITS, WIDTH) and b (E, UNITS), on the device and of the dtype of `like`."""
+        """Draw W (E, UNITS, WIDTH) and b (E, UNITS), the first layers of E = `experts` experts.
+
+        like: a tensor of the wanted device and dtype.
+        """
         draw = seeded(5)
         shapes = (experts, UNITS, WIDTH), (experts, UNITS)
         self.weight, self.bias = (
@@ -38,16 +41,20 @@ class Toy:
 
 
 def build(card: Card, seed: int = 0, **sizes: int) -> nn.Module:
-    """Return the router that a card stands for, with its tiny settings and experts to read.
+    """Return a card's router with tiny settings; one that scores by experts' weights gets experts.
 
-    card: the router's entry in the catalogue. sizes: settings that replace tiny ones.
+    card: the router's entry in the catalogue. seed: of its first weights. sizes: settings that
+    replace tiny ones, such as experts=1.
     """
     router = dataclasses.replace(tiny(card), **sizes).build(WIDTH, generator=seeded(seed))
     return shown(router, torch.empty(()))
 
 
 def shown(router: nn.Module, like: Tensor) -> nn.Module:
-    """Give the router experts to read, on the device and of the dtype of `like`; return it."""
+    """Give a router that reads its experts' weights some to read; return the router.
+
+    like: a tensor with their device and dtype.
+    """
     for reader in expert_readers(router):
         reader.see(Toy(cast(Any, router).experts, like))
     return router
@@ -59,11 +66,15 @@ def tokens(count: int = TOKENS, seed: int = 1) -> Tensor:
 
 
 def route(router: nn.Module, x: Tensor) -> Routing:
-    """Route x (T, d), and check that the result is a Routing of its T tokens.  Raises: Broken."""
+    """Route tokens, and check that the result is a routing of all of them to experts that exist.
+
+    router: the one that is tested; x: (T, d). Raises: Broken for another result.
+    """
     routing: Any = router(x)
     fix = "Build it with Routing.from_topk or Routing.from_dense."
     require(isinstance(routing, Routing), type(routing).__name__, "a Routing", fix)
     holds = routing.tokens == len(x)
+    # meta tensors have no values to look at
     if routing.token.device.type != "meta":
         for index, count in ((routing.token, len(x)), (routing.expert, routing.experts)):
             holds = holds and bool(((index >= 0) & (index < count)).all())
@@ -73,19 +84,22 @@ def route(router: nn.Module, x: Tensor) -> Routing:
 
 
 def gates(router: nn.Module, x: Tensor) -> Tensor:
-    """Return the weights of the tokens' experts, (T, E)."""
+    """Return the weight of each expert for each token, (T, E), without a graph.  x: (T, d)."""
+    # without a graph: only values are compared
     return route(router, x).dense().detach()
 
 
 def _checked_routing(call: Callable[[], Routing], condition: str) -> Routing:
-    """Return the routing of `call`, checked to have finite weights and losses.
+    """Call a function that routes; check that weights and losses are finite; return the routing.
 
-    condition: describes the batch in an error. Raises: Broken if the call fails.
+    call: routes a batch; condition: describes the batch in an error.
+    Raises: Broken, also where the call fails.
     """
     try:
         routing = call()
     except Broken:
         raise
+    # whatever torch raises for an empty tensor
     except Exception as error:
         name = type(error).__name__
         fix = "Take no maximum, mean or index of what may be empty."
@@ -96,7 +110,10 @@ def _checked_routing(call: Callable[[], Routing], condition: str) -> Routing:
 
 
 def routes_an_empty_batch(card: Card) -> None:
-    """Check that the router gives no pair for no token, with finite losses, in both modes."""
+    """Check that the router gives no pair for no token, with finite losses, in both modes.
+
+    card: the router's entry in the catalogue, with tiny settings for tests.
+    """
     # a loss that divides by the number of tokens, or a maximum over none, fails here
     for training in (True, False):
         router = build(card).train(training)
@@ -108,8 +125,10 @@ def routes_padding_alone(card: Card) -> None:
     """Check that the router gives a batch of padding no expert, and finite losses.
 
     Routers that draw for whole samples may give padding an expert.
+    card: the router's entry in the catalogue, with tiny settings for tests.
     """
     router = build(card).train()
+    # a random router reads no padding
     if not isinstance(router, Router):
         return
     router.context.valid = torch.zeros(1, TOKENS, dtype=torch.bool)
@@ -122,6 +141,7 @@ def keeps_a_nan_in_its_row(card: Card) -> None:
     """Check that a token of NaN gets an expert that exists, and others are routed as before.
 
     Where tokens compete (tag "non_causal"), it may lose its place, but other weights stay finite.
+    card: the router's entry in the catalogue, with tiny settings for tests.
     """
     # token 2 of 5: rows before and behind it must both stay
     x, bad = tokens(), 2
@@ -145,7 +165,10 @@ def keeps_a_nan_in_its_row(card: Card) -> None:
 
 
 def counts_a_logit_of_zero(card: Card) -> None:
-    """Check that the router gives tokens of zeros, whose logits may all be 0, experts as others."""
+    """Check that tokens of zeros, whose logits may all be 0, get experts like other tokens.
+
+    card: the router's entry in the catalogue, with tiny settings for tests.
+    """
     # ReLU gates and top-p have ties at zero
     has_expert = gates(build(card).eval(), torch.zeros(TOKENS, WIDTH)).sum(1) > 0
     holds = bool(has_expert.any() if "non_causal" in card.tags else has_expert.all())
@@ -154,9 +177,10 @@ def counts_a_logit_of_zero(card: Card) -> None:
 
 
 def evaluates_as_it_trains(card: Card) -> None:
-    """Check that the router gives the same pairs and weights in both modes, but for capacity.
+    """Check that a router routes alike in training and in evaluation, up to its capacity.
 
-    Routers that draw are left out.
+    Routers that draw random numbers are left out. A capacity drops pairs in training alone.
+    card: the router's entry in the catalogue, with tiny settings for tests.
     """
     if "stochastic" in card.tags:
         return
@@ -169,7 +193,10 @@ def evaluates_as_it_trains(card: Card) -> None:
 
 
 def heeds_no_autocast(card: Card) -> None:
-    """Check that the router's weights under autocast have the same bits as without."""
+    """Check that the router's weights under autocast have the same bits as without.
+
+    card: the router's entry in the catalogue, with tiny settings for tests.
+    """
     want = gates(build(card).eval(), tokens())
     with torch.autocast("cpu", torch.bfloat16):
         got = gates(build(card).eval(), tokens())
@@ -185,7 +212,10 @@ class _Largest(TorchDispatchMode):
         self.bytes = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Run an operator of torch, and note the bytes of its results."""
+        """Run an operator of torch, and note the bytes of its largest result.
+
+        func, args, kwargs: the operator and its arguments. types: unused; torch's interface has it.
+        """
         # every operator of the forward is seen, also those inside other libraries
         result = func(*args, **(kwargs or {}))
         for tensor in result if isinstance(result, tuple | list) else (result,):
@@ -195,7 +225,10 @@ class _Largest(TorchDispatchMode):
 
 
 def grows_with_tokens_alone(card: Card) -> None:
-    """Check that twice the tokens at most double the router's largest tensor: none is T x T."""
+    """Check that twice the tokens at most double the router's largest tensor: none is T x T.
+
+    card: the router's entry in the catalogue, with tiny settings for tests.
+    """
     sizes: list[int] = []
     # a one-hot of (T, E, C) places grows with T x T, as C grows with T
     for count in (MANY, 2 * MANY):
@@ -212,6 +245,7 @@ def forgets_the_batch_before(card: Card) -> None:
     """Check that after `gating.start` the router's routing does not depend on earlier batches.
 
     Routers that draw are left out.
+    card: the router's entry in the catalogue, with tiny settings for tests.
     """
     if "stochastic" in card.tags:
         return
@@ -225,7 +259,10 @@ def forgets_the_batch_before(card: Card) -> None:
 
 
 def gives_as_many_if_it_says_so(card: Card) -> None:
-    """Check that a router with `equal_counts` gives each token as many experts as any other."""
+    """Check that a router with `equal_counts` gives each token as many experts as any other.
+
+    card: the router's entry in the catalogue, with tiny settings for tests.
+    """
     # zeros, normal numbers, and logits so large that others round to 0
     for scale in (0.0, 1.0, 1e4):
         router = build(card).train()
@@ -237,7 +274,10 @@ def gives_as_many_if_it_says_so(card: Card) -> None:
 
 
 def comes_back_from_its_state(card: Card) -> None:
-    """Check that the router's state dict holds everything that decides in evaluation."""
+    """Check that the router's state dict holds everything that decides in evaluation.
+
+    card: the router's entry in the catalogue, with tiny settings for tests.
+    """
     saved, fresh = build(card).eval(), build(card, seed=5).eval()
     if not isinstance(saved, Router):
         return
@@ -248,7 +288,10 @@ def comes_back_from_its_state(card: Card) -> None:
 
 
 def remembers_its_steps(card: Card) -> None:
-    """Check that the router's state dict holds what `before_step` changes, for a resumed run."""
+    """Check that the router's state dict holds what `before_step` changes, for a resumed run.
+
+    card: the router's entry in the catalogue, with tiny settings for tests.
+    """
     run, resumed = build(card).train(), build(card, seed=5).train()
     if not isinstance(run, ChangesByStep) or not isinstance(resumed, ChangesByStep):
         return
@@ -269,12 +312,16 @@ def remembers_its_steps(card: Card) -> None:
 
 
 def says_what_width_it_takes(card: Card) -> None:
-    """Check that the router takes tokens of another width, or raises an error of this library."""
+    """Check that the router takes tokens of another width, or raises an error of this library.
+
+    card: the router's entry in the catalogue, with tiny settings for tests.
+    """
     try:
         route(build(card), torch.ones(TOKENS, WIDTH + 1))
     except (Broken, IntarsiaError) as error:
         if isinstance(error, Broken):
             raise
+    # torch's own message about shapes does not name the router
     except Exception as error:
         got, want = f"{type(error).__name__} ({error}) at another width", "a ShapeError"
         raise Broken(got, want, "Compute logits as gating.gate.wide_linear does.") from error

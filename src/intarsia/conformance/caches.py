@@ -17,9 +17,10 @@ LAYERS, EXPERTS, STEPS = 3, 6, 40
 
 
 def asked(seed: int = 0) -> list[list[Key]]:
-    """Return the experts that each of STEPS steps needs: lists of (layer, expert).
+    """Make up a demand for experts: for each of STEPS steps of decoding a list (layer, expert).
 
-    Two or three of each layer, some experts much more often than others.
+    seed: of the draw. A step needs two or three experts of each layer, some much more often than
+    others.
     """
     draws = seeded(seed)
     # popular experts make the policies differ; noise makes every expert appear
@@ -42,15 +43,19 @@ def _policy(card: Card) -> Policy:
 
 
 def _run(card: Card, slots: int, demand: list[list[Key]] | None = None) -> Residency:
-    """Replay a demand with room for `slots` experts; return what was loaded and hit.
+    """Simulate a cache of experts under a policy; return how often it hit, and loaded.
 
-    demand: the experts of each step; None = `asked()`.
+    card: the policy's entry in the catalogue. slots: how many experts fit into the cache. demand:
+    the experts that each step needs; None = `asked()`.
     """
     return replay(asked() if demand is None else demand, _policy(card), slots)
 
 
 def serves_every_ask(card: Card) -> None:
-    """Check that under the policy hits + loads = requests, with few slots and with one for each."""
+    """Check that a cache under the policy serves each request once: as a hit, or by a load.
+
+    card: the entry in the catalogue of a policy, which says what leaves a cache of experts.
+    """
     all_experts = [
         [(layer, e) for layer in range(LAYERS) for e in range(EXPERTS)] for _ in range(3)
     ]
@@ -62,20 +67,28 @@ def serves_every_ask(card: Card) -> None:
 
 
 def loads_each_once_where_all_fit(card: Card) -> None:
-    """Check that with a slot for each expert the policy loads each once, when first needed."""
+    """Check that a cache with room for all experts loads each of them once, when first needed.
+
+    card: the entry in the catalogue of a policy, which says what leaves a cache of experts.
+    """
+    # different experts, not requests
     want = len({key for step in asked() for key in step})
     loads = _run(card, LAYERS * EXPERTS).loads
     require_equal(loads, want, "Evict nothing while there is room.")
 
 
 def chooses_what_it_is_offered(card: Card) -> None:
-    """Check that the policy's `victim` returns one of the experts that may be evicted."""
+    """Check that the policy's `victim` returns one of the experts that may be evicted.
+
+    card: the entry in the catalogue of a policy, which says what leaves a cache of experts.
+    """
     policy = _policy(card)
     offered: list[list[Key]] = []
     victims: list[Key] = []
     victim = policy.victim
 
     def watched(resident: Iterable[Key]) -> Key:
+        """Record what may be evicted and what the policy chooses; evict the first one."""
         offered.append(list(resident))
         victims.append(victim(list(offered[-1])))
         return offered[-1][0]
@@ -88,7 +101,10 @@ def chooses_what_it_is_offered(card: Card) -> None:
 
 
 def decides_alike(card: Card) -> None:
-    """Check that the policy loads the same experts in the same order each time."""
+    """Check that the policy loads the same experts in the same order each time.
+
+    card: the entry in the catalogue of a policy, which says what leaves a cache of experts.
+    """
     runs: list[list[Key]] = []
     for _ in range(2):
         # a draw from torch's generator would change the second run
@@ -98,6 +114,7 @@ def decides_alike(card: Card) -> None:
         used = policy.used
 
         def noted(key: Key, hit: bool, used: Any = used, into: list[Key] = loaded) -> None:
+            """Record an expert that was loaded, then call the policy's own `used`."""
             if not hit:
                 into.append(key)
             used(key, hit)
@@ -109,7 +126,10 @@ def decides_alike(card: Card) -> None:
 
 
 def survives_steps_of_one_layer(card: Card) -> None:
-    """Check that the policy serves a model of one layer, and steps that skip layers."""
+    """Check that the policy serves a model of one layer, and steps that skip layers.
+
+    card: the entry in the catalogue of a policy, which says what leaves a cache of experts.
+    """
     config: Any = tiny(card)
     one_layer = [[(0, e) for _, e in step if e < EXPERTS][:2] for step in asked()]
     for layers in (1, LAYERS):

@@ -26,7 +26,11 @@ def tiny(card: Card) -> Any:
 
 
 def _config(card: Card, settings: Mapping[str, Any], want: str, fix: str) -> Any:
-    """Build the card's config from these settings.  Raises: Broken with `want` and `fix`."""
+    """Build a method's settings, an object of its config class, from values by name.
+
+    card: the method's entry in the catalogue. settings: the values. want, fix: text of the error.
+    Raises: Broken if the class refuses them.
+    """
     try:
         return card.config(**settings)
     except (TypeError, IntarsiaError) as error:
@@ -34,7 +38,10 @@ def _config(card: Card, settings: Mapping[str, Any], want: str, fix: str) -> Any
 
 
 def says_what_it_is(card: Card) -> None:
-    """Check that the card has a proper key, summary, family and paper."""
+    """Check that the card has a proper key, summary, family and paper.
+
+    card: a method's entry in the catalogue, which has settings, paper and tags.
+    """
     paper = card.paper
     wrong = {
         "key": re.fullmatch(r"[a-z][a-z0-9_-]*", card.key) is None,
@@ -50,7 +57,10 @@ def says_what_it_is(card: Card) -> None:
 
 
 def documents_its_settings(card: Card) -> None:
-    """Check that `intarsia show` explains each setting: in its declaration, or in the docstring."""
+    """Check that each setting is explained, in its declaration or in the settings' docstring.
+
+    card: a method's entry in the catalogue, which has settings, paper and tags.
+    """
     text = getattr(card.config, "__doc__", None) or ""
     holds, got = dataclasses.is_dataclass(card.config), type(card.config).__name__
     require(holds, got, "a dataclass as config", "Make the config a frozen dataclass.")
@@ -62,11 +72,15 @@ def documents_its_settings(card: Card) -> None:
 
 def has_defaults(card: Card) -> None:
     """Check that the config can be built without any setting."""
+    # the command line builds it before it reads --set
     _config(card, {}, "defaults that work", "Give every setting a default.")
 
 
 def is_frozen(card: Card) -> None:
-    """Check that the card's config cannot be changed after it was validated."""
+    """Check that the method's settings cannot be changed after they were validated.
+
+    card: a method's entry in the catalogue, which has settings, paper and tags.
+    """
     config = tiny(card)
     name = next((f.name for f in dataclasses.fields(config)), "setting")
     try:
@@ -79,7 +93,10 @@ def is_frozen(card: Card) -> None:
 
 
 def survives_json(card: Card) -> None:
-    """Check that the card's config is equal to itself after it was written to JSON and read."""
+    """Check that the method's settings are equal after they were written to JSON and read again.
+
+    card: a method's entry in the catalogue, which has settings, paper and tags.
+    """
     config = tiny(card)
     try:
         # tuples become lists in JSON, and listed methods become their keys

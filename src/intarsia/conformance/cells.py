@@ -16,13 +16,15 @@ DRAWS = 40  # forwards after which no expert of a tiny mixture is still unseen
 
 
 def site(card: Card, *, square: bool = False) -> Site:
-    """Return a place for the cell of a method, with a LayerNorm that feeds it.
+    """Describe the layer, as a `Site`, to which a method's adapter is added in the tests.
 
-    card: the method's entry in the catalogue; its settings say the position and whether it is an
-      MLP or a linear layer. square: outputs as wide as inputs.
+    card: the method's entry in the catalogue; its settings decide whether the layer is an MLP or a
+    linear layer, and whether the adapter reads its input or its output. A LayerNorm is in front of
+    it. square: as many outputs as inputs.
     """
     position, outputs = tiny(card).position, INPUTS if square else OUTPUTS
     place = Site("block.mlp", INPUTS, outputs, position)
+    # the linear maps inside an MLP
     inside = (("fc1", INPUTS, HIDDEN), ("fc2", HIDDEN, outputs))
     weight = torch.linspace(0.5, 1.5, place.reads)
     return Site(
@@ -45,6 +47,7 @@ class Beside(Cell):
         self.cell = cell
 
     def forward(self, x: Tensor) -> Tensor:
+        """Return what the cell adds to a fixed MLP.  x: (..., INPUTS) -> (..., OUTPUTS)."""
         # the same MLP in every call, so that what is left is the cell's addition
         mlp = host().to(x.device, x.dtype)
         return self.cell.around(mlp, x) - mlp(x)
@@ -57,10 +60,12 @@ def host() -> nn.Module:
 
 
 def build(card: Card, seed: int = 0) -> Cell:
-    """Return a cell with the card's tiny settings, as it is before training.
+    """Build an adapter's cell, the module that it adds to a layer, as it is before training.
 
-    seed: of the generator that draws its weights.
+    card: the adapter's entry in the catalogue, with tiny settings; seed: of the generator that
+    draws the cell's weights.
     """
+    # a whole cell also computes its host's output, which is taken off again
     cell = tiny(card).build(site(card), generator=seeded(seed))
     return Beside(cell) if isinstance(cell, Cell) and cell.whole else cell
 

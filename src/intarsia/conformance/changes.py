@@ -80,17 +80,18 @@ def reads_tokens(model: nn.Module) -> bool:
 
 @torch.no_grad()
 def outputs(model: nn.Module) -> Tensor:
-    """Compute a model in evaluation on fixed tokens, or on fixed pictures of task 0."""
+    """Compute a model's logits in evaluation, on fixed tokens or pictures."""
     if reads_tokens(model):
         return model.eval()(input_ids=tokens()).logits
+    # methods that route by task need one
     with task_ids(model, torch.zeros(BATCH, dtype=torch.int64)):
         return model.eval()(pictures())
 
 
 def batches_for(change: Change, host: nn.Module) -> list[Any]:
-    """Return the batches that a change may look at, with labels if it needs them.
+    """Return the batches by which a change may decide what it does, with labels if it needs them.
 
-    host: a model of tokens or of pictures.
+    change: needs labels if "labels" is in its `needs`. host: a model of tokens or of pictures.
     """
     if reads_tokens(host):
         return [tokens()]
@@ -104,7 +105,11 @@ def change_of(card: Card) -> Change:
 
 
 def changed(host: nn.Module, change: Change, seed: int = 0) -> nn.Module:
-    """Apply the change to the host, with batches that it may look at."""
+    """Apply a change to a model, with batches that it may use; return the changed model.
+
+    host: the model; change: an adapter, a pruning or another change of a model; seed: of new
+    weights and draws.
+    """
     return apply(host, change, batches_for(change, host), seed=seed, name="one")
 
 
@@ -112,13 +117,17 @@ def host_of(card: Card) -> Callable[[], nn.Module]:
     """Return the first function of HOSTS whose model the card's change accepts.
 
     Raises: Broken if there is none.
+    card: the entry in the catalogue of a change, which alters a model.
     """
     return _host_for(change_of(card))
 
 
 @lru_cache(maxsize=4)  # the laws of one card ask one after the other
 def _host_for(change: Change) -> Callable[[], nn.Module]:
-    """Return the first function of HOSTS whose model the change accepts.  Raises: Broken."""
+    """Return the first function of HOSTS that makes a model to which the change can be applied.
+
+    Raises: Broken, with the refusals, if there is none.
+    """
     refused: list[str] = []
     for make in HOSTS:
         try:
@@ -134,12 +143,16 @@ def _host_for(change: Change) -> Callable[[], nn.Module]:
 
 def takes_a_host(card: Card) -> None:
     """Check that the card's change can be applied to a tiny host, with finite outputs."""
+    # the first model of HOSTS that the change accepts
     model = changed(host_of(card)(), change_of(card))
     require_finite(outputs(model), "outputs", "Look at the start.")
 
 
 def plans_without_a_trace(card: Card) -> None:
-    """Check that the change's plan leaves the host alone, and equal seeds give equal models."""
+    """Check that the change's plan leaves the host alone, and equal seeds give equal models.
+
+    card: the entry in the catalogue of a change, which alters a model.
+    """
     make = host_of(card)
     host = make()
     change = change_of(card)
@@ -165,11 +178,18 @@ class _Fails(Change):
         return frozenset()
 
     def plan(self, host: nn.Module, batches: Iterable[Any] = (), *, seed: int = 0) -> Plan:
-        """Plan the change inside.  batches, seed: see `Change.plan`."""
+        """Plan the change inside, and return a plan that keeps it.
+
+        host: the model; batches: calibration inputs; seed: of weights and draws.
+        """
         return Plan(replace(self, planned=self.inside.plan(host, batches, seed=seed)), seed)
 
     def apply(self, host: nn.Module, plan: Plan, *, name: str = "default") -> nn.Module:
-        """Apply the change inside, then raise KeyError."""
+        """Apply the change inside, then raise KeyError, as a fault half way through would.
+
+        host: the model; plan: unused, since the inner change has its own; name: of the change on
+        the model.
+        """
         assert self.planned is not None
         self.planned.change.apply(host, self.planned, name=name)
         raise KeyError("planted")
@@ -179,7 +199,10 @@ class _Fails(Change):
 
 
 def leaves_no_trace_of_an_error(card: Card) -> None:
-    """Check that an error after the change restores the host: modules, weights, flags, hooks."""
+    """Check that a change which fails half way leaves the model as it was, with weights and hooks.
+
+    card: the entry in the catalogue of a change, which alters a model.
+    """
     make = host_of(card)
     host = make()
     try:
@@ -191,9 +214,13 @@ def leaves_no_trace_of_an_error(card: Card) -> None:
 
 
 def preserves_what_it_says(card: Card) -> None:
-    """Check that the change's `preserves` has "outputs" and "shape" exactly if it keeps them."""
+    """Check that `preserves` names "outputs" and "shape" exactly if the change keeps them.
+
+    card: the entry in the catalogue of a change, which alters a model.
+    """
     make, change = host_of(card), change_of(card)
     before, after = make(), changed(make(), change)
+    # right after the change, before any training
     equal = bool((outputs(after) - outputs(before)).abs().max() <= 1e-4)
     shapes = [{n: t.shape for n, t in m.state_dict().items()} for m in (before, after)]
     for name, preserved in (("outputs", equal), ("shape", shapes[0] == shapes[1])):
@@ -203,7 +230,10 @@ def preserves_what_it_says(card: Card) -> None:
 
 
 def comes_back_from_its_folder(card: Card) -> None:
-    """Check that a changed and trained model has the same outputs after it was saved and loaded."""
+    """Check that a changed and trained model has the same outputs after it was saved and loaded.
+
+    card: the entry in the catalogue of a change, which alters a model.
+    """
     make = host_of(card)
     # moved weights: an adapter that starts at zero would fold and load trivially
     model = moved(changed(make(), change_of(card)))
@@ -215,7 +245,10 @@ def comes_back_from_its_folder(card: Card) -> None:
 
 
 def folds_or_refuses(card: Card) -> None:
-    """Check that the change's `fold` gives a model with the same outputs, or raises FoldError."""
+    """Check that the change's `fold` gives a model with the same outputs, or raises FoldError.
+
+    card: the entry in the catalogue of a change, which alters a model.
+    """
     change = change_of(card)
     model = moved(changed(host_of(card)(), change))
     want = outputs(model)
@@ -231,9 +264,10 @@ def folds_or_refuses(card: Card) -> None:
 
 
 def _require_as_before(model: nn.Module, reference: nn.Module, moment: str) -> None:
-    """Require a model with the modules, weights, flags and hooks of `reference`.
+    """Require that a model has the same modules, weights, flags and hooks as another one.
 
-    moment: when it is compared, for the error.
+    model: the one that is tested. reference: the other one. moment: when they are compared, such as
+    "after a plan", for the error.
     """
     for name, read in (
         ("modules", lambda m: [(n, type(x)) for n, x in m.named_modules()]),

@@ -42,18 +42,25 @@ def is_a_format(card: Card) -> None:
 
 
 def keeps_shape_and_dtype(card: Card) -> None:
-    """Check that the format's decode gives the weight's shape and dtype, also if it is empty."""
+    """Check that the format's decode gives the weight's shape and dtype, also if it is empty.
+
+    card: the entry in the catalogue of a format, a way to store a weight.
+    """
     for shape in SHAPES:
         for dtype in DTYPES:
             w = weight(shape, dtype)
             decoded = _round(tiny(card), w)
+            # also of weights in another type than the format computes in
             got = tuple(decoded.shape), decoded.dtype
             require_equal(got, (shape, dtype), "Store what the type was, or is.")
             require_finite(decoded, f"weights {shape}", "Guard the division.")
 
 
 def leaves_the_weight_alone(card: Card) -> None:
-    """Check that the format's encode does not write to the weight, and keeps no view of it."""
+    """Check that the format's encode does not write to the weight, and keeps no view of it.
+
+    card: the entry in the catalogue of a format, a way to store a weight.
+    """
     w = weight()
     stored = tiny(card).encode(w)
     require(torch.equal(w, weight()), "a weight written to", "it as given", "Copy it.")
@@ -65,12 +72,16 @@ def leaves_the_weight_alone(card: Card) -> None:
 
 def exact_exactly_when_tagged(card: Card) -> None:
     """Check that the card has the tag "exact" exactly if the format gives every weight back."""
+    # also empty weights, and weights of one row
     exact = all(torch.equal(_round(tiny(card), w).to(w), w) for w in _weights())
     require_tag(card, "exact", exact, "every weight given back")
 
 
 def errs_less_than_a_constant(card: Card) -> None:
-    """Check that the format's squared error is at most that of the mean in place of the weight."""
+    """Check that a decoded weight is at least as close to the original as its mean would be.
+
+    card: the entry in the catalogue of a format, a way to store a weight.
+    """
     for w in _weights():
         off = float((_round(tiny(card), w).to(w) - w).square().sum())
         # a format that stores nothing but the mean errs as much as this
@@ -80,7 +91,10 @@ def errs_less_than_a_constant(card: Card) -> None:
 
 
 def moves_less_the_second_time(card: Card) -> None:
-    """Check that storing a decoded weight changes it no more than storing it first did."""
+    """Check that storing a decoded weight again changes it no more than the first time.
+
+    card: the entry in the catalogue of a format, a way to store a weight.
+    """
     for w in _weights():
         # a projection on the format's numbers does not move what is already there
         once = _round(tiny(card), w).to(w)
@@ -94,16 +108,23 @@ def moves_less_the_second_time(card: Card) -> None:
 
 
 def survives_safetensors(card: Card) -> None:
-    """Check that the format's tensors decode to the same bits after a safetensors file."""
+    """Check that the format's tensors decode to the same bits after a safetensors file.
+
+    card: the entry in the catalogue of a format, a way to store a weight.
+    """
     for shape in SHAPES:
         stored = tiny(card).encode(weight(shape))
         again = tiny(card).decode(read_again(stored), shape)
+        # bits, not values: a rounding on the way would show
         equal = torch.equal(again, tiny(card).decode(stored, shape))
         require(equal, f"other bits of {shape}", "the same", "Store all that decides.")
 
 
 def counts_the_bytes_of_its_file(card: Card) -> None:
-    """Check that nbytes of the format's tensors is the size of their file without its header."""
+    """Check that `nbytes` counts a stored weight as large as its file, without the file's header.
+
+    card: the entry in the catalogue of a format, a way to store a weight.
+    """
     stored: Stored = tiny(card).encode(weight())
     file = safetensors.torch.save(dict(stored))
     # the file's header is no part of the weight
@@ -115,7 +136,10 @@ def counts_the_bytes_of_its_file(card: Card) -> None:
 
 
 def multiplies_as_it_decodes(card: Card) -> None:
-    """Check the format's matmul and its gradient in x against x decode(stored)^T."""
+    """Check that the format's matmul, and its gradient, are those of the decoded weight.
+
+    card: the entry in the catalogue of a format, a way to store a weight.
+    """
     w = weight()
     stored, plain = tiny(card).encode(w), _round(tiny(card), w)
     for rows in ((3,), (2, 0), (2, 4)):
@@ -131,11 +155,15 @@ def multiplies_as_it_decodes(card: Card) -> None:
 
 
 def keeps_what_it_is_told_or_refuses(card: Card) -> None:
-    """Check that the format decodes weights outside `keep` to 0, or refuses a mask."""
+    """Check that the format decodes weights outside `keep` to 0, or refuses a mask.
+
+    card: the entry in the catalogue of a format, a way to store a weight.
+    """
     w = weight()
     keep = torch.rand(w.shape, generator=seeded(3)) < 0.5
     try:
         decoded = tiny(card).decode(tiny(card).encode(w, keep=keep), w.shape)
+    # a format without zeros refuses a mask
     except IntarsiaError:
         return
     zero = not bool(decoded[~keep].any())
@@ -145,7 +173,10 @@ def keeps_what_it_is_told_or_refuses(card: Card) -> None:
 
 
 def refuses_another_shape(card: Card) -> None:
-    """Check that the format does not decode a stored weight to another size."""
+    """Check that the format does not decode a stored weight to another size.
+
+    card: the entry in the catalogue of a format, a way to store a weight.
+    """
     stored = tiny(card).encode(weight())
     # ten times as many rows, so that every stored tensor is too short
     call, fix = lambda: tiny(card).decode(stored, (50, 7)), "Compare the sizes in decode."
@@ -158,7 +189,7 @@ def _weights() -> list[Tensor]:
 
 
 def _round(stores: Format, w: Tensor) -> Tensor:
-    """Encode and decode a weight with the format `stores`."""
+    """Encode a weight with a format, and return it decoded.  stores: the format; w: the weight."""
     return stores.decode(stores.encode(w), w.shape)
 
 

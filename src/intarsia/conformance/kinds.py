@@ -85,10 +85,10 @@ SUITES: Mapping[str, Callable[[Card], tuple[Law, ...]]] = MappingProxyType(
 
 
 def check(card: Card) -> Checks:
-    """Return a check for each law of the card's kind.
+    """Return a check for each law that a method's kind has to obey.
 
-    card: a method's entry in the catalogue. A check is called without arguments and raises
-      ConformanceError if the method breaks the law; where the card declares an exception to a law,
-      it returns the reason, see `Card.exceptions`.
+    card: the method's entry in the catalogue. A check is called without arguments and raises
+    ConformanceError if the method breaks the law; where the card declares an exception to a law, it
+    returns the reason, see `Card.exceptions`.
     """
     return checks(card, SUITES[card.kind](card))

@@ -26,7 +26,10 @@ def _outputs(model: nn.Module) -> Tensor:
 
 
 def ends_with_what_it_computed(card: Card) -> None:
-    """Check that outputs stay the same when the schedule's training ends, once or twice."""
+    """Check that outputs stay the same when the schedule's training ends, once or twice.
+
+    card: the schedule's entry in the catalogue, with tiny settings for tests.
+    """
     schedule: Any = tiny(card)
     model = _dense()
     with schedule.training(model) as end:
@@ -43,17 +46,24 @@ def ends_with_what_it_computed(card: Card) -> None:
 
 
 def computes_something_else(card: Card) -> None:
-    """Check that layers compute other outputs than the dense model while the schedule is on."""
+    """Check that layers compute other outputs than the dense model while the schedule is on.
+
+    card: the schedule's entry in the catalogue, with tiny settings for tests.
+    """
     schedule: Any = tiny(card)
     model = _dense()
     before = _outputs(model)
     with schedule.training(model):
+        # otherwise the schedule would have no effect
         equal = torch.equal(_outputs(model), before)
     require(not equal, "a dense model's outputs", "others", "Compute with other weights.")
 
 
 def trains_all_weights_of_a_plain_model(card: Card) -> None:
-    """Check that under the schedule all parameters get gradients, and layers are plain after it."""
+    """Check that under the schedule all parameters get gradients, and layers are plain after it.
+
+    card: the schedule's entry in the catalogue, with tiny settings for tests.
+    """
     schedule: Any = tiny(card)
     model = _dense()
     before = {n: t.clone() for n, t in model.state_dict().items()}

@@ -27,7 +27,10 @@ def normal(*shape: int, seed: int = 1) -> Tensor:
 
 @torch.no_grad()
 def moved(model: M, scale: float = 0.1, seed: int = 2) -> M:
-    """Add noise of size `scale` to every trained weight, as training would; return the model."""
+    """Add noise to every trained weight of a model, as training would; return the model.
+
+    scale: size of the noise; seed: of the draw.
+    """
     generator = seeded(seed)
     for parameter in model.parameters():
         if parameter.requires_grad:
@@ -52,9 +55,10 @@ def torch_seed(seed: int) -> Iterator[None]:
 
 
 def require_own_draws(make: Callable[[], Iterable[Tensor]], got: str, fix: str) -> None:
-    """Require the same bits of two calls of `make`, whatever torch's own generator does.
+    """Require that two calls of `make` give the same bits, whatever torch's global generator does.
 
-    make: returns tensors. got, fix: the error's text where they differ.
+    make: returns tensors of something that draws from a generator of its own. got, fix: the error's
+    text.
     """
     runs: list[list[Tensor]] = []
     # the method's own generator has one seed; torch's has two

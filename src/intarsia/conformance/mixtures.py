@@ -27,7 +27,10 @@ class Stream(nn.Module):
     """Two equal blocks in a row under an update: what each of them adds and carries."""
 
     def __init__(self, update: Any) -> None:
-        """Build the block, a linear map of random weights.  update: the rule that is tried."""
+        """Build the block, a linear map of random weights (WIDTH, WIDTH), which is used twice.
+
+        update: the rule that is tested: how a block's output changes the residual stream.
+        """
         super().__init__()
         self.update = update
         self.block: Any = nn.utils.skip_init(nn.Linear, WIDTH, WIDTH, dtype=torch.float64)
@@ -36,16 +39,20 @@ class Stream(nn.Module):
             self.block.bias.copy_(stream(9)[0])
 
     def forward(self, x: Tensor) -> list[Tensor]:
-        """Return what two blocks in a row add to x and carry on, without what is None."""
+        """Apply the block twice in a row under the update.
+
+        x: (rows, WIDTH). Returns what each block adds to x, and the momentum that it hands on, as
+        far as there is any.
+        """
         first, m = self.update.step(self.block, x, None)
         values = first, m, *self.update.step(self.block, x + first, m)
         return [tensor for tensor in values if tensor is not None]
 
 
 def _module(card: Card) -> nn.Module:
-    """Return the card's layer of experts with random weights, or two blocks under its update.
+    """Build what a card stands for: a layer of experts, or two blocks under a residual update.
 
-    card: the method's entry in the catalogue.
+    card: the method's entry in the catalogue. The weights are random.
     """
     settings = tiny(card)
     if isinstance(settings, Update):
@@ -65,7 +72,10 @@ def _outputs_of(module: nn.Module, x: Tensor) -> list[Tensor]:
 
 
 def keeps_shape_and_dtype(card: Card) -> None:
-    """Check that the method's outputs have x's shape, dtype and device."""
+    """Check that the method's outputs have x's shape, dtype and device.
+
+    card: the entry in the catalogue of a layer of experts, or of an update between layers.
+    """
     # float64, half precision, no values, and no rows
     for x in (stream(0), stream(0, torch.bfloat16), stream(0).to("meta"), stream(0)[:0]):
         module = _module(card).to(x.device, x.dtype)
@@ -76,8 +86,13 @@ def keeps_shape_and_dtype(card: Card) -> None:
 
 
 def keeps_rows_apart(card: Card) -> None:
-    """Check that a row's outputs in evaluation depend on no other row if there is room."""
+    """Check that a row's outputs in evaluation do not depend on the other rows of the batch.
+
+    The tiny settings leave experts room for all rows.
+    card: the entry in the catalogue of a layer of experts, or of an update between layers.
+    """
     rows, module = stream(1), _module(card).double().eval()
+    # each row as a batch of one
     alone = zip(*(_outputs_of(module, row[None]) for row in rows), strict=True)
     fix = "Take no sum over rows; give the tiny settings room for all."
     for together, apart in zip(_outputs_of(module, rows), alone, strict=True):
@@ -85,7 +100,12 @@ def keeps_rows_apart(card: Card) -> None:
 
 
 def teaches_the_block(card: Card) -> None:
-    """Check that under the update the first block gets a gradient from what it adds."""
+    """Check that training reaches the blocks before: their parameters get a gradient.
+
+    An update between layers changes what a block adds to the residual stream; if it passed no
+    gradient on, the block that computed the addition would not learn.
+    card: the entry in the catalogue of a layer of experts, or of an update between layers.
+    """
     blocks = Stream(tiny(card))
     added = blocks(stream(2))[0]
     if added.requires_grad:
@@ -98,7 +118,10 @@ def teaches_the_block(card: Card) -> None:
 
 
 def layer_learns(card: Card) -> None:
-    """Check that the layer's parameters all get a gradient from its outputs and losses."""
+    """Check that the layer's parameters all get a gradient from its outputs and losses.
+
+    card: the entry in the catalogue of a layer of experts, or of an update between layers.
+    """
     layer = _module(card).double().train()
     (layer(stream(2)).mul(stream(3)).sum() + aux_loss(layer)).backward()
     idle = [n for n, p in layer.named_parameters() if p.grad is None or not bool(p.grad.any())]

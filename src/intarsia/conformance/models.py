@@ -14,11 +14,15 @@ from .verdict import Law, require
 
 
 def is_an_estimator(card: Card) -> None:
-    """Check that the model passes scikit-learn's `check_estimator`."""
+    """Check that the model passes scikit-learn's `check_estimator`.
+
+    card: the model's entry in the catalogue, with tiny settings for tests.
+    """
     model = tiny(card)
     fix = "Inherit from sklearn.base.BaseEstimator."
     require(isinstance(model, BaseEstimator), type(model).__name__, "an estimator", fix)
     with warnings.catch_warnings():
+        # tiny settings do not converge, and need not
         for kind in (ConvergenceWarning, SkipTestWarning):
             warnings.simplefilter("ignore", kind)
         results = check_estimator(model, on_fail=None, on_skip=None)

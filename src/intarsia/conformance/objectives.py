@@ -38,6 +38,7 @@ class SideBySide(nn.Module):
     """Tokens through blocks that stand side by side, so that their order means nothing."""
 
     def __init__(self) -> None:
+        """Build an embedding, three parallel blocks and a head, with random weights."""
         super().__init__()
         self.embed, self.head = nn.Embedding(WORDS, WIDTH), nn.Linear(WIDTH, WORDS)
         self.blocks = nn.ModuleList(DropoutBlock() for _ in range(3))
@@ -56,9 +57,9 @@ def net(seed: int) -> nn.Module:
 
 
 def batch(padding: int = 0) -> tuple[dict[str, Tensor], TargetLoss]:
-    """Return rows of several lengths, as keywords of the model, and their loss.
+    """Return a batch of rows of several lengths: keyword arguments of the model, and their loss.
 
-    padding: the token id behind the end of shorter rows.
+    padding: the token id behind the end of shorter rows, whose labels do not count.
     """
     # the last tokens of short rows are padding, whose labels do not count
     mask = torch.arange(max(LENGTHS)) < torch.tensor(LENGTHS)[:, None]
@@ -73,9 +74,10 @@ def batch(padding: int = 0) -> tuple[dict[str, Tensor], TargetLoss]:
 
 
 def outcome(card: Card, student: nn.Module, teacher: nn.Module, padding: int = 0) -> Outcome:
-    """Compute the objective that a card stands for on a batch.
+    """Compute an objective on the batch of the tests, for a student model and its teacher.
 
-    card: its entry in the catalogue; padding: see `batch`.
+    card: the objective's entry in the catalogue. student, teacher: models as `net` makes them.
+    padding: the token id behind the end of shorter rows.
     """
     objective: Any = replace(tiny(card), teacher=teacher)
     return objective(student, *batch(padding))
@@ -88,7 +90,10 @@ def _gradients(result: Outcome, model: nn.Module) -> Mapping[str, Tensor]:
 
 
 def asks_nothing_of_its_teacher_s_copy(card: Card) -> None:
-    """Check that with its own copy as teacher a student has the labels' loss and gradient."""
+    """Check that a copy of the student, as teacher, adds nothing to loss and gradients of labels.
+
+    card: the objective's entry in the catalogue, with tiny settings for tests.
+    """
     student = net(0)
     distilled = outcome(card, student, copy.deepcopy(student))
     alone = plain(student, *batch())
@@ -101,19 +106,26 @@ def asks_nothing_of_its_teacher_s_copy(card: Card) -> None:
 
 
 def follows_another_teacher(card: Card) -> None:
-    """Check that under the objective another teacher gives a larger loss and other gradients."""
+    """Check that under the objective another teacher gives a larger loss and other gradients.
+
+    card: the objective's entry in the catalogue, with tiny settings for tests.
+    """
     student = net(0)
     distilled, alone = outcome(card, student, net(1)), plain(student, *batch())
     require(
         bool(distilled.loss > alone.loss), "a loss without the teacher", "more", "Add its term."
     )
+    # a detached student would have the gradients of the labels alone
     differ = [_gradients(result, student)["blocks.0.up.weight"] for result in (distilled, alone)]
     equal = torch.equal(*differ)
     require(not equal, "gradients without the teacher", "others", "Keep the student's graph.")
 
 
 def ignores_padding(card: Card) -> None:
-    """Check that tokens outside the attention mask do not change the objective."""
+    """Check that tokens outside the attention mask do not change the objective.
+
+    card: the objective's entry in the catalogue, with tiny settings for tests.
+    """
     student, teacher = net(0), net(1)
     # two padding tokens: an objective that reads them gives two losses
     first, second = (outcome(card, student, teacher, token).loss.detach() for token in (0, 7))
@@ -121,9 +133,13 @@ def ignores_padding(card: Card) -> None:
 
 
 def counts_blocks_in_any_order(card: Card) -> None:
-    """Check that the objective does not depend on the order in which parallel blocks are listed."""
+    """Check that the objective does not depend on the order in which parallel blocks are listed.
+
+    card: the objective's entry in the catalogue, with tiny settings for tests.
+    """
     student, teacher = net(0), net(1)
     first = outcome(card, student, teacher).loss.detach()
+    # both models get their blocks in reverse order
     for model in (student, teacher):
         model.blocks = nn.ModuleList(list(model.get_submodule("blocks").children())[::-1])
     second = outcome(card, student, teacher).loss.detach()
@@ -154,7 +170,10 @@ def leaves_its_teacher_alone(card: Card) -> None:
 
 
 def keeps_zeros(card: Card) -> None:
-    """Check that a sparse student keeps its zeros under the objective while its weights learn."""
+    """Check that a sparse student keeps its zeros under the objective while its weights learn.
+
+    card: the objective's entry in the catalogue, with tiny settings for tests.
+    """
     student, teacher = net(0), moved(net(0))
     with torch.no_grad():
         for block in student.get_submodule("blocks").children():

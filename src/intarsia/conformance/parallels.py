@@ -39,13 +39,15 @@ def _strategy(card: Card) -> Strategy:
     """
     config: Any = tiny(card)
     want, fix = "rows, plan and shard", "See intarsia.parallel.Strategy."
+    # a protocol: any class with these methods will do
     require(isinstance(config, Strategy), type(config).__name__, want, fix)
     return config
 
 
 def _compare(card: Card, *trials: ExpertTrial) -> None:
-    """Compare the strategy in four processes with one process, for each trial.
+    """Compare experts shared out among four processes with one process that has them all.
 
+    card: the strategy's entry in the catalogue. trials: sizes and routings to compare on.
     Raises: Broken where outputs, gradients or bytes differ.
     """
     for trial in trials:
@@ -81,7 +83,10 @@ def takes_tokens_of_all_experts_and_of_one(card: Card) -> None:
 
 
 def plans_the_same_each_time(card: Card) -> None:
-    """Check that the strategy's plan is deterministic, can be written as JSON, and takes time."""
+    """Check that the strategy's plan is deterministic, survives JSON, and takes more than 0 s.
+
+    card: the entry in the catalogue of a strategy, which shares experts among processes.
+    """
     trial, strategy = ExpertTrial(), _strategy(card)
     size = size_of(trial.layers_of()[0])
     first = strategy.plan(trial.trace(), size, LINKS, backward=True)
@@ -96,7 +101,10 @@ def plans_the_same_each_time(card: Card) -> None:
 
 
 def deals_out_every_row(card: Card) -> None:
-    """Check that the strategy gives each row a device, or several that hold the same rows."""
+    """Check that the strategy gives each row a device, or several that hold the same rows.
+
+    card: the entry in the catalogue of a strategy, which shares experts among processes.
+    """
     rows = _strategy(card).rows(ExpertTrial().trace(), LINKS.devices)
     # several devices may hold the same rows, as tensor parallelism has it
     fits = rows.shape[0] == LINKS.devices and bool(rows.any(0).all())

@@ -37,16 +37,20 @@ def scores(shapes: Mapping[str, tuple[int, ...]] = SHAPES[0]) -> dict[str, Tenso
 
 
 def _choose(card: Card, weight_scores: Mapping[str, Tensor], seed: int = 0) -> Partition:
-    """Return the partition that the card's config selects by these scores.
+    """Let a method select weights by their scores; return the partition.
 
-    weight_scores: by parameter name; seed: of the generator.
+    card: the method's entry in the catalogue; weight_scores: parameter's name -> a score of each
+    weight; seed: of the generator from which the method may draw.
     """
     config: Chooser = tiny(card)
     return config.build(weight_scores, generator=seeded(seed))
 
 
 def gives_each_weight_a_label(card: Card) -> None:
-    """Check that the choice gives every weight a label, and leaves the scores alone."""
+    """Check that the method gives every weight a label, and does not write to the scores.
+
+    card: the entry in the catalogue of a method that selects weights by their scores.
+    """
     for shapes in SHAPES:
         weight_scores = scores(shapes)
         partition = _choose(card, weight_scores)
@@ -57,12 +61,16 @@ def gives_each_weight_a_label(card: Card) -> None:
 
 
 def chooses_as_many_as_asked(card: Card) -> None:
-    """Check that the choice selects `density` of all weights, within one weight a parameter."""
+    """Check that the method selects the share `density` of all weights, up to one a parameter.
+
+    card: the entry in the catalogue of a method that selects weights by their scores.
+    """
     density = tiny(card).density
     for shapes in SHAPES:
         partition = _choose(card, scores(shapes))
         weights = sum(label.numel() for label in partition.label.values())
         got, want = int(partition.sizes().sum()), density * weights
+        # each parameter may round its own number
         holds, target = abs(got - want) <= len(shapes), f"{want:.1f}, density {density}"
         require(holds, f"{got} of {weights} weights", target, "Round once, over all of them.")
 
@@ -80,14 +88,21 @@ def depends_on_its_generator_only(card: Card) -> None:
 
 
 def balances_its_parts(card: Card) -> None:
-    """Check that the choice's parts differ by one unit at most: a weight, a row or a column."""
+    """Check that the sizes of the method's parts differ by one row or column of weights at most.
+
+    card: the entry in the catalogue of a method that selects weights by their scores.
+    """
+    # 12 x 12, so that 12 is a row, or a column
     sizes = _choose(card, scores({"a": (12, 12)})).sizes()
     off = int(sizes.max() - sizes.min())
     require(off <= 12, f"parts of {sizes.tolist()}", "even ones", "Deal like cards.")
 
 
 def follows_the_scores_or_ignores_them(card: Card) -> None:
-    """Check that permuted scores give the permuted choice, or the same one if none are read."""
+    """Check that permuted scores give the permuted choice, or the same if scores are not read.
+
+    card: the entry in the catalogue of a method that selects weights by their scores.
+    """
     weight_scores = scores({"a": (6, 4)})
     want = _choose(card, weight_scores)["a"]
     # flipped scores tell a choice by score from one by place

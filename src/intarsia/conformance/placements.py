@@ -20,7 +20,10 @@ LAYERS, EXPERTS, DEVICES, TOKENS = 3, 8, 4, 48
 
 
 def routed(seed: int = 5, experts: int = EXPERTS) -> Trace:
-    """Return a trace (which experts each token had) of two experts a layer, some more often."""
+    """Return a trace (which experts each token had) with two experts a token in each layer.
+
+    seed: of the draw; experts: in each layer, some chosen more often than others.
+    """
     draws = seeded(seed)
     popularity = 2 * torch.rand(LAYERS, experts, generator=draws)
     scores = popularity + torch.randn(TOKENS, LAYERS, experts, generator=draws)
@@ -30,13 +33,20 @@ def routed(seed: int = 5, experts: int = EXPERTS) -> Trace:
 
 
 def _placed(card: Card, trace: Trace, links: Topology) -> Placement:
-    """Place the experts of a trace by the search that the card stands for."""
+    """Place experts on devices by the search that a card stands for.
+
+    card: the search's entry in the catalogue; trace: which experts each token had; links: of the
+    devices.
+    """
     config: Any = tiny(card)
     return config.place(trace, links)
 
 
 def places_every_expert(card: Card) -> None:
-    """Check that the search gives each expert an owner, and devices as many places each."""
+    """Check that the search gives each expert a device, and no device more than its share of them.
+
+    card: the entry in the catalogue of a search, which puts experts on devices.
+    """
     for links in (Topology.uniform(DEVICES), Topology.two_level(2, 2), Topology.uniform(1)):
         placement = _placed(card, routed(), links)
         shape = placement.layers, placement.experts, placement.devices
@@ -51,24 +61,35 @@ def places_every_expert(card: Card) -> None:
 
 
 def places_the_same_each_time(card: Card) -> None:
-    """Check that the search finds one placement, whatever torch's own generator does."""
+    """Check that the search finds one placement, whatever torch's own generator does.
+
+    card: the entry in the catalogue of a search, which puts experts on devices.
+    """
     first = _placed(card, routed(), Topology.uniform(DEVICES))
     torch.rand(3)
     again = _placed(card, routed(), Topology.uniform(DEVICES))
+    # owners, and all copies
     equal = torch.equal(first.owner, again.owner) and torch.equal(first.holds, again.holds)
     require(equal, "another placement", "the same", "Draw nothing; stop by counts, not by time.")
 
 
 def leaves_the_trace_alone(card: Card) -> None:
-    """Check that the search does not write to the trace."""
+    """Check that the search does not write to the trace.
+
+    card: the entry in the catalogue of a search, which puts experts on devices.
+    """
     trace = routed()
     _placed(card, trace, Topology.uniform(DEVICES))
+    # the same seed draws the trace as it was
     unchanged = torch.equal(trace.expert, routed().expert)
     require(unchanged, "a trace written to", "it as given", "Copy it.")
 
 
 def takes_layers_without_tokens(card: Card) -> None:
-    """Check that the search places experts without tokens, and takes a trace of one layer."""
+    """Check that the search places experts without tokens, and takes a trace of one layer.
+
+    card: the entry in the catalogue of a search, which puts experts on devices.
+    """
     trace = routed()
     # no token has an expert in this layer
     trace.expert[:, 1] = -1
@@ -79,7 +100,10 @@ def takes_layers_without_tokens(card: Card) -> None:
 
 
 def gives_each_expert_one_home(card: Card) -> None:
-    """Check that owners hold their experts, and that a plan sends rows to their holders alone."""
+    """Check that each expert's owner holds it, and that a plan sends rows to devices that hold it.
+
+    card: the entry in the catalogue of a search, which puts experts on devices.
+    """
     trace, links, size = routed(), Topology.uniform(DEVICES), ExpertSize(3, 2, 4)
     placement, home = _placed(card, trace, links), homes(trace, DEVICES)
     owners_hold = bool(placement.holds.gather(1, placement.owner[:, None]).all())

@@ -27,6 +27,7 @@ def returns_a_routing(card: Card) -> None:
     before = x.clone()
     routing = route(build(card), x)
     require_finite(routing.weight, "weights", "Guard the division.")
+    # the caller adds them up
     scalars = all(loss.dim() == 0 for loss in routing.losses.values())
     require(scalars, "losses with axes", "scalars", "Take their mean.")
     unchanged = torch.equal(x, before)
@@ -39,7 +40,10 @@ def routes_one_token(card: Card) -> None:
 
 
 def follows_device_and_dtype(card: Card) -> None:
-    """Check that the router's weights have the device and the dtype of x."""
+    """Check that the router's weights have the device and the dtype of x.
+
+    card: the router's entry in the catalogue, with tiny settings for tests.
+    """
     for x in (tokens().double(), tokens().to("meta")):
         router = shown(build(card).to(x.device, x.dtype), x)
         weight = route(router, x).weight
@@ -51,15 +55,22 @@ def follows_device_and_dtype(card: Card) -> None:
 
 
 def _resized(card: Card, **sizes: int) -> nn.Module | None:
-    """Return the card's router with other sizes; None if its config has no such settings."""
+    """Return the card's router with other sizes; None if its config has no such settings.
+
+    card: the router's entry in the catalogue, with tiny settings for tests.
+    """
     config = tiny(card)
+    # a router without such a setting is left out
     if not sizes.keys() <= {f.name for f in dataclasses.fields(config)}:
         return None
     return build(card, **sizes)
 
 
 def gives_one_expert_all(card: Card) -> None:
-    """Check that a router of one expert gives it every token, with weight 1."""
+    """Check that a router with a single expert sends it every token, with weight 1.
+
+    card: the router's entry in the catalogue, with tiny settings for tests.
+    """
     # some configs fix k, and have no setting `active`
     router = _resized(card, experts=1, active=1) or _resized(card, experts=1)
     if router is None:
@@ -69,7 +80,10 @@ def gives_one_expert_all(card: Card) -> None:
 
 
 def leaves_nobody_out_at_k_of_k(card: Card) -> None:
-    """Check that a router with k = E gives every expert every token."""
+    """Check that a router that chooses all E of E experts sends every token to each of them.
+
+    card: the router's entry in the catalogue, with tiny settings for tests.
+    """
     experts = settings_to_dict(tiny(card)).get("experts", 0)
     router = _resized(card, experts=experts, active=experts)
     if router is None:
@@ -79,7 +93,10 @@ def leaves_nobody_out_at_k_of_k(card: Card) -> None:
 
 
 def stands_extreme_inputs(card: Card) -> None:
-    """Check that the router's weights are finite and not negative for large inputs and zeros."""
+    """Check that the router's weights are finite and not negative for huge inputs and for zeros.
+
+    card: the router's entry in the catalogue, with tiny settings for tests.
+    """
     # exp(1e5) overflows without subtracting the largest logit
     for scale in (0.0, 1e5):
         weight = route(build(card), scale * tokens()).weight.detach()
@@ -92,6 +109,7 @@ def leaves_padding_out(card: Card) -> None:
     """Check that the router gives padding no expert, and other tokens and losses do not change.
 
     Routers that draw are left out: they draw for whole samples.
+    card: the router's entry in the catalogue, with tiny settings for tests.
     """
     router = build(card)
     if "stochastic" in card.tags or not isinstance(router, Router):
@@ -113,7 +131,10 @@ def leaves_padding_out(card: Card) -> None:
 
 
 def evaluates_without_chance(card: Card) -> None:
-    """Check that a learned router gives the same bits each time in evaluation."""
+    """Check that a learned router gives the same bits each time in evaluation.
+
+    card: the router's entry in the catalogue, with tiny settings for tests.
+    """
     router = build(card).eval()
     if isinstance(router, Router):
         drawn = _drawn(router, tokens())
@@ -125,6 +146,7 @@ def capacity_exactly_when_tagged(card: Card) -> None:
     """Check that the card has the tag "capacity" exactly if experts depend on the tokens' order.
 
     Routers that draw are left out.
+    card: the router's entry in the catalogue, with tiny settings for tests.
     """
     if "stochastic" in card.tags:
         return
@@ -138,8 +160,8 @@ def capacity_exactly_when_tagged(card: Card) -> None:
 
 
 def _drawn(router: nn.Module, x: Tensor) -> Tensor:
-    """Return the weights of several forwards, (draws, T, E)."""
-    return torch.stack([gates(router, x) for _ in range(DRAWS)])  # (draws, T, E)
+    """Return the weights of the experts in DRAWS forwards of the same tokens, (DRAWS, T, E)."""
+    return torch.stack([gates(router, x) for _ in range(DRAWS)])
 
 
 def draws_from_its_generator(card: Card) -> None:
@@ -149,7 +171,10 @@ def draws_from_its_generator(card: Card) -> None:
 
 
 def sparse_exactly_when_tagged(card: Card) -> None:
-    """Check that the card has the tag "sparse" exactly if no token goes to every expert."""
+    """Check that the card has the tag "sparse" exactly if no token goes to every expert.
+
+    card: the router's entry in the catalogue, with tiny settings for tests.
+    """
     drawn = _drawn(build(card), tokens())
     sparse = bool(((drawn != 0).sum(-1) < drawn.shape[-1]).all())
     require_tag(card, "sparse", sparse, "routing that leaves some expert out for every token")
@@ -165,6 +190,7 @@ def learned_exactly_when_tagged(card: Card) -> None:
     """Check that the card has the tag "learned" exactly if every parameter gets a gradient.
 
     The parameters are the router's, and those of experts that it reads.
+    card: the router's entry in the catalogue, with tiny settings for tests.
     """
     router = build(card)
     routing = after_a_layer(router, tokens())
@@ -180,9 +206,10 @@ def learned_exactly_when_tagged(card: Card) -> None:
 
 
 def after_a_layer(router: nn.Module, x: Tensor, seed: int = 4) -> Routing:
-    """Return the routing of x after a random state of the layer before, if the router reads one.
+    """Return the routing of x, as in a layer after another one whose router left a random state.
 
-    seed: of the state.
+    router: the one that is tested; it may ignore such a state; x: tokens (T, d); seed: of the
+    state.
     """
     routing = route(router, x)
     if routing.state is None or not isinstance(router, PassesState):
@@ -193,7 +220,10 @@ def after_a_layer(router: nn.Module, x: Tensor, seed: int = 4) -> Routing:
 
 
 def stateful_exactly_when_tagged(card: Card) -> None:
-    """Check that the card is tagged "stateful" exactly if the layer before changes routing."""
+    """Check that the card is tagged "stateful" exactly if the state of the layer before matters.
+
+    card: the router's entry in the catalogue, with tiny settings for tests.
+    """
     if "stochastic" in card.tags:
         return
     weights = [after_a_layer(build(card).eval(), tokens(), s).dense() for s in range(DRAWS)]
@@ -202,7 +232,10 @@ def stateful_exactly_when_tagged(card: Card) -> None:
 
 
 def non_causal_exactly_when_tagged(card: Card) -> None:
-    """Check that the card has the tag "non_causal" exactly if a later token moves earlier ones."""
+    """Check that the card is tagged "non_causal" exactly if a later token decides for earlier ones.
+
+    card: the router's entry in the catalogue, with tiny settings for tests.
+    """
     differ = False
     for seed in range(DRAWS):
         x = tokens(seed=seed)

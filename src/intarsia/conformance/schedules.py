@@ -46,8 +46,8 @@ def model() -> nn.Module:
 def moves(card: Card, steps: int = STEPS) -> list[Move]:
     """Return the calls that a schedule makes in a training of `steps` steps, in order.
 
-    Each takes a model and changes it: schedule(model, step, steps), or `follow` with the accuracies
-      so far. card: the schedule's entry in the catalogue.
+    card: the schedule's entry in the catalogue. Each call takes a model and changes it:
+    schedule(model, step, steps), or for a schedule by fit `follow` with the accuracies so far.
     """
     schedule: Any = tiny(card)
     if isinstance(schedule, ByFit):
@@ -57,18 +57,25 @@ def moves(card: Card, steps: int = STEPS) -> list[Move]:
 
 
 def state(module: nn.Module) -> dict[str, Any]:
-    """Return, by name, everything that decides about a module: attributes, parameters, buffers."""
+    """Return what decides how a module computes: plain attributes, parameters and buffers, by name.
+
+    module: those of the modules inside are included.
+    """
     plain = (bool, int, float, str)
     attributes: dict[str, Any] = {}
     for path, part in module.named_modules():
         # a copy of a random source has another number, which is no state
+        # plain values alone: modules and tensors have entries of their own
         values = {n: v for n, v in vars(part).items() if isinstance(v, plain) and n != NUMBER}
         attributes |= {f"{path}.{name}": value for name, value in values.items()}
     return attributes | {name: tensor.clone() for name, tensor in module.state_dict().items()}
 
 
 def _after(calls: list[Move], start: nn.Module | None = None) -> nn.Module:
-    """Return a model after these calls.  start: the model, which is changed; None = a fresh one."""
+    """Apply a schedule's calls to a model; return it.
+
+    calls: each changes a model. start: the model, which is changed; None = a fresh one.
+    """
     module = model() if start is None else start
     for call in calls:
         call(module)
@@ -76,7 +83,7 @@ def _after(calls: list[Move], start: nn.Module | None = None) -> nn.Module:
 
 
 def _differ(first: nn.Module, second: nn.Module) -> list[str]:
-    """Return the names of the values that differ between two models."""
+    """Return the names of the attributes, parameters and buffers that differ between two models."""
     theirs = state(second)
     differing: list[str] = []
     for name, ours in state(first).items():
@@ -93,14 +100,20 @@ def _require_same(first: nn.Module, second: nn.Module, name: str, fix: str) -> N
 
 
 def sets_something(card: Card) -> None:
-    """Check that the schedule changes the model at some step."""
+    """Check that the schedule changes the model at some step.
+
+    card: the schedule's entry in the catalogue, with tiny settings for tests.
+    """
     fresh = _after([])
     changes = any(_differ(fresh, _after([move])) for move in moves(card))
     require(changes, "a model as it was", "a change", "Set what the step decides.")
 
 
 def depends_on_the_step_alone(card: Card) -> None:
-    """Check that the schedule sets a model the same, whatever calls came before the step's."""
+    """Check that what the schedule sets at a step does not depend on earlier calls.
+
+    card: the schedule's entry in the catalogue, with tiny settings for tests.
+    """
     calls = moves(card)
     fix = "Remember nothing between the steps."
     for n, call in enumerate(calls):
@@ -111,7 +124,10 @@ def depends_on_the_step_alone(card: Card) -> None:
 
 
 def resumes_from_a_state_dict(card: Card) -> None:
-    """Check that under the schedule a model loaded from saved tensors goes on as the saved one."""
+    """Check that a model loaded from saved tensors goes on under the schedule as the saved one.
+
+    card: the schedule's entry in the catalogue, with tiny settings for tests.
+    """
     calls = moves(card)
     for n in range(1, len(calls)):
         run, again = _after(calls[:n]), _after([])
@@ -121,7 +137,11 @@ def resumes_from_a_state_dict(card: Card) -> None:
 
 
 def ends_alike(card: Card) -> None:
-    """Check that the schedule's last step gives the same model for any number of steps."""
+    """Check that the schedule's last step gives the same model for any number of steps.
+
+    card: the schedule's entry in the catalogue, with tiny settings for tests.
+    """
+    # only the last call of each training
     short, long = (_after(moves(card, steps)[-1:]) for steps in (7, 70))
     for end in (short, long):
         end.get_buffer("gate.clock").zero_()  # it counts the steps themselves
@@ -129,17 +149,24 @@ def ends_alike(card: Card) -> None:
 
 
 def refuses_a_step_outside(card: Card) -> None:
-    """Check that the schedule takes steps 0 to steps - 1 alone; one by fit has no steps."""
+    """Check that the schedule takes steps 0 to steps - 1 alone; one by fit has no steps.
+
+    card: the schedule's entry in the catalogue, with tiny settings for tests.
+    """
     schedule: Any = tiny(card)
     if isinstance(schedule, ByFit):
         return
+    # steps count from 0, so that STEPS itself is outside
     for step in (-1, STEPS):
         call, got = partial(schedule, model(), step, STEPS), f"step {step} of {STEPS} taken"
         require_refused(call, got, "a ConfigError", "Check the step.")
 
 
 def draws_nothing_of_torch_s(card: Card) -> None:
-    """Check that the schedule does not use torch's own generator."""
+    """Check that the schedule does not use torch's own generator.
+
+    card: the schedule's entry in the catalogue, with tiny settings for tests.
+    """
     with torch_seed(0):
         fresh = _after([])
         before = torch.get_rng_state()

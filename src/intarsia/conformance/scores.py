@@ -36,9 +36,10 @@ def rows(count: int = ROWS) -> Tensor:
 
 
 def _scored(card: Card, w: Tensor, statistics: Statistics) -> Tensor:
-    """Return the scores of the weight w (out, in) by the card's config, same shape.
+    """Return a score of each weight of a layer, (out, in).
 
-    statistics: those of the layer's inputs.
+    card: the score's entry in the catalogue; w: the layer's weight, (out, in); statistics: those of
+    the layer's inputs.
     """
     config: Any = tiny(card)
     return config.score(w, statistics)
@@ -50,7 +51,11 @@ def _statistics_of(x: Tensor) -> Statistics:
 
 
 def scores_each_weight(card: Card) -> None:
-    """Check that the score is finite for each weight, also for empty layers and zero inputs."""
+    """Check that the score is finite for each weight, also for empty layers and zero inputs.
+
+    card: the entry in the catalogue of a score, which rates each weight of a layer.
+    """
+    # an ordinary layer, one with a single output, an empty one
     for w in (weight(), weight(1), weight(0)):
         # inputs of 0 and no input at all make a division by their norm fail
         for x in (rows(), 0 * rows(), rows(0), 1e4 * rows()):
@@ -62,7 +67,10 @@ def scores_each_weight(card: Card) -> None:
 
 
 def splits_batches_as_it_likes(card: Card) -> None:
-    """Check that statistics of parts, added up, give the score of all rows together."""
+    """Check that statistics of parts of the inputs, added up, give the scores of all inputs.
+
+    card: the entry in the catalogue of a score, which rates each weight of a layer.
+    """
     want = _scored(card, weight(), _statistics_of(rows()))
     for cut in (1, 5):
         parts = _statistics_of(rows()[:cut]) + _statistics_of(rows()[cut:])
@@ -72,12 +80,17 @@ def splits_batches_as_it_likes(card: Card) -> None:
 
 def is_the_same_each_time(card: Card) -> None:
     """Check that two calls give one score, whatever torch's own generator does."""
+    # the same weight and inputs in both calls
     score = partial(_scored, card, weight(), _statistics_of(rows()))
     require_own_draws(lambda: [score()], "scores that differ", "Draw nothing.")
 
 
 def permutes_with_its_columns(card: Card) -> None:
-    """Check that permuted inputs give the score's columns in the permuted order."""
+    """Check that with inputs in another order the scores' columns are in that order, too.
+
+    card: the entry in the catalogue of a score, which rates each weight of a layer.
+    """
+    # the columns in reverse order
     order = torch.arange(IN - 1, -1, -1)
     want = _scored(card, weight(), _statistics_of(rows()))[:, order]
     score = _scored(card, weight()[:, order], _statistics_of(rows()[:, order]))
@@ -85,7 +98,10 @@ def permutes_with_its_columns(card: Card) -> None:
 
 
 def reads_what_it_needs(card: Card) -> None:
-    """Check that the score reads no statistics outside `needs`."""
+    """Check that the score uses no statistics of the inputs but those that its `needs` names.
+
+    card: the entry in the catalogue of a score, which rates each weight of a layer.
+    """
     needs = tiny(card).needs
     want = _scored(card, weight(), _statistics_of(rows()))
     score = _scored(card, weight(), Statistics.of(rows(), needs=needs))
@@ -93,7 +109,10 @@ def reads_what_it_needs(card: Card) -> None:
 
 
 def monotone_exactly_when_tagged(card: Card) -> None:
-    """Check that the card has the tag "monotone" exactly if a larger |w| never scores lower."""
+    """Check that the card has the tag "monotone" exactly if a larger |w| never scores lower.
+
+    card: the entry in the catalogue of a score, which rates each weight of a layer.
+    """
     monotone, statistics = True, _statistics_of(rows())
     before = _scored(card, weight(), statistics)
     for row in range(OUT):

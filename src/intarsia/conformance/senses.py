@@ -28,7 +28,10 @@ class Letters:
 
 
 def decoder(width: int = 32, layers: int = 2) -> nn.Module:
-    """Return a Llama of random weights, the same each time, for the tokens of `Letters`."""
+    """Return a tiny Llama for the tokens of `Letters`, with random weights, always the same.
+
+    width: of its hidden states; layers: the number of its blocks.
+    """
     from transformers import LlamaConfig, LlamaForCausalLM
 
     config = LlamaConfig(
@@ -64,10 +67,7 @@ WORDS = ("red", "blue", "dark", "pale")
 
 
 def questions(count: int = 4) -> list[Question]:
-    """Return 3 * count questions: a third are answered by a picture, by a sound and by a word.
-
-    count: number of questions of each kind.
-    """
+    """Return 3 * count questions with answers: by a picture, by a sound and by a word in turn."""
     rows: list[Question] = []
     for i in range(count):
         word, next_word = WORDS[i % len(WORDS)], WORDS[(i + 1) % len(WORDS)]

@@ -48,15 +48,18 @@ class MaskedRun:
     """A training of `net` in steps, as the loop does them."""
 
     def __init__(self, schedule: Any, model: nn.Module, seed: int = 0) -> None:
-        """Begin a training of `model` with a mask schedule.  seed: of the schedule's draws."""
+        """Begin a training of a model under a schedule of masks, with AdamW.
+
+        schedule: what is tested; model: a net of `net`; seed: of the schedule's draws.
+        """
         self.model, self.masking = model, Masking(schedule, model, seed)
         self.optimizer = self.masking.masked.optimizer(adamw)(model, 0.05, 0.1)
 
     def step(self, step: int) -> None:
-        """Make step number `step` of the training, as the training loop does.
+        """Make one step of the training, as the training loop does.
 
-        A schedule that reads gradients changes the masks in the place of the optimiser's step:
-        `replaces` is then True, and `regrow` changes them.
+        step: its number, from 0. At some steps a schedule that reads gradients changes the masks
+        (`regrow`); the optimiser then makes no step.
         """
         # the order of the training loop: masks, forward, backward, then a change of masks or a step
         with self.masking.masked.training():
@@ -85,7 +88,10 @@ def _differ(first: Mapping[str, Tensor], second: Mapping[str, Tensor]) -> list[s
 
 
 def is_as_dense_as_it_says(card: Card) -> None:
-    """Check that the schedule ends with its density, and changes masks only when they are due."""
+    """Check that the schedule ends with its density, and changes masks only when they are due.
+
+    card: the entry in the catalogue of a schedule, which changes masks during training.
+    """
     schedule = tiny(card)
     run = MaskedRun(schedule, net())
     before = {n: k.clone() for n, k in run.masking.masked.kept.items()}
@@ -106,9 +112,10 @@ def is_as_dense_as_it_says(card: Card) -> None:
 
 
 def keeps_zeros_everywhere(card: Card) -> None:
-    """Check that after each step of the schedule weights and moments outside the masks are 0.
+    """Check that after each step weights, and the optimiser's moments, are 0 outside the masks.
 
-    The others must move.
+    Weights inside must change in the training.
+    card: the entry in the catalogue of a schedule, which changes masks during training.
     """
     run = MaskedRun(tiny(card), net())
     for step in range(STEPS):
@@ -125,15 +132,22 @@ def keeps_zeros_everywhere(card: Card) -> None:
 
 
 def stores_vectors_alike(card: Card) -> None:
-    """Check that the schedule trains the same with store="vectors", up to rounding."""
+    """Check that training is the same, up to rounding, if only the kept weights are stored.
+
+    card: the entry in the catalogue of a schedule, which changes masks during training.
+    """
     dense = MaskedRun(tiny(card), net()).to(STEPS).weights()
+    # only the kept weights are stored, as a vector for each layer
     vectors = MaskedRun(replace(tiny(card), store="vectors"), net()).to(STEPS).weights()
     for name, value in dense.items():
         require_close(vectors[name], value, f"{name} of vectors", "Move the states along.")
 
 
 def resumes_from_its_state(card: Card) -> None:
-    """Check that the schedule's training, resumed from its state, ends in the same bits."""
+    """Check that the schedule's training, resumed from its state, ends in the same bits.
+
+    card: the entry in the catalogue of a schedule, which changes masks during training.
+    """
     for store in ("dense", "vectors"):
         schedule = replace(tiny(card), store=store)
         uninterrupted = MaskedRun(schedule, net()).to(STEPS).weights()
@@ -154,6 +168,7 @@ def leaves_a_dense_run_alone(card: Card) -> None:
     """Check that the schedule with density=1 is the plain training, bit for bit.
 
     A schedule without a density is left out.
+    card: the entry in the catalogue of a schedule, which changes masks during training.
     """
     if "density" not in settings_to_dict(tiny(card)):
         return
@@ -169,7 +184,10 @@ def leaves_a_dense_run_alone(card: Card) -> None:
 
 
 def draws_of_its_own_generator(card: Card) -> None:
-    """Check that the schedule gives one training for one seed, whatever torch's generator does."""
+    """Check that the schedule gives one training for one seed, whatever torch's generator does.
+
+    card: the entry in the catalogue of a schedule, which changes masks during training.
+    """
     runs: list[dict[str, Tensor]] = []
     for seed in (1, 2):
         with torch_seed(seed):

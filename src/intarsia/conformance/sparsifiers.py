@@ -30,9 +30,10 @@ def rows() -> Tensor:
 
 
 def _edit(card: Card, statistics: Statistics | None = None, w: Tensor | None = None) -> Any:
-    """Return mask and new weight of a layer that the card's config prunes.
+    """Prune a layer by a card's method; return the mask (True = kept) and the new weight.
 
-    statistics: those of the layer's inputs, None = of `rows()`; w: the weight, None = `weight()`.
+    card: the method's entry in the catalogue. statistics: of the layer's inputs, None = of
+    `rows()`. w: the weight, None = `weight()`.
     """
     config: Any = tiny(card)
     statistics = Statistics.of(rows(), needs=NEEDS) if statistics is None else statistics
@@ -43,7 +44,12 @@ def _edit(card: Card, statistics: Statistics | None = None, w: Tensor | None = N
 
 
 def prunes_to_its_density(card: Card) -> None:
-    """Check that the method keeps `density` of a layer, to a weight a row, and the rest is 0."""
+    """Check that the method keeps the share `density` of a layer's weights, and sets the rest to 0.
+
+    The number of kept weights may be off by one for each row.
+
+    card: the entry in the catalogue of a method that prunes a layer.
+    """
     original = weight()
     mask, new = _edit(card, w=original)
     off = abs(int(mask.sum()) - tiny(card).density * mask.numel())
@@ -54,8 +60,12 @@ def prunes_to_its_density(card: Card) -> None:
 
 
 def compensates_exactly_when_tagged(card: Card) -> None:
-    """Check that the card has the tag "compensates" exactly if kept weights change."""
+    """Check that the card has the tag "compensates" exactly if kept weights change.
+
+    card: the entry in the catalogue of a method that prunes a layer.
+    """
     mask, new = _edit(card)
+    # only where the mask keeps them
     changed = not torch.equal(new[mask], weight()[mask])
     require_tag(card, "compensates", changed, "kept weights that change")
 
@@ -74,7 +84,10 @@ def prunes_by_what_it_needs(card: Card) -> None:
 
 
 def prunes_alike_in_two_processes(card: Card) -> None:
-    """Check that statistics of two halves, added up, give the same masks."""
+    """Check that statistics of two halves of the inputs, added up, give the same masks and weights.
+
+    card: the entry in the catalogue of a method that prunes a layer.
+    """
     # each process counts its own half of the calibration rows
     halves = [Statistics.of(part, needs=NEEDS) for part in rows().chunk(2)]
     mask, new = _edit(card, halves[0] + halves[1])
@@ -89,12 +102,16 @@ def prunes_by_its_generator(card: Card) -> None:
 
 
 def leaves_a_dense_layer_dense(card: Card) -> None:
-    """Check that the method with density 1 changes only weights of inputs that are always 0."""
+    """Check that the method with density 1 changes only weights of inputs that are always 0.
+
+    card: the entry in the catalogue of a method that prunes a layer.
+    """
     config: Any = tiny(card)
     if "density" not in getattr(config, "__dataclass_fields__", {}):
         return
     dense = type(config)(density=1.0)
     _, new = dense.edit("w", weight(), Statistics.of(rows(), needs=NEEDS), seeded())
+    # input 2 is always 0: its weights decide nothing
     live = [j for j in range(IN) if j != 2]
     if not torch.equal(new[:, live], weight()[:, live]):
         raise Broken("another weight at density 1", "the same", "Keep them all.")

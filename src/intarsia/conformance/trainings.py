@@ -29,9 +29,10 @@ class _Watched:
         self.method, self.seen = method, list[Kept]()
 
     def phases(self, model: nn.Module, *, seed: int = 0) -> Generator[Phase, None, Any]:
-        """Run the method's phases, and record the masks of the model's zeros before each.
+        """Run the method's phases on a model, and record before each which weights are not 0.
 
-        seed: of the method's draws. Returns what the method's phases return.
+        model: it is trained by the caller, phase by phase; seed: of the method's draws. Yields the
+        phases of the method, and returns what it returns.
         """
         steps = self.method.phases(model, seed=seed)
         try:
@@ -49,7 +50,10 @@ def kept_of(model: nn.Module) -> Kept:
 
 
 def trained(method: Any) -> tuple[nn.Module, PhasedRun]:
-    """Train a small net, dense at first, by the method's phases; return the net and the run."""
+    """Train a small net, dense at first, by a method's phases; return the net and the run.
+
+    method: settings of a method that prunes in several phases.
+    """
     model = net(sparse=False)
     rows = TensorDataset(normal(16, 2, 4, 4), torch.arange(16) % 3)
     run = fit_in_phases(model, method, rows, epochs=1, batch_size=8, lr=0.05, trackers=())
@@ -62,20 +66,27 @@ def _count(masks: Kept) -> int:
 
 
 def ends_as_dense_as_it_says(card: Card) -> None:
-    """Check that the method leaves `density` of the weights not 0, and returns their masks."""
+    """Check that the share `density` of the weights is not 0 in the end, and their masks returned.
+
+    card: the entry in the catalogue of a method that prunes in several phases of training.
+    """
     method = tiny(card)
     model, run = trained(method)
     masks = kept_of(model)
     total = sum(k.numel() for k in masks.values())
     got, want = f"{_count(masks)} of {total} kept", f"density {method.density}"
     require(abs(_count(masks) - method.density * total) <= 1, got, want, "Round once.")
+    # a method may return more than the partition
     part = run.found if isinstance(run.found, Partition) else run.found.partition
     differ = [n for n, k in masks.items() if not torch.equal(part.mask(n, 0), k)]
     require(not differ, f"other masks of {differ}", "those of the model", "Return them.")
 
 
 def never_fills_a_zero(card: Card) -> None:
-    """Check that a weight that is 0 when a phase of the method begins stays 0."""
+    """Check that a weight that is 0 when a phase of the method begins stays 0.
+
+    card: the entry in the catalogue of a method that prunes in several phases of training.
+    """
     watched = _Watched(tiny(card))
     model, _ = trained(watched)
     # the masks when a phase begins, and those of the final model
@@ -87,7 +98,10 @@ def never_fills_a_zero(card: Card) -> None:
 
 
 def is_one_training_for_one_seed(card: Card) -> None:
-    """Check that the method gives the same bits for one seed, whatever torch's generator does."""
+    """Check that the method gives the same bits for one seed, whatever torch's generator does.
+
+    card: the entry in the catalogue of a method that prunes in several phases of training.
+    """
     runs: list[dict[str, Tensor]] = []
     for seed in (3, 4):
         with torch_seed(seed):
@@ -97,7 +111,10 @@ def is_one_training_for_one_seed(card: Card) -> None:
 
 
 def prunes_nothing_at_density_1(card: Card) -> None:
-    """Check that the method with density 1 makes no weight 0."""
+    """Check that the method with density 1 makes no weight 0.
+
+    card: the entry in the catalogue of a method that prunes in several phases of training.
+    """
     model, _ = trained(replace(tiny(card), density=1.0))
     zeros = sum(int((~k).sum()) for k in kept_of(model).values())
     require(not zeros, f"{zeros} weights pruned", "none", "Keep round(density n) of n.")

@@ -19,7 +19,7 @@ WORDS, STEPS = 16, 3
 
 
 def mixture() -> nn.Module:
-    """Return a Mixtral of two layers of four experts."""
+    """Return a tiny Mixtral of two layers of four experts, with weights always the same."""
     from transformers import MixtralConfig, MixtralForCausalLM
 
     config = MixtralConfig(
@@ -47,18 +47,20 @@ def _nothing(_: str) -> None: ...
 
 
 def _run(card: Card, model: nn.Module, progress: Callable[[str], None] = _nothing) -> Any:
-    """Unlearn `rows(3)`, four rows of seed 3, and retain those of seed 4, by the card's config.
+    """Let a model forget one text and keep another; return the method's result.
 
-    progress: called with a text after each step. Returns the method's result.
+    card: the entry in the catalogue of a method that makes a model forget a text. model: a mixture
+    of experts, changed in place. progress: called with a line of text after each step.
     """
     config: Any = tiny(card)
+    # layer 1, expert 2
     options = {"at": (1, 2), "steps": STEPS, "every": 1, "seed": 0, "progress": progress}
     return config.unlearn(model, rows(3), rows(4), **options)
 
 
 @torch.no_grad()
 def _loss(model: Any) -> float:
-    """Return the cross-entropy of the four rows to forget, those of seed 3."""
+    """Return a model's cross-entropy of the four rows to forget, those of seed 3."""
     ids = torch.stack(rows(3))
     return float(
         F.cross_entropy(model(input_ids=ids).logits[:, :-1].flatten(0, 1), ids[:, 1:].flatten())
@@ -71,7 +73,10 @@ def _changed(model: nn.Module, before: dict[str, Tensor]) -> int:
 
 
 def forgets_what_it_is_told(card: Card) -> None:
-    """Check that the unlearning raises the cross-entropy of the text to forget."""
+    """Check that the unlearning raises the cross-entropy of the text to forget.
+
+    card: the entry in the catalogue of a method that makes a model forget a text.
+    """
     model = mixture()
     before = _loss(model)
     _run(card, model)
@@ -80,7 +85,10 @@ def forgets_what_it_is_told(card: Card) -> None:
 
 
 def changes_what_it_trains_alone(card: Card) -> None:
-    """Check that the unlearning changes no more numbers than it trains, and no flags."""
+    """Check that the unlearning changes at most the numbers that it trains, and freezes nothing.
+
+    card: the entry in the catalogue of a method that makes a model forget a text.
+    """
     model = mixture()
     before = {n: t.clone() for n, t in model.state_dict().items()}
     result = _run(card, model)
@@ -93,7 +101,10 @@ def changes_what_it_trains_alone(card: Card) -> None:
 
 
 def undoes_what_an_error_stops(card: Card) -> None:
-    """Check that an error during the unlearning leaves the model as it was."""
+    """Check that an error during the unlearning leaves the model as it was.
+
+    card: the entry in the catalogue of a method that makes a model forget a text.
+    """
     model = mixture()
     before = {n: t.clone() for n, t in model.state_dict().items()}
 
@@ -107,7 +118,10 @@ def undoes_what_an_error_stops(card: Card) -> None:
 
 
 def is_one_unlearning_for_one_seed(card: Card) -> None:
-    """Check that the unlearning gives one result for one seed, whatever torch's generator does."""
+    """Check that the unlearning gives one result for one seed, whatever torch's generator does.
+
+    card: the entry in the catalogue of a method that makes a model forget a text.
+    """
     runs: list[dict[str, Tensor]] = []
     for seed in (3, 4):
         model = mixture()

@@ -47,7 +47,8 @@ class Broken(Exception):
 def laws_of(module: str) -> tuple[Law, ...]:
     """Return the laws of a module: its public functions `(card: Card) -> None`, in order.
 
-    module: its name. A law tests the method that a card stands for, and raises Broken.
+    module: its name. A law tests the method of a card, an entry of the catalogue, and raises Broken
+    if the method breaks it.
     """
     law = {"card": "Card", "return": "None"}
     functions = [f for f in vars(sys.modules[module]).values() if isinstance(f, FunctionType)]
@@ -56,9 +57,11 @@ def laws_of(module: str) -> tuple[Law, ...]:
 
 
 def checks(card: Card, laws: Iterable[Law]) -> Checks:
-    """Yield a check for each law, and first one that the card's exceptions name laws.
+    """Yield a named check for each law that a method has to obey.
 
-    card: a method's entry in the catalogue.
+    card: the method's entry in the catalogue, which may declare exceptions to some laws. laws:
+    functions that test a method by its card. The first check is of the declared exceptions: each
+    must name one of the laws, and give a reason.
     """
     by_name = {law.__name__: law for law in laws}
     yield Check("names_its_exceptions", partial(_names_its_exceptions, card, by_name))
@@ -69,17 +72,23 @@ def checks(card: Card, laws: Iterable[Law]) -> Checks:
 
 
 def _run_law(card: Card, law: Law) -> None:
-    """Call a law.  Raises: ConformanceError if the card's method breaks it."""
+    """Test a method by one law.
+
+    card: the method's entry in the catalogue; law: raises Broken if the method breaks it. Raises:
+    ConformanceError, with the names of method and law, in that case.
+    """
     try:
         law(card)
     except Broken as broken:
+        # the error names the method and the law
         raise _error(card, law.__name__, broken) from broken
 
 
 def _run_excepted_law(card: Card, law: Law) -> str:
-    """Return the declared reason if the method breaks the law, as its card says.
+    """Test that a method breaks a law that its card lists as exception; return the listed reason.
 
-    Raises: ConformanceError if it does not break it any more.
+    card: the method's entry in the catalogue; law: raises Broken if the method breaks it.
+    Raises: ConformanceError if the method does not break it any more.
     """
     reason = card.exceptions[law.__name__]
     try:
@@ -95,9 +104,9 @@ def _run_excepted_law(card: Card, law: Law) -> str:
 
 
 def _names_its_exceptions(card: Card, laws: Iterable[str]) -> None:
-    """Raise ConformanceError for an exception to no law, or without a reason.
+    """Raise ConformanceError if an exception on a card names no law, or gives no reason.
 
-    laws: names of the laws of the card's kind.
+    card: a method's entry in the catalogue. laws: names of the laws of its kind.
     """
     wrong = [name for name, reason in card.exceptions.items() if name not in laws or not reason]
     if wrong:
@@ -112,14 +121,16 @@ def _error(card: Card, law: str, broken: Broken) -> ConformanceError:
 
 
 def require(holds: bool, got: object, want: object, fix: str) -> None:
-    """Raise Broken unless `holds`."""
+    """Raise Broken unless a condition holds.  got, want, fix: text of the error."""
     if not holds:
         raise Broken(got, want, fix)
 
 
 def require_equal(got: object, want: object, fix: str) -> None:
-    """Require that two values, such as shapes, dtypes or names, are equal.  fix: text of an
-    error."""
+    """Raise Broken unless two values, such as shapes, dtypes or names, are equal.
+
+    got: the method's value; want: the one that it should have; fix: how to mend it, for the error.
+    """
     require(got == want, got, want, fix)
 
 
@@ -129,7 +140,10 @@ def require_finite(values: Tensor, name: str, fix: str) -> None:
 
 
 def require_refused(call: Callable[[], object], got: str, want: str, fix: str) -> None:
-    """Require that a call raises an error of this library.  got, want, fix: text of an error."""
+    """Raise Broken unless a call raises an error of this library.
+
+    call: a function without arguments; got, want, fix: text of the error.
+    """
     try:
         call()
     except IntarsiaError:
@@ -138,9 +152,10 @@ def require_refused(call: Callable[[], object], got: str, want: str, fix: str) -
 
 
 def require_tag(card: Card, tag: str, observed: bool, behaviour: str) -> None:
-    """Require that the card has `tag` exactly when its behaviour was observed.
+    """Raise Broken if a card has a tag and the method does not behave so, or the other way round.
 
-    behaviour: describes it in an error.
+    card: the method's entry in the catalogue. observed: True if the method behaves as the tag says.
+    behaviour: describes this behaviour in the error.
     """
     if tag in card.tags:
         fix = f"Take {tag!r} off the card's tags, or mend the method."
@@ -151,9 +166,10 @@ def require_tag(card: Card, tag: str, observed: bool, behaviour: str) -> None:
 
 
 def require_close(got: Tensor, want: Tensor, quantity: str, fix: str) -> None:
-    """Require two tensors of one shape, dtype and device that are equal up to rounding.
+    """Raise Broken unless two tensors have one shape, dtype and device, and nearly equal values.
 
-    quantity, fix: text of an error.
+    got: the method's values; want: those that it should have; quantity: what they are, and fix: how
+    to mend them, for the error.
     """
     for name in ("shape", "dtype", "device"):
         ours, theirs = getattr(got, name), getattr(want, name)

@@ -73,6 +73,7 @@ class Card:
     exceptions: Mapping[str, str] = field(default_factory=lambda: dict[str, str]())
 
     def __post_init__(self) -> None:
+        """Refuse a kind that is none of KINDS: it would hide the method from every list."""
         # a misspelled kind would hide the method from every list
         if self.kind not in KINDS:
             subject, got = f"kind of {self.key!r}", self.kind

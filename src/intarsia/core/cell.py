@@ -79,6 +79,7 @@ class Cell(nn.Module, abc.ABC):
 
     def weighted(self, x: Tensor, weight: Tensor) -> Tensor:
         """Compute weight_n cell(x_n).  x: (N, reads), weight: (N,) -> (N, outputs)."""
+        # linear cells override it: weighting their few inner values is cheaper
         return self(x) * weight[:, None]
 
     def check(self, module: nn.Module) -> None:
@@ -93,9 +94,9 @@ class Cell(nn.Module, abc.ABC):
         return None
 
     def units(self) -> Units | None:
-        """Return the hidden units that compute the same as the cell, None if no units do.
+        """Return the hidden units of an MLP that compute the same as this module, None if none do.
 
-        Raises: FoldError where it would be but for a part of it.
+        Raises: FoldError where a part of it alone is in the way.
         """
         return None
 
@@ -104,7 +105,7 @@ class Cell(nn.Module, abc.ABC):
         return self
 
     def cast(self, x: Tensor, like: Tensor | None = None) -> Tensor:
-        """Return x in the dtype of `like`, or of the cell's parameters; under autocast x itself."""
+        """Return x in the dtype of `like`, or of the parameters; under autocast as it is."""
         device = x.device.type  # the meta device knows no autocast
         # autocast chooses the type of each product itself
         if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
@@ -127,9 +128,10 @@ class Method(MethodSettings, abc.ABC):
 
     @abc.abstractmethod
     def build(self, site: Site, *, generator: torch.Generator) -> Cell:
-        """Return the cell of a site; all random numbers come from `generator`.
+        """Return the trained module that is added at one site, a module of the host model.
 
-        A method that shares state takes it, too, as `shared`.
+        site: that module's path and widths. generator: for all random numbers. A method whose
+        modules share state takes it, too, as `shared`.
         """
 
     @property
@@ -148,9 +150,10 @@ class Method(MethodSettings, abc.ABC):
         return False
 
     def shared_state(self, sites: Sequence[Site], *, generator: torch.Generator) -> nn.Module:
-        """Return what the cells of these sites, all of a model, share.
+        """Return the state that the adapters of one model share, as a module; here, none do.
 
-        Raises: ConfigError for a method whose cells share nothing.
+        sites: all host modules that get an adapter; generator: for random numbers.
+        Raises: ConfigError for a method whose adapters share nothing.
         """
         want, fix = "a method whose cells share state", "Ask `shares_state` first."
         raise ConfigError("shared state", got=type(self).__name__, want=want, fix=fix)
@@ -164,12 +167,12 @@ class Method(MethodSettings, abc.ABC):
         layers: Sequence[int] | None = None,
         seed: int = 0,
     ) -> Method:
-        """Return settings completed with what the method decides from the whole model; here, self.
+        """Return settings completed with what the method decides from a whole model; here, self.
 
-        A method overrides it that, for example, spreads a budget over the layers of a model.
-        host: the model; batches: inputs to calibrate on; targets: names of the modules to adapt,
-        None for the method's own; layers: numbers of the blocks, None for all; seed: it fixes
-        random draws.
+        A method overrides it that, for example, spreads a budget over the layers of a model. host:
+        the model. batches: inputs to calibrate on. targets: names of the modules to adapt, None =
+        the method's own. layers: numbers of the blocks, None = all. seed: of random draws. Most
+        methods use none.
         """
         return self
 

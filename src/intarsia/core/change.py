@@ -53,7 +53,11 @@ class Change(MethodSettings, abc.ABC):
         return frozenset()
 
     def plan(self, host: nn.Module, batches: Iterable[Any] = (), *, seed: int = 0) -> Plan:
-        """Decide what is open for this host; may look at calibration batches, changes nothing."""
+        """Decide everything that the settings leave open for this model; change nothing.
+
+        host: the model. batches: calibration inputs, for changes that need statistics. seed: of
+        weights and random draws.
+        """
         return Plan(self, seed)
 
     @abc.abstractmethod
@@ -61,17 +65,18 @@ class Change(MethodSettings, abc.ABC):
         """Return the changed model, in place where the host can stay; the caller undoes errors."""
 
     def fold(self, host: nn.Module) -> nn.Module:
-        """Return the model with this change as plain modules.
+        """Return the model with what this change added turned into plain modules; here, as it is.
 
-        Raises: FoldError where none are the same.
+        host: the changed model.
+        Raises: FoldError where no plain modules compute the same.
         """
         return host
 
     def scheduled(self, plan: Plan, schedule: Any) -> Any:
-        """Return the training schedule for a model with this change; by default the one given.
+        """Return the training schedule for a model with this change: by default the given one.
 
-        plan: what `plan` decided for the model; unused here, changes with a schedule of their own
-        read it.  schedule: what the user asked for, None for nothing.
+        plan: what `plan` decided for the model; unused here, but changes with a schedule of their
+        own read it. schedule: what the user asked for, None for nothing.
         Raises: ConfigError for a schedule that this change does not allow.
         """
         return schedule
@@ -112,7 +117,7 @@ class Step:
         return not self.plan.change.rewires
 
     def entry(self) -> dict[str, Any]:
-        """Return the change with its plan as a JSON object, as `intarsia.json` lists it."""
+        """Return the change and what it decided as a JSON object, for `intarsia.json`."""
         change: Any = self.plan.change
         return {
             "key": method_key(change),
@@ -130,10 +135,11 @@ def steps_of(model: nn.Module) -> tuple[Step, ...]:
 
 
 def set_steps(host: nn.Module, steps: Iterable[Step]) -> None:
-    """Replace a host's record of what was done to it.
+    """Replace a model's record of the changes that were made to it.
 
-    A model of transformers has those steps in its config, too, that leave other modules than its
-    own behind: `from_pretrained` then rebuilds what `save_pretrained` wrote, or refuses it.
+    host: the model. steps: the applied changes, in order. A transformers model also gets those in
+    its config that leave modules behind which transformers does not know: `from_pretrained` then
+    rebuilds the model that `save_pretrained` wrote, or refuses it.
     """
     setattr(host, STEPS, tuple(steps))
     # transformers writes its config with the model: the record has to be in it
@@ -141,6 +147,7 @@ def set_steps(host: nn.Module, steps: Iterable[Step]) -> None:
     if not hasattr(config, "to_json_string"):  # of another library
         return
     attributes = cast("dict[str, Any]", vars(config))
+    # transformers rebuilds a model by the class that this entry names
     existing: Any = attributes.get("quantization_config")
     # a quantised model: its own record of quantization is not ours to replace
     if existing and not is_record(existing):

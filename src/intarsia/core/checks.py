@@ -18,7 +18,10 @@ def one_of(subject: str, got: object, allowed: Collection[object], fix: str = "P
 
 
 def _holds(test: Callable[[], bool]) -> bool:
-    """Evaluate the comparison; return False for values that are not numbers."""
+    """Return the result of a comparison; False where the value is no number, so that it fails.
+
+    test: a function without arguments that compares.
+    """
     try:
         return test()
     except TypeError:
@@ -80,7 +83,8 @@ RATE_REACH = (1e-6, 1.0)
 def rate_grid(subject: str, rates: Iterable[float]) -> tuple[float, ...]:
     """Return the learning rates of a search in ascending order.
 
-    Raises: ConfigError for fewer than two, one that stands there twice, or one outside RATE_REACH.
+    subject: name of the setting, for the error.
+    Raises: ConfigError for fewer than two, one that is there twice, or one outside RATE_REACH.
     """
     grid, (low, high) = tuple(sorted(rates)), RATE_REACH
     if len(set(grid)) < max(2, len(grid)) or not all(low <= rate <= high for rate in grid):
@@ -105,7 +109,11 @@ BALANCED = "balanced"  # class weights by how often a class occurs
 
 
 def named_numbers(subject: str, text: str) -> dict[str, float]:
-    """Return "a=1,b=2.5" as a mapping.  Raises: ConfigError for anything else, or a name twice."""
+    """Parse "a=1,b=2.5" as a mapping from names to numbers.
+
+    subject: name of the setting, for the error; text: what was given.
+    Raises: ConfigError for anything else, or a name twice.
+    """
     numbers: dict[str, float] = {}
     for part in text.split(","):
         # the last "=": a name of a class may have one
@@ -122,11 +130,12 @@ def named_numbers(subject: str, text: str) -> dict[str, float]:
 
 
 def from_environment(name: str, default: int, want: str) -> int:
-    """Read a whole number from 1 on in the environment, `default` where it is not set.
+    """Read a whole number, 1 or more, from an environment variable, or return `default`.
 
-    want: what it is a number of, in the error.
+    name: of the variable; want: what the number counts, for the error.
     Raises: ConfigError.
     """
+    # 18 digits: longer numbers are no counts, and int() would be slow
     text = os.environ.get(name, "")
     if text and not (text.isascii() and text.isdecimal() and int(text[:18]) > 0):
         fix = f"For example {default}; unset it for that."

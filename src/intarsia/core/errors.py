@@ -39,8 +39,8 @@ class IntarsiaError(Exception):
     def __init__(self, what: str, *, got: object, want: object, fix: str) -> None:
         """Build the message "what: got X, want Y. fix".
 
-        what: the thing that is wrong; got: its value, or the exception that was met.
-        want: what is allowed; fix: a sentence that says what to do.
+        what: the thing that is wrong. got: its value, or an exception that was met. want: the
+        allowed values. fix: a sentence that says what to do.
         """
         # KeyError's own text is only the key: the type says what it means
         if isinstance(got, Exception) and not isinstance(got, IntarsiaError):
@@ -56,9 +56,9 @@ class IntarsiaError(Exception):
 def _rebuild(
     cls: type[IntarsiaError], subject: str, got: object, want: object, fix: str
 ) -> IntarsiaError:
-    """Build an error anew when it is unpickled, without the `__init__` of its class.
+    """Build an error again when it is unpickled, without calling the `__init__` of its class.
 
-    subject: the error's `what`; got, want, fix: its other three parts, see `IntarsiaError`.
+    cls: the class; subject: the error's `what`; got, want, fix: its three other parts.
     """
     # a subclass may have an __init__ of its own, with other arguments
     error = cls.__new__(cls)
@@ -151,6 +151,7 @@ class UnknownName(IntarsiaError, LookupError):
         want = f"one of {', '.join(displayed)}"
         fix = f"Did you mean {' or '.join(near)}? {fix}".strip() if near else fix
         fix = fix or "Choose one of them."
+        # a long list is cut; the command that prints all of it is named instead
         if hidden := len(names) - len(displayed):
             want += f" and {hidden} more"
             fix += f" All {len(names)}: {listed}" if listed else ""
@@ -162,7 +163,10 @@ class UnknownName(IntarsiaError, LookupError):
 
 
 def disk_error(path: object, error: Exception) -> TrainingError:
-    """Return the error for a file that could not be written."""
+    """Return the error for a file that could not be written.
+
+    path: the file; error: what the system said.
+    """
     return TrainingError(
         f"writing to {path}",
         got=error,

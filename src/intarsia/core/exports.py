@@ -18,6 +18,7 @@ ROOT = Path(__file__).parents[1]
 
 def homes(stub: Path) -> dict[str, str]:
     """Map a stub's names to modules below its package; a module of the package itself to ""."""
+    # a stub has relative imports only: module and names
     imports = (n for n in ast.parse(stub.read_text()).body if isinstance(n, ast.ImportFrom))
     return {alias.name: n.module or "" for n in imports if n.level == 1 for alias in n.names}
 
@@ -52,9 +53,9 @@ def public_path(name: str) -> str:
 def exports(
     module: str, file: str
 ) -> tuple[Callable[[str], Any], Callable[[], list[str]], list[str]]:
-    """Return `__getattr__`, `__dir__` and `__all__` by which a module imports its names when used.
+    """Return `__getattr__`, `__dir__` and `__all__` for a module that imports names when used.
 
-    module: its `__name__`; file: its `__file__`.  The public names, and the modules that define
+    module: its `__name__`; file: its `__file__`. The public names, and the modules that define
     them, are read from the stub beside it, the same path with the ending .pyi.
     """
     modules = homes(Path(file).with_suffix(".pyi"))

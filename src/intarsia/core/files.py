@@ -36,18 +36,17 @@ SECONDS = 10  # for another process's short work on the same name
 def writing(
     target: str | Path, *, spare: bool = False, wait: float = 0
 ) -> Generator[Path, None, None]:
-    """Give a path of the same name to write a file or a folder at, and put it in place at the end.
+    """Yield a scratch path of the target's name to write to, and put the result in place.
 
-    What else was written beside it (a graph's weights) is put beside the target, before it. All is
-    on the disk before it takes its name; after an error, or a kill, the target is as it was. A
-    folder takes another's place in one system call (`exchange`), so that its name always has one of
-    the two; where no such call is, `repaired` finishes what a kill interrupts. Files can be read by
-    whom the umask lets. Inside, the target is `held`; what killed processes left goes.
-
-    spare: a folder with files that the new one has not is no earlier one of its kind, and stays.
-    wait: see `held`; caches, which each process writes alike, wait for each other.
-    Raises: ConfigError for a file where a folder is, or the reverse, for what is spared, and for
-    what another process writes; TrainingError if it cannot be written.
+    After an error, or a kill, the target is as it was: all is on the disk before it takes its name,
+    and a folder is exchanged with the old one in one system call where there is one; else
+    `repaired` finishes an interrupted replacement. Files written beside the scratch path (a graph's
+    weights) are put beside the target. Other processes cannot write the target meanwhile; scratch
+    folders of killed processes go. target: a file or folder. spare: True refuses to replace a
+    folder that has files which the new one has not. wait: seconds to wait for another process that
+    writes the target.
+    Raises: ConfigError for a file where a folder is, or the reverse, for a folder that is spared,
+    and for what another process writes; TrainingError if it cannot be written.
     """
     target = Path(os.path.realpath(target))
     with held(target, wait=wait):
@@ -72,8 +71,9 @@ def writing(
 def _finish(folder: Path, target: Path, spare: bool) -> None:
     """Move what was written into a scratch folder to the target's place.
 
-    folder: the scratch folder; files that were written beside the target's move with it.
-    spare: refuse to replace an old folder that has files which the new one has not.
+    folder: the scratch folder; files that were written in it beside the target's are put beside the
+    target. target: the final path. spare: True refuses to replace an old folder that has files
+    which the new one has not.
     Raises: ConfigError.
     """
     # 1. mkdtemp and some writers make private files: give them the umask's mode, then sync
@@ -100,9 +100,9 @@ def _finish(folder: Path, target: Path, spare: bool) -> None:
 def _put_in_place(folder: Path, target: Path, names: Iterable[str]) -> None:
     """Move finished files and folders from a scratch folder to their final names.
 
-    folder: the scratch folder; the file READY in it says that all is written. target: the path to
-    be written, beside which all go; names: those of what is moved. It can be called again after a
-    kill, and goes on where it was stopped. An old folder moves to BEFORE in the scratch folder.
+    folder: the scratch folder, in which a file READY says that all is written, and BEFORE takes the
+    old folder. target: the path to be written; files beside it get names in the same folder. names:
+    of what is moved. After a kill it can be called again, and goes on where it was stopped.
     """
     for name in names:
         place = target.with_name(name)
@@ -125,7 +125,10 @@ def _is_ready(folder: Path) -> bool:
 
 
 def _mode(folder: Path) -> int:
-    """Return the mode of a new file, by making one: to ask for the umask is to set it."""
+    """Return the permissions that a new file gets from the umask, by making a file and removing it.
+
+    folder: where it is made. The umask cannot be asked for without setting it.
+    """
     probe = folder / ".mode"
     handle = os.open(probe, os.O_CREAT | os.O_WRONLY, 0o666)
     try:
@@ -148,7 +151,10 @@ def tidy(target: Path) -> None:
 
 
 def _remove(folder: Path, target: Path) -> None:
-    """Remove a scratch folder; what is ready in it is put in place before."""
+    """Remove a scratch folder; if all in it was written, first put that in place.
+
+    folder: the scratch folder; target: the path it was made for.
+    """
     with suppress(OSError):
         if _is_ready(folder):
             _put_in_place(folder, target, _names(folder, target))
@@ -160,7 +166,7 @@ def _remove(folder: Path, target: Path) -> None:
 def repaired(path: str | Path) -> Path:
     """Finish a folder's replacement that a kill interrupted between two renames; return its path.
 
-    Called where folders are opened by name. Nothing is done to a path at which something is.
+    path: a folder that is about to be opened. Nothing is done if it is there.
     """
     path = Path(path)
     target = Path(os.path.realpath(path))
@@ -175,13 +181,12 @@ def repaired(path: str | Path) -> Path:
 def reserved(
     target: str | Path, *, mark: str = "", own: Collection[str] = ()
 ) -> Generator[Path, None, None]:
-    """Check a target before the work, and keep other processes from it inside the context.
+    """Check, before long work, that a target may be written; lock it meanwhile.
 
-    One rule for all of them: what is there is replaced only if this kind of writer wrote it.
-
-    mark: words in the first or last 4,096 bytes of each file of this kind; "" = no file there may
-      be replaced.
-    own: names of the files of a folder of this kind; with none a folder is refused, unless empty.
+    What is there is replaced only if this kind of writer wrote it. target: a file or folder. mark:
+    words in the first or last 4,096 bytes of each file of this kind; "" = no file there may be
+    replaced. own: names of the files in a folder of this kind; without any, a folder is refused
+    unless it is empty.
     Raises: ConfigError for what others wrote, and for what another process works on; TrainingError
     where nothing can be written.
     """
@@ -193,9 +198,10 @@ def reserved(
 
 
 def check_target(target: Path, *, mark: str = "", own: Collection[str] = ()) -> None:
-    """Check that nothing at a target would be lost.
+    """Check that writing a target would destroy nothing but earlier output of the same kind.
 
-    mark, own: see `reserved`.
+    mark: words in the first or last 4,096 bytes of each file of this kind, "" = none. own: names of
+    the files in a folder of this kind.
     Raises: ConfigError for a target with something in its place that would be lost.
     """
     if not target.exists():
@@ -214,7 +220,7 @@ def check_target(target: Path, *, mark: str = "", own: Collection[str] = ()) -> 
 
 
 def _ends(path: Path) -> bytes:
-    """Return the first and the last bytes of a file; a zip has its names there."""
+    """Return the first and the last bytes of a file, in which its kind can be recognised."""
     with open_regular(path) as file:
         # a short file is read twice, which does no harm
         first = file.read(END)
@@ -225,7 +231,8 @@ def _ends(path: Path) -> bytes:
 def _check_replaced(old: Path, new: Path, spare: bool) -> None:
     """Check that a new file or folder may replace an old one.
 
-    spare: an old folder with files that the new one has not may not be replaced.
+    old: the path to be written; new: what was written. spare: True refuses to replace a folder with
+    files that the new one has not.
     Raises: ConfigError for a folder that would be lost, and for a file where a folder is due.
     """
     if new.is_dir() and old.exists() and not old.is_dir():
@@ -241,12 +248,14 @@ def _check_replaced(old: Path, new: Path, spare: bool) -> None:
 
 
 def write_text(target: str | Path, content: str | bytes) -> Path:
-    """Write or replace a file; characters that UTF-8 has not become "?".  Returns its path.
+    """Write or replace a file, whole or not at all; return its path.
 
+    content: bytes, or text, in which characters that UTF-8 cannot encode are replaced by "?".
     Raises: ConfigError where a folder is; TrainingError if it cannot be written.
     """
     # half a surrogate pair from a file's name must not stop a report
     raw = content if isinstance(content, bytes) else content.encode("utf-8", "replace")
+    # short work: another writer of the same file is waited for
     with writing(target, wait=SECONDS) as scratch:
         scratch.write_bytes(raw)
     return Path(target)
@@ -258,7 +267,7 @@ def write_json(target: str | Path, data: Any, indent: int | None = 2) -> Path:
 
 
 def sync(path: Path) -> None:
-    """Have a file, or a folder's list of files, on the disk itself."""
+    """Force a file, or a folder's list of files, onto the disk (fsync)."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -271,7 +280,7 @@ def sync(path: Path) -> None:
 
 @contextmanager
 def unbroken() -> Generator[None, None, None]:
-    """Hold back Ctrl-C and SIGTERM until the end of the block.
+    """Postpone Ctrl-C and SIGTERM to the end of the `with` block.
 
     torch turns an interrupt while it reads tensors into an error of its own, as if the file were
     damaged.
@@ -293,9 +302,10 @@ def unbroken() -> Generator[None, None, None]:
 
 
 def parse_json(raw: str | bytes, pairs: Callable[[Any], Any] | None = None) -> Any:
-    """Parse a JSON text that anybody may have written.  pairs: makes an object of its pairs.
+    """Parse a JSON text from an untrusted file.
 
-    Raises: ValueError if it is none, nested so deeply that nothing can work with it, or has half
+    raw: the text or its bytes. pairs: makes an object of its list of (name, value), None = a dict.
+    Raises: ValueError if it is no JSON, nested so deeply that nothing can work with it, or has half
     a character, which no text can have.
     """
     try:
@@ -322,7 +332,7 @@ def _shallow(parsed: Any) -> Any:
 
 
 def read_json(path: str | Path) -> Any:
-    """Read a JSON file that anybody may have written.
+    """Read a JSON file that may have been written by anybody; return its content.
 
     Raises: OSError if it cannot be read or is no regular file; ValueError as `parse_json` does.
     """
@@ -330,7 +340,7 @@ def read_json(path: str | Path) -> Any:
 
 
 def read_toml(path: str | Path) -> dict[str, Any]:
-    """Read a TOML file that anybody may have written.
+    """Read a TOML file that may have been written by anybody; return its content.
 
     Raises: as `read_json`.
     """

@@ -22,7 +22,7 @@ MARKS = {
 
 
 def describe_folder(folder: Path) -> str:
-    """Say in words what stands at a path: a folder of a known kind, or of which files."""
+    """Describe what is at a path in words, such as "a run of `intarsia fit`", for an error."""
     if not folder.is_dir():
         return "a file" if folder.exists() else "no such folder"
     # hidden files are the system's
@@ -45,8 +45,9 @@ def data_name(data: str | Path) -> str:
 
 
 def check_kind(folder: Path, mark: str, *, what: str, want: str, fix: str) -> None:
-    """Check that a folder has the file that marks its kind, before anything in it is read.
+    """Check that a folder is of some kind, by the file that only such folders have.
 
+    mark: the name of that file. what, want, fix: parts of the error.
     Raises: CheckpointError, which says of what kind it is instead.
     """
     if not (folder / mark).is_file():

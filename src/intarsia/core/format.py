@@ -32,32 +32,36 @@ class Format(abc.ABC):
     def encode(
         self, weight: Tensor, keep: Tensor | None = None, moments: Tensor | None = None
     ) -> dict[str, Tensor]:
-        """Return the tensors to write, by name, indices and metadata included.
+        """Return the tensors that are written for a weight, by name, indices and scales included.
 
-        keep: bool, of the weight's shape, the weights that are kept, all others being 0; None = the
-        format's own choice. moments: second moments of the layer's inputs, (in,) or (in, in), for
-        formats that choose codes by the error of the output; others do not read them.
+        keep: bool, of the weight's shape, True = stays, all others become 0; None = the format's
+        own choice. moments: second moments of the layer's inputs, (in,) or (in, in), for formats
+        that choose codes by the error of the output; unused by others.
         Raises: ConfigError for a `keep` where the format has no zeros.
         """
 
     @abc.abstractmethod
     def decode(self, stored: Stored, shape: Sequence[int]) -> Tensor:
-        """Return the tensor of that shape that `stored` stands for.
+        """Return the tensor of a given shape from what `encode` returned.
 
+        stored: the tensors by name; shape: of the weight.
         Raises: ShapeError where they do not fit.
         """
 
     def matmul(self, x: Tensor, stored: Stored, shape: Sequence[int]) -> Tensor:
-        """Compute x W^T, W (out, in) the weight that is stored; decode it first.
+        """Compute x W^T for the stored weight W (out, in), by decoding it.
 
-        x: (..., in) -> (..., out). A format with a kernel of its own overrides it.
+        x: (..., in) -> (..., out). stored: what `encode` returned; shape: of W. A format with a
+        kernel of its own overrides it.
         """
+        # slow and obvious: the reference for every kernel
         return x @ self.decode(stored, shape).to(x).T
 
     def bound(self, stored: Stored, shape: Sequence[int]) -> Any:
-        """Return `matmul` for a few rows of x with the least overhead, or None without a kernel.
+        """Return `matmul` as a prepared call for few rows of x; None without a native kernel.
 
-        It is a `kernels.native.Bound`: the stored tensors are looked at now, and must stay there.
+        stored: what `encode` returned, which must stay in its place in memory; shape: of the
+        weight. The call is a `kernels.native.Bound`.
         """
         return None
 

@@ -11,9 +11,9 @@ NAMES = ("classifier", "head", "fc", "score", "pre_classifier", "projector")
 
 
 def own_classifier(model: nn.Module) -> Any:
-    """Return the classifier that a timm model names: a module, a tuple of several, or ().
+    """Return the classifier that a timm model names: a module, a tuple of several, or () without.
 
-    None stands for a model of another library.
+    None for a model of another library.
     """
     get: Any = getattr(model, "get_classifier", None)
     if not callable(get):
@@ -23,9 +23,9 @@ def own_classifier(model: nn.Module) -> Any:
 
 
 def heads_of(model: nn.Module) -> list[nn.Module]:
-    """Return the classifiers of a timm, transformers or torchvision model; none without.
+    """Return the classifier modules of a timm, transformers or torchvision model; [] without.
 
-    A distilled DeiT has two.  model: the host itself, not a PeftModel around it.
+    model: the host itself, not a PeftModel around it. A distilled DeiT has two.
     """
     # timm names its classifier; of other libraries the attribute's name tells it
     got = own_classifier(model)

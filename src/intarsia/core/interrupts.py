@@ -21,11 +21,12 @@ def check() -> None:
 
 @contextmanager
 def never_lost() -> Generator[None, None, None]:
-    """End the program on Ctrl-C with one line and its exit code, whoever catches it inside.
+    """End the program on Ctrl-C inside the block, even where an imported module catches it.
 
     Modules of other packages may catch the KeyboardInterrupt, or an error that it became, and go
-    on; the next import then raises it again, as `check` does. Outside the main thread, and where
-    the shell or the program has another handler, nothing changes.
+    on; the next import then raises it again. The program ends with one line and its exit code.
+    Outside the main thread, and where the shell or the program has another handler, nothing
+    changes.
     """
     before = signal.getsignal(signal.SIGINT)
     in_main = threading.current_thread() is threading.main_thread()
@@ -60,6 +61,7 @@ class _AtImports:
     """A finder that finds nothing, and looks whether Ctrl-C came and is on its way no more."""
 
     def find_spec(self, *_: object) -> None:
+        """Raise the KeyboardInterrupt that came, unless it is on its way; find no module."""
         on_its_way = isinstance(sys.exception(), KeyboardInterrupt)
         if not on_its_way and threading.current_thread() is threading.main_thread():
             check()

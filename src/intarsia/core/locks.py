@@ -15,14 +15,13 @@ FOREVER = -1
 
 @contextmanager
 def held(target: str | Path, *, wait: float = 0) -> Generator[None, None, None]:
-    """Keep other processes from writing a file or folder, be there one or not.
+    """Keep other processes from writing a file or folder inside the block, existing or not.
 
     The lock is a hidden file beside the target (in it, where the folder above cannot be written),
-    which goes when the work ends. The system frees it when its process ends, however that ends.
-    Within one thread it may be taken again. Missing folders above are made; left empty, they go.
-
-    wait: seconds for another process to end; `FOREVER` for what all of them write alike.
-    Raises: ConfigError if another process holds it; TrainingError where nothing can be written.
+    removed at the end; the system frees it when the process ends, however that ends. A thread may
+    take it again. Missing folders above are made; those left empty are removed. wait: seconds to
+    wait for another process that has the lock, or `FOREVER`.
+    Raises: ConfigError if another process has it; TrainingError where nothing can be written.
     """
     from filelock import FileLock, Timeout  # not needed to read, nor by `import intarsia`
 
@@ -33,6 +32,7 @@ def held(target: str | Path, *, wait: float = 0) -> Generator[None, None, None]:
         target.parent.mkdir(parents=True, exist_ok=True)
         place = _place(target)
         os.close(os.open(place, os.O_CREAT | os.O_RDWR, 0o666))  # or its error, not a timeout
+        # one object for each path, so that the same thread may take it again
         lock = FileLock(place, is_singleton=True)
         lock.acquire(timeout=wait)
     except Timeout as error:
@@ -64,10 +64,11 @@ def _place(target: Path) -> Path:
 
 @contextmanager
 def alone(folder: str | Path) -> Generator[None, None, None]:
-    """Keep other processes from a folder, which is made; left empty, it goes again.
+    """Make a folder if it is missing, and keep other processes from writing in it inside the block.
 
-    Raises: ConfigError if another process holds it, or for a file; TrainingError where no folder
-    can be made.
+    A new folder that is left empty is removed.
+    Raises: ConfigError if another process writes in it, or for a file; TrainingError where no
+    folder can be made.
     """
     folder = Path(folder).absolute()
     with held(folder):

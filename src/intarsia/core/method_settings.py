@@ -44,8 +44,9 @@ class MethodSettings:
         return replace(cast(Any, self), **values)
 
     def suited_to(self, images: int, epochs: int, given: Collection[str] = ()) -> Self:
-        """Return what the method itself would choose for so many images and epochs.
+        """Return the settings that the method would choose for data of this size; here, self.
 
-        given: names of the settings that the user has chosen, which stay.
+        images: number of training images; epochs: of the training; given: names of the settings
+        that the user has set, which stay. All are unused by methods that choose nothing.
         """
         return self

@@ -19,7 +19,7 @@ def evaluating(model: nn.Module) -> Generator[None]:
 
 @contextmanager
 def modes_kept(model: nn.Module) -> Generator[None]:
-    """Put every module back into its present mode at the end."""
+    """Put every module of a model back into its mode (train or eval) at the end of the block."""
     # each module's own: batch norms of a frozen trunk differ from the rest
     before = {m: m.training for m in model.modules()}
     try:

@@ -17,7 +17,7 @@ NOBODY = -1
 
 
 def label_dtype(parts: int) -> torch.dtype:
-    """Return the smallest signed integer type that holds the labels -1 ... parts - 1."""
+    """Return the smallest signed integer type that can hold the labels -1 ... parts - 1."""
     for dtype in (torch.int8, torch.int16):
         # labels are as many as weights: a byte each is enough for most
         if parts - 1 <= torch.iinfo(dtype).max:
@@ -44,8 +44,10 @@ class Partition:
 
     @classmethod
     def from_masks(cls, *masks: Mapping[str, Tensor], pattern: Pattern | None = None) -> Partition:
-        """Make part i of the weights that mask i selects.  masks: name -> bool, of its shape.
+        """Build a partition in which part i has the weights that mask i selects.
 
+        masks: each maps a parameter's name to a bool tensor of its shape, True = selected. pattern:
+        how weights of a part lie, which is checked; None = anyhow.
         Raises: ConfigError for none, for a mask that is not bool, and for masks that overlap;
         ShapeError for masks of other parameters or shapes.
         """
@@ -64,6 +66,10 @@ class Partition:
         return cls(label, len(masks), pattern)
 
     def __post_init__(self) -> None:
+        """Check that labels are integers from -1 to parts - 1, and that each part has the pattern.
+
+        Raises: ConfigError.
+        """
         # types and ranges first; the pattern is then checked on valid labels
         at_least("parts", self.parts, 1)
         for name, label in self.label.items():
@@ -107,10 +113,11 @@ class Partition:
 
 
 def _check_mask(name: str, part: int, mask: Tensor, owner: Tensor) -> None:
-    """Check that a mask is boolean and overlaps no earlier part.
+    """Check that the mask of a new part is boolean and selects no weight of an earlier part.
 
-    name: of the parameter; part: number of the mask; owner: for each weight the number of the part
-    that already has it, -1 for none, of the mask's shape.  Raises: ConfigError.
+    name: of the parameter; part: number of the new part; owner: for each weight the number of the
+    part that already has it, -1 for none, of the mask's shape.
+    Raises: ConfigError.
     """
     if mask.dtype != torch.bool:
         raise ConfigError(f"mask of {name!r}", got=mask.dtype, want="bool", fix="Use mask.bool().")
@@ -135,9 +142,9 @@ def _same_shapes(mappings: Sequence[Mapping[str, Tensor]]) -> None:
 
 
 def _one_part(partitions: tuple[Partition, ...]) -> None:
-    """Check that sets can be combined: at least one, each a partition of one part, of equal shapes.
+    """Check that partitions can be combined as sets: one part each, of the same parameters.
 
-    Raises: ConfigError; ShapeError.
+    Raises: ConfigError for none, or for one with several parts; ShapeError.
     """
     if not partitions:
         raise ConfigError("set algebra", got="none", want="partitions", fix="Pass at least one.")

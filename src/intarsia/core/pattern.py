@@ -31,7 +31,11 @@ class NofM:
 
     @classmethod
     def read(cls, text: str, axis: int = -1) -> NofM:
-        """Read a pattern written as "n:m".  Raises: ConfigError for another text."""
+        """Parse a pattern written as "n:m", such as "2:4".
+
+        axis: of the weight along which n of each m entries are in a part; -1 = the last.
+        Raises: ConfigError for another text.
+        """
         n, _, m = str(text).partition(":")
         if not (n.isdigit() and m.isdigit() and 1 <= int(n) <= int(m)):
             want, fix = "'n:m', n of each m weights", "Write it as '2:4'."
@@ -39,8 +43,9 @@ class NofM:
         return cls(int(n), int(m), axis)
 
     def groups(self, weight: Tensor) -> Tensor:
-        """Group weights by m.  (out, in, ...) -> (..., m), the axis moved to the end.
+        """Group a weight's entries by m along the pattern's axis.
 
+        weight: (out, in, ...). Returns (..., length / m, m), with that axis moved to the end.
         Raises: ShapeError for an axis that m does not divide.
         """
         length = weight.shape[self.axis]
@@ -57,7 +62,10 @@ class NofM:
         return groups.flatten(-2).movedim(-1, self.axis)
 
     def holds(self, mask: Tensor) -> Tensor:
-        """Return where a mask keeps to the pattern: bool, of the mask's shape."""
+        """Return for each entry whether its group of m follows the pattern, as bool.
+
+        mask: bool, True = in the part.
+        """
         groups = self.groups(mask)
         # a group is right or wrong as a whole
         right = groups.sum(-1, keepdim=True) == self.n
@@ -85,6 +93,7 @@ class Blocks:
     def groups(self, weight: Tensor) -> Tensor:
         """Return the weights block by block.  (out, in, ...) -> (R, C, rows * columns).
 
+        There are R x C blocks of rows x columns entries.
         Raises: ShapeError for a weight that blocks do not tile.
         """
         # a convolution's kernel positions count as columns
@@ -107,7 +116,10 @@ class Blocks:
         return groups.reshape(*groups.shape[:2], rows, columns).transpose(1, 2).reshape(shape)
 
     def holds(self, mask: Tensor) -> Tensor:
-        """Return where a mask keeps to the pattern: bool, of the mask's shape."""
+        """Return for each entry whether its block is wholly in the part or wholly out of it.
+
+        mask: bool, True = in the part; returns bool of its shape.
+        """
         groups = self.groups(mask)
         # a block is all in the part or all out of it
         right = groups.all(-1, keepdim=True) | ~groups.any(-1, keepdim=True)
@@ -122,8 +134,12 @@ ROWS, COLUMNS = Blocks(1, None), Blocks(None, 1)
 
 
 def check_pattern(pattern: Pattern, name: str, part: int, mask: Tensor) -> None:
-    """Check a part's mask.  Raises: ConfigError with the first place that breaks the pattern."""
+    """Raise ConfigError, with the first place, if the mask of a part breaks its pattern.
+
+    name, part: the parameter and the part's number, for the error; mask: bool, True = in the part.
+    """
     if mask.numel() and not bool((right := pattern.holds(mask)).all()):
+        # the first entry of a group that breaks it
         place = tuple(int(i) for i in (~right).nonzero()[0])
         got = f"part {part}, which breaks it at {place}"
         fix = "Choose the weights by that pattern, or leave pattern=None."

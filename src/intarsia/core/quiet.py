@@ -16,7 +16,7 @@ def quiet() -> bool:
 
 @contextmanager
 def kept_quiet() -> Generator[None]:
-    """Leave progress lines and bars out inside, here and in processes that are started."""
+    """Leave out progress lines and bars inside the block, here and in processes that it starts."""
     # the environment is inherited by workers, a variable of this module is not
     before = os.environ.get(QUIET)
     os.environ[QUIET] = "1"

@@ -28,10 +28,10 @@ KINDS = (
 
 
 def open_handle(path: str | Path) -> int:
-    """Open a regular file for reading and return its number; links are followed.
+    """Open a regular file for reading and return its descriptor; links are followed.
 
-    It is looked at after it was opened, so that nothing can take its place in between, and opened
-    without waiting, since opening a named pipe waits for somebody who writes.
+    The kind of file is checked after it was opened, so that nothing can take its place in between.
+    It is opened without waiting, since opening a named pipe would wait for a writer.
     Raises: OSError if it is missing or cannot be read, and for anything but a regular file.
     """
     try:
@@ -63,9 +63,10 @@ def _check_regular(mode: int, path: str | Path) -> None:
 
 
 def check_regular(path: str | Path) -> None:
-    """Check what another library opens by its name: a file, or a folder's files, two levels deep.
+    """Check, before another library opens it, that a path is a regular file, or a folder of such.
 
-    Raises: OSError for anything but regular files; nothing for what is missing.
+    Folders are checked two levels deep; what is missing is no error here.
+    Raises: OSError for a pipe, a device or a socket.
     """
     for file in _inside(Path(path)):
         if file.exists() and not file.is_dir():
@@ -73,7 +74,7 @@ def check_regular(path: str | Path) -> None:
 
 
 def _inside(path: Path, levels: int = 2) -> Iterable[Path]:
-    """Yield the files below a path, and the folders at the given depth as they are."""
+    """Yield the files below a path; folders that are `levels` below it are yielded as they are."""
     if not (levels and path.is_dir()):
         yield path
         return
@@ -84,7 +85,8 @@ def _inside(path: Path, levels: int = 2) -> Iterable[Path]:
 def read_bytes(path: str | Path, limit: int = LARGEST) -> bytes:
     """Read a regular file whole.
 
-    Raises: OSError as `open_regular`, and for a file of more than `limit` bytes.
+    limit: the most bytes that are read.
+    Raises: OSError as `open_regular`, and for a larger file.
     """
     with open_regular(path) as file:
         if (size := os.fstat(file.fileno()).st_size) > limit:
@@ -94,8 +96,9 @@ def read_bytes(path: str | Path, limit: int = LARGEST) -> bytes:
 
 
 def read_text(path: str | Path, encoding: str = "utf-8", limit: int = LARGEST) -> str:
-    r"""Read a regular file as text, its line ends as "\n".
+    r"""Read a regular file as text, with "\n" at the end of each line.
 
+    limit: the most bytes that are read.
     Raises: OSError as `read_bytes`; UnicodeDecodeError for other bytes than the encoding has.
     """
     with io.TextIOWrapper(io.BytesIO(read_bytes(path, limit)), encoding) as text:
@@ -105,8 +108,9 @@ def read_text(path: str | Path, encoding: str = "utf-8", limit: int = LARGEST) -
 def read_lines(
     path: str | Path, encoding: str = "utf-8", newline: str | None = None
 ) -> Iterator[str]:
-    """Yield the lines of a regular file with their ends.  newline: as `open` has it.
+    """Yield the lines of a regular file with their ends, without reading the file whole.
 
+    newline: how line ends are recognised, as for `open`.
     Raises: OSError as `open_regular`, and for a line of more than LONGEST characters, while it is
     read; UnicodeDecodeError for other bytes than the encoding has.
     """
@@ -120,7 +124,7 @@ def read_lines(
 
 
 def copy_file(source: str | Path, target: str | Path) -> None:
-    """Copy a regular file's bytes and mode.
+    """Copy a regular file's bytes and permissions.
 
     Raises: OSError as `open_regular`, and if it cannot be written.
     """
@@ -132,9 +136,10 @@ def copy_file(source: str | Path, target: str | Path) -> None:
 
 
 def open_tensors(path: str | Path, framework: str = "pt") -> Any:
-    """Return `safetensors.safe_open` of a regular file, for use in `with`.
+    """Open a safetensors file, for use in `with`; only a regular file.
 
-    It is opened by its number among the open files, which is the file that was looked at.
+    framework: of the tensors, "pt" or "np". It is opened by its descriptor, so that the file that
+    was checked is the one that is read.
     Raises: OSError as `open_regular`; SafetensorError for a damaged file.
     """
     from safetensors import safe_open
@@ -149,8 +154,9 @@ def open_tensors(path: str | Path, framework: str = "pt") -> Any:
 
 
 def read_tensors(path: str | Path, framework: str = "pt") -> dict[str, Any]:
-    """Read all tensors of a safetensors file, which are mapped from it, by name.
+    """Read all tensors of a safetensors file by name; they are memory-mapped.
 
+    framework: "pt" or "np".
     Raises: as `open_tensors`; SafetensorError for a type that the framework does not have.
     """
     from safetensors import SafetensorError

@@ -35,7 +35,7 @@ NAMES = Path(__file__).with_name("names.txt")
 
 
 def read_lists(path: Path) -> Mapping[str, tuple[str, ...]]:
-    """Return the lists of a file with a list's name and a word in each line."""
+    """Read a file of lists, with "list: word" in each line; return the words of each list."""
     lists: dict[str, tuple[str, ...]] = {}
     for line in path.read_text().splitlines():
         name, word = line.split(": ", 1)
@@ -60,7 +60,10 @@ class _Listed(Card):
     """A card of the index; what only the method's module holds is read there when asked for."""
 
     def __getattr__(self, name: str) -> Any:
-        """Return `config` or `tiny` of the card, for which the method's module is imported."""
+        """Return `config` or `tiny` of a catalogue entry; the method's module is imported.
+
+        name: the attribute. All others are in the index, without an import.
+        """
         if name not in ("config", "tiny"):
             raise AttributeError(name)
         # the only import of a method's module
@@ -85,9 +88,10 @@ def unpredicted_policies() -> tuple[str, ...]:
 
 @functools.cache
 def card(key: str) -> Card:
-    """Return the card of a method; its module is imported when `config` or `tiny` is read.
+    """Return the catalogue's entry of a method; its module is imported only for `config` or `tiny`.
 
-    Raises: UnknownName if the list has no such key.
+    key: the method's name.
+    Raises: UnknownName if the catalogue has no such key.
     """
     if key not in index():
         raise UnknownName("method", str(key), index(), LISTED)
@@ -124,9 +128,9 @@ def spelled(text: str) -> str:
 
 
 def find(name: str, *kinds: str) -> str:
-    """Find the key of a method by its key or by a name of its paper, in any spelling.
+    """Find the key of a method by that key or by a name in its paper, in any spelling.
 
-    kinds: those to choose from; all if none is given.
+    name: such as "MoE-X"; kinds: those to choose from, as "adapter"; all if none is given.
     Raises: UnknownName.
     """
     among = {key: entry for key, entry in index().items() if not kinds or entry["kind"] in kinds}
@@ -134,6 +138,7 @@ def find(name: str, *kinds: str) -> str:
     if name in among:
         return name
     keys_by_name = {n: key for key, entry in among.items() for n in (key, *entry["names"])}
+    # names that differ in case, hyphens or spaces are one
     plain = {spelled(n): key for n, key in keys_by_name.items()}
     if spelled(name) not in plain:
         raise UnknownName("method", name, keys_by_name, LISTED)
@@ -146,9 +151,10 @@ def by_name(name: str, *kinds: str) -> Any:
 
 
 def method_key(method: object) -> str:
-    """Return the key under which the list knows a method's settings.
+    """Return the key under which the catalogue lists a method.
 
-    Raises: ConfigError if they are of a class that is not in the list.
+    method: its settings, an instance such as Lora(rank=8).
+    Raises: ConfigError if their class is not in the catalogue.
     """
     kind = type(method)
     # several cards may have one class, as those of PEFT's methods
@@ -168,7 +174,10 @@ def method_to_dict(method: Method) -> dict[str, Any]:
 
 
 def settings_to_dict(config: object) -> dict[str, Any]:
-    """Return the settings of any card's config, ready for JSON."""
+    """Return the settings of a method by name, ready for JSON.
+
+    config: a method's or router's dataclass. Methods inside become dicts, tuples lists.
+    """
     if isinstance(config, MethodSettings):
         settings = config.settings_to_dict()
     else:
@@ -207,9 +216,9 @@ def method_from_dict(settings: Mapping[str, Any]) -> Any:
 
 
 def _from_dict(settings: Mapping[str, Any], allowed: tuple[str, ...]) -> Any:
-    """Build a method from a dict of its settings.
+    """Build the settings of a method from a dict.
 
-    settings: with the method's key among them, under KEY; allowed: the keys that may stand there.
+    settings: values by name, with the method's key under KEY; allowed: the keys that may be there.
     Raises: ConfigError without a key; UnknownName for another one.
     """
     if KEY not in settings:
@@ -224,9 +233,9 @@ def _from_dict(settings: Mapping[str, Any], allowed: tuple[str, ...]) -> Any:
 
 
 def settings_from_dict(card: Card, settings: Mapping[str, Any]) -> Any:
-    """Make the config that `settings_to_dict` wrote; settings left out take their defaults.
+    """Build the settings that `settings_to_dict` wrote; those left out take their defaults.
 
-    card: of the method.
+    card: the method's entry in the catalogue; settings: values by name, as JSON has them.
     Raises: as `method_from_dict`.
     """
     # a name is checked against the defaults before the config is made with it
@@ -247,10 +256,10 @@ def settings_from_dict(card: Card, settings: Mapping[str, Any]) -> Any:
 
 
 def check_types(settings: object) -> None:
-    """Check settings, and those inside them, against the plain types that their fields declare.
+    """Check settings, and settings inside them, against the plain types that their fields declare.
 
-    Fields of other types are not checked, and settings of PEFT neither, which fills in what it
-    declares.
+    settings: a dataclass. Fields of other types are not checked, and settings of PEFT neither,
+    which fills in values of another type than it declares.
     Raises: ConfigError, with the field's name.
     """
     if not is_dataclass(settings) or type(settings).__module__.partition(".")[0] == "peft":

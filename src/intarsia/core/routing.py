@@ -37,6 +37,7 @@ class Routing:
     state: Tensor | None = None
 
     def __post_init__(self) -> None:
+        """Check that token, expert and weight are vectors of one length.  Raises: ShapeError."""
         if not self.token.shape == self.expert.shape == self.weight.shape or self.token.dim() != 1:
             got = ", ".join(str(tuple(t.shape)) for t in (self.token, self.expert, self.weight))
             fix = "Build it with Routing.from_topk or Routing.from_dense."
@@ -51,10 +52,11 @@ class Routing:
         losses: Mapping[str, Tensor] | None = None,
         state: Tensor | None = None,
     ) -> Routing:
-        """Make a routing of k experts per token.
+        """Build the routing of k experts for each token.
 
-        index: (T, k) int64, weight: (T, k).
-        losses: named scalars to add to the task's; state: for the next layer's router.
+        index: (T, k) int64, the experts; weight: (T, k). experts: E. losses: named scalars to add
+        to the task's loss; state: for the next layer's router.
+        Raises: ShapeError for anything but two matrices of one shape.
         """
         if index.shape != weight.shape or index.dim() != 2:
             got = f"{tuple(index.shape)} and {tuple(weight.shape)}"
@@ -71,7 +73,12 @@ class Routing:
     def from_dense(
         cls, gates: Tensor, losses: Mapping[str, Tensor] | None = None, state: Tensor | None = None
     ) -> Routing:
-        """Make a routing of the non-zero entries of a gate matrix.  gates: (T, E)."""
+        """Build a routing from the non-zero entries of a gate matrix.
+
+        gates: (T, E). losses: named scalars to add to the task's loss; state: for the next layer's
+        router.
+        Raises: ShapeError for anything but a matrix.
+        """
         if gates.dim() != 2:
             subject, got = "gates", tuple(gates.shape)
             raise ShapeError(subject, got=got, want="(T, E)", fix="Flatten the batch to tokens.")

@@ -74,8 +74,9 @@ class Setting:
     python: bool = False
 
     def check(self, name: str, value: Any, kind: Any) -> None:
-        """Refuse a value that its field cannot have.  name: the setting's, for the error.
+        """Refuse a value that its field cannot have.
 
+        name: the setting's, for the error. kind: the type that the field declares.
         Raises: ConfigError for another type or a number out of range; UnknownName for a word that
         is none of the choices; what `test` raises.
         """
@@ -99,7 +100,7 @@ class Setting:
             self.test(value)
 
     def _in_range(self, value: float) -> bool:
-        """Return True for a number inside; NaN and infinity are outside of every range."""
+        """Return True if `value` is in the declared range; NaN and infinity never are."""
         return (
             abs(value) < math.inf
             and (self.least is None or value >= self.least)
@@ -109,19 +110,26 @@ class Setting:
         )
 
     def _example(self) -> float:
+        """Return a number in the declared range, as an example for an error."""
         if self.below is not None or self.above is not None:
             return 0.1
         return 0 if self.least is None else self.least
 
     def limits(self, name: str) -> str:
-        """Return the valid words or the range of a number as the docs say it, "" without any."""
+        """Return the valid words, or the range of a number, as the docs show it; "" without any.
+
+        name: of the setting, which stands in a range such as "0 <= rate < 1".
+        """
         if valid := words(self.choices):
             return f"one of {', '.join(valid)}"
         bounds = (self.least, self.above, self.below, self.most)
         return self.range_in_words(name) if any(bound is not None for bound in bounds) else ""
 
     def range_in_words(self, name: str) -> str:
-        """Return the range as an error and the docs say it, such as "at least 1"."""
+        """Return the range as an error and the docs show it, such as "at least 1".
+
+        name: of the setting, which stands in a range such as "0 <= rate < 1".
+        """
         # a bound is inclusive or exclusive, never both
         low = f"{self.least} <= " if self.least is not None else ""
         low = f"{self.above} < " if self.above is not None else low
@@ -137,6 +145,7 @@ class Setting:
 
 
 def _as_float(value: Real) -> float:
+    """Return a number as a float; infinity for a whole number that no float can hold."""
     try:
         return float(value)
     except OverflowError:  # a whole number that no float can hold
@@ -149,7 +158,10 @@ def setting(default: Any, help: str, **declared: Any) -> Any:
 
 
 def help_of(item: dataclasses.Field[Any]) -> str:
-    """Return the help of a declared field with its limits, "" for a field that is not declared."""
+    """Return the help of a declared field with its limits; "" for a field that is not declared.
+
+    item: a field of a dataclass, declared by `setting`.
+    """
     if METADATA not in item.metadata:
         return ""
     declared: Setting = item.metadata[METADATA]
@@ -184,6 +196,7 @@ def option_name(item: dataclasses.Field[Any]) -> str:
 def check(settings: object) -> None:
     """Check every declared field of a dataclass; its `__post_init__` calls this.
 
+    settings: the dataclass's instance.
     Raises: as `Setting.check`.
     """
     kinds = types_of(type(settings))
@@ -194,9 +207,9 @@ def check(settings: object) -> None:
 
 @functools.cache
 def types_of(kind: type) -> Mapping[str, Any]:
-    """Return the types of a dataclass's fields by name; none where one cannot be resolved.
+    """Return the types of a dataclass's fields by name; {} if one cannot be resolved.
 
-    In the module of a method annotations are postponed, so that they are text.
+    kind: the dataclass. In the modules of methods annotations are postponed, so that they are text.
     """
     if not any(isinstance(item.type, str) for item in fields(cast(Any, kind))):
         return {item.name: item.type for item in fields(cast(Any, kind))}
@@ -207,24 +220,36 @@ def types_of(kind: type) -> Mapping[str, Any]:
 
 
 def to_json(settings: object) -> dict[str, Any]:
-    """Return the options of a dataclass, and of those inside it, as one flat mapping for JSON."""
+    """Return the options of a dataclass, and of those inside it, as one flat mapping for JSON.
+
+    settings: the dataclass's instance; fields that are no options are left out.
+    """
     values: dict[str, Any] = {}
-    for item in fields(cast(Any, settings)):
-        value = getattr(settings, item.name)
+    for name, is_option in _fields_of(type(settings)):
+        value = getattr(settings, name)
         if is_dataclass(value):
             values |= to_json(value)
-        elif METADATA in item.metadata and not item.metadata[METADATA].python:
-            values[item.name] = (
+        elif is_option:
+            values[name] = (
                 list(cast("tuple[Any, ...]", value)) if isinstance(value, tuple) else value
             )
     return values
 
 
-def from_json(kind: type[Kind], values: Mapping[str, Any]) -> Kind:
-    """Return the dataclass that `to_json` wrote; other names are left alone.
+@functools.cache  # a search writes the same few classes some hundred thousand times
+def _fields_of(kind: type) -> tuple[tuple[str, bool], ...]:
+    """Return the name of each field of a dataclass, and whether it is an option."""
+    options = {item.name for item, _ in options_of(kind)}
+    return tuple((item.name, item.name in options) for item in fields(cast(Any, kind)))
 
+
+def from_json(kind: type[Kind], values: Mapping[str, Any]) -> Kind:
+    """Build the dataclass that `to_json` wrote; names that it does not have are ignored.
+
+    kind: the dataclass; values: the flat mapping.
     Raises: as `check`; ConfigError for a setting that must be given and is not.
     """
+    # a value that is missing takes the field's default
     new: dict[str, Any] = {}
     for item in fields(cast(Any, kind)):
         # settings inside settings share one flat JSON object
@@ -239,9 +264,10 @@ def from_json(kind: type[Kind], values: Mapping[str, Any]) -> Kind:
 
 
 def members(kind: Any) -> list[Any]:
-    """Return the members of a type, text last: "0.5" is a number wherever it can be one.
+    """Return the types in a union, the narrowest first and text last.
 
-    kind: a type, or a union of types.
+    kind: a type, or a union of types. A text is read as the first type that fits: "3" as a whole
+    number, "0.5" as a number.
     """
     union = get_origin(kind) in (typing.Union, types.UnionType)
     order = (type(None), bool, int, float)
@@ -251,10 +277,10 @@ def members(kind: Any) -> list[Any]:
 
 
 def fits(value: Any, kind: Any) -> bool:
-    """Return True if a value is of a type of plain values; of any other type, every value is.
+    """Return True if a value is of a type, as settings count it; True for unknown types.
 
-    A whole number may stand for a float; True is no number; a list may stand for a tuple.
-    kind: a type, or a union of types.
+    kind: a type of plain values, or a union. A whole number may stand for a float; True is no
+    number; a list may stand for a tuple.
     """
     for member in members(kind):
         if get_origin(member) in SEVERAL:
@@ -301,7 +327,7 @@ def written(value: Any) -> str:
 def _read(text: str, kind: Any) -> tuple[Any, bool]:
     """Parse a text as one type that is no union.
 
-    Returns (value, True), or (None or a useless value, False) where the text is not of that type.
+    kind: the type. Returns (value, True), or (anything, False) where the text is not of that type.
     """
     if kind is type(None):
         return None, text == ""
@@ -322,7 +348,10 @@ def _read(text: str, kind: Any) -> tuple[Any, bool]:
 
 
 def in_words(kind: Any) -> str:
-    """Describe a type in words, for errors: "nothing or a whole number"."""
+    """Describe a type in words, for errors, such as "nothing or a whole number".
+
+    kind: a type, or a union of types.
+    """
     return " or ".join(
         "nothing"
         if member is type(None)
@@ -334,6 +363,7 @@ def in_words(kind: Any) -> str:
 
 
 def _example_of(subject: str, kind: Any) -> str:
+    """Return an example of a setting's value for an error, such as "For example: epochs=4"."""
     examples: dict[Any, str] = {int: "4", float: "0.1", bool: "true", str: "gelu"}
     several = {tuple[item, ...]: "0,1,2" if item is int else examples[item] for item in examples}
     first = next((k for k in members(kind) if k in examples | several), str)

@@ -33,9 +33,10 @@ def sha256(path: Path) -> str:
 
 
 def digests(folder: Path, *, besides: Collection[str] = ()) -> dict[str, str]:
-    """Return the SHA-256 of each file below a folder by its path, without cards and hidden files.
+    """Return the SHA-256 of each file below a folder, by its path in the folder.
 
-    besides: paths that are left out.
+    besides: paths that are left out. Pages for people (.md, .html) and hidden files are left out,
+    too.
     """
     names = {
         path: path.relative_to(folder).as_posix()
@@ -61,9 +62,10 @@ def seal_folder(folder: Path, name: str, content: Mapping[str, Any]) -> None:
 
 
 def check_sealed(path: Path, content: Any, *, needs: Collection[str] = ()) -> dict[str, Any]:
-    """Check a JSON file and the files beside it, and return its content without the seal.
+    """Check a JSON file and the files beside it by their digests; return its content without them.
 
-    content: as it was read.  needs: files beside it that are read, so that digests are wanted.
+    path: of the JSON file; content: as it was read. needs: files beside it that will be read, so
+    that they must have digests.
     Raises: CheckpointError for anything that is not as it was written, and for a missing digest.
     """
     # the settings first: they hold the digests of the files
@@ -73,8 +75,9 @@ def check_sealed(path: Path, content: Any, *, needs: Collection[str] = ()) -> di
 
 
 def check_settings(path: Path, content: Any) -> tuple[dict[str, Any], dict[str, str]]:
-    """Check a JSON file; return its content without the seal, and the digests of other files.
+    """Check a JSON file by its digest; return its content without, and other files' digests.
 
+    path: of the file, for the error; content: as it was read.
     Raises: CheckpointError for content that is not as it was written, or has no digest.
     """
     record = _object(content)
@@ -95,9 +98,10 @@ def _object(value: Any) -> dict[str, Any]:
 
 
 def check_files(folder: Path, files: Mapping[str, str], needs: Collection[str] = ()) -> None:
-    """Check files against their digests.
+    """Check the files of a folder against their digests.
 
-    needs: files that are read, so that digests are wanted.
+    files: path in the folder -> SHA-256. needs: files that will be read, so that they must be
+    listed.
     Raises: CheckpointError for a file that is gone or is not the one that was written.
     """
     if missing := sorted({*needs} - files.keys()):
@@ -119,8 +123,10 @@ def seal_stock(folder: Path) -> None:
 
 
 def check_if_sealed(folder: Path, *names: str) -> None:
-    """Check a folder by those of these settings files that it has; stock ones have none.
+    """Check a folder by the digests in its settings files; those of other libraries have none.
 
+    names: of the settings files to look for; none = the one that seals folders of other libraries'
+    form.
     Raises: CheckpointError for a file that is not as it was written.
     """
     for path in (folder / name for name in names or (STOCK,)):
@@ -140,7 +146,7 @@ def check_if_sealed(folder: Path, *names: str) -> None:
 
 
 def seal_file(path: Path) -> None:
-    """Fill in the digest of a safetensors file that was written with `OPEN` in its metadata."""
+    """Fill in the digest of a safetensors file, which was written with zeros (`OPEN`) there."""
     _sort_metadata(path)
     digest, offset = _file_digest(path)
     with path.open("r+b") as file:
@@ -149,7 +155,7 @@ def seal_file(path: Path) -> None:
 
 
 def _sort_metadata(path: Path) -> None:
-    """Put a safetensors file's metadata in order, so that equal contents are equal bytes."""
+    """Sort a safetensors file's metadata by name, so that equal contents are equal bytes."""
     with path.open("r+b") as file:
         size = struct.unpack("<Q", file.read(8))[0]
         header = json.loads(file.read(size))
@@ -162,10 +168,11 @@ def _sort_metadata(path: Path) -> None:
 
 
 def check_file(path: Path) -> None:
-    """Check the seal of a safetensors file.
+    """Check a safetensors file against the digest in its metadata.
 
-    Raises: CheckpointError for one that has no seal, or another; OSError if it cannot be read.
+    Raises: CheckpointError if it has none, or another; OSError if it cannot be read.
     """
+    # the digest as it should be, and where the stored one is
     digest, offset = _file_digest(path)
     with open_regular(path) as file:
         file.seek(offset)
@@ -174,9 +181,9 @@ def check_file(path: Path) -> None:
 
 
 def _file_digest(path: Path) -> tuple[str, int]:
-    """Return the SHA-256 of a safetensors file with zeros for its digest, and where that stands.
+    """Return the SHA-256 of a safetensors file, and at which byte its own digest is stored in it.
 
-    The place is 0 for a file without one.
+    For the computation the stored digest counts as zeros. ("", 0) for a file without one.
     """
     total = hashlib.sha256()
     with open_regular(path) as file:
@@ -200,15 +207,17 @@ def _digest(content: Mapping[str, Any]) -> str:
 
 
 def _changed(path: Path, got: str) -> CheckpointError:
+    """Return the error for a file that is not as it was written.  got: what is wrong with it."""
     want = "what was written"
     fix = "Copy it again from its source: a byte was damaged, or something was edited or swapped."
     return CheckpointError(str(path), got=got, want=want, fix=fix)
 
 
 def sealed_names(folder: Path, kind: str) -> list[str]:
-    """Return the names in a folder of another library's form that was written with a file `kind`.
+    """Return the names of the files and folders in a folder that this library sealed; else [].
 
-    Empty for any other folder: nothing in it may be replaced.
+    kind: a file that the folder must have been written with. An empty result: nothing in it may be
+    replaced.
     """
     try:
         files = _object(_object(_object(read_json(folder / STOCK)).get(SEAL)).get(FILES))

@@ -40,6 +40,7 @@ class Store:
     """
 
     def __init__(self, folder: str | Path, name: str = "records.jsonl", *, code: str = "") -> None:
+        """Read the records of a folder.  name: their file; code: digest of the code or ""."""
         self.folder, self.code = Path(folder), code
         self.path = self.folder / name
         self.rows: dict[str, dict[str, Any]] = {}
@@ -82,9 +83,10 @@ class Store:
         self.rows[key] = full
 
     def record(self, inputs: Mapping[str, Any], compute: Callable[[], Any]) -> Any:
-        """Return the JSON-ready result of these inputs and this code, computed at most once.
+        """Return the JSON-ready result for these inputs, from the store, or compute it once.
 
-        Processes that ask for the same result at the same time wait for the first of them.
+        inputs: all that the result depends on, but for the code; compute: a function without
+        arguments. Processes that ask for one result at the same time wait for the first of them.
         """
         key = self._key(inputs)
         if key in self.rows:
@@ -102,6 +104,7 @@ class Store:
     def stale(self, inputs: Mapping[str, Any]) -> bool:
         """Return whether the result of these inputs is there from other code alone."""
         plain = json.loads(json.dumps(inputs))
+        # the inputs without the code, which the key holds as well
         is_known = any(row.get("inputs") == plain for row in self.rows.values())
         return is_known and self._key(inputs) not in self.rows
 
@@ -111,10 +114,10 @@ class Store:
     def tensors(
         self, key: str, compute: Callable[[], tuple[Mapping[str, Tensor], Mapping[str, Any]]]
     ) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """Return the tensors of a key and what is known about them, computed at most once.
+        """Return the tensors under a key and facts about them; compute and store missing ones.
 
-        key: a name for a file; `key_of` makes one of inputs.  compute: returns tensors, and
-        JSON-ready facts about them by name.
+        key: a name for a file; `key_of` makes one of inputs. compute: returns tensors, and
+        JSON-ready facts by name.
         Raises: AssetError if the file is damaged or cannot be written.
         """
         file = self.folder / f"{key}.safetensors"
@@ -136,9 +139,9 @@ class Store:
 
 @contextmanager
 def building(target: Path) -> Generator[Path | None]:
-    """Yield a scratch path that becomes `target` on success; None when `target` exists already.
+    """Yield a scratch path that becomes `target` if the block succeeds; None if it exists.
 
-    One process builds and the others wait. A crash leaves no partial `target`.
+    One process builds and others wait. A crash leaves no partial target.
     Raises: AssetError when the cache folder cannot be written.
     """
     if target.exists():
@@ -171,13 +174,15 @@ def reading(file: Path) -> Generator[None]:
 
 
 def append_line(path: Path, row: Mapping[str, Any]) -> None:
-    """Add a JSON line: wholly there when this returns, by one writer at a time.
+    """Append a JSON line to a file; it is on the disk when this returns.
 
-    What a kill left of an unfinished last line is removed first.
+    path: of the file; row: JSON-ready. One process writes at a time. What a killed one left of an
+    unfinished last line is removed first.
     Raises: TrainingError when the disk is full or the file cannot be written.
     """
     from filelock import FileLock  # not needed to read, nor by `import intarsia`
 
+    # NaN is no JSON: refused here, not found when the file is read
     line = json.dumps(row, sort_keys=True, allow_nan=False).encode() + b"\n"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -192,7 +197,11 @@ def append_line(path: Path, row: Mapping[str, Any]) -> None:
 
 
 def _end_of_last_line(end: int, file: Any, block: int = 4096) -> int:
-    """Return the bytes up to and with the last line's end."""
+    """Return the position behind the last line end of a file, 0 if there is none.
+
+    end: the file's length; file: open for reading bytes; block: bytes that are read at a time,
+    backwards.
+    """
     while end:
         start = max(0, end - block)
         file.seek(start)

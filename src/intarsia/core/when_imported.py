@@ -15,9 +15,10 @@ class _WhenImported:
         self.module, self.then = module, then
 
     def find_spec(self, name: str, path: Any = None, target: Any = None) -> Any:
-        """Find the awaited module as other finders do, and let its loader call `then` at the end.
+        """Find the awaited module as other import finders do; `then` is called when it was loaded.
 
-        path, target: unused; the interface of finders has them.  Returns None for any other module.
+        name: of the module that is imported; None is returned for any but the awaited one. path,
+        target: passed on, as the interface of finders has them.
         """
         if name != self.module:
             return None
@@ -36,7 +37,10 @@ class _WhenImported:
 
 
 def when_imported(module: str, then: Callable[[ModuleType], None]) -> None:
-    """Call `then` with a module, now or when it is imported; once for each module's name."""
+    """Call `then` with a module now if it is imported, or else as soon as it is.
+
+    module: its name. A second call for one name that is not imported yet does nothing.
+    """
     if (loaded := sys.modules.get(module)) is not None:
         then(loaded)
         return

@@ -34,6 +34,7 @@ class Later:
 
 
 def _add_config(mappings: ModuleType) -> None:
+    """Register the configuration of models that see and hear in transformers' mapping."""
     # register raises for a type that is there already
     if SEEING not in mappings.CONFIG_MAPPING:
         later = Later("intarsia.hosts.senses.auto", "SeeingConfig")
@@ -41,7 +42,10 @@ def _add_config(mappings: ModuleType) -> None:
 
 
 def _add_quantizer(mappings: ModuleType) -> None:
-    """Register the class that rebuilds a changed model: to transformers it is a quantizer."""
+    """Register in transformers the classes that rebuild a changed model, as if it were quantised.
+
+    mappings: transformers' module with its mappings of quantizers.
+    """
     home = "intarsia.hosts.stock_folder"
     mappings.AUTO_QUANTIZATION_CONFIG_MAPPING[CHANGED] = Later(home, "ChangedConfig")
     mappings.AUTO_QUANTIZER_MAPPING[CHANGED] = Later(home, "ChangedQuantizer")

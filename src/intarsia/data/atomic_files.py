@@ -30,10 +30,10 @@ Row = Mapping[str, str]
 
 
 def load_interactions(spec: str | Path) -> Interactions:
-    """Load the interactions of a folder, a CSV or Parquet file, or a named set ("ml-100k").
+    """Load who took which item when: from a folder, a CSV or Parquet file, or a set by name.
 
-    MovieLens-100k comes out of the package recbole: for research, not for commerce, and not to be
-    given away (GroupLens).
+    spec: a path, or the name "ml-100k". MovieLens-100k comes out of the package recbole: for
+    research, not for commerce, and not to be given away (GroupLens).
     Raises: UnknownName for no such name; DataError for a file that is not of this form, with its
     line and column; AssetError where a named set cannot be had.
     """
@@ -69,8 +69,10 @@ def load_parts(folder: str | Path) -> tuple[Interactions, ...]:
 
 
 def read_items(path: str | Path) -> tuple[tuple[str, ...], dict[str, ItemField]]:
-    """Read the ids and fields of the items of a .item file.
+    """Read the ids of items, and what is known of each, from a .item file of RecBole.
 
+    path: a table with tabs, whose header has name:type columns. Returns the ids in the file's
+    order, and field name -> values in that order.
     Raises: DataError, with line and column, for a file of another form and an id given twice.
     """
     path = Path(path)
@@ -89,18 +91,24 @@ def read_items(path: str | Path) -> tuple[tuple[str, ...], dict[str, ItemField]]
         for key, kind in header.items():
             if key != name:
                 values[key].append(_parse_value(path, line, key, row[key], kind))
+    # a sequence of numbers is no feature that any model here takes
     fields = {k: ItemField("float" if header[k] == "float" else header[k], tuple(v))
               for k, v in values.items() if header[k] != "float_seq"}  # fmt: skip
     return tuple(ids), fields
 
 
 def _read_folder(folder: Path, parts: Sequence[str]) -> tuple[Interactions, ...]:
-    """Read one set of interactions for each part, all with the same ids."""
+    """Read one set of interactions for each part of a folder, all with the same numbers for ids.
+
+    parts: what stands before ".inter" in the name of each part's file: ".train", or "" for a single
+    file.
+    """
     named = sorted(folder.glob(f"*{parts[0]}.inter"))
     if len(named) != 1:
         got = f"{len(named)} files that end in {parts[0]}.inter"
         fix = f"Name it {folder.name}.inter: user_id:token, item_id:token, timestamp:float."
         raise DataError(f"folder {folder}", got=got, want="one", fix=fix)
+    # all files of a set share this name
     stem = named[0].name.removesuffix(f"{parts[0]}.inter")
     items = folder / f"{stem}.item"
     ids, fields = read_items(items) if items.is_file() else ((), {})
@@ -116,7 +124,10 @@ def _read_folder(folder: Path, parts: Sequence[str]) -> tuple[Interactions, ...]
 
 
 def _read_tables(folder: Path, tables: Sequence[Path]) -> Interactions:
-    """Read the events of Parquet files, and the items of the .item file beside them."""
+    """Read the events of Parquet files, and the items of the .item file in their folder.
+
+    tables: the Parquet files, in order.
+    """
     named = sorted(folder.glob("*.item"))
     if len(named) > 1:
         fix = "Keep one of them."
@@ -132,7 +143,10 @@ def _read_inter(path: Path) -> list[tuple[str, str, float, float]]:
 
 
 def _read_csv(path: Path) -> Interactions:
-    """Read the interactions of a CSV file.  Raises: DataError."""
+    """Read interactions from a CSV file with a header.  Raises: DataError.
+
+    path: of the file; columns are named as in COLUMNS.
+    """
     try:
         reader = csv.DictReader(read_lines(path, "utf-8-sig", newline=""), strict=True)
         names = tuple(reader.fieldnames or ())
@@ -151,7 +165,12 @@ def _read_csv(path: Path) -> Interactions:
 def _parse_events(
     path: Path, names: Sequence[str], rows: Iterator[tuple[int, Row]]
 ) -> list[tuple[str, str, float, float]]:
-    """Turn rows with line numbers into events (user, item, time, rating).  Raises: DataError."""
+    """Turn rows of text into events (user, item, time, rating).
+
+    path: of their file, for errors. names: its columns. rows: (line number, column -> cell).
+    Without a time column, the time is the number of the row.
+    Raises: DataError.
+    """
     user, item = _find_column(path, names, USER), _find_column(path, names, ITEM)
     time = next((n for n in TIME if n in names), None)
     rating = next((n for n in RATING if n in names), None)
@@ -175,7 +194,11 @@ def _parse_events(
 
 
 def _read_atomic(path: Path) -> tuple[dict[str, str], Iterator[tuple[int, Row]]]:
-    """Read the names and types of the columns, and the rows with the numbers of their lines."""
+    """Read the header of one of RecBole's files; return column -> type, and an iterator of rows.
+
+    A row is (line number, column -> cell).
+    Raises: DataError.
+    """
     try:
         lines = read_text(path, "utf-8-sig").split("\n")
     except (OSError, UnicodeDecodeError) as error:
@@ -209,7 +232,10 @@ def _read_atomic(path: Path) -> tuple[dict[str, str], Iterator[tuple[int, Row]]]
 
 
 def _parse_value(path: Path, line: int, name: str, text: str, kind: str) -> object:
-    """Parse a cell of an item: words, or a number, NaN for nothing."""
+    """Parse a cell about an item: a number (NaN if empty), or a tuple of words.
+
+    kind: the column's type. path, line, name: where the cell is, for errors.
+    """
     if kind == "float":
         return _parse_number(path, line, name, {name: text})
     words = text.split() if kind == SEVERAL else [text.strip()]
@@ -217,7 +243,11 @@ def _parse_value(path: Path, line: int, name: str, text: str, kind: str) -> obje
 
 
 def _parse_number(path: Path, line: int, name: str | None, row: Row) -> float:
-    """Parse a cell as a number, NaN for an empty one.  Raises: DataError."""
+    """Parse a cell as a number, NaN for an empty one.
+
+    name: of the column, None = there is no such column. path, line: where it is, for errors.
+    Raises: DataError.
+    """
     text = row[name].strip() if name else ""
     if not text:
         return math.nan
@@ -233,7 +263,11 @@ def _parse_number(path: Path, line: int, name: str | None, row: Row) -> float:
 
 
 def _find_column(path: Path, names: Sequence[str], allowed: Sequence[str]) -> str:
-    """Return the first of the allowed names that the file has.  Raises: DataError."""
+    """Return the first of the allowed column names that a file has.
+
+    path: of the file, for the error; names: its columns.
+    Raises: DataError.
+    """
     for name in allowed:
         if name in names:
             return name

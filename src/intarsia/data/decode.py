@@ -60,6 +60,7 @@ def max_pixels() -> int:
 def open_picture(source: Path | bytes) -> Image.Image:
     """Open a picture of one of `FORMATS` without decoding it.
 
+    source: a path, or the bytes of a file.
     Raises: OSError for what is no file; what Pillow raises.
     """
     if isinstance(source, Path):
@@ -67,6 +68,7 @@ def open_picture(source: Path | bytes) -> Image.Image:
             pass
     if (limit := max_pixels()) > MAX_PIXELS:
         Image.MAX_IMAGE_PIXELS = max(limit, Image.MAX_IMAGE_PIXELS or limit)  # warns from here on
+    # formats of plugins are registered here
     Image.init()
     formats = [name for name in FORMATS if name in Image.OPEN]  # AVIF is not in every Pillow
     return Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=formats)
@@ -77,9 +79,10 @@ def read_image(
 ) -> Image.Image:
     """Decode an image file or its bytes completely: the first frame as RGB, upright.
 
-    side: a JPEG may be decoded at 1/2, 1/4 or 1/8 of its size, with both sides at least this long.
-    Raises: DataError naming the file (or `name`) when it is empty, damaged, not an image, larger
-    than `max_pixels`, or too large for the free memory.
+    source: a path, or the bytes of a file. name: for errors, None = the path. side: a JPEG may be
+    decoded at 1/2, 1/4 or 1/8 of its size, with both sides at least this long.
+    Raises: DataError when it is empty, damaged, not an image, larger than `max_pixels`, or too
+    large for the free memory.
     """
     name = name or (str(source) if isinstance(source, Path) else "encoded image")
     limit = max_pixels()
@@ -114,7 +117,10 @@ def shortened(name: str) -> str:
 
 
 def _why_unreadable(source: Path | bytes, error: Exception) -> object:
-    """Return why a picture was not read: the error, unless there was nothing to read."""
+    """Return why a picture was not read: the decoder's error, or that there was nothing to read.
+
+    source: a path, or the bytes of a file; error: what the decoder raised.
+    """
     try:
         empty = not (source.lstat().st_size if isinstance(source, Path) else source)
     except FileNotFoundError:
@@ -126,7 +132,11 @@ def _why_unreadable(source: Path | bytes, error: Exception) -> object:
 
 
 def _check_memory(image: Image.Image, name: str) -> None:
-    """Refuse a picture whose pixels do not fit into the free memory.  Raises: DataError."""
+    """Refuse a picture whose pixels do not fit into the free memory when decoded.
+
+    image: opened, not decoded; name: for the error.
+    Raises: DataError.
+    """
     needed = image.width * image.height * BYTES
     if needed > STRIP * BYTES and needed > (free := psutil.virtual_memory().available):
         got = f"{image.width}x{image.height} px, {needed / 1e9:.1f} GB while it is decoded"
@@ -142,7 +152,7 @@ class _PixelBudget:
 
     @contextlib.contextmanager
     def of(self, pixels: int) -> Iterator[None]:
-        """Reserve pixels while the context is open; wait until they are free."""
+        """Reserve so many pixels inside the `with` block; wait until they are free."""
         with self.changed:
             self.changed.wait_for(lambda: not self.used or self.used + pixels <= AT_ONCE)
             self.used += pixels
@@ -159,23 +169,22 @@ _DECODING = _PixelBudget()
 
 @contextlib.contextmanager
 def decoding_allowed(picture: Picture) -> Iterator[None]:
-    """Wait until a picture may be decoded, and reserve its pixels while the context is open.
+    """Wait until there is room to decode a picture, and reserve its pixels inside the block.
 
-    At one time `AT_ONCE` pixels are decoded, or one picture that has more.
+    picture: a file or its bytes; other pictures need no decoding. At one time `AT_ONCE` pixels are
+    decoded, or one picture that has more.
     """
     pixels = 0
     if isinstance(picture, Path | bytes):
-        with (
-            contextlib.suppress(Exception),
-            open_picture(picture) as image,
-        ):  # read_image says what is
+        # a picture that cannot be opened needs no pixels; `read_image` raises its error later
+        with contextlib.suppress(Exception), open_picture(picture) as image:
             pixels = image.width * image.height
     with _DECODING.of(pixels):
         yield
 
 
 def to_rgb(picture: Image.Image | np.ndarray) -> Image.Image:
-    """Return any Pillow image or (H, W), (H, W, 1|3|4) array as 8-bit RGB.
+    """Return any Pillow image, or array (H, W) or (H, W, 1|3|4), as an 8-bit RGB picture.
 
     16-bit values are scaled (v / 257), not clipped. Transparent parts become white. EXIF rotation
     is applied.
@@ -195,7 +204,10 @@ def to_rgb(picture: Image.Image | np.ndarray) -> Image.Image:
 
 
 def _flatten_on_white(image: Image.Image) -> Image.Image:
-    """Lay a transparent image on white, in strips: it is in memory twice, not five times."""
+    """Return a transparent image on a white page, made in strips of rows.
+
+    In strips the picture is in memory twice, not five times.
+    """
     page = Image.new("RGB", image.size)
     for strip, place in _strips(image):
         layer = strip.convert("RGBA")
@@ -219,13 +231,18 @@ def _array_to_rgb(array: np.ndarray) -> Image.Image:
         want = "(height, width) or (height, width, 1|3|4)"
         fix = "Move the channels to the last axis."
         raise DataError("image array", got=f"shape {array.shape}", want=want, fix=fix)
+    # four channels: the last one is transparency
     mode = "RGBA" if array.ndim == 3 and array.shape[2] == 4 else None
     image = Image.fromarray(np.ascontiguousarray(_to_uint8(array)))
     return to_rgb(image) if mode else image.convert("RGB")
 
 
 def _to_uint8(array: np.ndarray) -> np.ndarray:
-    """Scale values to 0 ... 255.  Raises: DataError for a range that is ambiguous."""
+    """Scale the values of an array to 0 ... 255, as uint8.
+
+    array: bool, integers of 8 or 16 bits, or floats from 0 to 1.
+    Raises: DataError for a range that is ambiguous.
+    """
     if array.dtype == np.uint8:
         return array
     if array.dtype == np.bool_:

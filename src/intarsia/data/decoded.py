@@ -17,12 +17,15 @@ Decoded = tuple[np.ndarray, list[int], list[str]]  # uint8 images, labels, class
 def decoded_once(
     file: Path, make: Callable[[], Decoded]
 ) -> tuple[np.ndarray, np.ndarray, tuple[str, ...]]:
-    """Return images, int64 labels and class names from `file`; `make` creates it the first time.
+    """Return images, labels and class names of a data set from a file, made the first time.
 
+    file: a safetensors file in the cache. make: returns uint8 images, labels and class names.
+    Labels are (n,) int64.
     Raises: AssetError when the file is damaged or cannot be written.
     """
 
     def compute() -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+        """Make the data set, as tensors and JSON-ready facts for the store."""
         images, labels, classes = make()
         return {"images": torch.from_numpy(images), "labels": torch.tensor(labels)}, {
             "classes": classes

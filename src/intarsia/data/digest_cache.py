@@ -20,7 +20,7 @@ Stamp = tuple[int, int, int]  # bytes; nanoseconds of the last change, as told a
 
 
 def stamp(path: Path) -> Stamp | None:
-    """Size and times of a file; None when it cannot be read."""
+    """Return size and times of last change of a file; None when it cannot be read."""
     try:
         status = path.stat()
     except (OSError, ValueError):  # a name that no file can have
@@ -32,9 +32,9 @@ class DigestCache:
     """The digests of the files under one folder, stored in `<cache>/digests/`."""
 
     def __init__(self, paths: Sequence[Path]) -> None:
-        """Open the stored digests of files.
+        """Open the stored digests of decoded pictures.
 
-        paths: the files, whose common folder names the cache's file.
+        paths: the picture files; their common folder decides which file of the cache is used.
         """
         self.root = Path(os.path.commonpath([path.absolute() for path in paths]))
         key = hashlib.sha256(str(self.root).encode()).hexdigest()[:24]
@@ -48,14 +48,17 @@ class DigestCache:
         return os.path.relpath(path.absolute(), self.root)
 
     def get(self, path: Path) -> str | None:
-        """The digest of a file that has not changed since `save`; None otherwise."""
+        """Return the stored digest of a file that has not changed since `save`; None otherwise."""
         match self.known.get(self._name(path)):
             case [*found, str(digest)] if tuple(found) == stamp(path):
                 return digest
         return None
 
     def save(self, digests: dict[Path, str]) -> None:
-        """Add digests and write the file atomically."""
+        """Store digests of decoded pictures, with size and times of their files.
+
+        digests: file -> digest.
+        """
         for path, digest in digests.items():
             if file_stamp := stamp(path):
                 self.known[self._name(path)] = [*file_stamp, digest]

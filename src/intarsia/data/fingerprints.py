@@ -15,8 +15,8 @@ from intarsia.data.images import ImageSet, verify
 def fingerprint(images: ImageSet) -> dict[str, Any]:
     """Return a JSON-ready record of a set: SHA-256, counts per class, formats, source, skips.
 
-    The hash covers decoded RGB pixels, sizes and labels, in order. It changes with any pixel or
-    label, but not when files are renamed or saved losslessly in another format.
+    images: the set. The hash covers decoded RGB pixels, sizes and labels, in order. It changes with
+    any pixel or label, but not when files are renamed or saved losslessly in another format.
     """
     # Digests of pixels do not depend on the file format.
     verified = images if images.digests else verify(images)
@@ -39,7 +39,7 @@ def fingerprint(images: ImageSet) -> dict[str, Any]:
 
 
 def _count_formats(images: ImageSet) -> dict[str, int]:
-    """Count the pictures by file suffix, type or array shape."""
+    """Count the pictures of a set by file suffix, type or array shape."""
     if isinstance(images.images, np.ndarray):
         height, width = images.images.shape[1:3]
         return {f"array {width}x{height}": len(images)}
@@ -51,7 +51,7 @@ def _count_formats(images: ImageSet) -> dict[str, int]:
 
 
 def shared(first_set: ImageSet, second_set: ImageSet) -> list[tuple[int, int]]:
-    """Return the positions (i, j) of pictures with equal pixels in both sets.
+    """Return the positions (i, j) of pictures with equal pixels in the first and the second set.
 
     A test picture that is also a training picture makes the result too good. Only exact copies are
     found, not resized or re-compressed ones.

@@ -21,12 +21,13 @@ PARTS = {
 
 
 def read_folder(root: Path, *, on_error: OnError = "raise") -> dict[str, ImageSet]:
-    """Return the sets in a folder: `all`, or those of `train`, `val` and `test` that exist.
+    """Read the pictures of a folder: `all`, or the parts `train`, `val` and `test` that exist.
 
-    Every picture is decoded once, so that damaged files are found before training.
+    root: a folder with a folder for each class, or with train/, val/ and test/ around them. Every
+    picture is decoded once, so that damaged files are found before training. on_error: "skip"
+    leaves unreadable pictures out and records them.
     Raises: DataError for a path that is not a folder, a class without pictures, different classes
-    in the parts, and unreadable pictures (all in one error; on_error="skip" leaves them out and
-    records them).
+    in the parts, and unreadable pictures (all in one error).
     """
     # Without a train folder every sub-folder is a class.
     parts = _part_folders(_checked_directory(root))
@@ -38,7 +39,10 @@ def read_folder(root: Path, *, on_error: OnError = "raise") -> dict[str, ImageSe
 
 
 def check_same_classes(sets: dict[str, ImageSet]) -> None:
-    """Raise DataError unless all parts have the same class names in the same order."""
+    """Raise DataError unless all parts have the same class names in the same order.
+
+    sets: name of the part -> its pictures.
+    """
     first, *other_parts = sets
     for part in other_parts:
         expected, present = set(sets[first].classes), set(sets[part].classes)
@@ -62,7 +66,11 @@ def _checked_directory(root: Path) -> Path:
 
 
 def _part_folders(root: Path) -> dict[str, Path]:
-    """Return the folder of each part; nothing if there is no train folder."""
+    """Return part -> folder for folders named train, val or test; {} if there is no train folder.
+
+    root: the folder around them.
+    Raises: DataError for two folders of one part.
+    """
     inside = sorted(path for path in root.iterdir() if path.is_dir())
     folders_of_parts = {
         part: [folder for folder in inside if _is_part(folder, names)]
@@ -85,7 +93,11 @@ def _is_part(folder: Path, names: tuple[str, ...]) -> bool:
 
 
 def _read_classes(root: Path) -> ImageSet:
-    """Read the set in `root/class/**`; classes in alphabetical order, pictures not decoded."""
+    """Read a folder as a set with a class for each of its folders; pictures are not decoded.
+
+    root: classes are in alphabetical order, and pictures may lie anywhere below their class's
+    folder.
+    """
     folders = sorted(p for p in root.iterdir() if p.is_dir() and not p.name.startswith("."))
     if not folders:
         # Pictures without class folders are the usual mistake: say how many there are.
@@ -100,6 +112,7 @@ def _read_classes(root: Path) -> ImageSet:
         pictures = sorted(p for p in files if p.suffix.lower() in SUFFIXES)
         paths += pictures
         labels += [label] * len(pictures)
+    # labels are positions among the sorted class names
     images = ImageSet(
         name=root.name,
         images=paths,

@@ -20,9 +20,9 @@ PROXIES = ("https_proxy", "HTTPS_PROXY", "all_proxy", "ALL_PROXY")
 
 
 def check_reachable(name: str, *, what: str, want: str, local_names: Iterable[str] = ()) -> None:
-    """Check that a name may be had from the Hub: it is in the cache, or the Hub can be reached.
+    """Check that a model's name may be had from the Hub: it is in the cache, or the Hub answers.
 
-    what, want: for the error.  local_names: names that need no Hub; the nearest are suggested, as
+    what, want: for the error. local_names: names that need no Hub; the nearest are suggested, as
     are folders that are here.
     Raises: AssetError for a path where nothing is, a name that is not in the cache with
     HF_HUB_OFFLINE set, and a Hub that does not answer in 3 s.
@@ -52,9 +52,10 @@ def _cached_repository(root: str, name: str) -> Path:
 
 
 def _why_unreachable(endpoint: str) -> str:
-    """Return why an address, or the proxy in front of it, cannot be reached; "" = it can.
+    """Return why an address cannot be reached, as the system says it; "" = it can.
 
-    In a thread of its own, since looking up the name of a host has no limit of time.
+    endpoint: a URL; behind a proxy the proxy is tried. In a thread of its own, since looking up the
+    name of a host has no limit of time.
     """
     # Behind a proxy the proxy is what must answer.
     proxy = next((os.environ[name] for name in PROXIES if os.environ.get(name)), endpoint)

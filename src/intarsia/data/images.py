@@ -56,6 +56,7 @@ class ImageSet(Dataset[tuple[Image.Image, Any]]):
     digests: tuple[str, ...] = ()  # one per picture, filled by `verify`
 
     def __post_init__(self) -> None:
+        """Check that each picture has a label, and each label a class.  Raises: DataError."""
         if len(self.images) != len(self.labels):
             got = f"{len(self.images)} images and {len(self.labels)} labels"
             fix = "Check how the set was put together."
@@ -78,8 +79,10 @@ class ImageSet(Dataset[tuple[Image.Image, Any]]):
         return self.labels[index].copy() if self.several else int(self.labels[index])
 
     def image(self, index: int, *, side: int | None = None) -> Image.Image:
-        """Decode picture `index` as 8-bit RGB; at least `side` px, where it need not be larger.
+        """Decode picture `index` as 8-bit RGB.
 
+        side: px; both sides are at least so long, and a large JPEG may be decoded smaller; None =
+        its size.
         Raises: DataError when it cannot be read.
         """
         picture = self.images[index]
@@ -103,7 +106,10 @@ class ImageSet(Dataset[tuple[Image.Image, Any]]):
         return {name: int(n) for name, n in zip(self.classes, per_class, strict=True)}
 
     def select(self, index: Iterable[int], *, name: str | None = None) -> ImageSet:
-        """Return the set of the given positions, in that order."""
+        """Return the set of the pictures at some positions, in that order; nothing is decoded.
+
+        index: the positions; name: of the new set, None = the same.
+        """
         positions = np.asarray(list(index), dtype=np.int64)
         if isinstance(self.images, np.ndarray):
             images = self.images[positions]
@@ -119,15 +125,16 @@ class ImageSet(Dataset[tuple[Image.Image, Any]]):
         )
 
     def subset(self, n: int, *, seed: int) -> ImageSet:
-        """Choose `n` images by `seed`, with the classes in proportion and the order unchanged.
+        """Draw `n` pictures by `seed`, with the classes in proportion and the order unchanged.
 
-        Every class keeps at least one image.
+        Every class keeps at least one picture.
         Raises: ConfigError for more images than the set has, or fewer than it has classes.
         """
         if n == len(self):
             return self
         if self.several:
             return self.select(stratified(self.labels, n, seed=seed, classes=self.classes)[0])
+        # classes without any picture cannot keep one
         present, counts = np.unique(self.labels, return_counts=True)
         if not len(present) <= n <= len(self):
             want, fix = f"between {len(present)} and {len(self)}", "Ask for another number."
@@ -144,9 +151,10 @@ def _picture_at(images: Sequence[Picture], positions: np.ndarray, index: int) ->
 
 
 def verify(images: ImageSet, *, on_error: OnError = "raise", threads: int = 4) -> ImageSet:
-    """Decode every picture once; return the set with `digests`, and `skipped` for on_error="skip".
+    """Decode every picture of a set once; return the set with a digest for each.
 
-    Files that were decoded before and have not changed are not decoded again.
+    Files that were decoded before and have not changed are not decoded again. on_error: "skip"
+    leaves unreadable pictures out and lists them in `skipped`. threads: pictures decoded at a time.
     Raises: DataError listing the unreadable pictures (up to 20), or a class that has none left.
     """
 
@@ -203,7 +211,11 @@ def _are_files(images: ImageSet) -> bool:
 
 
 def check_labels(labels: np.ndarray, classes: Sequence[str], name: str) -> None:
-    """Raise DataError unless `labels` is (n,) integers in [0, len(classes)), or rows of 0 and 1."""
+    """Raise DataError unless the labels are class numbers, or rows of 0 and 1 for several labels.
+
+    labels: (n,) integers from 0, or (n, classes). classes: their names; name: of the set, for the
+    error.
+    """
     # Several labels a picture: a row of 0 and 1.
     rows = labels.ndim == 2 and labels.shape[1] == len(classes)
     if rows and labels.dtype.kind in "iu" and ((labels == 0) | (labels == 1)).all():
@@ -215,12 +227,13 @@ def check_labels(labels: np.ndarray, classes: Sequence[str], name: str) -> None:
         fix = "Count classes from 0, and name every class."
     else:
         return
+    # one number for each picture
     want = f"integers from 0 to {len(classes) - 1}"
     raise DataError(f"labels of {name!r}", got=got, want=want, fix=fix)
 
 
 def check_every_class(images: ImageSet) -> None:
-    """Raise DataError when there are fewer than two classes, or one of them has no picture."""
+    """Raise DataError when a set has fewer than two classes, or a class without a picture."""
     if len(images.classes) < 2:
         got = f"only {', '.join(images.classes) or 'none'}"
         subject, fix = f"classes of {images.name!r}", "Add pictures of a second class."
@@ -233,7 +246,10 @@ def check_every_class(images: ImageSet) -> None:
 
 
 def _positions_of_each(labels: np.ndarray, n: int, seed: int) -> np.ndarray:
-    """Draw `n` sorted positions in class proportions, with at least one of each class."""
+    """Draw `n` sorted positions in class proportions, with at least one of each class.
+
+    labels: (N,), the class of each picture; seed: of the draw.
+    """
     present, counts = np.unique(labels, return_counts=True)
     exact, take = counts * n / len(labels), np.ones(len(present), dtype=np.int64)
     for _ in range(n - len(present)):
@@ -251,9 +267,10 @@ def _positions_of_each(labels: np.ndarray, n: int, seed: int) -> np.ndarray:
 def stratified(
     labels: np.ndarray, n: int, *, seed: int, classes: Sequence[str]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Split positions into `n` chosen ones and the rest, both in class proportions and sorted.
+    """Split positions at random into `n` and the rest, both in class proportions and sorted.
 
-    With several labels a picture, sets of labels are kept in proportion where `strata` can.
+    labels: (N,) class numbers, or (N, classes) of 0 and 1: then sets of labels are kept in
+    proportion where `strata` can. seed: of the draw. classes: names, for errors.
     Raises: DataError for a class with a single image; ConfigError when `n` or the rest is smaller
     than the number of classes.
     """

@@ -28,9 +28,10 @@ def parse_row(line: str, place: str) -> Mapping[str, Any]:
 
 
 def tokens_of(sample: Sample, tokenizer: Any) -> tuple[list[int], list[int]]:
-    """Return the tokens before the answer, and those of the answer with the end token.
+    """Return the tokens of a sample's prompt, and those of its answer with the end token.
 
-    A text without a question is all answer.
+    sample: a text, which is all answer, or the messages of a chat, whose last one is the answer.
+    tokenizer: of transformers, whose chat template is used if it has one.
     """
     # The answer ends with the end token, so that a model learns to stop.
     end = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
@@ -50,8 +51,9 @@ def tokens_of(sample: Sample, tokenizer: Any) -> tuple[list[int], list[int]]:
 
 
 def _render_chat(sample: list[dict[str, str]], tokenizer: Any) -> tuple[str, str]:
-    """Render a chat up to its answer, and all of it, by the tokenizer's template.
+    """Render a chat as text by the tokenizer's template: up to its answer, and all of it.
 
+    sample: its messages, the answer last.
     Raises: DataError for a template that fails.
     """
     try:
@@ -72,9 +74,9 @@ def prompt_of(sample: Sample) -> str:
 
 
 def sample_of(line: Mapping[str, Any], place: str) -> Sample:
-    """Return the text or the messages of a line.
+    """Return the text, or the messages of the chat, that a line of an instruction file holds.
 
-    line: one JSON object; place: where the line is, for errors.
+    line: its JSON object; place: where the line is, for errors.
     Raises: DataError.
     """
     if isinstance(text := line.get("text"), str):
@@ -93,7 +95,11 @@ def sample_of(line: Mapping[str, Any], place: str) -> Sample:
 
 
 def _messages_of_prompt(line: Mapping[str, Any], place: str) -> list[dict[str, str]]:
-    """Make the two messages of a line with a prompt and a response.  Raises: DataError."""
+    """Make the two messages of a chat from a line with a prompt and a response.
+
+    line: its JSON object; place: where the line is, for errors.
+    Raises: DataError.
+    """
     prompt = next((line[k] for k in PROMPT if isinstance(line.get(k), str)), None)
     answer = next((line[k] for k in ANSWER if isinstance(line.get(k), str)), None)
     if prompt is None or answer is None:

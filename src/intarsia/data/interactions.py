@@ -54,6 +54,10 @@ class Interactions:
     fields: Mapping[str, ItemField] = field(default_factory=dict[str, ItemField])
 
     def __post_init__(self) -> None:
+        """Check lengths, ids and numbers of users and items; sort the events by user and time.
+
+        Raises: DataError.
+        """
         lengths = {len(a) for a in (self.users, self.items, self.times, self.ratings)}
         if len(lengths) > 1:
             fix = "Give each event a user, an item, a time and a rating (NaN = none)."
@@ -109,9 +113,10 @@ class Interactions:
     def sessions(
         self, gap: str | float = "60min", *, shortest: int = 2, longest: int = 50
     ) -> Sessions:
-        """Group events of a user that follow each other within a gap, as "30min", "2h" or seconds.
+        """Group events of a user into sessions: events that follow each other within a gap.
 
-        longest: longer ones are cut into several.  shortest: shorter ones are left out.
+        gap: as "30min", "2h" or seconds. shortest: sessions of fewer events are left out. longest:
+        longer ones are cut into several.
         Raises: ConfigError for no such time; DataError where no session is left.
         """
         at_least("shortest", shortest, 1)
@@ -138,6 +143,7 @@ class Interactions:
     def split_by_time(self, *shares: float) -> tuple[Interactions, ...]:
         """Split into parts that follow each other in time: split_by_time(0.8, 0.9) gives three.
 
+        shares: of all events, at which the parts end.
         Raises: ConfigError for shares that do not rise between 0 and 1.
         """
         if not shares or list(shares) != sorted(set(shares)) or not 0 < shares[0] <= shares[-1] < 1:
@@ -150,9 +156,9 @@ class Interactions:
         return tuple(self.rows(part_of_event == i) for i in range(len(shares) + 1))
 
     def leave_last(self, count: int = 1) -> tuple[Interactions, Interactions]:
-        """Split off the last events of each user; a user without more events than that keeps all.
+        """Split off the last `count` events of each user; a user without more events keeps all.
 
-        count: events to split off.  Returns the events before, and the last ones.
+        Returns the events before, and the last ones.
         Raises: ConfigError for a count below 1.
         """
         at_least("count", count, 1)
@@ -163,8 +169,9 @@ class Interactions:
         return self.rows(~last), self.rows(last)
 
     def hold_out_items(self, share: float, *, seed: int = 0) -> Array:
-        """Draw a share of the items that have events: the cold items.  (items,) bool.
+        """Draw a share of the items that have events, for tests on items never trained on ("cold").
 
+        Returns (items,) bool, True = drawn. seed: of the draw.
         Raises: ConfigError for no share between 0 and 1.
         """
         between("share", share, 0, 1)
@@ -198,7 +205,11 @@ class Sessions:
 
 
 def check_order(before: Interactions, after: Interactions) -> None:
-    """Refuse events that come before the same user's training events.  Raises: DataError."""
+    """Refuse test events that come before the training events of the same user.
+
+    before: the training events; after: the test events.
+    Raises: DataError.
+    """
     newest = np.full(len(before.user_ids), -np.inf)
     # The newest training event of each user.
     np.maximum.at(newest, before.users, before.times)
@@ -211,7 +222,11 @@ def check_order(before: Interactions, after: Interactions) -> None:
 
 
 def seconds_of(gap: str | float) -> float:
-    """Parse a time, as "60min", into seconds.  Raises: ConfigError."""
+    """Parse a time such as "60min" or "2h", or a number of seconds, as seconds.
+
+    gap: the time.
+    Raises: ConfigError.
+    """
     match = GAP.fullmatch(gap.strip()) if isinstance(gap, str) else None
     if isinstance(gap, str) and match is None:
         want = "a number with s, min, h or d, or of seconds"
@@ -222,7 +237,11 @@ def seconds_of(gap: str | float) -> float:
 
 
 def _position_of(kind: str, name: object, ids: Sequence[str]) -> int:
-    """Return the position of an id.  Raises: DataError for one that is not there."""
+    """Return the position of an id in a list of ids.
+
+    kind: "user" or "item", for the error; name: the id.
+    Raises: DataError for one that is not there.
+    """
     try:
         return ids.index(str(name))
     except ValueError:
@@ -252,10 +271,12 @@ def events(
     user_ids: Sequence[str] = (),
     fields: Mapping[str, ItemField] | None = None,
 ) -> Interactions:
-    """Make interactions of rows (user, item, time, rating); ids in the order in which they come.
+    """Build interactions from rows (user, item, time, rating) with ids as text.
 
-    item_ids, user_ids: those that come first.  fields: of item_ids; items after them have none.
+    Users and items are numbered in the order in which they come, after item_ids and user_ids.
+    fields: what is known of item_ids; of further items nothing is.
     """
+    # positions in the lists of ids, which grow by new ones
     users, all_users = indexed([row[0] for row in rows], user_ids)
     items, all_items = indexed([row[1] for row in rows], item_ids)
     # Items that only occur in events have no known fields.

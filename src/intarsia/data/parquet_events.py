@@ -44,11 +44,11 @@ def read_parquet(
 ) -> Interactions:
     """Read the events of Parquet files, in the order of the files: 28 bytes each in memory.
 
-    columns: user, item, time and rating -> the names that each may have.  Times are seconds or
-    Parquet's timestamps.  item_ids, fields: ids and features of items that are known already; ids
-    that are first met in the events get rows behind theirs.
-    Raises: MissingExtra without pyarrow; DataError for a file that is not Parquet, a column that
-    is missing, and a row without id or time, which is named by its number.
+    columns: user, item, time and rating -> the names that each column may have. Times are seconds
+    or Parquet's timestamps. item_ids, fields: items that are known already, and their features;
+    items first met in the events are numbered after them.
+    Raises: MissingExtra without pyarrow; DataError for a file that is not Parquet, a column that is
+    missing, and a row without id or time, which is named by its number.
     """
     users, items = IdPlaces(), IdPlaces(item_ids)
     blocks: list[tuple[Array, ...]] = []
@@ -73,13 +73,18 @@ def read_parquet(
     if not total:
         got = f"no event in {len(paths)} files"
         raise DataError(f"files {paths[0].parent}", got=got, want="one at least", fix="Add some.")
+    # one array for each column, over all blocks
     arrays = [np.concatenate(part) for part in zip(*blocks, strict=True)]
     item_fields = with_items(fields or {}, len(items.ids) - len(item_ids))
     return Interactions(*arrays, user_ids=users.ids, item_ids=items.ids, fields=item_fields)
 
 
 def _read_blocks(path: Path, columns: Mapping[str, Sequence[str]]) -> Any:
-    """Yield the blocks of a file, and the names of the columns that it has.  Raises: DataError."""
+    """Yield blocks of rows of a Parquet file, each with the names of the columns it has.
+
+    path: of the file. columns: user, item, time and rating -> the names that each column may have.
+    Raises: DataError.
+    """
     try:
         import pyarrow as pa
         from pyarrow import parquet
@@ -106,7 +111,11 @@ def _read_blocks(path: Path, columns: Mapping[str, Sequence[str]]) -> Any:
 
 
 def _refuse_empty(column: Any, row: int, column_place: str) -> None:
-    """Refuse a column with an empty cell; row: number of rows before it, for the error."""
+    """Raise DataError for a column of ids with an empty cell.
+
+    column: of a block of rows; row: number of rows before the block; column_place: file and column,
+    for the error.
+    """
     if column.null_count:
         row_number = (
             row + 1 + int(np.flatnonzero(column.is_null().to_numpy(zero_copy_only=False))[0])
@@ -116,7 +125,11 @@ def _refuse_empty(column: Any, row: int, column_place: str) -> None:
 
 
 def _to_numbers(column: Any, path: Path, row: int) -> Array:
-    """Convert a column to (n,) float64, NaN for nothing; timestamps become seconds."""
+    """Convert a column to (n,) float64, NaN for empty cells; timestamps become seconds.
+
+    path, row: file and number of rows before the block, for errors.
+    Raises: DataError.
+    """
     import pyarrow as pa
 
     try:
@@ -131,7 +144,12 @@ def _to_numbers(column: Any, path: Path, row: int) -> Array:
 
 
 def _read_times(table: Any, name: str | None, row: int, path: Path) -> Array | None:
-    """Return the times in seconds; None without the column.  Raises: DataError."""
+    """Return the times of a block of rows in seconds; None without the column.
+
+    table: the block; name: of the column, None = there is none. row, path: rows before the block
+    and the file, for errors.
+    Raises: DataError.
+    """
     if name is None:
         return None
     seconds = _to_numbers(table.column(name), path, row)

@@ -33,9 +33,10 @@ class Photograph:
 
 
 def photographs(packages: Sequence[str] = tuple(PACKAGES), *, shrink: int = 2) -> list[Photograph]:
-    """Load photographs by package, then name, after two of scikit-learn without a download.
+    """Load real photographs: two of scikit-learn, then those of packages, by name.
 
-    shrink: pixels of a side that become one: the files are JPEGs, whose blocks a codec would see.
+    packages: keys of PACKAGES, which are downloaded. shrink: how many pixels of a side become one:
+    the files are JPEGs, whose blocks a codec would see.
     Raises: AssetError when a package is not available; ConfigError for shrink < 1.
     """
     at_least("shrink", shrink, 1)
@@ -62,9 +63,10 @@ def grey(pixels: np.ndarray) -> np.ndarray:
 def patches(
     pictures: Sequence[np.ndarray], side: int, count: int, random: np.random.Generator
 ) -> np.ndarray:
-    """Cut square patches of grey pictures at random places, as many of each picture.
+    """Cut square patches out of grey pictures at random places, equally many of each picture.
 
-    (H, W) each -> (count, side * side).
+    pictures: (H, W) each; side: of a patch, px; count: of patches. random: draws the places.
+    Returns (count, side * side).
     Raises: DataError for a picture smaller than a patch.
     """
     for index, picture in enumerate(pictures):

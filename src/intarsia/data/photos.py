@@ -25,10 +25,12 @@ LabelledSquare = tuple[Image.Image, int]
 def photo_origin(*folders: Path) -> Decoded:
     """Make a data set of 112 px squares, whose class is the photograph that they were cut from.
 
-    folders: they hold photographs. Their left halves are for training, the right ones for testing.
+    folders: with photographs. Squares of their left halves are for training, of the right ones for
+    testing.
     """
     files = _photograph_files(folders)
     rows: list[LabelledSquare] = []
+    # half 0 is for training, and so comes first
     for half in (0, 1):
         for label, file in enumerate(files):
             photo = _read_shrunk(file)
@@ -42,9 +44,9 @@ def photo_origin(*folders: Path) -> Decoded:
 
 
 def photo_rotation(*folders: Path) -> Decoded:
-    """Make a data set of 112 px squares, whose class is the angle by which they were turned.
+    """Make a data set of 112 px squares cut from photographs; the class is the angle of a rotation.
 
-    folders: they hold photographs, of which some are for training and others for testing.
+    folders: with photographs, of which some are for training and others for testing.
     """
 
     def turned(square: Image.Image, number: int) -> LabelledSquare:
@@ -54,9 +56,10 @@ def photo_rotation(*folders: Path) -> Decoded:
 
 
 def photo_blur(*folders: Path) -> Decoded:
-    """Make a data set of 112 px squares, whose class is the radius by which they were blurred.
+    """Make a data set of 112 px squares cut from photographs; the class is the radius of a blur.
 
-    folders: they hold photographs, of which some are for training and others for testing.
+    folders: with photographs, of which some are for training and others for testing. Returns the
+    images (training first), their labels, and the classes' names.
     """
 
     def blurred(square: Image.Image, number: int) -> LabelledSquare:
@@ -69,7 +72,10 @@ def photo_blur(*folders: Path) -> Decoded:
 
 
 def _photograph_files(folders: tuple[Path, ...]) -> list[Path]:
-    """Return the photographs, in order of their names."""
+    """Return the photographs in the folders of packages, in order of their names.
+
+    folders: one for each of PACKAGES.
+    """
     files = [
         f
         for folder, pattern in zip(folders, PACKAGES.values(), strict=True)
@@ -79,7 +85,7 @@ def _photograph_files(folders: tuple[Path, ...]) -> list[Path]:
 
 
 def _read_shrunk(file: Path) -> Image.Image:
-    """Read a photograph with a shorter side of SHORT px, at which JPEG artefacts are gone."""
+    """Read a photograph, shrunk to a shorter side of SHORT px, at which JPEG artefacts are gone."""
     photo = read_image(file).convert("RGB")
     share = SHORT / min(photo.size)
     size = round(photo.width * share), round(photo.height * share)
@@ -89,9 +95,9 @@ def _read_shrunk(file: Path) -> Image.Image:
 def _random_squares(
     photo: Image.Image, shrink: int, count: int, seed: tuple[int, ...]
 ) -> Iterator[Image.Image]:
-    """Yield squares at random places.
+    """Yield `count` squares of SIDE px from random places of a photograph.
 
-    shrink: they are cut `shrink` times as wide and then made smaller.
+    shrink: squares are cut this many times wider and then made smaller. seed: of the places.
     """
     generator, width = np.random.default_rng(seed), SIDE * shrink
     for _ in range(count):
@@ -105,8 +111,8 @@ def _squares_by_part(
 ) -> Iterator[LabelledSquare]:
     """Yield squares of every other photograph (training), then of those between (testing).
 
-    folders: they hold photographs; shrink: factor by which they are made smaller first; transform:
-    makes a labelled square of a square and its number.
+    folders: with photographs. shrink: squares are cut this many times wider and then made smaller.
+    transform: makes a picture and its label of a square and its number.
     """
     files = _photograph_files(folders)
     for part in (files[::2], files[1::2]):

@@ -21,7 +21,10 @@ VAGUE = frozenset(  # folders of clip art that do not name a subject
 
 
 def fashion_mnist(folder: Path) -> Decoded:
-    """Read 28 px grey shop pictures; the first 60,000 are the publisher's training part."""
+    """Read 70,000 shop pictures, 28 px grey; the first 60,000 are the publisher's training part.
+
+    folder: the unpacked package. Returns images, labels and class names.
+    """
     root = folder / "usr/share/datasets/fashion-mnist"
     images, labels = [], []
     for part in ("train", "t10k"):  # idx format: 16 and 8 bytes of header
@@ -35,7 +38,10 @@ def fashion_mnist(folder: Path) -> Decoded:
 
 
 def mnist(folder: Path) -> Decoded:
-    """Read 28 px grey digits; the package stores values / 255 with a few decimals."""
+    """Read handwritten digits, 28 px grey, from JSON files that hold values / 255.
+
+    folder: the unpacked package. Returns images, labels and class names.
+    """
     images, labels = [], []
     for digit, name in enumerate(DIGITS):
         text = (folder / f"package/src/digits/{name}.json").read_text(encoding="utf-8")
@@ -47,6 +53,7 @@ def mnist(folder: Path) -> Decoded:
 
 def elpv(folder: Path) -> Decoded:
     """Read 300 px grey photographs of solar cells, labelled by level of defect."""
+    # the probability is 0, 1/3, 2/3 or 1
     images, defect, _ = _elpv_rows(folder)
     levels = ["sound", "1/3 defective", "2/3 defective", "defective"]
     return images, [round(p * 3) for p in defect], levels
@@ -60,7 +67,10 @@ def elpv_type(folder: Path) -> Decoded:
 
 
 def _elpv_rows(folder: Path) -> tuple[np.ndarray, list[float], list[str]]:
-    """Read the photographs, their probability of a defect, and their crystal type."""
+    """Read photographs of solar cells (300 px), their probability of a defect, and crystal type.
+
+    folder: the unpacked package.
+    """
     root = folder / "elpv_dataset/data"
     with (root / "labels.csv").open(newline="") as file:
         rows = [r for r in csv.reader(file, delimiter=" ", skipinitialspace=True) if r]
@@ -69,7 +79,11 @@ def _elpv_rows(folder: Path) -> tuple[np.ndarray, list[float], list[str]]:
 
 
 def tuxpaint(folder: Path, size: int = 224, fewest: int = 12) -> Decoded:
-    """Read stamps on a white square of `size` px; folders with fewer than `fewest` are left out."""
+    """Read Tux Paint's stamps, each on a white square of `size` px, with their topic as class.
+
+    folder: the unpacked package. fewest: topics with fewer pictures are left out. Returns images,
+    labels and class names.
+    """
     root = folder / "usr/share/tuxpaint/stamps"
     files = sorted(root.rglob("*.png"))
     # The top folder is the topic.
@@ -85,7 +99,11 @@ def tuxpaint(folder: Path, size: int = 224, fewest: int = 12) -> Decoded:
 
 
 def openclipart(folder: Path, size: int = 224) -> Decoded:
-    """Read drawings on a white square of `size` px, without `VAGUE` folders or any over 89 Mpx."""
+    """Read clip art, each drawing on a white square of `size` px, with its topic as class.
+
+    folder: the unpacked package. Topics in VAGUE and drawings over 89 Mpx are left out. Returns
+    images, labels and class names.
+    """
     root = folder / "usr/share/openclipart/png"
     images, topics = [], []
     for file in sorted(root.rglob("*.png")):
@@ -98,7 +116,10 @@ def openclipart(folder: Path, size: int = 224) -> Decoded:
 
 
 def _shrink_drawing(file: Path, size: int) -> np.ndarray | None:
-    """Return a PNG as (size, size, 3), shrunk and laid on white; None if over 89 Mpx."""
+    """Return a PNG as (size, size, 3) uint8, shrunk and laid on white; None if over 89 Mpx.
+
+    file: the PNG.
+    """
     width, height = _read_png_size(file)  # Pillow warns when it opens a large picture
     if width * height > MAX_PIXELS:
         return None
@@ -118,7 +139,11 @@ def _read_png_size(file: Path) -> tuple[int, int]:
 
 
 def emoji(folder: Path, vendor: str = "google", fewest: int = 12) -> Decoded:
-    """Read 32 px emoji on white, by category; categories with fewer than `fewest` are left out."""
+    """Read emoji, 32 px on white, with their category as class.
+
+    folder: the unpacked package. vendor: whose drawings, "google" or "twitter". fewest: categories
+    with fewer pictures are left out. Returns images, labels and class names.
+    """
     root = folder / "package"
     rows = json.loads((root / "emoji.json").read_text(encoding="utf-8"))
     rows = [row for row in rows if row[f"has_img_{vendor}"]]
@@ -137,9 +162,10 @@ def emoji(folder: Path, vendor: str = "google", fewest: int = 12) -> Decoded:
 
 
 def landsat(folder: Path) -> Decoded:
-    """Read patches of 3x3 px in false colour: near infrared, red and green light as RGB.
+    """Read satellite patches of 3x3 px in false colour: near infrared, red and green light as RGB.
 
-    Band values (27 to 157 of 255) stay as published. The first infrared band is dropped.
+    folder: the unpacked package. Band values (27 to 157 of 255) stay as published. The first
+    infrared band is dropped. Returns images, labels and class names.
     """
     file = folder / "usr/lib/R/site-library/mlbench/data/Satellite.rda"
     raw = lzma.decompress(file.read_bytes())
@@ -157,7 +183,10 @@ def landsat(folder: Path) -> Decoded:
 
 
 def textile(folder: Path) -> Decoded:
-    """Read 250 px simulated woven textures: sound, locally or globally defective."""
+    """Read simulated woven textures, 250 px: sound, locally or globally defective.
+
+    folder: the unpacked package. Returns images, labels and class names.
+    """
     root = folder / "conformal_clip_data/data/textile_images/simulated"
     classes = ["nominal", "local", "global"]
     files = [(file, c) for c in classes for file in sorted((root / c).glob("*.jpg"))]

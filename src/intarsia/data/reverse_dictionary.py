@@ -25,8 +25,9 @@ Topics = dict[str, dict[str, list[str]]]  # part -> gloss -> the one headword
 def read_reverse_dictionary(
     report: Callable[[str], None] = announce,
 ) -> tuple[dict[str, str], Topics]:
-    """Read 106,562 entries by headword, and for each part the glosses with their noun.
+    """Read 106,562 dictionary entries by headword, and glosses of nouns as queries for each part.
 
+    report: gets lines of progress. A query's answer is the entry of its noun.
     Raises: AssetError where a package cannot be had.
     """
     entries = _read_entries(obtain(pinned("dict-gcide"), progress=report))
@@ -50,7 +51,7 @@ def read_reverse_dictionary(
 
 
 def number(digits: str) -> int:
-    """Decode a number of dictd's index: base 64, the largest digit first."""
+    """Decode a number of a dictd index, whose digits are base 64, the largest first."""
     value = 0
     for letter in digits:
         value = value * 64 + PLACE[letter]
@@ -58,7 +59,10 @@ def number(digits: str) -> int:
 
 
 def _read_entries(folder: Path) -> dict[str, str]:
-    """Read the definitions of each headword in lower case, one behind the other."""
+    """Read the dictionary GCIDE: the definitions of each headword in lower case, joined.
+
+    folder: the unpacked package.
+    """
     base, definitions = folder / "usr/share/dictd", dict[str, str]()
     with reading(base / "gcide.index"):
         raw = gzip.decompress((base / "gcide.dict.dz").read_bytes())
@@ -73,7 +77,10 @@ def _read_entries(folder: Path) -> dict[str, str]:
 
 
 def _read_nouns(folder: Path) -> Iterator[tuple[str, str]]:
-    """Yield the first noun of each synset, and its gloss."""
+    """Yield the first noun of each WordNet entry, and the entry's gloss.
+
+    folder: the unpacked package.
+    """
     file = folder / "usr/share/wordnet/data.noun"
     with reading(file):
         for line in file.read_text(encoding="utf-8", errors="replace").splitlines():

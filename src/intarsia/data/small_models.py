@@ -36,6 +36,7 @@ class SmallModel:
     act: str = "gelu"
 
     def __post_init__(self) -> None:
+        """Check the sizes and the activation.  Raises: ConfigError."""
         one_of("act", self.act, ACTS)
         if min(self.width, self.layers, self.heads, self.hidden) < 1 or self.width % self.heads:
             want, fix = "sizes of at least 1, heads that divide the width", "Try width=64, heads=4."
@@ -43,9 +44,10 @@ class SmallModel:
 
 
 def small_decoder(shape: SmallModel, *, tokens: int, length: int, seed: int = 0) -> nn.Module:
-    """Make a decoder with Llama's architecture, embedding and head tied.  (B, T) -> .logits.
+    """Build an untrained decoder of Llama's architecture.  (B, T) -> .logits (B, T, tokens).
 
-    tokens: size of the vocabulary; length: the longest row.
+    shape: its sizes; tokens: size of the vocabulary; length: the longest row; seed: of the weights.
+    Embedding and head are tied.
     """
     from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -73,7 +75,10 @@ def small_decoder(shape: SmallModel, *, tokens: int, length: int, seed: int = 0)
 def small_vit(
     shape: SmallModel, *, classes: int, size: int, patch: int, channels: int = 1, seed: int = 0
 ) -> nn.Module:
-    """Make a timm VisionTransformer.  (B, channels, size, size) -> (B, classes)."""
+    """Build an untrained VisionTransformer of timm.  (B, channels, size, size) -> (B, classes).
+
+    shape: its sizes; size, patch: sides of a picture and of a patch in px; seed: of the weights.
+    """
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
         model: Any = VisionTransformer(
@@ -91,7 +96,11 @@ def small_vit(
 
 
 def _draw_mlps(blocks: dict[int, Any], shape: SmallModel, seed: int, *, bias: bool) -> None:
-    """Replace the MLP of each block by a plain one, drawn from a seed of the block's own."""
+    """Replace the MLP of each block by a fresh one, each drawn from a seed of its own.
+
+    blocks: number -> block; shape: the widths and the activation; seed: of the model; bias: MLPs
+    have biases.
+    """
     for i, block in blocks.items():
         # Each block has a seed of its own, so that one wider MLP changes no other weight.
         digest = hashlib.sha256(f"{seed}:mlp:{i}".encode()).digest()

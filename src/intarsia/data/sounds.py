@@ -39,7 +39,10 @@ def prompt_kind(*folders: Path) -> Decoded:
 
 
 def _files_by_part(folders: tuple[Path, ...]) -> list[tuple[Path, str]]:
-    """Return files and their languages, those of the training part first; without silence."""
+    """Return the sound files with their languages, those of the training part first.
+
+    folders: unpacked packages, one for each language. Files of silence are left out.
+    """
     files: list[tuple[bool, str, str, Path]] = []
     for folder in folders:
         for file in sorted((folder / "usr/share/asterisk/sounds").rglob("*.wav")):
@@ -57,16 +60,20 @@ def _is_for_testing(name: str) -> bool:
 
 
 def samples_of(file: Path, limit: int = -1) -> np.ndarray:
-    """Read the first samples of a 16-bit mono file, all of them for -1.  -> (T,) float64."""
+    """Read the first samples of a 16-bit mono WAV file as (T,) float64.
+
+    limit: number of samples, -1 = all.
+    """
     with wave.open(str(file)) as sound:
         frames = sound.getnframes() if limit < 0 else limit
         return np.frombuffer(sound.readframes(frames), "<i2").astype(np.float64)
 
 
 def prompts(folder: Path, *, for_testing: bool) -> list[np.ndarray]:
-    """Read the prompts of a language as samples in -1 ... 1 at 8 kHz.
+    """Read the telephone prompts of a language as samples in -1 ... 1 at 8 kHz.
 
-    folder: the unpacked package.  for_testing: prompts whose names are for testing, or the rest.
+    folder: the unpacked package. for_testing: True = the prompts of the test part, else of the
+    training part.
     """
     names = [file for file, _ in _files_by_part((folder,))]
     place = folder / "usr/share/asterisk/sounds"
@@ -78,7 +85,10 @@ def prompts(folder: Path, *, for_testing: bool) -> list[np.ndarray]:
 
 
 def spectrogram(file: Path) -> np.ndarray:
-    """Compute a (128, 128) uint8 spectrogram: high frequencies above, decibels as brightness."""
+    """Compute a picture of a sound's first two seconds, (128, 128) uint8.
+
+    file: a WAV file. High frequencies are above, brightness is in decibels.
+    """
     samples = samples_of(file, RATE * SECONDS)
     # Shorter prompts end in silence.
     samples = np.pad(samples, (0, RATE * SECONDS - len(samples)))

@@ -66,17 +66,18 @@ def load_data(
     on_error: OnError = "raise",
     progress: Callable[[str], None] = announce,
 ) -> Splits:
-    """Return disjoint parts of a named set, image folder, table of pictures, or saved dataset.
+    """Return disjoint training, validation and test parts of an image data set.
 
-    A table is a CSV, .jsonl or Parquet file, or labels.csv or labels.jsonl in a folder of pictures.
-    With several labels a picture, as a;b or a list in its column `labels`, a split keeps the sets
-    of labels in proportion; where there are too many of them it is drawn at random, which is
-    reported and recorded as "drawn_plainly".
-    A benchmark task is named "suite/task", see `tasks.find`. If the suite publishes a training
-    part of the given `fraction`, it replaces the training part and, with "@train+val", also the
-    validation part. Otherwise the fraction is drawn from these parts. The record says which.
-    Behind any other name or path, too, "@train+val" joins the two parts that it has.
-    See `make_splits` for the sizes.
+    spec: a named set, an image folder, a saved dataset, or a table: a CSV, .jsonl or Parquet file,
+    or labels.csv or labels.jsonl in a folder of pictures. With several labels a picture, as a;b or
+    a list in its column `labels`, a split keeps the sets of labels in proportion; where there are
+    too many of them it is drawn at random, which is reported and recorded as "drawn_plainly". Or a
+    benchmark task, "suite/task": if the suite publishes a training part of the given `fraction`,
+    that is used, else one is drawn; the record says which. "@train+val" after a name or path joins
+    the training and the validation part. seed: of the split. train, val, test: numbers of pictures,
+    None = the part's own, or a share of all; val=0 = no validation part. fraction: share of each
+    class to train on; shots: pictures of each class; fewer: a class with fewer pictures than shots
+    keeps all. on_error: "skip" leaves unreadable pictures out. progress: gets lines of progress.
     Raises: UnknownName or DataError when `spec` is neither a name nor a readable path; ConfigError
     for a size that cannot be.
     """
@@ -116,7 +117,11 @@ def load_data(
 
 
 def _checked_spec(spec: str | Path) -> str:
-    """Return a name or path as text.  Raises: ConfigError for anything else, such as a dataset."""
+    """Return the name or path of data as text.
+
+    spec: as the user gave it.
+    Raises: ConfigError for anything else, such as a dataset.
+    """
     if not isinstance(spec, str | Path):
         fix = "A dataset is given to intarsia.fit itself: fit(model, train, val, test=test)."
         raise ConfigError("data", got=type(spec).__name__, want="a name or a path", fix=fix)
@@ -126,7 +131,11 @@ def _checked_spec(spec: str | Path) -> str:
 def read_data(
     spec: str | Path, *, on_error: OnError = "raise", progress: Callable[[str], None] = announce
 ) -> dict[str, ImageSet]:
-    """Read the parts of a name or path as published: `all`, or `train` with `val` or `test`."""
+    """Read the parts of an image data set as published: `all`, or `train` with `val` or `test`.
+
+    spec: a named set, a benchmark's task, a folder or a table. on_error: "skip" leaves unreadable
+    pictures out. progress: gets lines of progress.
+    """
     spec = _checked_spec(spec)
     task = tasks.find(spec)
     if spec.endswith(JOINED) and not task:
@@ -231,7 +240,11 @@ class Fold:
 
 
 def deal(labels: np.ndarray, folds: int, seed: int) -> np.ndarray:
-    """Deal pictures into folds, every class or set of labels evenly.  -> (n,), the fold of each."""
+    """Deal pictures at random into folds, each class evenly; return the fold of each, (n,).
+
+    labels: (n,) class numbers, or (n, classes) of 0 and 1; then each set of labels is dealt evenly.
+    folds: their number; seed: of the deal.
+    """
     order = np.random.default_rng(seed).permutation(len(labels))
     # Equal rows of labels are one kind, also with several labels a picture.
     kinds = np.unique(labels, axis=0, return_inverse=True)[1].reshape(-1)
@@ -243,9 +256,13 @@ def deal(labels: np.ndarray, folds: int, seed: int) -> np.ndarray:
 
 
 def hold_out(splits: Splits, fold: Fold) -> Splits:
-    """Return the splits with one fold of their training part as the validation part."""
+    """Return the splits with one fold of the training pictures as the validation part.
+
+    fold: which one, and how pictures were dealt into folds.
+    """
     in_fold = deal(splits.train.labels, fold.folds, fold.seed) == fold.number
     train, val = (splits.train.select(np.flatnonzero(part)) for part in (~in_fold, in_fold))
+    # the record has the digests of the new parts
     ready = {"train": train, "val": _rename_part(val, "val"), "test": splits.test}
     record = splits.record | _describe_parts(ready) | {"fold": asdict(fold)}
     return replace(splits, train=train, val=ready["val"], record=record)
@@ -270,10 +287,11 @@ def _draw_part(
     *,
     seed: int,
 ) -> tuple[ImageSet, ImageSet]:
-    """Return a held-out part and the rest of the pool; a published part is used if there is one.
+    """Return a held-out part, drawn from a pool unless it is published, and the rest of the pool.
 
-    part: its name; n: images, None = `default`; drawn_plainly: gets the part's name where sets of
-    labels could not be kept in proportion.
+    part: its name. published: the part, None = none is. pool: the pictures to draw from. n: images,
+    None = `default`. drawn_plainly: gets the part's name where sets of labels could not be kept in
+    proportion. seed: of the draw.
     """
     if published is not None:
         return _rename_part(published if n is None else published.subset(n, seed=seed), part), pool
@@ -292,7 +310,10 @@ def _rename_part(images: ImageSet, part: str) -> ImageSet:
 def _split_record(
     ready: dict[str, ImageSet], parts: dict[str, ImageSet], seed: int
 ) -> dict[str, Any]:
-    """Record how the parts were made: seed, published parts, classes, fingerprints."""
+    """Return a record of how the parts were made: seed, published parts, classes, fingerprints.
+
+    ready: the parts that are used; parts: those that were published.
+    """
     published = sorted(set(parts) - {"all"})
     classes = list(ready["train"].classes)
     return {
@@ -304,7 +325,10 @@ def _split_record(
 
 
 def _describe_parts(ready: dict[str, ImageSet]) -> dict[str, Any]:
-    """Record the fingerprint of each part, and how many pictures each two share."""
+    """Return the fingerprint of each part, and how many identical pictures each two parts share.
+
+    ready: name of the part -> its pictures.
+    """
     return {
         "parts": {part: fingerprint(images) for part, images in ready.items()},
         "shared_pictures": {

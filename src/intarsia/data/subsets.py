@@ -32,6 +32,7 @@ class TrainingSize:
     fewer: bool = False
 
     def __post_init__(self) -> None:
+        """Check that at most one size is given, `fewer` with shots alone.  Raises: ConfigError."""
         settings = self.record()
         if len(set(settings) - {"fewer"}) > 1 or (self.fewer and self.shots is None):
             got = " and ".join(f"{name}={value}" for name, value in settings.items())
@@ -40,7 +41,10 @@ class TrainingSize:
             raise ConfigError("size of the training part", got=got, want=want, fix=fix)
 
     def __call__(self, images: ImageSet, *, seed: int) -> ImageSet:
-        """Return the subset of that size, in the set's order."""
+        """Return the subset of a training set that has this size, in the set's order.
+
+        images: the training set; seed: of the draw.
+        """
         if self.train is not None:
             return images.subset(self.train, seed=seed)
         if self.fraction is not None:
@@ -66,6 +70,7 @@ def keep_fraction(images: ImageSet, fraction: float, *, seed: int) -> ImageSet:
     subject, fix = f"fraction of {images.name!r}", "Give 0.1 for 10 %."
     above(subject, fraction, 0, fix)
     between(subject, fraction, 0, 1, fix)
+    # int(x + 0.5) rounds halves up, unlike Python's round
     return _keep_per_class(images, lambda n: max(1, int(fraction * n + 0.5)), seed)
 
 

@@ -54,6 +54,8 @@ def is_saved_dataset(folder: Path) -> bool:
 def read_table(file: Path, *, on_error: OnError = "raise") -> dict[str, ImageSet]:
     """Return the sets of a CSV or .jsonl file: `all`, or one for each value of its `part` column.
 
+    file: with a column of paths of pictures and one of labels. on_error: "skip" leaves unreadable
+    pictures out.
     Raises: DataError for missing columns, an empty table, a row without a picture or a label,
     labels in an unclear form (see `label_sets`), unreadable pictures (see `verify`).
     """
@@ -76,6 +78,7 @@ def read_table(file: Path, *, on_error: OnError = "raise") -> dict[str, ImageSet
         classes.sort(key=int)
     labels = rows_of(label_names, classes)
     parts: dict[str, list[int]] = {}
+    # rows without a part are of a single set
     for i, row in enumerate(rows):
         part = str(row.get("part") or "all")
         parts.setdefault(_PARTS.get(part, part), []).append(i)
@@ -101,7 +104,7 @@ Rows = tuple[list[int], Sequence[str], list[dict[str, Any]]]
 
 
 def _read_csv(file: Path) -> Rows:
-    """Read line numbers, column names and rows of a CSV file.  Raises: DataError."""
+    """Read a CSV file: the numbers of its lines, the column names, the rows.  Raises: DataError."""
     try:
         reader = csv.DictReader(read_lines(file, "utf-8-sig", newline=""), strict=True)
         names = list(reader.fieldnames or ())
@@ -116,7 +119,10 @@ def _read_csv(file: Path) -> Rows:
 
 
 def _read_jsonl(file: Path) -> Rows:
-    """Read line numbers, names of the first row, and rows of a .jsonl file.  Raises: DataError."""
+    """Read a .jsonl file: the numbers of its lines, the column names of the first row, the rows.
+
+    Raises: DataError.
+    """
     try:
         text = read_text(file, "utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
@@ -143,8 +149,8 @@ def _read_jsonl(file: Path) -> Rows:
 def read_datasets(path: Path, *, on_error: OnError = "raise") -> dict[str, ImageSet]:
     """Return the sets of a saved Hugging Face dataset, a Parquet file, or a folder of those.
 
-    In a folder, `train-00000-of-00002.parquet` belongs to the part `train`.
-
+    path: of it; in a folder, `train-00000-of-00002.parquet` belongs to the part `train`. on_error:
+    "skip" leaves unreadable pictures out.
     Raises: MissingExtra without the `datasets` package; DataError for missing columns or unreadable
     pictures.
     """
@@ -179,7 +185,8 @@ def from_dataset(
 ) -> ImageSet:
     """Wrap a map-style dataset of (picture, label), such as torchvision's, without copying it.
 
-    Labels are read from its `targets` or `labels` if it has them, class names from its `classes`.
+    dataset: labels are read from its `targets` or `labels` if it has them. name: of the set.
+    classes: names, None = those of the dataset. on_error: "skip" leaves unreadable pictures out.
     Raises: DataError when its pictures are tensors (a transform is set) or cannot be read.
     """
     named = (getattr(dataset, name, None) for name in ("targets", "labels"))
@@ -198,7 +205,10 @@ def from_dataset(
 
 
 def _dataset_picture(dataset: Any, index: int) -> Picture:
-    """Return a picture of a (picture, label) dataset.  Raises: DataError for a tensor."""
+    """Return picture `index` of a (picture, label) dataset.
+
+    Raises: DataError for a tensor, which a transform has made.
+    """
     picture = dataset[index][0]
     if isinstance(picture, Image.Image | np.ndarray | Path | bytes):
         return picture
@@ -208,9 +218,10 @@ def _dataset_picture(dataset: Any, index: int) -> Picture:
 
 
 def _table_picture(table: Any, column: str, index: int) -> Picture:
-    """Return the undecoded picture of a row: its bytes, or its path.
+    """Return the undecoded picture of a row: the bytes of a file, or a path.
 
-    table: of the `datasets` package; column: with pictures; index: of the row.
+    table: of the `datasets` package; column: with the pictures; index: of the row.
+    Raises: DataError for a row without a picture.
     """
     cell = table[index][column]
     if cell is None:
@@ -220,7 +231,10 @@ def _table_picture(table: Any, column: str, index: int) -> Picture:
 
 
 def _parquet_files(path: Path) -> dict[str, list[Any]]:
-    """Group files by part, the text before the first hyphen of the file's name."""
+    """Group Parquet files by part, the text before the first hyphen of a file's name.
+
+    path: a folder, or a single file.
+    """
     files = [path] if path.is_file() else sorted(path.rglob("*.parquet"))
     parts: dict[str, list[Any]] = {}
     for file in files:
@@ -230,7 +244,11 @@ def _parquet_files(path: Path) -> dict[str, list[Any]]:
 
 
 def _table_set(table: Any, name: str) -> ImageSet:
-    """Make a set of a table of the `datasets` package, pictures not decoded."""
+    """Build an image set from a table of the `datasets` package; pictures are not decoded.
+
+    name: of the set.
+    Raises: DataError for missing columns or labels.
+    """
     import datasets
 
     image = _find_column(table.column_names, IMAGE_COLUMNS, name)
@@ -274,9 +292,10 @@ def _lazy_pictures(table: Any, image: str) -> LazyPictures:
 
 
 def _check_parts(sets: dict[str, ImageSet], path: Path, on_error: OnError) -> dict[str, ImageSet]:
-    """Check names and classes of the parts, and decode every picture once.
+    """Check names and classes of the parts of a data set, and decode every picture once.
 
-    sets: by part; on_error: what is done with pictures that cannot be read, see `verify`.
+    sets: part -> its pictures; path: for errors; on_error: "skip" leaves unreadable pictures out.
+    Raises: DataError.
     """
     unknown = set(sets) - {"all", "train", "val", "test"}
     if not sets or unknown or ("all" in sets and len(sets) > 1):
@@ -290,7 +309,11 @@ def _check_parts(sets: dict[str, ImageSet], path: Path, on_error: OnError) -> di
 
 
 def _find_column(columns: Sequence[str], allowed: Sequence[str], name: str) -> str:
-    """Return the first of the allowed names among the columns.  Raises: DataError."""
+    """Return the first of the allowed column names that a table has.
+
+    columns: its columns; name: of the table, for the error.
+    Raises: DataError.
+    """
     for column in allowed:
         if column in columns:
             return column

@@ -70,8 +70,9 @@ class TextSplits:
 
 
 def check_text(spec: str) -> None:
-    """Refuse a file that `load_texts` cannot read, before anything that takes long is obtained.
+    """Refuse a file of texts that cannot be read, before a model or a corpus is downloaded.
 
+    spec: the name of a corpus, or a path.
     Raises: as `load_texts`.
     """
     if spec not in corpora.names():
@@ -91,12 +92,12 @@ def load_texts(
 ) -> TextSplits:
     """Return rows of at most `length` tokens for training, validation and test (80, 10 and 10 %).
 
-    A text file is cut into consecutive blocks of `length` tokens. Its end is the test part, and the
-    blocks before that are the validation part. A .jsonl file has one object per line: `text`; or
-    `prompt` and `response` (or instruction, input, output; question, answer); or `messages` as in
-    a chat. Only answers get labels. `seed` divides the lines; equal prompts stay in one part.
-    train: a number of rows, or a fraction below 1; val, test: numbers of rows; val=0 = no part.
-
+    spec: a corpus's name or a file. A text is cut into consecutive blocks of `length` tokens. Its
+    end is the test part, and the blocks before that are the validation part. A .jsonl file has one
+    object per line: `text`; or `prompt` and `response` (or instruction, input, output; question,
+    answer); or `messages` as in a chat. Only answers get labels. `seed` divides the lines; equal
+    prompts stay in one part. tokenizer: that of the model. train: a number of rows, or a fraction
+    below 1; val, test: numbers of rows; val=0 = no part. progress: gets lines of progress.
     Raises: DataError for a file that is missing, empty, not UTF-8, or has a line without these
     keys; ConfigError for impossible numbers; UnknownName for an unknown corpus.
     """
@@ -110,6 +111,7 @@ def load_texts(
     else:
         rows = _full_blocks(rows, length, spec)
         parts = _split_consecutively(len(rows), val, test)
+    # the limit comes after the split, so that val and test stay the same
     parts["train"] = _limit_rows(parts["train"], train)
     name, sets = Path(spec).stem, dict[str, Texts]()
     for part, positions in parts.items():
@@ -131,8 +133,10 @@ def load_texts(
 def read_texts(
     spec: str, tokenizer: Any, *, length: int = 256, progress: Report = announce
 ) -> Texts:
-    """Return all rows of a text as one part for scoring; the last block may be short.
+    """Return all rows of a text as one part, for scoring; the last block may be short.
 
+    spec: a corpus's name or a file; tokenizer: that of the model; length: tokens of a row;
+    progress: gets lines of progress.
     Raises: as `load_texts` does; DataError for a text without a row of two tokens.
     """
     rows = _token_rows(spec, tokenizer, length, progress)
@@ -157,13 +161,12 @@ class Prompt:
 def read_prompts(
     source: Path | Sequence[str], tokenizer: Any, *, as_questions: bool = True
 ) -> list[Prompt]:
-    """Return the prompts of a file, or of lines that are given, in order and without blank lines.
+    """Return the prompts of a file, or of given lines, in order and without blank lines.
 
-    A .jsonl file has objects as in `load_texts`; answers are ignored and may be missing. In other
-    files each line is a prompt, or such an object if it begins with {.
+    source: a file or lines. A .jsonl file has objects as in `load_texts`; answers are ignored and
+    may be missing. In other files each line is a prompt, or such an object if it begins with {.
     as_questions: plain lines are questions, in the tokenizer's chat template if it has one; False =
     they are texts to continue.
-
     Raises: DataError for a file that cannot be read, or a line that is not a prompt.
     """
     name = str(source) if isinstance(source, Path) else "the input"
@@ -185,7 +188,11 @@ def read_prompts(
 
 
 def _make_prompt(line: Mapping[str, Any], tokenizer: Any, place: str) -> Prompt:
-    """Return the prompt of a line without its answer; place: where the line is, for errors."""
+    """Return the prompt of a line and its tokens; an answer in it is left out.
+
+    line: its JSON object; tokenizer: that of the model; place: where the line is, for errors.
+    Raises: DataError.
+    """
     if isinstance(text := line.get("text"), str):
         ids = tokenizer(text)["input_ids"]
     else:
@@ -213,7 +220,10 @@ def part_record(texts: Texts) -> dict[str, Any]:
 
 
 def _limit_rows(positions: list[int], count: int | float | None) -> list[int]:
-    """Return the first `count` positions, or a fraction of them.  Raises: ConfigError."""
+    """Return the first `count` positions, or a fraction of all if it is below 1; None = all.
+
+    Raises: ConfigError.
+    """
     if count is None:
         return positions
     limit = round(count * len(positions)) if 0 < count < 1 else count
@@ -224,7 +234,7 @@ def _limit_rows(positions: list[int], count: int | float | None) -> list[int]:
 
 
 def _read_file(path: Path) -> str | list[Mapping[str, Any]]:
-    """Read a text file as text, a .jsonl file as objects.  Raises: DataError."""
+    """Read a file: a .jsonl file as its JSON objects, any other as text.  Raises: DataError."""
     try:
         text = read_text(path, "utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
@@ -248,7 +258,11 @@ Row = tuple[Tensor, Tensor]
 def _token_rows(
     spec: str, tokenizer: Any, length: int, progress: Report
 ) -> list[Row] | _InstructionRows:
-    """Return the blocks of a text (the last may be short), or an instruction file's rows."""
+    """Return the rows of a text or instruction file, not yet divided into parts.
+
+    spec: a corpus's name or a file; tokenizer: that of the model; length: tokens of a row, of which
+    the last of a text may have fewer; progress: gets lines of progress.
+    """
     at_least("length", length, 2, "Try 256.")
     source = read_source(spec, progress)
     if not isinstance(source, str):
@@ -258,7 +272,11 @@ def _token_rows(
 
 
 def read_source(spec: str, progress: Report) -> str | list[Sample]:
-    """Read the text of a corpus or file, or its samples.  Raises: as `load_texts`."""
+    """Read the text of a corpus or file, or the samples of an instruction file.
+
+    spec: a corpus's name or a file; progress: gets lines of progress.
+    Raises: as `load_texts`.
+    """
     source = corpora.read(spec, progress) if spec in corpora.names() else _read_file(Path(spec))
     if isinstance(source, str):
         return source
@@ -266,7 +284,11 @@ def read_source(spec: str, progress: Report) -> str | list[Sample]:
 
 
 def _full_blocks(blocks: list[Row], length: int, spec: str) -> list[Row]:
-    """Keep the blocks of full length.  Raises: DataError for fewer than three."""
+    """Return the blocks of a text that have `length` tokens.
+
+    spec: the text's name, for the error.
+    Raises: DataError for fewer than three, one for each part.
+    """
     full_blocks = [block for block in blocks if len(block[0]) == length]
     if len(full_blocks) < 3:
         got = f"{sum(len(ids) for ids, _ in blocks)} tokens"
@@ -279,7 +301,11 @@ def _full_blocks(blocks: list[Row], length: int, spec: str) -> list[Row]:
 def _report_lost(
     spec: str, rows: Sequence[Row] | _InstructionRows, skipped: int, length: int, progress: Report
 ) -> dict[str, int]:
-    """Report how many rows were left out and how many cut; return the non-zero counts."""
+    """Report how many rows were left out or cut; return the counts that are not 0.
+
+    spec, length: name of the text and tokens of a row, for the message. skipped: rows left out.
+    progress: gets the lines.
+    """
     cut = rows.cut if isinstance(rows, _InstructionRows) else 0
     if skipped:
         progress(f"intarsia: {spec}: {skipped} rows left out, no answer within {length} tokens")
@@ -299,9 +325,9 @@ class _InstructionRows:
         return len(self.samples)
 
     def __getitem__(self, index: int) -> Row | None:
-        """Return token ids (t,) and labels (t,) of a sample, cut to `length` tokens.
+        """Return token ids (t,) and labels (t,) of sample `index`, cut to `length` tokens.
 
-        Labels of the prompt are IGNORED, so that it has no loss.  None for a sample whose prompt
+        Labels of the prompt are IGNORED, so that it has no loss. None for a sample whose prompt
         leaves no room for an answer, or which has fewer than two tokens.
         """
         prompt, answer = tokens_of(self.samples[index], self.tokenizer)
@@ -317,7 +343,11 @@ class _InstructionRows:
 
 
 def _part_sizes(rows: int, val: int | None, test: int | None) -> tuple[int, int]:
-    """Return the numbers of validation and test rows; None = a tenth each.  Raises: ConfigError."""
+    """Return the numbers of validation and test rows.
+
+    rows: all rows; val, test: as asked for, None = a tenth.
+    Raises: ConfigError.
+    """
     counts = [
         max(1, round(share * rows)) if count is None else count
         for share, count in zip(SHARES, (val, test), strict=True)
@@ -332,9 +362,9 @@ def _part_sizes(rows: int, val: int | None, test: int | None) -> tuple[int, int]
 
 
 def _split_consecutively(rows: int, val: int | None, test: int | None) -> dict[str, list[int]]:
-    """Split rows in their order: the end of a text is not trained on.
+    """Split the rows of a text in their order: its end is the test part, before it validation.
 
-    val, test: numbers of rows, None for a tenth.
+    rows: their number; val, test: numbers of rows, None for a tenth. Returns part -> positions.
     """
     vals, tests = _part_sizes(rows, val, test)
     positions, first = list(range(rows)), rows - vals - tests
@@ -350,7 +380,8 @@ def grouped(
 ) -> dict[str, list[int]]:
     """Split rows at random, so that all rows of a group (one prompt) are in the same part.
 
-    groups: of each row its group; val, test: numbers of rows, None for a tenth.
+    groups: the group of each row; val, test: numbers of rows, None for a tenth; seed: of the draw.
+    Returns part -> positions.
     """
     vals, tests = _part_sizes(len(groups), val, test)
     order = torch.randperm(len(groups), generator=torch.Generator().manual_seed(seed)).tolist()

@@ -42,6 +42,7 @@ class InputConfig:
     crop_mode: str = "center"  # "squash": resized to exactly size / crop without its proportions
 
     def __post_init__(self) -> None:
+        """Check sizes, means, deviations, crop and interpolation.  Raises: DataError."""
         numbers = (*self.mean, *self.std, self.crop)
         if (
             min(self.size) < 1
@@ -107,7 +108,11 @@ def _timm_config(model: nn.Module) -> InputConfig:
 
 
 def _processor_dict(model: nn.Module, processor: Any) -> Mapping[str, Any]:
-    """Return the settings of the image processor: given, or of the model's folder or repository."""
+    """Return the settings of the image processor, given or from the model's folder or repository.
+
+    processor: an image processor or its settings, None = look for the model's.
+    Raises: DataError where there is none.
+    """
     if isinstance(processor, Mapping):
         return processor
     if processor is not None:
@@ -130,7 +135,11 @@ def _processor_dict(model: nn.Module, processor: Any) -> Mapping[str, Any]:
 
 
 def _processor_config(config: Mapping[str, Any], model: nn.Module) -> InputConfig:
-    """Read the configuration of a transformers image processor."""
+    """Return the input that a transformers model expects, from its image processor's settings.
+
+    config: those settings; model: has its own picture size.
+    Raises: DataError.
+    """
     if config.get("do_flip_channel_order"):
         got = "do_flip_channel_order (BGR pictures)"
         fix = "Flip the channels of the first layer, or use another backbone."
@@ -159,7 +168,10 @@ def _processor_config(config: Mapping[str, Any], model: nn.Module) -> InputConfi
 
 
 def _edge(size: Any) -> int | None:
-    """Return the shorter side from transformers' 224, (224, 224) or {"shortest_edge": 224}."""
+    """Return a picture's shorter side in px from 224, (224, 224) or {"shortest_edge": 224}.
+
+    size: in one of transformers' forms; None gives None.
+    """
     if isinstance(size, Mapping):
         size = size.get("shortest_edge") or size.get("height")
     if isinstance(size, tuple | list):
@@ -184,7 +196,10 @@ def _side_needed(inputs: InputConfig) -> int:
 
 
 def eval_transform(inputs: InputConfig) -> Transform:
-    """Resize, centre crop and normalise to (3, H, W), without randomness."""
+    """Return the transform for evaluation: resize, centre crop and normalise to (3, H, W).
+
+    inputs: size, mean and deviation that the model expects.
+    """
     steps = create_transform(
         input_size=(3, *inputs.size),
         is_training=False,
@@ -198,11 +213,12 @@ def eval_transform(inputs: InputConfig) -> Transform:
 
 
 def train_transform(inputs: InputConfig, *, augment: str = "none") -> Transform:
-    """Return the transform for training.
+    """Return the transform for training, from a picture to (3, H, W).
 
-    "none": as in evaluation. "light": a random crop of 60 to 100 % of the area, and a flip. "crop":
-    a random square of 224/256 of the shorter side, and a flip, as in VPT and MoSA.
-    Random numbers come from torch's CPU generator, which `Prepared` seeds for each picture.
+    inputs: size, mean and deviation that the model expects. augment: "none", as in evaluation;
+    "light", a random crop of 60 to 100 % of the area, and a flip; "crop", a random square of
+    224/256 of the shorter side, and a flip, as in VPT and MoSA. Random numbers come from torch's
+    CPU generator, which `Prepared` seeds for each picture.
     Raises: ConfigError for another augmentation.
     Not for pictures whose meaning changes when mirrored, such as digits or text.
     """
@@ -216,6 +232,7 @@ def train_transform(inputs: InputConfig, *, augment: str = "none") -> Transform:
         # The usual ratio for ImageNet: resized to 256, cropped to 224.
         shorter = round(max(inputs.size) * 256 / 224)
         crops = [v2.Resize(shorter, interpolation=interpolation), v2.RandomCrop(inputs.size)]
+    # pictures are cropped and flipped before they become tensors
     steps = v2.Compose(
         [
             *crops,

@@ -15,11 +15,12 @@ from ..schedules import Bdwp
 def step_cycles(
     model: str, pattern: str, directions: str, batch: int, size: int | None, side: int
 ) -> tuple[list[dict[str, Any]], int, int]:
-    """Simulate one training step of a model on a systolic array, dense and with N:M weights.
+    """Simulate one training step of a model on a systolic array, with dense and with N:M weights.
 
-    pattern: N:M; directions: passes in which the weights are sparse; batch: pictures in a step;
-    size: of a picture in px; side: multipliers along each side of the array.
-    Returns a row for each layer, the cycles of the dense step and those with N:M weights.
+    model: name of a vision model. pattern: "N:M", N nonzero weights of every M. directions: passes
+    of the training step in which the weights are sparse. batch: pictures in a step. size: side of a
+    picture in px, None = the model's. side: multipliers along each side of the array. Returns a row
+    for each layer, the cycles of the dense step and those of the sparse one.
     """
     sat, training = Sat(side=side), Bdwp(pattern, directions)
     net = backbones.backbone(model, classes=1000, size=size, pretrained=False)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from functools import partial
 from typing import Any
@@ -37,6 +37,7 @@ from ..data.corpora import is_text
 from ..fitting import fit_as
 from ..hosts import apply
 from ..hosts.prune.rows import training_rows
+from ..reports.numbers import plural
 from ..reports.runs import save_mistakes
 from ..train import Metrics, Run, Running, task_accuracy, task_heads
 from ..train.folder import owned
@@ -72,15 +73,15 @@ def carry_out(
     """Train as the experiment says; return the run with its results.
 
     running: where and how it runs; its `out` is the folder to which the run is written, so that it
-    can be resumed and read; report: gets a line at a time of what is done.
-    shared: where several runs keep what they have in common; the result is the same without it.
-    score: False does not look at the test part, as a search must not.  untrimmed: True computes
-    all of the model in every step, see `once.trimmed`; for tests.  evaluate_every: epochs from
-    one validation to the next.  temperature: that of the `tempered_loss` of a run without a
-    validation part.  search: how the rate was found, for the record.  fold: which share of the
-    training pictures is held out as the validation part.
-    choice: how all of the experiment was chosen, for the record, with the method's "label".
-    Texts are carried out by `language`.
+    can be resumed and read. report: gets lines of progress. shared: results that several runs have
+    in common, such as decoded pictures, are stored there; the outcome is the same without it.
+    score: False leaves the test part alone, as a search must. untrimmed: True computes the whole
+    model in every step, also what frozen parts compute alike each time; for tests. evaluate_every:
+    epochs from one validation to the next. temperature: softmax temperature of the `tempered_loss`
+    of a run without a validation part. search: how the learning rate was found, for the record.
+    fold: the share of the training pictures that is held out and becomes the validation part.
+    choice: how the whole experiment was chosen, for the record, with the method's "label". Texts
+    are carried out by `language`.
     Raises: what `load_data`, `backbone`, `apply` and `fit` raise; UnknownName for a method that is
     not listed.
     """
@@ -91,6 +92,7 @@ def carry_out(
     recipe = recipe_of(method, experiment)
     device_named(running.device)  # one that is not there is refused, too
     shared = shared or SharedWork()
+    # the folder is locked for this process
     with owned(running.out, running.resume):  # a folder in use is refused before the work begins
         return _on_pictures(
             experiment,
@@ -125,8 +127,14 @@ def _on_pictures(
     fold: Fold | None,
     choice: Mapping[str, Any] | None,
 ) -> Run:
-    """Train an experiment on pictures in a reserved run folder; for parameters see `carry_out`."""
-    # recipe: keywords of `fit`; its objective and class weights depend on the data: completed here
+    """Train an experiment on pictures in a reserved run folder; return the run with its results."""
+    # method: settings of its method. recipe: keywords of `fit`; its objective and class weights
+    # depend on the data and are completed here. running: where and how it runs, with the run's
+    # folder. shared: store of what several runs have in common. score: False does not look at the
+    # test part. untrimmed: every step computes all of the model. evaluate_every: epochs between
+    # validations. temperature: of the softmax, for the loss of a run without validation part.
+    # search, choice: how rate and experiment were chosen, for the record. fold: share of the
+    # training pictures that is held out for validation.
     report(f"Reading the pictures of {experiment.pictures.data}.")
     data = shared.get("pictures", pictures_key(experiment), lambda: pictures_of(experiment, report))
     recipe["objective"] = with_teacher(
@@ -154,10 +162,7 @@ def _on_pictures(
     model = with_method(model, method, experiment, data.classes, sets[0])
     model.to(device_named(running.device))
     on_main(processes(), lambda: experiments.save(experiment, running.out))  # to be resumable
-    report(
-        f"Training {experiment.label} on {len(data.train):,} pictures of "
-        f"{' x '.join(map(str, record['inputs']['size']))} px, {experiment.training.epochs} epochs."
-    )
+    report(_beginning(experiment, len(data.train), record["inputs"]["size"]))
     options = keywords(running) | recipe
     options |= {"training": experiment.training, "record": record, "evaluate_every": evaluate_every}
     computed = once.tokens_once if experiment.adapted.frozen_once else once.pictures_each_step
@@ -176,9 +181,10 @@ def _on_pictures(
 def finished(run: Run, *, data: Splits, spent: Spent, temperature: float | None = None) -> Run:
     """Complete a run's record with its task, times and temperature; save its test mistakes.
 
-    run: as trained; data: the pictures it was trained and tested on; spent: time of what was
-    computed once for several runs, which is added to this run's. temperature: that of a run
-    without validation part; else it is fitted there.
+    run: as trained. data: the pictures it was trained and tested on. spent: time of what was
+    computed once before training, such as features of frozen blocks; it is added to the run's.
+    temperature: the softmax temperature for a run without a validation part; else it is fitted on
+    that part.
     """
     if run.out is not None and isinstance(metrics := run.test, Metrics):
         out, image = run.out, data.test.image
@@ -194,8 +200,18 @@ def finished(run: Run, *, data: Splits, spent: Spent, temperature: float | None 
     return dataclasses.replace(run, record=record)
 
 
+def _beginning(experiment: Experiment, pictures: int, size: Sequence[int]) -> str:
+    """Return the message with which a training begins.  size: height and width, px."""
+    epochs = plural(experiment.training.epochs, "epoch")
+    pixels = " x ".join(map(str, size))
+    return f"Training {experiment.label} on {pictures:,} pictures of {pixels} px, {epochs}."
+
+
 def with_temperature(run: Run, test: Metrics, temperature: float) -> Run:
-    """Return the run with its loss after a temperature that another run fitted on validation."""
+    """Return the run with its test loss at a softmax temperature that was fitted on validation.
+
+    run: whose record is completed; test: its logits and labels; temperature: from another run.
+    """
     test = test.tempered_by(temperature)
     results = dict(run.record["results"]) | {"test": test.scores()}
     return dataclasses.replace(run, test=test, record=dict(run.record) | {"results": results})
@@ -204,9 +220,10 @@ def with_temperature(run: Run, test: Metrics, temperature: float) -> Run:
 def record_of(
     model: nn.Module, method: Any, experiment: Experiment, data: Splits
 ) -> dict[str, Any]:
-    """Return what run.json holds besides the training loop's results.
+    """Return what a run's run.json holds besides the results of the training loop.
 
-    model: as it was pretrained, before the method changes it.
+    model: as pretrained, before the method changes it. method: its settings. experiment: all
+    settings of the run. data: the three parts of its pictures.
     """
     return {
         "label": experiment.label,
@@ -221,9 +238,15 @@ def record_of(
 
 
 def recipe_of(method: Any, experiment: Experiment) -> dict[str, Any]:
-    """Return keywords of `fit`: the objective, and all that is not in `Training`."""
+    """Return keywords of `fit` that are no fields of `Training`: objective, schedule, and so on.
+
+    method: settings of the method; a published recipe brings an objective and a schedule of its
+    own. experiment: all settings of the run.
+    Raises: ConfigError for options that exclude each other.
+    """
     options = to_json(experiment.recipe)
     options["objective"] = settings.objective(experiment.objective, method)
+    # a pruned model keeps its zeros, even without a schedule
     options |= settings.schedule_of(experiment.schedule, method)
     if settings.teacher_of(experiment.objective) and experiment.adapted.frozen_once:
         want, fix = "pictures, which the teacher sees, too", "Leave --frozen-once out."
@@ -248,8 +271,10 @@ def recipe_of(method: Any, experiment: Experiment) -> dict[str, Any]:
 
 
 def by_task(objective: Objective, experiment: Experiment, data: Splits) -> Objective:
-    """Return the objective with a head for each task, where that was asked for.
+    """Return the objective, with one classification head for each task if the experiment asks.
 
+    objective: the loss of a step. experiment: says so by an objective named "task_heads". data: its
+    record lists the classes of each task.
     Raises: ConfigError for data that are one task.
     """
     if not experiment.objective.startswith(experiments.HEADS):
@@ -262,10 +287,14 @@ def by_task(objective: Objective, experiment: Experiment, data: Splits) -> Objec
 
 
 def with_own_task(run: Run, data: Splits) -> dict[str, Any]:
-    """Return the record with, of joint tasks, the test accuracy within each image's own task."""
+    """Return a run's record; for joint tasks, add the accuracy among each picture's own classes.
+
+    run: the finished run with its test logits. data: its record lists the classes of each task.
+    """
     results = dict(run.record["results"])
     if "tasks" in data.record and isinstance(run.test, Metrics):
         groups = list(data.record["tasks"].values())
+        # an answer is right if its logit is the highest among its own task's classes
         share = task_accuracy(run.test.logits, run.test.labels, groups)
         results["test"] = results["test"] | {"own_task_accuracy": share}
     return dict(run.record) | {"results": results}
@@ -289,7 +318,11 @@ def trunk_key(adapted: Adapted) -> dict[str, Any]:
 
 
 def pictures_of(experiment: Experiment, report: Report) -> Splits:
-    """Return the three parts of the data."""
+    """Read the pictures of an experiment; return their training, validation and test parts.
+
+    experiment: names the data, their numbers and the seed of the split. report: gets lines of
+    progress.
+    """
     pictures = experiment.pictures
     seed = experiment.training.seed if pictures.split_seed is None else pictures.split_seed
     # `--images` below 1 is a share of the training part, else a number of pictures
@@ -308,7 +341,10 @@ def pictures_of(experiment: Experiment, report: Report) -> Splits:
 
 
 def model_of(adapted: Adapted, classes: int, seed: int) -> nn.Module:
-    """Return the backbone with a new head, before anything is added."""
+    """Return the backbone with a new classification head, before a method changes it.
+
+    adapted: names the model and its size; classes: outputs of the head; seed: of its weights.
+    """
     return backbone(
         adapted.model, classes=classes, size=adapted.size, seed=seed, pretrained=adapted.pretrained
     )
@@ -323,13 +359,18 @@ def sets_of(
     *,
     score: bool = True,
 ) -> Sets:
-    """Return training, validation and test as the model sees them.
+    """Return training, validation and test part as tensors that the model can take.
 
-    identity: what tells them apart in `shared`.  score: False makes no test part.
+    experiment: says how training pictures are augmented. data: the pictures of each part. inputs:
+    size and normalisation that the model expects. shared: where prepared pictures are stored for
+    other runs. identity: the key under which they are stored there. score: False makes no test
+    part.
+    Raises: ConfigError for an augmentation that would change the labels.
     """
     augment = experiment.pictures.augment
 
     def of(part: str, images: ImageSet) -> Dataset[Any]:
+        """Return one part's pictures without augmentation, prepared once."""
         return held(images, inputs, shared, once.of_part(identity, part))
 
     task = tasks.find(experiment.pictures.data)
@@ -350,14 +391,17 @@ def sets_of(
 def held(
     images: ImageSet, inputs: InputConfig, shared: SharedWork | None = None, identity: Any = None
 ) -> Dataset[Any]:
-    """Return a set as the model sees it in evaluation, in memory if it fits there.
+    """Return pictures as the model takes them in evaluation, in memory if they fit there.
 
-    identity: what tells it apart in `shared`.
+    images: the pictures; those that do not fit are decoded whenever they are used. inputs: size and
+    normalisation that the model expects. shared: where prepared pictures are stored for other runs,
+    under the key `identity`; None = nowhere.
     """
     look = eval_transform(inputs)
     try:
         if shared is None:
             return tensors(images, look)
+        # several runs of one process prepare the same pictures once
         pixels, _ = shared.tensors("pixels", identity, lambda: tensors(images, look))
         return ImageTensors(*pixels.tensors, digests=images.digests)
     except ConfigError:  # more than half of the free memory
@@ -373,15 +417,18 @@ def method_of(experiment: Experiment) -> Any:
 def for_budget(
     method: Any, experiment: Experiment, images: int, report: Report
 ) -> tuple[Any, dict[str, Any]]:
-    """Let the method choose the settings that nobody gave, for so many images and epochs.
+    """Let a method choose settings that nobody gave, for this number of images and epochs.
 
-    See `MethodSettings.suited_to`.  Returns the method, and what it chose.
+    method: its settings; only mixtures choose, how many of their experts are active. experiment:
+    with the settings that were given. images: in the training part. report: gets a line if
+    something was chosen. Returns the method's settings, and those that were chosen by name.
     """
     names = {name.partition(".")[0] for name in settings.pairs(experiment.adapted.settings)}
     epochs = experiment.training.epochs
     suited = method.suited_to(images, epochs, names)
     if suited is method:
         return method, {}
+    # the first line of the method's own docstring says why
     reason = (inspect.getdoc(type(method).for_budget) or "").partition("\n")[0]
     report(
         f"{experiment.adapted.method}: active={suited.active} of {suited.experts} parts for "
@@ -397,6 +444,10 @@ def with_method(
     classes: tuple[str, ...],
     train: Any = None,
 ) -> nn.Module:
-    """Change the model by the method.  train: a pruner's calibration rows are taken from it."""
+    """Return the model, changed by the method of an experiment, for example with adapters added.
+
+    method: its settings. classes: names of the classes, stored with an adapter. train: the training
+    part, from which a pruner takes its calibration rows.
+    """
     change = settings.change_of(method, experiment.adapted, classes)
     return apply(model, change, training_rows(change, train), seed=experiment.training.seed)

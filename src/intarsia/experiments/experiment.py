@@ -5,6 +5,7 @@ Importing them needs no torch, so that the command line makes its options and re
 
 # The types of options are read from the fields, so that they are no text (no `annotations` here).
 
+import functools
 import shlex
 from collections.abc import Mapping
 from dataclasses import MISSING, dataclass
@@ -16,6 +17,7 @@ from ..core.errors import CheckpointError, ConfigError, IntarsiaError
 from ..core.files import read_json, write_json
 from ..core.registry import card, index, keys
 from ..core.schema import check, from_json, option_name, options_of, setting, to_json
+from ..core.store import key_of
 from ..data.corpora import is_text
 from ..train.settings import OBJECTIVES, Recipe, Training
 
@@ -84,6 +86,7 @@ class Pictures:
     skip_unreadable: bool = setting(False, "Leave damaged pictures out and record which.")
 
     def __post_init__(self) -> None:
+        """Check the settings; refuse a length of rows for pictures.  Raises: ConfigError."""
         check(self)
         if self.length != LENGTH and self.data and not is_text(self.data):
             got, want = f"{self.length} for pictures", "a text, which has rows of tokens"
@@ -169,11 +172,16 @@ class Experiment:
         """Return one mapping, by the names of the settings, ready for JSON."""
         return to_json(self)
 
+    @functools.cached_property
+    def key(self) -> str:
+        """The digest of all settings, for a store."""
+        return key_of(self.flat())
+
     @classmethod
     def of(cls, flat: Mapping[str, Any]) -> "Experiment":
-        """Return the inverse of `flat`; names it does not know are left alone.
+        """Build an experiment from a flat mapping, as `flat` returns it; unknown names are ignored.
 
-        Raises: ConfigError or UnknownName for a value that cannot be.
+        Raises: ConfigError or UnknownName for an impossible value.
         """
         return from_json(cls, flat)
 
@@ -182,11 +190,13 @@ class Experiment:
         return Experiment.of(self.flat() | changes)
 
     def suited(self) -> "Experiment":
-        """Return it without places for cells, and frozen blocks, that the method does not have.
+        """Return the experiment without those settings of places that its method does not have.
 
-        So one wish, "in the last six blocks", can be put to methods of every kind.
+        These are the limit to the last blocks, the modules to adapt, and features computed once. So
+        one wish, "in the last six blocks", can be put to methods of every kind.
         """
         entry = index().get(self.adapted.method, {})
+        # adapters can be put anywhere
         if entry.get("kind") not in ("baseline", "change"):
             return self
         # pruners have `layers`, too, but theirs are globs and no numbers of blocks
@@ -208,7 +218,7 @@ class Experiment:
         return method if self.objective == "plain" else f"{method}, {self.objective}"
 
     def command(self) -> str:
-        """Return the `intarsia fit` that repeats it: the options that are not the defaults."""
+        """Return the `intarsia fit` command that repeats it, with all options that are set."""
         # what differs from an experiment with all defaults has to be typed
         start, now = Experiment(Pictures(self.pictures.data)).flat(), self.flat()
         words = ["intarsia", "fit", self.pictures.data]
@@ -224,7 +234,10 @@ GROUPS = (Pictures, Adapted, Training, Recipe, Experiment)
 
 
 def _option(name: str, value: Any) -> list[str]:
-    """Return the words that set an option on the command line."""
+    """Return the words that set an option on the command line, such as ["--epochs", "20"].
+
+    name: of the setting, as "last_blocks"; value: of its type; a list repeats the option.
+    """
     option = next(option_name(item) for item, _ in options_of(*GROUPS) if item.name == name)
     # a flag is set by its name alone; only values that differ from the default come here
     if isinstance(value, bool):
@@ -241,8 +254,9 @@ def save(experiment: Experiment, out: Path | None) -> None:
 
 
 def read(out: Path) -> Experiment:
-    """Read the experiment of a run folder.
+    """Read the experiment that a run folder was started with.
 
+    out: the folder.
     Raises: ConfigError if there is none; CheckpointError if the file is damaged.
     """
     path = out / FILE
@@ -262,9 +276,9 @@ def read(out: Path) -> Experiment:
 
 
 def resumed(out: Path, options: Mapping[str, Any]) -> Experiment:
-    """Read the experiment of a run folder, and compare it with the options that were given.
+    """Read the experiment of a run folder, and refuse options that differ from it.
 
-    options: those on the command line, by name.
+    out: the run folder. options: those given on the command line, by name.
     Raises: ConfigError for an option that differs from the run's.
     """
     # the saved settings are the run's; the options may only repeat them

@@ -16,6 +16,7 @@ from ..data.texts import Texts, TextSplits, check_text, load_texts
 from ..fitting import fit_as
 from ..hosts import apply
 from ..hosts.prune.rows import training_rows
+from ..reports.numbers import plural
 from ..train import Run, Running, evaluate
 from ..train.folder import owned
 from ..train.precision import cast_frozen
@@ -39,10 +40,10 @@ def carry_out(
     score: bool = True,
     search: Mapping[str, Any] | None = None,
 ) -> Run:
-    """Train as the experiment says, with scores on the test part before and after.
+    """Train on texts as the experiment says, with scores on the test part before and after.
 
-    score: False does not look at the test part.  search: how the learning rate was found, for the
-    record.
+    running: where and how it runs, with the folder `out`. report: gets lines of progress. score:
+    False does not look at the test part. search: how the learning rate was found, for the record.
     Raises: what `load_texts`, `language_model`, `adapt` and `fit` raise; ConfigError for options
     that mean nothing for texts; UnknownName for a method that is not listed.
     """
@@ -60,12 +61,18 @@ def _on_texts(
     score: bool,
     search: Mapping[str, Any] | None,
 ) -> Run:
-    """Train an experiment on texts in a reserved run folder; for the parameters see `carry_out`."""
+    """Train an experiment on texts in a reserved run folder; return the run with its results.
+
+    experiment: all settings of the run. running: where and how it runs, with the run folder.
+    report: gets lines of progress. score: False does not look at the test part. search: how the
+    learning rate was found, for the record.
+    """
     adapted, seed = experiment.adapted, experiment.training.seed
     # the tokenizer is the model's, so that the model comes before the texts
     model, tokenizer = language_model(
         adapted.model, pretrained=adapted.pretrained, seed=seed, progress=report
     )
+    # validation and test rows are those of the seed
     data = texts_of(experiment, tokenizer, report)
     record = {
         "label": experiment.label,
@@ -88,7 +95,7 @@ def _on_texts(
     on_main(processes(), lambda: save(experiment, running.out))
     report(
         f"Training {experiment.label} on {data.train.tokens:,} tokens in {len(data.train):,} rows, "
-        f"{experiment.training.epochs} epochs."
+        f"{plural(experiment.training.epochs, 'epoch')}."
     )
     # a teacher is a finished run's model or a pretrained one, opened only if one is named
     objective = with_teacher(
@@ -112,7 +119,10 @@ def _on_texts(
 
 
 def model_of(experiment: Experiment, report: Callable[[str], None]) -> nn.Module:
-    """Return the language model, before anything is done to it."""
+    """Return the language model of an experiment, before a method changes it.
+
+    experiment: names the model and the seed; report: gets lines of progress.
+    """
     adapted, seed = experiment.adapted, experiment.training.seed
     return language_model(adapted.model, pretrained=adapted.pretrained, seed=seed, progress=report)[
         0
@@ -120,7 +130,10 @@ def model_of(experiment: Experiment, report: Callable[[str], None]) -> nn.Module
 
 
 def check_options(experiment: Experiment) -> None:
-    """Refuse options and methods that only pictures have.  Raises: ConfigError."""
+    """Refuse an experiment on texts with options or a method that only pictures have.
+
+    Raises: ConfigError.
+    """
     flat, method = experiment.flat(), experiment.adapted.method
     if method in settings.known() and card(method).config().needs_head:
         subject, fix = f"method {method!r}", "Use lora, or another of `intarsia list`."
@@ -138,7 +151,11 @@ def check_options(experiment: Experiment) -> None:
 def texts_of(
     experiment: Experiment, tokenizer: Any, report: Callable[[str], None] = print
 ) -> TextSplits:
-    """Return the rows of tokens of the experiment's data."""
+    """Return the training, validation and test rows of tokens of an experiment's texts.
+
+    experiment: names the texts, the length of a row and the seed of the split. tokenizer: the
+    language model's. report: gets lines of progress.
+    """
     source, seed = experiment.pictures, experiment.training.seed
     return load_texts(
         source.data,
@@ -155,9 +172,10 @@ def texts_of(
 def with_method(
     model: nn.Module, method: Any, experiment: Experiment, train: Any = None
 ) -> nn.Module:
-    """Return the model, changed by the method; no head, since a language model trains none.
+    """Return the language model, changed by a method, for example with adapters added.
 
-    train: of which a pruner takes its calibration rows.
+    method: its settings. experiment: says at which blocks and modules. No head is trained. train:
+    the training rows, from which a pruner takes its calibration rows.
     """
     change = settings.change_of(method, experiment.adapted, head=None)
     return apply(model, change, training_rows(change, train), seed=experiment.training.seed)

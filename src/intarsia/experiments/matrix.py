@@ -70,9 +70,9 @@ class PlannedRun:
         return Trial(name, inputs, kind=self.experiment.label, stack=shape)
 
     def finished(self, but: Collection[str] = ()) -> bool:
-        """Return whether the folder holds this very run, complete.
+        """Return True if the folder holds this very run, complete; False if it is unfinished.
 
-        but: options that may differ.
+        but: names of options that may differ.
         Raises: ConfigError for a folder with another experiment.
         """
         if not (self.folder / experiments.FILE).is_file():
@@ -100,11 +100,12 @@ def planned(
     *,
     once: bool = True,
 ) -> list[PlannedRun]:
-    """Plan every method at every seed; all of a seed before the next one.
+    """Plan a run of every method at every seed, all methods of a seed before the next seed.
 
-    settings_by_method: name=value settings by method; rates: learning rates
-    that are not those of `start`.
-    once: a linear probe's features are computed once, where that changes no result.
+    start: settings that all runs share. methods: names. settings_by_method: method -> "name=value"
+    settings. out: folder in which each run gets a folder. rates: method -> learning rate, where it
+    is not that of `start`. once: compute a linear probe's features once, where that changes no
+    result.
     Raises: UnknownName and ConfigError for what is wrong with any of them, before a run begins.
     """
     if len(set(methods)) < len(methods) or len(set(seeds)) < len(seeds) or not (methods and seeds):
@@ -114,6 +115,7 @@ def planned(
     # a setting for a method that is not compared is most often a misspelt name
     if unknown := [name for name in (*settings_by_method, *rates) if name not in methods]:
         raise UnknownName("method in --set METHOD.name=value", unknown[0], methods)
+    # all methods of a seed first, so that an early stop leaves a complete comparison
     plan: list[PlannedRun] = []
     for seed in seeds:
         for method in methods:
@@ -132,8 +134,9 @@ def planned(
 
 
 def check_baseline(runs: Sequence[PlannedRun], baseline: str | None) -> None:
-    """Check that a label that is to be the baseline is the label of one of the planned runs.
+    """Check that the baseline of a comparison is the label of one of its planned runs.
 
+    baseline: the label, None = no baseline.
     Raises: UnknownName.
     """
     labels = list(dict.fromkeys(run.experiment.label for run in runs))
@@ -143,7 +146,11 @@ def check_baseline(runs: Sequence[PlannedRun], baseline: str | None) -> None:
 
 
 def by_method(words: Iterable[str]) -> dict[str, list[str]]:
-    """Read METHOD.name=value as name=value by method.  Raises: ConfigError without a method."""
+    """Read METHOD.name=value settings; return name=value settings by method.
+
+    words: such as "lora.rank=8", which becomes {"lora": ["rank=8"]}.
+    Raises: ConfigError without a method.
+    """
     values: dict[str, list[str]] = {}
     for name, value in settings.pairs(words).items():
         method, dot, rest = name.partition(".")
@@ -157,8 +164,9 @@ def by_method(words: Iterable[str]) -> dict[str, list[str]]:
 def apart_from_rates(
     settings_by_method: Mapping[str, Sequence[str]],
 ) -> tuple[dict[str, Sequence[str]], dict[str, float]]:
-    """Return the settings by method without METHOD.lr=value, and those rates by method.
+    """Split learning rates from other settings: return settings by method, and rates by method.
 
+    settings_by_method: method -> "name=value" settings; "lr=value" among them is the rate.
     Raises: ConfigError for a rate that is no number above 0.
     """
     rates: dict[str, float] = {}
@@ -181,12 +189,13 @@ def on_one_adapter(
     settings_by_method: Mapping[str, Sequence[str]],
     report: Report,
 ) -> dict[str, Sequence[str]]:
-    """Return settings under which a mixture and the plain adapter beside it are one adapter.
+    """Return settings under which mixtures and plain adapters are all made of the same adapter.
 
-    A mixture's own defaults may differ from those of the adapter it is made of (its activation, for
-    one); a comparison of the two would then be one of activations. The first mixture's adapter
-    counts for all, but for methods whose own settings were given.
-    start: the settings of all methods; settings_by_method: method -> NAME=value as given.
+    A mixture's defaults may differ from those of the adapter it is made of, in its activation, for
+    one; without this a comparison would be one of activations. The adapter of the first mixture
+    counts, except for methods whose own settings were given. start: settings that all methods
+    share. methods: names. settings_by_method: method -> "name=value" settings as given. report:
+    gets a line for each method that is changed.
     """
     configs = {
         name: method_of(
@@ -224,10 +233,11 @@ def run_all(
     running: Mapping[str, Any] | None = None,
     ray: bool = False,
 ) -> None:
-    """Run what is not finished yet; a run that was stopped goes on where it stood.
+    """Run all planned runs that are not finished; one that was stopped goes on where it was.
 
-    jobs: runs at a time.  threads: number of torch threads in each.  running: other fields of
-    `Running`. ray: on a Ray cluster, whose machines see the folders at the same paths.
+    jobs: runs at a time. report: gets lines of progress. threads: number of torch threads in each
+    run. running: other fields of `Running`. ray: on a Ray cluster, whose machines see the folders
+    at the same paths.
     Raises: TrainingError when all have ended, if some failed; KeyboardInterrupt when one was
     stopped.
     """
@@ -239,7 +249,7 @@ def run_all(
     reported: set[tuple[str, str]] = set()
 
     def done(end: TrialEnd) -> None:
-        """Report a run's lines, each once for all seeds of a method, or note that it failed."""
+        """Report an ended run's lines, each once for all seeds of a method, or note its error."""
         if end.result is None:
             failed.append(f"{end.trial.name}: {end.error}")
             return
@@ -257,7 +267,10 @@ def run_all(
 
 
 def _score_in_words(result: Mapping[str, Any]) -> str:
-    """Return the share of right answers, on the part that counts."""
+    """Describe the score of a run in a few words, as "81.2 % of the test part right".
+
+    result: what a run returned; its test part counts, or else the validation part.
+    """
     scores = result["results"]
     part = next(part for part in ("test", "val") if scores.get(part))
     if (score_name := measure(scores[part])) != "accuracy":

@@ -15,6 +15,7 @@ from ..core.errors import ConfigError, MissingExtra
 from ..data.packages import announce
 from .workers import Died, Work, begin, sendable
 
+NICENESS = "RAY_worker_niceness"  # read when a cluster is started
 PATIENCE = 30.0  # seconds without a worker before a person is told
 
 
@@ -22,13 +23,15 @@ class OnRay:
     """A slot of the cluster: a worker with so many cores, made anew when it is lost."""
 
     def __init__(self, threads: int) -> None:
+        """Connect to the cluster; a worker starts at the first run.  threads: cores of it."""
         self._ray = connected()
         self._worker: Any = None
         self.threads = threads
 
     def run(self, work: Work, inputs: Mapping[str, Any]) -> dict[str, Any]:
-        """Run one trial's work on a Ray worker, which is started at the first call.
+        """Run one trial's work on a Ray worker, started at the first call; return its result.
 
+        work: a function that can be imported; inputs: its argument.
         Raises: Died if the worker is lost; the work's own error.
         """
         ray = self._ray
@@ -39,6 +42,7 @@ class OnRay:
         try:
             right, result = ray.get(self._worker.run.remote(work, dict(inputs)))
         except ray.exceptions.RayError as error:  # of a trial's own errors none is raised here
+            # the next trial gets a new worker
             self.close()
             raise Died(lost(error)) from error
         if right:
@@ -46,15 +50,16 @@ class OnRay:
         raise result
 
     def _tell_if_busy(self) -> None:
-        """Announce that no cores are free, if the worker has not started after PATIENCE seconds."""
+        """Announce it if the worker has not begun after PATIENCE seconds."""
         begun, _ = self._ray.wait([self._worker.begun.remote()], timeout=PATIENCE)
         if not begun:
             announce(
-                f"intarsia: the Ray cluster has no {self.threads} free cores for a worker, which "
-                "waits for them; `ray status` shows what holds them."
+                f"intarsia: a Ray worker of {self.threads} cores has not begun: the cluster has no "
+                "such cores free (`ray status` shows what holds them), or its machine is busy."
             )
 
     def close(self) -> None:
+        """End the worker, if there is one; it may be dead already."""
         worker, self._worker = self._worker, None
         if worker is not None:
             with contextlib.suppress(Exception):  # it may be dead already
@@ -65,6 +70,7 @@ class FreshOnRay(OnRay):
     """A slot whose worker is a new one for each trial, as `FreshProcess` is on one machine."""
 
     def run(self, work: Work, inputs: Mapping[str, Any]) -> dict[str, Any]:
+        """Run one trial's work on a new Ray worker, which ends with it; return its result."""
         try:
             return super().run(work, inputs)
         finally:
@@ -83,6 +89,7 @@ class RayWorker:
 
     # errors are returned, not raised: Ray would wrap them in a type of its own
     def run(self, work: Work, inputs: Mapping[str, Any]) -> tuple[bool, Any]:
+        """Run work(inputs); return (True, result), or (False, error) if it raised."""
         try:
             return True, work(inputs)
         except BaseException as error:
@@ -90,12 +97,18 @@ class RayWorker:
 
 
 def connected() -> Any:
-    """Return the ray package, connected.  Raises: MissingExtra without it."""
+    """Return the ray package, connected to the cluster, or to one started on this machine.
+
+    Raises: MissingExtra without it.
+    """
     try:
         ray: Any = importlib.import_module("ray")
     except ImportError as error:
         raise MissingExtra("ray", "ray") from error
     if not ray.is_initialized():
+        # by default Ray's workers have the lowest priority but four: beside any other work an
+        # import of torch takes minutes; trials in processes of our own have ours
+        os.environ.setdefault(NICENESS, "0")
         ray.init(log_to_driver=False, configure_logging=False)
     return ray
 
@@ -113,10 +126,10 @@ def lost(error: Exception) -> str:
 
 
 def threads_on(cores: list[int], jobs: int, requested: int | None) -> int:
-    """Return the cores of each of `jobs` workers that run at a time on machines of so many cores.
+    """Return how many cores each of `jobs` workers gets that run at the same time.
 
-    requested: so many, None = as many as there is room for; a worker without room would wait
-      for ever.
+    cores: number of cores of each machine. requested: cores of a worker, None = as many as there is
+    room for. A worker without room would wait for ever.
     Raises: ConfigError if they do not all have room.
     """
 

@@ -31,7 +31,7 @@ from .shared import SharedWork, Spent
 
 
 def features_once(experiment: Experiment) -> Experiment:
-    """Return a linear probe whose features are computed once, where that changes no result.
+    """Return the experiment; a linear probe's with its features computed once, if that is exact.
 
     Other methods, and probes of pictures that are cropped or mixed anew in every step, are returned
     as they are.
@@ -48,7 +48,11 @@ def features_once(experiment: Experiment) -> Experiment:
 def pictures_each_step(
     model: nn.Module, sets: Sets, experiment: Experiment, running: Running, *_: Any
 ) -> Iterator[tuple[Sets, Spent]]:
-    """Return the sets as they are, and no time spent on them."""
+    """Yield the sets as they are, and no time spent: every step computes the whole model.
+
+    sets: training, validation and test part. The counterpart of `tokens_once`, which computes
+    frozen blocks once and has the same parameters; all but `sets` are unused.
+    """
     yield sets, Spent()
 
 
@@ -61,9 +65,13 @@ def tokens_once(
     shared: SharedWork,
     identity: Mapping[str, Any],
 ) -> Iterator[tuple[Sets, Spent]]:
-    """Let the model read tokens inside the context; yield those of each set, and the time spent.
+    """Let the model begin at its first trained block inside the context, from stored tokens.
 
-    identity: what tells these tokens apart in `shared`, but for the part, the block and the type.
+    Tokens are the outputs of the frozen blocks below, computed once for each picture. Yields the
+    sets of tokens in place of `sets` (training, validation, test pictures), and the time it took.
+    experiment: its precision is that of the tokens. running: settings of the run. shared: where
+    tokens are stored for other runs, under the key `identity`, to which part, block and dtype are
+    added.
     Raises: ConfigError with augmentation, which changes a picture in every epoch, or recomputation.
     """
     if experiment.pictures.augment != "none" or running.recompute:
@@ -76,9 +84,9 @@ def tokens_once(
     with reading_tokens(model, block) as prefix:
 
         def tokens(part: str, images: Dataset[Any]) -> tuple[ImageTensors, Spent]:
-            """Compute the tokens of one part's pictures, or take those that another run has stored.
+            """Compute the tokens of one part's pictures, or read those that another run has stored.
 
-            part: "train", "val" or "test".  Returns them, and the time of their computation.
+            part: "train", "val" or "test". Returns them, and the time of their computation.
             """
             inputs = {**of_part(identity, part), "block": block, "dtype": str(dtype)}
             dataset, spent = shared.tensors(
@@ -108,7 +116,11 @@ def of_part(identity: Mapping[str, Any], part: str) -> dict[str, Any]:
 def _prefix_with_bar(
     prefix: nn.Module, images: Dataset[Any], part: str, dtype: torch.dtype
 ) -> TensorDataset:
-    """Call `run_prefix` with a progress bar, or with lines where stderr is no terminal."""
+    """Compute the outputs of a model's frozen first blocks for some pictures, with a progress bar.
+
+    prefix: those blocks as a module; images: the pictures; part: the name of the set, for the bar;
+    dtype: of the computation. Where stderr is no terminal, the bar is lines.
+    """
     started, device = time.monotonic(), next(prefix.parameters()).device
     # on a CPU the first steps' time, from which the bar guesses the rest, depends on the size
     side = images[0][0].shape[-1] if device.type == "cpu" else None
@@ -133,14 +145,14 @@ def trimmed(
     shared: SharedWork,
     identity: Mapping[str, Any],
 ) -> Iterator[tuple[Sets, Spent]]:
-    """Let the model leave out, inside the context, what nobody reads or the rows hold already.
+    """Leave out, inside the context, computations of the model that cannot change the result.
 
-    Its last block gives the class token alone (`reading_class_token`); where it reads tokens, what
-    is constant of them is kept with them (`keeping_constants`), and the rest of the frozen maps is
-    packed (`packing`). The model as it is, and the set,
-    for a method of several phases, which trains other parameters in each, and for objectives that
-    read more than logits. Gives the rows of each set, and the time that those of the first took.
-    identity: what tells the tokens apart; runs of one trunk score on the same rows.
+    The last block computes the class token alone; where the model begins from stored tokens of
+    frozen blocks, further constants of them are computed once, and the remaining frozen weights are
+    packed. Nothing is left out for a method of several phases, which trains other parameters in
+    each, or for an objective that reads more than logits. sets: training, validation and test rows.
+    Yields the sets with the constants, and the time they took. shared: where constants are stored
+    for other runs, under the key `identity`.
     """
     train, *scored = sets
     spent = Spent()
@@ -154,7 +166,7 @@ def trimmed(
                 start = Spent.now()
                 cast_frozen(model, precision)
                 constants = keeping_constants(model, train, dtype=DTYPES[precision])
-                train, also = stack.enter_context(constants)
+                train, add_constants = stack.enter_context(constants)
                 spent = Spent.now().since(start)
                 # step 3: large frozen weights never change: they are packed for the processor
                 stack.enter_context(packing(model))
@@ -162,7 +174,9 @@ def trimmed(
                 for number, part in enumerate(("val", "test")):
                     if isinstance(part_set := scored[number], ImageTensors):
                         part_identity = of_part(identity, part)
-                        scored[number] = also(part_set, partial(_remembered, shared, part_identity))
+                        scored[number] = add_constants(
+                            part_set, partial(_remembered, shared, part_identity)
+                        )
         val, test = scored
         yield (train, val, test), spent
 
@@ -173,15 +187,18 @@ def _remembered(
     mark: dict[str, Any],
     make: Callable[[], Tensor],
 ) -> Tensor:
-    """Return tensors from this process's memory, made and kept at the first call with these keys.
+    """Return tensors from this process's memory; call `make` for them the first time.
 
-    part_identity, mark: what tells them apart from others, as entries of the key.
+    shared: the memory. part_identity, mark: entries of the key under which they are stored.
     """
     return shared.get("constants", {**part_identity, **mark}, make)
 
 
 def reads_logits_only(objective: object) -> bool:
-    """Return whether an objective reads nothing of a forward pass but its logits."""
+    """Return True if an objective uses nothing of a forward pass but its logits.
+
+    objective: a function or object that computes the loss; settings are bound to it by `partial`.
+    """
     # settings are bound by `partial`: look through it, and at the objective it wraps
     if isinstance(objective, partial):
         over = objective.keywords.get("over", plain)
@@ -193,7 +210,10 @@ def reads_logits_only(objective: object) -> bool:
 
 
 def with_seconds(record: Mapping[str, Any], once: Spent) -> dict[str, Any]:
-    """Count what was computed once for the training pictures as training time, in the record."""
+    """Return a run's record in which time spent once on training pictures counts as training time.
+
+    record: of the run; once: the time.
+    """
     results = dict(record["results"])
     # no method is faster than another only because its tokens were computed beforehand
     if once.seconds:

@@ -29,17 +29,17 @@ def shared_in(folder: str | None) -> SharedWork:
 
 
 def run(inputs: Mapping[str, Any], seat: Seat | None = None) -> dict[str, Any]:
-    """Train and score; the run's folder is kept, and one that was killed goes on.
+    """Train and score one experiment; one whose folder holds an unfinished run goes on with it.
 
-    inputs: experiment (flat), folder (of the run); and if they are there: shared (folder of what
-    runs have in common, None: memory), test (False: the test part is not looked at), search (how
-    the learning rate was found, kept in the record), running (fields of
-    `Running`), quiet (False: what it says is printed, not only returned), whole (True: every step
-    computes all of the model, see `once.trimmed`), evaluate_every (as `fit` takes it), temperature
-    (of `tempered_loss`, where the run has no validation part), fold (fields of `Fold`: the part of
-    the training pictures that is held out), choice (as `carry_out` takes it). Or stack: the inputs
-    of several runs of one shape, which step together; the result is then `ends`, for each its
-    result or its error.
+    inputs, by name: experiment (flat) and folder (of the run); optional are shared (folder of
+    results that runs have in common, None: memory), test (False: the test part is not looked at),
+    search (how the learning rate was found, for the record), running (fields of `Running`), quiet
+    (False: lines of progress are printed, not only returned), whole (True: every step computes all
+    of the model, see `once.trimmed`), evaluate_every (as `fit` takes it), temperature (of
+    `tempered_loss`, where the run has no validation part), fold (fields of `Fold`: the part of the
+    training pictures that is held out), choice (as `carry_out` takes it). Or stack: a list of such
+    inputs, of runs that step together; the result is then `ends`, for each its result or its error.
+    seat: the run's place among runs that step together; None = it runs alone.
     """
     # several runs in one: they share the frozen trunk and step together
     if "stack" in inputs:
@@ -76,7 +76,11 @@ def run(inputs: Mapping[str, Any], seat: Seat | None = None) -> dict[str, Any]:
 
 
 def _stack(runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Run several inputs together.  Raises: KeyboardInterrupt for all, if they were stopped."""
+    """Run experiments whose steps are computed together; return the result or error of each.
+
+    runs: for each experiment its settings, folder and so on, by name.
+    Raises: KeyboardInterrupt for all, if they were stopped.
+    """
     results = stacked([partial(run, inputs) for inputs in runs], on_one_trunk)
     ends: list[dict[str, Any]] = []
     for end in results:
@@ -93,9 +97,9 @@ def _stack(runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 def shape_of(experiment: Experiment, **extra: Any) -> str:
     """Return a key that runs share if their steps can be computed in one joint forward pass.
 
-    Such runs differ in nothing but seed, learning rate and weight decay.  "" for runs that gain
-    nothing from it: texts, and methods that are no adapter, which train the whole backbone.
-    extra: further settings that have to be the same.
+    experiment: all settings of a run; runs may share a key if they differ in nothing but seed,
+    learning rate and weight decay. "" for runs that gain nothing from it: texts, and methods that
+    train the whole backbone. extra: further settings that have to be the same.
     """
     flat = experiment.flat()
     kind = index().get(experiment.adapted.method, {}).get("kind")
@@ -108,7 +112,11 @@ def shape_of(experiment: Experiment, **extra: Any) -> str:
 
 
 def origin_of(record: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the origin of a score, see `results.Origin`.  record: the record of `record_of`."""
+    """Return where a score came from: digests of code and pictures, and what the method chose.
+
+    record: what `record_of` returned. "twins" is the number of test pictures that another part has
+    as well, which makes a score too good; None = not counted.
+    """
     parts: Mapping[str, Any] = record["data"]["parts"]
     # pictures of the test part that another part has as well make its score too good
     shared = {k: v for k, v in record["data"]["shared_pictures"].items() if "test" in k.split()}

@@ -18,14 +18,12 @@ def open_run(
     as_trained: bool = True,
     report: Report = lambda _: None,
 ) -> PictureRun | TextRun:
-    """Return a finished run of `intarsia fit`, with its trained model.
+    """Open a finished run of `intarsia fit`: its trained model, to evaluate and predict with.
 
-    Both kinds have `evaluate()` and `predict(...)`, `model`, `classes` (none of a run on texts),
-    `experiment` and `record`, the contents of run.json.
-
-    size: side of the pictures in px, None = that of the training.
-    as_trained: the frozen weights in the type they had in training; False = float32.
-    report: called with a line where something takes time.
+    The results for pictures and for texts both have `evaluate()` and `predict(...)`, `model`,
+    `classes` (empty for texts), `experiment` and `record`, the contents of run.json. folder: of the
+    run. size: side of the pictures in px, None = that of the training. as_trained: keep the frozen
+    weights in the dtype of the training; False = float32. report: gets lines of progress.
     Raises: DataError or ConfigError for a folder that is no finished run, or a size that the model
     cannot take; CheckpointError for damaged files, or a pretrained model that is not that of the
     run.

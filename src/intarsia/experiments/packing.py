@@ -26,12 +26,13 @@ Report = Callable[[str], None]
 def compress_run(
     folder: str | Path, out: str | Path, change: Chw, *, report: Report = lambda _: None
 ) -> dict[str, Any]:
-    """Write a run's net in CHW as a run: to evaluate and predict with, at one picture a time.
+    """Pack the network of a run on pictures into the sparse format CHW, and write it as a run.
 
-    change: measured, and refused, on one picture of the training's size; what is written takes
-    several, one by one. Scores in run.json are those of the training: outputs are the same to 1e-4.
-    Returns what is told of it: "layers" {path: {density, rows}}, "left" in torch, "milliseconds".
-
+    folder: of the run. out: folder of the new one, to evaluate and predict with. change: settings
+    of the format; its speed is measured on one picture of the training's size, and refused if it is
+    no gain. report: gets lines of progress. Scores in run.json are those of the training: outputs
+    agree to 1e-4. Returns "layers" {path: {density, rows}}, "left" (paths that stay in torch),
+    "milliseconds".
     Raises: as `open_run` and `Chw`; ConfigError for a run on texts, or a folder with a run in it.
     """
     run = open_run(folder, as_trained=False, report=report)
@@ -53,6 +54,7 @@ def compress_run(
     record: dict[str, Any] = copy.deepcopy(dict(run.record))
     record["record"]["label"] = f"{record['record']['label']}, in CHW"
     record["record"]["chw"] = summary
+    # written beside its place first: a stop leaves no half folder
     with writing(out) as scratch:
         scratch.mkdir()
         experiments.save(run.experiment, scratch)

@@ -75,15 +75,14 @@ def run_trials(
     executor: str = "processes",
     threads: int | None = None,
 ) -> None:
-    """Run every trial, `jobs` pieces at a time, in their order; call `done` as each one ends.
+    """Run every trial, `jobs` at a time and in their order; call `done` with the result of each.
 
-    A trial that raises, or whose process dies, is a TrialEnd with an error like any other.
-    threads: of torch in each process; None shares this machine's cores out, or those of Ray's.
-    work: an importable function of a trial's inputs; begun: called with each trial as it begins.
-    Raises: ConfigError for impossible numbers; KeyboardInterrupt after the running trials have been
-    told to stop.
+    A trial is one call of `work`, an importable function of its inputs; one that raises, or whose
+    process dies, gives a result with an error. begun: called with each trial as it begins.
+    executor: a key of EXECUTORS. threads: torch's in each process, None = an equal share of cores.
+    Raises: ConfigError for bad numbers; KeyboardInterrupt after the running trials have stopped.
     """
-    todo = pieces(trials, jobs)  # trials that share a trunk go together in one
+    todo = pieces(trials, jobs)  # trials on one frozen backbone go together
     slots = _slots(executor, jobs, threads, len(todo))
     if executor == "here" and len(slots) == 1:  # in this thread, which Ctrl-C reaches
         for piece in todo:
@@ -136,10 +135,11 @@ def _serve(
     begun: Callable[[Trial], None],
     put: Callable[[TrialEnd], None],
 ) -> None:
-    """Run the trials of one piece of work in a slot.
+    """Run the trials of one piece of work; pass each result on.
 
-    slot: what runs them, for example a process; begun: called with each trial before the first
-    runs; put: called with each trial's result.
+    piece: trials that are computed together. slot: what runs them, for example a process. work: the
+    function of a trial's inputs. begun: called with each trial before the first runs. put: called
+    with each trial's result.
     """
     for trial in piece:
         begun(trial)
@@ -148,9 +148,10 @@ def _serve(
 
 
 def pieces(trials: Sequence[Trial], jobs: int) -> list[list[Trial]]:
-    """Group trials whose steps can be computed together: at most MOST in a piece of work.
+    """Group trials into pieces of work, of up to MOST trials whose steps are computed together.
 
-    A trial without a `stack` is a piece by itself; there are pieces enough for all jobs.
+    trials: those with the same `stack` may be together; one without is a piece by itself. jobs:
+    pieces that run at the same time; no job is left without a piece by larger groups.
     """
     # a trial without a stack has its own number as key, and so stays by itself
     stacks: dict[object, list[Trial]] = {}
@@ -166,11 +167,12 @@ def pieces(trials: Sequence[Trial], jobs: int) -> list[list[Trial]]:
 
 
 def _slots(executor: str, jobs: int, threads: int | None, trials: int) -> list[Executor]:
-    """Build the executors, as many as run at once.
+    """Build the executors, each of which runs one piece of work at a time.
 
-    executor: a key of EXECUTORS; jobs: the most that run at once; threads: of torch in each, None
-    for an equal share of the cores; trials: pieces of work that there are.  Raises: ConfigError;
-    UnknownName.
+    executor: where, a key of EXECUTORS. jobs: the most that run at once. threads: torch threads of
+    each, None = an equal share of the cores. trials: number of pieces of work; no more executors
+    are made.
+    Raises: ConfigError; UnknownName.
     """
     at_least("--jobs", jobs, 1, "Leave it out.")
     one_of("executor", executor, EXECUTORS)
@@ -202,7 +204,10 @@ class TimeLeft:
         self.seconds[end.trial.kind].append(end.seconds)
 
     def left(self) -> float | None:
-        """Return the seconds that are left, None before anything ended."""
+        """Estimate the seconds until all trials have ended; None before any has.
+
+        Each kind of trial counts with the mean time of its ended ones, or with the mean of all.
+        """
         if not self.ended:
             return None
         means = {kind: sum(took) / len(took) for kind, took in self.seconds.items()}
@@ -211,6 +216,7 @@ class TimeLeft:
         # what remains of each kind, at the kind's own mean time
         remaining.subtract({kind: len(took) for kind, took in self.seconds.items()})
         total = sum(n * means.get(kind, usual) for kind, n in remaining.items())
+        # jobs run side by side, but at the end there are fewer trials than jobs
         return total / max(1, min(self.jobs, remaining.total()))
 
 
@@ -225,17 +231,19 @@ def run_told(
     executor: str = "processes",
     threads: int | None = None,
 ) -> None:
-    """Call `run_trials`, with a line for each result: how it ended, how long the rest will take.
+    """Run trials (single calls of a function); report each result and how long the rest takes.
 
-    describe: a result in a few words.
-    report: gets the lines; the others are parameters of `run_trials`.
+    trials: with the inputs of each call. work: the function. jobs: trials at a time. done: called
+    with each result. describe: puts a result into a few words. report: gets the lines. executor:
+    where they run, a key of EXECUTORS. threads: torch threads of each process, None = an equal
+    share of the cores.
     """
     # means are kept for each kind, since methods differ in time more than seeds do
     pace = TimeLeft(trials, jobs)
     start = time.monotonic()
 
     def ended(end: TrialEnd) -> None:
-        """Pass on a trial's result, and report its outcome, its time, and the time that is left."""
+        """Pass on a trial's result; report its outcome, its time, and the time that is left."""
         done(end)
         pace.add(end)
         seconds_left = pace.left() or 0.0
@@ -261,9 +269,10 @@ def refuse_failed(errors: Sequence[str], count: int) -> None:
 
 
 def _ends_of(slot: Executor, work: Work, piece: Sequence[Trial]) -> list[TrialEnd]:
-    """Run a piece's trials together in one slot and return their results.
+    """Run a piece's trials together in one executor; return their results.
 
-    If that fails, each trial is run by itself: memory for all, or one of them, may be at fault.
+    slot: the executor; work: the function of a trial's inputs, or of {"stack": several}. If that
+    fails, each trial is run by itself: one of them, or memory for all, may be at fault.
     """
     if len(piece) == 1:
         return [_end_of(slot, work, piece[0])]
@@ -284,7 +293,10 @@ def _ends_of(slot: Executor, work: Work, piece: Sequence[Trial]) -> list[TrialEn
 
 
 def _end_of(slot: Executor, work: Work, trial: Trial) -> TrialEnd:
-    """Run one trial in a slot; an error, or a lost process, becomes the error of its result."""
+    """Run one trial in an executor; its own error, or a lost process, is recorded in the result.
+
+    slot: the executor; work: the function of the trial's inputs.
+    """
     start = time.perf_counter()
     result, error = None, ""
     try:

@@ -16,7 +16,7 @@ from typing import Any
 
 from ..core.checks import RATE_REACH, rate_grid
 from ..core.errors import ConfigError
-from ..core.store import Store, key_of
+from ..core.store import Store
 from ..data.corpora import is_text
 from ..reports import numbers
 from ..reports.runs.reading import measure
@@ -58,12 +58,12 @@ class RateSearch:
     def find(
         self, runs: Sequence[PlannedRun], out: Path, report: Report, fixed: Collection[str] = ()
     ) -> list[PlannedRun]:
-        """Give the runs of each method the rate that is best for it on validation parts.
+        """Search each method's learning rate on validation parts; return the runs with the rates.
 
-        Its mean score over draws counts, averaged with those of the neighbouring rates.
-        runs: as `planned` gives them.  out: the folder that keeps the trials' scores, so that a
-        search that was stopped goes on, and one that has ended is only read.
-        fixed: methods that keep their rate.
+        Each method tries every rate at several seeds ("draws"); its score at a rate is the mean
+        over the draws, averaged with the neighbouring rates. runs: planned runs, with any rate.
+        out: folder that stores the scores, so that a stopped search goes on. report: gets lines of
+        progress. fixed: methods that keep their rate.
         Raises: ConfigError for a run without a validation part, and for finished runs of another
         comparison in their folders; TrainingError if all trials of a method failed.
         """
@@ -114,12 +114,12 @@ class _Trials:
     report: Report
 
     def of(self, method: str, rates: Sequence[float], seeds: Sequence[int]) -> list[Experiment]:
-        """Return the trials of a method."""
+        """Return the experiments of one method: every rate at every seed."""
         base = self.bases[method]
         return [base.changed(lr=rate, seed=seed) for rate, seed in product(rates, seeds)]
 
     def carry(self, rates: Sequence[float], seeds: Sequence[int]) -> None:
-        """Run the trials of all methods at these rates and seeds that have no stored result."""
+        """Train every method at these rates and seeds, but for results that are stored already."""
         trials = [self._trial(e) for m in self.bases for e in self.of(m, rates, seeds)]
         # one after the other they share what they have in memory with the trials of later rounds
         local = "here" if self.how.jobs == 1 else "processes"
@@ -134,9 +134,10 @@ class _Trials:
         }
 
         def carry(missing: Sequence[Trial], done: Callable[[TrialEnd], None]) -> None:
-            """Run the trials that have no stored score; call `done` with the result of each."""
+            """Run trials; call `done` with the result of each, and remove its run folder."""
 
             def ended(end: TrialEnd) -> None:
+                """Pass on a trial's result, and remove its run folder unless it failed."""
                 done(end)
                 if end.result is not None:  # its score is all that is wanted of it
                     shutil.rmtree(end.trial.inputs["folder"], ignore_errors=True)
@@ -148,8 +149,11 @@ class _Trials:
         searching.carry_missing(trials, self.kept, carry, again=False)
 
     def _trial(self, experiment: Experiment) -> Trial:
-        """Return the training of an experiment as a trial that is scored on validation alone."""
-        key = key_of(experiment.flat())
+        """Return the training of an experiment as a trial, scored on the validation part alone.
+
+        experiment: all settings of the run, with the rate and the seed to try.
+        """
+        key = experiment.key
         inputs: dict[str, Any] = {
             "key": key,
             "experiment": experiment.flat(),
@@ -169,10 +173,13 @@ class _Trials:
 
     def ends(self, experiments: Sequence[Experiment]) -> list[Mapping[str, Any]]:
         """Return the kept ends of trials."""
-        return [self.kept[key_of(experiment.flat())] for experiment in experiments]
+        return [self.kept[experiment.key] for experiment in experiments]
 
     def draws(self, seed: int) -> int:
-        """Return how many draws a validation part of this size needs; 1 for texts."""
+        """Return at how many seeds each rate is tried: more where the validation part is small.
+
+        seed: of trials that have ended, which say how many samples the validation part has.
+        """
         if any(is_text(base.pictures.data) for base in self.bases.values()):
             return 1
         return MOST_DRAWS if self._size([seed]) < ENOUGH else DRAWS
@@ -184,7 +191,11 @@ class _Trials:
         return next((end["n"] for end in ends if "n" in end), 0)
 
     def widest(self, rates: Sequence[float], seeds: Sequence[int]) -> dict[str, dict[str, Any]]:
-        """Carry out all trials, with more rates while an edge wins; how each rate was found."""
+        """Run all trials, adding rates while the best is at an edge; return each method's search.
+
+        rates: the grid to begin with. seeds: of the trials at every rate. Returns method -> what a
+        run's record says of the search.
+        """
         while True:
             self.carry(rates, seeds)
             scores = {m: self._scores(m, rates, seeds) for m in self.bases}
@@ -205,7 +216,11 @@ class _Trials:
     def _scores(
         self, method: str, rates: Sequence[float], seeds: Sequence[int]
     ) -> dict[float, searching.Score]:
-        """Return the validation score of each rate for a method: the mean over the seeds."""
+        """Return the validation score of each rate for a method, the mean over the seeds.
+
+        rates, seeds: every rate was tried at every seed. A score is (higher is better, minus the
+        loss).
+        """
         trials = self.of(method, rates, seeds)
         by_rate = searching.scores_by(trials, self.ends(trials), ["lr"])
         return {rate: score for (rate,), score in by_rate.items()}
@@ -217,9 +232,10 @@ class _Trials:
         rates: Sequence[float],
         seeds: Sequence[int],
     ) -> dict[str, Any]:
-        """Return what a run's record says of the search for its rate, see `results.runs.rates`.
+        """Return what a run's record says of the search for its rate: the best one, and all scores.
 
-        scores: rate -> score on validation; seeds: of the draws that were averaged.
+        method: its name. scores: rate -> score on validation. rates: all that were tried. seeds: at
+        which each was tried. {"error": ...} if all trials failed.
         """
         ends = self.ends(self.of(method, rates, seeds))
         if not scores:
@@ -249,7 +265,10 @@ def _check_validation(experiment: Experiment) -> None:
 
 
 def _score_in_words(result: Mapping[str, Any]) -> str:
-    """Return the validation score of a trial, in words."""
+    """Describe the validation score of a trial in a few words, or why it is unusable.
+
+    result: what the trial's run returned.
+    """
     scores = result["results"]["val"]
     if wrong := searching.unusable(scores, "val"):
         return f"FAILED, {wrong}"

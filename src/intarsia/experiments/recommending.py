@@ -49,8 +49,10 @@ class FittedRecommender:
 
 
 def parts_of(data: Interactions, data_of: str) -> Parts:
-    """Split into train, val, test: sessions by time (80, 10, 10 %), else each user's last events.
+    """Split events into training, validation and test part, in the order of time.
 
+    data: who took which item when. data_of: "sessions" splits by time (80, 10, 10 %); otherwise the
+    last LAST events of each user are the test, those before them validation.
     Raises: DataError where a user's later events would come before her earlier ones.
     """
     if data_of == "sessions":
@@ -76,16 +78,18 @@ def fit_recommender(
 ) -> FittedRecommender:
     """Train a recommender on the early part of its data, and score it on the late part.
 
-    parts: train, val and test, None = `parts_of`.  schedule: of masks, as `Dsl(density=0.2)`; its
-    "tables" become the settings' own `tables`.  options: keywords of `fit`; the settings' own
-    `training` is the default.  Models of users keep the epoch that is best on val.
-    out: the run folder; beside the files of `fit` it has `recommender/`, which `open_recommender`
-    reads.  With resume=True a run that was stopped goes on.
-    The model then knows all events: who has taken what is not recommended again.
+    settings: of the recommender. data: who took which item when. parts: train, val and test, None =
+    `parts_of`. schedule: of masks, as `Dsl(density=0.2)`; its layers "tables" are the settings' own
+    `tables`. seed: of weights and order. out: the run folder; beside the files of `fit` it has
+    `recommender/`, which `open_recommender` reads. resume: a run that was stopped goes on. report:
+    gets lines of progress. options: keywords of `fit`; the settings' own `training` is the default.
+    Models of users keep the epoch that is best on val. The model returned knows all events: what a
+    user has taken is not recommended to her again.
     Raises: as `build` and `fit` do.
     """
     train, val, test = parts or parts_of(data, settings.data_of)
     model = settings.build(train, seed=seed)
+    # users with a list of items, and not sessions of events
     ranking = settings.data_of == "ranking"
     defaults: dict[str, Any] = dict(settings.training) | {"trackers": ()}
     defaults |= {"select": "val"} if ranking else {}
@@ -117,10 +121,10 @@ def fit_recommender(
 
 
 def measured(model: Recommender, val: Interactions, test: Interactions) -> dict[str, float]:
-    """Rank all items for each held-out question, or each user with test items; return measures.
+    """Rank all items for each test user or session; return the measures, such as recall at 20.
 
-    What a user took in training or for validation is no rival of her test items: a recommender that
-    ranks it high is right.
+    model: trained. val, test: held-out events. An item that a user took in training or validation
+    is left out of her ranking: ranking it high would be no error.
     """
     questions: Any = model.questions(test)
     ranked: list[Any] = []
@@ -144,6 +148,7 @@ def measured(model: Recommender, val: Interactions, test: Interactions) -> dict[
                 both: Any = model.task.collate(rows)
                 x, y = both
                 ranked += model.ranked(x.to(device), DEEP).tolist()
+                # the items that really followed
                 right_items += [answer.flatten().tolist() for answer in y]
     return full_sort(ranked, right_items)
 
@@ -155,10 +160,11 @@ def in_words(measures: Mapping[str, float]) -> str:
 def save_recommender(
     model: Recommender, folder: str | Path, built_of: Interactions
 ) -> tuple[SavedTable, ...]:
-    """Write a recommender: card.json, weights, ids, item fields and events.
+    """Write a recommender into a folder: card.json, weights, ids, item fields and events.
 
-    built_of: the training events, which a model of users needs again.  Tables with zeros are
-    written as CSR rows where that is smaller; returns a line for each table.
+    model: trained, with the events it knows. built_of: the training events, which a model of users
+    needs again. Tables with zeros are written as CSR rows where that is smaller; returns a line for
+    each table.
     Raises: TrainingError if it cannot be written.
     """
     events = model.known
@@ -185,9 +191,9 @@ def save_recommender(
 
 
 def open_recommender(folder: str | Path, *, mapped: bool = False) -> Recommender:
-    """Return the recommender of a run folder, or of the folder that `save_recommender` wrote.
+    """Return the recommender of a run folder, or of a folder that `save_recommender` wrote.
 
-    mapped: tables are pages of the file, not memory, see `load_tables`.
+    mapped: True leaves its tables in the file, from which pages are read when they are needed.
     Raises: ConfigError where there is none; CheckpointError for a damaged one.
     """
     folder = repaired(folder)
@@ -232,8 +238,9 @@ def open_recommender(folder: str | Path, *, mapped: bool = False) -> Recommender
 def _events(arrays: Mapping[str, Any], names: Mapping[str, Any], start: str) -> Interactions:
     """Build interactions of users with items from stored arrays.
 
-    names: ids of users and items, and the items' fields, as read from JSON.
-    start: the prefix of the names of these arrays, which share a file with others.
+    arrays: users, items, times and ratings by name. names: ids of users and items, and the items'
+    fields, as read from JSON. start: the prefix of these arrays' names, which share a file with
+    others.
     """
     fields = {
         n: ItemField(
@@ -248,7 +255,10 @@ def _events(arrays: Mapping[str, Any], names: Mapping[str, Any], start: str) -> 
 
 
 def first_of(data: Interactions, items: int, users: int) -> Interactions:
-    """Return the same with its first items and users only, where the events are theirs."""
+    """Return interactions with the first items and users only.
+
+    items, users: how many; all events have to be theirs.
+    """
     # items and users are numbered in the order they came, so that the first are the trained ones
     fields = {n: f.take(np.arange(items)) for n, f in data.fields.items()}
     ids = {"item_ids": data.item_ids[:items], "user_ids": data.user_ids[:users]}

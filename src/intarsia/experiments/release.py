@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from peft import PeftModel
 from torch import Tensor, nn
 
 from ..core.errors import AssetError, ConfigError, DataError
 from ..data import eval_transform
 from ..data.images import ImageSet
 from ..hosts import export_onnx, export_onnx_int8, export_program, export_timm, fold
-from ..hosts.attach.peft import is_adapted
 from .runs import PictureRun, open_pictures, pictures_to_score
 
 Report = Callable[[str], None]
@@ -31,14 +31,14 @@ def release(
     report: Report,
     result: Report,
 ) -> Path:
-    """Fold the model of a run, unless told not to, and write it as "timm", "onnx" or "torch".
+    """Write the model of a run as "timm", "onnx" or "torch", and check its outputs.
 
-    int8: of "onnx": in 8 bits, with ranges of the run's training pictures, compared with float32 on
-      its validation pictures, or else those of the test part.  result: gets what the checks found,
-      a line each.
-    form: "timm", "onnx" or "torch"; fold_it: add the adapter's change to the weights before.
-    Raises: FoldError where no stock model says the same; ExportError where the written one differs,
-    or loses too much in int8.
+    run: its folder. form: one of these names. target: what is written. fold_it: first add the
+    adapter's change to the weights. int8: "onnx" in 8 bits, whose ranges are measured on training
+    pictures, and which is compared with float32 on validation (or else test) pictures. report: gets
+    lines of progress; result: a line for each check.
+    Raises: FoldError where no stock model has the same outputs; ExportError where the written one
+    differs, or loses too much in int8.
     """
     if form == "timm" and not fold_it:
         subject, want = "--keep-adapter", "onnx or torch: timm knows no adapters"
@@ -47,6 +47,7 @@ def release(
     images = some_pictures(opened, report)
     # folded: the adapter's change is added to the weights, and the net is timm's own again
     model = stock_of(opened, images, result) if fold_it else opened.model
+    # all writers take these
     export_options: Any = {
         "classes": list(opened.classes),
         "preprocessing": opened.inputs,
@@ -67,14 +68,21 @@ def release(
 
 
 def stock_of(opened: PictureRun, images: Tensor | None, result: Report) -> nn.Module:
-    """Return the folded model; one without an adapter is stock already."""
-    if not is_adapted(opened.model):
+    """Return the model with the adapter's change added to its weights, or the model if it has none.
+
+    opened: the run, whose adapter may be one of PEFT's. images: to compare the outputs on, None =
+    noise. result: gets a line for the check.
+    """
+    if not isinstance(opened.model, PeftModel):
         return opened.model
     return fold(opened.model, inputs=images, report=result)
 
 
 def some_pictures(opened: PictureRun, report: Report, count: int = PICTURES) -> Tensor | None:
-    """Return `count` test pictures as the model sees them; None if the data are gone."""
+    """Return `count` test pictures of a run as the model takes them; None if its data are gone.
+
+    opened: the run; report: gets lines of progress. (count, 3, H, W).
+    """
     try:
         return _spread(opened, "test", count, report)[0]
     except (DataError, AssetError, LookupError) as error:
@@ -83,8 +91,10 @@ def some_pictures(opened: PictureRun, report: Report, count: int = PICTURES) -> 
 
 
 def _spread(opened: PictureRun, part: str, count: int, report: Report) -> tuple[Tensor, Tensor]:
-    """Return up to `count` pictures from all over a part as the model sees them, and their labels.
+    """Return up to `count` pictures, evenly spread over a part of a run's data, and their labels.
 
+    opened: the run. part: "train", "val" or "test". report: gets lines of progress. Pictures are as
+    the model takes them, (n, 3, H, W).
     Raises: as `pictures_to_score`.
     """
     images: ImageSet = pictures_to_score(opened, None, part, report)

@@ -27,11 +27,12 @@ ADAPTER, WRITER = "adapter_config.json", "intarsia.save or PEFT's save_pretraine
 def release_text(
     source: str, target: Path, *, quant: str | None, fold_it: bool, report: Report, result: Report
 ) -> Path:
-    """Write a language model as GGUF: folded, or with fold_it=False its LoRA alone.
+    """Write a language model as a GGUF file, with its adapters folded in, or its LoRA alone.
 
     source: a run of `intarsia fit` on texts, "smollm2", a folder of `save_pretrained` or of
-    `intarsia compress`, or the folder of an adapter that names its model.  quant: None = "bf16", of
-    an adapter "f32".  result: gets what the checks found, a line each.
+    `intarsia compress`, or the folder of an adapter that names its model. target: the file. quant:
+    the number format, None = "bf16", of an adapter "f32". fold_it: False writes the LoRA alone.
+    report: gets lines of progress; result: a line for each check.
     Raises: as `export_gguf` and `export_gguf_adapter`; ConfigError for a run on pictures;
     CheckpointError for a damaged adapter.
     """
@@ -48,7 +49,12 @@ def release_text(
 
 
 def _opened(source: str, report: Report) -> tuple[nn.Module, Any]:
-    """Return the model, as it was trained or packed, and its tokenizer."""
+    """Return the language model of a source, as it was trained or packed, and its tokenizer.
+
+    source: a run's folder, an adapter's folder, a model's folder or name; report: gets lines of
+    progress.
+    Raises: ConfigError for a run on pictures, or an adapter that names no model; CheckpointError.
+    """
     folder = Path(source)
     if (folder / experiments.FILE).is_file():
         run = open_run(folder, as_trained=False, report=report)

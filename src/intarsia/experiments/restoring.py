@@ -26,8 +26,10 @@ def restored(
     record: Mapping[str, Any],
     classes: tuple[str, ...] | None = None,
 ) -> nn.Module:
-    """Return the pretrained model with what the run has learned.
+    """Return the pretrained model of a run with what the run has learned.
 
+    model: the pretrained model, changed in place. folder, experiment, record: of the run. classes:
+    names of the classes that the head must have, None = not checked.
     Raises: CheckpointError for another pretrained model, or damaged files.
     """
     check_backbone(model, folder, experiment, record)
@@ -37,8 +39,10 @@ def restored(
 def check_backbone(
     model: nn.Module, folder: Path, experiment: Experiment, record: Mapping[str, Any]
 ) -> None:
-    """Check that the model is that of the training, at its picture size.
+    """Check that a model has the weights with which a run began, at its training's picture size.
 
+    model: the pretrained model. folder, experiment, record: of the run, whose record has their
+    digest.
     Raises: CheckpointError.
     """
     if (fingerprint := trunk_fingerprint(model)) != (
@@ -61,9 +65,11 @@ def with_teacher(
     named: Callable[[str], nn.Module],
     classes: tuple[str, ...] | None = None,
 ) -> Objective:
-    """Return the objective with its teacher, if it has one: a run of `fit`, or a pretrained model.
+    """Return the objective with its teacher model, if it distils from one.
 
-    start: the pretrained model of a run's experiment.  named: a model by its name.
+    objective: returned as it is unless it is a `SquareHead`. name: of the teacher, a run folder of
+    `intarsia fit` or a pretrained model. start: builds the pretrained model of a run's experiment.
+    named: builds a model by its name. classes: that the teacher must have.
     Raises: as `restored` does.
     """
     if not isinstance(objective, SquareHead) or name is None:
@@ -73,6 +79,7 @@ def with_teacher(
     if not (folder / experiments.FILE).is_file():
         # a pretrained model, which has learned nothing of this task
         return replace(objective, teacher=named(name))
+    # a finished run: what it learned is put into its pretrained model
     teacher_experiment, record = experiments.read(folder), read_run(folder).record
     return replace(
         objective,

@@ -66,10 +66,11 @@ class PictureRun:
         report: Report = lambda _: None,
         on_error: OnError = "raise",
     ) -> dict[str, Any]:
-        """Return scores on a part of the run's own data, or of other data with the same classes.
+        """Return the model's scores on a part of the run's own data, or on other data.
 
-        part: "train", "val", "test" or, of other data, "all"; None = "test" where there is one.
-        on_error: "skip" leaves damaged pictures of other data out, which is reported.
+        data: other data, None = the run's own. part: "train", "val", "test" or, of other data,
+        "all"; None = "test" where there is one. report: gets lines of progress. on_error: "skip"
+        leaves damaged pictures of other data out, which is reported.
         Raises: UnknownName for a part that is not there; DataError for other classes, or own data
         that are not those of the training run.
         """
@@ -93,7 +94,12 @@ class PictureRun:
 
 
 def open_pictures(folder: Path, *, size: int | None = None, as_trained: bool = True) -> PictureRun:
-    """Return a finished run on pictures, see `intarsia.open_run`."""
+    """Open a finished run on pictures.
+
+    folder: of the run. size: side of the pictures in px, None = that of the training. as_trained:
+    keep the frozen weights in the dtype of the training; False = float32.
+    Raises: as `open_run` says.
+    """
     experiment = experiments.read(folder)
     record = read_run(folder).record
     classes = tuple(map(str, need(record, "record.data.classes", list, folder)))
@@ -102,6 +108,7 @@ def open_pictures(folder: Path, *, size: int | None = None, as_trained: bool = T
     check_backbone(model, folder, experiment, record)
     if size not in (None, experiment.adapted.size):
         model = _of_size(size, model, experiment, len(classes))
+    # read before the adapter is in: it may hide the model's own configuration
     inputs = input_config(model)
     model = load(model, folder, classes=classes)
     if as_trained:
@@ -110,8 +117,10 @@ def open_pictures(folder: Path, *, size: int | None = None, as_trained: bool = T
 
 
 def _of_size(size: int, model: nn.Module, experiment: Experiment, classes: int) -> nn.Module:
-    """Return the backbone for pictures of another size; random weights are resampled.
+    """Return the run's backbone for pictures of another size; random weights are resampled to it.
 
+    size: px. model: the backbone at the size of the training. experiment: of the run. classes:
+    their number.
     Raises: ConfigError for a size that it cannot take.
     """
     at_least("size", size, 1, "For example: 224.")
@@ -135,9 +144,11 @@ def pictures_to_score(
     report: Report,
     on_error: OnError = "raise",
 ) -> ImageSet:
-    """Return a part of the run's own data, or of other data with the same classes.
+    """Return a part of the run's own pictures, or of other data with the same classes.
 
-    opened: the run; part: None for the first of PARTS that there is; on_error: see `read_data`.
+    opened: the run. data: other data, None = its own. part: its name; None for the first of PARTS
+    that there is. report: gets lines of progress. on_error: "skip" leaves pictures out that cannot
+    be read, "raise" refuses them.
     Raises: UnknownName for a part that is not there; DataError for other classes.
     """
     if data is None:
@@ -172,9 +183,11 @@ def pictures_to_score(
 def check_unchanged(
     experiment: Experiment, record: Mapping[str, Any], now: Mapping[str, Any]
 ) -> None:
-    """Check that the data are those of the training, as else its parts would mix.
+    """Check that a run's data are those it was trained on; else its parts would have mixed.
 
-    record: of the run; now: the record of its data as they are now.  Raises: DataError.
+    experiment: of the run, for the message. record: run.json's contents. now: the record of the
+    data as they are now.
+    Raises: DataError.
     """
     then: Any = (record.get("record") or {}).get("data") or {}
     for part, part_record in then.get("parts", {}).items():
@@ -195,10 +208,11 @@ def score(opened: PictureRun, images: ImageSet) -> Scores:
 
 
 def scores_of(images: ImageSet, scores: Scores) -> dict[str, Any]:
-    """Return scores for JSON: of the set, and how many of each class were right.
+    """Return the scores on a set of pictures, and those of each class, as JSON stores them.
 
-    Of several labels, how often each applies and, at one half, how many of the guesses and of the
-    pictures that have it are right (precision, recall).
+    images: the set. scores: with logits and labels. A class has its number of pictures and its
+    accuracy; where pictures have several labels, a label has precision and recall at probability
+    one half.
     """
     if not isinstance(scores, Metrics):
         return {
@@ -218,9 +232,10 @@ def scores_of(images: ImageSet, scores: Scores) -> dict[str, Any]:
 
 
 def _labels(images: ImageSet, scores: Scores) -> dict[str, dict[str, float]]:
-    """Return pictures (n), precision and recall of each label, for pictures with several labels.
+    """Return n, precision and recall of each label by name, for pictures with several labels.
 
-    scores: with logits and labels, (pictures, labels); a logit above 0 predicts its label.
+    images: the set, with the labels' names. scores: with logits and labels, (pictures, labels); a
+    logit above 0 predicts its label.
     """
     rows: dict[str, dict[str, float]] = {}
     guess, truth = scores.predictions["logits"] > 0, scores.predictions["labels"] > 0
@@ -234,8 +249,9 @@ def _labels(images: ImageSet, scores: Scores) -> dict[str, dict[str, float]]:
 
 
 def picture_files(paths: Sequence[Path]) -> list[Path]:
-    """Return the pictures named, and those anywhere below the folders named, in order.
+    """Return the picture files that are named, and those anywhere below the folders that are named.
 
+    paths: files and folders; their order is kept.
     Raises: DataError for a path that is not there, or a folder without pictures.
     """
     pictures: list[Path] = []
@@ -267,7 +283,7 @@ class Prediction:
     labels: tuple[str, ...] | None = None
 
     def row(self) -> dict[str, Any]:
-        """Return it for JSON and CSV, with several labels and their probabilities as a;b."""
+        """Return the prediction as a row for JSON and CSV; several labels are joined as "a;b"."""
         if self.labels is not None:
             share = dict(self.classes)
             return {
@@ -317,7 +333,10 @@ def _predict(opened: PictureRun, pictures: Sequence[Picture]) -> Iterator[Predic
 
 @torch.no_grad()
 def _shares(opened: PictureRun, pictures: list[Tensor]) -> Tensor:
-    """Return the probabilities (n, classes) of n pictures."""
+    """Return the probabilities of n pictures, (n, classes), by label if several apply.
+
+    opened: the run with its model; pictures: n tensors (3, H, W), as the model takes them.
+    """
     if not pictures:
         return torch.zeros(0, len(opened.classes))
     device = device_of(opened.model)

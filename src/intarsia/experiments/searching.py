@@ -44,9 +44,10 @@ def carry_missing(
 
 
 def row_of(end: TrialEnd) -> dict[str, Any]:
-    """Return what is stored of a trial: validation scores, seconds and temperature, or its error.
+    """Return a trial's record to store: validation scores, seconds and temperature, or its error.
 
-    n: samples of the validation part, where the trial says so.
+    end: the ended trial. "n" is the number of samples of the validation part, where the trial says
+    so.
     """
     # an error is kept as well, so that a search that goes on knows what has failed
     if end.result is None:
@@ -64,7 +65,10 @@ def row_of(end: TrialEnd) -> dict[str, Any]:
 
 
 def unusable(scores: Mapping[str, Any], part: str) -> str:
-    """Return why scores of a part are no result, or "" if each is a number."""
+    """Return why a part's scores are no result, as a message, or "" if each is a finite number.
+
+    scores: by name; part: "val" or "test", for the message.
+    """
     for name, value in scores.items():
         if isinstance(value, float) and not math.isfinite(value):
             subject, fix = f"{name} of {part}", "The training went astray: lower the method's lr."
@@ -77,9 +81,9 @@ def scores_by(
 ) -> dict[tuple[Any, ...], Score]:
     """Return, for each combination of settings, the mean validation score and minus the mean loss.
 
-    runs: the experiments; ends: the result of each, as `row_of` returns it; names: the settings to
-    group by, as ("lr",). A run that failed counts as score 0 and an infinite loss; a combination
-    whose runs all failed is left out.
+    runs: the experiments. ends: what is stored of each one's result: its scores on validation, or
+    an error. names: the settings to group by, as ("lr",). A run that failed counts as score 0 and
+    an infinite loss; a combination whose runs all failed is left out.
     """
     # draws and tasks with the same values are one group
     ended: dict[tuple[Any, ...], list[Mapping[str, Any]]] = {}
@@ -88,6 +92,7 @@ def scores_by(
         ended.setdefault(tuple(flat[name] for name in names), []).append(end)
 
     def mean(rows: Sequence[Mapping[str, Any]]) -> Score:
+        """Return mean score and minus the mean loss of some runs' results."""
         parts = [row.get("val") for row in rows]
         score = fmean(0.0 if val is None else score_of(val) for val in parts)
         return score, -fmean(math.inf if val is None else val.get("loss", 0.0) for val in parts)
@@ -101,15 +106,17 @@ def best_of(scores: Mapping[Any, Score]) -> Any:
 
 
 def smoothed(scores: Mapping[float, Score], rates: Iterable[float]) -> dict[float, Score]:
-    """Return the score of each rate averaged with those of its neighbours, which count half.
+    """Return the score of each rate, averaged with those of its neighbours, which count half.
 
-    One draw's score is noisy, and a rate beside one at which training breaks down is good at some
-    seeds only. rates: the whole grid; one without a score, of which every run failed, counts as 0.
+    scores: rate -> score of the trained ones. rates: the whole grid; a rate without a score,
+    because every run failed, counts as 0. One trial's score is noisy, and next to a rate at which
+    training breaks down lies one that is good at some seeds only.
     """
     grid = sorted(rates)
     grid_scores = [scores.get(rate, (0.0, -math.inf)) for rate in grid]
 
     def mean(place: int) -> Score:
+        """Average the scores at a place of the grid and beside it; the place counts twice."""
         # both neighbours and the rate itself twice; at an edge the missing neighbour is left out
         near = [*grid_scores[max(0, place - 1) : place + 2], grid_scores[place]]
         return fmean(score for score, _ in near), fmean(loss for _, loss in near)
@@ -118,9 +125,10 @@ def smoothed(scores: Mapping[float, Score], rates: Iterable[float]) -> dict[floa
 
 
 def winning_edge(scores: Mapping[float, Score]) -> float | None:
-    """Return the rate that wins at an edge of its grid, where a better one may lie beyond.
+    """Return the best rate if it is the lowest or highest of its grid, else None.
 
-    An edge that only ties with its neighbour, as where every answer is right, does not win.
+    scores: rate -> score. A better rate may then lie beyond the grid. An edge that only ties with
+    its neighbour, as where every answer is right, does not count.
     """
     rates, best = sorted(scores), best_of(scores)
     if len(rates) < 2 or best not in (rates[0], rates[-1]):
@@ -133,10 +141,10 @@ def winning_edge(scores: Mapping[float, Score]) -> float | None:
 def extended(
     rates: Sequence[float], winners: Iterable[float | None], reach: tuple[float, float]
 ) -> tuple[float, ...]:
-    """Return the grid with the next rate beyond each edge that won for somebody.
+    """Return the grid of rates, with a further rate beyond each edge that was best for any method.
 
-    The same grid if none did, or if the next rate is outside `reach`. Rates go up by half a decade:
-    1e-3, 3e-3, 1e-2.
+    rates: the grid. winners: for each method the edge that was best, or None. reach: the lowest and
+    the highest rate allowed. A step is half a decade: 1e-3, 3e-3, 1e-2.
     """
     # one step at each side that won; `reach` keeps a diverging search from running away
     low, high = min(rates), max(rates)

@@ -74,8 +74,11 @@ def sees(method: Any) -> bool:
 
 
 def built(config: Seeing, report: Report) -> tuple[nn.Module, Processor, Any, str]:
-    """Build the model with connectors and cells; return its processor, method and trunk as well.
+    """Build a language model that sees or hears: with connectors to encoders, and adapters.
 
+    config: names the model, its encoders and the method. report: gets lines of progress. Returns
+    the model, its processor (which turns questions into rows), the method's settings, and the
+    decoder's digest.
     Raises: as `language_model`, `apply` and the method's settings do; UnknownName; ConfigError for
     no encoder.
     """
@@ -84,6 +87,7 @@ def built(config: Seeing, report: Report) -> tuple[nn.Module, Processor, Any, st
     trunk = trunk_fingerprint(model)
     key = find(config.method, "adapter", "change")
     method = methods.method(key, config.settings, among=(*keys(), PLAIN, *seeing_methods()))
+    # a method with connectors of its own, or plain connectors below an adapter
     if sees(method):
         change = _with_encoders(method, config)
         model = apply(model, change, seed=config.seed)
@@ -115,9 +119,10 @@ def sees_by_key(key: str) -> bool:
 
 
 def _with_encoders(method: Any, config: Seeing) -> Any:
-    """Return the method with the image and audio encoders that the settings name.
+    """Return the method's settings with the image and audio encoders that the run's settings name.
 
-    method: the method's own settings.  Raises: ConfigError for an encoder that it has no field for.
+    method: its settings. config: the run's settings, in which see and hear are the encoders' names.
+    Raises: ConfigError for an encoder that the method has no field for.
     """
     encoders = {"image": config.see, "audio": config.hear}
     field_names = {f.name for f in fields(method)}
@@ -137,10 +142,10 @@ def fit_seeing(
     report: Report = lambda _: None,
     **running: Any,
 ) -> FittedReader:
-    """Train as asked, score on the test part by modality, and write the run folder.
+    """Train a model on questions about pictures or sounds, and score it; write the run folder.
 
-    config: the run's settings; resume: go on with the run in `out`; running: further keywords of
-    `fit`.
+    config: the run's settings. out: the folder. resume: go on with the run in it. report: gets
+    lines of progress. running: further keywords of `fit`.
     Raises: as `built`, `read_questions` and `fit` do.
     """
     questions = read_questions(config.data)
@@ -156,6 +161,7 @@ def fit_seeing(
     outputs: dict[str, Any] = {}
 
     def finish(run: Run) -> Run:
+        """Score the trained model by modality; return the run with these scores in its record."""
         outputs["scores"] = scores_by_modality(model, data.test, run_batch(config))
         return replace(run, record={**run.record, "by_modality": outputs["scores"]})
 
@@ -182,9 +188,10 @@ def run_batch(config: Seeing) -> int:
 
 
 def split_of(config: Seeing, questions: Sequence[Question], make: Processor) -> QuestionSplits:
-    """Split questions into training, validation and test rows, as the settings say.
+    """Split questions into training, validation and test rows, as the run's settings say.
 
-    make: turns questions into rows of tokens and encoded pictures or sounds.
+    config: with the seed and the numbers of rows. make: turns questions into rows of tokens and
+    encoded pictures or sounds.
     """
     rows = config.rows
     return split_questions(
@@ -200,7 +207,10 @@ def split_of(config: Seeing, questions: Sequence[Question], make: Processor) -> 
 def scores_by_modality(
     model: nn.Module, questions: QuestionRows, batch_size: int = 8
 ) -> dict[str, dict[str, float]]:
-    """Return loss, shares of right tokens and right answers: of all, and of each modality."""
+    """Return loss, shares of right tokens and right answers, over all questions and by modality.
+
+    model: one that sees or hears. questions: the rows. batch_size: rows in a forward pass.
+    """
     parts = {"all": questions} | {name: questions.of(name) for name in questions.modalities}
     by_modality: dict[str, dict[str, float]] = {}
     for name, part in parts.items():
@@ -225,8 +235,10 @@ class SeeingRun:
     def evaluate(
         self, data: str | None = None, part: str | None = None
     ) -> dict[str, dict[str, float]]:
-        """Return scores by modality on a part of the run's questions ("test"), or on others.
+        """Return scores by modality on a part of the run's questions, or on other questions.
 
+        data: a .jsonl file of other questions; None = the run's own. part: "test", "val" or "train"
+        of these; None = "test".
         Raises: UnknownName for a part that is not there; as `read_questions` does.
         """
         if data is not None:
@@ -242,7 +254,10 @@ class SeeingRun:
         return scores_by_modality(self.model, rows, run_batch(self.asked))
 
     def told(self, question: Question) -> list[str]:
-        """Return in words what each picture of a question becomes; nothing if all are one view."""
+        """Describe in words how the model reads each picture of a question, such as its tiles.
+
+        Empty if every picture is one view, or the question has none.
+        """
         connector = connectors_of(self.model).get("image")
         if connector is None or not question.image:
             return []
@@ -261,7 +276,10 @@ def is_seeing(folder: Path | None) -> bool:
 
 
 def read_asked(folder: Path) -> Seeing:
-    """Read the settings that a run was started with.  Raises: CheckpointError if damaged."""
+    """Read from a run's folder the settings it was started with.
+
+    Raises: CheckpointError if the file is damaged.
+    """
     try:
         content = read_json(folder / FILE)
         return Seeing(**content | {"settings": tuple(content["settings"])})
@@ -271,8 +289,9 @@ def read_asked(folder: Path) -> Seeing:
 
 
 def open_seeing(folder: str | Path, report: Report = lambda _: None) -> SeeingRun:
-    """Return a finished run as a model again.
+    """Open a finished run on questions about pictures and sounds, with its trained model.
 
+    folder: of the run; report: gets lines of progress.
     Raises: ConfigError for a folder without a finished run; CheckpointError for damaged files, or
     another pretrained model than that of the training.
     """

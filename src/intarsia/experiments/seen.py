@@ -23,8 +23,9 @@ from .seeing import SeeingRun
 def write_page(
     run: SeeingRun, questions: Sequence[Question], answers: Sequence[str], out: str | Path
 ) -> Path:
-    """Write the page of some questions with the run's answers to them.
+    """Write a page of questions with their pictures and the run's answers; return its path.
 
+    run: the opened run. answers: one for each question. out: the file.
     Raises: as `write_seen` does, and the processor for what cannot be read.
     """
     items = [_shown(run, q, a) for q, a in zip(questions, answers, strict=True)]
@@ -40,9 +41,10 @@ def write_page(
 
 
 def _shown(run: SeeingRun, question: Question, answer: str) -> Shown:
-    """Return a question with its answer as an item of the page: picture, description, right answer.
+    """Return a question and its answer as an item of the page.
 
-    Where the picture was cut into tiles, also the vectors that were read of them.
+    run: the opened run. The item has the picture, how it was read, and the right answer; where the
+    picture was cut into tiles, also which vectors of each tile were read.
     """
     description = "; ".join(run.told(question))
     text = question.question

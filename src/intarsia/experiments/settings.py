@@ -30,7 +30,10 @@ Tree = dict[str, Any]
 
 
 def pairs(settings: Iterable[str]) -> dict[str, str]:
-    """Return name=value as a mapping.  Raises: ConfigError for anything else, or a name twice."""
+    """Return "name=value" texts as a mapping.
+
+    Raises: ConfigError for a text of another form, or a name twice.
+    """
     values: dict[str, str] = {}
     for text in settings:
         name, equals, value = text.partition("=")
@@ -53,14 +56,15 @@ def known() -> tuple[str, ...]:
 
 
 def method(key: str, settings: Sequence[str], start: Any = None, among: Any = None) -> Any:
-    """Return a method's settings, changed by the name=value of `--set`.
+    """Return the settings of a method, changed by the name=value texts of `--set`.
 
-    among: the keys to choose from, None = what can be done to a model.
-
-    start: settings to change, None for the defaults.
+    key: the method's name. settings: such as "experts=4" or "over.rank=8". start: settings to
+    change, None for the defaults. among: names to choose from, None = all that can be done to a
+    model.
     Raises: UnknownName for a method or a setting that does not exist, ConfigError for a value that
     is not of its type or that the method refuses.
     """
+    # misspelt names are refused with the nearest ones
     if key not in (among or known()):
         raise UnknownName("method", key, among or known(), registry.LISTED)
     return _build(card(key), pairs(settings), start, "")
@@ -69,8 +73,9 @@ def method(key: str, settings: Sequence[str], start: Any = None, among: Any = No
 def chosen(adapted: Adapted, training: Training) -> Any:
     """Return the settings of the method of an experiment.
 
-    A recipe takes the rate, the epochs and the batch size from the training. Last blocks are a
-    setting of a baseline that has them.
+    adapted: names the method, its --set values, and how many of the last blocks it is limited to,
+    which is a setting of baselines that have it. training: a published recipe takes the rate, the
+    epochs and the batch size from it.
     Raises: as `method` does; ConfigError for a setting that has an option of its own, and for
     places that the method does not have.
     """
@@ -100,10 +105,10 @@ def chosen(adapted: Adapted, training: Training) -> Any:
 def change_of(
     config: Any, adapted: Adapted, classes: Sequence[str] | None = None, **places: Any
 ) -> Change:
-    """Return the change that settings make to a model, at the places of an experiment.
+    """Return the change that a method makes to a model, at the places that an experiment names.
 
-    classes: their names, kept with an adapter.  places: of `Adapt`, such as head=None.
-    config: settings of a method, or of another change; adapted: says which blocks and modules.
+    config: settings of the method. adapted: says which blocks and modules. classes: their names,
+    stored with an adapter. places: further fields of `Adapt`, such as head=None.
     """
     # an adapter has places of its own; another change takes blocks only if it has such a setting
     change, blocks = as_change(config), layers(adapted)
@@ -117,7 +122,11 @@ def change_of(
 
 
 def describe_method(method: Any) -> str | dict[str, Any]:
-    """Return a method as run.json stores it: adapters with every setting, others with those set."""
+    """Return a method as run.json stores it.
+
+    method: its settings. An adapter is stored with every setting; another method with those that
+    differ from the defaults.
+    """
     method = method.method if isinstance(method, PublishedRecipe) else method
     key = method_key(method)
     if key in keys():
@@ -129,7 +138,11 @@ def describe_method(method: Any) -> str | dict[str, Any]:
 
 
 def layers(adapted: Adapted) -> range | None:
-    """Return the blocks that get cells, None = all.  Raises: ConfigError for less than one."""
+    """Return the numbers of the blocks that are adapted, counted from the end; None = all.
+
+    adapted: in which last_blocks=2 gives range(-2, 0).
+    Raises: ConfigError for less than one.
+    """
     if adapted.last_blocks is None:
         return None
     at_least("--last-blocks", adapted.last_blocks, 1, "Try 6.")
@@ -139,6 +152,7 @@ def layers(adapted: Adapted) -> range | None:
 def _check_places(adapted: Adapted) -> None:
     """Refuse --last-blocks and --target for methods that have no such places.
 
+    adapted: the method's name, with the blocks and modules that were asked for.
     Raises: ConfigError.
     """
     if adapted.method not in known() or adapted.method in (*keys(), *keys("recipe")):
@@ -162,10 +176,11 @@ def _check_places(adapted: Adapted) -> None:
 
 
 def _build(card: Card, values: Mapping[str, str], start: Any, above: str) -> Any:
-    """Build a card's config; names in `values` may lead into a method inside, name.inner=value.
+    """Build the settings of a method from texts.
 
-    start: the config to change, None for the card's own; above: path of the settings around it, ""
-    or with a dot at its end, for errors.
+    card: the method's entry in the catalogue. values: setting -> text; "name.inner" is a setting of
+    a method inside it. start: settings to change, None for the defaults. above: path of the
+    settings around it, "" or with a dot at its end, for errors.
     """
     if values and not settings_to_dict(card.config()):
         subject = f"--set with method {card.key!r}"
@@ -220,9 +235,10 @@ def _changed(start: Any, values: Mapping[str, str], above: str, subject: str) ->
 
 
 def _hints(config: Any) -> dict[str, Any]:
-    """Return the type of each setting of a config, from its annotation where it is a field.
+    """Return the type of each setting of a method, from the annotation of its field.
 
-    For another name it is the type of the present value; a list from JSON stands for words.
+    config: the settings. A setting that is no field has the type of its present value; a list, as
+    JSON has it, counts as a tuple of words.
     """
     types = get_type_hints(type(config))
     return {
@@ -241,10 +257,10 @@ def with_settings(config: Any, **new: Any) -> Any:
 def _inner(
     path: str, options: dict[str, Card], key: str | None, values: Mapping[str, str], start: Any
 ) -> Any:
-    """Build a method inside a method: chosen by its key, or the present one, with its settings.
+    """Build the settings of a method that is a setting of another one, such as `over` of a mixture.
 
-    path: of the setting that holds the method; options: methods that it may be, by key; key: the
-    one that was named, None for none; values: its settings as texts; start: the present method.
+    path: of that setting. options: methods that it may be, by name. key: the one that was named,
+    None = none was. values: its own settings as texts. start: the present method.
     """
     now = next((k for k, option in options.items() if option.config is type(start)), None)
     if key is not None and key not in options:
@@ -255,7 +271,10 @@ def _inner(
 
 
 def _methods_in(hint: Any) -> dict[str, Card]:
-    """Return the methods and routers that a field's type allows; the protocols allow all."""
+    """Return the methods and routers that the type of a setting allows, by name.
+
+    hint: the type; the protocols `Method` and `RouterConfig` allow every adapter and every router.
+    """
     kinds: list[Any] = list(get_args(hint) or (hint,))
     for protocol, kind in ((Method, "adapter"), (RouterConfig, "router")):
         if protocol in kinds:
@@ -275,10 +294,10 @@ def _plain_in(hint: Any) -> Any:
 
 
 def objective(text: str, method: MethodSettings | None = None) -> Objective:
-    """Return an objective by name, with its settings behind a colon: two_pass:add=1,reg=0.5.
+    """Return an objective by name, with settings after a colon, as two_pass:add=1,reg=0.5.
 
-    method: a method, whose own `trained_by`, if it has that, stands in the place of "plain".
-    Behind "task_heads+" it is the one that each task's head has; alone, that is "plain".
+    text: the name and settings; after "task_heads+" it is the objective of each task's head.
+    method: its own objective (`trained_by`), if it has one, is used in the place of "plain".
     Raises: UnknownName for a name or a setting that does not exist.
     """
     if text in ("plain", HEADS):
@@ -309,9 +328,11 @@ def teacher_of(text: str) -> str | None:
 def configured(
     kind: str, name: str, config: Any, rest: str, without: Set[str] = frozenset()
 ) -> Any:
-    """Return a config with the settings behind a colon, but for those of `without`.
+    """Build a dataclass from settings in text, as density=0.25,every=10.
 
-    Raises: UnknownName for a setting that does not exist; ConfigError for a value that cannot be.
+    kind, name: of what is built, such as "schedule" and "rigl", for errors. config: the dataclass.
+    rest: the text. without: settings in it that are left out.
+    Raises: UnknownName for a setting that does not exist; ConfigError for an impossible value.
     """
     hints, names = get_type_hints(config), [f.name for f in dataclasses.fields(config)]
     values: Tree = {}
@@ -324,8 +345,9 @@ def configured(
 
 
 def schedule(text: str | None) -> Any:
-    """Return a schedule of masks by name, with settings behind a colon: rigl:density=0.25,every=10.
+    """Return a schedule of masks by name, with settings after a colon: rigl:density=0.25,every=10.
 
+    text: None gives None.
     Raises: UnknownName for a name or a setting that does not exist.
     """
     if text is None:
@@ -339,9 +361,10 @@ def schedule(text: str | None) -> Any:
 
 
 def schedule_of(text: str | None, method: Any) -> dict[str, Any]:
-    """Return the keyword of `fit` for a schedule of masks; nothing without one.
+    """Return the keyword of `fit` for a schedule of masks; empty without one.
 
-    What a pruner has set to 0 stays 0, unless another schedule is asked for.
+    text: the schedule, None = none was named; then what a pruner has set to 0 stays 0. method: its
+    settings.
     """
     masks = schedule(text)
     if masks is None and isinstance(method, Pruner) and method.density < 1:
@@ -350,7 +373,10 @@ def schedule_of(text: str | None, method: Any) -> dict[str, Any]:
 
 
 def words(config: object, start: object | None = None) -> tuple[str, ...]:
-    """Return the `--set` values that turn `start` (None = the defaults) into a dataclass."""
+    """Return the `--set` values that turn one method's settings into another's.
+
+    config: the settings to reach; start: those to change, None = the defaults of config's class.
+    """
     start = type(config)() if start is None else start
     texts: list[str] = []
     for field in dataclasses.fields(cast(Any, config)):

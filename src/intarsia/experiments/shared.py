@@ -46,9 +46,10 @@ class SharedWork:
         self._kinds: dict[str, OrderedDict[str, Any]] = {}
 
     def get(self, kind: str, inputs: Mapping[str, Any], make: Callable[[], T]) -> T:
-        """Return the thing made from these inputs, from memory if it is there.
+        """Return the result of `make` for these inputs, from memory if it is there.
 
-        kind: a name for such things; inputs: all that determines it; make: computes it.
+        kind: a name for results of this sort, of which the newest few stay in memory. inputs:
+        everything that determines the result.
         """
         memory = self._kinds.setdefault(kind, OrderedDict())
         key = key_of(inputs)
@@ -63,26 +64,28 @@ class SharedWork:
     def tensors(
         self, kind: str, inputs: Mapping[str, Any], make: Callable[[], TensorDataset]
     ) -> tuple[TensorDataset, Spent]:
-        """Return (x, label) pairs from memory or the folder, and the time that making them took.
+        """Return (x, label) pairs from memory or the folder, and the time that computing them took.
 
-        One process makes them; from the folder they are memory-mapped, so that processes share
-        the pages.
+        kind: first part of the file's name. inputs: everything that determines the pairs. make:
+        computes them, in one process only; other processes map the file into memory, so that they
+        share its pages.
         """
         return self.get(kind, inputs, lambda: self._on_disk(kind, inputs, make))
 
     def _on_disk(
         self, kind: str, inputs: Mapping[str, Any], make: Callable[[], TensorDataset]
     ) -> tuple[TensorDataset, Spent]:
-        """Return tensors from the folder; where they are missing, compute and store them.
+        """Return tensors from the folder, with the time they took; compute and store missing ones.
 
-        kind: first part of the file's name; inputs: everything that determines them, hashed for the
-        rest. Returns them with the time of their computation, which is stored, too.
+        kind: first part of the file's name. inputs: everything that determines them, hashed for the
+        rest. make: computes them.
         """
         start = Spent.now()
         if self.folder is None:
             return make(), Spent.now().since(start)
 
         def compute() -> tuple[dict[str, Tensor], dict[str, Any]]:
+            """Compute the pairs, and the time that this took, as the store keeps them."""
             # the time is stored with the tensors: a run that finds them still counts it
             x, y = make().tensors
             return {"x": x, "y": y}, {"spent": Spent.now().since(start)}

@@ -48,12 +48,14 @@ def soup_runs(
     device: str | None = None,
     report: Report = lambda _: None,
 ) -> dict[str, Any]:
-    """Write the average of finished runs as a run: to evaluate, predict, report and export.
+    """Write the average of the weights of finished runs (a "model soup") as a run.
 
-    weights: see `intarsia.soup`.  by_val: take candidates in, from the best on, as long as the
-    score on the val part does not fall.  line: score 11 places on the way between the two
-    candidates that are farthest apart, on val, for the report.  device: see `device_named`.
-    Batch norms are counted anew on a fifth of the training part. Returns the contents of run.json.
+    folders: of the runs. out: folder of the new one, to evaluate, predict, report and export.
+    weights: of the average, None = equal. by_val: take runs in, from the best on, as long as the
+    score on the val part does not fall. line: score 11 places on the way between the two runs that
+    are farthest apart, on val, for the report. device: see `device_named`. report: gets lines of
+    progress. Batch norms are counted anew on a fifth of the training part. Returns the contents of
+    run.json.
     Raises: as `intarsia.soup` and `open_run` do; ConfigError for runs of another pretrained model
     or other data, for one run named twice, and for weights with by_val; DataError without a val
     part of its own.
@@ -105,7 +107,8 @@ def _written(
 ) -> dict[str, Any]:
     """Write the averaged model as a run folder of its own, and return its record.
 
-    kitchen: holds the averaged model and scores it; soup: candidates, chosen runs and weights.
+    out: the folder. runs: those that were candidates. kitchen: holds the averaged model and scores
+    it. soup: for the record, the candidates, chosen runs and weights.
     """
     first = runs[0]
     record = copy.deepcopy(dict(first.record))
@@ -133,6 +136,7 @@ class Kitchen:
     """A run's model and its data, to try averages in."""
 
     def __init__(self, run: PictureRun | TextRun, report: Report) -> None:
+        """Take a run, into whose model averages are loaded.  report: gets lines of progress."""
         self.run, self.report = run, report
         self.norms = has_batch_norms(run.model)
         self.sets: dict[str, Any] = {}
@@ -149,6 +153,7 @@ class Kitchen:
         if isinstance(run, TextRun):
             texts = language.texts_of(run.experiment, run.tokenizer, self.report)
             return {"train": texts.train, "val": texts.val, "test": texts.test}
+        # a run may have been trained without a validation part
         has = run.record["record"]["data"]["parts"]
         sets = {n: pictures_to_score(run, None, n, self.report) for n in PARTS if n in has}
         return dict.fromkeys(PARTS) | sets
@@ -171,7 +176,7 @@ class Kitchen:
             raise DataError("val", got=got, want="samples of its own to choose by", fix=fix)
 
     def put(self, state: State) -> None:
-        """Load averaged weights into the model, and compute its batch norms' statistics anew.
+        """Load averaged weights into the model; compute the statistics of its batch norms anew.
 
         state: parameter and buffer names -> tensors.
         """
@@ -193,10 +198,10 @@ class Kitchen:
         return self._score("val").best
 
     def line(self, states: Sequence[State], apart: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-        """Return the score on val of (1 - t) a + t b, a and b those farthest apart.
+        """Return the validation scores of (1 - t) a + t b, for the two runs farthest apart.
 
-        states: the candidates' tensors; apart: the distance of each pair, with their indices "a"
-        and "b".
+        states: the runs' tensors. apart: the distance of each pair, with their indices "a" and "b".
+        t takes LINE values from 0 to 1.
         """
         # where a barrier lies between two candidates, it is seen best between the farthest
         widest = max(apart, key=lambda pair: pair["distance"])
@@ -214,6 +219,7 @@ class Kitchen:
         return {name: self._score(name) for name in parts}
 
     def _score(self, name: str) -> Scores:
+        """Score the model as it is on a part of the run's data, "val" or "test"."""
         if isinstance(self.run, TextRun):
             return language.scores(self.run.model, self.part(name), self.run.experiment)
         return score(self.run, self.part(name))
@@ -222,7 +228,8 @@ class Kitchen:
 def _check_same(runs: Sequence[PictureRun | TextRun], names: Sequence[str]) -> None:
     """Check that all runs began with the same weights and have the same parts of the data.
 
-    names: of the runs, for the error.  Raises: ConfigError.
+    names: of the runs, for the error.
+    Raises: ConfigError.
     """
     first = runs[0].record["record"]
     for run, name in zip(runs[1:], names[1:], strict=True):

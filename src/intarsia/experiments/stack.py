@@ -27,11 +27,12 @@ Report = Callable[[str], None]
 
 
 def parsed(spec: str, *, alone: bool = False) -> dict[str, str]:
-    """Read "prune:0.25,quant:w4" as settings by entry, in the order that they are carried out.
+    """Read "prune:0.25,quant:w4" as techniques with their settings, in the order of their use.
 
-    alone: they are not put on one model, so that conflicts do not matter.
-    Raises: UnknownName, ConfigError for an entry given twice, with a value that it does not take,
-    in an order that cannot be, or beside one that it conflicts with.
+    spec: names of ENTRIES, with a value after a colon. alone: each is put on a model of its own, so
+    that conflicts do not matter.
+    Raises: UnknownName, ConfigError for a technique given twice, with a value that it does not
+    take, in an order that cannot be, or beside one that it conflicts with.
     """
     values: dict[str, str] = {}
     for word in (w.strip() for w in spec.split(",") if w.strip()):
@@ -56,7 +57,10 @@ def parsed(spec: str, *, alone: bool = False) -> dict[str, str]:
 
 
 def conflict(names: Sequence[str]) -> str | None:
-    """Return why these entries cannot be together, None if they can."""
+    """Return why these techniques cannot be put on one model together, or None if they can.
+
+    names: keys of ENTRIES.
+    """
     # an entry names its conflicts, or the other one does
     for a, b in combinations(names, 2):
         for first, second in ((a, b), (b, a)):
@@ -77,10 +81,10 @@ def stacked(
     calibration: Sequence[Batch],
     rows: Sequence[Batch],
 ) -> Measured:
-    """Measure a copy of the model with these entries, on rows that it was not calibrated on.
+    """Apply techniques that make a model cheaper to a copy of it, and measure that copy.
 
-    settings: entry -> value, as `parsed` returns them; calibration: batches for entries that need
-    them; rows: batches to measure on.
+    settings: technique (a key of ENTRIES, as "prune") -> value, such as "0.25". calibration:
+    batches for those that need them. rows: other batches, to measure on.
     Raises: as `parsed`, and TargetError for experts of another layout.
     """
     check(tuple(settings))
@@ -101,10 +105,11 @@ class StackTable:
     refused: Mapping[tuple[str, ...], str]
 
     def interaction(self, a: str, b: str, seed: int = 0) -> tuple[float, float, float]:
-        """Return the interaction of a pair, its cost beyond the sum of the two, in nats a token.
+        """Return by how much two techniques cost more than the sum of both, in nats a token.
 
-        CE(ab) - CE(a) - CE(b) + CE(none), by sequence: the mean, and the bounds of its 95 %
-        interval, resampled over sequences.
+        a, b: their names; with CE the cross-entropy, CE(ab) - CE(a) - CE(b) + CE(none) for each
+        sequence: the mean, and the bounds of its 95 % interval, by resampling sequences. seed: of
+        the resampling.
         """
         # the order of names in a pair is that of the settings
         pair = self.found.get((a, b)) or self.found[b, a]
@@ -117,11 +122,15 @@ class StackTable:
         return float(excess.mean()), low, high
 
     def front(self) -> list[tuple[str, ...]]:
-        """Return the combinations that none beats in loss, bytes and operations at once."""
+        """Return the combinations that no other beats in loss, bytes and operations at once.
+
+        These are the Pareto front of the table.
+        """
         points = {k: (m.loss, m.bytes, m.operations) for k, m in self.found.items()}
 
         # Pareto front: no other point is at least as good in all three and differs
         def beaten(p: tuple[float, ...]) -> bool:
+            """Return True if another point is as small in all three measures, and not equal."""
             return any(
                 all(x <= y for x, y in zip(q, p, strict=True)) and q != p for q in points.values()
             )
@@ -129,7 +138,10 @@ class StackTable:
         return [k for k, p in points.items() if not beaten(p)]
 
     def rows(self) -> list[dict[str, Any]]:
-        """Return the rows for JSON and tables."""
+        """Return a row for each combination of techniques, for JSON and tables.
+
+        A pair also has its interaction, what it costs beyond the sum of both.
+        """
         front = set(self.front())
         rows: list[dict[str, Any]] = []
         for names, measured in self.found.items():
@@ -154,10 +166,11 @@ def stack_pairs(
     pairs: bool = True,
     report: Report = lambda _: None,
 ) -> StackTable:
-    """Measure the model as it is, with each entry (a way to compress it, as "prune") and each pair.
+    """Measure a model as it is, with each technique that makes it cheaper, and with each pair.
 
-    settings: entry -> value; calibration: batches for entries that need them; rows: batches to
-    measure on; pairs: False measures no pairs; report: gets a line for each measurement.
+    settings: technique (a key of ENTRIES, as "prune") -> value. calibration: batches for those that
+    need them. rows: batches to measure on. pairs: False measures no pairs. report: gets a line for
+    each measurement. Pairs that cannot be together are listed with the reason.
     """
     plan: list[tuple[str, ...]] = [(), *((name,) for name in settings)]
     plan += list(combinations(settings, 2)) if pairs else []
@@ -180,10 +193,10 @@ def stack_of(
     *,
     report: Report = lambda _: None,
 ) -> StackTable:
-    """Return the model as it is, and with the entries one after the other, up to all of them.
+    """Measure a model as it is, with the first technique, with the first two, up to all of them.
 
-    settings: entry -> value; calibration: batches for entries that need them; rows: batches to
-    measure on; report: gets a line for each measurement.
+    settings: technique (a key of ENTRIES, as "prune") -> value. calibration: batches for those that
+    need them. rows: batches to measure on. report: gets a line for each measurement.
     """
     names = tuple(settings)
     prefixes = [names[:count] for count in range(len(names) + 1)]
@@ -195,11 +208,10 @@ def stack_of(
 
 
 def broken(table: StackTable, tolerance: float = 1e-5) -> list[str]:
-    """Return a sentence for each entry that changes outputs which it claims to preserve.
+    """Return a sentence for each technique that changes outputs which it claims to preserve.
 
-    Also one for each combination whose outputs are others when its experts are offloaded.
-
-    tolerance: largest difference in nats that counts as none.
+    table: the measurements. tolerance: largest difference of losses in nats that counts as none.
+    Also a sentence for each combination whose outputs change when its experts are offloaded.
     """
     bad: list[str] = []
     for names, measured in table.found.items():

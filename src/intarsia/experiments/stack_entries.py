@@ -47,7 +47,7 @@ class Stacked:
     policy: str | None = None
 
     def matrices(self) -> Iterator[tuple[str, str, int, Tensor]]:
-        """Yield (path, name, expert, its weight) of all experts."""
+        """Yield every expert's weight matrices: (layer's path, name, expert's number, weight)."""
         for path, layer in gated_experts(self.model).items():
             for name in NAMES:
                 for expert, weight in enumerate(getattr(layer.module, name).detach()):
@@ -71,7 +71,10 @@ class StackEntry:
 
 
 def _share(text: str) -> float:
-    """Parse the share of experts to prune, from 0 to 0.9.  Raises: ConfigError."""
+    """Parse the share of experts to remove, a number from 0 to 0.9 as a text.
+
+    Raises: ConfigError.
+    """
     try:
         share = float(text)
     except ValueError:
@@ -91,6 +94,10 @@ def _loads(on: Stacked) -> dict[str, Tensor]:
 
 
 def _prune(on: Stacked, text: str) -> None:
+    """Remove the least used experts of every layer.
+
+    on: the model so far, with calibration batches; text: the share to remove.
+    """
     count = _left(on, text)
     # the most used experts stay, in their old order
     order = {p: load.argsort(descending=True, stable=True) for p, load in _loads(on).items()}
@@ -102,12 +109,17 @@ def _merge(on: Stacked, text: str) -> None:
 
 
 def _count(text: str) -> int:
+    """Parse a number of experts, 1 or more, such as "2".  Raises: ConfigError."""
     count = int(text) if text.isdecimal() else 0
     at_least("experts of a student", count, 1, "For example: student:2.")
     return count
 
 
 def _student(on: Stacked, text: str) -> None:
+    """Replace each layer of experts by one dense MLP, made of its most used experts.
+
+    on: the model so far; text: how many experts, a number as a text.
+    """
     count = _count(text)
     first = next(iter(gated_experts(on.model).values()))
     between("experts of a student", count, 1, first.experts, "For example: student:2.")
@@ -115,16 +127,17 @@ def _student(on: Stacked, text: str) -> None:
 
 
 def _quantile(text: str) -> float:
+    """Parse a quantile from 0 to 1, such as "0.5".  Raises: ConfigError."""
     share = float(text) if text.replace(".", "", 1).isdecimal() else -1.0
     between("quantile of g2 / g1", share, 0, 1, "For example: skip:0.5.")
     return share
 
 
 def _skip(on: Stacked, text: str) -> None:
-    """Set the thresholds below which a token skips its second expert, one for each layer.
+    """Let tokens skip their second expert where its gate is small beside the first one's.
 
-    on: the model so far; text: the quantile of the gates' ratio g2 / g1 on calibration tokens at
-    which the threshold lies: about this share of tokens skips.
+    on: the model so far, which gets a threshold of g2 / g1 for each layer. text: the quantile of
+    that ratio on calibration tokens at which the threshold lies: about this share of tokens skips.
     """
     share = _quantile(text)
     for path, inputs in expert_inputs(on.model, on.calibration).items():
@@ -145,17 +158,18 @@ def _place(on: Stacked, text: str) -> None:
 
 
 def _energy(text: str) -> float:
+    """Parse a share of energy from 0.01 to 1, such as "0.9".  Raises: ConfigError."""
     energy = float(text) if text.replace(".", "", 1).isdecimal() else -1.0
     between("energy", energy, 0.01, 1, "For example: lowrank:0.9.")
     return energy
 
 
 def _low_rank(on: Stacked, text: str) -> None:
-    """Approximate each expert's matrices by U V of low rank, where the factors are smaller.
+    """Replace each expert's matrix by its approximation U V of low rank, where U and V are smaller.
 
-    on: the model so far, whose weights become the products; the factors are kept in `on.stored`,
-    to count their size. text: the share of the outputs' energy (their squares, on calibration
-    tokens) that is to stay, a number as a text.
+    on: the model so far. Its weights become the products; the factors are stored in `on.stored`,
+    for the count of bytes. text: the share of the outputs' energy (sum of squares, on calibration
+    tokens) that has to remain, a number as a text.
     """
     energy = _energy(text)
     inputs, stock = expert_inputs(on.model, on.calibration), gated_experts(on.model)
@@ -178,9 +192,9 @@ def _bits(text: str) -> int:
 
 
 def _quantise(on: Stacked, text: str) -> None:
-    """Quantise all matrices of the experts.
+    """Quantise all matrices of the experts: the model computes with the decoded weights.
 
-    on: the model so far; text: the bits of a weight, "w4".
+    on: the model so far; text: bits of a weight, such as "w4".
     """
     # the model computes with decoded weights, as a device that loads the format would
     on.format = form = Absmax(_bits(text))
@@ -240,7 +254,7 @@ ENTRIES: dict[str, StackEntry] = {
 
 @torch.no_grad()
 def trace_of(on: Stacked, rows: Sequence[Batch]) -> Trace:
-    """Record which experts each token of some rows is routed to, without those that are skipped.
+    """Record which experts each token is routed to, without the experts that are skipped.
 
     on: the model so far, with its thresholds for skipping; rows: batches of token ids.
     """

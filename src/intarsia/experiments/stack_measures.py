@@ -68,7 +68,10 @@ class Measured:
 
 
 def measure(on: Stacked, names: tuple[str, ...], rows: Sequence[Batch]) -> Measured:
-    """Measure a stack on rows: loss, bytes, operations, hits, traffic and times."""
+    """Measure a model with techniques on it: loss, bytes, operations, cache hits, traffic, times.
+
+    on: the model and what was done to it. names: of the techniques. rows: batches to measure on.
+    """
     started = time.process_time()
     sequence_losses = losses(on.model, rows, on.below)
     cpu = time.process_time() - started
@@ -96,13 +99,14 @@ def measure(on: Stacked, names: tuple[str, ...], rows: Sequence[Batch]) -> Measu
 def losses(model: Any, rows: Sequence[Batch], below: Mapping[str, float]) -> Tensor:
     """Return the cross-entropy of each sequence in nats a token, (S,) float64.
 
-    rows: batches of token ids; below: router's path -> ratio of gates below which the second expert
-    is skipped.
+    model: a language model. rows: batches of token ids. below: router's path -> ratio of gates
+    below which a token's second expert is skipped.
     """
     sequence_losses: list[Tensor] = []
     with evaluating(model), skipping(model, below):
         for batch in rows:
             logits = model(**batch).logits[:, :-1].float()
+            # position t predicts token t + 1
             loss = F.cross_entropy(
                 logits.transpose(1, 2), batch["input_ids"][:, 1:], reduction="none"
             )
@@ -143,7 +147,8 @@ def _tensors(on: Stacked) -> dict[str, Tensor]:
 def expected_bytes(on: Stacked) -> int:
     """Compute the bytes of all tensors from their shapes, to check `stored_bytes`.
 
-    Two bytes a number, or for experts what their format states for a matrix of that shape.
+    on: the model and its experts' format. Two bytes for a number, or for experts what their format
+    states for a matrix of that shape.
     """
     paths = tuple(f"{path}." for path in gated_experts(on.model))
     total = ITEM * sum(
@@ -156,7 +161,10 @@ def expected_bytes(on: Stacked) -> int:
 
 
 def _operations(on: Stacked, trace: Trace) -> float:
-    """Count multiplications and additions a token: of its experts, and of all other matrices."""
+    """Count the multiplications and additions for a token: of its experts and all other matrices.
+
+    on: the model; trace: which experts each token had.
+    """
     paths = list(gated_experts(on.model))
     prefixes = tuple(f"{path}." for path in paths)
     # a tied embedding is the head's matrix, an untied one is looked up
@@ -172,11 +180,16 @@ def _operations(on: Stacked, trace: Trace) -> float:
     for path, name, expert, weight in on.matrices():
         parts = on.stored.get((path, name, expert), (weight,))
         cost[paths.index(path), expert] += sum(part.numel() for part in parts)
+    # a multiplication and an addition for each weight
     return 2 * (fixed + float((trace.load() * cost).sum()) / len(trace))
 
 
 def _on_devices(trace: Trace, on: Stacked) -> tuple[float | None, float | None]:
-    """Return bytes a token between devices, and seconds; None where experts do not divide."""
+    """Simulate the model on several devices: return bytes a token between them, and seconds.
+
+    trace: which experts each token had. on: unused. None for both where experts do not divide
+    evenly.
+    """
     if trace.experts % DEVICES:
         return None, None
     # experts in their order, as many on each device
@@ -186,7 +199,10 @@ def _on_devices(trace: Trace, on: Stacked) -> tuple[float | None, float | None]:
 
 
 def _offloaded_is_exact(on: Stacked, rows: Sequence[Batch]) -> bool:
-    """Return whether outputs are the same bits with a quarter of the experts in memory."""
+    """Return True if losses are bit-equal with a quarter of the experts in memory.
+
+    on: the model, with the policy of its cache of experts; rows: batches to compare on.
+    """
     with tempfile.TemporaryDirectory() as folder:
         on.model.save_pretrained(Path(folder, "model"))
         policy = card(on.policy or "expected").config()

@@ -29,8 +29,9 @@ def patches_page(
 ) -> Path:
     """Write a page of which patches each expert of a `UnionOfExperts` takes from some pictures.
 
-    pictures: paths, Pillow images, or arrays (H, W, 3).  answers: what the model says of each; ""
-    for nothing.  inputs: how the model takes pictures, None = as its own settings say.
+    pictures: paths, Pillow images, or arrays (H, W, 3). out: the file. answers: what the model says
+    of each; "" for nothing. inputs: size and normalisation of pictures, None = as the model's
+    settings say.
     Raises: TargetError for a model without unions or without a grid of patches; DataError for a
     picture that cannot be read.
     """
@@ -38,6 +39,7 @@ def patches_page(
     inputs = inputs or input_config(model)
     x = _read(several, inputs)
     patches = taken_patches(model, x.to(device_of(model)))
+    # the page has each picture at the size that the model read
     items = _shown(several, answers, x, inputs)
     return write_pictures(out, items, {path: part.numpy() for path, part in patches.items()})
 
@@ -50,9 +52,11 @@ def answers_page(
     answers: Sequence[str],
     inputs: InputConfig,
 ) -> Path:
-    """Write a page of pictures, as the model reads them, with what it says of each.
+    """Write a page of pictures, as the model reads them, with its answer to each.
 
-    Where `UnionOfExperts` has cut the model, it is `patches_page`.
+    pictures: their files. out: the file to write. answers: one for each picture. inputs: size and
+    normalisation that the model expects. A model with experts over patches gets the page that shows
+    them.
     Raises: DataError for a picture that cannot be read.
     """
     if has_unions(model):
@@ -70,7 +74,11 @@ def _read(pictures: Sequence[Any], inputs: InputConfig) -> Tensor:
 def _shown(
     pictures: Sequence[Any], answers: Sequence[str], x: Tensor, inputs: InputConfig
 ) -> list[Shown]:
-    """Return each picture of the page: its name, the answer, and what the model reads."""
+    """Return each picture of the page: its name, the answer, and what the model reads.
+
+    pictures: files, bytes or images; answers: for the first of them. x: the pictures as the model
+    takes them, (B, 3, H, W). inputs: the normalisation, which is undone.
+    """
     # pictures without an answer have an empty one
     answers = [*answers, *[""] * (len(pictures) - len(answers))]
     names = [Path(p).name if isinstance(p, str | Path) else "" for p in pictures]
@@ -79,6 +87,10 @@ def _shown(
 
 
 def _ready(picture: Any, transform: Any) -> Tensor:
+    """Return a picture, (3, H, W), as a model's transform makes it.
+
+    picture: a path, the bytes of a file, an image or an array.
+    """
     if isinstance(picture, str | Path | bytes):
         source = Path(picture) if isinstance(picture, str) else picture
         return transform(read_image(source, side=side_of(transform)))
@@ -86,7 +98,10 @@ def _ready(picture: Any, transform: Any) -> Tensor:
 
 
 def _seen(x: Tensor, inputs: InputConfig) -> Image.Image:
-    """Return the picture that was read.  (3, H, W), normalised."""
+    """Return a normalised tensor (3, H, W) as a picture again, as the model reads it.
+
+    inputs: the mean and standard deviation of the normalisation.
+    """
     mean, std = (torch.tensor(v).view(-1, 1, 1) for v in (inputs.mean, inputs.std))
     # undo the normalisation: what the model read, in 0 ... 255
     pixels = (x * std + mean).clamp(0, 1).mul(255).round().permute(1, 2, 0)

@@ -41,6 +41,10 @@ class Here:
         pass
 
     def run(self, work: Work, inputs: Mapping[str, Any]) -> dict[str, Any]:
+        """Run work(inputs) in this process; return its result.
+
+        Raises: the work's own error, in a form that other executors raise, too.
+        """
         try:
             return work(inputs)
         except Exception as error:
@@ -58,13 +62,15 @@ class OwnProcess:
     """
 
     def __init__(self, threads: int) -> None:
+        """Prepare a process, which starts at the first run.  threads: torch's in it."""
         self.threads = threads
         self._process: BaseProcess | None = None
         self._pipe: Connection | None = None
 
     def run(self, work: Work, inputs: Mapping[str, Any]) -> dict[str, Any]:
-        """Run one trial's work in the process of this executor, which is started at the first call.
+        """Run one trial's work in the process of this executor, started at the first call.
 
+        work: a function that can be imported by name; inputs: its argument. Returns its result.
         Raises: Died if the process ends before its work does; the work's own error.
         """
         if self._pipe is None:
@@ -95,7 +101,7 @@ class OwnProcess:
         return multiprocessing.get_context("spawn")
 
     def _ended(self) -> int | None:
-        """Forget the process and return its exit code; None if there is none, or it goes on."""
+        """Forget the process and return its exit code; None if it goes on running."""
         process, self._process, self._pipe = self._process, None, None
         if process is None:
             return None
@@ -103,7 +109,7 @@ class OwnProcess:
         return process.exitcode
 
     def close(self) -> None:
-        """Let it finish if it is idle; else ask it to stop, as Ctrl-C does, then make it."""
+        """Stop the process: at once if it is idle; else as Ctrl-C does, then by force."""
         process, pipe = self._process, self._pipe
         if process is None or pipe is None:
             return
@@ -128,6 +134,7 @@ class FreshProcess(OwnProcess):
 
     def _context(self, work: Work) -> BaseContext:
         """Return how processes start: on Linux forked by a server that has imported the work."""
+        # elsewhere each process imports the work by itself
         if sys.platform != "linux":
             return super()._context(work)
         context = multiprocessing.get_context("forkserver")
@@ -135,6 +142,7 @@ class FreshProcess(OwnProcess):
         return context
 
     def run(self, work: Work, inputs: Mapping[str, Any]) -> dict[str, Any]:
+        """Run one trial's work in a new process, which ends with it; return its result."""
         try:
             return super().run(work, inputs)
         finally:
@@ -142,10 +150,10 @@ class FreshProcess(OwnProcess):
 
 
 def _serve(pipe: Connection, threads: int, environment: Mapping[str, str]) -> None:
-    """Do work that comes through the pipe until it closes; exit at once when the parent has ended.
+    """Do the work that comes through a pipe until it closes, as the main loop of a worker process.
 
-    environment: the parent's, which a server of forks knows as it was at its own start.
-    threads: number of torch threads in this process.
+    pipe: brings (work, inputs) and takes back (True, result) or (False, error). threads: number of
+    torch threads. environment: the parent's variables. Exits at once when the parent has ended.
     """
     os.environ.clear()
     os.environ.update(environment)
@@ -153,6 +161,7 @@ def _serve(pipe: Connection, threads: int, environment: Mapping[str, str]) -> No
 
     # a thread waits for the parent's end, since a busy worker would not notice it
     def follow() -> None:
+        """Wait for the parent process to end, then end this one."""
         assert parent is not None
         wait([parent.sentinel])
         os._exit(1)  # a trial half done goes on when the runner is started again
@@ -174,7 +183,7 @@ def _serve(pipe: Connection, threads: int, environment: Mapping[str, str]) -> No
 
 
 def sendable(error: BaseException) -> BaseException:
-    """Return the error, or its text where it cannot travel between processes."""
+    """Return the error, or its text as a RuntimeError where it cannot be sent to a process."""
     if isinstance(error, IntarsiaError | KeyboardInterrupt):
         return error
     # the line where it was raised tells more than the class of an error that cannot travel
@@ -184,6 +193,7 @@ def sendable(error: BaseException) -> BaseException:
 
 
 def begin(threads: int) -> None:
+    """Set torch's number of threads in a new worker process."""
     import torch
 
     torch.set_num_threads(threads)

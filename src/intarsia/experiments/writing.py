@@ -49,9 +49,10 @@ class TextRun:
     def evaluate(
         self, data: str | None = None, part: str | None = None, report: Report = lambda _: None
     ) -> dict[str, Any]:
-        """Return scores on a part of the run's own text, or of another one.
+        """Return scores on a part of the run's own text, or of another text.
 
-        part: "train", "val", "test" or "all"; None = "test", of another text "all".
+        data: another text, None = the run's own. part: "train", "val", "test" or "all"; None =
+        "test", of another text "all". report: gets lines of progress.
         Raises: UnknownName for a part that is not there; DataError where the run's own text is not
         that of the training run.
         """
@@ -78,7 +79,11 @@ class TextRun:
 
 
 def open_texts(folder: Path, *, as_trained: bool = True, report: Report) -> TextRun:
-    """Return a finished run on texts, see `intarsia.open_run`."""
+    """Open a finished run on texts.
+
+    folder: of the run. as_trained: keep the frozen weights in the dtype of the training; False =
+    float32. report: gets lines of progress.
+    """
     experiment = experiments.read(folder)
     record, adapted = read_run(folder).record, experiment.adapted
     model, tokenizer = language_model(
@@ -92,7 +97,11 @@ def open_texts(folder: Path, *, as_trained: bool = True, report: Report) -> Text
 
 
 def _part(opened: TextRun, data: str | None, part: str, report: Report) -> Texts:
-    """Return a part of the run's own text, or of another one in shares of its own."""
+    """Return a part of the run's own text, or of another one that is split in the default shares.
+
+    opened: the run. data: another text, None = its own. part: "train", "val", "test" or "all".
+    report: gets lines of progress.
+    """
     experiment = opened.experiment
     # the run's own text is split as in training; another one has no numbers of rows to keep
     is_own = data is None or located(data) == located(experiment.pictures.data)
@@ -132,9 +141,10 @@ def prompts_of(opened: TextRun, sources: Iterable[Path | Sequence[str]]) -> list
 
 
 def complete(opened: TextRun, prompts: Sequence[Prompt], tokens: int) -> Iterator[dict[str, str]]:
-    """Return each prompt with its completion, the likeliest token at a time.
+    """Yield each prompt with its completion; the likeliest token is taken at each step.
 
-    tokens: at most so many, fewer where the model says that it is done.
+    opened: the run with its model and tokenizer. prompts: with their token ids. tokens: at most so
+    many new ones, fewer where the model ends by itself.
     Raises: ConfigError for tokens < 1; DataError for a prompt that leaves no room for them.
     """
     at_least("--tokens", tokens, 1, f"Try {TOKENS}.")

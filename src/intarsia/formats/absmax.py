@@ -36,13 +36,13 @@ class Absmax(Format):
     def encode(
         self, weight: Tensor, keep: Tensor | None = None, moments: Tensor | None = None
     ) -> dict[str, Tensor]:
-        """Encode a weight as packed codes w / s, with a scale s = max |w| / (2^(b-1) - 1) a group.
+        """Encode a weight in groups: a scale s for each, and round(w / s) in b bits a weight.
 
-        Returns codes (ceil(n b / 8),) uint8, b bits each and stored with 2^(b-1) added so that none
-        is negative, and scales (R rows, G groups) float16.
-        weight: n entries of any shape, read as R rows of G groups of g each. keep: must be None,
-        this format stores no mask. moments: unused; other formats need it. Raises: ConfigError for
-        a mask.
+        weight: any shape, of n entries, read as R rows along the last axis, each cut into G groups.
+        keep: must be None: this format stores no mask. moments: unused; other formats need it.
+        Returns "scales" (R, G) float16, s = max |w| / (2^(b-1) - 1) of the group; and "codes"
+        (ceil(n b / 8),) uint8: round(w / s) + 2^(b-1), which is never negative, in b bits each.
+        Raises: ConfigError for a mask.
         """
         if keep is not None:
             fix = "Use Bitmask, or encode the weight without a mask."
@@ -59,9 +59,10 @@ class Absmax(Format):
         return {"codes": pack_bits(flat, self.bits), "scales": scales}
 
     def decode(self, stored: Mapping[str, Tensor], shape: Sequence[int]) -> Tensor:
-        """Return the weight in float32.
+        """Return the encoded weight in float32: code - 2^(b-1), times its group's scale.
 
-        stored: "codes" and "scales" of `encode`; shape: the weight's.
+        stored: "codes" (b bits each, packed) and "scales" (R, G), as `encode` returns them; shape:
+        the weight's.
         """
         width = self._width(shape)
         flat = unpack_bits(stored["codes"], self.bits, math.prod(shape))
@@ -73,6 +74,7 @@ class Absmax(Format):
     def size(self, shape: Sequence[int]) -> int:
         """Return the bytes that a weight of this shape takes; they do not depend on its values."""
         rows = math.prod(shape) // max(1, self._width(shape))
+        # a short last group has a scale, too
         scales = rows * -(-self._width(shape) // self.group)
         return -(-math.prod(shape) * self.bits // 8) + 2 * scales
 
@@ -81,7 +83,10 @@ class Absmax(Format):
         return shape[-1] if len(shape) else 1
 
     def _groups(self, weight: Tensor) -> Tensor:
-        """Cut rows into groups.  (..., w) -> (R, G, g), a short last group filled up with 0."""
+        """Cut the R rows of a weight into G groups of g, a short last group filled up with 0.
+
+        weight: (..., width), any axes but the last are rows.  -> (R, G, g).
+        """
         rows = weight.reshape(math.prod(weight.shape[:-1]), self._width(weight.shape))
         rows = torch.nn.functional.pad(rows, (0, -rows.shape[1] % self.group))
         return rows.view(len(rows), rows.shape[1] // self.group, self.group)

@@ -56,13 +56,17 @@ class Bitmask(Format):
     def encode(
         self, weight: Tensor, keep: Tensor | None = None, moments: Tensor | None = None
     ) -> dict[str, Tensor]:
-        """Encode the kept weights; the class lists the tensors that are returned.
+        """Encode the weights that are not 0, and a bit for each weight that says where they are.
 
-        keep: bool, True = kept, of the weight's shape; None = the weights that are not 0.
-        moments: unused; other formats need it.
+        weight: any shape, read as (out, the rest). keep: bool, of the weight's shape, True =
+        stored; None = the weights that are not 0. moments: unused; other formats need it. Returns
+        "compressed" (n,), the stored weights row by row; "bitmask" (out, ceil(in / 8)) uint8;
+        "row_offsets" (out,), where each row's weights begin in "compressed"; and, if the weights
+        are stored as int8, "scales" (out,), a factor for each row.
         """
         keep = kept_of(weight, keep)
         mask = matrix(keep)
+        # stored weights of each row
         counts = mask.sum(1)
         padded = torch.nn.functional.pad(mask, (0, -mask.shape[1] % 8)).long()
         values = weight.detach()[keep]
@@ -82,9 +86,9 @@ class Bitmask(Format):
         }
 
     def decode(self, stored: Mapping[str, Tensor], shape: Sequence[int]) -> Tensor:
-        """Return the weight, 0 where it was not kept.
+        """Return the encoded weight, 0 where nothing was stored.
 
-        stored: the tensors of `encode`; shape: its shape.
+        stored: the tensors that `encode` returned; shape: the weight's.
         Raises: ShapeError for tensors that do not fit the shape, or each other.
         """
         values, bits = stored["compressed"], stored["bitmask"]
@@ -105,12 +109,14 @@ class Bitmask(Format):
         return weight if scales is None else (matrix(weight) * scales[:, None]).view(tuple(shape))
 
     def matmul(self, x: Tensor, stored: Mapping[str, Tensor], shape: Sequence[int]) -> Tensor:
-        """Return x W^T.  x: (..., in) -> (..., out).  stored: W by `encode`; shape: (out, in).
+        """Return x W^T for the stored weight W.  x: (..., in) -> (..., out).
 
-        Up to 16 rows of x are multiplied in compiled code as the class says; others decode W.
+        stored: the tensors that `encode` returned; shape: of W, (out, in). On the CPU compiled code
+        multiplies up to MOST_ROWS rows of x with what is stored; otherwise W is decoded.
         """
         values, scales = stored["compressed"], stored.get("scales")
         parts = (stored["bitmask"], values, stored["row_offsets"], scales)
+        # no kernel for this machine, type or shape
         if len(shape) != 2 or not kernels.runs(x, values):
             return super().matmul(x, stored, shape)
         # a few rows: the kernel decodes as it multiplies; many: it decodes tile by tile
@@ -121,9 +127,10 @@ class Bitmask(Format):
         return kernels.linear(x, *parts)
 
     def bound(self, stored: Mapping[str, Tensor], shape: Sequence[int]) -> Any:
-        """Return x -> x W^T for the stored W, with little overhead; None without a kernel.
+        """Return a prepared call x -> x W^T for few rows of x, None without a native kernel.
 
-        stored: W by `encode`; shape: (out, in). For a few rows of x; see `Format`.
+        stored: the tensors that `encode` returned, which must stay where they are; shape: of W,
+        (out, in).
         """
         names = ("bitmask", "compressed", "row_offsets")
         bits, values, offsets = (stored[name] for name in names)
@@ -131,7 +138,11 @@ class Bitmask(Format):
 
 
 def _steps(weight: Tensor, mask: Tensor) -> Tensor:
-    """Return max |w| / 127 over the kept weights of each row.  (out, in) -> (out,) float32."""
+    """Return the int8 scale of each row, max |w| / 127 over its stored weights.  -> (out,) float32.
+
+    weight: (out, in); mask: (out, in) bool, True = stored.
+    Raises: ConfigError for weights that are not finite.
+    """
     sizes = torch.where(mask, weight.float().abs(), 0)
     if not bool(sizes.isfinite().all()):
         fix = "Find where the weight became so, or use values='same'."

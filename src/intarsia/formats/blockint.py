@@ -48,10 +48,13 @@ class BlockInt(Format):
     def encode(
         self, weight: Tensor, keep: Tensor | None = None, moments: Tensor | None = None
     ) -> dict[str, Tensor]:
-        """Encode a weight as "codes" and "scales", laid out as the class says.
+        """Encode a weight in blocks of 32 along a row: a scale for each, b = 4 or 8 bits a weight.
 
-        keep: bool, False = the weight becomes 0; None = all are kept. moments: unused; other
-          formats need it. Raises: DataError for weights that are not finite.
+        weight: any shape, read as R rows of K blocks. keep: bool, of that shape, False = the weight
+        becomes 0; None = none does. moments: unused; other formats need it. Returns "codes" (R /
+        16, K, b, 16, 4) uint8, the integers of 16 rows side by side, and "scales" (R / 16, K, 16)
+        float16, of their blocks; R is rounded up to a multiple of 16.
+        Raises: DataError for weights that are not finite.
         """
         w = finite(weight)
         rows = matrix(w if keep is None else w.masked_fill(~kept_of(weight, keep), 0))
@@ -60,9 +63,9 @@ class BlockInt(Format):
         return self._bundle(*self._rounded(blocks))
 
     def _rounded(self, blocks: Tensor) -> tuple[Tensor, Tensor]:
-        """Round to codes q (R, K, 32) uint8 and scales d (R, K) float16, as GGUF's own writers do.
+        """Round weights to codes q (R, K, 32) uint8 and scales d (R, K) float16, as GGUF does.
 
-        blocks: (R, K, 32) weights: R rows of K blocks.
+        blocks: (R, K, 32), R rows of K blocks. A weight is decoded as d (q - 2^(b-1)), b bits.
         """
         sizes = blocks.abs()
         if self.bits == 8:
@@ -78,10 +81,11 @@ class BlockInt(Format):
         return codes, d.clamp(-LARGEST, LARGEST).half()
 
     def _bundle(self, codes: Tensor, scales: Tensor) -> dict[str, Tensor]:
-        """Lay codes and scales out in bundles of 16 rows, the last one filled up with zeros.
+        """Lay codes and scales of 16 rows each side by side, a bundle, as the kernel reads them.
 
-        codes: (R, K, 32) uint8, scales: (R, K) float16. Returns "codes" and "scales", see the
-          class.
+        codes: (R, K, 32) uint8, scales: (R, K) float16, of R rows with K blocks. Returns "codes" (R
+        / 16, K, b, 16, 4) uint8 and "scales" (R / 16, K, 16); the last bundle is filled up with
+        zeros.
         """
         missing = -len(codes) % BUNDLE
         # padding rows have the code of 0, and the scale 0
@@ -92,9 +96,10 @@ class BlockInt(Format):
         return {"codes": kernels.bundled(codes, self.bits), "scales": side.contiguous()}
 
     def _rows(self, stored: Mapping[str, Tensor], shape: Sequence[int]) -> tuple[Tensor, Tensor]:
-        """Return codes (R, K, 32) and scales (R, K) by row, the inverse of `_bundle`.
+        """Return codes (R, K, 32) and scales (R, K) of R rows with K blocks, row by row.
 
-        stored: the bundles; shape: the weight's. Raises: ShapeError for bundles that do not fit it.
+        stored: "codes" and "scales" in bundles of 16 rows, as `encode` returns them; shape: the
+        weight's. Raises: ShapeError for bundles that do not fit it.
         """
         out, width = matrix(torch.empty(tuple(shape), device="meta")).shape
         kernels.check(stored["codes"], stored["scales"], (out, width), self.bits)
@@ -102,9 +107,10 @@ class BlockInt(Format):
         return codes[:out], stored["scales"].transpose(1, 2).flatten(0, 1)[:out]
 
     def decode(self, stored: Mapping[str, Tensor], shape: Sequence[int]) -> Tensor:
-        """Return the weight in float32.
+        """Return the encoded weight in float32: (code - 2^(b-1)) times its block's scale, b bits.
 
-        stored: "codes" and "scales" of `encode`; shape: the weight's.
+        stored: "codes" and "scales" in bundles of 16 rows, as `encode` returns them; shape: the
+        weight's.
         """
         codes, scales = self._rows(stored, shape)
         rows = (codes.float() - 2 ** (self.bits - 1)) * scales.float()[..., None]
@@ -112,9 +118,11 @@ class BlockInt(Format):
         return rows.flatten(1)[:, :width].reshape(tuple(shape))
 
     def matmul(self, x: Tensor, stored: Mapping[str, Tensor], shape: Sequence[int]) -> Tensor:
-        """Return x W^T.  x: (..., in) -> (..., out).  stored: W by `encode`; shape: (out, in).
+        """Return x W^T for the stored weight W.  x: (..., in) -> (..., out).
 
-        On the CPU and without gradients compiled code computes it, with x rounded to int8.
+        stored: "codes" and "scales", as `encode` returns them; shape: of W, (out, in). On the CPU
+        and without gradients compiled code computes it, with x rounded to int8; otherwise W is
+        decoded.
         """
         learned = torch.is_grad_enabled() and x.requires_grad
         if learned or len(shape) != 2 or not kernels.runs(x):
@@ -122,18 +130,20 @@ class BlockInt(Format):
         return kernels.blockint(x, stored["codes"], stored["scales"], shape[0], self.bits)
 
     def bound(self, stored: Mapping[str, Tensor], shape: Sequence[int]) -> Any:
-        """Return x -> x W^T for the stored W, with little overhead; None without a kernel.
+        """Return a prepared call x -> x W^T for few rows of x, None without a native kernel.
 
-        stored: W by `encode`; shape: (out, in). See `Format`.
+        stored: the tensors that `encode` returned, which must stay where they are; shape: of W,
+        (out, in).
         """
         sides = shape[0], shape[1]
         return kernels.bound(stored["codes"], stored["scales"], sides, self.bits)
 
     def to_gguf(self, stored: Mapping[str, Tensor], shape: Sequence[int]) -> Tensor:
-        """Return an encoded matrix in the bytes of GGUF's Q4_0 or Q8_0.
+        """Convert an encoded matrix to the bytes of GGUF's type Q4_0 or Q8_0, without a loss.
 
-        shape: (out, in). Returns (out, K size) uint8: K = in / 32 blocks a row, of size 18 bytes (4
-          bits a weight) or 34 (8 bits).
+        stored: "codes" and "scales", as `encode` returns them; shape: of the weight, (out, in).
+        Returns (out, K size) uint8: K = in / 32 blocks a row, of size 18 bytes (4 bits a weight) or
+        34 (8 bits).
         Raises: ShapeError for rows that are no multiple of 32 weights, which GGUF cannot have.
         """
         if len(shape) != 2 or shape[1] % BLOCK:
@@ -147,12 +157,12 @@ class BlockInt(Format):
         return torch.cat([head, body], 2).flatten(1)
 
     def of_gguf(self, data: Tensor, shape: Sequence[int]) -> dict[str, Tensor]:
-        """Convert a matrix from GGUF's Q4_0 or Q8_0 to this format's tensors, without a loss.
+        """Convert a matrix from GGUF's type Q4_0 or Q8_0 to this format's tensors, without a loss.
 
-        data: (out, K size) uint8: K = in / 32 blocks a row, of size 18 bytes (4 bits) or 34 (8
-          bits).
-        shape: (out, in). Returns "codes" and "scales". Raises: ShapeError for another number of
-          bytes.
+        data: (out, K size) uint8: K = in / 32 blocks a row, of size 18 bytes (4 bits a weight) or
+        34 (8 bits). shape: of the weight, (out, in). Returns "codes" and "scales", as `encode`
+        does.
+        Raises: ShapeError for another number of bytes.
         """
         size = HEAD + BLOCK * self.bits // 8
         if len(shape) != 2 or data.shape != (shape[0], -(-shape[1] // BLOCK) * size):
@@ -168,5 +178,6 @@ class BlockInt(Format):
 
 def _inverse(d: Tensor) -> Tensor:
     """Return 1 / d, and 0 where that is not finite."""
+    # of a block of zeros, or of such small weights that 1 / d overflows
     inverse = 1 / d
     return torch.where(inverse.isfinite(), inverse, 0)

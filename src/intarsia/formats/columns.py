@@ -52,10 +52,13 @@ class Columns(Format):
     def encode(
         self, weight: Tensor, keep: Tensor | None = None, moments: Tensor | None = None
     ) -> dict[str, Tensor]:
-        """Encode the kept weights as "values", "columns" and "row_offsets", see the class.
+        """Encode the weights that are not 0 row by row, each with the number of its column (CSR).
 
-        keep: bool, True = kept, of the weight's shape; None = the weights that are not 0.
-        moments: unused; other formats need it.
+        weight: any shape, read as rows of its first axis. keep: bool, of the weight's shape, True =
+        stored; None = the weights that are not 0. moments: unused; other formats need it. Returns
+        "values" (n,), "columns" (n,) uint16, the column of each, and "row_offsets" (out + 1,)
+        int32, where each row begins in "values".
+        Raises: ShapeError for more columns or weights than these types can count.
         """
         keep = kept_of(weight, keep)
         mask, width = matrix(keep), matrix(weight).shape[1]
@@ -72,9 +75,9 @@ class Columns(Format):
         }
 
     def decode(self, stored: Mapping[str, Tensor], shape: Sequence[int]) -> Tensor:
-        """Return the weight, 0 where it was not kept.
+        """Return the encoded weight, 0 where nothing was stored.
 
-        stored: the tensors of `encode`; shape: its shape.
+        stored: the tensors that `encode` returned; shape: the weight's.
         Raises: ShapeError for tensors that do not fit the shape, or each other.
         """
         values, columns, offsets = (stored[n] for n in ("values", "columns", "row_offsets"))
@@ -93,29 +96,32 @@ class Columns(Format):
         return weight
 
     def matmul(self, x: Tensor, stored: Mapping[str, Tensor], shape: Sequence[int]) -> Tensor:
-        """Return x W^T.  x: (..., in) -> (..., out).  stored: W by `encode`; shape: (out, in).
+        """Return x W^T for the stored weight W.  x: (..., in) -> (..., out).
 
-        Up to 16 rows of x are multiplied in compiled code, others by decoding W.
+        stored: the tensors that `encode` returned; shape: of W, (out, in). On the CPU compiled code
+        multiplies up to MOST_ROWS rows of x with what is stored; otherwise W is decoded.
         """
         values, offsets = stored["values"], stored["row_offsets"]
         few_rows = x.shape[:-1].numel() <= MOST_ROWS
         few_rows = few_rows and len(shape) == 2 and x.shape[-1] == shape[-1]
+        # sizes are checked here, because the kernel trusts them
         if few_rows and len(offsets) == shape[0] + 1 and kernels.runs(x, values):
             return kernels.linear(x, values, stored["columns"], offsets)
         return super().matmul(x, stored, shape)
 
     def bound(self, stored: Mapping[str, Tensor], shape: Sequence[int]) -> Any:
-        """Return x -> x W^T for the stored W, with little overhead; None without a kernel.
+        """Return a prepared call x -> x W^T for few rows of x, None without a native kernel.
 
-        stored: W by `encode`; shape: (out, in). For a few rows of x; see `Format`.
+        stored: the tensors that `encode` returned, which must stay where they are; shape: of W,
+        (out, in).
         """
         values, columns, offsets = (stored[n] for n in ("values", "columns", "row_offsets"))
         return kernels.bound(values, columns, offsets, shape[1], MOST_ROWS)
 
 
 def break_even(width: int, itemsize: int = 2) -> float:
-    """Return the density below which `Columns` takes fewer bytes than a dense weight.
+    """Return the density (share of weights that are not 0) below which `Columns` saves bytes.
 
-    width: weights of a row; itemsize: bytes of a weight.
+    width: the number of weights in a row; itemsize: bytes of a weight that is stored whole.
     """
     return max(0.0, (itemsize * width - OFFSET) / ((itemsize + INDEX) * width)) if width else 0.0

@@ -41,9 +41,10 @@ class Gaussian(Format):
         one_of("codebook", self.codebook, CODEBOOKS)
 
     def quantise(self, weight: Tensor) -> Tensor:
-        """Return the weight as it is decoded; the gradient passes q straight through.
+        """Return the weight rounded to 2^b levels, for training: gradients ignore the rounding.
 
-        Mean and std are differentiated through. Computed in float32 at least.
+        weight: any shape. The levels are those for a normal distribution with the weight's mean and
+        standard deviation, through which gradients pass. Computed in float32 at least.
         """
         w = weight if weight.dtype == torch.float64 else weight.float()
         mean, std = _moments(w)
@@ -54,9 +55,11 @@ class Gaussian(Format):
     def encode(
         self, weight: Tensor, keep: Tensor | None = None, moments: Tensor | None = None
     ) -> dict[str, Tensor]:
-        """Encode as "codes" (ceil(n b / 8),) uint8 and "moments" (2,) float32: mean, std.
+        """Round each entry to one of 2^b levels, and encode the level's number in b bits.
 
-        keep: must be None. moments: unused; other formats get second moments of the inputs by it.
+        weight: any shape, of n entries. keep: must be None: no level is 0. moments: unused; other
+        formats need it. Returns "codes" (ceil(n b / 8),) uint8 and "moments" (2,) float32: mean,
+        standard deviation.
         Raises: ConfigError for a mask.
         """
         if keep is not None:
@@ -68,12 +71,14 @@ class Gaussian(Format):
         return {"codes": pack_bits(codes, self.bits), "moments": torch.stack([mean, std])}
 
     def decode(self, stored: Mapping[str, Tensor], shape: Sequence[int]) -> Tensor:
-        """Return the weight in float32, as `quantise` gives it.
+        """Return the encoded weight in float32.
 
-        stored: "codes" and "moments" of `encode`; shape: the weight's.
+        stored: "codes" (numbers of levels, b bits each) and "moments" (mean, standard deviation) of
+        `encode`; shape: the weight's.
         """
         mean, std = stored["moments"]
         codes = unpack_bits(stored["codes"], self.bits, math.prod(shape))
+        # the level of each code, moved and scaled to the weight's distribution
         return (self._levels(mean)[codes] * std + mean).view(*shape)
 
     def size(self, shape: Sequence[int]) -> int:
@@ -85,7 +90,7 @@ class Gaussian(Format):
         return like.new_tensor(codebook(self.bits, self.codebook)[0])
 
     def _codes(self, z: Tensor) -> Tensor:
-        """Return the number of the nearest level for each z."""
+        """Return the number of the nearest level for each standardised weight z."""
         # the nearest level: thresholds lie half-way between levels
         return torch.bucketize(z.detach(), z.new_tensor(codebook(self.bits, self.codebook)[1]))
 
@@ -99,9 +104,10 @@ def _moments(w: Tensor) -> tuple[Tensor, Tensor]:
 
 @lru_cache
 def codebook(bits: int, kind: str = "median") -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Return the levels (2^b) for N(0, 1) and the thresholds (2^b - 1) between them, rising.
+    """Return the 2^b levels to which normal numbers are rounded, and the thresholds between them.
 
-    bits: b. kind: "median" (each level is the median of its interval) or "lloyd" (the mean).
+    bits: b. kind: "median" (each level is the median of the numbers that are rounded to it) or
+    "lloyd" (their mean). Both are sorted; the numbers are distributed as N(0, 1).
     """
     count = 2**bits
     share = (torch.arange(count, dtype=torch.float64) + 0.5) / count

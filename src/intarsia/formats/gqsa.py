@@ -13,7 +13,7 @@ from ..core import Format
 from ..core.checks import between, one_of
 from ..core.errors import ShapeError
 from ..kernels import native
-from ..kernels.gqsa import affine, bound, codes_of, gqsa, rounded, spread
+from ..kernels.gqsa import BLOCKS, affine, bound, codes_of, gqsa, rounded, spread
 from .bits import pack_bits, unpack_bits
 from .rows import finite, kept_of, matrix, sides
 
@@ -33,12 +33,14 @@ class GroupSparse(Format):
     q = clamp(round(w / s) + z, 0, 2^b - 1): a 0 is kept as 0.
     bits: b, 2 to 8.  activations: "float", or "int8": inputs are rounded, with a scale for each
     group, before they are multiplied, which is faster; for 4 bits and groups of 16 there is a
-    kernel.
-    Stored, of K kept groups: row_offsets (out + 1,) int32, columns (K,) uint16, the group's place
-    in its row; codes (ceil(K group b / 8),) uint8, b bits each, lowest first; scales (K,) bfloat16;
-    zeros (ceil(K b / 8),) uint8. At 4 bits, 16 a group and density d: 6.25 d bits a weight, and 4
-    bytes a row. A weight of more than two axes is (out, the rest); a last group may be shorter, and
-    is stored whole.
+    kernel.  rows: 1, 4 or 8 neighbouring rows that keep the same groups. Its product is faster with
+    more of them, since inputs are read once for all, and the choice of groups is coarser.
+    Stored, of K kept groups of blocks of r rows: row_offsets (ceil(out / r) + 1,) int32, where each
+    block's groups begin; columns (K,) uint16, the group's place in its rows; of each group its rows
+    one after the other: codes (ceil(K r group b / 8),) uint8, b bits each, lowest first; scales
+    (K r,) bfloat16; zeros (ceil(K r b / 8),) uint8. At 4 bits, 16 a group and density d:
+    (5.25 + 1 / r) d bits a weight, and 4 bytes a block. A weight of more than two axes is (out, the
+    rest); a last group or block may be shorter, and is stored whole.
     With float activations, NaN and infinite inputs pass as in a dense product, those of pruned
     groups not at all; with int8 the kept groups of such an input are NaN.
 
@@ -50,38 +52,47 @@ class GroupSparse(Format):
     bits: int = 4
     group: int = 16
     activations: str = "float"
+    rows: int = 1
 
     def __post_init__(self) -> None:
+        """Raise ConfigError for a setting out of its range."""
         between("bits", self.bits, 2, 8, "Try 4.")
         between("group", self.group, 1, 2**20, "Try 16.")
         one_of("activations", self.activations, ACTIVATIONS)
+        one_of("rows", self.rows, BLOCKS)
 
     def encode(
         self, weight: Tensor, keep: Tensor | None = None, moments: Tensor | None = None
     ) -> dict[str, Tensor]:
-        """Encode a weight; a group with any kept weight is stored, its other weights as 0.
+        """Encode a weight in groups of inputs; groups without a kept weight are left out.
 
-        keep: bool, True = kept; None = the weights that are not 0. moments: unused; other formats
-          need it. Returns the tensors that the class lists.
+        weight: any shape, read as (out, the rest), each row cut into groups. keep: bool, True =
+        stored; None = the weights that are not 0; other weights of a stored group are stored as 0.
+        moments: unused; other formats need it. With r rows in a block, which store the same groups:
+        "row_offsets" (blocks + 1,) and "columns" (K,) say where the K stored groups are; "codes"
+        has b bits for each weight, "scales" (K r,) and "zeros", b bits, one for each group and row:
+        a weight is scale (code - zero).
         """
         keep = kept_of(weight, keep)
         w = finite(weight)
-        group_mask = self.groups(matrix(keep)).any(-1)  # (R, C)
+        group_mask = self.blocks(self.groups(matrix(keep))).flatten(2).any(-1)  # (B, C)
         # a group is kept whole; its pruned weights are stored as 0
-        kept_groups = self.groups(matrix(w.masked_fill(~keep, 0)))[group_mask]  # (K, G)
+        groups = self.blocks(self.groups(matrix(w.masked_fill(~keep, 0))))
+        kept_groups = groups[group_mask]  # (K, r, G)
         scales, zeros = affine(kept_groups, self.bits)
-        codes = codes_of(kept_groups, scales[:, None], zeros[:, None], self.bits)
+        codes = codes_of(kept_groups, scales[..., None], zeros[..., None], self.bits)
         return self.stored(codes, scales, zeros, group_mask)
 
     def stored(
         self, codes: Tensor, scales: Tensor, zeros: Tensor, mask: Tensor
     ) -> dict[str, Tensor]:
-        """Return the tensors of the file for codes that have been chosen already.
+        """Return the tensors of the file for weights that are quantised already.
 
-        codes: (K, group), scales, zeros: (K,), row by row; mask: (R, C) bool, which groups are
-          kept: R rows of C groups, K of them True. Raises: ShapeError for too many groups.
+        codes: (K, r, group), scales, zeros: (K, r), of K stored groups in blocks of r rows; mask:
+          (B, C) bool, which of the C groups each of the B blocks stores: K are True.
+        Raises: ShapeError for too many groups.
         """
-        rows, across = mask.shape
+        across = mask.shape[1]
         if across > MOST or len(codes) >= 2**31:
             got = f"{across:,} groups in a row, {len(codes):,} in all"
             want, fix = f"at most {MOST:,} and 2^31 - 1", "Take larger groups."
@@ -91,26 +102,30 @@ class GroupSparse(Format):
             "row_offsets": torch.cat([ends.new_zeros(1), ends]),
             "columns": mask.nonzero()[:, 1].to(torch.uint16),
             "codes": pack_bits(codes.flatten().long(), self.bits),
-            "scales": scales.bfloat16(),
-            "zeros": pack_bits(zeros.long(), self.bits),
+            "scales": scales.flatten().bfloat16(),
+            "zeros": pack_bits(zeros.flatten().long(), self.bits),
         }
 
     def decode(self, stored: Mapping[str, Tensor], shape: Sequence[int]) -> Tensor:
-        """Return the weight in float32.  stored: the tensors of `encode`; shape: the weight's."""
+        """Return the encoded weight in float32, 0 in groups that were not stored.
+
+        stored: the tensors that `encode` returned; shape: the weight's.
+        """
         rows, width = sides(shape)
         across = self.across(width)
         self.check(stored, shape)
         offsets, columns, codes, scales, zeros = (stored[part] for part in PARTS)
-        q = unpack_bits(codes, self.bits, len(columns) * self.group).view(-1, self.group)
-        z = unpack_bits(zeros, self.bits, len(columns))
-        groups = (q - z[:, None]).float() * scales.float()[:, None]
+        q = unpack_bits(codes, self.bits, len(scales) * self.group).view(-1, self.rows, self.group)
+        z = unpack_bits(zeros, self.bits, len(scales)).view(-1, self.rows, 1)
+        groups = (q - z).float() * scales.float().view_as(z)
         dense = spread(groups, offsets, columns, across)
-        return dense[:, :width].reshape(tuple(shape))
+        return dense[:rows, :width].reshape(tuple(shape))
 
     def matmul(self, x: Tensor, stored: Mapping[str, Tensor], shape: Sequence[int]) -> Tensor:
-        """Return x W^T.  x: (..., in) -> (..., out).  stored: W by `encode`; shape: (out, in).
+        """Return x W^T for the stored weight W.  x: (..., in) -> (..., out).
 
-        A kernel computes up to 32 rows of x without gradients on the CPU; otherwise W is decoded.
+        stored: the tensors that `encode` returned; shape: of W, (out, in). On the CPU and without
+        gradients compiled code computes up to `FEW` rows of x; otherwise W is decoded.
         """
         width = shape[-1] if len(shape) else 1
         flat = x.reshape(x.shape[:-1].numel(), width)
@@ -123,40 +138,46 @@ class GroupSparse(Format):
                 flat = rounded(self.padded(flat.float()), self.group)[:, :width].to(x)
             return (flat @ self.decode(stored, shape).to(x).T).view(*x.shape[:-1], shape[0])
         offsets, columns, codes, scales, zeros = (stored[part] for part in PARTS)
-        if len(offsets) != shape[0] + 1:
+        if len(offsets) != -(-shape[0] // self.rows) + 1:
             self.check(stored, shape)
         padded, integers = self.padded(flat.float()), self.activations == "int8"
-        y = gqsa(padded, offsets, columns, codes, scales, zeros, integers)
-        return y.to(x.dtype).view(*x.shape[:-1], shape[0])
+        y = gqsa(padded, offsets, columns, codes, scales, zeros, integers, self.rows)
+        return y[:, : shape[0]].to(x.dtype).reshape(*x.shape[:-1], shape[0])
 
     def bound(self, stored: Mapping[str, Tensor], shape: Sequence[int]) -> Any:
-        """Return x -> x W^T for the stored W, with little overhead; None without a kernel.
+        """Return a prepared call x -> x W^T for few rows of x, None without a native kernel.
 
-        stored: W by `encode`; shape: (out, in). For a few rows of x; see `Format`.
+        stored: the tensors that `encode` returned, which must stay where they are; shape: of W,
+        (out, in).
         """
-        if (self.bits, self.group) != FAST or len(stored["row_offsets"]) != shape[0] + 1:
+        blocks = -(-shape[0] // self.rows)
+        if (self.bits, self.group) != FAST or len(stored["row_offsets"]) != blocks + 1:
             return None
-        parts = tuple(stored[part] for part in PARTS)
-        return bound(parts, shape[1], self.activations == "int8", FEW[self.activations])
+        parts, sides = tuple(stored[part] for part in PARTS), (shape[0], shape[1])
+        return bound(parts, sides, self.rows, self.activations == "int8", FEW[self.activations])
 
     def check(self, stored: Mapping[str, Tensor], shape: Sequence[int]) -> None:
-        """Raise ShapeError unless the stored tensors fit each other and the shape."""
+        """Raise ShapeError unless the stored tensors fit each other and a weight of this shape.
+
+        stored: the tensors of a file. A kernel trusts them: wrong places would read other memory.
+        """
         rows, width = sides(shape)
         offsets, columns, scales = (stored[p] for p in ("row_offsets", "columns", "scales"))
         places, counts = columns.long(), offsets.long().diff()
-        count = len(places)
+        count, blocks = len(places), -(-rows // self.rows)
+        each = count * self.rows
         # the kernel trusts offsets and places: wrong ones would read other memory
-        fits = len(counts) == rows and len(scales) == count and int(offsets[-1]) == count
+        fits = len(counts) == blocks and len(scales) == each and int(offsets[-1]) == count
         fits = fits and not int(offsets[0]) and bool((counts >= 0).all())
-        fits = fits and stored["codes"].shape == (-(-count * self.group * self.bits // 8),)
-        fits = fits and stored["zeros"].shape == (-(-count * self.bits // 8),)
+        fits = fits and stored["codes"].shape == (-(-each * self.group * self.bits // 8),)
+        fits = fits and stored["zeros"].shape == (-(-each * self.bits // 8),)
         if fits and count:
-            # places must rise within each row
-            row = torch.arange(rows, device=places.device).repeat_interleave(counts)
-            place = row * self.across(width) + places
+            # places must rise within each block
+            block = torch.arange(blocks, device=places.device).repeat_interleave(counts)
+            place = block * self.across(width) + places
             fits = bool((places < self.across(width)).all() and (place.diff() > 0).all())
         if not fits:
-            got = f"{len(counts)} rows of {count} groups"
+            got = f"{len(counts)} blocks of {self.rows} rows with {count} groups"
             want, fix = f"what a weight of {tuple(shape)} becomes", "Decode with its own shape."
             raise ShapeError("groups", got=got, want=want, fix=fix)
 
@@ -172,3 +193,12 @@ class GroupSparse(Format):
     def groups(self, rows: Tensor) -> Tensor:
         """Cut rows into groups.  (R, in) -> (R, C, group), a short last group filled with 0."""
         return self.padded(rows).reshape(len(rows), self.across(rows.shape[1]), self.group)
+
+    def blocks(self, groups: Tensor) -> Tensor:
+        """Cut rows into blocks of r, whose groups of the same columns are put side by side.
+
+        groups: (R, C, ...), C groups in each of R rows.  -> (ceil(R / r), C, r, ...), a short last
+        block filled with 0.
+        """
+        missing = groups.new_zeros(-len(groups) % self.rows, *groups.shape[1:])
+        return torch.cat([groups, missing]).unflatten(0, (-1, self.rows)).transpose(1, 2)

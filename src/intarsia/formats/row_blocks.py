@@ -45,10 +45,12 @@ class RowBlocks(Format):
     def encode(
         self, weight: Tensor, keep: Tensor | None = None, moments: Tensor | None = None
     ) -> dict[str, Tensor]:
-        """Encode the kept blocks as "ptr", "channels" and "values", see the class.
+        """Encode a weight in blocks of output rows, which store the same input channels.
 
-        keep: bool, True = kept, of the weight's shape; None = the weights that are not 0.
-        moments: unused; other formats need it.
+        weight: (out, in, k, k) or (out, in). keep: bool, of the weight's shape, True = stored; None
+        = the weights that are not 0. moments: unused; other formats need it. Returns "ptr" (blocks
+        + 1,), where each block begins among the n stored channels; "channels" (n,), the number of
+        each stored input channel; and "values" (n, k k, rows), the weights of each.
         """
         keep = kept_of(weight, keep)
         blocks = self._blocks(weight.detach().masked_fill(~keep, 0))
@@ -62,9 +64,9 @@ class RowBlocks(Format):
         }
 
     def decode(self, stored: Mapping[str, Tensor], shape: Sequence[int]) -> Tensor:
-        """Return the weight, 0 where it was not kept.
+        """Return the encoded weight, 0 where nothing was stored.
 
-        stored: the tensors of `encode`; shape: its shape.
+        stored: the tensors that `encode` returned; shape: the weight's.
         Raises: ShapeError for tensors that do not fit the shape, or each other.
         """
         ptr, channels, values = (stored[name] for name in ("ptr", "channels", "values"))
@@ -84,20 +86,23 @@ class RowBlocks(Format):
         return rows[: shape[0] if len(shape) > 1 else 1].reshape(tuple(shape))
 
     def _blocks(self, weight: Tensor) -> Tensor:
-        """Cut the rows into blocks.  (out, in, k, k) or (out, in) -> (blocks, in, k k, rows).
+        """Cut a weight's output rows into blocks.
 
-        The last block is filled up with 0.
+        weight: (out, in, k, k) or (out, in). Returns (blocks, in, k k, rows), the last block filled
+        up with 0.
         """
         matrix = weight if weight.dim() > 1 else weight.reshape(1, -1)
         matrix = matrix.reshape(*matrix.shape[:2], matrix.shape[2:].numel())
+        # the last axis but two: output rows
         padded = torch.nn.functional.pad(matrix, (0, 0, 0, 0, 0, -len(matrix) % self.rows))
         return padded.unflatten(0, (len(padded) // self.rows, self.rows)).permute(0, 2, 3, 1)
 
 
 def filled(weight: Tensor, rows: int) -> float:
-    """Return which share of the values that `RowBlocks(rows)` stores for `weight` is not 0.
+    """Return the share of non-zero weights among those that `RowBlocks(rows)` would store.
 
-    rows: of a block. Returns 1 for a weight of which nothing is stored.
+    weight: (out, in, k, k) or (out, in). rows: output rows in a block, which store a channel where
+    one of them needs it. 1 if nothing is stored.
     """
     values = RowBlocks(rows).encode(weight)["values"]
     return float((values != 0).float().mean()) if values.numel() else 1.0

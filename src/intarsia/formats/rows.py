@@ -32,8 +32,9 @@ def finite(weight: Tensor) -> Tensor:
 
 
 def kept_of(weight: Tensor, keep: Tensor | None) -> Tensor:
-    """Return the mask `keep`, or if it is None the mask of the weights that are not 0.
+    """Return a mask of the weights to store: `keep`, or if it is None the weights that are not 0.
 
+    weight: any shape; keep: bool of that shape.
     Raises: ShapeError for a mask of another shape.
     """
     keep = weight != 0 if keep is None else keep

@@ -49,7 +49,7 @@ class Ternary(Format):
     def of(cls, digits: Tensor) -> Ternary:
         """Return the format whose dictionary is made for the share of zeros among these digits.
 
-        digits: 0 for a zero, else 1 or 2, any shape.
+        digits: any shape; 0 for a weight of 0, else 1 or 2.
         """
         share = float((digits == 0).double().mean()) if digits.numel() else 0.885
         return cls(min(0.995, max(0.4, round(share, 3))))
@@ -57,10 +57,14 @@ class Ternary(Format):
     def encode(
         self, weight: Tensor, keep: Tensor | None = None, moments: Tensor | None = None
     ) -> dict[str, Tensor]:
-        """Round a weight to the three levels of its row and encode it; small weights become 0, too.
+        """Round each weight to one of its row's three levels, min, 0 and max, and encode which.
 
-        keep: bool, False = the weight becomes 0; None = all are kept. moments: unused; other
-          formats need it. Returns "codes", "row_offsets" and "levels", see the class.
+        weight: any shape, read as (out, the rest); small weights become 0. keep: bool, False = the
+        weight becomes 0; None = all are rounded. moments: unused; other formats need it. Returns
+        "codes" (K,), each the number of a word in a dictionary, which stands for a run of weights'
+        levels; "row_offsets" (out + 1,), where each row begins in "codes"; "levels" (out, 2), min
+        and max of each row.
+        Raises: DataError for weights that are not finite.
         """
         w = finite(weight)
         if keep is not None:
@@ -70,10 +74,12 @@ class Ternary(Format):
         return self.stored(nearest(rows, levels), levels)
 
     def stored(self, digits: Tensor, levels: Tensor) -> dict[str, Tensor]:
-        """Return the tensors of the file for digits that have been chosen already.
+        """Return the tensors of the file for weights that are rounded to levels already.
 
-        digits: (R, C) uint8, 0 for a zero, 1 for the row's least level, 2 for its largest; levels:
-          (R, 2), least and largest. Returns "codes", "row_offsets" and "levels", see the class.
+        digits: (R, C) uint8, 0 for a zero, 1 for the row's least level, 2 for its largest. levels:
+        (R, 2), least and largest of each row. Returns "codes" (K,), each the number of a word in
+        the dictionary, which stands for a run of digits; "row_offsets" (R + 1,), where each row
+        begins in "codes"; and "levels".
         """
         # words are pairs of digits, so that an odd row gets a zero behind
         even = torch.nn.functional.pad(digits, (0, digits.shape[1] % 2))
@@ -81,10 +87,11 @@ class Ternary(Format):
         return {"codes": codes, "row_offsets": offsets, "levels": levels.bfloat16()}
 
     def decode(self, stored: Mapping[str, Tensor], shape: Sequence[int]) -> Tensor:
-        """Return the weight in float32.
+        """Return the encoded weight in float32.
 
-        stored: "codes" (words of the dictionary), "row_offsets" and "levels" of `encode`. shape:
-          the weight's. Raises: ShapeError for tensors that do not fit.
+        stored: "codes" (numbers of words in the dictionary), "row_offsets" and "levels", as
+        `encode` returns them. shape: the weight's.
+        Raises: ShapeError for tensors that do not fit.
         """
         self.check(stored, shape)
         rows, width = sides(shape)
@@ -94,16 +101,18 @@ class Ternary(Format):
         return level.gather(1, digits[:, :width]).reshape(tuple(shape))
 
     def matmul(self, x: Tensor, stored: Mapping[str, Tensor], shape: Sequence[int]) -> Tensor:
-        """Return x W^T.  x: (..., in) -> (..., out).  stored: W by `encode`; shape: (out, in).
+        """Return x W^T for the stored weight W.  x: (..., in) -> (..., out).
 
-        Compiled code decodes in registers up to 384 rows of x without gradients; otherwise W is
-        decoded first.
+        stored: the tensors that `encode` returned; shape: of W, (out, in). On the CPU and without
+        gradients compiled code multiplies up to FEW rows of x, decoding in registers; otherwise W
+        is decoded first.
         """
         width = shape[-1] if len(shape) else 1
         flat = x.reshape(x.shape[:-1].numel(), width)
         learned = torch.is_grad_enabled() and x.requires_grad
         suits = x.device.type == "cpu" and len(shape) == 2 and x.dtype != torch.float64
         suits = suits and native.load() is not None
+        # no kernel, or too many rows: decode once, and multiply densely
         if learned or not suits or len(flat) > FEW:
             return (flat @ self.decode(stored, shape).to(x).T).view(*x.shape[:-1], shape[0])
         # a word is a pair of digits: rows of an odd width are stored with a 0 behind
@@ -115,16 +124,20 @@ class Ternary(Format):
         return y.to(x.dtype).view(*x.shape[:-1], shape[0])
 
     def bound(self, stored: Mapping[str, Tensor], shape: Sequence[int]) -> Any:
-        """Return x -> x W^T for the stored W, with little overhead; None without a kernel.
+        """Return a prepared call x -> x W^T for few rows of x, None without a native kernel.
 
-        stored: W by `encode`; shape: (out, in). For a few rows of x; see `Format`.
+        stored: the tensors that `encode` returned, which must stay where they are; shape: of W,
+        (out, in).
         """
         if len(shape) != 2 or len(stored["levels"]) != shape[0]:
             return None
         return bound(tuple(stored[part] for part in PARTS), shape[1], self.dictionary, FEW)
 
     def check(self, stored: Mapping[str, Tensor], shape: Sequence[int]) -> None:
-        """Raise ShapeError unless the stored tensors fit each other and the shape."""
+        """Raise ShapeError unless the stored tensors fit each other and a weight of this shape.
+
+        stored: "codes", "row_offsets" and "levels" of a file.
+        """
         rows, width = sides(shape)
         codes, offsets, levels = (stored[part] for part in PARTS)
         fits = offsets.shape == (rows + 1,) and levels.shape == (rows, 2) and codes.dim() == 1
@@ -147,9 +160,9 @@ class Ternary(Format):
         return dictionary(self.zeros)
 
     def describe(self, stored: Mapping[str, Tensor], shape: Sequence[int]) -> str:
-        """Describe the bits that the encoded weight takes, and a better dictionary if there is one.
+        """Describe the bits that an encoded weight takes, and a better dictionary if there is one.
 
-        stored: the tensors of `encode`; shape: the weight's.
+        stored: the tensors that `encode` returned; shape: the weight's.
         """
         decoded = matrix(self.decode(stored, shape))
         # an entropy coder could not take fewer bits than `entropy(share)` for each weight
@@ -165,9 +178,9 @@ class Ternary(Format):
 
 
 def levels_of(rows: Tensor) -> Tensor:
-    """Return each row's smallest and largest entry, rounded to bfloat16.  (R, C) -> (R, 2).
+    """Return each row's least level, min(0, its entries), and its largest, max(0, its entries).
 
-    The smallest is at most 0 and the largest at least 0, as if each row had a 0 among its entries.
+    rows: (R, C) -> (R, 2) float32, rounded to bfloat16.
     """
     if not rows.shape[1]:
         return rows.new_zeros(len(rows), 2)
@@ -176,10 +189,10 @@ def levels_of(rows: Tensor) -> Tensor:
 
 
 def nearest(rows: Tensor, levels: Tensor) -> Tensor:
-    """Return the digit of each weight: 1 below half the least, 2 above half the largest.
+    """Round each weight to the nearest of three levels: 0, its row's least, and its row's largest.
 
-    A weight is 0 unless it is nearer to a level that is not 0: zeros come first.
-    rows: (R, C), levels: (R, 2) -> (R, C) uint8.
+    rows: (R, C) weights; levels: (R, 2), least and largest level of each row. Returns (R, C) uint8,
+    the level's digit: 0, 1 for the least, 2 for the largest. A weight half-way becomes 0.
     """
     low, high = levels[:, :1], levels[:, 1:]
     digits = torch.zeros(rows.shape, dtype=torch.uint8)

@@ -9,10 +9,11 @@ from ..core import Routing
 
 
 def _share(probs: Tensor, routing: Routing, valid: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Return f (pairs of each expert for each token) and P (mean probability), both (E,).
+    """Return how often each expert was chosen for a token, and its mean probability, (E,) both.
 
-    probs: (N, E); routing: the pairs (token, expert) that were chosen; valid: (N,) bool, False =
-      padding, None = all are real.
+    probs: (N, E), probability of each expert for each token; routing: the pairs (token, expert)
+    that were chosen; valid: (N,) bool, False = padding, None = no padding. The first result is the
+    number of an expert's pairs, divided by the number of tokens without padding.
     """
     tokens = probs.new_tensor(len(probs)) if valid is None else valid.sum().to(probs.dtype)
     tokens = tokens.clamp(min=1)
@@ -24,11 +25,13 @@ def _share(probs: Tensor, routing: Routing, valid: Tensor | None) -> tuple[Tenso
 
 
 def balance(probs: Tensor, routing: Routing, valid: Tensor | None = None) -> Tensor:
-    """Return E sum_e f_e P_e: f_e are an expert's pairs per token, P_e is its mean probability.
+    """Return the load balancing loss E sum_e f_e P_e, 0-dimensional, without its coefficient.
 
-    Smallest, k for k experts a token, at uniform routing; E where all tokens have the same k. With
-    k = 1 the Switch loss (arXiv:2101.03961, eq. 4), else Mixtral's, as transformers has it.
-    probs: (N, E), the softmax over all experts; valid: (N,), False = padding, which counts nowhere.
+    f_e is the share of the tokens that have expert e, P_e the expert's mean probability. With k
+    experts for each token the loss is smallest, k, at uniform routing, and E where all tokens have
+    the same k experts with certainty. With k = 1 it is the Switch loss (arXiv:2101.03961, eq. 4),
+    else Mixtral's, as in transformers. probs: (N, E), the softmax over all E experts; routing: the
+    chosen pairs (token, expert); valid: (N,) bool, False = padding, which counts nowhere.
     """
     share, mean = _share(probs, routing, valid)
     return routing.experts * (share * mean).sum()
@@ -41,11 +44,12 @@ def z_loss(logits: Tensor, valid: Tensor | None = None) -> Tensor:
     logits: (N, E); valid: (N,), False = padding.
     """
     squared = logits.logsumexp(-1).square()
+    # without padding the plain mean, else that over real tokens
     if valid is None:
         return squared.mean()
     return (squared * valid).sum() / valid.sum().clamp(min=1)
 
 
 def entropy(probs: Tensor) -> Tensor:
-    """Return - sum_e p_e log p_e in nats.  (..., E) -> (...)."""
+    """Return the entropy of distributions over E experts, in nats.  (..., E) -> (...)."""
     return torch.special.entr(probs).sum(-1)

@@ -35,14 +35,16 @@ class LayerState:
         return self._left[layer][0] if layer in self._left else None
 
     def before(self, layer: int) -> Tensor | None:
-        """Return the state of the nearest layer before `layer`; None at the first.
+        """Return the state that the nearest earlier layer left in this forward; None at the first.
 
-        Raises: ConfigError if that state has no gradient though this forward needs one.
+        layer: the number of the layer that asks. Raises: ConfigError if that state carries no
+        gradient though this forward needs one.
         """
         # not always layer - 1: a layer in between may have left no state
         earlier = [number for number in self._left if number < layer]
         if not earlier:
             return None
+        # the nearest one that left a state
         state, with_graph = self._left[max(earlier)]
         if torch.is_grad_enabled() and not with_graph:
             raise ConfigError(
@@ -83,7 +85,12 @@ class Context:
     """
 
     def __init__(self) -> None:
-        """Create an empty context; the class lists what the attributes hold."""
+        """Create an empty context: no padding mask, ids, layer states, random draws or routings.
+
+        These are set for each batch. The settings are at their defaults: draws are not kept until
+        the next forward (hold), the input is one copy of a batch (passes), this process has all of
+        it (shard), and evaluation does not count the experts' load (counting).
+        """
         self.valid: Tensor | None = None
         self.task_ids: Tensor | None = None
         self.input_ids: Tensor | None = None
@@ -97,7 +104,7 @@ class Context:
         self._computed: Tensor | None = None  # the task ids of the newest forward, if `hold`
 
     def start(self) -> None:
-        """Begin a forward: forget draws, layer states and routings of the forward before."""
+        """Begin a new forward: forget the draws, layer states and routings of the last one."""
         self.redraw()
         for state in self.states:
             state.clear()
@@ -120,7 +127,10 @@ class Context:
         return self.task_ids if self.task_ids is not None else self._computed
 
     def check_task_ids(self, samples: int) -> None:
-        """Raise ShapeError if there are task ids, but not one for each of `samples` samples."""
+        """Raise ShapeError if task ids were set for another number of samples than this batch has.
+
+        samples: the number of samples of the batch.
+        """
         # an exported program would fix the number of samples here, if every forward asked for it
         if self.task_ids is not None and len(self.task_ids) != samples:
             got = f"{len(self.task_ids)} for a batch of {samples}"
@@ -129,7 +139,10 @@ class Context:
 
     @contextmanager
     def having(self, **values: Any) -> Iterator[None]:
-        """Set these attributes to these values inside the `with` block; restore them after it."""
+        """Set attributes of this context inside the `with` block, and restore them after it.
+
+        values: attributes by name, such as passes=2.
+        """
         before = {name: getattr(self, name) for name in values}
         vars(self).update(values)
         try:
@@ -138,6 +151,7 @@ class Context:
             vars(self).update(before)
 
     def __getstate__(self) -> dict[str, Any]:
+        """Return the settings alone for a copy or a file; what belongs to a batch is left out."""
         # a routing holds a graph, which cannot be copied
         settings = ("states", "hold", "passes", "shard", "counting", "joined")
         return vars(Context()) | {name: getattr(self, name) for name in settings}
@@ -170,7 +184,7 @@ def steps_with(module: nn.Module) -> bool:
 
 
 def told_modules(model: nn.Module) -> Sequence[nn.Module]:
-    """Return the modules that read a `Context` or have a `before_step`, in the model's order."""
+    """Return a model's modules that read a `Context` or have a method `before_step`, in order."""
     # inside `finding_once` the list is stored on the model
     if (cached := vars(model).get(FOUND)) is not None:
         return cached
@@ -179,11 +193,11 @@ def told_modules(model: nn.Module) -> Sequence[nn.Module]:
 
 @contextmanager
 def finding_once(*models: nn.Module) -> Iterator[None]:
-    """Cache the `told_modules` of these models inside the `with` block, so that steps are faster.
+    """Search models for the modules that read a `Context` once, for the whole `with` block.
 
-    They are the modules that read a `Context`. A model with modules that have a `before_step` is
-    not cached: its modules may come and go then. Not for a model that gets modules which read a
-    context inside the block.
+    models: each keeps the list that `told_modules` returns, so that training steps are faster. A
+    model with modules that change with the training step keeps none: its modules may come and go.
+    Not for a model to which modules that read a context are added inside the block.
     """
     with ExitStack() as stack:
         for model in dict.fromkeys(models):
@@ -202,7 +216,10 @@ def contexts(model: nn.Module) -> list[Context]:
 
 @contextmanager
 def having(model: nn.Module, **values: Any) -> Iterator[None]:
-    """Set attributes in the model's `Context` inside the `with` block.  values: by name."""
+    """Set attributes in the `Context` of a model inside the `with` block; restore them after it.
+
+    model: any module; values: attributes by name, such as passes=2.
+    """
     with ExitStack() as stack:
         for context in contexts(model):
             stack.enter_context(context.having(**values))
@@ -216,15 +233,19 @@ def redraw(model: nn.Module) -> None:
 
 
 def passes(model: nn.Module, count: int) -> AbstractContextManager[None]:
-    """Treat the input inside the block as `count` stacked copies of a batch, with own draws."""
+    """Treat inputs inside the `with` block as `count` copies of a batch, one after the other.
+
+    model: its routers draw random numbers for each copy by itself.
+    """
     return having(model, passes=count)
 
 
 def task_ids(model: nn.Module, ids: Tensor) -> AbstractContextManager[None]:
-    """Set the task of each sample inside the `with` block.  ids: (B,) int64.
+    """Set the task of each sample inside the `with` block, for routers that choose by task.
 
-    Works for every host, whatever arguments its forward takes:
-    `with intarsia.gating.task_ids(model, ids): logits = model(images)`.
+    ids: (B,) int64, one for each sample of the batch, counted from 0. It works for every model,
+    whatever arguments its forward takes: `with intarsia.gating.task_ids(model, ids): logits =
+    model(images)`.
     Raises: ConfigError for ids that are no vector of whole numbers; in the model's forward, for
     tasks that it does not have.
     """
@@ -242,9 +263,10 @@ def set_valid(model: nn.Module, mask: Tensor | None) -> None:
 
 
 def set_ids(model: nn.Module, ids: Tensor | None) -> None:
-    """Set the ids by which hash routers choose.  ids: (B, T) or (B,) whole numbers.
+    """Set the ids by which hash routers of a model choose experts, until others are set.
 
-    They stay until others are set, and go before a forward's own `input_ids`; None forgets them.
+    model: any module; ids: (B, T) or (B,) whole numbers, used in place of a forward's own
+    `input_ids`; None removes them.
     Raises: ConfigError for ids that are no whole numbers.
     """
     if ids is not None and (ids.is_floating_point() or ids.dtype == torch.bool):
@@ -255,9 +277,10 @@ def set_ids(model: nn.Module, ids: Tensor | None) -> None:
 
 @contextmanager
 def of_samples(model: nn.Module, selected: Tensor) -> Iterator[None]:
-    """Cut padding and ids in the model's `Context` to some samples inside the `with` block.
+    """Cut the padding mask and ids of a model's batch to some samples inside the `with` block.
 
-    selected: (B,) bool, on the CPU, which samples of the batch are computed.
+    model: a part of a model that gets only some samples of the batch; selected: (B,) bool on the
+    CPU, True = the sample is computed in the block.
     """
     names = ("valid", "task_ids", "input_ids", "modality", "ids")
     with ExitStack() as stack:

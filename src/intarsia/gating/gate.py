@@ -40,6 +40,7 @@ class Terms:
     z: float = 0.0
 
     def __post_init__(self) -> None:
+        """Raise ConfigError for a setting out of its range."""
         check_counts(self.experts, self.active)
         for name in ("std", "balance", "z"):
             at_least(name, getattr(self, name), 0, "Try 0.01.")
@@ -47,9 +48,9 @@ class Terms:
 
     @classmethod
     def of(cls, config: object) -> Terms:
-        """Copy from a router's settings those that all gates have (experts, std, jitter, ...).
+        """Copy the settings that all gates have (experts, active, std, ...) from a router's.
 
-        config: a router's dataclass, such as `TopK`; fields that it lacks keep their defaults.
+        config: a router's dataclass, such as `TopK`; settings that it lacks keep their defaults.
         Raises: ConfigError for a value out of range.
         """
         names = [f.name for f in fields(cls) if hasattr(config, f.name)]
@@ -80,10 +81,10 @@ class ScoreRouter(Router, Generic[C]):
 
     @abc.abstractmethod
     def choose(self, logits: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Choose experts for each row by its logits (N, E).
+        """Choose k experts for each row by its logits.
 
-        Returns experts and weights, (N, k) both, and a mask of those that count, (N, k) bool;
-        None = all count.
+        logits: (N, E). Returns the experts and their weights, (N, k) both, and a mask of those that
+        count, (N, k) bool; None = all count.
         """
 
     def limit(self, routing: Routing) -> Routing:
@@ -91,9 +92,10 @@ class ScoreRouter(Router, Generic[C]):
         return routing
 
     def route(self, rows: Tensor, valid: Tensor | None) -> Routing:
-        """Choose experts for rows (N, d): jitter, logits, `choose`, losses, `limit`, in this order.
+        """Choose experts for each token by its logits; in training, add noise, and compute losses.
 
-        valid: (N,) bool, False = padding, which gets no expert; None = all rows are real.
+        rows: (N, d), tokens; valid: (N,) bool, False = padding, which gets no expert; None = no
+        padding. The losses see all chosen pairs; pairs above a capacity are dropped after that.
         """
         # a compiled graph has a fixed number of pairs: padding keeps its pairs, with weight 0
         if valid is not None and not (self.by_row and torch.compiler.is_compiling()):
@@ -114,10 +116,10 @@ class ScoreRouter(Router, Generic[C]):
         return replace(self.limit(routing), losses=losses)
 
     def _losses(self, logits: Tensor, routing: Routing, valid: Tensor | None) -> dict[str, Tensor]:
-        """Return the losses whose coefficient is not 0, by name ("balance", "z").
+        """Return the auxiliary losses times their coefficients, by name ("balance", "z").
 
-        logits: (N, E); routing: the chosen pairs; valid: (N,) bool, False = padding, None = all
-          real.
+        logits: (N, E); routing: the pairs (token, expert) that were chosen; valid: (N,) bool, False
+        = padding, None = no padding.
         """
         losses: dict[str, Tensor] = {}
         if self.terms.balance:
@@ -133,10 +135,10 @@ class GateRouter(ScoreRouter[C]):
     by_expert = ("weight", "bias")
 
     def __init__(self, config: C, width: int, *, generator: torch.Generator) -> None:
-        """Draw W (E, width) from N(0, std) and set the bias, if there is one, to 0.
+        """Draw the gate's weight W (E, width) from N(0, std); set its bias, if it has one, to 0.
 
-        config: the router's settings, of which std and bias are read; width: the number of a
-        token's features.
+        config: the router's settings, with E = config.experts; width: number of features of a
+        token; generator: draws W.
         """
         super().__init__(config)
         self.weight = nn.Parameter(torch.empty(config.experts, width))
@@ -148,21 +150,24 @@ class GateRouter(ScoreRouter[C]):
 
 
 def best(logits: Tensor, active: int) -> tuple[Tensor, Tensor, None]:
-    """Choose the `active` experts of largest logits and weigh them by the softmax over these alone.
+    """Choose the `active` experts with the largest logits; weigh them by the softmax over these.
 
-    logits: (N, E). Returns the experts and their weights, (N, active) both, and None in the place
-      of a mask: all of them count.
+    logits: (N, E). Returns the experts and their weights, (N, active) both, and None where other
+    routers return a mask of the choices that count: all of them do.
     """
     top, index = logits.topk(active)
     return index, top.softmax(-1), None
 
 
 def wide_linear(rows: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """Compute rows W^T + b in float32 or better, also under autocast.  (N, d) -> (N, out).
+    """Compute rows W^T + b in float32 or better, even under autocast.  (N, d) -> (N, out).
 
-    weight: W (out, d); bias: b (out,), or None.  Raises: ShapeError for rows of another width.
+    rows: (N, d); weight: W (out, d); bias: b (out,), or None. In bfloat16 the logits of similar
+    experts would be equal.
+    Raises: ShapeError for rows of another width.
     """
     check_width(rows, weight.shape[1])
+    # double inputs stay double
     dtype = torch.promote_types(rows.dtype, torch.float32)
     bias = None if bias is None else bias.to(dtype)
     with uncast(rows.device):
@@ -170,9 +175,10 @@ def wide_linear(rows: Tensor, weight: Tensor, bias: Tensor | None = None) -> Ten
 
 
 def wide_layer(rows: Tensor, layer: nn.Linear) -> Tensor:
-    """Apply a linear layer in float32 or better, also under autocast.  (N, d) -> (N, out).
+    """Apply a linear layer to rows in float32 or better, even under autocast.  (N, d) -> (N, out).
 
-    A layer of another type, such as one with an adapter, is called in its own dtype.
+    layer: a plain `nn.Linear`; a layer of another type, such as one with an adapter, is called as
+    it is, in the dtype of its own weight.
     """
     if type(layer) is nn.Linear:
         return wide_linear(rows, layer.weight, layer.bias)
@@ -190,17 +196,17 @@ def uncast(device: torch.device) -> AbstractContextManager[object]:
 
 
 def room_for(factor: float, pairs: int, experts: int) -> int:
-    """Return how many pairs, each a token that chose it, an expert takes: ceil(factor pairs / E).
+    """Return an expert's capacity: how many tokens it takes, ceil(factor * pairs / experts).
 
-    factor: the capacity, 1 = just enough if all experts are chosen equally often; pairs: number
-    of (token, chosen expert) pairs in the batch, all experts together; experts: E.
+    factor: 1 = just enough room if all experts are chosen equally often; pairs: number of pairs (a
+    token and one of the experts that it chose) in the batch; experts: number of experts.
     """
     # the product of floats may be a little above the whole number that it should be
     return math.ceil(factor * pairs / experts - 1e-9)
 
 
 def check_width(rows: Tensor, width: int) -> None:
-    """Raise ShapeError unless rows (N, d) are as wide as a router was built for."""
+    """Raise ShapeError unless the tokens `rows`, (N, d), have the width a router was built for."""
     if rows.shape[-1] != width:
         got = f"tokens of width {rows.shape[-1]}"
         fix = f"Build it with build({rows.shape[-1]}, generator=...)."
@@ -208,9 +214,10 @@ def check_width(rows: Tensor, width: int) -> None:
 
 
 def of_real(rows: Tensor, valid: Tensor, route: Callable[[Tensor], Routing]) -> Routing:
-    """Route the rows that are no padding by calling `route` on them; padding gets no expert.
+    """Route the tokens that are no padding by calling `route` on them; padding gets no expert.
 
-    rows: (N, d); valid: (N,) bool, False = padding.  Returns the routing of all N rows.
+    rows: (N, d), all tokens; valid: (N,) bool, False = padding; route: tokens (n, d) -> their
+    routing. Returns the routing of all N tokens.
     """
     real = valid.nonzero()[:, 0]
     routing = route(rows[real])
@@ -218,10 +225,11 @@ def of_real(rows: Tensor, valid: Tensor, route: Callable[[Tensor], Routing]) -> 
 
 
 def gated(gates: Tensor, dtype: torch.dtype, keep: Tensor | None = None) -> Routing:
-    """Turn a dense matrix of gates into a `Routing`, with a pair for each gate that counts.
+    """Turn a dense matrix of gates into a `Routing`, with a pair (token, expert) for each gate.
 
-    gates: (N, E) weights; dtype: that of the pairs' weights; keep: (N, E) bool, which gates count;
-      None = those above 0, and those of NaN, so that a NaN is seen in the output.
+    gates: (N, E), weights of E experts for N tokens; dtype: that of the pairs' weights; keep: (N,
+    E) bool, which gates count; None = those above 0, and those of NaN, so that a NaN is seen in the
+    output.
     """
     index = torch.arange(gates.shape[1], device=gates.device).expand_as(gates)
     all_pairs = Routing.from_topk(index, gates.to(dtype), gates.shape[1])
@@ -230,9 +238,9 @@ def gated(gates: Tensor, dtype: torch.dtype, keep: Tensor | None = None) -> Rout
 
 
 def keep_pairs(routing: Routing, keep: Tensor) -> Routing:
-    """Return the routing with the pairs where `keep` is True.  keep: bool, one entry for each pair.
+    """Return the routing with only those pairs (token, expert) for which `keep` is True.
 
-    On the meta device, which has no values, all pairs stay.
+    routing: P pairs; keep: (P,) bool. On the meta device, which has no values, all pairs stay.
     """
     if keep.is_meta:
         return routing

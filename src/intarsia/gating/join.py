@@ -27,10 +27,11 @@ class BeforeForward:
         self.context, self.stays = context, stays
 
     def __call__(self, model: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
-        """Run before model.forward(*args, **kwargs): start a new batch, set padding and token ids.
+        """Start a new batch before each forward of a model: set its padding mask and token ids.
 
-        `attention_mask` becomes the padding mask and `input_ids`, or a first int64 argument, the
-        ids.
+        model: the module that is called. args, kwargs: the arguments of its forward, among which
+        `attention_mask` (B, T) becomes the padding mask, and `input_ids`, or a first argument (B,
+        T) of int64, the ids.
         Raises: ShapeError if `task_ids` were set for another number of samples than this batch has.
         """
         context = self.context
@@ -51,14 +52,14 @@ class BeforeForward:
 
 
 def join(model: nn.Module) -> Context:
-    """Give all modules of a model one shared `Context`, and number those that pass a state on.
+    """Give a model's modules one shared `Context` (padding, ids and draws of the batch).
 
-    Returns the context. A thread is a sequence of modules of one kind along the depth of the model,
-    each of which hands its state to the next (see `PassesState`); what they share belongs to the
-    first. The encoder and the decoder of one model have a context and threads each.
-    A host calls it once, after it has put the modules in and before an optimiser sees them. Modules
-    that were joined before stay on their thread. Call it again after you have put in more modules
-    by hand.
+    model: any module. Call it once after all routers and adapters are in the model and before an
+    optimiser sees them (adapt and upcycle do), and again after you have put in more by hand.
+    Some routers hand a state to the next layer's router. Such modules of one kind, along the depth
+    of the model, are a thread: they are numbered here, and the first one owns what they share.
+    Modules that were joined before stay on their thread. The encoder and the decoder of one model
+    have a context and threads each. Returns the context, of two that of the decoder.
     """
     if stacks := _encoder_and_decoder(model):
         return [join(stack) for stack in stacks][-1]
@@ -67,6 +68,7 @@ def join(model: nn.Module) -> Context:
     joined = [hook.context for _, hook in _hooks(model)] + [c for c in contexts(model) if c.joined]
     context = joined[0] if joined else Context()
     context.joined = True
+    # modules that pass a state on keep it in the context, which is cleared at each forward
     threads = dict[int, Any]()
     for module in model.modules():
         if isinstance(module, ReadsContext):
@@ -78,9 +80,10 @@ def join(model: nn.Module) -> Context:
 
 
 def number_layers(modules: Sequence[PassesState]) -> None:
-    """Number the modules that are on no thread yet, in this order; each kind has one thread.
+    """Chain modules that hand a state to the next layer's: one chain (a thread) for each `kin`.
 
-    A thread: modules with equal `kin`, which hand a state from one to the next.
+    modules: all of a model, in the order of its layers. Those that are in no thread yet are grouped
+    by `kin`, a key such as their class and width, and numbered 0, 1, ... along their thread.
     """
     # a GRU cell of one width cannot serve a thread of another: one thread for each kin
     fresh: dict[Hashable, list[PassesState]] = {}
@@ -92,15 +95,16 @@ def number_layers(modules: Sequence[PassesState]) -> None:
 
 
 def _follow(layers: Sequence[PassesState]) -> None:
-    """Make these modules the layers 0, 1, ... of the first one's thread."""
+    """Make modules the layers 0, 1, ... of one thread, along which a state is passed on."""
     for number, module in enumerate(layers):
         module.follow(layers[0], number)
 
 
 def rejoin(model: nn.Module) -> Context:
-    """Number the layers of each thread anew after some were removed; return the model's context.
+    """Number the layers of each thread again after some were removed; return the model's context.
 
-    What the layers of a thread share belongs to its first one again.
+    A thread is a sequence of modules that hand a state to the next one; what they share belongs to
+    its first module, which may be another one now.
     """
     # by thread, not by kin: two threads of one kin must not become one
     threads: dict[int, list[PassesState]] = {}
@@ -113,13 +117,15 @@ def rejoin(model: nn.Module) -> Context:
 
 
 def start(model: nn.Module) -> None:
-    """Begin a forward of a model with routers: forget draws and states of the batch before.
+    """Begin a forward pass of a model with routers: forget draws and states of the batch before.
 
-    `intarsia.adapt` and `intarsia.upcycle` do it before every forward; a loop that calls layers by
-    hand has to. Raises: ConfigError for several modules of one kind that were never joined.
+    `intarsia.adapt` and `intarsia.upcycle` make every forward do so; a loop that calls layers by
+    hand has to.
+    Raises: ConfigError for several modules that pass a state on but were never joined by `join`.
     """
     for context in contexts(model):
         context.start()
+    # a second module of one kind without a thread would never see the first one's state
     alone: set[Hashable] = set()
     for module in model.modules():
         if not isinstance(module, PassesState) or module.joined:
@@ -132,11 +138,12 @@ def start(model: nn.Module) -> None:
 
 
 def watch(model: nn.Module, *, stays: bool = False) -> Callable[[], None]:
-    """Join a model, and register a hook that sets its `Context` before every forward.
+    """Join a model's modules, and set their `Context` before every forward, by a hook.
 
-    stays: the hook outlives the removal of adapters.  Returns a function that removes the hook.
-    Random draws are then kept until the next forward. A second call joins again and adds no hook. A
-    model without modules that read a `Context` gets none.
+    A `Context` holds padding, ids and random draws of the batch; draws are kept until the next
+    forward. model: any module; without modules that read a `Context` it gets no hook. stays: True
+    keeps the hook when adapters are removed. Returns a function that removes the hook. A second
+    call joins again and adds no hook.
     """
     if stacks := _encoder_and_decoder(model):  # each is called with a mask and ids of its own
         hooks = ExitStack()
@@ -156,6 +163,7 @@ def watch(model: nn.Module, *, stays: bool = False) -> Callable[[], None]:
 
 def unwatch(model: nn.Module, *, all: bool = False) -> None:
     """Remove the hook of `watch` from a model.  all: also one registered with stays=True."""
+    # encoder and decoder have a hook each
     for stack in _encoder_and_decoder(model):
         unwatch(stack, all=all)
     for key, hook in _hooks(model):
@@ -175,5 +183,5 @@ def _encoder_and_decoder(model: nn.Module) -> list[nn.Module]:
 
 
 def _hooks(model: nn.Module) -> list[tuple[int, BeforeForward]]:
-    """Return the hooks of `watch` on a model, with their keys."""
+    """Return the forward pre-hooks that `watch` put on a model, with their keys in torch's dict."""
     return [(k, h) for k, h in model._forward_pre_hooks.items() if isinstance(h, BeforeForward)]

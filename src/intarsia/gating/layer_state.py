@@ -18,7 +18,7 @@ class PassesState(ReadsContext):
     """
 
     def __init__(self) -> None:
-        """Begin alone, as layer 0 of a new thread, the chain of layers that pass a state on."""
+        """Create the module as layer 0 of a new thread, a chain of layers that pass a state on."""
         super().__init__()
         self.thread, self.layer, self.joined = LayerState(), 0, False
         self.context.states.append(self.thread)
@@ -35,9 +35,10 @@ class PassesState(ReadsContext):
     def carried(self, rows: int) -> Tensor | None:
         """Return the state that the previous layer left, (rows, ...); None at the first layer.
 
-        rows: number of tokens in this forward. The state, such as a hidden state of the router,
-        is kept in `self.thread`, which the model's layers share.
-        Raises: ShapeError for a state of another number of rows.
+        rows: number of tokens in this forward. The state is, for example, the hidden state of a
+        recurrent router, kept in `self.thread`, which the modules of one kind share.
+        Raises: ShapeError for a state of another number of tokens, which is left from an older
+        forward.
         """
         state = self.thread.before(self.layer)
         # another number: `gating.start` was not called, so it is the state of an older forward

@@ -33,13 +33,13 @@ class Load:
 
     @property
     def variation(self) -> float:
-        """Standard deviation over mean of the shares: 0 = even, sqrt(E - 1) = one has all."""
+        """The shares' standard deviation over their mean: 0 = even, sqrt(E - 1) = one has all."""
         count = len(self.share)
         return math.sqrt(sum((s - 1 / count) ** 2 for s in self.share) / count) * count
 
     @property
     def entropy(self) -> float:
-        """The entropy of the shares over its largest value log E: 1 = even, 0 = one has all."""
+        """The entropy of the shares over its maximum log E: 1 = even, 0 = one expert has all."""
         if len(self.share) == 1:
             return 1.0
         # the logarithm of E is the entropy of even shares
@@ -47,26 +47,28 @@ class Load:
 
     @property
     def collapsed(self) -> bool:
-        """True if k experts, as many as one row has, get over 90 % and there are more than k."""
-        # 90 % for as many experts as a row has: the others get too little to learn
+        """True if the k busiest experts get over 90 %, where a token has k of more than k."""
+        # the other experts get too little to learn
         k = max(1, round(self.active))
         return len(self.share) > k and sum(sorted(self.share)[-k:]) > COLLAPSED
 
 
 def loads(model: nn.Module) -> dict[str, Load]:
-    """Return the load (shares of the experts) of each learned router since `forget`, by path.
+    """Return the load (shares of the experts) of each learned router of a model, by its path.
 
-    Routers without rows are left out. Rows are counted while training, or inside `counting`.
+    Tokens are counted in training, or inside `counting`, since the last `forget`. Routers that have
+    counted none are left out.
     """
     by_path = {n: _load(r.received, r.served) for n, r in learned_routers(model).items()}
     return {name: load for name, load in by_path.items() if load is not None}
 
 
 def _load(received: Tensor, served: int) -> Load | None:
-    """Return the shares of a router's experts; None for a router without pairs.
+    """Return the load of a router's experts, as shares; None if nothing was counted.
 
-    received: (2, E), number of pairs and sum of weights of each expert; served: rows that had an
-      expert. Where every expert has every row, shares of weight are returned, and active is 1.
+    received: (2, E), for each expert the number of its tokens, and the sum of their weights;
+    served: the number of tokens that had any expert. Shares are those of the numbers; where every
+    expert has every token, those of the weights.
     """
     # pairs say nothing where every expert has every row: count the weights instead
     pairs, weight = received
@@ -87,12 +89,13 @@ def forget(model: nn.Module) -> None:
 
 @contextmanager
 def counting(model: nn.Module) -> Iterator[None]:
-    """Let learned routers count their load from zero, also in evaluation, inside the `with` block.
+    """Count the load of a model's routers from zero inside the `with` block, in evaluation as well.
 
-    `loads(model)`, or `received` of each router, is to be read inside: the counts before are
-    restored.
+    Read `loads(model)`, or `received` of each router, inside the block: the counts from before are
+    restored at its end.
     """
     routers = learned_routers(model).values()
+    # forget() makes new tensors: the old ones can be put back as they are
     before = [(router.received, router.served) for router in routers]
     forget(model)
     try:
@@ -104,9 +107,9 @@ def counting(model: nn.Module) -> Iterator[None]:
 
 
 def summary(by_path: Mapping[str, Load]) -> dict[str, float]:
-    """Return the means of variation and entropy over the routers, as numbers for a training curve.
+    """Return the load's variation and entropy, means over all routers, for a training curve.
 
-    by_path: path of a router -> its load.
+    by_path: path of a router -> its load (shares of its experts); without any, the result is empty.
     """
     if not by_path:
         return {}
@@ -118,10 +121,9 @@ def summary(by_path: Mapping[str, Load]) -> dict[str, float]:
 
 
 def warn_of_collapse(by_path: Mapping[str, Load]) -> bool:
-    """Warn, with the remedy, if a router sends nearly all to few experts.
+    """Warn if a router sends nearly all tokens to few experts; return True if one does.
 
-    Returns True if one does.
-    by_path: path of a router -> its load.
+    by_path: path of a router -> its load (shares of its experts).
     """
     collapsed = [name for name, load in by_path.items() if load.collapsed]
     if collapsed:

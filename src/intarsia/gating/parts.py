@@ -17,30 +17,31 @@ SMALL = 1e-6
 
 
 def smooth_step(u: Tensor, gamma: float) -> Tensor:
-    """Return S(u): 0 up to -gamma / 2, 1 from gamma / 2, a cubic between them.
+    """Return a smooth step from 0 to 1: 0 up to -gamma / 2, 1 from gamma / 2, a cubic between them.
 
-    gamma: width of the band between 0 and 1. The cubic is -2 (u / gamma)^3 + 3/2 (u / gamma) + 1/2.
-    Exactly 0 and 1 outside the band, where its gradient is 0: start inside.
+    u: any shape. gamma: width of the band between 0 and 1, in which the step is the cubic
+    -2 (u / gamma)^3 + 3/2 (u / gamma) + 1/2. Outside the band the gradient is exactly 0, so that a
+    parameter has to start inside it.
     """
-    # on [-1/2, 1/2] the cubic has slope 0 at both ends, so that S is smooth
+    # on [-1/2, 1/2] the cubic has slope 0 at both ends, so that the step is smooth
     t = (u / gamma).clamp(-0.5, 0.5)
     return 0.5 + t * (1.5 - 2 * t.square())
 
 
 def entropy(p: Tensor) -> Tensor:
-    """Return the mean over rows of the summed entropies of the parts in nats.
+    """Return the entropy in nats of k gates, summed over the gates and averaged over tokens.
 
-    p: (N, k, E) -> ().
+    p: (N, k, E), for each of N tokens the distribution of each gate over E experts. 0-dimensional.
     """
     # at p = 0 the gradient of p log p is infinite
     return -(p * (p + SMALL).log()).sum((-2, -1)).mean()
 
 
 def unsettled(p: Tensor) -> Tensor:
-    """Return the mean entropy of a part over log E: 1 = even, 0 = on one expert.  (N, k, E) -> ().
+    """Return how undecided gates are: their mean entropy divided by log E.  (N, k, E) -> ().
 
-    p: each part's distribution over the experts. A share and no sum, so that a coefficient means
-      the same at every k and E.
+    p: for each of N tokens, the distribution of each of k gates over E experts. 1 = all are even,
+    0 = each is on one expert, whatever k and E are.
     """
     return entropy(p) / (p.shape[-2] * math.log(max(2, p.shape[-1])))
 
@@ -54,6 +55,10 @@ class PartsRouter(Router):
     """
 
     def __init__(self, experts: int, active: int) -> None:
+        """Create a router whose gate is the sum of several gates.
+
+        experts: E; active: k, the number of summed gates, each of which ends on one expert.
+        """
         super().__init__(experts)
         at_least("active", active, 1, "Try 2.")
         self.active = active
@@ -66,15 +71,16 @@ class PartsRouter(Router):
         """
 
     def route(self, rows: Tensor, valid: Tensor | None) -> Routing:
-        """Weight each expert by the sum of k gates; an expert with weight 0 is not used.
+        """Route tokens by the sum of k gates; an expert whose summed weight is 0 is not used.
 
-        rows: (N, d), tokens; valid: (N,) bool, False = padding, None = no padding. `self.parts`
-        computes the k gates, each a distribution over the E experts, and all losses together.
-        Losses are returned in training only.
+        rows: (N, d), tokens; valid: (N,) bool, False = padding, None = no padding. Each gate, as
+        `self.parts` computes it, is a distribution over the E experts. Its losses are part of the
+        result in training only.
         """
         # padding would count in the losses' mean entropy: the real rows are routed by themselves
         if valid is not None:
             return of_real(rows, valid, lambda real: self.route(real, None))
         parts, losses = self.parts(rows)
+        # (N, E): the sum over the k gates, of which only nonzero entries become pairs
         routing = gated(parts.sum(1), rows.dtype)
         return replace(routing, losses=losses if self.training and len(rows) else {})

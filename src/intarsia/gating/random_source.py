@@ -26,9 +26,9 @@ class RandomSource(ReadsContext):
     """
 
     def __init__(self, generator: torch.Generator, context: Context | None = None) -> None:
-        """Draw from `generator`.
+        """Draw from `generator`, a generator on the CPU.
 
-        context: one to share, such as that of the router; None = a new one.
+        context: the batch's context to share, such as that of a router; None = a new one.
         """
         super().__init__()
         self.generator = generator
@@ -70,13 +70,16 @@ class RandomSource(ReadsContext):
         return self.context.held.get(self) if self.context.hold else None
 
     def drawn(self, rows: int, draw: Callable[[int], Tensor]) -> Tensor:
-        """Return a random row for each sample, (rows, ...): those of this batch again, or new ones.
+        """Return a random row for each row of the batch: those drawn for it before, or new ones.
 
-        draw: draw(n) gives n new rows. Draws of a batch are kept if the context's `hold` is set.
-        Raises: ShapeError for rows that the stacked copies of the batch do not divide, or for
-        another number of rows than the kept draw has.
+        rows: number of rows; where a method passes a batch several times at once, they are
+        `context.passes` copies of its samples, one after the other, and each copy gets rows of its
+        own. draw: draw(n) draws n new rows. If the context's `hold` is set, the draw is stored for
+        this batch, so that a recomputed forward gets the same numbers. Returns (rows, ...).
+        Raises: ShapeError if `rows` is no multiple of `passes`, or differs from the stored draw's.
         """
         context, held = self.context, self.held
+        # nothing stored for this batch: draw now
         if held is None:
             if rows % context.passes:
                 got, fix = f"{rows} rows", "Stack whole copies of the batch."
@@ -108,6 +111,7 @@ def _draw(source: int, law: str, shape: Sequence[int]) -> Tensor:
 
 @_draw.register_fake
 def _(source: int, law: str, shape: Sequence[int]) -> Tensor:
+    """Return an empty tensor of the shape that `_draw` draws, for tracing without data."""
     return torch.empty(tuple(shape))
 
 

@@ -13,10 +13,10 @@ class Encoded(Protocol):
     """Experts whose hidden unit j of expert e is on exactly where (W_e x + b_e)_j > 0."""
 
     def encoder(self) -> tuple[Tensor, Tensor | None]:
-        """Return the first layers' weights W (E, h, d) and biases b (E, h), or None.
+        """Return the weights W (E, h, d) and biases b (E, h) or None of the experts' first layers.
 
-        E experts of h hidden units. Raises: ConfigError for experts without ReLU, whose units are
-        never exactly off.
+        There are E experts of h hidden units, for inputs of width d. Raises: ConfigError for
+        experts without ReLU, whose units are never exactly off.
         """
         ...
 
@@ -35,17 +35,19 @@ class ReadsExperts(nn.Module):
         self._seen: tuple[Encoded, ...] = ()  # a tuple: no second registration
 
     def see(self, experts: Encoded) -> None:
-        """Remember these experts, whose weights are read from now on.
+        """Remember the experts whose weights the router reads from now on.
 
-        Raises: ConfigError for experts that cannot be read.
+        experts: those that it routes over. Raises: ConfigError for experts that cannot be read.
         """
+        # fails now, not in the first forward, for experts that cannot be read
         experts.encoder()
         self._seen = (experts,)
 
     def encoder(self) -> tuple[Tensor, Tensor | None]:
-        """Return W (E, h, d), and b (E, h) or None, of the experts that `see` got.
+        """Return the first layers of the experts that `see` was called with: W (E, h, d), b (E, h).
 
-        Raises: ConfigError if `see` was not called yet.
+        There are E experts of h hidden units, for inputs of width d; b is None for experts without
+        biases. Raises: ConfigError if `see` was not called yet.
         """
         if not self._seen:
             name = f"experts of a {type(self).__name__}"

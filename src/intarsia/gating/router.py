@@ -33,11 +33,11 @@ class Router(ReadsContext, abc.ABC):
     equal_counts: bool = False
 
     def __init__(self, experts: int) -> None:
-        """Set the counts of the load to 0.
+        """Set the number of experts, and all counts of their load to 0.
 
-        `received` (2, E) counts the tokens and sums the weights that each expert got; `served`
-        counts the tokens that got any expert.  experts: E.  Raises: ConfigError for less than one
-        expert.
+        experts: E. Forwards in training count, in `received` (2, E), the tokens of each expert and
+        the sum of their weights, and in `served` the tokens that have any expert.
+        Raises: ConfigError for less than one expert.
         """
         super().__init__()
         check_counts(experts)
@@ -55,13 +55,17 @@ class Router(ReadsContext, abc.ABC):
         """Return the routing of rows (N, d); valid: (N,) bool or None = all."""
 
     def forward(self, x: Tensor) -> Routing:
-        """Route all tokens of x, (..., d); padding is read from the context."""
+        """Choose experts for all tokens of x, (..., d); the batch's context has the padding."""
         # all leading axes are tokens
         rows = x.reshape(-1, x.shape[-1])
         return self.remember(self.route(rows, self._valid_rows(x)))
 
     def remember(self, routing: Routing) -> Routing:
-        """Record a routing as the newest one and add it to the load, while training; return it."""
+        """Store a routing as the newest one and add it to the experts' load; return it.
+
+        routing: of all tokens of a forward. In evaluation it is only returned, unless loads are
+        counted there, too.
+        """
         if self.training:
             self.context.routings[self] = routing
         # recomputed forwards and graphs of torch.compile must not count a second time
@@ -77,7 +81,11 @@ class Router(ReadsContext, abc.ABC):
         self.served = 0
 
     def _valid_rows(self, x: Tensor) -> Tensor | None:
-        """Return the context's padding mask for the rows of x, (N,) bool; None = all are real."""
+        """Return the padding mask of the batch for the tokens of x, (N,) bool; None = no padding.
+
+        x: (..., d), N tokens in all.
+        Raises: ShapeError for a mask that does not fit x.
+        """
         mask = self.context.valid
         if mask is None:
             return None
@@ -100,9 +108,10 @@ def check_counts(experts: int, active: int = 1) -> None:
 
 
 def check_renormalised(experts: int, active: int) -> None:
-    """Raise ConfigError as `check_counts`, or for one active expert of several.
+    """Raise ConfigError if a router whose weights sum to 1 cannot learn with so many experts.
 
-    Weights that are divided by their sum are then always 1, so that the router learns nothing.
+    experts: E; active: how many are chosen for each token, 1 to E. With one of several the weight,
+    divided by its sum, is always 1, so that no gradient reaches the router.
     """
     check_counts(experts, active)
     if active == 1 < experts:
@@ -112,9 +121,9 @@ def check_renormalised(experts: int, active: int) -> None:
 
 @torch.no_grad()
 def received(routing: Routing) -> Tensor:
-    """Return number of pairs and sum of weights of each expert, (2, E) float64 on the CPU.
+    """Return the number of tokens and the sum of weights of each expert, (2, E) float64 on the CPU.
 
-    routing: the pairs (row, expert), with weights.
+    routing: the pairs (token, expert), with weights.
     """
     pairs = routing.load().double()
     weight = pairs.new_zeros(routing.experts)
@@ -124,7 +133,10 @@ def received(routing: Routing) -> Tensor:
 
 @torch.no_grad()
 def served(routing: Routing) -> int:
-    """Return how many rows have an expert.  routing: pairs (row, expert) of N rows."""
+    """Return how many tokens have any expert.
+
+    routing: the pairs (token, expert) of N tokens.
+    """
     has_expert = torch.zeros(routing.tokens, dtype=torch.bool, device=routing.token.device)
     has_expert[routing.token] = True
     return int(has_expert.sum())
@@ -139,21 +151,24 @@ def aux_loss(model: nn.Module) -> Tensor:
     """Return the sum of all routers' losses of the newest forward, to be added to the task's loss.
 
     loss = criterion(model(x), y) + intarsia.gating.aux_loss(model)
-    The coefficients are already in the losses; the result is 0 for a model without them. `fit` adds
-    it by itself.
+
+    model: has routers, or none, for which the result is 0. The losses are multiplied by their
+    coefficients already. `fit` adds them by itself.
     """
     # losses of several dtypes are added in float32
+    # routings of an evaluation are not stored, so that only training counts
     newest = [router.last for router in learned_routers(model).values()]
     losses = [loss.float() for r in newest if r is not None for loss in r.losses.values()]
     return torch.stack(losses).sum() if losses else torch.zeros(())
 
 
 def before_step(model: nn.Module, step: int, steps: int) -> None:
-    """Call `before_step(step, steps)` of every module that has it; step: 0 ... steps - 1.
+    """Tell every module that changes during training which step comes next.
 
-    steps: number of steps of the whole training. Modules that change during training define it: a
-      temperature that falls, a search that ends. `fit` calls it; a loop of your own has to. The
-      step is put into each `Context`, too.
+    `fit` calls it before each training step; a loop of your own has to. model: any module; its
+    modules with a method `before_step(step, steps)`, such as a gate whose temperature falls, are
+    called. step: 0 ... steps - 1; steps: number of steps of the whole training. The step is also
+    put into each `Context`.
     """
     for module in told_modules(model):
         if isinstance(module, ReadsContext):

@@ -31,10 +31,11 @@ class LooksAhead(Protocol):
 
 
 def non_causal(config: object) -> bool:
-    """Return True for a router's settings if later tokens decide where earlier ones go.
+    """Return True if, with this router, later tokens of a sequence decide where earlier ones go.
 
-    The method's card (its entry in the catalogue) has a tag for it, or that of a gate inside;
-    settings without a card may say it themselves, see `LooksAhead`.
+    config: a router's settings. The answer is a tag of the method's entry in the catalogue, or of
+    the entry of a gate inside the settings; settings that are not in the catalogue may have an
+    attribute `non_causal`.
     """
     if isinstance(config, LooksAhead) and config.non_causal:
         return True
@@ -48,13 +49,16 @@ def non_causal(config: object) -> bool:
 
 
 def with_experts(config: Any, experts: int) -> Any:
-    """Return a router's settings with another number of experts, also of a gate inside.
+    """Return a router's settings with another number of experts.
 
+    config: a router's dataclass, which has the number, or a gate inside has it; experts: the new
+    number.
     Raises: ConfigError for settings that have no such number, or cannot have this one.
     """
     names = {f.name for f in fields(config)}
     if "experts" in names:
         return replace(config, experts=experts)
+    # settings around those of another router, whose experts they permute, for example
     if "gate" in names:
         return replace(config, gate=with_experts(config.gate, experts))
     got = f"a {type(config).__name__}, which has no such setting"

@@ -17,19 +17,19 @@ from .tracing import trace
 
 BY = ("affinity", "lift")
 FEW = 10_000  # tokens; the paper has 100,000 and more
-FLAT = 0.95  # of log E
+FLAT = 0.95  # share of log E above which a layer's affinities count as equal
 
 
 @dataclass(frozen=True)
 class Attribution:
     """Affinity of a text to the experts of every layer, and its lift over another text.
 
-    s_le, the affinity of the text to expert e of layer l, is the mean over sequences of the mean
-    over tokens of the probability p_le.  lift = affinity / reference: how much more often the text
-    is routed to an expert than the reference text is.
-
-    affinity: (L, E) float64, each layer sums to 1;  reference: the same of another text, or None;
-    names: paths of the layers;  tokens: number of tokens that the text has.
+    affinity: (L, E) float64, L layers of E experts. Entry (l, e) is the mean over sequences of the
+    mean over tokens of the probability that the router of layer l gives to expert e; each layer
+    sums to 1.
+    reference: the same for another text, or None; lift = affinity / reference: how much more often
+    the text is routed to an expert than the reference text is.
+    names: paths of the layers;  tokens: number of tokens of the text.
 
     Source: arXiv:2411.18797, expert attribution; lift is not of the paper.
     """
@@ -41,7 +41,7 @@ class Attribution:
 
     @classmethod
     def of(cls, text: Trace, reference: Trace | None = None) -> Attribution:
-        """Compute the affinities of a text, and of a reference, from their traces.
+        """Compute the affinities of a text, and of a reference text, from recorded routings.
 
         text, reference: best recorded with probabilities=True; otherwise the weights of the k
         experts of each token stand for the probabilities.
@@ -76,9 +76,9 @@ class Attribution:
         return -(p * p.log()).sum(1) / math.log(max(2, p.shape[1]))
 
     def best(self, by: str = "affinity") -> tuple[int, int]:
-        """Return (layer, expert) of the largest affinity, or lift, of all layers.
+        """Return (layer, expert) of the largest value over all layers.
 
-        Raises: ConfigError for another way.
+        by: "affinity" or "lift". Raises: ConfigError for another value.
         """
         one_of("by", by, BY)
         score = self.affinity if by == "affinity" else self.lift
@@ -86,7 +86,10 @@ class Attribution:
         return index // score.shape[1], index % score.shape[1]
 
     def doubts(self, expert: tuple[int, int]) -> tuple[str, ...]:
-        """List the reasons not to trust the choice of (layer, expert); empty if there is none."""
+        """Return the reasons not to trust the choice of an expert, as sentences; empty if none.
+
+        expert: (layer, expert).
+        """
         reasons: list[str] = []
         if self.tokens < FEW:
             reasons.append(f"experts are attributed from {self.tokens} tokens; give {FEW} or more")
@@ -103,12 +106,13 @@ class Attribution:
 def affinity(routes: Trace) -> Tensor:
     """Average each expert's weight over a sequence's tokens, then over sequences, (L, E) float64.
 
+    routes: a trace with weights; its L layers have E experts.
     Raises: DataError for a trace without weights.
     """
     if routes.weight is None:
         fix = "Record it with trace(model, texts, probabilities=True)."
         raise DataError("trace", got="no weights", want="probabilities", fix=fix)
-    # a token counts 1 / (sequences x tokens of its sequence): long texts do not outweigh
+    # each token counts 1 / (sequences x tokens of its sequence), so that long texts do not outweigh
     names, row, counts = routes.sequence.unique(return_inverse=True, return_counts=True)
     share = 1.0 / (len(names) * counts.double())[row]  # (N,)
     # the last column collects the entries of tokens with fewer than k experts, and is cut off
@@ -125,9 +129,11 @@ def affinity(routes: Trace) -> Tensor:
 def attribute_experts(
     model: nn.Module, forget: Iterable[Any], retain: Iterable[Any] | None = None
 ) -> Attribution:
-    """Attribute a text to experts of a sparse model.  forget, retain: rows, as of `trace`.
+    """Measure how strongly the experts of a sparse model belong to a text.
 
-    The paper uses 100,000 tokens and more. Shared experts, which every token passes, do not count.
+    model: with routers; forget: the text, as rows for `trace`; retain: another text to compare
+    with, or None. The paper uses 100,000 tokens and more. Shared experts, which every token passes,
+    do not count.
     Raises: TargetError for a model without experts; DataError for no texts.
     Source: arXiv:2411.18797.
     """

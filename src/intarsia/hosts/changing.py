@@ -23,8 +23,9 @@ def apply_change(
     seed: int = 0,
     name: str = "default",
 ) -> nn.Module:
-    """Plan a change, apply it to a model and return the model; on an error it is as it was.
+    """Plan a change, apply it to a model and return the model; after an error it is as before.
 
+    batches: calibration data, for changes that read it; seed: of their draws; name: of an adapter.
     Raises: ConfigError for settings of another type than is declared; what the change's `plan` and
     `apply` raise.
     """
@@ -33,10 +34,13 @@ def apply_change(
 
 
 def apply_plan(model: nn.Module, plan: Plan, name: str = "default") -> nn.Module:
-    """Apply a plan, record the step and return the model; on an error the model is as it was."""
+    """Apply a plan, record it in the model, and return the model; an error changes nothing.
+
+    name: of an adapter.
+    """
     host = base_of(model)
     before, on = steps_of(host), fingerprint(host)
-    # a plan with a folder undoes its own numbers from there, and so holds no second copy of them
+    # a plan with a folder restores the weights from there: no second copy is held in memory
     with undone_on_error(model, numbers=not plan.undoes_itself):
         new = plan.change.apply(model, plan, name=name)
     if plan.change.recorded:
@@ -45,14 +49,17 @@ def apply_plan(model: nn.Module, plan: Plan, name: str = "default") -> nn.Module
 
 
 def step_of(entry: Mapping[str, Any]) -> Step:
-    """Return a step of a change from the entry that a saved folder has of it."""
+    """Build a recorded change from its entry in the file of a saved folder."""
     change = settings_from_dict(card(str(entry["key"])), entry["settings"])
     plan = Plan(change, int(entry["seed"]), dict(entry["decided"]))
     return Step(plan, str(entry["name"]), dict(entry["on"]))
 
 
 def repeat(model: nn.Module, step: Step) -> nn.Module:
-    """Return the model with a step that was read from a file, in place where the host can stay."""
+    """Apply a recorded change that was read from a file, and return the model.
+
+    model: changed in place if it can be.
+    """
     before = steps_of(base_of(model))
     model = step.plan.change.apply(model, step.plan, name=step.name)
     set_steps(base_of(model), (*before, step))
@@ -63,13 +70,13 @@ def repeat(model: nn.Module, step: Step) -> nn.Module:
 def undone_on_error(model: nn.Module, numbers: bool = True) -> Iterator[None]:
     """Restore a model's modules if the body of the `with` raises.
 
-    Modules, hooks, flags, modes, attributes, the config and each weight's tensor are put back;
-    numbers written into a tensor that stays are not: a change writes those last.
-    numbers: False leaves the weights' tensors alone, and holds none of them.
+    Modules, hooks, flags, modes, attributes, the config and each weight's tensor are put back.
+    Numbers that were written into a tensor are not: a change must write those last. numbers: False
+    = do not remember the weights' tensors, since the change restores them itself.
     """
     config = config_of(model)
     owners: list[Any] = [*model.modules(), *([config] if hasattr(config, "__dict__") else [])]
-    # their own `copy`: `copy.copy` asks an OrderedDict how it is pickled, and there are thousands
+    # dict.copy, since `copy.copy` of thousands of OrderedDicts is slow
     saved = [(vars(owner), vars(owner).copy()) for owner in owners]
     containers = [
         (value, value.copy())

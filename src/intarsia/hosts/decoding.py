@@ -22,9 +22,11 @@ from .spans.head_spans import cache_bytes
 
 @dataclass(frozen=True)
 class Generated:
-    """New tokens (B, tokens), with the seconds of the prompt and of all tokens but the first.
+    """New tokens (B, tokens), with the time that they took.
 
-    bytes: of keys and values.  path: which code computed the tokens, and why not native steps.
+    prompt_seconds: until the first token; seconds: of all further tokens; bytes: of keys and
+    values.
+    path: the code that computed the tokens, and the reason if it was not native steps.
     """
 
     tokens: Tensor
@@ -48,11 +50,13 @@ def generate(
     mask: Tensor | None = None,
     on_token: Callable[[Tensor], bool | None] = lambda _: None,
 ) -> Generated:
-    """Generate the most likely continuation of prompts, greedily, token by token.
+    """Generate the most probable continuation of prompts, token by token.
 
-    ids: (B, T); padded on the left, with mask (B, T).  tokens: to add; the end of a text does not
-    stop it.  on_token: is called with each new token (B,), and stops the loop by True.
-    Keys and values have their room from the start. A token of a Llama-like decoder is one call of
+    model: a causal language model of transformers.
+    ids: (B, T), padded on the left; mask: (B, T), 0 = padding, None = without.
+    tokens: how many to add to each row; the end of a text does not stop it.
+    on_token: is called with each new token (B,), and stops the loop by returning True.
+    Memory for keys and values is allocated once. A token of a Llama-like decoder is one call of
     native steps (`NativeText`), of another model its own forward: the result's `path` says which.
     For throughput of many requests see `intarsia serve`, which batches; this is for latency.
     Raises: ShapeError for anything but rows of tokens; ConfigError for no token.
@@ -87,7 +91,10 @@ def generate(
 
 
 class _Native:
-    """Decoder of prompts by native steps; padding is left out of the rows."""
+    """Decoder of prompts by native steps; padding is left out of its cache.
+
+    ids, mask: (B, n), prompts, 0 = padding; tokens: number of new tokens.
+    """
 
     def __init__(self, model: nn.Module, ids: Tensor, mask: Tensor | None, tokens: int) -> None:
         self.ids, self.mask = ids, torch.ones_like(ids) if mask is None else mask
@@ -107,9 +114,10 @@ class _Stock:
     """Decoder of prompts by the model's own modules, with a cache that is allocated once."""
 
     def __init__(self, model: nn.Module, ids: Tensor, mask: Tensor | None, tokens: int) -> None:
-        """Allocate the cache and the mask for the prompts and `tokens` new tokens.
+        """Allocate the cache and the mask for the prompts and the new tokens.
 
-        ids: (B, n), prompts; mask: (B, n), 0 = padding, None = there is none.
+        ids: (B, n), prompts; mask: (B, n), 0 = padding, None = there is none; tokens: number of new
+        ones.
         """
         self.model, self.ids = model, ids
         self.cache = fixed_cache(model, ids.shape[1] + tokens)
@@ -126,15 +134,19 @@ class _Stock:
         return self._forward(self.ids)
 
     def step(self, new: Tensor) -> Tensor:
-        """Add one token to each row, (B,), and compute its logits, (B, V)."""
+        """Add one token to each row, and return the logits behind it.
+
+        new: (B,) ids. Returns (B, V).
+        """
         if self.short is None:
             return self._forward(new[:, None])
         self.count += 1
         return self.short(new[:, None], self.cache, self.count - 1)[:, -1]
 
     def _forward(self, new: Tensor) -> Tensor:
-        """Run the model on new tokens (B, n) behind those in the cache; logits of the last, (B,
-        V).
+        """Run the model on new tokens (B, n), behind those in the cache; return the last logits.
+
+        Returns (B, V).
         """
         first, self.count = self.count, self.count + new.shape[1]
         arguments: dict[str, Any] = {self.name: self.cache, "use_cache": True, "logits_to_keep": 1}
@@ -163,12 +175,13 @@ class _Clock(BaseStreamer):
 def stock_generate(model: nn.Module, ids: Tensor, tokens: int) -> Generated:
     """Generate the same tokens by transformers' own `generate`, to compare `generate` with.
 
-    ids: (B, T), not padded.  bytes are not counted: 0.
+    ids: (B, T), not padded; tokens: number of new ones. The result's bytes are 0, not counted.
     """
     host: Any = model
     clock, began = _Clock(), time.perf_counter()
     with evaluating(model):
-        sequences = type(host).generate(  # a model may have `with_native_generate`
+        # the class's own, since the model may have native `generate` (`with_native_generate`)
+        sequences = type(host).generate(
             host,
             ids,
             attention_mask=torch.ones_like(ids),
@@ -179,5 +192,5 @@ def stock_generate(model: nn.Module, ids: Tensor, tokens: int) -> Generated:
             streamer=clock if len(ids) == 1 else None,
         )
     ended = time.perf_counter()
-    first = clock.times[1] if len(clock.times) > 1 else began  # the prompt comes before it
+    first = clock.times[1] if len(clock.times) > 1 else began  # times[0] is that of the prompt
     return Generated(sequences[:, ids.shape[1] :], first - began, ended - first, 0)

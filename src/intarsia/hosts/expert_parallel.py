@@ -27,13 +27,14 @@ NAME = "intarsia"  # DistributedConfig(ep_implementation=NAME)
 
 
 def register_exchange(meter: Meter | None = None) -> str:
-    """Make our exchange known to transformers.  Returns its name, for `ep_implementation=`.
+    """Register this library's exchange of tokens for transformers' expert parallelism.
 
-    Then: AutoModelForCausalLM.from_pretrained(folder, distributed_config=DistributedConfig(
-    fsdp_size=4, ep_size=4, ep_implementation=register_exchange())), in each of four processes.
-    Layers are counted in the order in which they are sharded out, from the newest call on. Experts
-    stand in order, E / D on each process. A row goes once to each process, whatever number of its
-    experts is there; transformers' own all_to_all sends it once for each.
+    Returns its name, for `ep_implementation=`. Then: AutoModelForCausalLM.from_pretrained(folder,
+    distributed_config=DistributedConfig(fsdp_size=4, ep_size=4,
+    ep_implementation=register_exchange())), in each of four processes.
+    Layers are numbered in the order in which they are sharded, from 0 after each call. Each of D
+    processes has E / D experts, in order. A row is sent once to each process that has at least one
+    of its experts; transformers' own all_to_all sends it once for each expert.
     meter: counts bytes, by the steps of `ExpertParallel().plan`.
 
     Raises: ConfigError for a transformers without the interface (before 5.21), and, when a model is
@@ -53,10 +54,10 @@ def register_exchange(meter: Meter | None = None) -> str:
 
     class Exchange(theirs.EPImplementation):
         def __init__(self, experts: Any, ep_mesh: Any, tp_mesh: Any) -> None:
-            """Place the experts on the processes of `ep_mesh` in contiguous groups.
+            """Prepare the exchange of one layer; each process has a contiguous group of experts.
 
-            experts: this process's part of them; tp_mesh: processes that share a batch, of which
-            there may be one.
+            experts: transformers' module with this process's experts; ep_mesh: the processes that
+            share the experts; tp_mesh: processes that share a batch, of which there may be one.
             Raises: ConfigError for more.
             """
             super().__init__(experts, ep_mesh, tp_mesh)

@@ -29,7 +29,10 @@ class FixedLayer(CacheLayerMixin):
 
     @classmethod
     def over(cls, keys: Tensor, values: Tensor, count: int) -> FixedLayer:
-        """Return a layer on memory (B, heads, length, D) with `count` tokens in it."""
+        """Build a layer's cache on existing memory.
+
+        keys, values: (B, heads, length, D); count: number of tokens that they hold already.
+        """
         layer = cls(keys.shape[2])
         layer.dtype, layer.device, layer.count = keys.dtype, keys.device, count
         layer.keys, layer.values, layer.is_initialized = keys, values, True
@@ -49,7 +52,7 @@ class FixedLayer(CacheLayerMixin):
     def update(
         self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
     ) -> tuple[Tensor, Tensor]:
-        """Append new keys and values, and return views of all of them.
+        """Append new keys and values; return views of all, (batch, heads, count, width) each.
 
         key_states, value_states: (batch, heads, n, width), of n new tokens.
         Raises: ConfigError for more tokens than there is room for.
@@ -80,14 +83,15 @@ class FixedLayer(CacheLayerMixin):
         self.count = 0
 
     def crop(self, tokens_to_remove: int) -> None:
-        """Remove the last tokens; what they wrote is overwritten by the next ones."""
+        """Remove the last tokens; their memory is overwritten by the next ones."""
         self.count -= abs(tokens_to_remove)
 
 
 def fixed_cache(model: nn.Module, length: int) -> Cache:
-    """Allocate an empty cache with room for `length` tokens: rings where heads have spans.
+    """Allocate an empty cache with room for `length` tokens in each layer.
 
-    Layers with windows of their own keep what transformers gives them.
+    If heads have spans, a layer has ring buffers; layers with windows of their own have the caches
+    that transformers gives them.
     """
     host: Any = base_of(model)
     cache = DynamicCache(config=host.config)

@@ -16,15 +16,16 @@ from .delta.sparse_delta import SparseDelta
 from .out.pack import PACKED, unpack
 
 SETTINGS, HOST, FORMAT = "intarsia.json", "host.safetensors", 1
-RUN, ADAPTER = "run.json", "adapter"  # of a run, and the folder in it
+RUN, ADAPTER = "run.json", "adapter"  # a run's record, and the folder of its adapter
 OURS = frozenset({SETTINGS, HOST, CONFIG, WEIGHTS, PACKED, "README.md"})
 
 
 @dataclass(frozen=True)
 class Adapter:
-    """A saved adapter: its name, and the folder with PEFT's files, or a delta's file.
+    """Saved adapter: its name, and the folder with PEFT's files, or the file of a delta.
 
-    left_out: of plain LoRA in PEFT's own form, what its file has no place for; None of any other.
+    left_out: for plain LoRA in PEFT's form, the settings for which that form has no room; else
+    None.
     """
 
     name: str
@@ -34,7 +35,11 @@ class Adapter:
     def read(
         self, model: nn.Module, name: str, trainable: bool, classes: Sequence[str] | None
     ) -> nn.Module:
-        """Put the adapter into a model.  classes: names its head must have been trained for."""
+        """Add the adapter to a model under a name, and return the model.
+
+        trainable: False freezes it; classes: names that its head must have been trained for, None =
+        any.
+        """
         if self.place.is_file():
             return attach_delta(model, SparseDelta.load(self.place), name)
         if (self.place / PACKED).is_file():
@@ -46,10 +51,15 @@ class Adapter:
 
 @dataclass(frozen=True)
 class FolderContent:
-    """Content of a saved folder: steps, adapters, and which of the host's weights it has."""
+    """Content of a saved folder: changes of the model, adapters, and weights.
+
+    steps: changes to repeat, in order, before adapters are added; weights: file with weights of the
+    model itself, None = it has none; stores: which of them: "nothing", "all", "trained" or "added";
+    extra: entries of the state dict that are no tensors.
+    """
 
     folder: Path
-    # what is done to the host before its adapters are attached, in order
+    # changes of the model before its adapters are added, in order
     steps: tuple[Step, ...] = ()
     adapters: tuple[Adapter, ...] = ()
     weights: Path | None = None

@@ -24,7 +24,7 @@ PERCENT = ("accuracy", "balanced_accuracy", "exact_match")
 def model_card(model: PeftModel, record: Mapping[str, Any] | None = None) -> str:
     """Write the model card of a model's adapters, as Markdown with Hugging Face's metadata.
 
-    record: what the run that trained them recorded (its run.json); None leaves out scores and data.
+    record: run.json of the training; None leaves out scores and data.
     """
     record, host = record or {}, base_of(model)
     method, base = _method_names(model), _describe_base(host, record)
@@ -48,7 +48,7 @@ def model_card(model: PeftModel, record: Mapping[str, Any] | None = None) -> str
 
 
 def _method_names(model: PeftModel) -> str:
-    """Name the methods of the active adapters, joined by " + "."""
+    """Return the names of the active adapters' methods, joined by " + "."""
     methods: list[str] = []
     for name in model.active_adapters:
         config = model.peft_config[name]
@@ -63,7 +63,10 @@ def _method_names(model: PeftModel) -> str:
 
 
 def _describe_base(host: Any, record: Mapping[str, Any]) -> dict[str, Any]:
-    """Describe the pretrained model: name, page on the Hub, task, the lines that make it again."""
+    """Return facts on the pretrained model: name, page on the Hub, task, code that creates it.
+
+    host: the model without adapters; record: run.json of the training.
+    """
     settings, is_timm = (
         record.get("record", {}),
         isinstance(getattr(host, "pretrained_cfg", None), dict),
@@ -87,11 +90,12 @@ def _describe_base(host: Any, record: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _of_timm(host: Any) -> dict[str, Any]:
-    """Describe a model of timm by its pretrained configuration."""
+    """Return facts on a model of timm, from its pretrained configuration; see `_describe_base`."""
     config = host.pretrained_cfg
     name = config.get("architecture", type(host).__name__) + (
         f".{config['tag']}" if config.get("tag") else ""
     )
+    # arguments that the model was built with are written out, so that the line builds it again
     defaults = {"pretrained": True, "num_classes": getattr(host, "num_classes", 0)}
     arguments = ", ".join(f"{k}={v!r}" for k, v in (defaults | dict(get_model_args(host))).items())
     return {
@@ -105,7 +109,10 @@ def _of_timm(host: Any) -> dict[str, Any]:
 
 
 def _of_transformers(host: Any) -> dict[str, Any]:
-    """Describe a model of transformers by its class and the path that it was loaded from."""
+    """Return facts on a transformers model, from its class and the path it was loaded from.
+
+    See `_describe_base`.
+    """
     kind, config = type(host).__name__, config_of(host)
     path = str(getattr(host, "name_or_path", "") or "")
     # a path on this machine says nothing to a reader of the card: only its last part is named
@@ -122,7 +129,10 @@ def _of_transformers(host: Any) -> dict[str, Any]:
 
 
 def _task(kind: str, language: bool) -> str | None:
-    """Return the Hub's name for the task of a class of transformers, or None."""
+    """Return the Hub's name for the task of a class of transformers, or None.
+
+    kind: name of the class; language: the model has a vocabulary.
+    """
     if kind.endswith("ForImageClassification"):
         return "image-classification"
     if kind.endswith("LM"):
@@ -131,7 +141,10 @@ def _task(kind: str, language: bool) -> str | None:
 
 
 def _data_and_parts(record: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the name of the data set of a run and its parts with their sizes."""
+    """Return {"name", "parts"}: a run's data set and its parts, with their sizes.
+
+    record: run.json of the training.
+    """
     data = record.get("record", {}).get("data", {})
     name = str(data.get("spec") or data.get("name") or "")
     parts = data.get("parts") or record.get("data", {})
@@ -139,7 +152,10 @@ def _data_and_parts(record: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _scores(record: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """Return each part's scores, the loss last, with the number of samples."""
+    """Return the scores of the test and validation parts: part -> {metric: value, "samples"}.
+
+    record: run.json of the training. The loss is the last metric.
+    """
     results = record.get("results", {})
     return {
         part: {n: results[part][n] for n in sorted(results[part], key=lambda n: n == "loss")}
@@ -152,9 +168,9 @@ def _scores(record: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
 def _evaluation_results(
     scores: Mapping[str, Mapping[str, Any]], data: Mapping[str, Any], task: str | None
 ) -> list[EvalResult]:
-    """List the scores as the Hub's results of an evaluation.
+    """Return the scores in the form of the Hub's evaluation results.
 
-    scores: by part and name; data: name of the data set; task: the Hub's name of it.
+    scores: part -> {metric: value}; data: {"name"} of the data set; task: the Hub's name of it.
     """
     name = data["name"] or "own data"
     return [
@@ -177,7 +193,8 @@ def _fact_rows(
 ) -> dict[str, str]:
     """Return the rows of the card's first table, title -> text.
 
-    base: description of the pretrained model; data: name of the data set and its parts.
+    record: run.json of the training; base: facts on the pretrained model; data: name of the data
+    set and its parts.
     """
     facts: dict[str, str] = {}
     # each adapter with its method and settings; of PEFT's own only the kind is known
@@ -208,12 +225,13 @@ def _fact_rows(
         facts["parameters"] = f"{counts['trained']:,} of {counts['all']:,} trained"
     if training := record.get("training"):
         facts["training"] = ", ".join(f"{k} {_short_value(v)}" for k, v in training.items())
+    # without a run the versions of today are the best guess
     libraries = record.get("versions") or {n: version(n) for n in ("intarsia", "peft", "torch")}
     return facts | {"versions": ", ".join(f"{k} {v}" for k, v in libraries.items())}
 
 
 def _short_value(value: Any) -> str:
-    """Format a setting's value in one line."""
+    """Format the value of a setting in one line: a method as name(settings), a list by commas."""
     if isinstance(value, Mapping):
         inside = ", ".join(f"{k}={v}" for k, v in value.items() if k != "method")
         return f"{value.get('method')}({inside})"
@@ -221,7 +239,11 @@ def _short_value(value: Any) -> str:
 
 
 def _table(title: str, rows: Mapping[str, Any]) -> str:
-    """Format a table in Markdown, of two columns or of one for each score."""
+    """Format a table in Markdown, under a title.
+
+    rows: title -> text, for two columns; or title -> {metric: value}, for a column each.
+    """
+    # scores have a column for each metric; an empty field where a part lacks one
     if all(isinstance(row, Mapping) for row in rows.values()):
         names = list(dict.fromkeys(name for row in rows.values() for name in row))
         lines = [["part", *names]] + [
@@ -248,11 +270,12 @@ def _format_score(name: str, value: float) -> str:
 
 
 def _load(model: PeftModel, method: str, base: Mapping[str, Any]) -> str:
-    """Write the code that loads the adapters with this library, with PEFT, and as a stock model.
+    """Write the Markdown that shows how to load the adapters: with this library, and with PEFT.
 
-    method: of the adapters; base: description of the pretrained model.
+    method: names of the adapters' methods; base: facts on the pretrained model.
     """
     configs = model.peft_config
+    # PEFT reads plain LoRA by itself; other methods need this library to be imported
     of_ours = any(isinstance(c, IntarsiaConfig) and c.method != "lora" for c in configs.values())
     inside = "FOLDER" if "default" in configs else f"FOLDER/{next(iter(configs))}"
     base_line = f"base = {base['line']}\n"
@@ -271,7 +294,11 @@ def _load(model: PeftModel, method: str, base: Mapping[str, Any]) -> str:
 
 
 def _all_fold(method: str) -> bool:
-    """Return True if every adapter folds, by the cards' tags; PEFT's own adapters always merge."""
+    """Return True if every adapter can be folded into stock weights.
+
+    method: names joined by " + "; PEFT's own adapters, which are not in the catalogue, always
+    merge.
+    """
     cards = [card(key) for key in method.split(" + ") if key in index()]
     return all(
         method_card.kind != "adapter" or "folds" in method_card.tags for method_card in cards

@@ -38,22 +38,22 @@ from .spans.head_spans import windows_of
 from .spans.windows import Windows
 from .swap.packed_linear import PackedLinear
 
-# of configurations: a residual stream, rotated heads, a gated MLP
+# model types with a residual stream, rotated heads and a gated MLP
 KINDS = ("llama", "mistral", "qwen2", "qwen3", "smollm3", "phi3", "olmo", "olmo2")
 GROWING = ("dynamic", "longrope")  # rotations that depend on the length of the text
 ROWS = 16  # tokens of a prompt that are computed together
 LONG = 32  # tokens of a prompt from which the products of torch take less time
 SLOTS = 16  # texts at once
 TAIL = 2  # steps that only the last token of a prompt needs: norm and head
-EPSILON = 1e-5  # of OLMo's norm, which has no attribute for it
+EPSILON = 1e-5  # epsilon of OLMo's norm, which has no attribute for it
 
 
 class Unsuited(Exception):
-    """Reason, in a few words, why a model cannot be a program of native steps."""
+    """Error with the reason, in a few words, why native steps cannot compute a model."""
 
 
 def why_not(model: nn.Module) -> str:
-    """Return why `NativeText` cannot compute a model; nothing if it can."""
+    """Return the reason why `NativeText` cannot compute a model; "" if it can."""
     try:
         _check_suited(model)
     except Unsuited as reason:
@@ -62,12 +62,12 @@ def why_not(model: nn.Module) -> str:
 
 
 def path_of(reason: str) -> str:
-    """Name the code that computes a model's tokens, by the reason that `why_not` has."""
+    """Return the name of the code that computes a model's tokens; reason: of `why_not`."""
     return f"transformers' layers: {reason}" if reason else "native steps, one call a token"
 
 
 class TakingTurns:
-    """Forward of a model that waits for those of other copies: processors and slots are shared."""
+    """Forward of a model that waits for a lock, which it shares with copies of the model."""
 
     def __init__(self, forward: Callable[..., Any], lock: threading.Lock) -> None:
         functools.update_wrapper(self, forward)  # `generate` reads the signature
@@ -81,10 +81,10 @@ class TakingTurns:
 class NativeText:
     """Texts of a decoder, each in a slot of the cache; tokens are computed by native steps.
 
-    Weights are taken where they are, in the format in which they are stored; keys and values are in
-    the type of the model, products are summed in float32. Of heads with spans or windows a ring
-    holds what they can see. Logits are those of the model's forward,
-    to 1e-5 in float32 where no format rounds inputs.
+    Weights are read where they are, in the format in which they are stored; keys and values are in
+    the type of the model, products are summed in float32. Heads with spans or windows have a ring
+    buffer for the keys that they see. Logits are those of the model's forward, to 1e-5 in float32
+    where no format rounds inputs.
     slots: texts at once, up to 16; length: tokens of each, prompt and answer together.
     Raises: ConfigError for a model that `why_not` has a reason against, or another number of slots.
     """
@@ -92,7 +92,7 @@ class NativeText:
     def __init__(self, model: nn.Module, *, slots: int = 1, length: int) -> None:
         """Compile a decoder's forward to a native program, and allocate its caches.
 
-        slots: texts at once; length: most tokens of each, prompt and answer together.
+        slots: number of texts at once; length: most tokens of each, prompt and answer together.
         Raises: ConfigError for a model that native code does not support, or too many slots.
         """
         if reason := why_not(model):
@@ -124,8 +124,9 @@ class NativeText:
     def prefill(self, slot: int, tokens: Sequence[int]) -> Tensor:
         """Add a prompt, or more of it, to a slot; return the logits behind its last token, (V,).
 
-        16 tokens at a time; more than 32 by the model's forward, whose products of many rows are
-        faster, into the same cache, unless heads have windows.
+        slot: number of the text; tokens: ids. They are computed 16 at a time; more than 32 by the
+        model's forward, whose products of many rows are faster, into the same cache, unless heads
+        have windows.
         Raises: ConfigError for no token, or more than there is room for.
         """
         room = self.length - self.counts[slot]
@@ -143,9 +144,9 @@ class NativeText:
         return logits[0]
 
     def prefill_rows(self, ids: Tensor, mask: Tensor) -> Tensor:
-        """Add a prompt to each slot; return the logits behind them, (B, V).
+        """Add a prompt to each slot; return the logits behind the prompts, (B, V).
 
-        ids, mask: (B, T); tokens whose mask is 0 are padding, and are left out.
+        ids: (B, T), one prompt in each row; mask: (B, T), 0 = padding, which is left out.
         """
         prompts = [row[keep.bool()].tolist() for row, keep in zip(ids, mask, strict=True)]
         return torch.stack([self.prefill(slot, prompt) for slot, prompt in enumerate(prompts)])
@@ -154,7 +155,7 @@ class NativeText:
     def _forward(self, slot: int, tokens: Sequence[int]) -> Tensor:
         """Add a long prompt to a slot by transformers' layers; return the last logits, (V,).
 
-        slot: number of the sequence.  tokens: ids, which go behind those that it has.
+        slot: number of the text; tokens: ids, which go behind those that it has.
         """
         cache: Any
         cache, count = DynamicCache(config=self.model.config), self.counts[slot]
@@ -170,7 +171,7 @@ class NativeText:
         return logits[0, -1].float()
 
     def step(self, tokens: Sequence[int], slots: Sequence[int] | None = None) -> Tensor:
-        """Add one token to each slot; (N, V) float32, the logits behind each.
+        """Add one token to each slot; return the logits behind each, (N, V) float32.
 
         tokens: (N,) ids.  slots: the slot of each token; None = 0, 1, ...  Raises: ConfigError as
         `prefill`.
@@ -182,7 +183,7 @@ class NativeText:
         return logits
 
     def clear(self, slot: int) -> None:
-        """Forget the text of a slot."""
+        """Empty a slot, so that another text can begin in it."""
         self.counts[slot] = 0
 
 
@@ -196,7 +197,7 @@ class _Sizes:
 
     @classmethod
     def of(cls, host: Any) -> _Sizes:
-        """Read the sizes from a model's configuration and its first layer."""
+        """Read the sizes of the attention from a model's configuration and its first layer."""
         config, size = host.config, host.model.layers[0].self_attn.head_dim
         groups = config.num_key_value_heads or config.num_attention_heads
         return cls(config.num_attention_heads, groups, size)
@@ -204,9 +205,10 @@ class _Sizes:
 
 @dataclass(frozen=True)
 class _HeadRun:
-    """Key-value heads in a row that see as far as each other, with their cache.
+    """Neighbouring key-value heads that see equally far, with their cache.
 
-    first, count: of the heads.  window: of the places that they see, as `AttendStep`.
+    first: number of the first head; count: number of heads.  window: number of last tokens that
+    they see, 0 = all, as in `AttendStep`.
     """
 
     first: int
@@ -220,8 +222,8 @@ def _head_runs(
 ) -> Iterator[_HeadRun]:
     """Yield the groups of neighbouring heads of a layer that see equally far, with empty caches.
 
-    attention: the layer's; host: the model; slots: texts at once; length: most tokens of a text;
-    windows: how far heads see, None = all as far as the layer's own window.
+    attention: the layer's; host: the model; slots: number of texts at once; length: most tokens of
+    a text; windows: how far heads see, None = all as far as the layer's own window.
     """
     sizes, dtype = _Sizes.of(host), host.get_input_embeddings().weight.dtype
     sink = 0 if windows is None else windows.sink
@@ -232,7 +234,7 @@ def _head_runs(
     first = 0
     for window, neighbours in itertools.groupby(reach):
         count = len(list(neighbours))
-        # a block of a prompt is written before its first token attends
+        # room for ROWS new tokens: they are all written before the first of them attends
         room = min(length, sink + window + ROWS - 1) if window else length
         shape = slots, count, room, sizes.size
         keys, values = (torch.zeros(shape, dtype=dtype) for _ in range(2))
@@ -241,10 +243,10 @@ def _head_runs(
 
 
 def steps_of(host: Any, heads: Sequence[Sequence[_HeadRun]], length: int) -> Iterator[DecoderStep]:
-    """Yield the steps of a model's forward in order, for texts of at most `length` tokens.
+    """Yield the instructions of the native program that computes a model's forward, in order.
 
-    A step is an instruction of the native program.  heads: for each layer its groups of heads, with
-    caches.
+    host: the model; heads: for each layer its groups of heads, with caches; length: most tokens of
+    a text.
     """
     body, width = host.model, host.config.hidden_size
     x, h = Value("x", width), Value("h", width)
@@ -266,11 +268,11 @@ def _attention(
     rotation: tuple[Tensor, Tensor],
     sizes: _Sizes,
 ) -> Iterator[DecoderStep]:
-    """Yield the steps of x += o(attend(q, k, v)), with a norm before (Llama) or behind (OLMo 2).
+    """Yield the instructions of a layer's attention, x += o(attend(q, k, v)).
 
-    layer: the decoder's; x: name of the residual stream, h: of a scratch value, in the native
-    program; runs: groups of heads with caches; rotation: cosines and sines; sizes: numbers of
-    heads.
+    With a norm before (Llama) or behind (OLMo 2). layer: the decoder's; x: name of the residual
+    stream, h: of a scratch value, in the native program; runs: groups of heads with caches;
+    rotation: cosines and sines; sizes: numbers of heads.
     """
     attention, heads, groups = layer.self_attn, sizes.heads, sizes.groups
     norm_before = getattr(layer, "input_layernorm", None)
@@ -317,15 +319,15 @@ def _attention(
 
 
 def _columns(value: Value, width: int, first: int) -> Value:
-    """Return some columns of a value."""
+    """Return the value made of `width` columns of a value, from column `first` on."""
     return Value(value.name, width, value.first + first)
 
 
 def _mlp(layer: Any, x: Value, h: Value, config: Any) -> Iterator[DecoderStep]:
-    """Yield the steps of x += down(act(gate) up), with a norm before (Llama) or behind (OLMo 2).
+    """Yield the instructions of a layer's MLP, x += down(act(gate) up).
 
-    layer: the decoder's; x: name of the residual stream, h: of a scratch value, in the native
-    program; config: with activation and width.
+    With a norm before (Llama) or behind (OLMo 2). layer: the decoder's; x: name of the residual
+    stream, h: of a scratch value, in the native program; config: with activation and width.
     """
     mlp, inner = layer.mlp, config.intermediate_size
     norm_behind = getattr(layer, "post_feedforward_layernorm", None)
@@ -349,7 +351,7 @@ def _mlp(layer: Any, x: Value, h: Value, config: Any) -> Iterator[DecoderStep]:
 
 
 def _norm(module: Any, dst: Value, src: Value) -> NormStep:
-    """Return the native step that normalises `src` into `dst`.
+    """Return the native instruction that normalises `src` into `dst`.
 
     module: an RMS norm; one without a weight is OLMo's layer norm, which subtracts the mean, too.
     """
@@ -360,15 +362,15 @@ def _norm(module: Any, dst: Value, src: Value) -> NormStep:
 
 
 def _product_step(linear: Any, dst: Value, src: Value) -> ProductStep:
-    """Return the native step dst = W src + b of a linear layer, packed or dense.
+    """Return the native instruction dst = W src + b of a linear layer, packed or dense.
 
-    The step has a slow form of itself in Python, for tests.
+    The instruction also has a slow form in Python, for tests.
     """
     bias = None if linear.bias is None else linear.bias.detach()
     if isinstance(linear, PackedLinear):
         form, stored, shape = linear.form, linear.stored, linear.shape
         bound = linear.product
-        assert bound is not None  # `_check_suited` has looked
+        assert bound is not None  # `_check_suited` has refused layers without a kernel
         return ProductStep(dst, src, bound, lambda x: form.matmul(x, stored, shape), bias)
     weight = linear.weight.detach()
     # a kernel bound to the weight where it is: no copy is made
@@ -378,7 +380,10 @@ def _product_step(linear: Any, dst: Value, src: Value) -> ProductStep:
 
 
 def _rotation(body: Any, length: int) -> tuple[Tensor, Tensor]:
-    """Compute cos and sin of each position, (length, rotated numbers of a head) float32."""
+    """Return cos and sin of the rotary positions, (length, rotated numbers of a head) each.
+
+    They are float32.
+    """
     places = torch.arange(length)[None]
     cos, sin = body.rotary_emb(torch.zeros(1, dtype=torch.float32), position_ids=places)
     return cos[0], sin[0]
@@ -415,7 +420,7 @@ def _check_suited(model: nn.Module) -> None:
 
 
 def _objection(module: nn.Module) -> str:
-    """Return the reason why native steps cannot compute a module; "" if they can."""
+    """Return the reason why native steps cannot compute a module, "" if they can."""
     if has_hooks(module) and not isinstance(vars(module).get("forward"), TakingTurns):
         return "a hook or another forward"
     if isinstance(module, PackedLinear):

@@ -17,18 +17,19 @@ from .anatomy.blocks import base_of
 from .fixed_cache import cache_name
 from .native_decoder import SLOTS, NativeText, why_not
 
-# what `generate` passes to its loop for a text that begins
+# arguments that `generate` passes to its loop for a new text
 KNOWN = (
-    *("logits_processor", "stopping_criteria", "streamer"),  # of the loop itself
+    *("logits_processor", "stopping_criteria", "streamer"),  # used by the loop itself
     *("attention_mask", "position_ids", "use_cache", "logits_to_keep"),
 )
 
 
 def with_native_generate(model: nn.Module) -> nn.Module:
-    """Let transformers' `generate` of a model compute its tokens by native steps; return the model.
+    """Let transformers' `generate` of a model compute its tokens by native steps.
 
-    `model.generate(...)` then gives the tokens that it gave before, in one native call each, to
-    rounding: see `generate_natively`. A model that `intarsia.compress` packed has it already.
+    `model.generate(...)` then returns the same tokens as before, up to rounding, with one native
+    call for each: see `generate_natively`. A model that `intarsia.compress` packed has it already.
+    Returns the model.
     Raises: TargetError for a model without transformers' `generate`.
     """
     host = base_of(model)
@@ -46,9 +47,10 @@ def without_native_generate(host: nn.Module) -> None:
 
 
 def generate_natively(model: Any, *args: Any, **settings: Any) -> Any:
-    """Call transformers' `generate`; greedy and sampled tokens come from native steps.
+    """Call transformers' `generate`, with logits from native steps where those can compute them.
 
-    Everything around the logits is transformers': settings, processors, stopping, streamers, seeds.
+    model: of transformers; args, settings: as its `generate` takes them. Everything around the
+    logits is transformers': settings, processors, stopping, streamers, seeds.
     The model's own forward computes what native steps do not: beams, assisted decoding, outputs in
     a dict (their cache, attentions and states), a cache or embeddings that are passed in, padding
     on the right, more than 16 rows, training, and models that `why_not` has a reason against.
@@ -92,10 +94,10 @@ class NativeSampling:
 
 
 def _suits(model: Any, ids: Tensor, config: GenerationConfig, arguments: Mapping[str, Any]) -> bool:
-    """Return True if native code can compute the logits of a call of `generate`.
+    """Return True if native steps can compute the logits of a call of `generate`.
 
-    ids: (B, n), prompts; config: that of the generation.
-    arguments: those of the loop.
+    model: without changes; ids: (B, n), prompts; config: of the generation; arguments: others that
+    transformers passes to its loop.
     """
     name = cache_name(model)
     cache, mask = arguments.get(name), arguments.get("attention_mask")
@@ -107,7 +109,7 @@ def _suits(model: Any, ids: Tensor, config: GenerationConfig, arguments: Mapping
         or not arguments.get("use_cache")
     ):
         return False
-    # a cache that somebody holds has to be filled, and outputs in a dict have one
+    # a cache that the caller holds must be filled, and outputs in a dict contain one
     if type(cache) is not DynamicCache or getattr(cache, "_is_user_defined", False):
         return False
     if config.cache_implementation or config.return_dict_in_generate or config.prefill_chunk_size:
@@ -123,9 +125,11 @@ def _suits(model: Any, ids: Tensor, config: GenerationConfig, arguments: Mapping
 def _forward(
     text: NativeText, input_ids: Tensor, attention_mask: Tensor | None = None, **_: Any
 ) -> CausalLMOutputWithPast:
-    """Add the prompts, or a token to each row; the logits behind the last tokens, (B, 1, V).
+    """Add the prompts, or one token to each row; return the logits behind them, (B, 1, V).
 
-    text: the native caches; input_ids: (B, n); attention_mask: (B, n), 0 = padding, None = none.
+    Takes the place of the model's forward in transformers' loop. text: the native caches;
+    input_ids:
+    (B, n); attention_mask: (B, n), 0 = padding, None = none.
     """
     # after the prompts each call has one token of each row
     if any(text.counts):

@@ -13,16 +13,17 @@ from .spans.attention import RingCaches
 from .spans.rings import RingLayer
 from .spans.windows import TokenPositions, grouped
 
-KINDS = ("llama", "mistral", "qwen2")  # of configurations: one residual stream, rotated heads
+KINDS = ("llama", "mistral", "qwen2")  # model types with one residual stream and rotated heads
 Step = Callable[[Tensor, Any, int], Tensor]
 
 
 def one_token(model: nn.Module) -> Step | None:
-    """Return a function (ids (B, 1), cache, tokens in it) -> logits (B, 1, V), or None.
+    """Return a fast function that adds one token to a text, for models of Llama's kind.
 
-    It gives the same bits as the model's forward, without what transformers does around a layer:
-    masks, the choice of an attention, checks, records of outputs. None for models of other kinds,
-    with windows of their own, or with hooks that would not be called.
+    The function is (ids (B, 1), cache, tokens in it) -> logits (B, 1, V). It gives the same bits as
+    the model's forward, without what transformers does around a layer: masks, the choice of an
+    attention, checks, records of outputs. None for models of other kinds, with windows of their
+    own, or with hooks that would not be called.
     """
     host: Any = model
     config, body = config_of(host), host._modules.get("model")
@@ -46,15 +47,19 @@ def one_token(model: nn.Module) -> Step | None:
 
 
 def has_hooks(module: nn.Module) -> bool:
-    """Return True if a forward does more than its class says; hooks of rings do not count."""
+    """Return True if a module's forward does more than its class says.
+
+    Hooks that put ring buffers into caches do not count.
+    """
     before = [h for h in module._forward_pre_hooks.values() if not isinstance(h, RingCaches)]
     return bool(before or module._forward_hooks or "forward" in vars(module))
 
 
 def _step_logits(host: Any, ids: Tensor, cache: Any, position: int) -> Tensor:
-    """Compute the logits of the token at a position: embedding, layers, norm, head.
+    """Compute the logits (B, 1, V) behind one token: embedding, layers, norm, head.
 
-    host: the model; ids: (B, 1), the token; cache: of keys and values, which gets the token's.
+    host: the model; ids: (B, 1), the token; cache: of keys and values, which gets the token's;
+    position: number of tokens before it.
     """
     body, rows = host.model, len(ids)
     x = body.embed_tokens(ids)  # (B, 1, d)
@@ -82,6 +87,6 @@ def _step_logits(host: Any, ids: Tensor, cache: Any, position: int) -> Tensor:
 
 
 def _quarter_turn(x: Tensor) -> Tensor:
-    """Rotate the channels by a quarter turn: (a, b) -> (-b, a) of the two halves."""
+    """Rotate pairs of channels by a quarter turn: (a, b) -> (-b, a), a and b the two halves."""
     first, second = x.chunk(2, -1)
     return torch.cat((-second, first), -1)

@@ -32,8 +32,8 @@ def save_language_model(
 ) -> Path:
     """Save a changed model with configuration and tokenizer, so that its folder opens by itself.
 
-    tokenizer: None = the one that belongs to what the model was loaded from, where this machine has
-      it.  record: file name -> what it holds as JSON.
+    tokenizer: None = the one of the folder or repository that the model was loaded from, if this
+    machine has it; record: file name -> its contents, written as JSON.
     Raises: TargetError for a model of another library; as `save`.
     """
     host: Any = base_of(model)
@@ -55,18 +55,19 @@ def save_language_model(
 
 
 def is_changed(folder: Path) -> bool:
-    """Return whether a folder is one of `save_language_model`: a change, and what it is done to."""
+    """Return True if a folder holds a changed model with its configuration."""
     return (folder / SETTINGS).is_file() and (folder / CONFIG).is_file()
 
 
 def open_language_model(
     name: str, *, dtype: str = "float32", progress: Callable[[str], None] = announce
 ) -> tuple[nn.Module, Any]:
-    """Open a language model and its tokenizer, by name or from a folder that holds all of it.
+    """Open a language model and its tokenizer, by name or from a folder.
 
     name: smollm2, a stock folder (`sparsify` writes one), a folder of `sparsify --layout bitmask`,
       or of `save_language_model`, as `compress` writes it.
-    dtype: of a stock model, see `language_model`; one that was changed keeps that of its file.
+    dtype: of a stock model, see `language_model`; a changed model has that of its file.
+    progress: is given a line of text, as for a download.
     Raises: as `language_model` and `load`.
     """
     folder = repaired(name)

@@ -26,7 +26,8 @@ from ..routers.pregate import PreGate, PreGateNet, PreGateRouter
 from .anatomy.dense_mlp import DenseMlp
 from .read_me_channels import Batch, Masks, channel_masks, hidden_units, masked, mlps
 
-THRESHOLDS = (1.0, 0.8, 0.6, 0.4, 0.2)  # of an expert's own units, that count as a token's hits
+# shares n / N of an expert's own units, see `pregate_targets`
+THRESHOLDS = (1.0, 0.8, 0.6, 0.4, 0.2)
 SHARP, SMOOTHING, SOFT = 10.0, 0.5, 0.25  # released code
 ROUNDS, GATE_STEPS, EXPERT_STEPS, DECAY = 5, 100, 200, 0.8  # released scripts
 Report = Callable[[str], None]
@@ -63,11 +64,12 @@ class ReadMe(Change):
 
 @torch.no_grad()
 def pregate_targets(model: nn.Module, masks: Masks, batch: Batch) -> Tensor:
-    """Compute each layer's share of experts for each token, which the gate learns, (L, B, T, E).
+    """Compute each layer's share of experts for each token, which the gate is to learn.
 
-    Hits of an expert: how many of a token's n largest hidden units are its own, that is in its mask
-    and not in all masks, added up for n = N (1, .8, .6, .4, .2), N the first expert's own units;
-    softmax of 10 hits / (3 N).
+    model: dense; masks: path of an MLP -> (E, h) bool, the hidden units of each expert; batch: of
+    text. An expert's *hits* count how many of a token's n largest hidden units are its own, that is
+    in its mask and not in all masks, added up for n = N (1, .8, .6, .4, .2), N the number of the
+    first expert's own units. Returns softmax(10 hits / (3 N)) over experts, (L, B, T, E).
     Source: arXiv:2410.19123, section 3.3, as the released code has it, where the largest n is
     N - 1.
     """
@@ -93,9 +95,10 @@ def pregate_targets(model: nn.Module, masks: Masks, batch: Batch) -> Tensor:
 
 
 def gate_loss(logits: Tensor, targets: Tensor) -> Tensor:
-    """Compute .75 CE(argmax of the target, smoothing .5) + .25 CE(target), summed over layers.
+    """Compute the gate's loss, summed over layers: a hard and a soft cross-entropy.
 
-    logits: (N, E), targets: (L, N, E) -> ().
+    .75 CE(most probable expert, label smoothing .5) + .25 CE(target).
+    logits: (N, E) of N tokens; targets: (L, N, E), see `pregate_targets`. Returns a scalar.
     """
     total = logits.new_zeros(())
     for target in targets:
@@ -115,22 +118,23 @@ def train_gate(
     seed: int = 0,
     report: Report = lambda _: None,
 ) -> list[float]:
-    """Train the gate on the targets of a dense model.  Returns the losses, means of the layers.
+    """Train the gate on the targets of a dense model; return the losses, means over layers.
 
-    masks: path of an MLP -> (experts, hidden units) bool; steps: how many AdamW takes at rate lr.
-    batches: of mixed domains, drawn by the seed. Targets of a batch are computed once. Padding does
-    not count.
+    masks: path of an MLP -> (experts, hidden units) bool; batches: of mixed domains, drawn by the
+    seed; steps: how many AdamW takes at rate lr; report: is given a line of text. Targets of a
+    batch are computed once. Padding does not count.
     """
     # the dense model stays as it is in here, so the targets of a batch never change
     targets: dict[int, Tensor] = {}
 
     def loss(index: int) -> Tensor:
-        """Compute the gate's loss on a batch, by its number."""
+        """Compute the gate's loss on the batch of a number."""
         if index not in targets:
             targets[index] = pregate_targets(model, masks, batches[index])
         real = _not_padding(batches[index])
         total = gate_loss(gate(batches[index]["input_ids"])[real], targets[index][:, real])
-        return total / len(targets[index])  # Adam does not mind, and a mean can be read
+        # a mean instead of the sum, which Adam's steps do not depend on
+        return total / len(targets[index])
 
     turn = "gate", gate.parameters(), loss, len(batches)
     return _train(*turn, steps=steps, lr=lr, seed=seed, report=report)
@@ -147,16 +151,19 @@ def train_experts(
     seed: int = 0,
     report: Report = lambda _: None,
 ) -> list[float]:
-    """Train a dense model's weights, each token with the units that the gate chooses for it.
+    """Train a dense model's weights, each token with the units of the expert chosen by the gate.
 
-    masks: path of an MLP -> (experts, hidden units) bool; batches: of text; steps: how many AdamW
-    takes at rate lr. The gate stays as it is. The loss is that of the next token; padding does not
-    count.
+    masks: path of an MLP -> (experts, hidden units) bool; batches: of text, drawn by the seed;
+    steps: how many AdamW takes at rate lr; report: is given a line of text. The gate stays as it
+    is. The loss is that of the next token; padding does not count.
     Returns the losses.
     """
 
     def loss(index: int) -> Tensor:
-        """Compute the loss of the next token on a batch, each token by its expert."""
+        """Compute the loss of the next token on a batch, each token with its expert's units alone.
+
+        index: number of the batch.
+        """
         ids, real = batches[index]["input_ids"], _not_padding(batches[index])[:, 1:]
         with torch.no_grad():
             expert = gate(ids).argmax(-1)
@@ -181,10 +188,10 @@ def _train(
     seed: int,
     report: Report,
 ) -> list[float]:
-    """Train weights by AdamW on batches that the seed draws, by their numbers.  Returns losses.
+    """Train weights by AdamW, on batches that are drawn by the seed; return the losses.
 
-    loss_of: number of a batch -> loss; batches: their number; steps: how many AdamW takes at rate
-    lr.
+    name: for the report; loss_of: function from the number of a batch to its loss; batches: their
+    number; steps: of AdamW, at rate lr; report: is given a line of text.
     """
     at_least("steps", steps, 1)
     draws = torch.Generator().manual_seed(seed)
@@ -216,8 +223,9 @@ def train_in_turns(
 ) -> list[tuple[float, float]]:
     """Train gate and experts by turns, before `extract` cuts the experts out of the dense model.
 
-    rounds: each a turn of the gate, whose targets come from the dense model as it is by then, and
-      one of the experts;
+    masks: path of an MLP -> (experts, hidden units) bool; batches: of mixed domains.
+    rounds: each trains the gate, whose targets come from the dense model as it is by then, and then
+      the experts.
     steps, lr: of the gate and of the experts; both rates fall to .8 of themselves with each round.
     Experts share the units that several masks have, as in the released code; after `extract` each
     has its own copy. The rates are ours, since the released scripts leave them out.
@@ -249,13 +257,16 @@ def train_in_turns(
 
 
 def _not_padding(batch: Batch) -> Tensor:
-    """Return which tokens are not padding.  (B, T) bool."""
+    """Return which tokens of a batch are no padding, (B, T) bool."""
     mask = batch.get("attention_mask")
     return torch.ones_like(batch["input_ids"]).bool() if mask is None else mask.bool()
 
 
 def pre_gate(model: nn.Module, experts: int, settings: ReadMe, *, seed: int = 0) -> PreGateNet:
-    """Return an untrained gate for a model, whose embedding begins as a part of the model's."""
+    """Build an untrained gate for a model; its embedding starts with columns of the model's.
+
+    experts: number of experts; settings: width and heads of the gate; seed: of other weights.
+    """
     host: Any = model
     words = host.get_input_embeddings().weight
     config = PreGate(experts, 1, len(words), settings.width, settings.heads)
@@ -273,10 +284,12 @@ def extract(
     seed: int = 0,
     report: Report = lambda _: None,
 ) -> nn.Module:
-    """Turn a dense causal language model into Read-ME's mixture, in place.
+    """Turn a dense causal language model into Read-ME's mixture of experts, in place.
 
-    domains: name -> batches of the model's arguments, `input_ids` among them; one expert for each.
-    The masks are made and the gate is trained for `steps` unless they are given; then every MLP
+    domains: name of a kind of text -> batches of the model's arguments, `input_ids` among them; one
+    expert for each kind. settings: None = defaults; seed: of the gate's weights and draws; report:
+    is given a line of text.
+    masks, gate: made here, and the gate trained for `steps`, unless they are given; then every MLP
     becomes a mixture whose experts and residual are parts of it. The paper trains gate and experts
     by turns: call `train_in_turns` first, with `channel_masks` and `pre_gate`, and pass both on.
 
@@ -305,9 +318,10 @@ def extract(
 
 
 def _check_masks(masks: Masks, dense_mlps: Mapping[str, DenseMlp], experts: int) -> None:
-    """Check the masks' paths and shapes before an MLP is replaced.  Raises: ShapeError.
+    """Check paths and shapes of the masks before an MLP is replaced.
 
-    masks: (experts, hidden units) bool by path; dense_mlps: the model's, by path.
+    masks: path -> (experts, hidden units) bool; dense_mlps: the model's, by path; experts: their
+    number. Raises: ShapeError.
     """
     expected = {path: (experts, dense.down.in_features) for path, dense in dense_mlps.items()}
     shapes = {path: tuple(mask.shape) for path, mask in masks.items()}

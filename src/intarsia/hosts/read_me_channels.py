@@ -21,7 +21,10 @@ Masks = Mapping[str, Tensor]  # path of the MLP -> (E, h) bool
 
 
 def mlps(model: nn.Module) -> dict[str, DenseMlp]:
-    """Return the MLPs of a dense model by path.  Raises: TargetError for a model without."""
+    """Return the MLPs of a dense language model, by path.
+
+    Raises: TargetError for a model without MLPs that are modules of their own.
+    """
     check_unadapted(model)
     dense_mlps: dict[str, DenseMlp] = {}
     for path, block in blocks(model):
@@ -38,9 +41,10 @@ def mlps(model: nn.Module) -> dict[str, DenseMlp]:
 
 @torch.no_grad()
 def channel_use(model: nn.Module, batches: Sequence[Batch]) -> dict[str, Tensor]:
-    """Compute the mean magnitude of every MLP's hidden units over texts.  Path -> (h,) float64.
+    """Compute the mean magnitude of every MLP's hidden units over texts; path -> (h,) float64.
 
-    The hidden units are the input of the MLP's last layer. Padding does not count.
+    model: dense; batches: texts, as its arguments. The hidden units are the input of the MLP's last
+    layer. Padding does not count.
     Raises: DataError for no tokens.
     """
     total: dict[str, Tensor] = {}
@@ -49,6 +53,7 @@ def channel_use(model: nn.Module, batches: Sequence[Batch]) -> dict[str, Tensor]
         mask = batch.get("attention_mask")
         with evaluating(model), hidden_units(model) as hidden:
             model(**batch)
+        # padded tokens would lower the mean
         keep = None if mask is None else mask.flatten().bool()
         for path, h in hidden.items():
             rows = h.flatten(0, -2) if keep is None else h.flatten(0, -2)[keep]
@@ -61,7 +66,10 @@ def channel_use(model: nn.Module, batches: Sequence[Batch]) -> dict[str, Tensor]
 
 @contextmanager
 def hidden_units(model: nn.Module) -> Iterator[dict[str, Tensor]]:
-    """Record the newest hidden units (B, T, h) of each MLP while the body of the `with` runs."""
+    """Record the newest hidden units of each MLP, in every forward inside the `with`.
+
+    Yields a dictionary that forwards update: path -> (B, T, h), the input of the MLP's last layer.
+    """
     hidden: dict[str, Tensor] = {}
 
     def keep(path: str) -> Any:
@@ -85,8 +93,10 @@ def hidden_units(model: nn.Module) -> Iterator[dict[str, Tensor]]:
 def channel_masks(
     model: nn.Module, domains: Mapping[str, Sequence[Batch]], density: float = 0.5
 ) -> dict[str, Tensor]:
-    """Choose the round(density h) hidden units that text of domain i uses most, in every MLP.
+    """Choose, in every MLP, the hidden units that each kind of text uses most.
 
+    domains: name -> batches of text; density: share of the h units that are chosen for each,
+    rounded.
     Returns path -> (E, h) bool, a row for each domain, in their order.
     Raises: ConfigError for no domain, or a density outside 0 ... 1; DataError for an empty one.
     Source: arXiv:2410.19123, section 3.1.
@@ -108,16 +118,16 @@ def channel_masks(
 
 
 def _select_largest(values: Tensor, count: int) -> Tensor:
-    """Select the `count` largest values along the last axis, as bool."""
+    """Return a mask of the `count` largest values along the last axis."""
     index = values.topk(count, -1).indices
     return torch.zeros_like(values, dtype=torch.bool).scatter(-1, index, True)
 
 
 @contextmanager
 def masked(model: nn.Module, masks: Masks, expert: int | Tensor) -> Iterator[None]:
-    """Run the dense model with the units of one expert alone, a slow form of the mixture.
+    """Run the dense model with the hidden units of each token's expert alone, inside the `with`.
 
-    masks: path of an MLP -> (experts, hidden units) bool.
+    A slow form of the mixture. masks: path of an MLP -> (experts, hidden units) bool.
     expert: of all tokens, or of each one, (B, T) int64.
     """
 

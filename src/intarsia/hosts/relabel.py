@@ -26,9 +26,9 @@ RECORD = "placement.json"
 def relabel(model: nn.Module, placement: Placement | Tensor) -> nn.Module:
     """Permute gate rows and experts of every layer, in place, into the order of a placement.
 
-    Engines lay experts out in order, E / D on each device; new expert i of a layer is the old one
-    `placement.relabelling()[layer, i]`, or `placement[layer, i]` for such a tensor (L, E), whose
-    `argsort(1)` takes it back. Shared experts stay. Each token has the same experts as before;
+    Engines assign experts to devices in order, E / D each. Expert i of a layer becomes the old
+    expert `placement.relabelling()[layer, i]`, or `placement[layer, i]` for a tensor (L, E), whose
+    `argsort(1)` undoes it. Shared experts stay. Each token has the same experts as before;
     logits differ in the last bits (1e-5 of float32), since softmax adds in another order.
     `model.save_pretrained` then writes a stock checkpoint.
 
@@ -66,7 +66,8 @@ def relabel(model: nn.Module, placement: Placement | Tensor) -> nn.Module:
     for row, experts, (block, gate) in zip(order, stock.values(), gates, strict=False):
         _reorder_experts(experts.module, row, recurse=False)
         _reorder_experts(gate, row, recurse=True)
-        _reorder_experts(block, row, recurse=False)  # some keep the bias of the choice there
+        # some models have the bias of the router in the block
+        _reorder_experts(block, row, recurse=False)
     for row, (_, mixture) in zip(order, mixtures, strict=False):
         prune(mixture, row.tolist())  # all experts, in this order
     return model
@@ -78,9 +79,9 @@ def _block_and_gate(model: nn.Module, experts: StockExperts) -> tuple[nn.Module,
 
 
 def _reorder_experts(module: nn.Module, order: Tensor, *, recurse: bool) -> None:
-    """Reorder all tensors of a module that have a row, or one number, for each expert, in place.
+    """Reorder a module's tensors that have an entry for each expert, in place.
 
-    order: old numbers of the experts, in their new order; recurse: in inner modules, too.
+    order: old numbers of the experts, in their new order; recurse: tensors of inner modules, too.
     """
     tensors = [*module.parameters(recurse), *module.buffers(recurse)]
     # gates and biases have a row for each expert, too
@@ -92,9 +93,10 @@ def _reorder_experts(module: nn.Module, order: Tensor, *, recurse: bool) -> None
 
 
 def _check_groups(model: nn.Module, gate: nn.Module, order: Tensor) -> None:
-    """Check that experts stay in their group of the router.  Raises: ConfigError.
+    """Check that an order keeps experts together that the router has in one group.
 
-    gate: the layer's; order: old numbers of the experts, in their new order.
+    model: whose configuration may have the number of groups; gate: the layer's; order: old numbers
+    of the experts, in their new order. Raises: ConfigError.
     """
     config: Any = config_of(model)
     groups = getattr(gate, "n_group", None) or getattr(config, "n_group", None) or 1
@@ -110,9 +112,9 @@ def _check_groups(model: nn.Module, gate: nn.Module, order: Tensor) -> None:
 def write_relabelled(source: str, target: str | Path, placement: Placement) -> Path:
     """Write a stock checkpoint of transformers with the experts in a placement's order.
 
-    source: a folder of save_pretrained. The folder's own type of numbers stays, tokenizer and
-    configuration are copied, and `placement.json` has the order and the SHA-256 of the files it was
-    made of: `relabel(model, order.argsort(1))` gives their very bits back.
+    source: a folder of save_pretrained; target: a new folder. The type of the weights stays,
+    tokenizer and configuration are copied, and `placement.json` has the order and the SHA-256 of
+    the source's files: `relabel(model, order.argsort(1))` gives their very bits back.
 
     Raises: AssetError for a folder that cannot be opened; as `relabel`.
     """

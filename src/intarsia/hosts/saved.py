@@ -48,13 +48,13 @@ def save(
     record: Mapping[str, Any] | None = None,
     parts: WholeModel | None = None,
 ) -> Path:
-    """Write what was done to a model, and the weights it has from that; whole or not at all.
+    """Write the changes of a model, and the weights it has from them, to a folder.
 
-    Plain LoRA and what else PEFT has are written as PEFT's own types, which transformers, vLLM and
+    Plain LoRA and PEFT's own adapters are written as PEFT's types, which transformers, vLLM and
     converters read without this library. README.md is a model card of the adapters.
-    An earlier folder of this kind is replaced.
+    The folder is written whole or not at all; an earlier folder of this kind is replaced.
     record: of the training, `run.record`, for the card.
-    parts: of a model inside `attached`, whose experts are on several processes: each of them calls
+    parts: for a model inside `attached`, whose experts are on several processes: each of them calls
       this and writes its own experts into the same file, which has the bytes of one process's.
     Raises: ConfigError for a model that was not changed, settings that are in no list, and a folder
     with other files in it; TrainingError if it cannot be written. The folder is then as it was.
@@ -81,7 +81,7 @@ def save(
             (scratch / "README.md").write_text(model_card(model, record), "utf-8")
 
     def settings(scratch: Path) -> None:
-        """Write intarsia.json, with the digests of the files beside it."""
+        """Write intarsia.json: the recorded changes, and digests of the files beside it."""
         content = {
             "format": FORMAT,
             "weights": stores,
@@ -89,7 +89,8 @@ def save(
             "steps": [step.entry() for step in steps],
             "adapters": [{"name": n, "left_out": left_out} for n, left_out in adapters.items()],
         }
-        if steps or adapters:  # an adapter of PEFT's own is its files alone
+        # without changes and adapters of this library, PEFT's files are enough
+        if steps or adapters:
             seal_folder(scratch, SETTINGS, content)
 
     files = {HOST: tensors} if stores != "nothing" else {}
@@ -104,14 +105,14 @@ def load(
     trainable: bool = False,
     classes: Sequence[str] | None = None,
 ) -> nn.Module:
-    """Do to a pretrained model what a saved folder says, in place, and give it those weights.
+    """Apply the changes in a saved folder to a pretrained model, in place, and load its weights.
 
     folder: as `save`, PEFT's `save_pretrained` or `pack` wrote it, a run of `intarsia fit`, or the
       file of a `SparseDelta`.
-    name: the adapter's in the model, None = its own; of several in a folder, the one to load.
+    name: the adapter's in the model, None = its own; if the folder has several, the one to load.
     trainable: go on training an adapter; otherwise it is frozen and the model in evaluation mode.
     classes: if given, the names that an adapter's head must have been trained for, in their order,
-      where the file knows them.
+      where the file has them.
 
     A model with adapters gets a further one, which `model.set_adapter(name)` makes active.
     Raises: CheckpointError for a folder that is damaged, foreign, or belongs to another method,
@@ -127,7 +128,7 @@ def load(
 
 
 def replays(folder: str | Path) -> bool:
-    """Return True if a saved folder changes the host itself, and is not an adapter alone.
+    """Return True if a saved folder changes the model itself, and is not an adapter alone.
 
     Raises: CheckpointError for a folder that is damaged or foreign.
     """
@@ -135,7 +136,11 @@ def replays(folder: str | Path) -> bool:
 
 
 def _repeat_steps(model: nn.Module, content: FolderContent) -> nn.Module:
-    """Repeat the steps of a folder on a model and read the host's weights; return the model."""
+    """Repeat the changes of a folder on a model, and load its weights; return the model.
+
+    content: of the folder. Raises: TargetError for a model that was changed before; CheckpointError
+    for another model than the folder's.
+    """
     weights = None if content.weights is None else _tensors(content.weights)
     if content.steps and (earlier := steps_of(base_of(model))):
         got = f"one that was changed before, by {method_key(cast(Any, earlier[0].plan.change))!r}"
@@ -163,9 +168,10 @@ def _repeat_steps(model: nn.Module, content: FolderContent) -> nn.Module:
         # position embeddings of another image size are interpolated, as timm does it
         weights = resampled(weights, host)
         check_shapes(content.folder, expected, weights)
-        host.load_state_dict({**weights, **content.extra}, strict=False)  # tied ones are there once
+        # strict=False, since tied tensors are stored once
+        host.load_state_dict({**weights, **content.extra}, strict=False)
     elif content.steps and isinstance(model, PeftModel) and not is_adapted(model):
-        # steps that end in an adapter of PEFT's own keep its numbers in PEFT's file
+        # if the last change is an adapter of PEFT's own, its weights are in PEFT's file
         saved = read_weights(content.folder)
         check_shapes(content.folder, get_peft_model_state_dict(model), saved)
         set_peft_model_state_dict(model, saved)
@@ -173,7 +179,10 @@ def _repeat_steps(model: nn.Module, content: FolderContent) -> nn.Module:
 
 
 def _read(folder: Path) -> FolderContent:
-    """Read a folder: ours, a run's, or one of PEFT's files or of a packed adapter alone."""
+    """Read the content of a folder: of `save`, of a run, of PEFT alone, or of a packed adapter.
+
+    Raises: CheckpointError.
+    """
     # a run of `fit` has its model in a folder inside
     inside = repaired(repaired(folder) / ADAPTER)
     if (inside / SETTINGS).is_file():
@@ -201,7 +210,10 @@ def _read(folder: Path) -> FolderContent:
 
 
 def _checked_content(folder: Path, content: Mapping[str, Any]) -> FolderContent:
-    """Check the settings and files of one of our folders, and return its content."""
+    """Check the settings and files of a folder that `save` wrote, and return its content.
+
+    content: the JSON object of intarsia.json. Raises: CheckpointError, ConfigError, UnknownName.
+    """
     # the digest of the settings is checked before a word of them is used
     content, files = check_settings(folder / SETTINGS, content)
     steps: list[Step] = []
@@ -230,7 +242,10 @@ def _checked_content(folder: Path, content: Mapping[str, Any]) -> FolderContent:
 
 
 def _adapters_named(adapters: Sequence[Adapter], name: str | None) -> Sequence[Adapter]:
-    """Return all adapters of a folder, or the one of several that has this name."""
+    """Return the adapters to load: all of a folder, or the one of that name if it has several.
+
+    Raises: UnknownName.
+    """
     if name is None or len(adapters) < 2:
         return adapters
     matching = [adapter for adapter in adapters if adapter.name == name]
@@ -250,8 +265,9 @@ def _tensors(path: Path) -> dict[str, Tensor]:
 
 @contextmanager
 def _numbers_kept(model: nn.Module, enabled: bool) -> Iterator[None]:
-    """Restore the model's numbers if the body of the `with` raises.  enabled: False does
-    nothing.
+    """Restore the model's weights and buffers if the body of the `with` raises.
+
+    enabled: False does nothing, and copies nothing.
     """
     tensors = (*model.parameters(), *model.buffers()) if enabled else ()
     saved = [(t, t.detach().clone()) for t in tensors]
@@ -265,22 +281,27 @@ def _numbers_kept(model: nn.Module, enabled: bool) -> Iterator[None]:
 
 
 def _weights_needed(steps: Iterable[Step], adapted: bool) -> str:
-    """Return which weights of the host a folder needs: "all", "trained", "added" or "nothing".
+    """Return which weights of the model a folder must hold: "all", "trained", "added", "nothing".
 
-    steps: changes of the model; adapted: it has adapters, too.
-    "added": those of the modules that the changes have put in, whether they are trained or not.
+    steps: changes of the model; adapted: it has adapters, too. "added" are those of modules that
+    the changes have put in, whether they are trained or not.
     """
-    # one folder serves all steps: the largest need of any decides
+    # one file has the weights of all changes: the one that needs most decides
     needs = {step.plan.change.stores for step in steps}
     if "all" in needs or (adapted and "trained" in needs):
-        return "all"  # an adapter freezes what was trained before it
+        # an adapter freezes weights that were trained before, so that flags no longer show them
+        return "all"
     return next((word for word in ("trained", "added") if word in needs), "nothing")
 
 
 def _select_tensors(
     host: nn.Module, tensors: Mapping[str, Tensor], stores: str, steps: Iterable[Step]
 ) -> dict[str, Tensor]:
-    """Select the host's tensors that a folder has which stores "trained" or "added" ones."""
+    """Select the tensors that a folder holds.
+
+    host: the model; tensors: its state dict; stores: "all", "trained" or "added", see
+    `_weights_needed`; steps: changes, which say what they have added.
+    """
     added = tuple(f"{p}." for s in steps for p in s.plan.change.added)
     if stores == "trained":
         frozen = {n for n, p in host.named_parameters() if not p.requires_grad}
@@ -291,7 +312,7 @@ def _select_tensors(
 
 
 def _host_state(host: nn.Module) -> dict[str, Any]:
-    """Return a model's state dict without adapters, with each tied tensor once."""
+    """Return the state dict of the model without adapters; a tied tensor is listed once."""
     state: dict[str, Any] = {}
     # behind an adapter's layer stands the host's own module, under the host's own name
     for path, module in walk(host):
@@ -309,7 +330,7 @@ def _host_state(host: nn.Module) -> dict[str, Any]:
 
 
 def entries_of(model: nn.Module) -> list[dict[str, Any]]:
-    """Return what was done to a model as entries of steps, adapters last."""
+    """Return the recorded changes of a model, ready for JSON, with its adapters last."""
     return [*(step.entry() for step in steps_of(base_of(model))), *_adapters(model)]
 
 
@@ -322,7 +343,7 @@ def _adapter_names(model: nn.Module) -> list[str]:
 
 
 def _adapters(model: nn.Module) -> Iterable[dict[str, Any]]:
-    """Yield the adapters of a model as entries of steps."""
+    """Yield the adapters of a model in the form of recorded changes, ready for JSON."""
     for name in _adapter_names(model):
         config = cast(IntarsiaConfig, cast(PeftModel, model).peft_config[name])
         yield {
@@ -336,7 +357,7 @@ def _adapters(model: nn.Module) -> Iterable[dict[str, Any]]:
 
 
 def _check_target(folder: Path) -> None:
-    """Check that a path has nothing but a saved model, which may be replaced.
+    """Check that a folder holds nothing but an earlier saved model, which may be replaced.
 
     Raises: ConfigError.
     """

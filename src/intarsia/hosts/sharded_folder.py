@@ -29,18 +29,20 @@ SHARD = "model-{:05d}-of-{:05d}.safetensors"
 
 
 def write_sharded(model: Any, parts: WholeModel, folder: str | Path, group: Group = None) -> Path:
-    """Write a model inside `attached` as `save_pretrained` would; every process calls it.
+    """Write a model whose experts are on several processes, as `save_pretrained` would.
 
-    parts: the model's layers of sharded experts; group: of the processes.
+    Every process calls it, inside `attached`. parts: the model's layers of sharded experts; folder:
+    the target; group: of the processes.
     Each process writes a shard with its experts, under the names that the architecture's
-    checkpoints have (w1, w2, w3 of each expert, or gate_proj, ...); the first one all the rest, the
-    index and the configuration. Whole or not at all; AutoModelForCausalLM.from_pretrained(folder)
-    then gives the bits of the model as one process would have it.
+    checkpoints have (w1, w2, w3 of each expert, or gate_proj, ...); the first one also writes all
+    other weights, the index and the configuration. Whole or not at all.
+    AutoModelForCausalLM.from_pretrained(folder) then gives the bits of the model as one process
+    would have it.
 
     Raises: TargetError for a model that is not of transformers; ConfigError outside `attached`, for
     slices of experts, and for architectures whose checkpoints have all experts in one tensor
     (gpt-oss): leave `attached` and call save_pretrained; TrainingError for a full disk, or a
-    process that is gone.
+    process that has ended.
     """
     if not isinstance(model, PreTrainedModel):
         fix = "Use intarsia.save, or the checkpoints of fit."
@@ -72,7 +74,7 @@ def write_sharded(model: Any, parts: WholeModel, folder: str | Path, group: Grou
     def finish(scratch: Path, shards: list[dict[str, int]]) -> None:
         """Write the index of all shards, and the configuration, into the folder.
 
-        shards: for each process, names of its weights and their bytes.
+        shards: for each process, name of each of its weights -> bytes.
         """
         weight_map = {
             k: SHARD.format(number + 1, world) for number, keys in enumerate(shards) for k in keys
@@ -95,7 +97,12 @@ def _stock_names(model: Any, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _expert_tensors(model: Any, name: str, piece: Piece) -> dict[str, Tensor]:
-    """Return this process's experts of a weight, one tensor each, by their checkpoint names."""
+    """Return this process's experts of a stacked weight, one tensor each, by checkpoint names.
+
+    model: of transformers; name: of the weight in it; piece: this process's part of it.
+    Raises: ConfigError for slices of experts, and for architectures that store one tensor for all.
+    """
+    # with more processes than experts each has a slice of one, which no checkpoint can hold
     if piece.of > 1:
         got, want = f"slices of experts in {name!r}", "whole experts on each process"
         fix = "Use at most as many processes as experts, or ExpertParallel()."

@@ -19,15 +19,15 @@ from .prune.files import check_shards, decoded
 def soup(
     candidates: Sequence[str | Path | nn.Module | State], weights: Sequence[float] | None = None
 ) -> dict[str, Tensor]:
-    """Average models, sum_i w_i theta_i, that were trained from one pruned model with one mask.
+    """Average models that were trained from one pruned model with one mask: sum_i w_i theta_i.
 
-    candidates: models, tensors by name, or folders with safetensors: of `save_pretrained`, of
-      `save` or `save_sparse`, or runs of `intarsia fit`, of which it is what they have learned.
-    weights: shares that add up to 1, None = all equal.
+    candidates: models theta_i, tensors by name, or folders with safetensors: of `save_pretrained`,
+      of `save` or `save_sparse`, or runs of `intarsia fit`, whose trained weights are read.
+    weights: shares w_i that add up to 1, None = all equal.
 
     model.load_state_dict(soup([a, b, c]))
     Batch norms need their statistics counted anew: `torch.optim.swa_utils.update_bn`. `intarsia
-    soup` does that for runs, and chooses by validation with --greedy. An average of adapters
+    merge` does that for runs, and chooses by validation with --greedy. An average of adapters
     (LoRA's two factors) is not the average of what they do: train them from one start.
     Raises: ConfigError unless the candidates have the same names, shapes, types and zeros;
     CheckpointError for a folder without weights, or damaged, missing or quantised ones.
@@ -38,12 +38,16 @@ def soup(
 
 
 def _state(candidate: str | Path | nn.Module | State) -> State:
-    """Return the weights of a candidate by name, read from its folder if it is one."""
+    """Return the weights of a candidate by name; a path is a folder, from which they are read.
+
+    Raises: CheckpointError.
+    """
     if isinstance(candidate, nn.Module):
         return candidate.state_dict()
     if isinstance(candidate, Mapping):
         return candidate
     folder = repaired(candidate)
+    # a run of `fit` has its weights in a folder inside
     folder = folder / ADAPTER_FOLDER if (folder / ADAPTER_FOLDER).is_dir() else folder
     files = sorted(folder.glob("*.safetensors"))
     # a run of `fit` keeps its predictions in the same format

@@ -18,13 +18,14 @@ from .delta.sparse_delta import SparseDelta
 def from_sources(
     model: nn.Module, x: Inputs, loss_of: LossOf, *, deltas: Sequence[SparseDelta]
 ) -> Outcome:
-    """Compute the loss of one batch at theta + phi_s for the rows of each source s; theta learns.
+    """Compute the loss of a batch whose rows each have the delta of their own source added.
 
-    x: the model's arguments by name, and "task_ids" (B,), the place of each row's source in
-    `deltas`. Not in the weights: the sums are made anew in each step, so that nothing has to be
-    reverted. One forward for each source in the batch.
+    The rows of source s see theta + phi_s, and theta, the model's weights, gets the gradient. x:
+    the model's arguments by name, and "task_ids" (B,), the index of each row's source in `deltas`;
+    loss_of: function from logits to the loss; deltas: phi_s of each source. The model's weights are
+    not changed: the sums are computed in each step. One forward for each source in the batch.
 
-    Raises: ConfigError for a batch that does not say its sources, or names one that is not there.
+    Raises: ConfigError for a batch without "task_ids", or with an index that is not there.
     Source: LT-SFT (arXiv:2110.07560), multi-source training, where each batch is of one source.
     """
     if isinstance(x, Tensor) or "task_ids" not in x:
@@ -46,7 +47,10 @@ def from_sources(
 
 
 def _logits_with_delta(model: nn.Module, x: dict[str, Tensor], delta: SparseDelta) -> Tensor:
-    """Run the model with one source's delta added to its weights; float32 logits or wider."""
+    """Run the model with one source's delta added to its weights.
+
+    x: the model's arguments by name. Returns logits in float32, or wider if the model's are.
+    """
     weights = own_parameters(model)
     moved: dict[str, Tensor] = {}
     for name, (index, values) in delta.entries.items():

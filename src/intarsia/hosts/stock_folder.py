@@ -26,16 +26,17 @@ from .changing import repeat, step_of
 
 @dataclass
 class ChangedConfig(QuantizationConfigMixin):
-    """Configuration with the steps that were done to a model, each as `intarsia.json` has it."""
+    """Configuration that records the changes of a model, each in the form of `intarsia.json`."""
 
     quant_method: Any = RECORD
     steps: Sequence[dict[str, Any]] = ()
 
 
 class ChangedQuantizer(HfQuantizer):
-    """Quantizer that repeats the steps on a model without weights.
+    """Quantizer of transformers that repeats recorded changes on a model without weights.
 
-    Raises: CheckpointError for steps that are damaged, or do not suit the model.
+    transformers calls quantizers before it reads the weights. steps in its config: the changes.
+    Raises: CheckpointError for changes that are damaged, or do not suit the model.
     """
 
     quantization_config: ChangedConfig
@@ -43,10 +44,12 @@ class ChangedQuantizer(HfQuantizer):
     def preprocess_model(self, model: nn.Module, dtype: Any = None, **kwargs: Any) -> None:
         """Repeat the recorded changes on a model without weights, in place, before they are read.
 
-        dtype: unused, transformers passes it.
+        dtype, kwargs: unused, transformers passes them. Raises: CheckpointError.
         """
         try:
-            with torch.device("cpu"):  # what a change computes by itself; the weights are not there
+            with torch.device(
+                "cpu"
+            ):  # for tensors that a change computes; weights are on "meta" still
                 for entry in self.quantization_config.steps:
                     repeat(model, step_of(entry))
         except (RuntimeError, LookupError, TypeError, AttributeError, ValueError) as error:
@@ -56,8 +59,12 @@ class ChangedQuantizer(HfQuantizer):
             raise CheckpointError(subject, got=got, want=want, fix=fix) from error
 
     def postprocess_model(self, model: nn.Module, **kwargs: Any) -> nn.Module:
-        """Detach the quantizer, so that the model is like the one that was saved."""
+        """Remove the quantizer from the model, so that it is like the one that was saved.
+
+        kwargs: unused, transformers passes them.
+        """
         owner: Any = model
+        # the changes stay in the configuration, so that the model can be saved again
         owner.hf_quantizer = None
         owner.config.quantization_config = self.quantization_config.to_dict()
         return model

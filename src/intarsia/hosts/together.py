@@ -22,24 +22,25 @@ from .anatomy.blocks import base_of
 from .anatomy.prefix import SPLITTABLE
 from .attach.peft import IntarsiaLayer
 
-# their forward calls their children, and does the same to each row
+# modules whose forward only calls their children, on each row independently
 OPEN = (nn.Sequential, nn.ModuleDict, Block, Attention, Mlp)
-NEAR = 0.03  # of the largest logit: rounding in bfloat16
+NEAR = 0.03  # share of the largest logit: rounding in bfloat16
 Alone = Callable[[int], Any]
 
 
 class OnOneTrunk:
     """Joint forward of models that share frozen modules and differ in what is trained.
 
-    rows: the input of each model; the result is a list of logits, one (B_i, ...) for each model.
     Frozen modules that are equal in all models compute the rows of all in one call; any other
     module computes each model's rows in that model. models: of one method and one architecture.
+    A call takes the input of each model, and returns a list of logits, one (B_i, ...) for each.
     """
 
     def __init__(self, models: Sequence[nn.Module], places: Sequence[Sequence[nn.Module]]) -> None:
-        """Replace the forwards of shared modules until the context is closed.
+        """Replace the forwards of modules that differ, until `close` is called.
 
-        models: of one architecture; places: for each shared position, its module in every model.
+        models: of one architecture; places: modules that compute each model's rows apart, a list of
+        one module of each model for every such place.
         """
         self.models = models
         self.sizes: list[int] = []
@@ -53,7 +54,8 @@ class OnOneTrunk:
     def __call__(self, rows: Sequence[Tensor], alone: Alone) -> list[Tensor]:
         """Compute each model's logits in one forward.
 
-        rows: inputs of each model; alone: number of a model -> context in which it draws by itself.
+        rows: input of each model; alone: function from the number of a model to a context in which
+        it has its own random draws.
         """
         for model, x in zip(self.models[1:], rows[1:], strict=True):
             _call_pre_hooks(model, x)
@@ -78,6 +80,7 @@ class OnOneTrunk:
         modules: the module at one place, of each model; first_forward: the first one's own forward,
         which this function replaces; args, kwargs: its arguments, with the rows of all; draws: the
         module draws random numbers, each model its own.
+        Raises: ValueError for an output without an equal number of rows for each image.
         """
         if not self.sizes:
             return first_forward(*args, **kwargs)
@@ -95,7 +98,7 @@ class OnOneTrunk:
     def _rows_of_models(self, value: Any) -> Sequence[Any]:
         """Split an argument of a module into the rows of each model.
 
-        A value that is not a tensor goes to all.
+        value: a tensor with the rows of all; anything else is passed to all models.
         Raises: ValueError for a tensor without an equal number of rows for each image.
         """
         if not isinstance(value, Tensor):
@@ -112,10 +115,11 @@ class OnOneTrunk:
 
 
 def on_one_trunk(models: Sequence[nn.Module], rows: Sequence[Tensor]) -> OnOneTrunk | None:
-    """Join models into one forward, tried on some rows; None where it gains nothing.
+    """Join models into one forward, after a trial on some rows; None where it gains nothing.
 
-    That is: one model alone, other hosts than timm's VisionTransformer and EfficientNet, routers
-    that learn, hooks on what is trained, or a trunk of which less than half is shared.
+    models: adapted, of one architecture; rows: an input of each. It gains nothing for one model
+    alone, hosts other than timm's VisionTransformer and EfficientNet, routers that learn, hooks on
+    what is trained, or if less than half of the frozen weights can be shared.
     """
     hosts = [base_of(model) for model in models]
     if len(models) < 2 or not all(isinstance(host, SPLITTABLE) for host in hosts):
@@ -141,7 +145,7 @@ def on_one_trunk(models: Sequence[nn.Module], rows: Sequence[Tensor]) -> OnOneTr
         return None
     together = OnOneTrunk(models, places)
     try:
-        # the architecture may do more than our reading of it: compare once before it is trusted
+        # the architecture may do more than was considered here: compare outputs once
         equal = _same_logits(together, rows)
     except (ValueError, RuntimeError):
         equal = False
@@ -170,7 +174,10 @@ def _places(modules: list[nn.Module]) -> Iterator[list[nn.Module]]:
 
 
 def _is_open(module: nn.Module) -> bool:
-    """Return True if a module's forward only calls its children, one by one on all rows."""
+    """Return True if a module's forward only calls its children, on each row independently.
+
+    Then each child can be shared between models, or not, by itself.
+    """
     if any(True for _ in module.parameters(recurse=False)):
         return False
     if module._forward_hooks or module._forward_pre_hooks:
@@ -178,13 +185,14 @@ def _is_open(module: nn.Module) -> bool:
     if isinstance(module, IntarsiaLayer):
         cells = list(module.intarsia_cells.children())
         return not any(isinstance(cell, Cell) and (cell.whole or cell.fused) for cell in cells)
-    if isinstance(module, Attention) and module.attn_drop.p:  # drawn by the attention itself
+    # the attention itself draws this dropout
+    if isinstance(module, Attention) and module.attn_drop.p:
         return False
     return type(module) in OPEN
 
 
 def _equal_weights(modules: Sequence[nn.Module]) -> bool:
-    """Return True if parameters and buffers of the modules are equal."""
+    """Return True if parameters and buffers are equal in all modules."""
     first, *rest = ([*module.parameters(), *module.buffers()] for module in modules)
     return all(len(first) == len(state) and all(map(torch.equal, first, state)) for state in rest)
 
@@ -192,7 +200,7 @@ def _equal_weights(modules: Sequence[nn.Module]) -> bool:
 def _draws(module: nn.Module) -> bool:
     """Return True if a module draws random numbers in training, or uses statistics of the batch."""
     for part in module.modules():
-        # dropout of values, of paths, of patches, of weights
+        # names of the rate in dropout of values, paths, patches and weights
         shares = (getattr(part, name, None) for name in ("p", "drop_prob", "prob"))
         if isinstance(part, RandomSource) or any(isinstance(s, int | float) and s for s in shares):
             return True
@@ -202,12 +210,17 @@ def _draws(module: nn.Module) -> bool:
 
 
 def _sees_trained_rows(child: nn.Module, host: nn.Module) -> bool:
-    """Return True if a child sees rows of trained tokens; the patch embedding is always shared."""
+    """Return True for a module whose inputs may depend on weights that each model trains.
+
+    Several adapted copies of one host are computed together: modules that are equal in all run once
+    for all of them. The patch embedding reads pictures, and is always shared.
+    child: a module at the top of the host; host: one of the models, without its adapters' wrapper.
+    """
     return any(True for _ in child.modules()) and child is not getattr(host, "patch_embed", None)
 
 
 def _call_pre_hooks(model: nn.Module, x: Tensor) -> None:
-    """Call the hooks that a forward of the model would call before it computes."""
+    """Call the pre-hooks of a model on its input, as its own forward would."""
     host = base_of(model)
     for module in dict.fromkeys((model, host)):
         for number, hook in module._forward_pre_hooks.items():
@@ -219,9 +232,9 @@ def _call_pre_hooks(model: nn.Module, x: Tensor) -> None:
 
 @torch.no_grad()
 def _same_logits(together: OnOneTrunk, rows: Sequence[Tensor]) -> bool:
-    """Return True if each model's logits are the same in the joint forward as alone.
+    """Return True if each model's logits in the joint forward are those of the model alone.
 
-    rows: inputs of each model, of which two or three are compared.
+    rows: inputs of each model, of which two or three are compared, with noise on trained weights.
     """
     models = together.models
     learns = [p for model in models for p in model.parameters() if p.requires_grad]
@@ -240,7 +253,7 @@ def _same_logits(together: OnOneTrunk, rows: Sequence[Tensor]) -> bool:
             got = together(sample, lambda _: nullcontext())
         finally:
             for p, value in zip(learns, before, strict=True):
-                # the same bits, which subtracting the noise would not give back
+                # restores the bits, which subtracting the noise would not
                 p.copy_(value)
     near = [(a - b).abs().max() <= NEAR * b.abs().max() for a, b in zip(got, want, strict=True)]
     return all(bool(near_enough) for near_enough in near)

@@ -31,16 +31,20 @@ def _empty() -> dict[str, tuple[Tensor, Tensor]]:
 
 @dataclass
 class Recorder:
-    """Record of the newest forward: experts and weights of each layer, (T, k) each, by path."""
+    """Record of the newest forward's routing: path of a layer -> (experts, weights).
+
+    Each is (T, k) for T tokens with k experts.
+    """
 
     routes: dict[str, tuple[Tensor, Tensor]] = field(default_factory=_empty)
 
 
 @contextmanager
 def recording(model: nn.Module, *, probabilities: bool = False) -> Iterator[Recorder]:
-    """Record the routing of every forward in the body of the `with`; outputs keep their bits.
+    """Record the routing of every forward inside the `with`; outputs keep their bits.
 
-    probabilities: of a stock model, every expert of each token with the gate's probability.
+    probabilities: for a stock model, record every expert of each token with the gate's probability,
+    not only those chosen. Yields the record, which each forward updates.
     Raises: TargetError for a model without experts, or gates whose probabilities are not known.
     """
     recorder = Recorder()
@@ -72,9 +76,9 @@ def recording(model: nn.Module, *, probabilities: bool = False) -> Iterator[Reco
 
 
 def stock_gate(model: nn.Module, path: str) -> nn.Module:
-    """Return the host's own gate of the experts at a path.
+    """Return the gate that a transformers model has for the experts at a path.
 
-    Raises: TargetError for none, or a router put in its place.
+    Raises: TargetError for none, or a router that `upcycle` put in its place.
     """
     block = model.get_submodule(path.rpartition(".")[0])
     gate = own_gate(block)
@@ -86,12 +90,15 @@ def stock_gate(model: nn.Module, path: str) -> nn.Module:
 
 
 def own_mixtures(model: nn.Module) -> list[tuple[str, Mixture]]:
-    """List our mixtures in a model with their paths, in order."""
+    """Return the mixtures of this library in a model, with their paths, in order."""
     return [(path, m) for path, m in model.named_modules() if isinstance(m, Mixture)]
 
 
 def _stock_hook(recorder: Recorder, path: str) -> Callable[..., None]:
-    """Return a hook that records the arguments of a layer's stock experts."""
+    """Return a hook that records which experts a layer of transformers is called with.
+
+    recorder: gets them under the layer's path.
+    """
 
     def keep(_: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
         _, index, weights = arguments(args, kwargs)
@@ -101,7 +108,10 @@ def _stock_hook(recorder: Recorder, path: str) -> Callable[..., None]:
 
 
 def _probabilities_hook(recorder: Recorder, path: str) -> Callable[..., None]:
-    """Return a hook that records the gate's probability of every expert."""
+    """Return a hook of a gate that records its probability of every expert.
+
+    recorder: gets them under the path of the layer's experts.
+    """
 
     def keep(gate: nn.Module, _: Any, output: Any) -> None:
         p = probabilities_of(gate, output).detach().cpu()  # (T, E)
@@ -111,7 +121,10 @@ def _probabilities_hook(recorder: Recorder, path: str) -> Callable[..., None]:
 
 
 def _router_hook(recorder: Recorder, path: str) -> Callable[..., None]:
-    """Return a hook that records the routing of one of our routers."""
+    """Return a hook of a router of this library that records its routing.
+
+    recorder: gets it under the path of the mixture.
+    """
 
     def keep(_: Any, args: tuple[Any, ...], routing: Routing) -> None:
         recorder.routes[path] = in_columns(spread(routing, args[0]))
@@ -120,8 +133,11 @@ def _router_hook(recorder: Recorder, path: str) -> Callable[..., None]:
 
 
 def in_columns(routing: Routing) -> tuple[Tensor, Tensor]:
-    """Arrange a routing as (T, k) experts, -1 where a token has fewer, and their weights."""
-    used = routing.weight.detach().float().cpu() != 0  # padding may have pairs, of weight 0
+    """Return a routing as two (T, k) tensors: experts of each token, and their weights.
+
+    k is the most experts that a token has; tokens with fewer have -1, with weight 0, in the others.
+    """
+    used = routing.weight.detach().float().cpu() != 0  # padded tokens may be routed, with weight 0
     token, expert = routing.token.cpu()[used], routing.expert.cpu()[used]
     weight = routing.weight.detach().float().cpu()[used]
     order = token.argsort(stable=True)
@@ -144,13 +160,15 @@ def trace(
     probabilities: bool = False,
     progress: Report = lambda _: None,
 ) -> Trace:
-    """Run texts through a sparse model and keep each token's experts in every layer.
+    """Run texts through a sparse model and record each token's experts in every layer.
 
-    texts: rows of `load_texts`, or batches: token ids (B, T), pictures, or a mapping of keywords
-    with `attention_mask` for padding, which is not kept. Each row is a sequence. Before any
-    capacity. The model, in evaluation, says what it says without.
-    probabilities: every token has all E experts, its weights are the gate's probabilities: what
-    `attribute_experts` reads. Of mixtures of ours the weights are those of the routing, as ever.
+    model: run in evaluation; its outputs are not changed. texts: rows of `load_texts`, or batches:
+    token ids (B, T), pictures, or a mapping of keywords with `attention_mask` for padding, which is
+    left out. Each row is a sequence. Experts are recorded before any limit of capacity.
+    probabilities: record all E experts of every token, with the gate's probabilities as weights,
+    which `attribute_experts` reads. Mixtures of this library always record the weights of the
+    routing.
+    progress: is given a line of text from time to time.
 
     Raises: TargetError for a model without experts, or one whose layers see different tokens;
     DataError for no texts.
@@ -177,12 +195,13 @@ def trace(
     joined = {n: torch.cat([part[n] for part in padded]) for n in padded[0]}
     named, facts = _layers_and_facts(model)
     experts = max(stock.experts for stock in named.values())
+    # pictures have no token ids
     token = joined.pop("token", None)
     return Trace(**joined, experts=experts, token=token, names=tuple(named), about=facts)
 
 
 def _inputs(batch: Any) -> dict[str, Tensor] | Tensor:
-    """Return a batch as the model takes it; a single row becomes a batch."""
+    """Return a batch as the model takes it, without labels; a single row becomes a batch."""
     if isinstance(batch, Mapping):
         inputs = {n: t for n, t in cast("Mapping[str, Tensor]", batch).items() if n != "labels"}
         return {n: t[None] if t.dim() == 1 else t for n, t in inputs.items()}
@@ -195,10 +214,11 @@ def _inputs(batch: Any) -> dict[str, Tensor] | Tensor:
 def _rows(
     inputs: dict[str, Tensor] | Tensor, routes: Mapping[str, tuple[Tensor, Tensor]], first: int
 ) -> dict[str, Tensor]:
-    """Return the columns of a trace for one batch, padding left out.
+    """Return the columns of a trace for one batch, padding left out; name -> (tokens, ...).
 
     inputs: of the model; routes: path -> (experts, weights) of each token; first: number of the
     first sequence.
+    Raises: TargetError for layers with different numbers of tokens.
     """
     sequences = inputs if isinstance(inputs, Tensor) else next(iter(inputs.values()))
     counts = {path: len(index) for path, (index, _) in routes.items()}
@@ -227,12 +247,12 @@ def _rows(
 
 
 def _pad_columns(t: Tensor, k: int, value: float) -> Tensor:
-    """Pad the last axis to k with a value."""
+    """Pad the last axis of a tensor to k entries with a value."""
     return nn.functional.pad(t, (0, k - t.shape[-1]), value=value)
 
 
 def _widen_part(part: dict[str, Tensor], k: int) -> dict[str, Tensor]:
-    """Pad the experts and weights of a part to k columns."""
+    """Pad the experts and weights of one batch to k columns, as the widest batch has."""
     return part | {
         "expert": _pad_columns(part["expert"], k, NONE),
         "weight": _pad_columns(part["weight"], k, 0.0),
@@ -240,7 +260,10 @@ def _widen_part(part: dict[str, Tensor], k: int) -> dict[str, Tensor]:
 
 
 def _layers_and_facts(model: nn.Module) -> tuple[dict[str, StockExperts], dict[str, str]]:
-    """Return the layers in the order of the model, and the facts that a trace states about it."""
+    """Return the layers with experts, in order, and facts on the model that a trace stores.
+
+    Layers: path -> sizes; facts: the model's class and, if all layers agree, sizes of an expert.
+    """
     named = stock_experts(model)
     for path, mixture in own_mixtures(model):
         experts = mixture.experts
@@ -248,11 +271,12 @@ def _layers_and_facts(model: nn.Module) -> tuple[dict[str, StockExperts], dict[s
         hidden, width = experts.up.shape[1:] if stacked else (0, 0)
         gated = stacked and experts.gate is not None
         named[path] = StockExperts(path, mixture, experts.experts, width, hidden, gated)
+    # stock experts and mixtures of this library in one order
     order = {path: i for i, (path, _) in enumerate(model.named_modules())}
     named = dict(sorted(named.items(), key=lambda item: order[item[0]]))
     facts = {"model": type(model).__name__}
     kinds = {(stock.width, stock.hidden, stock.gated) for stock in named.values()}
-    # bytes of an expert follow from these; layers of different sizes have no common answer
+    # the bytes of an expert follow from these; they are left out if layers differ in size
     if len(kinds) == 1 and math.prod(next(iter(kinds))[:2]):
         width, hidden, gated = next(iter(kinds))
         facts |= {"width": str(width), "hidden": str(hidden), "gated": str(gated).lower()}

@@ -33,17 +33,17 @@ def apply(
     seed: int = 0,
     name: str = "default",
 ) -> nn.Module:
-    """Change a model, in place where it can stay; returns the changed one.
+    """Change a model, in place if possible, and return the changed model.
 
     change: settings of an adapter, a baseline, a recipe or a change, see `intarsia list`; those of
       an adapter stand for `Adapt(method)`, a config of PEFT, as `LoraConfig(r=8)`, for PEFT's own
       adapter, those of a router for `Upcycle(router)`, and a name, such as "lora", for its default
       settings.
-    batches: for changes that look at calibration data, as the model takes them.
+    batches: for changes that read calibration data, as the model takes them.
     seed: of new weights and draws.  name: the adapter's, if it is one.
 
     Changes stack on one model, which keeps a list of them: `intarsia.save` writes it with the
-    weights, and `intarsia.load` does the same to a pretrained model again.
+    weights, and `intarsia.load` applies the same changes to a pretrained model again.
 
     Raises: what the change raises; ConfigError for anything else. The model is then as it was.
     """
@@ -51,7 +51,7 @@ def apply(
 
 
 def as_change(settings: Any) -> Change:
-    """Return the change that an adapter's settings, or the name of a method, mean.
+    """Return the change that the settings of a method, or its name, stand for.
 
     Raises: ConfigError; UnknownName for a name that the list does not have.
     """
@@ -88,18 +88,18 @@ def adapt(
     """Freeze a pretrained model and add a method's trainable modules to it, in place.
 
     method: settings of an adapter, or the name of one with its default settings, as "lora"; see
-      `intarsia list`. Places and norms that are left open are chosen by the host. Or a config of
+      `intarsia list`. Target modules that are left open are chosen by the model. Or a config of
       PEFT, as `peft.LoraConfig(r=8)`: PEFT's own adapter, as `get_peft_model` makes it.
     name: the adapter's; call again with another name to add one, inactive, to an adapted model.
     targets, layers, head, classes: see `Adapt`.
-    seed: with each site's path, of the cells' first weights and draws, so that two methods at one
+    seed: fixes, with each layer's path, the first weights and draws, so that two methods at one
       seed start from the same projections.
 
-    Draws of random experts are made anew by each call of the model, and by nothing else: for a part
+    Random experts are drawn anew in each call of the model, and by nothing else: for a part
     of it, such as `forward_features`, call `intarsia.gating.redraw(model)` before every batch. With
     gradient checkpointing, go backward before the next call, which forgets the draw.
 
-    Raises: TargetError if a place matches nothing or cannot carry a cell; ConfigError for a name
+    Raises: TargetError if a target matches nothing or cannot be adapted; ConfigError for a name
     in use, or what is no adapter; UnknownName for no method. The model is then as it was.
     """
     if isinstance(method, PeftConfig):
@@ -108,6 +108,7 @@ def adapt(
             raise ConfigError("classes", got=list(classes), want=want, fix=fix)
         change: Change = AdaptByPeft(method, targets, layers, head)
         return cast(PeftModel, apply_change(model, change, seed=seed, name=name))
+    # a name stands for the method's default settings
     settings: Any = by_name(method, "adapter") if isinstance(method, str) else method
     if not isinstance(settings, Method):
         fix = 'Pass "lora", or an instance such as intarsia.Lora(rank=8); others: intarsia.apply.'
@@ -135,12 +136,12 @@ def upcycle(
     seed: int = 0,
     sees_later: bool = False,
 ) -> nn.Module:
-    """Put a `Mixture` in the place of MLPs of a timm or transformers model, in place.
+    """Replace MLPs of a timm or transformers model by mixtures of experts, in place.
 
-    router ... act: see `Upcycle`; a router also by its name, as "switch".
-    seed: with each path, of routers and other draws.
-    sees_later: acknowledges that in a decoder a router or policy by which a token's experts depend
-    on later tokens lets it look ahead.
+    router: settings of a router, or its name, as "switch"; experts ... act: see `Upcycle`.
+    seed: fixes, with each path, the routers' weights and other draws.
+    sees_later: allow, in a decoder, a router or capacity policy by which a token's experts depend
+    on later tokens.
 
     Nothing is frozen. `intarsia.fit` adds the routers' losses; `intarsia.save` saves.
 
@@ -149,11 +150,12 @@ def upcycle(
     """
     router = by_name(router, "router") if isinstance(router, str) else router
     change = Upcycle(router, experts, how, layers, capacity, residual, fraction, act)  # pyright: ignore
+    # `sees_later` is no setting of the change, and so is in no saved folder
     return apply_plan(model, change.plan(model, seed=seed, sees_later=sees_later))
 
 
 def save_mixture(model: nn.Module, folder: str | Path) -> Path:
-    """Save a model with mixtures and without adapters, as `save`.
+    """Save a model with mixtures and without adapters, see `save`.
 
     Raises: ConfigError for a model that is not upcycled; TargetError for one with adapters.
     """
@@ -165,7 +167,7 @@ def save_mixture(model: nn.Module, folder: str | Path) -> Path:
 
 
 def load_mixture(model: nn.Module, folder: str | Path) -> nn.Module:
-    """Load a folder into a plain model, as `load`.
+    """Load a folder into a plain model, see `load`.
 
     Raises: TargetError for a model that is a mixture already.
     """

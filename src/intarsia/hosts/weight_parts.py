@@ -10,20 +10,21 @@ from torch import Tensor, nn
 
 
 class WeightParts:
-    """Rows of stacked weights, or whole weights, as leaves of their own for an optimiser.
+    """Trained rows of stacked weights, or whole weights, as parameters of their own.
 
-    chosen: (parameter, row), row None = all of it. The leaves are float32 or wider copies: an
-    optimiser never sees the stacked weight, so that neither weight decay nor rounding reaches
-    another row.  Between `begin` and `end` nothing else of the model has gradients.
+    chosen: (parameter, row), row None = all of it. An optimiser gets `leaves`, copies in float32 or
+    wider, and never the stacked weight, so that neither weight decay nor rounding reaches another
+    row. Between `begin` and `end` nothing else of the model has gradients.
     """
 
     def __init__(self, model: nn.Module, parts: Sequence[tuple[nn.Parameter, int | None]]) -> None:
         """Copy the rows that are trained to parameters of their own.
 
-        parts: (parameter, row) each, row None = the whole parameter.
+        parts: (parameter of the model, row) each, row None = the whole parameter.
         """
         self.model, self.chosen = model, list(parts)
         self.first = [self._row(p, row).detach().clone() for p, row in self.chosen]
+        # in float32: a small step would be rounded away in half precision
         self.leaves = [
             nn.Parameter(w.to(torch.promote_types(w.dtype, torch.float32), copy=True))
             for w in self.first
@@ -36,8 +37,9 @@ class WeightParts:
         return sum(leaf.numel() for leaf in self.leaves)
 
     def begin(self) -> None:
-        """Switch gradients on for the chosen weights alone, and remember the flags."""
+        """Switch gradients on for the chosen weights alone, and remember the flags of all."""
         self.asked = {p: p.requires_grad for p in self.model.parameters()}
+        # a stacked weight gets its gradient as a whole; `gradients` takes the chosen rows out of it
         mine = {p for p, _ in self.chosen}
         for p in self.asked:
             p.requires_grad_(p in mine)
@@ -48,7 +50,10 @@ class WeightParts:
             p.requires_grad_(flag)
 
     def gradients(self, loss: Tensor) -> None:
-        """Compute each leaf's gradient of a loss; 0 where the loss does not read it."""
+        """Compute the gradient of a loss for each trained row or weight (`leaf.grad`).
+
+        It is 0 if the loss does not depend on it.
+        """
         # several rows of one weight share its gradient, which is computed once
         weights = list(dict.fromkeys(p for p, _ in self.chosen))
         grads = torch.autograd.grad(loss, weights, allow_unused=True)
@@ -58,16 +63,16 @@ class WeightParts:
             leaf.grad = torch.zeros_like(leaf) if grad is None else self._row(grad, row).to(leaf)
 
     def put(self) -> None:
-        """Write the leaves into the model."""
+        """Write the trained values of the leaves into the model."""
         self._write(self.leaves)
 
     def restore(self) -> None:
-        """Write the weights of the start into the model."""
+        """Write the values that the weights had at the start into the model."""
         self._write(self.first)
 
     @contextmanager
     def before(self) -> Iterator[None]:
-        """Give the model the weights of the start while the body of the `with` runs."""
+        """Give the model its weights of the start, inside the `with`, then the trained ones."""
         self.restore()
         try:
             yield
@@ -76,7 +81,7 @@ class WeightParts:
 
     @torch.no_grad()
     def _write(self, values: Sequence[Tensor]) -> None:
-        """Copy a value into each chosen weight or row."""
+        """Copy a value into each chosen weight or row of the model."""
         for value, (p, row) in zip(values, self.chosen, strict=True):
             self._row(p, row).copy_(value)
 

@@ -39,14 +39,22 @@ class Adamix(OverMethod):
     noise: float = 0.0
 
     def __post_init__(self) -> None:
+        """Check the settings of the mixture before anything is built.
+
+        Raises: ConfigError for an unknown `share`, negative noise, or experts that cannot be drawn.
+        """
         one_of("share", self.share, SHARES)
         at_least("noise", self.noise, 0, "Try 0.01.")
         # the router says what else can be wrong
         draw_apart(self.experts, self.active, self.draw, generator=torch.Generator())
 
     def build(self, site: Site, *, generator: torch.Generator) -> RoutedCell:
-        """Build the adapter of a site, with N copies of each side that is not shared."""
-        # The copies replace projections of one ordinary adapter, so that activation and norm exist
+        """Build an adapter whose unshared projections exist in N copies; a forward uses some.
+
+        site: the host module, with its input and output widths; generator: the source of first
+          weights, noise and draws of experts. The copies' mean is used in evaluation.
+        """
+        # Copies replace the projections of one ordinary adapter, so that activation and norm exist
         # once.
         body = two_sided(self.over.build(site, generator=generator))
         # The shared side stays one projection.

@@ -20,8 +20,11 @@ class _PartTuning(Change):
     part: ClassVar[str]
 
     def apply(self, host: nn.Module, plan: Plan, *, name: str = "default") -> nn.Module:
-        """Freeze all but the method's part of the model, in place."""
-        settings: Any = self
+        """Freeze all but the method's part of the model, in place.
+
+        host: the model, which is returned; plan, name: unused, since nothing is drawn or added.
+        """
+        settings: Any = self  # a dataclass in every subclass
         # The settings of the dataclass are the keywords of `train_part`.
         return train_part(host, self.part, **asdict(settings))
 
@@ -81,15 +84,19 @@ class _PromptTuning(Change):
     laws: ClassVar[frozenset[str]] = frozenset()
 
     def apply(self, host: nn.Module, plan: Plan, *, name: str = "default") -> nn.Module:
-        """Add the prompts to the model, in place."""
+        """Add trained prompt tokens to the model, in place.
+
+        host: the model, which is returned; plan: gives the seed of the prompts' first values; name:
+          unused, since a model has one set of prompts.
+        """
         settings: Any = self
         # The settings of the dataclass are the keywords of `add_prompts`.
         return add_prompts(host, deep=self.deep, seed=plan.seed, **asdict(settings))
 
     def fold(self, host: nn.Module) -> nn.Module:
-        """Refuse, always: prompts are tokens, which no weight can hold.
+        """Refuse to fold prompts into weights, always: prompts are tokens, which no weight holds.
 
-        Raises: FoldError.
+        host: the model with prompts.  Raises: FoldError.
         """
         got = "prompts, which are tokens beside the picture's"
         fix = "Keep the prompts: save the model with intarsia.save."
@@ -123,10 +130,10 @@ class VptDeep(_PromptTuning):
 
 
 def _baseline_card(key: str, config: type, summary: str, paper: Paper, *names: str) -> Card:
-    """Make a baseline's entry in the catalogue of methods.
+    """Make a baseline's `Card`: its entry in the catalogue of methods.
 
-    key: its name there; config: the class of its settings; summary: one line for readers; paper:
-    where it is from; names: other names of the method.
+    key: its name in the catalogue; config: the class of its settings; summary: one line for
+      readers; paper: its source; names: other names of the method.
     """
     family = "prompts" if issubclass(config, _PromptTuning) else "part of the model"
     return Card(

@@ -44,6 +44,10 @@ class BiAdapter(OverMethod):
     start: float = 1e-3
 
     def __post_init__(self) -> None:
+        """Check the settings: an inner adapter for each host module, `start` above 0, known bits.
+
+        Raises: ConfigError.
+        """
         self.refuse_shared()
         above("start", self.start, 0, "Try 1e-3.")
         if self.bits != FLOAT:
@@ -57,8 +61,8 @@ class BiAdapter(OverMethod):
     def build(self, site: Site, *, generator: torch.Generator) -> CodedCell:
         """Build the inner adapter of a host module, with its weights rounded in each forward.
 
-        site: the host module and its widths. The rounding is to 2^b levels, see the class; the
-        parameters themselves stay floats.
+        site: the host module and its widths; generator: the source of first weights. The rounding
+          is to 2^b levels, b = `bits`; the parameters themselves stay floats.
         """
         # The module around the adapter rounds its weights on the fly; parameters stay floats.
         body = self.over.build(site, generator=generator)

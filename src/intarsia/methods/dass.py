@@ -49,6 +49,10 @@ class Dass:
     layers: tuple[str, ...] | None = None
 
     def __post_init__(self) -> None:
+        """Check the density, in (0, 1], and the lengths of the phases; only the first may be 0.
+
+        Raises: ConfigError.
+        """
         object.__setattr__(self, "lengths", tuple(self.lengths))
         above("density", self.density, 0, "Try 0.05.")
         between("density", self.density, 0, 1, "Try 0.05.")
@@ -57,7 +61,12 @@ class Dass:
             raise ConfigError("lengths", got=self.lengths, want=want, fix=fix)
 
     def phases(self, model: nn.Module, *, seed: int = 0) -> Generator[Phase, None, DassResult]:
-        """Yield the trainings; return the masks, and the genotype of a supernet."""
+        """Yield the two or three trainings; return the final masks, and a supernet's genotype.
+
+        model: a `Supernet`, which has the phases "dense" and "search", or any other net, which has
+          "dense", "scores" and "fine". The caller trains the model in each yielded phase, then
+          resumes. seed: unused, since nothing is drawn here. Other methods of training need it.
+        """
         dense, scores, fine = self.lengths
         # A supernet chooses operations, too; of any other net the scores alone are trained.
         searches = isinstance(model, Supernet)

@@ -36,6 +36,10 @@ class DropConnect(OverMethod):
     side: str = "up"
 
     def __post_init__(self) -> None:
+        """Check the settings: an adapter with two projections, 0 <= p < 1, a known side.
+
+        Raises: ConfigError.
+        """
         if not isinstance(self.over, Bottleneck | Lora):
             got, fix = type(self.over).__name__, "Pass the adapter whose weights are dropped."
             raise ConfigError("over", got=got, want="Bottleneck or Lora", fix=fix)
@@ -43,7 +47,11 @@ class DropConnect(OverMethod):
         one_of("side", self.side, SIDES)
 
     def build(self, site: Site, *, generator: torch.Generator) -> DroppedWeights:
-        """Build the adapter of a site, one projection of which drops weights."""
+        """Build an adapter that drops random weights of one projection while it trains.
+
+        site: the host module, with its input and output widths; generator: the source of the
+          adapter's first weights and of the masks.
+        """
         # The same weights with and without noise: in evaluation the mask is the whole matrix.
         body = two_sided(self.over.build(site, generator=generator))
         return DroppedWeights(body, self.side, self.p, generator)

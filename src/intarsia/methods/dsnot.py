@@ -49,6 +49,10 @@ class DSnoT(Pruner):
     guard: bool = True
 
     def __post_init__(self) -> None:
+        """Check the base method and the settings of the swaps.
+
+        Raises: ConfigError.
+        """
         # DSnoT on DSnoT would swap a mask that is already at its optimum.
         base: Any = self.base
         if not isinstance(base, Pruner) or isinstance(base, DSnoT):
@@ -80,14 +84,18 @@ class DSnoT(Pruner):
         return self.base.needs | {"mean", "square"}
 
     def on(self, layers: Sequence[str]) -> Any:
-        """Return the method on other layers."""
+        """Return the method with its base restricted to other layers.
+
+        layers: patterns of the layers' paths.
+        """
         return replace(self, base=self.base.on(layers))
 
     def swapped(self, weight: Tensor, mask: Tensor, statistics: Statistics) -> Swapped:
         """Swap weights between kept and pruned, starting from the mask of the base method.
 
-        weight: (out, in); mask: (out, in) bool, True = kept; statistics: those of the layer's
-        inputs.
+        weight: (out, in); mask: (out, in) bool, True = kept; statistics: means and variances of the
+          layer's inputs. Returns the new mask and counts of the swaps, see
+          `partitions.swaps.Swapped`.
         """
         pattern = self.n_of_m
         # Within an N:M pattern the base's score picks the weight to prune, elsewhere Wanda's does.
@@ -109,9 +117,11 @@ class DSnoT(Pruner):
     def edit(
         self, name: str, weight: Tensor, statistics: Statistics, generator: torch.Generator
     ) -> tuple[Partition, Tensor]:
-        """Prune a layer by the base, then swap; return the mask and the new weight.
+        """Prune one layer by the base method, then improve its mask by swaps.
 
-        name: of the layer; weight: (out, in); statistics: of its inputs.
+        name: the layer's path; weight: (out, in); statistics: those of the layer's inputs;
+          generator: the source of the base method's random draws. Returns the mask as a partition,
+          and the new weight (out, in), 0 where pruned.
         """
         # The base prunes first; a base such as SparseGPT also compensates in `new`.
         part, new = self.base.edit(name, weight, statistics, generator)

@@ -87,7 +87,12 @@ class Chw(Change):
         return replace(self, force=True)
 
     def plan(self, host: nn.Module, batches: Iterable[Any] = (), *, seed: int = 0) -> Plan:
-        """Choose how each layer is stored; the first of `batches` is an example of one picture."""
+        """Choose how each layer is stored, by timing on this machine; the host is unchanged.
+
+        host: the net; batches: the first one is an example of one picture; seed: recorded, though
+          nothing is drawn. Returns a plan with the block size of each layer and the measured
+          milliseconds. Raises: ConfigError if the whole net would be slower, see the class.
+        """
         _check(host)
         picture = self._picture(host, batches)
         graph, clusters = lowered(host, picture)
@@ -111,9 +116,10 @@ class Chw(Change):
         return Plan(self, seed, decided)
 
     def apply(self, host: nn.Module, plan: Plan, *, name: str = "default") -> nn.Module:
-        """Return a new net, which shares the modules that stay in torch; `host` is unchanged.
+        """Return a net in CHW, which shares the modules that stay in torch; `host` is unchanged.
 
-        plan: what `plan` decided; name: the adapter's.
+        plan: the result of `plan`, with the picture's shape and each layer's block size; name:
+          unused.
         """
         decided = plan.decided
         # The graph is traced with the shape of the planned example, so that names are the same.
@@ -123,9 +129,9 @@ class Chw(Change):
         return rewritten(host, graph, clusters, forms, self.force)
 
     def fold(self, host: nn.Module) -> nn.Module:
-        """Refuse, always: batch norms are in the packed weights.
+        """Raise FoldError, always: batch norms were merged into the packed weights for good.
 
-        Raises: FoldError.
+        host: the compressed net.
         """
         want = "the net before it was compressed"
         fix = "Keep that one: it has the same outputs."
@@ -134,7 +140,8 @@ class Chw(Change):
     def _picture(self, host: nn.Module, batches: Iterable[Any]) -> Tensor:
         """Return the example picture, (1, C, H, W) float32; zeros if a timm model got none.
 
-        batches: the first one is the example; it may be empty.
+        host: the net, of which timm knows the picture's size; batches: the first one is the
+        example; there may be none.
         """
         example: Any = next(iter(batches), None)
         # A batch of a data set is (pictures, labels).
@@ -160,7 +167,10 @@ class Chw(Change):
 
 
 def _check(host: nn.Module) -> None:
-    """Refuse a net with adapters, one in CHW already, or weights that are not float32 on a CPU."""
+    """Refuse a net with adapters, one in CHW already, or weights that are not float32 on a CPU.
+
+    host: the net to be rewritten.  Raises: TargetError.
+    """
     check_unadapted(host)
     if isinstance(host, ChwNet):
         fix = "Use it, or compress the net it was made of."
@@ -172,9 +182,9 @@ def _check(host: nn.Module) -> None:
 
 
 def chw_report(net: nn.Module) -> ChwReport:
-    """Describe a compressed net layer by layer.
+    """Describe a compressed net layer by layer: densities, block sizes, and measured times.
 
-    Raises: TargetError for one that is not compressed by `Chw`.
+    net: the result of `compress` with `Chw`.  Raises: TargetError for any other net.
     """
     # The newest step counts, if a net was compressed more than once.
     plans = [s.plan for s in steps_of(net) if isinstance(s.plan.change, Chw)]

@@ -49,7 +49,8 @@ class LlavaMole(BesideAttention):
     def build(self, site: Site, *, generator: torch.Generator) -> Cell:
         """Build the plain LoRA of an attention layer, or the routed LoRAs of an MLP.
 
-        site: the host's module with its widths.
+        site: the host module, with its input and output widths; generator: the source of first
+          weights.
         """
         lora = attention_cell(self.attention, site, generator=generator)
         if lora is not None:

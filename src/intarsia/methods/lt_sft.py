@@ -65,6 +65,10 @@ class LtSft(Method):
     position = "parallel"
 
     def __post_init__(self) -> None:
+        """Check the settings: K is set by `density` or `count`, and the names are known ones.
+
+        Raises: ConfigError.
+        """
         object.__setattr__(self, "maskable", tuple(self.maskable))
         between("density", self.density, 0, 1, "Try 0.02.")
         at_least("count", self.count or 0, 0)
@@ -80,11 +84,20 @@ class LtSft(Method):
         return ("qkv", "projection", "mlp_linear")
 
     def build(self, site: Site, *, generator: torch.Generator) -> SparseCell:
-        """Build the cell of phase A, in which every entry of the layer's weight may change."""
+        """Build the adapter of phase A, in which every entry of the layer's weight may change.
+
+        site: the host module, with its input and output widths; generator: passed on; nothing is
+          drawn.
+        """
         return Sparse(density=1.0).build(site, generator=generator)
 
     def phases(self, model: nn.Module, *, seed: int = 0) -> Phases:
-        """Yield both phases, `iterations` times; return phi. See `schedules.Phased`."""
+        """Yield both phases of training, `iterations` times; return phi, the sparse change.
+
+        model: a plain one, or one from `adapt(model, LtSft())`; the caller trains it in each
+          yielded phase. seed: of the random support, where the settings want one.
+        Raises: ConfigError in a run of several processes.
+        """
         if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
             subject = "LT-SFT"
             fix = "Start it without a launcher: gradients are gathered in one process only."
@@ -97,16 +110,16 @@ class LtSft(Method):
         return self._plain_phases(model, generator)
 
     def shares(self, total: int) -> list[int]:
-        """Return how many of `total` weights each iteration selects, K in all.
+        """Return how many weights each iteration selects, K in all.
 
-        Raises: ConfigError if K is more than there are.
+        total: the number of weights to choose from. Raises: ConfigError if K is larger.
         """
         count = round(self.density * total) if self.count is None else self.count
         if count > total:
             want = f"at most the {total} weights to choose from"
             fix = "Lower it, or let more parameters be chosen: `maskable`, or more `targets`."
             raise ConfigError("count", got=count, want=want, fix=fix)
-        # Rounded so that the iterations add up to K exactly.
+        # Differences of rounded limits, so that the iterations add up to K exactly.
         ends = [j * count // self.iterations for j in range(self.iterations + 1)]
         return [b - a for a, b in zip(ends, ends[1:], strict=False)]
 
@@ -117,9 +130,11 @@ class LtSft(Method):
         scores: Mapping[str, Tensor],
         generator: torch.Generator,
     ) -> Partition:
-        """Add the `share` weights with the largest scores to those selected before.
+        """Return the selection with `share` more weights, those with the largest scores.
 
-        selected: the weights chosen so far; scores: drift or start values of all weights, by name.
+        selected: the weights chosen so far, as part 0; share: the number of weights to add; scores:
+          drift or start values of all weights, by name; unused if the support is random; generator:
+          draws random scores in their place.
         """
         if self.support == "random":
             scores = {
@@ -135,7 +150,12 @@ class LtSft(Method):
         return union(selected, keep_top(candidates, share))
 
     def _plain_phases(self, model: nn.Module, generator: torch.Generator) -> Phases:
-        """Yield the phases of a plain model, which change its own weights."""
+        """Yield the phases of a plain model, which change its own weights; return phi.
+
+        model: any module without adapters; generator: draws random supports, if the settings want
+          them. Each iteration: train everything (A), select the weights that moved most, set all
+          back, train the selected ones (B).
+        """
         # theta_0 of all weights that may change; the head is trained but not selected from.
         weights, heads = weights_of(model, self.maskable, trunk=self.head == "frozen")
         if self.head == "frozen":
@@ -143,6 +163,7 @@ class LtSft(Method):
         total = sum(p.numel() for p in weights.values())
         shares = self.shares(total)
         start = {n: p.detach().clone() for n, p in weights.items()}
+        # Nothing is selected before the first iteration.
         selected = Partition({n: unowned(p.shape) for n, p in weights.items()}, 1)
         with handed_back(model) as train:
             for j, share in enumerate(shares, start=1):
@@ -187,10 +208,11 @@ class LtSft(Method):
         total: int,
         make: Make,
     ) -> Make:
-        """Make the optimiser of the selected entries, which are pulled to where they started.
+        """Return a function that makes an optimiser, which pulls entries to where they started.
 
-        trained: the entries as vectors; weights: all parameters, by name; start: theta_0 of each;
-        total: number of weights to choose from; make: makes an optimiser of parameters.
+        trained: the selected entries as vectors; weights: all parameters, by name; start: theta_0
+          of each; total: number of weights to choose from, N of the L1 pull; make: the caller's
+          function from parameters to an optimiser, around which the returned one is built.
         """
         # Selected entries of theta_0, in the order of the trained vectors.
         towards = {
@@ -204,8 +226,9 @@ class LtSft(Method):
         """Yield the phases of training for a model whose change phi is in adapters; return phi.
 
         In each iteration all entries are trained, those that moved most are selected, all are set
-        back, and the selected ones are trained.  generator: draws random entries, if the settings
-        say so.
+        back, and the selected ones are trained.
+        model: PEFT's model with the adapters of LT-SFT; generator: draws random entries, if the
+          settings want them.
         """
         name = ticket_of(model)
         parameters = own_parameters(model)
@@ -216,7 +239,7 @@ class LtSft(Method):
         optimizer = partial(self._optimizer_of_cells, model, name, total)
         for j, share in enumerate(shares, start=1):
             cells = cells_of(model, name)
-            # What is trained and is no cell's is the head, which is rewound after phase A.
+            # Trained parameters outside the cells are the head's, which is rewound after phase A.
             cell_values = {id(cell.values) for cell in cells.values()}
             heads = [q for q in model.parameters() if q.requires_grad and id(q) not in cell_values]
             head_start = [q.detach().clone() for q in heads]
@@ -240,9 +263,11 @@ class LtSft(Method):
         return delta_of(model, name)
 
     def _optimizer_of_cells(self, model: PeftModel, name: str, total: int, make: Make) -> Make:
-        """Make the optimiser of an adapter's sparse changes, which are pulled to zero.
+        """Return a function that makes an optimiser which pulls an adapter's changes to zero.
 
-        total: number of weights to choose from; make: makes an optimiser of parameters.
+        model: PEFT's model; name: the adapter's; total: number of weights to choose from, N of the
+          L1 pull; make: the caller's function from parameters to an optimiser, around which the
+          returned one is built.
         """
         vectors = [cell.values for cell in cells_of(model, name).values()]
         # Cells hold phi itself, so that theta_0 is zero here.
@@ -261,9 +286,10 @@ def dense_entries(change: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def ticket_of(model: PeftModel) -> str:
-    """Return the name of the active adapter, whose cells must be those of LT-SFT.
+    """Return the name of a model's active adapter, which must be one of LT-SFT.
 
-    Raises: ConfigError if it is another method's.
+    model: PEFT's, with adapters. Raises: ConfigError if several adapters are active, or another
+    method's.
     """
     names = list(model.active_adapters)
     method = model.peft_config[names[0]].method if len(names) == 1 else None  # pyright: ignore

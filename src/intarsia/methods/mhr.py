@@ -22,8 +22,9 @@ def to_lora(
 ) -> PeftModel:
     """Add the LoRA that evaluation uses for one task as an adapter of its own, and activate it.
 
-    It merges, folds and saves as any LoRA. name: the new adapter's, None = "task" and its number;
-    poly: of the Poly adapter, None = the only one. A trained head goes along.
+    It merges, folds and saves as any LoRA; a trained head goes along. model: one with a Poly
+    adapter; task: the task's number; name: the new adapter's, None = "task" and the number; poly:
+    name of the Poly adapter, None = the only one.
     Raises: ConfigError for no such task or adapter, or a name in use.
     """
     adapted, poly = _poly_adapter(model, poly)
@@ -33,9 +34,12 @@ def to_lora(
 def to_mhr_mu(model: nn.Module, *, name: str = "mu", poly: str | None = None) -> PeftModel:
     """Add MHR-mu, the LoRA of the skills' plain means, as an adapter of its own, and activate it.
 
-    A = mean_s A[s], B = mean_s B[s], head by head: not the mean of the products B[s] A[s]. It is
-    what a new task starts from, and is then trained as one LoRA; Z has no part in it.
-    name, poly, Raises: as `to_lora`.
+    A = mean_s A[s], B = mean_s B[s], head by head, over the skills s: not the mean of the products
+    B[s] A[s]. A new task starts from it and trains it as one LoRA; the routing logits Z have no
+    part in it.
+    model: adapted with Poly or MHR; name: the new adapter's; poly: name of the Poly adapter, None =
+      the only one.
+    Raises: ConfigError for no such adapter, or a name in use.
     """
     adapted, poly = _poly_adapter(model, poly)
     return _add_lora(
@@ -46,8 +50,9 @@ def to_mhr_mu(model: nn.Module, *, name: str = "mu", poly: str | None = None) ->
 def freeze_to_z(model: nn.Module, *, poly: str | None = None) -> PeftModel:
     """Freeze everything but the routing logits Z: MHR-z, for a new task on a few numbers.
 
-    The head is frozen, too. Other tasks do not change: Z of a task has a gradient from its own
-    samples only. `model.set_adapter` lets everything of an adapter be trained again.
+    poly: name of the Poly adapter, None = the only one. The head is frozen, too. Other tasks do not
+      change: Z of a task has a gradient from its own samples only. `model.set_adapter` lets
+      everything of an adapter be trained again.
     Raises: ConfigError for no such adapter.
     """
     adapted, poly = _poly_adapter(model, poly)
@@ -59,10 +64,12 @@ def freeze_to_z(model: nn.Module, *, poly: str | None = None) -> PeftModel:
 
 
 def add_task(model: nn.Module, *, poly: str | None = None, seed: int = 0) -> int:
-    """Add a row of Z in every layer for a new task; return the new task's number.
+    """Add a row of routing logits Z in every layer for a new task; return the task's number.
 
-    The rows start as the first ones did, in U(-1e-3, 1e-3): the new task has all skills in equal
-    shares, near MHR-mu's first weights, and no other task changes. Make the optimiser afterwards.
+    model: adapted with Poly or MHR; poly: name of the Poly adapter, None = the only one; seed: of
+      the new rows, drawn from U(-1e-3, 1e-3) as the first ones were: the new task has all skills in
+      equal shares, near MHR-mu's first weights, and no other task changes. Make the optimiser
+      afterwards.
     Raises: ConfigError for no such adapter.
     """
     adapted, poly = _poly_adapter(model, poly)
@@ -79,11 +86,10 @@ def add_task(model: nn.Module, *, poly: str | None = None, seed: int = 0) -> int
 def param_groups(
     model: nn.Module, lr: float, lr_z: float = 0.1, weight_decay: float = 0.0
 ) -> list[dict[str, Any]]:
-    """Group the trained parameters for an optimiser: Z at the rate lr_z, all others at lr.
+    """Group trained parameters for an optimiser: routing logits Z at the rate lr_z, others at lr.
 
-    weight_decay: of all weights but Z.
-    Z moves by steps of its own size (0.1 in the released code beside 1e-3 to 5e-3) and is not
-    decayed, nor are biases and norms.
+    model: adapted with Poly or MHR; weight_decay: of all weights but Z, biases and norms. Z moves
+      by steps of its own size (0.1 in the released code beside 1e-3 to 5e-3).
     """
     logits = {id(m.logits) for m in model.modules() if isinstance(m, TaskRouter)}
     groups: list[dict[str, Any]] = []
@@ -99,23 +105,32 @@ def param_groups(
 def poly_adamw(
     model: nn.Module, lr: float, weight_decay: float, *, lr_z: float = 0.1
 ) -> torch.optim.AdamW:
-    """Make AdamW over `param_groups`, for `fit`: optimizer=poly_adamw, or a partial with lr_z.
+    """Make an AdamW with a rate of its own for the routing logits Z.
 
-    lr, weight_decay: of all weights but Z; lr_z: rate of Z.
+    `fit` takes it as optimizer=poly_adamw, or functools.partial(poly_adamw, lr_z=0.05). model:
+      adapted with Poly or MHR; lr, weight_decay: of all weights but Z; lr_z: rate of Z, which is
+      not decayed.
     """
     groups = param_groups(model, lr, lr_z, weight_decay)
     devices = {p.device.type for group in groups for p in group["params"]}
+    # torch has fused steps for these devices alone.
     return torch.optim.AdamW(groups, fused=devices <= {"cpu", "cuda"})
 
 
 def poly_cells(model: nn.Module, name: str) -> list[SkillsCell]:
-    """Return the Poly cells of an adapter, in the model's order."""
+    """Return the modules of a Poly adapter, one for each adapted layer, in the model's order.
+
+    name: the adapter's.
+    """
     all_cells = (layer.intarsia_cells[name] for layer in layers_of(model, name))
     return [cell for cell in all_cells if isinstance(cell, SkillsCell)]
 
 
 def _poly_adapter(model: nn.Module, poly: str | None) -> tuple[PeftModel, str]:
-    """Return the model and the name of its Poly adapter, `poly` or the only one."""
+    """Return the model and the name of its Poly adapter: `poly`, or the only one if that is None.
+
+    Raises: ConfigError if there is none of that name, or several to choose from.
+    """
     adapters = list(model.peft_config) if is_adapted(model) else []
     names = [n for n in adapters if poly_cells(model, n)]
     if (poly is None and len(names) == 1) or poly in names:
@@ -129,7 +144,11 @@ def _poly_adapter(model: nn.Module, poly: str | None) -> tuple[PeftModel, str]:
 def _add_lora(
     model: PeftModel, poly: str, name: str, shares: Callable[[SkillsCell], Tensor]
 ) -> PeftModel:
-    """Add a LoRA at the Poly adapter's places, its skills mixed by `shares`: cell -> (Q, S)."""
+    """Add a LoRA beside each module of a Poly adapter, its skills mixed by fixed shares.
+
+    poly: the Poly adapter's name; name: the new one's; shares: the weights (Q, S) of Q heads and S
+      skills for the Poly module of a layer. Returns the model, with the new adapter active.
+    """
     skill_cells = poly_cells(model, poly)
     # Fixed shares turn the weighted mean of the skills' factors into plain LoRA factors.
     loras = [cell.lora(shares(cell)) for cell in skill_cells]

@@ -50,6 +50,10 @@ class MixLora(BesideAttention):
     position = "parallel"
 
     def __post_init__(self) -> None:
+        """Check that the router is one of the three kinds.
+
+        Raises: ConfigError.
+        """
         if not isinstance(self.router, (TopK, TopP, Switch)):
             want = "TopK(...), TopP(...) or Switch(...)"
             fix = "The defaults are TopK(experts=8, active=2)."
@@ -61,7 +65,10 @@ class MixLora(BesideAttention):
         return self.over.shares_state
 
     def shared_state(self, sites: Sequence[Site], *, generator: torch.Generator) -> nn.Module:
-        """Return the state that the adapters of all experts share."""
+        """Return the module with the state that the adapters of all experts share.
+
+        sites: the host's MLPs, with their widths; generator: the source of first weights.
+        """
         # Each linear map of each MLP has a site for every expert.
         sites_of_maps = (places(site, self.router.experts) for site in sites)
         expert_sites = [
@@ -77,7 +84,8 @@ class MixLora(BesideAttention):
     ) -> Cell:
         """Build the plain LoRA of an attention layer, or the routed experts of an MLP.
 
-        site: the host's module with its widths; shared: what `shared_state` returned.
+        site: the host module, with its widths; generator: the source of first weights; shared: the
+          result of `shared_state`, None if the experts' adapters share nothing.
         """
         # Attention layers get the plain LoRA; what remains is a whole MLP.
         lora = attention_cell(self.attention, site, generator=generator)

@@ -81,6 +81,10 @@ class MoA(Change):
     needs: ClassVar[frozenset[str]] = frozenset(("rows",))
 
     def __post_init__(self) -> None:
+        """Check the settings and sort the lengths.
+
+        Raises: ConfigError, also for a density that leaves no room for the sink and one block.
+        """
         above("density", self.density, 0, "Try 0.5.")
         between("density", self.density, 0, 1, "Try 0.5.")
         listed = isinstance(self.lengths, Sequence) and not isinstance(self.lengths, str)
@@ -113,7 +117,11 @@ class MoA(Change):
         return self.extend or max(*self.lengths, self.check)
 
     def plan(self, host: nn.Module, batches: Iterable[Any] = (), *, seed: int = 0) -> Plan:
-        """Choose the spans, and return them as the plan of `HeadSpans`, which is what is saved."""
+        """Choose the spans, and return them as the plan of `HeadSpans`, which is what is saved.
+
+        host: the model, which stays as it is; batches: rows of token ids, see `choose_spans`; seed:
+          draws the rows that validate.
+        """
         spans = choose_spans(host, self, list(batches), seed=seed)
         return planned(host, spans, None, seed=seed)
 
@@ -123,7 +131,7 @@ class MoA(Change):
     def fold(self, host: nn.Module) -> nn.Module:
         """Refuse to write the change into the host's weights: no weights limit what a head sees.
 
-        host: the model whose heads attend to a part of the text. Raises: FoldError, always.
+        host: the model whose heads attend to a part of the text.  Raises: FoldError, always.
         """
         return HeadSpans().fold(host)
 
@@ -138,10 +146,11 @@ def choose_spans(
 ) -> Spans:
     """Choose how far each head of a model attends; the model stays as it is.
 
-    texts: rows of at least `method.check` tokens, such as load_texts(..., length=1536).train[:8];
-    a quarter of them, one at least, validates. Cost: a forward and a backward pass of each row at
-    each length, then programmes of seconds.  seed: draws the rows that validate.
-    progress: is given a line for each part.
+    method: the settings, such as density and lengths; texts: rows of at least `method.check`
+      tokens, such as load_texts(..., length=1536).train[:8]; a quarter of them, one at least,
+      validates. seed: draws the rows that validate; progress: a function that is given a line of
+      text after each part.
+    Cost: a forward and a backward pass of each row at each length, then programmes of seconds.
 
     Raises: as `MoA`; TargetError for a model that has spans.
     """
@@ -207,10 +216,11 @@ class SpanOptions:
     def as_spans(
         self, choice: Tensor, method: MoA, shape: tuple[int, int], record: Any = None
     ) -> Spans:
-        """Turn a choice of options into `Spans`.
+        """Turn a choice of one option for each head into `Spans`.
 
-        choice: (layers G,), the option of each head; method: for sink, block and longest text;
-        shape: (layers, G); record: what a saved plan says of the search.
+        choice: (layers G,), the number of each head's option, G key-value heads a layer; method:
+          for sink, block and longest text; shape: (layers, G); record: facts about the search for
+          the saved plan, None = none.
         """
         alpha, beta = (
             coefficients[choice].view(shape).tolist() for coefficients in (self.alpha, self.beta)
@@ -219,9 +229,10 @@ class SpanOptions:
 
 
 def configurations(method: MoA) -> SpanOptions:
-    """List all lines span = alpha + beta N with 0 < span <= N at each profiled length N.
+    """List the spans a head can have: lines span = alpha + beta N with 0 < span <= N (section 3.2).
 
-    They are the spans that heads can have (paper, section 3.2).
+    N: the length of a text. method: the settings, with the profiled lengths, at all of which a line
+    must fit, the sink and the block.
     """
     shortest, longest = method.lengths[0], method.lengths[-1]
     step = method.step or max(method.block, shortest // 8)
@@ -244,6 +255,7 @@ def configurations(method: MoA) -> SpanOptions:
     # Two lines with equal spans at all lengths that matter are one option.
     lengths = sorted({*method.lengths, method.check, method.longest})
     spans = {n: lines_as_spans.at(n)[0] for n in lengths}
+    # (lines, lengths): the span of each line at each length.
     rows = torch.stack([spans[n] for n in lengths], 1).tolist()
     first = [i for i, row in enumerate(rows) if row not in rows[:i]]
     alpha, beta = (torch.tensor([line[i] for line in fits])[first] for i in (0, 1))
@@ -253,20 +265,22 @@ def configurations(method: MoA) -> SpanOptions:
 
 
 def losses_of(bins: Tensor, spans: Tensor, sink: int, block: int) -> Tensor:
-    """Compute L(h, c), the influence beyond each span.
+    """Estimate what each span costs each head: the influence of the keys that lie beyond it.
 
-    bins: (layers, G, bins), influence by distance in blocks; spans: (C,) tokens; sink, block:
-    tokens.
-    -> (layers G, C), divided by its largest, so that lengths count alike.
+    bins: (layers, G, bins), the influence of keys on the loss, by head and by distance in blocks;
+      spans: (C,), in tokens, each with the sink; sink: number of first tokens that are always
+      seen; block: tokens of a bin.
+    -> (layers G, C), for each head and span, divided by the largest, so that lengths count alike.
     """
     # Suffix sums: entry j is the influence of all keys from bin j on.
-    beyond = bins.flatten(0, 1).flip(1).cumsum(1).flip(1)  # from a bin on
+    beyond = bins.flatten(0, 1).flip(1).cumsum(1).flip(1)
     beyond = torch.cat([beyond, beyond.new_zeros(len(beyond), 1)], 1)
     first_bin_beyond = (-((sink - spans) // block)).clamp_max(
         bins.shape[-1]
     )  # a full span need not be blocks
     # (layers G, C).
     losses = beyond[:, first_bin_beyond]
+    # Divided by the largest, so that the loss at a long length does not outweigh the others.
     return losses / losses.max().clamp_min(1e-300)
 
 
@@ -277,18 +291,22 @@ def pareto(
     density: float,
     progress: Report = lambda _: None,
 ) -> list[Tensor]:
-    """Return the choices that no other beats at every length, (layers G,) each.
+    """Return the choices of spans that no other choice beats at every length, (layers G,) each.
 
     The loss at the last length is minimised, while those at the other lengths lie in one of 4
-    intervals between their own minimum and their value where the last length is best. losses: of
-    each length (layers G, C); options: the C spans that a head can have; shape: (layers, G);
-    density: share of keys that are kept.
+    intervals between their own minimum and their value where the last length is best.
+    losses: of each length, (layers G, C); options: the C spans that a head can have; shape:
+      (layers, G); density: share of keys that are kept; progress: a function that is given a line
+      of text after each programme.
     Raises: ConfigError where no spans have the density.
     """
     rules = _programme_rules(options, shape, density)
 
     def solved(objective: int, bounds: Sequence[LinearRule] = ()) -> Tensor | None:
-        """Minimise the loss at one length, subject to bounds on the others; None if infeasible."""
+        """Return each head's option, (layers G,), of least loss at a length; None if infeasible.
+
+        objective: number of the length; bounds: rules for the losses at other lengths.
+        """
         # variables: x_hc, head h has option c, and z_lc, some head of layer l has it
         kinds = torch.zeros(shape[0] * losses[0].shape[1])  # z, the spans of a layer
         programme = OneHot(losses[objective], kinds, extra_binary=True, rules=(*rules, *bounds))
@@ -338,13 +356,15 @@ def _programme_rules(
 ) -> list[LinearRule]:
     """Build the constraints of the integer programme that chooses a span for each head.
 
-    A layer has at most two spans; the mean span is 0.9 to 1 of density N at each length N. options:
-    the C spans that a head can have; shape: (layers, heads); density: share of keys that are kept.
+    A layer has at most two spans; the mean span is 0.9 to 1 times density N at each length N.
+    options: the C spans that a head can have; shape: (layers, heads); density: share of keys that
+      are kept.
     """
     from scipy import sparse
 
     layers, heads = shape
     items, count = layers * heads, len(options.alpha)
+    # Variables x are ordered by head, then option; z by layer, then option.
     assignments = sparse.identity(items * count)
     spans_of_layer = sparse.kron(
         sparse.kron(sparse.identity(layers), np.ones((heads, 1))), sparse.identity(count)
@@ -352,6 +372,7 @@ def _programme_rules(
     rules = [
         LinearRule(assignments, high=0, extra=-spans_of_layer),  # x_hc <= z_lc
         LinearRule(
+            # At most A_LAYER different spans in a layer: sum_c z_lc <= 2.
             sparse.csr_matrix((layers, items * count)),
             high=A_LAYER,
             extra=sparse.kron(sparse.identity(layers), np.ones((1, count))),
@@ -365,16 +386,21 @@ def _programme_rules(
 
 
 def _with_own_answers(model: nn.Module, ids: Tensor, answer: int) -> Tensor:
-    """Replace the last `answer` tokens of each row by the model's own continuation."""
+    """Replace the last tokens of each row by the model's own continuation.
+
+    model: the language model; ids: (rows, tokens); answer: the number of tokens to replace.
+    """
     prompts = ids[:, :-answer]
+    # Eight prompts at a time bound the memory of keys and values.
     answers = [generate(model, prompts_part, answer).tokens for prompts_part in prompts.split(8)]
     return torch.cat([prompts, torch.cat(answers)], 1)
 
 
 def _validation_loss(model: nn.Module, spans: Spans, ids: Tensor, length: int) -> float:
-    """Compute the loss of each row's last third with spans attached.
+    """Compute the mean loss of the rows' last third with spans attached to the model.
 
-    spans: those of all heads; ids: (rows, tokens); length: tokens to which rows are cut.
+    model: the language model; spans: those of all heads; ids: (rows, tokens); length: number of
+      tokens to which rows are cut.
     """
     attach_spans(model, spans, length=length)
     try:
@@ -384,7 +410,7 @@ def _validation_loss(model: nn.Module, spans: Spans, ids: Tensor, length: int) -
 
 
 def _token_rows(texts: Any, length: int, seed: int) -> Tensor:
-    """Return rows of token ids, (B, length), shuffled by a seed.
+    """Return rows of token ids, (B, length), in an order drawn from the seed.
 
     texts: tensors of ids, or mappings with "input_ids"; length: tokens that are kept of each.
     Raises: DataError for shorter rows, or fewer than two.

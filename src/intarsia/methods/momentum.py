@@ -37,6 +37,10 @@ class Momentum(Change):
     laws: ClassVar[frozenset[str]] = frozenset()
 
     def __post_init__(self) -> None:
+        """Make `paths` a tuple, and build the update rule if it is a mapping, as files have it.
+
+        Raises: ConfigError for an unknown rule.
+        """
         object.__setattr__(self, "paths", tuple(self.paths))
         if isinstance(self.update, Mapping):
             # Read from a file, the update is a mapping with the rule's name.
@@ -45,16 +49,17 @@ class Momentum(Change):
             object.__setattr__(self, "update", RULES[str(rule)](**settings))
 
     def settings_to_dict(self) -> dict[str, Any]:
-        """Return the settings for JSON, the update by its name."""
+        """Return the settings for JSON, with the update rule as its name and its own settings."""
         update: Any = self.update
         rule = {"rule": type(update).__name__, **asdict(update)}
         return {"update": rule, "paths": list(self.paths)}
 
     def plan(self, host: nn.Module, batches: Iterable[Any] = (), *, seed: int = 0) -> Plan:
-        """Find the modules.
+        """Find the modules whose outputs get momentum.
 
-        batches: unused, no data are needed; seed: is recorded, nothing is drawn.
-        Raises: TargetError for blocks with unlike tokens (Swin's stages).
+        host: the model; batches: unused, no data are needed; seed: is recorded, nothing is drawn.
+        Returns the plan of a `Momentum` with all paths. Raises: TargetError for blocks with unlike
+        tokens (Swin's stages), or a model without MLPs in blocks.
         """
         model_blocks = blocks(host)
         mlps = {path: f"{path}.{mlp}" for path, block in model_blocks if (mlp := mlp_of(block))}
@@ -69,13 +74,17 @@ class Momentum(Change):
         return Plan(Momentum(self.update, paths), seed)
 
     def apply(self, host: nn.Module, plan: Plan, *, name: str = "default") -> nn.Module:
+        """Wrap the planned modules in residual updates with momentum, in place; return the model.
+
+        host: the model; plan, name: unused, as the settings have the modules' paths.
+        """
         # Each module passes its momentum to the next one along the depth.
         return residual.wrap_residuals(host, self.update, self.paths)
 
     def fold(self, host: nn.Module) -> nn.Module:
-        """Refuse, always: a layer's input depends on the layers before it.
+        """Raise FoldError, always: momentum adds outputs of earlier layers, which no weight does.
 
-        Raises: FoldError.
+        host: the model with momentum.
         """
         subject = f"fold {type(host).__name__}"
         got, want = "momentum along the depth", "layers that do not read one another's"

@@ -83,6 +83,10 @@ class Mosa(OverMethod):
     unit: str = "element"
 
     def __post_init__(self) -> None:
+        """Check the settings: an adapter of two projections, known names, fitting combinations.
+
+        Raises: ConfigError.
+        """
         if not isinstance(self.over, Bottleneck | Lora):
             got, fix = type(self.over).__name__, "Pass the adapter that is to be split."
             raise ConfigError("over", got=got, want="Bottleneck or Lora", fix=fix)
@@ -120,13 +124,18 @@ class Mosa(OverMethod):
     def suited_to(self, images: int, epochs: int, given: Collection[str] = ()) -> Mosa:
         """Return settings whose k suits a budget, see `for_budget`; `active` is not overwritten.
 
-        given: names of the settings that the user has set.
+        images: training images; epochs: passes over them; given: names of the settings that the
+          user has set.
         """
         if "active" in given:
             return self
         return self.for_budget(images, epochs, **{name: getattr(self, name) for name in given})
 
     def build(self, site: Site, *, generator: torch.Generator) -> MosaCell:
+        """Build an adapter whose projections are split among experts.
+
+        site: the host module, with its widths; generator: the source of first weights and draws.
+        """
         body = two_sided(self.over.build(site, generator=generator))
         return MosaCell(self, body, generator)
 
@@ -142,7 +151,8 @@ class MosaCell(RoutedCell):
     def __init__(self, config: Mosa, body: Any, generator: torch.Generator) -> None:
         """Split the projections of an adapter into N disjoint parts, with a random router for each.
 
-        body: adapter with Linear modules `down` and `up`; generator: of parts and draws.
+        config: the settings; body: an adapter with Linear modules `down` and `up`; generator: the
+          source of the parts and of the draws.
         """
         layers: dict[str, nn.Module] = {}
         routers: dict[str, RandomRouter] = {}
@@ -213,8 +223,9 @@ class Official(PublishedRecipe):
     def prepare(self, host: nn.Module, seed: int) -> None:
         """Set dropout in the pretrained model, and start the head as published, in place.
 
+        host: the model; seed: of the head's first weights.
         Raises: TargetError for a model without these dropouts; ConfigError for one without one
-        linear head.
+          linear head.
         """
         head = linear_head(host)
         set_dropout(host, self.dropout)
@@ -253,9 +264,9 @@ class Official(PublishedRecipe):
         return self.settings | {"objective": partial(two_pass, **self.objective)}
 
     def optimizer(self, model: nn.Module, lr: float, weight_decay: float) -> SplitAdamW:
-        """Make the released code's AdamW over N copies, on the one tensor.
+        """Make the released code's AdamW, which steps N copies, on the one tensor for all.
 
-        lr, weight_decay: of AdamW.
+        model: the adapted model; lr, weight_decay: of AdamW.
         """
         return split_adamw(
             model,
@@ -268,11 +279,15 @@ class Official(PublishedRecipe):
         )
 
     def lr_factor(self, step: int, steps: int) -> float:
-        """Compute epoch / warm-up epochs, then half a cosine; constant within an epoch."""
+        """Compute the factor of the learning rate: epoch / warm-up epochs, then half a cosine.
+
+        step: the step's number; steps: the number of all steps. Constant within an epoch.
+        """
         # The published schedule is set once an epoch.
         epoch, warm = step * self.epochs // steps, self.warmup_epochs
         if epoch < warm:
             return epoch / warm
+        # Half a cosine over the epochs after the warm-up.
         return 0.5 * (1 + math.cos(math.pi * (epoch - warm) / max(1, self.epochs - warm)))
 
 

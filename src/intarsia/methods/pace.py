@@ -46,6 +46,10 @@ class Pace(OverMethod):
     one_pass: bool = False
 
     def __post_init__(self) -> None:
+        """Check the settings: one pass and a second pass every few steps exclude each other.
+
+        Raises: ConfigError.
+        """
         self.refuse_shared()
         at_least("sigma", self.sigma, 0, "Try 1.")
         if self.weight is not None:
@@ -66,7 +70,11 @@ class Pace(OverMethod):
         return partial(pace, weight=weight, every=self.every)
 
     def build(self, site: Site, *, generator: torch.Generator) -> ScaledOutput:
-        """Build the adapter of a site, with noise on its output while it trains."""
+        """Build an adapter with noise on its output while it trains.
+
+        site: the host module, with its widths; generator: the source of first weights and of the
+          noise.
+        """
         # The noise multiplies the output, so that an adapter that adds nothing yet stays silent.
         body = self.over.build(site, generator=generator)
         return ScaledOutput(body, self.sigma, generator)

@@ -34,6 +34,10 @@ class PeftMethod(Change):
     stores: ClassVar[str] = "nothing"  # PEFT's own files have it
 
     def __post_init__(self) -> None:
+        """Check the method's name and PEFT's settings, and fill in PEFT's defaults.
+
+        Raises: UnknownName.
+        """
         if self.method not in _METHODS:
             raise UnknownName("method of PEFT", self.method, _METHODS)
         object.__setattr__(self, "roles", tuple(self.roles))
@@ -69,7 +73,8 @@ class PeftMethod(Change):
     def apply(self, host: nn.Module, plan: Plan, *, name: str = "default") -> nn.Module:
         """Put PEFT's layers into the host and return PEFT's model.
 
-        plan: what `plan` decided; name: unused, an adapter would need it.
+        host: the model; plan: gives the seed of the first weights; name: unused, as PEFT names its
+          own adapter.
         """
         return through_peft(
             host,
@@ -81,8 +86,12 @@ class PeftMethod(Change):
         )
 
     def fold(self, host: nn.Module) -> nn.Module:
-        """Merge by PEFT's own code.  Raises: what PEFT raises for a method that does not merge."""
+        """Merge PEFT's layers into the model by PEFT's own code, and return the stock model.
+
+        host: PEFT's model.  Raises: what PEFT raises for a method that does not merge.
+        """
         model: Any = host
+        # PEFT removes its own layers and returns the stock model.
         return model.merge_and_unload()
 
 
@@ -90,7 +99,10 @@ _PLACEMENT = ("roles", "last_blocks")
 
 
 def of_settings(method: str, **settings: Any) -> PeftMethod:
-    """Make a method of PEFT from its settings and PEFT's, given together as keywords."""
+    """Make a method of PEFT from settings that are given together as keywords.
+
+    method: such as "lora"; settings: `roles` and `last_blocks`, which say where, and any of PEFT's.
+    """
     # Keywords of ours are told from PEFT's by their names.
     placement = {name: settings.pop(name) for name in _PLACEMENT if name in settings}
     return PeftMethod(method, settings=settings, **placement)

@@ -52,6 +52,10 @@ class Poly(Method):
     position = "parallel"
 
     def __post_init__(self) -> None:
+        """Check the settings by building the LoRA's and the router's with them.
+
+        Raises: ConfigError.
+        """
         object.__setattr__(self, "roles", tuple(self.roles))
         self.lora()
         self.router(torch.Generator())
@@ -61,12 +65,20 @@ class Poly(Method):
         return Lora(self.rank, self.alpha, roles=self.roles)
 
     def router(self, generator: torch.Generator) -> TaskRouter:
-        """Make the router of one layer: w[t, q, s] from the logits Z."""
+        """Make the router of one layer: the mixing weights w[t, q, s] from trained logits Z.
+
+        generator: the source of the logits.
+        """
         routing = TaskRouting(self.tasks, self.skills, self.heads, self.noise, self.unknown)
         return routing.build(1, generator=generator)
 
     def build(self, site: Site, *, generator: torch.Generator) -> SkillsCell:
-        """Build the inventory of skills of a site.  Raises: TargetError for unfit widths."""
+        """Build a layer's inventory of skills: S LoRAs for each of Q heads, and a router.
+
+        site: the host module, with its path and widths; generator: the source of first weights.
+        Raises: TargetError for widths that do not suit the rank or the heads.
+        """
+        # A rank above the smaller width would be more than a full change has.
         smaller_width = min(site.reads, site.outputs)
         if self.rank > smaller_width:
             subject, want = (

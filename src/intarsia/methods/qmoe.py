@@ -71,6 +71,7 @@ class Qmoe(Change):
     walks: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
+        """Raise ConfigError for a setting that cannot be."""
         object.__setattr__(self, "layers", tuple(self.layers))
         one_of("start", self.start, STARTS)
         above("damp", self.damp, 0, "Try 0.1.")
@@ -96,9 +97,12 @@ class Qmoe(Change):
     ) -> Plan:
         """Round and encode all experts on a copy of the model; the host stays as it is.
 
-        batches: calibration data; seed: it fixes the random draws.
-        keeping: where finished blocks are written, so that an interrupted plan can go on.
+        host: the model; batches: calibration data, unused if start="rtn"; seed: recorded, though
+          nothing is drawn; keeping: where finished blocks are written, so that an interrupted plan
+          can go on.
+        Returns a plan with the codes and levels of every stack of experts.
         """
+        # A model without stacks is refused before it is copied.
         expert_stops(host, self.layers)
         # Rounding each weight by itself reads no data.
         rows = tuple(batches) if self.needs else ()
@@ -131,10 +135,10 @@ class Qmoe(Change):
         return MixturePacking(self, seed, decided, stored)
 
     def apply(self, host: nn.Module, plan: Plan, *, name: str = "default") -> nn.Module:
-        """Replace the experts by packed ones, in place.
+        """Replace the experts by packed ones, in place, and return the model.
 
-        A plan that was read from a folder makes empty ones, which are filled from that folder's
-        file.
+        host: the model; plan: the result of `plan`; one that was read from a folder makes empty
+          experts, which are filled from that folder's file; name: unused.
         """
         model, decided = base_of(host), dict(plan.decided)
         _check_decided(self, decided)
@@ -151,7 +155,10 @@ class Qmoe(Change):
         return host
 
     def fold(self, host: nn.Module) -> nn.Module:
-        """Return a copy with plain experts of the decoded weights."""
+        """Return a copy of the model with plain experts, whose weights are the decoded ones.
+
+        host: the model with packed experts.
+        """
         plain = copy.deepcopy(host)
         model = base_of(plain)
         for path, experts in packed_experts(model).items():
@@ -169,10 +176,11 @@ class Qmoe(Change):
         layers: Mapping[str, Matrix],
         statistics: Mapping[str, Statistics],
     ) -> list[dict[str, Any]]:
-        """Round the stacks of a block, store their codes, and return a report row for each.
+        """Round the stacks of a block, store their codes, and return a report row for each stack.
 
-        stored: gets the codes, by the stack's path; layers: matrices of single experts, by path;
-        statistics: of their inputs. The second argument, the block's path, is unused.
+        stored: this function adds the codes to it, by the stack's path; layers: matrices of single
+          experts, by path; statistics: of their inputs. The second argument, the block's path, is
+          unused.
         """
         rows: list[dict[str, Any]] = []
         for path, names in stacks_of(layers).items():
@@ -223,7 +231,12 @@ class Qmoe(Change):
         return compensate_stack(weights, statistics, code, damp=self.damp)
 
     def _nearest(self, weights: Tensor, levels: Tensor) -> Tensor:
-        """Round each weight to the nearest level of its row.  (E, out, in)."""
+        """Round each weight to the nearest level of its row.
+
+        weights: (E, out, in); levels: (E out, 2), the lowest and highest of each row.  -> (E, out,
+          in).
+        """
+        # (E, out, 1, 2): a row's two levels, for all its weights.
         expert_levels = levels.view(*weights.shape[:2], 1, 2)
         return _nearest_level(weights, expert_levels[..., 0], expert_levels[..., 1])
 
@@ -236,7 +249,10 @@ class MixturePacking(Plan):
 
 
 def stacks_of(layers: Iterable[str]) -> dict[str, list[str]]:
-    """Group the names of experts' matrices by the path of their stack."""
+    """Group the names of experts' matrices by the path of their stack.
+
+    layers: names such as "mlp.experts.up.3", the matrix of expert 3 in the stack "mlp.experts.up".
+    """
     names_of_stacks: dict[str, list[str]] = {}
     for name in layers:
         names_of_stacks.setdefault(name.rpartition(".")[0], []).append(name)
@@ -244,13 +260,19 @@ def stacks_of(layers: Iterable[str]) -> dict[str, list[str]]:
 
 
 def _block_tensors(stored: Mapping[str, Mapping[str, Tensor]], stop: Stop) -> dict[str, Tensor]:
-    """Return the encoded tensors of a finished block, to be written."""
+    """Return the encoded tensors of a finished block to be written, "stack's path/part" -> tensor.
+
+    stored: the parts of every stack so far, by its path; stop: the block and its layers.
+    """
     paths = stacks_of(stop.layers)
     return {f"{path}/{name}": t for path in paths for name, t in stored[path].items()}
 
 
 def _read_block_tensors(tensors: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
-    """Read the encoded tensors of a block that was finished before, by stack."""
+    """Group the tensors of a finished block's file by stack: path -> part -> tensor.
+
+    tensors: those of `_block_tensors`, "path/part" -> tensor.
+    """
     stored: dict[str, dict[str, Tensor]] = {}
     for name, tensor in tensors.items():
         path, _, part = name.rpartition("/")
@@ -259,9 +281,10 @@ def _read_block_tensors(tensors: Mapping[str, Tensor]) -> dict[str, dict[str, Te
 
 
 def expert_stops(host: nn.Module, layers: Sequence[str]) -> list[Stop]:
-    """Return the blocks of a model with only the matrices of stacked experts.
+    """Return the blocks of a model, each with only those of its matrices that are stacked experts.
 
-    layers: globs of stacks' paths.  Raises: TargetError for none, and as `stops_of`.
+    host: the model; layers: globs of stacks' paths, none = all. Raises: TargetError if there are no
+      stacks, and as `stops_of`.
     """
     stops: list[Stop] = []
     # Matrices of stacks have an index, the expert; others stay as they are.
@@ -277,6 +300,7 @@ def expert_stops(host: nn.Module, layers: Sequence[str]) -> list[Stop]:
 
 def _nearest_level(weight: Tensor, low: Tensor, high: Tensor) -> Tensor:
     """Return low, 0 or high, whichever is nearest to the weight."""
+    # The border between two neighbouring levels lies half way.
     return high.where(weight > high / 2, low.where(weight < low / 2, 0.0))
 
 
@@ -285,7 +309,8 @@ def _mean_output_error(
 ) -> float | None:
     """Compute ||(W' - W) X|| / ||W X||, the mean over experts that rows were routed to.
 
-    weights, new: (E, out, in), before and after; statistics: of each expert's inputs X.
+    weights, new: (E, out, in), W and W'; statistics: of each expert's inputs X, None = no rows.
+      Returns None if no expert has rows.
     """
     errors = [
         output_error(w, n, s)
@@ -296,9 +321,11 @@ def _mean_output_error(
 
 
 def _checked_shape(model: nn.Module, path: str, layout: Mapping[str, Any]) -> tuple[int, int, int]:
-    """Return the sizes of a stack (E, out, in), which must be those of the model's.
+    """Return the sizes (E, out, in) of a stack in a plan, which must be those in the model.
 
-    layout: the plan's entry of the stack.  Raises: CheckpointError.
+    path: the stack's, in the model; layout: the plan's entry, with "shape" and the number of
+      "codes".
+    Raises: CheckpointError.
     """
     owner, _, name = path.rpartition(".")
     module = dict(model.named_modules()).get(owner)
@@ -319,7 +346,10 @@ def _checked_shape(model: nn.Module, path: str, layout: Mapping[str, Any]) -> tu
 
 
 def _digest(change: Qmoe, decided: Mapping[str, Any]) -> str:
-    """Hash all that is decided, so that a file in which one letter changed is refused."""
+    """Hash the settings and facts of a plan, so that a file in which a letter changed is refused.
+
+    change: the settings; decided: the plan's facts; its entry "sha256" is left out.
+    """
     digested = {name: value for name, value in decided.items() if name != "sha256"}
     text = json.dumps([settings_to_dict(change), digested], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
@@ -328,7 +358,7 @@ def _digest(change: Qmoe, decided: Mapping[str, Any]) -> str:
 def _check_decided(change: Qmoe, decided: Mapping[str, Any]) -> None:
     """Refuse stored bytes of another layout, or settings that were changed after writing.
 
-    change: the settings; decided: layout and settings as they were written.
+    change: the settings; decided: layout, settings and their digest as they were written.
     Raises: CheckpointError.
     """
     subject = "packed experts"

@@ -74,6 +74,10 @@ class RandomSearch(Change):
     stores: ClassVar[str] = "all"
 
     def __post_init__(self) -> None:
+        """Check the settings: a density in (0, 1], a known score, a rank among the draws.
+
+        Raises: ConfigError.
+        """
         above("density", self.density, 0, "Try 0.5.")
         between("density", self.density, 0, 1, "Try 0.5.")
         at_least("draws", self.draws, 1)
@@ -93,14 +97,20 @@ class RandomSearch(Change):
     def plan(self, host: nn.Module, batches: Iterable[Any] = (), *, seed: int = 0) -> Plan:
         """Search, and return a plan with the units that stay and their score.
 
-        batches: calibration data; seed: it fixes the random draws.
+        host: the model, unchanged; batches: labelled ones, see `search`; seed: fixes the random
+          draws.
         """
         best = search(host, self, batches, seed=seed)[self.rank]
         units_by_layer = {path: units.tolist() for path, units in best.units.items()}
+        # A single draw has no score, which is NaN; JSON has none.
         score = best.score if math.isfinite(best.score) else None
         return Plan(self, seed, {"kept": units_by_layer, "score": score})
 
     def apply(self, host: nn.Module, plan: Plan, *, name: str = "default") -> nn.Module:
+        """Remove all hidden units but the planned ones from the model, in place, and return it.
+
+        host: the model; plan: has the units that stay, by layer; name: unused.
+        """
         cut(host, {path: torch.tensor(units) for path, units in plan.decided["kept"].items()})
         return host
 
@@ -110,11 +120,11 @@ def search(
 ) -> list[Candidate]:
     """Score random choices of hidden units and return them sorted, the best first.
 
-    Of equal scores the earlier draw comes first. The host stays as it was. The first draws are the
-    same for every number of draws.
-    batches: (inputs, labels), or a model's arguments by name with "labels".
+    host: the model, unchanged; settings: density, number of draws and score; batches: (inputs,
+      labels), or a model's arguments by name with "labels"; seed: of the draws, of which the first
+      ones are the same for every number of draws. Of equal scores the earlier draw comes first.
     Raises: DataError for batches without labels; ConfigError for a gradient score of a frozen
-    model.
+      model.
     """
     check_unadapted(host)
     layers, labelled = hidden_layers(host), list(batches)
@@ -138,8 +148,9 @@ def search(
 
 
 def hidden_layers(host: nn.Module) -> dict[str, HiddenLayer]:
-    """Find the hidden layers of a model, by the path of the linear map that reads each.
+    """Find the hidden layers of a model: a key is the path of the linear map that reads the units.
 
+    host: a row of linear maps, or a transformer.
     Raises: TargetError for a model that has none, or other layers among them.
     """
     # A transformer's hidden units are those of its MLPs; a plain net's lie between its linear maps.
@@ -157,9 +168,10 @@ def hidden_layers(host: nn.Module) -> dict[str, HiddenLayer]:
 
 
 def draw_units(layers: Mapping[str, HiddenLayer], density: float, seed: int) -> Units:
-    """Draw round(density n) units of each hidden layer.  Raises: ConfigError if one gets none.
+    """Draw which round(density n) of a hidden layer's n units stay; return their sorted numbers.
 
-    layers: hidden layers by path; density: share of the units that stay.
+    layers: hidden layers by path; density: share of the units that stay; seed: of the draw.
+    Raises: ConfigError if a layer gets none.
     """
     generator, units_by_layer = torch.Generator().manual_seed(seed), Units()
     for path, layer in layers.items():
@@ -167,16 +179,17 @@ def draw_units(layers: Mapping[str, HiddenLayer], density: float, seed: int) -> 
         if not (count := round(density * units)):
             got, want = f"{density} of {units} units before {path!r}", "at least one unit"
             raise ConfigError("density", got=got, want=want, fix=f"Set it above {0.5 / units:.2g}.")
+        # Sorted, so that the order of the units stays.
         units_by_layer[path] = torch.randperm(units, generator=generator)[:count].sort().values
     return units_by_layer
 
 
 @contextmanager
 def units_masked(host: nn.Module, units_by_layer: Units) -> Iterator[None]:
-    """Set all other units to 0 where they are read, while the context is open.
+    """Make all units but the chosen ones count as 0, while the context is open.
 
-    units_by_layer: path -> numbers of the units that stay.
-    The outputs are those of the model without these units.
+    host: the model; units_by_layer: path of the layer that reads the units -> numbers of the units
+      that stay. The outputs are those of the model without the other units.
     """
     handles: list[Any] = []
     try:
@@ -199,13 +212,15 @@ def _mask_inputs(mask: Tensor, module: nn.Module, inputs: tuple[Tensor, ...]) ->
 
 @torch.no_grad()
 def cut(host: nn.Module, units_by_layer: Units) -> None:
-    """Remove all other units from the model's weights, in place.
+    """Remove all hidden units but the chosen ones from a model's weights, in place.
 
-    units_by_layer: path -> numbers of the units that stay.
+    host: the model; units_by_layer: path of the layer that reads the units -> numbers of the units
+      that stay.
     """
     config: Any = config_of(host)
     for path, layer in hidden_layers(host).items():
         units = units_by_layer[path].to(layer.reads.weight.device)
+        # The layers that write the units lose rows, the one that reads them loses columns.
         for writes in layer.writes:
             writes.weight = nn.Parameter(writes.weight[units], writes.weight.requires_grad)
             if writes.bias is not None:
@@ -227,7 +242,10 @@ def labels_of(batch: Any) -> Tensor | None:
 
 
 def loss_of(model: nn.Module, batch: Any) -> Tensor:
-    """Compute the mean cross-entropy of a batch; for a language model, of each next token."""
+    """Compute the mean cross-entropy of a batch; for a language model, of each next token.
+
+    batch: (inputs, labels), or the model's arguments by name with "labels".
+    """
     named = isinstance(batch, Mapping)
     x = {n: v for n, v in batch.items() if n != "labels"} if named else batch[0]
     logits, labels = logits_of(model, x).float(), labels_of(batch)
@@ -240,22 +258,26 @@ def loss_of(model: nn.Module, batch: Any) -> Tensor:
 
 @torch.no_grad()
 def _masked_loss(host: nn.Module, units_by_layer: Units, batches: Sequence[Any]) -> float:
-    """Compute the untrained loss with the other units masked."""
+    """Compute the loss of the untrained model with only the chosen units.
+
+    host: the model; units_by_layer: path -> numbers of the units that stay; batches: labelled.
+    """
     with units_masked(host, units_by_layer):
         return _mean_loss(host, batches)
 
 
 def _mean_loss(model: nn.Module, batches: Sequence[Any]) -> float:
-    """Compute the mean loss over batches, weighted by their sizes."""
+    """Compute the mean loss over labelled batches, weighted by their sizes."""
     counts = [len(labels) for b in batches if (labels := labels_of(b)) is not None]
     losses = [float(loss_of(model, b)) * n for b, n in zip(batches, counts, strict=True)]
     return sum(losses) / sum(counts)
 
 
 def _masked_sensitivity(host: nn.Module, units_by_layer: Units, batches: Sequence[Any]) -> float:
-    """Compute -sum |w dL/dw| (SNIP); the weights of dropped units have no gradient.
+    """Score a choice of units by -sum |w dL/dw| over all weights w (SNIP), L the loss with them.
 
-    units_by_layer: path -> numbers of the units that stay; batches: labelled.
+    Weights of dropped units have no gradient, and add nothing. host: the model; units_by_layer:
+    path -> numbers of the units that stay; batches: labelled.
     """
     # Biases are left out: SNIP scores connections.
     weights = [p for p in host.parameters() if p.requires_grad and p.dim() > 1]
@@ -267,9 +289,10 @@ def _masked_sensitivity(host: nn.Module, units_by_layer: Units, batches: Sequenc
 
 
 def _loss_after_epoch(host: nn.Module, units_by_layer: Units, batches: Sequence[Any]) -> float:
-    """Compute the loss of a smaller copy after one pass of Adam over the batches.
+    """Compute the loss of a smaller copy of the model after one pass of Adam over the batches.
 
-    units_by_layer: path -> numbers of the units that stay; batches: labelled.
+    host: the model, unchanged; units_by_layer: path -> numbers of the units that stay; batches:
+      labelled.
     """
     model = copy.deepcopy(host)
     # The copy is smaller, so that training it is cheaper than training with a mask.

@@ -67,6 +67,10 @@ class Seuf:
     lr: float = 1e-3
 
     def __post_init__(self) -> None:
+        """Check the settings: known names, weights of losses from 0 on, rates above 0.
+
+        Raises: ConfigError.
+        """
         one_of("loss", self.loss, LOSSES)
         one_of("by", self.by, BY)
         at_least("anchor", self.anchor, 0)
@@ -83,7 +87,7 @@ class Seuf:
     def unlearn(
         self, model: nn.Module, forget: Sequence[Any], retain: Sequence[Any] = (), **options: Any
     ) -> Unlearned:
-        """Call `unlearn(model, self, forget, retain, **options)`."""
+        """Unlearn a text: call `unlearn(model, self, forget, retain, **options)`."""
         return unlearn(model, self, forget, retain, **options)
 
 
@@ -121,13 +125,14 @@ def unlearn(
 ) -> Unlearned:
     """Unlearn a text in place, in a stock sparse model of transformers.
 
-    forget, retain: rows, as `load_texts(...).train`, or token ids (N, T). at: (layer, expert) in
-    place of the one that is attributed; "all": every weight and no anchor, which is the plain
-    method.  steps: how many AdamW takes, at most.  until: stop when the cross-entropy of the text
-    to forget has risen by so many nats.  judge: other rows of both texts to measure by, each
-    `every` steps; the first ones of those trained on if not given.  batch_size: rows of each text
-    in a step.  seed: draws the order of rows, and of RMU's vector.  progress: is given a line for
-    each measurement. The model is as before where this raises, Ctrl-C included.
+    model: changed in place; method: the settings; forget, retain: rows to unlearn and to keep, as
+    `load_texts(...).train`, or token ids (N, T); at: (layer, expert) in place of the one with most
+    of the text; "all": every weight and no anchor, which is the plain method; steps: of AdamW, at
+    most; until: stop when the cross-entropy of the text to forget has risen by so many nats; judge:
+    other rows of both texts to measure by, each `every` steps; None = the first ones of those
+    trained on; batch_size: rows of each text in a step; seed: draws the order of rows, and RMU's
+    vector; progress: gets a line of text for each measurement. The model is as before where this
+    raises, Ctrl-C included.
 
     Raises: TargetError for a model without stock experts, or with adapters; DataError for rows
     without tokens, texts that share rows, or no text to keep where the loss reads one; ConfigError
@@ -181,10 +186,8 @@ class _Run:
     ) -> None:
         """Select the trained weights, and the modules whose outputs the losses need.
 
-        at: (layer, expert) to unlearn in, None = all weights of the model; layers: the model's
-        expert layers; seed: it fixes the random draws. Hooks keep the gate's newest probabilities p
-        and the surrounding block's newest output h; u is RMU's random direction for h, drawn at
-        first use.
+        method: the settings; at: (layer, expert) to unlearn in, None = all weights of the model;
+          layers: the model's expert layers; seed: of the order of rows and of RMU's direction u.
         """
         self.model, self.method, self.at = model, method, at
         self.device = next(model.parameters()).device
@@ -205,6 +208,7 @@ class _Run:
         self.u: Tensor | None = None
 
     def __enter__(self) -> None:
+        """Make the chosen weights trainable, and hook the modules whose outputs the losses read."""
         if self.gate is not None:
             self.hooks.append(self.gate.register_forward_hook(self._store_probabilities))
         if self.block is not None and self.method.loss == "rmu":
@@ -212,6 +216,7 @@ class _Run:
         self.parts.begin()
 
     def __exit__(self, *_: object) -> None:
+        """Put all weights and flags back in place, and remove the hooks."""
         self.parts.end()
         for hook in self.hooks:
             hook.remove()
@@ -235,11 +240,12 @@ class _Run:
         every: int,
         progress: Report,
     ) -> tuple[Mapping[str, float], ...]:
-        """Train, and return the measures of step 0 and of every `every`-th step.
+        """Train the chosen weights, and return measures of both texts, from step 0 on.
 
-        forget, retain: rows of both texts; judge: rows of both to measure on, None = the first
-        ones; steps: at most; until: stop once the loss on `forget` has risen by so much; size: rows
-        of a batch.
+        forget, retain: rows of both texts; judge: rows of both to measure on, None = the first ones
+          of the same; steps: at most; until: stop once the loss on `forget` has risen by so much,
+          None = never; size: rows of a batch; every: steps between two measurements; progress: a
+          function that is given a line of text for each of them.
         """
         # Measured on rows that do not change, so that two steps can be compared.
         judging_rows = judge or (first_rows(forget, JUDGED), first_rows(retain, JUDGED))
@@ -262,8 +268,7 @@ class _Run:
             if step % every == 0 or step == steps:
                 path.append(self.measure(step, judging_batches))
                 progress(_describe_measures(path[-1]))
-                # Stop by what was unlearned, not by steps, so that methods compare at equal
-                # forgetting.
+                # Not by steps, so that methods compare at equal forgetting.
                 if until is not None and path[-1]["forget"] - path[0]["forget"] >= until:
                     break
         return tuple(path)
@@ -271,10 +276,11 @@ class _Run:
     def loss(self, forget: Batch, retain: Batch | None = None) -> Tensor:
         """Compute the loss of a step: l_forget + retain l_retain + anchor mean |p - onehot(e)|^2.
 
-        forget: a batch of the text to unlearn; retain: one of the text to keep, None = no such
-        loss. It is equation 4 of the paper; the last term keeps the gate's p at expert e.
+        It is equation 4 of the paper: the loss on the text to unlearn, that on the text to keep,
+        and a term that holds the gate's probabilities p at expert e. forget: a batch of the text to
+        unlearn; retain: one of the text to keep, None = no such loss.
         """
-        # the batch to keep, and what the untrained model computes for the losses that compare
+        # Some losses compare with the model as it was, whose outputs are computed first.
         method = self.method
         keeps = retain if method.keeps else None
         reference = self.reference(forget, keeps)
@@ -288,10 +294,11 @@ class _Run:
 
     @torch.no_grad()
     def reference(self, forget: Batch, retain: Batch | None) -> Tensor | None:
-        """Compute the untrained model's log pi_0 of each row ("npo") or h_0 of `retain` ("rmu").
+        """Compute the former model's log pi_0 of each row ("npo"), or h_0 of `retain` ("rmu").
 
-        None for the other losses. Called before any graph is made, because weights are exchanged in
-        place.
+        forget, retain: a batch of the text to unlearn, and one of the text to keep or None. Returns
+          None for the other losses. Called before any graph is made, because weights are exchanged
+          in place.
         """
         if self.method.loss == "npo":
             with self.parts.before():
@@ -303,7 +310,11 @@ class _Run:
         return None
 
     def forgetting(self, batch: Batch, reference: Tensor | None) -> Tensor:
-        """Compute l_forget; reference: log pi_0 of each row, (B,), for "npo"."""
+        """Compute l_forget, the loss that makes the model worse on a batch of the text to unlearn.
+
+        batch: inputs and labels; reference: log pi_0 of each row, (B,), for "npo"; None for the
+        other losses.
+        """
         if self.method.loss == "rmu":
             self.model(**batch[0])
             h = real_tokens(self.h, batch)  # (N, d)
@@ -321,7 +332,10 @@ class _Run:
         )
 
     def anchoring(self, batch: Batch) -> Tensor:
-        """Compute mean_t |p_t - onehot(e)|^2 of the newest forward (equation 3)."""
+        """Compute mean_t |p_t - onehot(e)|^2, its distance from always choosing expert e (eq. 3).
+
+        batch: the one of the newest forward, whose gate probabilities p a hook has stored.
+        """
         assert self.at is not None
         p = real_tokens(self.p, batch)  # (N, E)
         target = torch.zeros_like(p)
@@ -330,7 +344,11 @@ class _Run:
         return (p - target).square().sum(1).mean()
 
     def keeping(self, batch: Batch, reference: Tensor | None) -> Tensor:
-        """Compute l_retain; reference: h_0 of the real tokens, (N, d), for "rmu"."""
+        """Compute l_retain, the loss that holds the model's outputs on a batch of the text to keep.
+
+        batch: inputs and labels; reference: h_0 of the real tokens, (N, d), for "rmu"; None for the
+        other losses.
+        """
         if self.method.loss == "rmu" and reference is not None:
             self.model(**batch[0])
             return (real_tokens(self.h, batch) - reference).square().mean()
@@ -338,7 +356,10 @@ class _Run:
         return -row_log_probability.sum() / tokens.sum().clamp(min=1)
 
     def likelihood(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Compute log pi of each row, and the number of its labelled tokens.  (B,), (B,)."""
+        """Compute log pi, (B,), the rows' log-probabilities, and their numbers of labelled tokens.
+
+        batch: the model's inputs by name, and labels (B, T), -100 where a token does not count.
+        """
         inputs, labels = batch
         logits = self.model(**inputs).logits[:, :-1].float()
         target = labels[:, 1:]
@@ -349,7 +370,10 @@ class _Run:
         return -token_losses.sum(1), (target != -100).sum(1)
 
     def direction(self, h: Tensor) -> Tensor:
-        """Return RMU's random unit vector u, (d,), the same in every step."""
+        """Return RMU's random unit vector u, (d,), the same in every step.
+
+        h: (N, d), hidden states, for their width, dtype and device.
+        """
         if self.u is None:
             # RMU draws u once; hidden states of the text are steered along it.
             u = torch.rand(h.shape[-1], generator=self.draws)
@@ -360,7 +384,9 @@ class _Run:
     def measure(self, step: int, judging_batches: Sequence[Sequence[Batch]]) -> Mapping[str, float]:
         """Measure both texts' cross-entropy, and the target's share of the tokens to forget.
 
-        judging_batches: those of `forget` and those of `retain`.
+        step: its number, which is recorded; judging_batches: those of `forget` and those of
+          `retain`. Returns "step", "forget" and "retain" in nats a token, and "share", where an
+          expert is the target.
         """
         measures: dict[str, float] = {"step": step}
         for name, batches_of_text in zip(("forget", "retain"), judging_batches, strict=True):
@@ -381,7 +407,7 @@ class _Run:
         return measures
 
     def _endless(self, rows: Sequence[Any], size: int) -> Any:
-        """Yield batches of the rows without end, in a new random order each time through."""
+        """Yield batches of `size` of a text's rows without end, each time in a new order."""
         while True:
             order = torch.randperm(len(rows), generator=self.draws).tolist()
             for first in range(0, len(order), size):
@@ -393,8 +419,9 @@ def _check_texts(
 ) -> list[StockExperts]:
     """Check the model and both texts; return the experts of each layer.
 
-    forget, retain: rows of tokens to unlearn and to keep; attributed: an expert is chosen by the
-    text.
+    method: the settings; forget, retain: token rows to unlearn and to keep; attributed: the texts
+    choose the expert to train. Raises: TargetError for a model without stock experts; DataError for
+    no rows, or shared ones.
     """
     check_unadapted(model)
     layers = list(stock_experts(model).values())
@@ -428,7 +455,11 @@ def _row_bytes(row: Any) -> bytes:
 
 
 def _checked_place(place: Any, layers: Sequence[StockExperts]) -> At:
-    """Return (layer, expert) as ints.  Raises: ConfigError for one that is not in the model."""
+    """Return the expert to unlearn in as two integers, (layer, expert).
+
+    place: what the user passed; layers: the model's layers of experts. Raises: ConfigError for
+    anything but a pair, or an expert that is not in the model.
+    """
     if not (isinstance(place, tuple) and len(place) == 2):
         raise ConfigError(
             "at", got=repr(place), want="(layer, expert), or 'all'", fix="Try (3, 7)."

@@ -82,6 +82,10 @@ class Slime(Senses):
     added: ClassVar[tuple[str, ...]] = (NAME,)
 
     def __post_init__(self) -> None:
+        """Check the numbers of vectors, the shares, and the encoder's name.
+
+        Raises: ConfigError, UnknownName.
+        """
         for setting in ("tiles", "whole", "queries"):
             at_least(setting, getattr(self, setting), 1)
         between("top_p", self.top_p, 0, 1)
@@ -96,13 +100,18 @@ class Slime(Senses):
         return {"image": self.image}
 
     def plan(self, host: nn.Module, batches: Iterable[Any] = (), *, seed: int = 0) -> Plan:
+        """Check that the host can get a connector, and return the plan, which has the seed.
+
+        host: a decoder of transformers; batches: unused; seed: of the connector's first weights.
+        """
         check_decoder(host)
         return super().plan(host, batches, seed=seed)
 
     def apply(self, host: nn.Module, plan: Plan, *, name: str = "default") -> nn.Module:
-        """Put the connector into a decoder, in place.
+        """Put the connector between the picture encoder and the decoder, in place.
 
-        plan: what `plan` decided; name: unused, an adapter would need it.
+        host: the decoder; plan: gives the seed of the first weights; name: unused, as a model has
+          one connector.
         """
         check_decoder(host)
         generator = torch.Generator().manual_seed(plan.seed)
@@ -110,11 +119,13 @@ class Slime(Senses):
         return install(host, {"image": TiledView(self, width, width_of(host), generator)})
 
     def phases(self, model: nn.Module, *, seed: int = 0) -> Generator[Phase, None, None]:
-        """Yield the four stages; each trains its own parts of the connector.
+        """Yield the four stages of training; each trains its own parts of the connector.
 
+        model: one to which this change was applied; the caller trains it in each yielded phase;
+          seed: unused, nothing is drawn.
         global-mlp: the projector, the gate held at it; global-queries: the resampler of the whole,
-        the gate held at that; local: the resampler of tiles, without the global view; joint: all of
-        them, the gate, and the LoRA of the decoder.
+          the gate held at that; local: the resampler of tiles, without the global view; joint: all
+          of them, the gate, and the LoRA of the decoder.
         Raises: ConfigError for a model without this change, or without the LoRA of `over`.
         """
         view = tiled_view(model)
@@ -131,6 +142,7 @@ class Slime(Senses):
         try:
             for stage, share in STAGES.items():
                 for parameter in model.parameters():
+                    # Everything is frozen first, then the stage's parts are opened.
                     parameter.requires_grad_(False)
                 for parameter in trained[stage]:
                     parameter.requires_grad_(True)
@@ -153,7 +165,10 @@ def check_budget(budget: int | None, whole: int) -> None:
 
 
 def tiled_view(model: nn.Module) -> TiledView:
-    """Return the image connector of a model with `Slime`.  Raises: ConfigError if it has none."""
+    """Return the module of `Slime` in a model, which turns pictures into vectors for its decoder.
+
+    model: one to which `Slime` was applied. Raises: ConfigError for any other.
+    """
     view = connectors_of(model).get("image")
     if not isinstance(view, TiledView):
         want, fix = (
@@ -165,10 +180,11 @@ def tiled_view(model: nn.Module) -> TiledView:
 
 
 def set_budget(model: nn.Module, budget: int | None) -> None:
-    """Set how many vectors a picture may have from now on, in place; None = chosen by top_p.
+    """Set how many vectors a picture may have from now on, in place.
 
-    Make the processor's rows afterwards: the number of placeholder tokens follows the budget.
-    Raises: ConfigError as `Slime` does.
+    model: one with `Slime`; budget: the number, None = as many as `top_p` selects. Make the
+    processor's rows afterwards: the number of placeholder tokens follows the budget.
+    Raises: ConfigError for a budget without room for the global view and one local vector.
     """
     view = tiled_view(model)
     check_budget(budget, view.settings.whole)
@@ -185,10 +201,11 @@ class TiledView(Connector):
     def __init__(
         self, settings: Slime, width: int, outputs: int, generator: torch.Generator
     ) -> None:
-        """Build the modules that the class lists.
+        """Build the modules: projector, two resamplers, gate and separator.
 
-        width: the picture encoder's; outputs: width of the language model; generator: of all
-        draws.
+        settings: those of `Slime`; width: of the picture encoder's features; outputs: width of the
+          language model's token embeddings; generator: the source of first weights and of the
+          gate's noise.
         """
         super().__init__(width, outputs)
         self.settings, self.budget, self.stage = settings, settings.budget, "joint"
@@ -201,15 +218,22 @@ class TiledView(Connector):
         self.noise = RandomSource(seeded_by(generator))
 
     def count(self, views: int) -> int:
-        """Return how many vectors a picture of so many views has, the separator counted."""
+        """Return how many vectors a picture is turned into, the separator counted.
+
+        views: the picture as a whole, and its tiles; 1 for a picture without tiles.
+        """
         overview = self.settings.whole
+        # A picture without tiles has neither a separator nor local vectors.
         if views == 1:
             return overview
         all_vectors = overview + 1 + self.settings.queries * (views - 1)
         return all_vectors if self.budget is None else min(self.budget, all_vectors)
 
     def describe(self, views: int) -> str:
-        """Describe in words how many vectors a picture of so many views has."""
+        """Describe in words how many vectors a picture is turned into.
+
+        views: the picture as a whole, and its tiles; 1 for a picture without tiles.
+        """
         overview, local_vectors = self.settings.whole, self.settings.queries * (views - 1)
         if views == 1:
             return f"1 view, {overview} vectors"
@@ -222,7 +246,11 @@ class TiledView(Connector):
         return f"{views} views, {counts}"
 
     def mixture(self, x: Tensor) -> Tensor:
-        """Mix the global vectors: y = G_1 P(x) + G_2 P(R(x)).  (P, n, width) -> (P, whole, d)."""
+        """Mix the global vectors of pictures: y = G_1 P(x) + G_2 P(R(x)).
+
+        x: (P, n, width), features of the whole pictures; P: the projector, R: the resampler, G: the
+          gate's two weights for each vector.  -> (P, whole, d).
+        """
         x = x.to(self.separator.dtype)
         means = pooled(x, self.settings.whole, grid=True)  # (P, whole, width)
         # While one branch of the mixture trains, the gate is held at it.
@@ -241,9 +269,9 @@ class TiledView(Connector):
     def scores(self, local: Tensor, embeds: Tensor, is_question: Tensor) -> Tensor:
         """Score a picture's local vectors by their similarity to the question, by a softmax.
 
-        local: (n, d); embeds: (T, d) token embeddings; is_question: (T,) bool, which tokens are of
-        the question.  -> (n,).  For a question without tokens vectors are scored by their norm,
-        with a warning.
+        local: (n, d), vectors of the tiles; embeds: (T, d) token embeddings; is_question: (T,)
+          bool, which tokens are of the question.  -> (n,).  For a question without tokens vectors
+          are scored by their norm, with a warning.
         """
         words = embeds[is_question]
         if not len(words):
@@ -263,8 +291,8 @@ class TiledView(Connector):
     def forward(self, features: Tensor, views: Tensor, asked: AskedTokens | None) -> Vectors:
         """Compute the vectors of all pictures, and which of them the decoder reads.
 
-        features: (views of all pictures, n, width); views: (P,) numbers of views; asked: the
-        questions' tokens, None = no question.
+        features: (views of all pictures, n, width), a picture's whole view first, then its tiles;
+          views: (P,) numbers of views; asked: the questions' tokens, None = no question.
         """
         self.check(features)
         counts = views.tolist()
@@ -294,8 +322,8 @@ class TiledView(Connector):
     def _select_local(self, local: Tensor, question: AskedTokens | None, number: int) -> Tensor:
         """Return the mask of a picture's local vectors that are read, (n,) bool.
 
-        local: (n, d), vectors of the tiles; question: token vectors of all questions, None = there
-        is none; number: the picture's place in the batch.
+        local: (n, d), vectors of the tiles; question: token embeddings of all questions, None =
+          there is none; number: the picture's place in the batch.
         """
         if question is None:
             embeds = local.new_zeros(1, local.shape[1])
@@ -325,8 +353,8 @@ class TiledView(Connector):
 def select_largest(s: Tensor, top_p: float, capacity: int | None) -> Tensor:
     """Return a mask of the largest scores: `capacity` of them, or the fewest that sum above top_p.
 
-    s: (n,) scores that sum to 1; capacity None = by top_p.  Of equal scores the first stay.
-    -> (n,) bool.
+    s: (n,) scores that sum to 1; top_p: the sum to reach, unused with a capacity; capacity: number
+      of scores to select, None = by top_p. Of equal scores the first stay.  -> (n,) bool.
     """
     order = s.sort(descending=True, stable=True)
     if capacity is None:
@@ -344,8 +372,9 @@ def select_largest(s: Tensor, top_p: float, capacity: int | None) -> Tensor:
 def selection(model: nn.Module, row: dict[str, Tensor]) -> list[tuple[Tensor, Tensor]]:
     """Return the scores and the selected local vectors of each picture in a processor's row.
 
-    row: one sample with `input_ids`, `image`, `image_views` and `asked`.  Returns for each picture
-    (tiles, queries) float and bool, tiles row by row; nothing for a picture without tiles.
+    model: one with `Slime`; row: one sample with `input_ids`, `image`, `image_views` and `asked`.
+      Returns for each picture (tiles, queries) float and bool, tiles row by row; nothing for a
+      picture without tiles.
     """
     view = tiled_view(model)
     host: Any = model
@@ -354,6 +383,7 @@ def selection(model: nn.Module, row: dict[str, Tensor]) -> list[tuple[Tensor, Te
     # Noise is added in training only; the selection shown is the one used in answers.
     was_training, view.training = view.training, False
     try:
+        # The views of a picture: the whole one first, then its tiles.
         features = row["image"].to(embeds.device, view.separator.dtype)
         selections: list[tuple[Tensor, Tensor]] = []
         for part in features.split(row["image_views"].tolist()):

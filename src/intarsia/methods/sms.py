@@ -66,6 +66,10 @@ class SparseModelSoup:
     layers: tuple[str, ...] | None = None
 
     def __post_init__(self) -> None:
+        """Check the settings; turn a mapping for `retrain`, as files have it, into a `Retrain`.
+
+        Raises: ConfigError.
+        """
         if isinstance(self.retrain, Mapping):  # out of a file
             object.__setattr__(self, "retrain", Retrain(**self.retrain))
         above("density", self.density, 0, "Try 0.1.")
@@ -83,7 +87,11 @@ class SparseModelSoup:
         object.__setattr__(self, "values", tuple(_checked_value(self.vary, v) for v in self.values))
 
     def phases(self, model: nn.Module, *, seed: int = 0) -> Generator[Phase, None, Soup]:
-        """Yield one training phase for each candidate of each round; return the `Soup`."""
+        """Yield one training phase for each candidate of each round; return the `Soup`.
+
+        model: pruned in place; the caller trains it in each yielded phase; seed: of the first
+          candidate, where candidates differ in their seeds.
+        """
         partition: Partition | None = None
         members_of_rounds: list[tuple[int, ...]] = []
         distances: list[float] = []
@@ -121,7 +129,11 @@ class SparseModelSoup:
         return Soup(partition, tuple(members_of_rounds), tuple(distances))
 
     def _candidate_options(self, i: int, seed: int, distance_pruned: float) -> dict[str, Any]:
-        """Return the settings in which candidate `i` differs from the run."""
+        """Return the training settings in which a candidate differs from the run.
+
+        i: the candidate's number; seed: the run's; distance_pruned: the relative change of the
+          weights by pruning, which sets the rate of retraining.
+        """
         retrain = self.retrain
         options: dict[str, Any] = {}
         if self.vary == "retrain":
@@ -144,9 +156,9 @@ class SparseModelSoup:
     ) -> None:
         """Store a trained candidate's weights; after the last one load the mean into the model.
 
-        states: weights of the candidates so far; members_of_rounds, distances: get an entry for the
-          round;
-        last: this is the round's last candidate.
+        run: the training that has ended, with its model; states: weights of the round's candidates
+          so far, to which these are added; members_of_rounds, distances: get an entry for the
+          round; last: this is the round's last candidate.
         """
         states.append(_copy(run.model))
         if not last:
@@ -174,11 +186,15 @@ class SparseModelSoup:
 
 
 def _checked_value(vary: str, value: Any) -> Any:
-    """Return an entry of `values` as a number or a word of `Retrain`.  Raises: ConfigError."""
+    """Return an entry of `values` as a number or a word of `Retrain`.
+
+    vary: what candidates differ in, such as "seed"; value: of one candidate.  Raises: ConfigError.
+    """
     if vary == "retrain":
         one_of("values", value, RETRAIN)
         return value
     try:
+        # A seed is a whole number, the other kinds are real ones.
         number = int(value) if vary == "seed" else float(value)
     except (TypeError, ValueError, OverflowError) as error:
         fix = "For example: values=(1, 2, 3)"
@@ -204,8 +220,8 @@ def _relative_distance(
 ) -> float:
     """Return d1 = |W - W_pruned| / (|W| sqrt s), which sets the retraining rate; 0 if s = 0.
 
-    layers: paths of the pruned ones.
-    before: the weights before pruning; pruned: s, the share of them that became 0.
+    before: W, the weights before pruning; model: now pruned; layers: globs of the layers with
+      masks, None = all; pruned: s, the share of the weights that became 0.
     """
     after = masked_weights(model, layers).values()
     removed = sum(

@@ -48,6 +48,10 @@ class SparseByteNn(Change):
     stores = "all"
 
     def __post_init__(self) -> None:
+        """Check the settings: a density in (0, 1], rows from 1 and rounds from 0 on.
+
+        Raises: ConfigError.
+        """
         above("density", self.density, 0, "Try 0.7.")
         between("density", self.density, 0, 1, "Try 0.7.")
         at_least("rows", self.rows, 1)
@@ -56,7 +60,8 @@ class SparseByteNn(Change):
     def plan(self, host: nn.Module, batches: Iterable[Any] = (), *, seed: int = 0) -> Plan:
         """Choose the order of each group of channels, and the layers to prune.
 
-        batches: unused, no data are needed; seed: it fixes the random draws.
+        host: the net, unchanged; batches: unused, no data are needed; seed: recorded, nothing is
+          drawn.
         """
         check_unadapted(host)
         channels = channels_of(host)
@@ -68,7 +73,11 @@ class SparseByteNn(Change):
         return Plan(self, seed, decided)
 
     def _row_orders(self, host: nn.Module, channels: Channels) -> dict[int, Tensor]:
-        """Return the order of each free group of channels, by the group's number."""
+        """Return the new order of each free group of channels, by the group's number.
+
+        host: the net; channels: its groups of channels that have to move together, and the layers
+          to prune.
+        """
         orders: dict[int, Tensor] = {}
         for i, group in enumerate(channels.free):
             # Only layers that are pruned by blocks of their own rows have a say in the order.
@@ -82,19 +91,21 @@ class SparseByteNn(Change):
     def apply(self, host: nn.Module, plan: Plan, *, name: str = "default") -> nn.Module:
         """Reorder the channels of the net as planned, in place.
 
-        plan: what `plan` decided; name: unused, an adapter would need it.
+        host: the net; plan: the result of `plan`, with an order for each group; name: unused.
         """
         groups = channels_of(host).free
         for group, order in zip(groups, plan.decided["orders"], strict=True):
+            # An empty order: no layer that is pruned writes these channels.
             if order:
                 reorder_channels(host, group, torch.tensor(order))
         return host
 
     def scheduled(self, plan: Plan, schedule: Any) -> Any:
-        """Return the schedule of a training on the reordered net.
+        """Return the pruning schedule of a training on the reordered net.
 
-        None = `Gradual` by blocks of `rows`; a `Gradual` without layers gets these layers and rows;
-        any other schedule is returned as it is.
+        plan: says which layers are pruned; schedule: the user's, None = `Gradual` by blocks of
+          `rows`; a `Gradual` without layers gets these layers and rows; any other one is returned
+          as it is.
         """
         layers = tuple(plan.decided["layers"])
         if schedule is None:
@@ -105,7 +116,7 @@ class SparseByteNn(Change):
 
 
 def _kernel_norms(layer: Any) -> Tensor:
-    """Compute sum |w| of each kernel of a convolution.  (out, in)."""
+    """Compute sum |w| of each kernel of a convolution, (out, in)."""
     weight = layer.weight.detach().float().abs().cpu()
     # A depthwise or k x k kernel is kept or pruned as a whole: only its sum matters.
     return weight.reshape(*weight.shape[:2], -1).sum(-1)

@@ -72,6 +72,10 @@ class SparseIft(Change):
     stores: ClassVar[str] = "all"
 
     def __post_init__(self) -> None:
+        """Check the settings: a known kind, a density that suits it, no layers for "wide".
+
+        Raises: ConfigError.
+        """
         one_of("kind", self.kind, KINDS)
         above("density", self.density, 0, "Try 0.25.")
         between("density", self.density, 0, 1, "Try 0.25.")
@@ -98,9 +102,10 @@ class SparseIft(Change):
         return frozenset(("outputs", "shape", "routing") if none else ())
 
     def plan(self, host: nn.Module, batches: Iterable[Any] = (), *, seed: int = 0) -> Plan:
-        """Choose the layers, and how many weights each keeps.  Warns of rows with less than one.
+        """Choose the layers to replace, and how many weights each keeps.
 
-        batches: unused, no data are needed; seed: it fixes the random draws.
+        host: the model, unchanged; batches: unused, no data are needed; seed: of the zeros that
+          `apply` draws. Warns of rows with less than one weight.
         """
         check_unadapted(host)
         if "outputs" in self.preserves:
@@ -114,7 +119,7 @@ class SparseIft(Change):
     def apply(self, host: nn.Module, plan: Plan, *, name: str = "default") -> nn.Module:
         """Replace the planned layers by larger ones, and draw their zeros, in place.
 
-        plan: what `plan` decided; name: unused, an adapter would need it.
+        host: the model; plan: names the layers and gives the seed; name: unused.
         """
         layers: Mapping[str, int] = plan.decided["layers"]
         # The seed is mixed, so that masks do not repeat the draws of another change with this seed.
@@ -137,6 +142,7 @@ class SparseIft(Change):
     def fold(self, host: nn.Module) -> nn.Module:
         """Return a copy with plain layers: parallel and doped ones become their dense layer.
 
+        host: the changed model.
         Raises: FoldError for linear branches, whose norms depend on the sample.
         """
         stock, applied_steps = copy.deepcopy(host), steps_of(host)
@@ -157,8 +163,9 @@ class SparseIft(Change):
     def scheduled(self, plan: Plan, schedule: Any) -> Any:
         """Return the schedule of masks for a training of the changed model.
 
-        None = RigL on the layers that are sparse; another one stays on those, and keeps as many
-        weights in each.  Raises: ConfigError for one of another density, or without masks.
+        plan: names the layers that are sparse; schedule: the user's, None = RigL on these layers;
+          another one is restricted to them, and keeps as many weights in each.
+        Raises: ConfigError for one of another density, or without masks.
         """
         layers = tuple(p for path in plan.decided["layers"] for p in self._masked_paths(path))
         if not layers:
@@ -170,8 +177,10 @@ class SparseIft(Change):
             fix = "Use RigL(density=None), Set(density=None), FixedMask(), or leave it out."
             raise ConfigError("schedule of an iso-FLOP model", got=got, want=want, fix=fix)
         settings: Any = schedule
+        # a schedule with layers of its own is left as it is
         if schedule.layers is not None:
             return schedule
+        # density=None keeps as many weights in each layer as it has now
         if isinstance(schedule, DropAndGrow):
             if schedule.density not in (None, self.density):
                 name = type(schedule).__name__
@@ -187,7 +196,7 @@ class SparseIft(Change):
         return replace(settings, layers=layers)
 
     def _masked_paths(self, path: str) -> list[str]:
-        """Return the paths of the layers with masks that the layer at `path` became."""
+        """Return the paths of the layers with masks that the layer at `path` was replaced by."""
         if self.kind == "parallel":
             return [f"{path}.layers.{i}" for i in range(self.branches)]
         return [f"{path}.{part}".rstrip(".") for part in PARTS[self.kind]]

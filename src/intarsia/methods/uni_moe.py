@@ -58,6 +58,10 @@ class UniMoe(BesideAttention):
     position = "parallel"
 
     def __post_init__(self) -> None:
+        """Check the modalities, each named once, and the shares of the three stages.
+
+        Raises: ConfigError.
+        """
         names = tuple(self.modalities)
         if not names or len(set(names)) < len(names) or not set(names) <= set(MODALITIES):
             fix = f"Name some of {', '.join(MODALITIES)}, each once."
@@ -76,7 +80,7 @@ class UniMoe(BesideAttention):
     def build(self, site: Site, *, generator: torch.Generator) -> Cell:
         """Build the plain LoRA of an attention layer, or the modality experts of an MLP.
 
-        site: the host's module with its widths.
+        site: the host module, with its widths; generator: the source of first weights.
         """
         lora = attention_cell(self.attention, site, generator=generator)
         if lora is not None:
@@ -87,9 +91,11 @@ class UniMoe(BesideAttention):
         return OutputExperts(router, self.over, site, generator=generator)
 
     def phases(self, model: nn.Module, *, seed: int = 0) -> Generator[Phase, None, None]:
-        """Yield the three stages; each trains its own parts.
+        """Yield the three stages of training; each trains its own parts.
 
-        However it ends, interrupted too, all that the last stage trains can be trained afterwards.
+        model: one with the connectors of `Modalities` and this method's experts; the caller trains
+          it in each yielded phase; seed: unused, nothing is drawn. However it ends, interrupted
+          too, all that the last stage trains can be trained afterwards.
         Raises: ConfigError for a model without connectors, or without the experts of this method.
         """
         connectors = [p for c in connectors_of(model).values() for p in c.parameters()]
@@ -152,8 +158,11 @@ class ModalityRouter(TopKRouter):
         return of_real(rows, valid, lambda real: to_own(real, expert[valid]))
 
     def _expert(self, rows: int, device: torch.device) -> Tensor:
-        """Return the expert of each row by its sample's modality.  (N,) int64."""
-        # Modalities without an expert are those of the text, or of the first expert.
+        """Return each row's expert, the one of its sample's modality: its number, (N,) int64.
+
+        rows: N, whole samples after one another; device: of the result.
+        """
+        # A modality without an expert goes to the text's, or to the first if text has none.
         names = list(self.modalities)
         text_expert = names.index(MODALITIES[0]) if MODALITIES[0] in names else 0
         expert_of_modality = [
@@ -173,7 +182,10 @@ class ModalityRouter(TopKRouter):
 
 @contextmanager
 def by_modality(model: nn.Module, forced: bool = True) -> Iterator[None]:
-    """Send each sample to its modality's expert while the context is open, if `forced`."""
+    """Send each sample to its modality's expert while the context is open.
+
+    model: all its modality routers are switched; forced: False = route as the gate says.
+    """
     routers = [m for m in model.modules() if isinstance(m, ModalityRouter)]
     for router in routers:
         router.forced = forced

@@ -44,9 +44,7 @@ class Capacity:
     evaluation: float | None = None
 
     def __post_init__(self) -> None:
-        """Check the settings: factors above 0, a known policy, `least` (pairs any expert may keep)
-        at least 1.  Raises: ConfigError.
-        """
+        """Raise ConfigError unless factors are above 0, the policy is known, and least >= 1."""
         fix = "1 leaves room for uniform routing, E or more drops nothing."
         above("capacity factor", self.factor, 0, fix)
         above("capacity evaluation", 1 if self.evaluation is None else self.evaluation, 0, fix)
@@ -54,9 +52,10 @@ class Capacity:
         at_least("capacity least", self.least, 1, "4 is DeepSpeed's.")
 
     def room(self, routing: Routing, training: bool) -> int | None:
-        """Return C, how many pairs each expert may keep, or None for no limit.
+        """Return how many pairs (token, expert) each expert may keep, or None for no limit.
 
-        routing: the pairs (token, expert) of a batch. training: use `factor`; otherwise
+        routing: the pairs of a batch; their number times a factor, divided by the number of
+          experts, is the limit, but at least `least`. training: the factor is `factor`; otherwise
           `evaluation`.
         """
         factor = self.factor if training else self.evaluation
@@ -69,13 +68,13 @@ class Capacity:
     ) -> Routing:
         """Return the routing without the pairs (token, expert) that full experts drop.
 
-        training: whether the module is in training mode; draws: the source of the random order,
-          needed to train with the policy "random". Raises: ConfigError without it.
+        routing: the pairs of a batch; training: True in training mode; draws: the source of the
+          random order, needed to train with the policy "random". Raises: ConfigError without it.
         """
         room = self.room(routing, training)
         if room is None:
             return routing
-        # `first` has the pairs in the order in which experts admit them
+        # numbers of the pairs, in the order in which experts admit them
         if self.policy == "random" and training:
             if draws is None:
                 got, fix = "policy='random' and no source of randomness", "Pass a generator."
@@ -89,13 +88,15 @@ class Capacity:
             first = score.argsort(descending=True, stable=True)
         else:
             first = routing.token.argsort(stable=True)
+        # A pair stays if fewer pairs than there is room for come before it.
         return keep_pairs(routing, _place(routing, first) < room)
 
 
 def _place(routing: Routing, first: Tensor) -> Tensor:
-    """Return the place of each pair in its expert's queue, from 0.  (N,) int64.
+    """Return how many pairs an expert admits before each of its pairs.  -> (N,) int64.
 
-    routing: N pairs (token, expert). first: (N,) int64, the pairs in the order in which they queue.
+    routing: N pairs (token, expert); first: (N,) int64, the numbers of all pairs, in the order in
+      which their experts admit them.
     """
     pairs = by_expert(routing.expert[first], routing.experts)
     order = first[pairs.order]  # by expert, then as they came

@@ -50,6 +50,10 @@ class DeepSpeedMoE:
     policy: str = "order"
 
     def __post_init__(self) -> None:
+        """Check the settings, by making the capacity and the router's settings of every layer.
+
+        Raises: ConfigError for a setting that cannot be.
+        """
         if not self.experts:
             raise ConfigError("experts", got="none", want="a number for each layer", fix="Try 4.")
         one_of("mix", self.mix, MIXES)
@@ -58,7 +62,7 @@ class DeepSpeedMoE:
 
     @property
     def router(self) -> TopK:
-        """The first layer's; its number of experts is the only thing that differs in others."""
+        """The first layer's router settings; other layers differ in the number of experts alone."""
         return self._router(self.experts[0])
 
     def _router(self, experts: int) -> TopK:
@@ -72,9 +76,11 @@ class DeepSpeedMoE:
     def build(
         self, width: int, hidden: int, layer: int = 0, *, generator: torch.Generator
     ) -> ResidualMixture:
-        """Return the mixture for layer number `layer`, which has experts[layer] experts.
+        """Build the mixture of one layer: experts, as many as the layer has, beside an MLP.
 
-        width, hidden: of each expert, an MLP width -> hidden -> width, and of the MLP beside them.
+        width, hidden: sizes of each expert, an MLP width -> hidden -> width, and of the MLP beside
+          them; layer: the layer's number in `experts`, from 0; generator: the source of first
+          weights.
         """
         count = self.experts[layer]
         experts = StackedExperts(count, width, hidden, bias=True, generator=generator)
@@ -94,7 +100,7 @@ class SharedMlp(nn.Module):
         self.mlp = mlp
 
     def forward(self, x: Tensor) -> Tensor:
-        """Apply the one MLP to every token."""
+        """Apply the one MLP to every token.  x: (..., d) -> (..., out)."""
         y = self.mlp.every(x.reshape(-1, x.shape[-1]))[:, 0]
         return y.view(*x.shape[:-1], y.shape[-1])
 

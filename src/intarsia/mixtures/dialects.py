@@ -31,16 +31,15 @@ class Dialect:
         return (*self.reads, self.writes)
 
     def fits(self, children: Iterable[str]) -> bool:
-        """Return True if a module's children are of this dialect.  children: their names."""
+        """Return True if a module is an MLP of this form, by the names of its children."""
         names = set(children)
         return {*self.linears} <= names <= {*self.linears, *self.between, *self.behind}
 
     def inner(self, module: Any, hidden: Sequence[Tensor]) -> Tensor:
-        """Compute the input of the MLP's last linear map from the outputs of its first ones.
+        """Compute the input of an MLP's last linear map from the outputs of its first ones.
 
-        module: the MLP; hidden: the outputs of the maps named in `reads`, (..., h) each.
-          Activation, gated factor, and then dropout or norm where the MLP has them (the names in
-          `between`).
+        module: the MLP, which has activation, dropout and norm; hidden: the outputs (..., h) of its
+          first maps: one, or two if one of them is the factor of a gated MLP.  -> (..., h).
         """
         # the activation comes first, then the gated factor, then dropout and norm
         # `halves`: one map gives both, the activation's input and the factor
@@ -52,16 +51,20 @@ class Dialect:
         return y
 
     def after(self, module: Any, y: Tensor) -> Tensor:
-        """Apply to y what follows the last linear map of `module`, such as a dropout."""
+        """Apply the modules that follow the MLP's last linear map, such as a dropout.
+
+        module: the MLP, which has them; y: (..., d), the output of that map.  -> (..., d).
+        """
         for name in self.behind:
             part = getattr(module, name, None)
             y = y if part is None else part(y)
         return y
 
     def compute(self, module: Any, x: Tensor, add: Add) -> Tensor:
-        """Compute the MLP `module` on x, with the output y of each linear map replaced.
+        """Compute an MLP of this form, where a function may change each linear map's output.
 
-        add: add(name, y, input) returns what replaces y; an adapter adds to y there.
+        module: the MLP; x: (..., d); add: add(name, y, x) returns what takes the place of y, the
+          output of the linear map `name` for the input x: with an adapter, y and its output.
         """
 
         def linear(name: str, x: Tensor) -> Tensor:

@@ -41,46 +41,50 @@ class Experts(nn.Module, abc.ABC):
 
     @abc.abstractmethod
     def forward(self, rows: Tensor, expert: Tensor) -> Tensor:
-        """Compute each row by its expert.  (N, d) -> (N, out).
+        """Compute each row by its expert.
 
-        rows: sorted by expert; expert: (N,) int64, ascending.
+        rows: (N, d), sorted by expert; expert: (N,) int64, ascending.  -> (N, out).
         """
 
     @abc.abstractmethod
     def every(self, x: Tensor) -> Tensor:
-        """Compute each row by all experts, slow and obvious.  (T, d) -> (T, E, out)."""
+        """Compute each row by all experts, slow and obvious.  x: (T, d) -> (T, E, out)."""
 
     def mix(self, x: Tensor, routing: Routing) -> Tensor:
-        """Return sum_e G_te expert_e(x_t), with G the routing.  (T, d) -> (T, out)."""
-        # sort the pairs by expert, compute each group, and add the weighted rows to their tokens
+        """Compute sum_e G_te expert_e(x_t), the weighted sum of its experts' outputs for token t.
+
+        x: (T, d); routing: pairs (token t, expert e) with their weights G_te.  -> (T, out).
+        """
+        # Sort the pairs by expert, compute each group, and add the weighted rows to their tokens.
         pairs = by_expert(routing.expert, self.experts)
         token, weight = routing.token[pairs.order], routing.weight[pairs.order]
         outputs = self(x.index_select(0, token), pairs.expert) * weight[:, None]  # (N, out)
         return outputs.new_zeros(len(x), outputs.shape[1]).index_add(0, token, outputs)
 
     def encoder(self) -> tuple[Tensor, Tensor | None]:
-        """Return the weights and biases that say which hidden units are on, for routers.
+        """Return the weights and biases that decide which hidden units are not 0, for routers.
 
-        See `intarsia.gating.reads_experts.Encoded`. Raises: ConfigError for experts whose hidden
-        units are never exactly off; here for all.
+        See `intarsia.gating.reads_experts.Encoded`. This default always raises ConfigError: it is
+        for experts whose hidden units are never exactly 0.
         """
         got, want = type(self).__name__, "StackedExperts(..., act='relu')"
         fix = "Use those, or another router."
         raise ConfigError("experts that a router reads", got=got, want=want, fix=fix)
 
     def keep(self, index: Tensor) -> None:
-        """Keep these experts, in this order, in place.  index: (M,) int64, their numbers.
+        """Keep some experts, in a given order, in place.
 
-        The first axis of every parameter counts the experts.
+        index: (M,) int64, the numbers of the experts to keep. Every parameter must have the
+          experts along its first axis.
         """
         for name, weight in list(self.named_parameters(recurse=False)):
             replace_rows(self, name, weight[index])
         self.experts = len(index)
 
     def append(self, experts: Experts) -> None:
-        """Append the experts of another module of the same type and shapes to this one.
+        """Append copies of the experts of another module to this one's, in place.
 
-        experts: they are copied, and left as they are.
+        experts: the other module, of the same type and shapes; it is left as it is.
         """
         theirs = dict(experts.named_parameters(recurse=False))
         for name, weight in list(self.named_parameters(recurse=False)):
@@ -89,9 +93,9 @@ class Experts(nn.Module, abc.ABC):
 
 
 def replace_rows(module: nn.Module, name: str, rows: Tensor) -> None:
-    """Set a parameter or buffer of a module to another number of rows.
+    """Replace a parameter or buffer of a module by one that may have another number of rows.
 
-    name: the attribute; rows: the new value, of which no gradient is kept.
+    module: has it; name: its attribute; rows: the new value, detached from its graph.
     """
     old = getattr(module, name)
     rows = rows.detach()
@@ -124,10 +128,11 @@ class StackedExperts(Experts):
         bias: bool = False,
         generator: torch.Generator,
     ) -> None:
-        """Draw the matrices of E experts; see the class for shapes.
+        """Draw the matrices of E MLPs: `up` and `gate` (E, h, d), and `down` (E, out, h).
 
-        experts: E; width: d; hidden: h; outputs: None = d; act: an activation's name or a module;
-          gated: add a second matrix Wg; bias: add biases.
+        experts: E; width: d; hidden: h; outputs: out, None = d; act: an activation's name or an
+          elementwise module; gated: with the matrix `gate`, whose activated output multiplies that
+          of `up`; bias: add biases, which start at 0; generator: the source of first weights.
         """
         super().__init__()
         outputs = width if outputs is None else outputs
@@ -139,7 +144,7 @@ class StackedExperts(Experts):
 
         def drawn(rows: int, columns: int) -> nn.Parameter:
             """Draw a matrix (rows, columns) for each expert, as nn.Linear draws its own."""
-            # each expert is drawn like an nn.Linear of its own
+            # the bound depends on the inputs of one expert
             bound = 1 / math.sqrt(columns)
             weight = torch.empty(experts, rows, columns)
             return nn.Parameter(nn.init.uniform_(weight, -bound, bound, generator=generator))
@@ -153,6 +158,10 @@ class StackedExperts(Experts):
         self.down, self.down_bias = drawn(outputs, hidden), zeros(outputs)
 
     def forward(self, rows: Tensor, expert: Tensor) -> Tensor:
+        """Compute each row by its expert.
+
+        rows: (N, d), sorted by expert; expert: (N,) int64, ascending.  -> (N, out).
+        """
         linear = linear_of(expert, self.experts)
         return linear(self._hidden(rows, linear), self.down, self.down_bias)
 
@@ -161,8 +170,9 @@ class StackedExperts(Experts):
         return self._hidden(rows, linear_of(expert, self.experts))
 
     def encoder(self) -> tuple[Tensor, Tensor | None]:
-        """Return the matrix (E, h, d) and bias by which a unit is on or off: the gate's, or up's.
+        """Return matrix (E, h, d) and bias (E, h) or None that decide which hidden units are on.
 
+        They are those before the activation: the gate's, or without a gate those of `up`.
         Raises: ConfigError unless the activation is ReLU: no other leaves a unit at exactly 0.
         """
         if not isinstance(self.act, nn.ReLU):
@@ -174,9 +184,10 @@ class StackedExperts(Experts):
         return self.gate, self.gate_bias
 
     def _hidden(self, rows: Tensor, linear: Linear) -> Tensor:
-        """Compute act(W1 x), gated act(Wg x) * W1 x.  rows: (..., d) -> (..., h).
+        """Compute the hidden units, act(up x), or act(gate x) * (up x) for gated experts.
 
-        linear: f(x, W, b) multiplies by stacked matrices (E, out, in), each row by its expert's.
+        rows: x, (..., d); linear: a function (x, W, b) that multiplies each row by its expert's
+          matrix of W (E, out, in), and adds its bias.  -> (..., h).
         """
         up = linear(rows, self.up, self.up_bias)
         if self.gate is None:
@@ -184,7 +195,10 @@ class StackedExperts(Experts):
         return self.act(linear(rows, self.gate, self.gate_bias)) * up
 
     def mix(self, x: Tensor, routing: Routing) -> Tensor:
-        """Return sum_e G_te expert_e(x_t), with G the routing.  (T, d) -> (T, out)."""
+        """Compute sum_e G_te expert_e(x_t), the weighted sum of its experts' outputs for token t.
+
+        x: (T, d); routing: pairs (token t, expert e) with their weights G_te.  -> (T, out).
+        """
         # one kernel for both products of all experts, where it has the activation and no bias
         tensors = (x, routing.weight, self.up, self.gate, self.down)
         learned = torch.is_grad_enabled() and any(
@@ -200,7 +214,7 @@ class StackedExperts(Experts):
         return mixed_mlps(x, *pairs, up, gate, down, act, learned)[0]
 
     def every(self, x: Tensor) -> Tensor:
-        """Compute each row by all experts, slow and obvious.  (T, d) -> (T, E, out)."""
+        """Compute each row by all experts, slow and obvious.  x: (T, d) -> (T, E, out)."""
 
         def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
             y = torch.einsum("tei,eoi->teo", x, weight)
@@ -210,9 +224,10 @@ class StackedExperts(Experts):
         return linear(self._hidden(all_x, linear), self.down, self.down_bias)
 
     def diversify(self, fraction: float, generator: torch.Generator) -> None:
-        """Set a random part of the weights of each expert's matrices to 0, so that copies differ.
+        """Set random weights of each expert's matrices to 0, so that copies differ (EvoMoE).
 
-        fraction: the share to set to 0 (EvoMoE). Raises: ConfigError unless 0 <= fraction < 1.
+        fraction: the share of entries; generator: of the draw. Raises: ConfigError unless 0 <=
+          fraction < 1.
         """
         matrices = (w for w in (self.up, self.gate, self.down) if w is not None)
         drop_entries(matrices, fraction, generator)
@@ -223,14 +238,18 @@ class StackedExperts(Experts):
 
 
 def linear_of(expert: Tensor, experts: int) -> Linear:
-    """Return a function x, W, b -> x W_e^T + b_e of sorted rows, each by its expert's e.
+    """Return a function x, W, b -> x W_e^T + b_e for sorted rows, where e is each row's expert.
 
-    expert: (N,) int64, ascending; the function takes x (N, d), W (E, out, d), b (E, out) or None.
+    expert: (N,) int64, ascending; experts: E. The function takes x (N, in), W (E, out, in), b (E,
+      out) or None.
     """
     ends = ends_of(expert, experts)
 
     def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        """Return x_n W_e^T + b_e for each row n, e its expert."""
+        """Compute x_n W_e^T + b_e for each row n, with e its expert.
+
+        x: (N, in), sorted by expert; weight: W, (E, out, in); bias: b, (E, out) or None.
+        """
         # custom operators do not see autocast: cast for them
         dtype = _dtype(x)
         y = grouped(x.to(dtype).contiguous(), weight.to(dtype), ends)
@@ -256,7 +275,10 @@ class ExpertList(Experts):
     """
 
     def __init__(self, modules: Sequence[nn.Module]) -> None:
-        """Register the modules, expert 0 first.  Raises: ConfigError for none."""
+        """Register modules (N, d) -> (N, out) as experts, number 0 first.
+
+        Raises: ConfigError for none.
+        """
         super().__init__()
         if not len(modules):
             raise ConfigError("experts", got="none", want="at least one module", fix="Give a list.")
@@ -266,7 +288,7 @@ class ExpertList(Experts):
     def forward(self, rows: Tensor, expert: Tensor) -> Tensor:
         """Compute each row by its expert.
 
-        rows: (N, d), sorted by expert (N,) int64 -> (N, out).
+        rows: (N, d), sorted by expert; expert: (N,) int64, ascending.  -> (N, out).
         """
         # every expert must be called: ranks wait for a gradient of each
         loads = ends_of(expert, self.experts).diff(prepend=expert.new_zeros(1)).tolist()
@@ -277,10 +299,13 @@ class ExpertList(Experts):
         return torch.stack([f(x) for f in self.each], 1)
 
     def keep(self, index: Tensor) -> None:
+        """Keep some experts, in a given order, in place.  index: (M,) int64, their numbers."""
         self.each = nn.ModuleList(self.each[i] for i in index.tolist())
         self.experts = len(self.each)
 
     def append(self, experts: Experts) -> None:
-        assert isinstance(experts, ExpertList)  # as `merged` sees to
+        """Append copies of another list's experts, so that its mixture can be trained on."""
+        # two mixtures are merged only if their experts are of one type
+        assert isinstance(experts, ExpertList)
         self.each.extend(copy.deepcopy(expert) for expert in experts.each)
         self.experts = len(self.each)

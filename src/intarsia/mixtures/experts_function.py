@@ -32,8 +32,9 @@ class StockExperts:
 
 
 def stock_experts(model: nn.Module) -> dict[str, StockExperts]:
-    """Return the layers of experts that transformers calls through its interface, by path.
+    """Return a model's layers of experts that transformers calls through its interface, by path.
 
+    model: one of transformers.
     Raises: TargetError for experts that are not fused into one tensor for each matrix.
     """
     stock: dict[str, StockExperts] = {}
@@ -44,10 +45,11 @@ def stock_experts(model: nn.Module) -> dict[str, StockExperts]:
 
 
 def _read(path: str, module: Any) -> StockExperts:
-    """Read the sizes of a transformers experts module at `path`.
+    """Read the sizes of a transformers module of experts.
 
-    module: it has down_proj (E, d, h) or, transposed, (E, h, d). Raises: TargetError if it has no
-      fused weights, or has them on disk.
+    path: the module's path; module: the experts, with the matrices down_proj of E experts, (E, d,
+      h) or, transposed, (E, h, d).
+    Raises: TargetError if it has no such tensor, or reads its weights from disk.
     """
     down = getattr(module, "down_proj", None)
     if not isinstance(down, Tensor) or down.dim() != 3:
@@ -63,9 +65,10 @@ def _read(path: str, module: Any) -> StockExperts:
 
 
 def arguments(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[Tensor, Tensor, Tensor]:
-    """Return (hidden (T, d), index (T, k), weights (T, k)) of a call of experts.
+    """Return the three arguments of a call of experts: hidden (T, d), index and weights (T, k).
 
-    args, kwargs: arguments of the call, which may name them or not.
+    args, kwargs: the arguments as they were passed, by position or by name; index: the k experts of
+      each token.
     """
     values: Iterable[Any] = (*args, *kwargs.values())
     hidden, index, weights = list(values)[:3]

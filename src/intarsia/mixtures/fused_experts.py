@@ -27,10 +27,11 @@ class FusedExperts(Experts):
     """
 
     def __init__(self, stock: StockExperts) -> None:
-        """Take over the parameters of a transformers experts module; no copy is made.
+        """Register the parameters of a transformers module of experts in this one, without a copy.
 
-        stock: the module and its sizes. A copy of the module without its weights, `shell`, stays
-          for its forward. Raises: TargetError for weights that have no row for each expert.
+        stock: that module and its sizes. A copy of it without weights, `shell`, is kept, since its
+          forward computes the experts.
+        Raises: TargetError for weights that have no row for each expert.
         """
         super().__init__()
         named = dict(stock.module.named_parameters())
@@ -59,7 +60,7 @@ class FusedExperts(Experts):
     def forward(self, rows: Tensor, expert: Tensor) -> Tensor:
         """Compute each row by its expert, with weight 1.
 
-        rows: (N, d), expert: (N,) -> (N, out).
+        rows: (N, d); expert: (N,) int64.  -> (N, d).
         """
         token = torch.arange(len(rows), device=rows.device)
         weight = rows.new_ones(len(rows))
@@ -73,17 +74,19 @@ class FusedExperts(Experts):
     def _function(self) -> Any:
         """Return the model's own experts function, which multiplies by the weights of this module.
 
-        It is f(hidden (N, d), index (N, k), weights (N, k)) -> (N, d).
+        It is f(hidden (N, d), index (N, k), weights (N, k)) -> (N, d), with k experts for each row.
         """
+        # A fresh copy each time: the weights may have been replaced, or may be traced tensors.
         module: Any = copy.copy(vars(self)["shell"])
         vars(module).update({name: getattr(self, name) for name in self.names})
         module.num_experts = self.experts
         return type(module).forward.__get__(module)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> FusedExperts:
-        """Copy the weights; share the shell, whose configuration is the model's and may change.
+        """Copy the weights; share the module that computes with them.
 
-        memo: the dict that copy.deepcopy passes.
+        memo: the dict that copy.deepcopy passes. The shared module, `shell`, has the model's own
+          configuration, which may change later.
         """
         duplicate = copy.copy(self)
         parameters = {name: copy.deepcopy(p, memo) for name, p in self._parameters.items()}
@@ -95,20 +98,24 @@ class FusedExperts(Experts):
 
 
 def mixed_by(function: Callable[..., Tensor], x: Tensor, routing: Routing) -> Tensor:
-    """Compute sum_e G_te expert_e(x_t), G the routing, by an experts function.  (T, d) -> (T, d).
+    """Compute sum_e G_te expert_e(x_t) for each token t by an experts function of transformers.
 
-    function: f(hidden (N, d), index (N, 1), weights (N, 1)) -> (N, d), times the weights. Without
-      pairs it is called with one row of zeros: its weights then have gradients, which other
-      processes wait for.
+    function: f(hidden (N, d), index (N, 1), weights (N, 1)) -> (N, d), each row computed by its
+      expert and multiplied by its weight; x: (T, d); routing: N pairs (token t, expert e) with
+      weights G_te.  -> (T, d).
+    Without pairs the function is called with one row of zeros: the experts' weights then have
+    gradients, which other processes wait for.
     """
     rows, expert = x.index_select(0, routing.token), routing.expert[:, None]
     weight = routing.weight[:, None]
     if len(rows):
         pairs = function(rows, expert, weight)
+    # without pairs: call it with a row of zeros, and drop the output
     elif routing.experts:
         none = rows.sum(0, keepdim=True), expert.new_zeros(1, 1), weight.sum(0, keepdim=True)
         pairs = function(*none)[:0]
     else:
+        # without experts: no output, but tied to the inputs' gradients
         pairs = rows + rows.sum() + weight.sum()
     summed = pairs.new_zeros(len(x), pairs.shape[1])
     return summed.index_add(0, routing.token, pairs)

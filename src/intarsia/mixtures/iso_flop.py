@@ -25,7 +25,7 @@ class Parallel(nn.Module):
         self.layers, self.norms = nn.ModuleList(layers), nn.ModuleList(norms)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return the sum of the branches, norm_i(layer_i(x))."""
+        """Return the sum of the branches, sum_i norm_i(layer_i(x)).  x: (..., in) -> (..., out)."""
         y = self.norms[0](self.layers[0](x))
         for layer, norm in zip(self.layers[1:], self.norms[1:], strict=True):
             y = y + norm(layer(x))
@@ -35,8 +35,8 @@ class Parallel(nn.Module):
     def folded(self) -> tuple[nn.Module, nn.Module]:
         """Fold the branches into one layer and one batch norm with the same outputs in evaluation.
 
-        Returns (layer, norm), copies. Raises: FoldError for norms whose statistics depend on the
-        sample.
+        Returns (layer, norm); the branches are left as they are.
+        Raises: FoldError for norms that are no batch norms with running statistics.
         """
         kind = type(self.norms[0]).__name__
         if not all(isinstance(n, BATCH_NORM) and n.running_var is not None for n in self.norms):
@@ -80,6 +80,7 @@ class Doped(nn.Module):
     def folded(self) -> nn.Module:
         """Return the dense layer W_s + V U, with the bias of the sparse one."""
         layer = cast(Any, copy.deepcopy(self.sparse))
+        # V U, the change of low rank as a full matrix; a convolution's kernel is flattened.
         low = cast(Any, self.v).weight.flatten(1) @ cast(Any, self.u).weight.flatten(1)
         layer.weight.add_(low.view_as(layer.weight))
         return layer

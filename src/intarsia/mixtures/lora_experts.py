@@ -29,7 +29,8 @@ FIX = "Adapt its linear layers with Lora(roles=('mlp_linear',)), or target other
 def dialect_of(site: Site) -> Dialect:
     """Return the form (`Dialect`) of the MLP at a site, by the names of its linear maps.
 
-    site: the host's module, with the linear maps inside it as site.layers.
+    site: the host module, with the linear maps inside it as site.layers, (name, inputs, outputs)
+      each.
     Raises: TargetError for another kind of module, which it describes.
     """
     widths = {name: (inputs, outputs) for name, inputs, outputs in site.layers}
@@ -48,7 +49,7 @@ def dialect_of(site: Site) -> Dialect:
 def places(site: Site, experts: int) -> dict[str, list[Site]]:
     """Return a `Site` for each expert at each linear map of an MLP: map's name -> E sites.
 
-    site: the MLP; experts: E. A site has the widths that an expert's adapter needs.
+    A `Site` is a path with the widths that an adapter needs. site: the MLP; experts: E.
     """
     return {
         name: [Site(f"{site.path}.{e}.{name}", inputs, outputs) for e in range(experts)]
@@ -77,11 +78,13 @@ class MlpExperts(Cell):
         generator: torch.Generator,
         shared: nn.Module | None = None,
     ) -> None:
-        """Build E adapters for each linear map of the MLP at `site`.
+        """Build E adapters for each linear map of an MLP; expert e has the e-th one of each map.
 
-        router: chooses among the E; over: the settings of an adapter; site: the MLP, with the
-          widths of its linear maps; shared: state that all adapters of the model use, None = none.
-          Raises: as the class says.
+        router: chooses among the E experts; over: the settings of an adapter; site: the MLP, with
+          the widths of its linear maps; generator: the source of first weights; shared: a module
+          that all adapters of the model use, None = none.
+        Raises: TargetError for another kind of MLP; ConfigError for a rank above a layer's width,
+          or adapters that cannot be experts.
         """
         super().__init__()
         if over.position != "parallel" or "mlp" in over.roles:
@@ -111,34 +114,41 @@ class MlpExperts(Cell):
             raise ConfigError("over", got=got, want=want, fix=fix)
 
     def of(self, name: str) -> Sequence[Cell]:
-        """Return the experts' cells of one linear map."""
+        """Return the E experts' adapters of one linear map of the MLP.  name: the map's."""
         return cast("Sequence[Cell]", self.experts[name])
 
     def weighted(self, name: str) -> Sequence[Weighted]:
-        """Return the `weighted` of each expert's cell of one linear map."""
+        """Return each expert's adapter of one linear map, as a function of rows and weights."""
         return [cell.weighted for cell in self.of(name)]
 
     @abc.abstractmethod
     def mixed(self, module: nn.Module, rows: Tensor, routing: Routing) -> Tensor:
-        """Compute the MLP `module` with its experts on rows.  (N, d) -> (N, d).
+        """Compute an MLP together with the experts, which are adapters of its linear maps.
 
-        routing: which experts each row has, with what weight.
+        module: the frozen MLP; rows: (N, d), its input; routing: the experts of each row, and their
+          weights.  -> (N, d).
         """
 
     def around(self, module: nn.Module, x: Tensor) -> Tensor:
-        """Compute the MLP `module` with its experts on x, routed by x.  (..., d) -> (..., d)."""
+        """Compute an MLP together with the experts, which the router chooses by the MLP's input.
+
+        module: the frozen MLP; x: (..., d), its input.  -> (..., d).
+        """
         y = self.mixed(module, x.reshape(-1, x.shape[-1]), self.router(x))
         return y.view(*x.shape[:-1], y.shape[-1])
 
     def forward(self, x: Tensor) -> Tensor:
-        """Raise TargetError: the experts share products with their MLP, which `around` takes."""
+        """Raise TargetError, always: the experts need their MLP, which `around` gets."""
         name, want = f"experts at {self.path!r}", "the MLP whose products they share"
         fix = "Call cell.around(mlp, x)."
         raise TargetError(name, got="an input and no MLP", want=want, fix=fix)
 
     @torch.no_grad()
     def check(self, module: nn.Module) -> None:
-        """Raise TargetError unless the MLP `module` computes what its form (`Dialect`) says."""
+        """Raise TargetError if an MLP does not compute what the names of its linear maps suggest.
+
+        module: the MLP; its output for two rows is compared with that of its supposed form.
+        """
         children = dict(module.named_children())
         weight = cast(Tensor, children[self.dialect.reads[0]].weight)
         matches = self.dialect.fits(children)
@@ -163,10 +173,10 @@ class DeltaExperts(MlpExperts):
     """P x + sum_e G_te cell_e(x) for each linear map P of the MLP (LLaVA-MoLE, section 3.2)."""
 
     def mixed(self, module: nn.Module, rows: Tensor, routing: Routing) -> Tensor:
-        """Compute the MLP `module`, with each linear map P changed to P x + sum_e G_te cell_e(x).
+        """Compute an MLP with each linear map P changed to P x_t + sum_e G_te cell_e(x_t).
 
-        rows: (N, d) -> (N, d); routing: G, the weight of expert e for token t; cell_e: the expert's
-          adapter of that map.
+        module: the frozen MLP; rows: x, (N, d); routing: G_te, the weight of expert e for row t;
+          cell_e is the expert's adapter of that map.  -> (N, d).
         """
         pairs, dialect = grouped_pairs(routing), self.dialect
         # the reading maps with all experts' changes, the activation, then the writing map
@@ -187,19 +197,21 @@ class OutputExperts(MlpExperts):
     """
 
     def alone(self, module: nn.Module, expert: int, x: Tensor) -> Tensor:
-        """Compute one expert alone, with products of its own, as a check.  (N, d) -> (N, d).
+        """Compute one expert alone, with products of its own, as a check of `mixed`.
 
-        module: the MLP; expert: its number, from 0.
+        module: the frozen MLP; expert: its number, from 0; x: (N, d).  -> (N, d).
         """
         return self.dialect.compute(
             module, x, lambda name, y, x: y + self.of(name)[expert](x).to(y.dtype)
         )
 
     def mixed(self, module: nn.Module, rows: Tensor, routing: Routing) -> Tensor:
-        """Compute y_t = sum_e G_te MLP_e(x_t) + (1 - sum_e G_te) MLP(x_t).  x (N, d) -> y (N, d).
+        """Compute y_t = sum_e G_te MLP_e(x_t) + (1 - sum_e G_te) MLP(x_t).
 
-        module: the frozen MLP, whose products all experts share; rows: x; routing: G. By linearity,
-          the last map is applied once, to the weighted sum of hidden units a_te.
+        MLP_e: the frozen MLP with the adapters of expert e. module: the frozen MLP, whose products
+          all experts share; rows: x, (N, d); routing: G_te, the weight of expert e for row t.  ->
+          (N, d). By linearity the last frozen map is applied once, to the weighted sum over e of
+          the hidden units a_te of MLP_e.
         """
         pairs, dialect = grouped_pairs(routing), self.dialect
         # the products of the frozen maps, once for all experts
@@ -246,11 +258,13 @@ class BesideAttention(Method):
 def attention_cell(
     attention: Lora | None, site: Site, *, generator: torch.Generator
 ) -> Cell | None:
-    """Return the plain LoRA for a site that is one linear layer; None for an MLP.
+    """Build a plain LoRA for a linear layer of the attention; return None for an MLP.
 
-    attention: the LoRA's settings, None = the method has none. Raises: TargetError for a linear
-      layer where the method has none.
+    attention: the LoRA's settings, None = the method adapts no attention; site: the host module, a
+      linear layer or an MLP, with its widths; generator: the source of first weights.
+    Raises: TargetError for a linear layer where `attention` is None.
     """
+    # A site with linear layers inside is an MLP.
     if site.layers:
         return None
     if attention is None:

@@ -29,9 +29,10 @@ class _InPlaceOfMlp(nn.Module):
     """A module that stands where an MLP was, and refuses its weights."""
 
     def refuse_others(self, state_dict: Mapping[str, Any], prefix: str) -> None:
-        """Raise CheckpointError if a state dict has weights of the MLP that was at `prefix`.
+        """Raise CheckpointError if a state dict has weights of the MLP that was here before.
 
-        prefix: the mixture's path and a dot, as torch gives it.
+        state_dict: the one that is being loaded; prefix: this module's path and a dot, as torch
+          gives it.
         """
         if any(f"{prefix}{name}" in state_dict for name in DENSE):
             layer, want = prefix.rstrip(".") or "the mixture", "those of a mixture"
@@ -74,9 +75,11 @@ class Mixture(_InPlaceOfMlp):
     ) -> None:
         """Put experts and router together.
 
-        experts: an `Experts`, or modules (N, d) -> (N, out); shared: a module that every token
-          passes; capacity: limits the tokens of an expert, None = no limit; generator: for a random
-          capacity. Raises: ConfigError, see the class.
+        experts: an `Experts`, or modules (N, d) -> (N, out); router: chooses among them; shared: a
+          module whose output is added for every token, None = none; capacity: limits the tokens of
+          an expert, None = no limit; generator: the source of a capacity's random order.
+        Raises: ConfigError for a router of another number of experts, or one that has to read the
+          experts' weights and cannot; for a random capacity without a generator.
         """
         super().__init__()
         self.experts = experts if isinstance(experts, Experts) else ExpertList(experts)
@@ -98,7 +101,10 @@ class Mixture(_InPlaceOfMlp):
         self.taken: Routing | None = None
 
     def routing(self, x: Tensor) -> Routing:
-        """Route the rows of x, and drop what is above the capacity.  (..., d) -> (rows, E)."""
+        """Route the rows of x, and drop the pairs (token, expert) above the capacity.
+
+        x: (..., d).  -> a routing of all rows, (rows, E).
+        """
         routing: Routing = self.router(x)
         # a router may weigh in float32 where the model is half as wide
         routing = spread(replace(routing, weight=routing.weight.to(x.dtype)), x)
@@ -111,7 +117,10 @@ class Mixture(_InPlaceOfMlp):
         return routing
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return the weighted sum of the experts' outputs and of `shared`."""
+        """Compute the weighted sum of the experts' outputs, and add that of `shared`.
+
+        x: (..., d) -> (..., out).
+        """
         rows, routing = x.reshape(-1, x.shape[-1]), self.routing(x)
         # the values of a graph that is traced or exported are not known: take every pair
         no_values = x.is_meta or torch.compiler.is_exporting()
@@ -120,9 +129,10 @@ class Mixture(_InPlaceOfMlp):
         return y if self.shared is None else y + self.shared(x)
 
     def naive(self, rows: Tensor, routing: Routing) -> Tensor:
-        """Compute `Experts.mix` by every expert on every row, for graphs that know no values.
+        """Compute sum_e G_te expert_e(x_t) for each row t, with every expert on every row.
 
-        rows: (T, d), routing: (T, E) -> (T, out).
+        It serves graphs that are traced or exported, in which it is unknown where G is 0.
+        rows: x, (T, d); routing: the weights G_te of expert e for row t.  -> (T, out).
         """
         outputs = self.experts.every(rows)
         return torch.einsum("te,teo->to", routing.dense().to(outputs.dtype), outputs)
@@ -134,10 +144,15 @@ class Mixture(_InPlaceOfMlp):
 
 @contextmanager
 def undropped(model: nn.Module) -> Iterator[None]:
-    """Switch the capacities of all mixtures in a model off inside the `with` block."""
+    """Let no mixture in a model drop tokens inside the `with` block.
+
+    model: its mixtures have no capacity (limit of the tokens of an expert) there, and get theirs
+      back afterwards.
+    """
     mixtures = [m for m in model.modules() if isinstance(m, Mixture)]
     before = [mixture.capacity for mixture in mixtures]
     for mixture in mixtures:
+        # without a capacity every expert takes all tokens that are routed to it
         mixture.capacity = None
     try:
         yield
@@ -147,9 +162,10 @@ def undropped(model: nn.Module) -> Iterator[None]:
 
 
 def spread(routing: Routing, x: Tensor) -> Routing:
-    """Return a routing of the rows of x, (B, ..., d); one of samples is repeated for their rows.
+    """Return a routing of the tokens of x: one of whole samples is repeated for each token.
 
-    routing: that of the rows, or of B samples. Raises: ShapeError for a routing of neither.
+    routing: of all tokens, or of the B samples; x: (B, ..., d), whose tokens are all axes but the
+      last. Raises: ShapeError for a routing of another number of tokens.
     """
     rows = x[..., 0].numel()
     if routing.tokens == rows:
@@ -190,7 +206,12 @@ class ResidualMixture(_InPlaceOfMlp):
         mix: str = "learned",
         generator: torch.Generator,
     ) -> None:
-        """Put a mixture beside an MLP, and draw W (2, width) of their weights if mix="learned"."""
+        """Put a mixture beside an MLP; their outputs are added, with learned weights or plainly.
+
+        mixture, mlp: both (..., d) -> (..., out); width: d; mix: "learned", each token's two
+          weights are the softmax of a linear map of it; "sum", both are 1; generator: the source of
+          the linear map's weights.
+        """
         super().__init__()
         one_of("mix", mix, MIXES)
         self.mixture, self.mlp = mixture, mlp
@@ -202,7 +223,10 @@ class ResidualMixture(_InPlaceOfMlp):
             nn.init.zeros_(linear.bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return c_1 mixture(x) + c_2 mlp(x)."""
+        """Compute c_1 mixture(x) + c_2 mlp(x); c_1 and c_2 are each token's learned weights, or 1.
+
+        x: (..., d) -> (..., out).
+        """
         branch, plain = self.mixture(x), self.mlp(x)
         if self.coefficient is None:
             return branch + plain

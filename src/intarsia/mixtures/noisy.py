@@ -24,7 +24,12 @@ class NoisyCell(Cell):
     """
 
     def __init__(self, body: Cell, generator: torch.Generator) -> None:
-        """Put noise on an adapter's cell `body`; see the class."""
+        """Prepare to put noise on an adapter.
+
+        body: the adapter; generator: gives the noise its seed, from a copy, so that its own state
+          does not change.
+        Raises: ConfigError for an adapter that computes the whole output of its layer.
+        """
         super().__init__()
         if body.whole:
             got, want = type(body).__name__, "an adapter that adds to its site"
@@ -52,15 +57,20 @@ class ScaledOutput(NoisyCell):
     """(1 + sigma e) * body(x), e ~ N(0, 1) for each sample and output, the same at all tokens."""
 
     def __init__(self, body: Cell, sigma: float, generator: torch.Generator) -> None:
+        """Prepare noise on an adapter's output.  sigma: its size; generator: gives it a seed."""
         super().__init__(body, generator)
         self.sigma = sigma
 
     def disturbed(self, x: Tensor) -> Tensor:
-        """Return (1 + sigma e) body(x), with an e for each sample and output."""
+        """Compute (1 + sigma e) body(x), with e ~ N(0, 1) for each sample and output.
+
+        x: (B, ..., inputs), B samples; body: the adapter; sigma: a setting.  -> (B, ..., outputs).
+        """
         y = self.body(x)
         if not self.sigma:
             return y
         noise = self.noise.drawn(len(y), lambda rows: self.noise.normal(rows, y.shape[-1]))
+        # The draw is the same at all tokens of a sample: the axes between are 1.
         factor = (1 + self.sigma * noise).to(y)
         return y * factor.view(len(y), *[1] * (y.dim() - 2), y.shape[-1])
 
@@ -72,11 +82,19 @@ class DroppedWeights(NoisyCell):
     """
 
     def __init__(self, body: Any, side: str, p: float, generator: torch.Generator) -> None:
+        """Prepare an adapter of which random weights are set to 0 in training.
+
+        body: the adapter; side: "down" or "up", the projection; p: the share that is set to 0;
+          generator: gives the draws a seed.
+        """
         super().__init__(body, generator)
         self.side, self.p = side, p
 
     def disturbed(self, x: Tensor) -> Tensor:
-        """Compute the body with random weights of one side dropped, others for each sample."""
+        """Compute the adapter with random weights of one projection, `side`, set to 0.
+
+        x: (B, ..., inputs) -> (B, ..., outputs). For each of the B samples other weights are drawn.
+        """
         if not self.p:
             return self.body(x)
         body: Any = self.body
@@ -85,9 +103,10 @@ class DroppedWeights(NoisyCell):
         return body.compute(self.cast(x), sides["down"], sides["up"])
 
     def _dropped(self, layer: Any) -> Callable[[Tensor], Tensor]:
-        """Return `layer` as a function of x (B, ..., in), with a random mask for each sample.
+        """Return a linear map as a function that sets random weights to 0, others for each sample.
 
-        layer: a linear map; kept weights are divided by 1 - p.
+        layer: the linear map. The function takes x (B, ..., in); each weight is 0 with probability
+          p, and divided by 1 - p otherwise.
         """
 
         def forward(x: Tensor) -> Tensor:

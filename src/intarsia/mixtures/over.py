@@ -15,18 +15,25 @@ class OverMethod(Method):
     over: Any
 
     def refuse_shared(self) -> None:
-        """Raise ConfigError unless `over` is another adapter, whose cells share no weights."""
+        """Raise ConfigError unless `over` is another adapter, whose cells share no weights.
+
+        A cell is the trainable module that an adapter adds to one host module.
+        """
         name = type(self.over).__name__
         if isinstance(self.over, type(self)) or not isinstance(self.over, Method):
             want, fix = "another adapter's settings", "Pass a Bottleneck or a Lora."
             raise ConfigError("over", got=name, want=want, fix=fix)
+        # Weights that several layers share cannot be split or disturbed for one layer alone.
         if self.over.shares_state:
             got, want = f"{name}, whose cells share their weights", "weights of each cell's own"
             raise ConfigError("over", got=got, want=want, fix="Pass a Bottleneck or a Lora.")
 
     @property
     def elsewhere(self) -> Self | None:
-        """The same settings over `over.elsewhere`, or None if that is None."""
+        """The settings for hosts without attention; None if the method serves none of these.
+
+        They are the same over what `over` (the adapter's settings) names for such hosts.
+        """
         over = self.over.elsewhere
         return None if over is None else replace(self, over=over)  # pyright: ignore
 

@@ -33,9 +33,10 @@ class SlicedMlp(nn.Module):
         *,
         bias: bool = False,
     ) -> None:
-        """Copy the rows of up and gate, and the columns of down, that belong to `units`.
+        """Copy the rows of up and gate, and the columns of down, that belong to some hidden units.
 
-        gate: None = the MLP has none. bias: keep the bias of down. See the class for shapes.
+        up, gate: (h, d); gate: None = the MLP has none; down: (d, h); act: the activation; units:
+          (n,) int64, the units to copy; bias: keep the bias of down.
         """
         super().__init__()
         self.up, self.act = _rows(up, units), act
@@ -48,16 +49,23 @@ class SlicedMlp(nn.Module):
 
 
 def _rows(layer: nn.Linear, units: Tensor) -> nn.Linear:
-    """Return a copy of the layer with these outputs alone.  units: (n,) int64."""
+    """Return a copy of a linear layer that has some of its outputs only.
+
+    layer: (in, out); units: (n,) int64, the numbers of these outputs.
+    """
     sliced = _empty(layer.in_features, len(units), bias=layer.bias is not None)
     sliced.weight = nn.Parameter(layer.weight.detach()[units].clone())
+    # an output's bias goes with its row
     if layer.bias is not None:
         sliced.bias = nn.Parameter(layer.bias.detach()[units].clone())
     return sliced
 
 
 def _columns(layer: nn.Linear, units: Tensor, *, bias: bool) -> nn.Linear:
-    """Return a copy of the layer with these inputs alone.  bias: keep the layer's bias."""
+    """Return a copy of a linear layer that reads some of its inputs only.
+
+    layer: (in, out); units: (n,) int64, the numbers of these inputs; bias: keep the layer's bias.
+    """
     has_bias = bias and layer.bias is not None
     sliced = _empty(len(units), layer.out_features, bias=has_bias)
     sliced.weight = nn.Parameter(layer.weight.detach()[:, units].clone())
@@ -67,9 +75,10 @@ def _columns(layer: nn.Linear, units: Tensor, *, bias: bool) -> nn.Linear:
 
 
 def _empty(inputs: int, outputs: int, *, bias: bool) -> nn.Linear:
-    """Return a linear map of these sizes whose weight the caller sets.
+    """Return a linear map of some size whose weight the caller has to set.
 
-    It is made as 1 x 1: torch warns when it initialises an empty weight.
+    inputs, outputs: the widths; bias: with a bias. It is made as 1 x 1: torch warns when it
+      initialises an empty weight.
     """
     layer: Any = nn.utils.skip_init(nn.Linear, 1, 1, bias=bias)
     layer.in_features, layer.out_features = inputs, outputs
@@ -89,13 +98,13 @@ def read_me_mixture(
     masks: Tensor,
     router: Router,
 ) -> Mixture:
-    """Return the mixture that takes the place of an MLP: a shared part and E slices of it.
+    """Build the mixture that takes the place of an MLP: a shared part and E slices of it.
 
-    up, gate, down, act: of the MLP, gate None if it has none; masks: (E, h) bool, the units of each
-      expert; router: which expert.
-    With one expert of weight 1 a token, y = residual(x) + own_i(x): the dense MLP with the units
-    outside mask i at 0, to the order of sums; the last bias is the residual's. All masks full is
-    the dense MLP.
+    up, gate, down, act: linear maps and activation of the MLP, gate None if it has none; masks: (E,
+      h) bool, True = a hidden unit that the expert has; router: chooses the experts of a token.
+    Units that all experts have are the shared part, which every token passes; expert i has the rest
+    of its units. So a token with expert i, of weight 1, gets the dense MLP's output with all units
+    outside mask i at 0, to rounding. The bias of `down` is in the shared part.
     Raises: ShapeError for masks of other sizes.
     """
     if masks.dim() != 2 or masks.shape != (router.experts, down.in_features):
@@ -108,14 +117,15 @@ def read_me_mixture(
     def part(mask: Tensor, *, bias: bool) -> SlicedMlp:
         return SlicedMlp(up, gate, down, act, mask.nonzero().flatten(), bias=bias)
 
+    # The output bias is added once, by the shared part.
     experts: Sequence[nn.Module] = [part(mask & ~shared, bias=False) for mask in masks]
     return Mixture(experts, router, part(shared, bias=True))
 
 
 def random_masks(masks: Tensor, generator: torch.Generator) -> Tensor:
-    """Draw masks with as many units as these have, at random.  masks: (E, h) bool, same shape.
+    """Draw random masks, a baseline for masks that were chosen by data.
 
-    They are a baseline for choosing units by data.
+    masks: (E, h) bool; a random mask has as many units as the mask in its row.  -> (E, h) bool.
     """
     drawn = torch.zeros_like(masks)
     for row, count in zip(drawn, masks.sum(1).tolist(), strict=True):

@@ -22,7 +22,7 @@ class Update(abc.ABC):
 
     @abc.abstractmethod
     def step(self, f: F, x: Tensor, m: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """Return what is added to x, and the momentum for the next block.
+        """Return the block's change of the residual stream x, and the momentum for the next block.
 
         f: the block; x: (..., d), the stream; m: the momentum so far, None at the first block.
         """
@@ -115,8 +115,8 @@ class AdamOnce(Update):
     def step(self, f: F, x: Tensor, m: Tensor | None) -> tuple[Tensor, Tensor]:
         """Return the change of x, an Adam step at the first block, and the momentum.
 
-        f: the block; x: (..., d), the stream; m: the momentum so far, None at the first block. p
-          and v are Adam's two moments after one step.
+        f: the block; x: (..., d), the residual stream; m: the momentum so far, None at the first
+          block. Later blocks take a step of `HeavyBall`, mu m + gamma f(x).
         """
         output = f(x)
         if m is not None:
@@ -129,6 +129,7 @@ class AdamOnce(Update):
             v = v + self.beta2 * output.square().mean(-1, keepdim=True)
         else:
             p = (1 - self.beta1) * output
+        # The step of Adam at x_0, with 1e-8 inside the root.
         change = self.gamma1 * p / (v + 1e-8).sqrt()
         if self.kappa:
             change = change - self.kappa * x
@@ -152,7 +153,7 @@ class Robust(Update):
     L: float = 1.0
 
     def __post_init__(self) -> None:
-        """Check that k, L and p fit each other.  Raises: ConfigError."""
+        """Raise ConfigError unless k > 1, L > 0 and 1 - 1 / sqrt(k) <= p <= 1 - 1 / k."""
         if not (self.k > 1 and self.L > 0):
             name, got = "k, L", f"{self.k}, {self.L}"
             raise ConfigError(name, got=got, want="k above 1, L above 0", fix="Try 4 and 1.")
@@ -164,7 +165,7 @@ class Robust(Update):
 
     @property
     def constants(self) -> tuple[float, float, float]:
-        """Return the constants gamma, mu and alpha of the class's equations."""
+        """The constants gamma, mu and alpha of the class's equations, from k, p and L."""
         k, p = self.k, self.p
         slow = (1 - p) ** 2 * (1 + p)
         return k * slow / self.L, k * p**3 / (k - 1), p**3 / ((k - 1) * slow)
@@ -200,9 +201,11 @@ class Residual(PassesState):
     """
 
     def __init__(self, block: nn.Module, update: Update, *, added: bool = False) -> None:
-        """Wrap a block, whose update takes its momentum from the `Residual` before.
+        """Wrap a block in a residual update with momentum.
 
-        added: the host adds x itself. Raises: ConfigError for that with an update that reads x.
+        block: f, (..., d) -> (..., d), without its residual; update: the rule by which f(x) and the
+          momentum change x; added: the host adds x itself, so that the forward returns the change
+          alone. Raises: ConfigError for added=True with a rule that needs x itself.
         """
         super().__init__()
         if added and update.reads_stream:
@@ -216,8 +219,8 @@ class Residual(PassesState):
         return Residual, self.update
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return x + change, or the change alone if the host adds x itself."""
-        # the momentum came from the `Residual` before, None at the first
+        """Compute x + change, or the change alone if the host adds x.  x: (..., d) -> (..., d)."""
+        # the previous layer's `Residual` has handed its momentum on; None at the first
         change, m = self.update.step(self.block, x, self.carried(len(x)))
         if m is not None:
             self.carry(m)
@@ -228,12 +231,12 @@ class Residual(PassesState):
 
 
 def wrap_residuals(model: nn.Module, update: Update, paths: Sequence[str]) -> nn.Module:
-    """Wrap the modules at these paths, whose host adds x itself, in `Residual`s, in place.
+    """Wrap some modules of a model in residual updates with momentum (`Residual`), in place.
 
-    update: the rule of the residual stream, such as `HeavyBall`. paths: in the order of the depth;
-      the momentum goes from one to the next, and starts anew at every forward of the model.
-      `intarsia.methods.add_momentum` does this to a host of blocks, and refuses what it does not
-      fit. Returns the model.
+    model: adds x itself around each of these modules; update: the rule, such as `HeavyBall`; paths:
+      of the modules, in the order of the depth; the momentum goes from one to the next, and starts
+      anew at every forward of the model. Returns the model. `intarsia.methods.add_momentum` finds
+      the paths in a transformer, and refuses what it does not fit.
     Raises: TargetError for a path that is not there; ConfigError as `Residual` does.
     """
     modules = dict(model.named_modules())
@@ -241,6 +244,7 @@ def wrap_residuals(model: nn.Module, update: Update, paths: Sequence[str]) -> nn
         subject, fix = f"path {missing[0]!r}", "Name them as model.named_modules() does."
         raise TargetError(subject, got="no such module", want="modules of the model", fix=fix)
     residuals = [Residual(modules[path], update, added=True) for path in paths]
+    # Their numbers tell each which one hands it the momentum.
     number_layers(residuals)
     for path, wrapped in zip(paths, residuals, strict=True):
         parent, _, name = path.rpartition(".")

@@ -48,11 +48,11 @@ class RoutedCell(Cell):
     def __init__(
         self, body: Cell, layers: dict[str, nn.Module], routers: dict[str, RandomRouter]
     ) -> None:
-        """Put layers with experts in the place of a cell's down and up projections.
+        """Replace the down and up projections of an adapter by layers with experts.
 
-        body: the cell, i.e. the adapter of one layer of the model; it is changed in place.
-          layers: "down" or "up" -> the layer with experts that replaces this projection;
-          routers: "down" or "up" -> the router that draws experts for this layer.
+        body: the adapter of one layer of the model, changed in place; layers: "down" or "up" -> the
+          layer with experts that replaces this projection; routers: "down" or "up" -> the router
+          that draws experts for this layer.
         """
         super().__init__()
         self.body = body
@@ -61,9 +61,10 @@ class RoutedCell(Cell):
         self.routers = nn.ModuleDict(routers)
 
     def _project(self, side: str, x: Tensor) -> Linear:
-        """Return the projection of a side; while training, one with the experts drawn for x.
+        """Return a projection of the adapter; while training, with experts that are drawn for x.
 
-        side: "down" or "up"; x: (B, ..., d), the cell's input. Without a router, the layer itself.
+        side: "down" or "up", the projection; x: (B, ..., d), the adapter's input. In evaluation,
+          and for a projection without a router, it is the layer itself.
         """
         layer = getattr(self.body, side)
         if side not in self.routers or not self.training:
@@ -77,12 +78,13 @@ class RoutedCell(Cell):
         return partial(layer, gates=gates)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Compute the adapter for x, (B, ..., d), in training with experts drawn for it."""
         x = self.cast(x)
         body = cast(TwoSided, self.body)
         return body.compute(x, self._project("down", x), self._project("up", x))
 
     def merged(self) -> Cell:
-        """Return a copy of the body whose layers with experts are replaced by their merge."""
+        """Return a plain copy of the adapter, whose layers with experts are merged linear maps."""
         # a shallow copy of the body: its experts are merged, not copied first
         plain = copy.copy(self.body)
         plain._modules = dict(self.body._modules)
@@ -95,9 +97,9 @@ class RoutedCell(Cell):
 
 
 def two_sided(body: Cell) -> Any:
-    """Return the cell `body` itself, if its `down` and `up` are linear maps.
+    """Return an adapter as it is, if its `down` and `up` are linear maps; refuse any other.
 
-    Raises: ConfigError if they are not.
+    body: the adapter.  Raises: ConfigError.
     """
     if not all(isinstance(getattr(body, side, None), nn.Linear) for side in ("down", "up")):
         want = "a cell of a down and an up projection"
@@ -109,7 +111,8 @@ def two_sided(body: Cell) -> Any:
 def check_gates(gates: Tensor, experts: int, rows: int) -> None:
     """Raise ShapeError unless gates are (G, experts) with G a divisor of the rows.
 
-    rows: number of rows of the input; each row of gates serves rows / G of them.
+    gates: 1 = the expert is active, a row for each group of consecutive inputs; experts: their
+      number; rows: the number of inputs, of which each group has rows / G.
     """
     if gates.shape[1:] != (experts,) or not len(gates) or rows % len(gates):
         want = f"(G, {experts}) with G a divisor of the rows"

@@ -33,10 +33,12 @@ class SkillsCell(Cell):
         router: Callable[[torch.Generator], TaskRouter],
         generator: torch.Generator,
     ) -> None:
-        """Draw A of S skills for each of Q heads; B begins at 0.
+        """Draw the matrices A of S skills, each a LoRA (A, B); the matrices B begin at 0.
 
-        lora: rank, alpha; heads: Q; skills: S; site: the host's linear layer, with its widths;
-          router: makes the router that says which skills a task has, from a generator.
+        lora: rank, alpha; heads: Q, the number of slices of the layer's inputs and outputs, each of
+          which mixes the skills by itself; skills: S; site: the host's linear layer, with its
+          widths; router: makes, from a generator, the router that weighs the skills for a task;
+          generator: the source of A and of the router.
         """
         super().__init__()
         # the settings of the LoRA that a task gets
@@ -49,10 +51,12 @@ class SkillsCell(Cell):
         self.router = router(generator)
 
     def mixed(self, weight: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the weighted means of the skills, head by head.
+        """Compute the weighted sums of the skills' LoRA matrices A and B, head by head.
 
-        weight: (N, Q, S) -> A (N, r, d_in), B (N, d_out, r).
+        weight: (N, Q, S), for each of N samples the weights of S skills in Q heads.  -> A (N, r,
+          d_in), B (N, d_out, r).
         """
+        # The router weighs in float32, the skills may have half precision.
         weight = weight.to(self.down.dtype)
         # each head mixes its own slice of the inputs of A and of the outputs of B
         down = torch.einsum("nqs,qsri->nrqi", weight, self.down).flatten(2)
@@ -60,9 +64,14 @@ class SkillsCell(Cell):
         return down, up
 
     def forward(self, x: Tensor) -> Tensor:
-        """Apply the LoRA of each sample's task.  x: (N, ..., d_in) -> (N, ..., d_out)."""
+        """Apply to each sample the LoRA that is mixed from the skills for its task.
+
+        x: (N, ..., d_in) -> (N, ..., d_out). The router knows the samples' tasks: they were set
+          before the forward.
+        """
         x = self.cast(x)
-        weight = self.router(x).weight  # (N Q S,), every entry of the dense matrix in order
+        # a weight for each sample, head and skill, listed in this order: (N Q S,)
+        weight = self.router(x).weight
         down, up = self.mixed(weight.view(-1, *self.down.shape[:2]))
         rows = x.flatten(1, -2) if x.dim() > 2 else x[:, None]  # (N, T, d_in)
         # each sample has its own A and B: batched products
@@ -71,7 +80,10 @@ class SkillsCell(Cell):
 
     @torch.no_grad()
     def lora(self, weight: Tensor) -> LoraCell:
-        """Return the plain LoRA that the skills make with these shares.  weight: (Q, S)."""
+        """Return the plain LoRA that the skills make with fixed weights.
+
+        weight: (Q, S), the weight of each skill in each head.
+        """
         cell = LoraCell(self.of, self.site, generator=torch.Generator()).to(self.down)
         # a batch of one task
         down, up = self.mixed(weight[None])
@@ -82,8 +94,8 @@ class SkillsCell(Cell):
     def of_task(self, task: int | None = None) -> LoraCell:
         """Return the plain LoRA of one task.
 
-        task: its number; None = the only one, or the mean over all where the router's `unknown`
-          says so.
+        task: its number; None = the only one, or, where the router's `unknown` is "mean", the mean
+          over all tasks.
         Raises: FoldError for None where there are several; ConfigError for no such task.
         """
         # a single task needs no routing to be merged
@@ -99,5 +111,8 @@ class SkillsCell(Cell):
         return self.of_task()
 
     def delta(self, task: int | None = None) -> Tensor:
-        """Return the weight change of one task, as `of_task`.  Returns (outputs, inputs)."""
+        """Return the weight change of one task, (outputs, inputs).
+
+        task: its number; None = the only one, or, where the router's `unknown` is "mean", the mean.
+        """
         return self.of_task(task).delta()

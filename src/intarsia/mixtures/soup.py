@@ -19,9 +19,10 @@ class SoupLinear(nn.Module):
     """
 
     def __init__(self, base: nn.Linear, experts: int, *, active: int = 1) -> None:
-        """Copy the weights and biases of `base` for each of N experts.
+        """Copy the weight and bias of a linear map for each of N experts.
 
-        active: how many are drawn at a time, by which a sum of gates is divided.
+        base: the linear map; experts: N; active: how many experts are drawn at a time, whose mean
+          is the output.
         """
         super().__init__()
         self.experts, self.active = experts, active
@@ -41,7 +42,8 @@ class SoupLinear(nn.Module):
     def forward(self, x: Tensor, gates: Tensor | None = None) -> Tensor:
         """Apply the mean of the active maps; without gates the mean of all.
 
-        x: (B, ..., in); gates: (G, N) of zeros and ones, G a divisor of B. Returns (B, ..., out).
+        x: (B, ..., in); gates: (G, N) of zeros and ones, 1 = active: a row for each B / G
+          consecutive samples, G a divisor of B; None = evaluation.  -> (B, ..., out).
         """
         # evaluation, and an empty batch, use the mean of all experts
         if gates is None or not x.shape[0]:

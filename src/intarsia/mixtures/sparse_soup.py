@@ -57,11 +57,13 @@ class GreedySoup:
 def greedy(
     states: Sequence[State], score: Callable[[State], float], names: Sequence[str] = ()
 ) -> GreedySoup:
-    """Return the best candidate, averaged with each next one as long as the score does not fall.
+    """Build a soup from the best candidate, adding each next one that does not lower the score.
 
-    states: state dicts of the candidates. score: rates a state dict on validation data; higher is
-      better. It is computed for every candidate, then for every average. names: the candidates',
-      for errors. Raises: as `mixed`; ConfigError for a score that is no number.
+    states: state dicts of the candidates; score: computes the validation score of a state dict, the
+      higher the better; it is called for every candidate, then for every average. names: names of
+      the candidates, for errors.
+    Raises: ConfigError for candidates that cannot be averaged (see `mixed`), or a score that is no
+      number.
     """
     names = list(names) or [str(i + 1) for i in range(len(states))]
     check_alike(states, names)
@@ -80,9 +82,9 @@ def greedy(
 
 
 def check_alike(states: Sequence[State], names: Sequence[str]) -> None:
-    """Raise ConfigError unless there are several states, of one architecture, type and mask.
+    """Raise ConfigError unless several state dicts have the same tensors, dtypes and zeros.
 
-    names: the candidates' names, for the error.
+    states: state dicts of the candidates; names: the candidates' names, for the error.
     """
     if len(states) < 2:
         got, fix = f"{len(states)} candidate", "Give two or more of one pruned model."
@@ -90,6 +92,7 @@ def check_alike(states: Sequence[State], names: Sequence[str]) -> None:
     first = states[0]
     for state, name in zip(states[1:], names[1:], strict=True):
         pair = f"candidates {names[0]} and {name}"
+        # names that one of the two lacks
         if odd := sorted(first.keys() ^ state.keys()):
             got = f"{len(odd)} names in one of them only, as {odd[0]}"
             raise ConfigError(pair, got=got, want="the same names", fix="Take runs of one method.")
@@ -98,9 +101,10 @@ def check_alike(states: Sequence[State], names: Sequence[str]) -> None:
 
 
 def _check_tensor(pair: str, key: str, first: Tensor, second: Tensor) -> None:
-    """Raise ConfigError where a tensor differs in shape, type or zeros, or is not finite.
+    """Raise ConfigError if a tensor of two candidates differs in shape, type or zeros.
 
-    pair: the two candidates in words; key: the tensor's name; first, second: its two values.
+    pair: the two candidates in words, for the error; key: the tensor's name; first, second: its
+      values in the two candidates, which must also be finite.
     """
     for trait, ours, theirs in (
         ("shape", tuple(first.shape), tuple(second.shape)),
@@ -116,6 +120,7 @@ def _check_tensor(pair: str, key: str, first: Tensor, second: Tensor) -> None:
         raise ConfigError(pair, got=f"{key} that is not finite", want="numbers", fix=fix)
     if first.dim() < 2:  # norms and biases have no mask
         return
+    # A weight that is 0 in one candidate alone would not stay 0 in the average.
     places = int(((first != 0) != (second.to(first.device) != 0)).sum())
     if places:
         layer = key.removesuffix(".weight")
@@ -128,8 +133,9 @@ def _check_tensor(pair: str, key: str, first: Tensor, second: Tensor) -> None:
 
 
 def _shares(weights: Sequence[float] | None, count: int) -> list[float]:
-    """Return the weights of `count` candidates, checked; None = equal ones.
+    """Return the weights of the candidates, checked; None = equal ones.
 
+    weights: one for each candidate; count: the number of candidates.
     Raises: ConfigError unless they are `count` numbers of 0 or more that add up to 1.
     """
     if weights is None:
@@ -142,9 +148,9 @@ def _shares(weights: Sequence[float] | None, count: int) -> list[float]:
 
 
 def distance(states: Sequence[State], centre: State) -> float:
-    """Return the mean Euclidean distance of the candidates' weights from those of an average.
+    """Return how far candidates are from their average: the mean Euclidean distance of weights.
 
-    states: state dicts of the candidates; centre: the average's.
+    states: state dicts of the candidates; centre: the state dict of the average.
     """
     distances = [
         math.sqrt(sum(float((s[n].double() - c.double()).square().sum()) for n, c in floats))
@@ -155,10 +161,10 @@ def distance(states: Sequence[State], centre: State) -> float:
 
 
 def pairs(states: Sequence[State]) -> list[dict[str, float]]:
-    """Return the Euclidean distance and the cosine of the weights of each two candidates.
+    """Compare all pairs of candidates: the Euclidean distance and the cosine of their weights.
 
-    states: state dicts of the candidates. One row {"a", "b", "distance", "cosine"} for each a < b,
-      counted from 0.
+    states: state dicts of the candidates. Returns a row {"a", "b", "distance", "cosine"} for each
+      pair of candidates a < b, counted from 0.
     """
     rows: list[dict[str, float]] = []
     for a, b in combinations(range(len(states)), 2):
@@ -171,6 +177,7 @@ def pairs(states: Sequence[State]) -> list[dict[str, float]]:
         distance_ab = math.sqrt(
             sum(float((state_a[n].double() - state_b[n].double()).square().sum()) for n in names)
         )
+        # Two candidates of zeros would divide by 0.
         cosine = dot / max(math.sqrt(norm_a * norm_b), 1e-300)
         rows.append({"a": a, "b": b, "distance": distance_ab, "cosine": cosine})
     return rows

@@ -24,16 +24,20 @@ class _CountInBackward(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, value: Tensor, probe: Tensor, gates: Tensor) -> Tensor:
-        """Return the value; remember the gates for the backward.
+        """Return the value unchanged; the backward will count the active experts.
 
-        probe: (N,), gets the counts as its gradient; gates: (G, N), not 0 = the expert is active.
+        ctx: autograd's context; value: any tensor on the way to the loss; probe: (N,), a tensor
+          whose gradient will be the counts; gates: (G, N), not 0 = the expert is active.
         """
         ctx.save_for_backward(gates)
         return value.view_as(value)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None]:
-        """Return the value's gradient, and for the probe 1 where an expert was active, (N,)."""
+        """Return the value's gradient, the probe's, (N,), 1 where an expert was active, and None.
+
+        ctx: autograd's context, with the gates; grads: the gradient of the output.
+        """
         (gates,) = ctx.saved_tensors
         return grads[0], (gates != 0).any(0).float(), None
 
@@ -75,10 +79,14 @@ class SplitLinear(nn.Module):
         decay: str = "owned",
         zero_start: bool = False,
     ) -> None:
-        """Take the weight of `base` as V and W0, and copy its bias for each expert.
+        """Deal out a linear map's weight to N experts, and copy its bias for each of them.
 
-        partition: which expert owns each entry of "weight". active: k, how many experts are drawn
-          at a time. scaling, decay: see the class. zero_start: W0 is 0 and not stored.
+        One tensor V is trained for all; an expert trains the entries of V that it owns, and has the
+        start W0 in all others. Both begin as the weight of `base`.
+        base: the linear map; partition: which expert owns each entry of "weight"; active: k, how
+          many experts are drawn at a time; scaling: the factor of V - W0 in training, "inverted" N
+          / k, "paper" 1; decay: what weight decay shrinks, "owned" V, "delta" V - W0, "official" V
+          and each expert's copy of W0; zero_start: W0 is 0 and not stored.
         """
         super().__init__()
         _check(base, partition, active, scaling, decay)
@@ -114,26 +122,32 @@ class SplitLinear(nn.Module):
         self._probe.grad = None
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> SplitLinear:
-        """Move or cast the module as torch does, and make the probe anew on its device."""
+        """Move or cast the module as torch does, and make the counter of trained experts anew.
+
+        fn: what torch applies to each tensor; recurse: as in torch. The counter `_probe` is neither
+          a parameter nor a buffer, so that torch does not move it.
+        """
         super()._apply(fn, recurse)
         self._probe = torch.zeros(self.experts, device=self.weight.device, requires_grad=True)
         return self
 
     @property
     def gain(self) -> float:
-        """c, by which the active part is multiplied in training."""
+        """The factor c, by which the active part is multiplied in training."""
         return self.experts / self.active if self.scaling == "inverted" else 1.0
 
     def change(self) -> Tensor:
-        """Return D = V - W0, (out, in)."""
+        """Return D = V - W0, the trained weight less the start, (out, in)."""
         if self.start is None or self.decay == "delta":
             return self.weight
         return self.weight - self.start
 
     def parts(self) -> Tensor:
-        """Return c M_i D, what expert i adds to W0; with decay="official", W_i itself.
+        """Return the part c M_i D that each expert i adds to the start weight, (N, out, in).
 
-        (N, out, in).
+        M_i: the mask of the entries that expert i owns; D: the trained change of the weight; c:
+          `gain`. With decay="official", where each expert's start shrinks too, it returns the
+          experts' whole weights.
         """
         label = torch.arange(self.experts, device=self.owner.device, dtype=self.owner.dtype)
         owned = self.owner == label[:, None, None]
@@ -143,9 +157,10 @@ class SplitLinear(nn.Module):
         return torch.where(owned, self.change() * self.gain, 0.0)
 
     def expert_weight(self, gates: Tensor) -> Tensor:
-        """Return the weight W_S of the active experts S, for each row of gates.
+        """Compute the layer's weight with some experts active, one weight for each row of gates.
 
-        gates: (G, N) of zeros and ones. Returns (G, out, in).
+        gates: (G, N) of zeros and ones, 1 = active.  -> (G, out, in): the start weight, plus the
+          trained changes of the entries that active experts own, times `gain`.
         """
         if self.experts <= len(gates):
             # a sum of disjoint parts, so exact; one small GEMM is faster than a lookup per entry
@@ -160,11 +175,15 @@ class SplitLinear(nn.Module):
         return weight if self.start is None else self.start + weight
 
     def merged_weight(self) -> Tensor:
-        """Return the mean of W_S over all sets S of k active experts, (out, in)."""
+        """Compute the merged weight, (out, in): the mean over all sets of k active experts.
+
+        The mean is that of `expert_weight` for each such set; k: `active`.
+        """
         if self.rho is not None and self.start is not None:
             # an entry is V in its owner's copy, and rho_j W0 in every other copy j
             unowned = self.rho.sum() - self.rho[self.owner.long()]
             return (self.weight + unowned.to(self.start.dtype) * self.start) / self.experts
+        # each expert is in a share k / N of the sets
         share = 1.0 if self.scaling == "inverted" else self.active / self.experts
         if share == 1 and (self.start is None or self.decay != "delta"):
             return self.weight
@@ -172,7 +191,7 @@ class SplitLinear(nn.Module):
         return change if self.start is None else self.start + change
 
     def merged_bias(self) -> Tensor | None:
-        """Return the mean of b_S over all sets S, (out,), or None without biases."""
+        """Return the mean of the experts' biases, (out,), or None without biases."""
         return None if self.biases is None else self.biases.mean(0)
 
     def merged(self) -> nn.Linear:
@@ -180,9 +199,11 @@ class SplitLinear(nn.Module):
         return plain_linear(self.merged_weight(), self.merged_bias())
 
     def forward(self, x: Tensor, gates: Tensor | None = None) -> Tensor:
-        """Apply W_S and b_S of the experts S that each gate row has; without gates, the merge.
+        """Apply one linear map, made of the active experts' parts of the weight and mean bias.
 
-        x: (B, ..., in); gates: (G, N) of zeros and ones, G a divisor of B. Returns (B, ..., out).
+        x: (B, ..., in); gates: (G, N) of zeros and ones, 1 = active: a row for each B / G
+          consecutive samples, G a divisor of B; None = the merged layer, the mean over all sets of
+          k active experts.  -> (B, ..., out).
         """
         if gates is None or not x.shape[0]:
             return F.linear(x, self.merged_weight(), self.merged_bias())
@@ -203,12 +224,13 @@ class SplitLinear(nn.Module):
         return y.view(*x.shape[:-1], self.out_features)
 
     def variance(self, x: Tensor, scale: Tensor | float = 1.0) -> Tensor:
-        """Return the variance of scale times the output over random sets S of k active experts.
+        """Compute how much the output varies with the random choice of k of N experts.
 
-        x: (..., in) -> (...), summed over outputs.  scale s: a number, or one for each output.
+        x: (..., in); scale: s, a factor of the output, a number or one for each output.  -> (...),
+          the variance over the choice, summed over outputs.
         It is k (N - k) / (N - 1) times the mean over i of |s (u_i - mean u)|^2, as k of N experts
         are drawn without replacement; u_i = P_i x + b_i / k is the contribution of expert i, with
-        P_i its part of the weight, see `parts`. Costs N masked products.
+        P_i its part of the weight, see `parts`, and b_i its bias. Costs N masked products.
         """
         if self.experts == 1:
             return x.new_zeros(x.shape[:-1])
@@ -224,8 +246,9 @@ class SplitLinear(nn.Module):
 def _check(base: nn.Linear, partition: Partition, active: int, scaling: str, decay: str) -> None:
     """Raise ConfigError or ShapeError for settings of a `SplitLinear` that cannot be.
 
-    base: the linear map to split; partition: must give each entry of its weight an owner; active,
-      scaling, decay: see the class.
+    base: the linear map to split; partition: must give each entry of its weight to an expert;
+      active: the number of experts drawn at a time; scaling: "inverted" or "paper"; decay: "owned",
+      "delta" or "official".
     """
     one_of("scaling", scaling, SCALINGS)
     one_of("decay", decay, DECAYS)
@@ -246,9 +269,10 @@ def _check(base: nn.Linear, partition: Partition, active: int, scaling: str, dec
 
 
 def split_linear_naive(layer: SplitLinear, x: Tensor, gates: Tensor) -> Tensor:
-    """Compute SplitLinear.forward slowly: row by row, expert by expert, copies written out.
+    """Compute SplitLinear.forward slowly, as a check: each sample, expert by expert.
 
-    x: (B, ..., in); gates: (G, N), G a divisor of B. Returns (B, ..., out), to compare with.
+    layer: the layer; x: (B, ..., in); gates: (G, N), 1 = active, a row for each B / G consecutive
+      samples.  -> (B, ..., out).
     """
     rows = x.shape[0] // gates.shape[0]
     start = torch.zeros_like(layer.weight) if layer.start is None else layer.start
@@ -257,6 +281,7 @@ def split_linear_naive(layer: SplitLinear, x: Tensor, gates: Tensor) -> Tensor:
         active = gates[row // rows].nonzero().flatten().tolist()
         weight, bias = start.clone(), torch.zeros(layer.out_features, dtype=x.dtype)
         for i in active:
+            # expert i's own entries are trained; all others keep W0, decayed by rho
             rho = 1.0 if layer.rho is None else layer.rho[i]
             weight = torch.where(
                 layer.owner == i, start + layer.gain * layer.change(), weight * rho

@@ -24,11 +24,12 @@ Groups = list[dict[str, Any]]
 
 
 def decay_groups(model: nn.Module, weight_decay: float, norm_decays: bool = False) -> Groups:
-    """Return the trained parameters in two groups for an optimiser: with weight decay, and without.
+    """Return a model's trained parameters in two optimiser groups: with weight decay, and without.
 
-    weight_decay: the first group's. Without: biases (an expert's bias is one, though N of them
-      make a matrix) and every other vector, such as gains of norms and learned scales. norm_decays:
-      decay the gains of norms as well, as MoSA's released code does with its adapter's.
+    model: its parameters that need gradients; weight_decay: the first group's. The second group has
+      all biases (also those of N experts, which form a matrix) and other vectors, such as gains of
+      norms and learned scales. norm_decays: put the gains of norms into the first group, as MoSA's
+      released code does with its adapter's.
     """
     decayed: list[nn.Parameter] = []
     free: list[nn.Parameter] = []
@@ -77,10 +78,13 @@ class SplitAdamW(Optimizer):
         update: str = "dense",
         variant: str = "torch",
     ) -> None:
-        """Remember the settings in the groups, and find the SplitLinears of `model`.
+        """Store the settings in the parameter groups, and find the `SplitLinear`s of a model.
 
-        params: parameters or groups; lr, betas, eps, weight_decay: as in torch's AdamW; update,
-          variant: see the class. Raises: ConfigError.
+        params: parameters or groups; model: has the `SplitLinear`s, whose experts are stepped one
+          by one; lr, betas, eps, weight_decay: as in torch's AdamW; update: "dense" also steps
+          experts that were not drawn, "lazy" does not; variant: weight decay before the step
+          ("torch") or after it ("huggingface").
+        Raises: ConfigError for a setting that cannot be.
         """
         one_of("update", update, UPDATES)
         one_of("variant", variant, VARIANTS)
@@ -112,6 +116,7 @@ class SplitAdamW(Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
+        # each expert of a split layer counts its own steps, by whether it had a gradient
         drawn = self._drawn()
         for group in self.param_groups:
             for parameter in group["params"]:
@@ -135,10 +140,11 @@ class SplitAdamW(Optimizer):
             layer.forget()
 
     def _drawn(self) -> dict[SplitLinear, list[bool]]:
-        """Return for each expert of each layer True if it had a gradient, on any process."""
+        """Return, by layer, True for each expert that had a gradient, in any process."""
         if not self._layers:
             return {}
         marks = torch.cat([layer.seen for layer in self._layers]).to(torch.uint8)
+        # Routers that are sharded draw for a part of the batch on each process.
         if any(router.context.shard[1] > 1 for router in self._routers):
             torch.distributed.all_reduce(marks, torch.distributed.ReduceOp.MAX)
         flat = iter(marks.bool().tolist())  # one wait for the device, for all layers
@@ -147,18 +153,23 @@ class SplitAdamW(Optimizer):
     def _moments(self, parameter: Tensor) -> dict[str, Any]:
         """Return the optimiser's state of a parameter, created at the first call.
 
-        "step": of the parameter, or of each expert (N,); "exp_avg": m; "exp_avg_sq": v.
+        Its entries are "step", the number of steps, or that of each expert (N,); and the running
+        means of the gradient, "exp_avg", and of its square, "exp_avg_sq".
         """
         state = self.state[parameter]
         if not state:
             layer = self._split.get(cast(nn.Parameter, parameter))
+            # Each expert of a split parameter counts its own steps.
             state["step"] = 0 if layer is None else torch.zeros(layer.experts, dtype=torch.int64)
             state["exp_avg"] = torch.zeros_like(parameter)
             state["exp_avg_sq"] = torch.zeros_like(parameter)
         return state
 
     def _step_plain(self, parameter: Tensor, group: dict[str, Any]) -> None:
-        """Step a parameter that belongs to no `SplitLinear`.  group: its settings."""
+        """Make an AdamW step of a parameter that belongs to no `SplitLinear`.
+
+        group: the parameter's settings, such as its rate.
+        """
         state = self._moments(parameter)
         state["step"] += 1
         _adamw(parameter, state, _rates(state["step"], group), group["variant"])
@@ -166,9 +177,10 @@ class SplitAdamW(Optimizer):
     def _step_split(
         self, parameter: Tensor, layer: SplitLinear, drawn: list[bool], group: dict[str, Any]
     ) -> None:
-        """Step a parameter of the `SplitLinear` `layer`, each expert at its own step number t.
+        """Step a parameter of a `SplitLinear`, each expert at its own step number t.
 
-        drawn: for each expert, True if it had a gradient; group: the parameter's settings.
+        parameter: the layer's weight or its biases; layer: the `SplitLinear`; drawn: for each
+          expert, True if it had a gradient; group: the parameter's settings, such as its rate.
         """
         state = self._moments(parameter)
         before: list[int] = state["step"].tolist()
@@ -197,10 +209,10 @@ STAY = (1.0, 1.0, 0.0, 1.0, 1.0, 1.0)
 
 
 def _rates(step: int, group: dict[str, Any]) -> tuple[float, ...]:
-    """Return the six numbers of STAY for step t of an expert.
+    """Return the six numbers that an AdamW step needs at step t.
 
-    step: t, from 1. group: the optimiser's settings. They are b1, b2, lr / (1 - b1^t), sqrt(1 -
-      b2^t), eps and 1 - lr wd.
+    They are b1, b2, lr / (1 - b1^t), sqrt(1 - b2^t), eps and 1 - lr wd. step: t, counted from 1;
+    group: the optimiser's settings lr, betas (b1, b2), eps and weight_decay wd.
     """
     b1, b2 = group["betas"]
     lr, eps = float(group["lr"]), group["eps"]
@@ -211,10 +223,11 @@ def _rates(step: int, group: dict[str, Any]) -> tuple[float, ...]:
 
 
 def _adamw(parameter: Tensor, state: dict[str, Any], rates: Iterable[Any], variant: str) -> None:
-    """Make one step of AdamW, in place.
+    """Make one step of AdamW on a parameter with a gradient, in place.
 
-    state: the moments m and v; rates: the six numbers that `_rates` returns, or tensors that
-      broadcast; variant: "torch" or "huggingface".
+    state: the running means of the gradient and of its square; rates: the six numbers that `_rates`
+      returns, or six tensors that broadcast to the parameter; variant: "torch", decay before the
+      step, or "huggingface", after it.
     """
     b1, b2, rate, corrected, eps, keep = rates
     gradient, m, v = parameter.grad, state["exp_avg"], state["exp_avg_sq"]
@@ -232,11 +245,11 @@ def _adamw(parameter: Tensor, state: dict[str, Any], rates: Iterable[Any], varia
 def split_adamw(
     model: nn.Module, lr: float, weight_decay: float, *, norm_decays: bool = False, **settings: Any
 ) -> SplitAdamW:
-    """Return an optimiser over a model's trained parameters, in the groups of `decay_groups`.
+    """Make an AdamW that steps each expert of a `SplitLinear` apart, in groups of `decay_groups`.
 
-    It is AdamW that steps each expert of a SplitLinear apart. lr: the learning rate; weight_decay:
-      that of matrices; norm_decays: True decays the gains of norms as well; settings: further
-      keyword arguments of SplitAdamW, such as betas.
+    model: its trained parameters; lr: the learning rate; weight_decay: that of matrices;
+      norm_decays: True decays the gains of norms as well; settings: further keyword arguments of
+      SplitAdamW, such as betas.
     """
     groups = decay_groups(model, weight_decay, norm_decays)
     return SplitAdamW(groups, model, lr=lr, weight_decay=weight_decay, **settings)

@@ -25,6 +25,7 @@ class CutLinear(nn.Module):
     """The weights of a linear map that is cut among experts; not a layer by itself."""
 
     def __init__(self, layer: nn.Linear) -> None:
+        """Register the weight and bias of a linear map, without a copy."""
         super().__init__()
         self.weight, self.bias = layer.weight, layer.bias
 
@@ -36,12 +37,18 @@ class CutLinear(nn.Module):
         return linear
 
     def reads(self, experts: int) -> tuple[Tensor, Tensor | None]:
-        """Return rows by expert, (E n, d) -> (E, n, d), and the biases (E, n) or None."""
+        """Return the weight cut along its outputs, (E, n, d), and the bias, (E, n) or None.
+
+        experts: E; the weight is (E n, d), n outputs for each expert.
+        """
         weight = self.weight.view(experts, -1, self.weight.shape[1])
         return weight, None if self.bias is None else self.bias.view(experts, -1)
 
     def writes(self, experts: int) -> Tensor:
-        """Return columns by expert.  (d, E n) -> (E, d, n)."""
+        """Return the weight cut along its inputs, (E, d, n).
+
+        experts: E; the weight is (d, E n), n inputs for each expert.
+        """
         return self.weight.view(len(self.weight), experts, -1).transpose(0, 1)
 
 
@@ -69,17 +76,21 @@ class UnionMlp(Mixture):
         bias: nn.Parameter | None,
         shell: nn.Module,
     ) -> None:
-        """Make a mixture of the slices of an MLP.
+        """Make a mixture whose experts are slices of the hidden units of a dense MLP.
 
-        experts: the slices; router: chooses among them; bias: of the MLP's last layer, added once;
-          shell: the MLP's module without its weights, which gets them back when the union is
-          folded.
+        experts: the slices; router: chooses among them; bias: that of the MLP's last layer, added
+          once for every token; shell: the MLP's module without its weights, which gets them back
+          when the mixture is turned into the dense MLP again.
         """
         super().__init__(experts, router, None if bias is None else SharedBias(bias))
         self.shell = (shell,)  # not a part: it has no weights
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return b + the weighted sum of the experts, whose sizes are taught to the gate."""
+        """Compute the weighted sum of the experts' outputs, plus the MLP's bias.
+
+        x: (..., d) -> (..., out). While the router's gate is taught, it also gets the outputs, so
+          that it learns to predict their sizes.
+        """
         router = cast(UnionRouter, self.router)
         if not router.teaches:
             return super().forward(x)
@@ -104,11 +115,12 @@ class UnionAttention(nn.Module):
     def __init__(
         self, router: UnionRouter, out: CutLinear, heads: int, width: int, shell: nn.Module
     ) -> None:
-        """Remember the parts of the attention that both forms need.
+        """Store what any attention needs whose heads are divided into experts.
 
-        router: chooses experts, groups of heads, for each token; out: the weights of the output
-          layer W_o; heads: the host's; width: a head's; shell: the host's attention without its
-          weights, which gets them back when the union is folded.
+        router: chooses experts, which are groups of heads, for each token; out: the weights of the
+          output layer; heads: the host's number of heads; width: numbers of a head; shell: the
+          host's attention without its weights, which gets them back when the dense attention is
+          restored.
         """
         super().__init__()
         self.router, self.heads, self.width = router, heads, width
@@ -118,9 +130,9 @@ class UnionAttention(nn.Module):
         self._out = (out,)  # under the host's own name among the modules
 
     def route(self, x: Tensor) -> tuple[Segments, Tensor]:
-        """Return the pairs (token, expert) by sequence and expert, and their weights (N,).
+        """Choose experts for each token; return the pairs (token, expert), and their weights (N,).
 
-        x: (B, T, d).
+        x: (B, T, d), the attention's input. The pairs are grouped by expert and sequence.
         """
         routing: Routing = self.router(x)
         tokens, length = routing.tokens, x.shape[1]
@@ -128,15 +140,19 @@ class UnionAttention(nn.Module):
         return pairs, routing.weight.to(x.dtype)[pairs.order]
 
     def summed(self, x: Tensor, pairs: Segments, weight: Tensor, attended: Tensor) -> Tensor:
-        """Return b_o + sum_e G_te W_o,e a_te, (B, T, d): the experts' outputs added up by token.
+        """Apply the output layer to the heads of all pairs, and add up the results by token.
 
-        x: (B, T, d); pairs, weight: as returned by `route`; attended: a (N, heads of an expert *
-          width), what the heads of each pair attended to.
+        y_t = b_o + sum_e G_te W_o,e a_te, with W_o,e the columns of the output layer for the heads
+        of expert e, b_o its bias, and G_te the weight of expert e for token t.
+        x: (B, T, d), the attention's input; pairs, weight: N pairs and their weights, as returned
+          by `route`; attended: a, (N, heads of an expert * width), what the heads of each pair's
+          expert return for its token.  -> (B, T, d).
         """
         (out,) = self._out
         linear = linear_of(pairs.expert, self.experts)
         outputs = linear(attended, out.writes(self.experts), None)
         rows = x.reshape(-1, x.shape[-1])
+        # The gate learns from the sizes of the outputs before they are weighted.
         if self.router.teaches:
             self.router.teach(rows, pairs.token, pairs.expert, outputs)
         y = outputs.new_zeros(len(rows), outputs.shape[1])
@@ -169,10 +185,11 @@ class SelectiveAttention(UnionAttention):
         behind: nn.Module,
         shell: nn.Module,
     ) -> None:
-        """Cut the host's attention into experts of heads / E heads.
+        """Cut the host's attention of H heads into E experts of H / E heads.
 
-        qkv, proj: the host's layers; heads: H; norms: for queries and keys; drop: dropout of the
-          shares; behind: the module after `proj`; shell: the host's attention without its weights.
+        router: chooses experts for each token; qkv, proj: the host's layers; heads: H; norms: for
+          queries and keys; drop: dropout of the attention's shares; behind: the module after
+          `proj`; shell: the host's attention without its weights.
         """
         out = CutLinear(proj)
         super().__init__(router, out, heads, qkv.out_features // (3 * heads), shell)
@@ -183,9 +200,10 @@ class SelectiveAttention(UnionAttention):
     def forward(
         self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False
     ) -> Tensor:
-        """Attend within each head's tokens.  x: (B, T, d) -> (B, T, d).
+        """Attend, in each head, from and to those tokens alone that were routed to it.
 
-        attn_mask, is_causal: must be None and False; a host passes them. Raises: ConfigError.
+        x: (B, T, d) -> (B, T, d); attn_mask, is_causal: must be None and False; a host passes them.
+        Raises: ConfigError for a mask.
         """
         if attn_mask is not None or is_causal:
             got, fix = "a mask over pairs of tokens", "Call the model without one."
@@ -203,9 +221,9 @@ class SelectiveAttention(UnionAttention):
         return self.proj_drop(self.summed(x, pairs, weight, attended))
 
     def _query_key_value(self) -> tuple[Tensor, Tensor | None]:
-        """Return the rows of W_q, W_k, W_v by expert, (E, 3 g w, d), and biases (E, 3 g w) or None.
+        """Return each expert's weight for queries, keys and values, and its bias or None.
 
-        E experts of g heads, w wide.
+        (E, 3 g w, d) and (E, 3 g w): E experts of g heads each, of width w, for inputs of width d.
         """
         n, d = self.each * self.width, self.qkv.weight.shape[1]
         weight = self.qkv.weight.view(3, self.experts, n, d).transpose(0, 1)
@@ -215,12 +233,12 @@ class SelectiveAttention(UnionAttention):
         return weight.reshape(self.experts, 3 * n, d), bias
 
     def naive(self, x: Tensor, routing: Routing) -> Tensor:
-        """Compute the same slowly: expert by expert, sequence by sequence.
+        """Compute the same as `forward`, slowly: expert by expert, sequence by sequence.
 
-        x: (B, T, d), same shape.
-        routing: the experts of the B T tokens.
+        x: (B, T, d) -> (B, T, d); routing: the experts of the B T tokens.
         """
         gates = routing.dense().view(*x.shape[:2], self.experts)
+        # a pair of weight 0 takes part in its expert's attention, too
         selected = torch.zeros_like(gates, dtype=torch.bool).view(-1, self.experts)
         selected[routing.token, routing.expert] = True
         selected = selected.view_as(gates)
@@ -234,6 +252,7 @@ class SelectiveAttention(UnionAttention):
                 if not len(places):
                     continue
                 z = F.linear(x[b, places], weight[e], None if bias is None else bias[e])
+                # an expert's heads attend among its own tokens alone
                 q, k, v = z.view(len(places), 3, self.each, self.width).permute(1, 2, 0, 3)
                 shares = (self.q_norm(q) @ self.k_norm(k).mT * self.width**-0.5).softmax(-1)
                 attended = (shares @ v).transpose(0, 1).flatten(1)
@@ -267,9 +286,10 @@ class SelectiveQueries(UnionAttention):
     ) -> None:
         """Cut the queries and the output layer of a decoder's attention into experts.
 
-        layers: q, k, v, o of the host; heads: of queries; norms: for queries and keys, None = none;
-          scale: of the scores; drop: dropout of the shares; layer: its number in the cache; shell:
-          the host's attention without its weights.
+        router: chooses experts, groups of query heads, for each token; layers: q, k, v, o of the
+          host; heads: of queries; norms: for queries and keys, None = none; scale: of the scores;
+          drop: dropout of the attention's shares; layer: its number in the cache; shell: the host's
+          attention without its weights.
         """
         q, k, v, o = layers
         out = CutLinear(o)
@@ -288,12 +308,11 @@ class SelectiveQueries(UnionAttention):
         cache: Any = None,
         **kwargs: Any,
     ) -> tuple[Tensor, None]:
-        """Attend from each head's tokens to all.
+        """Attend, in each head, from the tokens that were routed to it to all tokens.
 
-        hidden_states: (B, T, d). Returns ((B, T, d), None).
-        position_embeddings: (cos, sin) of the rotary positions; attention_mask: (B, 1, T, keys),
-          None = causal; cache: of keys and values, also as past_key_values. kwargs: unused; hosts
-          pass more.
+        hidden_states: (B, T, d); position_embeddings: (cos, sin) of the rotary positions;
+          attention_mask: (B, 1, T, keys), None = causal; cache: of keys and values, also as
+          past_key_values; kwargs: unused; hosts pass more.  -> ((B, T, d), None).
         """
         x, cache = hidden_states, kwargs.pop("past_key_values", None) if cache is None else cache
         assert position_embeddings is not None
@@ -328,9 +347,9 @@ class SelectiveQueries(UnionAttention):
         return x if norm is None else norm(x)
 
     def _keys(self, x: Tensor, positions: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-        """Return keys and values of all tokens, (B, heads of keys, T, w) both.
+        """Compute keys and values of all tokens, (B, heads of keys, T, w) both.
 
-        x: (B, T, d); positions: (cos, sin), (1 or B, T, w) both.
+        x: (B, T, d); positions: (cos, sin) of the rotary positions, (1 or B, T, w) both.
         """
         shape = (*x.shape[:2], -1, self.width)
         k, v = self.k_proj(x).view(shape), self.v_proj(x).view(shape)
@@ -339,9 +358,9 @@ class SelectiveQueries(UnionAttention):
         return k.transpose(1, 2), v.transpose(1, 2)
 
     def _key_heads(self, owner: Tensor) -> Tensor:
-        """Return the key heads that the g query heads of each expert use.  owner: (S,) -> (S, g).
+        """Return which key head each query head of an expert uses, by number, (S, g).
 
-        owner: the expert of each of S padded sequences.
+        owner: (S,), the experts, one for each of S padded sequences; an expert has g query heads.
         """
         head = owner[:, None] * self.each + torch.arange(self.each, device=owner.device)
         return torch.div(head, self.pairs_of, rounding_mode="floor")
@@ -349,11 +368,13 @@ class SelectiveQueries(UnionAttention):
     def _key_mask(self, x: Tensor, k: Tensor, mask: Tensor | None) -> Tensor:
         """Return which keys each token may see, (B, T, keys) bool, or a float mask added to scores.
 
-        x: (B, T, d); k: (B, heads, keys, w); mask: (B, 1, T, keys), None = causal.
+        x: (B, T, d), queries' tokens; k: (B, heads, keys, w); mask: the host's, (B, 1, T, keys),
+          None = causal.
         Raises: ConfigError for a mask of another form.
         """
         (b, t), keys = x.shape[:2], k.shape[2]
         if mask is None:
+            # Token t of T may see the keys of the cache and those up to its own.
             last_key = torch.arange(t, device=x.device)[:, None] + keys - t
             return (torch.arange(keys, device=x.device) <= last_key).expand(b, t, keys)
         if mask.dim() != 4 or mask.shape[1] != 1:
@@ -363,9 +384,10 @@ class SelectiveQueries(UnionAttention):
         return mask[:, 0, :, :keys].expand(b, t, keys)
 
     def naive(self, x: Tensor, routing: Routing, positions: tuple[Tensor, Tensor]) -> Tensor:
-        """Compute the same slowly: every head on every token, times 0 where it was not chosen.
+        """Compute the same as `forward`, slowly: all heads on all tokens, times 0 where not routed.
 
-        x: (B, T, d), same shape; routing: the experts of the B T tokens; positions: (cos, sin).
+        x: (B, T, d) -> (B, T, d); routing: the experts of the B T tokens; positions: (cos, sin) of
+          the rotary positions.
         """
         k, v = (t.repeat_interleave(self.pairs_of, 1) for t in self._keys(x, positions))
         q = F.linear(x, self.q_proj.weight, self.q_proj.bias)
@@ -376,21 +398,25 @@ class SelectiveQueries(UnionAttention):
         )
         attended = (shares.softmax(-1) @ v).transpose(1, 2)  # (B, T, H, w)
         gates = routing.dense().view(*x.shape[:2], self.experts)
+        # An expert's weight multiplies all of its heads.
         attended = attended * gates.repeat_interleave(self.each, -1)[..., None]
         return F.linear(attended.flatten(2), self.o_proj.weight, self.o_proj.bias)
 
 
 def rotated(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Return x cos + (-x_2, x_1) sin, x_1 and x_2 the halves of the last axis, as in Llama.
+    """Rotate by position: x cos + (-x_2, x_1) sin, x_1 and x_2 the halves of x, as in Llama.
 
-    cos, sin: of the rotary positions, broadcast against x.
+    x: (..., w); cos, sin: of the rotary positions, broadcast against x.
     """
     first, second = x.chunk(2, -1)
     return x * cos + torch.cat([-second, first], -1) * sin
 
 
 def _pair_positions(positions: Tensor, batch: int, token: Tensor) -> Tensor:
-    """Return the positions of each pair's token.  (1 or B, T, w) -> (N, 1, w)."""
+    """Return the rotary cos or sin of each pair's token, (N, 1, w).
+
+    positions: cos or sin, (1 or B, T, w); batch: B; token: (N,), the token of each pair, 0 to B T.
+    """
     return positions.expand(batch, -1, -1).reshape(-1, positions.shape[-1])[token][:, None]
 
 

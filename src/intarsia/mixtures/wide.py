@@ -28,7 +28,8 @@ class WideMlp(nn.Module):
     def __init__(self, experts: StackedExperts, shared: nn.Module | None) -> None:
         """Copy the weights of E stacked experts into one MLP of E h hidden units.
 
-        shared: the module that every token passes, None = none.
+        experts: MLPs of h hidden units each; shared: a module whose output is added for every
+          token, None = none.
         """
         super().__init__()
         self.experts, self.units = experts.experts, experts.up.shape[1]
@@ -45,9 +46,10 @@ class WideMlp(nn.Module):
         self.shared = copy.deepcopy(shared)
 
     def hidden(self, x: Tensor, gates: Tensor) -> Tensor:
-        """Return the units that `down` reads, 0 where the expert or the unit is off.
+        """Compute the hidden units of all experts, each multiplied by its expert's weight.
 
-        x: (..., d), gates: (T, E), T the rows of x. Returns (..., E h).
+        x: (..., d); gates: (T, E), the weights of E experts for the T rows of x, 0 = the row does
+          not have the expert.  -> (..., E h).
         """
         units = self.act(self.up(x) if self.gate is None else self.gate(x))
         if self.gate is not None:
@@ -56,7 +58,10 @@ class WideMlp(nn.Module):
         return units * gates.repeat_interleave(self.units, dim=-1)
 
     def forward(self, x: Tensor, gates: Tensor) -> Tensor:
-        """Return the output of the wide MLP.  x: (..., d), gates: (T, E) -> (..., out)."""
+        """Compute the output of the wide MLP.
+
+        x: (..., d); gates: (T, E), the weights of E experts for the T rows of x.  -> (..., out).
+        """
         y = self.down(self.hidden(x, gates))
         # the output biases are summed by the gates
         if self.down_bias is not None:
@@ -65,9 +70,10 @@ class WideMlp(nn.Module):
 
 
 def as_wide_mlp(mixture: Mixture) -> WideMlp:
-    """Return the wide MLP that a mixture of stacked experts is, in copies of its weights.
+    """Return one MLP with the hidden units of all experts, which computes the same as a mixture.
 
-    as_wide_mlp(mixture)(x, mixture.routing(x).dense()) is mixture(x), up to rounding.
+    mixture: one of `StackedExperts`; the weights are copied. as_wide_mlp(mixture)(x, gates) with
+    gates = mixture.routing(x).dense() is mixture(x), up to rounding.
 
     Raises: ConfigError for experts of other kinds.
     """
@@ -87,13 +93,14 @@ class ActivationL0(NamedTuple):
 
 @torch.no_grad()
 def activation_l0(model: nn.Module, *args: Any, **kwargs: Any) -> dict[str, ActivationL0]:
-    """Return path of each mixture -> its mean numbers of active (non-zero) hidden units.
+    """Count the active (non-zero) hidden units of a model's mixtures; return means by path.
 
-    They are counted in one forward: `expert`, active units per pair of a token and an expert;
-    `wide`, active units per token. args, kwargs: arguments of the forward, model(*args, **kwargs).
-    A model that is a mixture has the path "". The model runs in its current mode: in training a
-    capacity drops pairs. The routing is computed twice, so that a random router draws twice. Shared
-    experts are not counted. NaN for a mixture that no token reached.
+    model: has mixtures of `StackedExperts`; one that is itself a mixture has the path "". args,
+    kwargs: arguments of one forward, model(*args, **kwargs), in which units are counted. For each
+    mixture the mean number of a pair of a token and an expert (`expert`), and of a token (`wide`).
+    The model runs in its current mode: in training a capacity drops pairs. The routing is computed
+    twice, so that a random router draws twice. Shared experts are not counted. NaN for a mixture
+    that no token reached.
     Raises: ConfigError for a model without a mixture of stacked experts.
     """
     by_path: dict[str, list[Tensor]] = {}  # (units on, pairs, tokens), of each call
@@ -125,7 +132,7 @@ def activation_l0(model: nn.Module, *args: Any, **kwargs: Any) -> dict[str, Acti
 
 
 def _counts(mixture: Mixture, x: Tensor) -> Tensor:
-    """Count the units that are on, the pairs, and the tokens that have an expert, (3,) float64.
+    """Count active hidden units, pairs (token, expert), and tokens with an expert, (3,) float64.
 
     mixture: one with stacked experts; x: (..., d), its input.
     """
@@ -133,6 +140,7 @@ def _counts(mixture: Mixture, x: Tensor) -> Tensor:
     has = routing.weight != 0
     pairs = by_expert(routing.expert[has], experts.experts)
     token = routing.token[has][pairs.order]
+    # A pair of weight 0 counts as none, and so do its units.
     on = experts.hidden(x.reshape(-1, x.shape[-1]).index_select(0, token), pairs.expert) != 0
     return torch.tensor([int(on.sum()), len(token), len(token.unique())], dtype=torch.float64)
 

@@ -60,7 +60,11 @@ class ZCodeM3:
         return Capacity(self.factor, "random", self.least, self.evaluation)
 
     def build(self, width: int, hidden: int, *, generator: torch.Generator) -> Mixture:
-        """Return a mixture of E MLPs width -> hidden -> width, with router and capacity."""
+        """Build a mixture of E MLPs width -> hidden -> width, with router and capacity.
+
+        width, hidden: sizes of each MLP; generator: the source of first weights and of the random
+          drops.
+        """
         experts = StackedExperts(self.experts, width, hidden, bias=True, generator=generator)
         router = self.router.build(width, generator=generator)
         return Mixture(experts, router, capacity=self.capacity, generator=generator)
@@ -73,18 +77,19 @@ def mixtures_in(model: nn.Module) -> dict[str, Mixture]:
 
 @torch.no_grad()
 def merged(a: nn.Module, b: nn.Module) -> nn.Module:
-    """Merge two modules into a new one with the experts of both and all other weights averaged.
+    """Merge two models into a new one with the experts of both and all other weights averaged.
 
-    For each `Mixture` in a (or a itself) and the one at the same path in b, the new one has the
-    experts of a, then those of b, and the rows of both gates in the same order; every other weight
-    is (w_a + w_b) / 2. Capacity, mode and what is frozen are as in a. a and b are left as they are.
+    a, b: models of one architecture with mixtures, left as they are. For each `Mixture` in a (or a
+      itself) and the one at the same path in b, the new one has the experts of a, then those of b,
+      and the rows of both gates in the same order; every other weight is (w_a + w_b) / 2. Capacity,
+      mode and what is frozen are as in a.
     A hash router picks experts by a number (salt) of each; where b has a salt of a, its expert gets
     a new one and therefore other tokens.
     Where weights are probabilities over all experts, they are smaller at first, half as large if a
     and b are equal: the merged model is a start to train on from.
     Raises: ConfigError for routers that cannot get more experts (those with a row of weights for
-    each expert, and `Hash`, can), of different settings, and for no mixture at all; ShapeError for
-    weights that do not fit.
+      each expert, and `Hash`, can), of different settings, and for no mixture at all; ShapeError
+      for weights that do not fit.
     Source: arXiv:2109.10465, aggregation of experts.
     """
     ours, theirs = mixtures_in(a), mixtures_in(b)
@@ -121,12 +126,12 @@ def merged(a: nn.Module, b: nn.Module) -> nn.Module:
 
 
 def prune(mixture: Mixture, experts: Sequence[int]) -> None:
-    """Keep these experts of a mixture and their rows of the gate, in this order, in place.
+    """Remove all but some experts of a mixture, with their rows of the gate, in place.
 
-    experts: their numbers, from 0. Parameters are new ones: make optimisers afterwards. All of them
-      in their order change nothing.
+    experts: the numbers of those to keep, from 0, in their new order. Parameters are new ones: make
+      optimisers afterwards. All of them in their order change nothing.
     Raises: ConfigError for a router that cannot lose experts, numbers that are none of its experts,
-    or fewer than it chooses for a token. The mixture is then as it was.
+      or fewer than it chooses for a token. The mixture is then as it was.
     """
     check_prune(mixture, experts)
     rows = torch.tensor(list(experts), device=next(mixture.parameters()).device)
@@ -136,9 +141,12 @@ def prune(mixture: Mixture, experts: Sequence[int]) -> None:
 
 
 def check_prune(mixture: Mixture, experts: Sequence[int], subject: str = "experts to keep") -> None:
-    """Raise the error that `prune` would raise, if any.
+    """Check that `prune` can keep these experts of a mixture.
 
-    mixture: to be pruned; experts: numbers of those to keep; subject: how an error names them.
+    mixture: to be pruned; experts: the numbers of the experts to keep; subject: what the error
+      calls them.
+    Raises: ConfigError for numbers that are none of its experts, too few of them, or a router that
+      cannot lose experts.
     """
     count = mixture.experts.experts
     if not experts or len(set(experts)) < len(experts) or not set(experts) <= set(range(count)):
@@ -154,10 +162,10 @@ def _settings(mixture: Mixture) -> Any:
 
 
 def _rows(mixture: Mixture) -> dict[str, Tensor]:
-    """Return the router's tensors that have a row for each expert, as name -> tensor (E, ...).
+    """Return a mixture's router tensors that have a row for each of E experts: name -> (E, ...).
 
-    Raises: ConfigError for a router that cannot get or lose experts: one that does not name such
-      tensors in `by_expert`, or that has no settings from which to build it for another E.
+    Raises: ConfigError for a router that cannot get or lose experts: one that does not name these
+      tensors in `by_expert`, or keeps no settings that could name another number of experts.
     """
     router = mixture.router
     if not isinstance(router, Router) or router.by_expert is None or _settings(mixture) is None:
@@ -169,7 +177,7 @@ def _rows(mixture: Mixture) -> dict[str, Tensor]:
 
 @torch.no_grad()
 def _set_rows(mixture: Mixture, rows: dict[str, Tensor]) -> None:
-    """Give a mixture's router these tensors, after the number of its experts has changed.
+    """Replace the tensors of a mixture's router, after the number of its experts has changed.
 
     rows: name -> tensor with a row for each expert, as `_rows` returns them.
     """
@@ -185,7 +193,10 @@ def _set_rows(mixture: Mixture, rows: dict[str, Tensor]) -> None:
 
 
 def _append(mine: Mixture, theirs: Mixture) -> None:
-    """Append the experts of the mixture `theirs`, and its router's rows, to `mine`, in place."""
+    """Append the experts of a second mixture, and its router's rows, to a first one, in place.
+
+    mine: the mixture that grows; theirs: the one whose experts are copied.
+    """
     our_rows, their_rows = _rows(mine), _rows(theirs)
     if "salt" in our_rows:  # of two experts with one hash, the second would never be chosen
         their_rows["salt"] = _distinct(our_rows["salt"], their_rows["salt"])
@@ -194,10 +205,11 @@ def _append(mine: Mixture, theirs: Mixture) -> None:
 
 
 def _distinct(our_salts: Tensor, salts: Tensor) -> Tensor:
-    """Return `salts` with new ones where a salt is in `our_salts` or came before.
+    """Return the salts of a second mixture, changed where one is in use already.
 
-    Salts are the numbers by which a hash router picks an expert. our_salts: (E1,), salts: (E2,)
-    int64 -> (E2,).
+    A hash router sends a token to an expert by a hash with the expert's salt, a number; experts of
+    equal salts would compete for the same tokens. our_salts: (E1,) int64, those of the first
+    mixture; salts: (E2,) int64, those of the second.  -> (E2,).
     """
     used, distinct = set(our_salts.tolist()), list[Tensor]()
     for salt in salts.cpu():
@@ -210,9 +222,9 @@ def _distinct(our_salts: Tensor, salts: Tensor) -> Tensor:
 
 
 def _check_alike(path: str, mine: Mixture, theirs: Mixture) -> None:
-    """Raise ConfigError or ShapeError where two mixtures at `path` cannot be merged.
+    """Raise ConfigError or ShapeError if two mixtures cannot be merged.
 
-    mine, theirs: the mixtures of the two models.
+    path: their place in both models, for the error; mine, theirs: the mixtures of the two models.
     """
     experts = mine.experts.experts + theirs.experts.experts
     # type of the router, widths of its rows, and its settings for all experts together
@@ -244,9 +256,9 @@ def _widths(rows: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
 
 
 def _shared_tensors(model: nn.Module, twice: bool = False) -> Iterator[tuple[str, Tensor]]:
-    """Yield the parameters and buffers that belong to no single expert, with their names.
+    """Yield (name, tensor) of a model's parameters and buffers that belong to no single expert.
 
-    twice: a tensor with several names comes under each of them.
+    model: has mixtures; twice: a tensor with several names comes under each of them.
     """
     single: set[int] = set()
     for mixture in mixtures_in(model).values():
@@ -254,6 +266,7 @@ def _shared_tensors(model: nn.Module, twice: bool = False) -> Iterator[tuple[str
         if isinstance(experts, ExpertList):
             single |= {id(t) for t in (*experts.each.parameters(), *experts.each.buffers())}
         single |= {id(t) for t in experts.parameters(recurse=False)}
+        # a router's rows belong to their experts
         single |= {id(t) for t in _rows(mixture).values()}
     for name, t in (
         *model.named_parameters(remove_duplicate=not twice),
@@ -264,7 +277,10 @@ def _shared_tensors(model: nn.Module, twice: bool = False) -> Iterator[tuple[str
 
 
 def _shape_error(name: str, first: object, second: object) -> ShapeError:
-    """Return the error for shapes of the second model that are not those of the first."""
+    """Return the error for weights whose shapes differ between two models.
+
+    name: what the error calls the weights; first, second: their shapes in each model.
+    """
     return ShapeError(name, got=second, want=f"{first}, as in the first", fix=SAME)
 
 

@@ -26,11 +26,14 @@ TRUTH = Parameters(
 def voronoi(fitted: Parameters, truth: Parameters) -> dict[str, float]:
     """Compute Voronoi losses: distances of fitted experts to the nearest true ones.
 
-    Each fitted expert belongs to the true expert with the nearest (a, b, nu), so the order of
-    experts does not matter. D is the sum over fitted experts of exp(beta_0) times a distance, to
-    the power 1 in a cell of one expert and 2 in a cell of several.
-    "gate": D of beta_1, plus |tau - tau*|; "ratio": D of beta_1 / tau; "experts": D of (a, b, nu);
-    "mass": sum over cells of |sum exp(beta_0) - exp(beta_0*)|.
+    fitted, truth: parameters of a fitted and of the true mixture: beta_1, beta_0 and tau of the
+      gate, slope a, intercept b and variance nu of each expert. Each fitted expert belongs to the
+      true expert with the nearest (a, b, nu), so the order of experts does not matter; a true
+      expert with its fitted ones is a Voronoi cell. D of some parameters is the sum over fitted
+      experts of exp(beta_0) times their distance from the true ones, to the power 1 in a cell of
+      one fitted expert and 2 in a cell of several.
+    Returns "gate": D of beta_1, plus |tau - tau*|; "ratio": D of beta_1 / tau; "experts": D of (a,
+      b, nu); "mass": sum over cells of |sum exp(beta_0) - exp(beta_0*)|; * = of the truth.
     """
     ours, theirs = (np.column_stack([p.slope, p.intercept, p.variance]) for p in (fitted, truth))
     # the Voronoi cell of each fitted expert: the nearest true one
@@ -77,12 +80,13 @@ def convergence_study(
 ) -> Convergence:
     """Fit samples of a known mixture at several n and measure the Voronoi losses.
 
-    x ~ U(-reach, reach) in each feature. A search starts near the truth: the gate is multiplied by
-    1 + noise N(0, 1); noise N(0, 1) is added to the experts and to the logs of temperature and
-    variances. Compare slopes, not errors: a parameter that cannot be identified stays at its start,
-    which is near the truth.
-
-    truth: of the samples; replicates: samples for each n; report: receives a line for each n.
+    gate: activation of the gate, such as "linear"; truth: parameters that the samples are drawn
+      from; sizes: n, numbers of samples; replicates: fits for each n; noise: distance of a start
+      from the truth; reach: x ~ U(-reach, reach) in each feature; seed: of all draws; report: a
+      function that receives a line of text for each n.
+    A search starts near the truth: the gate is multiplied by 1 + noise N(0, 1); noise N(0, 1) is
+    added to the experts and to the logs of temperature and variances. Compare slopes, not errors: a
+    parameter that cannot be identified stays at its start, which is near the truth.
     Raises: ConfigError for another gate, fewer than two sizes or no replicate.
     """
     one_of("gate", gate, GATES)
@@ -110,9 +114,9 @@ def convergence_study(
 
 
 def _near(truth: Parameters, noise: float, random: np.random.Generator) -> Parameters:
-    """Perturb the truth as a start of the search, see `convergence_study`.
+    """Perturb the true parameters as a start of the search, see `convergence_study`.
 
-    noise: standard deviation of the perturbation; random: draws it.
+    truth: the true parameters; noise: standard deviation of the perturbation; random: draws it.
     """
 
     def off(like: Array | float) -> Array:
@@ -121,6 +125,7 @@ def _near(truth: Parameters, noise: float, random: np.random.Generator) -> Param
     return Parameters(
         truth.gate * (1 + off(truth.gate)),
         truth.bias * (1 + off(truth.bias)),
+        # Positive parameters are perturbed in their logarithm.
         truth.tau * float(np.exp(off(0.0))),
         truth.slope + off(truth.slope),
         truth.intercept + off(truth.intercept),

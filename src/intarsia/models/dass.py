@@ -37,11 +37,16 @@ class Genotype:
     reduce: Cell
 
     def __post_init__(self) -> None:
+        """Check every edge, and make tuples of lists, as JSON has them.
+
+        Raises: ConfigError for an unknown operation or input.
+        """
         for name in ("normal", "reduce"):
             cell = tuple(tuple((int(i), str(o)) for i, o in node) for node in getattr(self, name))
             object.__setattr__(self, name, cell)
             for number, node in enumerate(cell):
                 for i, operation in node:
+                    # node n can read the two inputs of the cell and the n nodes before it
                     if operation not in OPERATIONS or not 0 <= i < number + 2:
                         got, want = (
                             f"({i}, {operation!r})",
@@ -60,12 +65,17 @@ class Genotype:
 
     @classmethod
     def drawn(cls, nodes: int, generator: torch.Generator) -> Genotype:
-        """Draw a random genotype: two inputs of each node, and any operation but "none"."""
+        """Draw a random genotype: two inputs of each node, and any operation but "none".
+
+        nodes: of each cell; generator: of the draw.
+        """
 
         def cell() -> Cell:
+            """Draw the inputs and operations of a cell's nodes."""
             node_list: list[Node] = []
             for number in range(nodes):
                 inputs = torch.randperm(number + 2, generator=generator)[:CHOSEN].sort().values
+                # operation 0 is "none"
                 operation_numbers = torch.randint(
                     1, len(OPERATIONS), (CHOSEN,), generator=generator
                 )
@@ -88,9 +98,9 @@ class Zero(nn.Module):
 
 
 def operation(name: str, width: int, stride: int, affine: bool) -> nn.Module:
-    """Build an operation by name.  (B, C, H, W) -> (B, C, H / stride, W / stride).
+    """Build an operation by name, a module (B, C, H, W) -> (B, C, H / stride, W / stride).
 
-    width: C; affine: whether the batch norms have weights.
+    name: one of OPERATIONS; width: C; stride: 1 or 2; affine: True = the batch norms have weights.
     """
     norm = partial(nn.BatchNorm2d, width, affine=affine)
     if name == "none":
@@ -112,7 +122,10 @@ def operation(name: str, width: int, stride: int, affine: bool) -> nn.Module:
 
 
 def projection(inputs: int, outputs: int, stride: int, affine: bool) -> nn.Module:
-    """Build a pointwise convolution between ReLU and batch norm."""
+    """Build a pointwise convolution between ReLU and batch norm.
+
+    inputs, outputs: channels; stride: 1 or 2; affine: True = the batch norm has weights.
+    """
     layer = nn.Conv2d(inputs, outputs, 1, stride, bias=False)
     return nn.Sequential(nn.ReLU(), layer, nn.BatchNorm2d(outputs, affine=affine))
 
@@ -126,6 +139,10 @@ class Mixed(nn.Module):
         self.operations = nn.ModuleList(operations)
 
     def forward(self, x: Tensor, weights: Tensor) -> Tensor:
+        """Compute the weighted sum of all operations.
+
+        x: (B, C, H, W); weights: (operations,), one for each.
+        """
         weighted = (w * o(x) for w, o in zip(weights, self.operations, strict=True))
         return torch.stack(list(weighted)).sum(0)
 
@@ -142,9 +159,10 @@ class SearchedCell(nn.Module):
     ) -> None:
         """Build the projections of the two inputs and all edges.
 
-        before: channels of the two cells before; width: channels of a node; plan: (input,
-        operation) of each edge by node, or the number of nodes, with every edge `Mixed`; place:
-        stride of the cell.
+        before: channels of the two cells before; width: channels of a node; plan: for each node
+          (input, operation) of its edges; or the number of nodes, each with all possible edges and
+          all operations (`Mixed`), for a search; place: has the strides of this cell and of the one
+          before.
         """
         super().__init__()
         mixed = isinstance(plan, int)
@@ -170,10 +188,11 @@ class SearchedCell(nn.Module):
         """Compute the concatenated nodes, (B, nodes * width, H', W').
 
         before_last, last: outputs of the two cells before, (B, C, H, W) each; weights: (edges,
-        operations), those of a supernet's operations, None = one operation for each edge.
+          operations), those of a supernet's operations, None = one operation for each edge.
         """
         states = [p(x) for p, x in zip(self.project, (before_last, last), strict=True)]
         row = 0
+        # A node sums its edges, each an operation on an earlier state.
         for inputs in self.inputs:
             results: list[Tensor] = []
             for i in inputs:
@@ -224,8 +243,8 @@ class Cells(nn.Module):
     def __init__(self, sizes: CellSizes, plan_of: Callable[[bool], Any]) -> None:
         """Build stem, cells and classifier.
 
-        sizes: numbers of cells, nodes, channels and classes; plan_of: takes "is it a reduction
-        cell?" and returns the plan of such a cell, see `SearchedCell`.
+        sizes: numbers of cells, nodes, channels and classes; plan_of: takes True for a reduction
+          cell, and returns what the cell computes: operations of each node, or the number of nodes.
         """
         super().__init__()
         width, reduced = sizes.channels, False
@@ -261,7 +280,8 @@ class ChosenNet(Cells):
     def __init__(self, genotype: Genotype, sizes: CellSizes) -> None:
         """Build the net, with the operations that the genotype names.
 
-        Raises: ConfigError if the genotype has another number of nodes than `sizes`.
+        genotype: the edges of each kind of cell; sizes: of the net. Raises: ConfigError if the
+          genotype has another number of nodes than `sizes`.
         """
         nodes = {len(genotype.normal), len(genotype.reduce)}
         if nodes != {sizes.nodes}:
@@ -290,11 +310,11 @@ class Supernet(Cells):
         batch_size: int = 64,
         seed: int = 0,
     ) -> None:
-        """Build the net of all operations, and draw alpha near 0.
+        """Build the net of all operations, and draw their weights' logits alpha near 0.
 
-        val: (pictures, labels) that alpha learns from; train, xi: training pictures and step size
-        of the unrolled gradient, xi = 0 for the first order; lr: Adam's, on alpha; batch_size: of
-        the batches of `val`; seed: for alpha and the batches.
+        sizes: of the net; val: (pictures, labels) that alpha learns from; train, xi: training
+          pictures and step size of the unrolled gradient, xi = 0 for the first order; lr: Adam's,
+          on alpha; batch_size: of the batches of `val`; seed: for alpha and the batches.
         """
         super().__init__(sizes, lambda _: sizes.nodes)
         if xi and train is None:
@@ -320,10 +340,15 @@ class Supernet(Cells):
         return self.alpha[int(reduces)].softmax(-1)
 
     def before_step(self, step: int, steps: int) -> None:
-        """Update alpha by a step of Adam, while searching."""
+        """Update the architecture, the logits alpha of the operations, by a step of Adam.
+
+        step: number of the training step, which selects the batches; steps: unused, other modules
+          need it.
+        """
         if not self.searching or not self.training:
             return
         batches = [self._rows(rows, step) for rows in (self.train_rows, self.val)]
+        # alpha has no gradient but here: the optimiser of the weights must not move it
         self.alpha.requires_grad_(True)
         try:
             (gradient,) = architecture_gradient(
@@ -336,7 +361,7 @@ class Supernet(Cells):
     def _rows(self, rows: Batch | None, step: int) -> Batch | None:
         """Draw a batch that depends on the seed and the step only.
 
-        rows: (pictures, labels) to draw from; step: number of the training step.
+        rows: (pictures, labels) to draw from, None = no batch; step: number of the training step.
         """
         if rows is None:
             return None
@@ -381,7 +406,10 @@ class Supernet(Cells):
 
 
 def _check_pair(name: str, pair: Any) -> None:
-    """Raise DataError for a set that is not two tensors of equal length."""
+    """Raise DataError for a data set that is not two tensors of equal length.
+
+    name: "val" or "train", for the error; pair: (pictures, labels).
+    """
     parts: Any = pair if isinstance(pair, tuple | list) and len(pair) == 2 else (None, None)
     x, y = (part if isinstance(part, Tensor) else torch.zeros(0) for part in parts)
     if not len(x) == len(y) > 0:
@@ -391,8 +419,12 @@ def _check_pair(name: str, pair: Any) -> None:
 
 
 def summary(genotype: Genotype | Mapping[str, Any]) -> str:
-    """Describe the cells in words, a line for each node."""
+    """Describe the cells of a genotype in words, a line for each node.
+
+    genotype: the operations and inputs of all nodes; also as a dict, as JSON has it.
+    """
     parsed = genotype if isinstance(genotype, Genotype) else Genotype(**genotype)
+    # nodes 0 and 1 are the cell's two inputs
     lines = [
         f"{name} {n + 2}: " + ", ".join(f"{o} of {i}" for i, o in node)
         for name, cell in (("normal", parsed.normal), ("reduce", parsed.reduce))

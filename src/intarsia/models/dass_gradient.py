@@ -23,10 +23,11 @@ def architecture_gradient(
 ) -> list[Tensor]:
     """Compute dL_val(w - xi dL_train/dw)/dalpha, with finite differences (DARTS, eq. 8).
 
-    train, val: (pictures, labels), one batch each.
-    w: the trained parameters without alphas; they are unchanged afterwards.
-    xi: 0 = the first order, dL_val/dalpha.  eps: step of the differences, relative to the
-    gradient's norm.  loss: of a model and a batch, cross-entropy by default.
+    model: the supernet, unchanged afterwards; alphas: its architecture's parameters; train, val:
+      (pictures, labels), one batch each; w: the trained parameters without alphas; xi: step of the
+      weights, 0 = the first order, dL_val/dalpha; eps: step of the differences, relative to the
+      gradient's norm; loss: of a model and a batch, cross-entropy by default.  -> one gradient for
+      each of alphas.
     """
     loss = loss or _cross_entropy
     alpha_ids = {id(a) for a in alphas}
@@ -56,7 +57,10 @@ def _cross_entropy(model: nn.Module, batch: Batch) -> Tensor:
 
 
 def _gradient(value: Tensor, tensors: Sequence[Tensor]) -> list[Tensor]:
-    """Return the gradients of a scalar, zeros for tensors that it does not depend on."""
+    """Return the gradients of a scalar, zeros for tensors that it does not depend on.
+
+    value: the scalar; tensors: by which it is differentiated.
+    """
     gradients = torch.autograd.grad(value, list(tensors), allow_unused=True)
     return [
         torch.zeros_like(p) if g is None else g for p, g in zip(tensors, gradients, strict=True)
@@ -67,6 +71,9 @@ def _gradient(value: Tensor, tensors: Sequence[Tensor]) -> list[Tensor]:
 def _set_weights(
     w: Sequence[Tensor], base: Sequence[Tensor], along: Sequence[Tensor], factor: float
 ) -> None:
-    """Set the weights w to base + factor * along, in place."""
+    """Set weights to base + factor * along, in place.
+
+    w: the parameters; base, along: tensors of the same shapes.
+    """
     for p, b, d in zip(w, base, along, strict=True):
         p.copy_(b + factor * d)

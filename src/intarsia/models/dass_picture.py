@@ -16,7 +16,8 @@ GREY, LINE = "#808080", "#0e7490"
 def cell_svg(normal: Cell, reduction: Cell, path: str | Path | None = None) -> str:
     """Draw the normal cell above the reduction cell, operations on their edges, as SVG text.
 
-    path: an SVG file to write, too.  The colours suit light and dark pages.
+    normal, reduction: (input, operation) of each edge by node; path: an SVG file to write, too,
+      None = none.  The colours suit light and dark pages.
     """
     cells = {"normal": normal, "reduction": reduction}
     width = 2 * MARGIN + STEP * (max(map(len, cells.values())) + 2)
@@ -27,6 +28,7 @@ def cell_svg(normal: Cell, reduction: Cell, path: str | Path | None = None) -> s
         f'<defs><marker id="tip" viewBox="0 0 8 8" refX="8" refY="4" markerWidth="7" '
         f'markerHeight="7" orient="auto"><path d="M0 0L8 4L0 8z" fill="{LINE}"/></marker></defs>',
     ]
+    # one cell below the other
     for row, (name, nodes) in enumerate(cells.items()):
         lines.append(f'<g transform="translate(0 {row * HEIGHT})">')
         lines.append(f'<text x="12" y="22" font-weight="bold">{name} cell</text>')
@@ -45,7 +47,10 @@ def _place(state: int) -> tuple[float, float]:
 
 
 def _nodes(count: int) -> list[str]:
-    """Draw circles of inputs, nodes and output, and dashed arcs from nodes to the output."""
+    """Draw circles of inputs, nodes and output, and dashed arcs from nodes to the output.
+
+    count: the number of nodes. Returns SVG elements.
+    """
     out = count + 2
     names = ["k-2", "k-1", *(str(n) for n in range(count)), "out"]
     shapes = []
@@ -64,7 +69,10 @@ def _nodes(count: int) -> list[str]:
 
 
 def _edges(nodes: Cell) -> list[str]:
-    """Draw an arc for each edge, higher for longer ones, with its operation's name."""
+    """Draw an arc for each edge, higher for longer ones, with its operation's name.
+
+    nodes: (input, operation) of each edge by node. Returns SVG elements.
+    """
     shapes = []
     for number, node in enumerate(nodes):
         end, level = _place(number + 2)

@@ -52,7 +52,10 @@ GATES: Mapping[str, Callable[[Array], tuple[Array, Array]]] = MappingProxyType(
 
 
 def log_gates(params: Parameters, gate: str, x: Array) -> Array:
-    """Compute log softmax(phi(x beta_1) / tau + beta_0).  x: (n, d) -> (n, k)."""
+    """Compute the log gates, log softmax(phi(x beta_1) / tau + beta_0).
+
+    params: the mixture's; gate: the name of phi; x: (n, d).  -> (n, k), k experts.
+    """
     return log_softmax(GATES[gate](x @ params.gate.T)[0] / params.tau + params.bias, axis=1)
 
 
@@ -62,7 +65,10 @@ def means(params: Parameters, x: Array) -> Array:
 
 
 def log_joint(params: Parameters, gate: str, x: Array, y: Array) -> Array:
-    """Compute log of gate times density, per expert.  x: (n, d), y: (n,) -> (n, k)."""
+    """Compute log of gate times density, for each expert.
+
+    params: the mixture's; gate: name of the gating function; x: (n, d); y: (n,).  -> (n, k).
+    """
     off = y[:, None] - means(params, x)
     normal = -0.5 * (np.log(2 * np.pi * params.variance) + off * off / params.variance)
     return log_gates(params, gate, x) + normal
@@ -74,9 +80,10 @@ def log_density(params: Parameters, gate: str, x: Array, y: Array) -> Array:
 
 
 def draw(params: Parameters, gate: str, x: Array, random: np.random.Generator) -> Array:
-    """Sample y for each row of x.  (n, d) -> (n,).
+    """Sample y for each row of x.
 
-    params: the mixture's parameters; gate: name of the gating function; x: (n, d).
+    params: the mixture's; gate: name of the gating function; x: (n, d); random: the source of
+      draws.  -> (n,).
     """
     # an expert by inverse transform sampling, then a Gaussian around its mean
     uniform = random.random((len(x), 1))
@@ -88,9 +95,9 @@ def draw(params: Parameters, gate: str, x: Array, random: np.random.Generator) -
 def gradient(params: Parameters, gate: str, x: Array, y: Array) -> tuple[float, Parameters]:
     """Compute the mean of log p(y | x), and its derivatives in the fields of `Parameters`.
 
-    params: the mixture's parameters; gate: name of the gating function; x: (n, d); y: (n,).
-    The derivatives are by gate, bias, log tau, slope, intercept and log variance. They include
-    those by the last expert's gate and bias, although these stay at 0.
+    params: the mixture's; gate: name of the gating function; x: (n, d); y: (n,). The derivatives
+      are by gate, bias, log tau, slope, intercept and log variance. They include those by the last
+      expert's gate and bias, although these stay at 0.
     """
     z = x @ params.gate.T  # (n, k)
     phi, slope = GATES[gate](z)

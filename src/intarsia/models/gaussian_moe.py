@@ -63,7 +63,10 @@ class SoftmaxGaussianMoE(RegressorMixin, BaseEstimator):
     random_state: int | np.random.RandomState | None = None
 
     def fit(self, X: Any, y: Any, *, start: Parameters | None = None) -> SoftmaxGaussianMoE:
-        """Fit X (n, d), y (n,).  start: begin a single search here, instead of random starts."""
+        """Fit the mixture by maximum likelihood, from one or several starts.
+
+        X: (n, d); y: (n,); start: begin a single search here, instead of at random starts.
+        """
         self._check()
         x, y = cast(
             tuple[Array, Array],
@@ -93,7 +96,7 @@ class SoftmaxGaussianMoE(RegressorMixin, BaseEstimator):
 
     @property
     def parameters(self) -> Parameters:
-        """Fitted parameters."""
+        """The fitted parameters of the mixture: gates, experts and variances."""
         check_is_fitted(self)
         return Parameters(
             self.gate_, self.bias_, self.tau_, self.coef_, self.intercept_, self.variance_
@@ -105,16 +108,22 @@ class SoftmaxGaussianMoE(RegressorMixin, BaseEstimator):
         return (self.gates(x) * means(self.parameters, x)).sum(axis=1)
 
     def gates(self, X: Any) -> Array:
-        """Return the prior share of each expert, given x alone.  (n, d) -> (n, k)."""
+        """Compute the prior share of each expert, given x alone.  X: (n, d) -> (n, k)."""
         return np.exp(log_gates(self.parameters, self.gate, self._read(X)))
 
     def responsibilities(self, X: Any, y: Any) -> Array:
-        """Return the posterior share of each expert, given x and y.  (n, d), (n,) -> (n, k)."""
+        """Compute the posterior share of each expert, given x and y.
+
+        X: (n, d); y: (n,).  -> (n, k).
+        """
         x = self._read(X)
         return softmax(log_joint(self.parameters, self.gate, x, _targets(y, x)), axis=1)
 
     def score_samples(self, X: Any, y: Any = None) -> Array:
-        """Return log p(y | x) of each sample; y: (n,), None = the prediction.  (n, d) -> (n,)."""
+        """Compute log p(y | x) of each sample.
+
+        X: (n, d); y: (n,), None = the prediction.  -> (n,).
+        """
         x = self._read(X)
         y = self.predict(x) if y is None else _targets(y, x)
         return log_density(self.parameters, self.gate, x, y)
@@ -124,6 +133,7 @@ class SoftmaxGaussianMoE(RegressorMixin, BaseEstimator):
         return cast(Array, validate_data(self, X, reset=False, dtype=np.float64))
 
     def _check(self) -> None:
+        """Raise ConfigError for an impossible setting."""
         one_of("gate", self.gate, GATES)
         one_of("temperature", self.temperature, TEMPERATURES)
         for name in ("n_experts", "n_init", "max_iter"):
@@ -132,7 +142,10 @@ class SoftmaxGaussianMoE(RegressorMixin, BaseEstimator):
         above("tol", self.tol, 0, "Try 1e-6.")
 
     def _guess(self, x: Array, y: Array, random: np.random.RandomState) -> Parameters:
-        """Draw a start: experts by least squares on slices of x along a random direction."""
+        """Draw a start: experts by least squares on slices of x along a random direction.
+
+        x: (n, d) and y: (n,), standardised; random: the source of draws.
+        """
         k, (n, d) = self.n_experts, x.shape
         # ranks of the projections: k slices of equal size
         place = (x @ random.standard_normal(d)).argsort().argsort()
@@ -144,16 +157,21 @@ class SoftmaxGaussianMoE(RegressorMixin, BaseEstimator):
             rows = slices == i
             if rows.any():
                 coef[i] = np.linalg.lstsq(design[rows], y[rows], rcond=None)[0]
+                # A slice that a line fits exactly would start with a variance of 0.
                 variance[i] = max(0.05, np.square(y[rows] - design[rows] @ coef[i]).mean())
         gate = random.standard_normal((k, d)) / np.sqrt(d)
         gate[-1] = 0
         return Parameters(gate, np.zeros(k), self.tau, coef[:, :d], coef[:, d], variance)
 
     def _search(self, x: Array, y: Array, start: Parameters) -> tuple[float, Parameters, int, bool]:
-        """Maximise from a start; return mean log-likelihood, parameters, steps, and convergence."""
+        """Maximise from a start; return mean log-likelihood, parameters, steps, and success.
+
+        x: (n, d) and y: (n,), standardised; start: parameters in the same units.
+        """
         learn, tau = self.temperature == "learn", start.tau
 
         def loss(vector: Array) -> tuple[float, Array]:
+            """Compute minus the mean log-likelihood, and its gradient, for the free parameters."""
             params = _unpack(vector, self.n_experts, x.shape[1], None if learn else tau)
             value, slopes = gradient(params, self.gate, x, y)
             return -value, -_pack(slopes, learn)
@@ -172,7 +190,10 @@ class SoftmaxGaussianMoE(RegressorMixin, BaseEstimator):
 
 
 def _targets(y: Any, x: Array) -> Array:
-    """Convert y to (n,) float64.  Raises: ShapeError."""
+    """Convert y to (n,) float64.
+
+    y: the user's; x: (n, d), for n.  Raises: ShapeError.
+    """
     targets = np.asarray(y, dtype=np.float64)
     if targets.shape != (len(x),):
         fix = "Give one number for each sample."
@@ -193,7 +214,7 @@ class _Unit:
         return cls(np.where(scale > 0, scale, 1.0), float(y.mean()), float(y.std()) or 1.0)
 
     def into(self, params: Parameters) -> Parameters:
-        """Convert parameters to these units."""
+        """Convert a mixture's parameters from the data's units to those of standardised data."""
         return params._replace(
             gate=params.gate * self.x,
             slope=params.slope * self.x / self.y,
@@ -202,7 +223,7 @@ class _Unit:
         )
 
     def back(self, params: Parameters) -> Parameters:
-        """Convert parameters back to the data's units."""
+        """Convert a mixture's parameters from the units of standardised data back to the data's."""
         return params._replace(
             gate=params.gate / self.x,
             slope=params.slope * self.y / self.x,
@@ -212,9 +233,9 @@ class _Unit:
 
 
 def _pack(params: Parameters, learn: bool) -> Array:
-    """Concatenate the free parameters: without the last gate, and without a fixed tau.
+    """Concatenate the free parameters in a vector: without the last gate, and without a fixed tau.
 
-    params: the mixture's parameters; learn: tau is a free parameter.
+    params: the mixture's, or their derivatives; learn: tau is a free parameter.
     """
     tau = [np.atleast_1d(params.tau)] if learn else []
     free = [
@@ -229,7 +250,11 @@ def _pack(params: Parameters, learn: bool) -> Array:
 
 
 def _unpack(vector: Array, k: int, d: int, tau: float | None) -> Parameters:
-    """Invert `_pack` of log tau and log variance; tau: a fixed value, None = in the vector."""
+    """Convert a vector of free parameters, with log tau and log variance, to `Parameters`.
+
+    vector: as `_pack` returns it; k: experts; d: features; tau: a fixed value, None = in the
+      vector.
+    """
     sizes = [(k - 1) * d, k - 1, int(tau is None), k * d, k, k]
     gate, bias, log_tau, slope, intercept, variance = np.split(vector, np.cumsum(sizes)[:-1])
     gate = np.vstack([gate.reshape(k - 1, d), np.zeros((1, d))])
@@ -240,7 +265,10 @@ def _unpack(vector: Array, k: int, d: int, tau: float | None) -> Parameters:
 
 
 def _check_start(start: Parameters, k: int, d: int) -> None:
-    """Raise ShapeError for a start that does not fit k experts and d features."""
+    """Raise ShapeError for a start of the search that does not fit.
+
+    start: the user's parameters; k: experts; d: features.
+    """
     shapes = [(k, d), (k,), (), (k, d), (k,), (k,)]
     got = [np.shape(part) for part in start]
     positive = start.tau > 0 and bool((np.asarray(start.variance) > 0).all())

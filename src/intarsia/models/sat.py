@@ -95,6 +95,7 @@ class Sat:
     bandwidth: float = 256.0
 
     def __post_init__(self) -> None:
+        """Raise ConfigError for a setting that cannot be."""
         for name in ("side", "latency", "interleave", "lanes"):
             at_least(name, getattr(self, name), 1)
         one_of("dataflow", self.dataflow, ("best", *FLOWS))
@@ -106,10 +107,12 @@ class Sat:
         return -(-self.latency // self.interleave)
 
     def gemm(self, rows: int, slots: int, columns: int, flow: str) -> int:
-        """Return the cycles of a product (rows, K) (K, columns) in a dataflow.
+        """Compute the cycles of a matrix product (rows, K) (K, columns) on the array.
 
-        slots: weights of the K of each column that are stored, n / m of them for N:M.
+        rows, columns: of the product; slots: how many of the K weights of a column are stored: all,
+          or n of each m; flow: what stays in the array's units, "os" the outputs, "ws" the weights.
         """
+        # The array fills and drains along its diagonal, 2 P - 2 cycles a tile.
         side, fill = self.side, 2 * self.side - 2
         if flow == "os":
             tiles = -(-rows // side) * -(-columns // side)
@@ -117,7 +120,10 @@ class Sat:
         return -(-slots // side) * -(-columns // side) * (rows + fill + side)
 
     def cycles(self, layer: LayerShape, training: Bdwp | None = None) -> Cycles:
-        """Return the cycles of a layer's training step.  training: None = dense."""
+        """Compute the cycles of a layer's training step.
+
+        layer: its sizes; training: N:M training by BDWP, None = dense.
+        """
         pruned = training if training is not None and layer.prunes else None
         ahead = pruned if pruned is not None and pruned.directions != "backward" else None
         back = pruned if pruned is not None and pruned.directions != "forward" else None
@@ -145,10 +151,12 @@ class Sat:
         columns: int,
         pruned: Bdwp | None,
     ) -> tuple[int, str]:
-        """Return (cycles, dataflow) of a product (rows, inner taps) (inner taps, columns).
+        """Compute the cycles of one of a layer's three products, and the dataflow that is faster.
 
-        inner, taps: the two factors of the summed dimension, of which N:M groups lie along inner;
-        pruned: the N:M training whose pattern applies, None = dense.
+        The product is (rows, inner * taps) (inner * taps, columns). layer: the layer, for its
+          weights and memory traffic; rows, columns: of the product; inner, taps: the two factors of
+          the summed dimension; the groups of m weights of N:M lie along inner; pruned: the N:M
+          training whose pattern applies, None = dense.
         """
         slots, stored = inner * taps, layer.weights * HALF
         if pruned is not None:
@@ -164,7 +172,11 @@ class Sat:
         return max(cycles[best], self._memory_cycles(ends + stored)) + sort, best
 
     def _sort(self, layer: LayerShape, pruned: Bdwp | None) -> int:
-        """Return the cycles of sorting (SORE): m for each group, `lanes` groups at a time."""
+        """Compute the cycles of choosing the n largest of each m weights of a layer by sorting.
+
+        layer: its sizes; pruned: the N:M training, None = nothing is sorted. A group takes m
+          cycles, and `lanes` groups are sorted at a time.
+        """
         m = 0 if pruned is None else NofM.read(pruned.pattern).m
         return -(-layer.weights // (self.lanes * m)) * m if m else 0
 
@@ -174,7 +186,10 @@ class Sat:
 
 
 def _bytes(layer: LayerShape, pruned: Bdwp) -> int:
-    """Return the bytes of N:M weights and their indices."""
+    """Compute the bytes of a layer's N:M weights and their indices.
+
+    layer: its sizes; pruned: the N:M training, for the pattern.
+    """
     pattern = NofM.read(pruned.pattern)
     bits = 8 * HALF + math.ceil(math.log2(pattern.m))
     return math.ceil(layer.weights * pattern.n / pattern.m * bits / 8)
@@ -183,17 +198,21 @@ def _bytes(layer: LayerShape, pruned: Bdwp) -> int:
 def layer_shapes(model: nn.Module, *inputs: Any, batch: int = 1) -> tuple[LayerShape, ...]:
     """List the sizes of the linear maps and convolutions that a forward calls, in order.
 
-    inputs: the model's arguments for one sample; batch: the number of samples of a step, by which
-      sizes are multiplied. Matrix products of attention are not listed. The first layer, the last
-      and grouped convolutions are marked as not to be pruned (prunes=False), as in the paper.
+    model: the network; inputs: its arguments for one sample; batch: the number of samples of a
+      step, by which the number of rows is multiplied. Matrix products of attention are not listed.
+      The first layer, the last and grouped convolutions are marked as not to be pruned
+      (prunes=False), as in the paper.
     """
     shapes: list[LayerShape] = []
 
     def note(name: str, layer: Any, args: Any, y: Tensor) -> None:
         """Append the sizes of a layer's matrix product to `shapes`, when a forward reaches it.
 
-        name: path of the layer; args: inputs of its forward; y: its output.
+        name: path of the layer; args: inputs of its forward; y: its output, for one sample. A
+          transposed convolution computes an output at every tap (kernel position) of each input.
         """
+        # `sizes` are the fields of LayerShape: outputs, inputs, kernel (taps), and places in all of
+        # `batch` samples
         groups, first, second = groups_of(layer), *layer.weight.shape[:2]
         taps = math.prod(layer.weight.shape[2:])
         if getattr(
@@ -231,12 +250,11 @@ def simulate(
 ) -> tuple[Tensor, int]:
     """Simulate the array cycle by cycle, for small matrices: return x W^T and the cycles.
 
-    sat: the systolic array, of side x side multipliers; flow: what stays in a unit, "os" the
-    outputs or "ws" the weights; pattern: n of m weights along K, None = dense. x: (rows, K),
-    weight: (columns, K), dense or n of m along K.  In each cycle every unit passes its activations
-    to the right and its weights (os) or sums (ws) down.
+    x: (rows, K); weight: W, (columns, K), dense or n of m along K; sat: the systolic array, of side
+      x side multipliers; flow: what stays in a unit, "os" the outputs or "ws" the weights; pattern:
+      n of m weights along K, None = dense. In each cycle every unit passes its activations to the
+      right and its weights (os) or sums (ws) down. It is the reference for `Sat.gemm`.
     Raises: ShapeError for other shapes; ConfigError for an unknown flow.
-    It is the oracle of `Sat.gemm`.
     """
     one_of("flow", flow, FLOWS)
     if x.dim() != 2 or weight.dim() != 2 or x.shape[1] != weight.shape[1]:
@@ -259,11 +277,17 @@ def simulate(
 
 
 def _compact(x: Tensor, weight: Tensor, pattern: NofM) -> tuple[Tensor, Tensor, Tensor]:
-    """Compact to S slots: activations of their groups (R, S, m), weights and indices (C, S)."""
+    """Compact a weight with n of each m entries not 0, and group the activations accordingly.
+
+    x: (R, K), activations; weight: (C, K); pattern: n of m along K. S = n K / m weights of a row
+      are stored, one a slot. Returns the m activations that each slot may need, (R, S, m); the
+      stored weights, (C, S); and which of the m activations belongs to each, (C, S).
+    """
     n, m = pattern.n, pattern.m
     pad = -x.shape[1] % m
     mask = n_of_m_mask(weight, NofM(n, m, 1))
     weight, x, selected = (nn.functional.pad(t, (0, pad)) for t in (weight * mask, x, mask))
+    # The indices of the n selected weights of each group of m, in order.
     order = (
         selected.view(len(selected), -1, m)
         .byte()
@@ -275,9 +299,13 @@ def _compact(x: Tensor, weight: Tensor, pattern: NofM) -> tuple[Tensor, Tensor, 
 
 
 def _os(x: Tensor, values: Tensor, places: Tensor, sat: Sat) -> tuple[Tensor, int]:
-    """Simulate an output-stationary tile; activations and weights enter skewed, left and top.
+    """Simulate an array whose units keep the outputs, for one tile of a product.
 
-    x: (R, S, m), values, places: (C, S), see `_compact`; sat: the array.
+    Activations enter on the left and weights at the top, each row and column one cycle after the
+    one before, so that they meet in the units.
+    x: (R, S, m), for each of S slots the m activations that a weight may need; values, places: (C,
+      S), the stored weights, and which of the m activations belongs to each; sat: the array.
+      Returns the products (R, C), and the cycles.
     """
     side, slots = sat.side, values.shape[1]
     sums = torch.zeros(side, side, dtype=torch.float64)
@@ -303,7 +331,13 @@ def _os(x: Tensor, values: Tensor, places: Tensor, sat: Sat) -> tuple[Tensor, in
 
 
 def _ws(x: Tensor, values: Tensor, places: Tensor, side: int) -> tuple[Tensor, int]:
-    """Simulate a weight-stationary tile: weights are loaded by rows, sums leave at the bottom."""
+    """Simulate an array whose units keep the weights, for one tile of a product.
+
+    Weights are loaded row by row; activations enter on the left, and sums leave at the bottom.
+    x: (R, S, m), for each of S slots the m activations that a weight may need; values, places: (C,
+      S), the stored weights, and which of the m activations belongs to each; side: of the array, in
+      units. Returns the products (R, C), and the cycles.
+    """
     y = torch.zeros(len(x), len(values), dtype=torch.float64)
     cycle = side  # loading the weights took a cycle a row
     out = 0
@@ -314,6 +348,7 @@ def _ws(x: Tensor, values: Tensor, places: Tensor, side: int) -> tuple[Tensor, i
         for p in range(side):
             if 0 <= cycle - side - p < len(x):
                 rights[p, 0] = cycle - side - p
+        # A unit adds its product to the sum from above, and passes it down in the next cycle.
         passed: dict[tuple[int, int], float] = {}
         for (p, q), row in rights.items():
             filled = q < len(values) and p < values.shape[1]
@@ -333,6 +368,9 @@ def _ws(x: Tensor, values: Tensor, places: Tensor, side: int) -> tuple[Tensor, i
 def each_layer(
     sat: Sat, layers: Sequence[LayerShape], training: Bdwp
 ) -> Iterator[tuple[LayerShape, Cycles, Cycles]]:
-    """Yield every layer with its cycles in a dense training and in this one."""
+    """Yield every layer with its cycles in a dense training and in an N:M training.
+
+    sat: the array; layers: their sizes; training: BDWP with a pattern.
+    """
     for layer in layers:
         yield layer, sat.cycles(layer), sat.cycles(layer, training)

@@ -31,10 +31,11 @@ E = TypeVar("E")
 
 
 def save_estimator(estimator: BaseEstimator, folder: str | Path) -> Path:
-    """Write a fitted estimator that has a card; a folder of this kind is replaced.
+    """Write a fitted estimator that is in the catalogue; a folder of this kind is replaced.
 
-    Raises: NotFittedError; ConfigError for a random_state that is no number, and for a folder with
-    other files in it; TrainingError if it cannot be written.
+    estimator: one of scikit-learn's form; folder: its files are card.json and tensors.safetensors.
+      Raises: NotFittedError; ConfigError for a random_state that is no number, and for a folder
+      with other files in it; TrainingError if it cannot be written.
     """
     check_is_fitted(estimator)
     folder = Path(folder)
@@ -60,9 +61,10 @@ def save_estimator(estimator: BaseEstimator, folder: str | Path) -> Path:
 
 
 def load_estimator(kind: type[E], folder: str | Path) -> E:
-    """Load the estimator that `save_estimator` wrote, of class `kind` or a subclass.
+    """Load the estimator that `save_estimator` wrote.
 
-    Raises: CheckpointError for a folder that is damaged, or of another kind.
+    kind: the class that it has to be of, or a subclass. Raises: CheckpointError for a folder that
+      is damaged, or of another kind.
     """
     folder = repaired(folder)
     want, fix = (
@@ -96,7 +98,7 @@ def load_estimator(kind: type[E], folder: str | Path) -> E:
 
 
 def _plain(value: Any) -> Any:
-    """Convert a figure or a setting to JSON's types."""
+    """Convert a figure or a setting to JSON's types, an array to a list."""
     if isinstance(value, list):
         return [_plain(item) for item in value]
     return value.tolist() if isinstance(value, (np.ndarray, np.generic)) else value

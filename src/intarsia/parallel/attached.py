@@ -42,9 +42,11 @@ class Attached(WholeModel):
         group: Group = None,
         wholes: Mapping[str, str] = MappingProxyType({}),
     ) -> None:
-        """Remember which parameters are parts of a layer's experts, by identity and by path.
+        """Index the experts' parameters of this process, by identity and by path.
 
-        See the class for the arguments.
+        parts: path of a layer of experts here -> those of its experts that this process keeps;
+          group: the processes, None = all; wholes: the same path -> the layer's path in a model of
+          a single process, where it is another.
         """
         self.parts, self.group, self.shared = dict(parts), group, True
         self.world = dist.get_world_size(group)
@@ -59,9 +61,9 @@ class Attached(WholeModel):
     def pieces(self, state: Mapping[str, Tensor]) -> dict[str, Tensor | Piece]:
         """Return a state dict with the names that weights have in a model of a single process.
 
-        Weights of which this process has only some experts become a `Piece`, which says which rows
-        of the whole weight these are; all other weights stay tensors.
-        state: the state dict of the model in this process.
+        state: the state dict of the model in this process. Weights of which this process has only
+          some experts become a `Piece`, which says which rows of the whole weight these are; all
+          other weights stay tensors.
         """
         by_path: dict[str, Tensor | Piece] = {}
         for path, value in state.items():
@@ -71,10 +73,10 @@ class Attached(WholeModel):
         return by_path
 
     def piece(self, part: OwnExperts, name: str, value: Tensor) -> Piece:
-        """Return this process's rows of a weight, with where they belong.
+        """Return this process's rows of a weight as a `Piece`, which also says whose rows they are.
 
-        part: the experts that this process keeps; name: their weight's; value: the weight, or an
-          optimiser's state of its shape.
+        part: the experts of a layer that this process keeps; name: the weight's name in them;
+          value: the weight, or an optimiser's state of its shape.
         """
         units = units_of(part.local, name)
         return Piece(value, units, *part.lot(dist.get_rank(self.group)), self._experts(part))
@@ -84,10 +86,10 @@ class Attached(WholeModel):
         return 1 + max(int(i.max()) for i, *_ in map(part.lot, range(self.world)) if len(i))
 
     def own(self, state: Mapping[str, Tensor | Stored]) -> dict[str, Tensor]:
-        """Return the tensors of a state dict that this process keeps, by the names they have here.
+        """Return the tensors of a whole state dict that this process keeps, by their names here.
 
-        state: names of one process -> tensors of all experts, or stored ones, of which only the
-          rows needed are read.
+        state: names in a single process -> tensors of all experts, or stored ones, of which only
+          the rows needed are read.
         """
         local_paths = {
             full_path: (path, part, name) for path, (full_path, part, name) in self.names.items()
@@ -99,10 +101,11 @@ class Attached(WholeModel):
         return by_path
 
     def _mine(self, part: OwnExperts | None, name: str, value: Tensor | Stored) -> Tensor:
-        """Return this process's part of a weight of all experts; all of it if `part` is None.
+        """Cut this process's rows out of a weight of all experts.
 
-        part: the experts that this process keeps; name: their weight's; value: (E, ...), a tensor
-          or in a file. Raises: CheckpointError for a file of another number of experts.
+        part: the experts of a layer that this process keeps, None = the weight belongs to no expert
+          and is returned whole; name: the weight's name in them; value: (E, ...), a tensor or in a
+          file. Raises: CheckpointError for a file of another number of experts.
         """
         if part is None:
             return value.all() if isinstance(value, Stored) else value
@@ -129,20 +132,22 @@ class Attached(WholeModel):
         return {path: list(past) for path, past in loads.items() if past is not None}
 
     def follow(self, past: Mapping[str, Sequence[Tensor]]) -> None:
-        """Continue from loads that `past` returned, also with another number of processes.
+        """Continue from loads of the experts that `past` returned, for strategies that use them.
 
-        past: path of a part -> loads (E,) of the newest batches.
+        past: path of a layer of experts -> loads (E,) of the newest batches, also of a run with
+          another number of processes.
         """
         for path, part in self.parts.items():
             if path in past and part.past is not None:
                 part.past = list(past[path])
 
     def moves(self, step: int) -> Iterator[Move]:
-        """Yield the weights whose experts get new owners after `step` steps, for `Fssdp.reshard`.
+        """Yield the weights whose experts get new owners after a step, for `Fssdp.reshard`.
 
-        Each is a path, a weight, and a function that sends rows in the weight's shape to their new
-        owners (processes that keep them). The caller puts the rows that it returns in, and those of
-        what an optimiser remembers of the weight. All processes do the same.
+        An owner is the process that keeps an expert. step: number of steps so far. Each item is the
+        path of a weight, the weight, and a function that sends its rows, or those of an optimiser's
+        state of the same shape, to their new owners, and returns the rows that came here. The
+        caller applies it to both, and stores the results. All processes do the same.
         """
         due = [(path, part) for path, part in self.parts.items() if part.due(step)]
         # Layers with the same number of experts are dealt out together, so that what is uneven in
@@ -168,10 +173,10 @@ class Attached(WholeModel):
         return {"world": self.world, "of": changeable}
 
     def set_owners(self, owners: Mapping[str, Any]) -> None:
-        """Set the owners that a checkpoint has, and make room for their weights.
+        """Set the owners of experts that a checkpoint has, and make room for their weights.
 
-        owners: as `owners` returned them. Those of another number of processes are left out:
-          experts are then in order.
+        owners: as `owners` returned them. Those of a run with another number of processes are
+          ignored: consecutive experts then stay in each process.
         """
         if owners.get("world") != self.world:
             return
@@ -187,9 +192,10 @@ class Attached(WholeModel):
     def optimizer_pieces(
         self, state: dict[str, Any], parameters: Sequence[nn.Parameter]
     ) -> dict[str, Any]:
-        """Return an optimiser's state_dict in which the states of experts are pieces of the whole.
+        """Return an optimiser's state_dict in which states of experts' weights are `Piece`s.
 
-        parameters: the optimiser's, in its order. A `Piece` says which experts its rows belong to.
+        state: the state_dict of the optimiser in this process; parameters: the optimiser's, in its
+          order. A `Piece` has rows of a tensor and says which experts they belong to.
         """
         rows = dict(state["state"])
         for number, parameter in enumerate(parameters):
@@ -197,6 +203,7 @@ class Attached(WholeModel):
                 part, name = self.of[id(parameter)]
                 rows[number] = {
                     key: self.piece(part, name, value)
+                    # a state of the weight's shape is cut as the weight is; a step count is not
                     if isinstance(value, Tensor) and value.dim() == parameter.dim()
                     else value
                     for key, value in rows[number].items()
@@ -208,7 +215,8 @@ class Attached(WholeModel):
     ) -> dict[str, Any]:
         """Return this process's part of an optimiser's state_dict, as `own` does for the model.
 
-        parameters: the optimiser's, in its order.
+        state: the state_dict of an optimiser that has all experts; parameters: those of the
+          optimiser in this process, in its order.
         """
         rows = dict(state["state"])
         for number, parameter in enumerate(parameters):
@@ -227,8 +235,8 @@ class Attached(WholeModel):
     def gathered(self, part: OwnExperts, name: str, value: Tensor) -> Tensor:
         """Collect all experts' rows of a weight, or of an optimiser's state of its shape.
 
-        part: the experts that this process keeps; name: the weight's name; value: its rows here.
-          Returns (E, ...).
+        part: the experts of a layer that this process keeps; name: the weight's name in them;
+          value: the rows of these experts. Every process calls it. Returns (E, ...).
         """
         shares = [part.lot(rank) for rank in range(self.world)]  # (experts, slice, slices)
         rank, experts = dist.get_rank(self.group), self._experts(part)
@@ -246,9 +254,9 @@ class Attached(WholeModel):
         return full
 
     def norm(self, parameters: Sequence[nn.Parameter], meter: Meter | None = None) -> Tensor:
-        """Return the norm of all gradients, other processes' experts included.
+        """Return the norm of all gradients, those of other processes' experts included.
 
-        parameters: this process's; meter: counts the time in which other processes are waited for.
+        parameters: of this process; meter: counts the time in which other processes are waited for.
         """
         total_norm = torch.nn.utils.get_total_norm
         gradients = [(p.grad, id(p) in self.of) for p in parameters if p.grad is not None]
@@ -280,15 +288,16 @@ def attached(
 
     model: one with mixtures of ours, or a sparse model of transformers as it is.
     strategy: how experts are shared out; None = not at all, as with one process. topology: of the
-      links between the processes, None = as the strategy says. meter: counts what is sent, layer by
-      layer. group: the processes, None = all of torch.distributed.
+      links between the processes, None = as the strategy says. meter: counts the bytes sent, layer
+      by layer. group: the processes, None = all of torch.distributed.
     Gradients of experts, which come from all processes, are divided by their number, so that they
     are those of the mean loss, as DistributedDataParallel's are of the rest.
     gather: False leaves the parts where they are, so that no process needs room for all experts;
       write the model first, by `write_sharded`, or `save` with the parts.
     An error inside leaves the processes with their parts: go on from a checkpoint.
-    Raises: ConfigError for a model without experts, with routers that read them, or experts that
-    the strategy cannot part; TrainingError where processes have other models.
+    Yields a handle with this process's parts, for saving; `WholeModel` where nothing is shared out.
+    Raises: ConfigError where the model has no experts, its routers read experts' weights, or the
+      strategy cannot divide its experts; TrainingError where processes have other models.
     """
     world = dist.get_world_size(group) if dist.is_available() and dist.is_initialized() else 1
     if strategy is None or world == 1:
@@ -326,7 +335,7 @@ def attached(
 
 
 def _digest(model: nn.Module, strategy: Strategy) -> str:
-    """Return a SHA-256 of strategy and weights, by which processes check that theirs are equal."""
+    """Return a SHA-256 of a strategy and a model's weights, to compare them between processes."""
     # equal digests: one strategy, one model, the same weights
     total = hashlib.sha256(repr(strategy).encode())
     for name, weight in model.state_dict().items():

@@ -57,17 +57,17 @@ class Auto(Strategy):
         backward: bool = False,
         past: Sequence[torch.Tensor] = (),
     ) -> DevicePlan:
-        """Return the plan of the fastest strategy for the trace's experts.
+        """Return what one batch sends and computes, as steps of the strategy that is fastest.
 
-        trace: which experts each token has; size: one expert's; topology: devices and links;
-          backward: add the steps of the gradients; past: loads (L, E) of the batches before,
-          newest last.
+        trace: which experts each token has; size: one expert's widths and bytes; topology: devices
+          and links; backward: add the steps of the gradients; past: loads (L, E) of the batches
+          before, newest last.
         """
         best = self.chosen(trace.experts, size, topology)
         return best.plan(trace, size, topology, backward=backward, past=past)
 
     def chosen(self, experts: int, size: ExpertSize, topology: Topology) -> Strategy:
-        """Return the strategy with the least time, forward and backward; the first of equals.
+        """Return the strategy with the least simulated time of forward and backward.
 
         experts: E of a layer; size: an expert's widths and bytes; topology: devices and links.
         """
@@ -96,16 +96,19 @@ class Auto(Strategy):
         return min(seconds, key=lambda strategy: seconds[strategy])
 
     def links(self, world: int, group: Group = None) -> Topology:
-        """Measure the links between the processes, on which the choice depends."""
+        """Measure the links between the processes, on which the choice depends.
+
+        world: number of processes, unused; group: the processes, None = all.
+        """
         return Topology.measured(group)
 
     def shard(
         self, experts: Experts, wire: Wire, topology: Topology, layers: int = 1
     ) -> OwnExperts:
-        """Return this process's experts by the fastest strategy; see `Strategy.shard`.
+        """Return a module with this process's share of a layer's experts, by the fastest strategy.
 
-        experts: all of a layer; wire: the layer's exchanges between processes; topology: devices
-          and links; layers: how many there are.
+        experts: all of a layer, not changed; wire: the layer's exchanges between processes;
+          topology: devices and links; layers: how many layers there are.
         """
         best = self.chosen(stacked(experts).experts, size_of(experts), topology)
         return best.shard(experts, wire, topology, layers)

@@ -20,19 +20,23 @@ EXCHANGES = ("flat", "hierarchical")
 
 
 def agreed_capacity(routing: Routing, wire: Wire, multiple: int) -> int:
-    """Agree on C, the places of each expert for rows from each process, so that no pair is dropped.
+    """Agree with all processes on a capacity C: how many rows an expert takes from each process.
 
-    routing: of this process's rows; wire: the exchanges of the layer. C is the largest load of an
-      expert in any process, 1 at least, rounded up to a multiple of `multiple`.
+    routing: pairs (token, expert) of this process's rows; wire: the layer's exchanges between
+      processes; multiple: C is a multiple of it. C is the largest load of an expert in any process,
+      1 at least, rounded up: no pair is dropped.
     """
+    # the largest load in this process; the largest of all processes decides
     load = routing.expert.bincount(minlength=routing.experts).max().reshape(1)
     return rounded_up(int(wire.told(load, "counts").max()), multiple)
 
 
 def planned_capacity(expert: Tensor, rows: Tensor, experts: int, multiple: int) -> int:
-    """Return the C of `agreed_capacity` for a recorded routing.
+    """Compute C for a recorded routing: how many rows an expert takes from each device.
 
-    expert: (N, k), -1 = none; rows: (D, N) bool, which device has which rows; experts: E.
+    expert: (N, k), the experts of each row, -1 = none; rows: (D, N) bool, which device has which
+      rows; experts: E; multiple: C is a multiple of it. Processes that carry the routing out agree
+      on the same C, see `agreed_capacity`.
     """
     # pairs of each device with each expert, of which the largest decides
     loads = [
@@ -46,7 +50,7 @@ def rounded_up(count: int, multiple: int) -> int:
 
 
 def counts_step(layer: int, devices: int) -> PlanStep:
-    """Return the plan's step in which processes exchange the counts of `agreed_capacity`.
+    """Return the step of a plan in which processes exchange the counts of `agreed_capacity`.
 
     layer: its number; devices: D.
     """
@@ -64,9 +68,9 @@ class PairTable:
 
     @classmethod
     def of(cls, routing: Routing, capacity: int) -> PairTable:
-        """Give each pair (token, expert) of a routing a place in the table of its expert.
+        """Give each pair (token, expert) of a routing a place in a table with C rows an expert.
 
-        capacity: C, places of each expert, as many as its pairs or more.
+        routing: N pairs; capacity: C, at least the number of pairs of the busiest expert.
         """
         # A stable sort keeps the order of tokens within an expert, so that the table does not
         # depend on the device.
@@ -81,18 +85,19 @@ class PairTable:
         return cls(routing, place, capacity)
 
     def fill(self, x: Tensor) -> Tensor:
-        """Put the row of each pair (token, expert) in its place, zeros elsewhere.
+        """Fill the table: the row of each pair (token, expert) in its place, zeros elsewhere.
 
-        (T, d) -> (E, C, d).
+        x: (T, d), the rows of all tokens.  -> (E, C, d), E experts with C places each.
         """
         rows = x.new_zeros(self.routing.experts * self.capacity, x.shape[-1])
         rows = rows.index_copy(0, self.place, x.index_select(0, self.routing.token))
         return rows.view(self.routing.experts, self.capacity, -1)
 
     def combine(self, outputs: Tensor) -> Tensor:
-        """Return y_t = sum_e G_te f_e(x_t), G the routing.  (E, C, out) -> (T, out).
+        """Add up the experts' outputs for each token t: y_t = sum_e G_te f_e(x_t).  -> (T, out).
 
-        outputs: f_e of the row in each place.
+        outputs: (E, C, out), what expert f_e returned for the row in each place of the table; G_te:
+          the routing's weight of expert e for token t.
         """
         outputs = outputs.flatten(0, 1)
         # Each pair reads its own output and is scaled by its gate weight; pairs of a token are then
@@ -114,9 +119,11 @@ class Swap:
     inner: int = 1
 
     def run(self, blocks: Tensor, wire: Wire, phase: str) -> Tensor:
-        """Exchange blocks (G, m, ...), one for each member of the group; return one from each.
+        """Exchange blocks of equal size in a group: send one to each member, get one from each.
 
-        wire: the exchanges of the layer; phase: names them for the byte counts.
+        blocks: (G, m, ...), one for each of the G members; wire: the layer's exchanges between
+          processes; phase: names this one for the byte counts. Returns the blocks that came, by
+          sender, (G, m, ...).
         """
         if len(self.members) == 1:
             return blocks
@@ -139,37 +146,45 @@ class Swap:
         return received.reshape(-1, *size)
 
     def _exchange(self, blocks: Tensor, members: Sequence[int], wire: Wire, phase: str) -> Tensor:
-        """Exchange blocks with `members`, one for each, in one step."""
+        """Exchange blocks with some processes, one for each, in one step.
+
+        blocks: (members, m, ...), by receiver; members: the processes; wire: sends the blocks;
+          phase: names the exchange in the byte counts. Returns the blocks that came, by sender.
+        """
         counts = [blocks.shape[1] * (rank in members) for rank in range(wire.world)]
         return wire.send(blocks.flatten(0, 1), counts, counts, phase).view(blocks.shape)
 
     def gather(self, rows: Tensor, wire: Wire, phase: str) -> Tensor:
-        """Collect every member's rows; gradients are added up at their owners.
+        """Collect the rows of all G members of the group, in every member.
 
-        rows: (m, ...) -> (G, m, ...). wire, phase: see `run`.
+        rows: (m, ...), this member's -> (G, m, ...); wire: sends them; phase: names the exchange in
+          the byte counts. In the backward, a member adds up the gradients of its rows from all.
         """
         # every member gets a copy of the rows
         return self.run(rows.expand(len(self.members), *rows.shape), wire, phase)
 
     def add(self, blocks: Tensor, wire: Wire, phase: str) -> Tensor:
-        """Add up the blocks that the members have for this process.  (G, m, ...) -> (m, ...).
+        """Send each member its block, and add up the blocks that came here.
 
-        blocks: one for each member; wire, phase: see `run`.
+        blocks: (G, m, ...), this process's for each of the G members; wire: sends them; phase:
+          names the exchange in the byte counts.  -> (m, ...).
         """
+        # every member sends the block of this process here
         return self.run(blocks, wire, phase).sum(0)
 
     def sent(self, rank: int, devices: int, block: int) -> dict[str, Tensor]:
-        """Return the bytes from a member to every device, by stage of the exchange.
+        """Return the bytes that a member sends to every device, by stage of the exchange.
 
-        rank: the member; devices: D; block: bytes of a block. Stages are "" for one step, or
-          "_inside" and "_across" nodes. Returns (D,) int64 each.
+        rank: the member; devices: D; block: the bytes that one member has for one other. Stages are
+          "" for an exchange in one step, or "_inside" and "_across" nodes.  -> stage -> (D,) int64.
         """
         groups = [("", self.members, block)]
         if self.inner > 1:
             node, place = divmod(self.members.index(rank), self.inner)
             near = self.members[node * self.inner : (node + 1) * self.inner]
             far = self.members[place :: self.inner]
-            # The same bytes travel twice, but in I + N messages in place of I N.
+            # The same bytes travel twice, but a member sends a message to each one of its node, and
+            # then to one of each node, in place of one to everybody.
             groups = [("_inside", near, block * len(far)), ("_across", far, block * len(near))]
         by_stage: dict[str, Tensor] = {}
         for stage, members, size in groups:
@@ -179,7 +194,7 @@ class Swap:
 
 
 def swaps_of(groups: Iterable[Sequence[int]], nodes: Tensor, exchange: str) -> dict[int, Swap]:
-    """Return for each process the `Swap`, the all-to-all exchange with its group: rank -> Swap.
+    """Prepare all-to-all exchanges within groups of processes: rank -> the `Swap` of its group.
 
     groups: disjoint sets of all processes; nodes: (D,), the node of each process; exchange: "flat"
       or "hierarchical", first inside a node, then across nodes.
@@ -209,10 +224,12 @@ def swaps_of(groups: Iterable[Sequence[int]], nodes: Tensor, exchange: str) -> d
 def swap_steps(
     swaps: dict[int, Swap], layer: int, phase: str, block: int, *, backward: bool = False
 ) -> list[PlanStep]:
-    """Return the plan's steps for `Swap.run` in all processes, reversed if backward.
+    """Return the steps of a plan for an all-to-all exchange that all processes take part in.
 
-    swaps: rank -> its exchange; layer, phase: name the steps; block: bytes of a block. There is no
-      step where every process exchanges with itself alone.
+    swaps: rank -> its exchange with the members of its group; layer, phase: name the steps; block:
+      the bytes that a member has for another one; backward: True returns the steps of the
+      gradients, from receivers to senders, in reverse order. There is no step where every process
+      exchanges with itself alone.
     """
     devices = len(swaps)
     if all(len(swap.members) == 1 for swap in swaps.values()):
@@ -236,13 +253,20 @@ class _Split(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, rows: Tensor, swap: Swap, wire: Wire, phase: str) -> Tensor:
-        """Return this member's part of the rows (E, C, d), (E, C / G, d); see `split`."""
+        """Return this member's part (E, C / G, d) of the rows (E, C, d) that all G members have.
+
+        ctx: autograd's context; rows: (E, C, d), the same in all; swap: the group's exchange, wire:
+          sends it, and phase: its name in byte counts, all three for the backward.
+        """
         ctx.swap, ctx.wire, ctx.phase = swap, wire, phase
         return _part(rows, swap, wire)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None]:
-        """Return the gradient of all rows: the members' parts, gathered."""
+        """Gather the gradient of all rows (E, C, d) from the members' parts (E, C / G, d).
+
+        ctx: what the forward stored; grads: the gradient of this member's part.
+        """
         return _whole(grads[0], ctx.swap, ctx.wire, f"{ctx.phase}.back"), None, None, None
 
 
@@ -251,13 +275,20 @@ class _Join(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, rows: Tensor, swap: Swap, wire: Wire, phase: str) -> Tensor:
-        """Return the members' parts (E, C / G, d) put together, (E, C, d); see `join`."""
+        """Put the members' parts together, (E, C / G, d) -> (E, C, d), the same in all.
+
+        ctx: autograd's; rows: this member's part; swap: the group's exchange; wire: sends it;
+          phase: its name in byte counts.
+        """
         ctx.swap, ctx.wire = swap, wire
         return _whole(rows, swap, wire, phase)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None]:
-        """Return this member's part of the gradient."""
+        """Return this member's part (E, C / G, d) of the gradient (E, C, d).
+
+        ctx: what the forward stored; grads: the gradient of all rows.
+        """
         return _part(grads[0], ctx.swap, ctx.wire), None, None, None
 
 
@@ -266,33 +297,49 @@ class _Alike(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, rows: Tensor, swap: Swap, wire: Wire, phase: str) -> Tensor:
-        """Return the rows; remember the group whose members have them, too."""
+        """Return the rows, of which all members of a group have a copy.
+
+        ctx: autograd's context; rows: any shape; swap: the group's exchange, wire: sends it, and
+          phase: its name in byte counts, all three for the backward.
+        """
         ctx.swap, ctx.wire, ctx.phase = swap, wire, phase
         return rows.view_as(rows)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None]:
-        """Return the sum of all members' gradients, the same in each."""
+        """Return the sum of all members' gradients, the same in each.
+
+        ctx: what the forward stored; grads: this member's gradient.
+        """
         gradients = ctx.swap.gather(grads[0].contiguous(), ctx.wire, f"{ctx.phase}.back")
         return gradients.sum(0), None, None, None
 
 
 def _part(rows: Tensor, swap: Swap, wire: Wire) -> Tensor:
-    """Return this member's part of the second axis of rows, (E, C, d) -> (E, C / G, d)."""
+    """Return this member's part of the second axis of rows, (E, C, d) -> (E, C / G, d).
+
+    swap: the exchange of the group, which lists its G members; wire: knows this process's rank.
+    """
     # the members in order have consecutive parts
     length = rows.shape[1] // len(swap.members)
     return rows.narrow(1, swap.members.index(wire.rank) * length, length).contiguous()
 
 
 def _whole(rows: Tensor, swap: Swap, wire: Wire, phase: str) -> Tensor:
-    """Gather the members' parts along the second axis, (E, C / G, d) -> (E, C, d)."""
+    """Gather the members' parts along the second axis, (E, C / G, d) -> (E, C, d).
+
+    rows: this member's part; swap: the exchange of the group of G members; wire: sends it; phase:
+      its name in the byte counts.
+    """
     return torch.cat(list(swap.gather(rows.contiguous(), wire, phase)), 1)
 
 
 def split(rows: Tensor, swap: Swap, wire: Wire, phase: str) -> Tensor:
-    """Take this member's part of the places.  (E, C, d) -> (E, C / G, d).
+    """Return this member's part of rows that all members have.  (E, C, d) -> (E, C / G, d).
 
-    swap: the group of G members, which all have the same rows; wire, phase: see `Swap.run`.
+    rows: the same in all members, divided along the second axis; swap: the exchange of the group,
+      which lists its G members; wire: sends it; phase: its name in the byte counts. In the
+      backward, the parts' gradients are gathered.
     """
     return cast(Tensor, _Split.apply(rows, swap, wire, phase))
 
@@ -300,7 +347,8 @@ def split(rows: Tensor, swap: Swap, wire: Wire, phase: str) -> Tensor:
 def join(rows: Tensor, swap: Swap, wire: Wire, phase: str) -> Tensor:
     """Concatenate the members' parts, the inverse of `split`.  (E, C / G, d) -> (E, C, d).
 
-    swap: the group of G members; wire, phase: see `Swap.run`.
+    rows: this member's part; swap: the exchange of the group of G members; wire: sends it; phase:
+      its name in the byte counts.
     """
     return cast(Tensor, _Join.apply(rows, swap, wire, phase))
 

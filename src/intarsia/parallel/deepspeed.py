@@ -69,11 +69,15 @@ class DeepSpeed(Strategy):
     exchange: str = "flat"
 
     def __post_init__(self) -> None:
+        """Raise ConfigError unless `tensor` is 1 or more and the exchange is known."""
         at_least("tensor", self.tensor, 1)
         one_of("exchange", self.exchange, KINDS)
 
     def rows(self, trace: Trace, devices: int) -> Tensor:
-        """Return which device has which rows, (D, N) bool; a data group's L ranks have the same."""
+        """Return which device has which rows, (D, N) bool; a data group's L ranks have the same.
+
+        trace: N recorded tokens; devices: D.
+        """
         return dealt(trace, devices, self.tensor)
 
     def check_trains(self) -> None:
@@ -84,11 +88,12 @@ class DeepSpeed(Strategy):
             raise ConfigError("parallel", got=got, want=want, fix=fix)
 
     def groups(self, experts: int, topology: Topology) -> Groups:
-        """Return the groups of devices that exchange tables, slices and rows.
+        """Divide the devices into groups: those that exchange rows, slices of experts, and copies.
 
-        experts: E; topology: D devices. With L = `tensor` there are P = D / L groups of devices
-          with equal rows, among which the experts are dealt out, and S = P / E slices of an expert
-          if P > E. Raises: ConfigError for devices that L does not divide, or that do not fit E.
+        experts: E; topology: D devices. Each L = `tensor` devices in a row bring the same rows of
+          the batch. Experts are dealt out to these P = D / L data groups; if P > E, S = P / E of
+          them share the hidden units of an expert. Raises: ConfigError for devices that L does not
+          divide, or E and P of which neither divides the other.
         """
         devices, tensor = topology.devices, self.tensor
         if devices % tensor:
@@ -123,8 +128,9 @@ class DeepSpeed(Strategy):
     ) -> DevicePlan:
         """Return what one batch sends and computes, as steps.
 
-        trace: which experts each token has; size: one expert's; topology: devices and links;
-          backward: add the steps of the gradients; past: unused.
+        trace: which experts each token has; size: one expert's widths and bytes; topology: devices
+          and links; backward: add the steps of the gradients; past: unused, other strategies need
+          it.
         """
         devices, experts = topology.devices, trace.experts
         groups, rows = self.groups(experts, topology), self.rows(trace, devices)
@@ -181,9 +187,10 @@ class DeepSpeed(Strategy):
     def shard(
         self, experts: Experts, wire: Wire, topology: Topology, layers: int = 1
     ) -> DeepSpeedExperts:
-        """Return this process's part of a layer's experts, which stay whole.
+        """Copy this process's part of a layer's experts; the given experts stay whole.
 
-        wire: the layer's exchanges between processes; topology: devices and links; layers: unused.
+        experts: all of a layer; wire: the layer's exchanges between processes; topology: devices
+          and links; layers: unused, other strategies need it.
         """
         check_devices(topology, wire)
         return DeepSpeedExperts(stacked(experts), self, wire, topology)
@@ -207,12 +214,11 @@ class DeepSpeedExperts(OwnExperts):
     def __init__(
         self, experts: Cuttable, settings: DeepSpeed, wire: Wire, topology: Topology
     ) -> None:
-        """Copy this process's experts, or its slice of one, and find the groups it exchanges with.
+        """Copy the experts of a layer that this process keeps, or a slice of one's hidden units.
 
-        experts: all of a layer, whose weights can be cut; wire: the layer's exchanges (group of
-          processes, byte counter); topology: devices and nodes. Three exchanges follow from it: of
-          tables among owners of other experts, of slices of the same expert, and among
-          tensor-parallel ranks.
+        experts: all of the layer, whose weights can be cut; settings: the strategy; wire: the
+          layer's exchanges (group of processes, byte counter); topology: devices and nodes, from
+          which follows with whom this process exchanges rows, slices and copies.
         """
         super().__init__()
         self.experts, self.settings, self.wire = experts.experts, settings, wire
@@ -225,10 +231,10 @@ class DeepSpeedExperts(OwnExperts):
         )
 
     def lot(self, rank: int) -> tuple[Tensor, int, int]:
-        """Return (experts, slice, slices): what process `rank` keeps.
+        """Return (experts, slice, slices): the part of the experts that process `rank` keeps.
 
-        experts: (n,) int64; of their hidden units it has the equal slice number `slice` of
-          `slices`.
+        experts: (n,) int64, their numbers; of their hidden units it has the equal slice number
+          `slice` of `slices`.
         """
         groups = self.groups
         # devices are numbered by owner, slice and tensor rank, the last one fastest
@@ -237,9 +243,10 @@ class DeepSpeedExperts(OwnExperts):
         return experts, part, groups.slices
 
     def mix(self, x: Tensor, routing: Routing, numbers: Tensor | None = None) -> Tensor:
-        """Return sum_e G_te f_e(x_t) for this process's rows.  (T, d) -> (T, out).
+        """Compute sum_e G_te f_e(x_t) for this process's rows x_t, f_e all processes' experts.
 
-        routing: G; numbers: unused; copies of experts are chosen by it in other strategies.
+        x: (T, d); routing: G_te, the weight of expert e for row t; numbers: unused; other
+          strategies choose among copies of experts by it.  -> (T, out).
         """
         wire, parts = self.wire, self.settings.parts
         places = agreed_capacity(routing, wire, parts)
@@ -270,9 +277,10 @@ class DeepSpeedExperts(OwnExperts):
         return table.combine(back)
 
     def _computed(self, local: Cuttable, came: Tensor) -> Tensor:
-        """Compute this process's n experts on m rows for each from each of D' devices.
+        """Compute the rows that were received by this process's n experts.
 
-        came: (D', n, m, d). Returns (D', n m, out).
+        local: the experts; came: (D', n, m, d), from each of D' devices m rows for each expert.  ->
+          (D', n m, out).
         """
         sources, experts, places, width = came.shape
         # Rows are grouped by expert, whichever device they came from.

@@ -42,16 +42,18 @@ class ExpertParallel(Strategy):
     ) -> DevicePlan:
         """Return what one batch sends and computes, as steps.
 
-        trace: which experts each token has; size: one expert's; topology: devices and links;
-          backward: add the steps of the gradients; past: unused.
+        trace: which experts each token has; size: one expert's widths and bytes; topology: devices
+          and links; backward: add the steps of the gradients; past: unused, other strategies need
+          it.
         """
         placed = Placement.contiguous(trace.layers, trace.experts, topology.devices)
         return expert_parallel(trace, placed, size, nodes=topology.nodes(), backward=backward)
 
     def shard(self, experts: Experts, wire: Wire, topology: Topology, layers: int = 1) -> Sharded:
-        """Return this process's experts of a layer, E / D in order; `experts` stay whole.
+        """Copy this process's experts of a layer, E / D in order; the given experts stay whole.
 
-        wire: the layer's exchanges between processes; topology: devices and links; layers: unused.
+        experts: all E of a layer; wire: the layer's exchanges between processes; topology: D
+          devices and links; layers: unused, other strategies need it.
         """
         check_devices(topology, wire)
         placed = Placement.contiguous(1, experts.experts, wire.world)

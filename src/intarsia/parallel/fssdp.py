@@ -70,6 +70,7 @@ class Fssdp(Strategy):
     reshard: int = 100
 
     def __post_init__(self) -> None:
+        """Raise ConfigError for a setting below its least value."""
         at_least("memory", self.memory, 0)
         at_least("reshard", self.reshard, 0)
         at_least("hottest", self.hottest, 0)
@@ -83,10 +84,12 @@ class Fssdp(Strategy):
         size: ExpertSize,
         topology: Topology,
     ) -> Tensor:
-        """Decide which devices hold copies of which experts of a layer (P1).  Returns (D, E) bool.
+        """Decide which devices have which experts of a layer for one batch.  Returns (D, E) bool.
 
-        past: loads (E,) of the batches before; load: (D, E), of this one; owner: (E,), the device
-          that keeps each expert; size: an expert's widths and bytes.
+        An expert's owner has it always, further devices have a copy if it is expected to be busy.
+        past: loads (E,) of the batches before; load: (D, E), of this one, by the device of the
+          tokens; owner: (E,), the device that keeps each expert; size: an expert's widths and
+          bytes; topology: D devices and links.
         """
         nodes = topology.nodes()
         copies = owner[None] == torch.arange(topology.devices)[:, None]
@@ -126,9 +129,9 @@ class Fssdp(Strategy):
     ) -> DevicePlan:
         """Return what one batch sends and computes, as steps.
 
-        trace: which experts each token has; size: one expert's; topology: devices and links;
-          backward: add the steps of the gradients; past: loads (L, E) of the batches before;
-          owner: (L, E), the device that keeps each expert, in order if not given.
+        trace: which experts each token has; size: one expert's widths and bytes; topology: devices
+          and links; backward: add the steps of the gradients; past: loads (L, E) of the batches
+          before; owner: (L, E), the device that keeps each expert, in order if not given.
         """
         devices, nodes = topology.devices, topology.nodes()
         owner = in_order(trace.layers, trace.experts, devices) if owner is None else owner
@@ -178,9 +181,10 @@ class Fssdp(Strategy):
     def shard(
         self, experts: Experts, wire: Wire, topology: Topology, layers: int = 1
     ) -> FssdpExperts:
-        """Return this process's experts of a layer, owned in order at first; `experts` stay whole.
+        """Copy the experts of a layer that this process owns: at first consecutive ones.
 
-        wire: the layer's exchanges between processes; topology: devices and links; layers: unused.
+        experts: all of the layer, not changed; wire: the layer's exchanges between processes;
+          topology: devices and links; layers: unused, other strategies need it.
         """
         check_devices(topology, wire)
         owner = in_order(1, experts.experts, topology.devices)[0]
@@ -188,17 +192,18 @@ class Fssdp(Strategy):
 
 
 def in_order(layers: int, experts: int, devices: int) -> Tensor:
-    """Return owners of consecutive experts, as evenly as can be.  (L, E) device numbers.
+    """Deal experts out in order: each device owns consecutive ones, as evenly as can be.
 
-    layers: L, experts: E, devices: D.
+    layers: L; experts: E, of each layer; devices: D. Returns (L, E), the device of each expert.
     """
     return (torch.arange(experts) * devices // experts).repeat(layers, 1)
 
 
 def _loads(expert: Tensor, home: Tensor, experts: int, devices: int) -> Tensor:
-    """Count the pairs of each device's tokens with each expert.  (N, k) -> (D, E).
+    """Count the pairs (token, expert) of each device's tokens with each expert, (D, E).
 
-    expert: -1 = none; home: (N,), the device of each token.
+    expert: (N, k), the experts of each token, -1 = none; home: (N,), the device of each token;
+      experts: E; devices: D.
     """
     row, place = (expert >= 0).nonzero(as_tuple=True)
     # a bin for each (device, expert)
@@ -220,11 +225,12 @@ class FssdpExperts(Sharded):
         topology: Topology,
         owner: Tensor,
     ) -> None:
-        """Copy the experts that this process owns.
+        """Copy the experts of a layer that this process owns.
 
-        experts: all of a layer; settings: of the strategy; wire: the layer's exchanges between
-          processes; topology: devices and links; owner: (E,), the process of each expert.
+        experts: all E of the layer; settings: of the strategy; wire: the layer's exchanges between
+          processes; topology: devices and links; owner: (E,), the process that owns each expert.
         """
+        # each expert is held by its owner alone, between batches
         holds = owner[None] == torch.arange(wire.world)[:, None]
         mine = holds[wire.rank].nonzero().flatten()
         super().__init__(
@@ -242,10 +248,11 @@ class FssdpExperts(Sharded):
         self.size, self.outputs = size_of(experts), experts.outputs
 
     def mix(self, x: Tensor, routing: Routing, numbers: Tensor | None = None) -> Tensor:
-        """Return sum_e G_te f_e(x_t) for this process's rows.  (T, d) -> (T, out).
+        """Compute sum_e G_te f_e(x_t) for this process's rows x_t, f_e all processes' experts.
 
-        Loads are exchanged, copies of busy experts chosen for this batch, and rows sent to them.
-        routing: G; numbers: unused.
+        x: (T, d); routing: G_te, the weight of expert e for row t; numbers: unused, other
+          strategies need it.  -> (T, out). Loads are exchanged, copies of busy experts chosen for
+          this batch, and rows sent to them.
         """
         counts = routing.expert.bincount(minlength=self.experts)
         load = self.wire.told(counts[None], "loads").view(self.world, -1).cpu()  # as owners are
@@ -258,7 +265,11 @@ class FssdpExperts(Sharded):
         place = (holds[self.rank].cumsum(0) - 1).to(x.device)
 
         def computed(rows: Tensor, local_routing: Routing) -> Tensor:
-            """Compute rows that came here, with experts numbered among those held here."""
+            """Compute rows that came here from any process, by the experts that are here.
+
+            rows: (M, d); local_routing: their experts, as numbers among all E.
+            """
+            # numbers among all experts become places among those held here
             local_routing = replace(
                 local_routing, expert=place[local_routing.expert], experts=len(held_experts)
             )
@@ -267,13 +278,18 @@ class FssdpExperts(Sharded):
         return self.sent(x, routing, None, holds, computed)
 
     def _computed(self, rows: Tensor, local_routing: Routing, holds: Tensor) -> Tensor:
-        """Compute rows with the copies that this process holds for the batch.
+        """Compute received rows by the experts that this process holds for the batch.
 
-        local_routing: of the rows, among the held experts; holds: (D, E) bool, who holds which.
+        rows: (M, d); local_routing: which of the held experts each row has, and with what weight;
+          holds: (D, E) bool, which process holds which expert.
         """
 
         def with_copies(rows: Tensor, weight: Tensor, mine: Tensor, phase: str) -> Tensor:
-            """Gather copies of the held experts, named `phase`, and compute rows with them."""
+            """Gather copies of the held experts' weights from their owners, and compute rows.
+
+            rows: (M, d); weight: of the pairs (row, expert); mine: (own, P), P weights of each
+              expert owned here; phase: the exchange's name in byte counts.
+            """
             copies = sparse_gather(mine, self.owner, holds, self.wire, phase)
             reweighted = replace(local_routing, weight=weight)
             # A process without copies or rows must still take part in the exchanges of the
@@ -300,18 +316,20 @@ class FssdpExperts(Sharded):
         return bool(interval and self.past) and step % interval == 0
 
     def new_owners(self, layers: Sequence[FssdpExperts]) -> Tensor:
-        """Return owners (L, E) that even out the mean loads of the newest batches.
+        """Choose owners (L, E) that even out the mean loads of the newest batches.
 
-        layers: those that are dealt out together.
+        layers: this process's parts of L layers, whose experts are dealt out together.
         """
         load = torch.stack([torch.stack(part.past).double().mean(0) for part in layers])
         return by_load(load, self.nodes, self.settings.hottest).owner
 
     @torch.no_grad()
     def moved(self, rows: Tensor, owner: Tensor) -> Tensor:
-        """Send rows of the experts owned here to their future owners.  (own, ...) -> (new, ...).
+        """Send experts' rows of a tensor to their future owners; return the rows that came here.
 
-        owner: (E,), the future owners. Every process calls it.
+        rows: (own, ...), a row for each expert owned here, of a weight or an optimiser's state of
+          it; owner: (E,), the future owner of each expert.  -> (new, ...), by expert. Every process
+          calls it.
         """
         holds = owner[None] == torch.arange(self.world)[:, None]
         came = sparse_gather(rows.detach().flatten(1), self.owner, holds, self.wire, "reshard")
@@ -334,7 +352,12 @@ class _Again(torch.autograd.Function):
     def forward(
         ctx: Any, rows: Tensor, weight: Tensor, mine: Tensor, product: Callable[..., Tensor]
     ) -> Tensor:
-        """Compute product(rows, weight, mine, "gather") and keep the owner's weights alone."""
+        """Compute product(rows, weight, mine, "gather"), and save its three tensors alone.
+
+        ctx: autograd's context; rows: (M, d); weight: of the pairs (row, expert); mine: (own, P), P
+          weights of each expert owned here; product: gathers copies of further experts and computes
+          the rows; the copies are not saved.
+        """
         # Only the owner's weights are saved: the copies are freed, and gathered again when the
         # backward needs them.
         ctx.save_for_backward(rows, weight, mine)
@@ -343,7 +366,10 @@ class _Again(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        """Compute the product once more, with weights gathered anew, and return its gradients."""
+        """Compute the product once more, with weights gathered anew, and return its gradients.
+
+        ctx: the saved tensors and the product; grads: the gradient of the outputs.
+        """
         # The product is computed once more, with gradients this time, as in activation
         # checkpointing.
         saved = [t.detach().requires_grad_() for t in ctx.saved_tensors]
@@ -364,11 +390,12 @@ def _autocast_as_here(device: str) -> Callable[[], AbstractContextManager[object
 
 
 def sparse_gather(mine: Tensor, owner: Tensor, holds: Tensor, wire: Wire, phase: str) -> Tensor:
-    """Gather the weights of the experts held here from their owners; gradients are added up there.
+    """Gather the weights of the experts that this process is to hold from their owners.
 
-    mine: (own, P), weights of the experts owned here, by expert; owner: (E,), the process of each
-      expert; holds: (D, E) bool, who is to have which; wire, phase: the exchange and its name.
-      Returns (held, P).
+    mine: (own, P), P weights of each expert owned here, by expert; owner: (E,), the process that
+      owns each expert; holds: (D, E) bool, which process is to hold which expert; wire: the layer's
+      exchanges between processes; phase: the exchange's name in byte counts.  -> (held, P), by
+      expert. In the backward, owners add up the gradients of all copies.
     """
     rank, world = wire.rank, wire.world
     owned = owner == rank

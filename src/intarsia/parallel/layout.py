@@ -32,10 +32,10 @@ class OwnExperts(Experts):
 
     @abc.abstractmethod
     def lot(self, rank: int) -> tuple[Tensor, int, int]:
-        """Return (experts, slice, slices): what process `rank` keeps.
+        """Return (experts, slice, slices): the part of a layer's experts that a process keeps.
 
-        experts: (n,) int64; of their hidden units it has the equal slice number `slice` of
-          `slices`.
+        rank: the process. experts: (n,) int64, the numbers of its experts; slices: in how many
+          equal slices their hidden units are cut, and slice: which of them it has, from 0.
         """
 
     def due(self, step: int) -> bool:
@@ -47,9 +47,10 @@ class OwnExperts(Experts):
         raise self._fixed_owners_error()
 
     def moved(self, rows: Tensor, owner: Tensor) -> Tensor:
-        """Send rows of the experts owned here to their future owners.  (own, ...) -> (new, ...).
+        """Send experts' rows of a weight to their future owners; here always raise ConfigError.
 
-        owner: (E,), the future owners. Raises: ConfigError where owners never change, as here.
+        rows: (own, ...), a row for each expert owned here; owner: (E,), the future owner of each
+          expert.  -> (new, ...), where a strategy can do it.
         """
         raise self._fixed_owners_error()
 
@@ -64,16 +65,16 @@ class OwnExperts(Experts):
         return ConfigError("owners of experts", got=got, want=want, fix=fix)
 
     def forward(self, rows: Tensor, expert: Tensor) -> Tensor:
-        """Compute each row by its expert, with weight 1.
+        """Compute each row by its expert, with weight 1, wherever the expert is.
 
-        rows: (N, d), expert: (N,) -> (N, out).
+        rows: (N, d); expert: (N,) int64.  -> (N, out).
         """
         token = torch.arange(len(rows), device=rows.device)
         weight = rows.new_ones(len(rows))
         return self.mix(rows, Routing(token, expert, weight, len(rows), self.experts))
 
     def every(self, x: Tensor) -> Tensor:
-        """Compute each row by all experts, slow and obvious.  (T, d) -> (T, E, out)."""
+        """Compute each row by all experts, slow and obvious.  x: (T, d) -> (T, E, out)."""
         outputs = [
             self.forward(x, torch.full((len(x),), e, device=x.device)) for e in range(self.experts)
         ]
@@ -90,9 +91,9 @@ STACKED: Mapping[str, UnitAxes] = {
 
 
 def units_of(experts: nn.Module, name: str) -> UnitAxes | None:
-    """Return the axes of a weight that run over hidden units, or None if it has none.
+    """Return which axis of a weight runs over the experts' hidden units, None if no axis does.
 
-    name: the weight's name.
+    experts: `StackedExperts` or `FusedExperts`; name: the weight's name in them.
     """
     if not isinstance(experts, FusedExperts):
         return STACKED.get(name)
@@ -111,10 +112,10 @@ def units_of(experts: nn.Module, name: str) -> UnitAxes | None:
 
 
 def stacked(experts: Experts) -> Cuttable:
-    """Return `experts` if their weights can be cut.
+    """Return experts as they are if their weights can be cut along experts and hidden units.
 
-    Raises: ConfigError for experts whose weights are no matrices of one size, and for an activation
-    that learns.
+    experts: of a layer. Raises: ConfigError for experts whose weights are no stacked matrices of
+      one size, and for an activation with weights that all experts share.
     """
     if not isinstance(experts, StackedExperts | FusedExperts):
         got, want = type(experts).__name__, "StackedExperts, whose weights can be cut and sent"
@@ -128,11 +129,15 @@ def stacked(experts: Experts) -> Cuttable:
 
 
 def size_of(experts: Experts) -> ExpertSize:
-    """Return widths, bytes of a number, gate and bias of these experts, all of one size."""
+    """Return widths, bytes of a number, gate and bias of experts that all have one size.
+
+    experts: of a layer.  Raises: ConfigError if their weights cannot be cut.
+    """
     weights = stacked(experts)
     if isinstance(weights, FusedExperts):
         item = next(weights.parameters()).element_size()
         return ExpertSize(weights.width, weights.hidden, item, weights.gated, weights.biased)
+    # stacked weights: up is (experts, hidden units, inputs)
     _, hidden, width = weights.up.shape
     return ExpertSize(
         width,
@@ -144,11 +149,12 @@ def size_of(experts: Experts) -> ExpertSize:
 
 
 def cut(experts: Cuttable, index: Tensor, part: int = 0, parts: int = 1) -> Cuttable:
-    """Copy some experts, or a slice of their hidden units.
+    """Copy some experts of a layer, whole or one slice of their hidden units.
 
-    index: (n,), which experts; part: which of `parts` equal slices. The outputs of the slices add
-      up to the whole's: the first keeps the output bias, others have zeros.
-    Raises: ConfigError for hidden units that cannot be divided so.
+    experts: all of a layer; index: (n,), the numbers of the experts to copy; parts: in how many
+      equal slices their hidden units are cut; part: which of the slices is copied, from 0. The
+      outputs of all slices add up to an expert's: the first keeps the output bias, others have
+      zeros. Raises: ConfigError for hidden units that cannot be divided so.
     """
     hidden = size_of(experts).hidden
     if parts > 1 and isinstance(experts, FusedExperts):
@@ -173,14 +179,20 @@ def cut(experts: Cuttable, index: Tensor, part: int = 0, parts: int = 1) -> Cutt
 
 
 def check_parts(hidden: int, parts: int) -> None:
-    """Raise ConfigError for hidden units that cannot be cut into `parts` equal parts."""
+    """Raise ConfigError for hidden units that cannot be cut into equal parts.
+
+    hidden: the number of hidden units; parts: the number of parts.
+    """
     if hidden % parts:
         got, want = f"{hidden} hidden units for {parts} parts", "a number that divides them"
         raise ConfigError("slices of experts", got=got, want=want, fix="Use fewer processes.")
 
 
 def _check_sums(experts: FusedExperts) -> None:
-    """Raise ConfigError for experts whose output is no sum over slices of their hidden units."""
+    """Raise ConfigError if experts cut along their hidden units would not add up to the whole.
+
+    experts: of a model of transformers, where a norm or an unknown weight can be the reason.
+    """
     fused = "gate_up_proj", "up_proj", "down_proj"
     summable = {f"{name}{end}" for name in fused for end in ("", "_bias")}
     if strange := sorted(set(experts.names) - summable):
@@ -194,16 +206,20 @@ def _check_sums(experts: FusedExperts) -> None:
 
 
 def packed(experts: Cuttable) -> Tensor:
-    """Flatten the weights of each expert into a row.  Returns (E, P)."""
+    """Flatten the weights of each expert into a row, (E, P), to be sent.
+
+    experts: E, of one size, with P weights each.
+    """
     weights = [w.flatten(1) for _, w in experts.named_parameters(recurse=False)]
     # the parameters' order is that of `unpacked`
     return torch.cat(weights, 1)
 
 
 def unpacked(rows: Tensor, like: Cuttable) -> dict[str, Tensor]:
-    """Return weights by name, the inverse of `packed`.  rows: (M, P), of M experts.
+    """Cut rows of flattened weights into weights by name: the inverse of `packed`.
 
-    like: experts that have the names and shapes.
+    rows: (M, P), the P weights of each of M experts; like: experts of the same kind, which have the
+      names and shapes.
     """
     shapes = {name: w.shape[1:] for name, w in like.named_parameters(recurse=False)}
     # cut at the sizes of the weights of one expert
@@ -215,9 +231,10 @@ def unpacked(rows: Tensor, like: Cuttable) -> dict[str, Tensor]:
 
 
 def joined(slices: Sequence[Mapping[str, Tensor]], like: Cuttable) -> dict[str, Tensor]:
-    """Join slices of experts along their hidden units.  Returns weights by name.
+    """Join slices of experts along their hidden units: the inverse of `cut`.  -> weights by name.
 
-    slices: weights by name, in order; like: experts that say where hidden units are.
+    slices: the weights of each slice by name, in order; like: experts of the same kind, which tell
+      along which axis of a weight its hidden units lie.
     """
     weights: dict[str, Tensor] = {}
     for name in slices[0]:
@@ -233,9 +250,10 @@ def joined(slices: Sequence[Mapping[str, Tensor]], like: Cuttable) -> dict[str, 
 
 
 def having(like: Cuttable, weights: Mapping[str, Tensor], experts: int) -> Cuttable:
-    """Return experts that compute with these weights, pass gradients to them, and own none.
+    """Return experts that compute with given tensors as weights, through which gradients pass.
 
-    like: experts of the same kind; weights: name -> tensor; experts: how many the weights hold.
+    like: experts of the same kind, not changed; weights: name -> tensor, (experts, ...); experts:
+      the number of experts in these tensors. The result has no parameters of its own.
     """
     copied = copy.copy(like)
     # plain attributes, found before parameters, of which there are none

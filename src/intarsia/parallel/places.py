@@ -73,7 +73,10 @@ class StockPlace:
         return f"{self.path}.{PART}"
 
     def put(self, part: Experts) -> None:
-        """Put a process's part in the place of the module's own weights and forward."""
+        """Let this process's share of the experts compute in place of the module's own weights.
+
+        part: the share; the module's forward calls it from now on.
+        """
         for name in self.experts.names:
             delattr(self.module, name)
         self.module.add_module(PART, part)
@@ -104,9 +107,10 @@ class Called:
 
 
 def pairs_of(index: Tensor, weights: Tensor, experts: int) -> Routing:
-    """Convert a stock gate's choice to a routing, without pairs of experts that do not exist.
+    """Convert the choice of a gate of transformers to a routing.
 
-    index, weights: (N, k); experts: E.
+    index, weights: (N, k), the experts of each token and their weights; experts: E. An index of E
+      or more means no expert.
     """
     routing = Routing.from_topk(index, weights, experts)
     # An index of E or more names no expert: the pair is left out.
@@ -118,11 +122,14 @@ def pairs_of(index: Tensor, weights: Tensor, experts: int) -> Routing:
 
 
 def places(model: nn.Module) -> list[Place]:
-    """Return the layers of experts of a model, in its order, that can be shared out.
+    """List a model's layers of experts, in its order, as places where a process's share can be put.
 
-    Raises: ConfigError for none, a capacity, routers that read experts or choose by the whole batch
-    (`Switch`, `ExpertChoice`, `Transport`), or what cannot be cut; TargetError for stock experts
-    with other weights than matrices.
+    model: has mixtures of ours, or experts of transformers. A `Place` has a layer's experts, and
+    puts a process's share in their place, or the experts back.
+    Raises: ConfigError for a model without experts, a mixture with a capacity, a router that reads
+      experts' weights or chooses by the whole batch (`Switch`, `ExpertChoice`, `Transport`), or
+      weights that cannot be cut; TargetError for experts of transformers with other weights than
+      matrices.
     """
     by_path: dict[str, Place] = {}
     for name, module in model.named_modules():
@@ -158,9 +165,9 @@ def places(model: nn.Module) -> list[Place]:
 
 
 def _stock(model: nn.Module) -> Mapping[str, Any]:
-    """Return the experts that transformers calls, by path.
+    """Return a model's layers of experts that transformers calls, by path.
 
-    Raises: ConfigError if not in memory.
+    model: any. Raises: ConfigError for experts that are not in memory.
     """
     try:
         return stock_experts(model)

@@ -34,9 +34,9 @@ class Processes:
     """
 
     def __init__(self, count: int, seconds: float = 600.0) -> None:
-        """Remember the settings; processes start with the first job.
+        """Store the settings; processes start with the first job.
 
-        count: number of processes; seconds: how long a job may take.
+        count: number of processes; seconds: the longest time that a job may take.
         """
         at_least("count", count, 1)
         self.count, self.seconds = count, seconds
@@ -46,10 +46,11 @@ class Processes:
     def run(self, job: Callable[..., Any], *arguments: Any) -> list[Any]:
         """Call job(*arguments) in every process and return the results by rank.
 
-        job: a function of a module, which finds its rank in torch.distributed. What it is given and
-        returns goes through a pipe.
-        Raises: the first error of a process, of this library as it is, any other as TrainingError;
-        TrainingError if the job does not end in time. All processes are then ended.
+        job: a function at the top of a module; it learns its rank from torch.distributed;
+          arguments: they, and the results, are pickled and sent through a pipe.
+        Raises: the first error of a process: one of this library as it is, any other as a
+          TrainingError; TrainingError also if the job does not end in time. All processes are then
+          ended.
         """
         if not self._started:
             self._start()
@@ -104,6 +105,7 @@ class Processes:
         """End the processes."""
         for process, pipe in self._started:
             pipe.close()
+            # a process ends by itself when its pipe is closed
             process.join(0.2)
             if process.is_alive():
                 process.kill()
@@ -123,6 +125,7 @@ class Processes:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        """End the processes.  kind, error, trace: of an error in the block, which passes on."""
         self.close()
 
 
@@ -138,7 +141,9 @@ def _failure(subject: str, got: str) -> TrainingError:
 def _serve(rank: int, count: int, store: str, seconds: float, pipe: Connection) -> None:
     """Carry out jobs from a pipe until it is closed; runs in a process of its own.
 
-    store: a file by which the processes find each other; seconds: that an exchange may wait.
+    rank: this process's number; count: of processes; store: a file by which the processes find each
+      other; seconds: the longest time that an exchange may wait; pipe: brings jobs, and takes
+      answers.
     """
     # As many threads as cores in each of the processes would slow all of them down.
     torch.set_num_threads(1)

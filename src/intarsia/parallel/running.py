@@ -22,8 +22,9 @@ from .sharded import Sharded
 def check_agreed(plan: DevicePlan, group: Group = None) -> None:
     """Raise TrainingError unless all processes have the same plan.
 
-    With other plans they would wait forever or mix tokens up. It is raised in each of them, with
-    the two hashes that are farthest apart.
+    plan: this process's; group: the processes, None = all. With different plans they would wait
+      forever or mix tokens up. The error is raised in each of them, and names the smallest and the
+      largest of the plans' hashes.
     """
     check_alike("plan of the processes", plan.digest(), group)
 
@@ -31,8 +32,9 @@ def check_agreed(plan: DevicePlan, group: Group = None) -> None:
 def check_alike(subject: str, digest: str, group: Group = None) -> None:
     """Raise TrainingError unless all processes have the same digest, a hexadecimal hash.
 
-    Processes with other plans or models would wait forever or mix tokens up. It is raised in each
-    of them, with the two hashes that are farthest apart. subject: what was hashed.
+    subject: names what was hashed, such as a model; digest: this process's; group: the processes,
+      None = all. With different models they would wait forever or mix tokens up. The error is
+      raised in each of them, and names the smallest and the largest of the digests.
     """
     digest_number = int(digest[:15], 16)  # 60 bits
     smallest, largest = (torch.tensor(digest_number, device=device_of(group)) for _ in range(2))
@@ -59,10 +61,12 @@ def carry_out(
 ) -> Tensor:
     """Compute x <- x + mixture(x), layer after layer, with the trace's routing, as `plan` says.
 
-    plan: of `expert_parallel(trace, placement, size, engine=engine)`, see there for the engines;
-      layers: this process's experts; x: this process's rows of the trace, those of the sequences
-      that `homes` gives it, in order; meter: counts the bytes. Returns the same rows. Gradients
-      take the same ways back.
+    plan: what is sent and computed, as `expert_parallel(trace, placement, size, engine=engine)`
+      returns it; layers: this process's experts of each layer; x: (n, d), this process's rows:
+      those of the sequences that `homes` gives it, in order; trace: which experts each token has;
+      placement: which process has which expert; engine: "home", rows return after each layer, or
+      "stay", they move on to the next layer's experts; meter: counts the bytes; group: the
+      processes, None = all. Returns the same rows, (n, d). Gradients take the same ways back.
     Raises: TrainingError where processes have different plans; ConfigError for other rows.
     """
     check_agreed(plan, group)
@@ -88,10 +92,10 @@ def carry_out(
 
 
 def routed(trace: Trace, numbers: Tensor, layer: int, x: Tensor) -> Routing:
-    """Return the recorded routing of rows, with weights that take gradients as a gate's do.
+    """Return the recorded routing of some rows in a layer, with weights that need gradients.
 
-    trace: the record; numbers: (n,), which of its rows; layer: its number; x: the rows, (n, d),
-      whose dtype the weights get.
+    trace: the record of the experts of each row; numbers: (n,), which of its rows; layer: the
+      layer's number; x: the rows, (n, d), whose dtype the weights get.
     """
     if len(numbers):
         recorded = trace.rows(numbers).routing(layer)
@@ -115,9 +119,9 @@ def _move_rows(
 ) -> tuple[Tensor, Tensor]:
     """Send rows to their next device; return the rows that are here then, and their numbers.
 
-    x: (n, d), rows here; numbers: (n,), which rows of the trace they are; came, goes: (N,), the
-      device of each row of the trace before and after, known to all processes; layer: its number
-      names the exchange.
+    x: (n, d), the rows that are here now; numbers: (n,), which of the N rows of the trace they are;
+      came, goes: (N,), the device of each row of the trace before and after the exchange; layer: a
+      number that names the exchange; meter: counts the bytes; group: the processes, None = all.
     """
     rank, world = dist.get_rank(group), dist.get_world_size(group)
     target = goes[numbers]

@@ -58,6 +58,7 @@ class SeMoe(Strategy):
     dense: int = 0
 
     def __post_init__(self) -> None:
+        """Raise ConfigError for an unknown name of an exchange or a prefetch, or bytes below 0."""
         one_of("exchange", self.exchange, ("flat", "hierarchical"))
         one_of("prefetch", self.prefetch, PREFETCH)
         at_least("dense", self.dense, 0)
@@ -73,11 +74,11 @@ class SeMoe(Strategy):
     ) -> DevicePlan:
         """Return what one batch sends, loads and computes, as steps.
 
-        They are DeepSpeed's steps, and before the experts of each layer a load of their weights
-        from host memory and a gather of the layer's dense weights, where these are modelled.
-
-        trace: which experts each token has; size: that of one expert; topology: devices and
-          links; backward: True adds the steps of the gradients; past: unused.
+        They are DeepSpeed's steps, and for each layer two that bring weights in: "load", the
+        experts' from host memory, and "gather", the dense weights from all devices, if `dense` is
+        not 0. trace: which experts each token has; size: one expert's widths and bytes; topology:
+        devices and links; backward: True adds the steps of the gradients; past: unused, other
+        strategies need it.
         """
         inner = DeepSpeed(1, self.exchange).plan(trace, size, topology, backward=backward)
         devices, experts = topology.devices, trace.experts
@@ -90,8 +91,11 @@ class SeMoe(Strategy):
         steps: list[PlanStep] = []
         began = [""]  # began[i]: name of the step after which layer i begins, "" for the first
 
-        # A step that brings weights in: from host memory (load) or over the links (gather).
         def fetch_step(kind: str, layer: int, before: str) -> PlanStep:
+            """Return a step that brings weights in, from host memory or over the links.
+
+            kind: "load" or "gather"; layer: its number; before: step that it waits for, "" = none.
+            """
             resource, sent = ("load", load) if kind == "load" else ("link", part)
             after = (before,) if before else ()
             return PlanStep(f"{layer}.{kind}", layer, kind, resource, after, bytes=sent)
@@ -122,7 +126,11 @@ class SeMoe(Strategy):
     def shard(
         self, experts: Experts, wire: Wire, topology: Topology, layers: int = 1
     ) -> DeepSpeedExperts:
-        """Return this process's experts of a layer, as `DeepSpeed` shares them out."""
+        """Copy this process's experts of a layer, as `DeepSpeed` shares them out.
+
+        experts: all of a layer; wire: the layer's exchanges between processes; topology: devices
+          and links; layers: unused, other strategies need it.
+        """
         return DeepSpeed(1, self.exchange).shard(experts, wire, topology)
 
 
@@ -138,9 +146,10 @@ class ColumnEmbedding(nn.Module):
     """
 
     def __init__(self, table: Tensor, wire: Wire) -> None:
-        """Keep this process's columns of the table.
+        """Copy this process's columns of an embedding table.
 
-        wire: the exchanges (processes, byte counter).
+        table: (V, H), the whole, alike in all processes; wire: the exchanges between processes.
+          Raises: ConfigError unless the number of processes divides H.
         """
         super().__init__()
         width = table.shape[1]
@@ -153,7 +162,10 @@ class ColumnEmbedding(nn.Module):
         self.weight, self.wire = nn.Parameter(part.clone()), wire
 
     def forward(self, ids: Tensor) -> Tensor:
-        """Look up ids (...), of this process's tokens.  Returns (..., H)."""
+        """Look up this process's tokens in the table, whose H columns are spread over processes.
+
+        ids: (...) int64, the tokens' numbers.  -> (..., H). Every process calls it.
+        """
         wire, flat = self.wire, ids.reshape(-1)
         count = torch.tensor([len(flat)], device=ids.device)
         counts = wire.told(count, "counts").flatten().tolist()
@@ -167,10 +179,10 @@ class ColumnEmbedding(nn.Module):
 
 
 def bucketed(tensors: Sequence[Tensor], collective: Callable[[Tensor], Tensor]) -> list[Tensor]:
-    """Call a collective once for many tensors of one type, joined in one flat buffer.
+    """Apply a collective, such as an all-reduce, to many tensors by one call on a joined buffer.
 
-    collective: a map of a flat tensor to one of as many numbers. Returns its result, cut into the
-      shapes of `tensors`.
+    tensors: of any shapes, of one dtype; collective: takes a flat tensor and returns one of as many
+      numbers. Returns its result, cut into the shapes of `tensors`.
     Source: arXiv:2205.10034, section 3.2 (fusion communication).
     """
     sizes = [t.numel() for t in tensors]
@@ -182,10 +194,10 @@ def bucketed(tensors: Sequence[Tensor], collective: Callable[[Tensor], Tensor]) 
 def elastic(weights: Sequence[float], devices: int) -> list[list[float]]:
     """Deal tasks out to devices: light tasks share a device, heavy ones are split.
 
-    weights: work of the tasks of one model.  Returns (D, tasks), the work of each task that a
-      device gets: the longest first to the least loaded device, and a task above the mean is first
-      cut into equal parts no longer than the mean.
-    The longest device takes at most 4 / 3 of what is best (Graham), and D = 1 has all.
+    weights: the work of each task of one model; devices: D. Returns (D, tasks), how much of each
+      task's work a device gets. A task above the mean work of a device is first cut into equal
+      parts no longer than that; then the longest parts go first, each to the least loaded device.
+    The busiest device has at most 4 / 3 of the work that it would have at best (Graham).
     Raises: ConfigError for no device, or work below 0.
     Source: arXiv:2205.10034, section 3.5.
     """
@@ -213,9 +225,9 @@ def elastic(weights: Sequence[float], devices: int) -> list[list[float]]:
 def memory(dense: int, sparse: int, devices: int, active: float = 1.0) -> Mapping[str, float]:
     """Estimate the bytes that a training with half-precision weights and AdamW needs.
 
-    dense, sparse: D and S, parameters; devices: N; active: alpha, the share of the sparse ones in
-    use.  Returns gpu, of each device: (16 D + 4 alpha S) / N; cpu: 16 alpha S, and disk: 12 S, in
-    all.
+    dense, sparse: D and S, the numbers of parameters outside and inside of experts; devices: N;
+    active: alpha, the share of the experts' parameters that is in use. Returns the bytes by place:
+    "gpu", of each device, (16 D + 4 alpha S) / N; "cpu", 16 alpha S in all; "disk", 12 S in all.
     Source: arXiv:2205.10034, section 3.1, with dense states shared out among the devices (ZeRO-3).
     """
     at_least("devices", devices, 1)

@@ -45,12 +45,12 @@ class Sharded(OwnExperts):
         meter: Meter | None = None,
         layer: int = 0,
     ) -> None:
-        """Remember the experts of this process.
+        """Store the experts of a layer that this process holds, and which process holds which.
 
-        local: its experts, ascending; holds: (D, E) bool, which process holds which; group: the
-          processes, None = all; nodes: (D,), the node of each, None = one; meter: counts bytes;
-          layer: a number that names the exchanges. Raises: ConfigError for local experts that are
-          not those held.
+        local: the experts held here, ascending; holds: (D, E) bool, which of the D processes holds
+          which of all E experts; group: the processes, None = all; nodes: (D,), the node of each,
+          None = all are on one; meter: counts bytes; layer: a number that names the exchanges.
+        Raises: ConfigError for another number of local experts than `holds` lists.
         """
         super().__init__()
         self.local: Experts = local
@@ -66,15 +66,20 @@ class Sharded(OwnExperts):
         self.own = self.holds[self.rank].cumsum(0) - 1  # expert -> its place among the local ones
 
     def mix(self, x: Tensor, routing: Routing, numbers: Tensor | None = None) -> Tensor:
-        """Return y_t = sum_e G_te f_e(x_t) for this process's rows.  (T, d) -> (T, out).
+        """Compute sum_e G_te f_e(x_t) for this process's rows x_t, f_e all processes' experts.
 
-        x: the rows; routing: G, among all E experts. numbers: (T,), where an expert has several
-          copies, row number modulo copies says which; None = 0 ... T - 1.
+        x: (T, d); routing: G_te, the weight of each of all E experts for row t; numbers: (T,), a
+          number of each row, by which one of several copies of an expert is chosen in turn, None =
+          0 ... T - 1.  -> (T, out).
         """
         self._check_copies()
 
         def computed(rows: Tensor, local_routing: Routing) -> Tensor:
-            """Compute rows that came here, with experts numbered among the local ones."""
+            """Compute rows that came here from any process, by the experts that are here.
+
+            rows: (M, d); local_routing: their experts, as numbers among all E.
+            """
+            # numbers among all experts become places among those held here
             place = self.own.to(local_routing.expert.device)
             renumbered = replace(
                 local_routing, expert=place[local_routing.expert], experts=self.local.experts
@@ -91,11 +96,14 @@ class Sharded(OwnExperts):
         holds: Tensor,
         computed: Callable[[Tensor, Routing], Tensor],
     ) -> Tensor:
-        """Send rows to the processes that hold their experts, compute, and bring outputs back.
+        """Send rows to the processes that hold their experts, compute them there, and add them up.
 
-        x, routing, numbers: see `mix`; holds: (D, E) bool, which process holds which expert;
-          computed: f(rows, routing) computes the rows that came here by their routing among the E
-          experts.
+        x: (T, d), this process's rows; routing: which of all E experts each row has, with what
+          weight; numbers: (T,), a number of each row, by which one of several copies of an expert
+          is chosen in turn, None = 0 ... T - 1; holds: (D, E) bool, which process holds which
+          expert; computed: called as f(rows, routing) with the rows that came here from all
+          processes, and their routing; returns their weighted outputs.
+        Returns the outputs of this process's rows, (T, out).
         """
         number = torch.arange(len(x)) if numbers is None else numbers
         sender = torch.full_like(routing.expert, self.rank)
@@ -143,9 +151,10 @@ class Sharded(OwnExperts):
             raise ConfigError("sharded experts", got=got, want=want, fix=fix)
 
     def _counts(self, mine: Tensor) -> Tensor:
-        """Exchange the numbers of rows and pairs of each message.  (D, 2) -> (D, 2).
+        """Tell each of D processes how many rows and pairs (row, expert) it will get from here.
 
-        mine: those of the messages to each process; returns those of the messages from each.
+        mine: (D, 2), the numbers of rows and pairs for each process. Returns what each process will
+          send here, (D, 2).
         """
         single = [1] * self.world
         return exchanged(mine, single, single, **self._exchange_options("counts"))
@@ -166,10 +175,11 @@ def shard(
     nodes: Tensor | None = None,
     meter: Meter | None = None,
 ) -> Sharded:
-    """Return this process's experts of a layer; `experts` stay whole.
+    """Copy the experts of a layer that a placement gives this process, as a `Sharded` module.
 
-    placement: which devices hold which experts; layer: its number there; nodes: (D,), of the
-      processes; meter: counts the bytes.
+    experts: all of the layer, not changed; placement: which devices hold which experts; layer: the
+      layer's number in the placement; group: the processes, None = all; nodes: (D,), the node of
+      each process, None = all are on one; meter: counts the bytes.
     Raises: ConfigError for a placement of other experts, or another number of devices.
     """
     holds = placement.holds[layer]

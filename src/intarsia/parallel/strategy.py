@@ -44,11 +44,11 @@ class Strategy(abc.ABC):
         backward: bool = False,
         past: Sequence[Tensor] = (),
     ) -> DevicePlan:
-        """Return what one batch with the trace's routing sends and computes.
+        """Return what one batch with the trace's routing sends and computes, as steps.
 
-        trace: which experts each token has in each layer; size: one expert's; topology: devices
-          and links; backward: True adds the steps of the gradients; past: (L, E) loads of the
-          batches before, newest last, for strategies that look at them.
+        trace: which experts each token has in each layer; size: one expert's widths and bytes;
+          topology: devices and links; backward: True adds the steps of the gradients; past: (L, E)
+          loads of the batches before, newest last, for strategies that look at them.
         """
 
     @abc.abstractmethod
@@ -71,21 +71,29 @@ class Strategy(abc.ABC):
     def attached(
         self, model: nn.Module, *, meter: Meter | None = None, gather: bool = True
     ) -> AbstractContextManager[WholeModel]:
-        """Share the model's experts out inside the block, see `parallel.attached.attached`."""
+        """Share a model's experts out among the processes inside the `with` block.
+
+        model: with mixtures of experts; meter: counts the bytes sent; gather: True puts all experts
+          back into the model at the end. See `parallel.attached.attached`.
+        """
         return attached(model, self, meter=meter, gather=gather)
 
 
 def dealt(trace: Trace, devices: int, alike: int = 1) -> Tensor:
-    """Deal the trace's sequences out to devices in turn.  Returns (D, N) bool, who has which rows.
+    """Deal a trace's sequences out to devices in turn.
 
-    alike: so many consecutive devices have the same rows.
+    trace: N recorded tokens (rows) in sequences; devices: D; alike: the number of consecutive
+      devices that get the same sequences.  -> (D, N) bool, which device has which rows.
     """
     home = homes(trace, devices // alike)
     return home[None] == torch.arange(devices)[:, None] // alike
 
 
 def check_devices(topology: Topology, wire: Wire) -> None:
-    """Raise ConfigError for a topology of another number of devices than there are processes."""
+    """Raise ConfigError for a topology of another number of devices than there are processes.
+
+    wire: the exchanges, which know the number of processes.
+    """
     if topology.devices != wire.world:
         got, want = f"{topology.devices} devices", f"{wire.world}, as there are processes"
         raise ConfigError("topology", got=got, want=want, fix="Describe these processes.")
@@ -102,8 +110,10 @@ def run(
 ) -> Tensor:
     """Compute x <- x + mixture(x), layer after layer, with the trace's routing, as `plan` says.
 
-    layers: this process's experts, of `strategy.shard`; x: this process's rows of the trace, in
-      order.  Returns the same rows. Gradients take the ways back.
+    strategy: the one that made plan and layers; plan: what all processes send and compute; layers:
+      this process's experts of each layer, from `strategy.shard`; x: (n, d), this process's rows of
+      the trace, in order; trace: which experts each token has; group: the processes, None = all.
+      Returns the same rows, (n, d). Gradients take the same ways back.
     Raises: TrainingError where processes have different plans; ConfigError for other rows.
     """
     check_agreed(plan, group)
@@ -128,7 +138,7 @@ def lined_up(
 ) -> tuple[PlanStep, ...]:
     """Make each step wait for the one before, or for those that `after` names for it.
 
-    after: name of a step -> names of the steps that it waits for.
+    steps: in order; after: name of a step -> names of the steps that it waits for.
     """
     lined: list[PlanStep] = []
     for step in steps:

@@ -39,7 +39,11 @@ class ExpertTrial:
     bias: bool = False
 
     def trace(self, seed: int = 0) -> Trace:
-        """Draw the routing of five sequences, or of three, so that process 3 has no tokens."""
+        """Draw a routing: the experts of all tokens of some sequences, and their weights.
+
+        seed: of the draw. The field `routing` names a special case: with "a process without tokens"
+          there are three sequences for four processes, else five.
+        """
         draws = torch.Generator().manual_seed(seed)
         sequences = 3 if self.routing == "a process without tokens" else 5
         tokens = 6 * sequences
@@ -81,9 +85,10 @@ class ExpertTrial:
 
 
 def alone(trace: Trace, x: Tensor, layers: Sequence[StackedExperts]) -> Tensor:
-    """Compute all layers in one process, as the reference.  x: (N, d), all rows, same shape.
+    """Compute x <- x + mixture(x) for all layers in one process, as the reference.
 
-    trace: which experts each token has in each layer, with weights.
+    trace: which experts each token has in each layer, with weights; x: (N, d), all rows; layers:
+      the experts of each layer.  -> (N, d).
     """
     for number, layer in enumerate(layers):
         recorded = trace.routing(number)
@@ -95,9 +100,10 @@ def alone(trace: Trace, x: Tensor, layers: Sequence[StackedExperts]) -> Tensor:
 
 
 def compare_with_one(strategy: Strategy, trial: ExpertTrial, topology: Topology = LINKS) -> int:
-    """Compare a strategy with one process; called in each of the topology's processes.
+    """Compare experts shared out by a strategy with one process that has them all.
 
-    trial: the batch and the experts. Returns the bytes that this process sent.
+    Each of the topology's processes calls it. strategy: the one that is tested; trial: the batch
+      and the experts; topology: devices and links. Returns the bytes that this process sent.
     Raises: ConformanceError where outputs, gradients or bytes differ.
     """
     rank, trace, full_layers = dist.get_rank(), trial.trace(), trial.layers_of()
@@ -134,9 +140,10 @@ def compare_with_one(strategy: Strategy, trial: ExpertTrial, topology: Topology 
 
 
 def as_planned(meter: Meter, plan: DevicePlan) -> None:
-    """Check that all processes sent the bytes of a plan, step by step.  Called in each of them.
+    """Check that all processes sent the bytes of a plan, step by step.  Each process calls it.
 
-    meter: counted what this process sent. Raises: ConformanceError where steps or bytes differ.
+    meter: counted the bytes that this process sent in each step; plan: says how many they are.
+    Raises: ConformanceError where steps or bytes differ.
     """
     metered = meter.gathered()
     links = {step.name: step.bytes for step in plan.steps if step.resource == "link"}
@@ -167,7 +174,7 @@ def of_part(subject: str, part: OwnExperts, experts: StackedExperts, exact: bool
 def same(subject: str, got: Tensor, want: Tensor, exact: bool) -> None:
     """Raise ConformanceError unless two tensors are equal, or close where sums are rounded.
 
-    subject: names them in an error; exact: bit for bit.
+    subject: names them in an error; got, want: the tensors; exact: bit for bit.
     """
     got, want = got.detach(), want.detach()
     limit = 0.0 if exact else CLOSE * max(1.0, float(want.abs().max()) if want.numel() else 1.0)
@@ -180,7 +187,10 @@ def same(subject: str, got: Tensor, want: Tensor, exact: bool) -> None:
 
 
 def _differs(subject: str, got: object, want: object) -> ConformanceError:
-    """Return the error for values that differ from those of one process."""
+    """Return the error for results that differ from those of one process.
+
+    subject: what differs; got: here; want: in one process.
+    """
     place = f"{subject} in process {dist.get_rank()}"
     fix = "What is planned and what is carried out must be one thing; see Strategy."
     return ConformanceError(place, got=got, want=want, fix=fix)

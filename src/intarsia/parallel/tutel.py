@@ -81,6 +81,7 @@ class Tutel(Strategy):
     by: str = "time"
 
     def __post_init__(self) -> None:
+        """Raise ConfigError for a setting that cannot be with any number of devices."""
         if self.degree is not None:
             at_least("degree", self.degree, 0)
         at_least("chunks", self.chunks, 1)
@@ -98,8 +99,9 @@ class Tutel(Strategy):
     ) -> DevicePlan:
         """Return what one batch sends and computes, as steps.
 
-        trace: which experts each token has; size: that of one expert; topology: devices and
-          links; backward: True adds the steps of the gradients; past: unused.
+        trace: which experts each token has; size: one expert's widths and bytes; topology: devices
+          and links; backward: True adds the steps of the gradients; past: unused, other strategies
+          need it.
         """
         devices, experts = topology.devices, trace.experts
         slices = slices_of(experts, devices)
@@ -128,10 +130,12 @@ class Tutel(Strategy):
         experts: int,
         after: dict[str, tuple[str, ...]],
     ) -> tuple[list[PlanStep], list[PlanStep]]:
-        """Return the steps of a layer, and those of its gradients.
+        """Return the steps of a layer's forward, and those of its backward.
 
-        layer: its number; degree: r; places: C; experts: E. after: steps that wait for another than
-          the one before; chunks are added to it.
+        layer: its number; degree: r, into how many parts an expert's hidden units are divided to be
+          computed; places: C, how many rows an expert takes from each device; size: an expert's
+          widths and bytes; topology: devices and links; experts: E; after: name of a step -> names
+          of those that it waits for, if not for the one before; steps of chunks are added to it.
         """
         devices, slices = topology.devices, slices_of(experts, topology.devices)
         per_device = max(1, experts // devices)
@@ -175,10 +179,12 @@ class Tutel(Strategy):
         return [*forward, *ahead, *rest], back
 
     def chosen(self, experts: int, places: int, size: ExpertSize, topology: Topology) -> int:
-        """Return the degree r for tables of C places.
+        """Choose the degree r: how many groups of devices compute parts of an expert.
 
-        experts: E; places: C; size: an expert's. Raises: ConfigError for a setting that is no
-          degree.
+        A part is some of the hidden units, for all rows; r = 0 sends weights instead of rows.
+        experts: E; places: C, how many rows an expert takes from each device; size: an expert's
+          widths and bytes; topology: D devices and links. Raises: ConfigError if the setting
+          `degree` is not possible.
         """
         devices = topology.devices
         possible = degrees(experts, devices)
@@ -198,9 +204,10 @@ class Tutel(Strategy):
     def _seconds(
         self, degree: int, experts: int, places: int, size: ExpertSize, topology: Topology
     ) -> float:
-        """Return the simulated seconds of the forward of a layer with this degree.
+        """Simulate the forward of a layer with this degree, and return its seconds.
 
-        experts: E; places: C; size: an expert's widths and bytes.
+        degree: r, see `chosen`; experts: E; places: C, how many rows an expert takes from each
+          device; size: an expert's widths and bytes; topology: devices and links.
         """
         after: dict[str, tuple[str, ...]] = {}
         steps, _ = self._layer(0, degree, places, size, topology, experts, after)
@@ -210,7 +217,8 @@ class Tutel(Strategy):
     def tuned(cls, trace: Trace, size: ExpertSize, topology: Topology) -> Tutel:
         """Find the settings with the least simulated time for batches like the trace's.
 
-        size: an expert's widths and bytes; topology: devices and links.
+        trace: which experts each token has; size: an expert's widths and bytes; topology: devices
+          and links.
         """
         candidates = [
             cls(degree, chunks, exchange)
@@ -226,9 +234,10 @@ class Tutel(Strategy):
     def shard(
         self, experts: Experts, wire: Wire, topology: Topology, layers: int = 1
     ) -> TutelExperts:
-        """Return this process's part of a layer's experts, which stay whole.
+        """Copy this process's part of a layer's experts; the given experts stay whole.
 
-        wire: the layer's exchanges between processes; topology: devices and links; layers: unused.
+        experts: all of a layer; wire: the layer's exchanges between processes; topology: devices
+          and links; layers: unused, other strategies need it.
         """
         check_devices(topology, wire)
         return TutelExperts(stacked(experts), self, wire, topology)
@@ -238,10 +247,10 @@ class TutelExperts(OwnExperts):
     """E experts, of which this process keeps E / D, or one of S slices of one; see `Tutel`."""
 
     def __init__(self, experts: Cuttable, settings: Tutel, wire: Wire, topology: Topology) -> None:
-        """Copy this process's experts, or its slice of one.
+        """Copy the experts of a layer that this process keeps, or a slice of one's hidden units.
 
-        experts: all of a layer; settings: degree, chunks and exchange; wire: the layer's exchanges
-          (processes, byte counter); topology: devices and links.
+        experts: all of the layer; settings: degree, chunks and exchange; wire: the layer's
+          exchanges (processes, byte counter); topology: devices and links.
         """
         super().__init__()
         self.experts, self.settings, self.wire = experts.experts, settings, wire
@@ -252,19 +261,20 @@ class TutelExperts(OwnExperts):
         self.swap = swaps_of([range(wire.world)], topology.nodes(), settings.exchange)[wire.rank]
 
     def lot(self, rank: int) -> tuple[Tensor, int, int]:
-        """Return (experts, slice, slices): what process `rank` keeps.
+        """Return (experts, slice, slices): the part of the experts that process `rank` keeps.
 
-        experts: (n,) int64; of their hidden units it has the equal slice number `slice` of
-          `slices`.
+        experts: (n,) int64, their numbers; of their hidden units it has the equal slice number
+          `slice` of `slices`.
         """
         per_device = max(1, self.experts // self.wire.world)
         owner, part = divmod(rank, self.slices)
         return torch.arange(owner * per_device, (owner + 1) * per_device), part, self.slices
 
     def mix(self, x: Tensor, routing: Routing, numbers: Tensor | None = None) -> Tensor:
-        """Return sum_e G_te f_e(x_t) for this process's rows.  (T, d) -> (T, out).
+        """Compute sum_e G_te f_e(x_t) for this process's rows x_t, f_e all processes' experts.
 
-        routing: G; numbers: unused; copies of experts are chosen by it in other strategies.
+        x: (T, d); routing: G_te, the weight of expert e for row t; numbers: unused; other
+          strategies choose among copies of experts by it.  -> (T, out).
         """
         settings = self.settings
         places = agreed_capacity(routing, self.wire, self.slices * settings.chunks)
@@ -272,6 +282,7 @@ class TutelExperts(OwnExperts):
         table = PairTable.of(routing, places)
         filled = table.fill(x)
         weights = self._weights(degree)
+        # degree 0: every process has all weights, and no row is sent
         if degree == 0:
             return table.combine(_computed(weights, filled))
         outputs = [
@@ -281,10 +292,10 @@ class TutelExperts(OwnExperts):
         return table.combine(torch.cat(outputs, 1))
 
     def _degree(self, places: int) -> int:
-        """Return the degree r, into how many slices of hidden units each expert is divided.
+        """Return the degree r: how many groups of devices compute parts of an expert.
 
-        r = 0 gathers the weights of experts instead of sending rows. places: C, the rows that each
-          expert has room for in a device's table; r is chosen once for each C and then kept.
+        r = 0 gathers the weights of all experts instead of sending rows. places: C, how many rows
+        an expert takes from each device; r is chosen once for each C and then kept.
         """
         if places not in self.degrees:
             size = _size(self.local, self.slices)
@@ -292,9 +303,10 @@ class TutelExperts(OwnExperts):
         return self.degrees[places]
 
     def _weights(self, degree: int) -> Cuttable:
-        """Gather the slices that this process computes with, its neighbours' beside its own.
+        """Gather the weights that this process computes with: its own slice, and its neighbours'.
 
-        degree: r; S / r processes in a row gather their slices, or with r = 0 all processes.
+        degree: r; of the S slices of an expert each S / r processes in a row gather theirs; with r
+          = 0 all processes gather all experts.
         """
         swap = weights_swaps(self.experts, self.wire.world, degree)[self.wire.rank]
         if len(swap.members) == 1:
@@ -312,10 +324,12 @@ class TutelExperts(OwnExperts):
         return having(self.local, weights, len(next(iter(weights.values()))))
 
     def _sent(self, rows: Tensor, chunk: int, degree: int, weights: Cuttable) -> Tensor:
-        """Send a chunk of the tables to where it is computed, and bring outputs back.
+        """Send rows to the devices that compute them, and add up the outputs that come back.
 
-        rows: (E, C', d); chunk: its number; degree: r; weights: those that this process computes
-          with. Returns (E, C', out).
+        rows: (E, C', d), the C' rows that this process has for each of E experts, a chunk of all;
+          chunk: its number, for the byte counts; degree: r, the number of groups of devices that
+          each compute a part of an expert's hidden units for all rows; weights: those that this
+          process computes with.  -> (E, C', out).
         """
         world, wire = self.wire.world, self.wire
         experts, places, width = rows.shape
@@ -338,7 +352,10 @@ class TutelExperts(OwnExperts):
 
 
 def _computed(experts: Cuttable, tables: Tensor) -> Tensor:
-    """Compute each expert on its table of rows.  tables: (E, C, d) -> (E, C, out)."""
+    """Compute each expert on its table of rows.
+
+    experts: E; tables: (E, C, d).  -> (E, C, out).
+    """
     count, places, width = tables.shape
     expert = torch.arange(count, device=tables.device).repeat_interleave(places)
     return experts(tables.reshape(-1, width), expert).view(count, places, -1)
@@ -357,15 +374,18 @@ def _exchanges(topology: Topology) -> tuple[str, ...]:
 
 
 def _size(local: Cuttable, slices: int) -> ExpertSize:
-    """Return the size of a whole expert.  local: experts with one of `slices` slices."""
+    """Return the size of a whole expert.
+
+    local: experts with one of several slices of hidden units; slices: their number.
+    """
     size = size_of(local)
     return replace(size, hidden=size.hidden * slices)
 
 
 def slices_of(experts: int, devices: int) -> int:
-    """Return S, the number of devices that share an expert's hidden units.  E experts, D devices.
+    """Return S, the number of devices that share an expert's hidden units.
 
-    Raises: ConfigError unless one number divides the other.
+    experts: E; devices: D. Raises: ConfigError unless one number divides the other.
     """
     if experts % devices and devices % experts:
         works = [d for d in range(1, 2 * devices + 1) if not (experts % d and d % experts)]
@@ -377,13 +397,21 @@ def slices_of(experts: int, devices: int) -> int:
 
 
 def degrees(experts: int, devices: int) -> tuple[int, ...]:
-    """Return the possible degrees: 0 and the divisors of S."""
+    """Return the degrees that are possible: 0, and the divisors of the number of slices.
+
+    experts: E; devices: D. A degree is the number of groups of devices that each compute a part of
+    an expert's hidden units; 0 gathers weights instead of sending rows.
+    """
     slices = slices_of(experts, devices)
     return 0, *(r for r in range(1, slices + 1) if slices % r == 0)
 
 
 def slice_weights(size: ExpertSize, slices: int) -> int:
-    """Return the bytes of a slice of an expert; with biases each has a place for the output's."""
+    """Return the bytes of a slice of an expert's hidden units.
+
+    size: the whole expert's widths and bytes; slices: the number of slices. With biases each slice
+    has an output bias, too, which is 0 in all but the first.
+    """
     inner = (2 + size.gated) * size.width + size.bias * (1 + size.gated)
     return (inner * size.hidden // slices + size.bias * size.width) * size.item
 
@@ -391,9 +419,10 @@ def slice_weights(size: ExpertSize, slices: int) -> int:
 def received(degree: int, experts: int, devices: int, places: int, size: ExpertSize) -> float:
     """Return the bytes that a device receives in a forward of a layer.
 
-    degree: r; experts: E; devices: D; places: C, rows of an expert from each device; size: of an
-      expert. S = max(1, D / E) slices of an expert. With r = 0 all weights come; else 2 C E r / D
-      rows from each other device, and the weights of S / r - 1 further slices.
+    degree: r, the number of groups of devices that each compute a part of an expert's hidden units;
+      experts: E; devices: D; places: C, how many rows an expert takes from each device; size: an
+      expert's widths and bytes. An expert has S = max(1, D / E) slices. With r = 0 all weights
+      come; else 2 C E r / D rows from each other device, and the weights of S / r - 1 slices.
     """
     slices, per_device = slices_of(experts, devices), max(1, experts // devices)
     weight_bytes = per_device * slice_weights(size, slices)
@@ -404,17 +433,19 @@ def received(degree: int, experts: int, devices: int, places: int, size: ExpertS
 
 
 def block_rows(experts: int, devices: int, degree: int, places: int) -> int:
-    """Return E C r / D, the rows from a device to each other one.
+    """Return how many rows a device sends to each other one, E C r / D.
 
-    experts: E; devices: D; degree: r; places: C.
+    experts: E; devices: D; degree: r, how many groups of devices get each row; places: C, how many
+    rows an expert takes from each device.
     """
     return experts * places * degree // devices
 
 
 def weights_swaps(experts: int, devices: int, degree: int) -> dict[int, Swap]:
-    """Return the exchanges that gather slices of weights: rank -> `Swap`.
+    """Return the exchanges in which devices gather weights: rank -> the `Swap` of its group.
 
-    degree: r; with r = 0 among all devices, else among S / r in a row.
+    experts: E; devices: D; degree: r; with r = 0 a group is all devices, else S / r in a row, S the
+    number of slices of an expert.
     """
     length = devices if degree == 0 else slices_of(experts, devices) // degree
     groups = [range(first, first + length) for first in range(0, devices, length)]

@@ -13,14 +13,15 @@ from ..core.errors import ConfigError, DataError
 
 
 def top_units(scores: Mapping[str, Tensor], share: float) -> Partition:
-    """Select the round(share * units) units with the highest scores over all layers.
+    """Select the units (channels or heads) with the highest scores over all layers of a model.
 
-    scores: layer -> (units,), higher is better; -inf is never selected. share: 0 ... 1. Returns one
-      label for each unit: 0 = selected, -1 = not.
-    Layers get different numbers of units. Of equal scores the earlier unit is selected. Random
-    scores select at random.
+    scores: layer -> (units,), higher is better; -inf is never selected. share: the share of all
+      units that is selected, 0 ... 1, so that layers may get different numbers. Returns one label
+      for each unit: 0 = selected, -1 = not. Of equal scores the earlier unit is selected.
+
     Raises: ConfigError for a share outside 0 ... 1, or one that selects nothing or more units than
-    may be selected; DataError for a score that is NaN.  Source: S2FT, its budgets.
+      may be selected; DataError for a score that is NaN.
+    Source: S2FT (arXiv:2412.06289), whose budgets these are.
     """
     between("share of channels", share, 0, 1, "Try 0.03.")
     # float64 on the CPU, so that the selection does not depend on the device of the scores

@@ -29,7 +29,11 @@ class GroupCode(Protocol):
     group: int
 
     def begin(self, columns: Tensor, start: int) -> None:
-        """Look at the next group.  columns: (out, group), from `start` on, errors so far added."""
+        """Prepare to round the next group of columns, for example choose their scale.
+
+        columns: (out, group), from which the errors of earlier columns are subtracted already;
+          start: the number of the first one in the weight.
+        """
         ...
 
     def __call__(self, column: Tensor, index: int) -> Tensor: ...
@@ -51,19 +55,19 @@ def choose_and_compensate(
     keep: Tensor | None = None,
     name: str = NAME,
 ) -> tuple[Partition, Tensor]:
-    """Choose the weights to keep, and change those behind them so that ||W X - W^ X|| is small.
+    """Prune or round a weight column by column; later columns make up for earlier errors.
 
-    weight: W (out, in); statistics: second moments of the inputs X. Returns a one-part Partition of
-      `name`, and W^ (out, in), 0 where not kept.
+    weight: W (out, in); statistics: second moments of its inputs X. Returns a one-part Partition
+      of `name` with the kept weights, and the new weight W^, 0 elsewhere; W^ X is close to W X.
     density: with pattern=None the share kept in every `block` columns, over all rows; with Blocks
-      the share of blocks; `NofM` along the inputs says its own.  density=1: nothing is pruned.
+      the share of blocks; `NofM` along the inputs has its own. density=1: nothing is pruned.
     code: rounds a column to what a format can store, see also `GroupCode`; None = real numbers.
       SparseGPT is code=None; GPTQ is density=1; with both, kept weights are rounded, others 0.
-    damp: of the moments, see `inverse_factor`. block: columns that are chosen at once.
-    keep: bool, weights outside are pruned whatever their score, as part of the density.
-    Column j has the error e = (w_j - w^_j) / U_jj, which is taken off the columns behind it, W_k -=
-    e U_jk, with U of `scores.inverse_factor`.
-    Raises: ConfigError for settings that cannot be; ShapeError for widths; DataError for a Hessian.
+    damp: added to the moments' diagonal, see `inverse_factor`. block: columns chosen at once.
+    keep: (out, in) bool; weights outside are pruned whatever their score, and count as pruned.
+    Column j has the error e = (w_j - w^_j) / U_jj, which is subtracted from the columns behind it,
+    W_k -= e U_jk, with U of `scores.inverse_factor`.  Raises: ConfigError for settings that cannot
+    be; ShapeError for widths; DataError for moments that cannot be inverted.
     """
     _check(weight, density, pattern, block)
     dtype = torch.promote_types(weight.dtype, torch.float32)
@@ -106,10 +110,11 @@ def choose_and_compensate(
 
 
 def _group_code(code: Code | None, block: int, strip: int) -> GroupCode | None:
-    """Return `code` if it looks at groups of columns, None otherwise.
+    """Return `code` if it rounds columns in groups, None otherwise.
 
-    block, strip: columns after which errors are passed on. Raises: ConfigError for groups that
-      would begin before all errors have been passed on.
+    code: the rounding of a weight, or None. block, strip: numbers of columns after which their
+    errors are passed on to the columns behind.
+    Raises: ConfigError for groups that would begin before all errors have been passed on.
     """
     if not isinstance(code, GroupCode):
         return None
@@ -120,9 +125,11 @@ def _group_code(code: Code | None, block: int, strip: int) -> GroupCode | None:
 
 
 def _choose(score: Tensor, density: float, pattern: Pattern, outside: Tensor | None) -> Tensor:
-    """Choose the weights of a group of columns to keep.  score: (columns, out) -> bool, same shape.
+    """Choose which weights of a group of columns to keep.
 
-    density, pattern: see `_largest`. outside: bool, weights that are never kept, or None.
+    score: (columns, out), higher is kept; density: share of weights, or of blocks, to keep;
+      pattern: n:m, blocks or None = single weights; outside: bool, weights that are never kept, or
+      None. Returns bool, of the scores' shape.
     """
     if outside is not None:
         score = score.masked_fill(outside, -1)
@@ -131,10 +138,11 @@ def _choose(score: Tensor, density: float, pattern: Pattern, outside: Tensor | N
 
 
 def _largest(score: Tensor, density: float, pattern: Pattern) -> Tensor:
-    """Return the mask of the largest scores under a pattern.  score: (out, columns) -> bool.
+    """Return the mask of the largest scores under a pattern.
 
-    density: the share of weights, or of blocks, that is kept; unused with a pattern n:m, whose
-      columns are one group of m.
+    score: (out, columns), with a pattern n:m only m columns, of which each row keeps n; density:
+      the share of weights, or of blocks, that is kept, unused with n:m; pattern: n:m, blocks, or
+      None = single weights. Returns bool, of the same shape, True = kept.
     """
     if isinstance(pattern, NofM):
         return largest(score, pattern.n)
@@ -149,7 +157,11 @@ def _largest(score: Tensor, density: float, pattern: Pattern) -> Tensor:
 
 
 def _check(weight: Tensor, density: float, pattern: Pattern, block: int) -> None:
-    """Raise ConfigError or ShapeError for settings of `choose_and_compensate` that cannot be."""
+    """Raise ConfigError or ShapeError for settings of `choose_and_compensate` that cannot be.
+
+    weight: must be (out, in); density: 0 ... 1; pattern: one of n:m must divide the inputs; block:
+      the number of columns that are chosen at once, at least 1.
+    """
     between("density", density, 0, 1, "Try 0.5.")
     between("block", block, 1, 2**20, "Try 128.")
     if weight.dim() != 2:

@@ -14,8 +14,9 @@ from .topk import keep_random, keep_top
 
 
 def uniform(shapes: Mapping[str, Sequence[int]], density: float) -> dict[str, float]:
-    """Return the same density for every layer.  shapes: layer -> its weight's shape.
+    """Return the same density for every layer.
 
+    shapes: layer -> its weight's shape; density: share of weights to keep, 0 ... 1.
     Raises: ConfigError for a density outside 0 ... 1.
     """
     between("density", density, 0, 1, "Try 0.5.")
@@ -25,11 +26,13 @@ def uniform(shapes: Mapping[str, Sequence[int]], density: float) -> dict[str, fl
 def erdos_renyi(
     shapes: Mapping[str, Sequence[int]], density: float, *, kernel: bool = True
 ) -> dict[str, float]:
-    """Return layer densities ~ (out + in [+ kh + kw]) / (out in [kh kw]), with `density` over all.
+    """Return a density for each layer, lower for larger layers, with `density` over all of them.
 
-    shapes: layer -> its weight's shape; density: of all weights together. kernel: count the sides
-      of a convolution's kernel, too. A layer whose density would be above 1 is dense, and the
-      others get more.
+    A layer's density is proportional to (out + in + kh + kw) / (out in kh kw), with kh, kw the
+    sides of a convolution's kernel. shapes: layer -> its weight's shape; density: that of all
+    weights together; kernel: False leaves kh + kw out of the sum. A layer whose density would be
+    above 1 is dense, and the others get more.
+
     Raises: ConfigError for a density outside 0 ... 1.
     Source: SET (arXiv:1707.04780), equation 1; RigL (arXiv:1911.11134), section 3 (1).
     """
@@ -51,8 +54,8 @@ def erdos_renyi(
 def keep_shares(scores: Mapping[str, Tensor], densities: Mapping[str, float]) -> Partition:
     """Select the round(density * size) largest scores of each tensor; of equal ones the first.
 
-    densities: tensor -> the share to select. Raises: ConfigError for a density outside 0 ... 1, or
-      a NaN.
+    scores: name -> a score of each weight; densities: name -> the share to select.
+    Raises: ConfigError for a density outside 0 ... 1, or a NaN.
     """
     label: dict[str, Tensor] = {}
     for name, score in scores.items():
@@ -69,7 +72,8 @@ def random_masks(
 ) -> Partition:
     """Select round(density * size) weights of each tensor, all with equal probability.
 
-    shapes, densities: by tensor. Raises: as `keep_shares`.
+    shapes: name -> shape; densities: name -> the share to select; generator: source of the draw.
+    Raises: ConfigError for a density outside 0 ... 1.
     """
     label: dict[str, Tensor] = {}
     for name, shape in shapes.items():

@@ -26,32 +26,35 @@ def random_disjoint(
 ) -> Partition:
     """Divide the weights of each parameter into `parts` disjoint parts, at random and evenly.
 
-    Weights are dealt like cards in a random order, label(order[i]) = i mod parts. Every weight is
-    in one part, and sizes differ by at most one. With more parts than weights some parts are empty.
+    The weights are dealt out like cards, in random order. Every weight is in one part, and sizes
+    differ by at most one. With more parts than weights some parts are empty.
 
     unit: what is divided.
       "element"                    single weights, over the whole parameter
       "row", "column"              single weights, evenly in every row (column)
       "whole_row", "whole_column"  whole output (input) channels, the partition's pattern
-    shapes: parameter name -> shape; a vector counts as one row.
+    shapes: parameter name -> shape; a vector counts as one row. generator: source of the draw.
     Raises: ConfigError for parts < 1 or an unknown unit; ShapeError for more than two axes with a
     row or column unit.  Source: MoSA, section on splitting; here sizes differ by at most one.
     """
     at_least("parts", parts, 1, "One part is no split.")
     one_of("unit", unit, UNITS)
     label = {
-        name: _deal(tuple(shape), parts, unit, generator).to(label_dtype(parts))
+        name: _random_labels(tuple(shape), parts, unit, generator).to(label_dtype(parts))
         for name, shape in shapes.items()
     }
     return Partition(label, parts, PATTERNS.get(unit))
 
 
-def _deal(shape: tuple[int, ...], parts: int, unit: str, generator: torch.Generator) -> Tensor:
-    """Return a label 0 ... parts - 1 for each weight of a parameter, at random and evenly.
+def _random_labels(
+    shape: tuple[int, ...], parts: int, unit: str, generator: torch.Generator
+) -> Tensor:
+    """Give each weight of a parameter a random label, each label to equally many weights.
 
-    shape: the parameter's; parts: how many labels. unit: "element", single weights over the whole
-      parameter; "row", "column", single weights, evenly in each row (column); "whole_row",
-      "whole_column", one label for a whole row (column). Returns int64 labels of this shape.
+    shape: the parameter's; parts: labels are 0 ... parts - 1; generator: source of the draw. unit:
+      what gets a label: "element", a single weight; "row" or "column", a single weight, and each
+      label is as frequent as others in every row (column); "whole_row" or "whole_column", a row or
+      column. Returns int64 labels of this shape.
     """
     # the parts that get one weight more are random
     names = torch.randperm(parts, generator=generator)
@@ -67,18 +70,20 @@ def _deal(shape: tuple[int, ...], parts: int, unit: str, generator: torch.Genera
         )
     rows, columns = shape if len(shape) == 2 else (1, shape[0])
     if unit.endswith("column"):
-        dealt = _deal_rows(columns, rows, parts, unit.startswith("whole"), generator).T
+        dealt = _labels_of_rows(columns, rows, parts, unit.startswith("whole"), generator).T
     else:
-        dealt = _deal_rows(rows, columns, parts, unit.startswith("whole"), generator)
+        dealt = _labels_of_rows(rows, columns, parts, unit.startswith("whole"), generator)
     return names[dealt].reshape(shape).contiguous()
 
 
-def _deal_rows(
+def _labels_of_rows(
     rows: int, columns: int, parts: int, whole_rows: bool, generator: torch.Generator
 ) -> Tensor:
-    """Deal out labels in a matrix, evenly in every row, or whole rows.  Returns (rows, columns).
+    """Give random labels to the entries of a matrix, each label equally often in every row.
 
-    parts: how many labels; whole_rows: all weights of a row have one label.
+    rows, columns: sizes of the matrix; parts: labels are 0 ... parts - 1; whole_rows: True gives
+      all entries of a row one label, each label to equally many rows; generator: source of the
+      draw. Returns (rows, columns) int64.
     """
     if whole_rows:
         order = torch.randperm(rows, generator=generator)

@@ -17,10 +17,12 @@ from .topk import keep_top
 def keep_n_of_m(
     scores: Mapping[str, Tensor], n: int = 2, m: int = 4, *, axis: int = -1
 ) -> Partition:
-    """Select the n largest scores of each m along an axis; of equal ones the first.
+    """Select the n largest scores of each m consecutive ones along an axis.
 
-    scores: by tensor. Raises: ConfigError unless 1 <= n <= m; ShapeError for an axis that m does
-      not divide; DataError for a NaN.
+    scores: tensor's name -> a score of each weight; n, m: n of each m are selected; axis: along
+      which the m are consecutive. Of equal scores the first is selected.
+    Raises: ConfigError unless 1 <= n <= m; ShapeError for an axis that m does not divide; DataError
+      for a NaN.
     """
     pattern = NofM(n, m, axis)
     return Partition.from_masks(
@@ -29,10 +31,13 @@ def keep_n_of_m(
 
 
 def keep_rows(scores: Mapping[str, Tensor], density: float) -> Partition:
-    """Select the largest scores of each row (output), C - floor((1 - density) C) of its C weights.
+    """Select the largest scores of each row: C - floor((1 - density) C) of its C weights.
 
-    This is the number that Wanda keeps; of equal scores the first. A weight of more than two axes
-    is (out, the rest), a vector one row. Matrices of one width have the pattern `NofM(n, C)`.
+    scores: tensor's name -> a score of each weight, (out, ...); all axes but the first make up a
+    row, and a vector is one row. density: the share to select, rounded as Wanda does. Of equal
+    scores the first is selected. If all tensors are matrices of one width, the partition records
+    the pattern "n of each C".
+
     Raises: ConfigError for a density outside 0 ... 1; DataError for a NaN.
     """
     between("density", density, 0, 1, "Try 0.5.")
@@ -41,7 +46,7 @@ def keep_rows(scores: Mapping[str, Tensor], density: float) -> Partition:
     for name, score in scores.items():
         matrix = score.flatten(1) if score.dim() > 1 else score.reshape(1, -1)
         count = kept_of(matrix.shape[1], density)
-        _no_nan(name, matrix)
+        _check_no_nan(name, matrix)
         masks[name] = largest(matrix.detach(), count).cpu().view(score.shape)
         counts.add((count, matrix.shape[1]) if score.dim() == 2 else (0, 0))
     # matrices of other widths have no pattern in common
@@ -55,11 +60,12 @@ def kept_of(width: int, density: float) -> int:
 
 
 def keep_blocks(scores: Mapping[str, Tensor], count: int, blocks: Blocks) -> Partition:
-    """Select the `count` blocks of the largest sums of scores over all tensors.
+    """Select the `count` blocks of weights with the largest sums of scores over all tensors.
 
-    scores: tensor's name -> scores; blocks: the shape of a block. Of equal ones the first.
+    scores: tensor's name -> a score of each weight; count: how many blocks to select, over all
+      tensors; blocks: the shape of a block. Of equal sums the first is selected.
     Raises: ConfigError for more blocks than there are, or a NaN; ShapeError for a tensor that the
-    blocks do not tile.
+      blocks do not tile.
     """
     sums = {n: blocks.groups(s.detach()).float().sum(-1) for n, s in scores.items()}
     block_part = keep_top(sums, count)
@@ -72,16 +78,21 @@ def keep_blocks(scores: Mapping[str, Tensor], count: int, blocks: Blocks) -> Par
 
 
 def _n_of_m(name: str, score: Tensor, pattern: NofM) -> Tensor:
-    """Return the mask of the n largest scores of each group of m.  name: for an error."""
+    """Return the mask of the n largest scores of each group of m, True = among them.
+
+    name: the tensor's, for an error; score: its scores; pattern: n, m and the axis along which a
+    group lies.
+    """
     groups = pattern.groups(score.detach())
-    _no_nan(name, groups)
+    _check_no_nan(name, groups)
     return pattern.restored(largest(groups, pattern.n)).cpu().contiguous()
 
 
 def largest(scores: Tensor, count: int) -> Tensor:
-    """Return the mask of the `count` largest along the last axis; of equal ones the first.
+    """Return the mask of the `count` largest scores along the last axis; of equal ones the first.
 
-    Scores must not be NaN. count: 0 or less selects none, the width or more all.
+    scores: (..., width), no NaN among them; count: 0 or less selects none, the width or more all.
+      Returns bool, of the same shape.
     """
     width = scores.shape[-1]
     if not 0 < count < width:
@@ -94,8 +105,8 @@ def largest(scores: Tensor, count: int) -> Tensor:
     return larger | equal
 
 
-def _no_nan(name: str, scores: Tensor) -> None:
-    """Raise DataError for a NaN among the scores."""
+def _check_no_nan(name: str, scores: Tensor) -> None:
+    """Raise DataError for a NaN among the scores of the tensor `name`."""
     if bool(scores.isnan().any()):
         got, fix = "NaN among them", "Look for a training that diverged: lower its learning rate."
         raise DataError(f"scores of {name!r}", got=got, want="numbers", fix=fix)

@@ -15,10 +15,10 @@ from .topk import keep_top
 
 
 def block_scores(score: Tensor, rows: int) -> Tensor:
-    """Return the mean score of blocks of `rows` outputs x one input x its whole kernel.
+    """Return the score of each block, of `rows` outputs and one input: its mean over the outputs.
 
-    score: (out, in, ...) -> (ceil(out / rows), in). Means, because the last block may have fewer
-      rows.
+    score: of each weight, (out, in, ...), summed over the axes of a kernel first. Returns
+      (ceil(out / rows), in). The last block of an input may have fewer outputs, hence means.
     """
     matrix = score.detach().float().reshape(*score.shape[:2], -1).sum(-1)  # (out, in)
     blocks = -(-len(matrix) // rows)
@@ -53,9 +53,11 @@ def keep_row_blocks(
 
 
 def kept_in_blocks(weights: Sequence[Tensor], order: Tensor, rows: int, density: float) -> float:
-    """Return the sum of the weights that the best blocks keep if rows are put into `order`.
+    """Rate an order of rows: return the sum of the weights that the best blocks keep with it.
 
-    weights: (out, in) each, >= 0; order: (out,) int64; rows: per block; density: share of blocks.
+    A block is `rows` consecutive rows and one column; it is kept or dropped as a whole.
+    weights: (out, in) each, >= 0; order: (out,) int64, row i becomes what was row order[i]; rows:
+      the number of rows of a block; density: the share of blocks that is kept.
     """
     total = 0.0
     for weight, block_mask in zip(
@@ -66,14 +68,17 @@ def kept_in_blocks(weights: Sequence[Tensor], order: Tensor, rows: int, density:
 
 
 def row_order(weights: Sequence[Tensor], rows: int, density: float, rounds: int = 3) -> Tensor:
-    """Return an order of the rows that some weights share, in which blocks of rows keep more.
+    """Find an order of rows with which blocks of consecutive rows keep larger weights.
 
-    weights: (out, in) each, >= 0; rows: per block; density: the share of blocks that is kept.
-    First greedy: a block begins with the strongest free row and takes the rows - 1 that have most
-      in common with it, sum_j min(w_a, w_b) over its largest columns. Then, `rounds` times, columns
-      are chosen for the blocks, and rows assigned to them anew (Hungarian method), which never
-      keeps less. Returns (out,) int64: row i becomes what was row order[i]; never worse than the
-      rows as they are.
+    A block is `rows` consecutive rows and one column; it is kept or dropped as a whole.
+    weights: (out, in) each, >= 0, whose rows are reordered in the same way; rows: the number of
+    rows of a block; density: the share of blocks that is kept; rounds: repetitions of step 2.
+    1. Greedy: a group of rows begins with the largest row that is in no group yet, and takes the
+      rows that have most in common with it, sum_j min(w_aj, w_bj) over its largest columns j.
+    2. Columns are chosen for the groups, then rows are assigned to them anew (Hungarian method),
+      which never keeps less.
+    Returns (out,) int64: row i becomes what was row order[i]; never worse than the rows as they
+    are.
     """
     plain = torch.arange(len(weights[0]))
     starts = [plain, _greedy_order(weights, rows, density)]
@@ -85,9 +90,10 @@ def row_order(weights: Sequence[Tensor], rows: int, density: float, rounds: int 
 def _column_masks(
     weights: Sequence[Tensor], order: Tensor, rows: int, density: float
 ) -> list[Tensor]:
-    """Return which columns each block of rows keeps, (blocks, in) bool for each weight.
+    """Choose which columns each group of rows keeps: (groups, in) bool for each weight.
 
-    weights: (out, in) each; order: (out,) of rows; rows: per block; density: the share kept.
+    weights: (out, in) each; order: (out,) int64, row i becomes what was row order[i]; rows: how
+      many consecutive rows are a group; density: share of (group, column) pairs that is kept.
     """
     block_masks: list[Tensor] = []
     for weight in weights:
@@ -97,9 +103,11 @@ def _column_masks(
 
 
 def _greedy_order(weights: Sequence[Tensor], rows: int, density: float) -> Tensor:
-    """Return an order of the rows, (out,) int64, built one block after the other.
+    """Group similar rows: return an order of the rows, (out,) int64, group after group.
 
-    weights: (out, in) each, >= 0; rows: per block; density: the share of columns that is kept.
+    weights: (out, in) each, >= 0; rows: how many rows are a group; density: the share of columns
+      that a group will keep. A group has the largest free row, and the rows that share most of
+      their weight in its largest columns with it.
     """
     wide = torch.cat(list(weights), 1)  # (out, sum of in)
     free = torch.ones(len(wide), dtype=torch.bool)
@@ -122,15 +130,17 @@ def _greedy_order(weights: Sequence[Tensor], rows: int, density: float) -> Tenso
 def _refine(
     weights: Sequence[Tensor], order: Tensor, rows: int, density: float, rounds: int
 ) -> Tensor:
-    """Improve an order `rounds` times: choose columns for the blocks, then rows for the blocks.
+    """Improve an order of rows: choose columns for each group of rows, then rows for each group.
 
-    weights: (out, in) each, >= 0; order: (out,) int64; rows: per block; density: the share kept.
+    weights: (out, in) each, >= 0; order: (out,) int64, where to start; rows: how many consecutive
+      rows are a group; density: share of (group, column) pairs that is kept; rounds: repetitions at
+      most. Returns an order that is at least as good.
     """
     best, best_norm = order, kept_in_blocks(weights, order, rows, density)
     slot = torch.arange(len(order)) // rows
     for _ in range(rounds):
         block_masks = _column_masks(weights, best, rows, density)
-        # gain[i, b]: what block b keeps of row i with its columns fixed
+        # gain[i, b]: the sum of row i in the columns of block b
         pairs = zip(weights, block_masks, strict=True)
         gain = sum(weight @ mask.to(weight).T for weight, mask in pairs)  # (out, blocks)
         assert isinstance(gain, Tensor)

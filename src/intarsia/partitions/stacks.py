@@ -22,18 +22,19 @@ def compensate_stack(
     damp: float = 0.1,
     block: int = 128,
 ) -> tuple[Tensor, list[str]]:
-    """Round E weights column by column, as `choose_and_compensate` with all weights kept.
+    """Round the weights of E experts column by column; later columns make up for earlier errors.
 
-    weights: (E, out, in); statistics: of each expert's inputs, None = it had none; code: rounds a
-      column of all of them, (E, out), to what can be stored; damp: see `inverse_factor`; block:
-      columns between two updates of all later ones.  Returns the new weights (E, out, in), and for
-      each expert "" or why errors of its columns were not made up for: it saw nothing, or its
-      moments are not positive definite.
-    The error of a column j, e = (w_j - w^_j) / U_jj, is taken off those behind it, W_k -= e U_jk,
-    with w^_j what is stored and U of `scores.inverse_factor`.
+    weights: (E, out, in); statistics: second moments of each expert's inputs, None = it had none;
+      code: rounds a column of all experts, (E, out), to what can be stored; damp: added to the
+      moments' diagonal, see `inverse_factor`; block: columns between two updates of all later ones.
+      Returns the new weights (E, out, in), and for each expert "" or the reason why its errors were
+      not made up for: no token reached it, or its moments are not positive definite.
+    The error of a column j, e = (w_j - w^_j) / U_jj, is subtracted from those behind it, W_k -= e
+    U_jk, with w^_j the column as it is stored, and U the matrix that `inverse_factor` returns.
+
     Raises: ShapeError for statistics of another number or width.
     Source: QMoE (arXiv:2310.16795), section 3.2, of which batching is a part; GPTQ
-    (arXiv:2210.17323), algorithm 1.
+      (arXiv:2210.17323), algorithm 1.
     """
     experts, _, width = weights.shape
     collected = [s for s in statistics if s is not None]
@@ -42,7 +43,7 @@ def compensate_stack(
         fix = "Give what each expert's inputs were."
         raise ShapeError("statistics", got=got, want=f"{experts} of {width}", fix=fix)
     w = weights.detach().float().transpose(1, 2).contiguous()  # (E, in, out)
-    factor = torch.eye(width).repeat(experts, 1, 1)  # alone it makes up for nothing
+    factor = torch.eye(width).repeat(experts, 1, 1)  # the identity makes up for nothing
     reasons = [""] * experts
     for e, stats in enumerate(statistics):
         if stats is None or not stats.count:

@@ -41,22 +41,25 @@ def swap(
     pattern: NofM | None = None,
     guard: bool = True,
 ) -> Swapped:
-    """Exchange a pruned and a kept weight of each row at a time, as long as |eps| shrinks.
+    """Exchange a pruned and a kept weight of each row at a time, as long as the error shrinks.
 
-    eps = sum of W_j E_j over the pruned weights of a row is its expected error.
-    weight: W, score, mask: (out, in), mask bool, True = kept; statistics: E_j, V_j, mean and
-      variance of input j. For eps > 0 the pruned weight of the largest W_j E_j / V_j^power becomes
-      kept, and the kept one of the lowest score with W_j E_j < 0 is pruned; for eps < 0 the other
-      way round (section 3.2). No weight moves twice. A row stops after `cycles` exchanges (below 1:
-      a share of its width), below `tolerance` times the layer's mean |eps| at the start, and, with
-      `guard`, before an exchange by which |eps| would not shrink or eps would change its sign.
-    pattern: what is pruned is then the lowest score of the same group.  Every row keeps its number.
+    A row's expected error eps is the sum of W_j E_j over its pruned weights, E_j the mean of input
+    j. For eps > 0 the pruned weight of the largest W_j E_j / V_j^power becomes kept, V_j the
+    variance of input j, and the kept weight of the lowest score with W_j E_j < 0 is pruned; for
+    eps < 0 all signs are reversed (section 3.2). No weight moves twice, and every row keeps as
+    many weights as before.
+    weight: W, (out, in); mask: (out, in) bool, True = kept; statistics: E_j and V_j; score: (out,
+      in), low = pruned first.
+    cycles: exchanges of a row at most, below 1 a share of its width; tolerance: a row stops below
+      this share of the layer's mean |eps| at the start; guard: it also stops before an exchange by
+      which |eps| would not shrink or eps would change its sign; pattern: exchanges stay within a
+      group of n:m.
     """
     dtype = torch.promote_types(weight.dtype, torch.float32)
     w, score = weight.to(dtype), score.to(dtype)
     mean, spread = statistics.mean.to(w), statistics.variance.to(w)
     constant = int((spread <= TINY).sum())
-    gain = w * mean  # (out, in): what growing takes off eps
+    gain = w * mean  # (out, in): what keeping a weight takes off eps
     ranked = gain / spread.clamp_min(TINY) ** power
     initial, mask = mask, mask.clone()
     eps = gain.masked_fill(mask, 0).sum(1)
@@ -77,6 +80,7 @@ def swap(
             may_go &= signed_gain < 0
         else:
             may_go &= _same_group(grown, w.shape[1], pattern)
+        # of those that may be pruned, the one of the lowest score
         cost = score[rows].masked_fill(~may_go, math.inf)
         pruned = cost.argmin(1)
         row_index = torch.arange(len(rows), device=w.device)
@@ -92,10 +96,10 @@ def swap(
 
 
 def _same_group(place: Tensor, width: int, pattern: NofM) -> Tensor:
-    """Return, for one column of each row, the mask of the columns in the same n:m group as it.
+    """Mark the columns that are in the same n:m group as one column of each row.
 
     The columns of a row are divided into groups of m consecutive ones. place: (rows,) int64, the
-      column of each row; width: number of columns; pattern: has m. Returns (rows, width) bool.
+    one column of each row; width: number of columns; pattern: has m. Returns (rows, width) bool.
     """
     group = torch.arange(width, device=place.device) // pattern.m
     return group[None, :] == (place // pattern.m)[:, None]

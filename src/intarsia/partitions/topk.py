@@ -18,10 +18,10 @@ HALF = 2**16
 def keep_top(scores: Mapping[str, Tensor], count: int) -> Partition:
     """Select the `count` largest scores over all tensors, as a partition with one part.
 
+    scores: tensor's name -> a score of each weight, compared as float32. Exactly `count` are
+    selected; of equal scores the first, in the order of the mapping and of the entries.
     Two histograms of the scores' bits give one threshold for all tensors, without sorting and
-    without copying more than a few million scores at a time. Exactly `count` scores are selected;
-    of those equal to the threshold, the first in the order of the mapping and of the entries.
-    Scores are compared as float32.
+    without copying more than a few million scores at a time.
 
     Raises: ConfigError for a negative count, fewer scores than `count`, or a NaN.
     Source: LT-SFT (arXiv:2110.07560), whose released code selects all scores at the threshold.
@@ -45,18 +45,19 @@ def keep_top(scores: Mapping[str, Tensor], count: int) -> Partition:
 def keep_random(
     shapes: Mapping[str, Sequence[int]], count: int, *, generator: torch.Generator
 ) -> Partition:
-    """Select `count` of all weights with equal probability.  shapes: parameter -> its shape.
+    """Select `count` of all weights with equal probability, as a partition with one part.
 
-    Raises: as `keep_top` does.
+    shapes: parameter's name -> its shape; generator: source of the draw.
+    Raises: ConfigError for a negative count, or more than there are weights.
     """
     scores = {n: torch.rand(tuple(s), generator=generator) for n, s in shapes.items()}
     return keep_top(scores, count)
 
 
 def entries(partition: Partition, part: int = 0) -> dict[str, Tensor]:
-    """Return the flat places of the entries of a part in each parameter, (n,) int64, increasing.
+    """Return where the weights of a part lie in each flattened parameter, (n,) int64, increasing.
 
-    partition: name -> part of each weight; part: which of its parts.
+    partition: a label for each weight of each parameter; part: which label.
     """
     return {
         name: partition.mask(name, part).flatten().nonzero().flatten() for name in partition.label
@@ -64,25 +65,26 @@ def entries(partition: Partition, part: int = 0) -> dict[str, Tensor]:
 
 
 def _threshold(scores: Mapping[str, Tensor], count: int) -> tuple[int, int]:
-    """Return the key of the count-th largest score, and how many scores of that key to select.
+    """Find the count-th largest score; return it as a key, and how many scores equal to it to take.
 
-    A key is a whole number 0 ... 2^32 - 1 that sorts as the score does, see `_keys`.
+    A key is a whole number 0 ... 2^32 - 1; keys are in the same order as their scores. scores: name
+    -> scores; count: from 1.
     """
     # the upper 16 bits of the threshold first, then the lower ones among the scores of that bin
     high = _histogram(keys // HALF for score in scores.values() for _, keys in _keys(score))
-    top, above = _bin(high, count)
+    top, above = _bin_of_rank(high, count)
     low = _histogram(
         keys[keys // HALF == top] % HALF for score in scores.values() for _, keys in _keys(score)
     )
-    rest, above_low = _bin(low, count - above)
+    rest, above_low = _bin_of_rank(low, count - above)
     return top * HALF + rest, count - above - above_low
 
 
-def _bin(histogram: Tensor, count: int) -> tuple[int, int]:
-    """Return the bin of the count-th largest score, and how many scores are in higher bins.
+def _bin_of_rank(histogram: Tensor, count: int) -> tuple[int, int]:
+    """Find the histogram's bin with the count-th largest score; count the scores in higher bins.
 
-    histogram: (HALF,) int64, number of scores in each of the 2^16 bins, bins of low scores first;
-      count: from 1.
+    histogram: (2^16,) int64, the number of scores in each bin, low scores first; count: from 1.
+      Returns the bin's number, and the number of scores in higher bins.
     """
     reached = histogram.flip(0).cumsum(0)  # [i]: scores in the i + 1 highest bins
     place = int((reached < count).sum())
@@ -91,7 +93,10 @@ def _bin(histogram: Tensor, count: int) -> tuple[int, int]:
 
 
 def _histogram(parts: Iterator[Tensor]) -> Tensor:
-    """Count how often each number 0 ... HALF - 1 occurs in several tensors.  (HALF,) int64."""
+    """Count how often each number 0 ... 2^16 - 1 occurs in several tensors.  (2^16,) int64.
+
+    parts: tensors of such numbers.
+    """
     total = torch.zeros(HALF, dtype=torch.int64)
     for part in parts:
         total += torch.bincount(part, minlength=HALF).cpu()
@@ -99,9 +104,11 @@ def _histogram(parts: Iterator[Tensor]) -> Tensor:
 
 
 def _keys(score: Tensor) -> Iterator[tuple[int, Tensor]]:
-    """Yield chunks of the scores as (place of the first, keys), keys sorting as the scores do.
+    """Yield the scores in chunks, as whole numbers (keys) whose order is that of the scores.
 
-    Keys are 0 ... 2^32 - 1, int64. Raises: ConfigError for a NaN.
+    score: any shape, read flat. Yields (the place of a chunk's first score, its keys), keys int64,
+    0 ... 2^32 - 1.
+    Raises: ConfigError for a NaN.
     """
     flat = score.detach().reshape(-1)
     for start in range(0, len(flat), CHUNK):

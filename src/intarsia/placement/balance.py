@@ -26,10 +26,11 @@ WIDER = 1.15  # factor between two slacks that `_place_for_home` tries
 
 
 def longest_first(load: Tensor, devices: int) -> Tensor:
-    """Assign each expert, largest load first, to the least loaded device, E / D on each.
+    """Assign each expert to a device, largest load first, always to the least loaded device.
 
-    load: (E,), tokens of each expert; devices: D.  Returns owner (E,) int64, the device of each
-    expert.  Source: Graham 1969 (LPT), with equal counts.
+    load: (E,), number of tokens of each expert; devices: D, each of which gets E / D experts.
+      Returns the device of each expert, (E,) int64.
+    Source: Graham 1969 (LPT), with equal counts.
     """
     room = [len(load) // devices] * devices
     # room: places left; total: load so far, both by device
@@ -46,17 +47,19 @@ def longest_first(load: Tensor, devices: int) -> Tensor:
 
 
 def swap_until_even(load: Tensor, owner: Tensor, devices: int) -> Tensor:
-    """Swap pairs of experts while sum_d |T_d - mean| falls, T_d the load of device d, best first.
+    """Swap experts between devices until no swap makes the devices' loads more even.
 
-    load: (E,); owner: (E,), the device of each expert before; devices: D.  Returns the owner after,
-      (E,).
+    The best swap goes first; uneven is sum_d |T_d - mean|, T_d the load of device d. load: (E,),
+    tokens of each expert; owner: (E,), the device of each expert at the start; devices: D. Returns
+    the new owner, (E,).
     """
     load, owner = load.double(), owner.clone()
     mean = float(load.sum()) / devices
     for _ in range(len(load) ** 2):
         total = torch.zeros(devices, dtype=torch.float64).index_add(0, owner, load)
         off = total - mean
-        change = load[None, :] - load[:, None]  # what a's device gains if a and b change places
+        # [a, b]: what a's device gains in load if experts a and b are swapped
+        change = load[None, :] - load[:, None]
         # (E, E): |T_d - mean| of the two devices after and before experts a and b change places
         new = (off[owner][:, None] + change).abs() + (off[owner][None, :] - change).abs()
         old = off[owner].abs()[:, None] + off[owner].abs()[None, :]
@@ -74,9 +77,9 @@ def affinity(
 ) -> Tensor:
     """Return how much traffic each expert of a layer shares with each device, (E, D) float64.
 
-    Traffic is counted in transitions from the layer before and to the layer after.
-    transitions_after: transitions (E, E) after each layer but the last; owner: (L, E); layer: its
-    index.
+    Traffic is counted in transitions: tokens that go from an expert of one layer to an expert of
+      the next. transitions_after: (E, E) after each layer but the last; owner: (L, E), the device
+      of each expert; layer: its index; devices: D.
     """
     traffic = torch.zeros(owner.shape[1], devices, dtype=torch.float64)
     if layer:
@@ -87,19 +90,23 @@ def affinity(
 
 
 def transitions(trace: Trace) -> list[Tensor]:
-    """Return the transitions (E, E) float64 after each layer but the last."""
+    """Count, for each two successive layers, the tokens that go from each expert to each, (E, E).
+
+    trace: recorded routing. Returns L - 1 matrices, float64.
+    """
     return [trace.transitions(layer) for layer in range(trace.layers - 1)]
 
 
 def swap_layer(
     load: Tensor, owner: Tensor, outside: Tensor, within: Tensor | None, slack: float
 ) -> tuple[Tensor, float]:
-    """Swap pairs of experts of a layer while more of their affinity falls on their own device.
+    """Swap pairs of a layer's experts while their total affinity with their own devices grows.
 
-    load: (E,); owner: (E,); outside: (E, D), affinity of each expert to each device because of
-    other layers; within: (E, E), affinity of two experts of this layer, symmetric, or None; slack:
-    no device's load may exceed slack times the mean, or the present maximum if that is
-    larger. Returns the new owner (E,) and the affinity gained.
+    load: (E,), tokens of each expert; owner: (E,), the device of each; outside: (E, D), affinity of
+      each expert with each device because of other layers; within: (E, E), affinity of two experts
+      of this layer, symmetric, or None; slack: no device's load may exceed slack times the mean, or
+      the present maximum if that is larger. Returns the new owner (E,) and by how much the affinity
+      grew.
     """
     load, owner, devices = load.double(), owner.clone(), outside.shape[1]
     cap = slack * float(load.sum()) / devices
@@ -111,10 +118,11 @@ def swap_layer(
         if inside is not None:
             pull = outside.index_add(1, owner, inside)
         home = pull.gather(1, owner[:, None])  # (E, 1)
-        # (E, E): what a gains on b's device, and b on a's, summed by the transpose
+        # (E, E): what a gains on b's device; the transpose adds what b gains on a's
         across = pull[:, owner]  # of a, to the device of b
         gain = across - home + (across - home).T
-        if inside is not None:  # the two do not come together by changing places
+        # after a swap the two are still apart, so this affinity is not gained
+        if inside is not None:
             gain = gain - 2 * inside
         total = torch.zeros(devices, dtype=torch.float64).index_add(0, owner, load)
         highest = max(cap, float(total.max())) * (1 + 1e-12)
@@ -159,9 +167,10 @@ class JointSwaps:
         at_least("sweeps", self.sweeps, 1)
 
     def place(self, trace: Trace, topology: Topology) -> Placement:
-        """Place every expert once, E / D on each of the topology's D devices.
+        """Choose a device for every expert of every layer, E / D of each layer on each device.
 
-        trace: recorded routing, whose loads and traffic decide.
+        trace: recorded routing, from which loads and traffic follow; topology: D devices, of which
+          only the number is used. Raises: ConfigError if D does not divide the experts.
         """
         devices, load = topology.devices, trace.load()
         check_divides(trace.experts, devices)
@@ -182,10 +191,11 @@ class JointSwaps:
         return Placement.of(torch.stack(owner), devices)
 
     def _swap_for_stay(self, trace: Trace, load: Tensor, owner: Tensor, devices: int) -> Tensor:
-        """Swap experts so that more transitions stay on a device, in passes over the layers.
+        """Swap experts so that more tokens find their next layer's expert on the same device.
 
-        trace: recorded routing; load: (L, E); owner: (L, E), the device of each expert to start
-          from; devices: D. Returns the owner, (L, E).
+        trace: recorded routing; load: (L, E), tokens of each expert; owner: (L, E), the device of
+          each expert at the start; devices: D. Several passes over the layers. Returns the new
+          owner, (L, E).
         """
         counts, owner = transitions(trace), owner.clone()  # (E, E) between two layers
         for _ in range(self.sweeps):
@@ -203,12 +213,15 @@ class JointSwaps:
     def _place_for_home(
         self, trace: Trace, layer: int, load: Tensor, even: Tensor, devices: int
     ) -> Tensor:
-        """Place the experts of one layer so that tokens have few destinations, objective "home".
+        """Place the experts of one layer so that a token's experts are on few devices.
 
-        trace: recorded routing; load: (E,); even: (E,), the balanced owner to start from; devices:
-          D.  Returns the owner, (E,), the device of each expert. Loads may exceed the mean by the
-          smallest slack with which tokens have no more destinations than with experts in order.
+        Rows then have few destinations, if they return after each layer (objective "home").
+        trace: recorded routing; layer: its index; load: (E,), tokens of each expert; even: (E,), a
+          placement with even loads to start from; devices: D. Returns the device of each expert,
+          (E,). Loads may exceed the mean by as little as is needed to have no more destinations
+          than experts in order have.
         """
+        # pairs: for each two experts, the tokens that have both
         membership, pairs = trace.membership(layer), trace.coactivation(layer)
         # "home": layers are independent, so nothing outside the layer pulls its experts
         none = torch.zeros(len(load), devices, dtype=torch.float64)

@@ -46,7 +46,12 @@ class ExpertQueues:
     """
 
     def __init__(self, limit: int, patience: float = 8) -> None:
-        """Begin with no request.  limit, patience: see the class."""
+        """Begin with no request.
+
+        limit: requests of a batch at most. patience: a request that has waited so many rounds goes
+          before all others.
+        Raises: ConfigError for a limit or a patience below 1.
+        """
         at_least("limit", limit, 1)
         at_least("patience", patience, 1)
         self.limit, self.patience, self.round = limit, patience, 0
@@ -58,9 +63,9 @@ class ExpertQueues:
         return len(self.names)
 
     def add(self, name: Hashable, expert: int) -> None:
-        """Queue the request `name` by the expert of its next token.
+        """Add the request `name` to the queue of its next token's expert.
 
-        Raises: ConfigError for a request that is queued already.
+        Raises: ConfigError for a request that is in a queue already.
         """
         if name in self.names:
             got, fix = f"{name!r} twice", "Add it again when its batch was computed."
@@ -71,7 +76,11 @@ class ExpertQueues:
         self.came += 1
 
     def batch(self) -> list[QueuedRequest]:
-        """Remove and return the requests to compute next, at most `limit`; [] if none is queued."""
+        """Remove and return the requests to compute next, at most `limit`; [] if none is queued.
+
+        First those that have waited too long, then the queues of the experts they use, then the
+        longest queues.
+        """
         overdue = sorted(
             (w for q in self.queues.values() for w in q if self.round - w.since >= self.patience),
             key=lambda w: w.place,
@@ -98,7 +107,7 @@ class ExpertQueues:
         return selected
 
     def ahead(self) -> list[int]:
-        """Return the experts with waiting requests, longest queue first, to read them ahead."""
+        """Return the experts that have requests, longest queue first, to read them ahead."""
         return sorted(self.queues, key=lambda e: (-len(self.queues[e]), e))
 
 
@@ -116,7 +125,7 @@ class Served:
 
     @property
     def switches(self) -> int:
-        """Number of times that a batch uses an expert which the batch before it did not."""
+        """Number of times that a batch uses an expert that the previous batch did not use."""
         before: set[int] = set()
         count = 0
         for batch in self.batches:
@@ -125,7 +134,10 @@ class Served:
         return count
 
     def wait(self, quantile: float = 0.95) -> int:
-        """Return the rounds that a token waited, at this quantile of all tokens; 0 without any."""
+        """Return how many rounds a token waited, at a quantile of all tokens; 0 if there was none.
+
+        quantile: 0 ... 1, for example 0.5 for the median.
+        """
         waits = sorted(self.waits)
         return waits[min(len(waits) - 1, math.ceil(quantile * len(waits)) - 1)] if waits else 0
 
@@ -139,12 +151,13 @@ def serve(
     streams: int | None = None,
     how: str = "aware",
 ) -> Served:
-    """Serve a trace's sequences token by token, in batches of at most `limit` requests.
+    """Simulate the decoding of a trace's sequences, in batches of at most `limit` requests.
 
-    A token's expert is its first one in `layer` (one choice for all layers).  patience: rounds
-    after which a request goes first, see `ExpertQueues`.  streams: requests at once, a new one
-    begins where one ends; None: all.
+    trace: recorded routing; a token's expert is its first one in `layer`, as if all layers had the
+      same choice. limit: requests in a batch. patience: rounds after which a request goes first,
+      see `ExpertQueues`. streams: sequences at once; a new one begins where one ends; None = all.
     how: "aware", batches by `ExpertQueues`; "fifo", in the order in which requests became ready.
+
     Raises: ConfigError for a setting out of range, or an unknown `how`.
     """
     if how not in LEVELS:
@@ -179,15 +192,19 @@ def serve(
 
 
 def _queue_next(queues: ExpertQueues, name: int, upcoming: dict[int, deque[int]]) -> None:
-    """Queue the next token of the sequence `name`, and remove it from `upcoming`.
+    """Queue the next token of a sequence, and remove it from `upcoming`.
 
-    upcoming: experts of the tokens to come, by sequence.
+    queues: where to; name: the sequence's number; upcoming: experts of the tokens to come, by
+      sequence.
     """
     queues.add(name, upcoming[name].popleft())
 
 
 def _batch_in_order(queues: ExpertQueues) -> list[QueuedRequest]:
-    """Return a batch in order of arrival: with a patience of 0 rounds every request is overdue."""
+    """Return a batch in order of arrival: with a patience of 0 rounds every request is overdue.
+
+    queues: the requests, of which the batch is removed.
+    """
     queues.patience = 0
     return queues.batch()
 
@@ -211,10 +228,12 @@ class LookAhead(NextUse):
         window: int,
         decay: float = 0.98,
     ) -> None:
-        """Number the uses of each expert in `demand`, the (layer, expert) of all steps.
+        """List, for each expert, the steps of `demand` that use it.
 
-        layers: L; experts: E in each layer; window: steps ahead that are known; decay: of the
-          counts beyond them.
+        layers: L; experts: E in each layer; demand: for each step the (layer, expert) pairs in
+          order; window: number of steps ahead whose uses count as known; decay: factor, for each
+          step, of the counts that predict later uses.
+        Raises: ConfigError for a window below 0.
         """
         super().__init__(layers, experts, decay)
         at_least("window", window, 0)
@@ -228,12 +247,19 @@ class LookAhead(NextUse):
                 place += 1
 
     def used(self, key: Key, hit: bool) -> None:
-        """Note the use of an expert, the first of its future ones.  hit: it was in a slot."""
+        """Note that an expert is used now, and remove this use from its future ones.
+
+        key: (layer, expert); hit: it was in a slot of the cache.
+        """
         super().used(key, hit)
         self.uses[key].popleft()
 
     def victim(self, resident: Iterable[Key]) -> Key:
-        """Return the expert of `resident` whose next use is latest, or expected latest."""
+        """Return the expert to evict, of those in slots: the one whose next use is latest.
+
+        resident: the (layer, expert) in slots. A use within the window is known, a later one
+          expected.
+        """
         last = self.steps - 1 + self.window, self.layer  # the last step and layer in sight
 
         def next_use(key: Key) -> tuple[float, float, Key]:

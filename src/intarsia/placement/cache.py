@@ -28,14 +28,15 @@ class Policy(abc.ABC):
     """
 
     def __init__(self, layers: int, experts: int) -> None:
-        """Begin at step 0.  layers: L; experts: E in each layer."""
+        """Begin at step 0, without a prediction.  layers: L; experts: E in each layer."""
         self.layers, self.experts, self.layer = layers, experts, 0
         self.steps = self.takes = 0
         self.chances: Tensor | None = None
 
     def foresee(self, chances: Tensor | None) -> None:
-        """Accept a prediction of the next step: the chance (L, E) of each expert's use, or None.
+        """Accept a prediction for the next step.
 
+        chances: (L, E), the probability that each expert is used; None = no prediction.
         Raises: ConfigError for chances of another shape.
         """
         if chances is not None and tuple(chances.shape) != (self.layers, self.experts):
@@ -65,9 +66,10 @@ class Policy(abc.ABC):
         """Return the expert to evict among `resident`, which has at least one."""
 
     def away(self, key: Key) -> int:
-        """Return the layers until an expert's layer comes again; L for the present layer's own.
+        """Return how many layers are computed until an expert's own layer is next, 1 ... L.
 
-        key: (layer, expert).
+        key: (layer, expert). Layers are computed in a circle, step after step; for the present
+        layer's own experts it is L.
         """
         return (key[0] - self.layer - 1) % self.layers + 1
 
@@ -99,7 +101,11 @@ class Cache:
     """
 
     def __init__(self, slots: int, policy: Policy) -> None:
-        """Begin with all slots free.  Raises: ConfigError for fewer than two slots."""
+        """Begin with all slots free.
+
+        slots: number of experts that fit; policy: chooses the expert that is evicted.
+        Raises: ConfigError for fewer than two slots.
+        """
         at_least("slots", slots, 2, "One is computed while another comes in: give 2 or more.")
         self.slots, self.policy = slots, policy
         self.at: dict[Key, int] = {}
@@ -119,9 +125,11 @@ class Cache:
         self.policy.asked(layer, experts)
 
     def take(self, key: Key) -> SlotGrant:
-        """Return the slot of an expert, which is pinned until `give`; evict another one if need be.
+        """Return the slot of an expert that is used now; evict another expert if none is free.
 
-        key: (layer, expert). The result says if the caller must read the weights.
+        key: (layer, expert). The expert is pinned: it stays until `give` is called. The result says
+          if the caller must read the weights into the slot.
+        Raises: ConfigError if all slots are in use.
         """
         self.wanted.discard(key)
         if key in self.at:
@@ -137,10 +145,10 @@ class Cache:
         return SlotGrant(slot, True, out)
 
     def bring(self, key: Key) -> SlotGrant | None:
-        """Return a slot for an expert that a later layer may ask for, pinned until `give`.
+        """Return a slot to read an expert into before its layer asks for it, or None.
 
-        key: (layer, expert). None if it is resident, or if the policy would evict this expert
-          first.
+        key: (layer, expert), pinned until `give` is called. None if it is in a slot already, or if
+          the policy would evict this expert first.
         """
         if key in self.at:
             return None
@@ -159,7 +167,7 @@ class Cache:
         return SlotGrant(slot, True, out)
 
     def give(self, key: Key) -> None:
-        """Release an expert that was taken: one use of it has ended."""
+        """End one use of an expert; without any use it may be evicted.  key: (layer, expert)."""
         remaining = self.pinned[key] - 1
         if remaining:
             self.pinned[key] = remaining
@@ -167,12 +175,15 @@ class Cache:
             del self.pinned[key]
 
     def drop(self, key: Key) -> None:
-        """Remove an expert that could not be read, and free its slot."""
+        """Remove an expert whose weights could not be read, and free its slot."""
         self.pinned.pop(key, None)
         self.free.append(self.at.pop(key))
 
     def fill(self, keys: Iterable[Key]) -> None:
-        """Put experts into free slots at the start; they count neither as hits nor as loads."""
+        """Put experts into free slots at the start; they count neither as hits nor as loads.
+
+        keys: (layer, expert); those beyond the free slots are ignored.
+        """
         for key in keys:
             if key not in self.at and self.free:
                 self.at[key] = self.free.pop()
@@ -181,8 +192,10 @@ class Cache:
         self.pinned[key] = self.pinned.get(key, 0) + 1
 
     def _evict(self) -> Key:
-        """Evict the policy's victim, if possible none of the present layer's experts; return it.
+        """Evict the expert that the policy chooses among those not in use, and return its key.
 
+        The key is (layer, expert). Experts that the present layer will still use are evicted only
+        if there are no others.
         Raises: ConfigError if all experts in slots are in use.
         """
         loose = [key for key in self.at if key not in self.pinned]
@@ -230,12 +243,12 @@ def replay(
     expert_bytes: int = 0,
     foreseen: Sequence[Tensor] = (),
 ) -> Residency:
-    """Simulate a cache on recorded steps and return its hits, loads and bytes.
+    """Simulate a cache of experts on recorded steps and return its hits, loads and bytes.
 
-    demand: for each step the (layer, expert) in order, see `describe.demand`. policy: chooses what
-      is evicted. slots: the cache's. start: experts resident at first.  expert_bytes: size of one
-      expert.  foreseen: predicted chances (L, E) of each step, see `expertflow.predicted_steps`;
-      empty: no prediction.
+    demand: for each step the (layer, expert) pairs in order, see `describe.demand`. policy: chooses
+      the expert that is evicted. slots: of the cache. start: experts in slots at first.
+      expert_bytes: size of one expert. foreseen: predicted chances (L, E) of each step, see
+      `expertflow.predicted_steps`; empty = no prediction.
     """
     cache = Cache(slots, policy)
     cache.fill(start)
@@ -251,7 +264,7 @@ def replay(
 
 
 def by_layer(step: Iterable[Key]) -> Mapping[int, list[int]]:
-    """Group a step's (layer, expert) pairs by layer, in their order."""
+    """Group the (layer, expert) pairs of a step by layer: layer -> experts, in their order."""
     experts_of: dict[int, list[int]] = {}
     for layer, expert in step:
         experts_of.setdefault(layer, []).append(expert)
@@ -259,9 +272,9 @@ def by_layer(step: Iterable[Key]) -> Mapping[int, list[int]]:
 
 
 def most_used(demand: Iterable[Iterable[Key]], slots: int) -> list[Key]:
-    """Return the `slots` experts that most steps used, to fill a cache before the first step.
+    """Return the experts that most steps used, to fill a cache before the first step.
 
-    demand: for each step the (layer, expert) that it uses.
+    demand: for each step the (layer, expert) that it uses; slots: how many to return.
     """
     counts: dict[Key, int] = {}
     for step in demand:

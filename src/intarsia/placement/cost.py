@@ -27,10 +27,11 @@ class Quality:
 
 
 def quality(trace: Trace, placement: Placement) -> Quality:
-    """Measure the balance and the traffic of a placement on a trace, the recorded routing.
+    """Measure the balance and the traffic of a placement on a recorded routing.
 
-    Copies of an expert share its load equally; traffic is counted to the owner alone. Returns a
-    `Quality`. Raises: ConfigError for a placement of other layers or experts.
+    trace: the experts of each token; placement: the devices of each expert. Copies of an expert
+      share its load equally; traffic is counted to the owner alone.
+    Raises: ConfigError for a placement of other layers or experts.
     """
     check_same(trace, placement)
     load = device_loads(trace.load(), placement)
@@ -52,9 +53,9 @@ def quality(trace: Trace, placement: Placement) -> Quality:
 
 
 def device_loads(load: Tensor, placement: Placement) -> Tensor:
-    """Return the tokens that each device computes.  load: (L, E) of experts -> (L, D) float64.
+    """Return how many tokens each device computes in each layer, (L, D) float64.
 
-    placement: which devices hold which experts.
+    load: (L, E), tokens of each expert; placement: which devices hold which experts.
     """
     copies = placement.holds.sum(1).double()  # (L, E)
     # each copy takes an equal share of its expert's load
@@ -62,9 +63,10 @@ def device_loads(load: Tensor, placement: Placement) -> Tensor:
 
 
 def crossing(transitions: Tensor, placement: Placement, layer: int) -> tuple[float, float]:
-    """Return the sum of the transitions after a layer that change the device, and of all.
+    """Count the tokens that go to another device after a layer, and all tokens, as a pair.
 
-    transitions: (E, E), tokens from each expert to each of the next layer.
+    transitions: (E, E), tokens from each expert to each of the next layer; placement: the device of
+      each expert; layer: index of the first of the two layers.
     """
     source, target = placement.owner[layer], placement.owner[layer + 1]
     apart = source[:, None] != target[None, :]
@@ -72,9 +74,10 @@ def crossing(transitions: Tensor, placement: Placement, layer: int) -> tuple[flo
 
 
 def mean_destinations(membership: Tensor, owner: Tensor, devices: int) -> float:
-    """Return the mean number of devices that own a token's experts.
+    """Return on how many devices the experts of a token lie, mean over tokens.
 
-    membership: (N, E), above 0 where a token has an expert; owner: (E,).
+    membership: (N, E), above 0 where a token has an expert; owner: (E,), the device of each;
+      devices: D.
     """
     owned = (owner[:, None] == torch.arange(devices)[None]).to(membership.dtype)  # (E, D)
     return float((membership @ owned > 0).double().sum(1).mean())

@@ -10,11 +10,11 @@ from .trace import Trace
 
 
 def describe_layers(trace: Trace) -> list[dict[str, Any]]:
-    """Return a row of statistics for each layer of a trace.
+    """Return a row of statistics for each layer of a recorded routing.
 
-    Entries: layer; load_cv, coefficient of variation of the experts' loads;  largest_share, of the
-      busiest expert;  repeats, the share of a token's experts that the token before it had, too;
-      by_chance, that share if tokens were independent.
+    Entries: layer; load_cv, coefficient of variation of the experts' loads; largest_share, of the
+      busiest expert; repeats, the share of a token's experts that the previous token of its
+      sequence had, too; by_chance, that share if tokens were independent.
     """
     rows: list[dict[str, Any]] = []
     # (N - 1,): the token and the one before it belong to one sequence
@@ -40,9 +40,9 @@ def describe_layers(trace: Trace) -> list[dict[str, Any]]:
 
 
 def demand(trace: Trace, streams: int) -> list[list[tuple[int, int]]]:
-    """Return the (layer, expert) pairs that each decode step uses, layer by layer, each once.
+    """Return for each decode step the (layer, expert) pairs it uses, layer by layer, each once.
 
-    streams: sequences decoded at once, see `Trace.steps`.
+    trace: recorded routing; streams: sequences decoded at once, see `Trace.steps`.
     """
     steps: list[list[tuple[int, int]]] = []
     for rows in trace.steps(streams):

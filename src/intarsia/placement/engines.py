@@ -76,7 +76,11 @@ class ExpertSize:
 
     @classmethod
     def of(cls, trace: Trace, item: int = 2) -> ExpertSize:
-        """Read the sizes from `trace.about`.  Raises: ConfigError if they are not recorded."""
+        """Read an expert's widths from the metadata of a trace.
+
+        trace: has "width" and "hidden" in its `about`; item: bytes of a number.
+        Raises: ConfigError if they are not recorded.
+        """
         metadata = trace.about
         try:
             gated = metadata.get("gated", "true") == "true"
@@ -88,12 +92,18 @@ class ExpertSize:
 
 
 def homes(trace: Trace, devices: int) -> Tensor:
-    """Return the device of each row's sequence; sequences are dealt out in turn.  (N,) int64."""
+    """Return the device on which each row begins, by sequence: i mod devices.  (N,) int64.
+
+    trace: has the sequence of each row (token); devices: their number.
+    """
     return trace.sequence.unique(return_inverse=True)[1] % devices
 
 
 def ranks_on_device(home: Tensor) -> Tensor:
-    """Number the rows of each device from 0, in their order.  home: (N,) devices -> (N,) int64."""
+    """Number the rows of each device from 0, in their order.
+
+    home: (N,), the device of each row. Returns (N,) int64.
+    """
     order = home.argsort(stable=True)
     # position in the sorted order, less the rows of the devices before
     count = home.bincount()
@@ -105,13 +115,13 @@ def ranks_on_device(home: Tensor) -> Tensor:
 def destinations(
     expert: Tensor, source: Tensor, holds: Tensor, nodes: Tensor, row: Tensor
 ) -> Tensor:
-    """Choose the device that computes each pair of row and expert.
+    """Choose the device that computes each pair of a row and one of its experts.
 
-    The row's own device if it holds the expert, else one of the same node, else any; among several
-    of equal right, in turn by the token's number.
-    expert: (N, k), -1 = none; source: (N,), the device of each row; holds: (D, E) bool; nodes:
-    (D,), the node of each device; row: (N,), the tokens' numbers.  Returns (N, k) int64, -1 = none,
-    on the device of `expert`.
+    The row's own device if it holds the expert, else one of the same node, else any; where several
+    are equally good, in turn by the token's number.
+    expert: (N, k), -1 = none; source: (N,), the device of each row; holds: (D, E) bool, which
+      device holds which expert; nodes: (D,), the node of each device; row: (N,), the tokens'
+      numbers. Returns (N, k) int64, -1 = none, on the device of `expert`.
     """
     devices, compute_device = len(holds), expert.device
     source, holds, nodes, row = (t.to(compute_device) for t in (source, holds, nodes, row))
@@ -131,7 +141,9 @@ def destinations(
 def row_devices(trace: Trace, placement: Placement, engine: str, home: Tensor) -> Tensor:
     """Return the device on which each row lies while a layer is computed, (L, N) int64.
 
-    home: (N,), the device of each row before the first layer; engine: "home" or "stay".
+    trace: recorded routing of N rows; placement: the device of each expert; engine: "home", rows
+      return to their device after each layer, or "stay", they move on to the device of their first
+      expert; home: (N,), the device of each row before the first layer.
     """
     one_of("engine", engine, ENGINES)
     device = home.repeat(trace.layers, 1)
@@ -153,13 +165,15 @@ def expert_parallel(
     nodes: Tensor | None = None,
     backward: bool = False,
 ) -> DevicePlan:
-    """Plan the transfers and products of one batch that has the trace's routing.
+    """Plan the transfers and computations of one batch that has the trace's routing.
 
-    size: each expert's.  engine: "home" or "stay".  nodes: (D,), the node of each device, see
-    `Topology.nodes`; all one node if None.  backward: add the steps of the gradients, which travel
-    in the opposite direction.
+    trace: recorded routing; placement: the devices of each expert; size: widths and bytes of an
+      expert. engine: "home", rows return after each layer, or "stay", they move on to the device of
+      their first expert. nodes: (D,), the node of each device, see `Topology.nodes`; None = one
+      node. backward: add the steps of the gradients, which travel in the opposite direction.
     A device sends a row once to each other device that computes some of its experts, with (row,
     expert) and the weight of each pair; that device returns the weighted sum of those experts.
+
     Raises: ConfigError for a placement of other layers, experts or devices.
     """
     check_same(trace, placement)
@@ -174,7 +188,10 @@ def expert_parallel(
     gradient: list[PlanStep] = []
 
     def move(layer: int, source: Tensor, target: Tensor) -> None:
-        """Add the step in which rows go from their device to their next one, and its gradient's."""
+        """Add the step in which rows go to their next device, and the step of its gradient.
+
+        layer: index; source, target: (N,), the device of each row before and after.
+        """
         sent = off_diagonal(_count_rows(source, target, count) * size.row)
         step = PlanStep(f"{layer}.move", layer, "move", "link", bytes=sent)
         forward.append(step)
@@ -197,14 +214,14 @@ def expert_parallel(
 def layer_steps(
     layer: int, row_device: Tensor, pair_device: Tensor, size: ExpertSize, devices: int
 ) -> tuple[list[PlanStep], list[PlanStep]]:
-    """Return the steps of a layer's forward and those of its backward, in their order of time.
+    """Return the plan's steps for one layer: those of its forward and those of its backward.
 
     Forward: counts (devices tell each other how many rows and pairs will come), dispatch (rows are
-    sent), expert (computation), combine (outputs return); backward: combine, expert, dispatch.
-    A row is the vector of a token, a pair one row and one of its k experts; a row is sent once to a
-    device that computes several of its pairs.
-    layer: its number; row_device: (N,), the device that has each row;  pair_device: (N, k), the
-      device that computes each pair, -1 = none;  size: an expert's widths and bytes;  devices: D.
+      sent), expert (computation), combine (outputs return). Backward: combine, expert, dispatch. A
+      row is the vector of a token, a pair one row and one of its k experts; a row is sent once to a
+      device that computes several of its pairs.
+    layer: its number; row_device: (N,), the device that has each row; pair_device: (N, k), the
+      device that computes each pair, -1 = none; size: an expert's widths and bytes; devices: D.
     """
     rows, pairs = rows_and_pairs(row_device, pair_device, devices)
     name, flops = f"{layer}.expert", pairs.sum(0).double() * size.flops
@@ -218,30 +235,36 @@ def layer_steps(
     def turned(step: PlanStep, sent: Tensor) -> PlanStep:
         return replace(step, name=f"{step.name}.back", bytes=off_diagonal(sent).T.contiguous())
 
+    # PAIR: the indices of row and expert, for each pair that is sent
     dispatch, combine = link("dispatch", weighed + pairs * PAIR), link("combine", outputs)
     product = PlanStep(name, layer, "expert", "compute", flops=flops)
     # twice the products: gradients of the inputs and of the weights
     slower = replace(product, name=f"{name}.back", flops=2 * flops)
+    # COUNTS: two numbers from each device to each, rows and pairs
     forward = [link("counts", torch.full_like(rows, COUNTS)), dispatch, product, combine]
     return forward, [turned(combine, outputs), slower, turned(dispatch, weighed)]
 
 
 def chain(steps: Sequence[PlanStep]) -> tuple[PlanStep, ...]:
-    """Make each step wait for the one before it."""
+    """Make each step of a plan wait for the one before it.  steps: in their order of time."""
     after = [(), *((step.name,) for step in steps)]
     return tuple(replace(step, after=names) for names, step in zip(after, steps, strict=False))
 
 
 def _count_rows(source: Tensor, target: Tensor, devices: int) -> Tensor:
-    """Count the rows from each device to each.  source, target: (M,) devices -> (D, D) int64."""
+    """Count how many rows go from each device to each, (D, D) int64.
+
+    source, target: (M,), the device of each row before and after; devices: D.
+    """
     return torch.bincount(source * devices + target, minlength=devices**2).view(devices, devices)
 
 
 def rows_and_pairs(row_device: Tensor, pair_device: Tensor, devices: int) -> tuple[Tensor, Tensor]:
-    """Count rows and pairs of row and expert from each device to each, two (D, D) int64.
+    """Count the rows, and the pairs of a row and an expert, that go from each device to each.
 
-    row_device: (N,), the device of each row; pair_device: (N, k), the device of each pair, -1 =
-    none. A row counts once a device, however many of its experts are there.
+    row_device: (N,), the device of each row; pair_device: (N, k), the device that computes each
+      pair, -1 = none; devices: D. A row counts once for a device, however many of its experts are
+      there. Returns two (D, D) int64.
     """
     token, place = (pair_device >= 0).nonzero(as_tuple=True)
     pairs = _count_rows(row_device[token], pair_device[token, place], devices)
@@ -256,7 +279,7 @@ def off_diagonal(matrix: Tensor) -> Tensor:
 
 
 def check_same(trace: Trace, placement: Placement) -> None:
-    """Raise ConfigError for a placement of other layers or experts than the trace has."""
+    """Raise ConfigError unless trace and placement have the same numbers of layers and experts."""
     sizes = [f"{sized.layers} layers of {sized.experts} experts" for sized in (placement, trace)]
     if sizes[0] != sizes[1]:
         want = f"{sizes[1]}, as the trace has"

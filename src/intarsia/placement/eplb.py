@@ -36,10 +36,11 @@ class Eplb:
         at_least("groups", self.groups, 1)
 
     def place(self, trace: Trace, topology: Topology) -> Placement:
-        """Place experts and copies, equally many places on each of the topology's devices.
+        """Choose devices for experts and their copies, equally many places on each device.
 
-        trace: recorded routing, whose loads decide. Raises: ConfigError for numbers that do not
-          divide each other.
+        The busiest experts get copies. trace: recorded routing, whose loads decide; topology: the
+        devices and their nodes.
+        Raises: ConfigError for numbers that do not divide each other.
         """
         experts, devices = trace.experts, topology.devices
         check_divides(experts + self.redundant, devices)
@@ -54,16 +55,16 @@ class Eplb:
         owner = torch.empty(trace.layers, experts, dtype=torch.int64)
         holds = torch.zeros(trace.layers, devices, experts, dtype=torch.bool)
         for layer, load in enumerate(trace.load().double()):
-            for expert, device, first in self._layer(load, node, nodes):
+            for expert, device, first in self._fill_layer(load, node, nodes):
                 holds[layer, device, expert] = True
                 if first:
                     owner[layer, expert] = device
         return Placement(owner, holds)
 
-    def _layer(self, load: Tensor, node: Tensor, nodes: int) -> list[tuple[int, int, bool]]:
-        """Return (expert, device, True for an expert's first copy) for each place of one layer.
+    def _fill_layer(self, load: Tensor, node: Tensor, nodes: int) -> list[tuple[int, int, bool]]:
+        """Fill the places of one layer; return (expert, device, True for its first copy) for each.
 
-        load: (E,); node: (D,), the node of each device; nodes: their number.
+        load: (E,), tokens of each expert; node: (D,), the node of each device; nodes: their number.
         """
         size = len(load) // self.groups
         of_group = load.view(self.groups, size).sum(1)
@@ -95,10 +96,11 @@ class Eplb:
 
 
 def replicate(load: list[float], redundant: int, limit: int) -> list[int]:
-    """Give each further copy to the expert with the largest load / copies.
+    """Choose which experts get copies: each further copy goes to the largest load per copy.
 
-    load: (E,) of the experts; redundant: copies beyond one each; limit: copies of one expert at
-    most.  Returns the expert of each copy, in ascending order.
+    load: (E,), tokens of each expert; redundant: copies beyond one of each; limit: copies of one
+      expert at most. Returns the expert of each copy, in ascending order.
+    Raises: ConfigError for more copies than the limit allows.
     """
     count = [1] * len(load)
     for _ in range(redundant):
@@ -111,16 +113,17 @@ def replicate(load: list[float], redundant: int, limit: int) -> list[int]:
 
 
 def pack(load: list[float], kind: list[int], packs: int, room: int) -> list[int]:
-    """Choose a pack for each item, largest load first: the lightest pack without one of its kind.
+    """Distribute items over packs of equal counts, largest load first, always to the lightest pack.
 
-    load: each item's; kind: each item's expert number, so that two copies of one expert are
-    kept apart where possible, or all 0 if any two may be together; packs: how many; room: items
-    that each takes.  Returns the pack of each item.
+    Items are copies of experts and packs are devices, or groups of experts and nodes. load: of each
+    item; kind: the expert of each item, so that two copies of one expert are kept apart where
+    possible, or all 0 if any two may be together; packs: their number; room: items that each takes.
+    Returns the pack of each item.
     """
     plain = not any(kind)
     total, inside = [0.0] * packs, [list[int]() for _ in range(packs)]
     pack_of = [0] * len(load)
-    # those with many copies first where loads are equal: they need different packs
+    # equal loads: the item that is listed first
     for item in sorted(range(len(load)), key=lambda i: (-load[i], i)):
         # prefer packs without a copy of the same expert, then the lightest
         free = [p for p in range(packs) if len(inside[p]) < room]

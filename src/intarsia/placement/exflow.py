@@ -33,9 +33,11 @@ class ExFlow:
         at_least("sweeps", self.sweeps, 1)
 
     def place(self, trace: Trace, topology: Topology) -> Placement:
-        """Place every expert once, E / D on each device; most transitions then stay on one.
+        """Choose a device for every expert so that most tokens stay on a device between layers.
 
-        trace: recorded routing, whose transitions between layers decide; topology: D devices.
+        Each device gets E / D experts of each layer. trace: recorded routing, from which the
+        transitions between layers follow; topology: D devices.
+        Raises: ConfigError if D does not divide the experts.
         """
         from scipy.optimize import linear_sum_assignment  # here, as it takes a third of a second
 

@@ -51,9 +51,10 @@ class TokenTable:
 
     @classmethod
     def of(cls, trace: Trace, smoothing: float = 1.0) -> TokenTable:
-        """Count the experts of each token id in a trace.
+        """Count how often each token id has each expert, in a recorded routing.
 
-        smoothing: number of average tokens that are added to the counts of each id.
+        trace: with token ids; smoothing: number of average tokens that are added to the counts of
+          each id, so that rare ids are near the mean.
         Raises: DataError for a trace without token ids.
         """
         if trace.token is None:
@@ -73,13 +74,19 @@ class TokenTable:
         return cls(torch.cat([share, mean[None]]).float())
 
     def per_token(self, tokens: Tensor) -> Tensor:
-        """Return the chances of every token by itself.  tokens: (B,) ids -> (B, L, E)."""
+        """Return the chance of each expert for every token by itself.
+
+        tokens: (B,) ids; an id that was not seen gets the mean. Returns (B, L, E).
+        """
         tokens = tokens.flatten().cpu()
         unknown = len(self.share) - 1
         return self.share[torch.where((tokens < 0) | (tokens > unknown), unknown, tokens)]
 
     def chances(self, tokens: Tensor) -> Tensor:
-        """Return 1 - prod_t (1 - P_t), (L, E): the chance that some token uses the expert."""
+        """Return the chance that at least one of the tokens uses each expert, (L, E).
+
+        1 - prod_t (1 - P_t), P_t the chance for token t by itself. tokens: (B,) ids.
+        """
         return 1 - (1 - self.per_token(tokens)).prod(0)
 
     def save(self, path: str | Path) -> Path:
@@ -91,7 +98,7 @@ class TokenTable:
 
     @classmethod
     def load_file(cls, path: str | Path) -> TokenTable:
-        """Read what `save` wrote.
+        """Read the table that `save` wrote to a safetensors file.
 
         Raises: DataError for anything else; CheckpointError for a file that was changed.
         """
@@ -108,9 +115,10 @@ class TokenTable:
 
 
 def recall(table: TokenTable, trace: Trace) -> float:
-    """Return how many of the tokens' k experts are among the k likeliest of the table, 0 ... 1.
+    """Return the share of the tokens' k experts that are among the k likeliest of the table.
 
-    trace: recorded routing with token ids.
+    table: chances by token id; trace: recorded routing with token ids, other than the table's.
+      Returns 0 ... 1.
     """
     assert trace.token is not None
     # as many guesses a layer as a token has experts
@@ -125,14 +133,21 @@ class PredictedNextUse(NextUse):
     """`NextUse` policy that uses predicted chances for the later layers of the present step."""
 
     def __init__(self, layers: int, experts: int, decay: float, likely: float) -> None:
-        """Begin without a prediction.  decay, likely: see `Predictive`."""
+        """Begin without a prediction.
+
+        layers: L; experts: E in each layer; decay: factor of the counts of past uses for each step;
+          likely: predicted chance from which on an expert is read ahead.
+        """
         super().__init__(layers, experts, decay)
         self.likely = likely
         self.predicted: list[list[float]] = []
         self.ahead: list[Key] = []  # by layer, the likeliest first
 
     def foresee(self, chances: Tensor | None) -> None:
-        """Accept the chances (L, E) of the next step, and list the experts to read ahead."""
+        """Accept the predicted chances of the next step, and list the experts to read ahead.
+
+        chances: (L, E); None = no prediction.
+        """
         super().foresee(chances)
         self.predicted = [] if chances is None else chances.tolist()
         some = [
@@ -147,10 +162,12 @@ class PredictedNextUse(NextUse):
         return [key for key in self.ahead if key[0] > self.layer]
 
     def expected(self, key: Key) -> float:
-        """Return the expected number of layers until the next use: away + (1 - q) L / p.
+        """Return the expected number of layers that are computed until an expert's next use.
 
-        key: (layer, expert); away: layers until its layer comes; q: the chance in this step, p: in
-          others.  Without a prediction, or for a layer that is past, as `NextUse`.
+        It is away + (1 - q) L / p: away, the layers until the expert's own layer is next; q, the
+        predicted chance in this step; p, the chance in other steps, by past uses; L, layers of the
+        model. Without a prediction, or for a layer that is past, as `NextUse`. key: (layer,
+        expert).
         """
         if self.chances is None or key[0] <= self.layer:
             return super().expected(key)
@@ -186,12 +203,13 @@ class Predictive:
 
 
 def regroup(routes: Tensor, groups: int = 2, sweeps: int = 20) -> list[list[int]]:
-    """Group sequences into equal batches with few active experts: min sum_b |OR_{s in b} routes_s|.
+    """Group sequences into equal batches that use few experts each, by swapping sequences.
 
+    It minimises sum_b |OR_{s in b} routes_s|, the active experts summed over batches b.
     routes: (S, L, E), the experts of each sequence's next token, bool or chances, which count from
-    a half; groups: number of batches, which divides S; sweeps: passes at most.  The start is the
-    order of arrival, and only swaps that lower the sum are made, so that the result is never worse.
-    Returns each batch's sequences.
+      a half; groups: number of batches, which divides S; sweeps: passes at most. The start is the
+      order of arrival, and only swaps that lower the sum are made, so that the result is never
+      worse. Returns each batch's sequences.
 
     Raises: ConfigError for groups that do not divide the sequences.
     Source: arXiv:2410.17954, token scheduler, which regroups two batches.
@@ -204,12 +222,12 @@ def regroup(routes: Tensor, groups: int = 2, sweeps: int = 20) -> list[list[int]
     batch = torch.arange(count) // (count // groups)
     for _ in range(sweeps * count):
         users = torch.zeros(groups, asks.shape[1], dtype=torch.int32).index_add(0, batch, asks)
-        # try every pair of sequences in different batches, and swap the best
+        # try every pair of sequences in different batches, and swap the best pair
         best, pair = 0, None
         for a in range(count):
             for b in range(a + 1, count):
                 if batch[a] != batch[b]:
-                    gain = _gain(users, asks, batch, a, b)
+                    gain = _swap_gain(users, asks, batch, a, b)
                     if gain > best:
                         best, pair = gain, [a, b]
         if pair is None:
@@ -218,11 +236,11 @@ def regroup(routes: Tensor, groups: int = 2, sweeps: int = 20) -> list[list[int]
     return [(batch == g).nonzero().flatten().tolist() for g in range(groups)]
 
 
-def _gain(users: Tensor, asks: Tensor, batch: Tensor, a: int, b: int) -> int:
-    """Return by how many experts the active set shrinks if sequences a and b swap batches.
+def _swap_gain(users: Tensor, asks: Tensor, batch: Tensor, a: int, b: int) -> int:
+    """Return by how many experts two batches' active sets shrink if sequences a and b are swapped.
 
     users: (batches, L E), number of sequences that use each expert; asks: (S, L E), 1 where a
-      sequence uses an expert, else 0; batch: (S,).
+      sequence uses an expert, else 0; batch: (S,), the batch of each sequence.
     """
     # a leaves the batch of x for that of y, b the other way round
     change = asks[b] - asks[a]
@@ -232,7 +250,7 @@ def _gain(users: Tensor, asks: Tensor, batch: Tensor, a: int, b: int) -> int:
 
 
 def active(routes: Tensor, batches: Sequence[Sequence[int]]) -> int:
-    """Count the active experts, summed over batches: those that some sequence of a batch uses.
+    """Count the experts that some sequence of a batch uses, summed over batches.
 
     routes: (S, L, E) bool, the experts of each sequence; batches: the sequences of each.
     """
@@ -240,9 +258,10 @@ def active(routes: Tensor, batches: Sequence[Sequence[int]]) -> int:
 
 
 def predicted_steps(trace: Trace, predictor: Predictor, streams: int) -> list[Tensor]:
-    """Return the predicted chances (L, E) of each decode step, for `replay`.
+    """Return the predicted chances (L, E) of the experts in each decode step, for `replay`.
 
-    trace: one with token ids; streams: sequences decoded at once, see `Trace.steps`.
+    trace: recorded routing with token ids; predictor: such as a `TokenTable`; streams: sequences
+      decoded at once, see `Trace.steps`.
     """
     assert trace.token is not None
     return [predictor.chances(trace.token[rows]) for rows in trace.steps(streams)]

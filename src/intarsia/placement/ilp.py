@@ -44,11 +44,11 @@ class OneHot:
     def solve(
         self, *, gap: float = 0.01, nodes: int | None = None, seconds: float | None = None
     ) -> Tensor | None:
-        """Solve by HiGHS and return each item's option, (items,) int64; None without a solution.
+        """Solve the programme by HiGHS and return each item's option, (items,) int64, or None.
 
-        gap: relative distance to the bound at which the search stops.  nodes: limit of the search's
-          nodes, so that the result does not depend on the machine; seconds: limit in time, where
-          that matters more.
+        None: the search ended without a solution. gap: relative distance to the bound at which the
+          search stops. nodes: limit of the search's nodes, so that the result does not depend on
+          the machine; seconds: limit in time, where that matters more.
         """
         from scipy import sparse
         from scipy.optimize import Bounds, LinearConstraint, milp  # a third of a second to import
@@ -59,6 +59,7 @@ class OneHot:
         # HiGHS takes no infinite cost: such an option has cost 0 and an upper bound of 0
         barred = ~np.isfinite(c)
         exactly_one = LinearRule(sparse.kron(sparse.identity(items), np.ones((1, options))), 1, 1)
+        # each rule over x and u side by side: [A B] (x, u)
         constraints: Any = [
             LinearConstraint(
                 sparse.hstack(

@@ -12,13 +12,13 @@ from .plan import DevicePlan, PlanStep
 
 
 def ring(layers: int, slots: int, *, flops: float, bytes: int, rounds: int = 1) -> DevicePlan:
-    """Plan a forward whose layers lie in host memory, K = slots of them on the device at once.
+    """Plan a forward whose layers lie in host memory, with room for K layers on the device.
 
-    layers: L; flops and bytes: of one layer; rounds: forwards in a row, so that the first layers of
-    the next one are read while the last ones are computed. Layer i + K is read after layer i was
-    computed. slots = layers: each is read once, and never again; 1: read and computed by turns. In
-    between, a layer takes max(c, l, (c + l) / K) in steady state, with c seconds to compute it and
-    l to read it: two slots hide the shorter one.
+    layers: L; slots: K; flops and bytes: of one layer; rounds: forwards in a row, so that the first
+      layers of the next one are read while the last ones are computed. Layer i + K is read after
+      layer i was computed. slots = layers: each is read once, and never again; 1: read and computed
+      by turns. In between, a layer takes max(c, l, (c + l) / K) in steady state, with c seconds to
+      compute it and l to read it: two slots hide the shorter one.
 
     Raises: ConfigError for fewer than one layer, slot or round.
     Source: arXiv:2205.10034, section 4.2 (ring memory offloading).
@@ -42,9 +42,10 @@ def ring(layers: int, slots: int, *, flops: float, bytes: int, rounds: int = 1) 
 
 
 def ring_seconds(turns: int, slots: int, compute: float, load: float) -> float:
-    """Return the seconds of a ring with K = slots < layers, by its recurrence in time.
+    """Return the seconds of layers that are read and computed in a ring of slots, step by step.
 
-    turns: layers times rounds.  compute, load: seconds to compute and to read a layer.
+    turns: layers times rounds; slots: K, fewer than layers; compute, load: seconds to compute and
+      to read a layer.
     """
     at_least("slots", slots, 1)
     # load i ends after load i - 1 and after compute i - K; compute i after load i and compute i - 1
@@ -58,8 +59,9 @@ def ring_seconds(turns: int, slots: int, compute: float, load: float) -> float:
 
 
 def period(slots: int, compute: float, load: float) -> float:
-    """Return the seconds of a layer in steady state: max(c, l, (c + l) / K), K = slots.
+    """Return the seconds that a layer of a ring takes in steady state: max(c, l, (c + l) / K).
 
-    compute, load: c and l, seconds to compute and to read one layer.
+    slots: K, the layers that the device has room for; compute, load: c and l, seconds to compute
+      and to read one layer.
     """
     return max(compute, load, (compute + load) / slots)

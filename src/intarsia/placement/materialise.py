@@ -16,8 +16,9 @@ from .placement import Placement
 def apportion(load: Sequence[float], slots: int, limit: int) -> list[int]:
     """Divide slots in proportion to loads, largest remainders first; each gets 1 to `limit`.
 
-    slots: at least as many as loads.  Returns the slots of each load, whose sum is `slots`, or
-      len(load) * limit if that is smaller.
+    load: of each expert; slots: their number, at least as many as loads; limit: slots of one at
+      most. Returns the slots of each load, whose sum is `slots`, or len(load) * limit if that is
+      smaller.
     """
     total = sum(load)
     share = [slots * (value / total if total else 1 / len(load)) for value in load]
@@ -34,11 +35,11 @@ def apportion(load: Sequence[float], slots: int, limit: int) -> list[int]:
 
 
 def materialise(load: Tensor, owner: Tensor, nodes: Tensor, slots: int, hottest: int) -> Tensor:
-    """Choose which devices hold which experts for a batch: owners, and copies of the busiest.
+    """Choose which devices hold which experts for a batch: their owners, and copies of the busiest.
 
-    load: (E,), expected;  owner: (E,);  nodes: (D,), the node of each device;  slots: m, copies
-    that a device has room for;  hottest: t, number of busiest experts that are copied.  Returns
-    holds (D, E) bool.
+    load: (E,), expected tokens of each expert; owner: (E,), its device; nodes: (D,), the node of
+      each device; slots: m, copies that a device has room for; hottest: t, number of busiest
+      experts that are copied. Returns holds (D, E) bool.
     t <= m: all devices have the t busiest. Else the D m slots are divided among them by load; their
     copies go, busiest first, to devices with a free slot: nodes without a copy before others, then
     the least loaded device.
@@ -79,11 +80,12 @@ def materialise(load: Tensor, owner: Tensor, nodes: Tensor, slots: int, hottest:
 
 
 def rows_computed(load: Tensor, holds: Tensor, nodes: Tensor) -> Tensor:
-    """Return the pairs of row and expert that each device computes, (D,) float64.
+    """Return how many pairs of a row and an expert each device computes, (D,) float64.
 
     A pair is computed on its own device if that holds the expert, else it is shared by the devices
     of the node that hold it, else by all that hold it.
-    load: (D, E), pairs of each device's tokens;  holds: (D, E) bool;  nodes: (D,).
+    load: (D, E), pairs of each device's tokens; holds: (D, E) bool, which device holds which
+      expert; nodes: (D,), the node of each device.
     """
     devices = len(nodes)
     candidates = holds[None].expand(devices, -1, -1)  # (from, to, E)
@@ -98,13 +100,13 @@ def rows_computed(load: Tensor, holds: Tensor, nodes: Tensor) -> Tensor:
 
 
 def by_load(load: Tensor, nodes: Tensor, hottest: int) -> Placement:
-    """Choose owners so that experts that are not copied are even: heterogeneous sharding.
+    """Choose a device for each expert so that experts without copies have even loads.
 
-    load: (L, E);  nodes: (D,), the node of each device;  hottest: t. In each layer the t most
-    loaded are set aside; the others go to the node, then the device, with the least load of this
-    layer, among equals to the one that owns fewer; those set aside then go wherever there is room,
-    since they are copied anyhow. A device owns E L / D experts, rounded up, over all layers,
-    however many of one layer.
+    The paper calls this heterogeneous sharding. load: (L, E), tokens of each expert; nodes: (D,),
+    the node of each device; hottest: t, the busiest experts of a layer, which are copied later. In
+    each layer these are set aside; the others go to the node, then the device, with the least load
+    of this layer, among equals to the one that owns fewer; those set aside then go wherever there
+    is room. A device owns E L / D experts, rounded up, over all layers, however many of one layer.
     """
     layers, experts = load.shape
     devices, node = len(nodes), nodes.tolist()

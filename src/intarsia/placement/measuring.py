@@ -20,15 +20,15 @@ Group = dist.ProcessGroup | None
 
 
 def measure(group: Group = None) -> dict[str, Tensor]:
-    """Measure bandwidth and latency, (D, D), and flops, load and memory, (D,), as a dict.
+    """Measure the devices of a process group, and the links between them.
 
-    Called by every process of the group, and the result is the same in all. Two processes at a time
+    Called by every process of the group; the result is the same in all. Two processes at a time
     send a short and a long message there and back: t = latency + bytes / bandwidth, half of it each
     way. The others wait, so that a link is measured alone. Links whose bandwidths are within a
     factor of two get the medians of all of them, because measurement noise is no topology.
-    bandwidth: B/s; latency: s; flops: FLOP/s of a product of float32 matrices; load: B/s of a copy
-    from host memory to the device; memory: bytes of the device, on CPUs the machine's over its
-    processes.
+    Returns by name: bandwidth (D, D), B/s; latency (D, D), s; flops (D,), FLOP/s of a product of
+      float32 matrices; load (D,), B/s of a copy from host memory to the device; memory (D,), bytes
+      of the device, on CPUs the machine's divided by its processes. group: None = all processes.
 
     Raises: ConfigError without a process group.
     """
@@ -63,10 +63,11 @@ def measure(group: Group = None) -> dict[str, Tensor]:
 
 
 def levels(bandwidth: Tensor, latency: Tensor) -> tuple[Tensor, Tensor]:
-    """Group links of similar bandwidth into levels, and give each link its level's medians.
+    """Group links of similar bandwidth, and give each link the medians of its group.
 
-    bandwidth, latency: (D, D). Sorted by bandwidth, links are cut where the next one is over
-      `ALIKE` times as fast.  Returns both, with a diagonal of infinite bandwidth and latency 0.
+    bandwidth, latency: (D, D). Sorted by bandwidth, links are divided where the next one is over
+      `ALIKE` times as fast. Returns both matrices, with a diagonal of infinite bandwidth and
+      latency 0.
     """
     apart = ~torch.eye(len(bandwidth), dtype=torch.bool)
     rates, delays = bandwidth.clone(), latency.clone()
@@ -93,9 +94,10 @@ def device_of(group: Group = None) -> torch.device:
 def _message_seconds(
     first: int, second: int, rank: int, size: int, device: torch.device, group: Group
 ) -> float:
-    """Measure the seconds of a message of `size` bytes one way, the fastest of `REPEATS`.
+    """Measure the seconds that a message of `size` bytes takes one way, the fastest of `REPEATS`.
 
-    first, second: ranks in the group; rank: this process, which is one of the two.
+    first, second: ranks of the two processes in the group; rank: this process, which is one of
+      them; device: where the message lies; group: the process group.
     """
     message = torch.zeros(size, dtype=torch.uint8, device=device)
     partner = second if rank == first else first
@@ -113,7 +115,7 @@ def _message_seconds(
 def _fastest(work: Callable[[], object], device: torch.device) -> float:
     """Return the least seconds of `REPEATS` calls of `work`, after one that is not measured.
 
-    device: is waited for before the clock is read.
+    device: its queue is emptied before the clock is read.
     """
     work()
     # the fastest of several repeats: interruptions only ever add time
@@ -133,24 +135,30 @@ def _wait(device: torch.device) -> None:
 
 
 def _flops(device: torch.device) -> float:
+    """Measure the floating-point operations per second of a product of float32 matrices."""
     x = torch.ones(SIDE, SIDE, device=device)
     return 2 * SIDE**3 / _fastest(lambda: x @ x, device)
 
 
 def _load(device: torch.device) -> float:
+    """Measure the bytes per second of a copy from host memory to the device."""
     host = torch.ones(LONG, dtype=torch.uint8)
     copy = torch.empty_like(host, device=device)
     return LONG / _fastest(lambda: copy.copy_(host), device)
 
 
 def _memory(device: torch.device, world: int) -> float:
+    """Return the bytes of a device's memory; on CPUs the machine's divided by `world` processes."""
     if device.type == "cuda":
         return float(torch.cuda.get_device_properties(device).total_memory)
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / world
 
 
 def _sum_over_processes(x: Tensor, device: torch.device, group: Group) -> Tensor:
-    """Add up a tensor over all processes of the group, and return the sum on the CPU."""
+    """Add up a tensor over all processes of the group, and return the sum on the CPU.
+
+    device: where the processes exchange tensors.
+    """
     x = x.to(device)
     dist.all_reduce(x, group=group)
     return x.cpu()

@@ -54,12 +54,13 @@ class MoeTuner:
         at_least("sweeps", self.sweeps, 1)
 
     def place(self, trace: Trace, topology: Topology) -> Placement:
-        """Place every expert once, E / D on each device.
+        """Choose a device for every expert of every layer, E / D on each device.
 
-        Programme (optimisation problem) 1 divides each layer's experts into D clusters of even
-        load (pairs of tokens and experts); programme 2 chooses the device of each cluster, so that
-        few tokens cross slow links from layer to layer (traffic).
+        First each layer's experts are divided into D clusters of even load (the paper's programme
+        1); then a device is chosen for each cluster, so that few tokens cross slow links from layer
+        to layer (programme 2). A load is the number of an expert's tokens.
         trace: recorded routing, which gives loads and traffic; topology: D devices, their links.
+        Raises: ConfigError if D does not divide the experts.
         """
         devices = topology.devices
         check_divides(trace.experts, devices)
@@ -75,8 +76,9 @@ class MoeTuner:
     def clusters(self, load: Tensor, devices: int) -> Tensor:
         """Group a layer's experts into D clusters of equal counts and even loads.
 
-        load: (E,) -> the cluster of each expert, (E,) int64. This is the paper's programme 1, min
-          sum_c |T_c - mean| with T_c the load of cluster c; swaps are tried first.
+        The paper's programme 1: min sum_c |T_c - mean|, with T_c the load of cluster c; swaps are
+        tried first. load: (E,), tokens of each expert; devices: D. Returns the cluster of each
+        expert, (E,) int64.
         """
         near = swap_until_even(load, longest_first(load, devices), devices)
         # swaps first; the programme only where they leave something to gain and it is small enough
@@ -90,18 +92,22 @@ class MoeTuner:
 
 
 def uneven(load: Tensor, cluster: Tensor, devices: int) -> float:
-    """Return sum_c |T_c - mean|, T_c the load of cluster c.  load, cluster: (E,), D clusters."""
+    """Return how uneven the loads of clusters are: sum_c |T_c - mean|, T_c the load of cluster c.
+
+    load: (E,), tokens of each expert; cluster: (E,), its cluster; devices: D, number of clusters.
+    """
     total = torch.zeros(devices, dtype=torch.float64).index_add(0, cluster, load.double())
     return float((total - total.mean()).abs().sum())
 
 
 def even_clusters(load: Tensor, devices: int, *, gap: float, nodes: int) -> Tensor | None:
-    """Solve programme 1 (clusters of equal counts, even loads) by HiGHS, integers included.
+    """Divide experts into clusters of equal counts and even loads, by integer programming (HiGHS).
 
-    load: (E,); gap, nodes: limits of the search, see `MoeTuner`. Variables: x (E, D) one-hot, and
-      u_c >= |T_c - mean|, T_c the load of cluster c; the sum of u_c is minimised. The expert of
-      largest load is fixed in cluster 0, since clusters are interchangeable.  Returns the cluster
-      of each expert, (E,); None where the search ends without a solution.
+    load: (E,), tokens of each expert; devices: D, number of clusters; gap, nodes: limits of the
+      search, see `MoeTuner`. Variables: x (E, D) one-hot, and u_c >= |T_c - mean|, T_c the load of
+      cluster c; the sum of u_c is minimised. The expert of largest load is fixed in cluster 0,
+      since clusters are interchangeable. Returns the cluster of each expert, (E,); None where the
+      search ends without a solution.
     """
     from scipy import sparse  # here, as it takes a third of a second
 
@@ -125,9 +131,10 @@ def even_clusters(load: Tensor, devices: int, *, gap: float, nodes: int) -> Tens
 
 
 def cluster_traffic(transitions: Tensor, source: Tensor, target: Tensor, devices: int) -> Tensor:
-    """Sum transitions (E, E) of experts to C, the traffic from each cluster to each, (D, D).
+    """Sum the transitions between experts to the traffic between clusters, (D, D).
 
-    source, target: (E,), the clusters of a layer's experts and of the next layer's.
+    transitions: (E, E), tokens from each expert to each of the next layer; source, target: (E,),
+      the clusters of the experts of the two layers; devices: D, number of clusters.
     """
     # sum the experts of each cluster over rows, then over columns
     rows = torch.zeros(devices, transitions.shape[1], dtype=transitions.dtype).index_add(
@@ -137,10 +144,10 @@ def cluster_traffic(transitions: Tensor, source: Tensor, target: Tensor, devices
 
 
 def slowest(traffic: Tensor, bandwidth: Tensor) -> Tensor:
-    """Return the time of a layer's traffic: max_{i != j} C_ij / B_ij + 1e-4 sum C_ij / B_ij.
+    """Return the time of the traffic between two layers, which its slowest link decides.
 
-    traffic: C (..., D, D), from each device to each; bandwidth: B (D, D). Returns (...). The sum
-      decides between equal maxima.
+    max_{i != j} C_ij / B_ij + 1e-4 sum C_ij / B_ij; the sum decides between equal maxima. traffic:
+    C (..., D, D), from each device to each; bandwidth: B (D, D). Returns (...).
     """
     diagonal = torch.eye(len(bandwidth), dtype=torch.bool)
     takes = traffic / bandwidth.masked_fill(diagonal, torch.inf)
@@ -148,11 +155,11 @@ def slowest(traffic: Tensor, bandwidth: Tensor) -> Tensor:
 
 
 def cluster_devices(traffic: list[Tensor], bandwidth: Tensor, layers: int, sweeps: int) -> Tensor:
-    """Choose a device for each cluster of each layer, by traffic (programme 2).  (L, D) int64.
+    """Choose a device for each cluster of each layer, so that traffic is fast.  (L, D) int64.
 
-    traffic: C (D, D), from cluster to cluster, between each two layers; bandwidth: B (D, D);
-      layers: L; sweeps: see `MoeTuner`. The first layer's clusters keep their numbers where all
-      links are alike.
+    The paper's programme 2. traffic: C (D, D), from cluster to cluster, between each two layers;
+    bandwidth: B (D, D); layers: L; sweeps: passes over the layers, where there are too many devices
+    for an exact search. The first layer's clusters keep their numbers where all links are alike.
     """
     devices = len(bandwidth)
     if devices <= ALL_ORDERS:
@@ -161,10 +168,11 @@ def cluster_devices(traffic: list[Tensor], bandwidth: Tensor, layers: int, sweep
 
 
 def _by_viterbi(traffic: list[Tensor], bandwidth: Tensor, layers: int) -> Tensor:
-    """Choose the devices of all clusters exactly: Viterbi over each layer's permutations.  (L, D).
+    """Choose the devices of all clusters exactly, by dynamic programming.  (L, D) int64.
 
-    traffic: C (D, D), from cluster to cluster, between each two layers; bandwidth: (D, D); layers:
-      unused, there is one more than entries of `traffic`.
+    The states of a layer are the permutations of its clusters. traffic: C (D, D), from cluster to
+      cluster, between each two layers; bandwidth: (D, D), of the links; layers: unused, there is
+      one more than entries of `traffic`.
     """
     devices = len(bandwidth)
     permutations = torch.tensor(list(itertools.permutations(range(devices))))  # cluster -> device
@@ -186,10 +194,10 @@ def _by_viterbi(traffic: list[Tensor], bandwidth: Tensor, layers: int) -> Tensor
 
 
 def _by_assignment(traffic: list[Tensor], bandwidth: Tensor, layers: int, sweeps: int) -> Tensor:
-    """Assign one layer's clusters after another, given its neighbours, until stable.  (L, D).
+    """Choose the devices of one layer's clusters after another, given its neighbours.  (L, D).
 
-    traffic: C (D, D), from cluster to cluster, between each two layers; bandwidth: (D, D); layers:
-      L; sweeps: passes at most.
+    Passes are repeated until nothing changes. traffic: C (D, D), from cluster to cluster, between
+    each two layers; bandwidth: (D, D), of the links; layers: L; sweeps: passes at most.
     """
     from scipy.optimize import linear_sum_assignment  # here, as it takes a third of a second
 

@@ -53,7 +53,10 @@ class Placement:
 
     @classmethod
     def of(cls, owner: Tensor, devices: int) -> Placement:
-        """Build a placement with one copy of each expert.  owner: (L, E)."""
+        """Build a placement with one copy of each expert.
+
+        owner: (L, E), the device of each expert; devices: D.
+        """
         owner = owner.long()
         return cls(owner, owner[:, None, :] == torch.arange(devices)[None, :, None])
 
@@ -61,7 +64,7 @@ class Placement:
     def contiguous(cls, layers: int, experts: int, devices: int) -> Placement:
         """Place experts in order, E / D on each device, as inference engines do.
 
-        Raises: ConfigError unless D divides E.
+        layers, experts, devices: L, E, D. Raises: ConfigError unless D divides E.
         """
         check_divides(experts, devices)
         # experts 0 ... E / D - 1 on device 0, and so on
@@ -85,9 +88,10 @@ class Placement:
         return self.holds.sum(2)
 
     def moved(self, target: Placement, expert_bytes: int) -> Tensor:
-        """Return the bytes that devices send each other to reach placement `target`, (D, D) int64.
+        """Return the bytes that devices send each other to reach another placement, (D, D) int64.
 
-        A copy is sent by its present owner; an expert that is there already does not move.
+        target: the other placement; expert_bytes: size of an expert. A copy is sent by its present
+          owner; an expert that is there already does not move.
         Raises: ConfigError for a placement of other layers, experts or devices.
         """
         if self.holds.shape != target.holds.shape:
@@ -106,9 +110,9 @@ class Placement:
     def relabelling(self) -> Tensor:
         """Return new numbers of the experts, for engines that can only place them in order.
 
-        Such an engine gives device d of D the experts d E / D ... (d + 1) E / D - 1; with the new
-        numbers these are the experts that this placement gives to d. Returns (L, E) int64: entry
-        [l, i] is the present number of the expert that becomes number i of layer l.
+        Such an engine gives device d the experts d E / D ... (d + 1) E / D - 1; after the
+        renumbering these are the experts that this placement gives to d. Returns (L, E) int64:
+        entry [l, i] is the present number of the expert that becomes number i of layer l.
         Raises: ConfigError for copies, or devices that have different numbers of experts.
         """
         sizes = self.sizes()
@@ -122,7 +126,8 @@ class Placement:
     def places(self) -> list[list[int]]:
         """Return for each layer the expert in each place, device after device, copies included.
 
-        SGLang's `--init-expert-location` reads it as `physical_to_logical_map`.
+        A place is room for one expert on a device. SGLang's `--init-expert-location` reads the list
+        as `physical_to_logical_map`.
         Raises: ConfigError where devices have different numbers of places.
         """
         sizes = self.sizes()
@@ -149,7 +154,7 @@ class Placement:
 
     @classmethod
     def load_file(cls, path: str | Path) -> Placement:
-        """Read what `save` wrote.
+        """Read the placement that `save` wrote to a JSON file.
 
         Raises: DataError for anything else; CheckpointError for a file that was changed.
         """

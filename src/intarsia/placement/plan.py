@@ -38,6 +38,7 @@ class PlanStep:
     flops: Tensor | None = None
 
     def __post_init__(self) -> None:
+        """Check the resource, and that a device sends itself nothing.  Raises: ConfigError."""
         one_of("resource", self.resource, RESOURCES)
         if self.bytes is not None and self.resource == "link" and bool(self.bytes.diag().any()):
             got, fix = "bytes on the diagonal", "What stays on a device is not sent."
@@ -58,6 +59,7 @@ class DevicePlan:
     devices: int
 
     def __post_init__(self) -> None:
+        """Check that names are unique and steps wait for earlier ones.  Raises: ConfigError."""
         earlier: set[str] = set()
         for step in self.steps:
             # one pass suffices: a step may only wait for steps that are listed before it
@@ -69,7 +71,10 @@ class DevicePlan:
             earlier.add(step.name)
 
     def bytes(self, phases: Iterable[str] | None = None) -> Tensor:
-        """Return the bytes sent over links in these phases, or in all, (D, D) int64."""
+        """Return the bytes that are sent over each link, (D, D) int64.
+
+        phases: names of the steps' phases that count; None = all.
+        """
         selected = None if phases is None else set(phases)
         total = torch.zeros(self.devices, self.devices, dtype=torch.int64)
         for step in self.steps:
@@ -108,7 +113,7 @@ def _plain(value: Any) -> Any:
 
 
 def _from_plain(value: Any, kind: torch.dtype | None) -> Any:
-    """Convert a list of JSON to a tensor of dtype `kind`, or to a tuple if `kind` is None."""
+    """Convert a JSON value back: a list to a tensor of type `kind`; a tuple if `kind` is None."""
     if kind is not None:
         return None if value is None else torch.tensor(value, dtype=kind)
     return tuple(value) if isinstance(value, list) else value

@@ -59,7 +59,11 @@ class _LeastFrequent(_LeastRecent):
             self.uses = {key: uses * self.settings.decay for key, uses in self.uses.items()}
 
     def used(self, key: Key, hit: bool) -> None:
-        """Count the use of an expert, (layer, expert).  hit: it was in a slot."""
+        """Count a use of an expert.
+
+        key: (layer, expert); hit: it was in a slot of the cache. With the setting `reset` an expert
+          that had to be read starts again at 1.
+        """
         super().used(key, hit)
         # with `reset` a miss starts the counter again
         forgotten = self.settings.reset and not hit
@@ -103,7 +107,7 @@ class NextUse(Policy):
     def __init__(self, layers: int, experts: int, decay: float) -> None:
         """Begin without any use.
 
-        layers: L; experts: E in each layer; decay: factor of the counts for each step.
+        layers: L; experts: E in each layer; decay: factor of the counts of past uses for each step.
         """
         super().__init__(layers, experts)
         self.decay = decay
@@ -120,7 +124,10 @@ class NextUse(Policy):
         self.cached.clear()
 
     def asked(self, layer: int, experts: Sequence[int]) -> None:
-        """Note that a layer of this step is about to use these experts, and count that."""
+        """Count a use of each of these experts, which a layer of this step is about to compute.
+
+        layer: its index; experts: their numbers.
+        """
         super().asked(layer, experts)
         for expert in experts:
             key = layer, expert
@@ -128,12 +135,15 @@ class NextUse(Policy):
         self.cached.clear()
 
     def _decayed(self, key: Key) -> float:
-        """Return the number of steps that used the expert, decayed to the present step."""
+        """Return how many steps used an expert, older steps counted less.  key: (layer, expert)."""
         total, step = self.sum.get(key, (0.0, self.steps))
         return total * self.decay ** (self.steps - step)
 
     def chance(self, key: Key) -> float:
-        """Return p, the decayed share of the steps that used the expert.  key: (layer, expert)."""
+        """Return p, the share of steps that used an expert, older steps counted less.
+
+        key: (layer, expert).
+        """
         # the decayed number of all steps, a geometric series
         all_steps = (
             (1 - self.decay**self.steps) / (1 - self.decay) if self.decay < 1 else self.steps
@@ -141,17 +151,19 @@ class NextUse(Policy):
         return min(1.0, self._decayed(key) / max(all_steps, 1.0))
 
     def expected(self, key: Key) -> float:
-        """Return the expected number of layers to be computed until the expert's next use.
+        """Return the expected number of layers that are computed until an expert's next use.
 
-        It is away + L (1 / p - 1): away, number of layers until the expert's own layer is next
-        computed; L, layers of the model; p, share of steps that use the expert.
-        key: (layer, expert).
+        It is away + L (1 / p - 1): away, the layers until the expert's own layer is next; L, layers
+        of the model; p, the share of steps that use the expert. key: (layer, expert).
         """
         p = max(self.chance(key), 1e-9)
         return self.away(key) + self.layers * (1 / p - 1)
 
     def victim(self, resident: Iterable[Key]) -> Key:
-        """Return the expert of `resident` whose next use is expected latest."""
+        """Return the expert to evict, of those in slots: the one whose next use is expected latest.
+
+        resident: the (layer, expert) in slots.
+        """
         cached, candidates = self.cached, list[tuple[float, Key]]()
         # `expected` is costly and is asked for often: keep its values until the next layer asks
         for key in resident:
@@ -190,7 +202,11 @@ class Belady(Policy):
     """
 
     def __init__(self, layers: int, experts: int, demand: Sequence[Sequence[Key]]) -> None:
-        """Number the uses of each expert in `demand`.  layers: L; experts: E in each layer."""
+        """List the future uses of each expert.
+
+        layers: L; experts: E in each layer; demand: for each step the (layer, expert) pairs in
+          order.
+        """
         super().__init__(layers, experts)
         self.uses: dict[Key, list[int]] = {}
         for number, key in enumerate(key for step in demand for key in step):
@@ -204,7 +220,10 @@ class Belady(Policy):
         self.uses[key].pop()
 
     def victim(self, resident: Iterable[Key]) -> Key:
-        """Return the expert of `resident` whose next use is latest."""
+        """Return the expert to evict, of those in slots: the one whose next use is latest.
+
+        resident: the (layer, expert) in slots.
+        """
 
         def next_use(key: Key) -> float:
             uses = self.uses.get(key)

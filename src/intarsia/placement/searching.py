@@ -19,10 +19,10 @@ class PlacementSearch(Protocol):
 
 
 def place(trace: Trace, topology: Topology | int, by: PlacementSearch | None = None) -> Placement:
-    """Choose a device for each expert of each layer, to suit a trace.
+    """Choose a device for each expert of each layer, to suit a recorded routing.
 
-    topology: the devices, or their number if all links are alike.  by: settings of the search,
-    `MoeTuner()` by default, `JointSwaps()`, `Eplb()` or `ExFlow()`.
+    trace: the experts of each token. topology: the devices, or their number if all links are alike.
+      by: settings of the search, `MoeTuner()` by default, `JointSwaps()`, `Eplb()` or `ExFlow()`.
     Measure the result by `quality(trace, placement)` on a held-out part of the trace
     (`trace.split()`), since loads change with the text.
 

@@ -38,7 +38,7 @@ class Timeline:
         return max((span.end for span in self.spans), default=0.0)
 
     def busy(self, resource: str) -> float:
-        """Return the seconds in which the busiest device uses a resource, of RESOURCES."""
+        """Return how many seconds the busiest device uses a resource: compute, link or load."""
         seconds: dict[int, float] = {}
         for span in self.spans:
             if span.resource == resource:
@@ -46,7 +46,10 @@ class Timeline:
         return max(seconds.values(), default=0.0)
 
     def critical(self) -> tuple[Span, ...]:
-        """Return the critical path: the spans that the last span waited for, first to last."""
+        """Return the critical path: the chain of spans that decides the end, first to last.
+
+        A span is one step on one device; each was waited for by the next.
+        """
         index = max(range(len(self.spans)), key=lambda i: self.spans[i].end, default=None)
         path: list[Span] = []
         while index is not None:
@@ -55,7 +58,7 @@ class Timeline:
         return tuple(reversed(path))
 
     def binds(self) -> Mapping[str, float]:
-        """Return the seconds of the critical path by resource."""
+        """Return the seconds of the critical path that go to each resource: compute, link, load."""
         seconds: dict[str, float] = dict.fromkeys(RESOURCES, 0.0)
         for span in self.critical():
             seconds[span.resource] += span.end - span.start
@@ -80,14 +83,17 @@ class Timeline:
 
 
 def simulate(plan: DevicePlan, topology: Topology) -> Timeline:
-    """Time a plan: a step starts when its resources are free and its predecessors have ended.
+    """Compute when each step of a plan starts and ends on each device.
 
-    compute: flops_d / F_d on each device d by itself, F_d its speed.  load: its bytes over the
-      device's own host-to-device link.  link: a collective; it begins and ends on all devices at
+    A step starts when its resources are free and the steps it waits for have ended. plan: the
+    steps; topology: speeds of devices and links.
+    compute: flops_d / F_d on each device d by itself, F_d its speed. load: its bytes over the
+      device's own host-to-device link. link: a collective; it begins and ends on all devices at
       once, and takes max_d max(sum_j b_dj / B_dj, sum_i b_id / B_id) + the largest latency among
       the pairs used, b_ij the bytes from i to j and B_ij the bandwidth.
     A step waits for its predecessors on all devices where it or they are collectives, else on its
     own device.
+
     Raises: ConfigError for a topology of another number of devices.
     """
     if plan.devices != topology.devices:
@@ -100,7 +106,7 @@ def simulate(plan: DevicePlan, topology: Topology) -> Timeline:
         takes = durations(step, topology)
         together = step.resource == "link"
         before = [
-            _predecessors(step, device, free, ended, collective=together)
+            _spans_before(step, device, free, ended, collective=together)
             for device in range(plan.devices)
         ]
         if together:
@@ -121,7 +127,7 @@ def simulate(plan: DevicePlan, topology: Topology) -> Timeline:
     return Timeline(tuple(spans))
 
 
-def _predecessors(
+def _spans_before(
     step: PlanStep,
     device: int,
     free: Mapping[tuple[str, int], int],
@@ -131,8 +137,9 @@ def _predecessors(
 ) -> list[int]:
     """Return the indices of the spans that a step waits for on a device.
 
-    free: the last span of each (resource, device); ended: the spans of each finished step, by
-    device; collective: wait for the predecessors on all devices, not on this one alone.
+    A span is one step on one device. step: the step; device: its number; free: the last span of
+    each (resource, device); ended: the spans of each finished step, by device; collective: wait for
+    the predecessors on all devices, not on this one alone.
     """
     waits = [ended[name][device] for name in step.after]
     if collective:
@@ -143,10 +150,11 @@ def _predecessors(
 
 
 def durations(step: PlanStep, topology: Topology) -> Tensor:
-    """Return the seconds of a step on each device, (D,) float64.
+    """Return how many seconds a step takes on each device, (D,) float64.
 
     compute: operations over speed. load: bytes over the host-to-device bandwidth. link: for all
       devices the time of the slowest, which sends and receives at once, and the largest latency.
+      topology: these speeds.
     """
     none = torch.zeros(topology.devices, dtype=torch.float64)
     if step.resource == "compute":
@@ -167,10 +175,10 @@ def durations(step: PlanStep, topology: Topology) -> Tensor:
 
 
 def rows_to_hide(item: int, topology: Topology) -> float:
-    """Return M* = b F / (2 B), the rows for which an expert takes as long to compute as to load.
+    """Return for how many rows an expert takes as long to compute as to load, M* = b F / (2 B).
 
-    item: b, bytes of a weight; F and B: speed and host-to-device bandwidth of the first device. An
-      expert of width d and h hidden units takes 3 d h b / B to load, 6 M d h / F to compute for M
-      rows.
+    item: b, bytes of a weight; topology: F and B, speed and host-to-device bandwidth of its first
+      device. An expert of width d and h hidden units takes 3 d h b / B to load, 6 M d h / F to
+      compute for M rows.
     """
     return item * float(topology.flops[0]) / (2 * float(topology.load[0]))

@@ -67,9 +67,10 @@ class Topology:
         return len(self.flops)
 
     def nodes(self) -> Tensor:
-        """Return the node of each device: devices joined by links faster than the slowest.
+        """Return the node of each device, (D,) int64: groups joined by fast links.
 
-        (D,) int64; one node where all links are alike.
+        A link is fast if it is faster than the slowest one. All are one node where all links are
+        alike.
         """
         count = self.devices
         apart = ~torch.eye(count, dtype=torch.bool)
@@ -99,7 +100,8 @@ class Topology:
         """Build `nodes` nodes of `each` devices, with fast links inside a node.
 
         intra, inter: (bandwidth in B/s, latency in s) of links inside a node and between nodes;
-        flops, load, memory: of every device.  The defaults are round numbers; measure your own.
+          flops, load, memory: speed in FLOP/s, host-to-device bandwidth in B/s and bytes of every
+          device. The defaults are round numbers; measure your own.
         """
         at_least("nodes", nodes, 1)
         at_least("each", each, 1)
@@ -126,7 +128,8 @@ class Topology:
     def measured(cls, group: Group = None) -> Topology:
         """Measure the devices of the processes of torch.distributed, see `measuring.measure`.
 
-        Takes some milliseconds a pair; the result is the same in all processes.
+        group: None = all processes. It takes some milliseconds for each pair; the result is the
+          same in all processes.
         Raises: ConfigError without processes.
         """
         return cls(**measure(group))
@@ -162,7 +165,10 @@ class Topology:
 
     @classmethod
     def load_file(cls, path: str | Path) -> Topology:
-        """Read a JSON file with the entries of `from_dict`.  Raises: DataError if it is none."""
+        """Read a topology from a JSON file with the entries of `from_dict`.
+
+        Raises: DataError if it is none.
+        """
         try:
             record = read_json(path)
         except (OSError, ValueError) as error:

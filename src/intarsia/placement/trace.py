@@ -100,7 +100,7 @@ class Trace:
         return len(self.expert)
 
     def routing(self, layer: int) -> Routing:
-        """Return a layer's `Routing`; without recorded weights, a token's experts count alike."""
+        """Return the routing of a layer; without recorded weights a token's experts count alike."""
         present = self.expert[:, layer] >= 0
         token, place = present.nonzero(as_tuple=True)
         expert = self.expert[token, layer, place].long()
@@ -111,7 +111,7 @@ class Trace:
         return Routing(token, expert, weight, len(self), self.experts)
 
     def membership(self, layer: int) -> Tensor:
-        """Return a layer's membership matrix, (N, E) float64: 1 where a token has an expert."""
+        """Return which token has which expert of a layer, as (N, E) float64, 0 or 1."""
         expert = self.expert[:, layer].long()
         # a missing expert, -1, falls into a further column, which is cut off
         matrix = torch.zeros(len(expert), self.experts + 1, dtype=torch.float64)
@@ -123,9 +123,10 @@ class Trace:
         return torch.stack([self.membership(layer).sum(0) for layer in range(self.layers)]).long()
 
     def transitions(self, layer: int) -> Tensor:
-        """Count the tokens that go from each expert of `layer` to each of the next layer.
+        """Count the tokens that go from each expert of a layer to each expert of the next, (E, E).
 
-        The k x k pairs of a token share its weight of 1.  Returns (E, E) float64.
+        A token has k experts in both layers; its k x k pairs share a weight of 1. layer: index of
+        the first of the two. Returns float64.
         """
         between("layer", layer, 0, self.layers - 2)
         now, then = (_shares(self.membership(number)) for number in (layer, layer + 1))
@@ -135,16 +136,16 @@ class Trace:
     def coactivation(self, layer: int) -> Tensor:
         """Count, for each two experts of a layer, the tokens that have both.  (E, E) int64.
 
-        The diagonal has the loads.
+        The diagonal has the number of tokens of each expert.
         """
         membership = self.membership(layer)
         return (membership.T @ membership).long()
 
     def steps(self, streams: int) -> Iterator[Tensor]:
-        """Yield the rows of each decode step, with `streams` sequences decoded at once.
+        """Yield which rows of the trace are decoded together in each step.
 
-        A step has one token of each sequence that has not ended; when all have, the next `streams`
-        sequences begin.
+        streams: sequences decoded at once. A step has one token of each sequence that has not
+          ended; when all have, the next `streams` sequences begin.
         """
         at_least("streams", streams, 1)
         # first and last row of each sequence, whose rows are contiguous
@@ -157,7 +158,10 @@ class Trace:
                 yield rows[rows < end]
 
     def rows(self, index: Tensor | slice) -> Trace:
-        """Return a trace of these rows.  index: (M,) int64 ascending, (N,) bool, or a slice."""
+        """Return a trace of a part of the rows (tokens).
+
+        index: (M,) int64 ascending, (N,) bool, or a slice.
+        """
         tensors = {
             name: None if (value := getattr(self, name)) is None else value[index]
             for name in ("expert", "sequence", "position", "weight", "token")
@@ -165,9 +169,10 @@ class Trace:
         return replace(self, **tensors)
 
     def split(self, share: float = 0.5, seed: int = 0) -> tuple[Trace, Trace]:
-        """Split whole sequences at random into two traces: a share of them, and the rest.
+        """Split whole sequences at random into two traces.
 
-        seed: for the random draw. Raises: ConfigError where one of them would be empty.
+        share: of the sequences that go to the first; seed: of the random draw.
+        Raises: ConfigError where one of them would be empty.
         """
         names = self.sequence.unique()
         count = round(share * len(names))
@@ -181,6 +186,7 @@ class Trace:
     def save(self, path: str | Path) -> Path:
         """Write a safetensors file: experts in one byte each, or in two where there are many."""
         kind = torch.uint8 if self.experts < 255 else torch.uint16
+        # the largest number means: no expert
         none = torch.iinfo(kind).max
         tensors_of: dict[str, Tensor] = {
             "expert": torch.where(self.expert < 0, none, self.expert.int()).to(kind),
@@ -200,7 +206,7 @@ class Trace:
 
     @classmethod
     def load_file(cls, path: str | Path) -> Trace:
-        """Read what `save` wrote.
+        """Read the trace that `save` wrote to a safetensors file.
 
         Raises: DataError for anything else; CheckpointError for a file that was changed.
         """
@@ -238,5 +244,8 @@ def _shape_text(tensor: Tensor) -> str:
 
 
 def _shares(membership: Tensor) -> Tensor:
-    """Divide each token's weight of 1 equally among its experts.  (N, E) -> (N, E)."""
+    """Divide each token's weight of 1 equally among its experts.
+
+    membership: (N, E), 1 where a token has an expert. Returns (N, E).
+    """
     return membership / membership.sum(1, keepdim=True).clamp(min=1)

@@ -27,13 +27,16 @@ class Meter:
     """
 
     def __init__(self, group: Group = None, clock: Callable[[], float] = time.perf_counter) -> None:
-        """Begin at zero.  group: the processes, None = all; clock: returns seconds."""
+        """Set up counters of the bytes and seconds of exchanges, all 0.
+
+        group: the processes, None = all; clock: returns the time in seconds.
+        """
         self.group, self.sent = group, dict[str, list[int]]()
         self.seconds, self.clock = 0.0, clock
 
     @contextmanager
     def waiting(self) -> Iterator[None]:
-        """Add the time that the `with` block takes to the seconds of exchanges."""
+        """Add the time spent inside the context to the seconds of exchanges."""
         began = self.clock()
         try:
             yield
@@ -41,10 +44,10 @@ class Meter:
             self.seconds += self.clock() - began
 
     def note(self, name: str, row_bytes: int, counts: Sequence[int]) -> None:
-        """Add rows that were sent under a step's name.
+        """Add the bytes of rows that were sent.
 
-        counts: rows for each process, by rank; a row has `row_bytes` bytes. Rows for this process
-          itself do not count.
+        name: of the exchange; row_bytes: bytes of a row; counts: rows for each process, by rank.
+          Rows for this process itself do not count.
         """
         rank = dist.get_rank(self.group)
         # rows that stay in this process cost no exchange
@@ -54,16 +57,16 @@ class Meter:
         ]
 
     def gathered(self) -> dict[str, Tensor]:
-        """Return name of an exchange -> bytes from each process to each other one, (D, D) int64.
+        """Return the bytes that each process sent to each, by name of the exchange, (D, D) int64.
 
-        Rows are senders, columns receivers. All D processes have to call this, after exchanges of
-        the same names: it gathers the counts of one name after the other.
+        Rows are senders, columns receivers. All D processes have to call this together, after
+        exchanges of the same names.
         """
         count, device = dist.get_world_size(self.group), device_of(self.group)
         totals: dict[str, Tensor] = {}
         for name, row in sorted(self.sent.items()):
             parts = [torch.zeros(count, dtype=torch.int64, device=device) for _ in range(count)]
-            # sorted names: every process gathers the same step at the same time
+            # sorted names: every process gathers the same exchange at the same time
             dist.all_gather(parts, torch.tensor(row, device=device), group=self.group)
             totals[name] = torch.stack(parts).cpu()
         return totals
@@ -74,14 +77,18 @@ class _Exchange(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, rows: Tensor, send: list[int], receive: list[int], route: Any) -> Tensor:
-        """Send rows and return those that came.  route: (group, meter, name), see `exchanged`."""
+        """Send rows and return those that arrived.
+
+        rows: (N, ...); send, receive: rows to and from each process; route: (group, meter, name),
+          see `exchanged`.
+        """
         ctx.send, ctx.receive, ctx.of = send, receive, route
         group, meter, name = route
         return _exchange_rows(rows, send, receive, group, meter, name)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None]:
-        """Send the gradients of the rows that came back to their senders."""
+        """Send the gradients of the rows that arrived back to the senders of the rows."""
         group, meter, name = ctx.of
         # what was received is sent back: the two counts change places
         back = _exchange_rows(grads[0], ctx.receive, ctx.send, group, meter, f"{name}.back")
@@ -91,10 +98,11 @@ class _Exchange(torch.autograd.Function):
 def _exchange_rows(
     rows: Tensor, send: list[int], receive: list[int], group: Group, meter: Meter | None, name: str
 ) -> Tensor:
-    """Send rows to all processes, and return those that came, without a gradient.
+    """Send rows to all processes, and return those that arrived, without a gradient.
 
-    rows: (N, ...), those for process 0 first; send, receive: rows to and from each process; meter:
-      counts the bytes as step `name`. Raises: TrainingError for a process that is gone or late.
+    rows: (N, ...), those for process 0 first; send, receive: numbers of rows to and from each
+      process; group: the processes; meter: counts the bytes under `name`.
+    Raises: TrainingError for a process that is gone or late.
     """
     out = rows.new_empty(sum(receive), *rows.shape[1:])
     try:
@@ -117,9 +125,9 @@ def is_lost(error: Exception) -> bool:
 
 
 def lost(subject: str, error: Exception, group: Group = None) -> TrainingError:
-    """Return the error for a process that another one does not answer.
+    """Return the error for another process that does not answer.
 
-    subject: what was being done; error: what torch.distributed raised.
+    subject: what was being done; error: what torch.distributed raised; group: the processes.
     """
     rank, text = dist.get_rank(group), str(error).splitlines()[0]
     # a slow process needs patience, a dead one a new start: two different fixes
@@ -137,9 +145,9 @@ def lost(subject: str, error: Exception, group: Group = None) -> TrainingError:
 
 @contextmanager
 def answered(subject: Callable[[], str], group: Group = None) -> Iterator[None]:
-    """Turn an error inside the block into a TrainingError if another process does not answer.
+    """Turn an error inside the context into a TrainingError if another process does not answer.
 
-    subject: returns what was being done, for the error.
+    subject: returns what was being done, for the error; group: the processes. Other errors pass.
     """
     try:
         yield
@@ -162,9 +170,9 @@ def exchanged(
     """Send rows to all processes; return those that they sent here, in the order of processes.
 
     rows: (N, ...), those for process 0 first, `send[p]` of them for process p; receive: how many
-      come from each; meter: counts the bytes as step `name`. Differentiable: gradients of rows
-      travel back under the name `name`.back. Every process calls it, with rows or without, and
-      calls backward if one of them does.
+      come from each; group: the processes, None = all; meter: counts the bytes under `name`.
+      Differentiable: gradients of rows travel back under the name `name`.back. Every process calls
+      it, with rows or without, and calls backward if one of them does.
     """
     received: Any = _Exchange.apply(rows, list(send), list(receive), (group, meter, name))
     return cast(Tensor, received)
@@ -187,14 +195,18 @@ class Wire:
         return dist.get_world_size(self.group)
 
     def send(self, rows: Tensor, send: Sequence[int], receive: Sequence[int], phase: str) -> Tensor:
-        """Exchange rows as `exchanged` does, under the name `layer`.phase."""
+        """Exchange rows as `exchanged` does, under the name "layer.phase".
+
+        rows: (N, ...); send, receive: numbers of rows to and from each process; phase: such as
+          "dispatch".
+        """
         name = f"{self.layer}.{phase}"
         return exchanged(rows, send, receive, group=self.group, meter=self.meter, name=name)
 
     def told(self, values: Tensor, phase: str) -> Tensor:
-        """Exchange values (n,) with all processes; return those of each, (D, n).
+        """Exchange values with all processes; return those of each, (D, n).
 
-        phase: a step's name.
+        values: (n,), this process's; phase: name of the exchange.
         """
         counts = [1] * self.world
         # a copy for each process, which gets one row from each

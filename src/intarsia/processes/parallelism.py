@@ -26,36 +26,38 @@ class WholeModel:
     group: Group = None
 
     def pieces(self, state: Mapping[str, Tensor]) -> dict[str, Tensor | Piece]:
-        """Return a model's state dict with the names it has in one process.
+        """Return a model's state dict with the names that it has in one process.
 
-        Here the state itself; where processes have different experts, each one's rows become a
-        `Piece`.
+        Here this is the state itself; where processes have different experts, each one's rows
+        become a `Piece`.
         """
         return dict(state)
 
     def own(self, state: Mapping[str, Tensor | Stored]) -> dict[str, Tensor]:
-        """Return the tensors of a state dict that this process has, here all of them.
+        """Return the tensors of a saved state dict that this process needs, here all of them.
 
-        state: names of one process -> tensor, or `Stored` in files. Returns tensors by the names
-          that they have in this process.
+        state: name -> tensor, or `Stored`, a reference to files; names are those of a single
+          process. Returns tensors by the names that they have in this process.
         """
         return {name: _as_tensor(value) for name, value in state.items()}
 
     def optimizer_pieces(
         self, state: dict[str, Any], parameters: Sequence[nn.Parameter]
     ) -> dict[str, Any]:
-        """Return an optimiser's state_dict as `pieces` returns the model's; here as it is.
+        """Return an optimiser's state_dict for a checkpoint; here it is unchanged.
 
-        parameters: the optimiser's, in its order.
+        Where processes have different experts, their states become a `Piece` each. parameters: the
+        optimiser's, in its order; unused here.
         """
         return state
 
     def own_optimizer(
         self, state: dict[str, Any], parameters: Sequence[nn.Parameter]
     ) -> dict[str, Any]:
-        """Return the part of an optimiser's state_dict that this process keeps; here all of it.
+        """Return the part of an optimiser's saved state that this process needs; here all of it.
 
-        state: holds tensors, or `Stored` in files; parameters: the optimiser's, in its order.
+        state: has tensors, or `Stored`, references to files; parameters: the optimiser's, in its
+          order; unused here.
         """
         rows = {
             # an optimiser's state counts its parameters instead of naming them
@@ -72,11 +74,12 @@ class WholeModel:
         """Continue from loads that `past` returned, in any number of processes; here do nothing."""
 
     def moves(self, step: int) -> Iterator[Move]:
-        """Yield the weights whose rows go to other processes, their owners, after `step` steps.
+        """Yield the weights whose rows move to other processes after this number of steps.
 
-        Each is a path, a weight, and a function that sends rows in the weight's shape to their new
-        owners and returns those that came. The caller puts them in, and those of what an optimiser
-        remembers of the weight. All processes do the same. Here there are none.
+        Each comes as a path, a weight, and a function that sends rows in the weight's shape to
+        their new processes and returns those that arrived. The caller puts these into the weight,
+        and does the same with the optimiser's states. All processes do this together. Here there
+        are none.
         """
         return iter(())
 
@@ -88,9 +91,10 @@ class WholeModel:
         """Set the owners that a checkpoint has, as `owners` returned them; here nothing to do."""
 
     def norm(self, parameters: Sequence[nn.Parameter], meter: Meter | None = None) -> Tensor:
-        """Return the norm of all gradients, those of other processes among them.
+        """Return the norm of all gradients, also those of other processes.
 
-        meter: counts the time in which other processes are waited for.
+        parameters: this process's; meter: counts the time spent waiting for other processes, unused
+          here.
         """
         return torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
 
@@ -106,11 +110,11 @@ class Parallelism(Protocol):
     def attached(
         self, model: nn.Module, *, meter: Meter | None = None, gather: bool = True
     ) -> AbstractContextManager[WholeModel]:
-        """Share the model out among the processes inside the `with` block; each has its part.
+        """Distribute the model over the processes inside the context; each has its part.
 
-        meter: counts what is sent.  gather: False leaves the parts where they are at the end, so
-          that no process needs room for the whole model.
-        Raises: ConfigError for a model that cannot be shared out so; TrainingError where processes
-        have other models.
+        meter: counts what is sent; gather: False leaves the parts where they are at the end, so
+          that no process needs room for the whole model. Yields this process's part.
+        Raises: ConfigError for a model that cannot be distributed so; TrainingError where processes
+          have other models.
         """
         ...

@@ -42,9 +42,9 @@ class Piece:
 
 
 def write_file(path: Path, tensors: Mapping[str, Tensor | Piece]) -> dict[str, Any]:
-    """Write a process's safetensors file; return its entry for the manifest.
+    """Write this process's safetensors file; return its entry for the manifest.
 
-    tensors: whole weights, or a `Piece` with some experts' rows of a weight.
+    path: of the file; tensors: name -> a whole weight, or a `Piece` with some experts' rows of one.
     """
     entry: dict[str, Any] = {"file": path.name, "whole": {}, "pieces": {}}
     values: dict[str, Tensor] = {}
@@ -67,7 +67,7 @@ def write_file(path: Path, tensors: Mapping[str, Tensor | Piece]) -> dict[str, A
 
 
 def apart(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Copy tensors to the CPU, contiguous and sharing no memory, as safetensors wants them."""
+    """Copy tensors to the CPU, each with contiguous memory of its own, for safetensors."""
     storages: set[int] = set()
     separate: dict[str, Tensor] = {}
     for name, tensor in tensors.items():
@@ -88,12 +88,13 @@ def _sha256(tensor: Tensor) -> str:
     return hashlib.sha256(flat.numpy()).hexdigest()  # pyright: ignore[reportArgumentType]
 
 
-def _units(piece: Mapping[str, Any]) -> UnitAxes | None:
+def _unit_axes(piece: Mapping[str, Any]) -> UnitAxes | None:
     """Return along which axis of a weight an expert's hidden units lie; None for no such axis.
 
-    piece: the weight's entry in the manifest, with "units": None or [axis, runs, width]: runs, how
-      often all units follow each other along the axis (2: gates, then values); width, numbers of
-      one unit side by side. Raises: ValueError for an impossible entry.
+    piece: the weight's entry in the manifest, with "units": None or [axis, runs, width]. Along the
+      axis all units come `runs` times (2 where the gates of all are followed by the values of all);
+      each time a unit has `width` adjacent entries.
+    Raises: ValueError for an impossible entry.
     """
     if piece["units"] is None:
         return None
@@ -116,6 +117,7 @@ class Pieces:
 
         folder: that of the files; manifests: entries that `write_file` returned in each process, by
           rank.
+        Raises: CheckpointError for a file that is missing or short, or experts that no file has.
         """
         self.folder = folder
         try:
@@ -129,7 +131,7 @@ class Pieces:
             for manifest in manifests:
                 # each piece remembers its file: experts of one weight are spread over several
                 for key, piece in manifest["pieces"].items():
-                    located = piece | {"file": manifest["file"], "units": _units(piece)}
+                    located = piece | {"file": manifest["file"], "units": _unit_axes(piece)}
                     self.pieces.setdefault(key, []).append(located)
             self._check_all_there(files)
         except (KeyError, TypeError, ValueError, AttributeError) as error:
@@ -146,9 +148,10 @@ class Pieces:
         return self._check_digest(value, sha, f"{key!r} in {file}")
 
     def rows(self, key: str, index: Tensor) -> Tensor:
-        """Read the rows of these experts of a weight from whichever files have them.
+        """Read the rows of some experts of a weight, from whichever files have them.
 
-        key: the weight's name; index: (n,), the experts. Returns (n, ...). Raises: CheckpointError.
+        key: the weight's name; index: (n,), the experts. Returns (n, ...).
+        Raises: CheckpointError for bytes that changed.
         """
         # the row of the result that each wanted expert gets
         row_of = {int(expert): row for row, expert in enumerate(index)}
@@ -182,7 +185,7 @@ class Pieces:
         return self.rows(key, torch.arange(self.pieces[key][0]["experts"]))
 
     def _check_all_there(self, files: list[tuple[str, int]]) -> None:
-        """Raise CheckpointError unless all files, and all slices of all experts, are there.
+        """Raise CheckpointError unless all files, and all parts of all experts, are there.
 
         files: name and bytes of each.
         """
@@ -204,9 +207,9 @@ class Pieces:
 
     @contextmanager
     def _opened(self, file: str) -> Iterator[Any]:
-        """Open a safetensors file of the folder inside the `with` block.
+        """Open a safetensors file of the folder inside the context.
 
-        Raises: CheckpointError, also inside, for what the file does not have.
+        Raises: CheckpointError for a file that cannot be read, also for errors inside the context.
         """
         try:
             with unbroken():
@@ -218,9 +221,9 @@ class Pieces:
             raise self._damaged(file, f"{type(error).__name__}: {error}") from error
 
     def _check_digest(self, value: Tensor, sha: str, subject: str) -> Tensor:
-        """Return `value` if its SHA-256 is `sha`.
+        """Return a tensor if its SHA-256 is `sha`.
 
-        Raises: CheckpointError, which names `subject`.
+        subject: name of the tensor, for the error. Raises: CheckpointError.
         """
         if _sha256(value) != sha:
             raise self._damaged(subject, "bytes that changed after they were written")
@@ -229,7 +232,10 @@ class Pieces:
     def _damaged(
         self, subject: str, got: str, want: str = "the files as they were written"
     ) -> CheckpointError:
-        """Return the error for a damaged checkpoint.  subject: what of it."""
+        """Return the error for a damaged checkpoint.
+
+        subject: which part of it; got, want: what is there, and what should be.
+        """
         fix = "Copy the whole folder again, or go on from another checkpoint."
         return CheckpointError(f"{subject}, checkpoint {self.folder}", got=got, want=want, fix=fix)
 

@@ -22,14 +22,15 @@ def write_together(
     finish: Callable[[Path, list[Report]], None],
     group: Group = None,
 ) -> Path:
-    """Write a new folder, a part of it in every process; the first process finishes and names it.
+    """Write a new folder from several processes; it appears as a whole, or not at all.
 
-    target: the folder. part: writes into the folder that it gets, and returns a report; finish:
-      called in the first process with the folder and all reports, by rank.
+    target: the folder. part: function that writes this process's files into the folder that it
+      gets, and returns a report; finish: called in the first process with the folder and all
+      reports, by rank; group: the processes, None = all.
     All processes need the same file system. The folder takes its name when all of it is on the
     disk; after an error, or the end of any process, what was there before is as it was.
     Raises: in all of them the first IntarsiaError that one of them raises; TrainingError where one
-    is gone, late, or the disk takes no more.
+      is gone or late, or the disk is full.
     """
     target, stack, main = Path(target), ExitStack(), dist.get_rank(group) == 0
 
@@ -48,7 +49,7 @@ def write_together(
         scratch = Path(begun[0])
         # 2. every process writes its part
         reports = _gather_reports(
-            _result_or_error(lambda: _written(part, scratch), target), target, group
+            _result_or_error(lambda: _write_part(part, scratch), target), target, group
         )
         # 3. the first one finishes and renames; the others wait for that
         _gather_reports(
@@ -57,10 +58,10 @@ def write_together(
     return target
 
 
-def _written(part: Callable[[Path], Report], scratch: Path) -> Report:
-    """Write a process's own files, and sync them, which no other machine could do for it.
+def _write_part(part: Callable[[Path], Report], scratch: Path) -> Report:
+    """Write this process's files and flush them to the disk; return the report.
 
-    part: writes into the folder `scratch`, and returns a report, which is returned.
+    part: writes into the folder `scratch`, and returns the report.
     """
     # files of other processes are synced by those
     before = {path.name for path in scratch.iterdir()}
@@ -73,9 +74,9 @@ def _written(part: Callable[[Path], Report], scratch: Path) -> Report:
 
 
 def _result_or_error(job: Callable[[], Any], target: Path) -> Any:
-    """Return the result of `job`, or its error as a value, which all processes then get.
+    """Return the result of a function, or its error as a value, so that it can be sent to all.
 
-    target: the folder that is written, for the error.
+    job: the function; target: the folder that is written, for the error.
     """
     try:
         return job()
@@ -89,9 +90,10 @@ def _result_or_error(job: Callable[[], Any], target: Path) -> Any:
 
 
 def _gather_reports(report: Any, target: Path, group: Group) -> list[Any]:
-    """Gather the reports of all processes, by rank.  Raises: the first error among them, in each.
+    """Return the reports of all processes, by rank, or raise the first error among them.
 
-    report: this process's result or error; target: the folder that is written, for an error.
+    report: this process's result or error; target: the folder that is written, for an error; group:
+      the processes.
     """
     reports: list[Any] = [None] * dist.get_world_size(group)
     with answered(lambda: f"writing {target}", group):

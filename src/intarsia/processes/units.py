@@ -21,10 +21,10 @@ class UnitAxes:
     each: int = 1
 
     def part(self, weight: Tensor, part: int, slices: int) -> Tensor:
-        """Return the part-th of `slices` equal slices of the hidden units, a view of the weight.
+        """Return one of `slices` equal slices of the hidden units, a view of the weight.
 
-        weight: (E, ...). Returns it with the units' axis split, (E, ..., runs, h / slices, each,
-          ...).
+        weight: (E, ...), of E experts; part: which slice. Returns it with the units' axis split,
+          (E, ..., runs, h / slices, each, ...).
         """
         apart = self.apart(weight)
         count = apart.shape[self.axis + 1] // slices
@@ -44,8 +44,8 @@ def own_part(
 ) -> Tensor:
     """Return the rows of some experts, or one slice of their hidden units, from a whole weight.
 
-    units: where the hidden units stand, None = the weight has none; weight: (E, ...), of all
-      experts; index: (n,), the experts; part: which of `slices` equal slices. Returns (n, ...).
+    units: where the hidden units lie, None = the weight has none; weight: (E, ...), of all experts;
+      index: (n,), the experts; part: which of `slices` equal slices. Returns (n, ...).
     """
     value = weight[index]
     if units is not None and slices > 1:
@@ -63,11 +63,11 @@ def put_part(
     part: int,
     slices: int,
 ) -> Tensor:
-    """Put rows that `own_part` took out back into the weight of all experts, and return it.
+    """Put rows that `own_part` took from a weight back into it, and return the weight.
 
-    units: where the hidden units stand, None = the weight has none; weight: (E, ...) as earlier
-      calls filled it, None at the first; value: the rows, (n, ...); experts: E; index: (n,), whose
-      rows they are; part: which of `slices` equal slices they are.
+    units: where the hidden units lie, None = the weight has none; weight: (E, ...) as earlier calls
+      filled it, None at the first; value: the rows, (n, ...); experts: E; index: (n,), the experts
+      of the rows; part: which of `slices` equal slices of the hidden units they are.
     """
     units = units if slices > 1 else None
     if weight is None:
@@ -85,9 +85,9 @@ def put_part(
 
 
 def put_rows(weight: nn.Parameter, rows: Tensor) -> None:
-    """Set a parameter's data to these rows, of another number than it had.
+    """Set a parameter's data to rows of another number than it had.
 
-    Its gradient must be None: it would have the old shape.
+    rows: (n, ...). The parameter's gradient must be None: it would have the old shape.
     """
     # autograd remembers a weight's old shape until its dtype changes
     dtype = torch.float16 if weight.dtype != torch.float16 else torch.float32

@@ -38,10 +38,10 @@ def write_folder(
     before: Callable[[Path], object] = lambda scratch: None,
     after: Callable[[Path], object] = lambda scratch: None,
 ) -> Path:
-    """Write weights of a model, and other files; the folder is there as a whole, or not at all.
+    """Write weights of a model, and other files, as a folder that appears as a whole or not at all.
 
-    files: tensors of the model's state by name, for each safetensors file. parts: of a model that
-      is shared out among processes, which all call this, and write their experts; None = one
+    files: file name -> tensors of the model's state by name, for each safetensors file. parts: this
+      process's part of a model that is distributed over processes, which all call this; None = one
       process. before, after: functions of the new folder that write further files, called in the
       first process before the weights and after them. Returns the folder.
     Raises: TrainingError for a full disk, or a process that is gone.
@@ -72,12 +72,13 @@ def write_folder(
 
 
 def write_whole(path: Path, tensors: Mapping[str, Tensor | Piece], *, first: bool) -> None:
-    """Write this process's share of a file; called by every process, in any order, at any time.
+    """Write this process's share of a safetensors file, which all processes write together.
 
     tensors: the model's, the same names in all processes; of experts, the pieces that are here.
       first: True in the process that writes the header and the tensors that all processes have.
-    The file is whole when all have returned.  All need the same file system. Raises: OSError for a
-    full disk.
+      Processes may call it in any order, and at any time; the file is complete when all have
+      returned. All need the same file system.
+    Raises: OSError for a full disk.
     """
     header, starts, end = _header(
         {name: _shape(tensor) for name, tensor in tensors.items()}, tensors
@@ -86,21 +87,21 @@ def write_whole(path: Path, tensors: Mapping[str, Tensor | Piece], *, first: boo
     try:
         os.truncate(handle, end)  # alike in all: what others have written stays
         if first:
-            _put(handle, memoryview(header), 0)
+            _write_at(handle, memoryview(header), 0)
         for name, tensor in tensors.items():
             # experts are written by the processes that have them, all else by the first
             if isinstance(tensor, Piece):
-                _put_rows(handle, tensor, starts[name])
+                _write_rows(handle, tensor, starts[name])
             elif first:
-                _put(handle, _bytes(tensor), starts[name])
+                _write_at(handle, _bytes(tensor), starts[name])
         # the file is complete when the last process has synced its share
         os.fsync(handle)
     finally:
         os.close(handle)
 
 
-def _units(piece: Piece) -> UnitAxes | None:
-    """Return the place of the hidden units, if a piece has a slice of them; else None."""
+def _sliced_units(piece: Piece) -> UnitAxes | None:
+    """Return where the hidden units lie, if a piece has only a slice of them; else None."""
     return piece.units if piece.of > 1 else None
 
 
@@ -109,7 +110,7 @@ def _shape(tensor: Tensor | Piece) -> list[int]:
     if isinstance(tensor, Tensor):
         return list(tensor.shape)
     shape = [tensor.experts, *tensor.value.shape[1:]]
-    if (units := _units(tensor)) is not None:
+    if (units := _sliced_units(tensor)) is not None:
         # a slice has 1 of `tensor.of` equal parts of the hidden units
         shape[units.axis] *= tensor.of
     return shape
@@ -118,9 +119,10 @@ def _shape(tensor: Tensor | Piece) -> list[int]:
 def _header(
     shapes: Mapping[str, list[int]], tensors: Mapping[str, Tensor | Piece]
 ) -> tuple[bytes, dict[str, int], int]:
-    """Return the file's header, where the numbers of each tensor begin, and the file's length.
+    """Return the header of a safetensors file, where each tensor begins, and the file's length.
 
-    shapes: of the whole tensors, by name; tensors: whole or pieces, of which types are read.
+    shapes: of the whole tensors, by name; tensors: whole or pieces, of which the types are read.
+      Offsets and length are in bytes.
     """
     values = {
         n: tensor.value if isinstance(tensor, Piece) else tensor for n, tensor in tensors.items()
@@ -140,15 +142,15 @@ def _header(
     return raw, {name: len(raw) + start for name, start in starts.items()}, len(raw) + offset
 
 
-def _put_rows(handle: int, piece: Piece, start: int) -> None:
-    """Write the part of a weight that this process has into the file of the whole weight.
+def _write_rows(handle: int, piece: Piece, start: int) -> None:
+    """Write this process's part of a weight into the file of the whole weight.
 
     handle: the open file's descriptor; piece: rows of some experts, or a slice of their hidden
       units; start: byte at which the whole weight begins in the file.
-    An expert's bytes are a sequence of equal lines. Each line has one contiguous part of every
-    slice, in the slices' order, so a slice is written in as many parts as there are lines.
+    An expert's bytes are a sequence of lines of equal length. Each line has one contiguous part of
+    every slice, so a slice is written in as many parts as there are lines.
     """
-    units, shape = _units(piece), _shape(piece)
+    units, shape = _sliced_units(piece), _shape(piece)
     if units is None and piece.part:
         return  # a bias after the hidden units: the first slice has it
     # bytes of an expert in the file
@@ -161,7 +163,7 @@ def _put_rows(handle: int, piece: Piece, start: int) -> None:
         raw, offset = _bytes(value), start + expert * row + piece.part * width
         for line in range(lines):
             part = raw[line * width : (line + 1) * width]
-            _put(handle, part, offset + line * (row // lines))
+            _write_at(handle, part, offset + line * (row // lines))
 
 
 def _bytes(tensor: Tensor) -> memoryview:
@@ -169,10 +171,10 @@ def _bytes(tensor: Tensor) -> memoryview:
     return memoryview(flat.numpy())  # pyright: ignore[reportArgumentType]
 
 
-def _put(handle: int, raw: memoryview, offset: int) -> None:
-    """Write all bytes of `raw` at an offset, even if the system takes only some at once.
+def _write_at(handle: int, raw: memoryview, offset: int) -> None:
+    """Write all bytes of `raw` into a file, even if the system writes only some at once.
 
-    handle: the open file's descriptor; raw: what to write; offset: byte of the file.
+    handle: the open file's descriptor; offset: byte of the file at which they begin.
     """
     done = 0
     while done < len(raw):

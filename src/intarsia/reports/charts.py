@@ -17,7 +17,7 @@ from .report import When
 from .sheet import Spread
 
 WIDTH, HEIGHT = 520, 320  # px of a chart with two axes
-LETTER = 7.5  # px of a letter of the axes, on average
+LETTER = 8.6  # px of a letter of the axes on a telephone, where they are largest, on average
 MARKED = 12  # points of a line that get a mark each
 HITS = 120  # points of a line that get a tooltip each
 
@@ -48,7 +48,7 @@ class Axis:
     """An axis.
 
     unit: behind each tick.  zero: it begins at 0.  names: categories instead of numbers.  limits:
-    its ends, None = those of the data with a margin.
+    its ends, None = those of the data with a margin.  whole: only whole numbers have ticks.
     """
 
     title: str = ""
@@ -58,10 +58,15 @@ class Axis:
     zero: bool = False
     limits: tuple[float, float] | None = None
     names: tuple[str, ...] = ()
+    whole: bool = False
 
 
 def shown_when(when: When) -> str:
-    """Return the attribute by which the page's script shows and hides an element."""
+    """Return the HTML attribute that shows an element only at certain choices of the reader.
+
+    when: key of a control of the page -> value at which the element is shown; empty = always, and
+      the result is "". The page's script reads the attribute.
+    """
     if not when:
         return ""
     pairs = " ".join(f"{key}={value}" for key, value in when.items())
@@ -77,26 +82,29 @@ class Chart:
     y: Axis
 
     def svg(self, label: str) -> str:
-        """Return the drawing."""
-        return _lines(self, label)
+        """Return the chart as SVG.  label: a description for readers who cannot see it."""
+        return _draw_chart(self, label)
 
 
-def _lines(chart: Chart, label: str) -> str:
-    """Draw a chart."""
+def _draw_chart(chart: Chart, label: str) -> str:
+    """Draw a chart of lines or points over two axes, as SVG.
+
+    label: a description for readers who cannot see it.
+    """
     series, x, y = chart.series, chart.x, chart.y
-    series = [_finite(line) for line in series]
+    series = [_without_infinite(line) for line in series]
     # the axes cover every point and its error bar
-    xs = [float(v) for line in series for v in _places(line, x)]
+    xs = [float(v) for line in series for v in _coordinates(line, x)]
     ys = [v + sign * line.spread for line in series for v in line.y for sign in (-1, 1)]
-    # room at the left for the longest text of a tick
+    # leave room at the left for the longest tick label
     margin = 26 + LETTER * max(map(len, (text for _, text in _ticks(y, ys))), default=1)
     box = (margin, 10.0, WIDTH - 12.0, HEIGHT - 46.0)
     across = _scale(x, xs, box[0], box[2])
     up = _scale(y, ys, box[3], box[1])
     parts = [*_axis_lines(x, xs, across, box, True), *_axis_lines(y, ys, up, box, False)]
     # lines are drawn over the grid
-    inside = "".join(_series(line, x, across, up) for line in series)
-    if y.limits is not None:  # what lies beyond them is cut off
+    inside = "".join(_draw_series(line, x, across, up) for line in series)
+    if y.limits is not None:  # parts of lines beyond the limits are cut off
         place = (
             f"{box[0]:.1f} {box[1] - 6:.1f} {box[2] - box[0] + 12:.1f} {box[3] - box[1] + 12:.1f}"
         )
@@ -107,8 +115,8 @@ def _lines(chart: Chart, label: str) -> str:
     return svg(WIDTH, HEIGHT, label, parts)
 
 
-def _finite(line: Series) -> Series:
-    """Return a series without the points that are not finite: a loss that diverged has no place."""
+def _without_infinite(line: Series) -> Series:
+    """Return a series without its points that are infinite or NaN: they cannot be drawn."""
     if all(map(math.isfinite, line.y)):
         return line
     finite = [i for i, value in enumerate(line.y) if math.isfinite(value)]
@@ -116,15 +124,21 @@ def _finite(line: Series) -> Series:
     return replace(line, x=x, y=y, hover=hover, sizes=[line.sizes[i] for i in finite if line.sizes])
 
 
-def _places(line: Series, axis: Axis) -> list[float]:
-    """Return where the points of a series stand along its horizontal axis."""
+def _coordinates(line: Series, axis: Axis) -> list[float]:
+    """Return the horizontal coordinate of each point of a series, in the axis's units.
+
+    axis: the horizontal axis; if it has categories, a point's coordinate is the category's number.
+    """
     if axis.names:
         return [float(axis.names.index(str(name))) for name in line.x]
     return [float(value) for value in line.x]
 
 
 def _limits(axis: Axis, values: Sequence[float]) -> tuple[float, float]:
-    """Return the least and the greatest value of an axis, with a margin around the values."""
+    """Return the smallest and the largest value that an axis shows.
+
+    values: numbers drawn along it; a margin is added unless the axis has fixed limits.
+    """
     if axis.limits is not None:
         return axis.limits
     if axis.names:
@@ -142,9 +156,10 @@ def _limits(axis: Axis, values: Sequence[float]) -> tuple[float, float]:
 def _scale(
     axis: Axis, values: Sequence[float], start: float, end: float
 ) -> Callable[[float], float]:
-    """Return the function from a value of an axis to its place in px.
+    """Return the function that turns a value of an axis into a position in pixels.
 
-    start, end: the axis's ends in px, which the least and the greatest value get.
+    axis, values: the axis and the numbers drawn along it; start, end: positions of the axis's
+      smallest and largest value.
     """
     low, high = _limits(axis, values)
     # px grow to the right and downwards; a caller swaps start and end for the vertical axis
@@ -157,29 +172,35 @@ def _scale(
 
 
 def _ticks(axis: Axis, values: Sequence[float]) -> list[tuple[float, str]]:
-    """Return the places of an axis's ticks and their texts."""
+    """Return the ticks of an axis: (value, label) each.  values: numbers drawn along the axis."""
     if axis.names:
         return [(float(i), name) for i, name in enumerate(axis.names)]
     low, high = _limits(axis, values)
     places = _log_ticks(low, high) if axis.log else _round_ticks(low, high)
+    if axis.whole:
+        places = [value for value in places if value == round(value)]
     return [(value, f"{tick_text(value)}{axis.unit}") for value in places]
 
 
 def _log_ticks(low: float, high: float) -> list[float]:
-    """Return the values between two positive limits at which a logarithmic axis has ticks."""
+    """Return the values at which a logarithmic axis has ticks.
+
+    low, high: the ends of the axis, both above 0.
+    """
     decades = math.log10(high / low)
     # over many decades only powers of ten, over few also 2 and 5, within one all
     steps = (1.0,) if decades > 2 else (1.0, 2.0, 5.0) if decades > 0.7 else tuple(range(1, 10))
     # every power of ten that the axis touches, times each step
     powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
     ticks = [step * 10.0**power for power in powers for step in steps]
+    # over very many decades, only every second or third one
     return [value for value in ticks if low <= value <= high][:: 1 + int(decades / 7)]
 
 
 def _round_ticks(low: float, high: float, limit: int = 6) -> list[float]:
     """Return at most `limit` multiples of 1, 2 or 5 times a power of ten between two values.
 
-    low, high: the ends of the axis.
+    low, high: the ends of the axis, low below high.
     """
     # the power of ten just below the ideal distance of two ticks
     size = 10.0 ** math.floor(math.log10((high - low) / limit))
@@ -191,7 +212,7 @@ def _round_ticks(low: float, high: float, limit: int = 6) -> list[float]:
 
 
 def tick_text(value: float) -> str:
-    """Return a number of an axis: 0.25, 1500, 20k, 3M."""
+    """Return the label of a tick: 0.25, 1500, 20k, 3M.  value: the number."""
     # whole thousands only from 10 000 on: 1500 is easier to read than 1.5k
     size = next((s for s in PREFIXES if s >= 1e3 and abs(value) >= max(s, 1e4)), 1)
     text = f"{value / size:.4g}{PREFIXES[size]}"
@@ -205,17 +226,18 @@ def _axis_lines(
     box: tuple[float, float, float, float],
     across: bool,
 ) -> list[str]:
-    """Draw grid lines, ticks and the title of an axis.
+    """Draw the grid lines, ticks, labels and title of an axis, as SVG elements.
 
-    values: all numbers drawn along it; place: from a value to px; box: left, top, right and bottom
-    of the plot in px; across: True for the horizontal axis.
+    axis: what to draw; values: all numbers drawn along it; place: function from a value to a
+      position in pixels; box: left, top, right and bottom of the plot in pixels; across: True for
+      the horizontal axis.
     """
     start, top, right, bottom = box
     parts: list[str] = []
     for value, text in _ticks(axis, values):
         pixel = place(value)
         if across:
-            text = text if not axis.names else _cut(text, (right - start) / len(axis.names))
+            text = text if not axis.names else _shortened(text, (right - start) / len(axis.names))
             parts.append(f'<path class="tick" d="M{pixel:.1f} {bottom}v4"/>')
             parts.append(text_at(pixel, bottom + 17, text, "middle"))
         else:
@@ -231,24 +253,29 @@ def _axis_lines(
     return parts
 
 
-def _cut(text: str, width: float) -> str:
+def _shortened(text: str, width: float) -> str:
     count = max(2, int(width / LETTER))
     return text if len(text) <= count else text[: count - 1] + "\N{HORIZONTAL ELLIPSIS}"
 
 
 def text_at(x: float, y: float, text: str, anchor: str, attributes: str = "") -> str:
-    """Return a text of a drawing, escaped.  anchor: "start", "middle" or "end"."""
+    """Return a text as an SVG element, escaped.
+
+    x, y: position in pixels; anchor: "start", "middle" or "end" of the text lies there; attributes:
+      further ones of the element, with a space at the end.
+    """
     return f'<text {attributes}x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{escape(text)}</text>'
 
 
-def _series(
+def _draw_series(
     line: Series, axis: Axis, across: Callable[[float], float], up: Callable[[float], float]
 ) -> str:
-    """Draw one series as an SVG group: line, error bar, marks, tooltips.
+    """Draw one series as an SVG group: line, error bar, marks and tooltips.
 
-    axis: the horizontal one; across, up: turn a value of x or y into pixels of the drawing.
+    line: the series; axis: the horizontal one; across, up: functions from a value of x or y to
+      pixels.
     """
-    points = [(across(x), up(y)) for x, y in zip(_places(line, axis), line.y, strict=True)]
+    points = [(across(x), up(y)) for x, y in zip(_coordinates(line, axis), line.y, strict=True)]
     parts: list[str] = []
     if line.joined and len(points) > 1:
         path = "L".join(f"{x:.1f} {y:.1f}" for x, y in points)
@@ -298,14 +325,17 @@ class BarChart:
     axis: Axis
 
     def svg(self, label: str) -> str:
-        """Return the drawing."""
-        return _bars(self, label)
+        """Return the chart as SVG.  label: a description for readers who cannot see it."""
+        return _draw_bars(self, label)
 
 
-def _bars(chart: BarChart, label: str) -> str:
-    """Draw a chart of bars."""
+def _draw_bars(chart: BarChart, label: str) -> str:
+    """Draw horizontal bars as SVG; a row has several where they begin at different places.
+
+    label: a description for readers who cannot see it.
+    """
     bars, rows = chart.bars, chart.rows
-    """Draw horizontal bars, several in a row where they do not begin at the same place."""
+    # room at the left for the longest name, a third of the chart at most
     margin = min(220.0, 12 + LETTER * max(map(len, rows), default=1))
     bottom = 8.0 + 24 * len(rows)
     box = (margin, 4.0, WIDTH - 16.0, bottom)
@@ -315,7 +345,7 @@ def _bars(chart: BarChart, label: str) -> str:
     across = _scale(axis, ends, box[0], box[2])
     parts = _axis_lines(axis, ends, across, box, True)
     for i, name in enumerate(rows):
-        parts.append(text_at(margin - 6, 8 + 24 * i + 15, _cut(name, margin - 10), "end"))
+        parts.append(text_at(margin - 6, 8 + 24 * i + 15, _shortened(name, margin - 10), "end"))
     for bar in bars:
         x, end = across(bar.start), across(bar.start + bar.length)
         place = (
@@ -327,7 +357,12 @@ def _bars(chart: BarChart, label: str) -> str:
 
 
 def svg(width: float, height: float, label: str, parts: Sequence[str], style: str = "") -> str:
-    """Return the drawing.  style: of one that keeps its size in px, and is scrolled if too wide."""
+    """Return an SVG element.
+
+    width, height: in pixels; label: a description for readers who cannot see it; parts: the
+      elements inside; style: CSS of a drawing that keeps its size in pixels and is scrolled if it
+      is too wide, "" for one that fits itself to the page.
+    """
     size = f' width="{width:.0f}" height="{height:.0f}" style="{style}"' if style else ""
     view = f'viewBox="0 0 {width:.0f} {height:.0f}"'
     head = f'<svg class="chart{" fixed" if style else ""}" {view}{size} role="img"'
@@ -351,9 +386,11 @@ class Points:
 
 
 def by_cost(series: Sequence[Points], y: str, *, seconds: bool) -> Chart:
-    """Return scores against trained parameters on a log axis, or against training seconds.
+    """Return a chart of scores against what they cost: trained parameters or training seconds.
 
-    A small mark for each run; a large one with its spread at the mean.
+    series: a method's runs each; y: title of the vertical axis; seconds: True for seconds, False
+      for parameters on a logarithmic axis. Each run has a small mark, each mean a large one with
+      its spread.
     """
     unit = "{:,.1f} s" if seconds else "{:,.0f} parameters"
     drawn: list[Series] = []
@@ -370,6 +407,7 @@ def by_cost(series: Sequence[Points], y: str, *, seconds: bool) -> Chart:
                 Series(points.label, x, shares, points.look, hover, joined=False,
                        faint=True, sizes=sizes, when=points.when)
             )  # fmt: skip
+        # the mean of the runs, with an error bar of one standard deviation
         deviation, mean = 100 * (points.spread.deviation or 0), 100 * points.spread.mean
         cost = sum(x) / len(x)
         score = f"{mean:.1f}" + (f" ± {deviation:.1f}" if deviation else "") + " %"

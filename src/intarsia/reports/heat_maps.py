@@ -34,18 +34,22 @@ class HeatMap:
     width: float = 720
 
     def svg(self, label: str) -> str:
-        """Return the drawing."""
-        return _heat(self, label)
+        """Return the heat map as SVG.  label: a description for readers who cannot see it."""
+        return _draw_heat_map(self, label)
 
 
-def _heat(cells: HeatMap, label: str) -> str:
-    """Draw a heat map; cells are as wide as their text and their number allow."""
+def _draw_heat_map(cells: HeatMap, label: str) -> str:
+    """Draw a heat map as SVG; its cells are as wide as their texts and their number allow.
+
+    cells: values, names and texts; label: a description for readers who cannot see it.
+    """
     across = max(len(cells.columns), 1)
     letters = max((len(t) for row in cells.text for t in row), default=0)
     margin = 10 + LETTER * max(map(len, cells.rows), default=1) + (18 if cells.y else 0)
     # a cell holds its text; beyond that the map fills its width, up to 64 px a cell
     least = max(10.0, LETTER * letters + 6)
     cell = max(least, min(64.0, (cells.width - margin - 40) / across))
+    # the longest name of a column, in pixels
     longest = LETTER * max(map(len, cells.columns), default=1)
     # every stride-th name fits beside its neighbours
     stride = max(1, math.ceil((longest + 4) / cell))
@@ -77,7 +81,7 @@ def _heat(cells: HeatMap, label: str) -> str:
     parts += _titles(cells, margin, across * cell, top, high)
     for i, row in enumerate(cells.values):
         drawn = "".join(
-            _cell(cells, i, j, value, j * cell, cell, high) for j, value in enumerate(row)
+            _draw_cell(cells, i, j, value, j * cell, cell, high) for j, value in enumerate(row)
         )
         parts.append(
             f'<g class="row" transform="translate({margin:.1f} {top + i * high:.1f})">{drawn}</g>'
@@ -87,9 +91,10 @@ def _heat(cells: HeatMap, label: str) -> str:
 
 
 def _titles(cells: HeatMap, margin: float, wide: float, top: float, high: float) -> list[str]:
-    """Write the titles of both axes of a heat map.
+    """Return the titles of a heat map's two axes as SVG elements.
 
-    margin, top: left and upper edge of the cells in px; wide: width of all cells; high: of one row.
+    cells: has the titles; margin, top: left and upper edge of the cells in pixels; wide: width of
+      all cells; high: height of one row.
     """
     parts = [text_at(margin + wide / 2, 12, cells.x, "middle")] if cells.x else []
     if cells.y:
@@ -100,13 +105,13 @@ def _titles(cells: HeatMap, margin: float, wide: float, top: float, high: float)
     return parts
 
 
-def _cell(
+def _draw_cell(
     cells: HeatMap, i: int, j: int, value: float | None, x: float, wide: float, high: float
 ) -> str:
-    """Draw a cell of row i at x; the style sheet knows its width and height.
+    """Draw one cell of a heat map, as SVG; a style sheet sets its width and height.
 
-    j: its column; value: None leaves it empty; wide, high: its size in px, for the place of its
-    text.
+    cells: the whole map; i, j: row and column; value: None leaves it empty; x: its left edge in
+      pixels; wide, high: its size, for the place of its text.
     """
     text = cells.text[i][j] if cells.text else ""
     panel = cells.panel.get((i, j))

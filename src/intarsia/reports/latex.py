@@ -29,12 +29,15 @@ PREAMBLE = "% needs \\usepackage{adjustbox,booktabs} and \\usepackage[T1]{fonten
 
 
 def escape(text: str) -> str:
-    """Escape a text so that LaTeX sets it as it reads."""
+    """Replace the characters that mean something to LaTeX, so that it prints the text as it is."""
     return text.translate(_SPECIAL)
 
 
 def latex(table: Table, title: str = "") -> str:
-    """Return a table environment; notes are set below, in small print."""
+    """Return a table as a LaTeX environment; its notes are set below, in small print.
+
+    title: stands before the caption, "" for none.
+    """
     # numbers stand right, so that their digits are below each other
     columns = "".join("r" if column.numeric else "l" for column in table.columns)
     lines = [
@@ -67,7 +70,7 @@ def _row(cells: Iterable[str]) -> str:
 
 
 def _cell(cell: Entry) -> str:
-    """Return a cell in LaTeX: the best value bold, the second best underlined, the remark small."""
+    """Return a table entry in LaTeX: best value bold, second best underlined, remark small."""
     # the best in bold, the second best underlined
     text = escape(cell.text)
     text = {"first": rf"\textbf{{{text}}}", "second": rf"\underline{{{text}}}"}.get(
@@ -77,7 +80,7 @@ def _cell(cell: Entry) -> str:
 
 
 def latex_report(report: Report) -> str:
-    """Return a report as sections with its sentences and tables; figures are left to the page."""
+    """Return a report as LaTeX sections with its sentences and tables, without its figures."""
     parts = ["% intarsia report", PREAMBLE, rf"\section{{{escape(report.title)}}}"]
     parts += [escape(text) for text in (*report.sentences, *report.notices)]
     for section in report.sections:

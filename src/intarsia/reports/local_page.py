@@ -36,11 +36,11 @@ class LocalPage:
     """
 
     def __init__(self, page: str, answers: Mapping[str, Answer], *, port: int = 0) -> None:
-        """Start to listen on this machine's port.
+        """Open a port of this machine for the page; `run` then answers.
 
-        page: the HTML page; answers: URL path -> function that answers a question of the page's
-        script, both JSON objects; port: 0 for any free one.  Raises: ConfigError for a port that is
-        not free.
+        page: the HTML text; answers: URL path -> function that answers a question of the page's
+          script, both JSON objects; port: 0 for any free one.
+        Raises: ConfigError for a port that is not free.
         """
         # the server makes a handler for each request, so that it carries its data as a class
         handler = type("Handler", (_Handler,), {"page": page.encode(), "answers": dict(answers)})
@@ -95,10 +95,10 @@ def serve_page(
     say: Callable[[str], None],
     note: Callable[[str], None],
 ) -> None:
-    """Answer a page until Ctrl-C.
+    """Serve a page on this machine until the user presses Ctrl-C.
 
-    say: is told the address, note: the end.
-    answers, port: as of `LocalPage`.
+    page: the HTML text; answers, port: see `LocalPage`; say: prints the address; note: prints that
+      it has stopped.
     """
     with LocalPage(page, answers, port=port) as served:
         say(f"{served.url}  (Ctrl-C stops it)")
@@ -118,7 +118,7 @@ class _Handler(BaseHTTPRequestHandler):
     server_version, sys_version = "intarsia", ""
 
     def do_GET(self) -> None:  # noqa: N802 (the library's name)
-        """Send the page, an empty icon, or an error."""
+        """Answer a GET request: with the page, an empty icon, or an error."""
         if not self._is_ours():
             self._refuse(403, "this server's own address", "Open the address that was printed.")
         elif self.path == "/":
@@ -129,7 +129,7 @@ class _Handler(BaseHTTPRequestHandler):
             self._refuse(404, "the page, /", "Open the address that was printed.")
 
     def do_POST(self) -> None:  # noqa: N802
-        """Check a question's path, type and length, then answer it."""
+        """Answer a POST request, after its host, path, type and length were checked."""
         if not self._is_ours():
             self._refuse(403, "this server's own address", "Open the address that was printed.")
         elif self.path not in self.answers:
@@ -170,7 +170,7 @@ class _Handler(BaseHTTPRequestHandler):
         self._send(status, text.encode("utf-8", "replace"), "application/json")
 
     def _is_ours(self) -> bool:
-        """Return whether the browser asked for this machine by its own name, not another site's."""
+        """Return True if the request names this machine as its host, not another site's name."""
         # a site could give its own name this machine's address (DNS rebinding)
         address: Any = self.server.server_address
         port = address[1]
@@ -183,7 +183,7 @@ class _Handler(BaseHTTPRequestHandler):
     def _send(self, status: int, body: bytes, kind: str) -> None:
         """Send a response that browsers neither cache nor show inside other pages.
 
-        status: the HTTP status code; kind: its Content-Type.
+        status: the HTTP status code; body: the content; kind: its Content-Type.
         """
         self.send_response(status)
         for name, value in (

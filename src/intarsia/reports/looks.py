@@ -29,9 +29,9 @@ class Look:
 
 
 def looks_of(count: int, baseline: int | None) -> list[Look]:
-    """Return the colour and mark of each of `count` series.
+    """Return a colour and a mark for each of `count` series of a chart.
 
-    baseline: the index of the series that is grey, None for none.
+    baseline: the index of the series that is a grey circle; None = no such series.
     """
     # colours repeat after COLORS series, each time with another mark
     looks = [Look(n % COLORS + 1, (n + n // COLORS) % 7 + 1) for n in range(count)]
@@ -42,5 +42,5 @@ def looks_of(count: int, baseline: int | None) -> list[Look]:
 
 
 def short(text: str, longest: int = LONGEST) -> str:
-    """Cut a name so that it fits on an axis."""
+    """Cut a name to `longest` letters, so that it fits on an axis."""
     return text if len(text) <= longest else f"{text[: longest - 1]}\N{HORIZONTAL ELLIPSIS}"

@@ -3,28 +3,51 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 from .report import Block, Commands, Container, Facts, Figure, Listing, Note, Report
 from .table import Entry, Table
 
+MOST = 13  # columns that a page of 1280 px has room for
+APART = 10  # columns beside the first, where a table is cut into several
+
 
 def markdown(table: Table) -> str:
-    """Return a table: first places in bold, second ones in italics."""
-    rows = [[escape(column.title) for column in table.columns]]
-    rows += [[_marked(cell) for cell in row] for row in table.rows]
-    # a rule needs three dashes at least
-    widths = [max(3, *(len(row[i]) for row in rows)) for i in range(len(table.columns))]
-    numeric = [column.numeric for column in table.columns]
-    # a colon at the end aligns a column of numbers to the right
-    rule = ["-" * (w - 1) + ":" if n else "-" * w for w, n in zip(widths, numeric, strict=True)]
-    lines = [_line(rows[0], widths, numeric), _line(rule, widths, numeric)]
-    lines += [_line(row, widths, numeric) for row in rows[1:]]
+    """Return a table: first places in bold, second ones in italics.
+
+    A table of more than MOST columns becomes several, below each other; each begins with the first
+    column.
+    """
+    pieces = [_lines(table, columns) for columns in _cut(len(table.columns))]
     notes = [note for note in (table.caption, *table.notes) if note]
     below = [text for note in notes for text in ("", escape(note))]
-    return "\n".join([*lines, *below, ""])
+    return "\n".join(["\n\n".join("\n".join(lines) for lines in pieces), *below, ""])
+
+
+def _cut(columns: int) -> list[list[int]]:
+    """Return the numbers of the columns of each piece; pieces differ by one column at most."""
+    if columns <= MOST:
+        return [[*range(columns)]]
+    others = range(1, columns)
+    pieces = -(-len(others) // APART)
+    ends = [round(len(others) * i / pieces) for i in range(pieces + 1)]
+    return [[0, *others[a:b]] for a, b in pairwise(ends)]
+
+
+def _lines(table: Table, columns: Sequence[int]) -> list[str]:
+    """Return the lines of some columns, by their numbers."""
+    rows = [[escape(table.columns[i].title) for i in columns]]
+    rows += [[_marked(row[i]) for i in columns] for row in table.rows]
+    # a rule needs three dashes at least
+    widths = [max(3, *(len(row[i]) for row in rows)) for i in range(len(columns))]
+    numeric = [table.columns[i].numeric for i in columns]
+    # a colon at the end aligns a column of numbers to the right
+    rule = ["-" * (w - 1) + ":" if n else "-" * w for w, n in zip(widths, numeric, strict=True)]
+    return [_line(row, widths, numeric) for row in (rows[0], rule, *rows[1:])]
 
 
 def _marked(cell: Entry) -> str:
+    """Return an entry as Markdown: the best in bold, the second best in italics."""
     text = escape(f"{cell.text} ({cell.remark})" if cell.remark else cell.text)
     # the two best of a column
     around = {"first": "**", "second": "_"}.get(cell.place, "")
@@ -32,6 +55,11 @@ def _marked(cell: Entry) -> str:
 
 
 def _line(cells: Sequence[str], widths: Sequence[int], numeric: Sequence[bool]) -> str:
+    """Return a row of a Markdown table, padded so that columns are aligned in the source.
+
+    cells: its texts; widths: letters of each column; numeric: True for columns aligned to the
+      right.
+    """
     padded = (
         c.rjust(w) if n else c.ljust(w) for c, w, n in zip(cells, widths, numeric, strict=True)
     )
@@ -47,7 +75,7 @@ def escape(text: str) -> str:
 
 
 def markdown_report(report: Report) -> str:
-    """Return a report: its sentences and tables; of a figure its caption."""
+    """Return a report as Markdown: its sentences and tables, and the caption of each figure."""
     parts = [
         "<!-- intarsia report -->",
         f"# {escape(report.title)}",

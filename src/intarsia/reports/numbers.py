@@ -20,7 +20,7 @@ def accuracy(spread: Spread) -> str:
 
 
 def bare(spread: Spread) -> str:
-    """Return the same without its unit, for a table that says it once: "80.7 ± 0.4"."""
+    """Return a mean share in percent without its unit: "80.7 ± 0.4"."""
     return in_percent(spread).text()
 
 
@@ -32,13 +32,13 @@ def points(spread: Spread) -> str:
 
 
 def in_percent(spread: Spread) -> Spread:
-    """Return a spread of shares, times 100."""
+    """Return the mean and deviation of shares in percent, that is times 100."""
     deviation = spread.deviation
     return Spread(100 * spread.mean, None if deviation is None else 100 * deviation, spread.n)
 
 
 def signed(value: float, digits: int = 1) -> str:
-    """Return a number with its sign, unless it rounds to zero."""
+    """Return a number with its sign; one that rounds to zero has none.  digits: after the point."""
     # rounded first: a minus before 0.0 would look like a difference
     text = f"{abs(value):.{digits}f}"
     if float(text) == 0:
@@ -57,16 +57,16 @@ def probability(p: float) -> str:
 
 
 def count(n: int) -> str:
-    """Return a count in three digits: 950, 48.4 k, 1.23 M ... T."""
+    """Return a count in three digits with a prefix: 950, 48.4 k, 1.23 M ... T."""
     for size, unit in ((10**12, "T"), (10**9, "G"), (10**6, "M"), (10**3, "k")):
         # 999 950 would round to 1000 k
         if n >= size * 0.9995:
-            return f"{_three(n / size)} {unit}"
+            return f"{_three_digits(n / size)} {unit}"
     return str(n)
 
 
 def seconds(value: float) -> str:
-    """Return a time: 4.2 s, 38 s, 5 min 12 s, 2 h 03 min."""
+    """Return a time as text: 4.2 s, 38 s, 5 min 12 s, 2 h 03 min."""
     if value < 10:
         return f"{value:.1f} s"
     rounded = round(value)
@@ -78,15 +78,15 @@ def seconds(value: float) -> str:
 
 
 def size(n: int) -> str:
-    """Return bytes in decimal units: 980 MB, 1.32 GB."""
+    """Return a number of bytes in decimal units: 980 MB, 1.32 GB."""
     # below what would round to 1.00 GB
     if n < 10**9 * 0.9995:
         return f"{max(1, round(n / 10**6))} MB" if n >= 10**6 else f"{n / 1000:.0f} kB"
-    return f"{_three(n / 10**9)} GB"
+    return f"{_three_digits(n / 10**9)} GB"
 
 
 def prefix_of(value: float) -> tuple[float, str]:
-    """Return the largest unit that a value is not below, and its prefix: 4.85e-5 -> (1e-6, "µ")."""
+    """Return the unit prefix that suits a value: its factor and letter, 4.85e-5 -> (1e-6, "µ")."""
     # 999.95 would round to 1000
     fitting = (size for size in PREFIXES if abs(value) >= size * 0.9995)
     size = next(fitting, 1)
@@ -96,12 +96,12 @@ def prefix_of(value: float) -> tuple[float, str]:
 def prefixed(value: float, unit: str) -> str:
     """Return three digits with the prefix of their size: 4.85e-5, "s" -> "48.5 µs"."""
     size, prefix = prefix_of(value)
-    return f"{_three(value / size) if value else 0} {prefix}{unit}"
+    return f"{_three_digits(value / size) if value else 0} {prefix}{unit}"
 
 
 def ratio(value: float) -> str:
     """Return a ratio in three digits: 1.05×."""
-    return f"{_three(value)}×"
+    return f"{_three_digits(value)}×"
 
 
 def plural(n: int, noun: str, plural_form: str | None = None) -> str:
@@ -109,7 +109,7 @@ def plural(n: int, noun: str, plural_form: str | None = None) -> str:
     return f"{n:,} {noun if n == 1 else plural_form or noun + 's'}"
 
 
-def _three(value: float) -> str:
+def _three_digits(value: float) -> str:
     # the limits are where a value would round to four digits
     digits = 2 if value < 9.995 else 1 if value < 99.95 else 0
     return f"{value:.{digits}f}"

@@ -31,7 +31,7 @@ POLICY = (
 
 
 def html(report: Report) -> str:
-    """Return a report as the text of its page.  The same report gives the same bytes."""
+    """Return the HTML text of a report's page.  The same report gives the same bytes."""
     footer = (
         f"Written by intarsia {version('intarsia')}. One file; it loads nothing from elsewhere."
     )
@@ -39,7 +39,10 @@ def html(report: Report) -> str:
 
 
 def live(report: Report, kind: str) -> str:
-    """Return a page that asks its own server.  KIND.html is its form, KIND.js its script."""
+    """Return the HTML text of a page with a form, whose script asks a server on this machine.
+
+    report: what stands on it at first; kind: the page's form is KIND.html, its script KIND.js.
+    """
     footer = (
         f"intarsia {version('intarsia')}, on this machine alone. It loads nothing from elsewhere."
     )
@@ -56,10 +59,11 @@ def _fill(
     report: Report, script: str, *, css: str, footer: str, form: str = "", kind: str = "",
     connect: str = "",
 ) -> str:  # fmt: skip
-    """Fill the page's template with a report.
+    """Fill the page's template with a report and return the HTML text.
 
-    script, css: the page's own; footer: its last line; form: HTML of a form before the report.
-    kind: CSS classes of the page; connect: addition to the content security policy, "" for none.
+    script, css: the page's JavaScript and style sheet; footer: its last line; form: HTML of a form
+      before the report; kind: CSS classes of the page; connect: addition to the content security
+      policy, "" for none.
     """
     # torch needs jinja2, so that it is always there
     import jinja2
@@ -72,6 +76,7 @@ def _fill(
         lstrip_blocks=True,
         loader=jinja2.FunctionLoader(read),
     )
+    # functions that the template calls, by name
     environment.filters["unbroken"] = unbroken
     environment.filters["width"] = width_class
     environment.filters["when"] = shown_when
@@ -88,21 +93,24 @@ def _fill(
 
 
 def _style() -> str:
-    """Return the style sheet; a rule for each width says when a table becomes cards."""
+    """Return the style sheet, with a rule for each width at which a table becomes cards."""
     # media queries take no variables, so that each width has a rule of its own
     cards = read("cards.css")
     return read("page.css") + "".join(cards.replace("WIDTH", str(width)) for width in WIDTHS)
 
 
 def embedded(value: Any) -> str:
-    """Return JSON in which "<" never appears: no text can close its script element."""
+    """Return a value as JSON without "<", ">" and "&", so that it cannot end a script element."""
     # sorted, so that equal reports are equal bytes
     text = json.dumps(value, sort_keys=True, allow_nan=False)
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
 
 
 def width_class(table: Table) -> str:
-    """Return the class of a table that needs this width: on a narrower page each row is a card."""
+    """Return the CSS class for the width that a table needs: "w20" ... "w68", in rem.
+
+    On a page that is narrower each row of the table becomes a card.
+    """
     needed = 0.0
     for i, column in enumerate(table.columns):
         cells = [row[i] for row in table.rows]
@@ -114,6 +122,7 @@ def width_class(table: Table) -> str:
             text = max((min(len(c.text), 16) * _TEXT for c in cells), default=0)
         # the widest of heading and cells, and 0.8 rem between columns
         needed += max(word * _TEXT, text, 0 if i else _FIRST) + 0.8
+    # the narrowest class that is wide enough
     return f"w{next((width for width in WIDTHS if needed <= width), WIDTHS[-1])}"
 
 
@@ -128,5 +137,5 @@ def unbroken(text: str) -> str:
 
 
 def script_hash(script: str) -> str:
-    """Return the name of a script in a content security policy."""
+    """Return the hash by which a content security policy allows a script."""
     return base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()

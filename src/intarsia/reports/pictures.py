@@ -15,7 +15,7 @@ SMALLER = 0.8  # the side of pictures that are too many for a page, over what it
 
 
 def embedded_pictures(pictures: Sequence[Image.Image], largest: int = LARGEST) -> list[str]:
-    """Return the address of each picture's data; all shrink until they fit into `largest` bytes.
+    """Return each picture as a data: URL; all are shrunk until they fit into `largest` bytes.
 
     The longer side never falls below FEW_PIXELS.
     """
@@ -29,7 +29,7 @@ def embedded_pictures(pictures: Sequence[Image.Image], largest: int = LARGEST) -
 
 
 def _shrunk(picture: Image.Image, factor: float) -> Image.Image:
-    """Return a copy whose longer side is multiplied by a factor, FEW_PIXELS at least."""
+    """Return a copy of a picture, smaller by a factor, but not below FEW_PIXELS."""
     side = max(FEW_PIXELS, round(factor * max(picture.size)))
     # `thumbnail` changes a picture in place
     small = picture.copy()
@@ -38,7 +38,7 @@ def _shrunk(picture: Image.Image, factor: float) -> Image.Image:
 
 
 def _encoded(picture: Image.Image) -> str:
-    """Return a picture as WebP in base64."""
+    """Return a picture as WebP in base64, without loss if it is tiny."""
     raw = io.BytesIO()
     # a tiny picture is shown enlarged, where losses would be seen
     lossless = max(picture.size) < FEW_PIXELS

@@ -122,7 +122,7 @@ class PageControl:
     looks: tuple[Look, ...] = ()
 
     def is_chosen(self, value: str | int) -> bool:
-        """Return whether an option is chosen at first."""
+        """Return True if an option is selected when the page opens.  value: the option's."""
         # without a choice all boxes are ticked, and of a list the first entry is taken
         values = [option for option, _ in self.options]
         return value in (self.chosen or (values if self.kind == "checkbox" else values[:1]))
@@ -183,7 +183,7 @@ class Report:
     eyebrow: str = "intarsia"
 
     def blocks(self) -> Iterator[Block]:
-        """Yield every block, those inside others as well, in their order."""
+        """Yield every block of the report in order, those inside other blocks as well."""
         for section in self.sections:
             yield from inside(section.blocks)
 
@@ -205,7 +205,7 @@ class Report:
 
 
 def inside(blocks: Sequence[Block]) -> Iterator[Block]:
-    """Yield blocks, and those that they contain, in their order."""
+    """Yield blocks, and the blocks that they contain, in their order."""
     for block in blocks:
         yield block
         if isinstance(block, Container):
@@ -213,5 +213,5 @@ def inside(blocks: Sequence[Block]) -> Iterator[Block]:
 
 
 def present(*blocks: Block | None) -> tuple[Block, ...]:
-    """Return the blocks that there are."""
+    """Return the blocks that are not None."""
     return tuple(block for block in blocks if block is not None)

@@ -45,15 +45,19 @@ class Spread:
         return cls(fmean(values), stdev(values) if len(values) > 1 else None, len(values))
 
     def text(self, form: str = ".1f") -> str:
-        """Return "3.3 ± 0.2"; without ± for one value.  form: of the mean; a sign stays with it."""
+        """Return "3.3 ± 0.2", mean and deviation; without ± for one value.
+
+        form: format of both numbers; a sign stays with the mean.
+        """
         mean = f"{self.mean:{form}}"
         return mean if self.deviation is None else f"{mean} ± {self.deviation:{form.lstrip('+')}}"
 
 
 def suite_mean(accuracy: np.ndarray, weight: np.ndarray | None = None) -> Spread:
-    """Return the weighted mean over tasks (None = all alike), and its spread over seeds.
+    """Return the weighted mean of accuracies over tasks, and its spread over seeds.
 
-    accuracy: (tasks, seeds) without NaN but for seeds that are NaN throughout, which are left out.
+    accuracy: (tasks, seeds); NaN only in seeds that are NaN throughout, which are left out. weight:
+      (tasks,), None = all alike.
     Raises: ShapeError where a task lacks a seed: such a mean would mix unequal tasks.
     """
     # a seed that no task has finished yet is left out
@@ -85,14 +89,20 @@ class Differences:
 
     @classmethod
     def of(cls, ours: np.ndarray, theirs: np.ndarray) -> Differences | None:
-        """Subtract arrays (tasks, seeds); None without a pair."""
+        """Subtract the results of one method from another's, pair by pair; None without a pair.
+
+        ours, theirs: (tasks, seeds), NaN = no result.
+        """
         # equal values in another order of sums would differ in the last bits
         pairs = np.round(ours - theirs, DECIMALS) + 0.0  # no -0
         return None if np.isnan(pairs).all() else cls(pairs)
 
     @classmethod
     def by_seed(cls, ours: Mapping[int, float], theirs: Mapping[int, float]) -> Differences | None:
-        """Pair two arms on one task by seed; None without a seed in common."""
+        """Subtract the results of two methods on one task at the seeds that both have, or None.
+
+        ours, theirs: seed -> result.
+        """
         shared = [seed for seed in ours if seed in theirs]
         values = [np.array([[arm[seed] for seed in shared]]) for arm in (ours, theirs)]
         return cls.of(*values) if shared else None
@@ -146,10 +156,10 @@ class Differences:
 
     @cached_property
     def interval(self) -> tuple[float, float] | None:
-        """95 % interval of the mean: bootstrap over tasks and their seeds, or on one task its own.
+        """95 % interval of the mean: bootstrap over tasks and seeds; for one task over its items.
 
         Tasks come first, since the question is what happens on other tasks of this kind; three
-        seeds of one task are no three tasks.  Drawing seeds as well keeps the noise of training in
+        seeds of one task are not three tasks.  Drawing seeds as well keeps the noise of training in
         the interval and makes it a little wider than drawing tasks alone, on the safe side.  With
         one task it is over that task's items and the seeds; None without `over_items`, since seeds
         alone say nothing about other items.
@@ -192,10 +202,10 @@ class ItemValues:
 def paired(
     ours: Mapping[int, ItemValues], theirs: Mapping[int, ItemValues]
 ) -> PairedInterval | None:
-    """Pair the values of two methods over the items of one task and the seeds that both have.
+    """Return the interval of two methods' difference on one task, over its items and shared seeds.
 
-    None without such a seed, and where the items of a seed are not the same.
-    ours, theirs: seed -> values of the items.
+    ours, theirs: seed -> values of the items. None without a shared seed, and where the items of a
+      seed are not the same.
     """
     pairs = [(ours[seed], theirs[seed]) for seed in ours if seed in theirs]
     if not pairs or not all(np.array_equal(a.items, b.items) for a, b in pairs):
@@ -223,11 +233,17 @@ class BySeed(abc.ABC):
         return Spread.of(values) if values else None
 
     def minus(self, base: BySeed, name: str) -> Differences | None:
-        """Subtract the values of another at the same seeds; None without a seed in common."""
+        """Subtract the values of another method at the same seeds; None without a seed in common.
+
+        base: the other one; name: of the value.
+        """
         return Differences.by_seed(self.by_seed(name), base.by_seed(name))
 
     def ratio(self, base: BySeed, name: str) -> float | None:
-        """Return the mean over the shared seeds of value / that of another."""
+        """Return the mean over the shared seeds of this value divided by that of another method.
+
+        base: the other one; name: of the value.
+        """
         theirs = base.by_seed(name)
         ratios = [v / theirs[s] for s, v in self.by_seed(name).items() if theirs.get(s)]
         return fmean(ratios) if ratios else None
@@ -247,14 +263,17 @@ class Sheet(Generic[A, T, R]):
     read: Callable[[R, str], float | None]
 
     def values(self, name: str) -> np.ndarray:
-        """Return a value of every result.  (arms, tasks, seeds), NaN if not known; read-only."""
+        """Return one value of every result as an array, (arms, tasks, seeds), NaN if not known.
+
+        name: of the value, for `read`. An arm is a method that is compared. The array is read-only.
+        """
         if name not in self._values_read:
             arms, tasks, seeds = self._places
             table = np.full((len(arms), len(tasks), len(seeds)), np.nan)
             for (arm, task, seed), result in self.results.items():
                 if (value := self.read(result, name)) is not None:
                     table[arms[arm], tasks[task], seeds[seed]] = value
-            # it is kept, and given to everybody who asks
+            # the array is cached and shared, so nobody may change it
             table.flags.writeable = False
             self._values_read[name] = table
         return self._values_read[name]
@@ -279,7 +298,10 @@ class Sheet(Generic[A, T, R]):
         return self.values(name)[self.arms.index(arm)]
 
     def minus(self, arm: A, base: A, name: str) -> Differences | None:
-        """Subtract one arm from another, paired by task and seed; None without a pair."""
+        """Subtract one arm's results from another's, paired by task and seed; None without a pair.
+
+        arm, base: the two methods; name: of the value.
+        """
         values: Any = self.values(name)
         return Differences.of(values[self.arms.index(arm)], values[self.arms.index(base)])
 

@@ -48,7 +48,7 @@ def write_page(simulation: Simulated, out: Path | str) -> Path:
 
 
 def report_of(simulation: Simulated) -> Report:
-    """Return the report of a simulation."""
+    """Return the report of a simulation of experts on several devices."""
     even = {title: _over_mean(load) for title, load in simulation.loads.items()}
     # the seconds of each resource along the longest chain of dependent steps
     binds = ", ".join(
@@ -60,7 +60,7 @@ def report_of(simulation: Simulated) -> Report:
         (
             Section("Traffic", _traffic(simulation)),
             Section("Loads by layer", _loads(even)),
-            Section("A cache of experts", _hits(simulation.hits)),
+            Section("A cache of experts", _hit_rates(simulation.hits)),
             Section("Timeline", (_timeline(simulation.line),)),
         ),
         ("A model of time, not a measurement: every product and every link at full rate.",),
@@ -69,7 +69,10 @@ def report_of(simulation: Simulated) -> Report:
 
 
 def _headline(simulation: Simulated, even: Mapping[str, Tensor]) -> list[str]:
-    """Say what the plan takes, and if it is better than experts in order, by how much."""
+    """Return sentences about the time and the traffic of a plan, compared with experts in order.
+
+    even: title -> loads over the mean of their layer.
+    """
     before, after = simulation.before_seconds, simulation.line.seconds
     sent = [float(traffic.sum()) for traffic in (simulation.before, simulation.after)]
     took = [
@@ -96,14 +99,14 @@ def _headline(simulation: Simulated, even: Mapping[str, Tensor]) -> list[str]:
 
 
 def _over_mean(load: Tensor) -> Tensor:
-    """Return the loads of each layer over their mean: 1 is even."""
+    """Return the loads of each layer divided by their mean: 1 is even.  (L, n), same shape."""
     return load.double() / load.double().mean(1, keepdim=True).clamp_min(1e-300)
 
 
 def _traffic(simulation: Simulated) -> tuple[Container, ...]:
-    """Draw two maps of the bytes that each device sends each other, with one scale of colours.
+    """Draw the bytes that devices send each other, before and after, and list them in tables.
 
-    Before: experts in order.  After: by the plan that was simulated.
+    Before: experts in order. After: by the plan that was simulated. Both have one scale of colours.
     """
     # one scale for both maps, so that their colours can be compared
     top = float(torch.stack([simulation.before, simulation.after]).max())
@@ -115,9 +118,10 @@ def _traffic(simulation: Simulated) -> tuple[Container, ...]:
     }
     sent = {"before": simulation.before, "after": simulation.after}
     drawn = [
-        _map(name, *titles[name], traffic / size, top / size, unit)
+        _traffic_map(name, *titles[name], traffic / size, top / size, unit)
         for name, traffic in sent.items()
     ]
+    # the same numbers for readers who cannot see the colours
     tables: list[Table] = []
     for name, traffic in sent.items():
         rows = [
@@ -128,11 +132,13 @@ def _traffic(simulation: Simulated) -> tuple[Container, ...]:
     return Container(tuple(drawn), kind="pair"), Container(tuple(tables), "The numbers", "fold")
 
 
-def _map(name: str, title: str, caption: str, sent: Tensor, top: float, unit: str) -> Figure:
-    """Draw what devices send each other.
+def _traffic_map(
+    name: str, title: str, caption: str, sent: Tensor, top: float, unit: str
+) -> Figure:
+    """Draw what devices send each other as a heat map.
 
-    sent: (D, D) in `unit`; top: the end of the colours.
-    title, caption: the figure's; unit: unit of `sent`.
+    name, title, caption: the figure's; sent: (D, D) in `unit`, from row to column; top: the value
+      with the darkest colour; unit: unit of `sent`.
     """
     values = sent.tolist()
     places = [str(i) for i in range(len(values))]
@@ -150,7 +156,10 @@ def _map(name: str, title: str, caption: str, sent: Tensor, top: float, unit: st
 
 
 def _loads(even: Mapping[str, Tensor]) -> tuple[Note | Container, ...]:
-    """Draw loads over the mean of their layer; those of devices have one scale of colours."""
+    """Draw the loads of experts and of devices by layer, as heat maps.
+
+    even: title -> loads (L, n) over the mean of their layer. The maps of devices have one scale.
+    """
     # devices have one scale; experts, of which there are more, have their own
     widest = max(float(load.max()) for title, load in even.items() if title != EXPERTS)
     drawn: list[Figure] = []
@@ -170,11 +179,11 @@ def _loads(even: Mapping[str, Tensor]) -> tuple[Note | Container, ...]:
     return note, Container((drawn[0],)), Container(tuple(drawn[1:]), kind="pair")
 
 
-def _hits(hits: Mapping[str, Sequence[tuple[float, float]]]) -> tuple[Figure | Table, ...]:
+def _hit_rates(hits: Mapping[str, Sequence[tuple[float, float]]]) -> tuple[Figure | Table, ...]:
     """Draw how often a needed expert is in memory, against the share of experts that fit there.
 
-    hits: policy of eviction -> (share of experts in memory, hit rate).  Returns a chart and its
-    table.
+    hits: policy of eviction -> (share of experts in memory, hit rate). Returns a chart and its
+      table.
     """
     series = [
         charts.Series(
@@ -207,11 +216,15 @@ def _hits(hits: Mapping[str, Sequence[tuple[float, float]]]) -> tuple[Figure | T
 
 
 def _timeline(line: Timeline) -> Figure:
-    """Draw what each device computes, sends and loads; a row for each device and resource."""
+    """Draw what each device computes, sends and loads over time, as bars.
+
+    line: the simulated steps. A row is one resource of one device.
+    """
     size, prefix = numbers.prefix_of(line.seconds)
     # steps that take no time have no bar
     spans = [span for span in line.spans if span.end > span.start]
     names = sorted({f"device {span.device}, {span.resource}" for span in spans})
+    # a bar for each step, in the row of its device and resource
     bars = [
         charts.ChartBar(
             names.index(f"device {span.device}, {span.resource}"),

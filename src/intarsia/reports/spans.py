@@ -34,9 +34,9 @@ def _damaged(path: Path | str, error: Exception) -> CheckpointError:
 
 
 def report_of(content: Mapping[str, Any], name: str = "spans.json") -> Report:
-    """Return the report of a file of `intarsia spans`.
+    """Return the report of a file of `intarsia spans`: how far back each attention head looks.
 
-    content: the file's JSON; name: the file's name.
+    content: the file's JSON; name: the file's name, for errors.
     Raises: CheckpointError for a file of anything else.
     """
     try:
@@ -50,8 +50,13 @@ def report_of(content: Mapping[str, Any], name: str = "spans.json") -> Report:
 def _report(
     spans: Sequence[Sequence[int]], length: int, table: Table, sentences: Sequence[str]
 ) -> Report:
-    """Return the report of spans.  spans: tokens of each head, (layers, heads)."""
+    """Build the report of attention spans.
+
+    spans: (layers, heads), how many tokens each head sees; length: tokens of the texts; table,
+      sentences: the results.
+    """
     rows, heads = [str(i) for i in range(len(spans))], [str(i) for i in range(len(spans[0]))]
+    # the colour is the span as a share of the text
     cells = heat_maps.HeatMap(
         [[span / length for span in row] for row in spans],
         rows,
@@ -87,7 +92,10 @@ def _report(
 
 
 def _spans(content: Mapping[str, Any]) -> tuple[list[list[int]], int]:
-    """Return the tokens of each head at the longest length; as `hosts.spans.Spans.at`."""
+    """Return how many tokens each head sees in the longest text, (layers, heads), and its length.
+
+    content: the file's JSON. The rule is that of `hosts.spans.Spans.at`.
+    """
     length, sink, block = (int(content[name]) for name in ("longest", "sink", "block"))
     # blocks that the sink tokens and the token itself take, rounded up
     least = -(-(sink + 1) // block)
@@ -105,7 +113,10 @@ def _spans(content: Mapping[str, Any]) -> tuple[list[list[int]], int]:
 
 
 def _losses(content: Mapping[str, Any]) -> dict[str, float]:
-    """Return the losses of full attention, of one window for all heads and of the spans; or {}."""
+    """Return the losses of full attention, of one window for all heads, and of the spans; or {}.
+
+    content: the file's JSON, in which they may be missing.
+    """
     # a file of spans that nothing was measured for has no results
     measured = content["about"]
     if "loss" not in measured:
@@ -127,9 +138,10 @@ def _table(content: Mapping[str, Any]) -> Table:
 
 
 def _sentences(content: Mapping[str, Any], spans: list[list[int]], length: int) -> list[str]:
-    """Say how much of the keys and values is kept, and what that costs in loss.
+    """Return sentences about how much of the keys and values is stored, and what it costs in loss.
 
-    spans: tokens that each head of each layer attends to; length: tokens of the texts.
+    content: the file's JSON; spans: tokens that each head of each layer attends to; length: tokens
+      of the texts.
     """
     # each head keeps the keys and values of its span
     lengths = [s for row in spans for s in row]

@@ -62,7 +62,11 @@ class PairedInterval:
 
 
 def task_means(accuracy: np.ndarray) -> np.ndarray:
-    """Average over seeds.  (..., tasks, seeds) -> (..., tasks), NaN for a task without any."""
+    """Average results over seeds.
+
+    accuracy: (..., tasks, seeds), NaN = no result. Returns (..., tasks), NaN for a task without
+      any.
+    """
     # a mean of what there is, with no warning for a task without any
     present = ~np.isnan(accuracy)
     count = present.sum(-1)
@@ -71,13 +75,19 @@ def task_means(accuracy: np.ndarray) -> np.ndarray:
 
 
 def weights(groups: Sequence[str]) -> np.ndarray:
-    """Return each task's weight in the mean over groups of the means over their tasks.  (tasks,)"""
+    """Return the weights of tasks in a mean over groups of the means over their tasks.  (tasks,)
+
+    groups: the group of each task.
+    """
     names, place, size = np.unique(np.array(groups), return_inverse=True, return_counts=True)
     return 1.0 / (len(names) * size[place])
 
 
 def t_interval(values: Sequence[float], level: float = 1 - ALPHA) -> tuple[float, float]:
-    """Return Student's interval of the mean of one sample; without bounds for a single value."""
+    """Return Student's confidence interval of the mean of one sample; infinite for a single value.
+
+    values: the sample; level: probability of the interval, 0.95 by default.
+    """
     from scipy.stats import t
 
     mean, count = math.fsum(values) / len(values), len(values)
@@ -93,21 +103,23 @@ def paired_interval(
     theirs: Sequence[np.ndarray],
     weights: Sequence[np.ndarray] | None = None,
 ) -> PairedInterval | None:
-    """Return the difference of two methods on one test set, over its items and the seeds together.
+    """Return the difference of two methods on one test set, with a 95 % interval.
 
-    One array (n,) for each seed.  items: whole numbers, the same for the same item in whatever
-    seed; an item may be missing in some of them.  ours, theirs: the arms' values of each item: bool
-    for right or wrong, else numbers, as losses.  weights: of each item in a seed's mean, None = all
-    alike; tokens of a text, or 1 / the size of an item's class.
+    The interval is over the test items and the seeds together. Each argument has one array (n,) for
+    each seed. items: whole numbers, the same for the same item in whatever seed; an item may be
+    missing in some of them. ours, theirs: the methods' values of each item: bool for right or
+    wrong, else numbers, as losses. weights: of each item in a seed's mean, None = all alike; tokens
+    of a text, or 1 / the size of an item's class.
 
     Seeds are exchangeable, so the variance of their mean is that of one seed / S plus the
     covariance of two, which comes from the items that both have:
         V = s^2 / S + c,   c = mean over s != t of sum_i x_is x_it, at least 0,
-    x_is the share of item i in the deviation of seed s.  With the same n items everywhere this is
-    the estimate of a two-way analysis of variance.  The ends are t quantiles; for the degrees of
-    freedom see `_quantile`.  Benchmarks/interval_coverage.py measures how often 0 is excluded where
-    nothing differs.  Fewer than six differing items exclude nothing, and neither does one seed
-    whose exact McNemar test does not.  One seed speaks of other items, not of other trainings.
+    x_is is the share of item i in the deviation of seed s, s^2 the variance between the S seeds.
+    With the same n items everywhere this is the estimate of a two-way analysis of variance. The
+    ends are t quantiles; for the degrees of freedom see `_quantile`.
+    Benchmarks/interval_coverage.py measures how often 0 is excluded where nothing differs. Fewer
+    than six differing items exclude nothing, and neither does one seed whose exact McNemar test
+    does not. One seed speaks of other items, not of other trainings.
     None for fewer than two items, where all differences of numbers are the same, and for NaN.
     """
     # step 1: give each item a number that is the same in every seed
@@ -129,7 +141,7 @@ def paired_interval(
     differing = len(np.unique(place[all_gaps != 0]))
     # step 4: V = s^2 / S + c
     between, within = _variances(x, means)
-    if binary and (seeds == 1 or _alike(all_gaps, place)):
+    if binary and (seeds == 1 or _shows_no_spread(all_gaps, place)):
         within += 2 / n**2  # Bonett and Price (2012): two items more, one for each arm
     total = between + within
     if not total > 0:  # NaN neither
@@ -149,9 +161,9 @@ def paired_interval(
 
 
 def _variances(x: np.ndarray, means: np.ndarray) -> tuple[float, float]:
-    """Return the variance of the mean over seeds: between seeds, and what the items add.
+    """Return the variance of the mean over seeds in two parts: between seeds, and from the items.
 
-    x: (seeds, items), each item's share in the deviation of a seed's mean.  means: (seeds,).
+    x: (seeds, items), each item's share in the deviation of a seed's mean; means: (seeds,).
     """
     seeds, items = x.shape
     squares = float((x**2).sum())
@@ -165,8 +177,12 @@ def _variances(x: np.ndarray, means: np.ndarray) -> tuple[float, float]:
     return float(means.var(ddof=1)) / seeds, within
 
 
-def _alike(gaps: np.ndarray, place: np.ndarray) -> bool:
-    """Return whether all but a few items have one difference: too few to show a spread."""
+def _shows_no_spread(gaps: np.ndarray, place: np.ndarray) -> bool:
+    """Return True if fewer than six items deviate from the most common difference.
+
+    Such a sample shows no spread. gaps: differences of all items and seeds; place: number of each
+    one's item.
+    """
     values, counts = np.unique(gaps, return_counts=True)
     return len(np.unique(place[gaps != values[counts.argmax()]])) < FEWEST
 
@@ -189,9 +205,9 @@ def _quantile(share: float, seeds: int, items: int) -> float:
 
 
 def mcnemar(won: int, lost: int) -> float:
-    """Return the two-sided p of the exact McNemar test.
+    """Return the two-sided p-value of the exact McNemar test.
 
-    won, lost: items that one arm alone has right, and that the other alone has right.
+    won, lost: items that only the one method has right, and that only the other has right.
     """
     from scipy.stats import binomtest
 
@@ -199,9 +215,11 @@ def mcnemar(won: int, lost: int) -> float:
 
 
 def bootstrap_interval(pairs: np.ndarray, seed: int) -> tuple[float, float]:
-    """Return 95 % of a two-stage percentile bootstrap of the mean over tasks of means over seeds.
+    """Return the 95 % bootstrap interval of a mean over tasks of means over seeds.
 
-    pairs: (tasks, seeds) of two tasks or more, at least one of each, NaN where there is none.
+    Tasks are drawn first, then the seeds of each drawn task (percentile method). pairs: (tasks,
+    seeds) of two tasks or more, each with at least one seed, NaN where there is none; seed: of the
+    draws.
     """
     from scipy.stats import bootstrap
 
@@ -232,9 +250,9 @@ def bootstrap_interval(pairs: np.ndarray, seed: int) -> tuple[float, float]:
 
 
 def wilcoxon(differences: np.ndarray) -> float | None:
-    """Return the two-sided p of the signed-rank test (zeros by Pratt); None for one task.
+    """Return the two-sided p-value of the signed-rank test (zeros by Pratt); None for one task.
 
-    Five tasks or fewer cannot get below 0.05, whatever they say.
+    differences: (tasks,). Five tasks or fewer cannot get below 0.05.
     """
     from scipy import stats
 
@@ -248,7 +266,10 @@ def wilcoxon(differences: np.ndarray) -> float | None:
 
 
 def holm(p: Sequence[float | None]) -> list[float | None]:
-    """Correct p by Holm for as many tests as have one.  Raises: MissingExtra."""
+    """Correct p-values for multiple tests by Holm's method; None stays None and does not count.
+
+    p: one for each test, None for a test without one. Raises: MissingExtra without statsmodels.
+    """
     values = [value for value in p if value is not None]
     if not values:
         return list(p)
@@ -262,17 +283,20 @@ def holm(p: Sequence[float | None]) -> list[float | None]:
 
 
 def ranks(means: np.ndarray) -> np.ndarray:
-    """Rank the methods on each task, 1 = best, ties share theirs.  (methods, tasks) in, out."""
+    """Rank the methods on each task, 1 = best; equal ones share the mean of their ranks.
+
+    means: (methods, tasks), higher is better. Returns the same shape.
+    """
     from scipy.stats import rankdata
 
     return rankdata(-np.round(means, DECIMALS), axis=0)
 
 
 def ranking(means: np.ndarray) -> Ranking | None:
-    """Return average ranks with Friedman's test and Nemenyi's critical difference.
+    """Return the methods' average ranks, with Friedman's test and Nemenyi's critical difference.
 
-    means: (methods, tasks) without NaN.  None for fewer than three methods or two tasks: two
-    methods are what Wilcoxon's test is for.
+    means: (methods, tasks) without NaN, higher is better. None for fewer than three methods or two
+      tasks: two methods are compared by Wilcoxon's test.
     """
     from scipy import stats
 
@@ -290,7 +314,10 @@ def ranking(means: np.ndarray) -> Ranking | None:
 
 
 def critical_difference(methods: int, tasks: int) -> float:
-    """Return Nemenyi's difference: ranks further apart differ at the 0.05 level (Demsar 2006)."""
+    """Return Nemenyi's critical difference: average ranks further apart differ at the 0.05 level.
+
+    methods, tasks: their numbers. Source: Demsar 2006.
+    """
     from scipy.stats import studentized_range
 
     # CD = q_alpha sqrt(k (k + 1) / (6 N)), k methods on N tasks
@@ -314,7 +341,7 @@ def _cliques(ordered: np.ndarray, critical: float) -> tuple[tuple[int, int], ...
 
 
 def ppt(accuracy: float, parameters: float) -> float:
-    """Discount accuracy for trained parameters: acc * exp(-log10(P / 1e7 + 1)).
+    """Discount accuracy for trained parameters P: accuracy * exp(-log10(P / 1e7 + 1)).
 
     Not for comparing backbones: 1e7 does not grow with them.
     """

@@ -78,9 +78,10 @@ def plain(
     words: int = 1,
     **fields: Any,
 ) -> Table:
-    """Return a table whose titles need no explanation.
+    """Return a table whose column titles need no explanation.
 
-    words: so many columns at the left are texts, the others numbers.  fields: of `Table`.
+    rows: entries, or values that become text; words: number of columns at the left that are texts,
+      the others are numbers; fields: further ones of `Table`.
     """
     columns = tuple(Column(title, numeric=i >= words) for i, title in enumerate(titles))
     entries = tuple(
@@ -90,7 +91,7 @@ def plain(
 
 
 def csv_text(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Return rows with the same keys as CSV, its header first."""
+    """Return rows as CSV, with a header.  rows: mappings with the same keys."""
     text = io.StringIO(newline="")
     writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
     writer.writeheader()

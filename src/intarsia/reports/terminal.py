@@ -23,19 +23,25 @@ class Terminal:
     table: Table
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[RichTable]:
-        """Yield the table for rich, without its least important columns where it is too wide."""
+        """Yield the table for rich, without less important columns if the terminal is narrow.
+
+        console, options: rich's, which know the width.
+        """
         # leave out the columns of the highest `spare` until the table fits
         levels = sorted({0, *(c.spare for c in self.table.columns)})
-        drawn = _drawn(self.table, levels.pop())
+        drawn = _rich_table(self.table, levels.pop())
         # measured without a limit: rich would fold the text instead
         wide = options.update(width=UNBOUND)
         while levels and Measurement.get(console, wide, drawn).maximum > options.max_width:
-            drawn = _drawn(self.table, levels.pop())
+            drawn = _rich_table(self.table, levels.pop())
         yield drawn
 
 
-def _drawn(table: Table, level: int) -> RichTable:
-    """Return the table for rich, without the columns whose `spare` is above `level`."""
+def _rich_table(table: Table, level: int) -> RichTable:
+    """Return the table for rich, without the columns whose `spare` is above `level`.
+
+    The caption names the columns that are left out.
+    """
     places = [i for i, column in enumerate(table.columns) if column.spare <= level]
     # a reader is told what was left out
     missing = ", ".join(c.title for c in table.columns if c.spare > level)
@@ -55,7 +61,7 @@ def _text(cell: Entry) -> Text:
 
 
 def summary(report: Report) -> Group:
-    """Return the tables of a report's first section, its sentences and its notices."""
+    """Return the tables of a report's first section, its sentences and warnings, for rich."""
     first = report.sections[0].blocks if report.sections else ()
     tables = [Terminal(block) for block in inside(first) if isinstance(block, Table)]
     return Group(*tables, *map(Text, (*report.sentences, *report.notices)))

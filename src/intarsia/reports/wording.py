@@ -16,6 +16,6 @@ def joined(words: Sequence[str]) -> str:
 
 
 def first_line(error: str, longest: int = 120) -> str:
-    """Return the first line of an error's text, cut to what fits into a table."""
+    """Return the first line of an error's text, cut to `longest` letters."""
     line = (error.strip().splitlines() or ["no message"])[0]
     return line if len(line) <= longest else f"{line[: longest - 1]}\N{HORIZONTAL ELLIPSIS}"

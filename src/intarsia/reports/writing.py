@@ -14,8 +14,9 @@ FORMS = {".md": markdown_report, ".tex": latex_report}
 
 
 def write(report: Report, out: Path | str) -> Path:
-    """Write a report: Markdown for .md, LaTeX for .tex, else a page.  Returns the path.
+    """Write a report to a file: Markdown for .md, LaTeX for .tex, else an HTML page.
 
+    out: the file. Returns its path.
     Raises: TrainingError when the file cannot be written.
     """
     # any other name becomes a page, .html or not

@@ -50,6 +50,7 @@ class ActivationGate:
     z: float = 0.0
 
     def __post_init__(self) -> None:
+        """Check each setting; `Terms` checks those that all gates share.  Raises: ConfigError."""
         check_renormalised(self.experts, self.active)
         one_of("phi", self.phi, PHI)
         above("tau", self.tau, 0, "Try 1.")
@@ -68,16 +69,22 @@ class ActivationRouter(GateRouter[ActivationGate]):
     normalised = equal_counts = True
 
     def __init__(self, config: ActivationGate, width: int, *, generator: torch.Generator) -> None:
-        """Add the trained log of the temperature, which begins at config.tau.
+        """Set up the gate and the trained temperature tau, which begins at config.tau.
 
-        The base class draws the gate's W (E, width) and b. config: the settings; width: length of a
-          token's vector; generator: source of the random weights.
+        The base class draws the gate's weight W (E, width) and bias b (E,). config: the settings,
+        with the number of experts E; width: length of a token's vector; generator: source of the
+        random weights.
         """
         super().__init__(config, width, generator=generator)
+        # trained as a logarithm, so that tau stays above 0
         self.log_tau = nn.Parameter(torch.tensor(math.log(config.tau)))
 
     def logits(self, rows: Tensor) -> Tensor:
-        """Return phi(x W^T) / tau + b.  (N, d) -> (N, E)."""
+        """Return a score of each expert for each token, phi(x W^T) / tau + b.
+
+        rows: x (N, d), a token in each row; phi: the activation of the settings; W (E, d), b (E,)
+          and the temperature tau are trained. Returns (N, E).
+        """
         scores = PHI[self.config.phi](wide_linear(rows, self.weight))  # phi(beta_1^T x), (N, E)
         scaled = scores / self.log_tau.to(scores.dtype).exp()
         return scaled if self.bias is None else scaled + self.bias

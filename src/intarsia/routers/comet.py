@@ -39,6 +39,7 @@ class Comet:
     entropy: float = 0.05
 
     def __post_init__(self) -> None:
+        """Check each setting.  Raises: ConfigError."""
         at_least("experts", self.experts, 1, "Try 2.")
         at_least("active", self.active, 1, "Try 2.")
         above("gamma", self.gamma, 0, "Try 10.")
@@ -60,7 +61,12 @@ class CometRouter(PartsRouter):
     normalised = True
 
     def __init__(self, config: Comet, width: int, *, generator: torch.Generator) -> None:
-        """Draw the splits and leaves of the k trees as the class says.  width: a token's."""
+        """Draw the weights of k binary trees with E leaves each, one leaf for each expert.
+
+        The weights of inner nodes are small, so that each token goes both ways at first. config: E,
+        k and gamma, the width of the smooth step; width: length of a token's vector; generator:
+        source of the random weights.
+        """
         super().__init__(config.experts, config.active)
         self.config = config
         # a binary tree of E leaves has E - 1 inner nodes
@@ -74,13 +80,21 @@ class CometRouter(PartsRouter):
         self.leaf_offsets.data.uniform_(-0.05, 0.05, generator=generator)
 
     def trees(self, rows: Tensor) -> Tensor:
-        """Return P, the probability of each leaf of each tree.  (N, d) -> (N, k, E)."""
+        """Return P, the share of a token that reaches each leaf of each tree.
+
+        rows: tokens (N, d). Returns (N, k, E): k trees, one leaf for each of E experts.
+        """
+        # an inner node sends the share S(w_i x + b_i) to its left child
         u = wide_linear(rows, self.splits, self.offsets)  # w_i x + b_i
         u = u.view(len(rows), self.active, self.experts - 1)
         return leaf_probabilities(smooth_step(u, self.config.gamma))
 
     def parts(self, rows: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """Return each tree's gates (N, k, E), which sum to 1 over all k E, and the entropy loss."""
+        """Return each tree's weights of the experts, (N, k, E), and the entropy loss by its name.
+
+        rows: tokens (N, d). The weights of a token sum to 1 over all k trees. The loss is small
+          where each tree sends a token to one leaf.
+        """
         p = self.trees(rows)
         a = wide_linear(rows, self.leaves, self.leaf_offsets).view_as(p)  # (N, k, E)
         reached = p > 0
@@ -92,10 +106,11 @@ class CometRouter(PartsRouter):
 
 
 def leaf_probabilities(splits: Tensor) -> Tensor:
-    """Multiply the splits on the way to each leaf, level by level.  (..., E - 1) -> (..., E).
+    """Multiply the splits on the way to each leaf of a binary tree.
 
-    splits: the share that each inner node i sends to node 2 i + 1; the rest goes to 2 i + 2. Node E
-      - 1 + j is leaf j. Returns the share that reaches each leaf.
+    splits: (..., E - 1), the share that each inner node i sends to its left child, node 2 i + 1;
+      the rest goes to node 2 i + 2. Node E - 1 + j is leaf j.
+    Returns the share that reaches each of the E leaves, (..., E).
     """
     level = splits.new_ones(*splits.shape[:-1], 1)
     first, leaves = 0, list[Tensor]()

@@ -59,11 +59,13 @@ class CosineRouter(ScoreRouter[Cosine]):
     equal_counts = True
 
     def __init__(self, config: Cosine, width: int, *, generator: torch.Generator) -> None:
-        """Draw P, b and the directions s; the temperature begins at config.tau.
+        """Draw the map P, b of tokens to n numbers and a direction s (n,) for each expert.
 
-        width: length of a token's vector.
+        config: the settings; n is config.width, and the temperature begins at config.tau. width:
+          length of a token's vector. generator: source of the random weights.
         """
         super().__init__(config)
+        # with one of several experts the weight is p, which is below 1
         self.normalised = config.active > 1 or config.experts == 1
         self.project = cast(nn.Linear, nn.utils.skip_init(nn.Linear, width, config.width))
         for parameter in self.project.parameters():
@@ -73,7 +75,11 @@ class CosineRouter(ScoreRouter[Cosine]):
         self.log_scale = nn.Parameter(torch.tensor([-math.log(config.tau)]))
 
     def logits(self, rows: Tensor) -> Tensor:
-        """Return cos(P x + b, s_e) / tau.  (N, d) -> (N, E)."""
+        """Return the cosine between each token and each expert's direction, over the temperature.
+
+        cos(P x + b, s_e) / tau. rows: x (N, d); P, b: the trained map to n numbers; s_e (n,): the
+        trained direction of expert e; tau: trained. Returns (N, E).
+        """
         check_width(rows, self.project.in_features)
         tokens = F.normalize(wide_layer(rows, self.project), dim=-1)  # (N, n)
         directions = F.normalize(self.directions.to(tokens.dtype), dim=-1)  # (E, n)
@@ -83,9 +89,9 @@ class CosineRouter(ScoreRouter[Cosine]):
             return tokens @ directions.T * scale
 
     def choose(self, logits: Tensor) -> tuple[Tensor, Tensor, None]:
-        """Return the k best experts of each row, their weights (N, k), and None: all count.
+        """Return the k best experts of each row and their weights, (N, k) both, and None.
 
-        logits: (N, E).
+        logits: (N, E). None in place of a mask says that all k count.
         """
         if self.normalised:
             return best(logits, self.config.active)

@@ -39,6 +39,7 @@ class DSelectK:
     reach: float = 0.01
 
     def __post_init__(self) -> None:
+        """Check each setting.  Raises: ConfigError."""
         at_least("experts", self.experts, 1, "Try 2.")
         at_least("active", self.active, 1, "Try 2.")
         above("gamma", self.gamma, 0, "Try 1.")
@@ -58,10 +59,15 @@ class DSelectKRouter(PartsRouter):
     """
 
     def __init__(self, config: DSelectK, width: int, *, generator: torch.Generator) -> None:
-        """Draw W of the bits and V of the mixing weights as the class says.  width: a token's."""
+        """Draw W, which gives k selectors an expert's number in bits, and V, which weighs them.
+
+        config: the settings, with E experts and k selectors; a number below E has m = ceil(log2 E)
+          bits. width: length of a token's vector. generator: source of the random weights.
+        """
         super().__init__(config.experts, config.active)
         self.config = config
         self.width = (config.experts - 1).bit_length()  # m
+        # with other E some of the 2^m numbers belong to no expert
         self.normalised = config.experts == 2**self.width
         small = config.gamma / 100
         self.bits = nn.Parameter(torch.empty(config.active * self.width, width))
@@ -70,7 +76,12 @@ class DSelectKRouter(PartsRouter):
         self.mix.data.uniform_(-0.05, 0.05, generator=generator)
 
     def selectors(self, rows: Tensor) -> Tensor:
-        """Return r, each selector's distribution over the experts.  (N, d) -> (N, k, E)."""
+        """Return each selector's distribution over the experts.
+
+        rows: tokens (N, d). Returns r (N, k, E): expert j has the product, over the bits b of its
+          number j, of S(z_b) where the bit is 1 and 1 - S(z_b) where it is 0. S is the smooth step,
+          z = x W.
+        """
         z = wide_linear(rows, self.bits).view(len(rows), self.active, self.width)  # (N, k, m)
         r = z.new_ones(len(rows), self.active, 1)
         # r(z)_j = prod_b S(z_b) or 1 - S(z_b), bit by bit
@@ -80,7 +91,12 @@ class DSelectKRouter(PartsRouter):
         return r[..., : self.experts]
 
     def parts(self, rows: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """Return softmax(x V)_t r(z_t) of each selector t, (N, k, E), and the losses by name."""
+        """Return softmax(x V)_t r(z_t) for each selector t, (N, k, E), and the losses by name.
+
+        rows: tokens x (N, d); V weighs the k selectors; r(z_t) is selector t's distribution over
+          the E experts. "entropy" makes a selector choose one expert; "reach" keeps it off numbers
+          without an expert.
+        """
         r = self.selectors(rows)
         losses: dict[str, Tensor] = {}
         if self.config.entropy:

@@ -73,14 +73,21 @@ class EvoMoe:
         one_of("weights", self.weights, WEIGHTS)
 
     def temperature(self, step: int, steps: int) -> float:
-        """Return tau at step `step`, counted from 0, of a training of `steps` steps."""
+        """Return the softmax temperature tau of a training step.
+
+        It goes from the first to the last of `config.tau` during the share `until` of the training.
+        step: counted from 0; steps: number of steps of the training.
+        """
         (first, last), share = self.tau, min(1.0, step / (self.until * steps))
         if self.shape == "linear":
             return first + (last - first) * share
         return first * (last / first) ** share
 
     def hard(self, step: int, steps: int) -> bool:
-        """Return True if each token has its best expert alone at a step of `steps`."""
+        """Return True if a token has only its one best expert at this step.
+
+        step: counted from 0; steps: number of steps of the training.
+        """
         return self.hard_after is not None and step >= max(self.hard_after, self.until) * steps
 
     def build(self, width: int, *, generator: torch.Generator) -> EvoMoeRouter:
@@ -98,31 +105,38 @@ class EvoMoeRouter(Router):
     by_expert = ("weight",)
 
     def __init__(self, config: EvoMoe, width: int, *, generator: torch.Generator) -> None:
-        """Draw W from N(0, 0.02); the clock begins at step 0.  width: a token's."""
+        """Draw the gate's weight W (E, width) from N(0, 0.02), and begin at step 0 of the training.
+
+        config: the settings; width: length of a token's vector; generator: source of the random
+          weights.
+        """
         super().__init__(config.experts)
         self.config, self.normalised = config, config.weights == "renormalised"
         self.weight = nn.Parameter(torch.empty(config.experts, width))
         nn.init.normal_(self.weight, std=STD, generator=generator)
         self.noise = RandomSource(seeded_by(generator), self.context)
+        # the step and the number of steps, which decide the temperature
         self.register_buffer("clock", torch.tensor([0, 1]))
 
     def before_step(self, step: int, steps: int) -> None:
-        """Set the clock to a step, from 0, of `steps`.
+        """Set the training step, from which the temperature follows.
 
-        Raises: ConfigError for a step that is not in the run.
+        step: counted from 0; steps: number of steps of the training.
+        Raises: ConfigError for a step that is not in the training.
         """
         between("step", step, 0, steps - 1, fix="Count from 0.")
         self.clock.copy_(torch.tensor([step, steps]))
 
     def at(self) -> tuple[float, bool]:
-        """Return tau at the clock's step, and True if each token has only one expert then."""
+        """Return the temperature now, and True if each token has one expert at this step."""
         step, steps = (0, 1) if self.clock.is_meta else self.clock.tolist()
         return self.config.temperature(step, steps), self.config.hard(step, steps)
 
     def route(self, rows: Tensor, valid: Tensor | None) -> Routing:
-        """Draw the noise zeta while training and choose experts for rows (N, d).
+        """Choose the experts of each token; in training with Gumbel noise on the logits.
 
-        valid: (N,) bool, False = padding, which gets no expert; None = all rows are real.
+        rows: tokens (N, d). valid: (N,) bool, False = padding, which gets no expert; None = all
+          rows are real.
         """
         noise = rows.new_zeros(len(rows), 1)
         if self.training and not self.at()[1]:
@@ -137,7 +151,11 @@ class EvoMoeRouter(Router):
         return self.noise.gumbel(rows, self.experts)
 
     def _route(self, rows: Tensor, noise: Tensor) -> Routing:
-        """Route rows that are no padding.  rows: (N, d); noise: zeta (N, E), or zeros (N, 1)."""
+        """Route rows that are no padding.
+
+        rows: tokens (N, d); noise: Gumbel noise zeta (N, E) that is added to the logits, or zeros
+          (N, 1).
+        """
         tau, hard = self.at()
         hard = hard or (self.config.hard_after is not None and not self.training)
         logits = wide_linear(rows, self.weight)  # (N, E)
@@ -156,10 +174,10 @@ class EvoMoeRouter(Router):
 
 
 def anneal(model: nn.Module, step: int, steps: int) -> None:
-    """Set the temperature of the `EvoMoe` routers in a model to that of a step.
+    """Set the temperature of all `EvoMoe` routers of a model to that of a training step.
 
-    step: from 0 to steps - 1. `fit` does it by itself. Raises: ConfigError for a model that has
-      none, or a step that is not in the run.
+    step: 0 ... steps - 1; steps: number of steps of the training. `fit` calls this by itself.
+    Raises: ConfigError for a model without such routers, or a step that is not in the training.
     """
     routers = [module for module in model.modules() if isinstance(module, EvoMoeRouter)]
     if not routers:
@@ -172,9 +190,9 @@ def anneal(model: nn.Module, step: int, steps: int) -> None:
 def diversify_(experts: Iterable[nn.Module], fraction: float, generator: torch.Generator) -> None:
     """Set a random part of the entries of each expert's matrices to 0, in place.
 
-    experts: copies of one trained expert, which then differ, so that a gate can distinguish them
-      (section 3.2); fraction: the share that is set to 0. Raises: ConfigError unless 0 <= fraction
-      < 1.
+    experts: copies of one trained expert, which differ afterwards, so that a gate can distinguish
+      them (section 3.2); fraction: the share of entries that is set to 0; generator: chooses them.
+    Raises: ConfigError unless 0 <= fraction < 1.
     """
     matrices = (w for expert in experts for w in expert.parameters() if w.dim() > 1)
     drop_entries(matrices, fraction, generator)
@@ -184,6 +202,8 @@ def diversify_(experts: Iterable[nn.Module], fraction: float, generator: torch.G
 def drop_entries(weights: Iterable[Tensor], fraction: float, generator: torch.Generator) -> None:
     """Set a random part of the entries of each weight to 0, in place.
 
+    weights: changed in place; fraction: the share that is set to 0; generator: chooses the entries,
+    on the CPU.
     Raises: ConfigError unless 0 <= fraction < 1.
     """
     below_one("fraction", fraction)

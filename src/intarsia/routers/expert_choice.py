@@ -49,13 +49,17 @@ class ExpertChoiceRouter(GateRouter[ExpertChoice]):
     by_row = False
 
     def room(self, tokens: int) -> int:
-        """Return k = ceil(c T / E), how many tokens each expert takes."""
+        """Return how many tokens each expert takes, k = ceil(c T / E).
+
+        tokens: T, the tokens of the batch; c is the settings' capacity, E the number of experts.
+        """
         return min(tokens, room_for(self.config.capacity, tokens, self.experts))
 
     def choose(self, logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Return all experts, their p, and a mask of the pairs that experts took, all (N, E).
+        """Let each expert take its k tokens of largest p = softmax(logits).
 
-        logits: (N, E). Each expert takes its k tokens of largest p.
+        logits: (N, E). Returns the numbers of all experts, their p, and a mask of the pairs that
+          experts took, all (N, E).
         """
         p = logits.softmax(-1)  # S = softmax(x W_g), (N, E)
         ranked = p.detach().nan_to_num(0)  # topk would put a NaN first

@@ -60,17 +60,24 @@ class HashRouter(Router):
     normalised = equal_counts = True
 
     def __init__(self, config: Hash, width: int, *, generator: torch.Generator) -> None:
-        """Draw the salt of each expert, and the factors that hash rows where config.by == "row"."""
+        """Draw a random number (a salt) for each expert, which is hashed together with an id.
+
+        config: the settings; with by="row" an id is computed from a token's vector, by `width`
+          random odd factors. width: length of a token's vector. generator: source of the random
+          numbers.
+        """
         super().__init__(config.experts)
         self.config = config
         self.register_buffer("salt", _numbers(config.experts, generator))
         if config.by == "row":
+            # an odd factor loses no bit of what it multiplies
             self.register_buffer("factors", _numbers(width, generator) | 1)
 
     def route(self, rows: Tensor, valid: Tensor | None) -> Routing:
-        """Hash an id for each of the rows (N, d) with each expert's salt and take the k largest.
+        """Give each token the k experts with the largest hash of (token id, expert).
 
-        valid: (N,) bool, False = padding, which gets no expert; None = all rows are real.
+        rows: tokens (N, d). valid: (N,) bool, False = padding, which gets no expert; None = all
+          rows are real.
         """
         ids = self._row_ids(rows) if self.config.by == "row" else self._token_ids(len(rows))
         ids = ids.to(rows.device)
@@ -84,7 +91,7 @@ class HashRouter(Router):
     def _row_ids(self, rows: Tensor) -> Tensor:
         """Return an id for each row, made of its bits: equal rows have equal ids.
 
-        (N, d) -> (N,) int64.
+        rows: (N, d). Returns (N,) int64.
         """
         check_width(rows, len(self.factors))
         x = rows.detach() + 0.0  # -0 + 0 is 0
@@ -96,9 +103,10 @@ class HashRouter(Router):
         return (bits * self.factors).sum(-1)
 
     def _token_ids(self, rows: int) -> Tensor:
-        """Return the context's id for each of `rows` tokens; a sample's id is for all its tokens.
+        """Return an id for each of `rows` tokens, as the caller of the model set them.
 
-        Raises: ConfigError without ids; ShapeError for ids that do not fit.
+        Ids of samples are repeated for all tokens of the sample. Returns (rows,) int64.
+        Raises: ConfigError without ids; ShapeError if their number does not fit the rows.
         """
         ids = self.context.ids if self.context.ids is not None else self.context.input_ids
         if ids is None:
@@ -118,7 +126,10 @@ class HashRouter(Router):
 
 
 def mixed(number: Tensor) -> Tensor:
-    """Hash int64 numbers by a bijection in which each bit depends on every other (splitmix64)."""
+    """Hash int64 numbers, so that each bit of the result depends on all bits (splitmix64).
+
+    number: any shape; the result has the same. Different numbers have different results.
+    """
     for shift, factor in ROUNDS:
         # a logical shift: the mask clears the copies of the sign that `>>` brings in
         number = (number ^ ((number >> shift) & ((1 << (64 - shift)) - 1))) * factor

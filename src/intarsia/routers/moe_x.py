@@ -57,9 +57,9 @@ class MoeX:
         Terms.of(self)
 
     def build(self, width: int, *, generator: torch.Generator) -> MoeXRouter:
-        """Return a router without experts yet; `Mixture` calls its `see` with the experts.
+        """Return a router that does not know the experts yet; `Mixture` passes them to its `see`.
 
-        width: a token's. generator: unused, because the router has no weights of its own.
+        width: length of a token's vector. generator: unused, because the router has no weights.
         """
         return MoeXRouter(self, width)
 
@@ -82,16 +82,21 @@ class MoeXRouter(ScoreRouter[MoeX], ReadsExperts):
     normalised = equal_counts = True
 
     def __init__(self, config: MoeX, width: int) -> None:
-        """Prepare the temperature; experts come later, by `see`.  width: a token's."""
+        """Prepare the temperature; the experts come later, by `see`.
+
+        config: the settings; width: length of a token's vector.
+        """
         super().__init__(config)
         self.width = width
         start = torch.tensor(math.log(config.tau))
         self.log_tau = nn.Parameter(start) if config.learn else None
 
     def see(self, experts: Encoded) -> None:
-        """Remember the experts whose first layers are read.
+        """Remember the experts, whose first layers the scores are computed from.
 
-        Raises: ConfigError for experts of another number or width, or for equal ones.
+        experts: their stacked weights, as the mixture holds them.
+        Raises: ConfigError if their number or input width is not the router's, or if they are
+          equal.
         """
         super().see(experts)
         weight, _ = self.encoder()
@@ -110,7 +115,10 @@ class MoeXRouter(ScoreRouter[MoeX], ReadsExperts):
             raise ConfigError("experts", got=got, want="experts that differ", fix=fix)
 
     def columns(self) -> UnitMoments:
-        """Return mean and variance over the h units of each column of W_enc, as it is now."""
+        """Return mean and variance of the experts' first-layer weights, as they are now.
+
+        They are taken over the h hidden units of an expert, for each of its d inputs: (E, d) both.
+        """
         weight, bias = self.encoder()
         dtype = torch.promote_types(weight.dtype, torch.float32)
         # mu and sigma^2 over the h units; correction 0, so that a single unit has variance 0
@@ -121,14 +129,18 @@ class MoeXRouter(ScoreRouter[MoeX], ReadsExperts):
         return UnitMoments(mean, variance, bias_mean, bias_variance)
 
     def share(self, rows: Tensor) -> Tensor:
-        """Return the expected share of active units, (1 - omega) / 2.  (N, d) -> (N, E)."""
+        """Return the share of hidden units that each expert is expected to activate.
+
+        rows: tokens (N, d). Returns (N, E), 0 ... 1.
+        """
         return (1 - self.scores(rows)) / 2
 
     def scores(self, rows: Tensor) -> Tensor:
-        """Return omega_e = -erf(m_e / (sqrt 2 s_e)), -1 ... 1.  (N, d) -> (N, E).
+        """Return omega_e = -erf(m_e / (sqrt 2 s_e)), large where few units will be active.
 
         m_e and s_e are the mean and the standard deviation of expert e's pre-activations for a
         token, as predicted from the statistics of its weights; see `MoeX`.
+        rows: tokens (N, d). Returns (N, E), -1 ... 1.
         """
         moments = self.columns()
         wide = rows.to(torch.promote_types(rows.dtype, torch.float32))

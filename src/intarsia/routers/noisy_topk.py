@@ -39,6 +39,7 @@ class NoisyTopK:
     load: float = 0.1
 
     def __post_init__(self) -> None:
+        """Check each setting.  Raises: ConfigError."""
         check_counts(self.experts, self.active)
         if self.active == 1 < self.experts:
             got = "1, a weight of 1 always"
@@ -61,7 +62,11 @@ class NoisyTopKRouter(Router):
     normalised = equal_counts = True
 
     def __init__(self, config: NoisyTopK, width: int, *, generator: torch.Generator) -> None:
-        """Draw W_g from N(0, std); W_n begins at 0.  width: length of a token's vector."""
+        """Draw the gate's W_g from N(0, std), and set W_n, which scales the noise, to 0.
+
+        Both are (E, width). config: the settings; width: length of a token's vector; generator:
+        source of the random weights and of the noise.
+        """
         super().__init__(config.experts)
         self.config = config
         self.gate = nn.Parameter(torch.empty(config.experts, width))
@@ -70,9 +75,10 @@ class NoisyTopKRouter(Router):
         self.noise = RandomSource(seeded_by(generator), self.context)
 
     def route(self, rows: Tensor, valid: Tensor | None) -> Routing:
-        """Draw the noise z while training and choose experts for rows (N, d).
+        """Choose k experts for each token; in training with normal noise on the logits.
 
-        valid: (N,) bool, False = padding, which gets no expert; None = all rows are real.
+        rows: tokens (N, d). valid: (N,) bool, False = padding, which gets no expert; None = all
+          rows are real.
         """
         if not self.training:
             noise = rows.new_zeros(len(rows), 1)
@@ -84,11 +90,16 @@ class NoisyTopKRouter(Router):
         return of_real(rows, valid, lambda real: self._route(real, noise[valid]))
 
     def _normal(self, rows: int) -> Tensor:
-        """Draw z for `rows` tokens.  (rows, E)."""
+        """Draw standard normal noise for `rows` tokens and all experts.  (rows, E)."""
         return self.noise.normal(rows, self.experts)
 
     def _route(self, rows: Tensor, noise: Tensor) -> Routing:
-        """Route rows that are no padding.  rows: (N, d); noise: z (N, E), or zeros (N, 1)."""
+        """Route rows that are no padding.
+
+        rows: tokens x (N, d); noise: z (N, E), standard normal, or zeros (N, 1).
+        Returns the k experts of largest H = x W_g + z softplus(x W_n), weighted by their softmax;
+        in training with the losses.
+        """
         clean = wide_linear(rows, self.gate)  # x W_g, (N, E)
         spread = F.softplus(wide_linear(rows, self.spread)).clamp_min(SMALL)
         noisy = clean + noise.to(clean.dtype) * spread  # eq. 4, H
@@ -102,9 +113,12 @@ class NoisyTopKRouter(Router):
         return replace(routing, losses=self._losses(gates, chances(clean, noisy, spread, top)))
 
     def _losses(self, gates: Tensor, chance: Tensor | None) -> dict[str, Tensor]:
-        """Return the losses importance and load by name, with their coefficients.
+        """Return the two balance losses by name, times their coefficients.
 
-        gates: G (N, E), 0 where not chosen; chance: P (N, E), see `chances`; None = no load loss.
+        gates: G (N, E), the weights of the experts, 0 where not chosen; chance: P (N, E), the
+          probability that an expert is chosen, see `chances`; None = no load loss.
+        "importance" makes the experts' sums of weights equal; "load" their expected numbers of
+        tokens.
         """
         losses: dict[str, Tensor] = {}
         if self.config.importance:
@@ -115,10 +129,11 @@ class NoisyTopKRouter(Router):
 
 
 def chances(clean: Tensor, noisy: Tensor, spread: Tensor, top: Tensor) -> Tensor | None:
-    """Return the probability that e is among the k if its noise alone is drawn anew (eq. 8).
+    """Return the probability that an expert is chosen if its noise alone is drawn again (eq. 8).
 
-    clean: x W_g, noisy: H, spread: standard deviation of the noise, all (N, E); top: (N, k), the
-    largest of `noisy`.  Returns P(x)_e, (N, E), or None at k = E, where every expert is among them.
+    clean: logits without noise; noisy: H, logits with noise; spread: standard deviation of the
+      noise, all (N, E); top: (N, k), the k largest of `noisy`.
+    Returns P (N, E), or None at k = E, where every expert is chosen.
     """
     k, experts = top.shape[1], clean.shape[1]
     if k == experts:
@@ -131,7 +146,7 @@ def chances(clean: Tensor, noisy: Tensor, spread: Tensor, top: Tensor) -> Tensor
 
 
 def variation(total: Tensor) -> Tensor:
-    """Return CV^2, the variance of a vector over its squared mean.  (E,) -> ()."""
+    """Return the squared coefficient of variation, variance / mean^2, of a vector.  (E,) -> ()."""
     return total.var(correction=0) / (total.mean().square() + SMALL)
 
 

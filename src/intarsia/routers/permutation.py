@@ -71,9 +71,10 @@ class PermutationSearch:
         return self.gate.experts
 
     def build(self, width: int, *, generator: torch.Generator) -> PermutationRouter:
-        """Return a router around the gate's own.
+        """Build the gate and a router around it that searches an order of its experts.
 
-        Raises: ConfigError for a gate without weights.
+        width: length of a token's vector; generator: source of the random weights.
+        Raises: ConfigError for a gate without weights, such as a random draw.
         """
         gate = self.gate.build(width, generator=generator)
         if not isinstance(gate, Router):
@@ -95,9 +96,11 @@ class PermutationRouter(Router):
     def __init__(
         self, config: PermutationSearch, gate: Router, *, generator: torch.Generator
     ) -> None:
-        """Draw M (k, E, E); the order is not found yet.
+        """Draw the scores M (k, E, E) of all orders of the experts; no order is found yet.
 
-        gate: the router whose experts are permuted.
+        config: the settings; gate: the router whose experts are permuted; k = 1, or with `per_part`
+          the number of the gate's parts. generator: source of M and of the noise.
+        Raises: ConfigError for `per_part` with a gate that has no parts.
         """
         super().__init__(gate.experts)
         if config.per_part and not isinstance(gate, PartsRouter):
@@ -113,7 +116,10 @@ class PermutationRouter(Router):
         self.read_buffers()
 
     def read_buffers(self) -> None:
-        """Copy the buffers' state to Python, so that no forward waits for a device."""
+        """Copy the progress of the search from buffers to Python numbers.
+
+        Reading a buffer in each forward would wait for the device.
+        """
         self._done = min(1.0, int(self.step) / self.config.steps)
         self._is_final = bool((self.order >= 0).all())
 
@@ -127,23 +133,26 @@ class PermutationRouter(Router):
         return self._is_final
 
     def before_step(self, step: int, steps: int) -> None:
-        """Go to a step of training, counted from 0; at step N_p, make P a permutation for good.
+        """Continue the search at a training step; at step N_p, choose the permutation for good.
 
-        steps: unused; other routers need the length of the training.
+        step: counted from 0; N_p is `config.steps`. steps: unused; other routers need the length of
+          the training.
         """
         if self._is_final:
             return
         self.step.fill_(step)
         self._done = min(1.0, step / self.config.steps)
         if step >= self.config.steps:
+            # the Hungarian method turns the soft permutation into a real one
             plan = self.soft(noisy=False).detach().cpu()
             self.order.copy_(torch.stack([hungarian(p) for p in plan]))
             self._is_final = True
 
     def soft(self, *, noisy: bool = True) -> Tensor:
-        """Return P = Sinkhorn(M / tau) of the step, (k, E, E) float64, rows and columns of sum 1.
+        """Return the soft permutations P of the current step, (k, E, E) float64.
 
-        noisy: add Gumbel noise to M while training.
+        P = Sinkhorn(M / tau): rows and columns sum to 1; the lower the temperature tau, the nearer
+        P is to a permutation. M (k, E, E) is trained. noisy: add Gumbel noise to M while training.
         """
         # tau of 1e-7 asks for more digits than float32 has
         tau = self.config.start * (self.config.end / self.config.start) ** self._done
@@ -154,14 +163,20 @@ class PermutationRouter(Router):
         return sinkhorn(scores / tau, rounds)
 
     def _gumbel(self) -> Tensor:
-        """Draw Gumbel noise for M, (k, E, E), the same if a forward is computed again."""
+        """Draw Gumbel noise for the scores of the permutations of E experts: M, (k, E, E).
+
+        k: the number of permutations, 1 or one for each part of the gate. Gradient checkpointing
+        computes a forward twice; both get the same noise.
+        """
+        # a draw for each copy of the batch (`passes`), of which all use the first
         passes, shape = self.context.passes, self.scores.shape
         return self.noise.drawn(passes, lambda n: self.noise.gumbel(n, *shape))[0]
 
     def route(self, rows: Tensor, valid: Tensor | None) -> Routing:
-        """Route rows (N, d) by the gate, then permute experts: softly by P, or by the order found.
+        """Route rows by the gate, then permute its experts: softly by P, or by the order found.
 
-        valid: (N,) bool, False = padding, which gets no expert; None = all rows are real.
+        rows: tokens (N, d). valid: (N,) bool, False = padding, which gets no expert; None = all
+          rows are real.
         """
         if self.config.per_part:
             if valid is not None:
@@ -177,11 +192,15 @@ class PermutationRouter(Router):
         return self._with_losses(routing, gate_routing.losses, plan)
 
     def _route_parts(self, rows: Tensor) -> Routing:
-        """Route rows (N, d) by a gate whose parts have permutations of their own."""
+        """Route rows by a gate of several parts, each of which has its own permutation.
+
+        rows: tokens (N, d), none of them padding. A part is one tree or selector of the gate.
+        """
         assert isinstance(self.gate, PartsRouter)
         parts, losses = self.gate.parts(rows)  # (N, k, E)
         losses = losses if self.training and len(rows) else {}
         if self._is_final:
+            # argsort inverts the order: which leaf feeds each expert
             gates = parts.gather(2, self.order.argsort(-1).expand_as(parts)).sum(1)
             return self._with_losses(gated(gates, rows.dtype), losses, None)
         plan = self.soft()
@@ -193,13 +212,13 @@ class PermutationRouter(Router):
     ) -> Routing:
         """Return the routing with the gate's losses and, in training, one for the permutations.
 
-        It is the entropy of the rows and columns of P, times its coefficient: small where P is
-        nearly a permutation. losses: name -> loss of the gate. plan: P (k, E, E), k soft
-          permutations of the E experts that are searched for; None = the search has ended.
+        The loss is the entropy of the rows and columns of P: small where P is nearly a permutation.
+        losses: name -> loss of the gate. plan: P (k, E, E), the soft permutations of the E experts;
+          None = the search has ended.
         """
         if not self.training:
             return replace(routing, losses=losses)
-        # 0, once it is found: data-parallel ranks wait for a gradient of every parameter
+        # 0 after the search: data-parallel training waits for a gradient of every parameter
         loss = 0 * self.scores.sum()
         if plan is not None:
             # rows and columns have the same entries
@@ -220,16 +239,20 @@ def sinkhorn(scores: Tensor, rounds: int) -> Tensor:
 
 
 def hungarian(plan: Tensor) -> Tensor:
-    """Return the permutation of largest sum_i P_i,order(i).  (E, E) -> (E,) int64."""
+    """Return the permutation that maximises sum_i P[i, order[i]].
+
+    plan: P (E, E), on the CPU. Returns order (E,) int64.
+    """
     from scipy.optimize import linear_sum_assignment  # here, as it takes a third of a second
 
     return torch.from_numpy(linear_sum_assignment(plan.numpy(), maximize=True)[1])
 
 
 def search_step(model: nn.Module, step: int, steps: int | None = None) -> None:
-    """Move the permutation searches in a model on to a step.
+    """Set the training step of all permutation searches in a model.
 
-    step: counted from 0; steps: in the whole training, which the search does not use; None = step.
+    step: counted from 0; steps: number of steps of the training, which the search does not use;
+      None = step.
     """
     for module in model.modules():
         if isinstance(module, PermutationRouter):

@@ -40,6 +40,7 @@ class PreGate:
     heads: int = 4
 
     def __post_init__(self) -> None:
+        """Check each setting.  Raises: ConfigError."""
         check_counts(self.experts, self.active)
         between("vocabulary", self.vocabulary, 1, math.inf)
         at_least("heads", self.heads, 1)
@@ -49,7 +50,11 @@ class PreGate:
             raise ConfigError("width", got=got, want=want, fix=f"Try {16 * self.heads}.")
 
     def net(self, *, embedding: Tensor | None = None, generator: torch.Generator) -> PreGateNet:
-        """Return the gate itself, which all layers share; see `PreGateNet`."""
+        """Return the network that chooses experts from token ids, for all layers of a model.
+
+        embedding: (V, n) of the model, from which the network's embedding is copied; None = draw
+          it. generator: source of the random weights.
+        """
         return PreGateNet(self, embedding=embedding, generator=generator)
 
 
@@ -64,9 +69,11 @@ class PreGateNet(nn.Module):
     def __init__(
         self, config: PreGate, *, embedding: Tensor | None = None, generator: torch.Generator
     ) -> None:
-        """Draw the weights of embedding, attention, MLP and head; see the class.
+        """Draw the weights of embedding, one attention layer, MLP and head.
 
-        embedding: (V, n) of the model, n >= config.width; None = draw the embedding, too.
+        config: the settings. embedding: (V, n) of the model, V = config.vocabulary and n >=
+          config.width, whose first columns are copied; None = draw the embedding, too. generator:
+          source of the random weights.
         Raises: ShapeError for an embedding that does not fit the settings.
         """
         super().__init__()
@@ -108,9 +115,10 @@ class PreGateNet(nn.Module):
         return F.linear(self.norms[2](x), self.head)
 
     def cached_logits(self, ids: Tensor) -> Tensor:
-        """Return `forward(ids)`, computed once for all layers of one model's forward.  ids: (B, T).
+        """Return `forward(ids)`, computed once for all layers of one forward of the model.
 
-        Without gradients the logits of the newest ids are kept until a parameter changes.
+        ids: token ids (B, T). Returns logits (B, T, E). The newest result is reused while ids and
+          parameters are unchanged; with gradients it is not stored.
         """
         with_gradient = torch.is_grad_enabled()
         cached = self._newest
@@ -132,7 +140,11 @@ class PreGateNet(nn.Module):
 
 
 def _rotated(x: Tensor) -> Tensor:
-    """Apply rotary positions.  (B, H, T, n), same shape; the last entry of an odd n stays."""
+    """Rotate pairs of entries by an angle that grows with the position (rotary positions).
+
+    x: queries or keys (B, H, T, n); the result has the same shape. The last entry of an odd n
+      stays.
+    """
     n = x.shape[-1] // 2
     rate = 10000.0 ** (-torch.arange(n, device=x.device) / max(1, n))
     angle = torch.arange(x.shape[-2], device=x.device)[:, None] * rate  # (T, n)
@@ -158,9 +170,11 @@ class PreGateRouter(Router):
         self.gate = gate
 
     def route(self, rows: Tensor, valid: Tensor | None) -> Routing:
-        """Choose the k experts of largest logit for each of the rows (N, d), by their token ids.
+        """Choose the k experts of largest logit for each token, from the token ids alone.
 
-        rows: only its length is read. valid: (N,) bool, False = padding; None = all rows are real.
+        rows: (N, d), of which only the number N and the type are read. valid: (N,) bool, False =
+          padding; None = all rows are real.
+        Raises: ConfigError without ids; ShapeError if their number is not N.
         """
         ids = self.context.ids if self.context.ids is not None else self.context.input_ids
         if ids is None:

@@ -27,10 +27,10 @@ class RandomRouter(RandomSource):
     """
 
     def __init__(self, experts: int, active: int, per: str, *, generator: torch.Generator) -> None:
-        """Remember the settings.
+        """Check and store the settings; nothing is drawn yet.
 
-        experts: E; active: k; per: "batch" (one draw for all samples) or "sample"; generator: of
-          the draws.
+        experts: E; active: k, how many are drawn; per: "batch" (one draw for all samples) or
+          "sample"; generator: source of the draws.
         """
         super().__init__(generator)
         at_least("experts", experts, 1, "Try 4.")
@@ -50,7 +50,10 @@ class RandomRouter(RandomSource):
         self._active = k
 
     def check_active(self, k: int) -> None:
-        """Raise ConfigError unless k experts can be drawn from now on."""
+        """Raise ConfigError unless k experts may be drawn from now on.
+
+        k: 1 ... E; where a merge of the experts depends on it, only the k of the settings.
+        """
         fix = "k = 1 is the paper, k = experts is the plain adapter."
         between("active", k, 1, self.experts, fix)
         if self.fixed and k != self._active:
@@ -66,9 +69,10 @@ class RandomRouter(RandomSource):
         return index.expand(rows, -1) if self.per == "batch" else index
 
     def forward(self, x: Tensor, state: Tensor | None = None) -> Routing:
-        """Return the experts of each sample.  x: (B, ...), of which only B is read -> (B, E).
+        """Return k random experts of weight 1 for each sample; in evaluation all, of weight k / E.
 
-        state: unused; routers that pass a state from layer to layer need it.
+        x: (B, ...), of which only B and the type are read. state: unused; routers that pass a state
+          from layer to layer need it. Returns a Routing of shape (B, E).
         """
         if not self.training:
             # the mean over all draws, without a draw
@@ -100,7 +104,7 @@ class RandomRouting:
         self.build(1, generator=torch.Generator())
 
     def build(self, width: int, *, generator: torch.Generator) -> RandomRouter:
-        """Return the router of tokens of any width."""
+        """Return a router for tokens of any width.  generator: source of the draws."""
         return RandomRouter(self.experts, self.active, self.draw, generator=generator)
 
 

@@ -64,9 +64,11 @@ class RecurrentRouter(GateRouter[Recurrent], PassesState):
     normalised = equal_counts = True
 
     def __init__(self, config: Recurrent, width: int, *, generator: torch.Generator) -> None:
-        """Draw W1, W2 and a GRU cell, which `join` replaces by the first layer's.
+        """Draw W1 (p, width), W2 (E, p) and a GRU cell of width p.
 
-        width: length of a token's vector.
+        `join`, which connects the routers of a model, replaces the GRU cell by the first layer's.
+        config: the settings, p is config.hidden; width: length of a token's vector; generator:
+        source of the random weights.
         """
         super().__init__(config, config.hidden, generator=generator)  # W2
         self.down = nn.Parameter(torch.empty(config.hidden, width))  # W1
@@ -82,7 +84,10 @@ class RecurrentRouter(GateRouter[Recurrent], PassesState):
         return RecurrentRouter, self.config.hidden
 
     def follow(self, first: Self, layer: int) -> None:
-        """Become layer number `layer` after `first`, whose GRU cell is used from now on."""
+        """Make this the router of layer number `layer` and use the GRU cell of the first layer's.
+
+        first: the router of the first layer, which may be this one.
+        """
         super().follow(first, layer)
         (cell,) = first._cell
         self._cell = (cell,)
@@ -93,7 +98,10 @@ class RecurrentRouter(GateRouter[Recurrent], PassesState):
             del self.cell
 
     def logits(self, rows: Tensor) -> Tensor:
-        """Return W2 h_l, and leave h_l to the next layer.  (N, d) -> (N, E)."""
+        """Return W2 h_l, and pass the state h_l on to the next layer's router.
+
+        rows: tokens x (N, d). h_l = GRU(W1 x, h_{l-1}), (N, p). Returns (N, E).
+        """
         u = wide_linear(rows, self.down)  # eq. 4, (N, p)
         before = self.carried(len(rows)) if self.config.carry else None
         state = self.recur(u, torch.zeros_like(u) if before is None else before)  # eq. 5, h_l
@@ -101,7 +109,10 @@ class RecurrentRouter(GateRouter[Recurrent], PassesState):
         return wide_linear(state, self.weight)  # eq. 6
 
     def recur(self, u: Tensor, state: Tensor) -> Tensor:
-        """Return h_l from u = W1 x and h_{l-1}, all (N, p), in u's dtype, also under autocast."""
+        """Run the GRU: return h_l from u = W1 x and the previous layer's h_{l-1}, all (N, p).
+
+        state: h_{l-1}, zeros in the first layer. It computes in u's type, also under autocast.
+        """
         (cell,) = self._cell
         weights = {name: p.to(u.dtype) for name, p in cell.named_parameters()}
         with uncast(u.device):
@@ -111,9 +122,9 @@ class RecurrentRouter(GateRouter[Recurrent], PassesState):
         return best(logits, self.config.active)
 
     def route(self, rows: Tensor, valid: Tensor | None) -> Routing:
-        """Route rows (N, d) as every gate does; the routing has h_l as its state.
+        """Route rows as every gate does, and put the recurrent state h_l into the routing.
 
-        valid: (N,) bool, False = padding; None = all rows are real.
+        rows: tokens (N, d). valid: (N,) bool, False = padding; None = all rows are real.
         """
         routing = super().route(rows, valid)
         return replace(routing, state=self.thread.left(self.layer))

@@ -60,19 +60,23 @@ class ReMoeRouter(GateRouter[ReMoe], PassesState):
     seen: Tensor
 
     def __init__(self, config: ReMoe, width: int, *, generator: torch.Generator) -> None:
-        """Draw the gate's W (E, width); n and the counts of pairs and rows begin at 0.
+        """Draw the gate's W (E, width); the loss coefficient begins at its first value.
 
-        width: length of a token's vector.
+        config: the settings; width: length of a token's vector; generator: source of the random
+          weights.
         """
         super().__init__(config, width, generator=generator)
-        self.layers = [self]  # of one model, whose sparsity is that of all together
+        # the routers of one model, whose sparsity is measured over all of them
+        self.layers = [self]
+        # n in lambda = lambda_0 alpha^n; then pairs and rows since the last step
         self.register_buffer("growth", torch.tensor(0))
         self.register_buffer("seen", torch.tensor([0, 0]))
 
     def follow(self, first: Self, layer: int) -> None:
-        """Become layer number `layer` after `first`; all layers together decide the next lambda.
+        """Make this the router of layer number `layer`, and share the list of all layers' routers.
 
-        lambda: the coefficient of the L1 loss, which follows the sparsity of the model.
+        first: the router of the first layer, which may be this one. The coefficient lambda of the
+          L1 loss is the same in all layers, and follows the sparsity of all.
         """
         super().follow(first, layer)
         self.layers = [self] if first is self else [*first.layers, self]
@@ -80,21 +84,24 @@ class ReMoeRouter(GateRouter[ReMoe], PassesState):
             router.layers = self.layers
 
     def choose(self, logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Return all experts, ReLU(x W^T) as weights, and a mask of those above 0, all (N, E)."""
+        """Return all experts, ReLU(x W^T) as their weights, and a mask of those above 0.
+
+        logits: x W^T (N, E). All three are (N, E).
+        """
         weight = logits.relu()  # (N, E)
         selected = ~(weight <= 0)  # a NaN is kept, so that it is seen
         index = torch.arange(self.experts, device=logits.device).expand_as(logits)
         return index, weight, selected
 
     def strength(self) -> Tensor:
-        """Return lambda.  () float64."""
+        """Return lambda = lambda_0 alpha^n, the coefficient of the L1 loss.  () float64."""
         return self.config.coefficient * self.config.factor ** self.growth.double()
 
     def _losses(self, logits: Tensor, routing: Routing, valid: Tensor | None) -> dict[str, Tensor]:
-        """Return the L1 loss of the class `ReMoe`, and count pairs and rows for the next lambda.
+        """Return the L1 loss, which makes tokens use fewer experts, and count them for lambda.
 
-        logits: (N, E); routing: the chosen pairs; valid: (N,) bool, False = padding, None = all
-          real.
+        logits: (N, E); routing: the chosen pairs (token, expert); valid: (N,) bool, False =
+          padding; None = all rows are real.
         """
         weight = logits.relu()
         if torch.is_grad_enabled():
@@ -106,8 +113,10 @@ class ReMoeRouter(GateRouter[ReMoe], PassesState):
         return {"l1": self.strength().to(spread.dtype) * spread}
 
     def before_step(self, step: int, steps: int) -> None:
-        """Let lambda follow the sparsity of the step before; the first router does it for all.
+        """Raise lambda if tokens had more than k experts since the last step, lower it otherwise.
 
+        lambda is the weight of the loss on the sum of the experts' weights; the first layer's
+        router sets it for all layers. S below is the share of pairs (token, expert) with weight 0.
         step, steps: unused; other routers need them.
         """
         if self is not self.layers[0]:

@@ -54,9 +54,10 @@ class SwitchRouter(GateRouter[Switch]):
         return index, p, None
 
     def limit(self, routing: Routing) -> Routing:
-        """Drop the tokens above each expert's capacity ceil(c T / E), in training.
+        """Drop, in training, the tokens above each expert's capacity ceil(c T / E).
 
-        routing: one pair (token, expert) for each of T tokens; the first ones of an expert stay.
+        routing: one expert for each of T tokens; c is the settings' capacity. An expert keeps the
+          tokens that come first in the batch.
         """
         if not self.training:
             return routing

@@ -49,10 +49,13 @@ class TaskRouter(Router):
         unknown: str = "error",
         generator: torch.Generator,
     ) -> None:
-        """Draw Z (tasks, heads, skills) from U(-1e-3, 1e-3).
+        """Draw Z (tasks, heads, skills), a logit of each skill for each task, from U(-1e-3, 1e-3).
 
-        noise: draw sigma(Z) in training. unknown: "error" or "mean", what to do without task ids.
-          See the class for both.
+        tasks, skills, heads: their numbers; each head of a layer weighs the skills by itself.
+          noise: add logistic noise to Z in training. unknown: in evaluation without task ids,
+          "error" raises and "mean" takes the mean over the tasks. generator: source of Z and of the
+          noise.
+        Raises: ConfigError for a setting out of range.
         """
         for name, value in (("tasks", tasks), ("skills", skills), ("heads", heads)):
             at_least(name, value, 1)
@@ -68,7 +71,10 @@ class TaskRouter(Router):
         return len(self.logits)
 
     def add_task(self, generator: torch.Generator) -> None:
-        """Add a row to Z for one more task, drawn as the first ones were."""
+        """Add a row to Z, the logits of tasks, for one more task.
+
+        generator: source of the new row, which is drawn as the first ones were.
+        """
         new = torch.empty(1, *self.logits.shape[1:])
         nn.init.uniform_(new, -SPREAD, SPREAD, generator=generator)
         # the tasks before keep their rows
@@ -76,9 +82,10 @@ class TaskRouter(Router):
         self.logits = nn.Parameter(logits, requires_grad=self.logits.requires_grad)
 
     def of_task(self, task: int | None) -> Tensor:
-        """Return the skills' weights w of one task in evaluation, (heads, skills).
+        """Return the weights of the skills for one task, as in evaluation.  (heads, skills).
 
         task: its number; None = the mean over all tasks.
+        Raises: ConfigError for a number that is no task.
         """
         if task is None:
             return _shares(self._wide_logits()).mean(0)
@@ -89,9 +96,11 @@ class TaskRouter(Router):
         return self.remember(self.route(x, None))
 
     def route(self, rows: Tensor, valid: Tensor | None) -> Routing:
-        """Return the routing of samples, or of equally many parts of each.  rows: (N, ...).
+        """Weigh all skills for each sample by its task.
 
-        valid: unused; padding has the task of its sample.
+        rows: (N, ...), N samples, or N equal parts of samples, such as windows of images. valid:
+          unused; padding has the task of its sample.
+        Returns a Routing of shape (N heads, skills): a row for each head of each sample.
         """
         ids = self._ids(len(rows))
         if ids is None:
@@ -114,16 +123,19 @@ class TaskRouter(Router):
         return self.logits.to(torch.promote_types(self.logits.dtype, torch.float32))
 
     def _logistic(self, noise: RandomSource, samples: int) -> Tensor:
-        """Draw log u - log(1 - u), u ~ U(0, 1), for each sample.  (samples, heads, skills)."""
+        """Draw logistic noise log u - log(1 - u), u ~ U(0, 1).  (samples, heads, skills).
+
+        noise: source of the numbers u; samples: how many draws.
+        """
         u = noise.uniform(samples, *self.logits.shape[1:])
         eps = torch.finfo(u.dtype).eps
         return u.clamp(eps, 1 - eps).logit()
 
     def _ids(self, rows: int) -> Tensor | None:
-        """Return the task of each sample, (samples,) int64 on the CPU; None = unknown.
+        """Return the task of each sample, (samples,) int64 on the CPU; None = take the mean of all.
 
-        rows: N of the forward, a multiple of the samples. Raises: ShapeError for ids that do not
-          fit.
+        rows: number of rows of the forward, a multiple of the samples.
+        Raises: ShapeError for ids whose number does not fit; ConfigError for ids that are no task.
         """
         ids = self.context.tasks()
         if ids is None:
@@ -136,10 +148,10 @@ class TaskRouter(Router):
         return ids
 
     def _without_ids(self, rows: int) -> Tensor | None:
-        """Return the task ids (rows,) of a batch for which the caller set none.
+        """Return task ids for a batch for which the caller set none, (rows,), or None.
 
-        With a single task they are 0. Otherwise return None in evaluation with unknown="mean": the
-        router then takes the mean over all tasks. rows: number of rows of the batch.
+        They are 0 where there is a single task. None, in evaluation with unknown="mean", tells the
+        router to average the weights over all tasks. rows: number of rows of the batch.
         Raises: ConfigError where ids are required: in training, or with unknown="error".
         """
         if self.tasks == 1:
@@ -165,7 +177,7 @@ class TaskRouter(Router):
 
 
 def _shares(logits: Tensor) -> Tensor:
-    """Return sigma(Z) divided by its sum over skills.  (..., skills), same shape."""
+    """Return sigmoid(Z) divided by its sum over skills.  logits: Z (..., skills), same shape."""
     raw = logits.sigmoid()
     return raw / (raw.sum(-1, keepdim=True) + SMALL)
 
@@ -195,7 +207,10 @@ class TaskRouting:
         self.build(1, generator=torch.Generator())
 
     def build(self, width: int, *, generator: torch.Generator) -> TaskRouter:
-        """Return the router of tokens of any width."""
+        """Return a router for tokens of any width.
+
+        width: unused, because tasks are read from ids. generator: source of the random logits.
+        """
         return TaskRouter(
             self.tasks,
             self.skills,

@@ -65,7 +65,11 @@ class TopKRouter(GateRouter[TopK]):
     equal_counts = True
 
     def __init__(self, config: TopK, width: int, *, generator: torch.Generator) -> None:
-        """Draw the gate's W (E, width) from N(0, std).  width: length of a token's vector."""
+        """Draw the gate's W (E, width) from N(0, std).
+
+        config: the settings; width: length of a token's vector; generator: source of the random
+          weights.
+        """
         super().__init__(config, width, generator=generator)
         # a weight that is always 1 has no gradient for the router, but sums to 1
         single = config.active == 1 and config.scale == "none"
@@ -73,9 +77,9 @@ class TopKRouter(GateRouter[TopK]):
         self.normalised = single or self.scale == "renormalised"
 
     def choose(self, logits: Tensor) -> tuple[Tensor, Tensor, None]:
-        """Return the k best experts of each row, their weights (N, k), and None: all count.
+        """Return the k best experts of each row and their weights, (N, k) both, and None.
 
-        logits: (N, E).
+        logits: (N, E). None in place of a mask says that all k count.
         """
         p, index = logits.softmax(-1).topk(self.config.active)  # (N, k) both
         match self.scale:

@@ -35,6 +35,7 @@ class TopP:
     z: float = 0.0
 
     def __post_init__(self) -> None:
+        """Check each setting; `Terms` checks those that all gates share.  Raises: ConfigError."""
         Terms.of(self)
         if not 0 < self.p <= 1:
             raise ConfigError("p", got=self.p, want="0 < p <= 1", fix="Try 0.8.")
@@ -51,9 +52,10 @@ class TopPRouter(GateRouter[TopP]):
         return super().logits(rows) / self.config.temperature
 
     def choose(self, logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Return experts in falling order of p, p, and a mask of those needed, all (N, E).
+        """Return the experts in falling order of p, p, and a mask of those needed, all (N, E).
 
-        logits: (N, E). The needed ones are the fewest whose p sum to `config.p`.
+        logits: (N, E); p = softmax(logits). Needed are the fewest experts whose p sum to
+          `config.p`.
         """
         p, index = logits.softmax(-1).sort(descending=True, stable=True)
         before = p.detach().cumsum(-1) - p.detach()  # the sum over more probable experts

@@ -55,6 +55,7 @@ class Transport:
     cost: str = "logits"
 
     def __post_init__(self) -> None:
+        """Check each setting; `Terms` checks those that all gates share.  Raises: ConfigError."""
         Terms.of(self)
         if not 1 <= self.capacity < math.inf:
             name, fix = "capacity", "1 is one expert per token on average; 1.25 drops fewer tokens."
@@ -74,9 +75,11 @@ class TransportRouter(GateRouter[Transport]):
     by_row = False
 
     def plan(self, score: Tensor) -> Tensor:
-        """Return the transport plan of cost -score.  score: (N, E) -> (N, E), 0 or more.
+        """Match tokens with experts: a large sum of scores, and even loads.
 
-        Each of N tokens has mass 1, each of E experts N / E; a pair with mass above 0 is chosen.
+        score: value of each pair (N, E). Returns the transport plan of cost -score, (N, E), 0 or
+          more: each of N tokens has mass 1, each of E experts receives N / E. A pair with mass
+          above 0 is chosen.
         """
         config, tokens = self.config, len(score)
         if not tokens:
@@ -95,7 +98,10 @@ class TransportRouter(GateRouter[Transport]):
         return plan
 
     def score(self, logits: Tensor, p: Tensor) -> Tensor:
-        """Return the value of each pair, the negative cost.  logits, p: (N, E) both -> (N, E)."""
+        """Return the value of each pair of a token and an expert, (N, E): the negative cost.
+
+        logits, p = softmax(logits): (N, E) both. The setting `cost` says which of the two is used.
+        """
         # a token of NaN gets equal scores here, or the whole plan would be NaN
         if self.config.cost == "p":
             return p.detach().nan_to_num(1 / self.experts)
@@ -104,9 +110,9 @@ class TransportRouter(GateRouter[Transport]):
         return centred / centred.std(correction=0).clamp_min(1e-6) if len(logits) else centred
 
     def choose(self, logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Return all experts, p as weights, and a mask of the plan's pairs, all (N, E).
+        """Return all experts, p as their weights, and a mask of the pairs of the transport plan.
 
-        logits: (N, E). The plan says which tokens go to which experts.
+        logits: (N, E); p = softmax(logits). All three are (N, E).
         """
         p = logits.softmax(-1)
         index = torch.arange(self.experts, device=p.device).expand_as(p)
@@ -114,7 +120,7 @@ class TransportRouter(GateRouter[Transport]):
 
 
 def warn_of_uncovered(share: float) -> None:
-    """Warn if more than 5 % of a batch's tokens have no expert."""
+    """Warn if more than 5 % of a batch's tokens have no expert.  share: of tokens without one."""
     if share > UNCOVERED:
         message = f"transport: {share:.0%} of the tokens of a batch have no expert. "
         fix = "Raise capacity, to 1.25 for example, or leave cost='logits'."
@@ -150,8 +156,9 @@ def k_sparse_ot(
 def _ascent(cost: Tensor, a: Tensor, b: Tensor, k: int, gamma: float, iterations: int) -> Tensor:
     """Return alpha (..., n), a potential of each row, near the maximum of the semi-dual.
 
-    cost: (..., n, m); a, b: masses of rows and columns; k: entries of a column; gamma, iterations:
-      of the solver. See `k_sparse_ot`.
+    The semi-dual is the concave function of alpha that `k_sparse_ot` maximises. cost: (..., n, m);
+    a: (..., n), b: (..., m), masses of rows and columns; k: most entries of a column; gamma: weight
+    of the quadratic term; iterations: steps of Sinkhorn's method, then of Adam.
     """
     spread = cost.std((-2, -1), correction=0).clamp_min(1e-6)[..., None]  # (..., 1)
     alpha = _sinkhorn(cost, a, b, START * spread[..., None], iterations)
@@ -169,10 +176,11 @@ def _ascent(cost: Tensor, a: Tensor, b: Tensor, k: int, gamma: float, iterations
 
 
 def semi_dual(alpha: Tensor, cost: Tensor, a: Tensor, b: Tensor, k: int, gamma: float) -> Tensor:
-    """Return the semi-dual at alpha (..., n): a lower bound of the cost of every plan.  (...).
+    """Return the semi-dual at alpha, a lower bound of the cost of every transport plan.  (...).
 
-    cost: (..., n, m); a, b: masses of rows and columns; k: entries of a column; gamma: weight of
-      the quadratic term. See `k_sparse_ot`.
+    alpha: (..., n), a potential of each row; cost: (..., n, m); a: (..., n), b: (..., m), masses of
+      rows and columns; k: most entries of a column; gamma: weight of the quadratic term. See
+      `k_sparse_ot`.
     """
     plan = _columns(alpha, cost, b, k, gamma)
     gain = (plan * (alpha[..., None] - cost)).sum((-2, -1))
@@ -180,19 +188,19 @@ def semi_dual(alpha: Tensor, cost: Tensor, a: Tensor, b: Tensor, k: int, gamma: 
 
 
 def _columns(alpha: Tensor, cost: Tensor, b: Tensor, k: int, gamma: float) -> Tensor:
-    """Return the plan at alpha (..., n): columns b_j p_j, with p_j >= 0 of sum 1 and k entries.
+    """Return the best plan for given potentials of the rows, column by column.  (..., n, m).
 
+    Column j is b_j p_j, with p_j >= 0 of sum 1 and at most k entries. alpha: (..., n), potentials;
     cost: (..., n, m); b: (..., m), masses of the columns; gamma: weight of the quadratic term.
-      Returns (..., n, m); see `k_sparse_ot`.
     """
     b = b[..., None, :]
     return b * sparse_simplex((alpha[..., None] - cost) / (gamma * b), k)
 
 
 def sparse_simplex(x: Tensor, k: int) -> Tensor:
-    """Project each column on the simplex, with at most k entries.  (..., n, m), same shape.
+    """Return for each column the nearest vector that is >= 0, sums to 1 and has at most k entries.
 
-    The simplex: vectors without negative entries, of sum 1.
+    x: (..., n, m), columns along n; the result has the same shape.
     """
     top, index = x.topk(min(k, x.shape[-2]), dim=-2)  # sorted, (..., k, m)
     above = top.cumsum(-2) - 1
@@ -204,10 +212,12 @@ def sparse_simplex(x: Tensor, k: int) -> Tensor:
 
 
 def _sinkhorn(cost: Tensor, a: Tensor, b: Tensor, eps: Tensor, iterations: int) -> Tensor:
-    """Return alpha of entropic transport, the first alpha of the solver.  (..., n).
+    """Solve the transport with an entropy term; return the rows' potentials alpha (..., n).
 
-    eps: the temperature, (..., 1, 1); cost, a, b: as in `k_sparse_ot`.
+    They are where the solver of `k_sparse_ot` starts. cost: (..., n, m); a: (..., n), b: (..., m),
+    masses of rows and columns; eps: temperature, (..., 1, 1); iterations: number of passes.
     """
+    # u and v scale rows and columns in turn, until their sums are a and b
     scores = -cost / eps
     u, v = torch.zeros_like(a), torch.zeros_like(b)
     for _ in range(iterations):

@@ -41,6 +41,7 @@ class UnionGate:
     std: float = 0.02
 
     def __post_init__(self) -> None:
+        """Check each setting.  Raises: ConfigError."""
         check_counts(self.experts)
         above("share", self.share, 0, "Half of the experts is 0.5.")
         between("share", self.share, 0, 1, "Half of the experts is 0.5.")
@@ -71,9 +72,10 @@ class UnionRouter(Router):
     by_expert = ("weight", "bias")
 
     def __init__(self, config: UnionGate, width: int, *, generator: torch.Generator) -> None:
-        """Draw the gate's W (E, width) from N(0, std) and set its b to 0; "frozen" trains neither.
+        """Draw the gate's W (E, width) from N(0, std) and set its bias b to 0.
 
-        width: length of a token's vector.
+        config: the settings; with gate="frozen" neither is trained. width: length of a token's
+          vector; generator: source of the random weights.
         """
         super().__init__(config.experts)
         self.config, self.warm = config, config.share
@@ -114,16 +116,17 @@ class UnionRouter(Router):
         return self.remember(self._routing(rows, valid, length))
 
     def route(self, rows: Tensor, valid: Tensor | None) -> Routing:
-        """Route rows (N, d) as one sequence.
+        """Route rows (N, d) as the tokens of one sequence.
 
-        valid: (N,) bool, False = padding; None = all real.
+        valid: (N,) bool, False = padding, which gets no expert; None = all rows are real.
         """
         return self._routing(rows, valid, len(rows))
 
     def _routing(self, rows: Tensor, valid: Tensor | None, length: int) -> Routing:
-        """Route rows (B T, d) of sequences of `length` T each.
+        """Choose the pairs of tokens and experts of several sequences, and weigh them.
 
-        valid: (B T,) bool, False = padding; None = all rows are real.
+        rows: (B T, d), tokens of B sequences; length: T. valid: (B T,) bool, False = padding; None
+          = all rows are real.
         """
         logits = wide_linear(rows if self.weighs else rows.detach(), self.weight, self.bias)
         p = logits.softmax(-1)  # S, (N, E)
@@ -141,9 +144,10 @@ class UnionRouter(Router):
         return gated(weight, rows.dtype, selected)
 
     def _select(self, logits: Tensor, p: Tensor, valid: Tensor | None) -> Tensor:
-        """Select the pairs to keep by the settings' `select`.
+        """Select the pairs (token, expert) to keep, as the setting `select` says.
 
-        logits, p: (B, T, E); valid: (B, T), False = padding, None = all. Returns (B, T, E) bool.
+        logits, p = softmax(logits): (B, T, E); valid: (B, T) bool, False = padding; None = all rows
+        are real. Returns (B, T, E) bool.
         """
         if self.config.select == "data":
             return self._best_positions(p, valid)
@@ -159,9 +163,10 @@ class UnionRouter(Router):
         return selected if valid is None else selected & valid[..., None]
 
     def _best_positions(self, p: Tensor, valid: Tensor | None) -> Tensor:
-        """Select each expert's ceil(s T) positions of largest p in each sequence.
+        """Select, for each expert, its ceil(s T) positions of largest p in each sequence.
 
-        p: (B, T, E); valid: (B, T), False = padding, None = all. Returns (B, T, E) bool.
+        p: (B, T, E); valid: (B, T) bool, False = padding; None = all rows are real. s: the share of
+          pairs to keep. Returns (B, T, E) bool.
         """
         score = p.nan_to_num(0)  # topk would put a NaN first
         score[:, : self.config.always] = 2  # above every probability
@@ -176,10 +181,11 @@ class UnionRouter(Router):
         return (rank < n[:, None, None]) & valid[..., None]
 
     def teach(self, rows: Tensor, token: Tensor, expert: Tensor, outputs: Tensor) -> None:
-        """Add the loss by which the gate learns how large the outputs of pairs are.
+        """Add the loss by which the gate learns to predict how large the experts' outputs are.
 
-        0.01 mean (x_t W_e + b_e - log |o_te| + m)^2 over the pairs, m the mean of the logarithms.
-        rows: (N, d); token, expert: (P,); outputs: (P, out), the experts' outputs o.
+        0.01 mean (x_t W_e + b_e - log |o_te| + m)^2 over the chosen pairs, m the mean of log |o|.
+        rows: tokens x (N, d); token, expert: (P,), the row and the expert of each pair; outputs: o
+          (P, out), the expert's output for it.
         """
         last = self.last
         if last is None or not len(token):

@@ -15,11 +15,11 @@ SHAPES = ("constant", "linear", "step")
 
 
 def active_at(step: int, total: int, *, first: int, last: int, shape: str = "linear") -> int:
-    """Return k, the number of active experts, at a step of `total`, counted from 0.
+    """Return k, the number of active experts, at a training step.
 
-    first, last: k at the first and at the last step. shape: "constant", first = last throughout;
-      "linear", every k from first to last for an equal share of the steps; "step", first in the
-      first half of the steps and last in the second.
+    step: counted from 0; total: number of steps; first, last: k at the first and at the last step.
+      shape: "constant", first = last throughout; "linear", every k from first to last for an equal
+      share of the steps; "step", first in the first half of the steps and last in the second.
     Raises: ConfigError on a shape that is none of these, k < 1, or a step that is not in the run.
     """
     one_of("shape", shape, SHAPES)
@@ -36,7 +36,7 @@ def active_at(step: int, total: int, *, first: int, last: int, shape: str = "lin
 
 
 def set_active(model: nn.Module, k: int) -> None:
-    """Let every random router of a model draw k experts from now on.
+    """Set the number k of experts that every random router of a model draws.
 
     All routers are checked before the first one changes. Raises: ConfigError if the model has no
     random router, a router has fewer than k experts, or its mixture's merge depends on k

@@ -41,7 +41,8 @@ class LayerSchedule(Protocol):
 def n_of_m_mask(weight: Tensor, pattern: NofM) -> Tensor:
     """Return the mask of the n largest |w| of each m along the pattern's axis, bool.
 
-    Of equal ones the first. A last group of fewer than m weights keeps n of them, or all it has.
+    weight: w, of any shape; pattern: n, m and the axis. Of equal ones the first is kept. A last
+      group of fewer than m weights keeps n of them, or all it has.
     """
     size = weight.detach().abs().movedim(pattern.axis, -1)
     # padding of -1 loses against every |w|, so that a short last group keeps its own weights
@@ -95,31 +96,34 @@ class Bdwp:
         NofM.read(self.pattern)
 
     def along(self, axis: int, layer: nn.Module | None = None) -> NofM:
-        """Return the pattern "n:m" along one axis of a layer's weight.
+        """Return the setting `pattern`, n of each m, for one axis of a layer's weight.
 
-        axis: INPUTS or OUTPUTS. layer: None = a weight (out, in, ...), as of all but transposed
-          convolutions, which have (in, out, ...).
+        axis: INPUTS or OUTPUTS of a weight (out, in, ...); layer: a transposed convolution has its
+          weight as (in, out, ...), None = no such layer.
         """
         # a transposed convolution stores (in, out, ...)
         turned = bool(getattr(layer, "transposed", False))
         return NofM.read(self.pattern, 1 - axis if turned else axis)
 
     def seen(self, layer: Any, axis: int) -> Tensor:
-        """Return the weight that a product uses: n of each m weights along `axis`, others 0.
+        """Return a layer's weight with only n of each m entries along an axis, the others 0.
 
-        axis: INPUTS gives W_f, for the forward; OUTPUTS gives W_b, for the gradient of the input.
+        axis: INPUTS gives W_f, which the forward uses; OUTPUTS gives W_b, which the gradient of the
+          input uses.
         """
         weight: Tensor = layer.weight
         return weight.detach() * n_of_m_mask(weight, self.along(axis, layer))
 
     @contextmanager
     def training(self, model: nn.Module) -> Generator[Callable[[], None]]:
-        """Let layers compute with N:M weights inside the block.
+        """Let layers compute with n:m sparse weights inside the context.
 
-        Yields a function to call after the last step: it sets W to W_f, its n of each m weights.
+        model: in training. Yields a function to call after the last step: it sets each weight to
+          the sparse one that the forward uses.
         """
         called: set[str] = set()
         layers = {name: self._layer(model, name) for name in masked_weights(model, self.layers)}
+        # each layer's forward is replaced, and restored at the end
         with ExitStack() as stack:
             for name, layer in layers.items():
                 forward = partial(self._forward, layer, layer.forward, partial(called.add, name))
@@ -127,10 +131,11 @@ class Bdwp:
             yield partial(self._keep_masked, layers, called)
 
     def _layer(self, model: nn.Module, name: str) -> Any:
-        """Return the layer whose weight has this name, checked to be fit for N:M weights.
+        """Return the layer whose weight has this name, after a check that it can be n:m sparse.
 
-        name: of the parameter, "path.weight". Raises: ConfigError for another kind of layer;
-          ShapeError for widths that m does not divide with pad=False.
+        model: has the layer; name: of the parameter, "path.weight".
+        Raises: ConfigError for another kind of layer; ShapeError for widths that m does not divide
+          with pad=False.
         """
         path, _, weight = name.rpartition(".")
         layer = model.get_submodule(path)
@@ -156,10 +161,11 @@ class Bdwp:
         *args: Any,
         **kwargs: Any,
     ) -> Tensor:
-        """Compute the layer with W_f and, for the gradient of its input, W_b.
+        """Compute a layer with sparse weights: W_f for its output, W_b for its input's gradient.
 
-        forward: the layer's own, with args and kwargs; call: called to note that the layer was
-          used.
+        W_f has n of each m weights along the inputs, W_b along the outputs. layer: the layer;
+        forward: its own forward, with args and kwargs; call: called to note that the layer was
+        used.
         """
         call()
         weight, forward = cast(Tensor, layer.weight), partial(forward, *args, **kwargs)
@@ -179,10 +185,10 @@ class Bdwp:
 
     @torch.no_grad()
     def _keep_masked(self, layers: dict[str, Any], called: set[str]) -> None:
-        """Set the weights of the layers that were called to W_f (n of each m kept).
+        """Set the weights of the layers that were used to W_f, with n of each m weights.
 
-        layers: name -> layer, all that are masked; called: names of those whose forward ran. Warns
-          of the others, which stay dense.
+        layers: path -> layer, all that are sparse; called: names of those whose forward ran. It
+          warns of the others, which stay dense.
         """
         # the backward-only variant trains and keeps dense weights
         if self.directions == "backward":
@@ -198,6 +204,7 @@ class Bdwp:
 
 def _call_with_weight(layer: nn.Module, forward: Callable[[], Tensor], weight: Tensor) -> Tensor:
     """Call `forward` of a layer while its weight is `weight`, and restore the weight after it."""
+    # past nn.Module's checks: the weight may be a plain tensor here
     parameters: dict[str, Any] = layer._parameters
     before = parameters["weight"]
     parameters["weight"] = weight

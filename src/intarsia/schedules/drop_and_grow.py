@@ -28,11 +28,12 @@ def grow(
     grow_score: Tensor | None = None,
     generator: torch.Generator | None = None,
 ) -> Tensor:
-    """Drop round(drop n) of the n kept weights, the smallest, and grow as many of the others.
+    """Set the smallest kept weights to not kept, and keep as many others instead; return the mask.
 
-    weight; mask (bool, True = kept); grow_score: all of one shape -> the new mask, of n weights.
-    grow_score: the largest grow; None = at random, by `generator`. Of equal ones the earlier entry
-    stays or grows. A weight that was just dropped may grow again, and then keeps its value.
+    weight: of any shape; mask: bool, True = kept, n of them; drop: share of the n that are
+      exchanged; grow_score: the others with the largest are kept, None = random ones; generator:
+      source of that draw. Of equal ones the earlier entry is kept. A weight that was just dropped
+      may be chosen again.
     Raises: ConfigError for a share outside 0 ... 1, a NaN, or neither score nor generator.
     """
     between("drop", drop, 0, 1, "Try 0.3.")
@@ -43,7 +44,7 @@ def grow(
         at_least("generator", 0 if generator is None else 1, 1, "Pass a torch.Generator.")
         grow_score = torch.rand(weight.shape, generator=generator)
     # step 1: drop the smallest |w| of the mask
-    # what is outside has no size to compete with: only kept weights stay
+    # -1 is below every size, so that only kept weights stay
     size = weight.detach().abs().masked_fill(~mask, -1)
     stays = keep_top({"": size}, count - exchanged).mask("", 0).to(mask.device)
     # step 2: grow the largest scores outside what stays
@@ -70,6 +71,7 @@ class DropAndGrow(MaskSettings):
     spread: str = "erdos-renyi"
 
     def __post_init__(self) -> None:
+        """Check each setting.  Raises: ConfigError."""
         super().__post_init__()
         if self.density is not None:
             above("density", self.density, 0, "Try 0.25.")
@@ -80,27 +82,28 @@ class DropAndGrow(MaskSettings):
         one_of("spread", self.spread, tuple(SPREADS))
 
     def begin(self, weights: Weights, generator: torch.Generator) -> Partition:
-        """Return random masks of the layers' densities; without a density, the model's zeros.
+        """Return the masks at the start: random ones, or the model's own zeros without a `density`.
 
-        weights: name -> tensor; generator: makes the draws.
+        weights: name -> parameter; generator: source of the draw.
         """
         if self.density is None:
             return FixedMask().begin(weights, generator)
         shapes = {name: tuple(w.shape) for name, w in weights.items()}
+        # a density for each layer, so that all together have the setting's
         densities = SPREADS[self.spread](shapes, self.density)
         return random_masks(shapes, densities, generator=generator)
 
     def due(self, step: int, steps: int) -> bool:
-        """Return True at every `every`-th step until stop * steps; never for a dense model.
+        """Return True if the masks change at this step: every `every` steps until stop * steps.
 
-        step: counted from 0; steps: number in the whole training.
+        step: counted from 0; steps: number in the whole training. A dense model has no changes.
         """
         return self.density != 1 and 0 < step < self.stop * steps and step % self.every == 0
 
     def share(self, step: int, steps: int) -> float:
-        """Return drop / 2 (1 + cos(pi t / T_end)), the share of kept weights to exchange at step t.
+        """Return the share of the kept weights to exchange, drop / 2 (1 + cos(pi t / T_end)).
 
-        step: t; steps: number in the training; T_end = stop * steps.
+        step: t, counted from 0; steps: number in the whole training; T_end = stop * steps.
         """
         return self.drop / 2 * (1 + math.cos(math.pi * step / (self.stop * steps)))
 
@@ -112,11 +115,12 @@ class DropAndGrow(MaskSettings):
         progress: tuple[int, int],
         generator: torch.Generator,
     ) -> Masks:
-        """Drop and grow in each layer, see `grow`; return the new masks.
+        """Exchange the smallest kept weights of each layer for others; return the new masks.
 
-        weights, masks, gradients: by name; gradients of this step, none where the schedule needs
-          none; progress: (step, steps); generator: of random growth.
+        weights, masks, gradients: by name; gradients: of this step, empty for schedules without
+          them; progress: (step, steps); generator: for random growth.
         """
+        # the same share in every layer
         share = self.share(*progress)
         return {
             n: grow(w, masks[n], share, self.grow_score(w, gradients.get(n)), generator)
@@ -124,5 +128,8 @@ class DropAndGrow(MaskSettings):
         }
 
     def grow_score(self, weight: Tensor, grad: Tensor | None) -> Tensor | None:
-        """Return the scores by which weights grow, of the weight's shape; None = at random."""
+        """Return None: weights grow at random. Subclasses return scores of the weight's shape.
+
+        weight, grad: unused here.
+        """
         return None

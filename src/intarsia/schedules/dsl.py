@@ -47,12 +47,14 @@ class Dsl(DropAndGrow):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        # at 1 the running mean would never change
         below_one("memory", self.memory)
 
     def share(self, step: int, steps: int) -> float:
-        """Return rho, the share of kept weights to exchange: half a cosine from `drop` to LAST.
+        """Return rho, the share of kept weights to exchange: half a cosine from `drop` to 0.005.
 
-        step: from 0; steps: in the training; LAST is reached at the share `stop` of the steps.
+        step: counted from 0; steps: number in the training; the end is reached at the share `stop`
+          of the steps.
         """
         # every table keeps an exchange of LAST until the stop, unless `drop` is smaller still
         last = min(LAST, self.drop)

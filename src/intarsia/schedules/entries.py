@@ -16,15 +16,16 @@ from .phases import Make, hooked
 def pull(
     make: Make, towards: Mapping[nn.Parameter, Tensor], weight: float, total: int | None = None
 ) -> Make:
-    """Add to each step the gradient of the L1 pull weight / N sum |p - start|.
+    """Return a factory of optimisers that pull parameters towards their start, by an L1 penalty.
 
-    make: f(model, lr, weight_decay) makes an optimiser; the result is such a function, too.
-      towards: parameter -> its start; weight: 0 = make as it is; total: N, None = the number of all
-      entries.
-    It is added after any clipping of the gradient, and is not in the loss that is logged.
+    The penalty is weight / N sum |p - start|. make: f(model, lr, weight_decay) makes an optimiser;
+    the result is such a function, too. towards: parameter -> its start; weight: 0 = `make` as it
+    is; total: N, None = the number of all entries. The gradient of the penalty is added after any
+    clipping, and the penalty is not in the loss that is logged.
     """
     if not weight:
         return make
+    # the gradient of the penalty at each entry, up to its sign
     share = weight / max(1, total or sum(start.numel() for start in towards.values()))
     starts = dict(towards)
 
@@ -58,7 +59,7 @@ class Entries:
     def __init__(self, index: Mapping[nn.Parameter, Tensor]) -> None:
         """Make a short trained vector of some entries of each parameter.
 
-        index: parameter -> flat places of the entries, (n,) int64, each once.
+        index: parameter -> flat positions of the entries, (n,) int64, each once.
         """
         self.dense: dict[nn.Parameter, Tensor] | None = None
         self.index = {p: i.to(p.device) for p, i in index.items()}
@@ -70,14 +71,16 @@ class Entries:
 
     @contextmanager
     def training(self) -> Iterator[Entries]:
-        """Yield self; inside the `with` block each backward fills the gradients of `vectors`.
+        """Collect the gradients of the trained entries inside the context; yield self.
 
-        `vectors` has for each parameter a short one of its trained entries alone, which the
-        optimiser moves; the gradient of the whole parameter is not kept.
+        `vectors` has for each parameter a short vector of its trained entries, which the optimiser
+        steps. Each backward fills the vectors' gradients; the gradient of the whole parameter is
+        not kept.
         """
         for parameter in self.index:
             # flat views need contiguous memory
             parameter.data = parameter.data.contiguous()
+        # called for each parameter as soon as its gradient is complete
         handles = [p.register_post_accumulate_grad_hook(self._gather) for p in self.index]
         try:
             yield self
@@ -86,9 +89,9 @@ class Entries:
                 handle.remove()
 
     def optimizer(self, make: Make) -> Make:
-        """Return a factory of optimisers that step the vectors in place of their parameters.
+        """Return a factory of optimisers that step the short vectors in place of their parameters.
 
-        make: f(model, lr, weight_decay) makes the optimiser.
+        make: f(model, lr, weight_decay) makes the optimiser; the result is such a function, too.
         """
 
         def factory(model: nn.Module, lr: float, weight_decay: float) -> Optimizer:
@@ -107,10 +110,10 @@ class Entries:
 
     @torch.no_grad()
     def move(self, index: Mapping[nn.Parameter, Tensor], optimizer: Optimizer | None) -> None:
-        """Train other entries from now on.
+        """Train other entries of the parameters from now on.
 
-        index: parameter -> flat places (n,) int64. optimizer: its states of entries that stay go
-          along, those of new ones are 0; None = no optimiser yet.
+        index: parameter -> flat positions, (n,) int64. optimizer: its states (momentum and the
+          like) of entries that stay are kept, those of new ones are 0; None = no optimiser yet.
         """
         for parameter, new in index.items():
             old, new = self.index[parameter], new.to(parameter.device)
@@ -128,9 +131,9 @@ class Entries:
             vector.data = self._read(parameter)
 
     def _gather(self, parameter: Tensor) -> None:
-        """Move the trained entries of a parameter's new gradient into its short vector's gradient.
+        """Move the trained entries of a new gradient into the short vector's gradient.
 
-        The parameter's own gradient is then forgotten.
+        parameter: whose gradient was computed; it is then set to None.
         """
         assert isinstance(parameter, nn.Parameter) and parameter.grad is not None
         vector, grad = self.vectors[parameter], parameter.grad
@@ -144,7 +147,7 @@ class Entries:
 
     @torch.no_grad()
     def _refresh(self, *_: Any) -> None:
-        """Read the short vectors of trained entries from the parameters again, before a step.
+        """Copy the trained entries from the parameters into the short vectors, before a step.
 
         _: the arguments of an optimiser's hook, unused.
         """
@@ -154,7 +157,7 @@ class Entries:
 
     @torch.no_grad()
     def _write(self, *_: Any) -> None:
-        """Write the short vectors of trained entries back to the parameters, after a step.
+        """Copy the short vectors back into the parameters, after a step.
 
         _: the arguments of an optimiser's hook, unused.
         """

@@ -40,17 +40,19 @@ class OnceFitted:
     share: float = 0.9
 
     def __post_init__(self) -> None:
+        """Check each setting.  Raises: ConfigError."""
         at_least("active", self.active, 1, fix="k = 1 is the paper.")
         if not 0 < (got := self.share) <= 1:
             raise ConfigError("share", got=got, want="0 < share <= 1", fix="Try 0.9.")
 
     def follow(self, model: nn.Module, accuracies: Sequence[float]) -> None:
-        """Let all experts be active until an epoch has fitted, and `active` of them from then on.
+        """Activate all experts until the model fits the training data, then `active` of them.
 
-        accuracies: the training accuracy of each past epoch, 0 ... 1.
+        model: whose routers are set; accuracies: the training accuracy of each past epoch, 0 ... 1.
+          It fits from the first epoch on with an accuracy of at least `share`.
         """
         set_active(model, self.active)  # at the first step already, so that a wrong k is refused
-        # until an epoch has fitted, every expert is active: the adapter is whole
+        # no epoch has fitted yet: every expert is active
         if not any(accuracy >= self.share for accuracy in accuracies):
             for router in random_routers(model).values():
                 router.active = router.experts

@@ -23,11 +23,13 @@ class FixedMask(MaskSettings):
     """
 
     def begin(self, weights: Weights, generator: torch.Generator) -> Partition:
-        """Return the masks of the weights that are not 0.  Raises: ConfigError if none is 0.
+        """Return the masks of the weights that are not 0.
 
-        generator: unused; other schedules draw.
+        weights: name -> parameter; generator: unused; other schedules draw.
+        Raises: ConfigError if none is 0.
         """
         masks = super().begin(weights, generator)
+        # a dense model: the user forgot to prune it
         if weights and masks.density() == 1:
             got = f"{len(weights)} layers without a zero"
             fix = "Prune first: intarsia.sparsify(model, intarsia.Wanda(density=0.5), rows)."

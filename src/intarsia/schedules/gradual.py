@@ -19,7 +19,7 @@ SPREADS = ("uniform", "erdos-renyi", "global")
 
 
 def cubic(time: float, first: float, last: float) -> float:
-    """Return s_t = s_f + (s_i - s_f) (1 - t)^3, t in 0 ... 1 between start and stop (eq. 1).
+    """Return the sparsity s_t = s_f + (s_i - s_f) (1 - t)^3, which rises fast at first (eq. 1).
 
     time: t, clamped to 0 ... 1; first: s_i, the sparsity at t = 0; last: s_f, at t = 1.
     """
@@ -59,18 +59,27 @@ class Gradual(MaskSettings):
         one_of("spread", self.spread, SPREADS if self.rows == 1 else SPREADS[:2])
 
     def due(self, step: int, steps: int) -> bool:
-        """Return True every `every` steps between start and stop, and at the stop."""
+        """Return True if weights are pruned at this step.
+
+        That is every `every` steps between start and stop, and at the stop. step: counted from 0;
+        steps: number in the whole training.
+        """
         first, last = self._first_and_last(steps)
         return first <= step <= last and ((step - first) % self.every == 0 or step == last)
 
     def _first_and_last(self, steps: int) -> tuple[int, int]:
-        """Return the first and the last step that prune; in a short training both are one."""
+        """Return the first and the last step that prune; a short training may have only one."""
         last = min(round(self.stop * steps), steps - 1)
+        # the start is never after the stop
         return min(round(self.start * steps), last), last
 
     def density_at(self, step: int, steps: int) -> float:
-        """Return the share of weights that is kept after the pruning of step `step` of `steps`."""
+        """Return the share of weights that is kept after a step's pruning.
+
+        step: counted from 0; steps: number in the whole training.
+        """
         first, last = self._first_and_last(steps)
+        # sparsity is 1 - density; it begins at 0
         return 1 - cubic(
             (step - first) / max(1, last - first) if last > first else 1.0, 0.0, 1 - self.density
         )
@@ -83,9 +92,9 @@ class Gradual(MaskSettings):
         progress: tuple[int, int],
         generator: torch.Generator,
     ) -> Masks:
-        """Return masks with the largest of the weights that are kept now.
+        """Return the masks of the weights that stay: the largest of those that are still kept.
 
-        weights, masks: by name; progress: (step, steps), which says the density; gradients,
+        weights, masks: by name; progress: (step, steps), from which the density follows; gradients,
           generator: unused; other schedules need them.
         """
         density = self.density_at(*progress)
@@ -99,11 +108,12 @@ class Gradual(MaskSettings):
             spread = uniform if self.spread == "uniform" else erdos_renyi
             shares = spread(shapes, density)
             if self.rows > 1:
-                # blocks are scored whole: a block with a zero inside may still be the best
+                # a block is scored by all of its weights, also those that are 0 already
                 sizes = {name: w.detach().abs() for name, w in weights.items()}
                 largest = keep_row_blocks(sizes, shares, self.rows)
             else:
                 largest = keep_shares(scores, shares)
+        # never a weight that was pruned before
         return {n: largest.mask(n, 0).to(masks[n].device) & masks[n] for n in masks}
 
 

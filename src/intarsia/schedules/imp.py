@@ -34,15 +34,16 @@ class Imp:
     store: str = "dense"
 
     def __post_init__(self) -> None:
+        """Check each setting.  Raises: ConfigError."""
         above("density", self.density, 0, "Try 0.1.")
         between("density", self.density, 0, 1, "Try 0.1.")
         at_least("rounds", self.rounds, 1)
 
     def phases(self, model: nn.Module, *, seed: int = 0) -> Generator[Phase, None, Partition]:
-        """Prune the model, and yield the training of each round.
+        """Prune the model before each round, and yield the round's training.
 
-        Returns the masks of the last one.
-        seed: unused, because nothing is drawn.
+        model: a trained one; seed: unused, because nothing is drawn. Returns the masks of the last
+          round.
         """
         masks: Partition | None = None
         for number in range(1, self.rounds + 1):
@@ -64,8 +65,9 @@ def prune(
 ) -> Partition:
     """Set all but round(density n) of the n weights of some layers to 0, the smallest first.
 
-    layers: globs of layers, None = all linear maps and convolutions. within: masks of an earlier
-      call, outside which nothing is kept.  Returns the masks as a partition of one part.
+    model: changed in place; density: share to keep, over all layers together; layers: globs of
+      layers, None = all linear maps and convolutions; within: masks of an earlier call, outside
+      which nothing is kept. Returns the masks as a partition of one part.
     Raises: ConfigError as `masked_weights` does.
     """
     weights = masked_weights(model, layers)
@@ -73,6 +75,7 @@ def prune(
     if within is not None:
         # outside earlier masks a weight scores below every other
         scores = {n: s.masked_fill((within[n] < 0).to(s.device), -1) for n, s in scores.items()}
+    # one threshold for all layers
     masks = keep_top(scores, round(density * sum(w.numel() for w in weights.values())))
     for name, weight in weights.items():
         weight.masked_fill_(~masks.mask(name, 0).to(weight.device), 0)

@@ -34,9 +34,9 @@ class MaskSettings(SparseSchedule):
         one_of("store", self.store, STORES)
 
     def begin(self, weights: Weights, generator: torch.Generator) -> Partition:
-        """Return the masks of the weights that are not 0; those of a dense model are all True.
+        """Return the masks of the weights that are not 0; for a dense model they are all True.
 
-        weights: name -> tensor; generator: unused here; other schedules draw.
+        weights: name -> parameter; generator: unused here; other schedules draw.
         """
         return Partition.from_masks({name: w.detach() != 0 for name, w in weights.items()})
 
@@ -52,5 +52,5 @@ class MaskSettings(SparseSchedule):
         progress: tuple[int, int],
         generator: torch.Generator,
     ) -> Masks:
-        """Return the masks as they are; schedules that change them need the other arguments."""
+        """Return the masks unchanged; schedules that change them need the other arguments."""
         return masks

@@ -88,8 +88,10 @@ class Masked:
     def __init__(self, weights: Weights, partition: Partition, store: str = "dense") -> None:
         """Set the weights outside the masks to 0.
 
-        weights: name -> parameter; partition: its one part says which entries are kept; store: of
-          optimiser states, "dense" or "vectors", see the class. Raises: ConfigError.
+        weights: name -> parameter; partition: its one part says which entries are kept; store:
+          "dense", the optimiser has states for whole weights; "vectors", only for the entries that
+          are kept.
+        Raises: ConfigError for an unknown store, or masks of other weights.
         """
         if store not in STORES:
             raise ConfigError("store", got=repr(store), want=f"one of {STORES}", fix="Pick one.")
@@ -110,9 +112,9 @@ class Masked:
 
     @torch.no_grad()
     def set(self, masks: Mapping[str, Tensor]) -> None:
-        """Change the masks: weights outside become 0, new ones start with the value they have.
+        """Change the masks: weights outside become 0, newly kept ones keep their value.
 
-        masks: name -> bool, True = kept.  Optimiser states of new weights are 0.
+        masks: name -> bool, True = kept. Optimiser states of newly kept weights are 0.
         """
         new = {n: masks[n].to(w.device) for n, w in self.weights.items()}
         grown = {n: new[n] & ~self.kept[n] for n in self.kept}
@@ -120,6 +122,7 @@ class Masked:
         for name, weight in self.weights.items():
             weight.masked_fill_(~new[name], 0)
         if self.store == "vectors":
+            # flat positions of the kept entries, in rising order
             index = {self.weights[n]: k.flatten().nonzero().flatten() for n, k in new.items()}
             if self.entries is None:
                 self.entries = Entries(index)
@@ -129,12 +132,17 @@ class Masked:
 
     def density(self) -> float:
         """Return the share of these weights that is kept."""
+        # over all weights together, not the mean over layers
         total = sum(mask.numel() for mask in self.kept.values())
         return sum(int(mask.sum()) for mask in self.kept.values()) / max(1, total)
 
     @contextmanager
     def training(self) -> Iterator[None]:
-        """Gather gradients for store="vectors" inside the `with` block."""
+        """Gather the gradients of the kept weights inside the context, if only these are stored.
+
+        With store="vectors" the optimiser steps a short vector of each parameter's kept weights;
+        here their gradients are copied into those vectors. With "dense" nothing is done.
+        """
         if self.entries is None:
             yield
         else:
@@ -142,10 +150,10 @@ class Masked:
                 yield
 
     def optimizer(self, make: Make) -> Make:
-        """Return a factory of optimisers that mask before and after every step.
+        """Return a factory of optimisers that apply the masks before and after every step.
 
-        make: f(model, lr, weight_decay) makes the optimiser. Raises: ConfigError, when it is
-          called, for an optimiser with a setting in REFUSED.
+        make: f(model, lr, weight_decay) makes the optimiser; the result is such a function, too. It
+          raises ConfigError for an optimiser with a setting in REFUSED.
         """
         inner = make if self.entries is None else self.entries.optimizer(make)
 
@@ -165,7 +173,7 @@ class Masked:
         return hooked(factory, before=self.mask_gradients, after=self._mask_after_step)
 
     def mask_gradients(self, *_: Any) -> None:
-        """Set the gradients of weights that are not kept to 0; call it before any clipping.
+        """Set the gradients of weights that are not kept to 0, before gradients are clipped.
 
         _: the arguments of an optimiser's hook, unused.
         """
@@ -175,7 +183,7 @@ class Masked:
 
     @torch.no_grad()
     def _mask_after_step(self, *_: Any) -> None:
-        """Mask weights and states after a step, which weight decay and momentum may have moved.
+        """Set weights and optimiser states outside the masks to 0 after a step.
 
         _: the arguments of an optimiser's hook, unused.
         """
@@ -186,10 +194,10 @@ class Masked:
 
     @torch.no_grad()
     def _mask_states(self, grown: Mapping[str, Tensor]) -> None:
-        """Set optimiser states outside the masks to 0, and those of weights that have just grown.
+        """Set the optimiser states of weights outside the masks, and of newly kept weights, to 0.
 
-        grown: name -> bool, the weights that are new.  Raises: TrainingError for a state of another
-          shape than its weight.
+        grown: name -> bool, the newly kept weights.
+        Raises: TrainingError for a state of another shape than its weight.
         """
         if self._optimizer is None or self.entries is not None:
             return
@@ -214,9 +222,10 @@ class Masking:
     """
 
     def __init__(self, schedule: SparseSchedule, model: nn.Module, seed: int) -> None:
-        """Choose the first masks of a model's weights, and set the others to 0.
+        """Choose the first masks of a model's weights, and set the other weights to 0.
 
-        schedule: says which weights, and when masks change; seed: for its random draws.
+        schedule: says which weights are masked, and when masks change; model: has the weights;
+          seed: for the schedule's random draws.
         """
         self.schedule = schedule
         self.generator = torch.Generator().manual_seed(seed)
@@ -233,30 +242,31 @@ class Masking:
         start = start if label.keys() == start.label.keys() else Partition(label, start.parts)
         self.masked = Masked(self.weights, start, schedule.store)
         self.history: list[dict[str, float]] = []  # one entry for each change
-        # weights that were kept at any time
+        # which weights were kept at any time
         self.ever = {name: mask.clone() for name, mask in self.masked.kept.items()}
         self.memory = schedule.memory
         self.seen: dict[str, Tensor] = {}  # running means of |g|, of a schedule with a memory
 
     def before(self, step: int, steps: int) -> None:
-        """Change the masks before a step's forward, or prepare to collect its dense gradients.
+        """Change the masks before a step's forward, if the schedule does so at this step.
 
-        A schedule that chooses by gradients changes masks after the backward instead (`regrow`);
-        one with a memory (a running mean of |gradient|) needs the gradients of every step.
+        A schedule that chooses by gradients changes them after the backward instead (`regrow`); for
+        it this begins to collect the gradients of all weights, also of those that are 0. With a
+        `memory`, a running mean of |gradient|, it needs them in every step.
         step: counted from 0; steps: number of steps of the whole training.
         """
         due = self.schedule.due(step, steps)
         if self.schedule.reads_gradients and (due or self.memory):
-            self._collect_gradients({})  # an empty dict, which the backward fills
+            self._collect_gradients({})  # the backward fills this empty dict
         elif due:
             self._change({}, (step, steps))
 
     def replaces(self, step: int, steps: int) -> bool:
-        """Mask the gradients after a step's backward; return True if `regrow` replaces the update.
+        """Mask a step's gradients; return True if `regrow` is due instead of the optimiser's step.
 
-        step: from 0; steps: the training's. With True the masks are due to change, so that the
-          loop calls `regrow` in place of the optimiser. The running means of |g|, of a schedule
-          with a memory, are updated first.
+        With True the loop calls `regrow` and not the optimiser. The running means of |gradient|, of
+        a schedule with a memory, are updated first. step: counted from 0; steps: number in the
+        training.
         """
         # m = b m + (1 - b) |g| of every step; an overflowed gradient is left out
         for name, gradient in self._whole_gradients().items() if self.memory else ():
@@ -270,20 +280,21 @@ class Masking:
         return False
 
     def regrow(self, step: int, steps: int) -> None:
-        """Change the masks by the dense gradients of the step, or by their running means.
+        """Change the masks by the gradients of this step, or by their running means.
 
-        They stay as they are if a gradient is not finite, as after a scaled loss that has
-        overflowed.
+        The masks stay as they are if a gradient is not finite, for example after a loss scale that
+        was too large. step: counted from 0; steps: number in the training.
         """
         gradients = self.seen if self.memory else self._whole_gradients()
         if all(bool(torch.isfinite(gradient).all()) for gradient in gradients.values()):
             self._change(gradients, (step, steps))
+        # whole gradients take memory: collect them only when due
         self._collect_gradients(None)
 
     def _change(self, gradients: Mapping[str, Tensor], progress: tuple[int, int]) -> None:
         """Let the schedule choose new masks, set them, and record how much changed.
 
-        gradients: by name, empty for a schedule that reads none; progress: (step, steps).
+        gradients: by name, empty for a schedule that needs none; progress: (step, steps).
         """
         unstack = self._unstack
         masks = self.schedule.update(
@@ -310,7 +321,11 @@ class Masking:
         )
 
     def pruning(self, step: int, steps: int) -> bool:
-        """Return True if weights are still to be pruned after step `step` of `steps`."""
+        """Return True if the schedule will still prune weights after a step.
+
+        step: number of steps done; steps: number in the whole training.
+        """
+        # None: the schedule keeps its density
         now = self.schedule.density_at(step - 1, steps)
         end = self.schedule.density_at(steps, steps)
         return now is not None and end is not None and now > end
@@ -321,12 +336,13 @@ class Masking:
         return len(self.history)
 
     def report(self) -> dict[str, Any]:
-        """Return each change of the masks, and each layer's density now, for a training's record.
+        """Return the history of the masks and each layer's density, for the record of a training.
 
-        A change has exchanged, the share of the kept weights that are new, and ever, the share of
-        all weights that were kept at some time so far (in-time over-parameterisation).
+        Each change has "exchanged", the share of the kept weights that are new, and "ever", the
+        share of all weights that were kept at any time so far (in-time over-parameterisation).
         """
         masks = self.masked.kept
+        # density is the share of True in a layer's mask
         layers = [
             {"layer": n, "weights": k.numel(), "density": float(k.float().mean())}
             for n, k in masks.items()
@@ -334,9 +350,9 @@ class Masking:
         return {"changes": self.history, "layers": layers}
 
     def _unstack(self, tensors: Mapping[str, Any]) -> dict[str, Any]:
-        """Return the tensors by name, with a stack of experts (E, ...) cut into E tensors.
+        """Return tensors by name, each stack of experts (E, ...) divided into E tensors.
 
-        Expert e of the stack "name" is "name.e".
+        Expert e of the stack "name" is "name.e". tensors: by name; weights, masks or gradients.
         """
         unstacked: dict[str, Any] = {}
         for name, tensor in tensors.items():
@@ -355,15 +371,16 @@ class Masking:
         }
 
     def _collect_gradients(self, dense: dict[Any, Tensor] | None) -> None:
-        """Begin to collect whole gradients in the dict `dense`; None = stop.
+        """Begin to collect the gradients of whole weights in a dict; None = stop.
 
-        Only for store="vectors", which otherwise keeps the gradients of kept weights alone.
+        dense: parameter -> gradient, is filled. Needed for store="vectors" alone, which otherwise
+          has only the gradients of the entries that are kept.
         """
         if self.masked.entries is not None:
             self.masked.entries.dense = dense
 
     def _whole_gradients(self) -> dict[str, Tensor]:
-        """Return the whole gradient of each weight by name, zeros for a weight without one."""
+        """Return the gradient of each whole weight by name, zeros for a weight without one."""
         # with store="vectors" the whole gradients were moved out of `grad`
         accumulated: Any = self.masked.entries and self.masked.entries.dense
         gradients: dict[str, Tensor] = {}
@@ -375,12 +392,14 @@ class Masking:
     def digest(self) -> str:
         """Return a SHA-256 of the masks, by which processes check that theirs are equal."""
         total = hashlib.sha256()
+        # the order of the names is the model's, the same in all processes
         for mask in self.masked.kept.values():
             total.update(mask.cpu().numpy().tobytes())
         return total.hexdigest()
 
     def state(self) -> dict[str, Any]:
         """Return masks, history, running means and generator, as a checkpoint holds them."""
+        # clones: the masks may change before the checkpoint is written
         return {
             "schedule": type(self.schedule).__name__,
             "kept": {name: mask.clone() for name, mask in self.masked.kept.items()},
@@ -391,10 +410,9 @@ class Masking:
         }
 
     def load_state(self, state: Mapping[str, Any]) -> None:
-        """Go on from what `state` returned; call it after the weights are loaded.
+        """Restore what `state` returned, after the weights and before the optimiser's state.
 
-        The optimiser's state is to be loaded after it. Raises: CheckpointError for the masks of
-        another schedule or model.
+        Raises: CheckpointError for the masks of another schedule or model.
         """
         expected = {n: tuple(k.shape) for n, k in self.masked.kept.items()}
         saved = {n: tuple(k.shape) for n, k in state["kept"].items()}

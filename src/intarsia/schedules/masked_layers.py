@@ -20,16 +20,17 @@ EMBEDDINGS = (nn.Embedding, nn.EmbeddingBag)
 def masked_weights(
     model: nn.Module, layers: Sequence[str] | None = None, *, computed: bool = False
 ) -> dict[str, Any]:
-    """Return the trained weights of linear maps and convolutions, by parameter name, each once.
+    """Return the trained weights that a schedule masks, by parameter name, each once.
 
-    The weight of stacked experts is one tensor (E, out, in), named by its parameter.
+    They are the weights of linear maps and convolutions; those of stacked experts are one tensor
+    (E, out, in), named by its parameter.
     layers: globs of layers' paths, "1x1" (pointwise convolutions) or "tables" (embeddings); None =
-      "*". A grouped convolution, or a layer of a router, is taken only where a glob without "*"
+      "*". A grouped convolution, or a layer of a router, is included only where a glob without "*"
       names it; an embedding where "tables" or more than "*" does, and one that shares its weight
-      where its path does. computed: also take weights that a layer computes from others, as a
+      where its path does. computed: also include weights that a layer computes from others, as a
       weight norm does, which no mask reaches.
     Raises: ConfigError where a glob matches no layer, nothing is left, a table cannot be masked, or
-    a weight is computed and `computed` is False.
+      a weight is computed and `computed` is False.
     """
     # a weight that several layers share is masked where its path is named
     users = Counter(
@@ -72,7 +73,7 @@ def masked_weights(
 def _check_parameter(path: str, module: nn.Module, name: str) -> None:
     """Raise ConfigError for a weight that is computed from parameters, as in a weight norm.
 
-    path: of the layer `module`; name: of its weight.
+    path: of the layer `module`, for the error; name: of its weight.
     """
     sources = (n for n, p in module.named_parameters() if p.requires_grad and n != "bias")
     if name not in module._parameters and any(sources):
@@ -85,7 +86,8 @@ def _check_parameter(path: str, module: nn.Module, name: str) -> None:
 def _check_table(path: str, table: Any, shared: bool) -> None:
     """Raise ConfigError for an embedding whose weight is shared, or has sparse gradients.
 
-    shared: another layer has the same weight, and `path` was not named.
+    path: of the embedding `table`; shared: another layer has the same weight, and `path` was not
+      named by the user.
     """
     if shared:
         got = "a weight that another layer shares"
@@ -97,9 +99,10 @@ def _check_table(path: str, table: Any, shared: bool) -> None:
 
 
 def matches(path: str, module: nn.Module, glob: str) -> bool:
-    """Return True if a glob names this layer.  glob: a pattern of paths, "1x1" or "tables".
+    """Return True if a glob names this layer.
 
-    path, module: of the layer.
+    path, module: of the layer; glob: a pattern of paths, "1x1" (pointwise convolutions) or "tables"
+      (embeddings).
     """
     table = isinstance(module, EMBEDDINGS)
     # "*" takes no tables, whose rows most batches do not touch

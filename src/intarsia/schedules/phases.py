@@ -67,9 +67,10 @@ class Phased(Protocol):
     """A method that trains a model several times, and may change it in between."""
 
     def phases(self, model: nn.Module, *, seed: int = 0) -> Generator[Phase, None, Any]:
-        """Yield each phase when the model is ready for it; return the method's result.
+        """Yield each training phase when the model is ready for it; return the method's result.
 
-        seed: for the method's own random draws.
+        model: is trained by the caller after each phase is yielded; seed: for the method's own
+          random draws.
         """
         ...
 
@@ -80,16 +81,18 @@ Hook = Callable[..., None]
 def hooked(make: Make, *, before: Hook | None = None, after: Hook | None = None) -> Make:
     """Return a factory of optimisers that call `before` and `after` around every step.
 
-    make: f(model, lr, weight_decay) makes the optimiser. before, after: hooks as of torch's
-      optimisers, None = none.
+    make: f(model, lr, weight_decay) makes the optimiser; the result is such a function, too.
+      before, after: hooks as of torch's optimisers, None = none.
     """
 
     def factory(model: nn.Module, lr: float, weight_decay: float) -> Optimizer:
-        """Return the optimiser that `make` of `hooked` returns, with its hooks registered.
+        """Make the optimiser by `make`, and register the hooks `before` and `after` of its steps.
 
-        model: the module to train; lr: learning rate; weight_decay: the optimiser's.
+        model: the module to train; lr: learning rate; weight_decay: the optimiser's. `make`,
+          `before` and `after` are the arguments of the enclosing function.
         """
         optimizer = make(model, lr, weight_decay)
+        # torch calls them around each optimizer.step()
         if before is not None:
             optimizer.register_step_pre_hook(before)
         if after is not None:

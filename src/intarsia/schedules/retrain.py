@@ -34,6 +34,7 @@ class Retrain:
     warmup: float = 0.1
 
     def __post_init__(self) -> None:
+        """Check each setting.  Raises: ConfigError."""
         object.__setattr__(self, "original", tuple(self.original))
         one_of("kind", self.kind, RETRAIN)
         at_least("original", len(self.original), 1)
@@ -42,7 +43,7 @@ class Retrain:
         below_one("warmup", self.warmup)
 
     def factor(self, moved: float = 1.0) -> Factor | None:
-        """Return the function (step, steps) -> multiple of lr; None = the training's own rates.
+        """Return the function (step, steps) -> multiple of lr; None = the learning rates of `fit`.
 
         moved: d1, the relative distance by which pruning moved the weights; used by "allr" alone.
         """
@@ -50,6 +51,7 @@ class Retrain:
             return None
         # where in the original's rates it begins: at their start, at the last share, at their end
         start = {"slr": 0.0, "lrw": 1 - self.share, "ft": 1.0}.get(self.kind)
+        # a factor of its own, a line, or a part of the original's rates
         if self.kind == "clr":
             after: Factor = _cosine
         elif start is None:
@@ -63,9 +65,10 @@ class Retrain:
 
 
 def _warm(step: int, steps: int, *, after: Factor, share: float) -> float:
-    """Rise along half a cosine from 0 to the first value of `after`, then follow `after`.
+    """Return the factor of a schedule with a warm-up: half a cosine from 0 to its first value.
 
-    after: f(step, steps) -> multiple of lr; share: part of the steps in which it rises.
+    step: counted from 0; steps: number in the training; after: f(step, steps) -> multiple of lr,
+      for the rest; share: part of the steps in which it rises.
     """
     # the rest of the schedule is stretched over the steps that the warm-up leaves
     rise = int(share * steps)
@@ -77,19 +80,20 @@ def _warm(step: int, steps: int, *, after: Factor, share: float) -> float:
 
 
 def _linear(step: int, steps: int, *, top: float) -> float:
-    """Fall linearly from `top` to 0."""
+    """Return a factor that falls linearly from `top` to 0 over the steps."""
     return top * (1 - step / max(1, steps))
 
 
 def _cosine(step: int, steps: int) -> float:
-    """Fall along half a cosine from 1 to 0."""
+    """Return a factor that falls along half a cosine from 1 to 0 over the steps."""
     return (1 + math.cos(math.pi * step / max(1, steps))) / 2
 
 
 def _stepwise(step: int, steps: int, *, original: tuple[float, ...], start: float) -> float:
-    """Return the original's multiple of lr, from the share `start` of its steps to its end.
+    """Return the learning rate of the original training at a later share of its steps.
 
-    original: multiples of lr, each for an equal share of the steps.
+    step: counted from 0; steps: of this training; original: multiples of lr, each for an equal
+      share of the original's steps; start: the share of its steps at which this training begins.
     """
     # where in the original's training, 0 ... 1
     position = start + (1 - start) * step / max(1, steps)

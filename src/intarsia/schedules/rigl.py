@@ -29,7 +29,10 @@ class RigL(DropAndGrow):
     reads_gradients = True
 
     def grow_score(self, weight: Tensor, grad: Tensor | None) -> Tensor | None:
-        """Return |g| of the dense gradient; None without one, for a random choice."""
+        """Return |g| of the whole gradient, by which weights grow; None for random growth.
+
+        weight: has the shape; grad: g.
+        """
         return None if grad is None else gradient(weight, grad)
 
 

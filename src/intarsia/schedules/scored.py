@@ -32,7 +32,11 @@ class _Mask(torch.autograd.Function):
 
 
 def mask_of(scores: Tensor, count: int) -> Tensor:
-    """Return the mask of the `count` largest |s| of the scores s, bool; of equal ones the first."""
+    """Return the mask of the `count` largest |s|, bool; of equal ones the first.
+
+    scores: s, of any shape.
+    """
+    # the mask is chosen by size, without regard to sign
     size = scores.detach().abs().flatten()
     if not count:
         return torch.zeros_like(scores, dtype=torch.bool)
@@ -49,7 +53,8 @@ class Scored(nn.Module):
     def __init__(self, weight: Tensor, density: float) -> None:
         """Begin with trained scores s = sqrt(6 / fan_in) w / max |w| of a weight w.
 
-        density: the share of w that its scores keep.
+        weight: w (out, in, ...), fan_in: numbers in one row of it; density: the share of w that its
+          scores keep.
         """
         super().__init__()
         largest = float(weight.detach().abs().max()) or 1.0
@@ -66,8 +71,9 @@ def put_scores(
 ) -> list[str]:
     """Give linear maps and convolutions trained scores, in place; return the layers' paths.
 
-    density: the share of each weight that its scores keep. layers: globs, see `masked_weights`.
-      alone: freeze everything but the scores.
+    Each weight is then multiplied by the mask of its largest scores. density: the share of each
+    weight that its scores keep; layers: globs, see `masked_weights`; alone: freeze everything but
+    the scores.
     """
     paths = [name.removesuffix(".weight") for name in masked_weights(model, layers)]
     # everything but the scores stays as it is
@@ -75,14 +81,15 @@ def put_scores(
         model.requires_grad_(False)
     for path in paths:
         layer: Any = model.get_submodule(path)
+        # torch then computes w m at each use of the weight
         parametrize.register_parametrization(layer, "weight", Scored(layer.weight, density))
     return paths
 
 
 def take_scores(model: nn.Module, paths: Sequence[str]) -> Partition:
-    """Replace each weight w by w m, m the mask of its scores, to be trained; return the masks.
+    """Replace each weight by its masked value, remove the scores, and return the masks.
 
-    paths: of the layers, as returned by `put_scores`.
+    paths: of the layers, as returned by `put_scores`. The weights are then trained again.
     """
     masks: dict[str, Tensor] = {}
     for path in paths:

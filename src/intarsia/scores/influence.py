@@ -10,15 +10,17 @@ QUERIES = 128  # rows of A at a time
 
 
 def influence(attention: Tensor, gradient: Tensor) -> Tensor:
-    """Return E_ij = -A_ij (g_ij - sum_k A_ik g_ik) / (1 - A_ij), the loss's change without key j.
+    """Return how the loss would change if a query did not attend to a key, for each pair.
 
-    attention: A (..., Q, K), the weights of the keys for each query, rows add up to 1; gradient: g
-      = dL/dA, same shape.
+    E_ij = -A_ij (g_ij - sum_k A_ik g_ik) / (1 - A_ij), to first order, for query i and key j.
+    attention: A (..., Q, K), the weights of the keys for each query, rows sum to 1; gradient: g =
+      dL/dA, same shape. Returns E, same shape.
     Without key j the other keys of query i share its weight. Where a query sees one key (row 0)
     there is nothing to share, and E = -A g.
     Not for several keys at once: a sum of E is right as far as each is small.
     Source: arXiv:2406.14909, section 4.1, eq. 4.
     """
+    # the mean of g under a query's attention weights
     mean = (attention * gradient).sum(-1, keepdim=True)
     remaining = 1 - attention
     renormalised = -attention * (gradient - mean) / remaining.clamp_min(EPS)
@@ -35,16 +37,18 @@ def by_distance(
     block: int,
     scale: float | None = None,
 ) -> Tensor:
-    """Sum |E| (see `influence`) by the distance of a key from its query, for each head: (H, bins).
+    """Sum, for each head, the influence of keys by their distance from the query: (H, bins).
 
-    query: (B, H, N, D) and keys: (B, G, N, D) with rotary positions applied, values: (B, G, N, D'),
-      gradient: dL / d(A v), (B, H, N, D'). sink: so many first keys are left out, because every
-      window keeps them. block: width of a bin; bin b has the distances b block ... (b + 1) block -
-      1 of all queries. scale: of the scores, None = 1 / sqrt(D). Returns means over the B rows.
-    The loss of a window of w tokens is then the sum of the bins from w / block on: the keys it
-    drops.
-    A and dL/dA = (dL/d(A v)) v^T are computed anew for some queries at a time, so that no (N, N) of
-    all heads is ever there.
+    A key's influence on a query is |E|, how much the loss would change if the query did not attend
+    to the key, see `influence`. Its sum over all queries and keys of one range of distances is a
+    bin; bins are means over the B rows. A window of w tokens drops the keys at distance w and more,
+    so that the sum of the bins from w / block on estimates what it costs.
+    query: (B, H, N, D) and keys: (B, G, N, D) with rotary positions applied, G divides H; values:
+      (B, G, N, D'); gradient: dL / d(A v), (B, H, N, D'), A the attention weights. sink: so many
+      first keys are left out, because every window keeps them. block: width of a bin; bin b has the
+      distances b block ... (b + 1) block - 1. scale: of the scores, None = 1 / sqrt(D).
+    A and dL/dA = (dL/d(A v)) v^T are computed for some queries at a time, so that no (N, N) of all
+    heads is ever in memory.
     """
     batch, heads, length, size = query.shape
     heads_per_key = heads // keys.shape[1]

@@ -49,12 +49,12 @@ class Statistics:
     def of(
         cls, rows: Tensor, *, hessian: bool = False, needs: Collection[str] = SUMS
     ) -> Statistics:
-        """Return the statistics of one batch.  rows: (N, d), N vectors of d channels.
+        """Return the statistics of one batch of vectors.
 
-        needs: which sums to collect, names among "mean" (the sum, and the squared deviations for
-          the variance), "square" (sum of squares) and "hessian" (sum of x x^T); the default has no
-          "hessian"; hessian: True adds it.
-        Squares and products are float32 for float32 rows, 1,024 of them at a time.
+        rows: (N, d), N vectors of d channels; needs: names of the sums to collect: "mean" (the sum,
+          and the squared deviations from the mean, for the variance), "square" (the sum of squares)
+          and "hessian" (the sum of x x^T); by default the first two; hessian: True adds the third.
+          Squares and products are float32 for float32 rows, 1,024 of them at a time.
         """
         x = rows.detach()
         x = x if x.dtype == torch.float64 else x.float()
@@ -84,9 +84,10 @@ class Statistics:
         return next((len(t) for t in tensors), None)
 
     def __add__(self, other: Statistics) -> Statistics:
-        """Return the statistics of the rows of both.  Raises: ShapeError if they do not match.
+        """Return the statistics of both sets of rows together.
 
         other: those of other rows of the same layer, with the same sums collected.
+        Raises: ShapeError if they do not match.
         """
         if self.width != other.width or self.collected != other.collected:
             raise ShapeError(
@@ -130,9 +131,9 @@ class Statistics:
         return self._read("hessian", self.hessian) / max(1, self.count)
 
     def _read(self, name: str, value: Tensor | None) -> Tensor:
-        """Return `value`, a sum.
+        """Return a sum, or raise ConfigError if it was not collected.
 
-        Raises: ConfigError if it is None, as `name` was not collected.
+        name: of the sum, for the error; value: the sum, None = not collected.
         """
         if value is None:
             subject, fix = "statistics", f"Collect it: needs={{{name!r}}}."
@@ -171,7 +172,7 @@ class Observed:
     last: tuple[Tensor, Any, Statistics] | None = None  # an input, and what it gave
 
     def add(self, name: str, new: Statistics) -> None:
-        """Add the statistics of some rows to those of the layer `name`."""
+        """Add the statistics of further rows to those of a layer.  name: the layer's."""
         old = self.found.get(name)
         self.found[name] = new if old is None else old + new
 
@@ -185,17 +186,17 @@ def observing(
     needs: Collection[str] = SUMS,
     unfolded: bool = False,
 ) -> Iterator[Observed]:
-    """Collect statistics of these layers at every forward inside the `with` block.
+    """Collect statistics of layers' inputs at every forward inside the context.
 
     with observing({"fc1": model.fc1}) as seen:
         for batch in batches:
             model(batch)
     seen.found["fc1"].mean_square
 
-    layers: name -> module. Of a layer's input (..., d) the last axis is the channels, of a
-      convolution's the second.
-    outputs: names of the layers whose output is counted in place of their input.
-    needs: what is collected, see `Statistics.of`.  hessian: adds "hessian" to it: d^2 numbers for
+    layers: name -> module. The channels are the last axis of a layer's input (..., d), the second
+      of a convolution's.
+    outputs: names of the layers whose output is observed in place of their input.
+    needs: what is collected, see `Statistics.of`; hessian: adds "hessian" to it: d^2 numbers for
       each layer, and N d^2 products. A layer that no forward reaches is not in `found`.
     unfolded: count the input of a k x k convolution patch by patch: a row for each place of its
       output, with the channels (channel, row, column) that the kernel covers there, in the order of
@@ -205,7 +206,7 @@ def observing(
     observed = Observed()
     hooks = [
         module.register_forward_hook(
-            partial(_count, observed, name, name in outputs, collected, unfolded)
+            partial(_add_call, observed, name, name in outputs, collected, unfolded)
         )
         for name, module in layers.items()
     ]
@@ -234,7 +235,7 @@ def of_all_processes(statistics: Mapping[str, Statistics]) -> dict[str, Statisti
     return joined
 
 
-def _count(
+def _add_call(
     observed: Observed,
     name: str,
     output: bool,
@@ -244,10 +245,11 @@ def _count(
     args: Any,
     y: Any,
 ) -> None:
-    """Add a call of the layer `name` to `observed`, as a forward hook of `module`.
+    """Add one call of a layer to the statistics; a forward hook of the layer.
 
-    output: count its output y in place of its input; needs, unfolded: see `observing`. args: of the
-      forward.
+    observed: where they are added; name: of the layer; output: count the layer's output y in place
+      of its input; needs: sums to collect; unfolded: count patches of a convolution's input;
+      module, args, y: the layer, its inputs and its output, from the hook.
     """
     activations: Tensor = y if output else args[0]
     if unfolded and not output and isinstance(module, nn.Conv2d) and set(module.kernel_size) != {1}:
@@ -270,10 +272,10 @@ def _count(
 
 
 def _patches(conv: nn.Conv2d, x: Tensor, y: Tensor) -> Tensor:
-    """Return the patch of the input under each output place.  x: (1, d, H, W) -> (h w, d kh kw).
+    """Return the patch of a convolution's input under each output position, (h w, d kh kw).
 
-    y: the layer's output, (1, out, h, w). Where the layer pads by itself, as TensorFlow's "SAME"
-      does, the padding follows from the output's size.
+    conv: the layer; x: its input (1, d, H, W); y: its output (1, out, h, w). Where the layer pads
+      by itself, as TensorFlow's "SAME" does, the padding follows from the output's size.
     """
     mode = "constant" if conv.padding_mode == "zeros" else conv.padding_mode
     sides: list[int] = []

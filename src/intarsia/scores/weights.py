@@ -12,30 +12,38 @@ DAMPINGS = 3  # tenfold each
 
 
 def magnitude(weight: Tensor, statistics: Statistics | None = None) -> Tensor:
-    """Return |W|, (out, in, ...).  Source: Han et al. (arXiv:1506.02626)."""
+    """Return |W|, of the weight's shape (out, in, ...).
+
+    statistics: unused; other scores need them.
+    Source: Han et al. (arXiv:1506.02626).
+    """
     return weight.detach().abs()
 
 
 def wanda(weight: Tensor, statistics: Statistics) -> Tensor:
-    """Return |W_ij| sqrt(mean x_j^2), x_j the input of column j.  (out, in) -> (out, in).
+    """Return |W_ij| sqrt(mean x_j^2), the size of a weight times that of its input, (out, in).
 
-    statistics: the layer's inputs', with "square" collected. The paper has the norm of x_j over
-      all tokens, which is the same but for one factor.
+    weight: W (out, in, ...); x_j: the input of column j; statistics: those of the layer's inputs,
+      with "square" collected. The paper has the norm of x_j over all tokens, which is the same but
+      for one factor.
     Source: Wanda (arXiv:2306.11695), equation 1.
     """
+    # a number for each input, for all outputs and kernel places
     size = statistics.mean_square.sqrt().to(weight)
     return weight.detach().abs() * size.view(1, -1, *[1] * (weight.dim() - 2))
 
 
 def obs(weight: Tensor, statistics: Statistics, damp: float = 0.01) -> Tensor:
-    """Return the error that remains if one weight W_ij is set to 0: W_ij^2 / U_jj^2, (out, in).
+    """Return the error that remains if a weight W_ij is set to 0 and later ones make up for it.
 
-    The other weights of row i in columns after j are then changed so as to reduce the error, those
-    before j are not; so it depends on the order of the columns. weight: W (out, in); statistics:
-      those of the layer's inputs, with "hessian" collected; U (in, in) is their `inverse_factor`
-      (upper Cholesky factor of the inverse) with damping `damp`.
-    Source: SparseGPT (arXiv:2301.00774), equation 5.  Raises: as `inverse_factor`.
+    It is W_ij^2 / U_jj^2, (out, in). Only weights of row i in columns after j are changed to make
+    up for the error; so it depends on the order of the columns. weight: W (out, in); statistics:
+    those of the layer's inputs, with "hessian" collected; U (in, in) is their `inverse_factor`
+    (upper Cholesky factor of the inverse) with damping `damp`.
+    Raises: DataError as `inverse_factor`.
+    Source: SparseGPT (arXiv:2301.00774), equation 5.
     """
+    # U_jj^2 is entry (j, j) of the inverse of H without the rows and columns before j
     factor = inverse_factor(statistics.second_moment, damp).to(weight)
     return weight.detach().square() / factor.diagonal().square()
 
@@ -53,8 +61,8 @@ def taylor(weight: Tensor, grad: Tensor) -> Tensor:
 def inverse_factor(moment: Tensor, damp: float = 0.01, name: str = "moments of inputs") -> Tensor:
     """Return the upper triangular U with U^T U = (H + damp mean(diag H) I)^-1.
 
-    moment: H, the second moments of the inputs, (d, d) -> U (d, d) float64; name: how an error
-      names H.
+    moment: H (d, d), the second moments of the inputs; damp: share of the mean diagonal that is
+      added; name: how an error names H. Returns U (d, d) float64.
     Columns of inputs that are always 0 have a 1 on the diagonal of H in place of 0. Where H is not
     positive definite the damping is made ten times larger, twice at most.
     Raises: DataError for an H that is not finite, or not positive definite after that.

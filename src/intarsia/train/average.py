@@ -26,7 +26,7 @@ class Average:
         self.steps = 0
 
     def add(self) -> None:
-        """Move the average towards the parameters, after one more step of training."""
+        """Move the average towards the parameters, once after each step of training."""
         # 0.1 at the first step, so that the starting weights are soon forgotten
         decay = min(self.decay, (1 + self.steps) / (10 + self.steps))
         now: Any = [p.detach() for p in self.parameters]
@@ -35,28 +35,28 @@ class Average:
 
     @contextmanager
     def in_place(self) -> Iterator[None]:
-        """Put the averaged values into the parameters inside, and the latest ones back after it."""
+        """Put the averaged values into the parameters inside the context; then restore them."""
         # copies: the averages go into the parameters' own memory, which the optimiser holds
         latest = [p.detach().clone() for p in self.parameters]
         self.keep()
         try:
             yield
         finally:
-            _put(self.parameters, latest)
+            _copy_into(self.parameters, latest)
 
     def keep(self) -> None:
         """Put the averaged values into the parameters for good."""
-        _put(self.parameters, self.values)
+        _copy_into(self.parameters, self.values)
 
     def state(self) -> dict[str, Any]:
         return {"values": list(self.values), "steps": self.steps}
 
     def load_state(self, state: dict[str, Any]) -> None:
-        _put(self.values, state["values"])
+        _copy_into(self.values, state["values"])
         self.steps = state["steps"]
 
 
 @torch.no_grad()
-def _put(into: Sequence[Tensor], values: Sequence[Tensor]) -> None:
+def _copy_into(into: Sequence[Tensor], values: Sequence[Tensor]) -> None:
     for tensor, value in zip(into, values, strict=True):
         tensor.copy_(value)

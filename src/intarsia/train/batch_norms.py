@@ -24,15 +24,16 @@ class _Reads(nn.Module):
 
 
 def has_batch_norms(model: nn.Module) -> bool:
-    """Return True for a model with a batch norm that keeps statistics of batches."""
+    """Return True for a model with a batch norm that has running statistics."""
     norms = (m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm))
     return any(m.track_running_stats for m in norms)
 
 
 def recalibrate(model: nn.Module, batches: Iterable[Inputs]) -> None:
-    """Compute mean and variance of every batch norm anew, over these inputs.
+    """Compute the running mean and variance of every batch norm again, over these inputs.
 
-    Nothing else of the model changes. The forwards are those of training mode, without a gradient.
+    batches: inputs of the model. Nothing else of the model changes. The forwards are those of
+      training mode, without a gradient.
     """
     if has_batch_norms(model):
         with modes_kept(model):

@@ -37,7 +37,12 @@ _TENSOR, _TUPLE, _PAIRS = "__tensor__", "__tuple__", "__pairs__"
 
 
 def flatten(tree: Any, tensors: dict[str, Any], path: str = "") -> Any:
-    """Return `tree` as JSON, with its tensors and pieces moved to `tensors` under their paths."""
+    """Return a nested value as JSON, with its tensors moved to `tensors` under their paths.
+
+    tree: mappings, lists and tuples of tensors, pieces of tensors and plain values; tensors: is
+      filled; path: of the tree within the whole.
+    Raises: TrainingError for a value that JSON cannot hold.
+    """
     # a tensor leaves its path in the JSON, and its values in the safetensors file
     if isinstance(tree, Tensor | Piece):
         tensors[path] = tree.detach() if isinstance(tree, Tensor) else tree
@@ -59,9 +64,9 @@ def flatten(tree: Any, tensors: dict[str, Any], path: str = "") -> Any:
 
 
 def unflatten(tree: Any, tensors: Mapping[str, Any]) -> Any:
-    """Return the tree that `flatten` was given: its inverse.
+    """Put tensors back into the JSON that `flatten` returned: its inverse.
 
-    tensors: by the paths that stand for them in the tree.
+    tree: the JSON; tensors: path -> tensor.
     """
     if isinstance(tree, list):
         return [unflatten(v, tensors) for v in tree]
@@ -77,80 +82,93 @@ def unflatten(tree: Any, tensors: Mapping[str, Any]) -> Any:
 
 
 def save(folder: Path, state: Mapping[str, Any]) -> Path:
-    """Write a checkpoint, then remove the ones before it.
+    """Write a checkpoint into a run's folder, then remove the earlier ones.
 
-    state: nested mappings and lists of tensors and plain values, see `flatten`.
-    Raises: TrainingError when the disk does not take it; the checkpoint before stays as it was.
+    folder: of the checkpoints; state: nested mappings and lists of tensors and plain values, see
+      `flatten`. Returns the checkpoint's folder.
+    Raises: TrainingError when the disk is full or cannot be written; the checkpoint before stays as
+      it was.
     """
-    before, final = _saves(folder), _next(folder)
+    before, final = _complete_saves(folder), _next_folder(folder)
     tensors: dict[str, Tensor] = {}
     tree = flatten(state, tensors)
+    # written under another name and renamed, so that it is complete or absent
     with writing(final) as scratch:
         scratch.mkdir()
         safetensors.torch.save_file(apart(tensors), scratch / TENSORS)
         (scratch / STATE).write_text(json.dumps(tree))
         hashes = {name: sha256(scratch / name) for name in (TENSORS, STATE)}
         (scratch / MANIFEST).write_text(json.dumps({"sha256": hashes}))
-    _tidy(folder, before)
+    _remove_old(folder, before)
     return final
 
 
 def save_together(folder: Path, state: Mapping[str, Any], group: Group = None) -> Path:
-    """Save a state with pieces: each process writes its own, the first one all the rest.
+    """Write a checkpoint from several processes: each writes its own experts, the first the rest.
 
-    Called by every process.  Raises: as `save`, in all of them; TrainingError where one is gone.
+    Called by every process. folder: of the checkpoints; state: as in `save`, in which a `Piece` is
+    this process's part of a weight; group: of the processes, None = all.
+    Raises: as `save`, in all of them; TrainingError where one is gone.
     """
     rank, world = dist.get_rank(group), dist.get_world_size(group)
-    before, final = _saves(folder), _next(folder)
+    before, final = _complete_saves(folder), _next_folder(folder)
     tensors: Flat = {}
     tree = flatten(state, tensors)
     # weights that all processes have alike are written once, by the first
     mine = {key: t for key, t in tensors.items() if rank == 0 or isinstance(t, Piece)}
 
     def finish(scratch: Path, entries: list[dict[str, Any]]) -> None:
+        """Write what is no tensor, and the manifest with the digest of everything.
+
+        scratch: folder of the new checkpoint; entries: what each process wrote.
+        """
         (scratch / STATE).write_text(json.dumps(tree))
         hashes = {STATE: sha256(scratch / STATE), "parts": _digest(entries)}
         manifest = {"sha256": hashes, "parts": entries}
         (scratch / MANIFEST).write_text(json.dumps(manifest))
 
     def part(scratch: Path) -> dict[str, Any]:
+        """Write the tensors of this process into the new checkpoint; return their entries."""
         return write_file(scratch / PARTS.format(rank + 1, world), mine)
 
     write_together(final, part, finish, group)
     if rank == 0:
-        _tidy(folder, before)
+        _remove_old(folder, before)
     return final
 
 
-def _next(folder: Path) -> Path:
-    return folder / f"save-{1 + max(_saves(folder), default=0):06d}"
+def _next_folder(folder: Path) -> Path:
+    return folder / f"save-{1 + max(_complete_saves(folder), default=0):06d}"
 
 
-def _tidy(folder: Path, before: Mapping[int, Path]) -> None:
-    """Remove the earlier checkpoints, and the scratch folders of writers that were killed."""
+def _remove_old(folder: Path, before: Mapping[int, Path]) -> None:
+    """Remove the earlier checkpoints, and the scratch folders of processes that were killed.
+
+    folder: of the checkpoints; before: number -> folder of the earlier ones.
+    """
     # only now, when the new checkpoint is complete: a kill in between leaves two, never none
     for old in (*before.values(), *folder.glob(".save-*")):
         shutil.rmtree(old, ignore_errors=True)
 
 
 def latest(folder: Path) -> Path | None:
-    """Return the newest complete checkpoint in a folder; None without one."""
-    saves = _saves(folder)
+    """Return the newest complete checkpoint in a folder, None if there is none."""
+    saves = _complete_saves(folder)
     return saves[max(saves)] if saves else None
 
 
-def _saves(folder: Path) -> dict[int, Path]:
-    """Return the complete checkpoints in a folder, by number."""
+def _complete_saves(folder: Path) -> dict[int, Path]:
+    """Return the complete checkpoints in a folder, number -> path."""
     inside = folder.iterdir() if folder.is_dir() else ()
     named = {path: re.fullmatch(r"save-(\d{6,})", path.name) for path in inside}
     return {int(match[1]): path for path, match in named.items() if match}
 
 
 def load(path: Path) -> dict[str, Any]:
-    """Read a checkpoint written by `save`, or `save_together`; tensors are on the CPU.
+    """Read a checkpoint that `save` or `save_together` wrote; its tensors are on the CPU.
 
-    Of several processes' pieces there is a `Stored` in the place of each weight: they are read, and
-    checked, by those who need them.
+    A checkpoint of several processes has a `Stored` in the place of each tensor: a reference, which
+    is read and checked by the process that needs it.
     Raises: CheckpointError for a file that is missing, truncated or changed in any bit.
     """
     try:
@@ -172,7 +190,7 @@ def load(path: Path) -> dict[str, Any]:
             tensors = read_tensors(path / TENSORS)
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
         raise _damaged(path, f"{type(error).__name__}: {error}") from error
-    # off the memory map: the file goes away with the next checkpoint
+    # clone: the file, which is mapped into memory, is deleted with the next checkpoint
     return unflatten(tree, {k: v.clone() for k, v in tensors.items()})
 
 
@@ -182,7 +200,7 @@ def _digest(entries: Any) -> str:
 
 
 def _damaged(path: Path, got: str) -> CheckpointError:
-    """Build the error of a checkpoint that cannot be read.  got: what is wrong with it."""
+    """Return the error for a checkpoint that cannot be read.  got: what is wrong with it."""
     return CheckpointError(
         f"checkpoint {path}",
         got=got,
@@ -192,7 +210,10 @@ def _damaged(path: Path, got: str) -> CheckpointError:
 
 
 def tensors_hash(tensors: Sequence[tuple[str, Tensor]]) -> str:
-    """Return the SHA-256 over the names, types, shapes and values of tensors."""
+    """Return the SHA-256 over the names, types, shapes and values of tensors.
+
+    tensors: (name, tensor), in an order that matters.
+    """
     total = hashlib.sha256()
     for name, tensor in tensors:
         total.update(f"{name}:{tensor.dtype}:{tuple(tensor.shape)}\n".encode())

@@ -32,6 +32,7 @@ def distill(
     in evaluation mode, without a gradient, and its mixtures drop no token; it is moved to the
     batch's device, and is otherwise as before.
 
+    model: the student in training; x: inputs of the batch; loss_of: logits -> the task's loss;
     teacher: has the model's classes or vocabulary, as given to `intarsia.experts.student_of`;
     beta: 0 or more; temperature: T above 0.
     Costs one forward of the teacher more than `plain`. Not for labels that a teacher never saw.
@@ -49,7 +50,11 @@ def distill(
 
 
 def taught(teacher: nn.Module, x: Inputs) -> Tensor:
-    """Return a teacher's logits: in evaluation mode, without a gradient, no token dropped."""
+    """Return the logits of a teacher for a batch.
+
+    x: the batch's inputs. The teacher is in evaluation mode, without a gradient, and its mixtures
+      drop no token; it is moved to the inputs' device.
+    """
     # the loop knows the student only, and does not move the teacher
     teacher.to((x if isinstance(x, Tensor) else next(iter(x.values()))).device)
     with torch.no_grad(), evaluating(teacher), undropped(teacher):
@@ -57,7 +62,7 @@ def taught(teacher: nn.Module, x: Inputs) -> Tensor:
 
 
 def check_logits(target: Tensor, logits: Tensor) -> None:
-    """Check the shape of a teacher's logits.  Raises: ConfigError for another one."""
+    """Raise ConfigError unless the teacher's logits `target` have the shape of the student's."""
     if target.shape != logits.shape:
         got, want = f"logits {tuple(target.shape)}", f"{tuple(logits.shape)}, as the model's"
         raise ConfigError("teacher", got=got, want=want, fix="Give the student the teacher's head.")
@@ -71,12 +76,13 @@ def _check(beta: float, temperature: float) -> None:
 def staged_distillation(
     teacher: nn.Module, *, until: float = 0.6, beta: float = 1.0, temperature: float = 1.0
 ) -> Staged:
-    """Return the objective that is `distill` for a first share of the steps, then the labels alone.
+    """Return an objective that distils from a teacher at first, and then uses labels alone.
 
     fit(student, train, objective=staged_distillation(teacher, until=0.6))
 
-    A student that is shallower than its teacher fits both for a while, and not to the end, where
-    the teacher's targets lower its accuracy (arXiv:2201.05596, section 4.2).
+    teacher, beta, temperature: as in `distill`; until: share of the steps with the teacher. A
+      student that is shallower than its teacher fits both for a while, and not to the end, where
+      the teacher's targets lower its accuracy (arXiv:2201.05596, section 4.2).
     Raises: ConfigError for settings that cannot be.
     """
     _check(beta, temperature)

@@ -33,8 +33,9 @@ def evaluate(
 ) -> Scores:
     """Score a model on a dataset of tensors: the core of `intarsia.evaluate`.
 
-    watch: called before each batch; what it raises ends the evaluation.
-    task: None for the one that suits the dataset's labels; workers: processes that load data.
+    task: None for the one that suits the dataset's labels; batch_size: samples in a forward;
+      workers: processes that load data, 0 = this one; watch: called before each batch; an error
+      that it raises ends the evaluation.
     """
     whole("batch_size", batch_size, 1, fix="Try 64.")
     task = task or task_of(dataset)
@@ -44,9 +45,10 @@ def evaluate(
 def predict(
     model: nn.Module, dataset: Dataset[Any], *, batch_size: int = 64, workers: int = 0
 ) -> tuple[Tensor, Tensor]:
-    """Return logits (n, classes) float32 and labels (n,), on the CPU, in the set's order.
+    """Return a model's logits (n, classes) float32 and the labels (n,) of a dataset, on the CPU.
 
-    workers: processes that load data, 0 for this one.
+    They are in the dataset's order. batch_size: samples in a forward; workers: processes that load
+    data, 0 = this one.
     """
     task = task_of(dataset)
     logits, labels = each(model, dataset, task, lambda z, b: (z, b[1]), batch_size, workers)
@@ -63,11 +65,14 @@ def each(
     workers: int,
     watch: Callable[[], None] = lambda: None,
 ) -> tuple[Tensor, ...]:
-    """Return the rows that `rows_of` computes of each batch, on the CPU, in the dataset's order.
+    """Run a model over a dataset and return what `rows_of` computes from each batch.
 
-    With several processes each takes its share, and all get the rows of the whole set.
-    rows_of: of the output and the batch, tensors with one row a sample; watch: called before each
-    batch; workers: processes that load data.
+    rows_of: function of the output and the batch, which returns tensors with one row for each
+      sample; these are returned for all samples, on the CPU, in the dataset's order. task: says how
+      samples become a batch; batch_size: samples in a forward; workers: processes that load data;
+      watch: called before each batch. With several processes each computes a share, and all get the
+      rows of the whole set.
+    Raises: DataError for an empty dataset.
     """
     count = size_of(dataset)
     if not count:
@@ -87,7 +92,7 @@ def each(
             with autocast(device, dtype):
                 output = logits_of(model, batch[0])
             outputs.append(rows_of(output, batch))
-    # from a tuple for each batch to one tensor for each kind of row
+    # join the batches: one tensor for each kind of row
     rows = tuple(torch.cat(parts) for parts in zip(*outputs, strict=True))
     if state.num_processes > 1:
         with answered(lambda: "an evaluation"):

@@ -49,10 +49,7 @@ FORMAT = 1  # of run.json
 
 
 class Write(Protocol):
-    """Puts a trained model into a folder, given the record of the run.
-
-    parts: of a model whose experts are on several processes, all of which then call this.
-    """
+    """Puts a trained model into a folder, given the record of the run."""
 
     def __call__(
         self,
@@ -61,7 +58,11 @@ class Write(Protocol):
         record: Mapping[str, Any],
         parts: WholeModel | None = None,
         /,
-    ) -> object: ...
+    ) -> object:
+        """Write the trained model and the record of its run into a folder.
+
+        parts: given if the experts are on several processes, all of which then call this.
+        """
 
 
 class Log:
@@ -72,10 +73,11 @@ class Log:
         self._file = None
 
     def open(self, size: int) -> None:
-        """Go on after the first `size` bytes; later lines, of a killed run, are cut off.
+        """Open the file to append lines, after its first `size` bytes; later ones are cut off.
 
-        Of a file that is lost, short or damaged the whole lines before the damage are kept, with a
-        warning: the curve has a gap, what is learned has none.
+        size: length of the file at the checkpoint from which the run goes on, 0 for a new run. If
+          the file is lost, short or damaged, the whole lines before the damage are kept, with a
+          warning: the curve then has a gap, the training has none.
         """
         if self.path is None:
             return
@@ -93,7 +95,10 @@ class Log:
             warnings.warn(f"{gap}: the curve of this run has a gap.", stacklevel=2)
 
     def _lines(self, raw: bytes) -> int:
-        """Keep the whole lines at the start of a file; return their length in bytes."""
+        """Keep the whole lines at the start of a file; return their length in bytes.
+
+        raw: content of the file, one JSON object on each line.
+        """
         size = 0
         for line in raw.splitlines(keepends=True):
             try:
@@ -108,18 +113,19 @@ class Log:
         return size
 
     def write(self, line: Mapping[str, Any]) -> None:
-        """Append one line of metrics, as JSON.  Raises: TrainingError if the disk refuses it."""
+        """Append one line of metrics, as JSON.  Raises: TrainingError if the disk is full."""
         self.lines.append(dict(line))
         if self._file is None or self.path is None:
             return
         try:
             self._file.write(json.dumps(line).encode() + b"\n")
+            # a killed process loses no line
             self._file.flush()
         except OSError as error:
             raise disk_error(self.path, error) from error
 
     def size(self) -> int:
-        """Return the length of the file in bytes, all of which are then on the disk itself."""
+        """Return the length of the file in bytes, after they were flushed to the disk."""
         if self._file is None or self.path is None:
             return 0
         try:
@@ -137,11 +143,12 @@ class Log:
 
 @contextmanager
 def owned(out: Path | None, resume: bool) -> Iterator[None]:
-    """Make the run folder and keep other runs from it inside; None = no folder.
+    """Make the run folder and keep other processes from writing into it inside the context.
 
-    A run whose loss was no number leaves its place to the next one.
-    Raises: ConfigError if another process works there, or it holds another run; TrainingError at
-    the end if the folder was deleted or replaced meanwhile.
+    out: the folder, None = no folder; resume: it may hold a run that goes on. A run that diverged
+      (a loss that was not finite) may be replaced by the next one.
+    Raises: ConfigError if another process writes there, or it holds another run; TrainingError at
+      the end if the folder was deleted or replaced meanwhile.
     """
     with ExitStack() as stack:
         if out is not None:
@@ -153,8 +160,8 @@ def owned(out: Path | None, resume: bool) -> Iterator[None]:
 def _owned(out: Path, resume: bool) -> Iterator[None]:
     """Reserve a run folder for this process while a run writes into it.
 
-    resume: the folder may hold a run that goes on; else only one that diverged, which is removed.
-    A run that diverges inside the context leaves a file that says so.
+    out: the folder; resume: it may hold a run that goes on; else only one that diverged, which is
+      removed. A run that diverges inside the context leaves a file that says so.
     Raises: ConfigError for a folder with another run, or one that another process writes.
     """
     with alone(out):
@@ -180,7 +187,10 @@ def _owned(out: Path, resume: bool) -> Iterator[None]:
 
 
 def _check_same_folder(out: Path, begun: os.stat_result) -> None:
-    """Check that a run's folder is still there.  Raises: TrainingError for another, or none."""
+    """Raise TrainingError if a run's folder was deleted or replaced since the run began.
+
+    begun: the folder's entry in the file system at the start.
+    """
     now = out.stat() if out.is_dir() else None
     # device and inode: a path alone would not tell a folder that was replaced
     if now is not None and os.path.samestat(begun, now):
@@ -201,10 +211,12 @@ def write_results(
     write: Write | None,
     evaluated: Dataset[Any] | None = None,
 ) -> None:
-    """Write adapter/, predictions.safetensors, and run.json last: with it, all is there.
+    """Write the results of a run: adapter/, predictions.safetensors, and run.json as the last.
 
-    write: None where adapter/ is there.  evaluated: the set of that split, whose samples get their
-    numbers beside their outputs, so that runs can be compared sample by sample.
+    A folder with run.json is therefore complete. out: the run's folder; record: content of
+    run.json; split: part of the data that `metrics` are of. write: puts the trained model into a
+    folder, None where adapter/ was written already. evaluated: the dataset of that part, whose
+    samples get numbers in the predictions, so that runs can be compared sample by sample.
     """
     if write is not None:
         write(model, out / ADAPTER, record)
@@ -221,8 +233,12 @@ def write_results(
 
 
 def write_learned(model: nn.Module, folder: Path, parts: WholeModel | None = None) -> None:
-    """Write what a model has learned: PEFT's files, or the trained weights.  parts: see `Write`."""
+    """Write the trained weights of a model into a folder: PEFT's files for an adapted model.
+
+    parts: this process's part of a model whose experts are on several processes, None = whole.
+    """
     if hasattr(model, "peft_config"):
+        # PEFT writes its own files, first into a scratch folder
         adapted: Any = model
         write_folder(
             folder, {}, parts, before=lambda scratch: adapted.save_pretrained(str(scratch))

@@ -25,10 +25,13 @@ def wrapped(
 ) -> Iterator[nn.Module]:
     """Yield the model as it is called in training; its settings are restored afterwards.
 
-    Each process draws its own rows of the joined batch's draws. Under `recompute` draws are held
-    until the next `redraw`, so that the second computation meets the same experts.
-    meter: of what processes on CPUs send of gradients, and wait for.
-    running: has `recompute`, `compile` and the stack's seat, a run's place among runs in lockstep.
+    It is compiled, or wrapped for several processes, as the settings say. Random routers draw for
+    the whole batch, and each process takes its own rows. With `recompute` (gradient checkpointing)
+    draws are kept until the next step, so that both computations of a forward have the same
+    experts.
+    running: has `recompute`, `compile`, and `seat`, a run's place among runs that step together;
+      accelerator: the processes; meter: counts what processes on CPUs send of gradients, and wait
+      for.
     Raises: ConfigError for recompute on a model that does not offer it.
     """
     # random routers draw for the joined batch and take their own rows: as in one process
@@ -61,11 +64,13 @@ def wrapped(
 
 
 def mean_in_order(meter: Meter, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:
-    """Compute 1/W sum_r g_r of each gradient, always added up in the order of the W processes.
+    """Average the gradients of W processes, always added up in the order of the processes.
 
-    As a sum over a ring it moves 2 (W - 1) / W of the bucket: a part to the process that adds it
-    up, and back. A ring's order depends on the place in a bucket, and DistributedDataParallel fills
-    its buckets otherwise after a run's first step: a run that goes on would end with other bits.
+    It is the communication hook of DistributedDataParallel. bucket: gradients of several
+    parameters; meter: counts bytes and waiting. It sends 2 (W - 1) / W of the bucket: a part to the
+    process that adds it up, and back. In the usual sum over a ring the order depends on the place
+    in a bucket, and the buckets are filled otherwise after a run's first step: a resumed run would
+    end with other bits.
     """
     flat, world = bucket.buffer(), dist.get_world_size()
     # step 1: part p of the bucket goes to process p, from all the others

@@ -31,10 +31,11 @@ class StopRequest:
 
 @contextmanager
 def stop_on_signals() -> Iterator[StopRequest]:
-    """Turn the first SIGINT or SIGTERM inside into a request to stop; only in the main thread.
+    """Turn the first SIGINT or SIGTERM inside the context into a request to stop after the step.
 
-    If what is going on takes longer than a second to end, a line on stderr says so.
-    Raises: KeyboardInterrupt for one that came before and was swallowed, see `core.interrupts`.
+    Works in the main thread only. If the step takes longer than a second to end, a line on stderr
+    says that the run is stopping.
+    Raises: KeyboardInterrupt if one arrived before and was not handled, see `core.interrupts`.
     """
     interrupts.check()
     request = StopRequest()
@@ -47,6 +48,7 @@ def stop_on_signals() -> Iterator[StopRequest]:
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
 
     def note(number: int, _frame: FrameType | None) -> None:
+        """Note the first signal; raise KeyboardInterrupt on the second one."""
         if request:
             raise KeyboardInterrupt
         request.signal = number

@@ -50,13 +50,14 @@ class Learner:
     ) -> None:
         """Build the optimiser and what else a step needs: masks, weight average, loss scale.
 
-        forward: the model as it is called in training, such as its compiled or distributed wrapper.
-        objective: computes a batch's loss from the task's.  recipe: optimiser, schedule, clipping,
-        average.
+        model: whose parameters are trained; forward: the model as it is called in training, such as
+          its compiled or distributed wrapper; objective: computes a batch's loss from the task's;
+          training: learning rate, precision, seed; recipe: optimiser, schedule, clipping, average;
+          accelerator: the processes and the device; task: loss and scores.
         """
         self.model, self.forward, self.objective, self.task = model, forward, objective, task
         self.training, self.recipe, self.accelerator = training, recipe, accelerator
-        # masks come first: the optimiser may hold entries of the weights that are kept, not all
+        # masks come first: the optimiser may then hold only the unmasked entries of weights
         masks = recipe.schedule if isinstance(recipe.schedule, SparseSchedule) else None
         self.masking = Masking(masks, model, training.seed) if masks is not None else None
         make = recipe.optimizer or adamw
@@ -78,15 +79,16 @@ class Learner:
         dtype = DTYPES[training.precision]
         self.attentions = slow_attention(model, accelerator.device, dtype)
         self.routed = bool(learned_routers(model))
-        self.parts = WholeModel()  # or this process's part of it
-        self.meter = Meter()  # of what is waited for there
+        self.parts = WholeModel()  # the whole model, or this process's part of it
+        self.meter = Meter()  # counts bytes sent and time waited for other processes
         self.accuracies: list[float] = []  # of each epoch that ended
         self.recent: list[float] = []  # accuracies of the batches since
 
     def remember(self, samples: int) -> None:
-        """Make room for what the objective keeps of each of the training samples, if anything.
+        """Prepare to store a value for each training sample, if the objective compares epochs.
 
-        Raises: ConfigError where several processes would each keep their own.
+        samples: number of training samples.
+        Raises: ConfigError in several processes, each of which would see other samples.
         """
         if not isinstance(self.objective, OnePass):
             return
@@ -103,11 +105,13 @@ class Learner:
         steps: int,
         positions: Sequence[Sequence[int]] = (),
     ) -> dict[str, float]:
-        """Learn from one batch, given as equal parts; returns lr, loss, accuracy and named parts.
+        """Take one optimiser step; return lr, loss, accuracy and the loss's parts, to be logged.
 
-        positions: which samples each part has, for an objective that keeps something of them.
-        Raises: TrainingError if the loss or a gradient is not finite; the parameters are then
-        those before the step.
+        batches: parts of the step's batch, whose gradients are added up; step: number from 0;
+          steps: in the whole training; positions: for each part the numbers of its samples in the
+          training data, for an objective that stores something for each.
+        Raises: TrainingError if the loss or a gradient is not finite; the parameters are then those
+          before the step.
         """
         factor = self.recipe.lr_factor or cosine(self.training.warmup)
         # 1. what changes from step to step: the rate, annealed modules, masks, the objective
@@ -144,7 +148,11 @@ class Learner:
         return {"lr": lr, **logged}
 
     def _schedule(self, step: int, steps: int) -> None:
-        """Announce the coming step to modules that change along a run, then to the schedule."""
+        """Announce the coming step to the model's modules and to the schedule.
+
+        step: number from 0; steps: in the whole training. Temperatures, masks and the like change
+          here.
+        """
         before_step(self.model, step, steps)
         schedule = self.recipe.schedule
         if self.masking:
@@ -158,7 +166,7 @@ class Learner:
             cast(Schedule, schedule)(self.model, step, steps)
 
     def _same_masks(self) -> None:
-        """Check that all processes have the same masks.  Raises: TrainingError."""
+        """Raise TrainingError if the processes do not all have the same masks."""
         if self.masking and self.accelerator.num_processes > 1:
             digests = gather_object([self.masking.digest()])
             if len(set(digests)) > 1:
@@ -173,7 +181,11 @@ class Learner:
         self.recent = []
 
     def _shares(self, counts: Sequence[int]) -> list[float]:
-        """Return each part's weight in the loss: its count over the mean count of a process."""
+        """Return the weight of each part of a batch in the step's loss.
+
+        counts: number of terms in the loss of each part, such as labelled tokens. The weight is a
+          part's count over the mean count of a process.
+        """
         mean = float(sum(counts))
         if self.accelerator.num_processes > 1:  # rows of tokens differ in length
             local = torch.tensor(mean, device=self.accelerator.device)
@@ -188,8 +200,8 @@ class Learner:
     def _backward(self, objective: Objective, batch: Batch, share: float) -> dict[str, Tensor]:
         """Compute the loss of one part of a batch and add its gradients; returns the values to log.
 
-        share: the part's share of the step's terms of the loss, by which its gradient is
-        multiplied.
+        objective: computes the loss; batch: (inputs, target); share: the part's weight in the
+          step's loss, by which its gradient is multiplied.
         """
         device = self.accelerator.device
         self.task.check(batch[1])
@@ -239,10 +251,10 @@ class Learner:
         self.optimizer.zero_grad(set_to_none=True)
 
     def reshard(self, step: int, best: dict[str, Tensor] | None) -> None:
-        """Move experts between processes after so many steps, where the strategy plans for it.
+        """Move experts between processes, if the strategy of expert parallelism plans it now.
 
-        With a weight go what the optimiser remembers of it, and its value in the best epoch. There
-        is no average of weights then.
+        step: number of steps done; best: path -> value of the weights in the best epoch, which are
+          moved along, as are the optimiser's states.
         """
         for path, weight, move in self.parts.moves(step):
             for key, value in self.optimizer.state.get(weight, {}).items():
@@ -254,13 +266,17 @@ class Learner:
             put_rows(weight, move(weight))
 
     def _refuse(self, subject: str, got: float, step: int) -> None:
+        """Clear the gradients and raise NotFinite.
+
+        subject: name of the value that is not finite; got: the value; step: its number from 0.
+        """
         self.optimizer.zero_grad(set_to_none=True)
         as_before = "The model and the last checkpoint are as they were before this step."
         fix = f"Lower lr, clip the gradients (clip=1.0), or look for broken images. {as_before}"
         raise NotFinite(f"{subject} at step {step + 1}", got=got, want="a finite number", fix=fix)
 
     def state(self) -> dict[str, Any]:
-        """Return the state of the optimiser, the loss scale and all that follows the fit."""
+        """Return the state for a checkpoint: optimiser, loss scale, masks, average, memory."""
         scaler = self.scaler.state_dict() if self.scaler else None
         fit = {"accuracies": self.accuracies, "recent": self.recent}
         masks = self.masking.state() if self.masking else None
@@ -271,7 +287,7 @@ class Learner:
         return base | ({"masks": masks} if masks else {}) | extras
 
     def load_state(self, state: dict[str, Any]) -> None:
-        """Restore what `state` returned: masks, optimiser, loss scale, weight average, memory."""
+        """Restore the state that `state` returned."""
         if self.masking:
             self.masking.load_state(state["masks"])
         optimizer = self.parts.own_optimizer(state["optimizer"], self.parameters)

@@ -64,28 +64,33 @@ class Loop:
     """A run from its first step, or from its checkpoint, to its last."""
 
     def __init__(self, job: Job) -> None:
-        """Keep the job (model, task, data, settings) and start at step 0."""
+        """Store what to train (model, task, data, settings) and begin at step 0.
+
+        job: all of these.
+        """
         self.job, self.model, self.task = job, job.model, job.task
         self.train_set, self.val, self.test = job.sets
         self.training, self.recipe, self.how = job.training, job.recipe, job.running
         self.at = resume.Position()
         self.log = Log(None)
-        self.val_scores: tuple[int, Scores] | None = None  # (step, scores) of the newest
+        self.val_scores: tuple[int, Scores] | None = None  # (step, scores) of the latest validation
         self.warned = False
-        self.side: int | None = None  # of pictures in px, on a CPU
-        self.forward = 0.0  # seconds of one of them
+        self.side: int | None = None  # side of the pictures in pixels, on a CPU
+        self.forward = 0.0  # seconds of one forward
         self.fix_weights: Callable[[], None] = lambda: None  # see `LayerSchedule`
 
     @contextmanager
     def running(self, identity: dict[str, Any]) -> Iterator[None]:
-        """Open and set everything that belongs to a run in progress, inside of `shared_out`.
+        """Open everything that belongs to a run in progress: learner, checkpoint, log, bar.
 
-        identity: settings and data that a checkpoint must share with the run to be resumed by it.
+        identity: settings and data that a checkpoint must have in common with the run to be resumed
+          by it. Entered inside of `shared_out`.
         """
         ranks, job = self.ranks, self.job
         shares = ranks.num_processes * job.training.accumulate
         size, seed = job.training.batch_size, job.training.seed
         # the order is that of one process; each takes its share of every batch
+        # which samples are in which batch, as a function of the seed
         self.order = Order(size_of(self.train_set), size, seed, shares)
         if self.task.whole and shares > 1:
             raise ConfigError(
@@ -108,7 +113,7 @@ class Loop:
             schedule = job.recipe.schedule
             if isinstance(schedule, LayerSchedule):
                 self.fix_weights = stack.enter_context(schedule.training(self.model))
-            self.task = self._look()
+            self.task = self._fitted_task()
             forward = stack.enter_context(wrapped(self.model, self.how, ranks, self.busy.meter))
             self.learner = Learner(
                 self.model, forward, job.objective, job.training, job.recipe, ranks, self.task
@@ -142,22 +147,25 @@ class Loop:
 
     @contextmanager
     def shared_out(self, ranks: Accelerator) -> Iterator[WholeModel]:
-        """Share the experts of the model's mixtures out among the processes, if that was asked for.
+        """Distribute the model's experts over the processes in the context, if that is set.
 
+        ranks: the processes. Yields this process's part of the model.
         Raises: TrainingError inside, where another process does not answer.
         """
         self.ranks, self.busy = ranks, Busy(ranks)
         guard = answered(lambda: f"after step {self.at.step}")
-        with guard, self._attached() as self.parts:
+        with guard, self._distributed() as self.parts:
             yield self.parts
 
-    def _attached(self) -> AbstractContextManager[WholeModel]:
-        """Return the context in which processes share the model's experts, if they do.
+    def _distributed(self) -> AbstractContextManager[WholeModel]:
+        """Return the context in which the model's experts are distributed over the processes.
 
-        Raises: ConfigError for a run that also changes weights by a schedule, an average or a
-        stack.
+        Without a strategy (`parallel`) it does nothing.
+        Raises: ConfigError for a run that also changes weights by a schedule or an average, or
+          steps together with other runs.
         """
         parallel, recipe = self.how.parallel, self.job.recipe
+        # settings that need all weights in one process
         conflicts = {
             type(recipe.schedule).__name__: isinstance(
                 recipe.schedule, SparseSchedule | LayerSchedule
@@ -174,8 +182,11 @@ class Loop:
         gather = self.how.gather
         return parallel.attached(self.model, meter=self.busy.meter, gather=gather)
 
-    def _look(self) -> Task:
-        """Return the task, fitted to the model's output for one sample; check labels against it."""
+    def _fitted_task(self) -> Task:
+        """Return the task, fitted to the model's output for one sample; check all labels.
+
+        The time of this one forward also gives a first guess of how long the run takes.
+        """
         device, dtype = self.ranks.device, compute_dtype(self.model)
         x, y = self.reader[(0, (0,))]
         if isinstance(x, torch.Tensor) and x.dim() == 4 and device.type == "cpu":
@@ -194,7 +205,7 @@ class Loop:
         return task
 
     def _restore(self) -> None:
-        """Go on from the run folder's newest checkpoint, if there is one.
+        """Restore the run folder's newest checkpoint, if there is one.
 
         Raises: CheckpointError for a finished run without checkpoints.
         """
@@ -209,24 +220,31 @@ class Loop:
             resume.restore(self.model, self.learner, self.at, state, self.ranks)
 
     def train(self, evaluate_every: int) -> None:
-        """Take all steps that the run still has, with scores and checkpoints where they are due."""
+        """Take all remaining steps, with validation scores and checkpoints where they are due.
+
+        evaluate_every: epochs between two validations, 0 for none.
+        Raises: Interrupted on a request to stop, after a checkpoint.
+        """
         last_save, saved = time.monotonic(), self.at.step
         batches = self._batches()
         while True:
             self._score(evaluate_every)
-            stop, due = self._decide(time.monotonic() - last_save)
+            stop, due = self._stop_and_save(time.monotonic() - last_save)
             if (stop or due) and self.at.step > saved:
                 self.save()
                 last_save, saved = time.monotonic(), self.at.step
             if stop:
                 raise self._interrupted()
-            if self.at.step == self.steps or self._stale(evaluate_every):
+            if self.at.step == self.steps or self._is_stale(evaluate_every):
                 break
             self._step(batches)
         self.save()
 
-    def _stale(self, evaluate_every: int) -> bool:
-        """Return True if val has been no better for as many epochs as the recipe's patience."""
+    def _is_stale(self, evaluate_every: int) -> bool:
+        """Return True if the validation score has not improved for as long as the recipe allows.
+
+        evaluate_every: epochs between two validations.
+        """
         best, patience = self.at.best, self.recipe.patience
         if best is None or patience is None or self.at.step % self.order.steps:
             return False
@@ -239,7 +257,10 @@ class Loop:
         return -(-self.at.step // self.order.steps)
 
     def _batches(self) -> Iterator[tuple[list[Batch], list[tuple[int, ...]]]]:
-        """Yield this process's parts of each batch still to come, and their samples' positions."""
+        """Yield, for each remaining step, this process's parts of the batch and their positions.
+
+        Positions are the numbers of the samples in the training data.
+        """
         parts, rank = self.training.accumulate, self.ranks.process_index
         world = self.ranks.num_processes
         # a run that goes on begins in the middle of an epoch, whose order is known from its seed
@@ -259,10 +280,10 @@ class Loop:
     def _step(self, batches: Iterator[tuple[list[Batch], list[tuple[int, ...]]]]) -> None:
         """Train one step, then log it; at an epoch's end also the loads of the routers.
 
-        batches: yields for each step its batches, one for each part of an accumulated step, and the
-        positions of their samples in the training data.
+        batches: yields for each step the parts of its batch, and the positions of their samples in
+          the training data.
         """
-        clock, cpu = self._now()
+        clock, cpu = self._clocks()
         with self.busy.step():
             parts, positions = next(batches)
             values = self.learner.step(parts, self.at.step, self.steps, positions)
@@ -270,7 +291,7 @@ class Loop:
         best = self.at.best
         # experts may change their process, and the best epoch's copies go with them
         self.learner.reshard(self.at.step, None if best is None else best.learned)
-        wall, cores = self._now()
+        wall, cores = self._clocks()
         self.at.seconds += wall - clock
         self.at.cpu_seconds += cores - cpu
         if ended := self.at.step % self.order.steps == 0:
@@ -281,18 +302,18 @@ class Loop:
             values |= statistics.summary(self.at.loads)
             self.warned = self.warned or statistics.warn_of_collapse(self.at.loads)
             statistics.forget(self.model)
-        self._note("train", self.epochs, values)
+        self._log_values("train", self.epochs, values)
 
-    def _now(self) -> tuple[float, float]:
-        """Return wall-clock and CPU time in seconds; in a stack of runs, this run's share."""
+    def _clocks(self) -> tuple[float, float]:
+        """Return wall-clock and CPU seconds; for runs that step together this run's share."""
         seat = self.how.seat
         return seat.now() if seat else (time.perf_counter(), time.process_time())
 
     def _score(self, evaluate_every: int) -> None:
-        """Score on the validation part if that is due, and remember the best epoch.
+        """Score the validation part if that is due, and remember the best epoch.
 
-        evaluate_every: epochs from one score to the next, 0 for never.  A request to stop ends it
-        without a score.
+        evaluate_every: epochs between two validations, 0 for none. A request to stop ends it
+          without a score.
         """
         epoch, rest = divmod(self.at.step, self.order.steps)
         due = (
@@ -312,7 +333,7 @@ class Loop:
                 return
             self.at.scored = self.at.step
             self.val_scores = self.at.step, scores
-            self._note("val", epoch, scores.scores())
+            self._log_values("val", epoch, scores.scores())
             best, value = self.at.best, scores.best
             # while a schedule still prunes, the model is denser than asked for: no best epoch yet
             masks = self.learner.masking
@@ -322,7 +343,7 @@ class Loop:
                 self.at.best = resume.Score(epoch, value, resume.learned_copy(self.model))
 
     def _evaluate(self, dataset: Dataset[Any]) -> Scores:
-        """Score the model on a whole dataset, in the largest batches that surely fit."""
+        """Score the model on a whole dataset."""
         # without gradients small outputs fit in larger batches
         size = max(1, self.training.batch_size // self.ranks.num_processes)
         size = max(size, 32) if self.task.small_outputs else size
@@ -334,10 +355,10 @@ class Loop:
         if self.stop and self.ranks.num_processes == 1:
             raise self._interrupted()
 
-    def _note(self, split: str, epoch: int, values: dict[str, float]) -> None:
-        """Log one line of values, to metrics file, progress bar and trackers.
+    def _log_values(self, split: str, epoch: int, values: dict[str, float]) -> None:
+        """Write values to the metrics file, the progress bar and the trackers.
 
-        split: "train", "val" or "test"; epoch: the epoch to write into the line.
+        split: "train", "val" or "test"; epoch: number for the line; values: name -> number.
         """
         line = {"step": self.at.step, "epoch": epoch, "split": split, **values}
         line["seconds"] = round(self.at.seconds, 4)
@@ -346,8 +367,11 @@ class Loop:
             self.bar.step(self.at.step, line)
         track(self.ranks, line)
 
-    def _decide(self, since: float) -> tuple[bool, bool]:
-        """Return (stop, save), the same in every process."""
+    def _stop_and_save(self, since: float) -> tuple[bool, bool]:
+        """Return two flags, the same in every process: stop now, and write a checkpoint now.
+
+        since: seconds since the last checkpoint.
+        """
         running = self.how
         due = (
             running.checkpoint_steps is not None and self.at.step % running.checkpoint_steps == 0
@@ -360,7 +384,7 @@ class Loop:
         return stop, save and running.out is not None
 
     def recalibrate(self, share: float) -> None:
-        """Count the statistics of batch norms anew, on a share of the training data."""
+        """Compute the statistics of batch norms again.  share: of the training data to use."""
         count = math.ceil(share * self.order.steps)
         batches = (self.reader[(0, batch)][0] for batch in islice(self.order.epoch(0), count))
         device, dtype = self.ranks.device, compute_dtype(self.model)
@@ -385,7 +409,7 @@ class Loop:
             on_main(self.ranks, lambda: checkpoint.save(out / STATE, state))
 
     def _interrupted(self) -> Interrupted:
-        """Return the error of a run that was stopped, which says how to go on with it."""
+        """Return the error of a run that was stopped; its text says how to continue the run."""
         out = self.how.out
         progress = f"stopped after step {self.at.step} of {self.steps}"
         if out is None:
@@ -393,7 +417,11 @@ class Loop:
         return Interrupted(f"{progress}; go on with fit(..., out={str(out)!r}, resume=True)")
 
     def finish(self) -> dict[str, Scores]:
-        """Put the chosen weights into the model, and return their scores."""
+        """Put the chosen weights into the model, and score it on the validation and test parts.
+
+        The weights are those of the best epoch, of the average, or of the last step. Returns the
+        scores by part.
+        """
         if self.at.best is not None:
             resume.put_back(self.model, self.at.best.learned)
         elif self.learner.average is not None:
@@ -403,6 +431,7 @@ class Loop:
         if self.job.settle is not None:
             self.val_scores = None
             self.job.settle.run(self)
+        # the last validation scored these very weights
         fresh = self.at.best is None and self.val_scores and self.val_scores[0] == self.at.step
         scores: dict[str, Scores] = {}
         if self.val_scores and fresh:
@@ -414,5 +443,5 @@ class Loop:
             if isinstance(test_scores, Metrics) and isinstance(val, Metrics):
                 test_scores = test_scores.tempered(val)
             scores["test"] = test_scores
-            self._note("test", self.epochs, scores["test"].scores())
+            self._log_values("test", self.epochs, scores["test"].scores())
         return scores

@@ -49,16 +49,16 @@ class Staged:
         between("until", self.until, 0, 1, fix="Try 0.6: a share of the steps.")
 
     def at(self, step: int, steps: int) -> Objective:
-        """Return the objective of a step, counted from 0, in a run of so many steps."""
+        """Return the objective of a step, counted from 0, in a run of `steps` steps."""
         return self.first if step < self.until * steps else self.then
 
 
 def logits_of(model: nn.Module, x: Inputs) -> Tensor:
-    """Return the logits of a model that returns them or has `.logits`; random parts draw anew.
+    """Call a model and return its logits, which are its output or the output's `.logits`.
 
-    At least float32. Those of tokens (B, T, V) keep their type, since they are large: losses and
-    scores widen the rows they need.
-    x: the model's input, or its arguments by name; "task_ids" among them go to the routers.
+    x: the model's input, or its arguments by name, of which "task_ids" are passed to the routers.
+      Random routers draw again. Logits are float32 at least, but those of tokens (B, T, V) keep
+      their type, since they are large: losses and scores widen the rows they need.
     """
     redraw(model)
     if isinstance(x, Tensor):
@@ -74,14 +74,17 @@ def logits_of(model: nn.Module, x: Inputs) -> Tensor:
 
 
 def twice(x: Inputs) -> Inputs:
-    """Return two copies of a batch, stacked."""
+    """Return two copies of a batch, stacked along the first axis."""
     if isinstance(x, Tensor):
         return torch.cat([x, x])
     return {name: torch.cat([part, part]) for name, part in x.items()}
 
 
 def plain(model: nn.Module, x: Inputs, loss_of: LossOf) -> Outcome:
-    """Compute the loss of one forward."""
+    """Compute the loss of one forward.
+
+    model: the one in training; x: inputs of the batch; loss_of: logits -> the task's loss.
+    """
     logits = logits_of(model, x)
     return Outcome(loss_of(logits), logits)
 
@@ -96,15 +99,20 @@ def two_pass(
     detach: bool = True,
     deep: float = 0.0,
 ) -> Outcome:
-    """Make two stochastic passes agree (MoSA, arXiv:2312.02923; R-Drop, arXiv:2106.14448).
+    """Compute the loss of two stochastic passes that are to agree (MoSA, arXiv:2312.02923; R-Drop).
 
     L = CE(p1) + add CE(p2) + reg/2 [KL(sg p2 || p1) + KL(sg p1 || p2)] + deep D
-    with D the `deep_alignment` of the two passes; of texts, KL is over tokens that have a label. A
-    task without classes has its own distance in place of KL.
-    The published MoSA has add=0, reg=1; its deep term has the weight 0.01 / 12. Both passes are
-    stacked in one forward. `detach`: sg as published; without, the gradient of the divergence is to
-    first order twice as large.
+
+    p1, p2: predictions of the two passes, which differ by their random draws; sg: without gradient;
+      D: the `deep_alignment` of the two passes. For texts, KL is over tokens that have a label; a
+      task without classes has its own distance in place of KL. Both passes are stacked in one
+      forward.
+    model: the one in training; x: inputs of the batch; loss_of: logits -> the task's loss; add,
+      reg, deep: weights; the published MoSA has add=0, reg=1, and 0.01 / 12 for its deep term.
+      detach: sg as published; without, the gradient of the divergence is to first order twice as
+      large.
     Twice the cost of `plain`. Not for a model without randomness: both passes are then equal.
+    Source: R-Drop, arXiv:2106.14448, is add=1.
     """
     # both passes are rows of one batch; `passes` has each half draw its own experts
     stacked = twice(x)
@@ -127,13 +135,15 @@ def two_pass(
 
 
 def one_backward(model: nn.Module, x: Inputs, loss_of: LossOf, *, reg: float = 1.0) -> Outcome:
-    """Compute L = CE(p1) + reg KL(sg p2 || p1), pass 2 without a graph.
+    """Compute L = CE(p1) + reg KL(sg p2 || p1), with pass 2 outside the graph.
 
-    p1, p2: predictions of two forward passes with different random draws; sg: without gradient.
+    p1, p2: predictions of two forward passes with different random draws; sg: without gradient;
+      reg: weight of the divergence.
 
     The passes are drawn alike, so the expected gradient is that of `two_pass` with add=0 and
     detached targets; its variance is larger, its cost two forwards and one backward, its memory
     that of `plain`.
+    model: the one in training; x: inputs of the batch; loss_of: logits -> the task's loss.
     """
     with torch.no_grad():
         second = logits_of(model, x)
@@ -148,12 +158,14 @@ def pace(
 ) -> Outcome:
     """Compute L = CE(z1) + weight * mean |z1 - z2|^2 of two noisy passes (PACE, arXiv:2409.17137).
 
-    z1 and z2 are logits, both with a gradient, the square summed over classes. `every`: only each
-    so many steps, the first among them, have the second pass; the others are `plain` (PACE_lazy).
-    The passes are stacked; a step with both costs twice `plain`. weight=0 is `plain`.
-    Not for a model without randomness: both passes are then equal.
+    z1 and z2 are the logits of the passes, both with a gradient; the square is summed over classes.
+    model: the one in training; x: inputs of the batch; loss_of: logits -> the task's loss; weight:
+      0 is `plain`; every: only each so many steps, the first among them, have the second pass; the
+      others are `plain` (PACE_lazy).
+    The passes are stacked; a step with both costs twice `plain`. Not for a model without
+    randomness: both passes are then equal.
     Raises: ConfigError for a weight below 0, and an `every` below 1 or, above 1, in a model without
-    cells that draw, which know the step.
+      adapters that draw noise, which know the step.
     """
     at_least("weight", weight, 0)
     at_least("every", every, 1)
@@ -170,10 +182,10 @@ def pace(
 
 
 def _step(model: nn.Module, interval: int) -> int:
-    """Return the step of the training that `before_step` announced to the model.
+    """Return the number of the training step, as `before_step` announced it to the model.
 
     interval: steps from one second forward pass to the next; with 1 every step has it, the step's
-    number is not needed and 0 is returned.
+      number is not needed and 0 is returned.
     Raises: ConfigError for a model without adapters that draw noise: only these know the step.
     """
     if interval == 1:
@@ -186,7 +198,10 @@ def _step(model: nn.Module, interval: int) -> int:
 
 
 def _mean(values: Tensor, x: Inputs) -> Tensor:
-    """Return the mean over tokens that are no padding.  values: (B, T)."""
+    """Return the mean of values over tokens that are not padding.
+
+    values: (B, T); x: the batch's inputs, whose `attention_mask` says what is padding.
+    """
     mask = x.get("attention_mask") if isinstance(x, Mapping) else None
     if mask is None or mask.shape != values.shape:
         return values.mean()
@@ -194,14 +209,18 @@ def _mean(values: Tensor, x: Inputs) -> Tensor:
 
 
 def local_variance(model: nn.Module, x: Inputs, loss_of: LossOf, *, weight: float = 1.0) -> Outcome:
-    """Compute L = CE(p) + weight * sum over cells of mean over tokens of Var(scale * up(z)).
+    """Compute L = CE(p) + weight * sum over adapters of mean over tokens of Var(scale * up(z)).
 
-    Var is the variance of a split up-projection's output over the draw of its experts, summed over
-    outputs, in closed form (`SplitLinear.variance`) at the bottleneck z of this forward: half the
-    expected squared distance of two passes at the cell, without the second pass. It leaves out
-    how later layers change the difference: a surrogate for `two_pass`, not the same loss.
-    Raises: ConfigError for a model without a cell whose up-projection is split.
+    Var is the variance of a split up-projection's output over the random draw of its experts,
+    summed over outputs, in closed form (`SplitLinear.variance`) at the bottleneck activations z of
+    this forward: half the expected squared distance of two passes at the adapter, without the
+    second pass. It leaves out how later layers change the difference: a surrogate for `two_pass`,
+    not the same loss.
+    model: the one in training; x: inputs of the batch; loss_of: logits -> the task's loss; weight:
+      of the variance; scale: the adapter's.
+    Raises: ConfigError for a model without an adapter whose up-projection is split.
     """
+    # the forward's own activations give the variance in closed form
     with _bottlenecks(model) as calls:
         logits = logits_of(model, x)
     if not calls:
@@ -217,26 +236,32 @@ def local_variance(model: nn.Module, x: Inputs, loss_of: LossOf, *, weight: floa
 
 
 def deep_alignment(hidden: list[Tensor], x: Inputs | None = None) -> Tensor:
-    """Sum the mean squared distance of two stacked passes over blocks.  [(2B, ...)] -> ().
+    """Sum, over blocks, the mean squared distance between the hidden states of two stacked passes.
 
-    `hidden` are the outputs of the first half of a model's blocks; no target is detached (MoSA's
-    released code: the first six of twelve). x: one pass's inputs, whose padding does not count.
+    hidden: outputs (2B, ...) of the first half of a model's blocks, no pass detached (MoSA's
+      released code: the first six of twelve); x: one pass's inputs, whose padding does not count.
+      Returns a scalar.
     """
     halves = [h.float().chunk(2) for h in hidden]
     return torch.stack([_distance(first, second, x) for first, second in halves]).sum()
 
 
 def _distance(first: Tensor, second: Tensor, x: Inputs | None) -> Tensor:
+    """Return the mean squared distance of two hidden states, over tokens that are not padding.
+
+    x: the batch's inputs, which have the mask of padding; None = all tokens count.
+    """
     if not isinstance(x, Mapping) or first.ndim != 3:
         return F.mse_loss(first, second)
     return _mean((first - second).square().mean(-1), x)
 
 
 def blocks_of(model: nn.Module) -> list[nn.Module]:
-    """Return the repeated blocks of a model, in order: the most numerous class of list members.
+    """Return the repeated blocks of a model, in order.
 
-    Single layers, and classes that hold less than half of the parameters of the largest one, do
-    not count, so that Swin's blocks win over its stages and over what is inside a block.
+    They are the most numerous class among the members of lists. Single layers, and classes that
+    hold less than half of the parameters of the largest one, do not count, so that Swin's blocks
+    win over its stages and over what is inside a block.
     Raises: ConfigError for a model without a repeated block.
     """
     # 1. children of lists that have children themselves, by class
@@ -258,7 +283,10 @@ def blocks_of(model: nn.Module) -> list[nn.Module]:
 
 @contextmanager
 def _hidden(model: nn.Module, record: bool) -> Iterator[list[Tensor]]:
-    """Record the outputs of the first half of the blocks while inside; none if not `record`."""
+    """Record the outputs of the first half of the model's blocks inside the context.
+
+    record: False records nothing. Yields the list that is filled.
+    """
     outputs: list[Tensor] = []
 
     def keep(_module: nn.Module, _inputs: object, output: object) -> None:
@@ -279,10 +307,14 @@ Bottlenecks = list[tuple[SplitLinear, Tensor | float, Tensor]]
 
 @contextmanager
 def _bottlenecks(model: nn.Module) -> Iterator[Bottlenecks]:
-    """Record (split up-projection, the cell's scale, its input) of each call while inside."""
+    """Record (split up-projection, the adapter's scale, its input) of each call inside the context.
+
+    Yields the list that is filled.
+    """
     calls: Bottlenecks = []
 
     def watch(layer: SplitLinear, scale: Tensor | float) -> torch.utils.hooks.RemovableHandle:
+        """Add a hook that records each call of a split up-projection.  scale: of its adapter."""
         return layer.register_forward_pre_hook(
             lambda _m, args: calls.append((layer, scale, args[0]))
         )

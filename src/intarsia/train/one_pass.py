@@ -38,6 +38,7 @@ class OnePass:
         at_least("weight", self.weight, 0, "Try 0.03.")
 
     def __call__(self, model: nn.Module, x: Inputs, loss_of: LossOf) -> NoReturn:
+        """Raise ConfigError: only the loop of `fit` knows a batch's samples, see `Memory`."""
         got = "a step that does not say which samples it has, as inside task_heads"
         fix = "Pass it to fit by itself, or use `pace`, which needs no memory."
         raise ConfigError("objective OnePass", got=got, want="the loop of `fit`", fix=fix)
@@ -52,7 +53,10 @@ class Memory:
         self.known = torch.zeros(samples, dtype=torch.bool)
 
     def of(self, positions: Sequence[int]) -> Objective:
-        """Return the objective of a step with these samples, in their order."""
+        """Return the objective for a batch of these samples.
+
+        positions: (B,) of the samples in the training data, in the batch's order.
+        """
         return partial(self._objective, torch.as_tensor(positions, dtype=torch.int64))
 
     def _objective(
@@ -60,10 +64,11 @@ class Memory:
     ) -> Outcome:
         """Compute L = CE + weight * mean over samples of |f_now(x) - f_before(x)|^2.
 
-        f_now, f_before: logits (classes,) of a sample, now and when an earlier epoch met it; a
-        sample that none has met adds 0.
-        positions: (B,) of the batch's samples in the training data, where their logits are stored.
-        loss_of: gives CE.  Raises: ConfigError for outputs that are not (B, classes).
+        f_now, f_before: logits (classes,) of a sample, now and in the epoch before; a sample
+          without earlier logits adds 0.
+        positions: (B,) of the batch's samples in the training data, where their logits are stored;
+          x: inputs; loss_of: logits -> CE.
+        Raises: ConfigError for outputs that are not (B, classes).
         """
         now = logits_of(model, x)  # (B, classes)
         if now.ndim != 2 or len(now) != len(positions):

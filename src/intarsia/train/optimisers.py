@@ -13,20 +13,25 @@ from .settings import LrFactor
 
 
 def adamw(model: nn.Module, lr: float, weight_decay: float) -> Optimizer:
-    """Make AdamW over the trained parameters; biases, norms and scales are not decayed."""
+    """Make AdamW over the trained parameters; biases, norms and scales have no weight decay.
+
+    model: whose parameters; lr: learning rate; weight_decay: of the other parameters.
+    """
     groups = decay_groups(model, weight_decay)
     devices = {p.device.type for group in groups for p in group["params"]}
+    # torch's fused step exists for CPUs and CUDA
     return torch.optim.AdamW(groups, lr=lr, fused=devices <= {"cpu", "cuda"})
 
 
 def cosine(warmup: float = 0.0) -> LrFactor:
-    """Return the factor of a linear warm-up, then half a cosine down to 0, step by step.
+    """Return a function of (step, steps): a linear warm-up, then half a cosine down to 0.
 
-    Step s of S with W = round(warmup S): (s + 1) / W while s < W, then
-    (1 + cos(pi (s - W) / (S - W))) / 2.
+    Its value multiplies the learning rate. warmup: W / S, the share of the steps that rise. At step
+    s of S: (s + 1) / W while s < W, then (1 + cos(pi (s - W) / (S - W))) / 2.
     """
 
     def factor(step: int, steps: int) -> float:
+        """Return the factor of the learning rate at a step, counted from 0, of `steps`."""
         warm = round(warmup * steps)
         if step < warm:
             return (step + 1) / warm
@@ -43,7 +48,7 @@ class LearningRate:
         self.base = [float(group["lr"]) for group in optimizer.param_groups]
 
     def set(self, factor: float) -> float:
-        """Set all groups' rates; return the first one's."""
+        """Multiply each group's base learning rate by a factor; return the first group's rate."""
         for group, base in zip(self.optimizer.param_groups, self.base, strict=True):
             group["lr"] = base * factor
         return self.base[0] * factor

@@ -41,6 +41,7 @@ class Order:
     shares: int = 1
 
     def __post_init__(self) -> None:
+        """Check that processes get equally many samples.  Raises: DataError, ConfigError."""
         if self.count < self.shares:
             subject, fix = "training images", "Give the run some images to learn from."
             raise DataError(subject, got=self.count, want=f"at least {self.shares}", fix=fix)
@@ -57,17 +58,20 @@ class Order:
         return full + (rest >= self.shares)
 
     def epoch(self, epoch: int, first: int = 0) -> Iterator[tuple[int, ...]]:
-        """Yield the batches of an epoch, from batch `first` on."""
+        """Yield the batches of an epoch as positions of samples, from batch `first` on."""
         # a generator for each epoch: no state has to be saved to know a later order
         generator = torch.Generator().manual_seed(mix(self.seed, epoch))
         order = torch.randperm(self.count, generator=generator).tolist()
         for i in range(first, self.steps):
             batch = order[i * self.batch_size : (i + 1) * self.batch_size]
-            # cut to equal shares
+            # so that every process has as many samples
             yield tuple(batch[: len(batch) // self.shares * self.shares])
 
     def part(self, batch: Sequence[int], share: int) -> tuple[int, ...]:
-        """Return the positions of one share of a batch."""
+        """Return the positions of one share of a batch, which one process computes.
+
+        batch: positions of all its samples; share: number of the share.
+        """
         size = len(batch) // self.shares
         return tuple(batch[share * size : (share + 1) * size])
 
@@ -116,20 +120,21 @@ class Reader(Dataset[Batch]):
         return size_of(self.dataset)
 
     def __getitem__(self, key: Key) -> Batch:
-        """Return the batch of a key: an epoch, and the positions of its samples.
+        """Return a batch, (inputs, target).
 
-        Random transforms are seeded by epoch and position, so that workers do not change a sample.
+        key: an epoch, and the positions of the samples. Random transforms are seeded by epoch and
+          position, so that a sample does not depend on the worker that reads it.
         """
         epoch, positions = key
         task = self.task
         # tensors in memory need no loop over samples, and no random transform sees them
-        tensors = _tensors(self.dataset, positions) if task is None or task.labelled else None
+        tensors = _indexed_batch(self.dataset, positions) if task is None or task.labelled else None
         if tensors is not None:
             return tensors if task is None else task.batch(*tensors)
         items = []
         for position in positions:
             with seeded_cpu(mix(self.seed, epoch, position)):
-                items.append(_item(self.dataset, epoch, position))
+                items.append(_sample_at(self.dataset, epoch, position))
         if task is None:
             return stack([pair(item) for item in items])
         return task.batch(*task.collate(items))
@@ -142,16 +147,16 @@ def nbytes(inputs: Inputs) -> int:
 
 
 def to_device(inputs: Inputs, device: torch.device) -> Inputs:
-    """Return the inputs on a device."""
+    """Move the inputs of a batch to a device."""
     if isinstance(inputs, Tensor):
         return inputs.to(device, non_blocking=True)
     return {name: part.to(device, non_blocking=True) for name, part in inputs.items()}
 
 
 def size_of(dataset: Dataset[Any]) -> int:
-    """Return a dataset's length.
+    """Return the number of samples of a dataset.
 
-    Raises: DataError without one, and for a loader of batches.
+    Raises: DataError for a dataset without a length, and for a loader of batches.
     """
     subject, want = f"dataset {type(dataset).__name__}", "a map-style dataset"
     if isinstance(dataset, DataLoader):
@@ -164,8 +169,11 @@ def size_of(dataset: Dataset[Any]) -> int:
         raise DataError(subject, got="no length", want=want, fix=fix) from error
 
 
-def _tensors(dataset: Dataset[Any], positions: Sequence[int]) -> tuple[Tensor, Tensor] | None:
-    """Return a batch of a TensorDataset, or a subset of one, in one go; None of other datasets."""
+def _indexed_batch(dataset: Dataset[Any], positions: Sequence[int]) -> tuple[Tensor, Tensor] | None:
+    """Return a batch (inputs, targets) of a TensorDataset by indexing; None for other datasets.
+
+    dataset: a subset of one counts, too; positions: of the samples.
+    """
     while isinstance(dataset, Subset):
         positions = [dataset.indices[i] for i in positions]
         dataset = dataset.dataset
@@ -176,7 +184,8 @@ def _tensors(dataset: Dataset[Any], positions: Sequence[int]) -> tuple[Tensor, T
     return x[index], y[index]
 
 
-def _item(dataset: Dataset[Any], epoch: int, position: int) -> Any:
+def _sample_at(dataset: Dataset[Any], epoch: int, position: int) -> Any:
+    """Return a sample as an epoch sees it; datasets that do not augment ignore the epoch."""
     while isinstance(dataset, Subset):
         # a subset hides whether its dataset augments
         dataset, position = dataset.dataset, dataset.indices[position]
@@ -184,7 +193,10 @@ def _item(dataset: Dataset[Any], epoch: int, position: int) -> Any:
 
 
 def pair(item: Any) -> tuple[Any, Any]:
-    """Return (inputs, label) of a tuple, or of a mapping as Hugging Face datasets give it."""
+    """Split a sample into (inputs, label); a mapping is as Hugging Face datasets give it.
+
+    Raises: DataError for a sample of another form.
+    """
     if isinstance(item, Mapping):
         label = next((k for k in ("labels", "label") if k in item), None)
         if label and len(item) > 1:
@@ -200,7 +212,7 @@ def pair(item: Any) -> tuple[Any, Any]:
 
 
 def input_of(item: Any) -> Any:
-    """Return the part of a sample that the model reads, be it labelled or not."""
+    """Return the part of a sample that the model gets, with or without a label beside it."""
     if isinstance(item, Mapping):
         # timm takes a tensor, transformers its arguments by name: pixel_values alone serve both
         rest = {k: v for k, v in item.items() if k not in ("labels", "label")}
@@ -209,12 +221,15 @@ def input_of(item: Any) -> Any:
 
 
 def stack(rows: list[tuple[Any, Any]]) -> tuple[Inputs, Any]:
-    """Collate pairs into one batch, rows of tokens padded.  Raises: DataError."""
+    """Collate (inputs, label) pairs into one batch; rows of tokens are padded.
+
+    Raises: DataError for samples that do not fit together.
+    """
     try:
         first = rows[0][0]
         # pictures have one size already; texts have their own lengths
         if isinstance(first, Mapping) and "input_ids" in first:
-            rows = _padded(rows)
+            rows = _pad_rows(rows)
         return default_collate(rows)
     except (TypeError, RuntimeError) as error:
         raise DataError(
@@ -225,8 +240,11 @@ def stack(rows: list[tuple[Any, Any]]) -> tuple[Inputs, Any]:
         ) from error
 
 
-def _padded(rows: list[tuple[Any, Any]]) -> list[tuple[Any, Any]]:
-    """Pad rows of tokens on the right, to the length of the longest."""
+def _pad_rows(rows: list[tuple[Any, Any]]) -> list[tuple[Any, Any]]:
+    """Pad rows of tokens on the right, to the length of the longest.
+
+    rows: (inputs by name, label or labels of the tokens). Labels are padded with -100.
+    """
     longest = max(len(x["input_ids"]) for x, _ in rows)
     padded = []
     for x, y in rows:
@@ -244,13 +262,14 @@ def _padded(rows: list[tuple[Any, Any]]) -> list[tuple[Any, Any]]:
 
 
 def labels_of(dataset: Dataset[Any]) -> np.ndarray | None:
-    """Return all labels of a dataset; None where that would take reading its images."""
+    """Return all labels of a dataset; None if they are only known by reading each sample."""
     if isinstance(dataset, Subset):
         labels = labels_of(dataset.dataset)
         return None if labels is None else labels[np.asarray(dataset.indices, dtype=np.int64)]
     if isinstance(dataset, TensorDataset) and len(dataset.tensors) == 2:
         return dataset.tensors[1].numpy(force=True)
     for name in ("labels", "targets"):
+        # torchvision's and other datasets list them
         values = getattr(dataset, name, None)
         if values is not None and len(values) == size_of(dataset):
             return np.asarray(values)
@@ -258,7 +277,12 @@ def labels_of(dataset: Dataset[Any]) -> np.ndarray | None:
 
 
 def read(reader: Reader, keys: Sequence[Key], workers: int) -> Iterator[Batch]:
-    """Yield batches in the order of the keys.  Raises: TrainingError when a worker cannot go on."""
+    """Yield the batches of the keys, in their order.
+
+    reader: the dataset; keys: (epoch, positions) of each batch; workers: processes that load data,
+      0 = this one.
+    Raises: TrainingError if a worker process fails.
+    """
     if workers and keys:
         # workers put batches into shared memory, which containers often have little of
         first = nbytes(reader[keys[0]][0])

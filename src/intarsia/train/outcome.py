@@ -27,7 +27,10 @@ def wide(logits: Tensor) -> Tensor:
 
 
 def kl(target: Tensor, logits: Tensor, *, detach: bool = True) -> Tensor:
-    """Compute KL(softmax(target) || softmax(logits)), mean over rows.  (..., C), (..., C) -> ()."""
+    """Compute KL(softmax(target) || softmax(logits)), mean over rows.
+
+    target, logits: (..., C); detach: no gradient for the target. Returns a scalar.
+    """
     target = target.detach() if detach else target
     logits, target = wide(logits.flatten(0, -2)), wide(target.flatten(0, -2))
     total = F.kl_div(
@@ -59,12 +62,15 @@ class TargetLoss:
 
 
 def counted(output: Tensor, loss_of: LossOf) -> Tensor:
-    """Return the rows of an output that its loss looks at, in float32 or better."""
+    """Return the rows of an output that its loss uses, in float32 or better.
+
+    loss_of: the loss of the batch, which may leave out tokens without a label.
+    """
     if isinstance(loss_of, TargetLoss):
         output = loss_of.read(output, loss_of.target)
     return wide(output)
 
 
 def divergence_of(loss_of: LossOf) -> Callable[..., Tensor]:
-    """Return the distance of two outputs: KL of their softmax, unless the loss has its own."""
+    """Return the function that compares two outputs: KL of their softmax, or the loss's own."""
     return loss_of.divergence if isinstance(loss_of, TargetLoss) else kl

@@ -18,7 +18,7 @@ NORMS = (nn.LayerNorm, nn.GroupNorm, _BatchNorm, nn.RMSNorm)
 
 
 def trained(model: nn.Module) -> dict[str, nn.Parameter]:
-    """Return the parameters that learn, by name.  Raises: ConfigError if there are none."""
+    """Return the parameters that are trained, by name.  Raises: ConfigError if there are none."""
     learned = {n: p for n, p in model.named_parameters() if p.requires_grad}
     if not learned:
         subject = f"trained parameters of {type(model).__name__}"
@@ -33,9 +33,10 @@ def frozen(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
 
 
 def cast_frozen(model: nn.Module, precision: str) -> None:
-    """Hold the trunk's weights once, in the compute type; norms and all adapters stay float32.
+    """Convert frozen weights to the type of computation; norms and all adapters stay float32.
 
-    The change is lossy and stays after training. A mixed-precision norm needs float32 weights.
+    precision: "fp32", "bf16" or "fp16". The change is lossy and stays after training. A
+      mixed-precision norm needs float32 weights.
     """
     dtype = DTYPES[precision]
     if dtype == torch.float32:
@@ -53,7 +54,7 @@ def cast_frozen(model: nn.Module, precision: str) -> None:
 
 
 def compute_dtype(model: nn.Module) -> torch.dtype:
-    """Return the half type that frozen weights are held in, else float32."""
+    """Return the half-precision type of the frozen weights, float32 without one."""
     halves = {p.dtype for _, p in frozen(model)} & {torch.bfloat16, torch.float16}
     return halves.pop() if len(halves) == 1 else torch.float32
 
@@ -66,10 +67,11 @@ def autocast(device: torch.device, dtype: torch.dtype) -> AbstractContextManager
 
 
 def slow_attention(model: nn.Module, device: torch.device, dtype: torch.dtype) -> list[nn.Module]:
-    """Return timm's attention layers that are faster unfused: on a CPU, in a half type.
+    """Return timm's attention layers that are faster without fused attention.
 
-    torch's fused attention takes longer there than two matrix products and a softmax, whose scores
-    are small up to some hundred tokens.
+    On a CPU, in half precision, torch's fused attention takes longer than two matrix products and a
+    softmax, whose scores are small for up to some hundred tokens. device, dtype: of the
+    computation.
     """
     if device.type != "cpu" or dtype == torch.float32:
         return []
@@ -82,7 +84,10 @@ def slow_attention(model: nn.Module, device: torch.device, dtype: torch.dtype) -
 
 @contextmanager
 def written_out(attentions: list[nn.Module]) -> Iterator[None]:
-    """Have these modules compute their attention step by step while inside."""
+    """Have attention layers compute without fused attention inside the context.
+
+    attentions: timm's, with the attribute `fused_attn`.
+    """
     for module in attentions:
         module.fused_attn = False  # pyright: ignore
     try:
@@ -93,10 +98,10 @@ def written_out(attentions: list[nn.Module]) -> Iterator[None]:
 
 
 def training_mode(model: nn.Module) -> None:
-    """Set training mode, but not for batch norms of frozen weights, whose statistics stay.
+    """Set training mode, except for batch norms of frozen weights, whose statistics stay.
 
-    One that is trained among frozen layers of its kind, as by BitFit, keeps them too: those of a
-    batch are not what its weights were trained with, and what follows cannot adapt to the noise.
+    A batch norm that is trained among frozen layers, as by BitFit, keeps its statistics too: its
+    weights were not trained with a batch's statistics, and what follows cannot adapt to the noise.
     """
     model.train()
     for parent in model.modules():
@@ -115,6 +120,6 @@ def _learns(module: nn.Module) -> bool:
 
 
 def learned_state(model: nn.Module) -> dict[str, Tensor]:
-    """Return trained parameters and persistent buffers, by name; no frozen weights."""
+    """Return the trained parameters and the persistent buffers, by name; no frozen weights."""
     without = {n for n, _ in frozen(model)}
     return {n: t for n, t in model.state_dict().items() if n not in without}

@@ -28,9 +28,10 @@ def preference_loss(
 ) -> Tensor:
     """Compute mean -log sigma(beta [(c - c_ref) - (r - r_ref)]), the loss of DPO.
 
-    All (B,), log-probabilities of whole samples.  Source: arXiv:2305.18290, equation 7.
-    c, r: `chosen` and `rejected`, log-probabilities under the model; c_ref, r_ref: under the
-    reference.
+    c, r: `chosen` and `rejected` (B,), log-probabilities of whole samples under the model; c_ref,
+    r_ref: `ref_chosen` and `ref_rejected` (B,), the same under the reference model; beta: how
+    strongly it follows the preference.
+    Source: arXiv:2305.18290, equation 7.
     """
     margin = (chosen - ref_chosen) - (rejected - ref_rejected)
     return -F.logsigmoid(beta * margin).mean()
@@ -66,6 +67,7 @@ class PreferenceRounds:
     weight: float = 1.0
 
     def __post_init__(self) -> None:
+        """Check each setting and begin without samples.  Raises: ConfigError."""
         for name in ("rounds", "users", "pairs"):
             at_least(name, getattr(self, name), 1)
         at_least("samples", self.samples, 2)
@@ -75,6 +77,11 @@ class PreferenceRounds:
         self.rewards: list[tuple[float, float]] = []  # of each round, of the chosen and rejected
 
     def phases(self, model: nn.Module, *, seed: int = 0) -> Generator[Phase, None, Any]:
+        """Yield a training phase for each round, after the samples of the round were drawn.
+
+        model: generates samples; seed: of the draws. Returns the mean reward of chosen and of
+          rejected samples, for each round.
+        """
         for number in range(self.rounds):
             self.collect(model, torch.Generator().manual_seed(mix(seed, number)))
             yield Phase(f"round-{number + 1}", last=number == self.rounds - 1)
@@ -82,8 +89,10 @@ class PreferenceRounds:
 
     @torch.no_grad()
     def collect(self, model: Any, generator: torch.Generator) -> None:
-        """Draw users and their sessions; keep the best and the worst of each, with log pi_ref.
+        """Sample sessions for random users; keep each user's best and worst by reward.
 
+        model: generates the sessions, and gives their log-probability before this round, which is
+          kept as the reference; generator: source of the draws.
         Raises: DataError where no user has two samples of different reward.
         """
         # 1. users of this round
@@ -113,9 +122,9 @@ class PreferenceRounds:
     def __call__(self, model: nn.Module, x: Inputs, loss_of: LossOf) -> Outcome:
         """Compute L = L_next + weight * L_preference.
 
-        L_next: the task's loss on the batch. L_preference: the preference loss of `pairs` random
-        pairs: for a history, the sampled sessions of largest and smallest reward, against their
-        log-probabilities before this round. In evaluation: L_next alone.
+        L_next: the task's loss on the batch. L_preference: the DPO loss of `pairs` random pairs of
+          this round, which prefers the sampled session of largest reward for a user's history to
+          that of smallest reward. In evaluation: L_next alone.
         model: the model in training; x: inputs of the batch; loss_of: outputs -> the task's loss.
         """
         # self.found: the histories, sessions and log-probabilities of this round

@@ -32,11 +32,11 @@ def linear_probe(
     batch_size: int = 64,
     workers: int = 0,
 ) -> Metrics:
-    """Score on `test` a logistic regression on the features that go into the model's head.
+    """Train a logistic regression on the features before the model's head; score it on `test`.
 
-    Features are standardised on `train`; every image passes the trunk once. inverse_decay: C of
-    sklearn's LogisticRegression, smaller values pull the weights to 0 more strongly. The model is
-    not changed.
+    Features are standardised on `train`; every image is computed once. inverse_decay: C of
+    sklearn's LogisticRegression, smaller values pull the weights to 0 more strongly; batch_size:
+    samples in a forward; workers: processes that load data. The model is not changed.
     Raises: ConfigError for a model without a head; DataError if `train` shows only one class.
     """
     x, y = features(model, train, batch_size=batch_size, workers=workers)
@@ -58,7 +58,9 @@ def features(
 ) -> tuple[Tensor, Tensor]:
     """Return the inputs of the model's head, (n, d) float32, and the labels (n,), on the CPU.
 
-    In the set's order, in every process.  Raises: ConfigError for a model without one head.
+    They are in the dataset's order, in every process. batch_size: samples in a forward; workers:
+    processes that load data.
+    Raises: ConfigError for a model without one head.
     """
     heads = heads_of(bare(model))
     if len(heads) != 1:
@@ -76,6 +78,7 @@ def features(
 
     hook = heads[0].register_forward_pre_hook(lambda _head, args: inputs.append(args[0].float()))
     try:
+        # an evaluation whose rows are the recorded inputs of the head
         rows, labels = each(model, dataset, Classes(), instead, batch_size, workers)
         return rows, labels
     finally:

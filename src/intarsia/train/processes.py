@@ -33,9 +33,9 @@ EXCHANGE_LIMIT = "INTARSIA_EXCHANGE_SECONDS"
 
 
 def processes() -> PartialState:
-    """Return this process among those that accelerate or torchrun started; the group ends with it.
+    """Return this process among those that accelerate or torchrun started.
 
-    Raises: ConfigError if the others do not come within `RENDEZVOUS` seconds.
+    Raises: ConfigError if the others do not start within `RENDEZVOUS` seconds.
     """
     _check_environment()
     # accelerate keeps one state a program: only the first call waits for the others
@@ -46,9 +46,10 @@ def processes() -> PartialState:
     # accelerate forms a group of CPU processes only when told that there is nothing else
     alone, threads = not torch.accelerator.is_available(), torch.get_num_threads()
     try:
-        with warnings.catch_warnings():  # of how many threads accelerate sets: see below
+        # accelerate warns of the number of threads, which is set below
+        with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "OMP_NUM_THREADS/MKL_NUM_THREADS unset")
-            met = _met(alone) if first and waiting(os.environ) else None
+            met = _wait_for_all(alone) if first and waiting(os.environ) else None
             state = met or PartialState(cpu=alone)
     finally:
         notice.cancel()
@@ -61,10 +62,10 @@ def processes() -> PartialState:
 
 
 def cores_of(environment: Mapping[str, str]) -> int:
-    """Return this process's share of its machine's cores.
+    """Return how many of its machine's cores this process may use.
 
-    accelerate gives each process all of them where no launcher says how many processes there are
-    here, and threads that wait for each other take turns.
+    environment: variables of the launcher. accelerate gives each process all cores where no
+      launcher says how many processes there are here, and threads would wait for each other.
     """
     near = environment.get("MASTER_ADDR") in ("127.0.0.1", "::1", "localhost")
     count = environment.get("LOCAL_WORLD_SIZE") or (
@@ -73,10 +74,11 @@ def cores_of(environment: Mapping[str, str]) -> int:
     return max(1, (os.cpu_count() or 1) // max(1, int(count)))
 
 
-def _met(cpu: bool) -> PartialState:
-    """Wait for all processes, which must come within a limit; collectives have another limit.
+def _wait_for_all(cpu: bool) -> PartialState:
+    """Wait until all processes have started, and set the limit for waits in exchanges.
 
-    Raises: ConfigError if they do not.
+    cpu: form a group of CPU processes.
+    Raises: ConfigError if they do not come in time.
     """
     seconds = from_environment(LIMIT, RENDEZVOUS, "a number of seconds")
     later = from_environment(EXCHANGE_LIMIT, EXCHANGE, "a number of seconds")
@@ -97,7 +99,10 @@ def _met(cpu: bool) -> PartialState:
 
 
 def waiting(environment: Mapping[str, str]) -> str:
-    """Return the notice that other processes are awaited; "" if the environment names none."""
+    """Return a text that says which processes are awaited; "" if there is only this one.
+
+    environment: variables of the launcher.
+    """
     world = environment.get("WORLD_SIZE", "1")
     if world in ("", "1"):
         return ""
@@ -109,7 +114,7 @@ def waiting(environment: Mapping[str, str]) -> str:
 
 
 def _check_environment() -> None:
-    """Check that the device that ACCELERATE_TORCH_DEVICE names is there.  Raises: ConfigError."""
+    """Raise ConfigError if the device that ACCELERATE_TORCH_DEVICE names does not exist."""
     name = os.environ.get("ACCELERATE_TORCH_DEVICE")
     try:
         torch.empty(0, device=name)
@@ -122,8 +127,8 @@ def _check_environment() -> None:
 def device_named(name: str | None) -> torch.device:
     """Return the device of that name; None = what accelerate chooses.
 
-    Raises: ConfigError for a name that is none, for a device that is not there, and for any name
-    where several processes have a device each.
+    Raises: ConfigError for an unknown name, for a device that does not exist, and for any name
+      where several processes have a device each.
     """
     state = processes()
     if name is None:
@@ -149,12 +154,14 @@ def device_named(name: str | None) -> torch.device:
 def accelerator(trackers: Sequence[str], out: Path | None, device: str | None) -> Accelerator:
     """Return accelerate's object for one run, without its autocast, which would patch the model.
 
+    trackers: names; out: folder for those that write files; device: name, None = the default.
     Raises: ConfigError if the program has an Accelerator of another precision, or for a device that
-    is not there.
+      does not exist.
     """
     torch_device = device_named(device)
     try:
         theirs: Any = [name for name in trackers if name != CSV] or None
+        # the precision is set by our own autocast
         instance = Accelerator(mixed_precision="no", log_with=theirs, project_dir=out)
         # accelerate knows one device a program, a run may have another
         setattr(instance.state, "device", torch_device)  # noqa: B010
@@ -166,7 +173,10 @@ def accelerator(trackers: Sequence[str], out: Path | None, device: str | None) -
 
 
 def on_main(ranks: Accelerator | PartialState, job: Callable[[], Result]) -> Result:
-    """Run a job in the main process; every process gets its result, or raises its error."""
+    """Run a function in the main process; every process gets its result, or raises its error.
+
+    ranks: the processes; job: the function.
+    """
     result: Result | IntarsiaError | None = None
     if ranks.is_main_process:
         try:
@@ -179,6 +189,7 @@ def on_main(ranks: Accelerator | PartialState, job: Callable[[], Result]) -> Res
     if ranks.num_processes > 1:
         with answered(lambda: "what the first process says"):
             result = broadcast_object_list([result])[0]
+    # every process fails in the same way
     if isinstance(result, IntarsiaError):
         raise result
     return cast(Result, result)
@@ -196,14 +207,14 @@ class DataShards:
         self.count: int = self._ranks.num_processes
 
     def sum(self, array: np.ndarray) -> np.ndarray:
-        """Sum an array over the processes, each of which calls this.  -> its shape, float64."""
+        """Add up an array over the processes, each of which calls this.  Returns float64."""
         total = torch.tensor(array, dtype=torch.float64, device=self._ranks.device)
         if self.count > 1:
             dist.all_reduce(total)
         return total.cpu().numpy()
 
     def gather(self, rows: np.ndarray) -> np.ndarray:
-        """Return the rows of all processes, in their order; each calls this with its own rows."""
+        """Return the rows of all processes in order; each calls this with its own rows."""
         parts: list[Any] = [rows] * self.count
         if self.count > 1:
             dist.all_gather_object(parts, rows)

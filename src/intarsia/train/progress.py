@@ -59,10 +59,11 @@ class Bar:
         what: str = "training",
         unit: str = "picture",
     ) -> None:
-        """Open the bar, or the log where no terminal is.
+        """Prepare the progress bar, or lines of a log where stderr is no terminal.
 
-        steps: of all epochs; epochs: 0 for work that has none, which is then counted in `unit`s.
-        start: predicts the remaining time from the first steps; what: the text before the bar.
+        steps: of all epochs; epochs: 0 for work that has none, which is then counted in `unit`s;
+          show: False in processes that print nothing; start: measured start of the run, for the
+          first estimate of its time; what: the text before the bar.
         """
         console = Console(stderr=True, soft_wrap=True)
         enabled = show and not quiet() and parent_process() is None
@@ -86,7 +87,10 @@ class Bar:
         self._shown: dict[str, str] = {}
 
     def step(self, done: int, line: Mapping[str, float | int | str]) -> None:
-        """Show the newest scores of the line's split."""
+        """Update the bar after a step.
+
+        done: number of steps done; line: the values of the step, with "split", "epoch", "seconds".
+        """
         split = str(line["split"])
         # the few numbers that fit on a line: what the task is judged by
         measures = ["accuracy"] if "accuracy" in line else ["loss"]
@@ -94,7 +98,7 @@ class Bar:
         measures = ["psnr"] if "psnr" in line else measures
         texts = [f"{n} {line[n]:.3f}" for n in measures if isinstance(line.get(n), float)]
         self._shown[split] = " ".join([split, *texts])
-        remaining = self._left(done, float(line.get("seconds", 0.0)))
+        remaining = self._remaining_seconds(done, float(line.get("seconds", 0.0)))
         position = f"epoch {line['epoch']}/{self.epochs}" if self.epochs else self.what
         if self.logged and time.monotonic() - self._line_at >= LOG_SECONDS:
             self._line_at = time.monotonic()
@@ -109,8 +113,11 @@ class Bar:
             scores="  ".join(self._shown.values()),
         )
 
-    def _left(self, done: int, seconds: float) -> float | None:
-        """Estimate the remaining seconds, announced once if they are many; None = not known yet."""
+    def _remaining_seconds(self, done: int, seconds: float) -> float | None:
+        """Estimate the remaining seconds, None if not known; announce them once if many.
+
+        done: number of steps done; seconds: since the run's start.
+        """
         # of this start of the run only: an earlier one may have had another machine
         steps, spent = done - self.start.step, seconds - self.start.seconds
         if steps < 1 or (steps < FIRST_STEPS and spent < FIRST_SECONDS):
@@ -119,12 +126,15 @@ class Bar:
         if not self._estimated and remaining >= LONG:
             total = f"{self.steps:,} {self.unit}s, "
             text = f"About {duration(remaining)} of {self.what}: {total}{spent / steps:.2g} s each."
-            self._say(text + self._smaller(remaining), highlight=False)
+            self._say(text + self._smaller_hint(remaining), highlight=False)
         self._estimated = True
         return remaining
 
-    def _smaller(self, remaining: float) -> str:
-        """Return the hint what smaller pictures would save; "" where that is little."""
+    def _smaller_hint(self, remaining: float) -> str:
+        """Return a hint how much time smaller pictures would save; "" where that is little.
+
+        remaining: seconds of the run that are left.
+        """
         side = self.start.side
         if side is None or side <= SMALLER or remaining < VERY_LONG:
             return ""
@@ -134,10 +144,11 @@ class Bar:
 
     @contextmanager
     def shown(self) -> Iterator[Bar]:
-        """Show the bar inside the context, after a warning if the run will take long."""
-        if hint := self._smaller(self.start.guess):
+        """Show the bar inside the context, after a warning if the run will probably take long."""
+        if hint := self._smaller_hint(self.start.guess):
             text = f"Perhaps {duration(self.start.guess)} of {self.what}, judged by one picture."
             self._say(text + hint, highlight=False)
+        # rich draws the bar in a thread of its own until the end
         with self._bar:
             yield self
 
@@ -151,9 +162,10 @@ def duration(seconds: float) -> str:
 
 
 def tracker_names(requested: Sequence[str] | None, out: Path | None) -> list[str]:
-    """Return the trackers to use: those asked for, else TensorBoard if installed, with an `out`.
+    """Return the names of the trackers to use.
 
-    "csv" is ours, the others are accelerate's.
+    requested: names, None = TensorBoard if it is installed and there is a folder; out: the run's
+      folder. "csv" is written by intarsia, the others by accelerate.
     Raises: UnknownName for another name; MissingExtra; ConfigError without `out`.
     """
     if requested is None:
@@ -182,7 +194,10 @@ class Csv(GeneralTracker):
     requires_logging_directory = True
 
     def __init__(self, folder: Path, step: int) -> None:
-        """Open metrics.csv in the folder; rows up to `step`, from where a run goes on, stay."""
+        """Open metrics.csv in a folder.
+
+        step: where a run is resumed; later rows of the file are removed.
+        """
         super().__init__()
         path = folder / "metrics.csv"
         rows: list[list[str]] = []
@@ -215,10 +230,11 @@ TRACKERS: Mapping[str, Any] = {**LOGGER_TYPE_TO_CLASS, CSV: Csv}
 
 @contextmanager
 def tracking(accelerator: Accelerator, step: int, csv_in: Path | None) -> Iterator[None]:
-    """Open the trackers; TensorBoard and csv forget what a killed run wrote after `step`.
+    """Open the trackers inside the context, and close them afterwards.
 
-    csv_in: the folder of metrics.csv, None = none.
-    Raises: ConfigError for one that cannot start, as without an account.
+    step: where the run begins or is resumed; TensorBoard and csv remove what was written after it;
+      csv_in: the folder of metrics.csv, None = none.
+    Raises: ConfigError for a tracker that cannot start, for example without an account.
     """
     if accelerator.log_with:
         names = [
@@ -249,12 +265,16 @@ def tracking(accelerator: Accelerator, step: int, csv_in: Path | None) -> Iterat
 
 
 def track(accelerator: Accelerator, line: Mapping[str, float | int | str]) -> None:
-    """Send the numbers of a line of metrics to all trackers, each named `split/name`."""
+    """Send the numbers of a line of metrics to all trackers, each named `split/name`.
+
+    line: has "split", "step" and values.
+    """
     split, step = line["split"], line["step"]
     values = {
         f"{split}/{name}": value
         for name, value in line.items()
         if isinstance(value, float | int) and name not in ("step", "epoch")
     }
+    # step and epoch are no values of their own
     if accelerator.trackers:
         accelerator.log(values, step=int(step))

@@ -22,7 +22,7 @@ def seed_all(seed: int) -> None:
 
 
 def global_state() -> dict[str, Any]:
-    """Return Python's, NumPy's and torch's global states, of all devices."""
+    """Return the states of Python's, NumPy's and torch's global random generators."""
     name, keys, position, has_gauss, gauss = np.random.get_state()
     # torch's uint32 has few operations: int64 holds the same numbers
     numbers = torch.from_numpy(np.asarray(keys, dtype=np.int64))
@@ -35,7 +35,7 @@ def global_state() -> dict[str, Any]:
 
 
 def set_global_state(state: Mapping[str, Any]) -> None:
-    """Undo what happened since `global_state`."""
+    """Set the global random generators to a state that `global_state` returned."""
     name, keys, *rest = state["numpy"]
     random.setstate(state["python"])
     np.random.set_state((name, keys.numpy().astype(np.uint32), *rest))
@@ -46,7 +46,7 @@ def set_global_state(state: Mapping[str, Any]) -> None:
 
 @contextmanager
 def global_kept() -> Iterator[None]:
-    """Restore the global generators at the end to the state that they are in now."""
+    """Restore the global random generators at the end of the context to their state before it."""
     before = global_state()
     try:
         yield
@@ -56,7 +56,10 @@ def global_kept() -> Iterator[None]:
 
 @contextmanager
 def seeded_cpu(seed: int) -> Iterator[None]:
-    """Start the global CPU generators from `seed` inside; cheap, and safe in a forked worker."""
+    """Seed the global CPU generators inside the context; restore them afterwards.
+
+    It is cheap, and safe in a forked worker process.
+    """
     python, array, tensor = random.getstate(), np.random.get_state(), torch.get_rng_state()
     random.seed(seed)
     np.random.seed(seed % 2**32)
@@ -71,7 +74,7 @@ def seeded_cpu(seed: int) -> Iterator[None]:
 
 
 def generator_states(model: nn.Module) -> dict[str, Tensor]:
-    """Return the state of each module's generator, of all modules that draw, by path."""
+    """Return the state of the random generator of each module that draws, by path."""
     return {name: draws.generator.get_state() for name, draws in random_sources(model).items()}
 
 

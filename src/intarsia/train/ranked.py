@@ -20,19 +20,22 @@ MEASURES = ("nDCG@10", "R@100", "RR@10", "Success@20")
 
 
 def score_run(qrels: Qrels, run: Run, measures: Sequence[str] = MEASURES) -> dict[str, float]:
-    """Return the mean of each measure over the queries of `qrels`; one that `run` lacks counts 0.
+    """Return the mean of each measure of a ranking over the queries of `qrels`.
 
+    qrels: query -> document -> grade; run: query -> document -> score, larger is better; a query
+      that it lacks counts 0. measures: names.
     Raises: as `by_query`.
     """
     return {name: float(values.mean()) for name, values in by_query(qrels, run, measures).items()}
 
 
 def by_query(qrels: Qrels, run: Run, measures: Sequence[str] = MEASURES) -> dict[str, np.ndarray]:
-    """Compute the measures of each query of `qrels`, in its order: name -> (queries,).
+    """Return each measure of a ranking for each query of `qrels`: name -> (queries,).
 
-    Equal scores are ordered by the document's id, as trec_eval does.
-    Raises: MissingExtra without ir-measures; ConfigError for an unknown measure; DataError where no
-    query is judged.
+    qrels: query -> document -> grade; run: query -> document -> score, larger is better. Equal
+      scores are ordered by the document's id, as trec_eval does.
+    Raises: MissingExtra without ir-measures; ConfigError for an unknown measure; DataError without
+      any query.
     """
     if not qrels:
         fix = "Give it queries with judgements."
@@ -51,7 +54,10 @@ def by_query(qrels: Qrels, run: Run, measures: Sequence[str] = MEASURES) -> dict
 
 
 def run_lines(run: Run, tag: str = "intarsia") -> list[str]:
-    """Write a run as lines of TREC's format: query Q0 document rank score tag."""
+    """Return a ranking as lines of TREC's format: query Q0 document rank score tag.
+
+    run: query -> document -> score; tag: name of the ranking.
+    """
     lines: list[str] = []
     for query, scores in run.items():
         order = sorted(scores.items(), key=lambda row: -row[1])
@@ -61,7 +67,7 @@ def run_lines(run: Run, tag: str = "intarsia") -> list[str]:
 
 @functools.cache
 def _library() -> Any:
-    """Import ir_measures.  Raises: MissingExtra."""
+    """Import ir_measures.  Raises: MissingExtra if it is not installed."""
     try:
         import ir_measures
     except ImportError as error:
@@ -70,8 +76,9 @@ def _library() -> Any:
 
 
 def _measure(library: Any, name: str) -> Any:
-    """Parse a measure's name by the library ir_measures.
+    """Parse a measure's name, such as "nDCG@10".
 
+    library: the module ir_measures.
     Raises: ConfigError for an unknown one.
     """
     try:

@@ -31,7 +31,7 @@ PACKAGES = ("intarsia", "torch", "timm", "peft", "accelerate", "numpy")
 
 
 def machine() -> dict[str, Any]:
-    """Describe the machine: its processor, cores and accelerators."""
+    """Return a description of the machine: its processor, cores and accelerators."""
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     return {
         "system": platform.system(),
@@ -57,9 +57,9 @@ def versions() -> dict[str, str]:
 
 
 def forget_peak() -> int:
-    """Start the count of `peak_bytes` here, where the system can: loading the data is not training.
+    """Begin to measure the peak memory here, where the system can: loading data is not training.
 
-    Returns what is resident now, freed memory that the process still held given back.
+    Returns the bytes that are resident now, after freed memory was given back.
     """
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
@@ -73,8 +73,8 @@ def forget_peak() -> int:
 def peak_bytes(start: int) -> dict[str, int]:
     """Return the highest resident memory and accelerator allocation since `forget_peak`.
 
-    start: the value that returned; `grown` is the peak above it, the memory of training itself.
-    Where the system cannot forget, the process's highest resident memory so far.
+    start: the value that it returned; `grown` is the peak above it, the memory of training itself.
+      Where the system cannot reset the peak, it is the process's highest resident memory so far.
     """
     # macOS counts bytes, Linux kilobytes
     unit = 1 if sys.platform == "darwin" else 1024
@@ -90,13 +90,13 @@ def peak_bytes(start: int) -> dict[str, int]:
 
 
 def bare(model: nn.Module) -> nn.Module:
-    """Return the host model inside a PeftModel, else the model itself."""
+    """Return the host model inside a PeftModel; other models as they are."""
     inner = getattr(model, "get_base_model", None)
     return inner() if callable(inner) else model  # pyright: ignore[reportReturnType]
 
 
 def parameter_counts(model: nn.Module) -> dict[str, int]:
-    """Count all parameters, the trained ones, and the trained ones outside the heads."""
+    """Return the numbers of all parameters, of trained ones, and of trained ones without heads."""
     learns = trained(model)
     # papers count adapters without the head, which every method trains
     inside = {id(p) for head in heads_of(bare(model)) for p in head.parameters()}
@@ -108,7 +108,7 @@ def parameter_counts(model: nn.Module) -> dict[str, int]:
 
 
 def method_of(model: nn.Module) -> dict[str, Any]:
-    """Describe the host's class, and each active adapter's settings as its config gives them."""
+    """Return the class of the model and each active adapter's settings, for the record."""
     entry: dict[str, Any] = {"host": type(bare(model)).__name__}
     configs = getattr(model, "peft_config", None)
     if isinstance(configs, Mapping):
@@ -118,7 +118,7 @@ def method_of(model: nn.Module) -> dict[str, Any]:
 
 
 def plain_values(value: Any) -> Any:
-    """Return settings as JSON can hold them: sets sorted, functions and others by name."""
+    """Return settings as values that JSON can hold: sets sorted, functions and others by name."""
     # from the most special kind of value to the plainest
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         fields = dataclasses.fields(value)
@@ -137,7 +137,10 @@ def plain_values(value: Any) -> Any:
 
 
 def describe(function: object) -> Any:
-    """Describe a function by name, a partial with its keywords, a model by its kind and weights."""
+    """Return a description for the record: a function's name, a model's class and digest.
+
+    A dataclass or a partial function is described with its settings.
+    """
     if dataclasses.is_dataclass(function) and not isinstance(function, type):
         return {"name": type(function).__qualname__} | plain_values(function)
     if isinstance(function, nn.Module):
@@ -153,10 +156,10 @@ def describe(function: object) -> Any:
 
 
 def data_of(dataset: Dataset[Any]) -> dict[str, Any]:
-    """Describe a dataset: samples, class names where known, and a hash that needs no decoding.
+    """Return the number of samples of a dataset, a digest, and the class names where known.
 
-    Pictures are hashed by the digests of their pixels, whatever was computed of them, and texts by
-    those of their rows, `digests`; other tensors whole; the rest by their labels.
+    The digest needs no decoding: it is of the pictures' pixel digests or the texts' row digests
+      where the dataset knows them, of whole tensors, or of the labels.
     """
     classes = classes_of(dataset)
     if isinstance(dataset, Subset):
@@ -184,20 +187,22 @@ def _sha(data: bytes) -> str:
 
 
 def shared_samples(first_set: Dataset[Any], second_set: Dataset[Any]) -> int | None:
-    """Count the samples that both sets have; None if counting them would need decoding."""
+    """Count the samples that are in both datasets; None if that would need decoding."""
     if first_set is second_set:
         return size_of(first_set)
-    first, second = _keys(first_set), _keys(second_set)
+    first, second = _sample_keys(first_set), _sample_keys(second_set)
     # digests cannot be compared with rows of bytes, nor with places in a parent set
     if first is None or second is None or first[0] != second[0]:
         return None
+    # equal keys are equal samples
     return len(first[1] & second[1])
 
 
 def item_numbers(dataset: Dataset[Any]) -> torch.Tensor | None:
-    """Return a number of each sample, the same for equal samples of any set: (n,) int64.
+    """Return a number for each sample, the same for equal samples of any dataset: (n,) int64.
 
-    60 bits of the samples' digests, or of a tensor's rows; None where that takes decoding.
+    It is 60 bits of the sample's digest, or of the digest of a tensor's row; None where that would
+    need decoding.
     """
     if isinstance(dataset, Subset):
         inner = item_numbers(dataset.dataset)
@@ -208,8 +213,11 @@ def item_numbers(dataset: Dataset[Any]) -> torch.Tensor | None:
     return torch.tensor([int(_sha(row)[:15], 16) for row in rows]) if rows else None
 
 
-def _keys(dataset: Dataset[Any]) -> tuple[object, set[Any]] | None:
-    """Return (the kind of key, the samples' keys), to compare datasets with keys of one kind."""
+def _sample_keys(dataset: Dataset[Any]) -> tuple[object, set[Any]] | None:
+    """Return the kind of key by which a dataset's samples are compared, and the set of keys.
+
+    Only keys of the same kind can be compared. None without keys.
+    """
     if rows := digests_of(dataset):
         return "digest", set(rows)
     if isinstance(dataset, TensorDataset):
@@ -220,7 +228,7 @@ def _keys(dataset: Dataset[Any]) -> tuple[object, set[Any]] | None:
         parent = dataset.dataset
         if isinstance(parent, TensorDataset):
             index = torch.as_tensor(list(dataset.indices), dtype=torch.int64)
-            return _keys(TensorDataset(parent.tensors[0][index]))
+            return _sample_keys(TensorDataset(parent.tensors[0][index]))
         # two subsets of one parent share the samples with the same index
         return id(parent), {int(i) for i in dataset.indices}
     return None

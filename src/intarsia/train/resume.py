@@ -59,7 +59,11 @@ def learned_copy(model: nn.Module) -> dict[str, Tensor]:
 
 
 def put_back(model: nn.Module, learned: Mapping[str, Tensor]) -> None:
-    """Set trained parameters and buffers.  Raises: CheckpointError if names or shapes differ."""
+    """Copy trained parameters and buffers into a model.
+
+    learned: name -> tensor, as `learned_copy` returned them.
+    Raises: CheckpointError if names or shapes differ.
+    """
     # names and shapes are compared before any weight is written
     current = learned_state(model)
     shapes = {n: tuple(t.shape) for n, t in current.items()}
@@ -69,6 +73,7 @@ def put_back(model: nn.Module, learned: Mapping[str, Tensor]) -> None:
         subject, got = "trained weights", f"{len(differ)} that do not fit, first {differ[0]!r}"
         fix = "Build the model with the same method, backbone and number of classes."
         raise CheckpointError(subject, got=got, want="the model the run was started with", fix=fix)
+    # in place: the optimiser holds the same tensors
     with torch.no_grad():
         for name, tensor in current.items():
             tensor.copy_(learned[name])
@@ -86,11 +91,10 @@ def trunk_hash(model: nn.Module) -> str:
 def capture(
     model: nn.Module, learner: Learner, position: Position, ranks: Accelerator
 ) -> dict[str, Any]:
-    """Return the whole state of a run.
+    """Return the whole state of a run, for a checkpoint.
 
-    Every process calls this: each has its own generators.
-    learner: has optimiser and masks; position: step, scores and seconds so far; ranks: the
-    processes.
+    Every process calls this: each has its own random generators. learner: has optimiser and masks;
+      position: step, scores and seconds so far; ranks: the processes.
     """
     # a state for each process, by rank
     random = [global_state()]
@@ -127,11 +131,11 @@ def restore(
     state: Mapping[str, Any],
     ranks: Accelerator,
 ) -> None:
-    """Restore a run to the state that was captured.
+    """Restore a run to the state that `capture` returned.
 
     learner, position: are set to the state, as the model is; ranks: the processes.
     Raises: CheckpointError if the checkpoint is of another run: method, backbone, classes, data,
-    settings or number of processes.
+      settings or number of processes.
     """
     saved = state["identity"]
     identity = position.identity
@@ -153,7 +157,8 @@ def restore(
     learner.parts.follow(state["past"])
     set_generator_states(model, state["draws"])
     random = state["random"]
-    set_global_state(random[ranks.process_index % len(random)])  # of fewer processes, perhaps
+    # the checkpoint may be of fewer processes
+    set_global_state(random[ranks.process_index % len(random)])
     position.step, position.metrics_bytes = state["step"], state["metrics_bytes"]
     position.scored = state["scored"]
     position.seconds, position.cpu_seconds = state["seconds"], state["cpu_seconds"]
@@ -166,9 +171,9 @@ def restore(
 
 
 def check_same(saved: Mapping[str, Any], current: Mapping[str, Any], path: str = "") -> None:
-    """Raise CheckpointError at the first entry that differs.
+    """Raise CheckpointError at the first entry in which two nested mappings differ.
 
-    saved, current: nested mappings; path: of these within the whole, with dots.
+    saved, current: the mappings; path: of these within the whole, with dots.
     """
     for name in sorted(saved.keys() | current.keys()):
         old, new = saved.get(name), current.get(name)

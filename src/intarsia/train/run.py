@@ -44,7 +44,7 @@ class Run:
     out: Path | None
 
     def __str__(self) -> str:
-        """Return method, data, scores, costs and the folder, in a few lines."""
+        """Return the run in a few lines: method, data, scores, costs and the folder."""
         return summary(self.record, self.val, self.test, self.out)
 
     __repr__ = __str__  # of a record and logits nobody reads the values in a notebook
@@ -60,10 +60,11 @@ def fit_once(
     write: Write,
     finish: Finish = lambda run: run,
 ) -> Run:
-    """Train a model once, whatever the method: a `fit`, or one phase.
+    """Train a model once: a `fit`, or one phase of a method that trains in phases.
 
-    write: puts the trained model into the run's folder.  finish: see `fit`.
-    job: model, data and settings; evaluate_every: epochs between scores on validation, 0 for none.
+    job: model, data and settings; record: notes of the caller for run.json; evaluate_every: epochs
+      between two validations, 0 for none; write: puts the trained model into the run's folder;
+      finish: is called with the result before it is written, and returns the result to write.
     """
     model, training, out = job.model, job.training, job.running.out
     trained(model)  # raises if nothing is
@@ -82,7 +83,7 @@ def fit_once(
         model.to(ranks.device)
         cast_frozen(model, training.precision)
         # the record is taken before the first step, the identity of frozen weights after their cast
-        setup = _about(job)
+        setup = _setup_record(job)
         loop = Loop(job)
         identity = _identity(setup, model) if out is not None else {}
         # memory from here on is that of training
@@ -111,10 +112,11 @@ def _write_run(
     parts: WholeModel,
     write: Write,
 ) -> None:
-    """Write what was trained, and then the results, into a run's folder.
+    """Write the trained model, and then the results, into a run's folder.
 
-    parts: how processes share the experts of the model.
-    scores: by part, "val" or "test"; write: puts the trained model into the folder.
+    out: the folder; job: model, data and settings; run: the result; scores: by part, "val" or
+      "test"; ranks: the processes; parts: this process's part of the model, if its experts are
+      distributed; write: puts the trained model into the folder.
     """
     split = "test" if "test" in scores else "val"
     metrics, last = scores.get(split), write
@@ -129,9 +131,11 @@ def _write_run(
 
 
 def _check_selection(job: Job, evaluate_every: int) -> bool | None:
-    """Return True if val shares no sample with train; None if not checked, or not known.
+    """Check that validation can choose the best epoch, if that is asked for.
 
-    Raises: DataError or ConfigError where the best epoch cannot be selected fairly on val.
+    evaluate_every: epochs between two validations. Returns True if the validation part shares no
+      sample with the training part; None if that was not checked, or is not known.
+    Raises: DataError or ConfigError where the choice would not be fair.
     """
     whole("evaluate_every", evaluate_every, 0, fix="Try 1.")
     train, val, _ = job.sets
@@ -158,8 +162,8 @@ def _check_selection(job: Job, evaluate_every: int) -> bool | None:
     return None if shared is None else True
 
 
-def _about(job: Job) -> dict[str, Any]:
-    """Return the part of the record that is known before the first step."""
+def _setup_record(job: Job) -> dict[str, Any]:
+    """Return the part of a run's record that is known before the first step."""
     named = dict(zip(("train", "val", "test"), job.sets, strict=True))
     schedule = job.recipe.schedule
     masks = isinstance(schedule, SparseSchedule | LayerSchedule)
@@ -179,7 +183,7 @@ def _about(job: Job) -> dict[str, Any]:
         | ({"schedule": records.describe(schedule)} if masks else {}),
         # strategies and stacks are described: their objects cannot be written
         "running": records.plain_values(
-            keywords(job.running) | {"seat": _beside(job), "parallel": _shared_out(job)}
+            keywords(job.running) | {"seat": _stack_size(job), "parallel": _parallel_record(job)}
         ),
         "data": {k: records.data_of(v) for k, v in named.items() if v is not None},
         "machine": records.machine(),
@@ -187,22 +191,22 @@ def _about(job: Job) -> dict[str, Any]:
     }
 
 
-def _shared_out(job: Job) -> Any:
-    """Describe the way in which experts are shared out among processes; None without."""
+def _parallel_record(job: Job) -> Any:
+    """Return the strategy that distributes experts over processes, for the record; None without."""
     parallel = job.running.parallel
     return None if parallel is None else records.describe(parallel)
 
 
-def _beside(job: Job) -> int | None:
+def _stack_size(job: Job) -> int | None:
     """Return the number of runs that step together; None for a run by itself."""
     seat = job.running.seat
     return None if seat is None else len(seat.stack.spent)
 
 
 def _identity(setup: Mapping[str, Any], model: nn.Module) -> dict[str, Any]:
-    """Return the settings and data that a checkpoint must share with the run.
+    """Return the settings and data that a checkpoint must have in common with the run.
 
-    setup: the record's description of the run, as `_about` returns it.
+    setup: the record's description of the run, as `_setup_record` returns it.
     """
     parts = setup["data"]
     data = parts["train"]
@@ -223,8 +227,8 @@ def _identity(setup: Mapping[str, Any], model: nn.Module) -> dict[str, Any]:
 def _results(loop: Loop, scores: Mapping[str, Scores], disjoint: bool | None) -> dict[str, Any]:
     """Return the results for the run's record, ready for JSON.
 
-    scores: by part, "val" or "test"; disjoint: True if no validation sample is in the training
-    data, None where that is not known.
+    loop: the finished loop; scores: by part, "val" or "test"; disjoint: True if no validation
+      sample is in the training data, None where that is not known.
     """
     best, masking = loop.at.best, loop.learner.masking
     return {

@@ -53,7 +53,7 @@ class Metrics(Scores):
 
     @classmethod
     def of(cls, logits: Tensor, labels: Tensor) -> Metrics:
-        """Score logits (n, classes) against labels (n,)."""
+        """Compute the scores of a classifier: logits (n, classes) against labels (n,)."""
         guess, truth = logits.argmax(1).numpy(), labels.numpy()
         present = np.unique(truth)
         return cls(
@@ -78,25 +78,28 @@ class Metrics(Scores):
         return {name: getattr(self, name) for name in names} | dict(self.extra)
 
     def tempered(self, val: Metrics) -> Metrics:
-        """Add the loss after one temperature, fitted on val: `temperature`, `tempered_loss`.
+        """Add the loss after the logits are divided by one temperature, fitted on validation.
 
-        What the logits rank first stays the same.  Without the two where val cannot carry a
-        temperature, see `best_temperature`.
+        It adds `temperature` and `tempered_loss`; the accuracy stays the same. val: scores of the
+        validation part; where it is too small to fit a temperature, nothing is added, see
+        `best_temperature`.
         """
         fitted = best_temperature(val.logits, val.labels)
         return self if fitted is None else self.tempered_by(fitted)
 
     def tempered_by(self, t: float) -> Metrics:
-        """Add the loss after this temperature, which was not fitted on these logits."""
+        """Add the loss of logits / t.  t: a temperature that was not fitted on these logits."""
         loss = float(F.cross_entropy(self.logits.double() / t, self.labels))
         tempered = {"temperature": t, "tempered_loss": loss}
         return replace(self, extra=dict(self.extra) | tempered)
 
 
 def calibration_error(logits: Tensor, labels: Tensor, bins: int = 15) -> float:
-    """Compute ECE = sum_b n_b / n |accuracy_b - confidence_b| in equal bins (arXiv:1706.04599).
+    """Compute the expected calibration error (ECE), sum_b n_b / n |accuracy_b - confidence_b|.
 
-    logits: (n, classes), labels: (n,).  NaN where a logit is.
+    Samples are put into equal bins b by their confidence, the highest probability. logits: (n,
+    classes); labels: (n,); bins: their number. NaN where a logit is.
+    Source: arXiv:1706.04599.
     """
     confidence, guess = logits.double().softmax(1).max(1)
     if not confidence.isfinite().all():
@@ -110,14 +113,15 @@ def calibration_error(logits: Tensor, labels: Tensor, bins: int = 15) -> float:
 def best_temperature(
     logits: Tensor, labels: Tensor, prior: float = 0.5, certainty: float = 0.25
 ) -> float | None:
-    """Fit the temperature T of logits / T, on a part that was not trained on.
+    """Fit the temperature T of logits / T on a part of the data that was not trained on.
 
-    The most probable one: log T ~ N(0, prior^2) in advance, and the labels' likelihood.  The paper
-    has the likelihood alone, whose T falls to 0 on a part without a mistake and follows every
-    chance of a small one; with 2,000 samples the prior is not felt.  None where the part cannot
-    carry a temperature: no mistake in it, a standard deviation of log T (Laplace's) above
-    `certainty`, or a logit that is no number.
-    logits: (n, classes), labels: (n,).  Source: arXiv:1706.04599, section 4.2.
+    The result is the most probable T: log T ~ N(0, prior^2) in advance, and the labels' likelihood.
+      The paper has the likelihood alone, whose T falls to 0 on a part without a mistake and is
+      unreliable for a small one; with 2,000 samples the prior has no effect. None where the data do
+      not suffice: no mistake, a standard deviation of log T (Laplace's) above `certainty`, or a
+      logit that is not finite.
+    logits: (n, classes); labels: (n,).
+    Source: arXiv:1706.04599, section 4.2.
     """
     from scipy.optimize import minimize_scalar  # a third of a second, needed once
 
@@ -163,6 +167,7 @@ class TokenMetrics(Scores):
 
     @property
     def predictions(self) -> dict[str, Tensor]:
+        # counts are whole numbers, and small in a file
         loss, tokens, hits = self.rows.unbind(1)
         return {"loss": loss.clone(), "tokens": tokens.int(), "hits": hits.int()}
 
@@ -188,6 +193,7 @@ class Named(Scores):
 
     @property
     def best(self) -> float:
+        # a lower loss is better
         return -self.loss if self.by is None else self.values[self.by]
 
     @property
@@ -199,10 +205,11 @@ class Named(Scores):
 
 
 def ranking(ranks: Tensor, k: int) -> dict[str, float]:
-    """Compute hit rate and NDCG at k, and mean reciprocal rank, of one right item a row.
+    """Compute hit rate and NDCG at k, and mean reciprocal rank, for one right item in each row.
 
-    ranks: (n,), 1 = best.  scikit-learn's `top_k_accuracy_score`, `ndcg_score` and
-    `label_ranking_average_precision_score`, which need the scores of all items in memory.
+    ranks: (n,), the rank of the right item, 1 = best; k: the length of the list that counts. Equal
+      to scikit-learn's `top_k_accuracy_score`, `ndcg_score` and
+      `label_ranking_average_precision_score`, which need the scores of all items in memory.
     """
     ranks = ranks.double()
     # with one right item the ideal DCG is 1, so that NDCG is 1 / log2(rank + 1)
@@ -215,5 +222,8 @@ def ranking(ranks: Tensor, k: int) -> dict[str, float]:
 
 
 def rank_of(score: Tensor, scores: Tensor) -> Tensor:
-    """Rank a score among its row's, 1 = best, ties at the worst place.  (n,), (n, V) -> (n,)."""
+    """Rank a score among those of its row, 1 = best; of equal scores it is the last.
+
+    score: (n,); scores: (n, V). Returns (n,).
+    """
     return (~(scores < score[:, None])).sum(1)  # a NaN is the worst of all

@@ -33,7 +33,7 @@ Settings = TypeVar("Settings")
 
 
 def check_weights(weights: ClassWeights) -> None:
-    """Check weights, whatever the classes are.  Raises: ConfigError for impossible ones."""
+    """Raise ConfigError for class weights that are impossible whatever the classes are."""
     if weights == BALANCED:
         return
     named = named_numbers("class_weights", weights) if isinstance(weights, str) else weights
@@ -71,6 +71,7 @@ class Training:
     seed: int = setting(0, "Seed of all that is drawn at random.", least=0, most=2**63 - 1)
 
     def __post_init__(self) -> None:
+        """Check each setting, and that a batch divides into equal parts.  Raises: ConfigError."""
         check(self)
         if self.batch_size % self.accumulate:
             got = f"{self.accumulate} parts of {self.batch_size} samples"
@@ -133,6 +134,7 @@ class Recipe:
     )
 
     def __post_init__(self) -> None:
+        """Check each setting, and that they go together.  Raises: ConfigError."""
         check(self)
         mixes = self.mixup or self.cutmix
         if self.class_weights is not None and mixes:
@@ -145,9 +147,9 @@ class Recipe:
             object.__setattr__(self, "select", "val")
 
     def _check_schedule(self, mixes: bool) -> None:
-        """Check that the schedule goes with the other settings.
+        """Raise ConfigError if the schedule does not go with the other settings.
 
-        mixes: the task mixes images (mixup, cutmix).  Raises: ConfigError.
+        mixes: the task mixes images (mixup, cutmix).
         """
         # packages import a class when it is asked for: only here, where there is a schedule
         name = type(self.schedule).__name__
@@ -212,6 +214,7 @@ class Running:
     seat: "Seat | None" = setting(None, "The place in a stack of runs.", python=True)
 
     def __post_init__(self) -> None:
+        """Check each setting, and that they go together.  Raises: ConfigError."""
         if self.out is not None:
             object.__setattr__(self, "out", Path(self.out))
         check(self)
@@ -225,10 +228,7 @@ class Running:
             self._check_parallel()
 
     def _check_parallel(self) -> None:
-        """Check that `parallel` is a strategy, and goes with the other settings.
-
-        Raises: ConfigError.
-        """
+        """Raise ConfigError unless `parallel` is a strategy that goes with the other settings."""
         if isinstance(self.parallel, type) or not isinstance(self.parallel, processes.Parallelism):
             got, fix = repr(self.parallel), "For example: intarsia.parallel.Fssdp(memory=2)"
             raise ConfigError("parallel", got=got, want="the settings of a strategy", fix=fix)
@@ -244,7 +244,7 @@ def keywords(settings: object) -> dict[str, Any]:
 
 
 def with_keywords(settings: Settings, values: Mapping[str, Any]) -> Settings:
-    """Return settings with other values; names that they do not have are left alone.
+    """Return settings with other values; names that these settings do not have are ignored.
 
     Raises: ConfigError or UnknownName for a value that cannot be.
     """
@@ -255,14 +255,16 @@ def with_keywords(settings: Settings, values: Mapping[str, Any]) -> Settings:
 def settle(
     training: Training | None, options: "Options | Mapping[str, Any]"
 ) -> tuple[Training, Recipe, Running]:
-    """Return the three settings from one set of keywords, which win over `training`.
+    """Return the three groups of settings of a run from the keywords of `fit`.
 
+    training: values for keywords that are not given, None = the defaults.
     Raises: UnknownName for a keyword that is in none of them.
     """
     start = training or Training(), Recipe(), Running()
     names = {name for settings in start for name in keywords(settings)}
     for name in options.keys() - names:
         raise UnknownName("setting of fit", name, names, "help(intarsia.train.options.Options)")
+    # each group takes the keywords that are its own
     values = cast("Mapping[str, Any]", options)
     first, recipe, running = start
     return (

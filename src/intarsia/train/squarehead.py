@@ -47,6 +47,7 @@ class SquareHead:
     eps: float = 1e-6
 
     def __post_init__(self) -> None:
+        """Check each setting.  Raises: ConfigError."""
         for name in ("ce", "kl"):
             at_least(name, getattr(self, name), 0, fix="SquareHead has ce=1, kl=0.")
         above("feature", self.feature, 0, fix="Use `distill` for a loss of logits alone.")
@@ -54,7 +55,11 @@ class SquareHead:
         above("eps", self.eps, 0, fix="Try 1e-6.")
 
     def __call__(self, model: nn.Module, x: Inputs, loss_of: LossOf) -> Outcome:
-        """Compute the loss of one forward of student and teacher."""
+        """Compute the loss of one forward of the student, compared with its teacher block by block.
+
+        model: the sparse student; x: inputs of the batch; loss_of: logits -> cross-entropy.
+        Raises: ConfigError without a teacher, or for one that does not fit the student.
+        """
         if self.teacher is None:
             want, fix = "the dense model", "Pass SquareHead(teacher), or fit --teacher NAME."
             raise ConfigError("teacher of SquareHead", got="none", want=want, fix=fix)
@@ -66,7 +71,7 @@ class SquareHead:
             target = taught(self.teacher, x)
         with block_outputs(model) as outputs:
             logits = logits_of(model, x)
-        _check(outputs, targets, logits.requires_grad)
+        _check_outputs(outputs, targets, logits.requires_grad)
         keep = mask_of(x)
         # one relative error for each pair of blocks, added up
         feature = torch.stack(
@@ -75,6 +80,7 @@ class SquareHead:
         task = loss_of(logits)
         parts = {"task": task, "feature": feature}
         loss = self.ce * task + self.feature * feature
+        # the distillation of logits, which SquareHead itself leaves out
         if self.kl:
             check_logits(target, logits)
             soft, student = (counted(part, loss_of) / self.temperature for part in (target, logits))
@@ -86,8 +92,9 @@ class SquareHead:
 def relative_error(output: Tensor, target: Tensor, keep: Tensor | None, eps: float) -> Tensor:
     """Compute mean (output - target)^2 / (mean target^2 + eps), in float32 or better.
 
-    output, target: (B, T, d) or (B, ...).  keep: (B, T) bool, the tokens that count; one of another
-    shape is left alone, as are all of it if None.
+    output, target: (B, T, d) or (B, ...), hidden states of student and teacher. keep: (B, T) bool,
+      the tokens that count; ignored if the output has another shape, None = all. eps: keeps small
+      targets from a large error.
     """
     # padding would be fitted, too
     if keep is not None and keep.shape == output.shape[:-1]:
@@ -97,16 +104,16 @@ def relative_error(output: Tensor, target: Tensor, keep: Tensor | None, eps: flo
 
 
 def mask_of(x: Inputs) -> Tensor | None:
-    """Return the tokens of a batch that are no padding, (B, T) bool; None without padding."""
+    """Return which tokens of a batch are not padding, (B, T) bool; None without padding."""
     mask = x.get("attention_mask") if isinstance(x, Mapping) else None
     return None if mask is None or mask.ndim != 2 else mask.bool()
 
 
 @contextmanager
 def block_outputs(model: nn.Module) -> Iterator[list[Tensor]]:
-    """Record the output of each block, in the order of the forward, while inside.
+    """Record the output of each block of a model inside the context, in the order of the forward.
 
-    No hook is left for the backward, in which recomputed blocks run once more.
+    The hooks are removed before the backward, in which gradient checkpointing runs blocks again.
     """
     outputs: list[Tensor] = []
 
@@ -121,12 +128,11 @@ def block_outputs(model: nn.Module) -> Iterator[list[Tensor]]:
             hook.remove()
 
 
-def _check(outputs: list[Tensor], targets: list[Tensor], learns: bool) -> None:
-    """Check that the blocks' outputs can be compared with the teacher's, and can learn.
+def _check_outputs(outputs: list[Tensor], targets: list[Tensor], learns: bool) -> None:
+    """Raise ConfigError unless the student's hidden states can be compared with the teacher's.
 
-    outputs, targets: hidden states of each block, of the student and the teacher.
-    learns: True in training, where a gradient is needed.
-    Raises: ConfigError for those that cannot be compared, or do not learn.
+    outputs, targets: hidden states of each block, of the student and the teacher; learns: True in
+      training, where the student's need a gradient.
     """
     shapes = [[tuple(h.shape) for h in tensors] for tensors in (targets, outputs)]
     # as many blocks, each as wide: pruning leaves shapes as they are

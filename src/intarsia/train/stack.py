@@ -49,10 +49,9 @@ class Stack:
     """Runs that take turns, one at a time, and what they wait for."""
 
     def __init__(self, count: int, joining: Joining) -> None:
-        """Prepare to run `count` threads in turn, one run in each.
+        """Prepare to run `count` threads in turn, one training run in each.
 
-        joining: makes of the runs' models one function that computes all their forward passes at
-        once.
+        joining: function that joins the runs' models, so that one call computes all their forwards.
         """
         self.joining = joining
         self.stop = StopRequest()
@@ -62,14 +61,17 @@ class Stack:
         self.alive = list(range(count))
         self.asked: dict[int, _Request] = {}
         self.found: dict[int, Any] = {}
-        # the global generators of each run that waits
+        # states of the global random generators of each run that waits
         self.random: dict[int, dict[str, Any]] = {}
         self.spent = [(0.0, 0.0)] * count
         self.mark = time.perf_counter(), time.process_time()
         self._together: tuple[list[int], Together | None] = [], None
 
     def meet(self, run: int, request: _Request) -> Any:
-        """Wait until all runs have made a request; return the answer to this one's."""
+        """Wait until all runs have made a request; return the answer to this one's.
+
+        run: number of the run; request: for its logits or its gradients.
+        """
         # the generators are put aside: the next run has its own
         self.random[run] = global_state()
         self.asked[run] = request
@@ -81,20 +83,20 @@ class Stack:
         return answer
 
     def wait(self, run: int) -> None:
-        """Wait for this run's turn; the global generators are then in the state it left them in."""
+        """Wait until this run may work, and restore the state of its random generators."""
         with self.change:
             self.change.wait_for(lambda: self.turn == run)
         if run in self.random:
             set_global_state(self.random.pop(run))
 
     def leave(self, run: int) -> None:
-        """Take a run that has ended out of the stack."""
+        """Remove a run that has ended, and let the others go on."""
         self.account()
         self.alive.remove(run)
         self._pass_on()
 
     def account(self) -> None:
-        """Share out the time since the last call equally among the runs that go on."""
+        """Divide the time since the last call equally among the runs that go on."""
         now = time.perf_counter(), time.process_time()
         wall, cpu = (b - a for a, b in zip(self.mark, now, strict=True))
         self.mark, share = now, max(1, len(self.alive))
@@ -103,7 +105,7 @@ class Stack:
             self.spent[run] = before[0] + wall / share, before[1] + cpu / share
 
     def _pass_on(self) -> None:
-        """Give the turn to the next run without a request; when all have one, answer them first."""
+        """Let the next run without a request work; when all have made one, answer them first."""
         # the last run to come computes for all
         if self.alive and len(self.asked) == len(self.alive):
             self._answer()
@@ -113,7 +115,7 @@ class Stack:
             self.change.notify_all()
 
     def _answer(self) -> None:
-        """Compute what all runs wait for: one joint forward pass, or one joint backward pass."""
+        """Compute all requests: one joint forward, or one joint backward."""
         requests, self.asked = dict(sorted(self.asked.items())), {}
         # forwards and backwards cannot be mixed: all runs must be at the same point of a step
         kinds = {id(a.model) if a.model is None else 0: a for a in requests.values()}
@@ -134,7 +136,7 @@ class Stack:
         """Compute the outputs of all waiting runs, in one call where their models can be joined.
 
         requests: number of the run -> its model and input, with the modes of autograd and autocast.
-        Returns number of the run -> output.
+          Returns number of the run -> output.
         """
         first, runs = next(iter(requests.values())), list(requests)
         models = [a.model for a in requests.values() if a.model is not None]
@@ -157,7 +159,7 @@ class Stack:
             return outputs
 
     def close(self) -> None:
-        """Take the joined forward pass apart again: each model computes for itself."""
+        """Undo the joining of the models: each computes for itself again."""
         runs, together = self._together
         self._together = [], None
         if together is not None:
@@ -195,7 +197,7 @@ class Seat:
         return self.stack.stop
 
     def now(self) -> tuple[float, float]:
-        """Return this run's share of the wall-clock and of the CPU time, in seconds."""
+        """Return this run's share of the wall-clock time and of the CPU time, in seconds."""
         self.stack.account()
         return self.stack.spent[self.run]
 
@@ -207,12 +209,13 @@ class Seated(nn.Module):
     """A model whose forward waits for those of the other runs."""
 
     def __init__(self, model: nn.Module, seat: Seat) -> None:
+        """Wrap a model so that its forward waits for other runs.  seat: the run's place."""
         super().__init__()
         self.model = model
         self.seat = seat
 
     def forward(self, x: Tensor) -> Tensor:
-        """Wait until every run of the stack has an input, and return the model's output for x."""
+        """Wait until every run that steps together has an input, and return the output for x."""
         device = x.device.type
         # autocast and gradient mode belong to a thread: they go with the request
         half = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
@@ -223,10 +226,11 @@ class Seated(nn.Module):
 def stacked(
     jobs: Sequence[Callable[[Seat], Result]], joining: Joining
 ) -> list[Result | BaseException]:
-    """Run the jobs beside each other; return the result of each, or its error.
+    """Run several trainings in one process, step by step together; return their results.
 
-    A job trains with `seat=...` on its seat. The first SIGINT or SIGTERM stops all after
-    their step, and each says so in its error.
+    jobs: functions that train with `seat=...` on the place that they are given; joining: function
+      that joins the models' forwards. The result of a job may be its error. The first SIGINT or
+      SIGTERM stops all of them after their step.
     """
     stack = Stack(len(jobs), joining)
     ends: list[Any] = [None] * len(jobs)

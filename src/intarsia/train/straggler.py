@@ -16,10 +16,11 @@ from ..processes.exchange import Meter
 
 
 def straggler(busy: Sequence[float]) -> dict[str, float]:
-    """Name the slowest process, and its lag as a share: max_r b_r / mean_r b_r - 1.
+    """Return the number of the slowest process, and how much longer it computes than the mean.
 
-    busy: (D,), b_r in seconds, of each process r. A step lasts as long as the slowest process
-    computes: with a share of 0.25 all of them together could be done in 1 / 1.25 of that time.
+    As a share: max_r b_r / mean_r b_r - 1. busy: (D,), b_r in seconds, the computing time of each
+      process r. A step lasts as long as the slowest process computes: with a share of 0.25 all of
+      them together could be done in 1 / 1.25 of that time.
     """
     longest, mean = max(busy), sum(busy) / len(busy)
     return {
@@ -43,14 +44,17 @@ class Busy:
 
     @contextmanager
     def step(self) -> Iterator[None]:
-        """Count the time inside the context as that of one step, without waiting for processes."""
+        """Add the time inside the context, without that spent waiting for other processes."""
         began, waited = self.meter.clock(), self.meter.seconds
         yield
         # wall time of the step without the waiting that the meter saw in it
         self.seconds += self.meter.clock() - began - (self.meter.seconds - waited)
 
     def end_epoch(self) -> dict[str, float]:
-        """Return `straggler` of the steps since the last call; all processes call it together."""
+        """Return the slowest process of the epoch and its lag, and begin to count again.
+
+        All processes call it together. Empty where it is not measured.
+        """
         seconds, self.seconds = self.seconds, 0.0
         if not self.told:
             return {}
@@ -59,7 +63,10 @@ class Busy:
 
 
 def backward(loss: Tensor, meter: Meter) -> None:
-    """Call loss.backward(); waiting for other processes at its end counts as an exchange."""
+    """Call loss.backward() and count the waiting for other processes at its end.
+
+    meter: to which the seconds are added.
+    """
     ends: list[float] = []
 
     def own_part_done() -> None:

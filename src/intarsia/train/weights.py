@@ -43,7 +43,7 @@ def weights_of(
 
 
 def _balanced(classes: Sequence[str] | None, labels: np.ndarray | None) -> tuple[float, ...]:
-    """Return the weight n / (C n_c) of each class: n labels, C classes, n_c labels of class c.
+    """Return the weight n / (C n_c) of each class c: n labels, C classes, n_c labels of the class.
 
     classes: their names; labels: (n,) class numbers of the training data, None if not known.
     Raises: ConfigError where they cannot be counted, or a class has none.
@@ -72,6 +72,7 @@ class WeightedCrossEntropy:
     smoothing: float = 0.0
 
     def __call__(self, logits: Tensor, target: Tensor) -> Tensor:
+        """Return the loss of logits (n, C) for the labels `target` (n,), a scalar."""
         losses = F.cross_entropy(logits, target, reduction="none", label_smoothing=self.smoothing)
         return (
             torch.tensor(self.weights, device=losses.device, dtype=losses.dtype)[target] * losses

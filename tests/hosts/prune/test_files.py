@@ -241,12 +241,13 @@ def test_pack_quantized_opens_in_transformers_to_the_bit(tmp_path: Path) -> None
         intarsia.sparse.convert_sparse(tmp_path / "int4", tmp_path / "again")
 
 
-def test_codes_of_gqsa_are_written_as_they_are(tmp_path: Path) -> None:
+@pytest.mark.parametrize("together", [1, 8])
+def test_codes_of_gqsa_are_written_as_they_are(tmp_path: Path, together: int) -> None:
     from intarsia.formats import Bitmask
 
     model = intarsia.compress(
         llama(2),
-        intarsia.sparse.Gqsa(density=0.75, symmetric=True, tuning=UNTRAINED),
+        intarsia.sparse.Gqsa(density=0.75, symmetric=True, tuning=UNTRAINED, rows=together),
         rows(),
         force=True,
     )

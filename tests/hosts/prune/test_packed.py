@@ -35,7 +35,7 @@ def test_another_walk_is_not_gone_on_with(tmp_path: Path) -> None:
     out = tmp_path / "walk"
     first = intarsia.sparse.Gqsa(density=0.75, start="rtn", tuning=UNTRAINED)
     intarsia.compress(llama(2), first, rows(), force=True, out=out)
-    with refused(ConfigError, got="a folder with a walk in it"):
+    with refused(ConfigError, got="a folder with a run in it"):
         intarsia.compress(llama(2), first, rows(), force=True, out=out)
     with refused(
         ConfigError, CheckpointError, what="checkpoint of another run, settings.density", got=0.5

@@ -282,7 +282,7 @@ def test_a_folder_of_another_walk_or_with_damage_is_refused(tmp_path: Path) -> N
     method = intarsia.Wanda(0.5)
     stopped(tmp_path, 2, method)
     settings: dict[str, Any] = {"out": tmp_path}
-    refused(ConfigError, "a folder with a walk in it", method, **settings)
+    refused(ConfigError, "a folder with a run in it", method, **settings)
     settings["resume"] = True
     refused(CheckpointError, "another run, settings.density", intarsia.Wanda(0.4), **settings)
     refused(CheckpointError, "another run, seed", method, seed=1, **settings)
@@ -298,7 +298,7 @@ def test_a_folder_of_another_walk_or_with_damage_is_refused(tmp_path: Path) -> N
     hidden.write_bytes(hidden.read_bytes()[:50])
     refused(CheckpointError, "hidden-001", method, **settings)
     (tmp_path / "walk.json").write_text("{")
-    refused(CheckpointError, "walk.json.*no record of a walk", method, **settings)
+    refused(CheckpointError, "walk.json.*no record of a run", method, **settings)
 
 
 def test_a_full_disk_leaves_the_walk_to_go_on(

@@ -10,6 +10,7 @@ from PIL import Image
 
 from intarsia.experiments.experiment import Experiment, Pictures
 from intarsia.experiments.matrix import planned, run_all
+from intarsia.experiments.on_ray import connected
 from intarsia.reports.runs import comparison_of, gather, json_choice
 from intarsia_lab.bench.report.records import RunResult
 from intarsia_lab.bench.run import How, run_plan
@@ -20,9 +21,9 @@ from . import killing
 @pytest.mark.slow
 @pytest.mark.network
 def test_a_plan_on_ray_is_the_same(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    ray = pytest.importorskip("ray")
+    pytest.importorskip("ray")
     # begun before the folders are named, as a cluster is: its workers must be told
-    ray.init(num_cpus=2, log_to_driver=False, configure_logging=False, include_dashboard=False)
+    ray = connected()
     try:
         monkeypatch.setenv("INTARSIA_HOME", str(tmp_path / "home"))
         plan = replace(killing.plan(epochs=1), seeds=(0,))
@@ -39,7 +40,7 @@ def test_a_plan_on_ray_is_the_same(monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
 
 @pytest.mark.slow
 def test_a_comparison_on_ray_is_the_same(tmp_path: Path) -> None:
-    ray = pytest.importorskip("ray")
+    pytest.importorskip("ray")
     for label, name in enumerate(("dark", "light")):
         (tmp_path / "photos" / name).mkdir(parents=True)
         for i in range(10):
@@ -48,7 +49,7 @@ def test_a_comparison_on_ray_is_the_same(tmp_path: Path) -> None:
     start = Experiment(Pictures(str(tmp_path / "photos"), val=4, test=4)).changed(
         model="test_vit", pretrained=False, size=32, epochs=1, batch_size=4
     )
-    ray.init(num_cpus=2, log_to_driver=False, configure_logging=False, include_dashboard=False)
+    ray = connected()
     try:
         for place, on_ray in (("ray", True), ("here", False)):
             runs = planned(start, ["linear", "lora"], [0], {}, tmp_path / place)

@@ -145,7 +145,7 @@ def test_uneven_efforts_are_told(make_result: Make) -> None:
     text = " ".join(notes(finding))
     assert "unequal numbers of seeds: A 2 and B 1" in text
     assert "Trained for 20 epochs; B for 5 to 20." in text
-    assert "In 1 of 6 cells, settings were chosen among 9" in text
+    assert "In 1 of 6 runs, settings were chosen among 9" in text
 
 
 def test_what_scores_came_out_of_is_told(make_result: Make) -> None:

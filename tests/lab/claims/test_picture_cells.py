@@ -141,6 +141,6 @@ def test_what_chooses_sees_neither_training_nor_test_images(small):
 
 
 def test_an_option_is_called_the_same_in_every_process():
-    assert picture_cells._said(arm) == "arm" and "0x" not in picture_cells._said(
+    assert picture_cells._stable_text(arm) == "arm" and "0x" not in picture_cells._stable_text(
         mosa.official(TINY).optimizer
     )

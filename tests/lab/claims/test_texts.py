@@ -82,7 +82,7 @@ def test_last_blocks_on_states_are_the_whole_decoder(monkeypatch: pytest.MonkeyP
             count = len(question.answer.split()) - (not question.prompt)
             assert answer.tolist() == [False] * (len(ids) - count) + [True] * count
     assert len(model.model.layers) == 3  # cut, and put together again
-    monkeypatch.setattr(last_blocks, "_decoded", None)  # read from its file
+    monkeypatch.setattr(last_blocks, "_prefix_states", None)  # read from its file
     again = LanguageRows(sets).rows["asked"][0]["inputs_embeds"]
     assert torch.equal(again, language_rows.rows["asked"][0]["inputs_embeds"])
 

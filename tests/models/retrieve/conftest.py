@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -27,6 +28,26 @@ def word_tokenizer(words: Sequence[str] = WORDS) -> str:
     tokenizer = Tokenizer(models.WordLevel(numbers, unk_token="[UNK]"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
     return tokenizer.to_str()
+
+
+def masked_language_model(place: Path, words: Sequence[str]) -> Path:
+    """Write a masked language model of random weights, as transformers saves it."""
+    import torch
+    from transformers import BertConfig, BertForMaskedLM, BertTokenizerFast
+
+    vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *words]
+    (place / "vocab.txt").write_text("\n".join(vocabulary))
+    tokenizer = BertTokenizerFast(
+        vocab={w: i for i, w in enumerate(vocabulary)}, model_max_length=10
+    )
+    sizes = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2}
+    sizes |= {"intermediate_size": 16, "max_position_embeddings": 16}
+    torch.manual_seed(0)
+    model = BertForMaskedLM(BertConfig(vocab_size=len(vocabulary), **sizes))
+    torch.nn.init.normal_(model.bert.embeddings.word_embeddings.weight, std=1.0)
+    model.save_pretrained(place)
+    tokenizer.save_pretrained(place)
+    return place
 
 
 class Toy:

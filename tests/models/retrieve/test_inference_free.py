@@ -34,6 +34,7 @@ from intarsia.models.retrieve.sparse_index import SparseIndex
 from intarsia.models.retrieve.teachers import Bm25, teachers_of
 
 from ...refusals import refused
+from .conftest import masked_language_model
 
 WORDS = [
     "the",
@@ -71,20 +72,7 @@ pytestmark = [
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A masked language model of random weights, as transformers saves it."""
     pytest.importorskip("sentence_transformers")
-    from transformers import BertConfig, BertForMaskedLM, BertTokenizerFast
-
-    place = tmp_path_factory.mktemp("bert")
-    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS]
-    (place / "vocab.txt").write_text("\n".join(words))
-    tokenizer = BertTokenizerFast(vocab={w: i for i, w in enumerate(words)}, model_max_length=10)
-    sizes = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2}
-    sizes |= {"intermediate_size": 16, "max_position_embeddings": 16}
-    torch.manual_seed(0)
-    model = BertForMaskedLM(BertConfig(vocab_size=len(words), **sizes))
-    torch.nn.init.normal_(model.bert.embeddings.word_embeddings.weight, std=1.0)
-    model.save_pretrained(place)
-    tokenizer.save_pretrained(place)
-    return place
+    return masked_language_model(tmp_path_factory.mktemp("bert"), WORDS)
 
 
 @pytest.fixture

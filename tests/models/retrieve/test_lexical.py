@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from intarsia.core.errors import CheckpointError, ConfigError, DataError
-from intarsia.models.retrieve.lexical import Lexical, Stems, stems
+from intarsia.models.retrieve.lexical import Lexical, Stems, StemsAlone, stems
 from intarsia.models.retrieve.postings import best
 from intarsia.models.retrieve.query_weights import QueryWeights
 from intarsia.models.retrieve.showing import search_results
@@ -50,6 +50,27 @@ def test_alone_it_is_bm25s(toy: Any, k1: float, b: float) -> None:
         expected = expected / expected.max() if expected.any() else expected
         got = _scores(index, query)
         assert got == pytest.approx({TEXTS[i][0]: s for i, s in enumerate(expected) if s > 0})
+
+
+def test_without_a_model_it_is_bm25s(tmp_path: Path) -> None:
+    from intarsia.models.retrieve.teachers import Bm25
+
+    index = SparseIndex.build(StemsAlone(), TEXTS[:3], lexical=ALONE)
+    index.append(StemsAlone(), TEXTS[3:])  # a segment of its own
+    index.save(tmp_path / "index")
+    oracle = Bm25([text for _, text in TEXTS])
+    for searchable in (index, SparseIndex.load(tmp_path / "index"), index.merge()):
+        for query in QUERIES:
+            expected = oracle.scores([query], np.arange(len(TEXTS))[None])[0]
+            expected = expected / expected.max() if expected.any() else expected
+            got = _scores(searchable, query)
+            assert got == pytest.approx({TEXTS[i][0]: s for i, s in enumerate(expected) if s > 0})
+            for name, score in got.items():
+                terms = searchable.explain(query, name)
+                assert all(term.stem for term in terms)
+                assert sum(term.score for term in terms) == pytest.approx(score)
+    qrels = {"q": {"d": 1}}
+    assert tune_lexical(index, {"q": "cat tree"}, qrels).share == 1  # there is no learned score
 
 
 def test_the_score_is_the_sum_of_both_shares(toy: Any) -> None:

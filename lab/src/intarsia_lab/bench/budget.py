@@ -34,12 +34,14 @@ CLOCKS = {"seconds": "hours", "cpu_seconds": "cpu_hours"}
 def measured_costs(
     plan: BenchPlan, out: Path, execution: How, report: Callable[[str], None], work: Work = one_run
 ) -> Costs:
-    """Time a short run of each method on the first task whose pictures are there.
+    """Time a short run of each method; return its seconds of training for one image, by method.
 
-    It trains for twenty epochs of 64 images; of many classes on more images, fewer times. Timings
-    are cached in `out`, so that the same command gives the same plan when it goes on. A method
-    whose short run fails costs as much as the dearest one.  execution: jobs and threads; work: does
-    one training.
+    The run is on the first task whose pictures are there: twenty epochs of 64 images, or fewer
+    epochs of more images where there are many classes. Timings are cached in `out`, so that the
+    same command gives the same plan when it goes on. A method whose short run fails costs as much
+    as the dearest one. plan: methods, tasks and seeds; execution: jobs and threads; report:
+    receives progress lines; work: does one training.
+
     Raises: TrainingError if all of them fail; what `check` raises.
     """
     return _measured(plan, out, execution, report, work)["seconds"]
@@ -48,10 +50,11 @@ def measured_costs(
 def _measured(
     plan: BenchPlan, out: Path, execution: How, report: Callable[[str], None], work: Work
 ) -> dict[str, Costs]:
-    """Return the costs of each method by clock: those in wall time and those in CPU time.
+    """Return each method's seconds for one image, by wall clock and by CPU clock.
 
-    out: folder that caches timings; execution: jobs and threads; work: does one training. CPU
-    time is among them only if every short run has recorded it.
+    The keys are those of CLOCKS; CPU time is there only if every short run has recorded it. plan:
+    methods, tasks and seeds; out: folder that caches timings; execution: jobs and threads; work:
+    does one training.
     """
     check(plan, out, lambda _: None)  # the runner itself says what is missing
     with opened(out, plan.asked):
@@ -61,13 +64,14 @@ def _measured(
 def _piloted(
     plan: BenchPlan, out: Path, execution: How, report: Callable[[str], None], work: Work
 ) -> dict[str, Costs]:
-    """Time a short training of each method; return its seconds an image and epoch, by clock.
+    """Time a short training of each method; return its seconds for one image and epoch, by clock.
 
     out: folder that caches timings; execution: jobs and threads; work: does one training.
     """
     pilots, running = Store(out, PILOTS), execution.running
     missing, seed = absent(plan), plan.seeds[0]
     task = next((t for t in plan.tasks if t.name not in missing), plan.tasks[0])
+    # any method of the plan: only the batch size is read from this slot
     place = Slot(task, plan.arms[0], seed)
     # a whole batch, or the memory would not be that of a step
     least = max(PILOT_IMAGES, 2 * task.classes, plan.final(place).training.batch_size)
@@ -75,6 +79,7 @@ def _piloted(
     keys: dict[str, str] = {}
     trials: list[Trial] = []
     for arm in plan.arms:
+        # the key has all that a time depends on: settings, jobs at a time, device
         flat = _pilot(plan, Slot(task, arm, seed), images)
         keys[arm.name] = key = key_of({"pilot": flat, "jobs": execution.jobs, **running})
         folder, shared = (str((out / name).absolute()) for name in (f"pilots/{key}", "shared"))
@@ -87,7 +92,7 @@ def _piloted(
     errors: list[str] = []
 
     def done(end: TrialEnd) -> None:
-        """Store the seconds and bytes of a finished pilot run, or its error."""
+        """Store a short run's seconds and bytes, or its error.  end: trial, and result or error."""
         if end.result is None:
             errors.append(f"{end.trial.name}: {end.error}")
         else:
@@ -114,8 +119,10 @@ def _piloted(
         raise TrainingError(subject, got=errors[0], want="one method that can be timed", fix=fix)
     costs: dict[str, Costs] = {}
     for clock in CLOCKS:
+        # one method without CPU time makes all of them incomparable
         if all(clock in row for row in rows.values()):
             measured = {name: row[clock] for name, row in rows.items()}
+            # a method that could not be timed: assume the worst
             dearest = max(measured.values())
             costs[clock] = {c.name: measured.get(c.name, dearest) for c in plan.arms}
     return costs
@@ -124,17 +131,19 @@ def _piloted(
 def estimated(
     plan: BenchPlan, out: Path, execution: How, report: Callable[[str], None], work: Work = one_run
 ) -> dict[str, Any]:
-    """Estimate from measured steps the runs, hours and highest memory (bytes) of a plan.
+    """Estimate the runs, hours and memory of a plan from short timed runs; nothing else is run.
 
-    execution: jobs and threads; work: does one training.
-    hours: by the clock on this machine as it is now; cpu_hours: of its cores, whatever else they
-    do. None for what pilots did not measure. Pilots run one by one: runs that step together take
-    less. No run of the plan is carried out.
+    Returns "runs": their number; "hours": by the clock of this machine as it is now; "cpu_hours":
+    of its cores, whatever else they do; "peak_bytes": the highest memory. None for what the short
+    runs did not measure. They run one by one: runs that step together take less. out: folder that
+    caches timings; execution: jobs and threads; work: does one training.
+
     Raises: as `measured_costs` does.
     """
     costs = _measured(plan, out, execution, report, work)
     peaks = [row["peak"] for row in Store(out, PILOTS).rows.values() if row.get("peak")]
     runs = len(list(plan.places())) + len(plan.searches())
+    # jobs side by side share the clock, and not the CPU time
     jobs = {"seconds": execution.jobs, "cpu_seconds": 1}
     hours = {
         title: minutes(plan, costs[clock], jobs[clock]) / 60 if clock in costs else None
@@ -149,6 +158,8 @@ def _pilot(plan: BenchPlan, place: Slot, images: int) -> dict[str, Any]:
     place: task, method and seed; images: number of training images.
     """
     final, task = plan.final(place), place.task
+    # a method may choose settings by the number of images: by those of the whole run, not of the
+    # short one
     images_trained = int(_kept(plan.start.pictures, task.classes, _trained_on(task)))
     method = method_of(final)
     _, parts = for_budget(method, final, images_trained, lambda _: None)
@@ -169,17 +180,19 @@ def _trained_on(task: SuiteTask) -> int:
 
 
 def minutes(plan: BenchPlan, costs: Costs, jobs: int) -> float:
-    """Return the minutes that a plan takes.
+    """Return the minutes that a plan takes: training and scoring of its runs and its searches.
 
-    costs: seconds an image and epoch, by method; jobs: runs at a time.
+    costs: seconds for one image and epoch, by method; jobs: runs at a time.
     """
     total = 0.0
     images_used = partial(_kept, plan.start.pictures)
     for place in plan.places():
         counts, run = place.task.counts, plan.final(place)
+        # without a validation part of its own, a run trains on it as well
         images = _trained_on(place.task) if run.pictures.val == 0 else counts["train"]
         trained = run.training.epochs * images_used(place.task.classes, images)
         total += SETTING_UP + costs[place.arm.name] * (trained + SCORING * counts["test"])
+    # searches train on the training part alone
     for place, run in plan.searches():  # those on other tasks count as this one's
         counts = place.task.counts
         trained = run.training.epochs * images_used(place.task.classes, counts["train"])
@@ -190,7 +203,8 @@ def minutes(plan: BenchPlan, costs: Costs, jobs: int) -> float:
 def _kept(pictures: Pictures, classes: int, images: int) -> float:
     """Return how many images of a training part are trained on, after limits.
 
-    pictures: settings with the limits; images: in the whole part.
+    pictures: settings with the limits, a number for each class (`shots`) or in all (`images`, below
+    1 a share); classes: number of classes; images: in the whole part.
     """
     if pictures.shots is not None:
         return min(images, pictures.shots * classes)
@@ -199,21 +213,28 @@ def _kept(pictures: Pictures, classes: int, images: int) -> float:
 
 
 def piloting(plan: BenchPlan, costs: Costs, jobs: int) -> float:
-    """Return minutes that the pilots took which told the costs; the same when they were kept."""
+    """Return the minutes that the short timed runs took; the same when they were cached.
+
+    costs: seconds for one image and epoch, by method; jobs: runs at a time.
+    """
     seconds = [SETTING_UP + costs[c.name] * PILOT_IMAGES * PILOT_EPOCHS for c in plan.arms]
     return sum(seconds) / 60 / jobs
 
 
 def fitted(plan: BenchPlan, costs: Costs, budget: float, jobs: int) -> BenchPlan:
-    """Return the plan, or a smaller one that fits into the minutes of a budget, pilots included.
+    """Return the plan, or a smaller one that fits into the minutes of a budget.
 
-    costs: seconds an image and epoch, by method; jobs: runs at a time.
+    Seeds go first, then epochs. The budget pays for the short timed runs as well. costs: seconds
+    for one image and epoch, by method; jobs: runs at a time.
+
     Raises: ConfigError if one seed of FEWEST_EPOCHS epochs does not fit.
     """
     available = budget - piloting(plan, costs, jobs)
+    # step 1: seeds, of which one stays
     while minutes(plan, costs, jobs) > available and len(plan.seeds) > 1:
         gone = plan.seeds[-1]
         plan = plan.smaller(f"seed {gone} was left out.", seeds=plan.seeds[:-1])
+    # step 2: epochs, as few as must go
     epochs = plan.start.training.epochs
     fewer, needed = epochs, minutes(plan, costs, jobs)
     smaller = plan

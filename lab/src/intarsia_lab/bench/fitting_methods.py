@@ -22,10 +22,11 @@ CLASSES = "0", "1"  # of no task: a place does not depend on them
 def suited(plan: BenchPlan, *, named: bool) -> BenchPlan:
     """Return the plan with the methods that fit its model, each at its rate for such a network.
 
-    named: the methods were asked for by name, and none of them may be left out; else those that do
-    not fit are, and `cut` says so. A model that lies in a hub is not looked at.
+    named: the methods were asked for by name, so that none may be left out; else those that do not
+    fit are, and `cut` of the plan says so. A model that lies in a hub is not checked.
+
     Raises: ConfigError for a named method that does not fit, or if none does; what
-    `before.check_model` raises.
+    `preflight.check_model` raises.
     """
     adapted, model = plan.start.adapted, check_model(plan)
     if model is None:
@@ -43,21 +44,23 @@ def suited(plan: BenchPlan, *, named: bool) -> BenchPlan:
     if unfit:
         omission = f"Left out, for {adapted.model} has no place for them: {', '.join(unfit)}."
         plan = plan.smaller(omission, arms=fit)
+    # convolutional networks have rates of their own for some methods
     if any(isinstance(module, nn.BatchNorm2d) for module in model.modules()):
         plan = replace(plan, arms=tuple(among_batch_norms(c) for c in plan.arms))
     return plan
 
 
 def _unfit(plan: BenchPlan, model: nn.Module) -> Mapping[str, str]:
-    """Return the methods that cannot be put into a model, with the error of each.
+    """Return the methods that cannot be put into a model, with the error of each, by name.
 
-    No weight is computed.
+    model: on the meta device, so that no weight is computed.
     """
     reasons: dict[str, str] = {}
     for arm in plan.arms:
         experiment = plan.final(Slot(plan.tasks[0], arm, plan.seeds[0]))
         try:
             if isinstance(method := method_of(experiment), Pruner):
+                # a pruner is asked for its layers alone
                 stops_of(model, method.layers)  # to prune, it would need rows
             else:
                 with_method(copy.deepcopy(model), method, experiment, CLASSES)

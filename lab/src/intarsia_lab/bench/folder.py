@@ -32,13 +32,16 @@ The same command again keeps what is finished and goes on.
 
 @contextmanager
 def opened(out: Path, record: dict[str, Any]) -> Iterator[None]:
-    """Let this runner alone work in the folder, while the context is open.
+    """Let this process alone work in a benchmark's folder, while the context is open.
 
-    record: of the plan, written down; all results of a folder share the suite and the protocol.
-    Raises: ConfigError if another one does, for a folder of another suite or protocol, or if `out`
-    is a file; CheckpointError for a folder of another format or one that is damaged.
+    out: the folder; record: what was asked for, written to it. All results of a folder share the
+    suite and the protocol.
+
+    Raises: ConfigError if another process works there, for a folder of another suite or protocol,
+    or if `out` is a file; CheckpointError for a folder of another format or one that is damaged.
     """
     with alone(out):
+        # before anything is written: a wrong folder stays as it was
         _check(out / PLAN, {name: record[name] for name in SHARED})
         write_text(out / "README.txt", README)
         write_json(out / PLAN, {"format": FORMAT, "intarsia": version("intarsia"), **record})
@@ -51,6 +54,7 @@ def _check(path: Path, expected: dict[str, Any]) -> None:
     path: its record, which need not exist; expected: entries that the record must have.
     Raises: CheckpointError for a record that cannot be read; ConfigError for another plan.
     """
+    # a new folder agrees with everything
     if not path.exists():
         return
     try:

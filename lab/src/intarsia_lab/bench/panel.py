@@ -24,10 +24,17 @@ command] ... that repeat it and make its report, if it has a folder; links: [nam
 
 
 def panels(runs: Path, out: Path) -> Callable[[RunResult], Shown]:
-    """Return the function that describes a run below `runs` to a page in `out`."""
+    """Return a function that describes a run for the report page.
+
+    runs: folder below which the runs lie; out: folder of the page, from which addresses are
+    relative.
+    """
 
     def shown(result: RunResult) -> Shown:
-        """Return what the page shows of a run: its score or error, facts, commands and links."""
+        """Return what the page shows of a run: its score or error, facts, commands and links.
+
+        result: of the run. Commands repeat it and make its report, where its folder is at hand.
+        """
         outcome, place = result.outcome, runs / result.folder
         present = bool(result.folder) and place.is_dir()
         if isinstance(outcome, Done):
@@ -36,6 +43,7 @@ def panels(runs: Path, out: Path) -> Callable[[RunResult], Shown]:
             text = f"failed: {first_line(outcome.error)}"
         location = Path(os.path.relpath(place, out)).as_posix()
         words = ["intarsia", "report", location, "--out", f"{location}/{PAGES[0]}"]
+        # a run of another machine has no folder here, and nothing to repeat it by
         commands: list[tuple[str, str]] = []
         if present and (repeat := command(place)):
             commands.append(("Repeat it:", repeat))
@@ -53,7 +61,10 @@ def panels(runs: Path, out: Path) -> Callable[[RunResult], Shown]:
 
 
 def facts(result: RunResult) -> dict[str, str]:
-    """Return the facts on a run that the page lists: name of the fact -> text."""
+    """Return the facts on a run that the page lists: name of the fact -> text.
+
+    result: scores and costs of the run, or its error.
+    """
     outcome, setup = result.outcome, result.setup
     values: dict[str, str | None] = {}
     if isinstance(outcome, Done):
@@ -77,11 +88,12 @@ def facts(result: RunResult) -> dict[str, str]:
         "epochs": str(setup.epochs),
         "chosen by a search": f"{selection}, of {setup.tried} runs" if selection else None,
     }
+    # facts that this run does not have are not listed
     return {name: value for name, value in values.items() if value is not None}
 
 
 def command(folder: Path) -> str:
-    """Return the `intarsia fit` that repeats a run; "" where its folder does not tell."""
+    """Return the `intarsia fit` command that repeats a run; "" where its folder does not tell."""
     try:
         return experiment.read(folder).command()
     except IntarsiaError:  # it failed before it began, or its files are gone
@@ -89,7 +101,10 @@ def command(folder: Path) -> str:
 
 
 def links(folder: Path, address: str) -> list[tuple[str, str]]:
-    """Return name and address of a run's files.  address: of its folder, from the page."""
+    """Return name and address of a run's files that exist.
+
+    folder: of the run; address: of this folder, as seen from the page.
+    """
     page = next((name for name in PAGES if (folder / name).is_file()), None)
     names = {page: "report", RUN: RUN, "metrics.jsonl": "metrics.jsonl"}
     present = {file: name for file, name in names.items() if file and (folder / file).is_file()}

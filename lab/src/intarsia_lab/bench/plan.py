@@ -28,6 +28,7 @@ class Slot:
     seed: int
 
     def __str__(self) -> str:
+        """Return the slot in words, for messages."""
         return f"{self.task.name}, {self.arm.name}, seed {self.seed}"
 
 
@@ -48,6 +49,7 @@ class BenchPlan:
     cut: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
+        """Check that tasks, methods and seeds are named, each once.  Raises: ConfigError."""
         for field_name in ("tasks", "arms", "seeds"):
             entries: tuple[Any, ...] = getattr(self, field_name)
             names = [getattr(g, "name", g) for g in entries]
@@ -59,44 +61,62 @@ class BenchPlan:
             self.protocol.check(arm)
 
     def places(self) -> Iterator[Slot]:
-        """Yield the places, a task's in a row so that its pictures stay in memory; seeds outermost,
-        so that a run that is stopped leaves whole seeds."""
+        """Yield all slots: (task, method, seed).
+
+        Seeds are outermost, so that a plan that is stopped leaves whole seeds; the slots of a task
+        come in a row, so that its pictures stay in memory.
+        """
         for seed in self.seeds:
             for task in self.tasks:
                 for arm in self.arms:
                     yield Slot(task, arm, seed)
 
     def final(self, place: Slot) -> Experiment:
-        """Return the run that counts, before a search has its say."""
+        """Return the run that counts, before a search chooses some of its settings.
+
+        place: task, method and seed.
+        """
         return self.protocol.final(place.arm, self._at(place), self._spec(place.task))
 
     def search(self, place: Slot) -> list[Experiment]:
-        """Return the runs that choose its settings."""
+        """Return the runs that choose the settings of a slot.
+
+        place: task, method and seed.
+        """
         return self.protocol.search(place.arm, self._at(place), self._spec(place.task))
 
     def searches(self) -> list[tuple[Slot, Experiment]]:
-        """Return every run of all searches once, each with the first place that it chooses for.
+        """Return every run of all searches once, each with the first slot that it chooses for.
 
-        A place is (task, method, seed).
+        A slot is (task, method, seed).
         """
         runs: dict[str, tuple[Slot, Experiment]] = {}
         for place in self.places():
             for run in self.search(place):
+                # slots may share a search: its runs are the same by their keys
                 runs.setdefault(key_for(run), (place, run))
         return list(runs.values())
 
     def _at(self, place: Slot) -> Experiment:
-        """Return the settings for a (task, method, seed), with half the epochs for some methods."""
+        """Return the settings of a slot's runs, with half of the epochs for some methods.
+
+        A method that passes over each batch twice costs as much in half of the epochs. place: task,
+        method and seed.
+        """
         epochs = self.start.training.epochs
         return self.start.changed(
             seed=place.seed, epochs=max(1, epochs // 2) if place.arm.settings.half else epochs
         )
 
     def _spec(self, task: SuiteTask) -> str:
+        """Return a task's name with its suite, as "mini/elpv"."""
         return f"{self.suite.name}/{task.name}"
 
     def smaller(self, cut: str, **changes: Any) -> BenchPlan:
-        """Return the plan with some of it left out, and the sentence that says so."""
+        """Return the plan with some of it left out.
+
+        cut: the sentence that says so; changes: fields of the plan.
+        """
         return replace(self, cut=(*self.cut, cut), **changes)
 
     @cached_property
@@ -130,12 +150,21 @@ class BenchPlan:
 
 
 def _share(images: float | None) -> str:
+    """Return the limit of training images in words, "" without one.
+
+    images: a share below 1, else a number.
+    """
     if images is None:
         return ""
     return f"{100 * images:g} % of the images" if images < 1 else f"{images:,} images"
 
 
 def key_for(experiment: Experiment) -> str:
-    """The key of a run: everything its result depends on but the code and the suite's files."""
+    """Return the key of a run: all that its result depends on but code and the suite's files.
+
+    experiment: the settings of the run.
+    """
+    # a setting at the value it had before there was one is left out, so that older results still
+    # count
     settings = {k: v for k, v in experiment.flat().items() if k not in LATER or v != LATER[k]}
     return key_of({"format": 1, "experiment": settings})

@@ -25,14 +25,19 @@ SHOWN = 20  # missing paths in one message
 
 
 def check(plan: BenchPlan, out: Path, report: Callable[[str], None]) -> None:
-    """Say which of the plan's tasks are not on disk; nothing is read or downloaded.
+    """Check a plan before its first run: the model, and which pictures are on disk.
+
+    Nothing is read or downloaded. plan: methods, tasks and seeds; out: folder of the results;
+    report: gets a line on tasks whose pictures are missing.
 
     Raises: UnknownName, ConfigError and AssetError for a model that does not exist or has no such
     blocks; DataError if no task is on disk, unless all runs are there already.
     """
     check_model(plan)
     missing = absent(plan)
+    # tasks with all results need no pictures
     gone = {name: missing[name] for name in unfinished(plan, out) if name in missing}
+    # one task on disk is enough to begin: the runs of the others fail and are recorded
     if gone and len(missing) == len(plan.tasks):
         paths = [path for absent_paths in missing.values() for path in absent_paths]
         raise DataError(
@@ -51,19 +56,23 @@ def check(plan: BenchPlan, out: Path, report: Callable[[str], None]) -> None:
 
 
 def absent(plan: BenchPlan) -> dict[str, list[Path]]:
-    """Return the missing files of each task that lacks some."""
+    """Return the missing files of each task that lacks some, by task."""
     folder = root(plan.suite)
     missing = {task.name: reading.missing(task, folder) for task in plan.tasks}
     return {name: paths for name, paths in missing.items() if paths}
 
 
 def unfinished(plan: BenchPlan, out: Path) -> list[str]:
-    """Return the tasks that have a run without a score in the folder."""
+    """Return the names of tasks that have a run without a score.
+
+    plan: methods, tasks and seeds; out: folder of the results.
+    """
     file = out / RESULTS
     have = (
         {
             (r.task.name, r.method.name, r.seed, r.setup.epochs, r.setup.model)
             for r in records.read(file)
+            # a failed run counts as missing: it is tried again
             if r.status == "done"
         }
         if file.exists()
@@ -71,6 +80,7 @@ def unfinished(plan: BenchPlan, out: Path) -> list[str]:
     )
 
     def done(place: Slot) -> bool:
+        """Return True if a slot has a score with as many epochs and the same model."""
         epochs = plan.final(place).training.epochs
         return (place.task.name, place.arm.name, place.seed, epochs, plan.model) in have
 
@@ -78,11 +88,12 @@ def unfinished(plan: BenchPlan, out: Path) -> list[str]:
 
 
 def check_model(plan: BenchPlan) -> nn.Module | None:
-    """Check that the plan's model exists and that its last blocks can be trained alone, if asked.
+    """Check that the plan's model exists, and that its last blocks can be trained alone if asked.
 
-    With `frozen_once` the frozen first blocks run once and their outputs are kept, which needs
-    a model of SPLITTABLE; a linear probe does not.
-    Returns the model on the meta device, None for one on a hub.
+    With `frozen_once` the frozen first blocks run once and their outputs are stored, which needs a
+    model of SPLITTABLE; a linear probe does not. Returns the model on the meta device, None for one
+    on a hub.
+
     Raises: UnknownName, ConfigError and AssetError, as `check` does.
     """
     adapted, task, seed = plan.start.adapted, plan.tasks[0], plan.seeds[0]

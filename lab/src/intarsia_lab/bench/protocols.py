@@ -64,24 +64,34 @@ class Protocol:
     calibrate: bool = False
 
     def check(self, arm: BenchArm) -> None:
-        """Check that the protocol has a rule for a method.  Raises: ConfigError."""
+        """Check that the protocol has a rule for a method.  Raises: ConfigError.
+
+        arm: the method; a published recipe is defined for its own method alone.
+        """
         if self.only and arm.name not in self.only:
             subject = f"method {arm.name!r} under protocol {self.name!r}"
             fix = "Use --protocol honest or tuned."
             raise ConfigError(subject, got="no rule for it", want=f"one of {self.only}", fix=fix)
 
     def final(self, arm: BenchArm, start: Experiment, task: str) -> Experiment:
-        """Return the run whose test score counts, with settings as they are before a search.
+        """Return the settings of a method's run on a task whose test score counts.
 
-        arm: the method; start: settings of all runs; task: "suite/task".
+        arm: the method; start: settings of all runs; task: "suite/task". The learning rate and
+        other settings are the method's own; where they are searched for, the caller replaces them
+        by those that the search chose.
         """
+        # Such a run is trained on the validation part too, which the search has used by then. Where
+        # one search on a few tasks chose for all (`chosen_on`), it is trained on the first part.
         parts = {"data": task + JOINED, "val": 0} if self.chosen_on is None else {"data": task}
         values: dict[str, Any] = {**parts, **self.training}
         run = arm.settings.into(start.changed(**values))
         return _as_published(run, task) if self.name == OFFICIAL else run
 
     def departures(self, start: Experiment) -> tuple[str, ...]:
-        """Return a sentence for each setting of a plan's start that differs from the protocol."""
+        """Return a sentence for each setting that differs from the published protocol.
+
+        start: settings of all runs of a plan.
+        """
         flat = start.flat()
         return tuple(
             f"Not as published: {tell(flat[name])} in place of {_bare(self.starts[name])}."
@@ -90,10 +100,11 @@ class Protocol:
         )
 
     def search(self, arm: BenchArm, start: Experiment, task: str) -> list[Experiment]:
-        """Return the runs whose validation accuracy chooses; none without a grid.
+        """Return the runs whose validation accuracy chooses settings; none without a grid.
 
-        "lr" in the grid multiplies the arm's own; with `chosen_on` it is the rate, the same for all
-        methods, and the runs are those of its tasks and seeds, whatever the task.
+        arm: the method; start: settings of all runs; task: "suite/task". "lr" in the grid
+        multiplies the method's own rate; with `chosen_on` it is the rate itself, and the runs are
+        those of its tasks and seeds, whatever the task.
         """
         if not (self.grid or self.calibrate):
             return []
@@ -104,9 +115,12 @@ class Protocol:
             starts = [(task, start)]
         runs: list[Experiment] = []
         for name, begun in starts:
+            # a search trains on the training part and reads the validation part: the test part is
+            # not touched
             base = self.final(arm, begun, name).changed(data=name, val=None)
             for values in product(*self.grid.values()):
                 overrides = dict(zip(self.grid, values, strict=True))
+                # a factor of each method's own rate, since methods differ by orders of magnitude
                 if "lr" in overrides and on is None:
                     overrides["lr"] *= arm.settings.lr
                 runs.append(base.changed(**overrides))
@@ -118,12 +132,13 @@ class Protocol:
         """Return the run with the best settings of a search, and that run's result.
 
         runs: all runs of the search; ends: their results. Best is the highest mean accuracy on
-        validation data, of equal ones the lower loss; a run that failed counts as 0.  None if all
+        validation data, of equal ones the lower loss; a run that failed counts as 0. None if all
         failed.
         """
         scores = searching.scores_by(runs, ends, self.grid)
         if not scores:
             return None
+        # scores_by averages over the tasks and seeds of a search
         best = dict(zip(self.grid, searching.best_of(scores), strict=True))
         pairs = zip(runs, ends, strict=True)
         return next((run, end) for run, end in pairs if best.items() <= run.flat().items())
@@ -133,11 +148,12 @@ class Protocol:
     ) -> Protocol | None:
         """Return the protocol with a rate beyond each edge of its grid that won a search.
 
-        searched: the runs of each search, and their ends.  None if no edge won, if the limit is
+        searched: the runs of each search, and their results. None if no edge won, if the limit is
         reached, or if each task chooses for itself.
         """
         if self.chosen_on is None:
             return None
+        # each search by its rates alone: rate -> (accuracy, minus the loss)
         scores = [searching.scores_by(runs, ends, ["lr"]) for runs, ends in searched]
         winners = [
             searching.winning_edge({rate: score for (rate,), score in by_rate.items()})
@@ -148,7 +164,10 @@ class Protocol:
         return None if rates == self.grid["lr"] else replace(self, grid={**self.grid, "lr": rates})
 
     def settle(self, final: Experiment, best: Experiment) -> Experiment:
-        """Return the run that counts, with what the search chose."""
+        """Return the run that counts, with what the search chose.
+
+        final: the run before; best: the best run of the search.
+        """
         flat = best.flat()
         return final.changed(**{name: flat[name] for name in self.grid})
 
@@ -189,10 +208,10 @@ def protocol(name: str) -> Protocol:
 
 
 def published(spec: str) -> Official:
-    """Return the released recipe for a task "suite/task".
+    """Return the released recipe for a task.
 
-    Tasks joined by "+" have the multi-task recipe, suites of BY_SET one for each set, others
-    VTAB-1k's.
+    spec: "suite/task". Tasks joined by "+" have the multi-task recipe, suites of BY_SET one for
+    each set, others that of VTAB-1k.
     """
     suite, _, task = spec.removesuffix(JOINED).partition("/")
     if task == JOINT or "+" in task:
@@ -203,7 +222,7 @@ def published(spec: str) -> Official:
 def _as_published(run: Experiment, spec: str) -> Experiment:
     """Return a run with the adapter, rate, batch size and crops of the released recipe.
 
-    spec: "suite/task", see `published`.
+    run: before; spec: "suite/task", see `published`.
     """
     recipe = published(spec)
     cells = Official(recipe.bottleneck, recipe.experts, recipe.split, deep=recipe.deep)
@@ -227,4 +246,5 @@ _TOLD: Mapping[str, Callable[[Any], str]] = {
 
 
 def _bare(value: Any) -> str:
+    """Return a value of the protocol in words; None is all blocks."""
     return "all" if value is None else str(value)

@@ -30,15 +30,19 @@ def write(
 ) -> list[Path]:
     """Write index.html, table.md, table.tex, results.csv and, with pyarrow, results.parquet.
 
-    baseline: name or label of the method that the others are held against.  cut: what was left out
-    or changed, a sentence each.  runs: the folder that results name their runs from, None = `out`.
-    The same results in any order give the same files.  Returns their paths.
+    records: results of runs; out: folder of the files; baseline: name or label of the method that
+    the others are compared with; cut: what was left out or changed, a sentence each; runs: the
+    folder that results name their runs from, None = `out`. The same results in any order give the
+    same files. Returns their paths.
+
     Raises: DataError and UnknownName as `tables` does; MissingExtra without statsmodels;
     TrainingError when a file cannot be written.
     """
     out = Path(out)
     runs = Path(runs or out)
+    # all statistics before the first file: what is refused leaves none behind
     summary = tables(records, baseline, runs)
+    # the page links to the runs' folders from its own
     page = html(report_of(summary, panels(runs, out), cut))
     written = [
         write_text(out / "index.html", page),
@@ -52,7 +56,10 @@ def write(
 
 
 def as_markdown(summary: Summary, cut: Sequence[str] = ()) -> str:
-    """Return all tables of all sheets, and what was cut or changed, as Markdown."""
+    """Return all tables as Markdown, and what was cut or changed.
+
+    summary: statistics of all results; cut: a sentence for each change of the plan.
+    """
     parts = [
         f"## {escape(title)}\n\n{markdown(table)}"
         for findings in summary.findings
@@ -66,9 +73,13 @@ def as_markdown(summary: Summary, cut: Sequence[str] = ()) -> str:
 
 
 def as_latex(summary: Summary, cut: Sequence[str] = ()) -> str:
-    """Return all tables of all sheets as LaTeX; what was cut stands in comments."""
+    """Return all tables as LaTeX; what was cut or changed stands in comments.
+
+    summary: statistics of all results; cut: a sentence for each change of the plan.
+    """
     parts = [
         latex(table, title) for findings in summary.findings for title, table in tables_of(findings)
     ]
+    # one line each: a comment ends with its line
     comments = [f"% cut: {' '.join(line.split())}" for line in cut]
     return "\n".join([PREAMBLE, *comments, "", *parts])

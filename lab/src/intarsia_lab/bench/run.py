@@ -51,23 +51,29 @@ class How:
 def run_plan(
     plan: BenchPlan, out: Path, execution: How, report: Report = print, work: Work = one_run
 ) -> list[records.RunResult]:
-    """Do the runs that are not finished; return the results of all, in the plan's order.
+    """Do the runs of a plan that are not finished; return the results of all, in the plan's order.
 
-    execution: how runs are done: jobs, threads, failed ones again; work: does one run.
-    A run that fails is a result with its error. Killed at any moment and started again, it gives
-    the same results.
-    Raises: what `before.check` raises; ConfigError if another runner works in `out`;
+    plan: methods, tasks and seeds; out: folder of the results; execution: how runs are done: jobs,
+    threads, failed ones again; report: receives progress lines; work: does one run. A run that
+    fails is a result with its error. Killed at any moment and started again, it gives the same
+    results.
+
+    Raises: what `preflight.check` raises; ConfigError if another process works in `out`;
     KeyboardInterrupt after Ctrl-C.
     """
+    # before the first run: a model that does not exist would fail in each of them
     check(plan, out, report)
     with opened(out, plan.asked):
         places = list(plan.places())
         searches = Store(out, SEARCHES)
+        # step 1: the searches, by which methods choose settings on validation data
         searched = _search(plan, places, searches, out, execution, report, work)
         once = replace(execution, again=False)  # what failed has been tried again by now
+        # step 2: a rate at the edge of its grid that won: the grid grows for all methods
         while (wider := plan.protocol.wider(searched.values())) is not None:
             plan = replace(plan, protocol=wider)
             searched = _search(plan, places, searches, out, once, report, work)
+        # step 3: the runs that count
         return _finish(plan, places, searched, out, execution, report, work)
 
 
@@ -82,18 +88,21 @@ def _search(
 ) -> dict[Slot, tuple[list[Experiment], list[Mapping[str, Any]]]]:
     """Run the searches for settings; return for each slot its runs and their results.
 
-    places: slots, a task, a method and a seed each; searches: file of results, of which
-    finished runs are not done again; out: folder of the runs; execution: jobs, threads and
-    whether failed runs are repeated; work: does one run.
+    plan: methods, tasks and seeds; places: its slots, a task, a method and a seed each; searches:
+    file of results, of which finished runs are not done again; out: folder of the runs; execution:
+    jobs, threads and whether failed runs are repeated; report: receives progress lines; work: does
+    one run.
     """
     runs = {place: plan.search(place) for place in places}
     trials: dict[str, Trial] = {}
     for place, experiments in runs.items():
         for e in experiments:
             name = f"{place}, search {', '.join(_chosen(plan, e))}"
+            # slots may share a run: it is done once
             trials.setdefault(key_for(e), _trial(name, key_for(e), e, place, out, test=False))
 
     def carry(pending: Sequence[Trial], done: Callable[[TrialEnd], None]) -> None:
+        """Do the runs that are missing; `done` is called with the end of each."""
         _run(pending, execution, report, work, done)
 
     carry_missing(list(trials.values()), searches, carry, again=execution.again)
@@ -104,6 +113,7 @@ def _search(
 
 
 def _chosen(plan: BenchPlan, experiment: Experiment) -> list[str]:
+    """Return the values of an experiment that the protocol's grid varies, as "lr=0.01"."""
     flat = experiment.flat()
     return [f"{name}={flat[name]:g}" for name in plan.protocol.grid]
 
@@ -117,9 +127,9 @@ def _finish(
     report: Report,
     work: Work,
 ) -> list[records.RunResult]:
-    """Do the plan's final runs that have no result yet, append each to the file, and return all.
+    """Do the final runs that have no result yet, append each to the file, and return all.
 
-    searched: the runs of each slot's search and their results; work: does one run.
+    searched: runs and results of each slot's search; execution: jobs, threads; work: does one run.
     """
     file = out / RESULTS
     have = {r.key: r for r in records.read(file)} if file.exists() else {}
@@ -128,10 +138,11 @@ def _finish(
     for place in places:
         settled = _settled(plan, place, *searched[place])
         finals[place] = key_for(settled[0] or plan.final(place)), *settled
+    # what is missing, sorted by parts of the seeds
     place_of = {key: place for place, (key, *_) in finals.items()}
 
     def keep(key: str, outcome: records.Done | records.Failed, origin: records.Origin) -> None:
-        """Append the outcome of a run to the file. origin: the machine and the versions."""
+        """Append an outcome to the file.  key: of its settings; origin: machine and versions."""
         place = place_of[key]
         folder, task, name = _folder(place, key).as_posix(), place.task, place.arm.name
         task_id = records.TaskName(plan.suite.name, task.group, task.name, task.synthetic)
@@ -157,13 +168,14 @@ def _finish(
         report(f"{len(places) - missing} of {len(places)} runs are there already.")
 
     def done(end: TrialEnd) -> None:
-        """Record a run that has ended, by its scores or its error."""
+        """Record a run that has ended.  end: its trial, and its result or error."""
         key = str(end.trial.inputs["key"])
         if end.result is None:
             keep(key, records.Failed(end.error), records.Origin())
         else:
             keep(key, measured(end.result), records.Origin(**end.result["origin"]))
 
+    # parts of the seeds in turn: a plan that is stopped has whole ones
     for number, part in sorted(trials.items()):
         if len(trials) > 1:
             report(f"Seeds {', '.join(map(str, _parts(plan.seeds)[number]))}:")
@@ -173,12 +185,16 @@ def _finish(
 
 
 def _parts(seeds: Sequence[int]) -> list[Sequence[int]]:
-    """Split seeds into parts, so that a stopped plan has whole parts for every method and task."""
+    """Split seeds into parts of about three.
+
+    A plan that is stopped then has whole parts for every method and task.
+    """
     size = -(-len(seeds) // -(-len(seeds) // TOGETHER))
     return [seeds[i : i + size] for i in range(0, len(seeds), size)]
 
 
 def _part(plan: BenchPlan, place: Slot) -> int:
+    """Return the number of the part that a slot's seed is in."""
     return next(n for n, seeds in enumerate(_parts(plan.seeds)) if place.seed in seeds)
 
 
@@ -187,9 +203,9 @@ def _settled(
 ) -> tuple[Experiment | None, records.Setup, float | None]:
     """Return the final run with the settings its search chose, a record of them, and a temperature.
 
-    place: task, method and seed; runs, ends: of its search, and their results. The temperature of
-    the softmax was fitted on validation data; None = not fitted.  The run is None if every run of
-    the search failed.
+    plan: methods, tasks and seeds; place: task, method and seed; runs, ends: of its search, and
+    their results. The temperature of the softmax was fitted on validation data; None = not fitted.
+    The run is None if every run of the search failed.
     """
     final, rules = plan.final(place), plan.protocol
     epochs = final.training.epochs
@@ -197,10 +213,12 @@ def _settled(
     if not runs:
         return final, setup, None
     best = rules.best(runs, ends)
+    # every run of the search failed
     if best is None:
         return None, setup, None
     flat = best[0].flat()
     selection = {name: flat[name] for name in rules.grid}
+    # failed runs have taken time as well
     spent = sum(float(row.get("seconds", 0.0)) for row in ends)
     if rules.chosen_on is not None:  # one search for all places of the method
         spent /= len(plan.tasks) * len(plan.seeds)
@@ -211,9 +229,10 @@ def _settled(
 
 
 def measured(output: Mapping[str, Any]) -> records.Done | records.Failed:
-    """Return a run's scores and costs from the output of its process.
+    """Return a run's scores and costs, or its failure, from the output of its process.
 
-    Scores that are not finite numbers make it a failed run.
+    Scores that are not finite numbers make it a failed run. output: "results", "parameters" and
+    more, as the run wrote them.
     """
     if wrong := unusable(output["results"]["test"], "test"):
         return records.Failed(wrong)
@@ -224,7 +243,7 @@ def measured(output: Mapping[str, Any]) -> records.Done | records.Failed:
 
 
 def _done(output: Mapping[str, Any]) -> records.Done:
-    """Convert the output of a run to scores and costs."""
+    """Convert the output of a finished run to scores and costs.  Raises: DataError."""
     scores, counts = output["results"]["test"], output["parameters"]
     peak: Mapping[str, int] = output["results"]["peak_bytes"]
     return records.Done(
@@ -235,6 +254,7 @@ def _done(output: Mapping[str, Any]) -> records.Done:
         trained_without_head=counts["trained_without_head"],
         seconds=output["results"]["seconds"],
         cpu_seconds=output["results"]["cpu_seconds"],
+        # memory of the accelerator, or else by how much the process has grown
         peak_bytes=peak.get("accelerator", peak.get("grown")),
         own_task_accuracy=scores.get("own_task_accuracy"),
         ece=scores.get("ece"),
@@ -243,7 +263,10 @@ def _done(output: Mapping[str, Any]) -> records.Done:
 
 
 def _folder(place: Slot, key: str) -> Path:
-    """Return the folder of a run, below the benchmark's."""
+    """Return the folder of a run, below the benchmark's.
+
+    place: task, method and seed; key: digest of its settings.
+    """
     method = place.arm.name.replace(" ", "-")
     return Path("runs", place.task.name, f"{method}-{place.seed}-{key[:6]}")
 
@@ -260,9 +283,9 @@ def _trial(
 ) -> Trial:
     """Build the trial of one experiment: everything that a worker process needs.
 
-    key: digest of the settings, which names the run's folder below `out`; place: task, method and
-    seed; test: score the test part; temperature: of the softmax in scores, None = fitted by the
-    run.
+    name: for progress lines; key: digest of the settings, which names the run's folder below `out`;
+    experiment: the settings; place: task, method and seed; test: score the test part; temperature:
+    of the softmax in scores, None = fitted by the run.
     """
     inputs = {
         "key": key,
@@ -273,6 +296,7 @@ def _trial(
         "evaluate_every": int(experiment.recipe.select == "val"),
         "temperature": temperature,
     }
+    # stack: trials of equal shape may be trained side by side as one model
     return Trial(name, inputs, kind=place.arm.name, stack=shape_of(experiment, test=test))
 
 
@@ -285,10 +309,12 @@ def _run(
 ) -> None:
     """Do trials by a pool of processes.
 
-    work: does one trial; done: called with the end of each; execution.alone: share no steps among
-    trials.
+    trials: what is to be run; execution: jobs and threads, and `alone`: share no steps among
+    trials; report: receives progress lines; work: does one trial; done: called with the end of
+    each.
     """
     trials = [replace(t, inputs={**t.inputs, "running": execution.running}) for t in trials]
+    # stack="": trials of one shape would else step together as one batched model
     if execution.alone or work is not one_run:
         trials = [
             replace(t, inputs={**t.inputs, "whole": execution.alone}, stack="") for t in trials
@@ -302,7 +328,7 @@ def _run(
 
 
 def _said(result: Mapping[str, Any]) -> str:
-    """Describe a run's result in a line of progress."""
+    """Return a run's result in words, for a line of progress."""
     scores: Mapping[str, Any] = result["results"]
     part = "test" if "test" in scores else "val"
     if wrong := unusable(scores[part], part):

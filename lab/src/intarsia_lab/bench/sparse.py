@@ -35,7 +35,10 @@ Call = Callable[[], object]
 
 @dataclass(frozen=True)
 class Contender:
-    """calls: one for each copy of the weight.  bytes: of one; error: largest, of the largest."""
+    """Product to be timed, with copies of its weight.
+
+    calls: one for each copy; bytes: of one copy; error: the largest, relative to the largest value.
+    """
 
     name: str
     kind: str
@@ -64,7 +67,11 @@ class Timed:
 
 @dataclass(frozen=True)
 class ShapeTable:
-    """rows of all shapes; floor: of the machine; left_out: peers that are not here, and why."""
+    """Timings of all products at all shapes.
+
+    rows: of all shapes; floor: limits of the machine; left_out: other libraries' products that are
+    not here, and why.
+    """
 
     rows: tuple[Timed, ...]
     floor: Floor
@@ -72,7 +79,10 @@ class ShapeTable:
     left_out: Mapping[str, str] = field(default_factory=dict)
 
     def best(self, shape: tuple[int, int], *kinds: str) -> Timed:
-        """Return the fastest of some kinds at a shape."""
+        """Return the fastest product of some kinds at a shape.
+
+        shape: (out, in) of the weight; kinds: of contenders, such as OURS.
+        """
         return min((r for r in self.rows if r.shape == shape and r.kind in kinds), key=_ms)
 
     def share(self, row: Timed) -> float:
@@ -80,7 +90,7 @@ class ShapeTable:
         return row.rate / self.floor.read
 
     def record(self) -> dict[str, Any]:
-        """Return the table, ready for JSON."""
+        """Return the table, ready for JSON: rows, limits of the machine, and verdicts by shape."""
         rows = [asdict(r) | {"GB/s": r.rate / 1e9, "share": self.share(r)} for r in self.rows]
         floor = {"read GB/s": self.floor.read / 1e9, "threads": self.floor.threads}
         floor["GFLOP/s"] = {n: f / 1e9 for n, f in self.floor.matmul.items()}  # pyright: ignore
@@ -95,6 +105,7 @@ class ShapeTable:
 
 
 def _ms(row: Timed) -> float:
+    """Return a product's milliseconds."""
     return row.ms
 
 
@@ -103,11 +114,12 @@ def _shapes(table: ShapeTable) -> list[tuple[int, int]]:
 
 
 def verdict(table: ShapeTable, shape: tuple[int, int]) -> str:
-    """Write whether a dense product or one of our formats is faster at a shape, and how much.
+    """Return a sentence on which is faster at a shape: a dense product or our best sparse format.
 
-    table: milliseconds of all products.
+    table: times of all products; shape: (out, in).
     """
     dense, ours = table.best(shape, *DENSE), table.best(shape, OURS)
+    # the slower time over the faster: never below 1
     ratio = max(dense.ms, ours.ms) / min(dense.ms, ours.ms)
     contender = f"{ours.name} at density {ours.density:g}"
     if ours.ms < dense.ms:
@@ -116,7 +128,10 @@ def verdict(table: ShapeTable, shape: tuple[int, int]) -> str:
 
 
 def read_shapes(text: str) -> tuple[tuple[int, int], ...]:
-    """Read "4096x4096,576x1536" as (out, in) pairs.  Raises: ConfigError."""
+    """Return the (out, in) pairs of a text such as "4096x4096,576x1536".
+
+    Raises: ConfigError for anything else, and for sides over 65,536.
+    """
     shapes: list[tuple[int, int]] = []
     for part in text.split(","):
         sides = part.strip().lower().split("x")
@@ -128,10 +143,11 @@ def read_shapes(text: str) -> tuple[tuple[int, int], ...]:
 
 
 def forms_of(density: float) -> dict[str, Format]:
-    """Return our formats that are worth trying at a density, by their names in tables."""
+    """Return our storage formats that are worth trying at a density, by their names in tables."""
     forms: dict[str, Format] = {
         f"bitmask {values}": Bitmask(values) for values in ("fp32", "bf16", "int8")
     }
+    # a stored column index pays only where few weights are left
     if density <= FEW:
         forms["columns bf16"] = Columns("bf16")
     forms["group-sparse int4"] = GroupSparse(activations="int8")
@@ -148,21 +164,23 @@ def time_shapes(
     peers: bool = True,
     report: Callable[[str], None] = lambda _: None,
 ) -> ShapeTable:
-    """Time every product at every shape, and the memory bandwidth in the same process.
+    """Time products of one row of inputs with dense and sparse weights, and the memory bandwidth.
 
-    shapes: (out, in) of weights; repeats: the best of so many counts.
-    densities: of random unstructured masks; group-sparse int4 keeps as many groups of 16.
-    mebibytes: of float32 weights that copies go through.  peers: also torch's int8 and int4, and
-    onnxruntime's int4 where it is installed.
+    shapes: (out, in) of weights; densities: of random unstructured masks, group-sparse int4 keeps
+    as many groups of 16; repeats: the best of so many counts; mebibytes: of float32 weights that
+    copies go through; seed: of weights and masks; peers: also torch's int8 and int4, and
+    onnxruntime's int4 where it is installed; report: gets a line for each shape.
     """
     rows: list[Timed] = []
     left_out: dict[str, str] = {}
     for shape in shapes:
+        # copies in turn, more than a cache holds: weights come from memory, as in a model
         copies = min(MOST_COPIES, max(1, math.ceil(mebibytes * 2**18 / math.prod(shape))))
         generator = torch.Generator().manual_seed(seed)
         weight = torch.randn(shape, generator=generator) / math.sqrt(shape[1])
         x = torch.randn(1, shape[1], generator=generator)
         entries = [(1.0, c) for c in _dense(weight, x, copies)]
+        # other libraries, where they are installed
         if peers:
             entries += [(1.0, c) for c in _peers(weight, x, copies, left_out)]
         for density in densities:
@@ -189,8 +207,10 @@ def time_shapes(
 def interleaved(contenders: Sequence[Contender], repeats: int) -> list[float]:
     """Return the least milliseconds of one product of each contender.
 
-    In each repeat all contenders take a turn, so that a disturbance meets all of them.
+    contenders: each with a call for every copy of its weight; repeats: of all in turn. In each
+    repeat all contenders take a turn, so that a disturbance meets all of them.
     """
+    # on one thread, what other processes do does not count
     clock = time.thread_time if torch.get_num_threads() == 1 else time.perf_counter
     best = [math.inf] * len(contenders)
     for repeat in range(repeats + 1):
@@ -206,7 +226,7 @@ def interleaved(contenders: Sequence[Contender], repeats: int) -> list[float]:
 def ours(
     weight: Tensor, keep: Tensor, x: Tensor, copies: int, density: float
 ) -> Iterable[Contender]:
-    """Yield the products of our formats on a masked weight, as `PackedLinear` calls them.
+    """Yield the products of our formats with a masked weight, as `PackedLinear` calls them.
 
     weight: (out, in); keep: its mask, True = stored; x: (1, in); copies: of the stored weight, used
     by turns, so that caches hold none; density: share of True.
@@ -214,6 +234,7 @@ def ours(
     for name, form in forms_of(density).items():
         mask = keep
         if isinstance(form, GroupSparse):
+            # a format of whole groups cannot store a row that ends inside of one
             if weight.shape[1] % form.group:
                 continue
             mask = keep[:, :: form.group].repeat_interleave(form.group, 1)  # as many groups
@@ -223,40 +244,44 @@ def ours(
 def of_format(
     name: str, kind: str, form: Format, weight: Tensor, x: Tensor, copies: int
 ) -> Contender:
-    """Prepare the product of a format: a call for each copy of the stored weight, bytes, and error.
+    """Prepare the product of a storage format: a call for each copy, bytes, and error.
 
     name, kind: of the table's row; form: the format; weight: (out, in); x: (1, in); copies: number
-    of copies, used by turns, so that caches hold none.
+    of copies of the stored weight, used by turns, so that caches hold none. The error is the
+    largest difference over the largest value of the float32 product.
     """
     shape, stored = tuple(weight.shape), form.encode(weight)
     error = _error(form.matmul(x, stored, shape), x @ weight.T)
     calls: list[Call] = []
     for _ in range(copies):
         copied = {n: t.clone() for n, t in stored.items()}
+        # a format may prepare a call once, as a layer does
         bound = form.bound(copied, shape)
         calls.append(_call(bound, x) if bound is not None else _matmul(form, x, copied, shape))
     return Contender(name, kind, calls, nbytes(stored), error)
 
 
 def _call(product: Callable[..., object], *inputs: Any) -> Call:
+    """Return a call without arguments."""
     return lambda: product(*inputs)
 
 
 def _matmul(form: Format, x: Tensor, stored: Mapping[str, Tensor], shape: Any) -> Call:
+    """Return a call of a format's product without arguments."""
     return lambda: form.matmul(x, stored, shape)
 
 
 def _error(output: Tensor, want: Tensor) -> float:
+    """Return the largest difference of two results, over the largest wanted value."""
     scale = float(want.abs().max()) or 1.0
     return float((output.float() - want).abs().max()) / scale
 
 
 def _dense(weight: Tensor, x: Tensor, copies: int) -> Iterable[Contender]:
-    """Yield the products with a dense weight: torch in float32 and bfloat16, and dense formats.
+    """Yield the products with a dense weight: torch in float32 and bfloat16, and our dense formats.
 
-    weight: (out, in); x: (1, in); copies: how many copies of the weight take turns, so that
-    none is still in a cache. WHOLE: our dense formats; `_error`: relative to the float32
-    product.
+    weight: (out, in); x: (1, in); copies: how many copies of the weight take turns, so that none is
+    still in a cache.
     """
     half, want = weight.bfloat16(), x @ weight.T
     for name, w, inputs in (("torch fp32", weight, x), ("torch bf16", half, x.bfloat16())):
@@ -267,7 +292,7 @@ def _dense(weight: Tensor, x: Tensor, copies: int) -> Iterable[Contender]:
 
 
 def _peers(weight: Tensor, x: Tensor, copies: int, left_out: dict[str, str]) -> Iterable[Contender]:
-    """Yield the products of other libraries in few bits.
+    """Yield the products of other libraries in 8 and 4 bits.
 
     weight: (out, in); x: (1, in); copies: of the weight, used by turns; left_out: filled with the
     error of each library that cannot do it.
@@ -286,8 +311,12 @@ def _peers(weight: Tensor, x: Tensor, copies: int, left_out: dict[str, str]) -> 
 
 
 def _torch_int8(weight: Tensor, x: Tensor, copies: int) -> tuple[list[Call], int, Tensor]:
-    """Prepare torch's product with 8-bit weights: a call for each copy, bytes, and its result."""
+    """Prepare torch's product with 8-bit weights: a call for each copy, bytes, and its result.
+
+    weight: (out, in); x: (1, in); copies: of the codes, used by turns.
+    """
     product: Any = torch.ops.aten._weight_int8pack_mm
+    # one scale a row, by the largest weight
     scale = weight.abs().amax(1) / 127
     codes, half = (weight / scale[:, None]).round().to(torch.int8), x.bfloat16()
     scales = scale.bfloat16()
@@ -296,7 +325,11 @@ def _torch_int8(weight: Tensor, x: Tensor, copies: int) -> tuple[list[Call], int
 
 
 def _int4(weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Quantise a weight by groups: codes 0 ... 15, the scale and the least value of each group."""
+    """Quantise a weight to 4 bits by groups of 32 inputs.
+
+    weight: (out, in). Returns codes 0 to 15 (out, in), and the scale and the least value of each
+    group, (out, in / 32) both.
+    """
     groups = weight.unflatten(1, (-1, GROUP))
     least = groups.amin(2)
     scale = ((groups.amax(2) - least) / 15).clamp(min=1e-9)
@@ -305,10 +338,14 @@ def _int4(weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _torch_int4(weight: Tensor, x: Tensor, copies: int) -> tuple[list[Call], int, Tensor]:
-    """Prepare torch's product with 4-bit weights: a call for each copy, bytes, and its result."""
+    """Prepare torch's product with 4-bit weights: a call for each copy, bytes, and its result.
+
+    weight: (out, in); x: (1, in); copies: of the codes, used by turns.
+    """
     ops: Any = torch.ops.aten
     codes, scale, least = _int4(weight)
     packed = ops._convert_weight_to_int4pack_for_cpu(codes, 1)
+    # torch's codes are centred at 8: the zero point becomes least + 8 scale
     both = torch.stack([scale, least + 8 * scale], -1).transpose(0, 1).contiguous().bfloat16()
     half, product = x.bfloat16(), ops._weight_int4pack_mm_for_cpu
     calls = [_call(product, half, packed.clone(), GROUP, both.clone()) for _ in range(copies)]
@@ -318,7 +355,7 @@ def _torch_int4(weight: Tensor, x: Tensor, copies: int) -> tuple[list[Call], int
 def _onnx_int4(weight: Tensor, x: Tensor, copies: int) -> tuple[list[Call], int, Tensor]:
     """Prepare ONNX Runtime's MatMulNBits with 8-bit inputs: calls, bytes, and its result.
 
-    copies: one session each, at most 8.
+    weight: (out, in); x: (1, in); copies: one session each, at most 8.
     """
     import onnxruntime
     from onnx import TensorProto, helper, numpy_helper
@@ -327,10 +364,12 @@ def _onnx_int4(weight: Tensor, x: Tensor, copies: int) -> tuple[list[Call], int,
     zeros = (-least / scale).round().clamp(0, 15)
     out, width = weight.shape
     blocks = width // GROUP
+    # two codes in a byte, the first one in the low half; zero points likewise
     pairs = codes.view(out, blocks, GROUP // 2, 2).to(torch.uint8)
     packed = pairs[..., 0] | pairs[..., 1] << 4
     even = torch.nn.functional.pad(zeros.to(torch.uint8), (0, blocks % 2)).view(out, -1, 2)
     parts = {"B": packed, "s": scale.flatten(), "z": (even[..., 0] | even[..., 1] << 4).flatten()}
+    # a model of this one operation
     node = helper.make_node(
         "MatMulNBits", ["x", "B", "s", "z"], ["y"], domain="com.microsoft",
         K=width, N=out, bits=4, block_size=GROUP, accuracy_level=4,
@@ -348,6 +387,7 @@ def _onnx_int4(weight: Tensor, x: Tensor, copies: int) -> tuple[list[Call], int,
     options.intra_op_num_threads = torch.get_num_threads()
     options.inter_op_num_threads, options.log_severity_level = 1, 3
     content = model.SerializeToString()
+    # a session holds a copy of the weights
     sessions = [
         onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
         for _ in range(min(copies, 8))

@@ -39,13 +39,23 @@ ARMS = {
 
 
 def momentum(model: nn.Module, lr: float, weight_decay: float) -> Optimizer:
-    """SGD with momentum .9, as published."""
+    """Return SGD with momentum 0.9, as the paper trains.
+
+    model: its parameters are trained; lr: learning rate; weight_decay: factor of the L2 penalty on
+    all parameters.
+    """
     return SGD(model.parameters(), lr, 0.9, weight_decay=weight_decay)
 
 
 @stored.cell
 def accuracy(arm: str, seed: int) -> float:
-    """Train an arm; return its accuracy on the test part, in points.  arm: one of ARMS."""
+    """Train a thin ResNet-8 with one N:M schedule; return its test accuracy in percentage points.
+
+    The data are 10,000 pictures of Fashion-MNIST for training and 2,000 for the test. arm: key of
+    ARMS, which names how weights are pruned: not at all, to 2 of every 8 in both passes (BDWP), in
+    one pass only, or by a mask that is drawn at the start and stays; seed: of the start and of the
+    order of batches.
+    """
     model = thin_resnets.resnet(seed)
     # the same 2 of 8 as BDWP's first step has, and no other afterwards
     if arm == ONE_SHOT:
@@ -58,16 +68,22 @@ def accuracy(arm: str, seed: int) -> float:
 
 
 def against(rival: str) -> Any:
-    """Return the measure of a claim: BDWP's accuracy minus that of arm `rival`, in points."""
+    """Return the measure of a claim: test accuracy of BDWP minus that of arm `rival`, in points.
+
+    BDWP trains with weights of which 2 of every 8 are kept, chosen anew in each forward and each
+    backward pass. rival: key of ARMS. The measure takes seeds and a function for progress lines.
+    """
 
     def judged(seeds: tuple[int, ...], report: Report) -> Result:
-        """Return test accuracy of training with BDWP (arm BOTH) minus that of `rival`, in points.
+        """Train every arm from every seed; judge BDWP's test accuracy minus the rival's, in points.
 
-        BDWP prunes weights to N of every M in the forward and in the backward pass; rival:
-        key of ARMS, of the enclosing function.
+        BDWP (arm BOTH) trains a ResNet on Fashion-MNIST and keeps 2 of every 8 weights in the
+        forward and in the backward pass. `rival`, of the enclosing function, is the key of ARMS
+        that it is compared with. The result has one difference for each seed.
         """
         accuracies = by_arm({n: n for n in ARMS}, seeds, accuracy, report)
         # pairs by seed: both nets have the same start and the same order of batches
+        # ends: both ends of the 95 % interval, for the note alone; the verdict has its own
         ends = t_interval([a - b for a, b in zip(accuracies[BOTH], accuracies[rival], strict=True)])
         note = (
             f"BDWP minus {rival}: 95 % interval {ends[0]:+.2f} ... {ends[1]:+.2f} points. "

@@ -33,7 +33,12 @@ LOST = 2.0  # points that an adapter of one bit may lose to floats of its width
 
 
 def adapter(width: int, bits: int, codebook: str = "median") -> BiAdapter:
-    """Return a bottleneck of so many bits a weight."""
+    """Return a bottleneck adapter whose weights are stored as codes of `bits` bits each.
+
+    width: of the bottleneck, its hidden units; bits: 1 or 2, or 32 for plain floats; codebook: how
+    the values that the codes stand for are chosen, "median" or "lloyd" (Lloyd's k-means).
+    """
+    # one scale for all arms, so that they differ in bits and width alone
     over = Bottleneck(width, norm="none", scale=SCALE)
     return BiAdapter(over, bits=bits, codebook=codebook)
 
@@ -58,9 +63,10 @@ STUDY = OnPictures(METHODS, BASE, FIRST, BUDGET)
 
 
 def sizes(method: BiAdapter, classes: int = 4) -> tuple[int, int]:
-    """Return bytes of the packed file and by the formula, with a float head.
+    """Return the bytes of an adapter: of its packed file, and by the formula, with a float head.
 
-    Training changes neither.
+    method: the adapter, on the last three blocks of a ViT-S; classes: outputs of the head. The
+    model need not be trained, since training changes neither number.
     """
     model = adapt(bare_tail(FIRST, classes), method)
     with tempfile.TemporaryDirectory() as folder:
@@ -68,8 +74,12 @@ def sizes(method: BiAdapter, classes: int = 4) -> tuple[int, int]:
 
 
 def weight_bytes(name: str) -> int:
-    """Return the bytes of an adapter as it is stored, without the head."""
+    """Return the bytes of an adapter as it is stored, without the classification head.
+
+    name: key of METHODS: adapters of coded weights (CODED), or PEFT's methods at rank 1 (RIVALS).
+    """
     if name in RIVALS:
+        # PEFT's adapters are float32, of four bytes a number
         return 4 * parameters(RIVALS[name], FIRST)
     # two numbers of classes tell the head's share from the adapter's
     formulas = [sizes(CODED[name], classes)[1] for classes in (2, 4)]
@@ -79,7 +89,10 @@ def weight_bytes(name: str) -> int:
 
 
 def rows_of(sheet: Found) -> tuple[dict[str, Any], ...]:
-    """Return the table's rows, with the bytes of each adapter without the head."""
+    """Return the table's rows: each adapter's bytes without the head, and its accuracy on each set.
+
+    sheet: scores by adapter, data set and seed.
+    """
     return low_rank.rows_of(sheet, "bytes", weight_bytes)
 
 
@@ -92,22 +105,37 @@ SETTING = (
 
 
 def one_bit(seeds: tuple[int, ...], report: Report) -> Result:
-    """Return the error of one bit over that of floats of as many bytes, the mean of the sets."""
+    """Return the error of one-bit adapters over that of float adapters of as many bytes.
+
+    Both adapt the last three blocks of a pretrained ViT-S to small sets of pictures; the one-bit
+    adapter has width 32, the float one width 1. The error is 100 minus the accuracy in percent. One
+    ratio for each seed, the mean over the two sets; below 1 the one-bit adapter errs less.
+    """
     sheet, rates, words = coded(seeds, report)
+    # (sets, seeds) of each arm
     errors = {name: 100 - sheet.of(name, "accuracy") for name in (ONE, SAME_BYTES)}
     ratios = (errors[ONE] / errors[SAME_BYTES]).mean(0)  # (seeds,)
     return result_of(ratios.tolist(), rows_of(sheet), words, rates=rates)
 
 
 def same_width(seeds: tuple[int, ...], report: Report) -> Result:
-    """Return accuracy of one bit less that of floats of the same width, in points."""
+    """Return the accuracy of one-bit adapters minus that of float adapters of width 32, in points.
+
+    Both have the same shape and adapt the same ViT-S to the same pictures; the floats take 32 times
+    the bytes. One difference for each seed, the mean over the two sets.
+    """
     sheet, rates, words = coded(seeds, report)
     gain = (sheet.of(ONE, "accuracy") - sheet.of(SAME_WIDTH, "accuracy")).mean(0)
     return result_of(gain.tolist(), rows_of(sheet), words, rates=rates)
 
 
 def coded(seeds: tuple[int, ...], report: Report) -> tuple[Found, tuple[ArmRate, ...], str]:
-    """Return the scores of all adapters of bits, their rates, and the setting in words."""
+    """Train all adapters of CODED; return scores, learning rates, and a text on the setting.
+
+    The scores are by adapter, picture set and seed; each adapter's rate is chosen on validation
+    pictures.
+    """
+    # bytes are compared: all arms of this table are coded by one format
     sheet, rates = STUDY.measure(tuple(CODED), seeds, report)
     # a file is as large as its bits, or "as many bytes" means nothing
     off = max(abs(size / formula - 1) for size, formula in map(sizes, CODED.values()))
@@ -115,8 +143,14 @@ def coded(seeds: tuple[int, ...], report: Report) -> tuple[Found, tuple[ArmRate,
 
 
 def against_peft(seeds: tuple[int, ...], report: Report) -> Result:
-    """Return accuracy of one bit less that of the best of LoRA, PiSSA and DoRA, in points."""
+    """Return the accuracy of one-bit adapters minus that of the best PEFT adapter, in points.
+
+    PEFT's adapters are LoRA, PiSSA and DoRA at rank 1, which store about as many bytes. All adapt a
+    pretrained ViT-S to two sets of pictures; the best is the one of the highest mean accuracy. One
+    difference for each seed.
+    """
     sheet, rates = STUDY.measure((ONE, *RIVALS), seeds, report)
+    # the best of the three by its mean over sets and seeds, so that the rival is strong
     values, words = less_the_best(sheet, ONE, tuple(RIVALS), "one bit")
     return result_of(values, rows_of(sheet), f"{SETTING} {words}", rates=rates)
 

@@ -37,8 +37,11 @@ ROUNDS = (1, 2, 3, 6)
 
 
 class Drawn(NamedTuple):
-    """lr: of AdamW; strength: 0 ... 1, where in the range of a gate's own loss; search: N_p, as a
-    share of the steps."""
+    """Settings that a random search draws for a gate.
+
+    lr: of AdamW; strength: 0 ... 1, where in the range of a gate's own loss; search: length of the
+    search for a permutation, as a share of the steps.
+    """
 
     lr: float
     strength: float
@@ -46,7 +49,10 @@ class Drawn(NamedTuple):
 
 
 class Length(NamedTuple):
-    """draws: of each gate; epochs: of a training; file: of what is kept, None = the cache's."""
+    """Length of the experiment.
+
+    draws: of each gate; epochs: of a training; file: of stored scores, None = the cache's.
+    """
 
     draws: int = 6
     epochs: int = 4
@@ -54,6 +60,7 @@ class Length(NamedTuple):
 
     @property
     def steps(self) -> int:
+        """The number of optimiser steps of one training."""
         return self.epochs * -(-len(parts()["train"]) // BATCH)
 
 
@@ -67,15 +74,25 @@ def between(low: float, high: float, share: float) -> float:
 
 
 def top_k(*_: Any) -> RouterConfig:
+    """Return a top-k router of 16 experts, 2 active; it has no setting that is drawn."""
     # no balance loss: of the gates' own losses only those are drawn that their papers have
     return TopK(EXPERTS, ACTIVE, balance=0.0)
 
 
 def comet(drawn: Drawn, _: int) -> RouterConfig:
+    """Return COMET's router, a tree of sigmoids for each expert.
+
+    drawn: settings of this draw, of which `strength` sets the weight of its entropy loss.
+    """
     return Comet(EXPERTS, ACTIVE, entropy=between(0.05, 10, drawn.strength))
 
 
 def searched(over: Callable[[Drawn, int], RouterConfig], drawn: Drawn, steps: int) -> RouterConfig:
+    """Return a router whose experts are permuted by COMET's search in the first steps.
+
+    over: makes the router that is permuted; drawn: settings of this draw, of which `search` is the
+    share of the training that the search takes; steps: of the whole training.
+    """
     return PermutationSearch(over(drawn, steps), steps=max(1, round(drawn.search * steps)))
 
 
@@ -92,17 +109,23 @@ TWO = ("top-k", "top-k+")
 
 
 def draws(seed: int, count: int) -> list[Drawn]:
-    """Return the settings of a seed, the same for every gate."""
+    """Return `count` random settings (learning rate, loss strength, search length) of a seed.
+
+    They are the same for every gate.
+    """
     # the same draws for every gate: equal trials, and pairs by seed
     lot = torch.rand(count, 3, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    # rates 3e-4 to 1e-2 and searches of 1 to 10 % of the steps, both log-uniform
     return [Drawn(between(3e-4, 1e-2, a), b, between(0.01, 0.1, c)) for a, b, c in lot.tolist()]
 
 
 def trained(router: RouterConfig, drawn: Drawn, seed: int, epochs: int) -> Watcher:
     """Train a recommender whose mixture has the given router; return it at its best epoch.
 
-    drawn: settings of one draw of the random search, of which the learning rate is used here.
-    The best epoch is that on the (user, film) pairs kept from training.
+    The data are pairs of a user and a film of MovieLens-100k, with two tasks: does the user watch
+    it, and how many stars does it get. drawn: settings of one draw of the random search, of which
+    only the learning rate is used here; seed: of the start and the order of batches; epochs: passes
+    over the training pairs. The best epoch is that of the least loss on validation pairs.
     """
     model = watcher(router, seed)
     with warnings.catch_warnings():
@@ -125,13 +148,21 @@ def trained(router: RouterConfig, drawn: Drawn, seed: int, epochs: int) -> Watch
 
 @torch.no_grad()
 def scored(model: Watcher) -> dict[str, float]:
-    """Return losses on what chooses and on test pairs; there, area under the curve, error in stars,
-    experts of a pair, and the largest share of one expert, means over both gates."""
+    """Return the scores of a trained recommender, by name.
+
+    val, loss: the loss on validation and on test pairs; of the test pairs also auc: area under the
+    ROC curve of watching; stars: root mean squared error of the stars; active: experts of a pair;
+    largest: the largest share that one expert has of all choices. The last two are means over the
+    gates of both tasks.
+
+    model: scored in evaluation mode, on MovieLens-100k.
+    """
     model.eval()
     val, test = (
         evaluate(model, parts()[name], task=WatchAndRate(), batch_size=4096)
         for name in ("val", "test")
     )
+    # one pass over all test pairs, so that each router's last routing is of them
     model(parts()["test"].tensors[0])
     routings = [cast(Any, mixture).router.last for mixture in model.mixtures]
     return {
@@ -149,12 +180,20 @@ Tries = Mapping[str, Mapping[int, Sequence[Mapping[str, float]]]]
 
 
 def tried(seeds: Sequence[int], report: Report, length: Length, gates: Sequence[str]) -> Tries:
-    """Return the scores of every draw by gate and seed; stored ones are read, the others run."""
+    """Return the scores of every draw of every gate and seed; stored ones are read, the others run.
+
+    length: draws of a gate, epochs of a training, and the file of stored scores; gates: keys of
+    GATES.
+    """
     # an hour of runs is kept gate by gate, so that a stopped claim goes on
     path = length.file or cache_dir() / "claims" / "comet.jsonl"
     store = Store(path.parent, path.name, code=code_digest(Path(__file__)))
 
     def of_gate(name: str, seed: int) -> list[Mapping[str, float]]:
+        """Return the scores of a gate with each of the seed's draws, see `scored`.
+
+        name: key of GATES.
+        """
         return [
             _one(store, GATES[name](d, length.steps), d, seed, length.epochs)
             for d in draws(seed, length.draws)
@@ -170,10 +209,13 @@ def tried(seeds: Sequence[int], report: Report, length: Length, gates: Sequence[
 def _one(
     store: Store, router: RouterConfig, drawn: Drawn, seed: int, epochs: int
 ) -> Mapping[str, float]:
-    """Return the scores and CPU seconds of one training, kept in `store` or computed now.
+    """Train one gate with one drawn setting, or read its stored result; return its scores.
 
-    router: the gate's settings; drawn: the settings of this draw of the random search.
+    The scores are those of `scored`, and "cpu", the CPU seconds of training and scoring. store: the
+    file of results; router: the gate's settings; drawn: the drawn settings, of which the learning
+    rate counts here; epochs: of the training.
     """
+    # of a draw, the router's settings hold the loss strength and the search length
     inputs = {
         "router": method_to_dict(cast(Any, router)),
         "lr": drawn.lr,
@@ -190,22 +232,35 @@ def _one(
 
 
 def picked(tries: Sequence[Mapping[str, float]]) -> Mapping[str, float]:
-    """Return the one of the least loss on what chooses."""
+    """Return the scores of the draw that has the least loss on validation pairs.
+
+    tries: the scores of one gate and seed, one dict for each draw.
+    """
     return min(tries, key=lambda t: t["val"])
 
 
 def best_of(tries: Sequence[Mapping[str, float]], count: int, name: str = "loss") -> float:
-    """Return the mean figure of the best draw over all sets of `count` draws."""
+    """Return the expected score of the draw that validation picks among `count` random draws.
+
+    It is the mean over all subsets of `count` of the draws that were run. tries: the scores of one
+    gate and seed, one dict for each draw; name: the score, by default the test loss.
+    """
     # the i-th best draw is the pick of a set if the set has none of those before it: C(n - i - 1, b
     # - 1) of C(n, b) sets; so every draw counts, not one lucky set
     order = sorted(tries, key=lambda t: t["val"])
     ways = math.comb(len(order), count)
+    # chance[i]: how probable it is that the i-th best draw by validation is picked
     chance = [math.comb(len(order) - i - 1, count - 1) / ways for i in range(len(order))]
     return sum(p * t[name] for p, t in zip(chance, order, strict=True))
 
 
 def ratio(tries_by_gate: Tries, ours: str, base: str) -> tuple[float, ...]:
-    """Return the ratio of the picks' test losses, seed by seed."""
+    """Return the test loss of gate `ours` over that of gate `base`, one ratio for each seed.
+
+    Each gate has the draw that validation picks. ours, base: keys of GATES.
+
+    tries_by_gate: scores by gate, seed and draw.
+    """
     return tuple(
         picked(tries_by_gate[ours][s])["loss"] / picked(tries_by_gate[base][s])["loss"]
         for s in tries_by_gate[ours]
@@ -213,12 +268,21 @@ def ratio(tries_by_gate: Tries, ours: str, base: str) -> tuple[float, ...]:
 
 
 def nonzeros(tries_by_gate: Tries) -> tuple[float, ...]:
-    """Return experts of a test pair in the picked COMET, seed by seed."""
+    """Return the experts of a test pair under COMET's picked draw, one mean for each seed.
+
+    tries_by_gate: scores by gate, seed and draw.
+    """
     return tuple(picked(tries)["active"] for tries in tries_by_gate["COMET"].values())
 
 
 def saved(tries_by_gate: Tries) -> tuple[float, ...]:
-    """Return 1 for a seed whose search does as well in 2 draws as the gate alone in 6, else 0."""
+    """Return 1.0 for each seed in which the permutation search saves tuning, else 0.0.
+
+    It saves tuning where top-k with the search has, at the best of 2 draws, at most the test loss
+    that top-k alone has at the best of 6.
+
+    tries_by_gate: scores by gate, seed and draw.
+    """
     return tuple(
         float(best_of(tries_by_gate["top-k+"][s], 2) <= best_of(tries_by_gate["top-k"][s], 6))
         for s in tries_by_gate["top-k"]
@@ -234,7 +298,13 @@ def judge(
     gates: Sequence[str] = tuple(GATES),
     length: Length = LENGTH,
 ) -> Result:
-    """Some gates, and a figure of them."""
+    """Try gates with random settings on MovieLens-100k; return a claim's figure of their scores.
+
+    Every gate routes two tasks over 16 shared experts and is trained once for each draw of learning
+    rate, loss strength and search length. figure: scores by gate, seed and draw -> one value for
+    each seed; total: the figure from these values; gates: keys of GATES; length: draws of a gate
+    and epochs of a training.
+    """
     # step 1: all draws of all gates; claims share them
     results = tried(seeds, report, length, gates)
     # step 2: what the claim judges, a value for each seed
@@ -251,6 +321,7 @@ def judge(
         "all sets of b draws and over seeds. Claims share runs, here "
         f"{_minutes(results):.0f} CPU minutes."
     )
+    # the table has the whole curve of tuning: best of 1, 2, 3 and 6 draws
     rows = [_row(name, results[name]) for name in results]
     return result_of(values, rows, setting, total)
 
@@ -264,7 +335,8 @@ def _minutes(tries_by_gate: Tries) -> float:
 def _row(name: str, of_seeds: Mapping[int, Sequence[Mapping[str, float]]]) -> dict[str, Any]:
     """Return a gate's row: the best of b random draws, and means of the draws chosen per seed.
 
-    of_seeds: the seed -> the scores of each of its draws.
+    name: the gate; of_seeds: the seed -> the scores of each of its draws. "best of b" is the test
+    loss of the draw that validation picks among b, the mean over seeds.
     """
     tries = list(of_seeds.values())
     count = len(tries[0])
@@ -276,6 +348,7 @@ def _row(name: str, of_seeds: Mapping[int, Sequence[Mapping[str, float]]]) -> di
             else None
         )
         line[f"best of {b}"] = "" if mean is None else f"{mean:.3f}"
+    # the other columns are of the draws that validation picks among all
     picks = [picked(draws_of_seed) for draws_of_seed in tries]
     line["AUC"] = f"{statistics.mean(p['auc'] for p in picks):.3f}"
     line["error in stars"] = f"{statistics.mean(p['stars'] for p in picks):.3f}"

@@ -56,13 +56,19 @@ class ChosenCells(NamedTuple):
 
 @lru_cache
 def rows(part: str) -> TensorDataset:
-    """Return pictures of 14 x 14."""
+    """Return Fashion-MNIST pictures, averaged down to 14 x 14, and labels.  part: train or test."""
     x, y = thin_resnets.rows(part).tensors
     return TensorDataset(F.avg_pool2d(x, 2), y)
 
 
 def chosen(arm: str, seed: int, number: int) -> Genotype:
-    """Return the cells of an arm: searched on one half for weights, on the other for operations."""
+    """Return the cells of an arm: found by a differentiable search, or drawn at random.
+
+    A cell is a small graph of operations of which the network is a stack. The search trains a
+    network of all candidate operations on Fashion-MNIST: its weights on one half of the pictures,
+    the choice of operations on the other. arm: key of SEARCHES, or RANDOM; number: which random
+    cell of this seed, unused by a search.
+    """
     # cells without a search: what a search must be worth
     if arm == RANDOM:
         draw = torch.Generator().manual_seed(mix(seed, number))
@@ -78,9 +84,10 @@ def chosen(arm: str, seed: int, number: int) -> Genotype:
 
 
 def retrained(cells: Genotype, seed: int) -> ChosenCells:
-    """Return a trained net of these cells, with as many weights as every other.
+    """Train a network of these cells from scratch, with BUDGET weights in every arm.
 
-    It is trained in DASS's three steps.
+    The schedule is DASS's three phases (dense, pruned by degrees, fixed mask). Returns its accuracy
+    on the test pictures in points, its number of nonzero weights, and the cells in words.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -95,12 +102,22 @@ def retrained(cells: Genotype, seed: int) -> ChosenCells:
 
 @stored.cell
 def cell(arm: str, number: int, seed: int) -> ChosenCells:
-    """Search the cells of an arm and train a net of them."""
+    """Choose the cells of an arm, train a network of them, and return its accuracy and size.
+
+    arm: key of SEARCHES, or RANDOM for cells without a search; number: which random cell of the
+    seed; seed: of the search and the training.
+    """
     return retrained(chosen(arm, seed, number), seed)
 
 
 def judged(seeds: tuple[int, ...], report: Report) -> Result:
-    """Return DASS's accuracy minus that of the dense search, in points."""
+    """Return the test accuracy of networks of DASS's cells minus that of a dense search, in points.
+
+    Both searches are on Fashion-MNIST, and both networks are retrained with the same number of
+    weights. The table has two more arms: a search that is sparse from its first step, and random
+    cells. One difference for each seed.
+    """
+    # one search a seed for each arm
     searched = each([Arm(n, n) for n in SEARCHES], seeds, cell, report, tasks=[0], describe=_said)
     # two random cells a seed, since one draw may be lucky
     random = each([Arm(RANDOM, RANDOM)], seeds, cell, report, tasks=[0, 1], describe=_said)
@@ -115,6 +132,7 @@ def judged(seeds: tuple[int, ...], report: Report) -> Result:
         f"{len(drawn)} random cells: {mean - statistics.mean(drawn):+.2f} points to their mean, "
         f"{mean - max(drawn):+.2f} to the best."
     )
+    # the random cells are the control of the search: what it gains over no search at all
     table = [
         {"cells": arm, "accuracy": shown([net.accuracy for net in results], ".2f")}
         | {"weights": f"{statistics.mean(net.weights for net in results):.0f}"}

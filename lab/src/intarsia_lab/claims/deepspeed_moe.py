@@ -60,7 +60,14 @@ def ratio(
     bench: Bench = BENCH,
     remark: str = "",
 ) -> Result:
-    """Return a figure of one contender over another's, the mean of the seeds."""
+    """Train mixtures on a text; return a figure of contender `ours` over that of `base`.
+
+    Each is a small decoder whose MLPs are mixtures of experts, trained from scratch from every
+    seed. figure: a run's result -> the number compared, by default the test loss in nats; rivals:
+    more contenders for the table; bench: text, width and steps of the runs; remark: a sentence for
+    the note. One ratio for each seed; their mean is judged.
+    """
+    # the base first: the table lists what is compared with before what is new
     arms = [arm(variant.name, variant) for variant in (base, ours, *rivals)]
     results, text = bench.cells(arms, seeds, report), bench.scale
     note = (
@@ -77,7 +84,11 @@ def ratio(
 
 
 def _row(name: str, cells: Sequence[Cell]) -> dict[str, Any]:
-    """Return a model's row of the table. cells: its results, one of each seed."""
+    """Return a model's row of the table: test loss, parameters and operations of training.
+
+    name: the contender; cells: the results of its runs, one for each seed, of which the parameters
+    are the same in all.
+    """
     parameters = cells[0]["parameters"]
     return {
         "model": name,
@@ -96,7 +107,11 @@ def train(
     seed: int,
     objective: Objective | Staged,
 ) -> float:
-    """Test loss after so many steps, with the cells' optimiser."""
+    """Train a model on rows of a text for `steps` steps; return its test loss in nats per token.
+
+    material: the text's training and test rows; text: batch size and learning rate; seed: of the
+    order of rows; objective: the loss of a step, or a list of losses that follow each other.
+    """
     # the rows and the optimiser of the cells, so that losses can be compared with theirs
     rows = stream(material.train, 0, steps, text.batch, seed)
     fit(
@@ -123,15 +138,19 @@ def students(
     steps: tuple[int, int] = (TEACHER, STUDENT),
     layers: Sequence[int] = LAYERS,
 ) -> Result:
-    """Return the loss with staged distillation over the smaller of the two without stages.
+    """Return the test loss after staged distillation over that of the better simple student.
 
-    Those two are trained with no distillation and with distillation to the end.
+    A mixture that was trained on a text teaches students of fewer blocks. With staged distillation
+    the teacher counts in the first 60 % of the steps and labels alone count after that; the simple
+    students learn from labels alone, or from the teacher to the end. steps: of the teacher's and of
+    a student's training; layers: numbers of the teacher's blocks that a student keeps; bench: text
+    and size of the models. Losses are of test rows, in nats per token; one ratio for each seed.
     """
     data, text = bench.corpus, bench.scale
     data_set = material(data, text)
 
     def run(seed: int) -> dict[str, float]:
-        """Return the test loss of a teacher and of its students, which have fewer blocks."""
+        """Train a teacher and three students of fewer blocks; return each test loss by name."""
         # step 1: the teacher, a mixture of its own
         teacher = with_mixtures(dense(ONE, data_set, text, seed), ONE, seed)
         losses = {"teacher": train(teacher, data_set, text, steps[0], seed, plain)}
@@ -142,6 +161,7 @@ def students(
             "distilled at first": staged_distillation(teacher, until=UNTIL),
         }
         for name, objective in arms.items():
+            # seed + 100: rows that the teacher has not learned from in this order
             student = student_of(teacher, layers)
             losses[name] = train(student, data_set, text, steps[1], seed + 100, objective)
         return losses

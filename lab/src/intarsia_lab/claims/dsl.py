@@ -46,12 +46,18 @@ class MeanOfLast(nn.Module):
     """The next film by the mean vector of the last ones.  (B, T), 0 = none -> (B, films + 1)."""
 
     def __init__(self, films: int, width: int) -> None:
+        """Build a table of vectors for watched films and one for next films.
+
+        films: their number; width: of a vector.
+        """
         super().__init__()
         self.seen = nn.Embedding(films + 1, width)
         self.next = nn.Embedding(films + 1, width)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Score every film as the next one.  x: (B, T) ids, 0 = none -> (B, films + 1)."""
         present = (x > 0).float()[..., None]
+        # (B, width): histories have different lengths, and padding does not count
         mean = (self.seen(x) * present).sum(1) / present.sum(1)
         return mean @ self.next.weight.T
 
@@ -72,7 +78,12 @@ class Films(NamedTuple):
 
 @lru_cache
 def films() -> Films:
-    """Return MovieLens-100k, each user's films in the order of time."""
+    """Return MovieLens-100k: films that a user watched, in the order of time, and the next film.
+
+    A history has the last 20 films before, padded with 0 in front. A user's last film is a test
+    row, every earlier one a training row.
+    """
+    # step 1: the films of each user by time
     data = load_interactions("ml-100k")
     names = [int(name) for name in data.item_ids]
     rows = [
@@ -94,8 +105,10 @@ def films() -> Films:
     tuning, val, test = (torch.tensor(part) for part in parts)
     train, count = torch.cat([tuning, val]), max(names)
     popularity = torch.bincount(train[:, -1], minlength=count + 1)
-    sets = (TensorDataset(part[:, :-1], part[:, -1]) for part in (train, test, tuning, val))
-    return Films(*sets, count, popularity)
+    whole, tested, tuned, validated = (
+        TensorDataset(part[:, :-1], part[:, -1]) for part in (train, test, tuning, val)
+    )
+    return Films(whole, tested, tuned, validated, count, popularity)
 
 
 class Recommended(NamedTuple):
@@ -108,7 +121,14 @@ class Recommended(NamedTuple):
 
 @stored.cell
 def cell(arm: str, seed: int, lr: float, validate: bool = False) -> Recommended:
-    """Train an arm and score it on the test.  arm: one of ARMS; validate: score the film before."""
+    """Train next-film prediction with one kind of table; return its scores on test rows.
+
+    arm: key of ARMS: dense vectors, vectors that DSL prunes to half or a fifth from the first step
+    on and regrows while training, a fixed random mask, or narrower dense vectors of as many
+    weights; seed: of the start and the order of rows; lr: the learning rate; validate: score the
+    film before the test's instead. Returns NDCG@20 in percent, the number of nonzero weights, and
+    how far popular films keep more weights (Spearman's rank correlation).
+    """
     (width, schedule), data = ARMS[arm], films()
     train, judged = (data.tuning, data.val) if validate else (data.train, data.test)
     with torch.random.fork_rng(devices=[]):
@@ -134,7 +154,10 @@ def cell(arm: str, seed: int, lr: float, validate: bool = False) -> Recommended:
 def compared(
     seeds: tuple[int, ...], report: Report, rates: tuple[ArmRate, ...], figure: Any
 ) -> Result:
-    """Train every arm at its rate with every seed, and judge one number a seed."""
+    """Train every arm at its rate with every seed, and judge one number a seed.
+
+    rates: of the arms; figure: the scores of one seed's arms, by name -> the number that is judged.
+    """
     by_name = {rate.arm: rate for rate in rates}
     results = by_arm(by_name, seeds, lambda rate, seed: cell(rate.arm, seed, rate.rate), report)
     orders = "; ".join(
@@ -155,14 +178,21 @@ ALIKE = FixedRate(3e-3, dict.fromkeys(ARMS, EPOCHS * STEPS))
 
 
 def of_half(seeds: tuple[int, ...], report: Report) -> Result:
-    """NDCG of density .5 over the dense model's, each at its own rate by the film before."""
+    """Return NDCG@20 of tables with half of their weights over that of dense tables, by seed.
+
+    The model recommends the next film on MovieLens-100k; DSL prunes the tables from the first step.
+    Each arm has a rate of its own, chosen on the film before the test's.
+    """
     rates = OWN.choose(lambda arm, lr: cell(arm, TUNED, lr, validate=True).ndcg)
     report("; ".join(f"{rate.arm}: rate {rate.rate:g}" for rate in rates))
     return compared(seeds, report, rates, lambda tables: tables[HALF].ndcg / tables[DENSE].ndcg)
 
 
 def of_static(seeds: tuple[int, ...], report: Report) -> Result:
-    """Return NDCG at density .2 minus the better of a fixed mask and a narrow model, in points."""
+    """Return NDCG@20 of DSL with a fifth of the weights minus its better rival's, in points.
+
+    The rivals have as many weights: tables under a fixed random mask, and narrower dense tables.
+    """
     return compared(
         seeds,
         report,

@@ -53,15 +53,18 @@ class Ranked(NamedTuple):
 
 @lru_cache
 def split() -> Parts:
-    """MovieLens-100k: each user's last 5 films for the test, the 5 before them for validation."""
+    """Return MovieLens-100k in parts: each user's last 5 films test, the 5 before them validate."""
     return parts_of(load_interactions("ml-100k"), "ranking")
 
 
 @stored.cell
 def ranked(arm: tuple[str, str], seed: int) -> Ranked:
-    """Train an arm and score it on the test; validation picks the epoch.
+    """Train a recommender on MovieLens-100k with one kind of table; return its test scores.
 
-    arm: model and one of SCHEDULES.
+    arm: key of MODELS (LightGCN or MultVAE) and key of SCHEDULES, which says how the tables of
+    users and films are pruned while training (DSL's density, a fixed mask, or dense); seed: of the
+    start. Returns NDCG@20 and recall@20 in percent, the nonzero weights of the tables, and
+    Spearman's rank correlation of a film's weights with its popularity.
     """
     (name, schedule_name), parts = arm, split()
     settings, schedule = MODELS[name][schedule_name == NARROW], SCHEDULES[schedule_name]
@@ -71,7 +74,9 @@ def ranked(arm: tuple[str, str], seed: int) -> Ranked:
     tables = [m for m in done.model.modules() if isinstance(m, nn.Embedding)]
     # the table of films, whose density is held against popularity
     items = next(t for t in tables if t.num_embeddings == len(parts[0].item_ids) + 1)
+    # nonzero weights of each film's vector; row 0 is padding
     rows = (items.weight != 0).sum(1)[1:]
+    # a dense table has equal rows, of which no rank correlation exists
     even = bool((rows == rows[0]).all())
     correlation: Any = None if even else spearmanr(rows.tolist(), parts[0].popularity().tolist())
     return Ranked(
@@ -83,10 +88,12 @@ def ranked(arm: tuple[str, str], seed: int) -> Ranked:
 
 
 def compared(seeds: tuple[int, ...], report: Report, *, model: str, figure: Any) -> Result:
-    """Compare the schedules of table sizes on one model, which all train alike.
+    """Train one recommender with all kinds of tables; return a claim's figure of their scores.
 
-    model: key of EPOCHS; figure: the results of one seed by schedule -> the number to judge.
+    model: key of MODELS and EPOCHS, LightGCN or MultVAE; figure: the results of one seed, by key of
+    SCHEDULES -> the number that is judged. The data are MovieLens-100k.
     """
+    # all claims on a model read the same runs
     results = by_arm({n: (model, n) for n in SCHEDULES}, seeds, ranked, report)
     columns = {
         "NDCG@20, %": ("ndcg", ".2f"),
@@ -102,10 +109,15 @@ def compared(seeds: tuple[int, ...], report: Report, *, model: str, figure: Any)
 
 
 def of_half(by_arm: Any) -> float:
+    """Return NDCG@20 at half of the weights over the dense model's.  by_arm: one seed's scores."""
     return by_arm[HALF].ndcg / by_arm[DENSE].ndcg
 
 
 def of_small(by_arm: Any) -> float:
+    """Return NDCG@20 at a fifth of the weights minus the better of two rivals of as many weights.
+
+    by_arm: one seed's scores, by key of SCHEDULES. In percentage points.
+    """
     return by_arm[FIFTH].ndcg - max(by_arm[STATIC].ndcg, by_arm[NARROW].ndcg)
 
 
@@ -115,7 +127,10 @@ LEARNED = above(
 
 
 def claims_of(key: str, model: str, minutes: float) -> tuple[Study, Study]:
-    """Return both claims on a model."""
+    """Return the two claims on a recommender: with half of its tables' weights, and with a fifth.
+
+    key: of the claims, behind "dsl-"; model: key of MODELS; minutes: that the runs take on a CPU.
+    """
     named: dict[str, Any] = {"sense": ">=", "seeds": (0, 1, 2, 3, 4), "needs": "long"}
     named |= {"minutes": minutes, "control": LEARNED}
     named["rates"] = FixedRate(MODELS[model][0].training["lr"], {"each table": STEPS[model]})

@@ -26,9 +26,12 @@ SETUP = (
 
 
 def entropy_rise(cell: Cell) -> float:
-    """Return the largest rise of the gate's entropy above what it was before, as a share of log E.
+    """Return the largest rise of a router's entropy during training, as a share of log(experts).
 
-    Of the points since there is a gate: means over the layers, and over three points on end.
+    A rise is the distance from the lowest entropy so far to a later one; 0 if the gate only becomes
+    more decided. cell: result of one training, whose "curve" records the entropy of each layer's
+    gate at points of the training. Entropies are means over the layers, smoothed over three points,
+    and count from when there is a gate.
     """
     # before the gate exists there is nothing to decide
     points = [p["layers"] for p in cell["curve"] if p["layers"]]

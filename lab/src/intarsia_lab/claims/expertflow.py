@@ -37,18 +37,25 @@ class Perfect:
     """Knows each step, in the order of the steps."""
 
     def __init__(self, trace: Trace, streams: int) -> None:
+        """Record which experts each decode step uses.  streams: sequences decoded at once."""
         routed = torch.stack([trace.membership(layer) for layer in range(trace.layers)], 1)
         self.steps = [routed[rows].amax(0) for rows in trace.steps(streams)]
 
     def chances(self, tokens: Tensor) -> Tensor:
+        """Return the experts of the next step as certain, (layers, experts).  tokens: unused."""
         return self.steps.pop(0)
 
 
 @lru_cache
 def rates(seed: int, streams: int, report: Report) -> dict[str, float]:
-    """Return hit rates on the second half of the balanced trace.
+    """Replay decode steps of a small mixture against caches of experts; return each one's hit rate.
 
-    Caches are warm from the first half unless they are to start cold.
+    A cache holds a quarter of the 96 experts; a hit is an expert that a step needs and that is in
+    memory. The eviction policies are the keys of the dict: least recently used, decayed counters of
+    use, expected next use, ExpertFlow's with a table of what each token's experts were, the same
+    with the true next step, and Belady's, which knows the future. Hit rates are shares, on the
+    second half of the trace; caches start with the first half's most used experts, or empty
+    ("cold"). streams: sequences decoded at once.
     """
     full_trace = traces(seed, report)["balanced"]
     # one half fills the cache, the other half judges
@@ -61,6 +68,11 @@ def rates(seed: int, streams: int, report: Report) -> dict[str, float]:
     perfect = predicted_steps(trace, Perfect(trace, streams), streams)
 
     def rate(policy: Policy, start: list[Key], predicted: list[Tensor] | None = None) -> float:
+        """Return the hit rate of a policy.
+
+        start: the experts that are in memory at first; predicted: how probable each expert is in
+        each step, for policies that use a prediction.
+        """
         return replay(steps, policy, slots, start=start, foreseen=predicted or ()).rate
 
     return {
@@ -86,15 +98,17 @@ def hits(
     streams: int,
     figure: Callable[[Mapping[str, float]], float],
 ) -> Result:
-    """Return a figure of the hit rates with so many streams.
+    """Return a figure of the caches' hit rates on recorded decode steps, one value for each seed.
 
-    The table has both numbers of streams.
+    streams: sequences decoded at once, 1 or 4, for the figure; the table has both. figure: hit
+    rates by policy, see `rates` -> the value that is judged.
     """
     by_streams = {n: [rates(seed, n, report) for seed in seeds] for n in STREAMS}
     rows: list[dict[str, Any]] = []
     for name in by_streams[STREAMS[0]][0]:
         row: dict[str, Any] = {"cache": name}
         for n in STREAMS:
+            # each seed's rate, since their spread is part of the evidence
             row[f"{n} streams"] = ", ".join(
                 f"{rates_of_seed[name]:.3f}" for rates_of_seed in by_streams[n]
             )
@@ -103,12 +117,19 @@ def hits(
 
 
 def regrouped(seeds: tuple[int, ...], report: Report) -> Result:
-    """Return active experts with batches regrouped by predicted routes, over those without."""
+    """Return how many experts are active after sequences were regrouped, over the number before.
+
+    At each decode step 16 sequences form two batches of 8. ExpertFlow groups sequences that are
+    predicted to use the same experts, by a table of what each token's experts were in the training
+    text. A batch's active experts are those that any of its tokens uses. One ratio for each seed,
+    below 1 if regrouping helps.
+    """
     values: list[float] = []
     rows: list[dict[str, Any]] = []
     for seed in seeds:
         trace = traces(seed, report)["balanced"]
         table = TokenTable.of(kept(seed, "trained"))
+        # (tokens, layers, experts) bool: the true routes
         routed = torch.stack([trace.membership(layer) for layer in range(trace.layers)], 1) > 0
         counts = {"arrival": 0, "table": 0, "true routes": 0}
         for step in _mixed(trace):
@@ -117,6 +138,7 @@ def regrouped(seeds: tuple[int, ...], report: Report) -> Result:
             # predicted routes: what a token's experts were in the training text
             likely = table.per_token(trace.token[step]).topk(trace.active, 2).indices
             predicted = torch.zeros(routes.shape, dtype=torch.bool).scatter(2, likely, True)
+            # in the order of arrival: the first eight sequences, the last eight
             order = list(range(len(step)))
             counts["arrival"] += active(routes, [order[:AT_ONCE], order[AT_ONCE:]])
             counts["table"] += active(routes, regroup(predicted))
@@ -129,7 +151,10 @@ def regrouped(seeds: tuple[int, ...], report: Report) -> Result:
 
 
 def _mixed(trace: Trace) -> list[Tensor]:
-    """Return every eighth decode step of 16 sequences of mixed kinds."""
+    """Return decode steps of 16 sequences of mixed kinds, each a (16,) tensor of rows of the trace.
+
+    Only every eighth step is returned.
+    """
     count = len(trace.sequence.unique())
     order = torch.randperm(count, generator=torch.Generator().manual_seed(0))
     rows = [(trace.sequence == s).nonzero().flatten() for s in order.tolist()]

@@ -30,12 +30,18 @@ BARS: Mapping[tuple[int, float], tuple[float, float]] = {
 
 @lru_cache
 def layer(shape: tuple[int, int, int], seed: int) -> dict[str, float]:
-    """Return speedups over the best dense float32 path of torch, "rows density" -> ratio."""
+    """Return how many times as fast sparse 1x1 convolutions are as torch's best dense one.
+
+    shape: input channels, output channels, and the side of the square picture; seed: of the random
+    weights. Keys are "rows density": the rows of a pruned block and the share of weights that is
+    left, for each of BARS. Times are CPU seconds of one thread, the best of interleaved repeats.
+    """
     # random weights and masks: time does not depend on what is in them
     ins, outs, side = shape
     draw = torch.Generator().manual_seed(seed)
     weight = torch.randn(outs, ins, generator=draw) / ins**0.5
     x = torch.randn(ins, side, side, generator=draw)
+    # the same input in three layouts: (channels, pixels), NCHW, and NHWC below
     flat, x4, w4 = x.flatten(1).contiguous(), x[None], weight[:, :, None, None]
     x_last, w_last = (t.contiguous(memory_format=torch.channels_last) for t in (x4, w4))
     # the dense rivals: torch's fastest of three ways to write a 1x1 convolution
@@ -61,14 +67,22 @@ def layer(shape: tuple[int, int, int], seed: int) -> dict[str, float]:
 
 
 def _often(run: Callable[[], Any], times: int) -> None:
+    """Call a function so many times, as one measured repeat."""
     for _ in range(times):
         run()
 
 
 @threads(1)
 def layers(seeds: tuple[int, ...], report: Report) -> Result:
-    """Return the least of the geometric means over all shapes, each over its bar."""
+    """Return the speedup of sparse 1x1 convolutions over dense ones, divided by its target.
+
+    The speedup over torch's best dense path is a geometric mean over the shapes of
+    EfficientNet-Lite0 and MobileNet, for each block size and density of BARS; BARS has the target
+    of each, which depends on the machine's instructions. The least quotient of each seed is judged;
+    1 or more holds.
+    """
     native.require()
+    # the target depends on the instructions: AVX2 does half of the work at a time
     wide = native.instructions() == WIDE
     values: list[float] = []
     rows: list[dict[str, str]] = []

@@ -18,14 +18,24 @@ NAMES = {"gate": "beta_1 and tau", "ratio": "beta_1 / tau", "experts": "a, b, nu
 
 @lru_cache
 def studied(seed: int, report: Report) -> dict[str, Convergence]:
-    """Fit both gates: 1,000 to 64,000 samples, 10 replicates each."""
+    """Fit mixtures of two Gaussian experts by maximum likelihood, with each kind of gate.
+
+    The samples are drawn from a known mixture, 1,000 to 64,000 of them, in 10 replicates each.
+    Returns for each gate, linear or sigmoid, how the errors of the parameters fall with the
+    samples.
+    """
     return {gate: convergence_study(gate, seed=seed, report=report) for gate in GATES}
 
 
 def slopes(
     seeds: Sequence[int], report: Report, *, figure: Callable[[dict[str, Convergence]], float]
 ) -> Result:
-    """Return the slope of log error against log n that `figure` picks, the median of the seeds."""
+    """Return how fast an estimation error falls: the slope of its log against log n.
+
+    The parameters of a softmax-gated mixture of two experts are estimated from n drawn samples.
+    -1/2 is the parametric rate, 0 no learning. figure: one seed's fits by gate -> the slope that is
+    judged. The figure is the median over seeds.
+    """
     # all four claims read the same fits
     studies = [studied(seed, report) for seed in seeds]
     values = tuple(figure(study_of_seed) for study_of_seed in studies)
@@ -41,9 +51,11 @@ def slopes(
 
 
 def _row(gate: str, name: str, studies: Sequence[dict[str, Convergence]]) -> dict[str, Any]:
-    """Return a gate's row: how fast the error of a kind of parameter falls with n samples.
+    """Return a table row: how fast one kind of parameter is learned with one gate.
 
-    name: key of NAMES, the kind of parameter; studies: for each seed, its results by gate.
+    gate: "linear" or "sigmoid"; name: key of NAMES, the kind of parameter; studies: for each seed,
+    its fits by gate. The row has the slope of log error against log n, and the error at the first
+    and at the last number of samples.
     """
     slopes_of_seeds = [study_of_seed[gate].slope(name) for study_of_seed in studies]
     # medians: a search that got stuck would carry a mean away
@@ -63,10 +75,12 @@ def _row(gate: str, name: str, studies: Sequence[dict[str, Convergence]]) -> dic
 
 
 def _slope(study_of_seed: dict[str, Convergence], gate: str, name: str) -> float:
+    """Return one seed's slope for a gate and a kind of parameter (key of NAMES)."""
     return study_of_seed[gate].slope(name)
 
 
 def _off(study_of_seed: dict[str, Convergence]) -> float:
+    """Return how far the experts' slope is from -0.55, the larger distance of both gates."""
     return max(abs(study_of_seed[gate].slope("experts") + 0.55) for gate in GATES)
 
 

@@ -65,19 +65,25 @@ class GqsaCells:
     """SmolLM2, dense again before each cell; cells are kept."""
 
     def __init__(self) -> None:
+        """Load nothing yet: the model and the texts' rows are loaded when a result is computed."""
         self.model: Any = None
         self.rows: dict[str, Any] = {}
 
     def cell(self, arm: str, text: str, seed: int) -> CodeScore:
-        """Return a cell from the file, or by running it."""
+        """Compress SmolLM2 in one way; return its loss on held-out text and its bits per weight.
+
+        The result is stored, and read if it was computed before. arm: key of ARMS, the way to
+        compress; text: key of TEXTS, for calibration and test; seed: which rows calibrate.
+        """
         inputs = {"arm": arm, "text": text, "seed": seed}
         return CodeScore(*stored("gqsa", inputs, lambda: self._run(ARMS[arm], text, seed)))
 
     def _run(self, method: Any, text: str, seed: int) -> CodeScore:
-        """Compress a language model and return its loss on held-out text and its bits a weight.
+        """Compress SmolLM2; return its loss on held-out text and its bits per weight.
 
-        method: None for the dense model; text: name of the text; seed: draws the
-        calibration rows.
+        The loss is in nats per token, the bits are those of the linear layers, as stored. method:
+        the way to compress, None for the dense model; text: of calibration and test; seed: draws
+        the calibration rows.
         """
         if self.model is None:
             self.model, self.tokenizer = language_model("smollm2", progress=lambda _: None)
@@ -107,15 +113,21 @@ class GqsaCells:
 
 
 def of_order(seeds: tuple[int, ...], report: Report) -> Result:
-    """Return loss after all stages minus that of 2:4 SparseGPT.
+    """Return SmolLM2's loss after GQSA minus that after 2:4 SparseGPT, in nats per token.
 
-    It is the mean over draws of the worse text.
+    GQSA keeps half of the groups of 16 weights at 4 bits and then trains in two stages; SparseGPT
+    keeps 2 of every 4 weights at 16 bits. The losses are on held-out rows of two texts; the values
+    are all differences (text, seed), and the figure is the mean of the worse text. The table has
+    each stage of GQSA and dense codes of 2 and 3 bits.
     """
     cells = GqsaCells()
     sheet = each([Arm(n, n) for n in ARMS], seeds, cells.cell, report, tasks=TEXTS)
 
     def gap(first_arm: str, second_arm: str) -> dict[str, list[float]]:
-        """Return the loss of the first arm minus that of the second: text -> one number a seed."""
+        """Return the loss of one arm minus that of another: text -> one difference for each seed.
+
+        first_arm, second_arm: keys of ARMS. In nats per token.
+        """
         return {
             text: [
                 sheet.results[first_arm, text, s].nll - sheet.results[second_arm, text, s].nll
@@ -125,11 +137,14 @@ def of_order(seeds: tuple[int, ...], report: Report) -> Result:
         }
 
     def mean_of(arm: str, text: str) -> float:
+        """Return the mean loss of an arm on a text over the seeds, in nats per token."""
         return statistics.mean(sheet.results[arm, text, s].nll for s in seeds)
 
     def mean_gap(first_arm: str, second_arm: str) -> float:
+        """Return the mean loss of the first arm minus that of the second, over texts and seeds."""
         return statistics.mean(v for values in gap(first_arm, second_arm).values() for v in values)
 
+    # 2:4 at 16 bits has half of the weights as well, and more bits for each
     against = gap(OURS, PAIRS)
     table = [
         {
@@ -158,7 +173,12 @@ def of_order(seeds: tuple[int, ...], report: Report) -> Result:
 
 
 def of_speed(seeds: tuple[int, ...], report: Report) -> Result:
-    """Return the speedup over the better of torch's int4 and ONNX Runtime's, least of the seeds."""
+    """Return the speedup of a group-sparse int4 product over the faster dense int4 product.
+
+    The product is of one row of inputs with a random 4,096-wide matrix of which half of the groups
+    are kept; the rivals are torch's int4 and ONNX Runtime's. Times are CPU seconds of one thread.
+    One ratio for each seed, of which the least is judged.
+    """
     ratios: list[float] = []
     table: list[dict[str, Any]] = []
     for seed in seeds:
@@ -215,6 +235,10 @@ def _dense(weight: Tensor, x: Tensor) -> Callable[[], Callable[[], object]]:
 
 
 def _packed(form: GroupSparse, stored: Mapping[str, Tensor], x: Tensor) -> Callable[[], object]:
+    """Return a call that multiplies x by a group-sparse weight, on a copy of the stored tensors.
+
+    form: the format, float or int8 inputs; stored: its tensors, by name; x: (1, SIDE).
+    """
     copied = {name: t.clone() for name, t in stored.items()}
     return lambda: form.matmul(x, copied, (SIDE, SIDE))
 

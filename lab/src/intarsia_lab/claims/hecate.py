@@ -38,10 +38,15 @@ EP, EPLB, HECATE, TOLD = "plain", "EPLB of the first batches", "Hecate", "Hecate
 def excess(
     kind: str, seed: int, report: Report, size: ExpertSize = SIZE, times: int = 1
 ) -> dict[str, float]:
-    """Return the largest load of a device over the mean, less 1.
+    """Return by how much the busiest of 8 devices exceeds the mean load, by way of copying experts.
 
-    It is the mean of layers and of the batches after the first five. Sequences come in the
-    order of their kinds, so that loads drift. times: rows that each measured one stands for.
+    The keys are four arms: each expert on one device; copies placed once from the first five
+    batches (EPLB); Hecate, which copies the busiest experts for each batch by the five batches
+    before; and Hecate with a second choice that knows the batch's own loads. A value is the largest
+    number of rows of a device over the mean, minus 1: 0 = even; the mean over layers and over the
+    batches after the first five. kind: of trace, "balanced" or "skewed"; sequences come in the
+    order of their kinds of text, so that loads drift. size: an expert's, for the time model; times:
+    rows that each recorded row stands for.
     """
     trace = traces(seed, report)[kind]
     batches = [
@@ -49,6 +54,7 @@ def excess(
     ]
     loads = [times * torch.stack([_loads(b, layer) for layer in range(b.layers)]) for b in batches]
     owner, first = in_order(trace.layers, trace.experts, DEVICES), SETTINGS.window
+    # (layers, experts, devices) bool below: who holds which expert
     nodes = LINKS.nodes()
     home_only = owner[:, None] == torch.arange(DEVICES)[None, :, None]
     # the strong rival: copies that are placed once, from the batches before
@@ -75,7 +81,7 @@ def excess(
 
 
 def _loads(batch: Trace, layer: int) -> torch.Tensor:
-    """(D, E) of a batch."""
+    """Return how many tokens of each device use each expert of a layer, (devices, experts)."""
     home, routed = homes(batch, DEVICES), batch.membership(layer)
     return torch.zeros(DEVICES, batch.experts, dtype=torch.float64).index_add(0, home, routed)
 
@@ -90,8 +96,14 @@ def run(
     size: ExpertSize = SIZE,
     times: int = 1,
 ) -> Result:
-    """Return the excess of an arm over that of another, on the kind of trace where it is worst."""
+    """Return the excess load of one arm over that of another, on the trace where it is worst.
+
+    Excess: the largest load of a device over the mean, minus 1, see `excess`. kinds: of traces,
+    "balanced" or "skewed"; arm, over: EP, EPLB, HECATE or TOLD; size: an expert's; times: rows that
+    each recorded row stands for. One ratio for each seed.
+    """
     by_kind = {kind: [excess(kind, seed, report, size, times) for seed in seeds] for kind in kinds}
+    # copies must help on each kind of trace, not in their mean
     worst = [
         max(by_kind[kind][index][arm] / by_kind[kind][index][over] for kind in kinds)
         for index in range(len(seeds))
@@ -109,7 +121,8 @@ def run(
 
 
 def repeated(batch: Trace, times: int) -> Trace:
-    """Return a batch of so many like it: each sequence again, on the same device."""
+    """Return a batch that has each of its sequences `times` times, with the same routes."""
+    # new numbers for the copies, or they would be one long sequence
     first = batch.sequence.unique(return_inverse=True)[1]
     copy = torch.arange(times).repeat_interleave(len(batch))
     weight = None if batch.weight is None else batch.weight.repeat(times, 1, 1)
@@ -126,7 +139,12 @@ def repeated(batch: Trace, times: int) -> Trace:
 def faster(
     seeds: tuple[int, ...], report: Report, *, size: ExpertSize = SIZE, times: int = 1
 ) -> Result:
-    """Return the simulated time of a batch with gradients, plain over Hecate, mean of batches."""
+    """Return the simulated time of a training batch without copies over that with Hecate's copies.
+
+    The time model has two nodes of four devices, and adds up sending and computing, forward and
+    backward. Batches are of the balanced trace. size: an expert's; times: rows that each recorded
+    row stands for. One ratio for each seed, above 1 if Hecate is faster.
+    """
     values: list[float] = []
     for seed in seeds:
         trace = traces(seed, report)["balanced"]

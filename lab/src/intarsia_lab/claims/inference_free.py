@@ -46,12 +46,19 @@ Array = np.ndarray
 
 
 def cell(figure_name: str, inputs: Mapping[str, Any], make: Callable[[], Any]) -> Any:
-    """Return a cell's figures, computed once."""
+    """Return a result of this file's retrieval experiment, stored or computed now.
+
+    figure_name: the kind of result, such as "arm"; inputs: what else it depends on; make: computes
+    it, ready for JSON.
+    """
     return stored("inference_free", {"what": figure_name, "part": PART, **inputs}, make)
 
 
 def _numbers(collection: Collection) -> tuple[list[str], list[tuple[str, list[int]]]]:
-    """Return the texts, and each judged query with the numbers of its documents."""
+    """Return the documents' texts, and each query with the numbers of its relevant documents.
+
+    collection: documents, queries, and which documents are relevant to which query.
+    """
     place = {name: i for i, name in enumerate(collection.docs)}
     pairs = [
         (collection.queries[q], [place[d] for d in grades])
@@ -61,7 +68,12 @@ def _numbers(collection: Collection) -> tuple[list[str], list[tuple[str, list[in
 
 
 def encoded(arm: str, seed: int, folder: Path) -> SparseIndex:
-    """Return the index of an arm: trained on the training topics, from a seed; kept in a folder."""
+    """Train a sparse retriever on the training topics; return the index of all documents.
+
+    It is read from `folder` if it was trained before. arm: key of ARMS: which teachers it is
+    distilled from, and if a query's tokens weigh by their idf or all alike ("flat"); seed: of the
+    training.
+    """
     if (folder / "meta.json").exists():
         return SparseIndex.load(folder)
     options = dict(ARMS[arm])
@@ -69,18 +81,23 @@ def encoded(arm: str, seed: int, folder: Path) -> SparseIndex:
     collection = load_collection(PART, "train")
     texts, pairs = _numbers(collection)
     model = InferenceFree.from_pretrained("splade-tiny", texts, flat=flat)
+    # step 1: distil the teachers' scores of a query's documents, with a penalty on terms
     recipe = LearnedRetrieval(
         steps=STEPS, batch=BATCH, negatives=NEGATIVES, weight=WEIGHT, **options
     )
     with tempfile.TemporaryDirectory() as out:
         fit_retriever(model, texts, pairs, recipe, seed=seed, out=out)
+    # step 2: encode all documents once; queries are looked up, not encoded
     index = SparseIndex.build(model, collection.docs.items(), lexical=None, texts=False)
     index.save(folder)
     return index
 
 
 def index_of(arm: str, seed: int) -> SparseIndex:
-    """Return the same, from where this machine keeps it."""
+    """Return the index of an arm and seed, from the cache folder or by training.
+
+    arm: key of ARMS.
+    """
     name = f"{PART}-{arm.replace(' ', '-').replace(',', '')}-{STEPS}-{seed}-v2"
     return encoded(arm, seed, cache_dir() / "claims" / "inference_free" / name)
 
@@ -91,10 +108,11 @@ def mean_terms(index: SparseIndex) -> float:
 
 
 def thinned(index: SparseIndex, terms: float) -> SparseIndex:
-    """Return an index with so many tokens a document in the mean, those of largest weight.
+    """Return an index with fewer tokens per document, those of the largest weights.
 
-    Arms are compared at equal terms: what they cost, and what more of them would gain, is then the
-    same. One bound for all documents; the weight of a token is that of the score, q_j d_j.
+    Arms are compared at equal terms: the cost of an index, and the gain from more terms, are then
+    the same. terms: tokens of a document, in the mean. One bound holds for all documents; the
+    weight of a token j in a document d is that of the score, q_j d_j, with the query weight q_j.
     """
     lists = index.segments[0].postings
     score = lists.weights * np.repeat(index.queries.weights, lists.frequencies())
@@ -111,15 +129,20 @@ def thinned(index: SparseIndex, terms: float) -> SparseIndex:
 
 
 def measured(index: SparseIndex) -> Array:
-    """Return nDCG@10 of each test topic."""
+    """Return nDCG@10 of each test topic, (topics,), 0 to 1.  index: of all documents."""
     collection = load_collection(PART)
     return by_query(collection.qrels, index.run(collection.queries, 10), [MEASURE])[MEASURE]
 
 
 def figures(arm: str, seed: int, terms: float | None = None) -> dict[str, Any]:
-    """Return nDCG@10 of each test topic and terms, of an arm as trained or with fewer terms."""
+    """Return nDCG@10 of each test topic and the mean tokens of a document, of one trained arm.
+
+    The keys are "values" and "terms". arm: key of ARMS; terms: tokens per document to which the
+    index is cut, None = all that training left.
+    """
 
     def make() -> dict[str, Any]:
+        """Cut the trained index and search the test topics; return nDCG@10 and tokens."""
         index = index_of(arm, seed)
         index = index if terms is None else thinned(index, terms)
         return {"values": measured(index).tolist(), "terms": mean_terms(index)}
@@ -129,12 +152,17 @@ def figures(arm: str, seed: int, terms: float | None = None) -> dict[str, Any]:
 
 
 def tuned_bm25() -> dict[str, Any]:
-    """Return nDCG@10 of each test topic by BM25.
+    """Return nDCG@10 of each test topic by BM25, and its settings: values, k1 and b.
 
-    Its k1 and b are the best on validation topics.
+    k1, which saturates term counts, and b, which normalises lengths, are the best on validation
+    topics.
     """
 
     def make() -> dict[str, Any]:
+        """Tune BM25 on validation topics among twelve settings; return nDCG@10 of each test topic.
+
+        The keys are "values", "k1" and "b", the best settings.
+        """
         val, test = load_collection(PART, "val"), load_collection(PART)
         texts, names = list(test.docs.values()), list(test.docs)
         scores: dict[tuple[float, float], float] = {}
@@ -146,6 +174,7 @@ def tuned_bm25() -> dict[str, Any]:
             """
             numbers, values = Bm25(texts, k1=k1, b=b).retrieve(list(part.queries.values()), 10)
             rows = zip(part.queries, numbers, values, strict=True)
+            # a document with no term in common has a score of 0 and is not found
             ranked = {
                 q: {
                     names[n]: float(v)
@@ -167,7 +196,12 @@ def tuned_bm25() -> dict[str, Any]:
 
 
 def idf_over_flat(seeds: Sequence[int], report: Report) -> Result:
-    """Return nDCG@10 that idf gains over flat queries at equal terms, over topics and seeds."""
+    """Return nDCG@10 with idf weights in queries minus that with equal weights, by seed.
+
+    idf weighs rare tokens higher. Retrievers are distilled from two teachers and search the topics
+    of a topical Bible (Nave's); the index with more tokens per document is cut to the size of the
+    other. Positive: idf finds more. The interval is over topics and seeds.
+    """
     ours, flat, rows = [], [], []
     for seed in seeds:
         # the larger index is cut to the terms of the smaller: more terms find more by themselves
@@ -188,10 +222,14 @@ def idf_over_flat(seeds: Sequence[int], report: Report) -> Result:
 
 
 def over_bm25(seeds: Sequence[int], report: Report) -> Result:
-    """Return nDCG@10 of the ensemble over that of BM25."""
+    """Return nDCG@10 of the retriever distilled from two teachers over that of tuned BM25.
+
+    On the test topics of a topical Bible (Nave's); one ratio for each seed of training.
+    """
     base = tuned_bm25()
     mean, values, rows = float(np.mean(base["values"])), [], []
     for seed in seeds:
+        # the retriever with all terms: BM25 has no terms to cut
         ensemble = float(np.mean(figures(IDF, seed)["values"]))
         values.append(ensemble / mean)
         report(f"seed {seed}: {ensemble:.4f} / {mean:.4f}")
@@ -201,9 +239,11 @@ def over_bm25(seeds: Sequence[int], report: Report) -> Result:
 
 
 def ensemble_over_single(seeds: Sequence[int], report: Report) -> Result:
-    """Return the smaller of two gains of the ensemble teacher, in nDCG@10.
+    """Return what two teachers together gain in nDCG@10, the smaller of two gains, by seed.
 
-    They are over the best single teacher, less 0.002, and over training without a teacher.
+    Retrievers are distilled from teachers and search the topics of a topical Bible (Nave's). The
+    gains are over the best single teacher, with a margin of 0.002 in our favour, and over training
+    without a teacher.
     """
     values, rows = [], []
     for seed in seeds:
@@ -219,7 +259,12 @@ def ensemble_over_single(seeds: Sequence[int], report: Report) -> Result:
 
 
 def query_time(seeds: Sequence[int], report: Report) -> Result:
-    """Return CPU seconds of all test queries over those of bm25s, medians of five runs in turns."""
+    """Return the time of a query relative to its targets, the larger of two ratios, by seed.
+
+    The ratios are CPU time over 1.1 times that of BM25 (bm25s), and over a twentieth of the time
+    that encoding a query with the documents' encoder takes; at most 1 holds. Times are medians of
+    five runs over all test queries, in turns, in a single process.
+    """
     collection = load_collection(PART)
     texts, queries = list(collection.docs.values()), list(collection.queries.values())
     model = InferenceFree.from_pretrained("splade-tiny", texts)

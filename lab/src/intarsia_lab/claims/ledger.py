@@ -121,7 +121,10 @@ def machine() -> str:
 def run_claim(
     study: Study, *, seeds: Sequence[int] | None = None, report: Report = print
 ) -> Record:
-    """Run a claim and judge it against its target, which was fixed before."""
+    """Run a claim's experiment and judge it against its target, which was fixed before.
+
+    study: the claim; seeds: in place of the claim's own; report: receives progress lines.
+    """
     numbers = tuple(study.seeds if seeds is None else seeds)
     code = {"commit": commit(), "code": code_of(study.key)}  # before the run, as it was loaded
     # the time says later whether results were read or computed
@@ -161,9 +164,13 @@ def save(record: Record, folder: Path) -> Path:
 
 
 def read(path: Path) -> Record:
-    """Read a record.  Raises: CheckpointError if the file is not one."""
+    """Read the record of a claim's run.
+
+    path: a JSON file that `save` wrote. Raises: CheckpointError if the file is not one.
+    """
     try:
         raw: dict[str, Any] = read_json(path)
+        # JSON has lists where a record has tuples
         for name in ("values", "seeds", "table"):
             raw[name] = tuple(raw[name])
         if raw["interval"] is not None:
@@ -178,9 +185,10 @@ def read(path: Path) -> Record:
 
 
 def judge_again(folder: Path) -> dict[str, tuple[str, Verdict]]:
-    """Give every record in `folder` the verdict of today's rule and today's controls.
+    """Judge every record in a folder again, by today's rule and controls; nothing is run.
 
-    Nothing is run. Returns the word before and the verdict now of each record that changed.
+    Writes those that changed. Returns, for each key whose verdict changed, the old word and the new
+    verdict.
     """
     changed: dict[str, tuple[str, Verdict]] = {}
     studies = {c.key: c for c in claims()}
@@ -199,11 +207,12 @@ def judge_again(folder: Path) -> dict[str, tuple[str, Verdict]]:
 
 
 def verdict_of(study: Study, record: Record) -> Verdict:
-    """Return the verdict on a record by the rule of its study.
+    """Return the verdict on a stored result by its claim's rule of today.
 
-    Where the target was another one when it was run, the figure is held against today's, which
-    comes from the paper; but a target that was set after a run lets nothing hold that missed the
-    one before. A record of another sense judged another question, and is void.
+    Where the target has changed since the run, the figure is compared with today's, which comes
+    from the paper; but a target that was set after a run cannot make it hold if it missed the one
+    before. A record whose figure had to lie on another side of its target judged another question,
+    and is void.
     """
     sense, before = record.target.split()
     if sense != study.sense:
@@ -233,14 +242,20 @@ def paper_of(key: str) -> Study | None:
 
 
 def state(record: Record | None) -> str:
-    """Return the verdict of a record in words, or "not run", and if it is of older code."""
+    """Return the verdict of a record in words, "not run" without one.
+
+    ", of older code" follows where the code that the figure depends on has changed since.
+    """
     if record is None:
         return "not run"
     return record.verdict + (OLDER if record.older else "")
 
 
 def squared(rows: Iterable[Mapping[str, Any]]) -> list[tuple[str, ...]]:
-    """Return all keys of the rows, then each row's cells, empty where a row has no such key."""
+    """Return the rows of a table as text: the names of all columns, then each row's values.
+
+    A value is empty where a row has no such column.
+    """
     rows = list(rows)
     names = tuple(dict.fromkeys(name for row in rows for name in row))
     return [names, *(tuple(str(row.get(name, "")) for name in names) for row in rows)]

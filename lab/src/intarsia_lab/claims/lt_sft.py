@@ -51,6 +51,11 @@ class TuningWay:
 
 
 def places(support: str) -> LtSft:
+    """Return LT-SFT at a density of 2 %: training of a sparse set of weights of the last blocks.
+
+    support: how the trained weights are chosen: "drift", those that move most in a full training
+    that is then undone, or "random".
+    """
     return LtSft(DENSITY, support=support, maskable=CHOSEN, head="frozen")
 
 
@@ -79,7 +84,11 @@ SUM, TASK_ALONE, DOMAIN_ALONE, AT_HOME = "sum", "task alone", "domain alone", "t
 
 @lru_cache(maxsize=1)
 def bench() -> LanguageRows:
-    """Return rows of each set: TEST are tested, as many validate, the rest is trained on."""
+    """Return the rows of all texts, by set: TEST are tested, as many validate, the rest trains.
+
+    "kinds" and "emoji" are tasks; the other two are the same task in English of 1913, and text of
+    that domain.
+    """
     count = TRAIN + 2 * TEST
     sets = {
         "kinds": short_texts.kinds()[:count],
@@ -91,7 +100,11 @@ def bench() -> LanguageRows:
 
 
 def rows(name: str, part: str) -> list[Row]:
-    """Return the rows of a part. part: "train", "test", or "val", which no claim is judged by."""
+    """Return the rows of a set of texts.
+
+    name: of the set, a key of `bench`'s; part: "train", "test", or "val", which chooses rates and
+    judges no claim.
+    """
     all_rows = bench().rows[name]
     if name == DOMAIN:
         return all_rows
@@ -103,7 +116,10 @@ def rows(name: str, part: str) -> list[Row]:
 
 
 def options(seed: int, rate: float, times: int = 1) -> dict[str, Any]:
-    """Return the options of `fit`. rate: learning rate; times: factor on the number of epochs."""
+    """Return the options of `fit`.
+
+    seed: of the training; rate: learning rate; times: factor on the number of epochs.
+    """
     return {
         "epochs": EPOCHS * times,
         "batch_size": BATCH,
@@ -116,7 +132,11 @@ def options(seed: int, rate: float, times: int = 1) -> dict[str, Any]:
 
 
 def delta(method: LtSft, name: str, seed: int, lr: float, times: int = 1) -> SparseDelta:
-    """Return the change of a sparse training on a set; random places differ from set to set."""
+    """Train a sparse set of weights on a set of texts; return their change.
+
+    method: LT-SFT with its way to choose weights; name: of the set; lr: learning rate; times:
+    factor on the epochs. Random places differ from set to set.
+    """
     training_rows: Any = rows(name, "train")
     # a seed of its own for each set, or random places of two sets would be the same
     drawn = zlib.crc32(f"{name}, {seed}".encode())
@@ -124,7 +144,10 @@ def delta(method: LtSft, name: str, seed: int, lr: float, times: int = 1) -> Spa
 
 
 def right(model: nn.Module, name: str, part: str = "test") -> float:
-    """Return the share of answers whose tokens are all right."""
+    """Return the share of answers that a model has right in all tokens, 0 to 1.
+
+    name: of the set of questions; part: "test" or "val".
+    """
     scored_rows: Any = rows(name, part)
     return float(
         evaluate(model, scored_rows, task=StateTokens(), batch_size=32).scores()["exact_match"]
@@ -132,13 +155,19 @@ def right(model: nn.Module, name: str, part: str = "test") -> float:
 
 
 def trained(way: TuningWay, name: str, seed: int, lr: float) -> nn.Module:
-    """Return the last blocks, trained in one of the ways."""
+    """Train SmolLM2's last two blocks on a set of texts in one way; return them.
+
+    way: full training, LT-SFT, LoRA or bottleneck adapters, and a factor on the epochs; name: of
+    the set; lr: learning rate.
+    """
     model, training_rows = bench().model(), rows(name, "train")
     data: Any = training_rows
     if isinstance(way.method, LtSft):
+        # LT-SFT: the change is trained on another copy and added here
         delta(way.method, name, seed, lr, way.times).apply(model)
         return model
     if way.method is None:
+        # full training: the last blocks, without the embedding that the head shares
         for parameter_name, parameter in model.named_parameters():
             parameter.requires_grad_(parameter_name.startswith("model.layers."))
         fit(model, data, **options(seed, lr, way.times))
@@ -149,24 +178,34 @@ def trained(way: TuningWay, name: str, seed: int, lr: float) -> nn.Module:
 
 
 def inputs_of(**extra: Any) -> dict[str, Any]:
+    """Return what every stored result depends on: sizes of data and training, and `extra`."""
     return {"rows": [TRAIN, TEST], "training": [EPOCHS, BATCH]} | extra
 
 
 def validated(arm: str, lr: float) -> float:
-    """Return right answers of an arm on validation rows of the first task."""
+    """Return the share of right answers of an arm on validation rows of the first task.
+
+    arm: key of ARMS; lr: the learning rate that is tried.
+    """
     return right(trained(ARMS[arm], TASKS[0], TUNED, lr), TASKS[0], "val")
 
 
 def rates(report: Report) -> tuple[ArmRate, ...]:
+    """Return the learning rate that each arm chooses on validation rows, chosen once and stored."""
     return stored.choose("lt_sft", RATES, inputs_of(), validated, report)
 
 
 def cell(arm: str, lr: float, task: str, seed: int, report: Report) -> float:
-    """Return the error of an arm on a task; run once and kept."""
+    """Train an arm on a task; return the share of wrong test answers, stored or computed now.
+
+    arm: key of ARMS; lr: learning rate; task: one of TASKS.
+    """
     if arm in SUMS and task == TASKS[0]:
+        # the same training is a part of the sums' experiment: it is not run twice
         return 1 - sums(arm, lr, seed, report)[AT_HOME]
 
     def run() -> float:
+        """Train the arm on the task with one thread; return the share of wrong test answers."""
         with threads(1):
             wrong = 1 - right(trained(ARMS[arm], task, seed, lr), task)
         report(f"  seed {seed}, {task}, {arm}: {wrong:.3f} wrong")
@@ -176,12 +215,17 @@ def cell(arm: str, lr: float, task: str, seed: int, report: Report) -> float:
 
 
 def sums(arm: str, lr: float, seed: int, report: Report) -> Mapping[str, float]:
-    """Return the right answers with a task's delta, with a domain's and with their sum.
+    """Train a task's delta and a domain's delta; return right answers with each and their sum.
 
-    It is run once and kept. lr: learning rate.
+    A delta is the sparse change of weights that a training leaves. The task is to name the kind of
+    noun of a definition; the domain is the English of a dictionary of 1913, which the task's
+    training never saw. Shares are 0 to 1, of the task in that domain, and "task at home" outside of
+    it; "shared places" is the share of weights that both deltas change. arm: key of SUMS, how
+    weights are chosen; lr: learning rate. Run once and stored.
     """
 
     def run() -> Mapping[str, float]:
+        """Train a task's and a domain's sparse delta; return right answers with each and both."""
         with threads(1):
             task, domain = (delta(SUMS[arm], name, seed, lr) for name in (TASKS[0], DOMAIN))
             figures = {
@@ -200,16 +244,22 @@ def sums(arm: str, lr: float, seed: int, report: Report) -> Mapping[str, float]:
 
 
 def with_delta(change: SparseDelta, name: str) -> float:
-    """Right answers of the model with a delta."""
+    """Return the share of right test answers of SmolLM2 with a change of weights.
+
+    change: the sparse delta; name: of the set of questions.
+    """
     model = bench().model()
     change.apply(model)
     return right(model, name)
 
 
 def of_places(seeds: Sequence[int], report: Report, *, over: Sequence[str]) -> Result:
-    """Return error at drifted places over the least error of other arms.
+    """Return the error of LT-SFT over the least error of other arms, at the worse of two tasks.
 
-    It is the median of the worse task.
+    SmolLM2's last blocks learn to answer short questions; LT-SFT trains the 2 % of weights that
+    move most in a full training. over: keys of ARMS, the rivals. One ratio for each task and seed;
+    the figure is the median over seeds, of the task where it is larger. Errors are shares of wrong
+    answers.
     """
     arm_rates = rates(report)
     errors = {
@@ -237,7 +287,12 @@ def of_places(seeds: Sequence[int], report: Report, *, over: Sequence[str]) -> R
 
 
 def compose(seeds: Sequence[int], report: Report, *, over: tuple[str, str]) -> Result:
-    """Return the points by which the sum of sparse deltas beats another arm's or its own parts."""
+    """Return the points by which the sum of two sparse deltas beats a rival, by seed.
+
+    The deltas are those of a task and of a domain, see `sums`; each changes the 2 % of weights that
+    moved most. over: the rival, as key of SUMS and key of its results: the sum at random places, or
+    one delta alone. In percentage points of right answers; the figure is the median.
+    """
     arm_rates = rates(report)
     by_arm = {
         rate.arm: [sums(rate.arm, rate.rate, seed, report) for seed in seeds]
@@ -245,6 +300,7 @@ def compose(seeds: Sequence[int], report: Report, *, over: tuple[str, str]) -> R
         if rate.arm in SUMS
     }
     arm, part = over
+    # 100: shares become percentage points
     gains = [
         100 * (ours[SUM] - theirs[part])
         for ours, theirs in zip(by_arm[OURS], by_arm[arm], strict=True)
@@ -257,6 +313,8 @@ def compose(seeds: Sequence[int], report: Report, *, over: tuple[str, str]) -> R
         }
         for name, figures in by_arm.items()
     ]
+    # 'shared places' tells how often both deltas change the same weight, and so may disturb each
+    # other
     note = (
         f"Right answers to the kind of noun in definitions of GCIDE, which no delta saw with its "
         f"answer, median of {len(seeds)} seeds. The domain's delta is next-token training on "
@@ -267,7 +325,10 @@ def compose(seeds: Sequence[int], report: Report, *, over: tuple[str, str]) -> R
 
 
 def shared(a: SparseDelta, b: SparseDelta) -> float:
-    """Return the share of the smaller delta's places that the other changes too."""
+    """Return the share of the smaller delta's weights that the other changes too, 0 to 1.
+
+    a, b: sparse changes of the same model, with the places that each changes.
+    """
     # entries that both change, which is where sums interfere
     both = 0
     for name in a.entries.keys() & b.entries.keys():

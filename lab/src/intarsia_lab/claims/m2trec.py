@@ -58,7 +58,11 @@ COLUMNS = {
 
 
 class HitRates(NamedTuple):
-    """Hit rates in percent: at 20 of warm and of cold items among all, at 10 of cold among cold."""
+    """Hit rates in percent: of warm and cold items among all, of cold items among cold ones.
+
+    A hit is a next item among the first 20 of all, or among the first 10 of the cold ones. A cold
+    item has no event in training.
+    """
 
     warm: float
     cold: float
@@ -80,7 +84,12 @@ def films() -> Interactions:
 
 
 def parts(seed: int, part: str = "test") -> tuple[Interactions, Questions, np.ndarray[Any, Any]]:
-    """Return training events without the cold films, a part's questions, and the cold films."""
+    """Split MovieLens-100k by time; return training events, questions of a part, and cold films.
+
+    A cold film has no event in training; a tenth of the films is made cold, others with each seed.
+    A question is a session's films so far and the next film. part: "test", the last tenth of the
+    events, or "val", the tenth before it. The cold films are a mask over all films.
+    """
     data = films()
     # by time, as a shop would: what is asked comes after all that is learned
     train, val, test = data.split_by_time(0.8, 0.9)
@@ -92,6 +101,7 @@ def parts(seed: int, part: str = "test") -> tuple[Interactions, Questions, np.nd
         warm: list[int] = []
         for item in session.tolist():
             if warm:
+                # films are numbered from 1 in questions: 0 is padding
                 before.append(warm[-SETTINGS.longest :])
                 after.append(item + 1)
             # a cold film is asked for, and never read: it is in no history
@@ -100,24 +110,34 @@ def parts(seed: int, part: str = "test") -> tuple[Interactions, Questions, np.nd
 
 
 def hits(scores: Tensor, after: Tensor, k: int) -> Tensor:
-    """Test if the right item is among the first k, ties lost.  (B, n + 1), (B,) -> (B,) bool"""
+    """Test if the right film is among the first k; a tie with a wrong one counts as a miss.
+
+    scores: (B, n + 1) of each film; after: (B,) the right film's number; k: length of the list.
+    Returns (B,) bool.
+    """
     target_score = scores.gather(1, after[:, None])
     return (scores >= target_score).sum(1) <= k
 
 
 def judged(model: Any, questions: Questions, cold: np.ndarray[Any, Any]) -> HitRates:
-    """Return the hit rates of a model. model: histories (B, n) -> scores of films (B, n + 1)."""
+    """Score a recommender on questions; return its hit rates on warm and on cold films.
+
+    model: histories (B, T) -> scores of films (B, n + 1); questions: histories and next films;
+    cold: mask of the films without an event in training.
+    """
     away = torch.from_numpy(np.append(False, cold))
     warm, among_all, among_cold = [], [], []
     for first in range(0, len(questions.after), 256):
         x = pad_sessions(questions.before[first : first + 256], SETTINGS.longest)
         y = torch.tensor(questions.after[first : first + 256])
         scores = model(x).clone()
+        # number 0 is padding, and no film
         scores[:, 0] = -torch.inf
         # warm and cold questions are scored apart: few are cold, and a mean would hide them
         is_cold = away[y]
         warm.append(hits(scores, y, 20)[~is_cold])
         among_all.append(hits(scores, y, 20)[is_cold])
+        # cold films among cold ones: how good the metadata are by themselves
         only = scores.masked_fill(~away, -torch.inf)
         among_cold.append(hits(only[is_cold], y[is_cold], 10))
     rates = [100 * float(torch.cat(part).float().mean()) for part in (warm, among_all, among_cold)]
@@ -127,9 +147,10 @@ def judged(model: Any, questions: Questions, cold: np.ndarray[Any, Any]) -> HitR
 def trained(
     settings: M2TRec, train: Interactions, seed: int, *, ids: bool = False, **overrides: Any
 ) -> M2TRecModel:
-    """Train the recommender and return it.
+    """Train M2TRec on events and return it.
 
-    ids: give each film a learned vector instead of its metadata; overrides: options of `fit`.
+    settings: of the model; train: the events; ids: give each film a learned vector instead of its
+    metadata, which makes it SASRec; overrides: options of `fit`, such as the learning rate.
     """
     model = settings.build(train, seed=seed)
     if ids:
@@ -143,7 +164,11 @@ def trained(
 
 
 def nearest(x: Tensor, vectors: Tensor) -> Tensor:
-    """Cosine of each film's words with the mean of the session's.  vectors: (n + 1, words)."""
+    """Return the cosine of each film's words with the mean of a session's films.
+
+    x: (B, T) numbers of films, 0 = none; vectors: (n + 1, words), row 0 all zeros. Returns (B, n +
+    1).
+    """
     mean = torch.nn.functional.normalize(vectors[x].sum(1), dim=1)
     return mean @ vectors.T
 
@@ -157,15 +182,19 @@ def words() -> Tensor:
 
 
 def found_of(arm: str, seed: int) -> HitRates:
-    """Return a model of an arm and seed, scored on the test."""
+    """Return the hit rates of an arm on test questions, stored or computed now.
+
+    arm: key of ARMS; seed: of the cold films and of the training.
+    """
     inputs = {"arm": arm, "seed": seed, "epochs": EPOCHS, "settings": repr(SETTINGS)}
     return HitRates(*stored("m2trec", inputs, lambda: list(scored(arm, seed))))
 
 
 def scored(arm: str, seed: int) -> HitRates:
-    """Return the hit rates of an arm on all films and on cold ones, which training never saw.
+    """Train an arm, unless it is a baseline, and return its hit rates on test questions.
 
-    arm: a baseline (POPULAR, KNN) or a form of the model, which is trained here.
+    arm: key of ARMS: popularity, nearest films by TF-IDF, or M2TRec with metadata, with metadata
+    without the year, or with a vector for each film.
     """
     train, questions, cold = parts(seed)
     if arm == POPULAR:
@@ -180,11 +209,16 @@ def scored(arm: str, seed: int) -> HitRates:
 
 
 def fields(train: Interactions, spans: Spans, settings: Settings, seed: int) -> Scorer:
-    """Return M2TRec as one of the methods that are tuned; it cuts sessions itself."""
+    """Train M2TRec with given settings; return it as a function that scores films.
+
+    It has the signature of the rivals that are tuned with it. train: the events; spans: unused,
+    since M2TRec cuts sessions itself; settings: dropout and lr.
+    """
     configured = replace(SETTINGS, dropout=settings["dropout"])
     model = trained(configured, train, seed, lr=settings["lr"])
 
     def scores(x: Tensor) -> Tensor:
+        """Return the scores of all films.  x: (B, T) numbers of a session's films -> (B, n + 1)."""
         with evaluating(model), torch.no_grad():
             return model(x)
 
@@ -208,7 +242,11 @@ RATES = Rates(
 
 
 def tuned_score(arm: str, settings: Settings, seed: int, part: str) -> HitRates:
-    """Return a method with these settings, trained before a part of the events and scored on it."""
+    """Train a method with given settings; return its hit rates on a part's questions.
+
+    arm: key of GRIDS; settings: of the method; part: "val" to choose settings, "test" to judge;
+    training has the events before that part.
+    """
     make = fields if arm == FIELDS else MAKES[arm]
     train, questions, cold = parts(seed, part)
     return judged(make(train, train.sessions("60min").spans, settings, seed), questions, cold)
@@ -221,10 +259,11 @@ def compared(
     figure: Any,
     over: Callable[[Sequence[float]], float] = statistics.mean,
 ) -> Result:
-    """Compare all arms, each trained once for a seed.
+    """Train every arm on MovieLens-100k and compare their hit rates.
 
-    figure: the results of one seed by arm -> the number to judge; over: joins those of the
-    seeds.
+    The arms differ in what stands for a film: its metadata, a learned vector, words by TF-IDF, or
+    nothing but popularity. figure: hit rates of one seed by arm -> the number to judge; over: joins
+    those of the seeds.
     """
     # one recipe for all arms, which differ in what stands for a film
     rates = by_arm(ARMS, seeds, found_of, report)
@@ -238,8 +277,13 @@ def compared(
 
 
 def compared_tuned(seeds: tuple[int, ...], report: Report, *, figure: Any) -> Result:
-    """Return a figure of methods tuned alike on the warm films of validation, of seed 0."""
+    """Compare methods that are tuned alike on MovieLens-100k; return a figure of their hit rates.
+
+    Each method tries its settings of GRIDS on validation questions of seed 0 and takes the one that
+    finds most warm films. figure: hit rates of one seed by method -> the number to judge.
+    """
     inputs = {arm: {"tuned": arm, "epochs": EPOCHS} for arm in GRIDS}
+    # each method's best settings, by warm films of validation questions
     best, arm_rates = tuned(
         "m2trec",
         inputs,
@@ -249,11 +293,16 @@ def compared_tuned(seeds: tuple[int, ...], report: Report, *, figure: Any) -> Re
     )
 
     def work(arm: str, seed: int) -> HitRates:
+        """Return the hit rates of a tuned method on test questions, stored or computed now.
+
+        arm: key of GRIDS.
+        """
         key = {**inputs[arm], "settings": best[arm], "seed": seed}
         return HitRates(
             *stored("m2trec", key, lambda: list(tuned_score(arm, best[arm], seed, "test")))
         )
 
+    # test questions are asked with the chosen settings alone
     rates = by_arm({name: name for name in GRIDS}, seeds, work, report)
     note = (
         f"Of each method but popularity {len(GRIDS[NEIGHBOURS])} settings are tried on the 10 % of "
@@ -264,12 +313,18 @@ def compared_tuned(seeds: tuple[int, ...], report: Report, *, figure: Any) -> Re
 
 
 def of_cold(rates: Any) -> float:
-    """Return the hit rate among cold films over the larger of chance and that of ids."""
+    """Return the hit rate among cold films over the larger of chance and that of ids.
+
+    rates: hit rates of one seed by arm, all in percent.
+    """
     return rates[FIELDS].among_cold / max(rates[FIELDS].chance, rates[IDS].among_cold)
 
 
 def of_all(rates: Any) -> float:
-    """Hit rate of cold films among all films over that of TF-IDF."""
+    """Return the hit rate of cold films among all films over that of TF-IDF.
+
+    rates: hit rates of one seed by arm.
+    """
     return rates[FIELDS].cold / rates[KNN].cold
 
 
@@ -279,13 +334,19 @@ def mean_or_none(values: Sequence[float]) -> float:
 
 
 def of_cold_tuned(rates: Any) -> float:
-    """Return the same beside the better of two tuned models of ids."""
+    """Return the hit rate among cold films over the largest of chance and two models of ids.
+
+    rates: hit rates of one seed by method; the models are Cornac's SASRec and GRU4Rec, both tuned.
+    """
     rivals = (rates[FIELDS].chance, rates[SASREC].among_cold, rates[GRU4REC].among_cold)
     return rates[FIELDS].among_cold / max(rivals)
 
 
 def _beats_popularity(head: str, arm: str) -> Control:
-    """Return the control that a model ranks warm films better than popularity does."""
+    """Return the control that a model ranks warm films better than popularity does.
+
+    head: title of the table's first column; arm: the model's name in that column.
+    """
     column = "warm among all, HR@20 %"
     return Control(
         "The model of ids ranks warm films better than popularity does.",

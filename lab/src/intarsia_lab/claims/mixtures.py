@@ -58,7 +58,10 @@ Losses = Mapping[str, tuple[float, float]]  # domain -> loss of a token, answers
 
 @dataclass(frozen=True)
 class Trained:
-    """A method on the MLPs, for how many times the epochs, and on the mixture or each domain."""
+    """A way to train adapters: the method, a factor on the epochs, and on which domains.
+
+    mixed: train once on all domains together; else once on each domain.
+    """
 
     method: Method
     times: int = 1
@@ -66,10 +69,15 @@ class Trained:
 
 
 def lora(rank: int) -> Lora:
+    """Return LoRA of this rank on the linear maps of the MLPs."""
     return Lora(rank, roles=("mlp_linear",))
 
 
 def mole(scale: str) -> Trained:
+    """Return LLaVA-MoLE, four LoRA experts of which a token has one, trained on all domains.
+
+    scale: what an expert's output is multiplied by: "prob", the router's probability, or "none".
+    """
     return Trained(LlavaMole(EXPERTS, lora(RANK), scale, attention=None))
 
 
@@ -95,11 +103,16 @@ RATES = Rates((1e-3, 3e-3, 1e-2), {name: STEPS * arm.times for name, arm in ARMS
 
 @lru_cache(maxsize=1)
 def bench() -> LanguageRows:
+    """Return the rows of all domains, and SmolLM2's last two blocks to train on them."""
     return LanguageRows({name: load()[: TRAIN + 2 * TEST] for name, load in DOMAINS.items()})
 
 
 def rows(domain: str, part: str) -> list[Row]:
-    """Return the rows of a domain. part: "train", "test", or "val", which no claim is judged by."""
+    """Return the rows of a domain.
+
+    domain: key of DOMAINS; part: "train", "test", or "val", which chooses rates and judges no
+    claim.
+    """
     domain_rows = bench().rows[domain]
     return {
         "test": domain_rows[:TEST],
@@ -109,7 +122,10 @@ def rows(domain: str, part: str) -> list[Row]:
 
 
 def train(arm: Trained, domains: Sequence[str], lr: float, seed: int) -> nn.Module:
-    """Return the last blocks, trained on these domains together."""
+    """Train an arm on the rows of some domains together; return the last blocks.
+
+    arm: the adapters and a factor on the epochs; domains: keys of DOMAINS; lr: learning rate.
+    """
     # frozen states of 28 blocks are computed once: a step costs two blocks
     model = adapt(bench().model(), arm.method, head=None, seed=seed)
     mixed: Any = list(chain(*(rows(domain, "train") for domain in domains)))
@@ -127,7 +143,11 @@ def train(arm: Trained, domains: Sequence[str], lr: float, seed: int) -> nn.Modu
 
 
 def losses(model: nn.Module, domains: Sequence[str], part: str) -> Losses:
-    """Return (loss, exact match) of a model on each domain. part: which rows, as "test"."""
+    """Return a model's loss per token and its share of right answers on each domain.
+
+    The loss is in nats; an answer is right if all of its tokens are. domains: keys of DOMAINS;
+    part: "test" or "val".
+    """
     by_domain: dict[str, tuple[float, float]] = {}
     for domain in domains:
         data: Any = rows(domain, part)
@@ -137,12 +157,17 @@ def losses(model: nn.Module, domains: Sequence[str], part: str) -> Losses:
 
 
 def inputs_of(**extra: Any) -> dict[str, Any]:
+    """Return what every stored result depends on: sizes of data and training, and `extra`."""
     inputs = {"rows": [TRAIN, TEST], "training": [EPOCHS, BATCH]}
     return inputs | {"domains": list(DOMAINS)} | extra
 
 
 def scored(arm: Trained, lr: float, seed: int, part: str) -> tuple[Losses, float]:
-    """Return an arm's losses by domain, and the largest share that one expert has."""
+    """Train an arm; return its losses by domain, and the largest share that one expert has.
+
+    arm: the way to train; lr: learning rate; part: of the rows that are scored, "test" or "val".
+    The share is 0 to 1 of a block's pairs of a token and an expert, 0 without experts.
+    """
     losses_by_domain, share = dict[str, tuple[float, float]](), 0.0
     with threads(1):
         # a LoRA for each domain is trained and scored on that domain alone
@@ -154,18 +179,27 @@ def scored(arm: Trained, lr: float, seed: int, part: str) -> tuple[Losses, float
 
 
 def validated(name: str, lr: float) -> float:
-    """Return minus the mean log loss of an arm on validation rows."""
+    """Return minus the mean log loss of an arm on validation rows, by which rates are chosen.
+
+    name: key of ARMS; lr: the learning rate that is tried.
+    """
     return -log_loss({"losses": scored(ARMS[name], lr, TUNED, "val")[0]})
 
 
 def rates(report: Report) -> tuple[ArmRate, ...]:
+    """Return the learning rate that each arm chooses on validation rows, chosen once and stored."""
     return stored.choose("mixtures", RATES, inputs_of(), validated, report)
 
 
 def cell(name: str, lr: float, seed: int, report: Report) -> dict[str, Any]:
-    """Return losses by domain of an arm, and the largest share of an expert; run once and kept."""
+    """Train an arm; return its test losses by domain and its largest share of an expert.
+
+    The result is stored and read if it was computed before. name: key of ARMS; lr: learning rate.
+    The keys are "losses", see `losses`, and "share", see `scored`.
+    """
 
     def run() -> dict[str, Any]:
+        """Train the arm and test it; return its losses by domain and an expert's largest share."""
         losses_by_domain, share = scored(ARMS[name], lr, seed, "test")
         report(
             f"  seed {seed}, {name}: "
@@ -173,12 +207,16 @@ def cell(name: str, lr: float, seed: int, report: Report) -> dict[str, Any]:
         )
         return {"losses": losses_by_domain, "share": share}
 
+    # stored by the rate as well: a rate chosen anew is another run
     return stored("mixtures", inputs_of(arm=name, seed=seed, rate=lr), run)
 
 
 @torch.no_grad()
 def largest_share(model: nn.Module) -> float:
-    """Return the largest share of an expert in a block's pairs, on test rows of all; 0 for LoRA."""
+    """Return the largest share that an expert has of a block's token-expert pairs, 0 to 1.
+
+    It is of one batch with 16 test rows of every domain; 0 for a model without experts.
+    """
     if not learned_routers(model):
         return 0.0
     batch: Any = padded(list(chain(*(rows(domain, "test")[:16] for domain in DOMAINS))))[0]
@@ -194,9 +232,10 @@ def log_loss(result: Mapping[str, Any]) -> float:
 
 
 def ratio(seeds: Sequence[int], report: Report, *, ours: str, over: str) -> Result:
-    """Return the geometric mean over domains of one arm's loss over another's.
+    """Return one arm's loss over another's, the geometric mean of four domains, by seed.
 
-    There is a value for each seed.
+    Every arm adapts SmolLM2's last two blocks to short texts of four domains, at its own learning
+    rate. ours, over: keys of ARMS. Losses are of test tokens.
     """
     arm_rates = rates(report)
     by_arm = cells(arm_rates, seeds, report)
@@ -207,7 +246,12 @@ def ratio(seeds: Sequence[int], report: Report, *, ours: str, over: str) -> Resu
 
 
 def closed(seeds: Sequence[int], report: Report) -> Result:
-    """Return the share of the conflict that MoLE resolves; 0 where there is none to resolve."""
+    """Return the share of the conflict of domains that LLaVA-MoLE resolves, by seed.
+
+    The conflict is the log loss of one LoRA that learns all domains minus that of a LoRA for each
+    domain; resolving it means to lose less than the former. 1 = all of it; 0 where there is no
+    conflict, below a ratio of 1.02.
+    """
     arm_rates = rates(report)
     by_arm = cells(arm_rates, seeds, report)
     single, mixed, ours = (
@@ -224,14 +268,21 @@ def closed(seeds: Sequence[int], report: Report) -> Result:
 def cells(
     arm_rates: Sequence[ArmRate], seeds: Sequence[int], report: Report
 ) -> dict[str, list[dict[str, Any]]]:
-    """Return each arm's results, one of each seed, trained at the rate that the arm chose."""
+    """Train each arm from every seed at the rate that it chose; return the results by arm.
+
+    arm_rates: of each arm; the results are those of `cell`, in the order of the seeds.
+    """
     return {
         rate.arm: [cell(rate.arm, rate.rate, seed, report) for seed in seeds] for rate in arm_rates
     }
 
 
 def table(by_arm: Mapping[str, Sequence[Mapping[str, Any]]]) -> tuple[dict[str, Any], ...]:
-    """Return a line for each arm: loss of a token by domain, right answers of the two with few."""
+    """Return a table's line for each arm: loss of a token by domain, and shares of right answers.
+
+    by_arm: results of `cell`, one for each seed. Right answers are of the two domains with few
+    possible answers. The last column is the loss over that of the LoRA on all domains.
+    """
     lines: list[dict[str, Any]] = []
     base = [log_loss(result) for result in by_arm[LORA]]
     for name, results in by_arm.items():
@@ -242,6 +293,7 @@ def table(by_arm: Mapping[str, Sequence[Mapping[str, Any]]]) -> tuple[dict[str, 
             line[f"{domain}, right"] = shown(
                 [result["losses"][domain][1] for result in results], ".3f"
             )
+        # relative to the plain LoRA, so that domains of unlike losses can be read side by side
         ratios = [math.exp(log_loss(o) - b) for o, b in zip(results, base, strict=True)]
         line["over the mixed LoRA"] = shown(ratios, ".3f")
         share = max(result["share"] for result in results)
@@ -261,7 +313,10 @@ NOTE = (
 
 
 def shared_mlp(seed: int) -> tuple[OutputExperts, nn.Module, Tensor, Routing]:
-    """Return MixLoRA's published adapter on an MLP of SmolLM2-135M's shape with random weights."""
+    """Build MixLoRA's adapter on an MLP of SmolLM2-135M's shape with random weights.
+
+    Returns the adapter, the MLP, inputs (2048, 576) and the routing of these inputs to the experts.
+    """
     width, hidden = SHAPE["width"], SHAPE["hidden"]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -278,15 +333,21 @@ def shared_mlp(seed: int) -> tuple[OutputExperts, nn.Module, Tensor, Routing]:
     assert isinstance(cell, OutputExperts)
     with torch.no_grad():
         for parameter in cell.parameters():
+            # B starts at 0, and experts that add nothing would be no test of the outputs
             parameter.add_(torch.randn(parameter.shape, generator=generator), alpha=0.02)
     cell.eval()
     return cell, mlp, x, cell.router(x)
 
 
 def naive(cell: OutputExperts, mlp: nn.Module, x: Tensor, routing: Routing) -> Tensor:
-    """Return every active expert's whole MLP on its rows."""
+    """Return the mixture's output by running each active expert's whole MLP on its tokens.
+
+    cell: the LoRA experts; mlp: the frozen MLP; x: (tokens, width); routing: which experts a token
+    has, and their weights.
+    """
 
     def weighted(e: int, rows: Tensor, weight: Tensor) -> Tensor:
+        """Return expert e's output on its rows, times the routing weights."""
         return cell.alone(mlp, e, rows) * weight[:, None]
 
     y = torch.zeros_like(x)
@@ -296,9 +357,11 @@ def naive(cell: OutputExperts, mlp: nn.Module, x: Tensor, routing: Routing) -> T
 
 @torch.no_grad()
 def time_shared(seeds: Sequence[int], report: Report, reps: int = 15) -> Result:
-    """Return wall time of the shared forward over the naive one, medians of calls in turns.
+    """Return the time of MixLoRA's shared forward over that of one MLP per expert, by seed.
 
-    reps: number of calls.
+    The shared forward computes the frozen products once for each token instead of once for each of
+    its experts. Times are wall seconds of one thread, medians of `reps` interleaved calls. The
+    ratio is infinite where the outputs differ by more than 1e-5.
     """
     values: list[float] = []
     table: list[Mapping[str, Any]] = []

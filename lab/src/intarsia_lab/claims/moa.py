@@ -41,7 +41,10 @@ REPEATS = 15
 
 
 def method(density: float) -> MoA:
-    """Return the settings of all claims."""
+    """Return MoA's settings for all claims.
+
+    density: the share of keys that attention may see, in the mean over heads.
+    """
     return MoA(density, LENGTHS, CHECK, EXTEND, block=BLOCK, step=STEP, answer=ANSWER)
 
 
@@ -52,7 +55,7 @@ class SpanCells:
         self.made: Any = None
 
     def model(self) -> tuple[Any, Any, Any]:
-        """Return the model, its tokenizer and rows of CHECK tokens."""
+        """Return SmolLM2, its tokenizer, and rows of 1,536 tokens; loaded the first time."""
         if self.made is None:
             model, tokenizer = language_model("smollm2", progress=lambda _: None)
             rows = load_texts(TEXT, tokenizer, length=CHECK, progress=lambda _: None)
@@ -60,13 +63,19 @@ class SpanCells:
         return self.made
 
     def inputs(self, density: float, seed: int, **extra: Any) -> dict[str, Any]:
+        """Return what a stored result depends on: density, seed, the sizes, and `extra`."""
         sizes = [*LENGTHS, CHECK, EXTEND, BLOCK, STEP, ROWS, HELD_OUT, ANSWER]
         return {"density": density, "seed": seed, "sizes": sizes, **extra}
 
     def chosen(self, density: float, seed: int, report: Report) -> dict[str, Any]:
-        """Return the spans that MoA chooses for a density, from other rows at each seed."""
+        """Choose MoA's attention spans for a density; return them, and the CPU seconds it took.
+
+        A span is how many of the last tokens a head looks back to. They are chosen on rows that
+        differ with each seed; the result is stored. The keys are "spans" and "seconds".
+        """
 
         def run() -> dict[str, Any]:
+            """Choose the spans of all heads on rows of a text; return them and CPU seconds."""
             model, _, texts = self.model()
             draw = torch.randperm(len(texts.train), generator=torch.Generator().manual_seed(seed))
             rows = [texts.train[int(i)] for i in draw[:ROWS]]
@@ -77,11 +86,20 @@ class SpanCells:
         return stored("moa-spans", self.inputs(density, seed), run)
 
     def losses(self, density: float, seed: int, report: Report) -> dict[str, float]:
-        """Return losses on the last third of rows: dense, MoA, uniform, random at its density."""
+        """Return losses at the end of long texts, with each way to limit attention, in nats.
+
+        The keys are those of `rivals`: full attention, MoA's spans, one window for all heads, and
+        random spans of the same mean. Losses are per token, of the last third of held-out rows,
+        where a limit matters most. The result is stored.
+
+        density: the share of keys that MoA's spans keep.
+        """
         spans = Spans.from_dict(self.chosen(density, seed, report)["spans"])
 
         def run() -> dict[str, float]:
+            """Return SmolLM2's loss on held-out rows, with each way to limit attention."""
             model, _, texts = self.model()
+            # rows that no span was chosen on
             ids = torch.stack([_ids(texts.test[i]) for i in range(HELD_OUT)])
             return {
                 name: _loss(model, arm_spans, ids)
@@ -91,10 +109,17 @@ class SpanCells:
         return stored("moa-losses", self.inputs(density, seed), run)
 
     def found(self, density: float, seed: int, report: Report) -> dict[str, float]:
-        """Return the share of lines that are found: dense, MoA and the uniform window."""
+        """Return the share of numbered lines that a model finds in its prompt, with each of 3 ways.
+
+        The ways are full attention, MoA's spans, and one window for all heads. 0 to 1; the result
+        is stored.
+
+        density: the share of keys that MoA's spans keep.
+        """
         spans = Spans.from_dict(self.chosen(density, seed, report)["spans"])
 
         def run() -> dict[str, float]:
+            """Return the share of prompts that are answered, with each way to limit attention."""
             model, tokenizer, _ = self.model()
             prompts = line_prompts(tokenizer, PROMPTS, LINES, seed)
             arms = rivals(spans, seed)
@@ -111,7 +136,12 @@ CELLS = SpanCells()
 
 
 def rivals(spans: Spans, seed: int) -> dict[str, Spans | None]:
-    """Return the rivals of spans, each with their mean span at CHECK, or a block more."""
+    """Return ways to limit attention that keep as many keys as MoA's spans, by name.
+
+    spans: MoA's spans of each head; seed: of the random spans. "dense" is None, full attention;
+    "uniform" is one window for all heads, a block longer at most; "random" has heads with spans
+    that differ for no reason.
+    """
     kept_of = spans.at(CHECK).double().mean().item()
     options: dict[str, Any] = {"sink": spans.sink, "block": spans.block}
     # the rival rounds up: it may keep a block more, never less
@@ -128,11 +158,20 @@ def rivals(spans: Spans, seed: int) -> dict[str, Spans | None]:
 
 
 def random_spans(shape: tuple[int, int], mean: float, seed: int, sink: int) -> Tensor:
-    """Return spans of heads, drawn evenly and stretched until their mean is `mean`, in blocks."""
+    """Return random spans of the heads with a given mean, in whole blocks.
+
+    shape: (layers, heads); mean: wanted, in tokens; sink: first tokens of a text that every head
+    sees.
+    """
     draw = torch.rand(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
     low, high = sink + BLOCK, CHECK
 
     def at(factor: float) -> Tensor:
+        """Return spans of the stretched draws, (layers, heads), in tokens.
+
+        factor: by which the draws are stretched.
+        """
+        # in blocks: from the least span to the whole text
         spans = (low + (high - low) * (draw * factor).clamp_max(1)) / BLOCK
         return spans.round().clamp_min(low / BLOCK) * BLOCK
 
@@ -145,14 +184,16 @@ def random_spans(shape: tuple[int, int], mean: float, seed: int, sink: int) -> T
 
 
 def _ids(row: Any) -> Tensor:
+    """Return the token ids of a row, which is a tensor, a dict, or a pair of inputs and targets."""
     inputs = row[0] if isinstance(row, (tuple, list)) else row
     return inputs["input_ids"] if isinstance(inputs, dict) else inputs
 
 
 def _loss(model: nn.Module, spans: Spans | None, ids: Tensor) -> float:
-    """Return the loss at the end of the texts `ids`, with attention limited to `spans`.
+    """Return the loss at the end of texts, with attention limited to spans, in nats per token.
 
-    spans: how far back each head looks; None for full attention.
+    model: SmolLM2; spans: how far back each head looks, None for full attention; ids: (rows,
+    tokens).
     """
     if spans is not None:
         attach_spans(model, spans, length=CHECK)
@@ -163,14 +204,16 @@ def _loss(model: nn.Module, spans: Spans | None, ids: Tensor) -> float:
 
 
 def line_prompts(tokenizer: Any, count: int, lines: int, seed: int) -> list[tuple[Tensor, int]]:
-    """Return lists of numbered lines, each with a question about one of them.
+    """Draw lists of numbered lines, each with a question about the code in one of them.
 
-    Each is token ids and how many of them, at the end, are the answer.
+    count: of prompts; lines: in each; seed: of the draws. Returns for each prompt its token ids,
+    answer included, and the number of tokens at the end that are the answer.
     """
     draw = torch.Generator().manual_seed(1000 + seed)
     prompts: list[tuple[Tensor, int]] = []
     for _ in range(count):
         names = (torch.randperm(900, generator=draw)[:lines] + 100).tolist()
+        # five digits: a code that no model guesses
         values = torch.randint(10_000, 100_000, (lines,), generator=draw).tolist()
         line = int(torch.randint(lines, (1,), generator=draw))
         text = "Below is a list of lines. Each line has a number, and a code to remember.\n"
@@ -188,7 +231,10 @@ def line_prompts(tokenizer: Any, count: int, lines: int, seed: int) -> list[tupl
 def retrieved(
     model: Any, spans: Spans | None, prompts: Sequence[tuple[Tensor, int]], report: Report
 ) -> float:
-    """Return the share of prompts whose answer is the most likely one, token by token."""
+    """Return the share of prompts whose answer a model would give, token by token, 0 to 1.
+
+    spans: how far back each head looks, None for full attention; prompts: see `line_prompts`.
+    """
     hits = 0
     model.eval()
     try:
@@ -206,7 +252,12 @@ def retrieved(
 
 
 def of_losses(seeds: tuple[int, ...], report: Report) -> Result:
-    """Return MoA's loss minus the uniform window's, at the density where it is larger."""
+    """Return SmolLM2's loss with MoA's spans minus that with one window for all heads.
+
+    Both keep the same number of keys; losses are at the end of long texts, in nats per token. The
+    figure is of the density where the difference is larger. The control is spans drawn at random,
+    which should lose.
+    """
     cells = {(d, s): CELLS.losses(d, s, report) for d in DENSITIES for s in seeds}
     over: dict[float, list[float]] = {
         d: [cells[d, s]["moa"] - cells[d, s]["uniform"] for s in seeds] for d in DENSITIES
@@ -226,9 +277,10 @@ def of_losses(seeds: tuple[int, ...], report: Report) -> Result:
 
 
 def of_gap(seeds: tuple[int, ...], report: Report) -> Result:
-    """Return the share of the uniform window's gap to dense that MoA closes.
+    """Return the share of the loss from windowed attention that MoA wins back, by seed.
 
-    It is that of the lower density.
+    It is (uniform - MoA) / (uniform - dense) with the losses of one window for all heads, of MoA's
+    spans and of full attention; 1 = all. It is that of the density where MoA wins back less.
     """
     cells = {(d, s): CELLS.losses(d, s, report) for d in DENSITIES for s in seeds}
     closed = {
@@ -245,7 +297,10 @@ def of_gap(seeds: tuple[int, ...], report: Report) -> Result:
 
 
 def _table(cells: dict[tuple[float, int], dict[str, float]], seeds: Sequence[int]) -> Any:
-    """Yield the rows of the table. cells: (density, seed) -> loss by kind of span."""
+    """Yield the rows of the table: loss and perplexity of each way to limit attention.
+
+    cells: (density, seed) -> loss by way, see `SpanCells.losses`.
+    """
     for density in DENSITIES:
         for arm in ("dense", "moa", "uniform", "random"):
             losses = [cells[density, s][arm] for s in seeds]
@@ -258,7 +313,10 @@ def _table(cells: dict[tuple[float, int], dict[str, float]], seeds: Sequence[int
 
 
 def of_lines(seeds: tuple[int, ...], report: Report) -> Result:
-    """Return points of retrieval over the uniform window, at density .5."""
+    """Return the lines found with MoA's spans minus those with one window, in points, by seed.
+
+    Both keep half of the keys; SmolLM2 has to find a numbered line in a prompt.
+    """
     cells = [CELLS.found(0.5, s, report) for s in seeds]
     rows = [
         {"spans": arm, "found, %": shown([100 * c[arm] for c in cells], ".1f")} for arm in cells[0]
@@ -268,13 +326,18 @@ def of_lines(seeds: tuple[int, ...], report: Report) -> Result:
 
 
 def of_bytes(seeds: tuple[int, ...], report: Report) -> Result:
-    """Return how far the bytes that are kept differ from density x all, in blocks; the most."""
+    """Return how far the bytes of a key-value cache with spans are from density times all.
+
+    The difference is in blocks of 16 tokens of a head, one for each density and seed; the largest
+    is judged.
+    """
     model, _, _ = CELLS.model()
     rows: list[dict[str, Any]] = []
     off: list[float] = []
 
     @torch.no_grad()
     def taken() -> int:
+        """Return the bytes of a cache for 2,048 tokens, after one token has made it."""
         cache = fixed_cache(model, EXTEND)
         model(torch.zeros(1, 1, dtype=torch.long), use_cache=True, cache=cache)
         return cache_bytes(cache)
@@ -287,13 +350,18 @@ def of_bytes(seeds: tuple[int, ...], report: Report) -> Result:
             share = taken() / full_size
             detach_spans(model)
             off.append(abs(share - spans.density(EXTEND)) * EXTEND / BLOCK)
+            # measured on a real cache, since rounding to blocks could cost what spans save
             row = {"asked": density, "chosen": f"{spans.density(EXTEND):.4f}"}
             rows.append({**row, "bytes, share": f"{share:.4f}", "draw": seed})
     return result_of(off, rows, f"Of {full_size / 1e6:.1f} MB at {EXTEND} tokens.", max)
 
 
 def of_time(seeds: tuple[int, ...], report: Report) -> Result:
-    """Return a token's attention time in a full cache over that in rings at density .25."""
+    """Return the attention time of a token with a full cache over that with ring buffers.
+
+    A ring buffer holds only the keys of a head's span. At density 0.25 and 2,048 tokens; one ratio
+    of CPU times for each seed, of which the least is judged.
+    """
     ratios: list[float] = []
     rows: list[dict[str, Any]] = []
     slowest = 0.0
@@ -301,6 +369,7 @@ def of_time(seeds: tuple[int, ...], report: Report) -> Result:
         choice = CELLS.chosen(0.25, seed, report)
         spans = Spans.from_dict(choice["spans"])
         slowest = max(slowest, float(choice["spans"]["about"].get("programmes", math.nan)))
+        # only attention is timed: the rest of a step is the same for both
         full, rings = attention_times(spans)
         ratios.append(full / rings)
         rows.append(
@@ -315,12 +384,17 @@ def of_time(seeds: tuple[int, ...], report: Report) -> Result:
 
 @torch.no_grad()
 def attention_times(spans: Spans) -> tuple[float, float]:
-    """Return median CPU seconds of one token's attention in all layers: full, and with rings."""
+    """Time a token's attention in all layers: with a full cache, and with ring buffers.
+
+    spans: how far back each head looks. Returns both medians over REPEATS tokens, in CPU seconds.
+    """
     draw = torch.Generator().manual_seed(0)
+    # query heads that share a head of keys, and a head's width
     heads, share, size = spans.heads, 3, 64  # SmolLM2's
     query = torch.randn(1, heads * share, 1, size, generator=draw)
     new = torch.randn(1, heads, EXTEND, size, generator=draw)
     windows = [Windows.of(row, spans.sink, EXTEND) for row in spans.at(EXTEND)]
+    # caches are filled first: a token late in a text is the costly one
     past = TokenPositions(EXTEND - REPEATS - 1, EXTEND - REPEATS - 1, 0, None, "cpu", {})
     layers = [FixedLayer(EXTEND) if w.full else RingLayer(w) for w in windows]
     stock = [FixedLayer(EXTEND) for _ in windows]
@@ -341,10 +415,16 @@ def attention_times(spans: Spans) -> tuple[float, float]:
             for layer in cache_layers:
                 _attended(layer, query, token_states, positions)
             times[name].append(time.process_time() - clock)
+    # the first token allocates memory, which no later one does
     return statistics.median(times["full"][1:]), statistics.median(times["rings"][1:])
 
 
 def _attended(layer: Any, query: Tensor, new: Tensor, positions: TokenPositions) -> Tensor:
+    """Write one token's keys and values to a layer's cache; return its attention output.
+
+    layer: full or ring buffer; query: (1, query heads, 1, size); new: (1, heads, 1, size), keys and
+    values alike; positions: of the token.
+    """
     keys, values = layer.update(new, new)
     if isinstance(layer, RingLayer):
         return layer.attend(query, positions, None, 0.0)

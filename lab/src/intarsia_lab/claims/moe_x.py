@@ -57,7 +57,7 @@ ROUTERS: dict[str, RouterConfig] = {
 
 
 def mean_of(cell: Cell, name: str) -> float:
-    """Return a figure of a cell's layers, their mean."""
+    """Return a measure of a trained mixture, averaged over its layers.  name: of the measure."""
     return statistics.mean(layer[name] for layer in cell["layers"])
 
 
@@ -68,7 +68,13 @@ def on_text(
     figure: Callable[[Cell, Cell], float],
     bench: Bench = BENCH,
 ) -> Result:
-    """Return a figure of our cell and the linear gate's, the mean of the seeds."""
+    """Train MoE-X and a linear gate on a text; return a figure of the pair, by seed.
+
+    Both are small decoders with ReLU experts; MoE-X's router scores an expert by how few of its
+    hidden units a token would switch on. figure: results of MoE-X and of the linear gate -> the
+    number; bench: text, size and steps.
+    """
+    # both arms have the same ReLU experts: only the router differs
     arms = [arm(GATE, LINEAR), arm(WEIGHTS, OURS)]
     results, text = bench.cells(arms, seeds, report), bench.scale
     note = (
@@ -85,7 +91,10 @@ def on_text(
 
 
 def _row(name: str, cells: Sequence[Cell]) -> dict[str, Any]:
-    """Return a router's row of the table. cells: its results, one of each seed."""
+    """Return a router's row of the table: active hidden units, test loss, evenness of loads.
+
+    name: of the router; cells: the results of its runs, one for each seed.
+    """
     return {
         "router": name,
         "units on": shown([mean_of(c, "hidden_units") for c in cells], ".1f"),
@@ -97,10 +106,12 @@ def _row(name: str, cells: Sequence[Cell]) -> dict[str, Any]:
 
 
 def units_ratio(ours: Cell, linear: Cell) -> float:
+    """Return the active hidden units per token with MoE-X over those with a linear gate."""
     return mean_of(ours, "hidden_units") / mean_of(linear, "hidden_units")
 
 
 def loss_ratio(ours: Cell, linear: Cell) -> float:
+    """Return the test loss with MoE-X over that with a linear gate."""
     return ours["loss"] / linear["loss"]
 
 
@@ -124,9 +135,10 @@ class Probed(NamedTuple):
 
 @lru_cache(maxsize=1)
 def code() -> Code:
-    """Return rows of tokens of the standard library.
+    """Return rows of tokens of Python's standard library, for training and for probing units.
 
-    The last tenth has the states after each token, too.
+    The last tenth of its modules is held out; for these rows there are also the states after each
+    token, such as "inside a string".
     """
     # whole modules, so that states of held-out code are of files that nothing trained on
     files = [text for text in library(CHARACTERS) if _reads(text)]
@@ -155,7 +167,7 @@ class Code(NamedTuple):
 
 
 def _reads(text: str) -> bool:
-    """Return True if Python's tokenizer reads a file to its end."""
+    """Return True if Python's tokenizer reads a module's text to its end."""
     try:
         states_of(text)
     except (tokenize.TokenError, SyntaxError):
@@ -164,11 +176,21 @@ def _reads(text: str) -> bool:
 
 
 def wide_units(model: nn.Module, rows: Tensor, layer: int = LAYER) -> np.ndarray:
-    """Return the wide hidden layer of one mixture, (tokens, E h)."""
+    """Return all experts' hidden units in one mixture, (tokens, experts x hidden).
+
+    Units of experts that a token does not have are 0, the others are weighed by the gate. model:
+    with mixtures; rows: (n, T) tokens; layer: number of the mixture.
+    """
     outputs: list[Tensor] = []
 
     def see(mixture: Any, args: Any, _: Any) -> None:
+        """Record the units of one forward of the mixture.
+
+        args: the mixture's inputs, of which the first is tokens; the last parameter is its output,
+        unused.
+        """
         x = args[0].reshape(-1, args[0].shape[-1])
+        # a mixture of experts is one wide MLP, most of whose units are off
         outputs.append(as_wide_mlp(mixture).hidden(x, mixture.routing(x).dense()))
 
     mixture = list(mixtures_in(model).values())[layer]
@@ -181,7 +203,7 @@ def wide_units(model: nn.Module, rows: Tensor, layer: int = LAYER) -> np.ndarray
 
 
 def thinned(units: np.ndarray, limit: int) -> np.ndarray:
-    """Return the `limit` largest units of each token, the others 0.  (tokens, U) likewise."""
+    """Return the `limit` largest units of each token, the others 0.  units: (tokens, U)."""
     if limit >= units.shape[1]:
         return units
     # as many units on for both nets: the densest one would cover more by chance
@@ -190,11 +212,13 @@ def thinned(units: np.ndarray, limit: int) -> np.ndarray:
 
 
 def coverage(units: np.ndarray, states: np.ndarray) -> Coverage:
-    """Units (tokens, U) as detectors of states (tokens, S): on above a share of their maximum.
+    """Score single hidden units as detectors of states of the code.
 
-    Unit and share are chosen on the first half of the tokens and scored on the second. Together:
-    any of the pairs whose precision is at least HIGH on the first half, shown by LEAST tokens.
-    The means are over the states that occur in both halves.
+    units: (tokens, U); states: (tokens, S) bool. A unit is on above a share of its own maximum;
+    unit and share are chosen on the first half of the tokens and scored on the second. Returns two
+    means over the states that occur in both halves: the F1 of the best unit, and the F1 of all
+    trusted units together, those with a precision of at least HIGH on at least LEAST tokens of the
+    first half.
     """
     half = len(units) // 2
     # a state that one half never has can be neither chosen by nor scored
@@ -222,23 +246,32 @@ def coverage(units: np.ndarray, states: np.ndarray) -> Coverage:
 
 
 def _figures(on: np.ndarray, truth: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Precision and F1 of every unit for every state, (S, U) each."""
+    """Return the precision and F1 of every unit for every state, (S, U) each.
+
+    on: (tokens, U), 1 where a unit is on; truth: (tokens, S), 1 where a state holds.
+    """
     hits = truth.T @ on
     precision = hits / np.maximum(on.sum(0), 1)
     return precision, 2 * hits / np.maximum(on.sum(0) + truth.sum(0)[:, None], 1)
 
 
 def _f1_of(on: np.ndarray, truth: np.ndarray) -> float:
+    """Return the F1 of one detector.
+
+    on: (tokens,) bool, where it is on; truth: (tokens,) bool, where the state holds.
+    """
     return float(2 * (on & truth).sum() / max(1, on.sum() + truth.sum()))
 
 
 def probed(seed: int, steps: int) -> dict[str, Probed]:
-    """Return models of code under each router, read at equal numbers of active units.
+    """Train a model of code under each router; return how well single units tell states.
 
-    They are run once and kept.
+    A model is read with as many active units per token as the sparsest of the three has. steps: of
+    training. Results are by name of ROUTERS, stored and read if they were computed before.
     """
 
     def run() -> dict[str, Any]:
+        """Train a model of code under each router; return scores of their hidden units."""
         data, nets = code(), dict[str, nn.Module]()
         draws = torch.Generator().manual_seed(seed)
         rows = data.train[torch.randint(len(data.train), (steps * BATCH,), generator=draws)]
@@ -269,7 +302,13 @@ def probed(seed: int, steps: int) -> dict[str, Probed]:
 def probe(
     seeds: Sequence[int], report: Report, *, figure: Callable[[Probed], float], steps: int = STEPS
 ) -> Result:
-    """Return a figure of our model's units less that of the linear gate's, mean of the seeds."""
+    """Return a score of MoE-X's hidden units minus that of a linear gate's, by seed.
+
+    Models of Python code are trained under each router; units are detectors of states such as
+    "inside a string", see `coverage`. figure: one model's results -> the score, an F1 from 0 to 1;
+    steps: of training.
+    """
+    # three routers are probed, two are judged; the third has a fixed temperature
     results = by_seed(seeds, lambda seed: probed(seed, steps), report)
     note = (
         f"Modules of the standard library; decoders of four layers from scratch, {EXPERTS} experts "

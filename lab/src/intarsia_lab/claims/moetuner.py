@@ -49,7 +49,12 @@ class Placed:
 
 @lru_cache
 def placed(kind: str, seed: int, report: Report) -> dict[str, Placed]:
-    """Return every search on one trace, and experts in order."""
+    """Place the experts of a small mixture on four devices in every way; score each placement.
+
+    The ways are the searches of SEARCHES and the experts in order. A search sees half of the
+    sequences of a trace, the score is on the other half: balance of load, traffic, and simulated
+    time. kind: of trace, "balanced", "skewed" or "uniform".
+    """
     full_trace = uniform(seed) if kind == "uniform" else traces(seed, report)[kind]
     # half of the sequences is searched, the other half judged: loads drift between texts
     searched, unseen = full_trace.split(seed=seed)
@@ -63,6 +68,13 @@ def placed(kind: str, seed: int, report: Report) -> dict[str, Placed]:
 
 
 def _seconds(trace: Trace, placement: Placement) -> float:
+    """Return the simulated seconds of one batch under a placement.
+
+    In each layer a row moves on to the device of its first expert; two nodes, with links of 250
+    GB/s inside and 25 GB/s between them.
+
+    trace: recorded routing, of which the first rows are the batch.
+    """
     rows = trace.rows(slice(BATCH))
     plan = expert_parallel(rows, placement, SIZE, engine="stay", nodes=TWO_LEVEL.nodes())
     return simulate(plan, TWO_LEVEL).seconds
@@ -84,10 +96,16 @@ def run(
     figure: Of,
     over: str | None = PLAIN,
 ) -> Result:
-    """Return a figure of an arm, over that of another, on the kind of trace where it is worst."""
+    """Return a measure of a placement of experts over that of another, by seed.
+
+    kinds: of traces, of which the one with the worst ratio counts; arm: name of the placement;
+    figure: which measure, such as the load imbalance; over: the placement to compare with, None =
+    no ratio. The measures are of sequences that no search has seen.
+    """
     by_kind = {kind: [placed(kind, seed, report) for seed in seeds] for kind in kinds}
 
     def value(placements: Mapping[str, Placed]) -> float:
+        """Return the ratio of one seed on one kind of trace."""
         return figure(placements[arm]) / (figure(placements[over]) if over else 1.0)
 
     # a placement must help on each kind of trace, not in their mean
@@ -97,9 +115,9 @@ def run(
 
 
 def _row(kind: str, name: str, placements: Sequence[Mapping[str, Placed]]) -> dict[str, Any]:
-    """Return a row on one placement of experts; its time is relative to that of PLAIN.
+    """Return a row on one placement of experts; its time is relative to that of experts in order.
 
-    kind: of the trace; name: of the placement; placements: of each seed, by name.
+    kind: of the trace; name: of the placement; placements: those of each seed, by name.
     """
     columns = {"imbalance": imbalance, "cross": cross, "destinations": destinations}
     columns_shown = {
@@ -126,11 +144,12 @@ PAPER = "(arXiv:2502.06643, abstract): "
 def study(key: str, sentence: str, target: float, figure: Of, **overrides: Any) -> Study:
     """Return a claim on placements of experts.
 
-    figure: the results of one seed -> the number to judge; overrides: arm, kinds and over of
-    `run`, and other fields of Study.
+    key, sentence, target: of the claim; figure: the measure that it judges; overrides: arm, kinds
+    and over of `run`, and other fields of Study.
     """
     options = {"kinds": ("balanced",), "arm": STAY}
     options |= {name: overrides.pop(name) for name in ("kinds", "arm", "over") if name in overrides}
+    # the default arm lowers the traffic of rows that move on from device to device
     judged: Any = partial(run, figure=figure, **options)
     defaults = {
         "baseline": "experts in order; ratio",

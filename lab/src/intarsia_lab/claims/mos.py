@@ -54,15 +54,15 @@ SHARING = (MOS[E], SUBSET, POOL)
 
 
 def errors(sheet: Found) -> dict[str, np.ndarray]:
-    """Return each adapter's error by seed: the mean over the sets, in percent."""
+    """Return each adapter's error by seed, (seeds,): the mean over the picture sets, in percent."""
     return {name: 100 - sheet.of(name, "accuracy").mean(0) for name in sheet.arms}
 
 
 def matching_rank(error: float, ranks: Sequence[int], errors: Sequence[float]) -> float:
-    """Return the LoRA rank that has this error, linear in log rank between those measured.
+    """Return the rank at which LoRA would have a given error, by interpolation in log rank.
 
-    Beyond them it is the nearest. ranks rise; where errors do not fall, the first crossing
-    counts.
+    error: in percent; ranks: of the LoRAs measured, rising; errors: of these LoRAs. Beyond the
+    ranks that were measured it is the first or the last one.
     """
     # errors should fall with the rank; where they do not, the first crossing counts
     points = list(zip(ranks, errors, strict=True))
@@ -76,7 +76,10 @@ def matching_rank(error: float, ranks: Sequence[int], errors: Sequence[float]) -
 
 
 def rows_of(sheet: Found) -> tuple[dict[str, Any], ...]:
-    """Return the table's rows, with the trained parameters of each adapter."""
+    """Return the table's rows: each adapter's trained parameters, and its accuracy on each set.
+
+    sheet: scores by adapter, data set and seed.
+    """
     return low_rank.rows_of(sheet, "parameters", lambda name: parameters(METHODS[name], FIRST))
 
 
@@ -89,12 +92,19 @@ SETTING = (
 
 
 def against_lora(seeds: tuple[int, ...], report: Report) -> Result:
-    """Return the saving at e = 2: the LoRA rank of the same error over e, by seed."""
+    """Return how many times fewer parameters MoS needs than LoRA for the same error, by seed.
+
+    MoS builds the low-rank matrices of all layers from shards of one shared pool. A MoS with the
+    parameters of a rank-e LoRA is compared with LoRAs of ranks 1 to 16: the saving is the LoRA rank
+    of the same error, over e; judged at e = 2. All adapt the last four blocks of a ViT-S to small
+    picture sets.
+    """
     sheet, rates = STUDY.measure(RANKED, seeds, report)
     wrong = errors(sheet)
     curves = np.array([wrong[LORA[rank]] for rank in RANKS])  # (ranks, seeds)
 
     def saved(e: int) -> list[float]:
+        """Return the saving of each seed at equivalent rank e."""
         ours = zip(wrong[MOS[e]], curves.T, strict=True)
         return [matching_rank(float(error), RANKS, lora.tolist()) / e for error, lora in ours]
 
@@ -112,15 +122,25 @@ def against_lora(seeds: tuple[int, ...], report: Report) -> Result:
 
 
 def against_peft(seeds: tuple[int, ...], report: Report) -> Result:
-    """Return accuracy of MoS less that of the best of LoRA, PiSSA and DoRA, in points."""
+    """Return the accuracy of MoS minus that of the best of LoRA, PiSSA and DoRA, in points.
+
+    All have about as many parameters and adapt the last blocks of a ViT-S to small picture sets,
+    each at its own rate. One difference for each seed.
+    """
     sheet, rates = STUDY.measure((*RIVALS, MOS[E]), seeds, report)
+    # the strongest of three rivals, by its mean over sets and seeds
     values, words = less_the_best(sheet, MOS[E], RIVALS, "MoS")
     note = f"{SETTING} {words} DoRA has its magnitudes beside the rank."
     return result_of(values, rows_of(sheet), note, rates=rates)
 
 
 def orders(seeds: tuple[int, ...], report: Report) -> Result:
-    """Return the smaller of two gaps in accuracy, in points, between three ways to share."""
+    """Return the smaller of two gaps in accuracy between three ways to share parameters, in points.
+
+    The gaps are MoS minus a version that only draws subsets of a pool, and that version minus one
+    LoRA whose matrices all layers have. One value for each seed; the figure is the smaller of both
+    mean gaps. Positive: each step of the method helps.
+    """
     sheet, rates = STUDY.measure(SHARING, seeds, report)
     wrong = errors(sheet)
     # each differentiation must help: the smaller of both gaps is judged

@@ -34,9 +34,11 @@ published = Mosa(over=plain(dropout=0.1), draw="batch", scaling="paper")
 
 
 def official(budget: Budget, **settings: Any) -> Official:
-    """Return the released recipe at a budget: a tenth of the epochs to warm up, the first at lr 0.
+    """Return MoSA's released training recipe at a budget.
 
-    Without the dropout of the trunk, whose frozen half is computed once.
+    A tenth of the epochs warms the rate up, from 0 in the first. The trunk has no dropout, since
+    its frozen half is computed once. budget: numbers of images and epochs; settings: of `Official`,
+    in place of the defaults.
     """
     # the released schedule: a cosine by epochs, whose first one has a rate of 0
     recipe: dict[str, Any] = {
@@ -49,17 +51,25 @@ def official(budget: Budget, **settings: Any) -> Official:
 
 
 def arm(name: str, *recipe: Any, **options: Any) -> Arm[StudyRecipe]:
-    """Return an arm from the fields of its recipe."""
+    """Return an arm of the comparison.
+
+    name: in the table; recipe, options: fields of StudyRecipe: the method, and how it is trained.
+    """
     return Arm(name, StudyRecipe(*recipe, **options))
 
 
 def released(name: str, **settings: Any) -> Arm[StudyRecipe]:
-    """Return the released recipe as an arm.  settings: of `Official`."""
+    """Return the released recipe as an arm.
+
+    name: in the table; settings: of `Official`, such as experts=1 for the adapter left whole.
+    """
 
     def options(budget: Budget) -> dict[str, Any]:
+        """Return the optimiser and the course of the rate at a budget."""
         recipe = official(budget, **settings)
         return {"optimizer": recipe.optimizer, "lr_factor": recipe.lr_factor}
 
+    # two passes a step with a consistency loss, as in the released code
     return arm(
         name,
         lambda budget: official(budget, **settings).method,
@@ -95,7 +105,12 @@ def gain(
     budgets: Sequence[Budget],
     sets: Sequence[str] = SETS,
 ) -> Result:
-    """Return every arm on every set, budget and seed; MoSA's gain in pairs (set, seed)."""
+    """Train adapters on small picture sets; return MoSA's gain in accuracy over the plain adapter.
+
+    MoSA splits an adapter into four disjoint parts and trains one at a time. arms: the adapters of
+    the table; budgets: numbers of images and epochs, of which the scarce one is judged; sets: names
+    of picture sets. The values are the differences in percentage points, one for each set and seed.
+    """
     cells = PictureCells(base=BASE)
     sheets = cells.sheets(arms, budgets, sets, seeds, report)
     gained = sheets[SCARCE.name].minus(MOSA.name, ADAPTER.name, "accuracy")
@@ -116,9 +131,11 @@ def published_gain(
     sets: Sequence[str] = SETS,
     first: int = LAST_THREE,
 ) -> Result:
-    """Return the released recipe minus the same recipe with the adapter left whole.
+    """Return the gain in accuracy of MoSA as released over its own adapter left whole.
 
-    Both at the published rate for sets of this size.
+    Both are trained by the released recipe, two passes a step, at the published rate. budget:
+    numbers of images and epochs; sets: names of picture sets; first: the first block of the ViT-S
+    that is adapted. The values are differences in percentage points, one for each set and seed.
     """
     # the paper's own adapter by the paper's own recipe, not a plain one with a single pass
     adapter = released("adapter, released recipe", experts=1)
@@ -138,7 +155,10 @@ def published_gain(
 
 
 def interval(gained: Differences) -> str:
-    """Return a difference in words, with its interval."""
+    """Return a mean difference with its 95 % interval in words.
+
+    gained: the paired differences of two arms, in percentage points.
+    """
     low, high = gained.t_interval
     return (
         f"{gained.mean:+.2f} points, 95 % interval {low:+.2f} ... {high:+.2f} over {gained.n} "
@@ -149,8 +169,8 @@ def interval(gained: Differences) -> str:
 def cost(cells: PictureCells, sheets: Mapping[str, Sheet[str, str, StudyScore]]) -> str:
     """Return a sentence on the CPU hours of all training runs and how many of them were reused.
 
-    cells: the store of runs; sheets: the results. Reused runs count with the time they once
-    took.
+    A reused run counts with the time that it once took. cells: the store of runs; sheets: the
+    scores of each budget.
     """
     seconds = [score.cpu for sheet in sheets.values() for score in sheet.results.values()]
     words = f"{sum(seconds) / 3600:.1f} CPU hours of training in {len(seconds)} runs."
@@ -169,7 +189,11 @@ def row(
     arm: Arm[StudyRecipe],
     base: Arm[StudyRecipe],
 ) -> dict[str, Any]:
-    """Return a line of the table: accuracy by set, the paired difference, the relative cost."""
+    """Return a row of the table: accuracy by set, gain over a base adapter, relative CPU time.
+
+    sheet: scores of all arms; budget: of the row; arm: of the row; base: the adapter that it is
+    compared with, in pairs (set, seed).
+    """
     words = f"{budget.images} images x {budget.epochs} epochs"
     line: dict[str, Any] = {"budget": words, "method": arm.name}
     for name, values in zip(sheet.tasks, sheet.of(arm.name, "accuracy"), strict=True):

@@ -49,7 +49,12 @@ class Aligned(NamedTuple):
 
 
 def windows(model: OneRecModel, events: Interactions) -> tuple[Tensor, Tensor]:
-    """Return histories and sessions of logged events."""
+    """Return the histories and the films watched next of logged events, as numbers of films.
+
+    Histories are (N, history), padded with 0; the next sessions are (N, 5).
+
+    model: has the lengths of both; events: logged, by user and time.
+    """
     rows: Any = model.questions(events)
     both = [rows[i] for i in range(len(rows))]
     return pad_sessions([h for h, _ in both], film_sessions.SETTINGS.history), torch.stack(
@@ -58,7 +63,14 @@ def windows(model: OneRecModel, events: Interactions) -> tuple[Tensor, Tensor]:
 
 
 def taste(events: Interactions, odd: bool, seed: int) -> SessionReward:
-    """Return a reward fitted on one half of the users: the policy's own, or the judge, larger."""
+    """Fit a model of users' taste that scores sessions, on half of the users.
+
+    odd: fit the judge, on odd users, which is larger; else the reward that the policy is trained
+    on, on even users; seed: of the fit. The policy must not be judged by what it was trained to
+    please.
+
+    events: logged, by which the taste is learned.
+    """
     count = len(events.item_ids)
     # the judge is larger and has other users, or the policy would be scored by what it climbs
     width, layers = (48, 2) if odd else (32, 1)
@@ -77,11 +89,11 @@ def seen_by(
     judge_: SessionReward,
     windows_and_targets: tuple[Tensor, Tensor],
 ) -> Aligned:
-    """Measure the lists that a model draws: two rewards, recall and how varied they are.
+    """Score sessions that a model draws: by two models of taste, by recall and by variety.
 
-    reward: what the model was trained on; judge_: a reward model of other users, which only
-    judges; windows_and_targets: item numbers of the histories and of the films that users took
-    next.
+    reward: the taste that the model was trained on; judge_: the taste of other users, which only
+    judges; windows_and_targets: histories (N, history), and the films that users took next (N, 5).
+    Two sessions are drawn for each history; recall and repeats are of the first.
     """
     histories, logged = windows_and_targets
     drawn = torch.cat(
@@ -107,7 +119,10 @@ def seen_by(
 
 
 def found_of(seed: int) -> dict[str, Aligned]:
-    """Return a model of a seed before and after its round."""
+    """Return the scores of a seed's model before and after its round of preference alignment.
+
+    They are stored, and read if they were computed before.
+    """
     inputs = {
         "seed": seed,
         "epochs": film_sessions.EPOCHS,
@@ -118,7 +133,12 @@ def found_of(seed: int) -> dict[str, Aligned]:
 
 
 def aligned(seed: int) -> tuple[Aligned, Aligned]:
-    """Return a model before and after its round."""
+    """Train OneRec on MovieLens sessions, then align it with a reward for one round; score both.
+
+    OneRec writes a session of five films from a history. In the round, the best and the worst of 24
+    drawn sessions, by the reward, form a pair for DPO. Returns the scores of test windows before
+    and after the round.
+    """
     train, test = film_sessions.parts()
     model = film_sessions.SETTINGS.build(train, seed=seed)
     reward, judge_ = taste(train, False, seed), taste(train, True, seed)
@@ -137,8 +157,14 @@ def aligned(seed: int) -> tuple[Aligned, Aligned]:
 
 
 def of_preference(seeds: tuple[int, ...], report: Report, *, field: str, over: Any = min) -> Result:
-    """Return a figure after one round over the same before it, the least of the seeds."""
+    """Return a score after the round of alignment over the same score before it, by seed.
+
+    field: of Aligned, such as "judge", the score by the taste of users that the policy never
+    learned from; over: joins the seeds' ratios, by default to the least.
+    """
     results = by_seed(seeds, found_of, report)
+    # the reward that was climbed stands beside the judge, and recall and variety beside both: a
+    # gain that costs them is no gain
     columns = {
         "judge": ("judge", ".3f"),
         "reward": ("reward", ".3f"),
@@ -161,7 +187,10 @@ def of_preference(seeds: tuple[int, ...], report: Report, *, field: str, over: A
 
 
 def trained(settings: OneRec, train: Interactions, steps: int, seed: int) -> OneRecModel:
-    """Return a model after so many steps, in whole epochs."""
+    """Train OneRec for about so many optimiser steps, in whole epochs.
+
+    settings: of the model; train: logged events; steps: of 64 windows each.
+    """
     model = settings.build(train, seed=seed)
     samples: Any = model.samples(train)
     # as many steps for both, whose windows differ in number
@@ -177,11 +206,13 @@ def trained(settings: OneRec, train: Interactions, steps: int, seed: int) -> One
 
 
 def one_by_one(model: OneRecModel, x: Tensor, count: int, generator: torch.Generator) -> Tensor:
-    """Draw sessions item by item, each of which is read with the history before the next.
+    """Draw sessions of five films item by item, with a model that writes one item.
 
-    model: of sessions of one item; x: histories (B, n) -> sessions (B, count, 5); no item
-    twice.
+    Each film is read with the history before the next is drawn. model: trained on single items; x:
+    histories (B, n); count: of sessions for each; generator: of the draws. Returns (B, count, 5);
+    no film stands twice in a session.
     """
+    # (R, n) with R = B count: a row for each session
     rows = x.repeat_interleave(count, 0)
     drawn = rows.new_zeros(len(rows), 0)
     for _ in range(film_sessions.SETTINGS.session):
@@ -197,15 +228,22 @@ def one_by_one(model: OneRecModel, x: Tensor, count: int, generator: torch.Gener
 
 @stored.cell
 def sessions_of(seed: int) -> dict[str, float]:
-    """Return the judge's mean score of sessions drawn at once, and of those item by item."""
+    """Train OneRec on whole sessions and on single items; return a judge's score of both.
+
+    The score is the mean reward of sessions drawn for test histories of MovieLens, by a model of
+    the taste of other users. Both have as many steps. Stored and read if it was computed before.
+    The keys are WHOLE and SINGLE.
+    """
     train, test = film_sessions.parts()
     judge_ = taste(train, True, seed)
     rows: Any = film_sessions.SETTINGS.build(train, seed=seed).samples(train)
+    # as many optimiser steps for both, although their windows differ in number
     steps = film_sessions.EPOCHS * len(rows) // film_sessions.OPTIONS["batch_size"]
     at_once = trained(film_sessions.SETTINGS, train, steps, seed)
     single = trained(replace(film_sessions.SETTINGS, session=1), train, steps, seed)
     histories, _ = windows(at_once, test)
     scores: dict[str, list[Tensor]] = {WHOLE: [], SINGLE: []}
+    # histories in parts of 128, each with draws of its own
     for i, part in enumerate(histories.split(128)):
         generator = torch.Generator().manual_seed(i)
         drawn = {WHOLE: at_once.draw(part, 2, generator)}
@@ -216,7 +254,10 @@ def sessions_of(seed: int) -> dict[str, float]:
 
 
 def of_sessions(seeds: tuple[int, ...], report: Report) -> Result:
-    """Return the judge's score of sessions at once over that of sessions item by item."""
+    """Return the judge's score of sessions written at once over that of sessions item by item.
+
+    One ratio for each seed; the judge is a model of users' taste, see `sessions_of`.
+    """
     results = by_seed(seeds, sessions_of, report)
     note = (
         "As many steps of 64 windows each; a step of the first has five times the tokens. Both "
@@ -227,7 +268,12 @@ def of_sessions(seeds: tuple[int, ...], report: Report) -> Result:
 
 
 def of_ids(seeds: tuple[int, ...], report: Report) -> Result:
-    """Return the least entropy of a level of balanced codes over log K."""
+    """Return how evenly semantic ids use their codes: the least entropy of a level over log K.
+
+    An id is three levels of residual k-means, 16 codes each, of vectors of MovieLens films;
+    balanced k-means is judged, plain k-means stands beside it. One value for each seed; 1 = all
+    codes alike.
+    """
     train, _ = film_sessions.parts()
     vectors = item_vectors(train)
     rows: list[dict[str, Any]] = []

@@ -54,15 +54,24 @@ Rank = Callable[[Tensor], Tensor]  # histories (B, n) -> places (B, 10), best fi
 
 
 class NextFound(NamedTuple):
-    """nDCG at 10 and hit rate at 10 of the next film, in percent; films of the history left out."""
+    """Scores of the next film, in percent: nDCG at 10 and hit rate at 10.
+
+    Films of the history are left out.
+    """
 
     ndcg: float
     hits: float
 
 
 def early_and_late(train: Interactions) -> tuple[Interactions, Interactions]:
-    """Return the training events without the last tenth of each user, and that tenth."""
+    """Split each user's training events by time into the first nine tenths and the last tenth.
+
+    The last tenth chooses settings, so that no test event does.
+
+    train: the events, sorted by user and time.
+    """
     counts = np.bincount(train.users, minlength=len(train.user_ids))
+    # place: the number of an event among those of its user, which lie together
     place = np.arange(len(train)) - (counts.cumsum() - counts)[train.users]
     early = place + 1 <= counts[train.users] * (1 - HELD_OUT)
     return train.rows(early), train.rows(~early)
@@ -71,7 +80,8 @@ def early_and_late(train: Interactions) -> tuple[Interactions, Interactions]:
 def questions(events: Interactions, before: Interactions) -> tuple[Tensor, Tensor]:
     """Return histories (N, 20) and the next film (N,), for every fifth event of a user.
 
-    before: earlier events of the same users, which are in the histories.
+    events: those that are asked for; before: earlier events of the same users, which are in the
+    histories. Films are numbered from 1; 0 is padding.
     """
     x: list[Any] = []
     y: list[int] = []
@@ -89,7 +99,11 @@ def questions(events: Interactions, before: Interactions) -> tuple[Tensor, Tenso
 
 
 def ranked(rank: Rank, x: Tensor, y: Tensor) -> NextFound:
-    """Score rankings in which one film is right: 1 / log2(1 + rank) for the first 10."""
+    """Return nDCG@10 and hit rate at 10 of a recommender, in percent.
+
+    rank: histories (B, 20) -> the 10 best films (B, 10); x: histories; y: the right film of each.
+    With one right film the gain is 1 / log2(1 + rank).
+    """
     top = torch.cat([rank(part) for part in x.split(256)])  # (N, 10)
     hit = top == y[:, None]
     gain = torch.tensor([1 / math.log2(place + 2) for place in range(top.shape[1])])
@@ -99,9 +113,13 @@ def ranked(rank: Rank, x: Tensor, y: Tensor) -> NextFound:
 
 
 def of_scores(score: Scorer) -> Rank:
-    """Return the 10 best of all films that are not in the history."""
+    """Return a function that ranks films by their scores, without those of the history.
+
+    score: histories (B, 20) -> scores of all films (B, films + 1).
+    """
 
     def rank(x: Tensor) -> Tensor:
+        """Return the 10 best films, (B, 10).  x: histories (B, 20)."""
         # films of the history cannot be the next one, for no method
         scores = score(x).clone().scatter(1, x, -torch.inf)
         scores[:, 0] = -torch.inf
@@ -111,12 +129,16 @@ def of_scores(score: Scorer) -> Rank:
 
 
 def onerec(train: Interactions, settings: Settings, seed: int) -> Rank:
-    """Return the first film of a session, by its beams."""
+    """Train OneRec; return a function that ranks films by the first film of its sessions.
+
+    train: logged events; settings: the learning rate.
+    """
     model = SETTINGS.build(train, seed=seed)
     options: Any = OPTIONS | {"seed": seed, "epochs": EPOCHS, "task": model.task}
     fit(model, model.samples(train), objective=own_losses, lr=settings["lr"], **options)
 
     def rank(x: Tensor) -> Tensor:
+        """Return the first films of the 10 likeliest beams, (B, 10).  x: histories (B, 20)."""
         with evaluating(model):
             return model.generate(x, 1, width=DEEP, excluded=x).items[:, :, 0]
 
@@ -124,7 +146,12 @@ def onerec(train: Interactions, settings: Settings, seed: int) -> Rank:
 
 
 def made(arm: str, train: Interactions, settings: Settings, seed: int) -> Rank:
-    """Train an arm and return its ranking function. settings: the arm's, as they were chosen."""
+    """Train a method on events and return its ranking function.
+
+    arm: key of GRIDS; settings: the method's, as they were chosen on validation data.
+
+    train: logged events.
+    """
     if arm == ONEREC:
         return onerec(train, settings, seed)
     # baselines learn from whole histories, which they are given in the test
@@ -133,18 +160,25 @@ def made(arm: str, train: Interactions, settings: Settings, seed: int) -> Rank:
 
 
 def compared(seeds: tuple[int, ...], report: Report, *, figure: Any) -> Result:
-    """Return a figure of methods that were tuned alike on the last tenth of the training events."""
+    """Tune and train methods for the next film on MovieLens; return a figure of their scores.
+
+    The methods are those of GRIDS: OneRec, TIGER, SASRec, nearest neighbours and popularity, each
+    with three settings tried on the last tenth of every user's training events. figure: scores of
+    one seed by method -> the number to judge, such as a ratio of nDCG@10.
+    """
     train, test = parts()
     inputs = {arm: {"next": arm, "epochs": EPOCHS, "model": repr(SETTINGS)} for arm in GRIDS}
 
     def validated(arm: str, settings: Settings) -> float:
+        """Return nDCG@10 on the last tenth of the training events."""
         early, late = early_and_late(train)
         return ranked(made(arm, early, settings, 0), *questions(late, early)).ndcg
 
+    # step 1: each method's settings, with seed 0
     best, arm_rates = tuned("onerec", inputs, GRIDS, RATES, validated)
 
     def work(arm: str, seed: int) -> NextFound:
-        """Return an arm's test results for a seed, kept from an earlier run or computed now."""
+        """Return a tuned method's test scores for a seed, stored or computed now."""
 
         def run() -> list[float]:
             return list(ranked(made(arm, train, best[arm], seed), *questions(test, train)))
@@ -152,6 +186,7 @@ def compared(seeds: tuple[int, ...], report: Report, *, figure: Any) -> Result:
         key = {**inputs[arm], "settings": best[arm], "seed": seed}
         return NextFound(*stored("onerec", key, run))
 
+    # step 2: the test, with these settings and every seed
     results = by_arm({name: name for name in GRIDS}, seeds, work, report)
     columns = {"nDCG@10, %": ("ndcg", ".2f"), "hit rate at 10, %": ("hits", ".2f")}
     note = (

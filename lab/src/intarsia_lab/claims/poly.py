@@ -67,7 +67,12 @@ Cell = Mapping[str, Mapping[str, Any]]
 
 
 def methods(tasks: int) -> dict[str, Method]:
-    """Return the arms; MHR, with its logits, has the fewest parameters."""
+    """Return the arms by name: a shared LoRA, Poly, and MHR, with about as many parameters.
+
+    Poly mixes LoRA skills with weights for each task; MHR mixes each of 8 heads, slices of the
+    matrices, by weights of its own. tasks: number of the tasks that are trained together. MHR has
+    the fewest parameters.
+    """
     return {
         # the rival has one more rank, and is told the task in its text
         SHARED: Lora(5),
@@ -101,7 +106,10 @@ class TaskKinds:
         set_head(self.base, self.mixed(self.train))
 
     def mixed(self, part: Mapping[str, list[Row]]) -> list[Row]:
-        """Return the rows of the known tasks, with the tasks' numbers."""
+        """Return the rows of the known tasks together, with the tasks' numbers.
+
+        part: rows by task, `train` or `test`.
+        """
         return list(chain(*(told(part[n], i) for i, n in enumerate(self.known))))
 
 
@@ -113,7 +121,12 @@ def task(
     draws: np.random.Generator,
     part: str,
 ) -> list[Row]:
-    """Return glosses of a kind (label 1), and as many of the other kinds (label 0)."""
+    """Return rows of a task: glosses of one kind of noun (label 1), and of other kinds (label 0).
+
+    A gloss is a definition of WordNet's; its row has the states of MiniLM's frozen blocks. glosses:
+    by kind; name: the kind that is asked for; count: of rows, half of each label; rivals: kinds of
+    the rows with label 0; draws: of the glosses; part: of the data, "train", "val" or "test".
+    """
     pools = {n: portion(glosses[n], part) for n in {name, *rivals}}
     yes = [pools[name][i] for i in draws.permutation(len(pools[name]))[: count // 2]]
     rest = [n for n in sorted(pools) if n != name]
@@ -130,21 +143,25 @@ def task(
 
 
 def portion(glosses: Sequence[str], part: str) -> Sequence[str]:
-    """Return a third of a kind's glosses to test, a sixth to validate, the rest to train on."""
+    """Return a third of a kind's glosses to test, a sixth to validate, or the rest to train on.
+
+    part: "test", "val" or "train".
+    """
     # parts of a kind's glosses, fixed: no seed trains on what another tests
     third, half = len(glosses) // 3, len(glosses) // 2
     return {"test": glosses[:third], "val": glosses[third:half], "train": glosses[half:]}[part]
 
 
 def told(rows: Sequence[Row], number: int) -> list[Row]:
+    """Return rows with the number of their task, which Poly and MHR need."""
     return [{**row, "task_ids": torch.tensor(number)} for row in rows]
 
 
 @torch.no_grad()
 def set_head(model: SentenceTail, rows: Sequence[Row]) -> None:
-    """Set the head by ridge regression of the labels on the features without adapters.
+    """Set a yes-or-no head by ridge regression on the features without adapters, in place.
 
-    rows: training rows; the weights are set in place.
+    model: whose head is set; rows: training rows of all tasks.
     """
     features: list[Tensor] = []
     for first in range(0, len(rows), 128):
@@ -154,6 +171,7 @@ def set_head(model: SentenceTail, rows: Sequence[Row]) -> None:
     y = torch.stack([row["labels"] for row in rows]).double() * 2 - 1
     middle = x.mean(0)
     x = x - middle
+    # ridge regression: w = (X'X + RIDGE I)^-1 X'y, of centred features
     w = torch.linalg.solve(x.T @ x + RIDGE * torch.eye(x.shape[1]).double(), x.T @ (y - y.mean()))
     # two classes, of which only the second has a weight: yes
     model.head.weight[1] = w.float()
@@ -161,13 +179,17 @@ def set_head(model: SentenceTail, rows: Sequence[Row]) -> None:
 
 
 def adapted(base: nn.Module, method: Method, seed: int) -> PeftModel:
+    """Return a copy of the base model with an adapter in its linear layers."""
     return adapt(copy.deepcopy(base), method, targets=TARGETS, head=None, seed=seed)
 
 
 def train(
     model: nn.Module, rows: Sequence[Row], epochs: int, batch: int, *, lr: float, seed: int
 ) -> None:
-    """Train a model on rows of sentences by `fit`. batch: rows a step; lr: learning rate."""
+    """Train a model on rows of sentences, in place.
+
+    rows: of the tasks; epochs: passes over them; batch: rows a step; lr: learning rate.
+    """
     fit(
         model,
         rows,  # pyright: ignore
@@ -182,13 +204,16 @@ def train(
 
 
 def error(model: nn.Module, rows: Sequence[Row]) -> float:
-    """Return percent of wrong answers."""
+    """Return the percent of wrong answers of a model on rows, 50 for a guess."""
     scores: Any = evaluate(model, rows, task=StateClasses(), batch_size=96)  # pyright: ignore
     return 100 * (1 - scores.accuracy)
 
 
 def cell(arm_rates: Sequence[ArmRate], seed: int, report: Report) -> Cell:
-    """Return a seed's results: "known", "size" of each arm; "later", errors of each way by kind."""
+    """Return a seed's results, stored or computed now; see `_run` for their keys.
+
+    arm_rates: the learning rate that each arm chose.
+    """
     by_arm = {rate.arm: rate.rate for rate in arm_rates}
     extra = {"seed": seed, "rates": by_arm, "later": [SHOTS, LATER_EPOCHS, LATER_BATCH]}
 
@@ -200,12 +225,16 @@ def cell(arm_rates: Sequence[ArmRate], seed: int, report: Report) -> Cell:
 
 
 def inputs_of(**extra: Any) -> dict[str, Any]:
+    """Return what every stored result depends on: sizes of data and training, and `extra`."""
     inputs = {"rows": [EACH, TEST, LENGTH], "held": HELD, "epochs": EPOCHS}
     return inputs | {"batch": BATCH, "rate of Z": LR_Z} | extra
 
 
 def validated(arm: str, lr: float) -> float:
-    """Return minus the percent of wrong answers of an arm on validation rows."""
+    """Return minus the percent of wrong answers of an arm on validation rows.
+
+    arm: a key of `methods`; lr: the learning rate that is tried.
+    """
     kinds = TaskKinds(TUNED, "val")
     model = adapted(kinds.base, methods(len(kinds.known))[arm], TUNED)
     train(model, kinds.mixed(kinds.train), EPOCHS, BATCH, lr=lr, seed=TUNED)
@@ -213,13 +242,15 @@ def validated(arm: str, lr: float) -> float:
 
 
 def rates(report: Report) -> tuple[ArmRate, ...]:
+    """Return the learning rate that each arm chooses on validation rows, chosen once and stored."""
     return stored.choose("poly", RATES, inputs_of(), validated, report)
 
 
 def _run(seed: int, rate_by_arm: Mapping[str, float], report: Report) -> Cell:
-    """Return the errors in percent of all arms on known and on later tasks, for one seed.
+    """Train all arms on 18 known tasks, then each way on 6 new ones; return their errors, one seed.
 
-    rate_by_arm: learning rate of each arm.
+    rate_by_arm: learning rate of each arm. The keys are "known": percent of wrong answers by arm;
+    "size": trained parameters by arm; "later": way -> new task -> percent of wrong answers.
     """
     kinds = TaskKinds(seed)
     models: dict[str, PeftModel] = {}
@@ -243,6 +274,7 @@ def _run(seed: int, rate_by_arm: Mapping[str, float], report: Report) -> Cell:
 
 
 def mean(errors: Mapping[str, float]) -> float:
+    """Return the mean error over tasks."""
     return statistics.mean(errors.values())
 
 
@@ -253,9 +285,11 @@ def new_task(
     rate_by_arm: Mapping[str, float],
     seed: int,
 ) -> dict[str, float]:
-    """Return error of each way to a held-out kind, from a few of its rows.
+    """Adapt to a new task from 32 rows in several ways; return each one's percent of wrong answers.
 
-    A way has the rate of the arm that it goes on from; a LoRA from scratch, that of the shared one.
+    kinds: the data of a seed; models: trained on the known tasks, by arm; kind: the new task;
+    rate_by_arm: learning rates, of which a way has that of the arm that it goes on from, and a LoRA
+    from scratch that of the shared one; seed: of the training. The ways are those of LATER.
     """
     number = len(kinds.known)
     half = SHOTS // 2
@@ -266,6 +300,7 @@ def new_task(
     full, poly_model = copy.deepcopy(models[MHR]), copy.deepcopy(models[POLY])
     # MHR-mu: the mean of the skills is one LoRA, which is trained on
     mu = mhr.to_mhr_mu(copy.deepcopy(models[MHR]))
+    # a new row of mixing weights, for a task that had none
     for model in (full, poly_model):
         mhr.add_task(model, seed=seed)
     # what the mean of the skills knows without any row of the task
@@ -286,9 +321,15 @@ def new_task(
 
 
 def on_known_tasks(seeds: Sequence[int], report: Report, *, over: str) -> Result:
-    """Return error of MHR over that of another arm, the median of the seeds."""
+    """Return the error of MHR over that of another arm on 18 known tasks, by seed.
+
+    A task is to tell if a gloss is of one kind of noun; all are trained together on MiniLM's last
+    two blocks. over: a key of `methods`. Errors are percents of wrong test answers; the figure is
+    the median.
+    """
     arm_rates = rates(report)
     cells = [cell(arm_rates, seed, report) for seed in seeds]
+    # medians: a seed with hard kinds would decide a mean of four
     middle = {n: statistics.median(c["known"][n] for c in cells) for n in cells[0]["known"]}
     rows = [
         {
@@ -311,9 +352,10 @@ def on_known_tasks(seeds: Sequence[int], report: Report, *, over: str) -> Result
 def on_a_later_task(
     seeds: Sequence[int], report: Report, *, ours: str, over: str, surely: bool = False
 ) -> Result:
-    """Return points by which one way is more accurate than another, the median of the seeds.
+    """Return by how many points one way to learn a new task is more accurate than another, by seed.
 
-    surely: the lower end of the interval over held-out tasks in place of the median.
+    A new task has 32 rows; each value is the mean over six held-out tasks. ours, over: names of
+    LATER; surely: judge the lower end of the 95 % interval over all held-out tasks, not the median.
     """
     arm_rates = rates(report)
     errors_of_seeds = [cell(arm_rates, seed, report)["later"] for seed in seeds]

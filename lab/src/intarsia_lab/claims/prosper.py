@@ -36,7 +36,7 @@ Array = np.ndarray
 def bars(signed: Array | None = None) -> Array:
     """Return ten images of one bar each in 5 x 5 pixels, of brightness 10, as (10, 25).
 
-    signed: a factor for each bar; None = 1.
+    signed: a factor for each bar, (10,); None = 1.
     """
     images = np.zeros((10, 5, 5))
     for i in range(5):
@@ -45,9 +45,10 @@ def bars(signed: Array | None = None) -> Array:
 
 
 def bar_data(kind: str, seed: int) -> tuple[Array, Array]:
-    """Return 1,000 samples of a model's own kind with noise of 2, and the bars that made them.
+    """Draw 1,000 pictures of overlapping bars, (1000, 25), and return them with the true bars.
 
-    Each bar is on with probability 0.2. kind: of the model, as "MCA".
+    Each of ten bars (10, 25) is on with probability 0.2; the noise has standard deviation 2. kind:
+    key of KINDS: bars add up, or hide each other (MCA, MMCA), with the amplitudes of that model.
     """
     random = np.random.default_rng(seed)
     # two bars a sample in the mean
@@ -70,7 +71,10 @@ def bar_data(kind: str, seed: int) -> tuple[Array, Array]:
 
 
 def bars_in(components: Array, truth: Array) -> int:
-    """Count the bars whose direction some component has."""
+    """Count the true bars that a model has learned: a component has a cosine above 0.9 with them.
+
+    components: (C, 25), learned; truth: (10, 25). The sign of a component does not count.
+    """
     learned_directions, true_directions = (
         a / np.maximum(np.linalg.norm(a, axis=1, keepdims=True), 1e-12) for a in (components, truth)
     )
@@ -78,9 +82,15 @@ def bars_in(components: Array, truth: Array) -> int:
 
 
 def learned(kind: str, data: str, seed: int) -> dict[str, float]:
-    """Return how many bars a model finds in data of a kind, and CPU seconds."""
+    """Fit a sparse coding model to pictures of bars; return how many bars it found.
+
+    kind: the model, key of KINDS or one of scikit-learn's; data: key of KINDS, the model that the
+    pictures follow. The keys are "bars", 0 to 10, and "cpu", seconds. Stored and read if it was
+    computed before.
+    """
 
     def make() -> dict[str, float]:
+        """Fit the model to pictures of bars; return how many bars it found, and CPU seconds."""
         x, truth = bar_data(data, seed)
         model = {
             # what scikit-learn has for the same data stands beside each model
@@ -98,7 +108,11 @@ def learned(kind: str, data: str, seed: int) -> dict[str, float]:
 
 
 def find_bars(seeds: Sequence[int], report: Report) -> Result:
-    """Return the fewest bars that any of the six models finds in data of its own kind."""
+    """Return the fewest bars that any of the six models finds, of ten, by seed.
+
+    Each model learns from pictures of its own kind; FastICA and dictionary learning stand beside it
+    in the table.
+    """
     rows, fewest = [], [10.0 for _ in seeds]
     for kind in KINDS:
         for name in (kind, "DictionaryLearning", "FastICA"):
@@ -130,7 +144,10 @@ def find_bars(seeds: Sequence[int], report: Report) -> Result:
 
 
 def masked_bars(seeds: Sequence[int], report: Report) -> Result:
-    """Return how many bars MCA finds beyond those of BSC, where bars hide each other."""
+    """Return how many more bars MCA finds than BSC in pictures where bars hide each other, by seed.
+
+    MCA assumes that the strongest cause is seen at each pixel, BSC that causes add up.
+    """
     counts = {kind: [learned(kind, "MCA", s)["bars"] for s in seeds] for kind in ("MCA", "BSC")}
     report(str(counts))
     values = [a - b for a, b in zip(counts["MCA"], counts["BSC"], strict=True)]

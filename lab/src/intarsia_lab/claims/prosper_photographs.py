@@ -29,10 +29,10 @@ Array = np.ndarray
 def natural(
     seed: int, train: int = 6000, test: int = 3000, components: int = 40
 ) -> tuple[Array, Array]:
-    """Return training and test patches of 8 x 8 less their mean, whitened by the training part.
+    """Return training and test patches of photographs, whitened, (patches, components) each.
 
-    train, test: numbers of patches; components: principal components that stay. The test part
-    is of 6 photographs that the training part does not see.
+    Patches are 8 x 8 pixels less their mean. train, test: numbers of patches; components: principal
+    components that stay. Test patches are of 6 photographs that the training part does not have.
     """
     random = np.random.default_rng(seed)
     pictures = [grey(p.pixels) for p in photographs(shrink=4)]
@@ -47,10 +47,16 @@ def natural(
 
 
 def densities(seeds: Sequence[int], report: Report) -> Result:
-    """Return the smaller of GSC less BSC and BSC less FactorAnalysis, in nats a held-out patch."""
+    """Return by how much each model gives held-out patches a higher likelihood than a simpler one.
+
+    The models are GSC, sparse coding with continuous amplitudes; BSC, with binary ones; and factor
+    analysis. The value of a seed is the smaller of two steps in nats a patch, GSC - BSC and BSC -
+    FactorAnalysis: positive if each model is better than the simpler one. The figure is the least
+    over seeds.
+    """
 
     def make(seed: int) -> dict[str, float]:
-        """Return the held-out score of each model, fitted to patches of photographs."""
+        """Fit each model to patches; return its mean log likelihood of test patches, in nats."""
         train, test = natural(seed)
         common = {"n_candidates": 8, "n_iter": 60, "data_cut": False, "random_state": seed}
         models = {
@@ -83,13 +89,16 @@ SIGMA, SIDE, CROP = 25.0, 8, 160
 
 
 def denoised(seed: int) -> dict[str, Any]:
-    """Return PSNR and CPU seconds of each denoiser on the middle of one photograph with noise.
+    """Denoise one photograph in four ways; return each way's PSNR in dB and CPU seconds.
 
-    seed: draws the noise, and seed modulo 3 picks the photograph.
+    The noise has standard deviation 25 of 255, on the middle 160 x 160 pixels. seed: draws the
+    noise, and seed modulo 3 picks the photograph. The keys are "picture", "noisy" (PSNR before),
+    and those of DENOISERS.
     """
     random = np.random.default_rng(seed)
     names = ("china", "greentock_by_Peter_Nerlich", "TwoWings")
     clean = grey(next(p for p in photographs(shrink=4) if p.name == names[seed % 3]).pixels)
+    # a picture that is too small at a quarter of its size
     if min(clean.shape) < CROP:
         clean = grey(next(p for p in photographs(shrink=2) if p.name == names[seed % 3]).pixels)
     top, first_column = ((length - CROP) // 2 for length in clean.shape)
@@ -110,18 +119,25 @@ def denoised(seed: int) -> dict[str, Any]:
 
 
 def _psnr(clean: Array, picture: Array) -> float:
+    """Return the peak signal-to-noise ratio of a picture in dB, for values up to 255."""
     return float(10 * np.log10(255**2 / np.square(clean - picture).mean()))
 
 
 def _by_gsc(some: Array, x: Array, seed: int) -> Array:
+    """Denoise patches by the posterior mean of GSC, which learns the noise as well.
+
+    some: (n, 64) noisy patches to learn from; x: (N, 64) patches to denoise; seed: of the fit.
+    """
     model = GSC(64, n_candidates=8, max_active=4, n_iter=60, data_cut=False, random_state=seed)
     return model.fit(some).denoise(x)
 
 
 def _by_dictionary(some: Array, x: Array, seed: int) -> Array:
-    """Denoise patches `x` by OMP in a dictionary learned from `some`.
+    """Denoise patches by orthogonal matching pursuit in a learned dictionary.
 
-    It stops once the residual is as large as the noise, times C = 1.15.
+    Each patch is a sparse sum of 64 components, which stops growing once the residual is as large
+    as the noise, times 1.15. some: (n, 64) noisy patches to learn from; x: (N, 64) patches to
+    denoise; seed: of the learning.
     """
     learner = MiniBatchDictionaryLearning(64, max_iter=20, batch_size=256, random_state=seed)
     w = learner.fit(some / SIGMA).components_
@@ -138,6 +154,11 @@ def _by_dictionary(some: Array, x: Array, seed: int) -> Array:
 
 
 def _by_wiener(some: Array, x: Array, seed: int) -> Array:
+    """Denoise patches by a Wiener filter in the basis of their principal components.
+
+    some: (n, 64) noisy patches that give the covariance; x: (N, 64) patches to denoise; seed:
+    unused, the filter draws nothing.
+    """
     values, basis = np.linalg.eigh(np.cov(some.T))
     # Wiener's gain, whose signal is what the noise leaves of each eigenvalue
     gain = np.maximum(values - SIGMA**2, 0) / np.maximum(values, SIGMA**2)
@@ -145,14 +166,16 @@ def _by_wiener(some: Array, x: Array, seed: int) -> Array:
 
 
 def _by_ica(some: Array, x: Array, seed: int) -> Array:
-    """Denoise patches `x` by sparse code shrinkage in the basis of an ICA of `some`.
+    """Denoise patches by shrinking their independent components.
 
-    The basis is the orthogonal one that is nearest to the components.
+    The basis is the orthogonal one that is nearest to the components. some: (n, 64) noisy patches
+    to learn from; x: (N, 64) patches to denoise; seed: of the learning.
     """
     ica = FastICA(SIDE**2 - 1, whiten="unit-variance", max_iter=400, tol=1e-3, random_state=seed)
     left_vectors, _, right = np.linalg.svd(ica.fit(some).components_, full_matrices=False)
     basis = left_vectors @ right
     code = x @ basis.T
+    # standard deviation of each component without the noise
     width = np.sqrt(np.maximum((some @ basis.T).var(axis=0) - SIGMA**2, 1e-6))
     return np.sign(code) * np.maximum(np.abs(code) - np.sqrt(2) * SIGMA**2 / width, 0) @ basis
 
@@ -166,7 +189,10 @@ DENOISERS: Mapping[str, Callable[[Array, Array, int], Array]] = {
 
 
 def denoise(seeds: Sequence[int], report: Report) -> Result:
-    """Return PSNR of GSC less the best of the others."""
+    """Return GSC's PSNR minus that of the best of three other denoisers, in dB, by photograph.
+
+    Three photographs with noise of 25 of 255; the figure is the least of them.
+    """
     figures_of_seeds = [
         stored("prosper", {"what": "denoise", "seed": s}, partial(denoised, s)) for s in seeds
     ]

@@ -38,7 +38,11 @@ EXPERTS, EVERY = 8, 5  # of each mixture; blocks from one mixture to the next
 
 
 def drawn(seed: int, side: int = SIDE) -> tuple[Tensor, Tensor]:
-    """Return random digits that are 0 with probability .885, and levels."""
+    """Draw ternary weights of which 88.5 % are 0; return their digits and their levels.
+
+    Digits 0, 1 and 2 (side, side) stand for zero and the two levels of a row, (side, 2), one below
+    and one above 0. seed: of the draws; side: of the square matrix.
+    """
     draw = torch.Generator().manual_seed(seed)
     # ternary digits as in the paper's models: most of them 0, the others even
     odds = torch.tensor([ZEROS, (1 - ZEROS) / 2, (1 - ZEROS) / 2])
@@ -48,7 +52,12 @@ def drawn(seed: int, side: int = SIDE) -> tuple[Tensor, Tensor]:
 
 
 def of_size(seeds: tuple[int, ...], report: Report) -> Result:
-    """Return the compression over bfloat16, all that is stored counted; the least of the seeds."""
+    """Return how many times smaller coded ternary weights are than bfloat16, by seed.
+
+    All that is stored counts: code words, offsets of rows, levels. The matrices are random, 4,096
+    wide, with 88.5 % zeros; the least ratio is judged. The table has rounded weights of SmolLM2
+    beside them.
+    """
     form, smaller, table = Ternary(), list[float](), list[dict[str, Any]]()
     for seed in seeds:
         digits, levels = drawn(seed)
@@ -77,9 +86,11 @@ def of_size(seeds: tuple[int, ...], report: Report) -> Result:
 def _sized(title: str, digits: Tensor, stored: Mapping[str, Tensor]) -> dict[str, Any]:
     """Return a row on the size of coded ternary weights.
 
-    digits: the ternary values, 0 among them; stored: the tensors that a file would hold.
+    title: names the weights; digits: (out, in), 0 to 2; stored: the tensors that a file would hold.
+    Entropy is that of single digits, in bits per weight.
     """
     share = float((digits == 0).float().mean())
+    # a code word has 16 bits
     codes = 16 * len(stored["codes"]) / digits.numel()
     return {
         "weights": title,
@@ -92,7 +103,11 @@ def _sized(title: str, digits: Tensor, stored: Mapping[str, Tensor]) -> dict[str
 
 
 def of_time(seeds: tuple[int, ...], report: Report) -> Result:
-    """Time of a product that decodes over that of torch in bfloat16; the largest of the seeds."""
+    """Return the time of a product with coded ternary weights over that with bfloat16, by seed.
+
+    One row of inputs times a 4,096-wide matrix; the code words are decoded on the way. CPU seconds
+    of one thread; the largest ratio is judged, below 1 the coded product is faster.
+    """
     form, ratios, table = Ternary(), list[float](), list[dict[str, Any]]()
     for seed in seeds:
         digits, levels = drawn(seed)
@@ -117,17 +132,30 @@ def of_time(seeds: tuple[int, ...], report: Report) -> Result:
 
 
 def _dense(weight: Tensor, x: Tensor) -> Callable[[], object]:
+    """Return a call of torch's dense product x weight^T on a copy of the weight.
+
+    weight: (out, in); x: (1, in), both bfloat16.
+    """
     copied = weight.clone()
     return lambda: torch.nn.functional.linear(x, copied)
 
 
 def _packed(form: Ternary, stored: Mapping[str, Tensor], x: Tensor) -> Callable[[], object]:
+    """Return a call that multiplies x by coded weights, on a copy of the stored tensors.
+
+    form: the format; stored: its tensors by name; x: (1, in).
+    """
     copied = {name: t.clone() for name, t in stored.items()}
     return lambda: form.matmul(x, copied, (SIDE, SIDE))
 
 
 def of_experts_of(seeds: tuple[int, ...], report: Report) -> Result:
-    """Return the output error of rounding over that of GPTQ, mean over layers; the least draw."""
+    """Return the output error of ternary rounding over that of GPTQ, mean over layers, by seed.
+
+    Both turn the experts of a mixture upcycled from SmolLM2 into ternary weights; GPTQ corrects
+    errors on the calibration rows that are routed to each expert. The least draw is judged; above 1
+    GPTQ is better. The table has losses on held-out text, in nats per token.
+    """
     draws: list[dict[str, Any]] = []
     for seed in seeds:
         inputs = {"seed": seed}
@@ -138,6 +166,7 @@ def of_experts_of(seeds: tuple[int, ...], report: Report) -> Result:
         {"seed": seed, **{name: f"{value:.3f}" for name, value in f["loss"].items()}}
         for seed, f in zip(seeds, draws, strict=True)
     ]
+    # an output error could be small and the loss no better: both are told
     better = sum(f["loss"]["ternary, GPTQ"] < f["loss"]["ternary, rounded"] for f in draws)
     note = (
         f"SmolLM2-135M upcycled to {EXPERTS} experts in every {EVERY}th block; {CALIBRATION} rows "
@@ -149,8 +178,13 @@ def of_experts_of(seeds: tuple[int, ...], report: Report) -> Result:
 
 
 def _mixture(seed: int) -> dict[str, Any]:
-    """Return the errors and losses of quantised experts for one draw of calibration rows."""
+    """Quantise the experts of a mixture in several ways, for one draw of calibration rows.
+
+    Returns "ratio": output error of rounding over that of GPTQ, mean over layers; "loss": loss on
+    held-out text by way, in nats per token; "zeros": the share of ternary weights that are 0.
+    """
     model, tokenizer = language_model("smollm2", progress=lambda _: None)
+    # step 1: copies of the MLP of every fifth block become eight experts
     blocks = range(EVERY - 1, len(model.model.layers), EVERY)  # pyright: ignore
     mixed: Any = upcycle(model, TopK(EXPERTS), layers=list(blocks), seed=seed)
     mixed.requires_grad_(False).eval()
@@ -160,11 +194,13 @@ def _mixture(seed: int) -> dict[str, Any]:
     test = [texts.test[i] for i in range(HELD_OUT)]
     state = {n: t.clone() for n, t in mixed.state_dict().items()}
     loss = {"dense experts": nll(mixed, test)}
+    # step 2: a dense code of 4 bits, as a rival of the losses
     form = GroupSparse(group=64)
     for matrix in dict(of_experts(mixed)).values():
         weight = matrix.read()
         matrix.write(form.decode(form.encode(weight), weight.shape))
     loss["int4, groups of 64"] = nll(mixed, test)
+    # step 3: ternary experts, by rounding and by GPTQ, from the same weights
     layer_rows: list[dict[str, Any]] = []
     for start in ("rtn", "gptq"):
         mixed.load_state_dict(state)

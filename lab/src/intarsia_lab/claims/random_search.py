@@ -60,9 +60,11 @@ def mlp(seed: int) -> nn.Module:
 
 
 def together(nets: Sequence[nn.Module], goal: float | None, seed: int) -> Nets:
-    """Train nets of one shape side by side, on the same batches, by Adam.
+    """Train several networks of one shape side by side on Fashion-MNIST; return their scores.
 
-    goal: test accuracy in points that counts as reached; None = 95 % of the nets' own at the end.
+    All have the same batches, by Adam. nets: of equal layers; goal: test accuracy in points of
+    which 95 % counts as reached, None = each network's own at the end; seed: of the order of
+    batches. See Nets for the scores.
     """
     # all nets of a density have one shape, so that they train as one batched net
     weights, _ = stack_module_state(list(nets))  # pyright: ignore
@@ -70,18 +72,22 @@ def together(nets: Sequence[nn.Module], goal: float | None, seed: int) -> Nets:
     bare = copy.deepcopy(nets[0]).to("meta")
 
     def forward_one(w: dict[str, Tensor], x: Tensor) -> Tensor:
+        """Return one network's logits.  w: its weights by name; x: (rows, 1, 28, 28)."""
         return functional_call(bare, w, (x,))
 
     forward_all: Callable[..., Tensor] = torch.vmap(forward_one, in_dims=(0, None))
     (x, y), (test_x, test_y) = (thin_resnets.rows(part).tensors for part in ("train", "test"))
 
     def losses(px: Tensor, py: Tensor) -> Tensor:
+        """Return the mean loss of each network, (nets,).  px, py: pictures and labels."""
         logits = forward_all(weights, px)  # (nets, rows, 10)
         each_row = F.cross_entropy(logits.flatten(0, 1), py.repeat(len(nets)), reduction="none")
         return each_row.view(len(nets), -1).mean(1)
 
     @torch.no_grad()
     def looked() -> list[float]:
+        """Return the test accuracy of each network, in points."""
+        # one forward for all networks: (nets, rows, 10)
         return [
             100 * float(a)
             for a in (forward_all(weights, test_x).argmax(-1) == test_y).float().mean(1)
@@ -117,7 +123,11 @@ def together(nets: Sequence[nn.Module], goal: float | None, seed: int) -> Nets:
 
 
 def run(density: float, seed: int) -> SearchedNet:
-    """Return the parent, its five best of so many draws, and five random ones, trained."""
+    """Select five subnetworks of an MLP by their loss before training; train and score them.
+
+    Five random subnetworks and the parent are trained, too. density: the share of hidden units of a
+    subnetwork; seed: of the parent and all draws. The best five are of 100 random subnetworks.
+    """
     parent = mlp(seed)
     x, y = thin_resnets.rows("train").tensors
     # step 1: the draws of least loss before training, the paper's selection
@@ -139,7 +149,10 @@ def run(density: float, seed: int) -> SearchedNet:
 
 
 def cell(_: None, density: float, seed: int) -> SearchedNet:
-    """Return the nets of a seed, from the file or by running it."""
+    """Return the trained networks' scores of a seed, stored or computed now.
+
+    density: share of hidden units that stay. The first parameter is unused: there is a single arm.
+    """
     inputs = {"density": density, "seed": seed, "draws": DRAWS, "epochs": EPOCHS}
     nets_of_seed = stored("random-search", inputs, lambda: run(density, seed))
     return SearchedNet(*(Nets(*nets) for nets in nets_of_seed))
@@ -149,40 +162,64 @@ Ends = tuple[float, float] | None  # of an interval over nets; None = over seeds
 
 
 def interval(first: Sequence[float], second: Sequence[float]) -> tuple[float, float, float]:
-    """Return Spearman's rank correlation and its 95 % interval by Fisher's transform."""
+    """Return Spearman's rank correlation and the two ends of its 95 % interval.
+
+    The interval is by Fisher's transform. first, second: paired values.
+    """
     correlation: Any = spearmanr(first, second)
     rho = float(correlation.statistic)
+    # the standard error of arctanh(rho) is 1 / sqrt(n - 3)
     z, half = np.arctanh(np.clip(rho, -0.999, 0.999)), 1.96 / math.sqrt(max(1, len(first) - 3))
     return rho, float(np.tanh(z - half)), float(np.tanh(z + half))
 
 
 def _gap(searches: Sequence[SearchedNet], name: str) -> list[float]:
-    """Return for each seed the mean of the selected nets minus that of the random ones."""
+    """Return the mean of the selected networks minus that of the random ones, by seed.
+
+    searches: the trained networks of each seed; name: field of Nets, the score.
+    """
     halves = ((getattr(s.selected, name), getattr(s.random, name)) for s in searches)
     return [statistics.mean(a) - statistics.mean(b) for a, b in halves]
 
 
 def of_accuracy(searches: Sequence[SearchedNet]) -> tuple[Ends, list[float], str]:
-    """Return the difference of accuracies in points, selected minus random, of each seed."""
+    """Return the difference of test accuracy, selected minus random networks, by seed.
+
+    searches: the trained networks of each seed. Returns None (the interval is over seeds), a
+    difference in points for each seed, and a sentence.
+    """
     gaps = _gap(searches, "accuracy")
     return None, gaps, f"Mean difference {statistics.mean(gaps):+.2f} points."
 
 
 def of_loss(searches: Sequence[SearchedNet]) -> tuple[Ends, list[float], str]:
-    """Return the difference of initial losses of each seed."""
+    """Return the difference of losses before training, selected minus random networks, by seed.
+
+    searches: the trained networks of each seed. Returns None (the interval is over seeds), a
+    difference in nats for each seed, and a sentence.
+    """
     gaps = _gap(searches, "first")
     return None, gaps, f"Mean difference of the initial loss {statistics.mean(gaps):+.4f}."
 
 
 def of_speed(searches: Sequence[SearchedNet]) -> tuple[Ends, list[float], str]:
-    """Return the share by which steps to 95 % of the parent's accuracy differ, of each seed."""
+    """Return by which share selected networks need more steps than random ones, by seed.
+
+    The steps are those to 95 % of the parent's accuracy; -0.1 = a tenth fewer. searches: the
+    trained networks of each seed. Returns None (the interval is over seeds), a share for each seed,
+    and a sentence.
+    """
     means = ((statistics.mean(s.selected.steps), statistics.mean(s.random.steps)) for s in searches)
     shares = [a / b - 1 for a, b in means]
     return None, shares, f"Mean difference {100 * statistics.mean(shares):+.1f} %."
 
 
 def correlations(searches: Sequence[SearchedNet], name: str) -> tuple[float, float, float]:
-    """Return the correlation of the accuracies of 60 nets with a loss of theirs: see `interval`."""
+    """Return the rank correlation of test accuracy with a loss, over 60 networks: see `interval`.
+
+    searches: the trained networks of each seed; name: of the loss, "first" before training or
+    "epoch" after one epoch.
+    """
     pairs = [
         (getattr(half, name)[i], half.accuracy[i])
         for s in searches
@@ -194,7 +231,10 @@ def correlations(searches: Sequence[SearchedNet], name: str) -> tuple[float, flo
 
 
 def _in_words(searches: Sequence[SearchedNet]) -> str:
-    """Return the correlations of accuracy with an early loss as a sentence, with intervals."""
+    """Return a sentence on the correlations of accuracy with two early losses, with intervals.
+
+    searches: the trained networks of each seed.
+    """
     ends = (correlations(searches, name) for name in ("first", "epoch"))
     before, after = (f"{rho:+.2f} ({low:+.3f} to {high:+.3f})" for rho, low, high in ends)
     return (
@@ -204,13 +244,21 @@ def _in_words(searches: Sequence[SearchedNet]) -> str:
 
 
 def of_ranks(searches: Sequence[SearchedNet]) -> tuple[Ends, list[float], str]:
-    """Return the rank correlation of initial loss and accuracy with its interval over nets."""
+    """Return the rank correlation of accuracy with the loss before training, over networks.
+
+    searches: the trained networks of each seed. Returns the ends of its 95 % interval, the
+    correlation in a list, and a sentence.
+    """
     rho, low, high = correlations(searches, "first")
     return (low, high), [rho], _in_words(searches)
 
 
 def of_control(searches: Sequence[SearchedNet]) -> tuple[Ends, list[float], str]:
-    """Return the rank correlation of the loss after an epoch and accuracy with its interval."""
+    """Return the rank correlation of accuracy with the loss after one epoch, over networks.
+
+    It is the control: a loss that must predict the accuracy. searches: the trained networks of each
+    seed. Returns the ends of its 95 % interval, the correlation in a list, and a sentence.
+    """
     rho, low, high = correlations(searches, "epoch")
     return (low, high), [rho], _in_words(searches)
 
@@ -221,7 +269,12 @@ def judged(
     *,
     figure: Callable[[Sequence[SearchedNet]], tuple[Ends, list[float], str]],
 ) -> Result:
-    """Return the result of `figure` at the first density, and a row for each density."""
+    """Return a figure of selected and random subnetworks at the first density, and a table of all.
+
+    Subnetworks of an MLP are selected by their loss before training, then trained on Fashion-MNIST.
+    figure: the networks of all seeds -> ends of an interval over networks (None: over seeds), the
+    values, and a sentence. Densities are shares of the hidden units that stay.
+    """
     arms, first, other_densities = [Arm("", None)], DENSITIES[:1], DENSITIES[1:]
     first_sheet = each(arms, seeds, cell, report, tasks=first, describe=_said)
     other_sheet = each(arms, seeds[:3], cell, report, tasks=other_densities, describe=_said)
@@ -240,6 +293,7 @@ def judged(
 
 
 def _said(net_search: SearchedNet) -> str:
+    """Return the mean accuracy of each group of a seed's networks in words."""
     means = (
         f"{n} {statistics.mean(getattr(net_search, n).accuracy):.2f}" for n in net_search._fields
     )
@@ -258,10 +312,11 @@ LEARNED = above("Parents are above chance, 10 %, by 40 points.", "parent", 50)
 def _study(
     key: str, sentence: str, baseline: str, sense: str, target: float, figure: Any, **names: Any
 ) -> Study:
-    """Return a claim about one random search of nets; all claims here share the remaining settings.
+    """Return a claim about random search; the claims of this file share all other settings.
 
-    sense: whether the figure must be above or below `target`; figure: gets the number to judge;
-    names: further fields of Study, as the paper's.
+    key, sentence, baseline, target: of the claim; sense: how the figure must lie to the target,
+    "<=", ">=" or "within"; figure: gets the number to judge, see `judged`; names: further fields of
+    Study.
     """
     return Study(
         key,
@@ -270,6 +325,7 @@ def _study(
         target=target,
         sense=sense,
         control=LEARNED,
+        # Adam's usual rate, one for all: nothing is compared that a rate could favour
         rates=FixedRate(1e-3, {"each net": EPOCHS * thin_resnets.STEPS}),
         measure=partial(judged, figure=figure),
         seeds=tuple(range(10)),

@@ -33,7 +33,10 @@ Cell = Mapping[str, Any]
 
 
 def domains(tokenizer: Any, seed: int) -> tuple[dict[str, list[Batch]], dict[str, list[Batch]]]:
-    """Return batches of each kind of text: to make masks of, and to judge by."""
+    """Return batches of rows of each kind of text: to make masks of, and to judge by.
+
+    tokenizer: SmolLM2's; seed: draws the rows. Each batch is a dict of input_ids (4, 128).
+    """
     draws = torch.Generator().manual_seed(seed)
     calibration: dict[str, list[Batch]] = {}
     judged: dict[str, list[Batch]] = {}
@@ -48,8 +51,10 @@ def domains(tokenizer: Any, seed: int) -> tuple[dict[str, list[Batch]], dict[str
 
 @lru_cache
 def extracted(seed: int, report: Report) -> Cell:
-    """Return losses of every kind of text under its own mask, random ones and none, and the gate's
-    accuracy; computed once and kept."""
+    """Return the losses of SmolLM2 cut into experts by kind of text, stored or computed now.
+
+    See `_extracted` for the keys of the result.
+    """
     inputs = {"seed": seed, "density": DENSITY, "steps": STEPS}
     inputs |= {"rows": [LENGTH, BATCH, SEEN, JUDGED]}
     with threads(1):
@@ -57,10 +62,12 @@ def extracted(seed: int, report: Report) -> Cell:
 
 
 def _extracted(seed: int, report: Report) -> dict[str, Any]:
-    """Return a model's losses without and with masks of MLP units: own, another's and random.
+    """Cut SmolLM2 into an expert for each kind of text; return losses and a gate's accuracy.
 
-    The result also has the accuracy with which a gate, which reads token ids alone, finds the
-    domain.
+    An expert is a mask of the MLP units that one of four kinds of text uses most, half of all.
+    Returns "losses": text -> mask -> loss in nats per token, with no mask, its own, another's and a
+    random one; "accuracy" of a gate that reads token ids alone and predicts the expert; "chance", a
+    guess; "most", the accuracy of always naming the commonest expert.
     """
     model: Any
     model, tokenizer = language_model("smollm2", progress=report)
@@ -109,7 +116,7 @@ def _extracted(seed: int, report: Report) -> dict[str, Any]:
 
 @torch.no_grad()
 def _loss(model: Any, batches: list[Batch]) -> float:
-    """Return the mean next-token loss of a causal model over batches."""
+    """Return the mean next-token loss of a causal model over batches, in nats."""
     batch_losses: list[float] = []
     for batch in batches:
         logits, ids = model(**batch).logits[:, :-1].float(), batch["input_ids"][:, 1:]
@@ -120,7 +127,10 @@ def _loss(model: Any, batches: list[Batch]) -> float:
 def model_side(
     seeds: tuple[int, ...], report: Report, *, figure: Callable[[Cell], float]
 ) -> Result:
-    """Return a figure of each seed's extraction."""
+    """Return a figure of experts cut from SmolLM2, one value for each seed.
+
+    figure: result of `_extracted` -> the number to judge.
+    """
     extractions = [extracted(seed, report) for seed in seeds]
     rows: list[dict[str, Any]] = []
     for name in extractions[0]["losses"]:
@@ -130,6 +140,8 @@ def model_side(
                 [extraction["losses"][name][column] for extraction in extractions], ".3f"
             )
         rows.append(row)
+    # the gate beside the share of the commonest expert, which a gate that learned nothing would
+    # have
     for column, name in (("gate's accuracy", "accuracy"), ("share of the commonest", "most")):
         rows.append(
             {
@@ -141,7 +153,11 @@ def model_side(
 
 
 def worst_gain(extraction: Cell) -> float:
-    """Return the loss under a text's own mask less that under a random one, the largest."""
+    """Return the loss under a text's own mask minus that under a random one, for the worst text.
+
+    extraction: result of `_extracted`. In nats per token; below 0 a text's own mask is better for
+    each.
+    """
     return max(
         text_losses["own mask"] - text_losses["random mask"]
         for text_losses in extraction["losses"].values()
@@ -150,7 +166,13 @@ def worst_gain(extraction: Cell) -> float:
 
 @lru_cache
 def served(kind: str, seed: int, report: Report) -> dict[str, float]:
-    """Return experts of a batch by expert over those in order, waits, and hit rates, on a trace."""
+    """Replay recorded routing in batches by expert and through caches; return what they save.
+
+    kind: of the trace. Keys: "ratio": different experts in a batch if streams queue for their
+    expert, over those in the order of arrival; "wait", "wait in order": rounds that a stream waits,
+    95th percentile; and hit rates of caches with a quarter of the experts, from least recently used
+    to Belady's, which knows the future.
+    """
     trace = traces(seed, report)[kind]
     ratios: list[float] = []
     waits: list[tuple[int, int]] = []
@@ -181,7 +203,10 @@ def served(kind: str, seed: int, report: Report) -> dict[str, float]:
 def serving(
     seeds: tuple[int, ...], report: Report, *, figure: Callable[[Mapping[str, float]], float]
 ) -> Result:
-    """Return a figure on the balanced trace; the table has all three."""
+    """Return a figure of served batches on the balanced trace, by seed; the table has three traces.
+
+    figure: result of `served` -> the number to judge.
+    """
     by_kind = {kind: [served(kind, seed, report) for seed in seeds] for kind in KINDS}
     rows: list[dict[str, Any]] = []
     for kind, some in by_kind.items():

@@ -84,12 +84,13 @@ class CodedPack(NamedTuple):
 
     @property
     def mean(self) -> float:
+        """The mean PSNR over the test crops, in dB."""
         return statistics.mean(self.psnr)
 
 
 @cache
 def pictures(count: int) -> tuple[list[Array], list[Array]]:
-    """Return photographs for the prior, and crops of others for the test."""
+    """Return photographs to train a prior on, and `count` crops of other photographs to test on."""
     images = [photograph.pixels for photograph in photographs(shrink=SHRINK)]
     # crops of photographs of which the prior has seen nothing
     test, random = images[::HELD_OUT], np.random.default_rng(0)
@@ -102,17 +103,17 @@ def pictures(count: int) -> tuple[list[Array], list[Array]]:
 
 
 def psnr(a: Array, b: Array) -> float:
-    """Return the PSNR of two 8-bit pictures in dB."""
+    """Return the peak signal-to-noise ratio of two 8-bit pictures, in dB."""
     error = np.square((a.astype(float) - b) / 255).mean()
     return -10 * math.log10(max(error, 1e-10))
 
 
 def coded(size: Size, arm: str, rate: float, seed: int) -> CodedPack:
-    """Return an arm's result at one bit rate, kept in a file from an earlier run or computed now.
+    """Code the test crops by one codec at one bit rate; return the quality, bytes and times.
 
-    size: counts of crops and steps; arm: "COIN" (a network for each crop) or a key of ARMS (a
-    learned prior over networks); rate: bits a pixel. CodedPack: PSNR of each test crop, payload
-    in bytes and CPU seconds. A training that was killed goes on.
+    The result is stored, and read if it was computed before; a training that was killed goes on.
+    size: counts of crops and steps; arm: "COIN" (a small network for each crop) or a key of ARMS
+    (networks coded relative to a learned prior); rate: bits a pixel.
     """
     inputs = {"size": list(size), "arm": arm, "rate": rate, "seed": seed}
     run = by_coin if arm == "COIN" else by_prior
@@ -122,15 +123,18 @@ def coded(size: Size, arm: str, rate: float, seed: int) -> CodedPack:
 
 
 def by_prior(size: Size, arm: str, rate: float, seed: int, folder: Path) -> CodedPack:
-    """Train a RECOMBINER codec, code the test crops by it and measure the decoded ones.
+    """Train a RECOMBINER codec, code the test crops with it, and measure the decoded ones.
 
-    size: counts of crops and steps; arm: key of ARMS; rate: bits a pixel; folder: keeps the
-    state.
+    A crop becomes the weights of a small network, coded relative to a learned prior. size: counts
+    of crops and steps; arm: key of ARMS, which parts of the method are left out; rate: bits a
+    pixel; folder: keeps the state of the training. Returns PSNR in dB of each crop, the payload's
+    mean bytes, and CPU seconds to train, encode and decode.
     """
     train, test = pictures(size.pictures)
     settings = RecombinerSettings(**{**size.network, **ARMS[arm]})
     clock = [time.process_time()]
     options = {"crops": size.crops, "steps": size.steps, "seed": seed, "out": folder}
+    # step 1: the prior, from crops of other photographs
     codec = Recombiner.train(train, rate, settings, **options)
     clock.append(time.process_time())
     # step 2: fit and code each crop, relative to the prior
@@ -147,11 +151,13 @@ def by_prior(size: Size, arm: str, rate: float, seed: int, folder: Path) -> Code
 def by_coin(size: Size, arm: str, rate: float, seed: int, folder: Path) -> CodedPack:
     """Fit one small network to each test crop (COIN), whose weights are the code; measure it.
 
-    rate: bits a pixel, which give the width; arm, folder: unused, `by_prior` needs them.
+    size: counts of test crops; rate: bits a pixel, which give the network's width; arm, folder:
+    unused, `by_prior` needs them. Returns the same as `by_prior`, with no prior to train.
     """
     _, test = pictures(size.pictures)
     width = coin_width(round(rate * SIDE * SIDE / 8), 2, 2, 3)
     sizes = [2, width, width, 3]
+    # pixel centres in -1 ... 1
     axis = (torch.arange(SIDE) + 0.5) / SIDE * 2 - 1
     coordinates = torch.stack(torch.meshgrid(axis, axis, indexing="ij"), -1).view(-1, 2)
     values = torch.from_numpy(np.stack(test)).float().view(len(test), -1, 3) / 255
@@ -166,9 +172,9 @@ def by_coin(size: Size, arm: str, rate: float, seed: int, folder: Path) -> Coded
 
 
 def classical(size: Size) -> list[dict[str, Any]]:
-    """Return table rows of JPEG, WebP and AVIF at some qualities, with and without headers.
+    """Return table rows of JPEG, WebP and AVIF at several qualities.
 
-    A header is the file of a flat picture of the same size.
+    Bits per pixel are with and without the header, which is the size of a file of a flat picture.
     """
     _, test = pictures(size.pictures)
     rows = []
@@ -176,6 +182,7 @@ def classical(size: Size) -> list[dict[str, Any]]:
         empty = len(file(np.full((SIDE, SIDE, 3), 128, np.uint8), form, 50))
         for quality in qualities:
             files = [file(crop, form, quality) for crop in test]
+            # a header would be most of the file at 32 x 32 pixels
             bits = statistics.mean(len(data) for data in files) * 8
             decoded = [np.asarray(Image.open(io.BytesIO(data)).convert("RGB")) for data in files]
             quality = statistics.mean(psnr(a, b) for a, b in zip(test, decoded, strict=True))
@@ -185,6 +192,10 @@ def classical(size: Size) -> list[dict[str, Any]]:
 
 
 def file(pixels: Array, form: str, quality: int) -> bytes:
+    """Return the bytes of a picture file.
+
+    pixels: (H, W, 3) of 8 bits; form: "JPEG", "WEBP" or "AVIF"; quality: 0 to 100.
+    """
     buffer = io.BytesIO()
     options = {"JPEG": {"optimize": True}, "WEBP": {"method": 6}, "AVIF": {"speed": 4}}[form]
     Image.fromarray(pixels).save(buffer, form, quality=quality, **options)
@@ -192,19 +203,31 @@ def file(pixels: Array, form: str, quality: int) -> bytes:
 
 
 def row(codec: str, payload: float, file_bits: float, quality: str) -> dict[str, Any]:
+    """Return a row of the table of codecs.
+
+    codec: its name; payload: bits per pixel without a header; file_bits: with it; quality: PSNR as
+    text.
+    """
     names = "codec", "bits per pixel", "of a file of one picture", "PSNR"
     return dict(zip(names, (codec, f"{payload:.2f}", f"{file_bits:.2f}", quality), strict=True))
 
 
 def in_table(name: str, packs: Sequence[CodedPack]) -> dict[str, Any]:
-    """Return a row of a codec of networks; its file of one picture has 24 bytes of header."""
+    """Return a table row of a codec that stores networks.
+
+    name: of the codec; packs: its results, one for each seed. A file of one picture has a header of
+    24 bytes.
+    """
     payload = packs[0].payload * 8 / SIDE**2
     file_bits = payload + (0 if name == "COIN" else 24 * 8 / SIDE**2)
     return row(name, payload, file_bits, shown([pack.mean for pack in packs], ".2f"))
 
 
 def speed(size: Size, packs: Sequence[CodedPack]) -> str:
-    """Return CPU seconds a megapixel, and of a prior."""
+    """Return the CPU seconds to code and decode a megapixel, and to train a prior, as a sentence.
+
+    size: counts of test crops; packs: results of RECOMBINER.
+    """
     pixels = size.pictures * SIDE**2 / 1e6
     encode, decode = (
         statistics.mean(getattr(pack, field) for pack in packs) / pixels
@@ -218,7 +241,12 @@ def speed(size: Size, packs: Sequence[CodedPack]) -> str:
 
 
 def ablation(seeds: tuple[int, ...], report: Report) -> Result:
-    """Return PSNR of RECOMBINER minus the best of those that lack a part, at equal bytes."""
+    """Return RECOMBINER's PSNR minus that of the best version without a part, in dB.
+
+    The versions lack positional latents, linear maps of the weights, or both; all code crops of
+    photographs at one bit per pixel. The values are the differences to each version, means over
+    crops and seeds; the least is judged.
+    """
     sheet = each(
         [Arm(name, name) for name in ARMS],
         seeds,
@@ -229,6 +257,7 @@ def ablation(seeds: tuple[int, ...], report: Report) -> Result:
     )
     by_arm = {arm: sheet.by_seed(arm, 1.0) for arm in ARMS}
     full = statistics.mean(pack.mean for pack in by_arm["RECOMBINER"])
+    # what each missing part costs, in dB
     less = {a: full - statistics.mean(x.mean for x in by_arm[a]) for a in ARMS if a != "RECOMBINER"}
     values = tuple(less.values())
     return result_of(
@@ -241,10 +270,17 @@ def ablation(seeds: tuple[int, ...], report: Report) -> Result:
 
 
 def rate_distortion(size: Size) -> Callable[..., Result]:
-    """Return the gain over COIN or COMBINER at the rate where it is least, in dB of each crop."""
+    """Return a claim's measure: the gain over COIN or COMBINER at the bit rate where it is least.
+
+    In dB of each crop. size: counts of crops and steps.
+    """
 
     def run(seeds: tuple[int, ...], report: Report) -> Result:
-        """Compare RECOMBINER with COMBINER and COIN at each bit rate, by PSNR of the test crops."""
+        """Return RECOMBINER's gain in PSNR over COMBINER and COIN, in dB, at three bit rates.
+
+        The values are the lower ends of 95 % intervals, paired by test crop, for each rival and
+        rate; the least is judged. JPEG, WebP and AVIF stand in the table.
+        """
         names = "RECOMBINER", "COMBINER", "COIN"
         sheet = each(
             [Arm(name, name) for name in names],
@@ -255,6 +291,7 @@ def rate_distortion(size: Size) -> Callable[..., Result]:
             describe=lambda packs: f"{packs.mean:.2f} dB at {packs.payload:.0f} bytes",
         )
         by_arm = {(a, r): sheet.by_seed(a, r) for r in RATES for a in names}
+        # (codec, rate) -> crop -> PSNR, the mean over seeds
         by_crop = {
             k: dict(
                 enumerate(map(statistics.mean, zip(*(pack.psnr for pack in packs), strict=True)))
@@ -282,11 +319,13 @@ def rate_distortion(size: Size) -> Callable[..., Result]:
 
 
 def excess(seeds: Sequence[int]) -> float:
-    """Return the share by which coded samples' variance differs from their targets' variance.
+    """Return by which share the variance of coded samples exceeds that of their targets.
 
-    Targets of 14 bits: 14 normal latents of 1 bit each, 2^16 candidates.
+    Relative entropy coding picks one of 2^16 random candidates, which should be a sample of the
+    target. Targets have 14 normal latents of 1 bit each; 0 = unbiased.
     """
     deviation = 0.6
+    # the mean at which the divergence of a latent from the prior is 1 bit
     shift = math.sqrt(2 * (math.log(2) + math.log(deviation) + 0.5) - deviation**2)
     samples = []
     for seed in seeds:
@@ -307,7 +346,11 @@ for path in sorted(Path(sys.argv[2]).iterdir()):
 
 
 def bits_of_files(count: int, rate: float, report: Report) -> tuple[bool, bool]:
-    """Test if weights of `count` files are equal in another process, and their lengths right."""
+    """Test that files decode to equal weights in another process, and that their lengths are right.
+
+    count: of files; rate: bits a pixel. Returns both answers.
+    """
+    # a small codec: what is tested is that bytes decode alike, not how well
     settings = RecombinerSettings(patch=(16, 16), width=8, depth=1, positions=4, kl_bits=8)
     train, test = pictures(count)
     with TemporaryDirectory() as name, kept_quiet():
@@ -320,20 +363,23 @@ def bits_of_files(count: int, rate: float, report: Report) -> tuple[bool, bool]:
             data = codec.encode(crop[:16, :16], steps=20, seed=i)
             (folder / "files" / f"{i:02d}.irc").write_bytes(data)
             ours.append(hashlib.sha256(codec.weights(data).tobytes()).hexdigest())
+            # whole codes of `bits` each: the rate is met exactly, or the format is wrong
             expected_length = packed_bytes(
                 round(rate * settings.points / settings.bits), settings.bits
             )
             right &= len(irc.read(data)[1]) == expected_length
         report(f"{count} files encoded; decoding their weights in another process")
+        # another process has other threads and no state of this one
         command = [sys.executable, "-c", IN_ANOTHER, str(folder / "prior"), str(folder / "files")]
         output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     return output.split() == ours, right
 
 
 def coding(seeds: tuple[int, ...], report: Report) -> Result:
-    """Return the bias of coded samples.
+    """Return the bias of coded samples, a share of their variance, one value for each seed.
 
-    It is infinite if a file's weights or length are not as they must be.
+    It is infinite if a file's weights differ in another process, or a payload has not its stated
+    length.
     """
     equal, right = bits_of_files(50, 0.5, report)
     values = tuple(excess((seed,)) for seed in seeds)

@@ -50,9 +50,9 @@ class MaskScore(NamedTuple):
 
 
 def operations(name: str) -> float:
-    """Return operations of training: the mean density over the steps.
+    """Return the operations of an arm's training, as a share of those of the dense net's training.
 
-    RigL's dense gradients are counted.
+    It is the mean density over the steps, with RigL's dense gradients counted. name: key of ARMS.
     """
     way = ARMS[name]
     steps = way.epochs * thin_resnets.STEPS
@@ -69,14 +69,21 @@ def operations(name: str) -> float:
 
 
 def cell(name: str, _: str, seed: int) -> MaskScore:
-    """Return a net of one arm from one seed, from the file or by training it."""
+    """Return an arm's test accuracy in points and its training cost, stored or computed now.
+
+    name: key of ARMS, the way masks change; the second parameter is unused, since there is one
+    task.
+    """
     inputs = {"arm": name, "seed": seed, "data": thin_resnets.DATA, "epochs": EPOCHS}
     points = stored("rigl", inputs, lambda: accuracy(ARMS[name], seed))
     return MaskScore(points, operations(name))
 
 
 def accuracy(way: MaskWay, seed: int) -> float:
-    """Train a net, and score it in points."""
+    """Train a thin ResNet-8 on Fashion-MNIST; return its test accuracy in points.
+
+    way: the schedule of its masks, and the epochs; seed: of the start and the order of batches.
+    """
     model = resnet(seed)
     options: dict[str, Any] = OPTIONS | {"epochs": way.epochs, "seed": seed}
     fit(model, thin_resnets.rows("train"), schedule=way.schedule, **options)
@@ -84,11 +91,17 @@ def accuracy(way: MaskWay, seed: int) -> float:
 
 
 def judged(seeds: tuple[int, ...], report: Report, *, rival: str) -> Result:
-    """Return RigL's accuracy minus another arm's, in points, paired by seed."""
+    """Return RigL's test accuracy minus another arm's, in points, by seed.
+
+    All arms train a thin ResNet-8 on Fashion-MNIST, with a fifth of the weights in the end: masks
+    that follow the dense gradient (RigL), masks that stay, or a net that is pruned by degrees.
+    rival: key of ARMS.
+    """
     sheet = each([Arm(name, name) for name in ARMS], seeds, cell, report)
     by_arm = {arm: sheet.by_seed(arm, "") for arm in sheet.arms}
     # pairs by seed: the same start and the same batches
     gains = [a.accuracy - b.accuracy for a, b in zip(by_arm[RIGL], by_arm[rival], strict=True)]
+    # cost beside accuracy: a longer training could buy the difference
     table = [
         {"model": arm, "accuracy": shown([result.accuracy for result in results], ".2f")}
         | {"operations of training": f"{results[0].operations:.3f}"}

@@ -50,12 +50,16 @@ RATES = Rates(task_tracks.GRID, dict.fromkeys(METHODS, EPOCHS * IMAGES // BATCH)
 
 
 def pictures(task: str) -> TailTokens:
+    """Return a task's pictures as inputs of the adapted blocks, to draw from and to test on."""
     return tails.pictures(task, FIRST, TEST)
 
 
 @torch.no_grad()
 def features(model: nn.Module, tokens: Tensor) -> Tensor:
-    """Return the features that a head reads, (n, d) float32.  tokens: (n, T, d)."""
+    """Return the features that the classification head reads, (n, d) float32.
+
+    model: the last blocks of a ViT-S; tokens: (n, T, d), their inputs.
+    """
     trunk: Any = base_of(model)
     dtype = trunk.norm.weight.dtype
     with torch.autocast("cpu", torch.bfloat16):
@@ -71,7 +75,11 @@ Probe = Callable[[nn.Module], float]
 
 @lru_cache
 def probe() -> Probe:
-    """Return the function that scores a model's features of the source by the pretrained probe."""
+    """Return a function that scores how well a model's features still solve the old task, 0 to 1.
+
+    A logistic regression is fitted on the pretrained features of the old task's pictures and then
+    stays as it is: a lower accuracy means that training on a new task has moved the features.
+    """
     source = pictures(SOURCE)
     x, y = (t[:PROBED] for t in source.pool.tensors)
     pretrained = tails.tail(source.classes, FIRST, 0).eval()
@@ -84,13 +92,18 @@ def probe() -> Probe:
     xs, ys = source.test.tensors
 
     def accuracy(model: nn.Module) -> float:
+        """Return the probe's accuracy on the old task's test pictures."""
         return float(lines.score((features(model, xs).numpy() - mean) / spread, ys.numpy()))
 
     return accuracy
 
 
 def fitted(arm: str, task: str, rate: float, seed: int, **options: Any) -> nn.Module:
-    """Return the blocks with one arm's cells, trained on one task at a constant rate."""
+    """Train the last blocks of a ViT-S on one new task with one method; return them.
+
+    arm: key of METHODS; task: one of TARGETS; rate: learning rate, the same in all steps; options:
+    of `fit`.
+    """
     target = pictures(task)
     model = apply(tails.tail(target.classes, FIRST, seed), METHODS[arm], seed=seed)
     training = Training(EPOCHS, BATCH, rate, 0.0, precision="bf16", seed=seed)
@@ -101,7 +114,10 @@ def fitted(arm: str, task: str, rate: float, seed: int, **options: Any) -> nn.Mo
 
 
 def inputs(arm: str, task: str, seed: int) -> dict[str, Any]:
-    """Return the inputs that a run's result depends on."""
+    """Return what a run's stored result depends on.
+
+    arm: key of METHODS; task: one of TARGETS; seed: of the training.
+    """
     return {
         "arm": arm,
         "method": repr(METHODS[arm]),
@@ -113,7 +129,11 @@ def inputs(arm: str, task: str, seed: int) -> dict[str, Any]:
 
 
 def tried(arm: str, task: str, rate: float) -> float:
-    """Return accuracy on validation pictures."""
+    """Return a method's accuracy on validation pictures of a task at a learning rate, 0 to 1.
+
+    arm: key of METHODS; task: one of TARGETS; rate: learning rate. Stored and read if it was
+    computed before.
+    """
 
     def run() -> float:
         with threads(1):
@@ -130,15 +150,23 @@ def rates() -> tuple[ArmRate, ...]:
 
 
 def train(arm: str, task: str, seed: int) -> task_tracks.Track:
-    """Train one arm on one task, with scores every few steps."""
+    """Train a method on a new task at its own rate; return both tasks' accuracy every 20 steps.
+
+    The new task's accuracy is that of its test pictures, the old task's is read by a fixed probe.
+    arm: key of METHODS; task: one of TARGETS. Stored and read if it was computed before.
+    """
     lr = {rate.arm: rate.rate for rate in rates()}[arm]
 
     def run() -> dict[str, list[float]]:
+        """Train on the new task; return its accuracy and the old one's every 20 steps."""
         track, old = task_tracks.Track(), probe()
         x, y = pictures(task).test.tensors
 
         def look(model: nn.Module, step: int, steps: int) -> None:
-            """Record accuracy on the new and the old task, at every EVERY-th of `steps` steps."""
+            """Record accuracy on the new and the old task, at every EVERY-th of `steps` steps.
+
+            model: in training, and left so; step: number of this step.
+            """
             # the whole curve: new task and old, every 20 steps
             if step % EVERY == 0 or step == steps:
                 model.eval()
@@ -161,7 +189,10 @@ def train(arm: str, task: str, seed: int) -> task_tracks.Track:
 def tracks(
     seeds: Sequence[int], report: Report
 ) -> Mapping[tuple[str, str, int], task_tracks.Track]:
-    """Return every arm on every task and seed."""
+    """Train every method on every new task from every seed; return the curves of accuracy.
+
+    The keys are (method, task, seed).
+    """
     return each(
         ARMS,
         seeds,
@@ -173,14 +204,18 @@ def tracks(
 
 
 def retention(seeds: Sequence[int], report: Report) -> Result:
-    """Return what S2FT keeps of the source minus what LoRA keeps, at the same target accuracy.
+    """Return how much more of an old task S2FT keeps than LoRA, at equal accuracy on a new one.
 
-    A value for each seed, the mean over the tasks.
+    Both adapt the last blocks of a ViT-S. Each is read where it first reaches the highest accuracy
+    on the new task that both reach; the old task's accuracy there is compared, as a share from 0 to
+    1. One value for each seed, the mean over three new tasks.
     """
     by_run = tracks(seeds, report)
+    # the old task's accuracy before any training
     start = statistics.mean(
         by_run[task_tracks.LORA, t, s].source[0] for t in TARGETS for s in seeds
     )
+    # (matched target accuracy, source accuracy of S2FT, source accuracy of the rival)
     matches = {
         (task, seed, rival): task_tracks.matched(
             by_run[task_tracks.OURS, task, seed], by_run[rival, task, seed]
@@ -214,7 +249,11 @@ def retention(seeds: Sequence[int], report: Report) -> Result:
 
 
 def in_domain(seeds: Sequence[int], report: Report) -> Result:
-    """Return the final target accuracy of S2FT minus LoRA's, mean over tasks, one value a seed."""
+    """Return S2FT's final accuracy on a new task minus LoRA's, a share, by seed.
+
+    The mean over three new tasks of pictures, on test pictures.
+    """
+    # the last point of each curve
     end = {run: track.target[-1] for run, track in tracks(seeds, report).items()}
     values = tuple(
         statistics.mean(end[task_tracks.OURS, t, s] - end[task_tracks.LORA, t, s] for t in TARGETS)

@@ -58,7 +58,7 @@ class Glosses:
 
 
 def texts() -> dict[str, list[QuestionAnswer]]:
-    """Return rows from the middle of the texts that nobody trains on."""
+    """Return rows of 30 words from the middle of the texts that nobody trains on, by text."""
     rows_by_corpus = dict[str, list[QuestionAnswer]]()
     for name, corpus in HELD.items():
         words = corpora.read(corpus, quiet)[100_000:].split()[: ROWS * WORDS]
@@ -69,7 +69,7 @@ def texts() -> dict[str, list[QuestionAnswer]]:
 
 @lru_cache(maxsize=1)
 def glosses() -> Glosses:
-    """Return what the frozen blocks compute of every row; it is made once."""
+    """Return the rows of all data as states of SmolLM2's frozen blocks; computed once."""
     language_rows = LanguageRows({"glosses": kinds()[: POOL + VAL + TEST], **texts()})
     rows = language_rows.rows["glosses"]
     parts = rows[:POOL], rows[POOL : POOL + VAL], rows[POOL + VAL :]
@@ -77,7 +77,11 @@ def glosses() -> Glosses:
 
 
 def fitted(arm: str, rate: float, seed: int, **options: Any) -> nn.Module:
-    """Return the last blocks with one arm's cells, trained on glosses at a constant rate."""
+    """Train SmolLM2's last blocks to name what kind of thing a gloss means; return them.
+
+    arm: key of METHODS; rate: learning rate, the same in all steps; seed: of the glosses drawn and
+    the training; options: of `fit`.
+    """
     data = glosses()
     drawn = torch.randperm(len(data.pool), generator=torch.Generator().manual_seed(seed))
     # other glosses with each seed, of one pool
@@ -90,19 +94,22 @@ def fitted(arm: str, rate: float, seed: int, **options: Any) -> nn.Module:
 
 
 def scores(model: nn.Module, rows: Any) -> Any:
-    """Return loss and accuracy of the tokens that have a label."""
+    """Return loss and accuracy of a model on the answers' tokens of rows."""
     return evaluate(model, rows, task=StateTokens(), batch_size=30)
 
 
 def inputs(arm: str, seed: int, rate: float) -> dict[str, Any]:
-    """Return the inputs that a run's result depends on."""
+    """Return what a run's stored result depends on.  arm: key of METHODS; rate: learning rate."""
     sizes = [last_blocks.LAST, POOL, TRAIN, VAL, TEST, ROWS, WORDS, EPOCHS, BATCH, EVERY]
     cell_inputs = {"arm": arm, "method": repr(METHODS[arm]), "seed": seed, "rate": rate}
     return cell_inputs | {"sizes": sizes, "held": HELD}
 
 
 def tried(arm: str, rate: float) -> float:
-    """Return accuracy on validation glosses."""
+    """Return a method's accuracy on validation glosses at a learning rate, 0 to 1.
+
+    arm: key of METHODS; rate: learning rate. Stored and read if it was computed before.
+    """
 
     def run() -> float:
         with threads(1):
@@ -118,14 +125,23 @@ def rates() -> tuple[ArmRate, ...]:
 
 
 def train(arm: str, seed: int) -> dict[str, Track]:
-    """Return accuracy on the glosses, and minus the loss of each text, every few steps."""
+    """Train a method on glosses; return the course of the new accuracy beside each old text's loss.
+
+    The scores are taken every 15 steps. A track has the accuracy on test glosses and minus the loss
+    on the old text, so that more is better in both. arm: key of METHODS. Stored and read if it was
+    computed before.
+    """
     lr = {rate.arm: rate.rate for rate in rates()}[arm]
 
     def run() -> dict[str, list[float]]:
+        """Train on glosses; return the accuracy and minus the loss of each old text, by step."""
         data, curves = glosses(), {name: list[float]() for name in ("target", *HELD)}
 
         def look(model: nn.Module, step: int, steps: int) -> None:
-            """Record scores on the new and on the old texts, at every EVERY-th of `steps` steps."""
+            """Record scores on the new and on the old texts, at every EVERY-th of `steps` steps.
+
+            model: in training, and left so; step: number of this step.
+            """
             if step % EVERY == 0 or step == steps:
                 curves["target"].append(float(scores(model, data.test).accuracy))
                 # minus the loss, so that more is better, as for the target
@@ -144,9 +160,10 @@ def train(arm: str, seed: int) -> dict[str, Track]:
 
 
 def forgetting(seeds: Sequence[int], report: Report) -> Result:
-    """Return LoRA's loss on held-out texts minus S2FT's, at the same accuracy on the glosses.
+    """Return how much less S2FT forgets of other texts than LoRA, in nats per token, by seed.
 
-    A value for each seed, the mean over the texts, in nats of a token.
+    It is LoRA's loss on texts that nobody trains on, minus S2FT's, each read where it first reaches
+    the highest accuracy on the glosses that both reach; the mean over two texts.
     """
     arms = [Arm(name, name) for name in METHODS]
     sheet = each(arms, seeds, lambda arm, _, seed: train(arm, seed), report, describe=_in_words)
@@ -174,6 +191,7 @@ def forgetting(seeds: Sequence[int], report: Report) -> Result:
 
 
 def _in_words(tracks_by_text: Mapping[str, Track]) -> str:
+    """Return the final loss of each old text, and the accuracy on glosses, in words."""
     return ", ".join(
         f"{n} {-t.source[-1]:.3f} at {t.target[-1]:.3f}" for n, t in tracks_by_text.items()
     )

@@ -17,9 +17,13 @@ TENSORS, NUMBERS, PROCESSES = 200, 2000, 4  # 8 kB each
 
 
 def summed(seed: int) -> tuple[float, float]:
-    """Return seconds of a sum over processes for each tensor, and for all tensors in a bucket."""
+    """Sum 200 tensors over processes, one by one and in one buffer; return the seconds of both.
+
+    The second is infinite if the sums differ. To be called in each process.
+    """
     draws = torch.Generator().manual_seed(seed)
     tensors = [torch.randn(NUMBERS, generator=draws) for _ in range(TENSORS)]
+    # all processes begin together, or the first would wait for the last
     dist.barrier()
     begun = time.perf_counter()
     separate = [_sum(t.clone()) for t in tensors]
@@ -33,15 +37,20 @@ def summed(seed: int) -> tuple[float, float]:
 
 
 def _sum(flat: torch.Tensor) -> torch.Tensor:
+    """Return a tensor's sum over the processes, in place."""
     dist.all_reduce(flat)
     return flat
 
 
 def bucket(seeds: tuple[int, ...], report: Report) -> Result:
-    """Return seconds of 200 collectives over those of one; the slowest process of each."""
+    """Return the time of 200 collectives over that of one for all tensors, by seed.
+
+    Four processes on one machine; the slowest of them counts.
+    """
     values: list[float] = []
     rows: list[dict[str, str]] = []
     with Processes(PROCESSES) as four:
+        # the first call connects the processes, and is not timed
         four.run(summed, 0)
         for seed in seeds:
             times_of_processes = four.run(summed, seed)

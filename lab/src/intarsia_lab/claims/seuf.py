@@ -34,10 +34,12 @@ ByKind = Mapping[str, Mapping[str, Cell]]
 
 
 def cells(kind: str, seed: int, report: Report) -> dict[str, Cell]:
-    """Return the result of every arm; each is run once and kept.
+    """Make a mixture forget one kind of text in several ways; return each way's result.
 
-    Arms: all weights (rate / 10), top affinity with and without the anchor, top lift, and four
-    random experts of the layer of each of the two.
+    Ways: train the expert to which the router sends most of the text ("affinity"), with and without
+    an anchor that keeps the router so; the expert that has more of this text than of others
+    ("lift"); all weights, at a tenth of the rate; and four random experts in the layer of either
+    expert. kind: of the text to forget.
     """
     by_arm: dict[str, Cell] = {}
     first = _cell(kind, seed, TOP, report)
@@ -58,9 +60,12 @@ def cells(kind: str, seed: int, report: Report) -> dict[str, Cell]:
 def _cell(
     kind: str, seed: int, arm: str, report: Report, site: tuple[int, int] | None = None
 ) -> Cell:
-    """Return the result of one unlearning, kept from an earlier run or computed now.
+    """Return the result of one unlearning, stored or computed now.
 
-    kind: of the text to forget; site: (layer, expert) to train, None where the arm chooses it.
+    kind: of the text to forget; arm: the way; site: (layer, expert) to train, None where the way
+    chooses it. "damage" is the rise of the other texts' loss where the forgotten one's has risen by
+    each of TARGETS, in nats per token; "share": of the router's probability that the expert has of
+    the text, before and after; "trained", "total": parameters.
     """
     inputs = {"kind": kind, "seed": seed, "arm": arm, "at": site}
     inputs |= {
@@ -70,8 +75,10 @@ def _cell(
     }
 
     def run() -> Cell:
+        """Unlearn one kind of text; return the damage to other texts at equal forgetting."""
         with threads(1):
             out = _run(kind, seed, arm, site, report)
+        # at equal forgetting: ways that forget at unlike speeds can be compared
         damage = {str(t): _or_none(rise(out.path, t)) for t in TARGETS}
         report(f"  {kind}, seed {seed}, {arm}: {damage}")
         return {
@@ -127,13 +134,15 @@ def _run(kind: str, seed: int, arm: str, site: tuple[int, int] | None, report: R
 
 
 def _or_none(value: float) -> float | None:
+    """Return a number that JSON can hold: None for NaN and infinity."""
     return value if math.isfinite(value) else None
 
 
 def rise(path: Sequence[Mapping[str, float]], amount: float, field: str = "retain") -> float:
-    """Interpolate the rise of `field` where the loss of the text to forget has risen by `amount`.
+    """Interpolate the rise of one loss where the loss of the text to forget has risen by `amount`.
 
-    NaN where the path does not come so far.
+    path: losses at each step, in nats per token; field: the loss whose rise is returned. NaN where
+    the path does not come so far.
     """
     first = path[0]
     for a, b in zip(path, path[1:], strict=False):
@@ -146,19 +155,23 @@ def rise(path: Sequence[Mapping[str, float]], amount: float, field: str = "retai
 
 
 def damage(cell: Cell, target: float = 1.0) -> float:
-    """Return the rise of the other texts where the forgotten one has risen so far.
+    """Return the rise of the other texts' loss where the forgotten one's has risen by `target`.
 
-    It is NEVER if the loss has not risen so far.
+    In nats per token; NEVER if it has not risen so far.
+
+    cell: result of one unlearning, see `_cell`.
     """
     value = cell["damage"][str(target)]
     return NEVER if value is None else float(value)
 
 
 def against_random(by_arm: Mapping[str, Cell], attributed: str) -> float:
-    """Return damage of an attributed expert over the mean of random ones, for the worse text.
+    """Return the damage of the chosen expert over the mean of random ones, the larger ratio.
 
-    attributed: the arm. Random ones are of the same layer; those in which the text never rises
-    so far are left out; the result is 1 where all are.
+    Damage is the rise of the other texts' loss where the forgotten one's has risen by a given
+    amount; the ratio is taken at two amounts. by_arm: results of a seed and kind of text;
+    attributed: the way whose expert it is, TOP or LIFT. Random experts are of the same layer; those
+    that never forget so far are left out, and the ratio is 1 where all are.
     """
     ratios: list[float] = []
     for target in TARGETS:
@@ -175,19 +188,29 @@ def against_random(by_arm: Mapping[str, Cell], attributed: str) -> float:
 def run(
     seeds: tuple[int, ...], report: Report, *, figure: Callable[[Mapping[str, Cell]], float]
 ) -> Result:
-    """Return a figure of each seed, the mean over the forgotten kinds; the table has every arm."""
+    """Unlearn three kinds of text in every way; return a figure of the results, by seed.
+
+    figure: results of one kind of text, by way -> the number, of which the mean over the kinds is
+    judged.
+    """
 
     def by_kind(seed: int) -> ByKind:
+        """Return a seed's results for every text to forget."""
         return {kind: cells(kind, seed, report) for kind in FORGOTTEN}
 
     def over_kinds(by_arm: ByKind) -> float:
+        """Return the mean of `figure` over the texts to forget."""
         return statistics.mean(figure(arms) for arms in by_arm.values())
 
+    # one value for each seed: the kinds of text are no sample
     return judged(seeds, by_kind, figure=over_kinds, rows=_rows, note=NOTE)
 
 
 def _rows(seed: int, by_kind: ByKind) -> Iterator[dict[str, Any]]:
-    """Yield the rows of one seed. by_kind: kind of text -> arm -> result."""
+    """Yield the table rows of one seed: every way to unlearn, for every text to forget.
+
+    by_kind: kind of text -> way -> result.
+    """
     for kind, by_arm in by_kind.items():
         for arm in (TOP, FREE, LIFT, ALL):
             yield _row(seed, kind, arm, by_arm[arm])
@@ -197,9 +220,11 @@ def _rows(seed: int, by_kind: ByKind) -> Iterator[dict[str, Any]]:
 
 
 def _row(seed: int, kind: str, arm: str, cell: Cell) -> dict[str, Any]:
-    """Return an arm's row: damage to other text once the text to forget has lost t nats.
+    """Return an arm's row: the damage to other text at two amounts of forgetting.
 
-    kind: the text to forget; cell: the arm's result.
+    Damage is the rise of the other texts' loss where the forgotten one's has risen by t nats;
+    "share" is the part of the text that the router sends to the expert, before and after. kind: the
+    text to forget; cell: the arm's result.
     """
     before, after = cell["share"]
     share = "" if before is None else f"{before:.2f} -> {after:.2f}"
@@ -221,12 +246,17 @@ def _mean_row(seed: int, kind: str, attributed: str, rivals: list[Cell]) -> dict
 
 
 def _share(by_arm: Mapping[str, Cell], arm: str) -> float:
+    """Return by how much the trained expert's share of the text's router probability has risen.
+
+    by_arm: results of a kind of text, by way; arm: the way, a key of it.
+    """
     # the anchor keeps the expert in charge of the text, which this shows
     before, after = by_arm[arm]["share"]
     return after - before
 
 
 def _size(by_arm: Mapping[str, Cell]) -> float:
+    """Return the percent of weights that are trained in the expert of highest affinity."""
     return 100 * by_arm[TOP]["trained"] / by_arm[TOP]["total"]
 
 

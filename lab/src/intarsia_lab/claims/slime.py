@@ -70,6 +70,7 @@ class OneStage:
     method: Slime
 
     def phases(self, model: torch.nn.Module, *, seed: int = 0) -> Generator[Phase, None, None]:
+        """Yield the last phase of SliME alone, over all of the steps."""
         for phase in self.method.phases(model, seed=seed):
             # the last stage, over all of the steps: what stages are worth
             if phase.last:
@@ -78,14 +79,20 @@ class OneStage:
 
 @lru_cache(maxsize=2)
 def questions(seed: int) -> tuple[list[Question], list[Question]]:
-    """Return questions to train on, and questions on other items to test on."""
+    """Return questions on canvases to train on, and on canvases of other items to test on.
+
+    A canvas has 16 small pictures; a question asks for the colour of the only item of a kind.
+    """
     # tiles alone are asked about too, or the reader never learns what a tile is
     train = [*canvas_questions(TRAIN, seed), *tile_questions(TILES, seed)]
     return train, canvas_questions(TEST, seed, test=True)
 
 
 def rows(make: Processor, part: list[Question]) -> QuestionRows:
-    """Return a processor's rows, with fewer vectors of each view."""
+    """Return a processor's rows of questions, with 16 vectors of each view of a picture, not 64.
+
+    make: turns questions into inputs; part: the questions.
+    """
     processed = make.asked(part)
     for row in processed.rows:
         # 16 vectors of a view in place of 64: an epoch takes a quarter of the time
@@ -95,15 +102,21 @@ def rows(make: Processor, part: list[Question]) -> QuestionRows:
 
 @stored.cell
 def cell(arm: str, seed: int, report: Report) -> Cell:
-    """Train an arm; return its shares of right answers."""
+    """Train a reader of pictures; return its shares of right answers, stored or computed now.
+
+    arm: key of ARMS; see `_run` for the keys.
+    """
     with threads(1):
         return _run(arm, seed, report)
 
 
 def _run(arm: str, seed: int, report: Report) -> Cell:
-    """Train one arm on questions about pictures and return its shares of right answers.
+    """Train a small reader to answer questions on pictures; return its shares of right answers.
 
-    arm: key of ARMS.
+    It reads a few vectors of the whole picture and "local" ones of its four tiles. arm: key of
+    ARMS: which local vectors: all, a quarter that the question chooses, or fewer of each tile.
+    Keys: "right" on test questions, "train" on training questions, both 0 to 1; "local": number of
+    local vectors; "random", for the chosen quarter: right answers with vectors drawn at random.
     """
     model, words = trunk(TEXTS, LAYERS)
     method = ARMS[arm]
@@ -125,21 +138,27 @@ def _run(arm: str, seed: int, report: Report) -> Cell:
 
 
 def _canvases(all_rows: QuestionRows) -> QuestionRows:
-    """Its questions on canvases, without the tiles."""
+    """Return the questions on canvases, without those on single tiles."""
     both = list(zip(all_rows.questions, all_rows.rows, strict=True))
     return QuestionRows(*zip(*(p for p in both if p[0].question != WHAT), strict=True))
 
 
 def _right(model: torch.nn.Module, question_rows: QuestionRows) -> float:
+    """Return the share of answers whose tokens are all right, 0 to 1."""
     return scores_by_modality(model, question_rows, 32)["all"]["exact_match"]
 
 
 def _at_random(model: torch.nn.Module, question_rows: QuestionRows, seed: int) -> float:
-    """Return the share of right answers with local vectors that are drawn, not chosen."""
+    """Return the share of right answers with local vectors drawn at random, 0 to 1.
+
+    Local vectors are those of a picture's tiles. model: trained to choose them by the question; its
+    choice is replaced here and put back; question_rows: the test.
+    """
     view: Any = tiled_view(model)
     draws = torch.Generator().manual_seed(seed)
 
     def drawn(local: Tensor, _embeds: Tensor, _asked: Tensor) -> Tensor:
+        """Return random scores of the local vectors; what the choice would be made of is unused."""
         return torch.rand(len(local), generator=draws).softmax(0)
 
     # the control: as many vectors, by lot, in the model that has learned to choose
@@ -154,26 +173,38 @@ def _at_random(model: torch.nn.Module, question_rows: QuestionRows, seed: int) -
 def run(
     seeds: tuple[int, ...], report: Report, *, figure: Callable[[Mapping[str, Cell]], float]
 ) -> Result:
-    """Return a figure of each seed; the table has every arm."""
+    """Train every reader; return a figure of their shares of right answers, by seed.
+
+    figure: results of one seed by key of ARMS, see `_run` -> the number to judge.
+    """
 
     def cells(seed: int) -> Mapping[str, Cell]:
+        """Return a seed's results of every reader."""
         return {arm: cell(arm, seed, report) for arm in ARMS}
 
     return judged(seeds, cells, figure=figure, rows=_rows, note=NOTE)
 
 
 def above_chance(by_arm: Mapping[str, Cell]) -> float:
-    """Right answers with all local vectors, above a guess among the colours."""
+    """Return the share of right answers with all local vectors, minus that of a guessed colour."""
     return by_arm[EVERY]["right"] - 1 / len(COLOURS)
 
 
 def enough(by_arm: Mapping[str, Cell]) -> float:
-    """Return the gain of the chosen vectors over all; less where all of them answer nothing."""
+    """Return the share of right answers with a chosen quarter minus that with all local vectors.
+
+    Local vectors are those of a picture's tiles. The result is at most by how much the reader of
+    all vectors is above chance, minus 0.3: a reader that answers nothing cannot show that a quarter
+    is enough. by_arm: results of one seed by key of ARMS, see `_run`.
+    """
     return min(by_arm[OURS]["right"] - by_arm[EVERY]["right"], above_chance(by_arm) - READS_AT)
 
 
 def _rows(seed: int, by_arm: Mapping[str, Cell]) -> Iterator[dict[str, Any]]:
-    """Yield a table row for each arm of a seed, and one with local vectors drawn at random."""
+    """Yield a table row for each arm of a seed, and one with local vectors drawn at random.
+
+    by_arm: results by key of ARMS, see `_run`.
+    """
     for arm, result in by_arm.items():
         row = {"seed": seed, "arm": arm, "local vectors": f"{result['local']:.0f}"}
         yield row | {"right": f"{result['right']:.3f}", "on train": f"{result['train']:.3f}"}

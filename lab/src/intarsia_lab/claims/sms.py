@@ -43,6 +43,7 @@ class ScoredSoup(SparseModelSoup):
         return "sms"
 
     def _average_candidates(self, run: EndedTraining, **options: Any) -> None:
+        """Score the candidate that has just been trained, then average as the method does."""
         ALONE[:] = ALONE[-self.candidates + 1 :] + [thin_resnets.accuracy(run.model)]
         super()._average_candidates(run, **options)
 
@@ -60,10 +61,14 @@ class DenseNets:
     """Dense nets of each seed, trained once; cells are kept."""
 
     def __init__(self) -> None:
+        """Begin without any trained network: the first use of a seed trains its dense one."""
         self.dense: dict[int, dict[str, Tensor]] = {}
 
     def start(self, seed: int) -> nn.Module:
-        """Return the dense net of a seed."""
+        """Return the dense thin ResNet-8 of a seed, trained on Fashion-MNIST the first time.
+
+        A fresh copy each time, since the caller prunes it.
+        """
         model = thin_resnets.resnet(seed)
         if seed not in self.dense:
             options: Any = {
@@ -72,19 +77,27 @@ class DenseNets:
                 "optimizer": thin_resnets.nesterov,
             }
             fit(model, thin_resnets.rows("train"), **thin_resnets.OPTIONS | options)
+            # a copy: the arms prune this network in place
             self.dense[seed] = {n: t.clone() for n, t in model.state_dict().items()}
         model.load_state_dict(self.dense[seed])
         return model
 
     def cell(self, arm: str, density: float, seed: int) -> Souped:
-        """Return a cell from the file, or by running it.  arm: one of ARMS."""
+        """Prune and train in one way; return the accuracy of the result and of its parts.
+
+        arm: one of ARMS, see `_run`; density: the share of weights that stay. Stored and read if it
+        was computed before.
+        """
         inputs = {"arm": arm, "density": density, "seed": seed, "data": thin_resnets.DATA}
         return Souped(*stored("sms", inputs, lambda: self._run(arm, density, seed)))
 
     def _run(self, arm: str, density: float, seed: int) -> Souped:
-        """Prune and train a net by one arm, and return its accuracy and that of its candidates.
+        """Prune a dense ResNet and train it in one way; return its scores.
 
-        density: the share of weights that stay.
+        arm: "soup", the average of three nets that were trained from one pruned net, in each of
+        three rounds; "IMP", iterative magnitude pruning, one net; the same with 3x the epochs; or
+        averages of nets pruned apart. density: the share of weights that stay. Returns test
+        accuracy in points of the result, the mean and the best of its candidates, and the density.
         """
         if arm.startswith("independent"):
             return self._independent(density, seed, again=arm.endswith("again"))
@@ -107,7 +120,10 @@ class DenseNets:
         return Souped(accuracy, statistics.mean(alone), max(alone), thin_resnets.density_of(model))
 
     def _independent(self, density: float, seed: int, *, again: bool) -> Souped:
-        """Return the average of nets that were pruned apart, each with a mask of its own."""
+        """Average nets that were pruned and trained apart, each with a mask of its own; score it.
+
+        density: of each net; again: prune the average to that density, too.
+        """
         states: list[dict[str, Tensor]] = []
         alone: list[float] = []
         model = self.start(seed)
@@ -143,7 +159,11 @@ ARMS = ("soup", "IMP", "IMP, 3x the epochs", "independent masks", "independent m
 
 
 def of_soups(seeds: tuple[int, ...], report: Report) -> Result:
-    """Return the soup's accuracy minus the mean of its candidates', in points."""
+    """Return the test accuracy of a soup minus the mean of its candidates', in points, by seed.
+
+    A soup is the average of thin ResNets on Fashion-MNIST that share a mask with a twentieth of the
+    weights.
+    """
     bench = DenseNets()
     results: dict[tuple[str, float, int], Souped] = {}
     # the soup and what its control reads have all seeds, the rest of the table the first few

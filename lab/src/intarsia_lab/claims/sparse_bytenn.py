@@ -26,7 +26,7 @@ PICTURES, SIDE, ROWS, DENSITY = 16, 224, 4, 0.7
 
 
 def crops(seed: int) -> Tensor:
-    """Return squares of photographs as Lite0 reads them, (PICTURES, 3, SIDE, SIDE)."""
+    """Return 16 random squares of photographs as Lite0 reads them, (16, 3, 224, 224), -1 to 1."""
     draw = torch.Generator().manual_seed(seed)
     large_enough = [p for p in photographs() if min(p.pixels.shape[:2]) >= SIDE]
     squares: list[Tensor] = []
@@ -40,6 +40,7 @@ def crops(seed: int) -> Tensor:
         square = (
             pixels[top : top + SIDE, first_column : first_column + SIDE].permute(2, 0, 1).float()
         )
+        # 0 ... 255 to -1 ... 1
         squares.append(square / 127.5 - 1)
     return torch.stack(squares)
 
@@ -48,14 +49,22 @@ def crops(seed: int) -> Tensor:
 def layer_scores(
     net: nn.Module, paths: tuple[str, ...], pictures: Tensor
 ) -> dict[str, tuple[float, float]]:
-    """Return each layer's share of the L1 norm that blocks keep, and its relative output error."""
+    """Prune each layer to 70 % of its blocks; return what stays and what the output loses.
+
+    net: the network, which is left as it is; paths: of its layers; pictures: (n, 3, 224, 224). For
+    each path the share of the L1 norm of the weights that stays, and the energy of the removed
+    blocks' output over that of the output.
+    """
     scores: dict[str, tuple[float, float]] = {}
 
     def hook(path: str) -> Any:
-        """Return a forward hook that measures the layer at `path`."""
+        """Return a forward hook that measures what pruning would do to the layer at `path`."""
 
         def measure(layer: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-            """Add to `scores` the share of weight that pruning keeps, and the output's error."""
+            """Add to `scores` the share of weight that pruning keeps, and the output's error.
+
+            layer, inputs, output: of the forward that has just been made.
+            """
             weight = layer.weight.detach()
             mask = keep_row_blocks({"w": weight.abs()}, {"w": DENSITY}, ROWS).mask("w", 0)
             # what the removed blocks contributed to the output, in its own energy
@@ -79,16 +88,20 @@ def layer_scores(
 
 @lru_cache
 def nets() -> tuple[nn.Module, nn.Module]:
-    """Lite0 as it was trained, and rearranged."""
+    """Return EfficientNet-Lite0 as it was trained, and with its channels rearranged.
+
+    Rearranging groups output channels so that blocks of four rows hold similar weights.
+    """
     # rearranged before pruning, so that the dense outputs are equal
     plain = backbone("efficientnet-lite0", classes=10).eval()
     return plain, apply(copy.deepcopy(plain), SparseByteNn(DENSITY, ROWS))
 
 
 def rearranged(seeds: tuple[int, ...], report: Report) -> Result:
-    """Return the share of layers that block pruning hurts less once rows are rearranged.
+    """Return the share of layers that block pruning hurts less after channels were rearranged.
 
-    There, blocks keep more of the L1 norm and the output error is lower.
+    There, blocks keep more of the L1 norm and the output error is lower. The network is
+    EfficientNet-Lite0 on crops of photographs, other ones with each seed.
     """
     plain, moved = nets()
     paths = channels_of(plain).layers

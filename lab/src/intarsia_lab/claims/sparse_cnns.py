@@ -63,7 +63,11 @@ class Filters(Gradual):
         progress: tuple[int, int],
         generator: torch.Generator,
     ) -> Masks:
-        """Return the outputs of the largest norms."""
+        """Return masks that keep the outputs of the largest L1 norm.
+
+        weights, masks: by layer; progress: step and number of steps, which give the density;
+        gradients, generator: unused, other schedules need them.
+        """
         largest: dict[str, Tensor] = {}
         for name, weight in weights.items():
             # the strong simple way to be fast: whole outputs go
@@ -77,9 +81,11 @@ class Filters(Gradual):
 
 @lru_cache
 def pictures(name: str) -> tuple[Tensor, Tensor, Any, Any, int]:
-    """Return a set's pixels as Lite0 reads them, labels, training pool, test part, classes.
+    """Return a picture set: pixels, labels, indices for training, indices for test, classes.
 
-    The parts are the same for all seeds.
+    name: of the set. Pixels are (n, 3, 112, 112), -1 to 1, as EfficientNet-Lite0 reads them;
+    training pictures are drawn from the first indices; the last number is that of the classes. The
+    parts are the same for all seeds.
     """
     data_set = sets.load(name)
     labels: Any = np.asarray(data_set.labels)
@@ -89,6 +95,7 @@ def pictures(name: str) -> tuple[Tensor, Tensor, Any, Any, int]:
     pool, test = split[0], split[1][:TEST]
     used = np.concatenate([pool, test])
     images: Any = data_set.images
+    # 3 = bicubic
     small = [np.asarray(to_rgb(images[i]).resize((SIDE, SIDE), 3)) for i in used]
     pixels = torch.from_numpy(np.stack(small)).permute(0, 3, 1, 2).float() / 127.5 - 1
     positions, y = np.arange(len(used)), torch.from_numpy(labels[used].astype(np.int64))
@@ -96,9 +103,9 @@ def pictures(name: str) -> tuple[Tensor, Tensor, Any, Any, int]:
 
 
 def parts(name: str, seed: int, part: str = "test") -> tuple[TensorDataset, TensorDataset]:
-    """Return training pictures, drawn by the seed, and those of a part.
+    """Return a set's training pictures, drawn by the seed, and the pictures of a part.
 
-    part: "test", or "val" for those of the pool that were not drawn.
+    name: of the set; part: "test", or "val" for those that were not drawn, which choose rates.
     """
     pixels, labels, pool, test, _ = pictures(name)
     split: Any = train_test_split(
@@ -113,14 +120,17 @@ def parts(name: str, seed: int, part: str = "test") -> tuple[TensorDataset, Tens
 
 @lru_cache(maxsize=1)
 def tuned(name: str, seed: int) -> nn.Module:
-    """Return EfficientNet-Lite0, fine-tuned dense on a set; all arms of a seed begin with it."""
+    """Fine-tune a dense EfficientNet-Lite0 on a picture set; all arms of a seed begin with it.
+
+    name: of the set.
+    """
     net = backbone("efficientnet-lite0", classes=pictures(name)[4], size=SIDE, seed=seed)
     fit(net, parts(name, seed)[0], **options(seed, DENSE_RATE))
     return net.eval()
 
 
 def options(seed: int, lr: float) -> dict[str, Any]:
-    """Return the options of `fit`. lr: learning rate."""
+    """Return the options of `fit`.  lr: learning rate."""
     return OPTIONS | {
         "epochs": EPOCHS,
         "seed": seed,
@@ -148,9 +158,10 @@ def schedule_of(arm: str, density: float, net: nn.Module) -> Gradual | None:
 
 @stored.cell
 def cell(of: tuple[str, float], name: str, seed: int, lr: float, part: str = "test") -> float:
-    """Train an arm from the dense net on, with that as its teacher; return its accuracy on a part.
+    """Train an arm from the dense net on, with that as its teacher; return its accuracy in points.
 
-    of: the arm and its density.
+    of: the arm and its density, see `schedule_of`; name: of the picture set; lr: learning rate;
+    part: "test", or "val" to choose a rate. Stored and read if it was computed before.
     """
     arm, density = of
     teacher = tuned(name, seed)
@@ -176,11 +187,12 @@ POINTWISE_ARMS = [(DENSE, 1.0), (AGAIN, 1.0), (POINTWISE, 0.2)]
 
 
 def _named(arm: tuple[str, float]) -> str:
+    """Return an arm's name in the table, with its density if several have one."""
     return arm[0] if arm[0] in (DENSE, AGAIN, POINTWISE) else f"{arm[0]}, {arm[1]:g}"
 
 
 def rates(arms: Sequence[tuple[str, float]]) -> Rates:
-    """Return the grid that all arms but the dense net, which they begin with, choose from."""
+    """Return the grid of learning rates that the arms choose from; the dense start has its own."""
     steps = EPOCHS * TRAIN // OPTIONS["batch_size"]
     return Rates(GRID, {_named(arm): steps for arm in arms if arm[0] != DENSE})
 
@@ -188,7 +200,11 @@ def rates(arms: Sequence[tuple[str, float]]) -> Rates:
 def _scored(
     arms: Sequence[tuple[str, float]], seeds: tuple[int, ...], report: Report
 ) -> tuple[Sheet[str, str, float], list[dict[str, Any]], tuple[ArmRate, ...]]:
-    """Return the scores of all runs, a line for each arm, and the rate that each arm chose."""
+    """Train every arm on every picture set at its own learning rate; return scores and table.
+
+    arms: names and densities. Returns the accuracies in points by arm, set and seed, a row for each
+    arm, and the rates.
+    """
     named = {_named(arm): arm for arm in arms}
     arm_rates = rates(arms).choose(
         lambda arm, lr: statistics.mean(cell(named[arm], s, TUNED, lr, "val") for s in SETS)
@@ -217,20 +233,26 @@ def _scored(
 
 
 def _mean(sheet: Sheet[str, str, float], arm: str, seed: int) -> float:
+    """Return an arm's accuracy in points, the mean over the picture sets."""
     return statistics.mean(sheet.results[arm, name, seed] for name in SETS)
 
 
 def of_blocks(seeds: tuple[int, ...], report: Report) -> Result:
-    """Rearranged blocks at .7 minus the dense net that was trained as long, in points."""
+    """Return the accuracy of rearranged blocks at density 0.7 minus that of dense training.
+
+    EfficientNet-Lite0 on three small picture sets; both are trained for as long, with the same
+    teacher. In points, one value for each seed.
+    """
     sheet, table, arm_rates = _scored(ARMS, seeds, report)
     gains = [_mean(sheet, f"{MOVED}, 0.7", s) - _mean(sheet, AGAIN, s) for s in seeds]
     return result_of(gains, table, NOTE, rates=arm_rates)
 
 
 def of_order(seeds: tuple[int, ...], report: Report) -> Result:
-    """Return the least step down the order unstructured, rearranged, blocks, filters.
+    """Return the least gap between four ways to prune that should come in this order, in points.
 
-    The densities are .7 and .5.
+    The order is single weights, rearranged blocks, blocks, whole filters, at densities 0.7 and 0.5;
+    a gap is the accuracy of a way minus that of the next. One value for each seed.
     """
     sheet, table, arm_rates = _scored(ARMS, seeds, report)
     order = (FREE, MOVED, PLAIN, FILTERS)
@@ -248,7 +270,11 @@ def of_order(seeds: tuple[int, ...], report: Report) -> Result:
 
 
 def of_pointwise(seeds: tuple[int, ...], report: Report) -> Result:
-    """1x1 layers at .2 minus the dense net that was trained as long, in points."""
+    """Return the accuracy with a fifth of the 1x1 weights minus that of dense training.
+
+    EfficientNet-Lite0 on three small picture sets; both are trained for as long. In points, one
+    value for each seed.
+    """
     sheet, table, arm_rates = _scored(POINTWISE_ARMS, seeds, report)
     gains = [_mean(sheet, POINTWISE, s) - _mean(sheet, AGAIN, s) for s in seeds]
     return result_of(gains, table, NOTE, rates=arm_rates)

@@ -36,7 +36,7 @@ Times = Callable[[nn.Module, Tensor], list[float]]
 
 
 def arms() -> Iterator[tuple[str, nn.Module, Any]]:
-    """Return SmolLM2 in two precisions and pruned and packed, with the tokenizer of each."""
+    """Yield SmolLM2 in several forms of its weights: name, model, tokenizer."""
     model, tokenizer = language_model("smollm2", progress=lambda _: None)
     yield "dense, fp32, torch's product", model, tokenizer
     # the dense rival in the width that its product is fastest in
@@ -52,19 +52,28 @@ def arms() -> Iterator[tuple[str, nn.Module, Any]]:
 
 
 def packed(model: nn.Module, form: Any, layers: Sequence[str] | None = None) -> nn.Module:
-    """Return the model with layers in a format, whether that is faster or not."""
+    """Return a model with its layers in a storage format, even where that is slower.
+
+    form: the format; layers: their names, None = all linear layers but the head.
+    """
     return compress(model, form, layers=layers, force=True)
 
 
 def ours(model: nn.Module, ids: Tensor) -> list[float]:
-    """Return CPU seconds of each token after the first, in our loop."""
+    """Return CPU seconds of each token after the first, by this library's `generate`.
+
+    model: SmolLM2 in some form; ids: (1, T), the prompt.
+    """
     clock: list[float] = []
     generate(model, ids, TOKENS + 1, on_token=lambda _: clock.append(time.process_time()))
     return [b - a for a, b in itertools.pairwise(clock)]
 
 
 def transformers_own(model: nn.Module, ids: Tensor) -> list[float]:
-    """Return the same of transformers' `generate`: what 16 more tokens take, for each."""
+    """Return CPU seconds of a token by transformers' own `generate`, one mean of 16 tokens.
+
+    model: SmolLM2 in some form; ids: (1, T), the prompt.
+    """
     clock = time.process_time()
     # two lengths: their difference has no prompt in it
     stock_generate(model, ids, 2)
@@ -75,9 +84,9 @@ def transformers_own(model: nn.Module, ids: Tensor) -> list[float]:
 
 
 def times_of(prompt: str, report: Report, stock: bool = True) -> Mapping[str, float]:
-    """Return median CPU seconds of a token, by arm.
+    """Return the median CPU seconds of a generated token, by form of the weights.
 
-    Arms take turns, so that load meets all alike.
+    prompt: text to continue; stock: time transformers' own `generate`, too.
     """
     with threads(1):
         loaded = list(arms())
@@ -98,7 +107,12 @@ def times_of(prompt: str, report: Report, stock: bool = True) -> Mapping[str, fl
 
 
 def run(seeds: tuple[int, ...], report: Report) -> Result:
-    """Return tokens a second over those of dense bfloat16, the least over prompts."""
+    """Return tokens per second of SmolLM2 pruned and packed in int8, over dense bfloat16, by seed.
+
+    A seed is a prompt. Half of the weights of the blocks are kept, behind a bitmask; one thread,
+    CPU time. The least ratio is judged.
+    """
+    # three prompts in turn: more seeds repeat them
     cells = [times_of(PROMPTS[seed % len(PROMPTS)], report) for seed in seeds]
     rows = [
         {

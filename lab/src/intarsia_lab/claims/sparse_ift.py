@@ -57,14 +57,21 @@ OTHERS = tuple(name for name in ARMS if name not in (DENSE, WIDE, STATIC))
 
 
 def cell(way: IftWay, _: str, seed: int) -> IftScore:
-    """Return a net of one way from one seed, from the file or by training it."""
+    """Return an arm's accuracy and multiplications, stored or computed now.
+
+    way: one of ARMS' values; the second parameter is unused, since there is one task.
+    """
     name = next(name for name, candidate in ARMS.items() if candidate == way)
     inputs = {"arm": name, "seed": seed, "data": thin_resnets.DATA, "epochs": EPOCHS}
     return IftScore(*stored("sparse-ift", inputs, lambda: run(way, seed)))
 
 
 def run(way: IftWay, seed: int) -> IftScore:
-    """Train a net of one way, and score it."""
+    """Train a thin ResNet-8 on Fashion-MNIST in one way; return its accuracy and multiplications.
+
+    way: how the dense net is made larger and sparse, and the schedule of its masks. Accuracy is in
+    points of the test part; multiplications are shares of the dense net's.
+    """
     model, macs = wide_resnets.resnet(seed), 1.0
     if way.kind is not None:
         model = apply(model, SparseIft(way.kind, wide_resnets.DENSITY), seed=seed)
@@ -78,7 +85,11 @@ def run(way: IftWay, seed: int) -> IftScore:
 
 
 def judged(seeds: tuple[int, ...], report: Report, *, arms: tuple[str, ...]) -> Result:
-    """Return the first arm's accuracy minus the second's, in points, paired by seed."""
+    """Return the first arm's test accuracy minus the second's, in points, by seed.
+
+    Sparse-IFT makes a net larger and keeps as many multiplications by masks; the nets learn
+    Fashion-MNIST. arms: keys of ARMS; those after the second stand in the table.
+    """
     sheet = each([Arm(n, ARMS[n]) for n in arms], seeds, cell, report)
     by_arm = {arm: sheet.by_seed(arm, "") for arm in arms}
     # pairs by seed: as many multiplications, the same batches

@@ -23,9 +23,10 @@ JUDGED = 25  # items, up to which the memory is said to hold
 
 
 def family_items(n: int, seed: int) -> thin_digits.Array:
-    """Return items of 12 of 144 bits in five families; each shares 1 to 12 bits with its head.
+    """Draw items of 12 active bits among 144 in five families of similar ones, (n, 144).
 
-    n: number of items. A head is the pattern that a family's items are drawn from.
+    Each shares 1 to 12 bits with its family's head, the pattern that the family's items are drawn
+    from. n: number of items.
     """
     random = np.random.default_rng(seed)
     heads = [random.choice(SIZE, ACTIVE, replace=False) for _ in range(FAMILIES)]
@@ -41,7 +42,12 @@ def family_items(n: int, seed: int) -> thin_digits.Array:
 
 @lru_cache
 def measured(n: int, seed: int) -> dict[str, float]:
-    """Measure n items: modules recalled, similarity, random codes', distinct codes, adherence."""
+    """Store n items in a Sparsey memory; return what its codes keep of them, by name.
+
+    recall: the share of code modules that come back; similarity: correlation of the overlaps of
+    codes with those of items; control: the same for random codes; codes: distinct codes per
+    distinct item; adherence: how well the order of overlaps is kept.
+    """
     x = family_items(n, seed)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)
@@ -60,7 +66,11 @@ def measured(n: int, seed: int) -> dict[str, float]:
 def judged(
     seeds: Sequence[int], report: Report, *, figure: str, over: Callable[[Sequence[float]], float]
 ) -> Result:
-    """Return a figure of up to 25 items, the worst of both counts of a seed."""
+    """Return a measure of a Sparsey memory with at most 25 items, by seed.
+
+    figure: key of `measured`'s result; over: joins the seeds' values. A seed's value is the worse
+    of 10 and 25 items; the table has up to 200.
+    """
     figures = {n: [measured(n, seed) for seed in seeds] for n in COUNTS}
     report(f"{figure}: {[[round(m[figure], 3) for m in figures[n]] for n in COUNTS]}")
     judged_counts = [n for n in COUNTS if n <= JUDGED]
@@ -90,13 +100,15 @@ def judged(
 
 
 def _each(seeds: Sequence[int]) -> range:
+    """Return the indices of the seeds."""
     return range(len(seeds))
 
 
 def timed(seeds: Sequence[int], report: Report) -> Result:
-    """Return CPU seconds for the 2,000th hundred of items over those for the 200th.
+    """Return the time per item with 2,000 items stored over that with 200, by seed.
 
-    The items are both stored and read.
+    CPU seconds to store and to read a hundred items; 1 = the time does not grow. The median is
+    judged.
     """
     values, rows = [], []
     for seed in seeds:
@@ -121,7 +133,12 @@ def timed(seeds: Sequence[int], report: Report) -> Result:
 
 
 def spread(seeds: Sequence[int], report: Report) -> Result:
-    """Return the smaller of distinct codes / (0.9 n) and adherence / 0.3 of thin digits."""
+    """Return how well codes of thin MNIST digits keep apart and in order, over the targets.
+
+    It is the smaller of distinct codes / (0.9 n) and adherence / 0.3, by seed; 1 or more reaches
+    both. The network is a grid of 5 x 5 memories; the table has a single memory on whole digits,
+    whose codes collapse, and what a baseline does about it.
+    """
     data = sets.load("mnist")
     values, rows = [], []
     for seed in seeds:
@@ -158,6 +175,7 @@ def spread(seeds: Sequence[int], report: Report) -> Result:
 
 
 def _both(x: thin_digits.Array, mac: Mac) -> str:
+    """Return distinct codes per item and adherence of a memory, as text."""
     return f"{basis_set_size(mac.codes_) / len(x):.3f} / {adherence(x, mac.codes_):.3f}"
 
 

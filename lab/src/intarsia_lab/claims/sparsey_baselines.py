@@ -26,7 +26,11 @@ REACHED = 0.95  # of the bits, up to which a memory is said to hold
 
 
 def digits(seed: int) -> tuple[Array, Array, Array]:
-    """Return thinned digits, whole ones in grey, and their classes; training ones come first."""
+    """Draw 3,000 MNIST digits; return them thinned, in grey, and their classes.
+
+    The first 2,000 are for training. Thinned digits are strokes of one pixel; both forms have a row
+    for each digit.
+    """
     data = sets.load("mnist")
     picked = np.random.default_rng(seed).permutation(len(data))[: TRAIN + TEST]
     grey = np.stack([np.asarray(data.images)[i] for i in picked])
@@ -35,14 +39,16 @@ def digits(seed: int) -> tuple[Array, Array, Array]:
 
 
 def read_digits(seeds: Sequence[int], report: Report) -> Result:
-    """Return the accuracy of a ridge readout of the codes of two levels, in points.
+    """Return the accuracy of a linear readout of Sparsey's codes of MNIST digits, in points.
 
-    Its baselines stand in the table.
+    The network sees each training digit once, without labels; a ridge classifier reads its codes.
+    One value for each seed; nearest neighbours in pixels stand in the table.
     """
     accuracies: dict[str, list[float]] = {}
     for seed in seeds:
         lines, grey, labels = digits(seed)
         net = SparseyNet(grid=(7, 3), radius=4.0, random_state=seed).fit(lines[:TRAIN])
+        # both levels of the network have learned by now; they stay as they are
         codes = net.transform(lines)
         ways = {
             "codes, linear readout": (RidgeClassifier(alpha=100.0), codes),
@@ -68,7 +74,7 @@ def read_digits(seeds: Sequence[int], report: Report) -> Result:
 
 
 def items_of(n: int, seed: int) -> tuple[Array, Array]:
-    """Return random items of 12 of 144 bits, and the same with three active bits missing."""
+    """Draw n random items of 12 active bits among 144, and cues that lack three of the bits."""
     random = np.random.default_rng(seed)
     items = np.zeros((n, SIZE))
     for row in items:
@@ -81,7 +87,7 @@ def items_of(n: int, seed: int) -> tuple[Array, Array]:
 
 
 def strongest(field: Array) -> Array:
-    """Return the 12 units of the strongest input.  (n, D) -> (n, D) of 0 and 1."""
+    """Return the 12 units of the strongest input as 1, the others as 0.  field: (n, 144)."""
     winners = np.zeros_like(field)
     best = np.argsort(-field, axis=1, kind="stable")[:, :ACTIVE]
     np.put_along_axis(winners, best, 1.0, axis=1)
@@ -89,7 +95,11 @@ def strongest(field: Array) -> Array:
 
 
 def by_mac(items: Array, cues: Array, seed: int) -> Array:
-    """Recall items from cues by 18 modules of 8 units: 18 x 8 x 144 = 144^2 bits."""
+    """Recall items from cues with one Sparsey memory of 18 modules of 8 units, 144^2 bits.
+
+    items, cues: (n, 144); the result is the items as recalled, (n, 144) of 0 and 1. seed: of the
+    memory.
+    """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)
         mac = Mac(n_modules=18, n_units=8, random_state=seed).fit(items)
@@ -97,9 +107,10 @@ def by_mac(items: Array, cues: Array, seed: int) -> Array:
 
 
 def by_willshaw(items: Array, cues: Array, seed: int) -> Array:
-    """Recall items by Willshaw's matrix W = max_i x_i x_i^T of 144^2 bits, x_i an item.
+    """Recall items from cues with Willshaw's binary matrix W = max_i x_i x_i^T of 144^2 bits.
 
-    It is read once with the cue and then with its answer.
+    x_i: the items, 144 bits each. W is read once with the cue and then with its answer. items,
+    cues: (n, 144); seed: unused, nothing is drawn.
     """
     # Willshaw's binary matrix: the strong simple memory of sparse items
     weights = (items.T @ items > 0).astype(float)
@@ -108,7 +119,11 @@ def by_willshaw(items: Array, cues: Array, seed: int) -> Array:
 
 
 def by_hopfield(items: Array, cues: Array, seed: int) -> Array:
-    """Recall items by a Hopfield net: covariances of 144 x 143 / 2 pairs at 2 bits, ten rounds."""
+    """Recall items from cues with a Hopfield network of 2 bits a weight, in ten rounds.
+
+    The weights are covariances of pairs of bits, cut to four levels. items, cues: (n, 144); seed:
+    unused, nothing is drawn.
+    """
     share = ACTIVE / SIZE
     weights = (items - share).T @ (items - share)
     np.fill_diagonal(weights, 0)
@@ -130,9 +145,10 @@ MEMORIES: dict[str, Callable[[Array, Array, int], Array]] = {
 
 
 def capacity(curve: Sequence[float]) -> float:
-    """Return items up to which all counts reach 95 % of the bits.
+    """Return the number of items up to which a memory gives back 95 % of the bits.
 
-    Between two counts the share is taken from a straight line.
+    curve: share of bits recalled at each number of COUNTS; between two numbers it is taken as a
+    straight line.
     """
     last = 0.0
     for i, value in enumerate(curve):
@@ -147,10 +163,15 @@ def capacity(curve: Sequence[float]) -> float:
 
 
 def of_capacity(seeds: Sequence[int], report: Report) -> Result:
-    """Return items that a mac completes, over those of Willshaw's matrix of as many bits."""
+    """Return the items that a Sparsey memory completes over those of Willshaw's matrix, by seed.
+
+    Items have 12 of 144 bits, of which a cue lacks three; both memories have as many bits. A
+    Hopfield network stands in the table.
+    """
     shares: dict[str, list[list[float]]] = {name: [] for name in MEMORIES}
     for seed in seeds:
         for name, memory in MEMORIES.items():
+            # (items, cues) of each count
             item_sets = [items_of(n, seed) for n in COUNTS]
             shares[name].append(
                 [float((memory(*m, seed) * m[0]).sum() / m[0].sum()) for m in item_sets]

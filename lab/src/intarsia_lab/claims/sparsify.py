@@ -52,7 +52,10 @@ class CountedDSnoT(DSnoT):
         return "dsnot"
 
     def swapped(self, weight: Tensor, mask: Tensor, statistics: Statistics) -> Swapped:
-        """Return the swaps, whose sums are noted."""
+        """Return DSnoT's swaps of one layer, whose errors before and after are added to SUMS.
+
+        weight: (out, in); mask: True = kept; statistics: of the layer's inputs.
+        """
         swaps = super().swapped(weight, mask, statistics)
         # the sums that swaps bring to 0 are counted beside the loss: a layer's own error
         SUMS[0] += swaps.before
@@ -77,13 +80,15 @@ class PrunedCells:
     """SmolLM2, dense again before each cell; cells are kept."""
 
     def __init__(self) -> None:
+        """Load nothing yet: the model and the texts' rows are loaded when a result is computed."""
         self.model: Any = None
         self.rows: dict[str, Any] = {}
 
     def cell(self, arm: str, task: tuple[str, float], seed: int) -> Pruned:
-        """Return a cell from the file, or by running it.
+        """Prune SmolLM2 in one way; return its loss on held-out text, stored or computed now.
 
-        arm: "dense", a base, or "base + dsnot".
+        arm: "dense", a key of BASES, or "BASE + dsnot" with DSnoT's swaps after it; task: the text
+        and the density; seed: which rows calibrate.
         """
         if arm == "dense":  # one for all densities and draws
             task, seed = (task[0], 1.0), 0
@@ -91,10 +96,12 @@ class PrunedCells:
         return Pruned(*stored("sparsify", inputs, lambda: self._run(arm, *task, seed)))
 
     def _run(self, arm: str, text: str, density: float, seed: int) -> Pruned:
-        """Prune a language model by one arm and return its loss on held-out text and the CPU time.
+        """Prune SmolLM2 in one way; return its loss on held-out text and the CPU seconds it took.
 
-        arm: "dense", a base method, or "METHOD + swaps" for DSnoT after it; text: name of
-        the text; density: the share of weights that stay.
+        arm: "dense", a key of BASES, or "BASE + dsnot" for DSnoT's swaps after it; text: of
+        calibration and test; density: the share of weights that stay. The loss is in nats per
+        token; the sums of |eps|, a layer's reconstruction error, are those before and after the
+        swaps.
         """
         if self.model is None:
             self.model, self.tokenizer = language_model("smollm2", progress=lambda _: None)
@@ -117,13 +124,20 @@ class PrunedCells:
 
 
 def ran(names: Sequence[str], densities: Sequence[float], seeds: Any, report: Report) -> Any:
+    """Prune SmolLM2 in every way on both texts; return the scores.
+
+    names: ways, see `PrunedCells.cell`; densities: shares of weights that stay.
+    """
     bench = PrunedCells()
     tasks = [(text, density) for text in TEXTS for density in densities]
     return each([Arm(n, n) for n in names], seeds, bench.cell, report, tasks=tasks)
 
 
 def table(sheet: Any, densities: Sequence[float], seeds: Sequence[int]) -> list[dict[str, Any]]:
-    """Return perplexity (mean over draws) by text, density and arm, with CPU seconds."""
+    """Return perplexity, the mean over draws, by text, density and arm, with CPU seconds.
+
+    sheet: scores by arm, (text, density) and seed; densities: of the columns.
+    """
     rows: list[dict[str, Any]] = []
     for text in TEXTS:
         for arm in sheet.arms:
@@ -137,7 +151,11 @@ def table(sheet: Any, densities: Sequence[float], seeds: Sequence[int]) -> list[
 
 
 def of_methods(seeds: tuple[int, ...], report: Report) -> Result:
-    """Return Wanda's loss at density .5 minus SparseGPT's; the worse text's mean over draws."""
+    """Return Wanda's loss minus SparseGPT's at density 0.5, in nats per token, on held-out text.
+
+    Wanda prunes weights of SmolLM2 by size and input; SparseGPT also corrects the weights that
+    stay. The values are all differences (text, seed); the figure is the mean of the worse text.
+    """
     names = ["dense", *(f"{b}{s}" for b in BASES for s in ("", " + dsnot"))]
     sheet = ran(names, DENSITIES, seeds, report)
     # SparseGPT's compensation must pay, or the pruners of this library are wrong
@@ -160,7 +178,12 @@ def of_methods(seeds: tuple[int, ...], report: Report) -> Result:
 
 
 def of_swaps(seeds: tuple[int, ...], report: Report) -> Result:
-    """Return loss with DSnoT minus without, of Wanda's masks: the mean of texts and densities."""
+    """Return how much DSnoT's swaps change the loss of Wanda's pruned models, in nats per token.
+
+    DSnoT exchanges pruned weights for kept ones without training. One value for each draw of
+    calibration rows, loss with swaps minus without, the mean of texts and densities: below 0 swaps
+    help.
+    """
     base, swaps = SWAPS
     sheet = ran(SWAPS, SWAPPED, seeds, report)
     values: list[float] = []

@@ -58,7 +58,10 @@ class Closed(NamedTuple):
 
 
 def linear(step: int, steps: int) -> float:
-    """Up in 20 steps, then linearly down."""
+    """Return the factor of the learning rate: up in 20 steps, then linearly down to 0.
+
+    step: number of this step; steps: of all.
+    """
     # the paper's schedule: 20 batches of warm-up, then linear
     return min((step + 1) / 20, 1) * (1 - step / steps)
 
@@ -122,7 +125,11 @@ class SparseCells:
 def trained(
     model: nn.Module, rows: Any, lr: float, seed: int, *, objective: Any = plain, zeros: bool
 ) -> nn.Module:
-    """Train for one epoch over the rows by AdamW without decay."""
+    """Train a model for one epoch over the rows by AdamW without decay; return it.
+
+    lr: learning rate, of which `linear` is the course; objective: the loss; zeros: keep weights at
+    0 that are 0.
+    """
     options: dict[str, Any] = {"schedule": FixedMask()} if zeros else {}
     options |= {"epochs": 1, "batch_size": BATCH, "lr": lr, "weight_decay": 0.0, "seed": seed}
     fit(model, rows, objective=objective, lr_factor=linear, trackers=(), **options)
@@ -130,11 +137,15 @@ def trained(
 
 
 def loss(model: nn.Module, rows: Any) -> float:
+    """Return a model's mean loss per token on rows, in nats."""
     return float(evaluate(model, rows, batch_size=BATCH).scores()["loss"])
 
 
 def small() -> tuple[nn.Module, Any, Any, Any]:
-    """Return a model of bytes, trained here on Austen."""
+    """Train a small language model of bytes on Austen's novels.
+
+    Returns the model, and rows for training a student, for choosing its rate, and for testing it.
+    """
     text = corpora.read("austen", lambda _: None).encode()
     count = 2 * HELD_OUT + DENSE_STEPS * BATCH
     ids = torch.tensor(list(text[: count * LENGTH])).view(-1, LENGTH)
@@ -146,7 +157,10 @@ def small() -> tuple[nn.Module, Any, Any, Any]:
 
 
 def smollm2() -> tuple[nn.Module, Any, Any, Any]:
-    """Return SmolLM2, fine-tuned on WordNet's definitions."""
+    """Fine-tune SmolLM2 on WordNet's definitions.
+
+    Returns the model, and rows for training a student, for choosing its rate, and for testing it.
+    """
     model, tokenizer = language_model("smollm2", progress=lambda _: None)
     sizes = {"train": STEPS * BATCH, "val": HELD_OUT, "test": HELD_OUT}
     loaded = load_texts("wordnet", tokenizer, length=LENGTH, progress=lambda _: None, **sizes)
@@ -155,13 +169,18 @@ def smollm2() -> tuple[nn.Module, Any, Any, Any]:
 
 
 def closing_of(bench: SparseCells, densities: tuple[float, ...]) -> Callable[..., Result]:
-    """Return the share of the gap that SquareHead closes over that of labels alone.
+    """Return a claim's measure: how much more of the pruning gap SquareHead closes than labels.
 
-    The worst density.
+    bench: the dense model and its rows; densities: shares of weights that stay, of which the worst
+    counts.
     """
 
     def run(seeds: tuple[int, ...], report: Report) -> Result:
-        """Compare the objectives by the share of the pruning gap that each closes."""
+        """Return the share of the gap that SquareHead closes over the share that labels close.
+
+        The gap is the loss of a pruned model minus that of the dense one; training closes a share
+        of it. The values are all ratios (density, seed), above 1 if SquareHead closes more.
+        """
         # one rate for all densities: the best at the highest
         rates = bench.chosen(densities[0], report)
         sheet = each([Arm(r.arm, r) for r in rates], seeds, bench.cell, report, tasks=densities)

@@ -23,7 +23,10 @@ PRODUCT = (("prune", "quant"), ("merge", "quant"), ("student", "quant"))  # byte
 
 @lru_cache
 def table(seed: int, report: Report) -> StackTable:
-    """Measure all entries with their defaults, and all pairs, on text that was not trained on."""
+    """Apply eight ways to shrink a small mixture, alone and in pairs; return what each gives.
+
+    Each entry has loss in nats per token on held-out text, bytes and operations.
+    """
     from transformers import MixtralForCausalLM
 
     model: Any = MixtralForCausalLM.from_pretrained(made(seed, report), dtype=torch.float32)
@@ -40,7 +43,10 @@ def table(seed: int, report: Report) -> StackTable:
 
 
 def run(seeds: tuple[int, ...], report: Report, *, figure: Callable[[StackTable], float]) -> Result:
-    """Return a figure of each seed's table; the table shown is the first seed's."""
+    """Return a figure of eight ways to shrink a mixture, by seed; the table is the first seed's.
+
+    figure: the measurements of a seed -> the number to judge.
+    """
     tables = [table(seed, report) for seed in seeds]
     lines = [_row(row) for row in tables[0].rows()]
     lines += [
@@ -51,7 +57,10 @@ def run(seeds: tuple[int, ...], report: Report, *, figure: Callable[[StackTable]
 
 
 def _row(row: dict[str, Any]) -> dict[str, Any]:
-    """Return a table row of text from the numbers that were measured on one stack of methods."""
+    """Return a table row of text from the numbers measured on one or two methods together.
+
+    row: names of the methods, loss, bytes, operations and more.
+    """
     line = {
         "entries": row["entries"] + (" *" if row["front"] else ""),
         "nats": f"{row['cross_entropy']:.4f}",
@@ -60,13 +69,17 @@ def _row(row: dict[str, Any]) -> dict[str, Any]:
         "hits": f"{row['hit_rate']:.3f}",
         "bytes sent": "-" if row["sent_bytes"] is None else f"{row['sent_bytes']:.0f}",
     }
+    # pairs alone have an interaction: how far they are from the sum of both
     if (pair := row.get("interaction")) is not None:
         line["interaction"] = "{:+.4f} ({:+.4f} ... {:+.4f})".format(*pair)
     return line
 
 
 def failures(stack_table: StackTable) -> float:
-    """Return pairs that are neither measured nor refused, and laws that do not hold."""
+    """Count the pairs of methods that were neither measured nor refused, and the laws that break.
+
+    stack_table: measurements of methods alone and in pairs; eight methods make 28 pairs.
+    """
     pairs = [names for names in (*stack_table.found, *stack_table.refused) if len(names) == 2]
     # a pair that neither ran nor was refused for a reason counts, as does a lossless one that is
     # not
@@ -74,10 +87,11 @@ def failures(stack_table: StackTable) -> float:
 
 
 def product_error(stack_table: StackTable) -> float:
-    """Return how far the bytes of two methods together are from the product of each one's share.
+    """Return how far the bytes of two methods together are from the product of both shares.
 
-    A share is the bytes with a method over those of the plain model. The result is the largest
-    relative difference of the pairs in PRODUCT, in percent.
+    A share is the bytes with a method over those of the plain model. stack_table: measurements of
+    methods alone and in pairs. The result is the largest relative difference of the pairs in
+    PRODUCT, in percent.
     """
     plain_bytes = stack_table.found[()].bytes
     apart: list[float] = []

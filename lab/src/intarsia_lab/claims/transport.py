@@ -45,6 +45,7 @@ class Sinkhorn(Transport):
     """The C tokens of largest mass of each expert's column of a dense transport plan."""
 
     def build(self, width: int, *, generator: torch.Generator) -> SinkhornRouter:
+        """Return the router for tokens of this width.  generator: of its random weights."""
         return SinkhornRouter(self, width, generator=generator)
 
 
@@ -52,10 +53,11 @@ class SinkhornRouter(TransportRouter):
     """`TransportRouter` with Sinkhorn's plan, cut off at C, in place of the sparse one."""
 
     def plan(self, score: Tensor) -> Tensor:
-        """Return a sparse transport plan of tokens to experts (T, E) by Sinkhorn's scaling.
+        """Return a transport plan of tokens to experts by Sinkhorn's scaling, cut to C per expert.
 
-        score: (T, E), affinities of T tokens and E experts; each expert takes its strongest
-        tokens.
+        score: (T, E), affinities of T tokens and E experts. Each expert keeps its C strongest
+        tokens, the share of tokens that an even load gives it times the capacity factor. The result
+        is (T, E).
         """
         plan, share = (score / EPS).softmax(-1), len(score) / self.experts
         # alternate scaling: columns to T / E, rows to 1, the dense plan's two constraints
@@ -67,6 +69,7 @@ class SinkhornRouter(TransportRouter):
 
 
 def top_1(experts: int, balance: float) -> TopK:
+    """Return a top-1 router.  experts: their number; balance: weight of the balance loss."""
     return TopK(experts, 1, "prob", balance=balance)
 
 
@@ -103,17 +106,20 @@ class Last:
     """A forward hook of a router, that keeps its newest routing."""
 
     def __init__(self) -> None:
+        """Begin without a routing."""
         self.routing: Routing | None = None
 
     def __call__(self, _: nn.Module, __: Any, routing: Routing) -> None:
+        """Store the routing that the router has just returned."""
         self.routing = routing
 
 
 def with_experts(model: nn.Module, router: RouterConfig, seed: int) -> nn.Module:
-    """Put experts beside the MLP of the last block: E equal parts of its pretrained hidden units.
+    """Put experts beside the MLP of the last block, in place; return the model.
 
-    However many there are, they have as many weights. They, their router and the head are
-    trained.
+    The experts are equal parts of the MLP's pretrained hidden units, so that any number of them has
+    as many weights. They, their router and the head are trained, all else is frozen. router:
+    settings; seed: of the router.
     """
     upcycle(model, router, how="slices", residual="sum", layers=[-1], seed=seed)
     model.requires_grad_(False)
@@ -123,14 +129,17 @@ def with_experts(model: nn.Module, router: RouterConfig, seed: int) -> nn.Module
 
 
 def train(rate: ArmRate, experts: int, seed: int, *, validate: bool = False) -> PictureScores:
-    """Train with one router; all test pictures are one batch.  Run once and kept.
+    """Train a ViT-S whose last MLP is a mixture under one router; score it, stored or computed now.
 
-    rate: of the router that it names; validate: score the validation part in place of the test.
+    The data are 1,600 pictures of Fashion-MNIST; all 300 test pictures are one batch, since a plan
+    depends on the batch. rate: of the router that it names; experts: their number; validate: score
+    the validation part in place of the test.
     """
     name, training = rate.arm, replace(TRAINING, lr=rate.rate)
     router = ROUTERS[name](experts)
 
     def run() -> dict[str, float]:
+        """Train the ViT-S with this router; return its scores on the test pictures."""
         data = tails.pictures(SET, FIRST, TEST)
         judged = data.val if validate else data.test
         # equal parts of one MLP: more experts are no more weights
@@ -161,7 +170,7 @@ def train(rate: ArmRate, experts: int, seed: int, *, validate: bool = False) -> 
 
 
 def _wide(rows: Any) -> Any:
-    """Return the same in float32: what is below was kept in half the width."""
+    """Return rows with inputs in float32; they were stored in half the width."""
     x, y = rows.tensors
     return type(rows)(x.float(), y)
 
@@ -175,9 +184,10 @@ def measure(seeds: Sequence[int], report: Report, rates: Sequence[ArmRate]) -> R
 
 
 def unbalanced(seeds: Sequence[int], report: Report) -> Result:
-    """Return the largest load of top-1 over the mean.
+    """Return how uneven top-1 routing is without a balance loss: largest load over the mean load.
 
-    The smallest of seeds and numbers of experts.
+    It is the control: if it were even, a plan would have nothing to do. The least over the numbers
+    of experts for each seed, and the least of the seeds.
     """
     sheet = measure(seeds, report, ALIKE.arms)
     least = sheet.of(FREE, "load").min(0)  # of each seed
@@ -191,7 +201,12 @@ def validated(name: str, lr: float) -> float:
 
 
 def against(seeds: Sequence[int], report: Report) -> Result:
-    """Return the plan's loss over that of the best rival, at the worst number of experts."""
+    """Return the loss with a sparse transport plan over that of the best rival, by seed.
+
+    The router assigns tokens to experts by an even transport plan; rivals: keys of ROUTERS, other
+    ways to even out loads. The figure is at the number of experts where the ratio is largest.
+    Losses are of test pictures, in nats.
+    """
     rates = OWN.choose(validated)
     sheet = measure(seeds, report, rates)
     losses = {name: sheet.of(name, "loss") for name in sheet.arms}  # (numbers, seeds)
@@ -218,7 +233,10 @@ SETTING = (
 
 
 def rows_of(sheet: Runs) -> list[dict[str, Any]]:
-    """Return a line for each number of experts and router."""
+    """Return a table row for each number of experts and router.
+
+    sheet: the scores of all runs.
+    """
     rows: list[dict[str, Any]] = []
     for i, experts in enumerate(sheet.tasks):
         for name in sheet.arms:
@@ -229,6 +247,7 @@ def rows_of(sheet: Runs) -> list[dict[str, Any]]:
                 "accuracy %": shown(values["accuracy"], ".1f"),
             }
             line |= {"largest load / mean": shown(values["load"], ".2f")}
+            # a plan that drops tokens could look even: their share stands beside the load
             line |= {"without an expert %": f"{statistics.mean(values['lost']):.1f}"}
             line |= {"ms a step": f"{1000 * statistics.median(values['step']):.0f}"}
             rows.append(line)

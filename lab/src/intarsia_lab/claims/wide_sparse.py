@@ -57,9 +57,10 @@ def lite0() -> nn.Module:
 
 
 def crops(pixels: Sequence[Tensor], count: int, draw: torch.Generator) -> Tensor:
-    """Return squares at random places, of a random part of the shorter side, as Lite0 reads them.
+    """Cut random squares out of photographs, resized as Lite0 reads them.
 
-    pixels: (3, H, W) each, 0 ... 255 -> (count, 3, SIDE, SIDE); draw: the random numbers.
+    Each is a random part of the shorter side, at least 224 px. pixels: (3, H, W) each, 0 to 255;
+    count: of squares; draw: the random numbers. Returns (count, 3, 224, 224), -1 to 1.
     """
     squares: list[Tensor] = []
     for _ in range(count):
@@ -70,21 +71,24 @@ def crops(pixels: Sequence[Tensor], count: int, draw: torch.Generator) -> Tensor
             int(torch.randint(n - side + 1, (), generator=draw)) for n in image.shape[1:]
         )
         square = image[None, :, top : top + side, first_column : first_column + side].float()
+        # antialiased: a shrunk photograph without it has patterns of its own
         squares.append(F.interpolate(square, (SIDE, SIDE), mode="bilinear", antialias=True)[0])
     return torch.stack(squares) / 127.5 - 1
 
 
 @torch.no_grad()
 def logits(net: nn.Module, pixels: Tensor) -> Tensor:
-    """Return the logits of a net in evaluation mode."""
+    """Return a network's logits in evaluation mode, (n, classes).  pixels: (n, 3, 224, 224)."""
     net.eval()
     return torch.cat([net(some) for some in pixels.split(BATCH)])
 
 
 def agreement(seed: int) -> dict[str, list[float]]:
-    """Return percent of held-out crops whose first class is the dense net's first, or among five.
+    """Prune EfficientNet-Lite0; return how often its first class is that of the dense network.
 
-    What came out of the pruned net, and of that after training on the dense net's answers.
+    In percent of held-out crops: the dense network's first class is the pruned one's first, or
+    among its first five. The keys are the two ways: pruned without training, and pruned while it
+    learns from the dense network's answers; three tenths of the 1x1 weights stay.
     """
     draw = torch.Generator().manual_seed(seed)
     images = [torch.as_tensor(p.pixels).permute(2, 0, 1) for p in photographs()]
@@ -97,6 +101,7 @@ def agreement(seed: int) -> dict[str, list[float]]:
     rows = TensorDataset(train, logits(teacher, train).argmax(1))
 
     def score(net: nn.Module) -> list[float]:
+        """Return both percentages of a network."""
         top = logits(net, test).topk(5).indices == targets[:, None]
         return [100 * float(top[:, :k].any(1).float().mean()) for k in (1, 5)]
 
@@ -120,14 +125,20 @@ def agreement(seed: int) -> dict[str, list[float]]:
 
 
 def of_agreement(seeds: tuple[int, ...], report: Report) -> Result:
-    """Return percent of crops with the dense net's first class."""
+    """Return how often a pruned network names the dense one's first class, in percent, by seed.
+
+    EfficientNet-Lite0 with three tenths of its 1x1 weights, trained on the dense network's answers
+    to crops of photographs.
+    """
 
     def cell(_: str, __: str, seed: int) -> dict[str, list[float]]:
+        """Return a seed's percentages, stored or computed now."""
         inputs = {"claim": "agreement", "seed": seed, "density": DENSITY}
         return stored("wide_sparse", inputs, lambda: agreement(seed))
 
     sheet = each([Arm("", "")], seeds, cell, report, describe=str)
     results = [sheet.results["", "", seed] for seed in seeds]
+    # of 1,000 classes: among five, a near miss counts as well
     table = [
         {"net": name, "first": shown([result[name][0] for result in results], ".1f")}
         | {"among five": shown([result[name][1] for result in results], ".1f")}
@@ -142,12 +153,13 @@ def of_agreement(seeds: tuple[int, ...], report: Report) -> Result:
 
 
 def mobilenet(width: float, seed: int) -> nn.Module:
-    """Build a net of depthwise and 1x1 layers for grey pictures of 28 x 28.
+    """Build a network of depthwise and 1x1 layers for grey pictures of 28 x 28.
 
-    width: factor on the plan's channels.
+    width: factor on the numbers of channels; seed: of the weights.
     """
 
     def layer(ins: int, outs: int, size: int, stride: int, groups: int = 1) -> list[nn.Module]:
+        """Return a convolution, its batch norm and its ReLU6.  size: of the kernel."""
         conv = nn.Conv2d(ins, outs, size, stride, size // 2, groups=groups, bias=False)
         return [conv, nn.BatchNorm2d(outs), nn.ReLU6()]
 
@@ -157,6 +169,7 @@ def mobilenet(width: float, seed: int) -> nn.Module:
         layers = layer(1, ins, 3, 1)
         for channels, stride in PLAN:
             outs = round(channels * width)
+            # a depthwise 3x3 layer, then a 1x1 layer, which is pruned
             layers += layer(ins, ins, 3, stride, ins) + layer(ins, outs, 1, 1)
             ins = outs
         return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(ins, 10))
@@ -164,12 +177,13 @@ def mobilenet(width: float, seed: int) -> nn.Module:
 
 @threads(1)
 def milliseconds() -> dict[str, float]:
-    """Return CPU milliseconds of a picture: of the wide sparse net, and of dense ones by width.
+    """Time a wide sparse network and dense ones of several widths; return CPU ms per picture.
 
-    Dense ones run in the fastest of onnxruntime, OpenVINO and our own kernels, all in float32
-    and in turns.
+    The keys are "sparse" and the widths; a dense network has the time of its fastest runtime of
+    onnxruntime, OpenVINO and our own kernels, all in float32 and in turns.
     """
     picture = torch.randn(1, 1, 28, 28, generator=torch.Generator().manual_seed(0))
+    # random weights: time depends on their number and places alone
     wide = mobilenet(WIDE, 0).eval()
     for weight in masked_weights(wide, POINTWISE).values():
         weight.data = blocks_of(weight.data, 1, SPARSE)
@@ -182,6 +196,7 @@ def milliseconds() -> dict[str, float]:
         runs[f"{width} ours"] = partial(compress(net, Chw(force=True), picture), picture)
     with torch.no_grad():
         spent = interleaved({name: partial(_often, run) for name, run in runs.items()})
+    # the rival may choose its runtime at each width
     fastest = {
         str(w): min(t for name, t in spent.items() if name.split()[0] == str(w)) for w in WIDTHS
     }
@@ -192,25 +207,36 @@ OFTEN = 50
 
 
 def _often(run: Any) -> None:
+    """Call a function 50 times, as one measured repeat."""
     for _ in range(OFTEN):
         run()
 
 
 @lru_cache
 def chosen() -> tuple[float, dict[str, float]]:
-    """The width of the dense net that takes as long as the sparse one, or a little longer."""
+    """Return the width of the dense network that takes as long as the sparse one, and all times.
+
+    It is the narrowest that takes no less time; times are in CPU milliseconds, stored or measured
+    now.
+    """
     spent = stored("wide_sparse", {"claim": "times"}, milliseconds)
     longer = [w for w in WIDTHS if spent[str(w)] >= spent["sparse"]]
     return (min(longer) if longer else max(WIDTHS)), spent
 
 
 def trained(arm: str, _: str, seed: int) -> float:
-    """Test accuracy of a net in points, from the file or by training it."""
+    """Train a network on Fashion-MNIST; return its test accuracy in points, stored or computed now.
+
+    arm: "sparse", the wide network of which a tenth of the 1x1 weights stays, or "dense", that of
+    equal time; the second parameter is unused, since there is one task.
+    """
     width = WIDE if arm == "sparse" else chosen()[0]
     inputs = {"arm": arm, "width": width, "seed": seed, "epochs": NET_EPOCHS}
 
     def run() -> float:
+        """Train the network on Fashion-MNIST; return its test accuracy in points."""
         net = mobilenet(width, seed)
+        # pruned by degrees while it trains; the dense network has no schedule
         schedule = Gradual(SPARSE, layers=POINTWISE) if arm == "sparse" else None
         options: Any = thin_resnets.OPTIONS | {
             "epochs": NET_EPOCHS,
@@ -224,11 +250,16 @@ def trained(arm: str, _: str, seed: int) -> float:
 
 
 def of_equal_time(seeds: tuple[int, ...], report: Report) -> Result:
-    """Return accuracy of the wide sparse net minus that of a dense one of equal time, in points."""
+    """Return the accuracy of a wide sparse network minus that of a dense one of equal time.
+
+    In points of Fashion-MNIST's test part, by seed. The dense network is the narrowest that takes
+    no less time in its fastest runtime.
+    """
     native.require()
     width, spent = chosen()
     sheet = each([Arm("sparse", "sparse"), Arm("dense", "dense")], seeds, trained, report)
     by_arm = {arm: sheet.by_seed(arm, "") for arm in ("sparse", "dense")}
+    # pairs by seed: the same pictures in the same order
     gains = [a - b for a, b in zip(by_arm["sparse"], by_arm["dense"], strict=True)]
     ms = {"sparse": spent["sparse"], "dense": spent[str(width)]}
     table = [

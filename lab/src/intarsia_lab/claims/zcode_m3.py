@@ -35,7 +35,7 @@ OTHERS = 10  # random choices of experts to keep
 
 
 def turned(names: Sequence[str], seed: int) -> list[str]:
-    """Return the kinds in an order that goes round with the seed."""
+    """Return the kinds of text in an order that goes round with the seed."""
     start = seed % len(names)
     return [*names[start:], *names[:start]]
 
@@ -54,7 +54,13 @@ def loss(model: nn.Module, texts: TextKinds, names: Sequence[str] | None = None)
 
 @stored.cell
 def of_policy(policy: str, seed: int, steps: int) -> Late:
-    """Train a model whose experts are full, with the same kind at the end of every batch."""
+    """Train a mixture whose experts are too small for a batch; return its test losses.
+
+    An expert takes 0.75 of the tokens that an even load would give it, and the others are dropped.
+    policy: which ones: "order", the last of the batch, or "random"; steps: of training. Every batch
+    ends with the same kind of text, so that "order" drops it. Losses are in nats per token, of that
+    kind and of all. Stored and read if it was computed before.
+    """
     with threads(1):
         texts = kinds()
         # which kind stands last goes round with the seed, or a kind would be judged
@@ -65,11 +71,15 @@ def of_policy(policy: str, seed: int, steps: int) -> Late:
 
 
 def router() -> TopK:
+    """Return a top-1 router over eight experts."""
     return TopK(EXPERTS, 1, "prob")
 
 
 def late(seeds: Sequence[int], report: Report, *, steps: int = STEPS) -> Result:
-    """Return loss on the last of four kinds, lots over order, the mean of the seeds."""
+    """Return the loss on the kind of text that stands last, random drops over drops in order.
+
+    By seed; below 1 random drops are better for it. steps: of training.
+    """
     arms = {name: key for key, name in POLICIES.items()}
     results = by_arm(arms, seeds, lambda policy, seed: of_policy(policy, seed, steps), report)
     note = (
@@ -77,6 +87,7 @@ def late(seeds: Sequence[int], report: Report, *, steps: int = STEPS) -> Result:
         "steps. Each batch stands kind by kind, so that order drops the last one; which is last "
         "goes round with the seed."
     )
+    # the mean of all kinds shows what the last one's gain costs the others
     row = row_of("policy", {"loss of the last kind": ("last", ".3f"), "of all": ("whole", ".3f")})
     return judge(
         results, lambda by_policy: by_policy[BY_LOT].last / by_policy[IN_ORDER].last, row, note
@@ -92,7 +103,12 @@ class Further(NamedTuple):
 
 @stored.cell
 def family(seed: int, steps: int) -> dict[str, Any]:
-    """Train two parents, merge them, and prune the first one."""
+    """Train two mixtures, merge them, and prune the first; return the losses of all.
+
+    steps: of each parent's training. "further": model -> loss before and after some more steps;
+    "pruned": way to choose experts -> loss. In nats per token of test rows; stored and read if it
+    was computed before.
+    """
     with threads(1):
         texts = kinds()
         a, b = parents(texts, seed, steps)
@@ -106,12 +122,15 @@ def family(seed: int, steps: int) -> dict[str, Any]:
 
 
 def part(steps: int, parent_steps: int) -> int:
-    """Return a number of steps where a parent has `steps` in place of PARENT."""
+    """Return a number of steps, scaled for parents of `steps` steps instead of PARENT."""
     return max(1, steps * parent_steps // PARENT)
 
 
 def parents(texts: TextKinds, seed: int, steps: int) -> tuple[nn.Module, nn.Module]:
-    """Return two trainings that part after a third of their steps, by the rows they meet."""
+    """Train two mixtures that share the first third of their steps and then meet other rows.
+
+    texts: rows of four kinds of text; seed: of the start and the rows; steps: of each.
+    """
     order, shared = list(texts.train), part(steps, SHARED)
     first = decoder_of_experts(router(), seed)
     learn(first, texts.stream(order, 0, shared, seed), seed)
@@ -124,15 +143,22 @@ def parents(texts: TextKinds, seed: int, steps: int) -> tuple[nn.Module, nn.Modu
 
 
 def merging(seeds: Sequence[int], report: Report, *, steps: int = PARENT) -> Result:
-    """Return loss of the merged model over its parents' mean, after the same further steps."""
+    """Return the loss of a merged mixture over its two parents' mean loss, by seed.
+
+    The merged model has the experts of both; all three learn as many steps more before they are
+    compared. steps: of each parent's training. Losses are of test rows, in nats per token.
+    """
 
     def run(seed: int) -> dict[str, Further]:
+        """Return a seed's losses by model."""
         return {name: Further(*pair) for name, pair in family(seed, steps)["further"].items()}
 
     def of(by_model: Mapping[str, Further]) -> float:
+        """Return the merged model's loss over the mean of its parents'."""
         first, second, ours = (net.after for net in by_model.values())
         return ours / ((first + second) / 2)
 
+    # all three learn as many steps more before they are compared
     results = by_seed(seeds, run, report)
     note = (
         f"{SETTING} Parents of {steps} steps, the first third together; merged, {2 * EXPERTS} "
@@ -144,7 +170,10 @@ def merging(seeds: Sequence[int], report: Report, *, steps: int = PARENT) -> Res
 
 
 def kept_experts(net: nn.Module, scores: Mapping[str, Tensor], experts: int) -> nn.Module:
-    """Return a copy with the experts of largest score in each layer."""
+    """Return a copy of a mixture with the experts of the largest scores in each layer.
+
+    net: the mixture; scores: router's path -> a score for each expert; experts: how many stay.
+    """
     small = copy.deepcopy(net)
     for path, mixture in mixtures_in(small).items():
         best = scores[f"{path}.router"].argsort(descending=True, stable=True)
@@ -153,7 +182,12 @@ def kept_experts(net: nn.Module, scores: Mapping[str, Tensor], experts: int) -> 
 
 
 def pruned(net: nn.Module, texts: TextKinds, seed: int) -> dict[str, float]:
-    """Return losses with half of the experts, chosen in three ways."""
+    """Return the test loss with half of the experts, for three ways to choose them.
+
+    By how often they are used, by lot (the mean of ten draws), and the least used ones; "whole" has
+    all. In nats per token; nothing is trained afterwards. net: the trained mixture; texts: rows of
+    four kinds of text.
+    """
     rows = texts.stream(list(texts.train), 0, 8, seed).tensors[0]
     use = expert_loads(net, list(rows.split(64)))
     draws = torch.Generator().manual_seed(seed)
@@ -163,6 +197,7 @@ def pruned(net: nn.Module, texts: TextKinds, seed: int) -> dict[str, float]:
     rare = {path: -load for path, load in use.items()}
 
     def half(scores: Mapping[str, Tensor]) -> float:
+        """Return the loss with the better half of the experts by these scores."""
         return loss(kept_experts(net, scores, EXPERTS // 2), texts)
 
     return {
@@ -174,7 +209,10 @@ def pruned(net: nn.Module, texts: TextKinds, seed: int) -> dict[str, float]:
 
 
 def pruning(seeds: Sequence[int], report: Report, *, steps: int = PARENT) -> Result:
-    """Return loss after pruning by use over the mean after pruning by lot."""
+    """Return the loss with the most used half of the experts over that with a random half.
+
+    By seed; nothing is trained afterwards. steps: of the mixture's training.
+    """
     results = by_seed(seeds, lambda seed: family(seed, steps)["pruned"], report)
     note = (
         f"{SETTING} The first parent of zcode-m3-merge: {EXPERTS // 2} of {EXPERTS} experts stay "
@@ -195,7 +233,10 @@ PAPER = "(arXiv:2109.10465, "
 
 
 def better_than_chance(column: str) -> Control:
-    """Return the control that a table's losses are below that of a uniform guess."""
+    """Return the control that a table's losses are below a uniform guess, log(2048) nats.
+
+    column: of the losses.
+    """
     words = "Every model is better than a uniform guess among 2,048 tokens, 7.62 nats."
     return below(words, column, math.log(2048))
 

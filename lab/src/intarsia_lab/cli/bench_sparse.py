@@ -14,7 +14,10 @@ COLUMNS = ("kernel", "density", "ms", "x dense", "bytes/weight", "GB/s", "of lim
 
 
 def bench_sparse(shapes: str | None, density: str | None, model: str | None, as_json: bool) -> None:
-    """Time kernels and show them; see `intarsia bench --help`.
+    """Time products of sparse weights and show them: the command `intarsia bench sparse`.
+
+    shapes, density: the options' texts, None = their defaults; model: name or folder of a language
+    model whose layers give the shapes; as_json: print JSON.
 
     Raises: ConfigError for shapes or densities that cannot be, or both shapes and a model.
     """
@@ -54,7 +57,11 @@ def _densities(text: str) -> tuple[float, ...]:
 
 
 def _of_model(name: str) -> tuple[dict[tuple[int, int], int], tuple[float, ...]]:
-    """Return shape -> number of layers inside the blocks, and their density if below 0.95."""
+    """Return how many layers of a model have each weight shape, and the density of its weights.
+
+    name: of a language model, or a folder. Shapes are (out, in), of layers inside the blocks. The
+    density stands in a tuple of its own, which is empty for a model that is not pruned.
+    """
     from intarsia.hosts.opened import open_language_model
     from intarsia.hosts.swap.compress import matrices_of
     from intarsia.hosts.swap.packed_linear import PackedLinear
@@ -76,7 +83,8 @@ def _of_model(name: str) -> tuple[dict[tuple[int, int], int], tuple[float, ...]]
 def _show(table: Any, shapes: Any, layers: dict[tuple[int, int], int]) -> None:
     """Print a table for each weight shape, and how fast memory and products can be at best.
 
-    table: the timings; shapes: (out, in) each; layers: how many layers of a model have a shape.
+    table: the timings, a ShapeTable; shapes: (out, in) each; layers: how many layers of a model
+    have a shape.
     """
     from intarsia.formats.rivals import advice
 
@@ -86,6 +94,7 @@ def _show(table: Any, shapes: Any, layers: dict[tuple[int, int], int]) -> None:
     for shape in shapes:
         # The fastest dense product of this shape, by which all rows are divided.
         dense = table.best(shape, *DENSE)
+        # A row for each product: dense ones, other libraries' and ours.
         rows = [
             (
                 *(row.name, f"{row.density:g}", f"{row.ms:.3f}", f"{dense.ms / row.ms:.2f}"),

@@ -37,8 +37,13 @@ OWN_HEADS = "Each task has a head of its own: a picture's loss sees the classes 
 
 
 def listed(root: Path | None) -> dict[str, Any]:
-    """List suites with their tasks and files on disk, methods, protocols and profiles."""
+    """Return what `intarsia bench --list` prints: suites, methods, protocols and profiles.
+
+    root: folder of the suites' pictures, None = the default; of each task it says which files are
+    there.
+    """
     _use_root(root)
+    # Nothing is downloaded for a list.
     return {
         "suites": suites.describe(),
         "methods": [
@@ -56,13 +61,20 @@ def listed(root: Path | None) -> dict[str, Any]:
 
 
 def _use_root(root: Path | None) -> None:
+    """Set the folder of the suites' pictures, for this process and those that it starts.
+
+    root: the folder, None = leave the default.
+    """
     if root is not None:
         # an environment variable, so that the processes of the runs see it too
         os.environ["INTARSIA_DATA"] = str(root.expanduser().absolute())
 
 
 def ask(arguments: Mapping[str, Any], report: Report) -> tuple[BenchPlan, How, Path, float | None]:
-    """Return the plan of the command line, how to run it, its folder, and its minutes.
+    """Return the plan that the command line asks for, how to run it, its folder, and its minutes.
+
+    arguments: the options by name, None where one was not given; report: receives a line on the
+    plan. The minutes are those of --budget or of the profile, None = without a limit.
 
     Raises: UnknownName and ConfigError for what does not exist, before a run begins.
     """
@@ -105,7 +117,10 @@ def ask(arguments: Mapping[str, Any], report: Report) -> tuple[BenchPlan, How, P
 
 
 def methods_of(base: Profile, rules: Protocol) -> tuple[str, ...]:
-    """Return a profile's methods that suit a protocol; all of the benchmark if it has none."""
+    """Return a profile's methods that suit a protocol; all of the benchmark if it names none.
+
+    base: the profile; rules: the protocol.
+    """
     if rules.only:
         return _those_of(base.methods, rules.only)
     return base.methods or tuple(c.name for c in ARMS)
@@ -114,7 +129,8 @@ def methods_of(base: Profile, rules: Protocol) -> tuple[str, ...]:
 def _calibrated(rules: Protocol) -> Protocol:
     """Return the protocol with a softmax temperature that is fitted on validation data.
 
-    Raises: ConfigError for one that fits a temperature anyway or keeps no validation part.
+    rules: the protocol. Raises: ConfigError for one that fits a temperature anyway or keeps no
+    validation part.
     """
     if rules.grid or rules.only:
         got = f"--protocol {rules.name}"
@@ -126,7 +142,8 @@ def _calibrated(rules: Protocol) -> Protocol:
 def _values(arguments: Mapping[str, Any], base: Profile, rules: Protocol) -> dict[str, Any]:
     """Return the settings of all runs: the profile's, then the protocol's, then the command line's.
 
-    Raises: ConfigError for a share and shots together, or what is no share.
+    arguments: the options by name; base: the profile; rules: the protocol. Raises: ConfigError for
+    a share and shots together, or what is no share.
     """
     values = {"model": arguments["model"], **base.values, **rules.starts}
     values |= {name: arguments[name] for name in OWN if arguments[name] is not None}
@@ -147,9 +164,9 @@ def _values(arguments: Mapping[str, Any], base: Profile, rules: Protocol) -> dic
 
 
 def _task(suite: suites.Suite, name: str) -> suites.SuiteTask:
-    """Find a task of a suite, or several as one: "a+b", "joint".
+    """Return a task of a suite by its name, or several as one: "a+b", "joint".
 
-    Raises: UnknownName, ConfigError.
+    Raises: UnknownName; ConfigError for tasks that cannot be joined.
     """
     located = suites.find(f"{suite.name}/{name}")
     return located[1] if located else suite.task(name)
@@ -158,9 +175,10 @@ def _task(suite: suites.Suite, name: str) -> suites.SuiteTask:
 def _headed(
     method: BenchArm, heads: str, tasks: Sequence[suites.SuiteTask], rules: Protocol
 ) -> BenchArm:
-    """Return a method with one head, or one for each task.
+    """Return a method with one head over all classes, or with a head for each task.
 
-    Raises: UnknownName for other words; ConfigError where a head for each task cannot be.
+    method: its settings; heads: "one" or "each"; tasks: of the plan; rules: the protocol. Raises:
+    UnknownName for other words; ConfigError where a head for each task cannot be.
     """
     if heads not in HEADS:
         raise UnknownName("--heads", heads, HEADS)
@@ -183,6 +201,7 @@ def _headed(
 
 
 def _names(text: str | None) -> tuple[str, ...]:
+    """Return the names in a text with commas; none for no text."""
     return tuple(n.strip() for n in (text or "").split(",") if n.strip())
 
 
@@ -192,7 +211,12 @@ def _those_of(names: Sequence[str], available: Sequence[str]) -> tuple[str, ...]
 
 
 def foretold(plan: BenchPlan, running: How, out: Path, report: Report) -> dict[str, Any]:
-    """Estimate the time and memory of a plan, also as a sentence; no run is started."""
+    """Estimate the time and memory of a plan, also as a sentence; no run of it is started.
+
+    plan: methods, tasks and seeds; running: jobs and threads; out: folder of the results; report:
+    receives a line for each change of the plan. See `estimated` for the keys; "text" is the
+    sentence.
+    """
     for change in plan.cut:
         report(change)
     estimate = estimated(plan, out, running, report)
@@ -220,7 +244,11 @@ def carry(
     budget: float | None,
     report: Report,
 ) -> dict[str, Any]:
-    """Run a plan and write its tables; what happened, ready for JSON.
+    """Run a plan and write its tables; return all that came out, ready for JSON.
+
+    plan: methods, tasks and seeds; running: jobs and threads; out: folder of the results; baseline:
+    method that the others are compared with, None = chosen here; budget: minutes, None = no limit;
+    report: receives progress lines.
 
     Raises: UnknownName, before a run begins, for a baseline that is not in the plan.
     """
@@ -235,6 +263,7 @@ def carry(
         # Cuts before the budget were reported above.
         for cut in plan.cut[reported:]:
             report(f"To fit {budget:g} minutes: {cut}")
+    # Finished runs are read from the folder, the others are carried out.
     results = run_plan(plan, out, running, report)
     written = write(results, out, baseline=reference, cut=plan.cut)
     return {
@@ -257,8 +286,10 @@ def _baseline(plan: BenchPlan, baseline: str | None) -> str:
     names = [c.name for c in plan.arms]
     if baseline is not None and baseline not in names:
         raise UnknownName("baseline", baseline, names)
+    # The benchmark's own baseline is the adapter that most papers compare with.
     return baseline or (BASELINE if BASELINE in names else names[0])
 
 
 def _error(result: records.RunResult) -> str:
+    """Return a failed run's error in words."""
     return in_words(result.outcome.error) if isinstance(result.outcome, records.Failed) else ""

@@ -42,7 +42,8 @@ def bench(
     tasks: Annotated[
         str | None,
         typer.Option(
-            help="Tasks with commas; the profile's if not given. a+b: one label space; joint: all."
+            help="Tasks with commas; the profile's if not given. a+b joins two tasks to one, with "
+            "the classes of both; joint joins all of them."
         ),
     ] = None,
     heads: Annotated[
@@ -60,7 +61,8 @@ def bench(
         typer.Option(
             autocompletion=among(PROTOCOLS),
             help="Protocol. honest: one setting for all tasks; tuned: a grid, chosen on validation "
-            "images; even: one rate a method, chosen alike; official: MoSA's published recipe.",
+            "images; even: one rate for each method, searched for in the same way; "
+            "official: MoSA's published recipe.",
         ),
     ] = "honest",
     profile: Annotated[
@@ -205,11 +207,15 @@ def bench(
 
 
 def _show_list(listing: dict[str, Any], as_json: bool) -> None:
-    """Print suites, methods and protocols as tables. as_json: print the listing as JSON."""
+    """Print suites, methods and protocols as tables.
+
+    listing: see `listed` of bench_steps; as_json: print it as JSON.
+    """
     if as_json:
         show_json(listing)
         return
     for suite in listing["suites"]:
+        # A suite whose files cannot be read does not hide the others.
         if "error" in suite:
             note(f"{suite['suite']}: {suite['error']}")
             continue
@@ -234,12 +240,19 @@ def _show_list(listing: dict[str, Any], as_json: bool) -> None:
 
 
 def _grid(grid: dict[str, list[float]], *, relative: bool) -> str:
+    """Return the grid of a search in words.
+
+    grid: name -> values; relative: rates are factors of the method's own rate.
+    """
     names = {"lr": "lr x"} if relative else {}  # times the method's own rate
     return "; ".join(f"{names.get(n, n)} {', '.join(f'{v:g}' for v in grid[n])}" for n in grid)
 
 
 def _show(summary: dict[str, Any]) -> None:
-    """Print a benchmark's failures, cuts, table and path. summary: what `bench` returned."""
+    """Print a benchmark's failures, cuts, table and path.
+
+    summary: what `carry` of bench_steps returned.
+    """
     for row in summary["failed"]:
         warn(f"FAILED  {row}")
     for cut in summary["plan"]["cut"]:

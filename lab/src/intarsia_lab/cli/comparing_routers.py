@@ -81,11 +81,15 @@ def compare_routers(
 
 
 def _show(sheets: Sequence[RouterSheet], page: str) -> None:
-    """Print the table of each sheet of results. page: the report's path."""
+    """Print the table of each sheet of results.
+
+    sheets: one for each data set and budget; page: path of the report.
+    """
     from intarsia.reports.terminal import Terminal
 
     from ..routing.report.tables import table_of
 
+    # The notes of a table are printed below it.
     for sheet in sheets:
         table = table_of(sheet)
         show_rich(Terminal(table))

@@ -14,6 +14,7 @@ def main() -> None:
     """
     from ..pages import methods
 
+    # The index of cards: `intarsia.cli.names` lists the methods in it.
     methods.write_all(DOCS)
     from intarsia.cli import names as library
 
@@ -21,6 +22,7 @@ def main() -> None:
 
     library.write()
     laboratory.write()
+    # Imported only now: these modules read the index and the names at import.
     from ..pages import claims, composition, hosts, settings
 
     claims.write_page(DOCS / "claims", DOCS / "claims.md")

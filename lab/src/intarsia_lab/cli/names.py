@@ -17,7 +17,11 @@ from .words import NAMES
 
 
 def names() -> Mapping[str, Iterable[str]]:
-    """Return the words that names.txt lists for the command line, by kind, as "claim"."""
+    """Return the words that names.txt lists for the command line, by kind.
+
+    Kinds are claim, suite, profile, protocol and router. The command line reads the file, so that
+    it completes and checks words without importing torch.
+    """
     return {
         "claim": sorted(claim.key for claim in claims()),
         "suite": (*suites.MODULES, "sparse"),

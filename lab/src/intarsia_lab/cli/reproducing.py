@@ -50,7 +50,7 @@ def reproduce(
     threads: Threads = None,
     as_json: Json = False,
 ) -> None:
-    """Run the smallest honest experiment for a paper's headline; a claim that fails says so.
+    """Run a small, fair experiment on a paper's headline: it holds, fails or is not decided.
 
     Example:  intarsia reproduce mosa
     """
@@ -95,7 +95,10 @@ def reproduce(
 
 
 def _chosen(name: str | None, long: bool) -> list[Study]:
-    """Return the claim of a name, or all that this machine can run, long ones if allowed."""
+    """Return the claim of a name, or all that this machine can run.
+
+    name: None = all; long: also those that take more than ten minutes.
+    """
     import torch
 
     from ..claims import claim, claims
@@ -110,7 +113,11 @@ def _chosen(name: str | None, long: bool) -> list[Study]:
 
 
 def _judged(study: Study, seeds: Sequence[int] | None, page: Path) -> dict[str, Any]:
-    """Run a claim, save its record beside the page, and write the page anew."""
+    """Run a claim, save its record beside the page, and write the page anew; return the record.
+
+    study: the claim; seeds: in place of the claim's own; page: path of the page, whose folder of
+    records has its name.
+    """
     from ..claims import run_claim
     from ..claims.ledger import save
     from ..pages.claims import write_page
@@ -126,7 +133,10 @@ def _judged(study: Study, seeds: Sequence[int] | None, page: Path) -> dict[str, 
 
 
 def _show_list(studies: Sequence[Study], folder: Path, as_json: bool) -> None:
-    """Print the claims, with the verdicts of the records in a folder."""
+    """Print the claims with the verdicts of their records.
+
+    studies: the claims; folder: of the records; as_json: print JSON.
+    """
     from ..claims.ledger import read, state
 
     files = {c.key: folder / f"{c.key}.json" for c in studies}
@@ -142,6 +152,7 @@ def _show_list(studies: Sequence[Study], folder: Path, as_json: bool) -> None:
             ]
         )
         return
+    # What a claim needs, so that nobody starts an hour of training unawares.
     columns = ("claim", "what is claimed", "minutes", "needs", "result")
     cells = [
         (c.key, c.sentence, f"{c.minutes:g}", NEEDS.get(c.needs, ""), states[c.key])

@@ -19,7 +19,7 @@ from ..routing.table import chosen
 def ask(arguments: Mapping[str, Any]) -> Contest:
     """Return the comparison of routers that the command's arguments ask for.
 
-    Unknown names are refused later, by `carry`, which runs it.
+    arguments: the options by name. Unknown names are refused later, by `carry`, which runs it.
     """
     names = _names(arguments["routers"])
     budget = arguments["budget"]
@@ -38,8 +38,10 @@ def carry(
 ) -> tuple[list[RouterSheet], dict[str, Any]]:
     """Run what has no stored result, write tables and page; return the sheets, and both as JSON.
 
-    contest: the data, routers, seeds and budgets; arguments: of the command line. Raises:
-    UnknownName for an unknown name and ConfigError for wrong options, before any run.
+    contest: the data, routers, seeds and budgets; arguments: of the command line; report: receives
+    progress lines.
+
+    Raises: UnknownName for an unknown name and ConfigError for wrong options, before any run.
     """
     # Raises before any run if a name does not exist.
     trials = contest.asked()
@@ -65,18 +67,24 @@ def carry(
 
 
 def _command(arguments: Mapping[str, Any]) -> str:
-    """Return the command line that repeats these runs and files, in any folder."""
+    """Return the command line that repeats these runs and files, in any folder.
+
+    arguments: the options by name.
+    """
     words = ["intarsia compare-routers", arguments["data"], "--routers", arguments["routers"]]
     words += ["--seeds", arguments["seeds"], "--budget", arguments["budget"]]
     for name in ("steps", "baseline"):
         # Options that were left out stay left out, so that their defaults apply.
         words += [] if arguments[name] is None else [f"--{name}", str(arguments[name])]
+    # Jobs and threads are left out: they change no result.
     return " ".join(words + (["--sees-later"] if arguments["sees_later"] else []))
 
 
 def _scale(scale: Scale, steps: int | None) -> Scale:
+    """Return the sizes and steps of a training, with another number of steps if one was given."""
     return scale if steps is None else dataclasses.replace(scale, steps=steps)
 
 
 def _names(text: str) -> list[str]:
+    """Return the names in a text with commas."""
     return [name.strip() for name in text.split(",") if name.strip()]

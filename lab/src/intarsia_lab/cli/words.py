@@ -15,15 +15,17 @@ SUITES, PROFILES, PROTOCOLS = map(WORDS.__getitem__, ("suite", "profile", "proto
 
 
 def check_claim(name: str) -> None:
-    """Raises: UnknownName."""
+    """Check that a claim has this name.  Raises: UnknownName."""
     if name not in CLAIMS:
         raise UnknownName("claim", name, CLAIMS, "intarsia reproduce")
 
 
 def router_names(text: str, report: Callable[[str], None]) -> str:
-    """Return routers, with commas, by the keys of their cards; report those that were a paper's.
+    """Return routers by their keys, with commas.
 
-    Raises: UnknownName for one that `compare-routers` has not.
+    text: names with commas, in any spelling, also those of papers; report: gets a line for each
+    name that is not the key itself. Raises: UnknownName for one that `compare-routers` does not
+    have.
     """
     return ",".join(_router_name(word.strip(), report) for word in text.split(","))
 
@@ -31,10 +33,11 @@ def router_names(text: str, report: Callable[[str], None]) -> str:
 def _router_name(name: str, report: Callable[[str], None]) -> str:
     """Return a router's key for a name in any spelling; "" and "all" stay.
 
-    report: is told the key if it differs. Raises: UnknownName for any other name.
+    report: gets a line with the key if it differs. Raises: UnknownName for any other name.
     """
     if name in ("", "all", *ROUTERS):
         return name
+    # The card of a router lists the names that its papers use.
     key = next((k for k in ROUTERS if k in index() and spelled(name) in _spellings(k)), None)
     if key is None:
         raise UnknownName("router", name, ROUTERS)
@@ -43,4 +46,5 @@ def _router_name(name: str, report: Callable[[str], None]) -> str:
 
 
 def _spellings(key: str) -> set[str]:
+    """Return a router's key and other names, without case and punctuation."""
     return {spelled(name) for name in (key, *index()[key]["names"])}

@@ -24,7 +24,10 @@ R = TypeVar("R")  # what came out
 
 
 def in_words(result: Any) -> str:
-    """Return the numbers of a result in words, by their names if they have some."""
+    """Return a result's numbers as text, each with its name if it has one.
+
+    result: a number, a NamedTuple or a mapping of numbers, nested or not.
+    """
     if isinstance(result, float | int):
         return f"{result:.4g}"
     result = result._asdict() if hasattr(result, "_asdict") else result
@@ -32,7 +35,10 @@ def in_words(result: Any) -> str:
 
 
 def class_scores(model: torch.nn.Module, rows: TensorDataset, batch_size: int = 64) -> Metrics:
-    """Return the scores of a model of classes."""
+    """Return the scores of a classification model: accuracy, loss and others.
+
+    rows: inputs and labels; batch_size: of the evaluation.
+    """
     scores = evaluate(model, rows, batch_size=batch_size)
     assert isinstance(scores, Metrics)
     return scores
@@ -45,7 +51,11 @@ def result_of(
     over: Callable[[Sequence[float]], float] = statistics.mean,
     rates: tuple[ArmRate, ...] = (),
 ) -> Result:
-    """Return a claim's result from one value for each seed.  over: the figure from them."""
+    """Return a claim's result from one value for each seed.
+
+    rows: of its table; note: the sentences below it; over: the figure from the values, by default
+    their mean; rates: the learning rate of each arm.
+    """
     values = tuple(values)
     return Result(over(values), deviation(values), values, tuple(rows), note, rates=rates)
 
@@ -57,8 +67,13 @@ def by_arm(
     report: Report,
     describe: Callable[[R], str] = in_words,
 ) -> dict[str, list[R]]:
-    """Return the results of `each` for every arm on a single task, in the order of the seeds."""
+    """Run every arm with every seed on a single task; return its results in the order of the seeds.
+
+    arms: name -> settings; work: (settings, seed) -> result; report: receives progress lines;
+    describe: a result in a few words.
+    """
     named = [Arm(name, settings) for name, settings in arms.items()]
+    # "" is the task: there is one alone
     sheet = each(named, seeds, lambda arm, _, seed: work(arm, seed), report, describe=describe)
     return {name: sheet.by_seed(name, "") for name in arms}
 
@@ -66,10 +81,12 @@ def by_arm(
 def by_seed(
     seeds: Sequence[int], work: Callable[[int], Mapping[str, R]], report: Report
 ) -> dict[str, list[R]]:
-    """Return the results by arm, as `by_arm`, of arms that depend on each other.
+    """Run arms that depend on each other, all of a seed together; return results by arm.
 
-    work: a seed -> the result of each arm.
+    work: a seed -> the result of each arm; report: receives progress lines. Results are in the
+    order of the seeds.
     """
+    # one nameless arm does the work of a seed
     results = by_arm({"": work}, seeds, lambda run, seed: run(seed), report)[""]
     return {name: [arms[name] for arms in results] for name in results[0]}
 
@@ -84,7 +101,9 @@ def judge(
 ) -> Result:
     """Return a claim's result from the results of each arm, in the order of the seeds.
 
-    figure: what came out of a seed's arms -> its value.  row: an arm's line of the table.
+    figure: the results of a seed by arm -> the seed's value; row: an arm's name and results -> its
+    line of the table; note: the sentences below the table; over: the figure from the values; rates:
+    the learning rate of each arm.
     """
     # a seed's arms side by side: figures are of pairs
     seeds = zip(*results.values(), strict=True)
@@ -94,13 +113,17 @@ def judge(
 
 
 def row_of(head: str, columns: Mapping[str, tuple[str, str]]) -> Callable[..., dict[str, Any]]:
-    """Return a `row` for `judge` that has means and spreads.
+    """Return a `row` for `judge` that has means and spreads over seeds.
 
-    head: what the arms are.  columns: title -> attribute of what came out ("" = itself), format.
+    head: title of the first column, which names the arms; columns: title -> (attribute of a result,
+    "" = the result itself; format of its number).
     """
 
     def row(name: str, results: Sequence[Any]) -> dict[str, Any]:
-        """Return an arm's table row. results: one of each seed; columns come from `columns`."""
+        """Return an arm's line of the table.
+
+        name: of the arm; results: one of each seed, of which `columns` says what is displayed.
+        """
         values = {
             title: shown(
                 [getattr(result, attribute) if attribute else result for result in results], form
@@ -113,7 +136,10 @@ def row_of(head: str, columns: Mapping[str, tuple[str, str]]) -> Callable[..., d
 
 
 def shown(values: Sequence[float], form: str) -> str:
-    """Return mean and spread for a table."""
+    """Return the mean and spread of values as text for a table.
+
+    form: format of a number, as ".2f".
+    """
     return Spread.of(values).text(form)
 
 
@@ -126,10 +152,12 @@ def each(
     tasks: Sequence[T] = ("",),
     describe: Callable[[R], str] = in_words,
 ) -> Sheet[str, T, R]:
-    """Carry out every arm on every task from every seed, in this process, on one thread.
+    """Run every arm on every task from every seed, in this process, on one thread; return a sheet.
 
-    work: an arm's settings, task and seed -> what came out.  describe: that in a few words.
-    Returns a sheet with the arms' names, whose values are attributes of what came out.
+    arms: names and settings; work: (an arm's settings, a task, a seed) -> result; report: receives
+    progress lines; tasks: by default a single one without a name; describe: a result in a few
+    words. The sheet has the arms' names, and reads attributes of the results.
+
     Raises: TrainingError when all others have run, if some failed.
     """
     results: dict[tuple[str, T, int], R] = {}
@@ -156,6 +184,7 @@ def each(
     failed: list[str] = []
 
     def done(end: TrialEnd) -> None:
+        """Note the error of a run that failed."""
         if end.result is None:
             failed.append(f"{end.trial.name}: {end.error}")
 
@@ -173,13 +202,14 @@ def each(
 
 
 def _title(arm: Arm[Any], task: object, seed: int) -> str:
+    """Return the words for a run in progress lines.  task: a name, a tuple of names, or ""."""
     words = task if isinstance(task, tuple) else (task,) if task else ()
     return ", ".join([*map(str, words), f"seed {seed}", *([arm.name] if arm.name else [])])
 
 
 @contextmanager
 def threads(count: int) -> Iterator[None]:
-    """Let torch compute with `count` threads inside."""
+    """Let torch compute with `count` threads inside the context, and as before after it."""
     before = torch.get_num_threads()
     torch.set_num_threads(count)
     try:
@@ -196,9 +226,10 @@ def judged(
     rows: Callable[[int, S], Iterable[Mapping[str, Any]]],
     note: str,
 ) -> Result:
-    """Return a claim's result from the results of each seed, in the order of the seeds.
+    """Return a claim's result from experiments whose arms belong together, seed by seed.
 
-    cells: of all arms of a seed.  figure: what of them is judged.  rows: of the table.
+    cells: a seed -> the results of all its arms; figure: these -> the seed's value; rows: (seed,
+    results) -> lines of the table; note: the sentences below it.
     """
     by_seed = [(seed, cells(seed)) for seed in seeds]
     table = [row for seed, results in by_seed for row in rows(seed, results)]

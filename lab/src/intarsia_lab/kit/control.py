@@ -25,7 +25,7 @@ class Control:
     passes: Callable[[Rows], bool]
 
     def failure(self, rows: Rows) -> str:
-        """Return why the control failed; "" if it passed."""
+        """Return why the control failed; "" if it passed.  rows: of the result's table."""
         try:
             passed = self.passes(rows)
         except (LookupError, ValueError):
@@ -41,12 +41,15 @@ class NoControl:
     reason: str
 
     def failure(self, rows: Rows) -> str:
-        """Return "": nothing can fail."""
+        """Return "": without a control nothing can fail.  rows: unused, `Control` needs them."""
         return ""
 
 
 def numbers(rows: Rows, column: str, row_values: Mapping[str, str] | None = None) -> list[float]:
-    """Return the first number of each cell of a column, in the rows that have these values.
+    """Return the first number of each cell of a column, in the rows that have certain values.
+
+    rows: of a result's table, whose cells are text; row_values: column -> the text that a row must
+    have in it, None = all rows.
 
     Raises: LookupError if there is none.
     """
@@ -63,7 +66,11 @@ def numbers(rows: Rows, column: str, row_values: Mapping[str, str] | None = None
 def above(
     sentence: str, column: str, bound: float, row_values: Mapping[str, str] | None = None
 ) -> Control:
-    """Return the control that the mean of a column's cells is above a value."""
+    """Return the control that the mean of a column's numbers is above a bound.
+
+    sentence: what must be true of the experiment; column: its title; row_values: which rows, see
+    `numbers`.
+    """
     return Control(
         sentence, lambda rows: statistics.mean(numbers(rows, column, row_values)) > bound
     )
@@ -72,7 +79,11 @@ def above(
 def below(
     sentence: str, column: str, bound: float, row_values: Mapping[str, str] | None = None
 ) -> Control:
-    """Return the control that the mean of a column's cells is below a value."""
+    """Return the control that the mean of a column's numbers is below a bound.
+
+    sentence: what must be true of the experiment; column: its title; row_values: which rows, see
+    `numbers`.
+    """
     return Control(
         sentence, lambda rows: statistics.mean(numbers(rows, column, row_values)) < bound
     )
@@ -85,7 +96,10 @@ SIMULATED = NoControl("A simulator adds up the time of given routes: nothing is 
 
 
 def better_than_a_guess(tokens: int) -> Control:
-    """Return the control that the mean test loss is below log(tokens), a uniform guess in nats."""
+    """Return the control that the mean test loss is below log(tokens), a uniform guess in nats.
+
+    tokens: size of the vocabulary.
+    """
     nats = round(math.log(tokens), 2)
     sentence = f"Every model is better than a uniform guess among {tokens:,} tokens, {nats} nats."
     return below(sentence, "test loss", nats)

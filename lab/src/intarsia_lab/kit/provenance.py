@@ -34,7 +34,11 @@ CARDS = ("card", "by_name", "find")  # functions whose first argument is a metho
 
 @functools.cache
 def code_digest(*modules: Path, deep: bool = False) -> str:
-    """Return 16 hexadecimal digits of the code that modules depend on, see `dependencies`."""
+    """Return 16 hexadecimal digits of the code that modules depend on, see `dependencies`.
+
+    modules: paths of files; deep: follow the imports of the library, too. Docstrings, lines of
+    comment and blank lines do not count.
+    """
     digest = hashlib.sha256()
     # in the order of paths, so that the digest is that of the set
     for path in sorted(dependencies(*modules, deep=deep)):
@@ -45,7 +49,8 @@ def code_digest(*modules: Path, deep: bool = False) -> str:
 def dependencies(*modules: Path, deep: bool = False) -> set[Path]:
     """Return the files that modules depend on, themselves among them.
 
-    deep: follow the imports of the library's modules, too.
+    modules: paths; deep: follow the imports of the library's modules, too, not only those of the
+    laboratory's.
     """
     reached: set[Path] = set()
     pending = list(modules)
@@ -62,7 +67,10 @@ def dependencies(*modules: Path, deep: bool = False) -> set[Path]:
 
 
 def commit() -> str:
-    """Return the commit of this checkout, with "+" for changes beside it; "" outside of one."""
+    """Return the commit of this checkout, with "+" for changes that are not committed.
+
+    "" outside of a checkout, and without git.
+    """
     try:
         if _git("rev-parse", "--show-prefix") != CHECKOUT:  # installed inside another repository
             return ""
@@ -72,6 +80,7 @@ def commit() -> str:
 
 
 def _git(*words: str) -> str:
+    """Return the output of a git command in this checkout.  Raises: OSError, SubprocessError."""
     command = ("git", "-C", str(LABORATORY), *words)
     done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
     return done.stdout.strip()
@@ -85,7 +94,10 @@ def _name(path: Path) -> str:
 
 @functools.cache
 def _code(path: Path) -> str:
-    """Return a file without docstrings, comments, blank lines and what claims declare."""
+    """Return a file's text without docstrings, lines of comment, blank lines and the claims' list.
+
+    The list holds sentences and targets, which compute no result.
+    """
     text = path.read_text()
     if path.suffix != ".py":
         return text
@@ -115,14 +127,19 @@ def _named(path: Path) -> tuple[Path, ...]:
 
 
 def module_of(key: str) -> list[Path]:
-    """Return the file of the method with this key."""
+    """Return the file of the method with this key, in a list."""
     *folders, last = index()[key]["module"].split(".")
     return [*_home(LIBRARY.joinpath(*folders), last)]
 
 
 def _folder(path: Path, node: ast.ImportFrom) -> Path | None:
-    """Return the path, without a suffix, of the module that is imported from; None for others'."""
+    """Return the path, without a suffix, of the module that an import statement names.
+
+    path: of the file with the statement; node: the statement, `from module import name`. None for
+    packages that are neither the laboratory nor the library.
+    """
     parts = (node.module or "").split(".") if node.module else []
+    # a relative import: one dot is the file's own folder
     if node.level:
         return path.parents[node.level - 1].joinpath(*parts)
     roots = {LABORATORY.name: LABORATORY, LIBRARY.name: LIBRARY}
@@ -130,9 +147,11 @@ def _folder(path: Path, node: ast.ImportFrom) -> Path | None:
 
 
 def _home(module: Path, name: str) -> Iterator[Path]:
-    """Yield the file in which a name of a module is: its own, a module in it, or where it lists it.
+    """Yield the file that defines a name which is imported from a module.
 
-    module: the path of a module or a package, without a suffix.
+    The module's own file, or a file of its folder with that name, or the file from which its
+    __init__ takes the name. module: path of a module or a package, without a suffix; name: what is
+    imported.
     """
     if module.with_suffix(".py").is_file():
         yield module.with_suffix(".py")
@@ -149,14 +168,20 @@ def _home(module: Path, name: str) -> Iterator[Path]:
 
 
 def _listed(listed: Path, name: str) -> list[Path]:
-    """Return the file of a public name, from the `from .x import name` of its package."""
+    """Return the file of a public name, from the `from .x import name` of its package.
+
+    listed: the package's __init__ with its public names; name: one of them. [] if it is not there.
+    """
     module = _modules(listed).get(name)
     return [] if module is None else [*_home(listed.parent.joinpath(*module.split(".")), name)]
 
 
 @functools.cache
 def _modules(listed: Path) -> dict[str, str]:
-    """Return the module of each name that a package's list imports from its own modules."""
+    """Return name -> module for the names that a package's list imports from its own modules.
+
+    listed: the package's __init__ file.
+    """
     imports = (n for n in ast.parse(listed.read_text()).body if isinstance(n, ast.ImportFrom))
     return {
         alias.asname or alias.name: node.module

@@ -29,7 +29,7 @@ class ArmRate:
 
     @property
     def edge(self) -> bool:
-        """True if the rate is the lowest or the highest of its grid."""
+        """True if the rate is the lowest or highest of its grid: a better one may lie beyond it."""
         return bool(self.grid) and self.rate in (self.grid[0], self.grid[-1])
 
 
@@ -47,6 +47,7 @@ class Rates:
     scale: Mapping[str, float] = field(default_factory=dict[str, float])
 
     def __post_init__(self) -> None:
+        """Check the grid and the steps, and sort the grid.  Raises: ConfigError."""
         grid = rate_grid("grid of a study", self.grid)
         if len(grid) < 3:
             want = "three or more, so that a rate can be chosen that is no edge"
@@ -59,7 +60,8 @@ class Rates:
     def choose(self, score: Callable[[str, float], float]) -> tuple[ArmRate, ...]:
         """Return each arm's best rate; all arms try the same grid, which grows while an edge wins.
 
-        score: an arm and a rate -> what is highest at the best rate, on validation data.
+        score: (arm, rate) -> a score on validation data, the higher the better. Rates are those of
+        the arm's own optimiser.
         """
         # scores are kept: a grid that grows tries nothing twice
         grid, scores = self.grid, {arm: dict[float, tuple[float, float]]() for arm in self.steps}
@@ -67,6 +69,7 @@ class Rates:
             for arm, tried in scores.items():
                 for rate in grid:
                     if rate not in tried:
+                        # the second number breaks ties elsewhere; here there is none
                         tried[rate] = score(arm, self.scaled(arm, rate)), 0.0
             # a grid that grew for one arm grew for all: equal trials
             wider = extended(grid, map(winning_edge, scores.values()), RATE_REACH)
@@ -76,7 +79,7 @@ class Rates:
         return tuple(self._chosen(arm, grid, scores[arm]) for arm in self.steps)
 
     def scaled(self, arm: str, rate: float) -> float:
-        """Return a rate of the grid as that arm's optimiser takes it."""
+        """Return a rate of the common grid as an arm's optimiser takes it."""
         return rate * self.scale.get(arm, 1.0)
 
     def _chosen(
@@ -84,9 +87,9 @@ class Rates:
     ) -> ArmRate:
         """Return the best learning rate of a grid for an arm; of equal rates, an inner one.
 
-        scores: rate -> (validation score, minus the loss): the higher pair wins, in this
-        order. `scaled` turns a rate of the grid into the arm's own. Returns also the steps
-        and the whole grid.
+        grid: rates common to all arms, ascending; scores: rate -> (validation score, tie-break), of
+        which the higher pair wins. The result has the arm's own rates, its steps and the whole
+        grid.
         """
         # among equals an inner rate is the choice
         edges_last = sorted(grid, key=lambda rate: (rate in (grid[0], grid[-1]), rate))
@@ -95,9 +98,10 @@ class Rates:
         return ArmRate(arm, self.scaled(arm, best), self.steps[arm], scaled)
 
     def failure(self, rates: Sequence[ArmRate]) -> str:
-        """Return why the rates of a run are no fair choice; "" if they are one.
+        """Return why the learning rates of a run are no fair choice; "" if they are one.
 
-        An arm without a rate of its own, unequal numbers of trials, and a rate at an edge.
+        rates: of the arms. Unfair are an arm without a rate of its own, unequal numbers of trials,
+        and a rate at an edge of its grid.
         """
         by_arm = {rate.arm: rate for rate in rates}
         # an arm that has the rate of another is the first thing to refuse
@@ -130,6 +134,7 @@ class FixedRate:
     reason: str = UNTUNED
 
     def __post_init__(self) -> None:
+        """Check that every arm has steps.  Raises: ConfigError."""
         _check_steps(self.steps)
         if isinstance(self.rate, Mapping) and set(self.rate) != set(self.steps):
             fix = "Name the same stages in both."
@@ -144,12 +149,15 @@ class FixedRate:
         return tuple(ArmRate(name, rates[name], steps) for name, steps in self.steps.items())
 
     def failure(self, rates: Sequence[ArmRate]) -> str:
-        """Return "": nothing was chosen."""
+        """Return "": nothing was chosen.  rates: unused, `Rates` needs them."""
         return ""
 
 
 def _check_steps(steps: Mapping[str, int]) -> None:
-    """Refuse training lengths that are missing or below one step. steps: by the arm's name."""
+    """Check that every arm has at least one optimiser step.
+
+    steps: arm -> steps. Raises: ConfigError.
+    """
     if not steps or min(steps.values()) < 1:
         fix = "Name every arm with the optimiser steps of its training."
         raise ConfigError(

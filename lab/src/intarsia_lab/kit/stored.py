@@ -29,6 +29,7 @@ class StoredResults:
     """
 
     def __init__(self, module: str) -> None:
+        """Open the results of a module.  module: its path, `__file__`."""
         self.module = Path(module)
 
     def __call__(
@@ -38,7 +39,11 @@ class StoredResults:
         run: Callable[[], Any],
         report: Callable[[str], None] = lambda _: None,
     ) -> Any:
-        """Return the JSON-ready result of `run`, from the file of that name or by running it."""
+        """Return the JSON-ready result of `run`, from a file or by running it.
+
+        name: of the file in the cache folder; inputs: what the result depends on, besides code;
+        report: gets a line if a stored result is of older code.
+        """
         code = code_digest(self.module)
         store = Store(packages.cache_dir() / "claims", f"{name}.jsonl", code=code)
         # never silently: a figure of older code would be mixed with those of today
@@ -54,17 +59,18 @@ class StoredResults:
         score: Callable[[str, float], float],
         report: Callable[[str], None],
     ) -> tuple[ArmRate, ...]:
-        """Return the learning rate that each arm chooses; each score is computed once and kept.
+        """Return the learning rate that each arm chooses; each score is computed once and stored.
 
-        name: of the file of results; rates: the arms and their grids; inputs: what else a
-        score depends on; score: (arm, rate) -> a validation score, of which the highest
-        wins; report: gets each score.
+        name: of the file of results; rates: the arms and their grids; inputs: what else a score
+        depends on; score: (arm, rate) -> a validation score, of which the highest wins; report:
+        gets each score.
         """
 
         def stored_score(arm: str, rate: float) -> float:
-            """Return an arm's validation score at a learning rate, kept or computed now."""
+            """Return and report an arm's validation score at a rate, stored or computed now."""
 
             def run() -> float:
+                """Compute the score with one thread."""
                 with threads(1):
                     return score(arm, rate)
 
@@ -75,10 +81,10 @@ class StoredResults:
         return rates.choose(stored_score)
 
     def cell(self, function: Callable[P, R]) -> Callable[P, R]:
-        """Store what a function returns under its arguments; they and the result are JSON-ready.
+        """Wrap a function so that its result is stored under its arguments, which JSON must hold.
 
         A NamedTuple or a dataclass is returned as such, if the function's annotation says so. An
-        argument called `report` is told of stale results, and is no input.
+        argument called `report` receives a line on stale results, and is not stored.
         """
         signature = inspect.signature(function)
 
@@ -92,6 +98,7 @@ class StoredResults:
             report = inputs.pop("report", None) or (lambda _: None)
 
             def compute() -> Any:
+                """Call the function; return its result as JSON can hold it."""
                 result: Any = function(*args, **kwargs)
                 return (
                     dataclasses.asdict(result) if dataclasses.is_dataclass(type(result)) else result
@@ -99,6 +106,7 @@ class StoredResults:
 
             name = f"{self.module.stem}-{function.__name__}"
             plain = self(name, inputs, compute, report)
+            # JSON has made a list of a NamedTuple and a dict of a dataclass
             kind: Any = typing.get_type_hints(function)["return"]
             if hasattr(kind, "_make"):
                 return kind(*plain)

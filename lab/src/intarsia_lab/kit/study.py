@@ -76,8 +76,8 @@ def over_items(
 ) -> tuple[float, float]:
     """Return the 95 % interval of a paired difference over test items and seeds together.
 
-    items, ours, theirs: for each seed the items' numbers and both arms' values, see
-    `results.statistics.paired_interval`. Infinite where that has no interval.
+    items, ours, theirs: for each seed the numbers of the test items, and both arms' values of them,
+    (items,) each; see `reports.statistics.paired_interval`. Infinite where that has no interval.
     """
     paired = paired_interval(items, ours, theirs)
     return (-math.inf, math.inf) if paired is None else (paired.low, paired.high)
@@ -123,6 +123,11 @@ class Study:
     scale: str = ""
 
     def __post_init__(self) -> None:
+        """Check that the study has a control, and the effect of the paper that it repeats.
+
+        Only a study of a paper's headline result (`system` names the paper) needs an effect.
+        Raises: ConfigError for one that is missing, or an unknown `sense`.
+        """
         one_of("sense", self.sense, SENSES)
         if self.control is None:
             want = "a positive control, or the reason why there can be none"
@@ -141,11 +146,11 @@ class Study:
     def judge(self, result: Result) -> Verdict:
         """Return the verdict on a result: the one rule for all claims.
 
-        A failed control makes it *void*, and so do learning rates that were chosen unfairly
-        (see `failure` of the rates). It *holds* if the whole 95 % interval is on the
-        target's side, and *fails* if the whole interval is on the other side; `got` must
-        lie on the same side, since it may be the worst of several figures, outside the
-        interval of their mean. Otherwise it is *not decided*.
+        A failed control makes it *void*, and so do learning rates that were chosen unfairly (see
+        `failure` of the rates). It *holds* if the whole 95 % interval is on the target's side, and
+        *fails* if the whole interval is on the other side; `got` must lie on the same side, since
+        it may be the worst of several figures, outside the interval of their mean. Otherwise it is
+        *not decided*.
         """
         assert self.control is not None
         # step 1: a figure that is no number says nothing
@@ -157,6 +162,7 @@ class Study:
         # step 3: and each arm must have had its own fair rate
         if self.rates is not None and (failure := self.rates.failure(result.rates)):
             return Verdict("void", failure)
+        # step 4: the whole interval, and the figure, against the target
         low, high = result.interval
         points = (low, high, result.got)
         target = self.target
@@ -173,7 +179,10 @@ class Study:
         return Verdict("not decided", self._undecided(result))
 
     def _undecided(self, result: Result) -> str:
-        """Return how many seeds would decide a claim, if its values kept their mean and spread."""
+        """Return why a claim is not decided, and how many seeds would decide it, in a sentence.
+
+        result: of its run. The count assumes that more values have the mean and spread of these.
+        """
         low, high = result.interval
         if not math.isfinite(low):
             return "A single value has no interval: three seeds would say how many decide it."
@@ -184,6 +193,7 @@ class Study:
         nearest = math.copysign(self.target, mean) if self.sense == "within" else self.target
         reason, distance = "The target lies inside the interval", mean - nearest
         if not low <= nearest <= high:
+            # the mean is clear, but the figure is the worst of several
             reason = "The figure, the worst of several, lies on the other side than their mean"
             distance = result.got - nearest
         count = seeds_needed(result.values, distance)
@@ -192,9 +202,9 @@ class Study:
         return f"{reason}; about {count} seeds would decide it."
 
     def power(self, result: Result) -> str:
-        """Return how many seeds see the paper's own effect, by the spread of a run, in a sentence.
+        """Return a sentence on how many seeds would show the paper's own effect, by a run's spread.
 
-        "" where the effect is not known, or a single value has no spread.
+        result: of the run. "" where the effect is not known, or a single value has no spread.
         """
         if not isinstance(self.effect, Effect) or len(result.values) < 2:
             return ""
@@ -209,9 +219,10 @@ class Study:
 def seeds_needed(pilot: Sequence[float], effect: float) -> int | None:
     """Return how many seeds show an effect with 80 % power in a two-sided t-test at 5 %.
 
-    pilot: values of at least two seeds, whose standard deviation s counts: the least n at which a
-    noncentral t with n - 1 degrees of freedom and centre |effect| sqrt(n) / s passes the critical
-    value in 80 % of the draws.  None if `MOST_SEEDS` are too few.
+    pilot: values of at least two seeds, of which the standard deviation s counts; effect: the
+    difference to be shown. It is the least n at which a noncentral t with n - 1 degrees of freedom
+    and centre |effect| sqrt(n) / s passes the critical value in 80 % of the draws. None if
+    `MOST_SEEDS` are too few.
     """
     from scipy.stats import nct, t
 
@@ -222,6 +233,7 @@ def seeds_needed(pilot: Sequence[float], effect: float) -> int | None:
     standard = abs(effect) / spread
 
     def shows(count: int) -> bool:
+        """Return True if so many seeds show the effect with 80 % power."""
         if standard * math.sqrt(count) > CERTAIN:
             return True
         critical = t.ppf(0.975, count - 1)

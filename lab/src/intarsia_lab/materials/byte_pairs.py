@@ -25,8 +25,10 @@ class BytePairs:
     eos_token_id: int | None = None
 
     def __init__(self, tokenizer: Tokenizer) -> None:
+        """Wrap a trained tokenizer of the library `tokenizers`."""
         self.tokenizer = tokenizer
         spelled = tokenizer.get_vocab()
+        # the tokens in the order of their ids
         self._spelled = sorted(spelled, key=spelled.__getitem__)
 
     def __call__(self, text: str, **_: Any) -> dict[str, list[int]]:
@@ -48,6 +50,7 @@ class BytePairs:
 
 def kind_of(text: str) -> str:
     """Return the kind of a token with this text, one of KINDS."""
+    # the replacement character: bytes that are no whole character
     bare = text.strip()
     if "\ufffd" in text:
         return "bytes"
@@ -63,8 +66,12 @@ def kind_of(text: str) -> str:
 
 
 def trained(texts: Iterable[str], size: int) -> BytePairs:
-    """Train a tokenizer of at most `size` tokens: the 256 bytes, then the most frequent merges."""
+    """Train a byte-level BPE tokenizer on texts.
+
+    size: tokens at most: the 256 bytes, then the most frequent merges.
+    """
     tokenizer = Tokenizer(models.BPE())
+    # text is cut into words first, so that no token spans two of them
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
@@ -74,8 +81,12 @@ def trained(texts: Iterable[str], size: int) -> BytePairs:
 
 
 def trained_once(file: Path, texts: Iterable[str], size: int) -> BytePairs:
-    """Return the tokenizer in a JSON file; trained and written the first time."""
+    """Return the tokenizer in a JSON file; train it and write the file the first time.
+
+    texts, size: as in `trained`.
+    """
     with building(file) as scratch:
+        # None: the file exists
         if scratch is not None:
             trained(texts, size).tokenizer.save(str(scratch))
     return BytePairs(Tokenizer.from_file(str(file)))

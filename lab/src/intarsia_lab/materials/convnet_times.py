@@ -32,8 +32,13 @@ SHAPES = (
 
 
 def interleaved(runs: Mapping[str, Callable[[], Any]], repeats: int = REPEATS) -> dict[str, float]:
-    """Return the least CPU seconds of each function; in every repeat all take a turn."""
+    """Return the least CPU seconds of each function over several repeats.
+
+    In every repeat all functions are called once, so that a busy machine slows all of them alike.
+    runs: name -> function.
+    """
     least: dict[str, float] = dict.fromkeys(runs, math.inf)
+    # once without measuring: caches and lazy set-up
     for run in runs.values():
         run()
     for _ in range(repeats):
@@ -45,7 +50,10 @@ def interleaved(runs: Mapping[str, Callable[[], Any]], repeats: int = REPEATS) -
 
 
 def blocks_of(weight: Tensor, rows: int, density: float) -> Tensor:
-    """Return a weight of which blocks with the largest norms are left."""
+    """Set all but the largest blocks of a weight to 0.
+
+    weight: (out, in, ...); rows: outputs of a block; density: share of blocks that stay.
+    """
     partition = keep_row_blocks({"w": weight.abs()}, {"w": density}, rows)
     return weight * partition.mask("w", 0)
 
@@ -53,7 +61,8 @@ def blocks_of(weight: Tensor, rows: int, density: float) -> Tensor:
 def lite0(density: float, rows: int, seed: int) -> nn.Module:
     """Build EfficientNet-Lite0 with random weights, and prune its 1x1 convolutions by blocks.
 
-    density: share of the weights that stay; rows: of a block, whose norm decides.
+    density: share of the weights that stay; rows: outputs of a block, whose norm decides; seed: of
+      the weights.
     """
     import timm
 
@@ -61,6 +70,7 @@ def lite0(density: float, rows: int, seed: int) -> nn.Module:
         torch.manual_seed(seed)
         net = timm.create_model("tf_efficientnet_lite0").eval()
     for module in net.modules():
+        # pointwise convolutions have nearly all of the weights
         if isinstance(module, nn.Conv2d) and module.kernel_size == (1, 1):
             module.weight.data = blocks_of(module.weight.data, rows, density)
     return net
@@ -69,7 +79,8 @@ def lite0(density: float, rows: int, seed: int) -> nn.Module:
 def dense_runtimes(net: nn.Module, picture: Tensor) -> dict[str, Callable[[], Any]]:
     """Prepare a net in onnxruntime (float32) and OpenVINO (float32, bfloat16), on one thread.
 
-    picture: (1, C, H, W), an example.
+    net: the model; picture: (1, C, H, W), an example. Returns name -> function that computes the
+      picture.
     Raises: MissingExtra without one of them.
     """
     try:
@@ -84,6 +95,7 @@ def dense_runtimes(net: nn.Module, picture: Tensor) -> dict[str, Callable[[], An
             export_onnx(net, Path(folder) / "net.onnx", images=picture, report=lambda _: None)
         )
         options = onnxruntime.SessionOptions()
+        # one thread, as for the others
         options.intra_op_num_threads = options.inter_op_num_threads = 1
         session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
         name = session.get_inputs()[0].name
@@ -91,6 +103,7 @@ def dense_runtimes(net: nn.Module, picture: Tensor) -> dict[str, Callable[[], An
         model = openvino.Core().read_model(path)
         model.reshape(list(picture.shape))
         for precision in ("f32", "bf16"):
+            # OpenVINO computes in the type of the hint where the processor has it
             properties = {
                 "INFERENCE_NUM_THREADS": 1,
                 "NUM_STREAMS": 1,
@@ -104,15 +117,17 @@ def dense_runtimes(net: nn.Module, picture: Tensor) -> dict[str, Callable[[], An
 
 @threads(1)
 def whole(seeds: Sequence[int], report: Report, *, forms: Sequence[tuple[int, float]]) -> Result:
-    """Return how many times as fast ours is as the fastest dense float32 runtime, the least form.
+    """Measure how many times as fast sparse nets of ours are as the fastest dense runtime.
 
-    forms: rows of a block, density.
+    seeds: one number each; forms: (rows of a block, density) of the sparse nets, of which the
+      slowest counts.
     """
     native.require()
     values: list[float] = []
     rows: list[dict[str, str]] = []
     for seed in seeds:
         picture = torch.randn(1, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(seed))
+        # the same picture for all
         runs = dense_runtimes(lite0(1.0, 1, seed), picture)
         dense = [name for name in runs if "fp32" in name]
         for block, density in forms:
@@ -121,6 +136,7 @@ def whole(seeds: Sequence[int], report: Report, *, forms: Sequence[tuple[int, fl
         with torch.no_grad():
             spent = interleaved(runs)
         best = min(spent[name] for name in dense)
+        # the slowest of our forms is the result
         ours = [name for name in runs if name.startswith("ours")]
         values.append(min(best / spent[name] for name in ours))
         rows += [

@@ -21,6 +21,7 @@ OPTIONS: dict[str, Any] = {"batch_size": 64, "trackers": ()}
 def films() -> Interactions:
     """Return MovieLens-100k without films of fewer than 5 events."""
     data = load_interactions("ml-100k")
+    # items are numbered again, without those that are left out
     frequent = data.popularity() >= LEAST
     events, place = data.rows(frequent[data.items]), frequent.cumsum() - 1
     ids = tuple(name for name, keep in zip(data.item_ids, frequent, strict=True) if keep)
@@ -31,6 +32,7 @@ def parts() -> tuple[Interactions, Interactions]:
     """Return the first 80 % of each user's events, and the rest."""
     data = films()
     counts = np.bincount(data.users, minlength=len(data.user_ids))
+    # number of an event among those of its user, in the order of time
     place = np.arange(len(data)) - (counts.cumsum() - counts)[data.users]
     early = place < counts[data.users] * SHARE
     return data.rows(early), data.rows(~early)

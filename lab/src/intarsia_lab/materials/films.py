@@ -33,8 +33,9 @@ WATCH, STARS = 0.9, 0.1  # weights of both losses, one of the two pairs of the p
 def _losses(output: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
     """Return the cross-entropy of watching, and the squared error of the stars of rated films.
 
-    output: (B, 2); target: (B, 2), watched and stars.
+    output: (B, 2), a logit and stars; target: (B, 2), 0 or 1 and stars, NaN = not rated.
     """
+    # pairs that never met have no stars
     rated = ~target[:, 1].isnan()
     watch = F.binary_cross_entropy_with_logits(output[:, 0], target[:, 0])
     off = (output[rated, 1] - target[rated, 1]).square().sum() / rated.sum().clamp(min=1)
@@ -60,6 +61,10 @@ class WatchAndRate(Task):
         return TargetLoss(_loss, batch[1])
 
     def scores(self, *rows: Tensor) -> Named:
+        """Compute loss, AUC of watching, and root mean squared error of the stars.
+
+        rows: outputs and targets, (n, 2) both.
+        """
         watch, off = _losses(*rows)
         return Named(
             {
@@ -74,9 +79,9 @@ class Watcher(nn.Module):
     """Users and films to two numbers.  x: (B, 2) places -> (B, 2)."""
 
     def __init__(self, router: RouterConfig, users: int, films: int, seed: int) -> None:
-        """Draw the vectors of users and films, the experts, and a gate for each of the two tasks.
+        """Draw the vectors of users and films, the shared experts, and a gate for each task.
 
-        router: settings of the gates; users, films: their numbers.
+        router: settings of the gates; users, films: their numbers; seed: of the weights.
         """
         super().__init__()
         width, generator = 2 * WIDTH, torch.Generator().manual_seed(seed)
@@ -88,11 +93,15 @@ class Watcher(nn.Module):
                 for _ in range(EXPERTS)
             ]
             self.heads = nn.ModuleList(nn.Linear(HIDDEN, 1) for _ in range(2))
+        # both tasks have the same experts, and a gate of their own
         gates: list[Any] = [router.build(width, generator=generator) for _ in range(2)]
         self.mixtures = nn.ModuleList(Mixture(experts, gate) for gate in gates)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Compute both tasks' outputs.  x: (B, 2), places of user and film -> (B, 2)."""
+        """Compute the outputs of both tasks, watched and stars.  (B, 2).
+
+        x: (B, 2), numbers of a user and a film.
+        """
         rows = torch.cat([self.user(x[:, 0]), self.film(x[:, 1])], -1)  # (B, 64)
         set_ids(self, x[:, 1])  # a hash reads which film it is
         both = zip(self.mixtures, self.heads, strict=True)
@@ -101,21 +110,25 @@ class Watcher(nn.Module):
 
 @lru_cache
 def parts() -> dict[str, TensorDataset]:
-    """Return pairs of each part with their targets: all events, and as many pairs that never met.
+    """Return (user, film) pairs with their targets, for training, validation and test.
 
-    Events are dealt out at random, once for all seeds; stars are told from the training's mean.
+    They are all events of MovieLens-100k, and as many pairs that never met. Events are distributed
+    at random, the same for all seeds; the mean of the training part is subtracted from the stars.
     """
     events = load_interactions("ml-100k")
     draws = np.random.default_rng(0)
+    # a pair as one number: user * films + film
     met = events.users * len(events.item_ids) + events.items
     unmet = np.flatnonzero(~np.isin(np.arange(len(events.user_ids) * len(events.item_ids)), met))
     never = draws.choice(unmet, len(met), replace=False)
     order = draws.permutation(len(met))
     cuts = np.rint(np.cumsum([0, *SHARES.values()]) * len(met)).astype(int)
+    # of the training part alone
     mean = events.ratings[order[: cuts[1]]].mean()
     datasets: dict[str, TensorDataset] = {}
     for name, start, stop in zip(SHARES, cuts, cuts[1:], strict=False):
         rows = order[start:stop]
+        # half of each part are pairs that never met
         pairs = np.concatenate([met[rows], never[start:stop]])
         x = np.stack([pairs // len(events.item_ids), pairs % len(events.item_ids)], 1)
         stars = np.concatenate([events.ratings[rows] - mean, np.full(len(rows), np.nan)])

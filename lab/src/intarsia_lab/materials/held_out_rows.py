@@ -15,8 +15,13 @@ LENGTH = 128  # tokens
 
 @lru_cache(maxsize=1)
 def rows(seed: int) -> dict[str, Tensor]:
-    """Return rows of each kind, from the last tenth, which the mixture was not trained on."""
+    """Return rows of tokens of each kind of text, on which the small mixture was not trained.
+
+    They are the last tenth of each text. seed: of the mixture, unused otherwise. Returns kind ->
+    (n, 128) token ids.
+    """
     corpus = texts()
+    # the tokenizer of the mixture's own training
     words = byte_pairs.trained((text[:300_000] for text in corpus.values()), VOCABULARY)
     blocks: dict[str, Tensor] = {}
     for name, text in corpus.items():

@@ -34,9 +34,11 @@ Row = Mapping[str, Tensor]
 
 
 def padded(items: Sequence[Row]) -> tuple[Inputs, Tensor]:
-    """Join rows of states to one batch of inputs and labels.
+    """Join rows of hidden states to one batch of inputs and labels.
 
-    Inputs are "inputs_embeds", "attention_mask" and, if the rows have them, "task_ids".
+    items: each with "inputs_embeds" (T, d), "labels", and maybe "task_ids"; states are padded to
+      the longest. Inputs have "inputs_embeds", "attention_mask" and, if the rows have them,
+      "task_ids".
     """
     longest = max(len(row["inputs_embeds"]) for row in items)
     rests = [longest - len(row["inputs_embeds"]) for row in items]
@@ -49,6 +51,7 @@ def padded(items: Sequence[Row]) -> tuple[Inputs, Tensor]:
     if "task_ids" in items[0]:
         batch["task_ids"] = torch.stack([row["task_ids"] for row in items])
     labels = [row["labels"] for row in items]
+    # a label for each token, padded as the states; else one for each row
     if labels[0].ndim:
         labels = [F.pad(y, (0, n), value=IGNORED) for y, n in zip(labels, rests, strict=True)]
     return batch, torch.stack(labels)
@@ -76,7 +79,7 @@ class StateClasses(Classes):
 
 @lru_cache(maxsize=1)
 def decoder() -> tuple[Any, Any]:
-    """SmolLM2 and its tokenizer."""
+    """Return SmolLM2 and its tokenizer."""
     model, tokenizer = language_model("smollm2", progress=lambda _: None)
     return model.eval(), tokenizer
 
@@ -86,6 +89,7 @@ def encoder() -> tuple[Any, Any]:
     """Return MiniLM and its tokenizer."""
     from transformers import AutoModel, AutoTokenizer
 
+    # from a package: no network is needed, and no code from the folder runs
     folder: Any = packaged_folder(DENSE, "minilm", lambda _: None)
     options: dict[str, Any] = {"trust_remote_code": False, "local_files_only": True}
     with quietly():
@@ -102,18 +106,20 @@ class LanguageRows:
     """
 
     def __init__(self, sets: Mapping[str, Sequence[QuestionAnswer]]) -> None:
-        """Compute the states of all questions and answers by the frozen blocks, and their labels.
+        """Compute the hidden states and labels of all questions and answers by the frozen blocks.
 
         sets: name -> (question, answer) pairs.
         """
         _, tokenizer = decoder()
         tokens = {name: [_ids(tokenizer, pair) for pair in pairs] for name, pairs in sets.items()}
         answers = [a for encoded in tokens.values() for _, a in encoded]
+        # the head has only the tokens of answers, numbered anew
         self.kept = sorted({token for answer in answers for token in answer})
         number = {token: i for i, token in enumerate(self.kept)}
         self.rows: dict[str, list[Row]] = {}
         for name, encoded in tokens.items():
             states = decoder_states([p + a for p, a in encoded])
+            # the loss is over the answer's tokens
             labels = [[IGNORED] * len(p) + [number[t] for t in a] for p, a in encoded]
             self.rows[name] = [
                 {"inputs_embeds": x, "labels": torch.tensor(y)}
@@ -121,9 +127,9 @@ class LanguageRows:
             ]
 
     def model(self) -> nn.Module:
-        """Return the last blocks, norm and head: a fresh copy.
+        """Return a fresh copy of SmolLM2's last blocks, norm and head.
 
-        States (B, T, d) -> logits (B, T, V).
+        It maps hidden states (B, T, d) to logits (B, T, V) of the tokens that occur in answers.
         """
         from transformers import LlamaForCausalLM
 
@@ -132,6 +138,7 @@ class LanguageRows:
         config.num_hidden_layers, config.vocab_size = LAST, len(self.kept)
         config.bos_token_id = config.eos_token_id = config.pad_token_id = None
         config.use_cache = False
+        # the random weights are replaced below
         with torch.random.fork_rng(devices=[]):
             tail: Any = LlamaForCausalLM(config)
         with torch.no_grad():
@@ -142,9 +149,10 @@ class LanguageRows:
 
 
 def _ids(tokenizer: Any, pair: QuestionAnswer) -> tuple[list[int], list[int]]:
-    """Return the tokens of the question, with a line's end, and those of the answer.
+    """Return the tokens of a question, with a line's end, and those of its answer.
 
-    A plain text has no question: its first token takes that place, and the rest is the answer.
+    tokenizer: SmolLM2's; pair: a plain text has no question: its first token takes that place, and
+      the rest is the answer.
     """
     prompt = tokenizer(f"{pair.prompt}\n", add_special_tokens=False)["input_ids"]
     answer = tokenizer(pair.answer, add_special_tokens=False)["input_ids"]
@@ -152,14 +160,19 @@ def _ids(tokenizer: Any, pair: QuestionAnswer) -> tuple[list[int], list[int]]:
 
 
 def decoder_states(texts: Sequence[Sequence[int]]) -> list[Tensor]:
-    """Return the states that enter SmolLM2's last blocks, (T, d) for each text; they are cached."""
+    """Return the hidden states that enter SmolLM2's last blocks, (T, d) for each text.
+
+    texts: token ids of each. They are computed once and then read from the cache.
+    """
+    # the key of the cache: the number of blocks and all tokens
     digest = hashlib.sha256(repr((LAST, [list(ids) for ids in texts])).encode()).hexdigest()
     model, _ = decoder()
     folder = packages.cache_dir() / "features"
 
     def compute() -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Compute the states, joined over texts, for the cache."""
         with cut(model) as prefix:
-            return {"states": torch.cat(_decoded(prefix, texts))}, {}
+            return {"states": torch.cat(_prefix_states(prefix, texts))}, {}
 
     states = Store(folder).tensors(f"last-blocks-{digest[:24]}", compute)[0]["states"]
     return list(states.split([len(ids) for ids in texts]))
@@ -167,7 +180,10 @@ def decoder_states(texts: Sequence[Sequence[int]]) -> list[Tensor]:
 
 @contextmanager
 def cut(model: Any) -> Iterator[Any]:
-    """Yield the decoder without its last blocks, norm and head."""
+    """Yield the decoder without its last blocks, norm and head; restore it afterwards.
+
+    model: a causal language model as transformers builds it.
+    """
     inner, layers, norm = model.model, model.model.layers, model.model.norm
     inner.layers, inner.norm = layers[:-LAST], nn.Identity()
     try:
@@ -177,17 +193,17 @@ def cut(model: Any) -> Iterator[Any]:
 
 
 @torch.no_grad()
-def _decoded(prefix: Any, texts: Sequence[Sequence[int]]) -> list[Tensor]:
+def _prefix_states(prefix: Any, texts: Sequence[Sequence[int]]) -> list[Tensor]:
     """Run the frozen first blocks of a causal model on texts, a batch at a time.
 
-    prefix: those blocks; texts: token ids. Returns hidden states, (tokens, width) for each
-    text.
+    prefix: those blocks; texts: token ids. Returns hidden states, (tokens, width) for each text.
     """
     outputs: list[Tensor] = []
     for first in range(0, len(texts), AT_ONCE):
         part = [torch.tensor(ids) for ids in texts[first : first + AT_ONCE]]
         ids = nn.utils.rnn.pad_sequence(part, batch_first=True)  # causal: padding is not seen
         states = prefix(input_ids=ids).last_hidden_state
+        # without the padding
         outputs += [
             x[: len(ids_of_row)].clone() for x, ids_of_row in zip(states, part, strict=True)
         ]
@@ -198,13 +214,17 @@ class SentenceTail(nn.Module):
     """MiniLM's last blocks, the mean over tokens and a head.  states (B, T, d) -> logits (B, C)."""
 
     def __init__(self, layers: nn.ModuleList, classes: int) -> None:
+        """Keep the last blocks, and draw a head.  classes: outputs of the head."""
         super().__init__()
         self.layers = layers
         last: Any = layers[-1]
         self.head = nn.Linear(last.output.dense.out_features, classes)
 
     def features(self, inputs_embeds: Tensor, attention_mask: Tensor) -> Tensor:
-        """Return mean states of the real tokens.  (B, d)."""
+        """Return the mean of the hidden states over the tokens that are not padding, (B, d).
+
+        inputs_embeds: states (B, T, d); attention_mask: (B, T), 0 = padding.
+        """
         x = through(self.layers, inputs_embeds, attention_mask)
         weight = attention_mask[..., None].to(x)
         return (x * weight).sum(1) / weight.sum(1)
@@ -214,10 +234,11 @@ class SentenceTail(nn.Module):
 
 
 def through(layers: Any, x: Tensor, attention_mask: Tensor) -> Tensor:
-    """Return states behind some of BERT's blocks.
+    """Run hidden states through some blocks of BERT.
 
-    x: (B, T, d); attention_mask: (B, T), 0 = padding.
+    layers: the blocks; x: (B, T, d); attention_mask: (B, T), 0 = padding. Returns (B, T, d).
     """
+    # added to scores: minus infinity at padding
     hidden = (1 - attention_mask[:, None, None, :].to(x)) * torch.finfo(x.dtype).min
     for layer in layers:
         x = layer(x, hidden)
@@ -225,7 +246,7 @@ def through(layers: Any, x: Tensor, attention_mask: Tensor) -> Tensor:
 
 
 def sentence_tail(classes: int) -> SentenceTail:
-    """Return a fresh copy of MiniLM's last blocks, with a head of zeros."""
+    """Return a fresh copy of MiniLM's last blocks, with a head of zeros for `classes`."""
     model, _ = encoder()
     with torch.random.fork_rng(devices=[]):
         tail = SentenceTail(copy.deepcopy(model.encoder.layer[-LAST:]), classes)
@@ -236,7 +257,10 @@ def sentence_tail(classes: int) -> SentenceTail:
 
 @torch.no_grad()
 def encoder_states(texts: Sequence[str], length: int) -> list[Tensor]:
-    """Return the states that enter MiniLM's last blocks, (T, d) of each text; T <= `length`."""
+    """Return the hidden states that enter MiniLM's last blocks, (T, d) for each text.
+
+    texts: sentences; length: tokens at most, longer texts are cut.
+    """
     model, tokenizer = encoder()
     outputs: list[Tensor] = []
     for first in range(0, len(texts), AT_ONCE):
@@ -248,5 +272,6 @@ def encoder_states(texts: Sequence[str], length: int) -> list[Tensor]:
         x = through(
             model.encoder.layer[:-LAST], model.embeddings(input_ids=inputs["input_ids"]), mask
         )
+        # without the padding
         outputs += [row[: int(n)].clone() for row, n in zip(x, mask.sum(1), strict=True)]
     return outputs

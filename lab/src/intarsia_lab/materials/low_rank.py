@@ -31,11 +31,13 @@ PEFT = ("LoRA", "PiSSA", "DoRA")
 
 
 def by_peft(kind: str, rank: int, roles: Sequence[str] = LINEAR) -> PeftMethod:
-    """Return a method of `PEFT` with a scale of 1.
+    """Return LoRA, PiSSA or DoRA as PEFT has it, with a scale of 1.
 
     PiSSA starts at the largest singular values of each weight, which keeps the rest; DoRA trains a
-    magnitude for each output beside the rank.
+    magnitude for each output as well. kind: one of PEFT; rank: r; roles: which linear maps of a
+    block.
     """
+    # alpha = r gives the scale alpha / r = 1
     settings: dict[str, Any] = {"r": rank, "lora_alpha": rank, "roles": tuple(roles)}
     if kind == "PiSSA":
         settings["init_lora_weights"] = "pissa"
@@ -45,12 +47,15 @@ def by_peft(kind: str, rank: int, roles: Sequence[str] = LINEAR) -> PeftMethod:
 
 
 def trained(model: nn.Module) -> int:
-    """Parameters that a model trains."""
+    """Return the number of parameters that a model trains."""
     return sum(p.numel() for p in model.parameters() if p.requires_grad)
 
 
 def parameters(method: Method | Change, first: int) -> int:
-    """Count a method's trained parameters in the blocks from `first` on, without the head."""
+    """Count the parameters that a method trains in ViT-S's blocks, without the head.
+
+    first: number of the first block that is adapted.
+    """
     if isinstance(method, PeftMethod) and method.settings["init_lora_weights"] == "pissa":
         method = method.with_settings(init_lora_weights=True)  # no singular values to count
     tail = bare_tail(first)
@@ -69,15 +74,25 @@ class OnPictures:
     sets: Sequence[str] = ("elpv", "photo-rotation")
 
     def rates(self, names: Sequence[str]) -> Rates:
-        """Return the grid that these adapters choose from, with the steps of their trainings."""
+        """Return the learning rates from which each of these adapters chooses its own.
+
+        names: of the adapters.
+        """
+        # ceil(images / batch) steps an epoch
         steps = self.budget.epochs * -(-self.budget.images // self.base.batch_size)
         return Rates(GRID, dict.fromkeys(names, steps))
 
     def measure(
         self, names: Sequence[str], seeds: Sequence[int], report: Report
     ) -> tuple[Found, tuple[ArmRate, ...]]:
-        """Return the scores of these adapters on the sets, and the rate that each has chosen."""
-        arm_rates = self.rates(names).choose(lambda name, rate: self._validated(name, rate, report))
+        """Train the adapters on all data sets and seeds; return scores and learning rates.
+
+        names: of the adapters; seeds: of the runs; report: prints progress. Each adapter chooses
+          its rate by validation first.
+        """
+        arm_rates = self.rates(names).choose(
+            lambda name, rate: self._validation_accuracy(name, rate, report)
+        )
         arms = [self._arm(rate.arm, rate.rate) for rate in arm_rates]
         cells = PictureCells(base=self.base, first=self.first)
         sheets = cells.sheets(arms, [self.budget], self.sets, seeds, report)
@@ -86,8 +101,12 @@ class OnPictures:
     def _arm(self, name: str, rate: float) -> Arm[StudyRecipe]:
         return Arm(name, StudyRecipe(lambda _: self.methods[name], lr=rate))
 
-    def _validated(self, name: str, rate: float, report: Report) -> float:
-        """Return the mean accuracy on validation pictures, by which no claim is judged."""
+    def _validation_accuracy(self, name: str, rate: float, report: Report) -> float:
+        """Return an adapter's mean accuracy on validation pictures at a learning rate.
+
+        No claim is judged by it. name: of the adapter; rate: the learning rate; report: prints
+        progress.
+        """
         cells = PictureCells(base=self.base, first=self.first, part="val")
         arm = self._arm(name, rate)
         accuracy = fmean(cells.cell(s, self.budget, arm, TUNED).accuracy for s in self.sets)
@@ -96,9 +115,9 @@ class OnPictures:
 
 
 def rows_of(sheet: Found, counted: str, count: Callable[[str], int]) -> tuple[dict[str, Any], ...]:
-    """Return a table's line for each adapter: a count, and its accuracy on each set.
+    """Return a table's line for each adapter: a count, and its accuracy on each data set.
 
-    sheet: scores; counted: title of the count's column; count: maps an adapter's name to it.
+    sheet: scores; counted: title of the count's column; count: adapter's name -> its count.
     """
     rows: list[dict[str, Any]] = []
     for name in sheet.arms:
@@ -112,11 +131,14 @@ def rows_of(sheet: Found, counted: str, count: Callable[[str], int]) -> tuple[di
 def less_the_best(
     sheet: Found, ours: str, rivals: Sequence[str], called: str
 ) -> tuple[list[float], str]:
-    """Return the accuracy of `ours` less that of the best rival, by seed, and a sentence on it.
+    """Return the accuracy of one adapter minus that of its best rival, by seed, and a sentence.
 
-    sheet: scores; rivals: names of the other adapters; called: what the sentence calls them.
+    sheet: scores; ours: name of the adapter; rivals: names of the others; called: what the sentence
+      calls ours.
     """
+    # the best by the mean over data sets and seeds
     best = max(rivals, key=lambda name: float(sheet.of(name, "accuracy").mean()))
+    # paired: the same data set and seed
     gain = Differences.of(sheet.of(ours, "accuracy"), sheet.of(best, "accuracy"))
     assert gain is not None
     words = (

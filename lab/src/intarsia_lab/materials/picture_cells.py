@@ -89,24 +89,27 @@ class PictureCells:
         first: int = 6,
         ledger: Path | None = None,
     ) -> None:
-        """Open the file of cached results.
+        """Open the file of cached results; each result is of one run (a cell).
 
         base: training settings of all runs; test: most test images; part: "test" or "val", which is
-        scored; first: the first adapted block; ledger: the file, None = in the cache folder.
+          scored; first: number of the first block that is adapted; ledger: the file, None = in the
+          cache folder.
         """
         self.base, self.test, self.part, self.first = base, test, part, first
         path = ledger or packages.cache_dir() / "claims" / "cells.jsonl"
+        # results depend on this file's code: a digest of it is part of the key
         self.store = Store(path.parent, path.name, code=code_digest(Path(__file__)))
         self._held: tuple[Any, Any] | None = None
         self.reused: list[float] = []  # CPU seconds that the cells took which were read, not run
 
     def cell(self, name: str, budget: Budget, arm: Arm[StudyRecipe], seed: int) -> StudyScore:
-        """Return the score of one run, from the file or by doing it.
+        """Return the score of one run, from the cache or by training.
 
-        name: of the set; budget: images and epochs; arm: the method.
+        name: of the data set; budget: images and epochs; arm: the method; seed: of the run.
         """
         recipe = arm.settings
         method = recipe.method(budget)
+        # everything that the result depends on
         inputs = {
             "set": name,
             "budget": [budget.images, budget.epochs],
@@ -114,7 +117,9 @@ class PictureCells:
             "seed": seed,
             "method": method_to_dict(cast(Any, method)),
             "base": repr(self._training(recipe)),
-            "options": sorted(f"({n!r}, {_said(v)})" for n, v in recipe.options(budget).items()),
+            "options": sorted(
+                f"({n!r}, {_stable_text(v)})" for n, v in recipe.options(budget).items()
+            ),
             "epochs": recipe.epochs,
             "size": SIZE,
             "block": self.first,
@@ -139,12 +144,14 @@ class PictureCells:
         seeds: Sequence[int],
         report: Report,
     ) -> dict[str, Sheet[str, str, StudyScore]]:
-        """Return a sheet of scores for each budget: methods by sets by seeds.
+        """Return the scores of methods by data sets by seeds, a sheet for each budget.
 
-        All budgets of a set are run one after another, so that the set stays in memory.
-        arms: the methods; sets: names; seeds: of the runs.
+        arms: the methods; budgets: images and epochs; sets: names of data sets; seeds: of the runs;
+          report: prints progress. All budgets of a data set are run one after another, so that the
+          set stays in memory.
         """
         named = {budget.name: budget for budget in budgets}
+        # a task of this sheet is a (data set, budget) pair
         combined = each(
             [Arm(arm.name, arm) for arm in arms],
             seeds,
@@ -153,6 +160,7 @@ class PictureCells:
             tasks=[(name, budget) for name in sets for budget in named],
             describe=lambda score: f"{score.accuracy:.1f} % in {score.cpu:.0f} CPU s",
         )
+        # one sheet for each budget, with the data sets as tasks
         return {
             name: Sheet(
                 combined.arms,
@@ -170,19 +178,21 @@ class PictureCells:
     def _run(
         self, name: str, budget: Budget, recipe: StudyRecipe, method: Method | Change, seed: int
     ) -> StudyScore:
-        """Train one method on one set, and score it.
+        """Train one method on one data set, and score it.
 
-        name: of the set; budget: images and epochs; recipe: what the training adds; method: the
-        adapter.
+        name: of the data set; budget: images and epochs; recipe: what the training adds; method:
+          the adapter; seed: of the images, the head and the training.
         """
         train, test, tail = self._data(name, budget.images, seed)
         old = cast(torch.nn.Linear, tail.head)
         torch.manual_seed(seed)
+        # a new head, drawn by the seed
         head = torch.nn.Linear(old.in_features, old.out_features)
         torch.nn.init.trunc_normal_(head.weight, std=0.02)
         torch.nn.init.zeros_(head.bias)
         tail.head = head
         model = apply(tail, method, seed=seed)
+        # an arm whose steps cost more may have fewer epochs
         epochs = max(1, round(budget.epochs * recipe.epochs))
         training = replace(self._training(recipe), epochs=epochs, seed=seed)
         start = time.process_time()
@@ -196,12 +206,14 @@ class PictureCells:
     ) -> tuple[TensorDataset, TensorDataset, torch.nn.Module]:
         """Return training rows, scored rows, and the model's last blocks that read them.
 
-        name: of the set; images: number of training images, drawn by the seed in equal shares of
-        classes.
+        name: of the data set; images: number of training images, drawn by the seed in equal shares
+          of classes.
         """
+        # the newest data set stays in memory
         if self._held is None or self._held[0] != name:
             self._held = (name, prepare(name, self.test, self.first))
         tokens, labels, pool, test, classes = self._held[1]
+        # a quarter of the training pictures, fixed for all seeds
         if self.part == "val":
             pool, test = train_test_split(
                 pool, test_size=0.25, stratify=labels[pool].numpy(), random_state=98
@@ -217,8 +229,11 @@ class PictureCells:
         return train, TensorDataset(tokens[test], labels[test]), tail
 
 
-def _said(value: object) -> str:
-    """Return the same text in every process: a function's own has its address."""
+def _stable_text(value: object) -> str:
+    """Return a value as text that is the same in every process.
+
+    The usual text of a function has its address in memory.
+    """
     return value.__qualname__ if isinstance(value, FunctionType) else repr(value)
 
 
@@ -227,15 +242,17 @@ def _trunk(classes: int) -> torch.nn.Module:
 
 
 def prepare(name: str, most_test: int, first: int) -> tuple[Any, Any, Any, Any, int]:
-    """Return a set's tokens before block `first`, labels, training and test indices, and classes.
+    """Return a data set's tokens before a block, labels, training and test indices, and classes.
 
-    most_test: the most test images.
+    name: of the data set; most_test: test images at most; first: number of the block. What the
+      frozen blocks before it compute is then never computed again.
     """
     # rendered anew: a set of the same name in a benchmark has other pictures
     rendered = name in structured.TASKS
     images = structured.load(name, RENDERED, seed=1) if rendered else sets.load(name)
     labels: Any = np.asarray(images.labels)
     index: Any = np.arange(len(labels))
+    # at most 6,000 pictures of a set, the same for all
     if len(index) > 6000:
         subset = torch.randperm(len(index), generator=torch.Generator().manual_seed(0))[:6000]
         index = subset.numpy()
@@ -246,11 +263,13 @@ def prepare(name: str, most_test: int, first: int) -> tuple[Any, Any, Any, Any, 
     used: Any = np.concatenate([pool, test[:most_test]])
     model: Any = _trunk(len(images.classes))
     prefix, _ = split_at(model, first)
+    # resized, then normalised as the pretrained model wants
     pixels = torch.stack([_pixels(images.images[index[i]]) for i in used])
     config = model.pretrained_cfg
     mean, std = (torch.tensor(config[k]).view(3, 1, 1) for k in ("mean", "std"))
     y = torch.from_numpy(labels[index[used]].astype(np.int64))
     data = TensorDataset((pixels.float() / 255 - mean) / std, y)
+    # bfloat16 halves the memory of all tokens
     tokens = run_prefix(prefix, data, dtype=torch.bfloat16).tensors[0]
     positions = np.arange(len(used))
     return tokens, y, positions[: len(pool)], positions[len(pool) :], len(images.classes)

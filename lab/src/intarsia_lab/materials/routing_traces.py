@@ -56,19 +56,28 @@ def folder(seed: int) -> Path:
 
 
 def traces(seed: int, report: Report) -> dict[str, Trace]:
-    """Return the three held-out traces, by kind; the mixture is trained the first time."""
+    """Return the three held-out routings of a seed, by kind; train the mixture the first time.
+
+    report: prints progress.
+    """
     made(seed, report)
     by_kind = {kind: kept(seed, kind) for kind in KINDS[:2]}
     return by_kind | {"drawn": drawn(seed)}
 
 
 def kept(seed: int, name: str) -> Trace:
-    """A kept trace: "balanced", "skewed", or "trained", of text that the balanced one learned."""
+    """Read a recorded routing of a trained mixture.
+
+    seed: of the mixture; name: "balanced", "skewed", or "trained", of the text that it learned.
+    """
     return Trace.load_file(folder(seed) / f"{name}.safetensors")
 
 
 def made(seed: int, report: Report) -> Path:
-    """Return the folder of a seed's mixture, trained where it is not there yet."""
+    """Return the folder of a seed's mixture; train it where the folder does not exist yet.
+
+    report: prints progress.
+    """
     with building(folder(seed)) as scratch:
         if scratch is not None:
             scratch.mkdir(parents=True, exist_ok=True)
@@ -78,7 +87,7 @@ def made(seed: int, report: Report) -> Path:
 
 
 def texts() -> dict[str, str]:
-    """Return four kinds of text."""
+    """Return four kinds of text: code, glosses of a dictionary, help pages and novels, by name."""
     quiet: Report = lambda _: None  # noqa: E731
     library = sorted(Path(sysconfig.get_paths()["stdlib"]).glob("*.py"))
     code = "".join(file.read_text(encoding="utf-8", errors="replace") for file in library)
@@ -89,14 +98,16 @@ def texts() -> dict[str, str]:
         "help": corpora.read("python-docs", quiet),
         "novels": corpora.read("austen", quiet),
     }
+    # as much of each kind, so that none is learned better
     return {name: text[:CHARACTERS] for name, text in corpus.items()}
 
 
 def _train(seed: int, scratch: Path, report: Report) -> None:
     """Train a small Mixtral, and save its routing at two stages, and its weights.
 
-    scratch: folder to write into.  The balance loss is over all layers together in the first stage
-    ("skewed"), and over each layer in the second ("balanced").
+    seed: of the weights and the data; scratch: folder to write into; report: prints progress. The
+      balance loss is over all layers together in the first stage ("skewed"), and over each layer in
+      the second ("balanced").
     """
     from transformers import MixtralConfig, MixtralForCausalLM
 
@@ -110,14 +121,16 @@ def _train(seed: int, scratch: Path, report: Report) -> None:
     optimiser = torch.optim.AdamW(model.parameters(), lr=3e-3, weight_decay=0.1, betas=(0.9, 0.95))
     for step in range(FIRST + THEN):
         if step == FIRST:
-            _keep(model, ids, "skewed", scratch)
+            _save_trace(model, ids, "skewed", scratch)
+        # a warm-up of 50 steps, then a cosine down to a tenth
         rate = 3e-3 * min(1, (step + 1) / 50)
         rate *= 0.1 + 0.45 * (1 + math.cos(math.pi * step / (FIRST + THEN)))
         for group in optimiser.param_groups:
             group["lr"] = rate
-        rows = _rows(ids, draws)
+        rows = _random_rows(ids, draws)
         out = model(input_ids=rows, output_router_logits=True)
         loss = F.cross_entropy(out.logits[:, :-1].flatten(0, 1), rows[:, 1:].flatten())
+        # the stage decides over what the loads are balanced
         balance = summed(out.router_logits) if step < FIRST else each_layer(out.router_logits)
         (loss + 0.2 * balance).backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -125,13 +138,16 @@ def _train(seed: int, scratch: Path, report: Report) -> None:
         optimiser.zero_grad(set_to_none=True)
         if step % 100 == 0:
             report(f"  mixture of seed {seed}, step {step}: loss {loss.item():.3f}")
-    _keep(model, ids, "balanced", scratch)
-    _keep(model, ids, "trained", scratch)
+    _save_trace(model, ids, "balanced", scratch)
+    _save_trace(model, ids, "trained", scratch)
     model.to(torch.bfloat16).save_pretrained(scratch)
 
 
-def _rows(ids: Mapping[str, Tensor], draws: torch.Generator) -> Tensor:
-    """Draw rows of tokens, each of one kind of text, from the first nine tenths."""
+def _random_rows(ids: Mapping[str, Tensor], draws: torch.Generator) -> Tensor:
+    """Draw a batch of token rows, each of one kind of text, from the first nine tenths.
+
+    ids: kind -> token ids; draws: source of the draws.
+    """
     rows: list[Tensor] = []
     for _ in range(BATCH):
         stream = list(ids.values())[int(torch.randint(len(ids), (), generator=draws))]
@@ -141,12 +157,16 @@ def _rows(ids: Mapping[str, Tensor], draws: torch.Generator) -> Tensor:
 
 
 def summed(logits: tuple[Tensor, ...]) -> Tensor:
-    """transformers' loss: shares and probabilities of all layers together, then their product."""
+    """Return transformers' balance loss: shares and probabilities of all layers together."""
     return each_layer((torch.cat(logits),))
 
 
 def each_layer(logits: tuple[Tensor, ...]) -> Tensor:
-    """Return the mean of the layers' losses, E sum_e f_e p_e / k each."""
+    """Return the balance loss of each layer, E sum_e f_e p_e / k, mean over layers.
+
+    logits: router logits (tokens, E) of each layer; f_e: the mean of a token's chosen experts; p_e:
+      mean probability of expert e; k: experts of a token.
+    """
     total = torch.zeros(())
     for layer in logits:
         p = layer.float().softmax(-1)
@@ -155,8 +175,12 @@ def each_layer(logits: tuple[Tensor, ...]) -> Tensor:
     return total / len(logits)
 
 
-def _keep(model: Any, ids: Mapping[str, Tensor], name: str, scratch: Path) -> None:
-    """Write a trace of whole blocks, from the last tenth of each kind, or from what was learned."""
+def _save_trace(model: Any, ids: Mapping[str, Tensor], name: str, scratch: Path) -> None:
+    """Record the routing of a model on whole rows of text, and write it to a file.
+
+    ids: kind -> token ids; name: "trained" takes text that was learned, others the last tenth;
+      scratch: folder of the file.
+    """
     rows: list[Tensor] = []
     for stream in ids.values():
         cut = int(len(stream) * 0.9)
@@ -168,17 +192,22 @@ def _keep(model: Any, ids: Mapping[str, Tensor], name: str, scratch: Path) -> No
 
 
 def drawn(seed: int, tokens: int = 15_360) -> Trace:
-    """Two experts a token by Zipf's law of exponent 0.9 to 1.2, one exponent a layer; the order of
-    the experts changes a little with every sequence, and no layer knows of another."""
+    """Draw a routing with two experts for each token, by Zipf's law.
+
+    The exponent is 0.9 to 1.2 by layer; the order of the experts changes a little with every
+    sequence, and layers are independent. seed: of the draws; tokens: how many.
+    """
     draws = torch.Generator().manual_seed(seed)
     rank = torch.arange(1, EXPERTS + 1, dtype=torch.float64)
     exponent = torch.linspace(0.9, 1.2, LAYERS, dtype=torch.float64)
     place = torch.rand(LAYERS, EXPERTS, generator=draws, dtype=torch.float64)
     choices: list[Tensor] = []
     for _ in range(tokens // LENGTH):
+        # a random walk of the experts' scores, whose order gives their ranks
         place = place + 0.02 * torch.randn(place.shape, generator=draws, dtype=torch.float64)
         order = place.argsort(1).argsort(1)
         share = (rank[None] ** -exponent[:, None]).gather(1, order)
+        # two different experts, by their shares
         rows = [torch.multinomial(s.repeat(LENGTH, 1), ACTIVE, generator=draws) for s in share]
         choices.append(torch.stack(rows, 1))
     row = torch.arange(tokens)
@@ -186,9 +215,9 @@ def drawn(seed: int, tokens: int = 15_360) -> Trace:
 
 
 def uniform(seed: int, tokens: int = 15_360) -> Trace:
-    """Draw a trace in which all experts are equally likely, in each layer by itself.
+    """Draw a routing in which all experts are equally likely, in each layer by itself.
 
-    No placement of experts can gain anything on it.
+    No placement of experts can gain anything on it. seed: of the draws; tokens: how many.
     """
     draws = torch.Generator().manual_seed(seed)
     scores = torch.rand(tokens, LAYERS, EXPERTS, generator=draws)

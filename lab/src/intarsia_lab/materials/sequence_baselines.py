@@ -41,13 +41,14 @@ LAST = 20  # items of a history that the baselines read
 def cornac_set(events: Interactions, spans: Spans) -> Any:
     """Convert sessions to Cornac's data set, in which an item's number is its index.
 
-    events: of all users; spans: (first, last) event of each session.
+    events: of all users; spans: (first, end) row of each session's events.
     Raises: MissingExtra without cornac.
     """
     try:
         from cornac.data.dataset import SequentialDataset
     except ImportError as error:
         raise MissingExtra("cornac", "baselines") from error
+    # user, session, item, time
     rows = [
         (int(events.users[i]), number, int(events.items[i]), i)
         for number, (first, end) in enumerate(spans)
@@ -58,9 +59,14 @@ def cornac_set(events: Interactions, spans: Spans) -> Any:
 
 
 def scorer_of(model: Any) -> Scorer:
-    """Return a model of Cornac as one that reads histories."""
+    """Return a function that scores all items for histories by a model of Cornac.
+
+    It takes histories (B, n), items from 1 and 0 = none, and returns (B, items + 1).
+    """
 
     def scores(x: Tensor) -> Tensor:
+        """Return the scores of all items for histories x (B, n); item 0 has minus infinity."""
+        # Cornac counts items from 0, and reads the newest ones
         rows = [model.score(None, [i - 1 for i in row if i][-LAST:]) for row in x.tolist()]
         values = torch.from_numpy(np.stack(rows)).float()
         return torch.nn.functional.pad(values, (1, 0), value=-torch.inf)
@@ -69,7 +75,10 @@ def scorer_of(model: Any) -> Scorer:
 
 
 def sasrec(events: Interactions, spans: Spans, settings: Settings, seed: int) -> Scorer:
-    """Build self-attention over items' vectors (SASRec, arXiv:1808.09781)."""
+    """Train SASRec (arXiv:1808.09781), self-attention over items' vectors; return its scorer.
+
+    events: of all users; spans: sessions to learn from; settings: Cornac's; seed: of the training.
+    """
     data = cornac_set(events, spans)
     from cornac.models.sasrec import SASRec
 
@@ -78,7 +87,11 @@ def sasrec(events: Interactions, spans: Spans, settings: Settings, seed: int) ->
 
 
 def gru4rec(events: Interactions, spans: Spans, settings: Settings, seed: int) -> Scorer:
-    """Build GRU4Rec (arXiv:1511.06939): cross-entropy over the batch's and 2,048 other items."""
+    """Train GRU4Rec (arXiv:1511.06939), a recurrent net over a session; return its scorer.
+
+    Its loss is the cross-entropy over the batch's and 2,048 other items. events: of all users;
+    spans: sessions to learn from; settings: Cornac's; seed: of the training.
+    """
     data = cornac_set(events, spans)
     from cornac.models.gru4rec import GRU4Rec
 
@@ -86,10 +99,11 @@ def gru4rec(events: Interactions, spans: Spans, settings: Settings, seed: int) -
 
 
 def tiger(events: Interactions, spans: Spans, settings: Settings, seed: int) -> Scorer:
-    """Build TIGER (arXiv:2305.05065), which decodes the next item's semantic id.
+    """Train TIGER (arXiv:2305.05065), which decodes the next item's semantic id; return its scorer.
 
-    Ids are residual k-means of `item_vectors`, which OneRec's are, too; of items that no beam
-    reaches the score is -1e10.
+    Ids are residual k-means of `item_vectors`, as those of OneRec; items that no beam reaches have
+    the score -1e10. events: of all users; spans: sessions to learn from; settings: Cornac's; seed:
+    of the training.
     """
     data = cornac_set(events, spans)
     from cornac.data.modality import FeatureModality
@@ -101,28 +115,33 @@ def tiger(events: Interactions, spans: Spans, settings: Settings, seed: int) -> 
 
 
 def _cornac(settings: Settings) -> dict[str, Any]:
-    """Return settings with the rate under Cornac's name for it."""
+    """Return settings in which "lr" has Cornac's name for it."""
     return {"learning_rate" if name == "lr" else name: value for name, value in settings.items()}
 
 
 def neighbours(events: Interactions, spans: Spans, settings: Settings, seed: int) -> Scorer:
-    """Rank items by the cosine of their sessions with those of a history; later items weigh more.
+    """Return a scorer that ranks items by how often they share sessions with a history's items.
 
-    score_j = sum_t decay^(n - t) |S_t and S_j| / (sqrt(|S_t| |S_j|) + shrink), S the sessions of an
-    item.  settings: decay, shrink.
+    score_j = sum_t decay^(n - t) |S_t and S_j| / (sqrt(|S_t| |S_j|) + shrink), with S_j the
+    sessions that have item j and t = 1 ... n the items of the history, of which later ones weigh
+    more. events: of all users; spans: sessions to learn from; settings: decay and shrink; seed:
+    unused, nothing is drawn.
     """
     rows = np.repeat(np.arange(len(spans)), [end - first for first, end in spans])
     items = np.concatenate([events.items[first:end] for first, end in spans]) + 1
     shape = len(spans), len(events.item_ids) + 1
+    # sessions by items; item 0 is none
     counts: Any = sp.csr_matrix((np.ones(len(rows)), (rows, items)), shape)
     present = counts.sign()  # once or several times
     both = (present.T @ present).toarray()  # (items + 1, items + 1) sessions with both
     norm = np.sqrt(both.diagonal())
     np.fill_diagonal(both, 0)
+    # the cosine of two items' sessions, shrunk for rare items
     alike = both / np.maximum(np.outer(norm, norm) + settings["shrink"], 1e-9)
     table = torch.from_numpy(alike).float()
 
     def scores(x: Tensor) -> Tensor:
+        """Return the scores of all items for histories x (B, n), (B, items + 1)."""
         from_end = torch.arange(x.shape[1] - 1, -1, -1)
         weights = (x > 0) * settings["decay"] ** from_end
         return torch.einsum("bn,bni->bi", weights, table[x])
@@ -131,7 +150,10 @@ def neighbours(events: Interactions, spans: Spans, settings: Settings, seed: int
 
 
 def popular(events: Interactions, spans: Spans, settings: Settings, seed: int) -> Scorer:
-    """Return items by their events."""
+    """Return a scorer that ranks items by their number of events.
+
+    spans, settings, seed: unused; other baselines need them.
+    """
     counts = torch.from_numpy(np.append(0, events.popularity())).float()
     return lambda x: counts.expand(len(x), -1)
 
@@ -146,7 +168,10 @@ MAKES: Mapping[str, Make] = {
 
 
 def grid(settings: Settings, **several: Sequence[Any]) -> list[Settings]:
-    """Settings with each combination of some values."""
+    """Return a copy of `settings` for each combination of some values.
+
+    several: name -> the values to try.
+    """
     rows = itertools.product(*several.values())
     return [{**settings, **dict(zip(several, row, strict=True))} for row in rows]
 
@@ -158,17 +183,21 @@ def tuned(
     rates: Rates,
     score: Callable[[str, Settings], float],
 ) -> tuple[dict[str, Settings], tuple[ArmRate, ...]]:
-    """Return the settings of each method that score highest on validation, and the chosen rates.
+    """Choose settings and learning rate of each method by validation.
 
-    inputs: of each method, for its cells of `name`.  grids: its settings but the rate; a method
-    that is not in `rates` has none.  score: a method and its settings -> higher is better.
+    name: of the cache's group; inputs: method -> what its results depend on; grids: method ->
+      settings to try, without the rate; rates: grids of learning rates, a method that is not in it
+      has none; score: (method, settings) -> validation score, higher is better. Returns method ->
+      best settings, and the chosen rates.
     """
 
     def scored(arm: str, settings: Settings) -> float:
+        """Return the validation score of a method with settings, from the cache or by training."""
         key = {**inputs[arm], "tried": settings}
         return stored(name, key, partial(score, arm, settings))
 
     def best(arm: str, extra: Settings) -> Settings:
+        """Return the best of a method's settings, with `extra` (a learning rate) added to each."""
         options = [{**settings, **extra} for settings in grids[arm]]
         return options[0] if len(options) == 1 else max(options, key=partial(scored, arm))
 

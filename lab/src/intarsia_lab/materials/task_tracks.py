@@ -18,16 +18,15 @@ class Track:
     source: list[float] = field(default_factory=list)
 
     def kept(self, level: float) -> float:
-        """Source accuracy when the target's first was at least `level`."""
+        """Return the old task's accuracy when that of the new one first was at least `level`."""
         return next(s for t, s in zip(self.target, self.source, strict=True) if t >= level)
 
 
 def matched(ours: Track, theirs: Track) -> tuple[float, float, float]:
-    """Return the highest target score that both reach, and the source score of each there.
+    """Return the highest accuracy on the new task that two trainings reach, and both's on the old.
 
-    ours, theirs: (target score, source score) along a training.
-    Forgetting is compared at the same point of the new task, since an arm that learns less of it
-    forgets less, too.
+    ours, theirs: accuracies on both tasks along a training. Forgetting is compared at the same
+      point of the new task, since a method that learns less of it forgets less, too.
     """
     level = min(max(ours.target), max(theirs.target))
     return level, ours.kept(level), theirs.kept(level)

@@ -27,7 +27,10 @@ class ResidualBlock(nn.Module):
     """Two 3x3 convolutions beside a shortcut, each with its batch norm behind it."""
 
     def __init__(self, inputs: int, outputs: int, stride: int) -> None:
-        """Build the convolutions.  inputs, outputs: channels; stride: of the first convolution."""
+        """Build the convolutions and their batch norms.
+
+        inputs, outputs: channels; stride: of the first convolution and the shortcut.
+        """
         super().__init__()
         self.one = nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False)
         self.norm_one = nn.BatchNorm2d(outputs)
@@ -41,9 +44,10 @@ class ResidualBlock(nn.Module):
 
 
 def resnet(seed: int) -> nn.Module:
-    """Return a thin ResNet-8 for grey pictures of 28 x 28."""
+    """Return a thin ResNet-8 for grey pictures of 28 x 28.  seed: of its weights."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
+        # channels in, channels out and stride of each block
         sizes = zip((1, *WIDTHS), WIDTHS, (1, 2, 2), strict=False)
         blocks = [ResidualBlock(a, b, stride) for a, b, stride in sizes]
         pool = (nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(WIDTHS[-1], 10))
@@ -51,14 +55,17 @@ def resnet(seed: int) -> nn.Module:
 
 
 def nesterov(model: nn.Module, lr: float, weight_decay: float) -> Optimizer:
-    """SGD with momentum .9, and Nesterov's exactly with weight decay, as published."""
+    """Make SGD with momentum 0.9; Nesterov's form only with weight decay, as published."""
     decays = weight_decay > 0
     return SGD(model.parameters(), lr, 0.9, weight_decay=weight_decay, nesterov=decays)
 
 
 @lru_cache
 def rows(part: str) -> TensorDataset:
-    """Return the first pictures of a part, normalised."""
+    """Return the first pictures of Fashion-MNIST's training or test part, normalised.
+
+    part: "train" or "test".
+    """
     dataset = sets.load(DATA, part="train" if part == "train" else "test")
     count = TRAIN if part == "train" else TEST
     images: Any = dataset.images
@@ -68,7 +75,7 @@ def rows(part: str) -> TensorDataset:
 
 
 def accuracy(model: nn.Module) -> float:
-    """Return the accuracy on the test part, in points."""
+    """Return a model's accuracy on the test part in percent."""
     return 100 * class_scores(model, rows("test"), 512).accuracy
 
 

@@ -20,9 +20,13 @@ OPTIONS: dict[str, Any] = {
 
 
 def resnet(seed: int) -> nn.Module:
-    """Return a thin ResNet-8 for grey pictures of 28 x 28, which its stem halves."""
+    """Return a thin ResNet-8 for grey pictures of 28 x 28, with a stem that halves them.
+
+    seed: of its weights.
+    """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
+        # one strided convolution: the blocks cost a quarter
         stem = (nn.Conv2d(1, WIDTHS[0], 3, 2, 1, bias=False), nn.BatchNorm2d(WIDTHS[0]), nn.ReLU())
         sizes = zip((WIDTHS[0], *WIDTHS), WIDTHS, (1, 2, 2), strict=False)
         blocks = [thin_resnets.ResidualBlock(a, b, stride) for a, b, stride in sizes]

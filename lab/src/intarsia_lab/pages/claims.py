@@ -47,11 +47,13 @@ paper's page.
 
 
 def write_page(folder: Path, page: Path) -> None:
-    """Write the scoreboard, `page`, and a page for each paper into `folder`, from its records.
+    """Write docs/claims.md, the scoreboard, and a page for each paper beside its claims' records.
 
-    Pages of papers that are gone are removed.
+    folder: has the records and gets the papers' pages; page: path of the scoreboard. Pages of
+    papers that are gone are removed.
     """
     folder.mkdir(parents=True, exist_ok=True)
+    # the last run of each claim, by its key
     records = {p.stem: ledger.read(p) for p in sorted(folder.glob("*.json"))}
     papers = by_paper(ledger.claims())
     texts = {
@@ -75,6 +77,7 @@ def by_paper(studies: Sequence[Study]) -> dict[str, list[Study]]:
     """
     papers: dict[str, list[Study]] = {study.system: [study] for study in studies if study.system}
     papers = {name: papers[name] for name in sorted(papers, key=str.casefold)}
+    # claims on the library itself come last, under a heading of their own
     of_no_paper: list[Study] = []
     for study in studies:
         if not study.system:
@@ -89,7 +92,7 @@ def page_name(paper: str) -> str:
 
 
 def link_of(key: str) -> str:
-    """Return where a claim stands on the pages, as claims/mos.md#mos-order."""
+    """Return where a claim stands in the documentation, such as claims/mos.md#mos-order."""
     headline = paper_of(key)
     name = BESIDE if headline is None else headline.system
     return f"claims/{page_name(name)}.md#{key}"
@@ -98,7 +101,12 @@ def link_of(key: str) -> str:
 def _scoreboard(
     papers: Mapping[str, Sequence[Study]], records: Mapping[str, Record], folder: str
 ) -> str:
-    """Return the page with a row for each paper."""
+    """Return the page with a verdict for each paper: counts, a plot of all figures, and a table.
+
+    papers: name -> its claims, the headline first; records: key of a claim -> its last run; folder:
+    of the papers' pages, for links.
+    """
+    # claims of the library itself belong to no paper and have no row in the plot
     headlines = [studies[0] for name, studies in papers.items() if name != BESIDE]
     rows: list[dict[str, Any]] = []
     for name, studies in papers.items():
@@ -107,6 +115,7 @@ def _scoreboard(
         if name != BESIDE:
             row |= _figures(headline, records.get(headline.key))
         rows.append(row | {"all its claims": f"{words.count('holds')} of {len(words)} hold"})
+    # headlines alone: a paper's other claims have other units
     plot = evidence_plot([_plotted(s, records.get(s.key)) for s in headlines]) if headlines else ""
     lines = [
         OPENING,
@@ -127,7 +136,10 @@ def _scoreboard(
 
 
 def _figures(study: Study, record: Record | None) -> dict[str, str]:
-    """Return a claim's cells of a table: verdict, figures, and the run."""
+    """Return a claim's columns of a table: verdict, figure with interval, target, and its last run.
+
+    study: the claim; record: its last run, None if it was not run.
+    """
     run = f"`{COMMAND} {study.key}`, {study.minutes:g} minutes"
     if record is not None:
         run = record.date + (f", `{record.commit}`" if record.commit else "") + OLDER * record.older
@@ -143,7 +155,10 @@ def _figures(study: Study, record: Record | None) -> dict[str, str]:
 
 
 def _counts(studies: Sequence[Study], records: Mapping[str, Record]) -> list[str]:
-    """Return a table of how many claims have each verdict, of all and of the headlines."""
+    """Return a Markdown table of how many claims have each verdict, of all and of headlines alone.
+
+    studies: all claims; records: key of a claim -> its last run.
+    """
     lines = ["| verdict | headlines | all claims |", "|---|---|---|"]
     verdicts = [(study, _word(records.get(study.key))) for study in studies]
     for word in WORDS:
@@ -153,7 +168,10 @@ def _counts(studies: Sequence[Study], records: Mapping[str, Record]) -> list[str
 
 
 def _plotted(study: Study, record: Record | None) -> EvidenceRow:
-    """Return a claim's row of the evidence plot. record: the claim's own run, None if not run."""
+    """Return a claim's row of the evidence plot.
+
+    study: the claim; record: its last run, None if it was not run.
+    """
     effect = study.effect if isinstance(study.effect, Effect) else None
     return EvidenceRow(
         study.system,
@@ -168,14 +186,19 @@ def _plotted(study: Study, record: Record | None) -> EvidenceRow:
 
 
 def _paper_page(name: str, studies: Sequence[Study], records: Mapping[str, Record]) -> str:
-    """Return the page of a paper: a table of its claims, and a section for each."""
+    """Return the Markdown page of a paper: a table of its claims, and a section for each.
+
+    name: of the paper; studies: its claims; records: key of a claim -> its last run.
+    """
     # the first number that its claims name, the headline's in all but a few
     numbers = ARXIV.findall(" ".join(study.sentence for study in studies))
     number = next(iter(numbers), "") if name != BESIDE else ""
+    # methods of this library that cite the paper
     methods = [card.key for card in cards() if card.paper.arxiv == number]
     links = [f"[arXiv:{number}](https://arxiv.org/abs/{number})"] if number else []
     links += [f"method [{key}](../methods/{key}.md)" for key in methods]
     links += ["[all papers](../claims.md)"]
+    # a table of all claims first, then a section for each
     rows = [{"claim": f"[{s.key}](#{s.key})", **_figures(s, records.get(s.key))} for s in studies]
     lines = [f"# {name}", "", " · ".join(links), "", *markdown(rows)]
     for study in studies:
@@ -184,7 +207,10 @@ def _paper_page(name: str, studies: Sequence[Study], records: Mapping[str, Recor
 
 
 def _section(study: Study, record: Record | None) -> list[str]:
-    """Return the section of a claim: what was asked, what came out, and how it was run."""
+    """Return the Markdown section of a claim: its sentence, verdict, design, run and table.
+
+    study: the claim; record: its last run, None if it was not run.
+    """
     lines = ["", f"## {study.key}", "", study.sentence, ""]
     if record is not None:
         reason = f" {record.reason}" if record.reason else ""
@@ -205,7 +231,10 @@ def _section(study: Study, record: Record | None) -> list[str]:
 
 
 def _design(study: Study, record: Record | None) -> list[str]:
-    """Return what an experiment is held to: baseline, control, the paper's effect, rates."""
+    """Return list items on what an experiment is held to: baseline, control, effect and rates.
+
+    study: the claim; record: its last run, None if it was not run.
+    """
     lines = [f"- Against: {study.baseline}."]
     if study.work:
         lines.append(f"- On: {study.work}.")
@@ -216,6 +245,7 @@ def _design(study: Study, record: Record | None) -> list[str]:
         lines.append(f"- Control: {control.sentence}")
     if isinstance(study.effect, Effect):
         lines.append(f"- The paper's own effect: {study.effect.value:g}; {study.effect.source}.")
+        # how many seeds would see the paper's effect, by the spread of this run
         power = "" if record is None else study.power(record.result)
         lines += [f"- {power}"] if power else []
     elif isinstance(study.effect, UnknownEffect):
@@ -228,7 +258,11 @@ def _design(study: Study, record: Record | None) -> list[str]:
 
 
 def _rates(study: Study, record: Record | None) -> list[str]:
-    """Return the learning rates of a claim's arms, and where they come from."""
+    """Return list items on the learning rates of a claim's arms, and how they were chosen.
+
+    study: the claim; record: its last run, whose chosen rates become a table, None if it was not
+    run.
+    """
     if study.rates is None:
         return []
     if isinstance(study.rates, FixedRate) and isinstance(study.rates.rate, Mapping):
@@ -246,6 +280,7 @@ def _rates(study: Study, record: Record | None) -> list[str]:
     ]
     lines[0] += " of the grid wins, of the next rate beyond it."
     if record is None or not record.rates:
+        # before a run there is no rate to show: the steps alone
         steps = (f"{arm} {count:,}" for arm, count in study.rates.steps.items())
         return [*lines, f"- Steps: {'; '.join(steps)}."]
     rows = [
@@ -257,21 +292,29 @@ def _rates(study: Study, record: Record | None) -> list[str]:
 
 
 def _interval(record: Record) -> str:
+    """Return a record's figure with its 95 % interval, such as "1.204 [1.100, 1.310]"."""
     ends = record.interval
     return f"{record.got:.3f}" + (f" [{ends[0]:.3f}, {ends[1]:.3f}]" if ends else "")
 
 
 def _word(record: Record | None) -> str:
+    """Return a record's verdict in a word, "not run" without a record."""
     return "not run" if record is None else record.verdict
 
 
 def _badge(record: Record | None) -> str:
+    """Return a record's verdict as HTML that the page colours."""
     word = _word(record)
     return f'<span class="verdict {word.replace(" ", "-")}">{word}</span>'
 
 
 def _cost(study: Study, record: Record) -> str:
-    """Return a run's time; one far below what the claim declares read cached results."""
+    """Return how long a run took, in words.
+
+    A run of less than a tenth of the time that the claim declares has read cached results, and says
+    so.
+    """
+    # minutes tell enough, and seconds would differ with each run
     if record.seconds >= 30:
         return plural(round(record.seconds / 60), "minute")
     cached = record.seconds < CACHED * 60 * study.minutes
@@ -279,7 +322,10 @@ def _cost(study: Study, record: Record) -> str:
 
 
 def markdown(rows: Iterable[Mapping[str, Any]]) -> list[str]:
-    """Return rows as a Markdown table; no lines for no rows."""
+    """Return rows as the lines of a Markdown table; no lines for no rows.
+
+    rows: column -> value; a row that lacks a column has an empty value.
+    """
     names, *cells = squared(rows)
     if not names:
         return []

@@ -84,14 +84,19 @@ class Trait(NamedTuple):
     whole: bool
 
     def __str__(self) -> str:
+        """Return the trait in words, such as "linear, beside, at layers of attention"."""
         kind = "whole" if self.whole else "linear" if self.linear else "not linear"
         return f"{kind}, {self.position}, {self.place}"
 
 
 def trait(card: Card) -> Trait:
-    """Return the trait of an adapter with its tiny settings."""
+    """Return the trait of an adapter: the properties that decide what it can be combined with.
+
+    card: the adapter's registered description; its smallest settings are built to find out.
+    """
     config = tiny(card)
     cell = config.build(site(card), generator=torch.Generator())
+    # roles: kinds of modules that the adapter sits at
     roles = set(config.roles)
     place = "at layers of attention"
     if roles & {"mlp", "attention", "block"}:
@@ -102,24 +107,29 @@ def trait(card: Card) -> Trait:
 
 
 def by_trait(adapters: Iterable[Card]) -> dict[Trait, list[Card]]:
-    """Return the adapters of each trait, that of the oldest paper first.
+    """Group adapters by their traits; within a group the oldest paper comes first.
 
     A trait is the set of properties that decide what an adapter combines with (see Trait); the
-    first adapter of a trait is tried in its place.
+    first adapter of a group is tried for all of them.
     """
     groups: dict[Trait, list[Card]] = {}
+    # arXiv numbers begin with year and month, so that they sort by age
     for card in sorted(adapters, key=lambda c: (c.paper.arxiv, c.key)):
         groups.setdefault(trait(card), []).append(card)
     return groups
 
 
 def _survives(model: PeftModel, names: list[str]) -> bool:
-    """Return True if a fresh model with the saved adapters gives the same outputs."""
+    """Return True if a fresh model with the saved adapters gives the same outputs.
+
+    model: with adapters; names: of those that are active.
+    """
     want = outputs(model)
     with tempfile.TemporaryDirectory() as folder:
         model.save_pretrained(folder)
         again: Any = vit()
         for name in names:
+            # PEFT saves each adapter in a folder of its name, a single one in the folder itself
             place = Path(folder) / name
             again = load(again, place if place.is_dir() else folder, name=name)
         again.base_model.set_adapter(names)
@@ -127,14 +137,21 @@ def _survives(model: PeftModel, names: list[str]) -> bool:
 
 
 def beside(first_card: Card, second_card: Card) -> str:
-    """Return "yes", "blocks" or "no": are both active in one model, saved and loaded?"""
+    """Try two adapters in one model, both active: do they train, save and load?
+
+    first_card, second_card: their registered descriptions. Returns "yes" if they can be in the same
+    blocks, "blocks" if they must be in different ones, "no" otherwise.
+    """
+    # first in all blocks, then each in a block of its own
     for places in ((None, None), ((0,), (1,))):
         try:
             model: Any = adapt(vit(), tiny(first_card), name="one", head=None, layers=places[0])
             model = adapt(model, tiny(second_card), name="two", head=None, layers=places[1])
+        # refused in the same blocks: the next try gives each a block of its own
         except IntarsiaError:
             continue
         model.base_model.set_adapter(["one", "two"])
+        # an adapter that starts at zero would hide that it was not loaded
         moved(model)
         if _survives(model, ["one", "two"]):
             return "yes" if places == (None, None) else "blocks"
@@ -142,10 +159,15 @@ def beside(first_card: Card, second_card: Card) -> str:
 
 
 def over(outer: Card, inner: Card) -> bool:
-    """Return True if a method can be made of the other, trained a step, saved and loaded."""
+    """Try a method that is made of another one, such as a mixture of LoRA experts.
+
+    outer: the method with a setting `over`; inner: the adapter that it is made of. True if it is
+    trained a step, saved and loaded with the same outputs.
+    """
     try:
         method = dataclasses.replace(tiny(outer), over=tiny(inner))
         model = adapt(vit(), method, name="one", head=None)
+        # methods that mix by task read a number for each picture
         with task_ids(model, torch.zeros(3, dtype=torch.int64)):
             model.train()(pictures()).square().mean().backward()
     except (IntarsiaError, TypeError):
@@ -155,14 +177,16 @@ def over(outer: Card, inner: Card) -> bool:
 
 
 def after(first: Card, then: Card) -> str:
-    """Return "yes", "refused" or "no": are both in one model, saved and loaded?
+    """Try a change of a model, then an adapter on the changed model: do they save and load?
 
-    first: the adapter that changes the model first; then: the one that changes it after that.
+    first: the change of the model; then: the adapter. Returns "yes", "no", or "refused" where the
+    first change leaves no place for the second.
     """
     try:
         model = changed(changed(vit(), change_of(first)), change_of(then))
     except IntarsiaError:
         return "refused"
+    # trained, or a change that starts at nothing would look as if it had been saved
     want = outputs(moved(model))
     with tempfile.TemporaryDirectory() as folder:
         again = load(vit(), save(model, f"{folder}/saved"))
@@ -170,7 +194,10 @@ def after(first: Card, then: Card) -> str:
 
 
 def sums(first_card: Card, second_card: Card) -> bool:
-    """Return True if the mean of two adapters is one whose change is the mean of theirs."""
+    """Test that the mean of two adapters changes the weights by the mean of their changes.
+
+    first_card, second_card: registered descriptions of the adapters.
+    """
     try:
         model: Any = adapt(vit(), tiny(first_card), name="one", head=None)
         model = adapt(model, tiny(second_card), name="two", head=None)
@@ -184,6 +211,7 @@ def sums(first_card: Card, second_card: Card) -> bool:
         {name: layers_of(model, name) for name in ("one", "two")},
     )
     for path, layer in mean.items():
+        # an adapter has no change at layers that it does not sit at
         deltas = [layers[path].delta(name) for name, layers in parts.items() if path in layers]
         if not torch.allclose(layer.delta("mean"), 0.5 * torch.stack(deltas).sum(0), atol=1e-6):
             return False
@@ -191,20 +219,25 @@ def sums(first_card: Card, second_card: Card) -> bool:
 
 
 def _grid(heads: Iterable[str], rows: Iterable[tuple[str, Iterable[str]]]) -> list[str]:
+    """Return the lines of a Markdown table.  heads: of the columns; rows: (name, values)."""
     heads = list(heads)
     lines = [f"| | {' | '.join(heads)} |", f"|---{'|---' * len(heads)}|"]
     return lines + [f"| **{name}** | {' | '.join(cells)} |" for name, cells in rows]
 
 
 def _of_a_plain_model() -> list[Card]:
-    """Return the changes of a plain model, and prompts, that its saved folder can hold."""
+    """Return the methods that change a plain model, or add prompts, and that can be saved."""
     candidates = (*cards("change"), *cards("baseline", family="prompts"))
     saved = [c for c in candidates if comes_back_from_its_folder.__name__ not in c.exceptions]
+    # host_of: only those that are tried on the small ViT
     return [c for c in saved if host_of(c) is vit]
 
 
 def _made_of(methods: Iterable[Card], pair: Pair) -> list[str]:
-    """Return the table of methods made of others.  pair: tries two methods."""
+    """Return the Markdown table of methods that can be made of others.
+
+    methods: adapters; pair: tries two of them, stored or now.
+    """
     methods = list(methods)
     outer = [c for c in methods if any(f.name == "over" for f in dataclasses.fields(tiny(c)))]
     rows = ((a.key, ["yes" if pair(over, a, b) else "" for b in methods]) for a in outer)
@@ -214,15 +247,17 @@ def _made_of(methods: Iterable[Card], pair: Pair) -> list[str]:
 def page(report: Callable[[str], None] = lambda _: None) -> str:
     """Return the text of docs/composition.md: which adapters can be combined, by trials.
 
-    Trials: `beside` (two adapters on one model), `after` (one applied to a model that the other
-    has changed), `sums` (their mean). Those whose code has not changed are read back; report:
-    is told of the others.
+    Trials: `beside` (two adapters on one model), `after` (one applied to a model that the other has
+    changed), `over` (one made of the other), `sums` (their mean). Trials whose code has not changed
+    are read from a store; report: gets a line for each that runs.
     """
     adapters, trials = cards("adapter"), Trials(__file__, report)
 
     def pair(trial: Callable[[Card, Card], Any], first: Card, second: Card) -> Any:
+        """Return the result of a trial of two methods, stored or by running it now."""
         return trials(trial.__name__, first, second, run=partial(trial, first, second))
 
+    # one adapter stands for each trait, or all pairs would take hours
     groups = by_trait(adapters)
     firsts = [group[0] for group in groups.values()]
     lines = [INTRO.rstrip()]
@@ -232,6 +267,7 @@ def page(report: Callable[[str], None] = lambda _: None) -> str:
     answers = {frozenset((a.key, b.key)): pair(beside, a, b) for a, b in pairs}
     rows = ((a.key, [answers[frozenset((a.key, b.key))] for b in firsts]) for a in firsts)
     lines += ["", BESIDE, *_grid((c.key for c in firsts), rows)]
+    # every other adapter is tried once, with the one of its trait
     within = [
         f"`{c.key}` {pair(beside, c, first)}" for first, *rest in groups.values() for c in rest
     ]
@@ -241,6 +277,7 @@ def page(report: Callable[[str], None] = lambda _: None) -> str:
     lines += ["", OVER, *_made_of(adapters, pair), ""]
     for part in sparse_composition.parts(firsts, trials):
         lines += [part] if isinstance(part, str) else [*_grid(part[0], part[1].items()), ""]
+    # a mean of factors is no mean of changes: only adapters that are linear in x have one
     first, *rest = [c for c in adapters if "linear" in c.tags]
     works = [c.key for c in (first, *rest) if pair(sums, first, c)]
     lines += [f"{SUMS}{', '.join(f'`{key}`' for key in works)}.", ""]

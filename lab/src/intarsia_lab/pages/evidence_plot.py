@@ -34,14 +34,17 @@ class EvidenceRow(NamedTuple):
     effect_interval: tuple[float, float] | None = None
 
     def to_the_right(self, value: float) -> float:
-        """Return how far a value lies on the side on which the claim holds, in its unit."""
+        """Return how far a value lies on the side on which the claim holds, in the claim's unit."""
         if self.sense == "within":
             return self.target - abs(value)
         return value - self.target if self.sense == ">=" else self.target - value
 
 
 def evidence_plot(rows: Sequence[EvidenceRow]) -> str:
-    """Return the plot as SVG inside a figure, in the colours of the page, light or dark."""
+    """Return a plot of all papers' figures beside their targets, as SVG inside an HTML figure.
+
+    rows: one for each paper, from top to bottom. Its colours are those of the page, light or dark.
+    """
     height = TOP + ROW * len(rows) + 8
     label = "Figures of all papers' headlines beside their targets and the papers' own effects"
     lines = [
@@ -53,12 +56,14 @@ def evidence_plot(rows: Sequence[EvidenceRow]) -> str:
         *_legend(),
         f'<path class="line" d="M{MIDDLE:g} {TOP - 8}V{height}"/>',
     ]
+    # one row under the other, each around the line of its target
     for number, row in enumerate(rows):
         lines += _row(row, TOP + ROW * number + ROW / 2)
     return "\n".join([*lines, "</svg>", "</figure>"])
 
 
 def _legend() -> list[str]:
+    """Return the SVG of the legend: our figure with its interval, and the paper's own effect."""
     y = 30
     return [
         f'<g class="holds">{_mark("holds", 10, y)}</g>',
@@ -69,11 +74,15 @@ def _legend() -> list[str]:
 
 
 def _row(row: EvidenceRow, y: float) -> Iterable[str]:
-    """Yield the SVG of one claim: name, the paper's effect and our figure. y: height in pixels."""
+    """Yield the SVG of one claim: name, the paper's effect and our figure.
+
+    row: the claim's figures; y: height of its middle in pixels, from above.
+    """
     name = row.name if len(row.name) <= NAME else row.name[: NAME - 1] + "…"
     title = escape(f"{row.name}: {row.word}")
     yield f'<g class="{row.word.replace(" ", "-")}"><title>{title}</title>'
     yield f'<text class="left" x="4" y="{y + 4:g}">{escape(name)}</text>'
+    # the paper's effect first, so that our own figure lies on top
     places = _places(row)
     for kind in ("effect", "ours"):
         if kind in places:
@@ -84,12 +93,17 @@ def _row(row: EvidenceRow, y: float) -> Iterable[str]:
 
 
 def _places(row: EvidenceRow) -> dict[str, tuple[float, float, float]]:
-    """Return where a row's point and the ends of its interval lie, of ours and of the paper's."""
+    """Return where a row's figures and the ends of their intervals lie, in pixels from the left.
+
+    "ours" and "effect" (the paper's) -> point, left end, right end; a key is missing where there is
+    no figure.
+    """
     values: dict[str, tuple[float, float, float]] = {}
     for kind, point, ends in (
         ("ours", row.figure, row.interval),
         ("effect", row.effect, row.effect_interval),
     ):
+        # a figure that is not a number has no place
         if point is not None and math.isfinite(point):
             low, high = ends or (point, point)
             # an interval around 0 of a tie reaches as far right as 0 itself lies
@@ -103,6 +117,7 @@ def _places(row: EvidenceRow) -> dict[str, tuple[float, float, float]]:
     scale = 0.94 * HALF / farthest
 
     def placed(value: float) -> float:
+        """Return the pixel of a distance from the target."""
         return MIDDLE + scale * value
 
     return {kind: (placed(p), placed(a), placed(b)) for kind, (p, a, b) in values.items()}
@@ -111,9 +126,11 @@ def _places(row: EvidenceRow) -> dict[str, tuple[float, float, float]]:
 def _bar(kind: str, word: str, x: float, low: float, high: float, y: float) -> Iterable[str]:
     """Yield the SVG of a figure and its interval.
 
-    kind: "effect" for the paper's figure, else ours; word: verdict; x, low, high, y: pixels.
+    kind: "effect" for the paper's figure, else ours; word: our verdict; x, low, high: figure and
+    ends of its interval, y: height of the row, all in pixels.
     """
     if kind == "effect":
+        # without an interval the point stands alone
         if high > low:
             yield f'<path class="paper" d="M{low:.1f} {y - 6:g}H{high:.1f}"/>'
         yield f'<path class="paper" d="{_diamond(x, y - 6)}"/>'
@@ -124,7 +141,10 @@ def _bar(kind: str, word: str, x: float, low: float, high: float, y: float) -> I
 
 
 def _mark(word: str, x: float, y: float) -> str:
-    """Return the mark of a verdict, which no two share: colours alone are not for everybody."""
+    """Return the mark of a verdict, which no two share: colours alone are not for everybody.
+
+    word: the verdict; x, y: middle of the mark in pixels.
+    """
     if word == "holds":
         return f'<circle class="mark" cx="{x:.1f}" cy="{y:g}" r="4"/>'
     if word == "fails":
@@ -136,4 +156,5 @@ def _mark(word: str, x: float, y: float) -> str:
 
 
 def _diamond(x: float, y: float) -> str:
+    """Return the SVG path of a diamond around a point, in pixels."""
     return f"M{x:.1f} {y - 4.5:g}l4.5 4.5l-4.5 4.5l-4.5 -4.5z"

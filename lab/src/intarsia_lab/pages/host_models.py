@@ -33,40 +33,57 @@ class Host(NamedTuple):
 
 
 def _pictures(size: int = 32, name: str = "x") -> Batch:
+    """Return a batch of two random pictures.
+
+    size: side in pixels; name: of the model's input.
+    """
     draws = torch.Generator().manual_seed(1)
     return {name: torch.randn(2, 3, size, size, generator=draws)}
 
 
 def _tokens(**extra: Any) -> Batch:
+    """Return a batch of two rows of six random token ids.  extra: more inputs of the model."""
     draws = torch.Generator().manual_seed(1)
     ids = torch.randint(5, 60, (2, 6), generator=draws)
     return {"input_ids": ids} | extra
 
 
 def _sounds(name: str, *shape: int) -> Batch:
+    """Return a batch of two random inputs of sound.
+
+    name: of the model's input; shape: of each, without the batch.
+    """
     draws = torch.Generator().manual_seed(1)
     return {name: torch.randn(2, *shape, generator=draws)}
 
 
 def _timm(name: str, **settings: Any) -> Host:
+    """Return a tiny model of timm with random weights, and its batch.
+
+    name: of the architecture; settings: of `timm.create_model`, and `size`, the side of the
+    pictures.
+    """
     size = settings.pop("size", 32)
     classes = {"num_classes": 5} | settings
     return Host(partial(timm.create_model, name, **classes), partial(_pictures, size))
 
 
 def _hf(model: str, config: str, batch: Callable[[], Batch], **settings: Any) -> Host:
-    """Return a host of a Hugging Face model of random weights.
+    """Return a tiny model of transformers with random weights, and its batch.
 
-    model, config: class names; batch: makes the inputs; settings: of the config.
+    model, config: names of its classes; batch: makes the inputs; settings: of the config.
     """
 
+    # built when it is asked for: to build all of them at import would be slow
     def make() -> nn.Module:
+        """Build the config, then the model."""
         built = getattr(hf, config)(**settings)
         return getattr(hf, model)(built)
 
     return Host(make, batch)
 
 
+# the smallest sizes that each family builds with: two layers of width 32
 TRUNK = {"depth": 2, "embed_dim": 32, "num_heads": 2}
 STAGES = {"depths": (1, 1, 1, 1), "num_heads": (1, 1, 2, 2)}
 SMALL = {
@@ -85,7 +102,10 @@ _hf_image = partial(_pictures, 32, "pixel_values")
 
 
 def _classifier(name: str, **settings: Any) -> Host:
-    """Return a decoder of transformers with a classifier."""
+    """Return a tiny decoder of transformers with a classifier.
+
+    name: of the family, as in its classes' names; settings: of the config.
+    """
     options = DECODER | settings
     return _hf(f"{name}ForSequenceClassification", f"{name}Config", _tokens, **options)
 
@@ -97,15 +117,21 @@ def _mixer() -> nn.Module:
 
 
 def _mobile(kind: Callable[..., nn.Module], *stages: str) -> Host:
-    """Return a MobileNet of few stages, each a block string of timm's."""
+    """Return a tiny MobileNet of few stages.
+
+    kind: its class; stages: block strings of timm's, such as "ir_r2_k3_s2_e6_c24": two inverted
+    residual blocks with 3x3 kernels.
+    """
 
     def make() -> nn.Module:
+        """Build the network from its block strings."""
         return kind(decode_arch_def([[s] for s in stages]), 5, num_features=32, stem_size=16)
 
     return Host(make, _pictures)
 
 
 def _clip() -> nn.Module:
+    """Return a tiny CLIP with random weights."""
     text = SMALL | {"vocab_size": 64, "max_position_embeddings": 16, "eos_token_id": 2}
     vision = SMALL | {"image_size": 32, "patch_size": 16}
     return hf.CLIPModel(hf.CLIPConfig(text_config=text, vision_config=vision, projection_dim=16))
@@ -120,6 +146,7 @@ def _both_texts() -> Batch:
 
 
 def _hiera() -> nn.Module:
+    """Return a tiny Hiera with random weights, head included."""
     model = timm.create_model(
         "hiera_tiny_224", img_size=64, embed_dim=16, stages=(1, 1, 1, 1), num_classes=5
     )
@@ -128,6 +155,7 @@ def _hiera() -> nn.Module:
 
 
 def _blip2() -> nn.Module:
+    """Return a tiny BLIP-2 with random weights: a picture encoder, a query model, and OPT."""
     vision = SMALL | {"image_size": 32, "patch_size": 16}
     asks = SMALL | {"encoder_hidden_size": 32, "vocab_size": 64}
     text = SMALL | {"model_type": "opt", "ffn_dim": 64, "word_embed_proj_dim": 32, "vocab_size": 64}
@@ -154,12 +182,17 @@ def _ended() -> Batch:
 
 
 def _generator(name: str, model: str = "", **settings: Any) -> Host:
-    """Return a decoder of transformers with its language head."""
+    """Return a tiny decoder of transformers with its language head.
+
+    name: of the family, as in its config's name; model: class name, where it is not
+    NAMEForCausalLM; settings: of the config.
+    """
     return _hf(model or f"{name}ForCausalLM", f"{name}Config", _tokens, **DECODER | settings)
 
 
 HOSTS: Mapping[str, Host] = MappingProxyType(
     {
+        # pictures to classes: transformers first, then convolutional networks
         "timm ViT": _timm("vit_tiny_patch16_224", img_size=32, **TRUNK),
         "timm DeiT": _timm("deit_tiny_distilled_patch16_224", img_size=32, **TRUNK),
         "timm DINOv2": _timm("vit_small_patch14_dinov2", img_size=28, size=28, **TRUNK),
@@ -191,6 +224,7 @@ HOSTS: Mapping[str, Host] = MappingProxyType(
             lambda: MetaFormer(depths=(1, 1), dims=(16, 32), num_classes=5), partial(_pictures, 64)
         ),
         "timm Hiera": Host(_hiera, partial(_pictures, 64)),
+        # convolutional networks, whose layers are Conv2d
         "timm ResNet": _timm("test_resnet"),
         "timm RegNet": Host(
             lambda: RegNet(RegNetCfg(depth=4, w0=8, wa=12.0, wm=1.5, group_size=8), num_classes=5),
@@ -204,6 +238,7 @@ HOSTS: Mapping[str, Host] = MappingProxyType(
             MobileNetV3, "cn_r1_k3_s2_e1_c16", "uir_r1_a5_k5_s2_e3_c24", "uir_r1_a0_k3_s1_e4_c24"
         ),
         "timm EfficientNet": _timm("test_efficientnet"),
+        # transformers: pictures
         "ViT": _hf("ViTForImageClassification", "ViTConfig", _hf_image, **IMAGE),
         "SigLIP": _hf(
             "SiglipForImageClassification",
@@ -214,6 +249,7 @@ HOSTS: Mapping[str, Host] = MappingProxyType(
             num_labels=5,
         ),
         "CLIP": Host(_clip, _image_and_text),
+        # encoders and decoders of text, with a classifier where there is one
         "BERT": _hf("BertForSequenceClassification", "BertConfig", _tokens, **TEXT),
         "RoBERTa": _hf("RobertaForSequenceClassification", "RobertaConfig", _tokens, **TEXT),
         "DistilBERT": _hf(
@@ -298,10 +334,12 @@ HOSTS: Mapping[str, Host] = MappingProxyType(
             hidden_size_per_layer_input=8,
             vocab_size_per_layer_input=64,
         ),
+        # mixtures of experts
         "Mixtral": _classifier("Mixtral", num_local_experts=4),
         "Llama 4": _generator(
             "Llama4Text", "Llama4ForCausalLM", num_local_experts=2, intermediate_size_mlp=64
         ),
+        # no attention in some or all blocks: state spaces and recurrence
         "Nemotron-H": _generator(
             "NemotronH",
             hybrid_override_pattern="M*-",
@@ -312,7 +350,9 @@ HOSTS: Mapping[str, Host] = MappingProxyType(
             ssm_state_size=8,
         ),
         "RWKV": _generator("Rwkv", attention_hidden_size=32, context_length=64, rescale_every=0),
+        # pictures and text
         "BLIP-2": Host(_blip2, _image_then_text),
+        # sound
         "Whisper encoder": _hf(
             "WhisperForAudioClassification",
             "WhisperConfig",
@@ -349,7 +389,7 @@ HOSTS: Mapping[str, Host] = MappingProxyType(
 def host(name: str) -> nn.Module:
     """Return a tiny model by its name in `HOSTS`, in evaluation mode.
 
-    The same weights at every call.
+    The weights are random, and the same at each call.
     """
     torch.manual_seed(0)
     return HOSTS[name].make().eval()

@@ -27,16 +27,21 @@ ANSWERS = ("yes", "folds")  # any other answer is a reason
 
 
 def said(model: nn.Module, batch: Batch) -> Tensor:
-    """Return the first tensor of a model's output in evaluation."""
+    """Return a model's output in evaluation mode: its first tensor.  batch: inputs by name."""
+    # models of timm take one input, "x"; those of transformers take names
     inputs = next(iter(batch.values())) if "x" in batch else batch
     return outputs(model.eval(), inputs)[0]
 
 
 def one_step(model: nn.Module, batch: Batch) -> None:
-    """Do a step of AdamW on what is trainable."""
+    """Take one optimiser step (AdamW) on the trainable parameters of a model.
+
+    The loss is the mean square of the outputs. batch: inputs by name.
+    """
     trained = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(trained, 1e-2)
     out = model.train()(*batch.values()) if "x" in batch else model.train()(**batch)
+    # two outputs at most: of CLIP, the scores of both sides
     losses = [t.square().mean() for t in tensors(out)[:2] if t.is_floating_point()]
     torch.stack(losses).sum().backward()
     optimizer.step()
@@ -44,17 +49,21 @@ def one_step(model: nn.Module, batch: Batch) -> None:
 
 
 def works(card: Card, name: str) -> str:
-    """Return "folds" if an adapter trains, saves, loads and folds on a model, else "yes".
+    """Try an adapter on a tiny model: train a step, save, load, fold; return how far it comes.
 
-    card: of the adapter, with its defaults; name: of the model; "yes" is all of it but the
-    fold. Raises: what refuses it; AssertionError where it does something else than it should.
+    card: the adapter's registered description, used with its default settings; name: of the model
+    in HOSTS. Returns "folds" if all works, "yes" if all but the fold does. Raises: the library's
+    error where the adapter is refused; AssertionError where it does something else than it should.
     """
     batch, model = HOSTS[name].batch(), host(name)
     before = said(model, batch)
+    # step 1: a copy of all weights, to find those that should not move
     frozen = {n: p.detach().clone() for n, p in own_parameters(model).items()}
     adapted = adapt(model, card.config())
+    # an adapter that says it starts at nothing must not change an output
     if "zero_start" in card.tags:
         assert torch.allclose(said(adapted, batch), before, atol=1e-5), "other outputs at the start"
+    # step 2: train; the adapter and the head may change, nothing else
     one_step(adapted, batch)
     heads = tuple(f"{h}." for h in adapted.peft_config["default"].modules_to_save or ())  # pyright: ignore
     moved = [
@@ -65,11 +74,13 @@ def works(card: Card, name: str) -> str:
     assert not moved, f"frozen weights moved: {moved[:2]}"
     after = said(adapted, batch)
     assert not torch.allclose(after, before, atol=1e-6), "nothing was trained"
+    # step 3: save, and load into a fresh model
     with tempfile.TemporaryDirectory() as folder:
         again = load(host(name), save(adapted, f"{folder}/saved"))
     assert torch.allclose(said(again, batch), after, rtol=1e-4, atol=1e-5), "loaded: other outputs"
     if "folds" not in card.tags:
         return "yes"
+    # step 4: fold into a stock model
     inputs = next(iter(batch.values())) if "x" in batch else batch
     try:
         stock = fold(adapted, inputs=inputs, report=lambda _: None)
@@ -81,9 +92,10 @@ def works(card: Card, name: str) -> str:
 
 
 def upcycles(name: str) -> str:
-    """Upcycle a tiny model by the defaults, train it a step, save it and load it.
+    """Upcycle a tiny model by the defaults, train it a step, save it and load it; return "yes".
 
-    Raises: what refuses it; AssertionError where it does something else than it should.
+    Upcycling replaces the MLPs by mixtures of experts. name: of the model in HOSTS. Raises: the
+    library's error where it is refused; AssertionError where it does something else than it should.
     """
     batch, model = HOSTS[name].batch(), host(name)
     before = said(model, batch)
@@ -124,30 +136,35 @@ with a convolution or a batch norm inside cannot be one.
 
 
 def page(report: Callable[[str], None] = lambda _: None) -> str:
-    """Return the page; trials whose code has not changed are read back.  report: gets the rest."""
+    """Return the text of docs/hosts.md: which adapters work on which families of models, by trials.
+
+    Trials whose code has not changed are read from a store; report: gets a line for each that runs.
+    """
     adapters, reasons, trials = cards("adapter"), list[str](), Trials(__file__, report)
     columns = {
         c.key: trials("column", c, run=partial(_column, partial(works, c))) for c in adapters
     }
+    # upcycling is tried like an adapter, in the last column
     columns[UPCYCLE] = trials(UPCYCLE, run=partial(_column, upcycles))
     lines = [INTRO, f"| | {' | '.join(columns)} |", f"|---{'|---' * len(columns)}|"]
     for name in HOSTS:
         cells = [_cell(column[name], reasons) for column in columns.values()]
         lines.append(f"| **{name}** | {' | '.join(cells)} |")
+    # numbers in the table refer to this list of reasons
     lines += ["", *(f"{i}. {reason}" for i, reason in enumerate(reasons, 1)), ""]
     return "\n".join(lines)
 
 
 def _column(trial: Callable[[str], str]) -> dict[str, str]:
-    """Return the answer of a trial on every model, by the model's name."""
+    """Return the answer of a trial on every model of HOSTS, by the model's name."""
     return {name: _answer(trial, name) for name in HOSTS}
 
 
 def _answer(trial: Callable[[str], str], name: str) -> str:
-    """Return what `trial` found for a model, or the reason why it is refused.
+    """Return what a trial found for a model, or the reason why the library refused it.
 
-    trial: model name -> "yes" (an adapter trains, saves and loads on it) or "folds" (and it
-    folds into the weights); name: of the model.
+    trial: model name -> "yes" (an adapter trains, saves and loads on it) or "folds" (and it folds
+    into the weights); name: of the model.
     """
     try:
         return trial(name)
@@ -158,7 +175,10 @@ def _answer(trial: Callable[[str], str], name: str) -> str:
 
 
 def _cell(answer: str, reasons: list[str]) -> str:
-    """Return the text of a cell of the table: a reason's number, which may be a new one."""
+    """Return what stands in the table for an answer: the word, or the number of a reason.
+
+    reasons: those so far; a new one is appended.
+    """
     if answer in ANSWERS:
         return answer
     if answer not in reasons:

@@ -20,17 +20,21 @@ ROOT = INDEX.parents[1]
 
 
 def modules_with_cards(root: Path = ROOT) -> list[str]:
-    """Return modules below `root` with a line that begins with `CARD = ` or `CARDS = `, sorted."""
+    """Return the names of modules below `root` that declare a CARD or CARDS, sorted.
+
+    A card is the registered description of a method.
+    """
     files = (p for p in root.rglob("*.py") if re.search("^CARDS? = ", p.read_text(), re.MULTILINE))
     paths = (p.parent if p.stem == "__init__" else p.with_suffix("") for p in files)
     return sorted(".".join(p.relative_to(root).parts) for p in paths)
 
 
 def entries(*, settings: bool = True) -> dict[str, dict[str, Any]]:
-    """Return the index by key, from the methods' modules; all of them are imported.
+    """Return the index of all methods, by key, from their modules, which are imported.
 
-    settings: False leaves them out; only then may an index be missing or old.
+    settings: False leaves the settings out; only then may the index on disk be missing or old.
     """
+    # a method's file may hold several cards
     by_key = {
         method_card.key: entry(method_card, module, settings)
         for module in modules_with_cards()
@@ -40,8 +44,12 @@ def entries(*, settings: bool = True) -> dict[str, dict[str, Any]]:
 
 
 def entry(method_card: Card, module: str, settings: bool) -> dict[str, Any]:
-    """Return a card as JSON can hold it, with each setting's type and default."""
+    """Return a method's description as JSON can hold it, with each setting's type and default.
+
+    method_card: the registered description; module: where it is declared; settings: include them.
+    """
     config = cast(Any, method_card.config)
+    # a method without a class of settings is a function: it has no path to import
     named = inspect.isclass(config)
     return {
         "kind": method_card.kind,
@@ -62,7 +70,10 @@ def entry(method_card: Card, module: str, settings: bool) -> dict[str, Any]:
 
 
 def _settings(config: Any) -> list[dict[str, Any]]:
-    """Return name, type, default and help of each setting. config: a dataclass instance."""
+    """Return name, type, default and help of each setting.
+
+    config: an instance of the settings' dataclass, with its defaults.
+    """
     defaults = settings_to_dict(config)
     helps = helps_of(inspect.getdoc(type(config)) or "", defaults)
     return [
@@ -79,12 +90,13 @@ def helps_of(doc: str, names: Iterable[str]) -> dict[str, str]:
     """Return what a config's docstring says of each setting, as in "experts: E; active: k."
 
     A sentence or a clause that begins with names of settings and a colon is about these, up to the
-    next one, or to the end of its paragraph.
+    next one, or to the end of its paragraph. doc: the docstring; names: of the settings.
     """
     helps: dict[str, str] = {}
     name = "|".join(sorted(map(re.escape, names), key=len, reverse=True))
     if not name:
         return helps
+    # longest names first, so that "rank" does not match the beginning of "rank_max"
     head = re.compile(rf"(?:^|(?<=[.;])\s+|^\s*)((?:{name})(?:, (?:{name}))*): ")
     for paragraph in doc.split("\n\n"):
         # a line of its own begins a clause, too
@@ -102,7 +114,10 @@ def _type_name(annotation: object) -> str:
 
 
 def index_text(entries_by_key: Mapping[str, Mapping[str, Any]]) -> str:
-    """Return the index as JSON, one field a line, so that changes can be read and merged."""
+    """Return the index as JSON text, one field a line, so that changes can be read and merged.
+
+    entries_by_key: description of each method, see `entry`.
+    """
     cards = (
         f" {json.dumps(key)}: {{\n"
         + ",\n".join(
@@ -123,22 +138,24 @@ def stubs() -> list[Path]:
 def stub_text(
     entries_by_key: Mapping[str, Mapping[str, Any]], stub: Path, package: str = ""
 ) -> str:
-    """Return a stub's text: its names as they are, and the settings of every card below its folder.
+    """Return the text of a stub file: imports of a package's public names.
 
-    package: "routers." for that folder; "" for the top level and the topics, whose names are chosen
-    by hand.
+    entries_by_key: the index of methods, whose settings below a folder are all public; stub: its
+    path, whose names so far stay; package: "routers." for that folder, "" for the top level and the
+    topics, whose names are chosen by hand.
     """
     places = (
         e["config"].rpartition(".") for e in entries_by_key.values() if e["config"] and package
     )
     below = {name: m.removeprefix(package) for m, _, name in places if m.startswith(package)}
     names = homes(stub) | below
+    # by module, then classes before functions, so that a merge finds one order
     rows = sorted((m, n.islower(), n) for n, m in names.items() if _exists(f"{package}{m or n}"))
     return "".join(f"from .{m} import {n} as {n}\n" for m, _, n in rows)
 
 
 def package_of(stub: Path) -> str:
-    """Return the package of a stub, as `stub_text` wants it."""
+    """Return the package of a stub with a dot behind it, "" for the top level."""
     return "".join(f"{part}." for part in stub.parent.relative_to(ROOT).parts)
 
 
@@ -148,7 +165,7 @@ def _exists(module: str) -> bool:
 
 
 def write() -> None:
-    """Write the index and the stubs."""
+    """Write the card index and the stubs of public names."""
     for settings in (False, True):  # a setting may be a method, whose key the index must know
         by_key = entries(settings=settings)
         INDEX.write_text(index_text(by_key))

@@ -16,7 +16,11 @@ CHOSEN = ("mixlora", "llava_mole")  # whose cell is a mixture that routes by its
 
 
 def figure(card: Mapping[str, Any]) -> str:
-    """Return the drawing of a described card, "" where its kind has none."""
+    """Return a small drawing of a method as SVG, "" where its kind has none.
+
+    card: its description from the index: name, kind and tags decide what is drawn.
+    """
+    # upcycling is a change, and is drawn as the mixture that it makes
     draw = _DRAWINGS.get("mixture" if card["name"] == "upcycle" else card["kind"])
     if draw is None or card["name"] in NOT_BESIDE:
         return ""
@@ -26,33 +30,46 @@ def figure(card: Mapping[str, Any]) -> str:
 
 
 def _box(x: float, y: float, w: float, h: float, text: str = "", kind: str = "box") -> Lines:
+    """Return the SVG of a box with text in its middle.
+
+    x, y: its upper left corner; w, h: its size, in pixels; kind: CSS class, "new" for trained
+    parts.
+    """
     lines = [f'<rect class="{kind}" x="{x:g}" y="{y:g}" width="{w:g}" height="{h:g}" rx="6"/>']
     return lines + (_text(x + w / 2, y + h / 2 + 5, text) if text else [])
 
 
 def _text(x: float, y: float, text: str, kind: str = "") -> Lines:
+    """Return the SVG of a text, whose middle is at x.  kind: CSS class."""
     return [f'<text x="{x:g}" y="{y:g}"{f" class={kind!r}" if kind else ""}>{text}</text>']
 
 
 def _line(*points: tuple[float, float], kind: str = "line") -> str:
+    """Return the SVG of a line through points.
+
+    kind: CSS class, such as "open" for paths that are not taken.
+    """
     path = "L".join(f"{x:g} {y:g}" for x, y in points)
     return f'<path class="{kind}" d="M{path}"/>'
 
 
 def _arrow(*points: tuple[float, float]) -> Lines:
-    """Ends in a tip; the last stretch goes to the right."""
+    """Return the SVG of a line through points that ends in a tip pointing to the right."""
     x, y = points[-1]
     tip = f'<path class="arrow" d="M{x:g} {y:g}l-7 -4.5v9z"/>'
     return [_line(*points[:-1], (x - 6, y)), tip]
 
 
 def _adapter(name: str, tags: set[str]) -> tuple[Lines, int, str]:
-    """Draw a frozen layer and a trainable module beside it.
+    """Draw an adapter beside a frozen layer: input, both paths, and their sum.
 
-    The module is in parts where training draws some of them at random.
+    The adapter is in parts where training draws some of them at random. name: of the method; tags:
+    of its card. Returns the SVG's lines, its height in pixels, and the text for screen readers.
     """
+    # the upper path: the frozen layer
     lines = [*_text(28, 53, "x"), *_arrow((40, 48), (150, 48)), *_box(150, 24, 150, 48)]
     lines += [*_text(225, 53, "layer, frozen"), *_arrow((300, 48), (428, 48))]
+    # the lower path: the adapter, which reads the same input
     lines += [_line((90, 48), (90, 128)), *_arrow((90, 128), (150, 128))]
     if "stochastic" in tags and "linear" not in tags:
         for part in range(4):
@@ -62,6 +79,7 @@ def _adapter(name: str, tags: set[str]) -> tuple[Lines, int, str]:
         inner = "a change of weights" if "linear" in tags else "down, activation, up"
         inner = "LoRA experts and a router" if name in CHOSEN else inner
         lines += [*_box(150, 104, 150, 48, name, "new"), *_text(225, 172, inner, "soft")]
+    # both meet in a sum
     lines += [_line((300, 128), (440, 128), (440, 64)), *_sum(440, 48)]
     lines += [*_arrow((454, 48), (520, 48)), *_text(534, 53, "y")]
     after = "afterwards folded: no extra layer" if "folds" in tags else "stays beside the layer"
@@ -70,14 +88,20 @@ def _adapter(name: str, tags: set[str]) -> tuple[Lines, int, str]:
 
 
 def _sum(x: float, y: float) -> Lines:
+    """Return the SVG of a plus in a circle."""
     ring = f'<circle class="line" cx="{x:g}" cy="{y:g}" r="13"/>'
     return [ring, _line((x - 6, y), (x + 6, y)), _line((x, y - 6), (x, y + 6))]
 
 
 def _router(name: str, tags: set[str]) -> tuple[Lines, int, str]:
-    """Return tokens, and which experts they go to."""
+    """Draw a router between tokens and experts, with lines to the experts that each token has.
+
+    name: of the method; tags: of its card. Returns the SVG's lines, its height in pixels, and the
+    text for screen readers.
+    """
     lines: Lines = _text(60, 20, "tokens", "soft") + _text(470, 20, "experts", "soft")
     tokens, experts = (44.0, 80.0, 116.0, 152.0), (44.0, 80.0, 116.0, 152.0)
+    # the first expert of a token is drawn as a full line, the others faint
     choices = ((0, 1), (0, 3), (2, 1), (3, 2)) if "sparse" in tags else ((0, 1, 2, 3),) * 4
     for y, chosen_experts in zip(tokens, choices, strict=True):
         lines.append(f'<circle class="line" cx="60" cy="{y:g}" r="9"/>')
@@ -87,6 +111,7 @@ def _router(name: str, tags: set[str]) -> tuple[Lines, int, str]:
             lines.append(_line((330, y), (420, experts[expert]), kind=kind))
     for number, y in enumerate(experts):
         lines += _box(420, y - 13, 100, 26, f"expert {number + 1}", "box")
+        # three slots: an expert takes no more tokens
         if "capacity" in tags:
             lines += [_line((x, y + 9), (x + 14, y + 9)) for x in (440, 462, 484)]
     says = "a learned gate" if "learned" in tags else "a rule, nothing learned"
@@ -104,7 +129,10 @@ def _router(name: str, tags: set[str]) -> tuple[Lines, int, str]:
 
 
 def _stack(kinds: Sequence[str], texts: Sequence[str], y: float = 44) -> Lines:
-    """Draw blocks from left to right."""
+    """Draw blocks from left to right, with lines between them.
+
+    kinds: CSS class of each; texts: what stands in each; y: upper edge in pixels.
+    """
     lines: Lines = []
     wide = (WIDTH - 40) / len(kinds) - 14
     for number, (kind, text) in enumerate(zip(kinds, texts, strict=True)):
@@ -116,11 +144,16 @@ def _stack(kinds: Sequence[str], texts: Sequence[str], y: float = 44) -> Lines:
 
 
 def _baseline(name: str, tags: set[str]) -> tuple[Lines, int, str]:
-    """Draw the blocks of the model that train."""
+    """Draw a model's blocks, those that a baseline trains filled.
+
+    name: of the method; tags: unused, other kinds of method need them. Returns the SVG's lines, its
+    height in pixels, and the text for screen readers.
+    """
     texts = ["input", *(f"{n}" for n in range(1, BLOCKS)), "head"]
     trained: Iterable[int] = {"linear": (6,), "full": range(7), "last-k": (5, 6)}.get(name, (6,))
     kinds = ["new" if n in trained else "box" for n in range(len(texts))]
     lines = _stack(kinds, texts)
+    # small boxes below the blocks: parts that are trained inside of each
     per_block = {"bitfit": "biases", "norms": "norms", "vpt-deep": "prompts"}.get(name)
     if per_block or name == "vpt-shallow":
         wide = (WIDTH - 40) / len(texts)
@@ -132,7 +165,12 @@ def _baseline(name: str, tags: set[str]) -> tuple[Lines, int, str]:
 
 
 def _mixture(name: str, tags: set[str]) -> tuple[Lines, int, str]:
-    """Return a layer, and the experts in its place."""
+    """Draw a layer that becomes a router and experts.
+
+    name: of the method; tags: unused, other kinds of method need them. Returns the SVG's lines, its
+    height in pixels, and the text for screen readers.
+    """
+    # left the layer as it was, right the router and experts in its place
     lines = [*_box(20, 58, 110, 54, "layer"), *_arrow((130, 85), (200, 85))]
     lines += [*_text(165, 74, "becomes", "soft"), *_box(200, 58, 84, 54, "router", "new")]
     for number, y in enumerate((12, 58, 104)):
@@ -152,11 +190,15 @@ _DRAWINGS: Mapping[str, Callable[[str, set[str]], tuple[Lines, int, str]]] = {
 
 
 def when(card: Mapping[str, Any]) -> str:
-    """Return when to use a method, by kind and tags, and when not, in its class's words."""
+    """Return when to use a method, by its kind and tags, and when not, from its docstring.
+
+    card: its description from the index.
+    """
     tags, use = set(card["tags"]), ""
     if card["kind"] == "adapter":
         use = "a pretrained model whose weights stay frozen"
         use += "; it folds into a stock model" if "folds" in tags else "; it stays a part of it"
+        # a draw in each step is a noise, which helps where data are few
         use += "; it regularises: few samples, many passes" if "stochastic" in tags else ""
     elif card["kind"] == "router":
         use = "mixtures in encoders, as of pictures" if "non_causal" in tags else "any mixture"
@@ -171,10 +213,14 @@ def when(card: Mapping[str, Any]) -> str:
 
 
 def _refused(doc: str) -> tuple[str, str] | None:
-    """Return the sentence of a docstring that begins with "Not for", "Not when" or "Not with"."""
+    """Return the paragraph of a docstring that begins with "Not for", "Not when" and the like.
+
+    In two parts: the first two words, and the rest; None if there is none.
+    """
     lines = doc.splitlines()
     for number, line in enumerate(lines):
         if line.startswith(("Not for ", "Not when ", "Not with ", "Not where ", "Not in ")):
+            # the paragraph ends at an empty line
             rest = lines[number:]
             end = next((i for i, text in enumerate(rest) if i and not text.strip()), len(rest))
             words = " ".join(text.strip() for text in rest[:end]).split(" ")

@@ -53,11 +53,10 @@ def published(docs: Path) -> tuple[list[Record], list[Record]]:
 
 
 def pages(claims: Sequence[Record], references: Sequence[Record] = ()) -> dict[str, str]:
-    """Return the text of every methods page by its file name, index.md among them.
+    """Return the text of every page of docs/methods, by file name, index.md among them.
 
-    claims: records of the claims that were run; references: records of comparisons with
-    published code, from tests/reference. A method has a page if its description has "doc", its
-    docstring.
+    claims: records of the claims that were run; references: records of comparisons with published
+    code, from tests/reference. A method has a page if its description has "doc", its docstring.
     """
     descriptions = [describe(card) for card in cards()]
     texts = {f"{c['name']}.md": page(c, claims, references) for c in descriptions if "doc" in c}
@@ -65,9 +64,13 @@ def pages(claims: Sequence[Record], references: Sequence[Record] = ()) -> dict[s
 
 
 def index(descriptions: list[dict[str, Any]]) -> str:
-    """Return the table of all methods, by kind."""
+    """Return the text of docs/methods/index.md: a table of all methods for each kind.
+
+    descriptions: of the methods, from the index.
+    """
     lines = [INDEX]
     present = {card["kind"] for card in descriptions}
+    # in the order of KINDS, not of the alphabet: adapters first
     for kind in (kind for kind in KINDS if kind in present):
         lines += [f"## {kind.capitalize()}s", "", "| name | what it is | paper | tags |"]
         lines += ["|---|---|---|---|"]
@@ -85,18 +88,26 @@ def index(descriptions: list[dict[str, Any]]) -> str:
 
 
 def measured(arxiv: str, claims: Sequence[Record]) -> list[Record]:
-    """The claims whose sentence names this paper, and those that follow one of them by key."""
+    """Return the records of claims of one paper: those that name it, and those named after them.
+
+    arxiv: number of the paper; claims: all records.
+    """
     named = {claim["key"] for claim in claims if arxiv in claim["sentence"]}
+    # dsl-multvae follows dsl: its sentence need not name the paper again
     after = tuple(f"{key}-" for key in named)
     return [c for c in claims if c["key"] in named or c["key"].startswith(after)]
 
 
 def beside_official(name: str, references: Sequence[Record]) -> str:
-    """Return the section of a method's page that compares it with its paper's code."""
+    """Return the section of a method's page that compares it with its paper's own code.
+
+    name: of the method; references: records of comparisons, each with repository and commit.
+    """
     heading = "\n## Beside the official code\n"
     mine = [record for record in references if name in record["methods"]]
     if not mine:
         return f"{heading}\nIt was not compared with an official implementation."
+    # a comparison has a row; what has no official code to compare with has a note
     rows, notes = [], []
     for record in mine:
         if record["repository"]:
@@ -122,8 +133,8 @@ def page(
 ) -> str:
     """Return a method's page: summary, paper, class, docstring, settings, tags, how to run it.
 
-    claims: those of its paper are in a table, held or not.  references: likewise, beside the
-    paper's official code.
+    card: its description from the index; claims: all records, of which those of its paper are in a
+    table; references: records of comparisons with official code.
     """
     paper = card["paper"]
     names = f"Also called: {', '.join(card['names'])}. " if card["names"] else ""
@@ -147,6 +158,7 @@ def page(
     if card["kind"] == "adapter":
         command, python = example(card)
         lines += ["", "## Run it", "", "```sh", command, "```", "", "```python", python, "```"]
+    # what was compared with the authors' code, and what was measured here
     lines.append(beside_official(card["name"], references))
     if of_paper := measured(paper["arxiv"], claims):
         lines.append(MEASURED.rstrip("\n"))
@@ -159,10 +171,12 @@ def page(
 
 
 def reference(text: str) -> str:
-    """Return docs/reference.md with its table of methods as the index has them.
+    """Return docs/reference.md with the table of methods renewed.
 
-    text: the old one.
+    text: the page as it is, of which all else stays. Raises: DataError without a section of
+    methods.
     """
+    # all between this heading and the next one is replaced
     before, heading, rest = text.partition(REFERENCE)
     if not heading:
         raise DataError(
@@ -178,7 +192,10 @@ def reference(text: str) -> str:
 
 
 def write(folder: Path) -> list[Path]:
-    """Write every page, and remove those of methods that are gone."""
+    """Write every page of docs/methods; return their paths.
+
+    folder: docs/methods, from which pages of methods that are gone are removed.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     texts = pages(*published(folder.parent))
     for old in folder.glob("*.md"):

@@ -53,8 +53,12 @@ options without a keyword are for the command line only.
 
 
 def options_text() -> str:
-    """Return train/options.py; the types are those in the source of the fields."""
+    """Return the text of train/options.py: the keywords of `fit`, with types for type checkers.
+
+    The types are those in the source of the settings' classes.
+    """
     lines: list[str] = []
+    # the source, since a type as an object has lost how it was written
     for node in ast.parse(inspect.getsource(settings)).body:
         if isinstance(node, ast.ClassDef) and node.name in (
             kind.__name__ for kind in (Training, Recipe, Running)
@@ -71,17 +75,20 @@ def options_text() -> str:
 
 
 def page() -> str:
-    """Return docs/settings.md."""
+    """Return the text of docs/settings.md: a table of the settings of each class."""
     return "\n".join([PAGE, *_tables()])
 
 
 def _tables() -> Iterator[str]:
+    """Yield the lines of a section with a table for each class of settings."""
     for kind, panel in PANELS.items():
         only = ", on the command line only" if kind in ONLY_COMMAND_LINE else ""
         yield f"## {panel}: `{kind.__name__}`{only}\n"
         yield "| setting | option | type | default | range | help |\n|---|---|---|---|---|---|"
         for item, declared in settings_of(kind):
+            # a setting for Python alone has no option
             option = "" if declared.python or item.name == "data" else f"`{option_name(item)}`"
+            # annotations are text where a module postpones them
             plain = item.type if not isinstance(item.type, str) else None
             cells = (
                 f"`{item.name}`",
@@ -96,12 +103,16 @@ def _tables() -> Iterator[str]:
 
 
 def _default(item: Any) -> str:
+    """Return a setting's default as the page writes it, "" for None and where there is none."""
     stated = item.default not in (None, (), MISSING)
     return f"`{written(item.default)}`" if stated else ""
 
 
 def _range(name: str, declared: Setting) -> str:
-    """Return the words that are valid, or the range of a number."""
+    """Return what a setting may be: its valid words, or the range of a number.
+
+    name: of the setting; declared: its declaration.
+    """
     if valid := words(declared.choices):
         return ", ".join(f"`{word}`" for word in valid)
     return declared.limits(name)

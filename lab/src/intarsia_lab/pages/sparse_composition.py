@@ -58,11 +58,13 @@ def mixtral() -> nn.Module:
     sizes |= {"num_attention_heads": 4, "num_key_value_heads": 2, "num_local_experts": 4}
     with torch_seed(0):
         model = MixtralForCausalLM(MixtralConfig(vocab_size=64, **sizes)).eval()
+    # a cache of keys would make the second forward another one
     model.config.use_cache = False
     return model
 
 
 def tokens() -> Tensor:
+    """Return 8 rows of 32 random token ids, the same ones each time."""
     return torch.randint(64, (8, 32), generator=torch.Generator().manual_seed(3))
 
 
@@ -73,7 +75,10 @@ MIXTURES: Mapping[str, tuple[Callable[[], nn.Module], Callable[[], Tensor]]] = {
 
 
 def zeros_of(model: nn.Module) -> dict[str, Tensor]:
-    """Return the masks of zeros of pruned weights, by parameter name."""
+    """Return masks of the zeros of pruned weights, by parameter name; True = zero.
+
+    A weight counts as pruned if about half of it, or more, is zero.
+    """
     zeros: dict[str, Tensor] = {}
     for name, weight in model.named_parameters():
         is_zero = weight.detach() == 0
@@ -83,10 +88,10 @@ def zeros_of(model: nn.Module) -> dict[str, Tensor]:
 
 
 def on_sparse_trunk(card: Card) -> list[str]:
-    """Return an adapter's row of answers on a pruned model: stays, fold, keep_zeros and soup.
+    """Try an adapter on a model with half of its weights pruned; return its row of answers.
 
-    In turn: do pruned weights stay 0 in training; do they after a fold; after one with
-    keep_zeros; what is a mean of two such models (see `_soup`).
+    card: the adapter's registered description. In turn: do pruned weights stay 0 in training; do
+    they after a fold; after one with keep_zeros; what is a mean of two such models (see `_soup`).
     """
     model = adapt(trunk(), tiny(card), name="one", head=None)
     before = zeros_of(model)
@@ -94,15 +99,17 @@ def on_sparse_trunk(card: Card) -> list[str]:
     after = zeros_of(model)
     stays = bool(before) and all(torch.equal(after[n], before[n]) for n in before)
     count = sum(int(zeros.sum()) for zeros in before.values())
+    # by default a fold that would fill zeros is refused; keep_zeros drops what would fill them
     folds = [_folded(model, keep, count) for keep in (None, True)]
     return ["yes" if stays else "no", *folds, _soup(card)]
 
 
 def _folded(model: Any, keep_zeros: bool | None, count: int) -> str:
-    """Fold adapters into a model's weights, and say whether all of its pruned zeros survive.
+    """Fold an adapter into a model's weights; return whether all pruned zeros survive, in a word.
 
-    keep_zeros: option of `fold`; count: how many zeros there were before. Returns "yes" or
-    "no", "refused" if folding would fill zeros, "no fold" if it cannot fold at all.
+    keep_zeros: option of `fold`, which drops the part of the adapter that would fill zeros; count:
+    how many zeros there were before. Returns "yes" or "no", "refused" if folding would fill zeros,
+    "no fold" if it cannot fold at all.
     """
     try:
         stock = fold(model, keep_zeros=keep_zeros, report=lambda _: None)
@@ -112,8 +119,14 @@ def _folded(model: Any, keep_zeros: bool | None, count: int) -> str:
 
 
 def _soup(card: Card) -> str:
-    """Return "of changes", "of tensors" or "no": what an average of adapted models is."""
+    """Average two adapted models that were trained from one start; return what the average is.
+
+    card: the adapter's registered description. "of changes": its change of the weights is the mean
+    of theirs; "of tensors": it loads and keeps the zeros, but the change is another one; "no"
+    otherwise.
+    """
     start: Any = adapt(trunk(), tiny(card), name="one", head=None)
+    # one start and two trainings: models from two starts have no meaningful average
     first, second = (moved(copy.deepcopy(start), seed=seed) for seed in (2, 3))
     try:
         start.load_state_dict(soup([first, second]))
@@ -130,7 +143,10 @@ def _soup(card: Card) -> str:
 
 
 def _is_mean(mean: Any, first_model: Any, second_model: Any) -> bool:
-    """Return whether adapter "one" of `mean` is the mean of those of two models, in each layer."""
+    """Test that adapter "one" of a model is the mean of those of two others, in each layer.
+
+    mean, first_model, second_model: models with an adapter "one".
+    """
     layers, first, second = (layers_of(model, "one") for model in (mean, first_model, second_model))
     return all(
         torch.allclose(
@@ -143,12 +159,16 @@ def _is_mean(mean: Any, first_model: Any, second_model: Any) -> bool:
 
 
 def _experts(model: nn.Module) -> Iterator[tuple[str, Any]]:
+    """Yield name and matrix of every expert in a model's mixtures."""
     for stop in stops_of(model, ()):
         yield from ((n, m) for n, m in stop.layers.items() if m.index is not None)
 
 
 def _loads(model: nn.Module, make: Callable[[], nn.Module], inputs: Tensor) -> bool:
-    """Return whether a model that `make` builds anew gives equal outputs from the state dict."""
+    """Test that a fresh model with the state dict gives equal outputs.
+
+    model: as trained; make: builds it anew; inputs: of both.
+    """
     again = make()
     again.load_state_dict(model.state_dict())
     with torch.no_grad():
@@ -157,13 +177,20 @@ def _loads(model: nn.Module, make: Callable[[], nn.Module], inputs: Tensor) -> b
 
 
 def trained_sparse(card: Card, mixture: str) -> str:
-    """Tell if a schedule trains each expert of a mixture at its density, zeros staying zeros."""
+    """Train a mixture with a schedule of masks; return "yes" if each expert has its density.
+
+    card: the schedule's registered description; mixture: key of MIXTURES. Weights outside of the
+    masks must be 0, and the state must load into a fresh model; "no" otherwise.
+    """
     make, inputs = MIXTURES[mixture]
     model, schedule = make(), tiny(card)
+    # a schedule without a density of its own needs a pruned model
     if not hasattr(schedule, "density"):  # it keeps the zeros that it finds
         sparsify(model, Magnitude(TRUNK))
     masking = Masking(schedule, model.train(), 0)
+    # weights that each expert's mask keeps at the start
     counts = {name: int(_mask_of(masking, name).sum()) for name, _ in _experts(model)}
+    # an optimiser would move pruned weights by momentum: this one is masked
     optimizer = masking.masked.optimizer(
         lambda m, lr, decay: AdamW(m.parameters(), lr=lr, weight_decay=decay)
     )(model, 1e-3, 0.0)
@@ -172,11 +199,13 @@ def trained_sparse(card: Card, mixture: str) -> str:
             masking.before(step, STEPS)
             output = model(inputs())
             getattr(output, "logits", output).square().mean().backward()
+            # RigL's steps change masks by the gradient, in place of an optimiser step
             if masking.replaces(step, STEPS):
                 masking.regrow(step, STEPS)
             else:
                 optimizer.step()
             optimizer.zero_grad()
+    # at the end: the density of each expert by itself, not of all together
     for name, layer in (experts := dict(_experts(model))).items():
         mask = _mask_of(masking, name)
         want = counts[name] if isinstance(schedule, DropAndGrow) else round(TRUNK * mask.numel())
@@ -186,25 +215,35 @@ def trained_sparse(card: Card, mixture: str) -> str:
 
 
 def _mask_of(masking: Masking, name: str) -> Tensor:
-    """Return an expert's mask, by the name of its matrix."""
+    """Return one expert's part of a mask.
+
+    masking: the masks of a model in training; name: of the expert's matrix, with the expert's
+    number at the end.
+    """
     stack, _, expert = name.rpartition(".")
     return masking.masked.kept[stack][int(expert)]
 
 
 def pruned(card: Card, mixture: str) -> str:
-    """Tell if a pruner prunes each expert by the tokens routed to it, and leaves the router."""
+    """Prune a mixture; return "yes" if each expert was pruned by the tokens that are routed to it.
+
+    card: the pruner's registered description; mixture: key of MIXTURES. An expert without tokens
+    must stay dense where the pruner needs inputs, and so must the router; "no" otherwise.
+    """
     make, inputs = MIXTURES[mixture]
     model, method = make(), tiny(card)
     assert isinstance(method, Pruner)
     layers = dict(_experts(model))
     with seeing(layers, {"square"}) as statistics, torch.no_grad():
         model(inputs())
+    # experts that had any token of the calibration inputs
     reached = {n for n, stats in statistics.found.items() if stats.count}
     done = sparsify(model, method, [inputs()])
     rows = {row["layer"]: row for row in done.table}
     for name in layers:
         dense = bool(method.needs) and name not in reached
         want = 1.0 if dense else method.density
+        # 5 %: whole weights cannot meet a density exactly in a small layer
         if abs(rows[name]["density"] - want) > 0.05 or bool(rows[name].get("told")) != dense:
             return "no"
     routers = any("gate" in n.rpartition(".")[2] or "router" in n for n in rows)
@@ -212,17 +251,17 @@ def pruned(card: Card, mixture: str) -> str:
 
 
 def trained_in_mixtures(card: Card) -> list[str]:
-    """Return what `trained_sparse` says of a schedule, for each kind of mixture."""
+    """Return the answer of `trained_sparse` for each kind of mixture."""
     return [trained_sparse(card, mixture) for mixture in MIXTURES]
 
 
 def pruned_in_mixtures(card: Card) -> list[str]:
-    """Return what `pruned` says of a pruner, for each kind of mixture."""
+    """Return the answer of `pruned` for each kind of mixture."""
     return [pruned(card, mixture) for mixture in MIXTURES]
 
 
 def schedules() -> list[Card]:
-    """Return the schedules of masks."""
+    """Return the registered schedules of masks."""
     return [card for card in cards("schedule") if isinstance(tiny(card), SparseSchedule)]
 
 
@@ -233,13 +272,18 @@ def pruners() -> list[Card]:
 def parts(
     firsts: Sequence[Card], trials: Trials
 ) -> Iterator[str | tuple[list[str], dict[str, list[str]]]]:
-    """Yield texts, and tables as (heads, rows): the part of the page on sparse weights."""
+    """Yield the page's section on sparse weights, as texts, and tables as (heads, rows).
+
+    firsts: adapters to try, one for each trait; trials: the store of results.
+    """
 
     def row(trial: Callable[[Card], list[str]], card: Card) -> list[str]:
+        """Return a method's row of answers, stored or by running the trial now."""
         return trials(trial.__name__, card, run=partial(trial, card))
 
     yield INTRO
     yield ["stays", "fold", "keep_zeros", "soup"], {c.key: row(on_sparse_trunk, c) for c in firsts}
     yield INSIDE
+    # schedules and pruners in one table: a row says which a method is by its name
     rows = {c.key: row(trained_in_mixtures, c) for c in schedules()}
     yield list(MIXTURES), rows | {c.key: row(pruned_in_mixtures, c) for c in pruners()}

@@ -26,14 +26,20 @@ class Trials:
     """
 
     def __init__(self, page: str, report: Callable[[str], None] = lambda _: None) -> None:
+        """Open the store of a page's trials.
+
+        page: path of the page's module; report: gets a line for each trial that runs.
+        """
         self.page, self.report = Path(page), report
         self.store = Store(packages.cache_dir() / "pages", f"{self.page.stem}.jsonl")
 
     def __call__(self, name: str, *methods: Card, run: Callable[[], Any]) -> Any:
         """Return the JSON-ready result of a trial, kept from an earlier run or computed by `run`.
 
-        name: of the trial; methods: those that it combines, whose code is part of the key.
+        name: of the trial; methods: registered descriptions of those that it tries, whose code is
+        part of the key.
         """
+        # deep: a page has no commit that could stand for the library below its methods
         modules = (file for method in methods for file in module_of(method.key))
         inputs: dict[str, Any] = {
             "trial": name,
@@ -43,6 +49,7 @@ class Trials:
         }
 
         def announced() -> Any:
+            """Report that the trial runs, and run it."""
             self.report(f"{self.page.stem}: {' '.join([name, *inputs['methods']])}")
             return run()
 

@@ -20,15 +20,18 @@ from .variant import Variant
 
 
 def dense(variant: Variant, material: Material, scale: Scale, seed: int) -> nn.Module:
-    """Build the dense model whose MLPs `with_mixtures` then replaces: a decoder or a ViT.
+    """Build a small dense model, a decoder for text or a ViT for pictures.
 
-    variant: its `expert` sets activation and width (`times` the scale's); material: the data,
-    text if it has `kinds`; scale: sizes. Models of one seed are equal in all but the MLPs.
+    `with_mixtures` then replaces its MLPs. variant: its `expert` sets the MLPs' activation, and
+    their width as a multiple of the scale's; material: the data, text if it has `kinds`; scale:
+    sizes; seed: of the weights. Models of one seed are equal in all but the MLPs.
     """
     expert = variant.expert
+    # "dense-2x" has MLPs of twice the width
     shape = dataclasses.replace(
         scale.shape, hidden=scale.shape.hidden * expert.times, act=expert.act
     )
+    # only texts have kinds of tokens
     if material.kinds is not None:
         return small_decoder(shape, tokens=len(material.kinds), length=scale.length, seed=seed)
     channels, size = material.train.tensors[0].shape[1:3]
@@ -46,12 +49,13 @@ def dense(variant: Variant, material: Material, scale: Scale, seed: int) -> nn.M
 def with_mixtures(
     model: nn.Module, variant: Variant, seed: int, *, sees_later: bool = False
 ) -> nn.Module:
-    """Replace the model's MLPs by the variant's mixtures of experts, in place, and return it.
+    """Replace a model's MLPs by mixtures of experts, in place, and return the model.
 
-    Also replaces the residual sum around each MLP where the variant asks for it (`update`).
-    sees_later: allow a router that sees later tokens; ConfigError if a decoder's does
-    otherwise.
+    variant: router, experts and their start; where it has an `update`, the residual sum around each
+      MLP is replaced, too. seed: of the experts. sees_later: allow a router that sees later tokens.
+    Raises: ConfigError for such a router in a decoder, unless it is allowed.
     """
+    # before they are replaced
     paths = [path for path, _ in model.named_modules() if path.endswith(".mlp")]
     if variant.router is not None:
         upcycle(
@@ -65,6 +69,7 @@ def with_mixtures(
             sees_later=sees_later,
             residual="learned" if variant.residual else None,
         )
+        # pictures have no token ids: a hash router gets positions
         if hasattr(model, "patch_embed"):
             model.register_forward_pre_hook(_tell_places)
     if variant.update is not None:
@@ -73,20 +78,21 @@ def with_mixtures(
 
 
 def _tell_places(model: Any, args: tuple[Any, ...]) -> None:
-    """Give a picture model's hash router the position of each patch as its token id.
+    """Set the position of each patch as its token id, for hash routers of picture models.
 
-    model, args: of the forward, before which this is called.
+    A hook that is called before the model's forward. model, args: the model and its inputs.
     """
     (x,) = args
+    # and the class token
     tokens = model.patch_embed.num_patches + 1
     set_ids(model, torch.arange(tokens, device=x.device).expand(len(x), -1))
 
 
 def check_causal(variant: Variant, data: str, text: bool, sees_later: bool) -> None:
-    """Check that no router of a text model sees later tokens, unless that is acknowledged.
+    """Raise ConfigError if a text model's router sees later tokens, unless that is acknowledged.
 
-    variant: the router; data: name of the material; text: it is a text; sees_later: acknowledged.
-    Raises: ConfigError.
+    variant: has the router; data: name of the material, for the error; text: it is a text;
+      sees_later: the user has acknowledged it.
     """
     if text and variant.sees_later and not sees_later:
         subject, got = (

@@ -46,36 +46,46 @@ class Course:
     count: int
 
     def factor(self, step: int, _: int) -> float:
-        """Return the rate's factor: a cosine over all steps, a short rise where it restarts."""
+        """Return the factor of the learning rate at a step of this training.
+
+        A cosine over all steps, with a short rise where a second training begins. step: counted
+        from 0 in this training.
+        """
+        # a second training has a fresh optimiser, whose moments are 0
         rise = max(1, round(AGAIN * self.steps)) if self.first else 1
         return cosine(WARMUP)(self.first + step, self.steps) * min(1.0, (step + 1) / rise)
 
 
 @lru_cache(maxsize=2)
-def _held(data: str, scale: Scale) -> Material:
+def _cached_material(data: str, scale: Scale) -> Material:
     return material(data, scale)
 
 
 def work(inputs: Mapping[str, Any]) -> dict[str, Any]:
-    """Train and tell.
+    """Train a model with one router and return all measures of the run.
 
     inputs: variant, data, seed, steps, scale, sees_later, version; ready for JSON, as the result.
-    Raises: ConfigError for a contender that sees later tokens of a text, unless acknowledged.
+    Raises: ConfigError for a router that sees later tokens of a text, unless acknowledged.
     """
     variant, scale = Variant.of(inputs["variant"]), Scale.of(inputs["scale"])
-    material, seed, steps = _held(inputs["data"], scale), int(inputs["seed"]), int(inputs["steps"])
+    material = _cached_material(inputs["data"], scale)
+    seed, steps = int(inputs["seed"]), int(inputs["steps"])
     check_causal(variant, material.name, material.text, inputs["sees_later"])
     clock, cpu = time.perf_counter(), time.process_time()
     model = dense(variant, material, scale, seed)
+    # steps as a dense model, before its MLP is copied to the experts
     alone = round(variant.start.dense_first * steps)
     watches: list[Watch] = []
     if alone:
         watches.append(_train(model, material, scale, seed, Course(steps, 0, alone), 0.0))
+    # the experts begin from the dense model's MLPs where that is asked for
     with_mixtures(model, variant, seed, sees_later=inputs["sees_later"])
     course = Course(steps, alone, steps - alone)
+    # operations go on from those of the dense training
     spent = watches[0].spent(alone)["total"] if alone else 0.0
     watches.append(_train(model, material, scale, seed, course, spent))
     trained = {"seconds": time.perf_counter() - clock, "cpu_seconds": time.process_time() - cpu}
+    # everything that tables and figures need, as plain numbers
     return {
         "steps": steps,
         "dense_steps": alone,
@@ -92,11 +102,13 @@ def work(inputs: Mapping[str, Any]) -> dict[str, Any]:
 def _train(
     model: nn.Module, material: Material, scale: Scale, seed: int, course: Course, spent: float
 ) -> Watch:
-    """Train for the steps of a course; loss and loads are recorded on the way.
+    """Train for the steps of a course; record loss and loads on the way.
 
-    material: the data; scale: batch, rate and steps; course: the rate's schedule; spent: operations
-    before this training.
+    model: is trained; material: the data; scale: batch and rate; seed: of the order of the data;
+      course: which steps, and the rate's schedule; spent: operations before this training. Returns
+      the records.
     """
+    # at these steps, a twentieth of all apart
     marks = [round(course.steps * i / POINTS) for i in range(1, POINTS)]
     watch = Watch(
         model, material.val, batch=scale.batch, marks=marks, first=course.first, spent=spent
@@ -105,15 +117,16 @@ def _train(
     with watch.watching(), warnings.catch_warnings():
         warnings.simplefilter("ignore", CollapseWarning)  # the result says so
         _run(model, rows, scale, seed, course, watch)
+        # the last point, after the last step
         watch.note(course.count)
     return watch
 
 
 def _run(model: nn.Module, rows: Any, scale: Scale, seed: int, course: Course, watch: Watch) -> Run:
-    """Train a model once through the rows.
+    """Train a model once over the rows, with AdamW.
 
-    rows: training and validation parts; scale: batch and rate; course: the rate's schedule; watch:
-    records loss and loads before steps.
+    rows: training data in the order of the steps; scale: batch and rate; seed: of `fit`; course:
+      the rate's schedule; watch: records loss and loads before steps.
     """
     return fit(
         model,
@@ -131,13 +144,15 @@ def _run(model: nn.Module, rows: Any, scale: Scale, seed: int, course: Course, w
 
 
 def parameters(model: nn.Module) -> dict[str, int]:
-    """Count the parameters: in all, in routers, in experts."""
+    """Count a model's parameters: in all, in routers, in the experts' matrices."""
     experts = sum(matrices(m.experts) for m in mixtures(model).values())
+    # routers may share parameters: each counts once
     routers = {id(p): p.numel() for r in learned_routers(model).values() for p in r.parameters()}
     total = sum(p.numel() for p in model.parameters())
     return {"total": total, "routers": sum(routers.values()), "experts": experts}
 
 
 def _flops(watches: Sequence[Watch], steps: Sequence[int]) -> dict[str, float]:
+    # of the dense training and of that with mixtures
     parts = [watch.spent(count) for watch, count in zip(watches, steps, strict=True)]
     return {name: sum(part[name] for part in parts) for name in parts[0]}

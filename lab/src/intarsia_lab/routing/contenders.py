@@ -28,7 +28,7 @@ class AtBudget(NamedTuple):
 
 
 def arm(name: str, variant: Variant, budget: str = "steps") -> Arm[AtBudget]:
-    """Return a contender under the name it has in a table."""
+    """Return a router at a budget, under the name that it has in a table."""
     return Arm(name, AtBudget(variant, budget))
 
 
@@ -50,9 +50,9 @@ class Bench(NamedTuple):
     ) -> dict[str, list[Cell]]:
         """Train every router with every seed; return the results by router, one for each seed.
 
-        arms: routers and their budgets; measure: the router whose operations set the budget
-        "flops", None = the first one; sees_later: allow routers by which later tokens affect
-        earlier ones.
+        arms: routers and their budgets; seeds: of the runs; report: prints progress; measure: the
+          router whose operations set the budget "flops", None = the first one; sees_later: allow
+          routers by which later tokens affect earlier ones.
         """
         both = [(arm.settings, seed) for arm in arms for seed in seeds]
         results: list[Cell] = []
@@ -64,6 +64,7 @@ class Bench(NamedTuple):
             executor=self.executor,
             sees_later=sees_later,
         )
+        # results come in the order of the trials, seed by seed
         per_arm = len(seeds)
         return {arm.name: results[i * per_arm : (i + 1) * per_arm] for i, arm in enumerate(arms)}
 
@@ -75,7 +76,10 @@ WIDE_WORK = "a decoder of width 256 from scratch on Austen, 4.1 M tokens"
 
 
 def one_rate(*arms: Arm[AtBudget], bench: Bench = BENCH) -> FixedRate:
-    """Return the rate of these contenders at equal steps: the scale has one for all."""
+    """Return the learning rate of these routers at equal steps: the scale has one for all.
+
+    arms: the routers; bench: has the scale.
+    """
     return FixedRate(bench.scale.lr, dict.fromkeys((arm.name for arm in arms), bench.scale.steps))
 
 
@@ -85,17 +89,24 @@ def loss(cell: Cell) -> float:
 
 
 def perplexity(cell: Cell) -> float:
-    """exp of the loss of a token."""
+    """Return the perplexity of a run's test part, exp of the loss of a token."""
     return math.exp(loss(cell))
 
 
 def hurt(cell: Cell) -> float:
-    """Return the share by which swapped tokens raise the perplexity."""
+    """Return by which share the perplexity rises if some of the input tokens are replaced.
+
+    cell: a run's results; "swapped_loss" is the loss with replaced tokens. 0.1 = 10 % more.
+    """
+    # perplexities' ratio is exp of the losses' difference
     return math.exp(cell["swapped_loss"] - cell["loss"]) - 1
 
 
 def information(cell: Cell) -> float:
-    """Return the mutual information of choices in adjacent layers, in nats, mean of pairs."""
+    """Return the mutual information of the choices in adjacent layers, in nats, mean over pairs.
+
+    cell: a run's results.
+    """
     return statistics.mean(pair["information"] for pair in cell["agreement"])
 
 
@@ -110,11 +121,13 @@ def ratio(
     note: str = "",
     bench: Bench = BENCH,
 ) -> Result:
-    """Return a measure of one router over that of another, the mean of the seeds' ratios.
+    """Measure one router over another: the mean of the seeds' ratios of a figure.
 
-    ours, base: the two routers; rivals: others for the table; figure: measure of a run, as the
-    loss.
+    seeds: of the runs; report: prints progress; ours, base: the two routers; figure: measure of a
+      run, as the loss; rivals: other routers for the table; note: below the table; bench: corpus
+      and scale.
     """
+    # the baseline comes first in the table
     results = bench.cells((base, ours, *rivals), seeds, report)
     return judged(
         results, base, lambda cells: figure(cells[ours.name]) / figure(cells[base.name]), note
@@ -127,12 +140,12 @@ def judged(
     figure: Callable[[Mapping[str, Cell]], float],
     note: str,
 ) -> Result:
-    """Return a figure of each seed's runs and its mean, with a table of all routers.
+    """Return a figure for each seed and its mean, with a table of all routers.
 
-    results: runs by router, one for each seed; figure: number of a seed's runs; note: below the
-    table. base: whom the table holds the others against.
+    results: runs by router, one for each seed; base: the router with which the table compares the
+      others; figure: the runs of one seed by router -> a number; note: below the table.
     """
-    # the table compares every router with `base`, seed by seed
+    # every router's line is compared with the baseline's runs of the same seeds
     setting = _with_setting(results, note)
     return judge(
         results, figure, lambda name, cells: _row(name, cells, results[base.name]), setting
@@ -149,10 +162,11 @@ def measured(
     note: str = "",
     bench: Bench = BENCH,
 ) -> Result:
-    """Return a measure of one router, the mean over seeds.
+    """Measure one router: a figure for each seed, and its mean.
 
-    ours: the router; base: another, with which the table compares; figure: measure of a run, as the
-    loss.
+    seeds: of the runs; report: prints progress; ours: the router; base: another, with which the
+      table compares; figure: measure of a run, as the loss; note: below the table; bench: corpus
+      and scale.
     """
     results = bench.cells((base, ours), seeds, report)
     return judged(results, base, lambda cells: figure(cells[ours.name]), note)
@@ -161,9 +175,11 @@ def measured(
 def _row(name: str, cells: Sequence[Cell], base: Sequence[Cell]) -> dict[str, Any]:
     """Return a router's line of the table, averaged over seeds.
 
-    cells: its runs, one for each seed; base: the baseline's runs of the same seeds.
+    name: of the router; cells: its runs, one for each seed; base: the baseline's runs of the same
+      seeds.
     """
     losses = [loss(cell) for cell in cells]
+    # operations of all training steps
     flops = statistics.mean(cell["flops"]["total"] for cell in cells)
     return {
         "contender": name,
@@ -185,13 +201,15 @@ def _row(name: str, cells: Sequence[Cell], base: Sequence[Cell]) -> dict[str, An
 def active(cell: Cell) -> float:
     """Return the mean number of experts of a token in the last training step.
 
-    0 for a model without mixtures.
+    cell: a run's results. 0 for a model without mixtures.
     """
+    # the newest point of the training's curve
     layers = cell["curve"][-1]["layers"]
     return statistics.mean(layer["active"] for layer in layers) if layers else 0.0
 
 
 def _layers(cell: Cell, name: str) -> float:
+    # mean over the layers of a run
     return statistics.mean(layer[name] for layer in cell["layers"])
 
 
@@ -202,10 +220,11 @@ def ratios(
 
 
 def _with_setting(results: Mapping[str, Sequence[Cell]], note: str) -> str:
-    """Put the description of model, data and columns before a note.
+    """Put a description of model, data and columns before a note.
 
-    results: runs by router, of which the first one gives the setting.
+    results: runs by router, of which the first one gives the setting; note: "" for none.
     """
+    # all runs have the same model and data
     cell = next(iter(results.values()))[0]
     scale = cell["scale"]
     setting = (

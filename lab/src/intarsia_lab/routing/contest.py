@@ -26,10 +26,10 @@ class Contest(NamedTuple):
     sees_later: bool = False
 
     def asked(self) -> list[RouterTrial]:
-        """Return the cells.
+        """Return all runs of the comparison: data by budgets by routers by seeds.
 
-        Raises: UnknownName for a material or contender that is not there; ConfigError for an
-        unknown budget, or what is named twice or not at all.
+        Raises: UnknownName for an unknown data set or router; ConfigError for an unknown budget, or
+          what is named twice or not at all.
         """
         routers = ("all",) if self.routers is None else self.routers
         for subject, named in (
@@ -47,10 +47,12 @@ class Contest(NamedTuple):
                 raise ConfigError(
                     "budget", got=repr(budget), want=f"one of {(*BUDGETS, 'both')}", fix="Pick one."
                 )
+        # texts and sets of pictures
         available = (*corpora.names(), *sets.names())
         for name in self.data:
             if name not in available:
                 raise UnknownName("corpus or set of pictures", name, available)
+        # seeds last, so that the runs of a router stand together
         return [
             RouterTrial(variant, data, seed, budget)
             for data in self.data
@@ -60,19 +62,25 @@ class Contest(NamedTuple):
         ]
 
     def _all(self, data: str) -> list[str]:
-        """Return all routers but those that would see later tokens of a text, if unacknowledged."""
+        """Return all routers that may be compared on a data set.
+
+        Those that see later tokens are left out on texts, unless that is acknowledged. data: name.
+        """
         all_allowed = self.sees_later or not is_text(data)
         return [name for name, variant in VARIANTS.items() if all_allowed or not variant.sees_later]
 
     def baseline(self, name: str | None) -> str:
-        """Return the one that was named, else "topk" where it is among them, else the first.
+        """Return the name of the router that the others are compared with.
 
-        Raises: UnknownName for one that is not among them, for each of the data.
+        name: the one that the user named; None = "topk" where it takes part, else the first.
+        Raises: UnknownName for one that does not take part on all data.
         """
+        # routers named by the user are not checked here
         allowed = [self._all(data) for data in self.data] if self.routers is None else []
         names = [
             router for router in self.routers or VARIANTS if all(router in some for some in allowed)
         ]
+        # the usual baseline, if it takes part
         if name is None:
             return BASELINE if BASELINE in names else names[0]
         if name not in names:

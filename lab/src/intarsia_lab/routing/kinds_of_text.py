@@ -36,16 +36,17 @@ class TextKinds:
     test: dict[str, Tensor]
 
     def parts(self, names: Sequence[str] | None = None) -> TensorDataset:
-        """Return the test rows of these kinds, of all if none is named."""
+        """Return the test rows of some kinds of text; of all if none is named."""
         rows = torch.cat([self.test[name] for name in names or self.test])
         return TensorDataset(rows, rows)
 
     def stream(self, order: Sequence[str], first: int, steps: int, seed: int) -> TensorDataset:
-        """Return batches with as many rows of each kind, kind after kind in this order.
+        """Return batches with as many rows of each kind, kind after kind within a batch.
 
-        first, steps: number of the first step, and how many.
-        Which rows a step sees depends on the seed and its number alone.
+        order: the kinds, in this order; first, steps: number of the first step, and how many; seed:
+          of the draws. Which rows a step has depends on the seed and the step's number alone.
         """
+        # all kinds' rows are joined: where each kind begins
         per_kind, starts, position = BATCH // len(order), dict[str, int](), 0
         for name in order:
             starts[name], position = position, position + len(self.train[name])
@@ -56,7 +57,9 @@ class TextKinds:
                 drawn = torch.randint(len(self.train[name]), (per_kind,), generator=draws)
                 choices.append(drawn + starts[name])
         turns = torch.stack(choices).view(steps, len(order), per_kind)
+        # from sorted names to the order that was asked for
         turns = turns[:, [sorted(order).index(name) for name in order]]
+        # so that the shuffle of `fit` restores this order
         laid = as_met(turns.reshape(-1), per_kind * len(order), seed)
         rows = torch.cat([self.train[name] for name in order])[laid]
         return TensorDataset(rows, rows)
@@ -64,8 +67,9 @@ class TextKinds:
 
 @lru_cache(maxsize=1)
 def kinds() -> TextKinds:
-    """Return rows of each kind of text: nine tenths to learn from, the last one to test on."""
+    """Return rows of tokens of four kinds of text: nine tenths to learn from, the rest to test."""
     corpus = routing_traces.texts()
+    # one tokenizer for all kinds
     words = vocabulary(list(corpus.values()))
     train, test = dict[str, Tensor](), dict[str, Tensor]()
     for name, text in corpus.items():
@@ -76,13 +80,17 @@ def kinds() -> TextKinds:
 
 
 def vocabulary(texts: Sequence[str]) -> BytePairs:
-    """BPE of the beginnings of texts."""
+    """Train a BPE tokenizer on the beginnings of texts."""
     return byte_pairs.trained((text[:300_000] for text in texts), VOCABULARY)
 
 
 def in_rows(words: BytePairs, text: str) -> Tensor:
-    """(n, 64) int64."""
+    """Return a text as rows of 64 tokens, (n, 64) int64; a shorter rest is left out.
+
+    words: the tokenizer; text: to encode.
+    """
     ids = torch.tensor(words(text)["input_ids"])
+    # whole rows only
     return ids[: len(ids) // LENGTH * LENGTH].view(-1, LENGTH)
 
 
@@ -93,19 +101,22 @@ def decoder_of_experts(
     capacity: Capacity | None = None,
     shape: SmallModel | None = None,
 ) -> nn.Module:
-    """Return an untrained decoder of four layers, whose MLPs are mixtures of experts drawn anew.
+    """Return an untrained decoder whose MLPs are mixtures of randomly drawn experts.
 
-    router: settings; capacity: limit on the tokens of an expert, None = none; shape: sizes.
+    router: settings; seed: of the weights; capacity: limit on the tokens of an expert, None = none;
+      shape: sizes, None = four layers.
     """
     shape = shape or SHAPE
     model = small_decoder(shape, tokens=VOCABULARY, length=LENGTH, seed=seed)
+    # experts drawn anew differ from the start
     return upcycle(model, router, how="fresh", capacity=capacity, seed=seed, sees_later=True)
 
 
 def learn(model: nn.Module, rows: TensorDataset, seed: int, batch: int = BATCH) -> None:
-    """Train for one pass over rows with the optimiser of the routers' comparisons.
+    """Train a model for one pass over rows, with the optimiser of the routers' comparisons.
 
-    rows: placed by `as_met`, so that `fit` meets them in order; batch: rows of a step.
+    rows: placed by `as_met`, so that `fit` meets them in order; seed: of `fit`; batch: rows of a
+      step.
     """
     fit(
         model,
@@ -116,6 +127,7 @@ def learn(model: nn.Module, rows: TensorDataset, seed: int, batch: int = BATCH) 
         weight_decay=WEIGHT_DECAY,
         clip=CLIP,
         seed=seed,
+        # as in the comparisons: a warm-up, then half a cosine
         lr_factor=cosine(WARMUP),
         trackers=(),
     )

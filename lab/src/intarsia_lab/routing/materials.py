@@ -52,12 +52,13 @@ class Material:
 
     @property
     def swapped(self) -> TensorDataset:
-        """The test part, in which a fortieth of the input tokens are replaced at random.
+        """The test part with a fortieth of the input tokens replaced at random.
 
         The tokens to predict stay.
         """
         assert self.kinds is not None
         x, y = self.test.tensors
+        # the same replacements for every router
         draws = torch.Generator().manual_seed(0)
         hit = torch.rand(x.shape, generator=draws) < SWAPPED
         replacement = torch.randint(len(self.kinds), x.shape, generator=draws)
@@ -70,26 +71,30 @@ def is_text(name: str) -> bool:
 
 
 def edition(name: str) -> dict[str, str]:
-    """Return the edition of a corpus, if it has one, as part of a run's inputs."""
+    """Return the edition of a corpus, if it has one, as part of the inputs of a run."""
     version = corpora.CORPORA[name].edition if is_text(name) else ""
     return {"edition": version} if version else {}
 
 
 def material(name: str, scale: Scale) -> Material:
-    """Return a corpus or a set of pictures by name, obtained and cut up the first time.
+    """Return a corpus or a set of pictures as training, validation and test part.
 
-    A text is cut into segments, which are drawn into parts by one fixed lot: neighbours do not
-    stand on both sides, and every part has all of the text's subjects. The BPE is learned on the
-    train part. Raises: UnknownName, AssetError, DataError.
+    name: of it; scale: sizes. It is obtained and divided the first time. A text is divided into
+      segments, which are distributed over the parts at random, the same for all: neighbouring
+      sentences are in one part, and every part has all of the text's subjects. The BPE tokenizer is
+      learned on the training part.
+    Raises: UnknownName, AssetError, DataError.
     """
+    # a name is that of a text or of a set of pictures
     return _rows(name, scale) if is_text(name) else _pictures(name, scale)
 
 
 def _rows(name: str, scale: Scale) -> Material:
-    """Return a corpus as rows of tokens, cut once and then read from the cache.
+    """Return a corpus as rows of tokens, prepared once and then read from the cache.
 
-    name: of the corpus; scale: length of rows, vocabulary, and number of test rows.
+    name: of the corpus; scale: length of rows, size of the vocabulary, and number of test rows.
     """
+    # everything that the rows depend on is in the file's name
     inputs = {
         "corpus": name,
         "length": scale.length,
@@ -104,18 +109,21 @@ def _rows(name: str, scale: Scale) -> Material:
         if scratch is not None:
             _cut(name, scale, folder / f"{name}-{key}.json", scratch)
     tensors: dict[str, Tensor] = read_tensors(file)
+    # the file exists by now: no text is needed
     bpe = trained_once(folder / f"{name}-{key}.json", (), scale.vocabulary)
     rows = {part: tensors[part].long() for part in PARTS}
     rows["test"] = rows["test"][: scale.test]
+    # the target is the row itself, shifted by the loss
     datasets = {part: TensorDataset(x, x) for part, x in rows.items()}
     kinds, sizes = torch.tensor(bpe.kinds), torch.tensor(bpe.sizes)
     return Material(name, datasets["train"], datasets["val"], datasets["test"], KINDS, kinds, sizes)
 
 
 def _cut(name: str, scale: Scale, bpe_file: Path, target: Path) -> None:
-    """Split a corpus into parts, tokenise them and save the rows of tokens.
+    """Divide a corpus into parts, tokenise them and save the rows of tokens.
 
-    bpe_file: of the tokenizer, which is trained on the training part; target: safetensors file.
+    name: of the corpus; scale: length of rows and size of the vocabulary; bpe_file: of the
+      tokenizer, which is trained on the training part; target: safetensors file.
     Raises: DataError for a corpus of questions and answers.
     """
     text = corpora.read(name, announce)
@@ -124,15 +132,16 @@ def _cut(name: str, scale: Scale, bpe_file: Path, target: Path) -> None:
         raise DataError(
             subject, got=got, want="one text", fix=f"Choose another of {corpora.names()}."
         )
+    # the tokenizer may see the training part alone
     parts = segments(text)
     bpe = trained_once(bpe_file, parts["train"], scale.vocabulary)
     save_file({p: in_rows(bpe, pieces, scale.length) for p, pieces in parts.items()}, str(target))
 
 
 def segments(text: str) -> dict[str, list[str]]:
-    """Split a text into pieces of SEGMENT characters, and distribute these over the parts.
+    """Divide a text into pieces of 16,384 characters, and distribute these over the parts.
 
-    Raises: DataError for one of less than three pieces.
+    Raises: DataError for a text of less than three pieces.
     """
     pieces = [text[i : i + SEGMENT] for i in range(0, len(text), SEGMENT)]
     if len(pieces) < 3:
@@ -144,13 +153,18 @@ def segments(text: str) -> dict[str, list[str]]:
     lot = torch.randperm(len(pieces), generator=torch.Generator().manual_seed(0)).tolist()
     by_part: dict[str, list[str]] = {}
     for part, limit in PARTS.items():
+        # a short text: at most a tenth for validation and for the test
         count = limit if part == "train" else min(limit, max(1, len(pieces) // 10))
         by_part[part], lot = [pieces[i] for i in lot[:count]], lot[count:]
     return by_part
 
 
 def in_rows(bpe: BytePairs, texts: Sequence[str], length: int) -> Tensor:
-    """Their tokens one after another, (n, length) int16."""
+    """Return texts as rows of tokens, one text after another, (n, length) int16.
+
+    bpe: the tokenizer; length: tokens of a row; a shorter rest is left out.
+    """
+    # int16 halves the file: the vocabulary is small
     ids = torch.tensor([i for text in texts for i in bpe(text)["input_ids"]], dtype=torch.int16)
     return ids[: len(ids) // length * length].view(-1, length).contiguous()
 
@@ -158,11 +172,12 @@ def in_rows(bpe: BytePairs, texts: Sequence[str], length: int) -> Tensor:
 def _pictures(name: str, scale: Scale) -> Material:
     """Return a set of pictures, normalised by mean and deviation of the training part.
 
-    The last tenth of the training pictures, at most `VAL_PICTURES`, is for validation.
-    scale: number of test pictures.
+    name: of the set; scale: number of test pictures. The last tenth of the training pictures, at
+      most `VAL_PICTURES`, is for validation.
     """
     train, test = sets.load(name, part="train"), sets.load(name, part="test")
     x, y = _tensor(train), torch.as_tensor(np.asarray(train.labels)).long()
+    # the last pictures of the training part
     val = min(VAL_PICTURES, len(x) // 10)
     mean, std = x[:-val].mean(), x[:-val].std()
     test_pictures, labels = (
@@ -184,17 +199,20 @@ def _tensor(pictures: ImageSet) -> Tensor:
         subject, got = f"pictures of {pictures.name!r}", "files of several sizes"
         raise DataError(subject, got=got, want="one array", fix="Choose fashion-mnist.")
     x = torch.from_numpy(np.ascontiguousarray(pictures.images)).float() / 255
+    # grey pictures have no axis of channels
     return x[:, None] if x.dim() == 3 else x.permute(0, 3, 1, 2).contiguous()
 
 
 def stream(data: TensorDataset, first: int, steps: int, batch: int, seed: int) -> TensorDataset:
-    """Return the rows of steps first ... first + steps - 1, ordered for one epoch of `fit`.
+    """Return the rows of some training steps, ordered so that `fit` meets them step by step.
 
-    `fit` shuffles; the order is such that it meets the rows of each step in that step. They depend
-    on the seed and the step's number alone.  data: rows to draw from; batch: rows of a step.
+    data: rows to draw from; first, steps: number of the first step, and how many; batch: rows of a
+      step; seed: of the draws. `fit` shuffles, and the order undoes that. The rows of a step depend
+      on the seed and the step's number alone.
     """
     x, y = data.tensors
     needed, index = (first + steps) * batch, list[Tensor]()
+    # one permutation of the data after another, as many as are needed
     for turn in range(-(-needed // len(x))):
         draws = torch.Generator().manual_seed(mix(seed, turn))
         index.append(torch.randperm(len(x), generator=draws))
@@ -207,6 +225,7 @@ def as_met(order: Tensor, batch: int, seed: int) -> Tensor:
 
     order: (n,), numbers in the order of the steps; batch: rows of a step; seed: of `fit`.
     """
+    # the position that `fit` reads first, second, ...
     met = torch.tensor([i for b in Order(len(order), batch, seed).epoch(0) for i in b])
     laid = torch.empty_like(order)
     laid[met] = order

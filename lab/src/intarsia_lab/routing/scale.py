@@ -39,6 +39,7 @@ class Scale:
     test: int | None = None
 
     def __post_init__(self) -> None:
+        """Check that something is left to learn and to score.  Raises: ConfigError."""
         least = min(self.batch, self.steps, self.patch, 1 if self.test is None else self.test)
         if least < 1 or self.length < 4 or self.vocabulary < 256 or not self.lr > 0:
             subject, want = "scale", "counts of at least 1, rows of 4 tokens, 256 tokens of BPE"
@@ -53,6 +54,7 @@ class Scale:
     @classmethod
     def of(cls, raw: Mapping[str, Any]) -> Scale:
         """Return the scale that `to_dict` wrote."""
+        # the shape is a dataclass of its own
         return cls(**{**raw, "shape": SmallModel(**raw["shape"])})
 
 

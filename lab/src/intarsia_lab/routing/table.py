@@ -78,22 +78,23 @@ VARIANTS: dict[str, Variant] = {
 
 
 def sized() -> set[str]:
-    """Return the routers of the catalogue that have a number of experts to set."""
+    """Return the routers of the catalogue that have a setting for the number of experts."""
+    # as the catalogue's index lists the settings
     return {
         k for k in keys("router") if any(s["name"] == "experts" for s in index()[k]["settings"])
     }
 
 
 def chosen(names: Iterable[str]) -> list[Variant]:
-    """Return the routers of these names.
-
-    A router without one by its key.  Raises: UnknownName.
-    """
+    """Return the routers of these names, or catalogue keys.  Raises: UnknownName."""
     return [VARIANTS[name] if name in VARIANTS else _by_key(name) for name in names]
 
 
 def _by_key(name: str) -> Variant:
-    """Return a router of the catalogue at eight experts, all else as its settings are."""
+    """Return a router of the catalogue with eight experts and default settings.
+
+    Raises: UnknownName.
+    """
     if name not in sized():
         raise UnknownName("contender", name, {*VARIANTS, *sized()})
     return Variant(name, card(name).config(experts=EXPERTS))

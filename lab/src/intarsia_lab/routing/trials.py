@@ -37,6 +37,7 @@ class RouterTrial(NamedTuple):
     budget: str = "steps"
 
     def __str__(self) -> str:
+        # the name in progress and errors
         return f"{self.variant.name} on {self.data}, seed {self.seed}, equal {self.budget}"
 
 
@@ -53,15 +54,15 @@ def cells(
     executor: str = "processes",
     threads: int | None = 1,
 ) -> list[dict[str, Any]]:
-    """Return the results of trials in their order, each done once and then read from a file.
+    """Return the results of router trials; each is run once and then read from a file.
 
-    Each is run once for all who ask and kept in a JSON-lines file; killed and called again, it goes
-    on with what is missing. baseline: whose operations are the measure of the budget "flops".
-    sees_later: acknowledges contenders that see later tokens of a text.
-    file: None = one below the cache folder.  jobs, executor, threads: as `run_trials` has them.
-
-    Raises: ConfigError, before a cell is run, for what cannot be; TrainingError when all others
-    have run, if some failed; KeyboardInterrupt after Ctrl-C.
+    trials: router, data, seed and budget; jobs, executor, threads: as `run_trials` has them;
+      report: prints progress; baseline: whose operations are the measure of the budget "flops";
+      text, pictures: sizes of models; sees_later: acknowledges routers that see later tokens of a
+      text; file: JSON lines with the results, None = one in the cache folder. Killed and called
+      again, it goes on with what is missing.
+    Raises: ConfigError, before a run, for what cannot be; TrainingError when all others have run,
+      if some failed; KeyboardInterrupt after Ctrl-C.
     """
     requested = [RouterTrial(*trial) for trial in trials]
     _check(requested, sees_later)
@@ -74,8 +75,10 @@ def cells(
         return _inputs(trial, steps, scale_of(trial), sees_later)
 
     execution: dict[str, Any] = {"jobs": jobs, "executor": executor, "threads": threads}
+    # runs what is not in the store
     run = partial(_run, store=store, report=report, **execution)
 
+    # all runs at equal steps: those of "flops" need them to know their steps
     first = {trial._replace(budget="steps") for trial in requested}
     first |= {
         RouterTrial(baseline, trial.data, trial.seed)
@@ -92,11 +95,13 @@ def cells(
             operations = [store[key_of(cell)]["flops"]["total"] for cell in (base, mine)]
             steps = round(operations[0] / operations[1] * mine["steps"])
             final[trial] = inputs(trial, max(1, steps))
+    # runs that have failed are not tried again
     missing = {trial: cell for trial, cell in final.items() if key_of(cell) not in failed}
     failed |= run(missing)
     refuse_failed(list(failed.values()), len(requested))
     return [
-        _bare(store[key_of(final[trial])]) | {"name": trial.variant.name, "budget": trial.budget}
+        _without_key(store[key_of(final[trial])])
+        | {"name": trial.variant.name, "budget": trial.budget}
         for trial in requested
     ]
 
@@ -104,7 +109,8 @@ def cells(
 def _inputs(trial: RouterTrial, steps: int, scale: Scale, sees_later: bool) -> dict[str, Any]:
     """Return everything that a run's result depends on, as a key of the cache.
 
-    trial: router, data, seed and budget; steps: of training; scale: sizes.
+    trial: router, data, seed and budget; steps: of training; scale: sizes; sees_later: acknowledged
+      by the user.
     """
     # only where it says something: a contender that looks back has one cell
     leak = sees_later and is_text(trial.data) and trial.variant.sees_later
@@ -122,11 +128,12 @@ def _inputs(trial: RouterTrial, steps: int, scale: Scale, sees_later: bool) -> d
 
 def _check(trials: Sequence[RouterTrial], sees_later: bool) -> None:
     for trial in trials:
+        # refused before any run begins
         check_causal(trial.variant, trial.data, is_text(trial.data), sees_later)
         one_of("budget", trial.budget, BUDGETS)
 
 
-def _bare(row: Mapping[str, Any]) -> dict[str, Any]:
+def _without_key(row: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in row.items() if name != KEY}
 
 
@@ -135,8 +142,10 @@ def _run(
 ) -> dict[str, str]:
     """Do the runs that are not cached; return the errors of those that failed, by key.
 
-    trials_inputs: trial -> its inputs, by which results are cached; store: the cache.
+    trials_inputs: trial -> its inputs, by which results are cached; store: the cache; execution: as
+      `run_trials` has it.
     """
+    # equal runs under several names are one
     pending = {
         key_of(inputs): (router_trial, inputs) for router_trial, inputs in trials_inputs.items()
     }
@@ -154,9 +163,10 @@ def _run(
         else:
             store.add(key_of(end.trial.inputs), {**end.trial.inputs, **end.result})
 
-    run_told(trials, work, done=done, describe=_said, **execution)
+    # each result is stored as soon as its run ends
+    run_told(trials, work, done=done, describe=_loss_text, **execution)
     return failed
 
 
-def _said(result: Mapping[str, Any]) -> str:
+def _loss_text(result: Mapping[str, Any]) -> str:
     return f"test loss {result['loss']:.3f}"

@@ -33,10 +33,12 @@ class Start:
     fraction: float = 0.1
 
     def __post_init__(self) -> None:
+        """Check that steps are left, and that experts are not drawn anew.  Raises: ConfigError."""
         if not 0 <= self.dense_first < 1:
             raise ConfigError(
                 "dense_first", got=self.dense_first, want="0 <= share < 1", fix="Try 0.1."
             )
+        # a dense training would be thrown away
         if self.how == "fresh" and self.dense_first:
             got = f"{self.dense_first} with experts that are drawn anew"
             want = "experts that come from the dense model"
@@ -54,6 +56,7 @@ class Expert:
     times: int = 1
 
     def __post_init__(self) -> None:
+        """Check the multiple of hidden units.  Raises: ConfigError."""
         if self.times < 1:
             raise ConfigError("times", got=self.times, want="at least 1", fix="Leave it out.")
 
@@ -80,6 +83,7 @@ class Variant:
     experts: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
+        """Check that a dense model has no settings of a mixture.  Raises: ConfigError."""
         if self.router is None and (
             self.capacity or self.residual or self.experts or self.start != Start()
         ):
@@ -92,7 +96,8 @@ class Variant:
         return self.router is not None and looks_ahead(self.router, self.capacity) is not None
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the variant, ready for JSON."""
+        """Return the variant as a dict for JSON."""
+        # settings of other classes are written with the name of the class
         update, capacity = self.update, self.capacity
         return {
             "name": self.name,
@@ -107,7 +112,8 @@ class Variant:
 
     @classmethod
     def of(cls, raw: Mapping[str, Any]) -> Variant:
-        """Return the variant that `to_dict` wrote."""
+        """Build the variant from the dict that `to_dict` returned."""
+        # JSON has lists, where the fields are tuples
         router, experts = raw["router"], cast("Sequence[int] | None", raw["experts"])
         update, capacity = raw["update"], raw["capacity"]
         return cls(
@@ -123,11 +129,13 @@ class Variant:
 
 
 def _router(raw: Mapping[str, Any]) -> RouterConfig:
+    # a copy: the key is removed
     rest = dict(raw)
     return settings_from_dict(card(str(rest.pop(KEY))), rest)
 
 
 def _update(update: Update) -> dict[str, Any]:
+    # the class by name, which `_live` looks up
     return {"kind": type(update).__name__, **dataclasses.asdict(cast(Any, update))}
 
 

@@ -23,7 +23,7 @@ class WatchedMixture:
     """The counts of one mixture in training, since `forget` and since the beginning."""
 
     def __init__(self, mixture: Mixture) -> None:
-        """Start the counts of a mixture at 0."""
+        """Start the counts of a mixture's pairs, loads and seconds at 0."""
         self.pairs = 0
         self.seconds = {"mixture": 0.0, "router": 0.0}
         self.last: Routing | None = None
@@ -34,10 +34,14 @@ class WatchedMixture:
         self.load, self.rows = torch.zeros_like(self.load), 0
 
     def told(self) -> dict[str, float]:
-        """Return figures of the routings since `forget`; the entropy is that of the newest one."""
+        """Return load variation, active experts and gate entropy since `forget` was called.
+
+        The entropy is that of the newest routing.
+        """
         routing = self.last
         return {
             "load_cv": variation(self.load),
+            # experts of a token, on average
             "active": int(self.load.sum()) / max(1, self.rows),
             "gate_entropy": 0.0 if routing is None else gate_entropy(routing),
         }
@@ -62,25 +66,29 @@ class Watch:
     ) -> None:
         """Prepare to record validation losses and loads while a model trains.
 
-        val: validation part; batch: rows at a time; marks: steps at which a point is recorded;
-        first: steps, and spent: operations, of a training before this one.
+        model: is trained; val: validation part; batch: rows at a time; marks: steps at which a
+          point is recorded, counted from the first training; first: the number of steps of a
+          training before this one, 0 = none; spent: the number of operations of that training.
         """
         self.model, self.val, self.batch = model, val, batch
         self.marks, self.first, self.before = frozenset(marks), first, spent
         self.layers = {path: WatchedMixture(m) for path, m in mixtures(model).items()}
+        # counted once: operations of a row and of a pair
         self.price: Price = price(model, val.tensors[0][:2])
         self.points: list[dict[str, Any]] = []
 
     def __call__(self, model: nn.Module, step: int, steps: int) -> None:
+        # not before the first step, when nothing was learned
         if self.first + step in self.marks and step:
             self.note(step)
 
     def note(self, step: int) -> None:
-        """Record a point: losses, loads and operations.  step: of this training."""
+        """Record a point: validation loss, loads and operations.  step: number in this training."""
         scores: Any = evaluate(self.model, self.val, batch_size=max(32, self.batch))
         self.points.append(
             {
                 "step": self.first + step,
+                # with those of an earlier dense training
                 "flops": self.before + self.spent(step)["total"],
                 "loss": scores.loss,
                 "layers": [layer.told() for layer in self.layers.values()],
@@ -90,7 +98,7 @@ class Watch:
             layer.forget()
 
     def spent(self, steps: int) -> dict[str, float]:
-        """Return operations of so many steps of this training."""
+        """Return the operations of this training's first `steps` steps, by part and in total."""
         return self.price.spent(steps * self.batch, [x.pairs for x in self.layers.values()])
 
     @property
@@ -107,16 +115,18 @@ class Watch:
         """Count and time forwards in training while the context is open."""
         with ExitStack() as stack:
             for path, mixture in mixtures(self.model).items():
+                # removed at the end of the context
                 for hook in _hooks(mixture, self.layers[path]):
                     stack.callback(hook.remove)
             yield self
 
 
 def _hooks(mixture: Mixture, layer: WatchedMixture) -> list[Any]:
-    """Register the hooks that measure a mixture's time and count its pairs; return their handles.
+    """Register the hooks that time a mixture and count its pairs; return their handles.
 
-    layer: the counts, which are updated in training alone.
+    mixture: the layer; layer: its counts, which are updated in training alone.
     """
+    # part -> the time at which its newest forward began
     begun: dict[str, float] = {}
 
     def start(part: str) -> Callable[..., None]:
@@ -128,7 +138,7 @@ def _hooks(mixture: Mixture, layer: WatchedMixture) -> list[Any]:
         return begin
 
     def stop(part: str) -> Callable[..., None]:
-        """Return a hook that adds the time since the part began.  part: "mixture" or "router"."""
+        """Return a hook that adds the time since a part began.  part: "mixture" or "router"."""
 
         def end(module: nn.Module, *_: Any) -> None:
             if module.training:
@@ -137,19 +147,24 @@ def _hooks(mixture: Mixture, layer: WatchedMixture) -> list[Any]:
         return end
 
     def routed(router: nn.Module, _: Any, routing: Routing) -> None:
-        """Record the router's newest routing and its loads, in training."""
+        """Record the router's newest routing and its loads; a hook after the router's forward."""
         if router.training:
             layer.last = routing
             layer.load += routing.load().cpu()
             layer.rows += routing.tokens
 
     def count(module: nn.Module, args: tuple[Tensor], _: Any) -> None:
-        """Count the (token, expert) pairs of a training forward that were not dropped."""
+        """Count the (token, expert) pairs that were not dropped, after the mixture's forward.
+
+        args: the mixture's inputs.
+        """
         if module.training and layer.last is not None:
+            # the mixture keeps its routing only where a capacity changed it
             served = layer.last if mixture.taken is None else mixture.taken
             rows = args[0][..., 0].numel()
             layer.pairs += len(served.token) * rows // max(1, served.tokens)  # each sample's rows
 
+    # the router's hooks run within the mixture's forward, so that `count` finds the routing
     return [
         mixture.register_forward_pre_hook(start("mixture")),
         mixture.register_forward_hook(stop("mixture")),

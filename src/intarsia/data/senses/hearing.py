@@ -35,7 +35,8 @@ _TYPES = {0: "<f4", 1: "i1", 2: "<i2", 3: "<i4", 4: "<f2"}
 def read_sound(source: Path | tuple[np.ndarray, int], name: str = "") -> np.ndarray:
     """Read a sound as 16 kHz mono float32; channels are averaged.
 
-    source: a file, or samples from -1 to 1, (T,) or (T, channels), and their rate.
+    source: a file, or samples from -1 to 1, (T,) or (T, channels), and their rate. name: for
+    errors, "" = the path.
     Raises: DataError for a file that cannot be read, no sample, whole numbers, channels in front,
     numbers that are not finite, or more than 30 s; MissingExtra without soundfile.
     """
@@ -65,7 +66,11 @@ def read_sound(source: Path | tuple[np.ndarray, int], name: str = "") -> np.ndar
 
 
 def _checked_samples(source: tuple[np.ndarray, int], name: str) -> tuple[np.ndarray, int]:
-    """Return samples and rate.  Raises: DataError for integers or (channels, T)."""
+    """Return samples as float32 and their rate, checked.
+
+    source: samples (T,) or (T, channels), and their rate; name: for errors.
+    Raises: DataError for integers or (channels, T).
+    """
     samples = np.asarray(source[0])
     if samples.size and not np.issubdtype(samples.dtype, np.floating):
         fix = "Divide 16-bit samples by 32768, or give the file's path."
@@ -77,7 +82,11 @@ def _checked_samples(source: tuple[np.ndarray, int], name: str) -> tuple[np.ndar
 
 
 def _read_file(path: Path, name: str) -> tuple[np.ndarray, int]:
-    """Read samples and rate of a sound file.  Raises: MissingExtra, DataError."""
+    """Read samples and rate of a sound file.
+
+    name: for errors.
+    Raises: MissingExtra, DataError.
+    """
     try:
         import soundfile
     except ImportError as error:
@@ -91,7 +100,10 @@ def _read_file(path: Path, name: str) -> tuple[np.ndarray, int]:
 
 
 def mel(sound: np.ndarray) -> Tensor:
-    """Compute Whisper's log-mel bands, the window rounded up to 5 s.  (T,) -> (80, frames)."""
+    """Compute Whisper's log-mel bands of a sound at 16 kHz.  sound: (T,) -> (80, frames).
+
+    The time is rounded up to 5 s.
+    """
     from transformers import WhisperFeatureExtractor
 
     window = WINDOW * max(1, -(-len(sound) // (WINDOW * RATE)))
@@ -101,9 +113,10 @@ def mel(sound: np.ndarray) -> Tensor:
 
 
 def pooled(frames: Tensor, seconds: float, rate: int) -> Tensor:
-    """Average the frames of the sound itself, not of the silence after it, in 32 parts.
+    """Average a sound's frames in 32 stretches of equal time.
 
-    frames: (F, d), `rate` of them a second.  Returns (32, d).
+    frames: (F, d), `rate` of them a second; those after `seconds`, the length of the sound, are
+    padding and do not count. Returns (32, d).
     """
     # Frames after the sound's end are padding.
     count = min(len(frames), max(1, -int(-seconds * rate // 1)))
@@ -111,10 +124,10 @@ def pooled(frames: Tensor, seconds: float, rate: int) -> Tensor:
 
 
 def log_mel() -> Callable[[Sequence[np.ndarray]], Tensor]:
-    """Return an encoder: N sounds -> (N, 32, 80), 80 log-mel bands in 32 stretches of time.
+    """Return an encoder of sounds: a list of N sounds -> (N, 32, 80), 80 log-mel bands.
 
-    Each stretch holds the mean over 1/32 of the sound's mel frames, of which there are 100 a
-    second.
+    A sound is cut into 32 stretches of equal time, and the bands are averaged over each; there are
+    100 mel frames a second.
     """
 
     def encode(sounds: Sequence[np.ndarray]) -> Tensor:
@@ -124,10 +137,11 @@ def log_mel() -> Callable[[Sequence[np.ndarray]], Tensor]:
 
 
 def whisper_base() -> Callable[[Sequence[np.ndarray]], Tensor]:
-    """Return a function from sounds to Whisper-base's last layer in 32 parts.  -> (N, 32, 512).
+    """Return an encoder of sounds: a list of N sounds -> (N, 32, 512), Whisper-base's last layer.
 
-    The encoder reads windows of 5 s, as many as the sound has, in place of 30 s: its cost is that
-    of the sound. It was trained on 30 s, and a shorter window changes what it gives a little.
+    Its outputs are averaged in 32 stretches of time. It reads windows of 5 s, as many as the sound
+    has, in place of 30 s, so that a short sound costs less; it was trained on 30 s, and a shorter
+    window changes its outputs a little.
     """
     encoder = encoder_of(_load_weights())
 
@@ -139,7 +153,10 @@ def whisper_base() -> Callable[[Sequence[np.ndarray]], Tensor]:
 
 
 def _encode_sound(encoder: Any, sound: np.ndarray) -> Tensor:
-    """Encode one sound with as many positions as it needs.  (T,) -> (32, 512)."""
+    """Encode one sound by Whisper, with as many positions as it needs.  sound: (T,) -> (32, 512).
+
+    encoder: transformers' Whisper encoder, which is put back as it was.
+    """
     bands = mel(sound)  # (80, frames), two frames for each position
     length = bands.shape[1] // 2
     positions = encoder.embed_positions.weight
@@ -155,7 +172,10 @@ def _encode_sound(encoder: Any, sound: np.ndarray) -> Tensor:
 
 
 def encoder_of(state: dict[str, Tensor]) -> nn.Module:
-    """Make transformers' Whisper encoder with these weights, frozen, in evaluation mode."""
+    """Build transformers' Whisper-base encoder with given weights, frozen, in evaluation mode.
+
+    state: the weights by transformers' names.
+    """
     from transformers import WhisperConfig
     from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
@@ -186,8 +206,9 @@ def _load_weights() -> dict[str, Tensor]:
 
 
 def encoder_weights(raw: bytes) -> dict[str, Tensor]:
-    """Read the encoder's tensors of CTranslate2's file, by the names of transformers.
+    """Read the encoder's weights from a file of CTranslate2, by the names of transformers.
 
+    raw: the file's bytes.
     Raises: AssetError for a file that ends early, or has other tensors.
     """
     try:
@@ -199,11 +220,14 @@ def encoder_weights(raw: bytes) -> dict[str, Tensor]:
 
 
 def _read_tensors(raw: bytes) -> Iterator[tuple[str, Tensor]]:
-    """Yield names and tensors of CTranslate2's file, see the module."""
+    """Yield (name, tensor) from the bytes of a CTranslate2 file; its form is at the module's head.
+
+    raw: the file's bytes.
+    """
     place = 0
 
     def number(form: str) -> int:
-        """Read a number in a format of `struct`, and move on."""
+        """Read a number at the current place, in a format of `struct`, and move on."""
         nonlocal place
         (value,) = struct.unpack_from("<" + form, raw, place)
         place += struct.calcsize("<" + form)
@@ -229,12 +253,15 @@ def _read_tensors(raw: bytes) -> Iterator[tuple[str, Tensor]]:
 
 
 def _rename_tensors(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Rename CTranslate2's tensors to those of transformers, and split fused projections."""
+    """Rename CTranslate2's tensors to transformers' names, and split fused projections.
+
+    tensors: name -> tensor, of the encoder and the decoder; the decoder's are left out.
+    """
     state = {f"conv{i}.{n}": tensors[f"encoder/conv{i}/{n}"] for i in (1, 2) for n in _BOTH}
     state["embed_positions.weight"] = tensors["encoder/position_encodings/encodings"]
 
     def norm(target_norm: str, source_norm: str) -> None:
-        """Copy gain and bias of a norm to their new names."""
+        """Copy gain and bias of a norm from its CTranslate2 name to its transformers name."""
         state[f"{target_norm}.weight"], state[f"{target_norm}.bias"] = (
             tensors[f"{source_norm}/gamma"],
             tensors[f"{source_norm}/beta"],

@@ -50,6 +50,10 @@ class Question:
     where: str = "question"
 
     def __post_init__(self) -> None:
+        """Check the pictures and sounds, and that a question marks all of them or none.
+
+        Raises: DataError.
+        """
         for modality in MARKS:
             _check_sources(getattr(self, modality), modality, self.where)
             # Marks are all or none: with some, nobody could say which picture stands where.
@@ -75,9 +79,10 @@ class Question:
 
 
 def _check_sources(sources: Any, modality: str, place: str) -> None:
-    """Refuse a source that is not in a tuple, or is none.
+    """Refuse pictures or sounds that are not a tuple of valid sources.
 
-    sources: of a question; place: of its line.  Raises: DataError.
+    sources: of a question; modality: "image" or "audio"; place: where it is, for errors.
+    Raises: DataError.
     """
     kinds = (Path, Image.Image) if modality == "image" else (Path, tuple, list)
     if not isinstance(sources, tuple | list) or not all(isinstance(s, kinds) for s in sources):
@@ -88,9 +93,9 @@ def _check_sources(sources: Any, modality: str, place: str) -> None:
 
 
 def read_questions(path: str | Path, *, answered: bool = True) -> list[Question]:
-    """Read the questions of a .jsonl file; paths of pictures and sounds are from its folder.
+    """Read questions about pictures and sounds from a .jsonl file.
 
-    answered: each must have an answer.
+    path: of the file, from whose folder paths in it count. answered: each must have an answer.
     Raises: DataError, with the line, for what is no JSON object, keys that are not known, files
     that are not there, and marks without a picture.
     """
@@ -108,7 +113,12 @@ def read_questions(path: str | Path, *, answered: bool = True) -> list[Question]
 
 
 def _parse_question(line: str, path: Path, place: str, answered: bool) -> Question:
-    """Parse a line; place: where the line is, for errors.  Raises: DataError."""
+    """Parse a line of a file of questions.
+
+    path: of the file, from whose folder paths count; place: which line, for errors; answered: it
+    must have an answer.
+    Raises: DataError.
+    """
     try:
         row = parse_json(line)
         if not isinstance(row, dict):
@@ -137,7 +147,11 @@ def _parse_question(line: str, path: Path, place: str, answered: bool) -> Questi
 
 
 def _existing_files(value: Any, folder: Path, place: str) -> tuple[Path, ...]:
-    """Return the paths of a cell, from the file's folder.  Raises: DataError for none there."""
+    """Return the files that a cell names, after a check that they exist.
+
+    value: a path or a list of paths, None = none; folder: from which they count; place: for errors.
+    Raises: DataError.
+    """
     names = [] if value is None else [value] if isinstance(value, str) else value
     if not isinstance(names, list) or not all(isinstance(n, str) and n for n in names):
         fix = 'For example "image": "a.png", or ["a.png", "b.png"].'
@@ -194,8 +208,9 @@ class Processor:
         at_least("length", self.length, 2)
 
     def rows(self, questions: Sequence[Question]) -> list[Row]:
-        """Return each question's row, in order; every file is encoded once.
+        """Return the row of tokens and features of each question, in order.
 
+        questions: every file of theirs is encoded once.
         Raises: DataError for a row longer than `length`; ConfigError for a modality that the model
         does not have.
         """
@@ -226,9 +241,11 @@ class Processor:
         return QuestionRows(questions, self.rows(questions))
 
     def row(self, question: Question, question_features: Mapping[str, list[Tensor]]) -> Row:
-        """Make the row of a question whose features are computed.
+        """Make the row of a question whose pictures and sounds are encoded already.
 
         question_features: by modality, a tensor (views, vectors, width) for each picture or sound.
+        The row has "input_ids" with a mark for each vector, "labels" of the answer, "asked" (1 =
+        text of the question), and the features by modality.
         Raises: DataError for a row longer than `length`.
         """
         ids: list[int] = []
@@ -242,6 +259,7 @@ class Processor:
                 # Each vector of a picture or sound has a mark of its own among the tokens.
                 ids += [MARKS[modality]] * self.counts[modality](views)
         ids += self.tokenizer("\n", add_special_tokens=False)["input_ids"]
+        # the answer begins here
         prompt_length = len(ids)
         if question.answer is not None:
             end = self.tokenizer.eos_token_id
@@ -284,8 +302,10 @@ def split_questions(
     val: int | None = None,
     test: int | None = None,
 ) -> QuestionSplits:
-    """Split questions into train, val and test (80, 10 and 10 %); a group stays together.
+    """Split questions at random into train, val and test (80, 10 and 10 %); a group stays together.
 
+    processor: makes rows of questions. seed: of the split. train, val, test: numbers of questions,
+    None = the shares above.
     Raises: ConfigError for numbers that cannot be; as `Processor.rows` does.
     """
     parts = grouped([q.group or q.question for q in questions], val, test, seed)

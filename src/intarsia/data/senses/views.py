@@ -11,10 +11,11 @@ Grid = tuple[int, int]  # rows, columns of the tiles; (0, 0) = none
 
 
 def grid_of(width: int, height: int, side: int, limit: int) -> Grid:
-    """Choose rows and columns of tiles of `side` px, at most `limit` of them.
+    """Choose into how many rows and columns of tiles a picture is cut.
 
-    Of all grids the one that keeps the most pixels, then the one that leaves the least empty, as
-    LLaVA-NeXT does (anyres). (0, 0) for a picture that one view holds.
+    width, height: of the picture; side: of a tile; all in px. limit: the most tiles. Of all grids
+    the one that keeps the most pixels, then the one that leaves the least empty, as LLaVA-NeXT does
+    (anyres). (0, 0) for a picture that one tile holds.
     """
     at_least("tiles", limit, 0)
     rows_most, columns_most = -(-height // side), -(-width // side)
@@ -34,9 +35,10 @@ def grid_of(width: int, height: int, side: int, limit: int) -> Grid:
 
 
 def views(image: Image.Image, side: int, limit: int = 0) -> tuple[np.ndarray, Grid]:
-    """Return the whole picture on a white square, then its tiles, row by row.
+    """Return a picture as square views: the whole of it on white, then its tiles, row by row.
 
-    limit: tiles, at most.  Returns (1 + rows * columns, side, side, 3) uint8 and (rows, columns).
+    side: of a view in px; limit: the most tiles. Returns (1 + rows * columns, side, side, 3) uint8
+    and (rows, columns).
     """
     rows, columns = grid_of(*image.size, side, limit)
     all_views = [np.asarray(place_on_white(image, side, side))]
@@ -48,7 +50,7 @@ def views(image: Image.Image, side: int, limit: int = 0) -> tuple[np.ndarray, Gr
 
 
 def place_on_white(image: Image.Image, width: int, height: int) -> Image.Image:
-    """Place a picture, as large as it fits, in the middle of a white rectangle."""
+    """Return a picture, as large as it fits, in the middle of a white page of width x height px."""
     scale = min(width / image.width, height / image.height)
     size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
     shrunk = image.convert("RGB").resize(size, Image.Resampling.BICUBIC, reducing_gap=3.0)

@@ -45,28 +45,28 @@ ROLES = (
     *SEPARATE,
 )
 POINTWISE = ("conv_pw", "conv_pwl")
-CONVOLUTIONAL = ("mbconv", "conv")  # kinds of blocks that map whole pictures, not tokens
+CONVOLUTIONAL = ("mbconv", "conv")  # kinds of blocks that compute on feature maps, not on tokens
 LAYERS = (nn.Linear, nn.Conv2d, Conv1D)
 NORMS = (nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, RmsNorm, RmsNorm2d)
 BATCH_NORM = nn.modules.batchnorm._BatchNorm
-INNER = ("base_layer", "original_module")  # the host's own module inside an adapter's wrapper
+INNER = ("base_layer", "original_module")  # names of the wrapped module in adapters' wrappers
 Layer = nn.Linear | nn.Conv2d | Conv1D
 
 
 def base_of(model: nn.Module) -> nn.Module:
-    """Return the model without PEFT's wrapper."""
+    """Return the plain model inside PEFT's wrapper; a model without wrapper is returned itself."""
     return model.get_base_model() if isinstance(model, PeftModel) else model
 
 
 def unwrapped(module: nn.Module) -> nn.Module:
-    """Return the host's own module, whatever adapters surround it."""
+    """Return the model's own module inside the wrappers of adapters and trained heads."""
     while inner := next((m for n in INNER if (m := module._modules.get(n)) is not None), None):
         module = inner
     return module
 
 
 def walk(model: nn.Module, path: str = "") -> Iterator[tuple[str, nn.Module]]:
-    """Yield the host's modules, wrapped or not, by the paths they have without adapters."""
+    """Yield the model's modules, adapted or not, with their paths in the plain model."""
     yield path, model
     for name, child in unwrapped(model).named_children():
         yield from walk(child, f"{path}.{name}" if path else name)
@@ -78,11 +78,11 @@ def wrapped_paths(model: nn.Module) -> list[str]:
 
 
 def block_kind(module: nn.Module) -> str | None:
-    """Return the kind of a block; None for a module that is none.
+    """Return the kind of a block of the model; None for a module that is no block.
 
-    "attention", tokens, and an MLP that is a module; "split", an MLP that is two layers; "mixer",
-    an MLP over tokens; "hybrid", one of several mixers; "convnext"; "mbconv", as in EfficientNet;
-    "conv", other convolutions.
+    "attention": an attention over tokens, and an MLP that is a module; "split": its MLP is two
+    layers of the block; "mixer": an MLP over tokens in place of the attention; "hybrid": one mixer
+    of several types; "convnext"; "mbconv", as in EfficientNet; "conv": other convolutions.
     """
     module = unwrapped(module)
     children = module._modules
@@ -106,7 +106,7 @@ def block_kind(module: nn.Module) -> str | None:
 
 
 def _t5(module: nn.Module) -> bool:
-    """Return True for a block of T5, whose parts stand in a list."""
+    """Return True for a block of T5, whose attention and MLP stand in a list."""
     parts = module._modules.get("layer")
     first = parts[0] if isinstance(parts, nn.ModuleList) and len(parts) > 1 else None
     return hasattr(first, "SelfAttention")
@@ -118,11 +118,9 @@ def _split_mlp_names(module: nn.Module) -> tuple[str, str] | None:
 
 
 def _convolutions(module: nn.Module) -> bool:
-    """Return True for several convolutions with norms in a row, without a stage of blocks
-    inside.
-    """
+    """Return True for a block of several convolutions with norms, without blocks inside."""
     children = [unwrapped(m) for m in module._modules.values() if m is not None]
-    # one convolution each: a stage of blocks has children with several
+    # in a block each child has one convolution; a stage of blocks has children with several
     counts = [sum(isinstance(m, nn.Conv2d) for m in child.modules()) for child in children]
     stages = (nn.Sequential, nn.ModuleList)
     if isinstance(module, stages) or counts.count(1) < 2:
@@ -133,8 +131,9 @@ def _convolutions(module: nn.Module) -> bool:
 
 
 def blocks(model: nn.Module) -> list[tuple[str, nn.Module]]:
-    """List every block of the model, in order, with its path; blocks of tokens, if there are
-    any.
+    """Return every block of the model, in order, with its path.
+
+    If the model has blocks of tokens, as transformers do, blocks of convolutions are left out.
     """
     kinds = {p: kind for p, m in walk(model) if p and (kind := block_kind(m))}
     tokens = {p for p, kind in kinds.items() if kind not in CONVOLUTIONAL}
@@ -144,7 +143,7 @@ def blocks(model: nn.Module) -> list[tuple[str, nn.Module]]:
 
 
 def attention_of(block: nn.Module) -> str | None:
-    """Return the path of the module that mixes the tokens of a block, or None."""
+    """Return the path, in a block, of the module that mixes its tokens; None without one."""
     if _t5(block):
         return "layer.0.SelfAttention"
     if block_kind(block) == "hybrid":
@@ -153,7 +152,7 @@ def attention_of(block: nn.Module) -> str | None:
 
 
 def mlp_of(block: nn.Module) -> str | None:
-    """Return the path of a block's MLP, if that is a module."""
+    """Return the path, in a block, of its MLP; None if the MLP is no module of its own."""
     if _t5(block):
         return f"layer.{len(block.get_submodule('layer')) - 1}.DenseReluDense"  # pyright: ignore
     if block_kind(block) == "hybrid":
@@ -163,13 +162,13 @@ def mlp_of(block: nn.Module) -> str | None:
 
 
 def _has_attention(module: nn.Module) -> bool:
-    """Return True if a layer inside makes queries; a state space model has none."""
+    """Return True if a module makes queries, as an attention; a state space model makes none."""
     names = {p.rpartition(".")[2] for p, _ in layers_of(module)}
     return not names.isdisjoint((*FUSED[:-2], *QUERIES))
 
 
 def split_mlp_of(block: nn.Module) -> tuple[str, str] | None:
-    """Return the paths of the two layers that are a block's MLP, if that is no module."""
+    """Return the paths, in a block, of the two layers of an MLP that is no module of its own."""
     if (both := _split_mlp_names(block)) is None:
         return None
     first, last = (
@@ -179,7 +178,10 @@ def split_mlp_of(block: nn.Module) -> tuple[str, str] | None:
 
 
 def layers_of(module: nn.Module) -> list[tuple[str, Layer]]:
-    """List the layers inside, by path; not a gate like Llama 4's, a Linear that gives a tuple."""
+    """Return linear layers and convolutions inside a module, with their paths in it.
+
+    A gate of experts like Llama 4's, a Linear that returns a tuple, is left out.
+    """
     inside = ((p, unwrapped(w)) for p, w in walk(module))
     return [
         (p, m)
@@ -189,9 +191,10 @@ def layers_of(module: nn.Module) -> list[tuple[str, Layer]]:
 
 
 def places(block: nn.Module, role: str, position: str = "sequential") -> list[str]:
-    """List the paths of a role inside a block; "" is the block itself.
+    """Return the paths of a role inside a block; "" is the block itself.
 
-    Beside an MLP of two layers ("parallel") there is no place.
+    role: kind of module to adapt, as "mlp", "qkv" or "norm", see `ROLES`; position: of what is
+    added, "sequential" or "parallel"; beside an MLP of two layers there is no parallel place.
     Raises: UnknownName for no role.
     """
     if role not in ROLES:
@@ -203,7 +206,7 @@ def places(block: nn.Module, role: str, position: str = "sequential") -> list[st
         return [p for p, m in walk(block) if norm_width(m)]
     if role == "embedding":
         return []
-    # the block itself, for a cell around all of it
+    # the block itself
     if role == "block" or (role == "mlp" and kind in CONVOLUTIONAL):
         return [""]
     if kind in CONVOLUTIONAL:
@@ -222,7 +225,8 @@ def places(block: nn.Module, role: str, position: str = "sequential") -> list[st
     maps = [
         p
         for p, m in layers_of(block.get_submodule(mlp or ""))
-        if not isinstance(m, nn.Conv2d) or is_pointwise(m)  # PVT has a depthwise one between
+        # PVT has a depthwise convolution between its linear layers
+        if not isinstance(m, nn.Conv2d) or is_pointwise(m)
     ]
     # a block of ConvNeXt or PoolFormer has linear maps over channels only in its MLP
     if role == "mlp_linear" or not inner:
@@ -237,9 +241,10 @@ def places(block: nn.Module, role: str, position: str = "sequential") -> list[st
 
 
 def _split_places(block: nn.Module, role: str, position: str) -> list[str]:
-    """List the paths of a role in a block whose MLP is two layers.
+    """Return the paths of a role in a block whose MLP is two layers of the block.
 
-    A sequential cell follows the second layer; BERT's attention has its residual inside.
+    role, position: as in `places`. A sequential module follows the second layer; BERT's attention
+    includes the addition of its input, so that only its output layer can be followed.
     """
     both = split_mlp_of(block) or ()
     if role == "mlp_linear":
@@ -254,8 +259,9 @@ def _split_places(block: nn.Module, role: str, position: str) -> list[str]:
 
 
 def _pointwise(block: nn.Module) -> list[str]:
-    """List the 1x1 convolutions in a row of a block's layers, not those of a gate (squeeze,
-    excite).
+    """Return the paths of a block's 1x1 convolutions, without those of gates.
+
+    Gates are squeeze-and-excitation layers.
     """
     if block_kind(block) == "mbconv":
         return [n for n in POINTWISE if is_pointwise(block._modules.get(n))]
@@ -265,8 +271,9 @@ def _pointwise(block: nn.Module) -> list[str]:
 
 
 def outside(model: nn.Module, all_blocks: list[tuple[str, nn.Module]], role: str) -> list[str]:
-    """List the paths of a role outside the blocks: all norms, or layers before and between
-    blocks.
+    """Return the paths of a role outside the blocks: all norms, or layers before the last block.
+
+    all_blocks: (path, block) of the model; role: "norm" or "embedding".
     """
     outside = [
         (p, m) for p, m in walk(model) if not any(p == b or inside(p, b) for b, _ in all_blocks)
@@ -280,12 +287,12 @@ def outside(model: nn.Module, all_blocks: list[tuple[str, nn.Module]], role: str
 
 
 def is_norm(module: nn.Module) -> bool:
-    """Return True for a LayerNorm or its like; transformers has an RMSNorm for each family."""
+    """Return True for a LayerNorm, RMSNorm, GroupNorm or the like, by class or class name."""
     return isinstance(module, NORMS) or type(module).__name__.endswith(("RMSNorm", "LayerNorm"))
 
 
 def norm_kind(module: nn.Module) -> str:
-    """Return how the outermost norms inside normalise: "layer", "rms", or "none" without norms."""
+    """Return the kind of the first norm inside a module: "layer", "rms", or "none"."""
     norms = [unwrapped(m) for _, m in walk(module) if norm_width(m)]
     if not norms:
         return "none"
@@ -293,14 +300,14 @@ def norm_kind(module: nn.Module) -> str:
 
 
 def norm_width(module: nn.Module) -> int | None:
-    """Return the channels of a module that is a norm and nothing else; None for any other."""
+    """Return the number of channels of a module that is a norm and nothing else, or None."""
     module = unwrapped(module)
     if not is_norm(module) or any(
         not isinstance(child, nn.Identity) for child in module.children()
     ):
         return None
     if not isinstance(module, NORMS):
-        weight = tensor_of(module)  # Gemma 4 has norms without
+        weight = tensor_of(module)  # Gemma 4 has norms without a weight
         return weight.numel() if isinstance(weight, Tensor) else None
     if isinstance(module, nn.GroupNorm):
         return module.num_channels
@@ -318,17 +325,19 @@ def is_pointwise(module: nn.Module | None) -> bool:
 
 
 def widths(module: nn.Module) -> tuple[int, int] | None:
-    """Return (inputs, outputs), by the first and last layer inside, a gate, or a norm's
-    channels.
+    """Return (inputs, outputs) of a module, by its first and last layer; None without layers.
+
+    For a norm they are its channels, for a block with experts the inputs of its gate.
     """
     if width := norm_width(module):
         return width, width
     if (matrix := tensor_of(own_gate(unwrapped(module)))) is not None:
-        return matrix.shape[-1], matrix.shape[-1]  # a block with experts of its own
+        # a sparse block reads and writes the width of its gate's input
+        return matrix.shape[-1], matrix.shape[-1]
     if mlp := block_kind(module) in ("attention", "mixer") and mlp_of(module):
         module = unwrapped(module.get_submodule(mlp))
     inside = layers_of(module)
-    # an attention's first layer may be that of its position bias
+    # by names where possible: an attention's first layer may be that of its position bias
     first = [layer for p, layer in inside if p.split(".")[0] in QKV] or [m for _, m in inside]
     last = [layer for p, layer in inside if p.split(".")[0] in PROJECTION] or [m for _, m in inside]
     if not inside:
@@ -337,7 +346,7 @@ def widths(module: nn.Module) -> tuple[int, int] | None:
 
 
 def sizes(layer: Layer) -> tuple[int, int]:
-    """Return inputs and outputs of a linear map or a convolution."""
+    """Return the numbers of inputs and outputs of a linear layer or a convolution."""
     if isinstance(layer, Conv1D):  # GPT-2's Linear, whose weight is (inputs, outputs)
         return layer.weight.shape[0], layer.weight.shape[1]
     if isinstance(layer, nn.Linear):

@@ -30,11 +30,11 @@ POOLS = ("mean", "adaptive_avg_pool2d")
 
 @dataclass
 class ChannelGroup:
-    """Channels that have one order, with the paths of the layers that share it.
+    """Channels that must be reordered together, with the paths of the layers that share them.
 
     makes: layers whose outputs they are; reads: layers whose inputs they are; follows: norms and
-    depthwise convolutions, with a value for each.  fixed: the reason why their order cannot change,
-    "" if it can.  size: number of channels.
+    depthwise convolutions, which have one value for each.  fixed: the reason why their order cannot
+    change, "" if it can.  size: number of channels.
     """
 
     makes: list[str] = field(default_factory=lambda: list[str]())
@@ -46,14 +46,17 @@ class ChannelGroup:
 
 @dataclass
 class _Value:
-    """Channels of a node: the number of a group, and whether maps have been pooled to vectors."""
+    """Channels that a node of the graph computes.
+
+    group: number of their group; pooled: they are vectors, no longer maps.
+    """
 
     group: int
     pooled: bool = False
 
 
 class _GroupFinder:
-    """Visitor of the graph that joins groups, by union-find."""
+    """Visitor of a traced net that finds groups of channels, by union-find."""
 
     def __init__(self, graph: fx.GraphModule) -> None:
         self.graph, self.groups, self.parent = graph, list[ChannelGroup](), list[int]()
@@ -78,7 +81,10 @@ class _GroupFinder:
         return self.groups[self.root(number)]
 
     def join(self, first_number: int, second_number: int) -> int:
-        """Join two groups and return the number of the joined one."""
+        """Join two groups of channels, which then have one order.
+
+        first_number, second_number: of the groups. Returns the number of the joined group.
+        """
         a, b = self.root(first_number), self.root(second_number)
         if a != b:
             first, second = self.groups[a], self.groups[b]
@@ -89,7 +95,10 @@ class _GroupFinder:
         return a
 
     def visit(self, node: fx.Node) -> None:
-        """Assign a node its channels.  Raises: TargetError, by name, for operations not known."""
+        """Find the group of the channels that a node computes.
+
+        Raises: TargetError, by name, for an operation that is not known.
+        """
         if node.op == "placeholder":
             self.values[node] = _Value(self.new("the net's input"))
             return
@@ -114,7 +123,7 @@ class _GroupFinder:
         elif function_of(node) in (ADD, MUL) and inputs:
             group = inputs[0].group
             for operand in inputs[1:]:
-                # what is added or multiplied has to have one order
+                # operands of a sum or product must have their channels in one order
                 group = self.join(group, operand.group)
             self.values[node] = _Value(group, all(value.pooled for value in inputs))
         else:
@@ -129,7 +138,10 @@ class _GroupFinder:
             raise TargetError("order of channels", got=got, want=want, fix=fix)
 
     def _visit_layer(self, path: str, layer: Any, value: _Value) -> _Value:
-        """Record a convolution or a linear layer, and return the channels that it makes."""
+        """Record a convolution or linear layer in its groups; return the channels that it computes.
+
+        path: of the layer; value: its input.
+        """
         if value.pooled:
             self.pooled.add(path)
         if self.at(value.group).fixed == "the net's input":
@@ -141,7 +153,7 @@ class _GroupFinder:
             self.at(value.group).follows.append(path)
             return value
         if groups > 1:
-            # groups of a convolution read runs of channels: neither side can move
+            # each group reads consecutive channels, which must stay together
             self.at(value.group).fixed = f"{path}, a convolution of {groups} groups"
             return _Value(self.new(f"{path}, a convolution of {groups} groups", outs), value.pooled)
         self.at(value.group).reads.append(path)
@@ -159,10 +171,11 @@ def _nested_nodes(args: Any) -> Iterator[fx.Node]:
 
 @dataclass(frozen=True)
 class Channels:
-    """Channel groups of a net, and the layers that may be sparse.
+    """Groups of channels of a net, and the layers that may be sparse.
 
-    layers: 1x1 and k x k convolutions and linear maps, without those that read the net's input or
-    make its output (stem, classifier), depthwise ones, and those of vectors (squeeze, excitation).
+    layers: paths of 1x1 and k x k convolutions and linear layers, without those that read the net's
+    input or make its output (stem, classifier), depthwise ones, and those of vectors (squeeze,
+    excitation).
     """
 
     groups: tuple[ChannelGroup, ...]
@@ -175,10 +188,10 @@ class Channels:
 
 
 def channels_of(net: nn.Module) -> Channels:
-    """Find the channel groups of a convolutional net; residual additions join groups.
+    """Find the groups of channels of a convolutional net; residual additions join groups.
 
     Raises: TargetError for a net that cannot be traced, a weight that two layers share, a layer
-    that is called twice, or a join that is not known, each by name.
+    that is called twice, or an operation that is not known, each by name.
     """
     graph = traced(net)
     _refuse_shared(net, graph)
@@ -197,9 +210,9 @@ def channels_of(net: nn.Module) -> Channels:
 
 
 def _refuse_shared(net: nn.Module, graph: fx.GraphModule) -> None:
-    """Refuse weights that two layers share, and layers that are called twice.
+    """Check that no two layers share a weight, and that no layer is called twice.
 
-    net: the model; graph: of its traced forward.
+    net: the model; graph: of its traced forward. Raises: TargetError.
     """
     owner: dict[int, str] = {}
     called: set[str] = set()
@@ -219,16 +232,17 @@ def _refuse_shared(net: nn.Module, graph: fx.GraphModule) -> None:
 
 @torch.no_grad()
 def reorder_channels(net: nn.Module, group: ChannelGroup, order: Tensor) -> None:
-    """Reorder a group's channels, in place: channel i becomes what was channel order[i].
+    """Reorder a group's channels, in place: channel i becomes the former channel order[i].
 
-    Rows of those that make them, values of batch norms and depthwise convolutions, and columns of
-    all that read them; the net's outputs stay the same.
+    net: the model, whose outputs stay the same; order: (channels,) int64. Rows of the layers that
+    make the channels, values of batch norms and depthwise convolutions, and columns of the layers
+    that read them are reordered.
     """
     for path in (*group.makes, *group.follows):
         reorder(net.get_submodule(path), order, 0, fresh=True)
     for path in group.reads:
         layer: Any = net.get_submodule(path)
-        # of a flattened map each channel has as many columns as pixels
+        # behind a flattened map, each channel has one column for each pixel
         pixels = layer.weight.shape[1] // len(order)
         columns = (order[:, None] * pixels + torch.arange(pixels)).flatten()
         reorder(layer, columns, 1, fresh=True)
@@ -237,5 +251,8 @@ def reorder_channels(net: nn.Module, group: ChannelGroup, order: Tensor) -> None
 def orders_to_json(
     groups: tuple[ChannelGroup, ...], orders: Mapping[int, Tensor]
 ) -> list[list[int]]:
-    """Return the order of every free group as lists, [] = as it is."""
+    """Return the order of every free group as a list of numbers, [] for an unchanged one.
+
+    groups: those that can be reordered; orders: index of a group -> its order.
+    """
     return [orders[i].tolist() if i in orders else [] for i in range(len(groups))]

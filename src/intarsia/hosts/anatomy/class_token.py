@@ -23,10 +23,10 @@ from .blocks import base_of, unwrapped
 def reading_class_token(model: nn.Module, x: Tensor) -> Iterator[bool]:
     """Compute the last block of a ViT for its class token alone, inside the `with`.
 
-    Queries, projection and MLP then see one token in place of T; keys and values are those of all.
-    The logits are the same to rounding. Yields True if it is done; False, and the model as it is,
-    for a model that pools its tokens, blocks of another kind, cells that mix tokens, or routers
-    that learn, whose loads and losses are over all tokens.
+    In the last block queries, projection and MLP then see one token instead of T; keys and values
+    are those of all tokens. The logits are the same to rounding. Yields True if this is done;
+    False, with the model unchanged, for a model that pools its tokens, other kinds of blocks,
+    adapters that mix tokens, or routers that learn, whose loads and losses are over all tokens.
     x: an input of the model, (1, ...), to try it on while its weights are in float32.
     Not with an objective that reads more than logits.
     """
@@ -39,7 +39,10 @@ def reading_class_token(model: nn.Module, x: Tensor) -> Iterator[bool]:
 
 
 def _last_block(model: nn.Module) -> tuple[Block, Attention] | None:
-    """Return the last block and its attention, if their forwards are timm's own; None otherwise."""
+    """Return the last block and its attention, if their forwards are timm's own.
+
+    None for a model whose head reads more than the class token, and for changed forwards.
+    """
     host = base_of(model)
     if not isinstance(host, VisionTransformer) or learned_routers(model):
         return None
@@ -71,7 +74,7 @@ def _same_logits(model: nn.Module, block: Block, attention: Attention, x: Tensor
     norm = cast(nn.Module, base_of(model).norm)
     with torch.no_grad(), evaluating(model):
         try:
-            # adapters begin at 0, where a cell that mixes tokens would not show
+            # adapters begin at 0, where one that mixes tokens would not show
             for p in learns:
                 p += 0.02 * torch.randn(p.shape, generator=noise).to(p)
             # both ways on the same input
@@ -86,19 +89,19 @@ def _same_logits(model: nn.Module, block: Block, attention: Attention, x: Tensor
             for p, value in zip(learns, before, strict=True):
                 p.copy_(value)
     near = torch.allclose(short, long, rtol=0, atol=1e-3 * float(long.abs().max()))
-    # and the norm behind the blocks really sees one token
+    # the norm behind the blocks must have seen one token, or nothing was saved
     return tokens == [1] and near
 
 
 def _logits(model: nn.Module, x: Tensor) -> Tensor:
-    """Compute logits in float32, whatever the type of the weights."""
+    """Compute the model's logits on x, and convert them to float32."""
     out = model(x)
     return logits_in(out).float()
 
 
 @contextmanager
 def _first_token_alone(block: Block, attention: Attention) -> Iterator[None]:
-    """Replace the forwards of block and attention by those for the first token."""
+    """Let block and attention compute their first token alone, inside the `with`."""
     first_token = partial(_attention, attention)
     with (
         forward_as(block, partial(_block_of_first_token, block)),
@@ -108,7 +111,10 @@ def _first_token_alone(block: Block, attention: Attention) -> Iterator[None]:
 
 
 def _block_of_first_token(block: Any, x: Tensor, **kwargs: Any) -> Tensor:
-    """Compute `Block.forward` for the first token.  (B, T, d) -> (B, 1, d)."""
+    """Compute timm's `Block.forward` for the first token: (B, T, d) -> (B, 1, d).
+
+    block: the module; kwargs: passed on to its attention.
+    """
     attended = block.attn(block.norm1(x), **kwargs)
     x = x[:, :1] + block.drop_path1(block.ls1(attended))
     return x + block.drop_path2(block.ls2(block.mlp(block.norm2(x))))
@@ -117,14 +123,14 @@ def _block_of_first_token(block: Any, x: Tensor, **kwargs: Any) -> Tensor:
 def _attention(
     attention: Any, x: Tensor, attn_mask: None = None, is_causal: bool = False
 ) -> Tensor:
-    """Compute `Attention.forward` for the first token.  (B, T, d) -> (B, 1, d).
+    """Compute timm's `Attention.forward` for the first token: (B, T, d) -> (B, 1, d).
 
     attention: timm's module; attn_mask, is_causal: unused, timm passes them.
     """
     norms = attention.q_norm, attention.k_norm
     is_plain_layer = type(attention.qkv) is nn.Linear and "forward" not in vars(attention.qkv)
     plain = is_plain_layer and all(type(n) is nn.Identity for n in norms)
-    # norms of keys, cells at qkv and dropout of shares need keys or shares as such
+    # norms of keys, adapters at qkv and dropout of attention weights need those tensors themselves
     if plain and not (attention.training and attention.attn_drop.p):
         attended = _without_keys(attention, x)
         return attention.proj_drop(attention.proj(attention.norm(attended)))
@@ -139,10 +145,11 @@ def _attention(
 
 
 def _without_keys(attention: Any, x: Tensor) -> Tensor:
-    """Attend with the first token without computing keys or values.  -> (B, 1, h e).
+    """Compute the first token's attention without keys or values: (B, T, d) -> (B, 1, h e).
 
-    q.(W_k x_t + b_k) = (q W_k).x_t + q.b_k, whose last term is the same for all t and goes out of
-    the softmax; sum_t a_t (W_v x_t + b_v) = W_v sum_t a_t x_t + b_v, for the shares add up to 1.
+    With h heads of width e: q.(W_k x_t + b_k) = (q W_k).x_t + q.b_k, whose last term is the same
+    for all tokens t and cancels in the softmax; sum_t a_t (W_v x_t + b_v) = W_v sum_t a_t x_t +
+    b_v, since the attention weights a_t add up to 1.
     """
     heads, width = attention.num_heads, attention.head_dim
     weight_q, *_ = attention.qkv.weight.chunk(3)

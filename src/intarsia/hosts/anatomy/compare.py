@@ -15,7 +15,7 @@ from ...core.foreign import config_of
 
 Inputs = Tensor | Mapping[str, Tensor]
 
-# of the largest output: what re-ordered sums and one rounding of the weights amount to
+# shares of the largest output: effect of re-ordered sums and one rounding of the weights
 TOLERANCE = {
     torch.float64: 1e-10,
     torch.float32: 1e-4,
@@ -26,7 +26,7 @@ TOLERANCE = {
 
 @dataclass(frozen=True)
 class Difference:
-    """Largest difference of two models' outputs, and the largest output it is measured by."""
+    """Largest difference of two models' outputs, and the largest output, by which it is divided."""
 
     largest: float
     scale: float
@@ -40,7 +40,10 @@ class Difference:
         return f"{self.largest:.1e} ({self.relative:.1e} of the largest output)"
 
     def check(self, subject: str, tolerance: float, error: type[IntarsiaError], fix: str) -> None:
-        """Raise `error` unless the relative difference is within the tolerance; NaN never is."""
+        """Raise an error unless the relative difference is within the tolerance; NaN never is.
+
+        subject: name of what was compared; error: its type; fix: what a user can do.
+        """
         if not self.relative <= tolerance:
             raise error(
                 subject,
@@ -51,7 +54,7 @@ class Difference:
 
 
 def tolerance_of(model: nn.Module) -> float:
-    """Return the tolerance for the model's coarsest floating-point parameters."""
+    """Return the relative difference that rounding may cause in the model's coarsest dtype."""
     dtypes = {p.dtype for p in model.parameters() if p.is_floating_point()}
     return max((TOLERANCE.get(dtype, 5e-2) for dtype in dtypes), default=TOLERANCE[torch.float32])
 
@@ -64,7 +67,7 @@ def image_shape(model: nn.Module) -> tuple[int, int, int]:
     config = config_of(model)
     if isinstance(cfg := getattr(model, "pretrained_cfg", None), Mapping) and cfg.get("input_size"):
         channels, *size = cfg["input_size"]
-        # the size a model was built for may differ from its pretrained one
+        # a model may be built for another size than it was pretrained at
         height, width = _built_for(model) or size
         return int(getattr(model, "in_chans", None) or channels), int(height), int(width)
     size = getattr(config, "image_size", None)
@@ -77,7 +80,7 @@ def image_shape(model: nn.Module) -> tuple[int, int, int]:
 
 
 def _built_for(model: nn.Module) -> Sequence[int] | None:
-    """Return the image size a timm model was built with, where it stores one."""
+    """Return (height, width) of the pictures that a timm model was built for; None if unknown."""
     if (patches := getattr(model, "tokens_spatial_shape", None)) is not None:  # Hiera
         stride: Any = getattr(model, "patch_stride", None)
         return [n * s for n, s in zip(patches, stride, strict=True)]
@@ -85,9 +88,9 @@ def _built_for(model: nn.Module) -> Sequence[int] | None:
 
 
 def inputs_for(model: nn.Module, inputs: Inputs | None) -> Inputs:
-    """Return the inputs given, or seeded noise that the model takes, which is tried.
+    """Return the given inputs, or seeded noise of the model's input size, after a trial.
 
-    Raises: ConfigError for a model that does not take images of the size it says.
+    inputs: None = noise. Raises: ConfigError for a model that does not accept images of that size.
     """
     if inputs is not None:
         return inputs
@@ -102,10 +105,15 @@ def inputs_for(model: nn.Module, inputs: Inputs | None) -> Inputs:
 
 
 def sample(model: nn.Module, batch: int = 2, size: tuple[int, int] | None = None) -> Tensor:
-    """Draw seeded normal noise of the model's dtype, device and input size, or of another size."""
+    """Draw seeded normal noise as a model's input: (batch, channels, height, width).
+
+    model: gives dtype, device, channels and size; batch: number of images; size: another (height,
+    width).
+    """
     like = next(p for p in model.parameters() if p.is_floating_point())
     generator = torch.Generator().manual_seed(0)
     channels, *model_size = image_shape(model)
+    # drawn on the CPU, so that the noise is the same on every device
     images = torch.randn(batch, channels, *(size or model_size), generator=generator)
     return images.to(like.device, like.dtype)
 
@@ -116,7 +124,7 @@ def call(model: nn.Module, inputs: Inputs) -> Any:
 
 
 def tensors(output: Any) -> list[Tensor]:
-    """List every tensor in an output: a tensor, or any nesting of mappings and sequences."""
+    """Return every tensor in an output: a tensor, or any nesting of mappings and sequences."""
     if isinstance(output, Tensor):
         return [output]
     if isinstance(output, Mapping):
@@ -133,12 +141,16 @@ def outputs(model: nn.Module, inputs: Inputs) -> list[Tensor]:
 
 
 def difference(got: list[Tensor], want: list[Tensor]) -> Difference:
-    """Compute the largest absolute difference over all outputs; infinite if their shapes differ."""
+    """Return the largest absolute difference over all outputs; infinite if their shapes differ.
+
+    got, want: outputs of two models, tensor by tensor; relative to the largest of `want`.
+    """
     if [t.shape for t in got] != [t.shape for t in want] or not want:
         return Difference(float("inf"), 1.0)
     # in double, so that the comparison itself rounds nothing
     pairs = [(a.cpu().double(), b.cpu().double()) for a, b in zip(got, want, strict=True)]
     pairs = [(a, b) for a, b in pairs if b.numel()]
+    # comparisons with NaN are False, so that it would pass as no difference
     if any(not torch.isfinite(t).all() for pair in pairs for t in pair):
         return Difference(float("nan"), 1.0)
     worst = max(float((a - b).abs().max()) for a, b in pairs)
@@ -146,7 +158,8 @@ def difference(got: list[Tensor], want: list[Tensor]) -> Difference:
 
 
 def shared_copy(model: nn.Module) -> nn.Module:
-    """Copy the structure on the same memory, with modes and flags of its own."""
+    """Copy a model's modules around the same weights, so that modes and hooks can be changed."""
+    # deepcopy takes what its memo has: new modules around tensors on the same memory
     memo: dict[int, Any] = {id(b): b.detach() for b in model.buffers()}
     memo |= {id(p): nn.Parameter(p.detach(), requires_grad=False) for p in model.parameters()}
     return copy.deepcopy(model, memo)

@@ -21,7 +21,7 @@ from ...train.checkpoint import tensors_hash
 from ...train.precision import autocast, slow_attention, training_mode, written_out
 from .blocks import base_of
 
-SHARE = 0.25  # of the free memory
+SHARE = 0.25  # share of the free memory that rows may take
 BATCH = 64
 
 
@@ -39,38 +39,45 @@ class _Enough(Exception):
 
 
 class Constants:
-    """Modules of a host whose output depends on the image alone, and their outputs for this
-    batch.
+    """Frozen modules of a model whose output depends on the image alone, and these outputs.
+
+    While the model is trained, a row of data holds the image's tokens and the cached outputs.
     """
 
     def __init__(self, calls: Sequence[_Recorded], x: Tensor) -> None:
-        """Take recorded calls, on the tokens x (B, T, d)."""
+        """Take the modules to cache from recorded calls.
+
+        calls: of modules on the tokens x (B, T, d), which give the shapes of a row.
+        """
         self.modules = [call.module for call in calls]
         self.outs = [(tuple(call.out.shape[1:]), call.out.dtype) for call in calls]
-        self.needed = [True] * len(calls)  # False: only other modules of these read the output
+        self.needed = [True] * len(calls)  # False: only other cached modules read the output
         self.shape, self.dtype = tuple(x.shape[1:]), x.dtype
         self.now: list[Tensor] | None = None  # cached outputs of this batch
 
     @property
     def parts(self) -> list[tuple[tuple[int, ...], torch.dtype]]:
-        """Shape and type of each part of a row, tokens first."""
+        """Shape and type of each part of a row: first the tokens, then the cached outputs."""
         outputs = [out for out, needed in zip(self.outs, self.needed, strict=True) if needed]
         return [(self.shape, self.dtype), *outputs]
 
     @property
     def sizes(self) -> list[int]:
-        """Numbers of the tokens' type for each part of a row."""
+        """Length of each part of a row, in numbers of the tokens' type."""
         unit = self.dtype.itemsize
         return [torch.Size(s).numel() * t.itemsize // unit for s, t in self.parts]
 
     def pack(self, parts: Sequence[Tensor]) -> Tensor:
-        """Join the parts' bits into rows.  [(B, ...)] -> (B, sum of sizes)."""
+        """Join the parts of each row, bit by bit: [(B, ...)] -> (B, sum of sizes)."""
         return torch.cat([p.contiguous().flatten(1).view(self.dtype) for p in parts], 1)
 
     def before(self, _host: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
-        """Split the rows of a batch: tokens go into the forward, cached outputs are set aside."""
+        """Split a batch of rows: tokens are passed on, cached outputs are stored in `now`.
+
+        A forward pre-hook of the model; a batch of plain tokens (B, T, d) is passed on as it is.
+        """
         self.now = None
-        # tokens have three axes: nothing is cached for such a batch
+        # plain tokens have three axes, rows two
         if not args or not isinstance(args[0], Tensor) or args[0].ndim != 2:
             return args
         split = args[0].split(self.sizes, 1)
@@ -81,10 +88,11 @@ class Constants:
         return x, *args[1:]
 
     def give(self, number: int, compute: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        """Return the cached output of a module for as many rows as its input has.
+        """Return the cached output of a module for this batch, in place of its forward.
 
-        number: the module's; compute: its own forward, for inputs without cached outputs; x: its
-        input. An output that only other cached modules read is not stored.
+        number: the module's; compute: its own forward, for batches without cached outputs; x, args,
+        kwargs: its inputs. An output that only other cached modules read is not stored: x is
+        returned for it.
         """
         if self.now is None:
             return compute(x, *args, **kwargs)
@@ -101,8 +109,9 @@ class Constants:
 
     @contextmanager
     def providing(self, host: nn.Module) -> Iterator[None]:
-        """Let the modules return cached outputs for rows, and compute for tokens, inside the
-        `with`.
+        """Let the modules return their cached outputs, inside the `with`.
+
+        host: the model; for batches of plain tokens the modules compute as before.
         """
         with ExitStack() as stack:
             stack.callback(host.register_forward_pre_hook(self.before).remove)
@@ -123,13 +132,16 @@ def keeping_constants(
     """Let the model read rows that hold tokens and cached outputs of its frozen modules.
 
     Yields those rows for the training set, and a function that makes them for another set; the sets
-    as they are where there is nothing to cache, or no memory for it. Tokens are read as before, and
-    give the same to rounding. The model is one that reads tokens (`reading_tokens`), its weights
-    held in the type that they are trained in.
-    An AdaptFormer in its first trained block then needs neither the attention nor the MLP of it.
+    as they are if there is nothing to cache, or no memory for it. Plain tokens can still be read,
+    and outputs are the same to rounding.
+    model: one that reads tokens (`reading_tokens`), with weights in the type of the training;
+    tokens: the training set; dtype: type of the computation.
+    An AdaptFormer in its first trained block, for example, then computes neither that block's
+    attention nor its MLP.
     """
     x, device = tokens.tensors[0][:2], next(model.parameters()).device
-    with written_out(slow_attention(model, device, dtype)):  # as in training
+    # with the attention that the training uses
+    with written_out(slow_attention(model, device, dtype)):
         constants = find_constants(model, x, dtype)
         # rows of the training set now, those of further sets when they are asked for
         fits = constants is not None and _fits_memory(constants, tokens)
@@ -140,10 +152,10 @@ def keeping_constants(
     mark, cached = constants.mark, constants
 
     def rows_of(dataset: ImageTensors, once: Once) -> ImageTensors:
-        """Return a set as rows with cached outputs, or as it is where memory is short.
+        """Return a data set as rows with cached outputs, or as it is if memory is short.
 
-        dataset: images and labels; once: returns the cached result of a key, or makes and caches
-        it.
+        dataset: images and labels; once: (key, function) -> the function's result, which is
+        computed once for each key.
         """
         if not _fits_memory(cached, dataset):
             return dataset
@@ -159,7 +171,7 @@ def keeping_constants(
 
 
 def _fits_memory(constants: Constants, tokens: ImageTensors) -> bool:
-    """Return True if there is memory for the rows of a set."""
+    """Return True if the rows of a set fit in a quarter of the free memory."""
     size = sum(constants.sizes) * len(tokens) * tokens.tensors[0].dtype.itemsize
     return size <= SHARE * psutil.virtual_memory().available
 
@@ -171,7 +183,10 @@ def _state(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
 
 
 def find_constants(model: nn.Module, x: Tensor, dtype: torch.dtype) -> Constants | None:
-    """Find the modules whose output is the same in every step, None without any.  x: tokens."""
+    """Find the frozen modules whose output is the same in every step; None without any.
+
+    model: one that reads tokens; x: (B, T, d), a few of them; dtype: type of the computation.
+    """
     device = next(model.parameters()).device
     x = x.to(device)
     with evaluating(model), autocast(device, dtype):
@@ -182,12 +197,12 @@ def find_constants(model: nn.Module, x: Tensor, dtype: torch.dtype) -> Constants
             training_mode(model)
             calls = list(
                 takewhile(_same_in_training, calls)
-            )  # what comes later may read what is drawn
+            )  # modules behind the first random one may depend on its draw
         calls = [c for c in calls if _fits_a_row(c, x)]
         constants = Constants(calls, x)
         with torch.no_grad(), constants.providing(base_of(model)):
             rows = constants.pack([x, *(call.out for call in calls)])
-            if not learned_routers(model):  # they choose by numbers
+            if not learned_routers(model):  # a router's choice may hide that NaN was read
                 constants.needed = [
                     _reaches_logits(model, constants, rows, i) for i in range(len(calls))
                 ]
@@ -195,14 +210,19 @@ def find_constants(model: nn.Module, x: Tensor, dtype: torch.dtype) -> Constants
 
 
 def _untrained_calls(model: nn.Module, x: Tensor) -> list[_Recorded]:
-    """Record the outermost modules that no trained parameter reaches, in the order of their
-    calls.
+    """Record the calls of the outermost modules that no trained parameter influences, in order.
+
+    model: with some parameters trained; x: its input, which is run through it once.
+    Modules that are called more than once are left out.
     """
     calls: list[_Recorded] = []
     inside: list[nn.Module] = []
 
     def before(module: nn.Module, args: Any, kwargs: Any) -> None:
-        """Note the outermost module that gradients do not pass through."""
+        """Record the outermost module whose inputs and weights have no gradient.
+
+        args, kwargs: of its forward.
+        """
         if not inside and not any(p.requires_grad for p in module.parameters()):
             read = [v for v in (*args, *kwargs.values()) if isinstance(v, Tensor)]
             # gradients are on: an input that a trained weight reached requires one
@@ -243,7 +263,8 @@ def _fits_a_row(call: _Recorded, x: Tensor) -> bool:
 def _same_in_training(call: _Recorded) -> bool:
     """Return True if a frozen module gives the same output in training as in evaluation.
 
-    Dropout or a batch norm in training would change it.  call: its arguments and output.
+    Dropout or a batch norm in training would change it.  call: the module, with its arguments and
+    output in evaluation.
     """
     norms = (m for m in call.module.modules() if isinstance(m, _BatchNorm))
     if any(norm.training for norm in norms):  # the output then depends on the batch
@@ -253,7 +274,7 @@ def _same_in_training(call: _Recorded) -> bool:
 
 
 def _reaches_logits(model: nn.Module, constants: Constants, rows: Tensor, number: int) -> bool:
-    """Return True if the model still reads a cached output, apart from other cached modules.
+    """Return True if the model still reads a cached output, beside other cached modules.
 
     The output is replaced by NaN, which spreads to the logits if anything reads it.
     constants: the cached modules; rows: (B, n) with all outputs; number: the module's.
@@ -261,7 +282,7 @@ def _reaches_logits(model: nn.Module, constants: Constants, rows: Tensor, number
     first = sum(constants.sizes[: number + 1])
     spoiled = rows.clone()
     part = spoiled[:, first : first + constants.sizes[number + 1]]
-    # NaN spreads to the logits from whatever reads it
+    # NaN spreads to the logits from every module that reads it
     part.view(constants.outs[number][1]).fill_(float("nan"))
     out = model(spoiled)
     return not bool(torch.isfinite(logits_in(out)).all())
@@ -271,8 +292,8 @@ def _reaches_logits(model: nn.Module, constants: Constants, rows: Tensor, number
 def _rows(model: nn.Module, constants: Constants, x: Tensor, dtype: torch.dtype) -> Tensor:
     """Compute the cached outputs of all images, BATCH at a time, as one row for each image.
 
-    constants: the cached modules; x: the images; dtype: of the rows.  Nothing behind the last
-    cached module is run.
+    constants: the cached modules; x: the images; dtype: of the computation. The forward is stopped
+    behind the last cached module.
     """
     cached = [m for m, needed in zip(constants.modules, constants.needed, strict=True) if needed]
     rows = torch.empty(len(x), sum(constants.sizes), dtype=x.dtype)

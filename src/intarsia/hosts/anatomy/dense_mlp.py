@@ -16,12 +16,13 @@ from ...mixtures.dialects import DIALECTS
 from ...mixtures.experts import StackedExperts
 from .blocks import mlp_of, split_mlp_of
 
-ACTS = ("activation_fn", "intermediate_act_fn", "act")  # beside the first layer of an MLP of two
+# names of the activation beside the first layer of an MLP that is two layers
+ACTS = ("activation_fn", "intermediate_act_fn", "act")
 
 
 @dataclass(frozen=True)
 class DenseMlp:
-    """Parts of down(act(up x)), or of down(act(gate x) * up x)."""
+    """Linear layers of an MLP: down(act(up x)), or down(act(gate x) * up x) with a gate."""
 
     up: nn.Linear
     gate: nn.Linear | None
@@ -30,7 +31,7 @@ class DenseMlp:
 
 
 class SplitMlp(nn.Module):
-    """MLP whose layers a block holds itself: down(act(up x)).  (..., d) -> (..., d)."""
+    """MLP down(act(up x)) made of two layers that a block holds itself: (..., d) -> (..., d)."""
 
     def __init__(self, fc1: nn.Module, act: nn.Module, fc2: nn.Module) -> None:
         super().__init__()
@@ -42,9 +43,10 @@ class SplitMlp(nn.Module):
 
 @dataclass(frozen=True)
 class MlpPlace:
-    """Place of a block's MLP: its replacement goes to `path`.
+    """Place of a block's MLP, where another module can replace it.
 
-    mlp: the MLP as a module; emptied: paths in the block of modules that then become identities.
+    path: in the block, of the module to replace; mlp: the MLP as a module; emptied: paths in the
+    block of further modules of the MLP, which then become identities.
     """
 
     path: str
@@ -53,9 +55,10 @@ class MlpPlace:
 
 
 def mlp_place(block: nn.Module) -> MlpPlace | None:
-    """Return the MLP of a block of tokens; None for a block without one.
+    """Return the place of the MLP in a block of tokens; None for a block without one.
 
-    One of two layers becomes a module of its own, in the place of the second (BERT, BART).
+    An MLP of two layers of the block (BERT, BART) is joined to a module, which takes the place of
+    the second layer.
     """
     if (name := mlp_of(block)) is not None:
         return MlpPlace(name, block.get_submodule(name))
@@ -73,9 +76,10 @@ def mlp_place(block: nn.Module) -> MlpPlace | None:
 
 
 def dense_mlp(path: str, module: nn.Module) -> DenseMlp:
-    """Return the parts of an MLP.
+    """Return the linear layers and the activation of an MLP.
 
-    Raises: TargetError for one that computes otherwise, or drops out.
+    path: for errors; module: the MLP.
+    Raises: TargetError for one that computes something else, or has dropout.
     """
     children: dict[str, Any] = {n: m for n, m in module.named_children() if type(m) is not Identity}
     dialect = next((d for d in DIALECTS if d.fits(children)), None)
@@ -85,10 +89,11 @@ def dense_mlp(path: str, module: nn.Module) -> DenseMlp:
         act, *between = (children[n] for n in dialect.between if n in children)
         inert = all(isinstance(m, nn.Dropout) for m in between)
         if inert and len(linears) == len(dialect.linears):
-            # gate and up, or one layer with both in halves, or up alone
+            # `linears` is gate, up, down; or both halves in one layer, down; or up, down
             *reads, down = linears
             reads = _gate_and_up(reads[0]) if dialect.halves else reads
-            if reads[-1].out_features == down.in_features:  # no halves that are multiplied
+            # otherwise the MLP multiplies two halves
+            if reads[-1].out_features == down.in_features:
                 return DenseMlp(reads[-1], reads[0] if len(reads) > 1 else None, down, act)
     raise TargetError(
         f"MLP {path!r}",
@@ -101,15 +106,21 @@ def dense_mlp(path: str, module: nn.Module) -> DenseMlp:
 
 
 def _as_linear(module: nn.Module) -> nn.Linear | None:
-    """Return a linear layer, GPT-2's Conv1D as one; None for others."""
-    # Falcon's is one with a matmul of its own
+    """Return a module as nn.Linear, if it is one or GPT-2's Conv1D; None for others.
+
+    A Conv1D has its weight transposed: the result shares its memory.
+    """
+    # Falcon's linear layer computes the same by another product
     if type(module) is nn.Linear or type(module).__name__ == "FalconLinear":
         return cast(nn.Linear, module)
     return _linear_on(module.weight.T, module.bias) if type(module) is Conv1D else None
 
 
 def _linear_on(weight: Tensor, bias: Tensor | None) -> nn.Linear:
-    """Build a linear layer on the memory of another's weights."""
+    """Build a linear layer whose parameters share the memory of given ones.
+
+    weight: (out, in); bias: (out,), None = without.
+    """
     plain = nn.Linear(weight.shape[1], weight.shape[0], bias is not None, device="meta")
     plain.weight = nn.Parameter(weight.detach(), weight.requires_grad)
     if bias is not None:
@@ -118,7 +129,7 @@ def _linear_on(weight: Tensor, bias: Tensor | None) -> nn.Linear:
 
 
 def _gate_and_up(fused: nn.Linear) -> list[nn.Linear]:
-    """Split the layer that makes a gate and its factor into two."""
+    """Split a layer that computes a gate and its factor at once into two linear layers."""
     biases = (None, None) if fused.bias is None else fused.bias.chunk(2)
     return [_linear_on(w, b) for w, b in zip(fused.weight.chunk(2), biases, strict=True)]
 
@@ -128,10 +139,10 @@ def draw_experts(
 ) -> StackedExperts:
     """Draw new experts, each with as many hidden units as one of the equal parts of an MLP.
 
-    dense: the MLP, whose sizes, biases and activation the experts get.  experts: how many.  parts:
-    into how many the MLP's hidden units divide.  path: the MLP's, for errors.  draws: generator of
-    the weights.
-    Raises: ConfigError for units that do not divide among the parts.
+    dense: the MLP, whose sizes and activation the experts get, and biases if it has some; experts:
+    how many; parts: into how many its hidden units are divided; path: the MLP's, for errors; draws:
+    random generator of the weights.
+    Raises: ConfigError for units that cannot be divided into these parts.
     """
     (hidden, width), outputs = dense.up.weight.shape, dense.down.out_features
     if experts < 1 or hidden % parts:
@@ -139,7 +150,7 @@ def draw_experts(
         fix = "Slices are of one size; choose another number."
         raise ConfigError("experts", got=parts, want=want, fix=fix)
     linears = [m for m in (dense.up, dense.gate, dense.down) if m is not None]
-    # one bias for all layers: where the MLP has none it stays 0
+    # all layers get a bias if one has it; the others' stay 0
     bias = any(m.bias is not None for m in linears)
     act, gated = copy.deepcopy(dense.act), dense.gate is not None
     return StackedExperts(
@@ -151,10 +162,11 @@ def draw_experts(
 def stack_experts(
     dense: DenseMlp, experts: int, parts: int, path: str, draws: torch.Generator
 ) -> StackedExperts:
-    """Build experts out of an MLP: each is one of its equal parts in turn, or a copy if parts = 1.
+    """Build experts from the weights of an MLP: copies of it, or equal parts of its hidden units.
 
-    dense: the MLP; experts: how many; parts: into how many the hidden units are divided; path: the
-    MLP's, for errors; draws: generator of weights that are replaced.
+    dense: the MLP; experts: how many; parts: into how many the hidden units are divided, 1 = each
+    expert is a copy; expert e gets part e mod parts. path: the MLP's, for errors; draws: generator
+    of weights that are replaced.
     Raises: as `draw_experts`.
     """
     stack = draw_experts(dense, experts, parts, path, draws)
@@ -178,15 +190,16 @@ def stack_experts(
 
 @torch.no_grad()
 def check_output(mlp: nn.Module, experts: StackedExperts, parts: int, path: str) -> None:
-    """Check on a few inputs that an MLP computes what its parts say, and not more.
+    """Check on a few inputs that the sum of an MLP's parts is the MLP's output.
 
-    experts: built of its parts.  parts: how many of them sum to the MLP.
+    mlp: the module; experts: built from its parts; parts: how many of them sum to the MLP; path:
+    for the error.
     Raises: TargetError.
     """
     weight = experts.up
-    if weight.is_meta or experts.experts < parts:  # some were taken away since
+    if weight.is_meta or experts.experts < parts:  # experts may have been removed since
         return
-    # two rows of distinct numbers show another activation or order
+    # on these inputs another activation or order of units gives other outputs
     x = torch.linspace(-1, 1, 2 * weight.shape[2]).to(weight).view(2, -1)
     outputs = experts.every(x)  # (2, E, out)
     # the slices of one copy sum to the dense output

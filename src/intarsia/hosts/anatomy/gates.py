@@ -15,16 +15,17 @@ from ...core.foreign import tensor_of
 from ...gating import Router, RouterConfig, expert_readers
 from ...routers import TopK
 
-NAMES = ("gate", "router")  # in a block that has `experts`
-SIGMOIDS = "e_score_correction_bias"  # what gates have that choose by sigmoids
+NAMES = ("gate", "router")  # names of the gate in a block that has `experts`
+SIGMOIDS = "e_score_correction_bias"  # attribute of gates that choose by sigmoids
 
 
 @dataclass(frozen=True)
 class OwnGate:
-    """Properties of a host's gate.
+    """Properties of the gate in a sparse model's block.
 
-    experts: E; active: k; scale: the weights of the k, "renormalised", "prob" or None for others;
-    factor: by which the gate multiplies them; bias: whether it has one.
+    experts: E; active: k, experts of a token; scale: of the weights of these k, "renormalised" to
+    sum 1, "prob" for probabilities, or None for others; factor: by which the gate multiplies them;
+    bias: True if the gate has one.
     """
 
     experts: int
@@ -35,11 +36,11 @@ class OwnGate:
 
 
 class HostedRouter(nn.Module):
-    """Router in the place of a sparse block's own gate.  (B T, d) -> logits, weights, experts.
+    """Router in the place of a sparse block's own gate: (B T, d) -> logits, weights, experts.
 
-    The host wants k experts of every token: k is the most that any token has, and who has fewer
-    gets others at weight 0. Logits are log weights, which the host only hands on; weights are
-    multiplied by the factor of the gate that was here.
+    The host wants k experts for every token: k is the most that any token of the batch has, and
+    tokens with fewer get others at weight 0. Logits are log weights, which the host only passes on;
+    weights are multiplied by the factor of the replaced gate.
     """
 
     def __init__(self, router: Router, factor: float = 1.0) -> None:
@@ -47,17 +48,22 @@ class HostedRouter(nn.Module):
         self.router, self.factor = router, factor
 
     def forward(self, hidden_states: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Route tokens and return what the host's gate returned: log weights, weights, experts."""
+        """Route tokens, and return what the replaced gate returned: logits, weights, experts.
+
+        hidden_states: (B T, d) or (B, T, d). Returns log weights (B T, E), weights and experts (B
+        T, k).
+        """
         rows, valid = hidden_states.reshape(-1, hidden_states.shape[-1]), self.router.context.valid
         if valid is not None and len(rows) % len(valid) == 0:
-            rows = rows.view(len(valid), -1, rows.shape[-1])  # as the mask is, which may be longer
+            # (B, T, d), as the padding mask is; the mask may be longer than the rows
+            rows = rows.view(len(valid), -1, rows.shape[-1])
         gates = self.router(rows).dense()  # (B T, E)
         k = max(1, int((gates > 0).sum(1).max())) if len(gates) else 1
         weight, expert = gates.topk(k)
         return gates.clamp(min=torch.finfo(gates.dtype).tiny).log(), self.factor * weight, expert
 
     def refuse_others(self, state_dict: Mapping[str, Any], prefix: str) -> None:
-        """Refuse the weights of the gate that was here.
+        """Refuse the weights of the replaced gate.
 
         state_dict, prefix: as torch passes them to hooks before a module is loaded.
         Raises: CheckpointError.
@@ -81,17 +87,17 @@ def own_gate(block: nn.Module) -> nn.Module | None:
 
 
 def probabilities(gate: nn.Module, output: Any) -> Tensor:
-    """Compute the probability of every expert from what the host's gate returned.  -> (T, E).
+    """Compute the probability of every expert, (T, E) float32, from the output of a host's gate.
 
-    softmax of its logits; of a gate that scores by sigmoids (DeepSeek-V3) sigmoid / sum; what are
-    probabilities already is left alone. Float32, with its gradient.
+    gate: the module; output: what it returned. The softmax of its logits; for a gate that scores by
+    sigmoids (DeepSeek-V3) sigmoid / sum; probabilities stay as they are. Has a gradient.
     """
     logits = (output[0] if isinstance(output, tuple) else output).float()
     if hasattr(gate, SIGMOIDS):
         scores = logits.sigmoid()
         return scores / scores.sum(-1, keepdim=True)
     values = logits.detach()
-    # they are probabilities already
+    # the gate has returned probabilities, not logits
     if bool((values >= 0).all()) and torch.allclose(values.sum(-1), values.new_ones(()), atol=1e-3):
         return logits
     return logits.softmax(-1)
@@ -99,9 +105,10 @@ def probabilities(gate: nn.Module, output: Any) -> Tensor:
 
 @torch.no_grad()
 def read_gate(path: str, gate: nn.Module) -> OwnGate:
-    """Determine a gate's properties from its outputs for a few tokens.
+    """Determine a gate's properties from its outputs for a few random tokens.
 
-    Raises: TargetError for one that gives anything but logits, weights and experts.
+    path: for errors. Raises: TargetError for one that returns anything but logits, weights and
+    experts.
     """
     if isinstance(gate, HostedRouter):
         subject, fix = f"gate {path!r}", "Start from a fresh copy of the model."
@@ -134,10 +141,11 @@ def read_gate(path: str, gate: nn.Module) -> OwnGate:
 
 
 def followed(router: RouterConfig, gates: Sequence[OwnGate], path: str) -> RouterConfig:
-    """Return a router that routes like the gates that it replaces, where its settings are open.
+    """Return the settings of a router that routes like the gates that it replaces.
 
-    router: settings; `TopK()` gets the gates' numbers of experts too.  gates: of the blocks that
-    get it.  path: of one of them, for errors.
+    router: settings; `TopK()` gets everything from the gates, `TopK(...)` without a scale only
+    scale and bias, other settings are returned as they are. gates: of the blocks that get it; path:
+    of one of them, for errors.
     Raises: ConfigError for gates that differ, or have weights that no `scale` gives.
     """
     if not isinstance(router, TopK) or router.scale is not None:
@@ -155,8 +163,9 @@ def followed(router: RouterConfig, gates: Sequence[OwnGate], path: str) -> Route
 
 
 def hosted(path: str, gate: nn.Module, router: nn.Module, experts: int) -> HostedRouter:
-    """Wrap a router so that it can replace a gate, with the gate's weights where shapes agree.
+    """Wrap a router so that it can replace a gate; it starts with the gate's weights if they fit.
 
+    path, gate: the gate and its place; router: new, over `experts` experts.
     Raises: TargetError for a gate that is called otherwise; ConfigError for another number of
     experts, or a router that is not one of tokens, or reads its experts.
     """

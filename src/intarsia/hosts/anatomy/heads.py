@@ -25,7 +25,7 @@ KNOWN = "timm's Attention, or q_proj, k_proj, v_proj, o_proj with rotary positio
 
 @dataclass(frozen=True)
 class HeadCounts:
-    """Sizes of an attention.  width: of its input; count: heads; causal: True in a decoder."""
+    """Sizes of an attention.  width: of its input; count: number of heads; causal: in a decoder."""
 
     width: int
     count: int
@@ -33,7 +33,10 @@ class HeadCounts:
 
 
 def heads_of(path: str, module: nn.Module) -> HeadCounts:
-    """Read the heads of an attention.  Raises: TargetError for one of another kind."""
+    """Return width and number of heads of an attention.
+
+    path: for errors. Raises: TargetError for an attention of another kind than `KNOWN`.
+    """
     attention: Any = module
     children = {n for n, m in module.named_children() if type(m) is not Identity}
     if type(module) is Attention:
@@ -41,12 +44,13 @@ def heads_of(path: str, module: nn.Module) -> HeadCounts:
         if children <= plain and all(type(m) is nn.Linear for m in (attention.qkv, attention.proj)):
             return HeadCounts(attention.qkv.in_features, attention.num_heads, causal=False)
     elif set(LINEARS) <= children <= {*LINEARS, *NORMS}:
-        # a window, or scores cut by a tanh (Gemma 2): the kinds that are built have neither
+        # windows, or scores limited by a tanh (Gemma 2), are not in the attentions that are built
         is_full = not any(getattr(module, n, None) for n in ("sliding_window", SOFTCAP))
         rotary = getattr(config_of(module), "rope_parameters", None) or {}
-        # GLM turns half of a head
+        # GLM rotates only half of each head
         is_full = is_full and rotary.get("partial_rotary_factor", 1) == 1
         if is_full and all(type(getattr(module, n)) is nn.Linear for n in LINEARS):
+            # queries may have more heads than keys (grouped-query attention)
             q, causal = attention.q_proj, bool(getattr(module, "is_causal", True))
             return HeadCounts(q.in_features, q.out_features // attention.head_dim, causal)
     got = f"{type(module).__name__} of {', '.join(sorted(children)) or 'nothing'}"
@@ -55,9 +59,9 @@ def heads_of(path: str, module: nn.Module) -> HeadCounts:
 
 
 def check_heads(path: str, heads: int, experts: int) -> None:
-    """Check that experts divide the heads.
+    """Check that the number of experts divides the number of heads of an attention.
 
-    Raises: ConfigError.
+    path: of the attention, for the error. Raises: ConfigError.
     """
     if experts < 1 or heads % experts:
         want = f"a divisor of the {heads} heads of {path!r}"
@@ -66,13 +70,14 @@ def check_heads(path: str, heads: int, experts: int) -> None:
 
 
 def union_of(path: str, module: nn.Module, router: UnionRouter) -> UnionAttention:
-    """Build the experts of an attention, on the host's own parameters.
+    """Build the union of experts of an attention, on the attention's own parameters.
 
-    Raises: TargetError if its forward is not what its parts say.
+    Each expert is some of its heads; path: for errors; router: chooses the experts.
+    Raises: TargetError if the attention computes something else than its parts say.
     """
     attention: Any = module
     counts = heads_of(path, module)
-    # the old attention without its numbers, from which it can be built again
+    # the old attention without memory, from which it can be rebuilt
     shell = copy.deepcopy(module).to("meta")
     if not counts.causal and type(module) is Attention:
         union: UnionAttention = SelectiveAttention(
@@ -94,7 +99,10 @@ def union_of(path: str, module: nn.Module, router: UnionRouter) -> UnionAttentio
 
 @torch.no_grad()
 def _check_output(path: str, module: nn.Module, union: UnionAttention) -> None:
-    """Check that with every pair routed the output is the attention's.  Raises: TargetError."""
+    """Check that a union with every expert active gives the attention's output, on a few inputs.
+
+    path, module: the attention and its place. Raises: TargetError.
+    """
     like = next(module.parameters())
     if like.is_meta:
         return
@@ -124,7 +132,11 @@ def _check_output(path: str, module: nn.Module, union: UnionAttention) -> None:
 def _decoder_outputs(
     module: nn.Module, union: SelectiveQueries, x: Tensor, routing: Any
 ) -> tuple[Tensor, Tensor]:
-    """Compute a decoder's attention and its union on made-up positions, (want, got)."""
+    """Compute the outputs of a decoder's attention and of its union: (want, got).
+
+    module: the attention; x: (1, 3, d), three tokens at made-up positions; routing: of every token
+    to every expert.
+    """
     angles = torch.linspace(0, 2, 3 * (union.width // 2)).to(x).view(1, 3, -1).repeat(1, 1, 2)
     rotations = angles.cos(), angles.sin()
     # causal: tokens see themselves and those before
@@ -135,7 +147,10 @@ def _decoder_outputs(
 
 
 def attention_from(union: UnionAttention) -> nn.Module:
-    """Build the attention that a union was, with the weights that it has now."""
+    """Build a plain attention from the union of experts that replaced it, with present weights.
+
+    union: whose experts are the attention's heads.
+    """
     attention: Any = copy.deepcopy(union.shell[0])
     for name, part in union.named_children():
         if name != "router":

@@ -20,19 +20,23 @@ from .quantised import in_full
 
 WEIGHTS = "adapter_model.safetensors"
 SAMPLES = 96
-ADDED = "intarsia_added"  # of a module that a change has put in: no part of the trunk
-ELSEWHERE = "intarsia_elsewhere"  # of a module: its weights on disk, by name, on the meta device
-FEW, UNSIZED = 4096, {"seed", "steps", "alpha", "scale"}  # no size is large up to it; no sizes
-# of timm and of transformers: what depends on the picture size, and is resampled for another one
+# attribute of a module that a change has added: it is no part of the trunk
+ADDED = "intarsia_added"
+# attribute with a module's weights that are on disk, by name, on the meta device
+ELSEWHERE = "intarsia_elsewhere"
+# numbers up to FEW are always allowed; names of settings that are no sizes
+FEW, UNSIZED = 4096, {"seed", "steps", "alpha", "scale"}
+# tables in timm and transformers that depend on the picture size, and are resampled for another
 POSITIONS = frozenset({"pos_embed", "position_embeddings", "relative_position_bias_table"})
 # trunks are compared across dtypes: bfloat16 keeps 8 bits of a weight
 RELATIVE, ABSOLUTE = 2**-6, 1e-6
 
 
 def _tensors(model: nn.Module, heads: Sequence[str], sized: bool) -> dict[str, Tensor]:
-    """Return the trunk's own parameters and buffers, by their names without adapters and heads.
+    """Return the parameters and buffers of the pretrained model, without adapters and heads.
 
-    sized: with the tables of positions, and with buffers that are made anew at each start.
+    heads: paths of the heads; sized: with tables of positions, and with buffers that are computed
+    at each start. Names are those of the plain model.
     """
     trunk: dict[str, Tensor] = {}
     heads = [*heads, *(p for p, m in walk(model) if ADDED in vars(unwrapped(m)))]
@@ -56,13 +60,14 @@ def _tensors(model: nn.Module, heads: Sequence[str], sized: bool) -> dict[str, T
 def fingerprint(
     model: nn.Module, heads: Sequence[str] = (), *, sized: bool = False
 ) -> dict[str, Any]:
-    """Compute {"layout": sha256 of names and shapes, "values": sampled weights}, heads left out.
+    """Return what identifies a pretrained model: "layout", a digest, and "values", some weights.
 
-    Tables of positions are left out, so that a model is the same at every picture size that leaves
-    its layers as they are.  sized: with them, as folders once had it.
-    One weight, at a fixed place, of up to 96 matrices: the same in float32, bfloat16 and float16 up
-    to rounding, and different for another training run of the same architecture. None for a
-    quantised one, so that an adapter moves between a model and its quantised twin.
+    "layout" is the SHA-256 of the names and shapes of its tensors. "values" has one weight, at a
+    fixed place, of each of up to 96 matrices: the same in float32, bfloat16 and float16 up to
+    rounding, and different for another training run of the same architecture. The value of a
+    quantised matrix is None, so that an adapter moves between a model and its quantised form.
+    heads: paths that are left out. sized: False leaves the tables of positions out, too, so that a
+    model is the same at every picture size; True includes them.
     """
     tensors = _tensors(model, heads, sized)
     # the order of modules may differ between versions of a library
@@ -84,9 +89,9 @@ def _sample_value(t: Tensor) -> float | None:
 
 
 def check_trunk(model: nn.Module, expected: Mapping[str, Any], heads: Sequence[str] = ()) -> None:
-    """Check that a model is the pretrained one that an adapter was trained on.
+    """Check that a model, without its heads, is the pretrained one of an adapter.
 
-    expected: what `fingerprint` returned of that model; heads: paths of heads, which are not
+    expected: what `fingerprint` returned when it was trained; heads: paths of heads, which are not
     compared.
     Raises: CheckpointError for another architecture, or other weights.
     """
@@ -124,7 +129,10 @@ def check_trunk(model: nn.Module, expected: Mapping[str, Any], heads: Sequence[s
 
 
 def resampled(weights: Mapping[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
-    """Interpolate position embeddings to the model's grid, by timm's own function."""
+    """Interpolate saved position embeddings to the model's grid of patches, by timm's function.
+
+    weights: by name. Returns them, with "pos_embed" of the model's size.
+    """
     model_state, patches = model.state_dict(), getattr(model, "patch_embed", None)
     grid = getattr(patches, "grid_size", None)
     result = dict(weights)
@@ -141,7 +149,7 @@ def resampled(weights: Mapping[str, Tensor], model: nn.Module) -> dict[str, Tens
 
 
 def head_shapes(model: nn.Module, heads: Sequence[str]) -> dict[str, list[int]]:
-    """Return the shapes of the trained heads' parameters, by name."""
+    """Return the shapes of the parameters of the heads, by name; heads: their paths."""
     modules = dict(walk(model))
     return {
         f"{head}.{name}": list(p.shape)
@@ -156,7 +164,7 @@ def check_heads(
 ) -> None:
     """Check that a saved head has the shapes of the model's.
 
-    expected: name -> shape; heads: paths of the heads.  Raises: CheckpointError.
+    expected: name -> shape of its parameters; heads: paths of the heads.  Raises: CheckpointError.
     """
     got = head_shapes(model, heads)
     if got != {name: list(shape) for name, shape in expected.items()}:
@@ -167,8 +175,10 @@ def check_heads(
 def matched(
     expected: Mapping[str, Any] | None, model: nn.Module, heads: Sequence[str]
 ) -> dict[str, Any]:
-    """Return the origin of an adapter on this model; an expected one is checked.
+    """Return what an adapter belongs to: fingerprint of the model and shapes of its heads.
 
+    expected: the record that was saved with the adapter, which is checked; None or without "trunk"
+    = a new record. heads: paths of the heads.
     Raises: CheckpointError if the model has another trunk or other heads.
     """
     if not expected or "trunk" not in expected:
@@ -180,7 +190,10 @@ def matched(
 
 
 def _digest(folder: Path, identity: Mapping[str, Any]) -> str | None:
-    """Hash a folder's weights with the settings that they depend on; None without weights."""
+    """Return the SHA-256 of a folder's weights and the settings they depend on.
+
+    identity: those settings, ready for JSON. None for a folder without weights.
+    """
     weights = folder / WEIGHTS
     if not weights.is_file():
         return None
@@ -195,9 +208,9 @@ def _digest(folder: Path, identity: Mapping[str, Any]) -> str | None:
 def with_digest(
     origin: Mapping[str, Any] | None, folder: str | Path, identity: Mapping[str, Any]
 ) -> dict[str, Any] | None:
-    """Add a digest of the weights just saved, and of what they depend on, to an origin.
+    """Return a record with a digest of the weights in a folder, and of the settings they depend on.
 
-    origin: the record to extend; identity: the settings that the digest covers.
+    origin: the record so far; folder: with the weights; identity: the settings.
     """
     digest = _digest(Path(folder), identity)
     return dict(origin or {}) | {"digest": digest} if digest else dict(origin or {}) or None
@@ -211,7 +224,8 @@ def check_digest(
 ) -> None:
     """Check that weights and settings are those that were saved together.
 
-    origin: the record of the folder; identity: the settings that the digest covers.
+    origin: the record of the folder, with "digest"; folder, subfolder: with the weights; identity:
+    the settings that the digest covers.
     Raises: CheckpointError.
     """
     place = Path(folder) / (subfolder or "")
@@ -229,6 +243,8 @@ def check_sizes(path: Path, settings: object, weights: Path, name: str = "settin
     """Check that no number in settings is larger than any size in the file of the weights.
 
     A model with `experts=10**9` would run out of memory before any weight is looked at.
+    path: of the settings' file; settings: nested dictionaries and lists; weights: safetensors file;
+    name: of the settings, for the error.
     Raises: CheckpointError.
     """
     try:
@@ -236,11 +252,11 @@ def check_sizes(path: Path, settings: object, weights: Path, name: str = "settin
             names = list(file.keys())
             sizes = [size for n in names for size in file.get_slice(n).get_shape()]
     except (SafetensorError, OSError):
-        return  # its reader tells what is wrong
+        return  # the function that reads the file reports the error
     limit = max(len(names), *sizes, FEW)
 
     def look(value: object, name: str) -> None:
-        """Compare the numbers in nested settings with the limit.  name: their path."""
+        """Compare the numbers in nested settings with the limit; name: path of `value` in them."""
         if isinstance(value, Mapping):
             for key, inner in cast("Mapping[str, object]", value).items():
                 look(inner, f"{name}.{key}")

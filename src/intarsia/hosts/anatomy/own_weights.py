@@ -14,8 +14,9 @@ from .blocks import base_of, unwrapped, walk
 
 
 def own_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
-    """Return the host's parameters by their names without adapters; a tied one has all of its
-    names.
+    """Return the model's parameters by their names without adapters.
+
+    A tied parameter is listed under each of its names.
     """
     host = base_of(model)
     return {
@@ -29,11 +30,11 @@ def own_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
 def weights_of(
     model: nn.Module, maskable: tuple[str, ...], *, trunk: bool = False
 ) -> tuple[dict[str, nn.Parameter], dict[str, nn.Parameter]]:
-    """Return (weights to choose from, weights of the heads), by name.
+    """Return the weights a method may choose from, and the weights of the heads, both by name.
 
-    Norms are in neither, tied ones in one of them, once.
-    maskable: names or globs.  trunk: choose from what models of all tasks have, without the layers
-    of a language model or another task behind it.
+    Norms are in neither; a tied weight is listed once.
+    maskable: names or globs of the weights to choose from.  trunk: only weights that models of all
+    tasks share, without the layers of a language model or another task behind them.
     Raises: ConfigError for a name or glob that matches no parameter.
     """
     parameters = own_parameters(model)
@@ -46,7 +47,7 @@ def weights_of(
             raise ConfigError(
                 subject, got="no parameter of that name", want="names or globs", fix=fix
             )
-    # heads are trained whole, and so are no choice
+    # heads are trained whole: nothing in them is chosen
     inside = tuple(f"{head}." for head in find_heads(model))
     heads = {n: p for n, p in parameters.items() if n.startswith(inside)} if inside else {}
     modules = dict(walk(model))
@@ -56,6 +57,7 @@ def weights_of(
     for n, p in parameters.items():
         eligible = any(fnmatchcase(n, glob) for glob in maskable) and p.is_floating_point()
         eligible = eligible and n.startswith(shared)
+        # a tied weight counts under the first of its names
         if eligible and id(p) not in taken_ids and not is_norm(modules[n.rpartition(".")[0]]):
             choices[n] = p
             taken_ids.add(id(p))
@@ -75,13 +77,14 @@ def is_norm(module: nn.Module) -> bool:
 
 @contextmanager
 def handed_back(model: nn.Module) -> Iterator[Callable[[Iterable[nn.Parameter]], None]]:
-    """Yield `train(parameters)`, which freezes the others; flags and types are restored at the
-    end.
+    """Yield a function that freezes all but some parameters; the flags are restored at the end.
+
+    The types of the weights are restored, too, since mixed precision casts frozen ones.
     """
     originals = [(p, p.requires_grad, p.data) for p in model.parameters()]
 
     def retyped() -> None:
-        # mixed precision casts what is frozen, for good: what it cast is put back
+        # mixed precision casts frozen weights for good: those that it cast are put back
         for parameter, _, data in originals:
             if parameter.dtype != data.dtype:
                 parameter.data = data.to(parameter.device)

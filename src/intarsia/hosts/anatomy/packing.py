@@ -18,11 +18,11 @@ ROWS = 1632  # 96 pictures of 17 tokens
 
 @contextmanager
 def packing(model: nn.Module) -> Iterator[int]:
-    """Pack the large frozen linear maps in a model's blocks for the processor, inside the `with`.
+    """Pack the large frozen linear layers of a model's blocks for the processor, inside the `with`.
 
-    Those that are `nn.Linear` itself, in bfloat16 on a CPU; any other is left as it is, and so are
-    all where this machine has no such kernel. Outputs and gradients are the same to rounding.
-    Yields their number. Their weights must not change inside.
+    For plain `nn.Linear` in bfloat16 on a CPU with such kernels; other layers are left as they are.
+    Outputs and gradients are the same to rounding. The weights must not change inside.
+    Yields the number of packed layers.
     """
     layers = list(_packable_layers(model))
     with ExitStack() as stack:
@@ -32,7 +32,7 @@ def packing(model: nn.Module) -> Iterator[int]:
 
 
 def _packable_layers(model: nn.Module) -> Iterator[nn.Linear]:
-    """Yield the frozen linear layers that are worth packing."""
+    """Yield the large frozen linear layers that are computed in every training step."""
     host = base_of(model)
     all_blocks = [block for _, block in blocks(host)]
     # an attention of the last block reads the weight of its qkv, see `class_token`
@@ -41,7 +41,7 @@ def _packable_layers(model: nn.Module) -> Iterator[nn.Linear]:
     }
     for block in all_blocks:
         if not any(p.requires_grad for p in block.parameters()):
-            continue  # below the first trained one, nothing of it is computed in a step
+            continue  # blocks below the first trained one are not computed in a step
         for layer in block.modules():
             if type(layer) is not nn.Linear or "forward" in vars(layer) or id(layer) in read:
                 continue

@@ -22,7 +22,10 @@ SPLITTABLE = (VisionTransformer, EfficientNet)  # of timm
 
 
 class Prefix(nn.Module):
-    """Model up to a block.  images (B, 3, H, W) -> tokens (B, T, d) or maps (B, C, h, w)."""
+    """First part of a model, up to a block: images (B, 3, H, W) -> tokens (B, T, d) or maps.
+
+    Maps of an EfficientNet are (B, C, h, w).
+    """
 
     def __init__(self, model: VisionTransformer | EfficientNet, block: int) -> None:
         super().__init__()
@@ -30,11 +33,12 @@ class Prefix(nn.Module):
         self.block = block
 
     def forward(self, x: Tensor) -> Tensor:
-        """Compute what enters the block, from images (B, 3, H, W)."""
+        """Compute the input of the block, from images (B, 3, H, W)."""
         model = self.model
         if isinstance(model, EfficientNet):
             x = model.bn1(model.conv_stem(x))
         else:
+            # as timm's forward_features, up to its blocks
             x = model.norm_pre(model.patch_drop(model._pos_embed(model.patch_embed(x))))
         for block in _blocks(model)[: self.block]:
             x = block(x)
@@ -42,10 +46,10 @@ class Prefix(nn.Module):
 
 
 class Tail(nn.Module):
-    """Rest of a ViT.  tokens (B, T, d) -> logits.  Its modules are the given model's own."""
+    """Rest of a ViT from a block on: tokens (B, T, d) -> logits; shares the model's modules."""
 
     def __init__(self, model: VisionTransformer, block: int) -> None:
-        """Take the blocks from number `block` on, and the head, of a model."""
+        """Take the blocks from number `block` on, the last norm and the head from a model."""
         super().__init__()
         self.blocks = nn.Sequential(*_blocks(model)[block:])
         self.norm, self.fc_norm, self.head_drop, self.head = (
@@ -55,7 +59,8 @@ class Tail(nn.Module):
             model.head,
         )
         self.pool = model.pool
-        self.num_patches = model.patch_embed.num_patches  # tells how long the token sequence is
+        # read by functions that need the length of the token sequence
+        self.num_patches = model.patch_embed.num_patches
 
     def get_classifier(self) -> nn.Module:
         return self.head
@@ -66,10 +71,10 @@ class Tail(nn.Module):
 
 
 class ConvTail(nn.Module):
-    """Rest of an EfficientNet.  maps (B, C, h, w) -> logits.  Modules are the model's own."""
+    """Rest of an EfficientNet from a block on: maps (B, C, h, w) -> logits; shares its modules."""
 
     def __init__(self, model: EfficientNet, block: int) -> None:
-        """Take the blocks from number `block` on, and the head, of a model."""
+        """Take the blocks from number `block` on, pooling and classifier from a model."""
         super().__init__()
         self.blocks = nn.Sequential(*_blocks(model)[block:])
         self.conv_head, self.bn2, self.global_pool, self.classifier = (
@@ -99,7 +104,7 @@ class Features(nn.Module):
 
 
 def _blocks(model: VisionTransformer | EfficientNet) -> list[nn.Module]:
-    """List the blocks in order; an EfficientNet has them in stages."""
+    """Return the blocks of a model in order; those of an EfficientNet's stages are joined."""
     stages = list(cast(nn.Sequential, model.blocks))
     if isinstance(model, EfficientNet):
         return [block for stage in stages for block in cast(nn.Sequential, stage)]
@@ -115,9 +120,9 @@ def split_at(model: nn.Module, block: int | None) -> tuple[nn.Module, nn.Module]
 def split_at(model: nn.Module, block: int | None) -> tuple[nn.Module, nn.Module]:
     """Split a model before a block, or before its classifier (None): model(x) = tail(prefix(x)).
 
-    Adapting only the tail is adapting the model with `layers=range(block, depth)`, except that the
-    prefix can be run once (see `run_prefix`): with half of the blocks frozen below the first cell,
-    a training step costs half.
+    Returns (prefix, tail). Adapting only the tail is adapting the model with
+    `layers=range(block, depth)`, except that the prefix can be run once (see `run_prefix`): with
+    half of the blocks frozen below the first adapter, a training step costs half.
     Raises: TargetError for anything but a timm VisionTransformer or EfficientNet (before the
     classifier: but a timm model that classifies); ConfigError for a block outside, or, but in a
     VisionTransformer's tail, dropout before the classifier.
@@ -171,15 +176,17 @@ def run_prefix(
     batch_size: int = 64,
     report: Callable[[int], None] = lambda _: None,
 ) -> TensorDataset:
-    """Compute (tokens, label) pairs of a set of (image, label) pairs, tokens stored in `dtype`.
+    """Run the frozen first part of a model once for each image of a set.
 
-    prefix: the frozen first part of a model; batch_size: images at a time.
-    report: called with the number of images done, after each batch.
+    prefix: of `split_at`; dataset: (image, label) pairs; dtype: type in which outputs are stored;
+    batch_size: images at a time; report: is called with the number of images done, after each
+    batch.
+    Returns the data set of (tokens, label) pairs.
     """
     prefix.eval()
     tokens, labels = [], []
     device = next(prefix.parameters()).device
-    # autocast takes no float32, and is off then
+    # autocast does not accept float32, and is off for it
     low = dtype if dtype != torch.float32 else torch.bfloat16
     for x, y in DataLoader(dataset, batch_size):
         with torch.autocast(device.type, low, enabled=dtype != torch.float32):
@@ -192,8 +199,8 @@ def run_prefix(
 def first_trained_block(model: nn.Module) -> int | None:
     """Return the number of the first block with something to train in it.
 
-    It is that of the last block, if only what comes after the blocks is trained; None if that is
-    the classifier alone.
+    If only layers after the blocks are trained, it is the last block's; None if that is the
+    classifier alone.
 
     Raises: TargetError for a model that cannot be split, unless the classifier alone is trained;
     ConfigError if what comes before the blocks, or the first of them, is trained: nothing can be
@@ -204,6 +211,7 @@ def first_trained_block(model: nn.Module) -> int | None:
     if trained and trained <= {id(p) for head in heads_of(host) for p in head.parameters()}:
         return None
     _, tail = split_at(host, 0)
+    # the tail from block 0 on has all blocks in order
     learns = [any(p.requires_grad for p in block.parameters()) for block in tail.blocks]
     prompts = getattr(host, NAME, None)  # prompts are the model's, but enter at a block
     if isinstance(prompts, Prompts):
@@ -224,7 +232,10 @@ def first_trained_block(model: nn.Module) -> int | None:
 
 @contextmanager
 def reading_tokens(model: nn.Module, block: int | None) -> Iterator[nn.Module]:
-    """Let the model take tokens that enter a block instead of images, inside the `with`."""
+    """Let the model take tokens that enter a block instead of images, inside the `with`.
+
+    block: its number, None = the classifier's input. Yields the prefix, which makes the tokens.
+    """
     host = base_of(model)
     prefix, tail = split_at(host, block)
     with forward_as(host, tail.forward):

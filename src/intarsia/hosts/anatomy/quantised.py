@@ -14,7 +14,7 @@ from .blocks import unwrapped, walk
 
 
 def quantised(module: nn.Module) -> bool:
-    """Return True if a quantiser, or a format that it is stored in, holds this layer's weight."""
+    """Return True if this layer's weight is held by a quantiser, or stored in a format."""
     if isinstance(unwrapped(module), PackedLinear):
         return True
     weight = tensor_of(unwrapped(module))
@@ -27,7 +27,10 @@ def _is_quantised(t: Tensor) -> bool:
 
 
 def in_full(module: nn.Module, name: str, t: Tensor) -> Tensor:
-    """Return a tensor as it is; a quantised weight as one of its shape on the meta device."""
+    """Return a tensor as it is; for a quantised weight, an empty one of its shape ("meta").
+
+    module: to which it belongs; name: of the parameter.
+    """
     if not _is_quantised(t) or not isinstance(t, nn.Parameter):
         return t
     if isinstance(module, nn.Linear) and name == "weight":  # 4 bits are packed, two in a byte
@@ -36,9 +39,9 @@ def in_full(module: nn.Module, name: str, t: Tensor) -> Tensor:
 
 
 def refuse_quantised(subject: str, module: nn.Module, path: str) -> None:
-    """Refuse to change a weight that a quantiser holds.
+    """Check that a module's weight is not held by a quantiser, which could not be changed.
 
-    subject: of the error.  Raises: FoldError.
+    subject: what is done, for the error; path: of the module. Raises: FoldError.
     """
     if quantised(module):
         got = f"{type(unwrapped(module)).__name__} at {path!r}, whose weight is quantised"
@@ -47,13 +50,15 @@ def refuse_quantised(subject: str, module: nn.Module, path: str) -> None:
 
 
 def keep_trainable(model: nn.Module) -> None:
-    """Keep bitsandbytes' 4-bit layers from their inference form on a CPU, which has no gradient.
+    """Prevent bitsandbytes' 4-bit layers from switching to a form for inference on a CPU.
 
-    They take it for good in the first evaluation, and training after it learns nothing, silently.
+    They switch for good in the first evaluation; that form has no gradient, so that a training
+    after it would learn nothing, without an error.
     """
     for _, wrapped in walk(model):
         module: Any = unwrapped(wrapped)
         if getattr(module, "support_avx512bf16_for_cpu", False):
             module.support_avx512bf16_for_cpu = False
             if getattr(module.weight.quant_state, "packing_format_for_cpu", False):
-                module._save_to_state_dict({}, "", False)  # takes it back
+                # converts the weight back from the CPU's form
+                module._save_to_state_dict({}, "", False)

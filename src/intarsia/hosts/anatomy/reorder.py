@@ -10,11 +10,11 @@ from torch import Tensor, nn
 
 @torch.no_grad()
 def reorder(layer: nn.Module, index: Tensor, axis: int, *, fresh: bool = False) -> None:
-    """Reorder rows (axis 0) or columns (axis 1): i becomes what was index[i].
+    """Reorder rows (axis 0) or columns (axis 1) of a layer: row i becomes the former row index[i].
 
-    With rows go the bias and a batch norm's statistics.  fresh: put the numbers into new tensors of
-    the same parameters, so that a change that fails can be taken back; else they are written in
-    place.
+    With rows, the bias and a batch norm's statistics are reordered.  fresh: put the numbers into
+    new tensors of the same parameters, so that a change that fails can be undone; False = write
+    them in place.
     """
     owner: Any = layer
     for name, parameter in [*layer.named_parameters(recurse=False)]:

@@ -59,7 +59,10 @@ FEEDS = {
 
 
 def _modules_down_to(model: nn.Module, path: str) -> list[nn.Module]:
-    """Return the unwrapped modules from the model down to `path`."""
+    """Return the modules from the model down to `path`, without wrappers of adapters.
+
+    Raises: TargetError if there is no module at the path.
+    """
     chain = [unwrapped(model)]
     for name in path.split("."):
         child = chain[-1]._modules.get(name)
@@ -70,7 +73,10 @@ def _modules_down_to(model: nn.Module, path: str) -> list[nn.Module]:
 
 
 def _feeding_norm(chain: Sequence[nn.Module], path: str) -> tuple[Tensor, Tensor] | None:
-    """Return weight and bias of the LayerNorm whose output the module at the chain's end reads."""
+    """Return weight and bias of the LayerNorm whose output a module reads; None if unknown.
+
+    chain: modules from the model down to it; path: the module's.
+    """
     names = path.split(".")
     # the module itself, or the first layer inside it
     up = 2 if names[-1] in (*QKV, "fc1") else 1
@@ -85,8 +91,9 @@ def _feeding_norm(chain: Sequence[nn.Module], path: str) -> tuple[Tensor, Tensor
 
 
 def _read_as_weight(parent: nn.Module, path: str) -> bool:
-    """Return True if an attention uses its qkv layer as F.linear(x, qkv.weight), as Swin v2 and
-    EVA.
+    """Return True if an attention reads the weight of its qkv layer without calling the layer.
+
+    Swin v2 and EVA do. parent: the attention; path: of the layer.
     """
     separate = getattr(parent, "qkv_bias_separate", False)
     return (
@@ -98,15 +105,20 @@ def _read_as_weight(parent: nn.Module, path: str) -> bool:
 
 
 def call_layer(parent: nn.Module, path: str) -> None:
-    """Let an attention call its qkv layer, in place, and add its biases afterwards, as timm can."""
+    """Make an attention call its qkv layer instead of reading its weight, in place.
+
+    Otherwise a module added to that layer would not be run. parent: the attention; path: of the
+    layer.
+    """
     if _read_as_weight(parent, path):
         vars(parent)["qkv_bias_separate"] = True
 
 
 def site_at(model: nn.Module, path: str, position: str) -> Site:
-    """Return the module at a path with its input and output widths, read off the model.
+    """Return the *site* of a path: a module that can be adapted, with its widths.
 
-    Blocks of convolutions change the resolution, so they are always "sequential".
+    position: of what is added, "parallel" or "sequential"; blocks of convolutions change the
+    resolution, so they are always "sequential".
     Raises: TargetError if nothing is there, it has no widths, or "parallel" cannot work.
     """
     chain = _modules_down_to(model, path)
@@ -118,7 +130,7 @@ def site_at(model: nn.Module, path: str, position: str) -> Site:
         want = "a Linear, a pointwise convolution, an MLP, an attention or a block"
         raise TargetError(subject, got=got, want=want, fix=f"Candidates: {_candidates(model)}.")
     if _read_as_weight(chain[-2], path) and not hasattr(chain[-2], "qkv_bias_separate"):
-        subject, want = f"target {path!r}", "a module that is called, or the cell would do nothing"
+        subject, want = f"target {path!r}", "a module that is called: an adapter here does nothing"
         got = "a layer whose weight the host reads without calling it"
         raise TargetError(
             subject, got=got, want=want, fix="Target the attention or the MLP instead."
@@ -130,18 +142,18 @@ def site_at(model: nn.Module, path: str, position: str) -> Site:
         position = "sequential"
     if position == "parallel" and kind != "convnext" and not all(map(is_pointwise, convolutions)):
         got = f"{type(module).__name__} with spatial or strided convolutions"
-        want = "a module that maps each position on its own, for a cell beside it"
+        want = "a module that maps each position on its own, for an adapter beside it"
         fix = "Target its block, or use a sequential placement (pfeiffer, houlsby, adapter+)."
         raise TargetError(f"target {path!r}", got=got, want=want, fix=fix)
     if position == "parallel" and getattr(module, "q_stride", 1) > 1:  # Hiera's
         got, want = "an attention that pools its tokens", "one that gives as many as it gets"
         fix = "Choose layers=[...] without it, or target its layers."
         raise TargetError(f"target {path!r}", got=got, want=want, fix=fix)
-    # where the channels stand in tensors of this site: (B, C, H, W), or last
+    # axis of the channels: first as in (B, C, H, W), or last
     first = kind in ("convnext", *CONVOLUTIONAL)
     first = first or isinstance([module, *layers][-1], CHANNELS_FIRST)
     norm = _feeding_norm(chain, path) if position == "parallel" else None
-    # layers inside, for cells that change several of them
+    # layers inside, for methods that change several of them
     inner = tuple((p, *sizes) for p, m in layers_of(module) if p and (sizes := widths(m)))
     # the norm of the nearest surrounding module that has one
     kinds = (norm_kind(m) for m in reversed(chain[:-1]))
@@ -150,10 +162,11 @@ def site_at(model: nn.Module, path: str, position: str) -> Site:
 
 
 def select_blocks(blocks_: list[tuple[str, nn.Module]], layers: Sequence[int] | None) -> list[str]:
-    """Return the paths of the blocks of these numbers.
+    """Return the paths of the blocks of some numbers.
 
-    blocks_: all blocks, (path, block); layers: their numbers.
-    Raises: TargetError for one that is not there.
+    blocks_: all blocks, (path, block); layers: numbers, negative ones count from the last; None =
+    all.
+    Raises: TargetError for a block that is not there.
     """
     count = len(blocks_)
     if layers is None:
@@ -180,13 +193,14 @@ def find_sites(
 
     By default the method's roles decide. In convolutional nets "qkv", "projection" and "mlp_linear"
     all mean the pointwise layers, and where there is no MLP, "mlp" means the block.
-    "linear" is every linear map and convolution of a block, "norm" every LayerNorm or its like,
-    "embedding" what is before and between the blocks: with `layers`, only what lies inside them.
+    "linear" is every linear layer and convolution of a block, "norm" every LayerNorm or its like,
+    "embedding" the layers before and between the blocks; with `layers`, only those inside the
+    blocks.
     targets: module paths, else ends of paths, else globs, in place of the roles.
     layers: numbers of blocks, over all stages; negative ones count from the last.
 
-    Raises: TargetError if a role or target matches nothing or has no widths, or if a site lies
-    inside or around another site or an adapted module.
+    Raises: TargetError if a role or target matches nothing or has no widths, or if a module lies
+    inside or around another one or an adapted module.
     """
     all_blocks = blocks(model)
     block_paths = select_blocks(all_blocks, layers)
@@ -212,14 +226,14 @@ def planned(
     """Return a method with all its settings decided for a model, and the modules that it adapts.
 
     targets: names of modules, None = by the method's roles; layers: numbers of blocks, None = all;
-    batches: data for methods that choose by data. A method may name another one for models in which
-    its own modules are not found.
+    seed, batches: for methods that choose at random, or by data. A method may name another one for
+    models in which its own modules are not found.
     Raises: as `find_sites` and the method do.
     """
     method = method.for_host(host, batches, targets=targets, layers=layers, seed=seed)
     if targets is None:
         targets = method.paths or None
-    # a method without its places here may name another one that has some
+    # a method whose modules are not found here may name another method to use instead
     try:
         sites = find_sites(host, method, targets, layers)
     except TargetError:
@@ -232,7 +246,7 @@ def planned(
 
 
 def _refuse_rescaled(host: nn.Module, sites: Sequence[Site]) -> None:
-    """Refuse layers whose weights RWKV divides for inference: what an adapter adds would not be.
+    """Refuse layers whose weights RWKV divides for inference, since adapters would not be divided.
 
     sites: modules that are adapted.
     Raises: TargetError.
@@ -254,10 +268,11 @@ def _by_role(
     chosen_paths: list[str] | None,
     method: Method,
 ) -> list[str]:
-    """Return the paths of a method's roles, such as "mlp", in the chosen blocks.
+    """Return the paths of the modules that have one of a method's roles, such as "mlp".
 
-    all_blocks: (path, block) of the model; chosen_paths: of blocks, None = all of them, and layers
-    outside of blocks that have the role.
+    all_blocks: (path, block) of the model; chosen_paths: blocks to look in, None = all of them, and
+    also layers outside the blocks.
+    Raises: TargetError for a role that the model does not have.
     """
     if not all_blocks:
         subject = f"model {type(unwrapped(model)).__name__}"
@@ -294,6 +309,7 @@ def _by_role(
             fix = "Choose another method, or name modules with targets=[...]."
             raise TargetError(f"roles {method.roles}", got=got, want="separate places", fix=fix)
         paths += [p for p in hits if p not in paths]
+    # roles were searched one after the other: back to the order of the model
     order = {p: i for i, (p, _) in enumerate(walk(model))}
     return sorted(paths, key=order.__getitem__)
 
@@ -302,6 +318,7 @@ def _by_name(model: nn.Module, patterns: list[str], within: list[str] | None) ->
     """Return the paths that names match: whole paths, else ends of paths, else globs.
 
     patterns: names or globs; within: paths of the blocks to look in, None = the whole model.
+    Raises: TargetError for a name that matches nothing.
     """
     names = [p for p, _ in walk(model) if p]
     if within is not None:
@@ -321,7 +338,7 @@ def _by_name(model: nn.Module, patterns: list[str], within: list[str] | None) ->
 
 
 def _no_match(model: nn.Module, pattern: str) -> TargetError:
-    """Build the error for a name that matches nothing, with similar names."""
+    """Build the error for a name that matches nothing; it suggests similar names."""
     names = [p for p, _ in walk(model) if p]
     ends = sorted({n.rpartition(".")[2] for n in names if not n.rpartition(".")[2].isdigit()})
     near = difflib.get_close_matches(pattern, ends, 3) or difflib.get_close_matches(
@@ -337,7 +354,7 @@ def _no_match(model: nn.Module, pattern: str) -> TargetError:
 
 
 def _candidates(model: nn.Module) -> str:
-    """List names of modules that have widths, with their types."""
+    """Return a list of modules that can be adapted, as text: "fc1 (Linear), ..."."""
     ends = {
         p.rpartition(".")[2]: type(m).__name__ for p, m in walk(model) if p and widths(unwrapped(m))
     }
@@ -346,7 +363,7 @@ def _candidates(model: nn.Module) -> str:
 
 
 def check_nesting(model: nn.Module, paths: Sequence[str]) -> None:
-    """Refuse modules to adapt that contain each other, or an adapted module, or are inside one.
+    """Check that no module to adapt contains another one, or an adapted one, or is inside one.
 
     PEFT would skip them.  paths: of the modules.  Raises: TargetError.
     """
@@ -363,9 +380,10 @@ def check_nesting(model: nn.Module, paths: Sequence[str]) -> None:
 
 
 def check_one_row(blocks_: Iterable[str], subject: str) -> None:
-    """Check that blocks are in one list of the model, one after another, and see the same tokens.
+    """Check that blocks belong to one list of the model, in which they follow each other.
 
-    blocks_: their paths; subject: what needs it, for the error.
+    Only then do all of them see the same tokens. blocks_: their paths; subject: what needs it, for
+    the error.
     Raises: TargetError for blocks of several lists, such as an encoder's and a decoder's.
     """
     rows = list(dict.fromkeys(path.rpartition(".")[0] for path in blocks_))

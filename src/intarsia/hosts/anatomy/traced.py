@@ -21,7 +21,10 @@ class _Layers(fx.Tracer):
     """Tracer that stops at layers: what torch has, what timm builds of one piece, batch norms."""
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        """Return True for what tracing does not enter: layers, and modules without children."""
+        """Return True for a module that becomes one node: a layer, or one without children.
+
+        m: the module; module_qualified_name: its path, which torch passes.
+        """
         # a module without children is a layer whatever its class
         alone = next(m.children(), None) is None
         is_layer = isinstance(m, BATCH_NORM | nn.Conv2d | nn.Linear)
@@ -29,11 +32,11 @@ class _Layers(fx.Tracer):
 
 
 def traced(net: nn.Module, example: Tensor | None = None) -> fx.GraphModule:
-    """Trace a net, as it is in evaluation, as a graph of layers and functions that shares its
-    modules.
+    """Trace a net in evaluation as a graph of layers and functions that shares its modules.
 
-        example: with one, every node's shape is in its meta["shape"], from a forward.
-    Raises: TargetError for a net whose path depends on its data, or that cannot take the example.
+    example: an input of the net; with one, the shape of every node's output is in its
+    meta["shape"].
+    Raises: TargetError for a net whose path depends on its data, or that cannot read the example.
     """
     kind = type(net).__name__
     try:
@@ -54,13 +57,17 @@ def traced(net: nn.Module, example: Tensor | None = None) -> fx.GraphModule:
         fix = "Give one picture as the net reads it, such as torch.randn(1, 3, 224, 224)."
         raise TargetError("example", got=got, want="an input of the net", fix=fix) from error
     for node in module.graph.nodes:
+        # a node whose value is no single tensor has an empty shape
         metadata = node.meta.get("tensor_meta")
         node.meta["shape"] = tuple(metadata.shape) if isinstance(metadata, TensorMetadata) else ()
     return module
 
 
 def function_of(node: fx.Node) -> str:
-    """Return the name of a node's function, "add" and "mul" in all spellings; "" for a module."""
+    """Return the name of the function that a node calls, "" if it calls a module.
+
+    The spellings of additions and products become "add" and "mul".
+    """
     if node.op not in ("call_function", "call_method"):
         return ""
     target: Any = node.target
@@ -74,5 +81,5 @@ def module_of(graph: fx.GraphModule, node: fx.Node) -> nn.Module | None:
 
 
 def tensors_in(node: fx.Node) -> list[fx.Node]:
-    """List the nodes that a node reads, in the order of its arguments."""
+    """Return the nodes whose outputs a node reads, in the order of its arguments."""
     return [a for a in node.args if isinstance(a, fx.Node)]

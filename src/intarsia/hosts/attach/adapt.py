@@ -28,7 +28,7 @@ from .peft import is_adapted
 
 
 def find_heads(model: nn.Module) -> list[str]:
-    """List the paths of the classifiers of `heads_of` that have weights."""
+    """Return the paths of a model's classifiers, as `heads_of` finds them, that have weights."""
     heads = [unwrapped(m) for m in heads_of(model)]
     return [
         p
@@ -46,26 +46,30 @@ class PublishedRecipe(MethodSettings, abc.ABC):
 
     @classmethod
     def for_training(cls, training: Any) -> Self:
-        """Return the recipe with a `Training`'s values of the settings that both have."""
+        """Build the recipe, with the values of a `Training` for those settings that both have."""
         shared = {f.name for f in fields(cast(Any, cls))} & {f.name for f in fields(training)}
         return cls(**{name: getattr(training, name) for name in shared})
 
     @abc.abstractmethod
     def prepare(self, host: nn.Module, seed: int) -> None:
-        """Change the plain model in place, before the method's cells go in."""
+        """Change the plain model in place, before the method's modules are added.
+
+        seed: fixes the draws of new weights.
+        """
 
 
 @dataclass(frozen=True)
 class Adapt(Change):
-    """Change that puts a method's cells into a frozen pretrained model; its head is trained whole.
+    """Change that puts a method's trainable modules into a frozen model; its head is trained whole.
 
-    targets: module names, ends of names or globs, where the method's own places do not suit.
+    method: settings of the method; targets: module names, ends of names or globs, where the
+    method's own choice of modules does not suit.
     layers: numbers of the blocks to adapt; negative ones count from the last.
     head: paths of modules trained and saved whole; "auto" finds the classifier, None trains none.
     classes: their names, stored with the adapter and compared at load.
-    recipe: a published one, whose `method` it is and which prepares the model.
+    recipe: the published recipe whose method this is; it prepares the model before.
 
-    Raises: TargetError if a place matches nothing or cannot carry a cell; ConfigError for a name
+    Raises: TargetError if a target matches nothing or cannot be adapted; ConfigError for a name
     in use.
     """
 
@@ -81,24 +85,24 @@ class Adapt(Change):
 
     @property
     def preserves(self) -> frozenset[str]:
-        """Set with "outputs", if the method adds nothing at first and no recipe changes the
-        host.
-        """
+        """Set with "outputs", if the method adds 0 at first and no recipe changes the host."""
         starts = "zero_start" in card(method_key(self.method)).tags and self.recipe is None
         return frozenset({"outputs"}) if starts else frozenset()
 
     def plan(self, host: nn.Module, batches: Iterable[Any] = (), *, seed: int = 0) -> Plan:
-        """Decide the method's settings for the model, the modules it adapts, and paths of heads.
+        """Decide the method's settings for the model, the modules it adapts, and the heads.
 
-        batches: calibration data; seed: it fixes the random draws.
+        host: a plain model, or one that has adapters of ours; batches: calibration data, for
+        methods that look at it; seed: fixes the random start.
+        Raises: TargetError for a target that cannot be adapted, or is inside a head.
         """
         check_addable(host)
         host = base_of(host)
         heads = named_heads(host, self.head)
         method, sites = planned(host, self.method, self.targets, self.layers, seed, batches)
-        # a head is trained whole: a cell in it would train the same weights twice
+        # a head is trained whole: an adapter in it would train the same weights twice
         inside = [s for s in sites if any(s.path == h or s.path.startswith(f"{h}.") for h in heads)]
-        if self.targets is None and len(inside) < len(sites):  # roles mean the trunk
+        if self.targets is None and len(inside) < len(sites):  # roles never mean layers of a head
             sites = [site for site in sites if site not in inside]
         else:
             for site in inside:
@@ -109,7 +113,9 @@ class Adapt(Change):
         return Plan(replace(self, method=method, targets=targets, layers=None, head=heads), seed)
 
     def apply(self, host: nn.Module, plan: Plan, *, name: str = "default") -> PeftModel:
-        """Build a PEFT model; a model that is adapted already gets the adapter, inactive.
+        """Add the adapter to a plain model, which becomes a PEFT model, or to an adapted one.
+
+        plan: what `plan` decided; name: the adapter's. In an adapted model it is inactive at first.
 
         plan: what `plan` decided; name: the adapter's.
         """
@@ -136,25 +142,29 @@ class Adapt(Change):
 
 @contextmanager
 def quiet_peft() -> Iterator[None]:
-    """Silence PEFT's warnings, inside the `with`, about what PEFT handles itself."""
+    """Silence those warnings of PEFT, inside the `with`, that need no action of a user."""
     with warnings.catch_warnings():
-        # PEFT 0.21 asks transformers 5.24 for what that has renamed
+        # PEFT 0.21 reads an attribute that transformers 5.24 has renamed
         renamed = "`is_gradient_checkpointing` is deprecated"
         warnings.filterwarnings("ignore", renamed, FutureWarning)
-        # LNTuning does not know timm's LayerNorm, a LayerNorm like any other
+        # LNTuning does not know timm's LayerNorm, which it can train like any other
         warnings.filterwarnings("ignore", "Unsupported layer type", UserWarning)
         yield
 
 
 def attach(model: nn.Module, config: IntarsiaConfig, name: str) -> PeftModel:
-    """Add an adapter by its config to a model under a name; a plain model is wrapped first."""
+    """Add an adapter to a model; a plain model becomes a PEFT model.
+
+    model: plain, or with adapters, to which this one is added inactive; config: method, targets and
+    heads; name: the adapter's. Raises: ConfigError for a name that occurs in the path of a weight.
+    """
     # a further adapter of an adapted model is inactive until it is set
     if is_adapted(model):
         model.add_adapter(name, config)
         _check_words(model)
         return model
     config.base_model_name_or_path = getattr(model, "name_or_path", None) or None
-    # PEFT chooses its wrapper by it, whose `generate` knows adapters
+    # by the task PEFT chooses a wrapper whose `generate` knows adapters
     config.task_type = task_type_of(model)
     kind = MODEL_TYPE_TO_PEFT_MODEL_MAPPING.get(str(config.task_type), PeftModel)
     with quiet_peft():
@@ -164,10 +174,10 @@ def attach(model: nn.Module, config: IntarsiaConfig, name: str) -> PeftModel:
 
 
 def task_type_of(model: nn.Module) -> str | None:
-    """Return PEFT's name for the task of a model of transformers, by which PEFT chooses its class.
+    """Return PEFT's name for the task of a transformers model, by which PEFT chooses its wrapper.
 
-    Only for models that generate from token ids: PEFT's classes for classification train heads of
-    their own choice, and those of other models take other inputs.
+    None for models that do not generate from token ids: PEFT's wrappers for classification train
+    heads of their own choice, and those of other models take other inputs.
     """
     generates: Any = getattr(model, "can_generate", None)
     reads = getattr(model, "main_input_name", None)
@@ -178,16 +188,17 @@ def task_type_of(model: nn.Module) -> str | None:
 
 
 def _check_words(model: PeftModel) -> None:
-    """Check that no adapter is called as a module or weight is.
+    """Check that no adapter has the name of a module or weight in the model.
 
-    PEFT saves an adapter as all weights in whose path no other adapter's name stands.
+    PEFT saves an adapter as those weights in whose path no other adapter's name occurs, so that
+    weights would be missing from the file.
     Raises: ConfigError.
     """
     # every word in the path of a weight, but adapters' own names
     words: set[str] = set()
     for path in model.state_dict():
         parts = path.split(".")
-        # behind these stands the adapter's own name
+        # the word after these is an adapter's name
         words |= {
             word
             for before, word in zip(("", *parts), parts, strict=False)
@@ -213,7 +224,7 @@ def check_addable(model: nn.Module) -> None:
 
 
 def check_model(model: nn.Module, name: str) -> None:
-    """Check that a model can take one more adapter of ours of this name.
+    """Check that a model can take one more adapter of this library under a name.
 
     Raises: ConfigError.
     """
@@ -222,7 +233,7 @@ def check_model(model: nn.Module, name: str) -> None:
 
 
 def check_name(model: nn.Module, name: str) -> None:
-    """Check that an adapter can have this name, and that none of the model has it.
+    """Check that an adapter can have a name, and that no adapter of the model has it.
 
     Raises: ConfigError.
     """
@@ -237,8 +248,10 @@ def check_name(model: nn.Module, name: str) -> None:
 
 
 def exact_targets(host: nn.Module, paths: list[str]) -> set[str] | str:
-    """Return target_modules by which PEFT, which goes by the ends of names, finds these paths
-    alone.
+    """Return a value of PEFT's `target_modules` that matches exactly the given paths.
+
+    PEFT matches the ends of paths: where an end would match other modules, too, the value is a
+    regular expression for whole paths, otherwise the set of paths.
     """
     names = [p for p, _ in walk(host)]
     # a string is a pattern for the whole path, a set means ends of paths
@@ -248,9 +261,10 @@ def exact_targets(host: nn.Module, paths: list[str]) -> set[str] | str:
 
 
 def named_heads(host: nn.Module, head: Sequence[str] | str | None) -> list[str]:
-    """Return the paths of heads that are named, or found with "auto".
+    """Return the paths of the heads: those that are named, or the classifiers for "auto".
 
-    Raises: TargetError for a path that is no single module's.
+    head: path, list of paths, "auto", or None for none.
+    Raises: TargetError for a path that is not that of exactly one module.
     """
     if head is None:
         return []

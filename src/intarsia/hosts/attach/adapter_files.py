@@ -34,10 +34,13 @@ def read_adapter(
 ) -> PeftModel:
     """Attach an adapter that is saved in PEFT's files to the model it was trained on, in place.
 
-    Plain LoRA becomes modules of ours; PEFT reads all other types.  trainable: else it is frozen;
-    classes: names that its head must have been trained for; left_out: of plain LoRA in PEFT's own
-    form, what `write_plain` returned.
-    Raises: CheckpointError, ConfigError, as `intarsia.load` does; the caller undoes the rest.
+    Plain LoRA of PEFT is read as this library's LoRA; PEFT itself reads its other types.
+    folder: with adapter_config.json and weights; name: of the adapter; trainable: False freezes it;
+    classes: names that its head must have been trained for.
+    left_out: for LoRA that `intarsia.save` wrote in PEFT's form, the settings that `write_plain`
+    returned; None for other folders.
+    Raises: CheckpointError, ConfigError, as `intarsia.load` does; the model may then be changed,
+    which the caller undoes.
     """
     check_model(model, name)
     # three families: our methods, plain LoRA of either library, other types of PEFT
@@ -53,6 +56,7 @@ def read_adapter(
         check_shapes(folder, get_peft_model_state_dict(foreign, adapter_name=name), weights)
         return foreign if trainable else foreign.eval()
     _check_classes((config.origin or {}).get("classes"), classes)
+    # PEFT freezes an adapter whose config has this mode
     config.inference_mode = not trainable
     try:
         adapted = attach(model, config, name)
@@ -72,7 +76,7 @@ def read_adapter(
 
 
 def read_config(folder: Path) -> IntarsiaConfig:
-    """Read the method and places of a saved adapter, checked against its weights' digest.
+    """Read method and target modules of a saved adapter, and check the digest of its weights.
 
     Raises: CheckpointError if the folder holds no adapter of this library, or a damaged one.
     """
@@ -98,15 +102,16 @@ def _plain_lora_config(
     weights: Mapping[str, Tensor],
     left_out: Mapping[str, Any] | None,
 ) -> IntarsiaConfig | None:
-    """Return the config of an adapter that is plain LoRA, ours or PEFT's; None for any other.
+    """Return this library's config for an adapter that is plain LoRA; None for any other adapter.
 
-    stored: adapter_config.json; weights: by name; left_out: settings that PEFT's form has no room
-    for.
+    stored: contents of adapter_config.json; weights: tensors by name; left_out: settings for which
+    PEFT's form has no room, None if PEFT wrote the folder.
     """
     if left_out is None:
         return plain_config(model, stored, weights)
     _check_config(folder, stored)
     try:
+        # PEFT's file has rank and places; the rest was saved in intarsia.json
         return own_config(stored, left_out)
     except (IntarsiaError, TypeError, ValueError, KeyError, AttributeError) as error:
         got = f"settings that no method takes ({error})"
@@ -114,7 +119,10 @@ def _plain_lora_config(
 
 
 def _read_config(folder: Path) -> dict[str, Any]:
-    """Read adapter_config.json.  Raises: CheckpointError."""
+    """Return the contents of a folder's adapter_config.json.
+
+    Raises: CheckpointError if it is missing, or not a JSON object.
+    """
     path = folder / CONFIG
     try:
         stored = read_json(path)
@@ -133,9 +141,11 @@ def _read_config(folder: Path) -> dict[str, Any]:
 
 
 def _check_config(folder: Path, stored: Mapping[str, Any]) -> None:
-    """Refuse regular expressions, and sizes that the weights have not.
+    """Check a stranger's adapter_config.json before it is used.
 
-    Raises: CheckpointError.
+    folder: of the adapter; stored: contents of the file.
+    Raises: CheckpointError for regular expressions, which could match for ever, and for sizes that
+    the weights do not have, which could take all memory.
     """
     path = folder / CONFIG
     for name in ("target_modules", "exclude_modules", "layers_pattern"):
@@ -143,13 +153,17 @@ def _check_config(folder: Path, stored: Mapping[str, Any]) -> None:
             got = f"{name}={pattern!r}, a regular expression"
             fix = "If you trust the folder: peft.PeftModel.from_pretrained(model, folder)."
             raise CheckpointError(str(path), got=got, want="paths of modules", fix=fix)
-    # a pattern of a stranger could take for ever to match, and sizes all memory
+    # a stranger's pattern could match for ever, and sizes could take all memory
     weights = next(folder.glob("adapter_*.safetensors"), folder / WEIGHTS)
     check_sizes(path, stored.get("options"), weights, "options")
 
 
 def _is_plain(pattern: object) -> bool:
-    """Return True if a pattern, which PEFT compiles, is paths and alternatives: nothing repeats."""
+    """Return True if a pattern, which PEFT compiles, consists of paths and alternatives alone.
+
+    Nothing in it repeats, so that matching is fast. pattern: a text or a list of texts; None
+    passes.
+    """
     texts = pattern if isinstance(pattern, list) else [pattern]
     return all(re.fullmatch(r"([\w|.-]|\\[.\-])*", t) for t in texts if isinstance(t, str))
 
@@ -168,7 +182,11 @@ def read_weights(folder: Path) -> dict[str, Tensor]:
 
 
 def _check_classes(stored: Sequence[str] | None, expected: Sequence[str] | None) -> None:
-    """Check that an adapter was trained for these classes.  Raises: CheckpointError."""
+    """Check that an adapter was trained for the expected classes.
+
+    stored: names in the adapter's folder; expected: the user's; None on either side passes.
+    Raises: CheckpointError.
+    """
     if expected is None or stored is None or list(stored) == list(expected):
         return
     subject, fix = "classes", "Use the data the adapter was trained on, or train a new head."
@@ -176,12 +194,12 @@ def _check_classes(stored: Sequence[str] | None, expected: Sequence[str] | None)
 
 
 def check_shapes(folder: Path, expected: dict[str, Any], got: dict[str, Tensor]) -> None:
-    """Check that names and shapes are those of the adapter just attached.
+    """Check that the tensors of a file are those of the adapter that was just attached.
 
-    expected, got: name -> shape, of the model and of the folder's file.
+    folder: for errors; expected: name -> tensor of the adapter in the model; got: of the file.
     Raises: CheckpointError.
     """
-    # PEFT would ignore foreign names, and leave what is missing at its start
+    # PEFT would ignore foreign names, and leave missing weights at their first values
     missing, foreign = sorted(expected.keys() - got.keys()), sorted(got.keys() - expected.keys())
     if missing or foreign:
         raise CheckpointError(

@@ -20,15 +20,15 @@ from .peft import IntarsiaLayer, ModulesToSaveWrapper, PeftModel, is_adapted
 
 
 def as_lora(model: nn.Module, name: str = "lora", *, of: str | None = None) -> PeftModel:
-    """Add a second adapter, plain LoRA, that computes what a trained adapter does; activate it.
+    """Add a second adapter, plain LoRA, that computes what a trained adapter computes; activate it.
 
-    For MoS, MoSA over LoRA and all whose modules merge into B A: `save` writes the new adapter as
-    PEFT's own type, in the folder of its name, which PEFT, transformers and servers read. Layers of
-    smaller rank are filled up with zeros. A trained head goes along. The first adapter stays in the
-    model; `model.delete_adapter` removes it.
+    For MoS, MoSA over LoRA and all methods whose modules merge into B A. `save` writes the new
+    adapter as PEFT's own type, in the folder of its name, which PEFT, transformers and servers
+    read. Layers of smaller rank are padded with zeros. A trained head is copied. The first adapter
+    stays in the model; `model.delete_adapter` removes it.
 
-    name: the new adapter's; of: the adapter, None = the active one.
-    Raises: ConfigError for no such adapter, cells that are no low-rank change beside a linear
+    name: of the new adapter; of: name of the trained one, None = the active one.
+    Raises: ConfigError for no such adapter, modules that are no low-rank change beside a linear
     layer, or a name in use; FoldError for Poly with several tasks, see `methods.mhr.to_lora`.
     """
     adapted, of, _, cells = lora_cells(model, of)
@@ -38,19 +38,21 @@ def as_lora(model: nn.Module, name: str = "lora", *, of: str | None = None) -> P
 def lora_cells(
     model: nn.Module, of: str | None = None
 ) -> tuple[PeftModel, str, list[IntarsiaLayer], list[LoraCell]]:
-    """Return the model, an adapter's name, its layers, and each layer's change as a LoRA module.
+    """Return an adapter's layers, and each layer's change of weights as a LoRA module.
 
-    of: name of the adapter, None = the active one.  Raises: as `as_lora`.
+    of: name of the adapter, None = the active one.
+    Returns the model, the adapter's name, its layers, and the LoRA modules in their order.
+    Raises: as `as_lora`.
     """
     adapted, of = _model_and_name(model, of)
     layers, cells = layers_of(adapted, of), list[LoraCell]()
     for layer in layers:
-        # a trained mixture of low-rank cells merges into one
+        # a trained mixture of low-rank modules merges into one
         cell = cast(Cell, layer.intarsia_cells[of]).merged()
         if type(cell) is not LoraCell or layer.intarsia_sites[of][0] != "parallel":
             got = f"{type(cell).__name__} at {layer.path!r}"
             fix = "Fold it into the model: intarsia.fold(model)."
-            want = "cells that merge into plain LoRA beside their layers"
+            want = "modules that merge into plain LoRA beside their layers"
             raise ConfigError(f"adapter {of!r} as LoRA", got=got, want=want, fix=fix)
         cells.append(cell)
     return adapted, of, layers, cells
@@ -59,10 +61,10 @@ def lora_cells(
 def put_beside(
     model: PeftModel, of: str, name: str, settings: Lora, cells: Sequence[LoraCell]
 ) -> PeftModel:
-    """Add a LoRA in the layers of another adapter, with that one's heads, and activate it.
+    """Add a LoRA in the layers of another adapter, with copies of its heads, and activate it.
 
-    of: the other adapter; name: of the new one; settings: rank and scale; cells: the LoRA modules,
-    in the order of `layers_of`.
+    of: name of the other adapter; name: of the new one; settings: rank and scale; cells: a LoRA
+    module for each layer, in the order of `layers_of`.
     """
     check_model(model, name)
     # the same places and heads, another method
@@ -83,20 +85,20 @@ def put_beside(
 
 
 def layers_of(model: nn.Module, name: str) -> list[IntarsiaLayer]:
-    """List the layers with a cell of an adapter, in the model's order."""
+    """List the layers that an adapter changes, in the model's order."""
     layers = (m for m in model.modules() if isinstance(m, IntarsiaLayer))
     return [layer for layer in layers if name in layer.intarsia_cells]
 
 
 @torch.no_grad()
 def _one_rank(cells: Sequence[LoraCell]) -> tuple[Lora, Sequence[LoraCell]]:
-    """Bring LoRA modules to one rank and one scale; return the settings, and new modules."""
+    """Bring LoRA modules to one rank and one scale; return common settings, and new modules."""
     rank = max(cell.down.out_features for cell in cells)
     scale = cells[0].scale
     settings = Lora(rank, scale * rank, cells[0].dropout.p)
     padded: list[LoraCell] = []
     for cell in cells:
-        # one scale for all: the rest of a cell's own goes into B
+        # all get the first one's scale; the ratio to a module's own scale goes into B
         a, b = cell.down.weight, cell.up.weight * (cell.scale / scale)  # (r, d_in), (d_out, r)
         # rows of zeros in A and columns of zeros in B change nothing
         missing = rank - len(a)
@@ -112,7 +114,10 @@ def _one_rank(cells: Sequence[LoraCell]) -> tuple[Lora, Sequence[LoraCell]]:
 
 
 def _model_and_name(model: nn.Module, of: str | None) -> tuple[PeftModel, str]:
-    """Return the model and the name of the adapter that is meant."""
+    """Return the model and the name of an adapter in it.
+
+    of: the name, None = the only active adapter. Raises: ConfigError if there is no such adapter.
+    """
     active = list(model.active_adapters) if is_adapted(model) else []
     names = list(model.peft_config) if is_adapted(model) else []
     if of is None and len(active) == 1:

@@ -46,11 +46,11 @@ def peft_kind(config: PeftConfig) -> str:
 class IntarsiaConfig(PeftConfig):
     """Configuration of an adapter, as PEFT stores it in `adapter_config.json`.
 
-    method, options: the catalogue's key and settings, see `intarsia.core.registry`.
-    seed: with a site's path, the source of its cell's first weights, so that two methods with one
-      seed start from the same projections.
-    target_modules: paths or ends of paths; None = where the method's roles say.
-    init_weights: False = random cells (PEFT's test-suite asks for it).
+    method, options: key of the method in the catalogue, and its settings.
+    seed: fixes, with a layer's path, the first weights of the module that is added there: two
+      methods with one seed start from the same projections.
+    target_modules: paths or ends of paths; None = the modules that the method chooses.
+    init_weights: False = random weights that do not add zero (PEFT's test-suite asks for it).
     origin: what the weights belong to (trunk, heads, class names), checked at load.
     """
 
@@ -66,6 +66,10 @@ class IntarsiaConfig(PeftConfig):
     origin: dict[str, Any] | None = field(default=None)
 
     def __post_init__(self) -> None:
+        """Convert lists of JSON to sets, and check the types of all settings.
+
+        Raises: ConfigError.
+        """
         super().__post_init__()
         # JSON has lists where PEFT wants sets
         self.peft_type = Family.INTARSIA
@@ -89,6 +93,10 @@ class IntarsiaConfig(PeftConfig):
         return {k: sorted(v) if isinstance(v, set) else v for k, v in super().to_dict().items()}
 
     def save_pretrained(self, save_directory: str, **kwargs: Any) -> None:
+        """Write adapter_config.json, with a digest of the weights and of these settings.
+
+        save_directory: the folder, which has the weights already; kwargs: passed on to PEFT.
+        """
         self.origin = origin.with_digest(self.origin, save_directory, self._identity())
         super().save_pretrained(save_directory, **kwargs)
 
@@ -96,9 +104,10 @@ class IntarsiaConfig(PeftConfig):
     def from_pretrained(
         cls, pretrained_model_name_or_path: str, subfolder: str | None = None, **kwargs: Any
     ) -> IntarsiaConfig:
-        """Read the config of a folder.
+        """Read adapter_config.json of a folder, and check the digest of the weights beside it.
 
-        Raises: CheckpointError if the folder's weights are not those it was saved with.
+        pretrained_model_name_or_path, subfolder, kwargs: as in PEFT.
+        Raises: CheckpointError if the weights are not those that were saved with it.
         """
         config = cast(
             IntarsiaConfig,
@@ -110,7 +119,7 @@ class IntarsiaConfig(PeftConfig):
         return config
 
     def _identity(self) -> dict[str, Any]:
-        """Return the part of the config that the weights depend on."""
+        """Return the settings on which the meaning of the weights depends, for the digest."""
         stored = self.to_dict()
         names = (
             "method",
@@ -122,19 +131,20 @@ class IntarsiaConfig(PeftConfig):
             "layers_pattern",
             "modules_to_save",
         )
-        # of the origin only the order of the classes decides what the head's rows mean
+        # the only part of `origin` that the weights depend on: the classes name the head's rows
         classes = (self.origin or {}).get("classes")
         return {name: stored[name] for name in names} | {"classes": classes}
 
     def _generator(self, path: str, salt: str) -> torch.Generator:
         """Return a random generator for a path."""
-        # by the path alone: the order in which cells are built does not matter
+        # seeded by the path alone, so that the order of building does not matter
         digest = hashlib.sha256(f"{self.seed}:{path}:{salt}".encode()).digest()
         return torch.Generator().manual_seed(int.from_bytes(digest[:8]) >> 1)
 
     def share(self, sites: Iterable[Site]) -> Shared:
-        """Return the state that the adapter's cells share; sites are read only if they share
-        some.
+        """Return the state that an adapter's modules share, built when the first module needs it.
+
+        sites: the adapted layers with their widths; they are read only by methods that share state.
         """
         method = self.settings()
         if not method.shares_state:
@@ -143,14 +153,14 @@ class IntarsiaConfig(PeftConfig):
         return Shared(lambda: method.shared_state(list(sites), generator=generator))
 
     def build(self, site: Site, name: str, shared: Shared) -> Cell:
-        """Build this adapter's cell, the trainable module, for one layer.
+        """Build the trainable module that this adapter adds to one layer.
 
-        site: the layer with its widths; name: the adapter's; shared: what `share` returned.
+        site: the layer's path and widths; name: the adapter's; shared: what `share` returned.
         """
         generator = self._generator(site.path, "" if self.init_weights else name)
         cell = shared.build(self.settings(), site, generator=generator)
         if not self.init_weights:
-            # PEFT's own tests need cells that are not zero at first
+            # PEFT's own tests need adapters that do not add zero at first
             for parameter in cell.parameters():
                 nn.init.normal_(parameter, std=0.2, generator=generator)
         return cell

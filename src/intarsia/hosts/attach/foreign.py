@@ -13,15 +13,16 @@ from torch import nn
 from ...core.errors import CheckpointError, ConfigError
 from .peft import BaseTuner, is_adapted
 
-ELSEWHERE = ("XLORA",)  # reads further adapters, from wherever its config says
+ELSEWHERE = ("XLORA",)  # loads further adapters, from paths in its config
 
 
 def read_foreign(
     model: nn.Module, folder: Path, name: str, stored: Mapping[str, Any], *, trainable: bool
 ) -> PeftModel:
-    """Load a saved adapter of DoRA, IA3, LoHa, OFT ... into a model.
+    """Load a saved adapter of one of PEFT's own types, as DoRA, IA3 or OFT, into a model.
 
-    stored: its adapter_config.json.
+    folder: of the adapter; name: under which it is added; stored: its adapter_config.json;
+    trainable: False freezes it.
     Raises: CheckpointError for a type that PEFT has not, prompts (they load tokenizers), and what
     PEFT refuses; ConfigError for a model that has adapters of ours.
     """

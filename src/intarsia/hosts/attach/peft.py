@@ -40,24 +40,26 @@ PREFIX = "intarsia_"
 
 
 class IntarsiaLayer(nn.Module, BaseTunerLayer):
-    """Host's module with cells beside it ("parallel") or behind it ("sequential").
+    """Module of the model with trained modules beside it ("parallel") or behind ("sequential").
 
-    y = f(x) + sum over active adapters of cell(x), or of cell(f(x)). Cells read the width as the
-    last axis. Random routers hold their draw until the host's next forward, so that the
-    recomputation of gradient checkpointing meets the same experts.
+    A *cell* is such a trainable module, one for each adapter. y = f(x) + sum over active adapters
+    of cell(x), or of cell(f(x)), where f is the wrapped module. Cells read the width as the last
+    axis. Random routers keep their draw until the model's next forward, so that the recomputation
+    of gradient checkpointing meets the same experts.
     """
 
     adapter_layer_names = ("intarsia_cells",)
 
     def __init__(self, base_layer: nn.Module, site: Site) -> None:
-        """Wrap a module, without cells so far.
+        """Wrap a module, without adapters so far.
 
-        base_layer: the host's module, whose output cells add to; site: its path, and its input and
-        output widths.
+        base_layer: the model's own module, to whose output adapters add; site: its path, and its
+        input and output widths.
         """
         super().__init__()
         self.base_layer = base_layer
-        self.training = base_layer.training  # not train(), which would reach into the host
+        # set directly: train() would also change the wrapped module
+        self.training = base_layer.training
         self.intarsia_cells = nn.ModuleDict().train(self.training)
         self.intarsia_sites: dict[str, tuple[str, str]] = {}  # name -> (position, channels)
         self.in_features, self.out_features = site.inputs, site.outputs
@@ -66,19 +68,21 @@ class IntarsiaLayer(nn.Module, BaseTunerLayer):
         self._active_adapter: list[str] = []
 
     def __getattr__(self, name: str) -> Any:
-        """Return a setting of the module in place that its parent reads, as Hiera's q_stride."""
+        """Return a number, text or switch of the wrapped module, which its parent reads."""
         value = vars(vars(self).get("_modules", {}).get("base_layer", self)).get(name)
         plain = isinstance(value, (bool, int, float, str, tuple))
         return value if plain else super().__getattr__(name)
 
     def add(self, name: str, cell: Cell, site: Site, *, frozen: bool) -> None:
-        """Register an adapter's cell, the module that is added, under its name.
+        """Register the trainable module of an adapter under the adapter's name.
 
-        cell: the trainable module; site: its layer and widths; frozen: it is not trained.
+        cell: the module; site: path and widths of the layer it belongs to; frozen: it is not
+        trained.
         """
         self.intarsia_cells[name] = cell.train(self.training)
         self.intarsia_sites[name] = (site.position, site.channels)
         self._move_adapter_to_device_of_base_layer(name)
+        # PEFT sets by this call which parameters are trained
         self.set_adapter(self.active_adapters, inference_mode=frozen)
 
     def delete_adapter(self, adapter_name: str) -> None:
@@ -88,9 +92,9 @@ class IntarsiaLayer(nn.Module, BaseTunerLayer):
     def _get_base_layer_device_and_dtype(
         self, base_layer: nn.Module
     ) -> tuple[torch.device | None, torch.dtype | None]:
-        """Return the device and type of the module's first floating-point parameter.
+        """Return the device and type of the wrapped module's first floating-point parameter.
 
-        Replaces PEFT's, which knows the modules of its own list only.
+        Replaces PEFT's method, which knows the modules of its own list only.
         """
         first = next((p for p in base_layer.parameters() if p.is_floating_point()), None)
         if first is None:
@@ -98,7 +102,10 @@ class IntarsiaLayer(nn.Module, BaseTunerLayer):
         return first.device, first.dtype
 
     def _addition(self, name: str, x: Tensor, y: Tensor) -> Tensor:
-        """Compute what one adapter's module adds.  x, y: input and output of the host's module."""
+        """Compute what one adapter adds to the output of the wrapped module.
+
+        name: the adapter's; x, y: input and output of the wrapped module. Returns a tensor like y.
+        """
         position, channels = self.intarsia_sites[name]
         cell = self.intarsia_cells[name]
         if isinstance(cell, Cell) and cell.whole:
@@ -106,33 +113,39 @@ class IntarsiaLayer(nn.Module, BaseTunerLayer):
         read = x if position == "parallel" else y
         if channels == "first":
             return cell(read.movedim(1, -1)).movedim(-1, 1).to(y.dtype)
-        return cell(read).to(y.dtype).view_as(y)  # Llama 4's experts give their tokens in one row
+        # reshaped: Llama 4's experts return tokens in one row
+        return cell(read).to(y.dtype).view_as(y)
 
     def _sole_cell(self) -> Cell | None:
-        """Return the only active cell (added module) if it computes the host's module itself.
+        """Return the only active adapter's module if it replaces the wrapped module, else None.
 
-        That is for cells that are `whole`, or `fused` with a plain Linear; None otherwise.
+        That holds for modules that are `whole` (they compute the layer themselves), and for modules
+        that can be `fused` with a plain Linear.
+
+        That holds for modules that are `whole` (they replace the layer), and for modules that can
+        be `fused` with a plain Linear.
         """
         if self.disable_adapters or self.merged_adapters:
             return None
         active = [n for n in self.active_adapters if n in self.intarsia_cells]
         cell = self.intarsia_cells[active[0]] if len(active) == 1 else None
         if isinstance(cell, Cell) and cell.fused:
+            # a fused kernel computes layer and cell at once, for a plain Linear alone
             is_parallel = self.intarsia_sites[active[0]] == ("parallel", "last")
             return cell if is_parallel and type(self.base_layer) is nn.Linear else None
         return cell if isinstance(cell, Cell) and cell.whole else None
 
     def _per_sample(self, x: Tensor, y: Tensor, names: Sequence[str]) -> Tensor:
-        """Add to each sample's output what the cell (trainable module) of its adapter returns.
+        """Add to each sample's output what the adapter of that sample computes.
 
-        x: input, y: output of the layer, with the samples' rows one after another; names: an
-        adapter for each sample.
+        x: input, y: output of the wrapped module, with the rows of each sample one after another;
+        names: an adapter for each sample. Returns a tensor like y.
         """
         total = torch.zeros_like(y)
         for name in dict.fromkeys(names):
             if name in self.intarsia_cells:
                 selected = torch.tensor([n == name for n in names])
-                # windows of one sample follow each other
+                # a sample may have several rows (windows), which follow each other
                 read, rows = (
                     selected.repeat_interleave(len(t) // len(names)).to(y.device) for t in (x, y)
                 )
@@ -141,16 +154,17 @@ class IntarsiaLayer(nn.Module, BaseTunerLayer):
         return y + total
 
     def forward(self, *args: Any, adapter_names: Sequence[str] | None = None, **kwargs: Any) -> Any:
-        """Compute the module's output and add what the active adapters' cells return.
+        """Compute the wrapped module's output, and add what the active adapters compute.
 
-        adapter_names: an adapter for each sample of the batch, None = the active ones for all. The
-        other arguments are the module's own.
+        adapter_names: an adapter for each sample of the batch, None = the active ones for all
+        samples.
+        args, kwargs: the wrapped module's own.
         """
         # merged weights have one adapter for all samples
         if self.merged and (self.disable_adapters or adapter_names is not None):
             self.unmerge()
         x = args[0] if args else next(iter(kwargs.values()))
-        # such a cell takes the module's place, so that the module itself need not be run
+        # such an adapter computes the layer itself, so that the layer need not be run
         if adapter_names is None and (cell := self._sole_cell()) is not None:
             return cell.around(self.base_layer, x)
         out = self.base_layer(*args, **kwargs)
@@ -167,9 +181,10 @@ class IntarsiaLayer(nn.Module, BaseTunerLayer):
         return (total, *out[1:]) if isinstance(out, tuple) else total
 
     def delta(self, name: str) -> Tensor:
-        """Compute the change of the host's weight, in its shape.
+        """Return the change of the wrapped module's weight that equals an adapter, in its shape.
 
-        Raises: FoldError if the cell is not linear, or what it sits on has no such weight.
+        Raises: FoldError if what the adapter adds is not linear in the input, or if the wrapped
+        module has no such weight.
         """
         cell, base = self.intarsia_cells[name], self.get_base_layer()
         refuse_quantised(f"merging adapter {name!r}", base, self.path)
@@ -177,19 +192,19 @@ class IntarsiaLayer(nn.Module, BaseTunerLayer):
         subject = f"merging adapter {name!r} at {self.path!r}"
         if delta is None:
             got = f"{type(cell).__name__}, which is not linear in its input"
-            want = "a cell that is a change of weights, such as LoRA"
+            want = "an adapter that is a change of weights, such as LoRA"
             fix = "Try intarsia.fold(model), or keep the adapter attached."
             raise FoldError(subject, got=got, want=want, fix=fix)
         if self.intarsia_sites[name][0] != "parallel" or not isinstance(base, LAYERS):
-            want = "a Linear or pointwise convolution with the cell beside it"
+            want = "a Linear or pointwise convolution with the adapter beside it"
             got, fix = type(base).__name__, "Target linear layers."
             raise FoldError(subject, got=got, want=want, fix=fix)
         return (delta.T if isinstance(base, Conv1D) else delta).reshape(base.weight.shape)
 
     def _shift_weight(self, name: str, sign: int, safe: bool) -> None:
-        """Add an adapter's change to the host's weight, or subtract it (sign -1).
+        """Add an adapter's change to the wrapped module's weight, or subtract it (sign -1).
 
-        safe: refuse weights that are not finite.
+        name: the adapter's; safe: refuse weights that are not finite.
         """
         weight = self.get_base_weight()
         merged = weight + (sign * self.delta(name)).to(weight.dtype)
@@ -200,7 +215,7 @@ class IntarsiaLayer(nn.Module, BaseTunerLayer):
 
     @torch.no_grad()
     def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
-        """Add the changes of adapters to the host's weight, in place.
+        """Add the changes of adapters to the wrapped module's weight, in place.
 
         safe_merge: refuse weights that are not finite; adapter_names: None = the active ones.
         """
@@ -232,9 +247,9 @@ class IntarsiaModel(BaseTuner):
     target_module_mapping: dict[str, list[str]] = {}
 
     def _prepare_adapter_config(self, peft_config: IntarsiaConfig, model_config: Any) -> Any:
-        """Fill a config in: the modules to adapt, and method settings that depend on the model.
+        """Fill in a config: the modules to adapt, and method settings that depend on the model.
 
-        model_config: unused, PEFT passes it.
+        peft_config: changed and returned; model_config: unused, PEFT passes it.
         """
         layers = peft_config.layers_to_transform
         if peft_config.target_modules is None:
@@ -244,18 +259,23 @@ class IntarsiaModel(BaseTuner):
             peft_config.options = settings_to_dict(method)
             peft_config.target_modules = {site.path for site in sites}
         if layers is not None and not peft_config.layers_pattern:
-            # the stock pattern wants a name before the container, which timm's `blocks.0` has not
+            # PEFT's own pattern expects a name before the list of blocks; timm has `blocks.0`
             lists = {p.rpartition(".")[0].rpartition(".")[2] for p, _ in blocks(self.model)}
             peft_config.layers_pattern = sorted(lists)
         return peft_config
 
     def _prepare_model(self, peft_config: IntarsiaConfig, model: nn.Module) -> None:
-        """Refuse whatever can be refused, before a module is touched."""
+        """Check that an adapter fits the model, before a module is touched.
+
+        peft_config: its settings, which record here what the weights belong to; model: the plain
+        model.
+        Raises: TargetError for target modules inside each other, and for heads that are not there.
+        """
         names = [p for p, _ in walk(model) if p]
         paths = [n for n in names if self._check_target_module_exists(peft_config, n)]
         check_nesting(model, paths)
         position = peft_config.settings().position
-        # what all cells share is made once, in the order of the sites
+        # state that all of the adapter's modules share is created once, in the order of the layers
         self._shared = peft_config.share(site_at(model, p, position) for p in paths)
         saved = peft_config.modules_to_save or ()
         for head in saved:
@@ -269,9 +289,12 @@ class IntarsiaModel(BaseTuner):
     def inject_adapter(
         self, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any
     ) -> None:
-        """Put an adapter into the model as PEFT does, then register our hooks on the model."""
+        """Add an adapter to a model as PEFT does, then register this library's hooks on the model.
+
+        args, kwargs: passed on to PEFT.
+        """
         super().inject_adapter(model, adapter_name, *args, **kwargs)
-        self._shared = Shared()  # the cells have it now
+        self._shared = Shared()  # the adapter's modules hold the shared state now
         watch(model)
         keep_trainable(model)
         self._rest_statistics()
@@ -286,10 +309,10 @@ class IntarsiaModel(BaseTuner):
         current_key: str,
         parameter_name: str | None = None,
     ) -> None:
-        """Build an adapter's cell for one module, and wrap the module if that was not done before.
+        """Build an adapter's trainable module for one layer, and wrap the layer if it is not yet.
 
-        A cell is the trainable module whose output is added.  target: the module, `target_name` in
-        `parent`; current_key: its path; parameter_name: unused, PEFT passes it.
+        peft_config, adapter_name: settings and name of the adapter; target: the layer, attribute
+        `target_name` of `parent`; current_key: its path; parameter_name: unused, PEFT passes it.
         """
         site = site_at(self.model, current_key, peft_config.settings().position)
         cell = peft_config.build(site, adapter_name, self._shared)
@@ -309,7 +332,7 @@ class IntarsiaModel(BaseTuner):
         return self
 
     def _rest_statistics(self) -> None:
-        """Keep the batch statistics of a frozen trunk as they are."""
+        """Put frozen batch norms into evaluation, so that training leaves their statistics."""
         for _, module in walk(self.model):
             norm = unwrapped(module)
             if isinstance(norm, BATCH_NORM) and not any(p.requires_grad for p in norm.parameters()):
@@ -317,8 +340,11 @@ class IntarsiaModel(BaseTuner):
 
     @classmethod
     def _remove_adapter_name_from_key(cls, key: str, adapter_name: str) -> str:
-        """Return the key of a weight as it is saved, without the adapter's name."""
-        # the stock rule drops the name in the last or second-to-last place only; cells are nested
+        """Return the name under which a weight is saved: its path without the adapter's name.
+
+        key: the path; adapter_name: the adapter's.
+        """
+        # PEFT's own rule finds the name only at the end of the path
         if (inside := f".intarsia_cells.{adapter_name}.") in key:
             return key.replace(inside, ".intarsia_cells.", 1)
         return super()._remove_adapter_name_from_key(key, adapter_name)
@@ -326,20 +352,20 @@ class IntarsiaModel(BaseTuner):
     def _replace_module(
         self, parent: nn.Module, child_name: str, new_module: nn.Module, child: Any
     ) -> None:
-        """Put `new_module` in the place of `child`.
+        """Put `new_module` in the place of child `child_name` of `parent`, as PEFT does to unload.
 
         child: unused, PEFT passes it.
         """
-        # used to unload; the stock one wants `.weight` on both sides, which a block has not
+        # PEFT's own method expects `.weight` on both modules, which a block does not have
         setattr(parent, child_name, new_module)
 
     def delete_adapter(self, adapter_name: str) -> None:
-        """Delete an adapter; if it alone was active, the first of the rest becomes active."""
+        """Delete an adapter; if it alone was active, activate the first of those that remain."""
         was_active = adapter_name in self.active_adapters
         remaining = [n for n in self.peft_config if n != adapter_name]
         active = [n for n in self.active_adapters if n != adapter_name] or remaining[:1]
         super().delete_adapter(adapter_name)
-        # the stock one asks the first layer what is active now, which may carry no other adapter
+        # PEFT's own method asks the first layer, which may not have another adapter
         if was_active and active:
             self.set_adapter(active[0] if len(active) == 1 else active)
 
@@ -347,11 +373,10 @@ class IntarsiaModel(BaseTuner):
     def _enable_peft_forward_hooks(
         self, *args: Any, adapter_names: list[str] | None = None, **kwargs: Any
     ) -> Iterator[None]:
-        """Pass the adapter of each sample to all wrapped modules during one forward.
+        """Pass the name of each sample's adapter to all wrapped modules during one forward.
 
-        adapter_names: one for each sample, None = nothing is passed.  The other arguments are those
-        of the forward.
-        Raises: as `check_names`, for names and inputs that do not fit.
+        adapter_names: one for each sample, None = nothing is passed; args, kwargs: of the forward.
+        Raises: ConfigError for unknown names, and for another number of names than samples.
         """
         if adapter_names is None:
             yield
@@ -380,7 +405,7 @@ class IntarsiaModel(BaseTuner):
     def merge_adapter(
         self, adapter_names: list[str] | None = None, safe_merge: bool = False
     ) -> None:
-        """Merge adapters into the host's weights as PEFT does, after a check that all of them can.
+        """Merge adapters into the model's weights, after a check that all of them can be merged.
 
         adapter_names: None = the active ones; safe_merge: refuse weights that are not finite.
         """
@@ -394,7 +419,7 @@ class IntarsiaModel(BaseTuner):
         safe_merge: bool = False,
         adapter_names: list[str] | None = None,
     ) -> nn.Module:
-        """Remove the wrappers, and the hooks on the model; return the plain model.
+        """Remove the adapters' wrappers, and the hooks on the model; return the plain model.
 
         merge: add the changes of `adapter_names` (None = the active ones) to the weights before.
         progressbar, safe_merge: as in PEFT.
@@ -406,9 +431,9 @@ class IntarsiaModel(BaseTuner):
         return self.model
 
     def _check_deltas(self, adapter_names: list[str] | None) -> None:
-        """Check that every added module can merge, before a layer is changed.
+        """Check that adapters can be merged in every layer, before a layer is changed.
 
-        Raises: FoldError.
+        adapter_names: None = the active ones. Raises: FoldError.
         """
         names = self.active_adapters if adapter_names is None else adapter_names
         for module in self.model.modules():
@@ -419,7 +444,10 @@ class IntarsiaModel(BaseTuner):
                         self._check_own(module)
 
     def _check_own(self, layer: IntarsiaLayer) -> None:
-        """Check that no other module has a layer's weight.  Raises: FoldError."""
+        """Check that no other module shares a layer's weight, which merging would change, too.
+
+        Raises: FoldError.
+        """
         weight = tensor_of(layer.get_base_layer())
         shared = [p for p, m in self.model.named_modules() if weight is m._parameters.get("weight")]
         if weight is not None and len(shared) > 1:
@@ -428,7 +456,7 @@ class IntarsiaModel(BaseTuner):
             raise FoldError(subject, got=got, want="a weight of its own", fix=fix)
 
     def _cast_adapter_dtype(self, adapter_name: str, autocast_adapter_dtype: bool = True) -> None:
-        """Convert an adapter's weights to float32 as PEFT does, and the buffers of its cells.
+        """Convert an adapter's weights and buffers to float32, where they are in half precision.
 
         autocast_adapter_dtype: False = leave all types as they are.
         """
@@ -439,7 +467,7 @@ class IntarsiaModel(BaseTuner):
             if isinstance(layer, IntarsiaLayer) and adapter_name in layer.intarsia_cells:
                 for part in layer.intarsia_cells[adapter_name].modules():
                     for name, buffer in list(part.named_buffers(recurse=False)):
-                        # the stock one leaves a cell's buffers in half precision
+                        # PEFT's own method leaves buffers in half precision
                         if buffer.dtype in (torch.float16, torch.bfloat16):
                             setattr(part, name, buffer.float())
 
@@ -450,15 +478,18 @@ def is_peft(model: nn.Module) -> TypeGuard[PeftModel]:
 
 
 def is_adapted(model: nn.Module) -> TypeGuard[PeftModel]:
-    """Return True for a PEFT model that carries cells."""
+    """Return True for a PEFT model with adapters of this library."""
     return isinstance(model, PeftModel) and isinstance(model.base_model, IntarsiaModel)
 
 
 def has_places(method: str, host: nn.Module) -> bool:
-    """Return whether PEFT needs no target_modules for a method of its own in this kind of model."""
+    """Return True if PEFT itself knows which modules of this kind of model a method adapts.
+
+    method: name of a PEFT method, as "LORA". If False, `target_modules` must be given.
+    """
     tuners: Any = PEFT_TYPE_TO_TUNER_MAPPING
     mapping = getattr(tuners[method], "target_module_mapping", None)
-    if method == "IA3":  # whose tuner has the table elsewhere
+    if method == "IA3":  # PEFT has this method's table elsewhere
         mapping = TRANSFORMERS_MODELS_TO_IA3_TARGET_MODULES_MAPPING
     return mapping is None or model_type_of(host) in mapping
 

@@ -29,7 +29,7 @@ OURS = {
     ".lora_B.weight": ".intarsia_cells.up.weight",
 }
 PLACES = ("exclude_modules", "layers_to_transform", "layers_pattern", "modules_to_save")
-# settings of PEFT's LoRA that we have, or that say nothing of the weights
+# settings of PEFT's LoRA that this library has, too, or that do not concern the weights
 KNOWN = {f.name for f in fields(IntarsiaConfig)} | {
     "r", "lora_alpha", "lora_dropout", "use_rslora", "init_lora_weights", "peft_version"
 }  # fmt: skip
@@ -37,15 +37,16 @@ PLAIN_STARTS = (True, False, "gaussian", "orthogonal", "eva")  # others change t
 
 
 def write_plain(model: PeftModel, folder: Path, name: str) -> dict[str, Any] | None:
-    """Rewrite the files of an adapter that is plain LoRA as PEFT's; returns what they leave out.
+    """Rewrite the files of an adapter in PEFT's form, if it is plain LoRA.
 
-    That is the seed, and what the weights belong to. None for any other adapter, whose files stay
-    as they are.
+    model: with the adapter; folder: to which the adapter was saved; name: of the adapter.
+    Returns settings for which PEFT's form has no room (the seed, what the weights belong to); None
+    for any other adapter, whose files stay as they are.
     """
     config: Any = model.peft_config[name]
     layers = [m for m in model.modules() if isinstance(m, IntarsiaLayer)]
     mine = [layer for layer in layers if name in layer.intarsia_cells]
-    # one cell that is more than LoRA, and PEFT could not read the folder
+    # a single layer with more than LoRA, and PEFT could not read the folder
     if config.method != "lora" or not all(_is_lora_beside_linear(layer, name) for layer in mine):
         return None
     method: Lora = config.settings()
@@ -74,7 +75,10 @@ def write_plain(model: PeftModel, folder: Path, name: str) -> dict[str, Any] | N
 
 
 def own_config(stored: Mapping[str, Any], left_out: Mapping[str, Any]) -> IntarsiaConfig:
-    """Build our config of an adapter that `write_plain` wrote, from PEFT's file and `left_out`."""
+    """Build this library's config of an adapter that `write_plain` wrote.
+
+    stored: contents of PEFT's adapter_config.json; left_out: what `write_plain` returned.
+    """
     method = Lora(int(stored["r"]), float(stored["lora_alpha"]), float(stored["lora_dropout"]))
     options = method_to_dict(method)
     # PEFT's file has rank, scale and places; seed, start and origin stand beside it
@@ -90,7 +94,7 @@ def own_config(stored: Mapping[str, Any], left_out: Mapping[str, Any]) -> Intars
 
 
 def _is_lora_beside_linear(layer: IntarsiaLayer, name: str) -> bool:
-    """Return True if a layer's added module is LoRA in parallel to a linear layer."""
+    """Return True if an adapter adds plain LoRA in parallel to this layer, a linear one."""
     return (
         type(layer.intarsia_cells[name]) is LoraCell
         and isinstance(unwrapped(layer), nn.Linear)
@@ -99,22 +103,24 @@ def _is_lora_beside_linear(layer: IntarsiaLayer, name: str) -> bool:
 
 
 def _replace_end(key: str, ends: Mapping[str, str]) -> str:
-    """Replace the end of a tensor's name by its counterpart."""
+    """Replace the end of a tensor's name, if it is listed; ends: old end -> new end."""
     end = next((end for end in ends if key.endswith(end)), None)
     return key if end is None else key.removesuffix(end) + ends[end]
 
 
 def ours(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Rename tensors of PEFT's LoRA to the names of our cells."""
+    """Rename tensors of PEFT's LoRA to the names that this library has for them."""
     return {_replace_end(key, OURS): tensor for key, tensor in tensors.items()}
 
 
 def plain_config(
     model: nn.Module, stored: Mapping[str, Any], tensors: Mapping[str, Tensor]
 ) -> IntarsiaConfig | None:
-    """Convert PEFT's LoRA config to one of ours, for the layers that have tensors.
+    """Convert the config of PEFT's LoRA to one of this library, for the layers that have tensors.
 
-    None for what plain LoRA is not: DoRA, ranks by layer, biases, embeddings, PiSSA ...
+    model: for which the adapter was trained; stored: contents of adapter_config.json; tensors: of
+    the adapter's file by name.
+    Returns None if it is not plain LoRA: DoRA, ranks by layer, biases, embeddings, PiSSA ...
     """
     ends = tuple(OURS)
     if stored.get("peft_type") != "LORA" or not is_plain(stored):
@@ -126,7 +132,7 @@ def plain_config(
     }
     modules = {path: unwrapped(module) for path, module in walk(base_of(model))}
     heads = tuple(f"{name}." for name in stored.get("modules_to_save") or ())
-    # tensors that are neither LoRA nor a head: something that plain LoRA has not
+    # tensors that belong neither to LoRA nor to a head: the adapter is more than plain LoRA
     rest = [
         k for k in tensors if not k.endswith(ends) and not any(f".{h}" in f".{k}" for h in heads)
     ]
@@ -147,7 +153,7 @@ def plain_config(
 
 
 def is_plain(stored: Mapping[str, Any]) -> bool:
-    """Return True if a config of PEFT's LoRA has no setting that plain LoRA has not."""
+    """Return True if a config of PEFT's LoRA uses no setting that plain LoRA does not have."""
     if stored.get("init_lora_weights", True) not in PLAIN_STARTS:
         return False
     lora_fields = {f.name: f for f in fields(LoraConfig)}

@@ -17,7 +17,7 @@ DROPOUTS = ("pos_drop", "mlp.drop1", "mlp.drop2")
 def set_dropout(model: nn.Module, p: float) -> None:
     """Set the dropout of a timm vision transformer's embedding and MLPs, in place.
 
-    Of use to what needs noisy forwards, as the published MoSA and R-Drop do. Stays in the model.
+    For methods that compare noisy forwards, as the published MoSA and R-Drop do. p: the rate.
     Raises: TargetError for a model without these modules; ConfigError unless 0 <= p < 1.
     """
     below_one("dropout", p)
@@ -36,7 +36,10 @@ def set_dropout(model: nn.Module, p: float) -> None:
 
 
 def linear_head(model: nn.Module) -> nn.Linear:
-    """Return the one linear classifier of a model.  Raises: ConfigError for another head."""
+    """Return the only classifier of a model, a linear layer.
+
+    Raises: ConfigError for another head, or several.
+    """
     heads = heads_of(model)
     if len(heads) != 1 or not isinstance(heads[0], nn.Linear):
         got = " and ".join(type(head).__name__ for head in heads) or "none"
@@ -46,9 +49,10 @@ def linear_head(model: nn.Module) -> nn.Linear:
 
 
 def reset_head(head: nn.Linear, *, generator: torch.Generator) -> None:
-    """Start a classifier as VPT (arXiv:2203.12119) and MoSA do, in place.
+    """Draw the first weights of a classifier as VPT (arXiv:2203.12119) and MoSA do, in place.
 
-    W ~ N(0, 2 / classes) (Kaiming, fan-out) and b = -log 99: every class starts unlikely.
+    W ~ N(0, 2 / classes) (Kaiming, fan-out) and b = -log 99: every class starts with a low
+    probability.
     """
     # new tensors: the old ones are put back if an error stops the change
     for parameter in (head.weight, head.bias):

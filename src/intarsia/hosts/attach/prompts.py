@@ -20,9 +20,10 @@ NAME = "prompts"
 class Prompts(nn.Module):
     """Trained tokens that stand between the class token (and registers) and the patches.
 
-    tokens: (1, n, d) shallow, or (depth, n, d) deep, ~ U(-v, v) with v^2 = 6 / (patch + d), where a
-    patch has 3 * side * side values, as in the released code; prefix: how many tokens stand before;
-    first: the number of the first block that has some.
+    tokens: (1, n, d) for all blocks, or (depth, n, d), fresh ones for every block; drawn from
+    U(-v, v) with v^2 = 6 / (patch + d), where a patch has 3 * side * side values, as in the
+    released code; prefix: number of tokens that stand before them; first: number of the first block
+    with them.
     """
 
     def __init__(
@@ -34,9 +35,11 @@ class Prompts(nn.Module):
         generator: torch.Generator,
         first: int = 0,
     ) -> None:
-        """Draw the tokens of a shape from U(-bound, bound); `dropout` acts on inserted tokens.
+        """Draw the tokens from U(-bound, bound).
 
-        prefix: number of tokens before the prompts; first: number of the first block that has some.
+        shape: (1 or depth, n, d) of the tokens; prefix: number of tokens before the prompts;
+        dropout: rate that acts on inserted tokens; first: number of the first block that has
+        prompts.
         """
         super().__init__()
         self.prefix, self.first = prefix, first
@@ -77,13 +80,15 @@ def add_prompts(
     last_blocks: int = 0,
     seed: int = 0,
 ) -> nn.Module:
-    """Give a frozen vision transformer trained prompts, in place; they and the head are trained.
+    """Add trained prompt tokens to a frozen vision transformer, in place; the head is trained, too.
 
-    prompts: how many, 0 for none.  deep: fresh ones for every block, in place of the ones before;
-    else those of the first block are carried through.  dropout: on the prompts, while training.
-    last_blocks: deep ones in so many blocks, from the last (the paper's prompt depth); 0 = all.
-    They are gone before the last norm, so that any pooling reads what it always did; the released
-    code keeps them there and reads the class token, which is the same.
+    prompts: how many, 0 for none.
+    deep: each block has prompts of its own, which replace those before; False = the prompts of the
+    first block pass through all blocks.
+    dropout: rate on the prompts, while training.
+    last_blocks: deep prompts only in so many last blocks (the paper's prompt depth); 0 = in all.
+    Prompts are removed before the last norm, so that any pooling reads what it always did; the
+    released code keeps them there and reads the class token, which is the same.
 
     Raises: TargetError for anything but a timm VisionTransformer, or one with prompts; ConfigError
     for settings that cannot be.

@@ -15,11 +15,11 @@ PARTS = ("linear", "full", "bitfit", "norms", "last-k")
 
 
 def train_part(model: nn.Module, part: str, *, blocks: int = 1, last_blocks: int = 0) -> nn.Module:
-    """Freeze a model but for a part of it, in place; a classifier is always trained.
+    """Freeze a model except for one part of it and its classifier, in place.
 
-    part: "linear", the head; "full", everything; "bitfit", every bias; "norms", the weights and
-    biases of every norm; "last-k", the last `blocks` blocks and what follows the first of them
-    (norms, patch merging).  last_blocks: biases or norms in so many and behind them, 0 = all.
+    part: "linear", the classifier alone; "full", everything; "bitfit", every bias; "norms", the
+    weights and biases of every norm; "last-k", the last `blocks` blocks and all modules after them.
+    blocks: for "last-k"; last_blocks: biases or norms only from that many last blocks on, 0 = all.
     Names stay the model's own, so that the trained weights are a plain state dict; PEFT's LNTuning
     trains the same norms, in copies that take their places.
 
@@ -32,6 +32,7 @@ def train_part(model: nn.Module, part: str, *, blocks: int = 1, last_blocks: int
     if not heads and part == "linear":
         subject, want = f"head of {type(model).__name__}", "a classifier to train"
         raise ConfigError(subject, got="none", want=want, fix="Use another method or model.")
+    # the classifier is trained with every part
     learns = [p for head in heads for p in model.get_submodule(head).parameters()]
     last = partial(_last_blocks, "blocks", blocks)
     selectors = {"full": _all_parameters, "bitfit": _biases, "norms": _norms, "last-k": last}
@@ -70,9 +71,10 @@ def _norms(model: nn.Module) -> Iterator[nn.Parameter]:
 
 
 def _last_blocks(subject: str, count: int, model: nn.Module) -> Iterator[nn.Parameter]:
-    """Yield the parameters of the last blocks, and of all modules behind the first of these.
+    """Yield the parameters of the last blocks, and of all modules behind the first of them.
 
-    subject: of the error; count: number of blocks.
+    subject: name of the setting, for the error; count: number of blocks.
+    Raises: ConfigError for more blocks than the model has.
     """
     paths = [path for path, _ in blocks(model)]
     if not 1 <= count <= len(paths):

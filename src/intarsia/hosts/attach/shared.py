@@ -23,12 +23,16 @@ class Shared:
     state is where that cell is, be it the meta device.
     """
 
+    # None: the method shares nothing, and modules are built one by one
     def __init__(self, make: Callable[[], nn.Module] | None = None) -> None:
         self._make = make
         self._module: nn.Module | None = None
 
     def build(self, method: Method, site: Site, *, generator: torch.Generator) -> Cell:
-        """Build the method's cell, the trainable module, for one layer."""
+        """Build the method's trainable module for one layer; all layers refer to one shared state.
+
+        method: its settings; site: the layer's path and widths; generator: of the first weights.
+        """
         if self._make is None:
             return method.build(site, generator=generator)
         first = self._module is None

@@ -26,7 +26,7 @@ from .adapt import check_model, check_name, exact_targets, named_heads, quiet_pe
 from .config import peft_kind
 from .peft import has_places
 
-# what we decide, or what is no setting of a method
+# settings that this library decides, or that do not belong to the method
 DECIDED = {field.name for field in fields(PeftConfig)} | {
     "target_modules",
     "modules_to_save",
@@ -51,8 +51,10 @@ class _Places:
 
 
 def plain_settings(kind: str) -> dict[str, Any]:
-    """Return the settings of a PEFT method that are numbers, words or switches, with their
-    defaults.
+    """Return the settings of a PEFT method that are numbers, words or switches: name -> default.
+
+    kind: PEFT's name for the method's type, as "LORA". Settings that this library decides are left
+    out.
     """
     config = PEFT_TYPE_TO_CONFIG_MAPPING[PeftType[kind]]
     return {
@@ -75,10 +77,11 @@ def through_peft(
 ) -> PeftModel:
     """Attach one of PEFT's methods to a model, in place; the head is trained and saved whole.
 
-    kind: PEFT's name for the method's type, as "LORA".  settings: of its config, see
-    `plain_settings`.  roles: where it goes, as in `adapt`.  last_blocks: so many blocks, 0 = all.
+    kind: PEFT's name for the method's type, as "LORA"; settings: of its config, see
+    `plain_settings`; roles: which layers it adapts, as in `adapt`; last_blocks: only in so many
+    last blocks, 0 = all; seed: of the random start.
 
-    Raises: ConfigError for settings that PEFT refuses; TargetError for places that are not there.
+    Raises: ConfigError for settings that PEFT refuses; TargetError for layers that are not there.
     Not in a fused qkv layer for methods that mean single keys and values: IA3 scales queries too.
     """
     check_model(model, "default")
@@ -96,15 +99,16 @@ def through_peft(
 
 @dataclass(frozen=True)
 class AdaptByPeft(Change):
-    """Change to an adapter that a config of PEFT describes, as `LoraConfig(r=8)`, by PEFT's own
-    code.
+    """Change that adds the adapter which a PEFT config describes, as `LoraConfig(r=8)`.
 
-    config: left as it is. What it leaves open is chosen as PEFT does, and where PEFT does not know
-      the model, as for a method of this library: attention's layers, the head, the task's type.
+    config: left as it is. Settings that it leaves open are chosen as PEFT does, and where PEFT does
+    not
+      know the model, as for a method of this library: attention's layers, the head, the task's
+      type.
     targets, layers, head: as in `Adapt`, where the config does not say.
 
-    Raises: TargetError if a place matches nothing; ConfigError for a name in use, a place that is
-    given twice, and what PEFT refuses.
+    Raises: TargetError if a target matches nothing; ConfigError for a name in use, targets that
+    are given twice, and what PEFT refuses.
     """
 
     config: PeftConfig
@@ -113,12 +117,13 @@ class AdaptByPeft(Change):
     head: Sequence[str] | str | None = "auto"
 
     recorded: ClassVar[bool] = False  # PEFT keeps the list of adapters
-    laws: ClassVar[frozenset[str]] = frozenset()  # some of PEFT's methods change outputs at once
+    # some of PEFT's methods change outputs before any training
+    laws: ClassVar[frozenset[str]] = frozenset()
 
     def apply(self, host: nn.Module, plan: Plan, *, name: str = "default") -> PeftModel:
-        """Build a PEFT model; one that has adapters of this type gets a further one, inactive.
+        """Add the adapter to a plain model, which becomes a PEFT model, or to an adapted one.
 
-        plan: what `plan` decided; name: the adapter's.
+        host: plain, or with adapters of this type; plan: of `plan`; name: the adapter's.
         """
         check_name(host, name)
         config, kind = copy.deepcopy(self.config), self._kind
@@ -136,7 +141,10 @@ class AdaptByPeft(Change):
         return adapted
 
     def fold(self, host: nn.Module) -> nn.Module:
-        """Merge by PEFT.  Raises: what PEFT raises for a method that does not merge."""
+        """Merge the adapters into the weights by PEFT.
+
+        Raises: PEFT's own error for a method that cannot be merged.
+        """
         model: Any = host
         return model.merge_and_unload()
 
@@ -146,7 +154,10 @@ class AdaptByPeft(Change):
         return peft_kind(self.config)
 
     def _open(self, host: nn.Module) -> dict[str, Any]:
-        """Return the settings that the config leaves open, with their values for a host."""
+        """Return values for the settings that the config leaves open.
+
+        host: the plain model. Raises: ConfigError for targets that are given twice.
+        """
         decided: dict[str, Any] = {}
         if self.config.task_type is None:
             decided["task_type"] = task_type_of(host)
@@ -171,7 +182,10 @@ class AdaptByPeft(Change):
 
 @contextmanager
 def _refused_by_peft(kind: str, settings: object) -> Iterator[None]:
-    """Raise ConfigError instead of PEFT's own errors, inside the `with`."""
+    """Turn PEFT's own errors into ConfigError, inside the `with`.
+
+    kind: name of PEFT's method; settings: what was asked for, named in the error.
+    """
     try:
         yield
     except (ValueError, TypeError, ZeroDivisionError, AssertionError, KeyError) as error:
@@ -181,13 +195,13 @@ def _refused_by_peft(kind: str, settings: object) -> Iterator[None]:
 
 
 def _targets(model: nn.Module, kind: str, paths: list[str]) -> dict[str, Any]:
-    """Return the settings of a PEFT config that name these modules.
+    """Return the settings of a PEFT config that name the modules to adapt.
 
-    kind: name of PEFT's method; paths: of the modules.
+    model: the plain model; kind: name of PEFT's method; paths: of the modules.
     """
     if kind != "IA3":
         return {"target_modules": exact_targets(model, paths)}
-    # it scales what the last layer of an MLP reads, and what others say
+    # IA3 scales the inputs of an MLP's last layer, and the outputs of other layers
     last = list({p.rpartition(".")[0]: p for p in paths if ".mlp." in p}.values())
     rest = [p for p in paths if ".mlp." not in p or p in last]
     return {
@@ -197,7 +211,11 @@ def _targets(model: nn.Module, kind: str, paths: list[str]) -> dict[str, Any]:
 
 
 def _paths(model: nn.Module, roles: Sequence[str], last_blocks: int) -> list[str]:
-    """Return the paths of roles in the last blocks, and let attentions call their qkv layers."""
+    """Return the paths of the layers to adapt.
+
+    roles: kinds of layers, as "qkv"; last_blocks: only in so many last blocks, 0 = all. Attentions
+    are changed to call these layers instead of reading their weights.
+    """
     count = len(blocks(model))
     if not 0 <= last_blocks <= count:
         raise ConfigError(
@@ -208,7 +226,7 @@ def _paths(model: nn.Module, roles: Sequence[str], last_blocks: int) -> list[str
     places: Any = _Places(tuple(roles))
     paths = [site.path for site in find_sites(model, places, layers=layers)]
     for path in paths:
-        # Swin v2 reads the weight of its qkv layer: a cell there would not be called
+        # Swin v2 reads the weight of its qkv layer: an adapter there would not be run
         parent, _, name = path.rpartition(".")
         call_layer(model.get_submodule(parent), name)
     return paths

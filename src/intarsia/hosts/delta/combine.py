@@ -13,17 +13,19 @@ from .cells import attach_delta, delta_of
 def combine(model: PeftModel, weights: Mapping[str, float], name: str) -> PeftModel:
     """Add an adapter whose change of the weights is sum_i w_i (change of adapter i), in place.
 
+    model: with the adapters; weights: name of an adapter i -> its factor w_i; name: of the new one.
     combine(model, {"a": 0.5, "b": 0.5}, "mean") averages, {"task": 1, "other": -1} subtracts: task
-    arithmetic (arXiv:2212.04089). The adapters may be of any methods whose cells are linear, at
-    different places; they stay as they are. The new one is inactive, is stored as the entries that
-    change (all of them, for LoRA and its like: fold it or keep the parts, if size matters), and has
-    the heads of the parts, which must be the same or of one part only.
+    arithmetic (arXiv:2212.04089). The adapters may be of any methods that add modules linear in
+    their input, at different layers; they stay as they are. The new adapter is inactive. It is
+    stored as the single weights that change, for LoRA and its like all weights of a layer: if size
+    matters, fold it, or keep the parts. Its heads are those of the parts, which must be equal, or
+    of one part only.
 
     Raises: ConfigError for no adapters, unknown ones, or two heads that differ; FoldError for a
-    cell that is not linear; TargetError for a change that is no weight of a linear layer.
+    module that is not linear; TargetError for a change that is no weight of a linear layer.
     """
     if not weights:
         raise ConfigError("weights", got="none", want="a number for each adapter", fix="Add some.")
-    # deltas are summed exactly, entry by entry: no cell has to have another's rank or places
+    # deltas are summed entry by entry, so that ranks and layers may differ
     first, *rest = (factor * delta_of(model, part) for part, factor in weights.items())
     return attach_delta(model, sum(rest, first), name)

@@ -21,7 +21,10 @@ FORMAT, WRITER = "intarsia sparse delta 1", "SparseDelta.save"
 
 
 def write(path: Path, tensors: Mapping[str, Tensor], content: Mapping[str, Any]) -> None:
-    """Write tensors and JSON into a file."""
+    """Write tensors and JSON into one safetensors file with a digest, whole or not at all.
+
+    path: of the file; tensors: by name; content: stored as text in the file's metadata.
+    """
     stored = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     # sorted, so that equal deltas have equal bytes
     text = json.dumps(content, sort_keys=True)
@@ -32,7 +35,7 @@ def write(path: Path, tensors: Mapping[str, Tensor], content: Mapping[str, Any])
 
 
 def read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Read the tensors and the JSON of a file.
+    """Read the tensors and the JSON of a file that `write` wrote.
 
     Raises: CheckpointError if it is not there, cut short, changed, or no delta.
     """
@@ -42,6 +45,7 @@ def read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (SafetensorError, OSError) as error:
         raise damaged(path, f"no readable safetensors file ({error})", WRITER) from error
+    # a whole file of another kind gets another error than a damaged one
     if metadata.get("format") != FORMAT:
         got = f"a file of format {metadata.get('format')!r}"
         fix = "Adapters are read with intarsia.load; other files are no deltas."

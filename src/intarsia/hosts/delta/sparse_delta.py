@@ -24,12 +24,13 @@ TRUNK = (
     "trunk."
 )
 T = TypeVar("T")
-Entry = tuple[Tensor, Tensor]  # flat places (n,) int64, rising; values (n,)
-Touched = tuple[nn.Parameter, Any, Tensor, Tensor]  # places, what was there, what is there now
+Entry = tuple[Tensor, Tensor]  # flat indices (n,) int64, ascending; values (n,)
+# parameter, indices, values before, values after
+Touched = tuple[nn.Parameter, Any, Tensor, Tensor]
 
 
 def samples(tensors: Mapping[str, Tensor]) -> dict[str, list[float]]:
-    """Take a few weights of each tensor, at fixed places, which identify a base model."""
+    """Return a few weights of each tensor, at fixed places, by which a base model is recognised."""
     values_by_name: dict[str, list[float]] = {}
     for name, tensor in tensors.items():
         places = _sample_places(tensor.numel()).to(tensor.device)
@@ -49,7 +50,8 @@ def _sample_places(size: int) -> Tensor:
 class SparseDelta:
     """Change phi of some entries of a model's weights, theta = theta_0 + phi.
 
-    entries: parameter -> (flat places, int64, rising; values); shapes: of those parameters.
+    entries: name of a parameter -> (flat indices into it, int64, ascending; values of phi there);
+    shapes: of those parameters.
     base: a few weights of theta_0, see `samples`.  heads: layers that theta_0 has not trained,
     whole and absolute: they are set, not added, and no arithmetic changes them.
 
@@ -67,9 +69,13 @@ class SparseDelta:
     heads: Mapping[str, Tensor] = field(default_factory=dict[str, Tensor])
 
     def __post_init__(self) -> None:
+        """Check that indices are ascending and inside their parameters, one for each value.
+
+        Raises: ShapeError.
+        """
         for name, (index, values) in self.entries.items():
             size = torch.Size(self.shapes[name]).numel() if name in self.shapes else -1
-            # rising places are unique, which sums rely on
+            # ascending indices are unique, which sums rely on
             rising = index.dtype == torch.int64 and bool((index[1:] > index[:-1]).all())
             inside = not len(index) or (int(index[0]) >= 0 and int(index[-1]) < size)
             if index.dim() != 1 or values.shape != index.shape or not rising or not inside:
@@ -86,15 +92,16 @@ class SparseDelta:
         *,
         heads: Mapping[str, Tensor] | None = None,
     ) -> SparseDelta:
-        """Compute what differs between a model's parameters and their start, tensor by tensor.
+        """Return the difference between a model's parameters and their earlier values.
 
-        start: parameters by name as they were; heads: trained heads, stored whole.
+        model: after the training; start: parameters by name as they were before; heads: trained
+        heads, stored whole.
         """
         weights = own_parameters(model)
         entries: dict[str, Entry] = {}
         for name, old in start.items():
             change = (weights[name].detach() - old.to(weights[name].device)).reshape(-1)
-            # what differs by a bit is an entry, however small
+            # every weight that differs is an entry, however little
             index = change.nonzero().flatten()
             entries[name] = index.cpu(), change[index].cpu()
         head_copies = {name: head.detach().cpu().clone() for name, head in (heads or {}).items()}
@@ -104,10 +111,10 @@ class SparseDelta:
     def of(
         cls, entries: Mapping[str, Entry], start: Mapping[str, Tensor], heads: Mapping[str, Tensor]
     ) -> SparseDelta:
-        """Build the delta with these entries, of a base with these weights.
+        """Build a delta from its entries and the weights of its base.
 
-        entries: parameter -> (flat places, values); start: weights of the base by name; heads:
-        stored whole.
+        entries: name of a parameter -> (flat indices, values); start: those parameters of the base;
+        heads: layers that are stored whole.
         """
         shapes = {name: tuple(old.shape) for name, old in start.items()}
         return cls(entries, shapes, samples(start), heads)._without_zeros()
@@ -123,26 +130,26 @@ class SparseDelta:
         return len(self) / total if total else 0.0
 
     def apply(self, model: nn.Module, *, check: bool = True) -> None:
-        """Add phi to theta, in place, and set the heads; a tied parameter is changed once.
+        """Add phi to the weights of its base theta_0, in place, and set the heads.
 
-        check: look at the base's weights; False for a model that has been trained on since, of
-        which names and shapes are then all that is looked at.
+        A tied parameter is changed once. check: compare a few weights with those of the base; False
+        for a model that has been trained on since, of which then only names and shapes are checked.
         Raises: CheckpointError for another base, or one without these parameters; the model is
         then as it was.
         """
         self._add_entries(self._fitting_parameters(model, check))
 
     def revert(self, model: nn.Module, *, check: bool = True) -> None:
-        """Subtract phi from theta, in place: theta before `apply`, but for one rounding.
+        """Subtract phi from the weights, in place: the model before `apply`, but for one rounding.
 
-        Heads stay as they are. For the same bits, and heads, use `applied`.
+        Heads stay as they are. To restore the same bits, and heads, use `applied`.
         check, Raises: as in `apply`.
         """
         away = (-self).without_heads()
         away._add_entries(away._fitting_parameters(model, check, applied=self.entries))
 
     def check(self, model: nn.Module) -> None:
-        """Check that `apply` would succeed.
+        """Check that `apply` would succeed on a model, without changing it.
 
         Raises: CheckpointError.
         """
@@ -152,8 +159,8 @@ class SparseDelta:
     def applied(self, model: nn.Module, *, check: bool = True) -> Iterator[None]:
         """Apply the delta inside the `with`; afterwards all changed weights have their old bits.
 
-        What has been trained meanwhile keeps its change: so each batch of a training on several
-        sources can be learned with the delta of its source in place.
+        Weights that are trained meanwhile keep what they learned: in a training on several sources,
+        each batch can be learned with the delta of its source in place.
         check, Raises: as in `apply`.
         """
         touched = self._add_entries(self._fitting_parameters(model, check))
@@ -169,9 +176,10 @@ class SparseDelta:
 
     @torch.no_grad()
     def _add_entries(self, weights: Mapping[str, nn.Parameter]) -> list[Touched]:
-        """Add the entries to the weights, rounding once, and set the heads, in place.
+        """Add the changes to the weights, rounding once, and set the heads, in place.
 
-        weights: by name.  Returns for each parameter (parameter, places, old values, new values).
+        weights: the model's parameters by name.
+        Returns for each parameter (parameter, indices, old values, new values).
         """
         changes: list[tuple[str, Any, Tensor]] = [(n, i, v) for n, (i, v) in self.entries.items()]
         # heads are set as a whole
@@ -179,7 +187,7 @@ class SparseDelta:
         touched: list[Touched] = []
         for name, place, values in changes:
             parameter = weights[name]
-            # flat places need a flat view of the weight
+            # flat indices need a flat view of the weight
             if not parameter.is_contiguous():
                 parameter.data = parameter.data.contiguous()
             flat, values = parameter.view(-1), values.to(parameter.device)
@@ -194,10 +202,11 @@ class SparseDelta:
     def _fitting_parameters(
         self, model: nn.Module, check: bool = True, applied: Mapping[str, Entry] | None = None
     ) -> dict[str, nn.Parameter]:
-        """Return the model's parameters, after it was checked that all of the delta fits.
+        """Return the model's parameters by name, after a check that the delta fits them.
 
-        check: compare with a few stored weights of the base, too.
-        applied: entries that are expected to be in the model already.
+        check: compare a few weights with those of the base, too.
+        applied: changes that are expected to be in the model already; None = none.
+        Raises: CheckpointError.
         """
         weights = own_parameters(model)
         # heads are set whole, at names that no entry changes
@@ -226,16 +235,18 @@ class SparseDelta:
     def _check_base(
         self, weights: Mapping[str, nn.Parameter], applied: Mapping[str, Entry]
     ) -> None:
-        """Check that most of the stored sample weights are equal to the model's.
+        """Check that at least half of the base's stored samples are equal to the model's weights.
 
-        Most, since other deltas may be in the model already; weights that are zero say nothing.
-        applied: entries that are expected to be in the model.  Raises: CheckpointError.
+        Not all need be, since other deltas may be in the model; weights that are zero do not count.
+        weights: the model's parameters by name; applied: changes that are expected to be in the
+        model.
+        Raises: CheckpointError.
         """
         compared = equal = 0
         for name, values in samples({n: weights[n] for n in self.base}).items():
             want, got = torch.tensor([self.base[name], values], dtype=torch.float64)
             near = torch.isclose(got, want, rtol=RELATIVE, atol=ABSOLUTE)
-            # where the delta is in the model, its samples are those of theta + phi
+            # if the delta is in the model already, its weights are theta + phi
             if name in applied:
                 full = torch.zeros(torch.Size(self.shapes[name]).numel(), dtype=torch.float64)
                 full[applied[name][0]] = applied[name][1].double()
@@ -246,7 +257,7 @@ class SparseDelta:
                 compared + int(informative.sum()),
                 equal + int((near & informative).sum()),
             )
-        # another delta may be in the model, but a whole other training may not
+        # most weights stay under another delta; another training changes nearly all
         if 2 * equal < compared:
             raise CheckpointError(
                 "base of the delta",
@@ -272,7 +283,7 @@ class SparseDelta:
             if not torch.equal(self.heads[name], other.heads[name]):
                 got, fix = "two that differ", "Keep that of the task: a + b.without_heads()."
                 raise ConfigError(f"sum of deltas, head {name!r}", got=got, want="one", fix=fix)
-        # the order of the first, then what only the second changes
+        # parameters in the order of the first delta, then those that only the second changes
         names = list(dict.fromkeys((*self.entries, *other.entries)))
         entries = {n: _sum_entries(self.entries.get(n), other.entries.get(n)) for n in names}
         return SparseDelta(
@@ -283,10 +294,10 @@ class SparseDelta:
         )._without_zeros()
 
     def rebased(self, source: SparseDelta) -> SparseDelta:
-        """Express the same change relative to the base that `source` was found in.
+        """Express a change that was trained on top of `source` as a change of source's own base.
 
-        For a task that was trained with the delta of its source language in place, at theta_0 +
-        phi_S: `task.rebased(source) + target` is then a delta of theta_0 (paper, section 3.2).
+        For a task that was trained with the delta phi_S of its source language in place, at theta_0
+        + phi_S: `task.rebased(source) + target` is then a delta of theta_0 (paper, section 3.2).
         Raises: ConfigError if the task's base is not `source` in its own base.
         """
         base = dict(self.base)
@@ -310,6 +321,7 @@ class SparseDelta:
         return replace(self, base=base)
 
     def __mul__(self, factor: float) -> SparseDelta:
+        """Scale the changes by a factor; heads stay as they are."""
         scaled = {name: (index, values * factor) for name, (index, values) in self.entries.items()}
         return replace(self, entries=scaled)._without_zeros()
 
@@ -326,10 +338,10 @@ class SparseDelta:
         return replace(self, heads={})
 
     def only(self, *names: str) -> SparseDelta:
-        """Select the part that changes parameters of these names or globs: only("bert.*") is the
-        trunk's.
+        """Select the part that changes parameters of some names, as only("bert.*").
 
-        Raises: ConfigError for a name or glob that the delta has nothing of.
+        names: names of parameters, or globs. Raises: ConfigError for one that fits no parameter
+        here.
         """
         available = (*self.shapes, *self.heads)
         for glob in names:
@@ -348,7 +360,7 @@ class SparseDelta:
         return replace(self, entries=entries)
 
     def save(self, path: str | Path) -> None:
-        """Write a safetensors file, whole or not at all: 12 bytes for an entry in float32."""
+        """Write a safetensors file, whole or not at all; it has 12 bytes for each float32 entry."""
         tensors = {f"index:{n}": index for n, (index, _) in self.entries.items()}
         tensors |= {f"values:{n}": values for n, (_, values) in self.entries.items()}
         tensors |= {f"head:{n}": head for n, head in self.heads.items()}
@@ -357,7 +369,7 @@ class SparseDelta:
 
     @classmethod
     def load(cls, path: str | Path) -> SparseDelta:
-        """Read what `save` wrote.
+        """Load a delta from a file that `save` wrote.
 
         Raises: CheckpointError if the file is not there, damaged, cut short, or no delta.
         """
@@ -379,12 +391,12 @@ class SparseDelta:
 
 
 def _sum_entries(a: Entry | None, b: Entry | None) -> Entry:
-    """Add two sets of entries; None is an empty one."""
+    """Add two sets of changes to a parameter, each (flat indices, values); None is an empty one."""
     if a is None or b is None:
         entry = a or b
         assert entry is not None
         return entry
-    # unique sorts, so that places rise; overlaps are added up
+    # unique sorts, so that indices ascend; values of equal indices are added
     index, place = torch.cat([a[0], b[0]]).unique(return_inverse=True)
     values = torch.zeros(len(index), dtype=torch.promote_types(a[1].dtype, b[1].dtype))
     values.index_add_(0, place, torch.cat([a[1], b[1]]).to(values.dtype))

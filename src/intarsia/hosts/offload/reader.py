@@ -16,16 +16,16 @@ class PendingRead:
     def __init__(self, job: Callable[..., int], arguments: tuple[Any, ...]) -> None:
         """Prepare a read that has not begun.
 
-        job: is called with `arguments`, and returns bytes read.
+        job: function that reads, is called with `arguments`, and returns the number of bytes.
         """
         self._job, self._arguments = job, arguments
         self._size, self._error = 0, None
-        # held from the begin of the read, and until its end: cheaper than an Event for each
+        # _begun is locked once the read begins, _ended until it ends: cheaper than an Event
         self._begun, self._ended = threading.Lock(), threading.Lock()
         self._ended.acquire()
 
     def run(self) -> None:
-        """Carry the read out, on the reading thread; nothing if it was cancelled."""
+        """Carry the read out, on the reading thread; do nothing if it was cancelled."""
         if self._begun.acquire(blocking=False):
             try:
                 self._size = self._job(*self._arguments)
@@ -35,7 +35,7 @@ class PendingRead:
         self._ended.release()
 
     def cancel(self) -> bool:
-        """Return True if the read had not begun; it never will."""
+        """Cancel the read; return False if it has begun, and runs to its end."""
         return self._begun.acquire(blocking=False)
 
     def done(self) -> bool:
@@ -48,7 +48,10 @@ class PendingRead:
             return self._error
 
     def result(self) -> int:
-        """Wait for the end, and return the bytes that were read.  Raises: what the read raised."""
+        """Wait for the end of the read, and return the number of bytes.
+
+        Raises: the error of the read.
+        """
         with self._ended:
             if self._error is not None:
                 raise self._error

@@ -25,11 +25,11 @@ from .slots import Slots, stride
 from .store import INDEX, ExpertStore, pack_experts
 
 SETTINGS = "generation_config.json"
-NAME = "intarsia_offload"  # of the experts function, in transformers' table
+NAME = "intarsia_offload"  # name of the experts function in transformers' table
 SLOTS = "intarsia_slots"  # the attribute of an experts module that is offloaded
 UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 CHECKS = ("first", "always", "never")
-FEW = 1024  # pairs of a decode step, which a set sorts faster than torch
+FEW = 1024  # number of (token, expert) pairs up to which a set is faster than torch
 Report = Callable[[str], None]
 
 
@@ -43,18 +43,21 @@ def offload(
     check: str = "first",
     progress: Report = lambda _: None,
 ) -> nn.Module:
-    """Open a causal language model of transformers of which only `slots` experts are in memory.
+    """Open a causal language model of transformers with only some of its experts in memory.
 
     source: a store that `pack_experts` wrote, or a folder of save_pretrained, which is packed into
-    `store` first, an expert at a time.  slots: how many experts, of all layers together, as a
-    number, a size such as "8GB", or a share below 1.  policy: who gives its slot, `Expected()` if
-    not given.  predictor: foresees each forward's experts from its token ids, as a `TokenTable`
-    does, for `Predictive()`, which is then what is taken if no policy is given.  check: when a
-    record's SHA-256 is compared, at "first" use, "always" or "never".
-    The experts' weights never stand in memory as a whole, not while the model is built either. Any
-    slots, policy and predictor give the same bits as the resident model under
+    `store` first, an expert at a time.
+    slots: how many experts are in memory, of all layers together, as a number, a size such as
+    "8GB", or a share below 1.
+    policy: chooses the expert that gives up its slot for another; None = `Expected()`, or
+    `Predictive()` with a predictor.
+    predictor: foresees each forward's experts from its token ids, as a `TokenTable` does.
+    check: when the SHA-256 of an expert's file is compared, at "first" use, "always" or "never".
+    progress: gets a line of text for each step of packing.
+    At no time are all experts in memory, not while the model is built either. Any slots, policy and
+    predictor give the same bits as the whole model under
     `set_experts_implementation("eager")`: the same products in the same order. `generate` works as
-    ever; `residency(model)` says what was found and what was read.
+    ever; `residency(model)` counts hits and reads.
 
     Raises: ConfigError for slots that cannot be, with the bytes of an expert; CheckpointError for
     files that are damaged, missing or of another model; TargetError for a model without experts.
@@ -74,7 +77,8 @@ def offload(
         _attach(model, expert_store, arena)
         if predictor is not None:
             # one token, so that a predictor of another model is refused here
-            cache.policy.foresee(predictor.chances(torch.zeros(1, dtype=torch.int64)))  # its sizes
+            # checks the sizes of the prediction
+            cache.policy.foresee(predictor.chances(torch.zeros(1, dtype=torch.int64)))
             model.register_forward_pre_hook(_Foreseeing(cache, predictor), with_kwargs=True)
     except BaseException:
         expert_store.close()
@@ -85,9 +89,11 @@ def offload(
 
 
 def _packed_store(folder: Path, store: str | Path | None, progress: Report) -> Path:
-    """Return the store of a folder, which is one itself, has one, or gets one.
+    """Return the folder of packed experts for a source, and create it if there is none yet.
 
-    Raises: CheckpointError for a store of weights that the folder had before.
+    folder: a store itself, or a saved model; store: where its experts are packed, None = beside it;
+    progress: gets a line of text.
+    Raises: CheckpointError for a store that is older than the folder's weights.
     """
     if (folder / INDEX).is_file():
         return folder
@@ -105,21 +111,24 @@ def _packed_store(folder: Path, store: str | Path | None, progress: Report) -> P
 
 
 def _has_newer_weights(folder: Path, reference: Path) -> bool:
-    """Return True if weights in a folder were written after a file."""
+    """Return True if a safetensors file in a folder was written after the file `reference`."""
     files = folder.glob("*.safetensors")
     return any(weights.stat().st_mtime_ns > reference.stat().st_mtime_ns for weights in files)
 
 
 def residency(model: nn.Module) -> Residency:
-    """Return how often experts were in memory, and what was read, since the model was opened.
+    """Return counts of hits and reads of experts, and bytes, since the model was opened.
 
-    Raises: ConfigError for another model.
+    Raises: ConfigError for a model that is not offloaded.
     """
     return slots_of(model).residency()
 
 
 def slots_of(model: nn.Module) -> Slots:
-    """Return the slots of an offloaded model.  Raises: ConfigError for another model."""
+    """Return the memory of an offloaded model's experts.
+
+    Raises: ConfigError for another model.
+    """
     for module in model.modules():
         if (entry := module.__dict__.get(SLOTS)) is not None:
             return entry[0]
@@ -128,10 +137,10 @@ def slots_of(model: nn.Module) -> Slots:
 
 
 def slot_count(slots: int | str | float, store: ExpertStore) -> int:
-    """Convert a number of slots, a size or a share to a number.  Raises: ConfigError.
+    """Convert a number of slots, a share or a size to a number of experts.
 
-    slots: a number, a share of all experts (a float up to 1) or a size, as "4GB"; store: their
-    files.
+    slots: a number, a share of all experts (a float up to 1) or a size, as "4GB"; store: the packed
+    experts. Raises: ConfigError for fewer than two, or for text that is no size.
     """
     experts = sum(len(layer["sha256"]) for layer in store.layers)
     want = f"2 ... {experts} experts of {store.bytes} bytes each"
@@ -146,7 +155,7 @@ def slot_count(slots: int | str | float, store: ExpertStore) -> int:
     is_fraction = isinstance(slots, float) and slots > 1 and not slots.is_integer()
     if not count >= 2 or count != count or is_fraction:
         raise ConfigError("slots", got=repr(slots), want=want, fix=fix)
-    # a size that is too large is no mistake: it says what memory there is
+    # too large a size in bytes is no mistake: it states the memory of the machine
     if count > experts:
         if not isinstance(slots, str):
             message = f"slots={slots} are more than the {experts} experts there are: all stay."
@@ -170,8 +179,8 @@ class _Foreseeing:
     def __call__(self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Tell the cache which experts the tokens of this forward will probably need.
 
-        args, kwargs: arguments of the model's forward, which has token ids or, without a
-        prediction, embeddings.
+        args, kwargs: arguments of the model's forward; for embeddings in place of token ids there
+        is no prediction.
         """
         ids = args[0] if args else kwargs.get("input_ids")
         if isinstance(ids, Tensor) and not ids.is_floating_point():
@@ -181,8 +190,9 @@ class _Foreseeing:
 
 
 class _View:
-    """Stand-in for a stacked weight: indexed by an expert's number, it gives that expert's
-    weight.
+    """Stand-in for a stacked weight of all experts: view[e] is the weight of expert e.
+
+    The expert is read from the disk into memory if it is not there.
     """
 
     def __init__(self, slots: Slots, layer: int, name: str) -> None:
@@ -193,8 +203,11 @@ class _View:
 
 
 def _offloaded(self: Any, *args: Any, **kwargs: Any) -> Tensor:
-    """Compute a layer's experts one by one, each from its slot; the function in transformers'
-    table.
+    """Compute a layer's experts one by one, in ascending order, while a thread reads the next ones.
+
+    The experts function in transformers' table. self: the module of the layer's experts; args,
+    kwargs: hidden (T, d), index (T, k) of the experts, weights (T, k).
+    Raises: ConfigError in a forward with gradients.
     """
     slots, layer = cast("tuple[Slots, int]", getattr(self, SLOTS))
     hidden, index, _ = arguments(args, kwargs)
@@ -214,7 +227,7 @@ def _offloaded(self: Any, *args: Any, **kwargs: Any) -> Tensor:
 
 
 class _ExpertsOnMeta(TorchFunctionMode):
-    """Mode in which stacked weights of so many experts get no memory."""
+    """Mode of torch in which stacked weights of `experts` experts get no memory."""
 
     def __init__(self, experts: int) -> None:
         super().__init__()
@@ -234,7 +247,10 @@ class _ExpertsOnMeta(TorchFunctionMode):
 
 
 def _model_without_experts(store: ExpertStore) -> Any:
-    """Build the model with every weight but the experts'."""
+    """Build the model with every weight except the experts', which stay on the meta device.
+
+    store: the packed model. Raises: CheckpointError for files that do not fit each other.
+    """
     from transformers import AutoConfig, AutoModelForCausalLM
 
     try:
@@ -276,7 +292,10 @@ def _model_without_experts(store: ExpertStore) -> Any:
 
 
 def _settings(folder: Path) -> Any:
-    """Read the settings of `generate` that the model's makers chose: its end, and its sampling."""
+    """Read the settings of `generate` in a folder: end tokens and sampling.
+
+    Raises: CheckpointError.
+    """
     from transformers import GenerationConfig
 
     try:
@@ -289,7 +308,9 @@ def _settings(folder: Path) -> Any:
 def _attach(model: Any, store: ExpertStore, slots: Slots) -> None:
     """Replace the stacked weights by views of the slots, and register the function that reads them.
 
-    store: files of the experts; slots: memory of those that are resident.
+    model: built without experts, changed in place; store: files of the experts; slots: memory of
+    those that are resident.
+    Raises: CheckpointError for a store whose experts are not those of the model.
     """
     from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 
@@ -314,7 +335,7 @@ def _attach(model: Any, store: ExpertStore, slots: Slots) -> None:
         if parameters != names:
             got, want = f"{sorted(names)} of {path}", f"{sorted(parameters)}"
             raise CheckpointError(f"store {store.folder}", got=got, want=want, fix="Pack it again.")
-        # shapes and names stay known, for whoever fingerprints the model
+        # names and shapes stay known, for the model's fingerprint
         experts.module.__dict__[ELSEWHERE] = {
             n: experts.module._parameters[n] for n in sorted(names)
         }

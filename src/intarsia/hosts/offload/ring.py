@@ -33,7 +33,7 @@ RING = "intarsia_ring"  # the attribute of a model that has one
 
 
 def read_block(path: Path, into: Mapping[str, Tensor]) -> None:
-    """Copy a block's file into tensors of its shapes.
+    """Copy the tensors of a block's file into existing tensors of the same names and shapes.
 
     Raises: CheckpointError for a file that is missing, damaged or of another block.
     """
@@ -46,7 +46,7 @@ def read_block(path: Path, into: Mapping[str, Tensor]) -> None:
 
 
 def check_block(path: Path) -> None:
-    """Check that a block's file is there, with the bytes that were written.
+    """Check that a block's file is there, and has the bytes that were written.
 
     Raises: CheckpointError.
     """
@@ -65,15 +65,15 @@ def _unreadable(path: Path, error: Exception) -> CheckpointError:
 def ring_offload(
     model: nn.Module, folder: str | Path, *, slots: int = 2, read: Read = read_block
 ) -> nn.Module:
-    """Write a model's blocks to files and keep `slots` of them in memory, in place.
+    """Write a model's blocks to files and keep only K of them in memory at a time, in place.
 
-    Outputs are the same bits: the same products of the same weights. Of N blocks K = `slots` are in
-    memory at a time; embeddings, head and norms outside them stay. With two, a block is read while
-    another is computed, so that the forward takes the longer of both times; more gain nothing on a
-    machine of even speed.
-    folder: a new one, for one safetensors file of each block; read: the function that reads one,
-    for tests and other stores.
-    `ring_residency(model)` says how often it waited.
+    Outputs have the same bits: the same products of the same weights. The memory of the N blocks
+    falls to K / N; embeddings, head and norms outside the blocks stay. With K = 2, a thread reads
+    the next block while one is computed, so that a forward takes the longer of both times; a larger
+    K gains nothing on a machine of even speed.
+    folder: a new one, for one safetensors file of each block; slots: K; read: the function that
+    reads a file, for tests and other stores.
+    `ring_residency(model)` counts how often a forward had to wait.
 
     Raises: TargetError for a model whose blocks have different shapes; ConfigError for slots
     outside 1 ... N, a folder with something in it, a model that has a ring, and in a forward with
@@ -112,9 +112,9 @@ def ring_offload(
 
 
 def ring_residency(model: nn.Module) -> Residency:
-    """Count blocks that were there in time, blocks that were waited for, bytes and seconds.
+    """Count blocks that were read in time, blocks that were waited for, bytes read and seconds.
 
-    Raises: ConfigError for a model without a ring.
+    Raises: ConfigError for a model that `ring_offload` did not change.
     """
     ring = model.__dict__.get(RING)
     if ring is None:
@@ -124,15 +124,17 @@ def ring_residency(model: nn.Module) -> Residency:
 
 
 class Ring:
-    """Ring of K places, a thread that fills them in the order of the blocks, and hooks that
-    wait.
+    """Memory for K blocks of a model, which all blocks pass through in turn.
+
+    A thread reads the blocks in order; hooks make each block wait for its weights, and free its
+    place after it was computed.
     """
 
     def __init__(self, model_blocks: list[nn.Module], folder: Path, slots: int, read: Read) -> None:
-        """Allocate the places, give up the blocks' own memory, and start the thread that reads.
+        """Allocate memory for K blocks, free the blocks' own, and start the reading thread.
 
-        model_blocks: they have equal shapes; folder: it has a file for each block; slots: number of
-        places; read: reads a block's file into tensors.
+        model_blocks: of equal shapes; folder: with a file for each block; slots: K, number of
+        places; read: copies a block's file into tensors.
         """
         self.blocks, self.folder, self.read = model_blocks, folder, read
         first = model_blocks[0].state_dict()
@@ -163,7 +165,7 @@ class Ring:
         self.todo.put(None)
 
     def _load(self) -> None:
-        """Read blocks into memory in the order in which they are queued, until None comes."""
+        """Read queued blocks into their places, in order, until None comes; runs on a thread."""
         while (task := self.todo.get()) is not None:
             block, place = task
             try:
@@ -173,12 +175,12 @@ class Ring:
                     self.checked.add(block)
                 self.read(path, self.places[place])
                 self.bytes += self.size
-            except BaseException as error:  # told where the block is needed
+            except BaseException as error:  # raised where the block is needed
                 self.failed = error
             self.done[block].set()
 
     def _restart(self) -> None:
-        """Begin again at the first block, after a forward that was broken off."""
+        """Begin again at the first block, after a forward that an error has interrupted."""
         broken, self.turn = self.turn, 0
         count, slots = len(self.blocks), len(self.places)
         if slots == count:
@@ -194,10 +196,13 @@ class Ring:
             self.todo.put((number, number))
 
     def _waiting_hook(self, number: int) -> Any:
-        """Return the hook that waits for a block before it is computed."""
+        """Return the hook of a block's forward that waits for its weights; number: the block's."""
 
         def wait(block: nn.Module, _: Any) -> None:
-            """Wait for the block's read, and give the block its weights."""
+            """Wait until the block's file was read, and give the block its weights.
+
+            Raises: ConfigError with gradients, or for blocks out of order; an error of the read.
+            """
             if torch.is_grad_enabled():
                 fix = "Run it under torch.no_grad()."
                 raise ConfigError("model with a ring", got="gradients", want="inference", fix=fix)
@@ -206,7 +211,7 @@ class Ring:
             if number != self.turn:
                 got, fix = f"block {number} after {self.turn - 1}", "Run whole forwards."
                 raise ConfigError("model with a ring", got=got, want="blocks in order", fix=fix)
-            # either the thread was faster, or the computation waits for it
+            # if the thread was faster, the computation does not wait
             if self.done[number].is_set():
                 self.ready += 1
             else:
@@ -221,12 +226,13 @@ class Ring:
         return wait
 
     def _freeing_hook(self, number: int) -> Any:
-        """Return the hook that frees a block's memory and queues the read of the next block."""
+        """Return the hook that frees a block's place, and queues the read of its next block.
+
+        number: the block's. With K places, block number + K gets the place.
+        """
 
         def free(block: nn.Module, *_: Any) -> None:
-            """Take the block's weights away, and queue the read of the block that gets its
-            place.
-            """
+            """Take the block's weights away, and queue the read of the next block in its place."""
             count, slots = len(self.blocks), len(self.places)
             self.turn = (number + 1) % count
             # with a place for every block nothing is ever read again
@@ -242,7 +248,10 @@ class Ring:
 
 
 def _set_tensors(block: nn.Module, tensors: Mapping[str, Tensor]) -> None:
-    """Make these tensors a block's weights and buffers."""
+    """Replace a block's weights and buffers by these tensors, without a copy.
+
+    tensors: by name, empty ones to free the block's memory.
+    """
     for name, tensor in tensors.items():
         path, _, last = name.rpartition(".")
         owner = block.get_submodule(path)

@@ -14,9 +14,9 @@ from ...placement.cache import Cache, Key, Residency
 from .reader import BlockReader, PendingRead
 from .store import ExpertStore
 
-ALIGNED = 64  # bytes: slots begin where a tensor of its own would
+ALIGNED = 64  # bytes: alignment of each slot, that of torch's own tensors
 AHEAD = 2  # reads that are under way while an expert is computed
-GUESSES = 3  # reads for later layers that are under way while a layer has none of its own
+GUESSES = 3  # reads for later layers at a time, while the present layer needs none
 
 
 def stride(size: int) -> int:
@@ -28,17 +28,17 @@ class Slots:
     """Memory with a slot for each resident expert, and a thread that reads experts into it.
 
     A layer announces the experts that it computes, in ascending order (`ask`). While one is
-    computed, the thread reads those that come next and are not resident. Once a layer has all of
-    its experts, the thread reads what the policy foresees for later layers; such a guess that has
-    not begun is cancelled for the next layer's own reads. The thread only reads: evictions are
-    decided by the caller alone, so that without a predictor the same requests lead to the same
-    decisions.
+    computed, the thread reads the next ones that are not in memory. Once all experts of a layer are
+    there, the thread reads those that the policy foresees for later layers; such a guess is
+    cancelled, if it has not begun, for the next layer's own reads. Only the caller decides which
+    experts are evicted, never the thread, so that without a predictor the same requests lead to the
+    same decisions.
     """
 
     def __init__(self, store: ExpertStore, cache: Cache) -> None:
         """Allocate memory for `cache.slots` experts, and start the thread that reads.
 
-        store: file of all experts; cache: decides which experts stay.
+        store: files of all experts; cache: decides which experts stay in memory.
         Raises: ConfigError if there is not enough memory.
         """
         self.store, self.cache = store, cache
@@ -60,8 +60,11 @@ class Slots:
         self.places = [memoryview(row) for row in raw]
 
     def ask(self, layer: int, experts: list[int]) -> None:
-        """Announce the experts that a layer is about to compute, in ascending order."""
-        # layers begin anew: another forward
+        """Announce the experts that a layer is about to compute, and begin to read them.
+
+        layer: number of the layer; experts: their numbers, in ascending order.
+        """
+        # an earlier layer again: another forward has begun
         if layer <= self.layer:
             self.cache.begin()
         self.layer = layer
@@ -72,10 +75,9 @@ class Slots:
         self._look_ahead()
 
     def expert(self, layer: int, number: int) -> dict[str, Tensor]:
-        """Return an expert's tensors, which stay in their slot until another expert is
-        requested.
+        """Return an expert's tensors by name, after it was read into its slot.
 
-        layer, number: of the expert.
+        layer, number: of the expert. The tensors are valid until another expert is requested.
         """
         key = layer, number
         if self.in_use != key:
@@ -87,12 +89,13 @@ class Slots:
             self.in_use = key
             self._look_ahead()
         place = layer, self.cache.at[key]
-        if (tensors := self.parts.get(place)) is None:  # views of the slot, whoever stands in it
+        # views of the slot's memory stay valid for whichever expert is in it
+        if (tensors := self.parts.get(place)) is None:
             tensors = self.parts[place] = dict(self.store.views(layer, self.arena[place[1]]))
         return tensors
 
     def let_go(self) -> None:
-        """Release everything: nothing is in use, and nothing is expected."""
+        """Release all experts of the layer: none is in use, and none is expected."""
         self._release_in_use()
         self.coming.clear()
         while self.taken:
@@ -119,9 +122,9 @@ class Slots:
             self.in_use = None
 
     def _skip_to(self, key: Key) -> None:
-        """Drop announced experts up to this one: a model need not compute all that it announced.
+        """Drop the announced experts before a given one, which the model did not compute.
 
-        key: (layer, expert).
+        key: (layer, expert) of the one that is computed next.
         """
         if self.taken and self.taken[0][0] != key:
             self.let_go()
@@ -129,7 +132,7 @@ class Slots:
             pass
 
     def _pin_expert(self, key: Key) -> None:
-        """Keep an expert in its slot until it was used; start to read it if it is not in memory.
+        """Reserve a slot for an expert until it was used, and queue its read if need be.
 
         key: (layer, expert).
         """
@@ -146,10 +149,10 @@ class Slots:
         return self.thread.submit(self.store.read, *key, self.places[slot])
 
     def _clear_guesses(self, needed: set[Key]) -> None:
-        """Release guesses that have ended, and cancel those that have not begun and are not needed.
+        """Cancel reads for later layers that are not needed, and release those that ended.
 
-        A guess that failed is forgotten: the layer that needs the expert reads it again, and fails
-        then.
+        needed: (layer, expert) of the layer that comes next. A failed read is forgotten: the layer
+        that needs the expert reads it again, and fails then.
         """
         for key, reading in list(self.guesses.items()):
             over = reading.done()
@@ -163,8 +166,9 @@ class Slots:
                 self.cache.drop(key)
 
     def guess(self) -> None:
-        """Begin to read what later layers are expected to need; the thread would rest otherwise."""
-        pinned, room = self.cache.pinned, self.cache.slots - 2  # two are for what is asked
+        """Begin to read experts that later layers will probably need, while the thread is idle."""
+        # two slots stay free for experts that are requested
+        pinned, room = self.cache.pinned, self.cache.slots - 2
         if not self.guessing or len(self.guesses) == GUESSES or len(pinned) >= room:
             return
         for key in self.cache.policy.coming():
@@ -179,7 +183,7 @@ class Slots:
                 return
 
     def _look_ahead(self) -> None:
-        """Take the next experts, as long as slots are free for them; then guess."""
+        """Reserve slots for the next announced experts, up to two reads ahead, then guess."""
         # never more than two reads ahead: a slot that is read into is lost to the cache
         reads = sum(reading is not None for _, reading in self.taken)
         while self.coming and reads < AHEAD and len(self.cache.pinned) < self.cache.slots:
@@ -190,9 +194,9 @@ class Slots:
             self.guess()
 
     def _wait_for(self, key: Key, reading: PendingRead | None) -> None:
-        """Wait until an expert has been read.
+        """Wait until an expert has been read, and count bytes and seconds.
 
-        key: (layer, expert); reading: its read, None = it is in memory.
+        key: (layer, expert); reading: its read, None if it is in memory already.
         """
         if reading is None:
             return
@@ -200,7 +204,7 @@ class Slots:
         try:
             self.bytes += reading.result()
         except BaseException:
-            self.cache.drop(key)  # what is in the slot is nobody's
+            self.cache.drop(key)  # the slot holds a part of an expert at most
             raise
         finally:
             self.seconds += time.perf_counter() - started

@@ -33,19 +33,19 @@ INDEX, REST, CONFIG = "experts.json", "rest.safetensors", "config.json"
 PAGE = 4096
 TEXTS = (".json", ".txt", ".jinja", ".model")
 NAMES = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.float64: "F64"}
-# a record's parts from a checkpoint with one tensor for each expert: gate over up, then down
+# names of gate, up and down in checkpoints with separate tensors for each expert
 SINGLE = (("w1", "w3", "w2"), ("gate_proj", "up_proj", "down_proj"))
 RENAMED = ((".block_sparse_moe.", ".mlp."),)
 Report = Callable[[str], None]
 
 
 class Checkpoint:
-    """Safetensors of a folder of save_pretrained, read a tensor or a slice at a time."""
+    """Weights of a folder of save_pretrained, read one tensor or slice at a time."""
 
     def __init__(self, folder: Path) -> None:
         """Open the files of a saved model, without reading weights.
 
-        Raises: CheckpointError for a folder without config.json or readable safetensors.
+        folder: with config.json and *.safetensors. Raises: CheckpointError if they cannot be read.
         """
         self.folder = folder
         want = "a model's folder, of save_pretrained"
@@ -74,7 +74,7 @@ class Checkpoint:
         return self._file(key).get_slice(key).get_shape()[0]
 
     def _file(self, key: str) -> Any:
-        """Return the file that has a tensor.
+        """Return the open file that has the tensor of a name.
 
         Raises: CheckpointError for a tensor that no file has.
         """
@@ -90,16 +90,20 @@ def _unreadable(folder: Path, got: object) -> CheckpointError:
 
 
 def experts_of(source: Checkpoint) -> dict[str, Callable[[int], dict[str, Tensor]]]:
-    """Return path of each layer's experts -> function from an expert's number to its tensors.
+    """Return, for each layer with experts, a function that reads one expert's tensors.
 
-    source: the saved model. The tensors are named and ordered as those of stacked experts.
+    source: the saved model. Returns path of the layer's experts -> function of the expert's number,
+    whose tensors have the names and order of transformers' stacked experts.
+    Raises: TargetError for a model without experts.
     """
     readers: dict[str, Callable[[int], dict[str, Tensor]]] = {}
     for key in source.where:
         if (single := re.fullmatch(r"(.+\.experts)\.0\.(w1|gate_proj)\.weight", key)) is not None:
+            # as in Mixtral: a tensor for each expert and matrix
             names = next(names for names in SINGLE if names[0] == single[2])
             readers[single[1]] = _reader_of_separate(source, single[1], names)
         elif (fused := re.fullmatch(r"(.+\.experts)\.down_proj", key)) is not None:
+            # as in GPT-OSS: one tensor for all experts of a layer
             readers[fused[1]] = _reader_of_stacked(source, fused[1])
     if not readers:
         fix = "Give a sparse model of transformers, such as a Mixtral."
@@ -113,7 +117,7 @@ def experts_of(source: Checkpoint) -> dict[str, Callable[[int], dict[str, Tensor
 def _reader_of_separate(
     source: Checkpoint, path: str, names: tuple[str, str, str]
 ) -> Callable[[int], dict[str, Tensor]]:
-    """Return a function that reads an expert of a checkpoint with separate tensors for each.
+    """Return a function that reads one expert from a checkpoint with separate tensors for each.
 
     source: the saved model; path: of the layer's experts; names: of gate, up and down.
     """
@@ -133,7 +137,10 @@ def _reader_of_separate(
 
 
 def _reader_of_stacked(source: Checkpoint, path: str) -> Callable[[int], dict[str, Tensor]]:
-    """Return the reader of experts that a checkpoint has stacked."""
+    """Return a function that reads one expert from a checkpoint that stacks all experts of a layer.
+
+    source: the saved model; path: of the layer's experts.
+    """
     # sorted, so that every expert's record has the same order
     keys = sorted(key for key in source.where if re.fullmatch(re.escape(path) + r"\.\w+", key))
 
@@ -144,7 +151,7 @@ def _reader_of_stacked(source: Checkpoint, path: str) -> Callable[[int], dict[st
 
 
 def renamed(key: str) -> str:
-    """Return a checkpoint's name as the module's."""
+    """Convert the name of a tensor in a checkpoint to its name in the model."""
     for old, new in RENAMED:
         key = key.replace(old, new)
     return key
@@ -153,10 +160,10 @@ def renamed(key: str) -> str:
 def pack_experts(
     source: str | Path, store: str | Path, *, progress: Report = lambda _: None
 ) -> Path:
-    """Write the experts of a model of transformers as a store that `intarsia.offload` opens.
+    """Copy a saved model into a store, from which `intarsia.offload` reads single experts.
 
-    source: a folder of save_pretrained; store: a new folder, whole or not at all. Numbers keep
-    their type and bits.
+    source: a folder of save_pretrained; store: a new folder, written whole or not at all; progress:
+    gets a line of text for each layer. Numbers keep their type and bits.
 
     Raises: CheckpointError for a folder that cannot be read; TargetError for a model without
     experts; ConfigError where something is at `store`.
@@ -179,6 +186,7 @@ def pack_experts(
         # all other weights in one file, which is read as a whole
         rest = [k for k in checkpoint.where if not any(k.startswith(f"{p}.") for p in layers)]
         save_file({renamed(k): checkpoint.tensor(k).contiguous() for k in rest}, scratch / REST)
+        # configuration and tokenizer are copied, so that the store opens by itself
         for file in source.iterdir():
             is_text = file.suffix in TEXTS and not file.name.endswith(".index.json")
             if is_text and file.name != STOCK:
@@ -189,7 +197,7 @@ def pack_experts(
 
 
 def count_of(source: Checkpoint, path: str) -> int:
-    """Count the experts of a layer."""
+    """Count the experts of a layer of a saved model; path: of the layer's experts."""
     if f"{path}.down_proj" in source.where:
         return source.rows(f"{path}.down_proj")
     numbers = (re.match(re.escape(path) + r"\.(\d+)\.", key) for key in source.where)
@@ -201,7 +209,10 @@ def _write(
 ) -> dict[str, Any]:
     """Write one layer's experts to a file, one after another; return its entry in the index.
 
-    source: the saved model; path: of the layer's experts; read: returns the tensors of one.
+    file: new; source: the saved model; path: of the layer's experts; read: returns the tensors of
+    the expert of a number.
+    Raises: TargetError for types that cannot be stored; CheckpointError for experts of unequal
+    size.
     """
     count = count_of(source, path)
     first = {name: t.contiguous() for name, t in read(0).items()}
@@ -234,9 +245,10 @@ def _raw_bytes(tensor: Tensor) -> bytes:
 
 
 def _header(first: Mapping[str, Tensor], count: int) -> bytes:
-    """Build the header of safetensors, padded to a page, so that records can be read without it.
+    """Build the header of a safetensors file, padded to a page of 4096 bytes.
 
-    first: tensors of one expert; count: number of experts.
+    first: tensors of one expert, all others have their shapes; count: number of experts. Since the
+    experts have one size, an expert can be read without the header.
     """
     entries: dict[str, Any] = {}
     offset = 0
@@ -250,12 +262,13 @@ def _header(first: Mapping[str, Tensor], count: int) -> bytes:
             }
             offset = end
     text = json.dumps(entries).encode()
+    # the header's length takes 8 bytes in front of it
     text += b" " * (-(len(text) + 8) % PAGE)
     return struct.pack("<Q", len(text)) + text
 
 
 def _bytes_of(layer: Mapping[str, Any]) -> int:
-    """Return the bytes of a record, from a layer's entry in the index.
+    """Return the bytes of one expert, from a layer's entry in the index.
 
     Raises: KeyError, TypeError and ValueError for an index that contradicts itself.
     """
@@ -271,18 +284,19 @@ def _bytes_of(layer: Mapping[str, Any]) -> int:
 
 
 class ExpertStore:
-    """Opened store that reads a record into memory that it is given, and checks it.
+    """Folder of packed experts, from which one expert at a time is read into given memory.
 
-    check: "first", the SHA-256 of each record when it is first read; "always"; "never".
-    Raises: CheckpointError for a folder that is no store; in `read`, for a record that is short,
-    missing or not what was packed.
+    check: compare the SHA-256 of each expert when it is "first" read, "always" or "never".
+    Raises: CheckpointError for a folder that is no store; in `read`, for an expert that is cut
+    short, missing or changed.
     """
 
     def __init__(self, folder: str | Path, check: str = "first") -> None:
         """Open a folder of packed experts.
 
-        check: when the SHA-256 of a record is compared, at the "first" read, "always" or "never".
-        Raises: CheckpointError for a folder that `intarsia offload` did not write.
+        folder: written by `pack_experts`; check: compare the SHA-256 of each expert when it is
+        "first" read, "always" or "never".
+        Raises: CheckpointError for another folder.
         """
         self.folder, self.check = repaired(folder), check
         try:
@@ -299,9 +313,10 @@ class ExpertStore:
         self.verified: set[tuple[int, int]] = set()  # (layer, expert) whose SHA-256 was right
 
     def read(self, layer: int, expert: int, into: memoryview) -> int:
-        """Read a record into memory of its size.  Returns its bytes.
+        """Read an expert into given memory, check its SHA-256, and return the number of bytes.
 
-        layer, expert: their numbers; into: memory of one record.
+        layer, expert: their numbers; into: memory of at least the expert's size.
+        Raises: CheckpointError for an expert that is cut short or changed.
         """
         entry = self.layers[layer]
         size, offset = int(entry["bytes"]), int(entry["start"]) + expert * int(entry["bytes"])
@@ -312,6 +327,7 @@ class ExpertStore:
             if not got:
                 raise self._wrong_record(layer, expert, f"{done} bytes", f"{size}")
             done += got
+        # a hash takes longer than the read itself, hence once by default
         if self.check == "always" or (
             self.check == "first" and (layer, expert) not in self.verified
         ):
@@ -323,12 +339,15 @@ class ExpertStore:
         return size
 
     def _wrong_record(self, layer: int, expert: int, got: str, want: str) -> CheckpointError:
-        """Build the error for a record that is not what was packed."""
+        """Build the error for an expert whose bytes are not those that were packed."""
         subject = f"expert {expert} of {self.paths[layer]} in {self.folder}"
         return CheckpointError(subject, got=got, want=want, fix="Pack the model again.")
 
     def rest(self) -> dict[str, Tensor]:
-        """Read every weight that is no expert's, by its name in the model."""
+        """Return every weight that belongs to no expert, by its name in the model.
+
+        Raises: CheckpointError.
+        """
         try:
             return read_tensors(self.folder / REST)
         except (OSError, SafetensorError) as error:
@@ -337,7 +356,11 @@ class ExpertStore:
             raise CheckpointError(subject, got=error, want=want, fix=fix) from error
 
     def views(self, layer: int, record: Tensor) -> Iterator[tuple[str, Tensor]]:
-        """Yield a record (bytes,) as its tensors, by name."""
+        """Yield the tensors of an expert that was read, by name, as views.
+
+        layer: number of the layer, whose index gives names and shapes; record: the bytes read,
+        uint8.
+        """
         types = {name: dtype for dtype, name in NAMES.items()}
         offset = 0
         for part in self.layers[layer]["parts"]:

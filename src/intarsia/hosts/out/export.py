@@ -40,19 +40,21 @@ def export_timm(
     several_labels: bool = False,
     report: Report = print,
 ) -> Path:
-    """Write a folded timm model as model.safetensors and config.json, and check that it comes back.
+    """Write a folded timm model to a folder that timm builds and loads, and check that it does.
 
-    The config holds the architecture, the arguments that build it (with the `mlp_ratio` of widened
-    MLPs), the class names, timm's own settings of the pictures, and under "preprocessing" all that
-    turns a file into an input, transparent and 16-bit pictures included; predict.py beside it does
-    that, with Pillow, numpy and timm. MLPs of unlike widths are padded with zero units, in a copy,
-    where one ratio has to build them all.
-    timm rebuilds the model from the files; weights must be equal bit by bit, outputs on `inputs`
-    (None = seeded noise) too. An earlier export at `path` is replaced, anything else is not.
+    The folder has model.safetensors, config.json and predict.py. The config holds the architecture,
+    the arguments that build it (with the `mlp_ratio` of widened MLPs), the class names, timm's own
+    settings of the pictures, and under "preprocessing" all that turns a file into an input,
+    transparent and 16-bit pictures included; predict.py does that with Pillow, numpy and timm. MLPs
+    of unlike widths are padded with zero units, in a copy, where one ratio has to build them all.
+    timm rebuilds the model from the files; its weights must be equal bit by bit, its outputs on
+    `inputs` (None = seeded noise) up to rounding. An earlier export at `path` is replaced, anything
+    else is not.
 
-    classes: None = those that came with the folded adapter.
-    preprocessing: that of the pictures in training; None = the model's own.  several_labels:
-      outputs are logits of labels that may apply together, for predict.py.
+    classes: names of the outputs; None = those that came with the folded adapter.
+    preprocessing: of the pictures in training; None = the model's own.
+    several_labels: outputs are logits of labels that may apply together, for predict.py.
+    report: function that is given a line of text.
     Raises: ExportError if no arguments of timm build the model (a widened ConvNeXt: its constructor
     knows no MLP ratio), or it comes back different; ConfigError for a model that is adapted, is not
     timm's, or for a path in use.
@@ -87,7 +89,7 @@ def _label_names(model: nn.Module) -> list[str] | None:
 
 
 def _for_timm(inputs: InputConfig) -> dict[str, Any]:
-    """Convert an input configuration to timm's names."""
+    """Convert an input configuration to the names that timm uses for the same settings."""
     return {
         "input_size": (3, *inputs.size),
         "mean": inputs.mean,
@@ -99,7 +101,11 @@ def _for_timm(inputs: InputConfig) -> dict[str, Any]:
 
 
 def _check(model: nn.Module, target: Path, classes: Sequence[str] | None) -> None:
-    """Check the model, the number of class names, and the target folder.  Raises: ConfigError."""
+    """Check that a model can be exported, the number of class names, and the target folder.
+
+    target: new, empty, or an earlier export; classes: names of the outputs, or None.
+    Raises: ConfigError.
+    """
     if is_adapted(model) or wrapped_paths(model):
         got, want = "a model with adapters in it", "a stock timm model"
         raise ConfigError("export_timm", got=got, want=want, fix="Pass intarsia.fold(model).")
@@ -122,7 +128,7 @@ def _check(model: nn.Module, target: Path, classes: Sequence[str] | None) -> Non
 
 
 def _is_export(folder: Path) -> bool:
-    """Return True if a folder holds what `export_timm` wrote, and nothing else."""
+    """Return True if a folder holds files that `export_timm` wrote, and nothing else."""
     try:
         config = read_json(folder / "config.json")
     except (OSError, ValueError):
@@ -137,14 +143,20 @@ def whole_width(ratio: float, inputs: int) -> int:
 
 
 def ratio_for(hidden: int, inputs: int) -> float:
-    """Return a ratio whose product with `inputs`, cut to an integer, is `hidden`."""
+    """Return an `mlp_ratio` from which timm computes a given number of hidden units.
+
+    int(inputs * ratio) == hidden.
+    """
     quotient = hidden / inputs
-    # half a unit up: no rounding of a product moves it across an integer
+    # half a unit more, so that rounding of the product cannot cross an integer
     return quotient if whole_width(quotient, inputs) == hidden else (hidden + 0.5) / inputs
 
 
 def _mlp_ratios(model: nn.Module) -> list[dict[str, Any]]:
-    """List arguments with which timm may build these MLPs: none, one ratio, one for each stage."""
+    """List arguments of timm's constructor that may build these MLPs, to be tried in order.
+
+    They are no argument, one `mlp_ratio`, and one ratio for each stage.
+    """
     widths = list(dict.fromkeys((m.inputs, m.hidden) for m in mlps(model).values()))
     stages = [ratio_for(hidden, inputs) for inputs, hidden in widths]
     candidates: list[dict[str, Any]] = [{}]
@@ -163,9 +175,10 @@ def _shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
 
 
 def _buildable(model: nn.Module) -> tuple[nn.Module, dict[str, Any], int]:
-    """Return the model, padded in a copy where needed, with arguments that build its shapes.
+    """Return the model, or a padded copy, with arguments from which timm builds its shapes.
 
-    The last of the three is the number of zero units.  Raises: ExportError if nothing builds them.
+    Returns (model, arguments, number of zero units that were added).
+    Raises: ExportError if no arguments build them.
     """
     tried: dict[str, str] = {}
     # first as it is; MLPs of unlike widths get zero units only if that does not work
@@ -191,7 +204,10 @@ def _architecture(model: nn.Module) -> str:
 
 
 def _why_not_built(model: nn.Module, arguments: dict[str, Any]) -> str | None:
-    """Return why timm does not build the model's shapes from these arguments; None if it does."""
+    """Return the reason why timm does not build the model's shapes; None if it does.
+
+    arguments: of timm's constructor, beside the model's own.
+    """
     settings = get_model_args(model, dict(arguments))
     try:
         # shapes only: nothing is allocated or drawn
@@ -208,9 +224,11 @@ def _why_not_built(model: nn.Module, arguments: dict[str, Any]) -> str | None:
 
 
 def _check_reload(source: nn.Module, folder: Path, model: nn.Module, inputs: Inputs | None) -> Any:
-    """Build the model from the files alone and compare weights and outputs.
+    """Build the model from the files alone, and compare weights and outputs.
 
-    source: the model that was written; inputs: to compare outputs on, None = noise.
+    source: the model that was written, perhaps padded; folder: with the files; model: the one that
+    was passed; inputs: to compare outputs on, None = noise.
+    Returns the difference of outputs. Raises: ExportError.
     """
     like = next(p for p in source.parameters() if p.is_floating_point())
     try:

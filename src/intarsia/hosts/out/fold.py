@@ -41,26 +41,26 @@ def fold(
 ) -> nn.Module:
     """Turn an adapted model into a stock one with the same outputs in evaluation.
 
-    Mixtures and other changes from before the adapter stay in it; of a model without an adapter,
-    the last change is folded, where it can be.
+    Mixtures and other changes from before the adapter stay in it; in a model without an adapter,
+    the last change is folded, if it can be.
 
-    A linear cell is added to the weight it sits on, W' = W + delta; a scale behind a layer scales
-    its weights, W' = (1 + s) W. An AdaptFormer-style bottleneck becomes hidden units of its MLP,
-    fc2' act(fc1' x), see `widen`; a mixture is merged first. The trained head takes the place of
-    the pretrained one. The given model is left as it is.
+    An added module that is linear goes into its layer's weight, W' = W + delta; a scale behind a
+    layer scales its weights, W' = (1 + s) W. An AdaptFormer-style bottleneck becomes hidden units
+    of its MLP, fc2' act(fc1' x), see `widen`; a mixture is merged first. The trained head takes the
+    place of the pretrained one. The given model is left as it is.
 
     name: the adapter; None = the active ones. inputs: what both models are compared on; None =
     seeded noise of the model's input size. uniform: pad all MLPs of one input width to one hidden
     width, so that the stock constructor can build the model. tolerance: largest output difference,
-    relative to the largest output; None = by dtype (float32: 1e-4). keep_zeros: of a sparse weight
-    (5 % of zeros and more): True, they stay, and the outputs change, which is reported; False, the
-    adapter fills them; None = where it would, nothing is folded.
+    relative to the largest output; None = by dtype (float32: 1e-4). keep_zeros: for a sparse weight
+    (5 % of zeros and more): True, zeros stay, and the outputs change, which is reported; False, the
+    adapter fills them; None = nothing is folded if it would. report: is given a line of text.
 
-    Raises: FoldError, naming the module, where no stock weights give the same function (a cell
-    behind its module, a norm of its own, another activation, a gated MLP), and if the outputs
+    Raises: FoldError, naming the module, where no stock weights give the same function (a module
+    behind its layer, a norm of its own, another activation, a gated MLP), and if the outputs
     differ. UnknownName for an adapter that is not there.
     """
-    # without an adapter on top, the last change knows how it is folded
+    # without an adapter, the last change folds itself
     if not isinstance(model, PeftModel) and (steps := steps_of(model)):
         return steps[-1].plan.change.fold(model)
     if isinstance(model, PeftModel) and not is_adapted(model):
@@ -73,7 +73,7 @@ def fold(
     if uniform:
         pad(stock, _whole_ratio if _wants_whole_ratio(stock) else None)
     note = _describe(stock)
-    config: Any = model.peft_config[names[0]]  # one of ours
+    config: Any = model.peft_config[names[0]]  # an adapter of this library
     _name_classes(stock, config.origin or {})
     batch = inputs_for(host, inputs)
     # 3. both models on the same inputs, with the adapters of `names` active
@@ -94,10 +94,10 @@ def fold(
 def fold_whole(
     model: nn.Module, *, inputs: Inputs | None = None, report: Report = print
 ) -> nn.Module:
-    """Fold the adapter, then every change below it that left other modules than stock ones behind.
+    """Fold the adapter, then all earlier changes that left modules other than stock ones.
 
     inputs, report: see `fold`.
-    Raises: FoldError for what cannot be folded.
+    Raises: FoldError for a change that cannot be folded.
     """
     if isinstance(model, PeftModel):
         model = fold(model, inputs=inputs, report=report)
@@ -115,9 +115,10 @@ def fold_whole(
 def _merge_by_peft(
     model: PeftModel, inputs: Inputs | None, tolerance: float | None, report: Report
 ) -> nn.Module:
-    """Merge PEFT's own adapters by PEFT, in a copy, with the same comparison.
+    """Merge adapters of PEFT's own types by PEFT, in a copy, and compare the outputs.
 
-    inputs: to compare outputs on, None = noise; tolerance: of their relative difference.
+    inputs: to compare outputs on, None = noise; tolerance: of their relative difference; report: is
+    given a line of text. Raises: FoldError.
     """
     merged_copy = cast(Any, copy.deepcopy(model).eval())
     try:
@@ -136,7 +137,10 @@ def _merge_by_peft(
 
 
 def _names(model: PeftModel, name: str | None) -> list[str]:
-    """Return the names of the adapters to fold.  Raises: FoldError, ConfigError, UnknownName."""
+    """Return the names of the adapters to fold.
+
+    name: of one adapter, None = the active ones. Raises: FoldError, ConfigError, UnknownName.
+    """
     if not is_adapted(model):
         got = f"{type(model).__name__}, which carries no adapter"
         want = "a model from intarsia.adapt or intarsia.load"
@@ -160,20 +164,24 @@ def _names(model: PeftModel, name: str | None) -> list[str]:
 def _stock_copy(
     host: nn.Module, names: list[str], keep_zeros: bool | None
 ) -> tuple[nn.Module, str]:
-    """Copy the host with plain modules for adapted ones; return it, and what was done in words.
+    """Copy the host with plain modules in place of adapted ones; return it, and counts in words.
 
-    names: of the adapters to fold; keep_zeros: see `fold`.
+    names: of the adapters to fold; keep_zeros: see `fold`. Raises: FoldError.
     """
-    # what is in the memo is taken, not copied: every module shares one config, wrappers give way
+    # deepcopy takes objects of the memo for copies: one shared config, plain modules for wrappers
     memo: dict[int, Any] = {}
     if (config := config_of(host)) is not None:
         memo[id(config)] = copy.deepcopy(config)
     done = {"widened": 0, "changed": 0}
 
-    foreign = ("peft",) if steps_of(host) else OURS  # an earlier change has put in what is ours
+    # modules of this library stay where an earlier change has added them
+    foreign = ("peft",) if steps_of(host) else OURS
 
     def visit(parent: nn.Module, path: str) -> None:
-        """Enter into `memo` what takes the place of wrapped modules and heads, depth first."""
+        """Enter replacements of wrapped modules and heads into `memo`, depth first.
+
+        parent: the module whose children are visited; path: its path.
+        """
         for name, child in parent.named_children():
             child_path = f"{path}.{name}" if path else name
             if isinstance(child, IntarsiaLayer):
@@ -186,7 +194,7 @@ def _stock_copy(
                     trained = trained.merged()
                 memo[id(child)] = copy.deepcopy(trained, memo)
             elif type(child).__module__.split(".")[0] in foreign:
-                want = "cells and trained heads only"
+                want = "adapters and trained heads only"
                 fix = "Merge or delete what else PEFT has put into the model."
                 raise FoldError(
                     f"fold {child_path!r}", got=type(child).__name__, want=want, fix=fix
@@ -206,8 +214,8 @@ def _fold_layer(
 ) -> nn.Module:
     """Build the plain module of an adapted layer, with the adapters' changes in its weights.
 
-    names: of the adapters; memo: of copy.deepcopy, shared by the model; done: counts folded
-    modules.
+    names: of the adapters; memo: of copy.deepcopy for the whole model, so that shared objects stay
+    shared; done: counts of "widened" and "changed" modules, updated. Raises: FoldError.
     """
     for inner, module in walk(layer.base_layer, layer.path):
         # rounded weights have no room for a change that is smaller than their steps
@@ -227,9 +235,10 @@ def _fold_layer(
 
 @torch.no_grad()
 def _keep_zeros(layer: IntarsiaLayer, plain: nn.Module, keep: bool | None) -> None:
-    """Keep the zeros of a sparse weight, or refuse to fill them.  Raises: FoldError.
+    """Set the zeros of a sparse weight to 0 again after a fold, or refuse the fold.
 
-    plain: the folded module; keep: True = set them to 0 again, False = fill them, None = refuse.
+    layer: the adapted layer; plain: the folded module, changed in place; keep: True = zeros stay,
+    False = the adapter fills them, None = refuse. Raises: FoldError.
     """
     new = dict(plain.named_parameters())
     for name, old in layer.base_layer.named_parameters():
@@ -257,17 +266,17 @@ def _keep_zeros(layer: IntarsiaLayer, plain: nn.Module, keep: bool | None) -> No
 def fold_cell(
     plain: nn.Module, cell: nn.Module, path: str, position: str, channels: str = "last"
 ) -> str:
-    """Fold one cell into the float64 copy of its module, in place; returns "widened" or "changed".
+    """Fold one added module into a float64 copy of its layer, in place; return the kind of change.
 
-    plain: the copy; cell: the trained module that adds to its output; position: "parallel" or
-    "sequential"; channels: axis of the features, "last" or "first".
-    Both sides are compared on random features before the result counts.
-    Raises: FoldError, naming `path`.
+    plain: the copy; cell: the trained module that adds to its output; path: of the layer, for
+    errors; position: "parallel" or "sequential"; channels: axis of the features, "last" or "first".
+    The result is compared with layer and module on random features.
+    Returns "widened" for new hidden units, "changed" for new weights. Raises: FoldError.
     """
     if position == "sequential" and isinstance(cell, Cell):
         sequential_cell = exact(cell.merged())
         assert isinstance(sequential_cell, Cell)
-        # y + s * y + t behind a layer is a change of that layer's own weights
+        # y + s * y + t, computed behind a layer, changes that layer's own weights
         if (affine := sequential_cell.affine()) is not None:
             rescale(plain, *affine, path, channels)
             return "changed"
@@ -275,8 +284,8 @@ def fold_cell(
         raise FoldError(
             f"fold {path!r}",
             got=f"{type(cell).__name__} behind {type(plain).__name__}",
-            want="a cell beside its module (adaptformer, LoRA) or a scale behind it (SSF): what "
-            "else follows a module cannot go into its weights",
+            want="an adapter beside its module (adaptformer, LoRA) or a scale behind it (SSF): "
+            "nothing else that follows a module can go into its weights",
             fix=KEEP,
         )
     original, parallel_cell = exact(plain), exact(cell.merged())
@@ -289,7 +298,7 @@ def fold_cell(
         result = "widened"
     else:
         got = f"{type(parallel_cell).__name__}, which is no linear map"
-        want = "a cell that is a weight change or a bottleneck"
+        want = "an adapter that is a weight change or a bottleneck"
         raise FoldError(f"fold {path!r}", got=got, want=want, fix=KEEP)
     inputs = 0 if isinstance(original, Conv1D) else 1
     width = next(p for p in original.parameters() if p.dim() > 1).shape[inputs]
@@ -305,9 +314,9 @@ def fold_cell(
 
 
 def _hidden_units(cell: Cell, path: str) -> Units | None:
-    """Return the hidden units that a bottleneck adapter adds to an MLP, or None.
+    """Return the hidden units by which a bottleneck adapter widens an MLP; None for other modules.
 
-    Errors name the module.
+    cell: the adapter's module; path: of its layer, which the FoldError names.
     """
     try:
         return cell.units()
@@ -316,7 +325,10 @@ def _hidden_units(cell: Cell, path: str) -> Units | None:
 
 
 def _remove_traces(stock: nn.Module) -> None:
-    """Remove what PEFT and random routers leave on a model: a config and hooks."""
+    """Remove PEFT's config and this library's hooks from a folded model.
+
+    Hooks that mark themselves as staying, as those of mixtures, are left.
+    """
     stock.__dict__.pop("peft_config", None)
     for module in stock.modules():
         for kind in ("_forward_pre_hooks", "_forward_hooks"):
@@ -328,7 +340,7 @@ def _remove_traces(stock: nn.Module) -> None:
 
 
 def _wants_whole_ratio(stock: nn.Module) -> bool:
-    """Return True if a transformers config holds the MLP's width as a whole multiple only."""
+    """Return True if a config has the MLP's width only as a multiple of the input's."""
     config = config_of(stock)
     return isinstance(getattr(config, "mlp_ratio", None), int) and not hasattr(
         config, "intermediate_size"
@@ -341,7 +353,7 @@ def _whole_ratio(inputs: int, widest: int) -> int:
 
 
 def _describe(stock: nn.Module) -> str:
-    """Write the MLPs' width into a transformers config, or return why that is impossible."""
+    """Write the MLPs' width into a transformers config; return a note if it has no room for it."""
     config = config_of(stock)
     widths = {(m.inputs, m.hidden) for m in mlps(stock).values()}
     if config is None or not hasattr(config, "hidden_size") or not widths:
@@ -361,9 +373,9 @@ def _describe(stock: nn.Module) -> str:
 
 
 def _name_classes(stock: nn.Module, origin: Mapping[str, Any]) -> None:
-    """Write the class names that came with an adapter where timm and transformers read them.
+    """Write an adapter's class names into the configuration of the folded model.
 
-    stock: the folded model; origin: the adapter's record.
+    stock: the folded model of timm or transformers; origin: the adapter's record, with "classes".
     """
     classes: list[str] = list(origin.get("classes") or ())
     timm_config, config = getattr(stock, "pretrained_cfg", None), config_of(stock)

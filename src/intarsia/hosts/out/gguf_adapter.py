@@ -26,7 +26,7 @@ WHOLE = "Write the whole model: export_gguf(intarsia.fold(model), ...), without 
 
 @dataclass(frozen=True)
 class LowRank:
-    """Change scale B A of one layer.  a: (r, d_in); b: (d_out, r)."""
+    """Change of one layer's weight, scale B A.  a: A, (r, d_in); b: B, (d_out, r)."""
 
     path: str
     a: Tensor
@@ -44,11 +44,12 @@ def export_gguf_adapter(
 ) -> Path:
     """Write the LoRA of a Llama-like model as a GGUF adapter, and read it back.
 
-    Plain LoRA, ours or PEFT's, and whatever is one after training (`intarsia.as_lora`): MoS, MoSA
-    over LoRA. llama.cpp adds it to a GGUF file of the same model: `llama-cli -m base.gguf --lora
-    FILE`.
+    For plain LoRA of this library or of PEFT, and adapters that are LoRA after training
+    (`intarsia.as_lora`): MoS, MoSA over LoRA. llama.cpp adds it to a GGUF file of the same model:
+    `llama-cli -m base.gguf --lora FILE`.
 
-    name: the adapter's; None = the active one.  quant: "f32" or "bf16".
+    path: *.gguf; name: the adapter's, None = the active one; quant: "f32" or "bf16"; report: is
+    given a line of text.
     Raises: ExportError for other adapters, a trained head, and a model that llama.cpp does not
     know; ConfigError for a path that is not *.gguf, or no such adapter; MissingExtra without
     intarsia[export].
@@ -83,9 +84,9 @@ def export_gguf_adapter(
 
 
 def _changes(model: nn.Module, name: str | None) -> tuple[nn.Module, list[LowRank]]:
-    """Return the model inside, and the low-rank change of each layer.
+    """Return the model without the adapter, and the adapter's low-rank change of each layer.
 
-    Raises: ExportError for an adapter that is more than that.
+    name: the adapter's, None = the active one. Raises: ExportError for an adapter that is more.
     """
     if not isinstance(model, PeftModel):
         got, fix = f"{type(model).__name__} without an adapter", "Use export_gguf."
@@ -108,9 +109,9 @@ def _changes(model: nn.Module, name: str | None) -> tuple[nn.Module, list[LowRan
 
 
 def _of_peft(model: PeftModel, name: str) -> Iterator[LowRank]:
-    """Yield the changes of PEFT's own LoRA.
+    """Yield the low-rank change of each layer that an adapter of PEFT's LoRA changes.
 
-    Raises: ExportError for DoRA, biases, embeddings, and ranks by layer.
+    name: the adapter's. Raises: ExportError for DoRA, biases, embeddings, and ranks by layer.
     """
     stored = model.peft_config[name].to_dict()
     tensors = get_peft_model_state_dict(model, adapter_name=name, save_embedding_layers=False)
@@ -129,12 +130,14 @@ def _of_peft(model: PeftModel, name: str) -> Iterator[LowRank]:
 
 
 def _tensors(named: GgufNames, changes: list[LowRank]) -> tuple[dict[str, np.ndarray], float]:
-    """Return A and B by GGUF's names, and alpha: llama.cpp's scale is alpha / r for all layers.
+    """Return A and B of each layer by GGUF's names, and the alpha that they share.
 
-    named: GGUF's names of the weights; changes: A and B of each layer.
-    Where a layer's own scale is another, its B has the rest.
+    llama.cpp scales all layers by alpha / r; if a layer's own scale differs, its B is multiplied by
+    the ratio. named: GGUF's names of the weights; changes: A, B and scale of each layer.
+    Raises: ExportError for a change of the embedding or the head.
     """
     alpha = changes[0].scale * len(changes[0].a)
+    # alpha / r of the first layer is the scale of all
     tensors: dict[str, np.ndarray] = {}
     for change in changes:
         path = f"{change.path}.weight"
@@ -152,6 +155,7 @@ def _tensors(named: GgufNames, changes: list[LowRank]) -> tuple[dict[str, np.nda
 def _read_back(gguf: Any, file: Path, tensors: dict[str, np.ndarray]) -> None:
     """Compare the tensors of a file with those that were written.
 
+    gguf: the package; file: to read; tensors: by name, as they should be.
     Raises: ExportError for one that differs by more than the rounding to bfloat16.
     """
     # what the file has, decoded by GGUF's own package

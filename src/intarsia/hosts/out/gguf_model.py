@@ -48,7 +48,7 @@ STOCK = "Fold it first: intarsia.fold(model). A mixture or a model with spans ha
 
 @dataclass(frozen=True)
 class GgufNames:
-    """Model as llama.cpp sees it: its architecture, and each tensor's name there."""
+    """Model with its architecture in llama.cpp, and GGUF's name of each tensor."""
 
     model: Any
     architecture: str
@@ -61,9 +61,10 @@ class GgufNames:
             yield name, self.ordered(path, state[path])
 
     def ordered(self, path: str, tensor: Tensor) -> Tensor:
-        """Return rows of queries and keys in the order of the architecture "llama".
+        """Return a tensor with the rows of queries and keys in the order of llama.cpp's "llama".
 
-        transformers turns feature i with i + D / 2 of a head, llama.cpp 2 i with 2 i + 1.
+        transformers rotates feature i of a head with i + D / 2, llama.cpp 2 i with 2 i + 1. Other
+        tensors are returned as they are. path: the tensor's name in the model.
         """
         part = re.search(r"\.([qk])_proj\.", path)
         if self.architecture != "llama" or part is None:
@@ -84,13 +85,14 @@ def export_gguf(
 ) -> Path:
     """Write a Llama-like model and its tokenizer as one GGUF file, and read it back.
 
-    Llama, Mistral, SmolLM2, Qwen2, Qwen3 and Phi-3 of transformers, with any tokenizer of byte
-    pairs whose way to cut text llama.cpp knows, and the chat template. Every tensor of the file is
-    compared with the model's.
+    For Llama, Mistral, SmolLM2, Qwen2, Qwen3 and Phi-3 of transformers, with a byte-pair tokenizer
+    that splits text as one of llama.cpp's rules does; the chat template is written, too. Every
+    tensor of the file is compared with the model's.
 
     quant: "f32"; "bf16"; "q8_0" and "q4_0" round the matrices in blocks of 32 weights, by the
       `gguf` package's own code. With "q4_0" embedding and head have 8 bits, as llama.cpp's own
       files do. Norms and biases stay float32.
+    path: *.gguf; report: is given a line of text.
     Raises: ExportError for a model or a tokenizer that llama.cpp has no words for, and a file that
     comes back different; ConfigError for a path that is not *.gguf or rows that are no blocks;
     UnknownName for another quant; MissingExtra without intarsia[export].
@@ -120,7 +122,7 @@ def export_gguf(
 
 
 def names_in_gguf(model: nn.Module) -> GgufNames:
-    """Return a model with its names in GGUF.
+    """Return a stock model with the names of all its tensors in GGUF.
 
     Raises: ExportError for a model that was changed to something else than stock modules, of
     another architecture, or with settings that llama.cpp's has not.
@@ -143,8 +145,9 @@ def names_in_gguf(model: nn.Module) -> GgufNames:
 
 
 def names_for(host: Any, paths: Iterable[str]) -> GgufNames:
-    """Return the architecture of a model of transformers, and GGUF's names of some tensors.
+    """Return the architecture of a transformers model in llama.cpp, and GGUF's names of tensors.
 
+    host: the model; paths: names of the tensors in it.
     Raises: ExportError for an architecture, settings or tensors that llama.cpp does not know.
     """
     name = type(host).__name__
@@ -166,14 +169,14 @@ def names_for(host: Any, paths: Iterable[str]) -> GgufNames:
 
 
 def _has_tied_head(host: Any) -> bool:
-    """Return True if the head is the embedding, which llama.cpp then takes twice."""
+    """Return True if the output head is the embedding itself, which GGUF stores once."""
     return host.lm_head.weight.data_ptr() == host.get_input_embeddings().weight.data_ptr()
 
 
 def _check_shapes(host: Any, state: dict[str, Tensor]) -> None:
-    """Check that tensors are those that the config builds.
+    """Check that a model's tensors have the names and shapes that its config builds.
 
-    Raises: ExportError.
+    state: the tensors by name. Raises: ExportError.
     """
     with torch.device("meta"):
         # on "meta": shapes alone
@@ -187,7 +190,7 @@ def _check_shapes(host: Any, state: dict[str, Tensor]) -> None:
 
 
 def _check_settings(config: Any) -> None:
-    """Check that llama.cpp's architectures have the config's settings.
+    """Check that llama.cpp can represent a config: its activation, rotary positions and head width.
 
     Raises: ExportError.
     """
@@ -217,10 +220,10 @@ def _head_dim(config: Any) -> int:
 
 
 def _tensor_types(gguf: Any, named: GgufNames, quant: str) -> dict[str, Any]:
-    """Return the type in which each tensor is stored, by GGUF's name.
+    """Return GGUF's type for each tensor, by GGUF's name.
 
     gguf: the package; named: the model, with GGUF's names; quant: as in `export_gguf`.
-    Raises: ConfigError for rows that cannot be cut into blocks.
+    Raises: ConfigError for rows that cannot be divided into blocks of 32.
     """
     kinds = gguf.GGMLQuantizationType
     state, types = named.model.state_dict(), dict[str, Any]()
@@ -237,14 +240,15 @@ def _tensor_types(gguf: Any, named: GgufNames, quant: str) -> dict[str, Any]:
 
 
 def _describe(gguf: Any, writer: Any, named: GgufNames, quant: str) -> None:
-    """Add the settings that llama.cpp reads of the architecture.
+    """Write the model's settings, as sizes and rotary positions, into the header of the file.
 
     gguf: the package; writer: of the file; named: the model, with GGUF's names; quant: as in
     `export_gguf`.
     """
     config, rope = named.model.config, named.model.config.rope_parameters
     writer.add_type(gguf.GGUFType.MODEL)
-    writer.add_name(Path(config.name_or_path).name)  # by "phi-3" llama.cpp knows that tokenizer
+    # llama.cpp recognises Phi-3's tokenizer by "phi-3" in the name
+    writer.add_name(Path(config.name_or_path).name)
     file_type = "ALL_F32" if quant == "f32" else f"MOSTLY_{quant.upper()}"
     writer.add_file_type(gguf.LlamaFileType[file_type])
     writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
@@ -274,14 +278,17 @@ def _describe(gguf: Any, writer: Any, named: GgufNames, quant: str) -> None:
 
 
 def _context(config: Any) -> int:
-    """Return the tokens for which llama.cpp computes the same: its Llama has no sliding window."""
+    """Return the longest context, in tokens, in which llama.cpp computes the same as the model.
+
+    Its Llama has no sliding window, so that the window, if there is one, limits the context.
+    """
     window = getattr(config, "sliding_window", None)
     longest = config.max_position_embeddings
     return longest if window is None else min(window, longest)
 
 
 def _context_note(named: GgufNames) -> str:
-    """Return the note that the context is the sliding window, or ""."""
+    """Return a note for the report if a sliding window limits the context; "" otherwise."""
     config = named.model.config
     if _context(config) == config.max_position_embeddings:
         return ""
@@ -291,7 +298,10 @@ def _context_note(named: GgufNames) -> str:
 
 
 def _frequencies(named: GgufNames) -> dict[str, Tensor]:
-    """Return the divisors of Llama 3's rotation frequencies, as "rope_freqs.weight"."""
+    """Return {"rope_freqs.weight": divisors of the rotary frequencies} for Llama 3's scaling.
+
+    Empty for other models. The divisors are (D / 2,), plain frequencies over scaled ones.
+    """
     config = named.model.config
     rope = config.rope_parameters
     if rope.get("rope_type") != "llama3":
@@ -307,8 +317,8 @@ def _write(
 ) -> None:
     """Write header and tensors, one after the other, so that one at a time is in memory.
 
-    writer: of the file; named: the model, with GGUF's names; types: of each tensor; extra: tensors
-    that are not the model's.
+    gguf: the package; writer: of the file; named: the model, with GGUF's names; types: of each
+    tensor; extra: tensors that are not the model's, by GGUF's name.
     """
     exact = gguf.GGMLQuantizationType.F32
     state = named.model.state_dict()
@@ -332,16 +342,17 @@ def _write(
 
 
 def numbers_of(tensor: Tensor) -> np.ndarray:
-    """Return a tensor as float32 of numpy."""
+    """Return a tensor as a numpy array of float32."""
     return tensor.detach().to("cpu", torch.float32).contiguous().numpy()
 
 
 def _read_back(
     gguf: Any, file: Path, named: GgufNames, types: dict[str, Any], vocabulary: Vocabulary
 ) -> dict[str, float]:
-    """Return the largest rounding error of a tensor for each type.
+    """Compare a file with the model; return the largest rounding error of a tensor, by type.
 
-    named: the model, with GGUF's names; types: in which its tensors were stored.
+    gguf: the package; file: to read; named: the model, with GGUF's names; types: of its tensors;
+    vocabulary: as it was written. Errors are norms relative to the tensor's.
     Raises: ExportError for a tensor or a vocabulary that is not the model's.
     """
     reader = gguf.GGUFReader(file)

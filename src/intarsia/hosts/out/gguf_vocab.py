@@ -15,7 +15,7 @@ from typing import Any
 from ...core.errors import ExportError
 
 ELSEWHERE = "llama.cpp's own convert_hf_to_gguf.py may know this tokenizer."
-SPACE = "\u2581"  # SentencePiece's sign for a space
+SPACE = "\u2581"  # character that SentencePiece writes for a space
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)  # gguf.TokenType
 
 _CASELESS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
@@ -47,12 +47,13 @@ PROBE = (
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """Vocabulary of a tokenizer as a GGUF file has it.
+    """Vocabulary of a tokenizer in the form of a GGUF file.
 
-    model: "gpt2" or "llama".  pre: llama.cpp's rule that cuts text.  tokens, types: each id's.
-    order: the merges of "gpt2", as "a b"; the scores of "llama".  special: "bos", "eos", "unk",
-    "pad" -> id.  added: whether "bos", "eos" and "space" (before the text) are added by themselves.
-    template: text that chats are put into; None = none.
+    model: "gpt2" (byte-level pairs) or "llama" (SentencePiece).  pre: llama.cpp's name of the rule
+    that splits text into words.  tokens, types: of each id. order: for "gpt2" the merges, as "a b";
+    for "llama" a score for each token.  special: "bos", "eos", "unk", "pad" -> id.  added: True for
+    each of "bos", "eos" and "space" (before the text) that the tokenizer adds. template: text that
+    chats are put into; None = none.
     """
 
     model: str
@@ -66,11 +67,12 @@ class Vocabulary:
 
 
 def vocabulary_of(tokenizer: Any, size: int) -> Vocabulary:
-    """Return a tokenizer as llama.cpp reads it.
+    """Return a tokenizer's vocabulary in the form that llama.cpp reads.
 
-    size: rows of the model's embedding; ids that the tokenizer does not use are filled up.
-    Raises: ExportError for a tokenizer that is no byte-pair encoding, cuts or changes text as none
-    of llama.cpp's does, or has more tokens than the model.
+    tokenizer: a fast one of transformers; size: rows of the model's embedding; ids that the
+    tokenizer does not use become "[PAD...]".
+    Raises: ExportError for a tokenizer that is no byte-pair encoding, splits or changes text as
+    none of llama.cpp's rules does, or has more tokens than the model.
     """
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:
@@ -85,7 +87,7 @@ def vocabulary_of(tokenizer: Any, size: int) -> Vocabulary:
     tokens, types = _tokens(tokenizer, pairs["vocab"], content["added_tokens"], size)
     names = ("bos", "eos", "unk", "pad")
     ids = {name: getattr(tokenizer, f"{name}_token_id", None) for name in names}
-    # tokens that are added by themselves show at the ends of any text
+    # tokens that the tokenizer adds are at the ends of any text
     sample_ids = tokenizer("a").input_ids
     added = {
         "bos": bool(sample_ids) and sample_ids[0] == ids["bos"],
@@ -107,7 +109,7 @@ def vocabulary_of(tokenizer: Any, size: int) -> Vocabulary:
 
 
 def write_vocabulary(writer: Any, vocabulary: Vocabulary) -> None:
-    """Add a vocabulary to a `gguf.GGUFWriter`."""
+    """Write a vocabulary and the chat template into a file; writer: a `gguf.GGUFWriter`."""
     writer.add_tokenizer_model(vocabulary.model)
     writer.add_tokenizer_pre(vocabulary.pre)
     writer.add_token_list(vocabulary.tokens)
@@ -122,7 +124,7 @@ def write_vocabulary(writer: Any, vocabulary: Vocabulary) -> None:
     writer.add_add_bos_token(vocabulary.added["bos"])
     writer.add_add_eos_token(vocabulary.added["eos"])
     template = vocabulary.template
-    if isinstance(template, Mapping):  # several by name
+    if isinstance(template, Mapping):  # several templates, by name
         template = [{"name": name, "template": text} for name, text in template.items()]
     if template:
         writer.add_chat_template(template)
@@ -131,9 +133,10 @@ def write_vocabulary(writer: Any, vocabulary: Vocabulary) -> None:
 def _tokens(
     tokenizer: Any, vocab: Mapping[str, int], added: Sequence[Mapping[str, Any]], size: int
 ) -> tuple[list[str], list[int]]:
-    """Return the text and the type of each id.  added: those that are found before text is cut.
+    """Return the text and the type of each id.
 
-    vocab: token -> id; size: number of ids of the model.
+    vocab: token -> id; added: tokens that are recognised before text is split; size: number of ids
+    of the model. Raises: ExportError for more tokens than ids.
     """
     added_by_id = {entry["id"]: entry for entry in added}
     last = max([*vocab.values(), *added_by_id], default=-1)
@@ -153,9 +156,11 @@ def _tokens(
 
 
 def _cut_rule(backend: Any, content: Mapping[str, Any]) -> str:
-    """Find llama.cpp's name for the rule by which a byte-level tokenizer cuts text.
+    """Return llama.cpp's name for the rule by which a byte-level tokenizer splits text into words.
 
-    The names are tried on a text, since several patterns cut in the same way.
+    Each rule is tried on a text with everything in which they differ, since several patterns split
+    in the same way. backend: of the `tokenizers` package; content: its tokenizer.json.
+    Raises: ExportError if no rule splits as this tokenizer does.
     """
     from tokenizers import Regex, pre_tokenizers
 
@@ -180,10 +185,11 @@ def _cut_rule(backend: Any, content: Mapping[str, Any]) -> str:
 
 
 def _space_before(content: Mapping[str, Any]) -> bool:
-    """Return True if a tokenizer of the SentencePiece kind puts a space before the text.
+    """Return True if a SentencePiece tokenizer puts a space before the text.
 
-    content: its tokenizer.json. Raises: ExportError for a normalizer or pre-tokenizer that changes
-    or cuts the text in any way but to write spaces as SPACE.
+    content: its tokenizer.json. The only other change that its normalizer and pre-tokenizer may
+    make is to replace spaces by U+2581, the sign SPACE here, since llama.cpp makes no other.
+    Raises: ExportError if they change or split the text in another way.
     """
     before = False
     for step in (*_steps(content["normalizer"]), *_steps(content["pre_tokenizer"])):
@@ -203,7 +209,7 @@ def _space_before(content: Mapping[str, Any]) -> bool:
 
 
 def _steps(part: Mapping[str, Any] | None) -> Iterator[Mapping[str, Any]]:
-    """Yield the steps of a normalizer or pre-tokenizer, one by one."""
+    """Yield the single steps of a normalizer or pre-tokenizer, an entry of tokenizer.json."""
     if part is None:
         return
     if part["type"] != "Sequence":
@@ -214,9 +220,10 @@ def _steps(part: Mapping[str, Any] | None) -> Iterator[Mapping[str, Any]]:
 
 
 def _scores(tokens: Sequence[str], merges: Sequence[Any]) -> list[float]:
-    """Return a score for each piece: llama.cpp merges the pair of highest score first.
+    """Return a score for each token, by which llama.cpp merges as the tokenizer does.
 
-    A piece has the negative place of the first merge that gives it, so that both choose alike.
+    llama.cpp merges the pair with the highest score first: the score of a token is minus the
+    position of the first merge that gives it. tokens: by id; merges: in the tokenizer's order.
     """
     # the first merge that makes a piece decides, as in the merge order itself
     place: dict[str, int] = {}
@@ -231,7 +238,10 @@ def _merge_pair(merge: Any) -> Sequence[str]:
 
 
 def _sentencepiece_type(token: str, kind: int, unknown: str | None) -> int:
-    """Return the type of a piece: a byte, the unknown token, or the type it has."""
+    """Return GGUF's type of a token: a byte as "<0x0A>", the unknown token, or the type it has.
+
+    kind: its type so far; unknown: text of the unknown token, or None.
+    """
     if re.fullmatch(r"<0x[0-9A-F]{2}>", token):
         return BYTE
     return UNKNOWN if token == unknown else kind

@@ -25,7 +25,7 @@ from ..anatomy.compare import Difference, difference, outputs, sample, shared_co
 from .preprocessing import KEY, described, inputs_of, write_script
 
 Report = Callable[[str], None]
-# above this a protobuf cannot hold the weights, and they go into a file of their own
+# bytes: larger weights do not fit into a protobuf, and go into a second file
 ONE_FILE = 2_000_000_000
 INPUT, OUTPUT = "images", "logits"
 
@@ -60,18 +60,20 @@ def export_onnx(
 ) -> Path:
     """Write `images` (B, C, H, W) -> `logits` (B, K) as ONNX, any B, and check it in onnxruntime.
 
-    The file is compared with the model on `images` as they are, on twice as many, and on one. torch
-    chooses the operator set. Class names go into the metadata as JSON under "classes", and under
-    "preprocessing" all that turns a picture file into an input; PATH.predict.py beside it does
-    that, with Pillow, numpy and onnxruntime. Weights of more than 2 GB go into a second file,
+    The file's outputs are compared with the model's on `images`, on twice as many, and on one.
+    torch chooses the operator set. Class names go into the metadata as JSON under "classes", and
+    under "preprocessing" all that turns a picture file into an input; PATH.predict.py beside it
+    does that, with Pillow, numpy and onnxruntime. Weights of more than 2 GB go into a second file,
     PATH.data.
 
-    preprocessing: that of the pictures in training; None = the model's own, if it has one.
+    path: *.onnx; classes: names of the outputs; preprocessing: of the pictures in training; None =
+    the model's own, if it has one; report: is given a line of text.
     several_labels: outputs are logits of labels that may apply together, for predict.py.
-    images: real, prepared ones are the honest check; None = seeded noise of the model's input size.
+    images: a batch of prepared pictures, the best check; None = seeded noise of the model's input
+    size.
     tolerance: largest output difference, relative to the largest output; None = by dtype.
     Raises: MissingExtra without intarsia[export]; ExportError if torch cannot trace the model or
-    onnxruntime says something else; ConfigError for a path that is not *.onnx.
+    onnxruntime computes other outputs; ConfigError for a path that is not *.onnx.
     """
     target = target_of(path, ".onnx")
     for package in ("onnx", "onnxscript", "onnxruntime"):
@@ -121,12 +123,12 @@ def export_program(
 ) -> Path:
     """Write a torch.export program of images (B, C, H, W), any B, and check the loaded file.
 
-    torch.export.load(path).module()(images) needs torch and nothing of ours. The file has the
-    names of the classes and what turns a picture into an input as "preprocessing.json" among its
-    extra files; PATH.predict.py beside it reads them.
-    images, classes, preprocessing, several_labels, tolerance: see export_onnx.
-    Raises: ExportError if torch cannot trace the model or the loaded program says something else;
-    ConfigError for a path that is not *.pt2.
+    torch.export.load(path).module()(images) needs torch and nothing of this library. Among the
+    extra files of the program, "preprocessing.json" has the names of the classes and what turns a
+    picture into an input; PATH.predict.py beside it reads them.
+    path: *.pt2; images, classes, preprocessing, several_labels, tolerance, report: see export_onnx.
+    Raises: ExportError if torch cannot trace the model or the loaded program computes other
+    outputs; ConfigError for a path that is not *.pt2.
     """
     target = target_of(path, ".pt2")
     wrapped, batch = _prepare(model, images, preprocessing)
@@ -154,7 +156,10 @@ def export_program(
 
 
 def target_of(path: str | Path, suffix: str) -> Path:
-    """Return the file to write.  Raises: ConfigError for a folder, or another suffix."""
+    """Return the path of the file to write.
+
+    suffix: that it must have, as ".onnx". Raises: ConfigError for a folder, or another suffix.
+    """
     target = Path(path)
     if target.suffix != suffix or target.is_dir():
         subject, fix = "path of the export", f"Use {target.with_suffix(suffix).name}."
@@ -163,7 +168,10 @@ def target_of(path: str | Path, suffix: str) -> Path:
 
 
 def needs(package: str) -> Any:
-    """Return an optional package, imported.  Raises: MissingExtra."""
+    """Import an optional package and return it.
+
+    Raises: MissingExtra if it is not installed.
+    """
     try:
         return importlib.import_module(package)
     except ImportError as error:
@@ -173,7 +181,12 @@ def needs(package: str) -> Any:
 def _prepare(
     model: nn.Module, images: Tensor | None, inputs: InputConfig | None
 ) -> tuple[Logits, Tensor]:
-    """Return the model in evaluation on shared memory, and the images that it is checked on."""
+    """Return the model ready to be traced, and the images that it is checked on.
+
+    images: (B, C, H, W), None = noise; inputs: gives the size of the noise. The model is in
+    evaluation, shares its weights, and returns logits alone. Raises: ConfigError for images of
+    another shape.
+    """
     host = base_of(model)
     size = None if inputs is None else inputs.size
     batch = sample(host, size=size) if images is None else images
@@ -182,21 +195,25 @@ def _prepare(
         raise ConfigError(
             subject, got=tuple(batch.shape), want="(B, C, H, W), B at least 1", fix=fix
         )
-    # PEFT's outer layers take arbitrary arguments; the host inside carries the cells as well
+    # PEFT's wrapper takes arbitrary arguments; the model inside it has the adapters, too
     wrapped = Logits(shared_copy(host)).eval().requires_grad_(False)
     return wrapped, batch
 
 
 def _example(batch: Tensor) -> Tensor:
-    """Return two blank images for tracing; a batch of one would be fixed in the graph."""
+    """Return two blank images to trace with; a batch of one would be fixed in the graph."""
     return torch.zeros_like(batch[:1]).repeat(2, 1, 1, 1)
 
 
 def _trace(trace: Callable[[], Any], subject: str) -> Any:
-    """Trace a model.  Raises: ExportError with the first line of torch's own error."""
+    """Call a function that traces a model.
+
+    subject: name of the export, for the error. Raises: ExportError with the first line of torch's
+    own.
+    """
     try:
         with warnings.catch_warnings():
-            # torch's exporter calls what torch itself has deprecated
+            # torch's exporter calls a function that torch has deprecated
             warnings.filterwarnings("ignore", "`isinstance.treespec, LeafSpec", FutureWarning)
             return trace()
     except Exception as error:  # whatever torch's tracers raise is one thing here: no graph
@@ -226,7 +243,7 @@ def _runtime(path: Path) -> Callable[[Tensor], Tensor]:
 def _largest_difference(
     wrapped: nn.Module, exported: Callable[[Tensor], Tensor], batch: Tensor
 ) -> Difference:
-    """Return the largest difference of outputs for the batch, twice the batch, and one image.
+    """Return the largest difference of outputs on the batch, on twice the batch, and on one image.
 
     wrapped: the model; exported: the graph, as a function; batch: (B, C, H, W).
     """
@@ -237,14 +254,18 @@ def _largest_difference(
             got = exported(images).detach()
         # each size against the model itself, not against another size
         differences.append(difference([got], outputs(wrapped, images)))
-    # NaN is the worst of all, and compares as nothing
+    # NaN counts as the largest difference
     return max(differences, key=lambda d: (d.relative != d.relative, d.relative))
 
 
 def _check_difference(
     subject: str, deviation: Difference, wrapped: nn.Module, tolerance: float | None
 ) -> None:
-    """Check a difference against the tolerance.  Raises: ExportError."""
+    """Check a difference of outputs against the tolerance.
+
+    subject: name of the export; deviation: the difference; wrapped: the model, whose dtype gives
+    the tolerance if it is None. Raises: ExportError.
+    """
     limit = tolerance_of(wrapped) if tolerance is None else tolerance
     deviation.check(
         subject, limit, ExportError, "Export in float32, or set tolerance= as you accept it."

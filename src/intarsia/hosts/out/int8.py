@@ -55,13 +55,13 @@ def export_onnx_int8(
     Static quantisation of onnxruntime: a scale for each output channel of a weight, ranges of
     activations from the calibration pictures, QuantizeLinear and DequantizeLinear around each
     operator. The line that is reported has the accuracy of both graphs and the time of one picture
-    in both, on this machine. The names of classes and the script are those of `export_onnx`.
+    in both, on this machine. Names of classes and predict.py are those of `export_onnx`.
 
-    calibration: (N, C, H, W), prepared pictures that were trained on; 100 are enough.
-    images, labels: (M, C, H, W) and (M,), or (M, K) with several labels, others than those; labels
-      None = the float32 graph's own classes.
-    most_lost: of the accuracy, as a share of all pictures.
-    classes, preprocessing, several_labels: see `export_onnx`.
+    path: *.onnx; calibration: (N, C, H, W), prepared pictures of the training set; 100 are enough.
+    images, labels: (M, C, H, W) and (M,), or (M, K) with several labels, not among those; labels
+      None = the float32 graph's own classes count as right.
+    most_lost: largest loss of accuracy, as a share of all pictures.
+    classes, preprocessing, several_labels, report: see `export_onnx`.
     Raises: ExportError for more lost accuracy; ConfigError for no calibration pictures, or weights
     of more than 2 GB; as `export_onnx`.
     """
@@ -83,6 +83,7 @@ def export_onnx_int8(
         # shapes and folded constants, without which the quantiser finds fewer operators
         prepare = importlib.import_module("onnxruntime.quantization.shape_inference")
         prepare.quant_pre_process(str(plain), str(prepared), skip_symbolic_shape=True)
+        # QDQ: float operators between quantise and dequantise nodes, which runtimes fuse to int8
         quantization.quantize_static(
             str(prepared),
             str(scratch),
@@ -100,7 +101,7 @@ def export_onnx_int8(
 
 
 def _copy_metadata(source: Path, target: Path) -> None:
-    """Give the quantised graph the names of classes and the preprocessing of its source."""
+    """Copy class names and preprocessing from an ONNX file to its quantised form."""
     onnx = needs("onnx")
     entries = {entry.key: entry.value for entry in onnx.load(str(source)).metadata_props}
     graph = onnx.load(str(target))
@@ -121,8 +122,8 @@ def _comparison_line(
 ) -> str:
     """Compare accuracy and time of a graph and its quantised form; return a line of the report.
 
-    plain, small: files of the graphs; images, labels: to be classified, without labels the first
-    one's classes are the truth; most_lost: accuracy that may be lost, as a share.
+    plain, small: files of the two graphs; images, labels: to classify, without labels the first
+    graph's classes count as right; most_lost: largest loss of accuracy, as a share.
     Raises: ExportError if more is lost.
     """
     sessions = _session(plain), _session(small)
@@ -155,14 +156,17 @@ def _run_session(session: Any, images: Tensor) -> Tensor:
 
 
 def _accuracy(logits: Tensor, truth: Tensor) -> float:
-    """Return the share of right classes, or of right labels where there are several."""
+    """Return the share of pictures with the right class, or of right labels.
+
+    logits: (M, K); truth: (M,) classes, or (M, K) labels.
+    """
     # several labels: each counts, at the threshold 0
     right = logits.argmax(1) == truth if truth.dim() == 1 else (logits > 0) == (truth > 0)
     return float(right.double().mean())
 
 
 def _milliseconds(sessions: Sequence[Any], image: Tensor) -> list[float]:
-    """Return the median time of each on one picture, in turns.
+    """Return the median time of each session on one picture, measured in turns.
 
     sessions: of onnxruntime; image: (1, C, H, W).
     """

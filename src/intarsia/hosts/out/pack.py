@@ -49,7 +49,7 @@ class Coded(Protocol):
 
 
 class PackedTensor(NamedTuple):
-    """Tensor in the file: in a format, or None, as it is (floats as float32)."""
+    """Tensor of an adapter and the format in which the file has it; None = float32, as it is."""
 
     tensor: Tensor
     format: Gaussian | None
@@ -66,7 +66,7 @@ class PackedTensor(NamedTuple):
         return self.tensor.is_floating_point()
 
     def encode(self) -> list[Tensor]:
-        """Return the parts of the tensor that are written, as bytes."""
+        """Return the parts of the tensor that are written, as uint8."""
         if self.format is None:
             numbers = self.tensor.detach().float() if self._is_float else self.tensor.detach()
             return [_raw_bytes(numbers)]
@@ -74,11 +74,12 @@ class PackedTensor(NamedTuple):
         return [_raw_bytes(encoded["moments"]), encoded["codes"].cpu()]
 
     def decode(self, raw: Tensor) -> None:
-        """Write the stored bytes into the tensor."""
+        """Write the stored bytes (uint8) into the tensor, in place."""
         if self.format is None:
             dtype = torch.float32 if self._is_float else self.tensor.dtype
             decoded = raw.clone().view(dtype).view(self.tensor.shape)
         else:
+            # mean and deviation, two float32, stand before the codes
             moments = raw[:8].clone().view(torch.float32)
             decoded = self.format.decode({"moments": moments, "codes": raw[8:]}, self.tensor.shape)
         with torch.no_grad():
@@ -92,7 +93,7 @@ def _raw_bytes(tensor: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class CodeHead(Change):
-    """Change to a classifier that trains with weights of few bits, for `BiAdapter`; apply it first.
+    """Change to a classifier so that it trains with weights of few bits; goes before `BiAdapter`.
 
     bits, codebook: see `intarsia.formats.Gaussian`.
 
@@ -106,9 +107,10 @@ class CodeHead(Change):
     laws: ClassVar[frozenset[str]] = frozenset({"shape"})
 
     def apply(self, host: nn.Module, plan: Plan, *, name: str = "default") -> nn.Module:
-        """Replace the linear heads by coded ones with the same weights.
+        """Replace the linear heads by ones with coded weights, in place; the weights are the same.
 
-        plan: unused; name: unused, an adapter would need it.
+        plan: unused; name: unused, an adapter would need it. Raises: TargetError without a linear
+        head.
         """
         heads = [p for p in find_heads(host) if isinstance(host.get_submodule(p), nn.Linear)]
         if not heads:
@@ -116,6 +118,7 @@ class CodeHead(Change):
             fix = "Create the model with num_classes, before it is adapted."
             raise TargetError("head", got=got, want=want, fix=fix)
         format = Gaussian(self.bits, self.codebook)
+        # the head's weights stay as they are; only the forward rounds them
         for path in heads:
             coded = CodedLinear.of(cast(nn.Linear, host.get_submodule(path)), format)
             parent, _, leaf = path.rpartition(".")
@@ -131,12 +134,12 @@ def code_head(model: nn.Module, bits: int = 1, codebook: str = "median") -> None
 def pack(model: PeftModel, folder: str | Path, *, name: str | None = None) -> Path:
     """Write a trained `BiAdapter` in its few bits: `adapter_packed.safetensors` and its settings.
 
-    Weight matrices are codes, b bits each, and two float32; everything else (a float head, biases,
-    gains) is float32. The file has ceil(n b / 8) + 8 bytes for each matrix of n weights, 4 for each
-    other number, and a header of about a hundred. What `unpack` reads from it gives the outputs of
-    training, bit by bit.
+    Weight matrices are stored as codes of b bits each, and two float32; everything else (a float
+    head, biases, gains) is float32. The file has ceil(n b / 8) + 8 bytes for each matrix of n
+    weights, 4 for each other number, and a header of about a hundred. Outputs after `unpack` are
+    those of training, bit by bit.
 
-    name: the adapter; None = the active one.
+    folder: where the two files are written; name: the adapter, None = the active one.
     Raises: ConfigError if the adapter is not of a method that codes its weights, and for a folder
     with other files in it; TrainingError if it cannot be written.
     """
@@ -158,7 +161,7 @@ def pack(model: PeftModel, folder: str | Path, *, name: str | None = None) -> Pa
 
 
 def packed_size(model: PeftModel, *, name: str | None = None) -> int:
-    """Count the bytes that `pack` writes, without the header."""
+    """Count the bytes that `pack` writes, without the header; name: as in `pack`."""
     _, settings, name = _copy_config(model, name)
     cells = [(c.body, c.format) for c in _cells(model, name) if isinstance(c, CodedCell)]
     entries = [*_cell_entries(cells, settings.biases), *_head_entries(model, name, None)]
@@ -166,11 +169,12 @@ def packed_size(model: PeftModel, *, name: str | None = None) -> int:
 
 
 def unpack(model: nn.Module, folder: str | Path, *, name: str = "default") -> PeftModel:
-    """Put a packed adapter into the pretrained model it was trained on, in place, frozen.
+    """Add a packed adapter to the pretrained model it was trained on, in place, frozen.
 
-    It comes as the float adapter (`over` of its settings) with the decoded weights: coded again it
-    would change. So it switches, mixes, folds and saves as any other.
+    It becomes the float adapter (`over` of its settings) with the decoded weights, since coding
+    them again would change them. It switches, mixes, folds and saves as any other.
 
+    folder: that `pack` wrote; name: of the adapter in the model.
     Raises: CheckpointError for a folder that is damaged, foreign, or belongs to another trunk, head
     or method; ConfigError for a name in use. The model is then as it was.
     """
@@ -184,7 +188,7 @@ def unpack(model: nn.Module, folder: str | Path, *, name: str = "default") -> Pe
         raise CheckpointError(subject, got=got, want=want, fix="Load it with intarsia.load.")
     raw, head = _read_packed(folder, config)
     options = method_to_dict(settings.over)
-    # the float method below the coded one
+    # the adapter becomes the float method that was coded
     plain = copy.deepcopy(config)
     plain.method, plain.options = options.pop(KEY), options
     with undone_on_error(model):
@@ -195,7 +199,7 @@ def unpack(model: nn.Module, folder: str | Path, *, name: str = "default") -> Pe
             raise ConfigError("head", got=got, want="a plain one, for decoded weights", fix=fix)
         cells = [(cell, settings.format) for cell in _cells(adapted, name)]
         entries = [*_cell_entries(cells, settings.biases), *_head_entries(adapted, name, head)]
-        # the order is that of paths, so that lengths alone say where each tensor is
+        # tensors are sorted by path, so that their lengths determine their places
         if (want := sum(entry.nbytes for entry in entries)) != len(raw):
             subject = f"{PACKED} in {str(folder)!r}"
             fix = "Use the pretrained model and the settings of the training run."
@@ -210,12 +214,15 @@ def unpack(model: nn.Module, folder: str | Path, *, name: str = "default") -> Pe
 
 
 def _codes_weights(settings: Any) -> TypeGuard[Coded]:
-    """Return True if a method codes its weights."""
+    """Return True if a method stores its weights as codes of few bits."""
     return isinstance(settings, Coded)
 
 
 def _copy_config(model: PeftModel, name: str | None) -> tuple[IntarsiaConfig, Coded, str]:
-    """Return a copy of the adapter's config, its settings and its name."""
+    """Return a copy of the adapter's config, its settings and its name.
+
+    name: None = the active one. Raises: ConfigError, UnknownName.
+    """
     names = list(model.peft_config) if is_adapted(model) else []
     if not names or (name is None and len(model.active_adapters) != 1):
         subject, fix = "adapter to pack", "Pass name=, and a model from intarsia.adapt."
@@ -237,21 +244,24 @@ def _copy_config(model: PeftModel, name: str | None) -> tuple[IntarsiaConfig, Co
 
 
 def _cells(model: PeftModel, name: str) -> Iterator[nn.Module]:
-    """Yield the cells of an adapter, sorted by path: the order in the file."""
+    """Yield the trainable modules of an adapter, sorted by path: the order in the file."""
     for _, module in sorted(walk(model.get_base_model())):
         if isinstance(module, IntarsiaLayer) and name in module.intarsia_cells:
             yield module.intarsia_cells[name]
 
 
 def _cell_entries(cells: list[tuple[Any, Gaussian | None]], biases: bool) -> Iterator[PackedTensor]:
-    """Yield the tensors of cells in the order of the file."""
+    """Yield the tensors of an adapter's modules, in the order of the file.
+
+    cells: (module, its format) of each layer; biases: they are stored, too.
+    """
     for body, format in cells:
         for tensor, coded in stored(body, biases=biases).values():
             yield PackedTensor(tensor, format if coded else None)
 
 
 def _drop_biases(cell: nn.Module) -> None:
-    """Set the biases of the float adapter to 0, as they were in training."""
+    """Set the biases of a float adapter's module to 0, as they were in training."""
     stored_names = stored(cell, biases=False)
     with torch.no_grad():
         for name, parameter in cell.named_parameters():
@@ -260,7 +270,7 @@ def _drop_biases(cell: nn.Module) -> None:
 
 
 def _heads(model: PeftModel, name: str) -> list[nn.Module]:
-    """Return the trained heads of an adapter, sorted by path."""
+    """Return the trained heads that belong to an adapter, sorted by path."""
     return [
         module.modules_to_save[name]
         for _, module in sorted(walk(model.get_base_model()))
@@ -269,15 +279,15 @@ def _heads(model: PeftModel, name: str) -> list[nn.Module]:
 
 
 def _head_format(model: PeftModel, name: str) -> Gaussian | None:
-    """Return the format of a coded head, or None."""
+    """Return the format of an adapter's coded head; None if it has none."""
     modules = (m for head in _heads(model, name) for m in head.modules())
     return next((m.format for m in modules if isinstance(m, CodedLinear)), None)
 
 
 def _head_entries(model: PeftModel, name: str, coded: Gaussian | None) -> Iterator[PackedTensor]:
-    """Yield the tensors of heads in the order of the file.
+    """Yield the tensors of an adapter's heads, in the order of the file.
 
-    coded: the format of the linear maps in heads; None = each head's own.
+    name: the adapter's; coded: the format of linear layers in heads, None = each head's own.
     """
     for head in _heads(model, name):
         formats_of_heads = {
@@ -291,16 +301,19 @@ def _head_entries(model: PeftModel, name: str, coded: Gaussian | None) -> Iterat
 
 
 def _crc(identity: object, head: str | None, raw: Tensor) -> str:
-    """Compute a checksum of settings and bytes, since SHA-256 is too long for a few hundred bytes.
+    """Return a CRC-32 of settings and bytes; SHA-256 is too long for a file of a few hundred bytes.
 
-    identity: settings; head: of the file, before the sum; raw: the bytes.
+    identity: settings of the adapter; head: format of the head, as text; raw: the bytes, uint8.
     """
     settings = json.dumps([identity, head], sort_keys=True)
     return f"{zlib.crc32(raw.numpy().tobytes(), zlib.crc32(settings.encode())):08x}"
 
 
 def _read_packed(folder: Path, config: IntarsiaConfig) -> tuple[Tensor, Gaussian | None]:
-    """Read the bytes of a packed file, and the format of the linear maps in its heads."""
+    """Return the bytes of a packed file, and the format of the linear layers in its heads.
+
+    config: the adapter's, with which the checksum is compared. Raises: CheckpointError.
+    """
     path = folder / PACKED
     try:
         with unbroken(), open_tensors(path) as file:

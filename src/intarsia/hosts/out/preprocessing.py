@@ -27,10 +27,11 @@ SCRIPT = "predict.py"
 def inputs_of(
     model: nn.Module, stated: InputConfig | None, images: Tensor | None = None
 ) -> InputConfig | None:
-    """Return the given input configuration, or the model's own; None where it has none.
+    """Return how pictures become inputs of a model: as stated, or as the model says.
 
-    images: of one size, (B, C, H, W), which a graph will be bound to.
-    Raises: ConfigError if they are of another size than `stated`.
+    stated: the user's configuration, None = the model's own; images: (B, C, H, W), whose size the
+    exported graph will have, None = any. Returns None for a model that does not say.
+    Raises: ConfigError if the images are of another size than `stated`.
     """
     size = None if images is None else (int(images.shape[-2]), int(images.shape[-1]))
     if stated is not None:
@@ -48,11 +49,11 @@ def inputs_of(
 def described(
     inputs: InputConfig, classes: Sequence[str] | None, several_labels: bool = False
 ) -> dict[str, Any]:
-    """Describe for `prepare`, as JSON, how pictures become inputs, and the names of the outputs.
+    """Describe as JSON how `prepare` turns pictures into inputs, and the names of the outputs.
 
-    resize: "to" a height and width; "shorter" side in px; or as large as "covers", or fits
-    "inside", a height and width, proportions kept.  outputs: logits of one class, or with
-    several_labels of each label by itself.
+    inputs: the configuration; classes: names of the outputs; several_labels: each output is a label
+    by itself. Returns a dictionary; its "resize" is "to" a height and width; the "shorter" side in
+    px; or as large as "covers", or fits "inside", a height and width, proportions kept.
     """
     # timm: resize to size / crop, then crop the middle
     height, width = (math.floor(side / inputs.crop) for side in inputs.size)
@@ -77,12 +78,12 @@ def described(
 
 
 def prepare(picture: Any, settings: Mapping[str, Any]) -> np.ndarray:
-    """Read a picture file as the model's input, (1, 3, height, width).
+    """Read a picture file, and turn it into the model's input, (1, 3, height, width) float32.
 
-    settings: the export's "preprocessing".
+    picture: path or open file; settings: the export's "preprocessing", see `described`.
     """
     with Image.open(picture) as file:
-        # cameras store how they were held
+        # EXIF stores how the camera was held
         image = ImageOps.exif_transpose(file)
     if image.mode == "F" or image.mode.startswith("I"):
         # pictures of 16 or 32 bits, which Pillow would clip
@@ -179,9 +180,10 @@ _FORMS = {
 
 
 def script(needs: str, path: Path) -> str:
-    """Write the Python that classifies pictures with an export.
+    """Write the Python program that classifies pictures with an export.
 
-    needs: "timm", "onnxruntime" or "torch".  path: of the exported file or folder.
+    needs: package that runs it, "timm", "onnxruntime" or "torch".  path: of the exported file or
+    folder.
     """
     imports, load, run = _FORMS[needs]
     name = SCRIPT if needs == "timm" else script_of(path).name
@@ -197,7 +199,11 @@ def script_of(path: Path) -> Path:
 
 
 def write_script(needs: str, path: Path, inputs: InputConfig | None) -> str:
-    """Put the script beside an exported file; returns how it is called, or why there is none."""
+    """Write the program that classifies pictures beside an exported file.
+
+    needs: package that runs it; path: of the export; inputs: how pictures become inputs, None =
+    nothing is written. Returns a sentence for the report.
+    """
     if inputs is None:
         return " The model does not say how it wants pictures: pass preprocessing= to have it kept."
     with writing(script_of(path)) as scratch:

@@ -15,8 +15,9 @@ from .widen import EXACT, KEEP, add_bias, exact, set_weights
 def rescale(layer: nn.Module, scale: Tensor, shift: Tensor, path: str, channels: str) -> None:
     """Change a layer's weights so that it computes y + scale * y + shift, in place.
 
-    Both are compared on random inputs.
-    layer: a Linear, a convolution or a norm, in float64.  scale, shift: (out,).
+    layer: a Linear, a convolution or a norm, in float64; scale, shift: (out,); path: of the layer,
+    for errors; channels: axis of its features, "last" or "first". The changed layer is compared
+    with the formula on random inputs.
     Raises: FoldError for another module, one without the weights it would need (patch merging in
     Swin has no bias), or one that does not scale with its weights.
     """
@@ -27,7 +28,8 @@ def rescale(layer: nn.Module, scale: Tensor, shift: Tensor, path: str, channels:
     original = exact(layer)
     # y (1 + s) + t = W' x + b' with W' = (1 + s) W, b' = (1 + s) b + t
     gain = (1 + scale.detach()).to(weight)
-    by_row = isinstance(layer, (nn.Linear, nn.Conv2d))  # (out, ...), a norm's is (..., out)
+    # weights are (out, ...), a norm's (..., out)
+    by_row = isinstance(layer, (nn.Linear, nn.Conv2d))
     rows = gain.view(-1, *[1] * (weight.dim() - 1)) if by_row else gain
     set_weights(layer, weight=weight * rows)
     if isinstance(bias, Tensor):
@@ -44,7 +46,10 @@ def rescale(layer: nn.Module, scale: Tensor, shift: Tensor, path: str, channels:
 
 
 def _random_features(layer: nn.Module, channels: str) -> Tensor:
-    """Draw random features that the layer can read."""
+    """Return random float64 inputs of the shape that the layer reads.
+
+    channels: axis of the features of a norm, "last" or "first".
+    """
     generator = torch.Generator().manual_seed(0)
     if isinstance(layer, nn.Conv2d):
         sides = [k + s for k, s in zip(layer.kernel_size, layer.stride, strict=True)]

@@ -45,7 +45,7 @@ class PlainMlp:
 
 
 def is_pointwise(module: nn.Module | None) -> bool:
-    """Return True for a Linear, or a convolution that is one at each position."""
+    """Return True for a Linear, or a convolution that is a Linear at each position."""
     if not isinstance(module, (nn.Linear, nn.Conv2d)) or not module.weight.is_floating_point():
         return False
     if isinstance(module, nn.Linear):
@@ -55,7 +55,10 @@ def is_pointwise(module: nn.Module | None) -> bool:
 
 
 def plain_mlp(module: nn.Module) -> PlainMlp | None:
-    """Return the parts of an MLP, or None: with a gate or a norm inside it is another map."""
+    """Return the parts of a module that is fc2(act(fc1(x))); None for any other.
+
+    An MLP with a gate or a norm inside is another function.
+    """
     children = dict(module.named_children())
     fc1, fc2 = children.pop("fc1", None), children.pop("fc2", None)
     act = next((children.pop(name) for name in ACTS if name in children), None)
@@ -85,9 +88,9 @@ def same_function(a: nn.Module, b: nn.Module) -> bool:
 
 
 def exact(module: nn.Module, memo: Mapping[int, Any] | None = None) -> nn.Module:
-    """Copy a module in float64 on the CPU, in evaluation mode, to compute without rounding.
+    """Copy a module in float64 on the CPU, in evaluation, to compute almost without rounding.
 
-    memo: objects that are taken as they are, not copied, by id.
+    memo: objects that are shared with the copy, or replaced in it: id -> object.
     """
     return copy.deepcopy(module, dict(memo or {})).cpu().double().eval()
 
@@ -95,7 +98,8 @@ def exact(module: nn.Module, memo: Mapping[int, Any] | None = None) -> nn.Module
 def widen(module: nn.Module, units: Units, path: str) -> None:
     """Append the hidden units of a parallel bottleneck to an MLP, in place.
 
-    fc1' = [fc1; rows], b1' = [b1; bias], fc2' = [fc2 | columns], b2' = b2 + shift.
+    fc1' = [fc1; rows], b1' = [b1; bias], fc2' = [fc2 | columns], b2' = b2 + shift, where units are
+    (rows (r, in), bias (r,), columns (out, r), shift (out,)). path: of the MLP, for errors.
     Raises: FoldError if the module is no plain MLP, or of another activation or width.
     """
     mlp = plain_mlp(module)
@@ -104,14 +108,14 @@ def widen(module: nn.Module, units: Units, path: str) -> None:
         want = "an MLP that is fc2(act(fc1(x))), without gate or norm inside"
         raise FoldError(f"fold {path!r}", got=got, want=want, fix=KEEP)
     if not same_function(mlp.act, units.act):
-        subject, got = f"fold {path!r}", f"{units.act} in the cell beside {mlp.act} in the MLP"
+        subject, got = f"fold {path!r}", f"{units.act} in the adapter beside {mlp.act} in the MLP"
         raise FoldError(subject, got=got, want="one activation, to the last digit", fix=KEEP)
     cell_sizes, mlp_sizes = (
         (units.rows.shape[1], len(units.columns)),
         (mlp.inputs, len(mlp.fc2.weight)),
     )
     if cell_sizes != mlp_sizes:
-        subject, got = f"fold {path!r}", f"a cell {cell_sizes[0]} -> {cell_sizes[1]}"
+        subject, got = f"fold {path!r}", f"an adapter {cell_sizes[0]} -> {cell_sizes[1]}"
         raise FoldError(
             subject, got=got, want=f"the MLP's {mlp_sizes[0]} -> {mlp_sizes[1]}", fix=KEEP
         )
@@ -121,7 +125,11 @@ def widen(module: nn.Module, units: Units, path: str) -> None:
 
 
 def append_units(mlp: PlainMlp, rows: Tensor, bias: Tensor, columns: Tensor, path: str) -> None:
-    """Append hidden units.  rows: (r, in), bias: (r,), columns: (out, r)."""
+    """Append r hidden units to an MLP, in place; columns of zeros leave its output unchanged.
+
+    rows: (r, in), of fc1; bias: (r,); columns: (out, r), of fc2; path: of the MLP, for errors.
+    Raises: FoldError if fc1 has no bias and needs one.
+    """
     fc1, fc2 = mlp.fc1, mlp.fc2
     # a pointwise convolution is a Linear with two more axes of size 1
     tail = fc1.weight.shape[2:]  # () or (1, 1)
@@ -141,7 +149,10 @@ def append_units(mlp: PlainMlp, rows: Tensor, bias: Tensor, columns: Tensor, pat
 
 
 def add_bias(layer: nn.Module, bias: Tensor, path: str) -> None:
-    """Add to a layer's bias, in place.  Raises: FoldError if it has none and needs one."""
+    """Add a tensor (out,) to a layer's bias, in place.
+
+    path: of the layer, for errors. Raises: FoldError if it has no bias and needs one.
+    """
     current = tensor_of(layer, "bias")
     if isinstance(current, Tensor):
         set_weights(layer, bias=current + bias.to(current))
@@ -153,25 +164,28 @@ def _no_bias(path: str) -> FoldError:
     """Build the error for a layer that needs a bias and has none."""
     return FoldError(
         f"fold {path!r}",
-        got="a layer without a bias, and a cell with one",
+        got="a layer without a bias, and an adapter with one",
         want="a layer that has a bias",
         fix=KEEP,
     )
 
 
 def set_weights(layer: nn.Module, **tensors: Tensor) -> None:
-    """Replace weights of a layer, in place."""
+    """Give a layer new parameters, by name; tensors tied to the old ones stay as they are."""
     # new parameters, never a write: a weight tied to another layer must not change there
     for name, value in tensors.items():
         setattr(layer, name, nn.Parameter(value.detach().contiguous()))
 
 
 def add_weight(layer: nn.Module, delta: Tensor, path: str) -> None:
-    """Add a weight change (out, in) to a Linear or a pointwise convolution, in place."""
+    """Add a change (out, in) to the weight of a Linear or a pointwise convolution, in place.
+
+    path: of the layer, for errors. Raises: FoldError for another layer or shape.
+    """
     if isinstance(layer, Conv1D):  # its weight is (in, out)
         return set_weights(layer, weight=layer.weight.detach() + delta.T.to(layer.weight))
     if not isinstance(layer, (nn.Linear, nn.Conv2d)) or not is_pointwise(layer):
-        subject, got = f"fold {path!r}", f"a linear cell beside {type(layer).__name__}"
+        subject, got = f"fold {path!r}", f"a linear adapter beside {type(layer).__name__}"
         raise FoldError(subject, got=got, want="a Linear or a 1x1 convolution", fix=KEEP)
     weight = layer.weight.detach()
     if delta.shape != weight.shape[:2]:
@@ -187,10 +201,11 @@ def mlps(model: nn.Module) -> dict[str, PlainMlp]:
 
 
 def pad(model: nn.Module, target: Callable[[int, int], int] | None = None) -> int:
-    """Give the MLPs of one input width one hidden width, by units of zeros; returns their number.
+    """Pad MLPs with zero hidden units, so that those of one input width have one hidden width.
 
+    model: changed in place; its outputs stay the same, since fc2 has zeros for the new units.
     target: (inputs, widest hidden) -> hidden, at least the widest; None = the widest.
-    In place; the outputs stay the same whatever the activation, since a zero column reads them.
+    Returns the number of units that were added.
     """
     plain_mlps, padded = mlps(model), 0
     for width in {m.inputs for m in plain_mlps.values()}:

@@ -33,7 +33,7 @@ from ..attach.peft import is_adapted
 from .packed import packed
 
 LAYOUTS = ("dense", "bitmask")
-PACKED = "pack-quantized"  # of a model: its layers have to be known
+PACKED = "pack-quantized"  # needs the model itself, whose layers have to be known
 SPARSE, DENSE, CONFIG, INDEX = (
     "sparse.safetensors",
     "model.safetensors",
@@ -41,7 +41,7 @@ SPARSE, DENSE, CONFIG, INDEX = (
     "model.safetensors.index.json",
 )
 PARTS = ("compressed", "bitmask", "shape", "row_offsets")
-TEXTS = (".json", ".txt", ".jinja", ".model", ".md")  # what goes along; never code
+TEXTS = (".json", ".txt", ".jinja", ".model", ".md")  # kinds of files that are copied; never code
 SAVED_BY = ("quantization_config", "compression_config", "sparsity_config")
 
 
@@ -53,14 +53,15 @@ def save_sparse(
     tokenizer: Any = None,
     record: Mapping[str, Any] | None = None,
 ) -> Path:
-    """Write a model of transformers, whole or not at all: its zeros are exact.
+    """Write a pruned model of transformers to a folder, whole or not at all; zeros stay exact.
 
     layout: "dense", a folder that `from_pretrained` opens; "bitmask", smaller, which
     `intarsia.sparse.convert_sparse` turns into such a folder; "pack-quantized", int4 in groups of
-    16, which `from_pretrained` opens: zeros stay, other weights are rounded, but for layers that
-    `Gqsa(symmetric=True)` has packed.  tokenizer: is written beside it; None = the one that
-    belongs to what the model was loaded from, where this machine has it.
-    record: file name -> what it holds as JSON.
+    16, which `from_pretrained` opens: zeros stay, other weights are rounded, except in layers that
+    `Gqsa(symmetric=True)` has packed.
+    tokenizer: is written beside it; None = the one that belongs to the folder or repository from
+    which the model was loaded, if this machine has it.
+    record: file name -> its contents, written as JSON.
 
     Raises: TargetError for a model with adapters, or of another library, or without layers to pack;
     MissingExtra for "pack-quantized" without compressed-tensors; ConfigError for an unknown layout,
@@ -88,7 +89,8 @@ def save_sparse(
         if quantised is not None:
             # weights of packed layers are replaced, everything else stays
             packs = {name.rpartition(".")[0] for name in parts}
-            weights = read_folder(scratch).items()  # a layer keeps its bias alone
+            # only the bias of a packed layer is kept as it is
+            weights = read_folder(scratch).items()
             unpacked = {
                 n: t for n, t in weights if n.endswith(".bias") or n.rpartition(".")[0] not in packs
             }
@@ -101,7 +103,10 @@ def save_sparse(
 
 
 def tokenizer_of(host: Any) -> Any:
-    """Return the tokenizer of the folder or the cached repository that a model was loaded from."""
+    """Return the tokenizer of the folder or cached repository from which a model was loaded.
+
+    None if this machine has none, or the model reads no text.
+    """
     source = getattr(host, "name_or_path", "")
     if not source:
         return None
@@ -110,16 +115,18 @@ def tokenizer_of(host: Any) -> Any:
     try:
         # from the cache of this machine alone, and without code of the repository
         return AutoTokenizer.from_pretrained(source, local_files_only=True, trust_remote_code=False)
-    except (OSError, ValueError, KeyError):  # of pictures, or loaded from elsewhere
+    # a model of pictures, or one that was loaded from elsewhere
+    except (OSError, ValueError, KeyError):
         return None
 
 
 def convert_sparse(old: str | Path, new: str | Path, *, layout: str = "dense") -> Path:
-    """Write a folder of sparse weights in another layout: old `sparse-bitmask` folders open again.
+    """Convert a folder of sparse weights to another layout, in a new folder.
 
     old: a folder of compressed-tensors' `sparse-bitmask` or `sparse-24-bitmask`, of `save_sparse`,
-    or a stock one.  Texts (configuration, tokenizer) go along.  layout: see `save_sparse`; for
-    "pack-quantized" transformers builds the model that the configuration names.
+    or of save_pretrained; new: does not exist yet. Configuration and tokenizer are copied.
+    layout: see `save_sparse`; for "pack-quantized" transformers builds the model that the
+    configuration names.
 
     Raises: CheckpointError for a folder without weights, damaged ones, quantised ones, or of a
     model that transformers does not have; ConfigError for a `new` that is there; as `save_sparse`.
@@ -147,7 +154,10 @@ def convert_sparse(old: str | Path, new: str | Path, *, layout: str = "dense") -
 
 
 def _read_object(path: Path) -> dict[str, Any]:
-    """Read a JSON object.  Raises: CheckpointError for a damaged file, or a list."""
+    """Read a JSON file that holds an object.
+
+    Raises: CheckpointError for a damaged file, or for a list.
+    """
     try:
         content = read_json(path)
     except (OSError, ValueError) as error:
@@ -158,10 +168,10 @@ def _read_object(path: Path) -> dict[str, Any]:
 
 
 def _packed_folder(old: Path, new: Path) -> Path:
-    """Convert a folder to "pack-quantized", by way of the model, whose blocks decide what is
-    packed.
+    """Convert a folder to "pack-quantized", and return the new one.
 
-    old: the folder; new: where the converted one is written.
+    The model is built on the way, since its blocks decide which layers are packed. old: folder of
+    sparse weights; new: where the converted one is written.
     """
     import transformers
 
@@ -184,7 +194,7 @@ def _packed_folder(old: Path, new: Path) -> Path:
 
 
 def read_folder(folder: Path) -> dict[str, Tensor]:
-    """Read all weights of a folder, by name; those with a bitmask are decoded.
+    """Return all weights of a folder by name; those that are stored with a bitmask are decoded.
 
     Raises: CheckpointError for no weights, or files that are damaged, missing or hold something
     else.
@@ -223,9 +233,9 @@ def check_shards(folder: Path) -> None:
 
 
 def decoded(folder: Path, stored: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Decode a folder's tensors into weights, by name.
+    """Return weights by name, from a folder's stored tensors; those with a bitmask are decoded.
 
-    Raises: as `read_folder`.
+    folder: for errors; stored: tensors of its files by name. Raises: CheckpointError.
     """
     _check_parts(folder, stored)
     names = {n.rpartition(".")[0] for n in stored if n.endswith(".bitmask")}
@@ -236,7 +246,7 @@ def decoded(folder: Path, stored: Mapping[str, Tensor]) -> dict[str, Tensor]:
             shape = [int(side) for side in stored[f"{name}.shape"].tolist()]
             # row offsets follow from the bitmask, and are not read
             parts = {p: stored[f"{name}.{p}"] for p in ("compressed", "bitmask")}
-            parts["compressed"] = parts["compressed"].flatten()  # 2:4 has rows of it
+            parts["compressed"] = parts["compressed"].flatten()  # a 2:4 layout stores them in rows
             weights[name] = Bitmask().decode(parts, shape)
         except (KeyError, ShapeError, TypeError, RuntimeError) as error:
             raise damaged(folder, f"{name!r} that does not fit together ({error})") from error
@@ -244,7 +254,10 @@ def decoded(folder: Path, stored: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _check_parts(folder: Path, stored: Mapping[str, Tensor]) -> None:
-    """Check that no weight is quantised by another library.  Raises: CheckpointError."""
+    """Check that no weight is quantised by another library, which would have to unpack it.
+
+    folder: for errors; stored: tensors of its files by name. Raises: CheckpointError.
+    """
     quantised = [n for n in stored if n.endswith((".weight_packed", ".weight_scale"))]
     if quantised:
         got = f"quantised weights, such as {quantised[0]!r}"
@@ -253,7 +266,11 @@ def _check_parts(folder: Path, stored: Mapping[str, Tensor]) -> None:
 
 
 def _write(folder: Path, tensors: Mapping[str, Tensor], layout: str) -> None:
-    """Replace the weights in a folder by these, in a layout."""
+    """Replace the weights in a folder by the given tensors, in a layout.
+
+    tensors: weights by name; layout: "dense", or "bitmask", which is used for those weights that
+    get smaller by it.
+    """
     for path in (*folder.glob("*.safetensors"), folder / INDEX):
         path.unlink(missing_ok=True)
     if layout == "dense":

@@ -21,10 +21,11 @@ from ..swap.packed_linear import PackedLinear
 
 @dataclass(frozen=True, eq=False)
 class Matrix:
-    """Weight (out, in) of a layer, or of one expert in a stack; a convolution's is (out, in kh kw).
+    """Weight (out, in) of a layer, or of one expert in a stack, that can be read and replaced.
 
-    owner: the module that has it as the parameter `name`; index: of an expert, None = no stack;
-    turned: it is stored as (in, out).
+    A convolution's weight counts as (out, in kh kw). owner: the module with the weight as its
+    parameter `name`; index: number of the expert in a stack, None = no stack; turned: the parameter
+    is stored as (in, out).
     """
 
     owner: nn.Module
@@ -53,9 +54,10 @@ class Matrix:
         self.put(weight.T if self.turned else weight)
 
     def put(self, stored: Tensor) -> None:
-        """Write numbers in the form that `stored` has.
+        """Write numbers that are laid out as the parameter is stored.
 
-        The parameter then has this tensor itself, except in a stack, which is copied into.
+        The parameter takes over this tensor itself, without a copy; in a stack of experts it is
+        copied.
         """
         old = self.stored
         new = stored.to(old.device, old.dtype).reshape(old.shape)
@@ -66,9 +68,9 @@ class Matrix:
 
 
 def matrix_of(layer: nn.Module) -> Matrix | None:
-    """Return the matrix of a linear layer, or of a convolution without groups; None for others.
+    """Return the weight of a linear layer, or of a convolution without groups, as a matrix.
 
-    A layer that a format holds (`PackedLinear`) has no matrix that could be written.
+    None for other layers, and for layers that a format has packed (`PackedLinear`).
     """
     if isinstance(layer, PackedLinear):
         return None
@@ -79,7 +81,7 @@ def matrix_of(layer: nn.Module) -> Matrix | None:
 
 
 def of_experts(block: nn.Module) -> Iterator[tuple[str, Matrix]]:
-    """Yield every matrix of stacked experts in a block: "mlp.experts.up.3" is that of expert 3."""
+    """Yield the name and matrix of every stacked expert in a block, as "mlp.experts.up.3"."""
     for path, module in block.named_modules():
         for name, turned in stacked_matrices(module).items():
             for expert in range(len(getattr(module, name))):
@@ -90,8 +92,9 @@ def of_experts(block: nn.Module) -> Iterator[tuple[str, Matrix]]:
 def seeing(layers: Mapping[str, Matrix], needs: Collection[str]) -> Iterator[Observed]:
     """Collect statistics of the layers' inputs in every forward inside the `with`.
 
-    needs: which statistics, as "hessian".  As `observing`, and for matrices of stacked experts,
-    too.
+    Like `observing`, and also for matrices of stacked experts, which get the rows routed to them.
+    layers: by path; needs: names of the statistics, as "hessian" or "square".
+    Yields the statistics, which forwards update.
     """
     # layers are observed by hooks; experts in a stack have no module of their own to hook
     plain = {name: m.owner for name, m in layers.items() if m.index is None}
@@ -113,9 +116,10 @@ def seeing(layers: Mapping[str, Matrix], needs: Collection[str]) -> Iterator[Obs
 
 @contextmanager
 def _counting_mixture(owner: Any, count: Any) -> Iterator[None]:
-    """Call `count` in each forward of a mixture, with rows, and the token and expert of each pair.
+    """Call `count` in each forward of a mixture, with the routing of its tokens.
 
-    owner: a `StackedExperts`, whose `mix` is replaced inside the `with`.
+    owner: a `StackedExperts`, whose `mix` is replaced inside the `with`; count: function that is
+    given x (T, d), and token and expert (N,) of each pair.
     """
     original = owner.mix
 
@@ -132,13 +136,17 @@ def _counting_mixture(owner: Any, count: Any) -> Iterator[None]:
 
 @contextmanager
 def _counting_fused(owner: nn.Module, count: Any) -> Iterator[None]:
-    """Call `count` in each forward of transformers' experts, with the rows and their choices.
+    """Call `count` in each forward of transformers' experts, with the routing of its tokens.
 
-    owner: the experts. Choices are (T, k), the number E = no expert.
+    owner: the experts of a layer; count: function that is given x (T, d), and token and expert (T
+    k,) of each of the T k choices; the number E stands for no expert.
     """
 
     def hook(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Report the rows of a call and the expert of each choice."""
+        """Report the rows of a call and the expert of each choice.
+
+        module: unused, hooks get it; args, kwargs: of the experts' forward.
+        """
         x, expert, *_ = (*args, *kwargs.values())
         x = x.reshape(-1, x.shape[-1])
         # (T, k) choices as T k pairs
@@ -164,7 +172,8 @@ def _count(
     """Add the inputs of each expert's matrices to their statistics.
 
     observed: the statistics; needs: which are collected; owner: the module of the experts; names:
-    (matrix, expert) -> its name; x: (T, d); token, expert: (N,), a pair each.
+    (parameter, expert) -> name of the matrix; x: (T, d) tokens; token, expert: (N,), index of the
+    token and number of the expert in each pair.
     """
     # padding is routed like any token, and must not count
     if observed.mask is not None and observed.mask.numel() == len(x):
@@ -189,9 +198,10 @@ def _count(
 
 
 def _hidden(owner: Any, rows: Tensor, expert: int) -> Tensor:
-    """Compute the input of an expert's second matrix.  rows: (N, d) -> (N, h).
+    """Compute the input of an expert's last matrix, `down`.
 
-    owner: the module of all experts; expert: its number.
+    owner: the module of all experts; rows: (N, d), tokens of the expert; expert: its number.
+    Returns (N, h).
     """
     if isinstance(owner, StackedExperts):
         return owner.hidden(rows, torch.full((len(rows),), expert, device=rows.device))

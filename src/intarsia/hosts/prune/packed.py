@@ -24,10 +24,10 @@ BITS, GROUP = 4, 16
 
 
 def packable(model: nn.Module) -> dict[str, nn.Linear]:
-    """Return the linear layers inside the blocks whose inputs are whole groups, by path.
+    """Return the linear layers inside the blocks whose inputs are whole groups of 16, by path.
 
-    Raises: TargetError for none, or a model with experts in stacks: transformers unpacks layers;
-    for layers that were packed otherwise.
+    Raises: TargetError for none, for stacked experts, which transformers cannot unpack, and for
+    layers that were packed in another format.
     """
     coded = {n: m for n, m in model.named_modules() if isinstance(m, PackedLinear)}
     for name, layer in coded.items():
@@ -49,9 +49,10 @@ def packable(model: nn.Module) -> dict[str, nn.Linear]:
 
 
 def packed(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Pack the layers' weights; returns tensors by name, and the configuration of quantisation.
+    """Pack the layers' weights as int4; return tensors by name, and the quantisation config.
 
-    Raises: MissingExtra without the library; TargetError as `packable`.
+    model: of transformers. Raises: MissingExtra without compressed-tensors; TargetError as
+    `packable`.
     """
     try:
         import compressed_tensors.compressors as compressors  # pyright: ignore[reportMissingImports]
@@ -83,7 +84,10 @@ def packed(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 
 def scales(weight: Tensor) -> Tensor:
-    """Compute max |w| / 7.5 of each group, 1 where all of it is 0.  (out, in) -> (out, in / 16)."""
+    """Return max |w| / 7.5 of each group of 16 weights, 1 where the group is 0.
+
+    weight: (out, in). Returns (out, in / 16).
+    """
     largest = weight.detach().float().unflatten(1, (-1, GROUP)).abs().amax(-1)
     # the range -7.5 ... 7.5 of 16 codes, as compressed-tensors computes it
     scale = (largest / (2**BITS - 1) * 2).to(weight.dtype)
@@ -91,27 +95,30 @@ def scales(weight: Tensor) -> Tensor:
 
 
 def scales_of(layer: Any) -> Tensor:
-    """Return the scale of each group of a layer in `GroupSparse`, 1 where it is pruned.  (out, in /
-    16).
+    """Return the scale of each group of a layer that is packed as `GroupSparse`.
+
+    Returns (out, in / 16), 1 where a group is pruned.
     """
     stored, groups = layer.stored, layer.in_features // GROUP
-    stored_scales = stored["scales"].float()[:, None]
+    stored_scales = stored["scales"].float().view(-1, layer.form.rows, 1)
     scale = spread(stored_scales, stored["row_offsets"], stored["columns"], groups)
+    scale = scale[: layer.out_features]  # a last block may be shorter
     return torch.where(scale > 0, scale, 1)
 
 
 def _check_coded(name: str, layer: Any) -> None:
-    """Check that a packed layer has symmetric codes of 4 bits in groups of 16.
+    """Check that a packed layer has symmetric codes of 4 bits in groups of 16 inputs.
 
-    Raises: TargetError.
+    name: path of the layer, for the error. Raises: TargetError.
     """
     form, zero_code = layer.form, 2 ** (BITS - 1)
     fits = isinstance(form, GroupSparse) and (form.bits, form.group) == (BITS, GROUP)
     if fits and layer.in_features % GROUP == 0:
         stored = layer.stored
         # symmetric: the code of 0 is the same in each group, which pack-quantized takes for granted
-        zeros = unpack_bits(stored["zeros"], BITS, len(stored["columns"]))
-        fits = bool((zeros == zero_code).all())
+        zeros = unpack_bits(stored["zeros"], BITS, len(stored["scales"]))
+        # of a group whose scale is 0 the code does not matter, as in rows that fill up a block
+        fits = bool(((zeros == zero_code) | (stored["scales"] == 0)).all())
     else:
         fits = False
     if not fits:
@@ -121,7 +128,7 @@ def _check_coded(name: str, layer: Any) -> None:
 
 
 def rounded(weight: Tensor) -> Tensor:
-    """Round a weight as a folder of `pack-quantized` gives it back.  (out, in) -> (out, in)."""
+    """Return a weight (out, in) as a "pack-quantized" folder gives it back, rounded to int4."""
     scale = scales(weight)[..., None]
     # codes -8 ... 7
     code = (weight.detach().unflatten(1, (-1, GROUP)) / scale).round().clamp(-8, 7)

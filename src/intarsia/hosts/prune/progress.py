@@ -30,14 +30,15 @@ if TYPE_CHECKING:
     from .walk import Flow, Stop
 
 RECORD = "walk.json"
-BESIDE = "+"  # begins the names of what is no weight; no path in a model begins so
+# first character of names of tensors that are no weights; no path in a model begins with it
+BESIDE = "+"
 Tensors = Mapping[str, torch.Tensor]
 
 
 def _checked_block(row: dict[str, Any]) -> dict[str, Any]:
-    """Check the record of a finished block and return it.
+    """Check the types in the record of a finished block, and return the record.
 
-    Raises: KeyError, TypeError, ValueError.
+    row: from the file of the run. Raises: KeyError, TypeError, ValueError.
     """
     # a damaged record must fail here, not in a table that is printed hours later
     numbers = [row["seconds"], row["error"] or 0.0]
@@ -51,13 +52,13 @@ def _checked_block(row: dict[str, Any]) -> dict[str, Any]:
 
 
 class Kept:
-    """Progress of a walk over the blocks: finished ones on disk, rows of the table, lines of
-    output.
+    """Progress of a method that edits a model block by block: finished blocks on disk, rows, lines.
 
-    out: the folder, None = nothing is written; identity: settings that two walks must share for one
-    to go on with the other's blocks.  report: is called with a line for each block.
-    Raises: ConfigError for a folder with a walk in it, unless `resume`; CheckpointError for files
-    of another walk, or damaged ones.
+    out: the folder, None = nothing is written; identity: settings that an interrupted run and the
+    run that resumes it must share.
+    report: function that is given a line of text for each block.
+    Raises: ConfigError for a folder with an earlier run in it, unless `resume`; CheckpointError for
+    files of another run, or damaged ones.
     """
 
     def __init__(
@@ -68,10 +69,11 @@ class Kept:
         resume: bool = False,
         report: Callable[[str], None] | None = None,
     ) -> None:
-        """Open the record of the blocks that were pruned so far, or start one.
+        """Open the record of the blocks that were edited so far, or begin one.
 
-        out: its folder, None = nothing is written; identity: settings, equal to those recorded;
-        resume: go on with the blocks of `out`; report: is called with a line for each block.
+        out: its folder, None = nothing is written; identity: settings, which must equal those
+        recorded; resume: continue with the blocks in `out`; report: function that is given a line
+        for each block.
         Raises: ConfigError for a folder in use without `resume`; CheckpointError for damaged files.
         """
         self.out, self.identity, self.report = out, dict(identity), report
@@ -82,14 +84,14 @@ class Kept:
         self.on_resume: Callable[[Stop, Tensors], None] | None = None
         if out is None:
             if resume:
-                want, fix = "the folder of the walk to go on with", "Pass out='that/folder'."
+                want, fix = "the folder of the run to continue", "Pass out='that/folder'."
                 raise ConfigError("resume", got="no folder", want=want, fix=fix)
             return
         path = out / RECORD
         if path.is_file():
             if not resume:
-                got, want = "a folder with a walk in it", "a new one, or resume=True"
-                fix = "Choose another folder, or go on with resume=True."
+                got, want = "a folder with a run in it", "a new one, or resume=True"
+                fix = "Choose another folder, or continue with resume=True."
                 raise ConfigError(f"out {str(out)!r}", got=got, want=want, fix=fix)
             try:
                 content = check_sealed(path, read_json(path))
@@ -99,23 +101,23 @@ class Kept:
                 )
                 self.hidden_hash = content["hidden"]
             except (OSError, ValueError, KeyError, TypeError) as error:
-                raise damaged(path, f"no record of a walk ({error})", "sparsify") from error
-            # through JSON, which turns tuples into lists, as the saved settings were
+                raise damaged(path, f"no record of a run ({error})", "sparsify") from error
+            # compared after a pass through JSON, which turns tuples into lists
             check_same(saved, json.loads(json.dumps(self.identity)))
 
     def with_beside(
         self, tensors_of: Callable[[Stop], Tensors], on_resume: Callable[[Stop, Tensors], None]
     ) -> Kept:
-        """Save further tensors of each block with its weights; return self.
+        """Save further tensors of each block in the file of its weights; return self.
 
-        tensors_of: returns the tensors of a finished block, by name; on_resume: is called with them
-        when an interrupted run is resumed.
+        tensors_of: function from a finished block to its tensors by name; on_resume: is called with
+        the block and these tensors when an interrupted run is resumed.
         """
         self.tensors_of, self.on_resume = tensors_of, on_resume
         return self
 
     def note(self, stop: Stop) -> None:
-        """Save a block's weights before they are edited, to undo it: in a file, or in memory.
+        """Save a block's weights in a file or in memory before they are edited, to undo the edit.
 
         stop: the block and its layers.
         """
@@ -133,7 +135,7 @@ class Kept:
 
     @contextmanager
     def undone_on_error(self) -> Iterator[None]:
-        """Restore the blocks that were noted if the body of the `with` raises."""
+        """Restore the weights saved by `note` if the body of the `with` raises."""
         try:
             yield
         except BaseException:
@@ -149,10 +151,10 @@ class Kept:
                     backup.unlink(missing_ok=True)
 
     def restored(self, stops: Sequence[Stop], flow: Flow) -> list[dict[str, Any]]:
-        """Load the weights and hidden states of the blocks that an earlier run has finished.
+        """Load the weights and hidden states of the blocks that an interrupted run has finished.
 
-        stops: all blocks; flow: gets the hidden states behind the last finished block.
-        Returns the records of the finished blocks.
+        stops: all blocks in order, changed in place; flow: gets the hidden states behind the last
+        finished block. Returns the records of the finished blocks.
         """
         self.total = len(stops)
         done = zip(self.blocks, stops, strict=False)
@@ -178,10 +180,10 @@ class Kept:
     def finished(
         self, stop: Stop, rows: list[dict[str, Any]], flow: Flow, figures: Mapping[str, Any]
     ) -> None:
-        """Record a finished block, write its weights, and report it.
+        """Record a finished block, write its weights and the hidden states, and report a line.
 
-        stop: the block and its layers; rows: of the table; flow: the hidden states behind the
-        block; figures: error and seconds.
+        stop: the block and its layers; rows: a row of the table for each layer; flow: hidden states
+        behind the block; figures: {"error", "seconds"} of the block.
         """
         number = len(self.blocks)
         block: dict[str, Any] = {"block": stop.path, **figures, "layers": rows, "sha256": ""}
@@ -197,8 +199,9 @@ class Kept:
         if self.out is not None:
             record = {"identity": self.identity, "blocks": self.blocks, "hidden": self.hidden_hash}
             write_json(self.out / RECORD, sealed(record), indent=None)
-            # first the record that names the new file, then the old one goes: killed between, both
-            # are there
+            # the record that names the new file is written before the old one is deleted: if the
+            # process
+            # is killed in between, both are there
             (self.out / f"hidden-{number - 1:03}.safetensors").unlink(missing_ok=True)
         if self.report is not None:
             self.report(self.line())
@@ -207,11 +210,11 @@ class Kept:
         """Format the newest block, as "block 12/30  model.layers.11  density .400  left 1:02"."""
         block, done = self.blocks[-1], len(self.blocks)
         rows = [row for row in block["layers"] if row["density"] is not None]
-        # layers weigh as much as they have weights
+        # mean over layers, weighted by their numbers of weights
         weights = sum(row["weights"] for row in rows)
         density = sum(row["density"] * row["weights"] for row in rows) / max(1, weights)
         error = "" if block["error"] is None else f"  error {block['error']:.3f}"
-        # blocks that are left are taken to last as long as those so far
+        # assumes that the remaining blocks take as long as those so far
         seconds_left = round(sum(b["seconds"] for b in self.blocks) / done * (self.total - done))
         notes = [f"  {row['layer']}: {row['told']}" for row in block["layers"] if row.get("told")]
         return (
@@ -221,23 +224,23 @@ class Kept:
         )
 
     def _write(self, name: str, tensors: Mapping[str, torch.Tensor]) -> str:
-        """Write tensors as a safetensors file, whole or not at all; returns its SHA-256."""
+        """Write tensors to a safetensors file of the folder; return the file's SHA-256."""
         assert self.out is not None
         with writing(self.out / name) as scratch:
             save_file(dict(tensors), scratch)
         return sha256(self.out / name)
 
     def _read(self, name: str, digest: str) -> dict[str, torch.Tensor]:
-        """Read a file of the folder.  digest: its SHA-256 when it was written.
+        """Read the tensors of a file in the folder; digest: its SHA-256 when it was written.
 
-        Raises: CheckpointError for a file that has changed since.
+        Raises: CheckpointError for a file that is missing or has changed since.
         """
         assert self.out is not None
         path = self.out / name
         try:
             if sha256(path) != digest:
                 raise damaged(path, "other bytes than were written", "sparsify")
-            # off the memory map: the file goes away with the next block
+            # copied from the memory map, since the file is deleted with the next block
             return {n: t.clone() for n, t in read_tensors(path).items()}
         except (OSError, SafetensorError) as error:
             got, fix = error, "Restore it from a copy, or start again in another folder."

@@ -37,18 +37,19 @@ Report = Callable[[str], None]
 
 
 class Keeping(NamedTuple):
-    """Options of a walk's progress: folder, whether to go on there, and who is told; see `Kept`."""
+    """Options of a run's progress: its folder, whether to resume, who gets lines of text."""
 
     out: Path | None = None
     resume: bool = False
     report: Report | None = None
 
     def of(self, method: object, host: nn.Module, seed: int, decided: Mapping[str, Any]) -> Kept:
-        """Open the record of a pruning run, block by block, in the folder of these options.
+        """Open or begin the record of a run in the folder of these options.
 
-        host: the model, of which a fingerprint is recorded; decided: further settings that a
-        resumed run must share.
+        method: the pruner or packer; host: the model, of which a fingerprint is recorded; seed: of
+        the run; decided: further settings that a resumed run must share.
         """
+        # a run may be resumed only with the same method, settings, seed, model and data
         identity = {
             "method": method_key(method),
             "settings": settings_to_dict(method),
@@ -61,9 +62,9 @@ class Keeping(NamedTuple):
 
 @dataclass(frozen=True)
 class Calibrated(Plan):
-    """Plan that was made with calibration batches; loaded from a folder it is a plain one.
+    """Plan that holds the calibration data; loaded from a folder it is a plain one.
 
-    found: the rows of the walk, once it is done.
+    out, resume, report: see `sparsify`; found: a row for each layer, once the plan was applied.
     """
 
     batches: tuple[Any, ...] = ()
@@ -74,12 +75,12 @@ class Calibrated(Plan):
 
     @property
     def undoes_itself(self) -> bool:
-        """True if the walk is kept in a folder."""
+        """True if the run has a folder, from which weights are restored after an error."""
         return self.out is not None
 
 
 class Pruner(Change):
-    """Change that prunes, block by block: a `Sparsifier` with layers, and a pattern or none."""
+    """Change that prunes a model block by block, by a rule for one layer."""
 
     stores: ClassVar[str] = "all"
     laws: ClassVar[frozenset[str]] = frozenset({"shape"})
@@ -102,7 +103,7 @@ class Pruner(Change):
         return None
 
     def on(self, layers: Sequence[str]) -> Any:
-        """Return the method for other layers."""
+        """Return the same method for other layers; layers: globs of paths."""
         settings: Any = self
         return replace(settings, layers=tuple(layers))
 
@@ -110,21 +111,27 @@ class Pruner(Change):
     def edit(
         self, name: str, weight: Tensor, statistics: Statistics, generator: torch.Generator
     ) -> tuple[Partition, Tensor]:
-        """Choose the weights to keep and the new weight, see `Sparsifier`."""
+        """Choose which weights of a layer stay, and compute its new weight.
+
+        name: path of the layer; weight: (out, in); statistics: of its inputs on calibration data;
+        generator: for methods that draw.
+        Returns the partition, whose part 0 stays, and the new weight (out, in).
+        """
 
     def plan(self, host: nn.Module, batches: Iterable[Any] = (), *, seed: int = 0) -> Plan:
-        """Look up the layers and check the calibration rows; nothing is pruned.
+        """Find the layers and check the calibration data; nothing is pruned.
 
-        batches: calibration data; seed: it fixes the random draws.
+        host: the model; batches: calibration data; seed: recorded, it fixes the draws of `apply`.
         Raises: TargetError for a model with adapters, without blocks, or layers outside them;
-        DataError for no rows where the method reads some, or too few; ShapeError for a pattern that
-        does not divide a layer's inputs.
+        DataError for no data where the method reads some, or too little; ShapeError for a pattern
+        that does not divide a layer's inputs.
         """
         stops = stops_of(host, self.layers)
         _check_widths(stops, self.n_of_m)
         rows = tuple(batches) if self.needs else ()
         if self.needs:
             check_rows(rows)
+        # the plan's record has a hash of the rows, not the rows
         decided = {"calibration": digest_of(rows), "batches": len(rows)}
         return Calibrated(self, seed, decided, rows)
 
@@ -140,10 +147,11 @@ class LayerPruner(Pruner):
     """Pruner of linear layers, convolutions and experts inside the blocks.
 
     density: the share of each layer that is kept.  pattern: None, or "n:m", n of each m consecutive
-    inputs.  layers: globs of paths, none = all of them; other layers stay dense, and so do
-    routers and grouped convolutions. A layer outside the blocks is pruned where its full path is
-    given, as "lm_head". Of a mixture each expert's matrices are layers of their own, by the rows
-    that are routed to it: "model.layers.0.mlp.experts.up.3".
+    inputs.
+    layers: globs of paths, none = all of them; other layers stay dense, and so do routers and
+    grouped convolutions. A layer outside the blocks is pruned if its full path is given, as
+    "lm_head". In a mixture each expert's matrices are layers of their own, with the rows that are
+    routed to it as inputs: "model.layers.0.mlp.experts.up.3".
 
     Raises: ConfigError for a density outside (0, 1], or a pattern of another density.
     """
@@ -153,9 +161,11 @@ class LayerPruner(Pruner):
     layers: Sequence[str] = ()
 
     def __post_init__(self) -> None:
+        """Check the density; a pattern n:m must have the same one, n / m.  Raises: ConfigError."""
         object.__setattr__(self, "layers", tuple(self.layers))
         above("density", self.density, 0, "Try 0.5.")
         between("density", self.density, 0, 1, "Try 0.5.")
+        # a pattern has a density of its own, n / m
         if (n_of_m := self.n_of_m) is not None and n_of_m.n / n_of_m.m != self.density:
             got = f"{self.pattern!r} with density {self.density}"
             fix = f"Set density={n_of_m.n / n_of_m.m:g}, or leave the pattern out."
@@ -163,7 +173,7 @@ class LayerPruner(Pruner):
 
     @property
     def n_of_m(self) -> NofM | None:
-        """Pattern, of which the text says n and m."""
+        """Pattern n:m of the setting `pattern`, None without."""
         return None if self.pattern is None else NofM.read(self.pattern)
 
     def score(self, weight: Tensor, statistics: Statistics) -> Tensor:
@@ -174,12 +184,13 @@ class LayerPruner(Pruner):
 def prune_blocks(host: nn.Module, method: Pruner, plan: Calibrated) -> list[dict[str, Any]]:
     """Prune the blocks of a model one after another; return a row of the table for each layer.
 
-    method: the pruner; plan: its calibration data, seed and output folder.
+    host: changed in place; method: the pruner; plan: calibration data, seed and output folder.
     """
     stops = stops_of(host, method.layers)
     keeping = Keeping(plan.out, plan.resume, plan.report)
     walk = keeping.of(method, host, plan.seed, plan.decided)
     edit = partial(edit_block, method, plan.seed)
+    # output errors are computed from the second moments of the inputs
     needs = method.needs | {"hessian"} if plan.decided.get("errors") else method.needs
     by_layer = plan.decided.get("sequential") == "layer"
     return walk_blocks(host, stops, plan.batches, edit, needs=needs, kept=walk, by_layer=by_layer)
@@ -194,8 +205,8 @@ def edit_block(
 ) -> list[dict[str, Any]]:
     """Prune the layers of one block in place; return a row of the table for each.
 
-    method: the pruner; layers: by path; statistics: of each layer's inputs, by path; path: of the
-    block, unused here.
+    method: the pruner; seed: fixes its draws; path: of the block, unused here; layers: by path;
+    statistics: of each layer's inputs, by path.
     """
     rows: list[dict[str, Any]] = []
     for name, layer in layers.items():
@@ -213,7 +224,7 @@ def edit_block(
         layer.write(new)
         row["density"] = part.density()
         if "hessian" in layer_statistics.collected:
-            # both errors on the same moments: what the mask costs, and what compensation wins back
+            # error with the mask alone, and with compensation, on the same moments
             row["error_masked"] = output_error(
                 weight, _masked_only(method, name, part, weight, layer_statistics), layer_statistics
             )
@@ -225,10 +236,10 @@ def edit_block(
 def _masked_only(
     method: Sparsifier, name: str, part: Partition, weight: Tensor, statistics: Statistics
 ) -> Tensor:
-    """Return the weight with the mask alone, to compare errors with.
+    """Return the weight with pruned entries at 0 and all others as they were, to compare errors.
 
-    That is without compensation or, for a method that swaps weights of a `base` mask, that mask.
-    part: the partition that the method chose; statistics: those of the layer's inputs.
+    For a method that starts from the mask of a `base` method and swaps weights, the base's mask is
+    used. name, weight, statistics: of the layer; part: the weights that the method keeps.
     """
     base = method.base if isinstance(method, Pruner) else None
     if base is not None and "hessian" not in base.needs:
@@ -237,18 +248,22 @@ def _masked_only(
 
 
 def output_error(weight: Tensor, new: Tensor, statistics: Statistics) -> float:
-    """Compute ||(W' - W) X|| / ||W X||, from the second moments of X."""
+    """Return ||(W' - W) X|| / ||W X||, the relative error of a layer's outputs.
+
+    weight: W, (out, in); new: W'; statistics: with the second moment of the inputs X.
+    """
+    # ||D X||^2 = N trace(D M D^T) with the second moment M = X X^T / N: no inputs are stored
     moment = statistics.second_moment.to(weight.device, torch.float32)
     difference, total = (((t @ moment) * t).sum() for t in ((new - weight).float(), weight.float()))
     return float((difference.clamp_min(0) / total.clamp_min(1e-30)).sqrt())
 
 
 def stops_of(host: nn.Module, globs: Sequence[str]) -> list[Stop]:
-    """Return the blocks with layers to prune, in order.
+    """Return the blocks of a model in order, each with its layers to prune.
 
-    A stop is a block and its layers to prune.  globs: patterns of the layers' paths.
+    globs: patterns of the layers' paths, none = all layers inside the blocks.
     Raises: TargetError for adapters, no blocks, a glob that matches nothing, and one that matches
-    what is outside the blocks.
+    only layers outside the blocks.
     """
     model = base_of(host)
     if is_adapted(host) or wrapped_paths(model):
@@ -265,12 +280,14 @@ def stops_of(host: nn.Module, globs: Sequence[str]) -> list[Stop]:
         layers: dict[str, Matrix] = {}
         for inner, layer in _matrices(block):
             name = f"{path}.{inner}"
+            # globs that hit nothing are refused below: a misspelt one must not go unnoticed
             hits = [g for g in globs or ["*"] if matches(name, layer.owner, g)]
             used |= set(hits)
             if hits:
                 layers[name] = layer
         stops.append(Stop(path, block, layers))
-    for path, module in model.named_modules():  # heads and the like by their full names alone
+    # layers outside the blocks, such as heads, are matched by full paths only
+    for path, module in model.named_modules():
         named = path in globs and not any(inside(path, b) for b, _ in all_blocks)
         if named and (layer := matrix_of(module)) is not None:
             used.add(path)
@@ -280,7 +297,11 @@ def stops_of(host: nn.Module, globs: Sequence[str]) -> list[Stop]:
 
 
 def _matrices(block: nn.Module) -> Iterator[tuple[str, Matrix]]:
-    """Yield all that can be pruned inside a block; a router chooses, and stays dense."""
+    """Yield path and matrix of each layer and expert in a block that can be pruned.
+
+    Routers are left out: they choose experts, and stay dense.
+    """
+    # a layer inside a router chooses experts, and must stay dense
     routers = [path for path, m in block.named_modules() if isinstance(m, Router)]
     for path, layer in layers_of(block):
         matrix = matrix_of(layer)
@@ -290,9 +311,9 @@ def _matrices(block: nn.Module) -> Iterator[tuple[str, Matrix]]:
 
 
 def _check_globs(model: nn.Module, unused: Sequence[str]) -> None:
-    """Refuse globs that match nothing inside the blocks.  Raises: TargetError.
+    """Refuse globs that match nothing inside the blocks.
 
-    unused: patterns that matched no layer.
+    unused: patterns that matched no layer. Raises: TargetError.
     """
     for glob in unused:
         outside = [p for p, m in model.named_modules() if p and matches(p, unwrapped(m), glob)]
@@ -302,9 +323,9 @@ def _check_globs(model: nn.Module, unused: Sequence[str]) -> None:
 
 
 def _check_widths(stops: Sequence[Stop], pattern: NofM | None) -> None:
-    """Check that a pattern divides each layer's inputs.  Raises: ShapeError.
+    """Check that the pattern n:m divides each layer's inputs: in must be a multiple of m.
 
-    stops: blocks with their layers; pattern: n of m weights.
+    stops: blocks with their layers; pattern: None = nothing to check. Raises: ShapeError.
     """
     m = 1 if pattern is None else pattern.m
     for stop in stops:
@@ -354,18 +375,23 @@ def sparsify(
 ) -> Sparsified:
     """Prune a pretrained model in place, block by block; no gradient is computed.
 
-    method: `Magnitude`, `Wanda`, `SparseGPT`, `DSnoT`.  calib: rows as `fit` takes them
-    (`load_texts(...).train`, a list of {"input_ids": (T,)}, a tensor of pictures), or batches.
-    layers: see `Pruner`.  out: a folder for finished blocks and hidden states; killed anywhere, the
-    same call with resume=True ends in the same bits.  errors: measure each layer's output error,
-    which SparseGPT does anyway; it costs a product of inputs as large as a layer's forward.
-    sequential: "block", the layers of a block are pruned by what they see in the block as it was;
-    "layer", each by what it sees behind those pruned before it, with a forward for each.
-    progress: is given a line for each block.
-    Several processes each take their own rows, and all prune by the statistics of all.
+    method: `Magnitude`, `Wanda`, `SparseGPT` or `DSnoT`.
+    calib: samples as `fit` takes them (`load_texts(...).train`, a list of {"input_ids": (T,)}, a
+    tensor of pictures), or batches.
+    layers: see `LayerPruner`.
+    out: a folder for finished blocks and hidden states; resume: continue from it, which gives the
+    same bits as an uninterrupted run.
+    errors: measure each layer's output error, which SparseGPT does anyway; it costs a product of
+    inputs as large as a layer's forward.
+    sequential: "block", the layers of a block are pruned for the inputs that they have in the
+    unpruned block; "layer", each for its inputs behind those pruned before it, with a forward for
+    each.
+    progress: function that is given a line of text for each block.
+    In a run of several processes each takes rows of its own, and all prune by the statistics of
+    all.
 
     Raises: as `Pruner.plan`; DataError for moments that are not finite; CheckpointError for a
-    folder of another walk or with a damaged file; TrainingError for a full disk. The model is then
+    folder of another run or with a damaged file; TrainingError for a full disk. The model is then
     as it was.
     """
     if not isinstance(method, Pruner):
@@ -382,6 +408,7 @@ def sparsify(
     plan = method.plan(model, rows, seed=seed)
     assert isinstance(plan, Calibrated)
     place = None if out is None else Path(out)
+    # folder and report are no settings of the method, and so not of its record
     plan = replace(plan, out=place, resume=resume, report=progress)
     one_of("sequential", sequential, ("block", "layer"))
     if sequential == "layer":
@@ -395,8 +422,9 @@ def sparsify(
 
 
 def bytes_of(stops: Sequence[Stop]) -> dict[str, int]:
-    """Count the bytes of the layers' weights as they are, and as `formats.Bitmask` stores them.
+    """Count the bytes of the pruned layers' weights: {"dense", "bitmask"}.
 
+    "dense" as they are in memory, "bitmask" as `formats.Bitmask` would store them.
     stops: blocks with the pruned layers.
     """
     dense = packed = 0
@@ -411,11 +439,11 @@ def bytes_of(stops: Sequence[Stop]) -> dict[str, int]:
 
 
 def bytes_by_part(model: nn.Module, stops: Sequence[Stop]) -> dict[str, int]:
-    """Count the bytes of each part of the model, pruned layers as `formats.Bitmask` stores them.
+    """Count the bytes of each part of the model, with pruned layers stored as bitmasks.
 
     stops: blocks with the pruned layers.
-    Returns "kept values", "bitmasks", "zeros left out", "embeddings and heads", "other": the first
-    two and the last two are the file, the middle one what it saves.
+    Returns "kept values", "bitmasks", "zeros left out", "embeddings and heads", "other". The file
+    has the sum of all but "zeros left out", which is what pruning saves.
     """
     pruned = {id(getattr(m.owner, m.name)) for stop in stops for m in stop.layers.values()}
     sizes = {"kept values": 0, "bitmasks": 0, "zeros left out": 0}
@@ -426,6 +454,7 @@ def bytes_by_part(model: nn.Module, stops: Sequence[Stop]) -> dict[str, int]:
         sizes["zeros left out"] += (weight.numel() - count) * size
         # a bit for each weight, rows padded to bytes, and 8 bytes for each row's offset
         sizes["bitmasks"] += len(weight) * (-(-weight.shape[1] // 8) + 8)
+    # outside the blocks: matrices are embeddings and heads, vectors are norms and the like
     inner = {id(p) for _, block in blocks(base_of(model)) for p in block.parameters()}
     rest = [p for p in base_of(model).parameters() if id(p) not in pruned]
     outer = [p.nbytes for p in rest if id(p) not in inner and p.dim() > 1]

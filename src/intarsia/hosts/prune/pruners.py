@@ -19,14 +19,21 @@ class MaskPruner(LayerPruner):
     """Pruner that keeps the weights of the largest scores as they are."""
 
     def choose(self, scores: Mapping[str, Tensor]) -> Partition:
-        """Select the largest scores of a layer, as many as the density says."""
+        """Select the weights to keep: a share `density` of each matrix, those of largest score.
+
+        scores: path -> (out, in), one matrix here. Returns a partition whose part 0 is kept.
+        """
         return keep_shares(scores, dict.fromkeys(scores, self.density))
 
     def edit(
         self, name: str, weight: Tensor, statistics: Statistics, generator: torch.Generator
     ) -> tuple[Partition, Tensor]:
-        """Return the partition, and the weight with zeros outside it."""
+        """Return the weights that stay, and the weight with zeros in all other entries.
+
+        name, weight, statistics: of the layer; generator: unused, nothing is drawn.
+        """
         scores, n_of_m = {name: self.score(weight, statistics)}, self.n_of_m
+        # a pattern n:m chooses inside each m inputs; without one the largest scores stay
         part = self.choose(scores) if n_of_m is None else keep_n_of_m(scores, n_of_m.n, n_of_m.m)
         return part, weight.masked_fill(~part.mask(name, 0).to(weight.device), 0)
 
@@ -59,6 +66,7 @@ class Wanda(MaskPruner):
 
     def choose(self, scores: Mapping[str, Tensor]) -> Partition:
         """Select the largest scores of each row."""
+        # algorithm 1 compares weights of one output only
         return keep_rows(scores, self.density)
 
 
@@ -84,15 +92,19 @@ class SparseGPT(LayerPruner):
         return frozenset({"hessian"})
 
     def score(self, weight: Tensor, statistics: Statistics) -> Tensor:
-        """Compute W_ij^2 / U_jj^2, U the Cholesky factor of the inverse Hessian."""
+        """Return W_ij^2 / U_jj^2, U the Cholesky factor of the inverse Hessian; (out, in)."""
+        # loss from removing one weight if all later columns make up for it (optimal brain surgeon)
         return obs(weight, statistics, self.damp)
 
     def edit(
         self, name: str, weight: Tensor, statistics: Statistics, generator: torch.Generator
     ) -> tuple[Partition, Tensor]:
-        """Choose weights column by column and compensate; returns the partition and the new
-        weight.
+        """Choose weights column by column, and change later columns to make up for those removed.
+
+        name, weight, statistics: of the layer; generator: unused, nothing is drawn.
+        Returns the partition, whose part 0 stays, and the new weight.
         """
+        # algorithm 1: from left to right, each column's error is spread over the columns behind it
         return choose_and_compensate(
             weight,
             statistics,
@@ -107,7 +119,11 @@ class SparseGPT(LayerPruner):
 def _card(
     key: str, config: type, paper: Paper, summary: str, *tags: str, names: Sequence[str] = ()
 ) -> Card:
-    """Build the card of a pruner."""
+    """Build the catalogue entry of a pruner.
+
+    key: its name in the catalogue; config: its class; paper, summary: its source, and a sentence;
+    tags: of the catalogue; names: other names.
+    """
     return Card(
         key,
         kind="change",
@@ -120,6 +136,7 @@ def _card(
     )
 
 
+# what the catalogue says of each pruner
 CARDS = (
     _card(
         "magnitude",

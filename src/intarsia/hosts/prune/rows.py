@@ -15,11 +15,11 @@ from ...core.errors import DataError
 from .walk import inputs_of
 
 ROWS, LENGTH, BATCH = 8, 32, 8
-OF_TRAINING = 128  # rows, where a training's own are taken
+OF_TRAINING = 128  # number of training samples that are taken for calibration
 
 
 def check_rows(batches: Sequence[Any]) -> None:
-    """Check that there are enough calibration rows, and that they are long enough.
+    """Check that there are enough calibration samples, and that texts are long enough.
 
     batches: as a model takes them.
     Raises: DataError for none, for what is no tensor, and for too few or too short ones.
@@ -40,9 +40,9 @@ def check_rows(batches: Sequence[Any]) -> None:
 
 
 def check_tensors(inputs: Any) -> None:
-    """Check that all inputs of a batch are tensors.
+    """Check that all inputs of a batch are tensors, not texts, for example.
 
-    Raises: DataError for others, such as texts.
+    inputs: a tensor, or a mapping of them. Raises: DataError.
     """
     for name, value in _named_tensors(inputs).items():
         if not isinstance(value, Tensor):
@@ -53,7 +53,7 @@ def check_tensors(inputs: Any) -> None:
 
 
 def _token_ids(inputs: Any) -> Tensor | None:
-    """Return the token ids (B, T) of a batch, or None."""
+    """Return the token ids (B, T) of a batch; None for pictures and the like."""
     ids = inputs.get("input_ids") if isinstance(inputs, Mapping) else inputs
     if not isinstance(ids, Tensor) or ids.is_floating_point() or ids.dim() != 2:
         return None
@@ -61,7 +61,7 @@ def _token_ids(inputs: Any) -> Tensor | None:
 
 
 def digest_of(batches: Sequence[Any]) -> str:
-    """Hash calibration rows: names, types, shapes and numbers."""
+    """Return the SHA-256 of calibration data: names, types, shapes and numbers."""
     total = hashlib.sha256()
     for batch in batches:
         inputs = inputs_of(batch)
@@ -75,10 +75,11 @@ def digest_of(batches: Sequence[Any]) -> str:
 
 
 def batched(calib: Any, size: int = BATCH) -> list[Any]:
-    """Group rows into batches that a model takes; rows of one length are stacked.
+    """Group calibration samples into batches that a model takes; equal shapes are stacked.
 
-    calib: a tensor of rows, a data set or a list of rows ({"input_ids": (T,)}, or (input, label)),
-    or batches, in a list, a data loader or whatever else gives one after the other.
+    calib: a tensor (N, ...), a data set or a list of samples ({"input_ids": (T,)}, or (input,
+    label)), or batches already, in a list, a data loader or another iterable; size: samples of a
+    batch.
     Raises: DataError for anything else.
     """
     if isinstance(calib, Tensor):
@@ -113,7 +114,10 @@ class Numbered(Protocol):
 
 
 def _list_items(calib: Any) -> list[Any]:
-    """List the items of a data set, by number where it has numbers."""
+    """Return the items of a data set or iterable as a list.
+
+    Raises: DataError for a text, a mapping, or what has no items.
+    """
     by_number = isinstance(calib, Numbered)
     if isinstance(calib, (str, Mapping)) or not (by_number or isinstance(calib, Iterable)):
         fix = "Pass a list of rows or batches, such as [batch], or load_texts(...).train."
@@ -124,7 +128,7 @@ def _list_items(calib: Any) -> list[Any]:
 
 
 def _is_row(row: Any) -> bool:
-    """Return True for one row, False for a batch."""
+    """Return True for a single sample, False for a batch: (T,) ids or a (C, H, W) picture."""
     ids = row.get("input_ids") if isinstance(row, Mapping) else row
     return isinstance(ids, Tensor) and ids.dim() == (3 if ids.is_floating_point() else 1)
 
@@ -136,7 +140,7 @@ def _named_tensors(row: Any) -> dict[str, Tensor]:
 
 
 def _stack_rows(rows: Sequence[Any]) -> Any:
-    """Stack rows of equal shapes into a batch."""
+    """Stack samples of equal shapes into a batch: a tensor, or a mapping of tensors."""
     named = {
         n: torch.stack([_named_tensors(row)[n] for row in rows]) for n in _named_tensors(rows[0])
     }
@@ -144,15 +148,16 @@ def _stack_rows(rows: Sequence[Any]) -> Any:
 
 
 def training_rows(change: Change, train: Any) -> list[Any]:
-    """Take batches of 128 rows, evenly spread over training data, for a change that reads some.
+    """Return batches of 128 samples, evenly spread over the training data, to calibrate a change.
 
-    No batches for a change that does not, such as an adapter; with their labels, and four times as
+    None for a change that reads no data, such as an adapter; with their labels, and four times as
     many, for one that needs "labels".
     """
     needs = change.needs
     if train is None or not needs:
         return []
     count = 4 * OF_TRAINING if "labels" in needs else OF_TRAINING
+    # evenly spread, since a data set may be sorted by class or source
     step = max(1, len(train) // count)
     rows = [train[i] for i in range(0, len(train), step)][:count]
     # gradients of a loss vary more than moments of inputs

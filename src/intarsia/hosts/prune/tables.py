@@ -32,7 +32,12 @@ BLOCK = 1 << 22  # numbers of a table that are decoded at a time
 
 @dataclass(frozen=True)
 class SavedTable:
-    """Record of a written table."""
+    """Record of how one embedding table was written.
+
+    name: of the weight; rows: as rows of (column, value) pairs, False = dense; density: share of
+    its numbers that are not 0; break_even: density below which rows are smaller; bytes: as written;
+    dense: bytes of the table as it was.
+    """
 
     name: str
     rows: bool
@@ -42,6 +47,7 @@ class SavedTable:
     dense: int
 
     def __str__(self) -> str:
+        """Format the record as a line: form, density, and bytes before and after."""
         form = "rows" if self.rows else "dense"
         sizes = f"{self.bytes:,} of {self.dense:,} bytes"
         return (
@@ -53,11 +59,12 @@ class SavedTable:
 def save_tables(
     model: nn.Module, path: str | Path, *, half: bool = False
 ) -> tuple[SavedTable, ...]:
-    """Write a model's parameters and buffers as one safetensors file, its tables as CSR rows.
+    r"""Write a model to one safetensors file, with sparse embedding tables as CSR rows.
 
-    Of an embedding the weights that are not 0 are written with their columns, where that takes less
-    than the table; all else is written as it is.  half: tables are rounded to float16.
-    Returns a line for each table: `print(*save_tables(model, path), sep="\\n")`.
+    For each embedding table, the numbers that are not 0 are written with their columns, if that
+    takes less than the table; everything else is written as it is. half: tables are rounded to
+    float16.
+    Returns a record for each table: `print(*save_tables(model, path), sep="\\n")`.
     Raises: TargetError for a model without embeddings; TrainingError if it cannot be written.
     """
     tables = {
@@ -71,7 +78,7 @@ def save_tables(
     for name, tensor in model.state_dict().items():
         tensor = tensor.detach().cpu().contiguous()
         if name not in tables:
-            stored[name] = tensor.clone()  # of tied weights each has its own
+            stored[name] = tensor.clone()  # tied weights are stored once for each name
             continue
         table = tensor.half() if half else tensor
         width, dense_bytes = table.shape[1], tensor.numel() * tensor.element_size()
@@ -91,7 +98,7 @@ def save_tables(
 
 
 class unfilled(TorchFunctionMode):
-    """Mode in which a model is built whose large weights have no memory until they are mapped.
+    """Mode of torch to build a model whose large weights have no memory until they are mapped.
 
     with unfilled():
         model = LightGcn().build(train)
@@ -117,12 +124,12 @@ class unfilled(TorchFunctionMode):
 
 
 def load_tables(model: nn.Module, path: str | Path, *, mapped: bool = False) -> None:
-    """Read what `save_tables` wrote into a model of the same names and shapes.
+    """Read a file that `save_tables` wrote into a model of the same names and shapes.
 
-    mapped: weights are not read but views of the file, of which the system reads the pages that are
-    used, and drops them where memory is short: tables may be larger than it (see `unfilled`).
+    mapped: weights become views of the file, of which the system reads the pages that are used, and
+    drops them when memory is short: tables may be larger than memory (see `unfilled`).
     Those that were written as rows, or in another type, are decoded into a nameless file first.
-    The file must stay as it is; changes of a weight are the process's own.
+    The file must not be changed; changes of a weight are private to the process.
     Raises: CheckpointError for a file that is damaged, or of another model.
     """
     try:
@@ -133,14 +140,17 @@ def load_tables(model: nn.Module, path: str | Path, *, mapped: bool = False) -> 
 
 
 def put_tables(model: nn.Module, path: str | Path, mapped: bool) -> None:
-    """Read the tables of a file whose bytes were checked, as `load_tables`."""
+    """Read the tensors of a file, whose digest was checked, into a model; see `load_tables`.
+
+    mapped: weights become views of the file. Raises: CheckpointError.
+    """
     try:
-        stored: Mapping[str, Tensor] = read_tensors(path)  # which maps it
+        stored: Mapping[str, Tensor] = read_tensors(path)  # the tensors are memory-mapped
     except (OSError, SafetensorError) as error:
         raise damaged(Path(path), f"no readable safetensors file ({error})") from error
     tables = {n.rpartition(".")[0] for n in stored if n.endswith(".row_offsets")}
     parts = {f"{name}.{part}" for name in tables for part in PARTS}
-    # what was written as it is
+    # tensors that were written as they are
     state = {n: t for n, t in stored.items() if n not in parts}
     model_state = model.state_dict()
     for name in sorted(tables):
@@ -171,8 +181,9 @@ def put_tables(model: nn.Module, path: str | Path, mapped: bool) -> None:
 
 
 def _nameless_file_tensor(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-    """Create a tensor in a file without a name.  Raises: TrainingError where the disk has no
-    room.
+    """Create a tensor of a shape and type whose memory is a temporary file, freed with it.
+
+    Raises: TrainingError if the disk has no room.
     """
     size = torch.Size(shape).numel()
     if not size:
@@ -193,7 +204,7 @@ def _nameless_file_tensor(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
 
 
 def _row_slices(shape: tuple[int, ...]) -> Iterator[slice]:
-    """Split the rows of a table into slices of a few million numbers."""
+    """Yield slices of a table's rows, each of a few million numbers; shape: of the table."""
     rows = max(1, BLOCK // max(1, torch.Size(shape[1:]).numel()))
     return (slice(first, min(first + rows, shape[0])) for first in range(0, shape[0], rows))
 
@@ -201,9 +212,11 @@ def _row_slices(shape: tuple[int, ...]) -> Iterator[slice]:
 def _decode_mapped(
     encoded: Mapping[str, Tensor], shape: tuple[int, ...], dtype: torch.dtype
 ) -> Tensor:
-    """Decode a table of rows into a mapped tensor, block by block.
+    """Decode a table that is stored as rows into a file-backed tensor, some rows at a time.
 
-    encoded: the stored tensors; shape: of the table.
+    encoded: stored tensors by name, see `formats.Columns`; shape: of the table; dtype: of the
+    result.
+    Raises: ShapeError for offsets that do not fit the table.
     """
     table, offsets = _nameless_file_tensor(shape, dtype), encoded["row_offsets"].long()
     if len(offsets) != shape[0] + 1 or int(offsets[-1]) != len(encoded["values"]):
@@ -220,7 +233,7 @@ def _decode_mapped(
 
 
 def _convert_type(stored: Tensor, dtype: torch.dtype) -> Tensor:
-    """Convert a tensor to the model's type; a large one becomes a mapped tensor."""
+    """Convert a tensor to the model's type; a large one becomes a file-backed tensor."""
     if stored.dtype == dtype:
         return stored
     # small ones need no file

@@ -31,9 +31,9 @@ Tune = Callable[["Stop", "Flow", int], None]
 
 @dataclass(frozen=True)
 class Stop:
-    """Block of a walk, and the matrices in it that are edited, by their paths in the model.
+    """Block of the model that is edited in turn, and the matrices in it that are edited, by path.
 
-    outside: it is no block, but a layer outside them, such as a language model's head.
+    outside: it is no block, but a layer outside the blocks, such as a language model's head.
     """
 
     path: str
@@ -53,17 +53,17 @@ def walk_blocks(
     by_layer: bool = False,
     tune: Tune | None = None,
 ) -> list[dict[str, Any]]:
-    """Edit each block in order; returns the rows that `edit` gives, block by block.
+    """Edit each block in order, with statistics of its inputs; return the rows that `edit` returns.
 
-    stops: the blocks.  batches: calibration data, as the model takes it.
-    edit: (path of the block, its layers, statistics of their inputs) -> rows; it changes the
-    weights.
+    model: changed in place; stops: the blocks; batches: calibration data, as the model takes it.
+    edit: function (path of the block, its layers, statistics of their inputs) -> a row for each
+    layer; it changes the weights.
     needs: statistics to collect, see `Statistics.of`; empty = no forward at all.
-    kept: where finished blocks and hidden states are written, and read again.
-    by_layer: the inputs of a layer have gone through the edited layers before it in its block, too;
-      a pass for each group of layers that read one tensor.
-    tune: is called with each edited block, the flow and the block's number before its outputs go
-      on: a `Chain` has the inputs of the block.
+    kept: record of finished blocks and hidden states, from which an interrupted run resumes.
+    by_layer: statistics of a layer come from inputs behind the edited layers before it in its
+      block; one pass for each group of layers that read one tensor.
+    tune: is called with each edited block, the flow of hidden states and the block's number, before
+      the block's outputs become the next one's inputs; a `Chain` has the inputs of the block.
     A model whose blocks do not follow one another directly (Swin, EfficientNet) is run as a whole,
     once for each block.
     """
@@ -74,7 +74,7 @@ def walk_blocks(
         finished = kept.restored(stops, flow)
         for number, stop in enumerate(stops[len(finished) :], len(finished)):
             clock = time.perf_counter()
-            # a head reads what the last block gives: the whole model, row by row
+            # a head reads the last block's output: the whole model is run, one sample at a time
             block_flow = Whole(model, rowwise(batches)) if needs and stop.outside else flow
             before, edited = None, list[dict[str, Any]]()
             # 1. the inputs of the block's layers: all at once, or group by group behind edited ones
@@ -100,10 +100,10 @@ def walk_blocks(
 
 
 def in_order(layers: Mapping[str, Matrix], run: Callable[[], object]) -> list[Mapping[str, Matrix]]:
-    """Group layers in the order of a forward; those that read one tensor are together.
+    """Group layers by the order in which a forward calls them; equal inputs make a group.
 
-    run: the forward. Of experts those that read what the others give ("down") come behind them;
-    what is not called comes last.
+    layers: by path; run: computes the forward. Experts' `down` comes after their gate and up, whose
+    outputs it reads; layers that are not called come last.
     """
     calls: list[tuple[nn.Module, Any]] = []
 
@@ -131,7 +131,7 @@ def in_order(layers: Mapping[str, Matrix], run: Callable[[], object]) -> list[Ma
 
 
 class Still:
-    """Flow of a method that looks at weights alone: nothing is computed."""
+    """Hidden states for a method that looks at weights alone: nothing is computed."""
 
     hidden: list[Tensor] = []  # noqa: RUF012 - never written to
 
@@ -145,7 +145,10 @@ class Still:
 
 
 class Whole:
-    """Flow of all batches through the whole model, once for each block."""
+    """Hidden states by running the whole model on all batches, once for each block.
+
+    For models in which one block's output is not simply the next one's input.
+    """
 
     def __init__(self, model: nn.Module, batches: Iterable[Any]) -> None:
         self.model, self.batches, self.hidden = model, batches, list[Tensor]()
@@ -154,6 +157,7 @@ class Whole:
         """Run the whole model on all batches, so that the inputs of a block's layers are observed.
 
         number: unused, all blocks run; observed: collects statistics, and gets each batch's mask.
+        Returns None: the outputs of a single block are not known.
         """
         for batch in self.batches:
             observed.mask = mask_of(batch)
@@ -161,15 +165,18 @@ class Whole:
         return None
 
     def onward(self, number: int, before: Tensor | None) -> float | None:
-        """Do nothing: the next block's run begins at the model's inputs."""
+        """Do nothing: the next block's run begins at the model's inputs.
+
+        number, before: unused, `Chain` needs them. Returns None: no error is measured.
+        """
         return None
 
 
 class Chain:
-    """Flow of hidden states from block to block.
+    """Hidden states that pass from block to block: each block runs alone.
 
-    masks: of each batch, None = no padding.  hidden: of each batch, the inputs of the next block.
-    calls: of each batch, the further arguments of each block.
+    masks: for each batch, True where a token is no padding, None = no padding.  hidden: for each
+    batch, the input of the next block.  calls: for each batch, the further arguments of each block.
     """
 
     def __init__(self, stops: Sequence[Stop], masks: Sequence[Tensor | None]) -> None:
@@ -197,12 +204,13 @@ class Chain:
         return first
 
     def onward(self, number: int, before: Tensor | None) -> float | None:
-        """Make the edited block's outputs the next inputs; returns ||new - old|| / ||old||.
+        """Make the edited block's outputs the next inputs; return ||new - old|| / ||old||.
 
-        number: the block's; before: its outputs for the first batch before the edit.
+        number: the block's; before: its outputs for the first batch before the edit, None = not
+        measured.
         """
         error: float | None = None
-        last = number == len(self.stops) - 1  # nothing reads what it gives
+        last = number == len(self.stops) - 1  # nothing reads the last block's outputs
         for batch in range(1 if last else len(self.masks)):
             out = self.run(number, batch)
             if not batch and before is not None:
@@ -218,22 +226,24 @@ Flow = Still | Whole | Chain
 
 
 def flow_of(model: nn.Module, stops: Sequence[Stop], batches: Sequence[Any]) -> Flow:
-    """Choose how hidden states reach each block: from the block before, or from the model's inputs.
+    """Choose how each block's inputs are computed: from the block before, or by whole forwards.
 
-    Return a `Chain` if each block is given the very tensor that the one before it returned, else
-    `Whole`, which runs the whole model for each block.  stops: the blocks; batches: calibration
-    data.
+    Returns a `Chain` if each block is given the very tensor that the one before it returned, else
+    `Whole`, which runs the whole model for each block.
+    stops: the blocks; batches: calibration data.
     """
-    if any(block_kind(stop.block) in CONVOLUTIONAL for stop in stops):  # they change the channels
+    # convolutional blocks change the number of channels
+    if any(block_kind(stop.block) in CONVOLUTIONAL for stop in stops):
         return Whole(model, batches)
     chain = Chain(stops, [mask_of(batch) for batch in batches])
     # the head is not run: its outputs are large and nothing here reads them
-    inner = getattr(model, "base_model", model)  # of transformers, without its head
+    inner = getattr(model, "base_model", model)  # a transformers model without its head
     body = inner if isinstance(inner, nn.Module) else model
     for batch in batches:
         with recorded(stops) as calls:
             call(body, inputs_of(batch))
-        # with blocks that give back their input, a chain has one tensor at every block
+        # the recorded blocks return their inputs: in a chain all of them see one and the same
+        # tensor
         linked = len(calls) == len(stops) and all(x is calls[0][0] for x, _, _ in calls)
         if not linked:
             return Whole(model, batches)
@@ -246,23 +256,25 @@ def flow_of(model: nn.Module, stops: Sequence[Stop], batches: Sequence[Any]) -> 
 def recorded(stops: Sequence[Stop]) -> Iterator[list[tuple[Tensor, tuple[Any, ...], Any]]]:
     """Record the arguments of each block inside the `with`; blocks return their input unchanged.
 
-    stops: the blocks.  Yields a list that a forward fills.
+    stops: the blocks. Yields a list that a forward fills with (hidden state, other positional
+    arguments, keywords) of each block.
     """
     calls: list[tuple[Tensor, tuple[Any, ...], Any]] = []
     tail: list[tuple[Any, ...] | None] = []
 
     def forward(stop: Stop, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        """Note a block's inputs and return its hidden state as it came.
+        """Record a block's arguments, and return its hidden state unchanged.
 
-        stop: the block; original: its own forward, which is called once, for what else it returns.
+        stop: the block; original: its own forward, which is called once to see which further
+        outputs the block returns; args, kwargs: the arguments.
         """
         by_keyword = not args
         x = kwargs.pop("hidden_states") if by_keyword else args[0]
-        # a block is run more than once: it may not see keys of the run before
+        # a block is run more than once, and must not see cached keys of an earlier run
         fresh = {n: None if isinstance(v, Cache) else v for n, v in kwargs.items()}
         fresh |= {"use_cache": False} if "use_cache" in kwargs else {}
         calls.append((x, args[1:], fresh))
-        if not tail:  # what a block returns beside its hidden state
+        if not tail:  # further outputs of a block, beside its hidden state
             out = original(x, *args[1:], **kwargs)
             tail.append(out[1:] if isinstance(out, tuple) else None)
         return x if tail[0] is None else (x, *tail[0])
@@ -277,12 +289,15 @@ def recorded(stops: Sequence[Stop]) -> Iterator[list[tuple[Tensor, tuple[Any, ..
 
 
 def _bind_forward(forward: Callable[..., Any], stop: Stop, original: Any) -> Callable[..., Any]:
-    """Bind a replacement of `forward` to a block and its original."""
+    """Return a new `forward` for a block, which calls a replacement with block and original."""
     return lambda *args, **kwargs: forward(stop, original, *args, **kwargs)
 
 
 def _restore_forward(block: nn.Module, replaced: Any) -> None:
-    """Undo the replacement of a block's `forward`."""
+    """Undo the replacement of a block's `forward`.
+
+    replaced: the block's own attribute before, None = it had the method of its class.
+    """
     if replaced is None:
         del block.forward
     else:
@@ -290,7 +305,7 @@ def _restore_forward(block: nn.Module, replaced: Any) -> None:
 
 
 def inputs_of(batch: Any) -> Any:
-    """Return the inputs of a batch: the tensor, or the arguments without labels."""
+    """Return the inputs of a batch: the tensor of (x, y), or the arguments without labels."""
     inputs = batch[0] if isinstance(batch, (tuple, list)) else batch
     if isinstance(inputs, Mapping):
         return {name: value for name, value in inputs.items() if name != "labels"}
@@ -298,7 +313,10 @@ def inputs_of(batch: Any) -> Any:
 
 
 def rowwise(batches: Sequence[Any]) -> Iterator[Any]:
-    """Split batches into rows, since the outputs of a language model's head are large."""
+    """Yield each sample of the batches as a batch of one.
+
+    A language model's head has large outputs, which are computed for one sample at a time.
+    """
     for batch in batches:
         inputs = inputs_of(batch)
         if isinstance(inputs, Mapping):
@@ -309,7 +327,7 @@ def rowwise(batches: Sequence[Any]) -> Iterator[Any]:
 
 
 def mask_of(batch: Any) -> Tensor | None:
-    """Return the mask of a batch, True where a token is no padding; None for none."""
+    """Return the attention mask of a batch, True where a token is no padding; None without one."""
     inputs = batch[0] if isinstance(batch, (tuple, list)) else batch
     mask = inputs.get("attention_mask") if isinstance(inputs, Mapping) else None
     return None if mask is None else mask.bool()

@@ -28,9 +28,11 @@ def processor(
     length: int = 2048,
     progress: Callable[[str], None] = announce,
 ) -> Processor:
-    """Build the processor that makes rows for this model out of questions, pictures and sounds.
+    """Build the processor that turns questions, pictures and sounds into inputs of this model.
 
-    length: tokens of a row, at most, marks among them.
+    tokenizer: of the language model; length: tokens of a row, at most, those in place of pictures
+    and sounds among them; progress: function that is given a line of text, as when an encoder is
+    loaded.
     Raises: ConfigError for a model without connectors.
     """
     connectors = connectors_of(model)
@@ -47,7 +49,10 @@ def processor(
 
 
 def prompt(model: nn.Module, row: dict[str, Tensor]) -> Tensor:
-    """Embed a question; vectors that are not to be read are left out.  (1, T, d)."""
+    """Return the embeddings (1, T, d) of a question with its pictures and sounds.
+
+    row: of the processor; vectors that the model is not to read are left out.
+    """
     batch = answers_batch([{n: t for n, t in row.items() if n != "labels"}])
     host: Any = decoder_of(model)
     device = next(host.parameters()).device
@@ -69,10 +74,10 @@ def answer(
     audio: Any = (),
     tokens: int = 32,
 ) -> str:
-    """Answer a question about pictures and sounds, the likeliest token at a time.
+    """Answer a question about pictures and sounds, by the most probable token at each step.
 
-    image: a path, a PIL picture, or several; audio: a path, (samples, rate), or a list of them.
-    tokens: at most so many.
+    processor: see `processor`; image: a path, a PIL picture, or several; audio: a path,
+    (samples, rate), or a list of them; tokens: length of the answer, at most.
     Raises: DataError for files that cannot be read, and a prompt that leaves no room.
     """
     asked_question = Question(question, None, _as_tuple(image), _as_tuple(audio))
@@ -81,7 +86,10 @@ def answer(
 
 @torch.no_grad()
 def answer_of(model: nn.Module, processor: Processor, question: Question, tokens: int = 32) -> str:
-    """Answer a `Question`, as `answer`; an answer that it has is not looked at."""
+    """Return the model's answer to a `Question`; an answer that the question has is ignored.
+
+    processor, tokens: as in `answer`. Raises: DataError for a prompt that leaves no room.
+    """
     at_least("tokens", tokens, 1)
     # the answer must not be part of the prompt
     unanswered = Question(
@@ -113,7 +121,7 @@ def answer_of(model: nn.Module, processor: Processor, question: Question, tokens
 
 
 def _as_tuple(value: Any) -> tuple[Any, ...]:
-    """Return pictures or sounds as a tuple, of none, one or several."""
+    """Return pictures or sounds as a tuple; value: None, one, or a list of them."""
     if value is None:
         return ()
     # (samples, rate) is one sound, not two

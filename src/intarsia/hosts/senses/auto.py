@@ -62,23 +62,27 @@ class SeeingForCausalLM(PreTrainedModel, GenerationMixin, HoldsDecoder):
     _supports_sdpa = True
 
     def __init__(self, config: SeeingConfig, decoder: nn.Module | None = None) -> None:
-        """Build the decoder with its connectors, or take `decoder` as it is.
+        """Build the decoder with its connectors from a config, or wrap an existing one.
 
-        config: settings of the decoder and the steps that changed it; decoder: None = without
-        weights.
+        config: settings of the decoder and the changes made to it; decoder: None = build a new one,
+        whose weights are loaded afterwards.
         """
         super().__init__(config)
-        with torch.device("cpu"):  # transformers makes models without weights, ours draw some
+        # transformers may build on the meta device, but connectors draw their weights
+        with torch.device("cpu"):
             self.decoder: Any = _build(config) if decoder is None else decoder
         self.post_init()
         saved = self.state_dict().keys()
-        # what no file has, and what transformers does not keep
+        # buffers that no file has, and flags that transformers does not keep
         self._computed = {n: b.clone() for n, b in self.named_buffers() if n not in saved}
         self._trainable = {n: p.requires_grad for n, p in self.named_parameters()}
 
     @classmethod
     def from_pretrained(cls, *args: Any, **options: Any) -> Any:
-        """Load a folder as transformers does; weights that are not in the files are an error."""
+        """Load a folder as transformers does; a weight that is in no file is an error.
+
+        args, options: as transformers takes them. Raises: CheckpointError.
+        """
         with_info = options.pop("output_loading_info", False)
         loaded: Any = super().from_pretrained(*args, output_loading_info=True, **options)
         model, info = loaded
@@ -95,7 +99,7 @@ class SeeingForCausalLM(PreTrainedModel, GenerationMixin, HoldsDecoder):
         return loaded if with_info else model
 
     def init_weights(self) -> None:
-        """Tie the decoder's weights, which PEFT has under other names; nothing is drawn."""
+        """Tie the weights that the decoder shares, under the paths they have here; draw none."""
         # PEFT wraps the decoder, so that its tied weights lie under longer paths
         inside = base_of(self.decoder)
         place = next(name for name, m in self.named_modules() if m is inside)
@@ -116,16 +120,21 @@ class SeeingForCausalLM(PreTrainedModel, GenerationMixin, HoldsDecoder):
         labels: Tensor | None = None,
         **inputs: Any,
     ) -> Any:
-        """Compute the decoder's outputs.
+        """Compute the decoder's outputs, and its loss if there are labels.
 
-        input_ids, attention_mask, labels: (B, T), rows of the processor.
+        input_ids, attention_mask, labels: (B, T), rows of the processor; inputs: features of
+        pictures and sounds, and other arguments of the decoder.
         """
         arguments = {"input_ids": input_ids, "attention_mask": attention_mask, "labels": labels}
         return self.decoder(**{n: t for n, t in arguments.items() if t is not None}, **inputs)
 
     @torch.no_grad()
     def generate(self, inputs: Tensor | None = None, **options: Any) -> Any:
-        """Generate the tokens that follow a question, by the decoder's `generate`."""
+        """Generate the tokens that follow a question, by the decoder's `generate`.
+
+        inputs: token ids (B, T), or `input_ids` among the options; options: features of pictures
+        and sounds, and arguments of `generate`.
+        """
         inputs_of_senses = {name: options.pop(name, None) for name in INPUTS}
         ids, host = options.pop("input_ids", inputs), base_of(self.decoder)
         if ids is not None and options.get("inputs_embeds") is None:
@@ -138,12 +147,12 @@ class SeeingForCausalLM(PreTrainedModel, GenerationMixin, HoldsDecoder):
 
 
 def auto_model(model: nn.Module) -> SeeingForCausalLM:
-    """Wrap a model that sees or hears as one of transformers, around the same weights.
+    """Wrap a model that sees or hears as a model of transformers, around the same weights.
 
     Its `save_pretrained` writes decoder, connectors and adapters to one folder, which
     `AutoModelForCausalLM.from_pretrained` opens after `import intarsia`, with no code of the
-    folder's own; `Trainer` keeps such folders as its checkpoints. `intarsia.save` writes what was
-    added alone, which is smaller.
+    folder's own; `Trainer` saves such folders as its checkpoints. `intarsia.save` writes only what
+    was added, which is smaller.
 
     Raises: ConfigError for a model without connectors.
     """
@@ -151,14 +160,17 @@ def auto_model(model: nn.Module) -> SeeingForCausalLM:
     host: Any = base_of(model)
     text = copy.deepcopy(host.config)
     if is_record(vars(text).get("quantization_config")):
-        del text.quantization_config  # `steps` has what was done
+        del text.quantization_config  # `steps` has these changes already
     config = SeeingConfig(text_config=text, steps=entries_of(model))
     config.tie_word_embeddings = False  # the decoder ties its own
     return SeeingForCausalLM(config, model)
 
 
 def _build(config: SeeingConfig) -> nn.Module:
-    """Build the decoder of a config and repeat everything done to it, with weights drawn anew."""
+    """Build the decoder of a config and repeat all changes made to it, with new weights.
+
+    Raises: CheckpointError for changes that cannot be repeated.
+    """
     try:
         model: Any = AutoModelForCausalLM.from_config(cast(Any, config).text_config)
         for entry in config.steps or ():
@@ -169,14 +181,14 @@ def _build(config: SeeingConfig) -> nn.Module:
         raise CheckpointError(
             subject, got=error, want="steps as they were saved", fix=fix
         ) from error
-    # as it was trained: connectors and adapters learn, the decoder does not
+    # the flags of the training: connectors and adapters learn, the decoder does not
     for module in (*connectors.values(), *(m for m in model.modules() if isinstance(m, Cell))):
         module.requires_grad_(True)
     return model
 
 
 def _repeat(model: nn.Module, entry: Mapping[str, Any]) -> nn.Module:
-    """Repeat one step, as `intarsia.load` does it."""
+    """Repeat one recorded change of a model, as `intarsia.load` does; entry: from the config."""
     method, seed, name = card(str(entry["key"])), int(entry["seed"]), str(entry["name"])
     if method.kind == "adapter":
         change = Adapt(settings_from_dict(method, entry["settings"]), head=None)

@@ -18,9 +18,9 @@ BY = ("mlp", "queries")
 
 @dataclass(frozen=True)
 class AskedTokens:
-    """Question about each picture: the token embeddings of its row, and which of them are asked.
+    """Question about each of P pictures: token embeddings of its row, and which of them ask.
 
-    embeds: (P, T, d); mask: (P, T) bool.
+    embeds: (P, T, d); mask: (P, T) bool, True for tokens of the question.
     """
 
     embeds: Tensor
@@ -29,7 +29,7 @@ class AskedTokens:
 
 @dataclass(frozen=True)
 class Vectors:
-    """Output of a connector, in the order of the marks.
+    """Output of a connector: vectors that the language model reads, in the order of their places.
 
     rows: (N, d), of all pictures one after the other; counts: (P,) int64, vectors of each picture;
     keep: (N,) bool, False = not to be read; None = all are read.  chosen: for pages that show which
@@ -58,13 +58,13 @@ class Connector(nn.Module, abc.ABC):
         """Make vectors.  features: (all views, vectors, width); views: (P,) of each picture."""
 
     def describe(self, views: int) -> str:
-        """Say in words what a picture of so many views becomes; "" where all are one view."""
+        """Describe in words what a picture of `views` views becomes; "" where all are one view."""
         return ""
 
     def check(self, features: Tensor) -> None:
-        """Check the features' shape.
+        """Check the shape of an encoder's features, (views, n, width).
 
-        Raises: ShapeError for features of another width.
+        Raises: ShapeError.
         """
         if features.dim() != 3 or features.shape[-1] != self.width:
             got = f"features of shape {tuple(features.shape)}"
@@ -82,7 +82,7 @@ class Projector(nn.Module):
     def __init__(self, width: int, outputs: int, *, generator: torch.Generator) -> None:
         """Build the norm and draw the two linear layers.
 
-        width: of the input; outputs: of both layers.
+        width: of the input; outputs: of both layers; generator: for the weights.
         """
         super().__init__()
         self.norm = nn.LayerNorm(width)
@@ -103,7 +103,10 @@ class Resampler(nn.Module):
     """
 
     def __init__(self, width: int, count: int, *, generator: torch.Generator) -> None:
-        """Draw the queries (count, width) and the projections of the attention."""
+        """Draw the queries (count, width) and the projections of the attention.
+
+        width: of queries, input and output; count: number of queries; generator: for the weights.
+        """
         super().__init__()
         # heads of 128 channels, or the nearest number that divides the width
         self.heads = next(h for h in range(max(1, width // 128), 0, -1) if width % h == 0)
@@ -113,8 +116,8 @@ class Resampler(nn.Module):
         self.norm_q, self.norm_kv, self.norm_o = (nn.LayerNorm(width, eps=1e-6) for _ in range(3))
 
     def forward(self, x: Tensor) -> Tensor:
+        """Let the queries read (P, n, w) by cross-attention; return (P, count, w)."""
         # 1. positions on queries and keys, as in the released code
-        """Read (P, n, w) by the queries, (P, count, w)."""
         x = self.norm_kv(x.to(self.q.weight.dtype))
         place_q, place_k = (p.to(x) for p in positions(len(self.queries), *x.shape[1:]))
         query = (self.norm_q(self.queries) + place_q).expand(len(x), -1, -1)
@@ -126,10 +129,11 @@ class Resampler(nn.Module):
 
 
 def positions(queries: int, keys: int, width: int) -> tuple[Tensor, Tensor]:
-    """Return sines and cosines of the queries' places, and that table resized to the keys.
+    """Return position encodings of queries and keys, of sines and cosines.
 
-    If both counts are squares, places are columns and rows of a grid, which share the width, and
-    the table is resized as a picture is; else they are numbers in a row.
+    queries, keys: their numbers; width: of the encoding. If both numbers are squares, places are
+    columns and rows of a grid, each encoded in half of the width; else they are numbers in a row.
+    The keys have the queries' table, resized as a picture is.
     Returns (queries, width), (keys, width).
     """
     side, key_side = math.isqrt(queries), math.isqrt(keys)
@@ -147,14 +151,14 @@ def positions(queries: int, keys: int, width: int) -> tuple[Tensor, Tensor]:
 
 
 def _sines_and_cosines(place: Tensor, width: int) -> Tensor:
-    """Compute sines, then cosines, of wavelengths from 2 pi to 2 pi 10,000.  (n,) -> (n, width)."""
+    """Return sines, then cosines, of wavelengths from 2 pi to 2 pi 10,000: (n,) -> (n, width)."""
     half = -(-width // 2)
     angle = place[:, None] * 10_000 ** -(torch.arange(half) / half)
     return torch.cat([angle.sin(), angle.cos()], -1)[:, :width]
 
 
 def draw_linear(inputs: int, outputs: int, generator: torch.Generator) -> nn.Linear:
-    """Draw a linear layer: weights from U(-1/sqrt(inputs), 1/sqrt(inputs)), biases of 0."""
+    """Build a linear layer with random weights: U(-v, v), v = inputs^-1/2, and biases of 0."""
     # without torch's own draw, which would use the global generator
     layer = cast(nn.Linear, nn.utils.skip_init(nn.Linear, inputs, outputs))
     bound = inputs**-0.5
@@ -164,12 +168,12 @@ def draw_linear(inputs: int, outputs: int, generator: torch.Generator) -> nn.Lin
 
 
 class PlainConnector(Connector):
-    """Connector of pooling or queries, then the projector: `vectors` of each picture or sound.
+    """Connector that gives each picture or sound `vectors` vectors, by averages or by queries.
 
-    by: "mlp", means over neighbours and then the projector (LLaVA); "queries", the resampler and
-    then the projector.  reads: vectors of the encoder; grid: they are a square of patches.
+    by: "mlp", averages over neighbours and then the projector (LLaVA); "queries", the resampler and
+    then the projector.  reads: number of the encoder's vectors; grid: they are a square of patches.
 
-    Raises: ConfigError where means of neighbours do not make so many vectors.
+    Raises: ConfigError where averages of neighbours cannot make so many vectors.
     """
 
     def __init__(
@@ -201,19 +205,23 @@ class PlainConnector(Connector):
         return self.vectors * views
 
     def forward(self, features: Tensor, views: Tensor, asked: AskedTokens | None) -> Vectors:
-        """Compute vectors of pictures or sounds for the language model.
+        """Compute the vectors of pictures or sounds that the language model reads.
 
-        features: (P, n, width), of P views; views: number of views of each; asked: unused, other
+        features: (all views, n, width); views: (P,), number of views of each; asked: unused, other
         connectors read the question.
         """
         self.check(features)
         x = features.to(self.projector.inner.weight.dtype)
+        # both ways leave `vectors` rows for each view, in the encoder's width
         x = pooled(x, self.vectors, self.grid) if self.resampler is None else self.resampler(x)
         return Vectors(self.projector(x).flatten(0, 1), views * self.vectors)
 
 
 def pooled(x: Tensor, vectors: int, grid: bool) -> Tensor:
-    """Average neighbouring vectors.  (P, n, w) -> (P, vectors, w)."""
+    """Average neighbouring vectors: (P, n, w) -> (P, vectors, w).
+
+    grid: the n vectors are a square of patches, otherwise a row in time.
+    """
     if x.shape[1] == vectors:
         return x
     rows = x.transpose(1, 2)

@@ -19,6 +19,7 @@ from ..anatomy.compare import call
 def modality_loads(model: nn.Module, batches: Iterable[Any]) -> dict[str, Tensor]:
     """Count the tokens of each modality that each expert gets in evaluation, see `expert_loads`.
 
+    model: that sees or hears, with routers; batches: as the model takes them.
     Returns path of each router -> (modalities, experts) int64, in the order of `MODALITIES`.
     Raises: ConfigError for no batch, a model without routers, or one that does not say which
     modality a token is of.
@@ -31,7 +32,7 @@ def modality_loads(model: nn.Module, batches: Iterable[Any]) -> dict[str, Tensor
     }
 
     def count(path: str) -> Any:
-        """Return a hook that counts the tokens of a router."""
+        """Return a hook that counts the tokens of the router at a path."""
 
         def hook(router: Router, _inputs: Any, routing: Any) -> None:
             """Count the tokens of each modality that a router has sent to each expert.

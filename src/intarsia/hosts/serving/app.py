@@ -58,7 +58,7 @@ class Application:
         self.connections = Connections(
             self.limits.connections, self.limits.arrival, self.counters.refused
         )
-        # each route of OpenAI's, what to list, and what to watch
+        # OpenAI's routes, lists of models, health, metrics and the web page
         self.router = Router(
             routes=[
                 *(Route(path, self._ask, methods=["POST"]) for path in ROUTES),
@@ -80,9 +80,9 @@ class Application:
         self.generations.shutdown()
 
     async def _routed(self, scope: Any, receive: Any, send: Any) -> None:
-        """Answer by the routes.  Raises: Refused for one that is not there, or by this method.
+        """Answer a request by the routes.
 
-        scope, receive, send: what ASGI gives an application.
+        scope, receive, send: of ASGI. Raises: Refused for an unknown path, or another method.
         """
         scope["app"] = self  # has the router raise its errors, and not answer in plain text
         try:
@@ -95,8 +95,12 @@ class Application:
             raise Refused(404, message, code="unknown_url") from error
 
     async def _ask(self, request: Request) -> Response:
-        """Answer a POST of OpenAI's routes, whole or as a stream of events."""
-        # browsers send other kinds to any site without asking it first
+        """Answer a POST request for generated text, as one JSON or as a stream of events.
+
+        Raises: Refused for a request that is not JSON or has wrong parameters.
+        """
+        # a web page of another site can send other types, without the browser asking this server
+        # first
         media = request.headers.get("content-type", "").partition(";")[0].strip().lower()
         if media != "application/json":
             message = f"Unsupported content type: {shown(media)}. It must be 'application/json'."
@@ -119,25 +123,25 @@ class Application:
         return JSONResponse({"object": "list", "data": self.served_models.listed()})
 
     async def _model(self, request: Request) -> Response:
-        """Answer with one model's fields."""
+        """Answer with the fields of one model, which the path names."""
         name = self.served_models.find(request.path_params["name"]).name
         return JSONResponse(
             next(fields for fields in self.served_models.listed() if fields["id"] == name)
         )
 
     async def _health(self, _: Request) -> Response:
-        """Answer that the server works, or 503 if a batch has died of an error."""
+        """Answer {"status": "ok"}, or 503 if a batch of requests has ended by an error."""
         if not self.generations.alive():
             raise Refused(503, DEAD)
         return JSONResponse({"status": "ok"})
 
     async def _metrics(self, _: Request) -> Response:
-        """Answer with the counters in Prometheus' text."""
+        """Answer with the counters in the text format of Prometheus."""
         return Response(self.counters.text(), media_type=TYPE)
 
 
 async def _events(events: AsyncIterator[str]) -> AsyncIterator[str]:
-    """Yield the events of an answer; an error is the last one."""
+    """Yield the events of an answer; an error becomes its last event."""
     try:
         async for text in events:
             yield text
@@ -151,7 +155,7 @@ async def _events(events: AsyncIterator[str]) -> AsyncIterator[str]:
 
 
 def _page() -> Any:
-    """Return the page, with the policy that lets it run its own script and nothing else."""
+    """Return the handler of the web page, with a policy that lets it run its own script alone."""
     text = PAGE.read_text("utf-8")
     digests = {
         tag: "sha256-"

@@ -26,7 +26,7 @@ LOG = logging.getLogger(__name__)
 
 @dataclass
 class Increment:
-    """Addition of one step to choice `index`.
+    """Addition of one step to an answer, the choice of number `index`.
 
     parts: texts, `ReasoningText` and `ToolCall` of transformers.  tokens: those of the texts.
     finish: reason why the choice is over, in its last increment.
@@ -40,11 +40,11 @@ class Increment:
 
 @dataclass(frozen=True)
 class ChoicesRequest:
-    """Request for choices: n of each prompt.
+    """Request for answers, which OpenAI calls choices: n for each prompt.
 
-    prompts: token ids.  sampling: of each choice.  stops: texts that end an answer.  tools: as the
-    model's chat template has them.  parsed: thoughts and calls of tools are separated from the
-    text, where the model's makers say how.
+    prompts: token ids.  sampling: settings of each choice.  stops: texts that end an answer.
+    tools: functions, as the model's chat template has them.  parsed: separate thoughts and calls of
+    tools from the text, if the model comes with rules for that.
     """
 
     generation: Generation
@@ -56,9 +56,9 @@ class ChoicesRequest:
     parsed: bool = False
 
     async def increments(self) -> AsyncGenerator[Increment]:
-        """Yield the new text of any choice as it comes.
+        """Yield the new text of any choice as it is generated.
 
-        Choice i of prompt p has the index p * n + i.
+        Choice i of prompt p has the index p * n + i. Closing the generator stops all choices.
         """
         news = asyncio.Queue[Increment | BaseException]()
         # choices are generated at the same time, and share one queue
@@ -82,7 +82,11 @@ class ChoicesRequest:
             await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _choice(self, index: int, prompt: int, news: asyncio.Queue[Any]) -> None:
-        """Put the increments of one choice, or its error, into the queue of all."""
+        """Generate one choice, and put its increments, or its error, into a queue.
+
+        index: number of the choice; prompt: number of the prompt; news: queue that all choices
+        share.
+        """
         try:
             async with aclosing(self._increments(index, prompt)) as steps:
                 async for step in steps:
@@ -91,7 +95,7 @@ class ChoicesRequest:
             news.put_nowait(error)
 
     async def _increments(self, index: int, prompt: int) -> AsyncGenerator[Increment]:
-        """Yield the increments of one choice.
+        """Generate one choice, and yield its increments.
 
         index: number of the choice; prompt: number of the prompt that it answers.
         """
@@ -109,7 +113,7 @@ class ChoicesRequest:
                 record.token(sampling.streamed)
                 text = words.feed(token.id)
                 pending += [] if token.id in eos else [token]
-                # nothing behind a stop text is an answer, its tokens included
+                # neither text nor tokens behind a stop text belong to the answer
                 if words.stopped:
                     break
                 if text:
@@ -128,9 +132,11 @@ class ChoicesRequest:
 
 
 class AnswerText:
-    """Decoder of tokens into text: whole characters, and no stop text or possible begin of one.
+    """Decoder of tokens into text that can be sent: whole characters, and no stop text.
 
-    `ids`: all tokens; `stopped`: a stop text has come, and nothing behind it counts.
+    An end of the text in which a stop text may begin is held back. tokenizer: of the model; stops:
+    texts that end the answer; special: special tokens are shown. `ids`: all tokens; `stopped`: a
+    stop text has come, and nothing behind it counts.
     """
 
     def __init__(self, tokenizer: Any, stops: Sequence[str] = (), *, special: bool = False) -> None:
@@ -140,18 +146,18 @@ class AnswerText:
         self.decoded = self.held = ""
 
     def feed(self, token: int) -> str:
-        """Return the text that a token completes."""
+        """Add a token, and return the text that can be sent now, "" if none can."""
         self.ids.append(token)
         return self._sendable_text(self.stream.step(self.tokenizer.backend_tokenizer, token) or "")
 
     def end(self) -> str:
-        """Return what was held back, half of a character included."""
+        """Return the text that was held back, half of a character included."""
         decoded = self.tokenizer.decode(self.ids, skip_special_tokens=not self.special)
         rest = decoded[len(self.decoded) :] if decoded.startswith(self.decoded) else ""
         return self._sendable_text(rest) + ("" if self.stopped else self.held)
 
     def _sendable_text(self, text: str) -> str:
-        """Add decoded text and return what can be sent: all but a possible begin of a stop text."""
+        """Add decoded text, and return all of it but an end in which a stop text may begin."""
         self.decoded += text
         self.held += text
         if starts := [start for stop in self.stops if (start := self.held.find(stop)) >= 0]:
@@ -172,9 +178,9 @@ class AnswerText:
 
 
 class _AnswerParser:
-    """Parser of text into content, thoughts and calls of tools, where the model's makers say how.
+    """Parser of text into content, thoughts and calls of tools, by rules that come with the model.
 
-    Text that does not fit, such as a call that is no JSON, is content.
+    Text that does not fit the rules, such as a call that is no JSON, is content.
     """
 
     def __init__(self, tokenizer: Any, model: Any, ids: list[int], tools: list[Any] | None) -> None:
@@ -186,12 +192,12 @@ class _AnswerParser:
         return self.parser is not None
 
     def start(self) -> list[Any]:
-        """Return the thoughts that the prompt has begun; its other texts are no answer."""
+        """Return the thoughts that the prompt has begun, which the answer continues."""
         events = [] if self.parser is None else self.parser.initial_events
         return [p for p in response_events_to_chunks(events) if isinstance(p, ReasoningText)]
 
     def feed(self, text: str) -> list[Any]:
-        """Return the parts that a text completes."""
+        """Return the parts that a piece of text completes: str, `ReasoningText` or `ToolCall`."""
         if self.parser is None or not text:
             return [text] if text else []
         try:
@@ -203,7 +209,7 @@ class _AnswerParser:
             return [text]
 
     def end(self) -> list[Any]:
-        """Return the parts that are still open."""
+        """Return the parts that are still open at the end of the answer."""
         if self.parser is None:
             return []
         try:

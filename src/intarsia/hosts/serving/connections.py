@@ -31,17 +31,17 @@ class Connection:
 
     address: Address
     transport: asyncio.Transport | None = None  # None: outside of a server, as in a test
-    since: float = 0.0  # when it was made, or its last answer ended, on the loop's clock
+    since: float = 0.0  # time of the loop at which it was opened, or its last answer ended
     clock: asyncio.TimerHandle | None = None
     heard: bool = False  # some bytes of a request have come since then
     working: bool = False  # a whole request has come, and its answer is not over
-    requests: int = 0  # that are carried out
+    requests: int = 0  # number of requests that are carried out
 
     def close(self, refusal: Refused | None = None) -> None:
-        """Close the connection, with an answer if one is given; what was half read is forgotten."""
+        """Close the connection, with an answer if one is given; a half-read request is dropped."""
         if self.transport is None or self.transport.is_closing():
             return
-        # a close waits until all is written, which this client never reads
+        # close() would wait until the client has read everything, which it may never do
         if self.transport.get_write_buffer_size():
             self.transport.abort()
             return
@@ -50,26 +50,29 @@ class Connection:
         self.transport.close()
 
     def abort(self) -> None:
-        """Drop the connection at once, with what its client has not read."""
+        """Drop the connection at once; answers that its client has not read are lost."""
         if self.transport is not None:
             self.transport.abort()
 
 
 class Connections:
-    """Connections of a server, with a clock for each.
+    """Connections of a server, with a timer for each.
 
-    places: connections at once.  seconds: for a request's headers to arrive, and of a connection
-    without a request.  refused: is called with the status of each answer that is given here, before
-    any request was read.
+    places: most connections at once.  seconds: for a request's headers to arrive, and of a
+    connection without a request.  refused: function that is called with the status of each answer
+    that is given here, before any request was read.
     """
 
     def __init__(self, places: int, seconds: float, refused: Callable[[int], None]) -> None:
         self.places, self.seconds, self.refused = places, seconds, refused
         self.open: dict[Address, Connection] = {}
-        self.logged, self.unlogged = -1.0, 0  # a flood of such clients is a line a second
+        self.logged, self.unlogged = -1.0, 0  # at most one log line a second
 
     def opened(self, transport: Any, address: Address) -> None:
-        """Register a new connection and start its clock; answer 503 if no connection gives way."""
+        """Register a new connection and start its timer; answer 503 if all are at work.
+
+        transport: of asyncio; address: of the client.
+        """
         connection = Connection(address, transport)
         if len(self.open) >= self.places and not self._give_way():
             self._end(
@@ -80,12 +83,12 @@ class Connections:
         self._start(connection)
 
     def heard(self, address: Address) -> None:
-        """Note that bytes of a request have come."""
+        """Record that bytes of a request have come from an address."""
         if (connection := self.open.get(address)) is not None:
             connection.heard = True
 
     def closed(self, address: Address) -> None:
-        """Forget a connection that is gone."""
+        """Forget a connection that has ended, and stop its timer."""
         if (
             connection := self.open.pop(address, None)
         ) is not None and connection.clock is not None:
@@ -93,7 +96,11 @@ class Connections:
 
     @contextmanager
     def request(self, address: Address | None) -> Iterator[Connection]:
-        """Stop the clock while a request is carried out, and start it again after its answer."""
+        """Stop the timer of a connection while its request is carried out, inside the `with`.
+
+        address: of the client; None, or an unknown one, is outside of a server. Yields the
+        connection.
+        """
         connection = self.open.get(address) if address is not None else None
         if connection is None:
             yield Connection(address or ("", 0))
@@ -113,18 +120,21 @@ class Connections:
                     self._start(connection)
 
     def _start(self, connection: Connection) -> None:
-        """Start the clock of a connection without a request."""
+        """Start the timer of a connection without a request, which closes it when it runs out."""
         loop = asyncio.get_running_loop()
         connection.since, connection.heard = loop.time(), False
         connection.clock = loop.call_later(self.seconds, self._close_late, connection)
 
     def _close_late(self, connection: Connection) -> None:
-        """Close a connection whose request did not arrive in time."""
+        """Close a connection whose request did not arrive in time, with 408 if it had begun."""
         text = f"The request's headers did not arrive in {self.seconds:g} seconds."
         self._end(connection, Refused(408, text) if connection.heard else None)
 
     def _give_way(self) -> bool:
-        """Close a connection without a whole request, if there is one."""
+        """Close one connection without a whole request to make room; return False if there is none.
+
+        It is the oldest one of the address with the most connections.
+        """
         per_host = Counter(host for host, _ in self.open)
         # the address that holds most connections loses its oldest one
         idle = (connection for connection in self.open.values() if not connection.working)
@@ -140,7 +150,7 @@ class Connections:
         return True
 
     def _end(self, connection: Connection, refusal: Refused | None) -> None:
-        """Close a connection and forget it; count and log the answer, if there is one."""
+        """Close a connection and forget it; count and log the refusal, if there is one."""
         self.closed(connection.address)
         if refusal is not None:
             self._log(refusal, connection.address[0])
@@ -148,7 +158,7 @@ class Connections:
         connection.close(refusal)
 
     def _log(self, refusal: Refused, host: str) -> None:
-        """Log a refusal, at most one line a second."""
+        """Log a refusal, at most one line a second, with the number of those not logged."""
         now = asyncio.get_running_loop().time()
         self.unlogged += 1
         if now - self.logged >= 1:
@@ -158,7 +168,7 @@ class Connections:
 
 
 def watched(connections: Connections) -> type[H11Protocol]:
-    """Return uvicorn's protocol with `connections` listening: asyncio's three calls, no more."""
+    """Return uvicorn's protocol class, changed to report its connections to `connections`."""
 
     class Watched(H11Protocol):
         """A connection of uvicorn."""
@@ -183,7 +193,7 @@ def watched(connections: Connections) -> type[H11Protocol]:
 
 
 def _response(refusal: Refused) -> bytes:
-    """Return a whole answer of HTTP/1.1, for a client whose request uvicorn never saw."""
+    """Return a refusal as bytes of HTTP/1.1, for a client whose request uvicorn never saw."""
     body = json.dumps(refusal.body()).encode()
     head = (
         f"HTTP/1.1 {refusal.status} {PHRASES[refusal.status]}\r\ncontent-type: application/json\r\n"

@@ -20,7 +20,11 @@ class Counters:
     """Counters of one server; nothing is global."""
 
     def __init__(self, served_models: ServedModels) -> None:
-        """Create all counters of one server, in a registry of its own."""
+        """Create all counters of one server.
+
+        served_models: whose offloaded experts are counted, too.
+        """
+        # a registry of its own: two servers in one process would share the global one's counters
         self.registry = CollectorRegistry()
         options: dict[str, Any] = {"registry": self.registry, "namespace": "intarsia"}
         self.requests = Counter(
@@ -39,14 +43,15 @@ class Counters:
         self.registry.register(_Experts(served_models))  # pyright: ignore[reportArgumentType]
 
     def refused(self, status: int) -> None:
-        """Count an answer to a request that was never whole."""
+        """Count an answer to a request that never arrived as a whole."""
         self.requests.labels("", str(status)).inc()
 
     def ended(self, record: Request, status: int) -> None:
-        """Count a request that is over.  Models that do not exist have no name here.
+        """Count a request that is over: its status, tokens and seconds.
 
-        status: that of the answer, or of the error event that ended its stream; 499 if the client
-        left before its answer was whole.
+        record: of the request; a model that does not exist is counted without a name.
+        status: of the answer, or of the error event that ended its stream; 499 if the client left
+        before its answer was whole.
         """
         self.requests.labels(record.model, str(status)).inc()
         # labels are kept for ever: a name that a client made up must not become one
@@ -70,7 +75,10 @@ class _Experts:
         self.served_models = served_models
 
     def collect(self) -> Iterator[Metric]:
-        """Yield a metric for each count of the slots, by model."""
+        """Yield a metric for each count of experts in memory, by model.
+
+        For models with offloaded experts: hits, reads, bytes, seconds, and experts in use.
+        """
         texts = {
             "hits": "Experts that were in their slots.",
             "loads": "Experts that were read.",
@@ -78,6 +86,7 @@ class _Experts:
             "seconds": "Seconds in which products waited for a read.",
         }
         for name, text in texts.items():
+            # adapters share the slots of their model, which is listed once
             family = CounterMetricFamily(f"intarsia_expert_{name}", text, labels=("model",))
             for model, slots in self.served_models.slots():
                 family.add_metric((model,), getattr(slots.residency(), name))

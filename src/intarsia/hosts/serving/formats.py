@@ -26,19 +26,22 @@ def event(content: Mapping[str, Any]) -> str:
 
 
 class Completions:
-    """Answer of completions and chat completions, which differ in the form of a choice."""
+    """Answer in the JSON of completions or chat completions, whole or as events.
+
+    The two differ in the form of a choice, as OpenAI calls one of several answers.
+    """
 
     def __init__(self, ask: ChoicesRequest, parameters: Mapping[str, Any], route: str) -> None:
         """Start an answer: its id, its time and the fields that all its events share.
 
-        ask: the checked request; parameters: the JSON of its body; route: path that was requested.
+        ask: the checked request; parameters: the JSON of its body; route: `COMPLETIONS` or `CHATS`.
         """
         self.ask, self.chat = ask, route != COMPLETIONS
         self.usage = bool((parameters.get("stream_options") or {}).get("include_usage"))
         self.tokenizer: Any = ask.generation.served.tokenizer
-        self.offsets: dict[int, int] = {}  # of each choice, characters before the next token
-        self.calls: dict[int, int] = {}  # of each choice, calls of tools
-        # as OpenAI's ids begin
+        self.offsets: dict[int, int] = {}  # choice -> number of characters before its next token
+        self.calls: dict[int, int] = {}  # choice -> number of its calls of tools so far
+        # ids begin as OpenAI's do
         name = "chatcmpl" if self.chat else "cmpl"
         self.head: Json = {
             "id": f"{name}-{uuid.uuid4().hex}",
@@ -48,7 +51,7 @@ class Completions:
         }
 
     async def whole(self) -> Json:
-        """Return the answer when all choices are there."""
+        """Generate all choices, and return the answer as one JSON object."""
         choices: list[list[Increment]] = [[] for _ in self.ask.sampling]
         async with aclosing(self.ask.increments()) as increments:
             async for increment in increments:
@@ -57,7 +60,7 @@ class Completions:
         return self.head | {"choices": answers, "usage": usage(current())}
 
     async def events(self) -> AsyncIterator[str]:
-        """Yield the answer as events."""
+        """Yield the answer as server-sent events, while it is generated."""
         if self.chat:
             self.head["object"] = "chat.completion.chunk"
         async with aclosing(self.ask.increments()) as increments:
@@ -71,7 +74,7 @@ class Completions:
         yield DONE
 
     def _choice(self, index: int, steps: Sequence[Increment]) -> Json:
-        """Return a choice in OpenAI's form, from all of its increments.
+        """Return a choice in OpenAI's form, made of all of its increments.
 
         index: number of the choice; steps: its increments.
         """
@@ -94,7 +97,10 @@ class Completions:
         return choice | {"message": message}
 
     def _chunks(self, increment: Increment) -> Iterator[Json]:
-        """Yield a choice for each part; the log-probabilities are the first one's."""
+        """Yield the choices of events for an increment, one for each of its parts.
+
+        Log-probabilities of the increment's tokens go with the first one.
+        """
         logprobs = self._logprobs(increment.index, increment.tokens) if increment.tokens else None
         # the first event of a chat's choice says who speaks
         begun = increment.index in self.calls
@@ -110,12 +116,15 @@ class Completions:
             )
 
     def _chunk(self, index: int, delta: Json, logprobs: Any, finish: str | None = None) -> Json:
-        """Return a choice of an event."""
+        """Return the choice of an event: number, change, log-probabilities, reason of the end."""
         choice = {"index": index, "logprobs": logprobs, "finish_reason": finish}
         return choice | ({"delta": delta} if self.chat else delta)
 
     def _delta(self, index: int, part: Any) -> Json:
-        """Return the change that an event states of a choice."""
+        """Return what an event adds to a choice, as the route has it.
+
+        index: number of the choice; part: text, thought or call of a tool; None = nothing.
+        """
         if not self.chat:
             return {"text": part or ""}
         if isinstance(part, ToolCall):
@@ -126,7 +135,10 @@ class Completions:
         return {} if part is None else {"content": part}
 
     def _call(self, index: int, part: ToolCall) -> Json:
-        """Return a call of a tool with an id; calls of a choice are numbered."""
+        """Return a call of a tool in OpenAI's form, with an id.
+
+        index: number of the choice, whose calls are numbered; part: the call.
+        """
         number = self.calls.get(index, 0)
         self.calls[index] = number + 1
         function = {"name": part.name, "arguments": part.arguments}
@@ -134,8 +146,9 @@ class Completions:
         return {"id": name, "type": "function", "function": function}
 
     def _logprobs(self, index: int, tokens: Sequence[NewToken]) -> Json | None:
-        """Return log-probabilities of tokens in the route's form, None where none were asked
-        for.
+        """Return log-probabilities of tokens in the route's form; None if not requested.
+
+        index: number of the choice; tokens: new ones of it, whose offsets follow those before.
         """
         if self.ask.sampling[index].top is None:
             return None
@@ -155,24 +168,27 @@ class Completions:
         }
 
     def _token(self, token: NewToken) -> Json:
-        """Return a token with its log-probability and those of the likeliest."""
+        """Return a token with its log-probability and the most probable ones, for a chat."""
         top = [self._entry(number, value) for number, value in token.top]
         return self._entry(token.id, token.logprob) | {"top_logprobs": top}
 
     def _name(self, number: int) -> str:
-        """Return a token's text; of a part of a character, which has none, its name."""
+        """Return a token's text; if it is a part of a character, its name in the vocabulary."""
         text = self.tokenizer.decode([number])
         return self.tokenizer.convert_ids_to_tokens(number) if "\ufffd" in text else text
 
     def _entry(self, number: int, value: float | None) -> Json:
-        """Return a token with its bytes, which are unknown where it is a part of a character."""
+        """Return {"token", "logprob", "bytes"}; bytes are None for a part of a character.
+
+        number: id of the token; value: its log-probability.
+        """
         is_text = "\ufffd" not in self.tokenizer.decode([number])
         name = self._name(number)
         return {"token": name, "logprob": value, "bytes": list(name.encode()) if is_text else None}
 
 
 def usage(record: Request) -> Json:
-    """Return the counts of completions."""
+    """Return the counts of tokens of a request, as completions report them."""
     return {
         "prompt_tokens": record.prompt,
         "completion_tokens": record.generated,

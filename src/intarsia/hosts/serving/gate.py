@@ -16,7 +16,7 @@ from .refusals import GONE, Refused, broken, shown
 from .settings import CURRENT_REQUEST, Limits, Request
 
 LOG = logging.getLogger(__name__)
-READ_OFF = 1 << 20  # bytes of a request that is too large
+READ_OFF = 1 << 20  # bytes that are read of a request that is too large
 NOT_READ = 1.0  # seconds for a client to take an error that ends its request
 READS = ("GET", "HEAD", "OPTIONS")
 CLOSE = (b"connection", b"close")
@@ -24,15 +24,15 @@ Message = dict[str, Any]
 
 
 class RequestGate:
-    """Admission of requests, around the application.
+    """Admission of requests, around an application.
 
     A request is read as a whole, up to `limits.body` bytes; waits for its turn, in a queue of
     limited length; and is cancelled when its time is over or its client hangs up. `end` begins the
-    shutdown: requests that were admitted are finished, for `limits.drain` seconds, and new ones get
+    shutdown: requests that were admitted may finish within `limits.drain` seconds, and new ones get
     503.
 
     hosts: host names that requests may be addressed to; () for any.
-    cut: number of requests that the shutdown has cut off.
+    cut: number of requests that the shutdown has interrupted.
     """
 
     def __init__(
@@ -46,8 +46,8 @@ class RequestGate:
         """Wrap an ASGI application.
 
         app: is called with requests that are admitted; limits: on size, time and number of
-        requests; hosts: host names that requests may be addressed to, () = any; connections: None =
-        no limit.
+        requests; counters: count each request; hosts: host names that requests may be addressed to,
+        () = any; connections: of the server, None = no limit.
         """
         self.app, self.limits, self.counters, self.hosts = app, limits, counters, hosts
         self.connections = connections or Connections(0, 0, lambda _: None)
@@ -59,12 +59,12 @@ class RequestGate:
         counters.waiting.set_function(lambda: self.waiting)
 
     def end(self) -> None:
-        """Take no more requests, and cut off what is left when the seconds of `drain` are over."""
+        """Begin the shutdown: refuse new requests, and interrupt others after `drain` seconds."""
         self.ending = True
         asyncio.get_running_loop().call_later(self.limits.drain, self._stop_all)
 
     def _stop_all(self) -> None:
-        """Stop every request that is still carried out, with 503."""
+        """Interrupt every request that is still carried out; their clients get 503."""
         text = f"The server ends, and its {self.limits.drain:g} seconds to finish are over."
         for end in tuple(self.ends):
             if not end.done():
@@ -72,8 +72,11 @@ class RequestGate:
                 end.set_result(Refused(503, text))
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        """Carry out a request of ASGI; every error becomes an answer, a log line and a count."""
-        # no lifespan, no web sockets
+        """Carry out a request; every error becomes an answer, a log line and a count.
+
+        scope, receive, send: of ASGI, the interface between servers and applications.
+        """
+        # neither lifespan events nor web sockets
         if scope["type"] != "http":
             return
         record, status = Request(), 500
@@ -101,9 +104,10 @@ class RequestGate:
     async def _admitted(
         self, scope: Any, receive: Any, answer: _Answer, connection: Connection
     ) -> None:
-        """Read a request, and let the application answer it.  Raises: Refused, ConnectionError.
+        """Read a request, and let the application answer it.
 
-        scope, receive: of ASGI; connection: the client's, whose clock is stopped.
+        scope, receive: of ASGI; answer: sends to the client; connection: the client's, whose timer
+        is stopped. Raises: Refused; ConnectionError if the client has left.
         """
         self._refuse_other_sites(scope)
         # a request that only reads has no body and needs no turn
@@ -125,11 +129,11 @@ class RequestGate:
         """Run the application while its client is connected and its time is not over.
 
         scope: of ASGI; body: the whole request; receive: of ASGI, tells when the client leaves;
-        answer: sends.
-        Raises: Refused for what was stopped; ConnectionError where the client has left before an
+        answer: sends to the client.
+        Raises: Refused if it was interrupted; ConnectionError if the client has left before an
         answer.
         """
-        # the body was read: the application gets it once, then it hears of the end alone
+        # the body was read: the application gets it once, then waits for the client to leave
         messages = iter([{"type": "http.request", "body": body, "more_body": False}])
 
         async def replay() -> Message:
@@ -138,7 +142,7 @@ class RequestGate:
             await asyncio.shield(end)
             return {"type": "http.disconnect"}
 
-        # the application sees a client that leaves; we see one that never comes back, and the clock
+        # `_stoppable` watches the time and the client, also while the application does not
         with self._stoppable(answer, receive) as end:
             work = asyncio.create_task(self._in_turn(scope, replay, answer))
             try:
@@ -151,7 +155,7 @@ class RequestGate:
                     return
                 work.cancel()
                 await asyncio.wait({work})
-                # None: the client left
+                # None means that the client has left
                 if (refusal := end.result()) is None:
                     raise ConnectionError
                 raise refusal
@@ -160,7 +164,7 @@ class RequestGate:
 
     @contextmanager
     def _stoppable(self, answer: _Answer, receive: Any) -> Iterator[asyncio.Future[Any]]:
-        """Yield a future that ends with the reason to stop: an error, or None for a client gone.
+        """Yield a future that is set when a request must stop: error, or None for a lost client.
 
         answer: to the request; receive: of ASGI, tells when the client leaves.
         """
@@ -186,7 +190,7 @@ class RequestGate:
             watch.cancel()
 
     def _has_room(self) -> None:
-        """Refuse a request, 429, where as many run and wait as may; 503 during the shutdown."""
+        """Raise Refused if a new request finds no room: 429 for full queues, 503 in a shutdown."""
         if self.ending:
             raise Refused(503, "The server ends. Ask again when it is back, or ask another one.")
         if self.running >= self.limits.at_once and self.waiting >= self.limits.queue:
@@ -194,9 +198,9 @@ class RequestGate:
             raise Refused(429, text, code="rate_limit_exceeded")
 
     async def _in_turn(self, scope: Any, receive: Any, send: Any) -> None:
-        """Wait for a turn, then run the application.
+        """Wait for a turn, then run the application; scope, receive, send: of ASGI.
 
-        scope, receive, send: what ASGI gives an application.
+        Raises: Refused if the queue has filled up meanwhile.
         """
         self._has_room()  # others may have come in while this one was read
         self.waiting += 1
@@ -212,11 +216,11 @@ class RequestGate:
             self.turns.release()
 
     async def _read(self, scope: Any, receive: Callable[..., Any]) -> bytes:
-        """Return the whole body.  Raises: Refused, 413; ConnectionError if it ends before.
+        """Return the whole body of a request; scope, receive: of ASGI.
 
-        scope, receive: of ASGI.
-        Of one that is too large, some is read off: a connection that is closed with bytes unread is
-        reset, and its client then may not see the answer.
+        A body that is too large is read for another megabyte: a connection that is closed with
+        bytes unread is reset, and its client may then not see the answer.
+        Raises: Refused, 413, for a body that is too large; ConnectionError if it ends early.
         """
         limit = self.limits.body
         length = dict(scope["headers"]).get(b"content-length", b"0")
@@ -237,9 +241,9 @@ class RequestGate:
         return b"".join(parts)
 
     def _refuse_other_sites(self, scope: Any) -> None:
-        """Raise Refused for a request that a page of another site makes a browser send.
+        """Refuse requests that a page of another site makes a browser send.
 
-        That is one with another `origin`, 403, or for a name of another site that leads here, 400.
+        Raises: Refused, 403 for another `origin`, 400 for a host name that is not this server's.
         """
         headers = dict(scope["headers"])
         host = headers.get(b"host", b"").decode("latin-1")
@@ -256,7 +260,11 @@ class RequestGate:
 
 
 class _Answer:
-    """Response on its way to the client, and how much of it was sent."""
+    """Answer on its way to a client; it records status and end.
+
+    send: of ASGI; gate: of the server. status: 0 before it is sent; stream: it is a stream of
+    events; over: all of it was sent.
+    """
 
     def __init__(self, send: Any, gate: RequestGate) -> None:
         self.send, self.gate = send, gate
@@ -264,7 +272,7 @@ class _Answer:
         self.began = asyncio.get_running_loop().time()
 
     async def __call__(self, message: Message) -> None:
-        """Pass a message on, and note status, kind and end of the answer."""
+        """Pass an ASGI message on to the client, and record status, kind and end of the answer."""
         if message["type"] == "http.response.start":
             headers = list(message["headers"])
             self.status = message["status"]
@@ -276,7 +284,7 @@ class _Answer:
         await self.send(message)
 
     async def refuse(self, refusal: Refused) -> None:
-        """Send an error: as an answer, or in a stream that has begun as its last event."""
+        """Send an error: as the answer, or as the last event of a stream that has begun."""
         body = json.dumps(refusal.body()).encode()
         if self.over:
             return
@@ -293,7 +301,7 @@ class _Answer:
 
 
 async def _refuse(answer: _Answer, refusal: Refused, connection: Connection) -> None:
-    """Send an error, and drop the connection of a client that does not read it."""
+    """Send an error, and drop the connection if the client does not read it within a second."""
     try:
         async with asyncio.timeout(NOT_READ):
             await answer.refuse(refusal)
@@ -302,7 +310,7 @@ async def _refuse(answer: _Answer, refusal: Refused, connection: Connection) -> 
 
 
 async def _hung_up(receive: Any) -> None:
-    """Return when the client has disconnected."""
+    """Wait until the client has disconnected; receive: of ASGI."""
     with suppress(ConnectionError):
         while (await receive())["type"] != "http.disconnect":
             pass

@@ -47,10 +47,11 @@ class Generations:
 
 
 class Generation:
-    """Generator of the answers of one model, in its batch or one by one.
+    """Generator of the answers of one model, in a batch or one by one.
 
     A model that native steps can compute has a batch of them, which takes greedy and sampled
-    requests; another one has transformers' batch, which takes greedy ones.
+    requests; another model has transformers' batch, which takes greedy ones. served: the model;
+    limits: of the server; thread: for requests that cannot be batched.
     """
 
     def __init__(self, served: ServedModel, limits: Limits, thread: ThreadPoolExecutor) -> None:
@@ -59,13 +60,14 @@ class Generation:
         self.native = not why_not(served.model)
 
     async def tokens(self, ids: list[int], sampling: Sampling) -> AsyncGenerator[NewToken]:
-        """Yield the tokens of an answer; one that is closed before its end is given up.
+        """Yield the tokens of an answer; closing the generator stops the request.
 
         ids: tokens of the prompt; sampling: settings of the request.
-        Raises: Refused, 503, where the model has died of an error.
+        Raises: Refused, 503, if the batch has ended by an error.
         """
         if not self.alive():
             raise Refused(503, DEAD)
+        # what the batch cannot do runs alone, on the thread that all models share
         batched = self.limits.batching != "none" and self._takes(sampling)
         draw = self._started(sampling).tokens if batched else self._by_itself
         async with aclosing(draw(ids, sampling)) as tokens:
@@ -77,18 +79,21 @@ class Generation:
         return self.batch is None or self.batch.alive()
 
     def stop(self) -> None:
-        """End the batch; what is still in it fails."""
+        """End the batch; requests that are still in it fail."""
         if self.batch is not None:
             self.batch.stop()
 
     def _takes(self, sampling: Sampling) -> bool:
-        """Return whether the batch of this model draws the tokens that a request asks for."""
+        """Return True if this model's batch can draw tokens by a request's settings."""
         if self.native:
             return sampling.usual
         return may_batch(self.served.model) and sampling.plain
 
     def _started(self, sampling: Sampling) -> NativeBatch | StockBatch:
-        """Return the batch, which is made for the first request."""
+        """Return the batch of this model, which is started for its first request.
+
+        sampling: of that request, whose end tokens transformers' batch needs.
+        """
         if self.batch is None and self.native:
             self.batch = NativeBatch(self.served, self.limits)
         elif self.batch is None:
@@ -109,7 +114,8 @@ class Generation:
 
         def end(done: Future[None] | asyncio.Future[None]) -> None:
             if not done.cancelled():
-                done.exception()  # heard below, unless nobody is there any more
+                # marks the error as read: `await work` raises it below if the client is still there
+                done.exception()
             tokens.put_nowait(None)
 
         work = loop.run_in_executor(self.thread, self._generate, ids, sampling, send, client_gone)
@@ -119,6 +125,7 @@ class Generation:
                 yield token
             await work
         finally:
+            # this ends `generate` at its next token
             client_gone.set()
             work.cancel()
 
@@ -129,11 +136,12 @@ class Generation:
         send: Callable[[NewToken], None],
         client_gone: threading.Event,
     ) -> None:
-        """Run one request through `generate`.  send: is called with each token, on this thread.
+        """Run one request through transformers' `generate`, on the calling thread.
 
-        ids: tokens of the prompt; sampling: settings; client_gone: is set when nobody waits any
-        more.
+        ids: tokens of the prompt; sampling: settings; send: is called with each new token;
+        client_gone: is set when the client has left, which ends the generation.
         """
+        # the client may have left while the request waited for the thread
         if client_gone.is_set():
             return
         model = self.served.model
@@ -157,7 +165,11 @@ class Generation:
 
 
 class _Streamer:
-    """Receiver of the tokens of `generate`, the prompt's first."""
+    """Receiver of the tokens of transformers' `generate`.
+
+    It gets the prompt first, then each new token, which it passes to `send`; logits: has recorded
+    their log-probabilities.
+    """
 
     def __init__(self, logits: RequestLogits, send: Callable[[NewToken], None]) -> None:
         self.logits, self.send, self.prompt = logits, send, True

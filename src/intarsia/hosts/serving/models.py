@@ -35,7 +35,11 @@ CONTEXT = 4096  # tokens: a long context's keys and values need more memory than
 
 @dataclass(frozen=True)
 class ServedModel:
-    """Model with its name: a trunk, or a trunk with an adapter, whose weights are the trunk's."""
+    """Model under a name: a language model, or one with an adapter on shared weights.
+
+    trunk: name of the model whose weights these are; slots: memory of offloaded experts; longest:
+    tokens of prompt and answer that the user allows.
+    """
 
     name: str
     model: Any
@@ -46,7 +50,7 @@ class ServedModel:
 
     @property
     def context(self) -> int:
-        """Number of tokens of prompt and answer together."""
+        """Most tokens of prompt and answer together, by the model, its spans and the user."""
         config, spans = self.model.config.get_text_config(), spans_of(self.model)
         longest = self.longest if spans is None else min(self.longest, spans[1])
         return min(int(getattr(config, "max_position_embeddings", None) or CONTEXT), longest)
@@ -67,19 +71,21 @@ def open_models(
     dtype: str = "auto",
     progress: Report = lambda _: None,
 ) -> dict[str, ServedModel]:
-    """Open language models by name, and adapters of the one of them.
+    """Open language models by name, and adapters on one of them.
 
     sources: name -> what `open_language_model` takes, or a folder of `pack_experts`.  adapters:
-    name -> folder, of `intarsia.save`, PEFT or a run.  slots: offload the experts, see `offload`;
-    of a folder of `pack_experts` all are kept in memory if it is not given.
+    name -> folder, of `intarsia.save`, PEFT or a run.
+    slots: number, share or size of experts in memory, see `offload`; a folder of `pack_experts` has
+    all of them in memory if it is not given. policy: which experts stay.
     context: tokens of prompt and answer at most, where the model has room for more.
     dtype: of a resident model's weights; "auto" for that of its file.
-    An adapter is a model of its own whose modules are copies and whose weights are the trunk's, so
+    progress: is given a line of text for each step.
+    An adapter is a model of its own: its modules are copies, its weights those of the model, so
     that no request has to wait for another adapter to be switched off. A folder that changes the
-    model itself, such as a pruned or a spanned one, gets a copy of the weights, too. One forward
-    runs at a time.
+    model itself, such as a pruned one or one with spans, gets a copy of the weights, too. One
+    forward runs at a time.
 
-    Raises: ConfigError for names that are taken twice, adapters of several models, and a dtype
+    Raises: ConfigError for names that are used twice, adapters of several models, and a dtype
     where weights have their own; CheckpointError for a folder of another model.
     """
     at_least("context", context, 2)
@@ -119,7 +125,9 @@ def _trunk(
 ) -> ServedModel:
     """Open one language model, with offloaded experts if `slots` or its folder asks for them.
 
-    source: a folder or Hub name; slots: experts in memory; policy: which of them stay.
+    name: in requests; source: a folder or Hub name; slots: experts in memory; policy: which of them
+    stay; dtype: of the weights; progress: is given a line of text.
+    Raises: ConfigError, AssetError.
     """
     folder, expert_slots = Path(source), None
     if slots is None and (folder / INDEX).is_file():
@@ -151,28 +159,31 @@ def _trunk(
 
 
 def twin(model: nn.Module, weights: bool = False) -> Any:
-    """Copy a model's modules over the same slots, and the same weights and buffers.
+    """Copy a model's modules, which share weights, buffers and resident experts with the original.
 
     weights: copy weights and buffers, too.
     """
     shared = () if weights else (*model.parameters(), *model.buffers())
-    # deepcopy takes what its memo has already: weights, and slots with their cache
+    # deepcopy takes objects of its memo for copies: weights, and slots with their cache stay shared
     memo: dict[int, Any] = {id(t): t for t in shared}
     for module in model.modules():
         if (expert_slots := module.__dict__.get(SLOTS)) is not None:
             memo[id(expert_slots[0])] = expert_slots[0]
             memo[id(expert_slots[0].cache)] = expert_slots[0].cache
-    # a saved folder may hold what was trained, and looks for it among what can be
+    # a saved folder may hold trained weights, which `load` finds by their flags
     return copy.deepcopy(model, memo).requires_grad_(weights)
 
 
 def one_at_a_time(model: Any, lock: threading.Lock) -> None:
-    """Let a model's forwards wait for those of other copies."""
+    """Replace a model's forward by one that waits for a lock, which its copies share."""
     model.forward = TakingTurns(model.forward, lock)
 
 
 def _with_adapter(copied: Any, folder: Path) -> Any:
-    """Load an adapter into a copied model.  Raises: CheckpointError for one that adds tokens."""
+    """Load an adapter into a copy of a model, and return the model in evaluation.
+
+    Raises: CheckpointError for an adapter that adds tokens; ConfigError.
+    """
     model = load(copied, folder)
     config = model.active_peft_config if isinstance(model, PeftModel) else None
     # virtual tokens shift positions, which a batch of several prompts does not expect
@@ -195,7 +206,10 @@ class ServedModels:
         self.models = dict(models)
 
     def find(self, name: str) -> ServedModel:
-        """Return a model by its name.  Raises: Refused, 404 with what may have been meant."""
+        """Return a model by its name.
+
+        Raises: Refused, 404, with the most similar name.
+        """
         if name in self.models:
             return self.models[name]
         # a client's text may be long, and is compared no further than any name is
@@ -205,9 +219,7 @@ class ServedModels:
         raise Refused(404, message, param="model", code="model_not_found")
 
     def listed(self) -> list[dict[str, Any]]:
-        """Return each model in OpenAI's fields, with its trunk and whether there is a chat
-        template.
-        """
+        """Return each model's fields as OpenAI lists them, and those that the web page reads."""
         return [
             {
                 "id": served.name,
@@ -223,7 +235,7 @@ class ServedModels:
         ]
 
     def slots(self) -> Iterator[tuple[str, Slots]]:
-        """Yield the slots of each offloaded trunk."""
+        """Yield name and resident experts of each model whose experts are offloaded."""
         for served in self.models.values():
             if served.slots is not None and served.name == served.trunk:
                 yield served.name, served.slots

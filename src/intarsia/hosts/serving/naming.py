@@ -9,9 +9,9 @@ from ...core.errors import ConfigError
 
 
 def names_of(arguments: Iterable[str]) -> dict[str, str]:
-    """Read names of models: NAME=FOLDER, or a folder alone, which has its own name.
+    """Read names of models from arguments: NAME=FOLDER, or a folder alone, which has its own name.
 
-    Raises: ConfigError for no name, no folder or a name that is taken.
+    Returns name -> folder. Raises: ConfigError for an empty name or folder, or a name used twice.
     """
     sources: dict[str, str] = {}
     for argument in arguments:

@@ -22,9 +22,11 @@ PIECE = 256  # tokens of a prompt that are computed between two tokens of the an
 
 @dataclass
 class _SlotRequest:
-    """Request in the batch.  send: takes each token; None at the end, or an error, from a thread.
+    """Request in the batch.
 
-    abandoned: whether nobody listens any more.  read: tokens of the prompt in the cache.
+    ids: tokens of the prompt; draw: draws its tokens. send: function that gets each token; None at
+    the end, or an error; called from the batch's thread.
+    abandoned: the client has left.  slot: its place in the cache; read: tokens of the prompt in it.
     """
 
     ids: list[int]
@@ -40,21 +42,21 @@ class _SlotRequest:
 class NativeBatch:
     """Continuous batch of a decoder that `NativeText` computes, on a thread of its own.
 
-    Each request has a slot of the cache, up to 16 at once, and its own draw: greedy and sampled
-    ones share the batch. Its tokens do not depend on the others, to the last bit. Prompts are read
-    by pieces of 256 tokens, one or two between two tokens, so that a long one does not hold up the
-    rest.
+    Requests join and leave between two tokens. Each has a slot of the cache, up to 16 at once, and
+    its own random draws: greedy and sampled requests share the batch. Its tokens do not depend on
+    the others, to the last bit. Prompts are read by pieces of 256 tokens, one or two between two
+    tokens of the answers, so that a long prompt does not delay the others.
     """
 
     def __init__(self, served: ServedModel, limits: Limits) -> None:
         """Start the thread that computes all requests of a model.
 
-        limits.at_once: requests at a time.
+        served: the model; limits: `at_once` is the number of requests at a time.
         """
         self.served, self.slots = served, min(limits.at_once, SLOTS)
         self.waiting, self.running = deque[_SlotRequest](), list[_SlotRequest]()
         self.free = list(range(self.slots))
-        self.changed = threading.Condition()  # of the three above, and of `ending`
+        self.changed = threading.Condition()  # guards the three lists above, and `ending`
         self.ending, self.failed = False, False
         self.thread = threading.Thread(target=self._run, name=f"native {served.name}", daemon=True)
         self.thread.start()
@@ -64,9 +66,10 @@ class NativeBatch:
         return not self.failed
 
     async def tokens(self, ids: list[int], sampling: Sampling) -> AsyncGenerator[NewToken]:
-        """Yield the tokens of a request; one that is closed before its end is given up.
+        """Yield the tokens of a request; closing the generator stops it.
 
         ids: tokens of the prompt; sampling: settings of the request.
+        Raises: Refused, 503, if the batch has ended.
         """
         loop, news = asyncio.get_running_loop(), asyncio.Queue[Any]()
         config = sampling.config
@@ -94,7 +97,7 @@ class NativeBatch:
                 self.changed.notify()
 
     def stop(self) -> None:
-        """End the batch; what is still in it fails."""
+        """End the batch and its thread; requests that are still in it fail."""
         with self.changed:
             self.ending = True
             self.changed.notify()
@@ -117,7 +120,10 @@ class NativeBatch:
                 self._send(request, Refused(503, DEAD))
 
     def _admit(self, text: NativeText) -> bool:
-        """Wait for work, and give slots to requests that wait; False once the batch ends."""
+        """Wait for work, and give free slots to waiting requests; return False once the batch ends.
+
+        text: the native caches, whose slots are cleared.
+        """
         with self.changed:
             self.changed.wait_for(lambda: self.ending or self.waiting or self.running)
             for request in [request for request in self.running if request.abandoned]:
@@ -131,10 +137,13 @@ class NativeBatch:
             return not self.ending
 
     def _read_prompts(self, text: NativeText) -> None:
-        """Read about `PIECE` tokens of prompts; draw the first token behind a whole one."""
+        """Read about `PIECE` tokens of prompts; draw the first token behind a whole prompt.
+
+        text: the native caches.
+        """
         room = PIECE
         for request in [request for request in self.running if request.read < len(request.ids)]:
-            # the last bits depend on where a prompt is cut, so that others have no say in it
+            # pieces have a fixed length, since the last bits depend on where a prompt is divided
             piece = request.ids[request.read : request.read + PIECE]
             logits = text.prefill(request.slot, piece)
             request.read, room = request.read + len(piece), room - len(piece)
@@ -144,7 +153,10 @@ class NativeBatch:
                 return
 
     def _draw_tokens(self, text: NativeText) -> None:
-        """Draw the next token of each answer that has begun, all in one native call."""
+        """Draw the next token of each answer that has begun, all in one native call.
+
+        text: the native caches.
+        """
         begun = [request for request in self.running if request.read == len(request.ids)]
         if not begun:
             return
@@ -154,7 +166,7 @@ class NativeBatch:
             self._accept(request, request.draw(row))
 
     def _accept(self, request: _SlotRequest, token: NewToken) -> None:
-        """Send a token; the last one of an answer frees its slot."""
+        """Send a new token to its client, and release the request after its last one."""
         self._send(request, token)
         count = len(request.draw.ids) - len(request.ids)
         if token.id in request.last or count >= request.tokens:
@@ -162,14 +174,14 @@ class NativeBatch:
             self._release(request)
 
     def _release(self, request: _SlotRequest) -> None:
-        """Take a request out of the batch."""
+        """Remove a request from the batch, and free its slot."""
         self.running.remove(request)
         self.free.append(request.slot)
 
     def _send(self, request: _SlotRequest, item: Any) -> None:
-        """Send a token, an end or an error to the request's event loop, which may be closed by now.
+        """Send a token, None for the end, or an error to the request's client.
 
-        item: what is sent.
+        If the client's event loop is closed by now, the request is marked as abandoned.
         """
         try:
             request.send(item)

@@ -26,7 +26,7 @@ TEMPLATE = frozenset(inspect.signature(PreTrainedTokenizerBase.apply_chat_templa
 
 @dataclass(frozen=True)
 class Parameter:
-    """Parameter of a request: its name, the routes that know it, its check, and its effect."""
+    """Parameter of a request: its name, the routes that accept it, its check, and its effect."""
 
     name: str
     routes: tuple[str, ...]
@@ -35,7 +35,7 @@ class Parameter:
 
 
 def anything(name: str, value: Any, limits: Limits) -> None:
-    """Take any value: it is looked at where it is used, or it changes nothing."""
+    """Accept any value: it is checked where it is used, or it has no effect."""
 
 
 def boolean(name: str, value: Any, limits: Limits) -> None:
@@ -51,9 +51,10 @@ def text(name: str, value: Any, limits: Limits) -> None:
 
 
 def number(low: float, high: float) -> Check:
-    """Return the check of a number in low ... high; whole ones count, booleans do not."""
+    """Return a check for a number between low and high; whole numbers count, booleans do not."""
 
     def check(name: str, value: Any, limits: Limits) -> None:
+        # True is an int in Python
         if isinstance(value, bool) or not isinstance(value, int | float):
             raise invalid_type(name, "a number", value)
         _between(name, value, low, high, "decimal")
@@ -62,9 +63,9 @@ def number(low: float, high: float) -> Check:
 
 
 def integer(low: int, high: int | Callable[[Limits], int]) -> Check:
-    """Return the check of a whole number in low ... high.
+    """Return a check for a whole number between low and high.
 
-    high: may be a function of the limits.
+    high: a number, or a function of the server's limits.
     """
 
     def check(name: str, value: Any, limits: Limits) -> None:
@@ -76,11 +77,11 @@ def integer(low: int, high: int | Callable[[Limits], int]) -> Check:
 
 
 def only(*values: object) -> Check:
-    """Return the check of a parameter of which only these values are done."""
+    """Return a check for a parameter of which this server supports only the given values."""
     want = f"It takes {', '.join(shown_json(v) for v in values)}." if values else "Leave it out."
 
     def check(name: str, value: Any, limits: Limits) -> None:
-        # by type as well: 1 is no true
+        # types are compared, too, since 1 == True
         if not any(type(value) is type(v) and value == v for v in values):
             raise unsupported(name, value, want)
 
@@ -88,9 +89,10 @@ def only(*values: object) -> Check:
 
 
 def stops(name: str, value: Any, limits: Limits) -> None:
-    """Check stop texts: one, or a list of a few.  Raises: Refused.
+    """Check stop texts: one text, or a list of up to four.
 
     name: the parameter's; value: from the request; limits: unused, other checks need them.
+    Raises: Refused.
     """
     words = [value] if isinstance(value, str) else value
     if not isinstance(words, list) or not all(isinstance(w, str) for w in words):
@@ -103,13 +105,15 @@ def stops(name: str, value: Any, limits: Limits) -> None:
 
 
 def bias(name: str, value: Any, limits: Limits) -> None:
-    """Check biases of logits: {"token id": number from -100 to 100}.  Raises: Refused.
+    """Check `logit_bias`: {"token id": number from -100 to 100}.
 
     name: the parameter's; value: from the request; limits: unused, other checks need them.
+    Raises: Refused.
     """
     if not isinstance(value, dict):
         raise invalid_type(name, "an object", value)
     for key, amount in value.items():
+        # keys of JSON are texts; `isdecimal` alone also holds for digits of other scripts
         if not (key.isascii() and key.isdecimal() and len(key) < 10):
             raise invalid_value(name, f"key {key[:50]!r} is no token id.")
         if isinstance(amount, bool) or not isinstance(amount, int | float):
@@ -118,9 +122,10 @@ def bias(name: str, value: Any, limits: Limits) -> None:
 
 
 def stream_options(name: str, value: Any, limits: Limits) -> None:
-    """Check the options of a stream, an object of two switches.  Raises: Refused.
+    """Check `stream_options`: an object of two booleans.
 
     name: the parameter's; value: from the request; limits: unused, other checks need them.
+    Raises: Refused.
     """
     if not isinstance(value, dict):
         raise invalid_type(name, "an object", value)
@@ -131,9 +136,10 @@ def stream_options(name: str, value: Any, limits: Limits) -> None:
 
 
 def tools(name: str, value: Any, limits: Limits) -> None:
-    """Check a list of functions that the model may call.  Raises: Refused.
+    """Check a list of functions that the model may call.
 
     name: the parameter's; value: from the request; limits: unused, other checks need them.
+    Raises: Refused.
     """
     if not isinstance(value, list):
         raise invalid_type(name, "an array of objects", value)
@@ -143,7 +149,8 @@ def tools(name: str, value: Any, limits: Limits) -> None:
             raise invalid_type(place, "an object", tool)
         if tool.get("type") != "function":
             raise unsupported(f"{place}.type", tool.get("type"), 'It takes "function".')
-        function = tool.get("function", tool)  # chats have it one level deeper than responses
+        # the function is one level deeper in chats than in responses
+        function = tool.get("function", tool)
         if not isinstance(function, dict) or not isinstance(function.get("name"), str):
             raise invalid_type(f"{place}.function", "an object with a name", function)
         if not isinstance(function.get("parameters") or {}, dict):
@@ -151,7 +158,7 @@ def tools(name: str, value: Any, limits: Limits) -> None:
 
 
 def template(name: str, value: Any, limits: Limits) -> None:
-    """Check arguments of the chat template, which may not replace those that the server passes.
+    """Check arguments for the chat template, which may not replace those that the server passes.
 
     name: the parameter's; value: from the request; limits: unused, other checks need them.
     Raises: Refused.
@@ -163,11 +170,11 @@ def template(name: str, value: Any, limits: Limits) -> None:
 
 
 def _between(name: str, value: float, low: float, high: float, kind: str) -> None:
-    """Check that a number lies in low ... high, with a message in OpenAI's words.  Raises: Refused.
+    """Check that a number lies between low and high, with a message in OpenAI's words.
 
-    kind: what the number is called there.
+    name: the parameter's; kind: name of the number's type in the message. Raises: Refused.
     """
-    if value != value:  # no JSON, but Python's parser takes NaN
+    if value != value:  # NaN is no JSON, but Python's parser accepts it
         raise invalid_type(name, f"a {kind}", value)
     for outside, word, comparison, bound in (
         (value < low, "below_min", ">=", low),
@@ -287,12 +294,13 @@ def names(route: str) -> Collection[str]:
 
 
 def checked(body: Mapping[str, Any], route: str, limits: Limits) -> dict[str, Any]:
-    """Return a request's parameters without those that are null, which means their default.
+    """Return a request's parameters, checked, without those that are null (their default).
 
-    body: of the request, as JSON; route: its path; limits: on numbers.
-    Raises: Refused for a name that the route does not know, and for a value that cannot be or is
-    not done here.
+    body: JSON of the request; route: its name, as `CHATS`; limits: of the server.
+    Raises: Refused for a name that the route does not know, and for a value that is wrong or not
+    supported.
     """
+    # a name may have another check on another route, as "logprobs"
     by_name = {p.name: p for p in PARAMETERS if route in p.routes}
     for name in body:
         if name not in by_name:

@@ -15,7 +15,8 @@ ROLES = ("system", "developer", "user", "assistant", "tool")
 PARTS = ("text", "input_text", "output_text")
 IN_MESSAGE = (
     *("role", "content", "name", "tool_calls", "tool_call_id", "reasoning_content", "refusal"),
-    *("id", "status", "type", "phase"),  # of a response's items, which come back as input
+    # fields of a response's items, which clients send back as input
+    *("id", "status", "type", "phase"),
 )
 Messages = list[dict[str, Any]]
 
@@ -23,9 +24,10 @@ Messages = list[dict[str, Any]]
 def of_completion(
     parameters: Mapping[str, Any], served: ServedModel, limit: int
 ) -> list[list[int]]:
-    """Return the token ids of each prompt.  Raises: Refused for anything but texts and ids.
+    """Return the token ids of each prompt of a request for completions.
 
     parameters: of the request; served: the model; limit: most prompts.
+    Raises: Refused for anything but texts and ids.
     """
     prompt = parameters.get("prompt")
     if prompt is None:
@@ -46,9 +48,10 @@ def of_completion(
 
 
 def _ids(prompt: object, served: ServedModel, want: str) -> list[int]:
-    """Return the token ids of one prompt.  Raises: Refused for ids that the model does not have.
+    """Return the token ids of one prompt, a text or a list of ids.
 
     served: the model; want: what a prompt may be, for the error.
+    Raises: Refused for ids that the model does not have.
     """
     if isinstance(prompt, str):
         return list(served.tokenizer(prompt)["input_ids"])
@@ -68,11 +71,11 @@ def _is_id(value: object) -> bool:
 def of_chat(
     messages: Messages, parameters: Mapping[str, Any], served: ServedModel
 ) -> tuple[list[int], list[Any] | None]:
-    """Return the token ids of a chat by the model's template, and the tools that it was shown.
+    """Return the token ids of a chat by the model's template, and the tools it was given.
 
     messages: for the template; parameters: of the request; served: the model.
-    Raises: Refused for a model without a template, tools that its template does not read, and what
-    the template itself refuses.
+    Raises: Refused for a model without a template, tools that its template does not read, and
+    messages that the template itself refuses.
     """
     template = served.tokenizer.chat_template
     if not template:
@@ -81,6 +84,7 @@ def of_chat(
     tools = [_tool_for_templates(tool) for tool in parameters.get("tools") or []] or None
     if parameters.get("tool_choice") == "none":
         tools = None
+    # a template that ignores tools would answer as if there were none
     if tools and "tools" not in str(template):
         raise unsupported("tools", "functions", "The model's chat template does not read them.")
     try:
@@ -100,14 +104,20 @@ def of_chat(
 
 
 def _tool_for_templates(tool: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a tool as templates have it; responses have its fields one level higher."""
+    """Return a tool in the form of chats, {"type", "function": ...}, which templates read.
+
+    A request for a response has the function's fields one level higher.
+    """
     if "function" in tool:
         return dict(tool)
     return {"type": "function", "function": {k: v for k, v in tool.items() if k != "type"}}
 
 
 def messages_of(parameters: Mapping[str, Any]) -> Messages:
-    """Return the messages of a chat request for a template.  Raises: Refused."""
+    """Return the messages of a chat request, checked, as templates read them.
+
+    Raises: Refused.
+    """
     messages = parameters.get("messages")
     if messages is None:
         raise missing("messages")
@@ -116,13 +126,17 @@ def messages_of(parameters: Mapping[str, Any]) -> Messages:
 
 
 def items_of(parameters: Mapping[str, Any]) -> Messages:
-    """Return the messages of a request for a response.  Raises: Refused."""
+    """Return the input of a request for a response as messages, as templates read them.
+
+    Items are messages, thoughts, calls of functions and their outputs. Raises: Refused.
+    """
     items = parameters.get("input")
     if items is None:
         raise missing("input")
     if isinstance(items, str):
         items = [{"role": "user", "content": items}]
     _check_filled(items, "input")
+    # thoughts and calls are items of their own here, and fields of a message in templates
     messages: Messages = []
     thoughts = ""
     for number, item in enumerate(items):
@@ -154,7 +168,10 @@ def items_of(parameters: Mapping[str, Any]) -> Messages:
 
 
 def _check_filled(items: object, name: str) -> None:
-    """Check for a list with something in it.  Raises: Refused."""
+    """Check that a field of a request is a list with at least one entry.
+
+    items: its value; name: of the field. Raises: Refused.
+    """
     if not isinstance(items, list):
         raise invalid_type(name, "an array of objects", items)
     if not items:
@@ -162,7 +179,7 @@ def _check_filled(items: object, name: str) -> None:
 
 
 def _message(message: object, place: str) -> dict[str, Any]:
-    """Check a message and return it as templates read it.
+    """Check a message of a request, and return it as templates read it.
 
     place: its path in the request, for errors.  Raises: Refused.
     """
@@ -175,7 +192,7 @@ def _message(message: object, place: str) -> dict[str, Any]:
         roles = ", ".join(repr(name) for name in ROLES)
         problem = f"{role[:50]!r} is none of {roles}."
         raise invalid_value(f"{place}.role", problem)
-    # only an assistant may have no content: calls of functions, then, are what it says
+    # only an assistant's message may lack content, if it has calls of functions
     content = message.get("content")
     if content is None and role != "assistant":
         raise missing(f"{place}.content")
@@ -197,7 +214,10 @@ def _message(message: object, place: str) -> dict[str, Any]:
 
 
 def _tool_call(call: object, place: str) -> dict[str, Any]:
-    """Return a call of a tool with its arguments as the object that templates read."""
+    """Check a call of a tool, and return it with its arguments as an object.
+
+    place: its path in the request, for errors.  Raises: Refused.
+    """
     if not isinstance(call, dict) or not isinstance(function := call.get("function"), dict):
         raise invalid_type(place, "an object with a function", call)
     name, text = (_field(function, field, f"{place}.function") for field in ("name", "arguments"))
@@ -212,14 +232,17 @@ def _tool_call(call: object, place: str) -> dict[str, Any]:
 
 
 def _add_call(messages: Messages, call: dict[str, Any]) -> None:
-    """Put a call into the assistant's message before it, or into one of its own."""
+    """Append a call to the assistant's message at the end, or to a new one."""
     if not messages or messages[-1]["role"] != "assistant":
         messages.append({"role": "assistant", "content": ""})
     messages[-1].setdefault("tool_calls", []).append(call)
 
 
 def _field(fields: Mapping[str, Any], name: str, place: str) -> str:
-    """Return a text of an object.  Raises: Refused."""
+    """Return a text that an object of the request must have.
+
+    fields: the object; name: of the field; place: the object's path, for errors. Raises: Refused.
+    """
     value = fields.get(name)
     if value is None:
         raise missing(f"{place}.{name}")
@@ -229,9 +252,10 @@ def _field(fields: Mapping[str, Any], name: str, place: str) -> str:
 
 
 def _text(content: object, place: str, kinds: tuple[str, ...] = PARTS) -> str:
-    """Return a content, or the parts of one, as a text.  Raises: Refused.
+    """Return a message's content as one text; its parts are joined by spaces.
 
-    place: of the content in the request, for errors; kinds: of parts that are allowed.
+    content: a text, a list of parts, or None; place: its path in the request, for errors; kinds:
+    types of parts that are allowed. Raises: Refused.
     """
     if content is None or isinstance(content, str):
         return content or ""

@@ -15,7 +15,7 @@ KINDS = {
 
 
 class Refused(Exception):
-    """Answer that is no 200: its HTTP status, and what the client's library reads of it."""
+    """Error that a client gets as an answer: HTTP status, message, parameter and code."""
 
     def __init__(
         self, status: int, message: str, *, param: str | None = None, code: str | None = None
@@ -24,7 +24,8 @@ class Refused(Exception):
         self.status, self.message, self.param, self.code = status, message, param, code
 
     def body(self) -> dict[str, Any]:
-        """Return the JSON of the answer, which is also an error event's in a stream."""
+        """Return the error as JSON, for an answer or for an event of a stream."""
+        # other errors of a client, and all of the server, have one name each
         kind = KINDS.get(
             self.status, "invalid_request_error" if self.status < 500 else "server_error"
         )
@@ -39,13 +40,13 @@ def shown(value: object) -> str:
 
 
 def invalid_type(param: str, want: str, got: object) -> Refused:
-    """Return 400 for a value of another type."""
+    """Return the error 400 for a value of another type; want: the type in words."""
     message = f"Invalid type for '{param}': expected {want}, but got {shown(got)} instead."
     return Refused(400, message, param=param, code="invalid_type")
 
 
 def invalid_value(param: str, message: str, code: str = "invalid_value") -> Refused:
-    """Return 400 for a value of the right type that cannot be."""
+    """Return the error 400 for a value of the right type that cannot be; message: says why."""
     return Refused(400, f"Invalid '{param}': {message}", param=param, code=code)
 
 
@@ -56,7 +57,7 @@ def missing(param: str) -> Refused:
 
 
 def unknown(param: str) -> Refused:
-    """Return 400 for a name that no request has."""
+    """Return the error 400 for a parameter that the route does not know."""
     name = shown(param)
     return Refused(
         400, f"Unknown parameter: {name}.", param=param[:SHOWN], code="unknown_parameter"
@@ -64,7 +65,10 @@ def unknown(param: str) -> Refused:
 
 
 def unsupported(param: str, got: object, want: str) -> Refused:
-    """Return 400 for a value of OpenAI's reference that this server does not do."""
+    """Return the error 400 for a value that OpenAI's API has, but not this server.
+
+    param: name of the parameter; got: its value; want: a sentence that says what is supported.
+    """
     message = f"Unsupported value: '{param}' does not support {shown(got)} with this server. {want}"
     return Refused(400, message, param=param, code="unsupported_value")
 

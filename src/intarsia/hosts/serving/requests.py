@@ -20,7 +20,10 @@ TOKENS = ("max_completion_tokens", "max_tokens", "max_output_tokens")
 
 
 class RequestReader:
-    """Reader of requests for the models of a server."""
+    """Reader of requests: turns the JSON of a request into settings of a generation.
+
+    served_models: by name; generations: the batch of each model; limits: of the server.
+    """
 
     def __init__(
         self, served_models: ServedModels, generations: Generations, limits: Limits
@@ -28,8 +31,9 @@ class RequestReader:
         self.served_models, self.generations, self.limits = served_models, generations, limits
 
     def read(self, raw: bytes, route: str) -> tuple[ChoicesRequest, dict[str, Any]]:
-        """Read the body of a request: what is to be generated, and its parameters.  Raises:
-        Refused.
+        """Read the body of a request; return what is to be generated, and its parameters.
+
+        raw: bytes of the body; route: name of the path, as `CHATS`. Raises: Refused.
         """
         body = parsed(raw)
         if body.get("model") is None:
@@ -65,9 +69,10 @@ class RequestReader:
     def _samplings(
         self, parameters: Mapping[str, Any], ids: list[int], generation: Generation, n: int
     ) -> list[Sampling]:
-        """Return the sampling of each choice of a prompt.
+        """Return the sampling settings of each choice for one prompt.
 
-        parameters: of the request; ids: tokens of the prompt; generation: of the model; n: choices.
+        parameters: of the request; ids: tokens of the prompt; generation: of the model; n: number
+        of choices, with seeds that follow each other. Raises: Refused.
         """
         served = generation.served
         config = configured(served.model.generation_config, parameters)
@@ -94,10 +99,11 @@ class RequestReader:
         ]
 
     def _token_room(self, parameters: Mapping[str, Any], prompt: int, context: int) -> int:
-        """Return the number of new tokens that an answer may have.
+        """Return the most new tokens that an answer may have.
 
-        A number that was not asked for gives way to the model's context.
-        Raises: Refused where prompt and answer have no room.
+        parameters: of the request; prompt: number of its tokens; context: most tokens of both. If
+        the request names no number, the server's limit or the room in the context counts.
+        Raises: Refused if prompt and answer do not fit in the context.
         """
         name = next((name for name in TOKENS if name in parameters), None)
         tokens = parameters[name] if name is not None else 1
@@ -113,14 +119,17 @@ class RequestReader:
 
 
 def parsed(raw: bytes) -> dict[str, Any]:
-    """Return a body's object.  Raises: Refused, 400, for anything but whole text that is JSON."""
+    """Return the object of a request's body.
+
+    Raises: Refused, 400, for anything but a JSON object in UTF-8.
+    """
 
     def constant(name: str) -> float:
         raise ValueError(f"{name} is no JSON")
 
     try:
         body = json.loads(raw.decode(), parse_constant=constant)
-        # half of a surrogate pair is no text, and would break where the answer is encoded
+        # half of a surrogate pair passes the parser, but cannot be encoded in an answer
         json.dumps(body, ensure_ascii=False).encode()
     except (ValueError, RecursionError) as error:
         raise Refused(400, f"{NOT_JSON} ({str(error)[:200]})") from error

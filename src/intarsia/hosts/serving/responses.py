@@ -19,9 +19,10 @@ THOUGHTS, MESSAGE = "reasoning", "message"
 
 
 class Responses:
-    """Response: items of thoughts, texts and calls of functions, in the order in which they come.
+    """Answer in the JSON of OpenAI's responses, whole or as events.
 
-    Each event has a number and what changed; a whole response is what its last event holds.
+    It is a list of items, thoughts, texts and calls of functions, in the order in which they are
+    generated. Each event has a number and a change; the last one holds the whole answer.
     """
 
     def __init__(self, ask: ChoicesRequest, parameters: Mapping[str, Any]) -> None:
@@ -33,7 +34,7 @@ class Responses:
         self.ask, self.number, self.open = ask, 0, ""
         self.id = uuid.uuid4().hex
         self.output = list[Json]()
-        # what the first and the last event say alike; status, output and usage are added to it
+        # fields that the first and the last event share; status, output and usage are added
         self.head: Json = {
             "id": f"resp_{self.id}",
             "object": "response",
@@ -53,17 +54,17 @@ class Responses:
         }
 
     async def whole(self) -> Json:
-        """Return the response when all of it is there."""
+        """Generate the answer, and return it as one JSON object."""
         return [step async for step in self._steps()][-1]["response"]
 
     async def events(self) -> AsyncIterator[str]:
-        """Yield the response as events."""
+        """Yield the answer as server-sent events, while it is generated."""
         async with aclosing(self._steps()) as steps:
             async for step in steps:
                 yield f"event: {step['type']}\ndata: {json.dumps(step)}\n\n"
 
     async def _steps(self) -> AsyncGenerator[Json]:
-        """Yield the events of a response; the last one holds all of it."""
+        """Yield the events of an answer as JSON; the last one holds all of it."""
         # 1. the response begins
         begun = self.head | {"status": "in_progress", "output": [], "usage": None}
         yield self._event("response.created", response=begun)
@@ -90,13 +91,15 @@ class Responses:
         yield self._event(f"response.{status}", response=self.head | last)
 
     def _event(self, kind: str, **fields: Any) -> Json:
-        """Return an event with the next number."""
+        """Return an event of a type with the next number; fields: its content."""
         self.number += 1
         return {"type": kind, "sequence_number": self.number - 1, **fields}
 
     def _part(self, part: Any) -> Iterator[Json]:
-        """Yield the events of a part of the answer: it goes into the open item, or opens
-        another.
+        """Yield the events by which a part of the answer is added.
+
+        part: text or thought, which goes into the open item or opens a new one; or a call of a
+        tool.
         """
         # a call comes whole, so that its item opens and closes at once
         if isinstance(part, ToolCall):
@@ -127,18 +130,25 @@ class Responses:
         return {"logprobs": []} if self.open == MESSAGE else {}
 
     def _position(self, item: Json, content: bool = True) -> Json:
-        """Return the fields by which an event names an item, and its content."""
+        """Return the fields by which an event names an item, the newest one.
+
+        content: name its only content, too.
+        """
         position: Json = {"item_id": item["id"], "output_index": len(self.output) - 1}
         return position | {"content_index": 0} if content else position
 
     def _begin(self, kind: str) -> Iterator[Json]:
-        """Open an item of thoughts or of the message, and yield its events."""
+        """Open a new item of the answer's output, and yield the events that say so.
+
+        An item is a thought, the message or a call of a function; kind: `THOUGHTS` or `MESSAGE`.
+        """
         self.open = kind
         item: Json = {"type": kind, "status": "in_progress", "content": []}
         item |= {"role": "assistant"} if kind == MESSAGE else {"summary": []}
         item["id"] = f"{'msg' if kind == MESSAGE else 'rs'}_{self.id}_{len(self.output)}"
         self.output.append(item)
         yield self._item("added", item)
+        # events add text to this part until the item is closed
         part: Json = {"type": "output_text", "text": "", "annotations": [], "logprobs": []}
         if kind != MESSAGE:
             part = {"type": "reasoning_text", "text": ""}
@@ -146,7 +156,10 @@ class Responses:
         yield self._event("response.content_part.added", **self._position(item), part=dict(part))
 
     def _close(self) -> Iterator[Json]:
-        """Close the open item, if there is one, and yield its events."""
+        """Close the open item of the output, and yield the events that say so.
+
+        An item is a thought or the message; nothing happens if none is open.
+        """
         if not self.open:
             return
         item = self.output[-1]
@@ -164,7 +177,7 @@ class Responses:
         yield self._item("done", item)
 
     def _called(self, call: ToolCall) -> Iterator[Json]:
-        """Add a call of a function, and yield its events."""
+        """Add a call of a function to the output as an item, and yield the events that say so."""
         name = f"{self.id}_{len(self.output)}"
         item: Json = {"type": "function_call", "id": f"fc_{name}", "call_id": f"call_{name}"}
         item |= {"name": call.name, "arguments": "", "status": "in_progress"}
@@ -177,13 +190,13 @@ class Responses:
         yield self._item("done", item)
 
     def _item(self, stage: str, item: Json) -> Json:
-        """Return the event that an item was added or is done."""
+        """Return the event for an item; stage: "added" or "done"."""
         fields = {"output_index": len(self.output) - 1, "item": dict(item)}
         return self._event(f"response.output_item.{stage}", **fields)
 
 
 def _usage(record: Request) -> Json:
-    """Return the counts of a response."""
+    """Return the counts of tokens of a request, as responses report them."""
     return {
         "input_tokens": record.prompt,
         "input_tokens_details": {"cached_tokens": 0, "cache_write_tokens": 0},

@@ -24,7 +24,10 @@ LINGER = 0.5  # seconds, at the end, in which connections may still bring a requ
 
 
 def bound(host: str, port: int) -> socket.socket:
-    """Open a listening socket.  Raises: ConfigError where there can be none."""
+    """Open a socket that listens on an address.
+
+    Raises: ConfigError for a port that is in use, or an address that is not this machine's.
+    """
     between("--port", port, 0, 65535, "Try 8000.")
     try:
         family, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
@@ -38,7 +41,7 @@ def bound(host: str, port: int) -> socket.socket:
 
 
 def is_local(host: str) -> bool:
-    """Return True if only this machine reaches an address."""
+    """Return True if an address can be reached only from this machine."""
     try:
         return host == "localhost" or ipaddress.ip_address(host).is_loopback
     except ValueError:
@@ -46,17 +49,18 @@ def is_local(host: str) -> bool:
 
 
 def hosts_of(host: str) -> tuple[str, ...]:
-    """Return the host names that a server answers to: on loopback its own, elsewhere any."""
+    """Return the host names that requests may be addressed to; () = any.
+
+    host: that the server listens on; one that only this machine reaches has a fixed list.
+    """
     return (*LOCAL, host) if is_local(host) else ()
 
 
 class Server(uvicorn.Server):
-    """Server of uvicorn that answers what it has taken before it ends, and ends without an
-    error.
-    """
+    """Server of uvicorn that finishes the requests it has admitted before it ends."""
 
     def __init__(self, app: Application) -> None:
-        """Configure uvicorn by the limits of an application."""
+        """Configure uvicorn for an application, by its limits."""
         limits = app.limits
         config = uvicorn.Config(
             app,
@@ -64,8 +68,9 @@ class Server(uvicorn.Server):
             ws="none",
             log_level="warning",
             lifespan="off",
-            proxy_headers=False,  # a client is its address
-            timeout_graceful_shutdown=math.ceil(limits.drain + LINGER) + 5,  # the gate cuts before
+            proxy_headers=False,  # a client is identified by its address, not by headers
+            # longer than the gate needs to interrupt requests itself
+            timeout_graceful_shutdown=math.ceil(limits.drain + LINGER) + 5,
             timeout_keep_alive=math.ceil(limits.arrival),
             h11_max_incomplete_event_size=65536,
             server_header=False,
@@ -87,7 +92,10 @@ class Server(uvicorn.Server):
                 signal.signal(number, handler)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """Let requests that are on their way arrive and be refused, before sockets are closed."""
+        """Refuse new requests for half a second, then close the sockets as uvicorn does.
+
+        Connections may still have a request on its way, which gets an answer in that time.
+        """
         self.gate.end()
         end = time.monotonic() + LINGER
         while self.connections.open and time.monotonic() < end and not self.force_exit:
@@ -96,10 +104,10 @@ class Server(uvicorn.Server):
 
 
 def run(app: Application, listening: socket.socket, on_ready: Callable[[str], None]) -> int:
-    """Serve until a signal comes; a second Ctrl-C does not wait.  Returns how many were cut off.
+    """Serve until a signal comes; return the number of requests that the end has interrupted.
 
-    app: the application; listening: socket.
-    on_ready: is called with the server's address once it answers.
+    app: the application; listening: socket; on_ready: is called with the server's address once it
+    answers. A second Ctrl-C ends the server at once.
     """
     host, port = listening.getsockname()[:2]
     on_ready(f"http://{f'[{host}]' if ':' in host else host}:{port}")

@@ -19,22 +19,25 @@ from transformers import (
 )
 
 COLD = 1e-4  # a temperature below it overflows logits: it takes the likeliest token
-# of a GenerationConfig, what leaves a greedy answer alone, or is given to the batch by request
+# settings of a GenerationConfig that do not change a greedy answer, or that each request has
 IN_BATCH = frozenset(
     (
         *("bos_token_id", "eos_token_id", "pad_token_id", "max_new_tokens", "do_sample"),
         *("num_beams", "use_cache", "transformers_version", "_from_model_config"),
     )
 )
-WARPERS = frozenset(("temperature", "top_k", "top_p"))  # what a draw of one token needs
+# settings by which `TokenDraw` changes logits
+WARPERS = frozenset(("temperature", "top_k", "top_p"))
 
 
 @dataclass(frozen=True)
 class Sampling:
     """Settings by which the tokens of one answer are drawn.
 
-    bias: added to logits, by token id.  frequency, presence: OpenAI's penalties.  top: number of
-    the likeliest tokens that come with log-probabilities; None: no log-probabilities.
+    config: temperature, length and end tokens; seed: None = random. bias: added to logits, by token
+    id.
+    frequency, presence: OpenAI's penalties.  top: how many of the most probable tokens are
+    reported with log-probabilities; None: no log-probabilities.
     streamed: tokens are sent one by one.
     """
 
@@ -66,7 +69,10 @@ class Sampling:
 
 @dataclass(frozen=True)
 class NewToken:
-    """Drawn token, with its log-probability and those of the likeliest, if requested."""
+    """Token that was drawn, with its log-probability and those of the most probable ones.
+
+    logprob: None if not requested; top: (token, log-probability).
+    """
 
     id: int
     logprob: float | None = None
@@ -76,8 +82,8 @@ class NewToken:
 def configured(defaults: GenerationConfig, parameters: Mapping[str, Any]) -> GenerationConfig:
     """Return a model's generation settings with the temperature and top_p of a request.
 
-    defaults: the model's settings; parameters: of the request.
-    If the request has neither, the model's own settings decide, also whether tokens are sampled.
+    defaults: the model's settings; parameters: of the request. If the request has neither, the
+    model's settings stay; temperature 0 takes the most probable token.
     """
     # temperature 0 is greedy, as OpenAI has it; transformers refuses a 0
     config = copy.deepcopy(defaults)
@@ -95,14 +101,21 @@ def configured(defaults: GenerationConfig, parameters: Mapping[str, Any]) -> Gen
 
 
 class RequestLogits(LogitsProcessor):
-    """Processor that notes the model's log-probabilities, adds a bias and subtracts penalties."""
+    """Processor of logits that records log-probabilities, adds a bias and subtracts penalties.
+
+    sampling: settings of the request; prompt: number of its tokens.
+    """
 
     def __init__(self, sampling: Sampling, prompt: int) -> None:
         self.sampling, self.prompt = sampling, prompt
         self.raw: Tensor | None = None  # (V,)
 
     def __call__(self, input_ids: Any, scores: Any) -> Any:
-        """Return logits (1, V).  A penalty is frequency * count + presence * (count > 0)."""
+        """Return the logits (1, V) with bias and penalties.
+
+        input_ids: (1, n), prompt and new tokens; scores: (1, V), the model's logits. The penalty of
+        a token is frequency * count + presence * (count > 0), with its count among the new tokens.
+        """
         sampling = self.sampling
         if sampling.top is not None:
             # before any bias or penalty, as OpenAI reports them
@@ -122,7 +135,7 @@ class RequestLogits(LogitsProcessor):
         return scores
 
     def token(self, number: int) -> NewToken:
-        """Return a token that was drawn, with its log-probability."""
+        """Return a drawn token with the log-probabilities that were recorded for it."""
         if self.raw is None:
             return NewToken(number)
         values, ids = self.raw.topk(min(self.sampling.top or 0, len(self.raw)))
@@ -137,7 +150,7 @@ class TokenDraw:
     """
 
     def __init__(self, sampling: Sampling, ids: Sequence[int]) -> None:
-        """Prepare the changes of logits that a request's settings ask for, and its random numbers.
+        """Prepare a request's changes of logits, and its random numbers.
 
         sampling: settings of the request; ids: tokens of the prompt.
         """
@@ -149,7 +162,7 @@ class TokenDraw:
         if self.sample:
             if config.temperature not in (None, 1.0):
                 self.processors.append(TemperatureLogitsWarper(config.temperature))
-            # `generate` takes the likeliest 50 where nobody says how many
+            # if neither request nor model says how many, `generate` draws from the 50 most probable
             usual = GenerationConfig._get_default_generation_params()["top_k"]
             if top_k := usual if config.top_k is None else config.top_k:
                 self.processors.append(TopKLogitsWarper(top_k))

@@ -14,12 +14,13 @@ DAY = 86400.0  # seconds
 
 @dataclass(frozen=True)
 class Limits:
-    """Limits of what a client may ask for; everything else is refused before it costs anything.
+    """Limits on what clients may ask for; other requests are refused before they cost anything.
 
-    body: bytes of a request.  tokens: new ones of an answer, also where none are asked for.
+    body: bytes of a request.  tokens: new tokens of an answer, also if a request names no number.
     at_once: requests that run.  queue: requests that wait; the next one gets 429.
     seconds: of a request, waiting included.  drain: seconds for running requests at the shutdown.
-    arrival: seconds for a request's headers to arrive, and for its body.
+    batching: "continuous" or "none". arrival: seconds for a request's headers to arrive, and for
+    its body.
     """
 
     body: int = 1_000_000
@@ -37,6 +38,7 @@ class Limits:
         return self.at_once + self.queue + 256
 
     def __post_init__(self) -> None:
+        """Check each limit.  Raises: ConfigError."""
         at_least("body", self.body, 1000)
         at_least("tokens", self.tokens, 1)
         at_least("at_once", self.at_once, 1)
@@ -59,7 +61,7 @@ class Request:
     failed: int = 0  # the status of the error event that ended its stream
 
     def token(self, streamed: bool) -> None:
-        """Count a new token, and note when the first one of a stream came."""
+        """Count a new token, and record the time of a stream's first one."""
         self.generated += 1
         if streamed and self.first is None:
             self.first = time.perf_counter() - self.began
@@ -69,7 +71,7 @@ CURRENT_REQUEST: ContextVar[Request] = ContextVar("intarsia_request")
 
 
 def current() -> Request:
-    """Return the record of the request that is being carried out; a new one outside the server."""
+    """Return the record of the request that is carried out now; a new one outside the server."""
     try:
         return CURRENT_REQUEST.get()
     except LookupError:

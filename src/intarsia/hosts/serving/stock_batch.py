@@ -27,15 +27,16 @@ def may_batch(model: Any) -> bool:
 
 
 class StockBatch:
-    """Batch of transformers, with one setting for all: it takes greedy requests alone.
+    """Batch of transformers' continuous batching, with one setting for all: greedy requests alone.
 
-    It tells no other token's probability, and has no penalties.
+    It returns no log-probabilities, and has no penalties.
     """
 
     def __init__(self, served: ServedModel, limits: Limits, config: GenerationConfig) -> None:
         """Start transformers' continuous batching for a model.
 
-        limits: on requests at a time and tokens; config: that of the model, for its end tokens.
+        served: the model; limits: on requests at a time and tokens; config: generation settings,
+        for the end tokens.
         """
         # settings of the whole batch; length and end tokens come with each request
         ends = config.eos_token_id
@@ -50,9 +51,10 @@ class StockBatch:
         return self.manager.background_thread_status.fatal_error is None
 
     async def tokens(self, ids: list[int], sampling: Sampling) -> AsyncGenerator[NewToken]:
-        """Yield the tokens of a request; one that is closed before its end is given up.
+        """Yield the tokens of a request; closing the generator stops it.
 
         ids: tokens of the prompt; sampling: settings of the request.
+        Raises: Refused, 503, if the batch has ended.
         """
         # a name of our own, since clients choose theirs
         name, outputs = uuid.uuid4().hex, asyncio.Queue[Any]()
@@ -60,7 +62,7 @@ class StockBatch:
         manager.register_result_handler(name, outputs.put_nowait)
         count, finished = 0, False
         try:
-            # None where the batch takes no more: it has ended
+            # None if the batch has ended, and accepts no requests
             added = manager.add_request(
                 ids,
                 request_id=name,
@@ -70,7 +72,7 @@ class StockBatch:
             )
             while not finished:
                 output = await outputs.get() if added is not None else None
-                if output is None or output.error is not None:  # whatever fails in a batch ends it
+                if output is None or output.error is not None:  # any error in a batch ends it
                     raise Refused(503, DEAD)
                 for token in output.generated_tokens[count:]:
                     yield NewToken(token)
@@ -81,15 +83,20 @@ class StockBatch:
             manager.output_router.result_handlers.pop(name, None)
 
     def stop(self) -> None:
-        """End the batch; what is still in it fails.  transformers' `stop` collects garbage, too."""
+        """End the batch; requests that are still in it fail.
+
+        transformers' own `stop` would also collect garbage.
+        """
         status = self.manager.background_thread_status
         status.request_stop(status.HARD_STOP, self.manager.distributed_helper.global_rank)
         self.manager.join(time.perf_counter(), timeout=30)
 
 
 def _settings(served: ServedModel, limits: Limits) -> ContinuousBatchingConfig:
-    """Configure the batch: on a CPU with room for all requests, elsewhere as transformers measures
-    it.
+    """Return settings of transformers' batch for a model, by the number of requests.
+
+    served: the model; limits: `at_once` is the number of requests. On a CPU the cache has room for
+    four whole contexts; elsewhere transformers measures the memory.
     """
     if served.model.device.type != "cpu":
         return ContinuousBatchingConfig(max_requests_per_batch=limits.at_once)

@@ -12,15 +12,17 @@ from ...core.files import read_json
 from ..attach.adapter_files import CONFIG
 from ..offload.store import INDEX
 
-RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # that vLLM takes as --max-lora-rank
-NOT_PLAIN = ("use_dora", "modules_to_save")  # of a LoRA, which vLLM refuses
+RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # values that vLLM accepts for --max-lora-rank
+NOT_PLAIN = ("use_dora", "modules_to_save")  # settings of a LoRA that vLLM refuses
 
 
 def command(
     name: str, folder: str, adapters: Mapping[str, Path], host: str, port: int
 ) -> list[str]:
-    """Build the command `vllm serve` for a stock folder, with plain LoRA adapters beside it.
+    """Return the words of the command `vllm serve` for a stock folder and plain LoRA adapters.
 
+    name: of the model in requests; folder: of the model; adapters: name -> folder; host, port: to
+    listen on.
     Raises: ConfigError for what vLLM cannot read: packed experts, adapters that are not plain LoRA.
     """
     checkpoint = Path(folder)
@@ -46,7 +48,10 @@ def command(
 
 
 def _rank(folder: Path) -> int:
-    """Return the rank of a plain LoRA.  Raises: ConfigError for other adapters."""
+    """Return the rank of a plain LoRA, from its adapter_config.json.
+
+    Raises: ConfigError for other adapters.
+    """
     try:
         config = read_json(folder / CONFIG)
     except (OSError, ValueError) as error:
@@ -63,7 +68,10 @@ def _rank(folder: Path) -> int:
 
 
 def hand_over(words: list[str]) -> None:
-    """Replace this process by vLLM.  Raises: ConfigError where it is not installed."""
+    """Replace this process by the program that the words name, vLLM.
+
+    Raises: ConfigError if it is not installed.
+    """
     executable = shutil.which(words[0])
     if executable is None:
         got, fix = "no such command", f"pip install vllm, or where it is: {' '.join(words)}"

@@ -27,8 +27,9 @@ def register() -> None:
 
 
 def positions_of(**arguments: Any) -> TokenPositions:
-    """Collect the positions and padding of a forward's tokens; transformers calls it for masks.
+    """Collect positions and padding of a forward's tokens, in place of a mask.
 
+    arguments: as transformers passes them to functions that make masks.
     Raises: ConfigError for rows with several texts in one.
     """
     if arguments.get("mask_function") is not causal_mask_function:
@@ -60,10 +61,12 @@ def spanned(
     scaling: float | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
-    """Compute attention with windows; without any, or where all is seen, by transformers.
+    """Compute attention in which each head sees the first tokens and a window of the last ones.
 
-    attention_mask, dropout, scaling: as transformers passes them.
-    query: (B, H, Q, D); key, value: (B, G, K, D), or a `RingLayer` twice.
+    If all heads see everything, transformers' own attention is computed. module: the attention;
+    attention_mask: from `positions_of`; dropout, scaling: as transformers passes them.
+    query: (B, H, Q, D); key, value: (B, G, K, D), or a `RingLayer` twice. Returns (B, Q, H, D),
+    None.
     Raises: ConfigError for a text that is longer than the spans are for, or a mask of the caller's.
     """
     windows: Windows | None = getattr(module, WINDOWS, None)
@@ -96,7 +99,7 @@ def spanned(
 
 
 class RingCaches:
-    """Hook before a model's body that puts rings in the place of an empty cache's layers.
+    """Hook before a model's body that replaces the layers of an empty cache by ring buffers.
 
     windows: of each layer.  A cache that was filled before is used as it is.
     """
@@ -107,10 +110,10 @@ class RingCaches:
     def __call__(
         self, body: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """Give a forward that uses a cache one whose layers are ring buffers, if it is still empty.
+        """Give the forward a cache whose layers are ring buffers, if its cache is still empty.
 
-        body: the model without its head; args, kwargs: arguments of its forward.  Returns the new
-        (args, kwargs).
+        body: the model without its head; args, kwargs: arguments of its forward. A forward that
+        wants no cache gets none. Returns the new (args, kwargs).
         """
         # the body may be called with a cache, without one, or with none wanted
         name = next((n for n in CACHES if kwargs.get(n) is not None), None)
@@ -119,7 +122,7 @@ class RingCaches:
         if cache is None:
             use = kwargs.get("use_cache")
             enabled = config.use_cache if use is None else use
-            # training keeps no keys and values
+            # in training no keys and values are cached
             if not enabled or (body.training and torch.is_grad_enabled()):
                 return args, kwargs
             cache = DynamicCache(config=config)

@@ -41,9 +41,9 @@ class Undo(NamedTuple):
 
 
 def attentions(model: nn.Module) -> Attentions:
-    """Return the attentions of a causal language model.
+    """Return the attentions of a causal language model, in order.
 
-    Raises: TargetError for what is none, and for layers with windows of their own or cross
+    Raises: TargetError for another model, and for layers with windows of their own or cross
     attention, by their names.
     """
     host: Any = base_of(model)
@@ -69,9 +69,9 @@ def attentions(model: nn.Module) -> Attentions:
 
 
 def _check_layers(config: Any, modules_by_path: dict[str, nn.Module]) -> None:
-    """Check that every layer sees its whole past, without a window of its own.
+    """Check that every layer attends to all earlier tokens, without a window of its own.
 
-    config: that of the model; modules_by_path: its attentions.
+    config: of the model; modules_by_path: its attentions.
     Raises: TargetError, with the layer's name.
     """
     # Mistral's configuration has one window and no kinds of layers
@@ -91,14 +91,15 @@ def _check_layers(config: Any, modules_by_path: dict[str, nn.Module]) -> None:
 
 @dataclass(frozen=True)
 class HeadSpans(Change):
-    """Change to attention in which every head sees sinks and a window of its own.
+    """Change to attention: each head sees the first tokens (sinks) and a window of the last.
 
-    density: of the uniform window, where `attach_spans` gives no spans of heads: each sees so much
-    of a text of `length` tokens, sinks included (StreamingLLM).  sink, block: tokens.
-    length: of the texts, prompt and answer together; None = what the model was made for. Longer
-    ones are refused, and shorter ones see as many tokens as these.
+    density: share of a text of `length` tokens that each head sees, sinks included (StreamingLLM);
+    `attach_spans` gives each head a span of its own instead.
+    sink: number of first tokens that all heads see; block: spans are multiples of so many tokens.
+    length: of the texts, prompt and answer together; None = the longest that the model can read.
+    Longer texts are refused; in shorter ones heads see as many tokens as in these.
 
-    Weights stay. `generate` keeps of keys and values what heads can see, with padding and on
+    Weights stay. `generate` caches only keys and values that heads can see, with padding and on
     prefixes, too; no assisted decoding, which takes tokens back.
     Raises: ConfigError for settings that cannot be; TargetError in `plan` for a model with windows
     of its own or cross attention, by layer, or with spans.
@@ -113,6 +114,7 @@ class HeadSpans(Change):
     rewires: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
+        """Check each setting.  Raises: ConfigError."""
         above("density", self.density, 0, "Try 0.5.")
         between("density", self.density, 0, 1, "Try 0.5.")
         at_least("sink", self.sink, 0)
@@ -122,15 +124,15 @@ class HeadSpans(Change):
 
     @property
     def preserves(self) -> frozenset[str]:
-        """Names and shapes of weights; outputs where all is seen."""
+        """Set with "shape" and "routing", and with "outputs" if every head sees everything."""
         return frozenset(
             ("outputs", "shape", "routing") if self.density == 1 else ("shape", "routing")
         )
 
     def plan(self, host: nn.Module, batches: Iterable[Any] = (), *, seed: int = 0) -> Plan:
-        """Plan the same span for every head.
+        """Plan the same span for every head: a share `density` of the text.
 
-        batches: unused, no data are needed; seed: unused, nothing is drawn.
+        host: a causal language model; batches, seed: unused, nothing is measured or drawn.
         """
         decoder = attentions(host)
         sizes = {"sink": self.sink, "block": self.block}
@@ -138,9 +140,11 @@ class HeadSpans(Change):
         return planned(host, spans, self.length, self)
 
     def apply(self, host: nn.Module, plan: Plan, *, name: str = "default") -> nn.Module:
-        """Set the attention function, a window for each layer, and the hook that makes rings.
+        """Set the attention function, a window for each layer, and the hook that makes caches.
 
-        plan: what `plan` decided; name: unused, an adapter would need it.
+        host: changed in place; plan: with spans and the length of texts; name: unused, an adapter
+        would need it. Raises: TargetError for a model that has spans, or has another number of
+        layers.
         """
         spans, length = Spans.from_dict(plan.decided["spans"]), int(plan.decided["length"])
         decoder = attentions(host)
@@ -167,7 +171,7 @@ class HeadSpans(Change):
         return host
 
     def fold(self, host: nn.Module) -> nn.Module:
-        """Refuse: a stock model sees everything, and its outputs are others.
+        """Refuse: a stock model sees everything, and so computes other outputs.
 
         Raises: FoldError.
         """
@@ -184,15 +188,15 @@ def planned(
     change: HeadSpans | None = None,
     seed: int = 0,
 ) -> Plan:
-    """Build the plan that puts spans into a model, for texts of a length.
+    """Build the plan that limits the heads of a model to given spans, for texts of a length.
 
-    change: the settings; seed: is recorded.
-    length: None = the longest that spans or the model are made for.
+    length: None = the longest that spans or the model are made for; change: settings to record,
+    None = those of the spans; seed: recorded.
     Raises: ConfigError for a length that the spans are not for.
     """
     config: Any = base_of(host).config
     length = length or spans.longest or int(config.max_position_embeddings)
-    spans.at(length)  # raises
+    spans.at(length)  # raises for a length without room
     change = change or HeadSpans(spans.density(length), spans.sink, spans.block, length)
     return Plan(change, seed, {"spans": spans.to_dict(), "length": length})
 
@@ -222,7 +226,10 @@ def attach_spans(model: nn.Module, spans: Spans, *, length: int | None = None) -
 
 
 def detach_spans(model: nn.Module) -> Plan | None:
-    """Let every head see everything again, in place; returns the plan that the model had."""
+    """Let every head see the whole text again, in place; return the plan of the removed spans.
+
+    None for a model without spans.
+    """
     host: Any = base_of(model)
     undo: Undo | None = getattr(host, UNDO, None)
     if undo is None:
@@ -240,7 +247,10 @@ def detach_spans(model: nn.Module) -> Plan | None:
 
 
 def spans_of(model: nn.Module) -> tuple[Spans, int] | None:
-    """Return the spans of a model and the length that they are for; None for a model without."""
+    """Return how far each head of a model sees, and the length of texts that this is for.
+
+    None for a model whose heads see everything.
+    """
     for step in reversed(steps_of(base_of(model))):
         if isinstance(step.plan.change, HeadSpans):
             return Spans.from_dict(step.plan.decided["spans"]), int(step.plan.decided["length"])
@@ -254,7 +264,7 @@ def windows_of(host: nn.Module) -> list[Windows] | None:
 
 
 def cache_bytes(cache: Any) -> int:
-    """Count the bytes of keys and values in all layers of a cache; reserved room counts."""
+    """Count the bytes of keys and values in all layers of a cache, reserved memory included."""
     total = 0
     for layer in cache.layers:
         if isinstance(layer, RingLayer):

@@ -19,7 +19,7 @@ from ..anatomy.blocks import base_of
 from .head_spans import attentions
 
 WATCHED = "intarsia_watched"
-LISTENER = "intarsia_heard"  # attribute of an attention module: who hears of its tensors
+LISTENER = "intarsia_heard"  # attribute of an attention module: the function that gets its tensors
 
 Listener = Callable[[Tensor, Tensor, Tensor, Tensor, Any], None]
 
@@ -36,8 +36,8 @@ def watched(
 ) -> tuple[Tensor, None]:
     """Compute transformers' own attention, and report its tensors to the module's listener.
 
-    query: (B, H, Q, D); key, value: (B, G, K, D); attention_mask, dropout, scaling: as transformers
-    passes them.
+    module: the attention, with the listener as an attribute; query: (B, H, Q, D); key, value:
+    (B, G, K, D); attention_mask, dropout, scaling: as transformers passes them.
     """
     out, _ = sdpa_attention_forward(
         module, query, key, value, attention_mask, dropout, scaling, **kwargs
@@ -52,7 +52,8 @@ def watched(
 def _watching(model: nn.Module, listener_of: Callable[[int], Listener]) -> Generator[None]:
     """Report each attention's tensors to a listener, inside the `with`; weights get no gradient.
 
-    listener_of: layer number -> function, which is called with queries, keys, values and outputs.
+    listener_of: function from a layer's number to its listener, which is called with queries, keys,
+    values, outputs and scale.
     """
     host: Any = base_of(model)
     modules = attentions(model).modules
@@ -83,12 +84,13 @@ def _watching(model: nn.Module, listener_of: Callable[[int], Listener]) -> Gener
 def profile(
     model: nn.Module, ids: Tensor, answer: int, *, sink: int, block: int, rows: int = 2
 ) -> Tensor:
-    """Compute how much attention influences the loss of each row's last tokens, by distance.
+    """Compute how much attention influences the loss of each text's last tokens, by distance.
 
-    ids: (B, N) tokens; answer: number of the last tokens, which are judged; sink: first tokens,
-    which every head sees; block: tokens of a bin of distances; rows: at a time. Layer by layer in
-    the backward pass: no attention matrix of more than one layer is there.
-    Returns (layers, G, bins), the mean over rows and then the largest of the query heads of a
+    ids: (B, N) tokens; answer: number of last tokens whose loss counts; sink: number of first
+    tokens, which every head sees; block: tokens of a bin of distances; rows: texts at a time.
+    Computed layer by layer in the backward pass, so that only one layer's attention matrix is in
+    memory.
+    Returns (layers, G, bins), the mean over texts and the largest among the query heads of each
     key-value head; see `scores.influence.by_distance`.
     """
     host: Any = base_of(model)
@@ -96,11 +98,14 @@ def profile(
     total: list[Tensor | None] = [None] * len(decoder.modules)
 
     def listener_of(layer: int) -> Listener:
-        """Return the listener of a layer, which adds its influence to the total."""
+        """Return the listener of a layer, which adds the influence of its attention to `total`."""
 
         def of_layer(q: Tensor, k: Tensor, v: Tensor, out: Tensor, scale: Any) -> None:
+            """Register a hook that gets the gradient of the attention's output.
+
+            q: (B, H, N, D); k, v: (B, G, N, D); out: the attention's output; scale: of the scores.
+            """
             # the hook runs in the backward pass, where dL / d(A v) is known
-            """Wait for the gradient of the attention's output."""
 
             def backward(gradient: Tensor) -> None:  # (B, N, H, D), dL / d(A v)
                 tensors = [t.detach() for t in (q, k, v, gradient.transpose(1, 2))]
@@ -117,19 +122,20 @@ def profile(
             # one logit more than answer tokens: each predicts the token behind it
             logits = host(input_ids=part, use_cache=False, logits_to_keep=answer + 1).logits
             flat = logits[:, :-1].float().flatten(0, 1)
-            # the mean over a row's tokens, the sum over rows: a row's influence knows no other row
+            # mean over a row's tokens, sum over rows: each row's gradient is independent of the
+            # others
             loss = cross_entropy(flat, part[:, -answer:].flatten(), reduction="sum") / answer
             loss.backward()
-    # of the query heads of one key-value head the most influenced one counts
+    # among the query heads of one key-value head, the largest influence counts
     mean = torch.stack([t for t in total if t is not None]) / len(ids)  # (layers, H, bins)
     return mean.unflatten(1, (decoder.heads, -1)).amax(2)
 
 
 @torch.no_grad()
 def loss_of_end(model: nn.Module, ids: Tensor, share: float = 1 / 3, rows: int = 2) -> float:
-    """Compute the mean loss of a token in the last part of each row.  ids: (B, N).
+    """Return the mean loss of a token in the last part of each text.
 
-    share: of each row, from its end, that is judged; rows: at a time.
+    ids: (B, N) tokens; share: of each text, from its end, that counts; rows: texts at a time.
     """
     host: Any = base_of(model)
     count = max(1, round(ids.shape[1] * share))

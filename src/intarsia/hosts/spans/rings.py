@@ -13,20 +13,22 @@ from .windows import HeadGroup, TokenPositions, Windows, attended, grouped, head
 
 
 class HeadRing:
-    """Keys and values of the heads of one span, in place.
+    """Cache of keys and values for the heads of one span, a ring buffer written in place.
 
-    Slot p holds the token at place p < sink of its row's text; slot sink + (p - sink) mod window
-    the last one at such a place. Rotations are in the keys, so that slots need no order.
+    The first `sink` slots hold the first tokens of a text; slot sink + (p - sink) mod window holds
+    the latest token whose place p in the text has this remainder. Keys are stored with their
+    rotations, so that the order of slots does not matter.
     keys, values: (B, heads, sink + window, D).
     """
 
     def __init__(
         self, group: HeadGroup, sink: int, size: int, like: Tensor, values: Tensor
     ) -> None:
-        """Allocate `size` slots for each head of a group, in the types of keys and values.
+        """Allocate `size` slots for each head of a group.
 
-        sink: how many of the slots are for a text's first tokens.  like: keys of a batch, (B, G, Q,
-        D), whose B, D and type the ring gets; values: the same for its values.
+        group: heads of one span; sink: number of slots for a text's first tokens.
+        like: keys of a batch, (B, G, Q, D), whose B, D and type the buffer gets; values: the same
+        for its values.
         """
         self.group, self.sink = group, sink
         self.window = size - sink
@@ -36,14 +38,15 @@ class HeadRing:
         self.index = torch.tensor(group.heads, device=like.device)
 
     def slots(self, places: Tensor) -> Tensor:
-        """Return the slots of tokens at these places."""
+        """Return the slots of tokens at these places of their texts; same shape."""
         return torch.where(
             places < self.sink, places, self.sink + (places - self.sink) % self.window
         )
 
     def places(self, tokens: Tensor) -> Tensor:
-        """Return the place of the token in each slot, (B, slots), after so many tokens; -1 for
-        none.
+        """Return the place in the text of the token in each slot, -1 for an empty slot.
+
+        tokens: (B,), number of tokens stored so far. Returns (B, slots).
         """
         # sinks stay in the slots of their places; a ring holds the newest token of each remainder
         slot = torch.arange(self.sink + self.window, device=tokens.device)
@@ -54,7 +57,10 @@ class HeadRing:
         return torch.where(slot < self.sink, torch.where(slot <= last, slot, -1), ring)
 
     def write(self, keys: Tensor, values: Tensor, places: Tensor) -> None:
-        """Store new tokens.  keys, values: (B, G, Q, D) of all heads; places: (B or 1, Q)."""
+        """Store keys and values of new tokens, overwriting those that heads no longer see.
+
+        keys, values: (B, G, Q, D) of all heads; places: (B or 1, Q) in the text, -1 for padding.
+        """
         # of many new tokens a ring keeps those that no later one overwrites
         last = places.amax(1, keepdim=True)
         stored = (places >= 0) & ((places < self.sink) | (last - places < self.window))
@@ -77,16 +83,16 @@ class HeadRing:
 
 
 class RingLayer(CacheLayerMixin):
-    """Cache of a layer whose heads have spans; attention reads it by `attend`.
+    """Cache of one layer whose heads see different spans: a ring buffer for each group of heads.
 
-    Raises: ConfigError in `crop`: what left a ring cannot come back.
+    Raises: ConfigError in `crop`: a token that was overwritten cannot come back.
     """
 
     is_croppable = False
     is_sliding = False
 
     def __init__(self, windows: Windows) -> None:
-        """Start an empty cache.  windows: how far the heads of the layer can see."""
+        """Create an empty cache for one layer; windows: how far each of its heads can see."""
         super().__init__()
         self.windows = windows
         self.count = 0  # tokens so far, padding included
@@ -96,7 +102,7 @@ class RingLayer(CacheLayerMixin):
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         """Allocate a ring buffer for each group of heads with an equal window.
 
-        key_states, value_states: the first ones, which give shapes, types and device.
+        key_states, value_states: the first ones, (B, G, Q, D), which give shapes, types and device.
         """
         self.dtype, self.device = key_states.dtype, key_states.device
         sink, length = self.windows.sink, self.windows.length
@@ -109,7 +115,7 @@ class RingLayer(CacheLayerMixin):
     def update(
         self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
     ) -> tuple[Any, Any]:
-        """Keep the new keys and values until `attend` is called; return the layer in their place.
+        """Hold the new keys and values until `attend` is called; return this layer for them.
 
         key_states, value_states: (B, G, Q, D).
         """
@@ -122,10 +128,10 @@ class RingLayer(CacheLayerMixin):
     def attend(
         self, query: Tensor, positions: TokenPositions, scale: float | None, dropout: float
     ) -> Tensor:
-        """Compute attention of the new tokens on those before and on themselves; then store them.
+        """Compute attention of the new tokens to earlier ones and to each other, then store them.
 
-        positions: of the tokens in their texts, with padding; scale: of the scores, None = 1 /
-        sqrt(D); dropout: of the attention weights. query: (B, H, Q, D) -> (B, H, Q, D).
+        query: (B, H, Q, D); positions: of the tokens in their texts, with padding; scale: of the
+        scores, None = 1 / sqrt(D); dropout: of the attention weights. Returns (B, H, Q, D).
         """
         assert self.new is not None
         (keys, values), self.new = self.new, None
@@ -160,9 +166,10 @@ class RingLayer(CacheLayerMixin):
     def _attend_one(
         self, query: Tensor, keys: Tensor, values: Tensor, positions: TokenPositions, scale: Any
     ) -> Tensor:
-        """Compute attention of one new token of each row; its key and value are stored first.
+        """Store key and value of one new token in each row, and compute its attention.
 
         query: (B, H, 1, D); keys, values: (B, G, 1, D); positions, scale: as in `attend`.
+        Returns (B, H, 1, D).
         """
         place = self.count - 1
         out = torch.empty_like(query)
@@ -192,10 +199,11 @@ class RingLayer(CacheLayerMixin):
         places: Tensor,
         scale: Any,
     ) -> Tensor:
-        """Attend from new tokens to those in a ring, and to each other.
+        """Compute attention of new tokens to a group's stored ones, and to each other.
 
-        query, keys, values: of the new tokens.  positions: of the ring's tokens.  places: of the
-        new tokens in their rows' texts, (B or 1, Q).  scale: of the scores; None = D^-1/2.
+        ring: of the group; query: (B, heads, Q, D) of its query heads; keys, values: (B, G, Q, D),
+        new; positions: of the tokens in their texts; places: of the new tokens, (B or 1, Q); scale:
+        of the scores, None = D^-1/2.
         """
         heads = list(ring.group.heads)
         # keys are those in the ring, then those of the new tokens themselves
@@ -233,13 +241,16 @@ class RingLayer(CacheLayerMixin):
             ring.select(indices)
 
     def batch_repeat_interleave(self, repeats: int) -> None:
-        """Repeat each row so many times."""
+        """Repeat each row of the batch `repeats` times."""
         if self.rings:
             rows = torch.arange(len(self.rings[0].keys), device=self.device)
             self.batch_select_indices(rows.repeat_interleave(repeats))
 
     def crop(self, tokens_to_remove: int) -> None:
-        """Refuse to take tokens back.  Raises: ConfigError."""
+        """Refuse to remove tokens, since overwritten ones cannot come back.
+
+        Raises: ConfigError.
+        """
         if tokens_to_remove:
             fix = "Detach the spans for assisted decoding: intarsia.spans.detach_spans(model)."
             want = "tokens that are only added"

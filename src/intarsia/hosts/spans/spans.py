@@ -23,14 +23,14 @@ Lines = Sequence[Sequence[float]]  # (layers, heads)
 
 @dataclass(frozen=True)
 class Spans:
-    """Spans of all heads, span_h(N) = alpha_h + beta_h N keys for a text of N tokens.
+    """Number of tokens that each head sees, span_h(N) = alpha_h + beta_h N for a text of N tokens.
 
-    The sink is part of a span: a query at place i sees the first `sink` tokens and the last
-    span - sink up to its own. Spans
-    are whole blocks, at least one beside the sink and at most N.
+    A span counts the first `sink` tokens, which every head sees, and the last span - sink tokens up
+    to the query's own. Spans are multiples of `block`, at least one block beside the sink, at most
+    N.
     alpha, beta: (layers, heads), heads those of keys and values, or of queries in old files.
-    block: tokens.  longest: of the texts that they were chosen for, None = any.  about: what chose
-    them, for the reader.
+    block: in tokens.  longest: text that they were chosen for, None = any.  about: the method that
+    chose them, for the reader.
     Raises: ConfigError for lists that are not rectangular, or numbers that cannot be.
     Source: arXiv:2406.14909, section 3.
     """
@@ -43,6 +43,7 @@ class Spans:
     about: Mapping[str, Any] = field(default_factory=lambda: dict[str, Any]())
 
     def __post_init__(self) -> None:
+        """Check the settings, and turn alpha and beta into tuples.  Raises: ConfigError."""
         at_least("sink", self.sink, 0)
         at_least("block", self.block, 1)
         for name in ("alpha", "beta"):
@@ -59,15 +60,21 @@ class Spans:
 
     @classmethod
     def of(cls, spans: Tensor, **named: Any) -> Spans:
-        """Build spans that are the same at every length.  spans: (layers, heads)."""
+        """Build spans that are the same at every length of text.
+
+        spans: (layers, heads) in tokens; named: other fields, as sink and block.
+        """
         alpha = tuple(tuple(map(float, row)) for row in spans.tolist())
         return cls(alpha, tuple(tuple(0.0 for _ in row) for row in alpha), **named)
 
     @classmethod
     def uniform(cls, layers: int, heads: int, density: float, **named: Any) -> Spans:
-        """Give every head the same share of the text: sinks and one window (StreamingLLM).
+        """Give every head the same share of the text: the first tokens and one window.
 
-        layers, heads: their numbers; density: share of the text that each head sees.
+        This is StreamingLLM.
+
+        layers, heads: their numbers; density: share of the text that each head sees; named: other
+        fields, as sink and block.
         Source: arXiv:2309.17453.
         """
         above("density", density, 0)
@@ -86,7 +93,7 @@ class Spans:
         return len(self.alpha[0])
 
     def at(self, length: int) -> Tensor:
-        """Compute span_h(N) in tokens, (layers, heads) int64.
+        """Return span_h(N) of every head for texts of `length` tokens, (layers, heads) int64.
 
         Raises: ConfigError for a length with no room for sink and block, or beyond `longest`.
         """
@@ -105,24 +112,27 @@ class Spans:
         return spans.clamp_max(length).long()
 
     def density(self, length: int) -> float:
-        """Compute the share of keys and values kept at the end of a text: mean over heads of span /
-        N.
+        """Return the share of keys and values that heads see at the end of a text.
 
-        The mask's share of entries is this one, too, where it is counted in its last row.
+        length: tokens of the text.
+
+        It is the mean over heads of span / N, and also the share of the attention mask's last row.
         """
         return float(self.at(length).double().mean()) / length
 
     def for_heads(self, heads: int, length: int) -> Spans:
-        """Reduce spans to so many key-value heads; of several query heads of one, the largest at N.
+        """Reduce spans of query heads to `heads` key-value heads, whose keys must serve them all.
 
-        Query heads of a key-value head are consecutive, as in transformers.
-        Raises: ConfigError for heads that do not divide.
+        Among the query heads of a key-value head, consecutive ones as in transformers, the one with
+        the largest span in a text of `length` tokens is taken.
+        Raises: ConfigError if `heads` does not divide the number of heads here.
         """
         if heads == self.heads:
             return self
         if self.heads % heads:
             fix = "Take the file of this model."
             raise ConfigError("spans", got=f"{self.heads} heads", want=f"{heads} of them", fix=fix)
+        # spans grow at different rates, so that the largest one depends on the length
         groups = self.at(length).view(self.layers, heads, -1)
         # the line of the head with the largest span at N, not the largest numbers of both lines
         widest = groups.argmax(-1) + torch.arange(heads) * (self.heads // heads)
@@ -136,7 +146,7 @@ class Spans:
         return replace(self, alpha=reduced[0], beta=reduced[1])
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the spans ready for JSON."""
+        """Return all fields ready for JSON, with the name of the format."""
         return {
             "format": FORMAT,
             "alpha": [list(row) for row in self.alpha],
@@ -149,7 +159,7 @@ class Spans:
 
     @classmethod
     def from_dict(cls, content: Any) -> Spans:
-        """Read what `to_dict` wrote, or alphas and betas of the paper's own repository.
+        """Build spans from what `to_dict` returned, or from a file of the paper's repository.
 
         Raises: ConfigError, TypeError, KeyError for anything else.
         """
@@ -179,6 +189,7 @@ def load_spans(path: str | Path) -> Spans:
     try:
         content = read_json(Path(path))
         if isinstance(content, dict) and content.get("format") == FORMAT:
+            # files of the paper's code have no digest
             content, _ = check_settings(Path(path), content)
         return Spans.from_dict(content)
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
@@ -188,7 +199,10 @@ def load_spans(path: str | Path) -> Spans:
 
 
 def _lines(name: str, rows: Any) -> Lines:
-    """Check rows of finite numbers, all of one length.  Raises: ConfigError."""
+    """Check that `rows` are lists of finite numbers of one length, and return them as tuples.
+
+    name: of the setting, for the error. Raises: ConfigError.
+    """
     fix = "Give a list for each layer, with a number for each head."
     listed = isinstance(rows, Sequence) and not isinstance(rows, str) and len(rows) > 0
     if not listed or not all(isinstance(r, Sequence) and not isinstance(r, str) for r in rows):

@@ -17,9 +17,10 @@ QUERIES = 256  # rows of a mask at a time
 
 @dataclass(frozen=True)
 class HeadGroup:
-    """Group of key-value heads with one span.
+    """Group of key-value heads that see equally far.
 
-    heads: their numbers, in order.  window: last keys that they see, themselves included.
+    heads: their numbers, in order.  window: number of last keys that they see, the query's own
+    included.
     """
 
     heads: tuple[int, ...]
@@ -28,9 +29,10 @@ class HeadGroup:
 
 @dataclass(frozen=True)
 class Windows:
-    """Windows of a layer: `sink` first keys for all heads, and a window for each group of heads.
+    """Windows of one layer: `sink` first keys for all heads, and a window for each group.
 
-    length: of the texts that this is for; a head whose sink and window reach it sees everything.
+    groups: in ascending order of their windows; length: of the texts that this is for; a head whose
+    sink and window reach it sees everything.
     """
 
     sink: int
@@ -39,9 +41,10 @@ class Windows:
 
     @classmethod
     def of(cls, spans: Tensor, sink: int, length: int) -> Windows:
-        """Group heads by their spans, in ascending order.
+        """Group the heads of a layer by their spans, in ascending order.
 
-        spans: (heads,) tokens, sink included.
+        spans: (heads,) in tokens, sink included; sink: number of first tokens that all heads see;
+        length: of the texts.
         """
         # few different spans: one masked product for each of them, not for each head
         sizes = sorted({int(s) for s in spans})
@@ -59,7 +62,10 @@ class Windows:
         return self.sink + self.groups[0].window >= self.length
 
     def sees(self, group: HeadGroup, query: Tensor, key: Tensor) -> Tensor:
-        """Return which keys are seen from queries, by their places, (..., Q, 1) and (..., 1, K)."""
+        """Return which keys a query of this group's heads sees, (..., Q, K) bool.
+
+        query, key: their places in the text, (..., Q, 1) and (..., 1, K), -1 for padding.
+        """
         near = (query - key < group.window) | (key < self.sink)
         return (key <= query) & near & (key >= 0)
 
@@ -68,9 +74,9 @@ class Windows:
 class TokenPositions:
     """Positions of a forward's tokens, in the place of transformers' mask.
 
-    queries, keys: number of each.  offset: keys before the first query.  real: (B, keys) bool,
-    False for padding; None where nothing is padded.  mask_arguments: from which transformers' own
-    mask is made.
+    queries, keys: number of each.  offset: number of keys before the first query.  real: (B, keys)
+    bool, False for padding; None where nothing is padded.  mask_arguments: of the function by which
+    transformers makes its own mask.
     """
 
     queries: int
@@ -115,18 +121,17 @@ def attended(
     scale: float | None = None,
     dropout: float = 0.0,
 ) -> Tensor:
-    """Compute softmax(q k / sqrt(D) + mask) v with the mask of each head.
+    """Compute softmax(q k / sqrt(D) + mask) v, where the mask of each head is its window.
 
+    query: (B, H, Q, D); keys, values: (B, G, K, D) of all tokens so far, H a multiple of G.
     windows: how far each head sees; positions: of the tokens in their texts, with padding; scale:
-    of the scores, None = 1 / sqrt(D); dropout: of the attention weights. query: (B, H, Q, D) -> (B,
-    H, Q, D).  keys, values: (B, G, K, D) of all tokens so far, H a multiple of G. In blocks of
-    queries, with the keys that a block's heads can see and no others, so that time falls with the
-    span. What a padded token gives is of no use to anyone.
+    of the scores, None = 1 / sqrt(D); dropout: of the attention weights.
+    Returns (B, H, Q, D); rows of padded tokens mean nothing. Computed for some queries at a time,
+    with only the keys that they see, so that time falls with the spans.
     """
     out = torch.empty_like(query)
-    parts = [
-        (group, heads_of(query, group.heads, keys.shape[1])) for group in windows.groups
-    ]  # a head's queries, and which they are
+    # each group of key-value heads, with the numbers of its query heads
+    parts = [(group, heads_of(query, group.heads, keys.shape[1])) for group in windows.groups]
     outputs: list[tuple[Sequence[int], Tensor]] = []
     for group, heads in parts:
         key_heads = list(group.heads)
@@ -141,7 +146,7 @@ def attended(
             dropout,
         )
         outputs.append((heads, got))
-    # autograd knows no writes into slices: join the heads and put them in order
+    # written into slices, `out` would have no gradient: join the heads, and put them in order
     if query.requires_grad or keys.requires_grad:
         order = torch.tensor([h for heads, _ in outputs for h in heads], device=query.device)
         return torch.cat([got for _, got in outputs], 1)[:, order.argsort()]
@@ -151,7 +156,11 @@ def attended(
 
 
 def heads_of(query: Tensor, heads: Sequence[int], count: int) -> list[int]:
-    """Return the query heads of some of `count` key-value heads, which serve consecutive ones."""
+    """Return the numbers of the query heads that use some of `count` key-value heads.
+
+    query: (B, H, Q, D); heads: numbers of key-value heads, each used by H / count consecutive query
+    heads.
+    """
     share = query.shape[1] // count
     return [h * share + i for h in heads for i in range(share)]
 
@@ -166,10 +175,10 @@ def _attend_group(
     scale: float | None,
     dropout: float,
 ) -> Tensor:
-    """Compute the attention of the heads that see equally far, a block of queries at a time.
+    """Compute the attention of the heads that see equally far, some queries at a time.
 
-    query: (B, H, Q, D); keys, values: (B, G, K, D); group: those heads; windows: of the layer;
-    positions, scale, dropout: as in `attended`.
+    query: (B, H, Q, D); keys, values: (B, G, K, D) of those heads; group: their window; windows: of
+    the layer; positions, scale, dropout: as in `attended`. Returns (B, H, Q, D).
     """
     outputs: list[Tensor] = []
     for start in range(0, positions.queries, QUERIES):
@@ -177,9 +186,10 @@ def _attend_group(
         first, last = (
             positions.offset + start,
             positions.offset + stop,
-        )  # keys of these queries themselves
+        )  # range of the keys that belong to these queries
         visible = torch.arange(last, device=query.device)
-        low = first - group.window + 1  # padding moves places: then no key is left out
+        # with padding, places differ between rows, and no key is left out
+        low = first - group.window + 1
         # a block of queries sees the sink and a band of keys: all others are left out
         if positions.real is None and low > windows.sink:
             visible = torch.cat([visible[: windows.sink], visible[low:]])
@@ -207,13 +217,13 @@ def grouped(
     scale: float | None,
     dropout: float = 0.0,
 ) -> Tensor:
-    """Compute attention of H query heads on G key-value heads.
+    """Compute attention of H query heads on G key-value heads, without repeating keys.
 
-    query: (B, H, Q, D); keys, values: (B, G, K, D); scale: of the scores; dropout: of the weights.
-    The queries of a key-value head are laid one after another, so that keys are not repeated.
-    mask: (B or 1, Q, K), for all heads.  Returns (B, H, Q, D).
+    query: (B, H, Q, D); keys, values: (B, G, K, D); mask: (B or 1, Q, K) bool for all heads, None =
+    all is seen; scale: of the scores; dropout: of the weights. Returns (B, H, Q, D).
     """
     batch, heads, count, size = query.shape
+    # the query heads of one key-value head follow each other
     share = heads // keys.shape[1]
     rows = query.reshape(batch, keys.shape[1], share * count, size)
     full = None if mask is None else mask.repeat(1, share, 1)[:, None]
@@ -232,9 +242,9 @@ def attended_naive(
     positions: TokenPositions,
     scale: float | None = None,
 ) -> Tensor:
-    """Compute `attended` with one mask of all heads and keys: its definition.
+    """Compute `attended` by its definition, with one mask of all heads and keys.
 
-    All arguments are those of `attended`.
+    It is slow, and there to compare the fast form with. All arguments are those of `attended`.
     """
     share = query.shape[1] // keys.shape[1]
     query_index = torch.arange(positions.offset, positions.offset + positions.queries)

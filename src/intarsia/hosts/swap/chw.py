@@ -21,14 +21,17 @@ from .chw_net import ChwNet
 from .lowering import Cluster, DenseStep, clusters_of
 
 FORMS = (1, 2, 4, 8)  # rows of a block
-LEAST = 0.4  # of what blocks store that is not 0, to be worth a measurement
+LEAST = 0.4  # least share of non-zero weights in the stored blocks for a form to be measured
 REPEATS = 5
 
 
 class Form(NamedTuple):
-    """Storage form of a layer: rows of its blocks, 0 = dense; stored columns; density; timings.
+    """Storage of the weight of one layer, in blocks of rows or dense.
 
-    measured: rows -> microseconds of a call.
+    rows: rows that share one block, 0 = dense; columns: (block, input) pairs that are stored, 0 if
+    dense; density: share of the weights that are not 0, for the report alone.
+    measured: rows of a block -> microseconds of one call with blocks of that height; empty if not
+    measured.
     """
 
     rows: int  # 0 = dense
@@ -41,9 +44,13 @@ Forms = dict[str, Form]
 
 
 def lowered(net: nn.Module, example: Tensor) -> tuple[fx.GraphModule, list[Cluster]]:
-    """Trace a net for pictures of the example's size, and find its clusters.
+    """Trace a net, and group its layers into clusters that native kernels can compute.
 
-    Raises: TargetError for a net that cannot be traced, or of which no layer is known.
+    A cluster is a run of adjacent layers that kernels in channel-height-width order (CHW) compute
+    in one call. net: a convolutional net in evaluation; example: (1, 3, H, W), a picture of the
+    size that it will see.
+    Returns the traced graph and its clusters.
+    Raises: TargetError for a net that cannot be traced, or without any layer that kernels know.
     """
     graph = traced(net, example)
     clusters = clusters_of(graph)
@@ -54,14 +61,16 @@ def lowered(net: nn.Module, example: Tensor) -> tuple[fx.GraphModule, list[Clust
 
 
 def choose_forms(clusters: Iterable[Cluster], rows: int | None) -> Forms:
-    """Choose the form of each 1x1 and k x k layer.
+    """Choose how the weight of each 1x1 and k x k convolution is stored.
 
-    clusters: layers that native kernels compute.
-    rows: height of the blocks of all layers; None = the form that is fastest on this machine, for
-    each layer.
+    clusters: runs of layers that native kernels compute.
+    rows: rows of a block in all layers; None = measure each layer on this machine, and take the
+    form that is fastest.
+    Returns key of the layer (see `key_of`) -> its form.
     """
     forms: Forms = {}
     for cluster in clusters:
+        # sizes of the picture at each layer come from the trace
         nodes = {value: node for node, value in (cluster.values | cluster.inputs).items()}
         for layer in cluster.layers:
             if layer.kind in ("spmm", "conv"):
@@ -71,12 +80,19 @@ def choose_forms(clusters: Iterable[Cluster], rows: int | None) -> Forms:
 
 
 def key_of(layer: DenseStep) -> str:
-    """Return the name of a layer in a plan; a layer that is called twice has one for each call."""
+    """Return the key of a layer in a plan, "path@value", where value is the number of its output.
+
+    A layer that the net calls twice has one key for each call.
+    """
     return f"{layer.name}@{layer.dst}"
 
 
 def _choose_form(layer: DenseStep, shape: tuple[int, ...], rows: int | None) -> Form:
-    """Choose the form of one layer: as many rows as asked, or the fastest by measurement."""
+    """Choose how the weight of one layer is stored.
+
+    layer: the layer, still dense; shape: (channels, height, width) of its input.
+    rows: rows of a block; None = the form that is fastest on this machine.
+    """
     weight = layer.tensors["weight"]
     # for the report alone: it decides nothing
     density = round(int(weight.count_nonzero()) / max(1, weight.numel()), 6)
@@ -98,12 +114,15 @@ def _choose_form(layer: DenseStep, shape: tuple[int, ...], rows: int | None) -> 
 
 
 def _stored_columns(weight: Tensor, rows: int) -> int:
-    """Return how many columns blocks of `rows` rows store; 0 for a dense layer."""
+    """Count the (block, input) pairs with a weight that is not 0, which blocks of rows must store.
+
+    weight: (out, in, ...); rows: rows of a block, 0 = dense, which stores no columns.
+    """
     return len(RowBlocks(rows).encode(weight)["channels"]) if rows else 0
 
 
 def seconds(run: Callable[[], Any], repeats: int = REPEATS) -> float:
-    """Return the least seconds of several calls, after a first one that is not counted."""
+    """Return the least seconds of `repeats` calls, after a first one that is not counted."""
     run()
     times: list[float] = []
     for _ in range(repeats):
@@ -121,7 +140,10 @@ def net_seconds(net: nn.Module, picture: Tensor) -> float:
 
 
 def step_of(layer: DenseStep, form: Form | None) -> ProgramStep:
-    """Encode a layer in its form, as a step of a program; None leaves it as it is."""
+    """Turn a layer into a step of a native program, with its weight stored in a form.
+
+    layer: still dense; form: storage of its weight, None for layers without one, such as a sum.
+    """
     tensors, rows, reads = dict(layer.tensors), 1, 0
     if form is not None and form.rows:
         rows, reads = form.rows, tensors["weight"].shape[1]
@@ -134,8 +156,11 @@ def step_of(layer: DenseStep, form: Form | None) -> ProgramStep:
 
 
 def _with_planned_columns(stored: dict[str, Tensor], form: Form) -> dict[str, Tensor]:
-    """Give the stored tensors the planned number of columns, whose values are read from a file
-    later.
+    """Resize the stored tensors to the number of columns that the plan records.
+
+    A net that is read from a folder starts with other weights than were stored, whose blocks have
+    other columns: the tensors are given their final size here, and the file fills them later.
+    stored: tensors of `RowBlocks` by name; form: the recorded form of the layer.
     """
     if form.columns == len(stored["channels"]) or form.density == 1 and not form.columns:
         return stored
@@ -150,16 +175,17 @@ def rewritten(
     forms: Forms,
     batches: bool = False,
 ) -> ChwNet:
-    """Build a net in which one `ChwCluster` module computes each cluster of adjacent layers.
+    """Build a net in which one `ChwCluster` module computes each run of adjacent layers.
 
-    net: the original, with which the rest is shared; graph: its trace by torch.fx; clusters: layers
-    that native kernels compute in one call; forms: layer's key -> how its weight is stored;
-    batches: True if the net is called with several pictures at a time, False if with one.
+    net: the original, with which all other layers are shared; graph: its trace by torch.fx.
+    clusters: runs of layers that native kernels compute in one call; forms: key of a layer -> how
+    its weight is stored.
+    batches: accept several pictures in one call, computed one after the other; False = one picture.
     """
     for number, cluster in enumerate(clusters):
         steps = [step_of(layer, forms.get(key_of(layer))) for layer in cluster.layers]
         names = [key_of(layer) for layer in cluster.layers]
-        # several nodes may be one value, such as a map and what dropout makes of it
+        # several nodes may have one value, as a layer and the dropout behind it
         readers: dict[int, list[fx.Node]] = {}
         for node, value in cluster.outputs().items():
             readers.setdefault(value, []).append(node)
@@ -174,7 +200,7 @@ def rewritten(
                 result = call
                 if len(axes) > 1:
                     result = graph.graph.call_function(_item, (call, i))
-                for node in nodes:  # those inside go away by themselves
+                for node in nodes:  # uses inside the cluster are removed with it
                     new = _reshape(graph, result, node, nodes[0])
                     node.replace_all_uses_with(new, partial(_is_outside, cluster))
     # 3. the nodes inside have no readers any more
@@ -193,7 +219,11 @@ def _item(values: tuple[Tensor, ...], number: int) -> Tensor:
 
 
 def _reshape(graph: fx.GraphModule, result: fx.Node, node: fx.Node, first: fx.Node) -> fx.Node:
-    """Reshape a value as a node has it: one vector may be (1, C) and (1, C, 1, 1)."""
+    """Insert a node that gives a cluster's output the number of axes which its readers expect.
+
+    graph: the traced net; result: node of the output, with the axes of `first`; node: the node that
+    is replaced, whose axes are wanted. A pooled vector may be (1, C) or (1, C, 1, 1).
+    """
     wide, axes = (len(n.meta["shape"]) for n in (node, first))
     if wide == axes:
         return result

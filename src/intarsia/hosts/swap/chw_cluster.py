@@ -13,17 +13,17 @@ from ...core.errors import ConfigError, ShapeError
 from ...kernels import native
 from ...kernels.chw import NaiveProgram, NativeProgram, ProgramStep, available
 
-SIZES = 8  # of pictures that programs are kept for
+SIZES = 8  # number of picture sizes whose programs are cached
 
 
 class ChwCluster(nn.Module):
-    """Run of steps that kernels carry out on one picture, whose weights are buffers.
+    """Run of adjacent layers that native kernels carry out on one picture; weights are buffers.
 
-    A program is kept for each size of the picture.
-    (1, channels, height, width) or (1, channels) of float32 -> the same; of several outputs a
-    tuple. batches: several pictures, one after the other.
-    Raises: ShapeError for more than one picture without `batches`, and inputs of other channels;
-    ConfigError for inputs that ask for a gradient.
+    A program of kernel calls is built for each size of picture, and cached.
+    Inputs and outputs are (1, channels, height, width) or (1, channels), float32; several outputs
+    come as a tuple. batches: accept several pictures, which are computed one after the other.
+    Raises: ShapeError for more than one picture without `batches`, and for other numbers of
+    channels; ConfigError for inputs that ask for a gradient.
     """
 
     def __init__(
@@ -34,10 +34,12 @@ class ChwCluster(nn.Module):
         outputs: Mapping[int, int],
         batches: bool = False,
     ) -> None:
-        """Take the steps in order, and register their weights as buffers.
+        """Register the weights of the steps as buffers.
 
-        names: of the layers of the steps.  inputs: numbers of the values that the cluster reads.
-        outputs: value -> its number of axes in the net.
+        steps: the layers in the order in which they are computed; names: their names in the plan.
+        inputs: numbers of the values that the cluster reads, in the order of `forward`'s arguments.
+        outputs: number of each value that is returned -> how many axes it has in the net, 2 or 4.
+        batches: accept several pictures in one call.
         """
         super().__init__()
         self.steps, self.names, self.batches = tuple(steps), tuple(names), batches
@@ -49,7 +51,12 @@ class ChwCluster(nn.Module):
         self.register_load_state_dict_post_hook(_forget)
 
     def forward(self, *inputs: Tensor) -> Any:
-        """Compute the outputs of each picture, stacked."""
+        """Compute the outputs of each picture, stacked along the first axis.
+
+        inputs: one tensor for each number in `self.inputs`, (pictures, channels, height, width) or
+        (pictures, channels).
+        Returns a tensor, or a tuple of them if the cluster has several outputs.
+        """
         for x in inputs:
             if x.requires_grad and torch.is_grad_enabled():
                 got, fix = "an input that asks for a gradient", "Train the net, then compress it."
@@ -69,7 +76,7 @@ class ChwCluster(nn.Module):
         return outputs[0] if len(outputs) == 1 else tuple(outputs)
 
     def _compute_picture(self, inputs: Sequence[Tensor]) -> list[Tensor]:
-        """Compute the outputs of one picture."""
+        """Compute the outputs of one picture; inputs: (channels, height, width) or (channels,)."""
         program = self.program([tuple(x.shape) for x in inputs])
         values = program([x.to(torch.float32) for x in inputs], tuple(self.outputs))
         outputs = zip(values, self.outputs.values(), strict=True)
@@ -83,8 +90,10 @@ class ChwCluster(nn.Module):
         ]
 
     def program(self, shapes: Sequence[tuple[int, ...]]) -> Any:
-        """Return the program for a size, built once: native where there are kernels, else in
-        torch.
+        """Return the kernel calls for pictures of a size, built at the first call.
+
+        shapes: of each input, (channels, height, width) or (channels,). Without native kernels the
+        program computes the same in torch.
         """
         # a program depends on the threads that share its rows, and on the build of the kernels
         key = (tuple(shapes), torch.get_num_threads(), native.kind())
@@ -105,7 +114,7 @@ class ChwCluster(nn.Module):
         return program
 
     def packed_steps(self) -> list[ProgramStep]:
-        """Return the steps with the weights that the buffers hold now."""
+        """Return the steps with the weights that the buffers hold now, as after loading."""
         return [
             replace(step, weights={n: getattr(self, f"{i}_{n}") for n in step.weights})
             for i, step in enumerate(self.steps)
@@ -113,7 +122,7 @@ class ChwCluster(nn.Module):
 
     def _apply(self, fn: Any, recurse: bool = True) -> ChwCluster:
         moved = super()._apply(fn, recurse)
-        moved._programs = {}  # they point into the buffers
+        moved._programs = {}  # programs hold pointers to the old buffers
         return moved
 
     def __getstate__(self) -> dict[str, Any]:

@@ -25,23 +25,24 @@ class _Ref:
 class _NetCall:
     """Node of the traced graph: a module, function, method or attribute, with its arguments."""
 
-    kind: str  # of a node of torch.fx
+    kind: str  # kind of node, as torch.fx names it
     target: Any
     args: Any
     kwargs: Any
 
 
 class ChwNet(nn.Module):
-    """Net of which parts are `ChwCluster`s and the rest is as it was, in evaluation.
+    """Net in evaluation in which `ChwCluster` modules compute some of the layers.
 
-    Layers keep their paths, with "_" for "."; what a model of timm says of itself stays.
+    The other layers are as they were, and keep their paths, with "_" for "."; attributes by which
+    timm describes a model are copied.
     """
 
     def __init__(self, graph: fx.GraphModule, net: nn.Module) -> None:
         """Copy the calls of a traced graph to a list, which `forward` carries out in order.
 
-        graph: of the net, in which parts are replaced already; net: the original, whose attributes
-        that timm reads are copied.
+        graph: trace of the net, in which clusters have replaced layers already; net: the original,
+        whose attributes that timm reads are copied.
         """
         super().__init__()
         # results are kept in one list, so that a net needs no graph to run or to be pickled
@@ -63,20 +64,27 @@ class ChwNet(nn.Module):
         self.train(net.training)
 
     def _register_target(self, graph: fx.GraphModule, node: fx.Node, name: str) -> None:
-        """Register the module, buffer or parameter that a node of the graph names."""
+        """Register the module, buffer or parameter that a node of the graph uses.
+
+        graph: the traced net; node: calls a module, or reads an attribute; name: under which it is
+        registered here.
+        """
         if node.op == "call_module":
             self.add_module(name, graph.get_submodule(str(node.target)))
             return
         owner, _, last = str(node.target).rpartition(".")
         value = getattr(graph.get_submodule(owner), last)
-        # a constant of the forward moves with the net, and is not trained
+        # a constant of the forward becomes a buffer: it moves with the net, and is not trained
         if isinstance(value, Tensor) and not isinstance(value, nn.Parameter):
             self.register_buffer(name, value)
         else:
             setattr(self, name, value)
 
     def forward(self, *args_of_net: Any) -> Any:
-        """Carry out the calls in order, each on the results of those before."""
+        """Compute the net's output by carrying out the recorded calls in order.
+
+        args_of_net: the arguments of the original net, such as a picture (1, 3, H, W).
+        """
         values: list[Any] = []
         inputs = iter(args_of_net)
 

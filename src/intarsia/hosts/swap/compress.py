@@ -30,8 +30,8 @@ from ..prune.rows import batched, check_rows, digest_of, inputs_of
 from .packed_linear import PackedLinear, unpacked
 from .timing import check_faster
 
-ROOM = 2**20  # bytes that any format may take beside four a weight and 64 a row
-LAYOUT = 1  # of the stored tensors of all formats: another number is another meaning of the bytes
+ROOM = 2**20  # extra bytes that any format may need, beside 4 for each weight and 64 for each row
+LAYOUT = 1  # version of the layout of stored tensors in all formats
 
 
 def format_names() -> dict[str, str]:
@@ -40,7 +40,7 @@ def format_names() -> dict[str, str]:
 
 
 def format_named(name: str, **settings: Any) -> Format:
-    """Build a format by its name in lower case, as "bitmask", with settings.
+    """Build a storage format; name: its class in lower case, as "bitmask"; settings: of the class.
 
     Raises: UnknownName.
     """
@@ -71,6 +71,7 @@ class Compress(Change):
     rewires: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
+        """Convert settings that come from a file, and check the format.  Raises: ConfigError."""
         object.__setattr__(self, "layers", tuple(self.layers))
         if isinstance(self.format, Mapping):
             settings = dict(self.format)
@@ -82,7 +83,7 @@ class Compress(Change):
             raise ConfigError("format", got=got, want="a format", fix=fix)
 
     def settings_to_dict(self) -> dict[str, Any]:
-        """Return the settings ready for JSON."""
+        """Return the format's name and settings, and the globs, ready for JSON."""
         name = type(self.format).__name__.lower()
         return {"format": {"name": name, **asdict(self.format)}, "layers": list(self.layers)}
 
@@ -92,9 +93,10 @@ class Compress(Change):
         return frozenset({"outputs"} if self.format.exact else ())
 
     def plan(self, host: nn.Module, batches: Iterable[Any] = (), *, seed: int = 0) -> Plan:
-        """Encode each layer; nothing is replaced yet.
+        """Choose the layers and encode their weights; nothing in the model is replaced yet.
 
-        batches: for a format that chooses its codes by what layers see (`needs`).
+        host: the model; batches: calibration data, read only for a format that chooses its codes by
+        the inputs of a layer (`format.needs`); seed: unused here, recorded in the plan.
         """
         matrices = matrices_of(host, self.layers)
         # batches may be a stream: it is read only for a format that looks at it
@@ -109,8 +111,12 @@ class Compress(Change):
         return packing(self, seed, shapes, stored, calibration)
 
     def apply(self, host: nn.Module, plan: Plan, *, name: str = "default") -> nn.Module:
-        """Replace the layers, in place.  A plan read from a folder leaves the numbers to that
-        folder.
+        """Replace the planned linear layers by packed ones, in place.
+
+        plan: from `plan`, with the stored tensors; a plan that was read from a folder has only
+        their sizes, and the folder's weights are loaded afterwards. name: unused, an adapter would
+        need it.
+        Raises: CheckpointError for a plan whose settings were altered, or of another model.
         """
         model, decided = base_of(host), dict(plan.decided)
         _check_decided(self, decided)
@@ -129,20 +135,24 @@ class Compress(Change):
         return host
 
     def fold(self, host: nn.Module) -> nn.Module:
-        """Copy the model with plain layers of the decoded weights."""
+        """Copy the model with plain linear layers of the decoded weights."""
         plain = copy.deepcopy(host)
         model = base_of(plain)
         for path, layer in list(model.named_modules()):
             if isinstance(layer, PackedLinear):
                 model.set_submodule(path, unpacked(layer))
         without_native_generate(model)
+        # the copy is recorded as a model without this change
         set_steps(model, (s for s in steps_of(model) if not isinstance(s.plan.change, Compress)))
         return plain
 
 
 @dataclass(frozen=True)
 class Packing(Plan):
-    """Plan with the stored tensors of each layer; read from a folder it is a plain one."""
+    """Plan that also holds the stored tensors of each layer: path -> tensor name -> tensor.
+
+    Tensors are no part of a plan's file, so that a plan from a folder is a plain `Plan`.
+    """
 
     stored: Mapping[str, Mapping[str, Tensor]] = field(default_factory=dict)
 
@@ -154,10 +164,11 @@ def packing(
     stored: Mapping[str, Mapping[str, Tensor]],
     extra: Mapping[str, Any],
 ) -> Packing:
-    """Plan layers whose stored tensors are known, by path, as a method finds them.
+    """Build the plan of a change whose stored tensors are computed already.
 
-    change: the settings.
-    shapes: (out, in) of each layer.  extra: what else is decided, ready for JSON.
+    change: the settings; seed: recorded with them; shapes: path -> (out, in) of each layer.
+    stored: path -> the format's tensors by name; extra: further entries of the plan, ready for
+    JSON.
     """
     sketches = {path: _describe_layer(shapes[path], parts) for path, parts in stored.items()}
     decided = {"layout": LAYOUT, "layers": sketches, **extra}
@@ -180,16 +191,19 @@ def compress(
     """Store a model's linear layers in a format, in place; products read what is stored.
 
     fmt: a format, as `formats.Bitmask(values="int8")`, its name, or a change that packs the layers
-    itself.  calib: rows as `fit` takes them, for a format that looks at them.  layers: see
-    `Compress`.  force: also where this machine is faster with the layers as they are: all of them,
-    one row of inputs, one after the other as in the model.
-    out, resume, progress: of `Gqsa` and `Qmoe`, which go block by block: a folder for finished
-    blocks; killed anywhere, the same call with resume=True ends in the same bits; a line for each.
+    itself.
+    calib: samples as `fit` takes them, for a format that looks at the inputs of layers.
+    layers: see `Compress`.
+    force: pack although dense layers are faster on this machine. Compared is the time of all
+    layers, one after the other as in the model, with one row of inputs.
+    out, resume, progress: for `Gqsa` and `Qmoe` alone, which work block by block: a folder for
+    finished blocks; continue from that folder, which gives the same bits as an uninterrupted call;
+    a function that gets a line of text for each block.
 
     `intarsia.save` writes the packed layers, `load` puts them into the pretrained model, adapters
     go on top; `fold` gives plain layers back.
     Raises: ConfigError where dense is faster, see `force`, or for `out` with a format, which is
-    done at once; CheckpointError for a folder of another walk, or with a damaged file; as
+    done at once; CheckpointError for a folder of another call, or with a damaged file; as
     `Compress`. The model is then as it was.
     """
     # 1. what is done: a change that packs by itself, or a format for the linear layers
@@ -224,12 +238,13 @@ def compress(
 def matrices_of(host: nn.Module, layers: Sequence[str]) -> dict[str, Matrix]:
     """Return the linear layers that a format can store, by path.
 
-    Raises: TargetError for none.
+    host: the model; layers: globs of paths, none = all linear layers inside the blocks.
+    Raises: TargetError if there is none.
     """
     # layers of the blocks, and those outside that a glob names in full
     candidates = {n: m for stop in stops_of(host, layers) for n, m in stop.layers.items()}
     matrices = {n: m for n, m in candidates.items() if isinstance(m.owner, nn.Linear | Conv1D)}
-    # one matrix of a stack of experts is no layer of its own
+    # matrices of stacked experts are no layers
     matrices = {n: m for n, m in matrices.items() if m.index is None}
     if not matrices:
         got = (
@@ -247,8 +262,8 @@ def _second_moments(
 ) -> dict[str, Tensor]:
     """Collect second moments of the layers' inputs, for a format that needs them.
 
-    form: the format; matrices: layers by path; batches: calibration data.
-    Returns path -> (in,) mean squares, or (in, in) if the format needs the Hessian.
+    host: the model; form: the format; matrices: layers by path; batches: calibration data.
+    Returns path -> (in,) mean of x^2, or (in, in) mean of x x^T if the format needs the Hessian.
     """
     if not form.needs:
         return {}
@@ -271,23 +286,26 @@ def _second_moments(
 
 
 def _describe_layer(shape: Sequence[int], stored: Mapping[str, Tensor]) -> dict[str, Any]:
-    """Describe a layer for a folder: its shape, and type and shape of each stored tensor."""
+    """Describe a stored layer for JSON: its shape, and type and shape of each stored tensor."""
     parts = {n: [str(t.dtype).removeprefix("torch."), list(t.shape)] for n, t in stored.items()}
     return {"shape": list(shape), "stored": parts}
 
 
 def _digest(change: Compress, decided: Mapping[str, Any]) -> str:
-    """Hash all that is decided, so that a file in which one letter changed is refused."""
+    """Hash the settings and the plan, so that a file in which one letter changed is refused.
+
+    change: the settings; decided: the plan's entries; its own "sha256" is left out of the hash.
+    """
     hashed = {name: value for name, value in decided.items() if name != "sha256"}
     text = json.dumps([change.settings_to_dict(), hashed], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _check_decided(change: Compress, decided: Mapping[str, Any]) -> None:
-    """Check the layout of the bytes and the digest of the settings.
+    """Check that a plan from a file is in a known layout, and unchanged since it was written.
 
-    change: the settings; decided: layout and digest as they were written.
-    Raises: CheckpointError for another layout, or settings that were changed.
+    change: the settings; decided: the plan's entries, with "layout" and "sha256".
+    Raises: CheckpointError.
     """
     subject, fix = "packed layers", "Write them again with this release: intarsia.compress."
     if decided.get("layout") != LAYOUT:
@@ -300,8 +318,11 @@ def _check_decided(change: Compress, decided: Mapping[str, Any]) -> None:
 
 
 def _allocate(path: str, sketch: Mapping[str, Any]) -> dict[str, Tensor]:
-    """Allocate the tensors that a file describes, of no more bytes than a weight of that shape
-    needs.
+    """Allocate zero tensors of the types and sizes that a file describes.
+
+    The file's contents are loaded into them later. path: of the layer, for errors; sketch: the
+    description, see `_describe_layer`.
+    Raises: CheckpointError for more bytes than any format needs for a weight of that shape.
     """
     rows, width = sketch["shape"]
     parts: dict[str, Tensor] = {}
@@ -309,6 +330,7 @@ def _allocate(path: str, sketch: Mapping[str, Any]) -> dict[str, Tensor]:
     budget = 4 * rows * width + 64 * rows + ROOM
     for name, (kind, shape) in sketch["stored"].items():
         dtype = getattr(torch, str(kind), None)
+        # numbers and texts come from a file: each is checked before it is used
         sides = [int(side) for side in shape]
         if not isinstance(dtype, torch.dtype) or min(sides, default=0) < 0:
             raise _damaged(path, f"{name} of type {kind} and shape {shape}")
@@ -320,7 +342,10 @@ def _allocate(path: str, sketch: Mapping[str, Any]) -> dict[str, Tensor]:
 
 
 def _replaced_linear(model: nn.Module, path: str, shape: tuple[int, ...]) -> Any:
-    """Return the plain layer that is replaced.  Raises: CheckpointError for another layer."""
+    """Return the plain linear layer at a path, which a packed one is to replace.
+
+    shape: (out, in) that the plan records. Raises: CheckpointError for another layer or shape.
+    """
     layer = dict(model.named_modules()).get(path)
     if isinstance(layer, nn.Linear | Conv1D) and not isinstance(layer, PackedLinear):
         sizes = tuple(layer.weight.shape)

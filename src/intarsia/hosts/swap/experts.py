@@ -35,13 +35,14 @@ class MergeMixtures(Change):
 
     other: nn.Module | None = None
 
-    recorded: ClassVar[bool] = False  # the step of `Upcycle` then has other places
+    # instead, the recorded `Upcycle` gets other numbers of experts
+    recorded: ClassVar[bool] = False
     laws: ClassVar[frozenset[str]] = frozenset()
 
     def apply(self, host: nn.Module, plan: Plan, *, name: str = "default") -> nn.Module:
-        """Merge the other model's experts into a copy.
+        """Return a new model with the experts of both; host and `other` stay as they are.
 
-        plan: unused; name: unused, an adapter would need it.
+        plan: unused, nothing has to be decided; name: unused, an adapter would need it.
         """
         if self.other is None:
             raise ConfigError(
@@ -52,22 +53,25 @@ class MergeMixtures(Change):
 
 @dataclass(frozen=True)
 class PruneExperts(Change):
-    """Change that keeps some experts alone, those with the most tokens, see `prune_experts`.
+    """Change that keeps only some experts of each mixture, by default those with the most tokens.
 
-    keep: how many, of all layers or of each layer; or which, path of the MLP -> numbers.
-    at_random: by the seed and the path, not by tokens; otherwise `plan` wants a few batches.
+    keep: how many stay, in all layers or in each layer; or which: path of the MLP -> numbers.
+    at_random: choose by the seed and the path instead of by tokens; otherwise `plan` wants a few
+    batches. See `prune_experts`.
     """
 
     keep: int | Sequence[int] | Mapping[str, Sequence[int]] = 1
     at_random: bool = False
 
-    recorded: ClassVar[bool] = False  # the step of `Upcycle` then has other numbers
+    # instead, the recorded `Upcycle` gets smaller numbers of experts
+    recorded: ClassVar[bool] = False
     laws: ClassVar[frozenset[str]] = frozenset()
 
     def plan(self, host: nn.Module, batches: Iterable[Any] = (), *, seed: int = 0) -> Plan:
         """Decide which experts stay: path -> numbers.
 
-        batches: calibration data; seed: it fixes the random draws.
+        host: an upcycled model; batches: calibration data, in which the tokens of each expert are
+        counted; seed: fixes the draws if `at_random`.
         """
         done, _ = upcycled(host)
         if isinstance(self.keep, Mapping):
@@ -82,16 +86,16 @@ class PruneExperts(Change):
 def merge_mixtures(a: nn.Module, b: nn.Module) -> nn.Module:
     """Merge two upcycled models: the experts of both, layer by layer, and the mean of the rest.
 
-    Aggregation of experts: experts and gate rows of a, then those of b; (w_a + w_b) / 2 of every
-    other weight. Two trainings of one dense model are what it is for: the merged model has what
-    both learned, and is to be trained on. Where weights are probabilities (`Switch`), there are
-    more experts to share them, so that outputs of experts are smaller at first.
-    a and b stay as they are; `save_mixture` saves what comes out.
+    a, b: two trainings of one dense model; both stay as they are. Each mixture of the new model has
+    the experts and gate rows of a, then those of b; every other weight is (w_a + w_b) / 2. The new
+    model has what both learned, and is to be trained on. Where gate weights are probabilities
+    (`Switch`), there are more experts to share them, so that outputs of experts are smaller at
+    first. Save it with `save_mixture`.
 
     Raises: TargetError for models that are not upcycled, or carry adapters; ConfigError for models
     that were upcycled differently, and for routers whose experts cannot come or go; ShapeError for
     other sizes.
-    Source: arXiv:2109.10465 (Z-code M3).
+    Source: arXiv:2109.10465 (Z-code M3), aggregation of experts.
     """
     (places_a, settings_a), (places_b, settings_b) = upcycled(a), upcycled(b)
     for subject, value_a, value_b in (
@@ -119,10 +123,11 @@ def expert_loads(
 ) -> dict[str, Tensor]:
     """Count the tokens that each expert gets in evaluation, before any capacity.
 
-    batches: as the model takes them: a tensor, a mapping of keywords, or (x, y), of which the model
-    gets x. Padding, by `attention_mask`, does not count.
-    by: "modality", of a model that sees or hears: a row for each modality, see `modality_loads`.
-    Returns path of each learned router -> (E,) int64. The model is left as it is.
+    model: with learned routers; left as it is. batches: each a tensor, a mapping of keywords, or
+    (x, y), of which the model gets x. Padding, by `attention_mask`, does not count.
+    by: "modality", for a model that sees or hears: one row of counts for each modality, see
+    `modality_loads`.
+    Returns path of each learned router -> (E,) int64.
     Raises: ConfigError for no batch, a model without learned routers, or one that does not count,
     as a compiled one.
     """
@@ -160,13 +165,13 @@ def prune_experts(
     *,
     seed: int = 0,
 ) -> nn.Module:
-    """Take experts and their gate rows out of an upcycled model, in place.
+    """Remove experts and their gate rows from an upcycled model, in place.
 
-    keep: how many stay, of all layers or of each layer; or which, path of the MLP -> numbers.
-    by: which, where keep says how many: those with the most tokens, by `expert_loads(model, val)`
-    (the first of equals); or "random", by the seed and the path. Store experts keep their order,
-    so that as many as there are changes nothing.
-    Parameters are new ones: make optimisers afterwards. `save_mixture` saves what is left.
+    keep: how many stay, in all layers or in each layer; or which, path of the MLP -> numbers.
+    by: how they are chosen where `keep` is a number: the most tokens, by `expert_loads(model, val)`
+    (the first of equals); or "random", by the seed and the path. Experts that stay keep their
+    order, so that keeping all of them changes nothing.
+    Parameters are new objects: create optimisers afterwards. Save the model with `save_mixture`.
 
     Raises: TargetError for a model that is not upcycled, or carries adapters; ConfigError for
     numbers and loads that do not fit, for routers whose experts cannot go, and for fewer experts
@@ -191,9 +196,9 @@ def prune_experts(
 
 
 def upcycled(model: nn.Module) -> tuple[MixturePlaces, Upcycle]:
-    """Return the mixtures in a model, and the settings that they were made with.
+    """Return the places of the mixtures in an upcycled model, and the settings of `upcycle`.
 
-    Raises: TargetError where it left nothing, or where adapters are around it.
+    Raises: TargetError for a model that was not upcycled, or that has adapters.
     """
     check_unadapted(model)
     step = upcycle_step(model)
@@ -209,8 +214,9 @@ def upcycled(model: nn.Module) -> tuple[MixturePlaces, Upcycle]:
 
 
 def mixture_at(model: nn.Module, path: str) -> Mixture:
-    """Return the mixture that replaced an MLP, with or without that MLP in parallel.
+    """Return the mixture that replaced the MLP at a path.
 
+    It may stand beside the MLP itself (`residual` of `upcycle`).
     Raises: TargetError for a sparse block of the host's own.
     """
     mixtures = list(mixtures_in(model.get_submodule(path)).values())
@@ -224,7 +230,11 @@ def mixture_at(model: nn.Module, path: str) -> Mixture:
 def _named_experts(
     keep: Mapping[str, Sequence[int]], places: MixturePlaces
 ) -> dict[str, list[int]]:
-    """Check the experts that a user names, path -> numbers, and return them as lists."""
+    """Check the experts that a user names, and return them as lists of int.
+
+    keep: path of an MLP -> numbers of its experts; places: paths of all mixtures of the model.
+    Raises: ConfigError for a path that is no mixture.
+    """
     if unknown := sorted(keep.keys() - set(places.paths)):
         got, fix = f"a layer {unknown[0]!r}", "Layers that are left out stay as they are."
         raise ConfigError("keep", got=got, want=f"paths among {list(places.paths)}", fix=fix)
@@ -239,9 +249,9 @@ def _best_experts(
 ) -> dict[str, list[int]]:
     """Choose the experts with the largest scores in each layer; path -> numbers, ascending.
 
-    keep: their number, or one for each layer; scores: tokens of each expert by path of the router,
-    or "random"; places: the layers.
-    Raises: ConfigError for more than a layer has.
+    keep: how many stay in all layers, or a list with a number for each layer.
+    scores: path of the router -> tokens of each expert, or "random"; places: the layers.
+    seed: fixes the random scores. Raises: ConfigError for more experts than a layer has.
     """
     # one number for all layers, or one for each
     counts = [keep] * len(places.paths) if isinstance(keep, int) else list(keep)
@@ -251,34 +261,34 @@ def _best_experts(
         want = f"1 ... {list(places.experts)}, one number or one for each layer"
         fix = "Give as many experts as there are, or fewer."
         raise ConfigError("keep", got=keep, want=want, fix=fix)
-    chosen: dict[str, list[int]] = {}
+    selection: dict[str, list[int]] = {}
     for path, count, m in zip(places.paths, places.experts, counts, strict=True):
         # a stable sort: of equal loads the first expert stays
         order = _scores(path, count, scores, seed).argsort(descending=True, stable=True)
-        chosen[path] = sorted(order[:m].tolist())
-    return chosen
+        selection[path] = sorted(order[:m].tolist())
+    return selection
 
 
 def _scores(path: str, count: int, scores: Mapping[str, Tensor] | str | None, seed: int) -> Tensor:
     """Return one score for each expert of a layer: its load, or a random number.
 
-    path: the layer's; count: number of its experts; scores: loads by path of the router, or
-    "random".
+    path: of the layer; count: number of its experts; scores: path of the router -> loads, or
+    "random"; seed: fixes the random numbers.
     """
     if scores == RANDOM:
         return torch.rand(count, generator=generator(seed, path))
     key = None
     if isinstance(scores, Mapping):
-        # with the MLP beside it the mixture is one module further down
+        # if the MLP was kept beside it, the mixture is one module further inside
         inside = (f"{path}.router", f"{path}.mixture.router")
         key = next((name for name in inside if name in scores), None)
     if key is None or len(scores[key]) != count:  # pyright: ignore
         got = "none for this layer" if key is None else f"{len(scores[key])} numbers"  # pyright: ignore
-        what = f"loads of {path!r}"
+        subject = f"loads of {path!r}"
         fix = (
             "Pass by=intarsia.experts.expert_loads(model, batches) of this very model, or 'random'."
         )
-        raise ConfigError(what, got=got, want=f"a number for each of {count} experts", fix=fix)
+        raise ConfigError(subject, got=got, want=f"a number for each of {count} experts", fix=fix)
     return torch.as_tensor(scores[key])  # pyright: ignore
 
 

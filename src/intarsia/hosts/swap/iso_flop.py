@@ -27,17 +27,19 @@ from ..anatomy.dense_mlp import dense_mlp, mlp_place
 def layers_to_change(
     host: nn.Module, kind: str, density: float, globs: Sequence[str] | None = None
 ) -> dict[str, Any]:
-    """Return the layers that a kind of Sparse-IFT changes, by path; globs: see `SparseIft`.
+    """Return the layers that a kind of Sparse-IFT changes, by path.
 
     kind: "wide", "parallel", "factorised" or "doped"; density: share of weights that are not zero.
-    Raises: TargetError for layers that cannot be, or are not there.
+    globs: patterns of paths or class names, None = all layers that can be changed.
+    Raises: TargetError for a layer that is named but cannot be changed, and for a glob that fits
+    none.
     """
     if kind == "wide":
         return {p: host.get_submodule(p) for p, *_ in _wide_layers(host, density)}
     inside = [(f"{p}.{i}", m) for p, b in blocks(host) for i, m in layers_of(b)]
     # without blocks, all layers but the stem and the head
     candidates = inside or _all_layers(host)[1:-1]
-    chosen, used = dict[str, Any](), set[str]()
+    layers, used = dict[str, Any](), set[str]()
     for path, layer in candidates:
         named = [g for g in globs or ("*",) if matches(path, layer, g)]
         used |= set(named)
@@ -46,17 +48,18 @@ def layers_to_change(
             fix = "Leave it out of layers=."
             raise TargetError(f"layer {path!r}", got=objection, want="a plain one", fix=fix)
         if named and not objection:
-            chosen[path] = layer
+            layers[path] = layer
     if missing := [g for g in globs or () if g not in used]:
         want, fix = "layers inside the blocks", "See model.named_modules()."
         raise TargetError("layers", got=f"none for {missing}", want=want, fix=fix)
-    return chosen
+    return layers
 
 
 def _reason_against(host: nn.Module, path: str, layer: Any, kind: str, density: float) -> str:
     """Return the reason why a layer cannot be changed; "" if it can.
 
-    kind: of the change; density: share of weights that are not zero.
+    host: the model; path, layer: the layer and its place; kind: of the change, see
+    `layers_to_change`; density: share of weights that are not zero.
     """
     if not isinstance(layer, nn.Linear | nn.Conv2d) or groups_of(layer) > 1:
         return f"{type(layer).__name__} of groups, or with its weight transposed"
@@ -70,9 +73,10 @@ def _reason_against(host: nn.Module, path: str, layer: Any, kind: str, density: 
 
 
 def norm_place(host: nn.Module, path: str, width: int | None = None) -> str:
-    """Return the path of the module behind a layer, "" for none.
+    """Return the path of the module registered directly after a layer, "" for none.
 
-    width: if given, only a batch norm with weights of that many channels counts.
+    path: of the layer; width: if given, only a batch norm with weights of that many channels
+    counts.
     """
     owner, _, name = path.rpartition(".")
     names = list(host.get_submodule(owner)._modules)
@@ -89,7 +93,12 @@ def _all_layers(host: nn.Module) -> list[tuple[str, Any]]:
 
 
 def _wide_layers(host: nn.Module, density: float) -> Iterator[tuple[str, int, int]]:
-    """Yield each layer that "wide" changes: its path, and its new inputs and outputs."""
+    """Yield each layer that "wide" changes: its path, its new number of inputs and of outputs.
+
+    Widths grow by density^-1/2, so that a share `density` of the wider weight has as many non-zero
+    weights as the dense one had; in transformers only the hidden units of MLPs grow.
+    Raises: TargetError for a net in which some module cannot be widened.
+    """
     if of_tokens(host):
         yield from _mlp_widths(host, density)
         return
@@ -98,7 +107,7 @@ def _wide_layers(host: nn.Module, density: float) -> Iterator[tuple[str, int, in
         got, want = f"{len(layers)} in {type(host).__name__}", "at least two: a width between them"
         raise TargetError("layers to widen", got=got, want=want, fix="Use another kind.")
     heads = [m for h in heads_of(host) for m in h.modules() if isinstance(m, nn.Linear)]
-    # the classes stay as many as they are
+    # the last layer keeps its number of outputs
     last = heads[-1] if heads else layers[-1][1]
     widths = {_sizes(m)[1] for _, m in layers}
     for number, (path, layer) in enumerate(layers):
@@ -122,9 +131,10 @@ def _wide_layers(host: nn.Module, density: float) -> Iterator[tuple[str, int, in
 def _wider_inputs(
     path: str, layer: Any, before: Any, widths: Collection[int], density: float
 ) -> int:
-    """Return the new inputs of a layer that reads layers which become wider.
+    """Return the new number of inputs of a layer whose inputs come from layers that become wider.
 
-    before: the layer that is named before it.  widths: outputs of all layers.
+    path, layer: the layer; before: the layer that is named before it; widths: numbers of outputs of
+    all layers; density: share of weights that are not zero.
     Raises: TargetError for inputs that rounded widths do not add up to.
     """
     (ins, _), outs, factor = _sizes(layer), _sizes(before)[1], density**-0.5
@@ -132,7 +142,8 @@ def _wider_inputs(
     if abs(factor - round(factor)) < 1e-5:
         return _scale_width(ins, density)
     flat = isinstance(layer, nn.Linear) and isinstance(before, nn.Conv2d)
-    if flat and ins != outs and ins % outs == 0:  # the positions of a map side by side
+    # a flattened map: one input for each channel and position
+    if flat and ins != outs and ins % outs == 0:
         return _scale_width(outs, density) * (ins // outs)
     if ins not in widths:
         got, want = f"{ins} inputs, of several layers", "those of one layer"
@@ -148,9 +159,9 @@ def of_tokens(host: nn.Module) -> bool:
 
 
 def _mlp_widths(host: nn.Module, density: float) -> Iterator[tuple[str, int, int]]:
-    """Yield (path, new inputs, new outputs) of the layers of each MLP.
+    """Yield (path, new inputs, new outputs) of each linear layer of each MLP in a transformer.
 
-    The hidden units become 1 / density times as many.
+    Hidden units become 1 / density times as many; the width of the stream between blocks stays.
     """
     paths = {id(m): p for p, m in host.named_modules()}
     for reads, writes in linear_mlps(host):
@@ -160,7 +171,7 @@ def _mlp_widths(host: nn.Module, density: float) -> Iterator[tuple[str, int, int
 
 
 def linear_mlps(host: nn.Module) -> Iterator[tuple[list[nn.Linear], nn.Linear]]:
-    """Yield the layers to and from the hidden units of each MLP in a transformer's blocks.
+    """Yield the layers into and out of the hidden units of each MLP in a transformer's blocks.
 
     Raises: TargetError for an MLP that computes otherwise, or has its weights transposed.
     """
@@ -183,7 +194,7 @@ def _scale_width(width: int, density: float) -> int:
 
 
 def _sizes(layer: Any) -> tuple[int, int]:
-    """Return inputs and outputs of a layer."""
+    """Return the numbers of inputs and outputs of a linear layer or convolution."""
     if isinstance(layer, nn.Linear):
         return layer.in_features, layer.out_features
     return layer.in_channels, layer.out_channels
@@ -192,10 +203,11 @@ def _sizes(layer: Any) -> tuple[int, int]:
 def widen(
     host: nn.Module, density: float, layers: Mapping[str, int], draws: torch.Generator
 ) -> dict[str, int]:
-    """Give layers and batch norms new widths, in place.
+    """Widen layers and batch norms in place, with new random weights.
 
-    density: share of weights that are not zero; draws: random generator.
-    layers: path -> number of non-zero weights that the layer is to have.  Returns the same.
+    host: the model; density: share of weights that will not be zero, which fixes the widths.
+    layers: path -> number of non-zero weights that the layer is to have; returned as they are.
+    draws: random generator.
     """
     is_transformer = of_tokens(host)
     config: Any = config_of(host)
@@ -225,7 +237,7 @@ def widen(
 def _resize(layer: Any, ins: int, outs: int, groups: int = 1) -> None:
     """Write new sizes into a layer's attributes; its weights are set elsewhere.
 
-    ins, outs: new numbers of channels; groups: of a convolution.
+    layer: linear or convolution; ins, outs: new numbers of channels; groups: of a convolution.
     """
     names = ("in_features", "out_features")
     if isinstance(layer, nn.Conv2d):
@@ -235,7 +247,7 @@ def _resize(layer: Any, ins: int, outs: int, groups: int = 1) -> None:
 
 
 def _widen_norm(norm: Any, width: int) -> None:
-    """Give a batch norm fresh tensors of a new width."""
+    """Give a batch norm new tensors for `width` channels: scale 1, shift 0, mean 0, variance 1."""
     norm.num_features = width
     for name, tensor in [*norm._parameters.items(), *norm._buffers.items()]:
         if tensor is not None and tensor.dim():
@@ -244,9 +256,12 @@ def _widen_norm(norm: Any, width: int) -> None:
 
 
 def _output_deviation(layer: Any) -> float:
-    """Return the standard deviation of a layer's outputs for inputs of standard deviation 1."""
+    """Return the standard deviation of a layer's outputs for inputs of standard deviation 1.
+
+    Inputs are taken as independent: std(weights) sqrt(inputs).
+    """
     weight = layer.weight.detach()
-    # a weight of zeros counts as one of unit gain
+    # a weight of zeros counts as one that keeps the variance
     spread = float(weight.float().std()) or weight[0].numel() ** -0.5
     return spread * math.sqrt(weight[0].numel())
 
@@ -262,9 +277,9 @@ def _normal(
 def _with_outputs(
     layer: Any, outs: int, draw: torch.Generator, std: float, bias: bool = False
 ) -> Any:
-    """Copy a layer with new weights and other outputs; std: of the new weights.
+    """Copy a layer with another number of outputs and new weights, drawn from N(0, std^2).
 
-    outs: number of outputs; draw: random generator; bias: the new layer has one.
+    outs: number of outputs; draw: random generator; bias: keep the layer's bias, or have none.
     """
     new: Any = copy.deepcopy(layer)
     _resize(new, _sizes(layer)[0], outs)
@@ -274,9 +289,10 @@ def _with_outputs(
 
 
 def _second_factor(layer: Any, rank: int, draw: torch.Generator, std: float) -> Any:
-    """Build V, the second of the two factors that replace a layer: `rank` inputs, its outputs.
+    """Build V, the second of two factors that replace a layer, from `rank` inputs to its outputs.
 
-    A convolution's V is 1x1, so that it works at each position by itself.  std: of its weights.
+    A convolution's V is 1x1: it computes each position by itself. V takes over the layer's bias.
+    draw: random generator; std: standard deviation of V's weights.
     """
     outs, bias = _sizes(layer)[1], layer.bias is not None
     conv = isinstance(layer, nn.Conv2d)
@@ -287,8 +303,12 @@ def _second_factor(layer: Any, rank: int, draw: torch.Generator, std: float) -> 
 
 
 def _parallel(host: nn.Module, path: str, density: float, draw: torch.Generator) -> dict[str, int]:
-    """Replace a layer by q = 1 / density sparse ones of its shape, each with a norm, which are
-    summed.
+    """Replace a layer by q = 1 / density branches of its shape, each with a norm, which are summed.
+
+    Each branch will be sparse, so that all have together as many weights as the dense layer.
+    host: the model, changed in place; path: of the layer; density: share of each branch's weights
+    that will not be zero; draw: random generator.
+    Returns path of each branch inside the new module -> number of weights that it keeps.
     """
     layer: Any = host.get_submodule(path)
     outs, total, branches = _sizes(layer)[1], layer.weight.numel(), round(1 / density)
@@ -309,7 +329,10 @@ def _parallel(host: nn.Module, path: str, density: float, draw: torch.Generator)
 
 @torch.no_grad()
 def _branch_norm(old: Any, branches: int) -> nn.Module:
-    """Copy a batch norm for one of several branches, whose sum is as large as the one was."""
+    """Copy a batch norm for one of several branches, scaled so that their sum is as before.
+
+    old: the norm behind the dense layer; branches: how many are summed.
+    """
     norm: Any = copy.deepcopy(old)
     if activation_of(norm) is not None:
         norm.act = nn.Identity()
@@ -323,9 +346,11 @@ def _branch_norm(old: Any, branches: int) -> nn.Module:
 def _factorised(
     host: nn.Module, path: str, density: float, draw: torch.Generator
 ) -> dict[str, int]:
-    """Replace a layer by two sparse factors with a norm and a ReLU between them.
+    """Replace a layer by two sparse factors V relu(norm(U x)).
 
-    density: share of weights that are not zero; draw: random generator.
+    host: the model, changed in place; path: of the layer; density: share of the factors' weights
+    that will not be zero, which fixes the rank; draw: random generator.
+    Returns {"u", "v"}: the number of weights that each factor keeps.
     """
     layer: Any = host.get_submodule(path)
     outs, count, reads = _sizes(layer)[1], layer.weight.numel(), layer.weight[0].numel()
@@ -348,15 +373,20 @@ def _factorised(
 
 
 def _doped_rank(layer: Any, density: float) -> int:
-    """Return the rank at which two dense factors have the weights that sparsity sets free."""
+    """Return the rank r of two dense factors that replace the weights which become zero.
+
+    The largest r with r (inputs + outputs) <= (1 - density) inputs outputs.
+    """
     reads, outs = layer.weight[0].numel(), len(layer.weight)
     return math.floor((1 - density) * layer.weight.numel() / (reads + outs) + 1e-9)
 
 
 def _doped(host: nn.Module, path: str, density: float, draw: torch.Generator) -> dict[str, int]:
-    """Replace a layer by a sparse one plus two dense factors of low rank.
+    """Replace a layer W by a sparse one plus two dense factors of low rank: W_sparse x + V U x.
 
-    density: share of weights that are not zero; draw: random generator.
+    host: the model, changed in place; path: of the layer; density: share of variance, and about
+    that of the weights, in the sparse part; draw: random generator.
+    Returns {"sparse": number of weights that the sparse part keeps}.
     """
     layer: Any = host.get_submodule(path)
     outs, reads, gain = _sizes(layer)[1], layer.weight[0].numel(), _output_deviation(layer)
@@ -374,7 +404,10 @@ def _doped(host: nn.Module, path: str, density: float, draw: torch.Generator) ->
 
 
 def sparsify_layer(path: str, layer: Any, count: int, draw: torch.Generator) -> None:
-    """Set all but `count` weights of a layer to 0, at random."""
+    """Set all but `count` weights of a layer to 0, at random, in place.
+
+    path: of the layer, for a warning if rows keep less than one weight on average; draw: generator.
+    """
     row_weights = count / len(layer.weight)
     if row_weights < 1:
         message = (

@@ -27,16 +27,20 @@ ACT_MODULES: Mapping[type[nn.Module], str] = {
 }
 ACT_FUNCTIONS = ("relu", "relu6", "hardswish", "silu", "sigmoid", "hardsigmoid")
 NOTHING = ("Identity", "Dropout", "Dropout2d", "DropPath")  # in evaluation
-LARGEST, STRIDES = 11, 4  # side of a kernel, and its stride at most
+LARGEST, STRIDES = 11, 4  # largest side and stride of a convolution's kernel
 
 
 @dataclass
 class DenseStep:
-    """Step of a program whose weight is still dense, or that has none."""
+    """Layer as a step of a native program, with its weight still dense, or without one.
+
+    Values, the tensors between layers, are numbered: the step reads value `src`, writes `dst`, and
+    adds or multiplies `other` if there is one. acts: activations before and after that addition.
+    """
 
     name: str
     kind: str  # "spmm" (1x1), "conv", "depthwise", "linear", "act", "pool", "add", "scale"
-    src: int  # numbers of values: read, written, and added or multiplied
+    src: int  # numbers of values: src is read, dst written, other added or multiplied
     dst: int
     other: int | None = None
     acts: tuple[str, str] = ("none", "none")
@@ -46,11 +50,12 @@ class DenseStep:
 
 @dataclass
 class Cluster:
-    """Run of layers that kernels know, the values that it reads, and those that others read.
+    """Run of adjacent layers that native kernels compute in one call.
 
-    values: node -> number of its value.  inputs: the same for values made outside.  flat: values
-    that
-    are vectors, not maps.  count: number of the next value.
+    Each tensor between layers is a numbered value. values: node of the graph -> number of its
+    value.
+    inputs: the same for tensors that come from outside. flat: values that are vectors, not maps.
+    count: number of the next value.
     before: the node in front of which the cluster can be called; None = at the end.
     """
 
@@ -62,7 +67,7 @@ class Cluster:
     count: int = 0
 
     def outputs(self) -> dict[fx.Node, int]:
-        """Return the cluster's nodes that nodes outside read."""
+        """Return the nodes of this run of layers that other nodes read -> their numbers."""
         return {
             node: value
             for node, value in self.values.items()
@@ -75,9 +80,9 @@ class Cluster:
         return self.count - 1
 
     def read(self, node: fx.Node) -> int:
-        """Return the number of a node's value.
+        """Return the number of the value that a node computes.
 
-        The value of a node outside the cluster becomes an input of it.
+        If the node is outside the cluster, its value becomes an input of the cluster.
         """
         if node in self.values:
             return self.values[node]
@@ -89,7 +94,10 @@ class Cluster:
 
 
 def clusters_of(graph: fx.GraphModule) -> list[Cluster]:
-    """Split the graph of a traced net with shapes into clusters, in order."""
+    """Split a traced net into runs of layers that native kernels can compute, in order.
+
+    graph: trace by torch.fx whose nodes know their shapes.
+    """
     clusters: list[Cluster] = []
     current, done = Cluster(), set[fx.Node]()
     for node in graph.graph.nodes:
@@ -106,8 +114,9 @@ def clusters_of(graph: fx.GraphModule) -> list[Cluster]:
 
 
 def _take_node(graph: fx.GraphModule, cluster: Cluster, node: fx.Node) -> bool:
-    """Add a node, and what is fused with it, to a cluster; return False if kernels cannot compute
-    it.
+    """Add a node, and the nodes fused with it, to a cluster, if native kernels can compute it.
+
+    Returns False, and changes nothing, if they cannot.
     """
     inputs, module = tensors_in(node), module_of(graph, node)
     if not inputs or any(len(n.meta["shape"]) not in (2, 4) for n in (*inputs, node)):
@@ -132,7 +141,10 @@ def _take_node(graph: fx.GraphModule, cluster: Cluster, node: fx.Node) -> bool:
 
 
 def _act_of(module: nn.Module | None, node: fx.Node) -> str:
-    """Return the activation that a node computes; "" for anything else."""
+    """Return the name of the activation that a node computes; "" for another node.
+
+    module: that the node calls, None for a function.
+    """
     if module is not None:
         return ACT_MODULES.get(type(module), "")
     name = function_of(node)
@@ -140,9 +152,10 @@ def _act_of(module: nn.Module | None, node: fx.Node) -> str:
 
 
 def _append(cluster: Cluster, layer: DenseStep, node: fx.Node, source: fx.Node) -> bool:
-    """Append a layer with one input to a cluster of native layers; return True.
+    """Append a layer with one input to a cluster; return True, as the functions that call it do.
 
-    layer: the kernel's step; node: whose value it computes; source: node of its input.
+    layer: the step, whose input and output numbers are set here; node: the node of the graph that
+    it computes; source: node of its input.
     """
     layer.src, layer.dst = cluster.read(source), cluster.new()
     cluster.layers.append(layer)
@@ -151,10 +164,9 @@ def _append(cluster: Cluster, layer: DenseStep, node: fx.Node, source: fx.Node) 
 
 
 def _take_convolution(graph: fx.GraphModule, cluster: Cluster, node: fx.Node, conv: Any) -> bool:
-    """Add a convolution to a cluster, fused with the batch norm, activation and addition behind it.
+    """Add a convolution to a cluster, fused with the batch norm, activation and sum behind it.
 
-    graph: the traced net; cluster: layers for native kernels so far; node: of the convolution,
-    conv.
+    graph: the traced net; cluster: layers so far; node: of the convolution; conv: its module.
     Returns False if no kernel computes it.
     """
     source = tensors_in(node)[0]
@@ -194,7 +206,10 @@ def _take_convolution(graph: fx.GraphModule, cluster: Cluster, node: fx.Node, co
 
 
 def _step_weight(weight: Tensor, kind: str) -> Tensor:
-    """Reshape a weight as steps want it: (out, k, k) of a depthwise, (out, in) of a linear one."""
+    """Reshape a convolution's weight as kernels read it.
+
+    kind: "depthwise" -> (channels, k, k), "linear" -> (out, in), others stay (out, in, k, k).
+    """
     if kind == "depthwise":
         return weight[:, 0].contiguous()
     return weight.flatten(1).contiguous() if kind == "linear" else weight.contiguous()
@@ -203,10 +218,11 @@ def _step_weight(weight: Tensor, kind: str) -> Tensor:
 def _fuse_into(
     graph: fx.GraphModule, cluster: Cluster, layer: DenseStep, nodes: list[fx.Node]
 ) -> None:
-    """Add to a layer the activation behind it and, for a 1x1 product, an addition.
+    """Fuse a layer with the activation behind it and, for a 1x1 convolution, with an addition.
 
-    Only what alone reads the last of `nodes` can be fused.  cluster: of the layer; nodes: those
-    that the layer computes already; new ones are appended.
+    A node can be fused if it alone reads the output of the last of `nodes`.
+    graph: the traced net; cluster: to which the layer belongs; layer: changed in place; nodes:
+    those that the layer computes already, to which fused ones are appended.
     """
     while (reader := _only_reader(nodes[-1])) is not None:
         module = module_of(graph, reader)
@@ -241,9 +257,10 @@ def _only_reader(node: fx.Node) -> fx.Node | None:
 
 
 def _only_user(graph: fx.GraphModule, nodes: list[fx.Node], kind: type) -> fx.Node | None:
-    """Return the only reader of the last node, if it is a module of a kind; None otherwise.
+    """Return the only reader of the last node, if its module is of a class; None otherwise.
 
-    Nodes that compute nothing, such as dropout, are passed over.  kind: a class.
+    Nodes that compute nothing, such as dropout in evaluation, are passed over.
+    graph: the traced net; nodes: of one layer, in order; kind: the class.
     """
     user = _only_reader(nodes[-1])
     while user is not None and type(module_of(graph, user)).__name__ in NOTHING:
@@ -252,7 +269,10 @@ def _only_user(graph: fx.GraphModule, nodes: list[fx.Node], kind: type) -> fx.No
 
 
 def _between(first: fx.Node, last: fx.Node) -> list[fx.Node]:
-    """List the nodes from one to another, each the only reader of the one before."""
+    """List the nodes between two nodes, each the only reader of the one before.
+
+    first, last: the two nodes, which are left out.
+    """
     nodes: list[fx.Node] = []
     node = _only_reader(first)
     while node is not None and node is not last:
@@ -267,7 +287,10 @@ def _is_binary(node: fx.Node) -> bool:
 
 
 def _is_plain(layer: nn.Module, kind: type[nn.Module], *names: str) -> bool:
-    """Return True if a layer does what its kind does; one that standardises its weight does not."""
+    """Return True if a layer's forward is that of its class, or its class has one of the names.
+
+    A layer of timm that standardises its weight first, for example, is not plain.
+    """
     return type(layer).forward is kind.forward or type(layer).__name__ in names
 
 
@@ -285,7 +308,11 @@ def _weight_and_bias(layer: Any) -> tuple[Tensor, Tensor]:
 
 
 def folded(weight: Tensor, bias: Tensor, norm: Any) -> tuple[Tensor, Tensor]:
-    """Fold a batch norm into the convolution before it: g (w x + b - m) / s + beta."""
+    """Fold a batch norm into the convolution before it: g (W x + b - m) / s + beta.
+
+    weight: W, (out, ...); bias: b, (out,); norm: with mean m, deviation s, scale g and shift beta.
+    Returns the new weight and bias, float32.
+    """
     # in double, since the sums are rounded to float32 only once
     scale = (norm.running_var.double() + norm.eps).rsqrt()
     scale = scale if norm.weight is None else scale * norm.weight.detach().double()
@@ -296,7 +323,10 @@ def folded(weight: Tensor, bias: Tensor, norm: Any) -> tuple[Tensor, Tensor]:
 
 
 def _window(conv: Any) -> Window | None:
-    """Return the window of a square kernel without dilation; None for others."""
+    """Return kernel size, stride and padding of a square convolution without dilation.
+
+    Returns None for a convolution that native kernels do not know.
+    """
     sides = {*conv.kernel_size}
     if len(sides) != 1 or len({*conv.stride}) != 1 or {*conv.dilation} != {1}:
         return None
@@ -304,14 +334,14 @@ def _window(conv: Any) -> Window | None:
         return None
     if conv.padding_mode != "zeros" or (size := sides.pop()) > LARGEST:
         return None
-    same_padding = type(conv).__name__ == "Conv2dSame"  # timm's: TensorFlow's zeros
+    same_padding = type(conv).__name__ == "Conv2dSame"  # timm's layer that pads as TensorFlow does
     if isinstance(conv.padding, str):
         if conv.padding == "same" and (size % 2 == 0 or conv.stride[0] > 1):
             return None
         # torch pads "same" evenly only for odd sides and stride 1
         pads = (size // 2, size // 2) if conv.padding == "same" else (0, 0)
     else:
-        # there the zeros depend on the size of the picture, and are counted when it is known
+        # with Conv2dSame the padding depends on the picture's size, and is computed later
         pads = (0, 0) if same_padding else conv.padding
     # the same on both sides
     top, left = pads
@@ -321,6 +351,7 @@ def _window(conv: Any) -> Window | None:
 def _take_norm(graph: fx.GraphModule, cluster: Cluster, node: fx.Node, norm: Any) -> bool:
     """Add a batch norm by itself to a cluster, as a depthwise 1x1 convolution.
 
+    graph: unused, every function of this table gets it; cluster: layers so far; node: of the norm.
     Returns False if no kernel computes it.
     """
     source, act = tensors_in(node)[0], _act_inside(norm)
@@ -339,10 +370,12 @@ def _take_norm(graph: fx.GraphModule, cluster: Cluster, node: fx.Node, norm: Any
 def _take_pool(graph: fx.GraphModule, cluster: Cluster, node: fx.Node, pool: Any) -> bool:
     """Add the mean over all positions of each channel to a cluster.
 
-    Returns False if no kernel computes it.
+    graph: unused; cluster: layers so far; node: of the pooling; pool: its module, None for a
+    function.
+    Returns False if no kernel computes it, as a mean over small windows.
     """
     source = tensors_in(node)[0]
-    # of means over positions the kernels know that over all of them
+    # the kernels know only the mean over all positions
     if isinstance(pool, nn.AdaptiveAvgPool2d):
         is_global = pool.output_size in (1, (1, 1), [1, 1])
     else:
@@ -362,8 +395,9 @@ def _take_pool(graph: fx.GraphModule, cluster: Cluster, node: fx.Node, pool: Any
 
 
 def _take_flatten(graph: fx.GraphModule, cluster: Cluster, node: fx.Node, module: Any) -> bool:
-    """Add a flatten of what is a vector already, which computes nothing, to a cluster.
+    """Add a flatten of a pooled vector, which changes nothing, to a cluster.
 
+    graph, module: unused; cluster: layers so far; node: of the flatten.
     Returns False for any other flatten.
     """
     source = tensors_in(node)[0]
@@ -374,8 +408,9 @@ def _take_flatten(graph: fx.GraphModule, cluster: Cluster, node: fx.Node, module
 
 
 def _take_linear(graph: fx.GraphModule, cluster: Cluster, node: fx.Node, linear: Any) -> bool:
-    """Add a linear layer on a pooled vector, fused with the activation behind it, to a cluster.
+    """Add a linear layer on a pooled vector to a cluster, fused with the activation behind it.
 
+    graph: the traced net; cluster: layers so far; node: of the layer; linear: its module.
     Returns False if no kernel computes it.
     """
     source = tensors_in(node)[0]
@@ -397,6 +432,7 @@ def _take_linear(graph: fx.GraphModule, cluster: Cluster, node: fx.Node, linear:
 def _take_binary(graph: fx.GraphModule, cluster: Cluster, node: fx.Node, module: Any) -> bool:
     """Add a sum of two maps, or a product of a map and a vector, to a cluster.
 
+    graph, module: unused; cluster: layers so far; node: of the sum or product.
     Returns False if no kernel computes it.
     """
     inputs = tensors_in(node)

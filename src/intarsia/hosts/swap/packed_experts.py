@@ -18,11 +18,11 @@ PARTS = ("codes", "row_offsets", "levels")
 
 
 class PackedStack(nn.Module):
-    """Stack of E matrices (out, in), stored as one tall matrix of E out rows.
+    """Matrices (out, in) of E experts, stored by a format as one tall matrix of E out rows.
 
-    The format stores rows one after another, so that an expert is a slice of what is stored.
-    form: `formats.Ternary`; stored: of the tall matrix; shape: (E, out, in). Buffers that are read
-    from a file stay mapped: an expert's pages are read when it is first used.
+    The format stores rows one after another, so that an expert is a slice of the stored tensors.
+    form: `formats.Ternary`; stored: tensors of the tall matrix; shape: (E, out, in). Buffers that
+    are read from a file stay memory-mapped: an expert's pages are read when it is first used.
     """
 
     def __init__(
@@ -38,7 +38,7 @@ class PackedStack(nn.Module):
             self.register_buffer(name, stored[name])
 
     def of(self, expert: int) -> dict[str, Tensor]:
-        """Return the stored tensors of one expert."""
+        """Return the stored tensors of one expert's matrix, as views; expert: its number."""
         rows = self.sizes[1]
         # offsets count codes from the start of the stack; an expert's begin at 0 again
         offsets = self.get_buffer("row_offsets")[expert * rows : (expert + 1) * rows + 1]
@@ -69,7 +69,7 @@ class PackedStack(nn.Module):
         return sum(b.numel() * b.element_size() for b in self.buffers())
 
     def _apply(self, fn: Any, recurse: bool = True) -> Any:
-        """Move the stored tensors to a device; a new type is only recorded, as that of inputs.
+        """Move the stored tensors to another device, without changing their type.
 
         fn, recurse: as torch passes them to modules, for `to` and the like.
         """
@@ -83,7 +83,10 @@ class PackedStack(nn.Module):
         return self
 
     def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
-        """Take the tensors of a state dict without copying them: those of a file stay mapped."""
+        """Take the tensors of a state dict without copying them: those of a file stay mapped.
+
+        prefix: path of this module with a dot; args: passed on to torch.
+        """
         for name in PARTS:
             new, old = state_dict.get(f"{prefix}{name}"), self._buffers[name]
             if (
@@ -111,8 +114,8 @@ class PackedExperts(Experts):
     def forward(self, rows: Tensor, expert: Tensor) -> Tensor:
         """Compute each expert's MLP on its rows.
 
-        rows: (N, width), sorted by expert; expert: (N,), ascending.  -> (N, width), in the same
-        order.
+        rows: (N, width), sorted by expert; expert: (N,), the expert of each row, ascending.
+        Returns (N, width), in the same order.
         """
         parts = [
             self._linear(self._hidden(x, e), "down", e)
@@ -143,21 +146,31 @@ class PackedExperts(Experts):
         self.keep(torch.empty(0))
 
     def _experts_with_rows(self, rows: Tensor, expert: Tensor) -> Iterator[tuple[int, Tensor]]:
-        """Yield the experts that have rows, with these rows."""
+        """Yield each expert that has rows: its number and these rows.
+
+        rows: (N, width), sorted by expert; expert: (N,), the expert of each row, ascending.
+        """
         # rows are sorted by expert, so each expert has one run of them
         loads = ends_of(expert, self.experts).diff(prepend=expert.new_zeros(1)).tolist()
         yield from ((e, x) for e, x in enumerate(rows.split(loads)) if len(x))
 
     def _hidden(self, x: Tensor, expert: int) -> Tensor:
-        """Compute an expert's hidden units, act(gate x) up x or act(up x)."""
+        """Compute an expert's hidden units: act(gate x) * up x, or act(up x) without a gate.
+
+        x: (n, width), rows of that expert. Returns (n, hidden).
+        """
         up = self._linear(x, "up", expert)
         if "gate" not in self.stacks:
             return self.shell.act(up)
         return self.shell.act(self._linear(x, "gate", expert)) * up
 
     def _linear(self, x: Tensor, name: str, expert: int) -> Tensor:
-        """Multiply rows with one of an expert's matrices and add its bias."""
+        """Multiply rows with one of an expert's matrices, and add its bias.
+
+        x: (n, in); name: "up", "gate" or "down"; expert: its number. Returns (n, out).
+        """
         y = self._stack(name).linear(x, expert)
+        # an expert without a bias has None under this name
         bias = getattr(self.shell, f"{name}_bias")
         return y if bias is None else y + bias[expert].to(y.dtype)
 
@@ -176,7 +189,11 @@ class PackedStock(nn.Module):
         self.shell, self.stacks = shell, nn.ModuleDict(stacks)
 
     def forward(self, *args: Any, **kwargs: Any) -> Tensor:
-        """Compute the mixture: hidden (T, d), index (T, k), weights (T, k) -> (T, d)."""
+        """Compute the mixture: each token's experts, weighted and summed.
+
+        args, kwargs: as transformers calls its experts: hidden (T, d), index (T, k) of the experts
+        chosen for each token, weights (T, k). Returns (T, d).
+        """
         hidden, index, weights = arguments(args, kwargs)
         shell: Any = self.shell
         # transformers' experts are called with one row of k choices for each token
@@ -195,7 +212,11 @@ class PackedStock(nn.Module):
         return out
 
     def _linear(self, x: Tensor, name: str, expert: int) -> Tensor:
-        """Multiply rows with one of an expert's matrices and add its bias."""
+        """Multiply rows with one of an expert's matrices, and add its bias.
+
+        x: (n, in); name: "gate_up_proj", "up_proj" or "down_proj"; expert: its number. Returns (n,
+        out).
+        """
         y = self._stack(name).linear(x, expert)
         return y + getattr(self.shell, f"{name}_bias")[expert] if self.shell.has_bias else y
 
@@ -210,7 +231,12 @@ Packed = PackedExperts | PackedStock
 
 
 def packed(experts: Any, stacks: Mapping[str, PackedStack]) -> Packed:
-    """Replace the parameters of experts by packed stacks, and return the module that reads them."""
+    """Delete the parameters of experts, and return a module that computes them from packed stacks.
+
+    experts: of this library or of transformers, changed in place; stacks: name of a parameter ->
+    the packed matrices of all experts.
+    """
+    # what is left keeps activation, biases and sizes
     for name in stacks:
         delattr(experts, name)
     shell = experts.requires_grad_(False)
@@ -219,13 +245,17 @@ def packed(experts: Any, stacks: Mapping[str, PackedStack]) -> Packed:
 
 
 def unpacked(experts: Packed, transposed: Mapping[str, bool]) -> nn.Module:
-    """Decode packed experts into plain ones.  transposed: stacks that are stored (E, in, out)."""
+    """Decode packed experts, and return them as plain ones.
+
+    transposed: names of the parameters that the model stores as (E, in, out) -> True.
+    """
     shell: Any = experts.shell
     for name, stack in experts.stacks.items():
         if not isinstance(stack, PackedStack):
             subject, fix = "experts", "Pack them again."
             raise FoldError(subject, got=type(stack).__name__, want="packed stacks", fix=fix)
         weight = stack.decoded()
+        # some models of transformers store (in, out)
         weight = weight.transpose(1, 2).contiguous() if transposed.get(name) else weight
         if hasattr(shell, name):
             delattr(shell, name)
@@ -244,8 +274,9 @@ def packed_stacks(model: nn.Module) -> list[PackedStack]:
 
 
 def room(shape: Sequence[int], codes: int) -> dict[str, Tensor]:
-    """Return tensors with the sizes that a file will fill, which take no memory.  shape: (E, out,
-    in).
+    """Return placeholders with the shapes and types of a file's tensors, which take no memory.
+
+    shape: (E, out, in) of the stack; codes: number of stored codes.
     """
     rows = shape[0] * shape[1]
     sizes = {

@@ -12,7 +12,7 @@ from ...core import Format
 from ...core.errors import ConfigError
 from ...kernels import native
 
-UNBOUND = ("", (), None)  # the build of kernels, the stored tensors, and what is bound to both
+UNBOUND = ("", (), None)  # build of the kernels, stored tensors, and the kernel call bound to both
 UNDECODED = (None, [])  # the dense weight, and the stored tensors it came from with their versions
 
 
@@ -68,10 +68,12 @@ class PackedLinear(nn.Linear):
         return self.form.decode(self.stored, self.shape)
 
     def forward(self, x: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
-        # fastest first: a kernel bound to the buffers, a dense product, the format's own matmul
-        """Multiply by the fastest way that there is: a bound kernel, a decoded weight, the
-        format.
+        """Compute x W^T + b by the fastest available way; x: (..., in) -> (..., out).
+
+        The ways are a kernel bound to the stored tensors, a product with the decoded weight, and
+        the format's own product.
         """
+        # fastest first: a kernel bound to the buffers, a dense product, the format's own matmul
         bound = self.product
         if bound is not None and bound.takes(x):
             y = bound(x)
@@ -84,8 +86,9 @@ class PackedLinear(nn.Linear):
 
     @property
     def product(self) -> Any:
-        """Format's `Bound` to the buffers, renewed when buffers or kernels change; None without
-        kernels.
+        """Kernel call bound to the stored tensors, None if there are no kernels.
+
+        Bound anew after the buffers or the build of the kernels have changed.
         """
         kind, bound_tensors, bound = self._bound
         buffers = self._buffers
@@ -97,7 +100,10 @@ class PackedLinear(nn.Linear):
         return bound
 
     def _decoded_once(self, x: Tensor) -> Tensor:
-        """Return the weight in x's type, decoded anew when a buffer was replaced or written to."""
+        """Return the decoded weight (out, in), with the type and device of x.
+
+        Cached until a stored tensor is replaced or written to.
+        """
         # torch counts writes to a tensor in _version; tensors of inference mode have none
         sources = [(t, 0 if t.is_inference() else t._version) for t in self.stored.values()]
         dense, cached_sources = self._dense
@@ -111,7 +117,7 @@ class PackedLinear(nn.Linear):
         return dense
 
     def _apply(self, fn: Callable[[Any], Any], recurse: bool = True) -> Any:
-        """Move the stored tensors to a device; a new type is only recorded, as that of inputs.
+        """Move the stored tensors to another device, without changing their type.
 
         fn, recurse: as torch passes them to modules, for `to` and the like.
         """
@@ -139,7 +145,7 @@ class PackedLinear(nn.Linear):
 
 
 def unpacked(layer: PackedLinear) -> nn.Linear:
-    """Decode a packed layer into a plain one."""
+    """Decode a packed layer into a plain linear layer with the same weight and bias."""
     weight = layer.weight
     bias = layer.bias
     sizes = layer.in_features, layer.out_features

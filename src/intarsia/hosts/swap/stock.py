@@ -19,13 +19,16 @@ from ...core.modes import evaluating
 from ...mixtures.experts_function import StockExperts, arguments, stock_experts
 from ..tracing import stock_gate
 
-ROWS = 2048  # of each layer's inputs that are kept while calibrating
+ROWS = 2048  # number of inputs of each layer that are recorded
 LAYOUT = {"is_concatenated": True, "is_transposed": False, "has_bias": False, "has_gate": True}
 
 
 @dataclass(frozen=True)
 class ExpertInputs:
-    """Recorded inputs of a layer's experts: x (N, d), expert (N, k), weight (N, k)."""
+    """Recorded inputs of a layer's experts: tokens, the experts of each, and their gate weights.
+
+    x: (N, d); expert: (N, k) int64; weight: (N, k).
+    """
 
     x: Tensor
     expert: Tensor
@@ -33,20 +36,20 @@ class ExpertInputs:
 
     def load(self, experts: int) -> Tensor:
         """Count the tokens of each expert, (E,) int64."""
-        routed = self.expert[self.expert < experts]  # masked choices have the number E
+        routed = self.expert[self.expert < experts]  # choices that are masked out have the number E
         return torch.bincount(routed, minlength=experts)
 
     def of(self, expert: int) -> Tensor:
-        """Return an expert's rows; all rows where it has fewer than 8."""
-        # too few rows say nothing about the expert
+        """Return the rows of x routed to an expert, or all rows if there are fewer than 8."""
+        # too few rows do not characterise the expert
         some = (self.expert == expert).any(1)
         return self.x[some] if int(some.sum()) >= 8 else self.x
 
 
 def gated_experts(model: nn.Module) -> dict[str, StockExperts]:
-    """Return stock experts with gate over up in one weight and no bias, by path.
+    """Return the experts of a transformers model, by path, if gate and up share one weight.
 
-    Raises: TargetError for a model without, or with another layout.
+    Raises: TargetError for a model without such experts, or with another layout, as with biases.
     """
     stock = stock_experts(model)
     if not stock:
@@ -67,11 +70,15 @@ def gated_experts(model: nn.Module) -> dict[str, StockExperts]:
 
 @torch.no_grad()
 def expert_inputs(model: nn.Module, batches: Sequence[Any]) -> dict[str, ExpertInputs]:
-    """Record inputs and routing of every layer's experts on calibration batches, the first rows."""
+    """Record inputs and routing of every layer's experts on calibration data.
+
+    model: a sparse model of transformers; batches: mappings of keywords that it is called with.
+    Returns path of the experts -> the first 2048 tokens with their routing.
+    """
     parts: dict[str, list[tuple[Tensor, Tensor, Tensor]]] = {}
 
     def keep(path: str) -> Any:
-        """Return a hook that records the inputs of the experts at a path."""
+        """Return a hook that records tokens and routing of the experts at a path."""
 
         def hook(_: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
             # tokens (N, d), chosen experts (N, k) and their gates (N, k)
@@ -100,7 +107,10 @@ def expert_inputs(model: nn.Module, batches: Sequence[Any]) -> dict[str, ExpertI
 
 
 def parts_of(module: Any, expert: int) -> tuple[Tensor, Tensor]:
-    """Return (gate|up (2h, d), down (d, h)) of an expert."""
+    """Return an expert's weights: gate over up (2h, d), and down (d, h).
+
+    module: the experts of a layer; expert: its number.
+    """
     return module.gate_up_proj[expert], module.down_proj[expert]
 
 
@@ -113,10 +123,10 @@ def hidden_of(module: Any, expert: int, x: Tensor) -> Tensor:
 
 @torch.no_grad()
 def keep_stock_experts(model: Any, keep: Mapping[str, Sequence[int]]) -> None:
-    """Keep only these experts of each layer, with their rows of the gate, in this order, in place.
+    """Keep only some experts of each layer, with their rows of the gate, in place.
 
-    keep: path of the experts -> numbers, as many in every layer. Fewer than a token has: a token
-    then has them all.
+    keep: path of the experts -> the numbers that stay, in their new order, as many in every layer.
+    If fewer stay than a token is routed to, each token gets all of them.
     Raises: TargetError for layers that are left out, and routers that choose groups first.
     """
     counts = {len(numbers) for numbers in keep.values()}
@@ -131,7 +141,7 @@ def keep_stock_experts(model: Any, keep: Mapping[str, Sequence[int]]) -> None:
     for path, numbers in keep.items():
         module: Any = stock[path].module
         gate: Any = stock_gate(model, path)
-        # experts, and whatever of the block or the gate has one entry for each expert
+        # the experts, and tensors of block and gate with one entry for each expert
         index = torch.tensor(list(numbers))
         for owner in (module, model.get_submodule(path.rpartition(".")[0]), *gate.modules()):
             _keep_rows(owner, index, stock[path].experts)
@@ -145,9 +155,10 @@ def keep_stock_experts(model: Any, keep: Mapping[str, Sequence[int]]) -> None:
 
 
 def _keep_rows(owner: nn.Module, index: Tensor, experts: int) -> None:
-    """Keep these entries of a module's own tensors that have one row, or one number, per expert.
+    """Select, in a module's own tensors that have one entry per expert, the entries that stay.
 
-    owner: the module; index: numbers of the experts that stay; experts: how many there were.
+    owner: the module, changed in place; index: numbers of the experts that stay; experts: how many
+    there were.
     """
     tensors = [*owner.named_parameters(recurse=False), *owner.named_buffers(recurse=False)]
     for name, t in tensors:
@@ -163,11 +174,13 @@ def _keep_rows(owner: nn.Module, index: Tensor, experts: int) -> None:
 
 @torch.no_grad()
 def merge_stock_experts(model: Any, inputs: Mapping[str, ExpertInputs], count: int) -> None:
-    """Merge experts whose outputs are alike, in place; `count` are left in every layer.
+    """Merge experts whose outputs are alike, in place, until `count` are left in every layer.
 
-    Average-linkage clusters of the outputs' cosine on the layer's inputs; hidden units are aligned
-    to those of the most used member by the Hungarian method, then averaged by use; its row of the
-    gate stays.
+    1. Cluster the experts by the cosine of their outputs on the layer's inputs (average linkage).
+    2. In each cluster, match the hidden units of every expert to those of the most used one by the
+    Hungarian method, and average them, weighted by the experts' tokens. The most used expert's row
+    of the gate stays.
+    model: a sparse model of transformers; inputs: see `expert_inputs`.
     """
     stock = gated_experts(model)
     kept_experts: dict[str, list[int]] = {}
@@ -175,7 +188,7 @@ def merge_stock_experts(model: Any, inputs: Mapping[str, ExpertInputs], count: i
         between("experts to keep", count, 1, experts.experts)
         module: Any = experts.module
         x, load = inputs[path].x[:256], inputs[path].load(experts.experts).double() + 1.0
-        # 1. what each expert makes of the same 256 inputs of the layer, (E, 256, d)
+        # 1. each expert's outputs for the same 256 inputs of the layer, (E, 256, d)
         outputs = torch.stack(
             [
                 F.linear(hidden_of(module, e, x), module.down_proj[e].float())
@@ -201,10 +214,11 @@ def merge_stock_experts(model: Any, inputs: Mapping[str, ExpertInputs], count: i
 
 
 def _average(module: Any, representative: int, members: Sequence[int], load: Tensor) -> None:
-    """Replace one expert by the mean of several, weighted by use, in place.
+    """Replace one expert by the mean of several, weighted by their tokens, in place.
 
-    representative: the expert that is replaced; members: all that are averaged; load: (E,), tokens
-    of each. Hidden units are first put into the order of the representative's.
+    module: the experts of a layer; representative: the expert that is replaced; members: those that
+    are averaged; load: (E,), tokens of each expert. Hidden units are first matched to those of the
+    representative.
     """
     units = _unit_vectors(module, representative)
     total = torch.zeros_like(units)
@@ -228,9 +242,10 @@ def _unit_vectors(module: Any, expert: int) -> Tensor:
 
 @torch.no_grad()
 def dense_from_most_used(model: Any, loads: Mapping[str, Tensor], count: int) -> None:
-    """Keep the `count` most used experts, which every token has with equal weight, in place.
+    """Keep the `count` most used experts, which then compute every token with equal weight.
 
-    loads: path of the experts -> tokens that each had, (E,).
+    model: a sparse model of transformers, changed in place; loads: path of the experts -> (E,),
+    tokens of each.
     """
     keep = {p: sorted(load.argsort(descending=True)[:count].tolist()) for p, load in loads.items()}
     keep_stock_experts(model, keep)
@@ -243,11 +258,12 @@ def dense_from_most_used(model: Any, loads: Mapping[str, Tensor], count: int) ->
 
 
 def factors(weight: Tensor, x: Tensor, energy: float) -> tuple[Tensor, Tensor] | None:
-    """Factorise W into U (o, r) and V (r, i), nearest where x has weight; r by the energy that is
-    kept.
+    """Factorise a weight W into U (o, r) and V (r, i), with the least error on given inputs.
 
-    The SVD of W S, S = (x^T x / n + eps)^1/2: the least r with sum_{j<=r} s_j^2 >= energy sum s^2.
-    None where the factors would be larger than W.  weight: (o, i), x: (N, i).
+    Truncates the SVD of W S, S = (x^T x / N + eps I)^1/2, which makes |(W - U V) S| least. The rank
+    r is the least with sum_{j<=r} s_j^2 >= energy sum_j s_j^2, s the singular values.
+    weight: W, (o, i); x: (N, i), inputs of the layer; energy: share in (0, 1].
+    Returns None if the factors would be larger than W.
     """
     w = weight.detach().double()
     covariance = x.double().T @ x.double() / len(x)
@@ -272,23 +288,31 @@ def factors(weight: Tensor, x: Tensor, energy: float) -> tuple[Tensor, Tensor] |
 
 @contextmanager
 def skipping(model: nn.Module, below: Mapping[str, float]) -> Iterator[None]:
-    """Route a token with a relatively small second weight to one expert, inside the `with`.
+    """Skip, inside the `with`, a token's second expert if its gate weight is relatively small.
 
-    below: path -> the share g2 / g1 under which the second expert is skipped, such as a median on
-    calibration text; the first then has the weight of both. Experts that are skipped are not
-    computed under set_experts_implementation("eager").
+    The first expert then has the weight of both. model: routes each token to two experts.
+    below: path of the experts -> threshold for the ratio of second to first weight, such as its
+    median on calibration text. Skipped experts are not computed under
+    set_experts_implementation("eager").
     """
 
     def hook(path: str, experts: int) -> Any:
-        """Return a hook of the gate at a path.  experts: their number, which stands for none."""
+        """Return the hook of the gate at a path.
+
+        experts: number of experts, which stands for no expert.
+        """
 
         def skip(_: Any, __: Any, output: Any) -> Any:
-            """Give the first expert the weight of both where the second is small."""
+            """Give the first expert the weight of both where the second weight is small.
+
+            output: (logits, weights, experts) of the gate; the other arguments are unused, hooks
+            get them.
+            """
             logits, weight, index = output
             skipped = weight[:, 1:].sum(1) < below[path] * weight[:, 0]  # (T,)
             weight_alone = F.pad(weight.sum(1, keepdim=True), (0, weight.shape[1] - 1))
             index_alone = index.clone()
-            index_alone[:, 1:] = experts  # nobody: the eager function passes over it
+            index_alone[:, 1:] = experts  # no expert has this number: the eager function skips it
             return (
                 logits,
                 torch.where(skipped[:, None], weight_alone, weight),

@@ -19,7 +19,8 @@ from ..anatomy.gates import own_gate
 from ..anatomy.sites import select_blocks
 from .upcycle import MixturePlaces, check_unadapted, move_places, places_in
 
-PER_LAYER = ("layer_types", "mlp_layer_types", "no_rope_layers")  # of a transformers config
+# lists in a transformers config with one entry for each layer
+PER_LAYER = ("layer_types", "mlp_layer_types", "no_rope_layers")
 
 
 @dataclass(frozen=True)
@@ -39,15 +40,15 @@ class Student(Change):
 
 
 def student_of(model: nn.Module, layers: Sequence[int]) -> nn.Module:
-    """Copy a model with some of its blocks, those of these numbers, in their order.
+    """Copy a model with some of its blocks, in their order: a shallower student to distil.
 
     For timm ViTs, transformers' ViTs and Llama-shaped decoders, upcycled or not. Blocks are
     numbered anew, in the config and in caches, too, so that `save_mixture` saves the student and
-    `load_mixture` takes it into a dense model of its depth. Weights are the teacher's, which stays
-    as it is; those left out are not copied. Train it with `intarsia.train.distill`.
+    `load_mixture` puts it into a dense model of its depth. Weights are copies of the teacher's,
+    which stays as it is. Train the student with `intarsia.train.distill`.
 
-    layers: numbers of the blocks that stay, negative ones count from the last; every eighth to
-      fourth block may go (21 of 24 stay in the paper, which spares the widest layers).
+    layers: numbers of the blocks that stay, negative ones count from the last. The paper removes an
+      eighth to a fourth of the blocks (21 of 24 stay), and spares the widest layers.
     Raises: TargetError for layers that are not there, adapted models, and models whose blocks do
     not stand in one row or depend on their number.
     Source: arXiv:2201.05596, section 4.2.
@@ -56,7 +57,7 @@ def student_of(model: nn.Module, layers: Sequence[int]) -> nn.Module:
     container, all_blocks = _block_container(model)
     kept_paths = select_blocks(all_blocks, layers)
     dropped = [block for path, block in all_blocks if path not in kept_paths]
-    # in the copy something else stands for the blocks that go
+    # the copy has an Identity for each dropped block, so that its weights are not copied
     student = copy.deepcopy(model, {id(block): nn.Identity() for block in dropped})
     row = student.get_submodule(container)
     numbers = [int(path.rpartition(".")[2]) for path in kept_paths]
@@ -73,16 +74,16 @@ def student_of(model: nn.Module, layers: Sequence[int]) -> nn.Module:
 
 
 def _block_container(model: nn.Module) -> tuple[str, list[tuple[str, nn.Module]]]:
-    """Return the path of the container that has all blocks and nothing else, and the blocks.
+    """Return the path of the list that holds all blocks and nothing else, and the blocks.
 
-    Raises: TargetError for a model without one.
+    The blocks come as (path, module). Raises: TargetError for a model without such a list.
     """
     all_blocks = blocks(model)
     containers = {path.rpartition(".")[0] for path, _ in all_blocks}
     container = next(iter(containers)) if len(containers) == 1 else None
     row = None if container is None else model.get_submodule(container)
     is_complete = isinstance(row, nn.ModuleList | nn.Sequential) and len(row) == len(all_blocks)
-    # a mixture of sparse and dense blocks goes by their numbers, and so do these positions
+    # models with sparse and dense blocks, or with `rope_mixed`, depend on the blocks' numbers
     mlps = (b.get_submodule(mlp_of(b) or "") for _, b in all_blocks)
     mixed = len({own_gate(mlp) is None for mlp in mlps}) > 1
     if container is None or not is_complete or mixed or getattr(model, "rope_mixed", False):
@@ -97,14 +98,15 @@ def _block_container(model: nn.Module) -> tuple[str, list[tuple[str, nn.Module]]
 
 
 def _renumber(student: nn.Module, row: nn.Module, numbers: Sequence[int], count: int) -> None:
-    """Write the new numbers of blocks, and how many there are, wherever a model stores them.
+    """Write the new numbers of the blocks, and their new count, wherever the model stores them.
 
-    row: the list of blocks; numbers: their old numbers, in order; count: how many there were.
+    row: the list of blocks that stay; numbers: their old numbers, in order; count: how many blocks
+    there were.
     """
     for number, block in enumerate(row.children()):
         for module in block.modules():
             if isinstance(getattr(module, "layer_idx", None), int):
-                cast(Any, module).layer_idx = number  # the place in a cache
+                cast(Any, module).layer_idx = number  # index of the layer in a cache
     config: Any = config_of(student)
     if config is not None:
         config.num_hidden_layers = len(numbers)
@@ -113,14 +115,15 @@ def _renumber(student: nn.Module, row: nn.Module, numbers: Sequence[int], count:
             if isinstance(per_layer, (list, tuple)) and len(per_layer) == count:
                 setattr(config, name, [per_layer[i] for i in numbers])
     info: Any = getattr(student, "feature_info", None)
-    if isinstance(info, list) and len(info) == count:  # timm: the module of each block
+    # timm's list of the modules whose outputs are features
+    if isinstance(info, list) and len(info) == count:
         cast(Any, student).feature_info = info[: len(numbers)]
 
 
 def _record_mixtures(student: nn.Module, new_paths: dict[str, str]) -> None:
-    """Record the paths of the mixtures of a student.
+    """Record in a student the new paths of its mixtures, after blocks were dropped.
 
-    new_paths: old path -> new path of a block.
+    new_paths: old path of a block -> its path in the student.
     """
     if (places := places_in(student)) is None:
         return

@@ -20,9 +20,9 @@ Pairs = Mapping[str, tuple[Matrix, Mapping[str, Tensor]]]
 
 
 def check_faster(form: Format, pairs: Pairs) -> None:
-    """Check that the layers' products take less time packed than dense.
+    """Check that the layers' products take less time packed than dense on this machine.
 
-    pairs: path -> the layer as it is, and its stored tensors.
+    form: the format; pairs: path -> (the dense layer, its stored tensors).
     Raises: ConfigError if they take at least as long.
     """
     dense, packed = pass_seconds(form, pairs)
@@ -44,9 +44,10 @@ def check_faster(form: Format, pairs: Pairs) -> None:
 def pass_seconds(form: Format, pairs: Pairs, repeats: int = REPEATS) -> tuple[float, float]:
     """Measure the seconds of all layers' products, dense and packed, with one row of inputs each.
 
-    form: the format; pairs: path -> (dense layer, its stored tensors); repeats: of which the median
-    counts. All layers one after the other, in turns, so that caches hold what they hold in the
-    model; the median of CPU times on one thread, of times on several.
+    All layers run one after the other, dense and packed in turns, so that caches hold what they
+    hold in the model. form: the format; pairs: path -> (dense layer, its stored tensors); repeats:
+    turns, of which the median counts.
+    Returns (dense, packed): CPU time with one thread, elapsed time with several.
     """
     layers: list[tuple[Any, Tensor, Mapping[str, Tensor], tuple[int, ...]]] = []
     draws = torch.Generator().manual_seed(0)
@@ -63,7 +64,7 @@ def pass_seconds(form: Format, pairs: Pairs, repeats: int = REPEATS) -> tuple[fl
         for _, x, stored, shape in layers:
             form.matmul(x, stored, shape)
 
-    # CPU time of one thread is blind to other programs on the machine; of several it is not
+    # CPU time of one thread ignores other programs; with several threads only elapsed time is known
     clock = time.thread_time if torch.get_num_threads() == 1 else time.perf_counter
     times: dict[Callable[[], None], list[float]] = {dense: [], packed: []}
     for repeat in range(repeats + 1):

@@ -79,6 +79,7 @@ class UnionOfExperts(Change):
     rewires: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
+        """Check the settings, and turn `parts` and `layers` into tuples.  Raises: ConfigError."""
         for name in ("parts", "layers"):
             if (value := getattr(self, name)) is not None:
                 value = (value,) if isinstance(value, str) else tuple(value)
@@ -100,8 +101,10 @@ class UnionOfExperts(Change):
         return frozenset({"outputs"} if exact else ())
 
     def _gate(self, experts: int, always: int = 0) -> UnionGate:
-        """Return the settings of a router over so many experts; always: tokens that every expert
-        takes.
+        """Return the settings of the router of one attention or MLP.
+
+        experts: number of experts there; always: number of tokens, as the class token, that every
+        expert takes.
         """
         share, select = self.active / self.experts, self.select or "tokens"
         return UnionGate(experts, share, select, self.gate, always, self.warmup)
@@ -109,10 +112,14 @@ class UnionOfExperts(Change):
     def plan(self, host: nn.Module, batches: Iterable[Any] = (), *, seed: int = 0) -> Plan:
         """Decide which attentions and MLPs are divided, path -> number of experts.
 
-        batches: unused, no data are needed; seed: it fixes the random draws.
+        host: a ViT of timm or a decoder of transformers; batches, seed: unused here, the seed is
+        recorded.
+        Raises: TargetError for other models; ConfigError for counts that do not divide heads or
+        units.
         """
         check_plain(host)
         check_whole(host)
+        # blocks that have both an attention and an MLP
         candidates = [
             (p, b) for p, b in blocks(host) if mlp_place(b) is not None and attention_of(b)
         ]
@@ -137,10 +144,10 @@ class UnionOfExperts(Change):
                     mlp_path, dense_mlp(mlp_path, host.get_submodule(mlp_path)), self.experts
                 )
                 mlp[mlp_path] = self.experts
-        # "data" and "experts" compare the tokens of a sequence, so later ones have a say
+        # "data" and "experts" compare all tokens of a sequence, later ones included
         select = self.select or ("tokens" if causal else "data")
         if causal and select != "tokens":
-            got, want = f"{select!r}, where later tokens have a say", "'tokens'"
+            got, want = f"{select!r}, which depends on later tokens", "'tokens'"
             raise ConfigError("select of a decoder", got=got, want=want, fix="Leave select out.")
         # class tokens belong to every expert: without them no output could be read
         always = int(getattr(host, "num_prefix_tokens", 0))
@@ -148,9 +155,10 @@ class UnionOfExperts(Change):
         return Plan(replace(self, select=select), seed, decided)
 
     def apply(self, host: nn.Module, plan: Plan, *, name: str = "default") -> nn.Module:
-        """Replace attentions and MLPs, in place, after all new modules were built.
+        """Replace attentions and MLPs by unions of experts, in place.
 
-        plan: what `plan` decided; name: unused, an adapter would need it.
+        All new modules are built before the first is replaced. plan: from `plan`, path -> number of
+        experts; name: unused, an adapter would need it.
         """
         check_plain(host)
         always: int = plan.decided["always"]
@@ -159,6 +167,7 @@ class UnionOfExperts(Change):
             places: Mapping[str, int] = plan.decided[part]
             for path, count in places.items():
                 old, gate = _module_at(host, path), self._gate(count, always)
+                # draws depend on the path alone, not on the layers before it
                 draws = generator(plan.seed, path)
                 make = _attention if part == "attention" else _mlp
                 new[path] = make(path, old, gate, draws)
@@ -168,7 +177,10 @@ class UnionOfExperts(Change):
         return host
 
     def fold(self, host: nn.Module) -> nn.Module:
-        """Return the dense model, if all experts are active.  Raises: FoldError."""
+        """Return the dense model, if all experts are active.
+
+        Raises: FoldError for a model that computes a part of its experts.
+        """
         if "outputs" not in self.preserves:
             got = f"a union of which {self.active} of {self.experts} experts are active"
             fix = "intarsia.experts.recompose(model) gives the dense model, in which all are."
@@ -177,11 +189,11 @@ class UnionOfExperts(Change):
 
 
 def recompose(model: nn.Module) -> nn.Module:
-    """Copy the dense model that `UnionOfExperts` cut, with the weights that its experts have now.
+    """Return a dense copy of a model that `UnionOfExperts` cut, with its experts' present weights.
 
-    The copy has the host's own modules. Its outputs are those of the union if all experts are
-    active; right after the cut it is the model that was cut, bit for bit.
-    Raises: TargetError for a model without unions.
+    The copy has the host's own modules. Its outputs are those of the model if all experts are
+    active; right after the cut it equals the original, bit for bit.
+    Raises: TargetError for a model without unions of experts.
     """
     if not any(isinstance(m, UnionAttention | UnionMlp) for m in model.modules()):
         subject, fix = "model", "Call it on what UnionOfExperts has changed."
@@ -192,7 +204,7 @@ def recompose(model: nn.Module) -> nn.Module:
             stock.set_submodule(path, attention_from(module))
         elif isinstance(module, UnionMlp):
             stock.set_submodule(path, _mlp_from(module))
-    # the hooks that hand each batch to the routers are not needed any more
+    # hooks that pass each batch's context to routers are no longer needed
     if not any(isinstance(m, ReadsContext) for m in stock.modules()):
         unwatch(stock, all=True)
     set_steps(stock, (s for s in steps if not isinstance(s.plan.change, UnionOfExperts)))
@@ -200,7 +212,7 @@ def recompose(model: nn.Module) -> nn.Module:
 
 
 def check_whole(model: nn.Module) -> None:
-    """Check that no part of a model was cut into experts before.
+    """Check that no attention or MLP of a model was cut into experts before.
 
     Raises: TargetError.
     """
@@ -210,8 +222,10 @@ def check_whole(model: nn.Module) -> None:
 
 
 def _mlp_name(path: str, block: nn.Module) -> str:
-    """Return the path of the MLP in its block.  Raises: TargetError for two layers of the block
-    itself.
+    """Return the path of the MLP inside its block.
+
+    path: of the block, for errors. Raises: TargetError for an MLP that is two layers of the block
+    itself, and no module of its own.
     """
     place = mlp_place(block)
     assert place is not None
@@ -222,7 +236,10 @@ def _mlp_name(path: str, block: nn.Module) -> str:
 
 
 def _check_units(path: str, dense: DenseMlp, experts: int) -> None:
-    """Check that experts divide the hidden units of an MLP of plain linear layers."""
+    """Check that `experts` divides the hidden units of an MLP of plain linear layers.
+
+    path: for errors; dense: the MLP. Raises: ConfigError, TargetError.
+    """
     linears = [m for m in (dense.up, dense.gate, dense.down) if m is not None]
     if any(m.weight.is_meta and not dense.down.weight.is_meta for m in linears):
         raise TargetError(f"MLP {path!r}", got="Conv1D", want="nn.Linear", fix="Use upcycle.")
@@ -232,7 +249,10 @@ def _check_units(path: str, dense: DenseMlp, experts: int) -> None:
 
 
 def _module_at(host: nn.Module, path: str) -> nn.Module:
-    """Return the module at a path of a plan.  Raises: CheckpointError where there is none."""
+    """Return the module at a path that a plan names.
+
+    Raises: CheckpointError where there is none.
+    """
     try:
         return host.get_submodule(path)
     except AttributeError as error:
@@ -244,7 +264,8 @@ def _module_at(host: nn.Module, path: str) -> nn.Module:
 def _attention(path: str, old: nn.Module, gate: UnionGate, draws: torch.Generator) -> nn.Module:
     """Build the experts of an attention and their router.
 
-    path: of the attention, old; gate: settings of the router; draws: generator of its weights.
+    path, old: the attention and its place; gate: settings of the router; draws: random generator of
+    the router's weights.
     """
     heads = heads_of(path, old)
     check_heads(path, heads.count, gate.experts)
@@ -254,9 +275,10 @@ def _attention(path: str, old: nn.Module, gate: UnionGate, draws: torch.Generato
 
 
 def _mlp(path: str, old: nn.Module, gate: UnionGate, draws: torch.Generator) -> nn.Module:
-    """Build the experts of an MLP, their router, and the bias that is added once to their sum.
+    """Build the experts of an MLP, their router, and the output bias that is added once.
 
-    path: of the MLP, old; gate: settings of the router; draws: generator of its weights.
+    path, old: the MLP and its place; gate: settings of the router; draws: random generator of the
+    router's weights.
     """
     dense, parts = dense_mlp(path, old), gate.experts
     experts = stack_experts(dense, parts, parts, path, draws)
@@ -265,13 +287,13 @@ def _mlp(path: str, old: nn.Module, gate: UnionGate, draws: torch.Generator) -> 
     _copy_flags(experts, dense)
     like = dense.up.weight
     router = gate.build(dense.up.in_features, generator=draws).to(like.device, like.dtype)
-    # the old MLP without its numbers: `recompose` takes activation and names from it
+    # the old MLP without memory: `recompose` takes activation and names from it
     shell = copy.deepcopy(old).to("meta")
     return UnionMlp(experts, router, dense.down.bias, shell).to(like).train(old.training)
 
 
 def _copy_flags(experts: StackedExperts, dense: DenseMlp) -> None:
-    """Copy the flags of what is trained from an MLP to its experts."""
+    """Copy `requires_grad` of an MLP's weights and biases to those of its experts."""
     for name, layer in (("up", dense.up), ("gate", dense.gate), ("down", dense.down)):
         for weight in (getattr(experts, name), getattr(experts, f"{name}_bias")):
             if weight is not None and layer is not None:
@@ -280,7 +302,10 @@ def _copy_flags(experts: StackedExperts, dense: DenseMlp) -> None:
 
 @torch.no_grad()
 def _mlp_from(union: UnionMlp) -> nn.Module:
-    """Build the MLP that a union was: its slices side by side."""
+    """Build a plain MLP from the union of experts that replaced it, with its present weights.
+
+    The hidden units of all experts are put side by side.
+    """
     mlp: Any = copy.deepcopy(union.shell[0])
     children = {n for n, m in mlp.named_children() if type(m) is not nn.Identity}
     dialect = next(d for d in DIALECTS if d.fits(children))

@@ -20,10 +20,11 @@ def has_unions(model: nn.Module) -> bool:
 
 @torch.no_grad()
 def taken_patches(model: nn.Module, x: Tensor) -> dict[str, Tensor]:
-    """Record the patches that the experts of each attention and MLP take from pictures.
+    """Record which patches of pictures the experts of each attention and MLP take.
 
-    model: one that `UnionOfExperts` cut.  x: (B, 3, H, W), as the model takes it. Returns, by path,
-    (B, experts, rows, columns) bool; the class token, which every expert takes, is left out.
+    model: one that `UnionOfExperts` cut; x: (B, 3, H, W), as the model takes it.
+    Returns path -> (B, experts, rows, columns) bool; the class token, which every expert takes, is
+    left out.
     Raises: TargetError for a model without unions, or without a grid of patches.
     """
     routers = {p: m for p, m in model.named_modules() if isinstance(m, UnionRouter)}
@@ -41,7 +42,8 @@ def taken_patches(model: nn.Module, x: Tensor) -> dict[str, Tensor]:
         def hook(router: UnionRouter, _inputs: Any, routing: Routing) -> None:
             """Record which patches each expert has selected, (B, experts, rows, columns) bool.
 
-            _inputs: unused, hooks get them; routing: of this forward's tokens.
+            _inputs: unused, hooks get them; routing: of this forward's tokens to the router's
+            experts.
             """
             selected = torch.zeros(routing.tokens, router.experts, dtype=torch.bool)
             selected[routing.token.cpu(), routing.expert.cpu()] = True
@@ -58,4 +60,5 @@ def taken_patches(model: nn.Module, x: Tensor) -> dict[str, Tensor]:
     finally:
         for hook in hooks:
             hook.remove()
+    # named after the attention or MLP, not after its router
     return {path.removesuffix(".router"): patches[path] for path in routers}

@@ -35,7 +35,7 @@ from ..anatomy.dense_mlp import (
 from ..anatomy.gates import HostedRouter, followed, gate_name, hosted, own_gate, read_gate
 from ..anatomy.sites import check_one_row, select_blocks
 
-CAUSAL = ("is_causal", "is_decoder")  # attributes of attentions
+CAUSAL = ("is_causal", "is_decoder")  # attributes by which attentions say that they are causal
 HOW = ("copies", "diversified", "slices", "fresh")
 
 
@@ -82,6 +82,7 @@ class Upcycle(Change):
     rewires: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
+        """Convert settings that come from a file, and check them.  Raises: ConfigError."""
         for name in ("experts", "layers"):
             if isinstance(value := getattr(self, name), Sequence):
                 object.__setattr__(self, name, tuple(value))
@@ -97,7 +98,10 @@ class Upcycle(Change):
 
     @property
     def preserves(self) -> frozenset[str]:
-        """Set with "outputs", for copies with room for every token and weights that sum to one."""
+        """Set with "outputs", if the experts are copies and the model's output stays the same.
+
+        That takes room for every token, and gate weights that sum to one.
+        """
         changed = (self.capacity, self.residual, self.act) != (None, None, None)
         router = self.router.build(1, generator=torch.Generator())
         normalised = isinstance(router, Router) and router.normalised
@@ -114,19 +118,23 @@ class Upcycle(Change):
     ) -> Plan:
         """Decide which MLPs become mixtures, and how many experts each has.
 
-        batches: unused, no data are needed; seed: it fixes the random draws.
-        sees_later: acknowledges that in a decoder a router or policy by which a token's experts
-        depend on later tokens lets it look ahead.
+        host: the dense or sparse model; batches: unused, no data are needed; seed: recorded, it
+        fixes the draws of `apply`.
+        sees_later: allow, in a decoder, a router or capacity policy by which a token's experts
+        depend on later tokens.
+        Raises: TargetError for a model that was changed before; ConfigError for settings that do
+        not fit.
         """
         check_plain(host)
         chosen_blocks = _chosen_blocks(host, self.layers)
-        # open settings of the router are those of the host's own gates, and are recorded so
+        # settings that the router leaves open are taken from the model's gates, and recorded
         router = _as_gates(chosen_blocks, self.router)
         counts = _counts(self.experts, router, len(chosen_blocks))
         if not sees_later:
             _check_causal(chosen_blocks, router, self.capacity)
         if passes_state(router):
             check_one_row((path for path, _ in chosen_blocks), type(router).__name__)
+        # slices divide the hidden units of an MLP; other experts have all of them
         parts = counts if self.how == "slices" else (1,) * len(counts)
         paths = tuple(f"{path}.{_place(block).path}" for path, block in chosen_blocks)
         return Plan(replace(self, router=router), seed, asdict(MixturePlaces(paths, counts, parts)))
@@ -147,10 +155,11 @@ class Upcycle(Change):
 
 @dataclass(frozen=True)
 class MixturePlaces:
-    """Places of the mixtures that stand in a model.
+    """Places of the mixtures that `upcycle` put into a model.
 
-    paths: of the MLPs that were replaced; experts: how many each mixture has by now; parts: in how
-    many parts the hidden units of each MLP were dealt out, 1 = its experts are whole copies.
+    paths: of the MLPs that were replaced; experts: number of experts that each mixture has now;
+    parts: number of slices into which the hidden units of each MLP were divided, 1 = its experts
+    are whole copies.
     """
 
     paths: tuple[str, ...]
@@ -158,6 +167,10 @@ class MixturePlaces:
     parts: tuple[int, ...]
 
     def __post_init__(self) -> None:
+        """Turn lists into tuples, and check that there are numbers for each path.
+
+        Raises: ConfigError.
+        """
         for name in ("paths", "experts", "parts"):
             object.__setattr__(self, name, tuple(getattr(self, name)))
         lengths = {len(self.paths), len(self.experts), len(self.parts)}
@@ -178,11 +191,12 @@ def places_in(model: nn.Module) -> MixturePlaces | None:
 
 
 def move_places(model: nn.Module, places: MixturePlaces, *, elsewhere: bool = False) -> None:
-    """Record new paths of a model's mixtures, after they were moved or removed.
+    """Record new places of a model's mixtures, after they were moved or removed.
 
     places: the mixtures there are now; none = the model counts as never upcycled; elsewhere: the
-    dense model has changed, too, and its fingerprint is not known.
+    dense model has changed, too, so that the recorded fingerprint of it no longer holds.
     """
+    # without mixtures the step is removed, and the model counts as a dense one
     old = upcycle_step(model)
     new = None
     if old is not None and places.paths:
@@ -193,7 +207,7 @@ def move_places(model: nn.Module, places: MixturePlaces, *, elsewhere: bool = Fa
 
 
 def check_plain(model: nn.Module) -> None:
-    """Check that a model has no adapters, no mixtures of ours and no momentum around its MLPs.
+    """Check that a model has no adapters, no mixtures of `upcycle` and no momentum around MLPs.
 
     Raises: TargetError.
     """
@@ -214,9 +228,11 @@ def check_unadapted(model: nn.Module) -> None:
 
 
 def _build_mixtures(model: nn.Module, change: Upcycle, places: MixturePlaces, seed: int) -> None:
-    """Build all mixtures of a plan, then replace the MLPs, and register the hooks they need.
+    """Build all mixtures of a plan, replace the MLPs by them, and register the hooks they need.
 
-    change: the settings; places: paths and numbers of experts.
+    model: changed in place, once everything is built; change: the settings; places: paths and
+    numbers of experts; seed: fixes the draws.
+    Raises: CheckpointError for a model without one of the MLPs.
     """
     mlp_places = _mlps(model)
     if missing := [path for path in places.paths if path not in mlp_places]:
@@ -224,7 +240,7 @@ def _build_mixtures(model: nn.Module, change: Upcycle, places: MixturePlaces, se
         want = f"the {len(places.paths)} MLPs that were mixtures"
         fix = "Create the dense model with the architecture of the training run."
         raise CheckpointError("mixture", got=got, want=want, fix=fix)
-    # an error in the last block must leave the first one as it was
+    # all are built first: an error in the last block must leave the first one unchanged
     mlps = (mlp_places[path][1].mlp for path in places.paths)
     new = [_build(change, places, i, mlp, seed) for i, mlp in enumerate(mlps)]
     for path, (name, module) in zip(places.paths, new, strict=True):
@@ -238,18 +254,25 @@ def _build_mixtures(model: nn.Module, change: Upcycle, places: MixturePlaces, se
     model.register_load_state_dict_pre_hook(_refuse_others)
     config: Any = config_of(model)
     if getattr(config, "output_router_logits", False):
-        config.output_router_logits = False  # the host's loss would be of its gates, now gone
+        config.output_router_logits = False  # the model's own loss of its gates, which are gone
 
 
 def _refuse_others(model: nn.Module, state_dict: Any, prefix: str, *_: Any) -> None:
-    """Refuse weights of the model as it was before any is overwritten.  Raises: CheckpointError."""
+    """Refuse weights of the model as it was before upcycling, before any weight is overwritten.
+
+    A hook of `load_state_dict`: state_dict, prefix as torch passes them. Raises: CheckpointError.
+    """
     for name, module in model.named_modules():
         if isinstance(module, Mixture | ResidualMixture | HostedRouter):
             module.refuse_others(state_dict, f"{prefix}{name}.")
 
 
 def _chosen_blocks(model: nn.Module, layers: Sequence[int] | None) -> list[tuple[str, nn.Module]]:
-    """Return the blocks to change, with their paths; of a sparse model the sparse ones."""
+    """Return the blocks whose MLPs are replaced, with their paths.
+
+    layers: numbers of the blocks, None = all; of a model that has experts already, only the blocks
+    with experts. Raises: TargetError for a model without MLPs in blocks.
+    """
     candidates = [(p, b) for p, b in blocks(model) if mlp_place(b) is not None]
     if not candidates:
         subject = f"model {type(model).__name__}"
@@ -270,7 +293,7 @@ def _place(block: nn.Module) -> MlpPlace:
 
 
 def _mlps(model: nn.Module) -> dict[str, tuple[nn.Module, MlpPlace]]:
-    """Return path of each MLP -> its block and its place there."""
+    """Return the path of each MLP -> the block that contains it, and its place there."""
     places = ((p, b, mlp_place(b)) for p, b in blocks(model))
     return {f"{p}.{place.path}": (b, place) for p, b, place in places if place is not None}
 
@@ -282,7 +305,10 @@ def _replace_module(block: nn.Module, path: str, module: nn.Module) -> None:
 
 
 def _as_gates(chosen_blocks: Sequence[tuple[str, nn.Module]], router: RouterConfig) -> RouterConfig:
-    """Fill in settings that a router leaves open with those of the host's own gates."""
+    """Fill in settings that a router leaves open with those of the host's own gates.
+
+    chosen_blocks: (path, block); router: the settings; returned as they are if no block has a gate.
+    """
     mlps = [(f"{path}.{(place := _place(block)).path}", place.mlp) for path, block in chosen_blocks]
     gates = [(p, gate) for p, mlp in mlps if (gate := own_gate(mlp)) is not None]
     if not gates:
@@ -297,7 +323,11 @@ def passes_state(router: RouterConfig) -> bool:
 
 
 def _counts(experts: int | Sequence[int] | None, router: RouterConfig, n: int) -> tuple[int, ...]:
-    """Return the number of experts of each of n layers."""
+    """Return the number of experts of each of n layers.
+
+    experts: one number, one for each layer, or None = as the router's settings say.
+    Raises: ConfigError for another number of entries.
+    """
     experts = int(router.experts) if experts is None else experts
     if isinstance(experts, int):
         return (experts,) * n
@@ -310,22 +340,24 @@ def _counts(experts: int | Sequence[int] | None, router: RouterConfig, n: int) -
 def _check_causal(
     chosen_blocks: Sequence[tuple[str, nn.Module]], router: RouterConfig, capacity: Capacity | None
 ) -> None:
-    """Check that no token of a decoder is routed by later ones.  Raises: ConfigError.
+    """Check that no token of a decoder is routed depending on later ones.
 
-    chosen_blocks: (path, block); router: settings; capacity: limit on tokens, None = without.
+    chosen_blocks: (path, block); router: settings; capacity: limit on an expert's tokens, or None.
+    Raises: ConfigError.
     """
     attentions = (block.get_submodule(attention_of(block) or "") for _, block in chosen_blocks)
+    # a decoder is known by the flags of its attentions
     flags = (getattr(m, name, None) for a in attentions for m in a.modules() for name in CAUSAL)
     if not any(flag is True for flag in flags):
         return
     if (culprit := looks_ahead(router, capacity)) is not None:
-        got, want = f"{culprit}, where later tokens have a say", "routing that looks back only"
+        got, want = f"{culprit}, which depends on later tokens", "routing that looks back only"
         fix = "Use TopK(...) and Capacity(policy='order'), or say sees_later=True."
         raise ConfigError("routing of a decoder", got=got, want=want, fix=fix)
 
 
 def looks_ahead(router: RouterConfig, capacity: Capacity | None = None) -> str | None:
-    """Name the router or policy by which later tokens affect earlier ones; None without."""
+    """Name the router or capacity policy by which later tokens affect earlier ones, or None."""
     if non_causal(router):
         return type(router).__name__
     if capacity is None:
@@ -348,10 +380,10 @@ def generator(seed: int, path: str) -> torch.Generator:
 def _build(
     change: Upcycle, places: MixturePlaces, i: int, mlp: nn.Module, seed: int
 ) -> tuple[str, nn.Module]:
-    """Build what replaces the MLP of place i: a mixture, or a router for a sparse block's gate.
+    """Build the module that replaces one MLP: a mixture, or a router for a sparse block's gate.
 
-    change: the settings; places: paths and numbers of experts; i: which of them; mlp: the module
-    there.
+    change: the settings; places: paths and numbers of experts; i: index of the MLP in them; mlp:
+    the module there; seed: fixes the draws.
     Returns the name inside the MLP that is replaced, "" for the MLP itself, and the new module.
     Raises: ConfigError for settings that a block with experts of its own cannot have.
     """
@@ -366,6 +398,7 @@ def _build(
             fix = "Leave them out, or choose layers=[...] that are dense."
             raise ConfigError(f"{path!r}", got=got, want="a router alone", fix=fix)
         host_gate: Any = gate
+        # a block with experts of its own keeps them, and gets a router in place of its gate
         new = config.build(host_gate.weight.shape[-1], generator=draws).to(host_gate.weight.device)
         name = gate_name(mlp) or ""
         return name, hosted(f"{path}.{name}", gate, new, count).train(mlp.training)
@@ -381,9 +414,11 @@ def _build(
         experts.diversify(change.fraction, draws)
     router = cast(Router, config.build(dense.up.in_features, generator=draws))
     mixture = Mixture(experts, router, capacity=change.capacity, generator=draws)
+    # what is frozen in the MLP stays frozen in its experts
     for new, old in zip(experts.parameters(), _trained_flags(experts, dense), strict=True):
         new.requires_grad_(old)
     result: nn.Module = mixture
+    # Residual-MoE: the MLP stays beside the mixture, for every token
     if change.residual is not None:
         width, mix = dense.up.in_features, change.residual
         result = ResidualMixture(mixture, mlp, width=width, mix=mix, generator=draws)
@@ -391,7 +426,10 @@ def _build(
 
 
 def _trained_flags(experts: StackedExperts, dense: DenseMlp) -> list[bool]:
-    """Return which parameters of the experts are trained: those whose matrix was."""
+    """Return `requires_grad` for each parameter of the experts: that of the MLP's own matrix.
+
+    experts: built from the MLP `dense`; the flags come in the order of their parameters.
+    """
     layers = {"up": dense.up, "gate": dense.gate, "down": dense.down}
     names = [name.removesuffix("_bias") for name, _ in experts.named_parameters()]
     return [layer.weight.requires_grad for n in names if (layer := layers[n]) is not None]

@@ -9,10 +9,11 @@ BLOCK = 64  # inputs that share a scale when they are rounded to int8
 
 
 def bitmask_linear(x: Tensor, bits: Tensor, values: Tensor, scales: Tensor | None = None) -> Tensor:
-    """Return y_br = sum over the kept (r, c) of x_bc w_rc; with int8 values x is rounded first.
+    """Compute x W^T from the kept weights of W; x is rounded first if they are int8.
 
-    x: (batch, in), see `rounded`; bits: (out, ceil(in / 8)) uint8, the lowest bit first; values:
-      (kept,), row by row; scales: (out,) of int8 values, else None.  Returns (batch, out).
+    x: (batch, in), rounded as `rounded` does; bits: (out, ceil(in / 8)) uint8, a bit for each
+      weight, the lowest one first, 1 = kept; values: (kept,), the kept weights, row by row; scales:
+      (out,) float32, a factor for each row, where `values` are int8; else None.  -> (batch, out).
     """
     width = x.shape[1]
     # one bool for each bit, without those behind the last column

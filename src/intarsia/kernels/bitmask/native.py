@@ -21,7 +21,7 @@ TILE = 2**19  # numbers that are decoded at a time: 2 MiB
 
 
 def runs(x: Tensor, values: Tensor) -> bool:
-    """Return True if this machine has a kernel for inputs x and values of these types."""
+    """Return True if this machine has a kernel for inputs x and kept weights of these types."""
     supported = values.dtype in KINDS and x.dtype in INPUTS
     return supported and x.device.type == "cpu" == values.device.type and native.load() is not None
 
@@ -29,11 +29,14 @@ def runs(x: Tensor, values: Tensor) -> bool:
 def linear(
     x: Tensor, bits: Tensor, values: Tensor, offsets: Tensor, scales: Tensor | None = None
 ) -> Tensor:
-    """Compute `naive.bitmask_linear` by the kernel, in x's dtype, with a gradient for x.
+    """Compute `naive.bitmask_linear`, x W^T, by the kernel, in x's dtype, with a gradient for x.
 
-    x: (..., in); bits, values, scales: as there; offsets: (out,) int64, where each row's values
-      begin. Returns (..., out). Raises: ShapeError where the stored tensors do not fit together.
+    x: (..., in); bits: (out, ceil(in / 8)) uint8, 1 = the weight is kept; values: (kept,), row by
+      row; offsets: (out,) int64, where each row's values begin; scales: (out,) float32, a factor
+      for each row, where values are int8, else None.  -> (..., out).
+    Raises: ShapeError where the stored tensors do not fit together.
     """
+    # The kernel takes a matrix: all axes but the last are its rows.
     rows = x.reshape(x.shape[:-1].numel(), x.shape[-1])
     if torch.is_grad_enabled() and x.requires_grad:
         y: Any = _BitmaskLinear.apply(rows, bits, values, offsets, scales)
@@ -52,12 +55,15 @@ def bound(
 ) -> native.Bound | None:
     """Return a callable x -> x W^T, with the stored weight W built in; None without a kernel.
 
-    bits, values, offsets, scales: the weight, as `Bitmask` stores it; width: W's inputs; max_rows:
-      the caller uses the result for at most so many rows x, since decoding W is faster for more.
+    bits: which weights are kept, (out, ceil(in / 8)); values: the kept weights, row by row;
+      offsets: (out,), where each row's values begin; scales: (out,), a factor for each row of int8
+      values, else None; width: W's inputs; max_rows: the caller uses the result for at most so many
+      rows x, since decoding W is faster for more.
     """
     if values.dtype not in KINDS:
         return None
     check(bits, values, offsets, scales, width)
+    # `native.Bound` reads numbers and tensors in the order that products.c expects.
     settings, tensors = (KINDS[values.dtype], len(values)), (bits, values, offsets, scales)
     return native.Bound.of("bitmask", (len(bits), width), settings, tensors, max_rows)
 
@@ -67,11 +73,14 @@ def linear_many(
 ) -> Tensor:
     """Compute x W^T for many rows of x (..., in), decoding some rows of the weight at a time.
 
-    bits, values, offsets, scales: the weight, as `Bitmask` stores it. A tile of the weight stays in
-      the cache between the two, and never is there a dense weight. There is no gradient.
+    bits: which weights are kept, (out, ceil(in / 8)); values: the kept weights, row by row;
+      offsets: (out,), where each row's values begin; scales: (out,), a factor for each row of int8
+      values, else None.  -> (..., out). A tile of decoded rows stays in the cache until it is
+      multiplied, and the dense weight never exists as a whole. There is no gradient.
     """
     check(bits, values, offsets, scales, x.shape[-1])
     y = x.new_empty(*x.shape[:-1], len(bits))
+    # As many rows as make up TILE numbers, one at least.
     tile = torch.empty(max(1, TILE // max(1, x.shape[-1])), x.shape[-1], dtype=dense_type(values))
     for first in range(0, len(bits), len(tile)):
         rows = tile[: len(bits) - first]
@@ -84,9 +93,11 @@ def linear_many(
 def decode(
     bits: Tensor, values: Tensor, offsets: Tensor, scales: Tensor | None, width: int
 ) -> Tensor:
-    """Return the dense weight (out, in): float32, or bfloat16 of bfloat16 values.
+    """Return the dense weight (out, in): float32, or bfloat16 if the values are.
 
-    bits, values, offsets, scales: the weight, as `Bitmask` stores it; width: in.
+    bits: which weights are kept, (out, ceil(in / 8)); values: the kept weights, row by row;
+      offsets: (out,), where each row's values begin; scales: (out,), a factor for each row of int8
+      values, else None; width: in.
     """
     check(bits, values, offsets, scales, width)
     out = torch.empty(len(bits), width, dtype=dense_type(values))
@@ -102,11 +113,14 @@ def dense_type(values: Tensor) -> torch.dtype:
 def _decode(
     out: Tensor, first: int, bits: Tensor, values: Tensor, offsets: Tensor, scales: Tensor | None
 ) -> None:
-    """Decode rows `first`, `first` + 1, ... of a stored weight into out (rows, in).
+    """Decode rows `first`, `first` + 1, ... of a stored weight W, written into a tensor.
 
-    bits, values, offsets, scales: the weight, as `Bitmask` stores it.
+    out: (rows, in), filled by the kernel; first: number of the first row; bits: (all rows of W,
+      ceil(in / 8)), which weights are kept; values: the kept weights, row by row; offsets: where
+      each row's values begin; scales: a factor for each row of int8 values, else None.
     """
     kernel = native.function("bitmask_decode", *DECODE)
+    # Callers have asked `runs`, or built the weight with a kernel.
     assert kernel is not None
     fault = kernel(
         KINDS[values.dtype],
@@ -125,12 +139,15 @@ def _decode(
 def check(bits: Tensor, values: Tensor, offsets: Tensor, scales: Tensor | None, width: int) -> None:
     """Raise ShapeError for tensors that a kernel may not be given: it trusts their addresses.
 
-    bits, values, offsets, scales: the weight, as `Bitmask` stores it; width: in.
+    bits: which weights are kept, (out, ceil(in / 8)) uint8; values: (kept,), the kept weights, row
+      by row; offsets: (out,) int64, where each row's values begin; scales: (out,) float32, a factor
+      for each row of int8 values, else None; width: in.
     """
     rows = len(bits)
     fits = bits.shape == (rows, -(-width // 8)) and offsets.shape == (rows,) and values.dim() == 1
     fits = fits and bits.dtype == torch.uint8 and offsets.dtype == torch.int64
     fits = fits and all(t.is_contiguous() for t in (bits, values, offsets))
+    # Only int8 values have scales, one for each row.
     if values.dtype == torch.int8:
         fits = fits and scales is not None and scales.shape == (rows,)
         fits = fits and scales is not None and scales.dtype == torch.float32
@@ -155,13 +172,15 @@ def _operator() -> Any:
 
 
 def _run(x: Tensor, bits: Tensor, values: Tensor, offsets: Tensor, scales: Tensor | None) -> Tensor:
-    """Call the kernel for x (N, in) in float32.  Returns (N, out).
+    """Call the kernel for x (N, in) in float32.  -> (N, out).
 
-    bits, values, offsets, scales: the weight, as `Bitmask` stores it.
+    bits, values, offsets, scales: the stored weight, as `check` describes it. It is the operator's
+      implementation on the CPU.
     """
     kernel = native.function("bitmask_linear", *LINEAR)
     assert kernel is not None
     check(bits, values, offsets, scales, x.shape[1])
+    # The kernel reads and writes rows that lie one after the other.
     x, y = x.contiguous(), x.new_empty(len(x), len(bits))
     fault = kernel(
         KINDS[values.dtype],
@@ -182,11 +201,15 @@ def _run(x: Tensor, bits: Tensor, values: Tensor, offsets: Tensor, scales: Tenso
 def _shape(
     x: Tensor, bits: Tensor, values: Tensor, offsets: Tensor, scales: Tensor | None
 ) -> Tensor:
+    """Return an empty tensor of the result's shape, (N, out), for tracing without data."""
     return x.new_empty(x.shape[0], bits.shape[0])
 
 
 def _product(x: Tensor, *stored: Tensor | None) -> Tensor:
-    """Call the operator in float32, and return y in x's dtype."""
+    """Call the operator in float32, and return y in x's dtype.
+
+    x: (N, in); stored: bits, values, offsets and scales of the weight.
+    """
     y = _operator()(x.float(), *stored)
     return y if y.dtype == x.dtype else y.to(x.dtype)
 
@@ -196,13 +219,21 @@ class _BitmaskLinear(torch.autograd.Function):
     def forward(
         ctx: Any, x: Tensor, bits: Tensor, values: Tensor, offsets: Tensor, scales: Tensor | None
     ) -> Tensor:
-        """Compute the product, and keep the stored weight for the backward."""
+        """Compute the product x W^T, and keep the stored weight for the backward.
+
+        ctx: autograd's context; x: (N, in); bits, values, offsets, scales: the stored weight, as
+          `check` describes it.  -> (N, out).
+        """
         ctx.stored, ctx.width = (bits, values, offsets, scales), x.shape[1]
         return _product(x, bits, values, offsets, scales)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None, None]:
-        """Return dy W for x, decoding W, and no gradient for the stored tensors."""
+        """Return the gradient of x, dy W, (N, in), and None for each stored tensor.
+
+        ctx: autograd's context, with the stored weight W and the width of x; grads: dy, (N, out),
+          the gradient of the output.
+        """
         bits, values, offsets, scales = ctx.stored
         # rounding of x passes the gradient on
         weight = decode(bits, values, offsets, scales, ctx.width)

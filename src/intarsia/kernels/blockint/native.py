@@ -24,20 +24,23 @@ def runs(x: Tensor) -> bool:
 
 
 def blockint(x: Tensor, codes: Tensor, scales: Tensor, rows: int, bits: int) -> Tensor:
-    """Compute x W^T by the kernel, in x's dtype; no gradient.  (..., in) -> (..., rows).
+    """Compute x W^T by the kernel, in x's dtype, without a gradient.
 
-    codes, scales: the weight, as `BlockInt` stores it; rows: of the weight; bits: 4 or 8. Raises:
-      ShapeError for stored tensors that do not fit x.
+    x: (..., in); codes, scales: W rounded, as `check` describes them; rows: out; bits: of a code, 4
+      or 8.  -> (..., rows). Raises: ShapeError for stored tensors that do not fit x.
     """
+    # The kernel takes a float32 matrix.
     flat = x.reshape(x.shape[:-1].numel(), x.shape[-1]).float()
     y = _operator()(flat, codes, scales, rows, bits)
     return y.to(x.dtype).view(*x.shape[:-1], rows)
 
 
 def bound(codes: Tensor, scales: Tensor, shape: tuple[int, int], bits: int) -> native.Bound | None:
-    """Return x W^T of a stored weight as a function of x; None without a kernel.
+    """Return a callable x -> x W^T, with the stored weight W built in; None without a kernel.
 
-    codes, scales: the weight, as `BlockInt` stores it; shape: (out, in); bits: 4 or 8.
+    W is stored in B bundles of 16 rows and K blocks of 32 inputs; each row has one scale a block.
+    codes: (B, K, bits, 16, 4) uint8, the integers, see `naive.bundled`; scales: (B, K, 16) float16;
+      shape: (out, in) of W; bits: of a code, 4 or 8.
     """
     check(codes, scales, shape, bits)
     return native.Bound.of("blockint", shape, (bits,), (codes, scales), native.MANY)
@@ -46,8 +49,12 @@ def bound(codes: Tensor, scales: Tensor, shape: tuple[int, int], bits: int) -> n
 def check(codes: Tensor, scales: Tensor, shape: tuple[int, int], bits: int) -> None:
     """Raise ShapeError for tensors that a kernel may not be given: it trusts their addresses.
 
-    codes, scales: the weight, as `BlockInt` stores it; shape: (out, in); bits: 4 or 8.
+    The weight is stored in B bundles of 16 rows and K blocks of 32 inputs.
+    codes: (B, K, bits, 16, 4) uint8, the integers of 16 rows side by side, see `naive.bundled`;
+      scales: (B, K, 16) float16, one for each row and block; shape: (out, in) of the weight; bits:
+      of a code, 4 or 8.
     """
+    # The last bundle of rows and the last block of inputs may be padded.
     bundles, blocks = -(-shape[0] // BUNDLE), -(-shape[1] // BLOCK)
     fits = codes.shape == (bundles, blocks, bits, BUNDLE, WORD) and codes.dtype == torch.uint8
     fits = fits and scales.shape == (bundles, blocks, BUNDLE) and scales.dtype == torch.float16
@@ -66,9 +73,10 @@ def _operator() -> Any:
 
 
 def _run(x: Tensor, codes: Tensor, scales: Tensor, rows: int, bits: int) -> Tensor:
-    """Call the kernel for x (N, in) in float32.  Returns (N, rows).
+    """Call the kernel for x (N, in) in float32.  -> (N, rows).
 
-    codes, scales: the weight, as `BlockInt` stores it; rows: of the weight; bits: 4 or 8.
+    codes, scales: the stored weight, see `check`; rows: out; bits: of a code, 4 or 8. It is the
+      operator's implementation on the CPU.
     """
     kernel = native.function("intarsia_blockint", *LINEAR)
     assert kernel is not None

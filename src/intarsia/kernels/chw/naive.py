@@ -27,19 +27,21 @@ class NaiveProgram:
     def __init__(self, steps: Sequence[ProgramStep], inputs: Mapping[int, tuple[int, ...]]) -> None:
         """Compute the shapes of all values, and make the steps' weights dense.
 
-        inputs: number of an input value -> its shape, a map (channels, height, width) or a vector.
+        steps: the program, whose values are numbered; inputs: number of an input value -> its
+          shape, a map (channels, height, width) or a vector (channels,).
         """
         self.steps, self.shapes = tuple(steps), shapes_of(steps, inputs)
         self.inputs = tuple(inputs)
         self.weights = [dense_of(s, self.shapes[s.src][0]) for s in self.steps]
 
     def __call__(self, inputs: Sequence[Tensor], outputs: Sequence[int]) -> list[Tensor]:
-        """Carry out the program.
+        """Carry out the program, and return some of its values.
 
         inputs: float32 tensors, in the order of `self.inputs`; outputs: numbers of the values to
-        return.
+          return.
         """
         values = dict(zip(self.inputs, inputs, strict=True))
+        # Every value is written once, by its number.
         for step, weight in zip(self.steps, self.weights, strict=True):
             operand = None if step.other is None else values[step.other]
             values[step.dst] = run(step, values[step.src], operand, weight)
@@ -47,10 +49,13 @@ class NaiveProgram:
 
 
 def dense_of(step: ProgramStep, inputs: int) -> Tensor:
-    """Return a step's weight, (out, in, k, k), (out, 1, k, k) or (out, in); empty without one.
+    """Return a step's weight as a dense tensor; an empty one for a step without a weight.
 
-    inputs: the channels that the step reads.
+    step: its weight is stored whole, or as blocks of rows that share their columns; inputs: the
+      channels that the step reads. Returns (out, in, k, k) for a convolution with kernels of side
+      k, (out, 1, k, k) for a depthwise one, (out, in) for a linear map.
     """
+    # A weight that is stored whole; a depthwise one has a single input channel each.
     if "weight" in step.weights:
         weight = step.weights["weight"]
         return weight[:, None] if step.kind == "depthwise" else weight
@@ -68,17 +73,20 @@ def dense_of(step: ProgramStep, inputs: int) -> Tensor:
 
 
 def run(step: ProgramStep, x: Tensor, operand: Tensor | None, weight: Tensor) -> Tensor:
-    """Compute one step.
+    """Compute one step of a program: a convolution, linear map, mean, sum, product or activation.
 
-    x: the value that the step reads first (`src`); operand: the second one (`other`), or None;
-      weight: as `dense_of` returns it.
+    step: its kind, activations and window; x: the value that the step reads first (`src`), a map
+      (channels, height, width) or a vector; operand: the second one (`other`), or None; weight: as
+      `dense_of` returns it. Returns a map or a vector.
     """
     first, second = (ACT[name] for name in step.acts)
     bias = step.weights.get("bias")
+    # A 1x1 convolution, and a residual addition behind it.
     if step.kind == "spmm":
         y = first(F.conv2d(x[None], weight.view(*weight.shape[:2], 1, 1), bias)[0])
         return y if operand is None else second(y + operand)
     if step.kind in ("conv", "depthwise"):
+        # Padding may differ between sides, which conv2d itself does not offer.
         window = step.window.at(*x.shape[1:])
         padded = F.pad(x[None], (window.left, window.right, window.top, window.bottom))
         groups = len(x) if step.kind == "depthwise" else 1

@@ -45,8 +45,8 @@ class NativeProgram:
     ) -> None:
         """Give each value a place in one piece of memory, and write the table for the kernels.
 
-        inputs: number of an input value -> its shape; keep: numbers of the values that can be
-          returned.
+        steps: the program, whose values are numbered; inputs: number of an input value -> its
+          shape; keep: numbers of the values that a call can return.
         """
         self.steps, self.shapes = tuple(steps), shapes_of(steps, inputs)
         self.inputs, self.keep, self.threads = tuple(inputs), tuple(keep), torch.get_num_threads()
@@ -70,9 +70,10 @@ class NativeProgram:
         self._turn = threading.Lock()  # there is one memory, and a call lets other threads go on
 
     def __call__(self, inputs: Sequence[Tensor], outputs: Sequence[int]) -> list[Tensor]:
-        """Carry out the program.
+        """Carry out the program, and return copies of some of its values.
 
-        inputs: float32 tensors of the shapes, in order; outputs: numbers of values among `keep`.
+        inputs: float32 tensors, in the order and of the shapes of the constructor's `inputs`;
+          outputs: numbers of the values to return, among its `keep`.
         """
         # only one thread at a time: the values share one memory
         with self._turn:
@@ -84,8 +85,8 @@ class NativeProgram:
         """Copy each input into the program's memory, or let the kernels read it where it is.
 
         inputs: tensors in the order of `self.inputs`. A row of `self.table` is a step of the
-        kernels; its column SRC is the address that the step reads. `self.direct` has, for an input
-        that need not be copied, the rows that read it.
+        kernels; its column SRC is the address that the step reads. `self.direct` maps an input that
+        need not be copied to the rows that read it.
         """
         for number, x in zip(self.inputs, inputs, strict=True):
             if number in self.direct and x.is_contiguous():
@@ -111,23 +112,24 @@ class NativeProgram:
         return self.memory.data_ptr() + 4 * self.offsets[number]
 
     def _view(self, number: int, padded: bool = False) -> Tensor:
-        """Return a value in memory as a tensor, (channels, height, width) or (channels,).
+        """Return a view of a value in the program's memory.
 
-        number: that of the value; padded: return (channels, floats of a channel) instead, with its
-          padding.
+        number: that of the value; padded: include the padding behind each channel. Returns
+          (channels, height, width) or (channels,); if `padded`, (channels, floats of a channel).
         """
         shape = self.shapes[number]
         flat, pitch = self.memory[self.offsets[number] :], pitch_of(shape)
+        # A channel begins at a multiple of LINE floats, so that its rows are aligned.
         rows = flat[: shape[0] * pitch].view(shape[0], pitch)
         if padded or len(shape) == 1:
             return rows if padded else rows[:, 0]
         return rows.as_strided(shape, (pitch, shape[2], 1), rows.storage_offset())
 
     def _scratch(self, step: ProgramStep, floats: Callable[..., int]) -> int:
-        """Return the floats of working memory that a step needs, for all threads.
+        """Return how many floats of working memory a step needs, for all threads together.
 
-        floats: the C function that says it for one thread.  Raises: ShapeError for too large a
-          window.
+        step: one of the program; floats: the C function that returns the number for one thread.
+          Raises: ShapeError for too large a window or stride.
         """
         if step.kind not in ("conv", "depthwise"):
             return 0
@@ -137,12 +139,16 @@ class NativeProgram:
         if step.window.stride > STRIDES:
             fix = "Leave this layer out."
             raise ShapeError("stride", got=step.window.stride, want=f"at most {STRIDES}", fix=fix)
+        # channels in, then the sides of the map out
         sizes = (self.shapes[step.src][0], *self.shapes[step.dst][1:])
         window = (step.window.size, step.window.stride)
         return self.threads * floats(KINDS.index(step.kind), *sizes, *window)
 
     def _add(self, step: ProgramStep) -> None:
-        """Append a step to the kernels' table, or to the products that torch computes."""
+        """Append a step to the kernels' table, or to the products that torch computes.
+
+        step: one of the program, with its weights.
+        """
         if step.kind == "spmm" and step.dense:
             # a dense 1x1 convolution is torch's matrix product, followed by bias and activation
             weight = _floats(step.weights["weight"])
@@ -153,13 +159,15 @@ class NativeProgram:
             self._row(step, kind=step.kind)
 
     def _row(self, step: ProgramStep, kind: str, src: int = 0) -> None:
-        """Append a step to the kernels' table: a row of addresses and sizes, as FIELDS says.
+        """Append a step to the kernels' table: a row of addresses and sizes, ordered as FIELDS.
 
-        kind: one of KINDS, may differ from the step's own. src: an address in place of the step's
-          input's.
+        step: one of the program; kind: the C operation, of KINDS: the step's own, or "bias" to add
+          bias and activation behind torch's product; src: the address that is read, 0 = that of the
+          step's input. Fields: addresses (src, dst, ...), sizes, window.
         """
         source, result = self.shapes[step.src], self.shapes[step.dst]
         window = step.window.at(*source[1:]) if len(source) == 3 else step.window
+        # Fields that a kind does not have stay 0.
         row = dict.fromkeys(FIELDS, 0)
         row |= {"kind": KINDS.index(kind), "src": src or self._address(step.src)}
         row |= {"dst": self._address(step.dst), "rows": step.rows}
@@ -185,14 +193,15 @@ class NativeProgram:
         self.work.append((first, len(self.rows)))
 
     def _hold(self, tensor: Tensor) -> int:
-        """Keep a tensor from being freed, and return its address."""
+        """Keep a tensor from being freed while the table has its address, and return that."""
         self._held.append(tensor)
         return tensor.data_ptr()
 
     def _uncopied_inputs(self) -> dict[int, list[int]]:
         """Return the inputs that need no copy: number -> the rows of the table that read it.
 
-        Only k x k steps can read an input where it is.
+        Only k x k steps can read an input at its own address, and only without padding between
+        channels.
         """
         rows: dict[int, list[int]] = {}
         for number in self.inputs:
@@ -206,7 +215,10 @@ class NativeProgram:
 
 
 def pitch_of(shape: Shape) -> int:
-    """Return the floats from one channel to the next: pixels up to whole lines; 1 in a vector."""
+    """Return how many floats apart two channels are: a map's pixels, rounded up to 16; else 1.
+
+    shape: of a map (channels, height, width), or of a vector (channels,).
+    """
     return 1 if len(shape) == 1 else -(-shape[1] * shape[2] // LINE) * LINE
 
 
@@ -216,10 +228,12 @@ def _floats(tensor: Tensor) -> Tensor:
 
 
 def _tensors(step: ProgramStep, source: Shape) -> dict[str, Tensor]:
-    """Return the tensors whose addresses a step's row has, by field, checked and converted.
+    """Return a step's weights as the kernels read them: field of the table -> tensor.
 
-    source: the shape of the step's input. Raises: ShapeError, since the kernels trust the
-      addresses.
+    step: one of the program; source: the shape of the step's input. Fields are "bias", "val"
+      (values), and for row blocks "ptr" (where each block's columns begin) and "off" (where the
+      channel of each column lies in memory).
+    Raises: ShapeError for weights that do not fit, since the kernels trust the addresses.
     """
     tensors: dict[str, Tensor] = {}
     weights = step.weights
@@ -228,6 +242,7 @@ def _tensors(step: ProgramStep, source: Shape) -> dict[str, Tensor]:
         tensors["bias"] = torch.nn.functional.pad(_floats(weights["bias"]), (0, -step.outputs % 8))
     if "values" in weights:
         checked_blocks(step, source[0])
+        # Channel numbers become distances in memory: bytes for 1x1 steps, channels for k x k.
         gap = 1 if step.kind == "conv" else 4 * pitch_of(source)
         # a map of 2 GiB would overflow the 32-bit offsets of chw.c
         if source[0] * 4 * pitch_of(source) >= 2**31:
@@ -247,10 +262,12 @@ def _lay_out(
     inputs: Sequence[int],
     keep: Sequence[int],
 ) -> tuple[dict[int, int], int]:
-    """Return where each value begins in memory, in floats, and the length of the memory.
+    """Choose where each value of a program begins in one piece of memory.
 
-    shapes: those of all values; keep: numbers of values that must not be overwritten. The memory of
-      any other value is used again after the last step that reads it.
+    steps: the program; shapes: number of a value -> its shape; inputs: numbers of the inputs; keep:
+      numbers of values that must not be overwritten. The memory of any other value is used again
+      after the last step that reads it. Returns number of a value -> its offset in floats, and the
+      length of the memory in floats.
     """
     # the last step that reads each value
     last = {n: len(steps) for n in keep}
@@ -258,6 +275,7 @@ def _lay_out(
         for number in (step.src, step.dst, step.other):
             if number is not None and number not in keep:
                 last[number] = i
+    # Values begin at multiples of LINE floats, with SLACK floats behind each.
     size = {n: -(-(s[0] * pitch_of(s) + SLACK) // LINE) * LINE for n, s in shapes.items()}
     offsets: dict[int, int] = {}
     end = 0

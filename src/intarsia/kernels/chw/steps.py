@@ -31,7 +31,10 @@ class Window(NamedTuple):
     same: bool = False
 
     def at(self, height: int, width: int) -> Window:
-        """Return the window for a picture of this size, with its padding as numbers."""
+        """Return the same window with its padding as numbers, for a picture of some size.
+
+        height, width: of the picture, in pixels. With `same` the padding depends on them.
+        """
         if not self.same:
             return self
         # ceil(side / stride) outputs, the odd zero behind, as TensorFlow pads
@@ -43,8 +46,12 @@ class Window(NamedTuple):
         return Window(self.size, self.stride, top, left, bottom, right)
 
     def outputs(self, height: int, width: int) -> tuple[int, int]:
-        """Return rows and columns of the result for a picture of this size."""
+        """Return (height, width) of a convolution's result for a picture of some size.
+
+        height, width: of the picture, in pixels.
+        """
         window = self.at(height, width)
+        # The number of places of the window, stride by stride.
         high = (height + window.top + window.bottom - window.size) // window.stride + 1
         return high, (width + window.left + window.right - window.size) // window.stride + 1
 
@@ -84,14 +91,16 @@ class ProgramStep:
 
 
 def shapes_of(steps: Sequence[ProgramStep], inputs: Mapping[int, Shape]) -> dict[int, Shape]:
-    """Return the shape of every value of a program, from those of the inputs, by number.
+    """Return the shape of every value of a program, by number.
 
-    Raises: ShapeError for a step whose input has a shape that it cannot read.
+    steps: the program; inputs: number of an input value -> its shape. Raises: ShapeError for a step
+      whose input has a shape that it cannot read.
     """
     shapes = dict(inputs)
     for number, step in enumerate(steps):
         source = shapes[step.src]
         ins = _inputs(step)
+        # A linear step reads a vector, every other one a map.
         if (ins and ins != source[0]) or (len(source) == 1) != (step.kind == "linear"):
             _refuse(number, step, source)
         if step.kind in ("linear", "pool"):
@@ -120,9 +129,10 @@ def _inputs(step: ProgramStep) -> int:
 
 
 def _refuse(number: int, step: ProgramStep, got: Shape, want: Shape | None = None) -> None:
-    """Raise ShapeError for the input of step `number`.
+    """Raise ShapeError for the input of a step.
 
-    got: the input's shape; want: None = the shape that its weights need.
+    number: of the step in the program; step: the step; got: the input's shape; want: the shape that
+      it should have, None = what its weights need.
     """
     words = "what its weights read" if want is None else str(want)
     fix = "Give the net inputs of the size and channels that it was compressed for."
@@ -132,11 +142,14 @@ def _refuse(number: int, step: ProgramStep, got: Shape, want: Shape | None = Non
 def checked_blocks(step: ProgramStep, inputs: int) -> None:
     """Raise ShapeError for row blocks that do not fit together, as in a damaged file.
 
-    inputs: the channels that the step reads.
+    step: its weights are a matrix in blocks of `step.rows` rows: "ptr" (blocks + 1,), where each
+      block's columns begin; "channels", the input channel of each column; "values", the column's
+      weights; inputs: the channels that the step reads.
     """
     ptr, channels, values = (step.weights[name] for name in ("ptr", "channels", "values"))
     blocks, taps = -(-step.outputs // step.rows), step.window.size**2
     counts = ptr.long().diff()
+    # Each block's channels lie between two entries of ptr, which may not fall.
     fits = (
         len(ptr) == blocks + 1
         and not int(ptr[0])

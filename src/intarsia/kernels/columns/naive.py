@@ -7,10 +7,12 @@ from torch import Tensor
 
 
 def columns_linear(x: Tensor, values: Tensor, columns: Tensor, offsets: Tensor) -> Tensor:
-    """Return y_br = sum over row r's kept weights of x_b,column value.  (b, in) -> (b, out).
+    """Compute x W^T from the kept weights of W alone.
 
-    values, columns: (kept,), row by row; offsets: (out + 1,), where each row begins.
+    x: (batch, in); values, columns: (kept,), each kept weight and its column in W, row by row;
+      offsets: (out + 1,), where each row of W begins in `values`.  -> (batch, out).
     """
+    # The row of each kept weight, from where rows begin.
     counts = offsets.long().diff()
     row = torch.arange(len(counts)).repeat_interleave(counts)
     y = x.new_zeros(len(x), len(counts))

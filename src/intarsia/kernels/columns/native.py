@@ -19,18 +19,19 @@ LINEAR = (I, P, P, P, P, P, N, N, N, N, I)
 
 
 def runs(x: Tensor, values: Tensor) -> bool:
-    """Return True if this machine has a kernel for inputs x and values of these types."""
+    """Return True if this machine has a kernel for inputs x and kept weights of these types."""
     supported = values.dtype in KINDS and x.dtype in INPUTS
     return supported and x.device.type == "cpu" == values.device.type and native.load() is not None
 
 
 def linear(x: Tensor, values: Tensor, columns: Tensor, offsets: Tensor) -> Tensor:
-    """Compute `naive.columns_linear` by the kernel, in x's dtype, with a gradient for x.
+    """Compute `naive.columns_linear`, x W^T, by the kernel, in x's dtype, with a gradient for x.
 
-    x: (..., in) -> (..., out); values, columns: (kept,); offsets: (out + 1,), where each row
-      begins.
+    x: (..., in) -> (..., out); values, columns: (kept,), each kept weight of W and its column, row
+      by row; offsets: (out + 1,), where each row of W begins in `values`.
     Raises: ShapeError where the stored tensors do not fit together.
     """
+    # The kernel takes a matrix: all axes but the last are its rows.
     rows = x.reshape(x.shape[:-1].numel(), x.shape[-1])
     if torch.is_grad_enabled() and x.requires_grad:
         y: Any = _ColumnsLinear.apply(rows, values, columns, offsets)
@@ -42,10 +43,11 @@ def linear(x: Tensor, values: Tensor, columns: Tensor, offsets: Tensor) -> Tenso
 def bound(
     values: Tensor, columns: Tensor, offsets: Tensor, width: int, max_rows: int
 ) -> native.Bound | None:
-    """Return x W^T of a stored weight as a function of x; None without a kernel.
+    """Return a callable x -> x W^T, with the stored weight W built in; None without a kernel.
 
-    values, columns, offsets: the weight, as `Columns` stores it; width: in; max_rows: rows of x up
-      to which it is to be used.
+    values, columns: (kept,), each kept weight of W and its column, row by row; offsets: (out + 1,),
+      where each row of W begins in `values`; width: in; max_rows: the caller uses the result for at
+      most so many rows x, since decoding W is faster for more.
     """
     if values.dtype not in KINDS:
         return None
@@ -57,8 +59,10 @@ def bound(
 def check(values: Tensor, columns: Tensor, offsets: Tensor) -> None:
     """Raise ShapeError for tensors that a kernel may not be given: it trusts their addresses.
 
-    values, columns, offsets: the weight, as `Columns` stores it.
+    values: (kept,), the kept weights of W, row by row; columns: (kept,) uint16, the column of each;
+      offsets: (out + 1,) int32, where each row of W begins in `values`.
     """
+    # uint16 columns: the weight has at most 65,536 inputs.
     fits = values.shape == columns.shape == (len(values),) and offsets.dim() == 1 and len(offsets)
     fits = fits and columns.dtype == torch.uint16 and offsets.dtype == torch.int32
     if not fits or not all(t.is_contiguous() for t in (values, columns, offsets)):
@@ -75,9 +79,10 @@ def _operator() -> Any:
 
 
 def _run(x: Tensor, values: Tensor, columns: Tensor, offsets: Tensor) -> Tensor:
-    """Call the kernel for x (N, in) in float32.  Returns (N, out).
+    """Call the kernel for x (N, in) in float32.  -> (N, out).
 
-    values, columns, offsets: the weight, as `Columns` stores it.
+    values, columns, offsets: the stored weight, as `check` describes it. It is the operator's
+      implementation on the CPU.
     """
     kernel = native.function("columns_linear", *LINEAR)
     assert kernel is not None
@@ -91,7 +96,10 @@ def _run(x: Tensor, values: Tensor, columns: Tensor, offsets: Tensor) -> Tensor:
 
 
 def _product(x: Tensor, *stored: Tensor) -> Tensor:
-    """Call the operator in float32, and return y in x's dtype."""
+    """Call the operator in float32, and return y in x's dtype.
+
+    x: (N, in); stored: values, columns and offsets of the weight.
+    """
     y = _operator()(x.float(), *stored)
     return y if y.dtype == x.dtype else y.to(x.dtype)
 
@@ -99,13 +107,21 @@ def _product(x: Tensor, *stored: Tensor) -> Tensor:
 class _ColumnsLinear(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, values: Tensor, columns: Tensor, offsets: Tensor) -> Tensor:
-        """Compute the product, and keep the stored weight for the backward."""
+        """Compute the product x W^T, and keep the stored weight for the backward.
+
+        ctx: autograd's context; x: (N, in); values, columns, offsets: the stored weight, as `check`
+          describes it.  -> (N, out).
+        """
         ctx.stored, ctx.width = (values, columns, offsets), x.shape[1]
         return _product(x, values, columns, offsets)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None]:
-        """Return dL/dx_c, the sum of dL/dy_r w_rc over column c's kept weights w_rc, (N, in)."""
+        """Return the gradient of x, dy W, (N, in), and None for each stored tensor.
+
+        ctx: autograd's context, with the stored weight W and the width of x; grads: dy, (N, out),
+          the gradient of the output.
+        """
         values, columns, offsets = ctx.stored
         row = torch.arange(len(offsets) - 1).repeat_interleave(offsets.long().diff())
         # a transposed product: add each weighted gradient to its column

@@ -39,9 +39,10 @@ class NaiveDecoder:
         self.steps = tuple(steps)
 
     def __call__(self, tokens: Tensor, slots: Tensor, places: Tensor) -> Tensor:
-        """Carry out the program for N rows; return what the last step wrote, (N, width).
+        """Carry out the program for N tokens; return the result of the last step, (N, width).
 
-        tokens, slots, places: (N,) int64, each row's token, its text's slot, its place in the text.
+        tokens: (N,) int64, a token for each row of the computation; slots: (N,), the number of the
+          row's text in the cache; places: (N,), the row's position in its text.
         """
         memory: dict[str, Tensor] = {}
         for step in self.steps:
@@ -51,14 +52,18 @@ class NaiveDecoder:
 
 
 def _read(memory: Mapping[str, Tensor], value: Value) -> Tensor:
-    """Return the columns of a value, (N, width)."""
+    """Return the columns of a value, (N, width).
+
+    memory: rows by name, (N, width of the row); value: a name and some columns of its rows.
+    """
     return memory[value.name][:, value.first : value.first + value.width]
 
 
 def _write(memory: dict[str, Tensor], value: Value, result: Tensor) -> None:
-    """Replace the columns of a value in memory; a whole row if the name is new or of another width.
+    """Write a step's result into its value's columns, or as whole rows if the value is all of them.
 
-    result: (N, value.width).
+    memory: rows by name, (N, width of the row), changed; value: a name and some columns of its
+      rows; result: (N, value.width).
     """
     before = memory.get(value.name)
     if value.first == 0 and (before is None or before.shape[1] == value.width):
@@ -71,10 +76,10 @@ def _write(memory: dict[str, Tensor], value: Value, result: Tensor) -> None:
 def _result(
     step: DecoderStep, memory: dict[str, Tensor], tokens: Tensor, slots: Tensor, places: Tensor
 ) -> Tensor:
-    """Compute what a step writes, (N, width).
+    """Compute the result of a step, (N, width).
 
-    memory: values by name; tokens, slots, places: (N,) of each row: token, number of its text in
-      the cache, position in the text.
+    step: one of the program; memory: the values so far, rows by name; tokens, slots, places: (N,),
+      of each row its token, the number of its text in the cache, and its position in the text.
     """
     if isinstance(step, EmbedStep):
         return step.table[tokens].float()
@@ -84,6 +89,7 @@ def _result(
         return _rotated(_read(memory, step.dst), step, places)
     if isinstance(step, AttendStep):
         return _attended(step, memory, slots, places)
+    # All other kinds of steps read one value, and some a second.
     x = _read(memory, step.src)
     if isinstance(step, NormStep):
         return _normed(x, step)
@@ -95,9 +101,9 @@ def _result(
 
 
 def _normed(x: Tensor, step: NormStep) -> Tensor:
-    """Normalise each `size` numbers of a row: a LayerNorm if centred, else an RMSNorm.
+    """Normalise each `step.size` numbers of a row: a LayerNorm if centred, else an RMSNorm.
 
-    x: (N, width); step: has size, eps and weight.
+    x: (N, width); step: has size, eps, weight (size,) or None, and `centred`.  -> (N, width).
     """
     parts = x.unflatten(1, (-1, step.size))
     if step.centred:
@@ -107,9 +113,14 @@ def _normed(x: Tensor, step: NormStep) -> Tensor:
 
 
 def _rotated(x: Tensor, step: RotateStep, places: Tensor) -> Tensor:
-    """Apply rotary positions to each head of x (N, heads * size).  places: (N,), positions."""
+    """Apply rotary positions to each head.
+
+    x: (N, heads * size); step: has the number of heads, and cos and sin by position; places: (N,),
+      positions.  -> (N, heads * size).
+    """
     heads = x.unflatten(1, (step.heads, -1))
     cos, sin = (t[places].float()[:, None] for t in (step.cos, step.sin))  # (N, 1, turned)
+    # Some models rotate the first numbers of a head alone.
     turned, rest = heads[..., : cos.shape[-1]], heads[..., cos.shape[-1] :]
     first, second = turned.chunk(2, -1)
     turned = turned * cos + torch.cat((-second, first), -1) * sin
@@ -119,9 +130,11 @@ def _rotated(x: Tensor, step: RotateStep, places: Tensor) -> Tensor:
 def _attended(
     step: AttendStep, memory: Mapping[str, Tensor], slots: Tensor, places: Tensor
 ) -> Tensor:
-    """Write new keys and values into the cache, and attend to it.  Returns (N, heads * size).
+    """Write new keys and values into the cache, and attend to it.  -> (N, heads * size).
 
-    memory: values by name; slots, places: (N,), each row's text in the cache and position there.
+    step: names the values that are query, key and value, and has the cache, whose positions behind
+      the first `sink` are used in a ring, so that the oldest is overwritten; memory: the values by
+      name; slots, places: (N,), the number of each row's text in the cache, its position there.
     """
     keys, values, sink = step.cache
     groups, length = keys.shape[1], keys.shape[2]
@@ -132,10 +145,11 @@ def _attended(
         cached[slots, :, written] = _read(memory, value).unflatten(1, (groups, -1)).to(cached)
     query = _read(memory, step.query).unflatten(1, (groups, step.heads // groups, -1))
     scores = torch.einsum("nghd,ngpd->nghp", query, keys[slots].float()) * step.scale
-    # the place that each number of the ring holds for a row: its own, or the last one before it
+    # the position of the text whose key an entry of the cache holds, for each row: (N, length)
     index, last = torch.arange(length), places[:, None]
     place = torch.where(index < sink, index, last - (last - index) % ring)
     near = last - place < step.window if step.window else place >= 0
+    # A row sees the sink, and of the rest the last `window` places, or all before it.
     mask = (place <= last) & (index < sink) | (place >= sink) & near
     weights = scores.masked_fill(~mask[:, None, None], -torch.inf).softmax(-1)
     return torch.einsum("nghp,ngpd->nghd", weights, values[slots].float()).flatten(1)

@@ -46,7 +46,11 @@ class NativeDecoder:
     """
 
     def __init__(self, steps: Sequence[DecoderStep], max_rows: int) -> None:
-        """Take the memory of all values, and write the steps as the kernels' table."""
+        """Allocate the memory of all values, and write the steps as a table for the kernels.
+
+        steps: the program; max_rows: the most rows (tokens) of a call. Raises: ShapeError for steps
+          that do not fit together; ConfigError where there are no kernels.
+        """
         native.require()
         self.steps, self.max_rows = tuple(steps), max_rows
         run = native.function(
@@ -68,6 +72,7 @@ class NativeDecoder:
         tables = [len(s.table) for s in self.steps if isinstance(s, EmbedStep)]
         attends = [s for s in self.steps if isinstance(s, AttendStep)]
         turned = [len(s.cos) for s in self.steps if isinstance(s, RotateStep)]
+        # The largest token, text and position for which tables and caches have room.
         self.limits = (
             min(tables, default=2**62),
             min((len(s.cache.keys) for s in attends), default=2**62),
@@ -78,11 +83,11 @@ class NativeDecoder:
     def __call__(
         self, tokens: Sequence[int], slots: Sequence[int], places: Sequence[int], *, tail: int = 0
     ) -> Tensor:
-        """Return what the last step wrote, (N, width), for N rows.
+        """Carry out the program for N tokens; return the result of the last step, (N, width).
 
         tokens, slots, places: of each row its token, the number of its text in the cache, and its
-          position in the text. tail: steps at the end that are carried out for the last row alone,
-          (1, width).
+          position in the text. tail: how many steps at the end are carried out for the last row
+          alone; if any, the result is (1, width).
         Raises: ConfigError for more than `max_rows` rows, or numbers for which there is no room.
         """
         rows = list(zip(tokens, slots, places, strict=True))
@@ -105,19 +110,21 @@ class NativeDecoder:
             return result.clone()
 
     def _carry_out(self, first: int, steps: int, count: int) -> None:
-        """Call the kernels for steps `first` ... `first` + `steps` - 1 on `count` rows.
+        """Call the kernels for some consecutive steps of the program.
 
-        Raises: ShapeError for a weight whose stored numbers do not fit together.
+        first: number of the first step; steps: how many; count: how many rows of each value are
+          computed. Raises: ShapeError for a weight whose stored numbers do not fit together.
         """
+        # Fields are 8 bytes each.
         row = self.table.data_ptr() + 8 * len(FIELDS) * first
         threads = torch.get_num_threads()
         arguments = self.rows.data_ptr(), count, self._at.data_ptr(), threads
         native.refuse(self._run(row, steps, *arguments))
 
     def _check(self, rows: Sequence[tuple[int, int, int]]) -> None:
-        """Raise ConfigError for too many rows, or a token, slot or place without room.
+        """Raise ConfigError for too many rows, or for numbers beyond the tables and the cache.
 
-        rows: (token, slot, place) of each row.
+        rows: of each row its token, the number of its text in the cache, its position in the text.
         """
         if not 0 < len(rows) <= self.max_rows:
             fix = "Make calls of fewer rows."
@@ -125,13 +132,19 @@ class NativeDecoder:
         for name, numbers, limit in zip(
             ("token", "slot", "place"), zip(*rows, strict=True), self.limits, strict=True
         ):
+            # C trusts these numbers: one out of range would read foreign memory.
             if min(numbers) < 0 or max(numbers) >= limit:
                 got = min(numbers) if min(numbers) < 0 else max(numbers)
                 want = f"0 to {limit - 1}"
                 raise ConfigError(name, got=got, want=want, fix="Make room for prompt and answer.")
 
     def _row(self, step: DecoderStep) -> list[int]:
-        """Return the numbers of a step for the kernels' table, checked: C trusts its addresses."""
+        """Return a step's row of the kernels' table: a number for each of FIELDS.
+
+        step: one of the program. Addresses of tensors, sizes and settings are checked here, since
+          the C code trusts them; fields that the step does not have are 0.
+        Raises: ShapeError for tensors that do not fit the step.
+        """
         row = dict.fromkeys(FIELDS, 0)
         row |= {"kind": KINDS.index(type(step)), "width": step.dst.width}
         row |= self._place("dst", step.dst)
@@ -145,15 +158,18 @@ class NativeDecoder:
         elif isinstance(step, AttendStep):
             row |= self._attention(step)
         else:
+            # norms, products, gates and sums read another value
             row |= self._place("src", step.src)
             row |= self._row_with_source(step)
         return [int(row[name]) for name in FIELDS]
 
     def _row_with_source(self, step: NormStep | ProductStep | GateStep | AddStep) -> dict[str, int]:
-        """Return, by field, the table's numbers for a step that reads a value `src`.
+        """Return the rest of a step's row of the table, field -> number, for four kinds of steps.
 
-        Addresses are those of `_hold`; "act" says for a norm if it is centred. Raises: ShapeError
-        for sizes that do not fit.
+        step: a norm, a product, a gate or a sum; its `src` and `dst` are in the row already. The
+          fields are addresses of its tensors and of its second value, the size and eps of a norm,
+          and "act": the number of a gate's activation, or 1 for a centred norm.
+        Raises: ShapeError for sizes that do not fit.
         """
         if isinstance(step, NormStep):
             size, weight = step.size, step.weight
@@ -176,18 +192,28 @@ class NativeDecoder:
         return {**self._place("other", step.other), "act": act}
 
     def _rotation(self, step: RotateStep) -> dict[str, int]:
-        """Return, by field, the table's numbers for rotary positions.  Raises: ShapeError."""
+        """Return the part of the table's row that rotary positions need: field -> number.
+
+        step: its number of heads, and its tables of cos and sin, (positions, rotated numbers).
+        Raises: ShapeError for tables or heads that do not fit.
+        """
         head, turned = step.dst.width // step.heads, step.cos.shape[1]
+        # Numbers are rotated in pairs, and at most all of a head.
         fits = step.dst.width % step.heads == 0 and turned <= head and turned % 2 == 0
         _check(step, fits and step.cos.shape == step.sin.shape)
         tables = {"weight": self._hold(step.cos.float()), "bias": self._hold(step.sin.float())}
         return {"heads": step.heads, "size": turned, **tables}
 
     def _attention(self, step: AttendStep) -> dict[str, int]:
-        """Return, by field, the table's numbers for an attention.  Raises: ShapeError."""
+        """Return the part of the table's row that an attention needs: field -> number.
+
+        step: its query, key and value, its cache and its sizes. Raises: ShapeError for a cache that
+          does not fit them.
+        """
         keys, values, sink = step.cache
         _, groups, length, size = keys.shape
         fits = keys.shape == values.shape and keys.dtype == values.dtype and keys.dtype in TYPES
+        # Query heads share the keys of a group, as many for each.
         fits = fits and step.heads % groups == 0 and keys.is_contiguous() and values.is_contiguous()
         fits = fits and step.query.width == step.dst.width == step.heads * size
         fits = fits and 0 <= sink <= length and step.window >= 0
@@ -200,12 +226,13 @@ class NativeDecoder:
         return {**places, **self._place("third", step.value), **cache, **sizes, **kind}
 
     def _place(self, field: str, value: Value) -> dict[str, int]:
-        """Return a value's address and the width of its rows, as the field and its pitch."""
+        """Return a value's address, as `field`, and the width of its rows, as `field`_pitch."""
         rows = self.memory[value.name]
         return {field: rows.data_ptr() + 4 * value.first, f"{field}_pitch": rows.shape[1]}
 
     def _hold(self, tensor: Tensor) -> int:
         """Keep a tensor, or a contiguous copy of it, from being freed, and return its address."""
+        # The table has addresses alone, which would dangle.
         self._held.append(tensor.detach().contiguous())
         return self._held[-1].data_ptr()
 
@@ -221,7 +248,10 @@ def _bits(number: float) -> int:
 
 
 def _check(step: DecoderStep, fits: bool) -> None:
-    """Raise ShapeError for a step whose tensors and values do not fit together."""
+    """Raise ShapeError for a step whose tensors and values do not fit together.
+
+    step: named in the error; fits: the result of the caller's checks.
+    """
     if not fits:
         got = ", ".join(f"{v.name} {v.width}" for v in _values(step))
         want, fix = "widths, tensors and types that fit together", "Build it from the model anew."

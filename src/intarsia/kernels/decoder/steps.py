@@ -109,9 +109,10 @@ class AttendStep:
     window: int = 0
 
     def most_places(self, rows: int) -> int:
-        """Number of places of a text, of which `rows` are computed in one call; 2^62 is no limit.
+        """Return the number of positions that a text can have; 2^62 = no limit.
 
-        A ring has to keep what the first of these rows sees when the last one is written.
+        rows: the most tokens of a text in one call. Without a limit the cache is a ring, and has to
+          keep the keys that the first of these tokens sees until the last one is written.
         """
         length = self.cache.keys.shape[2]
         endless = self.window > 0 and length >= self.cache.sink + self.window + rows - 1

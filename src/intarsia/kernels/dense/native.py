@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from .. import native
 INPUTS = (torch.float32, torch.bfloat16, torch.float16)
 P, N, I = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int  # noqa: E741
 LINEAR = (I, P, P, P, N, N, N, I)
+GROUPED = (P, P, P, P, N, N, N, I)
 KINDS = {torch.float32: 0, torch.bfloat16: 1}
 
 
@@ -24,24 +26,45 @@ def runs(x: Tensor, weight: Tensor) -> bool:
 
 
 def linear(x: Tensor, weight: Tensor) -> Tensor:
-    """Compute x W^T in x's dtype, summed in float32; no gradient.  (..., in) -> (..., out).
+    """Compute x W^T in x's dtype, summed in float32, without a gradient.
 
-    weight: W (out, in).
+    x: (..., in); weight: W (out, in).  -> (..., out).
     """
+    # The kernel takes a float32 matrix.
     rows = x.reshape(x.shape[:-1].numel(), x.shape[-1])
     y = _operator()(rows.float(), weight)
     return y.to(x.dtype).view(*x.shape[:-1], len(weight))
 
 
 def bound(weight: Tensor, max_rows: int) -> native.Bound | None:
-    """Return `linear` of one weight (out, in) as a function of x; None without a kernel.
+    """Return a callable x -> x W^T, with the weight W built in; None without a kernel.
 
-    max_rows: rows of x up to which it is to be used.
+    weight: W (out, in); max_rows: the caller uses the result for at most so many rows x.
     """
     if weight.dtype not in KINDS or weight.dim() != 2:
         return None
     sides = len(weight), weight.shape[1]
     return native.Bound.of("dense", sides, (KINDS[weight.dtype],), (weight,), max_rows)
+
+
+def runs_grouped(x: Tensor, weight: Tensor) -> bool:
+    """Return True if `grouped` takes such inputs and weights (E, out, in) on this machine."""
+    return x.dtype == torch.float32 == weight.dtype and runs(x, weight)
+
+
+def grouped(x: Tensor, weight: Tensor, loads: Sequence[int], out: Tensor) -> Tensor:
+    """Write x_n W_e^T into `out`, e the expert of row n, for a few rows of each; return `out`.
+
+    x: (N, in), weight: (E, out, in), out: (N, out), all float32 and contiguous; loads: how many
+      rows each expert has, one after the other. Each expert's weight is read once.
+    """
+    kernel = native.function("dense_grouped", *GROUPED)
+    assert kernel is not None and sum(loads) == len(x) == len(out) and len(loads) == len(weight)
+    assert x.is_contiguous() and out.is_contiguous()
+    counts = torch.tensor(loads)
+    pointers = (t.data_ptr() for t in (x, out, weight, counts))
+    kernel(*pointers, *weight.shape, torch.get_num_threads())
+    return out
 
 
 @functools.cache
@@ -52,10 +75,14 @@ def _operator() -> Any:
 
 
 def _run(x: Tensor, weight: Tensor) -> Tensor:
-    """Call the kernel for x (N, in) in float32.  Returns (N, out)."""
+    """Call the kernel for x (N, in) in float32.  -> (N, out).
+
+    weight: (out, in). It is the operator's implementation on the CPU.
+    """
     kernel = native.function("dense_linear", *LINEAR)
     assert kernel is not None and weight.shape[1] == x.shape[1]
     x, y = x.contiguous(), x.new_empty(len(x), len(weight))
+    # C gets addresses: the tensors must live until the call returns.
     pointers = (t.data_ptr() for t in (x, y, weight))
     kernel(KINDS[weight.dtype], *pointers, *weight.shape, len(x), torch.get_num_threads())
     return y

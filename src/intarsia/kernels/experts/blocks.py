@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -11,10 +13,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .. import dense
 from .rows import by_expert
 
-# rows of an expert up to which products wait for the weights, so that rows of zeros cost nothing,
-# and rows in all, over pairs, that may then be
+# rows of an expert up to which products wait for the weights, so that a kernel reads those of each
+# expert once, or rows of zeros cost nothing, and rows in all, over pairs, that may then be
 FEW, SPARE = 16, 6
 # the same for products that are slow to share a single matrix among a processor's cores
 SOME, SHARE = 128, 1.5
@@ -26,8 +29,8 @@ LARGE = 1 << 22
 def roomy(shape: tuple[int, ...], like: Tensor) -> Tensor:
     """Return an uninitialised tensor, on the CPU in large memory pages if it is large.
 
-    like: says dtype and device. The first writing of 100 MB is up to five times as fast as in pages
-      of 4 KiB, each of which interrupts it.
+    shape: of the tensor; like: has its dtype and device. The first writing of 100 MB is up to five
+      times as fast as in pages of 4 KiB, each of which interrupts it.
     """
     nbytes = math.prod(shape) * like.element_size()
     if like.device.type != "cpu" or nbytes < LARGE:
@@ -40,25 +43,44 @@ def roomy(shape: tuple[int, ...], like: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Block:
-    """Consecutive experts with `rows_each` rows, so that a product of all is one call."""
+    """Consecutive experts whose products are one call.
+
+    rows_each: rows of every expert, zeros among them; 0 where each has its own number, `loads`,
+    for the kernel of a few rows.
+    """
 
     experts: slice
     rows: slice
     rows_each: int
+    loads: tuple[int, ...] = ()
 
     @property
     def count(self) -> int:
         return self.experts.stop - self.experts.start
 
-    def products(self, x: Tensor, weight: Tensor, out: Tensor, *, add: bool = False) -> Tensor:
-        """Write x_n W_e into `out`, or add it, e the expert of row n; return `out`.
+    def expert_rows(self) -> Iterator[tuple[int, slice]]:
+        """Yield the experts that have rows, by their place in the block, and their rows in it."""
+        end = 0
+        for i, count in enumerate(self.loads or [self.rows_each] * self.count):
+            begin, end = end, end + count
+            if count:
+                yield i, slice(begin, end)
 
-        x: (n, i), weight: (count, i, o), a matrix for each expert of the block; out: (n, o).
+    def products(self, x: Tensor, weight: Tensor, out: Tensor, *, add: bool = False) -> Tensor:
+        """Multiply each row by its expert's matrix, and write the products into `out`; return it.
+
+        x: (n, i), `rows_each` rows for each expert of the block; weight: (count, i, o), a matrix
+          for each expert; out: (n, o); add: add to `out` in place of writing.
         """
+        transposed = weight.transpose(1, 2)
+        if self.loads and not add and transposed.is_contiguous():
+            return dense.grouped(x, transposed, self.loads, out)
+        if self.loads or self.count == 1:
+            for i, rows in self.expert_rows():
+                torch.addmm(out[rows], x[rows], weight[i], beta=int(add), out=out[rows])
+            return out
         if not self.rows_each:
             return out
-        if self.count == 1:
-            return torch.addmm(out, x, weight[0], beta=int(add), out=out)
         x, y = (t.view(self.count, self.rows_each, -1) for t in (x, out))
         # W x^T is up to twice as fast as x W^T where W^T lies in rows
         turned = self.rows_each <= FEW and x.dtype == torch.float32 and weight.stride(1) == 1
@@ -71,39 +93,56 @@ class Block:
         return out
 
     def outer(self, a: Tensor, b: Tensor, out: Tensor) -> None:
-        """Write a_e^T b_e over each expert's rows into `out`.
+        """Write the sum of the outer products of each expert's rows, a_e^T b_e, into `out`.
 
-        a: (n, i), b: (n, o), the block's rows; out: (count, i, o).
+        a: (n, i), b: (n, o), `rows_each` rows for each expert e of the block; out: (count, i, o).
         """
-        if not self.rows_each:
+        if self.loads or self.count == 1:
+            busy = dict(self.expert_rows())
+            for i, weight in enumerate(out):
+                if i in busy:
+                    torch.mm(a[busy[i]].t(), b[busy[i]], out=weight)
+                else:
+                    weight.zero_()
+        elif not self.rows_each:
             out.zero_()
-        elif self.count == 1:
-            torch.mm(a.t(), b, out=out[0])
         else:
             a, b = (t.view(self.count, self.rows_each, -1) for t in (a, b))
             torch.bmm(a.transpose(1, 2), b, out=out)
 
 
-def blocks(load: list[int]) -> tuple[Block, ...]:
-    """Divide the experts into blocks of equally many rows.  load: rows of each expert.
+def blocks(load: list[int], kernel: bool = False) -> tuple[Block, ...]:
+    """Divide the experts into blocks.  load: rows of each expert.
 
-    Experts with few or similarly many rows share a block, in which rows of zeros fill up the
-    smaller ones: all experts where all have few rows; `TOGETHER` neighbours where that adds few.
+    kernel: neighbours with few rows are a block, without rows of zeros, whose products
+    `dense.grouped` computes. Others with few or similarly many rows share a block, in which rows of
+    zeros fill up the smaller ones: all experts where all have few rows; `TOGETHER` neighbours where
+    that adds few.
     """
+    result: list[Block] = []
+    for few, group in itertools.groupby(load, lambda n: kernel and n <= FEW):
+        part = tuple(group)
+        for count, rows, loads in [(len(part), 0, part)] if few else _equal_rows(part):
+            begin = result[-1].experts.stop if result else 0
+            row = result[-1].rows.stop if result else 0
+            end = row + count * rows + sum(loads)
+            result.append(Block(slice(begin, begin + count), slice(row, end), rows, loads))
+    return tuple(result)
+
+
+def _equal_rows(load: tuple[int, ...]) -> Iterator[tuple[int, int, tuple[()]]]:
+    """Yield for each block of equally many rows the experts, the rows of each, and no loads."""
     # one batched product pays for some rows of zeros, but not for many
     all_small = max(load) <= FEW and len(load) * max(load) <= SPARE * sum(load)
-    result: list[Block] = []
-    step, row = len(load) if all_small else TOGETHER, 0
+    step = len(load) if all_small else TOGETHER
     for first in range(0, len(load), step):
         part = load[first : first + step]
         largest = max(part)
         together = all_small or (largest <= SOME and len(part) * largest <= SHARE * sum(part))
-        for count, rows in [(len(part), largest)] if together else [(1, n) for n in part]:
-            begin = result[-1].experts.stop if result else 0
-            experts, end = slice(begin, begin + count), row + count * rows
-            result.append(Block(experts, slice(row, end), rows))
-            row = end
-    return tuple(result)
+        if together:
+            yield len(part), largest, ()
+        else:
+            yield from ((1, n, ()) for n in part)
 
 
 @dataclass(frozen=True)
@@ -121,15 +160,18 @@ class Layout:
     blocks: tuple[Block, ...]
 
     @classmethod
-    def of(cls, token: Tensor, expert: Tensor, tokens: int, experts: int) -> Layout:
+    def of(
+        cls, token: Tensor, expert: Tensor, tokens: int, experts: int, kernel: bool = False
+    ) -> Layout:
         """Sort pairs by expert and give each its row among the blocks.
 
-        token, expert: (N,) int64, of each pair; tokens: T; experts: E.
+        token, expert: (N,) int64, of each pair; tokens: T; experts: E; kernel: see `blocks`.
         """
         pairs = by_expert(expert, experts)
         order, load = pairs.order, pairs.load
-        parts = blocks(load.tolist())
-        first = [b.rows.start + i * b.rows_each for b in parts for i in range(b.count)]
+        parts = blocks(load.tolist(), kernel)
+        each = [n for b in parts for n in (b.loads or [b.rows_each] * b.count)]
+        first = [0, *itertools.accumulate(each[:-1])]
         # how far the pairs of an expert are moved by the rows of zeros before them
         moved = (torch.tensor(first) - (pairs.ends - load))[pairs.expert]
         # `order` lists pairs by expert: scatter gives each pair its row
@@ -151,9 +193,10 @@ class Layout:
         return torch.cat([x, x.new_zeros(1, x.shape[1])]) if has_padding else x
 
     def sums(self, outputs: Tensor, weight: Tensor | None) -> Tensor:
-        """Sum rows by token, each times its pair's weight.  (rows, out) -> (T, out).
+        """Sum the rows of each token's pairs, each times the pair's weight.  -> (T, out).
 
-        outputs: a row for each row of the layout; weight: (N,), of each pair; None = 1.
+        outputs: (rows, out), by expert, as the layout orders them; weight: (N,), of each pair; None
+          = 1.
         """
         if not self.tokens or not len(self.token):
             return outputs.new_zeros(self.tokens, outputs.shape[1])

@@ -16,16 +16,19 @@ _OPS: Any = torch.ops.intarsia
 
 @register_flop_formula(_OPS.grouped)
 def grouped_flops(rows: Shape, weight: Shape, *_: Any, **__: Any) -> int:
-    """Return 2 N h d: each of N rows of d numbers is multiplied by an (h, d) matrix.
+    """Return the FLOPs of `grouped`, 2 N h d: N rows, each times an (h, d) matrix.
 
-    rows, weight: shapes (N, d) and (E, h, d).
+    rows, weight: the shapes (N, d) and (E, h, d) of its arguments.
     """
     return 2 * rows[0] * weight[1] * weight[2]
 
 
 @register_flop_formula(_OPS.grouped_outer)
 def outer_flops(a: Shape, b: Shape, *_: Any, **__: Any) -> int:
-    """Return 2 N h d: an outer product for each of N rows.  a, b: shapes (N, h) and (N, d)."""
+    """Return the FLOPs of `grouped_outer`, 2 N h d: an outer product for each of N rows.
+
+    a, b: the shapes (N, h) and (N, d) of its arguments.
+    """
     return 2 * a[0] * a[1] * b[1]
 
 
@@ -33,7 +36,8 @@ def outer_flops(a: Shape, b: Shape, *_: Any, **__: Any) -> int:
 def mlps_flops(*args: Any, **_: Any) -> int:
     """Return the FLOPs of `mixed_mlps`, 2 N h (d + out), and 2 N h d more with gates.
 
-    args: of the operator, see there; N pairs, h hidden units.
+    args: the arguments of that operator, in order. N: pairs of a token and an expert; h: hidden
+      units of an expert; d, out: its inputs and outputs.
     """
     _x, token, _expert, _weight, up, gate, down, *_rest = args
     reads = up.shape[2] * (1 if gate is None else 2)
@@ -44,8 +48,9 @@ def mlps_flops(*args: Any, **_: Any) -> int:
 def mlps_backward_flops(*args: Any, **_: Any) -> int:
     """Return the FLOPs of `mixed_mlps_backward`: one product for dL/d hidden and for each gradient.
 
-    args: of the operator; the last, `need`, says which gradients are computed: those of x, weight,
-      up, gate and down. A product has 2 N h d FLOPs, or 2 N h out if it is with the output.
+    args: the arguments of that operator; the last, `need`, has five bools: which gradients are
+      computed, of x, weight, up, gate and down. A product with inputs has 2 N h d FLOPs, one with
+      outputs 2 N h out: N pairs, h hidden units, d inputs.
     """
     _dy, x, token, _expert, _weight, up, gate, down, *_rest, need = args
     reads = 1 if gate is None else 2

@@ -16,7 +16,10 @@ FEW = 6
 
 
 def at_once(a: Tensor, b: Tensor) -> bool:
-    """Return True if `torch.nn.functional.grouped_mm` can multiply a and b."""
+    """Return True if `torch.nn.functional.grouped_mm` can multiply a and b.
+
+    a: (N, d), rows sorted by group; b: (E, d, h), a matrix for each group.
+    """
     # torch's grouped product needs aligned rows, and a recent GPU
     if not hasattr(F, "grouped_mm") or a.dtype not in FAST or not (len(a) and a.numel()):
         return False
@@ -34,16 +37,16 @@ def _aligned(t: Tensor) -> bool:
 
 
 def few(rows: Tensor, weight: Tensor) -> bool:
-    """Return True if most groups are so small that W x^T is faster than x W^T.
+    """Return True if groups have so few rows on average that W x^T is faster than x W^T.
 
-    rows: (N, d), weight: (E, h, d).
+    rows: x, (N, d), sorted by group; weight: W, (E, h, d), a matrix for each of E groups.
     """
     on_cpu = rows.device.type == "cpu" and rows.dtype == torch.float32
     return on_cpu and weight.stride(2) == 1 and len(rows) <= FEW * len(weight)
 
 
 def sizes(ends: Tensor) -> list[int]:
-    """Return the rows of each group."""
+    """Return how many rows each group has.  ends: (E,), where each group's rows end."""
     return ends.diff(prepend=ends.new_zeros(1)).tolist()
 
 
@@ -53,10 +56,11 @@ def sizes(ends: Tensor) -> list[int]:
     schema="(Tensor rows, Tensor weight, Tensor ends) -> Tensor",
 )
 def grouped(rows: Tensor, weight: Tensor, ends: Tensor) -> Tensor:
-    """Multiply each row by its group's matrix, W_e x_n.  rows: (N, d), weight: (E, h, d) -> (N, h).
+    """Multiply each row by its group's matrix, W_e x_n.
 
-    ends: (E,) int32, where each group of rows ends; a group may be empty. It is an operator, so
-      that torch.compile need not know the sizes.
+    rows: x, (N, d), sorted by group; weight: W, (E, h, d); ends: (E,) int32, where each group of
+      rows ends; a group may be empty.  -> (N, h). It is an operator, so that torch.compile need not
+      know the sizes.
     """
     turned = few(rows, weight)
     if not turned and at_once(rows, weight.transpose(1, 2)):
@@ -75,9 +79,10 @@ def grouped(rows: Tensor, weight: Tensor, ends: Tensor) -> Tensor:
     "intarsia::grouped_outer", mutates_args=(), schema="(Tensor a, Tensor b, Tensor ends) -> Tensor"
 )
 def grouped_outer(a: Tensor, b: Tensor, ends: Tensor) -> Tensor:
-    """Compute a_e^T b_e over the rows of each group.  a: (N, h), b: (N, d) -> (E, h, d).
+    """Sum the outer products of a and b over each group's rows: the gradient of its matrix.
 
-    ends: (E,) int32, where each group of rows ends.
+    a: (N, h), b: (N, d), sorted by group; ends: (E,) int32, where each group's rows end.  -> (E, h,
+      d), a_e^T b_e for each group e.
     """
     if at_once(a, b):
         return F.grouped_mm(a.t(), b, offs=ends)
@@ -89,11 +94,13 @@ def grouped_outer(a: Tensor, b: Tensor, ends: Tensor) -> Tensor:
 
 @grouped.register_fake
 def _(rows: Tensor, weight: Tensor, ends: Tensor) -> Tensor:
+    """Return an empty tensor of the shape of `grouped`'s result, for tracing without data."""
     return rows.new_empty(rows.shape[0], weight.shape[1])
 
 
 @grouped_outer.register_fake
 def _(a: Tensor, b: Tensor, ends: Tensor) -> Tensor:
+    """Return an empty tensor of the shape of `grouped_outer`'s result, for tracing without data."""
     return a.new_empty(ends.shape[0], a.shape[1], b.shape[1])
 
 
@@ -104,8 +111,8 @@ def _save(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
 def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
     """Return the gradients of `grouped`'s arguments: rows (N, d), weight (E, h, d), None for ends.
 
-    ctx: has the saved arguments; `ends` (E,) says where each expert's rows end. grad: (N, h), the
-    gradient of the output.
+    ctx: has the saved arguments, rows, weight and where each group's rows end; grad: (N, h), the
+      gradient of the output.
     """
     rows, weight, ends = ctx.saved_tensors
     grad = grad.contiguous()

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .. import dense
 from .acts import ACTS
 from .blocks import Layout, roomy
 from .naive import mlps_naive
@@ -29,16 +30,18 @@ def mixed_mlps(
     act: str,
     keep: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Compute y_t = sum_n weight_n MLP_e(n)(x_t) over the pairs n of token t.
+    """Compute y_t = sum_n weight_n MLP_e(n)(x_t) over the pairs n (token t, expert e) of token t.
 
-    x: (T, d), token, expert, weight: (N,), up, gate: (E, h, d), gate None = none, down: (E, out,
-      h); act: of ACTS. Returns y (T, out) and, if `keep`, W1 x and Wg x for the backward, (rows, h)
-      both, else empty.
-    Experts are taken block by block, so that what is between two products stays in the cache. The
-    backward takes rows of x again, and the gradient of a weight is <W2' dy, hidden>, so that
-    neither rows nor outputs are kept.
+    MLP_e(x) = down_e (act(gate_e x) * (up_e x)), or down_e act(up_e x) without a gate.
+    x: (T, d); token, expert, weight: (N,), of each pair; up, gate: (E, h, d), gate None = none;
+      down: (E, out, h); act: its name in ACTS; keep: a backward will follow.
+    Returns y (T, out) and, if `keep`, up_e x and gate_e x for the backward, (rows, h) each: a row
+      for each pair, sorted by expert, and some of zeros that fill up blocks; else empty tensors.
+    Experts are taken block by block, so that hidden units stay in the cache between two products.
+    Neither rows of x nor outputs are kept: the backward gathers x again, and needs no output.
     """
-    layout, f = Layout.of(token, expert, len(x), len(up)), ACTS[act].forward
+    kernel = all(w is None or dense.runs_grouped(x, w) for w in (up, gate, down))
+    layout, f = Layout.of(token, expert, len(x), len(up), kernel), ACTS[act].forward
     size = (layout.rows, up.shape[1])
     all_z = roomy(size, x) if keep else x.new_empty(0)
     all_g = roomy(size, x) if keep and gate is not None else x.new_empty(0)
@@ -82,10 +85,12 @@ def mixed_mlps_backward(
 ) -> list[Tensor]:
     """Return the gradients of x, weight, up, gate and down; empty ones where `need` is False.
 
-    dy: (T, out); z, g: W1 x and Wg x of the forward; need: five bools, in the order of the result;
-      the rest as in `mixed_mlps`.
+    dy: (T, out), the gradient of the output; x, token, expert, weight, up, gate, down, act: the
+      arguments of `mixed_mlps`; z, g: up_e x and gate_e x, (rows, h), which it kept; need: five
+      bools, in the order of the result.
     """
-    layout, f = Layout.of(token, expert, len(x), len(up)), ACTS[act]
+    kernel = all(w is None or dense.runs_grouped(x, w) for w in (up, gate, down))
+    layout, f = Layout.of(token, expert, len(x), len(up), kernel), ACTS[act]
     source, grads = layout.padded(x), layout.padded(dy.to(x.dtype))
     scale = layout.spread(weight)[:, None].to(x.dtype)
     # a gradient of each row of x; rows of one token are added up at the end
@@ -98,13 +103,13 @@ def mixed_mlps_backward(
     for block in layout.blocks:
         block_token, e = layout.source[block.rows], block.experts
         block_dy = grads.index_select(0, block_token)
-        # dL/d hidden without the pair's weight: block_dy W2
+        # dL/d hidden without the pair's weight: block_dy down_e
         dh = block.products(block_dy, down[e], block_dy.new_empty(len(block_dy), up.shape[1]))
         inner = z if gate is None else g
         a = f.forward(inner[block.rows])
         hidden = a if gate is None else a * z[block.rows]
         if need[1]:
-            # dL/d weight_n = <W2' dy, hidden>
+            # dL/d weight_n = <down_e^T dy, hidden>
             of_weight[block.rows] = (dh * hidden).sum(-1).to(weight.dtype)
         if need[4]:
             block.outer(block_dy.mul_(scale[block.rows]), hidden, of_down[e])
@@ -130,6 +135,11 @@ def mixed_mlps_backward(
 
 @mixed_mlps.register_fake
 def _(*args: Any) -> tuple[Tensor, Tensor, Tensor]:
+    """Return empty tensors of the shapes that `mixed_mlps` returns, for tracing without data.
+
+    args: all arguments of `mixed_mlps`, in its order. The number of kept rows depends on the
+      routing, so that it is symbolic.
+    """
     x, _, _, weight, up, gate, down, _, keep = args
     y = x.new_empty(len(x), down.shape[1], dtype=torch.promote_types(x.dtype, weight.dtype))
     rows = torch.library.get_ctx().new_dynamic_size() if keep else 0
@@ -139,6 +149,11 @@ def _(*args: Any) -> tuple[Tensor, Tensor, Tensor]:
 
 @mixed_mlps_backward.register_fake
 def _(*args: Any) -> list[Tensor]:
+    """Return empty tensors of the shapes of `mixed_mlps_backward`'s gradients, for tracing.
+
+    args: all arguments of `mixed_mlps_backward`, in its order; gradients that it need not compute
+      have no entries.
+    """
     _, x, _, _, weight, up, gate, down, _, _, _, need = args
     return [
         x.new_empty(0) if t is None or not n else torch.empty_like(t)
@@ -147,15 +162,20 @@ def _(*args: Any) -> list[Tensor]:
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    """Store `mixed_mlps`'s tensors in `ctx` for the backward.
+
+    inputs: its arguments, of which the last, `keep`, is not needed; output: y, which is not needed
+      either, and what it kept.
+    """
     *tensors, ctx.act, _ = inputs
     ctx.save_for_backward(*tensors, *output[1:])
     ctx.set_materialize_grads(False)
 
 
 def _backward(ctx: Any, dy: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
-    """Return the gradients of the operator's nine inputs; None for those that need none.
+    """Return the gradients of `mixed_mlps`'s nine inputs; None for those that need none.
 
-    dy: the gradient of y, (T, out); None = y was not used.
+    ctx: has the saved tensors; dy: the gradient of y, (T, out); None = y was not used.
     """
     if dy is None:
         return (None,) * 9

@@ -11,9 +11,10 @@ from .acts import ACTS
 
 
 def mix_naive(x: Tensor, gates: Tensor, experts: Sequence[Callable[[Tensor], Tensor]]) -> Tensor:
-    """Compute sum_e G_te expert_e(x_t), every expert on every row.  Returns (T, out).
+    """Compute a mixture of experts slowly: sum_e G_te expert_e(x_t) for each token t.  -> (T, out).
 
-    x: (T, d); gates: G (T, E); experts: functions (T, d) -> (T, out).
+    x: (T, d); gates: G (T, E), each token's weight for each expert; experts: E functions (T, d) ->
+      (T, out), each of which is called with all tokens.
     """
     return torch.stack([gates[:, e, None] * f(x) for e, f in enumerate(experts)]).sum(0)
 
@@ -28,7 +29,13 @@ def mlps_naive(
     down: Tensor,
     act: str,
 ) -> Tensor:
-    """Compute y of `mixed_mlps` expert by expert.  Arguments as there; returns (T, out)."""
+    """Compute sum_n weight_n MLP_e(n)(x_t) over the pairs n of each token t, expert by expert.
+
+    MLP_e(x) = down_e (act(gate_e x) * (up_e x)), or down_e act(up_e x) without a gate; it is the
+    definition of `mixed_mlps`.
+    x: (T, d); token, expert, weight: (N,), of each pair (token, expert); up, gate: (E, h, d), gate
+      None = none; down: (E, out, h); act: its name in ACTS.  -> (T, out).
+    """
     y = x.new_zeros(len(x), down.shape[1], dtype=torch.promote_types(x.dtype, weight.dtype))
     f = ACTS[act].forward
     for e in range(len(up)):

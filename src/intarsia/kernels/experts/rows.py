@@ -42,7 +42,10 @@ def by_expert(expert: Tensor, experts: int) -> Sorted:
 
 
 def ends_of(expert: Tensor, experts: int) -> Tensor:
-    """Return where each expert's rows end.  expert: (N,), rising, E experts -> (E,) int32."""
+    """Return where the rows of each expert end, (E,) int32.
+
+    expert: (N,), the expert of each row, rising; experts: E.
+    """
     numbers = torch.arange(experts, device=expert.device)
     return torch.searchsorted(expert, numbers, right=True, out_int32=True)
 
@@ -56,7 +59,11 @@ class GatherRows(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, token: Tensor) -> tuple[Tensor, Tensor]:
-        """Return x, for the next call of the chain, and its rows at `token`, (M, d)."""
+        """Return x again, and its rows at `token`, (M, d).
+
+        ctx: autograd's context; x: (T, d); token: (M,) int64, numbers of rows. The next call takes
+          the x that this one returns: in such a chain all gradients of x share one buffer.
+        """
         ctx.save_for_backward(token)
         ctx.length = len(x)
         ctx.set_materialize_grads(False)
@@ -64,7 +71,11 @@ class GatherRows(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> tuple[Tensor | None, None]:
-        """Add the gradient of the rows to that of x, which the rest of the chain has begun."""
+        """Return the gradient of x: that of the x that forward returned, plus that of the rows.
+
+        ctx: autograd's context, with the numbers of the rows; grads: of the returned x, (T, d),
+          None = nobody used it; and of the rows, (M, d).
+        """
         rest, rows = grads
         if rows is None:
             return rest, None
@@ -82,21 +93,24 @@ class Slices:
     weights: tuple[Tensor, ...]
 
     def rows(self, x: Tensor) -> Iterator[Tensor]:
-        """Yield the rows of x of each expert, one after the other.  (T, d) -> E times (M_e, d)."""
+        """Yield the rows of each expert's tokens, one expert after the other.
+
+        x: (T, d).  -> E times (M_e, d), M_e the tokens of expert e.
+        """
         for token in self.tokens:
             x, rows = GatherRows.apply(x, token)
             yield rows
 
     def add(self, y: Tensor, e: int, expert: Weighted, rows: Tensor) -> None:
-        """Add an expert's output for its rows to y, in place.
+        """Add an expert's weighted output for its rows to the output of all tokens, in place.
 
-        y: (T, out); e: the expert's number; expert: its function of rows and weights; rows: (M_e,
-          d).
+        y: (T, out), of all tokens, changed; e: the expert's number; expert: its function: rows and
+          a weight for each -> weighted outputs; rows: (M_e, d), those of its M_e tokens.
         """
         y.index_add_(0, self.tokens[e], expert(rows, self.weights[e]).to(y.dtype))
 
     def idle(self, tokens: int) -> Tensor | slice:
-        """Return the tokens that have no expert, (n,) int64."""
+        """Return the tokens that have no expert, (n,) int64.  tokens: T, the number of all."""
         has_expert = torch.zeros(tokens, dtype=torch.bool, device=self.tokens[0].device)
         for token in self.tokens:
             has_expert[token] = True
@@ -116,11 +130,15 @@ class AllTokens:
         return (x for _ in self.weights)
 
     def add(self, y: Tensor, e: int, expert: Weighted, rows: Tensor) -> None:
-        """Add expert e's output for all rows (T, d) to y (T, out), in place; most weights are 0."""
+        """Add an expert's weighted output for all rows to y (T, out), in place; most weights are 0.
+
+        e: the expert's number; expert: its function: rows and a weight for each -> weighted
+          outputs; rows: (T, d).
+        """
         y.add_(expert(rows, self.weights[e]).to(y.dtype))
 
     def idle(self, tokens: int) -> Tensor | slice:
-        """Return all tokens, since a graph does not know which of them have no expert."""
+        """Return all tokens, as a graph does not know which have no expert.  tokens: unused."""
         return slice(None)
 
 
@@ -130,9 +148,9 @@ PairsByExpert = Slices | AllTokens
 def group_pairs(
     token: Tensor, expert: Tensor, weight: Tensor, tokens: int, experts: int
 ) -> PairsByExpert:
-    """Group the pairs by expert; in a graph, give each expert all tokens.
+    """Group the pairs (token, expert) by expert; in a graph, give each expert all tokens.
 
-    token, expert, weight: (N,), of each pair; tokens: T, experts: E.
+    token, expert, weight: (N,), of each pair; tokens: T; experts: E.
     """
     # a graph's shapes cannot depend on the routing: every expert gets every token
     if token.is_meta or torch.compiler.is_compiling():
@@ -144,11 +162,12 @@ def group_pairs(
 
 
 def add_mix(pairs: PairsByExpert, x: Tensor, *into: tuple[Tensor, Sequence[Weighted]]) -> None:
-    """Add sum_e G_te expert_e(x_t) to y_t, in place, for each (y, experts) in `into`.
+    """Add sum_e G_te expert_e(x_t) to y_t, in place, for one or several groups of experts.
 
-    pairs: the non-zero G_te, as `group_pairs` returns them; x: (T, d), y: (T, out).  Expert by
-      expert, so that what is computed stays in a processor's cache. An expert without rows is
-      called too: its gradient is then 0, and data-parallel processes do not wait for it.
+    pairs: the non-zero weights G_te of token t for expert e, as `group_pairs` returns them; x: (T,
+      d); into: for each group (y, experts), y (T, out) and the E experts whose weighted outputs are
+      added to it. Expert by expert, so that results stay in a processor's cache. An expert without
+      rows is called too: its gradient is then 0, and data-parallel processes do not wait for it.
     """
     for e, rows in enumerate(pairs.rows(x)):
         for y, experts in into:

@@ -28,11 +28,10 @@ class Segments:
 
     @classmethod
     def of(cls, token: Tensor, expert: Tensor, tokens: int, length: int) -> Segments:
-        """Group N (token, expert) pairs by expert and sequence; the class says what is returned.
+        """Group N pairs (token, expert) by expert and sequence; each such group is a segment.
 
-        token, expert: (N,), the token's number and the expert's number of each pair; tokens: how
-          many there are in all B sequences, numbered one sequence after the other; length: tokens
-          of one sequence.
+        token, expert: (N,), the numbers of each pair's token and expert; tokens: how many tokens
+          all sequences have, numbered one sequence after the other; length: tokens of one sequence.
         """
         # by expert, then by position: pairs of one expert and sequence are consecutive
         order = (expert * tokens + token).argsort()
@@ -59,9 +58,10 @@ class Segments:
         return len(self.token) == len(self.count) * self.longest
 
     def pad(self, x: Tensor, fill: float | bool = 0) -> Tensor:
-        """Move pairs to their places in the segments, `fill` in the others.
+        """Arrange rows of pairs as S segments, one for each expert and sequence, of one length.
 
-        x: (N, ...), a row for each pair -> (S, n, ...): S segments, padded to the longest, n.
+        x: (N, ...), a row for each pair, sorted; fill: the value of empty places.  -> (S, n, ...),
+          n the length of the longest segment.
         """
         shape = (len(self.count), self.longest, *x.shape[1:])
         if self.even:
@@ -69,7 +69,10 @@ class Segments:
         return x.new_full(shape, fill).index_put((self.row, self.place), x)
 
     def unpad(self, x: Tensor) -> Tensor:
-        """Move segments back to pairs.  (S, n, ...) -> (N, ...)."""
+        """Return the rows of the pairs, without padding: the inverse of `pad`.
+
+        x: (S, n, ...), S segments of n places.  -> (N, ...).
+        """
         return x.flatten(0, 1) if self.even else x[self.row, self.place]
 
     def keys(self) -> Tensor | None:

@@ -20,8 +20,8 @@ class NamesMatrices(Protocol):
 def stacked_matrices(module: nn.Module) -> dict[str, bool]:
     """Return the parameters of a module that hold a matrix for each expert, (E, out, in).
 
-    name -> True if it is stored as (E, in, out). Known are modules that name them in `matrices`,
-    and the fused experts of transformers.
+    module: one that names them in `matrices`, or the fused experts of transformers; others have
+      none.  -> name -> True if it is stored as (E, in, out).
     """
     turned = getattr(module, "is_transposed", None)
     fused = () if turned is None else FUSED

@@ -12,9 +12,10 @@ OPS: Any = torch.ops.mkldnn  # those that torch.compile calls for a frozen model
 
 
 def packs(weight: Tensor) -> bool:
-    """Return True if a weight (out, in) can be packed on this machine, by this torch."""
+    """Return True if this machine and torch can pack a weight (out, in) in oneDNN's layout."""
     if weight.device.type != "cpu" or weight.dtype != BF16 or weight.dim() != 2:
         return False
+    # These operators are private to torch: a release may be without them.
     names = ("_reorder_linear_weight", "_linear_pointwise", "_is_mkldnn_bf16_supported")
     if not (torch.backends.mkldnn.is_available() and all(hasattr(OPS, name) for name in names)):
         return False
@@ -29,17 +30,22 @@ class Packed:
     """
 
     def __init__(self, weight: Tensor, bias: Tensor | None, rows: int) -> None:
-        """Bring the weight and its transpose into oneDNN's layout.  rows: of x, most often."""
+        """Bring a weight and its transpose into oneDNN's layout.
+
+        weight: (out, in) bfloat16; bias: (out,) or None; rows: the number of rows of x that is most
+          frequent, for which the layout is chosen.
+        """
         weight = weight.detach()
         self.outputs = len(weight)
         self.bias = None if bias is None else bias.detach().to(BF16)
+        # The forward multiplies by W, the backward by its transpose.
         self.forward = OPS._reorder_linear_weight(weight.contiguous(), rows)
         self.backward = OPS._reorder_linear_weight(weight.T.contiguous(), rows)
 
     def __call__(self, x: Tensor) -> Tensor:
-        """Return x W^T + b in bfloat16, with a gradient for x if it needs one.
+        """Compute x W^T + b in bfloat16, with a gradient for x if it needs one.
 
-        (..., in) -> (..., out).
+        x: (..., in) -> (..., out).
         """
         x = x.to(BF16)
         # no rows: oneDNN takes none, and the graph must stay connected
@@ -51,7 +57,7 @@ class Packed:
 
 
 def _product(x: Tensor, packed: Tensor, bias: Tensor | None) -> Tensor:
-    """Multiply x by a packed weight, with oneDNN."""
+    """Compute x W^T + bias in oneDNN.  packed: W in oneDNN's layout; bias: (out,) or None."""
     return OPS._linear_pointwise(x.contiguous(), packed, bias, "none", [], "")
 
 
@@ -63,5 +69,8 @@ class _PackedLinear(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
-        """Return G W, G the gradient of the output, by the packed transpose; None for `packed`."""
+        """Return the gradient of x, dy W, and None for `packed`.
+
+        ctx: autograd's context, with the packed weight W; grads: dy, the gradient of the output.
+        """
         return _product(grads[0], ctx.packed.backward, None), None

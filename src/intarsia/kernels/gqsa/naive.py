@@ -9,12 +9,13 @@ LEAST = torch.finfo(torch.bfloat16).tiny
 
 
 def affine(groups: Tensor, bits: int, symmetric: bool = False) -> tuple[Tensor, Tensor]:
-    """Return scale s and zero z of each group: s = (max - min) / (2^b - 1), z = round(-min / s).
+    """Return scale s and zero point z of each group of weights, for codes of b bits.
 
-    groups: (..., G) weights; bits: b. Returns float32 (...), (...).
-    0 lies between min and max, so that it has a code of its own and z is one of them; s is rounded
-    to bfloat16 before z is chosen.  symmetric: z = 2^(b-1), s = max |w| / (z - 1/2), as
-    compressed-tensors has it.
+    s = (max - min) / (2^b - 1) and z = round(-min / s); a code q stands for s (q - z).
+    groups: (..., G), G weights in a group; bits: b; symmetric: z = 2^(b-1), s = max |w| / (z -
+      1/2), as compressed-tensors has it. Returns s and z, float32 (...) each.
+    min and max are taken with 0, so that the weight 0 has a code; s is rounded to bfloat16 before z
+    is chosen.
     """
     # 0 lies in every group's range, so that zero weights stay zero
     low, high = groups.amin(-1).clamp(max=0), groups.amax(-1).clamp(min=0)
@@ -29,31 +30,33 @@ def affine(groups: Tensor, bits: int, symmetric: bool = False) -> tuple[Tensor, 
 
 
 def codes_of(weight: Tensor, scale: Tensor, zero: Tensor, bits: int) -> Tensor:
-    """Return the codes q = clamp(round(w / s) + z, 0, 2^b - 1) in float; z where s is 0.
+    """Return the codes of weights, q = clamp(round(w / s) + z, 0, 2^b - 1), as floats.
 
-    weight: w; scale, zero: s and z, broadcast against it; bits: b.
+    weight: w; scale, zero: s and z, of shapes that broadcast to w's, see `affine`; bits: b. Where s
+      is 0, q is z.
     """
     steps = (weight / scale.where(scale > 0, 1.0)).round().where(scale > 0, 0.0)
     return (steps + zero).clamp(0, 2**bits - 1)
 
 
 def spread(groups: Tensor, offsets: Tensor, columns: Tensor, across: int) -> Tensor:
-    """Put kept groups (K, G) at their places in rows of zeros.  Returns (R, across G).
+    """Put kept groups of weights at their places in a dense matrix, which is 0 elsewhere.
 
-    offsets: (R + 1,), where each row's groups begin; columns: (K,), their places in the row;
-      across: groups of a row.
+    groups: (K, r, G): r rows share a group of G columns, such r rows are a block; offsets: (B +
+      1,), where each of B blocks begins in `groups`; columns: (K,), the number of each group along
+      its rows; across: how many groups a whole row has. Returns (B r, across G).
     """
     counts = offsets.long().diff()
-    row = torch.arange(len(counts), device=groups.device).repeat_interleave(counts)
-    dense = groups.new_zeros(len(counts), across, groups.shape[1])
-    dense[row, columns.long()] = groups
-    return dense.flatten(1)
+    block = torch.arange(len(counts), device=groups.device).repeat_interleave(counts)
+    dense = groups.new_zeros(len(counts), across, *groups.shape[1:])
+    dense[block, columns.long()] = groups
+    return dense.transpose(1, 2).flatten(2).flatten(0, 1)
 
 
 def rounded(x: Tensor, group: int) -> Tensor:
-    """Round x to int8 and back, with a scale t for each group: t round(x / t), t = max |x| / 127.
+    """Round x to int8 and back: t round(x / t), with a scale t = max |x| / 127 for each group.
 
-    x: (..., in), group: inputs that share t, a divisor of `in`. Same shape.
+    x: (..., in); group: the number of inputs that share a scale, a divisor of `in`.  -> (..., in).
     """
     parts = x.unflatten(-1, (-1, group))
     step = parts.abs().amax(-1, keepdim=True) / 127
@@ -69,17 +72,21 @@ def gqsa(
     scales: Tensor,
     zeros: Tensor,
     integers: bool = False,
+    rows: int = 1,
 ) -> Tensor:
-    """Return y_r = sum_g s_g sum_j (q_gj - z_g) x_j over the kept groups g of row r.  (N, R).
+    """Compute x W^T from the kept groups of W: 16 weights of a row, with 4-bit codes, one scale.
 
-    x: (N, 16 C) float32; offsets: (R + 1,) int32, where each row's groups begin; columns: (K,)
-      uint16, the places of K groups; codes: q, (8 K,) uint8, the even weight in the low nibble;
-      scales: s, (K,) bfloat16; zeros: z, (ceil(K / 2),) uint8 in nibbles. integers: x is rounded to
-      int8 first, with a scale for each group.
+    y_r = sum_g s_g sum_j (q_gj - z_g) x_j over the kept groups g of row r. Blocks of `rows` rows
+    keep groups of the same columns: there are B blocks and K groups of them.
+    x: (N, 16 C) float32, C groups in a row; offsets: (B + 1,) int32, where each block begins in
+      `columns`; columns: (K,) uint16, the number of each group along its row. For each group, and
+      for its rows one after the other: codes: q, (8 K rows,) uint8, 16 codes in 8 bytes, the even
+      one in the low nibble; scales: s, (K rows,) bfloat16; zeros: z, (ceil(K rows / 2),) uint8, two
+      in a byte. integers: round x to int8 first, with a scale for each group. Returns (N, B rows).
     """
     pairs = codes.view(-1, 8)
-    q = torch.stack([pairs & 15, pairs >> 4], -1).flatten(1).float()  # (K, 16)
+    q = torch.stack([pairs & 15, pairs >> 4], -1).flatten(1).float()  # (K rows, 16)
     z = torch.stack([zeros & 15, zeros >> 4], -1).flatten()[: len(q)].float()
-    groups = (q - z[:, None]) * scales.float()[:, None]
+    groups = ((q - z[:, None]) * scales.float()[:, None]).view(-1, rows, 16)
     inputs = rounded(x, 16) if integers else x
     return inputs @ spread(groups, offsets, columns, x.shape[1] // 16).T

@@ -41,10 +41,11 @@ class Bound:
         tensors: Sequence[Tensor | None],
         max_rows: int,
     ) -> Bound | None:
-        """Return the product of a stored weight; None without a kernel for its tensors.
+        """Return the product with a stored weight; None without a kernel for its tensors.
 
-        kind: the format, of PRODUCTS; sides: (out, in); settings, tensors: numbers and tensors of
-          the format, in the order in which products.c reads them; max_rows: see the class.
+        kind: the format's name, one of PRODUCTS; sides: (out, in) of the weight; settings, tensors:
+          numbers and tensors of the format, in the order in which products.c reads them; max_rows:
+          rows of x up to which the kernel is faster than decoding the weight.
         """
         present = tuple(t for t in tensors if t is not None)
         call = function("intarsia_product", *TYPES)
@@ -55,7 +56,7 @@ class Bound:
         return cls(call, numbers, present, sides, max_rows)
 
     def takes(self, x: Tensor) -> bool:
-        """Return True if the kernel can multiply this x; otherwise decode the weight."""
+        """Return True if the kernel can multiply this x (..., in); otherwise decode the weight."""
         return (
             type(x) is Tensor
             and (x.dtype is torch.float32 or x.dtype in HALVES)
@@ -67,7 +68,10 @@ class Bound:
         )
 
     def __call__(self, x: Tensor) -> Tensor:
-        """Compute x W^T in x's dtype, (..., out).  Raises: ShapeError for a damaged weight."""
+        """Compute x W^T in x's dtype.  x: (..., in) -> (..., out).
+
+        Raises: ShapeError for a damaged weight.
+        """
         rows = x.float().contiguous()
         y = rows.new_empty((*x.shape[:-1], self.sides[0]))
         count, threads = x.numel() // self.sides[1], torch.get_num_threads()

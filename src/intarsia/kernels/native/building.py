@@ -118,10 +118,11 @@ def folder() -> Path:
 
 
 def check_private(place: Path) -> None:
-    """Raise ConfigError if anybody else could write into the folder `place`, or replace it.
+    """Raise ConfigError if anybody else could write into a folder, or replace it.
 
-    The folder belongs to this user, who alone may write to it; others may write to no folder above
-    it, except where they cannot rename files of other users (/tmp).
+    place: the folder. It has to belong to this user, who alone may write to it; no folder above it
+      may be writable for others, unless it is one like /tmp, where nobody can rename the files of
+      other users.
     """
     # a loaded library runs as this user: nobody else may have written it
     status = place.lstat()
@@ -145,8 +146,8 @@ def check_private(place: Path) -> None:
 def build(kind: str) -> Path:
     """Return the path of the shared library of a kind of build; compile it unless it is there.
 
-    A library whose SHA-256 is not the stored one is compiled again. Raises: BuildFailed if it
-    cannot be compiled; ConfigError as `folder`.
+    kind: "native", "avx2" or "portable". A library whose SHA-256 is not the stored one is compiled
+      again. Raises: BuildFailed if it cannot be compiled; ConfigError as `folder`.
     """
     from filelock import FileLock
 
@@ -159,7 +160,10 @@ def build(kind: str) -> Path:
 
 
 def intact(target: Path) -> bool:
-    """Return True if a built file is there with the SHA-256 that was stored beside it."""
+    """Return True if a built file is there with the SHA-256 that was stored beside it.
+
+    target: the library's path.
+    """
     note = target.with_suffix(".sha256")
     try:
         return note.read_text().strip() == sha256(target)
@@ -168,9 +172,10 @@ def intact(target: Path) -> bool:
 
 
 def _compile(kind: str, target: Path) -> None:
-    """Compile into a temporary folder, then move library and SHA-256 to `target`.
+    """Compile into a temporary folder, then move library and SHA-256 to their place.
 
-    kind: of the build. Raises: BuildFailed with the compiler's first error.
+    kind: of the build, "native", "avx2" or "portable"; target: the library's path. Raises:
+      BuildFailed with the compiler's first error.
     """
     command, _ = compiler()
     with tempfile.TemporaryDirectory(dir=target.parent) as scratch:

@@ -5,7 +5,9 @@
 #include "products.h"
 #include "vectors.h"
 
-enum { F32, BF16, TOGETHER = 4 };
+/* Rows of x that are computed at once, and of the weight with one row of x and with several: memory
+ * is read faster in some streams than in one, and a load of x serves several rows of the weight. */
+enum { F32, BF16, TOGETHER = 4, SIDE_BY_SIDE = 4, PAIR = V == 16 ? 2 : 1 };
 
 typedef struct {
     const float *x;
@@ -32,40 +34,53 @@ ALWAYS float weight_at(const void *w, int64_t at, const int kind) {
     return kind == F32 ? ((const float *)w)[at] : of_bf16(((const uint16_t *)w)[at]);
 }
 
-/* One row of the weight with B rows of x; each sum in the same order for any B. */
-ALWAYS void row_of(const job *w, int64_t row, int64_t b0, const int B, const int kind) {
+/* R rows of the weight with B rows of x; each sum in the same order for any R and B. */
+ALWAYS void rows_with(const job *w, int64_t row, const int R, int64_t b0, const int B, const int kind) {
     const int64_t from = row * w->cols, size = kind == F32 ? 4 : 2;
     const float *x = w->x + b0 * w->cols;
-    vf sums[TOGETHER][4];
+    vf sums[SIDE_BY_SIDE][TOGETHER][2];
     int64_t j = 0;
-    for (int b = 0; b < B; b++)
-        for (int k = 0; k < 4; k++) sums[b][k] = splat(0);
-    for (; j + 4 * V <= w->cols; j += 4 * V) {
-        for (int k = 0; k < 4; k++) {
-            const vf some = weights_at(w->w, from + j + k * V, kind);
-            for (int b = 0; b < B; b++) sums[b][k] += some * load(x + b * w->cols + j + k * V);
+    for (int r = 0; r < R; r++)
+        for (int b = 0; b < B; b++) sums[r][b][0] = sums[r][b][1] = splat(0);
+    for (; j + 2 * V <= w->cols; j += 2 * V) {
+        for (int k = 0; k < 2; k++) {
+            vf inputs[TOGETHER];
+            for (int b = 0; b < B; b++) inputs[b] = load(x + b * w->cols + j + k * V);
+            for (int r = 0; r < R; r++) {
+                const vf some = weights_at(w->w, from + r * w->cols + j + k * V, kind);
+                for (int b = 0; b < B; b++) sums[r][b][k] += some * inputs[b];
+            }
         }
-        __builtin_prefetch((const char *)w->w + (from + j) * size + 2048);
+        for (int r = 0; r < R; r++)
+            __builtin_prefetch((const char *)w->w + (from + r * w->cols + j) * size + 2048);
     }
-    for (int b = 0; b < B; b++) {
-        float sum = total((sums[b][0] + sums[b][1]) + (sums[b][2] + sums[b][3]));
-        for (int64_t i = j; i < w->cols; i++)
-            sum += weight_at(w->w, from + i, kind) * x[b * w->cols + i];
-        w->y[(b0 + b) * w->rows + row] = sum;
-    }
+    for (int r = 0; r < R; r++)
+        for (int b = 0; b < B; b++) {
+            float sum = total(sums[r][b][0] + sums[r][b][1]);
+            for (int64_t i = j; i < w->cols; i++)
+                sum += weight_at(w->w, from + r * w->cols + i, kind) * x[b * w->cols + i];
+            w->y[(b0 + b) * w->rows + row + r] = sum;
+        }
+}
+
+/* R rows of the weight, 1 or SIDE_BY_SIDE, with all of x: they stay in the nearest cache meanwhile. */
+ALWAYS void rows_with_all(const job *w, int64_t row, const int R, const int kind) {
+    const int pair = R < PAIR ? R : PAIR;
+    int64_t b = 0;
+    for (; b + TOGETHER <= w->batch; b += TOGETHER)
+        for (int r = 0; r < R; r += pair) rows_with(w, row + r, pair, b, TOGETHER, kind);
+    for (; b < w->batch; b++) rows_with(w, row, R, b, 1, kind);
 }
 
 ALWAYS void rows_of_kind(const job *w, int64_t part, const int kind) {
     const int64_t to = w->rows * (part + 1) / w->parts;
-    for (int64_t row = w->rows * part / w->parts; row < to; row++) {
-        int64_t b = 0;
-        for (; b + TOGETHER <= w->batch; b += TOGETHER) row_of(w, row, b, TOGETHER, kind);
-        for (; b < w->batch; b++) row_of(w, row, b, 1, kind);
-    }
+    int64_t row = w->rows * part / w->parts;
+    for (; row + SIDE_BY_SIDE <= to; row += SIDE_BY_SIDE) rows_with_all(w, row, SIDE_BY_SIDE, kind);
+    for (; row < to; row++) rows_with_all(w, row, 1, kind);
 }
 
 static void rows_of(void *context, int64_t part) {
-    const job *w = context;
+    const job here = *(const job *)context, *w = &here; /* in registers: y may not overlap it */
     if (w->kind == F32) rows_of_kind(w, part, F32);
     else rows_of_kind(w, part, BF16);
 }
@@ -76,5 +91,18 @@ INTARSIA_API int64_t dense_linear(int kind, const float *x, float *y, const void
     job w = {.x = x, .y = y, .w = weight, .rows = rows, .cols = cols, .batch = batch, .kind = kind};
     w.parts = parts_of(rows * cols * (kind == F32 ? 4 : 2), threads);
     intarsia_parallel(rows_of, &w, w.parts, threads);
+    return 0;
+}
+
+/* Experts with rows of x of their own, one after the other: y_n = W_e x_n.  weight: (experts, rows,
+ * cols) float32; load: (experts), the rows of x of each. */
+INTARSIA_API int64_t dense_grouped(const float *x, float *y, const float *weight, const int64_t *load,
+                                   int64_t experts, int64_t rows, int64_t cols, int threads) {
+    for (int64_t e = 0; e < experts; e++) {
+        if (load[e])
+            dense_linear(F32, x, y, weight + e * rows * cols, rows, cols, load[e], threads);
+        x += load[e] * cols;
+        y += load[e] * rows;
+    }
     return 0;
 }

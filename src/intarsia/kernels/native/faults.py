@@ -8,9 +8,9 @@ NO_MEMORY = 2**63 - 1
 
 
 def refuse(fault: int) -> None:
-    """Raise the error that a kernel's result `fault` stands for.
+    """Raise the error that a kernel's result stands for.
 
-    0: none. NO_MEMORY: MemoryError. n: ShapeError at row n - 1 of the stored weight.
+    fault: 0: none. NO_MEMORY: MemoryError. n: ShapeError at row n - 1 of the stored weight.
     """
     if not fault:
         return

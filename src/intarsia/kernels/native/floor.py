@@ -26,10 +26,10 @@ class Floor:
 
 
 def cpu_seconds(call: Callable[[], object], repeats: int = 7) -> list[float]:
-    """Return the seconds of each of `repeats` calls of `call`, after one that is not counted.
+    """Measure a call several times; return the seconds of each, after one that is not counted.
 
-    CPU time on one thread, because others may use the machine, too; wall time on several, whose CPU
-    times would add up.
+    call: a function without arguments; repeats: the number of measurements. CPU time on one thread,
+      because others may use the machine, too; wall time on several, whose CPU times would add up.
     """
     clock = time.thread_time if torch.get_num_threads() == 1 else time.perf_counter
     call()
@@ -42,7 +42,10 @@ def cpu_seconds(call: Callable[[], object], repeats: int = 7) -> list[float]:
 
 
 def read_bandwidth(mebibytes: int = MEBIBYTES, repeats: int = 7) -> float:
-    """Return the bytes/s at which `mebibytes` MiB are read from memory, the median repeat."""
+    """Measure the bytes/s at which memory is read, the median repeat.
+
+    mebibytes: of the memory that is read, more than any cache; repeats: the number of measurements.
+    """
     numbers = torch.ones(mebibytes * 2**18)
     library, threads = load(), torch.get_num_threads()
     if library is None:  # torch adds them up at about the same speed

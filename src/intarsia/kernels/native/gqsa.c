@@ -5,9 +5,8 @@
    equal runs of units, whatever the rows' lengths. A row that goes on in a later unit has its
    part there in a fix-up array, added in the order of the units: the same bits for any number of
    workers. The zero point is taken off the codes, not off the sums: infinite inputs stay so. */
-#include "products.h"
+#include "gqsa.h"
 
-#define GROUP 16
 #define UNIT 1024
 
 typedef struct {
@@ -234,13 +233,6 @@ static int64_t gqsa_row(const int32_t *ptr, int64_t rows, int64_t g) {
   return low;
 }
 
-/* Whether a run of groups reads x inside its bounds. */
-static int gqsa_inside(const uint16_t *col, int64_t count, int64_t across) {
-  uint16_t most = 0;
-  for (int64_t g = 0; g < count; g++) most = col[g] > most ? col[g] : most;
-  return most < across;
-}
-
 static void gqsa_units(void *given, int64_t part) {
   const gqsa_job *j = given;
   const int64_t units = (j->groups + UNIT - 1) / UNIT;
@@ -268,42 +260,17 @@ static void gqsa_units(void *given, int64_t part) {
   }
 }
 
-/* x as int8, a scale for each group; one that is not finite makes its group NaN */
-static void gqsa_rounded(const float *x, int64_t groups, int8_t *x8, float *xscale, int32_t *xless) {
-  for (int64_t c = 0; c < groups; c++, x += GROUP, x8 += GROUP) {
-    float most = 0, finite = 0;
-    for (int i = 0; i < GROUP; i++) {
-      float a = x[i] < 0 ? -x[i] : x[i];
-      most = a > most ? a : most;
-      finite += x[i] * 0.0f;
-    }
-    float inverse = most > 0 ? 127.0f / most : 0.0f;
-    xscale[c] = most / 127.0f + finite;
-    if (finite != 0 || inverse > 3e38f) inverse = 0; /* NaN, or too small to divide by */
-    xless[c] = 0;
-    for (int i = 0; i < GROUP; i++) {
-      x8[i] = (int8_t)__builtin_rintf(x[i] * inverse * (finite == 0));
-      xless[c] -= x8[i];
-    }
-  }
-}
-
-/* Where rows do not rise from 0 to `groups`: 1 + the row, or 0. */
-static int64_t gqsa_disorder(const int32_t *ptr, int64_t rows, int64_t groups) {
-  int wrong = ptr[0] != 0 || ptr[rows] != groups;
-  for (int64_t r = 0; r < rows; r++) wrong |= ptr[r + 1] < ptr[r];
-  if (!wrong) return 0;
-  for (int64_t r = 0; r < rows; r++)
-    if (ptr[r + 1] < ptr[r]) return r + 1;
-  return rows ? rows : 1;
-}
-
-/* y (batch, rows) of x (batch, GROUP across).  ptr: (rows + 1), col, scale: (groups), code:
-   (8 groups), zero: (groups / 2, rounded up); rounded: activations as int8. */
+/* y (batch, rows) of x (batch, GROUP across).  block: rows that share their groups, 1, 4 or 8; of
+   each group the rows of its block stand one after the other.  ptr: (blocks + 1), col: (groups),
+   scale: (groups block), code: (8 groups block), zero: (groups block / 2, rounded up); rounded:
+   activations as int8. */
 INTARSIA_API int64_t intarsia_gqsa(const float *x, float *y, int64_t batch, int64_t across,
                                    const int32_t *ptr, const uint16_t *col, const uint8_t *code,
                                    const uint16_t *scale, const uint8_t *zero, int64_t rows,
-                                   int64_t groups, int rounded, int threads) {
+                                   int64_t groups, int block, int rounded, int threads) {
+  if (block > 1)
+    return gqsa_shared(x, y, batch, across, ptr, col, code, scale, zero, rows, groups, block, rounded,
+                       threads);
   const int64_t units = (groups + UNIT - 1) / UNIT;
   int64_t fault = gqsa_disorder(ptr, rows, groups);
   if (fault) return fault;

@@ -14,7 +14,7 @@ from ...core.checks import one_of
 from ...core.errors import ConfigError
 from .building import KINDS, BuildFailed, build
 
-ABI = 4  # of common.h
+ABI = 5  # of common.h
 LOG = logging.getLogger(__name__)
 INSTRUCTIONS = ("portable C", "AVX2", "AVX-512 with VNNI")
 _forced: list[str] = []  # inside `using`
@@ -30,7 +30,7 @@ def kind() -> str:
 
 @functools.cache
 def _of_environment() -> str:
-    """Return the build that INTARSIA_NATIVE asks for."""
+    """Return the build that the variable INTARSIA_NATIVE selects: 0 is "off", unset "native"."""
     setting = os.environ.get("INTARSIA_NATIVE", "1").lower()
     if setting in ("0", "off", "no", "false"):
         return "off"
@@ -39,7 +39,7 @@ def _of_environment() -> str:
 
 @contextmanager
 def using(which: str) -> Iterator[None]:
-    """Use this build of the kernels inside the `with` block.
+    """Use another build of the kernels inside the `with` block.
 
     which: "native", "avx2", "portable", or "off".
     """
@@ -66,7 +66,7 @@ def why() -> str:
 
 @functools.cache
 def _loaded(which: str) -> tuple[ctypes.CDLL | None, str]:
-    """Return the library of a build and ""; or None and the reason.
+    """Load the library of a build; return it and "", or None and the reason.
 
     which: "native", "avx2", "portable", or "off".
     """
@@ -99,9 +99,9 @@ def instructions() -> str:
 
 
 def function(name: str, *arguments: Any) -> Callable[..., int] | None:
-    """Return a kernel by its C name, a function that returns an integer; None without kernels.
+    """Return a kernel by its C name, as a function that returns an integer; None without kernels.
 
-    arguments: ctypes types; `ctypes.c_void_p` takes a tensor's data_ptr().
+    name: the C function; arguments: ctypes types; `ctypes.c_void_p` takes a tensor's data_ptr().
     """
     return _function(kind(), name, arguments)
 
@@ -110,7 +110,7 @@ def function(name: str, *arguments: Any) -> Callable[..., int] | None:
 def _function(which: str, name: str, arguments: tuple[Any, ...]) -> Callable[..., int] | None:
     """Return the C function `name` of a build, cached; None without kernels.
 
-    which: the build; arguments: ctypes types.
+    which: the build; arguments: ctypes types of its parameters.
     """
     library, _ = _loaded(which)
     if library is None:

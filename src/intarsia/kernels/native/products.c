@@ -2,7 +2,7 @@
 #include "products.h"
 
 enum product { DENSE, BITMASK, COLUMNS, GQSA, TERNARY, BLOCKINT };
-enum { BEHIND = 32, GROUP = 16 }; /* of ternary.c and gqsa.c */
+enum { BEHIND = 32, GROUP = 16 }; /* of ternary.c and gqsa.h */
 
 /* Rows of x with zeros behind; NULL without memory. */
 static float *padded(const float *x, int64_t batch, int64_t cols, int64_t wide) {
@@ -18,8 +18,9 @@ static int64_t gqsa(const int64_t *w, const float *x, float *y, int64_t batch, i
     const int64_t cols = w[2], across = (cols + GROUP - 1) / GROUP;
     float *copy = cols % GROUP ? padded(x, batch, cols, across * GROUP) : NULL;
     if (cols % GROUP && !copy) return OUT_OF_MEMORY;
-    const int64_t fault = intarsia_gqsa(copy ? copy : x, y, batch, across, AT(5), AT(6), AT(7), AT(8),
-                                        AT(9), w[1], w[3], (int)w[4], threads);
+    const int64_t fault =
+        intarsia_gqsa(copy ? copy : x, y, batch, across, AT(6), AT(7), AT(8), AT(9), AT(10), w[1],
+                      w[3], (int)w[5], (int)w[4], threads);
     free(copy);
     return fault;
 }

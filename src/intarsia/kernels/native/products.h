@@ -7,6 +7,8 @@
 
 INTARSIA_API int64_t dense_linear(int kind, const float *x, float *y, const void *weight,
                                   int64_t rows, int64_t cols, int64_t batch, int threads);
+INTARSIA_API int64_t dense_grouped(const float *x, float *y, const float *weight, const int64_t *load,
+                                   int64_t experts, int64_t rows, int64_t cols, int threads);
 INTARSIA_API int64_t bitmask_linear(int kind, const float *x, float *y, const uint8_t *bits,
                                     const void *values, const int64_t *offsets,
                                     const float *scales, int64_t kept, int64_t rows, int64_t cols,
@@ -17,7 +19,7 @@ INTARSIA_API int64_t columns_linear(int kind, const float *x, float *y, const vo
 INTARSIA_API int64_t intarsia_gqsa(const float *x, float *y, int64_t batch, int64_t across,
                                    const int32_t *ptr, const uint16_t *col, const uint8_t *code,
                                    const uint16_t *scale, const uint8_t *zero, int64_t rows,
-                                   int64_t groups, int rounded, int threads);
+                                   int64_t groups, int block, int rounded, int threads);
 INTARSIA_API int64_t intarsia_ternary(const float *x, float *y, int64_t batch, int64_t across,
                                       const uint16_t *code, const int64_t *ptr,
                                       const uint32_t *table, const uint16_t *levels, int64_t rows,

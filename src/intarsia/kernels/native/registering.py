@@ -19,8 +19,8 @@ def _library() -> torch.library.Library:
 def operator(schema: str, run: Callable[..., Any], shapes: Callable[..., Any]) -> Any:
     """Define the torch operator `intarsia::name`, and return it.
 
-    schema: "name(Tensor x, ...) -> Tensor"; run: computes it on the CPU; shapes: returns an empty
-      tensor of the result's shape, for tracing.
+    schema: its signature, "name(Tensor x, ...) -> Tensor"; run: a function that computes it on the
+      CPU; shapes: one that returns an empty tensor of the result's shape, for tracing without data.
     Call it inside a cached function, so that importing a module defines nothing.
     """
     library, name = _library(), schema.partition("(")[0]

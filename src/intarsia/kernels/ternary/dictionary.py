@@ -41,11 +41,11 @@ class Dictionary:
 
 @lru_cache(maxsize=4)
 def dictionary(zeros: float = 0.885) -> Dictionary:
-    """Return the most probable words for digits that are 0 with probability `zeros`, else 1 or 2.
+    """Build the dictionary of the 65,536 most probable words, runs of digits 0, 1 and 2.
 
-    A word of n pairs of digits with k that are not 0 has probability p0^(2n - k) ((1 - p0) / 2)^k,
-    p0 = zeros. Ordered by (-probability, word), words digit by digit. Built once in a process, in
-    0.3 s.
+    zeros: p0, the probability of a digit 0; 1 and 2 are equally probable. A word of n pairs of
+      digits, k of which are not 0, has probability p0^(2n - k) ((1 - p0) / 2)^k. Words are ordered
+      by falling probability, equal ones lexicographically. Built once in a process, in 0.3 s.
     """
     words: list[tuple[int, ...]] = []
     # take the most probable classes whole, and the last one in the order of its words
@@ -66,7 +66,9 @@ def dictionary(zeros: float = 0.885) -> Dictionary:
         digits[number, : len(word)] = word
         *start, a, b = word
         following[code[tuple(start)] if start else ROOT, 3 * a + b] = number
+    # The kernel's table has 2 bits for a digit, and the length behind them.
     place = np.arange(16, dtype=np.uint64) * 2
+    # 64 bits, so that shifts do not overflow.
     wide = digits.astype(np.uint64)
     first = (wide[:, :16] << place).sum(1)
     second = (wide[:, 16:] << place[:12]).sum(1) | lengths.astype(np.uint64) << np.uint64(24)
@@ -76,11 +78,13 @@ def dictionary(zeros: float = 0.885) -> Dictionary:
 
 
 def _classes(zeros: float) -> list[tuple[int, int]]:
-    """Return (pairs, digits that are not 0) of all classes of words, most probable first.
+    """Return all classes of words with equal probability, the most probable first.
 
-    All words of a class have one probability. zeros: that of a digit 0.
+    zeros: the probability of a digit 0. A class is (n, k): words of n pairs of digits, k of which
+      are not 0.
     """
 
+    # The log-probability of a word of the class.
     def log(pairs: int, nonzeros: int) -> float:
         return (2 * pairs - nonzeros) * math.log(zeros) + nonzeros * math.log((1 - zeros) / 2)
 
@@ -89,7 +93,10 @@ def _classes(zeros: float) -> list[tuple[int, int]]:
 
 
 def _of_class(pairs: int, nonzeros: int) -> Iterator[tuple[int, ...]]:
-    """Yield every word of 2 * pairs digits, `nonzeros` of which are 1 or 2 and the others 0."""
+    """Yield all words of one length with one number of non-zero digits, in no useful order.
+
+    pairs: a word has 2 * pairs digits; nonzeros: so many of them are 1 or 2, the others 0.
+    """
     for places in itertools.combinations(range(2 * pairs), nonzeros):
         for values in itertools.product((1, 2), repeat=nonzeros):
             word = [0] * (2 * pairs)
@@ -99,11 +106,15 @@ def _of_class(pairs: int, nonzeros: int) -> Iterator[tuple[int, ...]]:
 
 
 def _in_order(count: int, nonzeros: int) -> Iterator[tuple[int, ...]]:
-    """Yield the words of `count` digits, `nonzeros` of which are not 0, in lexicographic order."""
+    """Yield all words of one length with one number of non-zero digits, in lexicographic order.
+
+    count: digits of a word; nonzeros: the number of them that are not 0.
+    """
     if not count:
         yield ()
         return
     for digit in range(3):
+        # The other digits must be able to hold the non-zero ones that remain.
         remaining = nonzeros - (digit > 0)
         if 0 <= remaining < count:
             yield from ((digit, *rest) for rest in _in_order(count - 1, remaining))

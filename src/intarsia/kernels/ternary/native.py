@@ -20,9 +20,11 @@ BEHIND = 32  # numbers behind x that the kernel may read
 
 
 def ternary(x: Tensor, codes: Tensor, offsets: Tensor, levels: Tensor, words: Dictionary) -> Tensor:
-    """Compute x W^T by the kernel where there is one; x float32; no gradient.  (N, in) -> (N, out).
+    """Compute x W^T, `naive.ternary`, by the kernel where there is one; no gradient.
 
-    codes, offsets, levels: the weight, as `Ternary` stores it; words: the dictionary of its codes.
+    x: (N, in) float32; codes: (K,) uint16, numbers of words, which are runs of three-valued
+      weights, row by row; offsets: (out + 1,), where each row begins in `codes`; levels: (out, 2),
+      the lowest and highest weight of each row; words: the dictionary of the words.  -> (N, out).
       An infinite input may give NaN where a dense product gives infinity: 0 times it is added.
     Raises: ShapeError for words that do not fill their row, and tensors of other types or sizes.
     """
@@ -33,14 +35,15 @@ def ternary(x: Tensor, codes: Tensor, offsets: Tensor, levels: Tensor, words: Di
 
 
 def bound(parts: tuple[Tensor, ...], width: int, words: Dictionary, max_rows: int) -> Bound | None:
-    """Return `ternary` of one stored weight as a function of x; None without a kernel.
+    """Return a callable x -> x W^T, with the stored weight W built in; None without a kernel.
 
-    parts: codes, offsets, levels; width: in; words: the dictionary; max_rows: rows of x up to which
-      it is to be used.
+    parts: (codes, offsets, levels) of W, as `ternary` takes them; width: in; words: the dictionary;
+      max_rows: the caller uses the result for at most so many rows x.
     """
     if not all(t.is_contiguous() for t in parts):
         return None
     codes, offsets, levels = parts
+    # Words are of pairs of digits: an odd width is padded by one.
     check(torch.empty(0, width + width % 2), codes, offsets, levels)
     tensors = (codes, offsets, words.table, levels)
     return Bound.of("ternary", (len(levels), width), (len(codes),), tensors, max_rows)
@@ -49,7 +52,8 @@ def bound(parts: tuple[Tensor, ...], width: int, words: Dictionary, max_rows: in
 def check(x: Tensor, codes: Tensor, offsets: Tensor, levels: Tensor) -> None:
     """Raise ShapeError for tensors that a kernel may not be given: it trusts their addresses.
 
-    codes, offsets, levels: the weight, as `Ternary` stores it.
+    x: (N, in) float32; codes: (K,) uint16, numbers of words; offsets: (out + 1,) int64, where each
+      row begins in `codes`; levels: (out, 2) bfloat16, lowest and highest weight of each row.
     """
     rows = len(levels)
     types = (t.dtype for t in (x, codes, offsets, levels))
@@ -68,10 +72,10 @@ def _operator() -> Any:
 
 
 def _run(x: Tensor, codes: Tensor, offsets: Tensor, levels: Tensor, table: Tensor) -> Tensor:
-    """Call the kernel for x (N, in) in float32.  Returns (N, out).
+    """Call the kernel for x (N, in) in float32.  -> (N, out).
 
-    codes, offsets, levels: the weight, as `Ternary` stores it; table: the dictionary, for the
-      kernel. Raises: ShapeError for words that do not fill their row.
+    codes, offsets, levels: the stored weight, as `check` describes it; table: the dictionary's
+      `table`, which the kernel reads. Raises: ShapeError for words that do not fill their row.
     """
     call = function("intarsia_ternary", *TYPES)
     assert call is not None and table.shape == (WORDS, 2)
@@ -94,6 +98,7 @@ def _run(x: Tensor, codes: Tensor, offsets: Tensor, levels: Tensor, table: Tenso
         len(codes),
         torch.get_num_threads(),
     )
+    # The kernel returns the number of the first bad row, plus 1.
     if fault:
         want, fix = "words that fill it", "Copy the file again."
         raise ShapeError(f"row {fault - 1}", got="words that do not", want=want, fix=fix)
@@ -101,4 +106,5 @@ def _run(x: Tensor, codes: Tensor, offsets: Tensor, levels: Tensor, table: Tenso
 
 
 def _shapes(x: Tensor, codes: Tensor, offsets: Tensor, levels: Tensor, table: Tensor) -> Tensor:
+    """Return an empty tensor of the result's shape, (N, out), for tracing without data."""
     return x.new_empty(len(x), len(levels))

@@ -48,14 +48,19 @@ class CodedGroups:
 
     def stored(self) -> dict[str, Tensor]:
         """Return the tensors that the format writes."""
-        mask = self.mask
-        return self.form.stored(self.codes[mask], self.scale[mask], self.zero[mask], mask)
+        # rows of a block have the same mask
+        mask = self.form.blocks(self.mask)[..., 0]
+        codes, scale, zero = (
+            self.form.blocks(numbers)[mask] for numbers in (self.codes, self.scale, self.zero)
+        )
+        return self.form.stored(codes, scale, zero, mask)
 
     def rounded(self, raw: Tensor, scale: Tensor, zero: Tensor) -> Tensor:
-        """Round other numbers to this grid and decode them, with gradients.  -> (out, in).
+        """Round weights as these groups store them, and decode them again, with gradients.
 
-        Rounding passes gradients on (straight-through); the clamp passes them where it does not
-        bite. raw: (out, C, G); scale, zero: (out, C).
+        raw: (out, C, G), weights before rounding; scale, zero: (out, C), before rounding to what is
+          stored. Returns the weight (out, in). Rounding passes gradients on unchanged
+          (straight-through); the clamp passes them except where it cuts a code off.
         """
         largest_code = 2**self.form.bits - 1
         # Scales are stored as bfloat16 and zeros as codes: training sees the same rounding.
@@ -81,7 +86,8 @@ class CodeRecorder:
     def __init__(self, form: GroupSparse, out: int, width: int, symmetric: bool) -> None:
         """Allocate the weights to be coded, scales and zero points of a weight (out, width), all 0.
 
-        form: group size and bits; symmetric: codes without a zero point.
+        form: group size and bits; out, width: the weight's rows and columns; symmetric: codes
+          without a zero point of their own, see `affine`.
         """
         self.form, self.width, self.group, self.symmetric = form, width, form.group, symmetric
         across = form.across(width)
@@ -90,15 +96,18 @@ class CodeRecorder:
         self.scale, self.zero = torch.zeros(out, across), torch.zeros(out, across)
 
     def begin(self, columns: Tensor, start: int) -> None:
-        """Choose scale and zero of the group that begins at `start`.  columns: (out, at most G)."""
+        """Choose scale and zero point of a group, before its columns are rounded one by one.
+
+        columns: (out, at most G), the group's weights; start: the number of its first column.
+        """
         place = start // self.group
         scale_and_zero = affine(columns, self.form.bits, self.symmetric)
         self.scale[:, place], self.zero[:, place] = scale_and_zero
 
     def __call__(self, column: Tensor, index: int) -> Tensor:
-        """Record a column of weights, and return it as rounded to the group's codes.
+        """Record a column of weights before rounding, and return it rounded to its group's codes.
 
-        column: (out,); index: its number.
+        column: (out,); index: its number in the weight.  -> (out,), decoded.
         """
         place = index // self.group
         self.raw[:, index] = column
@@ -112,14 +121,17 @@ class CodeRecorder:
 
 
 def kept_groups(score: Tensor, form: GroupSparse, density: float) -> Tensor:
-    """Return a mask of the groups to keep: those of the largest sums over the whole layer.
+    """Choose the groups of weights to keep: those of the largest sums of scores in the whole layer.
 
-    Of equal sums the first.  score: (out, in); density: share of groups to keep.
-    -> (out, C) bool; rows may keep different numbers (section 3.1).
+    score: (out, in), of each weight; form: the sizes: C groups of consecutive inputs in a row, and
+    blocks of `form.rows` rows, which keep the same groups, by the sum over their rows; density:
+    share of groups to keep. Of equal sums the first are kept.
+    -> (out, C) bool; blocks may keep different numbers (section 3.1).
     """
-    # (out, C): a group is kept or pruned as a whole.
-    sums = form.groups(score).sum(-1)
-    return largest(sums.flatten(), round(density * sums.numel())).view(sums.shape)
+    # (blocks, C): a group is kept or pruned as a whole.
+    sums = form.blocks(form.groups(score)).sum((-2, -1))
+    mask = largest(sums.flatten(), round(density * sums.numel())).view(sums.shape)
+    return mask.repeat_interleave(form.rows, 0)[: len(score)]
 
 
 def by_rounding(
@@ -145,10 +157,10 @@ def by_compensation(
 ) -> CodedGroups:
     """Keep groups of the largest sums of W^2 / U_jj^2, and compensate for pruning and rounding.
 
-    form: group size and bits; symmetric: codes without a zero point.
-    Column by column, later columns make up for the error so far: SparseGPT and GPTQ at once.
-    weight: (out, in); statistics: those of the layer's inputs; density: share of groups that is
-    kept.
+    U: the Cholesky factor of the inverse of the inputs' damped second moments. Column by column,
+      later columns make up for the error so far: SparseGPT and GPTQ at once.
+    weight: (out, in); statistics: those of the layer's inputs; form: group size and bits; density:
+      share of groups that is kept; symmetric: codes without a zero point.
     """
     w = weight.detach().float()
     mask = kept_groups(obs(w, statistics, DAMP), form, density)

@@ -39,7 +39,8 @@ class Gqsa(Change):
     w = s (q - z) in the groups that are kept (eqs. 1, 2), 0 in the others, see
     `formats.GroupSparse`; density: the share of a layer's groups that is kept, rows may have
     different numbers.  bits, group: of a weight, and weights of a row that share a scale; 4 and 16
-    have a kernel.  layers: see `Compress`.
+    have a kernel.  rows: 1, 4 or 8 neighbouring rows that keep the same groups, by the sum of their
+    scores: faster, and worse (docs/benchmarks/decode.md).  layers: see `Compress`.
     start: "obs", groups by sum w^2 / [U_jj]^2, and later columns make up for what is pruned and
     rounded, a minute for 135M parameters; "rtn", groups by sum w^2 x^2, each weight rounded by
     itself.
@@ -48,8 +49,8 @@ class Gqsa(Change):
     language model, and of no other. A stage that does not help on these rows is left out;
     Tuning(blocks=0, model=0) has none. With rows of 256 tokens both take half an hour on one core
     for 135M parameters.
-    symmetric: z is the middle code, as `pack-quantized` files have it.  activations: see
-    `formats.GroupSparse`.
+    symmetric: z is the middle code, as `pack-quantized` files have it.  activations: "int8", inputs
+    are rounded, or "float", see `formats.GroupSparse`.
 
     The plan holds all that is stored; applied, the model has `Compress` done to it.
     Raises: ConfigError on settings that cannot be; DataError for too few rows; TargetError for a
@@ -65,7 +66,8 @@ class Gqsa(Change):
     start: str = "obs"
     tuning: Tuning = Tuning()  # noqa: RUF009 - frozen
     symmetric: bool = False
-    activations: str = "float"
+    activations: str = "int8"
+    rows: int = 1
 
     stores: ClassVar[str] = "all"
     rewires: ClassVar[bool] = True
@@ -73,6 +75,10 @@ class Gqsa(Change):
     walks: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
+        """Check the settings; turn a mapping for `tuning`, as files have it, into a `Tuning`.
+
+        Raises: ConfigError.
+        """
         object.__setattr__(self, "layers", tuple(self.layers))
         if isinstance(self.tuning, Mapping):  # out of a file
             object.__setattr__(self, "tuning", Tuning(**self.tuning))
@@ -90,7 +96,7 @@ class Gqsa(Change):
     @property
     def form(self) -> GroupSparse:
         """The format in which weights are stored."""
-        return GroupSparse(self.bits, self.group, self.activations)
+        return GroupSparse(self.bits, self.group, self.activations, self.rows)
 
     @property
     def needs(self) -> frozenset[str]:
@@ -107,8 +113,10 @@ class Gqsa(Change):
     ) -> Plan:
         """Prune, quantise and tune on a copy of the model; the host stays as it is.
 
-        batches: calibration data; seed: it fixes the random draws.
-        keeping: where finished blocks are written; the end-to-end stage starts anew.
+        host: the model; batches: calibration data; seed: it fixes the order of rows in tuning;
+          keeping: where finished blocks are written, so that an interrupted plan goes on from
+          there; the end-to-end stage starts anew.
+        Returns the plan of a `Compress`, which holds every layer's stored tensors.
         """
         rows = tuple(batches)
         stops = linear_stops(host, self.layers)
@@ -130,7 +138,10 @@ class Gqsa(Change):
         return packing(change, seed, {p: shapes[p] for p in coded}, stored, record)
 
     def apply(self, host: nn.Module, plan: Plan, *, name: str = "default") -> nn.Module:
-        """Pack the layers as `Compress` does, of which the plan is one."""
+        """Pack the layers of the model as `Compress` does, of which the plan is one.
+
+        host: the model; plan: the result of `plan`; name: passed on to `Compress`.
+        """
         return plan.change.apply(host, plan, name=name)
 
     def coded(
@@ -138,8 +149,9 @@ class Gqsa(Change):
     ) -> tuple[dict[str, CodedGroups], list[dict[str, Any]]]:
         """Choose and tune the codes of every layer: block by block (BQPO), then all scales at once.
 
-        model: a copy to work on, which is left with the rounded weights; rows: calibration batches;
-        seed: of the order of rows; progress: blocks that were finished before, None = none.
+        model: a copy to work on, whose weights are replaced by the decoded ones; rows: calibration
+          batches; seed: of the order of rows; progress: blocks that were finished before, None =
+          none.
         Returns the codes by path, and a report row for each layer.
         """
         coded_layers: dict[str, CodedGroups] = {}
@@ -150,7 +162,11 @@ class Gqsa(Change):
         def edit(
             path: str, layers: Mapping[str, Matrix], statistics: Mapping[str, Statistics]
         ) -> list[dict[str, Any]]:
-            """Choose the codes of a block's layers; return a report row for each."""
+            """Choose the codes of a block's layers; return a report row for each.
+
+            path: the block's, unused; layers, statistics: weights and input statistics, by the
+              layer's path.
+            """
             return [
                 self._edit(n, m, statistics.get(n), coded_layers, dense) for n, m in layers.items()
             ]
@@ -158,8 +174,8 @@ class Gqsa(Change):
         def tune(stop: Stop, flow: Any, number: int) -> None:
             """Tune the codes of a block by BQPO, and write the decoded weights into it.
 
-            stop: the block and its layers; flow: its inputs for all calibration rows; number: of
-            the block.
+            stop: the block and its layers; flow: the block's inputs for all calibration rows;
+              number: that of the block in the model.
             """
             coded = {path: coded_layers[path] for path in stop.layers if path in coded_layers}
             # A language model's head has no block whose outputs could be compared.
@@ -216,8 +232,9 @@ class Gqsa(Change):
     ) -> dict[str, Any]:
         """Choose a layer's codes, write the decoded weight, and return the layer's report row.
 
-        statistics: those of the layer's inputs, None = no row reached it; coded_layers, dense: get
-        the layer's codes and, for BQPO, its weight before.
+        name: the layer's path; layer: access to its weight; statistics: those of the layer's
+          inputs, None = no row reached it; coded_layers, dense: by path; this function adds the
+          layer's codes to the first and, for BQPO, its weight before to the second.
         """
         weight = layer.read()
         row: dict[str, Any] = {"layer": name, "weights": weight.numel(), "density": 1.0}
@@ -256,9 +273,9 @@ def _block_generator(seed: int, number: int) -> torch.Generator:
 
 
 def linear_stops(host: nn.Module, layers: Sequence[str]) -> list[Stop]:
-    """Return the blocks of a model with their linear layers only, which GQSA compresses.
+    """Return the blocks of a model, each with those of its linear layers that GQSA compresses.
 
-    layers: patterns of the layers' paths.  Raises: as `matrices_of`.
+    host: the model; layers: patterns of the layers' paths, none = all. Raises: as `matrices_of`.
     """
     linear_layers = matrices_of(host, layers)
     return [

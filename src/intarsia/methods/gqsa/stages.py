@@ -46,6 +46,10 @@ class Tuning:
     end: float = 0.002
 
     def __post_init__(self) -> None:
+        """Check that steps are at least 0 and rates above 0.
+
+        Raises: ConfigError.
+        """
         for name in ("blocks", "model"):
             at_least(name, getattr(self, name), 0, fix="Try 300 for blocks, 100 for model.")
         for name in ("weights", "scales", "end"):
@@ -74,11 +78,11 @@ def tuned_block(
 ) -> dict[str, CodedGroups]:
     """Minimise ||B(X) - B^(X)||^2 over a block's weights, scales and zeros (BQPO, eq. 7).
 
-    X has gone through the compressed blocks before it.  stop: the block; flow: its inputs and
-    calls; block_number: of the block in the chain; dense: (out, in) of each layer as it was;
-    groups_before: its codes so far; both by path; tuning: steps and rates.
-    Returns the codes after all steps, or those before if they fit the same rows no worse.
-    Raises: TargetError for a model whose blocks do not follow one another.
+    B, B^: the block with dense and with decoded weights; X: its inputs, from the compressed blocks
+      before; stop: the block and its layers; flow: X and the other arguments of each call;
+      block_number: of the block in the chain; dense: (out, in) of each layer, and groups_before:
+      its codes, by path; tuning: steps and rates; generator: of the order of rows.
+    Returns codes after all steps, or the former if no worse. Raises: TargetError without a chain.
     """
     if not isinstance(flow, Chain):
         got, fix = "blocks that do not follow one another", "Set tuning=Tuning(blocks=0)."
@@ -98,7 +102,7 @@ def tuned_block(
         return _masked_mse(run(weights, row), targets[row], flow.masks[row])
 
     def error(groups_by_path: Mapping[str, CodedGroups]) -> float:
-        """Sum the error of decoded groups over all calibration rows."""
+        """Sum the block's error over all rows.  groups_by_path: coded groups of its layers."""
         weights_now = {
             path: _as_held(stop.layers[path], c.weight()) for path, c in groups_by_path.items()
         }
@@ -143,7 +147,10 @@ class TrainedNumbers(NamedTuple):
 
     @classmethod
     def of(cls, coded: CodedGroups) -> TrainedNumbers:
-        """Convert coded groups to codes, scales and zero points that can be trained."""
+        """Convert coded groups to codes, scales and zero points that can be trained.
+
+        coded: the groups of one layer; they are not changed.
+        """
         first = coded.scale.clamp(min=LEAST)
         started = coded.raw / first[..., None], coded.scale / first, coded.zero.clone()
         codes, scale, zero = (t.requires_grad_() for t in started)
@@ -157,10 +164,11 @@ class TrainedNumbers(NamedTuple):
 def _descend(
     groups: list[dict[str, Any]], steps: int, rows: int, generator: torch.Generator
 ) -> Iterator[int]:
-    """Yield the row of each step, in a new order each time through; step AdamW afterwards.
+    """Train by AdamW: yield the calibration row of each step, whose gradient the caller computes.
 
-    groups: of parameters, with their rates; steps: of AdamW; rows: number of calibration rows.
-    The caller takes the gradient before it asks for the next row. The rate falls to 0 linearly.
+    groups: parameters with their rates, as torch's optimisers have them; steps: of AdamW; rows:
+      number of calibration rows, in a new order each epoch; generator: of their order. The step is
+      made when the caller asks for the next row. The rate falls to 0 linearly.
     """
     optimiser = AdamW(groups, weight_decay=0)
     schedule = LambdaLR(optimiser, lambda step: 1 - step / max(1, steps))
@@ -175,7 +183,7 @@ def _descend(
 
 
 def _masked_mse(output: Tensor, target: Tensor, mask: Tensor | None) -> Tensor:
-    """Compute the mean square over tokens that are no padding, in float32 for half precision.
+    """Compute the mean squared error over tokens that are no padding, half precision in float32.
 
     output, target: (..., T, d); mask: (..., T) bool, False = padding, None = no padding.
     """
@@ -189,7 +197,8 @@ def _masked_mse(output: Tensor, target: Tensor, mask: Tensor | None) -> Tensor:
 def _as_stored(coded: CodedGroups, raw: Tensor, scale: Tensor, zero: Tensor) -> CodedGroups:
     """Round scales to bfloat16 and zero points to whole codes, as they are stored.
 
-    coded: the record to replace; raw: (out, width), weights before rounding; scale, zero: (out, C).
+    coded: the groups whose numbers are replaced, in a copy; raw: (out, C, G), weights before
+      rounding; scale, zero: (out, C).
     """
     largest_code = 2**coded.form.bits - 1
     stored_scale = scale.detach().bfloat16().float().clamp(min=0)
@@ -214,9 +223,13 @@ class ScaleOnlyLinear(nn.Module):
     """
 
     def __init__(self, coded: CodedGroups, bias: Tensor | None) -> None:
-        """Make the scales of a coded weight the only parameters.  bias: (out,), kept frozen."""
+        """Make the scales of a coded weight the only parameters of a linear layer.
+
+        coded: the weight's codes, scales and mask; bias: (out,), kept frozen, None = none.
+        """
         super().__init__()
         self.width, self.bias = coded.width, bias
+        # the scale is share * first, and the weight steps * scale
         self.share = nn.Parameter(torch.ones_like(coded.scale))
         self.register_buffer("first", coded.scale)
         self.register_buffer("steps", coded.steps)
@@ -242,9 +255,10 @@ def tuned_scales(
 ) -> dict[str, CodedGroups]:
     """Minimise the language model's loss over all scales; codes and zeros stay (section 3.3).
 
-    layers, coded: matrices and their codes, by path; tuning: steps and rates.
-    rows: see `language_rows`. Returns the scales after all steps, or those before if their loss on
-    the same rows is no higher.
+    model: a causal language model; layers, coded: its matrices and their codes, by path; rows:
+      token rows with labels, see `language_rows`; tuning: steps and rate; generator: of the order
+      of rows.
+    Returns the scales after all steps, or those before if their loss on the same rows is no higher.
     """
     scaled = {
         path: ScaleOnlyLinear(c, tensor_of(layers[path].owner, "bias")) for path, c in coded.items()
@@ -266,7 +280,10 @@ def tuned_scales(
 
 
 def _with_scale(coded: CodedGroups, scale: Tensor) -> CodedGroups:
-    """Return the groups with another scale (out, C) and the same codes."""
+    """Return the groups with another scale and the same codes.
+
+    coded: groups of a layer's weight; scale: (out, C).
+    """
     # The latent numbers are reset to the codes, which no longer change.
     steps = coded.codes - coded.zero[..., None]
     return replace(coded, scale=scale, raw=steps * scale[..., None])
@@ -274,7 +291,10 @@ def _with_scale(coded: CodedGroups, scale: Tensor) -> CodedGroups:
 
 @contextmanager
 def _layers_replaced(model: nn.Module, layers: Mapping[str, nn.Module]) -> Any:
-    """Put these layers into the model while the context is open; by path."""
+    """Put other layers into the model while the context is open.
+
+    layers: the path of a layer -> the module that takes its place.
+    """
     originals = {path: model.get_submodule(path) for path in layers}
     try:
         for path, layer in layers.items():
@@ -286,7 +306,11 @@ def _layers_replaced(model: nn.Module, layers: Mapping[str, nn.Module]) -> Any:
 
 
 def language_rows(model: nn.Module, batches: Sequence[Any]) -> list[dict[str, Tensor]]:
-    """Return rows of tokens with labels; none unless the model is a causal language model."""
+    """Return rows of tokens with labels; none unless the model is a causal language model.
+
+    batches: token ids (B, T), or mappings with "input_ids" and perhaps "attention_mask". Labels are
+      the ids, -100 for padding.
+    """
     can_generate: Any = getattr(model, "can_generate", None)
     config = config_of(model)
     if (
@@ -299,6 +323,7 @@ def language_rows(model: nn.Module, batches: Sequence[Any]) -> list[dict[str, Te
     for batch in batches:
         inputs = inputs_of(batch)
         named = dict(inputs) if isinstance(inputs, Mapping) else {"input_ids": inputs}
+        # Floating-point inputs are pictures or embeddings, which are no tokens to predict.
         ids = named.get("input_ids")
         if not isinstance(ids, Tensor) or ids.is_floating_point() or ids.dim() != 2:
             return []
@@ -312,7 +337,8 @@ def language_rows(model: nn.Module, batches: Sequence[Any]) -> list[dict[str, Te
 def _loss(model: Any, row: Mapping[str, Tensor]) -> Tensor:
     """Compute the mean loss of a token; its label is the next token.
 
-    Computed here: a model's own loss needs its head's outputs anyway.
+    model: a causal language model; row: its inputs, with "labels". The loss is computed here
+      because a model's own forward with labels may shift or average them in another way.
     """
     inputs = {name: value for name, value in row.items() if name != "labels"}
     logits: Tensor = model(**inputs).logits

@@ -38,9 +38,10 @@ class LinearWithColumns(torch.autograd.Function):
     def forward(
         ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, s: Tensor, channels: ChannelIndex
     ):
-        """Compute y.  x: (..., d_in); weight: (d_out, d_in); s: (d_out, c); channels: c inputs.
+        """Compute y = W x + b + S x[c], where c are the selected input channels.
 
-        ctx: autograd's; bias: (d_out,) or None.
+        ctx: autograd's context; x: (..., d_in); weight: W (d_out, d_in); bias: b (d_out,) or None;
+          s: S (d_out, c); channels: the numbers c, or a range.
         """
         rows = x.reshape(-1, x.shape[-1])  # (T, d_in)
         y = linear(x, weight, bias)  # a new tensor and no view: hosts change it in place (Llama 4)
@@ -58,7 +59,10 @@ class LinearWithColumns(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, dy: Tensor):  # pyright: ignore[reportIncompatibleMethodOverride]
-        """Compute the gradients of x and S; W and b are frozen."""
+        """Compute the gradients of x and S from dy (..., d_out); W and b are frozen.
+
+        ctx: what the forward saved: x[c], W, S and c. None for arguments without a gradient.
+        """
         inputs_read, weight, s, *index = ctx.saved_tensors
         rows, dx = dy.reshape(-1, dy.shape[-1]), None
         if ctx.needs_input_grad[0]:
@@ -79,12 +83,14 @@ class LinearWithRows(torch.autograd.Function):
     def forward(
         ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, s: Tensor, channels: ChannelIndex
     ):
-        """Compute y.  x: (..., d_in); weight: (d_out, d_in); s: (c, d_in); channels: c outputs.
+        """Compute y = W x + b, then y[c] += S x, where c are the selected output channels.
 
-        ctx: autograd's; bias: (d_out,) or None.
+        ctx: autograd's context; x: (..., d_in); weight: W (d_out, d_in); bias: b (d_out,) or None;
+          s: S (c, d_in); channels: the numbers c, or a range.
         """
         rows = x.reshape(-1, x.shape[-1])
         y = linear(x, weight, bias)
+        # y is a new tensor, so that c of its columns can be changed in place.
         _add_product(y.view(-1, weight.shape[0]), channels, rows, s.T)
         ctx.save_for_backward(x, weight, s, *((channels,) if isinstance(channels, Tensor) else ()))
         ctx.selected = channels if isinstance(channels, slice) else None
@@ -93,7 +99,10 @@ class LinearWithRows(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, dy: Tensor):  # pyright: ignore[reportIncompatibleMethodOverride]
-        """Compute the gradients of x and S; W and b are frozen."""
+        """Compute the gradients of x and S from dy (..., d_out); W and b are frozen.
+
+        ctx: what the forward saved: x, W, S and c. None for arguments without a gradient.
+        """
         x, weight, s, *index = ctx.saved_tensors
         rows, dx = dy.reshape(-1, dy.shape[-1]), None
         dy_selected = _select_columns(rows, ctx.selected or index[0])  # (T, c)
@@ -118,8 +127,8 @@ class S2ftCell(Cell):
     def __init__(self, side: str, site: Site, ids: list[int]) -> None:
         """Build the slice S, which starts at 0.
 
-        side: "inputs", S is (d_out, c), or "outputs", (c, d_in); site: input and output widths of
-        the layer; ids: the c selected channels.
+        side: "inputs", where S is (d_out, c), or "outputs", where it is (c, d_in); site: the host
+          module, with its widths d_in and d_out; ids: the c selected channels.
         """
         super().__init__()
         self.side, self.inputs, self.outputs = side, site.reads, site.outputs
@@ -159,7 +168,10 @@ class S2ftCell(Cell):
 
     @torch.no_grad()
     def renumber(self, new: Tensor) -> None:
-        """Follow a permutation of the host's channels, i -> new[i], in place; they stay sorted."""
+        """Follow a permutation of the host's channels, in place: channel i is now channel new[i].
+
+        new: (width,). The cell's channels stay sorted, and S follows.
+        """
         # Renumbered channels are sorted again, and S follows in the same order.
         ids, order = new.to(self.channels.device)[self.channels].sort()
         axis = 1 if self.side == "inputs" else 0
@@ -168,7 +180,7 @@ class S2ftCell(Cell):
         self.read_buffers()
 
     def forward(self, x: Tensor) -> Tensor:
-        """Compute the addition to the site's output.  (..., d_in) -> (..., d_out)."""
+        """Compute the addition to the host module's output.  x: (..., d_in) -> (..., d_out)."""
         x = self.cast(x)
         if self.side == "inputs":
             return linear(_select_columns(x, self.selected), self.weight)
@@ -178,7 +190,10 @@ class S2ftCell(Cell):
         return zeros.index_add(-1, self.channels, part)
 
     def around(self, module: nn.Module, x: Tensor) -> Tensor:
-        """Compute module(x) and the addition together, in one function where that is possible."""
+        """Compute module(x) plus this cell's addition, in one function where that is possible.
+
+        module: the host module; x: (..., d_in), its input.
+        """
         tensors = self._fused_tensors(module, x)
         if tensors is None:
             y = module(x)
@@ -189,7 +204,10 @@ class S2ftCell(Cell):
     def _fused_tensors(
         self, module: nn.Module, x: Tensor
     ) -> tuple[Tensor, Tensor, Tensor | None, Tensor] | None:
-        """Return x, W, b, S in one dtype; None unless the module is a frozen plain Linear."""
+        """Return x, W, b, S in one dtype, or None where the fused function cannot be used.
+
+        module: the host module, which has to be a plain frozen Linear without hooks; x: its input.
+        """
         if type(module) is not nn.Linear or module._forward_hooks or module._forward_pre_hooks:
             return None
         # A trained weight needs the gradient that the fused backward leaves out.

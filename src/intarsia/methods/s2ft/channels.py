@@ -43,13 +43,14 @@ def choose_channels(
     Each share is spent on all its layers at once, so that layers get uneven counts. Heads are
     chosen as KV groups. The model is left as it is.
 
-    batches: a few for calibration, as the model takes them: a tensor, a mapping of keywords, or
-      (x, y), of which the model gets x. Where there is an `attention_mask`, padding does not count.
+    method: the settings, without channels; batches: a few for calibration, as the model takes them:
+      a tensor, a mapping of keywords, or (x, y), of which the model gets x. Where there is an
+      `attention_mask`, padding does not count.
     loss: (model, batch) -> scalar, for selection="gradient"; None = the output's own `loss`.
     apart: methods whose channels are not chosen, so that adapters do not overlap.
     targets, layers: as in `adapt`. seed: of the random selection.
     Raises: TargetError for layers without a share, and heads that cannot be separated; ConfigError
-    for missing data and a share that selects nothing.
+      for missing data and a share that selects nothing.
     """
     groups = _sites_by_family(model, method, targets, layers)
     sites = {site.path: site for family_sites in groups.values() for site in family_sites}
@@ -84,9 +85,11 @@ def choose_channels(
 
 
 def _rank_units(method: S2ft, scores: Tensor, units: int, excluded: Tensor) -> Tensor:
-    """Compute a score for each unit from those of its channels; higher is better.  -> (units,).
+    """Compute a score for each unit (a channel or a head) from those of its channels.  -> (units,).
 
-    scores: (width,) of the channels; excluded: (width,) bool, channels whose units get -inf.
+    method: says whether the largest or the smallest scores are best; scores: (width,) of the
+      channels; units: their number, which divides the width; excluded: (width,) bool, channels
+      whose units get -inf. Higher is better.
     """
     by_unit = scores.view(units, -1)
     # chance is one draw for a head, whatever its width; a score is its mean square
@@ -101,10 +104,12 @@ def _sites_by_family(
     targets: Sequence[str] | str | None,
     layers: Sequence[int] | None,
 ) -> dict[str, list[Site]]:
-    """Return the sites of each family with a share above 0.  Raises: TargetError.
+    """Return the layers to choose channels in, with their widths, by family.
 
-    A site is a layer with its widths; a family "down", "up", "output" or "value".  targets: names
-    of layers, None = by role; layers: numbers of blocks, None = all.
+    A family is "down", "up", "output" or "value", a layer's role in its block; those with a share
+    of 0 are left out. model: the host; method: the settings; targets: names of layers, None = by
+    role; layers: numbers of blocks, None = all.
+    Raises: TargetError for a target of no family, and a family without layers.
     """
     groups: dict[str, list[Site]] = {name: [] for name in method.shares}
     for site in find_sites(model, method, targets, layers):
@@ -126,10 +131,11 @@ def _sites_by_family(
 
 
 def _unit_count(site: Site, family: str, known_units: dict[str, int]) -> int:
-    """Return how many units (channels or KV groups) the selectable width of a site has.
+    """Return how many units (channels or KV groups) the selectable width of a layer has.
 
-    family: "down", "up", "output" or "value"; known_units: path -> units read off the model.
-    Raises: TargetError where units cannot be told from the layer.
+    site: the layer, with its path and widths; family: "down", "up", "output" or "value";
+      known_units: path -> number of units that the model's structure shows.
+    Raises: TargetError where the structure does not show a layer's units.
     """
     width = span(site, family)[1]
     if family in ("down", "up"):
@@ -141,6 +147,7 @@ def _unit_count(site: Site, family: str, known_units: dict[str, int]) -> int:
                 subject, got=f"{width} outputs for {count} channels", want=want, fix=fix
             )
         return width
+    # attention: the units are KV groups
     if site.path not in known_units:
         got = "an attention whose heads cannot be told apart"
         want = "head_dim or num_heads, and query, key and value of whole heads"
@@ -150,9 +157,10 @@ def _unit_count(site: Site, family: str, known_units: dict[str, int]) -> int:
 
 
 def _channels_of_others(apart: Sequence[S2ft], site: Site, family: str) -> Tensor:
-    """Return a mask of the channels that other adapters have, (width,) bool.
+    """Return a mask of a layer's channels that other adapters train, (width,) bool.
 
-    apart: settings of the other adapters, with their channels; family: as "down", of the layer.
+    apart: settings of the other adapters, with their channels; site: the layer, with its widths;
+      family: the layer's, such as "down".
     """
     first, width = span(site, family)
     excluded = torch.zeros(width, dtype=torch.bool)
@@ -172,8 +180,9 @@ def _channel_scores(
 ) -> dict[str, Tensor]:
     """Compute a score for each channel that may be selected, by the method's `selection`.
 
-    sites: the layers, by path; batches: calibration data, for scores that need it; loss: for
-    "gradient"; seed: for "random".  -> path -> (width,).
+    model: the host; method: the settings; sites: the layers with their widths, by path; batches:
+      calibration data, for scores that need it; loss: for "gradient"; seed: for "random". Returns
+      path -> (width,), the scores of a layer's selectable channels.
     Raises: ConfigError for missing data.
     """
     kind = method.selection
@@ -199,18 +208,20 @@ def _channel_scores(
 
 
 def _trained_family(method: S2ft, site: Site) -> str:
-    """Return the family of a site, which `_sites_by_family` has checked."""
+    """Return the family of a layer, such as "down", which `_sites_by_family` has checked.
+
+    method: the settings, with each family's share; site: the layer, with its path.
+    """
     family = method.family(site.path)
-    assert family is not None  # _groups has seen to it
+    assert family is not None  # _sites_by_family leaves other layers out
     return family
 
 
 def _random_scores(method: S2ft, site: Site, seed: int) -> Tensor:
     """Draw a random score for each selectable channel of a layer, (width,).
 
-    site: the layer with its widths.
-    The generator's seed is a hash of `seed` and the layer's path: targeting other layers, too,
-    changes nothing here.
+    method: the settings; site: the layer, with its path and widths; seed: hashed with the path, so
+      that the draw does not depend on which other layers are targeted.
     """
     # Python's hash differs between processes.
     digest = hashlib.sha256(f"{seed}:{site.path}".encode()).digest()
@@ -222,7 +233,11 @@ Slice = tuple[str, tuple[int, int]]  # side, (first channel, number)
 
 
 def _slice_norms(weight: Tensor, side: str, channel_range: tuple[int, int]) -> Tensor:
-    """Compute the norm of each channel's column or row.  (out, in) -> (width,)."""
+    """Compute the norm of each selectable channel's column or row of a weight, (number,).
+
+    weight: (out, in); side: "inputs" for columns, "outputs" for rows; channel_range: (first,
+      number) of the selectable channels.
+    """
     norms = weight.float().norm(dim=0 if side == "inputs" else 1)
     return norms.narrow(0, *channel_range).cpu()
 
@@ -232,8 +247,9 @@ def _activation_norms(
 ) -> dict[str, Tensor]:
     """Compute the root mean square of each channel over all positions that are no padding.
 
-    modules: by path; sides: path -> (whether "inputs" or "outputs" are chosen, (first, number) of
-    the channels).
+    model: the host; modules: the layers by path; sides: path -> (side, (first, number)): the
+      channels are so many of the layer's "inputs" or "outputs", from the first on; batches:
+      calibration data.  -> path -> (number,).
     """
     outputs = [path for path, (side, _) in sides.items() if side != "inputs"]
     with evaluating(model), torch.no_grad(), observing(modules, outputs=outputs) as observer:
@@ -257,9 +273,10 @@ def _batch_keys(batch: Any) -> Any:
 def _weight_gradients(
     model: nn.Module, modules: dict[str, nn.Module], batches: Sequence[Any], loss: Loss | None
 ) -> dict[str, Tensor]:
-    """Sum the gradient of each layer's weight over the batches, (out, in).
+    """Sum the gradient of each layer's weight over the batches, (out, in) each.
 
-    modules: by path; loss: of the model and a batch, None = the one that the model returns.
+    model: the host; modules: the layers by path; batches: calibration data; loss: a function of the
+      model and a batch, None = the loss in the model's output.
     """
     weights: dict[str, Any] = {path: m.weight for path, m in modules.items()}
     was_trained = {path: w.requires_grad for path, w in weights.items()}
@@ -267,6 +284,7 @@ def _weight_gradients(
     try:
         with evaluating(model), torch.enable_grad():
             for w in weights.values():
+                # Frozen weights are opened for these gradients alone, and closed again below.
                 w.requires_grad_(True)
             for batch in batches:
                 value = (loss or _loss_of_output)(model, batch)
@@ -281,7 +299,10 @@ def _weight_gradients(
 
 
 def _loss_of_output(model: nn.Module, batch: Any) -> Tensor:
-    """Return the loss that the model's output has.  Raises: ConfigError if it has none."""
+    """Return the loss that the model's output has for a batch.
+
+    Raises: ConfigError if it has none.
+    """
     inputs = batch[0] if isinstance(batch, (tuple, list)) else batch
     output = call(model, inputs)
     value = output.get("loss") if isinstance(output, Mapping) else None  # outputs of transformers

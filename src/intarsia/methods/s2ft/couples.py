@@ -46,9 +46,11 @@ class Couple:
 def _channel_order(order: Tensor, width: int, parts: int = 1) -> Tensor:
     """Expand an order of units (units,) to an order of channels (width,), in each part of a layer.
 
-    parts: equal parts of the width, each of which has all units (3 in a fused qkv layer).
+    order: the number of the unit that comes at each place; width: channels of the layer; parts:
+      equal parts of the width, each of which has all units (3 in a fused qkv layer).
     """
     unit_width = width // parts // len(order)
+    # A unit's channels move together and keep their order.
     channels = (order[:, None] * unit_width + torch.arange(unit_width)).flatten()
     return torch.cat([part * (width // parts) + channels for part in range(parts)])
 
@@ -58,7 +60,7 @@ def couples(model: nn.Module) -> Iterator[Couple]:
 
     Layers are coupled if the rows of one and the columns of the other can be reordered together
     without a change of the function: up and down of an MLP, values and projection of an attention.
-    Blocks with layers of unknown names are left out.
+    model: a transformer; blocks with layers of unknown names are left out.
     """
     for path, block in blocks(model):
         attention_name = next((n for n in ATTENTION if n in block._modules), None)
@@ -68,6 +70,7 @@ def couples(model: nn.Module) -> Iterator[Couple]:
             )
         if "mlp" in block._modules:
             yield from _mlp_couples(f"{path}.mlp", block.get_submodule("mlp"))
+        # BERT's MLP is two modules of the block
         elif "intermediate" in block._modules:
             mlp = nn.ModuleDict({n: block.get_submodule(n) for n in ("intermediate", "output")})
             yield from _mlp_couples(path, mlp)
@@ -86,9 +89,12 @@ def _layers_named(module: nn.Module, names: tuple[str, ...]) -> dict[str, Layer]
 def _stray_parameters(
     module: nn.Module, layers: tuple[str, ...], out: str, free: int = 0
 ) -> tuple[str, ...]:
-    """Return parameters that are neither in these layers, behind `out`, nor equal for all heads.
+    """Return the names of parameters that a reordering of channels would leave behind.
 
-    free: the width of a norm over one head, which every head shares.
+    module: an MLP or attention; layers: paths in it of the layers whose rows are reordered, which
+      do not count; out: path of the layer whose columns are reordered; it and the parameters behind
+      it do not count; free: width of a norm over one head, which all heads share and which does not
+      count either, 0 = none.
     """
     # Modules behind `out` see its output, which no order of inner channels changes.
     behind = out.rpartition(".")[0]
@@ -107,9 +113,9 @@ def _make_couple(
 ) -> Couple:
     """Make a `Couple`, the layers whose rows and columns are reordered together, with full paths.
 
-    root: path of the module; into: name -> layers whose rows are reordered; out: name of the layer
-    whose columns are; units: number of things to reorder; sizes: equal parts of a layer, width of a
-    head.
+    root: path of the module; module: the MLP or attention; into: name -> layers whose rows are
+      reordered; out: name of the layer whose columns are; units: number of things to reorder;
+      sizes: two numbers, the equal parts of a layer and the width of a head's norm, 0 = none.
     """
     parts, free = sizes
     strays = _stray_parameters(module, (*into, out), out, free)
@@ -123,7 +129,8 @@ def _make_couple(
 def _attention_couples(root: str, module: nn.Module) -> Iterator[Couple]:
     """Yield the couple of an attention: value (or fused qkv) rows and projection columns.
 
-    A `Couple` has the layers that are reordered together.  root: path of the attention.
+    A `Couple` has the layers that are reordered together. root: path of the attention in the model;
+    module: the attention. Nothing is yielded if its layers have unknown names or widths.
     """
     into, out = _layers_named(module, QKV), _layers_named(module, (*PROJECTION, "output.dense"))
     inside = [unwrapped(m) for _, m in walk(module)]
@@ -156,7 +163,8 @@ def _attention_couples(root: str, module: nn.Module) -> Iterator[Couple]:
 def _mlp_couples(root: str, module: nn.Module) -> Iterator[Couple]:
     """Yield the couple of an MLP: gate and up rows and down columns.
 
-    A `Couple` has the layers that are reordered together.  root: path of the MLP.
+    A `Couple` has the layers that are reordered together. root: path of the MLP in the model;
+    module: the MLP. Nothing is yielded if its layers have unknown names or widths.
     """
     into, outputs = _layers_named(module, UP), _layers_named(module, DOWN)
     if len(outputs) != 1 or not into:

@@ -41,9 +41,10 @@ class Permutation:
         return Permutation(tuple((couple, order.argsort()) for couple, order in self.orders))
 
     def apply(self, model: nn.Module) -> None:
-        """Re-order a model in place.
+        """Re-order a model's coupled layers in place, and renumber the channels of S2FT adapters.
 
-        Raises: TargetError if another method's cells sit on what is re-ordered.
+        model: a plain or an adapted one.
+        Raises: TargetError if another method's adapter sits on a layer that is re-ordered.
         """
         host = base_of(model)
         modules = dict(walk(host))
@@ -71,7 +72,7 @@ class Permutation:
                     want = "cells of S2ft, which can follow it"
                     fix = "Permute the model before other adapters go in."
                     raise TargetError(f"permutation at {path!r}", got=got, want=want, fix=fix)
-        # Nothing has been changed before this point: all refusals come first.
+        # Nothing has been changed before this line: all refusals come first.
         for path, index in rows.items():
             reorder(unwrapped(modules[path]), index, 0)
         for path, index in columns.items():
@@ -102,12 +103,14 @@ class Permutation:
 def co_permute(model: nn.Module, method: S2ft) -> tuple[S2ft, Permutation]:
     """Re-order a model so that a method's channels are contiguous; return the method and the order.
 
-    In place. The units of each couple come in the order: selected in up (or value) only, in both,
-    in down (or projection) only, the rest. Cells on runs of channels slice in place of indexing.
+    model: changed in place; method: settings with chosen channels, which are renumbered in the
+      result. The units of each couple of layers come in the order: selected in up (or value) only,
+      in both, in down (or projection) only, the rest. Contiguous channels are sliced in place of
+      indexing.
 
     Raises: ConfigError for a method without channels; TargetError where these are no whole heads,
-    layers are unknown, or a norm, a bias table or the like would have to follow; nothing is changed
-    then.
+      layers are unknown, or a norm, a bias table or the like would have to follow; nothing is
+      changed then.
     """
     if not method.channels:
         subject, fix = (
@@ -148,10 +151,11 @@ def co_permute(model: nn.Module, method: S2ft) -> tuple[S2ft, Permutation]:
 def _selected_units(
     couple: Couple, channels_of_paths: Mapping[str, str], layers: Sequence[tuple[str, int, int]]
 ) -> Tensor:
-    """Return a mask of the units with selected channels, (units,) bool.
+    """Return a mask of the units (channels or heads) that have selected channels, (units,) bool.
 
-    couple: layers whose rows and columns are reordered together, by units.
-    channels_of_paths: channel numbers as text, by path; layers: (path, channels, parts) each.
+    couple: layers whose rows and columns are reordered together, by units; channels_of_paths:
+      channel numbers as text, by path; layers: (path, number of channels, equal parts of them)
+      each.
     Raises: TargetError where a unit is selected in part.
     """
     units = torch.zeros(couple.units, dtype=torch.bool)
@@ -183,7 +187,10 @@ def _side_of_path(path: str, rows: Mapping[str, Tensor]) -> str:
 
 
 def _renumbered(method: S2ft, new_places: Mapping[str, Tensor]) -> S2ft:
-    """Return the method with new channel numbers: i of a layer becomes new_places[layer][i]."""
+    """Return the method with new channel numbers: i of a layer becomes new_places[layer][i].
+
+    method: settings with channels; new_places: path -> (channels,); other layers stay as they are.
+    """
     pairs = tuple(
         (p, spell(new_places[p][torch.tensor(read(text))].tolist()) if p in new_places else text)
         for p, text in method.channels
@@ -192,14 +199,16 @@ def _renumbered(method: S2ft, new_places: Mapping[str, Tensor]) -> S2ft:
 
 
 def _update_configs(model: PeftModel, new_places: Mapping[str, Tensor]) -> None:
-    """Write the new channel numbers, and the digest of the re-ordered weights, into the configs."""
+    """Write the new channel numbers, and the digest of the re-ordered weights, into the configs.
+
+    model: the adapted model, re-ordered; new_places: path -> the new number of each channel.
+    """
     for config in model.peft_config.values():
         assert isinstance(config, IntarsiaConfig)  # as all are of a model that is adapted
         method = config.settings()
         if isinstance(method, S2ft):
             config.options = settings_to_dict(_renumbered(method, new_places))
-        # The adapter's record of its base model is checked at load: weights are in another order
-        # now.
+        # Loading an adapter checks the base model's digest, which the new order has changed.
         heads = list(config.modules_to_save or ())
         origin_now = origin.matched(None, model.get_base_model(), heads)
         config.origin = {**(config.origin or {}), **origin_now}

@@ -99,7 +99,10 @@ class S2ft(Method):
         return tuple(name for name in ROLES if getattr(self, name))
 
     def family(self, path: str) -> str | None:
-        """Return a layer's family, "down", "up", "output" or "value"; None if it is not trained."""
+        """Return a layer's family, "down", "up", "output" or "value"; None if it is not trained.
+
+        path: of the layer; its end decides. An unknown name gets the first family with a share.
+        """
         # The longest match decides: "attention.output.dense" is no "output.dense".
         ends = [end for end in FAMILIES if f".{path}".endswith(f".{end}")]
         name = FAMILIES[max(ends, key=len)] if ends else self.shares[0]
@@ -121,15 +124,21 @@ class S2ft(Method):
     ) -> S2ft:
         """Return these settings with the channels to train chosen; unchanged if they have some.
 
-        batches: data for scores by activations or gradients; targets: names of layers, None = by
-        role; layers: numbers of blocks, None = all.  See `choose_channels`.
+        host: the model; batches: data for scores by activations or gradients; targets: names of
+          layers, None = by role; layers: numbers of blocks, None = all; seed: of the random
+          selection. See `choose_channels`.
         """
         if self.channels:
             return self
         return choose_channels(host, self, batches, targets=targets, layers=layers, seed=seed)
 
     def build(self, site: Site, *, generator: torch.Generator) -> S2ftCell:
-        """Build the slice S of a site.  Raises: TargetError for a layer without a share."""
+        """Build the cell of a layer: the trained slice S on the layer's selected channels.
+
+        site: the host module, with its path and widths; generator: draws channels if none were
+          chosen.
+        Raises: TargetError for a layer without a share.
+        """
         family = self.family(site.path)
         if family is None:
             got = "a layer with no share of channels in these settings"
@@ -141,9 +150,10 @@ class S2ft(Method):
     def _channel_numbers(self, site: Site, family: str, generator: torch.Generator) -> list[int]:
         """Return a layer's channel numbers, drawn at random if none were chosen.
 
-        family: "down", "up", "output" or "value", which gives the share of channels.
-        Raises: ShapeError for channels that the layer does not have; ConfigError for a share of
-        none.
+        site: the layer, with its path and widths; family: "down", "up", "output" or "value", which
+          gives the share of channels; generator: of the draw.
+        Raises: ShapeError for channels that the layer does not have; ConfigError for a share that
+          selects none.
         """
         first, width = span(site, family)
         if (text := dict(self.channels).get(site.path)) is not None:
@@ -153,6 +163,7 @@ class S2ft(Method):
                 fix = "Choose them on this model: intarsia.methods.choose_channels."
                 raise ShapeError(f"channels of {site.path!r}", got=got, want=want, fix=fix)
             return ids
+        # without chosen channels: a random share of them, rounded
         if not (count := int(getattr(self, family) * width + 0.5)):
             got = f"{getattr(self, family)} of {width} channels, which selects nothing"
             want = f"at least {0.5 / width:.2g}, one of them"

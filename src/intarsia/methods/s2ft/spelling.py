@@ -9,7 +9,10 @@ from ...core.errors import ConfigError, TargetError
 
 
 def spell(ids: Iterable[int]) -> str:
-    """Format channel numbers as text, with ranges as "first-last": "3,7,9-12"."""
+    """Format channel numbers as text, with ranges as "first-last": "3,7,9-12".
+
+    ids: the numbers, in any order.
+    """
     ranges: list[list[int]] = []
     for i in sorted(ids):
         if ranges and ranges[-1][1] == i - 1:
@@ -20,7 +23,10 @@ def spell(ids: Iterable[int]) -> str:
 
 
 def read(text: str) -> list[int]:
-    """Parse the text of `spell`.  Raises: ConfigError for other text."""
+    """Parse channel numbers from text such as "3,7,9-12", the inverse of `spell`.
+
+    Raises: ConfigError for other text, or numbers that do not increase.
+    """
     numbers, fix = list[int](), "Take them from intarsia.methods.choose_channels."
     for range_text in text.split(","):
         first, _, last = range_text.partition("-")
@@ -42,7 +48,7 @@ def side_of(family: str) -> str:
 def span(site: Site, family: str) -> tuple[int, int]:
     """Return (first, number) of the selectable channels; a fused layer's values are its last third.
 
-    site: the layer with its widths; family: "down", "up", "output" or "value".
+    site: the layer, with its path and widths; family: "down", "up", "output" or "value".
     Raises: TargetError for a fused layer whose outputs are not three equal parts.
     """
     if side_of(family) == "inputs":

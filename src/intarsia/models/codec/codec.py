@@ -64,18 +64,19 @@ class Recombiner:
         seed: int = 0,
         start: str = "shared",
     ) -> Recombiner:
-        """Train a prior on parts of signals of one kind, cut at random places.
+        """Train a prior, the distribution of the networks' weights, on random parts of signals.
 
-        data: signals, see `signals.FORMS`. bits_per_pixel: of the payload, for each point of a
-        signal; a file has some 24 bytes more. crops: number of parts to train on. tiles: patches
-        along each axis of a part. batch: parts in a step. out: a folder for the training's state,
-        saved after each `every` steps, from which a killed training continues with the same bits.
-        start: "shared", all signals begin with one draw of latents and the maps A with
-        I + U(-1, 1) / p, or "own", as released: each signal with a draw of its own, the maps with
-        U(-1, 1) / p, which needs tens of thousands of steps. The maps' rate is the released 2e-4, a
-        tenth of the others'.
+        data: signals, see `signals.FORMS`; bits_per_pixel: of the payload, for each point of a
+          signal; a file has some 24 bytes more; settings: the network and its rate; crops: number
+          of parts to train on; tiles: patches along each axis of a part; steps: of Adam; batch:
+          parts in a step; out: a folder for the training's state, saved after each `every` steps,
+          from which a killed training continues with the same bits; seed: of all draws.
+        start: "shared", all signals begin with one draw of latents and the maps A with I + U(-1, 1)
+          / p, or "own", as released: each signal with a draw of its own, the maps with U(-1, 1) /
+          p, which needs tens of thousands of steps. The maps' rate is the released 2e-4, a tenth of
+          the others'.
         Raises: DataError for signals that cannot be read or are too small; ConfigError for a rate
-        below one group a patch.
+          below one group a patch.
         """
         above("bits_per_pixel", bits_per_pixel, 0)
         for name, value in (("crops", crops), ("tiles", tiles), ("steps", steps), ("batch", batch)):
@@ -108,7 +109,7 @@ class Recombiner:
             return cls(training.run(None if out is None else Path(out), tell, every))
 
     def save(self, folder: str | Path) -> Path:
-        """Write the prior: safetensors and JSON; a folder of this kind is replaced.
+        """Write the prior into a folder: safetensors and JSON; a folder of this kind is replaced.
 
         Raises: ConfigError for a folder with other files in it; TrainingError if the disk refuses.
         """
@@ -132,11 +133,12 @@ class Recombiner:
     def encode(self, signal: Any, *, steps: int = 600, rate: int = 0, seed: int = 0) -> bytes:
         """Encode one signal as the bytes of an .irc file.
 
-        steps: fitting steps before the first group is coded, and as many between groups. rate: of
-        audio in Hz, recorded in the file. Warns of a signal so far from the prior that its groups
-        would need more bits than they have.
+        signal: of the form in `signals.FORMS`; steps: fitting steps before the first group is
+          coded, and as many between groups; rate: of audio in Hz, recorded in the file; seed: of
+          the fit. Warns of a signal so far from the prior that its groups would need more bits than
+          they have.
         Raises: DataError for a signal of another form; ConfigError for steps or a rate out of
-        range.
+          range.
         """
         return self.encode_many([signal], steps=steps, rate=rate, seed=seed)
 
@@ -145,7 +147,8 @@ class Recombiner:
     ) -> bytes:
         """Encode a pack of signals of one size, which share a header and are fitted together.
 
-        data: signals of one kind; steps: fitting steps; rate: audio's, in Hz, recorded in the file.
+        data: signals of one kind; steps: fitting steps before the first group is coded; rate:
+          audio's, in Hz, recorded in the file; seed: of the fit.
         Raises: as `encode`.
         """
         at_least("steps", steps, 1)
@@ -195,7 +198,8 @@ class Recombiner:
     def decode(self, data: bytes) -> Array:
         """Decode the signal of a file, or a pack of several as (signals, ...).
 
-        Pictures and video are uint8, audio is float in -1 ... 1, a structure in angstroms.
+        data: the file's bytes. Pictures and video are uint8, audio is float in -1 ... 1, a
+          structure in angstroms.
         Raises: CheckpointError for a damaged file, or one of another prior.
         """
         header, indices = self._indices(data)
@@ -210,7 +214,8 @@ class Recombiner:
     def weights(self, data: bytes) -> Array:
         """Decode the latents of a file as whole numbers, which are equal on every machine.
 
-        Raises: CheckpointError as `decode` does.  -> (signals, patches, columns) int64.
+        data: the file's bytes. Raises: CheckpointError as `decode` does.  -> (signals, patches,
+          columns) int64.
         """
         header, indices = self._indices(data)
         tiles = signals.tiles_of(header.sizes, self.settings)
@@ -249,9 +254,10 @@ class Recombiner:
 
 @contextmanager
 def _progress(label: str, steps: int) -> Iterator[Tell]:
-    """Show a progress bar of a task's steps; yield the function that advances it.
+    """Show a progress bar of a task while the context is open; yield the function that advances it.
 
-    That function takes the steps that are done, and the quality as PSNR in dB.
+    label: the task in words; steps: their number in all. The function takes the number of steps so
+      far, and the quality as PSNR in dB.
     """
     start = time.monotonic()
     with Bar(steps, 0, show=True, what=label, unit="step").shown() as bar:

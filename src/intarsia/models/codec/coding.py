@@ -44,7 +44,11 @@ class SharedColumns:
 
     @classmethod
     def of(cls, numbers: Array, level: LatentLevel) -> SharedColumns:
-        """Sort latents by group.  numbers: (rows, columns), the group of each latent."""
+        """List the latents of each group of a level, for coding group by group.
+
+        numbers: (rows, columns), the number of the group of each latent; level: the level of these
+          latents: patches, blocks of patches or the whole signal.
+        """
         flat = numbers.ravel()
         order = np.argsort(flat, kind="stable")
         first, last = int(flat.min()), int(flat.max())
@@ -70,8 +74,8 @@ class GroupPosteriors:
         """Start every posterior at the prior, with no group coded.
 
         prior: trained `Prior`, whose decoder is copied and frozen; values: (signals, patches,
-        points, channels) in [0, 1]; tiles: patches along each axis; weight: (patches, points), of a
-        point in the loss; seed: that of training samples.
+          points, channels) in [0, 1]; tiles: patches along each axis; weight: (patches, points), of
+          a point in the loss; seed: that of training samples.
         """
         self.prior, self.values, self.tiles, self.weight = prior, values, tuple(tiles), weight
         self.levels = levels_of(prior.settings, tiles)
@@ -96,7 +100,11 @@ class GroupPosteriors:
         self.step, self.quality = 0, 0.0
 
     def bits(self, level: int) -> Tensor:
-        """Return the divergence KL(q || p) of each group in bits, (signals, groups)."""
+        """Compute how many bits each group of latents costs: KL(q || p), (signals, groups).
+
+        level: the number of the level whose groups are meant; q: the posterior of a group's
+          latents, p: their prior.
+        """
         cost = divergence(
             self.mu[level], sigma(self.rho[level]), self.mean[level], self.scale[level]
         )
@@ -104,7 +112,12 @@ class GroupPosteriors:
         return total.index_add(1, self.group[level], cost.flatten(1)) / math.log(2)
 
     def run(self, steps: int) -> None:
-        """Fit the latents that are not yet coded, by steps of Adam on error + sum beta KL."""
+        """Fit the posteriors of the latents that are not coded yet, by Adam.
+
+        steps: their number. The loss is the squared error of the decoded signals, plus for each
+          group of latents beta times the KL divergence of its posterior from the prior, its cost in
+          bits. Every ADJUST steps beta is moved so that the cost comes to the group's budget.
+        """
         budget = float(self.prior.settings.kl_bits)
         for _ in range(steps):
             self.step += 1
@@ -138,9 +151,11 @@ class GroupPosteriors:
 
     @torch.no_grad()
     def code(self, level: int, numbers: Sequence[int]) -> Array:
-        """Choose candidates for some groups of a level, and fix their latents to these.
+        """Code some groups of latents: choose a candidate for each, and fix its latents to that.
 
-        numbers: those of groups in the level.  Returns the indices, (signals, len(numbers)).
+        A group's candidates are samples of the prior, which the decoder can draw, too. level: the
+          number of the level; numbers: those of the groups in it. Returns the indices of the chosen
+          candidates, (signals, len(numbers)).
         """
         prior, columns = self.prior, self.columns[level]
         bits, key = prior.settings.bits, prior.key
@@ -169,8 +184,9 @@ class GroupPosteriors:
 def log_ratio(z: Tensor, t: Tensor, d: Tensor) -> Tensor:
     """Compute log q(h) / p(h) of candidates h = mean + scale z, up to a constant of each signal.
 
-    z: (candidates, columns); t = scale / deviation and d = (mean - mu) / deviation, (columns,
-    signals).  -> (candidates, signals).
+    q = N(mu, deviation^2): the posterior; p = N(mean, scale^2): the prior. z: (candidates,
+    columns), normal deviates; t: scale / deviation, and d: (mean - mu) / deviation, (columns,
+    signals) both.  -> (candidates, signals).
     """
     return (z * z) @ ((1 - t * t) / 2) - z @ (t * d)
 
@@ -186,7 +202,7 @@ def _steps_between(prior: Prior, steps: int) -> int:
 
 
 def total_steps(prior: Prior, steps: int) -> int:
-    """Return the steps of `encode` in all."""
+    """Return the number of all steps of `encode`.  steps: those of the first fit."""
     return steps + _round_count(prior) * _steps_between(prior, steps)
 
 
@@ -202,10 +218,12 @@ def encode(
 ) -> tuple[Array, float]:
     """Encode a batch of signals of one size as indices of candidates (3.3).
 
-    Fit, then code level by level from the widest: in each round the group of largest divergence of
-    every row, after which the rest is fitted on.
-    values, tiles, weight: see `GroupPosteriors`; steps: in the first fit; tell: called with the
-    steps that are done and the PSNR.
+    The posteriors of all latents are fitted first. Then groups of latents are coded round by round,
+    the levels of the widest parts first, in a row the group of largest divergence first; after each
+    round the latents that are left are fitted again.
+    prior: trained; values: (signals, patches, points, channels) in [0, 1]; tiles: patches along
+      each axis; weight: (patches, points), of a point in the loss; steps: in the first fit; seed:
+      of the fit; tell: called with the number of steps so far and the PSNR.
     -> (signals, groups) int64, and the share of groups that needed far more bits than they have.
     """
     fit = GroupPosteriors(prior, values, tiles, weight, seed)
@@ -244,8 +262,8 @@ def encode(
 def latents(prior: Prior, indices: Array, tiles: Sequence[int]) -> Array:
     """Compute the latents h of a signal's patches from its indices, as whole numbers.
 
-    prior: trained; tiles: patches along each axis.
-    Integers throughout: the same on every machine.  indices: (groups,).
+    prior: trained; indices: (groups,), chosen candidates; tiles: patches along each axis. Integers
+      throughout: the same on every machine.
     -> (patches, columns) int64 in units of 1 / (FIXED * UNIT).
     """
     levels = levels_of(prior.settings, tiles)
@@ -269,9 +287,10 @@ def latents(prior: Prior, indices: Array, tiles: Sequence[int]) -> Array:
 
 @torch.no_grad()
 def decode(prior: Prior, indices: Array, tiles: Sequence[int]) -> Array:
-    """Decode a signal's patches, in float64 on the CPU.  -> (patches, points, channels).
+    """Decode a signal's patches, in float64 on the CPU.
 
-    prior: trained; indices: (groups,), chosen candidates; tiles: patches along each axis.
+    prior: trained; indices: (groups,), chosen candidates; tiles: patches along each axis.  ->
+      (patches, points, channels).
     """
     h = torch.from_numpy(latents(prior, indices, tiles)).double() / (FIXED * UNIT)
     # in float64 machines differ by rounding errors alone

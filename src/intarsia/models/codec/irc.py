@@ -50,8 +50,12 @@ class Header:
 
 
 def write(header: Header, payload: bytes) -> bytes:
-    """Return the bytes of a file with this header and these packed indices."""
+    """Return the bytes of a file: the header, the packed indices, and their checksums.
+
+    header: kind, sizes and prior of the signals; payload: the packed indices.
+    """
     data = MAGIC + bytes([VERSION]) + header.prior
+    # Three bits for the kind, five for the bits of an index less 1.
     data += bytes([KINDS.index(header.kind) | (header.bits - 1) << 3])
     for number in (*header.sizes, header.count, len(payload)):
         data += _encode_varint(number)
@@ -67,7 +71,8 @@ def write(header: Header, payload: bytes) -> bytes:
 def read(data: bytes) -> tuple[Header, bytes]:
     """Read the header and the payload of a file.
 
-    Raises: CheckpointError for another kind of file, another version, one truncated or changed.
+    data: the file's bytes.  Raises: CheckpointError for another kind of file, another version, one
+      truncated or changed.
     """
     if data[:3] != MAGIC:
         raise _error(f"{data[:3]!r} at its start", f"{MAGIC!r}, of intarsia's codec")
@@ -78,6 +83,7 @@ def read(data: bytes) -> tuple[Header, bytes]:
         header, start, length = _read_header(data)
     except (IndexError, struct.error) as error:
         raise _error(f"{len(data)} bytes, which end in the header", "a whole file") from error
+    # after the payload there are four bytes more, its checksum
     payload = data[start : start + length]
     if len(data) != start + length + 4:
         raise _error(f"{len(data)} bytes", f"{start + length + 4}, as the header says")
@@ -87,7 +93,11 @@ def read(data: bytes) -> tuple[Header, bytes]:
 
 
 def _read_header(data: bytes) -> tuple[Header, int, int]:
-    """Read the header, the payload's start and its length; IndexError where the data end."""
+    """Read the header; return it, the position at which the payload starts, and its length.
+
+    data: the file's bytes.  Raises: IndexError where they end too early; CheckpointError for a
+      header that was changed.
+    """
     packed = data[12]
     kind, bits = packed & 7, (packed >> 3) + 1
     if kind >= len(KINDS):
@@ -108,7 +118,10 @@ def _read_header(data: bytes) -> tuple[Header, int, int]:
 
 
 def _encode_varint(number: int) -> bytes:
-    """Encode a number by 7 bits a byte, low first; a set highest bit means that more follow."""
+    """Encode a number in as many bytes as it needs: 7 bits each, low first.
+
+    A set highest bit of a byte means that another byte follows.
+    """
     low_bytes = []
     while number >= 128:
         low_bytes.append(number & 127 | 128)
@@ -117,9 +130,10 @@ def _encode_varint(number: int) -> bytes:
 
 
 def _decode_varints(data: bytes, start: int) -> tuple[Iterator[int], list[int]]:
-    """Return an iterator of the numbers from `start` on, and the position after the last one read.
+    """Read numbers of variable length, as `_encode_varint` writes them, from a position on.
 
-    The position is a list of one number, which the iterator advances.
+    data: the file's bytes; start: the position. Returns an iterator over the numbers, and a list
+      with one entry: the position after the last number that the iterator has returned.
     """
     position = [start]
 
@@ -132,6 +146,7 @@ def _decode_varints(data: bytes, start: int) -> tuple[Iterator[int], list[int]]:
                 position[0] += 1
                 number |= (byte & 127) << shift
                 shift += 7
+                # a damaged file must not make a number of any size
                 if number >= LARGEST or shift > 35:
                     raise _error("a number of more than 32 bits", "a whole header")
                 if byte < 128:

@@ -25,11 +25,15 @@ class LatentLevel:
 
 
 def levels_of(settings: RecombinerSettings, tiles: Sequence[int]) -> tuple[LatentLevel, ...]:
-    """Return the levels of a signal with `tiles` patches along each axis, narrow ones first."""
+    """Return the levels at which a signal has latents: patches, blocks of patches, the whole.
+
+    settings: have the number of levels, 1 to 3; tiles: the number of patches along each axis.
+    """
     patches = math.prod(tiles)
     levels = [LatentLevel(patches, np.arange(patches))]
     if settings.levels == 3:
         blocks = [-(-count // BLOCK) for count in tiles]
+        # The block of each patch: its place along each axis, divided by BLOCK.
         block_of = np.indices(tuple(tiles)).reshape(len(tiles), -1) // BLOCK
         levels.append(
             LatentLevel(math.prod(blocks), np.ravel_multi_index(tuple(block_of), tuple(blocks)))
@@ -40,10 +44,11 @@ def levels_of(settings: RecombinerSettings, tiles: Sequence[int]) -> tuple[Laten
 
 
 def groups_by_mean(bits: Array, count: int, random: np.random.Generator) -> Array:
-    """Cut columns in random order into `count` groups of about equal mean divergence.
+    """Divide latents (columns) at random into groups that cost about equally many bits.
 
-    bits: (columns,) mean divergence of each.  -> (columns,) int32, the group of each; fewer groups
-    where single columns need more than a group's share.
+    bits: (columns,), the mean cost of each: its divergence from the prior; count: the number of
+      groups; random: draws the order. Returns (columns,) int32, the group of each; there are fewer
+      groups where single columns need more than a group's share.
     """
     order = random.permutation(len(bits))
     # a column without divergence needs a group, too
@@ -58,9 +63,10 @@ def number_groups(groups: Array, rows: int, key: int, level: int) -> Array:
 
     Each column is rotated by a random number of rows, so that a group's latents come from several
     rows, which thereby share their budgets.
-    groups: (columns,), the group of each column; key: the prior's random key; level: its index.
-    -> (rows, columns).
+    groups: (columns,), the group of each column; rows: of the level; key: the prior's random key;
+      level: the level's number.  -> (rows, columns).
     """
+    # The decoder draws the same rotations from the key.
     turns = words(key, np.array([level]), len(groups), 0, domain=3)[0].astype(np.int64) % rows
     row = (np.arange(rows)[:, None] + turns) % rows
     return row * (int(groups.max()) + 1) + groups

@@ -45,10 +45,11 @@ def philox(counter: Array, key: int) -> Array:
 
 
 def words(key: int, samples: Array, width: int, group: int, domain: int) -> Array:
-    """Generate words of 32 bits from the counters (sample, block, group, domain), four a block.
+    """Generate random words of 32 bits that depend on their numbers alone, not on earlier draws.
 
-    samples: (n,) numbers of samples; width: words of each; domain: separates kinds of draws.
-    -> (n, width) uint64.
+    key: 64 bits; samples: (n,), the numbers of the samples that are wanted; width: words of each;
+      group: the number of a group of latents; domain: a number for each kind of draws. Other
+      numbers give independent words.  -> (n, width) uint64.
     """
     blocks = -(-width // 4)
     counter = np.empty((len(samples), blocks, 4), np.uint64)
@@ -62,10 +63,12 @@ def words(key: int, samples: Array, width: int, group: int, domain: int) -> Arra
 def quantiles() -> Array:
     """Compute normal quantiles at (i + 1/2) / 2^16 in units of 1 / UNIT.  -> (2^16,) int32.
 
-    None is so near to half an integer that the error of a library could change its rounding.
+    None of them is so near to half an integer that the error of a library could change its
+    rounding.
     Raises: CheckpointError on a machine whose table differs: it would decode other weights.
     """
     normal, count = NormalDist(), 1 << QUANTILE_BITS
+    # The lower half mirrors the upper one, so that the table is exactly symmetric.
     upper = [
         round(normal.inv_cdf((2 * i + 1) / (2 * count)) * UNIT) for i in range(count // 2, count)
     ]
@@ -80,10 +83,10 @@ def quantiles() -> Array:
 
 
 def normals(key: int, samples: Array, width: int, group: int) -> Array:
-    """Draw normal deviates in units of 1 / UNIT, two from each word.  -> (n, width) int32.
+    """Draw normal deviates in units of 1 / UNIT, two from each word.
 
     key: the generator's; samples: (n,), numbers of samples; width: deviates of each; group: number
-    of a group, whose draws are independent of those of others.
+      of a group of latents, whose draws are independent of those of others.  -> (n, width) int32.
     """
     drawn = words(key, samples, -(-width // 2), group, domain=0)
     low, high = drawn & np.uint64(UNIT - 1), drawn >> np.uint64(QUANTILE_BITS)
@@ -92,6 +95,9 @@ def normals(key: int, samples: Array, width: int, group: int) -> Array:
 
 
 def exponentials(key: int, count: int, group: int) -> Array:
-    """Draw exponential deviates as floats, which only the encoder needs.  -> (count,)."""
+    """Draw exponential deviates as floats, which only the encoder needs.
+
+    key: the generator's; count: of deviates; group: number of a group of latents.  -> (count,).
+    """
     drawn = words(key, np.zeros(1), count, group, domain=1)[0]
     return -np.log((drawn.astype(np.float64) + 0.5) / 2.0**32)

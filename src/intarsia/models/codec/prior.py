@@ -42,16 +42,20 @@ def sigma(rho: Tensor) -> Tensor:
 
 
 def divergence(mu: Tensor, deviation: Tensor, mean: Tensor, scale: Tensor) -> Tensor:
-    """Return KL(N(mu, deviation^2) || N(mean, scale^2)) in nats, elementwise."""
+    """Compute KL(N(mu, deviation^2) || N(mean, scale^2)) in nats, elementwise.
+
+    mu, deviation: of a posterior; mean, scale: of the prior; they broadcast against each other.
+    """
     spread = (deviation.square() + (mu - mean).square()) / (2 * scale.square())
     return torch.log(scale / deviation) + spread - 0.5
 
 
 def join_levels(parts: Sequence[Tensor], levels: Sequence[LatentLevel]) -> Tensor:
-    """Sum the latents h of each patch over levels: h_patch (+ h_block) + h_signal.
+    """Sum each patch's latents over the levels: the patch's, its block's, and the whole signal's.
 
-    Wide levels have columns for the weights alone.
-    parts: (signals, rows, columns) of each level.  -> (signals * patches, columns).
+    parts: the latents of each level, (signals, rows, columns), a row for each part of a signal at
+      this level; levels: the same levels, which say to which row a patch belongs. At wide levels
+      columns are those for the network's weights alone.  -> (signals * patches, columns).
     """
     h = parts[0]
     for part, level in zip(parts[1:], levels[1:], strict=True):
@@ -61,7 +65,7 @@ def join_levels(parts: Sequence[Tensor], levels: Sequence[LatentLevel]) -> Tenso
 
 
 def to_fixed_point(values: Tensor) -> Tensor:
-    """Round to whole numbers of 1 / FIXED, clamped to 128 in size.  -> int32."""
+    """Round numbers to whole multiples of 1 / FIXED, clamped to 128 in size.  -> int32."""
     return (values.double() * FIXED).round().clamp(-LARGEST, LARGEST).to(torch.int32)
 
 
@@ -100,14 +104,21 @@ class Prior:
         return int.from_bytes(self.digest, "little")
 
     def counts(self, levels: Sequence[LatentLevel]) -> list[int]:
-        """Return the number of groups of each level of a signal."""
+        """Return how many groups of latents a signal has at each level.
+
+        levels: those of the signal: patches, blocks of patches, the whole, with their numbers.
+        """
         return [
             level.rows * (int(group.max()) + 1)
             for level, group in zip(levels, self.groups, strict=True)
         ]
 
     def numbers(self, levels: Sequence[LatentLevel]) -> list[Array]:
-        """Return each latent's group by level, (rows, columns), numbered across levels."""
+        """Return the number of each latent's group, (rows, columns) for each level.
+
+        levels: those of the signal, each with a row for each part (patch, block or the whole).
+          Groups of all levels are numbered consecutively.
+        """
         groups, first = [], 0
         for index, (level, count) in enumerate(zip(levels, self.counts(levels), strict=True)):
             group = self.groups[index].numpy()
@@ -116,7 +127,12 @@ class Prior:
         return groups
 
     def latents(self, level: int, deviates: Array) -> Array:
-        """Compute mean + scale z exactly, (..., columns) int64, in units of 1 / (FIXED * UNIT)."""
+        """Compute latents of the prior from normal deviates z: mean + scale z, in whole numbers.
+
+        level: the number of the level whose mean and scale apply; deviates: z, (..., columns), in
+          units of 1 / UNIT.  -> (..., columns) int64, in units of 1 / (FIXED * UNIT), the same on
+          every machine.
+        """
         mean, scale = (x[level].numpy().astype(np.int64) for x in (self.mean, self.scale))
         return mean * UNIT + scale * deviates.astype(np.int64)
 
@@ -127,9 +143,10 @@ class Prior:
         return tensors | {f"decoder.{k}": v for k, v in self.decoder.state_dict().items()}
 
     def save(self, folder: str | Path, extra: Mapping[str, Any] | None = None) -> Path:
-        """Write prior.safetensors and prior.json into a folder.  extra: more entries of the JSON.
+        """Write prior.safetensors and prior.json into a folder.
 
-        Raises: ConfigError for a folder with other files; TrainingError if it cannot be written.
+        extra: more entries of the JSON. Raises: ConfigError for a folder with other files;
+          TrainingError if it cannot be written.
         """
         record = {
             "method": "recombiner",
@@ -138,6 +155,7 @@ class Prior:
             "beta": self.beta,
             **(extra or {}),
         }
+        # written beside the folder and moved there: a folder is never half of one
         with writing(folder, spare=True) as scratch:
             scratch.mkdir()
             tensors = {k: v.contiguous() for k, v in self._tensors().items()}
@@ -147,7 +165,10 @@ class Prior:
 
     @classmethod
     def load(cls, folder: str | Path) -> Prior:
-        """Read the folder that `save` wrote.  Raises: CheckpointError if it is none, or damaged."""
+        """Read the folder that `save` wrote.
+
+        Raises: CheckpointError if it is none, or damaged.
+        """
         folder = repaired(folder)
         want, fix = (
             "the folder of a prior",
@@ -156,6 +177,7 @@ class Prior:
         check_kind(folder, ABOUT, what=f"prior {folder}", want=want, fix=fix)
         try:
             record = check_sealed(folder / ABOUT, read_json(folder / ABOUT), needs=(TENSORS,))
+            # A broken file of safetensors raises errors of many kinds, caught below.
             with unbroken():
                 tensors = read_tensors(folder / TENSORS)
             settings = RecombinerSettings(**record["settings"])
@@ -186,7 +208,10 @@ class Prior:
 def _check_shapes(
     settings: RecombinerSettings, tensors: Mapping[str, Tensor], inside: Mapping[str, Tensor]
 ) -> None:
-    """Raise ValueError where tensors do not fit the settings, before any of that size is built."""
+    """Raise ValueError where tensors do not fit the settings, before any of that size is built.
+
+    tensors: all of prior.safetensors, by name; inside: those of the decoder, without "decoder.".
+    """
     if settings.points > MOST_POINTS:
         raise ValueError(f"a patch of {settings.points} points")
     # the meta device gives shapes without memory

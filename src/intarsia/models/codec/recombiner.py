@@ -42,6 +42,10 @@ class RecombinerSettings:
     kl_bits: int = 14
 
     def __post_init__(self) -> None:
+        """Check the settings, among them a patch of as many axes as the kind has, multiples of 16.
+
+        Raises: ConfigError; ShapeError for another patch.
+        """
         one_of("kind", self.kind, tuple(DIMENSIONS))
         at_least("width", self.width, 1)
         between("depth", self.depth, 1, 64)

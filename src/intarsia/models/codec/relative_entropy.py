@@ -19,14 +19,19 @@ Array = np.ndarray[Any, Any]
 
 
 def gumbels(key: int, count: int, group: int) -> Array:
-    """Draw Gumbels in decreasing order: G_n = -log(E_1 + ... + E_n), E exponential."""
+    """Draw standard Gumbel numbers in decreasing order: G_n = -log(E_1 + ... + E_n).
+
+    E_i: exponential numbers. key: the prior's random key; count: how many; group: the number of a
+    group of latents, each of which has its own draws.  -> (count,).
+    """
     return -np.log(np.cumsum(exponentials(key, count, group)))
 
 
 def choose(log_ratio: Array, order: Array) -> int:
-    """Return the index argmax log_ratio + order, whose candidate is a sample of q.
+    """Choose one of n samples of the prior p so that it is a sample of the posterior q.
 
-    log_ratio: log q / p of each candidate, up to a constant, (n,); order: as `gumbels`, (n,).
+    log_ratio: log q / p of each candidate, up to a constant, (n,); order: n Gumbel numbers,
+    falling. Returns the index of the largest log q / p plus Gumbel number.
     """
     return int(np.argmax(log_ratio + order))
 
@@ -34,7 +39,8 @@ def choose(log_ratio: Array, order: Array) -> int:
 def choose_naive(log_ratio: Array, order: Array) -> int:
     """Compute `choose` one candidate after the other, ending when no later one can win.
 
-    log_ratio, order: as in `choose`.
+    log_ratio: log q / p of each of n candidates, (n,), of posterior q and prior p; order: n Gumbel
+    numbers, falling. Returns the index of the chosen candidate.
     """
     best, index_of_best, bound = -np.inf, 0, log_ratio.max()
     for index, (ratio, gumbel) in enumerate(zip(log_ratio, order, strict=True)):
@@ -47,27 +53,39 @@ def choose_naive(log_ratio: Array, order: Array) -> int:
 
 
 def candidates(key: int, group: int, width: int, bits: int) -> Array:
-    """Draw the 2^bits candidates of a group: rows of normal deviates.  -> (2^bits, width) int32.
+    """Draw the 2^bits candidates of a group of latents: rows of normal deviates.
 
-    key: the prior's random key; width: latents of the group; units of 1 / UNIT.
+    key: the prior's random key; group: the group's number; width: latents of the group; bits: of an
+      index.  -> (2^bits, width) int32, in units of 1 / UNIT.
     """
     return normals(key, np.arange(1 << bits), width, group)
 
 
 def candidate(key: int, group: int, width: int, index: int) -> Array:
-    """Draw the candidate of one index without drawing the others.  -> (width,) int32."""
+    """Draw the candidate of one index without drawing the others.
+
+    key: the prior's random key; group: number of the group of latents; width: latents of the group;
+      index: the candidate's.  -> (width,) int32.
+    """
     return normals(key, np.array([index]), width, group)[0]
 
 
 def pack(indices: Array, bits: int) -> bytes:
-    """Pack numbers below 2^bits, lowest bit first, without gaps; zeros fill the last byte."""
+    """Pack numbers into bytes, lowest bit first, without gaps; zeros fill the last byte.
+
+    indices: the numbers; bits: of each, at most 24.
+    """
     between("bits", bits, 1, 24)
+    # One row of bits for each number.
     parts = (np.asarray(indices, np.uint32)[:, None] >> np.arange(bits, dtype=np.uint32)) & 1
     return np.packbits(parts.astype(np.uint8).ravel(), bitorder="little").tobytes()
 
 
 def unpack(payload: bytes, bits: int, count: int) -> Array:
-    """Invert `pack`.  -> (count,) int64."""
+    """Unpack the numbers that `pack` wrote.
+
+    payload: the bytes; bits: of a number; count: of numbers.  -> (count,) int64.
+    """
     flat = np.unpackbits(np.frombuffer(payload, np.uint8), bitorder="little")[: count * bits]
     return flat.reshape(count, bits).astype(np.int64) @ (1 << np.arange(bits, dtype=np.int64))
 

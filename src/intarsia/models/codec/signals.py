@@ -40,6 +40,7 @@ class Signal:
 def check_signal(signal: Any, kind: str) -> Array:
     """Check a signal of a kind, and return it as an array of the form in FORMS.
 
+    signal: an array, or a picture of Pillow; kind: "image", "audio", "video" or "structure".
     Raises: DataError for another form, an empty one, one with NaN, and one that is too large.
     """
     array, axes = (
@@ -54,6 +55,7 @@ def check_signal(signal: Any, kind: str) -> Array:
     if points > MOST_POINTS:
         got, fix = f"{points:,} points", f"Cut it into parts of at most {MOST_POINTS:,} points."
         raise _refusal(kind, got, fix=fix)
+    # sound and structures are numbers, pictures and films bytes
     if array.dtype.kind != "f" if kind in ("audio", "structure") else array.dtype != np.uint8:
         raise _refusal(kind, f"values of type {array.dtype}")
     if array.dtype.kind == "f" and not np.isfinite(array).all():
@@ -64,7 +66,11 @@ def check_signal(signal: Any, kind: str) -> Array:
 
 
 def read(signal: Any, kind: str) -> Signal:
-    """Convert a signal to values.  Raises: DataError as `check_signal` does."""
+    """Convert a signal to values in [0, 1].
+
+    signal: of the form in FORMS; kind: "image", "audio", "video" or "structure".  Raises: DataError
+      as `check_signal` does.
+    """
     values = check_signal(signal, kind).astype(np.float64)
     if kind == "audio":
         return Signal((values[:, None] + 1) / 2)
@@ -76,7 +82,11 @@ def read(signal: Any, kind: str) -> Signal:
 
 
 def write(values: Array, kind: str, centre: Sequence[float] = ()) -> Array:
-    """Invert `read`, for values that may lie outside [0, 1]."""
+    """Convert values back to a signal, the inverse of `read`; values may lie outside [0, 1].
+
+    values: (*sizes, channels); kind: "image", "audio", "video" or "structure"; centre: that of a
+      structure, in angstroms.
+    """
     if kind == "structure":
         return (values - 0.5) * ANGSTROMS + np.asarray(centre)
     values = values.clip(0, 1)
@@ -93,8 +103,8 @@ def tiles_of(sizes: Sequence[int], settings: RecombinerSettings) -> tuple[int, .
 def patches(values: Array, settings: RecombinerSettings) -> tuple[Array, Array]:
     """Cut values into patches, and mark the points inside the signal by 1.
 
-    Points outside repeat the values at the edge.
-    values: (*sizes, channels) -> (patches, points, channels), (patches, points).
+    values: (*sizes, channels); settings: have the size of a patch.  -> (patches, points, channels),
+      (patches, points). Points outside the signal repeat the values at its edge.
     """
     tiles = tiles_of(values.shape[:-1], settings)
     pairs = zip(tiles, settings.patch, values.shape, strict=False)
@@ -105,7 +115,11 @@ def patches(values: Array, settings: RecombinerSettings) -> tuple[Array, Array]:
 
 
 def join_patches(patches: Array, sizes: Sequence[int], settings: RecombinerSettings) -> Array:
-    """Join patches to a signal of these sizes, the inverse of `patches`.  -> (*sizes, channels)."""
+    """Join patches to a signal of some size, the inverse of `patches`.
+
+    patches: (patches, points, channels); sizes: of the signal, along each axis; settings: have the
+      size of a patch.  -> (*sizes, channels).
+    """
     tiles, n = tiles_of(sizes, settings), len(sizes)
     signal = patches.reshape(*tiles, *settings.patch, -1)
     # (tile 1, tile 2, ..., side 1, side 2, ...) -> (tile 1, side 1, tile 2, side 2, ...)
@@ -116,9 +130,13 @@ def join_patches(patches: Array, sizes: Sequence[int], settings: RecombinerSetti
 
 
 def _split_patches(values: Array, tiles: Sequence[int], settings: RecombinerSettings) -> Array:
-    """Reshape values whose sizes are whole patches to (patches, points, channels)."""
+    """Reshape values whose sizes are whole patches to (patches, points, channels).
+
+    values: (*sizes, channels); tiles: patches along each axis; settings: have the size of a patch.
+    """
     n = len(tiles)
     pairs = [size for pair in zip(tiles, settings.patch, strict=True) for size in pair]
+    # Axes: all patch numbers first, then the places within a patch.
     order = [*range(0, 2 * n, 2), *range(1, 2 * n, 2)]
     cells = values.reshape(*pairs, -1).transpose(*order, 2 * n)
     return cells.reshape(math.prod(tiles), settings.points, -1)
@@ -127,14 +145,16 @@ def _split_patches(values: Array, tiles: Sequence[int], settings: RecombinerSett
 def crops(
     arrays: Sequence[Array], sizes: Sequence[int], count: int, random: np.random.Generator
 ) -> list[Array]:
-    """Cut `count` parts of these sizes at random places, equally many from each array.
+    """Cut parts of one size at random places, equally many from each array.
 
-    arrays: (*sizes, channels) each; random: draws the places.
+    arrays: (*sizes, channels) each; sizes: of a part, along each axis; count: of parts; random:
+      draws the places.
     Raises: DataError for an array that is smaller.
     """
     parts = []
     for i in range(count):
         array = arrays[i % len(arrays)]
+        # numbers of places at which a part can begin along each axis, less 1
         room = [size - side for size, side in zip(array.shape, sizes, strict=False)]
         if min(room) < 0:
             name, want = f"signal {i % len(arrays)}", f"at least {tuple(sizes)}"
@@ -146,7 +166,10 @@ def crops(
 
 
 def _picture_array(signal: Any) -> Array:
-    """Convert a picture to (H, W, 3) without loss.  Raises: DataError for modes with other data."""
+    """Convert a picture to (H, W, 3) without loss.
+
+    signal: an array, or a picture of Pillow.  Raises: DataError for modes with other data.
+    """
     if isinstance(signal, Image.Image):
         if signal.mode not in ("RGB", "L") or "transparency" in signal.info:
             fix = "Convert it first: picture.convert('RGB')."
@@ -157,6 +180,7 @@ def _picture_array(signal: Any) -> Array:
             raise _refusal("image", f"mode {signal.mode}", fix=fix)
         signal = signal.convert("RGB")
     array = np.asarray(signal)
+    # a grey picture gets three equal channels
     return np.repeat(array[..., None], 3, -1) if array.ndim == 2 else array
 
 

@@ -19,7 +19,10 @@ UP = 4, 2, 2  # factors of upsampling the latents; their product is STEP
 
 
 def fourier(patch: Sequence[int]) -> Tensor:
-    """Compute cos and sin of pi w x at the points of a patch in (-1, 1).  -> (points, features)."""
+    """Compute Fourier features of the points of a patch: cos and sin of pi w x, x in (-1, 1).
+
+    patch: points along each axis.  -> (points, features), with frequencies w from 1 to HIGHEST.
+    """
     axes = [(torch.arange(side, dtype=torch.float64) + 0.5) / side * 2 - 1 for side in patch]
     coordinates = torch.stack(torch.meshgrid(*axes, indexing="ij"), -1).view(-1, len(patch), 1)
     count = max(1, FEATURES // (2 * len(patch)))
@@ -32,10 +35,11 @@ def fourier(patch: Sequence[int]) -> Tensor:
 
 
 def siren(x: Tensor, weights: Tensor, sizes: Sequence[int], omega: float = OMEGA) -> Tensor:
-    """Apply a SIREN for each row: sin(omega (b + x W)) at every layer, linear at the last.
+    """Apply an MLP with sines (SIREN) for each row: sin(omega (b + x W)), linear at the last.
 
-    x: (rows, points, sizes[0]); weights: (rows, p) with bias, then W, of each layer.
-    -> (rows, points, sizes[-1]).  Sitzmann et al., arXiv:2006.09661.
+    x: (rows, points, sizes[0]); weights: (rows, p) with bias b, then W, of each layer; sizes:
+      widths of all layers, inputs and outputs among them; omega: factor inside the sines.  ->
+      (rows, points, sizes[-1]).  Sitzmann et al., arXiv:2006.09661.
     """
     offset = 0
     for layer, (fan_in, fan_out) in enumerate(zip(sizes, sizes[1:], strict=False)):
@@ -68,8 +72,9 @@ class SignalDecoder(nn.Module):
     ) -> None:
         """Build the shared decoder; without `generator` it draws from torch's global one.
 
-        settings.positions: channels of the latents that a convolution spreads over the patches, 0 =
-        none; settings.reparametrise: learn a square map A for the weights of each layer.
+        settings: of the network: its sizes; `positions`, how many channels of the latents a
+          convolution spreads over the patches, 0 = none; `reparametrise`, whether to learn a square
+          map A from latents to the weights of each layer.
         """
         super().__init__()
         self.settings = settings
@@ -108,9 +113,13 @@ class SignalDecoder(nn.Module):
         return self.weights + self.latents
 
     def start(self, generator: torch.Generator) -> Tensor:
-        """Draw initial latents: SIREN's weights, and small positions.  -> (columns,)."""
+        """Draw initial latents of a patch: SIREN's first weights, and small positions.
+
+        generator: of the draw.  -> (columns,).
+        """
         parts: list[Tensor] = []
         for layer, (fan_in, fan_out) in enumerate(zip(self.sizes, self.sizes[1:], strict=False)):
+            # The bounds of SIREN's initialisation, wider in the first layer.
             bound = 1 / fan_in if layer == 0 else math.sqrt(6 / fan_in) / OMEGA
             drawn = torch.rand((fan_in + 1) * fan_out, generator=generator, dtype=FLOAT) * 2 - 1
             parts.append(drawn * bound)
@@ -118,10 +127,10 @@ class SignalDecoder(nn.Module):
         return torch.cat(parts)
 
     def forward(self, h: Tensor, tiles: Sequence[int]) -> Tensor:
-        """Compute the values of patches.
+        """Compute the values of patches from their latents.
 
-        h: (rows, latents), of the patches of signals with `tiles` patches along each axis,
-        row-major. -> (rows, points, channels).
+        h: (rows, columns), of the patches of whole signals, row-major; tiles: patches along each
+          axis of a signal.  -> (rows, points, channels).
         """
         x = self.points.expand(len(h), -1, -1)
         if self.latents:
@@ -129,16 +138,17 @@ class SignalDecoder(nn.Module):
         return siren(x, self.reparametrise(h[:, : self.weights]), self.sizes) + 0.5
 
     def reparametrise(self, h: Tensor) -> Tensor:
-        """Compute w = h A for each layer (3.1).  (rows, weights) -> (rows, weights)."""
+        """Compute the network's weights w = h A, layer by layer (3.1).  h: (rows, weights)."""
         if not len(self.maps):
             return h
         parts = h.split(layer_sizes(self.sizes), -1)
         return torch.cat([part @ a for part, a in zip(parts, self.maps, strict=True)], -1)
 
     def _positions(self, latents: Tensor, tiles: Sequence[int]) -> Tensor:
-        """Compute channels of every point from stitched patches (3.2).  -> (rows, points, out).
+        """Compute further inputs of every point by convolutions over the whole signal (3.2).
 
-        latents: (rows, positions x grid).
+        latents: (rows, positions x grid), a row for each patch of whole signals; tiles: patches
+          along each axis of a signal.  -> (rows, points, out).
         """
         # convolve whole signals, so that neighbouring patches see each other
         x = stitch(latents.reshape(len(latents), -1, *self.grid), tiles)
@@ -150,7 +160,10 @@ class SignalDecoder(nn.Module):
 
 
 def stitch(x: Tensor, tiles: Sequence[int]) -> Tensor:
-    """Join patches (signals * tiles, C, *side) to whole signals (signals, C, *(tiles * side))."""
+    """Join patches to whole signals, (signals, C, *(tiles * side)).
+
+    x: (signals * patches, C, *side), row-major; tiles: patches along each axis.
+    """
     n, side = len(tiles), x.shape[2:]
     x = x.reshape(-1, *tiles, x.shape[1], *side)  # signal, tiles, C, side
     order = [0, n + 1, *(axis for i in range(n) for axis in (1 + i, n + 2 + i))]
@@ -159,7 +172,11 @@ def stitch(x: Tensor, tiles: Sequence[int]) -> Tensor:
 
 
 def cut(x: Tensor, tiles: Sequence[int]) -> Tensor:
-    """Cut whole signals into patches, the inverse of `stitch`."""
+    """Cut whole signals into patches, the inverse of `stitch`.
+
+    x: (signals, C, *(tiles * side)); tiles: patches along each axis.  -> (signals * patches, C,
+      *side).
+    """
     n = len(tiles)
     side = [full // count for full, count in zip(x.shape[2:], tiles, strict=True)]
     pairs = [size for pair in zip(tiles, side, strict=True) for size in pair]

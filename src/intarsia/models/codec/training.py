@@ -42,7 +42,10 @@ class Posteriors(nn.Module):
         self.rho = nn.Embedding(count, len(start), sparse=True, _weight=first)
 
     def of(self, signals: Tensor) -> tuple[Tensor, Tensor]:
-        """Return mu and sigma of some signals, (signals, rows, columns) each."""
+        """Return mu and sigma of some signals, (signals, rows, columns) each.
+
+        signals: (n,) int64, their numbers.
+        """
         rows = signals[:, None] * self.rows + torch.arange(self.rows)
         return self.mu(rows), sigma(self.rho(rows))
 
@@ -69,8 +72,9 @@ class PriorTraining:
         """Build the decoder, the first posteriors and prior, and their optimisers.
 
         values: (signals, patches, points, channels) in [0, 1]; tiles: patches along each axis;
-        payload: bits of a patch; steps: their number in all; batch: signals in a step; start:
-        "shared", all signals begin at one mu, or "own", each at another.
+          settings: of the network; payload: bits of a patch; steps: their number in all; batch:
+          signals in a step; seed: of all draws; start: "shared", all signals begin at one mu, or
+          "own", each at another.
         """
         generator = torch.Generator().manual_seed(mix(seed, 0))
         self.values, self.tiles, self.settings = values, tuple(tiles), settings
@@ -105,7 +109,11 @@ class PriorTraining:
 
     @torch.no_grad()
     def _start_apart(self, generator: torch.Generator) -> None:
-        """Draw latents for every row, and set the prior's mean to 0, the maps to U(-1, 1) / p."""
+        """Let each signal start with latents of its own, and draw the maps A of the layers anew.
+
+        generator: of the draws. The prior's mean becomes 0; the entries of A are U(-1, 1) / p, p
+        the number of weights of a layer.
+        """
         for posterior, mean in zip(self.posteriors, self.mean, strict=True):
             assert isinstance(posterior, Posteriors)
             for row in posterior.mu.weight:
@@ -115,22 +123,24 @@ class PriorTraining:
             matrix -= torch.eye(len(matrix), dtype=FLOAT)
 
     def run(self, folder: Path | None, tell: Tell, every: int = 100) -> Prior:
-        """Train to the end.  folder: the state is saved there after each `every` steps.
+        """Train to the end, and return the prior.
 
-        A state that the folder has already is resumed.
+        folder: the state is saved there after each `every` steps, None = never; a state that the
+          folder has already is resumed; tell: called after each step with the number of steps and
+          the PSNR.
         Raises: TrainingError when the loss is not finite; ConfigError if the folder's state is of
-        other settings or signals.
+          other settings or signals.
         """
         if folder is not None and (latest := checkpoint.latest(folder)):
             self._load(checkpoint.load(latest), folder)
         while self.step < self.steps:
-            loss = self._step()
+            psnr = self._step()
             self.step += 1
             if self.step % REFRESH == 0 or self.step == self.steps:
                 self._refresh()
             if folder is not None and (self.step % every == 0 or self.step == self.steps):
                 checkpoint.save(folder, self._state())
-            tell(self.step, loss)
+            tell(self.step, psnr)
         return self.prior()
 
     def _step(self) -> float:
@@ -176,9 +186,10 @@ class PriorTraining:
 
     @torch.no_grad()
     def _refresh(self) -> None:
-        """Update the prior to the best for the posteriors, in closed form, and beta.
+        """Update the prior, and beta, the weight of the KL divergence in the loss.
 
-        Beta grows or shrinks towards the budget of bits.
+        The prior becomes the one of least divergence from the posteriors, in closed form; beta
+        grows where the signals need more bits than their budget, and shrinks where they need less.
         """
         posteriors = self._all_posteriors()
         self.mean = [mu.mean(0) for mu, _ in posteriors]
@@ -245,7 +256,11 @@ class PriorTraining:
         }
 
     def _load(self, state: dict[str, Any], folder: Path) -> None:
-        """Restore a state.  Raises: ConfigError for one of other settings or signals."""
+        """Restore a training from a checkpoint.
+
+        state: the checkpoint; folder: its folder, named in the error.  Raises: ConfigError for one
+          of other settings or signals.
+        """
         if state["identity"] != self._identity():
             got, want = f"a training with {state['identity']}", "the same settings and signals"
             fix = "Choose another folder, or train as before."

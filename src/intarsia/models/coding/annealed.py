@@ -66,7 +66,11 @@ class Annealed(
 
     @abc.abstractmethod
     def _start(self, mean: Array, spread: float, random: np.random.RandomState) -> Params:
-        """Draw initial parameters.  mean: (D,) of the data; spread: their standard deviation."""
+        """Draw initial parameters.
+
+        mean: (D,) of the data; spread: the data's standard deviation; random: the source of the
+          draws.
+        """
 
     @abc.abstractmethod
     def _states(self) -> States:
@@ -74,26 +78,45 @@ class Annealed(
 
     @abc.abstractmethod
     def _joint(self, params: Params, block: Samples, states: States, heat: float = 1.0) -> Joint:
-        """Compute log p(y | s) and log p(s).  heat: the temperature T."""
+        """Compute log p(y | s) and log p(s) of each sample y and each state s, a set of components.
+
+        params: arrays by name; block: n samples; states: those that are considered; heat: the
+          temperature T of the annealing. Returns a `Joint` of both.
+        """
 
     @abc.abstractmethod
     def _sums(
         self, params: Params, block: Samples, joint: Joint, q: Array, states: States, heat: float
     ) -> Params:
-        """Sum the statistics of the M-step over samples, weighted by q (n, S)."""
+        """Sum the statistics of the M-step over the samples of a block.
+
+        params: arrays by name; block: n samples; joint: what `_joint` returned for them; q: (n, S),
+          the probability of each state; states: those that are considered; heat: the temperature T.
+        """
 
     @abc.abstractmethod
     def _maximise(self, params: Params, sums: Params) -> Params:
-        """Do the M-step: the parameters after `params`, from the sums over all samples."""
+        """Do the M-step: return the parameters that maximise the expected log-likelihood.
+
+        params: those before; sums: of `_sums`, over all samples.
+        """
 
     @abc.abstractmethod
     def _code(self, params: Params, joint: Joint, q: Array, states: States) -> Array:
-        """Return the posterior mean of the code, (n, H)."""
+        """Return the posterior mean of the code, (n, H): how much each component is on.
+
+        params: arrays by name; joint: what `_joint` returned for n samples; q: (n, S), the
+          probability of each state; states: those that are considered.
+        """
 
     def _means(
         self, params: Params, block: Samples, joint: Joint, q: Array, states: States
     ) -> Array:
-        """Return the posterior mean of the data without noise, (n, D)."""
+        """Compute the posterior mean of the data without noise, (n, D).
+
+        params: arrays by name; block: n samples, unused here; joint: what `_joint` returned for
+          them; q: (n, S), the probability of each state; states: those that are considered.
+        """
         return self._code(params, joint, q, states) @ params["W"]
 
     def _block_numbers(self, states: States) -> int:
@@ -103,7 +126,8 @@ class Annealed(
     def _restart(self, params: Params, atom: int, row: Array, residual: Array) -> None:
         """Restart an unused component (atom) at a badly explained sample, in place.
 
-        row: the sample, (D,); residual: what the model leaves of it, (D,).
+        params: arrays by name, changed in place; atom: the component's number; row: the sample,
+          (D,); residual: the part of it that the model does not explain, (D,).
         """
         params["W"][atom] = residual
 
@@ -112,13 +136,14 @@ class Annealed(
     def fit(
         self, X: Any, y: Any = None, *, shards: RowShards = ALONE, progress: Progress | None = None
     ) -> Self:
-        """Fit the model to X (n, D) by EM; NaN = a missing value.
+        """Fit the model to data by EM, with a temperature that falls to 1.
 
-        shards: `intarsia.train.DataShards()` where each process that torchrun or accelerate started
-        passes rows of its own, and all get the parameters of all rows; progress: called with
-        (step, steps, mean log evidence).
+        X: (n, D); NaN = a missing value; y: unused, scikit-learn's pipelines pass it; shards:
+          `intarsia.train.DataShards()` where each process that torchrun or accelerate started
+          passes rows of its own, and all get the parameters of all rows; progress: called with
+          (step, steps, mean log evidence).
         Raises: ConfigError for an impossible setting; DataError for constant data, a row or column
-        without values, and fewer samples than components.
+          without values, and fewer samples than components.
         """
         x = self._read(X, first=True, least=1 if shards.count > 1 else 2)
         self._check(shards)
@@ -151,7 +176,7 @@ class Annealed(
 
     @classmethod
     def load(cls, folder: str | Path) -> Self:
-        """Load what `save` wrote.
+        """Load the model of a folder that `save` wrote.
 
         Raises: CheckpointError for another kind of folder, or arrays that do not fit together.
         """
@@ -171,7 +196,7 @@ class Annealed(
         return self._per_sample(X, self._code_of)
 
     def inverse_transform(self, X: Any) -> Array:
-        """Return the data of codes, without noise.  (n, H) -> (n, D)."""
+        """Return the data of codes, without noise.  X: codes, (n, H) -> (n, D)."""
         check_is_fitted(self)
         codes = np.asarray(X, dtype=np.float64)
         if codes.ndim != 2 or codes.shape[1] != len(self.components_):
@@ -180,7 +205,7 @@ class Annealed(
         return self._decode(codes)
 
     def score_samples(self, X: Any) -> Array:
-        """Return a lower bound of log p(y) in nats, over the model's states.  (n, D) -> (n,)."""
+        """Compute a lower bound of each sample's log p(y), in nats.  X: (n, D) -> (n,)."""
         return self._per_sample(
             X, lambda params, block, joint, q, states: self._e_step(joint, 1.0)[1]
         )
@@ -190,12 +215,21 @@ class Annealed(
         return float(self.score_samples(X).mean())
 
     def posterior(self, X: Any, n_states: int = 10) -> Posterior:
-        """Return each sample's `n_states` most probable states, with their probabilities."""
+        """Return each sample's most probable states, with their probabilities.
+
+        X: (n, D); n_states: the number of states for each sample.
+        """
         at_least("n_states", n_states, 1)
 
         def top(params: Params, block: Samples, joint: Joint, q: Array, states: States) -> Array:
+            """Return each sample's most probable states with probabilities, (n, k, H + 1).
+
+            params: arrays by name; block: n samples, unused; joint: what `_joint` returned for
+              them; q: (n, S), the probability of each state; states: those that are considered.
+            """
             best = np.argsort(-q, axis=1, kind="stable")[:, :n_states]
             rows = states.rows(best, joint.candidates, len(params["W"]))
+            # the probability is put behind the H numbers of a state, so that one array holds both
             shares = np.take_along_axis(q, best, axis=1)
             return np.concatenate([rows, shares[:, :, None]], axis=2)
 
@@ -214,7 +248,7 @@ class Annealed(
     def plot_components(self, path: str | Path | None = None, shape: tuple[int, int] | None = None):
         """Draw the components as tiles of a Pillow picture, the most used first.
 
-        path: a PNG to write; shape: of a tile, (height, width), a square by default.
+        path: a PNG to write, None = none; shape: of a tile, (height, width), a square by default.
         """
         check_is_fitted(self)
         order = np.argsort(-self.usage_, kind="stable")
@@ -243,10 +277,18 @@ class Annealed(
     def _code_of(
         self, params: Params, block: Samples, joint: Joint, q: Array, states: States
     ) -> Array:
+        """Return the posterior mean of the code, (n, H), by `_code`.
+
+        block: n samples, unused; the other arguments are those of `_code`.
+        """
         return self._code(params, joint, q, states)
 
     def _read(self, X: Any, first: bool = False, least: int = 1) -> Array:
-        """Validate X as scikit-learn does.  first: in `fit`; least: samples.  Raises: DataError."""
+        """Validate data as scikit-learn does, and return them as float64.
+
+        X: (n, D); first: in `fit`, which records D; least: the smallest number of samples.  Raises:
+          DataError.
+        """
         if not first:
             check_is_fitted(self)
         x = validate_data(
@@ -258,13 +300,17 @@ class Annealed(
             ensure_min_samples=least,
         )
         x = cast(Array, x)
+        # a row without any value says nothing of its causes
         if len(bad := np.flatnonzero(np.isnan(x).all(axis=1))):
             got = f"no value in {len(bad)} rows, the first of them {bad[0]}"
             raise DataError("X", got=got, want="a value in each row", fix="Leave such rows out.")
         return x
 
     def _check(self, shards: RowShards) -> None:
-        """Raise ConfigError for an impossible setting, or shards without a common random_state."""
+        """Raise ConfigError for an impossible setting, or shards without a common random_state.
+
+        shards: the processes of a fit, which must draw alike.
+        """
         at_least("n_components", self.n_components, 1)
         at_least("n_iter", self.n_iter, 1)
         at_least("temperature", self.temperature, 1)
@@ -285,7 +331,8 @@ class Annealed(
     def _blocks(self, data: Samples, states: States) -> Iterator[tuple[slice, Samples]]:
         """Yield consecutive samples in blocks whose arrays fit into the cache.
 
-        states: those of the model, which decide how large the arrays of a sample are.
+        data: all samples of this process; states: those of the model, which decide how large the
+          arrays of a sample are.  -> the numbers of the samples as a slice, and the samples.
         """
         # as many samples at a time as their largest array fits
         size = max(1, min(4096, BLOCK_NUMBERS // self._block_numbers(states)))
@@ -294,10 +341,11 @@ class Annealed(
             yield rows, data.take(rows)
 
     def _e_step(self, joint: Joint, heat: float) -> tuple[Array, Array]:
-        """Compute q, the probabilities of each sample's states (n, S), and its log evidence (n,).
+        """Compute the posterior q of each sample's states, (n, S), and its log evidence, (n,).
 
-        joint: log p(y | s) and log p(s), see `Joint`; heat: the temperature T.
-        log q = log p(y | s) / T + log p(s) - evidence, or with log p(s) / T, too.
+        joint: log p(y | s) and log p(s) of n samples y and S states s; heat: the temperature T: log
+          q = log p(y | s) / T + log p(s) - evidence; models that anneal the prior, too, divide log
+          p(s) by T as well.
         """
         log = joint.likelihood / heat
         log += joint.prior / heat if self._anneals_prior else joint.prior
@@ -349,9 +397,10 @@ class Annealed(
     def _add_up(
         self, params: Params, data: Samples, states: States, heat: float
     ) -> tuple[Params, Array]:
-        """Sum the M-step's statistics over samples, block by block; also return log evidences.
+        """Sum the M-step's statistics over all samples of this process, block by block.
 
-        heat: the temperature.  Returns (sums by name, log evidence of each sample (n,)).
+        params: arrays by name; data: the n samples; states: those of the model; heat: the
+          temperature. Returns (sums by name, log evidence of each sample (n,)).
         """
         sums, evidence = Params(), np.empty(len(data.x))
         for rows, block in self._blocks(data, states):
@@ -362,7 +411,7 @@ class Annealed(
         return sums, evidence
 
     def _cut(self, params: Params, step: int) -> float:
-        """Return the share of samples that a step leaves out."""
+        """Return the share of samples that a step leaves out; here none."""
         return 0.0
 
     def _restart_unused(
@@ -376,8 +425,9 @@ class Annealed(
     ) -> None:
         """Restart components that no sample uses at the samples explained worst, in place.
 
-        params: changed in place; sums: of the M-step, of which "usage" (H,) is read; evidence:
-        (n,), log evidence of each sample; shards: compares samples of all processes.
+        params: changed in place; sums: of the M-step, of which "usage" (H,) is read; data: the
+          samples of this process; evidence: (n,), log evidence of each; states: those of the model;
+          shards: compares samples of all processes.
         """
         dead = np.flatnonzero(sums["usage"] < 0.5)
         if not len(dead):
@@ -386,7 +436,7 @@ class Annealed(
         worst = np.argsort(evidence, kind="stable")[: len(dead)]
         block = data.take(worst)
         joint = self._joint(params, block, states)
-        # what the present model leaves of the worst samples
+        # the part of the worst samples that the present model does not explain
         off = block.x - self._means(params, block, joint, self._e_step(joint, 1.0)[0], states)
         if block.observed is not None:
             off = off * block.observed
@@ -401,10 +451,10 @@ class Annealed(
     def _per_sample(
         self, X: Any, compute: Callable[[Params, Samples, Joint, Array, States], Array]
     ) -> Array:
-        """Compute `compute` for each sample, block by block, with the fitted parameters.
+        """Compute something for each sample, block by block, with the fitted parameters.
 
-        X: (n, D); compute: takes (params, samples, joint, posterior q, states), returns rows of
-        results.
+        X: (n, D); compute: a function of (params, samples, joint, posterior q, states) that returns
+          a row for each sample.
         """
         x = self._read(X)
         params = {name: np.asarray(getattr(self, a)) for name, a in self._fitted.items()}

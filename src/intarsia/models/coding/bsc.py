@@ -29,7 +29,11 @@ coding = partial(
 
 
 def linear_start(mean: Array, spread: float, atoms: int, random: np.random.RandomState) -> Params:
-    """Draw W = mean + N(0, sd / 4), and set sigma^2 to the mean variance.  mean: (D,)."""
+    """Draw the first components W = mean + N(0, sd / 4), and set sigma^2 to the mean variance.
+
+    mean: (D,) of the data; spread: sd, their standard deviation; atoms: the number of components;
+      random: the source of the draws.
+    """
     noise = random.standard_normal((atoms, len(mean))) * spread / 4
     return {"W": mean + noise, "noise": np.array(spread**2)}
 
@@ -47,7 +51,10 @@ class Projections(NamedTuple):
 
 
 def project(params: Params, block: Samples) -> Projections:
-    """Compute the products of samples and components that log p(y | s) is made of."""
+    """Compute the products of samples and components that log p(y | s) is made of.
+
+    params: "W" (H, D) is read; block: n samples y.
+    """
     w = params["W"]
     norm = np.square(w).sum(1) if block.observed is None else block.observed @ np.square(w).T
     return Projections(block.x @ w.T, norm, np.square(block.x).sum(1))
@@ -56,24 +63,33 @@ def project(params: Params, block: Samples) -> Projections:
 def candidate_gram(params: Params, block: Samples, candidates: Array) -> Array:
     """Compute W_i . W_j of each sample's candidates over its observed values, (n, H', H').
 
-    candidates: (n, H'), indices of components.
+    params: "W" (H, D) is read; block: n samples; candidates: (n, H'), numbers of components.
     """
     w = params["W"]
     if block.observed is None:
         return (w @ w.T)[candidates[:, :, None], candidates[:, None]]
+    # (n, H', D): a sample's candidates, with 0 where its values are missing.
     observed_atoms = w[candidates] * block.observed[:, None]
     return observed_atoms @ observed_atoms.transpose(0, 2, 1)
 
 
 def top_indices(score: Array, width: int) -> Array:
-    """Return the indices of each row's `width` largest scores, ascending.  (n, H) -> (n, width)."""
+    """Return the indices of the largest scores of each row, ascending.
+
+    score: (n, H); width: how many of each row.  -> (n, width).
+    """
     if width == score.shape[1]:
         return np.broadcast_to(np.arange(width), score.shape)
     return np.sort(np.argpartition(-score, width - 1, axis=1)[:, :width], axis=1)
 
 
 def scatter_pairs(pairs: Array, candidates: Array, atoms: int) -> Array:
-    """Sum pairs of candidates over samples, at the components' indices.  (n, H', H') -> (H, H)."""
+    """Sum values of pairs of components over samples: from pairs of candidates to all pairs.
+
+    pairs: (n, H', H'), a value for each pair of a sample's H' candidates; candidates: (n, H'),
+      which components they are; atoms: H, the number of components.  -> (H, H).
+    """
+    # One number for each pair of components, so that bincount adds equal pairs up.
     place = candidates[:, :, None] * atoms + candidates[:, None]
     return np.bincount(place.ravel(), pairs.ravel(), atoms * atoms).reshape(atoms, atoms)
 
@@ -81,17 +97,20 @@ def scatter_pairs(pairs: Array, candidates: Array, atoms: int) -> Array:
 def second_moments(
     first: Array, diagonal: Array, pairs: Array, candidates: Array, block: Samples
 ) -> Params:
-    """Compute the sums of a linear M-step.
+    """Sum over samples what the M-step of a linear model y = W s + noise needs.
 
-    first: <s>, (n, H); diagonal: <s^2> of states with one cause, (n, H); pairs: <s s^T> of states
-    with more, among candidates, (n, H', H').  -> "ys" (H, D); "ss" (H, H), or (D, H, H) where
-    values are missing; "power", the sum of y^2; "values", the number of observed values.
+    first: <s>, the posterior mean of the H causes, (n, H); diagonal: the part of <s^2> from states
+      with one cause, (n, H); pairs: the part of <s s^T> from states with several, (n, H', H'), for
+      the H' candidates of each sample; candidates: (n, H'), which causes they are; block: the n
+      samples y. Returns "ys" (H, D), the sum of <s> y^T; "ss" (H, H), of <s s^T>, or (D, H, H)
+      where values are missing; "power", of y^2; "values", the number of observed values.
     """
     n, atoms = first.shape
     sums = {"ys": first.T @ block.x, "power": np.square(block.x).sum()}
     sums["values"] = np.sum(block.dims() * np.ones(n))
     if block.observed is None:
         return sums | {"ss": scatter_pairs(pairs, candidates, atoms) + np.diag(diagonal.sum(0))}
+    # Where values are missing, each feature d sums <s s^T> over its own samples.
     per_sample = np.zeros((n, atoms, atoms))
     per_sample[np.arange(n)[:, None, None], candidates[:, :, None], candidates[:, None]] = pairs
     per_sample[:, np.arange(atoms), np.arange(atoms)] += diagonal
@@ -101,8 +120,8 @@ def second_moments(
 def linear_maximise(sums: Params, before: Array | None = None) -> Params:
     """Maximise W = (sum y <s>^T) (sum <s s^T>)^-1, sigma^2 = mean <||y - W s||^2> / D.
 
-    sums: of `second_moments`, added up over all samples.
-    before: (H, D), take the residuals of sigma^2 from this W instead of the new one.
+    sums: of `second_moments`, added up over all samples; before: (H, D), take the residuals of
+      sigma^2 from this W instead of the new one; None = from the new one.
     """
     ys, ss = sums["ys"], sums["ss"]
     if ss.ndim == 2:
@@ -128,6 +147,7 @@ class Discrete(Truncated, abc.ABC):
     noise_from: str = "new"
 
     def _check(self, shards: RowShards) -> None:
+        """Raise ConfigError for an impossible setting.  shards: the processes of a fit."""
         super()._check(shards)
         one_of("noise_from", self.noise_from, ("new", "old"))
 
@@ -136,10 +156,19 @@ class Discrete(Truncated, abc.ABC):
         return counts
 
     def _affinity(self, params: Params, fit: Projections, gain: Array) -> Array:
-        """Score components as candidates, (n, H).  gain: (n, H, m), log p(y, one cause) + const."""
+        """Score each component for each sample, (n, H): the best ones become its candidates.
+
+        Candidates are the components that may be on together. params: arrays by name; fit: products
+          of n samples and H components; gain: (n, H, m), the log-probability of the sample if this
+          component alone is on, with each of its m values, up to a constant.
+        """
         return gain.max(axis=2)
 
     def _start(self, mean: Array, spread: float, random: np.random.RandomState) -> Params:
+        """Draw the first parameters: components, sigma^2, and small equal shares of the values.
+
+        mean: (D,) of the data; spread: their standard deviation; random: the source of the draws.
+        """
         m = len(self._values())
         prior = np.full(m, min(0.5, 1 / self.n_components) / m)
         return linear_start(mean, spread, self.n_components, random) | {"prior": prior}
@@ -148,8 +177,8 @@ class Discrete(Truncated, abc.ABC):
         """Compute log p(y | s) and log p(s) of no cause, each cause alone, and sets of candidates.
 
         params: "W" (H, D), "noise" sigma^2, "prior" (m,), the probability of each of the m values
-        of a cause; block: n samples; states: sets of candidates; heat: unused, the soft maximum of
-        MCA needs it.
+          of a cause; block: n samples y; states: sets of candidates that are on together; heat:
+          unused, the soft maximum of MCA needs it.
         """
         fit, noise, values = project(params, block), params["noise"], states.values
         atoms, n, none = len(params["W"]), len(block.x), math.log1p(-float(params["prior"].sum()))
@@ -173,7 +202,8 @@ class Discrete(Truncated, abc.ABC):
     ) -> Params:
         """Sum the statistics of the M-step over the samples of a block.
 
-        joint: what `_joint` returned for them; q: (n, S), posterior of the states; heat: unused.
+        params: arrays by name; block: n samples; joint: what `_joint` returned for them; q: (n, S),
+          posterior of the states; states: sets of candidates that are on together; heat: unused.
         Returns the sums of `second_moments`, "usage" (H,), expected uses of each component, and
         "counts" (m,), expected uses of each value.
         """
@@ -189,9 +219,9 @@ class Discrete(Truncated, abc.ABC):
         return sums | {"counts": single.sum(axis=(0, 1)) + multi.sum(axis=0) @ states.counts}
 
     def _maximise(self, params: Params, sums: Params) -> Params:
-        """Return W, sigma^2 and the prior of the values that maximise the expected log-likelihood.
+        """Compute W, sigma^2 and the prior of the values that maximise the expected log-likelihood.
 
-        sums: statistics of `_sums` over all samples.
+        params: those before; sums: statistics of `_sums` over all samples.
         """
         share = (
             self._prior_correction(params)
@@ -207,10 +237,10 @@ class Discrete(Truncated, abc.ABC):
         return linear_maximise(sums, before) | {"prior": share}
 
     def _code(self, params: Params, joint: Joint, q: Array, states: States) -> Array:
-        """Return the posterior mean <s> of each sample's causes s, (n, H).
+        """Compute the posterior mean <s> of each sample's causes s, (n, H).
 
         params: only "W" (H, D) is read, for H; joint: what `_joint` returned for the samples; q:
-        (n, S), posterior of the states.
+          (n, S), posterior of the states; states: sets of candidates that are on together.
         """
         single, multi = _split_states(params, q, states)
         code = single @ states.values
@@ -294,6 +324,10 @@ class DSC(Discrete):
     _cooled: ClassVar[float] = 0.7
 
     def _values(self) -> tuple[float, ...]:
+        """Return the values of a cause that is on, checked.
+
+        Raises: ConfigError for 0, equal ones, none, or values that are not finite.
+        """
         values = tuple(float(v) for v in self.values)
         good = values and 0 not in values and len({*values}) == len(values)
         if not good or not np.isfinite(values).all():

@@ -59,11 +59,14 @@ class Parts(NamedTuple):
 def extend_sets(
     before: SlabPosterior, precision: Array, eta: Array, members: Array, parent: Array
 ) -> SlabPosterior:
-    """Extend the posterior of sets by one more member each, using the Schur complement.
+    """Compute the posteriors of sets of g components from those of sets of g - 1 of them.
 
-    precision: Lambda of a sample's candidates, (n, H', H'); eta: Lambda kappa of each, (n, H');
-    members: (K, g), the new sets; parent: (K,), the index in `before` of each without its last
-    member.  The gain is (eta^T Lambda^-1 eta - log det Lambda) / 2.
+    A set's posterior is that of the strengths of its components, if these alone are on: a normal
+    distribution with precision Lambda and mean Lambda^-1 eta, and the gain (eta^T Lambda^-1 eta -
+    log det Lambda) / 2 in log-likelihood. The inverse is extended by the Schur complement.
+    before: posteriors of the smaller sets, for n samples; precision: Lambda of all H' candidates of
+      a sample, (n, H', H'); eta: (n, H'); members: (K, g), the K new sets, as numbers of
+      candidates; parent: (K,), the number in `before` of each set without its last member.
     """
     rest, last = members[:, :-1], members[:, -1]
     cov, mean = before.cov[:, parent], before.mean[:, parent]
@@ -88,10 +91,12 @@ def extend_sets(
 def diagonal_posteriors(
     single: SlabPosterior, precision: Array, eta: Array, rest: Array, states: States
 ) -> list[SlabPosterior]:
-    """Compute the posteriors of sets of each size under a diagonal psi, adding member by member.
+    """Compute the posteriors of sets of 2, 3, ... components, adding member by member.
 
-    precision: Lambda, (n, H', H'), and eta, (n, H'), of a sample's candidates; states: the sets.
-    single: of each candidate alone; rest: the prior's terms of each in log p(y), (n, H').
+    For a diagonal prior covariance psi of the strengths; see `extend_sets` for a set's posterior.
+    single: posteriors of each of a sample's H' candidates alone; precision: (n, H', H'), and eta:
+      (n, H'), of all candidates of n samples; rest: (n, H'), the terms of log p(y) that a
+      candidate's prior adds; states: the sets. Returns a posterior of all sets for each size.
     """
     level, sets = single, []
     for members, parent in states.levels:
@@ -101,12 +106,14 @@ def diagonal_posteriors(
 
 
 def full_posterior(gram: Array, fit: Array, mu: Array, psi: Array, members: Array) -> SlabPosterior:
-    """Compute the posterior of sets of one size under a full psi; its gain has the prior's terms.
+    """Compute the posteriors of the strengths of K sets of components, for a full prior covariance.
 
-    gram: W_i . W_j / sigma^2 of a sample's candidates, (n, H', H'); fit: W y / sigma^2 and mu,
-    (n, H') each; psi: (n, H', H').  Avoids the inverse of psi, which may be nearly singular: with
-    R = (I + gram psi)^-1 and u = R (fit - gram mu) of a set, Lambda^-1 = psi R, mean = mu + psi u,
-    gain = mu^T fit - mu^T gram mu / 2 + ((fit - gram mu)^T psi u + log det R) / 2.
+    gram: W_i . W_j / sigma^2 of the H' candidates of n samples, (n, H', H'); fit: W y / sigma^2,
+      (n, H'); mu: (n, H'), and psi: (n, H', H'), the prior's mean and covariance of the strengths;
+      members: (K, g), the sets, as numbers of candidates. The gain has the prior's terms. Avoids
+      the inverse of psi, which may be nearly singular: with R = (I + gram psi)^-1 and u = R (fit -
+      gram mu) of a set, Lambda^-1 = psi R, mean = mu + psi u, gain = mu^T fit - mu^T gram mu / 2 +
+      ((fit - gram mu)^T psi u + log det R) / 2.
     """
     i, j = members[:, :, None], members[:, None]
     gram, psi, mu, fit = gram[:, i, j], psi[:, i, j], mu[:, members], fit[:, members]
@@ -157,15 +164,21 @@ class GSC(Truncated):
         return True
 
     def _check(self, shards: RowShards) -> None:
+        """Raise ConfigError for an impossible setting.  shards: the processes of a fit."""
         super()._check(shards)
         one_of("slab", self.slab, ("diagonal", "full"))
 
     def _block_numbers(self, states: States) -> int:
+        """Return how many numbers the largest array of one sample has.  states: the sets."""
+        # a covariance matrix for each set of components
         matrices = (level.members.size * level.members.shape[1] for level in states.levels)
         return max([super()._block_numbers(states), *matrices])
 
     def _start(self, mean: Array, spread: float, random: np.random.RandomState) -> Params:
-        """Draw the first parameters.  mean: (D,) of the data; spread: their standard deviation."""
+        """Draw the first parameters.
+
+        mean: (D,) of the data; spread: their standard deviation; random: the source of the draws.
+        """
         params = linear_start(mean, spread, self.n_components, random)
         params["prior"] = np.full(self.n_components, min(0.5, 1 / self.n_components))
         params["mean"] = random.standard_normal(self.n_components) * 0.3 + 1
@@ -178,8 +191,9 @@ class GSC(Truncated):
     def _joint(self, params: Params, block: Samples, states: States, heat: float = 1.0) -> Joint:
         """Compute log p(y | b) and log p(b) of no component, each alone, and sets of candidates.
 
-        The slabs z are integrated out.  params: "W" (H, D), "noise" sigma^2, "prior" pi (H,),
-        "mean" mu (H,), "slab" psi (H,) or Psi (H, H); block: n samples; heat: unused.
+        b: which components are on; their strengths z are integrated out. params: "W" (H, D),
+          "noise" sigma^2, "prior" pi (H,), "mean" mu (H,), "slab" psi (H,) or Psi (H, H); block: n
+          samples y; states: the sets; heat: unused.
         Returns a `Joint` whose `parts` are the posteriors of z, for single components and for sets.
         """
         fit, noise, mu = project(params, block), params["noise"], params["mean"]
@@ -226,10 +240,13 @@ class GSC(Truncated):
     ) -> Params:
         """Sum the statistics of the M-step over the samples of a block.
 
-        joint: what `_joint` returned for them; q: (n, S), posterior of the states.
-        heat: unused.
-        Returns the sums of `second_moments`, "usage" (H,), and for mu and psi either
-        "first" and "square" (H,), or "slope" (H,) and "curve" (H, H) where the slab is full.
+        params: arrays by name; block: n samples; joint: what `_joint` returned for them; q: (n, S),
+          posterior probabilities of the S states, which say what components are on; states: the
+          sets of components; heat: unused.
+        Returns the sums of `second_moments`, for W; "usage" (H,), how often each of the H
+        components is on; and for the strengths' mean mu and covariance psi (the slab) either
+        "first" and "square" (H,), sums of strengths and of their squares, or for a full psi "slope"
+        (H,) and "curve" (H, H), derivatives of the evidence.
         """
         atoms, width, candidates = len(params["W"]), states.width, joint.candidates
         alone, sets, single = joint.parts.single, joint.parts.sets, q[:, 1 : 1 + atoms]
@@ -255,9 +272,9 @@ class GSC(Truncated):
         return sums
 
     def _maximise(self, params: Params, sums: Params) -> Params:
-        """Return the parameters of the M-step: W, sigma^2, pi, mu and psi.
+        """Do the M-step: return W, sigma^2, pi, mu and psi.
 
-        params: those before, as in `_joint`; sums: statistics of `_sums` over all samples.
+        params: the arrays before the step, by name; sums: statistics over all samples, by name.
         """
         mu, psi = (self._full_slab if self.slab == "full" else self._diagonal_slab)(params, sums)
         share = np.clip(
@@ -266,9 +283,10 @@ class GSC(Truncated):
         return linear_maximise(sums) | {"prior": share, "mean": mu, "slab": psi}
 
     def _diagonal_slab(self, params: Params, sums: Params) -> tuple[Array, Array]:
-        """Return mu_h = sum <b_h z_h> / sum <b_h>, psi_h = sum <b_h z_h^2> / sum <b_h> - mu_h^2.
+        """Compute mu_h = sum <b_h z_h> / sum <b_h>, psi_h = sum <b_h z_h^2> / sum <b_h> - mu_h^2.
 
-        sums: "first", "square" and "usage", (H,); a component that is hardly used keeps `params`.
+        sums: "first", "square" and "usage", (H,), these three sums; params: those before, which a
+          component that is hardly used keeps.
         """
         alive, used = sums["usage"] > ALIVE, sums["usage"] + 1e-300
         mu = np.where(alive, sums["first"] / used, params["mean"])
@@ -276,10 +294,12 @@ class GSC(Truncated):
         return mu, np.maximum(psi, FLOOR)
 
     def _full_slab(self, params: Params, sums: Params) -> tuple[Array, Array]:
-        """Update mu and Psi of a full slab by steps that are `_diagonal_slab` for a diagonal Psi.
+        """Update the mean mu and the full covariance Psi of the components' strengths by a step.
 
-        With u = psi_b^-1 <z_b - mu_b> and M = sum (<u u^T> - psi_b^-1), which are 0 at the maximum,
-        the steps are mu + Psi u / N and Psi + Psi M Psi / N, N the expected uses of each component.
+        params: those before; sums: "slope", "curve" and "usage" of `_sums`. With u = psi_b^-1 <z_b
+          - mu_b> ("slope") and M = sum (<u u^T> - psi_b^-1) ("curve"), which are 0 at the maximum,
+          the new values are mu + Psi u / N and Psi + Psi M Psi / N, N the expected uses of each
+          component. For a diagonal Psi they are those of `_diagonal_slab`.
         """
         psi, alive = params["slab"], sums["usage"] > ALIVE
         root = np.where(alive, 1 / np.sqrt(sums["usage"] + 1e-300), 0)
@@ -290,9 +310,10 @@ class GSC(Truncated):
         return params["mean"] + step, (vectors * np.maximum(values, FLOOR)) @ vectors.T
 
     def _code(self, params: Params, joint: Joint, q: Array, states: States) -> Array:
-        """Return the posterior mean <b z> of each sample, (n, H).
+        """Compute the posterior mean <b z> of each sample, (n, H).
 
-        q: (n, S), posterior of the states; joint: what `_joint` returned.
+        params: only "W" (H, D) is read, for H; joint: what `_joint` returned for n samples; q: (n,
+          S), posterior of the states; states: the sets.
         """
         code = q[:, 1 : 1 + len(params["W"])] * joint.parts.single.mean
         by_sets = _over_sets(q, states, [s.mean for s in joint.parts.sets])
@@ -302,8 +323,8 @@ class GSC(Truncated):
     def _restart(self, params: Params, atom: int, row: Array, residual: Array) -> None:
         """Restart an unused component in place, with the average pi, mu = 1 and psi = 1.
 
-        atom: its index; row: (D,), a badly explained sample; residual: (D,), what the model leaves
-        of it.
+        params: changed in place; atom: the component's number; row: (D,), a badly explained sample;
+          residual: (D,), the part of it that the model does not explain.
         """
         super()._restart(params, atom, row, residual)
         params["prior"][atom], params["mean"][atom] = params["prior"].mean(), 1.0
@@ -320,9 +341,9 @@ def _outer(vectors: Array) -> Array:
 def _over_sets(q: Array, states: States, values: list[Array], axes: int = 1) -> Array:
     """Compute the posterior mean, over active sets, of values of the sets' members.
 
-    q: (n, S), probabilities of states.  values: for each size g of sets a value of each member,
-    (n, K, g), or with axes = 2 of each pair of members, (n, K, g, g).  Candidates outside a set
-    count 0.  -> (n, H') or (n, H', H'), by candidates.
+    q: (n, S), probabilities of states; states: the sets by size; values: for each size g of sets a
+      value of each member, (n, K, g), or with axes = 2 of each pair of members, (n, K, g, g).
+      Candidates outside a set count 0.  -> (n, H') or (n, H', H'), by candidates.
     """
     n, width = len(q), states.width
     total, start = np.zeros((n, width**axes)), q.shape[1] - len(states.table)
@@ -336,7 +357,11 @@ def _over_sets(q: Array, states: States, values: list[Array], axes: int = 1) -> 
 
 
 def _incidence(place: Array, width: int) -> Array:
-    """Return the 0/1 matrix that sums entries by their places (K, ...).  -> (K * ..., width)."""
+    """Return the 0/1 matrix whose product with a row of entries sums them by their places.
+
+    place: (K, ...), the place of each entry; width: the number of places.  -> (entries, width), 1
+      at an entry's place.
+    """
     matrix = np.zeros((place.size, width))
     matrix[np.arange(place.size), place.ravel()] = 1.0
     return matrix

@@ -41,6 +41,7 @@ class Maximal(Truncated, abc.ABC):
         return self.anneal_prior
 
     def _check(self, shards: RowShards) -> None:
+        """Raise ConfigError for an impossible setting.  shards: the processes of a fit."""
         super()._check(shards)
         one_of("maximum", self.maximum, ("hard", "soft"))
 
@@ -64,7 +65,10 @@ class Maximal(Truncated, abc.ABC):
         return self.n_features_in_ * max(len(states.table), self.n_components)
 
     def _start(self, mean: Array, spread: float, random: np.random.RandomState) -> Params:
-        """Draw the first parameters.  mean: (D,) of the data; spread: their standard deviation."""
+        """Draw the first parameters.
+
+        mean: (D,) of the data; spread: their standard deviation; random: the source of the draws.
+        """
         w = mean + random.standard_normal((self.n_components, len(mean))) * spread / 4
         prior = np.full(1, min(0.5, 1 / self.n_components))
         return {"W": self._raise_to_floor(w), "noise": np.array(spread**2), "prior": prior}
@@ -72,8 +76,9 @@ class Maximal(Truncated, abc.ABC):
     def _joint(self, params: Params, block: Samples, states: States, heat: float = 1.0) -> Joint:
         """Compute log p(y | s) and log p(s) of no cause, each cause alone, and sets of candidates.
 
-        params: "W" (H, D), "noise" sigma^2, "prior" pi (1,); block: n samples; heat: temperature,
-        which sets the exponent rho of the soft maximum.
+        params: "W" (H, D), "noise" sigma^2, "prior" pi (1,); block: n samples y; states: sets of
+          candidates that are on together; heat: temperature, which sets the exponent rho of the
+          soft maximum.
         Returns a `Joint` whose `parts` are the squared errors (n, S) and noise-free data of all
         states.
         """
@@ -95,10 +100,12 @@ class Maximal(Truncated, abc.ABC):
         return Joint(-0.5 * (far / noise + rest.reshape(-1, 1)), prior, candidates, (far, means))
 
     def _state_means(self, w: Array, candidates: Array, states: States, heat: float) -> list[Array]:
-        """Return the noise-free data of states of several causes, (n, K, D) for each size of set.
+        """Compute the data without noise if several components are on: their maximum.
 
-        w: (H, D), components; candidates: (n, H'), those that may be on in a sample; states: sets
-        of candidates by size; heat: temperature, which sets the exponent of the soft maximum.
+        w: (H, D), the H components; candidates: (n, H'), numbers of those that may be on in each of
+          n samples; states: sets of candidates, by size; heat: the temperature, which sets the
+          exponent of a soft maximum. Returns for each size an array (n, K, D), for the K sets of
+          this size.
         """
         soft, rho, largest = self.maximum == "soft", self._rho(heat), np.abs(w).max()
         if soft:  # Wbar = (sum_h (s_h W_hd)^rho)^(1 / rho), of magnitudes that keep their sign
@@ -116,7 +123,9 @@ class Maximal(Truncated, abc.ABC):
     ) -> Params:
         """Sum the statistics of the M-step over the samples of a block.
 
-        joint: what `_joint` returned for them; q: (n, S), posterior of the states.
+        params: arrays by name; block: n samples y; joint: what `_joint` returned for them; q: (n,
+          S), posterior of the states; states: sets of candidates that are on together; heat:
+          temperature.
         Returns "usage" (H,), "off" and "values" (squared error, number of values), and for W the
         sums "a" of <A> and "ay" of <A y>, (H, D), where A_hd is the influence of cause h on value
         d.
@@ -145,7 +154,10 @@ class Maximal(Truncated, abc.ABC):
         return sums | {"ay": single.T @ block.x + power * (membership.T @ (weight * block.x[n]))}
 
     def _maximise(self, params: Params, sums: Params) -> Params:
-        """Return W = sum <A y> / sum <A>, sigma^2 and pi from the sums over all samples."""
+        """Compute W = sum <A y> / sum <A>, sigma^2 and pi from the sums over all samples.
+
+        params: those before; sums: of `_sums`.
+        """
         used = sums["a"] > 1e-10
         # W = sum <A y> / sum <A>
         w = np.where(used, sums["ay"] / np.where(used, sums["a"], 1), params["W"])
@@ -156,9 +168,10 @@ class Maximal(Truncated, abc.ABC):
         return {"W": w, "noise": noise, "prior": np.clip([pi], 1e-8, 0.95)}
 
     def _code(self, params: Params, joint: Joint, q: Array, states: States) -> Array:
-        """Return the posterior mean <s> of each sample, (n, H).
+        """Compute the posterior mean <s> of each sample's causes, (n, H).
 
-        q: (n, S), posterior of the states; joint: what `_joint` returned.
+        params: only "W" (H, D) is read, for H; joint: what `_joint` returned; q: (n, S), posterior
+          of the states; states: sets of candidates that are on together.
         """
         atoms = len(params["W"])
         code = q[:, 1 : 1 + atoms].copy()
@@ -168,10 +181,18 @@ class Maximal(Truncated, abc.ABC):
     def _means(
         self, params: Params, block: Samples, joint: Joint, q: Array, states: States
     ) -> Array:
+        """Compute the posterior mean of the data without noise, (n, D).
+
+        joint: what `_joint` returned for n samples; its parts have the data of all states; q: (n,
+          S), the probability of each state; params, block, states: unused, other models need them.
+        """
         return np.einsum("ns,nsd->nd", q, np.concatenate(joint.parts[1], axis=1))
 
     def _decode(self, codes: Array) -> Array:
-        """Join components by the maximum, hard or soft, weighted by codes.  (n, H) -> (n, D)."""
+        """Join components by the maximum, hard or soft, weighted by codes.
+
+        codes: (n, H).  -> (n, D).
+        """
         soft, rho, data = self.maximum == "soft", self._rho(1.0), np.zeros(1)
         for code, w in zip(codes.T, self.components_, strict=True):
             part = code[:, None] * w
@@ -179,6 +200,11 @@ class Maximal(Truncated, abc.ABC):
         return np.sign(data) * np.abs(data) ** (1 / rho) if soft else data
 
     def _restart(self, params: Params, atom: int, row: Array, residual: Array) -> None:
+        """Set an unused component to a badly explained sample, in place.
+
+        params: arrays by name; atom: the component's number; row: (D,), the sample; residual:
+          unused, other models need it.
+        """
         params["W"][atom] = row
         params["W"] = self._raise_to_floor(params["W"])
 
@@ -245,6 +271,10 @@ class MMCA(Maximal):
         return np.square(w - x)
 
     def _raise_to_floor(self, w: Array) -> Array:
+        """Return components whose entries are at least as large as a least size, signs kept.
+
+        w: (H, D), the components.
+        """
         low = least_entry(w)
         return np.where(np.abs(w) < low, np.where(w < 0, -low, low), w)
 

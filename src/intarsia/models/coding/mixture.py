@@ -42,9 +42,11 @@ class AnnealedMixture(Annealed, abc.ABC):
         return self.n_components * self.n_features_in_
 
     def _joint(self, params: Params, block: Samples, states: States, heat: float = 1.0) -> Joint:
-        """Compute log p(y | h) and log p(h) of each component h, (n, 1 + H).
+        """Compute log p(y | h), (n, 1 + H), and log p(h), (1 + H,), of each component h.
 
-        The first state, no component, is impossible.  states, heat: unused, other models need them.
+        params: arrays by name; block: n samples y; states, heat: unused, other models need them.
+          State 0 is "no component" and impossible; states 1 ... H are the components. The third
+          part of a `Joint`, components that may be on together, has no meaning in mixtures: zeros.
         """
         n = len(block.x)
         none = np.full((n, 1), -np.inf)  # no sample is without a component
@@ -58,13 +60,17 @@ class AnnealedMixture(Annealed, abc.ABC):
     ) -> Params:
         """Sum the statistics of the M-step: "usage" (H,), sum of q, and "qy" (H, D), sum of q y.
 
-        q: (n, 1 + H), posterior of the components.  params, joint, states, heat: unused, other
-        models need them.
+        block: n samples y; q: (n, 1 + H), posterior of the components; params, joint, states, heat:
+          unused, other models need them.
         """
         share = self._code(params, joint, q, states)
         return {"usage": share.sum(0), "qy": share.T @ block.x}
 
     def _maximise(self, params: Params, sums: Params) -> Params:
+        """Do the M-step: return the components' parameters and their prior probabilities.
+
+        params: those before; sums: "usage" (H,), "samples" and the statistics of the components.
+        """
         share = np.maximum(sums["usage"], 1e-8 * sums["samples"])
         return self._maximise_components(params, sums) | {"prior": share / share.sum()}
 
@@ -72,6 +78,11 @@ class AnnealedMixture(Annealed, abc.ABC):
         return q[:, 1:]
 
     def _restart(self, params: Params, atom: int, row: Array, residual: Array) -> None:
+        """Set an unused component to a badly explained sample, with a mean prior, in place.
+
+        params: arrays by name; atom: the component's number; row: (D,), the sample; residual:
+          unused, other models need it.
+        """
         params["W"][atom] = row
         params["prior"][atom] = params["prior"].mean()
         params["prior"] /= params["prior"].sum()

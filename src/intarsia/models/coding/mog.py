@@ -53,11 +53,15 @@ class MoG(AnnealedMixture):
     }
 
     def _check(self, shards: RowShards) -> None:
+        """Raise ConfigError for an impossible setting.  shards: the processes of a fit."""
         super()._check(shards)
         one_of("covariance", self.covariance, ("full", "diagonal"))
 
     def _start(self, mean: Array, spread: float, random: np.random.RandomState) -> Params:
-        """Draw the first parameters.  mean: (D,) of the data; spread: their standard deviation."""
+        """Draw the first parameters.
+
+        mean: (D,) of the data; spread: their standard deviation; random: the source of the draws.
+        """
         atoms, width = self.n_components, len(mean)
         w = mean + random.standard_normal((atoms, width)) * spread / 4
         variance = np.full((atoms, width), spread**2)
@@ -69,7 +73,10 @@ class MoG(AnnealedMixture):
         }
 
     def _densities(self, params: Params, x: Array) -> Array:
-        """Compute log N(x; W_h, Sigma_h) of each sample and component.  x: (n, D) -> (n, H)."""
+        """Compute log N(x; W_h, Sigma_h) of each sample x and component h, (n, H).
+
+        params: "W" (H, D) and "covariance" Sigma, (H, D, D) or its diagonal (H, D); x: (n, D).
+        """
         densities = np.empty((len(x), len(params["W"])))
         for h, (w, sigma) in enumerate(zip(params["W"], params["covariance"], strict=True)):
             if sigma.ndim == 1:
@@ -87,9 +94,10 @@ class MoG(AnnealedMixture):
     ) -> Params:
         """Sum the statistics of the M-step over the samples of a block.
 
-        q: (n, 1 + H), posterior of the components.  Beside the mixture's sums, "second" has moments
-        about the old W, (H, D, D) or (H, D), which lose no digits for data far from 0.  states,
-        heat: unused.
+        params: arrays by name; block: n samples y; joint: unused; q: (n, 1 + H), posterior of the
+          components; states, heat: unused, other models need them.  Beside the mixture's sums,
+          "second" has moments about the old W, (H, D, D) or (H, D), which lose no digits for data
+          far from 0.
         """
         share = self._code(params, joint, q, states)
         off = [block.x - w for w in params["W"]]
@@ -101,10 +109,11 @@ class MoG(AnnealedMixture):
         return sums | {"second": np.stack(second)}
 
     def _maximise_components(self, params: Params, sums: Params) -> Params:
-        """Return the new means and covariances; a component that is not used keeps its own.
+        """Compute the new means and covariances; a component that is not used keeps its old ones.
 
-        sums: "usage" (H,), sum of q; "qy" (H, D), sum of q y; "second", sum of q (y - W)(y - W)^T
-        about the means before this step, (H, D, D) or its diagonal (H, D).
+        params: those before the step; sums: "usage" (H,), sum of q; "qy" (H, D), sum of q y;
+          "second", sum of q (y - W)(y - W)^T about the means before this step, (H, D, D) or its
+          diagonal (H, D).
         """
         used = np.maximum(sums["usage"], 1e-300)[:, None]
         alive = sums["usage"][:, None] > 1e-6
@@ -119,6 +128,11 @@ class MoG(AnnealedMixture):
         return {"W": w, "covariance": sigma, "least": params["least"]}
 
     def _restart(self, params: Params, atom: int, row: Array, residual: Array) -> None:
+        """Set an unused component to a badly explained sample, with the mean covariance, in place.
+
+        params: arrays by name; atom: the component's number; row: (D,), the sample; residual:
+          unused, other models need it.
+        """
         super()._restart(params, atom, row, residual)
         params["covariance"][atom] = params["covariance"].mean(axis=0)
 

@@ -46,16 +46,19 @@ class MoP(AnnealedMixture):
     _fitted: ClassVar[Mapping[str, str]] = {"W": "components_", "prior": "prior_"}
 
     def _check(self, shards: RowShards) -> None:
-        """Raise ConfigError for impossible settings; `total` must exceed the number of features."""
+        """Raise ConfigError for impossible settings; `total` must exceed the number of features.
+
+        shards: the processes of a fit, checked by the base class.
+        """
         super()._check(shards)
         if self.total is not None and not self.total > self.n_features_in_:
             want, fix = f"above the {self.n_features_in_} features", "Try ten times as many."
             raise ConfigError("total", got=self.total, want=want, fix=fix)
 
     def _read(self, X: Any, first: bool = False, least: int = 1) -> Array:
-        """Check that X (n, D) is not negative, and scale each row to the sum `total`.
+        """Check that data are not negative, and scale each row to the sum `total` if that is set.
 
-        first: the data are those of `fit`; least: least number of rows.
+        X: (n, D); first: the data are those of `fit`; least: the smallest number of rows.
         """
         x = not_negative(super()._read(X, first, least), "MoG, whose components have signs")
         if self.total is None:
@@ -65,24 +68,32 @@ class MoP(AnnealedMixture):
         return (self.total - x.shape[1]) * x / length + 1
 
     def _start(self, mean: Array, spread: float, random: np.random.RandomState) -> Params:
-        """Draw the first parameters.  mean: (D,) of the data; spread: their standard deviation."""
+        """Draw the first parameters.
+
+        mean: (D,) of the data; spread: their standard deviation; random: the source of the draws.
+        """
         atoms = self.n_components
         w = mean + random.standard_normal((atoms, len(mean))) * spread / 4
         least = np.array(FLOOR * mean.mean())
         return {
+            # Rates are above 0: a rate of 0 would rule its counts out for ever.
             "W": np.maximum(w, mean / 4 + least),
             "prior": np.full(atoms, 1 / atoms),
             "least": least,
         }
 
     def _densities(self, params: Params, x: Array) -> Array:
+        """Compute the log-probability of each sample for each component, independent Poissons.
+
+        params: "W" (H, D), the means; x: (n, D), counts.  -> (n, H).
+        """
         w = params["W"]
         return x @ np.log(w).T - w.sum(axis=1) - gammaln(x + 1).sum(axis=1, keepdims=True)
 
     def _maximise_components(self, params: Params, sums: Params) -> Params:
-        """Return the new means W = sum q y / sum q; a component that is not used keeps its own.
+        """Compute the new means W = sum q y / sum q; an unused component keeps its old one.
 
-        sums: "usage" (H,), sum of q; "qy" (H, D), sum of q y.
+        params: those before the step; sums: "usage" (H,), sum of q; "qy" (H, D), sum of q y.
         """
         used = sums["usage"][:, None]
         w = np.where(used > 1e-6, sums["qy"] / np.maximum(used, 1e-300), params["W"])

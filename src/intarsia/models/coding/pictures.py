@@ -21,10 +21,10 @@ GAP = 2  # pixels between tiles
 def tiles(
     rows: np.ndarray, path: str | Path | None = None, shape: tuple[int, int] | None = None
 ) -> Image.Image:
-    """Draw each row (D,) as a tile, 0 in mid grey, its largest value black or white.
+    """Draw each row of numbers as a tile, 0 in mid grey, its largest value black or white.
 
-    rows: (n, D); path: a PNG to write; shape: (height, width) of a tile, a square by default.
-    Raises: ShapeError for rows of another size.
+    rows: (n, D); path: a PNG to write, None = none; shape: (height, width) of a tile, a square by
+      default. Raises: ShapeError for rows of another size.
     """
     side = math.isqrt(rows.shape[1])
     shape = (side, side) if shape is None else shape

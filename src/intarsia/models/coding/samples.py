@@ -28,12 +28,18 @@ class Samples(NamedTuple):
 
 
 def block_of(x: Array, missing: bool) -> Samples:
-    """Wrap data (n, D); missing: some values may be NaN, here or in another process."""
+    """Wrap data (n, D) as `Samples`.
+
+    x: NaN = a missing value; missing: some values may be NaN, here or in another process.
+    """
     return Samples(np.nan_to_num(x), ~np.isnan(x)) if missing else Samples(x, None)
 
 
 def not_negative(x: Array, instead: str) -> Array:
-    """Return the data if no value is below 0.  Raises: DataError that names the model `instead`."""
+    """Return the data if no value is below 0; refuse them otherwise.
+
+    x: (n, D); instead: the model that the error names.  Raises: DataError.
+    """
     if np.nanmin(x) < 0:
         got, want = f"values down to {np.nanmin(x):.3g}", "values from 0 on"
         fix = f"Add a constant, or use {instead}."
@@ -43,9 +49,10 @@ def not_negative(x: Array, instead: str) -> Array:
 
 
 def moments(data: Samples, shards: RowShards) -> tuple[Array, float]:
-    """Return the mean of each feature (D,), and the root of their mean variance.
+    """Compute the mean of each feature (D,), and the root of their mean variance.
 
-    Raises: DataError for a column without values, and for constant data.
+    data: the samples of this process; shards: adds sums up over processes. Raises: DataError for a
+      column without values, and for constant data.
     """
     observed = np.ones_like(data.x) if data.observed is None else data.observed
     count = shards.sum(observed.sum(axis=0).astype(np.float64))
@@ -64,7 +71,10 @@ def moments(data: Samples, shards: RowShards) -> tuple[Array, float]:
 
 
 def count_of_causes(shares: Array) -> Array:
-    """Return P(g causes are on), g = 0 ... H, for independent causes.  (H,) -> (H + 1,)."""
+    """Compute P(g causes are on), g = 0 ... H, for independent causes.
+
+    shares: (H,), P(cause h is on).  -> (H + 1,).
+    """
     probability = np.zeros(len(shares) + 1)
     probability[0] = 1.0
     # add one cause at a time: it is on, which raises g by one, or off

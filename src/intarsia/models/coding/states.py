@@ -57,10 +57,13 @@ class States:
     """
 
     def __init__(self, width: int, active: int, values: Sequence[float] = (1.0,)) -> None:
-        """List the states: all subsets of 2 to `active` candidates, with every choice of values.
+        """List the states of a sample: which of its candidates are on, and with what values.
 
-        width: candidates of a sample, H'; active: most causes of a state; values: those of a cause,
-        (m,).
+        A state is a subset of 2 to `active` candidates (causes that may be on in the sample), and a
+        choice of one of the values for each of them.
+        width: the number of candidates of a sample; active: the largest number that may be on at
+          once; values: (m,), those that a cause can have when it is on.
+        Raises: ConfigError for too many states.
         """
         # a set of g causes has m^g assignments of values
         sizes = range(2, active + 1)
@@ -91,9 +94,10 @@ class States:
         self.squares = (self.table[:, :, None] * self.table[:, None]).reshape(-1, width * width)
 
     def rows(self, index: Array, candidates: Array, causes: int) -> Array:
-        """Expand indices of states to the values of all causes, (n, k, causes).
+        """Expand numbers of states to the values of all causes, 0 = off: (n, k, causes).
 
-        index: (n, k), numbers of states; candidates: (n, width), of each sample; causes: H.
+        index: (n, k), the numbers of k states of each of n samples; candidates: (n, width), numbers
+          of the causes that may be on in each sample; causes: how many there are in all.
         """
         m = len(self.values)
         states = np.zeros((len(index), index.shape[1], causes))
@@ -108,12 +112,16 @@ class States:
 
 
 def _levels(width: int, active: int) -> list[Subsets]:
-    """List the subsets of sizes 2 ... active, each with its parent."""
+    """List the subsets of sizes 2 ... active, each with its parent: itself less its last member.
+
+    width: candidates of a sample; active: the largest size.
+    """
     place: dict[tuple[int, ...], int] = {(i,): i for i in range(width)}
     levels = []
     for g in range(2, active + 1):
         sets = list(itertools.combinations(range(width), g))
         parent = np.array([place[s[:-1]] for s in sets], dtype=np.int64)
         levels.append(Subsets(np.array(sets, dtype=np.int64).reshape(-1, g), parent))
+        # The subsets of this size are the parents of the next.
         place = {s: i for i, s in enumerate(sets)}
     return levels

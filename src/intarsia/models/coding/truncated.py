@@ -58,7 +58,10 @@ class Truncated(Annealed, abc.ABC):
         return States(*self._sizes(), self._values())
 
     def _cut(self, params: Params, step: int) -> float:
-        """Return the share of samples to leave out, which grows to 1 - P(<= max_active causes)."""
+        """Return the share of samples to leave out, which grows to 1 - P(<= max_active causes).
+
+        params: arrays by name, of which "prior" is read; step: the step's number.
+        """
         ramp = (step / self.n_iter - CUT_FROM) / (1 - CUT_FROM)
         return max(0.0, ramp) * (1 - self._within(params)) if self.data_cut else 0.0
 
@@ -73,11 +76,12 @@ class Truncated(Annealed, abc.ABC):
     def _prior_correction(self, params: Params) -> float:
         """Return pi H A / B, which corrects shares of causes for the samples left out.
 
-        A = P(at most max_active causes), B = the mean number of causes with that condition, times
-        A.
+        params: "prior" is read. A = P(at most max_active causes), B = the mean number of causes
+          with that condition, times A; pi: the mean share of a cause, H: the number of causes.
         """
         if not self.data_cut:
             return 1.0
         within = count_of_causes(self._shares(params))[: self._sizes()[1] + 1]
+        # B: the sum of g P(g causes) over g up to max_active.
         mean_count = float((np.arange(len(within)) * within).sum())
         return float(self._shares(params).sum()) * float(within.sum()) / mean_count

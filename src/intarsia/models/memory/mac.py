@@ -29,7 +29,11 @@ def pack_bits(bits: Array) -> Array:
 
 
 def active_inputs(weights: Array, row: Array) -> Array:
-    """Count each unit's active inputs with weight 1, u = W x.  Bytes (..., B), (B,) -> (...)."""
+    """Count how many active inputs each unit has weight 1 for, u = W x with W and x of bits.
+
+    weights: (..., B), the bits of W packed into B bytes for each unit; row: (B,) bytes, the bits of
+      x.  -> (...), a count for each unit.
+    """
     return np.bitwise_count(weights & row).sum(axis=-1, dtype=np.int64)
 
 
@@ -47,15 +51,21 @@ def seed_of(random_state: int | None) -> int:
 
 
 def subtract_baseline(evidence: Array, baseline: float) -> Array:
-    """Return (V - v0) / (1 - v0), at least 0: V without the overlap v0 that all items share."""
+    """Correct evidence for the overlap that all items share: (V - v0) / (1 - v0), at least 0.
+
+    evidence: V, any shape; baseline: v0, the share of bits that two different items have in common.
+    """
     return np.maximum(0, (evidence - baseline) / (1 - baseline))
 
 
 def draw(evidence: Array, expansion: tuple[float, float], floor: float, seed: list[int]) -> Array:
-    """Draw the winning unit of each module for a new item, with probability psi / sum psi.
+    """Draw the winning unit of each module for a new item; the more evidence, the more probable.
 
-    evidence: V of each unit, (Q, K); expansion: (a, b); floor: see `Mac`; seed: for this draw ->
-    (Q,).
+    A unit's probability is psi / sum psi, psi a sigmoid of its evidence V plus a floor. The
+    sigmoid is the higher, the more familiar the item is: a G^b, G the mean of the modules' largest
+    evidence.
+    evidence: V of each unit, (Q, K), Q modules of K units; expansion: (a, b); floor: psi of a unit
+      without evidence; seed: for this draw. Returns the number of the winner in each module, (Q,).
     """
     a, b = expansion
     eta = a * evidence.max(axis=1).mean() ** b  # a G^b: the more familiar, the steeper
@@ -67,10 +77,11 @@ def draw(evidence: Array, expansion: tuple[float, float], floor: float, seed: li
 
 
 def learn_item(weights: Array, winners: Array, bits: Array, limit: float) -> None:
-    """Set the winners' weights from active bits to 1, in place.
+    """Let the winning units learn an item: their weights from its active bits become 1, in place.
 
-    weights: (Q, K, B) bytes; winners: (Q,); bits: (B,) bytes of the item; limit: a unit with so
-    many weights at 1 learns no more.
+    weights: (Q, K, B), the bits of weights packed into B bytes, for K units in each of Q modules;
+    winners: (Q,), the winning unit of each module; bits: (B,) bytes of the item; limit: a unit with
+    so many weights at 1 learns no more.
     """
     q = np.arange(len(weights))
     # a saturated unit is frozen: it would soon respond to everything
@@ -125,7 +136,10 @@ class Mac(LearnedCodes, ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseE
     random_state: int | None = None
 
     def fit(self, X: Any, y: Any = None) -> Self:
-        """Learn items (n, D) from scratch, in an order drawn from random_state."""
+        """Learn items from scratch, in an order drawn from random_state.
+
+        X: (n, D), zeros and ones; y: unused, scikit-learn's pipelines pass it.
+        """
         # a random order, after which codes are put back in the order of the items
         x = self._read(X, reset=True)
         self._begin(x.shape[1])
@@ -136,7 +150,10 @@ class Mac(LearnedCodes, ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseE
         return self
 
     def partial_fit(self, X: Any, y: Any = None) -> Self:
-        """Learn more items in their order, (n, D), or one of (D,)."""
+        """Learn more items in their order.
+
+        X: (n, D), or one item (D,); y: unused, scikit-learn's pipelines pass it.
+        """
         first = "weights_" not in vars(self)
         x = self._read(_rows(X), reset=first)
         if first:
@@ -146,7 +163,7 @@ class Mac(LearnedCodes, ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseE
         return self
 
     def learn_sequence(self, X: Any) -> Self:
-        """Learn a sequence of items (T, D); each code depends on the one before it, too."""
+        """Learn a sequence of items; each code depends on the one before it, too.  X: (T, D)."""
         first = "weights_" not in vars(self)
         x = self._read(X, reset=first)
         if first:
@@ -165,8 +182,9 @@ class Mac(LearnedCodes, ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseE
     def recall(self, X: Any, active: int | None = None) -> Array:
         """Recall the stored item that a cue leads to: the bits that most winners have learned.
 
-        X: (n, D) -> (n, D) of 0 and 1.  active: number of bits of each, None = the mean number of
-        the learned items, so that a cue that lost some bits gets them back.  Raises: ConfigError.
+        X: cues, (n, D) -> (n, D) of 0 and 1; active: number of bits of each result, None = the mean
+          number of the learned items, so that a cue that lost some bits gets them back.  Raises:
+          ConfigError.
         """
         check_is_fitted(self, "weights_")
         if active is None:
@@ -175,9 +193,10 @@ class Mac(LearnedCodes, ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseE
         return self._bits_of(self.code(X), active)
 
     def replay(self, X: Any, steps: int) -> Array:
-        """Replay the learned sequence from an item on.  (D,) -> (steps, D).
+        """Replay the learned sequence from an item on.
 
-        Beyond the end of the learned sequence the result is arbitrary.
+        X: the item, (D,); steps: the number of items to return.  -> (steps, D). Beyond the end of
+          the learned sequence the result is arbitrary.
         Raises: DataError where no sequence was learned.
         """
         at_least("steps", steps, 1)
@@ -191,7 +210,7 @@ class Mac(LearnedCodes, ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseE
         return self._bits_of(np.array(codes), self._usual_active())
 
     def transform(self, X: Any) -> Array:
-        """Return codes as zeros and ones.  (n, D) -> (n, Q K)."""
+        """Return codes as zeros and ones, 1 = the unit that won.  X: (n, D) -> (n, Q K)."""
         winners = self._evidence(X, rows=False).argmax(axis=2)
         return (
             (winners[:, :, None] == np.arange(self.n_units)).reshape(len(winners), -1).astype(float)
@@ -202,7 +221,10 @@ class Mac(LearnedCodes, ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseE
         return self.n_modules * self.n_units
 
     def _begin(self, features: int) -> None:
-        """Check the settings, and create empty weights for items of `features` bits."""
+        """Check the settings, and create empty weights for items of some number of bits.
+
+        features: D, the bits of an item.  Raises: ConfigError.
+        """
         at_least("n_modules", self.n_modules, 1)
         at_least("n_units", self.n_units, 2)
         above("floor", self.floor, 0)
@@ -213,12 +235,16 @@ class Mac(LearnedCodes, ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseE
             raise ConfigError("expansion", got=got, want=want, fix="Try (1e4, 7.0).")
         self.seed_ = seed_of(self.random_state)
         shape = self.n_modules, self.n_units
+        # weights are 0 or 1: eight in a byte
         self.weights_ = np.zeros((*shape, (features + 7) // 8), np.uint8)
         self.previous_ = np.zeros((*shape, (self.n_modules * self.n_units + 7) // 8), np.uint8)
         self.n_items_ = self.n_active_ = 0
 
     def _learn(self, x: Array, chained: bool = False) -> None:
-        """Learn rows of bits; chained: a row's code is an input of the next one."""
+        """Learn items one after the other.
+
+        x: (n, D) bits; chained: a row's code is an input of the next one.
+        """
         # the algorithm of one item: V, then the winners, then their weights
         codes = np.empty((len(x), self.n_modules), np.int64)
         before: Array | None = None
@@ -246,7 +272,10 @@ class Mac(LearnedCodes, ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseE
         return pack_bits((winners[:, None] == np.arange(self.n_units)).ravel())
 
     def _evidence(self, X: Any, rows: bool = True) -> Array:
-        """Compute V of every unit.  X: (n, D), or (D,) with `rows` -> (n, Q, K)."""
+        """Compute the evidence V of every unit, (n, Q, K).
+
+        X: (n, D), or (D,) where `rows` is True.
+        """
         x = self._read(_rows(X) if rows else X)
         return np.stack(
             [
@@ -262,9 +291,9 @@ class Mac(LearnedCodes, ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseE
         return round(self.n_active_ / self.n_items_)
 
     def _bits_of(self, codes: Array, active: int) -> Array:
-        """Return the `active` bits that most winners of a code have learned.  (n, Q) -> (n, D).
+        """Return the bits that most winners of a code have learned, (n, D).
 
-        codes: (n, Q), the winner of each of Q groups; active: number of bits of an item.
+        codes: (n, Q), the winner of each of Q modules; active: number of bits of an item.
         """
         q, width = np.arange(self.n_modules), self.n_features_in_
         bits = np.zeros((len(codes), width), np.int64)
@@ -296,7 +325,10 @@ class Mac(LearnedCodes, ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseE
         return bits
 
     def _warn_of_collapse(self, x: Array) -> None:
-        """Warn where many different items got the same code, and suggest a baseline."""
+        """Warn where many different items got the same code, and suggest a baseline.
+
+        x: (n, D), the items that were just learned.
+        """
         items, winners = len(np.unique(x, axis=0)), self.codes_
         codes = basis_set_size(winners)
         if items < FEW or codes >= COLLAPSED * items:

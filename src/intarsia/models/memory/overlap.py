@@ -18,7 +18,10 @@ SIDE, GAP = 320, 8  # pixels of a map, and between the two
 
 
 def input_overlaps(x: Array) -> Array:
-    """Divide shared active bits by the larger count of both items.  (n, D) -> (n, n)."""
+    """Compute the overlap of each two items: common active bits / the larger of their two counts.
+
+    x: (n, D) bits.  -> (n, n).
+    """
     # float64 products are exact for counts, and faster than integers
     bits = np.asarray(x, dtype=np.float64)
     counts = bits.sum(axis=1)
@@ -47,7 +50,10 @@ def similarity(x: Array, codes: Array) -> float:
 
 
 def adherence(x: Array, codes: Array) -> float:
-    """Return the SISC adherence, the rank correlation of both overlaps; 0 if one is constant."""
+    """Compute the SISC adherence, the rank correlation of both overlaps; 0 if one is constant.
+
+    SISC: similar inputs have similar codes. x: (n, D) bits; codes: (n, Q), winners.
+    """
     of_inputs, of_codes = _pairs(input_overlaps(x)), _pairs(code_overlaps(codes))
     return _correlation(rankdata(of_inputs), rankdata(of_codes))
 
@@ -57,7 +63,8 @@ def overlap_maps(
 ) -> Image.Image:
     """Draw overlaps of inputs and of codes side by side as a grey picture, dark = 0.
 
-    X: (n, D) of 0 and 1; codes: (n, Q); labels: (n,), by which items are sorted; path: a PNG.
+    X: (n, D) of 0 and 1; codes: (n, Q); labels: (n,), by which items are sorted, None = not; path:
+      a PNG to write, None = none.
     Raises: DataError for other numbers of items and codes.
     """
     x, codes = np.asarray(X), np.asarray(codes)
@@ -85,7 +92,7 @@ def _pairs(table: Array) -> Array:
 
 
 def _correlation(first: Array, second: Array) -> float:
-    """Return Pearson's correlation, 0 where it is undefined."""
+    """Compute Pearson's correlation of two vectors, 0 where it is undefined."""
     if len(first) < 2 or not first.std() or not second.std():
         return 0.0
     return float(np.corrcoef(first, second)[0, 1])

@@ -57,7 +57,10 @@ class SparseyNet(LearnedNet, ClassNamePrefixFeaturesOutMixin, TransformerMixin, 
     random_state: int | None = None
 
     def fit(self, X: Any, y: Any = None) -> Self:
-        """Learn pictures (n, height * width) from scratch, in a random order of the seed."""
+        """Learn pictures from scratch, in an order drawn from random_state.
+
+        X: (n, height * width), zeros and ones; y: unused, scikit-learn's pipelines pass it.
+        """
         x = self._read(X, reset=True)
         self._check()
         self.seed_, self.n_items_ = seed_of(self.random_state), 0
@@ -73,12 +76,15 @@ class SparseyNet(LearnedNet, ClassNamePrefixFeaturesOutMixin, TransformerMixin, 
         return self
 
     def code(self, X: Any) -> Array:
-        """Return the last level's winners in retrieval, (n, macs Q), -1 where a mac is inactive."""
+        """Return the last level's winners in retrieval, (n, macs Q), -1 where a mac is inactive.
+
+        X: (n, height * width).
+        """
         codes = [self._codes_of(row, learn=False)[-1] for row in self._read(X)]
         return np.stack(codes).reshape(len(codes), -1)
 
     def transform(self, X: Any) -> Array:
-        """Return codes of all levels as zeros and ones.  (n, height * width) -> (n, units)."""
+        """Return codes of all levels as zeros and ones.  X: (n, height * width) -> (n, units)."""
         by_picture = [self._codes_of(row, learn=False) for row in self._read(X)]
         rows = [np.concatenate([self._bits(codes) for codes in levels]) for levels in by_picture]
         return np.stack(rows).astype(float)
@@ -88,13 +94,12 @@ class SparseyNet(LearnedNet, ClassNamePrefixFeaturesOutMixin, TransformerMixin, 
         return sum(side * side for side in self.grid) * self.n_modules * self.n_units
 
     def _codes_of(self, row: Array, learn: bool) -> list[Array]:
-        """Compute the codes of one picture: for each level (macs, Q) int, the number of each
-        winner.
+        """Compute the codes of one picture, for each level the numbers of the winners, (macs, Q).
 
         A mac (macrocolumn) sees one part of the level below and has Q groups of units, with one
         winner each; its code is -1 where too little input makes it inactive.
         row: the picture's bits, (pixels,) bool; learn: True draws winners at random by their
-          evidence and stores them, False takes those of most evidence.
+          evidence and stores them, False selects those of most evidence.
         """
         levels, below = [], row
         for level in range(len(self.grid)):
@@ -126,7 +131,10 @@ class SparseyNet(LearnedNet, ClassNamePrefixFeaturesOutMixin, TransformerMixin, 
         return (codes[:, :, None] == np.arange(self.n_units)).ravel()
 
     def _fields(self, level: int) -> Array:
-        """Return the receptive field of each mac, (macs, inputs) bool."""
+        """Return which inputs each mac of a level sees, those within `radius`, (macs, inputs) bool.
+
+        level: its number, from 0.
+        """
         side = self.grid[level]
         shape = self.shape if level == 0 else (self.grid[level - 1],) * 2
         places = [np.arange(length) for length in shape]
@@ -138,7 +146,7 @@ class SparseyNet(LearnedNet, ClassNamePrefixFeaturesOutMixin, TransformerMixin, 
         return within if level == 0 else within.repeat(self.n_modules * self.n_units, axis=1)
 
     def _check(self) -> None:
-        """Raise ConfigError for an impossible setting, or a mac without inputs."""
+        """Raise ConfigError for an impossible setting, or a mac (group of units) without inputs."""
         for name in ("n_modules", "least"):
             at_least(name, getattr(self, name), 1)
         at_least("n_units", self.n_units, 2)
@@ -147,6 +155,7 @@ class SparseyNet(LearnedNet, ClassNamePrefixFeaturesOutMixin, TransformerMixin, 
             at_least("macs on a side of grid", side, 1, "For example: grid=(5, 2).")
         between("baseline", self.baseline, 0, 0.999)
         for level in range(len(self.grid)):
+            # a mac without inputs would never be active
             if not self._fields(level).any(axis=1).all():
                 got = f"{self.radius} with grid={self.grid}"
                 want, fix = "one with which every mac sees something", "Raise radius."

@@ -53,7 +53,11 @@ class TrieTensors(nn.Module):
     leaves: Tensor
 
     def __init__(self, trie: Trie, offsets: Tensor) -> None:
-        """Copy the arrays of the trie to buffers, which are not saved; see the class."""
+        """Copy the arrays of a trie to unsaved buffers, and count the items below each node.
+
+        trie: of semantic ids, an item being a path of tokens; offsets: (L,), the vocabulary's first
+          token of each level.
+        """
         super().__init__()
         parts = {n: torch.from_numpy(getattr(trie, n)) for n in ("starts", "token", "item", "path")}
         leaves = torch.bincount(parts["path"].flatten(), minlength=len(parts["token"]))
@@ -64,9 +68,10 @@ class TrieTensors(nn.Module):
         self.levels = self.path.shape[1]
 
     def below(self, node: Tensor) -> tuple[Tensor, Tensor]:
-        """List the children (N,) of some nodes (R,), and for each the row of its parent, (N,).
+        """List the children of R nodes of the trie, N in all.
 
-        node: (R,), indices of nodes of the trie.
+        node: (R,), numbers of the nodes. Returns for each child the position of its parent in
+          `node`, (N,), and the child's number, (N,).
         """
         first, counts = self.starts[node], self.starts[node + 1] - self.starts[node]
         device = node.device
@@ -86,12 +91,13 @@ def generate_items(
     excluded: Tensor | None = None,
     draws: torch.Generator | None = None,
 ) -> GeneratedItems:
-    """Generate `items` items after each history: the `width` best sequences, or as many draws.
+    """Generate items after each history: the `width` best sequences, or as many draws.
 
-    model: computes log-probabilities of tokens; paths: the trie of semantic ids.
-    x: (B, n), places of items from 1.  excluded: (B, U), places of items that may not be generated,
-    0 = none.  draws: the generator to sample with, None = beam search.  A token is allowed where an
-    item that was not generated yet is below it in the trie, so that every sequence can be finished.
+    model: computes log-probabilities of tokens; paths: the trie of semantic ids; x: (B, n),
+      histories, as numbers of items from 1; items: how many to generate; width: sequences for each
+      history; excluded: (B, U), numbers of items that may not be generated, 0 = none; draws: the
+      generator to sample with, None = beam search. A token is allowed where an item that was not
+      generated yet is below it in the trie, so that every sequence can be finished.
     Raises: DataError where fewer items are left.
     """
     batch, rows = len(x), len(x) * width
@@ -140,9 +146,10 @@ def generate_items(
 
 
 def _items_left(paths: TrieTensors, used: Tensor, row: Tensor, child: Tensor, level: int) -> Tensor:
-    """Count the items below each child that were not generated or excluded, (N,).
+    """Count the items below each child node that were not generated or excluded, (N,).
 
-    used: (R, U), places of items, 0 = none;  row: (N,), the row of each child;  child: (N,).
+    paths: the trie; used: (R, U), numbers of items from 1, 0 = none; row: (N,), the row of each
+      child; child: (N,), nodes; level: their level.
     """
     nodes = torch.where(used > 0, paths.path[(used - 1).clamp_min(0), level], -1)  # (R, U)
     once = _first_occurrence(used)  # an item that stands twice counts once
@@ -158,10 +165,12 @@ def _first_occurrence(used: Tensor) -> Tensor:
 def _choose(
     scores: Tensor, score: Tensor, batch: int, width: int, draws: torch.Generator | None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Choose the rows that continue, and their tokens.
+    """Choose which sequences go on, and with which token: the best ones, or at random.
 
-    scores: (R, V), log-probabilities of the next token;  score: (R,), of each row so far;  R =
-    batch * width.  Returns the parent rows, tokens and new scores, (R,) each.
+    scores: (R, V), log-probabilities of the next token for R sequences (rows); score: (R,), that of
+      each sequence so far; batch: B, the number of histories; width: sequences of each, R = B *
+      width; draws: the generator to sample with, None = beam search. Returns (R,) each: the row
+      that is continued, its next token, and the new score.
     """
     size = scores.shape[1]
     if draws is not None:

@@ -37,7 +37,10 @@ class FieldCoding:
 
     @classmethod
     def of(cls, name: str, values: ItemField) -> FieldCoding:
-        """Choose the coding of a field by its values; lists of many different words are a text."""
+        """Choose the coding of a field by its values; lists of many different words are a text.
+
+        name: the field's; values: those of all items.
+        """
         if values.kind == "float":
             numbers = np.array([v for v in values.values if not np.isnan(v)])
             shares = np.linspace(0, 1, BUCKETS + 1)[1:-1]
@@ -55,9 +58,13 @@ class FieldCoding:
         return {WORDS: len(self.words) + 1, TEXT: HASHES, NUMBER: len(self.edges) + 2}[self.kind]
 
     def codes(self, values: ItemField) -> Array:
-        """Code values as (items, longest) int64, padded with -1; 0 for an unknown value."""
+        """Code values as whole numbers, (items, longest), padded with -1; 0 for an unknown value.
+
+        values: the field's, one or several for each item.
+        """
         if self.kind == NUMBER:
             numbers = np.asarray(values.values, dtype=float)
+            # numbers are coded by the interval that they lie in; 0 is a number that is missing
             bucket = np.digitize(numbers, np.asarray(self.edges)) + 1
             return np.where(np.isnan(numbers), 0, bucket)[:, None]
         if self.kind == TEXT:
@@ -90,10 +97,10 @@ class FieldVectors(nn.Module):
     def __init__(
         self, fields: Mapping[str, ItemField], width: int, *, generator: torch.Generator
     ) -> None:
-        """Build a table of vectors for each field, and the MLP over them; see the class.
+        """Build a table of vectors for each field, and the MLP from these to an item's vector.
 
-        width: length of an item's vector.
-        fields: name -> its values for all items; generator: draws the first weights.
+        fields: name -> its values for all items; width: length of an item's vector; generator:
+          draws the first weights. Raises: DataError for no field.
         """
         super().__init__()
         if not fields:
@@ -109,6 +116,7 @@ class FieldVectors(nn.Module):
             nn.Linear(2 * width, width),
         )
         for table in self.tables:
+            # a vector has length 1 or so, whatever its width
             nn.init.normal_(table.weight, std=field_width**-0.5, generator=generator)  # pyright: ignore
         for layer in (self.mlp[0], self.mlp[2]):
             nn.init.xavier_uniform_(layer.weight, generator=generator)  # pyright: ignore
@@ -118,7 +126,7 @@ class FieldVectors(nn.Module):
     def set(self, fields: Mapping[str, ItemField]) -> None:
         """Replace the items, by their fields, without a change of any weight.
 
-        Raises: DataError for a field that is missing.
+        fields: name -> its values for all items. Raises: DataError for a field that is missing.
         """
         for coding in self.coding:
             if coding.name not in fields:
@@ -138,7 +146,8 @@ class FieldVectors(nn.Module):
     def forward(self, items: Tensor | None = None, without: int | None = None) -> Tensor:
         """Compute vectors of items, (..., width).
 
-        items: places, None = all (n + 1,).  without: index of a field to treat as unknown.
+        items: their numbers from 1, None = all (n + 1,); without: number of a field to treat as
+          unknown, None = none.
         """
         parts: list[Tensor] = []
         for i, table in enumerate(self.tables):
@@ -165,6 +174,10 @@ class IdVectors(nn.Module):
     """Learned vector for each item, as SASRec has (arXiv:1808.09781).  () -> (n + 1, width)."""
 
     def __init__(self, count: int, width: int, *, generator: torch.Generator) -> None:
+        """Draw a vector for each item, and 0 for number 0, no item.
+
+        count: of items; width: of a vector; generator: the source of the vectors.
+        """
         super().__init__()
         self.table = nn.Embedding(count + 1, width, padding_idx=0)
         with torch.no_grad():

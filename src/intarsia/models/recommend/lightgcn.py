@@ -45,6 +45,7 @@ class LightGcn(Settings):
     )
 
     def __post_init__(self) -> None:
+        """Check that no setting is below its least value.  Raises: ConfigError."""
         at_least("width", self.width, 1)
         at_least("layers", self.layers, 0)
         at_least("reg", self.reg, 0)
@@ -61,7 +62,11 @@ class LightGcnModel(Ranker):
     def __init__(
         self, settings: LightGcn, events: Interactions, *, generator: torch.Generator
     ) -> None:
-        """Draw the vectors of users and items, and build the normalised graph of `events`."""
+        """Draw the vectors of users and items, and build the normalised graph of events.
+
+        settings: of the model; events: pairs of users and items; generator: the source of first
+          vectors.
+        """
         super().__init__(settings, events)
         users, items = len(events.user_ids), len(events.item_ids) + 1
         self.user, self.item = (nn.Embedding(n, settings.width) for n in (users, items))
@@ -113,6 +118,7 @@ class LightGcnModel(Ranker):
         return {"ranking": ranking, "norm": self.settings.reg * norm / (2 * len(users))}
 
     def all_scores(self, users: Tensor) -> Tensor:
+        """Score all items for some users: (B,) -> (B, items + 1)."""
         all_users, all_items = self.tables()
         return all_users[users] @ all_items.T
 

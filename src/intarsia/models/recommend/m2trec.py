@@ -67,6 +67,7 @@ class M2TRec(Settings):
     )
 
     def __post_init__(self) -> None:
+        """Raise ConfigError for a setting that cannot be."""
         at_least("weight", self.weight, 0)
         one_of("pool", self.pool, POOLS)
         below_one("dropout", self.dropout)
@@ -79,9 +80,10 @@ class M2TRec(Settings):
         return self.longest
 
     def build(self, data: Interactions, *, seed: int = 0) -> M2TRecModel:
-        """Return an untrained model for these sessions and items; `seed` draws its weights.
+        """Build an untrained model for these sessions and items.
 
-        Raises: UnknownName for a field in `tasks` or `without` that the items do not have.
+        data: events and the items' fields; seed: of the first weights. Raises: UnknownName for a
+          field in `tasks` or `without` that the items do not have.
         """
         for name in (*(self.tasks or ()), *self.without):
             if name not in data.fields:
@@ -111,7 +113,8 @@ class M2TRecModel(Recommender):
     ) -> None:
         """Build the encoder of sessions and a head for each predicted field.
 
-        items: vectors of all items, by fields or by ids; events: sessions of the training part.
+        settings: of the model; events: sessions of the training part; items: vectors of all items,
+          by fields or by ids; generator: the source of first weights.
         """
         super().__init__(settings, events)
         # torch's layers draw from the global generator: seed it, and restore it after
@@ -132,7 +135,10 @@ class M2TRecModel(Recommender):
         self._set_chance()
 
     def _tasks(self) -> tuple[str, ...]:
-        """Return the names of the fields that a head predicts."""
+        """Return the names of the fields that a head predicts.
+
+        Raises: ConfigError for a field in `tasks` that is not one of words.
+        """
         words = [c.name for c in self.items.coding if c.kind == WORDS]  # pyright: ignore
         if self.settings.tasks is None:
             return tuple(words)
@@ -144,7 +150,7 @@ class M2TRecModel(Recommender):
         return self.settings.tasks
 
     def _set_chance(self) -> None:
-        """Set `chance` from the events that the model knows."""
+        """Set `chance`, how often each item occurs in the events that the model knows."""
         counts = torch.from_numpy(np.append(0, self.known.popularity())).float()
         share = counts / counts.sum().clamp_min(1)
         device = next(self.encoder.parameters()).device
@@ -161,9 +167,10 @@ class M2TRecModel(Recommender):
         return SessionPrefixes(events, self.settings.longest, all_prefixes=True)
 
     def states(self, x: Tensor, vectors: Tensor, places: Tensor | None = None) -> Tensor:
-        """Return the session's state h after every place, (B, n, d).
+        """Compute the session's state h after every item, (B, n, d).
 
-        x: (B, n), places of items;  vectors: those of all items, or of sorted `places` alone.
+        x: (B, n), numbers of items from 1, 0 = padding; vectors: those of all items, or of `places`
+          alone; places: sorted numbers of items, None = all.
         """
         rows = x if places is None else torch.searchsorted(places, x)
         present = x > 0
@@ -174,7 +181,11 @@ class M2TRecModel(Recommender):
         return z.cumsum(1) / present.cumsum(1).clamp_min(1)[..., None]
 
     def forward(self, x: Tensor, target: Tensor | None = None) -> Any:
-        """Compute scores (B, items + 1) of the next item; with a target (B,) the named losses."""
+        """Compute scores of the next item, (B, items + 1); with a target the named losses.
+
+        x: (B, n), sessions as numbers of items from 1, 0 = padding on the left; target: (B,), the
+          next item.
+        """
         if target is None:
             vectors = self.items()
             none = torch.arange(len(vectors), device=x.device) == 0  # a place that is no item
@@ -202,10 +213,10 @@ class M2TRecModel(Recommender):
         return losses
 
     def _sampled(self, x: Tensor, target: Tensor, draws: int) -> tuple[Tensor, Tensor]:
-        """Sample items for the softmax: sorted places (M,), and the log of their chances (M,).
+        """Sample items for the softmax: sorted numbers (M,), and the log of their chances (M,).
 
-        x: (B, n), sessions; target: (N,), places of the next items.
-        They are the batch's items and `SAMPLED` others; draws: number of targets in the batch.
+        They are the batch's items and `SAMPLED` others. x: (B, n), sessions; target: (B,), the next
+        items; draws: number of targets in the batch.
         """
         with_events = self.chance.nonzero()[:, 0]
         extra = with_events[torch.randint(len(with_events), (SAMPLED,), device=x.device)]
@@ -217,9 +228,9 @@ class M2TRecModel(Recommender):
         return places, torch.log1p(-absent).clamp_min(-30)
 
     def _of_field(self, name: str, logits: Tensor, target: Tensor) -> Tensor:
-        """Return the loss of a head for a field of the next item.
+        """Compute the loss of a head for a field of the next item.
 
-        name: the field's name;  logits: (N, codes);  target: (N,), places of the next items.
+        name: the field's name; logits: (N, codes); target: (N,), numbers of the next items, from 1.
         """
         vectors: Any = self.items
         place = next(i for i, c in enumerate(vectors.coding) if c.name == name)
@@ -237,7 +248,8 @@ class M2TRecModel(Recommender):
     def scores(self, user: int | None, history: Sequence[int]) -> Tensor:
         """Score all items for a session, (items + 1,); an empty one by popularity.
 
-        user: unused, the history decides; history: places of the session's items, oldest first.
+        user: unused, the history decides; history: numbers of the session's items from 1, oldest
+          first.
         """
         if not len(history):  # an empty session: rank by popularity
             return self.chance.clamp_min(1e-12).log()
@@ -247,8 +259,8 @@ class M2TRecModel(Recommender):
     def add_items(self, ids: Sequence[str], fields: Mapping[str, ItemField]) -> None:
         """Add items by their fields alone, without training.
 
-        Raises: DataError for an id that is known, or a field that is missing; ConfigError for a
-        model of ids.
+        ids: their names; fields: name -> its values for these items. Raises: DataError for an id
+          that is known, or a field that is missing; ConfigError for a model of ids.
         """
         if not isinstance(self.items, FieldVectors):
             fix = "Build it by M2TRec(...), whose items are their fields."
@@ -259,11 +271,11 @@ class M2TRecModel(Recommender):
         self._set_chance()
 
     def explain(self, query: str | int | Sequence[str], item: str) -> dict[str, float]:
-        """Return field -> what it adds to an item's score, the largest first.
+        """Return how much each field adds to an item's score: field -> number, the largest first.
 
-        That is the item's score minus its score when this field is left out of the item.
-        query: the session or user, see `recommend`; item: its name.  Raises: DataError for an
-          unknown item.
+        It is the item's score minus its score when this field is left out of the item. query: a
+        user's id, or ids of a session's items; item: its name.  Raises: DataError for an unknown
+        item.
         """
         return self.reasons(query, [item])[0]
 
@@ -272,7 +284,8 @@ class M2TRecModel(Recommender):
     ) -> list[dict[str, float]]:
         """Return `explain` of each of several items; the session is encoded only once.
 
-        query: see `recommend`; items: their names.
+        query: a user's id, or ids of a session's items; items: names of those to explain. Raises:
+          ConfigError for a model whose items have no fields.
         """
         if not isinstance(self.items, FieldVectors):
             fix = "Ask a model of fields."
@@ -306,8 +319,8 @@ class SessionPrefixes(Dataset[tuple[Tensor, int]]):
     def __init__(self, events: Interactions, longest: int, *, all_prefixes: bool) -> None:
         """List for each sample the first event of its session and the event to predict.
 
-        longest: most items of a session that are read; all_prefixes: a sample for every prefix of a
-        session, or only for its last item.
+        events: sorted by session and time; longest: most items of a session that are read;
+          all_prefixes: a sample for every prefix of a session, or only for its last item.
         """
         spans = events.sessions(longest=longest + 1).spans
         first, last = np.array(spans, dtype=np.int64).T  # of each session, the end exclusive
@@ -324,7 +337,10 @@ class SessionPrefixes(Dataset[tuple[Tensor, int]]):
         return len(self.next)
 
     def __getitem__(self, place: int) -> tuple[Tensor, int]:
-        """Return the items before an event, as places from 1, and the event's item."""
+        """Return the items before an event, as numbers from 1, and the event's item.
+
+        place: the sample's number.
+        """
         next_event = int(self.next[place])
         first = max(int(self.first[place]), next_event - self.longest)
         # events may be many: samples are views of them, made on demand

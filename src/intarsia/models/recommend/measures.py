@@ -17,9 +17,9 @@ def full_sort(
 ) -> dict[str, float]:
     """Average ranking measures over users, under ir-measures' names; Success@20 is the hit rate.
 
-    ranked: of each user items, best first, as many as the deepest measure needs, from a ranking of
-    all items (no sampled negatives).  relevant: of each user the items that she took.  Users who
-    took none are left out.
+    ranked: for each user items, best first, as many as the deepest measure needs, from a ranking of
+      all items (no sampled negatives); relevant: for each user the items that she took; users who
+      took none are left out; measures: names, such as "nDCG@20".
     Raises: DataError for lists of several lengths; otherwise as `score_run`.
     """
     if len(ranked) != len(relevant):

@@ -45,6 +45,7 @@ class MultVae(Settings):
     )
 
     def __post_init__(self) -> None:
+        """Check that the settings are in range.  Raises: ConfigError."""
         at_least("width", self.width, 1)
         at_least("code", self.code, 1)
         at_least("beta", self.beta, 0)
@@ -62,7 +63,11 @@ class MultVaeModel(Ranker):
     def __init__(
         self, settings: MultVae, events: Interactions, *, generator: torch.Generator
     ) -> None:
-        """Draw the weights of the encoder and the decoder for the items of `events`."""
+        """Draw the weights of the encoder and the decoder for the items of some events.
+
+        settings: of the model; events: pairs of users and items; generator: the source of first
+          weights.
+        """
         super().__init__(settings, events)
         n, w, c = len(events.item_ids) + 1, settings.width, settings.code
         self.read_item, self.rank_item = nn.Embedding(n, w), nn.Embedding(n, w)
@@ -75,24 +80,31 @@ class MultVaeModel(Ranker):
         self.beta = settings.beta
 
     def before_step(self, step: int, steps: int) -> None:
-        """Anneal beta: raise it linearly to its value over the first fifth of the steps."""
+        """Anneal beta: raise it linearly to its value over the first fifth of the steps.
+
+        step: the number of this step; steps: of all.
+        """
         self.beta = self.settings.beta * min(1.0, step / max(1, steps // 5))
 
     def samples(self, events: Interactions) -> Dataset[Any]:
-        """Return a data set with each user once, beside her last item, which the loss ignores."""
+        """Return a data set with each user once, beside her last item, which the loss ignores.
+
+        events: sorted by user.
+        """
         users, first = torch.from_numpy(events.users).unique_consecutive(return_inverse=True)
+        # The end of each user's run of events, less 1.
         last = torch.bincount(first).cumsum(0) - 1
         return UserItems(users, torch.from_numpy(events.items)[last] + 1)
 
     def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Return mu and log sigma^2 of users' items.  x: (B, items + 1) -> (B, code) both."""
+        """Compute mu and log sigma^2 of users' codes.  x: (B, items + 1) -> (B, code) both."""
         x = F.dropout(F.normalize(x, dim=1), self.settings.dropout, self.training)
         hidden = torch.tanh(x @ self.read_item.weight + self.read_bias)
         mu, log_variance = self.to_code(hidden).chunk(2, 1)
         return mu, log_variance
 
     def decode(self, z: Tensor) -> Tensor:
-        """Compute logits from codes.  z: (B, code) -> (B, items + 1), -inf for place 0, no item."""
+        """Compute logits from codes.  z: (B, code) -> (B, items + 1), -inf at 0, no item."""
         logits = torch.tanh(self.from_code(z)) @ self.rank_item.weight.T + self.rank_bias
         none = torch.arange(logits.shape[1], device=z.device) == 0
         return logits.masked_fill(none, -torch.inf)
@@ -101,7 +113,7 @@ class MultVaeModel(Ranker):
         """Compute the two terms of the negative evidence bound for a batch of users.
 
         users: (B,); items: unused, a user's row holds all their items.  -> {"items": multinomial
-        log-likelihood, negated; "kl": beta KL(q(z) || N(0, 1))}, scalars.
+          log-likelihood, negated; "kl": beta KL(q(z) || N(0, 1))}, scalars.
         """
         x = self.seen[users].to(self.rank_bias.dtype)
         mu, log_variance = self.encode(x)
@@ -115,6 +127,7 @@ class MultVaeModel(Ranker):
         return self.decode(self.encode(self.seen[users].to(self.rank_bias.dtype))[0])
 
     def scores_of_history(self, history: Sequence[int]) -> Tensor:
+        """Score all items for a history, (items + 1,).  history: numbers of items from 1."""
         x = self.rank_bias.new_zeros(1, len(self.rank_bias))
         x[0, list(history)] = 1
         return self.decode(self.encode(x)[0])[0]

@@ -57,15 +57,17 @@ class NeuMfModel(Ranker):
     def __init__(
         self, settings: NeuMf, events: Interactions, *, generator: torch.Generator
     ) -> None:
-        """Draw two vectors for each user and item of `events`, and the layers.
+        """Draw two vectors for each user and item of some events, and the layers.
 
-        One is for the product of both, one for the network.
+        One is for the product of both, one for the network. settings: of the model; events: pairs
+        of users and items; generator: the source of first weights.
         """
         super().__init__(settings, events)
         users, items, w = len(events.user_ids), len(events.item_ids) + 1, settings.width
         self.user, self.user_mlp = nn.Embedding(users, w), nn.Embedding(users, w)
         self.item, self.item_mlp = nn.Embedding(items, w), nn.Embedding(items, w)
         self.hidden = nn.ModuleList([nn.Linear(2 * w, w), nn.Linear(w, w // 2)])
+        # the last layer reads both halves: the product and the network's output
         self.last = nn.Linear(w + w // 2, 1)
         for table in (self.user, self.user_mlp, self.item, self.item_mlp):
             nn.init.normal_(table.weight, std=0.05, generator=generator)

@@ -65,6 +65,7 @@ class OneRec(Settings):
     )
 
     def __post_init__(self) -> None:
+        """Raise ConfigError for a setting that cannot be."""
         for name in ("layers", "experts", "history", "session"):
             at_least(name, getattr(self, name), 1)
         if not self.codes:
@@ -78,12 +79,20 @@ class OneRec(Settings):
         return self.history
 
     def build(self, data: Interactions, *, seed: int = 0) -> OneRecModel:
+        """Build an untrained model for the items of some events, with semantic ids of these items.
+
+        data: the events of users; seed: of the ids and of the first weights.
+        """
         vectors = item_vectors(data)
         ids = SemanticIds(self.codes, self.balanced, seed).fit(vectors)
         return OneRecModel(self, data, ids, generator=torch.Generator().manual_seed(seed))
 
     def restore(self, data: Interactions, stored: Mapping[str, Tensor]) -> OneRecModel:
-        """Build a model with the semantic ids of stored weights, without a new k-means."""
+        """Build a model with the semantic ids of stored weights, without a new k-means.
+
+        data: the events that the stored model was built of; stored: its tensors by name, of which
+          "tokens" is read. Raises: DataError for events of other items.
+        """
         # stored tokens are codes plus the offset of their level
         first = np.cumsum((0, *self.codes))  # of each level's tokens
         codes = stored["tokens"].numpy()[1:] - first
@@ -99,7 +108,10 @@ class DecoderBlock(nn.Module):
     """Decoder block: causal attention, attention to the history, a mixture of experts, pre-norm."""
 
     def __init__(self, settings: OneRec, generator: torch.Generator) -> None:
-        """Build two attentions and the MLP, a top-k mixture if `settings.experts` is above 1."""
+        """Build two attentions and the MLP, a top-k mixture if `settings.experts` is above 1.
+
+        settings: of the model; generator: the source of the mixture's first weights.
+        """
         super().__init__()
         w = settings.width
         self.norms = nn.ModuleList(nn.LayerNorm(w) for _ in range(3))
@@ -116,8 +128,8 @@ class DecoderBlock(nn.Module):
     ) -> tuple[Tensor, Cache]:
         """Apply the block to new tokens, and return their states and the extended cache.
 
-        x: (R, t, d), tokens after those in the cache.  memory: keys and values of the history, and
-        its mask (R, 1, n).  cache: keys and values of earlier tokens, None = none.
+        x: (R, t, d), tokens after those in the cache; memory: keys and values of the history, and
+          its mask (R, 1, n); cache: keys and values of earlier tokens, None = none.
         """
         y = self.norms[0](x)
         extended = self.self_attention.cache(y)
@@ -165,8 +177,8 @@ class OneRecModel(Recommender):
     ) -> None:
         """Build vocabulary, encoder of histories and decoder of sessions.
 
-        ids: fitted semantic ids, a tuple of L tokens for each item; generator: draws the first
-        weights.
+        settings: of the model; events: of the training part; ids: fitted semantic ids, a tuple of L
+          tokens for each item; generator: draws the first weights.
         """
         super().__init__(settings, events)
         w, codes = settings.width, ids.codes_
@@ -206,7 +218,8 @@ class OneRecModel(Recommender):
     def read_history(self, x: Tensor, copies: int = 1) -> tuple[list[Cache], Tensor]:
         """Encode histories: keys and values for each decoder block, and the mask (R, 1, n + 1).
 
-        x: (B, n), places of items;  copies: rows for each history, R = B * copies.
+        x: (B, n), numbers of items from 1, 0 = padding; copies: rows for each history, R = B *
+          copies.
         """
         present = x > 0
         items = self.token(self.tokens[x]).sum(2)
@@ -221,7 +234,7 @@ class OneRecModel(Recommender):
     def logits(self, x: Tensor, tokens: Tensor) -> Tensor:
         """Compute logits of each token given those before it.
 
-        x: (B, n), histories;  tokens: (B, t) -> (B, t, V).
+        x: (B, n), histories as numbers of items; tokens: (B, t), the right ones.  -> (B, t, V).
         """
         # teacher forcing: each position sees the right tokens before it
         caches, mask = self.read_history(x)
@@ -233,9 +246,10 @@ class OneRecModel(Recommender):
         return self.norm(y) @ self.token.weight[: self.vocabulary].T
 
     def forward(self, x: Tensor, target: Tensor | None = None, *, per_session: bool = False) -> Any:
-        """Generate sessions (B, S), or with target sessions (B, S) compute the training loss.
+        """Generate sessions (B, S), or with target sessions compute the training loss.
 
-        x: (B, n), histories.  per_session: return the log-probability of each session, (B,).
+        x: (B, n), histories as numbers of items; target: (B, S), the sessions that follow;
+          per_session: return the log-probability of each session, (B,), instead of the loss.
         """
         if target is None:
             return self.generate(x, self.settings.session).items[:, 0]
@@ -247,14 +261,19 @@ class OneRecModel(Recommender):
 
     # the methods of `Decoder`, see `beams`
     def start(self, x: Tensor, copies: int) -> DecoderState:
+        """Encode histories, and return the decoder's state before the first token.
+
+        x: (B, n), histories as numbers of items; copies: rows of the state for each history.
+        """
         caches, mask = self.read_history(x, copies)
         return DecoderState(caches, mask, [None] * len(caches))
 
     def step(self, state: DecoderState, token: Tensor | None) -> Tensor:
         """Decode one position of all rows, and advance the cached state in place.
 
-        token: (rows,), the token before it; None = the position is the first.  -> log-probabilities
-        of the next token, (rows, vocabulary).
+        state: caches of histories and of earlier tokens; token: (rows,), the token before the
+          position; None = the position is the first.  -> log-probabilities of the next token,
+          (rows, vocabulary).
         """
         rows = len(state.mask)
         begin = self.tokens.new_full((rows,), self.vocabulary)
@@ -268,6 +287,10 @@ class OneRecModel(Recommender):
         return scores.log_softmax(-1)
 
     def reorder(self, state: DecoderState, rows: Tensor) -> None:
+        """Let rows of the decoder's state go on from others, in place.
+
+        state: caches of earlier tokens; rows: (R,), for each row the one that it continues.
+        """
         # the history's cache needs no reordering: rows of one history share it
         state.tokens = [None if c is None else (c[0][rows], c[1][rows]) for c in state.tokens]
 
@@ -283,8 +306,9 @@ class OneRecModel(Recommender):
     ) -> GeneratedItems:
         """Generate items after each history: the `width` best sequences, or as many draws.
 
-        x: (B, n), places of items; excluded: (B, U), places that may not be generated.
-        draws: generator to sample with, None = beam search.
+        x: (B, n), numbers of items from 1; items: how many to generate; width: sequences for each
+          history; excluded: (B, U), numbers of items that may not be generated; draws: generator to
+          sample with, None = beam search.
         Raises: ConfigError for more items than the model's `session`.
         """
         at_least("items", items, 1)
@@ -299,7 +323,11 @@ class OneRecModel(Recommender):
             )
 
     def draw(self, x: Tensor, count: int, generator: torch.Generator) -> Tensor:
-        """Sample `count` sessions after each history.  x: (B, n) -> (B, count, S)."""
+        """Sample several sessions after each history.
+
+        x: (B, n), histories as numbers of items; count: sessions for each; generator: of the draws.
+          -> (B, count, S), the numbers of the S items of each session.
+        """
         return self.generate(x, self.settings.session, width=count, draws=generator).items
 
     @property
@@ -316,9 +344,9 @@ class OneRecModel(Recommender):
     ) -> list[Recommendation]:
         """Return the most likely session in order, each item with its log-probability.
 
-        query: see `recommend`.  items: their number, the setting `session` by default.
-        exclude_seen: generate no item of the history.
-        Raises: DataError for an unknown user, or where too few items are left.
+        query: a user's id, or ids of the items of a history; items: their number, the setting
+          `session` by default; exclude_seen: generate no item of the history. Raises: DataError for
+          an unknown user, or where too few items are left.
         """
         _, history = self.read(query)
         x = pad_sessions([history], self.settings.history)
@@ -330,9 +358,10 @@ class OneRecModel(Recommender):
         return [Recommendation(names[item - 1], logp) for item, logp in rows]
 
     def scores(self, user: int | None, history: Sequence[int]) -> Tensor:
-        """Return each item's log-probability as the next one, (n + 1,); -inf but for 1,000.
+        """Return each item's log-probability as the next one, (n + 1,); -inf beyond the best 1,000.
 
-        user: unused, the history decides; history: places of the user's items, oldest first.
+        user: unused, the history decides; history: numbers of the user's items from 1, oldest
+          first.
         """
         x = pad_sessions([history], self.settings.history)
         count = len(self.paths.path)
@@ -355,8 +384,8 @@ class SessionWindows(Dataset[tuple[Tensor, Tensor]]):
     def __init__(self, events: Interactions, settings: OneRec, *, good: bool) -> None:
         """List all windows of users: (first event of the history, first event of the session).
 
-        settings: lengths of history and session; good: only sessions whose items are liked, as
-        training needs; evaluation takes all.
+        events: sorted by user and time; settings: lengths of history and session; good: only
+          sessions whose items are liked, as training needs; evaluation takes all.
         Raises: DataError where no user has enough events.
         """
         self.settings = settings
@@ -381,6 +410,10 @@ class SessionWindows(Dataset[tuple[Tensor, Tensor]]):
         return len(self.index)
 
     def __getitem__(self, place: int) -> tuple[Tensor, Tensor]:
+        """Return a history and the session that follows it, as numbers of items.
+
+        place: the window's number.
+        """
         first, start = self.index[place]
         return self.items[first:start], self.items[start : start + self.settings.session]
 

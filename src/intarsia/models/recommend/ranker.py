@@ -26,7 +26,10 @@ class Ranker(Recommender):
     """
 
     def __init__(self, settings: Settings, events: Interactions) -> None:
-        """Record which items each user has in `events`, the training part; see the class."""
+        """Record which items each user has in the training part; they are not recommended again.
+
+        settings: of the model; events: the training part. Raises: DataError for no event.
+        """
         super().__init__(settings, events)
         if not len(events):
             fix = "Give it the training part."
@@ -43,7 +46,10 @@ class Ranker(Recommender):
         return UserItems(torch.from_numpy(events.users), torch.from_numpy(events.items) + 1)
 
     def questions(self, events: Interactions) -> Dataset[Any]:
-        """Return pairs of a user and a held-out item that the user did not have in training."""
+        """Return pairs of a user and a held-out item that the user did not have in training.
+
+        events: the held-out part. Raises: DataError for no such pair.
+        """
         users, items = torch.from_numpy(events.users), torch.from_numpy(events.items) + 1
         new = ~self.seen.cpu()[users, items]
         if not bool(new.any()):
@@ -54,7 +60,8 @@ class Ranker(Recommender):
     def forward(self, users: Tensor, items: Tensor | None = None) -> Any:
         """Compute the scores of users or, with the items that they have chosen, the named losses.
 
-        users: (B,) -> (B, items + 1); items: (B,), one of each user.
+        users: (B,), their numbers; items: (B,), one of each user, None = compute scores.  -> (B,
+          items + 1), or losses by name.
         """
         if items is not None:
             return self.losses(users, items)
@@ -72,15 +79,16 @@ class Ranker(Recommender):
 
     @abc.abstractmethod
     def scores_of_history(self, history: Sequence[int]) -> Tensor | None:
-        """Score all items for an unknown user by places of items; None if the model cannot.
+        """Score all items for an unknown user, (items + 1,); None if the model cannot.
 
-        Returns (items + 1,).
+        history: numbers of the user's items from 1.
         """
 
     def not_taken(self, users: Tensor) -> Tensor:
-        """Draw for each user an item that the user has not had in training.  (B,) -> (B,)
+        """Draw for each user an item that the user has not had in training.
 
-        If she has taken all of 8 draws, the last one is returned.
+        users: (B,).  -> (B,), numbers of items from 1. If she has taken all of 8 draws, the last
+          one is returned.
         """
         count = self.seen.shape[1]
         drawn = torch.randint(1, count, users.shape, device=users.device)
@@ -93,8 +101,8 @@ class Ranker(Recommender):
     def scores(self, user: int | None, history: Sequence[int]) -> Tensor:
         """Score all items for a known user or, where the model can, for a history, (items + 1,).
 
-        user: index of a user of the training events, None = unknown; history: places of items.
-        Raises: ConfigError for an unknown user if the model cannot read histories.
+        user: number of a user of the training events, None = unknown; history: numbers of items
+          from 1. Raises: ConfigError for an unknown user if the model cannot read histories.
         """
         if user is not None:
             return self.all_scores(torch.tensor([user], device=self.seen.device))[0]

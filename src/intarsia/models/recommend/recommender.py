@@ -85,7 +85,10 @@ class Recommender(nn.Module, abc.ABC):
 
     @abc.abstractmethod
     def scores(self, user: int | None, history: Sequence[int]) -> Tensor:
-        """Score all items, (n + 1,).  user: index or None; history: places of items from 1."""
+        """Score all items, (n + 1,).
+
+        user: a user's number or None; history: numbers of the user's items from 1, oldest first.
+        """
 
     @property
     def codes(self) -> np.ndarray | None:
@@ -93,25 +96,33 @@ class Recommender(nn.Module, abc.ABC):
         return None
 
     def add_items(self, ids: Sequence[str], fields: Mapping[str, ItemField]) -> None:
-        """Know more items, by their fields alone.  Raises: ConfigError where that cannot be."""
+        """Add items by their fields alone; this model cannot.
+
+        ids: of the items; fields: name -> values. Raises: ConfigError, as every model that has no
+          fields.
+        """
         got, want = f"{type(self).__name__}, which learns a vector for each", "a model of fields"
         raise ConfigError("new items", got=got, want=want, fix="Use m2trec, or train anew.")
 
     def reasons(
         self, who: str | int | Sequence[str], items: Sequence[str]
     ) -> list[dict[str, float]]:
-        """Return what each field adds to each item's score.  Raises: ConfigError without fields."""
+        """Return how much each field adds to each item's score; this model cannot.
+
+        who: id of a user, or ids of the items of a history; items: ids of the items to explain.
+          Raises: ConfigError, as every model without fields.
+        """
         got, fix = type(self).__name__, "Leave --why out, or ask a run of m2trec."
         raise ConfigError("--why", got=got, want="a model of fields", fix=fix)
 
     def session(
         self, who: str | int | Sequence[str], items: int | None = None, *, exclude_seen: bool = True
     ) -> list[Recommendation]:
-        """Recommend a whole session, in its order.
+        """Recommend a whole session, in its order; this model cannot.
 
-        who: id of a user, or ids of the items of a history; items: how many; exclude_seen: none of
-        those that the user has had.
-        Raises: ConfigError for a model that writes none.
+        who: id of a user, or ids of the items of a history; items: how many; exclude_seen: no item
+          that the user has had.
+        Raises: ConfigError, as every model that generates no sessions.
         """
         got, fix = type(self).__name__, "Leave --session out, or ask a run of onerec."
         raise ConfigError("--session", got=got, want="a generator", fix=fix)
@@ -121,9 +132,9 @@ class Recommender(nn.Module, abc.ABC):
     ) -> list[Recommendation]:
         """Return the k best items, best first.
 
-        query: a user's id, or ids of items in the order in which they were taken; unknown items
-        are left out with a warning.
-        exclude_seen: leave out the items of the user or the session.
+        query: a user's id, or ids of items in the order in which they were taken; unknown items are
+          left out with a warning; k: number of items; exclude_seen: leave out the items of the user
+          or the session.
         Raises: DataError for an unknown user, and where no item is left.
         """
         at_least("k", k, 1)
@@ -145,9 +156,10 @@ class Recommender(nn.Module, abc.ABC):
         return [Recommendation(ids[place - 1], score) for place, score in pairs]
 
     def ranked(self, x: Tensor, k: int, hidden: Tensor | None = None) -> Tensor:
-        """Return the places of the k best items.  x: the model's input (B, ...) -> (B, k)
+        """Return the numbers of the k best items, (B, k).
 
-        hidden: (B, items + 1) bool, items to leave out.
+        x: the model's input, (B, ...); hidden: (B, items + 1) bool, items to leave out, None =
+          none.
         """
         scores = self(x).clone()
         scores[:, 0] = -torch.inf
@@ -156,13 +168,15 @@ class Recommender(nn.Module, abc.ABC):
         return scores.topk(min(k, scores.shape[1] - 1)).indices
 
     def read(self, query: str | int | Sequence[str]) -> tuple[int | None, list[int]]:
-        """Return a user's index and places of her items, or None and the places of items by id.
+        """Return a user's number and items, or for ids of items None and their numbers from 1.
 
-        query: see `recommend`.  Raises: DataError for an unknown user.
+        query: a user's id, or ids of the items of a history, of which unknown ones are left out
+          with a warning.  Raises: DataError for an unknown user.
         """
         if isinstance(query, str | int):
             user = self.known.user(query)
             return user, (self.known.items[self.known.users == user] + 1).tolist()
+        # ids of items: a history of a user who is not known
         places = {name: i for i, name in enumerate(self.known.item_ids, 1)}
         history = [places[str(item)] for item in query if str(item) in places]
         unknown = [str(item) for item in query if str(item) not in places]
@@ -182,9 +196,9 @@ class Recommender(nn.Module, abc.ABC):
 def with_new_items(
     events: Interactions, ids: Sequence[str], fields: Mapping[str, ItemField]
 ) -> Interactions:
-    """Return the events with more items, of which there are no events.
+    """Return the events with more items, of which there are no events yet.
 
-    ids, fields: those of the new items.
+    events: with the known items; ids, fields: those of the new items.
     Raises: DataError for an id that exists, a field that is missing or of another length.
     """
     existing = set(events.item_ids)
@@ -200,12 +214,16 @@ def with_new_items(
             want = f"{len(ids)} values of kind {old.kind}"
             fix = "Give the new items the fields of the old ones; a value may be empty."
             raise DataError(f"field {name!r} of new items", got=got, want=want, fix=fix)
+        # new items come after the old ones, whose numbers stay
         joined[name] = replace(old, values=old.values + tuple(new.values))
     return replace(events, item_ids=(*events.item_ids, *map(str, ids)), fields=joined)
 
 
 def seen_rows(events: Interactions) -> Tensor:
-    """Return which items each user has had, (users, items + 1) bool, False in column 0."""
+    """Return which items each user has had, (users, items + 1) bool, False in column 0, no item.
+
+    events: pairs of users and items.
+    """
     seen = torch.zeros(len(events.user_ids), len(events.item_ids) + 1, dtype=torch.bool)
     users, items = torch.from_numpy(events.users), torch.from_numpy(events.items)
     seen[users, items + 1] = True

@@ -39,9 +39,11 @@ class SemanticIds:
     trie_: Trie = field(init=False, repr=False)
 
     def fit(self, vectors: Array) -> SemanticIds:
-        """Fit centres to vectors (N, d), and set `codes_`, `errors_` and `trie_`.
+        """Fit centres to item vectors, and set `codes_`, `errors_` and `trie_`.
 
-        codes_: (N, L + 1) int64;  errors_: mean square norm of the residual after each level.
+        vectors: (N, d). codes_: (N, L + 1) int64; errors_: mean square norm of the residual after
+          each level. Raises: DataError for vectors that are no matrix of finite numbers, or fewer
+          than centres.
         """
         for count in self.codes:
             at_least("codes", count, 1)
@@ -76,9 +78,10 @@ class SemanticIds:
 def kmeans(
     x: Array, count: int, *, balanced: bool, random: np.random.Generator
 ) -> tuple[Array, Array]:
-    """Cluster x (N, d) by Lloyd's algorithm from random points; labels (N,), centres (count, d).
+    """Cluster vectors by Lloyd's algorithm from random points.
 
-    balanced: clusters of equal size, see `assign_balanced`.
+    x: (N, d); count: of clusters; balanced: each cluster gets as many vectors; random: the source
+      of the start.  -> labels (N,), centres (count, d).
     """
     centres = x[random.permutation(len(x))[:count]].copy()
     label = np.full(len(x), -1)
@@ -89,13 +92,17 @@ def kmeans(
             break
         label = now
         for c in range(count):
+            # A centre without points stays where it is.
             if (label == c).any():
                 centres[c] = x[label == c].mean(0)
     return label, centres
 
 
 def assign_balanced(cost: Array) -> Array:
-    """Return labels of least total cost, each for floor or ceil of N / K rows.  (N, K) -> (N,)."""
+    """Assign N rows to K centres by least total cost, equally many to each, up to one.
+
+    cost: (N, K), of each row with each centre.  -> (N,), the centre of each row.
+    """
     rows, count = cost.shape
     least, leftover = divmod(rows, count)
     if rows > EXACT:
@@ -121,9 +128,10 @@ def assign_balanced(cost: Array) -> Array:
 
 
 def _assign_greedily(cost: Array, least: int, extra: int) -> Array:
-    """Assign rows to centres in ascending order of cost, as `assign_balanced` in sizes.
+    """Assign N rows to K centres greedily, pairs of lowest cost first, with balanced sizes.
 
-    cost: (N, K);  least: rows of each centre;  extra: centres that get one more.  Returns (N,).
+    cost: (N, K), of each row with each centre; least: how many rows each centre gets; extra: how
+      many centres get one more.  -> (N,), the centre of each row.
     """
     label = np.full(len(cost), -1)
     free = np.full(cost.shape[1], least)
@@ -139,7 +147,10 @@ def _assign_greedily(cost: Array, least: int, extra: int) -> Array:
 
 
 def number_duplicates(codes: Array) -> Array:
-    """Append a code that counts earlier items with the same codes.  (N, L) -> (N, L + 1)."""
+    """Make the items' codes unique: append the number of earlier items with the same codes.
+
+    codes: (N, L), L codes of each item.  -> (N, L + 1).
+    """
     counts: dict[tuple[int, ...], int] = {}
     last = []
     for row in map(tuple, codes.tolist()):
@@ -155,11 +166,10 @@ def entropy(counts: Array) -> float:
 
 
 def item_vectors(train: Interactions, width: int = 32) -> Array:
-    """Return unit vectors of items, (items, width): right singular vectors of the training events.
+    """Compute unit vectors of items, (items, width): right singular vectors of the training events.
 
-    train: the training events; width: number of singular vectors.
-    The matrix of users by items is divided by the roots of both counts of events; items without
-    events have 0.
+    train: the training events; width: number of singular vectors. The matrix of users by items is
+      divided by the roots of both counts of events; items without events have 0.
     """
     size = (len(train.user_ids), len(train.item_ids))
     matrix = np.zeros(size)
@@ -189,7 +199,10 @@ class Trie:
 
     @classmethod
     def of(cls, codes: Array) -> Trie:
-        """Build the trie of codes (items, L).  Raises: DataError for two items with equal codes."""
+        """Build the trie of the items' codes.
+
+        codes: (items, L). Raises: DataError for two items with equal codes.
+        """
         if len(np.unique(codes, axis=0)) < len(codes):
             fix = "Number those that share the others: `number_duplicates`."
             raise DataError("codes", got="two items with the same", want="one each", fix=fix)
@@ -199,8 +212,7 @@ class Trie:
         base, above = 1, np.zeros((1, 0), dtype=np.int64)
         for depth, prefixes in enumerate(levels):
             token.append(prefixes[:, -1])
-            # rows of `own` are sorted, so children of a parent are together
-            # where each parent's children end
+            # prefixes are sorted, so that children of a parent are consecutive; here they end
             ends = np.searchsorted(_keys(prefixes[:, :-1]), _keys(above), side="right")
             starts += (base + ends).tolist()
             path[:, depth] = base + np.searchsorted(_keys(prefixes), _keys(codes[:, : depth + 1]))
@@ -216,7 +228,10 @@ class Trie:
 
 
 def _keys(rows: Array) -> Array:
-    """Convert rows of codes to bytes that sort as the rows do.  (n, L) -> (n,)."""
+    """Convert rows of codes to bytes that sort as the rows do.
+
+    rows: (n, L).  -> (n,).
+    """
     if not rows.shape[1]:
         return np.zeros(len(rows), dtype=np.int64)
     big = np.ascontiguousarray(rows.astype(">u4"))

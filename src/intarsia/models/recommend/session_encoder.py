@@ -22,9 +22,10 @@ class Attention(nn.Module):
     """
 
     def __init__(self, width: int, dropout: float = 0.0) -> None:
-        """Build the projections; dropout: rate on the attention weights.
+        """Build the projections to queries, keys, values and output.
 
-        Raises: ConfigError for a width that heads of 16 do not divide.
+        width: d; dropout: rate on the attention weights. Raises: ConfigError for a width that heads
+          of 16 do not divide.
         """
         super().__init__()
         if width < HEAD or width % HEAD:
@@ -43,9 +44,10 @@ class Attention(nn.Module):
         return self._split(k), self._split(v)
 
     def read(self, x: Tensor, cache: Cache, mask: Tensor | None = None) -> Tensor:
-        """Attend from x (B, n, d) to keys and values of `cache`.
+        """Attend from new places to keys and values that were computed before.
 
-        cache: keys and values of the places so far; mask: (B or 1, n, m) bool, True = visible.
+        x: (B, n, d); cache: keys and values, (B, heads, m, 16) both; mask: (B or 1, n, m) bool,
+          True = visible, None = all.  -> (B, n, d).
         """
         p = self.dropout if self.training else 0.0
         by_head = None if mask is None else mask[:, None]  # the same for all heads
@@ -67,12 +69,20 @@ class SessionBlock(nn.Module):
     """Block x + attention(norm x), then x + mlp(norm x)."""
 
     def __init__(self, width: int, dropout: float) -> None:
+        """Build the attention and the MLP, each behind a norm.
+
+        width: of the states; dropout: rate on attention weights and on both branches.
+        """
         super().__init__()
         self.norm, self.attention = nn.LayerNorm(width), Attention(width, dropout)
         self.drop = nn.Dropout(dropout)
         self.norm_mlp, self.mlp = nn.LayerNorm(width), mlp(width, dropout)
 
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        """Apply attention and MLP, each behind a norm and added to x.
+
+        x: (B, n, d), states; mask: (B or 1, n, n) bool, True = visible.  -> (B, n, d).
+        """
         y = self.norm(x)
         x = x + self.drop(self.attention(y, y, mask))
         return x + self.mlp(self.norm_mlp(x))
@@ -98,10 +108,10 @@ class SessionEncoder(nn.Module):
         causal: bool = True,
         dropout: float = 0.1,
     ) -> None:
-        """Build the position vectors and blocks; see the class for `longest` and `causal`.
+        """Build the position vectors and blocks.
 
-        width: an item vector's; longest: number of positions; causal: a place attends to itself
-        and those before it.
+        width: an item vector's; layers: number of blocks; longest: number of positions; causal: a
+          place attends to itself and those before it alone; dropout: rate in the blocks.
         """
         super().__init__()
         at_least("layers", layers, 1)
@@ -116,13 +126,14 @@ class SessionEncoder(nn.Module):
     def forward(self, items: Tensor, present: Tensor) -> Tensor:
         """Encode sessions, padded on the left, to a state at every place, (B, n, d).
 
-        items: (B, n, d), vectors; present: (B, n) bool, False = padding.
-        Raises: ShapeError for sessions above `longest` items.
+        items: (B, n, d), vectors; present: (B, n) bool, False = padding. Raises: ShapeError for
+          sessions above `longest` items.
         """
         n = items.shape[1]
         if n > self.longest:
             fix = "Cut the session to its last items, or build the model with a larger `longest`."
             raise ShapeError("session", got=f"{n} items", want=f"at most {self.longest}", fix=fix)
+        # Positions count from the end, so that padding on the left changes nothing.
         from_end = torch.arange(n - 1, -1, -1, device=items.device)
         x = self.drop(items + self.position(from_end)) * present[..., None]
         mask = present[:, None, :].expand(-1, n, -1)  # (B, n, n)
@@ -136,7 +147,10 @@ class SessionEncoder(nn.Module):
 
 
 def pad_sessions(sessions: Any, longest: int) -> Tensor:
-    """Pad sessions with 0 on the left to one tensor of their last items, (B, n) int64, n >= 1."""
+    """Pad sessions with 0 on the left to one tensor of their last items, (B, n) int64, n >= 1.
+
+    sessions: numbers of items from 1, one list for each; longest: items that are kept of each.
+    """
     rows = [torch.as_tensor(s, dtype=torch.int64)[-longest:] for s in sessions]
     n = max(1, *(len(row) for row in rows)) if rows else 1
     padded = torch.zeros(len(rows), n, dtype=torch.int64)

@@ -36,11 +36,12 @@ class SessionReward(nn.Module):
         """Build item vectors, self-attention over the session, and the MLP that scores each item.
 
         items: their number; settings: lengths of history and session; width, layers: of the
-        encoder.
+          encoder; seed: of the first weights.
         """
         super().__init__()
         at_least("items", items, 1)
         self.settings = settings
+        # torch's own random numbers draw the weights; the caller's go on as if nothing was drawn
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             self.item = nn.Embedding(items + 1, width, padding_idx=0)
@@ -56,7 +57,10 @@ class SessionReward(nn.Module):
         return MultiLabel()
 
     def rows(self, events: Interactions) -> TensorDataset:
-        """Return windows of rated events: (history and session, which items were liked)."""
+        """Return windows of rated events: (history and session, which items were liked).
+
+        events: sorted by user and time. Raises: DataError for events without ratings.
+        """
         if np.isnan(events.ratings).any():
             fix = "Give every event a rating, or score sessions by a model of your own."
             raise DataError("events of a reward", got="no ratings", want="ratings", fix=fix)
@@ -74,7 +78,10 @@ class SessionReward(nn.Module):
         return nn.functional.pad(rows, (self.settings.history - rows.shape[1], 0))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Compute logits (B, S) that each item is liked.  x: (B, H + S), histories and sessions."""
+        """Compute logits (B, S) that each item of a session is liked.
+
+        x: (B, H + S), histories and sessions, as numbers of items from 1, 0 = padding.
+        """
         history, session = x.split([x.shape[1] - self.settings.session, self.settings.session], 1)
         present = (history > 0)[..., None]
         user = (self.item(history) * present).sum(1) / present.sum(1).clamp_min(1)  # (B, d)
@@ -85,9 +92,10 @@ class SessionReward(nn.Module):
 
     @torch.no_grad()
     def reward(self, histories: Tensor, sessions: Tensor) -> Tensor:
-        """Return the mean probability that a session's items are liked.
+        """Compute the mean probability that a session's items are liked.
 
-        histories: (B, n);  sessions: (B, W, S), W for each history -> (B, W).
+        histories: (B, n), numbers of items from 1; sessions: (B, W, S), W for each history.  -> (B,
+          W).
         """
         width, device = sessions.shape[1], self.bias.weight.device
         rows = self._padded(list(histories)).repeat_interleave(width, 0)

@@ -21,7 +21,10 @@ DATED = 6.3e8  # seconds since 1970 from which a number is taken for a date: 199
 
 
 def _title(model: Recommender, place: int) -> str:
-    """Return an item's title, from its first field that is one; "" without."""
+    """Return an item's title, from the first field that is a title; "" if the items have none.
+
+    model: knows the items' fields; place: the item's number, from 0.
+    """
     field = next((f for n, f in model.known.fields.items() if _is_title(n, f)), None)
     return " ".join(field.values[place]) if field else ""
 
@@ -40,8 +43,8 @@ def recommend_with_warnings(
 ) -> tuple[list[Recommendation], list[str]]:
     """Return a model's recommendations, and the texts of its warnings.
 
-    query: id of a user, or ids of the items of a history; k: number of items.
-    include_seen: items of the history may be recommended;  session: generate a whole session.
+    query: id of a user, or ids of the items of a history; k: number of items; include_seen: items
+      of the history may be recommended; session: generate a whole session.
     Raises: ConfigError for a session of a model that generates none; otherwise as `recommend`.
     """
     with warnings.catch_warnings(record=True) as caught:
@@ -58,8 +61,9 @@ def item_rows(
 ) -> list[dict[str, Any]]:
     """Return rows of items with title, score, semantic id, and what each field adds to the score.
 
-    query: id of a user, or ids of the items of a history; items: recommended items with scores.
-    explain: compute what fields add.  Raises: ConfigError if the model has no fields to explain by.
+    query: id of a user, or ids of the items of a history; items: recommended items with scores;
+      explain: compute the fields' parts.  Raises: ConfigError if the model has no fields to explain
+      by.
     """
     has_events = model.known.popularity() > 0
     places = [model.known.item(recommendation.item) for recommendation in items]
@@ -112,7 +116,7 @@ class RecommenderPage:
         }
 
     def _reads_histories(self) -> bool:
-        """Return whether the model answers for items instead of a user, by trying it."""
+        """Return True if the model answers for items instead of a user, which is tried."""
         try:
             self.model.recommend(self.model.known.item_ids[:1], 1, exclude_seen=False)
         except IntarsiaError:
@@ -120,9 +124,9 @@ class RecommenderPage:
         return True
 
     def find(self, text: str, k: int = 8) -> dict[str, Any]:
-        """Find users whose id begins with the text, and items by words of the title or by id.
+        """Find users whose id begins with a text, and items by words of the title or by id.
 
-        k: results of each kind at most; items of most events come first.
+        text: of a search box; k: results of each kind at most; items of most events come first.
         """
         events, low = self.model.known, text.strip().lower()
         words = low.split()
@@ -148,10 +152,11 @@ class RecommenderPage:
     ) -> dict[str, Any]:
         """Answer a query: past items and recommendations.
 
-        query: a user's id or ids of items;  k: number of recommendations;  new: only items without
-        events;  include_seen, session: see `recommend_with_warnings`, also for errors.  Returns
-        taken (past items, the latest first, at most 50), total (their number), reads (how many of
-        them the model uses, None = all), items, told (warnings) and milliseconds.
+        query: a user's id or ids of items; k: number of recommendations; include_seen: items of the
+          history may be recommended; session: generate a whole session; new: only items without
+          events. Returns taken (past items, the latest first, at most 50), total (their number),
+          reads (how many of them the model uses, None = all), items, told (warnings) and
+          milliseconds. Raises: as `recommend_with_warnings`.
         """
         with self._lock:  # warnings are caught for one question at a time
             start = time.perf_counter()
@@ -179,7 +184,10 @@ class RecommenderPage:
         }
 
     def _taken(self, query: str | Sequence[str]) -> list[dict[str, Any]]:
-        """Return the past items of a query, the latest first."""
+        """Return the past items of a query, the latest first.
+
+        query: a user's id, or ids of items.
+        """
         events = self.model.known
         if not isinstance(query, str):
             places = self._places
@@ -188,7 +196,10 @@ class RecommenderPage:
         return [self._item(int(events.items[i])) | self._event(int(i)) for i in indices.tolist()]
 
     def _event(self, index: int) -> dict[str, Any]:
-        """Return the day of an event, "" where times are no dates, and its rating."""
+        """Return the day of an event, "" where times are no dates, and its rating.
+
+        index: the event's number.
+        """
         seconds, rating = (
             float(self.model.known.times[index]),
             float(self.model.known.ratings[index]),
@@ -197,7 +208,10 @@ class RecommenderPage:
         return {"day": day, "rating": None if np.isnan(rating) else rating}
 
     def _item(self, place: int) -> dict[str, Any]:
-        """Return an item's id, title and fields, and whether it has no event."""
+        """Return an item's id, title and fields, and True under "new" if it has no event.
+
+        place: the item's number, from 0.
+        """
         return {
             "item": self.model.known.item_ids[place],
             "title": self.titles[place],
@@ -206,7 +220,10 @@ class RecommenderPage:
         }
 
     def _words(self, place: int) -> Mapping[str, str]:
-        """Return the text of each field of an item that has a value, without the title."""
+        """Return the text of each field of an item that has a value, without the title.
+
+        place: the item's number, from 0.
+        """
         words: dict[str, str] = {}
         for name, field in self._fields.items():
             value = field.values[place]

@@ -25,11 +25,12 @@ VECTOR, TEXT = "vector", "text"
 
 
 def export(index: SparseIndex, form: str, path: str | Path) -> Path:
-    """Write an index's documents for an engine, one JSON object a line.
+    """Write an index's documents for another search engine, one JSON object a line.
 
-    opensearch, elasticsearch: the body of a _bulk request; the mapping is `mapping(form)`, a query
-    is `engine_query(form, ...)`. qdrant: points with a sparse vector "text", whose payload has id
-    and text. trec: id and vector, token -> weight (Anserini's and PISA's JSON of vectors).
+    index: the index; form: "opensearch" or "elasticsearch", the body of a _bulk request; the
+      mapping is `mapping(form)`, a query is `engine_query(form, ...)`; "qdrant", points with a
+      sparse vector "text", whose payload has id and text; "trec", id and vector, token -> weight
+      (Anserini's and PISA's JSON of vectors); path: of the file.
     Raises: ConfigError for another form; TrainingError if it cannot be written.
     """
     one_of("form", form, FORMS, fix="Seismic has no file: see seismic_index.")
@@ -40,7 +41,10 @@ def export(index: SparseIndex, form: str, path: str | Path) -> Path:
 
 
 def _rows(index: SparseIndex, form: str) -> Iterator[dict[str, Any]]:
-    """Yield the JSON objects of `export`, one or two for each document."""
+    """Yield the JSON objects of `export`, one or two for each document.
+
+    index: the index; form: the engine's name, one of FORMS.
+    """
     texts = {name: text for s in index.segments for name, text in zip(s.ids, s.texts, strict=False)}
     # Qdrant takes numbers of tokens, the other engines their texts
     numbers = {index.queries.word(j): j for j in range(len(index.queries.weights))}
@@ -58,17 +62,20 @@ def _rows(index: SparseIndex, form: str) -> Iterator[dict[str, Any]]:
 
 
 def mapping(form: str) -> dict[str, Any]:
-    """Return the mapping of an engine's index that takes `export`'s file.  Raises: ConfigError."""
+    """Return the mapping of an engine's index that takes `export`'s file.
+
+    form: "opensearch" or "elasticsearch".  Raises: ConfigError.
+    """
     one_of("form", form, tuple(FIELD))
     properties = {TEXT: {"type": "text"}, VECTOR: {"type": FIELD[form]}}
     return {"mappings": {"properties": properties}}
 
 
 def engine_query(form: str, queries: QueryWeights, text: str, k: int = 10) -> dict[str, Any]:
-    """Return a query's body for the engine: tokens and their weights, computed without a model.
+    """Return a query's body for an engine: tokens and their weights, computed without a model.
 
-    form: of the engine; queries: weights of query tokens; k: number of hits.
-    Raises: ConfigError.
+    form: "opensearch", "elasticsearch" or "qdrant"; queries: weights of query tokens; text: the
+      query; k: number of hits. Raises: ConfigError.
     """
     one_of("form", form, ("opensearch", "elasticsearch", "qdrant"))
     pairs = queries.of(text)
@@ -82,9 +89,9 @@ def engine_query(form: str, queries: QueryWeights, text: str, k: int = 10) -> di
 
 
 def seismic_index(index: SparseIndex, **settings: Any) -> Any:
-    """Build an index of pyseismic-lsr from the same vectors.  settings: of `build_from_dataset`.
+    """Build an index of pyseismic-lsr, an approximate engine, from the same vectors.
 
-    Raises: MissingExtra.
+    index: ours; settings: of `build_from_dataset`. Raises: MissingExtra.
     """
     library = _seismic()
     data, word = library.SeismicDataset(), library.get_seismic_string()
@@ -100,8 +107,9 @@ def seismic_search(
 ) -> list[list[tuple[str, float]]]:  # fmt: skip
     """Search a Seismic index; return (id, score) pairs of each query, largest first.
 
-    seismic: of `seismic_index`; query_cut: number of the heaviest tokens to look up; heap_factor:
-    below 1 the search stops later and finds more of the exact answer.
+    seismic: of `seismic_index`; queries: weights of query tokens; texts: the queries; k: number of
+      hits; query_cut: number of the heaviest tokens to look up; heap_factor: below 1 the search
+      stops later and finds more of the exact answer.
     """
     word = _seismic().get_seismic_string()
     hits: list[list[tuple[str, float]]] = []

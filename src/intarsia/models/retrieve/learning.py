@@ -56,6 +56,7 @@ class LearnedRetrieval:
     weight: float = 0.0025
 
     def __post_init__(self) -> None:
+        """Raise ConfigError for a setting that cannot be."""
         at_least("steps", self.steps, 1)
         at_least("batch", self.batch, 1)
         at_least("negatives", self.negatives, 1)
@@ -67,7 +68,8 @@ class LearnedRetrieval:
 def draw_pairs(texts: Sequence[str], count: int, seed: int) -> list[tuple[str, list[int]]]:
     """Draw queries for documents that have none: 3 to 8 consecutive words of a document each.
 
-    Returns `count` pairs of a query and the number of the document that answers it.
+    texts: the documents; count: of queries; seed: of the draw. Returns pairs of a query and the
+      number of the document that answers it.
     Raises: DataError where no document has 8 words.
     """
     draws = random.Random(seed)
@@ -99,10 +101,11 @@ def fit_retriever(
 ) -> InferenceFree:
     """Train a model's document encoder in place, and return the model.
 
-    texts: the documents by number; pairs: queries and the numbers of their answers. During training
-    idf is divided by its mean over the queries' tokens: the ranking stays, and the scores are as
-    large as those of a flat query; undivided they saturate the loss, and the documents lose terms.
-    out: a folder of checkpoints, from which `resume` continues.  report: receives progress lines.
+    texts: the documents by number; pairs: queries and the numbers of their answers; recipe: loss,
+      steps and rates, None = the default; seed: of all draws; out: a folder of checkpoints, from
+      which `resume` continues; report: receives progress lines. During training idf is divided by
+      its mean over the queries' tokens: the ranking stays, and the scores are as large as those of
+      a flat query; undivided they saturate the loss, and the documents lose terms.
     Raises: DataError for no pair; ConfigError, MissingExtra and AssetError for the teachers.
     """
     recipe = recipe or LearnedRetrieval()
@@ -133,7 +136,9 @@ def _rows(
 ) -> Mapping[str, list[Any]]:
     """Build the columns of a training set: query, answer, negatives, and the teachers' scores.
 
-    One row for each query of each step, in random order of the pairs, epoch after epoch.
+    texts: the documents by number; pairs: queries and the numbers of their answers; recipe: steps,
+      negatives and teachers; seed: of all draws; report: receives progress lines. One row for each
+      query of each step, in random order of the pairs, epoch after epoch.
     """
     draws = random.Random(seed)
     total = recipe.steps * recipe.batch
@@ -168,10 +173,12 @@ def _rows(
 def _draw_candidates(
     near: Sequence[int], answers: Sequence[int], count: int, negatives: int, draws: random.Random
 ) -> list[int]:
-    """Draw an answer and negatives: candidates that are no answers, filled up at random.
+    """Draw the documents for a training row of a query: one that answers it, and some that do not.
 
-    answers: numbers of the query's answers; negatives: how many to draw; draws: random numbers.
-    near: numbers of BM25's best documents; count: documents in all.  Returns 1 + negatives numbers.
+    near: numbers of BM25's best documents, from which the negatives are drawn, and if they are too
+      few from all; answers: numbers of the documents that answer the query; count: documents in
+      all; negatives: how many to draw; draws: random numbers. Returns 1 + negatives numbers of
+      documents, the answer first.
     """
     answer_set = set(answers)
     hard = [n for n in near[SKIPPED:] if n not in answer_set]
@@ -187,8 +194,9 @@ def _trainer(
 ) -> Any:  # fmt: skip
     """Set up sentence-transformers' trainer with the recipe's loss, penalty and steps.
 
-    library: the module sentence_transformers; columns: name -> values, see `_rows`; out: folder of
-    checkpoints.
+    library: the module sentence_transformers.sparse_encoder; model: whose documents learn; columns:
+      name -> values of all rows, such as queries, answers and teachers' scores; recipe: losses,
+      steps and rates; seed: of the batches; out: folder of checkpoints.
     """
     try:
         from datasets import Dataset
@@ -233,7 +241,10 @@ def _trainer(
 
 
 def penalty_weights(model: InferenceFree, penalty: str) -> torch.Tensor:
-    """Return the weight of each token in the penalty, (V,).  penalty: "flops" or "idf"."""
+    """Return the weight of each token in the penalty, (V,).
+
+    model: has the tokens' idf; penalty: "flops", 1 for each, or "idf", in proportion to 1 / idf^2.
+    """
     weights = torch.from_numpy(model.queries.weights)
     if penalty == "flops":
         return torch.ones_like(weights)

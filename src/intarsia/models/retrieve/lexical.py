@@ -8,6 +8,7 @@ search time, so that an index of appended documents ranks as one that was built 
 
 from __future__ import annotations
 
+import hashlib
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,13 +21,15 @@ import scipy.sparse as sp
 from ...core.checks import at_least, between, one_of
 from ...core.errors import CheckpointError, MissingExtra
 from .postings import Array, Postings, Query
-from .query_weights import idf
+from .query_weights import QueryWeights, idf
 
 # languages with a Snowball stemmer and a list of stop words
 LANGUAGES = (
     *("danish", "dutch", "english", "french", "german", "italian", "norwegian", "portuguese"),
     *("russian", "spanish", "swedish", "turkish"),
 )
+NO_MODEL = "none"  # name of the encoder without a model
+NO_TOKENS = '{"model": {"type": "WordLevel", "vocab": {"[UNK]": 0}, "unk_token": "[UNK]"}}'
 COUNTS = "float16"  # how counts are stored: exact up to 2,048
 
 
@@ -47,6 +50,7 @@ class Lexical:
     b: float = 0.4
 
     def __post_init__(self) -> None:
+        """Raise ConfigError for a setting that cannot be."""
         one_of("language", self.language, LANGUAGES)
         between("share", self.share, 0, 1, fix="Try 0.5.")
         at_least("k1", self.k1, 0, fix="Try 0.9.")
@@ -56,8 +60,9 @@ class Lexical:
 def stems(texts: Sequence[str], language: str, *, numbered: bool = False) -> Any:
     """Return the stems of each text in order, without stop words, by bm25s and Snowball.
 
-    numbered: return bm25s' object with `ids`, the stems as numbers, and `vocab`, stem -> number.
-    Raises: MissingExtra without bm25s and PyStemmer.
+    texts: of documents or queries; language: one of LANGUAGES; numbered: return bm25s' object with
+      `ids`, the stems as numbers, and `vocab`, stem -> number. Raises: MissingExtra without bm25s
+      and PyStemmer.
     """
     tokenize, stemmer = _stemmer(language)
     options: dict[str, Any] = {"stopwords": language, "stemmer": stemmer, "show_progress": False}
@@ -66,7 +71,10 @@ def stems(texts: Sequence[str], language: str, *, numbered: bool = False) -> Any
 
 @lru_cache
 def _stemmer(language: str) -> tuple[Any, Any]:
-    """Return bm25s' tokenizer, and the stemmer, cached: building it takes longer than a query."""
+    """Return bm25s' tokenizer and a stemmer, cached: building it takes longer than a query.
+
+    language: one of LANGUAGES.  Raises: MissingExtra.
+    """
     try:
         import bm25s
         import Stemmer
@@ -84,7 +92,10 @@ class Stems:
 
     @classmethod
     def of(cls, texts: Sequence[str], language: str) -> Stems:
-        """Count the stems of texts."""
+        """Count how often each text has each stem.
+
+        texts: of documents; language: one of LANGUAGES.
+        """
         tokens = stems(texts, language, numbered=True)
         names = [name for name, _ in sorted(tokens.vocab.items(), key=lambda pair: pair[1])]
         lengths = [len(of_text) for of_text in tokens.ids]
@@ -98,9 +109,9 @@ class Stems:
 
     @classmethod
     def merged(cls, parts: Sequence[Stems], alive: Sequence[Array]) -> Stems:
-        """Join the stems of several segments, of the documents that are alive.
+        """Join the stems of several segments of an index, without those of deleted documents.
 
-        alive: (documents,) bool of each segment.
+        parts: stems of each segment; alive: (documents,) bool of each, False = deleted.
         """
         names = list(dict.fromkeys(name for part in parts for name in part.names))
         place = {name: i for i, name in enumerate(names)}
@@ -119,7 +130,10 @@ class Stems:
 
     @classmethod
     def decode(cls, arrays: dict[str, Array], names: list[str], count: int) -> Stems:
-        """Read the arrays of `encode`, of `count` documents.  Raises: CheckpointError."""
+        """Read the arrays of `encode`.
+
+        arrays: by name; names: the stems; count: of documents.  Raises: CheckpointError.
+        """
         of_stems = {
             n.removeprefix("stems."): a for n, a in arrays.items() if n.startswith("stems.")
         }
@@ -142,6 +156,24 @@ class Stems:
         return np.bincount(counts.docs, counts.weights, count).astype(np.float32)
 
 
+class StemsAlone:
+    """Encoder of an index that ranks by BM25 alone: no document or query has a learned token.
+
+    SparseIndex.build(StemsAlone(), docs, lexical=Lexical(share=1)) reads documents without a model,
+    in about the time that bm25s takes.
+    """
+
+    name, digest = NO_MODEL, hashlib.sha256(NO_TOKENS.encode()).hexdigest()
+
+    def __init__(self) -> None:
+        """Make query weights of a vocabulary without tokens."""
+        self.queries = QueryWeights(NO_TOKENS, np.zeros(1, np.float32))
+
+    def encode(self, texts: Sequence[str]) -> Any:
+        """Return an empty sparse matrix (texts, 1)."""
+        return sp.csr_matrix((len(texts), 1), dtype=np.float32)
+
+
 class QueryStem(NamedTuple):
     """Stem of a query: its number in each segment, the documents that have it, and its idf."""
 
@@ -154,21 +186,26 @@ class Bm25Lists:
     """Posting lists of BM25 over all segments of an index.
 
     parts: one for each segment; document frequencies and mean length are those of all together.
-    lists: of each segment, with document i of n at n + i, so that one array of 2 n holds both the
-    learned scores and BM25's.
+    lists: of each segment. If there are learned scores, too, document i of n is at n + i, so that
+    one array of 2 n holds both.
     """
 
     def __init__(self, parts: Sequence[Stems], settings: Lexical) -> None:
+        """Compute the weights of all posting lists, with the mean length over all segments.
+
+        parts: stems of each segment; settings: k1 and b.
+        """
         self.parts, self.count = parts, sum(part.counts.count for part in parts)
         self._cached = dict[str, QueryStem]()
         words = sum(float(part.lengths.sum()) for part in parts)
         self.lists = [_bm25_lists(part, settings, words / max(1, self.count)) for part in parts]
 
     def queries(self, words: Sequence[str], *, prune: float, max_df: float) -> list[Query]:
-        """Return a query's stems for each segment: (number there, idf times the uses in the query).
+        """Return a query's stems with their weights, once for each segment of the index.
 
         words: the query's stems; prune: leave out those below this share of the heaviest; max_df:
-        leave out those in more than this share of the documents.
+          leave out those in more than this share of the documents. Returns for each segment pairs
+          (the stem's number there, its idf times its uses in the query).
         """
         times = Counter(words)
         looked_up = [(self._look_up(word), number) for word, number in times.items()]
@@ -183,7 +220,10 @@ class Bm25Lists:
         ]  # fmt: skip
 
     def _look_up(self, word: str) -> QueryStem:
-        """Look up a stem's number in each segment and its idf, and cache them."""
+        """Look up a stem's number in each segment and its idf, and cache them.
+
+        word: the stem.
+        """
         if (stem := self._cached.get(word)) is None:
             numbers = [part.place.get(word) for part in self.parts]
             pairs = zip(self.lists, numbers, strict=True)
@@ -195,15 +235,18 @@ class Bm25Lists:
 
 
 def _bm25_lists(part: Stems, settings: Lexical, mean: float) -> Postings:
-    """Replace counts by tf / (tf + k1 (1 - b + b |d| / mean)), and shift documents by their number.
+    """Return the posting lists of a segment, with BM25's weights in place of the counts of stems.
 
-    part: stems of a segment, with the counts tf; settings: k1 and b of BM25.
-    mean: that of the lengths |d| over the whole collection.
+    A weight is tf / (tf + k1 (1 - b + b |d| / mean)) for tf uses of a stem in a document of length
+      |d|. part: the stems of the segment, with their counts; settings: k1 and b, and the share of
+      BM25: below 1 documents are shifted by their number, behind the learned scores; mean: the
+      mean length over the whole collection.
     """
     lists = part.counts
     # length normalisation of each document
     norm = settings.k1 * (1 - settings.b + settings.b * part.lengths / max(mean, 1e-9))
     weights = lists.weights / (lists.weights + norm[lists.docs])
-    return Postings(
-        lists.starts, lists.docs + lists.count, weights.astype(np.float32), 2 * lists.count
-    )
+    weights = weights.astype(np.float32)
+    if settings.share == 1:
+        return Postings(lists.starts, lists.docs, weights, lists.count)
+    return Postings(lists.starts, lists.docs + lists.count, weights, 2 * lists.count)

@@ -33,9 +33,9 @@ class MaxLogits(torch.autograd.Function):
     def forward(ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, size: int) -> Tensor:
         """Compute each token's largest logit over a text, some columns of the vocabulary at a time.
 
-        hidden: (texts, T, d); weight: (V, d); bias: (V,); size: logits in memory. -> (texts, V).
-
-        ctx: autograd's, which keeps the position of each maximum if a gradient is wanted.
+        ctx: autograd's, which keeps the position of each maximum if a gradient is wanted; hidden:
+          (texts, T, d); weight: (V, d); bias: (V,) or None; size: number of logits in memory at a
+          time.  -> (texts, V).
         """
         columns = max(1, size // max(1, hidden.shape[0] * hidden.shape[1]))
         maxima, place = list[Tensor](), list[Tensor]()
@@ -83,9 +83,10 @@ class MaxLogits(torch.autograd.Function):
 def in_chunks(documents: Any, megabytes: int) -> Iterator[None]:
     """Compute a SPLADE model's vectors by `MaxLogits` inside this context.
 
-    documents: the modules that encode documents, [Transformer, SpladePooling];  megabytes: of
-    logits at a time.  Other modules, a sum over tokens, and heads that are no linear layer stay as
-    they are.
+    SPLADE: a document's vector is the maximum over its tokens of a language model's logits.
+      documents: the modules that encode documents, [Transformer, SpladePooling]; megabytes: of
+      logits at a time.  Other modules, a sum over tokens, and heads that are no linear layer stay
+      as they are.
     """
     head = _head(documents)
     if head is None:
@@ -128,7 +129,10 @@ def _identity(input: Tensor) -> Tensor:
 
 
 def _head(documents: Any) -> nn.Linear | None:
-    """Return the linear layer that computes logits; None where `MaxLogits` does not apply."""
+    """Return the linear layer that computes logits; None where `MaxLogits` does not apply.
+
+    documents: the modules that encode documents, [Transformer, SpladePooling].
+    """
     if len(documents) != 2 or getattr(documents[1], "pooling_strategy", "") != "max":
         return None
     model = getattr(documents[0], "auto_model", None)

@@ -38,9 +38,9 @@ class Postings:
 
     @classmethod
     def of(cls, rows: Any) -> Postings:
-        """Build the lists of a sparse matrix (documents, V) of weights.
+        """Build the posting lists of a sparse matrix (documents, V) of weights.
 
-        Weights that are not above 0, NaN among them, are left out.
+        rows: the matrix. Weights that are not above 0, NaN among them, are left out.
         """
         matrix: Any = sp.csr_matrix(rows, dtype=np.float32)
         matrix.sum_duplicates()
@@ -81,7 +81,10 @@ class Postings:
         return self.starts.tolist()
 
     def scores_of(self, query: Query, docs: Array) -> Array:
-        """Return the scores of some documents.  docs: (n,), their numbers, ascending -> (n,)."""
+        """Compute the scores sum_j q_j d_j of some documents.
+
+        query: (token, weight) pairs; docs: (n,), numbers of documents, ascending.  -> (n,).
+        """
         scores = np.zeros(len(docs), np.float32)
         docs = docs.astype(self.docs.dtype)  # a search among another type copies whole lists
         for token, weight in query:
@@ -95,9 +98,10 @@ class Postings:
         return scores
 
     def encode(self, stored: str = "float16") -> dict[str, Array]:
-        """Return the arrays to write.  stored: type of the weights, one of STORED.
+        """Return the arrays to write into a file, by name.
 
-        uint8 has one scale for each token: the weights of its list are k / 255 of their largest.
+        stored: type of the weights, one of STORED. uint8 has one scale for each token: the weights
+          of its list are k / 255 of their largest.
         """
         one_of("weights", stored, STORED)
         arrays = {"starts": self.starts, "docs": self.docs.astype(np.int32)}
@@ -114,7 +118,11 @@ class Postings:
 
     @classmethod
     def decode(cls, arrays: dict[str, Array], count: int) -> Postings:
-        """Read the arrays of `encode`, of `count` documents.  Raises: CheckpointError."""
+        """Read and check the arrays of `encode`.
+
+        arrays: by name; count: of documents.  Raises: CheckpointError for arrays that do not fit
+          together.
+        """
         try:
             starts, docs, weights = arrays["starts"], arrays["docs"], arrays["weights"]
         except KeyError as error:
@@ -150,9 +158,9 @@ def _damaged(got: str) -> CheckpointError:
 
 
 def sum_scores(parts: Sequence[tuple[Postings, Query]], count: int) -> Array:
-    """Add up the scores of queries on their lists, over the same documents.  -> (count,)
+    """Add up the scores of queries on their posting lists, over the same documents.
 
-    parts: (posting lists, query) pairs; count: number of documents.
+    parts: (posting lists, query) pairs; count: number of documents.  -> (count,).
     """
     total = np.zeros(count, np.float32)
     docs, weights, sizes, query_weights = list[Array](), list[Array](), list[int](), list[float]()
@@ -174,9 +182,9 @@ def sum_scores(parts: Sequence[tuple[Postings, Query]], count: int) -> Array:
 
 
 def merge_postings(parts: Sequence[Postings], alive: Sequence[Array | None]) -> Postings:
-    """Join posting lists, of the documents that are alive, in their order.
+    """Join posting lists, without deleted documents, in the documents' order.
 
-    alive: (documents,) bool of each part; None = all.
+    parts: lists of several segments; alive: (documents,) bool of each, False = deleted; None = all.
     """
     # in rows documents can be dropped and stacked; `of` sorts them by token again
     rows = [part.rows(mask) for part, mask in zip(parts, alive, strict=True)]
@@ -184,7 +192,10 @@ def merge_postings(parts: Sequence[Postings], alive: Sequence[Array | None]) -> 
 
 
 def best(scores: Array, k: int) -> Array:
-    """Return the indices of the k largest scores above 0, largest first, ties by index.  (<= k,)"""
+    """Return the indices of the k largest scores above 0, largest first, ties by index.
+
+    scores: (documents,) float32; k: how many at most.
+    """
     blocks, least = len(scores) // BLOCK, np.finfo(np.float32).smallest_subnormal
     if blocks > k:
         # the k-th largest of the blocks' maxima: at least k scores reach it, others cannot win
@@ -204,7 +215,8 @@ def best(scores: Array, k: int) -> Array:
 def search_naive(rows: Any, query: Query, k: int) -> list[tuple[int, float]]:
     """Search by the definition, over every document and every token of the query.
 
-    rows: a sparse matrix (documents, V).  Returns (index, score) of the k best, as `best`.
+    rows: a sparse matrix (documents, V); query: (token, weight) pairs; k: how many.  Returns
+      (index, score) of the k best, as `best`.
     """
     dense = np.asarray(rows.todense())
     scores = {i: sum(q * float(row[j]) for j, q in query) for i, row in enumerate(dense)}

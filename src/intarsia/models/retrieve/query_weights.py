@@ -42,9 +42,10 @@ class QueryWeights:
     """
 
     def __init__(self, tokenizer: str, weights: np.ndarray) -> None:
-        """Check that there is one finite weight of at least 0 for each token; see the class.
+        """Check that there is one finite weight of at least 0 for each token.
 
-        tokenizer: the text of a tokenizer.json; weights: (V,).
+        tokenizer: the text of a tokenizer.json; weights: (V,), one for each token. Raises:
+          CheckpointError, ConfigError.
         """
         self.json, self.weights = tokenizer, np.ascontiguousarray(weights, np.float32)
         self.tokenizer = _tokenizer(tokenizer)
@@ -71,7 +72,7 @@ class QueryWeights:
     def tokens(self, texts: Sequence[str]) -> list[list[int]]:
         """Return the numbers of each text's tokens, without a model's special tokens.
 
-        Raises: ConfigError for a text of more than LONGEST characters.
+        texts: queries. Raises: ConfigError for a text of more than LONGEST characters.
         """
         for text in texts:
             if len(text) > LONGEST:
@@ -97,13 +98,16 @@ class QueryWeights:
     def of(self, text: str, *, prune: float = 0.0) -> list[tuple[int, float]]:
         """Return the distinct tokens of a query with their weights, heaviest first.
 
-        prune: tokens below this share of the heaviest are left out.
-        Empty for a query without a known token.  Raises: ConfigError.
+        text: the query; prune: tokens below this share of the heaviest are left out. Empty for a
+          query without a known token.  Raises: ConfigError.
         """
         return self.of_many([text], prune=prune)[0]
 
     def of_many(self, texts: Sequence[str], *, prune: float = 0.0) -> list[list[tuple[int, float]]]:
-        """Return `of` for each query, tokenized together."""
+        """Return the distinct tokens of several queries with their weights, heaviest first.
+
+        texts: the queries; prune: tokens below this share of a query's heaviest are left out.
+        """
         between("prune", prune, 0, 1, fix="Try 0.1; 0 keeps all.")
         queries: list[list[tuple[int, float]]] = []
         for tokens in self.tokens(texts):
@@ -124,7 +128,10 @@ class QueryWeights:
         return str(self.tokenizer.id_to_token(token))
 
     def frequencies(self, texts: Iterable[str], batch: int = 1024) -> tuple[np.ndarray, int]:
-        """Count the texts that have each token, (V,), and all texts.  batch: texts at a time."""
+        """Count the texts that have each token, (V,), and all texts.
+
+        texts: documents; batch: texts at a time.
+        """
         counts, total, part = np.zeros(len(self.weights), np.int64), 0, list[str]()
 
         def add() -> None:
@@ -152,7 +159,10 @@ class QueryWeights:
 
     @classmethod
     def load(cls, folder: Path) -> QueryWeights:
-        """Read the files of `save`.  Raises: CheckpointError."""
+        """Read the tokenizer and the weights of a folder that `save` wrote.
+
+        Raises: CheckpointError for a folder without them, or a damaged one.
+        """
         try:
             text = read_text(folder / TOKENIZER)
             return cls(text, read_tensors(folder / WEIGHTS, "np")["weights"])
@@ -162,7 +172,10 @@ class QueryWeights:
 
 
 def _splits_at_spaces(tokenizer: str) -> bool:
-    """Return True if a text's tokens are those of its words, so that words can be cached."""
+    """Return True if a text's tokens are those of its words, so that words can be cached.
+
+    tokenizer: the text of a tokenizer.json.
+    """
     settings = json.loads(tokenizer)
     normalizer, splitter = settings.get("normalizer"), settings.get("pre_tokenizer") or {}
     steps = [normalizer] if normalizer else []
@@ -172,7 +185,10 @@ def _splits_at_spaces(tokenizer: str) -> bool:
 
 
 def _tokenizer(text: str) -> Any:
-    """Build the tokenizer of a tokenizer.json, without truncation and padding."""
+    """Build the tokenizer of a tokenizer.json, without truncation and padding.
+
+    text: of the file.  Raises: CheckpointError, MissingExtra.
+    """
     try:
         from tokenizers import Tokenizer
     except ImportError as error:

@@ -36,10 +36,10 @@ class Scorer:
     def __init__(
         self, segments: Sequence[Segment], queries: QueryWeights, lexical: Lexical | None
     ) -> None:
-        """Prepare the scores that `lexical.share` asks for: BM25 above 0, learned ones below 1.
+        """Prepare the scores that `lexical.share` needs: BM25 above 0, learned ones below 1.
 
         segments: parts of the index; queries: weights of query tokens; lexical: settings of BM25,
-        None = learned scores alone.
+          None = learned scores alone.
         """
         self.segments, self.queries, self.lexical = segments, queries, lexical
         all_stems = [s.stems for s in segments if s.stems is not None]
@@ -47,10 +47,10 @@ class Scorer:
         self.learned = lexical is None or lexical.share < 1
 
     def joined(self, texts: Sequence[str], *, prune: float, max_df: float) -> Iterator[JoinedQuery]:
-        """Yield the tokens and stems of each query.
+        """Yield the tokens and stems of each query, with their weights.
 
-        prune: leave out weights below this share of the query's heaviest; max_df: leave out tokens
-        and stems that are in more than this share of the documents.
+        texts: the queries; prune: leave out weights below this share of the query's heaviest;
+          max_df: leave out tokens and stems that are in more than this share of the documents.
         """
         tokens: Any = [[] for _ in texts]
         if self.learned:
@@ -72,8 +72,10 @@ class Scorer:
     ) -> tuple[list[Array], tuple[float, float]]:
         """Score each segment's documents; return the scores and the two factors of the sum.
 
-        A score is factors[0] L + factors[1] B.  Deleted documents have 0.  two_phase: see
-        `SparseIndex.search`.
+        A score is factors[0] L + factors[1] B, L the learned score, B that of BM25.  Deleted
+        documents have 0. query: tokens and stems with their weights; k: number of hits that are
+        wanted; two_phase: None = exact learned scores; else only the best two_phase * k documents
+        by the heaviest tokens have one, see `SparseIndex.search`.
         """
         if self.bm25 is None or self.lexical is None:
             pairs = [(s, self._learned(s, query.tokens, k, two_phase)) for s in self.segments]
@@ -81,25 +83,29 @@ class Scorer:
                 1.0,
                 0.0,
             )
-        both: list[Array] = []  # (2, documents) of each segment
+        both: list[Array] = []  # (2, documents) of each segment, or (1, documents) by BM25 alone
         for segment, lists, stem in zip(self.segments, self.bm25.lists, query.stems, strict=True):
             # one array of 2 n scores: BM25's lists have their documents shifted by n
-            parts = [*self._learned(segment, query.tokens, k, two_phase), (lists, stem)]
-            scores = sum_scores(parts, lists.count).reshape(2, segment.postings.count)
+            learned = self._learned(segment, query.tokens, k, two_phase) if self.learned else []
+            scores = sum_scores([*learned, (lists, stem)], lists.count)
+            scores = scores.reshape(1 + self.learned, segment.postings.count)
             both.append(_without_deleted(segment, scores))
         # divide both scores by their maxima over all segments; a maximum of 0 gives factor 0
         tops = np.max([pair.max(1, initial=0) for pair in both], axis=0, initial=0)
-        share = np.array([1 - self.lexical.share, self.lexical.share], np.float32)
+        learned_share = [1 - self.lexical.share] if self.learned else []
+        share = np.array([*learned_share, self.lexical.share], np.float32)
         factors = np.divide(share, tops, out=np.zeros_like(share), where=tops > 0)
-        return [factors @ pair for pair in both], (float(factors[0]), float(factors[1]))
+        learned_factor = float(factors[0]) if self.learned else 0.0
+        return [factors @ pair for pair in both], (learned_factor, float(factors[-1]))
 
     def _learned(
         self, segment: Segment, query: Query, k: int, two_phase: float | None
     ) -> list[tuple[Postings, Query]]:
         """Return posting lists with query weights whose sum is the learned score of a segment.
 
-        two_phase: None = the lists of the query's tokens; else heavy tokens choose the best
-        two_phase * k documents, and a single list has their full scores.
+        segment: a part of the index; query: (token, weight) pairs, heaviest first; k: number of
+          hits; two_phase: None = the lists of the query's tokens; else heavy tokens choose the best
+          two_phase * k documents, and a single list has their full scores.
         """
         lists = segment.postings
         if two_phase is None or not query:
@@ -122,12 +128,18 @@ class Scorer:
 
 
 def frequencies(segments: Sequence[Segment], size: int) -> Array:
-    """Count the documents, deleted ones too, whose vectors have each token.  size: V -> (V,)."""
+    """Count the documents, deleted ones too, whose vectors have each token.
+
+    segments: parts of the index; size: V.  -> (V,).
+    """
     return sum((s.postings.frequencies() for s in segments), np.zeros(size, np.int64))
 
 
 def _without_deleted(segment: Segment, scores: Array) -> Array:
-    """Set the scores (..., documents) of deleted documents to 0, in place."""
+    """Set the scores of a segment's deleted documents to 0, in place, and return the scores.
+
+    segment: knows which are deleted; scores: (..., documents).
+    """
     if segment.deleted:
         scores[..., list(segment.deleted)] = 0
     return scores

@@ -41,7 +41,11 @@ class Segment:
         return mask
 
     def write(self, folder: Path, stored: str) -> str:
-        """Write the segment, unless its file exists; return its SHA-256.  Raises: TrainingError."""
+        """Write the segment, unless its file exists; return its SHA-256.
+
+        folder: of the index; stored: type of the weights, such as "float16".  Raises:
+          TrainingError.
+        """
         arrays = self.postings.encode(stored) | _pack_texts("ids", self.ids)
         if self.stems is not None:
             arrays |= self.stems.encode() | _pack_texts("names", self.stems.names)
@@ -55,9 +59,10 @@ class Segment:
 
     @classmethod
     def read(cls, path: Path, count: int, digest: str, deleted: Sequence[int]) -> Segment:
-        """Read a file of `write`.  Raises: CheckpointError if it is damaged.
+        """Read a file that `write` wrote.
 
-        count, digest, deleted: documents, SHA-256 and deleted documents by meta.json.
+        path: of the file; count, digest, deleted: documents, SHA-256 and deleted documents by
+          meta.json.  Raises: CheckpointError if it is damaged.
         """
         try:
             data = read_bytes(path)
@@ -83,8 +88,10 @@ class Segment:
 def alive_texts(texts: Sequence[list[str]], alive: Sequence[np.ndarray]) -> list[str]:
     """Join the texts (or ids) of segments, without those of deleted documents.
 
-    alive: (documents,) bool of each segment, False = deleted.
+    texts: of each segment; [] where the index stores none; alive: (documents,) bool of each, False
+      = deleted.
     """
+    # a segment has a text for each document, or none at all
     pairs = zip(texts, alive, strict=True)
     return [
         text
@@ -95,14 +102,20 @@ def alive_texts(texts: Sequence[list[str]], alive: Sequence[np.ndarray]) -> list
 
 
 def _pack_texts(name: str, texts: Sequence[str]) -> dict[str, np.ndarray]:
-    """Encode texts as tensors: one array of bytes, and the end of each text."""
+    """Encode texts as tensors: one array of bytes, and the end of each text.
+
+    name: of the arrays; texts: such as ids.
+    """
     raw = [text.encode("utf-8", "replace") for text in texts]
     ends = np.cumsum([len(encoded) for encoded in raw], dtype=np.int64)
     return {name: np.frombuffer(b"".join(raw), np.uint8), f"{name}_end": ends}
 
 
 def _unpack_texts(name: str, arrays: dict[str, np.ndarray]) -> list[str]:
-    """Decode the arrays of `_pack_texts`."""
+    """Decode the texts that `_pack_texts` encoded.
+
+    name: of the arrays; arrays: bytes and the end of each text, by name.
+    """
     raw, ends = arrays[name].tobytes(), arrays[f"{name}_end"].tolist()
     starts = [0, *ends[:-1]]
     return [raw[a:b].decode("utf-8") for a, b in zip(starts, ends, strict=bool(ends))]

@@ -17,9 +17,9 @@ WORD = re.compile(r"\w\w+")  # words that have a stem
 def search_results(index: SparseIndex, query: str, k: int = 10) -> dict[str, Any]:
     """Search, and return the hits with their terms, ready for JSON.
 
-    hits: id, score, text, parts (pieces of the text and whether each is a word that scored), terms
-    (token, score, expanded, stem); tokens: the query's tokens with a weight, heaviest first;
-    stems: the query's stems.
+    index: the index; query: a text; k: number of hits. Returns hits: id, score, text, parts (pieces
+      of the text, and True for a word that scored), terms (token, score, expanded, stem); tokens:
+      the query's tokens with a weight, heaviest first; stems: the query's stems.
     Raises: ConfigError.
     """
     start = time.perf_counter()
@@ -42,7 +42,8 @@ def _hit(
 ) -> dict[str, Any]:
     """Return a hit ready for JSON, with the words marked that contributed to its score.
 
-    tokens: those of the query that have a weight; hit: of the index's search.
+    index: the index; query: its text; tokens: those of the query that have a weight; hit: of the
+      index's search.
     """
     terms = index.explain(query, hit.id)
     scored = {term.token for term in terms if not term.stem}
@@ -65,10 +66,11 @@ def mark_parts(
     words: Sequence[str] = (),
     width: int = WIDTH,
 ) -> list[tuple[str, bool]]:
-    """Split a text into pieces (piece, whether it is marked), at most `width` characters in all.
+    """Split a text into pieces (piece, True = marked), at most `width` characters in all.
 
-    Marked are the given tokens, and words that have one of the given stems.  tokens: numbers of
-    tokens; words: stems.  Of a long text the part around the first marked piece is returned.
+    Marked are some tokens, and words that have one of some stems. index: knows how texts are split;
+    text: of a document; tokens: numbers of tokens; words: stems.  Of a long text the part around
+    the first marked piece is returned.
     """
     marked = [(a, b) for token, a, b in index.queries.places(text) if token in tokens]
     if words and index.lexical is not None:

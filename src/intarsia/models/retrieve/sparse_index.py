@@ -90,7 +90,8 @@ class SparseIndex:
         """Start an index without documents.
 
         queries: weights of query tokens; model, digest: name and digest of the model that encodes
-        documents; stored: type of the weights on disk; lexical: settings of BM25, None = without.
+          documents; stored: type of the weights on disk, "float16", "float32" or "uint8"; lexical:
+          settings of BM25, None = without.
         """
         self.queries, self.model, self.digest, self.stored = queries, model, digest, stored
         self._lexical, self._scorer = lexical, None
@@ -110,9 +111,10 @@ class SparseIndex:
     ) -> SparseIndex:
         """Build an index of (id, text) pairs, read and encoded `block` at a time.
 
-        encoder: turns texts into sparse vectors; stored: type of the weights on disk, "float16",
-        "float32" or "uint8"; lexical: settings of BM25, None = without.
-        texts: store them, to display with hits.  Raises: DataError for an id that occurs twice.
+        encoder: turns texts into sparse vectors; docs: the pairs; stored: type of the weights on
+          disk, "float16", "float32" or "uint8"; lexical: settings of BM25, None = without; texts:
+          store them, to display with hits; block: documents at a time.  Raises: DataError for an id
+          that occurs twice.
         """
         metadata = {"model": encoder.name, "digest": encoder.digest, "stored": stored}
         index = cls(encoder.queries, **metadata, lexical=lexical)
@@ -122,15 +124,15 @@ class SparseIndex:
 
     @property
     def lexical(self) -> Lexical | None:
-        """Settings of BM25; new ones apply to the next search, all but the language of the stems.
-
-        Raises: ConfigError for another language, or when BM25 is added or removed.
-        """
+        """Settings of BM25; None for an index that does not rank by words."""
         return self._lexical
 
     @lexical.setter
     def lexical(self, settings: Lexical | None) -> None:
-        """Set how BM25 is joined with the learned scores in later searches; None = not at all."""
+        """Set how BM25 is joined with the learned scores in later searches; None = not at all.
+
+        settings: share, k1 and b. Raises: ConfigError for another language of the stems.
+        """
         present, wanted_language = (
             None if x is None else x.language for x in (self._lexical, settings)
         )
@@ -181,11 +183,18 @@ class SparseIndex:
         return self
 
     def _as_stored(self, lists: Postings) -> Postings:
-        """Round weights as storing does, so that a search finds the same after saving."""
+        """Round weights as storing does, so that a search finds the same after saving.
+
+        lists: posting lists with exact weights.
+        """
         return Postings.decode(lists.encode(self.stored), lists.count)
 
     def _add(self, segment: Segment) -> None:
-        """Add a segment, and note where its documents are.  Raises: ConfigError."""
+        """Add a segment, and record where its documents are.
+
+        segment: posting lists and ids of some documents.  Raises: ConfigError for another
+          vocabulary.
+        """
         if segment.postings.tokens != len(self.queries.weights):
             got, want = segment.postings.tokens, f"{len(self.queries.weights)} tokens"
             raise ConfigError("document vectors", got=got, want=want, fix="Use one vocabulary.")
@@ -198,7 +207,7 @@ class SparseIndex:
     def delete(self, ids: Iterable[str]) -> SparseIndex:
         """Delete documents: they are marked now, and removed at the next `merge`.
 
-        Raises: DataError for an id that is not there.
+        ids: of the documents. Raises: DataError for an id that is not there.
         """
         names = list(ids)
         if unknown := next((name for name in names if name not in self._place), None):
@@ -213,7 +222,8 @@ class SparseIndex:
     def merge(self, *indexes: SparseIndex) -> SparseIndex:
         """Join all segments, and those of other indexes, into one without deleted documents.
 
-        Weights stored as uint8 get a common scale, which adds half a step of rounding error.
+        indexes: of the same model. Weights stored as uint8 get a common scale, which adds half a
+          step of rounding error.
         Raises: ConfigError for an index of another model; DataError for an id that both have.
         """
         for index in indexes:
@@ -256,13 +266,12 @@ class SparseIndex:
     ) -> list[Hit]:
         """Return the k documents of largest score, largest first, only with scores above 0.
 
-        The score is that of `Lexical`, or without BM25 sum_j q_j d_j.
-        prune: leave out tokens below this share of the heaviest. max_df: leave out tokens in more
-        than this share of the documents. two_phase: compute the learned score first by tokens of
-        at least 0.4 of the heaviest weight, then by all tokens for the best k times this number of
-        documents; it misses documents without heavy tokens, and is faster only where the lists of
-        light tokens are very long.
-        Empty for a query without a known token.  Raises: ConfigError.
+        query: a text. The score is that of `Lexical`, or without BM25 sum_j q_j d_j. prune: leave
+          out tokens below this share of the heaviest; max_df: leave out tokens in more than this
+          share of the documents; two_phase: compute the learned score first by tokens of at least
+          0.4 of the heaviest weight, then by all tokens for the best k times this number of
+          documents; it misses documents without heavy tokens, and is faster only where the lists of
+          light tokens are very long. Empty for a query without a known token.  Raises: ConfigError.
         """
         return self.search_many(
             [query], k, prune=prune, two_phase=two_phase, max_df=max_df
@@ -277,9 +286,12 @@ class SparseIndex:
         two_phase: float | None = None,
         max_df: float = 1.0,
     ) -> list[list[Hit]]:
-        """Return `search` for each query; they are tokenized together.
+        """Return the hits of several queries, which are tokenized together.
 
-        prune, two_phase, max_df: as in `search`.
+        queries: texts; k: hits of each; prune: leave out a query's tokens below this share of its
+          heaviest; two_phase: None = exact scores; else scores by heavy tokens alone, then exact
+          ones for the best k times this number of documents; max_df: leave out tokens in more than
+          this share of documents.
         """
         at_least("k", k, 1, fix="Try 10.")
         above("max_df", max_df, 0, fix="Try 0.5; 1 keeps all.")
@@ -290,7 +302,10 @@ class SparseIndex:
         return [self._hits(scorer.scores(query, k, two_phase)[0], k) for query in joined]
 
     def stems_of(self, query: str) -> list[str]:
-        """Return the stems of a query that some document has, each once; [] without BM25."""
+        """Return the stems of a query that some document has, each once; [] without BM25.
+
+        query: a text.
+        """
         if self.lexical is None or not self.lexical.share:
             return []
         numbers = [s.stems.place for s in self.segments if s.stems is not None]
@@ -308,7 +323,10 @@ class SparseIndex:
         return frequencies(self.segments, len(self.queries.weights))
 
     def _hits(self, scores: Sequence[Array], k: int) -> list[Hit]:
-        """Return the k best hits.  scores: (documents,) of each segment."""
+        """Return the k best hits of all segments.
+
+        scores: (documents,) of each segment; k: how many.
+        """
         hits: list[Hit] = []
         for segment, segment_scores in zip(self.segments, scores, strict=True):
             for number in best(segment_scores, k).tolist():
@@ -319,10 +337,10 @@ class SparseIndex:
         return hits[:k]
 
     def explain(self, query: str, name: str) -> list[Term]:
-        """Return what each token of a query adds to a document's score, largest first.
+        """Return how much each token of a query adds to a document's score, largest first.
 
-        The contributions add up to the score.  name: id of the document.
-        Raises: DataError for an id that is not there.
+        query: a text; name: id of the document. The contributions add up to the score. Raises:
+          DataError for an id that is not there.
         """
         if name not in self._place:
             fix = "Take an id that a search returned."
@@ -341,15 +359,16 @@ class SparseIndex:
             expanded = bool(segment.texts) and token not in in_text
             terms.append(Term(self.queries.word(token), learned_factor * score, expanded))
         if scorer.bm25 is not None and segment.stems is not None:
-            shifted = row + segment.postings.count  # BM25's lists follow the learned scores
+            lists = scorer.bm25.lists[place]
+            # BM25's lists follow the learned scores, if there are any
+            shifted = row + lists.count - segment.postings.count
             for stem, weight in joined.stems[place]:
-                lists = scorer.bm25.lists[place]
                 score = bm25_factor * lists.scores_of([(stem, weight)], shifted)[0]
                 terms.append(Term(segment.stems.names[stem], float(score), False, stem=True))
         return sorted((t for t in terms if t.score > 0), key=lambda term: -term.score)
 
     def run(self, queries: Mapping[str, str], k: int = 100) -> dict[str, dict[str, float]]:
-        """Return scores by query and document, as `train.ranked` and TREC's tools take them.
+        """Return scores by query and document, as `train.ranked` and TREC's tools read them.
 
         queries: name -> text; k: documents of each query.
         """
@@ -366,7 +385,7 @@ class SparseIndex:
                 yield segment.ids[number], {self.queries.word(j): w for j, w in pairs}
 
     def sizes(self) -> dict[str, Any]:
-        """Return documents, postings, postings a document, and bytes of the lists on disk."""
+        """Return how many documents and postings there are, and the bytes of the lists on disk."""
         postings = sum(len(segment.postings.docs) for segment in self.segments)
         arrays = [segment.postings.encode(self.stored) for segment in self.segments]
         arrays += [s.stems.encode() for s in self.segments if s.stems is not None]
@@ -406,7 +425,7 @@ class SparseIndex:
 
 
 def blocks(docs: Iterable[tuple[str, str]], size: int) -> Iterator[list[tuple[str, str]]]:
-    """Yield consecutive documents, `size` at a time."""
+    """Yield (id, text) pairs in lists of at most `size`.  docs: the pairs, in order."""
     at_least("block", size, 1, fix="Try 4096.")
     rest = iter(docs)
     while part := list(islice(rest, size)):

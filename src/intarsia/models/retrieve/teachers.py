@@ -32,9 +32,10 @@ class Bm25:
     """
 
     def __init__(self, texts: Sequence[str], *, k1: float = BM25.k1, b: float = BM25.b) -> None:
-        """Index the texts.
+        """Index the texts of a collection.
 
-        k1: how soon repeated words stop counting; b: correction for length, 0 to 1.
+        texts: by number; k1: how soon repeated words stop counting; b: correction for length, 0 to
+          1.
         """
         tokens = stems(texts, BM25.language, numbered=True)
         import bm25s
@@ -52,7 +53,7 @@ class Bm25:
     def scores(self, queries: Sequence[str], candidates: np.ndarray) -> np.ndarray:
         """Score each query's candidates.
 
-        candidates: (queries, n), numbers of texts -> (queries, n).
+        queries: texts; candidates: (queries, n), numbers of documents.  -> (queries, n).
         """
         words = stems(queries, BM25.language)
         rows = [
@@ -71,7 +72,8 @@ class DenseTeacher:
     def __init__(self, texts: Sequence[str], name: str, *, report: Report = announce) -> None:
         """Load the sentence encoder; no text is encoded yet.
 
-        name: of a packaged encoder, or a folder; report: called with the progress of a download.
+        texts: the collection, by number; name: of a packaged encoder, or a folder; report: called
+          with the progress of a download. Raises: AssetError.
         """
         folder = packaged_folder(DENSE, name, report) or name
         library = sentence_transformers()
@@ -89,7 +91,7 @@ class DenseTeacher:
     def scores(self, queries: Sequence[str], candidates: np.ndarray) -> np.ndarray:
         """Compute each query's cosines with its candidates.
 
-        candidates: (queries, n), numbers of texts.
+        queries: texts; candidates: (queries, n), numbers of documents.  -> (queries, n).
         """
         # vectors have length 1, so that a dot product is a cosine
         new = sorted({int(n) for n in candidates.ravel()} - self._vectors.keys())
@@ -111,7 +113,8 @@ def teachers_of(
 ) -> dict[str, Teacher]:
     """Build teachers by name: bm25, minilm, or a folder of a sentence encoder.
 
-    Raises: ConfigError for none, or one that is named twice; AssetError, MissingExtra.
+    names: of the teachers; texts: the collection, by number; report: receives lines about
+      downloads. Raises: ConfigError for none, or one that is named twice; AssetError, MissingExtra.
     """
     if not names or len(set(names)) != len(names):
         got, fix = ",".join(names) or "none", "For example: --teachers minilm,bm25"

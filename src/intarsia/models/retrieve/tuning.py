@@ -22,8 +22,8 @@ def tune_lexical(
 ) -> Lexical:
     """Tune BM25 by nDCG@10, first k1 and b without the learned score, then its share; return it.
 
-    The index then uses these settings.  queries: of validation, of which at most 500 are drawn (do
-    not test on them);  qrels: relevance by query and document.
+    index: it uses the new settings afterwards; queries: of validation, of which at most 500 are
+      drawn (do not test on them); qrels: relevance by query and document; seed: of the draw.
     Raises: ConfigError for an index without BM25; DataError where no query is judged.
     """
     if index.lexical is None:
@@ -39,12 +39,15 @@ def tune_lexical(
     truth = {q: qrels[q] for q in drawn}
 
     def measure(lexical: Lexical) -> float:
+        """Return the mean score of the validation queries with these settings of BM25."""
         index.lexical = lexical
         return score_run(truth, index.run(texts, DEPTH), [MEASURE])[MEASURE]
 
     # two searches of one dimension each instead of a grid over all three settings
     alone = replace(index.lexical, share=1.0)
     best = max((replace(alone, k1=k1, b=b) for k1 in K1S for b in BS), key=measure)
-    best = max((replace(best, share=share) for share in SHARES), key=measure)
+    # without a learned token there is nothing to share with
+    shares = SHARES if any(len(s.postings.docs) for s in index.segments) else (1.0,)
+    best = max((replace(best, share=share) for share in shares), key=measure)
     index.lexical = best
     return best

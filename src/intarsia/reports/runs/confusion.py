@@ -34,7 +34,11 @@ class Confusion:
 
 
 def confusion_of(group: RunGroup, limit: int = SHOWN) -> Confusion | None:
-    """Return the sum over the group's runs; None if a run has no predictions or other classes."""
+    """Add up the confusion matrices of a group's runs.
+
+    group: runs of one method; limit: classes that are shown at most, rarer confusions are joined.
+      Returns None if a run stored no predictions, or if the runs have different classes.
+    """
     answers = [run.answers for run in group.runs if run.answers is not None]
     if len(answers) != len(group.runs) or len({a.classes for a in answers}) != 1:
         return None
@@ -42,10 +46,10 @@ def confusion_of(group: RunGroup, limit: int = SHOWN) -> Confusion | None:
 
 
 def _joined(answers: Sequence[Predictions], limit: int) -> Confusion:
-    """Add up the confusion counts of several runs.
+    """Add up the confusion counts of several runs, and join the classes beyond a limit.
 
     answers: each run's predictions, of the same classes; limit: the most classes to show: the
-    others are joined into one row and column.
+      others are joined into one row and column.
     """
     classes = answers[0].classes
     # one count for each picture of each run, at (its class, the class it was taken for)

@@ -26,10 +26,11 @@ class Point:
 
 
 def read_curve(path: Path) -> tuple[Point, ...]:
-    """Return the points of a metrics.jsonl, in order; none if there is no such file.
+    """Read the logged values of a run: one point for each part of the data and each epoch.
 
-    An unfinished last line is left out: a killed run may stand in the middle of it.
-    Raises: CheckpointError for any other line that is not what it should be.
+    path: the run's metrics.jsonl; without that file there are no points. An unfinished last line is
+      left out: a run may have been killed while it wrote it.
+    Raises: CheckpointError for any other line that is not a JSON object with split and epoch.
     """
     if not path.is_file():
         return ()
@@ -39,7 +40,7 @@ def read_curve(path: Path) -> tuple[Point, ...]:
         text = read_text(path)
     except (OSError, UnicodeDecodeError) as error:
         raise _damaged(path, f"{type(error).__name__}: {error}") from error
-    # a finished file ends with a line break, after which nothing stands
+    # a finished file ends with a line break, so that the last part is empty
     *complete, _unfinished = text.split("\n")
     for number, line in enumerate(complete, start=1):
         try:
@@ -62,7 +63,10 @@ def _values(entries: Iterable[Mapping[str, Any]]) -> dict[str, float]:
 
 
 def metrics_of(curves: Iterable[Iterable[Point]]) -> list[str]:
-    """Return the names of all values; accuracy and loss first, the learning rate last."""
+    """Return the names of all logged values: accuracy and loss first, the learning rate last.
+
+    curves: the points of each run.
+    """
     first = {"accuracy": 0, "loss": 1, "lr": 9}
     # the metrics that any run has, whatever they are called
     names = {name for curve in curves for point in curve for name in point.values}
@@ -70,13 +74,19 @@ def metrics_of(curves: Iterable[Iterable[Point]]) -> list[str]:
 
 
 def line_of(curve: Iterable[Point], split: str, metric: str) -> dict[float, float]:
-    """Return epoch -> value of one metric on one split, in the order of the epochs."""
+    """Return epoch -> value of one metric on one part of the data, in the order of the epochs.
+
+    curve: a run's points; split: "train" or "val"; metric: name of the value.
+    """
     values = {p.epoch: p.values[metric] for p in curve if p.split == split and metric in p.values}
     return dict(sorted(values.items()))
 
 
 def mean_line(lines: Iterable[Mapping[float, float]]) -> dict[float, float]:
-    """Return the mean at the epochs that every one of the lines has."""
+    """Return epoch -> mean over several lines, at the epochs that all of them have.
+
+    lines: epoch -> value of each run; empty ones are ignored.
+    """
     lines = [line for line in lines if line]
     if not lines:
         return {}
@@ -86,7 +96,7 @@ def mean_line(lines: Iterable[Mapping[float, float]]) -> dict[float, float]:
 
 
 def _damaged(path: Path, got: str) -> CheckpointError:
-    """Build the error of a metrics file that cannot be read.  got: what is wrong with it."""
+    """Return the error for a metrics file that cannot be read.  got: what is wrong with it."""
     return CheckpointError(
         f"curve in {path}",
         got=got,

@@ -28,9 +28,9 @@ LEGIBLE = 20  # classes whose numbers still fit into their cells
 
 
 def looks(comparison: Comparison) -> list[Look]:
-    """Return the colour and mark of each group in all charts: for the baseline a grey circle.
+    """Return a colour and a mark for each method of a comparison; the baseline is a grey circle.
 
-    Up to 49 groups have different ones.
+    Up to 49 methods have different ones.
     """
     groups, base = comparison.groups, comparison.baseline
     if base is None:
@@ -44,7 +44,7 @@ def metric_name(metric: str) -> str:
 
 
 def by_parameters(comparison: Comparison) -> Figure:
-    """Draw the score against trained parameters with the head."""
+    """Draw each method's score against its number of trained parameters, head included."""
     # the head is part of what has to be trained and stored
     points = _points(comparison, lambda run: float(run.costs.trained))
     measure = capital(comparison.measure)
@@ -54,7 +54,7 @@ def by_parameters(comparison: Comparison) -> Figure:
 
 
 def by_time(comparison: Comparison) -> Figure:
-    """Draw the score against training seconds."""
+    """Draw each method's score against its training time in seconds."""
     points = _points(comparison, lambda run: run.costs.seconds)
     measure = capital(comparison.measure)
     label = f"{measure} against training time; the numbers are in the table of results"
@@ -63,7 +63,7 @@ def by_time(comparison: Comparison) -> Figure:
 
 
 def _points(comparison: Comparison, cost: Callable[[FinishedRun], float]) -> list[charts.Points]:
-    """Return the points of a scatter chart: for each method its runs, accuracy over a cost.
+    """Return, for each method, its runs as points of a chart: score over a cost.
 
     cost: function of a run, the value along the horizontal axis.
     """
@@ -84,14 +84,17 @@ def _points(comparison: Comparison, cost: Callable[[FinishedRun], float]) -> lis
 
 
 def splits_of(comparison: Comparison) -> tuple[tuple[str, str], ...]:
-    """Return (key, name) of the parts of the data that any curve has values of."""
+    """Return the parts of the data that were logged while training, as (key, name) each."""
     # a part without a value gets no checkbox
     splits = {point.split for run in comparison.runs for point in run.curve}
     return tuple((split, name) for split, name in SPLITS.items() if split in splits)
 
 
 def curves(comparison: Comparison) -> list[Figure]:
-    """Draw every value of metrics.jsonl by epoch, per method: mean over seeds, and each seed."""
+    """Draw the learning curves, one figure for each logged value.
+
+    A curve is a method's mean over seeds, or one seed, by epoch.
+    """
     figures: list[Figure] = []
     for metric in metrics_of(run.curve for run in comparison.runs):
         series = [
@@ -104,15 +107,16 @@ def curves(comparison: Comparison) -> list[Figure]:
         name = metric_name(metric)
         up = charts.Axis(name, UNIT.get(metric, ""))
         label = f"{name} by epoch"
-        drawing = charts.Chart(series, charts.Axis("Epoch"), up)
+        drawing = charts.Chart(series, charts.Axis("Epoch", whole=True), up)
         figures.append(Figure(f"curves-{metric}", label, drawing, when={"metric": metric}))
     return figures
 
 
 def _curves_of(group: RunGroup, number: int, metric: str, look: Look) -> Iterator[charts.Series]:
-    """Yield a method's curves of one metric: for each split the mean over seeds, then each seed.
+    """Yield a method's curves of one metric: for each part of the data the mean, then each seed.
 
-    number: the group's index, by which the page shows and hides it; look: its colour and mark.
+    group: the method's runs; number: its index, by which the page shows and hides it; metric: name
+      of a logged value; look: the method's colour and mark.
     """
     for split, part in SPLITS.items():
         lines = {run.seed: line_of(run.curve, split, metric) for run in group.runs}
@@ -131,10 +135,10 @@ def _curves_of(group: RunGroup, number: int, metric: str, look: Look) -> Iterato
 def _curve(
     line: Mapping[float, float], metric: str, name: str, look: Look, choices: When
 ) -> charts.Series:
-    """Return one curve as a series.
+    """Return one learning curve as a series of a chart.
 
-    line: epoch -> value; name: text in the legend; look: colour and mark.
-    choices: the group, split and seed for which the page shows it.
+    line: epoch -> value; metric: name of the value; name: text of the legend; look: colour and
+      mark; choices: the group, split and seed at which the page shows it.
     """
     # shares are drawn in percent
     values = [(100 if metric in UNIT else 1) * value for value in line.values()]
@@ -156,7 +160,10 @@ def _curve(
 
 
 def confusions(confusion: Confusion, number: int) -> list[Figure]:
-    """Draw the counts of a method and their shares of each row; number: the method's index."""
+    """Draw a confusion matrix twice: as counts, and as shares of each row.
+
+    confusion: of one method; number: the method's index.
+    """
     names = [short(name) for name in confusion.classes]
     hover = [
         [

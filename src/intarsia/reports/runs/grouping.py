@@ -35,7 +35,7 @@ class RunGroup(BySeed):
     runs: tuple[FinishedRun, ...]
 
     def by_seed(self, name: str) -> dict[int, float]:
-        """Return seed -> one of VALUES, where there is one."""
+        """Return seed -> value, for the runs that have it.  name: of VALUES, such as "accuracy"."""
         values = {run.seed: VALUES[name](run) for run in self.runs}
         return {seed: value for seed, value in values.items() if value is not None}
 
@@ -84,10 +84,11 @@ class RunGroup(BySeed):
     def interval(
         self, baseline: RunGroup, score: str | None = None
     ) -> tuple[PairedInterval | None, str]:
-        """Return (interval, ""), of this group's score minus the baseline's on the same test items.
+        """Return the confidence interval of the score's difference to a baseline, and "".
 
-        Where there can be none: (None, text that says what is missing). baseline: the group that is
-          compared with; score: its name, None = the measure by which the task ranks runs.
+        If there can be none, return None and a text that says what is missing. The difference is
+        taken on each test item that both groups' runs were scored on. baseline: the group to
+        compare with; score: its name, None = the measure by which the task ranks runs.
         """
         ours, theirs = ({run.seed: run.items for run in g.runs} for g in (self, baseline))
         return interval_of(ours, theirs, score or self.runs[0].scores.measure)
@@ -124,14 +125,14 @@ class Comparison:
 
     @cached_property
     def leader(self) -> RunGroup | None:
-        """Group of the highest mean, if it is significantly ahead of every other, else None.
+        """Group of the highest mean score, if significantly better than all others, else None.
 
-        With one seed none is: what is ahead is a training then, and not a method.
+        With one seed there is none: the seed may have decided, not the method.
         """
         # with a second place that may be as good, no method is called the best
         rest = [group for group in self.groups if group is not self.best]
         intervals = [self.best.interval(group)[0] for group in rest]
-        return self.best if all(map(_ahead, intervals)) else None
+        return self.best if all(map(_is_ahead, intervals)) else None
 
     @property
     def chosen(self) -> ChosenRun | None:
@@ -162,15 +163,19 @@ class Comparison:
 
     def others(self) -> tuple[RunGroup, ...]:
         """Return all groups but the baseline."""
+        # by identity: two groups may have equal results
         return tuple(group for group in self.groups if group is not self.baseline)
 
 
-def _ahead(interval: PairedInterval | None) -> bool:
+def _is_ahead(interval: PairedInterval | None) -> bool:
     return interval is not None and interval.seeds > 1 and interval.low > 0
 
 
 def _choice_among(groups: Sequence[RunGroup]) -> tuple[ChosenRun | None, str]:
-    """Return the run that validation scores choose, or what is missing for it."""
+    """Choose a method, and its best run, by the validation scores.
+
+    Returns the choice and "", or None and a text that says what is missing for a choice.
+    """
     for group in groups:
         if any(run.validation is None for run in group.runs):
             return None, f"the runs of {group.label} have no validation part"
@@ -181,6 +186,7 @@ def _choice_among(groups: Sequence[RunGroup]) -> tuple[ChosenRun | None, str]:
     parts = {seed: {_validated_on(group, seed) for group in groups} for seed in seeds}
     if any(len(digests) > 1 for digests in parts.values()):
         return None, "the methods were not validated on the same items"
+    # the best method first, then its best run
     ranks = tuple(_rank(group, seeds) for group in groups)
     group = groups[ranks.index(max(ranks))]
     run = max(group.runs, key=lambda run: run.validation or (0.0, 0.0))
@@ -188,7 +194,10 @@ def _choice_among(groups: Sequence[RunGroup]) -> tuple[ChosenRun | None, str]:
 
 
 def _validated_on(group: RunGroup, seed: int) -> str:
-    """Return the digest of the validation part of a group's run at a seed."""
+    """Return the digest (SHA-256) of the validation part that a run used.
+
+    group: runs of a method; seed: of the run.
+    """
     run = next(run for run in group.runs if run.seed == seed)
     data = run.record.get("data")
     part = data.get("val") if isinstance(data, Mapping) else None
@@ -196,17 +205,23 @@ def _validated_on(group: RunGroup, seed: int) -> str:
 
 
 def _rank(group: RunGroup, seeds: Collection[int]) -> tuple[float, float, int]:
-    """Return what decides on a method: mean score, minus mean loss, minus trained parameters."""
+    """Return the key by which methods are ordered, the larger the better.
+
+    group: runs of a method; seeds: those whose validation scores count. The key is the mean score,
+    then minus the mean loss, then minus the number of trained parameters.
+    """
     runs = [run for run in group.runs if run.seed in seeds]
+    # `validation` has the loss with a minus already: the larger is the better
     scores, losses = zip(*(score for run in runs if (score := run.validation)), strict=True)
     return fmean(scores), fmean(losses), -group.runs[0].costs.trained
 
 
 def comparison_of(runs: Iterable[FinishedRun], baseline: str | None = None) -> Comparison:
-    """Group runs and choose the baseline by label; None takes the first of several groups.
+    """Group runs by method and choose the baseline.
 
+    baseline: label of a group; None = the first of several groups.
     Raises: UnknownName for a baseline that is no group; DataError for two runs of one group that
-    have the same seed.
+      have the same seed.
     """
     groups = group_runs(runs)
     if baseline is None:
@@ -218,8 +233,9 @@ def comparison_of(runs: Iterable[FinishedRun], baseline: str | None = None) -> C
 
 
 def group_runs(runs: Iterable[FinishedRun]) -> tuple[RunGroup, ...]:
-    """Group runs of equal settings; labels that are used twice get the settings that differ.
+    """Group runs of equal settings, which differ in the seed alone.
 
+    Groups that would have the same label get the settings in which they differ in brackets.
     Raises: DataError for no run, and for two runs of one group that have the same seed.
     """
     by_settings: dict[tuple[str, str], list[FinishedRun]] = {}
@@ -241,7 +257,7 @@ def group_runs(runs: Iterable[FinishedRun]) -> tuple[RunGroup, ...]:
 
 
 def label_of(run: FinishedRun) -> str:
-    """Return the caller's label, the methods, or what is trained; and a schedule of masks."""
+    """Return the name of a run's method, with that of its schedule of sparse masks, if any."""
     name, schedule = _method_of(run), (run.record.get("recipe") or {}).get("schedule")
     masks = schedule.get("name") if isinstance(schedule, Mapping) else None
     if masks in (None, "FixedMask") or "masks" not in run.record["results"]:
@@ -250,7 +266,7 @@ def label_of(run: FinishedRun) -> str:
 
 
 def _method_of(run: FinishedRun) -> str:
-    """Name a run's method: by its label, else by its adapters, else by what was trained."""
+    """Return the name of a run's method: its label, else its adapters, else what was trained."""
     label = run.given.get("label")
     if isinstance(label, str) and label.strip():
         return label
@@ -269,7 +285,7 @@ def _method_of(run: FinishedRun) -> str:
 
 
 def adapters_of(run: FinishedRun) -> dict[str, Mapping[str, Any]]:
-    """Return the settings of each adapter, by name."""
+    """Return the settings of each adapter of a run, by the adapter's name."""
     method = run.record.get("method")
     adapters = method.get("adapters") if isinstance(method, Mapping) else None
     adapters = adapters if isinstance(adapters, Mapping) else {}
@@ -281,7 +297,7 @@ _ELSEWHERE = ("base_model_name_or_path", "revision", "auto_mapping", "peft_versi
 
 
 def settings_of(run: FinishedRun) -> dict[str, Any]:
-    """Return everything that decides a result but the seed and the pictures themselves."""
+    """Return every setting that decides a run's result, except its seed."""
     record = run.record
     data = record.get("data")
     sizes = {
@@ -289,7 +305,7 @@ def settings_of(run: FinishedRun) -> dict[str, Any]:
         for part, part_record in (data.items() if isinstance(data, Mapping) else ())
         if isinstance(part_record, Mapping)
     }
-    # runs that differ in the seed alone are one group
+    # runs of equal settings are one group
     training = {k: v for k, v in dict(record["training"]).items() if k != "seed"}
     adapters = {
         name: {k: v for k, v in config.items() if k not in _ELSEWHERE and k != "seed"}
@@ -312,7 +328,10 @@ def settings_of(run: FinishedRun) -> dict[str, Any]:
 
 
 def _with_given_options(run: FinishedRun, adapter: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return an adapter with the options it was given: its own may hold what the seed chose."""
+    """Return an adapter's settings with the options that the caller gave.
+
+    adapter: the settings as the run stored them, in which the seed may have decided some options.
+    """
     options_given = run.given.get("method")
     if (
         "options" not in adapter
@@ -325,14 +344,14 @@ def _with_given_options(run: FinishedRun, adapter: Mapping[str, Any]) -> Mapping
 
 
 def model_of(run: FinishedRun) -> str:
-    """Return the model's name as the caller gave it, else its class."""
+    """Return the name of a run's model as the caller gave it, else its class."""
     method = run.record.get("method")
     host = method.get("host") if isinstance(method, Mapping) else None
     return str(run.given.get("model") or host or "a model")
 
 
 def set_of(run: FinishedRun) -> str | None:
-    """Return the data set's name, where the caller gave it or the record of its parts has it."""
+    """Return the name of a run's data set; None if it is not known."""
     data = run.given.get("data")
     if isinstance(data, str):
         return data
@@ -345,24 +364,31 @@ def set_of(run: FinishedRun) -> str | None:
 
 
 def flat(tree: Any, path: str = "") -> dict[str, Any]:
-    """Return the leaves of a tree by dotted path; lists of plain values are leaves."""
+    """Return the values of nested mappings by dotted path; a list counts as one value.
+
+    tree: mappings or a value; path: put before each name.
+    """
     if isinstance(tree, Mapping):
         leaves: dict[str, Any] = {}
         for name, value in tree.items():
             leaves |= flat(value, f"{path}.{name}" if path else str(name))
         return leaves
+    # a value that is no mapping ends its path
     return {path: tree}
 
 
 def differing(settings: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Return the dotted paths whose values are not the same everywhere."""
+    """Return the dotted paths of the settings that are not equal in all of the groups.
+
+    settings: nested settings of each group.
+    """
     leaves = [flat(tree) for tree in settings]
     names = dict.fromkeys(name for leaf in leaves for name in leaf)
     return [n for n in names if len({json.dumps(leaf.get(n), default=str) for leaf in leaves}) > 1]
 
 
 def _distinct_labels(named: Sequence[tuple[str, Mapping[str, Any]]]) -> list[str]:
-    """Return the groups' labels; equal ones get the settings that differ in brackets.
+    """Return a label for each group; equal labels get the settings that differ in brackets.
 
     named: label and settings of each group.
     """
@@ -380,7 +406,7 @@ def _distinct_labels(named: Sequence[tuple[str, Mapping[str, Any]]]) -> list[str
 
 
 def _check_seeds(label: str, members: Sequence[FinishedRun]) -> None:
-    """Check that no two runs of a group have the same seed.  Raises: DataError."""
+    """Raise DataError if two runs of a group have the same seed.  label: the group's name."""
     by_seed: dict[int, FinishedRun] = {}
     for run in members:
         # the same training twice would count as two independent ones

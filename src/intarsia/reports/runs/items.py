@@ -15,7 +15,7 @@ Tensors = Mapping[str, np.ndarray]
 
 @dataclass(frozen=True, eq=False)
 class RunItems:
-    """A run's items.  values: by the score that is their mean; empty where a score is none.
+    """A run's items.  values: by the score that is their mean; empty for other kinds of outputs.
 
     part: a digest of the part that was scored.  numbered: whether the run has stored which item is
     which; else they are numbered in the part's order.
@@ -27,13 +27,16 @@ class RunItems:
 
 
 def run_items(tensors: Tensors, part: str) -> RunItems:
-    """Return the items of a run's predictions.  part: a digest of the part that was scored."""
+    """Return the values of a run for each item it was scored on: a picture or a text.
+
+    tensors: the run's predictions; part: a digest of the part of the data that was scored.
+    """
     values: dict[str, ItemValues] = {}
     if "tokens" in tensors:
-        values = _texts(tensors)
+        values = _text_values(tensors)
     elif "logits" in tensors and tensors["labels"].shape == tensors["logits"].shape[:1]:
-        values = _classes(tensors["logits"].astype(float), tensors["labels"])
-    # runs of an earlier version
+        values = _picture_values(tensors["logits"].astype(float), tensors["labels"])
+    # the samples of some data sets have no numbers
     if "items" not in tensors:
         return RunItems(part, False, values)
     items = tensors["items"]
@@ -42,8 +45,11 @@ def run_items(tensors: Tensors, part: str) -> RunItems:
     return RunItems(part, True, {name: replace(v, items=items) for name, v in values.items()})
 
 
-def _classes(logits: np.ndarray, labels: np.ndarray) -> dict[str, ItemValues]:
-    """Return the values of pictures.  logits: (n, classes); labels: (n,)."""
+def _picture_values(logits: np.ndarray, labels: np.ndarray) -> dict[str, ItemValues]:
+    """Return for each picture if it was right, and its loss, by the score that is their mean.
+
+    logits: (n, classes); labels: (n,).
+    """
     # balanced accuracy weighs a picture by 1 / the size of its class; loss is -log softmax
     order, right = np.arange(len(labels)), logits.argmax(1) == labels
     _, place, size = np.unique(labels, return_inverse=True, return_counts=True)
@@ -55,8 +61,11 @@ def _classes(logits: np.ndarray, labels: np.ndarray) -> dict[str, ItemValues]:
     }
 
 
-def _texts(tensors: Tensors) -> dict[str, ItemValues]:
-    """Return the values of texts, means over their tokens; texts without a token are left out."""
+def _text_values(tensors: Tensors) -> dict[str, ItemValues]:
+    """Return for each text the share of right tokens and the mean loss, by the score's name.
+
+    tensors: with "tokens", "hits" and "loss" of each text; texts without a token are left out.
+    """
     some = tensors["tokens"] > 0
     tokens = tensors["tokens"][some].astype(float)
     order = np.arange(len(tokens))
@@ -69,9 +78,11 @@ def _texts(tensors: Tensors) -> dict[str, ItemValues]:
 def interval_of(
     ours: Mapping[int, RunItems | None], theirs: Mapping[int, RunItems | None], score: str
 ) -> tuple[PairedInterval | None, str]:
-    """Return the interval of a score's difference over items and seeds, or what is missing for it.
+    """Return the confidence interval of a score's difference between two methods, and "".
 
-    ours, theirs: seed -> a run's items, None for a run that kept none.
+    If there can be none, return None and a text that says what is missing. It is over test items
+    and seeds together. ours, theirs: seed -> a run's values by item, None for a run that stored
+    none; score: name of the score.
     """
     # only seeds that both have can be paired
     seeds = [seed for seed in ours if seed in theirs]
@@ -85,7 +96,7 @@ def interval_of(
     if not all(score in run.values for run in all_items):
         return None, f"{score.replace('_', ' ')} is no mean over items"
     # without numbers the items are known to be the same only if the parts are
-    if not all(run.numbered for run in all_items) and _several(run.part for run in all_items):
+    if not all(run.numbered for run in all_items) and _are_several(run.part for run in all_items):
         return None, _UNNUMBERED
     mine, base = (
         {seed: run.values[score] for seed in seeds if (run := items[seed])}
@@ -96,10 +107,10 @@ def interval_of(
 
 
 _UNNUMBERED = (
-    "each seed has a test part of its own, and these runs, of an earlier version, did not store "
-    "which items they share; train them again"
+    "each seed has a test part of its own, and the samples of this data set have no numbers by "
+    "which the items of two runs could be paired"
 )
 
 
-def _several(parts: Iterable[str]) -> bool:
+def _are_several(parts: Iterable[str]) -> bool:
     return len(set(parts)) > 1

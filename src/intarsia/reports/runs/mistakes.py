@@ -50,9 +50,10 @@ class Mistakes:
 
 
 def worst(logits: Tensor, labels: Tensor, k: int) -> list[tuple[int, float]]:
-    """Return (index, confidence) of the k most confident mistakes; ties in the set's order.
+    """Return (index, confidence) of the k most confident mistakes, the most confident first.
 
-    Confidence is the softmax probability of the predicted class.  logits (n, classes), labels (n,).
+    Confidence is the softmax probability of the predicted class; of equal ones the first picture
+    comes first. logits: (n, classes); labels: (n,).
     """
     confidence, predicted = logits.double().softmax(1).max(1)
     wrong = (predicted != labels).nonzero()[:, 0].tolist()
@@ -69,12 +70,13 @@ def save_mistakes(
     classes: Sequence[str],
     k: int = 24,
 ) -> Path:
-    """Write the k worst mistakes to `folder/mistakes/`: PNG thumbnails and mistakes.json.
+    """Write the k most confident mistakes to `folder/mistakes/`: PNG thumbnails and mistakes.json.
 
-    images: index -> picture, asked for the k mistakes only.  logits: (n, classes); labels: (n,).
-    An older list in the folder is replaced as a whole. Returns the folder that was written.
+    images: index -> picture, called for these k only. logits: (n, classes); labels: (n,); classes:
+      their names. An older list in the folder is replaced as a whole. Returns the folder that was
+      written.
     Raises: ConfigError for k < 1; DataError for logits, labels and classes that do not fit each
-    other; TrainingError when the disk does not take it.
+      other; TrainingError if the disk is full or cannot be written.
     """
     if k < 1:
         raise ConfigError("k", got=k, want="at least 1", fix="24 fill a page.")
@@ -115,10 +117,10 @@ def file_name(index: int) -> str:
 
 
 def read_mistakes(run: Path) -> Mistakes | None:
-    """Read what `save_mistakes` wrote into a run folder; None if there is nothing.
+    """Read the mistakes that `save_mistakes` wrote into a run folder; None if there are none.
 
     Raises: CheckpointError for a list that is damaged or of another version, or a thumbnail that is
-    missing or no picture.
+      missing or no picture.
     """
     folder = run / MISTAKES
     if not folder.is_dir():
@@ -135,8 +137,9 @@ def read_mistakes(run: Path) -> Mistakes | None:
 
 
 def _mistake(folder: Path, line: dict[str, Any]) -> Mistake:
-    """Read one mistake: a line of the list, and the picture that belongs to it.
+    """Read one mistake: an entry of the list, and the picture that belongs to it.
 
+    folder: of the pictures; line: index, confidence and the two classes.
     Raises: CheckpointError, ValueError for a damaged or suspicious file.
     """
     index, confidence = int(line["index"]), float(line["confidence"])
@@ -160,7 +163,7 @@ def _mistake(folder: Path, line: dict[str, Any]) -> Mistake:
 
 
 def _damaged(path: Path, got: str) -> CheckpointError:
-    """Build the error of a damaged file of mistakes.  got: what is wrong with it."""
+    """Return the error for a damaged file of mistakes.  got: what is wrong with it."""
     return CheckpointError(
         f"mistakes in {path}",
         got=got,
@@ -170,10 +173,7 @@ def _damaged(path: Path, got: str) -> CheckpointError:
 
 
 def _check(logits: Tensor, labels: Tensor, classes: Sequence[str]) -> None:
-    """Check that logits (n, classes), labels (n,) and names (classes,) fit and are finite.
-
-    Raises: DataError.
-    """
+    """Raise DataError unless logits (n, classes), labels (n,) and names (classes,) fit together."""
     if logits.ndim != 2 or labels.shape != logits.shape[:1] or len(classes) != logits.shape[1]:
         got = f"logits {tuple(logits.shape)}, labels {tuple(labels.shape)}, {len(classes)} names"
         want = "logits (n, classes), labels (n,), one name per class"

@@ -56,14 +56,14 @@ def write_report(
     heading: str | None = None,
     others: Table | None = None,
 ) -> Path:
-    """Read run folders and write their page to `out`; returns its path.
+    """Read run folders, compare the runs, and write the report to `out`; returns its path.
 
-    folders: run folders, or folders that hold some.  baseline: label of the method the others are
-    held against, None = the first.  heading: the page's title, None = the methods and the data set.
-    others: candidates that were not chosen, below the results.
-    The same runs give the same bytes.
+    folders: run folders, or folders that hold some. baseline: label of the method the others are
+      compared with, None = the first. heading: the page's title, None = the methods and the data
+      set. others: a table of candidates that were not chosen, below the results. The same runs give
+      the same bytes.
     Raises: DataError, CheckpointError and UnknownName as `gather` and `comparison_of` do;
-    TrainingError when the file cannot be written.
+      TrainingError when the file cannot be written.
     """
     comparison = comparison_of(gather(folders), baseline)
     return write(report_of(comparison, heading=heading, others=others), out)
@@ -72,9 +72,10 @@ def write_report(
 def report_of(
     comparison: Comparison, *, heading: str | None = None, others: Table | None = None
 ) -> Report:
-    """Return the report of a comparison; see `write_report`.
+    """Build the report of a comparison: results, costs, curves, errors, routing and settings.
 
-    others: a table of further candidates, to stand below the results.
+    heading: its title, None = the methods and the data set; others: a table of further candidates,
+      to stand below the results.
     """
     looks = tuple(figures.looks(comparison))
     sections = [
@@ -103,13 +104,14 @@ def _several_seeds(comparison: Comparison) -> bool:
 
 
 def _costs(comparison: Comparison) -> list[Section]:
-    """Draw scores against costs; one method alone is a single point and not drawn."""
+    """Return the section with scores against costs; none for a single method."""
     groups = comparison.groups
     if len(groups) < 2:
         return []
     names = tuple((i, group.label) for i, group in enumerate(groups))
     label = "Methods shown, here and in the other drawings"
     looks = tuple(figures.looks(comparison))
+    # ticks of this control show and hide methods in all charts
     control = PageControl("group", label, names, "checkbox", looks=looks)
     text = "Up and to the left is better."
     if _several_seeds(comparison):
@@ -125,7 +127,7 @@ def _rates(comparison: Comparison) -> list[Section]:
 
 
 def _curves(comparison: Comparison) -> Section:
-    """Draw every value of metrics.jsonl by epoch, and tell the score by epoch as a table."""
+    """Return the section of learning curves, with the score by epoch as a table."""
     drawn = figures.curves(comparison)
     if not drawn:
         text = "These runs kept no metrics.jsonl, so there are no curves."
@@ -150,7 +152,7 @@ def _curves(comparison: Comparison) -> Section:
 
 
 def _curve_table(comparison: Comparison) -> Table | None:
-    """Return the mean score by epoch, on validation or else training: the curves in words."""
+    """Return a table of the mean score by epoch, on validation or else on training."""
     # validation comes first; training is the second choice
     for split, name in reversed(figures.SPLITS.items()):
         lines = [
@@ -181,6 +183,7 @@ def _masks(comparison: Comparison) -> list[Section]:
 
 
 def _soups(comparison: Comparison) -> list[Section]:
+    """Return the section about averaged models (soups) and their candidates, if there are any."""
     tables = sparse.soups(comparison)
     figure = sparse.lines(comparison, figures.looks(comparison))
     blocks = present(figure, *tables)
@@ -188,7 +191,7 @@ def _soups(comparison: Comparison) -> list[Section]:
 
 
 def _errors(comparison: Comparison) -> list[Section]:
-    """Show confusions and the worst mistakes of each method, if the samples are pictures."""
+    """Return the section of confusions and worst mistakes of each method, for runs on pictures."""
     if not any(run.samples == "pictures" for run in comparison.runs):
         return []
     groups = comparison.groups
@@ -214,7 +217,10 @@ def _errors(comparison: Comparison) -> list[Section]:
 
 
 def _confusion(comparison: Comparison, number: int) -> tuple[Block, ...]:
-    """Return the matrix of a method as a figure for each mode, and its most frequent confusions."""
+    """Return a method's confusion matrix and a table of its most frequent confusions.
+
+    number: the method's index in the comparison.
+    """
     group = comparison.groups[number]
     # the figure may join rare classes; the table is of all pairs
     confusion, complete = confusion_of(group), confusion_of(group, limit=10**9)
@@ -232,12 +238,16 @@ def _confusion(comparison: Comparison, number: int) -> tuple[Block, ...]:
             f"The last row and column join the {confusion.joined} classes that are mixed up least."
         )
         notes.append(Note(text))
+    # counts and shares; a control shows one of them
     matrix = Container(tuple(figures.confusions(confusion, number)))
     return (Container((matrix, Container(present(table, *notes))), kind="pair"),)
 
 
 def _pairs(classes: Sequence[str], counts: Sequence[Sequence[int]]) -> list[tuple[str, str, int]]:
-    """Return the most frequent (true, predicted, count) off the diagonal."""
+    """Return the eight most frequent confusions as (true class, predicted class, count).
+
+    classes: names; counts: [i][j] pictures of class i that were taken for class j.
+    """
     pairs = [
         (classes[i], classes[j], n)
         for i, row in enumerate(counts)
@@ -248,9 +258,10 @@ def _pairs(classes: Sequence[str], counts: Sequence[Sequence[int]]) -> list[tupl
 
 
 def _mistakes(group: RunGroup, largest: int, several: bool) -> tuple[Block, ...]:
-    """Return the worst mistakes of the first run that kept some.
+    """Return the pictures with the worst mistakes, of a method's first run that stored some.
 
-    largest: bytes that their pictures may have in all; several: True to name the seed.
+    group: runs of the method; largest: bytes of all these pictures at most; several: True to name
+      the seed.
     """
     # one seed is enough to look at
     run = next((run for run in group.runs if run.mistakes is not None), None)
@@ -277,9 +288,9 @@ def _picture(path: Path) -> Image.Image:
 
 
 def _thumbnail(mistake: Mistake, address: str) -> Thumbnail:
-    """Return the small picture of a mistake, with what was predicted and what it is.
+    """Return a mistake as a small picture with the predicted class and the true one.
 
-    address: where the picture's data is, for the page.
+    address: the picture's data, as a URL.
     """
     return Thumbnail(
         address,
@@ -291,7 +302,7 @@ def _thumbnail(mistake: Mistake, address: str) -> Thumbnail:
 
 
 def _routing(comparison: Comparison) -> list[Section]:
-    """Return the share of each expert in each router, a table for each method that routes."""
+    """Return the section with the share of tokens of each expert, a table for each method."""
     routers = routings(comparison)
     if not routers:
         return []
@@ -317,7 +328,7 @@ def _routing(comparison: Comparison) -> list[Section]:
 
 
 def _record(comparison: Comparison) -> Section:
-    """Return everything needed to judge the numbers and to make them again."""
+    """Return the section with everything that is needed to judge and to repeat the runs."""
     # what differs is shown; what all share is folded away
     common, differing = setting_rows(comparison)
     several = len(comparison.groups) > 1
@@ -325,6 +336,7 @@ def _record(comparison: Comparison) -> Section:
     notes, lines = given_rows(comparison), commands(comparison.runs)
     methods = Facts(tuple(method_rows(comparison)), code=True)
     labels = [group.label for group in comparison.groups]
+    # from what decides a result to what only repeats it
     blocks: list[Block] = [
         Container((Note(selection_rule(comparison.runs), ""),), "Selection"),
         Container(_data(comparison, len(runs.rows) > 1), "Data"),
@@ -346,7 +358,10 @@ def _record(comparison: Comparison) -> Section:
 
 
 def _data(comparison: Comparison, several: bool) -> tuple[Block, ...]:
-    """Return the parts of the data with their digests, and where they are from."""
+    """Return a table of the parts of the data with their digests, and where they are from.
+
+    several: True to say if all runs used the same.
+    """
     parts = data_parts(comparison)
     pictured = any(run.samples == "pictures" for run in comparison.runs)
     titles = ["Part", "Pictures" if pictured else "Rows"]

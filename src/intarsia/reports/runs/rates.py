@@ -22,34 +22,38 @@ def rate_of(group: RunGroup) -> float | None:
 
 
 def search_of(group: RunGroup) -> Mapping[str, Any] | None:
-    """Return what the record of a group's first run says of the search for its rate."""
+    """Return the record of the search for a group's learning rate; None without a search."""
     search = group.runs[0].given.get("search")
     return search if isinstance(search, Mapping) else None
 
 
 def entry(group: RunGroup) -> Entry:
-    """Return the rate of a group as the table shows it."""
+    """Return the entry of the results table for a group's learning rate.
+
+    group: the runs of a method. The entry has the note "limit" if the search chose the lowest or
+    the highest rate that it may try, so that a better one may lie beyond.
+    """
     rate = rate_of(group)
-    # the best rate is at the end of what the search may try
     limit = (search_of(group) or {}).get("limit")
     return Entry("" if rate is None else f"{rate:g}", "limit" if limit else "")
 
 
 def described(comparison: Comparison) -> list[str]:
-    """Say in sentences how the rates were found; nothing where none was searched for."""
+    """Return sentences about how the learning rates were found; none if none was searched for."""
     searches = {group.label: search for group in comparison.groups if (search := search_of(group))}
     if not searches:
         return []
     # methods that were searched in the same way share a sentence
     alike: dict[str, list[str]] = {}  # labels by what they tried, which differs between folders
     for label, search in searches.items():
-        alike.setdefault(_tried(search, comparison), []).append(label)
+        alike.setdefault(_search_text(search, comparison), []).append(label)
     texts = [
         f"{'Each method' if len(alike) == 1 else capital(joined(labels))} {tried}"
         for tried, labels in alike.items()
     ]
-    if _own_splits(comparison):
+    if _has_own_splits(comparison):
         texts.append("Each seed draws its own test part, in which some of these samples may be.")
+    # methods that were not searched for
     if fixed := [group.label for group in comparison.groups if group.label not in searches]:
         texts.append(f"The rate of {joined(fixed)} was given.")
     if ends := [label for label, search in searches.items() if search["limit"]]:
@@ -57,10 +61,10 @@ def described(comparison: Comparison) -> list[str]:
     return texts
 
 
-def _tried(search: Mapping[str, Any], comparison: Comparison) -> str:
+def _search_text(search: Mapping[str, Any], comparison: Comparison) -> str:
     """Return the predicate of a sentence about a search: "tried 5 learning rates (...) and ...".
 
-    search: as the run's record has it.
+    search: the record of the search; comparison: has the kind of samples.
     """
     rates, draws = [f"{rate:g}" for rate in search["rates"]], search["draws"]
     perplexity = search["measure"] == "perplexity"
@@ -75,14 +79,14 @@ def _tried(search: Mapping[str, Any], comparison: Comparison) -> str:
     )
 
 
-def _own_splits(comparison: Comparison) -> bool:
-    """Return whether the test parts differ between seeds."""
+def _has_own_splits(comparison: Comparison) -> bool:
+    """Return True if the test parts differ between runs."""
     parts = [run.record["data"].get("test") or {} for run in comparison.runs]
     return len({part.get("sha256") for part in parts}) > 1
 
 
 def shared(comparison: Comparison) -> str | None:
-    """Warn of several methods that share one rate which nobody searched for."""
+    """Return a warning if several methods share one learning rate that nobody searched for."""
     groups = comparison.groups
     rates = {rate_of(group) for group in groups}
     # a rate that was chosen for one method favours it
@@ -95,7 +99,10 @@ def shared(comparison: Comparison) -> str | None:
 
 
 def series_of(comparison: Comparison, looks: Sequence[Look]) -> list[Series]:
-    """Return the validation score of each method by learning rate; the chosen one is larger."""
+    """Return each method's validation score by learning rate; the rate it uses has a larger mark.
+
+    looks: a colour and mark for each method.
+    """
     series: list[Series] = []
     for number, group in enumerate(comparison.groups):
         if (search := search_of(group)) is None:
@@ -114,9 +121,9 @@ def series_of(comparison: Comparison, looks: Sequence[Look]) -> list[Series]:
 
 
 def against_rates(comparison: Comparison, looks: Sequence[Look]) -> Figure | None:
-    """Draw validation scores over the learning rates that were tried; None if none was searched.
+    """Draw validation scores over the learning rates that were tried; None if there was no search.
 
-    looks: a colour and mark for each group.
+    looks: a colour and mark for each method.
     """
     if not (series := series_of(comparison, looks)):
         return None

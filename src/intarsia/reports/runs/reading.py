@@ -53,12 +53,18 @@ MEASURES = ("mean_average_precision", "accuracy")  # the first that a task has i
 
 
 def measure(scores: Mapping[str, float]) -> str:
-    """Return the name of the score that decides."""
+    """Return the name of the score that ranks runs: of MEASURES the first that a task has.
+
+    scores: name -> value.
+    """
     return next((name for name in MEASURES if name in scores), "accuracy")
 
 
 def score_of(val: Mapping[str, float]) -> float:
-    """Return the validation score that decides, 0 ... 1: of a text 1 / perplexity."""
+    """Return the validation score that ranks runs, 0 ... 1: 1 / perplexity for texts.
+
+    val: name -> value of the scores on the validation part.
+    """
     return 1 / val["perplexity"] if "perplexity" in val else val[measure(val)]
 
 
@@ -122,6 +128,7 @@ class FinishedRun:
             usable = math.isfinite(score), math.isfinite(loss)
         except (KeyError, TypeError, ZeroDivisionError) as error:
             raise damaged(self.folder / RUN, f"results.val = {val!r}") from error
+        # so that a diverged run is never chosen
         return score if usable[0] else 0.0, -loss if usable[1] else -math.inf
 
     @property
@@ -132,7 +139,7 @@ class FinishedRun:
 
 
 def gather(folders: Iterable[Path | str]) -> tuple[FinishedRun, ...]:
-    """Read run folders, and folders of run folders (those in the order they were started).
+    """Read run folders, and folders that contain run folders, in the order they were started.
 
     A folder named twice is read once.
     Raises: DataError for a path without a run; CheckpointError for one that is damaged.
@@ -165,14 +172,14 @@ def read_run(folder: Path | str) -> FinishedRun:
         scores=scores,
         costs=_costs(folder, record),
         curve=read_curve(folder / METRICS),
-        answers=None if tensors is None else _answers(folder, record, scores, tensors),
+        answers=None if tensors is None else _predicted_classes(folder, record, scores, tensors),
         mistakes=read_mistakes(folder),
         record=record,
     )
 
 
 def _runs_in(folder: Path) -> Sequence[Path]:
-    """Return the folder itself if it is a run's, else the run folders in it, by their start.
+    """Return the folder itself if it is of a run, else the run folders in it, by time of start.
 
     Raises: DataError if there are none.
     """
@@ -193,10 +200,10 @@ def _runs_in(folder: Path) -> Sequence[Path]:
 
 
 def _read_json(folder: Path) -> dict[str, Any]:
-    """Read the record of one run folder.
+    """Read run.json, the record of one run.
 
-    Raises: DataError for a folder without one; CheckpointError if it is damaged, or of another
-    format.
+    folder: the run's. Raises: DataError for a folder without one; CheckpointError if it is damaged,
+      or of another format.
     """
     path = folder / RUN
     if not path.is_file():
@@ -216,9 +223,11 @@ def _read_json(folder: Path) -> dict[str, Any]:
 
 
 def need(record: Mapping[str, Any], path: str, kind: type[T], folder: Path) -> T:
-    """Return the value at a dotted path of run.json; float takes whole numbers, none is infinite.
+    """Return the value at a dotted path of run.json, after a check of its type.
 
-    Raises: CheckpointError if it is missing or of another kind.
+    record: the content of run.json; path: such as "training.seed"; kind: the type, of which float
+      takes whole numbers, but none that is infinite; folder: named in the error.
+    Raises: CheckpointError if it is missing or of another type.
     """
     value: Any = record
     for name in path.split("."):
@@ -234,8 +243,9 @@ def need(record: Mapping[str, Any], path: str, kind: type[T], folder: Path) -> T
 
 
 def _scores(folder: Path, record: Mapping[str, Any]) -> SplitScores:
-    """Read the scores of a run's record, of its test part, else of its validation part.
+    """Read a run's scores on its test part, or on its validation part if it has no test part.
 
+    folder: named in errors; record: the content of run.json.
     Raises: DataError without either; CheckpointError for a damaged record.
     """
     results = need(record, "results", dict, folder)
@@ -255,8 +265,9 @@ def _scores(folder: Path, record: Mapping[str, Any]) -> SplitScores:
 
 
 def _costs(folder: Path, record: Mapping[str, Any]) -> RunCosts:
-    """Read from a run's record what it cost: parameters, seconds, memory.
+    """Read what a run cost: parameters, seconds, memory.
 
+    folder: named in errors; record: the content of run.json.
     Raises: CheckpointError for a damaged record.
     """
     peak = record["results"].get("peak_bytes")
@@ -274,7 +285,10 @@ def _costs(folder: Path, record: Mapping[str, Any]) -> RunCosts:
 
 
 def class_names(record: Mapping[str, Any], count: int) -> tuple[str, ...]:
-    """Return the classes' names from the record, or "class 0" ... where it has none."""
+    """Return the names of a run's classes, "class 0" ... if they are not recorded.
+
+    record: the content of run.json; count: number of classes.
+    """
     notes, data = record.get("record"), record.get("data")
     notes = notes if isinstance(notes, Mapping) else {}
     parts = list(data.values()) if isinstance(data, Mapping) else []
@@ -287,7 +301,11 @@ def class_names(record: Mapping[str, Any], count: int) -> tuple[str, ...]:
 
 
 def _predictions(folder: Path, scores: SplitScores) -> Tensors | None:
-    """Read predictions.safetensors; None if it is missing or of another split than the scores."""
+    """Read predictions.safetensors; None if it is missing or of another part than the scores.
+
+    folder: the run's; scores: names the part of the data. Raises: CheckpointError for a damaged
+      file.
+    """
     path = folder / PREDICTIONS
     if not path.is_file():
         return None
@@ -308,9 +326,9 @@ def _predictions(folder: Path, scores: SplitScores) -> Tensors | None:
 
 
 def read_items(folder: Path) -> RunItems | None:
-    """Read the values of a run's items; None if it kept no predictions.
+    """Read a run's values for each item it was scored on; None if it stored no predictions.
 
-    Raises: as `read_run`.
+    Raises: DataError, CheckpointError as `read_run`.
     """
     if not (folder / PREDICTIONS).is_file():
         return None
@@ -318,16 +336,22 @@ def read_items(folder: Path) -> RunItems | None:
     scores = _scores(folder, record)
     if (tensors := _predictions(folder, scores)) is None:
         return None
+    # the digest says which items were scored
     data = record.get("data")
     part_record = data.get(scores.split) if isinstance(data, Mapping) else None
     part = part_record.get("sha256") if isinstance(part_record, Mapping) else None
     return run_items(tensors, str(part))
 
 
-def _answers(
+def _predicted_classes(
     folder: Path, record: Mapping[str, Any], scores: SplitScores, tensors: Tensors
 ) -> Predictions | None:
-    """Return the classes of pictures; None for texts, and for several labels a picture."""
+    """Return the true and predicted class of each picture.
+
+    folder: named in errors; record: the content of run.json; scores: the run's; tensors: its
+      predictions. Returns None for texts, and where a picture may have several labels.
+    Raises: CheckpointError for predictions that do not fit the scores.
+    """
     if "tokens" in tensors:
         return None
     path, logits, labels = folder / PREDICTIONS, tensors["logits"], tensors["labels"]
@@ -346,7 +370,7 @@ def _answers(
 
 
 def damaged(path: Path, got: str) -> CheckpointError:
-    """Return the error for a file that is not as it was written."""
+    """Return the error for a file that is not as it was written.  got: what is wrong with it."""
     return CheckpointError(
         f"run file {path}",
         got=got,

@@ -41,7 +41,7 @@ def routings(comparison: Comparison) -> list[Routed]:
 
 
 def _rows(run: FinishedRun) -> tuple[RouterRow, ...]:
-    """Return each router's shares of tokens by expert, as the run's record has them; or ()."""
+    """Return each router's share of tokens by expert, from the run's record."""
     shares: Any = run.record["results"].get("routing")
     if not isinstance(shares, Mapping):
         return ()

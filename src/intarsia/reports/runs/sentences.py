@@ -18,40 +18,40 @@ from .reading import FinishedRun
 
 PART_NAMES = {"train": "training", "val": "validation", "test": "test"}
 HOW_CHOSEN = {
-    "last": "The last epoch is the result; nothing was chosen.",
+    "last": "A run's result is that of its last epoch, whatever its scores.",
     "val": "The epoch with the best validation accuracy is the result.",
 }
 
 
 def title(comparison: Comparison) -> str:
-    """Return the methods and the data, for a heading."""
+    """Return the heading of a report: the methods and the data set."""
     data = set_of(comparison.runs[0])
     return f"{_methods(comparison)} on {data}" if data else _methods(comparison)
 
 
 def _methods(comparison: Comparison) -> str:
-    """Return the methods' names, or of more than four their number."""
+    """Return the methods' names as a list in words; for more than four only their number."""
     labels = [group.label for group in comparison.groups]
     return capital(joined(labels)) if len(labels) <= 4 else f"{len(labels)} methods"
 
 
 def sentences(comparison: Comparison) -> list[str]:
-    """Say what was run, on which data, and with which result."""
+    """Return the report's sentences: what was run, on which data, and with which result."""
     lines = [_task_sentence(comparison), *choices(comparison.runs)]
     lines += [choice_sentence(comparison)] if len(comparison.groups) > 1 else []
     lines.append(_result_sentence(comparison))
     lines += differences(comparison)
     if comparison.baseline is not None and comparison.best is not comparison.baseline:
         lines.append(_cost_sentence(comparison.best, comparison.baseline))
-    if (guess := _guessing(comparison)) is not None:
+    if (guess := _guessing_sentence(comparison)) is not None:
         lines.append(guess)
-    if (text := _perplexity(comparison.best)) is not None:
+    if (text := _perplexity_sentence(comparison.best)) is not None:
         lines.append(text)
     return lines + rates.described(comparison)
 
 
 def _task_sentence(comparison: Comparison) -> str:
-    """Say which model is adapted to which data by which methods, with their sizes."""
+    """Return the sentence that says which methods adapt which model to which data."""
     run = comparison.runs[0]
     several = len(comparison.groups) > 1
     text = f"{_methods(comparison)} adapt{'' if several else 's'} {model_of(run)}"
@@ -72,7 +72,7 @@ def _task_sentence(comparison: Comparison) -> str:
 
 
 def _result_sentence(comparison: Comparison) -> str:
-    """Say which method is best, how good it is, and by how much it differs from the baseline."""
+    """Return the sentence that says which method is best and how it differs from the baseline."""
     best, base = comparison.best, comparison.baseline
     part = PART_NAMES.get(best.runs[0].scores.split, best.runs[0].scores.split)
     right = f"{numbers.accuracy(best.accuracy)} of the {part} {best.runs[0].samples} right"
@@ -98,7 +98,7 @@ def _result_sentence(comparison: Comparison) -> str:
 
 
 def choice_sentence(comparison: Comparison) -> str:
-    """Say which run the validation part chooses and by what, or why none is chosen."""
+    """Return the sentence that says which run the validation part chooses, or why none."""
     choice, missing = comparison.choice
     if choice is None:
         return f"No method is chosen: {missing}, and the test part is not for choosing."
@@ -111,12 +111,15 @@ def choice_sentence(comparison: Comparison) -> str:
     behind = [i for i in range(len(groups)) if i != place]
     if behind:
         second = max(behind, key=lambda i: ranks[i])
-        text += f"; {groups[second].label} {_behind(choice.run, ranks[place], ranks[second])}"
+        text += f"; {groups[second].label} {_why_behind(choice.run, ranks[place], ranks[second])}"
     return f"{text}. Its best run there is {choice.run.folder.name}."
 
 
-def _behind(run: FinishedRun, first: Sequence[float], second: Sequence[float]) -> str:
-    """Say how the second of two ranks is behind the first.  run: one of the comparison."""
+def _why_behind(run: FinishedRun, first: Sequence[float], second: Sequence[float]) -> str:
+    """Return words that say why the second method of a choice is behind the first.
+
+    run: one of the comparison; first, second: ranks (score, minus loss, minus parameters).
+    """
     if first[0] > second[0]:
         return f"has {_validation_score(run, second[0])}"
     reasons = ("has the higher loss", "trains more parameters")
@@ -125,7 +128,10 @@ def _behind(run: FinishedRun, first: Sequence[float], second: Sequence[float]) -
 
 
 def _validation_score(run: FinishedRun, score: float) -> str:
-    """Write a mean validation score.  score: 0 ... 1, of a text 1 / perplexity."""
+    """Return a mean validation score in words.
+
+    run: one with such a score; score: 0 ... 1, for texts 1 / perplexity.
+    """
     if run.samples == "tokens":
         return f"perplexity {1 / score:.2f}" if score else "no finite perplexity"
     if run.scores.measure != "accuracy":
@@ -134,7 +140,7 @@ def _validation_score(run: FinishedRun, score: float) -> str:
 
 
 def differences(comparison: Comparison) -> list[str]:
-    """Say how each method differs from the baseline, with the interval or why there is none."""
+    """Return a sentence for each method about its difference to the baseline."""
     base = comparison.baseline
     if base is None:
         return []
@@ -142,7 +148,10 @@ def differences(comparison: Comparison) -> list[str]:
 
 
 def difference_sentence(group: RunGroup, base: RunGroup) -> str:
-    """Say how a method differs from another, with the interval or why there is none."""
+    """Return the sentence about a method's difference to another, with its confidence interval.
+
+    If there is no interval, it says why. group, base: the runs of the two methods.
+    """
     interval, missing = group.interval(base)
     pairs = group.difference(base)
     # seeds in common are paired; without any, the means are compared
@@ -151,7 +160,7 @@ def difference_sentence(group: RunGroup, base: RunGroup) -> str:
     if interval is None:
         return f"{text}. There is no interval: {missing}."
     run = group.runs[0]
-    kind = _item(run)
+    kind = _item_name(run)
     differ = (
         f"{numbers.plural(interval.differing, kind)} differ{'s' if interval.differing == 1 else ''}"
     )
@@ -181,12 +190,15 @@ _FEW = {
 }
 
 
-def _item(run: FinishedRun) -> str:
+def _item_name(run: FinishedRun) -> str:
     return "picture" if run.samples == "pictures" else "text"
 
 
 def _cost_sentence(best: RunGroup, base: RunGroup) -> str:
-    """Say how many parameters the best method trains, and its time against the baseline's."""
+    """Return the sentence about the best method's trained parameters, and its time.
+
+    best, base: the runs of the best method and of the baseline.
+    """
     costs = best.runs[0].costs
     share = costs.trained / costs.parameters
     small = (
@@ -200,12 +212,15 @@ def _cost_sentence(best: RunGroup, base: RunGroup) -> str:
     return f"{text}."
 
 
-def _kind(runs: Sequence[FinishedRun]) -> str:
+def _items_name(runs: Sequence[FinishedRun]) -> str:
     return "texts" if any(run.samples == "tokens" for run in runs) else "pictures"
 
 
-def _perplexity(best: RunGroup) -> str | None:
-    """Say the first run's perplexity and exact match after training, and before it."""
+def _perplexity_sentence(best: RunGroup) -> str | None:
+    """Return the sentence about a text model's perplexity after and before training, or None.
+
+    best: runs of the best method, of which the first is described.
+    """
     run = best.runs[0]
     after, before = run.record["results"].get(run.scores.split, {}), run.given.get("before")
     if run.samples != "tokens":
@@ -219,8 +234,8 @@ def _perplexity(best: RunGroup) -> str | None:
     return f"{capital(now)}; before training {then}."
 
 
-def _guessing(comparison: Comparison) -> str | None:
-    """Say how often the commonest class would be right; None where no predictions are stored."""
+def _guessing_sentence(comparison: Comparison) -> str | None:
+    """Return the sentence about how often the most frequent class is right; None if not known."""
     answers = comparison.best.runs[0].answers
     if answers is None:
         return None
@@ -232,14 +247,20 @@ def _guessing(comparison: Comparison) -> str | None:
 
 
 def notices(comparison: Comparison) -> list[str]:
-    """Return reasons to read the table with care: runs that differ in more than the method."""
+    """Return warnings for the reader: ways in which the runs differ besides the method."""
     runs, groups = comparison.runs, comparison.groups
-    kind = _kind(runs)
+    kind = _items_name(runs)
     lines = [
         text
         for differs, text in (
-            (_per_seed(runs, "test"), f"Not all methods were scored on the same test {kind}."),
-            (_per_seed(runs, "train"), f"Not all methods learned from the same training {kind}."),
+            (
+                _differs_at_a_seed(runs, "test"),
+                f"Not all methods were scored on the same test {kind}.",
+            ),
+            (
+                _differs_at_a_seed(runs, "train"),
+                f"Not all methods learned from the same training {kind}.",
+            ),
             (_differ(runs, model_of), "The runs start from different models."),
             (
                 _differ(runs, lambda r: r.scores.split),
@@ -273,7 +294,7 @@ _MACHINES = "The runs are from different machines or thread counts: do not compa
 
 
 def _shared_pictures(runs: Iterable[FinishedRun]) -> list[str]:
-    """Say how many pictures stand in two parts, as the data's record tells."""
+    """Return warnings about pictures that are in two parts of the data."""
     counts: dict[str, int] = {}
     for run in runs:
         data = run.given.get("data")
@@ -287,8 +308,8 @@ def _shared_pictures(runs: Iterable[FinishedRun]) -> list[str]:
     ]
 
 
-def _per_seed(runs: Iterable[FinishedRun], part: str) -> bool:
-    """Return whether runs of one seed have different pictures in a part."""
+def _differs_at_a_seed(runs: Iterable[FinishedRun], part: str) -> bool:
+    """Return True if two runs of the same seed have different samples in a part of the data."""
     hashes_by_seed: dict[int, set[object]] = defaultdict(set)
     for run in runs:
         part_record = data_of(run).get(part, {})
@@ -301,7 +322,7 @@ def _differ(runs: Iterable[FinishedRun], value_of: Callable[[FinishedRun], Any])
 
 
 def data_of(run: FinishedRun) -> dict[str, Mapping[str, Any]]:
-    """Return the record of each part of the data."""
+    """Return the record of each part of a run's data, by the part's name."""
     data = run.record.get("data")
     data = data if isinstance(data, Mapping) else {}
     return {
@@ -312,7 +333,7 @@ def data_of(run: FinishedRun) -> dict[str, Mapping[str, Any]]:
 
 
 def sizes_of(run: FinishedRun) -> dict[str, int]:
-    """Return the number of pictures, or rows, in each part."""
+    """Return the number of pictures, or rows of text, in each part of a run's data."""
     return {
         part: n
         for part, part_record in data_of(run).items()
@@ -321,19 +342,19 @@ def sizes_of(run: FinishedRun) -> dict[str, int]:
 
 
 def selection_of(run: FinishedRun) -> Mapping[str, Any]:
-    """Return the record of how the result was chosen: rule, epoch, disjoint_from_train."""
+    """Return the record of how a run's result was chosen: rule, epoch, disjoint_from_train."""
     selection = run.record["results"].get("selection")
     return selection if isinstance(selection, Mapping) else {}
 
 
 def choices(runs: Sequence[FinishedRun]) -> list[str]:
-    """Return what `intarsia auto` said of its choice, for the runs that it chose."""
+    """Return the statements of `intarsia auto` about its choice, for the runs that it chose."""
     records = [run.given.get("choice") for run in runs]
     return [str(choice["statement"]) for choice in records if isinstance(choice, Mapping)]
 
 
 def selection_rule(runs: Sequence[FinishedRun]) -> str:
-    """Say how the results of all runs were chosen."""
+    """Return sentences about how the epoch of the results was chosen."""
     # each rule once, in the order of the runs
     rules = dict.fromkeys(str(selection_of(run).get("rule")) for run in runs)
     text = " ".join(HOW_CHOSEN.get(rule, f"Selection: {rule}.") for rule in rules)

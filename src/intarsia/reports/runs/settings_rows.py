@@ -35,7 +35,7 @@ class DataPart:
 
 
 def value_text(value: Any) -> str:
-    """Return a setting as text."""
+    """Return the value of a setting as text for a table."""
     if value is None:
         return "none"
     if isinstance(value, bool):
@@ -45,12 +45,12 @@ def value_text(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:g}"
     if isinstance(value, list | tuple) and not any(isinstance(v, dict | list) for v in value):
-        return _listed([value_text(v) for v in value])
+        return _joined_words([value_text(v) for v in value])
     return json.dumps(value, default=str)
 
 
-def _listed(words: Sequence[str]) -> str:
-    """List a few words; of many, such as a model's layers, join those that differ in numbers."""
+def _joined_words(words: Sequence[str]) -> str:
+    """Join words by commas; many of them, such as a model's layers, are joined by pattern."""
     if len(words) <= FEW:
         return ", ".join(words)
     # blocks.0.attn.qkv and blocks.1.attn.qkv become one: blocks.*.attn.qkv (2 times)
@@ -61,12 +61,14 @@ def _listed(words: Sequence[str]) -> str:
 def setting_rows(
     comparison: Comparison,
 ) -> tuple[list[tuple[str, str]], list[tuple[str, list[str]]]]:
-    """Return (name, value) of the settings all groups share, and (name, values) of the others.
+    """Return the settings that all groups share, and those that differ, with their values.
 
-    Without the methods' own: see `method_rows`.
+    As (name, value), and (name, a value for each group). The adapters' settings are left out: see
+    `method_rows`.
     """
     settings = [settings_of(group.runs[0]) for group in comparison.groups]
     for setting in settings:
+        # it has rows of its own
         del setting["adapter"]
     leaves = [flat(setting) for setting in settings]
     names = differing(settings)
@@ -79,7 +81,7 @@ def setting_rows(
 
 
 def method_rows(comparison: Comparison) -> list[tuple[str, str]]:
-    """Return each group's label, and what is added to the model with which settings."""
+    """Return (label, adapter with its settings) of each group."""
     return [(group.label, _method(group.runs[0])) for group in comparison.groups]
 
 
@@ -100,14 +102,17 @@ def _method(run: FinishedRun) -> str:
 
 
 def given_rows(comparison: Comparison) -> list[tuple[str, str]]:
-    """Return the notes of the first run's caller that stand nowhere else on the page."""
+    """Return the notes that the first run's caller made, except those that are shown elsewhere."""
     notes = comparison.runs[0].given
     rest = {name: value for name, value in notes.items() if name not in _SEEN_ELSEWHERE}
     return [(name, value_text(value)) for name, value in flat(rest).items()]
 
 
 def data_parts(comparison: Comparison) -> dict[str, Any]:
-    """Return the parts of the first run, and whether the other runs had the same."""
+    """Return the parts of the first run's data, and if the other runs had the same.
+
+    As a mapping: name of the data set, parts, seed, same (bool), origin.
+    """
     first = comparison.runs[0]
     first_parts = data_of(first)
     hashes = {part: str(facts.get("sha256", "")) for part, facts in first_parts.items()}
@@ -125,7 +130,7 @@ def data_parts(comparison: Comparison) -> dict[str, Any]:
             PART_NAMES.get(part, part),
             f"{n:,}" if isinstance(n := first_parts[part].get("n"), int) else "not known",
             sha,
-            _counts(recorded.get(part)),
+            _class_counts_text(recorded.get(part)),
         )
         for part, sha in hashes.items()
     ]
@@ -138,7 +143,8 @@ def data_parts(comparison: Comparison) -> dict[str, Any]:
     }
 
 
-def _counts(part: Any) -> str:
+def _class_counts_text(part: Any) -> str:
+    """Return the number of samples of each class as text, "" if the record has none."""
     counts = part.get("counts") if isinstance(part, Mapping) else None
     if not isinstance(counts, Mapping):
         return ""
@@ -146,7 +152,10 @@ def _counts(part: Any) -> str:
 
 
 def _origin(parts: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Return source and licence, as the data's record states them."""
+    """Return rows with the source and the licence of the data, where they are recorded.
+
+    parts: the record of each part.
+    """
     records = [part for part in parts.values() if isinstance(part, Mapping)]
     rows: list[tuple[str, str]] = []
     for name in ("source", "licence"):
@@ -157,7 +166,7 @@ def _origin(parts: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 
 def machine_rows(run: FinishedRun) -> list[tuple[str, str]]:
-    """Return the machine and the versions of a run."""
+    """Return (name, value) of a run's machine and of the package versions."""
     rows: list[tuple[str, str]] = []
     for section in ("machine", "versions"):
         values = run.record.get(section)

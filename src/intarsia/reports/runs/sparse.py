@@ -31,7 +31,10 @@ def soup_of(group: RunGroup) -> dict[str, Any] | None:
 
 
 def courses(comparison: Comparison, looks: Sequence[Look]) -> list[Figure]:
-    """Draw each of COURSES, a line for each group whose masks changed."""
+    """Draw how the masks changed over training: a figure for each of COURSES.
+
+    looks: a colour and mark for each method. Methods whose masks never changed have no line.
+    """
     changes = {
         number: masks
         for number, group in enumerate(comparison.groups)
@@ -39,22 +42,23 @@ def courses(comparison: Comparison, looks: Sequence[Look]) -> list[Figure]:
     }
     figures: list[Figure] = []
     for name, title in COURSES.items() if changes else ():
+        # the record has shares; the chart shows percent
         series = [
-            _line(
+            _chart_line(
                 comparison, number, looks, [(c["step"], 100 * c[name]) for c in rows], "%", "step "
             )
             for number, rows in changes.items()
         ]
         label = f"{title}, by step"
         up = charts.Axis(title.split(",")[0], " %", zero=True)
-        drawing = charts.Chart(series, charts.Axis("Step"), up)
+        drawing = charts.Chart(series, charts.Axis("Step", whole=True), up)
         caption = "At each change of the masks."
         choice = {"course": name}
         figures.append(Figure(f"masks-{name}", label, drawing, caption=caption, when=choice))
     return figures
 
 
-def _line(
+def _chart_line(
     comparison: Comparison,
     number: int,
     looks: Sequence[Look],
@@ -62,11 +66,10 @@ def _line(
     unit: str,
     before: str,
 ) -> charts.Series:
-    """Return the line of a group.
+    """Return a method's line of a chart as a series.
 
-    before: words before x in a tooltip, for example "step ".
-    number: the group's index, by which the page shows and hides it; looks: colour and mark of every
-    group; points: (x, y); unit: unit of y.
+    number: the method's index; looks: colour and mark of every method; points: (x, y); unit: of y;
+      before: words before x in a tooltip, for example "step ".
     """
     hover = [f"{y:.4g} {unit}".strip() + f" at {before}{x:g}" for x, y in points]
     xs, ys = [x for x, _ in points], [y for _, y in points]
@@ -75,7 +78,10 @@ def _line(
 
 
 def densities(comparison: Comparison) -> Figure | None:
-    """Draw a heat map: a row is a group with masks, a column one of its layers."""
+    """Draw the density of each layer as a heat map, a row for each method with masks.
+
+    None if no method has masks.
+    """
     # methods without masks have no row
     by_label = {g.label: masks for g in comparison.groups if (masks := masks_of(g))}
     if not by_label:
@@ -107,9 +113,12 @@ def densities(comparison: Comparison) -> Figure | None:
 
 
 def lines(comparison: Comparison, looks: Sequence[Look]) -> Figure | None:
-    """Draw the score on validation along the way between two candidates of each soup."""
+    """Draw the validation score on the line between two models that were averaged.
+
+    looks: a colour and mark for each method. None if no run is such an average (a soup).
+    """
     series = [
-        _line(comparison, number, looks, line["points"], "", "")
+        _chart_line(comparison, number, looks, line["points"], "", "")
         for number, group in enumerate(comparison.groups)
         if (line := (soup_of(group) or {}).get("line"))
     ]
@@ -124,11 +133,12 @@ def lines(comparison: Comparison, looks: Sequence[Look]) -> Figure | None:
 
 
 def soups(comparison: Comparison) -> list[Table]:
-    """Return a table for each soup: distance and cosine of each pair of its candidates."""
+    """Return a table for each averaged model (soup): distances between its candidates."""
     tables: list[Table] = []
     for group in comparison.groups:
         soup = soup_of(group)
         if soup and soup.get("pairs"):
+            # folders' last parts are enough to name candidates
             names = [str(name).rpartition("/")[2] or str(name) for name in soup["candidates"]]
             rows = [
                 (names[p["a"]], names[p["b"]], f"{p['distance']:.3g}", f"{p['cosine']:.5f}")

@@ -37,7 +37,7 @@ _BY_LABEL = (
 
 
 def table_of(comparison: Comparison) -> Table:
-    """Return a row for every group: accuracy, difference, trained parameters, time, memory."""
+    """Return the table of results: a row for each method with its score, difference and costs."""
     groups, base = comparison.groups, comparison.baseline
     several = len({len(group.runs) for group in groups}) > 1  # else a sentence says how many
     columns = [
@@ -69,7 +69,7 @@ def table_of(comparison: Comparison) -> Table:
 
 
 def caption(comparison: Comparison) -> str:
-    """Say which data the numbers were measured on."""
+    """Return the caption of the results: which part of the data they were measured on."""
     splits = {run.scores.split for run in comparison.runs}
     parts = " and ".join({"test": "test", "val": "validation"}.get(s, s) for s in sorted(splits))
     text = f"{capital(comparison.measure)} on the {parts} {comparison.runs[0].samples}"
@@ -81,7 +81,8 @@ def caption(comparison: Comparison) -> str:
 def _row(group: RunGroup, base: RunGroup | None, seeds: bool) -> tuple[Entry, ...]:
     """Return a method's row of the table of results.
 
-    base: the baseline's group, None without one; seeds: True if there is a column of seed counts.
+    group: its runs; base: the baseline's, None without one; seeds: True if there is a column for
+      the number of seeds.
     """
     costs = group.runs[0].costs
     accuracy, seconds = group.accuracy, group.seconds
@@ -112,7 +113,10 @@ def _row(group: RunGroup, base: RunGroup | None, seeds: bool) -> tuple[Entry, ..
 
 
 def _difference(group: RunGroup, base: RunGroup) -> Entry:
-    """Return the cell of a group's difference to the baseline, with its interval."""
+    """Return the table entry for a method's difference to the baseline, with its interval.
+
+    group, base: the runs of the method and of the baseline.
+    """
     if group is base:
         return Entry("baseline")
     difference = group.difference(base)
@@ -137,7 +141,7 @@ def markdown_table(comparison: Comparison) -> str:
 
 
 def json_rows(comparison: Comparison) -> list[dict[str, Any]]:
-    """Return the table's values in full, ready for JSON."""
+    """Return the rows of results with all digits, as dicts for JSON."""
     base = comparison.baseline
     rows: list[dict[str, Any]] = []
     for group in comparison.groups:
@@ -171,7 +175,7 @@ def json_rows(comparison: Comparison) -> list[dict[str, Any]]:
 
 
 def json_choice(comparison: Comparison) -> dict[str, Any]:
-    """Return the choice by validation, or what is missing for one, ready for JSON."""
+    """Return the run that validation scores choose, or what is missing for a choice, for JSON."""
     choice, missing = comparison.choice
     if choice is None:
         return {"missing": missing}
@@ -187,7 +191,10 @@ def json_choice(comparison: Comparison) -> dict[str, Any]:
 
 
 def _paired(group: RunGroup, base: RunGroup) -> dict[str, Any]:
-    """Return the difference for JSON; without a seed in common, that of the means."""
+    """Return a method's difference to the baseline for JSON, with its interval.
+
+    group, base: the runs of both; without a seed in common, the difference of the means.
+    """
     difference = group.difference(base)
     if difference is None:
         apart = group.accuracy.mean - base.accuracy.mean

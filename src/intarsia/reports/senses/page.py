@@ -50,9 +50,11 @@ def write_seen(
     *,
     heading: str = "What was seen",
 ) -> Path:
-    """Write the page; it needs no other file.
+    """Write the page of questions about pictures, with the model's answers; returns its path.
 
-    loads: of `expert_loads(..., by="modality")`, (modalities, experts) of each router.
+    questions: with answers; loads: the result of `expert_loads(..., by="modality")`, for each
+      router (modalities, experts), None = not shown; heading: the page's title. The page needs no
+      other file.
     Raises: TrainingError if it cannot be written.
     """
     return write(seen_report(questions, loads, heading=heading), out)
@@ -64,7 +66,10 @@ def seen_report(
     *,
     heading: str = "What was seen",
 ) -> Report:
-    """Return the report of questions; see `write_seen`."""
+    """Return the report of questions about pictures, with the model's answers.
+
+    questions, loads, heading: see `write_seen`.
+    """
     read = sum(int(q.chosen.sum()) for q in questions if q.chosen is not None)
     total = sum(q.chosen.size for q in questions if q.chosen is not None)
     sentences = [f"{numbers.plural(len(questions), 'question')}."]
@@ -74,19 +79,18 @@ def seen_report(
     views = [lit(q.picture, q.chosen, q.grid) for q in pictured if q.picture is not None]
     # by identity: two questions may be equal, and have pictures that are not
     address = dict(zip(map(id, pictured), embedded_pictures(views), strict=True))
-    blocks = tuple(_question(i, q, address.get(id(q))) for i, q in enumerate(questions))
+    blocks = tuple(_question_block(i, q, address.get(id(q))) for i, q in enumerate(questions))
     sections = [Section("Questions", blocks)]
     if loads:
-        sections.append(Section("Experts by modality", _modalities(_tables(loads))))
+        sections.append(Section("Experts by modality", _modality_blocks(_expert_shares(loads))))
     return Report(heading, tuple(sentences), tuple(sections), (), "A model that sees and hears")
 
 
-def _question(number: int, q: Shown, picture: str | None) -> Container:
+def _question_block(number: int, q: Shown, picture: str | None) -> Container:
     """Return a block of the page: a question's picture beside its answer.
 
-    number: the question's; picture: the file to show, None = only text. q: the question; of its
-      fields right is the wanted answer, told the picture in words, and chosen which vectors of its
-      tiles (parts of the picture) the model read, drawn bright.
+    number: of the question; q: the question and its answer; picture: URL of the image, None for a
+      question without a picture. In the image the parts whose vectors the model read are bright.
     """
     facts = [("Question", q.question or "(a description)"), ("Answer", q.answer or "(nothing)")]
     facts += [("Wanted", q.right)] if q.right is not None else []
@@ -108,8 +112,9 @@ def write_pictures(
 ) -> Path:
     """Write the page of a model's answers to pictures; it needs no other file.
 
-    pictures: those shown to the model, with its answers.  patches: of a union of experts, by the
-    path of each part of the model, (pictures, experts, rows, columns) bool, of `taken_patches`.
+    pictures: those shown to the model, with its answers. patches: for a union of experts, which
+      patches each expert processes: path of a layer -> (pictures, experts, rows, columns) bool,
+      from `taken_patches`.
     Raises: TrainingError if it cannot be written.
     """
     return write(pictures_report(pictures, patches), out)
@@ -118,7 +123,10 @@ def write_pictures(
 def pictures_report(
     pictures: Sequence[Shown], patches: Mapping[str, np.ndarray] | None = None
 ) -> Report:
-    """Return the report of answers to pictures; see `write_pictures`."""
+    """Return the report of a model's answers to pictures.
+
+    pictures, patches: see `write_pictures`.
+    """
     patches = patches or {}
     eyebrow, heading = "Predictions", "What the pictures show"
     sentence = f"{numbers.plural(len(pictures), 'picture')}, as the model reads them."
@@ -127,7 +135,11 @@ def pictures_report(
         share = numbers.percent(float(np.mean([part.mean() for part in patches.values()])), 0)
         sentence = f"An expert takes {share} of the patches, and every class token."
     pages = [lit(question.picture) for question in pictures if question.picture is not None]
-    views = [view for i in range(len(pictures)) for view in _views(pictures[i].picture, i, patches)]
+    views = [
+        view
+        for i in range(len(pictures))
+        for view in _expert_pictures(pictures[i].picture, i, patches)
+    ]
     # all pictures of the page together keep to its limit of bytes
     addresses = iter(embedded_pictures([*pages, *views]))
     shown_at = [next(addresses) for _ in pages]
@@ -149,7 +161,7 @@ def pictures_report(
     return Report(heading, (sentence,), (Section("Pictures", tuple(blocks)),), (), eyebrow)
 
 
-def _views(
+def _expert_pictures(
     picture: Image.Image | None, number: int, patches: Mapping[str, np.ndarray]
 ) -> Iterator[Image.Image]:
     """Yield a small picture for each expert, in which the patches that it processes are bright.
@@ -172,16 +184,19 @@ def lit(
     grid: tuple[int, int] = (0, 0),
     longer: int = SHOWN,
 ) -> Image.Image:
-    """Return the picture, veiled but for the cells whose vectors were read.
+    """Return a picture in which only the parts that were read are bright.
 
-    A query stands at its place in the square of its tile's queries.  longer: px of its longer side.
+    read_vectors: (tiles, queries) bool, True = read. The picture is cut into tiles, and each tile
+      gives the model some vectors (queries), which stand for small squares inside it, row by row.
+      None = the whole picture, bright. grid: rows and columns of the tiles; longer: pixels of the
+      longer side.
     """
     if read_vectors is None or not grid[0]:
         small = picture.convert("RGB")
         small.thumbnail((longer, longer))
         return small
     rows, columns = grid
-    # the queries of a tile stand in a square, or else beside each other
+    # the queries of a tile stand in a square, or side by side if their number is no square
     cells = math.isqrt(read_vectors.shape[1])
     square = cells * cells == read_vectors.shape[1]
     across = (cells, cells) if square else (1, read_vectors.shape[1])
@@ -199,8 +214,11 @@ def lit(
     return Image.fromarray((page * light_map + np.array(VEIL) * (1 - light_map)).astype(np.uint8))
 
 
-def _tables(loads: Mapping[str, Any]) -> dict[str, list[list[float | None]]]:
-    """Return the share of each expert of the tokens of a modality, by layer; None = no token."""
+def _expert_shares(loads: Mapping[str, Any]) -> dict[str, list[list[float | None]]]:
+    """Return the share of each expert of the tokens of each kind (modality), by layer.
+
+    loads: tokens (modalities, experts) by router. A modality without a token has None.
+    """
     tables: dict[str, list[list[float | None]]] = {}
     for number, table in enumerate(loads.values()):
         rows: list[list[float | None]] = []
@@ -212,9 +230,13 @@ def _tables(loads: Mapping[str, Any]) -> dict[str, list[list[float | None]]]:
     return tables
 
 
-def _modalities(tables: Mapping[str, list[list[float | None]]]) -> tuple[Block, ...]:
-    """Draw layers down and across, for each modality, its experts; the same as a table."""
+def _modality_blocks(tables: Mapping[str, list[list[float | None]]]) -> tuple[Block, ...]:
+    """Draw which experts the tokens of each kind (modality) have, as a heat map and a table.
+
+    tables: layer -> [modality][expert], shares.
+    """
     first = next(iter(tables.values()))
+    # the experts of each kind of token side by side
     columns = [f"{name}, {e}" for name in NAMES for e in range(len(first[0]))]
     values = [[share for row in table for share in row] for table in tables.values()]
     hover = [

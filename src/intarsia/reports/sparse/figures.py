@@ -21,9 +21,10 @@ _NUMBER = re.compile(r"\.(\d+)\.")
 
 
 def perplexity(models: Sequence[Any], names: Sequence[str], looks: Sequence[Look]) -> Figure | None:
-    """Draw a line for each method, from the dense model on.
+    """Draw perplexity against density, a line for each method that begins at the dense model.
 
-    names: the methods' names; looks: a colour and mark for each of them.
+    models: pruned models; names: the methods' names; looks: a colour and mark for each of them.
+      None without a measured perplexity.
     """
     series: list[Series] = []
     for group, name in enumerate(names):
@@ -45,10 +46,10 @@ def perplexity(models: Sequence[Any], names: Sequence[str], looks: Sequence[Look
 
 
 def sizes(models: Sequence[Any]) -> Figure | None:
-    """Draw a stacked bar of the bytes of each model's file; None if no record lists its parts.
+    """Draw the file size of each model as a bar that is divided by what the bytes are for.
 
-    models: sparse models, whose record["parts"] is name of a part -> bytes: kept values, bitmasks,
-      zeros left out, the rest.
+    models: sparse models, whose record["parts"] is name -> bytes: kept values, bitmasks, zeros left
+      out, the rest. None if no record lists them.
     """
     parts = [model.record.get("parts") or {} for model in models]
     names = list(dict.fromkeys(name for part in parts for name in part))
@@ -64,6 +65,7 @@ def sizes(models: Sequence[Any]) -> Figure | None:
         for name in names:
             size = part.get(name, 0) / 1e6
             drawn.append(ChartBar(row, start, size, colors[name], f"{name}: {size:.1f} MB"))
+            # the next part begins where this one ends
             start += size
     rows = [f"{model.method} {model.record['density']:.3f}" for model in models]
     label = "Bytes by part; the sums are in the table of results"
@@ -78,7 +80,10 @@ def sizes(models: Sequence[Any]) -> Figure | None:
 
 
 def maps(layers: Sequence[Mapping[str, Any]], folder: int) -> list[Figure]:
-    """Draw blocks by layers for each of MAPS that a folder has; errors share one scale."""
+    """Draw density and errors of a model's layers as heat maps, for each of MAPS that it has.
+
+    layers: the record of each layer; folder: number of the model. Errors share one scale.
+    """
     places = {name: _values(layers, key) for name, (key, _, _) in MAPS.items()}
     # errors before and after have one scale, so that their colours can be compared
     errors = [v for name in ("before", "after") for v in places[name].values()]
@@ -88,7 +93,7 @@ def maps(layers: Sequence[Mapping[str, Any]], folder: int) -> list[Figure]:
             continue
         top = 1.0 if name == "density" else max(errors)
         label = f"{title.strip(',')} {caption}".strip() + ", by block and layer"
-        drawing = _map(values, top)
+        drawing = _layer_map(values, top)
         figures.append(
             Figure(f"{name}-{folder}", label, drawing, title, caption, scale=("0", f"{top:.2g}"))
         )
@@ -99,8 +104,8 @@ def _values(layers: Sequence[Mapping[str, Any]], key: str) -> dict[tuple[str, st
     return {place_of(row["layer"]): row[key] for row in layers if row.get(key) is not None}
 
 
-def _map(values: Mapping[tuple[str, str], float], top: float) -> HeatMap:
-    """Draw values as a heat map, one row a block and one column a layer of it.
+def _layer_map(values: Mapping[tuple[str, str], float], top: float) -> HeatMap:
+    """Draw values as a heat map with a row for each block and a column for each layer in it.
 
     values: (block, layer within it) -> value; top: the value with the darkest colour.
     """
@@ -119,7 +124,10 @@ def _map(values: Mapping[tuple[str, str], float], top: float) -> HeatMap:
 
 
 def place_of(layer: str) -> tuple[str, str]:
-    """Split "model.layers.3.mlp.up_proj" into ("3", "mlp.up_proj"); without a number, it twice."""
+    """Split a layer's path into block and layer: "model.layers.3.mlp.up" -> ("3", "mlp.up").
+
+    Without a number both are the path.
+    """
     # the first number in a path is that of the block
     number = _NUMBER.search(layer)
     return (number.group(1), layer[number.end() :]) if number else (layer, layer)

@@ -45,15 +45,15 @@ class PrunedModel(NamedTuple):
 
 
 def _model_folders(folder: Path) -> list[Path]:
-    return [folder] if (folder / RECORD).is_file() else [p.parent for p in _below(folder)]
+    return [folder] if (folder / RECORD).is_file() else [p.parent for p in _folders_below(folder)]
 
 
-def _below(folder: Path) -> list[Path]:
+def _folders_below(folder: Path) -> list[Path]:
     return sorted(folder.glob(f"*/{RECORD}")) if folder.is_dir() else []
 
 
 def gather(folders: Iterable[Path | str]) -> list[PrunedModel]:
-    """Read the folders of pruned models.
+    """Read the folders that `intarsia sparsify` wrote, and folders that contain such folders.
 
     Raises: DataError for a folder without sparsify.json; CheckpointError for a damaged one.
     """
@@ -70,7 +70,10 @@ def gather(folders: Iterable[Path | str]) -> list[PrunedModel]:
 
 
 def _read(path: Path) -> Mapping[str, Any]:
-    """Read the record of a pruned model.  Raises: CheckpointError if it is no such record."""
+    """Read sparsify.json, the record of a pruned model.
+
+    Raises: CheckpointError if it is no such record.
+    """
     try:
         record: Any = read_json(path)
         missing = [name for name in WANTED if name not in record]
@@ -83,7 +86,11 @@ def _read(path: Path) -> Mapping[str, Any]:
 
 
 def report_of(pruned: Sequence[PrunedModel], heading: str | None = None) -> Report:
-    """Return the report of pruned models.  Raises: CheckpointError for a damaged record."""
+    """Return the report of pruned models.
+
+    heading: its title, None for the methods and models.
+    Raises: CheckpointError for a damaged record.
+    """
     try:
         return _report(pruned, heading)
     except (ArithmeticError, AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
@@ -95,9 +102,9 @@ def report_of(pruned: Sequence[PrunedModel], heading: str | None = None) -> Repo
 
 
 def _report(pruned: Sequence[PrunedModel], heading: str | None) -> Report:
-    """Build the report of pruned models: results, charts, values by layer.
+    """Build the report of pruned models: results, charts, and values by layer.
 
-    heading: its title, None for one that names methods and models.
+    heading: its title, None for the methods and models.
     """
     shapes = looks_of(pruned)
     rows = tuple(shapes[methods(pruned).index(model.method)] for model in pruned)
@@ -120,7 +127,7 @@ def _report(pruned: Sequence[PrunedModel], heading: str | None) -> Report:
 
 
 def _layers(pruned: Sequence[PrunedModel]) -> tuple[Block, ...]:
-    """Return the maps of each folder's layers, with warnings that the pruning gave for some."""
+    """Return the heat maps of each model's layers, and the warnings that pruning gave for some."""
     blocks: list[Block] = []
     if len(pruned) > 1:
         names = tuple(enumerate(label(model, pruned) for model in pruned))
@@ -152,46 +159,62 @@ def models(pruned: Sequence[PrunedModel]) -> list[str]:
 
 
 def looks_of(pruned: Sequence[PrunedModel]) -> list[looks.Look]:
-    """Return a look for each method; grey for magnitude, the baseline, where it is among others."""
+    """Return a colour and mark for each method; grey for pruning by magnitude among others."""
     names = methods(pruned)
     base = names.index(BASELINE) if BASELINE in names and len(names) > 1 else None
     return looks.looks_of(len(names), base)
 
 
 def label(model: PrunedModel, among: Sequence[PrunedModel]) -> str:
-    """Return method and density, and the folder where those are not enough."""
+    """Return a model's method and density, and its folder where those are not unique.
+
+    among: all models of the report.
+    """
     text = f"{model.method}, density {model.asked:g}"
     alike = [o for o in among if (o.method, o.asked) == (model.method, model.asked)]
     return text if len(alike) < 2 else f"{text}, {model.folder.name}"
 
 
 def told_of(model: PrunedModel) -> list[str]:
-    """Return what pruning reported about single layers."""
+    """Return the warnings that pruning gave for single layers of a model."""
     return [f"{row['layer']}: {row['told']}" for row in model.record["layers"] if row.get("told")]
 
 
 def sentences(pruned: Sequence[PrunedModel]) -> list[str]:
-    """Return the result in words: the best at each density that several methods were tried at."""
-    lines: list[str] = []
-    dense = next((d for model in pruned if (d := model.perplexity("dense"))), None)
-    if dense is not None:
-        lines.append(f"Dense, the model has a perplexity of {dense:.1f}.")
-    by_density: dict[float, list[tuple[float, str]]] = {}
+    """Return the result in words: the best at each density that several methods were tried at.
+
+    Perplexities of several models or texts stand side by side, and none of them is the best.
+    """
+    groups: dict[tuple[str, str], list[PrunedModel]] = {}
     for model in pruned:
-        if (value := model.perplexity("pruned")) is not None:
-            by_density.setdefault(model.asked, []).append((value, model.method))
-    for density, values in sorted(by_density.items(), reverse=True):
-        best = min(values)
-        tail = f", the lowest of {len(values)}" if len(values) > 1 else ""
-        lines.append(f"At density {density:g}, {best[1]} has {best[0]:.1f}{tail}.")
+        groups.setdefault(_source(model), []).append(model)
+    lines: list[str] = []
+    for (name, text), group in groups.items():
+        where = "" if len(groups) == 1 else f" on {text}"
+        who = "the model" if len(groups) == 1 else Path(name).name
+        dense = next((d for model in group if (d := model.perplexity("dense"))), None)
+        if dense is not None:
+            lines.append(f"Dense, {who} has a perplexity of {dense:.1f}{where}.")
+        by_density: dict[float, list[tuple[float, str]]] = {}
+        for model in group:
+            if (value := model.perplexity("pruned")) is not None:
+                by_density.setdefault(model.asked, []).append((value, model.method))
+        for density, values in sorted(by_density.items(), reverse=True):
+            best = min(values)
+            tail = f", the lowest of {len(values)}" if len(values) > 1 else ""
+            lines.append(f"At density {density:g}, {best[1]} has {best[0]:.1f}{where}{tail}.")
     return lines or ["No perplexity was measured: prune with --test 16 or more."]
 
 
+def _source(pruned: PrunedModel) -> tuple[str, str]:
+    """Return the model that was pruned and the text, between which perplexities do not compare."""
+    return str(pruned.record["model"]), str(pruned.record["calibration"]["data"])
+
+
 def notices(pruned: Sequence[PrunedModel]) -> list[str]:
-    """Return warnings for the page: models that do not compare, and models that are not pruned."""
+    """Return warnings: models that cannot be compared, and models that are not pruned."""
     lines: list[str] = []
-    texts = {(str(model.record["model"]), model.record["calibration"]["data"]) for model in pruned}
-    if len(texts) > 1:
+    if len({_source(model) for model in pruned}) > 1:
         lines.append("The folders are of several models or texts: perplexities do not compare.")
     if any(math.isclose(model.record["density"], 1) for model in pruned):
         lines.append("One of them is dense.")
@@ -210,7 +233,7 @@ COLUMNS = (
 
 
 def calibration(model: PrunedModel) -> str:
-    """Say what a folder was calibrated on, with the rows of each text where there are several."""
+    """Return which texts a model was calibrated on, with the number of rows of each."""
     record = model.record["calibration"]
     texts = record.get("of") or {}
     shares = (
@@ -220,7 +243,7 @@ def calibration(model: PrunedModel) -> str:
 
 
 def table_of(models: Sequence[PrunedModel]) -> Table:
-    """Return a row for each folder; the caption says what each was calibrated on."""
+    """Return the table of results, a row for each model; its caption names the texts."""
     rows: list[tuple[Entry, ...]] = []
     for model in models:
         pruned, dense = model.perplexity("pruned"), model.perplexity("dense")
@@ -235,10 +258,11 @@ def table_of(models: Sequence[PrunedModel]) -> Table:
                 Entry(f"{model.record['seconds']:.0f}"),
             )
         )
-    # the lowest perplexity is the best row
+    # the lowest perplexity is the best row, where they are of one model on one text
     values = [model.perplexity("pruned") for model in models]
     measured = [v for v in values if v is not None]
-    best = values.index(min(measured)) if measured else None
+    comparable = len({_source(model) for model in models}) == 1
+    best = values.index(min(measured)) if measured and comparable else None
     folders: dict[str, list[str]] = {}
     for model in models:
         folders.setdefault(calibration(model), []).append(model.folder.name)

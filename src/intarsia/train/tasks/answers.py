@@ -17,10 +17,10 @@ OF_TOKEN = {"input_ids": 0, "attention_mask": 0, "asked": 0, "labels": IGNORED} 
 
 
 def answers_batch(items: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
-    """Collate rows of a processor into one batch: a `data_collator` for transformers' `Trainer`.
+    """Collate samples with text, pictures and sounds into one batch, for transformers' `Trainer`.
 
-    Tokens are padded on the right; features of pictures and sounds follow each other in the order
-    of their marks, those of all rows in one tensor.
+    items: samples as the processor returns them. Tokens are padded on the right; the features of
+      all pictures and sounds are joined in one tensor, in the order of their marks in the text.
     """
     longest = max(len(item["input_ids"]) for item in items)
     batch: dict[str, Tensor] = {}

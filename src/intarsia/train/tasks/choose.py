@@ -24,17 +24,17 @@ OF_LABELS = ("mixup", "cutmix", "smoothing", "class_weights")
 
 
 def task_of(dataset: Dataset[Any]) -> Task:
-    """Choose the task of a dataset, by the label of its first sample.
+    """Choose the task of a dataset by the label of its first sample.
 
     A whole number: Classes; one for each token: Tokens; a row of 0 and 1: MultiLabel; numbers with
-    a fraction: Regression. The others have to be named.
+      a fraction: Regression. Other tasks must be named.
     """
     if not size_of(dataset):
         return Classes()
     inputs, label = Reader(dataset, seed=0)[(0, (0,))]
     if not isinstance(label, Tensor):
         return Classes()
-    # by the label of a batch of one: its axes and type
+    # the number of axes and the type of the label decide
     if label.is_floating_point():
         return Regression() if label.ndim <= 2 else Classes()
     if label.ndim == 2:
@@ -56,7 +56,7 @@ def chosen(
     recipe: Recipe,
     classes: Sequence[str] | None = None,
 ) -> Task:
-    """Return `task`, or for None the dataset's default task.
+    """Return `task`, or for None the default task of the dataset.
 
     A default task is made with the recipe's settings for labels (class weights, smoothing ...).
     recipe: settings of the training; classes: names of the classes, None = the dataset has them.
@@ -76,6 +76,7 @@ def chosen(
         return Classes(**settings)
     if task is None and type(resolved) is Tokens and settings.keys() <= {"smoothing"}:
         return Tokens(**settings)
+    # what is left is a setting that this task cannot use
     for name, value in settings.items():
         got = f"{value} for {type(resolved).__name__}"
         example = f"Classes({'weights=...' if name == 'class_weights' else f'{name}={value}'})"

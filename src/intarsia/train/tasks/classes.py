@@ -46,9 +46,11 @@ class Classes(Task):
         return inputs, whole_numbers(target, 1, "one whole number for each image or token")
 
     def seen(self, output: Tensor, batch: Batch) -> Self:
-        """Return the task with the number of classes that the output (rows, classes) has.
+        """Return the task with the number of classes that the model's output has.
 
-        Raises: DataError for another shape; ConfigError if the class weights are not one a class.
+        output: (rows, classes); batch: the batch it is of.
+        Raises: DataError for another shape; ConfigError if the class weights are not one for each
+          class.
         """
         if output.ndim != 2:
             refuse_output(
@@ -73,7 +75,11 @@ class Classes(Task):
         return TargetLoss(partial(F.cross_entropy, label_smoothing=self.smoothing), batch[1])
 
     def loss(self, model: nn.Module, batch: Batch, objective: Objective = plain) -> Outcome:
-        """Compute the loss of one batch; its images are mixed first where mixup or cutmix is on."""
+        """Compute the loss of one batch; its images are mixed first where mixup or cutmix is on.
+
+        objective: how the loss of the batch is computed, by default one forward.
+        model: the one in training; batch: (inputs, labels).
+        """
         (x, y), loss_of = batch, self.loss_of(batch)
         # timm mixes an image with its mirror place in the batch: an odd tail is left as it is
         if (self.mixup or self.cutmix) and isinstance(x, Tensor) and len(x) % 2 == 0:
@@ -112,6 +118,7 @@ class Heads(Classes):
     groups: Groups = ()
 
     def __post_init__(self) -> None:
+        """Refuse mixed images and class weights, which a head per task cannot use."""
         if self.mixup or self.cutmix:
             raise mixed()
         if self.weights:
@@ -119,7 +126,9 @@ class Heads(Classes):
 
     def loss_of(self, batch: Batch) -> TargetLoss:
         joint = super().loss_of(batch)
-        return dataclasses.replace(joint, criterion=partial(_by_task, joint.criterion, self.groups))
+        return dataclasses.replace(
+            joint, criterion=partial(_loss_by_task, joint.criterion, self.groups)
+        )
 
     def scores(self, *rows: Tensor) -> Metrics:
         accuracy = task_accuracy(rows[0], rows[1], self.groups)
@@ -129,16 +138,18 @@ class Heads(Classes):
 def task_heads(
     model: nn.Module, x: Inputs, loss_of: LossOf, *, groups: Groups, over: Objective = plain
 ) -> Outcome:
-    """Compute the objective `over` with the loss of `Heads(groups=groups)`, for a task of classes.
+    """Compute an objective in which a sample's loss sees the classes of its own task only.
 
-    Terms that compare two passes still see all logits.
+    loss_of: cross-entropy of one class for each sample; groups: the classes of each task; over: the
+      objective that is computed with this loss. Terms that compare two passes still see all logits.
     Raises: ConfigError for groups that are no partition of the classes, and for soft targets.
+    model: the one in training; x: inputs of the batch.
     """
     if not isinstance(loss_of, TargetLoss) or loss_of.target.ndim != 1:
         raise mixed()
     if isinstance(loss_of.criterion, WeightedCrossEntropy):
         raise weighted()
-    criterion = partial(_by_task, loss_of.criterion, groups)
+    criterion = partial(_loss_by_task, loss_of.criterion, groups)
     return over(model, x, dataclasses.replace(loss_of, criterion=criterion))
 
 
@@ -158,12 +169,13 @@ def weighted() -> ConfigError:
     return ConfigError("heads of tasks", got=got, want="classes that count the same", fix=fix)
 
 
-def _by_task(criterion: Any, groups: Groups, logits: Tensor, target: Tensor) -> Tensor:
-    """Compute the mean loss of logits (B, C), each task's images by their own columns.
+def _loss_by_task(criterion: Any, groups: Groups, logits: Tensor, target: Tensor) -> Tensor:
+    """Compute the mean loss, each task's images by the logits of that task's classes alone.
 
-    criterion: loss of logits and labels; groups: for each task the numbers of its classes.
+    criterion: loss of logits and labels; groups: for each task the numbers of its classes; logits:
+      (B, C); target: (B,).
     """
-    task, place = _tasks(groups, logits)
+    task, place = _task_of_class(groups, logits)
     of_image = task[target]
     total = logits.new_zeros(())
     for number, classes in enumerate(groups):
@@ -176,24 +188,30 @@ def _by_task(criterion: Any, groups: Groups, logits: Tensor, target: Tensor) -> 
 
 
 def own_task(logits: Tensor, labels: Tensor, groups: Groups) -> Tensor:
-    """Set logits to -inf where a class is not of the task of the image's label.  -> (n, C).
+    """Set the logits of classes of other tasks than the label's to -inf.
 
+    logits: (n, C); labels: (n,); groups: for each task the numbers of its classes. Returns (n, C).
     Raises: ConfigError for groups that are no partition of the classes.
     """
-    task, _ = _tasks(groups, logits)
+    task, _ = _task_of_class(groups, logits)
     return logits.masked_fill(task[labels][:, None] != task, -torch.inf)
 
 
 def task_accuracy(logits: Tensor, labels: Tensor, groups: Groups) -> float:
-    """Return the share of right images when their task is known.  (n, C), (n,) -> 0 to 1.
+    """Return the accuracy for a user who knows the task of each image, 0 ... 1.
 
-    At least the accuracy over all classes.
+    It is at least the accuracy over all classes. logits: (n, C); labels: (n,); groups: for each
+    task the numbers of its classes.
     """
     return float((own_task(logits, labels, groups).argmax(-1) == labels).double().mean())
 
 
-def _tasks(groups: Groups, logits: Tensor) -> tuple[Tensor, Tensor]:
-    """Return each class's task, and its place among the classes of that task.  (C,), (C,)."""
+def _task_of_class(groups: Groups, logits: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the task of each class, and its place among the classes of that task, (C,) both.
+
+    groups: for each task the numbers of its classes; logits: (..., C).
+    Raises: ConfigError for groups that are no partition of the classes.
+    """
     # a partition of the classes: each in one group, and once
     order = [c for classes in groups for c in classes]
     if sorted(order) != list(range(logits.shape[-1])):
@@ -210,7 +228,7 @@ def _tasks(groups: Groups, logits: Tensor) -> tuple[Tensor, Tensor]:
 def whole_numbers(labels: Any, ndim: int, want: str) -> Tensor:
     """Return labels as int64.
 
-    want: what the labels should be, for the error.
+    ndim: number of axes that they should have; want: what they should be, for the error.
     Raises: DataError for another kind, or another number of axes.
     """
     if not isinstance(labels, Tensor) or labels.is_floating_point() or labels.ndim != ndim:
@@ -223,7 +241,7 @@ def whole_numbers(labels: Any, ndim: int, want: str) -> Tensor:
 
 
 def check_range(labels: Tensor, classes: int) -> None:
-    """Check that all labels are in 0 ... classes - 1.  Raises: DataError."""
+    """Raise DataError unless all labels are in 0 ... classes - 1."""
     if not labels.numel():
         return
     low, high = (int(v) for v in labels.aminmax())

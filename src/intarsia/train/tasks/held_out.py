@@ -34,7 +34,11 @@ class HeldOut(NextItem):
         return stack([pair(item) for item in items])
 
     def batch(self, inputs: Inputs, target: Any) -> Batch:
-        """Check that each user has one item, (B,), counted from 1.  Raises: DataError."""
+        """Return the batch after a check of its items.
+
+        inputs: users; target: one held-out item for each user, (B,), counted from 1.
+        Raises: DataError.
+        """
         want = "one item for each user, counted from 1"
         items = whole_numbers(target, 1, want)
         if not isinstance(inputs, Tensor) or bool((items <= 0).any()):
@@ -44,8 +48,9 @@ class HeldOut(NextItem):
 
 
 def own_losses(model: nn.Module, x: Inputs, loss_of: LossOf) -> Outcome:
-    """Compute the loss of a model that knows its own: model(x, target) -> named losses, added.
+    """Let the model compute its own loss: model(x, target) -> named losses, which are added.
 
+    x: inputs of the batch; loss_of: has the target, and is the loss in evaluation.
     Raises: DataError for a task without a target.
     """
     if not isinstance(loss_of, TargetLoss):

@@ -28,9 +28,10 @@ class MultiLabel(Task):
     """
 
     def batch(self, inputs: Inputs, target: Any) -> Batch:
-        """Check that the target is a row of 0 and 1 for each sample, (B, labels).
+        """Return the inputs, and the target as floats.
 
-        Returns the inputs, and the target as floats.  Raises: DataError.
+        target: a row of 0 and 1 for each sample, (B, labels).
+        Raises: DataError for another target.
         """
         target = torch.as_tensor(target)
         if target.ndim != 2 or not bool(((target == 0) | (target == 1)).all()):
@@ -48,8 +49,9 @@ class MultiLabel(Task):
         return TargetLoss(_binary, batch[1], divergence=_binary_kl)
 
     def scores(self, *rows: Tensor) -> Named:
-        """Score logits (n, labels) against targets of 0 and 1, averaged over labels.
+        """Compute the scores of a whole dataset, means over the labels.
 
+        rows: logits (n, labels), and targets of 0 and 1 of the same shape.
         Raises: DataError if no label occurs.
         """
         logits, target = rows
@@ -81,7 +83,10 @@ def _binary(logits: Tensor, target: Tensor) -> Tensor:
 
 
 def _binary_kl(target: Tensor, logits: Tensor, *, detach: bool = True) -> Tensor:
-    """Compute the KL of independent labels: the mean over labels of sum p log(p / q)."""
+    """Compute the KL divergence of independent labels: the mean over labels of sum p log(p / q).
+
+    target, logits: logits of p and q; detach: no gradient for the target.
+    """
     target = target.detach() if detach else target
     p = target.sigmoid()
     present = p * (F.logsigmoid(target) - F.logsigmoid(logits))

@@ -42,9 +42,13 @@ class NextItem(Task):
         at_least("k", self.k, 1)
 
     def collate(self, items: Sequence[Any]) -> tuple[Inputs, Any]:
-        """Collate histories into rows of one length, padded on the left."""
+        """Collate histories of different lengths into one batch, padded with 0 on the left.
+
+        items: (history, next item) each. Raises: DataError for a history that is empty or not a row
+          of whole numbers.
+        """
         pairs = [pair(item) for item in items]
-        histories = [_row(history) for history, _ in pairs]
+        histories = [_history_tensor(history) for history, _ in pairs]
         if any(h.ndim != 1 or h.is_floating_point() or not len(h) for h in histories):
             got = "one that is empty, or no row of whole numbers"
             want = "the items before the next one, at least 1"
@@ -54,10 +58,11 @@ class NextItem(Task):
         return x, torch.as_tensor([int(following) for _, following in pairs])
 
     def batch(self, inputs: Inputs, target: Any) -> Batch:
-        """Return histories (B, L), padded with 0, and the items to predict, counted from 1.
+        """Return the histories (B, L) and the items that are to be predicted.
 
-        target: (B,) next items, returned so; with `every`, (B, L) is returned: the item that
-        follows each place of the history, IGNORED at padding.
+        inputs: histories padded with 0; target: (B,) next items, counted from 1, which are
+          returned; with `every`, (B, L) is returned: the item that follows each place of the
+          history, IGNORED at padding.
         Raises: DataError.
         """
         if not isinstance(inputs, Tensor) or bool((target <= 0).any()):
@@ -74,6 +79,7 @@ class NextItem(Task):
         return inputs, following.masked_fill(inputs == 0, IGNORED)
 
     def seen(self, output: Tensor, batch: Batch) -> Self:
+        """Return the task with the number of items that the output has.  Raises: DataError."""
         if output.shape[:-1] != batch[1].shape:
             want = "(samples, places, items)" if self.every else "(samples, items)"
             refuse_output(output, batch[1], want)
@@ -87,10 +93,13 @@ class NextItem(Task):
         return int((batch[1] != IGNORED).sum())
 
     def loss_of(self, batch: Batch) -> TargetLoss:
-        return TargetLoss(_cross_entropy, batch[1], read=_known)
+        return TargetLoss(_cross_entropy, batch[1], read=_labelled_logits)
 
     def rows(self, output: Tensor, batch: Batch) -> tuple[Tensor, ...]:
-        """Return loss and rank of each sample's next item; the logits are not kept."""
+        """Return loss and rank of each sample's next item; the logits are not kept.
+
+        output: logits of the items; batch: (histories, items).
+        """
         target = batch[1][:, -1] if self.every else batch[1]
         logits = wide(output[:, -1] if self.every else output)
         check_range(target, logits.shape[-1])
@@ -103,14 +112,14 @@ class NextItem(Task):
         return Named({"loss": float(loss.mean())} | ranking(ranks, self.k), f"ndcg_{self.k}")
 
 
-def _row(history: Any) -> Tensor:
-    """Return a history as a tensor; a scalar, which is refused later, if it is a mapping."""
+def _history_tensor(history: Any) -> Tensor:
+    """Return a history as a tensor; for a mapping a scalar, which is refused later."""
     return torch.zeros(()) if isinstance(history, Mapping) else torch.as_tensor(history)
 
 
-def _known(logits: Tensor, target: Tensor) -> Tensor:
+def _labelled_logits(logits: Tensor, target: Tensor) -> Tensor:
     return logits[target != IGNORED]
 
 
 def _cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
-    return F.cross_entropy(wide(_known(logits, target)), target[target != IGNORED])
+    return F.cross_entropy(wide(_labelled_logits(logits, target)), target[target != IGNORED])

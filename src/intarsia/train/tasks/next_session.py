@@ -31,8 +31,9 @@ class NextSession(Task):
     labelled: ClassVar[bool] = False
 
     def collate(self, items: Sequence[Any]) -> tuple[Inputs, Any]:
-        """Collate pairs (history, session) into padded histories (B, L) and sessions (B, n).
+        """Collate histories, padded, and the sessions that follow them, (B, S).
 
+        items: (history, session) each, sessions of one length S.
         Raises: DataError for sessions of different lengths.
         """
         pairs = [pair(item) for item in items]
@@ -45,7 +46,10 @@ class NextSession(Task):
         return NextItem(every=False).collate(rows)[0], torch.stack(sessions)
 
     def batch(self, inputs: Inputs, target: Any) -> Batch:
-        """Check that the sessions (B, n) hold items counted from 1.  Raises: DataError."""
+        """Return histories and sessions (B, S) after a check that items are counted from 1.
+
+        Raises: DataError.
+        """
         if (
             not isinstance(inputs, Tensor)
             or target.is_floating_point()
@@ -61,9 +65,10 @@ class NextSession(Task):
         return self
 
     def loss_of(self, batch: Batch) -> TargetLoss:
-        return TargetLoss(_missed, batch[1])
+        return TargetLoss(_missed_share, batch[1])
 
     def rows(self, output: Tensor, batch: Batch) -> tuple[Tensor, ...]:
+        # (B, S): which items of the session were written
         hits = (batch[1][:, :, None] == output[:, None, :]).any(2)
         return (hits.double().mean(1),)
 
@@ -72,5 +77,5 @@ class NextSession(Task):
         return Named({"loss": 1 - recall, "recall": recall}, "recall")
 
 
-def _missed(output: Tensor, target: Tensor) -> Tensor:
+def _missed_share(output: Tensor, target: Tensor) -> Tensor:
     return 1 - (target[:, :, None] == output[:, None, :]).any(2).float().mean()

@@ -40,6 +40,7 @@ class Pairs(Task):
     k: int = 10
 
     def __post_init__(self) -> None:
+        """Check each setting.  Raises: ConfigError."""
         above("temperature", self.temperature, 0)
         at_least("k", self.k, 1)
         if self.group is not None:
@@ -50,12 +51,14 @@ class Pairs(Task):
         return self.group is None
 
     def collate(self, items: Sequence[Any]) -> tuple[Inputs, Any]:
-        """Collate queries, then documents, padded alike."""
+        """Collate (query, document) pairs into one batch: all queries, then all documents."""
         pairs = [pair(item) for item in items]
         return stack([(q, 0) for q, _ in pairs] + [(d, 0) for _, d in pairs])
 
     def batch(self, inputs: Inputs, target: Any) -> Batch:
+        """Return the batch; a batch of B pairs has 2 B inputs and a target of zeros, (B,)."""
         rows = inputs if isinstance(inputs, Tensor) else next(iter(inputs.values()))
+        # the right document of a query follows from its place
         return inputs, torch.zeros(len(rows) // 2, dtype=torch.int64)
 
     def seen(self, output: Tensor, batch: Batch) -> Pairs:
@@ -67,7 +70,10 @@ class Pairs(Task):
         return TargetLoss(self._info_nce, batch[1], divergence=self._divergence)
 
     def _groups(self, output: Tensor) -> list[Tensor]:
-        """Return the similarities (g, g) of each group, over the temperature.  output: (2B, d)."""
+        """Return, for each group, the similarities (g, g) of queries and documents / temperature.
+
+        output: (2B, d), vectors of the queries, then of the documents.
+        """
         queries, documents = F.normalize(wide(output), dim=-1).chunk(2)
         size = self.group or max(1, len(queries))
         both = zip(queries.split(size), documents.split(size), strict=True)
@@ -78,8 +84,8 @@ class Pairs(Task):
     def _info_nce(self, output: Tensor, target: Tensor) -> Tensor:
         """Compute InfoNCE in both directions, with the other pairs of a group as negatives.
 
-        output: the model's, of which `_groups` makes one (n, n) matrix of similarities for each
-        group. target: (B,), used for its length alone.  Returns the mean over the B pairs.
+        output: (2B, d), vectors of the queries, then of the documents; target: (B,), of which only
+          the length is used. Returns the mean over the B pairs.
         """
         total = output.new_zeros(())
         for near in self._groups(output):
@@ -90,7 +96,10 @@ class Pairs(Task):
         return total
 
     def _divergence(self, target: Tensor, output: Tensor, *, detach: bool = True) -> Tensor:
-        """Compute the mean KL of a query's distribution over its group's documents."""
+        """Compute the mean KL divergence of a query's distribution over its group's documents.
+
+        target, output: (2B, d), vectors of two passes; detach: no gradient for the target.
+        """
         count = len(output) // 2
         groups = zip(self._groups(target), self._groups(output), strict=True)
         parts = [
@@ -103,7 +112,10 @@ class Pairs(Task):
         return F.normalize(wide(output), dim=-1).chunk(2)
 
     def scores(self, *rows: Tensor) -> Named:
-        """Score vectors (n, d) of queries and their documents: each query ranks all documents."""
+        """Compute the scores of a whole dataset: each query ranks all documents.
+
+        rows: vectors (n, d) of the queries, and of their documents.
+        """
         queries, documents = rows
         losses, ranks = [], []
         for first in range(0, len(queries), ROWS):

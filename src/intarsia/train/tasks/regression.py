@@ -28,9 +28,10 @@ class Regression(Task):
     """
 
     def batch(self, inputs: Inputs, target: Any) -> Batch:
-        """Check that the targets are finite numbers, (B,) or (B, k).
+        """Return the inputs, and the targets as floats, (B, k).
 
-        Returns the inputs, and the targets as floats, (B, k).  Raises: DataError.
+        target: finite numbers, (B,) or (B, k).
+        Raises: DataError for another target.
         """
         target = torch.as_tensor(target)
         if target.ndim not in (1, 2) or not bool(torch.isfinite(target).all()):
@@ -41,9 +42,9 @@ class Regression(Task):
         return inputs, target.reshape(len(target), -1)
 
     def seen(self, output: Tensor, batch: Batch) -> Regression:
-        """Return the task unchanged if the output has one number for each target.
+        """Return the task unchanged, if the output has one number for each target.
 
-        Raises: DataError.
+        Raises: DataError if it has not.
         """
         if output.reshape(len(output), -1).shape != batch[1].shape:
             refuse_output(
@@ -60,7 +61,10 @@ class Regression(Task):
         return output.reshape(batch[1].shape), batch[1]
 
     def scores(self, *rows: Tensor) -> Named:
-        """Return mean squared and absolute error, and R^2 from two samples on."""
+        """Return mean squared and absolute error, and R^2 for two samples or more.
+
+        rows: outputs and targets, (n, k) both.
+        """
         output, target = (part.double() for part in rows)
         values = {
             "loss": float(_squared(output, target)),
@@ -92,10 +96,10 @@ class Reconstruction(Task):
         return stack(rows)
 
     def batch(self, inputs: Inputs, target: Any) -> Batch:
-        """Check that the inputs are floating-point numbers.
+        """Return the inputs, which must be floating-point numbers, and zeros (B,) as the target.
 
-        target: unused, as the inputs are reconstructed; zeros (B,) are returned in its place.
-        Raises: DataError.
+        target: unused, as the inputs themselves are reconstructed.
+        Raises: DataError for inputs of another type.
         """
         if not isinstance(inputs, Tensor) or not inputs.is_floating_point():
             got = inputs.dtype if isinstance(inputs, Tensor) else f"inputs {sorted(inputs)}"
@@ -105,6 +109,7 @@ class Reconstruction(Task):
         return inputs, torch.zeros(len(inputs), dtype=torch.int64)
 
     def seen(self, output: Tensor, batch: Batch) -> Reconstruction:
+        """Return the task unchanged, if the output has the input's shape.  Raises: DataError."""
         assert isinstance(batch[0], Tensor)
         if output.shape != batch[0].shape:
             refuse_output(output, batch[0], "the shape of the input")
@@ -115,13 +120,18 @@ class Reconstruction(Task):
         return TargetLoss(_squared, batch[0], divergence=_distance)
 
     def rows(self, output: Tensor, batch: Batch) -> tuple[Tensor, ...]:
+        """Return the mean squared and the mean absolute error of each sample, (B,) both."""
         assert isinstance(batch[0], Tensor)
         # an error for each sample: PSNR is a mean of logarithms, not the logarithm of a mean
         away = (output.double() - batch[0].double()).flatten(1)
         return away.square().mean(1), away.abs().mean(1)
 
     def scores(self, *rows: Tensor) -> Named:
-        """Average squared and absolute errors (n,) and PSNR = 10 log10(peak^2 / squared) in dB."""
+        """Return the mean squared error, the mean absolute error and PSNR in dB.
+
+        rows: squared and absolute error of each sample, (n,) both. PSNR = 10 log10(peak^2 /
+          squared).
+        """
         squared, absolute = rows
         psnr = 10 * (self.peak**2 / squared.clamp_min(torch.finfo(torch.float64).tiny)).log10()
         return Named(
@@ -139,5 +149,8 @@ def _squared(output: Tensor, target: Tensor) -> Tensor:
 
 
 def _distance(target: Tensor, output: Tensor, *, detach: bool = True) -> Tensor:
-    """Compute the mean squared distance of two outputs: twice the KL of unit Gaussians."""
+    """Compute the mean squared distance of two outputs: twice the KL divergence of unit Gaussians.
+
+    detach: no gradient for the target.
+    """
     return F.mse_loss(output, target.detach() if detach else target)

@@ -73,14 +73,17 @@ class Task(abc.ABC):
 
     @torch.no_grad()
     def score(self, model: nn.Module, batches: Iterable[Batch]) -> Mapping[str, float]:
-        """Compute the scores of a model, in its present mode, on some batches."""
+        """Compute the scores of a model on some batches, in its present mode."""
         outputs = [self.rows(logits_of(model, batch[0]), batch) for batch in batches]
         rows = (torch.cat(parts).cpu() for parts in zip(*outputs, strict=True))
         return self.scores(*rows).scores()
 
 
 def refuse_output(output: Tensor, target: Tensor, want: str) -> None:
-    """Refuse an output of a shape that the target does not go with.  Raises: DataError."""
+    """Raise DataError for an output whose shape does not fit the target.
+
+    want: the shape that it should have.
+    """
     got = f"shape {tuple(output.shape)} for labels {tuple(target.shape)}"
     fix = "Give the model the head that its labels want, or fit the task that it has: task=..."
     raise DataError("the model's output", got=got, want=want, fix=fix)

@@ -25,9 +25,10 @@ def labelled(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 def next_token(logits: Tensor, labels: Tensor, *, label_smoothing: float = 0.0) -> Tensor:
-    """Compute the mean cross-entropy of tokens after the first, those labelled -100 left out.
+    """Compute the mean cross-entropy of the next token, over the tokens that have a label.
 
-    logits: (B, T, V), of the token after each; labels: (B, T), the tokens themselves.
+    logits: (B, T, V), of the token after each; labels: (B, T), the tokens themselves, -100 where
+      nothing is to be predicted; label_smoothing: share that goes to all tokens.
     """
     target = labels[:, 1:]
     target = target[target != IGNORED]  # answers are a small part of most texts
@@ -74,7 +75,11 @@ class Tokens(Task):
         return {"accuracy": hits.float().sum() / max(1, hits.numel())}  # a part may have none
 
     def rows(self, output: Tensor, batch: Batch) -> tuple[Tensor, ...]:
-        """Return (B, 3): loss, number of tokens, number of hits; the logits are not kept."""
+        """Return for each text its loss, number of tokens and number of hits, (B, 3).
+
+        output: logits (B, T, V), which are not kept; batch: has the labels. Only tokens with a
+          label count.
+        """
         labels = batch[1]
         check_range(labels[labels != IGNORED], output.shape[-1])
         mask = labels[:, 1:] != IGNORED
@@ -88,8 +93,9 @@ class Tokens(Task):
         return (counts.new_zeros(len(labels), 3).index_add_(0, row, counts),)
 
     def scores(self, *rows: Tensor) -> TokenMetrics:
-        """Score whole texts from (n, 3): loss, number of tokens and number of hits of each.
+        """Compute the scores of a whole dataset of texts.
 
+        rows: (n, 3), loss, number of tokens and number of hits of each text.
         Raises: DataError if no token has a label.
         """
         loss, tokens, hits = rows[0].unbind(1)

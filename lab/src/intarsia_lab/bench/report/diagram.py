@@ -44,16 +44,22 @@ class Diagram:
 
 
 def diagram(findings: Findings) -> Diagram | None:
-    """Lay out the diagram of ranks; None with fewer than three methods or two shared tasks."""
+    """Lay out the critical-difference diagram: average ranks on a line, bars over equal ones.
+
+    A bar joins methods whose ranks do not differ significantly. findings: statistics of a
+    benchmark's sheet. None with fewer than three methods or two tasks that all have.
+    """
     ranking = findings.ranking
     if ranking is None:
         return None
     rows = [(row.rank, i, row) for i, row in enumerate(findings.rows) if row.rank is not None]
     rows.sort(key=lambda entry: entry[:2])
     last = len(rows)
+    # ranks 1 ... last fill the axis
     scale = (RIGHT - LEFT) / (last - 1)
 
     def place(rank: float) -> float:
+        """Return the x of a rank, in pixels."""
         return LEFT + (rank - 1) * scale
 
     ordered = [rank for rank, _, _ in rows]
@@ -62,7 +68,9 @@ def diagram(findings: Findings) -> Diagram | None:
         (place(ordered[first]) - 4, place(ordered[final]) + 4, AXIS + BAR * (i + 1))
         for i, (first, final) in enumerate(ranking.cliques)
     )
+    # labels begin below the last bar
     top = AXIS + BAR * len(bars) + FIRST
+    # the better half of the methods is labelled on the left
     half = math.ceil(last / 2)
     marks = tuple(
         _mark(n, half, last, top, place(rank), i, row) for n, (rank, i, row) in enumerate(rows)
@@ -75,9 +83,9 @@ def diagram(findings: Findings) -> Diagram | None:
 def _mark(n: int, half: int, last: int, top: float, x: float, number: int, row: MethodRow) -> Mark:
     """Return a method's mark and label in the diagram of ranks.
 
-    The better half is labelled on the left from the top, the other on the right from below.
-    n: place in the order of ranks; half: number of labels on the left; last: of all; top: y of the
-    first label; x: position of the rank; number: index of the method.
+    The better half is labelled on the left from the top, the other on the right from below. n:
+    place in the order of ranks; half: number of labels on the left; last: of all; top: y of the
+    first label; x: position of the rank; number: index of the method; row: its statistics.
     """
     on_left = n < half
     y = top + STEP * (n if on_left else last - 1 - n)
@@ -92,8 +100,9 @@ class RankDrawing(NamedTuple):
     looks: Sequence[Look]
 
     def svg(self, label: str) -> str:
-        """Return the drawing."""
+        """Return the drawing as SVG.  label: text for screen readers."""
         ranks = self.diagram
+        # pixels of the first and the last rank
         start, end = ranks.ticks[0][0], ranks.ticks[-1][0]
         size = (
             f'viewBox="0 0 {WIDTH:g} {ranks.height:g}" width="{WIDTH:g}" height="{ranks.height:g}"'
@@ -106,6 +115,7 @@ class RankDrawing(NamedTuple):
             f"{ranks.critical:.2f}</text>",
             f'<path class="axis" d="M{start} 52H{end:.1f}{ticks}"/>',
         ]
+        # the axis with its ticks, then methods, then the bars over them
         for x, rank in ranks.ticks:
             parts.append(
                 f'<text class="soft" x="{x:.1f}" y="40" text-anchor="middle">{rank}</text>'
@@ -119,7 +129,10 @@ class RankDrawing(NamedTuple):
 
 
 def _drawn_mark(mark: Mark, look: Look) -> tuple[str, str, str]:
-    """Draw the line from a rank to its label, the mark and the label."""
+    """Return the SVG of a method in the diagram: line to its label, mark, and label.
+
+    mark: places in pixels; look: colour and symbol of the method.
+    """
     side = 182.0 if mark.left else WIDTH - 182
     words = [mark.label, f"{mark.rank:.2f}"]
     text = escape("  ".join(words if mark.left else words[::-1]))

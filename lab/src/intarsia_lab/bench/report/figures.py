@@ -23,16 +23,17 @@ Shown = Mapping[str, Any]  # what a click tells of a run
 
 
 def looks(findings: Findings) -> list[Look]:
-    """Return a look for each row: grey for the baseline."""
+    """Return a colour and symbol for each method of a sheet: grey for the baseline."""
     methods = [row.method for row in findings.rows]
     base = findings.baseline
     return looks_of(len(methods), methods.index(base) if base else None)
 
 
 def by_cost(findings: Findings, number: int, cost: str) -> Figure | None:
-    """Draw accuracy over the shared tasks against a cost.
+    """Draw accuracy over the shared tasks against a cost; None if fewer than two methods have it.
 
-    number: of the sheet; cost: "trained" (parameters, with head) or "seconds".
+    findings: statistics of a sheet (one suite, model and protocol); number: of the sheet; cost:
+    "trained" (parameters, with head) or "seconds" of training.
     """
     points = points_of(findings, number, cost)
     if not points:
@@ -45,9 +46,11 @@ def by_cost(findings: Findings, number: int, cost: str) -> Figure | None:
 
 
 def points_of(findings: Findings, number: int, cost: str) -> list[charts.Points]:
-    """Return the points of each method, for both kinds of mean; [] if fewer than two have the cost.
+    """Return the points of each method for the figure of accuracy against cost.
 
-    number: of the sheet; cost: attribute of a result.
+    For both kinds of mean over tasks; [] if fewer than two methods have the cost. findings:
+    statistics of a sheet (one suite, model and protocol); number: of the sheet; cost: attribute of
+    a result.
     """
     rows = [(i, row) for i, row in enumerate(findings.rows) if row.shared and row.costs]
     if len(rows) < 2:
@@ -65,17 +68,20 @@ def _points(
 ) -> charts.Points:
     """Return a method's points in the figure of accuracy against cost, one for each seed.
 
-    row: of the method; look: colour and marker; cost: attribute of a result, as "seconds";
-    conditions: choices on the page for which it is visible, of which the last is the kind of mean.
+    findings: statistics of a sheet (one suite, model and protocol); row: of the method; look:
+    colour and marker; cost: attribute of a result, as "seconds"; conditions: choices on the page
+    for which it is visible, of which the last is the kind of mean, "group" or "task".
     """
     *_, mean = conditions.values()
     sheet, number = findings.sheet, findings.sheet.arms.index(row.method)
     shared, begun = sheet.shared, sheet.begun[number]
+    # (shared tasks, begun seeds)
     accuracy = sheet.accuracy[number, shared][:, begun]
     tasks = [task.group for task, included in zip(sheet.tasks, shared, strict=True) if included]
     # in the group mean all groups weigh the same
     weight = statistics.weights(tasks) if mean == "group" else np.full(len(tasks), 1 / len(tasks))
     costs = sheet.values(cost)[number, shared][:, begun].mean(0)
+    # the large mark: mean and spread over seeds
     spread: Spread = getattr(row.shared, str(mean))
     return charts.Points(
         label=row.method.label,
@@ -96,9 +102,11 @@ Line = tuple[str, bool, list[Spread | None], TaskName | None]
 def heat(
     findings: Findings, number: int, show: Callable[[RunResult], Shown]
 ) -> tuple[list[Figure], Panels]:
-    """Draw means of groups and suite, and each task, by method: differences, and shares.
+    """Draw the map of tasks by methods: accuracies, and differences to the baseline.
 
-    The panels have, for every task and method, what a click shows of each of its runs.
+    findings: statistics of a sheet (one suite, model and protocol); number: of the sheet; show:
+    describes a run for the page. Returns a figure for each mode, and what a click on a cell
+    displays of its runs.
     """
     rows = _lines(findings)
     methods = [row.method for row in findings.rows]
@@ -115,6 +123,7 @@ def heat(
                 places[i, j] = len(panels)
                 panels.append((f"{method.label} on {name}", runs))
     figures: list[Figure] = []
+    # without a baseline there is nothing to take a difference from
     modes = ("differences", "shares") if findings.baseline is not None else ("shares",)
     for mode in modes:
         cells = _cells(findings, rows, shares, mode, places, panels)
@@ -123,6 +132,7 @@ def heat(
             "Means over seeds; in bold means over tasks. Empty: not run with all seeds. A click on "
             "a task shows its runs."
         )
+        # shown for the mode that is chosen on the page
         conditions: dict[str, str | int] = {f"mode-{number}": mode} if len(modes) > 1 else {}
         figures.append(
             Figure(f"heat-{number}-{mode}", label, cells, caption=caption, when=conditions)
@@ -141,9 +151,9 @@ def _cells(
 ) -> heat_maps.HeatMap:
     """Return the heat map of one mode, "differences" or "shares".
 
-    rows: (name, is a mean, spread of each method, task); shares: (rows, methods), accuracy; places:
-    (row, method) -> index of a panel; panels: title and runs.  An incomplete task has a reason in
-    its cell.
+    findings: statistics of a sheet (one suite, model and protocol); rows: (name, is a mean, spread
+    of each method, task); shares: (rows, methods), accuracy 0 to 1; places: (row, method) -> index
+    of a panel; panels: title and runs. An incomplete task has a reason in its cell.
     """
     methods = [row.method for row in findings.rows]
     points = 100 * shares
@@ -169,10 +179,12 @@ def _cells(
             text += f", {numbers.signed(float(points[i, j]), 2)} points to the baseline"
         return text + ("; click for its runs" if (i, j) in places else "")
 
+    # the scale of colours: most differences, so that one outlier does not bleach the others
     finite = points[~np.isnan(points)]
     low = float(finite.min()) if finite.size else 0.0
     sizes = np.sort(np.abs(finite[finite != 0]))
     top = max(0.1, float(sizes[int(WITHIN * (len(sizes) - 1))]) if sizes.size else 0.1)
+    # from the lowest to the highest share; differences are coloured around 0
     if mode == "shares":  # the lowest share is the lightest
         top = max(0.1, float(finite.max()) - low) if finite.size else 1.0
     shift = low if mode == "shares" else 0.0
@@ -192,7 +204,7 @@ def _cells(
 
 
 def _lines(findings: Findings) -> list[Line]:
-    """Return the rows of the heat map.
+    """Return the rows of the heat map: means first, then each group with its tasks.
 
     A row has a name, whether it is a mean, a spread for each method, and its task, if any.
     """
@@ -204,6 +216,7 @@ def _lines(findings: Findings) -> list[Line]:
     ]
     for name, inside in sheet.groups().items():
         tasks = [task for task, included in zip(sheet.tasks, inside, strict=True) if included]
+        # a group of one task, or of all, would repeat another row
         if 1 < len(tasks) < len(sheet.tasks):
             lines.append((name, True, [mean_of(sheet, row.method, inside) for row in rows], None))
         for task in tasks:
@@ -213,16 +226,21 @@ def _lines(findings: Findings) -> list[Line]:
 
 
 def _part(means: Means | None, kind: str) -> Spread | None:
+    """Return one kind of mean, "group" or "task"; None where a method has no means."""
     return None if means is None else getattr(means, kind)
 
 
 def _only(sheet: SuiteSheet, task: TaskName) -> np.ndarray:
+    """Return the mask of one task, (tasks,) bool."""
     return np.array([candidate == task for candidate in sheet.tasks])
 
 
 def _runs(
     sheet: SuiteSheet, method: MethodName, task: TaskName, show: Callable[[RunResult], Shown]
 ) -> tuple[Shown, ...]:
-    """Return what to show of each run of a task and method."""
+    """Return what a click displays of each run of a task and method.
+
+    sheet: all results; show: describes a run for the page.
+    """
     results = (sheet.results.get((method, task, seed)) for seed in sheet.seeds)
     return tuple(show(result) for result in results if result is not None)

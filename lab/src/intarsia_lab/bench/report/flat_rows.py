@@ -31,7 +31,10 @@ COLUMNS = {name: OTHER.get(name, "string") for name in NAMES.split()}
 
 
 def tidy(result: RunResult) -> dict[str, Any]:
-    """Return a result as a flat row; None where it has no such value."""
+    """Return a result as a flat row with a value for each of COLUMNS; None where it has none.
+
+    result: of a run. Settings become JSON text.
+    """
     task, method, setup, outcome = result.task, result.method, result.setup, result.outcome
     row = {
         "suite": task.suite,
@@ -47,6 +50,7 @@ def tidy(result: RunResult) -> dict[str, Any]:
         "epochs": setup.epochs,
         "tried": setup.tried,
         "search_seconds": setup.search_seconds,
+        # settings as JSON text: columns are plain values
         "selected": json.dumps(dict(setup.selected), sort_keys=True),
         "folder": result.folder,
         "key": result.key,
@@ -56,24 +60,29 @@ def tidy(result: RunResult) -> dict[str, Any]:
         "chosen": json.dumps(dict(result.origin.chosen), sort_keys=True),
         "error": None if isinstance(outcome, Done) else outcome.error,
     }
+    # scores and costs have the names of the outcome's own fields
     return {name: row[name] if name in row else getattr(outcome, name, None) for name in COLUMNS}
 
 
 def write_csv(results: Iterable[RunResult], out: Path) -> Path:
-    """Write a header and a line for each result.  Raises: TrainingError if writing fails."""
+    """Write results to a CSV file: a header, and a line for each.
+
+    results: of runs; out: the file. Raises: TrainingError if writing fails.
+    """
     return write_text(out, csv_text([tidy(result) for result in results]))
 
 
 def write_parquet(results: Iterable[RunResult], out: Path) -> Path:
-    """Write the same as Parquet, with types.  Raises: MissingExtra without pyarrow.
+    """Write results to a Parquet file, with a type for each column.
 
-    results: of runs; out: the file.
+    results: of runs; out: the file. Raises: MissingExtra without pyarrow.
     """
     try:
         import pyarrow as pa
         from pyarrow import parquet
     except ImportError as error:
         raise MissingExtra("pyarrow", "bench") from error
+    # declared: a column without any value would have no type of its own
     schema = pa.schema([(name, kind) for name, kind in COLUMNS.items()])
     table = pa.Table.from_pylist([tidy(result) for result in results], schema=schema)
     buffer = io.BytesIO()

@@ -32,17 +32,19 @@ from .tables import difference_table, results_table, tasks_table
 def report_of(
     summary: Summary, show: Callable[[RunResult], Mapping[str, Any]], cut: Sequence[str] = ()
 ) -> Report:
-    """Return the report of a benchmark.
+    """Return the report page of a benchmark as blocks: heading, findings, sections, remarks.
 
-    show: what a click on the map tells of a run.  cut: what was left out or changed, a sentence
-    each.
+    summary: statistics of all results; show: describes a run for a click on the map; cut: what was
+    left out or changed, a sentence each.
     """
     several = len(summary.findings) > 1
+    # each suite, model and protocol has its own sections
     sections = [
         section
         for i, findings in enumerate(summary.findings)
         for section in _sections(i, findings, several, show)
     ]
+    # failed runs are listed whatever else the page says
     if summary.failed:
         sections.append(Section("Failed runs", (_failures(summary),), "failed"))
     if cut:
@@ -57,13 +59,20 @@ def report_of(
 
 
 def _heading(summary: Summary) -> str:
+    """Return the page's heading: how many methods, and which suites.
+
+    summary: statistics of all results.
+    """
     suites = list(dict.fromkeys(findings.sheet.title.suite for findings in summary.findings))
     methods = {method.name for findings in summary.findings for method in findings.sheet.arms}
     return f"{capital(numbers.plural(len(methods), 'method'))} on {joined(suites)}"
 
 
 def _lead(summary: Summary) -> list[str]:
-    """Return the findings of a single sheet in sentences, or the number of sheets."""
+    """Return the first sentences of the page: the findings of a single sheet, or a list of sheets.
+
+    A sheet has the results of one suite, backbone and protocol. summary: statistics of all results.
+    """
     if len(summary.findings) == 1:
         return sentences(summary.findings[0])
     named = joined([heading(findings) for findings in summary.findings])
@@ -76,7 +85,7 @@ def _lead(summary: Summary) -> list[str]:
 def _notices(summary: Summary, cut: Sequence[str]) -> list[str]:
     """Return the remarks at the head of the page: failed runs, and what was cut or changed.
 
-    cut: a text for each change of the plan.
+    summary: statistics of all results; cut: a text for each change of the plan.
     """
     failed = len(summary.failed)
     notices = [f"{numbers.plural(failed, 'run')} failed; the errors are below."] if failed else []
@@ -88,14 +97,15 @@ def _notices(summary: Summary, cut: Sequence[str]) -> list[str]:
 def _sections(
     i: int, findings: Findings, several: bool, show: Callable[[RunResult], Mapping[str, Any]]
 ) -> list[Section]:
-    """Return the sections of a sheet.
+    """Return the page's sections on one sheet: results, costs, differences, tasks.
 
-    i: its number; several: there are other sheets, so that each has a title; show: returns what a
-    click displays of a run.
+    i: number of the sheet; findings: its statistics; several: there are other sheets, so that each
+    has a title; show: describes a run for a click on the map.
     """
     tail = f": {heading(findings)}" if several else ""
     looks = tuple(figures.looks(findings))
     table = results_table(findings)
+    # a single sheet has its sentences at the head of the page
     lines = [Note(text, "") for text in sentences(findings)] if several else []
     table = replace(table, looks=looks, notes=table.notes if several else ())
     sections = [
@@ -103,6 +113,7 @@ def _sections(
         *_costs(i, findings, tail),
         *_against(i, findings, tail),
     ]
+    # both modes are drawn; the page displays the one that is chosen
     maps, panels = figures.heat(findings, i, show)
     modes = None
     if (base := findings.baseline) is not None:
@@ -117,9 +128,10 @@ def _sections(
 
 
 def _costs(i: int, findings: Findings, tail: str) -> list[Section]:
-    """Draw accuracy against both costs, where two methods have any.
+    """Return the section with accuracy against parameters and against time.
 
-    i: number of the sheet; tail: end of the section's title.
+    i: number of the sheet; findings: its statistics; tail: end of the section's title. [] where
+    fewer than two methods have a cost.
     """
     parameters, time = (figures.by_cost(findings, i, cost) for cost in ("trained", "seconds"))
     if parameters is None or time is None:
@@ -131,6 +143,7 @@ def _costs(i: int, findings: Findings, tail: str) -> list[Section]:
     text = "Up and to the left is better."
     if findings.sheet.begun.sum(1).max() > 1:
         text += " Large marks are means with their spread, small ones single seeds."
+    # over different tasks, means could not be compared
     if findings.ragged:
         shared = numbers.plural(int(findings.sheet.shared.sum()), "task")
         text += f" Over the {shared} that all methods share."
@@ -142,12 +155,13 @@ def _costs(i: int, findings: Findings, tail: str) -> list[Section]:
 def _against(i: int, findings: Findings, tail: str) -> list[Section]:
     """Return the section of differences to the baseline and of ranks, as far as there are any.
 
-    i: number of the sheet; tail: end of the section's title.
+    i: number of the sheet; findings: its statistics; tail: end of the section's title.
     """
     table, ranks, base = difference_table(findings), diagram(findings), findings.baseline
     looks = figures.looks(findings)
     blocks: list[Block] = []
     if table is not None:
+        # the baseline has a colour but no row
         rows = zip(looks, findings.rows, strict=True)
         blocks.append(replace(table, looks=tuple(look for look, row in rows if row.method != base)))
     if ranks is not None:
@@ -161,13 +175,19 @@ def _against(i: int, findings: Findings, tail: str) -> list[Section]:
 
 
 def _failures(summary: Summary) -> Table:
-    """Return a row for each run that failed, with the first line of its error."""
+    """Return the table of failed runs, with the first line of each error.
+
+    summary: statistics of all results.
+    """
     rows = [_failure(result) for result in summary.failed]
     return plain("", ["Method", "Task", "Seed", "Protocol, backbone", "Error"], rows, words=5)
 
 
 def _failure(result: RunResult) -> list[object]:
-    """Return the row of a failed run in the table of errors."""
+    """Return the row of a failed run in the table of errors, with the first line of its error.
+
+    result: of the run; the whole error is there, hidden.
+    """
     error = result.outcome.error if isinstance(result.outcome, Failed) else ""
     line = first_line(error)
     setup = result.setup

@@ -52,6 +52,7 @@ class Setup:
     search_seconds: float = 0.0
 
     def __post_init__(self) -> None:
+        """Check that counts and seconds are not negative.  Raises: DataError."""
         for name in ("epochs", "tried"):
             _check(getattr(self, name) >= 0, name, getattr(self, name), "at least 0")
         spent = self.search_seconds
@@ -80,6 +81,8 @@ class Done:
     tempered_loss: float | None = None
 
     def __post_init__(self) -> None:
+        """Check that every value is one that a run can have.  Raises: DataError."""
+        # shares of test pictures
         for name in ("accuracy", "balanced_accuracy", "own_task_accuracy", "ece"):
             value = getattr(self, name)
             _check(value is None or 0 <= value <= 1, name, value, "a share, 0 ... 1")
@@ -146,15 +149,15 @@ class RunResult:
         return _STATUS[type(self.outcome)]
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-ready; `from_dict` gives the same record back."""
+        """Return the record, ready for JSON; `from_dict` gives the same record back."""
         return {"format": FORMAT, "status": self.status, **asdict(self)}
 
     @classmethod
     def from_dict(cls, raw: Mapping[str, Any]) -> RunResult:
-        """Return the record of `to_dict`, strictly.
+        """Return the record that `to_dict` wrote.
 
-        Raises: DataError for a missing, unknown or wrong value; CheckpointError for a record of
-        another format.
+        raw: the dict as read from JSON. Raises: DataError for a missing, unknown or wrong value;
+        CheckpointError for a record of another format.
         """
         if not isinstance(raw, Mapping):
             raise _wrong("a result", type(raw).__name__, "a JSON object")
@@ -165,6 +168,7 @@ class RunResult:
             )
             raise CheckpointError(subject, got=raw.get("format"), want=FORMAT, fix=fix)
         status = raw.get("status")
+        # the status says which kind of outcome the dict is to become
         kind = next((kind for kind, name in _STATUS.items() if name == status), None)
         if kind is None:
             raise _wrong("status of a result", repr(status), "'done' or 'failed'")
@@ -178,7 +182,9 @@ _STATUS: dict[type, str] = {Done: "done", Failed: "failed"}
 def append(path: Path | str, result: RunResult) -> None:
     """Append a result to results.jsonl; the line is on disk when this returns.
 
-    Only one process may write at a time. The rest of a line that a killed process left is removed.
+    path: of the file. Only one process may write at a time. The rest of a line that a killed
+    process left is removed.
+
     Raises: TrainingError if the disk is full or the file cannot be written.
     """
     append_line(Path(path), result.to_dict())
@@ -188,10 +194,12 @@ def read(path: Path | str) -> list[RunResult]:
     """Return the results of a file: the last line of each key, in the order the keys first came.
 
     An unfinished last line is left out: a killed run may stand in the middle of it.
+
     Raises: DataError if there is no file; CheckpointError for any other line that is damaged.
     """
     path = Path(path)
     try:
+        # every complete line ends with a newline
         complete, _, _torn = read_bytes(path).rpartition(b"\n")
     except OSError as error:
         subject = f"results {str(path)!r}"
@@ -205,6 +213,7 @@ def read(path: Path | str) -> list[RunResult]:
             subject, fix = f"line {number} of {path}", "Remove the line: its cell is run again."
             want = "a result as this version writes it"
             raise CheckpointError(subject, got=str(error), want=want, fix=fix) from error
+        # a run that was done again has a later line, which counts
         by_key[result.key] = result
     return list(by_key.values())
 
@@ -215,15 +224,18 @@ def only(results: Iterable[RunResult], status: str) -> list[RunResult]:
 
 
 def _decode(kind: Any, raw: Any, path: str, choice: Mapping[str, type]) -> Any:
-    """Convert a dict to a dataclass.
+    """Convert a dict from JSON to a dataclass, strictly.
 
-    kind: the dataclass; raw: the dict; choice: field -> the member of its union type.
+    kind: the dataclass; raw: the dict; path: of it in the file, for errors; choice: field -> the
+    member of its union type. Raises: DataError.
     """
     if not isinstance(raw, Mapping):
         raise _wrong(path, type(raw).__name__, "a JSON object")
     hints, fields_by_name = get_type_hints(kind), {f.name: f for f in fields(kind)}
+    # strict both ways: a name that is unknown may be a misspelt one that is missing
     if unknown := sorted(set(raw) - set(fields_by_name)):
         raise _wrong(path, f"unknown {unknown}", f"only {sorted(fields_by_name)}")
+    # fields without a default must be in the file
     needed = {
         n
         for n, f in fields_by_name.items()
@@ -241,7 +253,7 @@ def _decode(kind: Any, raw: Any, path: str, choice: Mapping[str, type]) -> Any:
 def _value(hint: Any, value: Any, path: str) -> Any:
     """Check a JSON value against a type, and decode nested dataclasses.
 
-    path: of the value in the file, for errors.
+    hint: the type; value: from JSON; path: of it in the file, for errors. Raises: DataError.
     """
     if is_dataclass(hint):
         return _decode(hint, value, path, {})
@@ -257,6 +269,10 @@ def _value(hint: Any, value: Any, path: str) -> Any:
 
 
 def _check(holds: bool, name: str, got: object, want: str) -> None:
+    """Raise DataError unless a condition holds.
+
+    name: of the field; got: its value; want: what it may be, in words.
+    """
     if not holds:
         raise _wrong(f"{name} of a result", got, want)
 

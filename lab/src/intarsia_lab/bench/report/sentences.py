@@ -10,13 +10,13 @@ from .summary import Findings, MethodRow, trials_of
 
 
 def heading(findings: Findings) -> str:
-    """Suite, backbone and protocol of a sheet."""
+    """Return suite, backbone and protocol of a sheet in words."""
     title = findings.sheet.title
     return f"{title.suite}, {title.model}, protocol {title.protocol}"
 
 
 def over_seeds(findings: Findings) -> str:
-    """Return the words for the seeds that the numbers are means of."""
+    """Return the words for the seeds that the numbers of a sheet are means of."""
     seeds = _seeds(findings)
     return "one seed" if seeds == "1 seed" else f"mean ± sample standard deviation over {seeds}"
 
@@ -31,7 +31,10 @@ def _seeds(findings: Findings) -> str:
 
 
 def sentences(findings: Findings) -> list[str]:
-    """Return sentences on what was run, which method leads, and if ranks differ significantly."""
+    """Return sentences on a sheet: what was run, which method leads, whether ranks differ.
+
+    findings: statistics of the sheet, the results of one suite, backbone and protocol.
+    """
     sheet = findings.sheet
     groups = len(sheet.groups())
     scope = numbers.plural(len(sheet.arms), "method")
@@ -48,7 +51,11 @@ def sentences(findings: Findings) -> list[str]:
 
 
 def _leaders(findings: Findings) -> list[str]:
-    """Write which method has the largest mean; no sentence for fewer than two complete methods."""
+    """Return a sentence on the method with the largest mean, by group mean and by task mean.
+
+    findings: statistics of a sheet (one suite, model and protocol). No sentence for fewer than two
+    methods with all tasks.
+    """
     rows = [row for row in findings.rows if row.shared is not None]
     if len(rows) < 2:
         return []
@@ -56,20 +63,27 @@ def _leaders(findings: Findings) -> list[str]:
     scope = f" over the {numbers.plural(shared, 'shared task')}" if findings.ragged else ""
 
     def leader(kind: str) -> tuple[str, str]:
+        """Return the best method by one kind of mean, and its accuracy in words."""
         row = max(rows, key=lambda row: getattr(row.shared, kind).mean)
         return row.method.label, numbers.accuracy(getattr(row.shared, kind))
 
     (first, group), (second, task) = leader("group"), leader("task")
+    # both means name the same method, or the sentence says that they differ
     if first == second:
         return [f"{capital(first)} leads{scope}: group mean {group}, task mean {task}."]
     return [f"By group mean {first} ({group}) leads{scope}, by task mean {second} ({task})."]
 
 
 def _against(findings: Findings) -> list[str]:
-    """Write which methods differ significantly from the baseline; no sentence without one."""
+    """Return a sentence on the methods that differ significantly from the baseline.
+
+    By Wilcoxon's test across tasks, corrected for the number of methods. findings: statistics of a
+    sheet (one suite, model and protocol). No sentence without a baseline.
+    """
     base = findings.baseline
     if base is None:
         return []
+    # after Holm's correction
     sure = [row for row in findings.rows if row.p is not None and row.p < statistics.ALPHA]
     if not any(row.difference for row in findings.rows):
         return []
@@ -86,15 +100,20 @@ def _against(findings: Findings) -> list[str]:
 
 
 def _gain(row: MethodRow) -> str:
+    """Return a method and its difference to the baseline, in words."""
     assert row.difference is not None
     return f"{row.method.label} ({numbers.signed(100 * row.difference.mean)} points)"
 
 
 def _ranks(findings: Findings) -> list[str]:
-    """Write the result of Friedman's test; no sentence if it was not computed."""
+    """Return a sentence on Friedman's test of equal ranks; none if it was not computed.
+
+    findings: statistics of a sheet (one suite, model and protocol).
+    """
     ranking = findings.ranking
     if ranking is None:
         return []
+    # p may be a bound, as "< 0.001", before which no equals sign stands
     p = numbers.probability(ranking.p)
     return [
         f"Friedman's test of equal ranks over {numbers.plural(ranking.tasks, 'task')}: p "
@@ -106,18 +125,21 @@ def _ranks(findings: Findings) -> list[str]:
 def notes(findings: Findings) -> list[str]:
     """Return the sentences that limit a comparison of methods.
 
-    They tell missing results (`ragged`: some method lacks a task), unequal numbers of seeds and
-    of tried settings, and the time of the searches. sheet.begun: (methods, seeds), True where a
-    method has runs of that seed.
+    They tell missing results, unequal numbers of seeds, of tried settings and of epochs, unexpected
+    origins of scores, and the time of the searches. findings: statistics of a sheet (one suite,
+    model and protocol).
     """
     sheet = findings.sheet
     lines = []
+    # ragged: some method lacks a task
     if findings.ragged:
+        # more trials find better settings by chance alone
         lines.append(
             "A method without all tasks has no mean over the suite; costs and ranks are over "
             f"the {numbers.plural(int(sheet.shared.sum()), 'task')} that all methods share."
         )
     lines += gaps(sheet)
+    # begun: (methods, seeds) bool, the seeds that a method has any run of
     if len(set(sheet.begun.sum(1))) > 1:
         counts = zip(sheet.arms, sheet.begun.sum(1), strict=True)
         listing = joined([f"{method.label} {n}" for method, n in counts])
@@ -129,35 +151,47 @@ def notes(findings: Findings) -> list[str]:
         )
     lines += _lengths(sheet)
     lines += _origins(sheet)
+    # what a search cost is no part of a run's own time
     searched = [r.setup for r in sheet.results.values() if r.setup.tried]
     if searched:
         tried = [setup.tried for setup in searched]
         spent = numbers.seconds(sum(setup.search_seconds for setup in searched))
         span = str(min(tried)) if min(tried) == max(tried) else f"{min(tried)} to {max(tried)}"
         lines.append(
-            f"In {len(tried)} of {len(sheet.results)} cells, settings were chosen among {span}, "
+            f"In {len(tried)} of {len(sheet.results)} runs, settings were chosen among {span}, "
             f"which took {spent} in all; time and memory are those of the final run."
         )
     return lines
 
 
 def _lengths(sheet: SuiteSheet) -> list[str]:
-    """Return a sentence on the usual number of epochs and the methods that had others."""
+    """Return a sentence on the usual number of epochs and on the methods that had others.
+
+    sheet: the results of one suite, backbone and protocol.
+    """
     trained = epochs_of(sheet)
     if not trained:
         return []
     spans = {m: (min(epochs), max(epochs)) for m, epochs in sorted(trained.items())}
+    # the most common span of epochs, of equally common ones the longest
     usual = max(spans.values(), key=lambda span: (list(spans.values()).count(span), span))
     exceptions = [f"{m.label} for {_span(span)}" for m, span in spans.items() if span != usual]
     return [f"Trained for {_span(usual)} epochs{'; ' + joined(exceptions) if exceptions else ''}."]
 
 
 def _span(span: tuple[int, int]) -> str:
+    """Return a range of epochs in words."""
     return str(span[0]) if span[0] == span[1] else f"{span[0]} to {span[1]}"
 
 
 def _origins(sheet: SuiteSheet) -> list[str]:
-    """Return sentences on scores whose origin a reader would not expect."""
+    """Return sentences on scores whose origin a reader would not expect.
+
+    Settings that a method chose by itself, test pictures that were trained on, methods that saw
+    different pictures, and results of several versions of the source.
+
+    sheet: the results of one suite, backbone and protocol.
+    """
     choices: dict[str, set[str]] = {}
     twins: dict[str, int] = {}
     pictures: dict[tuple[str, int], set[str]] = {}
@@ -168,6 +202,7 @@ def _origins(sheet: SuiteSheet) -> list[str]:
         twins[task.name] = max(origin.twins or 0, twins.get(task.name, 0))
         pictures.setdefault((task.name, seed), set()).update({origin.pictures} - {""})
     codes = {result.origin.code for result in sheet.results.values()} - {""}
+    # digests of pictures and labels: one task and seed should have one
     mixed = [
         f"{task} (seed {seed})" for (task, seed), digests in pictures.items() if len(digests) > 1
     ]

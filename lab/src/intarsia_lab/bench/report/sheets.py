@@ -33,6 +33,7 @@ class Title:
 
     @classmethod
     def of(cls, result: RunResult) -> Title:
+        """Return the suite, protocol and model of a result."""
         return cls(result.task.suite, result.setup.protocol, result.setup.model)
 
 
@@ -51,36 +52,40 @@ class SuiteSheet(Sheet[MethodName, TaskName, RunResult]):
     runs: Path | None = None
 
     def minus(self, arm: MethodName, base: MethodName, name: str) -> Differences | None:
-        """Return the paired differences of two methods; for a single task with the interval.
+        """Return the paired differences of two methods in a measure; None without pairs.
 
-        That interval is over test items and seeds.  arm, base: the methods; name: of the measure.
+        For a single task with the interval over test items and seeds. arm, base: the methods; name:
+        of the measure.
         """
         differences = super().minus(arm, base, name)
         if differences is None or len(self.tasks) > 1:
             return differences
+        # one task has no spread over tasks: its test items take that place
         return replace(differences, over_items=self.over_items(arm, base, name)[0])
 
     def over_items(
         self, arm: MethodName, base: MethodName, name: str
     ) -> tuple[PairedInterval | None, str]:
-        """Return the interval of a difference over test items and seeds; None and what is missing.
+        """Return the interval of a difference over test items and seeds, or why there is none.
 
-        For a sheet of a single task.  arm, base: the two methods; name: of the measure.
+        For a sheet of a single task. arm, base: the two methods; name: of the measure. Either the
+        interval and "", or None and what is missing.
         """
         if self.runs is None:
             return None, "the folders of the runs are not at hand"
         return interval_of(self._items(arm), self._items(base), name)
 
     def _items(self, arm: MethodName) -> dict[int, RunItems | None]:
-        """Read the predictions of a method's finished runs of the first task, by seed.
+        """Return the predictions of a method's finished runs of the first task, by seed.
 
-        None = the run's folder has none.
+        arm: the method. None = the run's folder has none.
         """
         assert self.runs is not None
         done = {s: self.results.get((arm, self.tasks[0], s)) for s in self.seeds}
         return {
             seed: read_items(self.runs / result.folder)
             for seed, result in done.items()
+            # a failed run has no predictions to pair
             if result is not None and isinstance(result.outcome, Done)
         }
 
@@ -102,22 +107,26 @@ class SuiteSheet(Sheet[MethodName, TaskName, RunResult]):
         return np.asarray(attempted.all(axis=0)) & bool(len(attempted))
 
     def groups(self) -> dict[str, np.ndarray]:
-        """Return the mask of the tasks of each group.  (tasks,), bool."""
+        """Return the mask of the tasks of each group, (tasks,) bool, by the group's name."""
         names = np.array([task.group for task in self.tasks])
         return {str(name): names == name for name in np.unique(names)}
 
 
 def sheets(results: Iterable[RunResult], runs: Path | None = None) -> tuple[SuiteSheet, ...]:
-    """Sort results into sheets; their order changes nothing.  runs: see `SuiteSheet`.
+    """Sort results into sheets, one for each suite, protocol and model.
 
-    Raises: DataError for none, for two results of one cell, and for a task or method that is
-    described in two ways.
+    The order of the results changes nothing. results: of runs; runs: the folder that results name
+    their runs from, None = not at hand.
+
+    Raises: DataError for none, for two results of one slot (method, task, seed), and for a task or
+    method that is described in two ways.
     """
     grouped: dict[Title, dict[Key, RunResult]] = defaultdict(dict)
     for result in results:
         cell = (result.method, result.task, result.seed)
         first = grouped[Title.of(result)].setdefault(cell, result)
         if first is not result:
+            # two runs of one seed would count as two samples
             subject = (
                 f"results of {result.method.label!r} on {result.task.name!r}, seed {result.seed}"
             )
@@ -130,10 +139,10 @@ def sheets(results: Iterable[RunResult], runs: Path | None = None) -> tuple[Suit
 
 
 def _sheet(title: Title, cells: Mapping[Key, RunResult], runs: Path | None) -> SuiteSheet:
-    """Build the sheet of comparable results, whose methods, tasks and seeds are sorted.
+    """Build the sheet of results that may be compared; methods, tasks and seeds are sorted.
 
-    cells: (method, task, seed) -> result; runs: folder of the runs, None = not at hand.
-    Raises: DataError for two methods or tasks with one name.
+    title: suite, protocol and model; cells: (method, task, seed) -> result; runs: folder of the
+    runs, None = not at hand. Raises: DataError for two methods or tasks with one name.
     """
     methods = sorted({method for method, _, _ in cells})
     tasks = sorted({task for _, task, _ in cells})
@@ -171,9 +180,11 @@ def _one_each(kind: str, names: Sequence[str], descriptions: Sequence[object]) -
 def find(methods: Iterable[MethodName], name: str) -> MethodName:
     """Return the method of a name, or else of a label.
 
-    Raises: UnknownName; DataError for two labels.
+    methods: to look in; name: what was asked for. Raises: UnknownName; DataError for a label that
+    two methods have.
     """
     candidates = sorted(set(methods))
+    # a name is unique, a label may be shared
     hits = [m for m in candidates if m.name == name] or [m for m in candidates if m.label == name]
     if not hits:
         raise UnknownName("baseline", name, sorted({m.name for m in candidates}))
@@ -184,15 +195,20 @@ def find(methods: Iterable[MethodName], name: str) -> MethodName:
 
 
 def gaps(sheet: SuiteSheet) -> list[str]:
-    """Return a sentence for each method that lacks results: which ones, and why."""
+    """Return a sentence for each method that lacks results: on which tasks and seeds, and why.
+
+    sheet: the results of one suite, backbone and protocol.
+    """
     lines: list[str] = []
     for method, begun, row in zip(sheet.arms, sheet.begun, sheet.accuracy, strict=True):
         reasons: dict[str, dict[str, list[int]]] = defaultdict(lambda: defaultdict(list))
         for task, scores in zip(sheet.tasks, row, strict=True):
             for seed, expected, score in zip(sheet.seeds, begun, scores, strict=True):
+                # a seed that a method was never begun with is no gap
                 if expected and np.isnan(score):
                     reason = _why(sheet.results.get((method, task, seed)))
                     reasons[reason][task.name].append(seed)
+        # sorted by reason: all seeds that failed alike stand together
         phrases = [
             f"{reason} on {_some([_cells(task, seeds, begun) for task, seeds in places.items()])}"
             for reason, places in sorted(reasons.items())
@@ -203,24 +219,30 @@ def gaps(sheet: SuiteSheet) -> list[str]:
 
 
 def _why(result: RunResult | None) -> str:
+    """Return why a result is missing: its error, or that it was not run."""
     if result is not None and isinstance(result.outcome, Failed):
         return f"failed ({first_line(result.outcome.error)})"
     return "was not run"
 
 
 def _cells(task: str, seeds: Sequence[int], begun: np.ndarray) -> str:
+    """Return a task in words, with the seeds that lack a result if others have one.
+
+    begun: (seeds,) bool, those of the method.
+    """
     if len(seeds) == begun.sum():
         return task
     return f"{task} (seed{'s' if len(seeds) > 1 else ''} {', '.join(map(str, seeds))})"
 
 
 def _some(cells: Sequence[str], limit: int = 6) -> str:
+    """Return a list in words, of which the first `limit` are named."""
     listed = ", ".join(cells[:limit])
     return listed if len(cells) <= limit else f"{listed} and {len(cells) - limit} more"
 
 
 def epochs_of(sheet: SuiteSheet) -> dict[MethodName, set[int]]:
-    """Return the epochs that each method's finished runs were trained for."""
+    """Return the epochs that each method's finished runs were trained for, by method."""
     epochs: dict[MethodName, set[int]] = defaultdict(set)
     for (method, _, _), result in sheet.results.items():
         if isinstance(result.outcome, Done):

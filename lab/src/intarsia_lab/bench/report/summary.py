@@ -73,7 +73,7 @@ class MethodRow:
 
     @property
     def ppt(self) -> float | None:
-        """The performance discounted by parameters without the head; None without a group mean."""
+        """The performance discounted by trained parameters; None without a group mean."""
         if self.whole is None or self.costs is None:
             return None
         return statistics.ppt(self.whole.group.mean, self.costs.trained_without_head)
@@ -94,7 +94,7 @@ class Findings:
         return any(row.complete < len(self.sheet.tasks) for row in self.rows)
 
     def row(self, method: MethodName) -> int:
-        """Return the number of a method's row in the arrays of the sheet."""
+        """Return the index of a method in the arrays of the sheet."""
         return self.sheet.arms.index(method)
 
 
@@ -114,19 +114,21 @@ class Summary:
 def tables(
     records: Iterable[RunResult], baseline: str | None = None, runs: Path | None = None
 ) -> Summary:
-    """Return the findings of results, one for each combination of suite, protocol and backbone.
+    """Return the statistics of results, one for each combination of suite, protocol and backbone.
 
-    records: results of runs; baseline: name of a method, None = without.
-    runs: the folder that results name their runs from; it is read where a sheet has one task.
-    baseline: name or label of the method that the others are held against; a sheet that has no
-    result of it gets no differences.
+    records: results of runs; baseline: name or label of the method that the others are compared
+    with, None = without: a sheet that has no result of it gets no differences; runs: the folder
+    that results name their runs from, which is read where a sheet has one task.
+
     Raises: DataError as `sheets` does; UnknownName for a baseline that is in no sheet; MissingExtra
     without statsmodels.
     """
     by_title = sheets(records, runs)
+    # by name in all sheets, even if it was asked for by its label
     base = None
     if baseline is not None:
         base = find((m for sheet in by_title for m in sheet.arms), baseline).name
+    # the same results in any order give the same page
     ordered = sorted(
         (result for sheet in by_title for result in sheet.results.values()),
         key=lambda r: (r.task, r.setup.protocol, r.setup.model, r.method, r.seed),
@@ -135,12 +137,14 @@ def tables(
 
 
 def findings_of(sheet: SuiteSheet, baseline: str | None) -> Findings:
-    """Return the statistics of one sheet.
+    """Return the statistics of one sheet: a row for each method, best first, and the ranking.
 
-    baseline: the name of a method, which may be missing here.
+    baseline: name of a method, which may be missing in this sheet.
     """
+    # a sheet without the baseline has no differences, and is no error
     base = next((m for m in sheet.arms if m.name == baseline), None)
     rows = [_row(sheet, number, base) for number in range(len(sheet.arms))]
+    # Holm's correction for as many comparisons as there are methods
     corrected = statistics.holm([row.difference.p if row.difference else None for row in rows])
     ranks, ranking = _ranks(sheet)
     rows = [
@@ -150,6 +154,7 @@ def findings_of(sheet: SuiteSheet, baseline: str | None) -> Findings:
 
 
 def _place(row: MethodRow) -> tuple[float, str, str]:
+    """Return what rows are sorted by: the best mean first, then the label."""
     mean = row.shared or row.whole
     return -mean.group.mean if mean else math.inf, row.method.label, row.method.name
 
@@ -157,13 +162,14 @@ def _place(row: MethodRow) -> tuple[float, str, str]:
 def _row(sheet: SuiteSheet, number: int, base: MethodName | None) -> MethodRow:
     """Compute a method's row: means, costs, and its difference to the baseline.
 
-    number: index of the method in the sheet; base: the baseline, None = without.  The row's p and
+    number: index of the method in the sheet; base: the baseline, None = without. The row's p and
     rank are None: they need all methods together.
     """
     method, complete = sheet.arms[number], sheet.complete[number]
     difference = None
     if base is not None and method != base:
         difference = sheet.minus(method, base, "accuracy")
+    # costs are compared over the tasks that all methods have
     shared = sheet.shared & complete
     return MethodRow(
         method=method,
@@ -178,15 +184,18 @@ def _row(sheet: SuiteSheet, number: int, base: MethodName | None) -> MethodRow:
 
 
 def means_of(sheet: SuiteSheet, number: int, tasks: np.ndarray) -> Means:
-    """Return a method's means over some tasks, all of them complete.  tasks: (tasks,), bool.
+    """Return a method's means over some tasks, all of them complete.
 
-    number: index of the method.
+    sheet: results of one suite, backbone and protocol; number: index of the method; tasks: (tasks,)
+    bool.
     """
     accuracy = sheet.accuracy[number]
     names = [task.group for task, included in zip(sheet.tasks, tasks, strict=True) if included]
     own_accuracy = sheet.values("own_task_accuracy")[number]
+    # tasks that are several in one label space, which alone have this accuracy
     joint = tasks & ~np.isnan(own_accuracy).all(axis=1)
     secondary = {name: sheet.values(field)[number, tasks] for name, field in BESIDE.items()}
+    # a measure that some run lacks has no mean, rather than one over fewer runs
     means = {name: suite_mean(v) for name, v in secondary.items() if _every(v)}
     return Means(
         group=suite_mean(accuracy[tasks], statistics.weights(names)),
@@ -197,7 +206,10 @@ def means_of(sheet: SuiteSheet, number: int, tasks: np.ndarray) -> Means:
 
 
 def _every(scores: np.ndarray) -> bool:
-    """Return True if every task has a score for each seed that any task has."""
+    """Return True if every task has a score for each seed that any task has.
+
+    scores: (tasks, seeds), NaN where there is none.
+    """
     present = ~np.isnan(scores)
     return bool(present.any() and present[:, present.any(0)].all())
 
@@ -205,7 +217,8 @@ def _every(scores: np.ndarray) -> bool:
 def _costs(sheet: SuiteSheet, number: int, tasks: np.ndarray) -> MeanCosts | None:
     """Return a method's costs: means over tasks of the means over seeds.
 
-    number: index of the method; tasks: (tasks,) bool, those to count.
+    sheet: results of one suite, backbone and protocol; number: index of the method; tasks: (tasks,)
+    bool, those to count. None without tasks.
     """
 
     def mean(name: str) -> float | None:
@@ -216,28 +229,36 @@ def _costs(sheet: SuiteSheet, number: int, tasks: np.ndarray) -> MeanCosts | Non
         return None
     trained, bare, seconds = mean("trained"), mean("trained_without_head"), mean("seconds")
     assert trained is not None and bare is not None and seconds is not None
+    # the largest, not a mean: a run has to fit into memory
     peak = sheet.values("peak_bytes")[number, tasks]
     largest = None if np.isnan(peak).all() else int(np.nanmax(peak))
     return MeanCosts(trained, bare, seconds, mean("cpu_seconds"), largest)
 
 
 def trials_of(sheet: SuiteSheet) -> set[int]:
-    """Among how many runs the settings of each method were chosen; 0 = they were set by hand."""
+    """Return the numbers of runs among which settings were chosen; 0 = they were set by hand.
+
+    More than one number means that methods were tuned unequally. sheet: the results of one suite,
+    backbone and protocol.
+    """
     done = (result for result in sheet.results.values() if isinstance(result.outcome, Done))
     return {result.setup.tried for result in done}
 
 
 def _ranks(sheet: SuiteSheet) -> tuple[list[float | None], statistics.Ranking | None]:
-    """Average rank of each method over the shared tasks; one without a complete task has none.
+    """Return each method's average rank over the shared tasks, and Friedman's test of the ranks.
 
-    Nobody has one where settings were chosen among more runs for one method than for another.
+    A method without a complete task has no rank, and none has one where settings were chosen among
+    more runs for one method than for another. sheet: results of one suite, backbone and protocol.
     """
+    # who tried more settings would rank higher by chance
     if len(trials_of(sheet)) > 1:
         return [None] * len(sheet.arms), None
     ranked = sheet.complete.any(1) if sheet.shared.any() else np.zeros(len(sheet.arms), bool)
     average_ranks: list[float | None] = [None] * len(sheet.arms)
     if not ranked.any():
         return average_ranks, None
+    # (methods, tasks): each task ranks all methods by its mean over seeds
     means = statistics.task_means(sheet.accuracy[ranked][:, sheet.shared])
     average = statistics.ranks(means).mean(1)
     for number, rank in zip(np.flatnonzero(ranked), average, strict=True):

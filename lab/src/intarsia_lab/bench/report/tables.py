@@ -32,7 +32,10 @@ class Field:
 
 
 def results_table(findings: Findings) -> Table:
-    """Return a row for every method: both means, balanced accuracy, loss, and what it costs."""
+    """Return a row for every method: both means, balanced accuracy, loss, and what it costs.
+
+    findings: statistics of a sheet (one suite, model and protocol).
+    """
     fields = [
         Field(METHOD, lambda row: Entry(row.method.label)),
         *_means(findings),
@@ -44,7 +47,11 @@ def results_table(findings: Findings) -> Table:
 
 
 def difference_table(findings: Findings) -> Table | None:
-    """Return a row for every method but the baseline; None where there is none."""
+    """Return a row for every method but the baseline, with its paired differences.
+
+    findings: statistics of a sheet (one suite, model and protocol). None without a baseline, or
+    with no other method.
+    """
     base = findings.baseline
     if base is None or len(findings.rows) < 2:
         return None
@@ -66,11 +73,13 @@ def difference_table(findings: Findings) -> Table | None:
     )
     lines = tuple(_difference(findings.sheet, row) for row in rows)
     baseline_rank = next(row.rank for row in findings.rows if row.method == base)
+    # the baseline has no row of its own: its rank stands below the table
     below = (
         []
         if baseline_rank is None
         else [f"The average rank of {base.label} is {baseline_rank:.2f}."]
     )
+    # Wilcoxon's least p for n tasks is 2 / 2^n: 0.06 for five
     too_few = len(findings.sheet.tasks) < 6
     below += _missing(findings)
     below += ["With fewer than six tasks Wilcoxon's p cannot get below 0.05."] if too_few else []
@@ -79,7 +88,10 @@ def difference_table(findings: Findings) -> Table | None:
 
 
 def _interval_meaning(sheet: SuiteSheet) -> str:
-    """Return the sentence on how intervals of differences were computed."""
+    """Return the sentence on how intervals of differences were computed.
+
+    sheet: results, whose number of tasks decides it.
+    """
     if len(sheet.tasks) == 1:
         return "Over the task's test pictures and the seeds together"
     return (
@@ -89,27 +101,36 @@ def _interval_meaning(sheet: SuiteSheet) -> str:
 
 
 def _missing(findings: Findings) -> list[str]:
-    """Return the sentence on why a difference on a single task has no interval."""
+    """Return sentences on why a difference on a single task has no interval; none if it has one.
+
+    findings: statistics of a sheet (one suite, model and protocol).
+    """
     sheet, base = findings.sheet, findings.baseline
     if base is None or len(sheet.tasks) > 1:
         return []
     rows = [row.method for row in findings.rows if row.difference]
+    # one sentence for each reason, not for each method
     reasons = dict.fromkeys(sheet.over_items(method, base, "accuracy")[1] for method in rows)
     return [f"There is no interval: {reason}." for reason in reasons if reason]
 
 
 def tasks_table(findings: Findings) -> Table:
-    """Return a row for every task, below the mean of its group; a column for every method."""
+    """Return a row for every task, below the mean of its group, and a column for every method.
+
+    findings: statistics of a sheet (one suite, model and protocol).
+    """
     sheet, methods = findings.sheet, [row.method for row in findings.rows]
     columns = [Column("Task", "A group of tasks, or one task", numeric=False)]
     columns += [Column(method.label, f"Accuracy of {method.label}, %") for method in methods]
     rows: list[tuple[Entry, ...]] = []
     for name, inside in sheet.groups().items():
         tasks = [task for task, included in zip(sheet.tasks, inside, strict=True) if included]
+        # a group of one task, or of all, would repeat another row
         if len(tasks) > 1 and len(tasks) < len(sheet.tasks):
             means = [mean_of(sheet, method, inside) for method in methods]
             rows.append(_line(Entry(name, f"mean of {len(tasks)}", place="mean"), means))
         rows += [_task_line(sheet, methods, task) for task in tasks]
+    # the means over all tasks stand last
     for title, kind in (("Group mean", "group"), ("Task mean", "task")):
         means_of_methods = [getattr(row.whole, kind, None) for row in findings.rows]
         rows.append(_line(Entry(title, place="mean"), means_of_methods))
@@ -126,15 +147,22 @@ def tasks_table(findings: Findings) -> Table:
 
 
 def mean_of(sheet: SuiteSheet, method: MethodName, tasks: np.ndarray) -> Spread | None:
-    """Return mean over some tasks, None unless all are complete.  tasks: (tasks,), bool."""
+    """Return a method's mean accuracy over some tasks; None unless all are complete.
+
+    sheet: results of one suite, backbone and protocol; tasks: (tasks,) bool.
+    """
     number = sheet.arms.index(method)
+    # a mean over other tasks than the others' would look comparable
     if not sheet.complete[number, tasks].all():
         return None
     return suite_mean(sheet.accuracy[number, tasks])
 
 
 def tables_of(findings: Findings) -> list[tuple[str, Table]]:
-    """Return all tables that there are, with their titles."""
+    """Return all tables of a sheet that exist, with their titles.
+
+    findings: statistics of the sheet.
+    """
     titled = [
         ("Results", results_table(findings)),
         ("Differences", difference_table(findings)),
@@ -149,7 +177,8 @@ def _table(
 ) -> Table:
     """Build a table with a line for each method.
 
-    fields: its columns; below: notes under the table.
+    findings: statistics of a sheet (one suite, model and protocol); fields: its columns; caption:
+    above it; below: notes under it.
     """
     columns = [_column(field, findings.rows) for field in fields]
     base = [row.method for row in findings.rows]
@@ -164,17 +193,21 @@ def _table(
 
 
 def _column(field: Field, rows: Sequence[MethodRow]) -> list[Entry]:
+    """Return a column's entries, the best marked where the field says what is compared."""
     cells = [field.cell(row) for row in rows]
     return cells if field.value is None else placed(cells, [field.value(row) for row in rows])
 
 
 def placed(cells: Sequence[Entry], shares: Sequence[float | None]) -> list[Entry]:
-    """Mark the best entry and the next best; entries that are displayed alike share a mark.
+    """Mark the best entry of a row or column and the next best.
 
-    shares: the unrounded values, None = not compared.
+    cells: the entries; shares: their unrounded values, None = not compared. Entries that are
+    displayed alike share a mark.
     """
+    # by the number that is displayed: a difference that no one sees makes no winner
     rounded = [None if share is None else round(100 * share, 1) for share in shares]
     distinct = sorted({value for value in rounded if value is not None}, reverse=True)
+    # a single entry is not the best of anything
     if sum(value is not None for value in rounded) < 2:
         return list(cells)
     place = dict(zip(distinct, ("first", "second"), strict=False))
@@ -185,6 +218,7 @@ def placed(cells: Sequence[Entry], shares: Sequence[float | None]) -> list[Entry
 
 
 def _line(head: Entry, spreads: Sequence[Spread | None]) -> tuple[Entry, ...]:
+    """Return a row of means, the best ones marked.  head: its first entry."""
     cells = [share(spread) for spread in spreads]
     return (head, *placed(cells, [spread and spread.mean for spread in spreads]))
 
@@ -192,9 +226,10 @@ def _line(head: Entry, spreads: Sequence[Spread | None]) -> tuple[Entry, ...]:
 def _task_line(
     sheet: SuiteSheet, methods: Sequence[MethodName], task: TaskName
 ) -> tuple[Entry, ...]:
-    """Return a task's line: its name, and each method's mean accuracy over seeds, best ones marked.
+    """Return a task's row: its name, and each method's mean accuracy over seeds, best ones marked.
 
-    Means over fewer seeds than were begun are displayed, and not compared.
+    sheet: results; methods: of the columns. Means over fewer seeds than were begun are displayed,
+    and not compared.
     """
     column = sheet.tasks.index(task)
     cells: list[Entry] = []
@@ -212,22 +247,27 @@ def _task_line(
 
 
 def _why_not(sheet: SuiteSheet, method: MethodName, task: TaskName) -> str:
+    """Return what stands where a method has no score on a task: "failed" or a dash."""
     results = [sheet.results.get((method, task, seed)) for seed in sheet.seeds]
     return "failed" if any(r and isinstance(r.outcome, Failed) for r in results) else NONE.text
 
 
 def share(spread: Spread | None) -> Entry:
-    """Return accuracy in %, with its spread."""
+    """Return an accuracy in %, with its spread over seeds; a dash for None."""
     return NONE if spread is None else Entry(numbers.bare(spread), full=f"{spread.mean:.6f}")
 
 
 def _means(findings: Findings) -> list[Field]:
-    """Return both suite means; where a method lacks tasks, both over the shared tasks as well."""
+    """Return the columns of suite means; where a method lacks tasks, over the shared tasks as well.
+
+    findings: statistics of a sheet (one suite, model and protocol).
+    """
     sheet, total = findings.sheet, len(findings.sheet.tasks)
     meanings = {
         "group": "Mean over groups of the means over a group's tasks",
         "task": "Plain mean over tasks",
     }
+    # only joint tasks have an accuracy among the classes of a picture's own task
     if any(m and m.own for row in findings.rows for m in (row.whole, row.shared)):
         meanings["own"] = (
             "Among the classes of a picture's own task: plain mean over tasks that are several"
@@ -242,16 +282,20 @@ def _means(findings: Findings) -> list[Field]:
         """
 
         def spread(row: MethodRow) -> Spread | None:
+            """Return this mean of a method."""
             return getattr(getattr(row, part), kind, None)
 
         def cell(row: MethodRow) -> Entry:
+            """Return what the table displays of this mean."""
             if part == "whole" and row.whole is None:
                 return Entry(f"{row.complete} of {total} tasks")
             return share(spread(row))
 
+        # its value decides who is marked as best
         return Field(Column(title, meaning), cell, lambda row: (s := spread(row)) and s.mean)
 
     fields = [field(kind, "whole", titles[kind], meanings[kind]) for kind in meanings]
+    # a method that lacks tasks has no mean over all: the shared tasks can be compared
     if findings.ragged:
         n = int(sheet.shared.sum())
         scope = f"the {numbers.plural(n, 'task')} that all methods have completed"
@@ -265,14 +309,17 @@ def _means(findings: Findings) -> list[Field]:
 def _beside(findings: Findings) -> list[Field]:
     """Return the columns that do not rank: balanced accuracy, losses, calibration.
 
-    A column is there if any row has a value.
+    A column is there if any row has a value. findings: statistics of a sheet (one suite, model and
+    protocol).
     """
     scope = ", over the shared tasks" if findings.ragged else ""
 
     def balanced(row: MethodRow) -> Entry:
+        """Return the balanced accuracy of a method."""
         return share(row.shared and row.shared.balanced)
 
     def number(name: str, row: MethodRow) -> Entry:
+        """Return another measure of a method, with three digits.  name: field of Means."""
         spread: Spread | None = row.shared and getattr(row.shared, name)
         return Entry(f"{spread.mean:.3f}", full=f"{spread.mean:.6f}") if spread else NONE
 
@@ -289,6 +336,7 @@ def _beside(findings: Findings) -> list[Field]:
         ),
         "ece": ("ECE", "Expected calibration error, a share: plain mean over tasks"),
     }
+    # calibration is there where runs had validation pictures for it
     for name, (title, meaning) in calibrations.items():
         if any(row.shared and getattr(row.shared, name) for row in findings.rows):
             fields.append(Field(Column(title, f"{meaning}{scope}"), partial(number, name)))
@@ -296,10 +344,18 @@ def _beside(findings: Findings) -> list[Field]:
 
 
 def _costs(findings: Findings) -> list[Field]:
-    """Build the columns of parameters, times and memory, without those that no run has measured."""
+    """Return the columns of parameters, times and memory, without those that no run has measured.
+
+    findings: statistics of a sheet (one suite, model and protocol).
+    """
     scope = ", over the shared tasks" if findings.ragged else ""
 
     def field(title: str, meaning: str, render: Callable[[Any], Entry], name: str) -> Field:
+        """Return a column of one cost.
+
+        title, meaning: its heading and explanation; render: value -> entry; name: field of
+        MeanCosts.
+        """
         column = Column(title, f"{meaning}{scope}")
         return Field(column, lambda row: render(row.costs and getattr(row.costs, name)))
 
@@ -319,6 +375,7 @@ def _costs(findings: Findings) -> list[Field]:
         field("Peak memory", peak, _size, "peak_bytes"),
     ]
     costs = [row.costs for row in findings.rows if row.costs]
+    # older results and other machines have recorded neither
     unknown = {
         "CPU time": all(c.cpu_seconds is None for c in costs),
         "Peak memory": all(c.peak_bytes is None for c in costs),
@@ -331,6 +388,7 @@ def _count(n: float | None) -> Entry:
 
 
 def _ppt(value: float | None) -> Entry:
+    """Return the discounted performance in %, a dash for None."""
     return NONE if value is None else Entry(f"{100 * value:.1f}", full=f"{value:.6f}")
 
 
@@ -343,9 +401,9 @@ def _size(n: int | None) -> Entry:
 
 
 def _difference(sheet: SuiteSheet, row: MethodRow) -> tuple[Entry, ...]:
-    """Return a method's line in the table of differences to the baseline.
+    """Return a method's row in the table of differences to the baseline.
 
-    The baseline's own line has no numbers.
+    sheet: results; row: the method's statistics. The baseline's own row has no numbers.
     """
     difference = row.difference
     rank = NONE if row.rank is None else Entry(f"{row.rank:.2f}")
@@ -354,7 +412,9 @@ def _difference(sheet: SuiteSheet, row: MethodRow) -> tuple[Entry, ...]:
     # tasks that both methods have completed
     compared = ~np.isnan(difference.by_task)
     names = [task.group for task, included in zip(sheet.tasks, compared, strict=True) if included]
+    # all groups weigh the same, however many tasks they have
     grouped = float(difference.by_task[compared] @ statistics.weights(names))
+    # said where a method lacks tasks of the baseline
     fewer = "" if compared.all() else f"{int(compared.sum())} of {len(compared)} tasks"
     interval = (
         NONE if difference.interval is None else Entry(numbers.interval(*difference.interval, 2))

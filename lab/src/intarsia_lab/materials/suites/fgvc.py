@@ -63,11 +63,12 @@ _SETS = {
 
 
 def read(name: str, root: Path) -> Parts:
-    """Return the three parts of a set below a suite's folder; labels count sorted class ids from 0.
+    """Read the training, validation and test part of a set from a suite's folder.
 
-    root: the suite's folder.
-    Raises: DataError for a label file that is missing or damaged (see `read_json`), an id in
-    val or test that is not in train, or a picture in two parts.
+    name: of the set; root: the suite's folder. Labels are the class ids of train.json in order,
+      numbered from 0.
+    Raises: DataError for a label file that is missing or damaged (see `read_json`), an id in val or
+      test that is not in train, or a picture in two parts.
     """
     folder = _folder(name, root)
     train = read_json(folder / "train.json")
@@ -80,9 +81,11 @@ def read(name: str, root: Path) -> Parts:
 
 
 def published(name: str, root: Path, fraction: float) -> ImageSet | None:
-    """Return the set in `train_<fraction>.json` (0.1 for 10 %); None when that file does not exist.
+    """Read the published small training part of a set; None if its file does not exist.
 
-    Raises: DataError as `read` does. Its pictures may also be in train and val, but not in test.
+    name: of the set; root: the suite's folder; fraction: 0.1 reads train_0.1.json. Its pictures may
+      also be in train and val, but not in test.
+    Raises: DataError as `read` does.
     """
     folder = _folder(name, root)
     file = folder / f"train_{float(fraction)}.json"
@@ -96,12 +99,12 @@ def published(name: str, root: Path, fraction: float) -> ImageSet | None:
 
 
 def _classes(rows: list[tuple[str, int]]) -> dict[int, int]:
-    """Class id -> label. The ids of NABirds are not contiguous."""
+    """Return class id -> label; the ids of NABirds are not contiguous."""
     return {i: label for label, i in enumerate(sorted({i for _, i in rows}))}
 
 
 def _folder(name: str, root: Path) -> Path:
-    """Return the set's folder under the first name that exists, or where it should be."""
+    """Return the set's folder under the first name that exists, or else where it should be."""
     places = [root / folder for folder in _folders(name)]
     return next((place for place in places if place.is_dir()), places[0])
 
@@ -111,7 +114,7 @@ def _folders(name: str) -> tuple[str, ...]:
 
 
 def _task(name: str, entry: _Set) -> SuiteTask:
-    """Build a task from its numbers of classes and images, and the files it needs."""
+    """Build a task from the numbers of its classes and images, and the files it needs."""
     needs = [f"{part}.json" for part in PARTS] + [entry.images] * (entry.images != ".")
     return SuiteTask(
         name=name,

@@ -26,9 +26,10 @@ _OPENS: dict[str, dict[str, partial[Any]]] = {
 
 
 def read(name: str, root: Path, *, download: bool = False) -> Parts:
-    """Return the published parts of a set; download: let torchvision download what is missing.
+    """Read the published parts of a set by torchvision.
 
-    Pictures of Aircraft and Food-101 are paths. Those of CIFAR-100 (180 MB) are in memory.
+    name: of the set; root: the suite's folder; download: let torchvision download what is missing.
+      Pictures of Aircraft and Food-101 are paths. Those of CIFAR-100 (180 MB) are in memory.
     Raises: DataError when torchvision does not find the set, or its checksums differ.
     """
     try:
@@ -48,10 +49,14 @@ def read(name: str, root: Path, *, download: bool = False) -> Parts:
 
 
 def _to_set(name: str, dataset: Any) -> ImageSet:
-    """Convert a data set of torchvision to our type.  name: of the task."""
+    """Convert a data set of torchvision to our type.
+
+    name: of the task; dataset: torchvision's.
+    """
     if name == "cifar100":
         pictures, labels = dataset.data, dataset.targets
     else:
+        # the paths, which torchvision keeps in a private attribute
         pictures, labels = [Path(p) for p in dataset._image_files], dataset._labels
     source, label = f"torchvision {type(dataset).__name__}", np.asarray(labels, dtype=np.int64)
     return ImageSet(name, pictures, label, tuple(dataset.classes), source=source)
@@ -60,7 +65,8 @@ def _to_set(name: str, dataset: Any) -> ImageSet:
 def _task(name: str, classes: int, counts: dict[str, int], needs: tuple[str, ...]) -> SuiteTask:
     """Build a task that torchvision reads.
 
-    counts: images of each part; needs: files below the suite's folder.
+    name: of the set; classes: their number; counts: images of each part; needs: files below the
+      suite's folder.
     """
     about = f"torchvision.datasets.{_OPENS[name]['train'].func.__name__}"
     return SuiteTask(

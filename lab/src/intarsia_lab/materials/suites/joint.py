@@ -20,13 +20,14 @@ JOINT = "joint"  # the group of joint tasks, and the name of the task that joins
 def joint(tasks: Mapping[str, Parts]) -> Parts:
     """Join tasks in one label space whose classes are called "task/class".
 
-    tasks: task -> parts. If some tasks have no validation part, the others' validation parts are
-    added to their training parts.
+    tasks: task -> parts, each a data set. If some tasks have no validation part, the others'
+      validation parts are added to their training parts.
     Raises: ConfigError for fewer than two tasks, or a task without train or test.
     """
     _check({name: tuple(parts) for name, parts in tasks.items()})
     first = {name: next(iter(parts.values())).classes for name, parts in tasks.items()}
     classes = tuple(f"{name}/{label}" for name, labels in first.items() for label in labels)
+    # the classes of a task follow those of the tasks before it
     offsets = dict(zip(tasks, accumulate(map(len, first.values()), initial=0), strict=False))
     name = "+".join(tasks)
     joined: dict[str, ImageSet] = {}
@@ -40,7 +41,7 @@ def joint(tasks: Mapping[str, Parts]) -> Parts:
 
 
 def groups(classes: Sequence[str]) -> dict[str, list[int]]:
-    """Return task -> indices of its classes, from the class names of `joint`."""
+    """Return task -> indices of its classes, from the class names that `joint` made."""
     indices: dict[str, list[int]] = {}
     for label, name in enumerate(classes):
         indices.setdefault(name.partition("/")[0], []).append(label)
@@ -50,8 +51,9 @@ def groups(classes: Sequence[str]) -> dict[str, list[int]]:
 def joint_task(
     tasks: Sequence[SuiteTask], name: str, read: Callable[[SuiteTask, Path], Parts]
 ) -> SuiteTask:
-    """Return the task that joins `tasks`; read: reads one of them.
+    """Return the task that joins several tasks in one label space.
 
+    tasks: of one suite or several; name: of the new task; read: reads the parts of one of them.
     Raises: ConfigError as `joint` does, and for a task that is given twice.
     """
     names = [task.name for task in tasks]
@@ -75,9 +77,9 @@ def joint_task(
 
 
 def _check(parts: Mapping[str, Sequence[str]]) -> None:
-    """Check that there are two tasks or more, each with training and test parts.
+    """Raise ConfigError unless there are two tasks or more, each with training and test parts.
 
-    parts: task -> names of its parts.  Raises: ConfigError.
+    parts: task -> names of its parts.
     """
     lacking = [name for name, names in parts.items() if not {"train", "test"} <= set(names)]
     if len(parts) < 2 or lacking:
@@ -87,11 +89,12 @@ def _check(parts: Mapping[str, Sequence[str]]) -> None:
 
 
 def _sources(parts: Mapping[str, Sequence[str]]) -> dict[str, list[tuple[str, str]]]:
-    """Return for each joint part the (task, part) pairs that it is made of.
+    """Return, for each joint part, the (task, part) pairs that it is made of.
 
-    parts: task -> names.
+    parts: task -> names of its parts.
     """
     all_validate = all("val" in names for names in parts.values())
+    # validation parts are for training unless every task has one
     train = [
         (task, part)
         for task, names in parts.items()

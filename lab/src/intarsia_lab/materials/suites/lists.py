@@ -20,28 +20,30 @@ SHOWN = 10  # an error lists at most this many bad lines or missing pictures
 
 
 def read_lines(file: Path, *, ids: Container[int] | None = None) -> list[Row]:
-    """Read a file of `relative/path label` lines; blank lines are ignored.
+    """Read a label file of `relative/path label` lines; blank lines are ignored.
 
-    ids: the allowed class ids; None = any.
+    ids: the allowed class ids; None = any. Returns (path, class id) of each line.
     Raises: DataError listing the first bad lines: no label, a label that is not in `ids`, a path
-    outside the folder, or a repeated path; also for an empty or unreadable file.
+      outside the folder, or a repeated path; also for an empty or unreadable file.
     """
     rows: list[tuple[int, str, str, object]] = []
     for number, line in enumerate(_text(file).splitlines(), 1):
         if line.strip():
+            # paths may have spaces: the label is the last word
             path, *label = line.rsplit(None, 1)
             rows.append((number, line, path.strip(), label[0] if label else ""))
     return _checked(file, "line", "lines `relative/path label`", rows, ids)
 
 
 def read_json(file: Path, *, ids: Container[int] | None = None) -> list[Row]:
-    """Read a JSON object {relative path: class id}, in its order.
+    """Read a label file that is a JSON object {relative path: class id}, in its order.
 
-    ids: the allowed class ids; None = any.
+    ids: the allowed class ids; None = any. Returns (path, class id) of each entry.
     Raises: DataError as `read_lines` does, and for damaged or other JSON.
     """
     form = "a JSON object {relative path: class id}"
     try:
+        # as pairs: a dict would hide a repeated path
         pairs = parse_json(_text(file), pairs=_Pairs)
     except ValueError as error:
         raise _bad(file, str(error), form) from error
@@ -54,9 +56,10 @@ def read_json(file: Path, *, ids: Container[int] | None = None) -> list[Row]:
 def to_set(
     name: str, rows: Iterable[Row], folder: Path, *, classes: dict[int, int], source: str
 ) -> ImageSet:
-    """Return the set of the rows, with pictures as paths below `folder`.
+    """Build the data set of some rows of a label file, with pictures as paths.
 
-    classes: class id -> label.
+    name: of the set; rows: (path, class id); folder: of the pictures; classes: class id -> label;
+      source: text about the origin.
     """
     rows = list(rows)
     labels = np.asarray([classes[i] for _, i in rows], dtype=np.int64)
@@ -65,7 +68,10 @@ def to_set(
 
 
 def check_apart(parts: Mapping[Path, Iterable[Row]]) -> None:
-    """Raise DataError for a path that is in two label files.  parts: file -> its rows."""
+    """Raise DataError for a path that is in two label files.
+
+    parts: file -> its rows (path, class id).
+    """
     paths = {file: {os.path.normpath(path) for path, _ in rows} for file, rows in parts.items()}
     for first, second in combinations(paths, 2):
         if both := sorted(paths[first] & paths[second]):
@@ -78,7 +84,7 @@ def check_apart(parts: Mapping[Path, Iterable[Row]]) -> None:
 def check_present(images: ImageSet, *, spec: str, fix: str) -> None:
     """Raise DataError naming the first pictures whose files are missing.
 
-    images: whose pictures are files; spec, fix: for the error.
+    images: a set, whose pictures may be files; spec: name of the set, fix: advice, for the error.
     """
     if not (len(images) and isinstance(images.images[0], Path)):
         return
@@ -98,7 +104,7 @@ class _Pairs(list[tuple[str, object]]):
 
 
 def _text(file: Path) -> str:
-    """Read a text file.  Raises: DataError, by `_bad`."""
+    """Read a text file; DataError if it cannot be read."""
     try:
         return read_text(file, "utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
@@ -113,9 +119,11 @@ def _checked(
     rows: Sequence[tuple[int, str, str, object]],
     ids: Container[int] | None,
 ) -> list[Row]:
-    """Return (path, class id) of each row (number, text, path, label) of a label file, all checked.
+    """Return (path, class id) of each row of a label file, after all rows were checked.
 
-    unit: what a row is called in errors; form: how it should look; ids: allowed class ids.
+    file: named in errors; unit: what a row is called in errors; form: how it should look; rows:
+      (number, text, path, label); ids: allowed class ids, None = any.
+    Raises: DataError that lists the first bad rows.
     """
     if not rows:
         raise _bad(file, f"no {unit}", form)
@@ -130,6 +138,7 @@ def _checked(
             fault = "no whole number as label"
         elif ids is not None and class_id not in ids:
             fault = f"label {class_id} is not one of the classes{_range(ids)}"
+        # normalised, so that a/b and a/./b are one path
         elif (place := os.path.normpath(path)) in first:
             fault = f"the path of {unit} {first[place]} again"
         else:
@@ -151,7 +160,7 @@ def leaves(path: str) -> bool:
 
 
 def _id(label: object) -> int | None:
-    """Return a class id given as a number or as digits, or None."""
+    """Return a class id that is given as a number or as digits; None for anything else."""
     if isinstance(label, str) and label.isascii() and label.isdecimal():
         return int(label)
     return label if isinstance(label, int) and not isinstance(label, bool) and label >= 0 else None

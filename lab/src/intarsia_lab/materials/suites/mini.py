@@ -42,14 +42,15 @@ SIMULATED = frozenset({"textile"})  # according to its publisher
 
 
 def read_named(name: str, sizes: tuple[int, int, int], _: Path) -> Parts:
-    """Return the parts of a task whose pictures come from a package.
+    """Read the parts of a task whose pictures come from a package.
 
-    sizes: number of images of each part; the last argument, a folder, is unused.
+    name: of the set; sizes: number of images of each part; the last argument, a folder, is unused.
     Raises: AssetError when the package is not available.
     """
     full = sets.load(name)
     positions = distinct(full)
     first = sets.SETS[name].published_train
+    # the publisher's training part, if there is one, is not used for the test
     pools = (
         (positions, positions)
         if first is None
@@ -59,8 +60,9 @@ def read_named(name: str, sizes: tuple[int, int, int], _: Path) -> Parts:
 
 
 def read_rendered(name: str, _: Path) -> Parts:
-    """Return the parts of a synthetic task."""
+    """Return the parts of a synthetic task; the folder is unused."""
     full = structured.load(name, sum(USUAL), seed=SEED)
+    # part after part, in the order of the pictures
     ends = np.cumsum(USUAL)
     return {
         part: full.select(range(end - n, end), name=f"{name}/{part}")
@@ -69,7 +71,10 @@ def read_rendered(name: str, _: Path) -> Parts:
 
 
 def distinct(images: ImageSet) -> np.ndarray:
-    """Return positions of the first of exact copies, without copies whose labels differ."""
+    """Return the positions of the pictures without exact copies.
+
+    Of copies the first stays; none of them does if their labels differ. images: the set.
+    """
     copies: dict[bytes, list[int]] = defaultdict(list)
     for i, picture in enumerate(images.images):
         copies[hashlib.sha256(np.asarray(picture).tobytes()).digest()].append(i)
@@ -82,12 +87,14 @@ def distinct(images: ImageSet) -> np.ndarray:
 def cut(
     images: ImageSet, train: np.ndarray, test: np.ndarray, *, sizes: tuple[int, int, int]
 ) -> Parts:
-    """Draw three parts in class proportions: test from `test`, the others from `train`.
+    """Draw training, validation and test part, each with the classes' proportions.
 
-    images: to draw training and validation parts from; sizes: number of images of each part.
+    images: the set; train: positions that training and validation are drawn from; test: positions
+      that the test is drawn from; sizes: number of images of each part.
     """
     n_train, n_val, n_test = sizes
     tested = _draw(images, test, n_test)
+    # no picture is in two parts
     rest = np.setdiff1d(train, tested)
     checked = _draw(images, rest, n_val)
     learned = _draw(images, np.setdiff1d(rest, checked), n_train)
@@ -106,7 +113,8 @@ def named(
 ) -> SuiteTask:
     """Return a task whose pictures come from packages.
 
-    sizes: number of images of each part; synthetic: the pictures are rendered.
+    name: of the set; group: of the tables; classes: their number; sizes: number of images of each
+      part; synthetic: the pictures are rendered or simulated.
     """
     return SuiteTask(
         name,
@@ -120,7 +128,7 @@ def named(
 
 
 def _rendered(name: str) -> SuiteTask:
-    """Build a task whose pictures are rendered here."""
+    """Return a task whose pictures are rendered here.  name: of the task."""
     task = structured.TASKS[name]
     return SuiteTask(
         name,

@@ -27,21 +27,25 @@ def root(suite: Suite) -> Path:
 
 
 def missing(task: SuiteTask, folder: Path) -> list[Path]:
-    """Return the missing files of `task` below `folder`; of alternatives, the likeliest one."""
+    """Return the files of a task that are missing from a folder.
+
+    task: says what it needs; where there are alternatives, the likeliest one is returned.
+    """
     paths: list[Path] = []
     for need in task.needs:
         either = need.split("|")
         if not any(any(folder.glob(name)) for name in either):
+            # the alternative whose folder exists already
             begun = (name for name in either if (folder / name).parent.is_dir())
             paths.append(folder / next(begun, either[0]))
     return paths
 
 
 def read_task(suite: Suite, task: SuiteTask, folder: Path) -> dict[str, ImageSet]:
-    """Return the parts of a task below a suite's folder, counted but not decoded.
+    """Read the parts of a task from a suite's folder, and check them; pictures are not decoded.
 
     Raises: DataError for missing files, for parts, classes or numbers of images other than
-    published, and for a class without a test picture; the errors of the task's own reader.
+      published, and for a class without a test picture; the errors of the task's own reader.
     """
     _check_needs(suite, task, folder)
     spec, fix = f"{suite.name}/{task.name}", _fix(suite, folder)
@@ -58,7 +62,7 @@ def read_task(suite: Suite, task: SuiteTask, folder: Path) -> dict[str, ImageSet
 
 
 def read_published(suite: Suite, task: SuiteTask, folder: Path, fraction: float) -> ImageSet | None:
-    """Return the training part that a suite publishes for a fraction, or None.
+    """Read the training part that a suite publishes for a fraction of the images, or None.
 
     Raises: DataError as `read_task` does.
     """
@@ -72,7 +76,7 @@ def read_published(suite: Suite, task: SuiteTask, folder: Path, fraction: float)
 
 
 def _check_needs(suite: Suite, task: SuiteTask, folder: Path) -> None:
-    """Check that all files of a task are in a folder.  Raises: DataError."""
+    """Raise DataError unless all files of a task are in the suite's folder."""
     absent = missing(task, folder)
     if absent:
         got = "missing:" + "".join(f"\n  {path}" for path in absent) + "\n"
@@ -81,15 +85,23 @@ def _check_needs(suite: Suite, task: SuiteTask, folder: Path) -> None:
 
 
 def _check_counts(task: SuiteTask, parts: Parts, spec: str, fix: str) -> None:
+    """Raise DataError unless each part has as many images as published.
+
+    spec: name of the task, fix: advice, for the error.
+    """
     got = {part: len(images) for part, images in parts.items()}
     if got != dict(task.counts):
         raise DataError(f"images of {spec}", got=_shown(got), want=_shown(task.counts), fix=fix)
 
 
 def _check_every_class(parts: Parts, spec: str, fix: str) -> None:
-    """Check the test part; a published training part may lack a class."""
+    """Raise DataError for a class without a test picture; a training part may lack a class.
+
+    parts: of the task; spec: its name, fix: advice, for the error.
+    """
     absent = [name for name, n in parts["test"].counts().items() if not n]
     if absent:
+        # a class that no part has is probably a wrong list of classes
         anywhere = {label for images in parts.values() for label, n in images.counts().items() if n}
         named = [name if name in anywhere else f"{name} (in no part)" for name in absent]
         total = len(parts["test"].classes)

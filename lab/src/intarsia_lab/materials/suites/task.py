@@ -55,7 +55,7 @@ class Suite:
     obtained: Callable[[str], bool | None] = lambda _: None
 
     def task(self, name: str) -> SuiteTask:
-        """Return the task of that name.  Raises: UnknownName."""
+        """Return the task of this name.  Raises: UnknownName."""
         for known_task in self.tasks:
             if known_task.name == name:
                 return known_task

@@ -42,12 +42,13 @@ class Source:
     scale: int = 1
 
     def slices(self, images: int) -> dict[str, str]:
-        """Return the slices of train800, val200 and test in TFDS's notation.
+        """Return the slices of training, validation and test part in TFDS's notation.
 
         images: number of images in TFDS's part `train`.
         """
         val, test = self.val, self.test
         if self.cut:
+            # the first percentages are VTAB's training part
             first = images * self.cut[0] // 100
             val = f"train[{first}:{first + 200}]"
         if len(self.cut) == 2:  # the test part is also cut from train
@@ -56,24 +57,27 @@ class Source:
 
 
 def _count(example: Example) -> int:
-    """CLEVR: 3 to 10 objects."""
+    """Return CLEVR's class by number: 3 to 10 objects, from 0."""
     return len(example["objects"]["size"]) - 3
 
 
 def _nearest_object(example: Example) -> int:
-    """CLEVR: the depth of the nearest object, in six ranges."""
+    """Return CLEVR's class by distance: the depth of the nearest object, in six ranges."""
     depth = example["objects"]["pixel_coords"][:, 2].min()
     return int(np.searchsorted([8.0, 8.5, 9.0, 9.5, 10.0], depth))
 
 
 def _nearest_vehicle(example: Example) -> int:
-    """KITTI: metres to the nearest car, van or truck, in three ranges; 3 = no vehicle."""
+    """Return KITTI's class: metres to the nearest car, van or truck in three ranges; 3 = none."""
     metres = example["objects"]["location"][:, 2][example["objects"]["type"] < 3]
     return int(np.searchsorted([8.0, 20.0, 999.0], metres.min(initial=1000.0)))
 
 
 def _binned(key: str, values: int) -> Callable[[Example], int]:
-    """Return the function that sorts one of `values` positions or angles into 16 equal ranges."""
+    """Return a function that sorts a position or an angle of an example into 16 equal ranges.
+
+    key: of the example; values: how many values there are.
+    """
     return lambda example: int(example[key]) * 16 // values
 
 
@@ -113,7 +117,7 @@ SOURCES: dict[str, Source] = {
 
 
 def mark(name: str) -> str:
-    """Glob pattern, below the suite's folder, of the file that marks a prepared data set."""
+    """Return a glob of the file that marks a prepared data set, below the suite's folder."""
     return f"{SOURCES[name].builder}/{SOURCES[name].version}/dataset_info.json"
 
 
@@ -123,9 +127,9 @@ def is_prepared(name: str, root: Path) -> bool:
 
 
 def read(name: str, root: Path, *, classes: int) -> Parts:
-    """Return the three parts of a task; the encoded pictures are held in memory.
+    """Read the three parts of a task by TFDS; the encoded pictures are held in memory.
 
-    root: folder of the prepared data sets; classes: number of classes.
+    name: of the task; root: folder of the prepared data sets; classes: number of classes.
     Raises: MissingExtra without `tensorflow-datasets`; DataError when it cannot read the set.
     """
     try:
@@ -136,6 +140,7 @@ def read(name: str, root: Path, *, classes: int) -> Parts:
     try:
         builder = library.builder(f"{source.builder}:{source.version}", data_dir=str(root))
         slices = source.slices(builder.info.splits["train"].num_examples)
+        # pictures stay encoded: decoded ones would need a lot of memory
         skip = {"image": library.decode.SkipDecoding()}
         datasets = {
             part: builder.as_dataset(split=slice_name, shuffle_files=False, decoders=skip)
@@ -154,7 +159,8 @@ def read(name: str, root: Path, *, classes: int) -> Parts:
 def _to_set(name: str, examples: Iterable[Example], classes: int) -> ImageSet:
     """Convert examples of tensorflow-datasets to our type.
 
-    name: of the task; classes: number of classes, which are named by their numbers.
+    name: of the task; examples: TFDS's; classes: number of classes, which are named by their
+      numbers.
     """
     source = SOURCES[name]
     files, labels = [], []
@@ -162,6 +168,7 @@ def _to_set(name: str, examples: Iterable[Example], classes: int) -> ImageSet:
         files.append(example["image"])
         labels.append(source.label(example))
     pictures: Any = files
+    # pixels are multiplied when a picture is read
     if source.scale != 1:
         pictures = LazyPictures(len(files), partial(_scaled, files, source.scale))
     names = tuple(str(i) for i in range(classes))

@@ -43,15 +43,17 @@ _TASKS: dict[str, tuple[str, int, int, tuple[str, ...]]] = {
 
 
 def read(name: str, root: Path) -> Parts:
-    """Return the three parts of a task, from its lists or from its prepared TFDS data set.
+    """Read the three parts of a task, from its label lists or from its prepared TFDS data set.
 
-    Raises: DataError for a list that is missing or damaged (see `read_lines`), and for a picture
-    in two lists; the errors of `tfds.read`.
+    name: of the task; root: the suite's folder.
+    Raises: DataError for a list that is missing or damaged (see `read_lines`), and for a picture in
+      two lists; the errors of `tfds.read`.
     """
     _, classes, _, _ = _TASKS[name]
     folder = next((place for place in _places(name, root) if _has_list(place)), None)
     if folder is None and tfds.is_prepared(name, root):
         return tfds.read(name, root, classes=classes)
+    # neither: the error names the usual folder
     folder = folder or _places(name, root)[0]
     labels = {i: i for i in range(classes)}
     rows = {part: read_lines(folder / file, ids=range(classes)) for part, file in LISTS.items()}
@@ -71,9 +73,10 @@ def _has_list(folder: Path) -> bool:
 
 
 def _task(name: str, group: str, classes: int, test: int, aliases: tuple[str, ...]) -> SuiteTask:
-    """Build a task, whose pictures are in list files or in tensorflow-datasets.
+    """Build a task whose pictures are in list files or in tensorflow-datasets.
 
-    test: number of test images; aliases: other names of its folder.
+    group: of the tables; classes: their number; test: number of test images; aliases: other names
+      of its folder.
     """
     either = tfds.mark(name)
     return SuiteTask(

@@ -21,11 +21,12 @@ Line = dict[Any, float]
 
 def names_of(sheets: Sequence[RouterSheet]) -> list[str]:
     """Return every contender once; its place is its group's number."""
+    # a dict keeps the order and drops repeats
     return list(dict.fromkeys(contender.name for sheet in sheets for contender in sheet.contenders))
 
 
 def looks(sheets: Sequence[RouterSheet]) -> list[Look]:
-    """Return a look for each contender: grey for the baseline."""
+    """Return a colour and mark for each router; grey for the baseline."""
     base = next((sheet.baseline for sheet in sheets if sheet.baseline), None)
     names = names_of(sheets)
     return looks_of(len(names), names.index(base.name) if base else None)
@@ -39,11 +40,14 @@ def _curve(axis: str) -> Read:
     return lambda row: {None: {point[axis]: point["loss"] for point in row["curve"]}}
 
 
-def _course(name: str) -> Read:
-    """Return a function that reads the course of a layer's measure `name` in training."""
+def _course_by(name: str) -> Read:
+    """Return a function that reads how a measure of the layers changed in training.
+
+    name: of the measure.
+    """
 
     def read(row: Row) -> dict[int | None, Line]:
-        """Return the measure by step, for each layer and their mean (None)."""
+        """Return step -> measure, for each layer and for their mean (None)."""
         points = [point for point in row["curve"] if point["layers"]]
         lines: dict[int | None, Line] = {
             i: {point["step"]: point["layers"][i][name] for point in points}
@@ -55,6 +59,7 @@ def _course(name: str) -> Read:
 
 
 def _with_mean(lines: dict[int | None, Line]) -> dict[int | None, Line]:
+    # all layers have the same x
     some = next(iter(lines.values()), {})
     return {None: {x: fmean(line[x] for line in lines.values()) for x in some}, **lines}
 
@@ -69,11 +74,14 @@ def _specialisation(row: Row) -> dict[int | None, Line]:
     return {None: {f"{i + 1}": v for i, v in enumerate(values)}} if values else {}
 
 
-def _drops(name: str) -> Read:
-    """Return a function that reads the dropped pairs by quarter; name: of the layer's measure."""
+def _dropped_by(name: str) -> Read:
+    """Return a function that reads the share of dropped pairs by quarter.
+
+    name: "dropped_by_place" or "dropped_by_position".
+    """
 
     def read(row: Row) -> dict[int | None, Line]:
-        """Return percentages by quarter for each layer and their mean (None); {} without drops."""
+        """Return quarter -> percent, for each layer and for their mean (None); {} without drops."""
         if not any(layer["dropped"] for layer in row["layers"]):
             return {}
         return _with_mean(
@@ -108,7 +116,7 @@ class LineFigure(NamedTuple):
 
 
 def drawings() -> tuple[LineFigure, ...]:
-    """Return the figures of lines: four while training, then five of the test part and of drops."""
+    """Return the kinds of line figures: four of the training, then five of test part and drops."""
     quarters, dropped = QUARTERS, Axis("Dropped", " %", zero=True)
     information = Axis("Normalised information", zero=True)
     loss = Axis("Validation loss")
@@ -116,57 +124,62 @@ def drawings() -> tuple[LineFigure, ...]:
         LineFigure("by_steps", "Loss by steps", _curve("step"), Axis("Steps"), loss, late=True),
         LineFigure("by_operations", "Loss by operations", _curve("flops"), Axis("Operations"), loss,
                 late=True),
-        LineFigure("load_cv", "Load CV by steps", _course("load_cv"), Axis("Steps"),
+        LineFigure("load_cv", "Load CV by steps", _course_by("load_cv"), Axis("Steps"),
                 Axis("Load CV", zero=True), layered=True),
-        LineFigure("gate_entropy", "Gate entropy by steps", _course("gate_entropy"), Axis("Steps"),
-                Axis("Nats", zero=True), layered=True),
+        LineFigure("gate_entropy", "Gate entropy by steps", _course_by("gate_entropy"),
+                Axis("Steps"), Axis("Nats", zero=True), layered=True),
         LineFigure("agreement", "Agreement of consecutive layers", _agreement, Axis("Layers"),
                 information),
         LineFigure("specialisation", "Specialisation by layer", _specialisation, Axis("Layer"),
                 information),
         LineFigure("loss_by_position", "Loss by position", _positions,
                 Axis("Quarter of the row", names=quarters), Axis("Test loss")),
-        LineFigure("by_place", "Dropped by place in the batch", _drops("dropped_by_place"),
+        LineFigure("by_place", "Dropped by place in the batch", _dropped_by("dropped_by_place"),
                 Axis("Quarter of the batch", names=quarters), dropped, layered=True),
-        LineFigure("by_position", "Dropped by position in the row", _drops("dropped_by_position"),
+        LineFigure("by_position", "Dropped by position in the row",
+                _dropped_by("dropped_by_position"),
                 Axis("Quarter of the row", names=quarters), dropped, layered=True),
     )  # fmt: skip
 
 
 def figures_of(sheets: Sequence[RouterSheet], number: int) -> dict[str, Figure]:
-    """Return the line figures for one sheet, the results of all routers on one data set and budget.
+    """Return the line figures of one sheet, the results of all routers on one data set and budget.
 
-    number: index of that sheet; the others give the common axes and styles. Drawings without
-    data are left out. Returns name of the drawing -> figure.
+    sheets: all of them, which give common styles; number: index of the sheet. Figures without data
+      are left out. Returns name -> figure.
     """
     figures: dict[str, Figure] = {}
     for drawing in drawings():
         if series := series_of(sheets, number, drawing):
-            figures[drawing.name] = _drawn(drawing, series, number)
+            figures[drawing.name] = _line_figure(drawing, series, number)
     return figures
 
 
 def series_of(sheets: Sequence[RouterSheet], number: int, drawing: LineFigure) -> list[Series]:
     """Return the lines of a figure: for each router the mean over seeds, and each seed.
 
-    number: index of the sheet; drawing: which measure.
+    sheets: all of them; number: index of the sheet; drawing: which measure.
     """
+    # a router has the same number and style on every sheet
     by_name = dict(zip(names_of(sheets), enumerate(looks(sheets)), strict=True))
     return [
         line
         for contender in sheets[number].contenders
-        for line in _of(contender, drawing, *by_name[contender.name])
+        for line in _router_lines(contender, drawing, *by_name[contender.name])
     ]
 
 
-def _drawn(drawing: LineFigure, series: Sequence[Series], sheet: int) -> Figure:
+def _line_figure(drawing: LineFigure, series: Sequence[Series], sheet: int) -> Figure:
     """Build a figure of lines.
 
-    drawing: its title, axes and measure; sheet: number of the sheet for which the page displays it.
+    drawing: its title, axes and measure; series: the lines; sheet: number of the sheet for which
+      the page displays it.
     """
     x, y = drawing.x, drawing.y
     if drawing.name in ("agreement", "specialisation"):
+        # categories in the order of the lines
         x = replace(x, names=tuple(dict.fromkeys(str(v) for line in series for v in line.x)))
+    # the first quarter, where losses fall fast, does not decide the axis
     if drawing.late:
         values = [v for line in series for v in list(line.y)[len(line.y) // 4 :]]
         margin = 0.05 * (max(values) - min(values)) or 0.1
@@ -176,15 +189,19 @@ def _drawn(drawing: LineFigure, series: Sequence[Series], sheet: int) -> Figure:
     return Figure(name, label, Chart(series, x, y), drawing.title, when=conditions)
 
 
-def _of(contender: RouterResults, drawing: LineFigure, group: int, look: Look) -> Iterator[Series]:
+def _router_lines(
+    contender: RouterResults, drawing: LineFigure, group: int, look: Look
+) -> Iterator[Series]:
     """Yield a router's lines of a figure: for each layer the mean over seeds, and each seed.
 
-    drawing: which measure; group: the routers that are displayed together; look: colour and marker.
+    contender: the router's runs; drawing: which measure; group: number of the router on the page;
+      look: colour and mark.
     """
     read = {row["seed"]: drawing.read(row) for row in contender.rows}
     by_seed = {seed: layers for seed, layers in read.items() if layers}
     if not by_seed:
         return
+    # layer None is the whole model, or the mean over layers
     for layer in next(iter(by_seed.values())):
         conditions: dict[str, str | int] = {"group": group}
         if drawing.layered:
@@ -200,23 +217,31 @@ def _of(contender: RouterResults, drawing: LineFigure, group: int, look: Look) -
 
 
 def _mean(lines: Sequence[Line]) -> Line:
-    """Point by point: seeds differ in what was spent by then, so x is a mean, too."""
+    """Return the mean of several seeds' lines, point by point.
+
+    Seeds may differ in x, the operations spent by then, so that x is averaged, too.
+    """
+    # the n-th point of every seed belongs together
     points = zip(*(line.items() for line in lines), strict=False)
-    return {_middle([x for x, _ in point]): fmean(y for _, y in point) for point in points}
+    return {_mean_x([x for x, _ in point]): fmean(y for _, y in point) for point in points}
 
 
-def _middle(xs: Sequence[Any]) -> Any:
+def _mean_x(xs: Sequence[Any]) -> Any:
     return xs[0] if isinstance(xs[0], str) or len(set(xs)) == 1 else fmean(xs)
 
 
 def _line(line: Line, name: str, look: Look, conditions: dict[str, str | int]) -> Series:
     hover = [f"{y:.4g} at {x if isinstance(x, str) else f'{x:.6g}'}" for x, y in line.items()]
+    # single seeds are drawn thin
     faint = conditions["seed"] == "single"
     return Series(name, list(line), list(line.values()), look, hover, faint=faint, when=conditions)
 
 
 def maps(sheets: Sequence[RouterSheet]) -> list[Figure]:
-    """Draw experts by classes: of a class's tokens, the share that each expert has first."""
+    """Draw, for each layer of each router, which share of a class's tokens each expert has.
+
+    The first seed of each router is drawn.
+    """
     groups = {name: group for group, name in enumerate(names_of(sheets))}
     return [
         _map(
@@ -232,16 +257,18 @@ def _map(layer: Row, row: Row, conditions: dict[str, str | int]) -> Figure:
     """Draw which share of each class's tokens goes to each expert.
 
     layer: counts (experts + 1, classes) of a layer; row: the run, with the names of classes;
-    conditions: choices on the page for which the map is visible.
+      conditions: choices on the page for which the map is visible.
     """
     counts: list[list[int]] = layer["table"]
     if not sum(counts[-1]):  # no token is without an expert
         counts = counts[:-1]
+    # classes that occur
     places = [j for j in range(len(row["classes"])) if any(line[j] for line in counts)]
     total = {j: sum(line[j] for line in counts) for j in places}
     # of each class's tokens, in percent
     shares = [[100 * line[j] / total[j] for j in places] for line in counts]
     columns = [short(row["classes"][j]) for j in places]
+    # experts count from 1 for readers; the last row has tokens without one
     rows = [*(str(i + 1) for i in range(layer["experts"])), "none"][: len(counts)]
     hover = [[f"{line[j]:,} of {total[j]:,}" for j in places] for line in counts]
     text = [[f"{share:.0f}" for share in line] for line in shares]

@@ -15,7 +15,10 @@ Row = Mapping[str, Any]
 
 
 def _of_layers(name: str) -> Callable[[Row], float | None]:
-    """Return a function that averages a measure of layers over a run's layers."""
+    """Return a function that averages a measure of layers over a run's layers.
+
+    name: of the measure. It returns None for a model without mixtures.
+    """
 
     def mean(row: Row) -> float | None:
         return fmean(layer[name] for layer in row["layers"]) if row["layers"] else None
@@ -65,12 +68,12 @@ class RouterResults(BySeed):
     rows: tuple[Row, ...]
 
     def by_seed(self, name: str) -> dict[int, float]:
-        """seed -> one of VALUES, where there is one."""
+        """Return seed -> value, for the runs that have it.  name: of VALUES."""
         values = {row["seed"]: VALUES[name](row) for row in self.rows}
         return {seed: value for seed, value in values.items() if value is not None}
 
     def difference(self, base: RouterResults) -> Differences | None:
-        """Test loss minus that of another, seed by seed; None without a seed in common."""
+        """Return the test loss minus another router's, by seed; None without a shared seed."""
         return self.minus(base, "loss")
 
 
@@ -108,18 +111,20 @@ WORDS = {"steps": "steps", "flops": "operations"}
 
 
 def mean_loss(contender: RouterResults) -> float:
-    """Over the seeds."""
+    """Return a router's test loss, mean over seeds."""
     return fmean(contender.by_seed("loss").values())
 
 
 def sheets_of(rows: Iterable[Row], baseline: str | None = None) -> list[RouterSheet]:
-    """Return a sheet for each material and budget, in the order of the rows.
+    """Return a sheet of results for each data set and budget, in the order of the runs.
 
-    baseline: name of the contender that the others are held against, None = the first.
-    Raises: DataError for no rows, or two of one seed; UnknownName for a baseline that is nowhere.
+    rows: results of runs; baseline: name of the router that the others are compared with, None =
+      the first.
+    Raises: DataError for no rows, or two of one seed; UnknownName for an unknown baseline.
     """
     grouped: dict[tuple[str, str], dict[str, dict[int, Row]]] = {}
     for row in rows:
+        # data and budget -> router -> seed -> run
         by_name = grouped.setdefault((row["data"], row["budget"]), {}).setdefault(row["name"], {})
         if by_name.setdefault(row["seed"], row) is not row:
             subject, fix = (
@@ -131,6 +136,7 @@ def sheets_of(rows: Iterable[Row], baseline: str | None = None) -> list[RouterSh
             )
     if not grouped:
         raise DataError("cells", got=0, want="at least 1", fix="Name a contender.")
+    # all routers, in the order of the runs
     names = list(dict.fromkeys(name for by_name in grouped.values() for name in by_name))
     if baseline is not None and baseline not in names:
         raise UnknownName("baseline", baseline, names)
@@ -140,7 +146,7 @@ def sheets_of(rows: Iterable[Row], baseline: str | None = None) -> list[RouterSh
 def _sheet(
     data: str, budget: str, by_name: Mapping[str, Mapping[int, Row]], baseline: str | None
 ) -> RouterSheet:
-    """Build the sheet of one material and budget.
+    """Build the sheet of one data set and budget.
 
     by_name: router -> seed -> run; baseline: name of a router, None = the first one.
     """
@@ -148,6 +154,7 @@ def _sheet(
         RouterResults(name, tuple(by_seed[seed] for seed in sorted(by_seed)))
         for name, by_seed in by_name.items()
     )
+    # a router that was not run on these data cannot be their baseline
     base = next(
         (contender for contender in contenders if contender.name == baseline), contenders[0]
     )
@@ -156,6 +163,7 @@ def _sheet(
 
 def tidy(sheets: Sequence[RouterSheet]) -> list[dict[str, Any]]:
     """Return a flat row for each run: settings, VALUES, and differences to the baseline's run."""
+    # sheet by sheet, router by router, seed by seed
     return [
         _flat(sheet, contender, row)
         for sheet in sheets
@@ -165,8 +173,12 @@ def tidy(sheets: Sequence[RouterSheet]) -> list[dict[str, Any]]:
 
 
 def _flat(sheet: RouterSheet, contender: RouterResults, row: Row) -> dict[str, Any]:
-    """Return a run as columns, with its differences to the baseline's run of the same seed."""
+    """Return a run as columns, with its differences to the baseline's run of the same seed.
+
+    sheet: has the baseline; contender: the router; row: the run.
+    """
     seed, base = row["seed"], sheet.baseline
+    # paired by seed: both had the same data in the same order
     theirs = next((r for r in base.rows if r["seed"] == seed), None) if base else None
     return {
         "data": sheet.data,

@@ -27,8 +27,8 @@ def write(
 ) -> list[Path]:
     """Write routers.html, routers.md, results.json and results.csv; returns their paths.
 
-    rows: the results as `cells` gave them, for results.json; results.csv has a flat row for each.
-    command: what makes them again, for routers.md.
+    sheets: the results on each data set and budget; rows: the results as `cells` gave them, for
+      results.json; out: folder; command: what makes them again, for routers.md.
     Raises: TrainingError when a file cannot be written.
     """
     out = Path(out)
@@ -41,13 +41,17 @@ def write(
 
 
 def as_markdown(sheets: Sequence[RouterSheet], command: str = "") -> str:
-    """Return all tables, each below its result in words, and the columns' meanings, as Markdown."""
+    """Return all tables with their results in words, and the meaning of the columns, as Markdown.
+
+    command: what makes them again, "" = not known.
+    """
     parts = ["# Routers beside each other\n"]
     if command:
         parts.append(f"By intarsia {version('intarsia')}: `{command}`\n")
     for sheet in sheets:
         parts.append(f"## {escape(capital(sheet.title))}\n\n{escape(sentence(sheet))}\n")
         parts.append(markdown(table_of(sheet)))
+    # each column once, whatever tables have it
     columns = {c.title: c.meaning for sheet in sheets for c in table_of(sheet).columns}
     meanings = [f"- **{escape(title)}**: {escape(meaning)}." for title, meaning in columns.items()]
     parts.append("\n".join(["## The columns", "", *meanings, ""]))

@@ -52,6 +52,7 @@ COLUMNS: tuple[tuple[str, str, str], ...] = (
 
 def table_of(sheet: RouterSheet) -> Table:
     """Return the table of a sheet, with a line for every router: means over its seeds."""
+    # columns that are empty for all routers are left out
     used = [column for column in COLUMNS if _is_shown(sheet, column[0])]
     columns = [
         Column("Contender", "The router, or what else is its own", numeric=False),
@@ -76,7 +77,10 @@ def table_of(sheet: RouterSheet) -> Table:
 
 
 def _is_shown(sheet: RouterSheet, name: str) -> bool:
-    """Return True if the table has a column for a measure: some run has a value of it."""
+    """Return True if the table has a column for a measure: some run has a value of it.
+
+    name: of the measure.
+    """
     if name == "accuracy":
         return not sheet.text
     values = [v for contender in sheet.contenders for v in contender.by_seed(name).values()]
@@ -84,16 +88,20 @@ def _is_shown(sheet: RouterSheet, name: str) -> bool:
 
 
 def _row(contender: RouterResults, sheet: RouterSheet, names: Sequence[str]) -> tuple[Entry, ...]:
-    """Return a router's line: name, loss, difference to the baseline, and the measures `names`."""
+    """Return a router's line: name, loss, difference to the baseline, and further measures.
+
+    contender: the router's runs; sheet: has the baseline; names: of the measures.
+    """
     base = sheet.baseline
     loss = contender.spread("loss")
     assert loss is not None
     cells = [
         Entry(contender.name),
         Entry(loss.text(".3f"), full=", ".join(_per_seed(contender))),
-        *(_cell(contender, base, name) for name in names),
+        *(_entry(contender, base, name) for name in names),
     ]
     if base is not None:
+        # beside the loss, as the column is
         cells.insert(2, _difference(contender, base))
     return tuple(cells)
 
@@ -103,7 +111,10 @@ def _per_seed(contender: RouterResults) -> list[str]:
 
 
 def _difference(contender: RouterResults, base: RouterResults) -> Entry:
-    """Format a router's difference of loss to the baseline, paired by seed."""
+    """Format a router's difference of loss to the baseline, paired by seed.
+
+    contender, base: the runs of both.
+    """
     if contender is base:
         return Entry("baseline")
     difference = contender.difference(base)
@@ -118,10 +129,11 @@ def _difference(contender: RouterResults, base: RouterResults) -> Entry:
     return Entry(text, remark, f"{difference.mean:+.5f}, ratio {ratio:.4f}")
 
 
-def _cell(contender: RouterResults, base: RouterResults | None, name: str) -> Entry:
+def _entry(contender: RouterResults, base: RouterResults | None, name: str) -> Entry:
     """Format a measure of a router, averaged over seeds; empty if no run has it.
 
-    base: the baseline, to which operations are a ratio; name: of the measure.
+    contender: the router's runs; base: the baseline, to which operations are a ratio; name: of the
+      measure.
     """
     spread = contender.spread(name)
     if spread is None:
@@ -130,6 +142,7 @@ def _cell(contender: RouterResults, base: RouterResults | None, name: str) -> En
     if name in (*SHARES, "dropped"):
         return Entry(f"{100 * mean:.1f}", full=f"{mean:.5f}")
     if name == "operations":
+        # as a multiple of the baseline's
         ratio = contender.ratio(base, name) if base else None
         counted = numbers.count(round(mean))
         return Entry(counted if ratio is None else numbers.ratio(ratio), full=f"{round(mean):,}")
@@ -141,7 +154,7 @@ def _cell(contender: RouterResults, base: RouterResults | None, name: str) -> En
 
 
 def caption(sheet: RouterSheet) -> str:
-    """Return the caption: the material, steps, seeds and baseline of the numbers."""
+    """Return the caption of a sheet's table: the data, steps, seeds and baseline of the numbers."""
     seeds = joined([str(seed) for seed in sheet.seeds])
     text = f"{capital(sheet.title)}, {_steps(sheet)}, "
     text += f"{'seeds' if len(sheet.seeds) > 1 else 'seed'} {seeds}"
@@ -159,10 +172,11 @@ def _steps(sheet: RouterSheet) -> str:
 
 
 def notes(sheet: RouterSheet) -> list[str]:
-    """Return the warnings that a reader of the table needs."""
+    """Return the warnings that a reader of a sheet's table needs."""
     lines: list[str] = []
     if len(sheet.seeds) == 1:
         lines.append("One seed: how much chance is in a difference is not known.")
+    # routers by which later tokens affect earlier ones
     late = [contender.name for contender in sheet.contenders if contender.rows[0]["sees_later"]]
     if late:
         lines.append(
@@ -178,7 +192,7 @@ def notes(sheet: RouterSheet) -> list[str]:
 
 
 def sentence(sheet: RouterSheet) -> str:
-    """Return the result in words."""
+    """Return the result of a sheet in a sentence."""
     best, base = sheet.best, sheet.baseline
     loss = best.spread("loss")
     assert loss is not None
@@ -186,8 +200,10 @@ def sentence(sheet: RouterSheet) -> str:
     if base is None:
         return f"On {sheet.title}, {best.name} ends with a test loss of {ends}."
     text = f"On {sheet.title}, {best.name} has the lowest mean test loss, {ends}"
+    # None if the best is the baseline, or no seed is shared
     difference = best.difference(base) if best is not base else None
     if difference is None:
+        # without a baseline to compare with, the second best router
         second = sorted(sheet.contenders, key=mean_loss)[1]
         gap = mean_loss(second) - loss.mean
         return f"{text}; next is {second.name}, {numbers.signed(gap, 3)}."

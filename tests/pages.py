@@ -1,0 +1,221 @@
+"""The pages that a newcomer reads: their commands, the data these work on, and what they print."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import math
+import re
+import shlex
+from collections.abc import Iterator
+from dataclasses import dataclass
+from glob import glob
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from intarsia.choosing.arms import ARMS, EXTRA
+from intarsia.core.registry import keys
+
+from .language_models import plain_text
+from .test_real_pages import language_model
+
+ROOT = Path(__file__).parents[1]
+Block = tuple[list[str], str | None]
+
+
+def blocks(page: str, language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```$", (ROOT / page).read_text(), re.M | re.S)
+
+
+def commands(page: str) -> Iterator[Block]:
+    """Yield the lines of every shell block of a page, and what the page shows below them."""
+    text = (ROOT / page).read_text()
+    pattern = r"^```sh\n(.*?)^```$(?:\n\n```console\n(.*?)^```$)?"
+    for typed, output in re.findall(pattern, text, re.M | re.S):
+        yield typed.replace("\\\n", "").splitlines(), output or None
+
+
+def photos(folder: Path, classes: tuple[str, ...] = ("food", "town"), n: int = 12) -> Path:
+    """Write n grey pictures of each class, which differ in their brightness."""
+    for label, name in enumerate(classes):
+        (folder / name).mkdir(parents=True)
+        for i in range(n):
+            noise = np.random.default_rng(100 * label + i).integers(-20, 20, (40, 40, 3))
+            picture = Image.fromarray((50 + 140 * label + noise).astype(np.uint8))
+            picture.save(folder / name / f"{i + 1:03}.png")
+    return folder
+
+
+def desk(folder: Path) -> None:
+    """Write a newcomer's data: photos/, answers.jsonl, a text; and a small language model."""
+    photos(folder / "photos")
+    rows = [{"prompt": f"{n} and one", "response": str(n + 1)} for n in range(24)]
+    (folder / "answers.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    (folder / "notes.txt").write_text(plain_text())
+    model, tokenizer = language_model("smollm2")
+    model.save_pretrained(folder / "tiny")
+    tokenizer.save_pretrained(folder / "tiny")
+
+
+PICTURES = ("--model", "test_vit", "--untrained", "--size", "32", "--epochs", "1")
+TEXTS = ("--model", "tiny", "--epochs", "1", "--precision", "fp32")
+QUICK = {  # the same command in seconds: what is typed after it counts
+    "auto": (*PICTURES[:5], "--minutes", "0.25", "--methods", "lora,ssf"),
+    "compare": ("--images", "0.8"),
+    "sparsify": ("--rows", "8", "--length", "32", "--test", "2", "--calib", "notes.txt"),
+    "compress": ("--force",),
+    "generate": ("--tokens", "4"),
+    "index": ("--model", "bert"),
+    "trace": ("--rows", "8", "--length", "16"),
+}
+STAND_INS = {"smollm2": "tiny", "austen": "notes.txt"}
+SEEING = ("--see", "pixels", "--model", "tiny", "--epochs", "1")
+
+
+def typed(line: str) -> list[str]:
+    """A line's words, file names filled in as a shell does, with the small model."""
+    words = [name for word in shlex.split(line)[1:] for name in (sorted(glob(word)) or [word])]
+    words = [STAND_INS.get(word, word) for word in words]
+    if "--see" in words:
+        return [*words, *SEEING]
+    if words[0] in ("fit", "compare"):
+        words += TEXTS if words[1].endswith(".jsonl") else PICTURES
+    return [*words, *QUICK.get(words[0], ())]
+
+
+NUMBER = re.compile(r"(?<![\w.])[-+−±]?\d[\d,]*(?:\.\d+)?(?:e[-+]?\d+)?")
+DURATION = re.compile(r"(?:\d+ h )?(?:\d+ min )?\d+(?:\.\d+)? (?:s|ms)\b|\d+ min\b")
+METHODS = {*keys(), *keys("baseline"), *(arm.name for arm in (*ARMS, *EXTRA))}
+METHOD = re.compile(
+    rf"\b(?:linear probe|{'|'.join(map(re.escape, sorted(METHODS, key=len, reverse=True)))})\b",
+    re.I,
+)
+# with other data, models and choices
+EITHER = {
+    r"\d+ px(?:, (?:\d+ epochs?|rate [\d.]+|last \d+ blocks?|[a-z]+ \d+))*": "SETTINGS",
+    r"each held out once in five folds|held out once|held out in turn \(\d of 5 folds\)": "HELD",
+    r", at \d+ seeds\b": "",
+    r"it is ahead|these pictures do not decide between the two": "VERDICT",
+    r"(?<=Repeat: intarsia fit ).*?(?= Next:)": "OPTIONS",
+    r"is (?:not )?statistically significant": "VERDICT",
+    r"has (?:[\d.]+ % right|as much(?:, but has the higher loss)?)": "has a share",
+    r"\bimg-focus\b|\btest_vit\b": "MODEL",
+    r"\b[kM] parameters": "parameters",
+    r"\bTempered, ": "",  # where there are validation pictures enough
+    r'(?<=answering )"\w+"': "CLASS",
+    r"\((?:[\d.]+, )+[\d.]+\)": "(#)",
+}
+# sentences that are printed only where one method is ahead, or only where none is
+OF_THE_OUTCOME = ("The highest accuracy", "It trains", "None does better")
+
+
+@dataclass(frozen=True)
+class Output:
+    """What a command prints.
+
+    sentences: all lines outside of tables.  tables: the cells of each by the head of their column.
+    """
+
+    sentences: tuple[str, ...]
+    tables: tuple[dict[str, list[str]], ...]
+
+
+def read(text: str) -> Output:
+    """Read an output; where its lines and cells are broken makes no difference."""
+    prose: list[str] = []
+    tables: list[dict[str, list[str]]] = []
+    head: list[list[str]] = []
+    rows: list[list[str]] = []
+    for line in text.splitlines():
+        if line.startswith("┃"):
+            head.append(_cells(line, "┃"))
+        elif line.startswith("│"):
+            cells = _cells(line, "│")
+            if rows and not cells[0]:
+                rows[-1] = [f"{a} {b}".strip() for a, b in zip(rows[-1], cells, strict=True)]
+            else:
+                rows.append(cells)
+        elif line.startswith("└"):
+            names = [" ".join(filter(None, column)) for column in zip(*head, strict=True)]
+            tables.append(dict(zip(names, map(list, zip(*rows, strict=True)), strict=True)))
+            head, rows = [], []
+        elif not line.startswith(("┏", "┡", "├")):
+            prose.append(line)
+    whole = " ".join(" ".join(prose).split())
+    return Output(tuple(re.split(r"(?<=[.:]) (?=[A-Z])", whole)), tuple(tables))
+
+
+def _cells(line: str, frame: str) -> list[str]:
+    return [" ".join(cell.split()) for cell in line.split(frame)[1:-1]]
+
+
+def width(output: str) -> int:
+    """Return the columns of the terminal that an output is of."""
+    return max(100, *map(len, output.splitlines()), 0)
+
+
+def words_of(text: str) -> str:
+    """Return a text with "#" for its numbers, TIME for its durations and METHOD for adapters."""
+    for pattern, name in EITHER.items():
+        text = re.sub(pattern, name, text)
+    return NUMBER.sub("#", METHOD.sub("METHOD", DURATION.sub("TIME", text)))
+
+
+def compare_words(shown: str, printed: str) -> None:
+    """Assert that an output has the sentences and tables that a page shows, in this order.
+
+    Numbers, methods and what a search settles on are left out, as for a small model in place of
+    the page's own. A column of numbers has numbers of the same form: a share, a time, an interval.
+    """
+    expected, actual = read(shown), read(printed)
+    pair = [
+        [words for words in map(words_of, output.sentences) if not words.startswith(OF_THE_OUTCOME)]
+        for output in (expected, actual)
+    ]
+    assert pair[0] == pair[1], "\n".join([*difflib.ndiff(*pair), printed])
+    assert [[*table] for table in expected.tables] == [[*table] for table in actual.tables]
+    for table, other in zip(expected.tables, actual.tables, strict=True):
+        for column, cells in table.items():
+            forms = {*map(words_of, cells), ""}
+            if all(_is_a_figure(form) for form in forms):
+                assert {*map(words_of, other[column])} <= forms, (column, other[column], forms)
+
+
+def _is_a_figure(form: str) -> bool:
+    return not re.search("[A-Za-z]", re.sub("TIME|baseline|MB|[kM]", "", form))
+
+
+def compare_numbers(shown: str, printed: str) -> None:
+    """Assert that texts are equal but for their numbers, and that these are close enough.
+
+    Counts are equal; a time may be half as long again, or as much shorter; a share may be 5 points
+    off; what is below 1e-4 (a difference of outputs) may be ten times as large. Other numbers with
+    a point may be a quarter off, since training carries on the last bits, which processors differ
+    in.
+    """
+    words = [NUMBER.sub("#", text).split() for text in (shown, printed)]
+    assert words[0] == words[1], "\n".join(difflib.ndiff(*words))
+    pairs = zip(NUMBER.finditer(shown), NUMBER.findall(printed), strict=True)
+    for match, other in pairs:
+        after = shown[match.end() :].lstrip()
+        assert _close(match[0], other, after), f"{match[0]} {after[:20]!r}: {other}"
+
+
+def _close(shown: str, printed: str, after: str) -> bool:
+    """after: the text behind the number, which begins with its unit."""
+    want, got = map(_value, (shown, printed))
+    if re.match(r"(?:s|ms|min)\b", after):
+        return abs(got - want) <= max(want / 2, 1)
+    if after.startswith("%"):
+        return abs(got - want) <= 5
+    if 0 < abs(want) < 1e-4:
+        return abs(got) <= 10 * abs(want)
+    if "." in shown:
+        return math.isclose(got, want, rel_tol=0.25, abs_tol=1e-5)
+    return got == want
+
+
+def _value(number: str) -> float:
+    return float(number.replace("−", "-").replace(",", "").lstrip("±"))
