@@ -113,7 +113,7 @@ OF_THE_OUTCOME = ("The highest accuracy", "It trains", "None does better")
 
 @dataclass(frozen=True)
 class Output:
-    """What a command prints.
+    """The output of a command.
 
     sentences: all lines outside of tables.  tables: the cells of each by the head of their column.
     """
@@ -143,8 +143,8 @@ def read(text: str) -> Output:
             head, rows = [], []
         elif not line.startswith(("┏", "┡", "├")):
             prose.append(line)
-    whole = " ".join(" ".join(prose).split())
-    return Output(tuple(re.split(r"(?<=[.:]) (?=[A-Z])", whole)), tuple(tables))
+    text_outside = " ".join(" ".join(prose).split())
+    return Output(tuple(re.split(r"(?<=[.:]) (?=[A-Z])", text_outside)), tuple(tables))
 
 
 def _cells(line: str, frame: str) -> list[str]:
@@ -163,31 +163,35 @@ def words_of(text: str) -> str:
     return NUMBER.sub("#", METHOD.sub("METHOD", DURATION.sub("TIME", text)))
 
 
-def compare_words(shown: str, printed: str) -> None:
+def compare_words(promised: str, printed: str) -> None:
     """Assert that an output has the sentences and tables that a page shows, in this order.
 
     Numbers, methods and what a search settles on are left out, as for a small model in place of
     the page's own. A column of numbers has numbers of the same form: a share, a time, an interval.
     """
-    expected, actual = read(shown), read(printed)
+    expected, actual = read(promised), read(printed)
     pair = [
         [words for words in map(words_of, output.sentences) if not words.startswith(OF_THE_OUTCOME)]
         for output in (expected, actual)
     ]
     assert pair[0] == pair[1], "\n".join([*difflib.ndiff(*pair), printed])
     assert [[*table] for table in expected.tables] == [[*table] for table in actual.tables]
-    for table, other in zip(expected.tables, actual.tables, strict=True):
+    for table, table_now in zip(expected.tables, actual.tables, strict=True):
         for column, cells in table.items():
             forms = {*map(words_of, cells), ""}
             if all(_is_a_figure(form) for form in forms):
-                assert {*map(words_of, other[column])} <= forms, (column, other[column], forms)
+                assert {*map(words_of, table_now[column])} <= forms, (
+                    column,
+                    table_now[column],
+                    forms,
+                )
 
 
 def _is_a_figure(form: str) -> bool:
     return not re.search("[A-Za-z]", re.sub("TIME|baseline|MB|[kM]", "", form))
 
 
-def compare_numbers(shown: str, printed: str) -> None:
+def compare_numbers(promised: str, printed: str) -> None:
     """Assert that texts are equal but for their numbers, and that these are close enough.
 
     Counts are equal; a time may be half as long again, or as much shorter; a share may be 5 points
@@ -195,24 +199,24 @@ def compare_numbers(shown: str, printed: str) -> None:
     a point may be a quarter off, since training carries on the last bits, which processors differ
     in.
     """
-    words = [NUMBER.sub("#", text).split() for text in (shown, printed)]
+    words = [NUMBER.sub("#", text).split() for text in (promised, printed)]
     assert words[0] == words[1], "\n".join(difflib.ndiff(*words))
-    pairs = zip(NUMBER.finditer(shown), NUMBER.findall(printed), strict=True)
-    for match, other in pairs:
-        after = shown[match.end() :].lstrip()
-        assert _close(match[0], other, after), f"{match[0]} {after[:20]!r}: {other}"
+    pairs = zip(NUMBER.finditer(promised), NUMBER.findall(printed), strict=True)
+    for match, number in pairs:
+        after = promised[match.end() :].lstrip()
+        assert _close(match[0], number, after), f"{match[0]} {after[:20]!r}: {number}"
 
 
-def _close(shown: str, printed: str, after: str) -> bool:
+def _close(promised: str, printed: str, after: str) -> bool:
     """after: the text behind the number, which begins with its unit."""
-    want, got = map(_value, (shown, printed))
+    want, got = map(_value, (promised, printed))
     if re.match(r"(?:s|ms|min)\b", after):
         return abs(got - want) <= max(want / 2, 1)
     if after.startswith("%"):
         return abs(got - want) <= 5
     if 0 < abs(want) < 1e-4:
         return abs(got) <= 10 * abs(want)
-    if "." in shown:
+    if "." in promised:
         return math.isclose(got, want, rel_tol=0.25, abs_tol=1e-5)
     return got == want
 

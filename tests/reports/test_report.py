@@ -133,8 +133,8 @@ def test_a_wider_table_becomes_cards_earlier() -> None:
 
 
 def test_an_axis_of_epochs_has_ticks_at_whole_numbers_alone() -> None:
-    assert [text for _, text in charts._ticks(charts.Axis(whole=True), [1.0])] == ["1"]
-    assert [text for _, text in charts._ticks(charts.Axis(whole=True), [1.0, 3.0])] == [
+    assert [text for _, text in charts._ticks(charts.Axis(integers=True), [1.0])] == ["1"]
+    assert [text for _, text in charts._ticks(charts.Axis(integers=True), [1.0, 3.0])] == [
         "1",
         "2",
         "3",

@@ -110,27 +110,27 @@ def auto(
 ) -> AutoRun:
     """Choose a method, a size of pictures, epochs and a rate on held-out pictures, and train it.
 
-    A pilot measures what an image costs at each size. Each candidate is trained without one of five
-    folds of the training pictures, and scored on that fold; with few pictures this is repeated for
-    all five folds, with many one is enough. All methods are tried first, then neighbours of the
-    leaders in rate, epochs, depth and size, and in the end the finalists again at other seeds. Last
-    the choice is trained on all training pictures, and scored on the test part once.
-    data: pictures, as `load_data` takes them; their validation part is trained on, too, unless
-      images or shots limit the training part.  minutes: of everything, from now on; they are used
-      as long as something is left to try.  out: the folder, `runs/auto-DATA` if None.  resume: go
-      on with the search in that folder, with its settings.
+    A short training at each size (the pilot) measures the seconds for an image. A candidate, a
+    method with its settings, is trained without one of five folds of the training pictures, and
+    scored on that fold; with few pictures all five folds take their turn, with many one is enough.
+    All methods are tried first, then other rates, epochs, depths and sizes of the best, in the end
+    the finalists at other seeds. Then the choice is trained on all training pictures and tested
+    once. Returns this choice, all candidates, how sure the choice is, and the folder and test
+    scores of its run, by name.
+    data: pictures, as `load_data` takes them; a validation part is joined to the training part,
+      unless the option images or shots is given.  minutes: of everything, from now on; they are
+      used as long as something is left to try.  out: the folder, `runs/auto-DATA` if None.
+    resume: go on with the search in that folder, with its settings.
     methods: arms of `intarsia bench` or methods of `intarsia fit`; None = METHODS, or
       AMONG_BATCH_NORMS for a network with batch norms.
     seed: of the folds and of each training; the finalists also train at later seeds. device: "cpu",
     "cuda" or another device of torch; None = the best one there is. report: gets lines of progress.
     jobs: candidates that are trained at a time.  threads: number of torch threads in each, where
-      there are several.  ray: on a Ray cluster, whose machines see the folders at the same paths;
-      the choice is trained on this machine.
-    options: of an `Experiment` by name, as model, size (then no other is tried), images, test,
-      batch_size, precision, class_weights.
-    Raises: ConfigError for texts, fewer than ten training pictures, a folder in use, an option that
-    the search itself chooses, or, with resume, options that differ from those of the search in the
-    folder; UnknownName; TrainingError if no candidate trains.
+      there are several.  ray: on a Ray cluster, whose machines see the folders at the same paths.
+    options: of an `Experiment` by name, as model, size (then no other is tried), images, precision.
+    Raises: ConfigError for data that are texts, fewer than ten training pictures, a folder in use,
+    an option that the search chooses, or, with resume, options that differ from those of the search
+    in the folder; UnknownName; TrainingError if no candidate trains.
     Not for comparing methods: their numbers of trials differ. Use `intarsia compare`.
     """
     began = time.perf_counter()
@@ -156,7 +156,7 @@ def _search_and_score(
     request: the settings of the call by name, which the folder keeps for a resumed search. out: the
     folder of the search. running: where and how many candidates train at a time: "jobs", "threads",
     "ray", and "running" with the device. began: time.perf_counter() at the start of the call.
-    report: gets lines of progress.
+    report: gets lines of progress. Returns the choice, all candidates, and the run of the choice.
     """
     search = _prepare_search(request, out, running, report)
     # written only now: before the pictures were read there was nothing to go on with
@@ -202,6 +202,7 @@ def _prepare_search(
     at_least("training pictures", len(splits.train), FEWEST, fix="Add pictures.")
     model = _model_outline(start)
     folded = Folded(start, splits.train.labels, len(splits.test), out, **running)
+    # The depth is the number of the model's blocks, 0 for a model that has none.
     arms, sizes = _starting_arms(model, request["methods"]), _sizes_to_try(start, model)
     depth, seconds = (
         len(dict(model.named_children()).get("blocks", nn.Identity())._modules),
@@ -213,14 +214,14 @@ def _prepare_search(
 def _open_folder(
     data: str | Path | None, out: Path | None, request: dict[str, Any], resume: bool
 ) -> tuple[Path, dict[str, Any]]:
-    """Return the folder of a search, and its settings: those of this call, or the stored ones.
+    """Return the folder of a search, and its settings by name: this call's, or the stored ones.
 
     data: the pictures, or None for a resumed search. out: the folder; None = named after the data.
     request: minutes, seed, methods and options of this call, by name. resume: go on with the search
-    in the folder, with the settings that are stored there.
-    Raises: ConfigError for a folder that has a search without resume, or has none with it; for no
-    data, or texts; for an option that the search itself decides. UnknownName for an option or a
-    method.
+    in the folder; its stored settings are returned.
+    Raises: ConfigError for a new search in a folder that has one, or resume in a folder that has
+    none; for no data, or data that are texts; for an option that the search itself decides.
+    UnknownName for an unknown option or method.
     """
     if out is None and data is not None:
         out = Path("runs") / f"auto-{data_name(data)}"
@@ -257,12 +258,15 @@ def _stored_request(
     """Read the settings with which a search was begun, and check this call's settings against them.
 
     path: the file of the stored settings. data: the pictures of this call, None = not named again.
-    request_now: settings of this call; those that are not defaults must equal the stored ones.
+    request_now: this call's settings by name. minutes, methods and seed are compared if they differ
+    from their defaults, all others always: a call names these only if its user did.
+    Returns the stored settings by name.
     Raises: ConfigError for a setting that differs; CheckpointError for a damaged file.
     """
     defaults = Experiment(Pictures("")).flat() | {"minutes": 10, "methods": []}
     try:
         stored = dict(read_json(path))
+        # a damaged file may lack one of these three: then this raises KeyError
         request_then = (
             defaults | stored | {name: stored[name] for name in ("data", "minutes", "methods")}
         )
@@ -284,11 +288,11 @@ def _stored_request(
 
 
 def _common_settings(request: Mapping[str, Any]) -> Experiment:
-    """Return the settings that all candidates share, as an `Experiment`.
+    """Return the settings that all candidates share, as an `Experiment` (all of one training run).
 
-    request: settings of the call by name. Where the model can be split between blocks and pictures
-    are not augmented, only the last blocks are adapted: the outputs of those below are the same in
-    each epoch, and computed once.
+    request: settings of the call by name. Where the model can be split between its blocks and the
+    pictures are not augmented, only the last LAST_BLOCKS blocks are adapted: the outputs of the
+    earlier blocks are then the same in each epoch, and are computed once.
     """
     options = {k: v for k, v in request.items() if k not in ("minutes", "methods")}
     start = Experiment(Pictures(""), Adapted()).changed(val=0, **options)
@@ -310,8 +314,10 @@ def _model_outline(start: Experiment) -> nn.Module:
 def _starting_arms(model: nn.Module, names: Sequence[str]) -> list[BenchArm]:
     """Return the methods to try first, each with the learning rate at which it begins.
 
-    model: decides the defaults: a network with batch norms gets AMONG_BATCH_NORMS, another METHODS.
-    names: the methods that the user named; empty = those defaults.
+    names: the methods that the user named; empty = the list AMONG_BATCH_NORMS for a network with
+    batch norms, and METHODS for any other. model: also decides the rates. With batch norms in it
+    every method, named or not, begins at its rate for such networks; without them at the rate that
+    METHODS lists for it, or, if it is not listed, at the benchmark's.
     """
     if any(isinstance(module, nn.BatchNorm2d) for module in model.modules()):
         return [among_batch_norms(arm(name)) for name in names or AMONG_BATCH_NORMS]
@@ -327,8 +333,9 @@ def _starting_arms(model: nn.Module, names: Sequence[str]) -> list[BenchArm]:
 def _sizes_to_try(start: Experiment, model: nn.Module) -> list[int]:
     """Return the sizes at which pictures are tried: their sides in px, the smallest first.
 
-    start: the common settings; a size that they name is the only one. model: limits the sizes:
-    multiples of its patch, or of 32 for a convolutional network, and at most its own size.
+    start: the settings that all candidates share; if they name a size, it is the only one. model: a
+    ViT limits the sizes to multiples of its patch, an EfficientNet to multiples of 32, both to at
+    most the size that they were pretrained at; any other network is tried at that size alone.
     """
     if start.adapted.size is not None:
         return [start.adapted.size]
@@ -348,8 +355,8 @@ def _score_choice(
 
     best: the candidate that was chosen. certainty: how sure the choice is, for the run's record.
     out: the folder of the search; the run goes into a subfolder. running: settings of the computer
-    by name, such as "device". report: gets lines of progress. Returns ({"test": scores, ...},
-    seconds); a run that is there already is read, and takes 0 seconds.
+    by name, such as "device". report: gets lines of progress. Returns the results of the run,
+    {"test": test scores by name, ...}, and its seconds, which are 0 if the folder had the run.
     """
     folder = out / CHOICE
     # A killed search may have finished its last training.
@@ -410,8 +417,8 @@ def _choice_table(run: AutoRun) -> Table:
 def _table_line(row: Row, best: Row | None) -> tuple[Entry, ...]:
     """Make a candidate's line of the table: all columns but the last one, the test score.
 
-    row: the candidate with its answers to held-out pictures. best: the choice, whose lead is shown
-    with a paired 95 % interval; None if the candidate is the choice.
+    row: the candidate with its answers to held-out pictures. best: the choice, whose lead over the
+    candidate is shown in points with a paired 95 % interval; None if the candidate is the choice.
     """
     experiment, answers = row.experiment, row.answers
     assert answers is not None

@@ -39,8 +39,11 @@ class Margin:
     def record(self) -> dict[str, Any]:
         """Return the difference between the choice and another method's candidate, for JSON.
 
-        mean, low, high: the choice's score minus the other's, with its 95 % interval; where both
-        answered all pictures alike there is no interval, and the mean is 0.
+        method, settings: the other candidate's. mean, low, high: the choice's score minus the
+        other's, as a share (0.01 is one point), and the ends of its 95 % interval. items: number of
+        pictures that both answered; seeds: number of training seeds; significant: True if 0 is
+        outside the interval. Where both answered every picture alike, only the mean, 0, and
+        significant, False, are there.
         """
         row: dict[str, Any] = {"method": self.method, "settings": self.settings}
         if self.paired is None:
@@ -69,7 +72,8 @@ class Certainty:
         """Compare the choice with the best candidate of every other method, picture by picture.
 
         rows: all candidates (methods with settings), the best first; the first one is the choice.
-        Returns how many were compared, on which pictures, and the differences of scores.
+        Returns how many candidates were trained, on how many pictures the choice was scored, and
+        its lead over each other method.
         """
         best = rows[0]
         assert best.answers is not None
@@ -94,7 +98,7 @@ class Certainty:
 
     @property
     def sentences(self) -> tuple[str, ...]:
-        """The sentences that name the choice, say on how much it rests, and how sure it is."""
+        """Sentences that name the choice, the pictures it was made on, and its lead."""
         held_out = (
             "held out once" if self.held == 1 else f"held out in turn ({self.held} of 5 folds)"
         )

@@ -139,20 +139,20 @@ class Folded:
         return self.answers_read[keys]
 
     def answer(self, rows: Sequence[Row]) -> list[Row]:
-        """Train candidates side by side, each once more; return them with the answers of that.
+        """Train candidates side by side, each once more; return them with the new answers added.
 
         rows: the candidates so far, at most as many as there are jobs. Each is trained without its
-        next fold of the pictures, and answers that fold. A training whose result is in the store
-        already is not repeated.
+        next fold of the pictures, and answers that fold. A training whose result is stored in the
+        search's folder already is not repeated.
         """
         self._train_parts([row for row in rows if self._next_key(row) not in self.store])
         return [self._answered(row) for row in rows]
 
     def _answered(self, row: Row) -> Row:
-        """Return a candidate with the result of one more training, which is in the store.
+        """Add to a candidate the stored result of its next training, and return the new row.
 
-        row: the candidate so far. Also adds the training's time to `spent`, and updates the
-        estimated costs.
+        row: the candidate so far; the row that is returned has the answers to one more fold, or the
+        error. The training's seconds are added to `spent`, and the estimates of costs are updated.
         """
         record = self.store[self._next_key(row)]
         self.spent += record["elapsed"]
@@ -211,7 +211,8 @@ class Folded:
 
         arm: the method of the pilot, with its settings. sizes: sides of pictures in px, rising, of
         which the first is always tried. limit: seconds; no size is tried whose pilot is expected to
-        take longer. Results go to `costs` and `overhead`.
+        take longer. Sets `costs` (size -> seconds for an image) and `overhead` (seconds of a run
+        beside its training).
         Raises: TrainingError if a pilot fails.
         """
         # Enough pictures for each class to be in every fold.
@@ -242,7 +243,8 @@ class Folded:
         """Record the seconds that a training of a candidate took, for later estimates.
 
         row: the candidate before this training. record: the stored result: "seconds" of the whole
-        run, "trained" of its training, and "once" of the features that are computed once.
+        run, of which "trained" were for the training, and of those "once" for the features of the
+        frozen blocks, which are computed once for all epochs. A failed training is not recorded.
         """
         if record["error"]:
             return
@@ -345,7 +347,7 @@ class Folded:
 
 
 def describe_settings(experiment: Experiment) -> str:
-    """Describe the settings that are searched for, for messages: size, epochs, rate and depth.
+    """Describe for a message the settings that a search varies: size, epochs, rate and depth.
 
     experiment: all settings of a candidate. Returns for example "224 px, 20 epochs, rate 0.003,
     last 3 blocks".

@@ -53,7 +53,7 @@ class Search:
     report: Report
 
     def __post_init__(self) -> None:
-        """Set up an empty search, and how many folds a candidate answers: at first, and in all."""
+        """Begin with no candidates; set how many folds each one answers: `screen`, then `full`."""
         self.rows: dict[str, Row] = {}
         self.order: list[Row] | None = None  # of `ranked`, until something is trained
         # as many folds as hold ENOUGH pictures together
@@ -63,6 +63,7 @@ class Search:
     def run(self) -> list[Row]:
         """Search until the time is up; return all candidates, the best first.
 
+        Those that failed, or answered too few folds to be compared, come last.
         Raises: TrainingError if nothing trains.
         """
         # A linear probe computes its features once, and would tell nothing about an epoch's cost.
@@ -84,9 +85,11 @@ class Search:
     def ranked(self) -> list[Row]:
         """Return the candidates that can be compared, the best first.
 
-        Most candidates are trained `full` times, each time without another fold of the pictures.
-        Finalists were trained more often, at further seeds: they come first, ranked by all of their
-        answers. The others follow, ranked by the answers of the folds that all of them answered.
+        Each training of a candidate leaves out a different fold of the pictures, which it answers.
+        Can be compared: the candidates that were trained most often, and all that were trained
+        `full` times. Finalists, which were trained most often and more than `full` times, at
+        further seeds, come first, ranked by all of their answers. The others keep the order of
+        `_comparable`: by the answers to folds that all of them answered.
         """
         if self.order is None:
             base = self._comparable()
@@ -100,9 +103,9 @@ class Search:
     def _comparable(self) -> list[Row]:
         """Return the candidates that answered the most folds of the pictures, the best first.
 
-        `parts` of a candidate is how often it was trained, each time without another fold, which it
-        then answers. In the list are those with as many parts as the leader in parts has, or with
-        `full` and more; all are ranked by the same first parts.
+        The `parts` of a candidate is its number of trainings so far; each left out one fold of the
+        pictures, which the candidate then answered. n is the largest number of parts, but at most
+        `full`. Candidates with n parts or more are returned, ranked by their first n parts.
         """
         trained = [row for row in self.rows.values() if row.parts and not row.error]
         parts = min(self.full, max((row.parts for row in trained), default=0))
@@ -134,11 +137,11 @@ class Search:
         return [(arm.name, arm.settings.into(start)) for arm in self.arms]
 
     def _next_steps(self) -> Iterator[Move]:
-        """Yield (candidate, how many parts it is to have in the end), the most promising first.
+        """Yield (candidate, its total number of trainings), the most promising first.
 
-        A part is one training of a candidate, without one fold of the pictures and at one seed. A
-        step trains a neighbour of a good candidate, or a candidate on the folds that it lacks, or a
-        finalist at one more seed. In the last third of the time finalists come first.
+        A training leaves out one fold of the pictures, at one seed. The candidate is a new one that
+        differs from a good one in a setting, or one that has not answered all folds yet, or a
+        finalist, which gets one more seed. In the last third of the time finalists come first.
         """
         ranked = self.ranked()
         # Neighbours first, then candidates that have not answered all folds yet.
@@ -155,10 +158,11 @@ class Search:
         yield from exploring + confirming if early else confirming + exploring
 
     def _neighbours(self, ranked: Sequence[Row]) -> Iterator[Candidate]:
-        """Yield candidates that differ in one setting from the best of each method, then the rest.
+        """Yield candidates that differ in one setting from a trained one, its neighbours.
 
-        ranked: candidates, the best first. A neighbour has a lower or higher rate, twice the
-        epochs, twice the adapted blocks, or the next larger or smaller size of the pictures.
+        ranked: the trained candidates, the best first. Neighbours of the best candidate of each
+        method come first, then those of every candidate. A neighbour has a lower or higher rate,
+        twice the epochs, twice the adapted blocks, or the next larger or smaller size of pictures.
         """
         best: dict[str, Row] = {}
         for row in ranked:
@@ -182,10 +186,10 @@ class Search:
     def _advance(self, moves: Iterable[Move], at_most: int | None = None) -> bool:
         """Train candidates, as many at a time as there are jobs; return True if any was trained.
 
-        moves: pairs (candidate, how many parts it is to have in the end); a part is one training,
-        without one fold and at one seed. A candidate that falls behind the leader stops early; one
-        for which there is no time is skipped. at_most: how many candidates may be started; None =
-        all.
+        moves: pairs (candidate, its total number of trainings, those it has had included); each
+        training leaves out one fold of the pictures, at one seed. A candidate that falls clearly
+        behind the leader stops early; one for which there is no time is skipped. at_most: how many
+        candidates may be started; None = all.
         """
         waiting, working, begun = iter(moves), list[Move](), 0
         while True:
@@ -207,11 +211,12 @@ class Search:
                 self._report_end(*candidate)
 
     def _next_to_begin(self, waiting: Iterator[Move], working: Sequence[Move]) -> Move | None:
-        """Return the next candidate to train: the first that lacks trainings and has time for them.
+        """Return the next candidate to train: the first with trainings to do and time for them.
 
-        waiting: pairs (candidate, how many parts it is to have in the end), a part is one training;
-        those before the result are used up. working: such pairs that are in training now, whose
-        candidates are not started twice. Returns such a pair, None if there is none.
+        waiting: pairs (candidate, its total number of trainings); the result and the pairs before
+        it are taken off. working: the pairs in training now; their candidates are not started
+        again. Returns a pair, None if none is left. If nothing was trained yet, the candidate gets
+        fewer epochs or a single training where the time is too short.
         """
         for (name, experiment), parts in waiting:
             if any((name, experiment) == candidate for candidate, _ in working):
@@ -227,11 +232,11 @@ class Search:
         return None
 
     def _goes_on(self, candidate: Candidate, parts: int) -> bool:
-        """Decide whether a candidate is to be trained once more, without another fold.
+        """Decide whether a candidate is to be trained once more, with its next fold left out.
 
-        candidate: method and experiment. parts: the number of trainings at which it is done. The
-        first `screen` ones, a quick comparison of all methods, are made in any case; then a
-        candidate that is clearly behind the leader is given up.
+        candidate: its method's name and its settings. parts: the number of trainings at which it is
+        done. The first `screen` trainings, a quick comparison of all methods, are made unless one
+        fails; after them a candidate that is clearly behind the leader is given up.
         """
         row = self._row_of(*candidate)
         if row.error or row.parts >= parts:
@@ -251,8 +256,8 @@ class Search:
     def _may_give_up(self, row: Row) -> bool:
         """Decide whether a candidate is clearly behind the leader, so that it may be given up.
 
-        row: the candidate. It and the leader are compared on the folds that both answered, since
-        the temperature that scales the loss is fitted to all answers together.
+        row: the candidate. It is compared with the leader by the same number of trainings of both:
+        the temperature that divides a candidate's logits is fitted to all answers that are read.
         """
         ranked = self.ranked()
         leader = ranked[0] if ranked else row
@@ -268,9 +273,9 @@ class Search:
     def _fits(self, name: str, experiment: Experiment, parts: int) -> bool:
         """Decide whether there is time to train a candidate, and then the final choice.
 
-        name, experiment: the candidate's method and settings. parts: how many trainings, each
-        without one fold, it is to have in the end, those that it has had included. The final choice
-        is trained on all pictures and scored on the test part.
+        name, experiment: the candidate's method and settings. parts: the total number of trainings
+        that it is to have; only those that it has not had yet take time. The final choice is
+        trained on all pictures and scored on the test part.
         """
         remaining_parts = range(self._row_of(name, experiment).parts, parts)
         part_seconds = self.folded.takes(name, experiment, remaining_parts)
@@ -282,9 +287,9 @@ class Search:
     def _shorten_first(self, name: str, experiment: Experiment) -> Experiment:
         """Return the settings of the first candidate, with fewer epochs if the time is too short.
 
-        name, experiment: its method and settings. However little time there is, it is trained for
-        an epoch at least, so that the search has a result. The time has to do for two trainings: on
-        all folds but one, and the final one on all pictures.
+        name, experiment: its method and settings. The remaining time has to suffice for two
+        trainings: one on all folds but one, and the final one on all pictures. However little there
+        is, the candidate gets one epoch, so that the search has a result.
         """
         requested = experiment.training.epochs
         one_epoch, two_epochs = (
@@ -307,7 +312,8 @@ class Search:
 def _describe_result(row: Row) -> str:
     """Describe a candidate's score on held-out pictures, or its error, for a line of progress.
 
-    row: the candidate with its answers so far.
+    row: the candidate with its answers so far. Returns for example "93.1 % on 400 held-out
+    pictures".
     """
     if row.answers is None or row.error:
         return f"FAILED, {row.error}"

@@ -64,8 +64,8 @@ def page_target(path: Path | None) -> None:
 
 
 def hold(path: Path) -> None:
-    """Keep other processes from what a verb adds to, until the verb ends.
+    """Lock a file or folder that the command is going to change, until the command ends.
 
-    Raises: ConfigError for a path that another process works on.
+    path: of the file or folder. Raises: ConfigError if another process has locked it.
     """
     _HELD.get().enter_context(held(path))

@@ -44,7 +44,9 @@ def builds_a_cell(card: Card) -> None:
 
 
 def maps_the_widths(card: Card) -> None:
-    """Check that the cell maps inputs of its layer's width to outputs of its width, in both modes.
+    """Check that the cell maps the layer's inputs to tensors of the width of its outputs.
+
+    In training and in evaluation, for tokens, for images as maps and for plain vectors.
 
     card: the adapter's entry in the catalogue; a cell is the module that it adds to a layer.
     """
@@ -126,7 +128,7 @@ def survives_safetensors(card: Card) -> None:
 
 
 def copies_deeply(card: Card) -> None:
-    """Check that a deep copy of the cell computes the same, and does not change with it.
+    """Check that a deep copy of the cell computes the same, and shares no weights with the cell.
 
     card: the adapter's entry in the catalogue; a cell is the module that it adds to a layer.
     """
@@ -142,7 +144,7 @@ def copies_deeply(card: Card) -> None:
 
 
 def follows_dtype_and_device(card: Card) -> None:
-    """Check that outputs have the dtype of cell and input, and that the cell moves to a device.
+    """Check that the cell computes in the dtype, and on the device, of its weights and inputs.
 
     card: the adapter's entry in the catalogue; a cell is the module that it adds to a layer.
     """
@@ -163,7 +165,7 @@ def follows_dtype_and_device(card: Card) -> None:
 
 
 def takes_one_sample(card: Card) -> None:
-    """Check that the cell gives as many outputs for a batch of one sample, and for an empty one.
+    """Check that the cell gives one output for each token, for one sample and an empty batch too.
 
     card: the adapter's entry in the catalogue; a cell is the module that it adds to a layer.
     """
@@ -188,7 +190,7 @@ def treats_samples_apart(card: Card) -> None:
 
 
 def works_under_autocast(card: Card) -> None:
-    """Check that under bf16 autocast the cell's outputs are close, its gradients finite.
+    """Check that bf16 autocast hardly changes the cell's outputs, and its gradients are finite.
 
     card: the adapter's entry in the catalogue; a cell is the module that it adds to a layer.
     """
@@ -210,8 +212,9 @@ def works_under_autocast(card: Card) -> None:
 
 
 def merges_into_one_cell(card: Card) -> None:
-    """Check that the cell's merged() computes what it does in evaluation, and is no view of it.
+    """Check that merged() of the cell computes the same outputs as the cell does in evaluation.
 
+    The merged cell must draw nothing in training, and share no weights with the cell.
     card: the adapter's entry in the catalogue; a cell is the module that it adds to a layer.
     """
     cell, x = trained(card).double().eval(), inputs(card).double()
@@ -257,9 +260,9 @@ def zero_start_exactly_when_tagged(card: Card) -> None:
 
 
 def linear_exactly_when_tagged(card: Card) -> None:
-    """Check that the card has the tag "linear" exactly if the cell has a delta().
+    """Check that the card has the tag "linear" exactly if the cell's delta() is not None.
 
-    delta() is then the matrix (outputs, reads) by which the cell multiplies.
+    delta() is then the matrix (outputs, inputs) by which the cell multiplies its input.
     card: the adapter's entry in the catalogue; a cell is the module that it adds to a layer.
     """
     cell = trained(card).double().eval()
@@ -285,7 +288,7 @@ def stochastic_exactly_when_tagged(card: Card) -> None:
 
 
 def folds_exactly_when_tagged(card: Card) -> None:
-    """Check that the card has the tag "folds" exactly if the cell becomes weights of its host.
+    """Check that the card has the tag "folds" exactly if a layer's weights can take the cell up.
 
     card: the adapter's entry in the catalogue; a cell is the module that it adds to a layer.
     """

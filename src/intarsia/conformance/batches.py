@@ -41,19 +41,22 @@ class Toy:
 
 
 def build(card: Card, seed: int = 0, **sizes: int) -> nn.Module:
-    """Return a card's router with tiny settings; one that scores by experts' weights gets experts.
+    """Build a card's router with the tiny settings that the card names for tests.
 
-    card: the router's entry in the catalogue. seed: of its first weights. sizes: settings that
-    replace tiny ones, such as experts=1.
+    A router that reads the weights of its experts is given random experts to read. card: the
+    router's entry in the catalogue. seed: of its first weights. sizes: settings that replace tiny
+    ones, such as experts=1.
     """
     router = dataclasses.replace(tiny(card), **sizes).build(WIDTH, generator=seeded(seed))
+    # the empty tensor says that experts to read are made in float32 on the CPU
     return shown(router, torch.empty(()))
 
 
 def shown(router: nn.Module, like: Tensor) -> nn.Module:
-    """Give a router that reads its experts' weights some to read; return the router.
+    """Give a router that reads its experts' weights random experts to read; return the router.
 
-    like: a tensor with their device and dtype.
+    router: one that reads no experts is returned as it is. like: a tensor with the device and dtype
+    that the experts' weights get.
     """
     for reader in expert_readers(router):
         reader.see(Toy(cast(Any, router).experts, like))
@@ -124,7 +127,7 @@ def routes_an_empty_batch(card: Card) -> None:
 def routes_padding_alone(card: Card) -> None:
     """Check that the router gives a batch of padding no expert, and finite losses.
 
-    Routers that draw for whole samples may give padding an expert.
+    Routers with the tag "stochastic", which draw for whole samples, may give padding an expert.
     card: the router's entry in the catalogue, with tiny settings for tests.
     """
     router = build(card).train()
@@ -138,9 +141,10 @@ def routes_padding_alone(card: Card) -> None:
 
 
 def keeps_a_nan_in_its_row(card: Card) -> None:
-    """Check that a token of NaN gets an expert that exists, and others are routed as before.
+    """Check that a token of NaN values gets an expert, and other tokens are routed as without it.
 
-    Where tokens compete (tag "non_causal"), it may lose its place, but other weights stay finite.
+    Where tokens compete for experts (tag "non_causal") the token may get none, and others may be
+    routed otherwise, but their weights stay finite.
     card: the router's entry in the catalogue, with tiny settings for tests.
     """
     # token 2 of 5: rows before and behind it must both stay
@@ -167,6 +171,7 @@ def keeps_a_nan_in_its_row(card: Card) -> None:
 def counts_a_logit_of_zero(card: Card) -> None:
     """Check that tokens of zeros, whose logits may all be 0, get experts like other tokens.
 
+    Where tokens compete for experts (tag "non_causal") it is enough if one of them gets an expert.
     card: the router's entry in the catalogue, with tiny settings for tests.
     """
     # ReLU gates and top-p have ties at zero
@@ -193,7 +198,7 @@ def evaluates_as_it_trains(card: Card) -> None:
 
 
 def heeds_no_autocast(card: Card) -> None:
-    """Check that the router's weights under autocast have the same bits as without.
+    """Check that the weights that the router gives have the same bits with autocast and without.
 
     card: the router's entry in the catalogue, with tiny settings for tests.
     """
@@ -225,7 +230,7 @@ class _Largest(TorchDispatchMode):
 
 
 def grows_with_tokens_alone(card: Card) -> None:
-    """Check that twice the tokens at most double the router's largest tensor: none is T x T.
+    """Check that twice the tokens T at most double the router's largest tensor: no T x T tensor.
 
     card: the router's entry in the catalogue, with tiny settings for tests.
     """

@@ -17,7 +17,7 @@ LAYERS, EXPERTS, STEPS = 3, 6, 40
 
 
 def asked(seed: int = 0) -> list[list[Key]]:
-    """Make up a demand for experts: for each of STEPS steps of decoding a list (layer, expert).
+    """Make up a demand for experts: for each of STEPS steps of decoding a list of (layer, expert).
 
     seed: of the draw. A step needs two or three experts of each layer, some much more often than
     others.
@@ -43,7 +43,7 @@ def _policy(card: Card) -> Policy:
 
 
 def _run(card: Card, slots: int, demand: list[list[Key]] | None = None) -> Residency:
-    """Simulate a cache of experts under a policy; return how often it hit, and loaded.
+    """Simulate a cache of experts under a policy; return the counts of its requests and loads.
 
     card: the policy's entry in the catalogue. slots: how many experts fit into the cache. demand:
     the experts that each step needs; None = `asked()`.

@@ -116,7 +116,8 @@ def changed(host: nn.Module, change: Change, seed: int = 0) -> nn.Module:
 def host_of(card: Card) -> Callable[[], nn.Module]:
     """Return the first function of HOSTS whose model the card's change accepts.
 
-    Raises: Broken if there is none.
+    HOSTS: functions without arguments, each builds a small model (a ViT, a decoder, a CNN).
+    Raises: Broken if the change accepts none of them.
     card: the entry in the catalogue of a change, which alters a model.
     """
     return _host_for(change_of(card))
@@ -126,7 +127,7 @@ def host_of(card: Card) -> Callable[[], nn.Module]:
 def _host_for(change: Change) -> Callable[[], nn.Module]:
     """Return the first function of HOSTS that makes a model to which the change can be applied.
 
-    Raises: Broken, with the refusals, if there is none.
+    Raises: Broken, with the error messages of the change, if it can be applied to none.
     """
     refused: list[str] = []
     for make in HOSTS:
@@ -149,7 +150,7 @@ def takes_a_host(card: Card) -> None:
 
 
 def plans_without_a_trace(card: Card) -> None:
-    """Check that the change's plan leaves the host alone, and equal seeds give equal models.
+    """Check that planning the change does not alter the model, and one seed gives one result.
 
     card: the entry in the catalogue of a change, which alters a model.
     """
@@ -178,17 +179,17 @@ class _Fails(Change):
         return frozenset()
 
     def plan(self, host: nn.Module, batches: Iterable[Any] = (), *, seed: int = 0) -> Plan:
-        """Plan the change inside, and return a plan that keeps it.
+        """Let the wrapped change make its plan; return a plan of this wrapper that stores it.
 
         host: the model; batches: calibration inputs; seed: of weights and draws.
         """
         return Plan(replace(self, planned=self.inside.plan(host, batches, seed=seed)), seed)
 
     def apply(self, host: nn.Module, plan: Plan, *, name: str = "default") -> nn.Module:
-        """Apply the change inside, then raise KeyError, as a fault half way through would.
+        """Apply the wrapped change, then raise KeyError, as a fault half way through would.
 
-        host: the model; plan: unused, since the inner change has its own; name: of the change on
-        the model.
+        host: the model; plan: unused, since `plan` stored the wrapped change's own plan; name: that
+        of the change on the model.
         """
         assert self.planned is not None
         self.planned.change.apply(host, self.planned, name=name)
@@ -216,6 +217,8 @@ def leaves_no_trace_of_an_error(card: Card) -> None:
 def preserves_what_it_says(card: Card) -> None:
     """Check that `preserves` names "outputs" and "shape" exactly if the change keeps them.
 
+    `preserves` is an attribute of the change. Outputs are kept if logits differ by at most 1e-4
+    right after the change; the shape, if the state dict has the same names and shapes.
     card: the entry in the catalogue of a change, which alters a model.
     """
     make, change = host_of(card), change_of(card)

@@ -42,7 +42,7 @@ def is_a_format(card: Card) -> None:
 
 
 def keeps_shape_and_dtype(card: Card) -> None:
-    """Check that the format's decode gives the weight's shape and dtype, also if it is empty.
+    """Check that a decoded weight has the original's shape and dtype, also if it is empty.
 
     card: the entry in the catalogue of a format, a way to store a weight.
     """
@@ -121,7 +121,7 @@ def survives_safetensors(card: Card) -> None:
 
 
 def counts_the_bytes_of_its_file(card: Card) -> None:
-    """Check that `nbytes` counts a stored weight as large as its file, without the file's header.
+    """Check that `nbytes` is the size in bytes of a safetensors file, without the file's header.
 
     card: the entry in the catalogue of a format, a way to store a weight.
     """
@@ -136,7 +136,7 @@ def counts_the_bytes_of_its_file(card: Card) -> None:
 
 
 def multiplies_as_it_decodes(card: Card) -> None:
-    """Check that the format's matmul, and its gradient, are those of the decoded weight.
+    """Check that matmul gives x W^T, and its gradient in x, with W the decoded weight.
 
     card: the entry in the catalogue of a format, a way to store a weight.
     """

@@ -26,7 +26,7 @@ def _outputs(model: nn.Module) -> Tensor:
 
 
 def ends_with_what_it_computed(card: Card) -> None:
-    """Check that outputs stay the same when the schedule's training ends, once or twice.
+    """Check that ending the schedule's training, also twice, does not change the outputs.
 
     card: the schedule's entry in the catalogue, with tiny settings for tests.
     """
@@ -60,8 +60,10 @@ def computes_something_else(card: Card) -> None:
 
 
 def trains_all_weights_of_a_plain_model(card: Card) -> None:
-    """Check that under the schedule all parameters get gradients, and layers are plain after it.
+    """Check that the schedule lets a model train, and is undone by an error in the training.
 
+    Each parameter must get a gradient in over half of its entries; after the error parameters and
+    forwards must be as before.
     card: the schedule's entry in the catalogue, with tiny settings for tests.
     """
     schedule: Any = tiny(card)

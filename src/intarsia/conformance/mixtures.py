@@ -41,8 +41,8 @@ class Stream(nn.Module):
     def forward(self, x: Tensor) -> list[Tensor]:
         """Apply the block twice in a row under the update.
 
-        x: (rows, WIDTH). Returns what each block adds to x, and the momentum that it hands on, as
-        far as there is any.
+        x: (rows, WIDTH). Returns tensors (rows, WIDTH): for each of the two times what is added to
+        x, and after it the momentum that is passed on, if the update has one.
         """
         first, m = self.update.step(self.block, x, None)
         values = first, m, *self.update.step(self.block, x + first, m)

@@ -77,7 +77,8 @@ def outcome(card: Card, student: nn.Module, teacher: nn.Module, padding: int = 0
     """Compute an objective on the batch of the tests, for a student model and its teacher.
 
     card: the objective's entry in the catalogue. student, teacher: models as `net` makes them.
-    padding: the token id behind the end of shorter rows.
+    padding: the token id behind the end of shorter rows. Returns the loss, 0-dimensional, with the
+    student's logits and the loss's parts by name.
     """
     objective: Any = replace(tiny(card), teacher=teacher)
     return objective(student, *batch(padding))
@@ -90,7 +91,9 @@ def _gradients(result: Outcome, model: nn.Module) -> Mapping[str, Tensor]:
 
 
 def asks_nothing_of_its_teacher_s_copy(card: Card) -> None:
-    """Check that a copy of the student, as teacher, adds nothing to loss and gradients of labels.
+    """Check that with a copy of the student as teacher the loss is that of the labels alone.
+
+    Its gradients must be those of the labels' loss, too.
 
     card: the objective's entry in the catalogue, with tiny settings for tests.
     """

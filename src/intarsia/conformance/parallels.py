@@ -25,7 +25,7 @@ from .verdict import Broken, Law, laws_of, require
 
 @lru_cache
 def processes() -> Processes:
-    """Return the four processes, which end with this program."""
+    """Start four processes, once for all tests, and return them; they end with this program."""
     # started once: four processes take seconds to start
     pool = Processes(LINKS.devices)
     atexit.register(pool.close)
@@ -83,7 +83,9 @@ def takes_tokens_of_all_experts_and_of_one(card: Card) -> None:
 
 
 def plans_the_same_each_time(card: Card) -> None:
-    """Check that the strategy's plan is deterministic, survives JSON, and takes more than 0 s.
+    """Check that the strategy's plan is deterministic, and is the same after JSON.
+
+    Simulated, the plan must take more than 0 seconds.
 
     card: the entry in the catalogue of a strategy, which shares experts among processes.
     """

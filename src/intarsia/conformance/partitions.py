@@ -61,8 +61,9 @@ def gives_each_weight_a_label(card: Card) -> None:
 
 
 def chooses_as_many_as_asked(card: Card) -> None:
-    """Check that the method selects the share `density` of all weights, up to one a parameter.
+    """Check that the method selects the share `density` of all weights.
 
+    Rounding may change the number of selected weights by one for each parameter.
     card: the entry in the catalogue of a method that selects weights by their scores.
     """
     density = tiny(card).density

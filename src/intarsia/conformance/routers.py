@@ -206,10 +206,10 @@ def learned_exactly_when_tagged(card: Card) -> None:
 
 
 def after_a_layer(router: nn.Module, x: Tensor, seed: int = 4) -> Routing:
-    """Return the routing of x, as in a layer after another one whose router left a random state.
+    """Route x as in a second layer: the router of the first layer has left a random state.
 
-    router: the one that is tested; it may ignore such a state; x: tokens (T, d); seed: of the
-    state.
+    router: the one that is tested; a router without such states only routes x. x: tokens (T, d);
+    seed: of the state. Returns the routing of the T tokens.
     """
     routing = route(router, x)
     if routing.state is None or not isinstance(router, PassesState):
@@ -220,7 +220,9 @@ def after_a_layer(router: nn.Module, x: Tensor, seed: int = 4) -> Routing:
 
 
 def stateful_exactly_when_tagged(card: Card) -> None:
-    """Check that the card is tagged "stateful" exactly if the state of the layer before matters.
+    """Check that the card is tagged "stateful" exactly if the last layer's state changes routing.
+
+    Routers that draw are left out.
 
     card: the router's entry in the catalogue, with tiny settings for tests.
     """

@@ -26,7 +26,7 @@ Move = Callable[[nn.Module], object]
 
 @cache
 def _model() -> nn.Module:
-    """Build the model once."""
+    """Build the tests' model: a random router, a gate of EvoMoE, and two linear maps."""
     generator = seeded()
     return nn.ModuleDict(
         {
@@ -46,8 +46,9 @@ def model() -> nn.Module:
 def moves(card: Card, steps: int = STEPS) -> list[Move]:
     """Return the calls that a schedule makes in a training of `steps` steps, in order.
 
-    card: the schedule's entry in the catalogue. Each call takes a model and changes it:
-    schedule(model, step, steps), or for a schedule by fit `follow` with the accuracies so far.
+    card: the schedule's entry in the catalogue. Each call takes a model and changes it as
+    schedule(model, step, steps) does. A schedule of the type `ByFit` goes by accuracies instead:
+    its calls do schedule.follow(model, the first n of ACCURACIES), n = 0, 1, ...
     """
     schedule: Any = tiny(card)
     if isinstance(schedule, ByFit):
@@ -137,7 +138,7 @@ def resumes_from_a_state_dict(card: Card) -> None:
 
 
 def ends_alike(card: Card) -> None:
-    """Check that the schedule's last step gives the same model for any number of steps.
+    """Check that the schedule's last step gives the same model in trainings of 7 and 70 steps.
 
     card: the schedule's entry in the catalogue, with tiny settings for tests.
     """
@@ -149,7 +150,9 @@ def ends_alike(card: Card) -> None:
 
 
 def refuses_a_step_outside(card: Card) -> None:
-    """Check that the schedule takes steps 0 to steps - 1 alone; one by fit has no steps.
+    """Check that the schedule refuses a step outside 0 ... steps - 1.
+
+    One of the type `ByFit`, which goes by accuracies and has no steps, is left out.
 
     card: the schedule's entry in the catalogue, with tiny settings for tests.
     """

@@ -88,7 +88,7 @@ def _differ(first: Mapping[str, Tensor], second: Mapping[str, Tensor]) -> list[s
 
 
 def is_as_dense_as_it_says(card: Card) -> None:
-    """Check that the schedule ends with its density, and changes masks only when they are due.
+    """Check that the schedule ends with its density, and changes masks only when `due` is True.
 
     card: the entry in the catalogue of a schedule, which changes masks during training.
     """

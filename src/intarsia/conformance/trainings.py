@@ -66,7 +66,9 @@ def _count(masks: Kept) -> int:
 
 
 def ends_as_dense_as_it_says(card: Card) -> None:
-    """Check that the share `density` of the weights is not 0 in the end, and their masks returned.
+    """Check that in the end the share `density` of the weights is not 0.
+
+    The method must return the masks of these weights.
 
     card: the entry in the catalogue of a method that prunes in several phases of training.
     """

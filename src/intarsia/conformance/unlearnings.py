@@ -47,7 +47,7 @@ def _nothing(_: str) -> None: ...
 
 
 def _run(card: Card, model: nn.Module, progress: Callable[[str], None] = _nothing) -> Any:
-    """Let a model forget one text and keep another; return the method's result.
+    """Train a model to forget the rows of seed 3 and keep those of seed 4; return the result.
 
     card: the entry in the catalogue of a method that makes a model forget a text. model: a mixture
     of experts, changed in place. progress: called with a line of text after each step.
@@ -60,7 +60,7 @@ def _run(card: Card, model: nn.Module, progress: Callable[[str], None] = _nothin
 
 @torch.no_grad()
 def _loss(model: Any) -> float:
-    """Return a model's cross-entropy of the four rows to forget, those of seed 3."""
+    """Return a model's cross-entropy in nats for a token, on the rows to forget (seed 3)."""
     ids = torch.stack(rows(3))
     return float(
         F.cross_entropy(model(input_ids=ids).logits[:, :-1].flatten(0, 1), ids[:, 1:].flatten())

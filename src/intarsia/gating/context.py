@@ -184,7 +184,7 @@ def steps_with(module: nn.Module) -> bool:
 
 
 def told_modules(model: nn.Module) -> Sequence[nn.Module]:
-    """Return a model's modules that read a `Context` or have a method `before_step`, in order."""
+    """Return the modules that read a `Context`, or have a method `before_step`, in order."""
     # inside `finding_once` the list is stored on the model
     if (cached := vars(model).get(FOUND)) is not None:
         return cached
@@ -193,11 +193,12 @@ def told_modules(model: nn.Module) -> Sequence[nn.Module]:
 
 @contextmanager
 def finding_once(*models: nn.Module) -> Iterator[None]:
-    """Search models for the modules that read a `Context` once, for the whole `with` block.
+    """Store in each model, during the `with` block, the list of its modules that read a `Context`.
 
-    models: each keeps the list that `told_modules` returns, so that training steps are faster. A
-    model with modules that change with the training step keeps none: its modules may come and go.
-    Not for a model to which modules that read a context are added inside the block.
+    A `Context` holds the padding mask, ids and random draws of a batch. `told_modules`, which looks
+    for these modules several times in a training step, then takes the stored list. models: no list
+    is stored in one whose modules change with the training step (they have `before_step`), since
+    they may come and go. Not for a model to which such modules are added inside the block.
     """
     with ExitStack() as stack:
         for model in dict.fromkeys(models):
@@ -218,7 +219,8 @@ def contexts(model: nn.Module) -> list[Context]:
 def having(model: nn.Module, **values: Any) -> Iterator[None]:
     """Set attributes in the `Context` of a model inside the `with` block; restore them after it.
 
-    model: any module; values: attributes by name, such as passes=2.
+    model: any module; its `Context` holds padding, ids and random draws of a batch. values:
+    attributes of the `Context` by name, such as passes=2.
     """
     with ExitStack() as stack:
         for context in contexts(model):

@@ -83,8 +83,8 @@ class ScoreRouter(Router, Generic[C]):
     def choose(self, logits: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
         """Choose k experts for each row by its logits.
 
-        logits: (N, E). Returns the experts and their weights, (N, k) both, and a mask of those that
-        count, (N, k) bool; None = all count.
+        logits: (N, E). Returns the numbers of the experts and their weights, (N, k) both, and a
+        mask (N, k) bool of the choices that count; None = all count.
         """
 
     def limit(self, routing: Routing) -> Routing:
@@ -135,10 +135,11 @@ class GateRouter(ScoreRouter[C]):
     by_expert = ("weight", "bias")
 
     def __init__(self, config: C, width: int, *, generator: torch.Generator) -> None:
-        """Draw the gate's weight W (E, width) from N(0, std); set its bias, if it has one, to 0.
+        """Draw the gate's weight W (E, width) at random; set its bias, if it has one, to 0.
 
-        config: the router's settings, with E = config.experts; width: number of features of a
-        token; generator: draws W.
+        config: the router's settings: E = config.experts; config.std, the standard
+        deviation of W (0.02 if it lacks that); width: number of features of a token; generator:
+        draws W.
         """
         super().__init__(config)
         self.weight = nn.Parameter(torch.empty(config.experts, width))
@@ -152,8 +153,8 @@ class GateRouter(ScoreRouter[C]):
 def best(logits: Tensor, active: int) -> tuple[Tensor, Tensor, None]:
     """Choose the `active` experts with the largest logits; weigh them by the softmax over these.
 
-    logits: (N, E). Returns the experts and their weights, (N, active) both, and None where other
-    routers return a mask of the choices that count: all of them do.
+    logits: (N, E). Returns the numbers of the experts and their weights, (N, active) both, and None
+    in place of a mask of the choices that count: all of them do.
     """
     top, index = logits.topk(active)
     return index, top.softmax(-1), None
@@ -228,8 +229,8 @@ def gated(gates: Tensor, dtype: torch.dtype, keep: Tensor | None = None) -> Rout
     """Turn a dense matrix of gates into a `Routing`, with a pair (token, expert) for each gate.
 
     gates: (N, E), weights of E experts for N tokens; dtype: that of the pairs' weights; keep: (N,
-    E) bool, which gates count; None = those above 0, and those of NaN, so that a NaN is seen in the
-    output.
+    E) bool, True = the gate becomes a pair; None = gates above 0 do, and NaN, so that a NaN is seen
+    in the output.
     """
     index = torch.arange(gates.shape[1], device=gates.device).expand_as(gates)
     all_pairs = Routing.from_topk(index, gates.to(dtype), gates.shape[1])

@@ -56,10 +56,10 @@ def join(model: nn.Module) -> Context:
 
     model: any module. Call it once after all routers and adapters are in the model and before an
     optimiser sees them (adapt and upcycle do), and again after you have put in more by hand.
-    Some routers hand a state to the next layer's router. Such modules of one kind, along the depth
-    of the model, are a thread: they are numbered here, and the first one owns what they share.
-    Modules that were joined before stay on their thread. The encoder and the decoder of one model
-    have a context and threads each. Returns the context, of two that of the decoder.
+    Some routers hand a state to the router of the next layer. Such routers of one kind are a
+    thread: they are numbered here in the order of the layers, and the first one owns the object
+    that holds the states. Modules that were joined before stay on their thread. The encoder and the
+    decoder of one model have a context and threads each. Returns the context, or the decoder's.
     """
     if stacks := _encoder_and_decoder(model):
         return [join(stack) for stack in stacks][-1]
@@ -80,10 +80,11 @@ def join(model: nn.Module) -> Context:
 
 
 def number_layers(modules: Sequence[PassesState]) -> None:
-    """Chain modules that hand a state to the next layer's: one chain (a thread) for each `kin`.
+    """Chain modules that pass a state on: each one gets the state of the module before it.
 
-    modules: all of a model, in the order of its layers. Those that are in no thread yet are grouped
-    by `kin`, a key such as their class and width, and numbered 0, 1, ... along their thread.
+    modules: all such modules of a model, in the order of its layers. A chain is called a thread.
+    Modules that are in no thread yet are grouped by their property `kin`, a key such as class and
+    width; each group becomes one thread, whose modules are numbered 0, 1, ...
     """
     # a GRU cell of one width cannot serve a thread of another: one thread for each kin
     fresh: dict[Hashable, list[PassesState]] = {}
@@ -101,10 +102,10 @@ def _follow(layers: Sequence[PassesState]) -> None:
 
 
 def rejoin(model: nn.Module) -> Context:
-    """Number the layers of each thread again after some were removed; return the model's context.
+    """Renumber modules that pass a state on to the next layer, after some of them were removed.
 
-    A thread is a sequence of modules that hand a state to the next one; what they share belongs to
-    its first module, which may be another one now.
+    Such modules are chained in threads. The object that holds a thread's states belongs to its
+    first module, which may be another one now. Returns the model's `Context`, as `join` does.
     """
     # by thread, not by kin: two threads of one kin must not become one
     threads: dict[int, list[PassesState]] = {}
@@ -119,8 +120,8 @@ def rejoin(model: nn.Module) -> Context:
 def start(model: nn.Module) -> None:
     """Begin a forward pass of a model with routers: forget draws and states of the batch before.
 
-    `intarsia.adapt` and `intarsia.upcycle` make every forward do so; a loop that calls layers by
-    hand has to.
+    After `intarsia.adapt` or `intarsia.upcycle` each forward of the model does this by itself; a
+    loop that calls the layers by hand calls this function before each pass.
     Raises: ConfigError for several modules that pass a state on but were never joined by `join`.
     """
     for context in contexts(model):
@@ -162,7 +163,7 @@ def watch(model: nn.Module, *, stays: bool = False) -> Callable[[], None]:
 
 
 def unwatch(model: nn.Module, *, all: bool = False) -> None:
-    """Remove the hook of `watch` from a model.  all: also one registered with stays=True."""
+    """Remove the hook of `watch` from a model.  all: True also removes it if `stays` was True."""
     # encoder and decoder have a hook each
     for stack in _encoder_and_decoder(model):
         unwatch(stack, all=all)

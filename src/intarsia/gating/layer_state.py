@@ -37,8 +37,7 @@ class PassesState(ReadsContext):
 
         rows: number of tokens in this forward. The state is, for example, the hidden state of a
         recurrent router, kept in `self.thread`, which the modules of one kind share.
-        Raises: ShapeError for a state of another number of tokens, which is left from an older
-        forward.
+        Raises: ShapeError for a state of another number of tokens: an older forward left it.
         """
         state = self.thread.before(self.layer)
         # another number: `gating.start` was not called, so it is the state of an older forward

@@ -67,8 +67,8 @@ def _load(received: Tensor, served: int) -> Load | None:
     """Return the load of a router's experts, as shares; None if nothing was counted.
 
     received: (2, E), for each expert the number of its tokens, and the sum of their weights;
-    served: the number of tokens that had any expert. Shares are those of the numbers; where every
-    expert has every token, those of the weights.
+    served: the number of tokens that had any expert. An expert's share is its part of all pairs
+    (token, expert); where every expert has every token, its part of the sum of all weights.
     """
     # pairs say nothing where every expert has every row: count the weights instead
     pairs, weight = received
@@ -107,9 +107,11 @@ def counting(model: nn.Module) -> Iterator[None]:
 
 
 def summary(by_path: Mapping[str, Load]) -> dict[str, float]:
-    """Return the load's variation and entropy, means over all routers, for a training curve.
+    """Return how evenly experts are used, averaged over all routers, for a training curve.
 
-    by_path: path of a router -> its load (shares of its experts); without any, the result is empty.
+    by_path: path of a router -> its load (shares of its experts). Returns "load_variation", the
+    shares' standard deviation over their mean, 0 = even; and "load_entropy", the entropy of the
+    shares over its maximum, 1 = even. Without routers the result is empty.
     """
     if not by_path:
         return {}
@@ -121,9 +123,10 @@ def summary(by_path: Mapping[str, Load]) -> dict[str, float]:
 
 
 def warn_of_collapse(by_path: Mapping[str, Load]) -> bool:
-    """Warn if a router sends nearly all tokens to few experts; return True if one does.
+    """Warn if a router's k busiest experts get over 90 % of its load; return True if one's do.
 
-    by_path: path of a router -> its load (shares of its experts).
+    by_path: path of a router -> its load (shares of its experts). k is the number of experts that a
+    token has, rounded; with k experts or fewer in all there is no warning.
     """
     collapsed = [name for name, load in by_path.items() if load.collapsed]
     if collapsed:

@@ -26,7 +26,7 @@ class RandomSource(ReadsContext):
     """
 
     def __init__(self, generator: torch.Generator, context: Context | None = None) -> None:
-        """Draw from `generator`, a generator on the CPU.
+        """Create a source whose random numbers come from `generator`, a generator on the CPU.
 
         context: the batch's context to share, such as that of a router; None = a new one.
         """
@@ -70,12 +70,12 @@ class RandomSource(ReadsContext):
         return self.context.held.get(self) if self.context.hold else None
 
     def drawn(self, rows: int, draw: Callable[[int], Tensor]) -> Tensor:
-        """Return a random row for each row of the batch: those drawn for it before, or new ones.
+        """Return a random row for each row of the batch: new ones, or those stored for this batch.
 
-        rows: number of rows; where a method passes a batch several times at once, they are
-        `context.passes` copies of its samples, one after the other, and each copy gets rows of its
-        own. draw: draw(n) draws n new rows. If the context's `hold` is set, the draw is stored for
-        this batch, so that a recomputed forward gets the same numbers. Returns (rows, ...).
+        rows: number of rows of the batch. With context.passes = p they are p copies of its samples,
+        one after the other, and each copy gets random rows of its own. draw: draw(n) returns n new
+        random rows (n, ...). If context.hold is True the rows are stored until the next batch, so
+        that a recomputed forward gets the same numbers. Returns (rows, ...).
         Raises: ShapeError if `rows` is no multiple of `passes`, or differs from the stored draw's.
         """
         context, held = self.context, self.held

@@ -33,10 +33,10 @@ class Router(ReadsContext, abc.ABC):
     equal_counts: bool = False
 
     def __init__(self, experts: int) -> None:
-        """Set the number of experts, and all counts of their load to 0.
+        """Set the number of experts, and set all counts of their load to 0.
 
-        experts: E. Forwards in training count, in `received` (2, E), the tokens of each expert and
-        the sum of their weights, and in `served` the tokens that have any expert.
+        experts: E. In training each forward adds to `received` (2, E) the number of tokens of each
+        expert and the sum of their weights, and to `served` the number of tokens with an expert.
         Raises: ConfigError for less than one expert.
         """
         super().__init__()
@@ -63,8 +63,8 @@ class Router(ReadsContext, abc.ABC):
     def remember(self, routing: Routing) -> Routing:
         """Store a routing as the newest one and add it to the experts' load; return it.
 
-        routing: of all tokens of a forward. In evaluation it is only returned, unless loads are
-        counted there, too.
+        routing: of all tokens of a forward. In evaluation it is not stored, and is added to the
+        load only if context.counting is True. In training the load counts forwards with gradients.
         """
         if self.training:
             self.context.routings[self] = routing
@@ -148,12 +148,12 @@ def learned_routers(model: nn.Module) -> dict[str, Router]:
 
 
 def aux_loss(model: nn.Module) -> Tensor:
-    """Return the sum of all routers' losses of the newest forward, to be added to the task's loss.
+    """Return the sum of all routers' losses of the newest forward in training, 0-dimensional.
 
     loss = criterion(model(x), y) + intarsia.gating.aux_loss(model)
 
-    model: has routers, or none, for which the result is 0. The losses are multiplied by their
-    coefficients already. `fit` adds them by itself.
+    It is to be added to the task's loss; `fit` does so by itself. The losses are multiplied by
+    their coefficients already. model: any module; without routers the result is 0.
     """
     # losses of several dtypes are added in float32
     # routings of an evaluation are not stored, so that only training counts

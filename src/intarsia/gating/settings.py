@@ -51,8 +51,8 @@ def non_causal(config: object) -> bool:
 def with_experts(config: Any, experts: int) -> Any:
     """Return a router's settings with another number of experts.
 
-    config: a router's dataclass, which has the number, or a gate inside has it; experts: the new
-    number.
+    config: a router's dataclass with a field `experts`, or with a field `gate`, another router's
+    settings, which has one; experts: the new number.
     Raises: ConfigError for settings that have no such number, or cannot have this one.
     """
     names = {f.name for f in fields(config)}

@@ -48,16 +48,20 @@ def save(
     record: Mapping[str, Any] | None = None,
     parts: WholeModel | None = None,
 ) -> Path:
-    """Write the changes of a model, and the weights it has from them, to a folder.
+    """Write the changes of a model to a folder, with the weights that loading them needs.
 
-    Plain LoRA and PEFT's own adapters are written as PEFT's types, which transformers, vLLM and
-    converters read without this library. README.md is a model card of the adapters.
+    Changes are adapters, mixtures, pruning and the like; each decides if all weights are needed,
+    those that were trained, those that it added, or none. Plain LoRA and PEFT's own adapters are
+    written as PEFT's types, which transformers, vLLM and converters read without this library.
+    README.md is a model card of the adapters.
     The folder is written whole or not at all; an earlier folder of this kind is replaced.
     record: of the training, `run.record`, for the card.
-    parts: for a model inside `attached`, whose experts are on several processes: each of them calls
-      this and writes its own experts into the same file, which has the bytes of one process's.
-    Raises: ConfigError for a model that was not changed, settings that are in no list, and a folder
-    with other files in it; TrainingError if it cannot be written. The folder is then as it was.
+    parts: for a model whose experts are on several processes, the object that `attached` yields:
+      each process calls `save` and writes its own experts into the same file, which has the bytes
+      that a single process would write. None = this process has the whole model.
+    Raises: ConfigError for a model that was not changed, a change of a class that is not in the
+    catalogue of methods, and a folder with other files in it; TrainingError if it cannot be
+    written. The folder is then as it was. Returns the folder.
     """
     folder, host = Path(folder), base_of(model)
     steps: tuple[Step, ...] = steps_of(host)

@@ -197,9 +197,11 @@ class OutputExperts(MlpExperts):
     """
 
     def alone(self, module: nn.Module, expert: int, x: Tensor) -> Tensor:
-        """Compute one expert alone, with products of its own, as a check of `mixed`.
+        """Compute the frozen MLP with the LoRA of one expert added to each of its linear maps.
 
-        module: the frozen MLP; expert: its number, from 0; x: (N, d).  -> (N, d).
+        It is the slow reference for `mixed`, which computes the frozen products once for all
+        experts. module: the frozen MLP; expert: number of the expert, from 0; x: (N, d).  -> (N,
+        d).
         """
         return self.dialect.compute(
             module, x, lambda name, y, x: y + self.of(name)[expert](x).to(y.dtype)

@@ -292,10 +292,12 @@ class TutelExperts(OwnExperts):
         return table.combine(torch.cat(outputs, 1))
 
     def _degree(self, places: int) -> int:
-        """Return the degree r: how many groups of devices compute parts of an expert.
+        """Return the degree of parallelism r: into how many parts an expert's hidden units are cut.
 
-        r = 0 gathers the weights of all experts instead of sending rows. places: C, how many rows
-        an expert takes from each device; r is chosen once for each C and then kept.
+        The S devices that hold slices of an expert form r groups; each group computes one part for
+        all rows, and its S / r devices share the rows. r = 0: rows stay where they are, and every
+        device gathers the weights of all experts. places: C, the rows that an expert takes from
+        each device; r is chosen once for each C.
         """
         if places not in self.degrees:
             size = _size(self.local, self.slices)

@@ -60,14 +60,14 @@ def choose_and_compensate(
     weight: W (out, in); statistics: second moments of its inputs X. Returns a one-part Partition
       of `name` with the kept weights, and the new weight W^, 0 elsewhere; W^ X is close to W X.
     density: with pattern=None the share kept in every `block` columns, over all rows; with Blocks
-      the share of blocks; `NofM` along the inputs has its own. density=1: nothing is pruned.
+      the share of blocks; unused with `NofM`, where n of m are kept. density=1 prunes nothing.
     code: rounds a column to what a format can store, see also `GroupCode`; None = real numbers.
       SparseGPT is code=None; GPTQ is density=1; with both, kept weights are rounded, others 0.
     damp: added to the moments' diagonal, see `inverse_factor`. block: columns chosen at once.
     keep: (out, in) bool; weights outside are pruned whatever their score, and count as pruned.
     Column j has the error e = (w_j - w^_j) / U_jj, which is subtracted from the columns behind it,
-    W_k -= e U_jk, with U of `scores.inverse_factor`.  Raises: ConfigError for settings that cannot
-    be; ShapeError for widths; DataError for moments that cannot be inverted.
+    W_k -= e U_jk, with U of `scores.inverse_factor`.  Raises: ConfigError for a setting out of
+    range; ShapeError for widths; DataError for moments that cannot be inverted.
     """
     _check(weight, density, pattern, block)
     dtype = torch.promote_types(weight.dtype, torch.float32)
@@ -157,10 +157,10 @@ def _largest(score: Tensor, density: float, pattern: Pattern) -> Tensor:
 
 
 def _check(weight: Tensor, density: float, pattern: Pattern, block: int) -> None:
-    """Raise ConfigError or ShapeError for settings of `choose_and_compensate` that cannot be.
+    """Raise ConfigError or ShapeError for an impossible setting of `choose_and_compensate`.
 
-    weight: must be (out, in); density: 0 ... 1; pattern: one of n:m must divide the inputs; block:
-      the number of columns that are chosen at once, at least 1.
+    weight: must be (out, in); density: must be in 0 ... 1; pattern: n:m must lie along the inputs,
+      whose number m must divide; block: number of columns that are chosen at once, at least 1.
     """
     between("density", density, 0, 1, "Try 0.5.")
     between("block", block, 1, 2**20, "Try 128.")

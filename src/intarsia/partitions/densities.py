@@ -54,7 +54,8 @@ def erdos_renyi(
 def keep_shares(scores: Mapping[str, Tensor], densities: Mapping[str, float]) -> Partition:
     """Select the round(density * size) largest scores of each tensor; of equal ones the first.
 
-    scores: name -> a score of each weight; densities: name -> the share to select.
+    scores: name -> a score of each weight; densities: name -> the share to select. Returns a
+    partition with one part, the selected weights.
     Raises: ConfigError for a density outside 0 ... 1, or a NaN.
     """
     label: dict[str, Tensor] = {}
@@ -73,6 +74,7 @@ def random_masks(
     """Select round(density * size) weights of each tensor, all with equal probability.
 
     shapes: name -> shape; densities: name -> the share to select; generator: source of the draw.
+    Returns a partition with one part, the selected weights.
     Raises: ConfigError for a density outside 0 ... 1.
     """
     label: dict[str, Tensor] = {}

@@ -26,16 +26,17 @@ def random_disjoint(
 ) -> Partition:
     """Divide the weights of each parameter into `parts` disjoint parts, at random and evenly.
 
-    The weights are dealt out like cards, in random order. Every weight is in one part, and sizes
-    differ by at most one. With more parts than weights some parts are empty.
+    Units (single weights, or whole rows or columns) are dealt out like cards, in random order, so
+    that the parts of a parameter differ by at most one unit. With more parts than units some parts
+    are empty. Returns for each parameter the part, 0 ... parts - 1, of each of its weights.
 
-    unit: what is divided.
+    unit: what is dealt out.
       "element"                    single weights, over the whole parameter
-      "row", "column"              single weights, evenly in every row (column)
-      "whole_row", "whole_column"  whole output (input) channels, the partition's pattern
+      "row", "column"              single weights, evenly also within every row (column)
+      "whole_row", "whole_column"  whole output (input) channels; the result has them as `pattern`
     shapes: parameter name -> shape; a vector counts as one row. generator: source of the draw.
-    Raises: ConfigError for parts < 1 or an unknown unit; ShapeError for more than two axes with a
-    row or column unit.  Source: MoSA, section on splitting; here sizes differ by at most one.
+    Raises: ConfigError for parts < 1 or an unknown unit; ShapeError for more than two axes with any
+    unit but "element".  Source: MoSA, section on splitting; here with sizes as equal as can be.
     """
     at_least("parts", parts, 1, "One part is no split.")
     one_of("unit", unit, UNITS)
@@ -79,7 +80,7 @@ def _random_labels(
 def _labels_of_rows(
     rows: int, columns: int, parts: int, whole_rows: bool, generator: torch.Generator
 ) -> Tensor:
-    """Give random labels to the entries of a matrix, each label equally often in every row.
+    """Give random labels to the entries of a matrix, each label as often as others in every row.
 
     rows, columns: sizes of the matrix; parts: labels are 0 ... parts - 1; whole_rows: True gives
       all entries of a row one label, each label to equally many rows; generator: source of the

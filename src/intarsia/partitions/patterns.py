@@ -19,8 +19,9 @@ def keep_n_of_m(
 ) -> Partition:
     """Select the n largest scores of each m consecutive ones along an axis.
 
-    scores: tensor's name -> a score of each weight; n, m: n of each m are selected; axis: along
-      which the m are consecutive. Of equal scores the first is selected.
+    scores: tensor's name -> a score of each weight; n, m: n of each m are selected; axis: the axis
+      along which a group of m lies. Of equal scores the first is selected. Returns a partition with
+      one part, the selected weights.
     Raises: ConfigError unless 1 <= n <= m; ShapeError for an axis that m does not divide; DataError
       for a NaN.
     """
@@ -63,7 +64,8 @@ def keep_blocks(scores: Mapping[str, Tensor], count: int, blocks: Blocks) -> Par
     """Select the `count` blocks of weights with the largest sums of scores over all tensors.
 
     scores: tensor's name -> a score of each weight; count: how many blocks to select, over all
-      tensors; blocks: the shape of a block. Of equal sums the first is selected.
+      tensors; blocks: the shape of a block. Of equal sums the first is selected. Returns a
+      partition with one part, the weights of the selected blocks.
     Raises: ConfigError for more blocks than there are, or a NaN; ShapeError for a tensor that the
       blocks do not tile.
     """

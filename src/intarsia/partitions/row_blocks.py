@@ -15,10 +15,11 @@ from .topk import keep_top
 
 
 def block_scores(score: Tensor, rows: int) -> Tensor:
-    """Return the score of each block, of `rows` outputs and one input: its mean over the outputs.
+    """Return the mean score of each block of weights: `rows` consecutive outputs, one input.
 
-    score: of each weight, (out, in, ...), summed over the axes of a kernel first. Returns
-      (ceil(out / rows), in). The last block of an input may have fewer outputs, hence means.
+    score: of each weight, (out, in, ...); the scores of a convolution's kernel are summed first,
+      then averaged over the outputs of a block. Returns (ceil(out / rows), in). Means are used
+      since the last block of each input may have fewer outputs.
     """
     matrix = score.detach().float().reshape(*score.shape[:2], -1).sum(-1)  # (out, in)
     blocks = -(-len(matrix) // rows)
@@ -35,8 +36,9 @@ def keep_row_blocks(
     """Select the round(density * blocks) blocks of the largest mean scores of each tensor.
 
     scores: name -> score of each weight, (out, in, ...); densities: name -> share of blocks to
-      keep; rows: consecutive outputs of a block, which has one input and its whole kernel. With
-      rows=1 a block of a linear map is a single weight. Among equal means the first are kept.
+      keep; rows: a block has so many consecutive outputs, one input, and the whole kernel of a
+      convolution. With rows=1 a block of a linear map is a single weight. Among equal means the
+      first are kept. Returns a partition with one part, the kept weights.
     Raises: ConfigError for a density outside 0 ... 1, rows below 1, or a NaN.
     Source: SparseByteNN (arXiv:2310.19509); 1xN pruning (arXiv:2105.14713).
     """
@@ -53,11 +55,12 @@ def keep_row_blocks(
 
 
 def kept_in_blocks(weights: Sequence[Tensor], order: Tensor, rows: int, density: float) -> float:
-    """Rate an order of rows: return the sum of the weights that the best blocks keep with it.
+    """Rate an order of rows: return the sum of the weights in the blocks that are then kept.
 
-    A block is `rows` consecutive rows and one column; it is kept or dropped as a whole.
-    weights: (out, in) each, >= 0; order: (out,) int64, row i becomes what was row order[i]; rows:
-      the number of rows of a block; density: the share of blocks that is kept.
+    A block is `rows` consecutive rows and one column. In each matrix the share `density` of the
+    blocks is kept, those of the largest means; all weights of other blocks are dropped.
+    weights: (out, in) each, >= 0, such as |W|; order: (out,) int64, row i becomes what was row
+      order[i]; rows: the number of rows of a block; density: 0 ... 1.
     """
     total = 0.0
     for weight, block_mask in zip(
@@ -75,10 +78,10 @@ def row_order(weights: Sequence[Tensor], rows: int, density: float, rounds: int 
     rows of a block; density: the share of blocks that is kept; rounds: repetitions of step 2.
     1. Greedy: a group of rows begins with the largest row that is in no group yet, and takes the
       rows that have most in common with it, sum_j min(w_aj, w_bj) over its largest columns j.
-    2. Columns are chosen for the groups, then rows are assigned to them anew (Hungarian method),
-      which never keeps less.
-    Returns (out,) int64: row i becomes what was row order[i]; never worse than the rows as they
-    are.
+    2. Columns are chosen for each group, then rows are assigned to the groups anew (Hungarian
+      method); an assignment that keeps no more weight in blocks is not used.
+    Returns the order, (out,) int64: row i becomes what was row order[i]. With it the kept blocks
+    have at least as large a sum of weights (`kept_in_blocks`) as in the present order.
     """
     plain = torch.arange(len(weights[0]))
     starts = [plain, _greedy_order(weights, rows, density)]
@@ -93,7 +96,8 @@ def _column_masks(
     """Choose which columns each group of rows keeps: (groups, in) bool for each weight.
 
     weights: (out, in) each; order: (out,) int64, row i becomes what was row order[i]; rows: how
-      many consecutive rows are a group; density: share of (group, column) pairs that is kept.
+      many consecutive rows are a group; density: share of (group, column) pairs that is kept, those
+      with the largest mean weights.
     """
     block_masks: list[Tensor] = []
     for weight in weights:
@@ -106,8 +110,9 @@ def _greedy_order(weights: Sequence[Tensor], rows: int, density: float) -> Tenso
     """Group similar rows: return an order of the rows, (out,) int64, group after group.
 
     weights: (out, in) each, >= 0; rows: how many rows are a group; density: the share of columns
-      that a group will keep. A group has the largest free row, and the rows that share most of
-      their weight in its largest columns with it.
+      that a group will keep. A group begins with row a, the one with the largest sum among those in
+      no group yet. It gets the rows b most like a: of largest sum_j min(w_aj, w_bj), over the
+      columns j in which a is largest.
     """
     wide = torch.cat(list(weights), 1)  # (out, sum of in)
     free = torch.ones(len(wide), dtype=torch.bool)
@@ -130,11 +135,13 @@ def _greedy_order(weights: Sequence[Tensor], rows: int, density: float) -> Tenso
 def _refine(
     weights: Sequence[Tensor], order: Tensor, rows: int, density: float, rounds: int
 ) -> Tensor:
-    """Improve an order of rows: choose columns for each group of rows, then rows for each group.
+    """Improve an order of rows, so that the kept blocks have a larger sum of weights.
 
-    weights: (out, in) each, >= 0; order: (out,) int64, where to start; rows: how many consecutive
-      rows are a group; density: share of (group, column) pairs that is kept; rounds: repetitions at
-      most. Returns an order that is at least as good.
+    A block is one group of consecutive rows and one column. In turn the columns that each group
+    keeps are chosen, and the rows are assigned to the groups anew, as long as the sum grows.
+    weights: (out, in) each, >= 0; order: (out,) int64, where to start; rows: the number of rows of
+      a group; density: the share of blocks that is kept; rounds: repetitions at most. Returns an
+      order, (out,) int64, for which the sum (`kept_in_blocks`) is at least that of `order`.
     """
     best, best_norm = order, kept_in_blocks(weights, order, rows, density)
     slot = torch.arange(len(order)) // rows

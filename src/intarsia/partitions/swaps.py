@@ -41,7 +41,7 @@ def swap(
     pattern: NofM | None = None,
     guard: bool = True,
 ) -> Swapped:
-    """Exchange a pruned and a kept weight of each row at a time, as long as the error shrinks.
+    """Exchange a pruned and a kept weight in each row, again and again, until its error is small.
 
     A row's expected error eps is the sum of W_j E_j over its pruned weights, E_j the mean of input
     j. For eps > 0 the pruned weight of the largest W_j E_j / V_j^power becomes kept, V_j the
@@ -51,9 +51,9 @@ def swap(
     weight: W, (out, in); mask: (out, in) bool, True = kept; statistics: E_j and V_j; score: (out,
       in), low = pruned first.
     cycles: exchanges of a row at most, below 1 a share of its width; tolerance: a row stops below
-      this share of the layer's mean |eps| at the start; guard: it also stops before an exchange by
-      which |eps| would not shrink or eps would change its sign; pattern: exchanges stay within a
-      group of n:m.
+      this share of the layer's mean |eps| at the start; guard: also before |eps| would not shrink
+      or eps change its sign; pattern: both weights are in one group of n:m, W_j E_j of any sign.
+    Returns the new mask, and the sum of |eps| before and after.
     """
     dtype = torch.promote_types(weight.dtype, torch.float32)
     w, score = weight.to(dtype), score.to(dtype)

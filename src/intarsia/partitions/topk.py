@@ -45,7 +45,7 @@ def keep_top(scores: Mapping[str, Tensor], count: int) -> Partition:
 def keep_random(
     shapes: Mapping[str, Sequence[int]], count: int, *, generator: torch.Generator
 ) -> Partition:
-    """Select `count` of all weights with equal probability, as a partition with one part.
+    """Select `count` of all weights at random, all equally likely, as a partition with one part.
 
     shapes: parameter's name -> its shape; generator: source of the draw.
     Raises: ConfigError for a negative count, or more than there are weights.

@@ -42,10 +42,13 @@ class UnitAxes:
 def own_part(
     units: UnitAxes | None, weight: Tensor, index: Tensor, part: int, slices: int
 ) -> Tensor:
-    """Return the rows of some experts, or one slice of their hidden units, from a whole weight.
+    """Return the part of a weight that one process holds: some experts, one slice of each.
 
-    units: where the hidden units lie, None = the weight has none; weight: (E, ...), of all experts;
-      index: (n,), the experts; part: which of `slices` equal slices. Returns (n, ...).
+    weight: (E, ...), of all experts; index: (n,), the numbers of the experts; slices: into how many
+      equal slices their hidden units are cut, 1 = not; part: number of the slice; units: the axis
+      of the hidden units, None = the weight has none, such as a bias of the outputs. Such a weight
+      is returned whole for slice 0, and as zeros for the others, since outputs of slices are added
+      up. Returns (n, ...).
     """
     value = weight[index]
     if units is not None and slices > 1:
@@ -63,11 +66,12 @@ def put_part(
     part: int,
     slices: int,
 ) -> Tensor:
-    """Put rows that `own_part` took from a weight back into it, and return the weight.
+    """Write what `own_part` took from a weight back into it; return the weight, (E, ...).
 
-    units: where the hidden units lie, None = the weight has none; weight: (E, ...) as earlier calls
-      filled it, None at the first; value: the rows, (n, ...); experts: E; index: (n,), the experts
-      of the rows; part: which of `slices` equal slices of the hidden units they are.
+    units: the axis of the hidden units, None = the weight has none; weight: (E, ...) as earlier
+      calls filled it, None at the first; value: what `own_part` returned, (n, ...); experts: E;
+      index: (n,), the numbers of its experts; part: the number of its slice, of `slices` equal
+      slices of the hidden units.
     """
     units = units if slices > 1 else None
     if weight is None:

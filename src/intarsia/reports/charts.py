@@ -48,7 +48,7 @@ class Axis:
     """An axis.
 
     unit: behind each tick.  zero: it begins at 0.  names: categories instead of numbers.  limits:
-    its ends, None = those of the data with a margin.  whole: only whole numbers have ticks.
+    its ends, None = those of the data with a margin.  integers: only whole numbers have ticks.
     """
 
     title: str = ""
@@ -58,7 +58,7 @@ class Axis:
     zero: bool = False
     limits: tuple[float, float] | None = None
     names: tuple[str, ...] = ()
-    whole: bool = False
+    integers: bool = False
 
 
 def shown_when(when: When) -> str:
@@ -177,7 +177,7 @@ def _ticks(axis: Axis, values: Sequence[float]) -> list[tuple[float, str]]:
         return [(float(i), name) for i, name in enumerate(axis.names)]
     low, high = _limits(axis, values)
     places = _log_ticks(low, high) if axis.log else _round_ticks(low, high)
-    if axis.whole:
+    if axis.integers:
         places = [value for value in places if value == round(value)]
     return [(value, f"{tick_text(value)}{axis.unit}") for value in places]
 

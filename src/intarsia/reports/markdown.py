@@ -28,10 +28,9 @@ def _cut(columns: int) -> list[list[int]]:
     """Return the numbers of the columns of each piece; pieces differ by one column at most."""
     if columns <= MOST:
         return [[*range(columns)]]
-    others = range(1, columns)
-    pieces = -(-len(others) // APART)
-    ends = [round(len(others) * i / pieces) for i in range(pieces + 1)]
-    return [[0, *others[a:b]] for a, b in pairwise(ends)]
+    pieces = -(-(columns - 1) // APART)
+    ends = [1 + round((columns - 1) * i / pieces) for i in range(pieces + 1)]
+    return [[0, *range(a, b)] for a, b in pairwise(ends)]
 
 
 def _lines(table: Table, columns: Sequence[int]) -> list[str]:

@@ -217,9 +217,10 @@ def mcnemar(won: int, lost: int) -> float:
 def bootstrap_interval(pairs: np.ndarray, seed: int) -> tuple[float, float]:
     """Return the 95 % bootstrap interval of a mean over tasks of means over seeds.
 
-    Tasks are drawn first, then the seeds of each drawn task (percentile method). pairs: (tasks,
-    seeds) of two tasks or more, each with at least one seed, NaN where there is none; seed: of the
-    draws.
+    pairs: (tasks, seeds), such as the difference of two methods' scores on each task at each seed;
+    NaN = the task was not run at that seed. There are two tasks or more, each with a number. Tasks
+    are drawn first, then the seeds of each drawn task (percentile method). seed: of the draws.
+    Returns the ends of the interval, low and high, in the unit of `pairs`.
     """
     from scipy.stats import bootstrap
 

@@ -105,10 +105,10 @@ def films() -> Films:
     tuning, val, test = (torch.tensor(part) for part in parts)
     train, count = torch.cat([tuning, val]), max(names)
     popularity = torch.bincount(train[:, -1], minlength=count + 1)
-    whole, tested, tuned, validated = (
+    whole, tested, fewer, validated = (
         TensorDataset(part[:, :-1], part[:, -1]) for part in (train, test, tuning, val)
     )
-    return Films(whole, tested, tuned, validated, count, popularity)
+    return Films(whole, tested, fewer, validated, count, popularity)
 
 
 class Recommended(NamedTuple):

@@ -61,10 +61,12 @@ def lora_cells(
 def put_beside(
     model: PeftModel, of: str, name: str, settings: Lora, cells: Sequence[LoraCell]
 ) -> PeftModel:
-    """Add a LoRA in the layers of another adapter, with copies of its heads, and activate it.
+    """Add a LoRA to the layers that another adapter changes, and make it the active adapter.
 
-    of: name of the other adapter; name: of the new one; settings: rank and scale; cells: a LoRA
-    module for each layer, in the order of `layers_of`.
+    Modules that PEFT saves with an adapter (`modules_to_save`), such as a classification head, are
+    copied from the other adapter. model: the model with that adapter, changed in place and
+    returned; of: name of the other adapter; name: of the new one; settings: its rank and scale;
+    cells: a LoRA module for each layer, in the order of `layers_of`, whose weights are copied.
     """
     check_model(model, name)
     # the same places and heads, another method

@@ -482,6 +482,11 @@ def is_adapted(model: nn.Module) -> TypeGuard[PeftModel]:
     return isinstance(model, PeftModel) and isinstance(model.base_model, IntarsiaModel)
 
 
+def has_adapter(model: nn.Module) -> bool:
+    """Return True for a model with an adapter, of this library or of PEFT's own."""
+    return isinstance(model, PeftModel)
+
+
 def has_places(method: str, host: nn.Module) -> bool:
     """Return True if PEFT itself knows which modules of this kind of model a method adapts.
 

@@ -57,8 +57,8 @@ def bound(
 
     bits: which weights are kept, (out, ceil(in / 8)); values: the kept weights, row by row;
       offsets: (out,), where each row's values begin; scales: (out,), a factor for each row of int8
-      values, else None; width: W's inputs; max_rows: the caller uses the result for at most so many
-      rows x, since decoding W is faster for more.
+      values, else None; width: number of W's inputs; max_rows: rows of x up to which the result is
+      used, since for more rows it is faster to decode W.
     """
     if values.dtype not in KINDS:
         return None
@@ -97,7 +97,7 @@ def decode(
 
     bits: which weights are kept, (out, ceil(in / 8)); values: the kept weights, row by row;
       offsets: (out,), where each row's values begin; scales: (out,), a factor for each row of int8
-      values, else None; width: in.
+      values, else None; width: the number of inputs, `in`.
     """
     check(bits, values, offsets, scales, width)
     out = torch.empty(len(bits), width, dtype=dense_type(values))
@@ -141,7 +141,7 @@ def check(bits: Tensor, values: Tensor, offsets: Tensor, scales: Tensor | None, 
 
     bits: which weights are kept, (out, ceil(in / 8)) uint8; values: (kept,), the kept weights, row
       by row; offsets: (out,) int64, where each row's values begin; scales: (out,) float32, a factor
-      for each row of int8 values, else None; width: in.
+      for each row of int8 values, else None; width: the number of inputs, `in`.
     """
     rows = len(bits)
     fits = bits.shape == (rows, -(-width // 8)) and offsets.shape == (rows,) and values.dim() == 1
@@ -206,9 +206,9 @@ def _shape(
 
 
 def _product(x: Tensor, *stored: Tensor | None) -> Tensor:
-    """Call the operator in float32, and return y in x's dtype.
+    """Compute x W^T by torch's operator, in float32; return it in x's dtype, (N, out).
 
-    x: (N, in); stored: bits, values, offsets and scales of the weight.
+    x: (N, in); stored: bits, values, offsets and scales of the weight W, as `check` describes them.
     """
     y = _operator()(x.float(), *stored)
     return y if y.dtype == x.dtype else y.to(x.dtype)

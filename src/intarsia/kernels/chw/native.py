@@ -43,8 +43,9 @@ class NativeProgram:
     def __init__(
         self, steps: Sequence[ProgramStep], inputs: Mapping[int, Shape], keep: Sequence[int]
     ) -> None:
-        """Give each value a place in one piece of memory, and write the table for the kernels.
+        """Give each value a place in one piece of memory, and write the steps as a table.
 
+        The C code reads this table: one row for each step, with its kind, addresses and sizes.
         steps: the program, whose values are numbered; inputs: number of an input value -> its
           shape; keep: numbers of the values that a call can return.
         """
@@ -84,9 +85,9 @@ class NativeProgram:
     def _set_inputs(self, inputs: Sequence[Tensor]) -> None:
         """Copy each input into the program's memory, or let the kernels read it where it is.
 
-        inputs: tensors in the order of `self.inputs`. A row of `self.table` is a step of the
-        kernels; its column SRC is the address that the step reads. `self.direct` maps an input that
-        need not be copied to the rows that read it.
+        inputs: tensors in the order of `self.inputs`. `self.table` has a row for each step of the
+        kernels, with the address that the step reads in column SRC. `self.direct` maps the number
+        of an input that need not be copied to the rows of the steps that read it.
         """
         for number, x in zip(self.inputs, inputs, strict=True):
             if number in self.direct and x.is_contiguous():
@@ -198,10 +199,11 @@ class NativeProgram:
         return tensor.data_ptr()
 
     def _uncopied_inputs(self) -> dict[int, list[int]]:
-        """Return the inputs that need no copy: number -> the rows of the table that read it.
+        """Return the inputs that need no copy: number of the input -> indices of its readers.
 
-        Only k x k steps can read an input at its own address, and only without padding between
-        channels.
+        The indices are those of the steps in `self.steps` that read the input. It needs no copy if
+        these are all k x k convolutions (plain or depthwise), which can read it at its own address,
+        if its channels need no padding between them, and if no call returns it.
         """
         rows: dict[int, list[int]] = {}
         for number in self.inputs:

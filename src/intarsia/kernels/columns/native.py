@@ -46,8 +46,8 @@ def bound(
     """Return a callable x -> x W^T, with the stored weight W built in; None without a kernel.
 
     values, columns: (kept,), each kept weight of W and its column, row by row; offsets: (out + 1,),
-      where each row of W begins in `values`; width: in; max_rows: the caller uses the result for at
-      most so many rows x, since decoding W is faster for more.
+      where each row of W begins in `values`; width: number of W's inputs; max_rows: rows of x up to
+      which the result is used, since for more rows it is faster to decode W.
     """
     if values.dtype not in KINDS:
         return None
@@ -96,9 +96,9 @@ def _run(x: Tensor, values: Tensor, columns: Tensor, offsets: Tensor) -> Tensor:
 
 
 def _product(x: Tensor, *stored: Tensor) -> Tensor:
-    """Call the operator in float32, and return y in x's dtype.
+    """Compute x W^T by torch's operator, in float32; return it in x's dtype, (N, out).
 
-    x: (N, in); stored: values, columns and offsets of the weight.
+    x: (N, in); stored: values, columns and offsets of the weight W, as `check` describes them.
     """
     y = _operator()(x.float(), *stored)
     return y if y.dtype == x.dtype else y.to(x.dtype)

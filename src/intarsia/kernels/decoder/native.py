@@ -139,7 +139,7 @@ class NativeDecoder:
                 raise ConfigError(name, got=got, want=want, fix="Make room for prompt and answer.")
 
     def _row(self, step: DecoderStep) -> list[int]:
-        """Return a step's row of the kernels' table: a number for each of FIELDS.
+        """Return a step's row of the table that the C code reads: an integer for each of FIELDS.
 
         step: one of the program. Addresses of tensors, sizes and settings are checked here, since
           the C code trusts them; fields that the step does not have are 0.
@@ -164,11 +164,13 @@ class NativeDecoder:
         return [int(row[name]) for name in FIELDS]
 
     def _row_with_source(self, step: NormStep | ProductStep | GateStep | AddStep) -> dict[str, int]:
-        """Return the rest of a step's row of the table, field -> number, for four kinds of steps.
+        """Return fields of the kernels' table for a norm, product, gate or sum: field -> number.
 
-        step: a norm, a product, a gate or a sum; its `src` and `dst` are in the row already. The
-          fields are addresses of its tensors and of its second value, the size and eps of a norm,
-          and "act": the number of a gate's activation, or 1 for a centred norm.
+        The C code reads the program from a table of integers, one row for each step; `_row` has
+        filled in the step's kind, and where it reads (`src`) and writes (`dst`). This adds, for a
+        norm, its size, weight, eps (its bits, as "number") and "act", 1 = centred; for a product,
+        its weight and bias; for a gate or sum, the second value that it reads ("other"), and for a
+        gate its activation ("act"). Tensors and values are given by their addresses.
         Raises: ShapeError for sizes that do not fit.
         """
         if isinstance(step, NormStep):
@@ -192,9 +194,11 @@ class NativeDecoder:
         return {**self._place("other", step.other), "act": act}
 
     def _rotation(self, step: RotateStep) -> dict[str, int]:
-        """Return the part of the table's row that rotary positions need: field -> number.
+        """Return fields of the kernels' table for a step of rotary positions: field -> number.
 
-        step: its number of heads, and its tables of cos and sin, (positions, rotated numbers).
+        The fields are the number of heads, how many numbers of a head are rotated ("size"), and the
+        addresses of cos ("weight") and sin ("bias"). step: has heads, and cos and sin, (positions,
+        rotated numbers) each.
         Raises: ShapeError for tables or heads that do not fit.
         """
         head, turned = step.dst.width // step.heads, step.cos.shape[1]
@@ -205,10 +209,12 @@ class NativeDecoder:
         return {"heads": step.heads, "size": turned, **tables}
 
     def _attention(self, step: AttendStep) -> dict[str, int]:
-        """Return the part of the table's row that an attention needs: field -> number.
+        """Return fields of the kernels' table for a step of attention: field -> number.
 
-        step: its query, key and value, its cache and its sizes. Raises: ShapeError for a cache that
-          does not fit them.
+        The fields are the addresses of query ("src"), key ("other"), value ("third") and of the
+        cache, numbers of heads and groups, the size of a head, the cache's length, sink and window,
+        its type, and the scale (its bits, as "number"). step: has all of these.
+        Raises: ShapeError for a cache that does not fit the sizes.
         """
         keys, values, sink = step.cache
         _, groups, length, size = keys.shape

@@ -39,7 +39,7 @@ def linear(x: Tensor, weight: Tensor) -> Tensor:
 def bound(weight: Tensor, max_rows: int) -> native.Bound | None:
     """Return a callable x -> x W^T, with the weight W built in; None without a kernel.
 
-    weight: W (out, in); max_rows: the caller uses the result for at most so many rows x.
+    weight: W (out, in); max_rows: rows of x up to which the result is used.
     """
     if weight.dtype not in KINDS or weight.dim() != 2:
         return None
@@ -53,10 +53,11 @@ def runs_grouped(x: Tensor, weight: Tensor) -> bool:
 
 
 def grouped(x: Tensor, weight: Tensor, loads: Sequence[int], out: Tensor) -> Tensor:
-    """Write x_n W_e^T into `out`, e the expert of row n, for a few rows of each; return `out`.
+    """Multiply each row of x by the weight of its expert, x_n W_e^T; write into `out`, return it.
 
-    x: (N, in), weight: (E, out, in), out: (N, out), all float32 and contiguous; loads: how many
-      rows each expert has, one after the other. Each expert's weight is read once.
+    x: (N, in), the rows of expert 0, then those of expert 1, and so on; weight: (E, out, in); out:
+      (N, out); all float32 and contiguous; loads: the number of rows of each expert. It is fast for
+      a few rows of each expert, since each weight is read once.
     """
     kernel = native.function("dense_grouped", *GROUPED)
     assert kernel is not None and sum(loads) == len(x) == len(out) and len(loads) == len(weight)

@@ -59,7 +59,7 @@ class Block:
         return self.experts.stop - self.experts.start
 
     def expert_rows(self) -> Iterator[tuple[int, slice]]:
-        """Yield the experts that have rows, by their place in the block, and their rows in it."""
+        """Yield for each expert with rows its number in the block, and the slice of its rows."""
         end = 0
         for i, count in enumerate(self.loads or [self.rows_each] * self.count):
             begin, end = end, end + count
@@ -69,8 +69,9 @@ class Block:
     def products(self, x: Tensor, weight: Tensor, out: Tensor, *, add: bool = False) -> Tensor:
         """Multiply each row by its expert's matrix, and write the products into `out`; return it.
 
-        x: (n, i), `rows_each` rows for each expert of the block; weight: (count, i, o), a matrix
-          for each expert; out: (n, o); add: add to `out` in place of writing.
+        x: (n, i), the rows of the block's experts, one expert after the other: `rows_each` rows of
+          each, or `loads` of them; weight: (count, i, o), a matrix for each expert; out: (n, o);
+          add: add to `out` in place of writing.
         """
         transposed = weight.transpose(1, 2)
         if self.loads and not add and transposed.is_contiguous():
@@ -95,7 +96,8 @@ class Block:
     def outer(self, a: Tensor, b: Tensor, out: Tensor) -> None:
         """Write the sum of the outer products of each expert's rows, a_e^T b_e, into `out`.
 
-        a: (n, i), b: (n, o), `rows_each` rows for each expert e of the block; out: (count, i, o).
+        a: (n, i), b: (n, o), the rows of the block's experts, one expert after the other; out:
+          (count, i, o), a matrix for each expert e, 0 for one without rows.
         """
         if self.loads or self.count == 1:
             busy = dict(self.expert_rows())
@@ -112,16 +114,19 @@ class Block:
 
 
 def blocks(load: list[int], kernel: bool = False) -> tuple[Block, ...]:
-    """Divide the experts into blocks.  load: rows of each expert.
+    """Divide the experts into blocks, each of which is multiplied by one call.
 
-    kernel: neighbours with few rows are a block, without rows of zeros, whose products
-    `dense.grouped` computes. Others with few or similarly many rows share a block, in which rows of
-    zeros fill up the smaller ones: all experts where all have few rows; `TOGETHER` neighbours where
-    that adds few.
+    load: number of rows of each expert. kernel: `TOGETHER` neighbours that all have few rows, and
+    those next to them, are a block without rows of zeros, whose products `dense.grouped` computes.
+    In any other block of several experts all have as many rows as the largest, filled up with rows
+    of zeros: all experts are such a block if all have few rows, or TOGETHER neighbours if few zeros
+    are added. The remaining experts are a block each. Returns the blocks in the order of the
+    experts.
     """
     result: list[Block] = []
-    for few, group in itertools.groupby(load, lambda n: kernel and n <= FEW):
-        part = tuple(group)
+    neighbours = [load[first : first + TOGETHER] for first in range(0, len(load), TOGETHER)]
+    for few, group in itertools.groupby(neighbours, lambda part: kernel and max(part) <= FEW):
+        part = tuple(itertools.chain.from_iterable(group))
         for count, rows, loads in [(len(part), 0, part)] if few else _equal_rows(part):
             begin = result[-1].experts.stop if result else 0
             row = result[-1].rows.stop if result else 0
@@ -131,7 +136,10 @@ def blocks(load: list[int], kernel: bool = False) -> tuple[Block, ...]:
 
 
 def _equal_rows(load: tuple[int, ...]) -> Iterator[tuple[int, int, tuple[()]]]:
-    """Yield for each block of equally many rows the experts, the rows of each, and no loads."""
+    """Divide experts into blocks of equally many rows; yield (experts, rows of each, ()) of each.
+
+    load: number of rows of each expert, without the rows of zeros that a block adds.
+    """
     # one batched product pays for some rows of zeros, but not for many
     all_small = max(load) <= FEW and len(load) * max(load) <= SPARE * sum(load)
     step = len(load) if all_small else TOGETHER
@@ -165,7 +173,8 @@ class Layout:
     ) -> Layout:
         """Sort pairs by expert and give each its row among the blocks.
 
-        token, expert: (N,) int64, of each pair; tokens: T; experts: E; kernel: see `blocks`.
+        token, expert: (N,) int64, the numbers of each pair's token and expert; tokens: T; experts:
+          E; kernel: True if `dense.grouped` may multiply experts with few rows, see `blocks`.
         """
         pairs = by_expert(expert, experts)
         order, load = pairs.order, pairs.load

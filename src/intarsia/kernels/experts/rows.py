@@ -35,7 +35,8 @@ class Sorted(NamedTuple):
 def by_expert(expert: Tensor, experts: int) -> Sorted:
     """Sort pairs by expert; those of one expert keep their order.
 
-    expert: (N,) int64, of each pair; experts: E.
+    expert: (N,) int64, the expert of each pair; experts: E. Returns the sorted experts (N,), the
+    earlier place of each pair (N,), and where the pairs of each expert end (E,).
     """
     expert, order = expert.sort(stable=True)
     return Sorted(expert, order, ends_of(expert, experts))

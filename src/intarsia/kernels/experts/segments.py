@@ -60,8 +60,8 @@ class Segments:
     def pad(self, x: Tensor, fill: float | bool = 0) -> Tensor:
         """Arrange rows of pairs as S segments, one for each expert and sequence, of one length.
 
-        x: (N, ...), a row for each pair, sorted; fill: the value of empty places.  -> (S, n, ...),
-          n the length of the longest segment.
+        x: (N, ...), a row for each pair, in the order of these segments; fill: the value of empty
+          places.  -> (S, n, ...), n the length of the longest segment.
         """
         shape = (len(self.count), self.longest, *x.shape[1:])
         if self.even:

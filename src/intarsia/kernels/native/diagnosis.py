@@ -13,9 +13,12 @@ from .loading import instructions, kind, load, why
 
 
 def examine() -> dict[str, Any]:
-    """Return compiler, build, folder, instruction set and kernels for a report, by name.
+    """Describe the native kernels of this machine for a report, as texts by name.
 
-    An error is a text in the report and is not raised.
+    "processor", "torch", "compiler": which there are; "build": the kind of build in use, or "off";
+    "folder": of the built kernels; "instruction set": the one that they use; "kernels": a list of
+    their names, empty if they cannot be used, and "why not": the reason, else "". Errors are not
+    raised: their texts are in the report.
     """
     try:
         command, version = building.compiler()

@@ -8,9 +8,10 @@ NO_MEMORY = 2**63 - 1
 
 
 def refuse(fault: int) -> None:
-    """Raise the error that a kernel's result stands for.
+    """Raise the error that a kernel's return value stands for.
 
-    fault: 0: none. NO_MEMORY: MemoryError. n: ShapeError at row n - 1 of the stored weight.
+    fault: 0 raises nothing, NO_MEMORY a MemoryError, any other number n a ShapeError that names row
+    n - 1 of the stored weight.
     """
     if not fault:
         return

@@ -23,7 +23,8 @@ _forced: list[str] = []  # inside `using`
 def kind() -> str:
     """Return the build that is used: "native", "avx2", "portable", or "off".
 
-    `INTARSIA_NATIVE` says so at the start: 0 is off; not set, or 1, is native.
+    The environment variable INTARSIA_NATIVE selects it: 0 is off; not set, or 1, is native. Inside
+    the `with` block of `using` it is that block's.
     """
     return _forced[-1] if _forced else _of_environment()
 

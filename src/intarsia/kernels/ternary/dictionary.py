@@ -93,7 +93,7 @@ def _classes(zeros: float) -> list[tuple[int, int]]:
 
 
 def _of_class(pairs: int, nonzeros: int) -> Iterator[tuple[int, ...]]:
-    """Yield all words of one length with one number of non-zero digits, in no useful order.
+    """Yield all words of one length with one number of non-zero digits, in no special order.
 
     pairs: a word has 2 * pairs digits; nonzeros: so many of them are 1 or 2, the others 0.
     """

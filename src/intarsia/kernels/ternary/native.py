@@ -37,8 +37,8 @@ def ternary(x: Tensor, codes: Tensor, offsets: Tensor, levels: Tensor, words: Di
 def bound(parts: tuple[Tensor, ...], width: int, words: Dictionary, max_rows: int) -> Bound | None:
     """Return a callable x -> x W^T, with the stored weight W built in; None without a kernel.
 
-    parts: (codes, offsets, levels) of W, as `ternary` takes them; width: in; words: the dictionary;
-      max_rows: the caller uses the result for at most so many rows x.
+    parts: (codes, offsets, levels) of W, as `ternary` takes them; width: number of W's inputs;
+      words: the dictionary of the codes; max_rows: rows of x up to which the result is used.
     """
     if not all(t.is_contiguous() for t in parts):
         return None

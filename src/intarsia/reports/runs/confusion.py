@@ -36,8 +36,9 @@ class Confusion:
 def confusion_of(group: RunGroup, limit: int = SHOWN) -> Confusion | None:
     """Add up the confusion matrices of a group's runs.
 
-    group: runs of one method; limit: classes that are shown at most, rarer confusions are joined.
-      Returns None if a run stored no predictions, or if the runs have different classes.
+    group: runs of one method; limit: the most classes to show; those that are confused least are
+      joined into the last row and column. Returns None if a run stored no predictions, or if the
+      runs have different classes.
     """
     answers = [run.answers for run in group.runs if run.answers is not None]
     if len(answers) != len(group.runs) or len({a.classes for a in answers}) != 1:
@@ -48,8 +49,8 @@ def confusion_of(group: RunGroup, limit: int = SHOWN) -> Confusion | None:
 def _joined(answers: Sequence[Predictions], limit: int) -> Confusion:
     """Add up the confusion counts of several runs, and join the classes beyond a limit.
 
-    answers: each run's predictions, of the same classes; limit: the most classes to show: the
-      others are joined into one row and column.
+    answers: each run's predictions, of the same classes; limit: the most classes to show. Of more
+      classes those that are confused most stay, and the others share the last row and column.
     """
     classes = answers[0].classes
     # one count for each picture of each run, at (its class, the class it was taken for)

@@ -85,7 +85,7 @@ def line_of(curve: Iterable[Point], split: str, metric: str) -> dict[float, floa
 def mean_line(lines: Iterable[Mapping[float, float]]) -> dict[float, float]:
     """Return epoch -> mean over several lines, at the epochs that all of them have.
 
-    lines: epoch -> value of each run; empty ones are ignored.
+    lines: for each run a mapping epoch -> value; empty ones are ignored.
     """
     lines = [line for line in lines if line]
     if not lines:

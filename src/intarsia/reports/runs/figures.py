@@ -65,7 +65,8 @@ def by_time(comparison: Comparison) -> Figure:
 def _points(comparison: Comparison, cost: Callable[[FinishedRun], float]) -> list[charts.Points]:
     """Return, for each method, its runs as points of a chart: score over a cost.
 
-    cost: function of a run, the value along the horizontal axis.
+    cost: function of a run, the value along the horizontal axis, such as its training time in
+    seconds. The score, 0 ... 1, is along the vertical axis.
     """
     return [
         charts.Points(
@@ -107,7 +108,7 @@ def curves(comparison: Comparison) -> list[Figure]:
         name = metric_name(metric)
         up = charts.Axis(name, UNIT.get(metric, ""))
         label = f"{name} by epoch"
-        drawing = charts.Chart(series, charts.Axis("Epoch", whole=True), up)
+        drawing = charts.Chart(series, charts.Axis("Epoch", integers=True), up)
         figures.append(Figure(f"curves-{metric}", label, drawing, when={"metric": metric}))
     return figures
 
@@ -160,9 +161,9 @@ def _curve(
 
 
 def confusions(confusion: Confusion, number: int) -> list[Figure]:
-    """Draw a confusion matrix twice: as counts, and as shares of each row.
+    """Draw a confusion matrix twice: as shares of each row in percent, and as counts.
 
-    confusion: of one method; number: the method's index.
+    confusion: the matrix of one method; number: the method's index, for the names of the figures.
     """
     names = [short(name) for name in confusion.classes]
     hover = [

@@ -84,7 +84,7 @@ class RunGroup(BySeed):
     def interval(
         self, baseline: RunGroup, score: str | None = None
     ) -> tuple[PairedInterval | None, str]:
-        """Return the confidence interval of the score's difference to a baseline, and "".
+        """Return the 95 % interval of the score's difference to a baseline, and "".
 
         If there can be none, return None and a text that says what is missing. The difference is
         taken on each test item that both groups' runs were scored on. baseline: the group to
@@ -138,7 +138,7 @@ class Comparison:
     def chosen(self) -> ChosenRun | None:
         """The run to use, chosen on the validation part; None where `choice` says what is missing.
 
-        The highest test score would be too high an estimate of the run that is chosen by it.
+        Test scores do not choose: the highest of several overestimates how good its run is.
         """
         return self.choice[0]
 
@@ -172,9 +172,10 @@ def _is_ahead(interval: PairedInterval | None) -> bool:
 
 
 def _choice_among(groups: Sequence[RunGroup]) -> tuple[ChosenRun | None, str]:
-    """Choose a method, and its best run, by the validation scores.
+    """Choose a method by its mean validation score, and its best run by the run's own.
 
-    Returns the choice and "", or None and a text that says what is missing for a choice.
+    groups: the runs of each method. Returns the choice and "", or None and a text that says what is
+    missing for a choice.
     """
     for group in groups:
         if any(run.validation is None for run in group.runs):
@@ -194,9 +195,9 @@ def _choice_among(groups: Sequence[RunGroup]) -> tuple[ChosenRun | None, str]:
 
 
 def _validated_on(group: RunGroup, seed: int) -> str:
-    """Return the digest (SHA-256) of the validation part that a run used.
+    """Return the digest (SHA-256) of the validation part that a run used, "None" if not recorded.
 
-    group: runs of a method; seed: of the run.
+    group: the runs of a method; seed: the training seed of the run that is meant.
     """
     run = next(run for run in group.runs if run.seed == seed)
     data = run.record.get("data")
@@ -297,7 +298,12 @@ _ELSEWHERE = ("base_model_name_or_path", "revision", "auto_mapping", "peft_versi
 
 
 def settings_of(run: FinishedRun) -> dict[str, Any]:
-    """Return every setting that decides a run's result, except its seed."""
+    """Return every setting that decides a run's result, except its seed, as nested mappings.
+
+    "model": its name; "data": name and number of samples of each part; "adapter": settings of the
+    adapter, by name if there are several; "inputs"; "baseline": what is trained without an adapter;
+    "objective"; "training"; "recipe": as run.json has them.
+    """
     record = run.record
     data = record.get("data")
     sizes = {
@@ -328,9 +334,11 @@ def settings_of(run: FinishedRun) -> dict[str, Any]:
 
 
 def _with_given_options(run: FinishedRun, adapter: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return an adapter's settings with the options that the caller gave.
+    """Replace an adapter's stored options by those that the caller gave; return its settings.
 
-    adapter: the settings as the run stored them, in which the seed may have decided some options.
+    The seed may have decided some of the stored options, so that runs of one call would differ.
+    run: its record has the caller's options; without them the settings are returned as they are.
+    adapter: the settings as the run stored them.
     """
     options_given = run.given.get("method")
     if (

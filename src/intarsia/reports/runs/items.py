@@ -27,9 +27,11 @@ class RunItems:
 
 
 def run_items(tensors: Tensors, part: str) -> RunItems:
-    """Return the values of a run for each item it was scored on: a picture or a text.
+    """Return what each item, a picture or a text, contributes to a run's scores.
 
-    tensors: the run's predictions; part: a digest of the part of the data that was scored.
+    tensors: the run's predictions; part: a digest of the part of the data that was scored. Returns
+    for each score that is a mean over items (accuracy, loss) the value of every item; none where a
+    picture may have several labels.
     """
     values: dict[str, ItemValues] = {}
     if "tokens" in tensors:
@@ -46,9 +48,10 @@ def run_items(tensors: Tensors, part: str) -> RunItems:
 
 
 def _picture_values(logits: np.ndarray, labels: np.ndarray) -> dict[str, ItemValues]:
-    """Return for each picture if it was right, and its loss, by the score that is their mean.
+    """Return what each picture contributes to the scores: score's name -> values of n pictures.
 
-    logits: (n, classes); labels: (n,).
+    logits: (n, classes); labels: (n,). "accuracy": True for a right answer; "balanced_accuracy":
+    the same, weighted by 1 / the size of the picture's class; "loss": cross-entropy in nats.
     """
     # balanced accuracy weighs a picture by 1 / the size of its class; loss is -log softmax
     order, right = np.arange(len(labels)), logits.argmax(1) == labels
@@ -62,9 +65,11 @@ def _picture_values(logits: np.ndarray, labels: np.ndarray) -> dict[str, ItemVal
 
 
 def _text_values(tensors: Tensors) -> dict[str, ItemValues]:
-    """Return for each text the share of right tokens and the mean loss, by the score's name.
+    """Return what each text contributes to the scores: score's name -> values of the texts.
 
-    tensors: with "tokens", "hits" and "loss" of each text; texts without a token are left out.
+    tensors: for each text "tokens", their number, "hits", how many were predicted right, and
+    "loss", their summed loss; texts without a token are left out. "accuracy": share of right
+    tokens; "loss": mean loss of a token; both weighted by the number of tokens.
     """
     some = tensors["tokens"] > 0
     tokens = tensors["tokens"][some].astype(float)
@@ -78,11 +83,11 @@ def _text_values(tensors: Tensors) -> dict[str, ItemValues]:
 def interval_of(
     ours: Mapping[int, RunItems | None], theirs: Mapping[int, RunItems | None], score: str
 ) -> tuple[PairedInterval | None, str]:
-    """Return the confidence interval of a score's difference between two methods, and "".
+    """Return the 95 % interval of a score's difference between two methods, and "".
 
-    If there can be none, return None and a text that says what is missing. It is over test items
-    and seeds together. ours, theirs: seed -> a run's values by item, None for a run that stored
-    none; score: name of the score.
+    If there can be none, return None and a text that says what is missing. The interval counts the
+    chance in test items and in seeds together. ours, theirs: seed -> a run's values of each item,
+    None for a run that stored none; score: name of the score.
     """
     # only seeds that both have can be paired
     seeds = [seed for seed in ours if seed in theirs]

@@ -56,7 +56,7 @@ def write_report(
     heading: str | None = None,
     others: Table | None = None,
 ) -> Path:
-    """Read run folders, compare the runs, and write the report to `out`; returns its path.
+    """Read run folders, compare the runs, and write the report to `out`; return its path.
 
     folders: run folders, or folders that hold some. baseline: label of the method the others are
       compared with, None = the first. heading: the page's title, None = the methods and the data
@@ -360,7 +360,8 @@ def _record(comparison: Comparison) -> Section:
 def _data(comparison: Comparison, several: bool) -> tuple[Block, ...]:
     """Return a table of the parts of the data with their digests, and where they are from.
 
-    several: True to say if all runs used the same.
+    comparison: the runs; the table is of the first one's data. several: True to add a note that
+    says if all runs used the same data.
     """
     parts = data_parts(comparison)
     pictured = any(run.samples == "pictures" for run in comparison.runs)

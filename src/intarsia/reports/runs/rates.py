@@ -64,7 +64,9 @@ def described(comparison: Comparison) -> list[str]:
 def _search_text(search: Mapping[str, Any], comparison: Comparison) -> str:
     """Return the predicate of a sentence about a search: "tried 5 learning rates (...) and ...".
 
-    search: the record of the search; comparison: has the kind of samples.
+    search: the record of the search, with "rates", the learning rates tried, "samples", the number
+    of validation samples, "draws", how often they were drawn, and "measure", the score. comparison:
+    its runs say if samples are pictures or rows of text.
     """
     rates, draws = [f"{rate:g}" for rate in search["rates"]], search["draws"]
     perplexity = search["measure"] == "perplexity"
@@ -99,9 +101,10 @@ def shared(comparison: Comparison) -> str | None:
 
 
 def series_of(comparison: Comparison, looks: Sequence[Look]) -> list[Series]:
-    """Return each method's validation score by learning rate; the rate it uses has a larger mark.
+    """Return, for each method with a search, validation scores by learning rate, for a chart.
 
-    looks: a colour and mark for each method.
+    looks: a colour and mark for each method. Scores are in percent, for texts perplexities; the
+    rate that the method uses has a larger mark.
     """
     series: list[Series] = []
     for number, group in enumerate(comparison.groups):

@@ -115,9 +115,10 @@ class FinishedRun:
 
     @cached_property
     def validation(self) -> tuple[float, float] | None:
-        """The validation score that decides and minus the loss behind it; None without the part.
+        """The validation score that ranks runs, 0 ... 1, and minus the loss; larger is better.
 
-        A run that went astray, whose numbers are not finite, has the lowest of both.
+        None without a validation part. A run whose score or loss is not finite has 0 in place of
+        the score, or minus infinity in place of the loss, so that it is never chosen.
         Raises: CheckpointError for scores that are no numbers.
         """
         val = self.record["results"].get("val")

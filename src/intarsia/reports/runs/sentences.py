@@ -72,9 +72,15 @@ def _task_sentence(comparison: Comparison) -> str:
 
 
 def _result_sentence(comparison: Comparison) -> str:
-    """Return the sentence that says which method is best and how it differs from the baseline."""
+    """Return the sentence that says which method is best and how it differs from the baseline.
+
+    comparison: runs of several methods, or of one. The method of the highest mean score is called
+    the best only if `comparison.leader` says that it is significantly ahead of all others; else its
+    score is called the highest.
+    """
     best, base = comparison.best, comparison.baseline
     part = PART_NAMES.get(best.runs[0].scores.split, best.runs[0].scores.split)
+    # `samples` is a word: "pictures" or "tokens"
     right = f"{numbers.accuracy(best.accuracy)} of the {part} {best.runs[0].samples} right"
     if comparison.several_labels:
         right = (
@@ -118,7 +124,8 @@ def choice_sentence(comparison: Comparison) -> str:
 def _why_behind(run: FinishedRun, first: Sequence[float], second: Sequence[float]) -> str:
     """Return words that say why the second method of a choice is behind the first.
 
-    run: one of the comparison; first, second: ranks (score, minus loss, minus parameters).
+    run: any run of the comparison, for the kind of score; first, second: of the chosen method and
+    of the second, (mean validation score, minus mean loss, minus trained parameters).
     """
     if first[0] > second[0]:
         return f"has {_validation_score(run, second[0])}"
@@ -128,9 +135,9 @@ def _why_behind(run: FinishedRun, first: Sequence[float], second: Sequence[float
 
 
 def _validation_score(run: FinishedRun, score: float) -> str:
-    """Return a mean validation score in words.
+    """Return a mean validation score in words, such as "91.3 % right" or "perplexity 7.10".
 
-    run: one with such a score; score: 0 ... 1, for texts 1 / perplexity.
+    run: says which kind of score it is; score: 0 ... 1, for texts 1 / perplexity.
     """
     if run.samples == "tokens":
         return f"perplexity {1 / score:.2f}" if score else "no finite perplexity"
@@ -219,7 +226,8 @@ def _items_name(runs: Sequence[FinishedRun]) -> str:
 def _perplexity_sentence(best: RunGroup) -> str | None:
     """Return the sentence about a text model's perplexity after and before training, or None.
 
-    best: runs of the best method, of which the first is described.
+    best: runs of the best method; the sentence is about the first one, and has its share of exact
+    matches, too. None for runs on pictures.
     """
     run = best.runs[0]
     after, before = run.record["results"].get(run.scores.split, {}), run.given.get("before")
@@ -294,7 +302,10 @@ _MACHINES = "The runs are from different machines or thread counts: do not compa
 
 
 def _shared_pictures(runs: Iterable[FinishedRun]) -> list[str]:
-    """Return warnings about pictures that are in two parts of the data."""
+    """Return a warning for each two parts of the data, such as train and test, that share pictures.
+
+    runs: the number of shared pictures is the largest that any of them recorded.
+    """
     counts: dict[str, int] = {}
     for run in runs:
         data = run.given.get("data")

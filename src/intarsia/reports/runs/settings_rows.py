@@ -61,10 +61,11 @@ def _joined_words(words: Sequence[str]) -> str:
 def setting_rows(
     comparison: Comparison,
 ) -> tuple[list[tuple[str, str]], list[tuple[str, list[str]]]]:
-    """Return the settings that all groups share, and those that differ, with their values.
+    """Return the settings that all methods share, and those that differ, as rows of two tables.
 
-    As (name, value), and (name, a value for each group). The adapters' settings are left out: see
-    `method_rows`.
+    comparison: the runs, grouped by method. A row of the first list is (name, value), one of the
+    second (name, values, one for each method, "" for a method without that setting). Settings of
+    adapters are left out: `method_rows` has them.
     """
     settings = [settings_of(group.runs[0]) for group in comparison.groups]
     for setting in settings:
@@ -109,9 +110,12 @@ def given_rows(comparison: Comparison) -> list[tuple[str, str]]:
 
 
 def data_parts(comparison: Comparison) -> dict[str, Any]:
-    """Return the parts of the first run's data, and if the other runs had the same.
+    """Describe the parts of the first run's data, and say if all runs had the same.
 
-    As a mapping: name of the data set, parts, seed, same (bool), origin.
+    Returns a mapping. "name": of the data set; "parts": for each part its name, number of samples,
+    SHA-256 and the samples of each class; "seed": the first run's training seed, by which its parts
+    may have been drawn; "same": True if the digests of all runs are equal; "origin": rows (title,
+    text) with the source and the licence of the data.
     """
     first = comparison.runs[0]
     first_parts = data_of(first)

@@ -51,7 +51,7 @@ def courses(comparison: Comparison, looks: Sequence[Look]) -> list[Figure]:
         ]
         label = f"{title}, by step"
         up = charts.Axis(title.split(",")[0], " %", zero=True)
-        drawing = charts.Chart(series, charts.Axis("Step", whole=True), up)
+        drawing = charts.Chart(series, charts.Axis("Step", integers=True), up)
         caption = "At each change of the masks."
         choice = {"course": name}
         figures.append(Figure(f"masks-{name}", label, drawing, caption=caption, when=choice))
@@ -113,9 +113,9 @@ def densities(comparison: Comparison) -> Figure | None:
 
 
 def lines(comparison: Comparison, looks: Sequence[Look]) -> Figure | None:
-    """Draw the validation score on the line between two models that were averaged.
+    """Draw the validation scores of weighted averages of two models, from the first to the second.
 
-    looks: a colour and mark for each method. None if no run is such an average (a soup).
+    looks: a colour and mark for each method. None if no run is an average of models (a soup).
     """
     series = [
         _chart_line(comparison, number, looks, line["points"], "", "")

@@ -141,7 +141,14 @@ def markdown_table(comparison: Comparison) -> str:
 
 
 def json_rows(comparison: Comparison) -> list[dict[str, Any]]:
-    """Return the rows of results with all digits, as dicts for JSON."""
+    """Return the results of each method with all digits, as dicts for JSON.
+
+    Scores and "seconds" are dicts with the mean over seeds, its deviation and their number; scores
+    are shares, 0 ... 1, of the part "split", and None where they were not computed. "measure" says
+    which score "accuracy" is. "difference": from the method "baseline", with its interval, or None.
+    "parameters", "trained", "trained_without_head": counts. "lr", "search": the learning rate and
+    how it was found. "peak_bytes": highest memory. "seeds", "folders": of the runs.
+    """
     base = comparison.baseline
     rows: list[dict[str, Any]] = []
     for group in comparison.groups:
@@ -175,7 +182,11 @@ def json_rows(comparison: Comparison) -> list[dict[str, Any]]:
 
 
 def json_choice(comparison: Comparison) -> dict[str, Any]:
-    """Return the run that validation scores choose, or what is missing for a choice, for JSON."""
+    """Return the run that validation scores choose, or what is missing for a choice, for JSON.
+
+    "method", "seed", "folder": of that run; "validation": for each method its mean score and loss
+    on the validation part; "seeds": those of the means. Without a choice only "missing", a text.
+    """
     choice, missing = comparison.choice
     if choice is None:
         return {"missing": missing}
@@ -193,7 +204,9 @@ def json_choice(comparison: Comparison) -> dict[str, Any]:
 def _paired(group: RunGroup, base: RunGroup) -> dict[str, Any]:
     """Return a method's difference to the baseline for JSON, with its interval.
 
-    group, base: the runs of both; without a seed in common, the difference of the means.
+    group, base: the runs of both. "mean", "deviation", "n": of the difference over n shared seeds,
+    a share; "ahead": in how many of them the method is better; "interval": the 95 % interval, or
+    {"missing": why there is none}. Without a shared seed "mean" is the difference of the means.
     """
     difference = group.difference(base)
     if difference is None:

@@ -189,12 +189,11 @@ def sentences(pruned: Sequence[PrunedModel]) -> list[str]:
     for model in pruned:
         groups.setdefault(_source(model), []).append(model)
     lines: list[str] = []
-    for (name, text), group in groups.items():
-        where = "" if len(groups) == 1 else f" on {text}"
-        who = "the model" if len(groups) == 1 else Path(name).name
+    for (path, text), group in groups.items():
+        name, on_text = ("the model", "") if len(groups) == 1 else (Path(path).name, f" on {text}")
         dense = next((d for model in group if (d := model.perplexity("dense"))), None)
         if dense is not None:
-            lines.append(f"Dense, {who} has a perplexity of {dense:.1f}{where}.")
+            lines.append(f"Dense, {name} has a perplexity of {dense:.1f}{on_text}.")
         by_density: dict[float, list[tuple[float, str]]] = {}
         for model in group:
             if (value := model.perplexity("pruned")) is not None:
@@ -202,7 +201,7 @@ def sentences(pruned: Sequence[PrunedModel]) -> list[str]:
         for density, values in sorted(by_density.items(), reverse=True):
             best = min(values)
             tail = f", the lowest of {len(values)}" if len(values) > 1 else ""
-            lines.append(f"At density {density:g}, {best[1]} has {best[0]:.1f}{where}{tail}.")
+            lines.append(f"At density {density:g}, {best[1]} has {best[0]:.1f}{on_text}{tail}.")
     return lines or ["No perplexity was measured: prune with --test 16 or more."]
 
 
