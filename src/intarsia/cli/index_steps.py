@@ -30,9 +30,9 @@ def write_index(
 ) -> SparseIndex:
     """Encode documents and write the index, block by block, so that a stopped command can go on.
 
-    docs: a file or the name of a collection. model: the encoder. out: the new index, or append: an
-    index to which the documents are added. options: stored, prune and language, which must be the
-    same when the command is repeated. megabytes: memory for a block of logits, None = the default.
+    docs: a file or a collection's name. model: the encoder. out: the new index, or append: one that
+    gets the documents. options: stored, prune, language, the same when the command is repeated.
+    megabytes: memory for a block of logits, None = the default.
     """
     from ..models.retrieve.lexical import NO_MODEL, Lexical, StemsAlone
 
@@ -62,9 +62,8 @@ def write_index(
     else:
         details = {"model": encoder.name, "digest": encoder.digest, "stored": options["stored"]}
         searchable = SparseIndex(encoder.queries, **details, lexical=lexical)
-    # a continued index has some documents already
-    total = len(searchable)
     # an index that is going on has the first documents already; of an added file none
+    total = len(searchable)
     documents = (row for row in _documents(docs) if append is not None or row[0] not in searchable)
     for part in blocks(documents, MANY if alone else BLOCK):
         searchable.append(encoder, part)

@@ -13,7 +13,7 @@ from ..core.errors import AssetError, ConfigError, DataError
 from ..data import eval_transform
 from ..data.images import ImageSet
 from ..hosts import export_onnx, export_onnx_int8, export_program, export_timm, fold
-from ..hosts.attach.peft import has_adapter
+from ..hosts.attach.peft import is_peft
 from .runs import PictureRun, open_pictures, pictures_to_score
 
 Report = Callable[[str], None]
@@ -73,7 +73,7 @@ def stock_of(opened: PictureRun, images: Tensor | None, result: Report) -> nn.Mo
     opened: the run, whose adapter may be one of PEFT's. images: to compare the outputs on, None =
     noise. result: gets a line for the check.
     """
-    if not has_adapter(opened.model):
+    if not is_peft(opened.model):
         return opened.model
     return fold(opened.model, inputs=images, report=result)
 

@@ -473,18 +473,13 @@ class IntarsiaModel(BaseTuner):
 
 
 def is_peft(model: nn.Module) -> TypeGuard[PeftModel]:
-    """Return True for a PEFT model, with adapters of any type."""
+    """Return True for a PEFT model: its adapters may be of this library or PEFT's own."""
     return isinstance(model, PeftModel)
 
 
 def is_adapted(model: nn.Module) -> TypeGuard[PeftModel]:
     """Return True for a PEFT model with adapters of this library."""
     return isinstance(model, PeftModel) and isinstance(model.base_model, IntarsiaModel)
-
-
-def has_adapter(model: nn.Module) -> bool:
-    """Return True for a model with an adapter, of this library or of PEFT's own."""
-    return isinstance(model, PeftModel)
 
 
 def has_places(method: str, host: nn.Module) -> bool:
