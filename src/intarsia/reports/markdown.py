@@ -13,7 +13,7 @@ APART = 10  # columns beside the first, where a table is cut into several
 
 
 def markdown(table: Table) -> str:
-    """Return a table: first places in bold, second ones in italics.
+    """Return a table as Markdown: first places in bold, second ones in italics.
 
     A table of more than MOST columns becomes several, below each other; each begins with the first
     column.
@@ -25,7 +25,10 @@ def markdown(table: Table) -> str:
 
 
 def _cut(columns: int) -> list[list[int]]:
-    """Return the numbers of the columns of each piece; pieces differ by one column at most."""
+    """Divide the columns of a wide table into pieces; return the column numbers of each piece.
+
+    Each piece begins with column 0; pieces differ by one column at most.
+    """
     if columns <= MOST:
         return [[*range(columns)]]
     pieces = -(-(columns - 1) // APART)
@@ -34,7 +37,7 @@ def _cut(columns: int) -> list[list[int]]:
 
 
 def _lines(table: Table, columns: Sequence[int]) -> list[str]:
-    """Return the lines of some columns, by their numbers."""
+    """Return the lines of some columns as a Markdown table.  columns: numbers of the columns."""
     rows = [[escape(table.columns[i].title) for i in columns]]
     rows += [[_marked(row[i]) for i in columns] for row in table.rows]
     # a rule needs three dashes at least

@@ -235,14 +235,16 @@ class BySeed(abc.ABC):
     def minus(self, base: BySeed, name: str) -> Differences | None:
         """Subtract the values of another method at the same seeds; None without a seed in common.
 
-        base: the other one; name: of the value.
+        base: results of the other method on the same task; name: of the value to compare, such as
+        "accuracy".
         """
         return Differences.by_seed(self.by_seed(name), base.by_seed(name))
 
     def ratio(self, base: BySeed, name: str) -> float | None:
-        """Return the mean over the shared seeds of this value divided by that of another method.
+        """Return how many times as large a value is as another method's: mean over shared seeds.
 
-        base: the other one; name: of the value.
+        base: results of the other method on the same task; name: of the value, such as "seconds".
+        None without a shared seed at which the other method's value is not 0.
         """
         theirs = base.by_seed(name)
         ratios = [v / theirs[s] for s, v in self.by_seed(name).items() if theirs.get(s)]
@@ -265,7 +267,8 @@ class Sheet(Generic[A, T, R]):
     def values(self, name: str) -> np.ndarray:
         """Return one value of every result as an array, (arms, tasks, seeds), NaN if not known.
 
-        name: of the value, for `read`. An arm is a method that is compared. The array is read-only.
+        name: of the value, such as "accuracy". An arm is a method that is compared. The array is
+        read-only.
         """
         if name not in self._values_read:
             arms, tasks, seeds = self._places
@@ -300,7 +303,7 @@ class Sheet(Generic[A, T, R]):
     def minus(self, arm: A, base: A, name: str) -> Differences | None:
         """Subtract one arm's results from another's, paired by task and seed; None without a pair.
 
-        arm, base: the two methods; name: of the value.
+        arm, base: the two methods; name: of the value to compare, such as "accuracy".
         """
         values: Any = self.values(name)
         return Differences.of(values[self.arms.index(arm)], values[self.arms.index(base)])

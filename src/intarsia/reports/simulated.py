@@ -71,7 +71,8 @@ def report_of(simulation: Simulated) -> Report:
 def _headline(simulation: Simulated, even: Mapping[str, Tensor]) -> list[str]:
     """Return sentences about the time and the traffic of a plan, compared with experts in order.
 
-    even: title -> loads over the mean of their layer.
+    even: title of a heat map -> loads of devices or experts, (L, n), each divided by the mean of
+    its layer.
     """
     before, after = simulation.before_seconds, simulation.line.seconds
     sent = [float(traffic.sum()) for traffic in (simulation.before, simulation.after)]
@@ -158,7 +159,8 @@ def _traffic_map(
 def _loads(even: Mapping[str, Tensor]) -> tuple[Note | Container, ...]:
     """Draw the loads of experts and of devices by layer, as heat maps.
 
-    even: title -> loads (L, n) over the mean of their layer. The maps of devices have one scale.
+    even: title of a heat map -> loads (L, n) of L layers, each divided by the mean of its layer.
+    The maps of devices have one scale of colours.
     """
     # devices have one scale; experts, of which there are more, have their own
     widest = max(float(load.max()) for title, load in even.items() if title != EXPERTS)

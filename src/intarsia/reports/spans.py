@@ -94,7 +94,9 @@ def _report(
 def _spans(content: Mapping[str, Any]) -> tuple[list[list[int]], int]:
     """Return how many tokens each head sees in the longest text, (layers, heads), and its length.
 
-    content: the file's JSON. The rule is that of `hosts.spans.Spans.at`.
+    content: the file's JSON: "longest", the length of that text in tokens; "alpha", "beta" (layers,
+    heads): a head sees floor((alpha + beta length) / block) blocks of tokens, as in
+    `hosts.spans.Spans.at`; "block", the tokens of a block; "sink", first tokens that all heads see.
     """
     length, sink, block = (int(content[name]) for name in ("longest", "sink", "block"))
     # blocks that the sink tokens and the token itself take, rounded up
@@ -113,9 +115,10 @@ def _spans(content: Mapping[str, Any]) -> tuple[list[list[int]], int]:
 
 
 def _losses(content: Mapping[str, Any]) -> dict[str, float]:
-    """Return the losses of full attention, of one window for all heads, and of the spans; or {}.
+    """Return the measured losses in nats for a token: title -> loss; {} if nothing was measured.
 
-    content: the file's JSON, in which they may be missing.
+    The titles are "everything", attention to all tokens; "the same window for all" heads; and
+    "spans", a span for each head. content: the file's JSON.
     """
     # a file of spans that nothing was measured for has no results
     measured = content["about"]

@@ -75,9 +75,10 @@ def task_means(accuracy: np.ndarray) -> np.ndarray:
 
 
 def weights(groups: Sequence[str]) -> np.ndarray:
-    """Return the weights of tasks in a mean over groups of the means over their tasks.  (tasks,)
+    """Return a weight for each task, (tasks,), with which every group of tasks counts alike.
 
-    groups: the group of each task.
+    groups: the name of each task's group. The weighted sum of results is the mean over groups of
+    the means over a group's tasks; the weights sum to 1.
     """
     names, place, size = np.unique(np.array(groups), return_inverse=True, return_counts=True)
     return 1.0 / (len(names) * size[place])
@@ -180,20 +181,21 @@ def _variances(x: np.ndarray, means: np.ndarray) -> tuple[float, float]:
 def _shows_no_spread(gaps: np.ndarray, place: np.ndarray) -> bool:
     """Return True if fewer than six items deviate from the most common difference.
 
-    Such a sample shows no spread. gaps: differences of all items and seeds; place: number of each
-    one's item.
+    Such a sample shows no spread. gaps: (n,), differences of all items and seeds; place: (n,), for
+    each difference the number of its item.
     """
     values, counts = np.unique(gaps, return_counts=True)
     return len(np.unique(place[gaps != values[counts.argmax()]])) < FEWEST
 
 
 def _quantile(share: float, seeds: int, items: int) -> float:
-    """Return Student's 97.5 % quantile; `share` of the mean's variance is between seeds.
+    """Return Student's 97.5 % quantile for a mean over seeds and items.
 
-    The degrees of freedom are 1 / (share / (seeds - 1) + (1 - share) / (items - 1)). Satterthwaite
-    squares the shares, which excludes 0 in up to 8 % of the draws with three seeds: a small
-    variance between two or three seeds is itself chance. With two seeds the quantiles are weighted
-    in place of the degrees of freedom (Cochran and Cox 1950).
+    share: the part of the mean's variance that is between seeds, 0 ... 1; the rest is between test
+    items; seeds, items: their numbers. The degrees of freedom are 1 / (share / (seeds - 1) + (1 -
+    share) / (items - 1)). Satterthwaite squares the shares, which excludes 0 in up to 8 % of the
+    draws with three seeds: a small variance between two or three seeds is itself chance. With two
+    seeds the quantiles are weighted in place of the degrees of freedom (Cochran and Cox 1950).
     """
     from scipy.stats import t
 
@@ -344,6 +346,7 @@ def _cliques(ordered: np.ndarray, critical: float) -> tuple[tuple[int, int], ...
 def ppt(accuracy: float, parameters: float) -> float:
     """Discount accuracy for trained parameters P: accuracy * exp(-log10(P / 1e7 + 1)).
 
+    accuracy: 0 ... 1; parameters: P, a count. The result is in the unit of accuracy.
     Not for comparing backbones: 1e7 does not grow with them.
     """
     return accuracy * math.exp(-math.log10(parameters / 1e7 + 1))
