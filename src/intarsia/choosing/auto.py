@@ -185,7 +185,7 @@ def _search_and_score(
 def _prepare_search(
     request: Mapping[str, Any], out: Path, running: Mapping[str, Any], report: Report
 ) -> Search:
-    """Read the pictures and prepare the search: its first methods, sizes, and folds of pictures.
+    """Read the pictures and prepare the search: methods, sizes of pictures in px, and folds.
 
     request: the settings of the call by name; out: the folder of the search; running: how many
     candidates train at a time and where, by name; report: gets lines of progress.

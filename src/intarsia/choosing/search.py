@@ -86,10 +86,10 @@ class Search:
         """Return the candidates that can be compared, the best first.
 
         Each training of a candidate leaves out a different fold of the pictures, which it answers.
-        Can be compared: the candidates that were trained most often, and all that were trained
-        `full` times. Finalists, which were trained most often and more than `full` times, at
-        further seeds, come first, ranked by all of their answers. The others keep the order of
-        `_comparable`: by the answers to folds that all of them answered.
+        Candidates that were trained `full` times or more can be compared; before there is one,
+        those that were trained most often. Finalists are those of the most trainings, where that
+        is more than `full`, at further seeds: they come first, ranked by all of their answers. The
+        others keep the order of `_comparable`: by the answers to folds that all of them answered.
         """
         if self.order is None:
             base = self._comparable()

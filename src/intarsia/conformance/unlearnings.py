@@ -85,7 +85,7 @@ def forgets_what_it_is_told(card: Card) -> None:
 
 
 def changes_what_it_trains_alone(card: Card) -> None:
-    """Check that the unlearning changes at most the numbers that it trains, and freezes nothing.
+    """Check that the unlearning changes no more numbers than it says it trains, and freezes none.
 
     card: the entry in the catalogue of a method that makes a model forget a text.
     """

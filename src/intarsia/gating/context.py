@@ -235,9 +235,9 @@ def redraw(model: nn.Module) -> None:
 
 
 def passes(model: nn.Module, count: int) -> AbstractContextManager[None]:
-    """Treat inputs inside the `with` block as `count` copies of a batch, one after the other.
+    """Treat each input inside the `with` block as `count` copies of a batch, stacked on axis 0.
 
-    model: its routers draw random numbers for each copy by itself.
+    model: its routers draw other random numbers for each of the copies.
     """
     return having(model, passes=count)
 

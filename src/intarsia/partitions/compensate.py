@@ -60,11 +60,11 @@ def choose_and_compensate(
     weight: W (out, in); statistics: second moments of its inputs X. Returns a one-part Partition
       of `name` with the kept weights, and the new weight W^, 0 elsewhere; W^ X is close to W X.
     density: with pattern=None the share kept in every `block` columns, over all rows; with Blocks
-      the share of blocks; unused with `NofM`, where n of m are kept. density=1 prunes nothing.
+      the share of blocks, 1 prunes nothing; unused with `NofM`, which keeps n of each m.
     code: rounds a column to what a format can store, see also `GroupCode`; None = real numbers.
       SparseGPT is code=None; GPTQ is density=1; with both, kept weights are rounded, others 0.
     damp: added to the moments' diagonal, see `inverse_factor`. block: columns chosen at once.
-    keep: (out, in) bool; weights outside are pruned whatever their score, and count as pruned.
+    keep: (out, in) bool; the others are pruned whatever their score, a part of 1 - density.
     Column j has the error e = (w_j - w^_j) / U_jj, which is subtracted from the columns behind it,
     W_k -= e U_jk, with U of `scores.inverse_factor`.  Raises: ConfigError for a setting out of
     range; ShapeError for widths; DataError for moments that cannot be inverted.

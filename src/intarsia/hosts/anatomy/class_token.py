@@ -101,7 +101,10 @@ def _logits(model: nn.Module, x: Tensor) -> Tensor:
 
 @contextmanager
 def _first_token_alone(block: Block, attention: Attention) -> Iterator[None]:
-    """Let block and attention compute their first token alone, inside the `with`."""
+    """Compute only the first token's output of a block inside the `with`; it sees all tokens.
+
+    block: the last of a ViT; attention: the one in it.
+    """
     first_token = partial(_attention, attention)
     with (
         forward_as(block, partial(_block_of_first_token, block)),

@@ -190,10 +190,10 @@ def stack_experts(
 
 @torch.no_grad()
 def check_output(mlp: nn.Module, experts: StackedExperts, parts: int, path: str) -> None:
-    """Check on a few inputs that the sum of an MLP's parts is the MLP's output.
+    """Check on a few inputs that the outputs of an MLP's slices sum to the MLP's output.
 
-    mlp: the module; experts: built from its parts; parts: how many of them sum to the MLP; path:
-    for the error.
+    mlp: the module; experts: built from slices of it, perhaps of several copies; parts: the number
+    of slices in a copy, the first experts; path: of the MLP, for the error.
     Raises: TargetError.
     """
     weight = experts.up

@@ -107,8 +107,9 @@ class CodeHead(Change):
     laws: ClassVar[frozenset[str]] = frozenset({"shape"})
 
     def apply(self, host: nn.Module, plan: Plan, *, name: str = "default") -> nn.Module:
-        """Replace the linear heads by ones with coded weights, in place; the weights are the same.
+        """Replace the linear heads, in place, by ones that code their weights in each forward.
 
+        The weights that are stored stay as they were, so that they can be trained on.
         plan: unused; name: unused, an adapter would need it. Raises: TargetError without a linear
         head.
         """

@@ -233,8 +233,8 @@ def _tensors(step: ProgramStep, source: Shape) -> dict[str, Tensor]:
     """Return a step's weights as the kernels read them: field of the table -> tensor.
 
     step: one of the program; source: the shape of the step's input. Fields are "bias", "val"
-      (values), and for row blocks "ptr" (where each block's columns begin) and "off" (where the
-      channel of each column lies in memory).
+      (values), and for row blocks "ptr" (where each block's columns begin) and "off" (how far
+      the channel of each column is from the first: in bytes for 1x1 steps, in channels for k x k).
     Raises: ShapeError for weights that do not fit, since the kernels trust the addresses.
     """
     tensors: dict[str, Tensor] = {}

@@ -76,7 +76,10 @@ class Segments:
         return x.flatten(0, 1) if self.even else x[self.row, self.place]
 
     def keys(self) -> Tensor | None:
-        """Return the mask of the places that have a pair, (S, 1, 1, n) bool; None = all have."""
+        """Return which places of the padded segments are no padding, (S, 1, 1, n) bool.
+
+        S segments, see `pad`, of n places each: a mask for attention. None = no place is padding.
+        """
         if self.even:
             return None
         places = torch.arange(self.longest, device=self.count.device)

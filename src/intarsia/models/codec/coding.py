@@ -71,7 +71,7 @@ class GroupPosteriors:
     def __init__(
         self, prior: Prior, values: Tensor, tiles: Sequence[int], weight: Tensor, seed: int
     ) -> None:
-        """Start every posterior at the prior, with no group coded.
+        """Start the posterior of every latent at the prior; no group of latents is coded yet.
 
         prior: trained `Prior`, whose decoder is copied and frozen; values: (signals, patches,
           points, channels) in [0, 1]; tiles: patches along each axis; weight: (patches, points), of

@@ -97,7 +97,10 @@ class NeuMfModel(Ranker):
         return {"pairs": F.binary_cross_entropy_with_logits(logits, labels)}
 
     def all_scores(self, users: Tensor) -> Tensor:
-        """Score every item for each user, a few users at a time.  users: (B,) -> (B, items + 1)."""
+        """Score every item for each user, a few users at a time.
+
+        users: (B,) -> (B, items + 1), by number of the item; number 0, no item, is scored, too.
+        """
         count = self.item.num_embeddings
         items = torch.arange(count, device=users.device)
         # users at a time, so that about `ROWS` pairs are scored at once

@@ -124,8 +124,8 @@ def choice_sentence(comparison: Comparison) -> str:
 def _why_behind(run: FinishedRun, first: Sequence[float], second: Sequence[float]) -> str:
     """Return words that say why the second method of a choice is behind the first.
 
-    run: any run of the comparison, for the kind of score; first, second: of the chosen method and
-    of the second, (mean validation score, minus mean loss, minus trained parameters).
+    run: any run of the comparison, for the kind of score; first, second: (mean validation
+    score, minus mean loss, minus trained parameters) of the chosen method, and of the second.
     """
     if first[0] > second[0]:
         return f"has {_validation_score(run, second[0])}"

@@ -184,12 +184,12 @@ def lit(
     grid: tuple[int, int] = (0, 0),
     longer: int = SHOWN,
 ) -> Image.Image:
-    """Return a picture in which only the parts that were read are bright.
+    """Return a picture in which only the parts that a language model was given are bright.
 
-    read_vectors: (tiles, queries) bool, True = read. The picture is cut into tiles, and each tile
-      gives the model some vectors (queries), which stand for small squares inside it, row by row.
-      None = the whole picture, bright. grid: rows and columns of the tiles; longer: pixels of the
-      longer side.
+    read_vectors: (tiles, queries) bool, True = given. The picture is cut into tiles, and each tile
+      into as many small squares as it gives vectors (queries), row by row: one is bright if its
+      vector was given. None = the whole picture, bright. grid: rows and columns of the tiles;
+      longer: pixels of the longer side.
     """
     if read_vectors is None or not grid[0]:
         small = picture.convert("RGB")
