@@ -124,7 +124,8 @@ class Folded:
         """Return a candidate's answers to held-out pictures, from its first `parts` trainings.
 
         row: the candidate. It is trained several times, each time (a part) without one fold of the
-        pictures and at one seed, and then answers that fold. The answers are read from files.
+        pictures and at one seed, and then answers that fold. The logits are read from files and
+        scored: the result has a score and a loss for each picture and seed.
         """
         keys = tuple(self._part_key(row.experiment, part) for part in range(parts))
         if keys not in self.answers_read:
