@@ -46,7 +46,10 @@ class Convpass(Method):
     position = "parallel"
 
     def __post_init__(self) -> None:
-        """Check the settings; turn lists, as JSON has them, into tuples.  Raises: ConfigError."""
+        """Turn lists, as JSON has them, into tuples, and check width, dropout and grid.
+
+        Raises: ConfigError.
+        """
         object.__setattr__(self, "roles", tuple(self.roles))
         at_least("width", self.width, 1, "Try 8.")
         below_one("dropout", self.dropout)

@@ -58,7 +58,7 @@ def _rebuild(
 ) -> IntarsiaError:
     """Build an error again when it is unpickled, without calling the `__init__` of its class.
 
-    cls: the class; subject: the error's `what`; got, want, fix: its three other parts.
+    cls: the class; subject: the error's `what`; got, want: any objects; fix: a sentence.
     """
     # a subclass may have an __init__ of its own, with other arguments
     error = cls.__new__(cls)

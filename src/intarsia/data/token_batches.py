@@ -16,7 +16,8 @@ Batch = tuple[dict[str, Tensor], Tensor]  # arguments of the model, labels (B, T
 def batch_of(rows: Sequence[Any], device: torch.device | None = None) -> Batch:
     """Pad rows to one length; return them as the model's arguments, and their labels.
 
-    rows: of `load_texts`, or token ids (T,), each its own label. device: None = the CPU.
+    rows: tokens with their labels, as a part of `load_texts` has them, or token ids (T,), each its
+    own label. device: None = the CPU.
     """
     ids = [r.cpu() if isinstance(r, Tensor) else r for r in rows]
     pairs = [({"input_ids": r}, r) if isinstance(r, Tensor) else pair(r) for r in ids]

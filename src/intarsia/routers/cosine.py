@@ -61,8 +61,8 @@ class CosineRouter(ScoreRouter[Cosine]):
     def __init__(self, config: Cosine, width: int, *, generator: torch.Generator) -> None:
         """Draw the map P, b of tokens to n numbers and a direction s (n,) for each expert.
 
-        config: the settings; n is config.width, and the temperature begins at config.tau. width:
-          length of a token's vector. generator: source of the random weights.
+        config: the settings; n is config.width. The temperature is not drawn: it begins at
+          config.tau. width: length of a token's vector. generator: source of the random weights.
         """
         super().__init__(config)
         # with one of several experts the weight is p, which is below 1

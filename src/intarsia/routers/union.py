@@ -123,7 +123,7 @@ class UnionRouter(Router):
         return self._routing(rows, valid, len(rows))
 
     def _routing(self, rows: Tensor, valid: Tensor | None, length: int) -> Routing:
-        """Choose the pairs of tokens and experts of several sequences, and weigh them.
+        """Choose pairs of tokens and experts within each sequence by itself, and weigh them.
 
         rows: (B T, d), tokens of B sequences; length: T. valid: (B T,) bool, False = padding; None
           = all rows are real.
