@@ -61,7 +61,7 @@ class EvoMoe:
         if len(self.tau) != 2 or not all(t > 0 for t in self.tau):
             raise ConfigError("tau", got=self.tau, want="two above 0", fix="Try (2.0, 0.3).")
         if not 0 < self.until <= 1:
-            raise ConfigError("until", got=self.until, want="0 < D <= 1", fix="Try 0.3.")
+            raise ConfigError("until", got=self.until, want="0 < until <= 1", fix="Try 0.3.")
         if self.hard_after is not None:
             between("hard_after", self.hard_after, 0, 1, "Try 0.3.")
         if not 0 <= self.threshold < 1 / self.experts:
@@ -151,10 +151,11 @@ class EvoMoeRouter(Router):
         return self.noise.gumbel(rows, self.experts)
 
     def _route(self, rows: Tensor, noise: Tensor) -> Routing:
-        """Route rows that are no padding.
+        """Choose the experts whose probability is above the threshold, or the best one once hard.
 
-        rows: tokens (N, d); noise: Gumbel noise zeta (N, E) that is added to the logits, or zeros
-          (N, 1).
+        rows: tokens (N, d), no padding; noise: Gumbel noise zeta (N, E) that is added to the
+          logits, or zeros (N, 1). Temperature and hardness are those of this point of the training.
+          Returns the gates of the chosen experts, and in training the balance loss.
         """
         tau, hard = self.at()
         hard = hard or (self.config.hard_after is not None and not self.training)
