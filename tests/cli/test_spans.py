@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from .conftest import Intarsia
-from .test_sparse import model, text  # noqa: F401 - fixtures
+from .test_sparse import text  # noqa: F401 - a fixture
 
 SMALL = (
     *("--lengths", "32", "--check", "48", "--sink", "4", "--block", "4"),
@@ -18,12 +18,12 @@ SMALL = (
 
 def test_spans_are_chosen_drawn_and_decoded_with(
     intarsia: Intarsia,
-    model: Path,  # noqa: F811
+    llama: Path,
     text: Path,  # noqa: F811
     tmp_path: Path,
 ) -> None:
     file, page = tmp_path / "spans.json", tmp_path / "page.html"
-    result = intarsia("spans", model, "--calib", text, *SMALL, "--out", file, "--json")
+    result = intarsia("spans", llama, "--calib", text, *SMALL, "--out", file, "--json")
     assert result.code == 0, result.err
     assert result.json["density"] == pytest.approx(0.5, abs=0.05)
     assert len(result.json["spans"]) == 2
@@ -31,7 +31,7 @@ def test_spans_are_chosen_drawn_and_decoded_with(
     drawn = intarsia("report", file, "--out", page)
     assert drawn.code == 0, drawn.err
     assert "Spans of 2 layers of 2 heads" in page.read_text()
-    arguments = ("generate", model, "Line 1 of a plain text", "--tokens", "8")
+    arguments = ("generate", llama, "Line 1 of a plain text", "--tokens", "8")
     plain = intarsia(*arguments, "--beside", "--json")
     assert plain.code == 0, plain.err
     assert plain.json["transformers"]["same"]

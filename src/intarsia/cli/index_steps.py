@@ -38,8 +38,7 @@ def write_index(
 
     language, alone = options["language"], model == NO_MODEL
     if alone and language == NO_STEMS:
-        fix = "Leave out one of them."
-        want = "a model, or stems"
+        want, fix = "a model, or stems", "Leave out one of them."
         raise ConfigError("--model and --language", got="none for both", want=want, fix=fix)
     lexical = None if language == NO_STEMS else Lexical(language=language)
     if lexical is not None and alone:

@@ -241,9 +241,8 @@ def recommend(
 def _cells_of(row: Mapping[str, Any], explained: bool) -> tuple[str, ...]:
     """Return the texts of a recommended item's row of the table.
 
-    row: the item: its number, title, score, "new" (True without events in training, in the table
-    "none", else "some"), "why" (field -> the part of the score that comes from it), and perhaps its
-    code. explained: add the first three parts of the score.
+    row: number, title, score, "new" (True without events in training: "none" in the table), "why"
+    (field -> its part of the score), perhaps a code. explained: add the first three parts.
     """
     cells = (row["item"], row["title"], f"{row['score']:.3f}", "none" if row["new"] else "some")
     reasons = ", ".join(f"{name} {value:+.2f}" for name, value in list(row["why"].items())[:3])
@@ -257,8 +256,7 @@ def answers(showing: RecommenderPage) -> dict[str, Any]:
     def answer(question: dict[str, Any]) -> dict[str, Any]:
         """Answer one question of the page: recommendations for a user, or after a list of items.
 
-        question: JSON with "user" or "items", and "k", "session", "new", "seen".
-        Raises: DataError.
+        question: has "user" or "items", "k", "session", "new", "seen".  Raises: DataError.
         """
         user, items, k = question.get("user"), question.get("items"), question.get("k", 10)
         # A question comes from a browser: types are checked as strictly as options are.
