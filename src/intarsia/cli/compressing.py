@@ -124,13 +124,12 @@ def _packed(
 ) -> dict[str, Any]:
     """Open a language model, pack it and write it; return the record.
 
-    model: its name or folder. stored: the format, or a method that packs by itself. text: corpus,
-    rows and tokens of a row to calibrate on. options: further keywords of `intarsia.compress`. out:
-    the folder to write. format: the format's name, for a warning if another runtime is faster.
+    model: its name or folder. stored: the format, or a method that packs by itself, and its name
+    format. text: corpus, rows and tokens of a row to calibrate on. options: further keywords of
+    `intarsia.compress`. out: the folder to write.
     """
     from ..core import nbytes
     from ..core.change import Change
-    from ..core.registry import settings_to_dict
     from ..data.calibration import load_calibration
     from ..data.language_models import language_model
     from ..hosts.opened import open_language_model, save_language_model
@@ -144,7 +143,7 @@ def _packed(
     else:
         host, tokenizer = language_model(model, dtype="auto")
     if type(host).__name__ in ARCHITECTURES:  # llama.cpp knows it
-        _warn_of_rivals("text", format, settings_to_dict(stored).get("bits"))
+        _warn_of_rivals("text", format, stored)
     before = sum(p.nbytes for p in host.parameters())
     calibration: Any = ()
     read: dict[str, int] = {}
@@ -210,14 +209,16 @@ def _net(run: str, options: dict[str, Any], force: bool, out: Path, as_json: boo
     say("\n".join([f"{len(report['layers'])} layers in CHW", *took, *notes, str(out)]))
 
 
-def _warn_of_rivals(kind: str, format: str, bits: int | None = None) -> None:
+def _warn_of_rivals(kind: str, format: str, stored: Any = None) -> None:
     """Warn before a format is written that another runtime was measured to beat.
 
-    kind: of the inputs for which it was measured, such as "picture"; format: its name; bits: of a
-    weight, None = any.
+    kind: of the inputs for which it was measured, such as "picture"; format: its name; stored: its
+    settings, of which the bits of a weight count; None = any.
     """
+    from ..core.registry import settings_to_dict
     from ..formats.rivals import advice
 
+    bits = None if stored is None else settings_to_dict(stored).get("bits")
     if line := advice(kind, format, bits):
         warn(line)
 

@@ -50,10 +50,9 @@ def swap(
     many weights as before.
     weight: W, (out, in); mask: (out, in) bool, True = kept; statistics: E_j and V_j; score: (out,
       in), low = pruned first.
-    cycles: exchanges of a row at most, below 1 a share of its width; tolerance: a row stops once
-      |eps| is below this share of the layer's mean |eps| at the start; guard: a row also stops
-      before an exchange after which |eps| would be no smaller, or eps of another sign; pattern: n
-      of m: both weights are of one group of m, and W_j E_j of the pruned one may have any sign.
+    cycles: exchanges of a row at most, below 1 a share of its width; tolerance: a row stops below
+      this share of the layer's mean |eps| at the start; guard: it also stops where an exchange
+      would not shrink |eps|, or turn its sign; pattern: n of m, both weights are of one group.
     Returns the new mask, and the sum of |eps| before and after.
     """
     dtype = torch.promote_types(weight.dtype, torch.float32)
