@@ -81,7 +81,7 @@ def measure(on: Stacked, names: tuple[str, ...], rows: Sequence[Batch]) -> Measu
     slots = max(2, round(SLOTS * trace.layers * trace.experts))
     hits = replay(demand(trace, 1), policy, slots).rate
     # simulated; the seconds of this processor are measured
-    sent, seconds = _on_devices(trace, on)
+    sent, seconds = _on_devices(trace)
     exact = _offloaded_is_exact(on, rows[:1]) if on.policy else None
     return Measured(
         names,
@@ -184,11 +184,10 @@ def _operations(on: Stacked, trace: Trace) -> float:
     return 2 * (fixed + float((trace.load() * cost).sum()) / len(trace))
 
 
-def _on_devices(trace: Trace, on: Stacked) -> tuple[float | None, float | None]:
+def _on_devices(trace: Trace) -> tuple[float | None, float | None]:
     """Simulate the model on several devices: return bytes a token between them, and seconds.
 
-    trace: which experts each token had. on: unused. None for both where experts do not divide
-    evenly.
+    trace: which experts each token had. None for both where experts do not divide evenly.
     """
     if trace.experts % DEVICES:
         return None, None

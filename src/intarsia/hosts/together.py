@@ -216,7 +216,7 @@ def _sees_trained_rows(child: nn.Module, host: nn.Module) -> bool:
     for all of them. The patch embedding reads pictures, and is always shared.
     child: a module at the top of the host; host: one of the models, without its adapters' wrapper.
     """
-    return any(True for _ in child.modules()) and child is not getattr(host, "patch_embed", None)
+    return child is not getattr(host, "patch_embed", None)
 
 
 def _call_pre_hooks(model: nn.Module, x: Tensor) -> None:
