@@ -35,7 +35,7 @@ demo: setup  ## rates, training, the choice and the fold on real pictures; a tab
 test: setup  ## the suite: offline, CPU
 	$(BIN)/python -m pytest -n $(JOBS) $(PYTEST_ARGS)
 
-thorough: setup  ## the tests that `make test` leaves out for their time: all kinds, fresh processes
+thorough: setup  ## the tests that `make test` leaves out for their time: pages, all kinds, the first hour
 	$(BIN)/python -m pytest -n $(JOBS) -m thorough
 
 # what computes: bits are promised between equal runs on one machine, not between processors

@@ -164,6 +164,7 @@ def test_every_picture_exists() -> None:
         assert not [p for p in files if not (page.parent / p).is_file()], page
 
 
+@pytest.mark.thorough
 @pytest.mark.filterwarnings(  # PEFT asks a transformers 5 model by the old name
     "ignore:`is_gradient_checkpointing` is deprecated:FutureWarning"
 )

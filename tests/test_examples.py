@@ -37,6 +37,7 @@ def test_every_example_is_listed_and_tried() -> None:
 
 
 @pytest.mark.parametrize("name", SAYS)
+@pytest.mark.thorough
 def test_an_example_does_its_job(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -65,6 +66,7 @@ def test_plain_peft_opens_a_run_without_this_library(
     assert (tmp_path / "adapter" / "adapter_model.safetensors").is_file()
 
 
+@pytest.mark.thorough
 def test_the_notebook_runs_from_top_to_bottom(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

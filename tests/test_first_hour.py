@@ -111,6 +111,7 @@ def environments(tmp_path_factory: pytest.TempPathFactory) -> Environments:
     return Environments(*places)
 
 
+@pytest.mark.thorough
 def test_the_first_hour(
     environments: Environments, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

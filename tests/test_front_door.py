@@ -51,6 +51,7 @@ def carried_out(line: str, options: Mapping[str, tuple[str, ...]]) -> str:
     return result.stdout
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("page", PAGES)
 def test_the_commands_of_a_page_run_and_print_what_it_shows(
     page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

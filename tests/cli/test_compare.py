@@ -361,6 +361,7 @@ def test_a_run_in_a_process_of_its_own(folder: Path, tmp_path: Path) -> None:
     assert record["machine"]["threads"] == 1
 
 
+@pytest.mark.thorough
 def test_the_demo_from_pictures_to_page(
     intarsia: Intarsia, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, started: list[str]
 ) -> None:

@@ -101,6 +101,7 @@ def test_the_exported_script_uses_a_sigmoid(
             assert float(p) == pytest.approx(share[name], abs=2e-3)
 
 
+@pytest.mark.thorough
 def test_compare_pairs_by_average_precision(
     intarsia: Intarsia, table: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

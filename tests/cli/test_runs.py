@@ -235,6 +235,7 @@ def test_a_method_of_peft_s_own_is_merged_for_timm(
         torch.testing.assert_close(stock(x), want, atol=1e-4, rtol=1e-4)
 
 
+@pytest.mark.thorough
 def test_export_as_a_program(intarsia: Intarsia, run: Path, tmp_path: Path) -> None:
     result = intarsia(
         "export", run, "--format", "torch", "--keep-adapter", "--out", tmp_path / "m.pt2"
@@ -242,6 +243,7 @@ def test_export_as_a_program(intarsia: Intarsia, run: Path, tmp_path: Path) -> N
     assert result.code == 0 and (tmp_path / "m.pt2").is_file() and "difference" in result.out
 
 
+@pytest.mark.thorough
 def test_export_in_eight_bits(intarsia: Intarsia, run: Path, tmp_path: Path) -> None:
     """Ranges come from training pictures, the accuracy from those of validation."""
     pytest.importorskip("onnxruntime")

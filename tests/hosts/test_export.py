@@ -254,9 +254,18 @@ GRAPHS: dict[str, Any] = {
     "adapted transformers vit": lambda: adapted(transformers_vit(), Lora(2)),
 }
 ONNX = ("folded vit", "folded swin", "adapted pfeiffer", "adapted transformers vit")
+QUICK = ("folded vit", "adapted vit")
 
 
-@pytest.mark.parametrize("make", GRAPHS.values(), ids=GRAPHS.keys())
+def kinds(names: tuple[str, ...]) -> list[Any]:
+    """Return the models of these names; all but the quick ones are for the thorough tests."""
+    return [
+        pytest.param(GRAPHS[name], id=name, marks=() if name in QUICK else pytest.mark.thorough)
+        for name in names
+    ]
+
+
+@pytest.mark.parametrize("make", kinds(tuple(GRAPHS)))
 def test_a_program_says_the_same(make: Any, tmp_path: Path) -> None:
     model, path, lines = make().train(), tmp_path / "model.pt2", []
     flags = [p.requires_grad for p in model.parameters()]
@@ -269,7 +278,7 @@ def test_a_program_says_the_same(make: Any, tmp_path: Path) -> None:
     assert ("Without intarsia" in lines[0]) == (tmp_path / "model.pt2.predict.py").is_file()
 
 
-@pytest.mark.parametrize("make", [GRAPHS[name] for name in ONNX], ids=ONNX)
+@pytest.mark.parametrize("make", kinds(ONNX))
 def test_onnxruntime_says_the_same(make: Any, tmp_path: Path) -> None:
     onnxruntime = pytest.importorskip("onnxruntime")
     model, path, lines = make().train(), tmp_path / "model.onnx", []

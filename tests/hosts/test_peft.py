@@ -268,8 +268,8 @@ def test_gradients_are_those_without_checkpointing(
 @pytest.mark.parametrize(
     ("method", "mode", "fullgraph"),
     [
-        (Bottleneck(4), "train", True),
-        (Lora(2), "train", True),
+        pytest.param(Bottleneck(4), "train", True, marks=pytest.mark.thorough),
+        pytest.param(Lora(2), "train", True, marks=pytest.mark.thorough),
         (MOSA, "eval", True),
         # a draw from a generator breaks the graph: MoSA is compiled in pieces while it trains
         pytest.param(MOSA, "train", False, marks=pytest.mark.slow),

@@ -229,6 +229,7 @@ def test_few_shots_of_a_task(kitti: Path) -> None:
     assert data.record["kept"] == {"shots": 1}
 
 
+@pytest.mark.thorough
 def test_the_papers_own_benchmark_runs_on_a_folder_as_noah_has_it(
     kitti: Path, tmp_path: Path
 ) -> None:

@@ -37,6 +37,7 @@ def smallest(monkeypatch: pytest.MonkeyPatch) -> None:
     films.parts.cache_clear()
 
 
+@pytest.mark.thorough
 def test_claims_share_their_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     length = comet.Length(draws=6, epochs=1, file=tmp_path / "kept.jsonl")
     results = []

@@ -66,6 +66,7 @@ def test_ways_to_share_judge_the_same_cells(small: None, monkeypatch: pytest.Mon
     assert len(order.values) == 1 and order.got == order.values[0]
 
 
+@pytest.mark.thorough
 def test_mos_is_held_against_the_best_of_peft(small: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(mos, "parameters", lambda *_: 7)
     result = mos.against_peft((0,), quiet)
@@ -80,6 +81,7 @@ def test_the_saving_factor_is_between_measured_ranks() -> None:
     assert mos.matching_rank(4, (1, 2, 4), errors) == 4
 
 
+@pytest.mark.thorough
 def test_the_saving_is_the_rank_of_the_same_error_over_e(
     small: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -97,6 +99,7 @@ def test_one_bit_has_as_many_bytes_as_what_it_is_held_against() -> None:
     assert floats == lora < dora and ours / floats == pytest.approx(1, abs=0.01)
 
 
+@pytest.mark.thorough
 def test_one_bit_is_judged_by_bytes_and_by_width(
     small: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:

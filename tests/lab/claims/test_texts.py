@@ -225,6 +225,7 @@ def test_arms_of_lt_sft_have_as_many_parameters_at_smollm2s_size(blocks: Any) ->
 
 
 @pytest.mark.usefixtures("sets")
+@pytest.mark.thorough
 def test_mixtures_are_held_against_loras_of_their_parameters() -> None:
     result = mixtures.ratio((0,), quiet, ours=mixtures.MIX, over=mixtures.EQUAL)
     assert [row["arm"] for row in result.table] == list(mixtures.ARMS) and result.got > 0
