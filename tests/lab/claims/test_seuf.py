@@ -23,12 +23,17 @@ def test_every_arm_is_run_once_and_kept(
         monkeypatch.setattr(seuf, name, value)
     held_out_rows.rows.cache_clear()
     messages: list[str] = []
-    first = claim("seuf-expert").measure((0,), messages.append)
+    first = claim("seuf-size").measure((0,), messages.append)
     ran = len(messages)
-    assert len(first.table) == 6 and ran >= 6
-    again = claim("seuf-size").measure((0,), messages.append)
-    assert len(messages) == ran and 0 < again.got < 5
-    assert again.table == first.table
+    assert len(first.table) == 6 and ran >= 6 and 0 < first.got < 5
+    again = claim("seuf-expert").measure((0,), messages.append)
+    assert len(messages) == ran
+    # the headline runs the attributed expert and the random one beside it alone
+    assert [row["arm"] for row in again.table] == [
+        seuf.TOP,
+        "1 random of the layer of top affinity",
+    ]
+    assert all(row in first.table for row in again.table)
     held_out_rows.rows.cache_clear()
 
 

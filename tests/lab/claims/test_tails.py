@@ -74,6 +74,16 @@ def test_mos_is_held_against_the_best_of_peft(small: None, monkeypatch: pytest.M
     assert result.got == pytest.approx((accuracies[-1] - max(accuracies[:-1])) / 2, abs=0.11)
 
 
+def test_mos_and_lora_of_as_many_parameters_are_paired_by_seed(
+    small: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(mos, "parameters", lambda *_: 7)
+    result = mos.with_as_many((0,), quiet)
+    lora, ours = (float(row["a, %"]) + float(row["bb, %"]) for row in result.table)
+    assert result.got == pytest.approx((ours - lora) / 2, abs=0.11)
+    assert [rate.arm for rate in result.rates] == [mos.LORA[2], mos.MOS[2]]
+
+
 def test_the_saving_factor_is_between_measured_ranks() -> None:
     errors = [8.0, 6.0, 5.0]
     assert mos.matching_rank(9, (1, 2, 4), errors) == 1
@@ -106,8 +116,10 @@ def test_one_bit_is_judged_by_bytes_and_by_width(
     monkeypatch.setattr(bi, "sizes", lambda *_: (103, 100))
     monkeypatch.setattr(bi, "weight_bytes", lambda _: 7)
     result = bi.one_bit((0,), quiet)
-    assert result.got > 0 and "3.0 %" in result.note and len(result.table) == len(bi.CODED)
-    assert [rate.arm for rate in result.rates] == list(bi.CODED)
+    assert result.got > 0 and "3.0 %" in result.note
+    # the headline trains the two adapters that it compares, and no others
+    assert [row["adapter"] for row in result.table] == list(bi.PAIR)
+    assert [rate.arm for rate in result.rates] == list(bi.PAIR)
     assert abs(bi.same_width((0,), quiet).got) <= 100
     monkeypatch.setattr(bi, "STUDY", replace(bi.STUDY, sets=("a",)))
     assert len(bi.against_peft((0,), quiet).table) == 1 + len(bi.RIVALS)
@@ -128,13 +140,14 @@ def test_each_arm_of_s2ft_has_its_own_rate(small: None, monkeypatch: pytest.Monk
     monkeypatch.setattr(s2ft, "tried", accuracy)
     monkeypatch.setattr(s2ft, "TARGETS", s2ft.TARGETS[:1])
     result = s2ft.retention((0,), quiet)
-    assert {arm for arm, _ in tried} == set(s2ft.METHODS) and len(tried) == 16
+    # the headline trains the two methods that it compares, and no others
+    assert {arm for arm, _ in tried} == set(s2ft.PAIR) and len(tried) == 8
     rates = {rate.arm: rate.rate for rate in result.rates}
     assert rates[task_tracks.OURS] == max(task_tracks.GRID)
     assert rates[task_tracks.LORA] == min(task_tracks.GRID)
-    assert s2ft.RATES.failure(result.rates)  # an edge of the grid: the claim is void
-    assert -1 <= result.got <= 1 and len(result.table) == 3
-    tracks = s2ft.tracks((0,), quiet)  # kept
+    assert s2ft.grid(s2ft.PAIR).failure(result.rates)  # an edge of the grid: the claim is void
+    assert -1 <= result.got <= 1 and len(result.table) == 1
+    tracks = s2ft.tracks(s2ft.ALL, (0,), quiet)  # those of the pair are kept
     starts = {(t.source[0], len(t.source)) for t in tracks.values()}
     assert len(starts) == 1  # all cells but PiSSA's split start as the pretrained blocks
     assert -1 <= s2ft.in_domain((0,), quiet).got <= 1

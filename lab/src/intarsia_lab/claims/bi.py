@@ -22,8 +22,8 @@ from ..materials.picture_cells import Budget
 from ..materials.tails import bare_tail
 
 FIRST = 9  # of twelve blocks; the three from there on are adapted
-# 750 steps; a published run has 1,600, and after 125 even the floats had not converged
-BUDGET = Budget("400 images", images=400, epochs=30)
+# 375 steps; a published run has 1,600, and after 125 even the floats had not converged
+BUDGET = Budget("400 images", images=400, epochs=15)
 BASE = Training(weight_decay=0.0, batch_size=16, precision="bf16")  # each arm has its own rate
 # floats of width 32 on validation pictures of turned photographs: the best of 0.1, 1 and 4, with
 # 40.7, 48.1 and 46.0 % right
@@ -57,6 +57,7 @@ RIVALS: Mapping[str, Change] = {
     f"{kind}, rank 1 of the projections": by_peft(kind, 1, ("projection",)) for kind in PEFT
 }
 METHODS: Mapping[str, Method | Change] = {**CODED, **RIVALS}
+PAIR = (ONE, SAME_BYTES)
 
 
 STUDY = OnPictures(METHODS, BASE, FIRST, BUDGET)
@@ -111,9 +112,9 @@ def one_bit(seeds: tuple[int, ...], report: Report) -> Result:
     adapter has width 32, the float one width 1. The error is 100 minus the accuracy in percent. One
     ratio for each seed, the mean over the two sets; below 1 the one-bit adapter errs less.
     """
-    sheet, rates, words = coded(seeds, report)
+    sheet, rates, words = coded(PAIR, seeds, report)
     # (sets, seeds) of each arm
-    errors = {name: 100 - sheet.of(name, "accuracy") for name in (ONE, SAME_BYTES)}
+    errors = {name: 100 - sheet.of(name, "accuracy") for name in PAIR}
     ratios = (errors[ONE] / errors[SAME_BYTES]).mean(0)  # (seeds,)
     return result_of(ratios.tolist(), rows_of(sheet), words, rates=rates)
 
@@ -124,19 +125,21 @@ def same_width(seeds: tuple[int, ...], report: Report) -> Result:
     Both have the same shape and adapt the same ViT-S to the same pictures; the floats take 32 times
     the bytes. One difference for each seed, the mean over the two sets.
     """
-    sheet, rates, words = coded(seeds, report)
+    sheet, rates, words = coded(tuple(CODED), seeds, report)
     gain = (sheet.of(ONE, "accuracy") - sheet.of(SAME_WIDTH, "accuracy")).mean(0)
     return result_of(gain.tolist(), rows_of(sheet), words, rates=rates)
 
 
-def coded(seeds: tuple[int, ...], report: Report) -> tuple[Found, tuple[ArmRate, ...], str]:
-    """Train all adapters of CODED; return scores, learning rates, and a text on the setting.
+def coded(
+    names: tuple[str, ...], seeds: tuple[int, ...], report: Report
+) -> tuple[Found, tuple[ArmRate, ...], str]:
+    """Train adapters of coded weights; return scores, learning rates, and a text on the setting.
 
-    The scores are by adapter, picture set and seed; each adapter's rate is chosen on validation
-    pictures.
+    names: of CODED. The scores are by adapter, picture set and seed; each adapter's rate is chosen
+    on validation pictures.
     """
     # bytes are compared: all arms of this table are coded by one format
-    sheet, rates = STUDY.measure(tuple(CODED), seeds, report)
+    sheet, rates = STUDY.measure(names, seeds, report)
     # a file is as large as its bits, or "as many bytes" means nothing
     off = max(abs(size / formula - 1) for size, formula in map(sizes, CODED.values()))
     return sheet, rates, f"Files are within {100 * off:.1f} % of the size of their bits. {SETTING}"
@@ -166,7 +169,7 @@ study = partial(
     ),
     rates=STUDY.rates(tuple(CODED)),
     needs="long",
-    minutes=80,
+    minutes=40,
 )
 
 CLAIMS = (
@@ -185,6 +188,10 @@ CLAIMS = (
             "bit, width 32 errs .88 times as often as width 1 (76.9 and 73.8 % on VTAB-1k)."
         ),
         measure=one_bit,
+        rates=STUDY.rates(PAIR),
+        # the pilot is bi-peft: a spread of 1.6 points of 40, so that eight seeds see a ratio of .95
+        seeds=tuple(range(8)),
+        minutes=30,
     ),
     study(
         "bi-width",

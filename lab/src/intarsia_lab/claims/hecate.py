@@ -199,6 +199,8 @@ CLAIMS = (
         sentence="Copies for one batch even loads that change " + PAPER + "excess, balanced.",
         target=1.0,
         measure=partial(run, kinds=("balanced",), arm=HECATE, over=EP),
+        # three mixtures had .76 with a spread of .09: five see a gain of .15
+        seeds=(0, 1, 2, 3, 4),
     ),
     study(
         "hecate-skewed",

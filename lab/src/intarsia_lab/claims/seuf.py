@@ -28,31 +28,31 @@ TRAINED, JUDGED, STEPS = 64, 16, 80
 RATE, TARGETS = 1e-3, (0.5, 1.0)
 RANDOM = 4  # experts of the attributed one's layer
 ALL, TOP, LIFT, FREE = "all weights", "top affinity", "top lift", "without anchor"
+WAYS, ATTRIBUTED = (TOP, FREE, LIFT, ALL), (TOP, LIFT)
 NEVER = 99.0  # nats: the text has not risen so far
 Cell = Mapping[str, Any]
 ByKind = Mapping[str, Mapping[str, Cell]]
 
 
-def cells(kind: str, seed: int, report: Report) -> dict[str, Cell]:
+def cells(kind: str, seed: int, ways: Sequence[str], report: Report) -> dict[str, Cell]:
     """Make a mixture forget one kind of text in several ways; return each way's result.
 
-    Ways: train the expert to which the router sends most of the text ("affinity"), with and without
-    an anchor that keeps the router so; the expert that has more of this text than of others
-    ("lift"); all weights, at a tenth of the rate; and four random experts in the layer of either
-    expert. kind: of the text to forget.
+    Ways: train the expert to which the router sends most of the text (TOP), with an anchor that
+    keeps the router so, and without it (FREE); the expert that has more of this text than of others
+    (LIFT); all weights, at a tenth of the rate (ALL). Beside TOP and LIFT stand four random experts
+    of the layer of either expert. kind: of the text to forget; ways: those to run.
     """
     by_arm: dict[str, Cell] = {}
-    first = _cell(kind, seed, TOP, report)
-    lift = _cell(kind, seed, LIFT, report)
-    by_arm |= {TOP: first, LIFT: lift}
-    for arm in (FREE, ALL):
-        by_arm[arm] = _cell(kind, seed, arm, report)
-    for attributed, (layer, best) in ((TOP, first["at"]), (LIFT, lift["at"])):
+    for way in ways:
+        by_arm[way] = _cell(kind, seed, way, report)
+        if way not in ATTRIBUTED:
+            continue
+        layer, best = by_arm[way]["at"]
         draws = torch.Generator().manual_seed(100 * seed + layer)
         # rivals of the same layer: the layer matters more than the expert, and is no merit of it
         rivals = [e for e in torch.randperm(16, generator=draws).tolist() if e != best][:RANDOM]
         for number, expert in enumerate(rivals):
-            name = f"random {number} beside {attributed}"
+            name = f"random {number} beside {way}"
             by_arm[name] = _cell(kind, seed, name, report, (layer, expert))
     return by_arm
 
@@ -186,17 +186,21 @@ def against_random(by_arm: Mapping[str, Cell], attributed: str) -> float:
 
 
 def run(
-    seeds: tuple[int, ...], report: Report, *, figure: Callable[[Mapping[str, Cell]], float]
+    seeds: tuple[int, ...],
+    report: Report,
+    *,
+    figure: Callable[[Mapping[str, Cell]], float],
+    ways: Sequence[str] = WAYS,
 ) -> Result:
-    """Unlearn three kinds of text in every way; return a figure of the results, by seed.
+    """Unlearn three kinds of text in several ways; return a figure of the results, by seed.
 
     figure: results of one kind of text, by way -> the number, of which the mean over the kinds is
-    judged.
+    judged; ways: those to run, see `cells`.
     """
 
     def by_kind(seed: int) -> ByKind:
         """Return a seed's results for every text to forget."""
-        return {kind: cells(kind, seed, report) for kind in FORGOTTEN}
+        return {kind: cells(kind, seed, ways, report) for kind in FORGOTTEN}
 
     def over_kinds(by_arm: ByKind) -> float:
         """Return the mean of `figure` over the texts to forget."""
@@ -212,9 +216,9 @@ def _rows(seed: int, by_kind: ByKind) -> Iterator[dict[str, Any]]:
     by_kind: kind of text -> way -> result.
     """
     for kind, by_arm in by_kind.items():
-        for arm in (TOP, FREE, LIFT, ALL):
+        for arm in filter(by_arm.__contains__, WAYS):
             yield _row(seed, kind, arm, by_arm[arm])
-        for attributed in (TOP, LIFT):
+        for attributed in filter(by_arm.__contains__, ATTRIBUTED):
             rivals = [c for n, c in by_arm.items() if n.endswith(f"beside {attributed}")]
             yield _mean_row(seed, kind, attributed, rivals)
 
@@ -300,7 +304,8 @@ CLAIMS = (
         "text at equal forgetting, the worse of two targets.",
         baseline="mean of four random experts of the same layer; ratio",
         target=1.0,
-        measure=partial(run, figure=lambda arms: against_random(arms, TOP)),
+        # its own expert and the random ones beside it: five runs of twelve for each text
+        measure=partial(run, figure=lambda arms: against_random(arms, TOP), ways=(TOP,)),
     ),
     study(
         "seuf-lift",

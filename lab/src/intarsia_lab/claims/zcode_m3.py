@@ -269,11 +269,13 @@ CLAIMS = (
         ),
         effect=UnknownEffect("The paper's curves of merged mixtures were not reachable."),
         work="decoders of experts from scratch, four kinds of text",
-        sentence="Two trained mixtures merge into one that is as good after more steps "
+        sentence="Two trained mixtures merge into one that is as good after more steps, to half a "
+        "percent of the loss "
         + PAPER
         + "aggregation of experts). Test loss on four kinds of text.",
-        baseline="the mean of both parents after as many steps more",
-        target=1.0,
+        baseline="the mean of both parents after as many steps more; the margin of a tie is ours",
+        # as good, not better: the margin was set in the plan of these runs
+        target=1.005,
         control=better_than_chance("loss before"),
         measure=merging,
         minutes=15,
