@@ -130,3 +130,17 @@ def test_a_session_item_by_item_has_no_item_twice(ring: Interactions) -> None:
     drawn = onerec.one_by_one(model, x, 3, torch.Generator().manual_seed(0))
     assert drawn.shape == (2, 3, 5) and (drawn > 0).all()
     assert all(len(set(items)) == 5 for items in drawn.flatten(0, 1).tolist())
+
+
+def test_the_headline_of_m2trec_trains_what_it_compares(monkeypatch: pytest.MonkeyPatch) -> None:
+    trained: list[str] = []
+
+    def found_of(arm: str, seed: int) -> m2trec.HitRates:
+        trained.append(arm)
+        return m2trec.HitRates(3.0, 0.0, 4.0 if arm == m2trec.FIELDS else 1.0, 2.0)
+
+    monkeypatch.setattr(m2trec, "found_of", found_of)
+    (headline,) = (claim for claim in m2trec.CLAIMS if claim.system)
+    # four times out of a hundred where chance has two
+    assert headline.measure((0,), lambda _: None).got == 2.0
+    assert trained == list(m2trec.JUDGED) and m2trec.NO_YEAR not in trained
