@@ -9,30 +9,24 @@ from __future__ import annotations
 
 import argparse
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import torch
 from frame import markdown, parser, publish, read
 
 from intarsia.core.files import write_text
-from intarsia_lab.bench.sparse import (
-    BASELINE,
-    DENSE,
-    OURS,
-    PEER,
-    ShapeTable,
-    Timed,
-    time_shapes,
-    verdict,
-)
+from intarsia.reports.looks import MARKS, looks_of
+from intarsia_lab.bench.sparse import DENSE, ShapeTable, Timed, time_shapes, verdict
 
 SHAPES = ((4096, 4096), (1536, 576), (576, 1536), (576, 576))
 DENSITIES = (0.5, 0.3, 0.1)
 PICTURE = Path(__file__).parents[1] / "docs" / "pictures" / "kernels.svg"
 HEAD = ("kernel", "density", "ms", "x best dense", "bytes/weight", "GB/s", "of limit", "error")
 WIDTH, HEIGHT, LEFT, BELOW = 760, 440, 70, 60
-COLOURS = {OURS: "#1b7f5c", BASELINE: "#8a6d1d", PEER: "#7a4fa3", "torch": "#5b6775"}
+KEY = 520  # px from the left at which the legend begins
+# those of the reports' style sheet on light paper
+COLOURS = ("#1d5fa8", "#b8530a", "#157a55", "#7a44b0", "#b52a5e", "#7d6400", "#0b7285")
 ABOUT = """\
 One row of inputs, as a decoder has it for each token: a product then reads every byte that is
 stored and does two operations with each weight. The limit is what this machine reads from
@@ -86,10 +80,10 @@ def picture(table: ShapeTable, shape: tuple[int, int]) -> str:
         *_grid(left, right, low, high, x, y),
         f'<line x1="{x(left):.1f}" y1="{y(roof / left):.1f}" x2="{x(right):.1f}" '
         f'y2="{y(roof / right):.1f}" stroke="#b3261e" stroke-width="2"/>',
-        f'<text x="{x(right) - 6:.1f}" y="{y(roof / right) - 8:.1f}" text-anchor="end" '
-        f'fill="#b3261e">memory: {roof:.1f} GB/s</text>',
+        f'<text x="{x(2 * left) + 8:.1f}" y="{y(roof / (2 * left)) - 4:.1f}" fill="#b3261e">'
+        f"memory: {roof:.1f} GB/s</text>",
     ]
-    parts += _points(list(zip(rows, per, speed, strict=True)), x, y)
+    parts += _series(list(zip(rows, per, speed, strict=True)), x, y)
     middle = (LEFT + WIDTH - 20) / 2
     parts += [
         f'<text x="{middle:.0f}" y="{HEIGHT - 12}" text-anchor="middle">bytes a weight</text>',
@@ -99,23 +93,26 @@ def picture(table: ShapeTable, shape: tuple[int, int]) -> str:
     return "\n".join([*parts, "</svg>", ""])
 
 
-def _points(found: list[tuple[Timed, float, float]], x, y) -> Iterable[str]:  # noqa: ANN001
-    taken: list[tuple[float, float]] = []
-    for row, per, speed in sorted(found, key=lambda one: -one[2]):
-        at, up = x(per), y(speed)
-        place = up + 4
-        while any(abs(place - other) < 13 and abs(at - side) < 130 for side, other in taken):
-            place += 13
-        taken.append((at, place))
-        density = "" if row.density == 1 else f" {row.density:g}"
-        before = at > WIDTH - 140
-        side, anchor = (at - 8, "end") if before else (at + 8, "start")
-        colour = COLOURS[row.kind]
-        yield f'<circle cx="{at:.1f}" cy="{up:.1f}" r="4.5" fill="{colour}"/>'
-        yield (
-            f'<text x="{side:.1f}" y="{place:.1f}" text-anchor="{anchor}" fill="{colour}">'
-            f"{row.name}{density}</text>"
-        )
+def _series(
+    rows: list[tuple[Timed, float, float]],
+    x: Callable[[float], float],
+    y: Callable[[float], float],
+) -> Iterable[str]:
+    """Draw a line with marks for each kernel, its densities in order, and a legend above the roof.
+
+    rows: a product, its bytes a weight, its weights a nanosecond; x, y: their places in px.
+    """
+    names = list(dict.fromkeys(row.name for row, _, _ in rows))
+    for number, (name, look) in enumerate(zip(names, looks_of(len(names), None), strict=True)):
+        places = sorted((x(per), y(speed)) for row, per, speed in rows if row.name == name)
+        colour, mark = COLOURS[look.color - 1], MARKS[look.symbol]
+        path = " ".join(f"{across:.1f},{up:.1f}" for across, up in places)
+        yield f'<polyline points="{path}" fill="none" stroke="{colour}"/>'
+        for across, up in (*places, (KEY, 36 + 17 * number)):
+            # a mark is drawn in a box of 16 px
+            corner = f"{across - 5:.1f} {up - 5:.1f}"
+            yield f'<path d="{mark}" fill="{colour}" transform="translate({corner}) scale(.62)"/>'
+        yield f'<text x="{KEY + 12}" y="{40 + 17 * number}">{name}</text>'
 
 
 def _grid(left: float, right: float, low: float, high: float, x, y) -> Iterable[str]:  # noqa: ANN001
@@ -142,6 +139,8 @@ def body(table: ShapeTable, shapes: Iterable[tuple[int, int]]) -> list[str]:
         "many rows of inputs products are bound by that, and dense bfloat16 is the fastest here.",
         "",
         "![Roofline](../pictures/kernels.svg)",
+        "",
+        "The marks of a line are densities of 0.1, 0.3 and 0.5 from left to right.",
         "",
     ]
     for shape in shapes:

@@ -52,6 +52,8 @@ def home(readme: str) -> str:
     )
     for target, page in ELSEWHERE.items():
         text = text.replace(f"]({target})", f"]({page})")
+    # the widest table of a terminal: site.css makes it fit beside the list of pages
+    text = text.replace("```console\nChosen", "``` {.console .wide}\nChosen")
     text = text.replace("[CITATION.cff](CITATION.cff)", "CITATION.cff").replace("](docs/", "](")
     return WIDE + text.replace(" (docs/install.md)", "")
 

@@ -11,6 +11,8 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -35,6 +37,7 @@ from .language_models import mixtral
 from .models.retrieve.conftest import masked_language_model
 from .pages import ROOT, commands, compare_numbers, compare_words, desk, read, typed
 
+CHOICE = Path("runs/auto-photos/choice")  # in README
 README = (ROOT / "README.md").read_text()
 ONE_LINERS = re.findall(r"`(intarsia [^`]+)`", "".join(re.findall(r"^\|.*\n", README, re.M)))
 DOCUMENTS = ("the printer is loud", "pale prints want ink", "a quiet printer", "the loud fan")
@@ -207,7 +210,11 @@ def _serving(scripts: Path, line: str) -> Iterator[str]:
 def test_readme_shows_what_its_commands_print_on_its_own_pictures(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # eight minutes of an idle machine; a busy one tries fewer candidates
+    """Eight minutes of an idle machine.
+
+    A busy one tries fewer candidates and may choose another one: there the command by which README
+    repeats its choice is carried out, and the figures of its test part and its export are compared.
+    """
     monkeypatch.chdir(tmp_path)
     stamps(tmp_path / "photos")
     for lines, expected in commands("README.md"):
@@ -221,11 +228,35 @@ def test_readme_shows_what_its_commands_print_on_its_own_pictures(
         assert expected is not None
         compare_words(expected, printed)
         page, actual = read(expected), read(printed)
+        if _candidates(expected) != _candidates(printed):
+            _repeat_the_choice(expected)
+            continue
         for pair in zip(page.sentences, actual.sentences, strict=True):
             compare_numbers(*pair)
         for tables in zip(page.tables, actual.tables, strict=True):
             first = [" ".join(cells[0] for cells in table.values()) for table in tables]
             compare_numbers(*first)  # the choice; how many others are tried is a matter of time
+
+
+def _candidates(text: str) -> int | None:
+    """Return how many candidates a search tried, by what it printed; None = not a search."""
+    tried = re.search(r"the best of (\d+) candidates", text)
+    return int(tried[1]) if tried else None
+
+
+def _repeat_the_choice(page: str) -> None:
+    """Put the run that README chose in the place of this search's choice, and check its accuracy.
+
+    page: what README shows of `intarsia auto`.
+    """
+    (line,) = re.findall(r"^Repeat: (intarsia fit .*)$", page, re.M)
+    shutil.rmtree(CHOICE)
+    words = [*shlex.split(line)[1:], "--out", str(CHOICE), "--json"]
+    result = CliRunner().invoke(app, words)
+    assert result.exit_code == 0, result.output
+    (table,) = read(page).tables
+    promised = float(table["Test accuracy"][0].removesuffix(" %"))
+    assert json.loads(result.stdout)["test"]["accuracy"] * 100 == pytest.approx(promised, abs=5)
 
 
 def stamps(folder: Path) -> None:

@@ -60,8 +60,26 @@ def test_a_mixture_is_traced_placed_and_simulated(
     result = intarsia("simulate", trace, *options)
     assert result.code == 0 and str(page) in result.out, result.err
     text = page.read_text()
+    (verdict,) = [line for line in result.out.splitlines() if line.startswith("The placement ")]
+    assert f"{verdict}</p>" in text.replace("\N{NO-BREAK SPACE}", " ")  # the page says the same
     for figure in ("before", "after", "loads-2", "hits", "timeline"):
         assert f'id="plot-{figure}"' in text
+
+
+def test_a_plan_is_compared_with_experts_in_order_on_the_same_batch(
+    intarsia: Intarsia, tmp_path: Path
+) -> None:
+    """Plans are timed on the last of several batches, which is not routed as the first one is."""
+    pairs = torch.zeros(64, 1, 1, dtype=torch.long)
+    pairs[32:, 0, 0] = torch.arange(32) % 4  # the first batch has one expert, the second all four
+    trace = tmp_path / "t.safetensors"
+    Trace(pairs, 4, torch.zeros(64), torch.arange(64), about={"width": "8", "hidden": "16"}).save(
+        trace
+    )
+    options = ("--devices", 2, "--plan", "auto", "--tokens", 32, "--json")
+    result = intarsia("simulate", trace, *options)
+    assert result.code == 0, result.err
+    assert result.json["plans"]["ep"] == pytest.approx(result.json["in_order"]["seconds"])
 
 
 @pytest.mark.parametrize(

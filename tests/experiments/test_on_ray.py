@@ -175,7 +175,7 @@ def test_a_busy_cluster_is_told_of_and_waited_for(ray: Ray, busy: bool, capsys) 
     ray.busy = busy
     assert all(end.result for end in run({}, {}))
     assert (
-        capsys.readouterr().err.count("worker of 1 cores has not begun") == busy
+        capsys.readouterr().err.count("worker of 1 core has not begun") == busy
     )  # once for a worker
 
 

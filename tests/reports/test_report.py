@@ -112,6 +112,7 @@ def test_ticks_are_few_and_between_the_ends(a: float, b: float) -> None:
         (1500, "1500"),
         (20_000, "20k"),
         (3e6, "3M"),
+        (2e12, "2T"),
         (-2, "\N{MINUS SIGN}2"),
     ],
 )
@@ -139,6 +140,18 @@ def test_an_axis_of_epochs_has_ticks_at_whole_numbers_alone() -> None:
         "2",
         "3",
     ]
+
+
+def test_an_axis_of_shares_has_no_tick_beyond_0_and_100() -> None:
+    for values, ends in (([100.0], "100 %"), ([0.0], "0 %"), ([0.0, 100.0], "100 %")):
+        texts = [text for _, text in charts._ticks(charts.Axis(unit=" %"), values)]
+        assert ends in texts and not any(text[:2] == "10" and text != "100 %" for text in texts)
+        assert not any(text.startswith("\N{MINUS SIGN}") for text in texts)
+
+
+def test_a_short_logarithmic_axis_has_at_least_two_ticks() -> None:
+    for values in ([261.6, 262.1], [30.0, 35.0], [1e-3, 1e3]):
+        assert len(charts._ticks(charts.Axis(log=True), values)) >= 2
 
 
 def test_names_of_bars_have_room_at_the_size_of_a_telephone_s_letters() -> None:

@@ -20,7 +20,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
     context_settings={"help_option_names": ["-h", "--help"]},
-    help="Sparse and modular adaptation of pretrained models.",
+    help="Make a pretrained PyTorch model smaller, sparser or more specialised.",
 )
 
 
@@ -47,7 +47,7 @@ def options(
         bool, typer.Option("--version", callback=version, is_eager=True, help="Show the version.")
     ] = False,
 ) -> None:
-    """Sparse and modular adaptation of pretrained models."""
+    """Make a pretrained PyTorch model smaller, sparser or more specialised."""
     # Paths that a verb writes stay locked until it ends, however it ends.
     ctx.with_resource(holding())
     if quiet:

@@ -69,11 +69,11 @@ def auto(
     as_json: Json = False,
     **arguments: Any,
 ) -> None:
-    """Choose a method, a size, epochs and a rate on held-out pictures, and train the choice.
+    """Choose a method and its settings on held-out pictures, and train what was chosen.
 
-    Of few pictures each is held out once (cross-validation), of many a fifth; the choice is trained
-    on all of them, within the minutes. The test part is looked at once, of the choice. The table
-    shows the choice and its runners-up, the page the curves and mistakes of the choice.
+    With few pictures each is held out once (cross-validation), with many a fifth is held out. What
+    was chosen is then trained on all of them, within the minutes, and alone is scored on the test
+    part. The table shows it and its runners-up, the page its curves and mistakes.
 
     Example:  intarsia auto photos --minutes 10
     """

@@ -29,7 +29,7 @@ PriorFolder = Annotated[
 codec = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode="rich",
-    help="Store a signal as a file by a learned prior, and train such priors.",
+    help="Compress a signal into a file with a learned prior, and train such priors.",
 )
 Out = Annotated[Path | None, writes("The file to write; beside FILE if not given.")]
 

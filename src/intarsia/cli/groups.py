@@ -67,7 +67,7 @@ def overview() -> str:
     wide, wider = max(map(len, GROUPS)), max(map(len, TO_BEGIN_WITH))
     return "\n".join(
         [
-            "Sparse and modular adaptation of pretrained models.\n",
+            "Make a pretrained PyTorch model smaller, sparser or more specialised.\n",
             *(f"  {group:{wide}}  {', '.join(names)}" for group, names in GROUPS.items()),
             "\nTo begin with:\n",
             *(f"  {command:{wider}}  {purpose}" for command, purpose in TO_BEGIN_WITH.items()),

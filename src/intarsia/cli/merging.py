@@ -35,7 +35,7 @@ def merge(
     threads: Threads = None,
     as_json: Json = False,
 ) -> None:
-    """Average runs that were trained from one pruned model, zeros and all, into one run.
+    """Average several runs of one pruned model into one run that keeps its zeros.
 
     The runs differ in seed, weight decay, length or rate, and share mask and --split-seed. Batch
     norms are counted anew on training data.

@@ -15,7 +15,7 @@ def offload(
     out: OutFolder = None,
     as_json: Json = False,
 ) -> None:
-    """Write a sparse model's experts as records that `intarsia.offload` reads one by one.
+    """Write a mixture's experts to a folder, from which a model then reads those that it needs.
 
     Needs the memory of one expert beside the other weights, however many experts there are.
 

@@ -289,7 +289,10 @@ def page_of(showing: RecommenderPage, run: Path) -> str:
         f"{method_key(showing.model.settings)} knows {len(interactions.item_ids):,} items and "
         f"{len(interactions.user_ids):,} users, and ranks all items for each."
     )
-    return live(Report(f"What comes next, by {run.resolve().name}", (lead,)), "recommend")
+    return live(
+        Report(f"What comes next, by {run.resolve().name}", (lead,), eyebrow="intarsia recommend"),
+        "recommend",
+    )
 
 
 def _serve(showing: RecommenderPage, run: Path, port: int) -> None:

@@ -40,7 +40,7 @@ def page_of(index: SparseIndex, folder: Path) -> str:
     from ..reports.report import Report
 
     lead = f"{len(index):,} documents, encoded by {Path(index.model).name}; no model runs here."
-    return live(Report(f"Search {folder.name}", (lead,)), "search")
+    return live(Report(f"Search {folder.name}", (lead,), eyebrow="intarsia search"), "search")
 
 
 def serve_index(index: SparseIndex, folder: Path, port: int) -> None:

@@ -74,7 +74,7 @@ def index(
     threads: Threads = None,
     as_json: Json = False,
 ) -> None:
-    """Index documents by a sparse encoder and BM25; the same command goes on after a stop.
+    """Index documents by a sparse encoder and BM25; called again, it goes on where it stopped.
 
     A collection with judged queries for validation has k1, b and the share of BM25 tuned by them.
     With `--model none` no model reads the documents: 100,000 of them take seconds.

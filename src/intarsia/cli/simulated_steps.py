@@ -1,62 +1,161 @@
-"""The page of `intarsia simulate`: traffic, loads, hit rates and the timeline."""
+"""Steps of `intarsia simulate`: a batch by a plan, beside experts in order, and hit rates."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..core.registry import unpredicted_policies
+
+if TYPE_CHECKING:
+    from ..placement.engines import ExpertSize
+    from ..placement.plan import DevicePlan
+    from ..placement.timeline import Timeline
+    from ..placement.topology import Topology
+    from ..placement.trace import Trace
+    from ..reports.simulated import Simulated
 
 POLICIES = (*unpredicted_policies(), "belady")
 SHARES = (0.125, 0.25, 0.375, 0.5, 0.75, 1.0)  # of the experts in memory
 DECODED = 512  # tokens of which hit rates are
+WINDOW = 5  # batches that a strategy may have seen before
 
 
-def write_report(
-    out: Path,
-    batch: Any,
-    links: Any,
-    plan: str,
-    devices_plan: Any,
-    line: Any,
-    *,
+class Planned(NamedTuple):
+    """A batch by a plan.
+
+    plan: its name; batch: the routing of its tokens; size: of an expert; steps, line: what devices
+    do, and when; seconds: of each plan that was tried, by its name.
+    """
+
+    plan: str
+    batch: Trace
+    size: ExpertSize
+    steps: DevicePlan
+    line: Timeline
+    seconds: Mapping[str, float]
+
+
+def by_placement(
+    routed: Trace,
+    links: Topology,
+    plan: tuple[str, str],
+    tokens: int,
     placement: Path | None,
     size: tuple[int, int] | None,
-    streams: int,
     backward: bool,
-) -> Path:
-    """Write the page of a simulated batch by a plan, beside plain expert parallelism.
+) -> Planned:
+    """Simulate a batch by a placement file.
 
-    out: the page. batch: the routing of its tokens. links: the topology. plan: its name;
-    devices_plan, line: the plan and its timeline. placement: file of experts' devices, None =
-    experts in order. size: (width, hidden units) of an expert, None = as recorded. streams:
-    sequences decoded at once. backward: the backward pass is included.
+    routed: the trace; links: the topology; plan: its name, and "home" or "stay", where results go;
+    tokens: of the batch; placement: file of experts' devices, None = in order; size: (width, hidden
+    units) of an expert, None = as recorded; backward: add the backward pass.
     """
-    from ..placement.cost import device_loads
-    from ..placement.engines import ExpertSize, expert_parallel
+    from ..placement.engines import expert_parallel
     from ..placement.placement import Placement
     from ..placement.timeline import simulate
-    from ..reports.simulated import EXPERTS, IN_ORDER, PLACED, Simulated, write_page
 
-    bytes_of_expert = ExpertSize.of(batch) if size is None else ExpertSize(*size)
-    # The baseline of the page: plain expert parallelism with experts in order.
-    plain = Placement.contiguous(batch.layers, batch.experts, links.devices)
-    before = expert_parallel(batch, plain, bytes_of_expert, nodes=links.nodes(), backward=backward)
+    batch = routed.rows(slice(tokens))
+    in_order = Placement.contiguous(batch.layers, batch.experts, links.devices)
+    placed = in_order if placement is None else Placement.load_file(placement)
+    name, engine = plan
+    bytes_of_expert = _size(batch, size)
+    steps = expert_parallel(
+        batch, placed, bytes_of_expert, engine=engine, nodes=links.nodes(), backward=backward
+    )
+    return Planned(name, batch, bytes_of_expert, steps, simulate(steps, links), {})
+
+
+def fastest(
+    routed: Trace,
+    links: Topology,
+    plans: tuple[str, ...],
+    tokens: int,
+    size: tuple[int, int] | None,
+    backward: bool,
+) -> Planned:
+    """Simulate a batch by several plans and return the fastest.
+
+    plans: their names; other parameters: as of `by_placement`.
+    """
+    from ..core.registry import card
+    from ..parallel.tutel import Tutel
+    from ..placement.timeline import simulate
+
+    # Strategies that go by past loads get the batches before; the last batch is the one timed.
+    batches_before = min(WINDOW, max(0, len(routed) // tokens - 1))
+    batches = [routed.rows(slice(i * tokens, (i + 1) * tokens)) for i in range(batches_before + 1)]
+    past, batch = [earlier.load() for earlier in batches[:-1]], batches[-1]
+    bytes_of_expert = _size(batch, size)
+    lines: dict[str, tuple[DevicePlan, Timeline]] = {}
+    for name in plans:
+        strategy: Any = card(name).config()
+        # Tutel's degree and chunks depend on the batch; its defaults would not do it justice.
+        if name == "tutel":
+            strategy = Tutel.tuned(batch, bytes_of_expert, links)
+        steps = strategy.plan(batch, bytes_of_expert, links, backward=backward, past=past)
+        lines[name] = steps, simulate(steps, links)
+    best = min(lines, key=lambda name: lines[name][1].seconds)
+    seconds = {name: line.seconds for name, (_, line) in lines.items()}
+    return Planned(best, batch, bytes_of_expert, *lines[best], seconds)
+
+
+def _size(batch: Trace, size: tuple[int, int] | None) -> ExpertSize:
+    from ..placement.engines import ExpertSize
+
+    return ExpertSize.of(batch) if size is None else ExpertSize(*size)
+
+
+def beside_order(
+    planned: Planned, links: Topology, placement: Path | None, backward: bool
+) -> Simulated:
+    """Return a batch by a plan beside the same batch by plain expert parallelism, in order.
+
+    links, placement, backward: as of `by_placement`.
+    """
+    from ..placement.cost import device_loads
+    from ..placement.engines import expert_parallel
+    from ..placement.placement import Placement
+    from ..placement.timeline import simulate
+    from ..reports.simulated import EXPERTS, IN_ORDER, PLACED, Simulated
+
+    batch = planned.batch
+    in_order = Placement.contiguous(batch.layers, batch.experts, links.devices)
+    before = expert_parallel(batch, in_order, planned.size, nodes=links.nodes(), backward=backward)
     load = batch.load()
-    loads = {EXPERTS: load, IN_ORDER: device_loads(load, plain)}
+    loads = {EXPERTS: load, IN_ORDER: device_loads(load, in_order)}
     if placement is not None:
         loads[PLACED] = device_loads(load, Placement.load_file(placement))
-    simulated = Simulated(
-        plan,
+    return Simulated(
+        planned.plan,
         len(batch),
         before.bytes(),
-        devices_plan.bytes(),
-        line,
+        planned.steps.bytes(),
+        planned.line,
         simulate(before, links).seconds,
         loads,
-        hit_rates(batch.rows(slice(DECODED)), streams),
     )
-    return write_page(simulated, out)
+
+
+def record_of(planned: Planned, simulated: Simulated, links: Topology) -> dict[str, Any]:
+    """Return a batch's figures for JSON, beside those of experts in order.  links: the topology."""
+    from ..placement.timeline import rows_to_hide
+
+    record = {
+        "plan": planned.plan,
+        "seconds": planned.line.seconds,
+        "binds": dict(planned.line.binds()),
+        "link_bytes": int(simulated.after.sum()),
+        "in_order": {
+            "seconds": simulated.before_seconds,
+            "link_bytes": int(simulated.before.sum()),
+        },
+        "tokens": len(planned.batch),
+        "rows_to_hide_a_load": rows_to_hide(planned.size.item, links),
+        "expert_bytes": planned.size.weights,
+    }
+    return record | ({"plans": dict(planned.seconds)} if planned.seconds else {})
 
 
 def hit_rates(trace: Any, streams: int) -> dict[str, list[tuple[float, float]]]:

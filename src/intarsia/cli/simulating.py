@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -17,11 +18,13 @@ from .placing import Devices, TopologyFile, TraceFile, topology_of
 from .shell import say, show_json
 from .targets import page_target, target
 
+if TYPE_CHECKING:
+    from ..reports.simulated import Simulated
+
 ENGINES = {"ep": "home", "stay": "stay"}  # plans that know of placements
 STRATEGIES = tuple(key for key in keys("parallel") if key not in ENGINES)
 PLANS = ("auto", *ENGINES, *STRATEGIES)
 TIMELINE = '{"otherData": {"by": "intarsia"}'  # where a timeline begins
-WINDOW = 5  # batches that a strategy may have seen before
 POLICIES = ("belady", *keys("cache"))
 Plan = Annotated[
     str,
@@ -75,7 +78,7 @@ def simulate(
     out: Out = None,
     as_json: Json = False,
 ) -> None:
-    """Simulate a batch on several devices: its time, its bottleneck, whether moving experts pays.
+    """Simulate a batch on several devices: its time, its bottleneck, and if a placement helps.
 
     A model of time, not a measurement: products at the device's full rate, links at theirs.
 
@@ -85,23 +88,25 @@ def simulate(
     _check(plan, policy, tokens, streams, slots, placement)
     timeline, page = _hold(out or [])
     from ..placement.trace import Trace
+    from .simulated_steps import beside_order, by_placement, fastest, record_of
 
     routed, links = Trace.load_file(trace), topology_of(devices, topology)
+    size = None if expert is None else _size(expert)
     if plan in ENGINES:
-        batch = routed.rows(slice(tokens))
-        record, line, devices_plan = _simulated(
-            batch, links, ENGINES[plan], placement, expert, backward
-        )
+        engine = plan, ENGINES[plan]
+        planned = by_placement(routed, links, engine, tokens, placement, size, backward)
     else:
-        record, line, devices_plan = _best(routed, links, plan, tokens, expert, backward)
+        plans = ("ep", *STRATEGIES) if plan == "auto" else (plan,)
+        planned = fastest(routed, links, plans, tokens, size, backward)
+    simulated = beside_order(planned, links, placement, backward)
+    record = record_of(planned, simulated, links)
     if slots is not None:
         record |= _decoded(routed, slots, policy, streams, record["expert_bytes"], links)
-    parts = routed.rows(slice(tokens)), links, record.get("plan", plan), devices_plan, line
-    _written(timeline, page, parts, placement, expert, streams, backward)
+    _write(timeline, page, planned.batch, simulated, streams)
     if as_json:
         show_json(record)
         return
-    _show_simulated(record)
+    _show_simulated(record, simulated)
     if slots is not None:
         _show_decoded(record, slots, policy, streams)
     for file in out or []:
@@ -125,30 +130,23 @@ def _hold(files: Sequence[Path]) -> tuple[Path | None, Path | None]:
     return timeline, page
 
 
-def _written(
-    timeline: Path | None,
-    page: Path | None,
-    parts: tuple[Any, ...],
-    placement: Path | None,
-    expert: str | None,
-    streams: int,
-    backward: bool,
+def _write(
+    timeline: Path | None, page: Path | None, batch: Any, simulated: Simulated, streams: int
 ) -> None:
     """Write the timeline and the page of a simulation, where their files are named.
 
-    parts: batch, topology, plan's name, plan, timeline.  expert: --expert, such as "4096x14336".
+    batch: the routing of its tokens; simulated: what the page shows; streams: see `simulate`.
     """
     if timeline is not None:
         from ..core.files import write_text
 
-        write_text(timeline, parts[-1].chrome())
+        write_text(timeline, simulated.line.chrome())
     if page is not None:
-        from .simulated_steps import write_report
+        from ..reports.simulated import write_page
+        from .simulated_steps import DECODED, hit_rates
 
-        size = None if expert is None else _size(expert)
-        write_report(
-            page, *parts, placement=placement, size=size, streams=streams, backward=backward
-        )
+        hits = hit_rates(batch.rows(slice(DECODED)), streams)
+        write_page(replace(simulated, hits=hits), page)
 
 
 def _show_decoded(record: dict[str, Any], slots: int, policy: str, streams: int) -> None:
@@ -179,51 +177,21 @@ def _check(
         raise ConfigError("--placement", got=f"--plan {plan}", want="ep or stay", fix=fix)
 
 
-def _best(
-    routed: Any, links: Any, plan: str, tokens: int, expert: str | None, backward: bool
-) -> tuple[dict[str, Any], Any, Any]:
-    """Simulate one plan, or all ("auto"); return record, timeline and plan of the fastest."""
-    # routed: the trace; links: the topology; tokens: of a batch; expert: its size, None = recorded
-    from ..core.registry import card
-    from ..parallel.tutel import Tutel
-    from ..placement.engines import ExpertSize
-    from ..placement.timeline import simulate as run
-
-    # Strategies that go by past loads get the batches before; the last batch is the one timed.
-    batches_before = min(WINDOW, max(0, len(routed) // tokens - 1))
-    batches = [routed.rows(slice(i * tokens, (i + 1) * tokens)) for i in range(batches_before + 1)]
-    past, batch = [earlier.load() for earlier in batches[:-1]], batches[-1]
-    size = ExpertSize.of(batch) if expert is None else ExpertSize(*_size(expert))
-    lines: dict[str, tuple[Any, Any]] = {}
-    for name in ("ep", *STRATEGIES) if plan == "auto" else (plan,):
-        strategy: Any = card(name).config()
-        # Tutel's degree and chunks depend on the batch; its defaults would not do it justice.
-        if name == "tutel":
-            strategy = Tutel.tuned(batch, size, links)
-        devices_plan = strategy.plan(batch, size, links, backward=backward, past=past)
-        lines[name] = devices_plan, run(devices_plan, links)
-    best = min(lines, key=lambda name: lines[name][1].seconds)
-    devices_plan, line = lines[best]
-    seconds = {name: timeline.seconds for name, (_, timeline) in lines.items()}
-    record = _record_of(devices_plan, line, batch, size, links)
-    return record | {"plan": best, "plans": seconds}, line, devices_plan
-
-
-def _show_simulated(record: dict[str, Any]) -> None:
-    """Print the times of all plans, what limits the best, and its bytes between devices."""
+def _show_simulated(record: dict[str, Any], simulated: Simulated) -> None:
+    """Print the times of all plans, if the best one helps, and what limits it."""
     from ..reports.numbers import prefixed
+    from ..reports.simulated import NOTICE, sentences_of
 
     for name, seconds in record.get("plans", {}).items():
         least = "  <- least" if name == record["plan"] else ""
         say(f"{name:10} {prefixed(seconds, 's'):>10}{least}")
-    binds = ", ".join(f"{name} {prefixed(value, 's')}" for name, value in record["binds"].items())
-    took = f"{prefixed(record['seconds'], 's')}, of which {binds} (simulated)"
-    say(f"{record['tokens']} tokens: {took}")
-    say(f"{prefixed(record['link_bytes'], 'B')} between devices")
+    for sentence in sentences_of(simulated):
+        say(sentence)
     say(
         f"An expert has {prefixed(record['expert_bytes'], 'B')}. Loading one hides behind its own "
-        f"product from {record['rows_to_hide_a_load']:.0f} rows on."
+        f"product from {record['rows_to_hide_a_load']:,.0f} rows on."
     )
+    say(NOTICE)
 
 
 def _decoded(
@@ -252,41 +220,6 @@ def _decoded(
         "hit_rate": replayed.rate,
         "bytes_a_step": bytes_a_step,
         "floor_seconds": bytes_a_step / float(links.load[0]),
-    }
-
-
-def _simulated(
-    batch: Any, links: Any, engine: str, file: Path | None, expert: str | None, backward: bool
-) -> tuple[dict[str, Any], Any, Any]:
-    """Simulate a batch by a placement file (None = in order); return record, timeline, plan."""
-    # batch: the tokens' experts; links: the topology; engine: "home" or "stay", where results go
-    from ..placement.engines import ExpertSize, expert_parallel
-    from ..placement.placement import Placement
-    from ..placement.timeline import simulate as run
-
-    size = ExpertSize.of(batch) if expert is None else ExpertSize(*_size(expert))
-    if file is None:
-        placed = Placement.contiguous(batch.layers, batch.experts, links.devices)
-    else:
-        placed = Placement.load_file(file)
-    devices_plan = expert_parallel(
-        batch, placed, size, engine=engine, nodes=links.nodes(), backward=backward
-    )
-    line = run(devices_plan, links)
-    return _record_of(devices_plan, line, batch, size, links), line, devices_plan
-
-
-def _record_of(devices_plan: Any, line: Any, batch: Any, size: Any, links: Any) -> dict[str, Any]:
-    """Return a batch's figures by a plan for JSON.  line: its times; links: the topology."""
-    from ..placement.timeline import rows_to_hide
-
-    return {
-        "seconds": line.seconds,
-        "binds": dict(line.binds()),
-        "link_bytes": int(devices_plan.bytes().sum()),
-        "tokens": len(batch),
-        "rows_to_hide_a_load": rows_to_hide(size.item, links),
-        "expert_bytes": size.weights,
     }
 
 

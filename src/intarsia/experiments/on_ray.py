@@ -13,6 +13,7 @@ from typing import Any
 
 from ..core.errors import ConfigError, MissingExtra
 from ..data.packages import announce
+from ..reports.numbers import plural
 from .workers import Died, Work, begin, sendable
 
 NICENESS = "RAY_worker_niceness"  # read when a cluster is started
@@ -54,8 +55,9 @@ class OnRay:
         begun, _ = self._ray.wait([self._worker.begun.remote()], timeout=PATIENCE)
         if not begun:
             announce(
-                f"intarsia: a Ray worker of {self.threads} cores has not begun: the cluster has no "
-                "such cores free (`ray status` shows what holds them), or its machine is busy."
+                f"intarsia: a Ray worker of {plural(self.threads, 'core')} has not begun and is "
+                "waited for: the cluster has no such cores free (`ray status` shows what holds "
+                "them), or its machine is busy."
             )
 
     def close(self) -> None:

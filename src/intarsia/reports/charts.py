@@ -47,8 +47,9 @@ class Series:
 class Axis:
     """An axis.
 
-    unit: behind each tick.  zero: it begins at 0.  names: categories instead of numbers.  limits:
-    its ends, None = those of the data with a margin.  integers: only whole numbers have ticks.
+    unit: behind each tick; " %" is of shares, from 0 to 100.  zero: it begins at 0.
+    names: categories instead of numbers.  limits: its ends, None = those of the data with a margin.
+    integers: only whole numbers have ticks.
     """
 
     title: str = ""
@@ -179,6 +180,8 @@ def _ticks(axis: Axis, values: Sequence[float]) -> list[tuple[float, str]]:
     places = _log_ticks(low, high) if axis.log else _round_ticks(low, high)
     if axis.integers:
         places = [value for value in places if value == round(value)]
+    if axis.unit == " %":  # a share: the margin around it has no ticks
+        places = [value for value in places if 0 <= value <= 100]
     return [(value, f"{tick_text(value)}{axis.unit}") for value in places]
 
 
@@ -193,8 +196,12 @@ def _log_ticks(low: float, high: float) -> list[float]:
     # every power of ten that the axis touches, times each step
     powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
     ticks = [step * 10.0**power for power in powers for step in steps]
+    ticks = [value for value in ticks if low <= value <= high]
+    # one tick gives no scale: a short axis has those of a linear one
+    if len(ticks) < 2:
+        return _round_ticks(low, high)
     # over very many decades, only every second or third one
-    return [value for value in ticks if low <= value <= high][:: 1 + int(decades / 7)]
+    return ticks[:: 1 + int(decades / 7)]
 
 
 def _round_ticks(low: float, high: float, limit: int = 6) -> list[float]:

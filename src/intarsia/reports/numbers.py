@@ -6,7 +6,7 @@ from .sheet import Spread
 
 MINUS = "\N{MINUS SIGN}"
 MICRO = "\N{MICRO SIGN}"
-PREFIXES = {1e9: "G", 1e6: "M", 1e3: "k", 1: "", 1e-3: "m", 1e-6: MICRO, 1e-9: "n"}
+PREFIXES = {1e12: "T", 1e9: "G", 1e6: "M", 1e3: "k", 1: "", 1e-3: "m", 1e-6: MICRO, 1e-9: "n"}
 
 
 def percent(share: float, digits: int = 1) -> str:

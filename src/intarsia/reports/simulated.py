@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -20,6 +20,8 @@ EXPERTS, IN_ORDER, PLACED = "Experts", "Devices, experts in order", "Devices, as
 """Titles of the loads."""
 LEAST = 0.001  # of the time: a smaller change is called none
 RESOURCES = ("compute", "link", "load")
+TITLE = "Experts on several devices"
+NOTICE = "A model of time, not a measurement: every product and every link at full rate."
 
 
 @dataclass(frozen=True)
@@ -29,7 +31,7 @@ class Simulated:
     plan: its name; tokens: number in the batch; before, after: bytes (D, D) with the experts
     in order, and by the plan; line: the plan's; loads: EXPERTS, IN_ORDER and, of a placement,
     PLACED -> pairs (L, D or E) of each layer;
-    hits: policy -> (share of the experts in memory, hit rate).
+    hits: policy -> (share of the experts in memory, hit rate), {} = not simulated.
     """
 
     plan: str
@@ -39,7 +41,7 @@ class Simulated:
     line: Timeline
     before_seconds: float
     loads: Mapping[str, Tensor]
-    hits: Mapping[str, Sequence[tuple[float, float]]]
+    hits: Mapping[str, Sequence[tuple[float, float]]] = field(default_factory=dict)
 
 
 def write_page(simulation: Simulated, out: Path | str) -> Path:
@@ -49,54 +51,76 @@ def write_page(simulation: Simulated, out: Path | str) -> Path:
 
 def report_of(simulation: Simulated) -> Report:
     """Return the report of a simulation of experts on several devices."""
-    even = {title: _over_mean(load) for title, load in simulation.loads.items()}
-    # the seconds of each resource along the longest chain of dependent steps
-    binds = ", ".join(
-        f"{name} {numbers.prefixed(s, 's')}" for name, s in simulation.line.binds().items() if s
-    )
-    return Report(
-        "Experts on several devices",
-        (*_headline(simulation, even), f"On the critical path: {binds or 'nothing'}."),
-        (
-            Section("Traffic", _traffic(simulation)),
-            Section("Loads by layer", _loads(even)),
-            Section("A cache of experts", _hit_rates(simulation.hits)),
-            Section("Timeline", (_timeline(simulation.line),)),
-        ),
-        ("A model of time, not a measurement: every product and every link at full rate.",),
-        "intarsia simulate",
-    )
-
-
-def _headline(simulation: Simulated, even: Mapping[str, Tensor]) -> list[str]:
-    """Return sentences about the time and the traffic of a plan, compared with experts in order.
-
-    even: title of a heat map -> loads of devices or experts, (L, n), each divided by the mean of
-    its layer.
-    """
-    before, after = simulation.before_seconds, simulation.line.seconds
-    sent = [float(traffic.sum()) for traffic in (simulation.before, simulation.after)]
-    took = [
-        f"{numbers.prefixed(s, 's')} and {numbers.prefixed(b, 'B')} between devices"
-        for s, b in zip((before, after), sent, strict=True)
+    sections = [
+        Section("Traffic", _traffic(simulation)),
+        Section("Loads by layer", _loads(_even(simulation))),
     ]
+    if simulation.hits:
+        sections.append(Section("A cache of experts", _hit_rates(simulation.hits)))
+    sections.append(Section("Timeline", (_timeline(simulation.line),)))
+    sentences = tuple(sentences_of(simulation))
+    return Report(TITLE, sentences, tuple(sections), (NOTICE,), "intarsia simulate")
+
+
+def sentences_of(simulation: Simulated) -> list[str]:
+    """Return sentences that say if a plan or placement helps, for the page and the terminal.
+
+    What is compared is time and traffic of plain expert parallelism with experts in order. The last
+    sentence has the time that each resource takes on the critical path.
+    """
+    even = _even(simulation)
     batch = f"{simulation.tokens:,} tokens on {numbers.plural(len(simulation.after), 'device')}"
+    after = numbers.prefixed(simulation.line.seconds, "s")
+    sent, sent_before = (
+        numbers.prefixed(float(traffic.sum()), "B")
+        for traffic in (simulation.after, simulation.before)
+    )
     if simulation.plan == "ep" and PLACED not in even:
-        return [f"{batch}, experts in order: {took[1]}."]
-    subject = "As placed" if PLACED in even else f"By the plan {simulation.plan}"
-    # relative to experts in order, which is what a user has without a plan
-    change = after / before - 1 if before else 0.0
-    helps = f"takes {numbers.percent(abs(change))} {'less' if change < 0 else 'more'} time"
-    if abs(change) < LEAST:
-        helps = "does not change the time"
-    lines = [f"{batch}. {subject}, this {helps}: {took[1]}; experts in order: {took[0]}."]
+        lines = [f"{batch}, experts in order: {after} and {sent} between devices."]
+    else:
+        lines = [
+            f"{_subject(simulation)} {_verdict(batch, simulation.before_seconds, simulation.line)}",
+            f"{sent} are sent between devices, with experts in order {sent_before}.",
+        ]
     if PLACED in even:
         tops = [float(even[title].max()) for title in (IN_ORDER, PLACED)]
         lines.append(
             f"The largest load of a device in a layer is {tops[1]:.2f} times the mean, "
             f"with experts in order {tops[0]:.2f} times."
         )
-    return lines
+    # the seconds of each resource along the longest chain of dependent steps
+    binds = ", ".join(
+        f"{name} {numbers.prefixed(s, 's')}" for name, s in simulation.line.binds().items() if s
+    )
+    return [*lines, f"On the critical path: {binds or 'nothing'}."]
+
+
+def _subject(simulation: Simulated) -> str:
+    """Return the name of what is judged: the placement, the plan, or both."""
+    placed = PLACED in simulation.loads
+    if placed and simulation.plan == "ep":
+        return "The placement"
+    return f"The plan {simulation.plan}{' with this placement' if placed else ''}"
+
+
+def _verdict(batch: str, before: float, line: Timeline) -> str:
+    """Return a predicate that says if a plan helps, and by how much.
+
+    batch: the tokens and devices in words; before: seconds with experts in order; line: the plan's.
+    """
+    after = numbers.prefixed(line.seconds, "s")
+    change = line.seconds / before - 1 if before else 0.0
+    if abs(change) < LEAST:
+        return f"does not help: {batch} take as long as with experts in order, {after}."
+    verb = "helps" if change < 0 else "does not help"
+    amount = f"{numbers.percent(abs(change))} {'less' if change < 0 else 'more'} time"
+    times = f"{after} instead of {numbers.prefixed(before, 's')}"
+    return f"{verb}: {batch} take {amount} than with experts in order, {times}."
+
+
+def _even(simulation: Simulated) -> dict[str, Tensor]:
+    """Return title of a heat map -> its loads (L, n), each divided by the mean of its layer."""
+    return {title: _over_mean(load) for title, load in simulation.loads.items()}
 
 
 def _over_mean(load: Tensor) -> Tensor:

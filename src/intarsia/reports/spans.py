@@ -9,7 +9,7 @@ from typing import Any
 
 from ..core.errors import CheckpointError
 from ..core.files import read_json
-from . import heat_maps
+from . import heat_maps, numbers
 from .report import Figure, Note, Report, Section
 from .table import Column, Entry, Table
 
@@ -82,9 +82,10 @@ def _report(
         "A row is a layer, a column one of its key-value heads; dark heads see all of "
         f"{length} tokens."
     )
+    layers = numbers.plural(len(rows), "layer")
     results = (Section("Results", (table,)),) if table.rows else ()
     return Report(
-        f"Spans of {len(rows)} layers of {len(heads)} heads",
+        f"Spans of {layers} of {numbers.plural(len(heads), 'head')}",
         tuple(sentences),
         (*results, Section("Head by head", (Note(note), figure))),
         eyebrow="intarsia spans",
@@ -151,14 +152,15 @@ def _sentences(content: Mapping[str, Any], spans: list[list[int]], length: int) 
     share = sum(lengths) / (len(lengths) * length)
     full = sum(s == length for s in lengths)
     sentences = [
-        f"Of texts of {length} tokens, {share:.0%} of keys and values are kept; "
+        f"Of texts of {length} tokens, {numbers.percent(share, 0)} of keys and values are kept; "
         f"{full} of {len(lengths)} heads see everything."
     ]
     losses = _losses(content)
     if losses:
         dense, even, selected = losses.values()
+        rises = [numbers.signed(loss - dense, 4) for loss in (selected, even)]
         sentences.append(
-            f"On other rows the loss rises by {selected - dense:.4f}, and by {even - dense:.4f} "
+            f"On other rows the loss changes by {rises[0]}, and by {rises[1]} "
             "with the same window for all heads."
         )
     return sentences

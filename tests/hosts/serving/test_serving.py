@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import shutil
 import socket
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from importlib.resources import files
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -18,6 +20,7 @@ import torch
 
 import intarsia
 from intarsia.core.errors import CheckpointError, ConfigError
+from intarsia.hosts.serving.app import PAGE
 from intarsia.hosts.serving.gate import RequestGate
 from intarsia.hosts.serving.models import ServedModel, open_models
 from intarsia.hosts.serving.naming import names_of
@@ -232,6 +235,12 @@ def test_models_and_pages_are_listed(server: Running) -> None:
     assert server.ask("/health") == (200, {"status": "ok"})
     assert server.say("one")[0] == 200
     assert server.counts("expert_hits_total") > 0 and server.counts("expert_slots_pinned") == 0
+
+
+def test_the_page_has_the_colours_of_the_reports() -> None:
+    css = (files("intarsia.reports") / "page" / "page.css").read_text("utf-8")
+    colours = re.findall(r"--\w+: #\w+;", PAGE.read_text("utf-8"))
+    assert len(colours) == 14 and all(colour in css for colour in colours)  # light and dark
 
 
 def test_what_cannot_be_served_is_refused(folders: dict[str, Path], tmp_path: Path) -> None:

@@ -56,7 +56,7 @@ def compare_routers(
     threads: Threads = None,
     as_json: Json = False,
 ) -> None:
-    """Train the same small model under several routers: one table for each data set, one page.
+    """Train the same small model with several routers: one table for each data set, one page.
 
     Called again, it keeps the runs that are finished.
 

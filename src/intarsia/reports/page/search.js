@@ -5,10 +5,10 @@
   const terms = (hit, most) =>
     bars(
       hit.terms.map((term) => ({
-        word: term.token.replace("##", "…"),
+        word: term.token.replace("##", "…") + (term.stem ? " (BM25)" : ""),
         score: term.score,
         other: term.expanded,
-        said: term.stem ? "(BM25)" : term.expanded ? "(not a word of the text)" : "",
+        said: term.expanded ? "(not a word of the text)" : "",
       })),
       most,
       "What each word added to the score",

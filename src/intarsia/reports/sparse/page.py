@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from ...core.errors import CheckpointError, DataError
 from ...core.files import read_json
-from .. import looks
+from .. import looks, numbers
 from ..report import Block, Container, Listing, Note, PageControl, Report, Section, present
 from ..table import Column, Entry, Table
 from ..wording import joined
@@ -225,8 +225,8 @@ COLUMNS = (
     Column("Density", "the share of the pruned layers' weights that is kept"),
     Column("Perplexity", "on held-out rows of the calibration text; lower is better"),
     Column("Over dense", "that perplexity over the dense model's"),
-    Column("MB dense", "bytes of the pruned layers as they are"),
-    Column("MB bitmask", "the same with kept values and one bit a weight"),
+    Column("Dense", "bytes of the pruned layers as they are"),
+    Column("Bitmask", "the same with kept values and one bit a weight"),
     Column("Seconds", "of pruning"),
 )
 
@@ -253,7 +253,10 @@ def table_of(models: Sequence[PrunedModel]) -> Table:
                 Entry(f"{model.record['density']:.3f}"),
                 Entry("" if pruned is None else f"{pruned:.1f}"),
                 Entry(over),
-                *(Entry(f"{model.record['bytes'][k] / 1e6:.1f}") for k in ("dense", "bitmask")),
+                *(
+                    Entry(numbers.prefixed(model.record["bytes"][k], "B"))
+                    for k in ("dense", "bitmask")
+                ),
                 Entry(f"{model.record['seconds']:.0f}"),
             )
         )

@@ -89,7 +89,9 @@ def _notices(summary: Summary, cut: Sequence[str]) -> list[str]:
     """
     failed = len(summary.failed)
     notices = [f"{numbers.plural(failed, 'run')} failed; the errors are below."] if failed else []
-    notices += [f"It was cut or changed in {numbers.plural(len(cut), 'way')}."] if cut else []
+    if cut:
+        ways = numbers.plural(len(cut), "way")
+        notices.append(f"The plan was cut or changed in {ways}: see the end of the page.")
     # several sheets have their notes below their own tables
     return notices + notes(summary.findings[0]) if len(summary.findings) == 1 else notices
 
