@@ -15,8 +15,8 @@ from intarsia.reports.statistics import t_interval
 from intarsia.schedules import Bdwp, FixedMask, masked_weights
 from intarsia.schedules.bdwp import n_of_m_mask
 
-from ..kit import FixedRate, Report, Result, Study, UnknownEffect, above
-from ..kit.arms import by_arm, judge, row_of
+from ..kit import Effect, FixedRate, Report, Result, Study, above
+from ..kit.arms import by_arm, class_scores, judge, row_of
 from ..kit.stored import StoredResults
 from ..materials import thin_resnets
 
@@ -24,15 +24,18 @@ stored = StoredResults(__file__)
 
 # POINTS: the margin of a tie, which is ours
 EPOCHS, PATTERN, POINTS = 8, "2:8", 1.0
+# three times the channels of a thin net: of eight weights two must be able to do the work
+WIDTHS = (24, 48, 96)
 # not what reads the picture, nor the classifier
 LAYERS = ("0.two", "1.one", "1.two", "1.short", "2.one", "2.two", "2.short")
 OPTIONS: dict[str, Any] = {"batch_size": 128, "lr": 0.1, "weight_decay": 5e-4, "trackers": ()}
 DENSE, BOTH, ONE_SHOT = "dense", "BDWP", "mask of the start, fixed"
+FORWARD, BACKWARD = "forward only", "backward only"
 ARMS = {
     DENSE: None,
     BOTH: Bdwp(PATTERN, layers=LAYERS),
-    "forward only": Bdwp(PATTERN, "forward", layers=LAYERS),
-    "backward only": Bdwp(PATTERN, "backward", layers=LAYERS),
+    FORWARD: Bdwp(PATTERN, "forward", layers=LAYERS),
+    BACKWARD: Bdwp(PATTERN, "backward", layers=LAYERS),
     # the control of the paper's point: a mask that cannot follow the weights
     ONE_SHOT: FixedMask(layers=LAYERS),
 }
@@ -49,39 +52,42 @@ def momentum(model: nn.Module, lr: float, weight_decay: float) -> Optimizer:
 
 @stored.cell
 def accuracy(arm: str, seed: int) -> float:
-    """Train a thin ResNet-8 with one N:M schedule; return its test accuracy in percentage points.
+    """Train a ResNet-8 with one N:M schedule; return its test accuracy in percentage points.
 
-    The data are 10,000 pictures of Fashion-MNIST for training and 2,000 for the test. arm: key of
+    The data are 10,000 pictures of Fashion-MNIST for training and as many for the test. arm: key of
     ARMS, which names how weights are pruned: not at all, to 2 of every 8 in both passes (BDWP), in
     one pass only, or by a mask that is drawn at the start and stays; seed: of the start and of the
     order of batches.
     """
-    model = thin_resnets.resnet(seed)
+    model = thin_resnets.resnet(seed, WIDTHS)
     # the same 2 of 8 as BDWP's first step has, and no other afterwards
     if arm == ONE_SHOT:
         with torch.no_grad():
             for weight in masked_weights(model, LAYERS).values():
                 weight.mul_(n_of_m_mask(weight, NofM.read(PATTERN, 1)))
     options: Any = {"epochs": EPOCHS, "seed": seed, "optimizer": momentum, "schedule": ARMS[arm]}
-    fit(model, thin_resnets.rows("train"), **OPTIONS | options)
-    return thin_resnets.accuracy(model)
+    fit(model, thin_resnets.halved("train"), **OPTIONS | options)
+    return 100 * class_scores(model, thin_resnets.halved("test"), 512).accuracy
 
 
-def against(rival: str) -> Any:
+def against(rival: str, *beside: str) -> Any:
     """Return the measure of a claim: test accuracy of BDWP minus that of arm `rival`, in points.
 
     BDWP trains with weights of which 2 of every 8 are kept, chosen anew in each forward and each
-    backward pass. rival: key of ARMS. The measure takes seeds and a function for progress lines.
+    backward pass. rival: key of ARMS; beside: others that stand in the table. The measure takes
+    seeds and a function for progress lines.
     """
 
     def judged(seeds: tuple[int, ...], report: Report) -> Result:
-        """Train every arm from every seed; judge BDWP's test accuracy minus the rival's, in points.
+        """Train the arms from every seed; judge BDWP's test accuracy minus the rival's, in points.
 
         BDWP (arm BOTH) trains a ResNet on Fashion-MNIST and keeps 2 of every 8 weights in the
         forward and in the backward pass. `rival`, of the enclosing function, is the key of ARMS
         that it is compared with. The result has one difference for each seed.
         """
-        accuracies = by_arm({n: n for n in ARMS}, seeds, accuracy, report)
+        # a claim trains the arms that it needs: the dense one tells if the training worked
+        names = dict.fromkeys((DENSE, BOTH, rival, *beside))
+        accuracies = by_arm({name: name for name in names}, seeds, accuracy, report)
         # pairs by seed: both nets have the same start and the same order of batches
         # ends: both ends of the 95 % interval, for the note alone; the verdict has its own
         ends = t_interval([a - b for a, b in zip(accuracies[BOTH], accuracies[rival], strict=True)])
@@ -99,7 +105,7 @@ def against(rival: str) -> Any:
     return judged
 
 
-SCALED = "scaled down: a thin ResNet-8, 10,000 pictures of Fashion-MNIST"
+SCALED = "scaled down: a ResNet-8, 10,000 pictures of Fashion-MNIST of 14 x 14"
 study = partial(
     Study,
     # an untrained net would be within a point of another untrained net
@@ -111,7 +117,6 @@ study = partial(
     ),
     # the paper's recipe for CIFAR: SGD .9, weight decay 5e-4, a cosine from .1
     rates=FixedRate(OPTIONS["lr"], dict.fromkeys(ARMS, EPOCHS * thin_resnets.STEPS)),
-    seeds=(0, 1, 2, 3, 4),
     needs="long",
     minutes=40,
 )
@@ -120,21 +125,16 @@ CLAIMS = (
     study(
         "bdwp",
         system="BDWP",
-        scale=(
-            "Channels four times as many and 12 epochs, 100 CPU minutes: with 2 of 8 a row of "
-            "eight weights keeps two, and the paper's rows have 64 to 512."
-        ),
-        effect=UnknownEffect(
-            "The sheet and the stored abstract name no loss of accuracy; the margin of a point is "
-            "ours."
-        ),
-        work="a thin ResNet-8 from scratch on Fashion-MNIST",
+        scale="The paper's nets, ResNet-18 to -50 and ViT, of ten to a hundred times the weights.",
+        effect=Effect(-0.56, "abstract: 0.56 % of the accuracy are lost on average at 2:8"),
+        work="a ResNet-8 from scratch on Fashion-MNIST",
         sentence="A training whose forward and backward have 2 of 8 weights ends within one point "
         f"of the dense one's accuracy (BDWP, arXiv:2309.13015; {SCALED}).",
         baseline="the dense training; the difference in points",
         target=POINTS,
         sense="within",
         measure=against(DENSE),
+        seeds=tuple(range(10)),
     ),
     study(
         "bdwp-one-shot",
@@ -143,6 +143,7 @@ CLAIMS = (
         baseline="a fixed mask; the difference in points",
         target=0.0,
         sense=">=",
-        measure=against(ONE_SHOT),
+        measure=against(ONE_SHOT, FORWARD, BACKWARD),
+        seeds=(0, 1, 2, 3, 4),
     ),
 )

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim import SGD, Optimizer
 from torch.utils.data import TensorDataset
@@ -43,14 +44,17 @@ class ResidualBlock(nn.Module):
         return (self.norm_two(self.two(h)) + self.short(x)).relu()
 
 
-def resnet(seed: int) -> nn.Module:
-    """Return a thin ResNet-8 for grey pictures of 28 x 28.  seed: of its weights."""
+def resnet(seed: int, widths: tuple[int, int, int] = WIDTHS) -> nn.Module:
+    """Return a ResNet-8 for grey pictures, by default a thin one.
+
+    seed: of its weights; widths: channels of its three blocks.
+    """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         # channels in, channels out and stride of each block
-        sizes = zip((1, *WIDTHS), WIDTHS, (1, 2, 2), strict=False)
+        sizes = zip((1, *widths), widths, (1, 2, 2), strict=False)
         blocks = [ResidualBlock(a, b, stride) for a, b, stride in sizes]
-        pool = (nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(WIDTHS[-1], 10))
+        pool = (nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(widths[-1], 10))
         return nn.Sequential(*blocks, *pool)
 
 
@@ -61,17 +65,28 @@ def nesterov(model: nn.Module, lr: float, weight_decay: float) -> Optimizer:
 
 
 @lru_cache
-def rows(part: str) -> TensorDataset:
+def rows(part: str, test: int = TEST) -> TensorDataset:
     """Return the first pictures of Fashion-MNIST's training or test part, normalised.
 
-    part: "train" or "test".
+    part: "train" or "test"; test: number of test pictures.
     """
     dataset = sets.load(DATA, part="train" if part == "train" else "test")
-    count = TRAIN if part == "train" else TEST
+    count = TRAIN if part == "train" else test
     images: Any = dataset.images
     grey = [np.asarray(to_rgb(images[i]))[:, :, 0] for i in range(count)]
     pixels = torch.from_numpy(np.stack(grey)).float()[:, None] / 255
     return TensorDataset((pixels - 0.3) / 0.35, torch.as_tensor(dataset.labels[:count]).long())
+
+
+@lru_cache
+def halved(part: str) -> TensorDataset:
+    """Return pictures averaged down to 14 x 14, a quarter of the work, and their labels.
+
+    part: "train", as many as `rows` has, or "test", all 10,000 of Fashion-MNIST.
+    """
+    # with 2,000 pictures half of a difference's spread would be that of the test
+    x, y = rows(part, 10_000).tensors
+    return TensorDataset(F.avg_pool2d(x, 2), y)
 
 
 def accuracy(model: nn.Module) -> float:

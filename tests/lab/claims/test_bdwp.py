@@ -1,0 +1,55 @@
+"""The claims on BDWP, in their smallest form."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch.utils.data import TensorDataset
+
+from intarsia.core import NofM
+from intarsia.schedules import masked_weights
+from intarsia.schedules.bdwp import n_of_m_mask
+from intarsia_lab.claims import bdwp
+from intarsia_lab.materials import thin_resnets
+
+
+def test_a_claim_trains_the_arms_that_it_needs(monkeypatch: pytest.MonkeyPatch) -> None:
+    trained: list[str] = []
+
+    def accuracy(arm: str, seed: int) -> float:
+        trained.append(arm)
+        return 90.0 - (arm == bdwp.BOTH)
+
+    monkeypatch.setattr(bdwp, "accuracy", accuracy)
+    headline, one_shot = bdwp.CLAIMS
+    assert headline.measure((0,), lambda _: None).got == -1.0
+    assert trained == [bdwp.DENSE, bdwp.BOTH]
+    trained.clear()
+    one_shot.measure((0,), lambda _: None)
+    assert set(trained) == set(bdwp.ARMS)
+
+
+@pytest.mark.parametrize("arm", [bdwp.BOTH, bdwp.ONE_SHOT])
+def test_a_net_ends_with_two_of_eight_weights(
+    arm: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    random = torch.Generator().manual_seed(0)
+    pictures = torch.randn(128, 1, 14, 14, generator=random), torch.arange(128) % 10
+    monkeypatch.setenv("INTARSIA_HOME", str(tmp_path))
+    monkeypatch.setattr(thin_resnets, "halved", lambda _: TensorDataset(*pictures))
+    monkeypatch.setattr(bdwp, "WIDTHS", (8, 8, 16))
+    monkeypatch.setattr(bdwp, "EPOCHS", 1)
+    nets: list[torch.nn.Module] = []
+
+    def scores(model: torch.nn.Module, *_: object) -> SimpleNamespace:
+        nets.append(model)
+        return SimpleNamespace(accuracy=0.5)
+
+    monkeypatch.setattr(bdwp, "class_scores", scores)
+    assert bdwp.accuracy(arm, 0) == 50.0
+    for weight in masked_weights(nets[0], bdwp.LAYERS).values():
+        assert (weight[~n_of_m_mask(weight, NofM.read(bdwp.PATTERN, 1))] == 0).all()
+        assert weight.count_nonzero() == weight.numel() / 4
