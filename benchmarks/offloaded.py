@@ -4,7 +4,8 @@
 
 Four streams are decoded greedily. The link to the experts is throttled: a read sleeps until twice
 the time of an expert's product has passed, which is measured here. Policies take turns, so that
-other work on the machine meets all of them alike; ratios are medians over the turns.
+other work on the machine meets all of them alike; ratios are medians over the turns, of the
+model's own forward and of native steps.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from transformers import DynamicCache
 
 import intarsia
 from intarsia.data.language_models import language_model
+from intarsia.hosts.native_decoder import NativeText
 from intarsia.hosts.offload.resident import slots_of
 from intarsia.placement import Trace
 from intarsia.placement.expertflow import Predictive, TokenTable
@@ -97,6 +99,20 @@ def decode(model: Any, rows: dict[str, torch.Tensor], tokens: int) -> tuple[floa
         return (time.perf_counter() - began) / tokens, torch.cat(made, 1)
 
 
+def decode_by_steps(
+    model: Any, rows: dict[str, torch.Tensor], tokens: int
+) -> tuple[float, torch.Tensor]:
+    """Seconds of a step of decoding by native steps, after the prompt, and the tokens."""
+    ids, mask = rows["input_ids"], rows["attention_mask"]
+    text = NativeText(model, slots=len(ids), length=ids.shape[1] + tokens)
+    logits, made = text.prefill_rows(ids, mask), list[torch.Tensor]()
+    began = time.perf_counter()
+    for _ in range(tokens):
+        made.append(logits.argmax(-1, keepdim=True))
+        logits = text.step(made[-1].flatten().tolist())
+    return (time.perf_counter() - began) / tokens, torch.cat(made, 1)
+
+
 def run(source: str, trace: str, turns: int, tokens: int) -> dict[str, Any]:
     """Each policy's time of a step over the resident model's."""
     whole, tokenizer = language_model(source)
@@ -118,15 +134,20 @@ def run(source: str, trace: str, turns: int, tokens: int) -> dict[str, Any]:
         product = product_seconds(resident)
         for model in arms.values():
             throttled(model, SLOW * product)
-        ratios: dict[str, list[float]] = {name: [] for name in ("again", *arms)}
-        base: list[float] = []
+        models = {"again": resident, **arms}
+        ratios: dict[str, list[float]] = {name: [] for name in models}
+        by_steps: dict[str, list[float]] = {name: [] for name in models}
+        equal, base = list[float](), list[float]()
         for turn in range(turns + 1):
             seconds, want = decode(resident, rows, tokens)
-            for name, model in {"again": resident, **arms}.items():
+            for name, model in models.items():
                 took, got = decode(model, rows, tokens)
                 assert torch.equal(got, want), f"{name} says something else"
+                stepped, got = decode_by_steps(model, rows, tokens)
+                equal.append(float((got == want).double().mean()))
                 if turn:  # the first one fills slots and caches
                     ratios[name].append(took / seconds)
+                    by_steps[name].append(stepped / seconds)
             base.append(seconds)
         found = {name: intarsia.offloading.residency(model).rate for name, model in arms.items()}
     return {
@@ -139,6 +160,8 @@ def run(source: str, trace: str, turns: int, tokens: int) -> dict[str, Any]:
         "resident_step_ms": round(statistics.median(base) * 1e3, 2),
         "bar": TARGET,
         "ratio": {name: round(statistics.median(r), 3) for name, r in ratios.items()},
+        "by_steps": {name: round(statistics.median(r), 3) for name, r in by_steps.items()},
+        "equal_tokens_by_steps": round(min(equal), 3),  # they round differently
         "spread": {name: [round(min(r), 3), round(max(r), 3)] for name, r in ratios.items()},
         "hit_rate": {name: round(rate, 3) for name, rate in found.items()},
     }

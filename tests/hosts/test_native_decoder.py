@@ -28,8 +28,33 @@ OWN: dict[str, dict[str, Any]] = {  # what only this kind has
     "smollm3": {"no_rope_layer_interval": 2},
     "phi3": {"partial_rotary_factor": 0.5},
     "olmo": {"clip_qkv": 0.5},
+    "mixtral": {"sliding_window": 9, "num_local_experts": 5, "num_experts_per_tok": 2},
+    "qwen2_moe": {
+        "num_experts": 7,
+        "num_experts_per_tok": 3,
+        "moe_intermediate_size": 21,
+        "shared_expert_intermediate_size": 33,
+        "mlp_only_layers": [1],
+        "norm_topk_prob": True,
+    },
+    "qwen3_moe": {
+        "num_experts": 8,
+        "num_experts_per_tok": 4,
+        "moe_intermediate_size": 19,
+        "head_dim": 10,
+        "mlp_only_layers": [],
+    },
+    "olmoe": {"num_experts": 6, "num_experts_per_tok": 1, "clip_qkv": 0.5},
 }
-NAMES = {"qwen2": "Qwen2", "qwen3": "Qwen3", "smollm3": "SmolLM3", "phi3": "Phi3", "olmo2": "Olmo2"}
+NAMES = {
+    "qwen2": "Qwen2",
+    "qwen3": "Qwen3",
+    "smollm3": "SmolLM3",
+    "phi3": "Phi3",
+    "olmo2": "Olmo2",
+    "qwen2_moe": "Qwen2Moe",
+    "qwen3_moe": "Qwen3Moe",
+}
 IDS = torch.randint(1, 64, (2, 40), generator=torch.Generator().manual_seed(0))
 
 
@@ -42,6 +67,8 @@ def decoder(kind: str = "llama", **settings: Any) -> Any:
         for name, parameter in model.named_parameters():
             if "norm" in name or name.endswith("bias"):  # 1 and 0 would hide that they are left out
                 torch.nn.init.normal_(parameter, 1.0, 0.2)
+    if hasattr(config, "num_experts_per_tok"):
+        model.set_experts_implementation("eager")  # the default wants sizes that 4 divides
     return model
 
 

@@ -141,6 +141,23 @@ def test_packed_experts_compute_what_stacked_ones_of_the_same_numbers_do(
         packed_module.keep(torch.tensor([0]))
 
 
+@pytest.mark.parametrize(
+    ("host", "layers"),
+    [("ours", "*.experts.up.*"), ("ours", "*.experts.down.*"), ("stock", "*.gate_up_proj.*")],
+)
+def test_some_stacks_are_packed_and_the_others_stay(
+    host: str, layers: str, rows: list[Row], tmp_path: Path
+) -> None:
+    make, start = HOSTS[host]
+    small = intarsia.apply(make(), Qmoe(start="rtn", layers=(layers,)))
+    assert all(len(experts.stacks) == 1 for experts in packed_experts(small).values())
+    packed_logits = logits(small, rows)
+    torch.testing.assert_close(logits(Qmoe().fold(small), rows), packed_logits)
+    intarsia.save(small, tmp_path / "small")
+    again = intarsia.load(start(), tmp_path / "small")
+    assert torch.equal(logits(again, rows), packed_logits)
+
+
 def packed_of(experts: StackedExperts) -> PackedExperts:
     from intarsia.formats import Ternary
     from intarsia.hosts.swap.packed_experts import PackedStack, packed

@@ -15,7 +15,8 @@ from intarsia.core.errors import ConfigError, DataError, TargetError, TrainingEr
 from intarsia.data.token_batches import batches
 from intarsia.hosts.attribution import Attribution, affinity
 from intarsia.hosts.weight_parts import WeightParts
-from intarsia.methods.seuf import Seuf, _Run, unlearn
+from intarsia.methods.seuf.run import UnlearningRun
+from intarsia.methods.seuf.seuf import Seuf, unlearn
 from intarsia.placement import Trace
 
 from ..refusals import refused
@@ -60,7 +61,7 @@ def test_affinity_and_anchor_by_hand() -> None:
     expert = torch.arange(3).expand(3, 1, 3)
     trace = Trace(expert, 3, torch.tensor([0, 0, 1]), torch.tensor([0, 1, 0]), g[:, None])
     assert affinity(trace)[0].tolist() == pytest.approx([0.35, 0.45, 0.2])
-    run: Any = object.__new__(_Run)  # of which the loss reads two fields
+    run: Any = object.__new__(UnlearningRun)  # of which the loss reads two fields
     run.at, run.p = (0, 0), g[:1, None]
     batch = {"attention_mask": torch.ones(1, 1)}, torch.zeros(1, 1)
     assert float(run.anchoring(batch)) == pytest.approx(0.38)

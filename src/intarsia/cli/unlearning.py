@@ -101,7 +101,7 @@ def unlearn(
         at_least(option, value, 1)
     folder = target(out, "out")
     use_threads(threads)
-    from ..methods.seuf import Seuf
+    from ..methods.seuf.seuf import Seuf
 
     # checks its settings before the model is loaded
     method = Seuf(loss, by, anchor=anchor, lr=lr)
@@ -146,7 +146,7 @@ def _unlearned(
     from ..core.files import write_json, writing
     from ..core.sealing import seal_stock
     from ..data.texts import load_texts
-    from ..methods.seuf import unlearn as carry_out
+    from ..methods.seuf.seuf import unlearn as carry_out
 
     host, tokenizer = language_model_on(*source, dtype="auto")
     train, length = sizes

@@ -15,6 +15,7 @@ from transformers.cache_utils import DynamicCache
 
 from ..core.errors import ConfigError
 from ..core.foreign import config_of, model_type_of, tensor_of
+from ..gating.join import BeforeForward
 from ..kernels import dense, native
 from ..kernels.decoder import (
     ACTS,
@@ -23,23 +24,34 @@ from ..kernels.decoder import (
     ClipStep,
     DecoderStep,
     EmbedStep,
-    GateStep,
     LayerCache,
     NativeDecoder,
     NormStep,
-    ProductStep,
     RotateStep,
     Value,
 )
 from .anatomy.blocks import base_of
 from .fixed_cache import FixedLayer, cache_name
+from .native_mlp import (
+    PARTS,
+    is_mixture,
+    mixture_objection,
+    mixture_steps,
+    mlp_steps,
+    product_step,
+)
+from .offload.resident import Foreseeing
 from .one_token import has_hooks
 from .spans.head_spans import windows_of
 from .spans.windows import Windows
 from .swap.packed_linear import PackedLinear
 
-# model types with a residual stream, rotated heads and a gated MLP
-KINDS = ("llama", "mistral", "qwen2", "qwen3", "smollm3", "phi3", "olmo", "olmo2")
+# model types with a residual stream, rotated heads, and a gated MLP or a mixture of such MLPs
+KINDS = (
+    *("llama", "mistral", "qwen2", "qwen3", "smollm3", "phi3", "olmo", "olmo2"),
+    *("mixtral", "qwen2_moe", "qwen3_moe", "olmoe"),
+)
+WINDOWED = ("mistral", "phi3", "mixtral")  # one window for all layers, in the configuration alone
 GROWING = ("dynamic", "longrope")  # rotations that depend on the length of the text
 ROWS = 16  # tokens of a prompt that are computed together
 LONG = 32  # tokens of a prompt from which the products of torch take less time
@@ -115,6 +127,9 @@ class NativeText:
         steps = list(steps_of(host, self.heads, length))
         self.program, self.length = NativeDecoder(steps, ROWS), length
         self.counts = [0] * slots  # tokens that each slot has
+        # predictors of an offloaded model's experts
+        hooks = host._forward_pre_hooks.values()
+        self.predictors = [hook for hook in hooks if isinstance(hook, Foreseeing)]
 
     @property
     def nbytes(self) -> int:
@@ -139,7 +154,7 @@ class NativeText:
         for first in range(0, len(tokens), ROWS):
             block = tokens[first : first + ROWS]
             places = range(self.counts[slot], self.counts[slot] + len(block))
-            logits = self.program(block, [slot] * len(block), places, tail=TAIL)
+            logits = self._compute(block, [slot] * len(block), places, tail=TAIL)
             self.counts[slot] += len(block)
         return logits[0]
 
@@ -177,10 +192,21 @@ class NativeText:
         `prefill`.
         """
         indices = range(len(tokens)) if slots is None else slots
-        logits = self.program(tokens, indices, [self.counts[slot] for slot in indices])
+        logits = self._compute(tokens, indices, [self.counts[slot] for slot in indices])
         for slot in indices:
             self.counts[slot] += 1
         return logits
+
+    def _compute(
+        self, tokens: Sequence[int], slots: Sequence[int], places: Sequence[int], *, tail: int = 0
+    ) -> Tensor:
+        """Compute the logits behind tokens, after the predictors have seen these.
+
+        tokens, slots, places, tail: as `NativeDecoder` takes them.
+        """
+        for predictor in self.predictors:
+            predictor.foresee(torch.tensor(tokens))
+        return self.program(tokens, slots, places, tail=tail)
 
     def clear(self, slot: int) -> None:
         """Empty a slot, so that another text can begin in it."""
@@ -255,9 +281,9 @@ def steps_of(host: Any, heads: Sequence[Sequence[_HeadRun]], length: int) -> Ite
     yield EmbedStep(x, body.embed_tokens.weight)
     for layer, runs in zip(body.layers, heads, strict=True):
         yield from _attention(layer, x, h, runs, rotation, _Sizes.of(host))
-        yield from _mlp(layer, x, h, host.config)
+        yield from _mlp(layer, x, h, host.config.hidden_act)
     yield _norm(body.norm, h, x)
-    yield _product_step(host.lm_head, Value("logits", host.lm_head.out_features), h)
+    yield product_step(host.lm_head, Value("logits", host.lm_head.out_features), h)
 
 
 def _attention(
@@ -282,19 +308,19 @@ def _attention(
     # 1. queries, keys and values: one product with three views of its output, or three products
     wide, narrow = heads * sizes.size, groups * sizes.size
     if hasattr(attention, "qkv_proj"):  # Phi-3
-        yield _product_step(attention.qkv_proj, Value("qkv", wide + 2 * narrow), source)
+        yield product_step(attention.qkv_proj, Value("qkv", wide + 2 * narrow), source)
         q, k = Value("qkv", wide), Value("qkv", narrow, wide)
         v = Value("qkv", narrow, wide + narrow)
     else:
         q, k, v = Value("q", wide), Value("k", narrow), Value("v", narrow)
         for value, linear in ((q, attention.q_proj), (k, attention.k_proj), (v, attention.v_proj)):
-            yield _product_step(linear, value, source)
+            yield product_step(linear, value, source)
     # 2. what architectures do to queries and keys before the scores
-    if limit := getattr(attention.config, "clip_qkv", None):  # OLMo
-        yield from (ClipStep(value, float(limit)) for value in (q, k, v))
-    if hasattr(attention, "q_norm"):  # Qwen3 by heads, OLMo 2 whole
+    if hasattr(attention, "q_norm"):  # Qwen3 by heads, OLMo 2 and OLMoE whole
         yield _norm(attention.q_norm, q, q)
         yield _norm(attention.k_norm, k, k)
+    if limit := getattr(attention.config, "clip_qkv", None):  # OLMo, OLMoE
+        yield from (ClipStep(value, float(limit)) for value in (q, k, v))
     if getattr(attention, "use_rope", True):
         yield RotateStep(q, heads, *rotation)
         yield RotateStep(k, groups, *rotation)
@@ -312,7 +338,7 @@ def _attention(
             attention.scaling,
             run.window,
         )
-    yield _product_step(attention.o_proj, h, out)
+    yield product_step(attention.o_proj, h, out)
     if norm_before is None:
         yield _norm(layer.post_attention_layernorm, h, h)
     yield AddStep(x, x, h)
@@ -323,31 +349,23 @@ def _columns(value: Value, width: int, first: int) -> Value:
     return Value(value.name, width, value.first + first)
 
 
-def _mlp(layer: Any, x: Value, h: Value, config: Any) -> Iterator[DecoderStep]:
-    """Yield the instructions of a layer's MLP, x += down(act(gate) up).
+def _mlp(layer: Any, x: Value, h: Value, act: str) -> Iterator[DecoderStep]:
+    """Yield the instructions of a layer's MLP or mixture, x += mlp(x).
 
     With a norm before (Llama) or behind (OLMo 2). layer: the decoder's; x: name of the residual
-    stream, h: of a scratch value, in the native program; config: with activation and width.
+    stream, h: of a scratch value, in the native program; act: the activation.
     """
-    mlp, inner = layer.mlp, config.intermediate_size
     norm_behind = getattr(layer, "post_feedforward_layernorm", None)
     if norm_behind is None:
         yield _norm(layer.post_attention_layernorm, h, x)
     source = h if norm_behind is None else x
-    # one product whose output has both halves, or two products
-    if hasattr(mlp, "gate_up_proj"):  # Phi-3
-        yield _product_step(mlp.gate_up_proj, Value("both", 2 * inner), source)
-        gate, up = Value("both", inner), Value("both", inner, inner)
-    else:
-        gate, up = Value("gate", inner), Value("up", inner)
-        yield _product_step(mlp.gate_proj, gate, source)
-        yield _product_step(mlp.up_proj, up, source)
-    hidden = Value("hidden", inner)
-    yield GateStep(hidden, gate, up, config.hidden_act)
-    yield _product_step(mlp.down_proj, h, hidden)
+    # a mixture reads its input to the end, so that its sum needs other memory
+    out = Value("mixed", h.width) if is_mixture(layer.mlp) else h
+    steps = mixture_steps if is_mixture(layer.mlp) else mlp_steps
+    yield from steps(layer.mlp, out, source, act)
     if norm_behind is not None:
-        yield _norm(norm_behind, h, h)
-    yield AddStep(x, x, h)
+        yield _norm(norm_behind, out, out)
+    yield AddStep(x, x, out)
 
 
 def _norm(module: Any, dst: Value, src: Value) -> NormStep:
@@ -359,24 +377,6 @@ def _norm(module: Any, dst: Value, src: Value) -> NormStep:
     size = src.width if weight is None else len(weight)
     eps = getattr(module, "variance_epsilon", EPSILON)
     return NormStep(dst, src, weight, eps, size, centred=weight is None)
-
-
-def _product_step(linear: Any, dst: Value, src: Value) -> ProductStep:
-    """Return the native instruction dst = W src + b of a linear layer, packed or dense.
-
-    The instruction also has a slow form in Python, for tests.
-    """
-    bias = None if linear.bias is None else linear.bias.detach()
-    if isinstance(linear, PackedLinear):
-        form, stored, shape = linear.form, linear.stored, linear.shape
-        bound = linear.product
-        assert bound is not None  # `_check_suited` has refused layers without a kernel
-        return ProductStep(dst, src, bound, lambda x: form.matmul(x, stored, shape), bias)
-    weight = linear.weight.detach()
-    # a kernel bound to the weight where it is: no copy is made
-    bound = dense.bound(weight, native.MANY)
-    assert bound is not None
-    return ProductStep(dst, src, bound, lambda x: x @ weight.float().T, bias)
 
 
 def _rotation(body: Any, length: int) -> tuple[Tensor, Tensor]:
@@ -392,7 +392,7 @@ def _rotation(body: Any, length: int) -> tuple[Tensor, Tensor]:
 def _window(attention: Any) -> int:
     """Return how many last positions a token of this layer attends to; 0 means all."""
     config = attention.config
-    window_of_all = config.sliding_window if config.model_type in ("mistral", "phi3") else None
+    window_of_all = config.sliding_window if config.model_type in WINDOWED else None
     return int(getattr(attention, "sliding_window", window_of_all) or 0)
 
 
@@ -421,19 +421,27 @@ def _check_suited(model: nn.Module) -> None:
 
 def _objection(module: nn.Module) -> str:
     """Return the reason why native steps cannot compute a module, "" if they can."""
-    if has_hooks(module) and not isinstance(vars(module).get("forward"), TakingTurns):
+    # padding, of which the hook of mixtures tells routers, is left out of the native caches;
+    # `NativeText` itself tells the predictor of experts on disk
+    waits = isinstance(vars(module).get("forward"), TakingTurns)
+    if has_hooks(module, BeforeForward, Foreseeing) and not waits:
         return "a hook or another forward"
     if isinstance(module, PackedLinear):
         return "" if module.product is not None else f"no kernel for {module.form}"
+    if reason := mixture_objection(module):
+        return reason
     tensors = list(module.parameters(recurse=False))
     # a module of unknown code may do anything in its forward
     if any(t.device.type != "cpu" for t in tensors):
         return "weights on another device"
-    if not type(module).__module__.startswith(("torch.nn.", "transformers.")):
+    foreign = not type(module).__module__.startswith(("torch.nn.", "transformers."))
+    if foreign and type(module) not in PARTS:
         return f"{type(module).__name__}, which is no native step,"
-    if isinstance(module, nn.Linear | nn.Embedding):
-        if type(module) not in (nn.Linear, nn.Embedding):
-            return f"{type(module).__name__}, which is no native step,"
-        if module.weight.dtype not in dense.KINDS or not module.weight.is_contiguous():
-            return f"weights of {module.weight.dtype}"
+    special = isinstance(module, nn.Linear | nn.Embedding)
+    if special and type(module) not in (nn.Linear, nn.Embedding):
+        return f"{type(module).__name__}, which is no native step,"
+    # norms and biases, which have one axis, are copied as float32
+    for weight in (t for t in tensors if t.dim() > 1):
+        if weight.dtype not in dense.KINDS or not weight.is_contiguous():
+            return f"weights of {weight.dtype}"
     return ""

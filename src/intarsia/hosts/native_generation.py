@@ -33,12 +33,17 @@ def with_native_generate(model: nn.Module) -> nn.Module:
     Raises: TargetError for a model without transformers' `generate`.
     """
     host = base_of(model)
-    if not isinstance(host, GenerationMixin):
+    if not generates(host):
         want, fix = "a language model of transformers", "Use the model's own loop."
         raise TargetError("model", got=type(host).__name__, want=want, fix=fix)
     # a partial, not a closure: a copy of the model gets one of its own
     vars(host)["generate"] = functools.partial(generate_natively, host)
     return model
+
+
+def generates(model: nn.Module) -> bool:
+    """Return True for a language model with transformers' `generate`."""
+    return isinstance(model, GenerationMixin)
 
 
 def without_native_generate(host: nn.Module) -> None:
@@ -56,7 +61,7 @@ def generate_natively(model: Any, *args: Any, **settings: Any) -> Any:
     on the right, more than 16 rows, training, and models that `why_not` has a reason against.
     """
     kind: Any = type(model)
-    if not issubclass(type(model), GenerationMixin) or why_not(model):
+    if not generates(model) or why_not(model):
         return kind.generate(model, *args, **settings)
     # a copy that shares all modules: its class decides what `generate` samples with
     view = copy.copy(model)

@@ -46,12 +46,14 @@ def one_token(model: nn.Module) -> Step | None:
     return step
 
 
-def has_hooks(module: nn.Module) -> bool:
+def has_hooks(module: nn.Module, *harmless: type) -> bool:
     """Return True if a module's forward does more than its class says.
 
-    Hooks that put ring buffers into caches do not count.
+    harmless: types of hooks before a forward that do not count, as those that put ring buffers into
+    caches.
     """
-    before = [h for h in module._forward_pre_hooks.values() if not isinstance(h, RingCaches)]
+    uncounted = (RingCaches, *harmless)
+    before = [h for h in module._forward_pre_hooks.values() if not isinstance(h, uncounted)]
     return bool(before or module._forward_hooks or "forward" in vars(module))
 
 

@@ -33,7 +33,7 @@ from .s2ft.channels import choose_channels as choose_channels
 from .s2ft.permute import Permutation as Permutation
 from .s2ft.permute import co_permute as co_permute
 from .s2ft.s2ft import S2ft as S2ft
-from .seuf import Seuf as Seuf
+from .seuf.seuf import Seuf as Seuf
 from .slime import Slime as Slime
 from .sms import SparseModelSoup as SparseModelSoup
 from .sparse_bytenn import SparseByteNn as SparseByteNn

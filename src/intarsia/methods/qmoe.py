@@ -21,6 +21,7 @@ from ..core.registry import settings_to_dict
 from ..formats import Ternary
 from ..formats.ternary import entropy, levels_of, nearest
 from ..hosts.anatomy.blocks import base_of
+from ..hosts.native_generation import generates, with_native_generate, without_native_generate
 from ..hosts.prune.matrices import Matrix
 from ..hosts.prune.pruner import Keeping, output_error, stops_of
 from ..hosts.prune.rows import check_rows, digest_of
@@ -152,6 +153,8 @@ class Qmoe(Change):
             stacks.setdefault(owner, {})[stack] = PackedStack(self.form, parts, shape)
         for owner, packed_stacks in stacks.items():
             model.set_submodule(owner, packed(model.get_submodule(owner), packed_stacks))
+        if generates(model):
+            with_native_generate(model)
         return host
 
     def fold(self, host: nn.Module) -> nn.Module:
@@ -166,6 +169,7 @@ class Qmoe(Change):
             # Fused experts of transformers may hold (in, out); unpacking gives back that layout.
             transposed = bool(getattr(original, "is_transposed", False))
             model.set_submodule(path, unpacked(experts, dict.fromkeys(experts.stacks, transposed)))
+        without_native_generate(model)
         set_steps(model, (s for s in steps_of(model) if not isinstance(s.plan.change, Qmoe)))
         return plain
 

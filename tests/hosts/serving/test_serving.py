@@ -216,7 +216,7 @@ def test_a_damaged_expert_is_an_error_and_no_hang(folders: dict[str, Path], tmp_
         status, text = running.say("one", stream=True, temperature=1.0)
         error = json.loads(text.split("data: ")[-1])["error"]
         assert status == 200 and error["type"] == "server_error" and str(store) not in text
-        assert running.counts('requests_total{model="mix",status="500"}') == 1
+        assert running.counts('requests_total{model="mix",status="503"}') == 1
         assert running.say("one")[0] == 503
         assert running.say("one")[0] == 503 and running.ask("/health")[0] == 503
         assert running.say("one", stream=True)[0] == 503

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from intarsia.methods.seuf import Seuf, Unlearned, unlearn
+from intarsia.methods.seuf.seuf import Seuf, Unlearned, unlearn
 
 from ..kit import Control, Effect, FixedRate, Report, Result, Study, UnknownEffect, numbers
 from ..kit.arms import judged, threads

@@ -79,7 +79,7 @@ def offload(
             # one token, so that a predictor of another model is refused here
             # checks the sizes of the prediction
             cache.policy.foresee(predictor.chances(torch.zeros(1, dtype=torch.int64)))
-            model.register_forward_pre_hook(_Foreseeing(cache, predictor), with_kwargs=True)
+            model.register_forward_pre_hook(Foreseeing(cache, predictor), with_kwargs=True)
     except BaseException:
         expert_store.close()
         raise
@@ -170,7 +170,7 @@ def _size_text(count: int) -> str:
     return f"{-(-count // UNITS[name])}{name}"
 
 
-class _Foreseeing:
+class Foreseeing:
     """Hook before each forward that predicts its experts from its token ids."""
 
     def __init__(self, cache: Cache, predictor: Predictor) -> None:
@@ -184,9 +184,13 @@ class _Foreseeing:
         """
         ids = args[0] if args else kwargs.get("input_ids")
         if isinstance(ids, Tensor) and not ids.is_floating_point():
-            self.cache.policy.foresee(self.predictor.chances(ids.flatten()))
+            self.foresee(ids.flatten())
         else:
             self.cache.policy.foresee(None)
+
+    def foresee(self, tokens: Tensor) -> None:
+        """Tell the cache which experts some tokens (N,) will probably need."""
+        self.cache.policy.foresee(self.predictor.chances(tokens))
 
 
 class _View:
@@ -216,13 +220,14 @@ def _offloaded(self: Any, *args: Any, **kwargs: Any) -> Tensor:
         raise ConfigError("offloaded model", got=got, want="inference", fix=fix)
     routed = set(index.flatten().tolist()) if index.numel() <= FEW else index.unique().tolist()
     experts = sorted(e for e in routed if e < slots.store.experts)
-    try:
-        # the reads begin now, while the products of the first expert are computed
-        slots.ask(layer, experts)
-        output = type(self).forward.__wrapped__(self, *args, **kwargs)
-    finally:
-        slots.let_go()
-    slots.guess()
+    with slots.turn:
+        try:
+            # the reads begin now, while the products of the first expert are computed
+            slots.ask(layer, experts)
+            output = type(self).forward.__wrapped__(self, *args, **kwargs)
+        finally:
+            slots.let_go()
+        slots.guess()
     return output
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections import deque
 from typing import Any
@@ -49,6 +50,7 @@ class Slots:
             fix = f"Try slots={max(2, cache.slots // 2)}."
             raise ConfigError("slots", got=got, want="fewer", fix=fix) from error
         self.seconds, self.bytes, self.layer = 0.0, 0, 0
+        self.turn = threading.Lock()  # held from `ask` to `let_go`, since forwards may overlap
         self.in_use: Key | None = None  # the expert that is computed now
         self.coming: deque[Key] = deque()  # of this layer, not taken yet
         self.taken: deque[tuple[Key, PendingRead | None]] = deque()  # pinned, perhaps being read

@@ -12,7 +12,6 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
-from transformers import GenerationMixin
 from transformers.pytorch_utils import Conv1D
 
 from ... import formats
@@ -23,7 +22,7 @@ from ...core.exports import homes
 from ...formats import Bitmask
 from ..anatomy.blocks import base_of
 from ..changing import apply_plan
-from ..native_generation import with_native_generate, without_native_generate
+from ..native_generation import generates, with_native_generate, without_native_generate
 from ..prune.matrices import Matrix, seeing
 from ..prune.pruner import Keeping, stops_of
 from ..prune.rows import batched, check_rows, digest_of, inputs_of
@@ -130,7 +129,7 @@ class Compress(Change):
         # every layer is built and checked before the first one is replaced
         for path, layer in packed.items():
             model.set_submodule(path, layer)
-        if isinstance(model, GenerationMixin):
+        if generates(model):
             with_native_generate(model)
         return host
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -37,15 +37,20 @@ class PackedStack(nn.Module):
         for name in PARTS:
             self.register_buffer(name, stored[name])
 
-    def of(self, expert: int) -> dict[str, Tensor]:
-        """Return the stored tensors of one expert's matrix, as views; expert: its number."""
+    def of(self, expert: int, first: int = 0, count: int | None = None) -> dict[str, Tensor]:
+        """Return the stored tensors of one expert's matrix, or of some of its rows, as views.
+
+        expert: its number; first, count: the first row and the number of rows, None = all of them.
+        """
         rows = self.sizes[1]
-        # offsets count codes from the start of the stack; an expert's begin at 0 again
-        offsets = self.get_buffer("row_offsets")[expert * rows : (expert + 1) * rows + 1]
-        first, last = int(offsets[0]), int(offsets[-1])
-        levels = self.get_buffer("levels")[expert * rows : (expert + 1) * rows]
-        codes = self.get_buffer("codes")[first:last]
-        return {"codes": codes, "row_offsets": offsets - first, "levels": levels}
+        start = expert * rows + first
+        end = start + (rows if count is None else count)
+        # offsets count codes from the start of the stack; those of a part begin at 0 again
+        offsets = self.get_buffer("row_offsets")[start : end + 1]
+        first_code, last_code = int(offsets[0]), int(offsets[-1])
+        codes = self.get_buffer("codes")[first_code:last_code]
+        levels = self.get_buffer("levels")[start:end]
+        return {"codes": codes, "row_offsets": offsets - first_code, "levels": levels}
 
     def linear(self, x: Tensor, expert: int) -> Tensor:
         """Compute x W_e^T.  (N, in) -> (N, out)."""
@@ -110,6 +115,8 @@ class PackedExperts(Experts):
     def __init__(self, shell: Any, stacks: Mapping[str, PackedStack]) -> None:
         super().__init__()
         self.experts, self.shell, self.stacks = shell.experts, shell, nn.ModuleDict(stacks)
+        # a packed gate is no attribute of the shell any more
+        self.gated = "gate" in stacks or shell.gate is not None
 
     def forward(self, rows: Tensor, expert: Tensor) -> Tensor:
         """Compute each expert's MLP on its rows.
@@ -121,13 +128,12 @@ class PackedExperts(Experts):
             self._linear(self._hidden(x, e), "down", e)
             for e, x in self._experts_with_rows(rows, expert)
         ]
-        outputs = self._stack("down").sizes[1]
-        return torch.cat(parts) if parts else rows.new_zeros(0, outputs)
+        return torch.cat(parts) if parts else rows.new_zeros(0, self.shell.outputs)
 
     def hidden(self, rows: Tensor, expert: Tensor) -> Tensor:
         """Compute the input of `down`.  rows: (N, d), expert: (N,) int64, ascending -> (N, h)."""
         parts = [self._hidden(x, e) for e, x in self._experts_with_rows(rows, expert)]
-        return torch.cat(parts) if parts else rows.new_zeros(0, self._stack("up").sizes[1])
+        return torch.cat(parts) if parts else self._hidden(rows, 0)
 
     def every(self, x: Tensor) -> Tensor:
         outputs = [self._linear(self._hidden(x, e), "down", e) for e in range(self.experts)]
@@ -160,7 +166,7 @@ class PackedExperts(Experts):
         x: (n, width), rows of that expert. Returns (n, hidden).
         """
         up = self._linear(x, "up", expert)
-        if "gate" not in self.stacks:
+        if not self.gated:
             return self.shell.act(up)
         return self.shell.act(self._linear(x, "gate", expert)) * up
 
@@ -169,16 +175,10 @@ class PackedExperts(Experts):
 
         x: (n, in); name: "up", "gate" or "down"; expert: its number. Returns (n, out).
         """
-        y = self._stack(name).linear(x, expert)
+        y = _product(self, x, name, expert)
         # an expert without a bias has None under this name
         bias = getattr(self.shell, f"{name}_bias")
         return y if bias is None else y + bias[expert].to(y.dtype)
-
-    def _stack(self, name: str) -> PackedStack:
-        """Return one of the stacks, as its type."""
-        stack = self.stacks[name]
-        assert isinstance(stack, PackedStack)
-        return stack
 
 
 class PackedStock(nn.Module):
@@ -199,7 +199,7 @@ class PackedStock(nn.Module):
         # transformers' experts are called with one row of k choices for each token
         inner = "gate_up_proj" if shell.has_gate else "up_proj"
         out = torch.zeros_like(hidden)
-        count = self._stack("down_proj").sizes[0]
+        count = cast(PackedStack, next(iter(self.stacks.values()))).sizes[0]
         for expert in index.unique().tolist():
             if expert >= count:
                 continue  # a choice that was masked out: no expert has this number
@@ -217,17 +217,24 @@ class PackedStock(nn.Module):
         x: (n, in); name: "gate_up_proj", "up_proj" or "down_proj"; expert: its number. Returns (n,
         out).
         """
-        y = self._stack(name).linear(x, expert)
+        y = _product(self, x, name, expert)
         return y + getattr(self.shell, f"{name}_bias")[expert] if self.shell.has_bias else y
-
-    def _stack(self, name: str) -> PackedStack:
-        """Return one of the stacks, as its type."""
-        stack = self.stacks[name]
-        assert isinstance(stack, PackedStack)
-        return stack
 
 
 Packed = PackedExperts | PackedStock
+
+
+def _product(experts: Packed, x: Tensor, name: str, expert: int) -> Tensor:
+    """Multiply rows with one of an expert's matrices: (n, in) -> (n, out).
+
+    experts: has the stack `name` of these matrices packed, or plain in its shell where `layers` of
+      `Qmoe` left it out; x: rows of the expert; expert: its number.
+    """
+    if name in experts.stacks:
+        return cast(PackedStack, experts.stacks[name]).linear(x, expert)
+    shell: Any = experts.shell
+    weight = getattr(shell, name)[expert].to(x.dtype)
+    return x @ (weight if getattr(shell, "is_transposed", False) else weight.T)
 
 
 def packed(experts: Any, stacks: Mapping[str, PackedStack]) -> Packed:

@@ -14,9 +14,11 @@ from .steps import (
     ClipStep,
     DecoderStep,
     EmbedStep,
+    MixStep,
     NormStep,
     ProductStep,
     RotateStep,
+    RouteStep,
     Value,
 )
 
@@ -45,10 +47,24 @@ class NaiveDecoder:
           row's text in the cache; places: (N,), the row's position in its text.
         """
         memory: dict[str, Tensor] = {}
-        for step in self.steps:
-            result = _result(step, memory, tokens, slots, places)
-            _write(memory, step.dst, result)
+        _carry_out(self.steps, memory, tokens, slots, places)
         return _read(memory, self.steps[-1].dst)
+
+
+def _carry_out(
+    steps: Sequence[DecoderStep],
+    memory: dict[str, Tensor],
+    tokens: Tensor,
+    slots: Tensor,
+    places: Tensor,
+) -> None:
+    """Compute the results of steps one after another, and write each into its value.
+
+    steps: a program, or that of an expert; memory: rows by name, changed; tokens, slots, places: as
+      `NaiveDecoder` takes them.
+    """
+    for step in steps:
+        _write(memory, step.dst, _result(step, memory, tokens, slots, places))
 
 
 def _read(memory: Mapping[str, Tensor], value: Value) -> Tensor:
@@ -93,6 +109,10 @@ def _result(
     x = _read(memory, step.src)
     if isinstance(step, NormStep):
         return _normed(x, step)
+    if isinstance(step, RouteStep):
+        return _routed(x, step)
+    if isinstance(step, MixStep):
+        return _mixed(x, _read(memory, step.gates), step)
     if isinstance(step, ProductStep):
         y = step.matmul(x)
         return y if step.bias is None else y + step.bias.float()
@@ -153,3 +173,43 @@ def _attended(
     mask = (place <= last) & (index < sink) | (place >= sink) & near
     weights = scores.masked_fill(~mask[:, None, None], -torch.inf).softmax(-1)
     return torch.einsum("nghp,ngpd->nghd", weights, values[slots].float()).flatten(1)
+
+
+def _routed(scores: Tensor, step: RouteStep) -> Tensor:
+    """Return a weight for the experts with the largest scores, and 0 for the others.
+
+    scores: (N, E); step: says how many are chosen, and how their weights follow.  -> (N, E).
+    """
+    best, experts = scores.topk(step.active, 1)
+    if step.share == "softmax":
+        weights = scores.softmax(1).gather(1, experts)
+    else:
+        weights = best.sigmoid() if step.share == "sigmoid" else best.softmax(1)
+    return torch.zeros_like(scores).scatter(1, experts, weights)
+
+
+def _mixed(x: Tensor, gates: Tensor, step: MixStep) -> Tensor:
+    """Add up the outputs of each row's experts, times their gates.  -> (N, width).
+
+    x: (N, width); gates: (N, E), 0 = the row does not go to the expert; step: has the experts'
+      programs, or one program and a reader that brings weights into it.
+    """
+    y, reader = torch.zeros_like(x), step.reader
+    loads = (gates != 0).sum(0).tolist()
+    used = [expert for expert, rows in enumerate(loads) if rows]
+    try:
+        if reader is not None:
+            reader.begin(used)
+        for expert in used:
+            if reader is not None:
+                reader.bring(expert)
+            program = step.experts[0 if reader is not None else expert]
+            rows = gates[:, expert].nonzero().flatten()
+            memory = {step.rows.name: x[rows]}
+            nowhere = rows.new_zeros(0)  # no step of an expert reads tokens or places
+            _carry_out(program, memory, nowhere, nowhere, nowhere)
+            y[rows] += gates[rows, expert, None] * _read(memory, step.rows)
+    finally:
+        if reader is not None:
+            reader.end()
+    return y

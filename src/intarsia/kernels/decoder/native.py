@@ -6,6 +6,7 @@ import ctypes
 import struct
 import threading
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,26 +15,36 @@ from ...core.errors import ConfigError, ShapeError
 from .. import native
 from .steps import (
     ACTS,
+    SHARES,
     AddStep,
     AttendStep,
     ClipStep,
     DecoderStep,
     EmbedStep,
+    ExpertReader,
+    ExpertStep,
     GateStep,
+    MixStep,
     NormStep,
     ProductStep,
     RotateStep,
+    RouteStep,
     Value,
 )
 
-KINDS = (EmbedStep, NormStep, ProductStep, ClipStep, RotateStep, AttendStep, GateStep, AddStep)
+KINDS = (
+    *(EmbedStep, NormStep, ProductStep, ClipStep, RotateStep, AttendStep, GateStep, AddStep),
+    *(RouteStep, MixStep),
+)
 FIELDS = (  # of a row, as in decoder.h
     *("kind", "dst", "dst_pitch", "src", "src_pitch", "other", "other_pitch", "third"),
     *("third_pitch", "width", "size", "weight", "bias", "type", "keys", "values", "length"),
-    *("sink", "window", "heads", "groups", "act", "number"),
+    *("sink", "window", "heads", "groups", "act", "number", "experts", "steps", "stride", "read"),
 )
 TYPES = {torch.float32: 0, torch.bfloat16: 1}  # of dense.c
 I64, POINTER = ctypes.c_int64, ctypes.c_void_p
+READER = ctypes.CFUNCTYPE(I64, I64, I64)
+BEFORE, FAILED = -1, 1  # before the first expert, of decoder.c; any number but 0
 
 
 class NativeDecoder:
@@ -58,7 +69,10 @@ class NativeDecoder:
         )
         assert run is not None
         self._run = run
-        self._held: list[Tensor] = []  # the tensors whose addresses the table has
+        # the tensors and functions whose addresses the table has
+        self._held: list[Tensor] = []
+        self._readers: list[Any] = []
+        self._errors: list[BaseException] = []  # of a reader, raised behind the kernels' call
         widths: dict[str, int] = {}
         for value in (v for step in self.steps for v in _values(step)):
             # a name has one memory, as wide as the widest value of it
@@ -104,22 +118,25 @@ class NativeDecoder:
                 self.rows[0] = self.rows[count - 1]
                 self._carry_out(len(self.steps) - tail, tail, 1)
             dst = self.steps[-1].dst
-            result = self.memory[dst.name][
-                : 1 if tail else count, dst.first : dst.first + dst.width
-            ]
-            return result.clone()
+            return _columns(self.memory[dst.name][: 1 if tail else count], dst).clone()
 
     def _carry_out(self, first: int, steps: int, count: int) -> None:
         """Call the kernels for some consecutive steps of the program.
 
         first: number of the first step; steps: how many; count: how many rows of each value are
-          computed. Raises: ShapeError for a weight whose stored numbers do not fit together.
+          computed. Raises: ShapeError for a weight whose stored numbers do not fit together; the
+          error of a mixture's reader.
         """
         # Fields are 8 bytes each.
         row = self.table.data_ptr() + 8 * len(FIELDS) * first
         threads = torch.get_num_threads()
         arguments = self.rows.data_ptr(), count, self._at.data_ptr(), threads
-        native.refuse(self._run(row, steps, *arguments))
+        fault = self._run(row, steps, *arguments)
+        if self._errors:
+            error = self._errors[0]
+            self._errors.clear()
+            raise error
+        native.refuse(fault)
 
     def _check(self, rows: Sequence[tuple[int, int, int]]) -> None:
         """Raise ConfigError for too many rows, or for numbers beyond the tables and the cache.
@@ -157,20 +174,25 @@ class NativeDecoder:
             row |= self._rotation(step)
         elif isinstance(step, AttendStep):
             row |= self._attention(step)
+        elif isinstance(step, MixStep):
+            row |= self._mixture(step)
         else:
-            # norms, products, gates and sums read another value
+            # norms, products, gates, sums and routers read another value
             row |= self._place("src", step.src)
             row |= self._row_with_source(step)
         return [int(row[name]) for name in FIELDS]
 
-    def _row_with_source(self, step: NormStep | ProductStep | GateStep | AddStep) -> dict[str, int]:
-        """Return fields of the kernels' table for a norm, product, gate or sum: field -> number.
+    def _row_with_source(
+        self, step: NormStep | ProductStep | GateStep | AddStep | RouteStep
+    ) -> dict[str, int]:
+        """Return fields of the kernels' table for a step that reads a value: field -> number.
 
         The C code reads the program from a table of integers, one row for each step; `_row` has
         filled in the step's kind, and where it reads (`src`) and writes (`dst`). This adds, for a
         norm, its size, weight, eps (its bits, as "number") and "act", 1 = centred; for a product,
         its weight and bias; for a gate or sum, the second value that it reads ("other"), and for a
-        gate its activation ("act"). Tensors and values are given by their addresses.
+        gate its activation ("act"); for a router, how many it chooses ("size"), and its share
+        ("act"). Tensors and values are given by their addresses.
         Raises: ShapeError for sizes that do not fit.
         """
         if isinstance(step, NormStep):
@@ -189,6 +211,10 @@ class NativeDecoder:
             _check(step, step.bias is None or step.bias.shape == (step.dst.width,))
             self._held += step.bound.tensors
             return {"weight": self._hold(step.bound.numbers), "bias": bias}
+        if isinstance(step, RouteStep):
+            fits = step.dst.width == step.src.width and step.dst.name != step.src.name
+            _check(step, fits and 0 < step.active <= step.src.width)
+            return {"size": step.active, "act": SHARES.index(step.share)}
         _check(step, step.dst.width == step.src.width == step.other.width)
         act = ACTS.index(step.act) if isinstance(step, GateStep) else 0
         return {**self._place("other", step.other), "act": act}
@@ -231,6 +257,62 @@ class NativeDecoder:
         kind = {"type": TYPES[keys.dtype], "number": _bits(step.scale)}
         return {**places, **self._place("third", step.value), **cache, **sizes, **kind}
 
+    def _mixture(self, step: MixStep) -> dict[str, int]:
+        """Return fields of the kernels' table for a mixture of experts: field -> number.
+
+        The fields are the addresses of inputs ("src"), gates ("other"), the experts' rows ("third")
+        and their programs, rows of a table of its own ("weight"); the number of experts, of the
+        "steps" of each program, and of those from one program to the next ("stride"); and the
+        function that brings experts into memory ("read"). step: has all of these.
+        Raises: ShapeError for programs of unequal lengths, or that do not compute `rows` in place.
+        """
+        count, programs = step.gates.width, step.experts
+        fits = step.dst.width == step.src.width == step.rows.width
+        # one memory each: the kernel clears dst, and experts overwrite rows
+        names = {step.dst.name, step.src.name, step.gates.name, step.rows.name}
+        fits = fits and len(names) == 4 and len(programs) == (1 if step.reader else count)
+        _check(step, fits and len({len(program) for program in programs}) == 1)
+        _check(step, all(isinstance(s, ExpertStep) for program in programs for s in program))
+        _check(step, all(program[-1].dst == step.rows for program in programs))
+        table = torch.tensor([self._row(s) for program in programs for s in program])
+        sizes = {"experts": count, "steps": len(programs[0])}
+        if step.reader is not None:
+            sizes["read"] = self._reading(step, step.reader)
+        else:
+            sizes["stride"] = len(programs[0])
+        places = self._place("src", step.src) | self._place("other", step.gates)
+        return {**places, **self._place("third", step.rows), "weight": self._hold(table), **sizes}
+
+    def _reading(self, step: MixStep, reader: ExpertReader) -> int:
+        """Return the address of a function with which the kernels ask for the experts of a mixture.
+
+        step: the mixture; reader: brings its experts. An error cannot pass through the kernels: it
+        is noted, and raised when they have returned.
+        """
+        rows = self.memory[step.gates.name]
+        gates, errors = _columns(rows, step.gates), self._errors
+
+        def read(count: int, expert: int) -> int:
+            """Begin with the experts of `count` rows, bring one of them, or end.
+
+            count: rows of the call; expert: its number; BEFORE, or as many as there are.
+            """
+            try:
+                if expert == BEFORE:
+                    used = (gates[:count] != 0).any(0)
+                    reader.begin(used.nonzero().flatten().tolist())
+                elif expert == step.gates.width:
+                    reader.end()
+                else:
+                    reader.bring(expert)
+            except BaseException as error:
+                errors.append(error)
+                return FAILED
+            return 0
+
+        self._readers.append(READER(read))
+        return ctypes.cast(self._readers[-1], POINTER).value or 0
+
     def _place(self, field: str, value: Value) -> dict[str, int]:
         """Return a value's address, as `field`, and the width of its rows, as `field`_pitch."""
         rows = self.memory[value.name]
@@ -244,8 +326,15 @@ class NativeDecoder:
 
 
 def _values(step: DecoderStep) -> list[Value]:
-    """Return the values that a step reads and writes."""
-    return [v for v in vars(step).values() if isinstance(v, Value)]
+    """Return the values that a step reads and writes, those of its experts included."""
+    programs = step.experts if isinstance(step, MixStep) else ()
+    inner = [value for program in programs for s in program for value in _values(s)]
+    return [v for v in vars(step).values() if isinstance(v, Value)] + inner
+
+
+def _columns(rows: Tensor, value: Value) -> Tensor:
+    """Return the columns of a value as a view; rows: (rows, width), the memory of its name."""
+    return rows[:, value.first : value.first + value.width]
 
 
 def _bits(number: float) -> int:

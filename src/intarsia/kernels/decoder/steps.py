@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 from torch import Tensor
 
 from ..native import Bound
 
 ACTS = ("silu", "gelu", "gelu_pytorch_tanh", "relu")
+SHARES = ("softmax", "softmax_of_chosen", "sigmoid")  # weights of chosen experts
 
 
 class Value(NamedTuple):
@@ -138,6 +139,54 @@ class AddStep:
     other: Value
 
 
-DecoderStep = (
-    EmbedStep | NormStep | ProductStep | ClipStep | RotateStep | AttendStep | GateStep | AddStep
-)
+@dataclass(frozen=True)
+class RouteStep:
+    """dst_e = the weight of expert e, if its score src_e is one of the `active` best, else 0.
+
+    share: of SHARES, the softmax of all scores or of those of the chosen experts, or the sigmoid.
+    """
+
+    dst: Value
+    src: Value
+    active: int
+    share: str
+
+
+ExpertStep = ProductStep | NormStep | ClipStep | GateStep | AddStep  # all that an expert may do
+
+
+class ExpertReader(Protocol):
+    """Protocol of an object that brings the experts of a layer into memory, one after another."""
+
+    def begin(self, experts: list[int]) -> None:
+        """Announce the experts that are about to be computed.
+
+        experts: their numbers, in ascending order.
+        """
+
+    def bring(self, expert: int) -> None:
+        """Put the weights of an expert where the mixture's one program reads them."""
+
+    def end(self) -> None:
+        """Let go of all experts; called after an error, too."""
+
+
+@dataclass(frozen=True)
+class MixStep:
+    """dst = sum_e gates_e expert_e(src).  Experts with a gate of 0 are not computed.
+
+    rows: the value that a program of an expert reads and overwrites, row by row; dst, src and rows
+    have one width. experts: the programs, E of as many steps, products, norms, gates and sums.
+    reader: None = all experts are in memory; else there is one program, whose products have the
+    weights of the expert that the reader brought last.
+    """
+
+    dst: Value
+    src: Value
+    gates: Value
+    rows: Value
+    experts: Sequence[Sequence[ExpertStep]]
+    reader: ExpertReader | None = None
+
+
+DecoderStep = ExpertStep | EmbedStep | RotateStep | AttendStep | RouteStep | MixStep

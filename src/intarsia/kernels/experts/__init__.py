@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from . import flops as flops
-from .acts import act_name
+from .acts import act_name as act_name
 from .grouped import grouped as grouped
 from .mlps import mixed_mlps as mixed_mlps
 from .naive import mix_naive as mix_naive

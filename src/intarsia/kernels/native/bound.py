@@ -67,6 +67,15 @@ class Bound:
             and not torch.compiler.is_compiling()
         )
 
+    def point_to(self, *tensors: Tensor) -> None:
+        """Read other tensors from now on, of the same types and sizes, which must stay in memory.
+
+        tensors: contiguous, as many as the weight has, in the order of `of`.
+        """
+        places = [tensor.data_ptr() for tensor in tensors]
+        # the addresses are the last numbers
+        self.numbers[-len(places) :] = torch.tensor(places)
+
     def __call__(self, x: Tensor) -> Tensor:
         """Compute x W^T in x's dtype.  x: (..., in) -> (..., out).
 

@@ -1,12 +1,14 @@
-/* One token of a decoder in one call: embedding, norms, products, rotation, attention, gates, head.
+/* One token of a decoder in one call: embedding, norms, products, rotation, attention, gates, head;
+ * routers and mixtures of experts.
  *
  * A program is a table of steps on rows of float32, several texts at once or several tokens of one.
  * The table is made and checked by kernels/decoder/native.py: addresses and places are trusted. */
 #include "decoder.h"
 #include "products.h"
 
-enum kind { EMBED, NORM, PRODUCT, CLIP, ROTATE, ATTEND, GATE, ADD };
+enum kind { EMBED, NORM, PRODUCT, CLIP, ROTATE, ATTEND, GATE, ADD, ROUTE, MIX };
 enum act { SILU, GELU, GELU_TANH, RELU };
+enum share { OF_ALL, OF_CHOSEN, SIGMOID }; /* how a router weighs what it chose */
 enum { F32, BF16 };
 
 #define POINTER(number) ((const void *)(intptr_t)(number))
@@ -109,6 +111,62 @@ static void add(const struct decoder_step *s, int64_t row) {
     for (int64_t i = 0; i < s->width; i++) y[i] = x[i] + z[i];
 }
 
+/* The `size` entries with the largest scores x get a weight y, the others 0; act: it is the sigmoid of
+ * the score, or the softmax of all scores or of the chosen ones. */
+static void route(const struct decoder_step *s, int64_t row) {
+    const float *x = row_at(s->src, s->src_pitch, row);
+    float *y = row_at(s->dst, s->dst_pitch, row), most = x[0], sum = 0;
+    for (int64_t e = 0; e < s->width; e++) {
+        y[e] = 0;
+        if (x[e] > most) most = x[e];
+    }
+    for (int64_t e = 0; s->act == OF_ALL && e < s->width; e++) sum += expf(x[e] - most);
+    for (int64_t n = 0; n < s->size; n++) {
+        int64_t best = -1; /* a weight that rounds to 0 is chosen again, which changes nothing */
+        for (int64_t e = 0; e < s->width; e++)
+            if (y[e] == 0 && (best < 0 || x[e] > x[best])) best = e;
+        y[best] = s->act == SIGMOID ? 1.0f / (1.0f + expf(-x[best])) : expf(x[best] - most);
+        if (s->act == OF_CHOSEN) sum += y[best];
+    }
+    for (int64_t e = 0; s->act != SIGMOID && e < s->width; e++) y[e] /= sum;
+}
+
+/* Experts of which only some are in memory: told of the number of rows and BEFORE the first expert is
+ * computed, of each expert before its turn, and of `experts` behind the last. Returns 0 or a fault. */
+typedef int64_t (*expert_reader)(int64_t rows, int64_t expert);
+enum { BEFORE = -1 };
+
+/* y = sum_e g_e expert_e(x), the experts in order; those with a weight g_e of 0 are left out. An
+ * expert is a program that computes the rows `third` in place, one row of y each. */
+static int64_t mix(const struct decoder_step *s, int64_t count, int64_t *at, int threads) {
+    const expert_reader read = (expert_reader)(intptr_t)s->read;
+    int64_t fault = read ? read(count, BEFORE) : 0;
+    for (int64_t r = 0; r < count; r++)
+        memset(row_at(s->dst, s->dst_pitch, r), 0, (size_t)s->width * 4);
+    for (int64_t e = 0; e < s->experts && !fault; e++) {
+        int64_t rows = 0;
+        for (int64_t r = 0; r < count; r++)
+            if (row_at(s->other, s->other_pitch, r)[e] != 0)
+                memcpy(row_at(s->third, s->third_pitch, rows++), row_at(s->src, s->src_pitch, r),
+                       (size_t)s->width * 4);
+        if (!rows) continue;
+        if (read) fault = read(count, e);
+        const struct decoder_step *program =
+            (const struct decoder_step *)POINTER(s->weight) + e * s->stride;
+        if (!fault) fault = intarsia_decoder_run((const int64_t *)program, s->steps, NULL, rows, at, threads);
+        rows = 0;
+        for (int64_t r = 0; r < count && !fault; r++) {
+            const float weight = row_at(s->other, s->other_pitch, r)[e];
+            if (weight == 0) continue;
+            const float *x = row_at(s->third, s->third_pitch, rows++);
+            float *y = row_at(s->dst, s->dst_pitch, r);
+            for (int64_t i = 0; i < s->width; i++) y[i] += weight * x[i];
+        }
+    }
+    const int64_t ended = read ? read(count, s->experts) : 0;
+    return fault ? fault : ended;
+}
+
 /* Carry out all steps for `count` rows, (count, 3) numbers. 0; 1 + a row of a weight that does not fit
  * together, whose step is then in `at`; or OUT_OF_MEMORY. */
 INTARSIA_API int64_t intarsia_decoder_run(const int64_t *table, int64_t steps, const int64_t *rows,
@@ -119,12 +177,14 @@ INTARSIA_API int64_t intarsia_decoder_run(const int64_t *table, int64_t steps, c
         int64_t fault = 0;
         if (s->kind == PRODUCT) fault = product(s, count, threads);
         else if (s->kind == ATTEND) fault = decoder_attend(s, r, count, threads);
+        else if (s->kind == MIX) fault = mix(s, count, at, threads);
         else for (int64_t n = 0; n < count; n++) switch (s->kind) {
             case EMBED: embed(s, n, r[n].token); break;
             case NORM: norm(s, n); break;
             case CLIP: clip(s, n); break;
             case ROTATE: rotate(s, n, r[n].place); break;
             case GATE: gate(s, n); break;
+            case ROUTE: route(s, n); break;
             default: add(s, n);
             }
         *at = i;

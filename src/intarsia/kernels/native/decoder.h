@@ -8,10 +8,11 @@
  * third are the first row's addresses, each with the floats from a row to the next. */
 struct decoder_step {
     int64_t kind, dst, dst_pitch, src, src_pitch, other, other_pitch, third, third_pitch;
-    int64_t width, size; /* of a row; of a head, or of what is normed together */
+    int64_t width, size; /* of a row; of a head, of what is normed together; or how many are chosen */
     int64_t weight, bias, type; /* type: of the weight's or the cache's numbers, as in dense.c */
     int64_t keys, values, length, sink, window, heads, groups;
     int64_t act, number; /* a float's bits: epsilon, limit or scale */
+    int64_t experts, steps, stride, read; /* of a mixture: programs of `steps` rows; see mix */
 };
 
 /* Each row that is computed: a token, whose cache it has, and its place in the text. */
@@ -34,6 +35,10 @@ ALWAYS float number_of(const struct decoder_step *s) {
     memcpy(&number, &bits, 4);
     return number;
 }
+
+/* Carry out a program for `count` rows: decoder.c. */
+INTARSIA_API int64_t intarsia_decoder_run(const int64_t *table, int64_t steps, const int64_t *rows,
+                                          int64_t count, int64_t *at, int threads);
 
 /* Write the keys and values of new rows into the cache, then attend: attention.c. */
 int64_t decoder_attend(const struct decoder_step *s, const struct decoder_row *rows, int64_t count,

@@ -1,0 +1,1 @@
+"""SEUF: the method, and a run of unlearning with its losses."""
