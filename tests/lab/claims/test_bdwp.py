@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -44,11 +43,11 @@ def test_a_net_ends_with_two_of_eight_weights(
     monkeypatch.setattr(bdwp, "EPOCHS", 1)
     nets: list[torch.nn.Module] = []
 
-    def scores(model: torch.nn.Module, *_: object) -> SimpleNamespace:
+    def score(model: torch.nn.Module, _: object) -> float:
         nets.append(model)
-        return SimpleNamespace(accuracy=0.5)
+        return 50.0
 
-    monkeypatch.setattr(bdwp, "class_scores", scores)
+    monkeypatch.setattr(thin_resnets, "accuracy", score)
     assert bdwp.accuracy(arm, 0) == 50.0
     for weight in masked_weights(nets[0], bdwp.LAYERS).values():
         assert (weight[~n_of_m_mask(weight, NofM.read(bdwp.PATTERN, 1))] == 0).all()

@@ -77,7 +77,10 @@ def test_a_foreign_record_is_refused(tmp_path):
 
 def test_an_unknown_claim_names_its_neighbours():
     with refused(
-        UnknownName, what="unknown claim", got="'mosa-lang'", near=("mosa-long", "moa-gap", "mosa")
+        UnknownName,
+        what="unknown claim",
+        got="'mosa-lang'",
+        near=("mosa-long", "mos-saving", "moa-gap"),
     ):
         ledger.claim("mosa-lang")
 

@@ -23,7 +23,7 @@ def smallest(monkeypatch: pytest.MonkeyPatch) -> None:
     """Forty pictures, the same to learn and to test."""
     draw = torch.Generator().manual_seed(0)
     rows = TensorDataset(torch.randn(40, 1, 28, 28, generator=draw), torch.arange(40) % 10)
-    monkeypatch.setattr(thin_resnets, "rows", lambda _: rows)
+    monkeypatch.setattr(thin_resnets, "rows", lambda *_: rows)
     monkeypatch.setattr(random_search, "BATCH", 20)
     monkeypatch.setattr(random_search, "EPOCHS", 2)
     monkeypatch.setattr(random_search, "LOOK", 1)

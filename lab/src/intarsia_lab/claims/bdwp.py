@@ -16,7 +16,7 @@ from intarsia.schedules import Bdwp, FixedMask, masked_weights
 from intarsia.schedules.bdwp import n_of_m_mask
 
 from ..kit import Effect, FixedRate, Report, Result, Study, above
-from ..kit.arms import by_arm, class_scores, judge, row_of
+from ..kit.arms import by_arm, judge, row_of
 from ..kit.stored import StoredResults
 from ..materials import thin_resnets
 
@@ -67,7 +67,7 @@ def accuracy(arm: str, seed: int) -> float:
                 weight.mul_(n_of_m_mask(weight, NofM.read(PATTERN, 1)))
     options: Any = {"epochs": EPOCHS, "seed": seed, "optimizer": momentum, "schedule": ARMS[arm]}
     fit(model, thin_resnets.halved("train"), **OPTIONS | options)
-    return 100 * class_scores(model, thin_resnets.halved("test"), 512).accuracy
+    return thin_resnets.accuracy(model, thin_resnets.halved("test"))
 
 
 def against(rival: str, *beside: str) -> Any:
