@@ -181,7 +181,7 @@ def record(kind: str, run: TimedRun) -> None:
     """
     content = dict(read_json(FILE))
     table = rivals(kind)
-    older = [one for one in table.runs if not one.formats <= run.formats]
+    older = [former for former in table.runs if not former.formats <= run.formats]
     content[kind] = asdict(replace(table, runs=(run, *older)))
     FILE.write_text(json.dumps(content, indent=1) + "\n")
     rivals.cache_clear()
