@@ -16,13 +16,11 @@ import argparse
 import atexit
 import copy
 import importlib.util
-import json
 import math
 import multiprocessing
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -35,7 +33,7 @@ from intarsia.core import nbytes
 from intarsia.data.calibration import load_calibration
 from intarsia.data.language_models import language_model
 from intarsia.formats import Bitmask, BlockInt, GroupSparse
-from intarsia.formats.rivals import FILE, RuntimeFigures
+from intarsia.formats.rivals import RuntimeFigures, record
 from intarsia.hosts.native_decoder import NativeText
 from intarsia.hosts.opened import open_language_model
 from intarsia.hosts.swap.compress import compress
@@ -43,7 +41,6 @@ from intarsia.hosts.swap.packed_linear import PackedLinear
 from intarsia.kernels import native
 from intarsia.kernels.decoder import AttendStep, DecoderStep, NativeDecoder, ProductStep
 from intarsia.kernels.native.floor import read_bandwidth
-from intarsia.train.record import machine
 
 PROMPT = "The ship left the harbour before dawn, and"
 WARM, TOKENS, LENGTH = 2, 8, 512
@@ -64,7 +61,8 @@ ABOUT = (
 class Arm:
     """start: take the prompt.  step: CPU ms of one more token.  score: perplexity on rows.
 
-    form, bits: the format's name on the command line, None = llama.cpp's, and bits of a weight.
+    form, bits: the format's name on the command line, None = llama.cpp's, and bits of a weight;
+    density: share of the weights that is kept.
     """
 
     name: str
@@ -74,10 +72,13 @@ class Arm:
     megabytes: float
     form: str | None = None
     bits: int | None = None
+    density: float = 1.0
     steps: Sequence[DecoderStep] = ()
 
 
-def ours(name: str, model: nn.Module, ids: list[int], form: str, bits: int | None) -> Arm:
+def ours(
+    name: str, model: nn.Module, ids: list[int], form: str, bits: int | None, density: float
+) -> Arm:
     """A model as native steps; its perplexity is that of its own forward."""
     text = NativeText(model, length=LENGTH)
 
@@ -91,7 +92,7 @@ def ours(name: str, model: nn.Module, ids: list[int], form: str, bits: int | Non
         return 1e3 * (time.process_time() - started)
 
     score, steps = partial(perplexity, model), text.program.steps
-    return Arm(name, start, step, score, read(model), form, bits, steps)
+    return Arm(name, start, step, score, read(model), form, bits, density, steps)
 
 
 def read(model: nn.Module) -> float:
@@ -162,13 +163,15 @@ def peers(files: Sequence[Path], ids: list[int], threads: int) -> tuple[list[Arm
         return [], f"{PEER} is left out: no package llama-cpp-python."
     arms: list[Arm] = []
     for file in files:
-        peer, name = Peer(file, ids, threads), f"{PEER} {file.stem.rpartition('-')[2].upper()}"
+        quant = file.stem.rpartition("-")[2].upper()  # as Q4_0
+        peer, name = Peer(file, ids, threads), f"{PEER} {quant}"
         start, step = partial(peer.ask, "start"), partial(peer.ask, "step")
 
         def score(rows: Sequence[Tensor], peer: Peer = peer) -> float:
             return float(peer.ask([row.tolist() for row in rows]))
 
-        arms.append(Arm(name, start, step, score, file.stat().st_size / 1e6))
+        bits = int(quant[1]) if quant.startswith("Q") else None
+        arms.append(Arm(name, start, step, score, file.stat().st_size / 1e6, bits=bits))
     return arms, "" if files else f"{PEER} is left out: no --gguf files."
 
 
@@ -184,25 +187,38 @@ def arms_of(args: argparse.Namespace, model: Any, ids: list[int]) -> list[Arm]:
         packed = compress(by_size(copy.deepcopy(half)), Bitmask("int8"), force=True)
         return compress(packed, BlockInt(4), layers=HEAD, force=True)
 
-    makers: dict[str, tuple[Callable[[], Any], str, int | None]] = {
-        "dense int4, head int8": (lambda: dense(4, 8), "blockint", 4),
-        "dense bf16": (lambda: half, "dense", None),
-        "dense int8": (lambda: dense(8, 8), "blockint", 8),
-        "dense int4, head int4": (lambda: dense(4, 4), "blockint", 4),
-        "bitmask int8 .5, by size alone, head int4": (masked, "bitmask", None),
+    makers: dict[str, tuple[Callable[[], Any], str, int | None, float]] = {
+        "dense int4, head int8": (lambda: dense(4, 8), "blockint", 4, 1),
+        "dense bf16": (lambda: half, "dense", None, 1),
+        "dense int8": (lambda: dense(8, 8), "blockint", 8, 1),
+        "dense int4, head int4": (lambda: dense(4, 4), "blockint", 4, 1),
+        "bitmask int8 .5, by size alone, head int4": (masked, "bitmask", None, 0.5),
     }
     arms = [
-        ours(name, make(), ids, form, bits)
-        for name, (make, form, bits) in makers.items()
+        ours(name, make(), ids, form, bits, density)
+        for name, (make, form, bits, density) in makers.items()
         if any(part in name for part in args.arms.split(";"))
     ]
     for folder in args.packed:
         packed, _ = open_language_model(str(folder), dtype="float32")
         form = next(m.form for m in packed.modules() if isinstance(m, PackedLinear))
         name = f"{folder.name.replace('-', ' ')}, head int4"
-        bits = getattr(form, "bits", None)
-        arms.append(ours(name, with_head(packed), ids, FORMS[type(form)], bits))
+        bits, density = getattr(form, "bits", None), density_of(packed)
+        arms.append(ours(name, with_head(packed), ids, FORMS[type(form)], bits, density))
     return arms
+
+
+def density_of(model: nn.Module) -> float:
+    """Return the share of weights that packed layers hold, in hundredths; groups count whole."""
+    packed = [m for m in model.modules() if isinstance(m, PackedLinear)]
+    stored = [
+        m.stored["codes"].numel() * 8 / m.form.bits
+        if isinstance(m.form, GroupSparse)
+        else int((m.weight != 0).sum())
+        for m in packed
+    ]
+    weights = sum(m.in_features * m.out_features for m in packed)
+    return round(sum(stored) / weights, 2)
 
 
 @torch.no_grad()
@@ -285,7 +301,7 @@ def main() -> None:
         for arm in arms
     ]
     if args.write:
-        figures(arms, spent, quality)
+        figures(arms, spent, quality, args.threads)
     head = ["weights", "ms a token", f"of {PEER} Q4_0", "MB read", "ms at the limit", "perplexity"]
     body = [*frame.markdown(head, table), "", *verdicts(spent, base)]
     parts = parts_of(arms[0].steps, args.reps)
@@ -300,12 +316,10 @@ def main() -> None:
     frame.publish("A token beside llama.cpp", ABOUT, body, args)
 
 
-def figures(arms: Sequence[Arm], spent: dict[str, float], quality: dict[str, float]) -> None:
-    """Write the rows into rivals.json, which `compress`, `bench sparse` and `doctor` read.
-
-    Rows of another run on the same machine stay, if this one did not measure them again.
-    """
-    content = json.loads(FILE.read_text())
+def figures(
+    arms: Sequence[Arm], spent: dict[str, float], quality: dict[str, float], threads: int
+) -> None:
+    """Write the run into rivals.json, which `compress`, `bench sparse` and `doctor` read."""
     choices = [
         RuntimeFigures(
             arm.name,
@@ -314,19 +328,12 @@ def figures(arms: Sequence[Arm], spent: dict[str, float], quality: dict[str, flo
             round(arm.megabytes),
             round(quality[arm.name], 1),
             arm.bits,
+            arm.density,
         )
         for arm in arms
+        if not arm.name.startswith("bitmask int8 .5, by size alone")  # for the time alone
     ]
-    about = f"one thread of {machine()['processor']}, CPU time, all in turns"
-    rows = {choice.name: asdict(choice) for choice in choices}
-    if content["text"]["measured"].endswith(about):
-        rows = {row["name"]: row for row in content["text"]["choices"]} | rows
-    content["text"] |= {
-        "choices": list(rows.values()),
-        "measured": f"{datetime.now(UTC):%Y-%m-%d}, {about}",
-        "instructions": native.instructions(),
-    }
-    FILE.write_text(json.dumps(content, indent=1) + "\n")
+    record("text", frame.timed_run("perplexity", choices, threads))
 
 
 def verdicts(spent: dict[str, float], base: float) -> list[str]:

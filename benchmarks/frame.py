@@ -6,7 +6,7 @@ import argparse
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -15,6 +15,8 @@ import psutil
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from intarsia.formats.rivals import RuntimeFigures, TimedRun
+from intarsia.kernels import native
 from intarsia.train.record import machine, versions
 
 PAGES = Path(__file__).parents[1] / "docs" / "benchmarks"
@@ -116,14 +118,26 @@ def read(made: argparse.ArgumentParser) -> argparse.Namespace:
 
 def publish(title: str, about: str, body: Iterable[str], args: argparse.Namespace) -> None:
     """Print a page, with the machine and the command; and write it, if asked to."""
-    script, found = Path(sys.argv[0]).stem, versions()
-    command = " ".join(["python", f"benchmarks/{script}.py", *sys.argv[1:]])
+    found = versions()
     run = (
         f"{datetime.now(UTC):%Y-%m-%d}, {machine()['processor']}, torch {found['torch']}, "
-        f"Python {found['python']}, load before the run {args.load:.1f}: `{command}`"
+        f"Python {found['python']}, load before the run {args.load:.1f}: `{command()}`"
     )
     text = "\n".join([f"# {title}", "", about, "", run, "", *body, ""])
     print(text)
     if args.write:
         PAGES.mkdir(exist_ok=True)
-        (PAGES / f"{script}.md").write_text(text)
+        (PAGES / f"{Path(sys.argv[0]).stem}.md").write_text(text)
+
+
+def command() -> str:
+    """The command line of this run."""
+    return " ".join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *sys.argv[1:]])
+
+
+def timed_run(quality: str, choices: Sequence[RuntimeFigures], threads: int) -> TimedRun:
+    """This run with its figures, as rivals.json has it.  quality: the measure's name."""
+    number = "one thread" if threads == 1 else f"{threads} threads"
+    where = f"{number} of {machine()['processor']}, CPU time, all in turns"
+    day = f"{datetime.now(UTC):%Y-%m-%d}"
+    return TimedRun(day, where, native.instructions(), command(), quality, choices)

@@ -24,7 +24,8 @@ from torch import Tensor
 from intarsia.formats import RowBlocks
 from intarsia.kernels.chw.native import FIELDS, KINDS, pitch_of
 from intarsia.kernels.native.building import SOURCES
-from intarsia_lab.materials.convnet_times import SHAPES, blocks_of
+from intarsia_lab.materials.convnet_times import SHAPES
+from intarsia_lab.materials.lite0 import blocks_of
 
 FLAGS = ("--target=wasm32-wasi", "-msimd128", "-O3", "-std=gnu11", "-fno-math-errno", "-w")
 LINKED = ("-mexec-model=reactor", "-nostartfiles", "-nodefaultlibs", "-Wl,--no-entry")

@@ -58,6 +58,7 @@ RUNNABLE = (
     "how-to/stack-changes.md",
     "how-to/students.md",
     "how-to/prune-a-language-model.md",
+    "how-to/prune-a-cnn-without-labels.md",
     "how-to/train-a-cnn-sparse.md",
     "how-to/sparse-cnn-on-a-cpu.md",
     "how-to/train-other-tasks.md",

@@ -5,6 +5,10 @@ from .hosts import delta_of as delta_of
 from .hosts.out.pack import CodeHead as CodeHead
 from .hosts.prune.files import convert_sparse as convert_sparse
 from .hosts.prune.files import save_sparse as save_sparse
+from .hosts.prune.imitation import answered as answered
+from .hosts.prune.imitation import correct_batch_norms as correct_batch_norms
+from .hosts.prune.imitation import imitation as imitation
+from .hosts.prune.imitation import reconstruct as reconstruct
 from .hosts.prune.pruners import Magnitude as Magnitude
 from .hosts.prune.tables import load_tables as load_tables
 from .hosts.prune.tables import save_tables as save_tables

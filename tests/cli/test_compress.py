@@ -11,6 +11,7 @@ import torch
 from transformers import LlamaForCausalLM
 
 from intarsia import open_run
+from intarsia.cli import compressing
 from intarsia.formats import Bitmask, rivals
 from intarsia.hosts.opened import open_language_model
 from intarsia.hosts.swap import timing
@@ -81,8 +82,16 @@ def test_a_slower_model_and_settings_that_cannot_be_are_refused(
         result = intarsia("compress", str(model), *options)
         assert result.code == 2 and says in " ".join(result.err.split()), result.err
         # the better runtime is named before the work
-        assert ("rather than ('text', 'bitmask', None)" in result.err) == (says == "--force")
+        assert ("rather than ('text', 'bitmask', None, None)" in result.err) == (says == "--force")
     assert not (tmp_path / "out").exists()
+
+
+def test_the_warning_knows_bits_and_density(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(rivals, "advice", lambda *arguments: f"rather than {arguments}")
+    compressing._warn_of_rivals("text", "gqsa", Gqsa(density=0.3))
+    assert "rather than ('text', 'gqsa', 4, 0.3)" in " ".join(capsys.readouterr().err.split())
 
 
 def rows_of() -> list[dict[str, torch.Tensor]]:

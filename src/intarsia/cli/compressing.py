@@ -210,16 +210,16 @@ def _net(run: str, options: dict[str, Any], force: bool, out: Path, as_json: boo
 
 
 def _warn_of_rivals(kind: str, format: str, stored: Any = None) -> None:
-    """Warn before a format is written that another runtime was measured to beat.
+    """Warn before a format is written that was measured to be beaten, or to be of no use.
 
     kind: of the inputs for which it was measured, such as "picture"; format: its name; stored: its
-    settings, of which the bits of a weight count; None = any.
+    settings, of which bits and density count; None = any.
     """
     from ..core.registry import settings_to_dict
     from ..formats.rivals import advice
 
-    bits = None if stored is None else settings_to_dict(stored).get("bits")
-    if line := advice(kind, format, bits):
+    settings = {} if stored is None else settings_to_dict(stored)
+    if line := advice(kind, format, settings.get("bits"), settings.get("density")):
         warn(line)
 
 

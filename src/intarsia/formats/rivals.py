@@ -1,16 +1,17 @@
-"""Runtimes of others that are the better choice, by measured time and quality.
+"""Choices that are better than a format of ours, by measured time and quality.
 
 The figures are those of docs/benchmarks/rivals.md. `benchmarks/decode.py` measures those of
-language models.
+language models, `benchmarks/lite0.py` those of a convolutional net.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from ..core.files import read_json
 from ..kernels import native
@@ -18,6 +19,7 @@ from ..kernels import native
 FILE = Path(__file__).with_suffix(".json")
 KINDS = ("text", "picture")
 LOWER = ("perplexity",)  # of which less is better
+TIMES = 2.0  # of the perplexity of dense 4 bits: beyond it a format is of no use
 
 
 @dataclass(frozen=True)
@@ -26,7 +28,7 @@ class RuntimeFigures:
 
     format: ours, by its name on the command line; None = another runtime.  ms: a token or a
     picture.  megabytes: that are read for it; quality: perplexity or top-1; None = not measured.
-    bits: of a weight, for a format that is measured at several.
+    bits: of a weight, for a format that is measured at several.  density: share of weights kept.
     """
 
     name: str
@@ -35,97 +37,200 @@ class RuntimeFigures:
     megabytes: float | None
     quality: float | None
     bits: int | None = None
+    density: float = 1.0
+
+
+class BetterChoice(NamedTuple):
+    """A choice that is better than a format of ours, the format's own figures, and their run."""
+
+    choice: RuntimeFigures
+    ours: RuntimeFigures
+    run: TimedRun
+
+
+@dataclass(frozen=True)
+class TimedRun:
+    """Figures of one run, whose choices took turns; those of two runs are not compared.
+
+    day, machine: when and on what; instructions: of our kernels there.  command: repeats the run.
+    quality: the measure's name.
+    """
+
+    day: str
+    machine: str
+    instructions: str
+    command: str
+    quality: str
+    choices: Sequence[RuntimeFigures]
+
+    @property
+    def formats(self) -> frozenset[tuple[str, int | None, float]]:
+        """Our formats that were measured: name, bits and density."""
+        return frozenset(
+            (choice.format, choice.bits, choice.density)
+            for choice in self.choices
+            if choice.format is not None
+        )
+
+    def loss(self, choice: RuntimeFigures) -> float:
+        """Return the quality as a number of which less is better; infinite if not measured."""
+        if choice.quality is None:
+            return float("inf")
+        return choice.quality if self.quality in LOWER else -choice.quality
+
+    def measured(
+        self, format: str, bits: int | None = None, density: float | None = None
+    ) -> RuntimeFigures | None:
+        """Return the figures of a format of ours, None if it was not measured.
+
+        format: its name on the command line; bits: of a weight, None = any; density: share of the
+        weights that is kept, None = any. A larger density counts as well: a format that is bad with
+        more weights is no better with fewer. Of several settings the one with the best quality is
+        returned, which is the fair comparison.
+        """
+        candidates = [
+            choice
+            for choice in self.choices
+            if choice.format == format
+            and (bits is None or choice.bits == bits)
+            and (density is None or choice.density >= density)
+        ]
+        return min(candidates, key=self.loss, default=None)
+
+    def faster(self, ours: RuntimeFigures) -> BetterChoice | None:
+        """Return the fastest runtime of others that is no slower than our format, and no worse.
+
+        ours: the format's figures. A runtime without a measured quality is never better; for a
+        format without one only the time counts.
+        """
+        better = [
+            choice
+            for choice in self.choices
+            if choice.format is None
+            and choice.quality is not None
+            and choice.ms <= ours.ms
+            and self.loss(choice) <= self.loss(ours)
+        ]
+        return BetterChoice(min(better, key=lambda c: c.ms), ours, self) if better else None
+
+    def instead(self, ours: RuntimeFigures) -> BetterChoice | None:
+        """Return dense 4 bits where our format has more than `TIMES` its perplexity.
+
+        A small and fast format may be of no use all the same. ours: its figures. None for a format
+        that is good enough, or was measured by an accuracy.
+        """
+        dense = [c for c in self.choices if c.bits == 4 and c.density == 1]
+        if self.quality not in LOWER or ours.quality is None or not dense:
+            return None
+        # ours first, where another runtime's dense 4 bits are as good
+        choice = min(dense, key=lambda c: (self.loss(c), c.format is None))
+        too_much = ours.quality > TIMES * self.loss(choice)
+        return BetterChoice(choice, ours, self) if too_much else None
+
+    def better(self, ours: RuntimeFigures) -> BetterChoice | None:
+        """Return what to take in place of our format, by both rules; None for nothing."""
+        return self.faster(ours) or self.instead(ours)
 
 
 @dataclass(frozen=True)
 class Rivals:
     """The choices for one kind of net.
 
-    net, unit: what was timed.  quality: the measure's name.  command: writes the net for another
-    runtime.  measured: the day and the machine; instructions: of our kernels there.
+    net, unit: what was timed.  command: writes the net for another runtime.  runs: the newest
+    first.
     """
 
     net: str
     unit: str
-    quality: str
     command: str
-    choices: Sequence[RuntimeFigures]
-    measured: str
-    instructions: str
-
-    def beats(self, runtime: RuntimeFigures, ours: RuntimeFigures) -> bool:
-        """Return True if another runtime is at least as fast as a format of ours, and as good.
-
-        runtime: the other runtime's figures; ours: those of the format. A runtime without a
-        measured quality never beats it; for a format without one only the time counts.
-        """
-        if runtime.format is not None or runtime.ms > ours.ms or runtime.quality is None:
-            return False
-        sign = 1 if self.quality in LOWER else -1
-        return ours.quality is None or sign * runtime.quality <= sign * ours.quality
+    runs: Sequence[TimedRun]
 
     def better(
-        self, format: str, bits: int | None = None
-    ) -> tuple[RuntimeFigures, RuntimeFigures] | None:
-        """Return the fastest runtime of others that beats our format, and the format's own figures.
+        self, format: str, bits: int | None = None, density: float | None = None
+    ) -> BetterChoice | None:
+        """Return what to take in place of a format of ours, by the newest run that has it.
 
-        format: its name on the command line; bits: of a weight, None = any. If it was measured at
-        several settings, the figures are those of the one with the best quality (`self.quality`
-        names the measure; it may be a loss). None where nothing beats it, or it was not measured.
+        format, bits, density: see `TimedRun.measured`. None where nothing is better, or the format
+        was not measured.
         """
-        sign = 1 if self.quality in LOWER else -1
-        candidates = [
-            c for c in self.choices if c.format == format and (bits is None or c.bits == bits)
-        ]
-        if not candidates:
-            return None
-        # the format at its best quality, which is the fair comparison
-        worst = float("inf")
-        ours = min(candidates, key=lambda c: worst if c.quality is None else sign * c.quality)
-        faster = [c for c in self.choices if self.beats(c, ours)]
-        return (min(faster, key=lambda c: c.ms), ours) if faster else None
+        for run in self.runs:
+            if (ours := run.measured(format, bits, density)) is not None:
+                return run.better(ours)
+        return None
 
 
 @cache
 def rivals(kind: str) -> Rivals:
-    """Read the table of measured runtimes for one kind of net.
+    """Read the table of measured choices for one kind of net.
 
     kind: "text" or "picture".
     """
     content: Mapping[str, Any] = read_json(FILE)[kind]
-    return Rivals(
-        **{**content, "choices": tuple(RuntimeFigures(**row) for row in content["choices"])}
+    runs = (
+        TimedRun(**{**run, "choices": tuple(RuntimeFigures(**row) for row in run["choices"])})
+        for run in content["runs"]
     )
+    return Rivals(**{**content, "runs": tuple(runs)})
 
 
-def advice(kind: str, format: str | None = None, bits: int | None = None) -> str | None:
-    """Return a sentence on another runtime that is better than our format, with its command.
+def record(kind: str, run: TimedRun) -> None:
+    """Write a new run into the table, before the others.
 
-    kind: "text" or "picture"; format: its name, None = the fastest of ours; bits: of a weight, None
-      = any. Returns None where no other runtime was measured to be better.
+    An older run is left out once all of its formats of ours have been measured again.
+    kind: "text" or "picture"; run: its figures.
+    """
+    content = dict(read_json(FILE))
+    table = rivals(kind)
+    older = [former for former in table.runs if not former.formats <= run.formats]
+    content[kind] = asdict(replace(table, runs=(run, *older)))
+    FILE.write_text(json.dumps(content, indent=1) + "\n")
+    rivals.cache_clear()
+
+
+def advice(
+    kind: str, format: str | None = None, bits: int | None = None, density: float | None = None
+) -> str | None:
+    """Return a sentence on a choice that is better than our format, with its command.
+
+    kind: "text" or "picture"; format: its name, None = the fastest of ours; bits, density: see
+    `TimedRun.measured`. Returns None where nothing was measured to be better.
     """
     table = rivals(kind)
-    ours = [choice for choice in table.choices if choice.format is not None]
-    form = format
-    if form is None:
+    if format is None:
+        ours = [c for c in table.runs[0].choices if c.format is not None]
         fastest = min(ours, key=lambda choice: choice.ms)
-        form, bits = fastest.format, fastest.bits
-    if form is None or (figures := table.better(form, bits)) is None:
+        format, bits, density = fastest.format, fastest.bits, fastest.density
+    assert format is not None
+    if (better := table.better(format, bits, density)) is None:
         return None
-    runtime, mine = figures
+    # of two rules: another runtime is faster, or dense 4 bits are of far better quality
+    by_time = better.choice.format is None and better.choice.ms <= better.ours.ms
+    return (_of_time if by_time else _of_quality)(table, better)
+
+
+def _of_time(table: Rivals, better: BetterChoice) -> str:
+    """Return the sentence on a runtime that is faster and no worse."""
+    runtime, mine, run = better
     # quality is compared only where both have been measured
     measured = runtime.quality is not None and mine.quality is not None
-    qualities = (
-        f", {table.quality} {runtime.quality:g} against {mine.quality:g}" if measured else ""
-    )
+    qualities = f", {run.quality} {runtime.quality:g} against {mine.quality:g}" if measured else ""
+    # the note is for a machine with other CPU instructions than the measurement's
+    then, now = run.instructions, native.instructions()
+    note = "" if now == then else f" (measured with {then}; here: {now})"
     return (
         f"{runtime.name} is the {'better' if measured else 'faster'} choice than {mine.name} for "
-        f"{table.net}: {runtime.ms:g} against {mine.ms:g} {table.unit}{qualities}{_note(table)}. "
+        f"{table.net}: {runtime.ms:g} against {mine.ms:g} {table.unit}{qualities}{note}. "
         f"{table.command}"
     )
 
 
-def _note(table: Rivals) -> str:
-    """Return a note for a machine with other CPU instructions than the measurement's, else ""."""
-    then, now = table.instructions, native.instructions()
-    return "" if now == then else f" (measured with {then}; here: {now})"
+def _of_quality(table: Rivals, better: BetterChoice) -> str:
+    """Return the sentence on dense 4 bits, where a format has more than twice the perplexity."""
+    dense, mine, run = better
+    command = table.command
+    if dense.format is not None:
+        command = f"intarsia compress MODEL --format {dense.format} --bits {dense.bits} --out small"
+    return (
+        f"{mine.name} has {run.quality} {mine.quality:,g} on unseen texts for {table.net}, "
+        f"{dense.name} {dense.quality:g}: take dense 4 bits, or keep more weights. {command}"
+    )

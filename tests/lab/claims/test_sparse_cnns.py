@@ -12,7 +12,7 @@ from torch.utils.data import TensorDataset
 from intarsia.fitting import fit
 from intarsia.kernels import native
 from intarsia_lab.claims import sparse_cnns, wide_sparse
-from intarsia_lab.materials import convnet_times, thin_resnets
+from intarsia_lab.materials import convnet_times, lite0, thin_resnets
 
 
 def test_whole_filters_go_little_by_little_and_stay_away() -> None:
@@ -27,7 +27,7 @@ def test_whole_filters_go_little_by_little_and_stay_away() -> None:
 
 
 def test_every_arm_has_its_schedule() -> None:
-    net = wide_sparse.backbone(wide_sparse.LITE0, classes=2, pretrained=False)
+    net = lite0.backbone(lite0.LITE0, classes=2, pretrained=False)
     for arm, density in sparse_cnns.ARMS:
         schedule = sparse_cnns.schedule_of(arm, density, net)
         if schedule is None:
@@ -69,7 +69,7 @@ def test_the_dense_net_of_equal_time_is_no_faster(
 
 def test_crops_are_as_lite0_reads_them_and_their_sides_differ() -> None:
     tall = torch.arange(256).repeat(3, 300, 1)[:, :, :250].to(torch.uint8)  # brighter to the right
-    crops = wide_sparse.crops([tall], 6, torch.Generator().manual_seed(0))
+    crops = lite0.crops([tall], 6, torch.Generator().manual_seed(0))
     assert crops.shape == (6, 3, 224, 224) and -1 <= float(crops.min()) <= float(crops.max()) <= 1
     spans = crops[:, 0, 0, -1] - crops[:, 0, 0, 0]
     assert len({round(float(s), 3) for s in spans}) > 3
@@ -82,7 +82,7 @@ def test_times_and_training_of_the_smallest_nets(
     monkeypatch.setenv("INTARSIA_HOME", str(tmp_path))
     for name, value in (("WIDTHS", (0.4,)), ("OFTEN", 1), ("NET_EPOCHS", 1)):
         monkeypatch.setattr(wide_sparse, name, value)
-    monkeypatch.setattr(wide_sparse, "dense_runtimes", lambda *_: {"peer fp32": lambda: None})
+    monkeypatch.setattr(wide_sparse, "dense_runtimes", lambda *_: {"peer fp32": lambda _: None})
     monkeypatch.setattr(convnet_times, "REPEATS", 1)
     assert set(wide_sparse.milliseconds()) == {"sparse", "0.4"}
     draw = torch.Generator().manual_seed(0)

@@ -16,6 +16,7 @@ from intarsia.kernels.chw import NativeProgram, ProgramStep
 from ..kit import TIMED, Effect, Report, Result, Study
 from ..kit.arms import result_of, threads
 from ..materials import convnet_times
+from ..materials.lite0 import blocks_of
 
 WIDE = "AVX-512 with VNNI"
 # (rows of a block, density) -> times the best dense path, with AVX-512 and with AVX2
@@ -52,7 +53,7 @@ def layer(shape: tuple[int, int, int], seed: int) -> dict[str, float]:
     }
     dense = tuple(runs)
     for rows, density in BARS:
-        stored = RowBlocks(rows).encode(convnet_times.blocks_of(weight, rows, density))
+        stored = RowBlocks(rows).encode(blocks_of(weight, rows, density))
         step = ProgramStep("spmm", 0, 1, weights={**stored, "bias": torch.zeros(outs)}, rows=rows)
         program = NativeProgram([step], {0: (ins, side, side)}, [1])
         program.views[0].copy_(x)

@@ -4,19 +4,13 @@ from __future__ import annotations
 
 import copy
 import statistics
-from collections.abc import Sequence
 from functools import lru_cache, partial
 from typing import Any
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import nn
 from torch.utils.data import TensorDataset
 
-from intarsia.data.backbones import PACKAGED, backbone
-from intarsia.data.conversions import efficientnet_lite0_head
-from intarsia.data.packages import obtain
-from intarsia.data.photographs import photographs
 from intarsia.experiments.pool import Arm
 from intarsia.fitting import fit
 from intarsia.hosts.swap.compress import compress
@@ -30,57 +24,27 @@ from ..kit import NoControl, Report, Result, Study, above
 from ..kit.arms import each, result_of, shown, threads
 from ..kit.stored import StoredResults
 from ..materials import thin_resnets
-from ..materials.convnet_times import blocks_of, dense_runtimes, interleaved
+from ..materials.convnet_times import dense_runtimes, interleaved
+from ..materials.lite0 import (
+    BATCH,
+    PHOTOGRAPHS,
+    POINTWISE,
+    blocks_of,
+    lite0,
+    logits,
+    photograph_crops,
+)
 from ..materials.momentum_sgd import momentum
 
 stored = StoredResults(__file__)
 
-LITE0, SIDE, DENSITY = "efficientnet-lite0", 224, 0.3
-PHOTOGRAPHS, CROPS, HELD_OUT = 20, 800, 400  # of 29 photographs; crops of those, and of the others
-EPOCHS, BATCH = 4, 16
-POINTWISE = ("1x1",)
+DENSITY, CROPS, HELD_OUT, EPOCHS = 0.3, 800, 400, 4
 
 WIDE, SPARSE = 1.6, 0.1
 # widths of the dense net, of which the one of equal time is the rival
 WIDTHS = tuple(round(0.1 * n, 1) for n in range(4, 17))
 PLAN = ((24, 2), (48, 1), (96, 2), (96, 1), (192, 1))  # channels and stride of each block
 NET_EPOCHS = 8
-
-
-def lite0() -> nn.Module:
-    """Return EfficientNet-Lite0 with the classifier of its 1,000 classes."""
-    net = backbone(LITE0, classes=1000, progress=lambda _: None)
-    # a thousand classes: agreement on ten would say little
-    head = efficientnet_lite0_head(obtain(PACKAGED[LITE0].package))
-    net.load_state_dict(net.state_dict() | head)
-    return net.requires_grad_(True).eval()
-
-
-def crops(pixels: Sequence[Tensor], count: int, draw: torch.Generator) -> Tensor:
-    """Cut random squares out of photographs, resized as Lite0 reads them.
-
-    Each is a random part of the shorter side, at least 224 px. pixels: (3, H, W) each, 0 to 255;
-    count: of squares; draw: the random numbers. Returns (count, 3, 224, 224), -1 to 1.
-    """
-    squares: list[Tensor] = []
-    for _ in range(count):
-        image = pixels[int(torch.randint(len(pixels), (), generator=draw))]
-        shorter = min(image.shape[1:])
-        side = int(torch.randint(min(SIDE, shorter), shorter + 1, (), generator=draw))
-        top, first_column = (
-            int(torch.randint(n - side + 1, (), generator=draw)) for n in image.shape[1:]
-        )
-        square = image[None, :, top : top + side, first_column : first_column + side].float()
-        # antialiased: a shrunk photograph without it has patterns of its own
-        squares.append(F.interpolate(square, (SIDE, SIDE), mode="bilinear", antialias=True)[0])
-    return torch.stack(squares) / 127.5 - 1
-
-
-@torch.no_grad()
-def logits(net: nn.Module, pixels: Tensor) -> Tensor:
-    """Return a network's logits in evaluation mode, (n, classes).  pixels: (n, 3, 224, 224)."""
-    net.eval()
-    return torch.cat([net(some) for some in pixels.split(BATCH)])
 
 
 def agreement(seed: int) -> dict[str, list[float]]:
@@ -91,11 +55,8 @@ def agreement(seed: int) -> dict[str, list[float]]:
     learns from the dense network's answers; three tenths of the 1x1 weights stay.
     """
     draw = torch.Generator().manual_seed(seed)
-    images = [torch.as_tensor(p.pixels).permute(2, 0, 1) for p in photographs()]
-    order = torch.randperm(len(images), generator=draw).tolist()
     # crops of some photographs train, crops of the others judge
-    train = crops([images[i] for i in order[:PHOTOGRAPHS]], CROPS, draw)
-    test = crops([images[i] for i in order[PHOTOGRAPHS:]], HELD_OUT, draw)
+    train, test = photograph_crops(CROPS, HELD_OUT, draw)
     teacher = lite0()
     targets = logits(teacher, test).argmax(1)
     rows = TensorDataset(train, logits(teacher, train).argmax(1))
@@ -105,10 +66,7 @@ def agreement(seed: int) -> dict[str, list[float]]:
         top = logits(net, test).topk(5).indices == targets[:, None]
         return [100 * float(top[:, :k].any(1).float().mean()) for k in (1, 5)]
 
-    net = copy.deepcopy(teacher)
-    for weight in masked_weights(net, POINTWISE).values():
-        weight.data = blocks_of(weight.data, 1, DENSITY)
-    shares = {"pruned, not trained": score(net)}
+    shares = {"pruned, not trained": score(lite0(DENSITY))}
     student = copy.deepcopy(teacher)
     options: Any = {"epochs": EPOCHS, "batch_size": BATCH, "lr": 0.01, "weight_decay": 0.0}
     fit(
@@ -192,7 +150,7 @@ def milliseconds() -> dict[str, float]:
         net = mobilenet(width, 0).eval()
         for name, run in dense_runtimes(net, picture).items():
             if "fp32" in name:
-                runs[f"{width} {name}"] = run
+                runs[f"{width} {name}"] = partial(run, picture)
         runs[f"{width} ours"] = partial(compress(net, Chw(force=True), picture), picture)
     with torch.no_grad():
         spent = interleaved({name: partial(_often, run) for name, run in runs.items()})

@@ -14,16 +14,16 @@ import torch
 from torch import Tensor, nn
 
 from intarsia.core.errors import MissingExtra
-from intarsia.hosts import export_onnx
+from intarsia.hosts import export_onnx, export_onnx_int8
 from intarsia.hosts.swap.compress import compress
 from intarsia.kernels import native
 from intarsia.methods.fast_convnets import Chw
-from intarsia.partitions import keep_row_blocks
 
 from ..kit import Report, Result
 from ..kit.arms import result_of, threads
+from .lite0 import SIDE, lite0
 
-REPEATS, SIDE = 15, 224
+REPEATS = 15
 SHAPES = (
     *((24, 144, 56), (144, 40, 28), (240, 40, 28), (40, 240, 28), (80, 480, 14), (480, 112, 14)),
     *((672, 112, 14), (672, 192, 7), (192, 1152, 7), (1152, 320, 7)),  # EfficientNet-Lite0
@@ -49,77 +49,79 @@ def interleaved(runs: Mapping[str, Callable[[], Any]], repeats: int = REPEATS) -
     return least
 
 
-def blocks_of(weight: Tensor, rows: int, density: float) -> Tensor:
-    """Set all but the largest blocks of a weight to 0.
-
-    weight: (out, in, ...); rows: outputs of a block; density: share of blocks that stay.
-    """
-    partition = keep_row_blocks({"w": weight.abs()}, {"w": density}, rows)
-    return weight * partition.mask("w", 0)
+Run = Callable[[Tensor], Any]  # a picture (1, C, H, W) -> logits (1, classes)
 
 
-def lite0(density: float, rows: int, seed: int) -> nn.Module:
-    """Build EfficientNet-Lite0 with random weights, and prune its 1x1 convolutions by blocks.
-
-    density: share of the weights that stay; rows: outputs of a block, whose norm decides; seed: of
-      the weights.
-    """
-    import timm
-
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        net = timm.create_model("tf_efficientnet_lite0").eval()
-    for module in net.modules():
-        # pointwise convolutions have nearly all of the weights
-        if isinstance(module, nn.Conv2d) and module.kernel_size == (1, 1):
-            module.weight.data = blocks_of(module.weight.data, rows, density)
-    return net
-
-
-def dense_runtimes(net: nn.Module, picture: Tensor) -> dict[str, Callable[[], Any]]:
+def dense_runtimes(net: nn.Module, picture: Tensor) -> dict[str, Run]:
     """Prepare a net in onnxruntime (float32) and OpenVINO (float32, bfloat16), on one thread.
 
-    net: the model; picture: (1, C, H, W), an example. Returns name -> function that computes the
-      picture.
+    net: the model; picture: (1, C, H, W), an example. Returns name -> function of a picture.
     Raises: MissingExtra without one of them.
     """
+    with tempfile.TemporaryDirectory() as folder:
+        file = export_onnx(net, Path(folder) / "net.onnx", images=picture, report=lambda _: None)
+        runs = {"onnxruntime fp32": _in_onnxruntime(file)}
+        # OpenVINO computes in the type of the hint where the processor has it
+        for hint, name in (("f32", "fp32"), ("bf16", "bf16")):
+            runs[f"OpenVINO {name}"] = _in_openvino(file, picture, hint)
+    return runs
+
+
+def int8_runtimes(net: nn.Module, calibration: Tensor, picture: Tensor) -> dict[str, Run]:
+    """Prepare a net in int8 in onnxruntime and OpenVINO, on one thread; see `export_onnx_int8`.
+
+    net: the model; calibration: (n, C, H, W), pictures for the ranges of activations; picture:
+      (1, C, H, W), an example. Returns name -> function of a picture.
+    Raises: MissingExtra without one of them.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "net.onnx"
+        # any loss is accepted: the table that this is for shows it
+        export_onnx_int8(net, file, calibration, picture, most_lost=1.0, report=lambda _: None)
+        return {
+            "onnxruntime int8": _in_onnxruntime(file),
+            "OpenVINO int8": _in_openvino(file, picture, "f32"),
+        }
+
+
+def _in_onnxruntime(file: Path) -> Run:
+    """Open an ONNX file in onnxruntime, on one thread."""
     try:
         import onnxruntime
+    except ImportError as error:
+        raise MissingExtra(str(error.name), "bench") from error
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = options.inter_op_num_threads = 1
+    session = onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
+    name = session.get_inputs()[0].name
+    return lambda picture: session.run(None, {name: picture.numpy()})[0]
+
+
+def _in_openvino(file: Path, picture: Tensor, precision: str) -> Run:
+    """Open an ONNX file in OpenVINO for one size of pictures, on one thread.
+
+    precision: the type that it may compute in, "f32" or "bf16".
+    """
+    try:
         import openvino  # pyright: ignore[reportMissingImports]
     except ImportError as error:
         raise MissingExtra(str(error.name), "bench") from error
-    array = picture.numpy()
-    runs: dict[str, Callable[[], Any]] = {}
-    with tempfile.TemporaryDirectory() as folder:
-        path = str(
-            export_onnx(net, Path(folder) / "net.onnx", images=picture, report=lambda _: None)
-        )
-        options = onnxruntime.SessionOptions()
-        # one thread, as for the others
-        options.intra_op_num_threads = options.inter_op_num_threads = 1
-        session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-        name = session.get_inputs()[0].name
-        runs["onnxruntime fp32"] = lambda: session.run(None, {name: array})
-        model = openvino.Core().read_model(path)
-        model.reshape(list(picture.shape))
-        for precision in ("f32", "bf16"):
-            # OpenVINO computes in the type of the hint where the processor has it
-            properties = {
-                "INFERENCE_NUM_THREADS": 1,
-                "NUM_STREAMS": 1,
-                "INFERENCE_PRECISION_HINT": precision,
-            }
-            request = openvino.Core().compile_model(model, "CPU", properties).create_infer_request()
-            label = {"f32": "fp32", "bf16": "bf16"}[precision]
-            runs[f"OpenVINO {label}"] = partial(request.infer, [array])
-    return runs
+    model = openvino.Core().read_model(str(file))
+    model.reshape(list(picture.shape))
+    properties = {
+        "INFERENCE_NUM_THREADS": 1,
+        "NUM_STREAMS": 1,
+        "INFERENCE_PRECISION_HINT": precision,
+    }
+    request = openvino.Core().compile_model(model, "CPU", properties).create_infer_request()
+    return lambda picture: request.infer([picture.numpy()])[0]
 
 
 @threads(1)
 def whole(seeds: Sequence[int], report: Report, *, forms: Sequence[tuple[int, float]]) -> Result:
     """Measure how many times as fast sparse nets of ours are as the fastest dense runtime.
 
-    seeds: one number each; forms: (rows of a block, density) of the sparse nets, of which the
+    seeds: one picture each; forms: (rows of a block, density) of the sparse nets, of which the
       slowest counts.
     """
     native.require()
@@ -128,10 +130,12 @@ def whole(seeds: Sequence[int], report: Report, *, forms: Sequence[tuple[int, fl
     for seed in seeds:
         picture = torch.randn(1, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(seed))
         # the same picture for all
-        runs = dense_runtimes(lite0(1.0, 1, seed), picture)
+        runs: dict[str, Callable[[], Any]] = {
+            name: partial(run, picture) for name, run in dense_runtimes(lite0(), picture).items()
+        }
         dense = [name for name in runs if "fp32" in name]
         for block, density in forms:
-            net = compress(lite0(density, block, seed), Chw(), picture, force=True)
+            net = compress(lite0(density, block), Chw(), picture, force=True)
             runs[f"ours, {block} row{'s' * (block > 1)}, {density}"] = partial(net, picture)
         with torch.no_grad():
             spent = interleaved(runs)
@@ -150,8 +154,8 @@ def whole(seeds: Sequence[int], report: Report, *, forms: Sequence[tuple[int, fl
         ]
         report(f"seed {seed}: {rows[-len(runs) :]}")
     note = (
-        f"EfficientNet-Lite0 at {SIDE} px, one picture, one thread; random weights and masks, for "
-        f"time only; CPU time, best of {REPEATS} interleaved repeats. Built for "
-        f"{native.instructions()}."
+        f"EfficientNet-Lite0 at {SIDE} px, one picture, one thread; the largest weights stay and "
+        "nothing is trained after, for time only; CPU time, best of "
+        f"{REPEATS} interleaved repeats. Built for {native.instructions()}."
     )
     return result_of(values, rows, note)
