@@ -172,6 +172,19 @@ def test_an_error_of_a_reader_is_raised_and_the_next_call_is_right() -> None:
     assert_close(decoder([0, 1], [0, 0], [0, 1]), want, atol=1e-5, rtol=1e-5)
 
 
+def test_a_reader_that_cannot_begin_is_not_ended() -> None:
+    shelf = Shelf(6)
+    decoder = NativeDecoder(shelved(shelf), TOKENS)
+
+    def begin(experts: list[int]) -> None:
+        raise OSError(f"no room for {len(experts)}")
+
+    shelf.begin = begin  # type: ignore[method-assign]
+    with pytest.raises(OSError, match="no room"):
+        decoder([0], [0], [0])
+    assert shelf.log == []
+
+
 def test_a_damaged_expert_is_refused_when_a_token_reaches_it() -> None:
     form, weight = Bitmask("fp32"), drawn(WIDTH, WIDTH)
     stored = form.encode(weight)

@@ -260,7 +260,11 @@ class OffloadedExperts:
         use the slots.
         """
         self.slots.turn.acquire()
-        self.slots.ask(self.layer, experts)
+        try:
+            self.slots.ask(self.layer, experts)
+        except BaseException:
+            self.end()
+            raise
 
     def bring(self, expert: int) -> None:
         """Wait until an expert is in memory, and let the program read it there.

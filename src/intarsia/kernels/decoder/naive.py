@@ -197,9 +197,9 @@ def _mixed(x: Tensor, gates: Tensor, step: MixStep) -> Tensor:
     y, reader = torch.zeros_like(x), step.reader
     loads = (gates != 0).sum(0).tolist()
     used = [expert for expert, rows in enumerate(loads) if rows]
+    if reader is not None:
+        reader.begin(used)
     try:
-        if reader is not None:
-            reader.begin(used)
         for expert in used:
             if reader is not None:
                 reader.bring(expert)

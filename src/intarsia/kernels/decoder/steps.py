@@ -161,14 +161,14 @@ class ExpertReader(Protocol):
     def begin(self, experts: list[int]) -> None:
         """Announce the experts that are about to be computed.
 
-        experts: their numbers, in ascending order.
+        experts: their numbers, in ascending order. Where it raises, `end` is not called.
         """
 
     def bring(self, expert: int) -> None:
         """Put the weights of an expert where the mixture's one program reads them."""
 
     def end(self) -> None:
-        """Let go of all experts; called after an error, too."""
+        """Let go of all experts; called after an error of `bring` or of a product, too."""
 
 
 @dataclass(frozen=True)

@@ -131,8 +131,9 @@ static void route(const struct decoder_step *s, int64_t row) {
     for (int64_t e = 0; s->act != SIGMOID && e < s->width; e++) y[e] /= sum;
 }
 
-/* Experts of which only some are in memory: told of the number of rows and BEFORE the first expert is
- * computed, of each expert before its turn, and of `experts` behind the last. Returns 0 or a fault. */
+/* A function that brings experts into memory, where not all are there. It is called with the number of
+ * rows and BEFORE; with each expert before that one is computed; and with the number of experts at the
+ * end, after a fault, too. It returns 0 or a fault; after one of BEFORE it is not called again. */
 typedef int64_t (*expert_reader)(int64_t rows, int64_t expert);
 enum { BEFORE = -1 };
 
@@ -141,6 +142,7 @@ enum { BEFORE = -1 };
 static int64_t mix(const struct decoder_step *s, int64_t count, int64_t *at, int threads) {
     const expert_reader read = (expert_reader)(intptr_t)s->read;
     int64_t fault = read ? read(count, BEFORE) : 0;
+    if (fault) return fault;
     for (int64_t r = 0; r < count; r++)
         memset(row_at(s->dst, s->dst_pitch, r), 0, (size_t)s->width * 4);
     for (int64_t e = 0; e < s->experts && !fault; e++) {
