@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from transformers.activations import ACT2FN
 
 from ..core import Format
+from ..core.foreign import config_of
 from ..kernels import dense, native
 from ..kernels.decoder import (
     ACTS,
@@ -296,8 +297,8 @@ def mixture_objection(module: nn.Module) -> str:
     if isinstance(module, PackedExperts):
         return "" if module.gated else "experts without a gate"
     if isinstance(module, StackedExperts):
-        # the shell of packed experts has no attribute for a packed gate
-        if getattr(module, "gate", module) is None:
+        # a gate that is there is a parameter, or was packed and is no attribute any more
+        if vars(module).get("gate", module) is None:
             return "experts without a gate"
         return "" if _act_of(module.act) else f"experts with the activation {module.act}"
     if isinstance(module, PackedStack):
@@ -309,7 +310,7 @@ def mixture_objection(module: nn.Module) -> str:
         types = {tensor.dtype for _, tensor in slots.store.views(layer, slots.arena[0])}
         strange = sorted(map(str, types - dense.KINDS.keys()))
         return f"weights of {', '.join(strange)}" if strange else ""
-    function = getattr(getattr(module, "config", None), "_experts_implementation", None)
+    function = getattr(config_of(module), "_experts_implementation", None)
     if "down_proj" in module._parameters and function not in FUNCTIONS:
         return f"experts that {function!r} computes"
     return ""
