@@ -70,12 +70,12 @@ def accuracy(arm: str, seed: int) -> float:
     return thin_resnets.accuracy(model, thin_resnets.halved("test"))
 
 
-def against(rival: str, *beside: str) -> Any:
+def against(rival: str, *table_arms: str) -> Any:
     """Return the measure of a claim: test accuracy of BDWP minus that of arm `rival`, in points.
 
     BDWP trains with weights of which 2 of every 8 are kept, chosen anew in each forward and each
-    backward pass. rival: key of ARMS; beside: others that stand in the table. The measure takes
-    seeds and a function for progress lines.
+    backward pass. rival: key of ARMS; table_arms: others that stand in the table. The measure
+    takes seeds and a function for progress lines.
     """
 
     def judged(seeds: tuple[int, ...], report: Report) -> Result:
@@ -86,7 +86,7 @@ def against(rival: str, *beside: str) -> Any:
         that it is compared with. The result has one difference for each seed.
         """
         # a claim trains the arms that it needs: the dense one tells if the training worked
-        names = dict.fromkeys((DENSE, BOTH, rival, *beside))
+        names = dict.fromkeys((DENSE, BOTH, rival, *table_arms))
         accuracies = by_arm({name: name for name in names}, seeds, accuracy, report)
         # pairs by seed: both nets have the same start and the same order of batches
         # ends: both ends of the 95 % interval, for the note alone; the verdict has its own
