@@ -22,7 +22,7 @@ from .lite0 import BATCH, POINTWISE, lite0
 
 TRAINED_SIDE = 128  # px: a third of the work at 224, where the net is judged
 CHOOSING = 256  # pictures by which SparseGPT chooses weights
-RATE = 1e-3
+RATE = 1e-4
 
 
 def imitated(
