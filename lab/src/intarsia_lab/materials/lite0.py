@@ -4,16 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from PIL import Image, ImageOps
 from torch import Tensor, nn
 
 from intarsia.data.backbones import PACKAGED, backbone
 from intarsia.data.conversions import efficientnet_lite0_head
+from intarsia.data.decode import read_image
 from intarsia.data.packages import obtain
 from intarsia.data.photographs import photographs
 from intarsia.partitions import keep_row_blocks
 from intarsia.schedules.masked_layers import masked_weights
+
+from .stamps import stamps
 
 LITE0, SIDE, BATCH = "efficientnet-lite0", 224, 16
 POINTWISE = ("1x1",)
@@ -87,4 +92,20 @@ def photograph_crops(train: int, test: int, draw: torch.Generator) -> tuple[Tens
         crops([images[i] for i in part], count, draw)
         for part, count in zip(parts, (train, test), strict=True)
     )
+    return first, second
+
+
+def stamp_squares() -> tuple[Tensor, Tensor]:
+    """Return Tux Paint's stamps as Lite0 reads them: those that train, and a quarter that judges.
+
+    Each stands on a white square; symbols are left out. Lite0 has classes for most of them, and is
+    surer of them than of crops of landscapes. Returns two tensors (count, 3, 224, 224), -1 to 1.
+    """
+    parts: tuple[list[Tensor], list[Tensor]] = ([], [])
+    for stamp in (s for s in stamps(lambda _: None) if s.topic != "symbols"):
+        square = ImageOps.pad(
+            read_image(stamp.picture), (SIDE, SIDE), Image.Resampling.LANCZOS, "white"
+        )
+        parts[stamp.late].append(torch.tensor(np.asarray(square)).permute(2, 0, 1))
+    first, second = (torch.stack(part).float() / 127.5 - 1 for part in parts)
     return first, second
