@@ -209,9 +209,11 @@ def _refit(block: nn.Module, reference: nn.Module, name: str, hidden: Hidden, da
 def _call_of(block: nn.Module, name: str, x: Tensor) -> tuple[Tensor, Tensor]:
     """Return the input and the output of a layer inside a block.  x: what the block reads."""
     calls: list[tuple[Tensor, Tensor]] = []
-    handle = block.get_submodule(name).register_forward_hook(
-        lambda _layer, inputs, output: calls.append((inputs[0], output))
-    )
+
+    def note(_layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        calls.append((inputs[0], output))
+
+    handle = block.get_submodule(name).register_forward_hook(note)
     try:
         block(x)
     finally:
