@@ -264,7 +264,6 @@ def answers(showing: RecommenderPage) -> dict[str, Any]:
         if isinstance(user, str) == listed or not isinstance(k, int) or not 1 <= k <= 100:
             fix = 'For example {"user": "42"}, or {"items": ["50", "181"], "k": 10}.'
             raise DataError("question", got=sorted(question), want="a user or items", fix=fix)
-        # Anything but true is false, as for an option that is not there.
         flags = {name: question.get(name) is True for name in ("session", "new")}
         query = user if isinstance(user, str) else list(items or ())
         return showing.answer(query, k, include_seen=question.get("seen") is True, **flags)
@@ -289,10 +288,8 @@ def page_of(showing: RecommenderPage, run: Path) -> str:
         f"{method_key(showing.model.settings)} knows {len(interactions.item_ids):,} items and "
         f"{len(interactions.user_ids):,} users, and ranks all items for each."
     )
-    return live(
-        Report(f"What comes next, by {run.resolve().name}", (lead,), eyebrow="intarsia recommend"),
-        "recommend",
-    )
+    title = f"What comes next, by {run.resolve().name}"
+    return live(Report(title, (lead,), eyebrow="intarsia recommend"), "recommend")
 
 
 def _serve(showing: RecommenderPage, run: Path, port: int) -> None:
