@@ -51,8 +51,8 @@ def vectors_naive(pool: Tensor, rows: Tensor, rank: int) -> Tensor:
 
 
 configs = st.builds(
-    lambda e, more, per, share, apart: Mos(
-        e + more, e, per, min(share, e) if e - min(share, e) or not more else 0, dissociate=apart
+    lambda e, extra, per, share, apart: Mos(
+        e + extra, e, per, min(share, e) if e - min(share, e) or not extra else 0, dissociate=apart
     ),
     st.integers(1, 3), st.integers(0, 4), st.sampled_from([1, 2, 3, 4, 12]), st.integers(0, 2),
     st.booleans(),

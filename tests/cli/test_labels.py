@@ -107,8 +107,8 @@ def test_compare_pairs_by_average_precision(
 ) -> None:
     monkeypatch.setattr(matrix, "EXECUTOR", "here")
     words = ("--methods", "linear,lora", "--seeds", "0,1", "--epochs", "1", "--lr", "1e-2")
-    where = ("--out", tmp_path / "c", "--json")
-    result = intarsia("compare", table, *TINY, *words, "--batch-size", "8", *where)
+    options = ("--out", tmp_path / "c", "--json")
+    result = intarsia("compare", table, *TINY, *words, "--batch-size", "8", *options)
     assert result.code == 0, result.err
     assert {row["measure"] for row in result.json["rows"]} == {"mean_average_precision"}
 

@@ -126,8 +126,8 @@ def test_rows_of_a_block_have_the_same_groups(rows: int, activations: str) -> No
     union = torch.stack([part.any(0) for part in keep.split(rows)])
     count = int(union.sum()) // 16
     # 84 bits for each row of a group, of rows that fill up a block too, and a place for all
-    each = 10 * count * rows + math.ceil(count * rows / 2)
-    assert nbytes(stored) == each + 2 * count + 4 * (blocks + 1)
+    row_bytes = 10 * count * rows + math.ceil(count * rows / 2)
+    assert nbytes(stored) == row_bytes + 2 * count + 4 * (blocks + 1)
     back = form.decode(stored, weight.shape)
     assert torch.equal(back, FORM.decode(FORM.encode(weight, keep), weight.shape))
     x = torch.randn(3, 48, generator=torch.Generator().manual_seed(1))

@@ -89,8 +89,8 @@ def test_the_line_names_the_dense_choice_and_its_command(monkeypatch: pytest.Mon
     assert advice("text", "gqsa", 4, 0.9) is None and advice("text", "blockint", 4, 1.0) is None
     # the fastest of ours is judged where no format is named
     assert advice("text") == line
-    other = replace(INT4, name="Q4", format=None)
-    monkeypatch.setattr(module, "rivals", lambda _: table(other, GROUPS))
+    four_bits = replace(INT4, name="Q4", format=None)
+    monkeypatch.setattr(module, "rivals", lambda _: table(four_bits, GROUPS))
     assert (line := advice("text", "gqsa")) is not None and line.endswith("do this")
 
 
@@ -125,9 +125,9 @@ def test_a_new_run_takes_the_place_of_those_that_it_measured_again(
     rivals.cache_clear()
     try:
         record("text", run(GOOD, OURS, day="tomorrow"))
-        days = [one.day for one in rivals("text").runs]
+        days = [entry.day for entry in rivals("text").runs]
         assert days == ["tomorrow", "today"], "int4 is in the older run alone"
         record("text", run(INT4, OURS, day="after"))
-        assert [one.day for one in rivals("text").runs] == ["after"]
+        assert [entry.day for entry in rivals("text").runs] == ["after"]
     finally:
         rivals.cache_clear()

@@ -103,11 +103,14 @@ def test_experts_on_disk_are_read_by_the_steps(kind: str, slots: int, tmp_path: 
     assert torch.equal(answer.tokens, words[:, 5:])
     table = TokenTable.of(intarsia.trace(resident, [IDS]))
     foreseeing: Any = intarsia.offload(tmp_path / "model", slots=slots, predictor=table)
-    seen: list[Any] = []
+    guesses: list[Any] = []
     policy: Any = slots_of(foreseeing).cache.policy
-    policy.foresee = lambda chances, told=policy.foresee: (seen.append(chances), told(chances))
+    policy.foresee = lambda chances, before=policy.foresee: (
+        guesses.append(chances),
+        before(chances),
+    )
     assert torch.equal(generate(foreseeing, IDS[:, :5], 6).tokens, answer.tokens)
-    assert len(seen) == 2 + 5 and all(chances is not None for chances in seen)
+    assert len(guesses) == 2 + 5 and all(chances is not None for chances in guesses)
 
 
 @torch.no_grad()
@@ -119,10 +122,10 @@ def test_a_read_that_fails_ends_the_call_and_not_the_model(tmp_path: Path) -> No
     text, read = NativeText(model, length=40), slots.store.read
     for layer in (0, 1):
 
-        def broken(at: int, expert: int, into: Any, layer: int = layer) -> int:
-            if at == layer:
+        def broken(place: int, expert: int, into: Any, layer: int = layer) -> int:
+            if place == layer:
                 raise CheckpointError("expert", got="half of it", want="all", fix="Pack it again.")
-            return read(at, expert, into)
+            return read(place, expert, into)
 
         slots.store.read = broken  # type: ignore[method-assign]
         slots.cache.begin()
@@ -149,8 +152,8 @@ def test_steps_and_a_forward_share_the_slots(tmp_path: Path) -> None:
         except BaseException as error:
             errors.append(error)
 
-    other = threading.Thread(target=forwards)
-    other.start()
+    thread = threading.Thread(target=forwards)
+    thread.start()
     try:
         text = NativeText(model, slots=2, length=40)
         for index in range(20):
@@ -158,7 +161,7 @@ def test_steps_and_a_forward_share_the_slots(tmp_path: Path) -> None:
             assert_close(got, want[:, index], atol=1e-5, rtol=1e-5)
     finally:
         ended.set()
-        other.join()
+        thread.join()
     assert not errors
 
 

@@ -47,8 +47,8 @@ def made(
     weight = torch.randn(rows, 16 * across, generator=draw)
     keep = torch.rand(-(-rows // together), across, generator=draw) < density
     keep[1:2], keep[2:3] = False, density > 0
-    whole = keep.repeat_interleave(together, 0)[:rows].repeat_interleave(16, 1)
-    stored = GroupSparse(rows=together).encode(weight, whole)
+    mask = keep.repeat_interleave(together, 0)[:rows].repeat_interleave(16, 1)
+    stored = GroupSparse(rows=together).encode(weight, mask)
     return torch.randn(5, 16 * across, generator=draw), [stored[part] for part in PARTS]
 
 

@@ -57,11 +57,11 @@ def test_the_loads_take_every_way() -> None:
     assert shapes["unlike"] == [(1, n) for n in LOADS["unlike"]]
     assert shapes["many"] == [(1, n) for n in LOADS["many"]]
     assert max(LOADS["few"]) <= FEW < max(LOADS["alike"])
-    own = {
+    cut = {
         name: [(b.count, b.loads) for b in blocks(list(load), True)] for name, load in LOADS.items()
     }
-    assert own["few"] == [(5, LOADS["few"])]  # each has its own rows, none of zeros
-    assert all(not loads for _, loads in own["many"])
+    assert cut["few"] == [(5, LOADS["few"])]  # each has its own rows, none of zeros
+    assert all(not loads for _, loads in cut["many"])
 
 
 @pytest.mark.parametrize("load", LOADS.values(), ids=LOADS)

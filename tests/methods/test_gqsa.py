@@ -83,10 +83,10 @@ def test_rows_of_a_block_keep_the_groups_of_the_largest_sums(choose: Any, rows: 
     blocks = coded.mask.split(rows)
     assert all((block == block[:1]).all() for block in blocks)
     sums = form.blocks(form.groups(wanda(weight, statistics).square())).sum((-2, -1))
-    kept = torch.stack([block[0] for block in blocks])
-    assert int(kept.sum()) == round(0.5 * kept.numel())
+    mask = torch.stack([block[0] for block in blocks])
+    assert int(mask.sum()) == round(0.5 * mask.numel())
     if choose is by_rounding:
-        assert float(sums[kept].min()) >= float(sums[~kept].max())
+        assert float(sums[mask].min()) >= float(sums[~mask].max())
     assert torch.equal(form.decode(coded.stored(), weight.shape), coded.weight())
 
 

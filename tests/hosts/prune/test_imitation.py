@@ -92,16 +92,16 @@ def test_a_layer_is_the_least_squares_of_the_weights_that_are_left() -> None:
         and layer.kernel_size == (1, 1)
         and (layer.weight == 0).any()
     )
-    seen: list[tuple[Tensor, Tensor]] = []
+    records: list[tuple[Tensor, Tensor]] = []
     for model in (pruned, dense):
         handle = model.get_submodule(path).register_forward_hook(
-            lambda _, inputs, output: seen.append((inputs[0], output))
+            lambda _, inputs, output: records.append((inputs[0], output))
         )
         with torch.no_grad():
             model(x)
         handle.remove()
     # inputs of the pruned net, outputs of the dense one
-    pair = seen[0][0], seen[1][1]
+    pair = records[0][0], records[1][1]
     rows, targets = (t.movedim(1, -1).flatten(0, -2).double() for t in pair)
     rows, targets = rows - rows.mean(0), targets - targets.mean(0)
     weight = conv.weight.detach().flatten(1).double()
@@ -129,17 +129,17 @@ def test_blocks_come_nearer_to_the_dense_ones_and_zeros_stay() -> None:
 
 
 def test_a_dense_net_has_nothing_to_reconstruct() -> None:
-    dense, same = net(), net()
-    reconstruct(same, dense, pictures())
+    dense, unpruned = net(), net()
+    reconstruct(unpruned, dense, pictures())
     for name, tensor in dense.state_dict().items():
-        torch.testing.assert_close(same.state_dict()[name], tensor, atol=1e-4, rtol=1e-3)
+        torch.testing.assert_close(unpruned.state_dict()[name], tensor, atol=1e-4, rtol=1e-3)
 
 
 def test_a_net_that_was_not_pruned_keeps_its_statistics() -> None:
-    dense, same = net(), net()
-    correct_batch_norms(same, dense, pictures())
+    dense, unpruned = net(), net()
+    correct_batch_norms(unpruned, dense, pictures())
     for name, tensor in dense.state_dict().items():
-        torch.testing.assert_close(same.state_dict()[name], tensor, atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(unpruned.state_dict()[name], tensor, atol=1e-5, rtol=1e-4)
 
 
 def test_a_dead_channel_stays_finite() -> None:
@@ -206,9 +206,9 @@ def test_nets_that_do_not_belong_together_are_refused() -> None:
     dense = net()
     with refused(TargetError, what="batch norms"):
         correct_batch_norms(timm.create_model("test_resnet"), dense, pictures(2))
-    other = timm.create_model("test_resnet", num_classes=5)
+    five_classes = timm.create_model("test_resnet", num_classes=5)
     with refused(ConfigError, what="teacher"):
-        imitation(other)(dense, pictures(2), lambda logits: logits.sum())
+        imitation(five_classes)(dense, pictures(2), lambda logits: logits.sum())
     with refused(ConfigError, what="damp", got=0):
         reconstruct(dense, net(), pictures(2), damp=0)
     with refused(TargetError, what="blocks"):

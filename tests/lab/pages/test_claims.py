@@ -93,9 +93,9 @@ def test_a_page_says_how_a_claim_was_judged(written: Any) -> None:
 
 def test_what_does_not_hold_says_what_would_decide_it(written: Any) -> None:
     effect = UnknownEffect("It was not found.")
-    for figure, shown in ((0.6, 0), (0.4, 1)):
+    for figure, answers in ((0.6, 0), (0.4, 1)):
         study = a_claim(figure, effect=effect, scale="A larger carpet.", **HEADLINE)
-        assert written(study)[1].count("- What would decide it: A larger carpet.") == shown
+        assert written(study)[1].count("- What would decide it: A larger carpet.") == answers
 
 
 def test_an_older_record_is_marked_on_both_pages(written: Any) -> None:
