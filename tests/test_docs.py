@@ -23,7 +23,9 @@ ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
 PAGES = sorted(DOCS.rglob("*.md"))
 PROSE = "\n".join(p.read_text() for p in (ROOT / "README.md", *PAGES))
-REFERENCE = (DOCS / "reference.md").read_text()
+REFERENCE = "\n".join(
+    page.read_text() for page in (DOCS / "reference.md", *sorted((DOCS / "reference").glob("*.md")))
+)
 RUNNABLE = (
     "tour.md",
     "how-to/adapt-a-model.md",
@@ -182,6 +184,7 @@ def test_examples_run_as_they_stand(
         runpy.run_path(str(file))
 
 
+@pytest.mark.thorough
 def test_the_benchmark_s_tables_are_those_of_its_results() -> None:
     script = runpy.run_path(str(ROOT / "benchmarks" / "mini_page.py"))
     results = script["records"].read(script["RESULTS"])
