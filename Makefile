@@ -23,10 +23,11 @@ help:  ## this list
 
 setup: $(STAMP)  ## .venv with the package and every tool; again only after pyproject.toml or the tested versions changed
 
+# a module is compiled when it is first imported: half of the time, since most never are
 $(STAMP): pyproject.toml lab/pyproject.toml $(CONSTRAINTS)
 	@[ -n "$(PYTHON)" ] || { echo "Python: got none of 3.11 or newer, want one. Install python3.11, or call: make PYTHON=/path/to/python3.11"; exit 1; }
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet $(addprefix -c ,$(CONSTRAINTS)) -e ".[dev]" -e ./lab
+	$(BIN)/python -m pip install --quiet --no-compile $(addprefix -c ,$(CONSTRAINTS)) -e ".[dev]" -e ./lab
 	@touch $@
 
 demo: setup  ## rates, training, the choice and the fold on real pictures; a table, a page, and what adapting gained

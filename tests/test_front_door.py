@@ -76,6 +76,7 @@ def test_the_commands_of_a_page_run_and_print_what_it_shows(
         python(page, tmp_path)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("page", PYTHON)
 def test_the_python_of_a_page_runs(
     page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -53,6 +53,7 @@ def hooks_by_name(sources: list[str]) -> dict[str, int]:
     return {name: places for name, places in read.items() if name in members}
 
 
+@pytest.mark.thorough
 def test_no_hook_of_our_own_is_read_by_its_name() -> None:
     assert hooks_by_name([p.read_text() for p in SRC.rglob("*.py")]) == dict.fromkeys(FOREIGN, 1)
 

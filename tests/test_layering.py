@@ -31,6 +31,7 @@ def _imports(tree: ast.AST) -> Iterator[tuple[str, int]]:
             yield node.module or "", node.level
 
 
+@pytest.mark.thorough
 def test_a_class_name_means_one_thing() -> None:
     named: dict[str, list[str]] = {}
     for path in (*_sources(), *sorted(LAB.rglob("*.py"))):

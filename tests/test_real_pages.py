@@ -66,6 +66,7 @@ def run(page: str, folder: Path) -> str:
     return text
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("page", PAGES)
 def test_a_page_runs_on_stand_ins(
     page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

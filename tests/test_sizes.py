@@ -69,6 +69,7 @@ def oversized(text: str, place: str) -> Iterator[tuple[str, str]]:
                 yield f"{place}::{node.name}", f"{fields} fields, at most {DATACLASS_FIELDS}"
 
 
+@pytest.mark.thorough
 def test_source_is_within_its_limits() -> None:
     sizes = {
         key: size

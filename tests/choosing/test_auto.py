@@ -281,7 +281,9 @@ def test_the_minutes_hold_and_are_used(
         assert search.folded.spent + dearest >= seconds
 
 
-@pytest.mark.parametrize("jobs", [1, pytest.param(2, marks=pytest.mark.thorough), 3])
+@pytest.mark.parametrize(
+    "jobs", [1, *(pytest.param(jobs, marks=pytest.mark.thorough) for jobs in (2, 3))]
+)
 def test_so_many_candidates_are_trained_at_a_time_and_no_part_twice(
     jobs: int, tmp_path: Path
 ) -> None:

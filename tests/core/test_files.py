@@ -153,6 +153,7 @@ def replaces(parent: Path, kind: str) -> None:
             scratch.with_name("target.data").write_text("new")
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("exchanged", [True, False])
 @pytest.mark.parametrize("kind", ["file", "folder", "graph"])
 def test_killed_at_any_moment_the_old_or_the_new_one_has_the_name(

@@ -93,6 +93,7 @@ def test_folders_that_were_written_with_positions_are_read(vit: str, run: Path) 
         check_trunk(backbone(vit, classes=2, size=48), old, heads)
 
 
+@pytest.mark.thorough
 def test_a_model_with_layers_of_one_size_says_so(tmp_path: Path) -> None:
     model = timm.create_model("mixer_s32_224", img_size=32)
     timm.models.save_for_hf(model, str(tmp_path / "mixer"), model_args={"img_size": 32})

@@ -35,6 +35,7 @@ def test_a_fresh_process_serves_one_trial() -> None:
     assert "Count." in ends["raise-1"].error and "exit code -9" in ends["die-3"].error
 
 
+@pytest.mark.thorough
 def test_every_trial_ends_once_and_a_process_serves_many() -> None:
     ends = run(["work"] * 5, jobs=2)
     results = [ends[f"work-{n}"].result for n in range(5)]

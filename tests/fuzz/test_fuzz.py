@@ -78,6 +78,7 @@ ENDS = {
 MORE = {"busy": ("hang", _busy), "killed": ("died", _killed), "greedy": ("raw", _greedy)}
 
 
+@pytest.mark.thorough
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="processes are forked and limited")
 def test_each_end_is_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tests.fuzz.running.SECONDS", 1)

@@ -67,10 +67,8 @@ def losses(model: Any, batch: dict[str, Tensor]) -> Tensor:
     return (out * scale).sum() + intarsia.gating.aux_loss(model)
 
 
-@pytest.mark.parametrize(
-    "name",
-    ["mosa", *(pytest.param(n, marks=pytest.mark.thorough) for n in MODELS if n != "mosa")],
-)
+@pytest.mark.thorough
+@pytest.mark.parametrize("name", MODELS)
 def test_a_model_in_training_is_one_graph_and_computes_the_same(name: str) -> None:
     make, batch = MODELS[name]
     torch._dynamo.reset()

@@ -82,6 +82,7 @@ def kills(kind: Kind, folder: Path, moments: int) -> list[int]:
 REPLACED = [name for name, kind in KINDS.items() if kind.replaces]
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", ["mixture", "index", "delta"])
 def test_a_killed_save_leaves_the_old_or_the_new_one(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

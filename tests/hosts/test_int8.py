@@ -67,6 +67,7 @@ def test_weights_and_activations_have_eight_bits(tmp_path: Path) -> None:
     assert "100.0% in float32" in lines[0] and "of the time on this machine" in lines[0]
 
 
+@pytest.mark.thorough
 def test_accuracy_is_that_of_the_labels(tmp_path: Path) -> None:
     images = pictures(60, 1)
     with torch.no_grad():

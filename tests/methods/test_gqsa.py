@@ -262,6 +262,7 @@ def test_too_few_steps_to_move_a_code_are_said(model: nn.Module, rows: list[Row]
         UNTRAINED.warn_of_few()
 
 
+@pytest.mark.thorough
 def test_by_default_both_stages_lower_the_error_of_unseen_rows(model: nn.Module) -> None:
     draw = torch.Generator().manual_seed(5)
     ids = (torch.arange(40) * torch.randint(1, 5, (48, 1), generator=draw)) % 64

@@ -327,6 +327,7 @@ def test_what_weighs_in_float32_gives_the_dtype_of_its_input(dtype: torch.dtype)
     assert layer(torch.randn(2, 4, D, dtype=dtype)).dtype == dtype
 
 
+@pytest.mark.thorough
 def test_random_experts_are_their_expectation_in_evaluation() -> None:
     experts = StackedExperts(4, D, 9, generator=seeded()).double()
     layer = Mixture(experts, RandomRouter(4, 2, "batch", generator=seeded())).train()

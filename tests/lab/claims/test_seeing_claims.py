@@ -97,6 +97,7 @@ def test_a_tile_has_one_kind_in_one_colour() -> None:
         assert [f" {colour} {name}" for colour in colours] == [question.answer] * 4
 
 
+@pytest.mark.thorough
 @pytest.mark.usefixtures("items")
 def test_slime_in_its_smallest_form(monkeypatch: pytest.MonkeyPatch) -> None:
     method = Slime("pixels", 4, 4, 4, 9, over=None)

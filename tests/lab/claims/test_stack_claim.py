@@ -10,6 +10,7 @@ from intarsia_lab.claims.ledger import claim
 from intarsia_lab.materials import held_out_rows, routing_traces
 
 
+@pytest.mark.thorough
 def test_pairs_and_batches_are_judged(
     mixture: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -111,6 +111,7 @@ def test_a_study_without_a_control_is_refused() -> None:
         study(sense="==")
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("seeds", [2, 3, 5, 14])
 def test_without_an_effect_at_most_5_percent_hold(seeds: int) -> None:
     draws = np.random.default_rng(seeds).normal(size=(500, seeds))

@@ -105,6 +105,7 @@ def test_the_decoded_weights_are_the_candidates_that_the_coder_chose(
         )
 
 
+@pytest.mark.thorough
 def test_another_process_of_another_processor_decodes_the_same_bits(
     codec: Recombiner, data: bytes, tmp_path: Path
 ) -> None:
