@@ -7,8 +7,8 @@ No picture, and no photograph that crops are of, is in two parts:
 - *judges*: looked at once, with the final recipe. Stamps of a quarter of all names and all whose
   name is a class of ImageNet; crops of nine photographs; and, where the folder
   `imagenet-sample-images` is below `$INTARSIA_DATA`, half of its 1,000 photographs, one for each
-  class. Lite0 was trained on photographs of that collection, though not on these labels' use here:
-  its accuracy on them is too high, and the difference of two nets is what counts.
+  class. They are of ImageNet's training part, by which Lite0 itself was trained: its accuracy on
+  them is too high, and the difference of two nets is what counts.
 """
 
 from __future__ import annotations
@@ -147,14 +147,14 @@ def _photographs(folder: Path) -> dict[str, Judged]:
 
 def _crops(draw: torch.Generator) -> dict[str, Judged]:
     """Return crops by part, those of a photograph in one of them.  draw: places and photographs."""
-    images = [torch.as_tensor(p.pixels).permute(2, 0, 1) for p in photographs()]
+    images = [torch.tensor(p.pixels).permute(2, 0, 1) for p in photographs()]
     order = torch.randperm(len(images), generator=draw).tolist()
     ends = PHOTOGRAPHS - CHOOSING, PHOTOGRAPHS
     numbers = {"fit": order[: ends[0]], "choose": order[slice(*ends)], "judge": order[ends[1] :]}
     parts: dict[str, Judged] = {}
-    for part, chosen in numbers.items():
+    for part, indices in numbers.items():
         side = STORED if part == "fit" else SIDE
-        squares = crops([images[i] for i in chosen], CROPS[part], draw, side=side)
+        squares = crops([images[i] for i in indices], CROPS[part], draw, side=side)
         if part == "fit":
             squares = ((squares + 1) * 127.5).round().to(torch.uint8)
         parts[part] = Judged(squares, torch.full((len(squares),), UNKNOWN))

@@ -24,7 +24,8 @@ from intarsia.schedules.masked_layers import masked_weights
 from .lite0 import POINTWISE, SIDE
 from .lite0_pictures import MARGIN, normalised
 
-STEPS = 414  # six epochs
+STEPS = {0.5: 414, 0.3: 345}  # of training by density: six and five epochs of 1,102 pictures
+RATES = {0.5: 1e-4, 0.3: 2e-4}  # a net that lost more is trained with a larger rate
 
 
 @dataclass(frozen=True)
@@ -32,12 +33,11 @@ class Recipe:
     """The settings of the route, chosen by the pictures that choose; see `lite0_pictures`.
 
     fitted: side of the pictures by which layers are reconstructed, px; side: of the views that
-    train; lr: AdamW's rate; batch: views of a step.
+    train; batch: views of a step.
     """
 
     fitted: int = SIDE
     side: int = 192
-    lr: float = 1e-4
     batch: int = 16
 
 
@@ -75,8 +75,8 @@ def imitated(
 
     dense: Lite0; pictures: uint8 (n, 3, 256, 256) without labels, in random order; form: share of
       the weights that stay, and outputs of a block that keeps the same inputs; steps: of training,
-      0 = none; folder: where the net's tensors are kept, and read from if they are there; recipe:
-      None = the one of the page.
+      about so many in whole epochs, 0 = none; folder: where the net's tensors are kept, and read
+      from if they are there; recipe: None = the one of the page.
     """
     recipe = recipe or Recipe()
     density, rows = form
@@ -89,7 +89,9 @@ def imitated(
     teacher = copy.deepcopy(dense).to(memory_format=torch.channels_last)
     if steps:
         net = imitated(dense, pictures, form, 0, folder, recipe)
-        train(net.to(memory_format=torch.channels_last), teacher, pictures, steps, recipe)
+        rate = RATES[density]
+        net = net.to(memory_format=torch.channels_last)
+        train(net, teacher, pictures, (steps, rate), recipe)
     else:
         net = copy.deepcopy(teacher)
         paths = [name.removesuffix(".weight") for name in masked_weights(net, POINTWISE)]
@@ -119,17 +121,20 @@ def cut(pictures: Tensor, side: int) -> Tensor:
     return squares.contiguous(memory_format=torch.channels_last)
 
 
-def train(net: nn.Module, dense: nn.Module, pictures: Tensor, steps: int, recipe: Recipe) -> None:
+def train(
+    net: nn.Module, dense: nn.Module, pictures: Tensor, pace: tuple[int, float], recipe: Recipe
+) -> None:
     """Train a pruned net for the dense net's answers to random views of pictures, in place.
 
-    pictures: uint8 (n, 3, 256, 256); steps: about so many, whole epochs.
+    pictures: uint8 (n, 3, 256, 256); pace: number of steps, and AdamW's rate.
     """
+    steps, rate = pace
     answers: Any = answered(dense, whole(pictures))
     views = Views(pictures, answers.tensors[1], recipe.side)
     options: Any = {
         "epochs": max(1, round(steps * recipe.batch / len(pictures))),
         "batch_size": recipe.batch,
-        "lr": recipe.lr,
+        "lr": rate,
         "weight_decay": 0.0,
         "clip": 1.0,
         "trackers": (),

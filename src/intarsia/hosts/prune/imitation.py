@@ -133,12 +133,12 @@ def reconstruct(
             _correct_norms(block, reference, *hidden[0])
             # what the next block reads, in both nets
             hidden = [(block(x), reference(y)) for x, y in hidden]
-        whole = [(some, some) for some in pictures.split(BATCH)]
+        batches = [(some, some) for some in pictures.split(BATCH)]
         for name, method in _to_fit(pruned, "", prune):
             if name in last:
-                _refit(pruned, dense, name, whole, damp, method)
+                _refit(pruned, dense, name, batches, damp, method)
         # norms behind the blocks
-        _correct_norms(pruned, dense, *whole[0])
+        _correct_norms(pruned, dense, *batches[0])
 
 
 def _behind(pruned: nn.Module, dense: nn.Module) -> list[str]:
