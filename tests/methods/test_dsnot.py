@@ -84,5 +84,7 @@ def test_it_reads_what_it_needs_and_refuses_what_cannot_be() -> None:
         edited(method, {"square"})
     with refused(ConfigError, what="base", got="DSnoT"):
         intarsia.sparse.DSnoT(intarsia.sparse.DSnoT())
+    with refused(ConfigError, what="base", got="blocks of 4 rows"):
+        intarsia.sparse.DSnoT(intarsia.SparseGPT(0.5, rows=4))
     with refused(ConfigError, what="restore", got="'all'"):
         intarsia.sparse.DSnoT(restore="all")

@@ -58,6 +58,9 @@ class DSnoT(Pruner):
         if not isinstance(base, Pruner) or isinstance(base, DSnoT):
             want, fix = "Magnitude, Wanda or SparseGPT", "Pass DSnoT(Wanda(density=0.5))."
             raise ConfigError("base", got=type(base).__name__, want=want, fix=fix)
+        if isinstance(base, SparseGPT) and base.rows > 1:
+            want, fix = "a mask of single weights, which are swapped", "Use rows=1."
+            raise ConfigError("base", got=f"blocks of {base.rows} rows", want=want, fix=fix)
         at_least("cycles", self.cycles, 0)
         at_least("tolerance", self.tolerance, 0)
         at_least("power", self.power, 0)

@@ -20,7 +20,7 @@ from intarsia.hosts.prune.imitation import (
     imitation,
     reconstruct,
 )
-from intarsia.hosts.prune.pruners import Magnitude
+from intarsia.hosts.prune.pruners import Magnitude, SparseGPT
 from intarsia.schedules import FixedMask
 from intarsia.train.squarehead import block_outputs
 
@@ -128,6 +128,54 @@ def test_blocks_come_nearer_to_the_dense_ones_and_zeros_stay() -> None:
     assert all(torch.equal(p == 0, zeros[n]) for n, p in pruned.named_parameters() if n in zeros)
 
 
+def pointwise(model: nn.Module) -> dict[str, Any]:
+    return {
+        path: layer
+        for path, layer in model.named_modules()
+        if isinstance(layer, nn.Conv2d) and layer.kernel_size == (1, 1)
+    }
+
+
+def error(model: Any, dense: Any, x: Tensor) -> float:
+    """Relative error of what stands behind the last 1x1 convolution."""
+    with torch.no_grad():
+        got, want = model.forward_features(x), dense.forward_features(x)
+    return float((got - want).norm() / want.norm())
+
+
+def test_zeros_are_chosen_layer_by_layer_also_behind_the_blocks() -> None:
+    dense, x = net(), pictures(64)
+    pruned, afterwards = copy.deepcopy(dense), copy.deepcopy(dense)
+    shares = dict(zip(pointwise(dense), [0.25, 0.5, 0.75] * 9, strict=False))
+    assert "conv_head" in shares
+    left_out = next(iter(shares))
+    prune = {path: SparseGPT(density=d) for path, d in shares.items() if path != left_out}
+    reconstruct(pruned, dense, x, prune=prune)
+    for path, layer in pointwise(pruned).items():
+        want = 1.0 if path == left_out else shares[path]
+        got = float((layer.weight != 0).float().mean())
+        assert got == pytest.approx(want, abs=0.51 / layer.weight.shape[1] + 0.01), path
+    # better than zeros that were chosen without regard to what is pruned before
+    for path in prune:
+        weight = afterwards.get_parameter(f"{path}.weight")
+        bound = weight.abs().flatten().kthvalue(round((1 - shares[path]) * weight.numel())).values
+        weight.data *= weight.abs() > bound
+    reconstruct(afterwards, dense, x)
+    unseen = pictures(32, seed=1)
+    assert error(pruned, dense, unseen) < error(afterwards, dense, unseen)
+
+
+def test_blocks_of_rows_keep_the_same_inputs() -> None:
+    dense, x = net(), pictures(32)
+    pruned = copy.deepcopy(dense)
+    reconstruct(pruned, dense, x, prune={"conv_head": SparseGPT(density=0.5, rows=4)})
+    mask = pointwise(pruned)["conv_head"].weight.flatten(1) != 0
+    assert bool((mask.view(-1, 4, mask.shape[1]) == mask[::4, None]).all())
+    assert float(mask.float().mean()) == pytest.approx(0.5, abs=0.01)
+    with refused(ConfigError, what="rows"):
+        SparseGPT(density=0.5, pattern="2:4", rows=4)
+
+
 def test_a_dense_net_has_nothing_to_reconstruct() -> None:
     dense, unpruned = net(), net()
     reconstruct(unpruned, dense, pictures())
@@ -211,6 +259,8 @@ def test_nets_that_do_not_belong_together_are_refused() -> None:
         imitation(five_classes)(dense, pictures(2), lambda logits: logits.sum())
     with refused(ConfigError, what="damp", got=0):
         reconstruct(dense, net(), pictures(2), damp=0)
+    with refused(TargetError, what="layers to prune", got=["conv_stem"]):
+        reconstruct(dense, net(), pictures(2), prune={"conv_stem": SparseGPT()})
     with refused(TargetError, what="blocks"):
         reconstruct(timm.create_model("test_resnet"), dense, pictures(2))
     with refused(ConfigError, what="temperature", got=0):

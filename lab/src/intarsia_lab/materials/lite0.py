@@ -4,21 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image, ImageOps
 from torch import Tensor, nn
 
 from intarsia.data.backbones import PACKAGED, backbone
 from intarsia.data.conversions import efficientnet_lite0_head
-from intarsia.data.decode import read_image
 from intarsia.data.packages import obtain
 from intarsia.data.photographs import photographs
 from intarsia.partitions import keep_row_blocks
 from intarsia.schedules.masked_layers import masked_weights
-
-from .stamps import stamps
 
 LITE0, SIDE, BATCH = "efficientnet-lite0", 224, 16
 POINTWISE = ("1x1",)
@@ -52,23 +47,25 @@ def lite0(density: float = 1.0, rows: int = 1) -> nn.Module:
     return net
 
 
-def crops(pixels: Sequence[Tensor], count: int, draw: torch.Generator) -> Tensor:
+def crops(
+    pixels: Sequence[Tensor], count: int, draw: torch.Generator, *, side: int = SIDE
+) -> Tensor:
     """Cut random squares out of photographs, resized as Lite0 reads them.
 
-    Each is a random part of the shorter side, at least 224 px. pixels: (3, H, W) each, 0 to 255;
-    count: of squares; draw: the random numbers. Returns (count, 3, 224, 224), -1 to 1.
+    Each is a random part of the shorter side, at least `side` px. pixels: (3, H, W) each, 0 to 255;
+    count: of squares; draw: the random numbers. Returns (count, 3, side, side), -1 to 1.
     """
     squares: list[Tensor] = []
     for _ in range(count):
         image = pixels[int(torch.randint(len(pixels), (), generator=draw))]
         shorter = min(image.shape[1:])
-        side = int(torch.randint(min(SIDE, shorter), shorter + 1, (), generator=draw))
+        length = int(torch.randint(min(side, shorter), shorter + 1, (), generator=draw))
         top, first_column = (
-            int(torch.randint(n - side + 1, (), generator=draw)) for n in image.shape[1:]
+            int(torch.randint(n - length + 1, (), generator=draw)) for n in image.shape[1:]
         )
-        square = image[None, :, top : top + side, first_column : first_column + side].float()
+        square = image[None, :, top : top + length, first_column : first_column + length].float()
         # antialiased: a shrunk photograph without it has patterns of its own
-        squares.append(F.interpolate(square, (SIDE, SIDE), mode="bilinear", antialias=True)[0])
+        squares.append(F.interpolate(square, (side, side), mode="bilinear", antialias=True)[0])
     return torch.stack(squares) / 127.5 - 1
 
 
@@ -92,20 +89,4 @@ def photograph_crops(train: int, test: int, draw: torch.Generator) -> tuple[Tens
         crops([images[i] for i in part], count, draw)
         for part, count in zip(parts, (train, test), strict=True)
     )
-    return first, second
-
-
-def stamp_squares() -> tuple[Tensor, Tensor]:
-    """Return Tux Paint's stamps as Lite0 reads them: those that train, and a quarter that judges.
-
-    Each stands on a white square; symbols are left out. Lite0 has classes for most of them, and is
-    surer of them than of crops of landscapes. Returns two tensors (count, 3, 224, 224), -1 to 1.
-    """
-    parts: tuple[list[Tensor], list[Tensor]] = ([], [])
-    for stamp in (s for s in stamps(lambda _: None) if s.topic != "symbols"):
-        square = ImageOps.pad(
-            read_image(stamp.picture), (SIDE, SIDE), Image.Resampling.LANCZOS, "white"
-        )
-        parts[stamp.late].append(torch.tensor(np.asarray(square)).permute(2, 0, 1))
-    first, second = (torch.stack(part).float() / 127.5 - 1 for part in parts)
     return first, second

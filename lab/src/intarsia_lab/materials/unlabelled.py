@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from torch.utils.data import Dataset
+from torchvision.transforms import v2
 
 import intarsia
 from intarsia.core.files import writing
@@ -17,45 +19,125 @@ from intarsia.core.reading import read_tensors
 from intarsia.hosts.prune.imitation import answered, imitation, reconstruct
 from intarsia.hosts.prune.pruners import SparseGPT
 from intarsia.schedules import FixedMask
+from intarsia.schedules.masked_layers import masked_weights
 
-from .lite0 import BATCH, POINTWISE, lite0
+from .lite0 import POINTWISE, SIDE
+from .lite0_pictures import MARGIN, normalised
 
-TRAINED_SIDE = 128  # px: a third of the work at 224, where the net is judged
-CHOOSING = 256  # pictures by which SparseGPT chooses weights
-RATE = 1e-4
+STEPS = {0.5: 414, 0.3: 345}  # of training by density: six and five epochs of 1,102 pictures
+RATES = {0.5: 1e-4, 0.3: 2e-4}  # a net that lost more is trained with a larger rate
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """The settings of the route, chosen by the pictures that choose; see `lite0_pictures`.
+
+    fitted: side of the pictures by which layers are reconstructed, px; side: of the views that
+    train; batch: views of a step.
+    """
+
+    fitted: int = SIDE
+    side: int = 192
+    batch: int = 16
+
+
+class Views(Dataset[tuple[Tensor, Tensor]]):
+    """Random views of pictures, each with the dense net's class of the whole picture.
+
+    A view is cut at the scale of judging: views of other scales, which train as well elsewhere,
+    moved the net away from what it had been fitted to.
+    """
+
+    def __init__(self, pictures: Tensor, classes: Tensor, side: int) -> None:
+        """Prepare the views.
+
+        pictures: uint8 (n, 3, H, W); classes: (n,); side: of a view, px.
+        """
+        self.pictures, self.classes = pictures, classes
+        self.view = v2.Compose([v2.RandomCrop(side), v2.RandomHorizontalFlip()])
+
+    def __len__(self) -> int:
+        return len(self.pictures)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        return normalised(self.view(self.pictures[index])), self.classes[index]
 
 
 def imitated(
-    dense: nn.Module, pictures: Tensor, form: tuple[float, int], steps: int, file: Path
+    dense: nn.Module,
+    pictures: Tensor,
+    form: tuple[float, int],
+    steps: int,
+    folder: Path,
+    recipe: Recipe | None = None,
 ) -> nn.Module:
     """Prune Lite0's 1x1 convolutions, and fit what is left to the dense net.
 
-    dense: Lite0; pictures: (n, 3, 224, 224) without labels, in random order; form: share of the
-      weights that stay, and outputs of a block: 1 = chosen by SparseGPT, more = the largest blocks;
-      steps: of training, 0 = none; file: where the net's tensors are kept, and read from if they
-      are there.
+    dense: Lite0; pictures: uint8 (n, 3, 256, 256) without labels, in random order; form: share of
+      the weights that stay, and outputs of a block that keeps the same inputs; steps: of training,
+      about so many in whole epochs, 0 = none; folder: where the net's tensors are kept, and read
+      from if they are there; recipe: None = the one of the page.
     """
+    recipe = recipe or Recipe()
     density, rows = form
-    net = lite0(density, rows) if rows > 1 else copy.deepcopy(dense)
+    file = folder / f"lite0-{density:g}-{rows}-{steps}-{len(pictures)}.safetensors"
     if file.is_file():
+        net = copy.deepcopy(dense)
         net.load_state_dict(read_tensors(file))
         return net.eval()
-    small = F.interpolate(pictures, (TRAINED_SIDE,) * 2, mode="bilinear", antialias=True)
-    if rows == 1:
-        intarsia.sparsify(net, SparseGPT(density=density), small[:CHOOSING])
-    reconstruct(net, dense, small)
+    # channels last: these convolutions take half as long
+    teacher = copy.deepcopy(dense).to(memory_format=torch.channels_last)
     if steps:
-        _train(net, dense, small, steps)
-    file.parent.mkdir(parents=True, exist_ok=True)
+        net = imitated(dense, pictures, form, 0, folder, recipe)
+        rate = RATES[density]
+        net = net.to(memory_format=torch.channels_last)
+        train(net, teacher, pictures, (steps, rate), recipe)
+    else:
+        net = copy.deepcopy(teacher)
+        paths = [name.removesuffix(".weight") for name in masked_weights(net, POINTWISE)]
+        # each layer has the same density: more for small layers (Erdos and Renyi) chose no better
+        prune = {path: SparseGPT(density=density, rows=rows) for path in paths}
+        reconstruct(net, teacher, cut(pictures, recipe.fitted), prune=prune)
+    folder.mkdir(parents=True, exist_ok=True)
     with writing(file) as scratch:
-        save_file(net.state_dict(), scratch)
-    return net.eval()
+        save_file({name: t.contiguous() for name, t in net.state_dict().items()}, scratch)
+    return net.to(memory_format=torch.contiguous_format).eval()
 
 
-def _train(net: nn.Module, dense: nn.Module, pictures: Tensor, steps: int) -> None:
-    """Train a pruned net for the dense net's answers to pictures and their mirror images."""
-    options: Any = {"batch_size": BATCH, "lr": RATE, "weight_decay": 0.0, "trackers": ()}
-    options["epochs"] = max(1, round(steps * BATCH / (2 * len(pictures))))
+def whole(pictures: Tensor) -> Tensor:
+    """Return the middle of each picture as Lite0 is judged.  pictures: uint8 (n, 3, 256, 256)."""
+    return normalised(pictures[:, :, MARGIN : MARGIN + SIDE, MARGIN : MARGIN + SIDE])
+
+
+def cut(pictures: Tensor, side: int) -> Tensor:
+    """Return one view of each picture, channels last.
+
+    pictures: uint8 (n, 3, H, W); side: of a view, px.
+    """
+    views = Views(pictures, torch.zeros(len(pictures)), side)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        squares = torch.stack([views[index][0] for index in range(len(views))])
+    return squares.contiguous(memory_format=torch.channels_last)
+
+
+def train(
+    net: nn.Module, dense: nn.Module, pictures: Tensor, pace: tuple[int, float], recipe: Recipe
+) -> None:
+    """Train a pruned net for the dense net's answers to random views of pictures, in place.
+
+    pictures: uint8 (n, 3, 256, 256); pace: number of steps, and AdamW's rate.
+    """
+    steps, rate = pace
+    answers: Any = answered(dense, whole(pictures))
+    views = Views(pictures, answers.tensors[1], recipe.side)
+    options: Any = {
+        "epochs": max(1, round(steps * recipe.batch / len(pictures))),
+        "batch_size": recipe.batch,
+        "lr": rate,
+        "weight_decay": 0.0,
+        "clip": 1.0,
+        "trackers": (),
+    }
     schedule = FixedMask(layers=POINTWISE)
-    answers = answered(dense, torch.cat([pictures, pictures.flip(3)]))
-    intarsia.fit(net, answers, objective=imitation(dense), schedule=schedule, **options)
+    intarsia.fit(net, views, objective=imitation(dense), schedule=schedule, **options)

@@ -1,13 +1,13 @@
 """A pruned net that learns its dense net's answers: pictures are needed, labels are not.
 
-Four steps, of which the second and the third are here:
+Three steps, of which the first and the second are here:
 
-1. `sparsify(net, SparseGPT(density=0.5), pictures)` chooses the weights that go (arXiv:2301.00774).
-2. `reconstruct(net, dense, pictures)` fits what is left, layer by layer, in closed form, and gives
-   each channel the mean and the variance that it had (arXiv:1906.04721 corrects means so).
-3. `fit(net, answered(dense, pictures), objective=imitation(dense), schedule=FixedMask())` trains
+1. `reconstruct(net, dense, pictures, prune=...)` chooses the weights that go (by SparseGPT,
+   arXiv:2301.00774) and fits what is left, layer by layer, in closed form; each channel gets the
+   mean and the variance that it had (arXiv:1906.04721 corrects means so).
+2. `fit(net, answered(dense, pictures), objective=imitation(dense), schedule=FixedMask())` trains
    what is left for the dense net's answers and block outputs (SquareHead, arXiv:2310.06927).
-4. `compress(net, Chw(), picture)` stores it.
+3. `compress(net, Chw(), picture)` stores it.
 """
 
 from __future__ import annotations
@@ -24,13 +24,16 @@ from torch.utils.data import TensorDataset
 from ...core.checks import above
 from ...core.errors import TargetError
 from ...core.modes import evaluating
+from ...scores import Statistics
 from ...train.objectives import Objective, logits_of
 from ...train.order import Inputs
 from ...train.outcome import LossOf, Outcome
 from ...train.squarehead import SquareHead
-from ..anatomy.blocks import BATCH_NORM, blocks, layers_of
+from ..anatomy.blocks import BATCH_NORM, blocks, inside, layers_of
+from .pruner import LayerPruner
 
 BATCH = 64  # pictures of a forward without a gradient
+BATCHES, POSITIONS = 4, 500  # that suffice for a layer: batches, and positions for each input
 MOST = 20.0  # factor on a variance
 Moments = tuple[Tensor, Tensor]  # variance and mean of each channel
 Read = Callable[[str, Tensor], object]  # (path of a batch norm, its input)
@@ -89,37 +92,76 @@ def correct_batch_norms(pruned: nn.Module, dense: nn.Module, pictures: Tensor) -
 
 @torch.no_grad()
 def reconstruct(
-    pruned: nn.Module, dense: nn.Module, pictures: Tensor, *, damp: float = 0.05
+    pruned: nn.Module,
+    dense: nn.Module,
+    pictures: Tensor,
+    *,
+    prune: Mapping[str, LayerPruner] | None = None,
+    damp: float = 0.05,
 ) -> None:
     """Fit what is left of each 1x1 convolution to what the dense net's layer gives, in closed form.
 
     min_W ||Y - W X||^2 + damp h ||W - W_0||^2 over the weights that are not 0, row by row. Y: the
     layer's outputs in the dense net, X: its inputs in the pruned net, behind the layers that were
     fitted before, both less their means; h: the mean square of an input; W_0: the weights before.
-    A layer so makes up for the errors of all layers before it. `SparseGPT`, which chooses the
-    weights, compares outputs for the same inputs. Batch norms are corrected behind each layer, see
-    `correct_batch_norms`.
+    A layer so makes up for the errors of all layers before it. Batch norms are corrected behind
+    each layer, see `correct_batch_norms`. Layers in the blocks and behind them are fitted.
 
-    pruned: changed in place; its zeros stay. dense: the net before pruning.  pictures:
-    (N, C, H, W), some hundred: with fewer positions of its output than inputs, a layer would learn
-    these pictures by heart.  damp: above 0; more stays nearer to W_0.
+    pruned: changed in place; its zeros stay. dense: the net before pruning.
+    pictures: (N, C, H, W), some hundred: with few positions of its output for each input, a layer
+    would learn these pictures by heart; where there are 500, as in early layers, 256 pictures do.
+    prune: path of a layer -> the method that chooses its zeros, among the weights that fit best
+    while all may stay, for the inputs behind the layers that were pruned before; `sparsify` chooses
+    by the inputs of the net as it was. None = the zeros that are there.
+    damp: above 0; more stays nearer to W_0.
     Raises: TargetError for a net without blocks that follow one another, or of another
-    architecture; ConfigError for a damping that cannot be.
+    architecture, and for a path that is no 1x1 convolution in the blocks or behind them;
+    ConfigError for a damping that cannot be.
     """
     above("damp", damp, 0, "Try 0.05.")
+    prune = prune or {}
+    last = _behind(pruned, dense)
+    _check_paths(pruned, prune, last)
     with evaluating(dense), evaluating(pruned):
         hidden = _first_inputs(pruned, dense, pictures)
         for path, reference in blocks(dense):
             block = pruned.get_submodule(path)
-            for name in _pointwise(block):
+            for name, method in _to_fit(block, path, prune):
                 # first the norms before the layer, whose outputs it reads
                 _correct_norms(block, reference, *hidden[0])
-                _refit(block, reference, name, hidden, damp)
+                _refit(block, reference, name, hidden, damp, method)
             _correct_norms(block, reference, *hidden[0])
             # what the next block reads, in both nets
             hidden = [(block(x), reference(y)) for x, y in hidden]
+        batches = [(some, some) for some in pictures.split(BATCH)]
+        for name, method in _to_fit(pruned, "", prune):
+            if name in last:
+                _refit(pruned, dense, name, batches, damp, method)
         # norms behind the blocks
-        _correct_norms(pruned, dense, pictures[:BATCH], pictures[:BATCH])
+        _correct_norms(pruned, dense, *batches[0])
+
+
+def _behind(pruned: nn.Module, dense: nn.Module) -> list[str]:
+    """Return the paths of the 1x1 convolutions that stand behind the blocks."""
+    places = {path: place for place, (path, _) in enumerate(pruned.named_modules())}
+    end = max((places.get(path, 0) for path, _ in blocks(dense)), default=0)
+    within = [path for path, _ in blocks(dense)]
+    return [
+        path
+        for path in _pointwise(pruned)
+        if places[path] > end and not any(inside(path, block) for block in within)
+    ]
+
+
+def _check_paths(pruned: nn.Module, prune: Mapping[str, LayerPruner], last: list[str]) -> None:
+    """Refuse to prune what is not fitted.
+
+    prune: path of a layer -> its pruner; last: layers behind the blocks.  Raises: TargetError.
+    """
+    fitted = {f"{path}.{name}" for path, block in blocks(pruned) for name in _pointwise(block)}
+    if unknown := sorted({*prune} - fitted - {*last}):
+        want, fix = "1x1 convolutions of its blocks, or behind them", "See net.named_modules()."
+        raise TargetError("layers to prune", got=unknown[:3], want=want, fix=fix)
 
 
 def _first_inputs(pruned: nn.Module, dense: nn.Module, pictures: Tensor) -> Hidden:
@@ -160,26 +202,50 @@ def _first_inputs(pruned: nn.Module, dense: nn.Module, pictures: Tensor) -> Hidd
 
 
 def _pointwise(block: nn.Module) -> list[str]:
-    """Return the paths of a block's 1x1 convolutions that have a 0, in the order of the block."""
+    """Return the paths of the 1x1 convolutions of a block, or of a net, in its order."""
     return [
         path
         for path, layer in layers_of(block)
-        if isinstance(layer, nn.Conv2d)
-        and (layer.kernel_size, layer.groups) == ((1, 1), 1)
-        and bool((layer.weight == 0).any())
+        if isinstance(layer, nn.Conv2d) and (layer.kernel_size, layer.groups) == ((1, 1), 1)
     ]
 
 
-def _refit(block: nn.Module, reference: nn.Module, name: str, hidden: Hidden, damp: float) -> None:
+def _to_fit(
+    block: nn.Module, path: str, prune: Mapping[str, LayerPruner]
+) -> list[tuple[str, LayerPruner | None]]:
+    """Return the 1x1 convolutions of a block that have a 0, or are pruned, with their pruners.
+
+    block: of the pruned net; path: its place there, "" = the net; prune: path -> pruner.
+    """
+    methods = {name: prune.get(f"{path}.{name}".lstrip(".")) for name in _pointwise(block)}
+    return [
+        (name, method)
+        for name, method in methods.items()
+        if method is not None or bool((block.get_parameter(f"{name}.weight") == 0).any())
+    ]
+
+
+def _refit(
+    block: nn.Module,
+    reference: nn.Module,
+    name: str,
+    hidden: Hidden,
+    damp: float,
+    method: LayerPruner | None,
+) -> None:
     """Fit one layer of a block by least squares; see `reconstruct`.
 
     block, reference: of the pruned and the dense net; name: path of the layer in it; hidden: what
-    the block reads in both nets, for each batch; damp: weight of the distance from what it was.
+    the block reads in both nets, for each batch; damp: weight of the distance from what it was;
+    method: chooses the zeros first, None = those that are there.
     """
     layer: Any = block.get_submodule(name)
     stride = layer.stride
     count, total_x, total_y, moment, cross = 0, 0.0, 0.0, 0.0, 0.0
-    for x, y in hidden:
+    for number, (x, y) in enumerate(hidden):
+        # early layers have many positions and few inputs: some of the pictures are enough
+        if number >= BATCHES and count >= POSITIONS * layer.in_channels:
+            break
         inputs, _ = _call_of(block, name, x)
         _, outputs = _call_of(reference, name, y)
         rows = _rows(inputs[:, :, :: stride[0], :: stride[1]])  # (positions, in)
@@ -193,14 +259,20 @@ def _refit(block: nn.Module, reference: nn.Module, name: str, hidden: Hidden, da
     moment = moment / count - torch.outer(total_x, total_x) / count**2
     cross = cross / count - torch.outer(total_y, total_x) / count**2
     weight = layer.weight.detach().flatten(1).double()
+    mask = weight != 0
     scale = damp * moment.diagonal().mean().clamp_min(1e-12)
-    moment = moment + scale * torch.eye(len(moment), dtype=moment.dtype, device=moment.device)
+    damped = moment + scale * torch.eye(len(moment), dtype=moment.dtype, device=moment.device)
     cross = cross + scale * weight
+    if method is not None:
+        # the zeros are chosen among the weights that fit best while all of them may stay
+        best = torch.linalg.solve(damped, cross.T).T
+        statistics = Statistics(count, None, count * moment.diagonal(), count * moment)
+        mask = method.edit(name, best, statistics, torch.Generator())[0].mask(name, 0)
     fitted = torch.zeros_like(weight)
-    for row, keep in enumerate(weight != 0):
+    for row, keep in enumerate(mask.to(weight.device)):
         index = keep.nonzero()[:, 0]
         if len(index):
-            fitted[row, index] = torch.linalg.solve(moment[index][:, index], cross[row, index])
+            fitted[row, index] = torch.linalg.solve(damped[index][:, index], cross[row, index])
     layer.weight.copy_(fitted.view_as(layer.weight))
     if layer.bias is not None:
         layer.bias.copy_((total_y - fitted @ total_x) / count)
@@ -265,7 +337,10 @@ def _rows(x: Tensor) -> Tensor:
 
 def _moments(x: Tensor) -> Moments:
     """Return variance and mean of each channel, (C,) each.  x: (N, C, ...)."""
-    return torch.var_mean(_rows(x), 0, correction=0)
+    rows = _rows(x)
+    mean = rows.mean(0)
+    # torch.var_mean over the first axis takes five times as long
+    return (rows - mean).square().mean(0), mean
 
 
 @contextmanager

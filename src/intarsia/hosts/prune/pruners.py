@@ -8,8 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ...core import Card, Paper, Partition
-from ...core.checks import above
+from ...core import Blocks, Card, Paper, Partition
+from ...core.checks import above, at_least
+from ...core.errors import ConfigError
 from ...partitions import choose_and_compensate, keep_n_of_m, keep_rows, keep_shares
 from ...scores import Statistics, obs, wanda
 from .pruner import LayerPruner
@@ -76,16 +77,25 @@ class SparseGPT(LayerPruner):
 
     density, pattern, layers: see `LayerPruner`; the density holds in each `block` of columns.
     damp: of the Hessian, a share of its mean diagonal.  block: columns that are chosen at once.
-    Source: paper, algorithm 1; see `choose_and_compensate`.
+    rows: consecutive outputs that keep the same inputs, as `Chw` stores them fastest; 1 = each has
+    its own.
+    Raises: as `LayerPruner`; ConfigError for rows with a pattern; at the layer in question
+    ShapeError where rows do not divide the outputs.
+    Source: paper, algorithm 1; see `choose_and_compensate`. Blocks of rows are not the paper's.
     """
 
     damp: float = 0.01
     block: int = 128
+    rows: int = 1
 
     def __post_init__(self) -> None:
         super().__post_init__()
         above("damp", self.damp, 0, "Try 0.01.")
         above("block", self.block, 0, "Try 128.")
+        at_least("rows", self.rows, 1, "Try 4.")
+        if self.rows > 1 and self.pattern is not None:
+            got, fix = f"rows={self.rows} with pattern {self.pattern!r}", "Leave one of them out."
+            raise ConfigError("rows", got=got, want="one of both", fix=fix)
 
     @property
     def needs(self) -> frozenset[str]:
@@ -109,7 +119,7 @@ class SparseGPT(LayerPruner):
             weight,
             statistics,
             self.density,
-            pattern=self.n_of_m,
+            pattern=self.n_of_m if self.rows == 1 else Blocks(self.rows, 1),
             damp=self.damp,
             block=self.block,
             name=name,
