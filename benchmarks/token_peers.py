@@ -269,7 +269,7 @@ def size_in_onnx(folder: Path) -> float:
         int(entry.value)
         for weight in model.graph.initializer
         for entry in weight.external_data
-        if entry.key == "length" and "embed_tokens" not in weight.name
+        if entry.key == "length" and not weight.name.endswith(("embed_tokens.weight", "_cache"))
     )
     return sum(lengths) / 1e6
 
