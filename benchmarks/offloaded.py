@@ -263,20 +263,24 @@ def one_text(resident: Any, tokenizer: Any, args: argparse.Namespace) -> list[st
     half = copy.deepcopy(resident).bfloat16()
     for weights, model in (("float32", resident), ("bfloat16", half)):
         steps = ours(f"intarsia, {weights}", model, ids, "dense", None, 1)
-        arms.append(replace(steps, megabytes=megabytes(model)))
+        steps = replace(steps, megabytes=megabytes(model))
+        arms.append(steps)
         for experts in IMPLEMENTATIONS:
-            arms.append(stock(f"transformers {experts}, {weights}", model, ids, experts))
+            name = f"transformers {experts}, {weights}"
+            arms.append(replace(stock(name, model, ids, experts), score=steps.score))
     peers, left_out = peers_of({"llama.cpp": args.gguf}, ids, args.threads)
     share = arms[0].megabytes / sum(w.nbytes / 1e6 for w in resident.parameters())
     arms += [replace(peer, megabytes=peer.megabytes * share) for peer in peers]
     spent = least(arms, args.reps)
     rows = load_calibration(TEXTS, tokenizer, rows=3, test=0, length=255).train
     judged_rows = [row["input_ids"] for row in rows]
+    for model in (resident, half):
+        model.set_experts_implementation("eager")  # others copy the weights for each row
+    quality = {arm.score: arm.score(judged_rows) for arm in arms}  # of each model once
     lines = [
-        (arm.name, f"{spent[arm.name]:.2f}", f"{arm.megabytes:.0f}", f"{score:.2f}")
-        for arm, score in ((arm, arm.score(judged_rows)) for arm in arms)
+        (a.name, f"{spent[a.name]:.2f}", f"{a.megabytes:.0f}", f"{quality[a.score]:.2f}")
+        for a in arms
     ]
-    resident.set_experts_implementation("eager")
     return [*markdown(("one text", "ms a token", "MB read", "perplexity"), lines), "", *left_out]
 
 

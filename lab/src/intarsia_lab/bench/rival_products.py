@@ -102,8 +102,8 @@ def torchao_products(bits: int, weight: Tensor, x: Tensor, copies: int) -> Rival
         for _ in range(copies)
     )
     with torch.no_grad():
-        for layer in layers:
-            layer.weight.copy_(weight)
+        for i, layer in enumerate(layers):
+            layer.weight.copy_(weight.roll(i, 0))  # equal ones would be kept once
     quantize_(layers, config)
     half = x.bfloat16()
     # what was fastest of torch's settings; its search among kernels does nothing for int8
@@ -137,8 +137,9 @@ def onnxruntime_products(bits: int, weight: Tensor, x: Tensor, copies: int) -> R
         )
         for i in range(copies)
     ]
+    # no two weights are equal: a library must not compute one product in place of all
     weights = [
-        numpy_helper.from_array(part.contiguous().numpy(), f"{name}{i}")
+        numpy_helper.from_array(part.roll(i, 0).contiguous().numpy(), f"{name}{i}")
         for name, part in parts.items()
         for i in range(copies)
     ]
@@ -171,7 +172,7 @@ def _nbits(bits: int, weight: Tensor) -> Mapping[str, Tensor]:
         scale = (groups.abs().amax(2) / 127).clamp(min=1e-9)
         codes = (groups / scale[..., None]).round() + 128
         # without zero points, codes are centred at 128
-        return {"B": codes.to(torch.uint8), "s": scale.flatten()}
+        return {"B": codes.to(torch.uint8), "s": scale}
     codes, scale, least = _int4(weight)
     zeros = (-least / scale).round().clamp(0, 15)
     # two codes in a byte, the first one in the low half; zero points likewise
@@ -179,8 +180,8 @@ def _nbits(bits: int, weight: Tensor) -> Mapping[str, Tensor]:
     even = torch.nn.functional.pad(zeros.to(torch.uint8), (0, blocks % 2)).view(out, -1, 2)
     return {
         "B": pairs[..., 0] | pairs[..., 1] << 4,
-        "s": scale.flatten(),
-        "z": (even[..., 0] | even[..., 1] << 4).flatten(),
+        "s": scale,
+        "z": even[..., 0] | even[..., 1] << 4,
     }
 
 
@@ -237,12 +238,13 @@ def _openvino_model(bits: int, weight: Tensor, copies: int) -> tuple[Any, int]:
         size = weight.numel() // 2 + scale.numel() * 5 // 2
     row = ops.parameter([1, width], np.float32)
     products: list[Any] = []
-    for _ in range(copies):
-        decoded = ops.convert(_openvino_constant(values, kind), np.float16)
+    for i in range(copies):
+        # no two weights are equal: one product must not be computed in place of all
+        decoded = ops.convert(_openvino_constant(np.roll(values, i, 0), kind), np.float16)
         if zeros is not None:
-            lowest = ops.convert(_openvino_constant(zeros, kind), np.float16)
+            lowest = ops.convert(_openvino_constant(np.roll(zeros, i, 0), kind), np.float16)
             decoded = ops.subtract(decoded, lowest)
-        decoded = ops.multiply(decoded, ops.constant(scale.half().numpy()))
+        decoded = ops.multiply(decoded, ops.constant(scale.half().roll(i, 0).numpy()))
         if zeros is not None:
             decoded = ops.reshape(decoded, np.array([out, width]), False)
         products.append(ops.matmul(row, ops.convert(decoded, np.float32), False, True))
