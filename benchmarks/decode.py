@@ -3,9 +3,17 @@
     python benchmarks/decode.py --gguf smollm2-q4_0.gguf smollm2-q8_0.gguf --packed folder --write
 
 One thread; CPU time, since other work on the machine only adds to wall time; all take turns, and
-the least time of a token counts. --gguf: files of the same model for llama.cpp (`pip install
-llama-cpp-python`, which compiles it; without it they are left out). --packed: folders that
-`intarsia compress` wrote of smollm2, such as those of gqsa; a row has the folder's name.
+the least time of a token counts. Other runtimes' files of the same model, whose names end in their
+weights; each is left out, with a sentence, where its package is not installed:
+--gguf: for llama.cpp (`pip install llama-cpp-python`, which compiles it), by `intarsia export`.
+--openvino: folders such as smollm2-int4, by `optimum-cli export openvino --model FOLDER --task
+text-generation-with-past --weight-format int4 --group-size 32 smollm2-int4` (optimum-intel, which
+may want an older transformers, so an environment of its own).
+--onnxruntime: by `python -m onnxruntime_genai.models.builder -i FOLDER -o smollm2-int4 -p int4 -e
+cpu` (onnxruntime-genai).
+--torchao: int8, int4 (torchao, and a C++ compiler).
+FOLDER: smollm2 in the cache, ~/.cache/intarsia/weights/smollm2-*. --packed: folders that `intarsia
+compress` wrote of smollm2, such as those of gqsa; a row has the folder's name.
 Perplexity is that of rows of texts on which nothing here was calibrated (`--texts`). --write also
 writes the figures into rivals.json, of which `benchmarks/rivals.py` makes a page.
 """
@@ -13,20 +21,17 @@ writes the figures into rivals.json, of which `benchmarks/rivals.py` makes a pag
 from __future__ import annotations
 
 import argparse
-import atexit
 import copy
-import importlib.util
 import math
-import multiprocessing
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import frame
 import torch
+from token_peers import KINDS, LENGTH, Arm, peers_of, perplexity
 from torch import Tensor, nn
 
 from intarsia.core import nbytes
@@ -43,7 +48,7 @@ from intarsia.kernels.decoder import AttendStep, DecoderStep, NativeDecoder, Pro
 from intarsia.kernels.native.floor import read_bandwidth
 
 PROMPT = "The ship left the harbour before dawn, and"
-WARM, TOKENS, LENGTH = 2, 8, 512
+WARM, TOKENS = 2, 8
 HEAD = ("lm_head",)
 FORMS = {Bitmask: "bitmask", GroupSparse: "gqsa", BlockInt: "blockint"}  # on the command line
 PEER = "llama.cpp"
@@ -53,27 +58,12 @@ ABOUT = (
     "SmolLM2-135M, batch 1, after a prompt of about ten tokens: the least CPU time of a token, the "
     "bytes of all weights that it reads, and perplexity on rows of texts that nothing was "
     "calibrated on. Ours is one call of native steps a token; llama.cpp is built from its package "
-    "`llama-cpp-python` for this processor, in a process of its own. All take turns."
+    "`llama-cpp-python` for this processor. OpenVINO's model is that of `optimum-cli export "
+    "openvino`, with keys and values as its state; onnxruntime's that of "
+    "`onnxruntime_genai.models.builder`, with its fused attention; torchao's layers are in "
+    "transformers' model with a static cache, compiled by torch. Each is in a process of its own. "
+    "All take turns."
 )
-
-
-@dataclass(frozen=True)
-class Arm:
-    """start: take the prompt.  step: CPU ms of one more token.  score: perplexity on rows.
-
-    form, bits: the format's name on the command line, None = llama.cpp's, and bits of a weight;
-    density: share of the weights that is kept.
-    """
-
-    name: str
-    start: Callable[[], object]
-    step: Callable[[], float]
-    score: Callable[[Sequence[Tensor]], float]
-    megabytes: float
-    form: str | None = None
-    bits: int | None = None
-    density: float = 1.0
-    steps: Sequence[DecoderStep] = ()
 
 
 def ours(
@@ -91,7 +81,7 @@ def ours(
         text.step([5])
         return 1e3 * (time.process_time() - started)
 
-    score, steps = partial(perplexity, model), text.program.steps
+    score, steps = partial(of_model, model), text.program.steps
     return Arm(name, start, step, score, read(model), form, bits, density, steps)
 
 
@@ -103,76 +93,10 @@ def read(model: nn.Module) -> float:
 
 
 @torch.inference_mode()
-def perplexity(model: Any, rows: Sequence[Tensor]) -> float:
-    """exp of the mean loss of all tokens but the first of each row."""
-    ids = torch.stack(list(rows))  # together, so that a packed weight is decoded once
-    logits = model(input_ids=ids).logits[:, :-1].float()
-    return math.exp(float(nn.functional.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten())))
-
-
-class Peer:
-    """llama.cpp with a file, in a process of its own: torch leaves it no tile registers."""
-
-    def __init__(self, file: Path, ids: list[int], threads: int) -> None:
-        context = multiprocessing.get_context("spawn")
-        self.link, end = context.Pipe()
-        given = str(file), ids, threads, end
-        self.process = context.Process(target=serve_peer, args=given, daemon=True)
-        self.process.start()
-        atexit.register(self.link.send, None)
-
-    def ask(self, what: object) -> Any:
-        self.link.send(what)
-        return self.link.recv()
-
-
-def serve_peer(file: str, ids: list[int], threads: int, link: Any) -> None:
-    """Answer "start" and "step" with CPU milliseconds, and rows of tokens with their perplexity."""
-    import llama_cpp  # pyright: ignore[reportMissingImports]
-
-    given: Any = {"n_ctx": LENGTH, "n_threads": threads, "n_threads_batch": threads}
-    host: Any = llama_cpp.Llama(file, verbose=False, **given)
-    while (what := link.recv()) is not None:
-        started = time.process_time()
-        if what == "start":
-            host.reset()
-            host.eval(ids)
-        elif what == "step":
-            host.eval([5])
-        else:
-            judge: Any = llama_cpp.Llama(file, verbose=False, logits_all=True, **given)
-            link.send(_peer_perplexity(judge, what))
-            continue
-        link.send(1e3 * (time.process_time() - started))
-
-
-def _peer_perplexity(judge: Any, rows: Sequence[Sequence[int]]) -> float:
-    total = count = 0.0
-    for row in rows:
-        judge.reset()
-        judge.eval(list(row))
-        logits, after = torch.tensor(judge.scores[: len(row) - 1]), torch.tensor(row[1:])
-        total += float(nn.functional.cross_entropy(logits, after, reduction="sum"))
-        count += len(row) - 1
-    return math.exp(total / count)
-
-
-def peers(files: Sequence[Path], ids: list[int], threads: int) -> tuple[list[Arm], str]:
-    """llama.cpp with each file; and why there is none."""
-    if importlib.util.find_spec("llama_cpp") is None:
-        return [], f"{PEER} is left out: no package llama-cpp-python."
-    arms: list[Arm] = []
-    for file in files:
-        quant = file.stem.rpartition("-")[2].upper()  # as Q4_0
-        peer, name = Peer(file, ids, threads), f"{PEER} {quant}"
-        start, step = partial(peer.ask, "start"), partial(peer.ask, "step")
-
-        def score(rows: Sequence[Tensor], peer: Peer = peer) -> float:
-            return float(peer.ask([row.tolist() for row in rows]))
-
-        bits = int(quant[1]) if quant.startswith("Q") else None
-        arms.append(Arm(name, start, step, score, file.stat().st_size / 1e6, bits=bits))
-    return arms, "" if files else f"{PEER} is left out: no --gguf files."
+def of_model(model: Any, rows: Sequence[Tensor]) -> float:
+    """Perplexity of a model's own forward."""
+    # all rows together, so that a packed weight is decoded once
+    return perplexity(model(input_ids=torch.stack(list(rows))).logits, rows)
 
 
 def arms_of(args: argparse.Namespace, model: Any, ids: list[int]) -> list[Arm]:
@@ -272,7 +196,8 @@ def parts_of(steps: Sequence[DecoderStep], turns: int) -> dict[str, float]:
 
 def main() -> None:
     made = frame.parser(__doc__, threads=1, reps=9)
-    made.add_argument("--gguf", type=Path, nargs="*", default=[], help="of the same model")
+    for name, kind in KINDS.items():
+        made.add_argument(f"--{kind.option}", type=Path, nargs="*", default=[], help=f"of {name}")
     made.add_argument("--packed", type=Path, nargs="*", default=[], help="folders of compress")
     made.add_argument("--arms", default="dense;bitmask", help="parts of names, by ;")
     made.add_argument("--texts", default="gcide,foldoc,python-docs", help="that judge")
@@ -283,7 +208,8 @@ def main() -> None:
     rows = load_calibration(args.texts, tokenizer, rows=args.rows, test=0, length=LENGTH - 1).train
     judged = [row["input_ids"] for row in rows]
     arms = arms_of(args, model, ids)
-    others, left_out = peers(args.gguf, ids, args.threads)
+    models = {name: getattr(args, kind.option) for name, kind in KINDS.items()}
+    others, left_out = peers_of(models, ids, args.threads)
     arms += others
     spent = least(arms, args.reps)
     floor = read_bandwidth() / 1e6  # megabytes a millisecond are 1e9 bytes a second
@@ -311,7 +237,7 @@ def main() -> None:
         "",
         f"All steps but the products: {rest:.2f} ms, target {REST:.1f}: "
         f"{'met' if rest <= REST else 'not met'}. Memory reads {floor / 1e3:.1f} GB/s. Kernels: "
-        f"{native.instructions()}. Texts that judge: {args.texts}. {left_out}".strip(),
+        f"{native.instructions()}. Texts that judge: {args.texts}. {' '.join(left_out)}".strip(),
     ]
     frame.publish("A token beside llama.cpp", ABOUT, body, args)
 

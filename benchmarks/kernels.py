@@ -23,8 +23,9 @@ SHAPES = ((4096, 4096), (1536, 576), (576, 1536), (576, 576))
 DENSITIES = (0.5, 0.3, 0.1)
 PICTURE = Path(__file__).parents[1] / "docs" / "pictures" / "kernels.svg"
 HEAD = ("kernel", "density", "ms", "x best dense", "bytes/weight", "GB/s", "of limit", "error")
-WIDTH, HEIGHT, LEFT, BELOW = 760, 440, 70, 60
-KEY = 520  # px from the left at which the legend begins
+WIDTH, HEIGHT, LEFT, BELOW = 960, 500, 70, 60
+RIGHT = 760  # px from the left at which the axes end
+KEY = 780  # and at which the legend begins
 # those of the reports' style sheet on light paper
 COLOURS = ("#1d5fa8", "#b8530a", "#157a55", "#7a44b0", "#b52a5e", "#7d6400", "#0b7285")
 ABOUT = """\
@@ -35,9 +36,19 @@ would be 128 MiB, and takes them in turns: the smallest formats then fit the las
 All are interleaved, and the best repeat counts, in CPU time of the one thread, since others
 used the machine. `intarsia bench sparse` prints the same for your machine and your shapes; [how
 to run a pruned model fast](../how-to/run-a-pruned-model-fast.md) says what to do with it. Masks
-are random and unstructured; group-sparse int4 keeps as many groups of 16, and rounds inputs to
-int8, as bitmasks of int8 do. Errors are the largest of the outputs, against float32 with the
-same zeros, over the largest output."""
+are random and unstructured; group-sparse int4 keeps as many groups of 16, or the same ones in 4 or
+8 neighbouring rows, and rounds inputs to int8, as bitmasks of int8 do. *x best dense* is over the
+fastest product of any library with all weights, whatever its bits: a sparse format below 1 is
+slower than what its user could have had without pruning. Errors are the largest of the outputs,
+against float32 with the same zeros, over the largest output: the quality that is paid for.
+
+Other libraries are at their best: all copies are layers of one graph, so that the cost of a call
+is shared, and of several settings the fastest is taken. llama.cpp's products are those of ggml as
+`pip install llama-cpp-python` builds it for the processor, in the fastest of its buffers;
+OpenVINO's weights are compressed as nncf does, with inputs in their own type or rounded to int8;
+onnxruntime's are MatMulNBits with inputs in int8; torchao's are weight-only layers that
+torch.compile has compiled. All int4 are in groups of 32 inputs. Ours and torch's own are called
+from Python one by one."""
 
 
 def lines(table: ShapeTable, shape: tuple[int, int]) -> list[str]:
@@ -66,7 +77,7 @@ def picture(table: ShapeTable, shape: tuple[int, int]) -> str:
     low, high = 2 ** math.floor(math.log2(min(speed))), 2 ** math.ceil(math.log2(roof / min(per)))
 
     def x(value: float) -> float:
-        return LEFT + (WIDTH - LEFT - 20) * math.log2(value / left) / math.log2(right / left)
+        return LEFT + (RIGHT - LEFT) * math.log2(value / left) / math.log2(right / left)
 
     def y(value: float) -> float:
         share = math.log2(min(value, high) / low) / math.log2(high / low)
@@ -84,7 +95,7 @@ def picture(table: ShapeTable, shape: tuple[int, int]) -> str:
         f"memory: {roof:.1f} GB/s</text>",
     ]
     parts += _series(list(zip(rows, per, speed, strict=True)), x, y)
-    middle = (LEFT + WIDTH - 20) / 2
+    middle = (LEFT + RIGHT) / 2
     parts += [
         f'<text x="{middle:.0f}" y="{HEIGHT - 12}" text-anchor="middle">bytes a weight</text>',
         f'<text transform="translate(16 {HEIGHT / 2 - 20:.0f}) rotate(-90)" text-anchor="middle">'
@@ -98,7 +109,7 @@ def _series(
     x: Callable[[float], float],
     y: Callable[[float], float],
 ) -> Iterable[str]:
-    """Draw a line with marks for each kernel, its densities in order, and a legend above the roof.
+    """Draw a line with marks for each kernel, its densities in order, and a legend on the right.
 
     rows: a product, its bytes a weight, its weights a nanosecond; x, y: their places in px.
     """
@@ -125,7 +136,7 @@ def _grid(left: float, right: float, low: float, high: float, x, y) -> Iterable[
         )
     for power in range(round(math.log2(low)), round(math.log2(high)) + 1):
         up = y(2.0**power)
-        yield f'<line x1="{LEFT}" y1="{up:.1f}" x2="{WIDTH - 20}" y2="{up:.1f}" stroke="#e3e6ea"/>'
+        yield f'<line x1="{LEFT}" y1="{up:.1f}" x2="{RIGHT}" y2="{up:.1f}" stroke="#e3e6ea"/>'
         yield f'<text x="{LEFT - 8}" y="{up + 4:.1f}" text-anchor="end">{2.0**power:g}</text>'
 
 

@@ -21,28 +21,31 @@ from intarsia.core import Format, nbytes
 from intarsia.core.errors import ConfigError
 from intarsia.formats import Bitmask, BlockInt, Columns, Dense, GroupSparse
 from intarsia.kernels import native
+from intarsia.kernels.gqsa import BLOCKS
 from intarsia.kernels.native.floor import Floor, measure
 
-GROUP = 32  # weights of int4 that share a scale
+from .rival_products import Call, rival_products
+
 REPEATS, MEBIBYTES = 15, 128  # of float32 weights to go through
 MOST_COPIES = 64
 TORCH, PEER, OURS, BASELINE = "torch", "peer", "ours", "ours, dense"
-DENSE = (TORCH, BASELINE)
+DENSE = (TORCH, PEER, BASELINE)  # of any library, of any bits
 WHOLE = {"dense bf16": Dense(), "dense int8": BlockInt(8), "dense int4": BlockInt(4)}  # ours
 FEW = 0.15  # below it, columns
-Call = Callable[[], object]
 
 
 @dataclass(frozen=True)
 class Contender:
     """Product to be timed, with copies of its weight.
 
-    calls: one for each copy; bytes: of one copy; error: the largest, relative to the largest value.
+    calls: which compute one product with each copy; copies: their number; bytes: of one copy;
+    error: the largest, relative to the largest value.
     """
 
     name: str
     kind: str
     calls: Sequence[Call]
+    copies: int
     bytes: int
     error: float
 
@@ -150,7 +153,9 @@ def forms_of(density: float) -> dict[str, Format]:
     # a stored column index pays only where few weights are left
     if density <= FEW:
         forms["columns bf16"] = Columns("bf16")
-    forms["group-sparse int4"] = GroupSparse(activations="int8")
+    for rows in BLOCKS:
+        name = "group-sparse int4" + f", {rows} rows" * (rows > 1)
+        forms[name] = GroupSparse(activations="int8", rows=rows)
     return forms
 
 
@@ -168,8 +173,9 @@ def time_shapes(
 
     shapes: (out, in) of weights; densities: of random unstructured masks, group-sparse int4 keeps
     as many groups of 16; repeats: the best of so many counts; mebibytes: of float32 weights that
-    copies go through; seed: of weights and masks; peers: also torch's int8 and int4, and
-    onnxruntime's int4 where it is installed; report: gets a line for each shape.
+    copies go through; seed: of weights and masks; peers: also the 8 and 4 bits of torch, torchao,
+    onnxruntime, OpenVINO and llama.cpp, where they are installed; report: gets a line for each
+    shape.
     """
     rows: list[Timed] = []
     left_out: dict[str, str] = {}
@@ -210,8 +216,8 @@ def interleaved(contenders: Sequence[Contender], repeats: int) -> list[float]:
     contenders: each with a call for every copy of its weight; repeats: of all in turn. In each
     repeat all contenders take a turn, so that a disturbance meets all of them.
     """
-    # on one thread, what other processes do does not count
-    clock = time.thread_time if torch.get_num_threads() == 1 else time.perf_counter
+    # on one thread, what other processes do does not count; a library may use a thread of its own
+    clock = time.process_time if torch.get_num_threads() == 1 else time.perf_counter
     best = [math.inf] * len(contenders)
     for repeat in range(repeats + 1):
         for index, contender in enumerate(contenders):
@@ -219,7 +225,7 @@ def interleaved(contenders: Sequence[Contender], repeats: int) -> list[float]:
             for call in contender.calls:
                 call()
             if repeat:  # the first brings caches and pages to where they stay
-                best[index] = min(best[index], (clock() - started) / len(contender.calls))
+                best[index] = min(best[index], (clock() - started) / contender.copies)
     return [1e3 * seconds for seconds in best]
 
 
@@ -237,7 +243,9 @@ def ours(
             # a format of whole groups cannot store a row that ends inside of one
             if weight.shape[1] % form.group:
                 continue
-            mask = keep[:, :: form.group].repeat_interleave(form.group, 1)  # as many groups
+            # as many groups, the same ones in neighbouring rows
+            groups = keep[:: form.rows, :: form.group].repeat_interleave(form.rows, 0)
+            mask = groups[: len(weight)].repeat_interleave(form.group, 1)
         yield of_format(name, OURS, form, weight * mask, x, copies)
 
 
@@ -258,7 +266,7 @@ def of_format(
         # a format may prepare a call once, as a layer does
         bound = form.bound(copied, shape)
         calls.append(_call(bound, x) if bound is not None else _matmul(form, x, copied, shape))
-    return Contender(name, kind, calls, nbytes(stored), error)
+    return Contender(name, kind, calls, copies, nbytes(stored), error)
 
 
 def _call(product: Callable[..., object], *inputs: Any) -> Call:
@@ -286,7 +294,8 @@ def _dense(weight: Tensor, x: Tensor, copies: int) -> Iterable[Contender]:
     half, want = weight.bfloat16(), x @ weight.T
     for name, w, inputs in (("torch fp32", weight, x), ("torch bf16", half, x.bfloat16())):
         calls = [_call(linear, inputs, w.clone()) for _ in range(copies)]
-        yield Contender(name, TORCH, calls, w.nbytes, _error(linear(inputs, w), want))
+        error = _error(linear(inputs, w), want)
+        yield Contender(name, TORCH, calls, copies, w.nbytes, error)
     for name, form in WHOLE.items():
         yield of_format(name, BASELINE, form, weight, x, copies)
 
@@ -297,102 +306,7 @@ def _peers(weight: Tensor, x: Tensor, copies: int, left_out: dict[str, str]) -> 
     weight: (out, in); x: (1, in); copies: of the weight, used by turns; left_out: filled with the
     error of each library that cannot do it.
     """
-    for name, make in (
-        ("torch int8", _torch_int8),
-        ("torch int4", _torch_int4),
-        ("onnxruntime int4", _onnx_int4),
-    ):
-        try:
-            calls, size, product = make(weight, x, copies)
-        except Exception as error:  # what another library raises where it cannot
-            left_out[name] = f"{type(error).__name__}: {str(error).partition(chr(10))[0][:120]}"
-            continue
-        yield Contender(name, PEER, calls, size, _error(product, x @ weight.T))
-
-
-def _torch_int8(weight: Tensor, x: Tensor, copies: int) -> tuple[list[Call], int, Tensor]:
-    """Prepare torch's product with 8-bit weights: a call for each copy, bytes, and its result.
-
-    weight: (out, in); x: (1, in); copies: of the codes, used by turns.
-    """
-    product: Any = torch.ops.aten._weight_int8pack_mm
-    # one scale a row, by the largest weight
-    scale = weight.abs().amax(1) / 127
-    codes, half = (weight / scale[:, None]).round().to(torch.int8), x.bfloat16()
-    scales = scale.bfloat16()
-    calls = [_call(product, half, codes.clone(), scales) for _ in range(copies)]
-    return calls, codes.nbytes + scales.nbytes, product(half, codes, scales)
-
-
-def _int4(weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Quantise a weight to 4 bits by groups of 32 inputs.
-
-    weight: (out, in). Returns codes 0 to 15 (out, in), and the scale and the least value of each
-    group, (out, in / 32) both.
-    """
-    groups = weight.unflatten(1, (-1, GROUP))
-    least = groups.amin(2)
-    scale = ((groups.amax(2) - least) / 15).clamp(min=1e-9)
-    codes = ((groups - least[..., None]) / scale[..., None]).round().clamp(0, 15)
-    return codes.flatten(1).int(), scale, least
-
-
-def _torch_int4(weight: Tensor, x: Tensor, copies: int) -> tuple[list[Call], int, Tensor]:
-    """Prepare torch's product with 4-bit weights: a call for each copy, bytes, and its result.
-
-    weight: (out, in); x: (1, in); copies: of the codes, used by turns.
-    """
-    ops: Any = torch.ops.aten
-    codes, scale, least = _int4(weight)
-    packed = ops._convert_weight_to_int4pack_for_cpu(codes, 1)
-    # torch's codes are centred at 8: the zero point becomes least + 8 scale
-    both = torch.stack([scale, least + 8 * scale], -1).transpose(0, 1).contiguous().bfloat16()
-    half, product = x.bfloat16(), ops._weight_int4pack_mm_for_cpu
-    calls = [_call(product, half, packed.clone(), GROUP, both.clone()) for _ in range(copies)]
-    return calls, weight.numel() // 2 + both.nbytes, product(half, packed, GROUP, both)
-
-
-def _onnx_int4(weight: Tensor, x: Tensor, copies: int) -> tuple[list[Call], int, Tensor]:
-    """Prepare ONNX Runtime's MatMulNBits with 8-bit inputs: calls, bytes, and its result.
-
-    weight: (out, in); x: (1, in); copies: one session each, at most 8.
-    """
-    import onnxruntime
-    from onnx import TensorProto, helper, numpy_helper
-
-    codes, scale, least = _int4(weight)
-    zeros = (-least / scale).round().clamp(0, 15)
-    out, width = weight.shape
-    blocks = width // GROUP
-    # two codes in a byte, the first one in the low half; zero points likewise
-    pairs = codes.view(out, blocks, GROUP // 2, 2).to(torch.uint8)
-    packed = pairs[..., 0] | pairs[..., 1] << 4
-    even = torch.nn.functional.pad(zeros.to(torch.uint8), (0, blocks % 2)).view(out, -1, 2)
-    parts = {"B": packed, "s": scale.flatten(), "z": (even[..., 0] | even[..., 1] << 4).flatten()}
-    # a model of this one operation
-    node = helper.make_node(
-        "MatMulNBits", ["x", "B", "s", "z"], ["y"], domain="com.microsoft",
-        K=width, N=out, bits=4, block_size=GROUP, accuracy_level=4,
-    )  # fmt: skip
-    sides = [("x", width), ("y", out)]
-    graph_input, graph_output = (
-        helper.make_tensor_value_info(n, TensorProto.FLOAT, [1, w]) for n, w in sides
-    )
-    weights = [numpy_helper.from_array(t.contiguous().numpy(), n) for n, t in parts.items()]
-    graph = helper.make_graph([node], "g", [graph_input], [graph_output], weights)
-    opsets = [helper.make_opsetid("", 17), helper.make_opsetid("com.microsoft", 1)]
-    model = helper.make_model(graph, opset_imports=opsets)
-    model.ir_version = 9
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = torch.get_num_threads()
-    options.inter_op_num_threads, options.log_severity_level = 1, 3
-    content = model.SerializeToString()
-    # a session holds a copy of the weights
-    sessions = [
-        onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
-        for _ in range(min(copies, 8))
-    ]
-    feed = {"x": x.numpy()}
-    calls: list[Call] = [_call(s.run, None, feed) for s in sessions]
-    size = packed.nbytes + scale.nbytes + even.numel() // 2
-    return calls, size, torch.from_numpy(sessions[0].run(None, feed)[0])
+    want = x @ weight.T
+    for name, products in rival_products(weight, x, copies, left_out):
+        error = _error(products.output, want)
+        yield Contender(name, PEER, products.calls, copies, products.bytes, error)
