@@ -93,10 +93,12 @@ def torchao_products(bits: int, weight: Tensor, x: Tensor, copies: int) -> Rival
 
     Raises: ImportError without torchao.
     """
-    from torchao.prototype.quantization.int4 import PrototypeInt4WeightOnlyConfig
-    from torchao.quantization import Int8WeightOnlyConfig, quantize_
+    import torchao.prototype.quantization.int4 as int4  # pyright: ignore[reportMissingImports]
+    import torchao.quantization as ao  # pyright: ignore[reportMissingImports]
 
-    config: Any = Int8WeightOnlyConfig() if bits == 8 else PrototypeInt4WeightOnlyConfig(GROUP)
+    config: Any = (
+        ao.Int8WeightOnlyConfig() if bits == 8 else int4.PrototypeInt4WeightOnlyConfig(GROUP)
+    )
     layers: Any = nn.ModuleList(
         nn.Linear(weight.shape[1], weight.shape[0], bias=False, dtype=torch.bfloat16)
         for _ in range(copies)
@@ -104,10 +106,10 @@ def torchao_products(bits: int, weight: Tensor, x: Tensor, copies: int) -> Rival
     with torch.no_grad():
         for i, layer in enumerate(layers):
             layer.weight.copy_(weight.roll(i, 0))  # equal ones would be kept once
-    quantize_(layers, config)
+    ao.quantize_(layers, config)
     half = x.bfloat16()
     # what was fastest of torch's settings; its search among kernels does nothing for int8
-    options = {"cpp_wrapper": True} | dict.fromkeys(("max_autotune", "freezing"), bits == 4)
+    options: Any = {"cpp_wrapper": True} | dict.fromkeys(("max_autotune", "freezing"), bits == 4)
     run: Any = torch.compile(lambda row: [layer(row) for layer in layers], options=options)
     with torch.inference_mode():
         output = run(half)[0].clone()
@@ -126,7 +128,7 @@ def onnxruntime_products(bits: int, weight: Tensor, x: Tensor, copies: int) -> R
 
     out, width = weight.shape
     parts = _nbits(bits, weight)
-    settings = {"K": width, "N": out, "bits": bits, "block_size": GROUP, "accuracy_level": 4}
+    settings: Any = {"K": width, "N": out, "bits": bits, "block_size": GROUP, "accuracy_level": 4}
     nodes = [
         helper.make_node(
             "MatMulNBits",
@@ -248,7 +250,8 @@ def _openvino_model(bits: int, weight: Tensor, copies: int) -> tuple[Any, int]:
         if zeros is not None:
             decoded = ops.reshape(decoded, np.array([out, width]), False)
         products.append(ops.matmul(row, ops.convert(decoded, np.float32), False, True))
-    return openvino.Model(products, [row], "products"), size
+    # its stubs want another list than its code takes
+    return openvino.Model(products, [row], "products"), size  # pyright: ignore
 
 
 def _openvino_constant(values: Any, kind: Any) -> Any:

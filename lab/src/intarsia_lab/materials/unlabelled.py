@@ -86,9 +86,10 @@ def imitated(
         net.load_state_dict(read_tensors(file))
         return net.eval()
     # channels last: these convolutions take half as long
-    teacher = copy.deepcopy(dense).to(memory_format=torch.channels_last)
+    teacher: Any = copy.deepcopy(dense)
+    teacher = teacher.to(memory_format=torch.channels_last)
     if steps:
-        net = imitated(dense, pictures, form, 0, folder, recipe)
+        net: Any = imitated(dense, pictures, form, 0, folder, recipe)
         rate = RATES[density]
         net = net.to(memory_format=torch.channels_last)
         train(net, teacher, pictures, (steps, rate), recipe)
