@@ -24,7 +24,7 @@ new Uint8Array(kernels.memory.buffer).set(filled);
 
 const jobs = {};
 for (const [name, table] of Object.entries(request.tables))
-  jobs[name] = () => kernels.intarsia_chw_run(table, 0, 1, 1);
+  jobs[name] = () => kernels.intarsia_chw_run(table, 0n, 1n, 1n);
 const session = await ort.InferenceSession.create(new Uint8Array(readFileSync(request.model)));
 const bytes = readFileSync(request.x);
 const values = new Float32Array(bytes.buffer, bytes.byteOffset, bytes.length / 4);

@@ -24,7 +24,7 @@ BLOCK = 32
 TRIES = 3  # of each buffer, of which the fastest is taken
 
 
-class Settings(ctypes.Structure):
+class ContextRoom(ctypes.Structure):
     """The C structure ggml_init_params: room for the descriptions of tensors, not their data."""
 
     _fields_ = (("size", ctypes.c_size_t), ("room", ctypes.c_void_p), ("empty", ctypes.c_bool))
@@ -80,7 +80,7 @@ class Ggml:
             function.restype = LETTERS[result]
             function.argtypes = [LETTERS[letter] for letter in arguments]
         self.base.ggml_log_set(SILENT, None)
-        self.base.ggml_init.restype, self.base.ggml_init.argtypes = ctypes.c_void_p, [Settings]
+        self.base.ggml_init.restype, self.base.ggml_init.argtypes = ctypes.c_void_p, [ContextRoom]
         for name in ("ggml_backend_cpu_init", "ggml_backend_cpu_buffer_type"):
             getattr(cpu if name.endswith("init") else self.base, name).restype = ctypes.c_void_p
         cpu.ggml_backend_cpu_set_n_threads.argtypes = [ctypes.c_void_p, ctypes.c_int]
@@ -148,7 +148,7 @@ class GgmlProducts:
         """Return a new context with room for descriptions of so many tensors and their graph."""
         size = tensors * self.base.ggml_tensor_overhead()
         size += self.base.ggml_graph_overhead_custom(2 * tensors + 8, False)
-        self.kept.append(self.base.ggml_init(Settings(size, None, True)))
+        self.kept.append(self.base.ggml_init(ContextRoom(size, None, True)))
         return self.kept[-1]
 
     def _allocate(self, context: int, buffer: int) -> None:
