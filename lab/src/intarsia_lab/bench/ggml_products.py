@@ -112,7 +112,7 @@ def ggml() -> Ggml:
 
 
 class GgmlProducts:
-    """One graph of a row's products with copies of a weight.
+    """Graph of a row's products with copies of a weight.
 
     type: "Q4_0" or "Q8_0"; weight: (out, in); x: (1, in); copies: of the weight, one product each;
     buffer: a kind of ggml's, for the weights.
