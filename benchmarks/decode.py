@@ -11,7 +11,7 @@ text-generation-with-past --weight-format int4 --group-size 32 smollm2-int4` (op
 may want an older transformers, so an environment of its own).
 --onnxruntime: by `python -m onnxruntime_genai.models.builder -i FOLDER -o smollm2-int4 -p int4 -e
 cpu` (onnxruntime-genai).
---torchao: int8, int4 (torchao, and a C++ compiler).
+--torchao: int8, int4 (torchao, and a C++ compiler, which takes some minutes for each).
 FOLDER: smollm2 in the cache, ~/.cache/intarsia/weights/smollm2-*. --packed: folders that `intarsia
 compress` wrote of smollm2, such as those of gqsa; a row has the folder's name.
 Perplexity is that of rows of texts on which nothing here was calibrated (`--texts`). --write also

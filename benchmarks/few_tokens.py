@@ -77,7 +77,10 @@ def main() -> None:
     about = (
         "Width 576, 2 of E experts a token, gated SiLU, float32, random weights, one thread. "
         "Experts with up to 16 rows are computed in one native call that reads each expert's "
-        "weights once."
+        "weights once. The rival is transformers' Mixtral block, in each of its implementations "
+        "for CPUs, of which the fastest is named. llama.cpp, OpenVINO and onnxruntime train no "
+        "mixture and have no such layer in float32 alone: [a whole mixture](offloaded.md) stands "
+        "beside llama.cpp's."
     )
     publish("A mixture layer at few tokens", about, markdown(head, rows), args)
 

@@ -269,6 +269,7 @@ def one_text(resident: Any, tokenizer: Any, args: argparse.Namespace) -> list[st
             name = f"transformers {experts}, {weights}"
             arms.append(replace(stock(name, model, ids, experts), score=steps.score))
     peers, left_out = peers_of({"llama.cpp": args.gguf}, ids, args.threads)
+    left_out = [line for line in left_out if line.startswith("llama.cpp")]  # the one rival here
     share = arms[0].megabytes / sum(w.nbytes / 1e6 for w in resident.parameters())
     arms += [replace(peer, megabytes=peer.megabytes * share) for peer in peers]
     spent = least(arms, args.reps)
@@ -299,7 +300,7 @@ def table_of(turns: Turns, arms: Mapping[str, Any]) -> list[str]:
 
 
 def run(args: argparse.Namespace) -> list[str]:
-    """Measure one text, and each policy's time of a step over the resident model's."""
+    """Measure one text, and with a trace four streams."""
     whole, tokenizer = language_model(args.model)
     resident: Any = whole.eval()
     resident.set_experts_implementation("eager")
@@ -307,7 +308,19 @@ def run(args: argparse.Namespace) -> list[str]:
     tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
     rows = dict(tokenizer(list(PROMPTS), return_tensors="pt", padding=True, padding_side="left"))
     rows = {name: rows[name] for name in ("input_ids", "attention_mask")}
-    alone = one_text(resident, tokenizer, args)
+    config, size = resident.config, sum(p.numel() for p in resident.parameters())
+    about = (
+        f"{Path(args.model).name}: {size / 1e6:.1f} million weights, {config.num_hidden_layers} "
+        f"layers of {config.num_local_experts} experts of {config.intermediate_size} units, "
+        f"{config.num_experts_per_tok} a token. Kernels: {native.instructions()}; {args.threads} "
+        "thread."
+    )
+    lines = [about, "", *one_text(resident, tokenizer, args)]
+    return [*lines, "", *streams(resident, rows, args)] if args.trace else lines
+
+
+def streams(resident: Any, rows: Any, args: argparse.Namespace) -> list[str]:
+    """Each policy's time of a step over the resident model's, of four streams in float32."""
     with tempfile.TemporaryDirectory() as folder:
         resident.save_pretrained(Path(folder) / "m")
         store = intarsia.offloading.pack_experts(Path(folder) / "m", Path(folder) / "s")
@@ -325,18 +338,10 @@ def run(args: argparse.Namespace) -> list[str]:
                 throttled(model, SLOW * product)
         turns = in_turns(resident, arms, rows, args.reps, args.tokens)
         lines = table_of(turns, arms)
-    config, size = resident.config, sum(p.numel() for p in resident.parameters())
     return [
-        f"{Path(args.model).name}: {size / 1e6:.1f} million weights in float32, "
-        f"{config.num_hidden_layers} layers of {config.num_local_experts} experts of "
-        f"{config.intermediate_size} units, {config.num_experts_per_tok} a token. Kernels: "
-        f"{native.instructions()}; {args.threads} threads.",
-        "",
-        *alone,
-        "",
-        f"{len(PROMPTS)} streams, a step over that of the model's own forward with all experts in "
-        f"memory ({1e3 * statistics.median(turns.seconds):.1f} ms). An expert's product takes "
-        f"{1e3 * product:.3f} ms, a read {1e3 * SLOW * product:.3f} ms. Of the native steps' "
+        f"{len(PROMPTS)} streams in float32, a step over that of the model's own forward with all "
+        f"experts in memory ({1e3 * statistics.median(turns.seconds):.1f} ms). An expert's product "
+        f"takes {1e3 * product:.3f} ms, a read {1e3 * SLOW * product:.3f} ms. Of the native steps' "
         f"tokens {100 * turns.equal:.0f} % are the forward's.",
         "",
         *lines,
@@ -357,7 +362,7 @@ no such cache: its row is the one with all in memory."""
 def main() -> None:
     made = parser(__doc__, threads=1, reps=5)
     made.add_argument("model", nargs="?", help="a mixture of save_pretrained")
-    made.add_argument("trace", nargs="?", help="of this model, on other text")
+    made.add_argument("trace", nargs="?", help="of this model, on other text; without, one text")
     made.add_argument("--gguf", type=Path, nargs="*", default=[], help="the mixture for llama.cpp")
     made.add_argument("--upcycle", type=Path, help="only write SmolLM2 as a mixture to this folder")
     made.add_argument("--dense", type=Path, nargs="*", default=[], help="GGUF files of SmolLM2")
@@ -367,8 +372,8 @@ def main() -> None:
         upcycled(args.upcycle)
         for file in args.dense:
             with_experts(file, args.upcycle / file.name)
-    elif not args.trace:
-        made.error("a mixture and a trace of it are needed")
+    elif not args.model:
+        made.error("a mixture is needed")
     else:
         publish("Decoding with a mixture of experts", ABOUT, run(args), args)
 

@@ -379,7 +379,10 @@ def main() -> None:
     about = (
         f"Width {WIDTH}, {ACTIVE} experts a token, gated SiLU, {args.threads} threads, random "
         f"weights; interleaved runs, medians of {args.reps} ({SLOW} of Mixtral's loop at E = 64). "
-        "Ratios of wall time, and of CPU time beside them."
+        "Ratios of wall time, and of CPU time beside them. The rival is transformers' Mixtral "
+        "block, in each of its implementations for CPUs, of which the fastest is named; llama.cpp, "
+        "OpenVINO and onnxruntime train no mixture: [a whole one](offloaded.md) stands beside "
+        "llama.cpp's."
     )
     publish("A mixture layer and its routers", about, body, args)
 

@@ -39,7 +39,9 @@ TARGET = 0.6  # of llama.cpp's tokens a CPU second, at 16 clients
 ABOUT = (
     "SmolLM2-135M in dense int4, head in int8 (llama.cpp: Q4_0, the same values), prompts of 19 "
     "tokens, answers of 48: new tokens a CPU second, prompts included. Ours is the whole server "
-    "over HTTP; llama.cpp is its library with as many sequences in one batch, without a server."
+    "over HTTP; llama.cpp is its library with as many sequences in one batch, without a server. "
+    "The values are the same, and so is the perplexity, see [a token](decode.md). vLLM and SGLang "
+    "are left out: their packages are for GPUs."
 )
 
 

@@ -229,8 +229,8 @@ def in_torchao(kind: str, threads: int) -> Runtime:
     model: Any = language_model("smollm2", progress=lambda _: None)[0]
     model = model.bfloat16().eval()
     # the head shares its weight with the embedding: only the head's becomes codes
-    whole = kind == "int8"
-    quantize_(model, Int8WeightOnlyConfig() if whole else PrototypeInt4WeightOnlyConfig(GROUP))
+    configs = {"int8": Int8WeightOnlyConfig(), "int4": PrototypeInt4WeightOnlyConfig(GROUP)}
+    quantize_(model, configs[kind])
     compiled: Any = torch.compile(model.forward, dynamic=False)
     cache: Any = StaticCache(config=model.config, max_cache_len=ROOM)
     past = 0

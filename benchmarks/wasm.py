@@ -45,7 +45,8 @@ least and largest over the shapes. These vectors have no fused multiplication an
 a dense product is slower than on the processor itself, and zeros pay at any density. Outputs are
 compared with torch's. All runs take turns; medians of CPU time. In V8 the same kernels, in the
 memory as it was filled here, take turns with onnxruntime-web's convolution of all weights on one
-thread: what a page would run instead."""
+thread: what a page would run instead. Its time has a call's copies of inputs and outputs in it,
+which a whole net has only at its ends: the ratios flatter ours by that."""
 WEB = "onnxruntime-web"
 SCRIPT = Path(__file__).with_name("wasm_in_v8.mjs")
 

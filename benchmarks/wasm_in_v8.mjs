@@ -3,7 +3,7 @@
 //
 // REQUEST.json: modules (a folder with node_modules/onnxruntime-web); wasm (the kernels); memory (of
 // an instance that wasm.py has filled); tables (address of each job's step); y, pitch, pixels,
-// outs (where the dense job "4 1.0" puts its maps); model (ONNX: x -> y), x (float32), dims;
+// outs (where the dense job "4 1.0" puts its maps); model (ONNX, one input, one output), x, dims;
 // inner (calls of a turn), reps (turns).
 import { readFileSync } from "node:fs";
 import { createRequire } from "node:module";
@@ -24,16 +24,16 @@ new Uint8Array(kernels.memory.buffer).set(filled);
 
 const jobs = {};
 for (const [name, table] of Object.entries(request.tables))
-  jobs[name] = () => kernels.intarsia_chw_run(table, 0, 1, 1);
+  jobs[name] = () => kernels.intarsia_chw_run(table, 0n, 1n, 1n);
 const session = await ort.InferenceSession.create(new Uint8Array(readFileSync(request.model)));
 const bytes = readFileSync(request.x);
 const values = new Float32Array(bytes.buffer, bytes.byteOffset, bytes.length / 4);
-const feeds = { x: new ort.Tensor("float32", values, request.dims) };
+const feeds = { [session.inputNames[0]]: new ort.Tensor("float32", values, request.dims) };
 jobs["onnxruntime-web"] = () => session.run(feeds);
 
 // both compute the same maps
 jobs["4 1.0"]();
-const theirs = (await session.run(feeds)).y.data;
+const theirs = (await session.run(feeds))[session.outputNames[0]].data;
 const ours = new Float32Array(kernels.memory.buffer, request.y, request.outs * request.pitch);
 for (let map = 0; map < request.outs; map++)
   for (let pixel = 0; pixel < request.pixels; pixel++) {

@@ -18,13 +18,13 @@ import torch
 from torch import Tensor
 
 TYPES = {"Q4_0": 2, "Q8_0": 8}  # the numbers of ggml.h
-FLOAT, CPU_DEVICE = 0, 0
+FLOAT = 0  # the number of float32
 BYTES = {"Q4_0": 18, "Q8_0": 34}  # of a block of 32 weights
 BLOCK = 32
-TRIES = 3  # of each buffer, of which the fastest is taken
+TRIES = 3  # of each setting, of which the fastest is taken
 
 
-class Settings(ctypes.Structure):
+class ContextRoom(ctypes.Structure):
     """The C structure ggml_init_params: room for the descriptions of tensors, not their data."""
 
     _fields_ = (("size", ctypes.c_size_t), ("room", ctypes.c_void_p), ("empty", ctypes.c_bool))
@@ -80,7 +80,7 @@ class Ggml:
             function.restype = LETTERS[result]
             function.argtypes = [LETTERS[letter] for letter in arguments]
         self.base.ggml_log_set(SILENT, None)
-        self.base.ggml_init.restype, self.base.ggml_init.argtypes = ctypes.c_void_p, [Settings]
+        self.base.ggml_init.restype, self.base.ggml_init.argtypes = ctypes.c_void_p, [ContextRoom]
         for name in ("ggml_backend_cpu_init", "ggml_backend_cpu_buffer_type"):
             getattr(cpu if name.endswith("init") else self.base, name).restype = ctypes.c_void_p
         cpu.ggml_backend_cpu_set_n_threads.argtypes = [ctypes.c_void_p, ctypes.c_int]
@@ -127,9 +127,8 @@ class GgmlProducts:
         self.kept, self.buffers = list[int](), list[int]()
         # weights in one context and all else in another: their buffers differ
         stored, rest = (self._context(3 * copies + 2) for _ in range(2))
-        weights = [self.base.ggml_new_tensor_2d(stored, TYPES[type], width, out)]
-        weights += [
-            self.base.ggml_new_tensor_2d(stored, TYPES[type], width, out) for _ in range(copies - 1)
+        weights = [
+            self.base.ggml_new_tensor_2d(stored, TYPES[type], width, out) for _ in range(copies)
         ]
         row = self.base.ggml_new_tensor_2d(rest, FLOAT, width, 1)
         self._allocate(stored, buffer)
@@ -148,7 +147,7 @@ class GgmlProducts:
         """Return a new context with room for descriptions of so many tensors and their graph."""
         size = tensors * self.base.ggml_tensor_overhead()
         size += self.base.ggml_graph_overhead_custom(2 * tensors + 8, False)
-        self.kept.append(self.base.ggml_init(Settings(size, None, True)))
+        self.kept.append(self.base.ggml_init(ContextRoom(size, None, True)))
         return self.kept[-1]
 
     def _allocate(self, context: int, buffer: int) -> None:
@@ -213,7 +212,7 @@ def ggml_products(
         except ValueError:
             continue
         products()
-        seconds = min(_seconds(products) for _ in range(TRIES))
+        seconds = best_seconds(products)
         if best is None or seconds < best[0]:
             if best is not None:
                 best[1].close()
@@ -226,8 +225,11 @@ def ggml_products(
     return products, weight.numel() // BLOCK * BYTES[type], products.output()
 
 
-def _seconds(call: Callable[[], object]) -> float:
-    """Return the CPU seconds of one call."""
-    started = time.process_time()
-    call()
-    return time.process_time() - started
+def best_seconds(call: Callable[[], object]) -> float:
+    """Return the least CPU seconds of a few calls, of all threads of this process."""
+    times: list[float] = []
+    for _ in range(TRIES):
+        started = time.process_time()
+        call()
+        times.append(time.process_time() - started)
+    return min(times)

@@ -8,7 +8,6 @@ the fastest one on this machine is taken.
 from __future__ import annotations
 
 import itertools
-import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -17,10 +16,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .ggml_products import ggml_products
+from .ggml_products import best_seconds, ggml_products
 
 GROUP = 32  # weights of int4 that share a scale
-TRIES = 3  # of each setting
 Call = Callable[[], object]
 
 
@@ -209,7 +207,7 @@ def openvino_products(bits: int, weight: Tensor, x: Tensor, copies: int) -> Riva
         request = openvino.Core().compile_model(model, "CPU", settings).create_infer_request()
         request.set_input_tensor(openvino.Tensor(x.contiguous().numpy()))
         request.infer()
-        seconds = min(_seconds(request.infer) for _ in range(TRIES))
+        seconds = best_seconds(request.infer)
         if best is None or seconds < best[0]:
             best = seconds, request
     assert best is not None
@@ -265,13 +263,6 @@ def _openvino_constant(values: Any, kind: Any) -> Any:
     tensor = openvino.Tensor(kind, openvino.Shape(values.shape))  # with memory of its own
     tensor.data[:] = (flat[0::2] | flat[1::2] << 4).reshape(tensor.data.shape)
     return ops.constant(tensor)
-
-
-def _seconds(call: Call) -> float:
-    """Return the CPU seconds of one call."""
-    started = time.process_time()
-    call()
-    return time.process_time() - started
 
 
 def _of_ggml(type: str, weight: Tensor, x: Tensor, copies: int) -> RivalProducts:
