@@ -85,12 +85,11 @@ def imitated(
         net = copy.deepcopy(dense)
         net.load_state_dict(read_tensors(file))
         return net.eval()
-    # channels last: these convolutions take half as long
-    teacher = copy.deepcopy(dense).to(memory_format=torch.channels_last)
+    teacher = _in_format(copy.deepcopy(dense), torch.channels_last)
     if steps:
         net = imitated(dense, pictures, form, 0, folder, sizes)
         rate = RATES[density]
-        net = net.to(memory_format=torch.channels_last)
+        net = _in_format(net, torch.channels_last)
         train(net, teacher, pictures, (steps, rate), sizes)
     else:
         net = copy.deepcopy(teacher)
@@ -101,7 +100,12 @@ def imitated(
     folder.mkdir(parents=True, exist_ok=True)
     with writing(file) as scratch:
         save_file({name: t.contiguous() for name, t in net.state_dict().items()}, scratch)
-    return net.to(memory_format=torch.contiguous_format).eval()
+    return _in_format(net, torch.contiguous_format).eval()
+
+
+def _in_format(net: Any, memory_format: torch.memory_format) -> nn.Module:
+    """Store a net's weights in a memory format: with channels last it takes two thirds as long."""
+    return net.to(memory_format=memory_format)
 
 
 def whole(pictures: Tensor) -> Tensor:
