@@ -48,7 +48,7 @@ class Judged(NamedTuple):
     classes: Tensor
 
 
-class Pictures(NamedTuple):
+class PictureParts(NamedTuple):
     """The parts: `fit` as uint8 (n, 3, 256, 256) in random order, what chooses, and what judges."""
 
     fit: Tensor
@@ -56,7 +56,7 @@ class Pictures(NamedTuple):
     judges: Mapping[str, Judged]
 
 
-def pictures(seed: int = 0) -> Pictures:
+def pictures(seed: int = 0) -> PictureParts:
     """Return all parts.  seed: of the crops and of the order of the pictures that fit."""
     draw = torch.Generator().manual_seed(seed)
     sources = {"stamps": _stamps(), "crops": _crops(draw)}
@@ -64,7 +64,7 @@ def pictures(seed: int = 0) -> Pictures:
         sources["photographs"] = _photographs(folder)
     fit = torch.cat([source["fit"].pixels for source in sources.values()])
     choose = [source["choose"] for source in sources.values()]
-    return Pictures(
+    return PictureParts(
         fit[torch.randperm(len(fit), generator=draw)],
         Judged(*(torch.cat(tensors) for tensors in zip(*choose, strict=True))),
         {name: source["judge"] for name, source in sources.items()},

@@ -29,7 +29,7 @@ RATES = {0.5: 1e-4, 0.3: 2e-4}  # a net that lost more is trained with a larger 
 
 
 @dataclass(frozen=True)
-class Recipe:
+class ImitationSizes:
     """The settings of the route, chosen by the pictures that choose; see `lite0_pictures`.
 
     fitted: side of the pictures by which layers are reconstructed, px; side: of the views that
@@ -44,8 +44,8 @@ class Recipe:
 class Views(Dataset[tuple[Tensor, Tensor]]):
     """Random views of pictures, each with the dense net's class of the whole picture.
 
-    A view is cut at the scale of judging: views of other scales, which train as well elsewhere,
-    moved the net away from what it had been fitted to.
+    A view is cut at the scale of judging: views of other scales moved the net away from what it had
+    been fitted to.
     """
 
     def __init__(self, pictures: Tensor, classes: Tensor, side: int) -> None:
@@ -69,40 +69,43 @@ def imitated(
     form: tuple[float, int],
     steps: int,
     folder: Path,
-    recipe: Recipe | None = None,
+    sizes: ImitationSizes | None = None,
 ) -> nn.Module:
     """Prune Lite0's 1x1 convolutions, and fit what is left to the dense net.
 
     dense: Lite0; pictures: uint8 (n, 3, 256, 256) without labels, in random order; form: share of
       the weights that stay, and outputs of a block that keeps the same inputs; steps: of training,
       about so many in whole epochs, 0 = none; folder: where the net's tensors are kept, and read
-      from if they are there; recipe: None = the one of the page.
+      from if they are there; sizes: None = those of the page.
     """
-    recipe = recipe or Recipe()
+    sizes = sizes or ImitationSizes()
     density, rows = form
     file = folder / f"lite0-{density:g}-{rows}-{steps}-{len(pictures)}.safetensors"
     if file.is_file():
         net = copy.deepcopy(dense)
         net.load_state_dict(read_tensors(file))
         return net.eval()
-    # channels last: these convolutions take half as long
-    teacher: Any = copy.deepcopy(dense)
-    teacher = teacher.to(memory_format=torch.channels_last)
+    teacher = _in_format(copy.deepcopy(dense), torch.channels_last)
     if steps:
-        net: Any = imitated(dense, pictures, form, 0, folder, recipe)
+        net = imitated(dense, pictures, form, 0, folder, sizes)
         rate = RATES[density]
-        net = net.to(memory_format=torch.channels_last)
-        train(net, teacher, pictures, (steps, rate), recipe)
+        net = _in_format(net, torch.channels_last)
+        train(net, teacher, pictures, (steps, rate), sizes)
     else:
         net = copy.deepcopy(teacher)
         paths = [name.removesuffix(".weight") for name in masked_weights(net, POINTWISE)]
         # each layer has the same density: more for small layers (Erdos and Renyi) chose no better
         prune = {path: SparseGPT(density=density, rows=rows) for path in paths}
-        reconstruct(net, teacher, cut(pictures, recipe.fitted), prune=prune)
+        reconstruct(net, teacher, cut(pictures, sizes.fitted), prune=prune)
     folder.mkdir(parents=True, exist_ok=True)
     with writing(file) as scratch:
         save_file({name: t.contiguous() for name, t in net.state_dict().items()}, scratch)
-    return net.to(memory_format=torch.contiguous_format).eval()
+    return _in_format(net, torch.contiguous_format).eval()
+
+
+def _in_format(net: Any, memory_format: torch.memory_format) -> nn.Module:
+    """Store a net's weights in a memory format: with channels last it takes two thirds as long."""
+    return net.to(memory_format=memory_format)
 
 
 def whole(pictures: Tensor) -> Tensor:
@@ -123,7 +126,11 @@ def cut(pictures: Tensor, side: int) -> Tensor:
 
 
 def train(
-    net: nn.Module, dense: nn.Module, pictures: Tensor, pace: tuple[int, float], recipe: Recipe
+    net: nn.Module,
+    dense: nn.Module,
+    pictures: Tensor,
+    pace: tuple[int, float],
+    sizes: ImitationSizes,
 ) -> None:
     """Train a pruned net for the dense net's answers to random views of pictures, in place.
 
@@ -131,10 +138,10 @@ def train(
     """
     steps, rate = pace
     answers: Any = answered(dense, whole(pictures))
-    views = Views(pictures, answers.tensors[1], recipe.side)
+    views = Views(pictures, answers.tensors[1], sizes.side)
     options: Any = {
-        "epochs": max(1, round(steps * recipe.batch / len(pictures))),
-        "batch_size": recipe.batch,
+        "epochs": max(1, round(steps * sizes.batch / len(pictures))),
+        "batch_size": sizes.batch,
         "lr": rate,
         "weight_decay": 0.0,
         "clip": 1.0,
