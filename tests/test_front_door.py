@@ -87,6 +87,7 @@ def test_the_python_of_a_page_runs(
     python(page, tmp_path)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("page", EXACT)
 def test_the_python_of_a_landing_page_prints_what_it_shows(
     page: str,

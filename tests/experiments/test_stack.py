@@ -89,6 +89,7 @@ def ends(outcome: Mapping[str, Any]) -> list[Any]:
     return [end["result"] for end in outcome["ends"]]
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", METHODS)
 def test_a_run_ends_as_it_does_alone(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

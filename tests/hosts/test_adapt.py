@@ -55,6 +55,7 @@ CASES = [("vit", method) for method in METHODS] + [
 ]
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(("host", "key"), CASES)
 def test_trunk_stays_and_files_bring_the_rest_back(
     make: Make, images: Callable[[str], Tensor], logits: Run, train: Callable[..., None],

@@ -39,6 +39,7 @@ def on_page(key: str, name: str) -> str:
     return next(row for row in rows if row[0] == f"**{name}**")[column]
 
 
+@pytest.mark.thorough
 @pytest.mark.filterwarnings("ignore::FutureWarning")
 @pytest.mark.parametrize("name", HOSTS)
 def test_the_default_method_works_on_every_model(name: str) -> None:

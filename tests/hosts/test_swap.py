@@ -525,6 +525,7 @@ def peaked(layer: Mixture) -> Mixture:
 LOOKS_BACK = [TopK(4), Recurrent(4, hidden=4), Hash(4, by="row"), Switch(4, capacity=0.5)]
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("router", "capacity", "leaks"),
     [

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
 import timm
 import torch
 from torch import nn
@@ -23,6 +24,7 @@ def test_views_differ_and_have_the_class_of_their_picture() -> None:
     assert not torch.equal(first, second) and float(first.abs().max()) <= 1
 
 
+@pytest.mark.thorough
 def test_a_net_is_pruned_trained_and_kept(tmp_path: Path) -> None:
     dense = net()
     pictures = torch.randint(256, (8, 3, 256, 256), dtype=torch.uint8)

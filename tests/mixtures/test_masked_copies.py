@@ -147,6 +147,7 @@ def batch(step: int) -> tuple[Tensor, Tensor]:
     return x, torch.randint(CLASSES, (8,), generator=generator)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("update", ["dense", "lazy"])
 @pytest.mark.parametrize("split", ["up", "down", "both"])
 def test_one_tensor_equals_n_masked_copies(split: str, update: str) -> None:

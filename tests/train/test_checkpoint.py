@@ -140,6 +140,7 @@ def no_room(size: int) -> Iterator[None]:
 FILES = (checkpoint.TENSORS, checkpoint.STATE, checkpoint.MANIFEST)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", FILES)
 @pytest.mark.parametrize("damage", ["flipped", "truncated", "empty", "missing"])
 def test_a_damaged_file_is_an_error(tmp_path: Path, name: str, damage: str) -> None:

@@ -98,6 +98,7 @@ def test_it_follows_the_accuracies_of_whole_epochs() -> None:
         assert logged == pytest.approx(means[: step // STEPS])
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("stop", [2, STEPS - 1, STEPS + 2, 3 * STEPS + 1])
 def test_a_resumed_run_sees_the_same(tmp_path: Path, stop: int) -> None:
     schedule, calls = OnceFitted(1, share=0.7), [-1]

@@ -55,6 +55,7 @@ def test_scores_count_not_epochs() -> None:
     assert selection["stopped_after"] == selection["epoch"] + 2
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("killed", [3, 12, 17])
 def test_a_killed_run_stops_at_the_same_epoch_with_the_same_bits(
     tmp_path: Path, killed: int

@@ -45,6 +45,7 @@ def learned(model: nn.Module) -> list[Tensor]:
     return [p.detach().clone() for p in model.parameters()]
 
 
+@pytest.mark.thorough
 @every_task
 def test_it_learns(case: Case) -> None:
     model = case.build()
@@ -75,6 +76,7 @@ def test_parts_of_a_batch_add_up_to_it(case: Case) -> None:
         torch.testing.assert_close(first, second, rtol=1e-9, atol=1e-12)
 
 
+@pytest.mark.thorough
 @every_task
 @pytest.mark.parametrize("stop", [2, 5])
 def test_a_stopped_run_goes_on_with_the_same_bits(case: Case, stop: int, tmp_path: Path) -> None:

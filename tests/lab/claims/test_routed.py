@@ -39,6 +39,7 @@ def arms_of(claim: Study) -> tuple[Arm[routed.AtBudget], ...]:
     return keywords["base"], keywords["ours"], *keywords.get("rivals", ())
 
 
+@pytest.mark.thorough
 @pytest.mark.usefixtures("toy")
 @pytest.mark.parametrize("key", CLAIMS)
 def test_a_claim_runs_all_its_contenders(key: str) -> None:
