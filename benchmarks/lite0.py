@@ -55,11 +55,10 @@ float32 on the same pictures, with a 95 % interval. *Agrees*: percent of all pic
 class is that of dense float32; *where sure*: of those for which it has a probability above {SURE}.
 *M products*: million multiplications of a weight that is not 0 by an input.
 
-Why the targets of accuracy are missed: there are too few pictures that fit. At a density of 0.5 the
-divergence from the dense net is 0.110 on 200 of them and 0.286 on those that choose; training for
-twelve minutes on one core lowered it to 0.058 and 0.257 and left top-1 where it was. At 0.3 it went
-from 1.84 to 1.13 on those that choose. Ten times as many pictures without labels, trained for hours
-on an accelerator, would decide whether 2 and 8 points can be reached.
+Why the targets of accuracy are missed: there are too few pictures that fit. Training lowers the
+divergence from the dense net more on them than on others ([how to prune without
+labels](../how-to/prune-a-cnn-without-labels.md) has both), and leaves top-1 where it was. Ten times
+as many pictures without labels, trained for hours on an accelerator, would decide it.
 
 Why the targets of time are missed: an instruction of AVX-512 has 16 products of float32 numbers,
 one of VNNI 64 of int8. A float32 net has to leave out three quarters of all products to be level
