@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from intarsia.data.language_models import language_model
 from intarsia.kernels.decoder import DecoderStep
+from intarsia_lab.kit.openvino_core import openvino_core
 
 LENGTH = 512  # tokens of a text, and of the room for keys and values
 ROOM = 64  # tokens of the room that torch reads whole for each token
@@ -161,7 +162,7 @@ def in_openvino(folder: str, threads: int) -> Runtime:
         "INFERENCE_PRECISION_HINT": "f32",
     }
     file = str(Path(folder) / "openvino_model.xml")
-    request = openvino.Core().compile_model(file, "CPU", settings).create_infer_request()
+    request = openvino_core().compile_model(file, "CPU", settings).create_infer_request()
     past = 0
 
     def feed(tokens: list[int]) -> None:

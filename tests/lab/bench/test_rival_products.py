@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import math
+import subprocess
+import sys
+import textwrap
 
 import pytest
 import torch
@@ -37,6 +40,23 @@ def test_other_libraries_compute_the_same_product_or_say_why_not() -> None:
         assert (0.5 < per_weight < 0.7) if "4" in name.split()[-1] else (1 <= per_weight < 1.2)
         for call in product.calls:
             call()
+
+
+def test_ctrl_c_is_handled_after_two_models_of_openvino() -> None:
+    pytest.importorskip("openvino", reason="pip install openvino")
+    # the signal would end this process, too
+    program = """
+    import gc, signal, torch
+    from intarsia_lab.bench.rival_products import openvino_products
+    for bits in (8, 4):
+        openvino_products(bits, torch.ones(64, 128), torch.ones(1, 128), 1)
+    gc.collect()
+    signal.signal(signal.SIGINT, lambda *_: print("handled"))
+    signal.raise_signal(signal.SIGINT)
+    """
+    command = [sys.executable, "-c", textwrap.dedent(program)]
+    process = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert (process.returncode, process.stdout) == (0, "handled\n"), process.stderr
 
 
 def test_a_library_that_fails_is_left_out_with_its_first_line(

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..kit.openvino_core import openvino_core
 from .ggml_products import best_seconds, ggml_products
 
 GROUP = 32  # weights of int4 that share a scale
@@ -204,7 +205,7 @@ def openvino_products(bits: int, weight: Tensor, x: Tensor, copies: int) -> Riva
             "DYNAMIC_QUANTIZATION_GROUP_SIZE": group,
             "INFERENCE_PRECISION_HINT": precision,
         }
-        request = openvino.Core().compile_model(model, "CPU", settings).create_infer_request()
+        request = openvino_core().compile_model(model, "CPU", settings).create_infer_request()
         request.set_input_tensor(openvino.Tensor(x.contiguous().numpy()))
         request.infer()
         seconds = best_seconds(request.infer)

@@ -21,6 +21,7 @@ from intarsia.methods.fast_convnets import Chw
 
 from ..kit import Report, Result
 from ..kit.arms import result_of, threads
+from ..kit.openvino_core import openvino_core
 from .lite0 import SIDE, lite0
 
 REPEATS = 15
@@ -103,17 +104,17 @@ def _in_openvino(file: Path, picture: Tensor, precision: str) -> Run:
     precision: the type that it may compute in, "f32" or "bf16".
     """
     try:
-        import openvino  # pyright: ignore[reportMissingImports]
+        core = openvino_core()
     except ImportError as error:
         raise MissingExtra(str(error.name), "bench") from error
-    model = openvino.Core().read_model(str(file))
+    model = core.read_model(str(file))
     model.reshape(list(picture.shape))
     properties = {
         "INFERENCE_NUM_THREADS": 1,
         "NUM_STREAMS": 1,
         "INFERENCE_PRECISION_HINT": precision,
     }
-    request = openvino.Core().compile_model(model, "CPU", properties).create_infer_request()
+    request = core.compile_model(model, "CPU", properties).create_infer_request()
     return lambda picture: request.infer([picture.numpy()])[0]
 
 
