@@ -11,6 +11,7 @@ from torch import Tensor
 
 from .faults import refuse
 from .loading import function
+from .pages import use_large_pages
 
 HALVES = (torch.bfloat16, torch.float16)
 PRODUCTS = ("dense", "bitmask", "columns", "gqsa", "ternary", "blockint")  # of products.c
@@ -51,6 +52,7 @@ class Bound:
         call = function("intarsia_product", *TYPES)
         if call is None or not all(t.is_contiguous() and t.device.type == "cpu" for t in present):
             return None
+        use_large_pages(present)
         places = [0 if t is None else t.data_ptr() for t in tensors]
         numbers = torch.tensor([PRODUCTS.index(kind), *sides, *settings, *places])
         return cls(call, numbers, present, sides, max_rows)

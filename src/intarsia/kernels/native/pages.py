@@ -1,0 +1,44 @@
+"""Weights in large pages, of which a token needs hundreds: of small ones, tens of thousands."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import functools
+import sys
+from collections.abc import Callable, Iterable
+
+from torch import Tensor
+
+PAGE = 2**21  # bytes of a large page on x86 and of most kernels on ARM
+COLLAPSE = 25  # MADV_COLLAPSE of <linux/mman.h>, since Linux 6.1
+SMALLEST = 2**16  # bytes of a tensor that is worth a call
+
+
+def use_large_pages(tensors: Iterable[Tensor]) -> None:
+    """Ask Linux to move the memory of tensors into pages of 2 MiB, where they are.
+
+    Every address and value stays; neighbours in the same 2 MiB move with them. A system without
+    large pages, or one that has none left, refuses, and nothing changes.
+    tensors: on the CPU, contiguous.
+    """
+    advise = _madvise()
+    if advise is None:
+        return
+    for tensor in tensors:
+        if tensor.nbytes >= SMALLEST:
+            first = tensor.data_ptr() // PAGE
+            for page in range(first, (tensor.data_ptr() + tensor.nbytes - 1) // PAGE + 1):
+                # pages that are large already take no time
+                advise(page * PAGE, PAGE, COLLAPSE)
+
+
+@functools.cache
+def _madvise() -> Callable[[int, int, int], int] | None:
+    """Return the system's call, None where there is none."""
+    with contextlib.suppress(AttributeError, OSError):
+        if sys.platform == "linux":
+            call = ctypes.CDLL(None).madvise
+            call.argtypes = ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int
+            return call
+    return None
