@@ -10,6 +10,7 @@ import atexit
 import importlib.util
 import math
 import multiprocessing
+import os
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -26,6 +27,7 @@ from intarsia_lab.kit.openvino_core import openvino_core
 
 LENGTH = 512  # tokens of a text, and of the room for keys and values
 ROOM = 64  # tokens of the room that torch reads whole for each token
+LARGE_PAGES = "glibc.malloc.hugetlb=1"  # of 2 MiB, for what malloc gives
 GROUP = 32  # weights of torchao's int4 that share a scale
 WEIGHTS = 134_515_008 - 61 * 576  # of SmolLM2's matrices, the head among them; not of norms
 BITS = {"q4_0": 4, "q4_1": 4, "q8_0": 8, "int4": 4, "int8": 8}
@@ -76,7 +78,7 @@ def perplexity(logits: Iterable[Tensor], rows: Sequence[Tensor]) -> float:
 
 
 class Peer:
-    """A runtime in a process of its own.
+    """A runtime in a process of its own, with its weights in large pages, as ours are.
 
     open: builds it there from `settings`; ids: the prompt.
     """
@@ -84,6 +86,8 @@ class Peer:
     def __init__(self, open: Callable[..., Runtime], *settings: object, ids: list[int]) -> None:
         context = multiprocessing.get_context("spawn")
         self.link, end = context.Pipe()
+        # the C library reads it when the process starts, as a user sets it before a command
+        os.environ.setdefault("GLIBC_TUNABLES", LARGE_PAGES)
         self.process = context.Process(target=serve, args=(open, settings, ids, end), daemon=True)
         self.process.start()
         atexit.register(self.link.send, None)

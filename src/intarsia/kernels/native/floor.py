@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import torch
 
 from .loading import load
+from .pages import use_large_pages
 
 MEBIBYTES = 256  # more than any cache
 SIDE = 1024
@@ -47,6 +48,7 @@ def read_bandwidth(mebibytes: int = MEBIBYTES, repeats: int = 7) -> float:
     mebibytes: of the memory that is read, more than any cache; repeats: the number of measurements.
     """
     numbers = torch.ones(mebibytes * 2**18)
+    use_large_pages([numbers])  # as formats' weights are
     library, threads = load(), torch.get_num_threads()
     if library is None:  # torch adds them up at about the same speed
         seconds = cpu_seconds(numbers.sum, repeats)
