@@ -4,9 +4,9 @@
     python benchmarks/routing.py --write         # and into docs/benchmarks/routing.md
     python benchmarks/routing.py --reps 1 --small       # a smoke test
 
-Width 576, 2 of E experts a token, gated SiLU, random weights. Mixtral's block is timed in each of
-its implementations for the CPU, and the fastest is the baseline. A backward has fresh gradients, as
-after `zero_grad()`. Every row is a ratio of two cases of one interleaved run whose order rotates; a
+Width 576, 2 of E experts a token, gated SiLU; experts are cut from SmolLM2's MLPs, routers are
+random. Mixtral's block is timed in each of its implementations for the CPU, with its weights in
+large pages, as ours are, and the fastest is the baseline. A backward has fresh gradients, as after `zero_grad()`. Every row is a ratio of two cases of one interleaved run whose order rotates; a
 second copy of the layer shows the noise. Wall time counts, so the machine should be idle.
 """
 
@@ -17,7 +17,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -40,6 +40,7 @@ from transformers import MixtralConfig
 from transformers.models.mixtral.modeling_mixtral import MixtralSparseMoeBlock
 
 from intarsia import TopK
+from intarsia.data.language_models import language_model
 from intarsia.mixtures import Mixture, StackedExperts
 from intarsia.routers import (
     Comet,
@@ -97,12 +98,38 @@ class Dense(nn.Module):
         return self.down(nn.functional.silu(self.gate(x)) * self.up(x))
 
 
+@cache
+def mlps() -> tuple[Tensor, Tensor, Tensor]:
+    """SmolLM2's MLPs, one below the other: gate and up (30 * 1536, 576), down (30 * 1536, 576)."""
+    whole: Any = language_model("smollm2", progress=lambda _: None)[0]
+    each = [block.mlp for block in whole.model.layers]
+    gate, up, down = (
+        torch.cat([side(mlp).detach().float() for mlp in each])
+        for side in (
+            lambda mlp: mlp.gate_proj.weight,
+            lambda mlp: mlp.up_proj.weight,
+            lambda mlp: mlp.down_proj.weight.T,
+        )
+    )
+    return gate, up, down
+
+
+def pretrained(shape: Shape) -> tuple[Tensor, Tensor, Tensor]:
+    """Cut SmolLM2's MLPs into experts: gate, up (E, h, d) and down (E, d, h)."""
+    size = shape.experts, shape.hidden, WIDTH
+    gate, up, down = (side[: shape.experts * shape.hidden].view(size) for side in mlps())
+    return gate, up, down.transpose(1, 2)
+
+
 def layer(shape: Shape, router: Any = None) -> Mixture:
     """Our mixture."""
     generator = torch.Generator().manual_seed(0)
     experts = StackedExperts(
         shape.experts, WIDTH, shape.hidden, act="silu", gated=True, generator=generator
     )
+    with torch.no_grad():
+        for name, weight in zip(("gate", "up", "down"), pretrained(shape), strict=True):
+            getattr(experts, name).copy_(weight)
     router = router or TopK(shape.experts, ACTIVE)
     return Mixture(experts, router.build(WIDTH, generator=generator))
 
@@ -114,9 +141,12 @@ def mixtral(shape: Shape, implementation: str) -> nn.Module:
         num_experts_per_tok=ACTIVE,
     )  # fmt: skip
     config._experts_implementation = implementation
-    block = MixtralSparseMoeBlock(config)
-    for weight in block.parameters():
-        nn.init.normal_(weight, std=0.02)
+    block: Any = MixtralSparseMoeBlock(config)
+    nn.init.normal_(block.gate.weight, std=0.02)
+    gate, up, down = pretrained(shape)
+    with torch.no_grad():
+        block.experts.gate_up_proj.copy_(torch.cat([gate, up], 1))
+        block.experts.down_proj.copy_(down)
     return block
 
 

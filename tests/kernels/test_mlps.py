@@ -82,7 +82,7 @@ def test_it_is_the_loop(load: tuple[int, ...], act: str, gated: bool) -> None:
 
 @pytest.mark.parametrize("build", ["native", "avx2", "portable", "off"])
 @pytest.mark.parametrize("gated", [True, False])
-@pytest.mark.parametrize("load", [*LOADS.values(), (*(3, 0, 1, 16) * 2, 20, 0, 1, 17)], ids=str)
+@pytest.mark.parametrize("load", [*LOADS.values(), (*(3, 0, 1, 32) * 2, 40, 0, 1, 33)], ids=str)
 def test_experts_with_few_rows_in_float32_are_the_loop(
     load: tuple[int, ...], gated: bool, build: str
 ) -> None:

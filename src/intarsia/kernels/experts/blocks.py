@@ -19,6 +19,8 @@ from .rows import by_expert
 # rows of an expert up to which products wait for the weights, so that a kernel reads those of each
 # expert once, or rows of zeros cost nothing, and rows in all, over pairs, that may then be
 FEW, SPARE = 16, 6
+# rows of an expert up to which `dense.grouped`, without rows of zeros, is faster than torch
+UNPADDED = 32
 # the same for products that are slow to share a single matrix among a processor's cores
 SOME, SHARE = 128, 1.5
 TOGETHER = 8
@@ -116,8 +118,9 @@ class Block:
 def blocks(load: list[int], kernel: bool = False) -> tuple[Block, ...]:
     """Divide the experts into blocks, each of which is multiplied by one call.
 
-    load: number of rows of each expert. kernel: `TOGETHER` neighbours that all have few rows, and
-    those next to them, are a block without rows of zeros, whose products `dense.grouped` computes.
+    load: number of rows of each expert. kernel: `TOGETHER` neighbours with up to `UNPADDED` rows
+    each, and those next to them, are a block without rows of zeros, whose products
+    `dense.grouped` computes.
     In any other block of several experts all have as many rows as the largest, filled up with rows
     of zeros: all experts are such a block if all have few rows, or TOGETHER neighbours if few zeros
     are added. The remaining experts are a block each. Returns the blocks in the order of the
@@ -125,7 +128,9 @@ def blocks(load: list[int], kernel: bool = False) -> tuple[Block, ...]:
     """
     result: list[Block] = []
     neighbours = [load[first : first + TOGETHER] for first in range(0, len(load), TOGETHER)]
-    for is_small, group in itertools.groupby(neighbours, lambda part: kernel and max(part) <= FEW):
+    for is_small, group in itertools.groupby(
+        neighbours, lambda part: kernel and max(part) <= UNPADDED
+    ):
         part = tuple(itertools.chain.from_iterable(group))
         for count, rows, loads in [(len(part), 0, part)] if is_small else _equal_rows(part):
             begin = result[-1].experts.stop if result else 0

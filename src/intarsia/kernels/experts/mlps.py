@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from .. import dense
+from ..native.pages import use_large_pages
 from .acts import ACTS
-from .blocks import Layout, roomy
+from .blocks import LARGE, Layout, roomy
 from .naive import mlps_naive
 
 
@@ -41,6 +42,9 @@ def mixed_mlps(
     Neither rows of x nor outputs are kept: the backward gathers x again, and needs no output.
     """
     kernel = all(w is None or dense.runs_grouped(x, w) for w in (up, gate, down))
+    if x.device.type == "cpu":  # each call reads all weights that have rows
+        weights = [w for w in (up, gate, down) if w is not None]
+        use_large_pages(w for w in weights if w.nbytes >= LARGE and w.is_contiguous())
     layout, f = Layout.of(token, expert, len(x), len(up), kernel), ACTS[act].forward
     size = (layout.rows, up.shape[1])
     all_z = roomy(size, x) if keep else x.new_empty(0)

@@ -6,8 +6,10 @@
 #include "vectors.h"
 
 /* Rows of x that are computed at once, and of the weight with one row of x and with several: memory
- * is read faster in some streams than in one, and a load of x serves several rows of the weight. */
-enum { F32, BF16, TOGETHER = 4, SIDE_BY_SIDE = 4, PAIR = V == 16 ? 2 : 1 };
+ * is read faster in some streams than in one, and a load of x serves several rows of the weight.
+ * TOGETHER * PAIR sums of two vectors each fill the registers. */
+enum { F32, BF16, TOGETHER = V == 16 ? 6 : 4, SIDE_BY_SIDE = 4, PAIR = V == 16 ? 2 : 1 };
+enum { NEAR = 1 << 18 }; /* bytes of the weight that stay in a core's cache while all of x passes */
 
 typedef struct {
     const float *x;
@@ -54,29 +56,48 @@ ALWAYS void rows_with(const job *w, int64_t row, const int R, int64_t b0, const 
         for (int r = 0; r < R; r++)
             __builtin_prefetch((const char *)w->w + (from + r * w->cols + j) * size + 2048);
     }
+    vf both[SIDE_BY_SIDE * TOGETHER];
+    float results[SIDE_BY_SIDE * TOGETHER];
+    for (int i = 0; i < R * B; i++) both[i] = sums[i / B][i % B][0] + sums[i / B][i % B][1];
+    totals(both, R * B, results);
     for (int r = 0; r < R; r++)
         for (int b = 0; b < B; b++) {
-            float sum = total(sums[r][b][0] + sums[r][b][1]);
+            float sum = results[r * B + b];
             for (int64_t i = j; i < w->cols; i++)
                 sum += weight_at(w->w, from + r * w->cols + i, kind) * x[b * w->cols + i];
             w->y[(b0 + b) * w->rows + row + r] = sum;
         }
 }
 
-/* R rows of the weight, 1 or SIDE_BY_SIDE, with all of x: they stay in the nearest cache meanwhile. */
-ALWAYS void rows_with_all(const job *w, int64_t row, const int R, const int kind) {
-    const int pair = R < PAIR ? R : PAIR;
+/* Rows `row` to `to` of the weight with B rows of x, R at a time. */
+ALWAYS void rows_by(const job *w, int64_t row, int64_t to, const int R, int64_t b, const int B,
+                    const int kind) {
+    for (; row + R <= to; row += R) rows_with(w, row, R, b, B, kind);
+    for (; row < to; row++) rows_with(w, row, 1, b, B, kind);
+}
+
+/* Rows `row` to `to` of the weight with all of x, TOGETHER rows at a time: these stay in the nearest
+ * cache while the weight passes, which comes from memory for the first of them only. */
+ALWAYS void rows_with_all(const job *w, int64_t row, int64_t to, const int kind) {
     int64_t b = 0;
-    for (; b + TOGETHER <= w->batch; b += TOGETHER)
-        for (int r = 0; r < R; r += pair) rows_with(w, row + r, pair, b, TOGETHER, kind);
-    for (; b < w->batch; b++) rows_with(w, row, R, b, 1, kind);
+    for (; b + TOGETHER <= w->batch; b += TOGETHER) rows_by(w, row, to, PAIR, b, TOGETHER, kind);
+    switch (w->batch - b) {
+#if V == 16
+    case 5: rows_by(w, row, to, 2, b, 5, kind); break;
+    case 4: rows_by(w, row, to, 2, b, 4, kind); break;
+#endif
+    case 3: rows_by(w, row, to, PAIR, b, 3, kind); break;
+    case 2: rows_by(w, row, to, 2 * PAIR, b, 2, kind); break;
+    case 1: rows_by(w, row, to, SIDE_BY_SIDE, b, 1, kind); break;
+    }
 }
 
 ALWAYS void rows_of_kind(const job *w, int64_t part, const int kind) {
     const int64_t to = w->rows * (part + 1) / w->parts;
-    int64_t row = w->rows * part / w->parts;
-    for (; row + SIDE_BY_SIDE <= to; row += SIDE_BY_SIDE) rows_with_all(w, row, SIDE_BY_SIDE, kind);
-    for (; row < to; row++) rows_with_all(w, row, 1, kind);
+    const int64_t each = SIDE_BY_SIDE * (w->cols * (kind == F32 ? 4 : 2) + 1);
+    const int64_t near = SIDE_BY_SIDE * (1 + NEAR / each);
+    for (int64_t row = w->rows * part / w->parts; row < to; row += near)
+        rows_with_all(w, row, row + near < to ? row + near : to, kind);
 }
 
 static void rows_of(void *context, int64_t part) {

@@ -63,4 +63,31 @@ ALWAYS float total(vf x) {
     return sum;
 #endif
 }
+
+/* total() of each of n <= 16 vectors, to the last bit, with a third of the additions. */
+ALWAYS void totals(const vf *x, const int n, float *sums) {
+#if defined(__AVX512F__)
+    __m512 half[8], quarter[4], pair[2];
+    float all[16];
+    for (int i = 0; i < (n + 1) / 2; i++) {
+        const __m512 a = (__m512)x[2 * i], b = (__m512)x[2 * i + 1 < n ? 2 * i + 1 : 2 * i];
+        half[i] = _mm512_add_ps(_mm512_shuffle_f32x4(a, b, 0x44), _mm512_shuffle_f32x4(a, b, 0xee));
+    }
+    for (int i = 0; i < (n + 3) / 4; i++) {
+        const __m512 a = half[2 * i], b = half[4 * i + 2 < n ? 2 * i + 1 : 2 * i];
+        quarter[i] = _mm512_add_ps(_mm512_shuffle_f32x4(a, b, 0x88), _mm512_shuffle_f32x4(a, b, 0xdd));
+    }
+    for (int i = 0; i < (n + 7) / 8; i++) {
+        const __m512d a = _mm512_castps_pd(quarter[2 * i]);
+        const __m512d b = _mm512_castps_pd(quarter[8 * i + 4 < n ? 2 * i + 1 : 2 * i]);
+        pair[i] = _mm512_add_ps(_mm512_castpd_ps(_mm512_unpacklo_pd(a, b)),
+                                _mm512_castpd_ps(_mm512_unpackhi_pd(a, b)));
+    }
+    const __m512 a = pair[0], b = pair[n > 8];
+    _mm512_storeu_ps(all, _mm512_add_ps(_mm512_shuffle_ps(a, b, 0x88), _mm512_shuffle_ps(a, b, 0xdd)));
+    for (int i = 0; i < n; i++) sums[i] = all[i % 4 * 4 + i / 4];
+#else
+    for (int i = 0; i < n; i++) sums[i] = total(x[i]);
+#endif
+}
 #endif
