@@ -42,15 +42,15 @@ fastest product of any library with all weights, whatever its bits: a sparse for
 slower than what its user could have had without pruning. Errors are the largest of the outputs,
 against float32 with the same zeros, over the largest output: the quality that is paid for.
 
-Other libraries are at their best: all copies are layers of one graph, so that the cost of a call
-is shared, and of several settings the fastest is taken. llama.cpp's products are those of ggml as
-`pip install llama-cpp-python` builds it for the processor, in the fastest of its buffers;
-OpenVINO's weights are compressed as nncf does, with inputs in their own type or rounded to int8;
-onnxruntime's are MatMulNBits with inputs in int8; torchao's are weight-only layers that
-torch.compile has compiled. All int4 are in groups of 32 inputs. Ours and torch's own are called
-from Python one by one. The run had `GLIBC_TUNABLES=glibc.malloc.hugetlb=1`, so that every library's
-weights are in large pages, as ours are without it. The limit is measured last: where others use the machine, the best repeat of
-a product may have had more of the memory than that, and its share is then above 1."""
+Other libraries are at their best: all copies are layers of one graph, so that the cost of a call is
+shared, and of several settings the fastest is taken. llama.cpp's products are those of ggml as `pip
+install llama-cpp-python` builds it for the processor, in the fastest of its buffers; OpenVINO's
+weights are compressed as nncf does, with inputs in their own type or rounded to int8; onnxruntime's
+are MatMulNBits with inputs in int8; torchao's are weight-only layers that torch.compile has
+compiled. All int4 are in groups of 32 inputs. Ours and torch's own are called from Python one by
+one. The run had `GLIBC_TUNABLES=glibc.malloc.hugetlb=1`, so that every library's weights are in
+large pages, as ours are without it. The limit is measured last: where others use the machine, the
+best repeat of a product may have had more of the memory than that, and its share is then above 1."""
 
 
 def lines(table: ShapeTable, shape: tuple[int, int]) -> list[str]:

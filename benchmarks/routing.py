@@ -6,7 +6,8 @@
 
 Width 576, 2 of E experts a token, gated SiLU; experts are cut from SmolLM2's MLPs, routers are
 random. Mixtral's block is timed in each of its implementations for the CPU, with its weights in
-large pages, as ours are, and the fastest is the baseline. A backward has fresh gradients, as after `zero_grad()`. Every row is a ratio of two cases of one interleaved run whose order rotates; a
+large pages, as ours are, and the fastest is the baseline. A backward has fresh gradients, as after
+`zero_grad()`. Every row is a ratio of two cases of one interleaved run whose order rotates; a
 second copy of the layer shows the noise. Wall time counts, so the machine should be idle.
 """
 
