@@ -50,7 +50,8 @@ are MatMulNBits with inputs in int8; torchao's are weight-only layers that torch
 compiled. All int4 are in groups of 32 inputs. Ours and torch's own are called from Python one by
 one. The run had `GLIBC_TUNABLES=glibc.malloc.hugetlb=1`, so that every library's weights are in
 large pages, as ours are without it. The limit is measured last: where others use the machine, the
-best repeat of a product may have had more of the memory than that, and its share is then above 1."""
+best repeat of a product may have had more of the memory than that, and
+its share is then above 1."""
 
 
 def lines(table: ShapeTable, shape: tuple[int, int]) -> list[str]:

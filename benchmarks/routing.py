@@ -42,6 +42,7 @@ from transformers.models.mixtral.modeling_mixtral import MixtralSparseMoeBlock
 
 from intarsia import TopK
 from intarsia.data.language_models import language_model
+from intarsia.kernels.native.pages import use_large_pages
 from intarsia.mixtures import Mixture, StackedExperts
 from intarsia.routers import (
     Comet,
@@ -184,7 +185,8 @@ def beside_mixtral(shape: Shape, dtype: torch.dtype, reps: int) -> tuple[list, l
     for name in IMPLEMENTATIONS:
         # a copy of an expert's weights for each pair: out of reach for many
         if name != "batched_mm" or shape.tokens * shape.hidden < 10**5:
-            named[f"Mixtral, {name}"] = mixtral(shape, name).to(dtype)
+            named[f"Mixtral, {name}"] = model = mixtral(shape, name).to(dtype)
+            use_large_pages(p.data for p in model.parameters())
     named["ours"] = named["ours again"] = layer(shape).to(dtype)
     ways = {"forward": forward, "forward + backward": both}
     jobs: dict[str, Job] = {
@@ -408,8 +410,9 @@ def main() -> None:
         *markdown(["layer", "case", "wall, ms", "CPU, ms"], [*all_cases, *timed]),
     ]
     about = (
-        f"Width {WIDTH}, {ACTIVE} experts a token, gated SiLU, {args.threads} threads, random "
-        f"weights; interleaved runs, medians of {args.reps} ({SLOW} of Mixtral's loop at E = 64). "
+        f"Width {WIDTH}, {ACTIVE} experts a token, gated SiLU, {args.threads} threads; experts "
+        "are cut from SmolLM2's MLPs, routers are random, and weights are in large pages, "
+        f"Mixtral's too; interleaved runs, medians of {args.reps} ({SLOW} of its loop at E = 64). "
         "Ratios of wall time, and of CPU time beside them. The rival is transformers' Mixtral "
         "block, in each of its implementations for CPUs, of which the fastest is named; llama.cpp, "
         "OpenVINO and onnxruntime train no mixture: [a whole one](offloaded.md) stands beside "
