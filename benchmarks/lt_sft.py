@@ -33,6 +33,7 @@ from intarsia.schedules import Entries
 from intarsia.schedules.phases import Make
 from intarsia.train import Classes, Recipe, Training, plain
 from intarsia.train.learner import Learner
+from intarsia.train.optimisers import adamw
 from intarsia.train.precision import training_mode
 from intarsia.train.processes import accelerator
 from intarsia.train.record import machine, versions
@@ -98,7 +99,7 @@ def stepper(
     torch.manual_seed(0)
     model, x = STACKS[stack](args)
     training_mode(model)
-    make = Recipe().optimizer
+    make: Make = adamw
     own, heads = weights_of(model, ("*",))
     total = sum(p.numel() for p in own.values())
     head = sum(p.numel() for p in heads.values())
@@ -117,7 +118,7 @@ def stepper(
     for parameter in (*own.values(), *heads.values()):
         parameter.requires_grad_(True)
     recipe = Recipe(optimizer=make)
-    ranks, task = accelerator((), None), Classes(CLASSES)
+    ranks, task = accelerator((), None, None), Classes(CLASSES)
     learner = Learner(model, model, plain, Training(), recipe, ranks, task)
     batch = x, torch.arange(len(x)) % CLASSES
     return lambda: learner.step([batch], 0, 10_000), 3 * 4 * (moved + head)

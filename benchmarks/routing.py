@@ -256,8 +256,10 @@ def searched(found: bool, experts: int) -> Any:
     @dataclass(frozen=True)
     class Built:
         def build(self, width: int, *, generator: torch.Generator) -> nn.Module:
-            router = PermutationSearch(Comet(experts, ACTIVE)).build(width, generator=generator)
-            router.at_step(100 if found else 50)
+            router: Any = PermutationSearch(Comet(experts, ACTIVE)).build(
+                width, generator=generator
+            )
+            router.before_step(router.config.steps if found else router.config.steps // 2, 0)
             return router
 
     return Built()

@@ -18,6 +18,7 @@ import sys
 import warnings
 from collections.abc import Callable, Sequence
 from functools import partial
+from typing import Any
 
 import torch
 from frame import Row, interleaved, markdown, operations, parser, peak_over, publish, ratio, read
@@ -90,7 +91,8 @@ def activations(model: nn.Module, tokens: Tensor) -> tuple[int, int]:
 def model_of(case: str, args: argparse.Namespace) -> nn.Module:
     """The layers of a case, adapted; random weights, since neither time nor memory goes by them."""
     torch.manual_seed(0)
-    config = LlamaConfig(**(SMOL | {"num_hidden_layers": args.layers}), tie_word_embeddings=True)
+    settings: dict[str, Any] = SMOL | {"num_hidden_layers": args.layers}
+    config = LlamaConfig(**settings, tie_word_embeddings=True)
     model = LlamaForCausalLM(config)
     if case == FULL:
         return model

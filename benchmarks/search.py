@@ -231,10 +231,9 @@ def main() -> None:
         rows.append([*cells, *timed(index, Bm25(texts), queries, args.reps)])
     if rows:
         body += [*markdown(["documents, own tokens", "tokens each", *time_head], rows), ""]
+    names, texts = list(found.docs), list(found.docs.values())
     rows = [
-        without_model(
-            *(list(of)[:count] for of in (found.docs, found.docs.values())), queries, args.reps
-        )
+        without_model(names[:count], texts[:count], queries, args.reps)
         for count in (int(word) for word in args.alone.split(",") if word)
     ]
     head = ["documents, without a model", *(f"{name}, s to build" for name in ENGINES)]

@@ -225,8 +225,8 @@ def in_torchao(kind: str, threads: int) -> Runtime:
 
     kind: int8, or int4 in groups of 32.
     """
-    from torchao.prototype.quantization.int4 import PrototypeInt4WeightOnlyConfig
-    from torchao.quantization import Int8WeightOnlyConfig, quantize_
+    from torchao.prototype.quantization.int4 import PrototypeInt4WeightOnlyConfig  # pyright: ignore[reportMissingImports]
+    from torchao.quantization import Int8WeightOnlyConfig, quantize_  # pyright: ignore[reportMissingImports]
     from transformers import StaticCache
 
     torch.set_num_threads(threads)

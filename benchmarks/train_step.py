@@ -39,6 +39,7 @@ import intarsia
 from intarsia.train import Classes, Recipe, Training, one_backward, plain, two_pass
 from intarsia.train.learner import Learner
 from intarsia.train.objectives import Objective
+from intarsia.train.optimisers import adamw
 from intarsia.train.precision import cast_frozen, training_mode
 from intarsia.train.processes import accelerator
 
@@ -98,7 +99,7 @@ def stepper(case: Case, args: argparse.Namespace) -> Callable[[], object]:
     training = Training(lr=1e-3, precision=case.precision)
     cast_frozen(model, case.precision)
     training_mode(model)
-    ranks, task = accelerator((), None), Classes(CLASSES)
+    ranks, task = accelerator((), None, None), Classes(CLASSES)
     learner = Learner(model, model, case.objective, training, Recipe(), ranks, task)
     batch = images(args), torch.arange(args.batch) % CLASSES
     return lambda: learner.step([batch], 0, STEPS)
@@ -165,7 +166,7 @@ def adapter_bytes(experts: int = 4) -> tuple[int, int]:
     buffers = {b.data_ptr(): b for cell in cells for b in cell.buffers()}
     for parameter in learned:
         parameter.grad = torch.zeros_like(parameter)
-    optimizer = Recipe().optimizer(adapted, 1e-3, 1e-2)
+    optimizer = adamw(adapted, 1e-3, 1e-2)
     optimizer.step()
     state = [t for s in optimizer.state.values() for t in s.values() if isinstance(t, Tensor)]
     ours = sum(t.nbytes for t in (*learned, *learned, *state, *buffers.values()))
