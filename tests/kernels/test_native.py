@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -122,6 +123,25 @@ child = os.fork()
 if not child:
     same(); os._exit(0)
 raise SystemExit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, timeout=60)
+    assert done.returncode == 0, done.stderr.decode()
+
+
+@needs_compiler
+def test_products_use_the_threads_that_torch_has() -> None:
+    if not hasattr(ctypes.CDLL(None), "GOMP_parallel"):
+        pytest.skip("torch has no OpenMP of GCC's form here")
+    code = """
+import os, torch
+from intarsia.kernels import dense
+torch.set_num_threads(3)
+weight, x = torch.randn(600, 512), torch.randn(64, 512)
+want = torch.nn.functional.linear(x, weight)
+torch.add(torch.ones(1000, 1000), 1)  # starts them
+before = len(os.listdir("/proc/self/task"))
+assert torch.allclose(dense.linear(x, weight), want, atol=1e-3)
+assert len(os.listdir("/proc/self/task")) == before
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, timeout=60)
     assert done.returncode == 0, done.stderr.decode()

@@ -115,15 +115,33 @@ INTARSIA_API int64_t dense_linear(int kind, const float *x, float *y, const void
     return 0;
 }
 
+typedef struct {
+    job expert; /* of which x, y, w and batch are those of the first */
+    const int64_t *load;
+} group;
+
+/* Each part is a part of an expert's rows, so that threads meet once and not for each expert. */
+static void rows_of_expert(void *context, int64_t part) {
+    const group *all = context;
+    job here = all->expert;
+    const int64_t expert = part / here.parts;
+    int64_t before = 0;
+    for (int64_t e = 0; e < expert; e++) before += all->load[e];
+    here.x += before * here.cols;
+    here.y += before * here.rows;
+    here.w = (const float *)here.w + expert * here.rows * here.cols;
+    here.batch = all->load[expert];
+    if (here.batch) rows_of(&here, part % here.parts);
+}
+
 /* Experts with rows of x of their own, one after the other: y_n = W_e x_n.  weight: (experts, rows,
  * cols) float32; load: (experts), the rows of x of each. */
 INTARSIA_API int64_t dense_grouped(const float *x, float *y, const float *weight, const int64_t *load,
                                    int64_t experts, int64_t rows, int64_t cols, int threads) {
-    for (int64_t e = 0; e < experts; e++) {
-        if (load[e])
-            dense_linear(F32, x, y, weight + e * rows * cols, rows, cols, load[e], threads);
-        x += load[e] * cols;
-        y += load[e] * rows;
-    }
+    group all = {.expert = {.x = x, .y = y, .w = weight, .rows = rows, .cols = cols, .kind = F32}};
+    const int64_t parts = parts_of(experts * rows * cols * 4, threads);
+    all.load = load;
+    all.expert.parts = experts ? (parts + experts - 1) / experts : 1;
+    intarsia_parallel(rows_of_expert, &all, experts * all.expert.parts, threads);
     return 0;
 }

@@ -1,4 +1,5 @@
-/* A few threads that wait for work. The caller works too, and never waits for one that sleeps. */
+/* A few threads that wait for work: those of torch's OpenMP where the process has it, whose spin
+ * would keep others from a core, or our own. The caller works too, and never waits for one that sleeps. */
 #include "common.h"
 
 INTARSIA_API int intarsia_abi(void) { return INTARSIA_ABI; }
@@ -40,6 +41,17 @@ static struct {
 } pool = {.lock = PTHREAD_MUTEX_INITIALIZER, .wake = PTHREAD_COND_INITIALIZER};
 static pthread_mutex_t busy = PTHREAD_MUTEX_INITIALIZER; /* one job at a time */
 
+#if defined(__linux__)
+/* Of the OpenMP that torch has loaded: run(data) on several threads, which have ended when it returns. */
+extern void GOMP_parallel(void (*run)(void *), void *data, unsigned threads, unsigned flags)
+    __attribute__((weak));
+#define OPENMP (GOMP_parallel != NULL)
+#else
+#define OPENMP 0
+#define GOMP_parallel(run, data, threads, flags)
+#endif
+static pid_t with_openmp; /* the process that began with its threads: a fork may not use them */
+
 static void work(void) {
     for (;;) {
         const int64_t part = __atomic_fetch_add(&pool.next, 1, __ATOMIC_ACQ_REL);
@@ -61,6 +73,11 @@ static void rest(int n) {
     if (n < SPINS) relax();
     else if (n < SPINS + YIELDS) sched_yield();
     else nanosleep(&moment, NULL);
+}
+
+static void work_in_team(void *unused) {
+    (void)unused;
+    work();
 }
 
 static void *wait_for_work(void *unused) {
@@ -111,6 +128,17 @@ void intarsia_parallel(intarsia_part run, void *context, int64_t parts, int thre
     if (threads > parts) threads = (int)parts;
     if (threads < 2 || pthread_mutex_trylock(&busy)) {
         for (int64_t part = 0; part < parts; part++) run(context, part);
+        return;
+    }
+    const pid_t here = getpid();
+    if (OPENMP && !with_openmp) with_openmp = here;
+    if (OPENMP && with_openmp == here) {
+        pool.run = run;
+        pool.context = context;
+        pool.parts = parts;
+        pool.next = 0;
+        GOMP_parallel(work_in_team, NULL, (unsigned)threads, 0);
+        pthread_mutex_unlock(&busy);
         return;
     }
     const int others = start(threads - 1);
