@@ -27,6 +27,7 @@ import frame
 import psutil
 import torch
 from serving import Ask, Client, started
+from token_peers import LARGE_PAGES
 
 from intarsia.data.language_models import language_model
 from intarsia.formats import BlockInt
@@ -40,8 +41,9 @@ ABOUT = (
     "SmolLM2-135M in dense int4, head in int8 (llama.cpp: Q4_0, the same values), prompts of 19 "
     "tokens, answers of 48: new tokens a CPU second, prompts included. Ours is the whole server "
     "over HTTP; llama.cpp is its library with as many sequences in one batch, without a server. "
-    "The values are the same, and so is the perplexity, see [a token](decode.md). vLLM and SGLang "
-    "are left out: their packages are for GPUs."
+    "The values are the same, and so is the perplexity, see [a token](decode.md). Both have "
+    f"`GLIBC_TUNABLES={LARGE_PAGES}`, so that llama.cpp's weights are in large pages, too. vLLM "
+    "and SGLang are left out: their packages are for GPUs."
 )
 
 
@@ -144,7 +146,9 @@ def main() -> None:
     made = frame.parser(__doc__, threads=1, reps=3)
     made.add_argument("--gguf", type=Path, help="the same model in Q4_0")
     args = frame.read(made)
-    os.environ["OMP_NUM_THREADS"] = str(args.threads)  # of the server, too
+    # of the server and of llama.cpp's process, too
+    os.environ["OMP_NUM_THREADS"] = str(args.threads)
+    os.environ.setdefault("GLIBC_TUNABLES", LARGE_PAGES)
     best = measured(args)
     head = ["clients", "ours, tokens a CPU second", "llama.cpp", "ours of llama.cpp"]
     table = [
