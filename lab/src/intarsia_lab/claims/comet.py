@@ -395,7 +395,7 @@ CLAIMS = (
             length=Length(draws=4),
         ),
         seeds=(0, 1, 2, 3, 4),
-        minutes=20,
+        minutes=80,
     ),
     study(
         "comet-active",
