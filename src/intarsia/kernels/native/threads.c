@@ -1,5 +1,5 @@
-/* A few threads that wait for work: those of torch's OpenMP where the process has it, whose spin
- * would keep others from a core, or our own. The caller works too, and never waits for one that sleeps. */
+/* A few threads that wait for work: those of torch's OpenMP where the main thread calls, since their
+ * spin keeps others from a core, or our own. The caller works too, and never waits for one that sleeps. */
 #include "common.h"
 
 INTARSIA_API int intarsia_abi(void) { return INTARSIA_ABI; }
@@ -42,6 +42,7 @@ static struct {
 static pthread_mutex_t busy = PTHREAD_MUTEX_INITIALIZER; /* one job at a time */
 
 #if defined(__linux__)
+#include <sys/syscall.h>
 /* Of the OpenMP that torch has loaded: run(data) on several threads, which have ended when it returns. */
 extern void GOMP_parallel(void (*run)(void *), void *data, unsigned threads, unsigned flags)
     __attribute__((weak));
@@ -51,6 +52,19 @@ extern void GOMP_parallel(void (*run)(void *), void *data, unsigned threads, uns
 #define GOMP_parallel(run, data, threads, flags)
 #endif
 static pid_t with_openmp; /* the process that began with its threads: a fork may not use them */
+
+/* Whether torch's threads are at hand: those of the main thread, which spin while torch computes there.
+ * OpenMP gives each other thread a team of its own, and lets all sleep where they are too many. */
+static int on_openmp(void) {
+#if defined(__linux__)
+    const pid_t here = getpid();
+    if (!OPENMP || syscall(SYS_gettid) != here) return 0;
+    if (!with_openmp) with_openmp = here;
+    return with_openmp == here;
+#else
+    return OPENMP;
+#endif
+}
 
 static void work(void) {
     for (;;) {
@@ -130,9 +144,7 @@ void intarsia_parallel(intarsia_part run, void *context, int64_t parts, int thre
         for (int64_t part = 0; part < parts; part++) run(context, part);
         return;
     }
-    const pid_t here = getpid();
-    if (OPENMP && !with_openmp) with_openmp = here;
-    if (OPENMP && with_openmp == here) {
+    if (on_openmp()) {
         pool.run = run;
         pool.context = context;
         pool.parts = parts;
