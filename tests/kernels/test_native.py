@@ -129,6 +129,24 @@ raise SystemExit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
 
 
 @needs_compiler
+def test_a_fork_multiplies_though_the_threads_that_torch_had_are_gone() -> None:
+    code = """
+import os, torch
+from intarsia.kernels import dense, native
+torch.set_num_threads(3)
+weight, x = torch.randn(600, 512), torch.randn(64, 512)
+native.load()
+torch.add(torch.ones(1000, 1000), 1)  # starts them
+child = os.fork()
+if not child:
+    dense.linear(x, weight); os._exit(0)
+raise SystemExit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, timeout=60)
+    assert done.returncode == 0, done.stderr.decode()
+
+
+@needs_compiler
 def test_products_use_the_threads_that_torch_has() -> None:
     if not hasattr(ctypes.CDLL(None), "GOMP_parallel"):
         pytest.skip("torch has no OpenMP of GCC's form here")

@@ -51,18 +51,16 @@ extern void GOMP_parallel(void (*run)(void *), void *data, unsigned threads, uns
 #define OPENMP 0
 #define GOMP_parallel(run, data, threads, flags)
 #endif
-static pid_t with_openmp; /* the process that began with its threads: a fork may not use them */
+static int is_fork;
 
 /* Whether torch's threads are at hand: those of the main thread, which spin while torch computes there.
- * OpenMP gives each other thread a team of its own, and lets all sleep where they are too many. */
+ * OpenMP gives each other thread a team of its own, and lets all sleep where they are too many; a fork
+ * has none. */
 static int on_openmp(void) {
 #if defined(__linux__)
-    const pid_t here = getpid();
-    if (!OPENMP || syscall(SYS_gettid) != here) return 0;
-    if (!with_openmp) with_openmp = here;
-    return with_openmp == here;
+    return OPENMP && !is_fork && syscall(SYS_gettid) == getpid();
 #else
-    return OPENMP;
+    return 0;
 #endif
 }
 
@@ -132,13 +130,14 @@ static int start(int wanted) {
     return pool.started < wanted ? pool.started : wanted;
 }
 
-static void forked(void) { pthread_mutex_init(&busy, NULL); }
+static void forked(void) {
+    pthread_mutex_init(&busy, NULL);
+    is_fork = 1;
+}
 
-static void watch_forks(void) { pthread_atfork(NULL, NULL, forked); }
+__attribute__((constructor)) static void watch_forks(void) { pthread_atfork(NULL, NULL, forked); }
 
 void intarsia_parallel(intarsia_part run, void *context, int64_t parts, int threads) {
-    static pthread_once_t once = PTHREAD_ONCE_INIT;
-    pthread_once(&once, watch_forks);
     if (threads > parts) threads = (int)parts;
     if (threads < 2 || pthread_mutex_trylock(&busy)) {
         for (int64_t part = 0; part < parts; part++) run(context, part);
