@@ -3,17 +3,22 @@
 python benchmarks/kernels.py                 # the tables on the terminal, some minutes
 python benchmarks/kernels.py --write         # and docs/benchmarks/kernels.md with its picture
 python benchmarks/kernels.py --reps 1 --mebibytes 8    # a smoke test
+
+With GLIBC_TUNABLES=glibc.malloc.hugetlb=1 before the command, which Linux reads when a process
+starts, all libraries have their weights in large pages; the published page was made so.
 """
 
 from __future__ import annotations
 
 import argparse
 import math
+import os
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import torch
 from frame import markdown, parser, publish, read
+from token_peers import LARGE_PAGES
 
 from intarsia.core.files import write_text
 from intarsia.reports.looks import MARKS, looks_of
@@ -42,16 +47,19 @@ fastest product of any library with all weights, whatever its bits: a sparse for
 slower than what its user could have had without pruning. Errors are the largest of the outputs,
 against float32 with the same zeros, over the largest output: the quality that is paid for.
 
-Other libraries are at their best: all copies are layers of one graph, so that the cost of a call is
-shared, and of several settings the fastest is taken. llama.cpp's products are those of ggml as `pip
-install llama-cpp-python` builds it for the processor, in the fastest of its buffers; OpenVINO's
-weights are compressed as nncf does, with inputs in their own type or rounded to int8; onnxruntime's
-are MatMulNBits with inputs in int8; torchao's are weight-only layers that torch.compile has
-compiled. All int4 are in groups of 32 inputs. Ours and torch's own are called from Python one by
-one. The run had `GLIBC_TUNABLES=glibc.malloc.hugetlb=1`, so that every library's weights are in
-large pages, as ours are without it. The limit is measured last: where others use the machine, the
-best repeat of a product may have had more of the memory than that, and
-its share is then above 1."""
+Other libraries are at their best: all copies are layers of one graph, so that the cost of a call
+is shared, and of several settings the fastest is taken. llama.cpp's products are those of ggml as
+`pip install llama-cpp-python` builds it for the processor, in the fastest of its buffers;
+OpenVINO's weights are compressed as nncf does, with inputs in their own type or rounded to int8;
+onnxruntime's are MatMulNBits with inputs in int8; torchao's are weight-only layers that
+torch.compile has compiled. All int4 are in groups of 32 inputs. Ours and torch's own are called
+from Python one by one. The limit is measured last: where others use the machine, the best repeat of
+a product may have had more of the memory than that, and its share is then above 1.
+"""
+
+PAGES = f"""
+The run had `GLIBC_TUNABLES={LARGE_PAGES}`, so that every library's weights are in large pages, as
+ours are without it."""
 
 
 def lines(table: ShapeTable, shape: tuple[int, int]) -> list[str]:
@@ -173,7 +181,8 @@ def main() -> None:
     )
     if args.write:
         write_text(PICTURE, picture(table, SHAPES[0]))
-    publish("Sparse kernels beside the memory's speed", ABOUT, body(table, SHAPES), args)
+    about = ABOUT + PAGES if os.environ.get("GLIBC_TUNABLES") == LARGE_PAGES else ABOUT
+    publish("Sparse kernels beside the memory's speed", about, body(table, SHAPES), args)
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ from .rows import by_expert
 # rows of an expert up to which products wait for the weights, so that a kernel reads those of each
 # expert once, or rows of zeros cost nothing, and rows in all, over pairs, that may then be
 FEW, SPARE = 16, 6
-# rows of an expert up to which `dense.grouped`, without rows of zeros, is faster than torch
+# rows of an expert up to which `dense.grouped` is faster than torch with the rows of zeros it needs
 UNPADDED = 32
 # the same for products that are slow to share a single matrix among a processor's cores
 SOME, SHARE = 128, 1.5

@@ -1,5 +1,5 @@
 /* A few threads that wait for work: those of torch's OpenMP where the main thread calls, since their
- * spin keeps others from a core, or our own. The caller works too, and never waits for one that sleeps. */
+ * spin keeps others from a core, or our own, of which the caller never waits for one that sleeps. */
 #include "common.h"
 
 INTARSIA_API int intarsia_abi(void) { return INTARSIA_ABI; }
