@@ -34,7 +34,8 @@ Format = Annotated[
     ),
 ]
 Values = Annotated[
-    str | None, typer.Option(help="Type of the kept values: same, fp32, bf16 or, of bitmask, int8.")
+    str | None,
+    typer.Option(help="Type of the kept values: same, fp32, bf16 or, of bitmask and chw, int8."),
 ]
 Density = Annotated[
     float | None, typer.Option(help="Share of weights that is kept, for formats that prune.")
@@ -87,7 +88,8 @@ def compress(
     finished blocks beside --out: killed at any moment, the same command with --resume ends in the
     same bits. The folder opens with `intarsia generate`, `intarsia bench sparse --model` and
     intarsia.load. chw takes a run of `intarsia fit` with a convolutional net, for one picture at a
-    time, and writes a run, for `intarsia predict` and `evaluate`.
+    time, and writes a run, for `intarsia predict` and `evaluate`; with --values int8 in codes of 8
+    bits, whose ranges training pictures choose.
 
     Example:  intarsia compress pruned --format bitmask --values int8 --out fast
               intarsia compress smollm2 --format gqsa --density 0.5 --shared 8 --out small
@@ -190,6 +192,7 @@ def _net(run: str, options: dict[str, Any], force: bool, out: Path, as_json: boo
     from ..experiments.packing import compress_run
     from ..methods.fast_convnets import Chw
 
+    values = options.pop("values") or "fp32"
     if some := {name: value for name, value in options.items() if value is not None}:
         fix = "Leave them out."
         raise ConfigError("--format chw", got=f"{sorted(some)}", want="no such options", fix=fix)
@@ -198,7 +201,7 @@ def _net(run: str, options: dict[str, Any], force: bool, out: Path, as_json: boo
         want = "a run of `intarsia fit` with a convolutional net"
         raise ConfigError(f"net {run!r}", got="no run", want=want, fix=fix)
     _warn_of_rivals("picture", NETS)
-    report = compress_run(run, out, Chw(force=force), report=note)
+    report = compress_run(run, out, Chw(force=force, values=values), report=note)
     if as_json:
         show_json({"folder": str(out), **report})
         return
@@ -206,6 +209,9 @@ def _net(run: str, options: dict[str, Any], force: bool, out: Path, as_json: boo
     times = report["milliseconds"]
     took = [f"{times['before']:.2f} ms -> {times['after']:.2f} ms a picture"] if times else []
     notes = [f"in torch as before: {', '.join(report['left'])}"] if report["left"] else []
+    if accuracy := report.get("accuracy"):
+        shares = f"accuracy {accuracy['before']:.1%} -> {accuracy['after']:.1%}"
+        notes.append(f"{shares} on {accuracy['pictures']} pictures of {accuracy['part']}")
     say("\n".join([f"{len(report['layers'])} layers in CHW", *took, *notes, str(out)]))
 
 
