@@ -3,7 +3,8 @@
     python benchmarks/lite0.py --write         # the page docs/benchmarks/lite0.md, and rivals.json
 
 Pruned nets are fitted first, without labels, as docs/how-to/prune-a-cnn-without-labels.md has it.
-That takes an hour on one core; they are kept in the cache, and a second run only measures. The
+That takes five minutes for each on one core, and with `--trained` a quarter of an hour more for two
+of them; they are kept in the cache, and a second run only measures. The
 1,000 photographs of the folder `imagenet-sample-images` below `$INTARSIA_DATA` are used if they are
 there; without them stamps and crops alone fit and judge.
 """
@@ -30,12 +31,14 @@ from intarsia.reports.statistics import paired_interval
 from intarsia_lab.materials.convnet_times import dense_runtimes, int8_runtimes
 from intarsia_lab.materials.lite0 import SIDE, lite0, logits
 from intarsia_lab.materials.lite0_pictures import UNKNOWN, Judged, pictures
-from intarsia_lab.materials.unlabelled import STEPS, imitated, whole
+from intarsia_lab.materials.unlabelled import STEPS, Kept, imitated, whole
 
 CALIBRATION = 100  # pictures for int8
+FLOAT, CODES = 32, 8  # bits of our nets' weights and maps
 SURE = 0.5  # probability of the dense net's first class
-PRUNED = ((1, 0.5), (1, 0.3))  # rows of a block, density
-BY_SIZE = ((1, 0.5), (4, 0.2))
+PRUNED = (Kept(0.5), Kept(0.3))
+BY_SIZE = (Kept(0.5), Kept(0.2, 4))
+IN_CODES = (Kept(0.75, 1, 4), Kept(0.5, 1, 4))  # computed in int8
 RIVAL, REFERENCE = "OpenVINO int8", "torch fp32"
 POINTS = {0.5: 2.0, 0.3: 8.0}  # density -> most points of top-1 less than dense
 SHARE = 0.9  # of the rival's time
@@ -85,6 +88,7 @@ class NetArm:
     density: float = 1.0
     bits: int | None = None
     layers: str = ""
+    command: str = ""
 
 
 class NetAnswers(NamedTuple):
@@ -93,6 +97,14 @@ class NetAnswers(NamedTuple):
     right: Mapping[str, np.ndarray]
     agrees: float
     sure: float
+
+
+def named(form: Kept, how: str) -> str:
+    """The name of a pruned net."""
+    block = (
+        f"{form.inputs} inputs" if form.inputs > 1 else f"{form.rows} row{'s' * (form.rows > 1)}"
+    )
+    return f"{form.density:g}, {block}, {how}"
 
 
 def forms(net: nn.Module) -> str:
@@ -121,30 +133,43 @@ def products(net: nn.Module, picture: Tensor) -> int:
     return sum(counts)
 
 
-def arms_of(dense: nn.Module, fit: Tensor, picture: Tensor) -> list[NetArm]:
-    """Every net of the page in its runtime.  fit: pictures without labels."""
+def arms_of(dense: nn.Module, fit: Tensor, picture: Tensor, trained: bool) -> list[NetArm]:
+    """Every net of the page in its runtime.
+
+    fit: pictures without labels; trained: nets that were trained after they were pruned, too.
+    """
     count = products(dense, picture)
     runs = dense_runtimes(dense, picture)
     arms = [NetArm("dense", name, run, count) for name, run in runs.items()]
-    runs = int8_runtimes(dense, whole(fit[:CALIBRATION]), picture)
+    calibration = whole(fit[:CALIBRATION])
+    runs = int8_runtimes(dense, calibration, picture)
     arms += [NetArm("dense", name, run, count, bits=8) for name, run in runs.items()]
     arms.append(NetArm("dense", "torch fp32", dense, count))
-    nets: list[tuple[str, float, nn.Module]] = [("dense", 1.0, dense)]
+    folder = cache_dir() / "benchmarks"
+    nets: list[tuple[str, float, int, nn.Module]] = [("dense", 1.0, FLOAT, dense)]
     nets += [
-        (f"{density:g}, {rows} row{'s' * (rows > 1)}, by size", density, lite0(density, rows))
-        for rows, density in BY_SIZE
+        (named(form, "by size"), form.density, FLOAT, lite0(form.density, form.rows))
+        for form in BY_SIZE
     ]
-    for rows, density in PRUNED:
-        # without training, and with
-        for number in (0, STEPS[density]):
-            net = imitated(dense, fit, (density, rows), number, cache_dir() / "benchmarks")
+    for form in PRUNED:
+        for number in (0, STEPS[form.density]) if trained else (0,):
+            net = imitated(dense, fit, form, number, folder)
             how = f"trained {number} steps" if number else "reconstructed"
-            nets.append((f"{density:g}, {rows} row{'s' * (rows > 1)}, {how}", density, net))
-    for name, density, net in nets:
-        packed = compress(copy.deepcopy(net), Chw(), picture, force=True)
-        form = "chw" if density < 1 else "dense"
+            nets.append((named(form, how), form.density, FLOAT, net))
+    nets.append(("dense", 1.0, CODES, dense))
+    for form in IN_CODES:
+        net = imitated(dense, fit, form, 0, folder)
+        nets.append((named(form, "reconstructed"), form.density, CODES, net))
+    for name, density, bits, net in nets:
+        values, example = ("int8", calibration) if bits == CODES else ("fp32", picture)
+        packed = compress(copy.deepcopy(net), Chw(values=values), example, force=True)
+        form = "chw" if density < 1 or bits == CODES else "dense"
+        command = "intarsia compress RUN --format chw --values int8" if bits == CODES else ""
+        runtime = "intarsia int8" if bits == CODES else "intarsia"
         count = products(net, picture)
-        arms.append(NetArm(name, "intarsia", packed, count, form, density, None, forms(packed)))
+        arms.append(
+            NetArm(name, runtime, packed, count, form, density, bits, forms(packed), command)
+        )
     return arms
 
 
@@ -190,11 +215,14 @@ def verdicts(
         of_density = [
             (100 * float(dense.mean() - q.right[judge].mean()), t / rival, arm)
             for arm, t, q in zip(arms, ms, qualities, strict=True)
-            if arm.form == "chw" and arm.density == density
+            if arm.form == "chw" and arm.density == density and arm.bits == FLOAT
         ]
         points, share, arm = min(of_density, key=lambda row: row[0])
         rows.append((f"{arm.net}: points of top-1 less, {judge}", *judged(points, most)))
         rows.append((f"{arm.net}: time of {RIVAL}'s", *judged(share, SHARE)))
+    for arm, t in zip(arms, ms, strict=True):
+        if arm.form == "chw" and arm.bits == CODES:
+            rows.append((f"{arm.net}, int8: time of {RIVAL}'s", *judged(t / rival, SHARE)))
     return markdown(("", "reached", "target", "verdict"), rows)
 
 
@@ -230,18 +258,21 @@ def figures(
             round(100 * float(q.right[judge].mean()), 1),
             a.bits,
             a.density,
+            a.command,
         )
         for a, t, q in zip(arms, ms, qualities, strict=True)
     ]
 
 
 def main() -> None:
-    args = read(parser(__doc__, threads=1, reps=21))
+    options = parser(__doc__, threads=1, reps=21)
+    options.add_argument("--trained", action="store_true", help="nets that were trained, too")
+    args = read(options)
     native.require()
     fit, _, judges = pictures()
     dense, picture = lite0(), judges["stamps"].pixels[:1]
     targets = {name: logits(dense, judge.pixels) for name, judge in judges.items()}
-    arms = arms_of(dense, fit, picture)
+    arms = arms_of(dense, fit, picture, args.trained)
     jobs = {f"{a.net}\t{a.runtime}": partial(a.run, picture) for a in arms}
     with torch.no_grad():
         ms = [1e3 * t.cpu for t in interleaved(jobs, args.reps).values()]

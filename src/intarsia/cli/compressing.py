@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -132,6 +133,7 @@ def _packed(
     """
     from ..core import nbytes
     from ..core.change import Change
+    from ..core.registry import settings_to_dict
     from ..data.calibration import load_calibration
     from ..data.language_models import language_model
     from ..hosts.opened import open_language_model, save_language_model
@@ -145,7 +147,7 @@ def _packed(
     else:
         host, tokenizer = language_model(model, dtype="auto")
     if type(host).__name__ in ARCHITECTURES:  # llama.cpp knows it
-        _warn_of_rivals("text", format, stored)
+        _warn_of_rivals("text", format, settings_to_dict(stored))
     before = sum(p.nbytes for p in host.parameters())
     calibration: Any = ()
     read: dict[str, int] = {}
@@ -200,7 +202,7 @@ def _net(run: str, options: dict[str, Any], force: bool, out: Path, as_json: boo
         fix = "In Python: net = intarsia.compress(net, intarsia.sparse.Chw(), picture)"
         want = "a run of `intarsia fit` with a convolutional net"
         raise ConfigError(f"net {run!r}", got="no run", want=want, fix=fix)
-    _warn_of_rivals("picture", NETS)
+    _warn_of_rivals("picture", NETS, {"bits": 8 if values == "int8" else 32})
     report = compress_run(run, out, Chw(force=force, values=values), report=note)
     if as_json:
         show_json({"folder": str(out), **report})
@@ -215,16 +217,14 @@ def _net(run: str, options: dict[str, Any], force: bool, out: Path, as_json: boo
     say("\n".join([f"{len(report['layers'])} layers in CHW", *took, *notes, str(out)]))
 
 
-def _warn_of_rivals(kind: str, format: str, stored: Any = None) -> None:
+def _warn_of_rivals(kind: str, format: str, settings: Mapping[str, Any]) -> None:
     """Warn before a format is written that was measured to be beaten, or to be of no use.
 
-    kind: of the inputs for which it was measured, such as "picture"; format: its name; stored: its
-    settings, of which bits and density count; None = any.
+    kind: of the inputs for which it was measured, such as "picture"; format: its name; settings:
+    its own, of which bits and density count.
     """
-    from ..core.registry import settings_to_dict
     from ..formats.rivals import advice
 
-    settings = {} if stored is None else settings_to_dict(stored)
     if line := advice(kind, format, settings.get("bits"), settings.get("density")):
         warn(line)
 

@@ -86,8 +86,8 @@ def imitated(
     """Prune Lite0's 1x1 convolutions, and fit what is left to the dense net.
 
     dense: Lite0; pictures: uint8 (n, 3, 256, 256) without labels, in random order; form: which
-      weights stay; steps: of training, about so many in whole epochs, 0 = none; folder: where the net's tensors are kept, and read
-      from if they are there; sizes: None = those of the page.
+      weights stay; steps: of training, about so many in whole epochs, 0 = none; folder: where the
+      net's tensors are kept, and read from if they are there; sizes: None = those of the page.
     """
     sizes = sizes or ImitationSizes()
     density, rows, inputs = form
