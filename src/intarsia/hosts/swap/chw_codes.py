@@ -33,8 +33,7 @@ def codings_of_clusters(
 ) -> list[dict[int, Coding]]:
     """Choose for each cluster which values are codes, and how, by what pictures make of them.
 
-    A value's range is from the mean of all pictures' least numbers to that of their largest ones,
-    and holds 0: one picture with a number far out does not cost all others their precision.
+    A value's range is from the least to the largest of its numbers in all pictures, and holds 0.
     graph: trace of the net; clusters: its runs of layers; pictures: (n, C, H, W), about a hundred.
     Returns for each cluster the number of a value -> its coding; other values stay float32.
     """
@@ -43,7 +42,7 @@ def codings_of_clusters(
         reader.run(some)
     codings: list[dict[int, Coding]] = []
     for cluster in clusters:
-        ranges = {value: reader.range_of(node) for value, node in _last_nodes(cluster).items()}
+        ranges = {value: reader.ranges[node] for value, node in _last_nodes(cluster).items()}
         codings.append({v: _coding(ranges[v]) for v in coded_values(cluster)})
     return codings
 
@@ -102,27 +101,23 @@ def _last_nodes(cluster: Cluster) -> dict[int, fx.Node]:
 
 
 class _RangeReader(fx.Interpreter):
-    """Forward of a traced net that notes the least and the largest number of values, by picture."""
+    """Forward of a traced net that notes the least and the largest number of values."""
 
     def __init__(self, graph: fx.GraphModule, clusters: Sequence[Cluster]) -> None:
         """Watch the values of all clusters.  graph: trace of the net, in evaluation."""
         super().__init__(graph)
-        self._seen: dict[fx.Node, list[Tensor]] = {
-            node: [] for cluster in clusters for node in _last_nodes(cluster).values()
+        # a range holds 0, which is the padding of convolutions
+        self.ranges: dict[fx.Node, Range] = {
+            node: (0.0, 0.0) for cluster in clusters for node in _last_nodes(cluster).values()
         }
 
     def run_node(self, n: fx.Node) -> Any:
-        """Compute a node, and note the range of its result for each picture."""
+        """Compute a node, and widen the range of its result."""
         result = super().run_node(n)
-        if n in self._seen:
-            flat = result.flatten(1)
-            self._seen[n].append(torch.stack([flat.amin(1), flat.amax(1)]))
+        if n in self.ranges:
+            low, high = self.ranges[n]
+            self.ranges[n] = min(low, float(result.min())), max(high, float(result.max()))
         return result
-
-    def range_of(self, node: fx.Node) -> Range:
-        """Return the range of a node's numbers, which holds 0."""
-        low, high = torch.cat(self._seen[node], 1).mean(1).tolist()
-        return min(low, 0.0), max(high, 0.0)
 
 
 def coded_steps(

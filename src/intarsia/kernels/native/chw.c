@@ -2,7 +2,8 @@
  *
  * A map is (channels, pitch) float32: each channel's pixels row by row, padded to a multiple of 16
  * floats. A program is a table of steps; intarsia_chw_run carries out some of them, so that a net of
- * a hundred layers pays for one call. The table is made and checked by programs.py: pointers and offsets in it are trusted.
+ * a hundred layers pays for one call. The table is made and checked by chw/native.py: pointers and
+ * offsets in it are trusted. Steps on codes are in chw_codes.c.
  * Source: Fast Sparse ConvNets (arXiv:1911.09723); row blocks of SparseByteNN (arXiv:2310.19509). */
 #include "chw.h"
 
