@@ -46,25 +46,26 @@ HEAD = ("net", "runs in", "ms", f"of {RIVAL}", "M products", "products a ns")
 ABOUT = f"""\
 EfficientNet-Lite0 with its pretrained weights, on one picture of {SIDE} x {SIDE} pixels. Of 1x1
 convolutions so many weights are left, alone, in blocks of four rows, or in fours of neighbouring
-inputs, and each layer is stored as `Chw()` finds it fastest. *intarsia int8* is `Chw(values="int8")`:
-maps and weights are codes of 8 bits. *Reconstructed*: [without
-labels](../how-to/prune-a-cnn-without-labels.md), where nets that were trained after it are no better.
-*By size*: the largest weights, nothing fitted. int8 elsewhere is onnxruntime's static quantisation,
-in onnxruntime and OpenVINO, and all of int8 is calibrated on the same {CALIBRATION} of the pictures
-that fit. All runs take turns, and the median counts, in CPU time of the threads that are given.
-torchao is left out: it has no int8 convolutions for CPUs.
+inputs, and each layer is stored as `Chw()` finds it fastest. *intarsia int8* is
+`Chw(values="int8")`: maps and weights are codes of 8 bits. *Reconstructed*: [without
+labels](../how-to/prune-a-cnn-without-labels.md), where nets that were trained after it are no
+better. *By size*: the largest weights, nothing fitted. int8 elsewhere is onnxruntime's static
+quantisation, in onnxruntime and OpenVINO, and all of int8 is calibrated on the same {CALIBRATION}
+of the pictures that fit. All runs take turns, and the median counts, in CPU time of the threads
+that are given. torchao is left out: it has no int8 convolutions for CPUs.
 
 Nothing was fitted on, calibrated on, or chosen by the pictures that judge, and they were looked at
 once for each net. *Top-1*: percent whose first of 1,000 classes is right; *less*: so many points
-less than dense float32 on the same pictures, with a 95 % interval. *Agrees*: percent of all pictures
-whose first class is that of dense float32; *where sure*: of those for which it has a probability
-above {SURE}. *M products*: million multiplications of a weight that is not 0 by an input.
+less than dense float32 on the same pictures, with a 95 % interval. *Agrees*: percent of all
+pictures whose first class is that of dense float32; *where sure*: of those for which it has a
+probability above {SURE}. *M products*: million multiplications of a weight that is not 0 by an
+input.
 
-Why float32 misses the targets of time: an instruction of AVX-512 has 16 products of float32 numbers,
-one of VNNI 64 of int8. A float32 net has to leave out three quarters of all products to be level
-with a dense int8 one that is computed as well. In int8, zeros save time only in fours, for VNNI adds
-up four neighbouring inputs, and cost more accuracy there than alone: a dense net in int8 is the
-better choice until one keeps its accuracy with half of its fours.
+Why float32 misses the targets of time: an instruction of AVX-512 has 16 products of float32
+numbers, one of VNNI 64 of int8. A float32 net has to leave out three quarters of all products to be
+level with a dense int8 one that is computed as well. In int8, zeros save time only in fours, for
+VNNI adds up four neighbouring inputs, and cost more accuracy there than alone: a dense net in int8
+is the better choice until one keeps its accuracy with half of its fours.
 
 Why the targets of accuracy are missed: there are too few pictures that fit. Training lowers the
 divergence from the dense net more on them than on others ([how to prune without
