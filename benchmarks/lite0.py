@@ -3,7 +3,8 @@
     python benchmarks/lite0.py --write         # the page docs/benchmarks/lite0.md, and rivals.json
 
 Pruned nets are fitted first, without labels, as docs/how-to/prune-a-cnn-without-labels.md has it.
-That takes an hour on one core; they are kept in the cache, and a second run only measures. The
+That takes five minutes for each on one core, and with `--trained` a quarter of an hour more for two
+of them; they are kept in the cache, and a second run only measures. The
 1,000 photographs of the folder `imagenet-sample-images` below `$INTARSIA_DATA` are used if they are
 there; without them stamps and crops alone fit and judge.
 """
@@ -30,44 +31,46 @@ from intarsia.reports.statistics import paired_interval
 from intarsia_lab.materials.convnet_times import dense_runtimes, int8_runtimes
 from intarsia_lab.materials.lite0 import SIDE, lite0, logits
 from intarsia_lab.materials.lite0_pictures import UNKNOWN, Judged, pictures
-from intarsia_lab.materials.unlabelled import STEPS, imitated, whole
+from intarsia_lab.materials.unlabelled import STEPS, Kept, imitated, whole
 
 CALIBRATION = 100  # pictures for int8
+FLOAT, CODES = 32, 8  # bits of our nets' weights and maps
 SURE = 0.5  # probability of the dense net's first class
-PRUNED = ((1, 0.5), (1, 0.3))  # rows of a block, density
-BY_SIZE = ((1, 0.5), (4, 0.2))
+PRUNED = (Kept(0.5), Kept(0.3))
+BY_SIZE = (Kept(0.5), Kept(0.2, 4))
+IN_CODES = (Kept(0.75, 1, 4), Kept(0.5, 1, 4))  # computed in int8
 RIVAL, REFERENCE = "OpenVINO int8", "torch fp32"
 POINTS = {0.5: 2.0, 0.3: 8.0}  # density -> most points of top-1 less than dense
 SHARE = 0.9  # of the rival's time
 HEAD = ("net", "runs in", "ms", f"of {RIVAL}", "M products", "products a ns")
 ABOUT = f"""\
 EfficientNet-Lite0 with its pretrained weights, on one picture of {SIDE} x {SIDE} pixels. Of 1x1
-convolutions so many weights are left, alone or in blocks of four rows, and each layer is stored as
-`Chw()` finds it fastest. *Reconstructed* and *trained*: [without
-labels](../how-to/prune-a-cnn-without-labels.md). *By size*: the largest weights, nothing fitted.
-int8 is onnxruntime's static quantisation with {CALIBRATION} of the pictures that fit, in
-onnxruntime and OpenVINO. All runs take turns, and the median counts, in CPU time of the threads
+convolutions so many weights are left, alone, in blocks of four rows, or in fours of neighbouring
+inputs, and each layer is stored as `Chw()` finds it fastest. *intarsia int8* is
+`Chw(values="int8")`: maps and weights are codes of 8 bits. *Reconstructed*: [without
+labels](../how-to/prune-a-cnn-without-labels.md), where nets that were trained after it are no
+better. *By size*: the largest weights, nothing fitted. int8 elsewhere is onnxruntime's static
+quantisation, in onnxruntime and OpenVINO, and all of int8 is calibrated on the same {CALIBRATION}
+of the pictures that fit. All runs take turns, and the median counts, in CPU time of the threads
 that are given. torchao is left out: it has no int8 convolutions for CPUs.
 
 Nothing was fitted on, calibrated on, or chosen by the pictures that judge, and they were looked at
-once. *Top-1*: percent whose first of 1,000 classes is right; *less*: so many points less than dense
-float32 on the same pictures, with a 95 % interval. *Agrees*: percent of all pictures whose first
-class is that of dense float32; *where sure*: of those for which it has a probability above {SURE}.
-*M products*: million multiplications of a weight that is not 0 by an input.
+once for each net. *Top-1*: percent whose first of 1,000 classes is right; *less*: so many points
+less than dense float32 on the same pictures, with a 95 % interval. *Agrees*: percent of all
+pictures whose first class is that of dense float32; *where sure*: of those for which it has a
+probability above {SURE}. *M products*: million multiplications of a weight that is not 0 by an
+input.
+
+Why float32 misses the targets of time: an instruction of AVX-512 has 16 products of float32
+numbers, one of VNNI 64 of int8. A float32 net has to leave out three quarters of all products to be
+level with a dense int8 one that is computed as well. In int8, zeros save time only in fours, for
+VNNI adds up four neighbouring inputs, and cost more accuracy there than alone: a dense net in int8
+is the better choice until one keeps its accuracy with half of its fours.
 
 Why the targets of accuracy are missed: there are too few pictures that fit. Training lowers the
 divergence from the dense net more on them than on others ([how to prune without
 labels](../how-to/prune-a-cnn-without-labels.md) has both), and leaves top-1 where it was. Ten times
-as many pictures without labels, trained for hours on an accelerator, would decide it.
-
-Why the targets of time are missed: an instruction of AVX-512 has 16 products of float32 numbers,
-one of VNNI 64 of int8. A float32 net has to leave out three quarters of all products to be level
-with a dense int8 one that is computed as well. Here 56 % and 38 % are left, at fewer products a
-nanosecond than dense float32: single weights at 0.5 are no faster than our own dense product. Codes
-of int8 would not help where single weights are left, for VNNI adds up four neighbouring inputs:
-zeros have to come in fours. A net whose zeros do, at the accuracy of dense, computed in int8, would
-decide it; `Chw` has no such kernel. Reconstructed and trained nets have the same zeros: their times
-differ by what else the machine was doing."""
+as many pictures without labels, trained for hours on an accelerator, would decide it."""
 
 
 @dataclass(frozen=True)
@@ -85,6 +88,7 @@ class NetArm:
     density: float = 1.0
     bits: int | None = None
     layers: str = ""
+    command: str = ""
 
 
 class NetAnswers(NamedTuple):
@@ -93,6 +97,14 @@ class NetAnswers(NamedTuple):
     right: Mapping[str, np.ndarray]
     agrees: float
     sure: float
+
+
+def named(form: Kept, how: str) -> str:
+    """The name of a pruned net."""
+    block = (
+        f"{form.inputs} inputs" if form.inputs > 1 else f"{form.rows} row{'s' * (form.rows > 1)}"
+    )
+    return f"{form.density:g}, {block}, {how}"
 
 
 def forms(net: nn.Module) -> str:
@@ -121,30 +133,43 @@ def products(net: nn.Module, picture: Tensor) -> int:
     return sum(counts)
 
 
-def arms_of(dense: nn.Module, fit: Tensor, picture: Tensor) -> list[NetArm]:
-    """Every net of the page in its runtime.  fit: pictures without labels."""
+def arms_of(dense: nn.Module, fit: Tensor, picture: Tensor, trained: bool) -> list[NetArm]:
+    """Every net of the page in its runtime.
+
+    fit: pictures without labels; trained: nets that were trained after they were pruned, too.
+    """
     count = products(dense, picture)
     runs = dense_runtimes(dense, picture)
     arms = [NetArm("dense", name, run, count) for name, run in runs.items()]
-    runs = int8_runtimes(dense, whole(fit[:CALIBRATION]), picture)
+    calibration = whole(fit[:CALIBRATION])
+    runs = int8_runtimes(dense, calibration, picture)
     arms += [NetArm("dense", name, run, count, bits=8) for name, run in runs.items()]
     arms.append(NetArm("dense", "torch fp32", dense, count))
-    nets: list[tuple[str, float, nn.Module]] = [("dense", 1.0, dense)]
+    folder = cache_dir() / "benchmarks"
+    nets: list[tuple[str, float, int, nn.Module]] = [("dense", 1.0, FLOAT, dense)]
     nets += [
-        (f"{density:g}, {rows} row{'s' * (rows > 1)}, by size", density, lite0(density, rows))
-        for rows, density in BY_SIZE
+        (named(form, "by size"), form.density, FLOAT, lite0(form.density, form.rows))
+        for form in BY_SIZE
     ]
-    for rows, density in PRUNED:
-        # without training, and with
-        for number in (0, STEPS[density]):
-            net = imitated(dense, fit, (density, rows), number, cache_dir() / "benchmarks")
+    for form in PRUNED:
+        for number in (0, STEPS[form.density]) if trained else (0,):
+            net = imitated(dense, fit, form, number, folder)
             how = f"trained {number} steps" if number else "reconstructed"
-            nets.append((f"{density:g}, {rows} row{'s' * (rows > 1)}, {how}", density, net))
-    for name, density, net in nets:
-        packed = compress(copy.deepcopy(net), Chw(), picture, force=True)
-        form = "chw" if density < 1 else "dense"
+            nets.append((named(form, how), form.density, FLOAT, net))
+    nets.append(("dense", 1.0, CODES, dense))
+    for form in IN_CODES:
+        net = imitated(dense, fit, form, 0, folder)
+        nets.append((named(form, "reconstructed"), form.density, CODES, net))
+    for name, density, bits, net in nets:
+        values, example = ("int8", calibration) if bits == CODES else ("fp32", picture)
+        packed = compress(copy.deepcopy(net), Chw(values=values), example, force=True)
+        form = "chw" if density < 1 or bits == CODES else "dense"
+        command = "intarsia compress RUN --format chw --values int8" if bits == CODES else ""
+        runtime = "intarsia int8" if bits == CODES else "intarsia"
         count = products(net, picture)
-        arms.append(NetArm(name, "intarsia", packed, count, form, density, None, forms(packed)))
+        arms.append(
+            NetArm(name, runtime, packed, count, form, density, bits, forms(packed), command)
+        )
     return arms
 
 
@@ -190,11 +215,14 @@ def verdicts(
         of_density = [
             (100 * float(dense.mean() - q.right[judge].mean()), t / rival, arm)
             for arm, t, q in zip(arms, ms, qualities, strict=True)
-            if arm.form == "chw" and arm.density == density
+            if arm.form == "chw" and arm.density == density and arm.bits == FLOAT
         ]
         points, share, arm = min(of_density, key=lambda row: row[0])
         rows.append((f"{arm.net}: points of top-1 less, {judge}", *judged(points, most)))
         rows.append((f"{arm.net}: time of {RIVAL}'s", *judged(share, SHARE)))
+    for arm, t in zip(arms, ms, strict=True):
+        if arm.form == "chw" and arm.bits == CODES:
+            rows.append((f"{arm.net}, int8: time of {RIVAL}'s", *judged(t / rival, SHARE)))
     return markdown(("", "reached", "target", "verdict"), rows)
 
 
@@ -230,18 +258,21 @@ def figures(
             round(100 * float(q.right[judge].mean()), 1),
             a.bits,
             a.density,
+            a.command,
         )
         for a, t, q in zip(arms, ms, qualities, strict=True)
     ]
 
 
 def main() -> None:
-    args = read(parser(__doc__, threads=1, reps=21))
+    options = parser(__doc__, threads=1, reps=21)
+    options.add_argument("--trained", action="store_true", help="nets that were trained, too")
+    args = read(options)
     native.require()
     fit, _, judges = pictures()
     dense, picture = lite0(), judges["stamps"].pixels[:1]
     targets = {name: logits(dense, judge.pixels) for name, judge in judges.items()}
-    arms = arms_of(dense, fit, picture)
+    arms = arms_of(dense, fit, picture, args.trained)
     jobs = {f"{a.net}\t{a.runtime}": partial(a.run, picture) for a in arms}
     with torch.no_grad():
         ms = [1e3 * t.cpu for t in interleaved(jobs, args.reps).values()]

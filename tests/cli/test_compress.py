@@ -12,6 +12,7 @@ from transformers import LlamaForCausalLM
 
 from intarsia import open_run
 from intarsia.cli import compressing
+from intarsia.core.registry import settings_to_dict
 from intarsia.formats import Bitmask, rivals
 from intarsia.hosts.opened import open_language_model
 from intarsia.hosts.swap import timing
@@ -90,7 +91,7 @@ def test_the_warning_knows_bits_and_density(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(rivals, "advice", lambda *arguments: f"rather than {arguments}")
-    compressing._warn_of_rivals("text", "gqsa", Gqsa(density=0.3))
+    compressing._warn_of_rivals("text", "gqsa", settings_to_dict(Gqsa(density=0.3)))
     assert "rather than ('text', 'gqsa', 4, 0.3)" in " ".join(capsys.readouterr().err.split())
 
 
@@ -214,6 +215,14 @@ def test_a_run_of_a_convolutional_net_is_packed_into_a_run(
         torch.testing.assert_close(fast.model(x), trained.model(x), atol=1e-4, rtol=1e-4)
     before, after = (intarsia("evaluate", str(f), "--json").json["accuracy"] for f in (run, out))
     assert before == after
+    small = tmp_path / "small"
+    words = ("--format", "chw", "--values", "int8", "--force", "--out", str(small))
+    compressed = intarsia("compress", str(run), *words)
+    assert compressed.code == 0 and "pictures of" in compressed.out, compressed.err
+    summary = json.loads((small / "run.json").read_text())["record"]["chw"]["accuracy"]
+    assert summary["after"] >= summary["before"] - 0.1 and summary["pictures"]
+    codes = open_run(small).model
+    assert any(step.coded for m in codes.modules() if isinstance(m, ChwCluster) for step in m.steps)
     named = intarsia("predict", str(out), str(folder / "dark"), "--json")
     assert named.code == 0, named.err
     for words, says in (

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -34,7 +35,8 @@ Format = Annotated[
     ),
 ]
 Values = Annotated[
-    str | None, typer.Option(help="Type of the kept values: same, fp32, bf16 or, of bitmask, int8.")
+    str | None,
+    typer.Option(help="Type of the kept values: same, fp32, bf16 or, of bitmask and chw, int8."),
 ]
 Density = Annotated[
     float | None, typer.Option(help="Share of weights that is kept, for formats that prune.")
@@ -87,7 +89,8 @@ def compress(
     finished blocks beside --out: killed at any moment, the same command with --resume ends in the
     same bits. The folder opens with `intarsia generate`, `intarsia bench sparse --model` and
     intarsia.load. chw takes a run of `intarsia fit` with a convolutional net, for one picture at a
-    time, and writes a run, for `intarsia predict` and `evaluate`.
+    time, and writes a run, for `intarsia predict` and `evaluate`; with --values int8 in codes of 8
+    bits, whose ranges training pictures choose.
 
     Example:  intarsia compress pruned --format bitmask --values int8 --out fast
               intarsia compress smollm2 --format gqsa --density 0.5 --shared 8 --out small
@@ -130,6 +133,7 @@ def _packed(
     """
     from ..core import nbytes
     from ..core.change import Change
+    from ..core.registry import settings_to_dict
     from ..data.calibration import load_calibration
     from ..data.language_models import language_model
     from ..hosts.opened import open_language_model, save_language_model
@@ -143,7 +147,7 @@ def _packed(
     else:
         host, tokenizer = language_model(model, dtype="auto")
     if type(host).__name__ in ARCHITECTURES:  # llama.cpp knows it
-        _warn_of_rivals("text", format, stored)
+        _warn_of_rivals("text", format, settings_to_dict(stored))
     before = sum(p.nbytes for p in host.parameters())
     calibration: Any = ()
     read: dict[str, int] = {}
@@ -190,6 +194,7 @@ def _net(run: str, options: dict[str, Any], force: bool, out: Path, as_json: boo
     from ..experiments.packing import compress_run
     from ..methods.fast_convnets import Chw
 
+    values = options.pop("values") or "fp32"
     if some := {name: value for name, value in options.items() if value is not None}:
         fix = "Leave them out."
         raise ConfigError("--format chw", got=f"{sorted(some)}", want="no such options", fix=fix)
@@ -197,8 +202,8 @@ def _net(run: str, options: dict[str, Any], force: bool, out: Path, as_json: boo
         fix = "In Python: net = intarsia.compress(net, intarsia.sparse.Chw(), picture)"
         want = "a run of `intarsia fit` with a convolutional net"
         raise ConfigError(f"net {run!r}", got="no run", want=want, fix=fix)
-    _warn_of_rivals("picture", NETS)
-    report = compress_run(run, out, Chw(force=force), report=note)
+    _warn_of_rivals("picture", NETS, {"bits": 8 if values == "int8" else 32})
+    report = compress_run(run, out, Chw(force=force, values=values), report=note)
     if as_json:
         show_json({"folder": str(out), **report})
         return
@@ -206,19 +211,20 @@ def _net(run: str, options: dict[str, Any], force: bool, out: Path, as_json: boo
     times = report["milliseconds"]
     took = [f"{times['before']:.2f} ms -> {times['after']:.2f} ms a picture"] if times else []
     notes = [f"in torch as before: {', '.join(report['left'])}"] if report["left"] else []
+    if accuracy := report.get("accuracy"):
+        shares = f"accuracy {accuracy['before']:.1%} -> {accuracy['after']:.1%}"
+        notes.append(f"{shares} on {accuracy['pictures']} pictures of {accuracy['part']}")
     say("\n".join([f"{len(report['layers'])} layers in CHW", *took, *notes, str(out)]))
 
 
-def _warn_of_rivals(kind: str, format: str, stored: Any = None) -> None:
+def _warn_of_rivals(kind: str, format: str, settings: Mapping[str, Any]) -> None:
     """Warn before a format is written that was measured to be beaten, or to be of no use.
 
-    kind: of the inputs for which it was measured, such as "picture"; format: its name; stored: its
-    settings, of which bits and density count; None = any.
+    kind: of the inputs for which it was measured, such as "picture"; format: its name; settings:
+    its own, of which bits and density count.
     """
-    from ..core.registry import settings_to_dict
     from ..formats.rivals import advice
 
-    settings = {} if stored is None else settings_to_dict(stored)
     if line := advice(kind, format, settings.get("bits"), settings.get("density")):
         warn(line)
 

@@ -56,9 +56,9 @@ def release(
     export_options["several_labels"] = opened.several_labels
     if int8:
         # ranges come from training pictures; they are judged on pictures that set none of them
-        calibration, _ = _spread(opened, "train", CALIBRATION, report)
+        calibration, _ = spread_pictures(opened, "train", CALIBRATION, report)
         part = "val" if "val" in opened.record["record"]["data"]["parts"] else "test"
-        judged, labels = _spread(opened, part, VALIDATION, report)
+        judged, labels = spread_pictures(opened, part, VALIDATION, report)
         return export_onnx_int8(model, target, calibration, judged, labels, **export_options)
     if form == "timm":
         return export_timm(model, target, inputs=images, **export_options)
@@ -84,13 +84,15 @@ def some_pictures(opened: PictureRun, report: Report, count: int = PICTURES) -> 
     opened: the run; report: gets lines of progress. (count, 3, H, W).
     """
     try:
-        return _spread(opened, "test", count, report)[0]
+        return spread_pictures(opened, "test", count, report)[0]
     except (DataError, AssetError, LookupError) as error:
         report(f"The run's pictures cannot be read ({error}): outputs are compared on noise.")
         return None
 
 
-def _spread(opened: PictureRun, part: str, count: int, report: Report) -> tuple[Tensor, Tensor]:
+def spread_pictures(
+    opened: PictureRun, part: str, count: int, report: Report
+) -> tuple[Tensor, Tensor]:
     """Return up to `count` pictures, evenly spread over a part of a run's data, and their labels.
 
     opened: the run. part: "train", "val" or "test". report: gets lines of progress. Pictures are as

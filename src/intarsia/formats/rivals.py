@@ -29,6 +29,7 @@ class RuntimeFigures:
     format: ours, by its name on the command line; None = another runtime.  ms: a token or a
     picture.  megabytes: that are read for it; quality: perplexity or top-1; None = not measured.
     bits: of a weight, for a format that is measured at several.  density: share of weights kept.
+    command: writes it; "" = that of the table, for other runtimes.
     """
 
     name: str
@@ -38,6 +39,7 @@ class RuntimeFigures:
     quality: float | None
     bits: int | None = None
     density: float = 1.0
+    command: str = ""
 
 
 class BetterChoice(NamedTuple):
@@ -98,15 +100,17 @@ class TimedRun:
         return min(candidates, key=self.loss, default=None)
 
     def faster(self, ours: RuntimeFigures) -> BetterChoice | None:
-        """Return the fastest runtime of others that is no slower than our format, and no worse.
+        """Return the fastest choice that is no slower than our format, and no worse.
 
-        ours: the format's figures. A runtime without a measured quality is never better; for a
-        format without one only the time counts.
+        ours: the format's figures. Others' runtimes are choices, and formats of ours for which the
+        table has a command. A choice without a measured quality is never better; for a format
+        without one only the time counts.
         """
         better = [
             choice
             for choice in self.choices
-            if choice.format is None
+            if (choice.format is None or choice.command)
+            and choice != ours
             and choice.quality is not None
             and choice.ms <= ours.ms
             and self.loss(choice) <= self.loss(ours)
@@ -203,8 +207,8 @@ def advice(
     assert format is not None
     if (better := table.better(format, bits, density)) is None:
         return None
-    # of two rules: another runtime is faster, or dense 4 bits are of far better quality
-    by_time = better.choice.format is None and better.choice.ms <= better.ours.ms
+    # of two rules: a choice is faster and no worse, or dense 4 bits are of far better quality
+    by_time = better.run.faster(better.ours) is not None
     return (_of_time if by_time else _of_quality)(table, better)
 
 
@@ -220,7 +224,7 @@ def _of_time(table: Rivals, better: BetterChoice) -> str:
     return (
         f"{runtime.name} is the {'better' if measured else 'faster'} choice than {mine.name} for "
         f"{table.net}: {runtime.ms:g} against {mine.ms:g} {table.unit}{qualities}{note}. "
-        f"{table.command}"
+        f"{runtime.command or table.command}"
     )
 
 

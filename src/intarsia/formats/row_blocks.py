@@ -11,7 +11,7 @@ from torch import Tensor
 from ..core import Format
 from ..core.checks import one_of
 from ..core.errors import ShapeError
-from ..kernels.chw.steps import BLOCKS
+from ..kernels.chw.steps import BLOCKS, DEEP
 from .rows import kept_of
 
 
@@ -22,20 +22,24 @@ class RowBlocks(Format):
     A weight is (out, in, k, k) or (out, in), a vector one row. A block keeps a channel where any of
     its weights is kept; those that are not are stored as 0. The last block may have fewer rows, and
     is filled up with 0. At a share d of kept (block, channel) pairs and b bytes a weight it takes
-    d (b + 4 / rows / k^2) bytes a weight, and 4 a block.
+    d (b + 4 / rows / inputs / k^2) bytes a weight, and 4 a block.
+    inputs: neighbouring channels that are kept together, 4 where products are of codes in fours;
+    the last ones are filled up with 0, too, and `channels` are numbers of such groups.
     Stored: ptr (blocks + 1,) int32, where each block's channels begin; channels (kept,) int32;
-    values (kept, k^2, rows), the weights of one column together.
+    values (kept, inputs k^2, rows), the weights of one column together.
 
-    Raises: ConfigError for other blocks than 1, 2, 4 or 8 rows; ShapeError for a `keep` or stored
-    tensors that do not fit.
+    Raises: ConfigError for other blocks than 1, 2, 4 or 8 rows of 1 or 4 inputs; ShapeError for a
+    `keep` or stored tensors that do not fit.
     Source: Fast Sparse ConvNets (arXiv:1911.09723), XNNPACK's sparse convolutions; SparseByteNN
     (arXiv:2310.19509). Not for dense weights, nor for zeros that are in no common columns.
     """
 
     rows: int = 1
+    inputs: int = 1
 
     def __post_init__(self) -> None:
         one_of("rows", self.rows, BLOCKS)
+        one_of("inputs", self.inputs, (1, DEEP))
 
     @property
     def exact(self) -> bool:
@@ -50,7 +54,7 @@ class RowBlocks(Format):
         weight: (out, in, k, k) or (out, in). keep: bool, of the weight's shape, True = stored; None
         = the weights that are not 0. moments: unused; other formats need it. Returns "ptr" (blocks
         + 1,), where each block begins among the n stored channels; "channels" (n,), the number of
-        each stored input channel; and "values" (n, k k, rows), the weights of each.
+        each stored input channel; and "values" (n, inputs k k, rows), the weights of each.
         """
         keep = kept_of(weight, keep)
         blocks = self._blocks(weight.detach().masked_fill(~keep, 0))
@@ -82,27 +86,31 @@ class RowBlocks(Format):
         # the number of the block that each stored channel belongs to
         block = torch.arange(len(blocks), device=values.device).repeat_interleave(counts)
         blocks[block, channels] = values
-        rows = blocks.permute(0, 3, 1, 2).flatten(0, 1)  # (blocks * rows, in, k k)
-        return rows[: shape[0] if len(shape) > 1 else 1].reshape(tuple(shape))
+        rows = blocks.permute(0, 3, 1, 2).flatten(0, 1)  # (blocks * rows, groups, inputs k k)
+        outputs, channels_in = (shape[0], shape[1]) if len(shape) > 1 else (1, shape[-1])
+        whole = rows.unflatten(2, (self.inputs, -1)).flatten(1, 2)
+        return whole[:outputs, :channels_in].reshape(tuple(shape))
 
     def _blocks(self, weight: Tensor) -> Tensor:
         """Cut a weight's output rows into blocks.
 
-        weight: (out, in, k, k) or (out, in). Returns (blocks, in, k k, rows), the last block filled
-        up with 0.
+        weight: (out, in, k, k) or (out, in). Returns (blocks, groups of inputs, inputs k k, rows),
+        the last block and the last group filled up with 0.
         """
         matrix = weight if weight.dim() > 1 else weight.reshape(1, -1)
         matrix = matrix.reshape(*matrix.shape[:2], matrix.shape[2:].numel())
+        missing = -matrix.shape[1] % self.inputs, -len(matrix) % self.rows
         # the last axis but two: output rows
-        padded = torch.nn.functional.pad(matrix, (0, 0, 0, 0, 0, -len(matrix) % self.rows))
-        return padded.unflatten(0, (len(padded) // self.rows, self.rows)).permute(0, 2, 3, 1)
+        padded = torch.nn.functional.pad(matrix, (0, 0, 0, missing[0], 0, missing[1]))
+        grouped = padded.unflatten(1, (padded.shape[1] // self.inputs, self.inputs)).flatten(2)
+        return grouped.unflatten(0, (len(padded) // self.rows, self.rows)).permute(0, 2, 3, 1)
 
 
-def filled(weight: Tensor, rows: int) -> float:
-    """Return the share of non-zero weights among those that `RowBlocks(rows)` would store.
+def filled(weight: Tensor, rows: int, inputs: int = 1) -> float:
+    """Return the share of non-zero weights among those that `RowBlocks(rows, inputs)` would store.
 
     weight: (out, in, k, k) or (out, in). rows: output rows in a block, which store a channel where
-    one of them needs it. 1 if nothing is stored.
+    one of them needs it; inputs: channels that are stored together. 1 if nothing is stored.
     """
-    values = RowBlocks(rows).encode(weight)["values"]
+    values = RowBlocks(rows, inputs).encode(weight)["values"]
     return float((values != 0).float().mean()) if values.numel() else 1.0

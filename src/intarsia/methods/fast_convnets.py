@@ -14,10 +14,11 @@ from ..core.change import Change, Plan, steps_of
 from ..core.checks import one_of
 from ..core.errors import ConfigError, FoldError, TargetError
 from ..hosts.swap.chw import Form, choose_forms, lowered, net_seconds, rewritten
+from ..hosts.swap.chw_codes import codings_of_clusters
 from ..hosts.swap.chw_net import ChwNet
 from ..hosts.swap.upcycle import check_unadapted
-from ..kernels.chw import available
-from ..kernels.chw.steps import BLOCKS
+from ..kernels.chw import Coding, available, codes_available
+from ..kernels.chw.steps import BLOCKS, CODED_BLOCKS
 
 
 class ChwLayer(NamedTuple):
@@ -59,28 +60,36 @@ class Chw(Change):
     rows: of a block that keeps the same columns: 1, 2, 4 or 8; None = of each layer what is fastest
       here, a dense product among them, measured once and kept in the saved folder.
     force: also where the whole net is slower than before; several pictures go one by one.
+    values: "fp32", or "int8": maps between layers and weights are codes of 8 bits, whose products
+      AVX-512 with VNNI makes four inputs at a time, so that zeros save time where they come in
+      fours (`SparseGPT(inputs=4)`) and a dense net is faster, too. The example is then
+      some dozen pictures: they choose the ranges. Outputs move as by any rounding to 8 bits; `rows`
+      are 1, 2 or 4. On other processors torch computes the same, slowly.
 
     fast = intarsia.compress(net, intarsia.sparse.Chw(), example)   `chw_report(fast)` describes it
-    Raises: ConfigError without an example, for several pictures, or where dense is faster, unless
-    forced; TargetError for a net that cannot be traced, has no such layer, has adapters, or is not
-    float32 on a CPU.
-    Source: paper, section 3; XNNPACK's sparse convolutions. Not for training, nor for batches.
+    Raises: ConfigError without an example, for several pictures unless they choose ranges, or where
+    dense is faster, unless forced; TargetError for a net that cannot be traced, has no such layer,
+    has adapters, or is not float32 on a CPU.
+    Source: paper, section 3; XNNPACK's sparse convolutions; arXiv:1712.05877 for "int8". Not for
+    training, nor for batches.
     """
 
     rows: int | None = None
     force: bool = False
+    values: str = "fp32"
 
     stores: ClassVar[str] = "all"
     rewires: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
+        one_of("values", self.values, ("fp32", "int8"))
         if self.rows is not None:
-            one_of("rows", self.rows, BLOCKS)
+            one_of("rows", self.rows, BLOCKS if self.values == "fp32" else CODED_BLOCKS)
 
     @property
     def preserves(self) -> frozenset[str]:
-        """The property that stays: the outputs."""
-        return frozenset({"outputs"})
+        """The property that stays: the outputs, unless they are rounded."""
+        return frozenset({"outputs"} if self.values == "fp32" else ())
 
     def forced(self) -> Chw:
         """Return the same with `force`."""
@@ -89,23 +98,29 @@ class Chw(Change):
     def plan(self, host: nn.Module, batches: Iterable[Any] = (), *, seed: int = 0) -> Plan:
         """Choose how each layer is stored, by timing on this machine; the host is unchanged.
 
-        host: the net; batches: the first one is an example of one picture; seed: recorded, though
-          nothing is drawn. Returns a plan with the block size of each layer and the measured
-          milliseconds. Raises: ConfigError if the whole net would be slower, see the class.
+        host: the net; batches: the first one is an example of one picture, or the pictures that
+          choose the ranges of codes; seed: recorded, though nothing is drawn. Returns a plan with
+          the block size of each layer and the measured milliseconds. Raises: ConfigError if the
+          whole net would be slower, see the class.
         """
         _check(host)
-        picture = self._picture(host, batches)
+        pictures = self._pictures(host, batches)
+        picture = pictures[:1]
         graph, clusters = lowered(host, picture)
+        on_codes = self.values == "int8"
+        codings = codings_of_clusters(graph, clusters, pictures) if on_codes else []
         # Each layer's storage is measured on this machine: the fastest block size, or dense.
-        forms = choose_forms(clusters, self.rows)
+        forms = choose_forms(clusters, self.rows, codings)
         decided: dict[str, Any] = {
             "example": list(picture.shape),
             "forms": {name: list(form) for name, form in forms.items()},
+            "codings": [[[value, *coding] for value, coding in c.items()] for c in codings],
             "milliseconds": {},
         }
-        if not self.force and available():
+        if not self.force and (codes_available() if on_codes else available()):
             # Single layers may gain what changes of layout lose: the whole net is timed.
-            after = net_seconds(rewritten(host, graph, clusters, forms), picture)
+            net = rewritten(host, graph, clusters, forms, codings=codings)
+            after = net_seconds(net, picture)
             times = {"before": net_seconds(host, picture), "after": after}
             decided["milliseconds"] = {name: round(1e3 * t, 3) for name, t in times.items()}
             if after >= times["before"]:
@@ -126,7 +141,11 @@ class Chw(Change):
         picture = torch.zeros([int(side) for side in decided["example"]])
         graph, clusters = lowered(host, picture)
         forms = {name: Form(*form) for name, form in decided["forms"].items()}
-        return rewritten(host, graph, clusters, forms, self.force)
+        codings = [
+            {value: Coding(scale, zero) for value, scale, zero in cluster}
+            for cluster in decided["codings"]
+        ]
+        return rewritten(host, graph, clusters, forms, self.force, codings)
 
     def fold(self, host: nn.Module) -> nn.Module:
         """Raise FoldError, always: batch norms were merged into the packed weights for good.
@@ -137,18 +156,17 @@ class Chw(Change):
         fix = "Keep that one: it has the same outputs."
         raise FoldError("net in CHW", got="packed weights", want=want, fix=fix)
 
-    def _picture(self, host: nn.Module, batches: Iterable[Any]) -> Tensor:
-        """Return the example picture, (1, C, H, W) float32; zeros if a timm model got none.
+    def _pictures(self, host: nn.Module, batches: Iterable[Any]) -> Tensor:
+        """Return the example picture, or those that choose ranges, (N, C, H, W) float32.
 
-        host: the net, of which timm knows the picture's size; batches: the first one is the
-        example; there may be none.
+        host: the net, of which timm knows the picture's size, so that zeros of it do where there is
+        no example and no range to choose; batches: the first one is the example; there may be none.
         """
         example: Any = next(iter(batches), None)
         # A batch of a data set is (pictures, labels).
         example = example[0] if isinstance(example, (tuple, list)) else example
-        if example is None and isinstance(
-            pretrained := getattr(host, "pretrained_cfg", None), dict
-        ):
+        pretrained = getattr(host, "pretrained_cfg", None)
+        if example is None and isinstance(pretrained, dict) and self.values == "fp32":
             example = torch.zeros(1, *pretrained["input_size"])
         if not isinstance(example, Tensor) or example.dim() != 4 or not len(example):
             got = "none" if example is None else f"a {type(example).__name__}"
@@ -157,7 +175,11 @@ class Chw(Change):
                 "one picture (1, channels, height, width)",
                 "Pass torch.randn(1, 3, 224, 224).",
             )
+            if self.values == "int8":
+                want, fix = "pictures (n, channels, height, width)", "Pass a hundred of your own."
             raise ConfigError("example", got=got, want=want, fix=fix)
+        if self.values == "int8":
+            return example.detach().float()
         # With several pictures dense kernels share the loaded weights and win.
         if len(example) > 1 and not self.force:
             got, want = f"{len(example)} pictures", "one: of several, dense kernels are faster"

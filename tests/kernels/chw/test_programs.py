@@ -16,14 +16,11 @@ from intarsia.kernels.chw import ACTS, NaiveProgram, NativeProgram, ProgramStep,
 from intarsia.kernels.chw.native import FIELDS
 
 from ...refusals import refused
+from .drawing import drawn
 
 BUILDS = ("native", "avx2", "portable")
 SIDES = ((1, 1), (7, 7), (4, 4), (9, 5), (14, 14), (17, 19))
 needs_kernels = pytest.mark.skipif(not available(), reason=native.why())
-
-
-def drawn(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed + sum(shape)))
 
 
 def sparse(out: int, ins: int, k: int, rows: int, density: float) -> dict[str, Tensor]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from safetensors.torch import save_file
@@ -26,6 +26,18 @@ from .lite0_pictures import MARGIN, normalised
 
 STEPS = {0.5: 414, 0.3: 345}  # of training by density: six and five epochs of 1,102 pictures
 RATES = {0.5: 1e-4, 0.3: 2e-4}  # a net that lost more is trained with a larger rate
+
+
+class Kept(NamedTuple):
+    """Which weights of a 1x1 convolution stay: a share, in blocks of rows x inputs."""
+
+    density: float
+    rows: int = 1
+    inputs: int = 1
+
+    def __str__(self) -> str:
+        """Return the blocks' sides, as "1" or "4x4"."""
+        return f"{self.rows}x{self.inputs}" if self.inputs > 1 else str(self.rows)
 
 
 @dataclass(frozen=True)
@@ -66,21 +78,20 @@ class Views(Dataset[tuple[Tensor, Tensor]]):
 def imitated(
     dense: nn.Module,
     pictures: Tensor,
-    form: tuple[float, int],
+    form: Kept,
     steps: int,
     folder: Path,
     sizes: ImitationSizes | None = None,
 ) -> nn.Module:
     """Prune Lite0's 1x1 convolutions, and fit what is left to the dense net.
 
-    dense: Lite0; pictures: uint8 (n, 3, 256, 256) without labels, in random order; form: share of
-      the weights that stay, and outputs of a block that keeps the same inputs; steps: of training,
-      about so many in whole epochs, 0 = none; folder: where the net's tensors are kept, and read
-      from if they are there; sizes: None = those of the page.
+    dense: Lite0; pictures: uint8 (n, 3, 256, 256) without labels, in random order; form: which
+      weights stay; steps: of training, about so many in whole epochs, 0 = none; folder: where the
+      net's tensors are kept, and read from if they are there; sizes: None = those of the page.
     """
     sizes = sizes or ImitationSizes()
-    density, rows = form
-    file = folder / f"lite0-{density:g}-{rows}-{steps}-{len(pictures)}.safetensors"
+    density, rows, inputs = form
+    file = folder / f"lite0-{density:g}-{form}-{steps}-{len(pictures)}.safetensors"
     if file.is_file():
         net = copy.deepcopy(dense)
         net.load_state_dict(read_tensors(file))
@@ -95,7 +106,8 @@ def imitated(
         net = copy.deepcopy(teacher)
         paths = [name.removesuffix(".weight") for name in masked_weights(net, POINTWISE)]
         # each layer has the same density: more for small layers (Erdos and Renyi) chose no better
-        prune = {path: SparseGPT(density=density, rows=rows) for path in paths}
+        pruner = SparseGPT(density=density, rows=rows, inputs=inputs)
+        prune = dict.fromkeys(paths, pruner)
         reconstruct(net, teacher, cut(pictures, sizes.fitted), prune=prune)
     folder.mkdir(parents=True, exist_ok=True)
     with writing(file) as scratch:

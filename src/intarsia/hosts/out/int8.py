@@ -133,7 +133,7 @@ def _comparison_line(
         for session in sessions
     )
     truth = first.argmax(1) if labels is None else labels
-    before, after = (_accuracy(logits, truth) for logits in (first, second))
+    before, after = (accuracy_of(logits, truth) for logits in (first, second))
     if not after >= before - most_lost:
         got = f"accuracy {after:.1%} in int8, {before:.1%} in float32, on {len(images)} pictures"
         fix = "Give more calibration pictures, or export it in float32."
@@ -141,7 +141,7 @@ def _comparison_line(
         raise ExportError("export_onnx_int8", got=got, want=want, fix=fix)
     # one picture, as a program that waits for it would send
     slow, fast = _milliseconds(sessions, images[:1])
-    agreement = _accuracy(second, first.argmax(1) if truth.dim() == 1 else (first > 0).to(truth))
+    agreement = accuracy_of(second, first.argmax(1) if truth.dim() == 1 else (first > 0).to(truth))
     note = "" if fast < slow else " The float32 file is faster here."
     return (
         f"accuracy {before:.1%} in float32, {after:.1%} in int8 on {len(images)} pictures, "
@@ -155,7 +155,7 @@ def _run_session(session: Any, images: Tensor) -> Tensor:
     return torch.from_numpy(session.run([OUTPUT], {INPUT: images.numpy()})[0])
 
 
-def _accuracy(logits: Tensor, truth: Tensor) -> float:
+def accuracy_of(logits: Tensor, truth: Tensor) -> float:
     """Return the share of pictures with the right class, or of right labels.
 
     logits: (M, K); truth: (M,) classes, or (M, K) labels.

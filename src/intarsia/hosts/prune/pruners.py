@@ -78,24 +78,26 @@ class SparseGPT(LayerPruner):
     density, pattern, layers: see `LayerPruner`; the density holds in each `block` of columns.
     damp: of the Hessian, a share of its mean diagonal.  block: columns that are chosen at once.
     rows: consecutive outputs that keep the same inputs, as `Chw` stores them fastest; 1 = each has
-    its own.
-    Raises: as `LayerPruner`; ConfigError for rows with a pattern; at the layer in question
-    ShapeError where rows do not divide the outputs.
+    its own.  inputs: consecutive inputs that go together, 4 as `Chw(values="int8")` takes them.
+    Raises: as `LayerPruner`; ConfigError for rows or inputs with a pattern; at the layer in
+    question ShapeError where they do not divide the outputs or inputs.
     Source: paper, algorithm 1; see `choose_and_compensate`. Blocks of rows are not the paper's.
     """
 
     damp: float = 0.01
     block: int = 128
     rows: int = 1
+    inputs: int = 1
 
     def __post_init__(self) -> None:
         super().__post_init__()
         above("damp", self.damp, 0, "Try 0.01.")
         above("block", self.block, 0, "Try 128.")
-        at_least("rows", self.rows, 1, "Try 4.")
-        if self.rows > 1 and self.pattern is not None:
-            got, fix = f"rows={self.rows} with pattern {self.pattern!r}", "Leave one of them out."
-            raise ConfigError("rows", got=got, want="one of both", fix=fix)
+        for name in ("rows", "inputs"):
+            at_least(name, getattr(self, name), 1, "Try 4.")
+            if getattr(self, name) > 1 and self.pattern is not None:
+                got = f"{name}={getattr(self, name)} with pattern {self.pattern!r}"
+                raise ConfigError(name, got=got, want="one of both", fix="Leave one of them out.")
 
     @property
     def needs(self) -> frozenset[str]:
@@ -119,7 +121,7 @@ class SparseGPT(LayerPruner):
             weight,
             statistics,
             self.density,
-            pattern=self.n_of_m if self.rows == 1 else Blocks(self.rows, 1),
+            pattern=Blocks(self.rows, self.inputs) if self.rows * self.inputs > 1 else self.n_of_m,
             damp=self.damp,
             block=self.block,
             name=name,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any, NamedTuple
@@ -14,9 +14,11 @@ from torch import Tensor, fx, nn
 from ...core.errors import TargetError
 from ...core.modes import evaluating
 from ...formats.row_blocks import RowBlocks, filled
-from ...kernels.chw import NativeProgram, ProgramStep, available
+from ...kernels.chw import Coding, NativeProgram, ProgramStep, available, codes_available
+from ...kernels.chw.steps import CODED_BLOCKS, DEEP
 from ..anatomy.traced import traced
 from .chw_cluster import ChwCluster
+from .chw_codes import Codings, coded_step, coded_steps, rounded_weight
 from .chw_net import ChwNet
 from .lowering import Cluster, DenseStep, clusters_of
 
@@ -60,22 +62,27 @@ def lowered(net: nn.Module, example: Tensor) -> tuple[fx.GraphModule, list[Clust
     return graph, clusters
 
 
-def choose_forms(clusters: Iterable[Cluster], rows: int | None) -> Forms:
+def choose_forms(
+    clusters: Sequence[Cluster], rows: int | None, codings: Sequence[Codings] = ()
+) -> Forms:
     """Choose how the weight of each 1x1 and k x k convolution is stored.
 
     clusters: runs of layers that native kernels compute.
     rows: rows of a block in all layers; None = measure each layer on this machine, and take the
     form that is fastest.
+    codings: of the values of each cluster, if 1x1 convolutions are computed on codes.
     Returns key of the layer (see `key_of`) -> its form.
     """
     forms: Forms = {}
-    for cluster in clusters:
+    for number, cluster in enumerate(clusters):
         # sizes of the picture at each layer come from the trace
         nodes = {value: node for node, value in (cluster.values | cluster.inputs).items()}
         for layer in cluster.layers:
             if layer.kind in ("spmm", "conv"):
                 shape = tuple(nodes[layer.src].meta["shape"][1:])
-                forms[key_of(layer)] = _choose_form(layer, shape, rows)
+                codes = codings and layer.kind == "spmm"
+                source = codings[number][layer.src] if codes else None
+                forms[key_of(layer)] = _choose_form(layer, shape, rows, source)
     return forms
 
 
@@ -87,38 +94,51 @@ def key_of(layer: DenseStep) -> str:
     return f"{layer.name}@{layer.dst}"
 
 
-def _choose_form(layer: DenseStep, shape: tuple[int, ...], rows: int | None) -> Form:
+def _choose_form(
+    layer: DenseStep, shape: tuple[int, ...], rows: int | None, source: Coding | None
+) -> Form:
     """Choose how the weight of one layer is stored.
 
     layer: the layer, still dense; shape: (channels, height, width) of its input.
     rows: rows of a block; None = the form that is fastest on this machine.
+    source: coding of the input of a layer on codes, None = numbers.
     """
     weight = layer.tensors["weight"]
     # for the report alone: it decides nothing
     density = round(int(weight.count_nonzero()) / max(1, weight.numel()), 6)
+    inputs = 1 if source is None else DEEP
+    stored = weight if source is None else rounded_weight(weight)[0]
     # in torch every form is a dense product
-    if rows is not None or not available():
-        return Form(rows or 1, _stored_columns(weight, rows or 1), density, {})
+    if rows is not None or not (available() if source is None else codes_available()):
+        rows = min(rows or 1, max(CODED_BLOCKS)) if source else rows or 1
+        return Form(rows, _stored_columns(stored, rows, inputs), density, {})
     times: dict[int, float] = {}
-    for block in (*FORMS, *([0] if layer.kind == "spmm" else [])):
+    blocks = FORMS if source is None else CODED_BLOCKS
+    for block in (*blocks, *([0] if layer.kind == "spmm" and source is None else [])):
         # blocks that would store mostly zeros cannot win, and are not measured
-        if block in (0, 1) or filled(weight, block) >= LEAST:
+        if block in (0, 1) or filled(stored, block, inputs) >= LEAST:
             # the layer alone, reading value 0 and writing value 1, on a picture of its own size
             alone = replace(layer, src=0, dst=1, other=None)
-            program = NativeProgram([step_of(alone, Form(block, 0, 1, {}))], {0: shape}, [1])
+            if source is None:
+                steps = [step_of(alone, Form(block, 0, 1, {}))]
+            else:
+                step = coded_step(replace(alone, src=2), block, None)
+                steps = [ProgramStep("encode", 0, 2, coding=source), step]
+            program = NativeProgram(steps, {0: shape}, [1])
             x = torch.ones(shape)
             times[block] = seconds(lambda p=program, x=x: p([x], [1]))
     best = min(times, key=lambda block: times[block])
     microseconds = {str(block): round(1e6 * t, 1) for block, t in times.items()}
-    return Form(best, _stored_columns(weight, best), density, microseconds)
+    return Form(best, _stored_columns(stored, best, inputs), density, microseconds)
 
 
-def _stored_columns(weight: Tensor, rows: int) -> int:
-    """Count the (block, input) pairs with a weight that is not 0, which blocks of rows must store.
+def _stored_columns(weight: Tensor, rows: int, inputs: int) -> int:
+    """Count the (block, inputs) pairs with a weight that is not 0, which blocks of rows must store.
 
-    weight: (out, in, ...); rows: rows of a block, 0 = dense, which stores no columns.
+    weight: (out, in, ...); rows: rows of a block, 0 = dense, which stores no columns; inputs:
+    neighbouring channels that are stored together.
     """
-    return len(RowBlocks(rows).encode(weight)["channels"]) if rows else 0
+    return len(RowBlocks(rows, inputs).encode(weight)["channels"]) if rows else 0
 
 
 def seconds(run: Callable[[], Any], repeats: int = REPEATS) -> float:
@@ -137,6 +157,26 @@ def net_seconds(net: nn.Module, picture: Tensor) -> float:
     """Return the least time of a forward in evaluation."""
     with evaluating(net):
         return seconds(lambda: net(picture))
+
+
+def _steps_of(
+    cluster: Cluster, forms: Forms, codings: Codings | None
+) -> list[tuple[DenseStep, ProgramStep]]:
+    """Return the steps of a cluster, each with the layer that it computes.
+
+    forms: key of a layer -> how its weight is stored; codings: of the cluster's values, None = all
+    are numbers.
+    """
+    if codings is None:
+        return [(layer, step_of(layer, forms.get(key_of(layer)))) for layer in cluster.layers]
+    with_form = {layer.dst: form for layer in cluster.layers if (form := forms.get(key_of(layer)))}
+    rows = {number: form.rows for number, form in with_form.items()}
+    return [
+        (layer, replace(step, weights=_with_planned_columns(dict(step.weights), form)))
+        if (form := with_form.get(layer.dst)) is not None and "channels" in step.weights
+        else (layer, step)
+        for layer, step in coded_steps(cluster, codings, rows)
+    ]
 
 
 def step_of(layer: DenseStep, form: Form | None) -> ProgramStep:
@@ -160,20 +200,22 @@ def _with_planned_columns(stored: dict[str, Tensor], form: Form) -> dict[str, Te
 
     A net that is read from a folder starts with other weights than were stored, whose blocks have
     other columns: the tensors are given their final size here, and the file fills them later.
-    stored: tensors of `RowBlocks` by name; form: the recorded form of the layer.
+    stored: the tensors of a step by name; form: the recorded form of the layer.
     """
     if form.columns == len(stored["channels"]) or form.density == 1 and not form.columns:
         return stored
-    values = stored["values"].new_zeros(form.columns, *stored["values"].shape[1:])
-    return stored | {"channels": torch.zeros(form.columns, dtype=torch.int32), "values": values}
+    name = "codes" if "codes" in stored else "values"
+    values = stored[name].new_zeros(form.columns, *stored[name].shape[1:])
+    return stored | {"channels": torch.zeros(form.columns, dtype=torch.int32), name: values}
 
 
 def rewritten(
     net: nn.Module,
     graph: fx.GraphModule,
-    clusters: Iterable[Cluster],
+    clusters: Sequence[Cluster],
     forms: Forms,
     batches: bool = False,
+    codings: Sequence[Codings] = (),
 ) -> ChwNet:
     """Build a net in which one `ChwCluster` module computes each run of adjacent layers.
 
@@ -181,10 +223,11 @@ def rewritten(
     clusters: runs of layers that native kernels compute in one call; forms: key of a layer -> how
     its weight is stored.
     batches: accept several pictures in one call, computed one after the other; False = one picture.
+    codings: of the values of each cluster that is computed on codes; none = all numbers.
     """
     for number, cluster in enumerate(clusters):
-        steps = [step_of(layer, forms.get(key_of(layer))) for layer in cluster.layers]
-        names = [key_of(layer) for layer in cluster.layers]
+        pairs = _steps_of(cluster, forms, codings[number] if codings else None)
+        steps, names = [step for _, step in pairs], [key_of(layer) for layer, _ in pairs]
         # several nodes may have one value, as a layer and the dropout behind it
         readers: dict[int, list[fx.Node]] = {}
         for node, value in cluster.outputs().items():

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ...core.errors import ConfigError, ShapeError
 from ...kernels import native
-from ...kernels.chw import NaiveProgram, NativeProgram, ProgramStep, available
+from ...kernels.chw import NaiveProgram, NativeProgram, ProgramStep, available, codes_available
 
 SIZES = 8  # number of picture sizes whose programs are cached
 
@@ -104,7 +104,8 @@ class ChwCluster(nn.Module):
                 self._programs.pop(next(iter(self._programs)), None)
             inputs = dict(zip(self.inputs, shapes, strict=True))
             steps = self.packed_steps()
-            fast = available()
+            on_codes = any(step.coded for step in steps)
+            fast = codes_available() if on_codes else available()
             program = (
                 NativeProgram(steps, inputs, tuple(self.outputs))
                 if fast

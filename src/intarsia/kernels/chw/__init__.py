@@ -1,13 +1,16 @@
 """Nets of convolutions at batch 1, channels first: a program of steps on maps of pixels.
 
 steps.py: what a step is, and the shapes it makes.  naive.py: the definition, in torch.  native.py:
-the same by native/chw.c, one call for many steps.
+the same by native/chw.c, one call for many steps.  coded.py: what native/chw_codes.c reads of the
+steps whose values and weights are codes of 8 bits.
 """
 
 from .naive import NaiveProgram as NaiveProgram
 from .native import NativeProgram as NativeProgram
 from .native import available as available
+from .native import codes_available as codes_available
 from .steps import ACTS as ACTS
+from .steps import Coding as Coding
 from .steps import ProgramStep as ProgramStep
 from .steps import Window as Window
 from .steps import shapes_of as shapes_of

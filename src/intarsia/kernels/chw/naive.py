@@ -8,7 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .steps import ProgramStep, checked_blocks, shapes_of
+from .coded import codings_of
+from .steps import DEEP, ProgramStep, checked_blocks, shapes_of
 
 ACT: Mapping[str, Callable[[Tensor], Tensor]] = {
     "none": lambda x: x,
@@ -31,6 +32,7 @@ class NaiveProgram:
           shape, a map (channels, height, width) or a vector (channels,).
         """
         self.steps, self.shapes = tuple(steps), shapes_of(steps, inputs)
+        codings_of(self.steps)  # refuses what does not fit together
         self.inputs = tuple(inputs)
         self.weights = [dense_of(s, self.shapes[s.src][0]) for s in self.steps]
 
@@ -44,7 +46,8 @@ class NaiveProgram:
         # Every value is written once, by its number.
         for step, weight in zip(self.steps, self.weights, strict=True):
             operand = None if step.other is None else values[step.other]
-            values[step.dst] = run(step, values[step.src], operand, weight)
+            result = run(step, values[step.src], operand, weight)
+            values[step.dst] = result if step.coding is None else step.coding.rounded(result)
         return [values[number] for number in outputs]
 
 
@@ -59,6 +62,8 @@ def dense_of(step: ProgramStep, inputs: int) -> Tensor:
     if "weight" in step.weights:
         weight = step.weights["weight"]
         return weight[:, None] if step.kind == "depthwise" else weight
+    if step.coded:
+        return _decoded(step, inputs)
     if "values" not in step.weights:
         return torch.empty(0)
     checked_blocks(step, inputs)
@@ -70,6 +75,25 @@ def dense_of(step: ProgramStep, inputs: int) -> Tensor:
     weight[block, channels.long()] = values.view(-1, k * k, step.rows)
     rows = weight.permute(0, 3, 1, 2).flatten(0, 1)[: step.outputs]  # (out, in, k k)
     return rows.reshape(step.outputs, inputs, k, k)
+
+
+def _decoded(step: ProgramStep, inputs: int) -> Tensor:
+    """Return a weight in codes as numbers, in the shape that `dense_of` has.
+
+    step: "spmm", "depthwise" or "linear"; inputs: the channels that the step reads.
+    """
+    codes, scales = step.weights["codes"].float(), step.weights["scales"]
+    if step.kind == "spmm":
+        checked_blocks(step, inputs)
+        ptr, fours = step.weights["ptr"], step.weights["channels"]
+        weight = codes.new_zeros(len(ptr) - 1, -(-inputs // DEEP), step.rows, DEEP)
+        block = torch.arange(len(ptr) - 1).repeat_interleave(ptr.long().diff())
+        weight[block, fours.long()] = codes
+        # behind the last channel, where a four is not full, codes are 0
+        rows = weight.permute(0, 2, 1, 3).flatten(2).flatten(0, 1)[: step.outputs, :inputs]
+        return (rows * scales[:, None])[:, :, None, None]
+    weight = codes * scales.view(-1, *[1] * (codes.dim() - 1))
+    return weight[:, None] if step.kind == "depthwise" else weight
 
 
 def run(step: ProgramStep, x: Tensor, operand: Tensor | None, weight: Tensor) -> Tensor:

@@ -12,13 +12,16 @@ from torch import Tensor
 
 from ...core.errors import ShapeError
 from .. import native
+from .coded import TILE, codings_of, tensors_in_codes
 from .steps import ACTS, ProgramStep, Shape, checked_blocks, shapes_of
 
-KINDS = ("spmm", "depthwise", "conv", "linear", "add", "scale", "pool", "act", "bias")  # of chw.c
+# of chw.h
+KINDS = ("spmm", "depthwise", "conv", "linear", "add", "scale", "pool", "act", "bias", "encode")
 FIELDS = (
     *("kind", "act", "act2", "src", "dst", "other", "ptr", "off", "val", "bias"),
     *("ci", "co", "h", "w", "ho", "wo", "pitch_in", "pitch_out"),
     *("k", "stride", "top", "left", "rows", "scratch"),
+    *("codes", "mul", "rule"),
 )
 SRC = FIELDS.index("src")
 LINE, SLACK = 16, 64  # floats of a padded row, and behind a map
@@ -29,6 +32,12 @@ I64, POINTER = ctypes.c_int64, ctypes.c_void_p
 def available() -> bool:
     """Return True if the kernels can be used; compiles them at first use."""
     return native.load() is not None
+
+
+def codes_available() -> bool:
+    """Return True if the kernels were compiled with steps on codes of 8 bits."""
+    compiled = native.function("intarsia_chw_codes")
+    return compiled is not None and bool(compiled())
 
 
 class NativeProgram:
@@ -50,12 +59,14 @@ class NativeProgram:
           shape; keep: numbers of the values that a call can return.
         """
         self.steps, self.shapes = tuple(steps), shapes_of(steps, inputs)
+        self.codings = codings_of(self.steps)
         self.inputs, self.keep, self.threads = tuple(inputs), tuple(keep), torch.get_num_threads()
         run = native.function("intarsia_chw_run", POINTER, I64, I64, I64)
         scratch = native.function("intarsia_chw_scratch", I64, I64, I64, I64, I64, I64)
         assert run is not None and scratch is not None  # the caller has asked `available()`
         self._run: Callable[..., int] = run
-        self.offsets, floats = _lay_out(self.steps, self.shapes, self.inputs, self.keep)
+        floats_of = {n: floats_of_value(s, n in self.codings) for n, s in self.shapes.items()}
+        self.offsets, floats = _lay_out(self.steps, floats_of, self.inputs, self.keep)
         # one piece of working memory behind the values, as large as the largest step needs
         sizes = [self._scratch(step, scratch) for step in self.steps]
         self.memory = torch.zeros(floats + max(sizes, default=0))
@@ -132,6 +143,10 @@ class NativeProgram:
         step: one of the program; floats: the C function that returns the number for one thread.
           Raises: ShapeError for too large a window or stride.
         """
+        if step.kind == "spmm" and step.coded:
+            of_codes = native.function("intarsia_chw_codes_scratch", I64, I64, I64, I64)
+            assert of_codes is not None
+            return of_codes(*self.shapes[step.src], self.threads) // 4
         if step.kind not in ("conv", "depthwise"):
             return 0
         if step.window.size > SIDE:
@@ -175,16 +190,20 @@ class NativeProgram:
         row |= dict(zip(("act", "act2"), map(ACTS.index, step.acts), strict=True))
         row |= {"ci": source[0], "co": result[0], "k": window.size, "stride": window.stride}
         row |= {"top": window.top, "left": window.left}
-        row |= {"pitch_in": pitch_of(source), "pitch_out": pitch_of(result)}
+        flags, tensors = tensors_in_codes(step, self.codings)
+        row |= {"codes": flags}
+        row |= {"pitch_in": pitch_of(source, step.src in self.codings)}
+        row |= {"pitch_out": pitch_of(result, step.coding is not None)}
         if len(source) == 3:
             row |= {"h": source[1], "w": source[2]}
         if len(result) == 3:
             row |= {"ho": result[1], "wo": result[2]}
         if step.other is not None:
             row["other"] = self._address(step.other)
-        if kind in ("conv", "depthwise"):
+        if kind in ("conv", "depthwise") or step.coded:
             row["scratch"] = self.memory.data_ptr() + 4 * self.end
-        row |= {name: self._hold(t) for name, t in _tensors(step, source).items()}
+        tensors = _tensors(step, source) | tensors
+        row |= {name: self._hold(tensor) for name, tensor in tensors.items()}
         self.rows.append([int(row[name]) for name in FIELDS])
         first = len(self.rows) - 1
         # `work` has (first, last) rows of the table, for one call, or (a, b, out) of a product:
@@ -216,12 +235,24 @@ class NativeProgram:
         return rows
 
 
-def pitch_of(shape: Shape) -> int:
-    """Return how many floats apart two channels are: a map's pixels, rounded up to 16; else 1.
+def pitch_of(shape: Shape, coded: bool = False) -> int:
+    """Return how many numbers apart two channels are: a map's pixels, rounded up to 16; else 1.
 
-    shape: of a map (channels, height, width), or of a vector (channels,).
+    shape: of a map (channels, height, width), or of a vector (channels,); coded: stored in codes of
+      a byte, of which 64 fill a line.
     """
-    return 1 if len(shape) == 1 else -(-shape[1] * shape[2] // LINE) * LINE
+    line = TILE if coded else LINE
+    return 1 if len(shape) == 1 else -(-shape[1] * shape[2] // line) * line
+
+
+def floats_of_value(shape: Shape, coded: bool) -> int:
+    """Return how many floats of memory a value takes, SLACK behind it included: whole lines.
+
+    shape: of a map or a vector; coded: stored in codes of a byte.
+    """
+    numbers = shape[0] * pitch_of(shape, coded)
+    floats = -(-numbers // 4) if coded else numbers
+    return -(-(floats + SLACK) // LINE) * LINE
 
 
 def _floats(tensor: Tensor) -> Tensor:
@@ -242,7 +273,11 @@ def _tensors(step: ProgramStep, source: Shape) -> dict[str, Tensor]:
     # the kernels add in blocks of up to eight rows
     if "bias" in weights:  # padded to whole blocks
         tensors["bias"] = torch.nn.functional.pad(_floats(weights["bias"]), (0, -step.outputs % 8))
-    if "values" in weights:
+    if step.kind == "spmm" and step.coded:
+        checked_blocks(step, source[0])
+        tensors["ptr"] = weights["ptr"].to(torch.int32).contiguous()
+        tensors["off"] = weights["channels"].to(torch.int32).contiguous()
+    elif "values" in weights:
         checked_blocks(step, source[0])
         # Channel numbers become distances in memory: bytes for 1x1 steps, channels for k x k.
         gap = 1 if step.kind == "conv" else 4 * pitch_of(source)
@@ -253,20 +288,20 @@ def _tensors(step: ProgramStep, source: Shape) -> dict[str, Tensor]:
         tensors["ptr"] = weights["ptr"].to(torch.int32).contiguous()
         tensors["off"] = (weights["channels"].to(torch.int64) * gap).to(torch.int32)
         tensors["val"] = _floats(weights["values"])
-    elif step.kind in ("depthwise", "linear"):
+    elif step.kind in ("depthwise", "linear") and not step.coded:
         tensors["val"] = _floats(weights["weight"])
     return tensors
 
 
 def _lay_out(
     steps: Sequence[ProgramStep],
-    shapes: Mapping[int, Shape],
+    size: Mapping[int, int],
     inputs: Sequence[int],
     keep: Sequence[int],
 ) -> tuple[dict[int, int], int]:
     """Choose where each value of a program begins in one piece of memory.
 
-    steps: the program; shapes: number of a value -> its shape; inputs: numbers of the inputs; keep:
+    steps: the program; size: number of a value -> its floats; inputs: numbers of the inputs; keep:
       numbers of values that must not be overwritten. The memory of any other value is used again
       after the last step that reads it. Returns number of a value -> its offset in floats, and the
       length of the memory in floats.
@@ -277,16 +312,14 @@ def _lay_out(
         for number in (step.src, step.dst, step.other):
             if number is not None and number not in keep:
                 last[number] = i
-    # Values begin at multiples of LINE floats, with SLACK floats behind each.
-    size = {n: -(-(s[0] * pitch_of(s) + SLACK) // LINE) * LINE for n, s in shapes.items()}
     offsets: dict[int, int] = {}
-    end = 0
+    end = LINE
 
     def place(number: int, step_number: int) -> None:
         """Put value `number` into the first gap that is large enough at step `step_number`."""
         nonlocal end
         occupied = sorted((offsets[n], size[n]) for n in offsets if last.get(n, -1) >= step_number)
-        offset = 0
+        offset = LINE  # vectors of codes may begin a little before a map
         for start, length in occupied:
             if start - offset >= size[number]:
                 break

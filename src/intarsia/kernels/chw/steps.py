@@ -6,13 +6,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 from ...core.errors import ShapeError
 
 ACTS = ("none", "relu", "relu6", "hardswish", "silu", "sigmoid", "hardsigmoid")
-KINDS = ("spmm", "depthwise", "conv", "linear", "add", "scale", "pool", "act")
+KINDS = ("spmm", "depthwise", "conv", "linear", "add", "scale", "pool", "act", "encode")
 BLOCKS = (1, 2, 4, 8)  # rows of a weight that may share their columns
+CODED_BLOCKS = (1, 2, 4)  # the same where weights are codes
+DEEP = 4  # neighbouring input channels that a product of codes sums at once
+LARGEST_CODE = 255
 Shape = tuple[int, ...]  # a map (channels, height, width), or a vector (channels,)
 
 
@@ -56,17 +60,34 @@ class Window(NamedTuple):
         return high, (width + window.left + window.right - window.size) // window.stride + 1
 
 
+class Coding(NamedTuple):
+    """How a value is stored in 8 bits: a number x is scale (code - zero), with codes 0 to 255."""
+
+    scale: float
+    zero: int
+
+    def rounded(self, x: Tensor) -> Tensor:
+        """Return numbers as their codes have them.  x: float32, of any shape."""
+        codes = torch.round(x / self.scale + self.zero).clamp(0, LARGEST_CODE)
+        return self.scale * (codes - self.zero)
+
+
 @dataclass(frozen=True)
 class ProgramStep:
     """A step of a program, whose values are numbered and written once each.
 
     kind: "spmm", a 1x1 convolution with zeros; "conv", k x k by row blocks; "depthwise"; "linear",
       of vectors; "add" src + other; "scale", src times the vector other; "pool", the mean of each
-      channel; "act".
+      channel; "act"; "encode", which only stores src in codes.
     acts: (a, b) for b(a(y) + other) of "spmm", a(y) of all others.
     weights: "bias" (out,), and "weight" (out, k, k) of a depthwise and (out, in) of a linear step
       or a dense 1x1 one; "ptr", "channels", "values" of `RowBlocks` for "spmm" and "conv".
+      Weights in codes have "codes" (int8) and "scales" (out,) in place of "values" or "weight": a
+      weight is scale times code. Those of "spmm" are (kept, rows, 4) of four neighbouring channels,
+      and "channels" are numbers of such fours.
     rows: of a block.  reads: channels that its blocks were cut from, 0 = any that has them.
+    coding: of the result; None = float32. A step with weights in codes reads a value in codes, as
+      "pool" may.
     """
 
     kind: str
@@ -78,6 +99,12 @@ class ProgramStep:
     window: Window = Window()
     rows: int = 1
     reads: int = 0
+    coding: Coding | None = None
+
+    @property
+    def coded(self) -> bool:
+        """True if its weight is stored in codes."""
+        return "codes" in self.weights
 
     @property
     def outputs(self) -> int:
@@ -124,7 +151,9 @@ def shapes_of(steps: Sequence[ProgramStep], inputs: Mapping[int, Shape]) -> dict
 def _inputs(step: ProgramStep) -> int:
     """Return how many channels a step's input must have; 0 = any."""
     if step.kind == "depthwise":
-        return len(step.weights["weight"])
+        return step.outputs
+    if step.kind == "linear" and step.coded:
+        return step.weights["codes"].shape[1]
     return step.weights["weight"].shape[1] if step.dense else step.reads
 
 
@@ -143,11 +172,14 @@ def checked_blocks(step: ProgramStep, inputs: int) -> None:
     """Raise ShapeError for row blocks that do not fit together, as in a damaged file.
 
     step: its weights are a matrix in blocks of `step.rows` rows: "ptr" (blocks + 1,), where each
-      block's columns begin; "channels", the input channel of each column; "values", the column's
-      weights; inputs: the channels that the step reads.
+      block's columns begin; "channels", the input channel of each column, or four of them; "values"
+      or "codes", the column's weights; inputs: the channels that the step reads.
     """
-    ptr, channels, values = (step.weights[name] for name in ("ptr", "channels", "values"))
+    ptr, channels = step.weights["ptr"], step.weights["channels"]
+    values = step.weights["codes" if step.coded else "values"]
     blocks, taps = -(-step.outputs // step.rows), step.window.size**2
+    if step.coded:
+        inputs, taps = -(-inputs // DEEP), DEEP
     counts = ptr.long().diff()
     # Each block's channels lie between two entries of ptr, which may not fall.
     fits = (

@@ -2,36 +2,10 @@
  *
  * A map is (channels, pitch) float32: each channel's pixels row by row, padded to a multiple of 16
  * floats. A program is a table of steps; intarsia_chw_run carries out some of them, so that a net of
- * a hundred layers pays for one call. The table is made and checked by programs.py: pointers and offsets in it are trusted.
+ * a hundred layers pays for one call. The table is made and checked by chw/native.py: pointers and
+ * offsets in it are trusted. Steps on codes are in chw_codes.c.
  * Source: Fast Sparse ConvNets (arXiv:1911.09723); row blocks of SparseByteNN (arXiv:2310.19509). */
-#include "vectors.h"
-
-#if defined(__clang__)
-#define UNROLL _Pragma("unroll")
-#else
-#define UNROLL _Pragma("GCC unroll 24")
-#endif
-
-struct step { /* a row of the table; pointers as numbers, so that 32-bit machines read it too */
-    int64_t kind, act, act2, src, dst, other, ptr, off, val, bias;
-    int64_t ci, co, h, w, ho, wo, pitch_in, pitch_out, k, stride, top, left, rows, scratch;
-};
-enum kind { SPMM, DEPTHWISE, CONV, LINEAR, ADD, SCALE, POOL, ACT, BIAS };
-enum act { NONE, RELU, RELU6, HARDSWISH, SILU, SIGMOID, HARDSIGMOID };
-
-ALWAYS float lowest(int64_t act) { return act == RELU || act == RELU6 ? 0 : -INFINITY; }
-ALWAYS float highest(int64_t act) { return act == RELU6 ? 6 : INFINITY; }
-
-static vf activated(vf x, int64_t act) {
-    const vf third = limited(x + 3.0f, splat(0), splat(6)) * (1.0f / 6.0f);
-    switch (act) {
-    case HARDSWISH: return x * third;
-    case HARDSIGMOID: return third;
-    case SILU: return x / (exponential(-x) + 1.0f);
-    case SIGMOID: return 1.0f / (exponential(-x) + 1.0f);
-    default: return limited(x, splat(lowest(act)), splat(highest(act)));
-    }
-}
+#include "chw.h"
 
 /* y = act2(act(y) + other) for so many vectors */
 static void finish(float *y, const float *other, int64_t vectors, int64_t act, int64_t act2) {
@@ -302,10 +276,6 @@ static struct plane plane_of(const struct step *s) {
     return p;
 }
 
-#if defined(__AVX512F__)
-ALWAYS __mmask16 first_of(int64_t n) { return n >= 16 ? 0xffff : (__mmask16)((1u << n) - 1); }
-#endif
-
 /* to[i] = in[stride i] for i < n; nothing beyond is read or written. */
 ALWAYS void gather(float *to, const float *in, const int64_t stride, int64_t n) {
     int64_t i = 0;
@@ -365,6 +335,20 @@ static __attribute__((noinline)) void put_some(float *to, vf y, int64_t room) {
 ALWAYS void put(float *to, vf y, int64_t room) { /* short, so that loops around it are unrolled */
     if (room < V) put_some(to, y, room);
     else store(to, y);
+}
+
+/* Numbers of a row, or their codes, of the output channel c from the pixel `at` on. */
+ALWAYS void emit(const struct step *s, int64_t c, int64_t at, vf y, int64_t room) {
+#if CODES
+    if (s->codes & DST8) {
+        const __m128i codes = coded((__m512)y, (const float *)(intptr_t)s->rule);
+        uint8_t *to = (uint8_t *)(intptr_t)s->dst + c * s->pitch_out + at;
+        if (room < V) _mm_mask_storeu_epi8(to, first_of(room), codes);
+        else _mm_storeu_si128((__m128i *)to, codes);
+        return;
+    }
+#endif
+    put((float *)(intptr_t)s->dst + c * s->pitch_out + at, y, room);
 }
 
 enum { ROWS = 7, FEWER = 4 }; /* output rows that are computed together */
@@ -575,13 +559,14 @@ ALWAYS void conv_block(const struct step *s, const struct plane *p, const float 
                 }
             UNROLL for (int r = 0; r < rows; r++) {
                 if (b * rows + r >= s->co) continue;
-                float *dst = (float *)(intptr_t)s->dst + (b * rows + r) * s->pitch_out + at;
+                const int64_t c = b * rows + r;
                 const int bent = s->act > RELU6;
                 /* not into row `to`: another thread may have written it */
-                put(dst, bent ? activated(sum[r], s->act) : limited(sum[r], low, high),
-                    to * s->wo - at);
+                emit(s, c, at, bent ? activated(sum[r], s->act) : limited(sum[r], low, high),
+                     to * s->wo - at);
                 if (i)
-                    store(dst - V, bent ? activated(more[r], s->act) : limited(more[r], low, high));
+                    emit(s, c, at - V, bent ? activated(more[r], s->act) : limited(more[r], low, high),
+                         V);
             }
         }
 }
@@ -629,7 +614,6 @@ static void linear_part(void *context, int64_t part) { /* y = act(b + W x), W (c
     const struct job *j = context;
     const struct step *s = j->s;
     const float *x = (const float *)(intptr_t)s->src, *bias = (const float *)(intptr_t)s->bias;
-    float *y = (float *)(intptr_t)s->dst;
     for (int64_t o = s->co * part / j->parts; o < s->co * (part + 1) / j->parts; o++) {
         const float *w = (const float *)(intptr_t)s->val + o * s->ci;
         vf a = splat(0), b = a, c = a, d = a;
@@ -643,12 +627,11 @@ static void linear_part(void *context, int64_t part) { /* y = act(b + W x), W (c
         for (; i + V <= s->ci; i += V) a += load(w + i) * load(x + i);
         float sum = total((a + b) + (c + d));
         for (; i < s->ci; i++) sum += w[i] * x[i];
-        y[o] = activated(splat(bias[o] + sum), s->act)[0];
+        keep_number(s, o, bias[o] + sum);
     }
 }
 
 static void pool(const struct step *s) { /* the mean of each channel */
-    float *y = (float *)(intptr_t)s->dst;
     const int64_t n = s->h * s->w;
     for (int64_t c = 0; c < s->co; c++) {
         const float *x = (const float *)(intptr_t)s->src + c * s->pitch_in;
@@ -658,7 +641,7 @@ static void pool(const struct step *s) { /* the mean of each channel */
         for (; i + V <= n; i += V) a += load(x + i);
         float sum = total(a + b);
         for (; i < n; i++) sum += x[i];
-        y[c] = activated(splat(sum / (float)n), s->act)[0];
+        keep_number(s, c, sum / (float)n);
     }
 }
 
@@ -682,6 +665,12 @@ INTARSIA_API int64_t intarsia_chw_run(const int64_t *table, int64_t first, int64
                                       int64_t threads) {
     for (int64_t i = first; i < last; i++) {
         const struct step *s = (const struct step *)table + i;
+#if CODES
+        if (s->kind == ENCODE || s->codes & SRC8) {
+            if (intarsia_chw_codes_step(s, (int)threads)) return i + 1;
+            continue;
+        }
+#endif
         struct job rows = {.s = s, .parts = s->co < threads ? 1 : threads};
         switch (s->kind) {
         case SPMM: spmm(s, (int)threads); break;

@@ -1,0 +1,181 @@
+"""Nets in CHW whose maps and weights are codes of 8 bits: ranges from pictures, and the steps.
+
+A value x between two layers is stored as x / scale + zero, rounded to 0 ... 255, with one scale and
+zero for all of its channels; a weight as a code from -127 to 127 times the scale of its output.
+Products of codes are exact, and each layer rounds its result once (arXiv:1712.05877).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from ...formats.row_blocks import RowBlocks
+from ...kernels.chw import Coding, ProgramStep, Window
+from ...kernels.chw.steps import DEEP, LARGEST_CODE
+from .lowering import Cluster, DenseStep
+
+LARGEST = 127  # code of a weight
+BATCH = 16  # pictures of a forward
+SIDE, STRIDE = 8, 3  # the largest kernel, and the largest stride, of depthwise steps on codes
+MAKES = ("spmm", "conv", "depthwise", "pool", "linear")  # kinds whose results can be codes
+Codings = Mapping[int, Coding]  # number of a value -> how it is stored
+Range = tuple[float, float]  # of a value's numbers
+
+
+@torch.no_grad()
+def codings_of_clusters(
+    graph: fx.GraphModule, clusters: Sequence[Cluster], pictures: Tensor
+) -> list[dict[int, Coding]]:
+    """Choose for each cluster which values are codes, and how, by what pictures make of them.
+
+    A value's range is from the least to the largest of its numbers in all pictures, and holds 0.
+    graph: trace of the net; clusters: its runs of layers; pictures: (n, C, H, W), about a hundred.
+    Returns for each cluster the number of a value -> its coding; other values stay float32.
+    """
+    reader = _RangeReader(graph, clusters)
+    for some in pictures.split(BATCH):
+        reader.run(some)
+    codings: list[dict[int, Coding]] = []
+    for cluster in clusters:
+        ranges = {value: reader.ranges[node] for value, node in _last_nodes(cluster).items()}
+        codings.append({v: _coding(ranges[v]) for v in coded_values(cluster)})
+    return codings
+
+
+def coded_values(cluster: Cluster) -> set[int]:
+    """Return the numbers of the values that are stored in codes at least once.
+
+    Those are the values that stay codes, and what a layer on codes reads from elsewhere.
+    """
+    return _staying(cluster) | {layer.src for layer in cluster.layers if _wants_codes(layer)}
+
+
+def _staying(cluster: Cluster) -> set[int]:
+    """Return the numbers of the values that are codes alone, as every layer that reads them wants.
+
+    The cluster's outputs are not among them: torch reads numbers.
+    """
+    outputs = {*cluster.outputs().values()}
+    made = {layer.dst for layer in cluster.layers if _makes_codes(layer)} - outputs
+    readers = {
+        value: [layer for layer in cluster.layers if value in (layer.src, layer.other)]
+        for value in made
+    }
+    reads_codes = {
+        layer.dst: _wants_codes(layer) or layer.kind in ("pool", "linear")
+        for layer in cluster.layers
+    }
+    return {value for value in made if all(reads_codes[r.dst] for r in readers[value])}
+
+
+def _makes_codes(layer: DenseStep) -> bool:
+    return layer.kind in MAKES and (layer.kind != "depthwise" or _wants_codes(layer))
+
+
+def _wants_codes(layer: DenseStep) -> bool:
+    """Return True for a layer that is always computed on codes."""
+    return layer.kind == "spmm" or (layer.kind == "depthwise" and _fits(layer.window))
+
+
+def _fits(window: Window) -> bool:
+    """Return True if the kernels know a depthwise step of this window on codes."""
+    zeros = max(window.top, window.left, window.bottom, window.right)
+    return window.size <= SIDE and window.stride <= STRIDE and zeros < SIDE
+
+
+def _coding(numbers: Range) -> Coding:
+    """Return the coding of a range of numbers that holds 0, which is then a code exactly."""
+    low, high = numbers
+    scale = max(high - low, 1e-8) / LARGEST_CODE
+    return Coding(scale, min(LARGEST_CODE, max(0, round(-low / scale))))
+
+
+def _last_nodes(cluster: Cluster) -> dict[int, fx.Node]:
+    """Return the node behind which each value of a cluster is whole, with activation and sum."""
+    return {value: node for node, value in (cluster.inputs | cluster.values).items()}
+
+
+class _RangeReader(fx.Interpreter):
+    """Forward of a traced net that notes the least and the largest number of values."""
+
+    def __init__(self, graph: fx.GraphModule, clusters: Sequence[Cluster]) -> None:
+        """Watch the values of all clusters.  graph: trace of the net, in evaluation."""
+        super().__init__(graph)
+        # a range holds 0, which is the padding of convolutions
+        self.ranges: dict[fx.Node, Range] = {
+            node: (0.0, 0.0) for cluster in clusters for node in _last_nodes(cluster).values()
+        }
+
+    def run_node(self, n: fx.Node) -> Any:
+        """Compute a node, and widen the range of its result."""
+        result = super().run_node(n)
+        if n in self.ranges:
+            low, high = self.ranges[n]
+            self.ranges[n] = min(low, float(result.min())), max(high, float(result.max()))
+        return result
+
+
+def coded_steps(
+    cluster: Cluster, codings: Codings, rows: Mapping[int, int]
+) -> list[tuple[DenseStep, ProgramStep]]:
+    """Return the steps of a cluster on codes, each with the layer that it computes.
+
+    cluster: layers with dense weights; codings: of its values; rows: number of a 1x1 or k x k
+    layer's result -> rows of a block. A value that is encoded before a layer reads it has a step of
+    its own, and a number behind those of the cluster.
+    """
+    staying = _staying(cluster)
+    steps: list[tuple[DenseStep, ProgramStep]] = []
+    encoded: dict[int, int] = {}  # number of a value -> of its codes
+    for layer in cluster.layers:
+        src = layer.src
+        if _wants_codes(layer) and src not in staying:
+            if src not in encoded:
+                encoded[src] = cluster.count + len(encoded)
+                step = ProgramStep("encode", src, encoded[src], coding=codings[src])
+                steps.append((DenseStep(f"{layer.name}.codes", "encode", src, encoded[src]), step))
+            src = encoded[src]
+        on_codes = _wants_codes(layer) or (layer.kind == "linear" and src in staying)
+        coding = codings[layer.dst] if layer.dst in staying else None
+        step = coded_step(layer, rows.get(layer.dst, 1), coding, on_codes=on_codes)
+        steps.append((layer, replace(step, src=src)))
+    return steps
+
+
+def coded_step(
+    layer: DenseStep, rows: int, coding: Coding | None, *, on_codes: bool = True
+) -> ProgramStep:
+    """Turn a layer into a step whose result, and perhaps weight, is in codes.
+
+    layer: with a dense weight; rows: of a block of a convolution that is not depthwise; coding: of
+    the result, None = float32; on_codes: the weight is in codes.
+    """
+    tensors, reads = dict(layer.tensors), 0
+    if on_codes:
+        codes, scales = rounded_weight(tensors.pop("weight"))
+        if layer.kind == "spmm":
+            reads = codes.shape[1]
+            stored = RowBlocks(rows, inputs=DEEP).encode(codes.flatten(1))
+            codes = stored.pop("values").transpose(1, 2)
+            tensors |= stored
+        tensors |= {"codes": codes.to(torch.int8).contiguous(), "scales": scales}
+    elif layer.kind == "conv":
+        reads = tensors["weight"].shape[1]
+        tensors |= RowBlocks(rows).encode(tensors.pop("weight"))
+    place = (layer.kind, layer.src, layer.dst, layer.other, layer.acts)
+    return ProgramStep(*place, tensors, layer.window, rows, reads, coding)
+
+
+def rounded_weight(weight: Tensor) -> tuple[Tensor, Tensor]:
+    """Round a weight to codes from -127 to 127 times a scale of each output.
+
+    weight: (out, ...). Returns the codes, float32 of its shape, and the scales, (out,).
+    """
+    scales = weight.flatten(1).abs().amax(1).clamp_min(1e-12) / LARGEST
+    by_row = scales.view(-1, *[1] * (weight.dim() - 1))
+    return torch.round(weight / by_row), scales

@@ -1,0 +1,120 @@
+"""What native/chw_codes.c reads of a step whose values or weights are codes of 8 bits."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ...core.errors import ShapeError
+from .steps import CODED_BLOCKS, DEEP, LARGEST_CODE, Coding, ProgramStep
+
+SRC, DST, OTHER, FOLDED, LIMITED = (1 << i for i in range(5))  # enum codes of chw.h
+TILE = 64  # codes of a line
+LIMITS: Mapping[str, tuple[float, float]] = {
+    "none": (float("-inf"), float("inf")),
+    "relu": (0.0, float("inf")),
+    "relu6": (0.0, 6.0),
+}
+Codings = Mapping[int, Coding]  # number of a value that is stored in codes -> how
+
+
+def codings_of(steps: Sequence[ProgramStep]) -> dict[int, Coding]:
+    """Return how the values of a program are coded that are: number -> coding.
+
+    Raises: ShapeError for a step whose weights and input are not both codes, or both numbers.
+    """
+    codings: dict[int, Coding] = {}
+    for number, step in enumerate(steps):
+        reads_codes = step.src in codings
+        if step.coded != reads_codes and not (step.kind == "pool" and reads_codes):
+            name, got = f"step {number}, {step.kind!r}", "numbers and codes together"
+            fix = "Compress the net again."
+            raise ShapeError(name, got=got, want="one of both", fix=fix)
+        if step.coding is not None:
+            codings[step.dst] = step.coding
+    return codings
+
+
+def tensors_in_codes(step: ProgramStep, codings: Codings) -> tuple[int, dict[str, Tensor]]:
+    """Return flags, and the tensors that a step with codes needs beside those of other steps.
+
+    step: one of the program; codings: of the values in codes. Returns 0 and nothing for a step
+      without codes; else fields of the table -> tensor: "rule", and for a step with weights in
+      codes "val" (the codes), "mul" and "bias", by which its whole sums become numbers: of the
+      result where an activation follows that is no limit, else of its codes.
+    Raises: ShapeError for blocks of eight rows.
+    """
+    source, result = codings.get(step.src), step.coding
+    operand = None if step.other is None else codings.get(step.other)
+    present = ((SRC, source), (DST, result), (OTHER, operand))
+    flags = sum(flag for flag, coding in present if coding is not None)
+    if not flags:
+        return 0, {}
+    rule = _rule(source, result, operand)
+    if source is None or not step.coded:
+        return flags, {"rule": torch.tensor(rule)}
+    scales = step.weights["scales"].double() * source.scale
+    # what the zero of the inputs adds to each sum
+    bias = step.weights["bias"].double() - scales * source.zero * _sums(step)
+    limits = LIMITS.get(step.acts[0])
+    if result is not None and limits is not None and _folds(step, operand):
+        flags |= FOLDED
+        scales, bias = scales / result.scale, bias / result.scale + result.zero
+        low, high = (limit / result.scale + result.zero for limit in limits)
+        if low > 0 or high < LARGEST_CODE:
+            flags |= LIMITED
+        rule[4:6] = [low, high]
+        if operand is not None:
+            ratio = operand.scale / result.scale
+            rule[2], bias = ratio, bias - ratio * operand.zero
+    padding = (0, -len(scales) % max(CODED_BLOCKS))
+    mul, bias = (F.pad(t.float(), padding).contiguous() for t in (scales, bias))
+    return flags, {"rule": torch.tensor(rule), "val": _codes(step), "mul": mul, "bias": bias}
+
+
+def _folds(step: ProgramStep, operand: Coding | None) -> bool:
+    """Return True if a step's result can be rounded at once.  operand: coding of what it adds."""
+    if step.kind == "linear":
+        return False
+    return step.other is None or (step.acts == ("none", "none") and operand is not None)
+
+
+def _rule(source: Coding | None, result: Coding | None, operand: Coding | None) -> list[float]:
+    """Return the numbers of a step in the order of enum rule in chw.h.
+
+    source, result, operand: codings of what it reads, makes and adds; None = numbers.
+    """
+    to = (1 / result.scale, float(result.zero)) if result else (0.0, 0.0)
+    of = (operand.scale, float(operand.zero)) if operand else (0.0, 0.0)
+    read = (source.scale, float(source.zero)) if source else (0.0, 0.0)
+    return [*to, *of, float("-inf"), float("inf"), *read]
+
+
+def _sums(step: ProgramStep) -> Tensor:
+    """Return the sum of each output's weight codes, (out,) float64."""
+    codes = step.weights["codes"].double()
+    if step.kind != "spmm":
+        return codes.flatten(1).sum(1)
+    # codes of a block are (kept, rows, 4): kept columns are added up by block
+    counts = step.weights["ptr"].long().diff()
+    block = torch.arange(len(counts)).repeat_interleave(counts)
+    rows = codes.new_zeros(len(counts), step.rows).index_add_(0, block, codes.sum(-1))
+    return rows.flatten()[: step.outputs]
+
+
+def _codes(step: ProgramStep) -> Tensor:
+    """Return a weight's codes as the kernels read them, int8.
+
+    The rows of a depthwise kernel are filled up to fours with 0, those of a linear map to 64.
+    """
+    codes = step.weights["codes"]
+    if step.kind == "spmm":
+        if step.rows not in CODED_BLOCKS:
+            fix = "Compress the net again."
+            raise ShapeError("rows of a block", got=step.rows, want=str(CODED_BLOCKS), fix=fix)
+        return codes.contiguous()
+    size = DEEP if step.kind == "depthwise" else TILE
+    return F.pad(codes, (0, -codes.shape[-1] % size)).contiguous()
