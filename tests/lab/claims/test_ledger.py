@@ -119,6 +119,18 @@ def test_a_figure_is_held_against_the_target_of_today(tmp_path, monkeypatch):
     assert record.target == ">= 0.5"  # of its run
 
 
+@pytest.mark.parametrize(("today", "of_its_run"), [(0.5, 0.7), (0.5, 0.6), (0.7, 0.6)])
+def test_a_target_of_after_the_run_decides_nothing_that_was_open(today, of_its_run):
+    values = (0.58, 0.6, 0.62)  # all above .5 and below .7; .6 lies inside their interval
+    result = Result(0.6, 0.02, values, ({"arm": "ours", "score": 0.6},))
+    study = dataclasses.replace(a_claim(0.6, bar=of_its_run), measure=lambda *_: result)
+    record = ledger.run_claim(study)
+    verdict = ledger.verdict_of(dataclasses.replace(study, target=today), record)
+    assert verdict.word == "not decided" and "A new run decides." in verdict.reason
+    again = ledger.run_claim(dataclasses.replace(study, target=today))
+    assert again.verdict == ("holds" if today < 0.6 else "fails")
+
+
 def test_a_record_of_another_sense_is_void(tmp_path, monkeypatch):
     ledger.save(ledger.run_claim(a_claim(0.6)), tmp_path)
     monkeypatch.setattr(ledger, "claims", lambda: (a_claim(0.6, sense="<="),))

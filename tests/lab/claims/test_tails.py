@@ -12,6 +12,7 @@ import timm
 import torch
 
 from intarsia_lab.claims import bi, mos, s2ft
+from intarsia_lab.claims.ledger import claim
 from intarsia_lab.materials import low_rank, picture_cells, tails, task_tracks
 
 CLASSES = 2
@@ -40,8 +41,8 @@ def small(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(picture_cells, "prepare", prepare)
     monkeypatch.setattr(s2ft, "IMAGES", 12)
     changes = {"budget": picture_cells.Budget("few", 12, 1), "sets": ("a", "bb")}
-    for module in (mos, bi):
-        monkeypatch.setattr(module, "STUDY", replace(module.STUDY, **changes))
+    for module, study in ((mos, "STUDY"), (mos, "EIGHT"), (bi, "STUDY")):
+        monkeypatch.setattr(module, study, replace(getattr(module, study), **changes))
     for cached in (tails.pictures, s2ft.probe, s2ft.rates):
         cached.cache_clear()
     yield
@@ -50,11 +51,12 @@ def small(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 
 def test_mos_and_what_it_is_held_against_have_as_many_parameters() -> None:
-    at_two = [mos.MOS[2], mos.SUBSET, mos.POOL, mos.LORA[2], "PiSSA, rank 2"]
+    at_two = [mos.MOS, mos.SUBSET, mos.POOL, mos.LORA, "PiSSA, rank 2"]
     sizes = {low_rank.parameters(mos.METHODS[name], mos.FIRST) for name in at_two}
     (size,) = sizes
     assert low_rank.parameters(mos.METHODS["DoRA, rank 2"], mos.FIRST) > size
-    assert low_rank.parameters(mos.METHODS[mos.MOS[4]], mos.FIRST) == 2 * size
+    large, small, published = (low_rank.parameters(m, 4) for m in mos.SAVING.values())
+    assert large == mos.TIMES * published and small == published
 
 
 def test_ways_to_share_judge_the_same_cells(small: None, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -62,7 +64,7 @@ def test_ways_to_share_judge_the_same_cells(small: None, monkeypatch: pytest.Mon
     order = mos.orders((0,), quiet)
     monkeypatch.setattr(picture_cells, "fit", None)  # only what was not run yet would need it
     assert mos.orders((0,), quiet) == order
-    assert [row["adapter"] for row in order.table] == [mos.MOS[2], mos.SUBSET, mos.POOL]
+    assert [row["adapter"] for row in order.table] == [mos.MOS, mos.SUBSET, mos.POOL]
     assert len(order.values) == 1 and order.got == order.values[0]
 
 
@@ -74,32 +76,26 @@ def test_mos_is_held_against_the_best_of_peft(small: None, monkeypatch: pytest.M
     assert result.got == pytest.approx((accuracies[-1] - max(accuracies[:-1])) / 2, abs=0.11)
 
 
-def test_mos_and_lora_of_as_many_parameters_are_paired_by_seed(
-    small: None, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("way", ["with_as_many", "with_an_eighth"])
+def test_mos_and_lora_are_paired_by_seed(
+    small: None, way: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(mos, "parameters", lambda *_: 7)
-    result = mos.with_as_many((0,), quiet)
-    lora, ours = (float(row["a, %"]) + float(row["bb, %"]) for row in result.table)
+    result = getattr(mos, way)((0,), quiet)
+    lora, *_, ours = (float(row["a, %"]) + float(row["bb, %"]) for row in result.table)
     assert result.got == pytest.approx((ours - lora) / 2, abs=0.11)
-    assert [rate.arm for rate in result.rates] == [mos.LORA[2], mos.MOS[2]]
+    arms = [mos.LORA, mos.MOS] if way == "with_as_many" else list(mos.SAVING)
+    assert [rate.arm for rate in result.rates] == arms
 
 
-def test_the_saving_factor_is_between_measured_ranks() -> None:
-    errors = [8.0, 6.0, 5.0]
-    assert mos.matching_rank(9, (1, 2, 4), errors) == 1
-    assert mos.matching_rank(7, (1, 2, 4), errors) == pytest.approx(2**0.5)
-    assert mos.matching_rank(4, (1, 2, 4), errors) == 4
-
-
-@pytest.mark.thorough
-def test_the_saving_is_the_rank_of_the_same_error_over_e(
-    small: None, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(mos, "parameters", lambda *_: 7)
-    monkeypatch.setattr(mos, "STUDY", replace(mos.STUDY, sets=("a",)))
-    result = mos.against_lora((0,), quiet)
-    assert 1 / mos.E <= result.got <= mos.RANKS[-1] / mos.E
-    assert [rate.arm for rate in result.rates] == list(mos.RANKED)
+def test_an_eighth_of_the_parameters_must_be_too_few_for_lora() -> None:
+    control = claim("mos-saving").control
+    assert control is not None
+    rows = [{"adapter": name, "elpv, %": "70.0 ± 1.0"} for name in (mos.LARGE, mos.LORA)]
+    for small, passes in (("57.9 ± 1.0", True), ("58.1 ± 1.0", False)):
+        turned = zip(rows, ("60.0 ± 1.0", small), strict=True)
+        table = [{**row, "photo-rotation, %": value} for row, value in turned]
+        assert (control.failure(table) == "") == passes
 
 
 def test_one_bit_has_as_many_bytes_as_what_it_is_held_against() -> None:

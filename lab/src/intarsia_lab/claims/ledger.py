@@ -210,17 +210,20 @@ def verdict_of(study: Study, record: Record) -> Verdict:
     """Return the verdict on a stored result by its claim's rule of today.
 
     Where the target has changed since the run, the figure is compared with today's, which comes
-    from the paper; but a target that was set after a run cannot make it hold if it missed the one
-    before. A record whose figure had to lie on another side of its target judged another question,
-    and is void.
+    from the paper; but a target that was set after a run decides nothing that the one before left
+    open, and cannot make a figure hold that missed that one. A record whose figure had to lie on
+    another side of its target judged another question, and is void.
     """
     sense, before = record.target.split()
     if sense != study.sense:
         return Verdict("void", f"Its target was {record.target}, and is {study.bound} now.")
     verdict = study.judge(record.result)
     of_its_run = dataclasses.replace(study, target=float(before)).judge(record.result)
-    if verdict.word == "holds" and of_its_run.word != "holds":
-        reason = f"It missed its target, {record.target}; that of today was set after the run."
+    # a figure may still fail a stricter target than the one that it held
+    as_before = ("holds",) if verdict.word == "holds" else ("holds", "fails")
+    if verdict.word in ("holds", "fails") and of_its_run.word not in as_before:
+        short = "missed" if verdict.word == "holds" else "was not decided by"
+        reason = f"It {short} its target, {record.target}; that of today was set after the run."
         return Verdict("not decided", f"{reason} A new run decides.")
     return verdict
 

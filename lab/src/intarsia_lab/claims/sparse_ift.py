@@ -124,20 +124,24 @@ CLAIMS = (
         "sparse-ift",
         system="Sparse-IFT",
         scale=(
-            "A larger gain by longer training than the 8 epochs that are declared: after 4 it "
-            "is .27 points, which 37 seeds see."
+            "ResNet-18 on ImageNet, nine tenths sparse, as in the paper. Whether our thin net "
+            "gains at all is another question: after 4 epochs it was .27 points, of which 37 seeds "
+            "decide that."
         ),
-        effect=Effect(3.5, "abstract: 3.5 points, ResNet-18 on ImageNet"),
+        effect=Effect(
+            3.5, "abstract: points of ResNet-18 on ImageNet over the dense net of as many FLOPs"
+        ),
         work="a thin ResNet-8 from scratch on Fashion-MNIST",
         sentence="A net of twice the width, sparse and trained by RigL, is more accurate than the "
-        f"dense net of as many multiplications {SCALE}",
+        "dense net of as many multiplications by the paper's own 3.5 points, the gain of its "
+        f"ResNet-18 on ImageNet {SCALE}",
         baseline="the dense net, in points, paired by seed",
-        target=0.0,
+        target=3.5,
         measure=partial(judged, arms=(WIDE, DENSE)),
-        # the pilot of five seeds had a spread of .56 points with a fifth of the test pictures
-        seeds=tuple(range(10)),
+        # the pilot of five seeds had a spread of .56 points, with which three see 3.5
+        seeds=(0, 1, 2, 3),
         needs="long",
-        minutes=90,
+        minutes=36,
     ),
     study(
         "sparse-ift-rigl",
