@@ -11,8 +11,8 @@ text-generation-with-past --weight-format int4 --group-size 32 smollm2-int4` (op
 may want an older transformers, so an environment of its own).
 --onnxruntime: by `python -m onnxruntime_genai.models.builder -i FOLDER -o smollm2-int4 -p int4 -e
 cpu` (onnxruntime-genai).
---torchao: int8, int4 (torchao, and a C++ compiler, which takes about a minute for each; torch
-keeps what it compiled in TORCHINDUCTOR_CACHE_DIR).
+--torchao: int8, int4 (torchao, and a C++ compiler; about two minutes for each, and less where
+torch finds what it compiled in TORCHINDUCTOR_CACHE_DIR).
 FOLDER: smollm2 in the cache, ~/.cache/intarsia/weights/smollm2-*. --packed: folders that `intarsia
 compress` wrote of smollm2, such as those of gqsa; a row has the folder's name.
 Perplexity is that of rows of texts on which nothing here was calibrated (`--texts`). --write also
@@ -32,7 +32,7 @@ from typing import Any
 
 import frame
 import torch
-from token_peers import KINDS, LARGE_PAGES, LENGTH, REGION, Arm, peers_of, perplexity
+from token_peers import KINDS, LARGE_PAGES, LENGTH, Arm, peers_of, perplexity
 from torch import Tensor, nn
 
 from intarsia.core import nbytes
@@ -62,8 +62,8 @@ ABOUT = (
     "`llama-cpp-python` for this processor. OpenVINO's model is that of `optimum-cli export "
     "openvino`, with keys and values as its state; onnxruntime's that of "
     "`onnxruntime_genai.models.builder`, with its fused attention; torchao's layers, weights alone "
-    "in int8 or int4, are in transformers' model with a static cache, of which torch compiles "
-    f"{REGION} layers as one graph that serves all 30. Each is in a process of its own, "
+    "in int8 or in int4 with 32 to a scale, are in transformers' model with a static cache, which "
+    "torch compiles whole, with `freezing` and `max_autotune`. Each is in a process of its own, "
     f"with `GLIBC_TUNABLES={LARGE_PAGES}`: its weights are in large pages, too, as ours are. "
     "All take turns. *ms at the limit* is what the bytes take from memory; weights that stay in "
     "the processor's cache take less. A row is dominated by one that is no slower and no worse, of "
