@@ -282,14 +282,14 @@ def dominated(spent: dict[str, float], quality: dict[str, float]) -> dict[str, s
 
 
 def front(arms: Sequence[Arm], quality: dict[str, float], better: dict[str, str]) -> str:
-    """Name the rows on the front, and which of them are too far from dense 4 bits to be of use."""
-    dense = [quality[arm.name] for arm in arms if arm.bits == 4 and arm.density == 1]
+    """Name the rows on the front, and those there that are too far from our dense 4 bits."""
+    dense = [quality[arm.name] for arm in arms if (arm.form, arm.bits) == ("blockint", 4)]
     limit = TIMES * min(dense, default=math.inf)
     on_front = [name for name in better if not better[name]]
     useful = [name for name in on_front if quality[name] <= limit]
     line = f"On the front of milliseconds against perplexity: {'; '.join(useful)}."
     if useless := [name for name in on_front if quality[name] > limit]:
-        line += f" With more than {TIMES:g} times the perplexity of dense 4 bits: "
+        line += f" With more than {TIMES:g} times the perplexity of our dense 4 bits: "
         line += f"{'; '.join(useless)}."
     return line
 

@@ -27,10 +27,10 @@ def test_a_row_is_dominated_by_the_fastest_that_is_no_slower_and_no_worse(
     # as printed, "tied" is where "good" is: neither is better
     front = dict.fromkeys(("fast", "good", "tied", "wild"), "")
     assert better == front | {"slow": "good", "worst": "fast"}
-    arms = [SimpleNamespace(name=name, bits=4, density=1) for name in spent]
+    arms = [SimpleNamespace(name=name, form="blockint", bits=4) for name in spent]
     line = decode.front(arms, loss, better)
     assert "perplexity: fast; good; tied. With more than 2 times" in line
-    assert line.endswith("of dense 4 bits: wild.")
+    assert line.endswith("of our dense 4 bits: wild.")
 
 
 def test_the_density_of_packed_layers_is_that_of_what_they_store(decode: ModuleType) -> None:
