@@ -63,7 +63,7 @@ ABOUT = (
     "openvino`, with keys and values as its state; onnxruntime's that of "
     "`onnxruntime_genai.models.builder`, with its fused attention; torchao's layers, weights alone "
     "in int8 or in int4 with 32 to a scale, are in transformers' model with a static cache, which "
-    "torch compiles whole, with `freezing` and `max_autotune`. Each is in a process of its own, "
+    "torch compiles whole, with `freezing` and `max-autotune`. Each is in a process of its own, "
     f"with `GLIBC_TUNABLES={LARGE_PAGES}`: its weights are in large pages, too, as ours are. "
     "All take turns. *ms at the limit* is what the bytes take from memory; weights that stay in "
     "the processor's cache take less. A row is dominated by one that is no slower and no worse, of "

@@ -239,8 +239,9 @@ def in_torchao(kind: str, threads: int) -> Runtime:
     # the head shares its weight with the embedding: only the head's becomes codes
     configs = {"int8": Int8WeightOnlyConfig(), "int4": PrototypeInt4WeightOnlyConfig(GROUP)}
     quantize_(model, configs[kind])
-    options: Any = {"freezing": True, "max_autotune": True}
-    compiled: Any = torch.compile(model.forward, dynamic=False, options=options)
+    # dynamo reads it, too: among torch.compile's options it has no effect
+    torch._inductor.config.freezing = True
+    compiled: Any = torch.compile(model.forward, dynamic=False, mode="max-autotune")
     cache: Any = StaticCache(config=model.config, max_cache_len=ROOM)
     heads, width = model.config.num_key_value_heads, model.config.head_dim
     cache.early_initialization(1, heads, width, torch.bfloat16, torch.device("cpu"))
