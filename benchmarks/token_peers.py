@@ -228,6 +228,7 @@ def in_torchao(kind: str, threads: int) -> Runtime:
     times. Keys and values have their room before: if the first token gives it to them, the whole
     graph is compiled twice.
     """
+    from torch._inductor import config as inductor
     from torchao.prototype.quantization.int4 import PrototypeInt4WeightOnlyConfig  # pyright: ignore[reportMissingImports]
     from torchao.quantization import Int8WeightOnlyConfig, quantize_  # pyright: ignore[reportMissingImports]
     from transformers import StaticCache
@@ -240,7 +241,7 @@ def in_torchao(kind: str, threads: int) -> Runtime:
     configs = {"int8": Int8WeightOnlyConfig(), "int4": PrototypeInt4WeightOnlyConfig(GROUP)}
     quantize_(model, configs[kind])
     # dynamo reads it, too: among torch.compile's options it has no effect
-    torch._inductor.config.freezing = True
+    inductor.freezing = True
     compiled: Any = torch.compile(model.forward, dynamic=False, mode="max-autotune")
     cache: Any = StaticCache(config=model.config, max_cache_len=ROOM)
     heads, width = model.config.num_key_value_heads, model.config.head_dim
