@@ -11,7 +11,8 @@ text-generation-with-past --weight-format int4 --group-size 32 smollm2-int4` (op
 may want an older transformers, so an environment of its own).
 --onnxruntime: by `python -m onnxruntime_genai.models.builder -i FOLDER -o smollm2-int4 -p int4 -e
 cpu` (onnxruntime-genai).
---torchao: int8, int4 (torchao, and a C++ compiler, which takes some minutes for each).
+--torchao: int8, int4 (torchao, and a C++ compiler; about two minutes for each, and less where
+torch finds what it compiled in TORCHINDUCTOR_CACHE_DIR).
 FOLDER: smollm2 in the cache, ~/.cache/intarsia/weights/smollm2-*. --packed: folders that `intarsia
 compress` wrote of smollm2, such as those of gqsa; a row has the folder's name.
 Perplexity is that of rows of texts on which nothing here was calibrated (`--texts`). --write also
@@ -38,7 +39,7 @@ from intarsia.core import nbytes
 from intarsia.data.calibration import load_calibration
 from intarsia.data.language_models import language_model
 from intarsia.formats import Bitmask, BlockInt, GroupSparse
-from intarsia.formats.rivals import RuntimeFigures, record
+from intarsia.formats.rivals import TIMES, RuntimeFigures, record
 from intarsia.hosts.native_decoder import NativeText
 from intarsia.hosts.opened import open_language_model
 from intarsia.hosts.swap.compress import compress
@@ -60,13 +61,17 @@ ABOUT = (
     "calibrated on. Ours is one call of native steps a token; llama.cpp is built from its package "
     "`llama-cpp-python` for this processor. OpenVINO's model is that of `optimum-cli export "
     "openvino`, with keys and values as its state; onnxruntime's that of "
-    "`onnxruntime_genai.models.builder`, with its fused attention; torchao's layers are in "
-    "transformers' model with a static cache, compiled by torch. Each is in a process of its own, "
+    "`onnxruntime_genai.models.builder`, with its fused attention; torchao's layers, weights alone "
+    "in int8 or in int4 with 32 to a scale, are in transformers' model with a static cache, which "
+    "torch compiles whole, with `freezing` and `max-autotune`. Each is in a process of its own, "
     f"with `GLIBC_TUNABLES={LARGE_PAGES}`: its weights are in large pages, too, as ours are. "
     "All take turns. *ms at the limit* is what the bytes take from memory; weights that stay in "
-    "the processor's cache take less. `groups int4 .5 rows R` are of `intarsia compress smollm2 "
-    "--format gqsa --density 0.5 --shared R --steps 0,0 --rows 32`: pruned and rounded, nothing "
-    "trained."
+    "the processor's cache take less. A row is dominated by one that is no slower and no worse, of "
+    "which the fastest is named. `groups int4 D rows R` are of `intarsia compress smollm2 --format "
+    "gqsa --density D --shared R`, trained with `--rows 64`, others pruned and rounded alone with "
+    "`--steps 0,0 --rows 32`. `bitmask int8 P sparsegpt` is of `intarsia sparsify smollm2 --method "
+    "sparsegpt --density 0.5 --out pruned`, or `--pattern 2:4`, and `intarsia compress pruned "
+    "--format bitmask --values int8`: 2:4 has no format of its own, the bitmask stores it."
 )
 
 
@@ -111,20 +116,15 @@ def arms_of(args: argparse.Namespace, model: Any, ids: list[int]) -> list[Arm]:
         packed = compress(copy.deepcopy(half), BlockInt(bits), force=True)
         return compress(packed, BlockInt(head), layers=HEAD, force=True)
 
-    def masked() -> Any:
-        packed = compress(by_size(copy.deepcopy(half)), Bitmask("int8"), force=True)
-        return compress(packed, BlockInt(4), layers=HEAD, force=True)
-
-    makers: dict[str, tuple[Callable[[], Any], str, int | None, float]] = {
-        "dense int4, head int8": (lambda: dense(4, 8), "blockint", 4, 1),
-        "dense bf16": (lambda: half, "dense", None, 1),
-        "dense int8": (lambda: dense(8, 8), "blockint", 8, 1),
-        "dense int4, head int4": (lambda: dense(4, 4), "blockint", 4, 1),
-        "bitmask int8 .5, by size alone, head int4": (masked, "bitmask", None, 0.5),
+    makers: dict[str, tuple[Callable[[], Any], str, int | None]] = {
+        "dense int4, head int8": (lambda: dense(4, 8), "blockint", 4),
+        "dense bf16": (lambda: half, "dense", None),
+        "dense int8": (lambda: dense(8, 8), "blockint", 8),
+        "dense int4, head int4": (lambda: dense(4, 4), "blockint", 4),
     }
     arms = [
-        ours(name, make(), ids, form, bits, density)
-        for name, (make, form, bits, density) in makers.items()
+        ours(name, make(), ids, form, bits, 1)
+        for name, (make, form, bits) in makers.items()
         if any(part in name for part in args.arms.split(";"))
     ]
     for folder in args.packed:
@@ -138,23 +138,16 @@ def arms_of(args: argparse.Namespace, model: Any, ids: list[int]) -> list[Arm]:
 
 def density_of(model: nn.Module) -> float:
     """Return the share of weights that packed layers hold, in hundredths; groups count whole."""
+
+    def kept(layer: PackedLinear) -> float:
+        if isinstance(layer.form, GroupSparse):
+            return layer.stored["codes"].numel() * 8 / layer.form.bits
+        every = layer.in_features * layer.out_features
+        return layer.stored["compressed"].numel() if isinstance(layer.form, Bitmask) else every
+
     packed = [m for m in model.modules() if isinstance(m, PackedLinear)]
-    stored = [
-        m.stored["codes"].numel() * 8 / m.form.bits
-        if isinstance(m.form, GroupSparse)
-        else int((m.weight != 0).sum())
-        for m in packed
-    ]
     weights = sum(m.in_features * m.out_features for m in packed)
-    return round(sum(stored) / weights, 2)
-
-
-@torch.no_grad()
-def by_size(model: Any) -> Any:
-    """Zeros in the half of each layer's weights that are smallest, for the time alone."""
-    for layer in (m for m in model.model.modules() if type(m) is nn.Linear):
-        layer.weight.mul_(layer.weight.abs() > layer.weight.abs().median())
-    return model
+    return round(sum(map(kept, packed)) / weights, 2)
 
 
 def with_head(model: Any) -> Any:
@@ -203,7 +196,7 @@ def main() -> None:
     for name, kind in KINDS.items():
         made.add_argument(f"--{kind.option}", type=Path, nargs="*", default=[], help=f"of {name}")
     made.add_argument("--packed", type=Path, nargs="*", default=[], help="folders of compress")
-    made.add_argument("--arms", default="dense;bitmask", help="parts of names, by ;")
+    made.add_argument("--arms", default="dense", help="parts of names, by ;")
     made.add_argument("--texts", default="gcide,foldoc,python-docs", help="that judge")
     made.add_argument("--rows", type=int, default=6, help="of those texts")
     args = frame.read(made)
@@ -219,6 +212,7 @@ def main() -> None:
     floor = read_bandwidth() / 1e6  # megabytes a millisecond are 1e9 bytes a second
     base = next((spent[a.name] for a in others if a.name.endswith("Q4_0")), math.nan)
     quality = {arm.name: arm.score(judged) for arm in arms}
+    better = dominated(spent, quality)
     table = [
         [
             arm.name,
@@ -227,13 +221,16 @@ def main() -> None:
             f"{arm.megabytes:.0f}",
             f"{1e3 * arm.megabytes / floor:.1f}",
             f"{quality[arm.name]:.2f}",
+            better[arm.name],
         ]
         for arm in arms
     ]
     if args.write:
         figures(arms, spent, quality, args.threads)
-    head = ["weights", "ms a token", f"of {PEER} Q4_0", "MB read", "ms at the limit", "perplexity"]
-    body = [*frame.markdown(head, table), "", *verdicts(spent, base)]
+    head = ["weights", "ms a token", f"of {PEER} Q4_0", "MB read", "ms at the limit"]
+    head += ["perplexity", "dominated by"]
+    body = [*frame.markdown(head, table), "", front(arms, quality, better), ""]
+    body += verdicts(spent, base)
     parts = parts_of(arms[0].steps, args.reps)
     rest = sum(parts.values()) - parts["products"]
     body += [
@@ -261,9 +258,40 @@ def figures(
             arm.density,
         )
         for arm in arms
-        if not arm.name.startswith("bitmask int8 .5, by size alone")  # for the time alone
     ]
     record("text", frame.timed_run("perplexity", choices, threads))
+
+
+def dominated(spent: dict[str, float], quality: dict[str, float]) -> dict[str, str]:
+    """Return the fastest row that is no slower and no worse than a row; "" for one on the front.
+
+    spent: milliseconds; quality: perplexity; both are compared as the page prints them.
+    """
+    points = {name: (round(spent[name], 2), round(quality[name], 2)) for name in spent}
+
+    def by(name: str) -> str:
+        ms, loss = points[name]
+        better = [
+            other
+            for other, point in points.items()
+            if point != (ms, loss) and point[0] <= ms and point[1] <= loss
+        ]
+        return min(better, key=lambda other: points[other], default="")
+
+    return {name: by(name) for name in points}
+
+
+def front(arms: Sequence[Arm], quality: dict[str, float], better: dict[str, str]) -> str:
+    """Name the rows on the front, and those there that are too far from our dense 4 bits."""
+    dense = [quality[arm.name] for arm in arms if (arm.form, arm.bits) == ("blockint", 4)]
+    limit = TIMES * min(dense, default=math.inf)
+    on_front = [name for name in better if not better[name]]
+    useful = [name for name in on_front if quality[name] <= limit]
+    line = f"On the front of milliseconds against perplexity: {'; '.join(useful)}."
+    if useless := [name for name in on_front if quality[name] > limit]:
+        line += f" With more than {TIMES:g} times the perplexity of our dense 4 bits: "
+        line += f"{'; '.join(useless)}."
+    return line
 
 
 def verdicts(spent: dict[str, float], base: float) -> list[str]:

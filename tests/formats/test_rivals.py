@@ -75,6 +75,13 @@ def test_a_format_beyond_twice_the_loss_of_dense_4_bits_is_of_no_use() -> None:
     # fewer weights are no better, more may be
     assert small.better("gqsa", 4, 0.3) is not None
     assert small.better("gqsa", 4, 0.75) is None
+    # of a density that was measured no larger one counts
+    more = table(INT4, replace(GROUPS, quality=21.0, density=0.75), GROUPS)
+    assert more.better("gqsa", 4, 0.5) is not None and more.better("gqsa", 4, 0.6) is None
+    # dense 4 bits are ours, also where another runtime's are better
+    other = replace(INT4, name="Q4", format=None, ms=9.0, quality=15.0)
+    better = table(other, INT4, GROUPS).better("gqsa", 4, 0.5)
+    assert better is not None and better.choice == INT4
     assert table(INT4, replace(GROUPS, quality=20.0 * TIMES)).better("gqsa") is None
     assert table(FAST, GROUPS).better("gqsa") is None, "no dense 4 bits in the run"
     assert table(INT4, replace(GROUPS, quality=None)).better("gqsa") is None

@@ -86,9 +86,9 @@ class TimedRun:
         """Return the figures of a format of ours, None if it was not measured.
 
         format: its name on the command line; bits: of a weight, None = any; density: share of the
-        weights that is kept, None = any. A larger density counts as well: a format that is bad with
-        more weights is no better with fewer. Of several settings the one with the best quality is
-        returned, which is the fair comparison.
+        weights that is kept, None = any. Where it was not measured, the next larger density counts:
+        a format that is bad with more weights is no better with fewer. Of several settings the one
+        with the best quality is returned, which is the fair comparison.
         """
         candidates = [
             choice
@@ -97,7 +97,9 @@ class TimedRun:
             and (bits is None or choice.bits == bits)
             and (density is None or choice.density >= density)
         ]
-        return min(candidates, key=self.loss, default=None)
+        least = min((c.density for c in candidates), default=0.0)
+        nearest = [c for c in candidates if density is None or c.density == least]
+        return min(nearest, key=self.loss, default=None)
 
     def faster(self, ours: RuntimeFigures) -> BetterChoice | None:
         """Return the fastest choice that is no slower than our format, and no worse.
@@ -126,8 +128,8 @@ class TimedRun:
         dense = [c for c in self.choices if c.bits == 4 and c.density == 1]
         if self.quality not in LOWER or ours.quality is None or not dense:
             return None
-        # ours first, where another runtime's dense 4 bits are as good
-        choice = min(dense, key=lambda c: (self.loss(c), c.format is None))
+        # ours first, which the same command writes
+        choice = min(dense, key=lambda c: (c.format is None, self.loss(c)))
         too_much = ours.quality > TIMES * self.loss(choice)
         return BetterChoice(choice, ours, self) if too_much else None
 
