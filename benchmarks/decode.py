@@ -68,8 +68,8 @@ ABOUT = (
     "All take turns. *ms at the limit* is what the bytes take from memory; weights that stay in "
     "the processor's cache take less. A row is dominated by one that is no slower and no worse, of "
     "which the fastest is named. `groups int4 D rows R` are of `intarsia compress smollm2 --format "
-    "gqsa --density D --shared R`, trained with `--rows 64`, others pruned and rounded alone with "
-    "`--steps 0,0 --rows 32`. `bitmask int8 P sparsegpt` is of `intarsia sparsify smollm2 --method "
+    "gqsa --density D --shared R --rows 64`; those that are not trained have `--steps 0,0`, some "
+    "`--rows 32`. `bitmask int8 P sparsegpt` is of `intarsia sparsify smollm2 --method "
     "sparsegpt --density 0.5 --out pruned`, or `--pattern 2:4`, and `intarsia compress pruned "
     "--format bitmask --values int8`: 2:4 has no format of its own, the bitmask stores it."
 )
