@@ -291,7 +291,7 @@ def main() -> None:
         f"judge: {counts}; the dense net is sure of {sure} of them."
     )
     body = [text, "", *verdicts(arms, ms, qualities, judge), "", *table_of(arms, ms, qualities)]
-    publish("A sparse CNN beside dense runtimes", ABOUT, body, args)
+    publish("A CNN beside other runtimes, dense and sparse", ABOUT, body, args)
 
 
 if __name__ == "__main__":
