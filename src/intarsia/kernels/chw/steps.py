@@ -61,7 +61,7 @@ class Window(NamedTuple):
 
 
 class Coding(NamedTuple):
-    """How a value is stored in 8 bits: a number x is scale (code - zero), with codes 0 to 255."""
+    """Storage of a value in 8 bits: a number x is scale (code - zero), with codes 0 to 255."""
 
     scale: float
     zero: int
