@@ -206,8 +206,7 @@ CLAIMS = (
         "deepspeed-moe",
         system="DeepSpeed-MoE",
         scale=(
-            "The five seeds that are declared, 20 CPU minutes, or a decoder in which experts "
-            "are most of the parameters."
+            "Nine seeds, 50 CPU minutes, or a decoder in which experts are most of the parameters."
         ),
         effect=UnknownEffect(
             "The official page has LAMBADA alone, .637 right against .627; losses were not found. "
