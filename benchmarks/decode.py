@@ -53,6 +53,7 @@ WARM, TOKENS = 2, 8
 HEAD = ("lm_head",)
 FORMS = {Bitmask: "bitmask", GroupSparse: "gqsa", BlockInt: "blockint"}  # on the command line
 PEER = "llama.cpp"
+COMMAND = "intarsia compress MODEL --format blockint --bits {} --out small"  # dense
 TARGETS = (("dense int4, head int8", 1.1), ("groups int4 .5", 0.85))  # over llama.cpp's Q4_0
 REST = 1.0  # ms of all steps but the products
 ABOUT = (
@@ -256,6 +257,7 @@ def figures(
             round(quality[arm.name], 1),
             arm.bits,
             arm.density,
+            COMMAND.format(arm.bits) if arm.form == "blockint" else "",
         )
         for arm in arms
     ]

@@ -34,7 +34,8 @@ FAST, GOOD = (
     RuntimeFigures("good", None, 5.0, None, 20.0),
 )
 OURS = RuntimeFigures("ours", "bitmask", 6.0, 1.0, 25.0)
-INT4 = RuntimeFigures("int4", "blockint", 4.0, 1.0, 20.0, bits=4)
+COMMAND = "intarsia compress MODEL --format blockint --bits 4"
+INT4 = RuntimeFigures("int4", "blockint", 4.0, 1.0, 20.0, bits=4, command=COMMAND)
 GROUPS = RuntimeFigures("groups", "gqsa", 1.0, 1.0, 20.0 * TIMES + 1, bits=4, density=0.5)
 
 
@@ -57,6 +58,12 @@ def test_a_choice_is_better_in_both_or_not_at_all() -> None:
     eight = replace(OURS, bits=8)
     assert faster(table(GOOD, eight), "bitmask", 8) == (GOOD, eight)
     assert faster(table(GOOD, eight), "bitmask", 4) is None
+
+
+def test_a_format_of_ours_is_a_choice_where_a_command_writes_it() -> None:
+    assert faster(table(INT4, OURS), "bitmask") == (INT4, OURS)
+    assert faster(table(replace(INT4, command=""), OURS), "bitmask") is None
+    assert faster(table(INT4), "blockint") is None, "it is no choice instead of itself"
 
 
 def test_figures_of_two_runs_are_not_compared() -> None:
@@ -92,11 +99,11 @@ def test_the_line_names_the_dense_choice_and_its_command(monkeypatch: pytest.Mon
     monkeypatch.setattr(module, "rivals", lambda _: table(FAST, INT4, GROUPS))
     line = advice("text", "gqsa", 4, 0.5)
     assert line is not None and "groups has perplexity 41" in line and "int4 20" in line
-    assert "intarsia compress MODEL --format blockint --bits 4" in line
+    assert COMMAND in line
     assert advice("text", "gqsa", 4, 0.9) is None and advice("text", "blockint", 4, 1.0) is None
     # the fastest of ours is judged where no format is named
     assert advice("text") == line
-    four_bits = replace(INT4, name="Q4", format=None)
+    four_bits = replace(INT4, name="Q4", format=None, command="")
     monkeypatch.setattr(module, "rivals", lambda _: table(four_bits, GROUPS))
     assert (line := advice("text", "gqsa")) is not None and line.endswith("do this")
 
@@ -114,7 +121,7 @@ def test_the_published_table_gives_lines_with_commands(monkeypatch: pytest.Monke
     for kind, form in (("text", "bitmask"), ("picture", "chw")):
         better, line = rivals(kind).better(form), advice(kind, form)
         assert (line is None) == (better is None)
-        assert line is None or rivals(kind).command in line
+        assert better is None or (better.choice.command or rivals(kind).command) in str(line)
     # half of the groups, untrained, is measured to be of no use
     line = advice("text", "gqsa", 4, 0.5)
     assert line is not None and "--format blockint --bits 4" in line

@@ -233,10 +233,8 @@ def _of_time(table: Rivals, better: BetterChoice) -> str:
 def _of_quality(table: Rivals, better: BetterChoice) -> str:
     """Return the sentence on dense 4 bits, where a format has more than twice the perplexity."""
     dense, mine, run = better
-    command = table.command
-    if dense.format is not None:
-        command = f"intarsia compress MODEL --format {dense.format} --bits {dense.bits} --out small"
     return (
         f"{mine.name} has {run.quality} {mine.quality:,g} on unseen texts for {table.net}, "
-        f"{dense.name} {dense.quality:g}: take dense 4 bits, or keep more weights. {command}"
+        f"{dense.name} {dense.quality:g}: take dense 4 bits, or keep more weights. "
+        f"{dense.command or table.command}"
     )
