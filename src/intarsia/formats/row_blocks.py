@@ -88,8 +88,8 @@ class RowBlocks(Format):
         blocks[block, channels] = values
         rows = blocks.permute(0, 3, 1, 2).flatten(0, 1)  # (blocks * rows, groups, inputs k k)
         outputs, channels_in = (shape[0], shape[1]) if len(shape) > 1 else (1, shape[-1])
-        whole = rows.unflatten(2, (self.inputs, -1)).flatten(1, 2)
-        return whole[:outputs, :channels_in].reshape(tuple(shape))
+        by_channel = rows.unflatten(2, (self.inputs, -1)).flatten(1, 2)
+        return by_channel[:outputs, :channels_in].reshape(tuple(shape))
 
     def _blocks(self, weight: Tensor) -> Tensor:
         """Cut a weight's output rows into blocks.

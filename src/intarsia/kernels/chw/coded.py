@@ -12,6 +12,8 @@ from ...core.errors import ShapeError
 from .steps import CODED_BLOCKS, DEEP, LARGEST_CODE, Coding, ProgramStep
 
 SRC, DST, OTHER, FOLDED, LIMITED = (1 << i for i in range(5))  # enum codes of chw.h
+# enum rule of chw.h
+RULE = ("per_unit", "zero", "other_scale", "other_zero", "low", "high", "in_scale", "in_zero")
 TILE = 64  # codes of a line
 LIMITS: Mapping[str, tuple[float, float]] = {
     "none": (float("-inf"), float("inf")),
@@ -55,7 +57,7 @@ def tensors_in_codes(step: ProgramStep, codings: Codings) -> tuple[int, dict[str
         return 0, {}
     rule = _rule(source, result, operand)
     if source is None or not step.coded:
-        return flags, {"rule": torch.tensor(rule)}
+        return flags, {"rule": _in_order(rule)}
     scales = step.weights["scales"].double() * source.scale
     # what the zero of the inputs adds to each sum
     bias = step.weights["bias"].double() - scales * source.zero * _sums(step)
@@ -66,13 +68,13 @@ def tensors_in_codes(step: ProgramStep, codings: Codings) -> tuple[int, dict[str
         low, high = (limit / result.scale + result.zero for limit in limits)
         if low > 0 or high < LARGEST_CODE:
             flags |= LIMITED
-        rule[4:6] = [low, high]
+        rule |= {"low": low, "high": high}
         if operand is not None:
             ratio = operand.scale / result.scale
-            rule[2], bias = ratio, bias - ratio * operand.zero
+            rule["other_scale"], bias = ratio, bias - ratio * operand.zero
     padding = (0, -len(scales) % max(CODED_BLOCKS))
     mul, bias = (F.pad(t.float(), padding).contiguous() for t in (scales, bias))
-    return flags, {"rule": torch.tensor(rule), "val": _codes(step), "mul": mul, "bias": bias}
+    return flags, {"rule": _in_order(rule), "val": _codes(step), "mul": mul, "bias": bias}
 
 
 def _folds(step: ProgramStep, operand: Coding | None) -> bool:
@@ -82,15 +84,24 @@ def _folds(step: ProgramStep, operand: Coding | None) -> bool:
     return step.other is None or (step.acts == ("none", "none") and operand is not None)
 
 
-def _rule(source: Coding | None, result: Coding | None, operand: Coding | None) -> list[float]:
-    """Return the numbers of a step in the order of enum rule in chw.h.
+def _rule(source: Coding | None, result: Coding | None, operand: Coding | None) -> dict[str, float]:
+    """Return the numbers of a step by their names in RULE; those that it lacks are left out.
 
     source, result, operand: codings of what it reads, makes and adds; None = numbers.
     """
-    to = (1 / result.scale, float(result.zero)) if result else (0.0, 0.0)
-    of = (operand.scale, float(operand.zero)) if operand else (0.0, 0.0)
-    read = (source.scale, float(source.zero)) if source else (0.0, 0.0)
-    return [*to, *of, float("-inf"), float("inf"), *read]
+    rule: dict[str, float] = {}
+    if source is not None:
+        rule |= {"in_scale": source.scale, "in_zero": source.zero}
+    if result is not None:
+        rule |= {"per_unit": 1 / result.scale, "zero": result.zero}
+    if operand is not None:
+        rule |= {"other_scale": operand.scale, "other_zero": operand.zero}
+    return rule
+
+
+def _in_order(rule: Mapping[str, float]) -> Tensor:
+    """Return the numbers of a step as the kernels read them, 0 where it has none."""
+    return torch.tensor([float(rule.get(name, 0.0)) for name in RULE])
 
 
 def _sums(step: ProgramStep) -> Tensor:
