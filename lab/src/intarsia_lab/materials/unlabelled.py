@@ -29,7 +29,7 @@ RATES = {0.5: 1e-4, 0.3: 2e-4}  # a net that lost more is trained with a larger 
 
 
 class Kept(NamedTuple):
-    """Which weights of a 1x1 convolution stay: a share, in blocks of rows x inputs."""
+    """Share of the weights of a 1x1 convolution that stays, in blocks of rows x inputs."""
 
     density: float
     rows: int = 1
