@@ -93,6 +93,14 @@ def test_a_range_is_that_of_all_pictures() -> None:
         assert abs((255 - coding.zero) * coding.scale - highest) < 1.5 * coding.scale
 
 
+def test_the_net_is_timed_where_torch_computes_on_codes(monkeypatch: pytest.MonkeyPatch) -> None:
+    times = iter([2.0, 1.0])  # after, before
+    monkeypatch.setattr("intarsia.methods.fast_convnets.net_seconds", lambda *_: next(times))
+    net, pictures = pruned(Block(nn.ReLU6)), picture(32, count=2)
+    with native.using("portable"), refused(ConfigError, what="net in CHW"):
+        compress(net, Chw(values="int8"), pictures)
+
+
 def test_what_cannot_be_is_refused() -> None:
     net = pruned(Block(nn.ReLU6))
     with refused(ConfigError, what="values"):

@@ -17,7 +17,7 @@ from ..hosts.swap.chw import Form, choose_forms, lowered, net_seconds, rewritten
 from ..hosts.swap.chw_codes import codings_of_clusters
 from ..hosts.swap.chw_net import ChwNet
 from ..hosts.swap.upcycle import check_unadapted
-from ..kernels.chw import Coding, available, codes_available
+from ..kernels.chw import Coding, available
 from ..kernels.chw.steps import BLOCKS, CODED_BLOCKS
 
 
@@ -117,8 +117,9 @@ class Chw(Change):
             "codings": [[[value, *coding] for value, coding in c.items()] for c in codings],
             "milliseconds": {},
         }
-        if not self.force and (codes_available() if on_codes else available()):
-            # Single layers may gain what changes of layout lose: the whole net is timed.
+        # Single layers may gain what changes of layout lose: the whole net is timed. On codes it is
+        # timed without kernels, too, since torch is far slower on them.
+        if not self.force and (on_codes or available()):
             net = rewritten(host, graph, clusters, forms, codings=codings)
             after = net_seconds(net, picture)
             times = {"before": net_seconds(host, picture), "after": after}
