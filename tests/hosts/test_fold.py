@@ -267,10 +267,10 @@ def test_the_difference_is_reported_and_judged() -> None:
     model, lines = adapted(), []
     fold(model, report=lines.append)
     assert len(lines) == 1 and "2 MLPs widened" in lines[0] and "difference" in lines[0]
-    with refused(
-        FoldError, what="fold", got="outputs that differ by 7.2e-07 (3.0e-07 of the largest output)"
-    ):
+    with refused(FoldError, what="fold") as caught:
         fold(model, tolerance=0.0, inputs=images(batch=8), report=quiet)
+    # by how much they differ depends on the processor
+    assert str(caught.value.got).startswith("outputs that differ by")
 
 
 def test_a_broken_adapter_is_not_folded() -> None:

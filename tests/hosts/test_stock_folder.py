@@ -48,14 +48,26 @@ def opened(folder: Path) -> Any:
 @pytest.mark.parametrize("name", CHANGES)
 def test_a_changed_model_comes_back_as_it_was(name: str, tmp_path: Path) -> None:
     model: Any = CHANGES[name](host("Llama")).eval()
-    want = said(model, BATCH)
+    want, tensors = said(model, BATCH), model.state_dict()
+
+    def same(back: Any) -> bool:
+        """Compare tensors by their bits, outputs to rounding.
+
+        A file's tensors begin elsewhere in memory, and by that a product may add in another order.
+        """
+        assert torch.allclose(said(back, BATCH), want, atol=1e-6, rtol=1e-5)
+        state = back.state_dict()
+        return state.keys() == tensors.keys() and all(
+            torch.equal(t, state[n]) for n, t in tensors.items()
+        )
+
     model.save_pretrained(tmp_path / "first")
     again = opened(tmp_path / "first")
-    assert torch.equal(said(again, BATCH), want)
+    assert same(again)
     again.save_pretrained(tmp_path / "second")
-    assert torch.equal(said(opened(tmp_path / "second"), BATCH), want)
+    assert same(opened(tmp_path / "second"))
     intarsia.save(again, tmp_path / "ours")
-    assert torch.equal(said(intarsia.load(host("Llama"), tmp_path / "ours"), BATCH), want)
+    assert same(intarsia.load(host("Llama"), tmp_path / "ours"))
     assert again.to(torch.float64).train().dtype == torch.float64  # no quantizer holds it
 
 
