@@ -31,14 +31,14 @@ from intarsia.reports.statistics import paired_interval
 from intarsia_lab.materials.convnet_times import dense_runtimes, int8_runtimes
 from intarsia_lab.materials.lite0 import SIDE, lite0, logits
 from intarsia_lab.materials.lite0_pictures import UNKNOWN, Judged, pictures
-from intarsia_lab.materials.unlabelled import STEPS, Kept, imitated, whole
+from intarsia_lab.materials.unlabelled import STEPS, KeptBlocks, imitated, whole
 
 CALIBRATION = 100  # pictures for int8
 FLOAT, CODES = 32, 8  # bits of our nets' weights and maps
 SURE = 0.5  # probability of the dense net's first class
-PRUNED = (Kept(0.5), Kept(0.3))
-BY_SIZE = (Kept(0.5), Kept(0.2, 4))
-IN_CODES = (Kept(0.75, 1, 4), Kept(0.5, 1, 4))  # computed in int8
+PRUNED = (KeptBlocks(0.5), KeptBlocks(0.3))
+BY_SIZE = (KeptBlocks(0.5), KeptBlocks(0.2, 4))
+IN_CODES = (KeptBlocks(0.75, 1, 4), KeptBlocks(0.5, 1, 4))  # computed in int8
 RIVAL, REFERENCE = "OpenVINO int8", "torch fp32"
 POINTS = {0.5: 2.0, 0.3: 8.0}  # density -> most points of top-1 less than dense
 SHARE = 0.9  # of the rival's time
@@ -99,7 +99,7 @@ class NetAnswers(NamedTuple):
     sure: float
 
 
-def named(form: Kept, how: str) -> str:
+def named(form: KeptBlocks, how: str) -> str:
     """The name of a pruned net."""
     block = (
         f"{form.inputs} inputs" if form.inputs > 1 else f"{form.rows} row{'s' * (form.rows > 1)}"

@@ -9,7 +9,7 @@ import timm
 import torch
 from torch import nn
 
-from intarsia_lab.materials.unlabelled import ImitationSizes, Kept, Views, imitated
+from intarsia_lab.materials.unlabelled import ImitationSizes, KeptBlocks, Views, imitated
 
 
 def net() -> nn.Module:
@@ -29,9 +29,9 @@ def test_a_net_is_pruned_trained_and_kept(tmp_path: Path) -> None:
     dense = net()
     pictures = torch.randint(256, (8, 3, 256, 256), dtype=torch.uint8)
     recipe = ImitationSizes(fitted=32, side=32, batch=4)
-    pruned = imitated(dense, pictures, Kept(0.5, 4), 2, tmp_path, recipe)
+    pruned = imitated(dense, pictures, KeptBlocks(0.5, 4), 2, tmp_path, recipe)
     head = pruned.get_parameter("conv_head.weight").flatten(1) != 0
     assert bool((head.view(-1, 4, head.shape[1]) == head[::4, None]).all())
-    again = imitated(dense, pictures, Kept(0.5, 4), 2, tmp_path, recipe)
+    again = imitated(dense, pictures, KeptBlocks(0.5, 4), 2, tmp_path, recipe)
     state = again.state_dict()
     assert all(torch.equal(t, state[n]) for n, t in pruned.state_dict().items())

@@ -133,7 +133,6 @@ def _packed(
     """
     from ..core import nbytes
     from ..core.change import Change
-    from ..core.registry import settings_to_dict
     from ..data.calibration import load_calibration
     from ..data.language_models import language_model
     from ..hosts.opened import open_language_model, save_language_model
@@ -147,7 +146,7 @@ def _packed(
     else:
         host, tokenizer = language_model(model, dtype="auto")
     if type(host).__name__ in ARCHITECTURES:  # llama.cpp knows it
-        _warn_of_rivals("text", format, settings_to_dict(stored))
+        _warn_of_rivals("text", format, vars(stored))
     before = sum(p.nbytes for p in host.parameters())
     calibration: Any = ()
     read: dict[str, int] = {}

@@ -48,17 +48,17 @@ def agree(
 ) -> None:
     """Encode inputs, carry out the step, and compare: at most a code off where one lies between."""
     encode = (
-        [ProgramStep("encode", 0, 1, coding=source)]
+        [ProgramStep("encode", 0, 1, result_coding=source)]
         if len(shape) == 3
-        else [ProgramStep("pool", 0, 1, coding=source)]
+        else [ProgramStep("pool", 0, 1, result_coding=source)]
     )
     inputs = {0: shape if len(shape) == 3 else (*shape, 3, 5)}
     if step.other is not None:
         inputs[4] = (step.outputs, *shape[1:])
-        encode.append(ProgramStep("encode", 4, 5, coding=of_operand or POSITIVE))
+        encode.append(ProgramStep("encode", 4, 5, result_coding=of_operand or POSITIVE))
     program = [*encode, step]
     result = step.dst
-    if step.coding is not None:  # read again as numbers, by sums of one code each
+    if step.result_coding is not None:  # read again as numbers, by sums of one code each
         program += reading(step.outputs, result, len(shape) == 3)
         result = 3
     tensors = [drawn(*s, seed=number) for number, s in inputs.items()]
@@ -66,11 +66,11 @@ def agree(
     native = NativeProgram(program, inputs, [result])
     for _ in range(2):  # what the first run left behind does not matter
         (got,) = native(tensors, [result])
-        if step.coding is None:
+        if step.result_coding is None:
             assert_close(got, want, atol=2e-4, rtol=2e-5)
             continue
-        assert (got - want).abs().max() <= 1.01 * step.coding.scale
-        assert ((got - want).abs() > 0.5 * step.coding.scale).float().mean() < 0.02
+        assert (got - want).abs().max() <= 1.01 * step.result_coding.scale
+        assert ((got - want).abs() > 0.5 * step.result_coding.scale).float().mean() < 0.02
 
 
 def reading(channels: int, value: int, is_map: bool) -> list[ProgramStep]:
@@ -93,7 +93,15 @@ def test_sparse_products_are_those_of_the_decoded_weight(source: Coding) -> None
                 act = ACTS[(number + rows) % len(ACTS)]
                 weights = fours(13, 10, rows, 0.5)
                 step = ProgramStep(
-                    "spmm", 1, 2, None, (act, "none"), weights, rows=rows, reads=10, coding=coding
+                    "spmm",
+                    1,
+                    2,
+                    None,
+                    (act, "none"),
+                    weights,
+                    rows=rows,
+                    reads=10,
+                    result_coding=coding,
                 )
                 agree(step, (10, high, wide), source)
 
@@ -104,7 +112,7 @@ def test_sparse_products_are_those_of_the_decoded_weight(source: Coding) -> None
 def test_a_map_is_added_behind_a_product(acts: tuple[str, str], coding: Coding | None) -> None:
     for high, wide in SIDES:
         step = ProgramStep(
-            "spmm", 1, 2, 5, acts, fours(9, 12, 4, 0.7), rows=4, reads=12, coding=coding
+            "spmm", 1, 2, 5, acts, fours(9, 12, 4, 0.7), rows=4, reads=12, result_coding=coding
         )
         agree(step, (12, high, wide), POSITIVE, of_operand=SIGNED)
 
@@ -139,7 +147,7 @@ def test_windows_of_any_size_and_stride(source: Coding) -> None:
             for coding in (None, SIGNED, POSITIVE):
                 act = ACTS[number % 4]
                 step = ProgramStep(
-                    "depthwise", 1, 2, None, (act, "none"), weights, window, coding=coding
+                    "depthwise", 1, 2, None, (act, "none"), weights, window, result_coding=coding
                 )
                 agree(step, (6, high, wide), source)
 
@@ -150,7 +158,9 @@ def test_vectors_of_codes() -> None:
         codes, scales = rounded(drawn(out, width))
         weights = {"codes": codes.to(torch.int8), "scales": scales, "bias": drawn(out)}
         for coding in (None, SIGNED):
-            step = ProgramStep("linear", 1, 2, None, ("relu", "none"), weights, coding=coding)
+            step = ProgramStep(
+                "linear", 1, 2, None, ("relu", "none"), weights, result_coding=coding
+            )
             agree(step, (width,), SIGNED)
 
 
@@ -176,9 +186,11 @@ def test_threads_change_no_bit() -> None:
     window = Window(5, 1, 2, 2, 2, 2)
     codes, scales = rounded(drawn(40, 5, 5))
     weights = {"codes": codes.to(torch.int8), "scales": scales, "bias": drawn(40)}
-    depth = ProgramStep("depthwise", 0, 1, None, weights=weights, window=window, coding=SIGNED)
+    depth = ProgramStep(
+        "depthwise", 0, 1, None, weights=weights, window=window, result_coding=SIGNED
+    )
     outputs: list[Tensor] = []
-    program = [ProgramStep("encode", 9, 0, coding=SIGNED), depth, step]
+    program = [ProgramStep("encode", 9, 0, result_coding=SIGNED), depth, step]
     try:
         for count in (1, 2, 5):
             torch.set_num_threads(count)

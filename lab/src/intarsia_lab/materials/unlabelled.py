@@ -28,7 +28,7 @@ STEPS = {0.5: 414, 0.3: 345}  # of training by density: six and five epochs of 1
 RATES = {0.5: 1e-4, 0.3: 2e-4}  # a net that lost more is trained with a larger rate
 
 
-class Kept(NamedTuple):
+class KeptBlocks(NamedTuple):
     """Share of the weights of a 1x1 convolution that stays, in blocks of rows x inputs."""
 
     density: float
@@ -78,7 +78,7 @@ class Views(Dataset[tuple[Tensor, Tensor]]):
 def imitated(
     dense: nn.Module,
     pictures: Tensor,
-    form: Kept,
+    form: KeptBlocks,
     steps: int,
     folder: Path,
     sizes: ImitationSizes | None = None,

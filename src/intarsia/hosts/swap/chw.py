@@ -123,7 +123,7 @@ def _choose_form(
                 steps = [step_of(alone, Form(block, 0, 1, {}))]
             else:
                 step = coded_step(replace(alone, src=2), block, None)
-                steps = [ProgramStep("encode", 0, 2, coding=source), step]
+                steps = [ProgramStep("encode", 0, 2, result_coding=source), step]
             program = NativeProgram(steps, {0: shape}, [1])
             x = torch.ones(shape)
             times[block] = seconds(lambda p=program, x=x: p([x], [1]))

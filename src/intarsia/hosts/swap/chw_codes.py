@@ -137,7 +137,7 @@ def coded_steps(
         if _wants_codes(layer) and src not in staying:
             if src not in encoded:
                 encoded[src] = cluster.count + len(encoded)
-                step = ProgramStep("encode", src, encoded[src], coding=codings[src])
+                step = ProgramStep("encode", src, encoded[src], result_coding=codings[src])
                 steps.append((DenseStep(f"{layer.name}.codes", "encode", src, encoded[src]), step))
             src = encoded[src]
         on_codes = _wants_codes(layer) or (layer.kind == "linear" and src in staying)

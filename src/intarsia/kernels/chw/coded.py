@@ -35,8 +35,8 @@ def codings_of(steps: Sequence[ProgramStep]) -> dict[int, Coding]:
             name, got = f"step {number}, {step.kind!r}", "numbers and codes together"
             fix = "Compress the net again."
             raise ShapeError(name, got=got, want="one of both", fix=fix)
-        if step.coding is not None:
-            codings[step.dst] = step.coding
+        if step.result_coding is not None:
+            codings[step.dst] = step.result_coding
     return codings
 
 
@@ -49,7 +49,7 @@ def tensors_in_codes(step: ProgramStep, codings: Codings) -> tuple[int, dict[str
       result where an activation follows that is no limit, else of its codes.
     Raises: ShapeError for blocks of eight rows.
     """
-    source, result = codings.get(step.src), step.coding
+    source, result = codings.get(step.src), step.result_coding
     operand = None if step.other is None else codings.get(step.other)
     present = ((SRC, source), (DST, result), (OTHER, operand))
     flags = sum(flag for flag, coding in present if coding is not None)

@@ -47,7 +47,9 @@ class NaiveProgram:
         for step, weight in zip(self.steps, self.weights, strict=True):
             operand = None if step.other is None else values[step.other]
             result = run(step, values[step.src], operand, weight)
-            values[step.dst] = result if step.coding is None else step.coding.rounded(result)
+            values[step.dst] = (
+                result if step.result_coding is None else step.result_coding.rounded(result)
+            )
         return [values[number] for number in outputs]
 
 

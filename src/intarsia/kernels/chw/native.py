@@ -193,7 +193,7 @@ class NativeProgram:
         flags, tensors = tensors_in_codes(step, self.codings)
         row |= {"codes": flags}
         row |= {"pitch_in": pitch_of(source, step.src in self.codings)}
-        row |= {"pitch_out": pitch_of(result, step.coding is not None)}
+        row |= {"pitch_out": pitch_of(result, step.result_coding is not None)}
         if len(source) == 3:
             row |= {"h": source[1], "w": source[2]}
         if len(result) == 3:

@@ -86,8 +86,8 @@ class ProgramStep:
       weight is scale times code. Those of "spmm" are (kept, rows, 4) of four neighbouring channels,
       and "channels" are numbers of such fours.
     rows: of a block.  reads: channels that its blocks were cut from, 0 = any that has them.
-    coding: of the result; None = float32. A step with weights in codes reads a value in codes, as
-      "pool" may.
+    result_coding: how the result is stored; None = float32. A step with weights in codes reads a
+      value in codes, as "pool" may.
     """
 
     kind: str
@@ -99,7 +99,7 @@ class ProgramStep:
     window: Window = Window()
     rows: int = 1
     reads: int = 0
-    coding: Coding | None = None
+    result_coding: Coding | None = None
 
     @property
     def coded(self) -> bool:
