@@ -110,8 +110,7 @@ def _choose_form(
     stored = weight if source is None else rounded_weight(weight)[0]
     # in torch every form is a dense product
     if rows is not None or not (available() if source is None else codes_available()):
-        rows = min(rows or 1, max(CODED_BLOCKS)) if source else rows or 1
-        return Form(rows, _stored_columns(stored, rows, inputs), density, {})
+        return Form(rows or 1, _stored_columns(stored, rows or 1, inputs), density, {})
     times: dict[int, float] = {}
     blocks = FORMS if source is None else CODED_BLOCKS
     for block in (*blocks, *([0] if layer.kind == "spmm" and source is None else [])):
