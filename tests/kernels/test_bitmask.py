@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 
 import pytest
 import torch
@@ -15,19 +14,12 @@ from intarsia.formats import Bitmask
 from intarsia.kernels import bitmask, native
 
 from ..refusals import refused
+from .counts import on_threads
 
 pytestmark = pytest.mark.skipif(native.load() is None, reason="no C compiler here, or off")
 SIZES = ((1, 1, 1.0), (5, 7, 0.5), (33, 130, 0.3), (7, 64, 1.0), (0, 8, 0.5), (4, 0, 0.5))
 MORE = ((3, 65535, 0.01), (70, 200, 0.0), (40, 576, 0.5))
 VALUES = ("fp32", "bf16", "int8")
-
-
-@pytest.fixture(params=["native", "avx2", "portable"])
-def build(request: pytest.FixtureRequest) -> Iterator[str]:
-    with native.using(request.param):
-        if native.load() is None:
-            pytest.skip(native.why())
-        yield request.param
 
 
 def drawn(rows: int, width: int, density: float, batch: int = 3) -> tuple[Tensor, Tensor]:
@@ -47,7 +39,6 @@ def parts(weight: Tensor, values: str) -> tuple[Tensor, Tensor, Tensor, Tensor |
 def test_the_kernel_is_its_twin_at_any_size_batch_and_number_of_threads(
     build: str, values: str
 ) -> None:
-    threads = torch.get_num_threads()
     for rows, width, density in (*SIZES, *MORE):
         weight, x = drawn(rows, width, density, batch=7)
         bits, numbers, offsets, scales = parts(weight, values)
@@ -56,12 +47,8 @@ def test_the_kernel_is_its_twin_at_any_size_batch_and_number_of_threads(
         assert_close(y, want, rtol=1e-5, atol=1e-5 * max(1.0, width**0.5))
         products = [bitmask.linear(row, bits, numbers, offsets, scales) for row in x]
         assert torch.equal(y, torch.stack(products))  # a row does not depend on its batch
-        try:
-            for count in (2, 5):
-                torch.set_num_threads(count)
-                assert torch.equal(y, bitmask.linear(x, bits, numbers, offsets, scales))
-        finally:
-            torch.set_num_threads(threads)
+        for _ in on_threads(2, 5):
+            assert torch.equal(y, bitmask.linear(x, bits, numbers, offsets, scales))
 
 
 @pytest.mark.parametrize("values", VALUES)
@@ -76,14 +63,10 @@ def test_it_decodes_what_the_format_decodes_to_the_bit(build: str, values: str) 
 def test_threads_share_what_is_large_enough_to_be_shared(build: str) -> None:
     weight, x = drawn(700, 1100, 0.3, batch=2)
     weight[:600] = 0  # the work is at the end
-    threads, stored = torch.get_num_threads(), parts(weight, "fp32")
-    try:
-        outputs: list[Tensor] = []
-        for count in (1, 2, 7):
-            torch.set_num_threads(count)
-            outputs.append(bitmask.linear(x, *stored))
-    finally:
-        torch.set_num_threads(threads)
+    stored = parts(weight, "fp32")
+    outputs: list[Tensor] = []
+    for _ in on_threads(1, 2, 7):
+        outputs.append(bitmask.linear(x, *stored))
     assert torch.equal(outputs[0], outputs[1]) and torch.equal(outputs[0], outputs[2])
 
 

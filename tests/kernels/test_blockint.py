@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 
 import pytest
 import torch
@@ -15,22 +14,11 @@ from intarsia.formats import BlockInt
 from intarsia.kernels import native
 from intarsia.kernels.blockint import naive_blockint
 
+from .counts import on_threads
+
 pytestmark = pytest.mark.skipif(native.load() is None, reason="no C compiler here, or off")
 SIZES = ((1, 1), (16, 32), (17, 33), (5, 100), (50, 300), (0, 5), (3, 64))
 BATCHES = (1, 2, 3, 8, 15)
-
-
-@pytest.fixture(params=["native", "avx2", "portable"])
-def build(request: pytest.FixtureRequest) -> Iterator[str]:
-    with native.using(request.param):
-        yield request.param
-
-
-@pytest.fixture
-def threads() -> Iterator[None]:
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)
 
 
 def drawn(*shape: int, seed: int = 0) -> Tensor:
@@ -68,12 +56,11 @@ def test_codes_at_their_ends_do_not_overflow(bits: int, build: str) -> None:
 
 
 @pytest.mark.parametrize("bits", [4, 8])
-def test_any_number_of_threads_gives_the_same_bits(bits: int, build: str, threads: None) -> None:
+def test_any_number_of_threads_gives_the_same_bits(bits: int, build: str) -> None:
     size, form = (400, 1000), BlockInt(bits)
     stored, x = form.encode(drawn(*size)), drawn(3, 1000)
     results: list[Tensor] = []
-    for count in (1, 2, 5):
-        torch.set_num_threads(count)
+    for _ in on_threads(1, 2, 5):
         results.append(form.matmul(x, stored, size))
     assert all(torch.equal(y, results[0]) for y in results)
 

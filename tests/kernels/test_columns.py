@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 
 import pytest
 import torch
@@ -15,17 +14,10 @@ from intarsia.formats import Columns, Dense
 from intarsia.kernels import columns, dense, native
 
 from ..refusals import refused
+from .counts import on_threads
 
 pytestmark = pytest.mark.skipif(native.load() is None, reason="no C compiler here, or off")
 SIZES = ((1, 1, 1.0), (5, 7, 0.5), (33, 130, 0.3), (0, 8, 0.5), (4, 0, 0.5), (3, 65535, 0.01))
-
-
-@pytest.fixture(params=["native", "avx2", "portable"])
-def build(request: pytest.FixtureRequest) -> Iterator[str]:
-    with native.using(request.param):
-        if native.load() is None:
-            pytest.skip(native.why())
-        yield request.param
 
 
 def drawn(rows: int, width: int, density: float, batch: int = 3) -> tuple[Tensor, Tensor]:
@@ -42,31 +34,22 @@ def parts(weight: Tensor, values: str) -> tuple[Tensor, Tensor, Tensor]:
 
 @pytest.mark.parametrize("values", ["fp32", "bf16"])
 def test_columns_are_their_twin_at_any_size_and_number_of_threads(build: str, values: str) -> None:
-    threads = torch.get_num_threads()
     for rows, width, density in SIZES:
         weight, x = drawn(rows, width, density, batch=5)
         stored = parts(weight, values)
         y = columns.linear(x, *stored)
         assert_close(y, columns.naive_columns_linear(x, *stored), rtol=1e-5, atol=1e-4)
-        try:
-            for count in (2, 5):
-                torch.set_num_threads(count)
-                assert torch.equal(y, columns.linear(x, *stored))
-        finally:
-            torch.set_num_threads(threads)
+        for _ in on_threads(2, 5):
+            assert torch.equal(y, columns.linear(x, *stored))
 
 
 def test_work_at_the_end_is_shared_and_gives_the_same_bits(build: str) -> None:
     weight, x = drawn(700, 1100, 0.3)
     weight[:600] = 0
-    threads, stored = torch.get_num_threads(), parts(weight, "fp32")
-    try:
-        outputs: list[Tensor] = []
-        for count in (1, 2, 7):
-            torch.set_num_threads(count)
-            outputs.append(columns.linear(x, *stored))
-    finally:
-        torch.set_num_threads(threads)
+    stored = parts(weight, "fp32")
+    outputs: list[Tensor] = []
+    for _ in on_threads(1, 2, 7):
+        outputs.append(columns.linear(x, *stored))
     assert torch.equal(outputs[0], outputs[1]) and torch.equal(outputs[0], outputs[2])
     assert_close(outputs[0], x @ weight.T, rtol=1e-5, atol=1e-4)
 

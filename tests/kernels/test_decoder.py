@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -30,22 +29,11 @@ from intarsia.kernels.decoder import (
     Value,
 )
 
+from .counts import on_threads
+
 pytestmark = pytest.mark.skipif(native.load() is None, reason="no C compiler here, or off")
 LENGTH, SLOTS = 41, 3
 ROWS = [3, 1, 4, 1, 5], [0, 2, 1, 1, 1], [0, 38, 7, 8, 9]  # the last three are of one text
-
-
-@pytest.fixture(params=["native", "avx2", "portable"])
-def build(request: pytest.FixtureRequest) -> Iterator[str]:
-    with native.using(request.param):
-        yield request.param
-
-
-@pytest.fixture
-def threads() -> Iterator[None]:
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)
 
 
 def drawn(*shape: int, seed: int = 0) -> Tensor:
@@ -151,10 +139,9 @@ def test_a_ring_gives_what_a_whole_cache_gives(sink: int, window: int, build: st
         assert_close(twin, full, atol=1e-5, rtol=1e-5)
 
 
-def test_any_number_of_threads_and_rows_gives_the_same_bits(build: str, threads: None) -> None:
+def test_any_number_of_threads_and_rows_gives_the_same_bits(build: str) -> None:
     results: list[Tensor] = []
-    for count in (1, 2, 5):
-        torch.set_num_threads(count)
+    for _ in on_threads(1, 2, 5):
         steps, _ = program(64, 8, 4)
         results.append(NativeDecoder(steps, 8)(*ROWS))
     steps, _ = program(64, 8, 4)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 
 import pytest
 import torch
@@ -17,23 +16,11 @@ from intarsia.kernels import native
 from intarsia.kernels.gqsa import BLOCKS, gqsa, naive_gqsa
 
 from ..refusals import refused
+from .counts import on_threads
 
 pytestmark = pytest.mark.skipif(native.load() is None, reason="no C compiler here, or off")
 SIZES = ((1, 1, 1.0), (5, 3, 0.5), (33, 13, 0.3), (7, 9, 1.0), (0, 2, 0.5), (4, 2, 0.0))
 LONG = (40, 300, 0.6)  # rows that go on in the next unit of 1,024 groups, and the one after it
-
-
-@pytest.fixture(params=["native", "avx2", "portable"])
-def build(request: pytest.FixtureRequest) -> Iterator[str]:
-    with native.using(request.param):
-        yield request.param
-
-
-@pytest.fixture
-def threads() -> Iterator[None]:
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)
 
 
 def made(
@@ -71,12 +58,11 @@ def test_it_gives_what_its_twin_gives(
 @pytest.mark.parametrize("together", BLOCKS)
 @pytest.mark.parametrize("integers", [False, True])
 def test_any_number_of_workers_gives_the_same_bits(
-    integers: bool, together: int, build: str, threads: None
+    integers: bool, together: int, build: str
 ) -> None:
     x, stored = made(*LONG, together)
     outputs: list[Tensor] = []
-    for count in (1, 2, 3, 7):
-        torch.set_num_threads(count)
+    for _ in on_threads(1, 2, 3, 7):
         outputs.append(gqsa(x, *stored, integers, together))
     assert all(torch.equal(y, outputs[0]) for y in outputs)
 

@@ -29,7 +29,8 @@ from intarsia.kernels.decoder import (
     Value,
 )
 
-from .test_decoder import build, drawn, threads  # noqa: F401  # pyright: ignore[reportUnusedImport]
+from .counts import on_threads
+from .test_decoder import drawn
 
 pytestmark = pytest.mark.skipif(native.load() is None, reason="no C compiler here, or off")
 WIDTH, TOKENS = 37, 16
@@ -97,13 +98,12 @@ def test_experts_may_be_of_any_format() -> None:
     assert_close(*both(steps, 16), atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.usefixtures("build", "threads")
+@pytest.mark.usefixtures("build")
 def test_a_row_has_the_same_bits_in_any_company_and_on_any_threads() -> None:
     steps = program(2, "softmax_of_chosen", [Ternary(), Dense()] * 3)
     decoder = NativeDecoder(steps, TOKENS)
     alone = torch.cat([decoder([t], [0], [0]) for t in range(TOKENS)])
-    for count in (1, 2, 5):
-        torch.set_num_threads(count)
+    for _ in on_threads(1, 2, 5):
         assert torch.equal(decoder(range(TOKENS), [0] * TOKENS, [0] * TOKENS), alone)
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 import torch
 from torch import Tensor
@@ -13,20 +11,9 @@ from intarsia.core.errors import ShapeError
 from intarsia.kernels import native
 from intarsia.kernels.ternary import dictionary, naive_ternary, ternary, words_of
 
+from .counts import on_threads
+
 pytestmark = pytest.mark.skipif(native.load() is None, reason="no C compiler here, or off")
-
-
-@pytest.fixture(params=["native", "avx2", "portable"])
-def build(request: pytest.FixtureRequest) -> Iterator[str]:
-    with native.using(request.param):
-        yield request.param
-
-
-@pytest.fixture
-def threads() -> Iterator[None]:
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)
 
 
 def made(rows: int, width: int, zeros: float = 0.885) -> tuple[Tensor, tuple[Tensor, ...]]:
@@ -47,11 +34,10 @@ def test_it_gives_what_its_twin_gives(size: tuple[int, int], zeros: float, build
     assert_close(ternary(x, *stored, dictionary()), want, atol=2e-5, rtol=1e-4)
 
 
-def test_any_number_of_workers_gives_the_same_bits(build: str, threads: None) -> None:
+def test_any_number_of_workers_gives_the_same_bits(build: str) -> None:
     x, stored = made(600, 512)
     outputs: list[Tensor] = []
-    for count in (1, 2, 3, 7):
-        torch.set_num_threads(count)
+    for _ in on_threads(1, 2, 3, 7):
         outputs.append(ternary(x, *stored, dictionary()))
     assert all(torch.equal(y, outputs[0]) for y in outputs)
 

@@ -20,6 +20,7 @@ from intarsia.kernels.chw import (
 )
 
 from ...refusals import refused
+from ..counts import on_threads
 from .drawing import drawn
 
 SIDES = ((1, 1), (7, 7), (4, 4), (9, 5), (14, 14), (17, 19), (8, 10))
@@ -181,7 +182,6 @@ def test_a_convolution_of_numbers_can_make_codes() -> None:
 
 @needs_codes
 def test_threads_change_no_bit() -> None:
-    threads = torch.get_num_threads()
     step = ProgramStep("spmm", 1, 2, weights=fours(30, 40, 4, 0.6), rows=4, reads=40)
     window = Window(5, 1, 2, 2, 2, 2)
     codes, scales = rounded(drawn(40, 5, 5))
@@ -191,13 +191,9 @@ def test_threads_change_no_bit() -> None:
     )
     outputs: list[Tensor] = []
     program = [ProgramStep("encode", 9, 0, result_coding=SIGNED), depth, step]
-    try:
-        for count in (1, 2, 5):
-            torch.set_num_threads(count)
-            native = NativeProgram(program, {9: (40, 14, 14)}, [2])
-            outputs += native([drawn(40, 14, 14)], [2])
-    finally:
-        torch.set_num_threads(threads)
+    for _ in on_threads(1, 2, 5):
+        native = NativeProgram(program, {9: (40, 14, 14)}, [2])
+        outputs += native([drawn(40, 14, 14)], [2])
     assert all(torch.equal(output, outputs[0]) for output in outputs)
 
 

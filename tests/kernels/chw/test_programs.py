@@ -16,9 +16,9 @@ from intarsia.kernels.chw import ACTS, NaiveProgram, NativeProgram, ProgramStep,
 from intarsia.kernels.chw.native import FIELDS
 
 from ...refusals import refused
+from ..counts import on_threads
 from .drawing import drawn
 
-BUILDS = ("native", "avx2", "portable")
 SIDES = ((1, 1), (7, 7), (4, 4), (9, 5), (14, 14), (17, 19))
 needs_kernels = pytest.mark.skipif(not available(), reason=native.why())
 
@@ -42,15 +42,14 @@ def agree(steps: list[ProgramStep], shapes: dict[int, tuple[int, ...]], last: in
 
 
 @needs_kernels
-@pytest.mark.parametrize("build", BUILDS)
-def test_sparse_products_are_those_of_the_dense_weight(build: str) -> None:
-    with native.using(build):
-        for number, (high, wide) in enumerate(SIDES):
-            for rows in (1, 2, 4, 8):
-                act = ACTS[(number + rows) % len(ACTS)]
-                weights = sparse(13, 10, 1, rows, 0.4)
-                step = ProgramStep("spmm", 0, 1, acts=(act, "none"), weights=weights, rows=rows)
-                agree([step], {0: (10, high, wide)}, 1)
+@pytest.mark.usefixtures("build")
+def test_sparse_products_are_those_of_the_dense_weight() -> None:
+    for number, (high, wide) in enumerate(SIDES):
+        for rows in (1, 2, 4, 8):
+            act = ACTS[(number + rows) % len(ACTS)]
+            weights = sparse(13, 10, 1, rows, 0.4)
+            step = ProgramStep("spmm", 0, 1, acts=(act, "none"), weights=weights, rows=rows)
+            agree([step], {0: (10, high, wide)}, 1)
 
 
 @needs_kernels
@@ -65,8 +64,8 @@ def test_no_weight_and_all_weights(density: float) -> None:
 
 
 @needs_kernels
-@pytest.mark.parametrize("build", BUILDS)
-def test_windows_of_any_size_and_stride(build: str) -> None:
+@pytest.mark.usefixtures("build")
+def test_windows_of_any_size_and_stride() -> None:
     windows = (
         Window(3, 1, 1, 1, 1, 1),
         Window(3, 2, 0, 0, 1, 1),  # TensorFlow's padding of an even side
@@ -78,19 +77,18 @@ def test_windows_of_any_size_and_stride(build: str) -> None:
         Window(2, 2),
         Window(7, 3, 1, 0, 2, 3),
     )
-    with native.using(build):
-        for number, window in enumerate(windows):
-            for high, wide in ((8, 8), (7, 11), (23, 40), (14, 14), (7, 7), (9, 23)):
-                weights = {"weight": drawn(6, window.size, window.size), "bias": drawn(6)}
-                act = ACTS[number % 4]
-                depth = ProgramStep(
-                    "depthwise", 0, 1, acts=(act, "none"), weights=weights, window=window
-                )
-                agree([depth], {0: (6, high, wide)}, 1)
-                rows = (1, 2, 4, 8)[number % 4]
-                weights = sparse(10, 3, window.size, rows, 0.5)
-                conv = ProgramStep("conv", 0, 1, acts=(act, "none"), weights=weights, window=window)
-                agree([ProgramStep(**{**vars(conv), "rows": rows})], {0: (3, high, wide)}, 1)
+    for number, window in enumerate(windows):
+        for high, wide in ((8, 8), (7, 11), (23, 40), (14, 14), (7, 7), (9, 23)):
+            weights = {"weight": drawn(6, window.size, window.size), "bias": drawn(6)}
+            act = ACTS[number % 4]
+            depth = ProgramStep(
+                "depthwise", 0, 1, acts=(act, "none"), weights=weights, window=window
+            )
+            agree([depth], {0: (6, high, wide)}, 1)
+            rows = (1, 2, 4, 8)[number % 4]
+            weights = sparse(10, 3, window.size, rows, 0.5)
+            conv = ProgramStep("conv", 0, 1, acts=(act, "none"), weights=weights, window=window)
+            agree([ProgramStep(**{**vars(conv), "rows": rows})], {0: (3, high, wide)}, 1)
 
 
 def squeezed() -> list[ProgramStep]:
@@ -114,20 +112,14 @@ def squeezed() -> list[ProgramStep]:
 
 
 @needs_kernels
-@pytest.mark.parametrize("build", BUILDS)
-def test_depthwise_steps_have_the_same_bits_on_any_number_of_threads(build: str) -> None:
-    threads = torch.get_num_threads()
+@pytest.mark.usefixtures("build")
+def test_depthwise_steps_have_the_same_bits_on_any_number_of_threads() -> None:
     weights = {"weight": drawn(11, 5, 5), "bias": drawn(11)}
     window = Window(5, 2, same=True)
     step = ProgramStep("depthwise", 0, 1, acts=("relu6", "none"), weights=weights, window=window)
     outputs: list[Tensor] = []
-    try:
-        for count in (1, 2, 5):
-            torch.set_num_threads(count)
-            with native.using(build):
-                outputs.append(agree([step], {0: (11, 13, 30)}, 1))
-    finally:
-        torch.set_num_threads(threads)
+    for _ in on_threads(1, 2, 5):
+        outputs.append(agree([step], {0: (11, 13, 30)}, 1))
     assert all(torch.equal(output, outputs[0]) for output in outputs)
 
 
@@ -151,15 +143,9 @@ def _linear(out: int, ins: int) -> dict[str, Tensor]:
 
 @needs_kernels
 def test_whole_blocks_and_the_same_bits_on_any_number_of_threads() -> None:
-    threads, outputs = torch.get_num_threads(), []
-    try:
-        for count in (1, 2, 5):
-            torch.set_num_threads(count)
-            for last in (9, 11):
-                got = agree(squeezed(), {12: (3, 24, 26)}, last)
-                outputs.append(got)
-    finally:
-        torch.set_num_threads(threads)
+    outputs: list[Tensor] = []
+    for _ in on_threads(1, 2, 5):
+        outputs += [agree(squeezed(), {12: (3, 24, 26)}, last) for last in (9, 11)]
     for i in (2, 4):
         assert torch.equal(outputs[i], outputs[0])
         assert torch.equal(outputs[i + 1], outputs[1])
@@ -177,13 +163,12 @@ def test_numbers_that_are_none_stay_so() -> None:
 
 
 @needs_kernels
-@pytest.mark.parametrize("build", BUILDS)
-def test_a_low_and_wide_map_stays_inside_its_scratch(build: str) -> None:
+@pytest.mark.usefixtures("build")
+def test_a_low_and_wide_map_stays_inside_its_scratch() -> None:
     weights = {"weight": drawn(2, 7, 7), "bias": drawn(2)}
     step = ProgramStep("depthwise", 0, 1, weights=weights, window=Window(7, 1, 3, 3, 3, 3))
-    with native.using(build):
-        agree([step], {0: (2, 1, 700)}, 1)
-        program = NativeProgram([step], {0: (2, 1, 700)}, [1])
+    agree([step], {0: (2, 1, 700)}, 1)
+    program = NativeProgram([step], {0: (2, 1, 700)}, [1])
     room = len(program.memory) - program.end
     beyond = torch.ones(room + 10_000)
     program.table[0, FIELDS.index("scratch")] = beyond.data_ptr()

@@ -28,6 +28,7 @@ from .rival_products import Call, rival_products
 
 REPEATS, MEBIBYTES = 15, 128  # of float32 weights to go through
 MOST_COPIES = 64
+SIDE, COPIES = 4096, 16  # of claims: 128 MiB at 4 bits a weight, more than any cache
 TORCH, PEER, OURS, BASELINE = "torch", "peer", "ours", "ours, dense"
 DENSE = (TORCH, PEER, BASELINE)  # of any library, of any bits
 WHOLE = {"dense bf16": Dense(), "dense int8": BlockInt(8), "dense int4": BlockInt(4)}  # ours
@@ -269,6 +270,18 @@ def of_format(
     return Contender(name, kind, calls, copies, nbytes(stored), error)
 
 
+def of_torch(name: str, dtype: torch.dtype, weight: Tensor, x: Tensor, copies: int) -> Contender:
+    """Prepare torch's own product of a row with a dense weight.
+
+    name: of the table's row; dtype: weight and inputs are converted to it; weight: (out, in); x:
+    (1, in); copies: of the weight, used by turns.
+    """
+    dense, inputs = weight.to(dtype), x.to(dtype)
+    calls = [_call(linear, inputs, dense.clone()) for _ in range(copies)]
+    error = _error(linear(inputs, dense), x @ weight.T)
+    return Contender(name, TORCH, calls, copies, dense.nbytes, error)
+
+
 def _call(product: Callable[..., object], *inputs: Any) -> Call:
     """Return a call without arguments."""
     return lambda: product(*inputs)
@@ -291,11 +304,8 @@ def _dense(weight: Tensor, x: Tensor, copies: int) -> Iterable[Contender]:
     weight: (out, in); x: (1, in); copies: how many copies of the weight take turns, so that none is
     still in a cache.
     """
-    half, want = weight.bfloat16(), x @ weight.T
-    for name, w, inputs in (("torch fp32", weight, x), ("torch bf16", half, x.bfloat16())):
-        calls = [_call(linear, inputs, w.clone()) for _ in range(copies)]
-        error = _error(linear(inputs, w), want)
-        yield Contender(name, TORCH, calls, copies, w.nbytes, error)
+    for name, dtype in (("torch fp32", torch.float32), ("torch bf16", torch.bfloat16)):
+        yield of_torch(name, dtype, weight, x, copies)
     for name, form in WHOLE.items():
         yield of_format(name, BASELINE, form, weight, x, copies)
 

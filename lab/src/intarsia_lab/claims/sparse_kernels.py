@@ -12,11 +12,20 @@ from intarsia.formats import Bitmask, Dense
 from intarsia.kernels import native
 from intarsia.kernels.native.floor import read_bandwidth
 
-from ..bench.sparse import BASELINE, OURS, Contender, interleaved, of_format
+from ..bench.sparse import (
+    BASELINE,
+    COPIES,
+    OURS,
+    REPEATS,
+    SIDE,
+    Contender,
+    interleaved,
+    of_format,
+)
 from ..kit import TIMED, Report, Result, Study
 from ..kit.arms import result_of, threads
 
-SIDE, COPIES, REPEATS, DENSITY = 4096, 8, 15, 0.5
+DENSITY = 0.5
 WIDE = "AVX-512 with VNNI"
 FORMS: Mapping[str, Format] = {"bitmask bf16": Bitmask("bf16"), "bitmask int8": Bitmask("int8")}
 
