@@ -205,11 +205,11 @@ def of_speed(seeds: tuple[int, ...], report: Report) -> Result:
     """
     ratios: list[float] = []
     table: list[dict[str, Any]] = []
-    absent: Mapping[str, str] = {}
+    left_out: Mapping[str, str] = {}
     for seed in seeds:
         mebibytes = COPIES * SIDE**2 >> 18
         timings = time_shapes([(SIDE, SIDE)], (0.5,), mebibytes=mebibytes, seed=seed, report=report)
-        absent = timings.left_out
+        left_out = timings.left_out
         of_four_bits = [row for row in timings.rows if row.name.endswith(FOUR_BITS)]
         rival = min((row for row in of_four_bits if row.density == 1), key=lambda row: row.ms)
         ours = next(row for row in of_four_bits if row.name == "group-sparse int4")
@@ -227,12 +227,13 @@ def of_speed(seeds: tuple[int, ...], report: Report) -> Result:
             for row in of_four_bits
         ]
     note = (
-        f"One row of inputs, {SIDE} x {SIDE} at density .5, matrices in no cache, CPU time on one "
-        f"thread, best of interleaved repeats; {instructions()}. Errors are of the largest output, "
-        "and for sparse products of what was stored."
+        f"One row of inputs, {SIDE} x {SIDE} random weights at density .5, matrices in no cache, "
+        f"CPU time on one thread, best of interleaved repeats; {instructions()}. Errors are of the "
+        "largest output; those of sparse products leave out what pruning costs."
     )
-    missing = f" Not installed here: {', '.join(absent)}." if absent else ""
-    return result_of(ratios, table, note + missing, min)
+    if left_out:
+        note += f" Without {', '.join(left_out)}, which could not run here."
+    return result_of(ratios, table, note, min)
 
 
 study = partial(
