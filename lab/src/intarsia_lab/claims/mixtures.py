@@ -438,17 +438,19 @@ CLAIMS = (
         "llava-mole",
         system="LLaVA-MoLE",
         scale=(
-            "A model of billions of weights on millions of instructions, whose domains conflict "
-            "more than four kinds of short texts."
+            "A model of billions of weights on millions of instructions: here a router has 320 "
+            "steps to tell four kinds of short texts apart, and sends up to .72 of a block's "
+            "tokens to one expert."
         ),
         effect=UnknownEffect(
             "The official page says that the score returns to about that of a single domain (306.3 "
-            "where mixing has 295.8), without its own figure."
+            "where mixing has 295.8), without its own figure. Half of the gap is ours, as it was "
+            "set before the first run."
         ),
         sentence="One LoRA expert a token resolves the conflict of domains that a plain LoRA of "
         "the same active rank suffers (arXiv:2401.16160, abstract).",
         baseline="the gap between one LoRA of all domains and a LoRA of each; the share closed",
-        target=0.0,
+        target=0.5,
         sense=">=",
         control=above(
             "Mixing domains costs more than 2 %.", "over the first arm", LEAST, {"arm": LORA}
