@@ -36,13 +36,12 @@ gives all verdicts, from the 95 % interval of the figure:
 - <span class="verdict void">void</span> the positive control failed, or the learning rate of an arm
   is no fair choice: the figure means nothing.
 
-A headline's target is the paper's own figure, no effect at all, or the margin of a tie, which is
-ours where the page says so; the paper's own effect stands beside it with its source, where that was
-found. Where the target was another one when the claim was run, the paper's page says which one. The
-interval is over seeds, and over test items where their results were recorded. *Of older
-code* says that files on which the claim depends have changed since its run; `intarsia reproduce
-NAME` runs it again. To cite a figure, name the claim, its commit and its date, which stand on the
-paper's page.
+A headline's target is the paper's own figure, no effect at all, or a margin, which is ours where
+the page says so; the paper's own effect stands beside it with its source, where that was found.
+Where the target was another one when the claim was run, the paper's page says which one. The
+interval is over seeds, and over test items where their results were recorded. *Of older code* says
+that files on which the claim depends have changed since its run; `intarsia reproduce NAME` runs it
+again. To cite a figure, name the claim, its commit and its date, which stand on the paper's page.
 """
 
 
