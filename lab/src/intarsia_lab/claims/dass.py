@@ -229,7 +229,7 @@ CLAIMS = (
         ),
         measure=against_hand,
         seeds=tuple(range(8)),
-        minutes=40,
+        minutes=60,
     ),
     study(
         "dass",
