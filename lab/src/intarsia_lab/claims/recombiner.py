@@ -69,7 +69,7 @@ class Size(NamedTuple):
 
 
 # twelve crops: differences of a dB with a spread of one are seen by ten with 80 % power
-MINI = Size(128, 200, 100, 12, {})
+MINI = Size(512, 800, 300, 12, {})
 FULL = Size(2000, 2000, 600, 24, {"width": 32, "positions": 128})
 
 
@@ -428,7 +428,7 @@ CLAIMS = (
         baseline="the best of the three, in dB",
         target=0.0,
         measure=ablation,
-        minutes=10,
+        minutes=15,
     ),
     study(
         "recombiner",
@@ -439,12 +439,12 @@ CLAIMS = (
         ),
         work="32 x 32 crops of photographs",
         sentence="RECOMBINER is above COIN and COMBINER at three rates (scaled down: 3 x 16 "
-        "hidden, a prior of 128 crops, 12 test crops).",
+        "hidden, a prior of 512 crops, 12 test crops).",
         baseline="COIN and COMBINER, paired by crop, in dB; the least mean of codecs and rates",
         target=0.0,
         measure=rate_distortion(MINI),
         seeds=(0,),
-        minutes=10,
+        minutes=30,
     ),
     study(
         "recombiner-full",
