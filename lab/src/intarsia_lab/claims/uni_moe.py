@@ -231,7 +231,10 @@ CLAIMS = (
         baseline="one dense LoRA of as many active parameters; difference of mean accuracies",
         target=0.0,
         sense=">=",
-        measure=partial(run, figure=lambda arms: mean(arms[OURS]) - mean(arms[DENSE])),
+        measure=partial(
+            run, figure=lambda arms: mean(arms[OURS]) - mean(arms[DENSE]), arms=(DENSE, OURS)
+        ),
+        seeds=tuple(range(9)),
     ),
     study(
         "uni-moe-stages",
