@@ -239,7 +239,9 @@ CLAIMS = (
         "what all of them have above the target of slime-reads",
         target=-0.01,
         measure=partial(run, figure=enough, arms=(EVERY, OURS)),
-        minutes=30,
+        # the pilot of three seeds: -.071 with a spread of .075, which fourteen see
+        seeds=tuple(range(14)),
+        minutes=150,
     ),
     study(
         "slime-down",
