@@ -229,7 +229,7 @@ CLAIMS = (
         ),
         measure=against_hand,
         seeds=tuple(range(8)),
-        minutes=60,
+        minutes=30,
     ),
     study(
         "dass",

@@ -255,7 +255,12 @@ CLAIMS = (
         sentence=f"It is the question that chooses {PAPER}.",
         baseline="the same model with as many vectors drawn at random; difference",
         target=0.05,
-        measure=partial(run, figure=lambda arms: arms[OURS]["right"] - arms[OURS]["random"]),
+        measure=partial(
+            run,
+            figure=lambda arms: arms[OURS]["right"] - arms[OURS]["random"],
+            arms=(EVERY, OURS),
+        ),
+        minutes=30,
     ),
     study(
         "slime-stages",
