@@ -24,9 +24,15 @@ ELSEWHERE = {
     "examples/README.md": "start/first-hour.md",
     "CONTRIBUTING.md": "how-to/add-a-method.md",
 }
-VERDICTS = re.compile(
-    r"\d+\s+hold,\s+\d+\s+fail,\s+\d+\s+are\s+not\s+decided,\s+and\s+in\s+\d+\s+the"
-)
+# README's sentence on the headlines, up to its full stop, and what it says of each verdict
+VERDICTS = re.compile(r"\d+ hold,[^.]*\.")
+SAID = {
+    "holds": "{} hold",
+    "fails": "{} fail",
+    "not decided": "{} are not decided",
+    "void": "in {} the experiment is void",
+    "not run": "{} have not been run yet",
+}
 WIDE = "---\nhide: [toc]\n---\n\n"  # a terminal's table in place of a list of headings
 PICTURE = re.compile(
     r'<picture>\s*<source [^>]*srcset="docs/(?P<dark>[^"]+)">\s*'
@@ -36,12 +42,9 @@ PICTURE = re.compile(
 
 def counted(readme: str, claims: str) -> str:
     """Return README's text with the counts of verdicts that the page of claims has."""
-    counts = dict(re.findall(r"^\| (holds|fails|not decided|void) \| (\d+) \|", claims, re.M))
-    return VERDICTS.sub(
-        f"{counts['holds']} hold, {counts['fails']} fail, {counts['not decided']} are not "
-        f"decided, and\nin {counts['void']} the",
-        readme,
-    )
+    counts = dict(re.findall(rf"^\| ({'|'.join(SAID)}) \| (\d+) \|", claims, re.M))
+    parts = [words.format(counts[name]) for name, words in SAID.items() if int(counts[name])]
+    return VERDICTS.sub(f"{', '.join(parts[:-1])}, and {parts[-1]}.", readme)
 
 
 def home(readme: str) -> str:
