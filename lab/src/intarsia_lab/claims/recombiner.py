@@ -278,8 +278,8 @@ def rate_distortion(size: Size) -> Callable[..., Result]:
     def run(seeds: tuple[int, ...], report: Report) -> Result:
         """Return RECOMBINER's gain in PSNR over COMBINER and COIN, in dB, at three bit rates.
 
-        The values are the lower ends of 95 % intervals, paired by test crop, for each rival and
-        rate; the least is judged. JPEG, WebP and AVIF stand in the table.
+        The values are differences by test crop, to the rival and at the rate where their mean is
+        least; that mean is judged. JPEG, WebP and AVIF stand in the table.
         """
         names = "RECOMBINER", "COMBINER", "COIN"
         sheet = each(

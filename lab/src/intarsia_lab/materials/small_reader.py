@@ -1,8 +1,8 @@
 """A small decoder that knows the words of canvases before it sees one, and connectors for it.
 
-Two blocks of a pretrained model, or a decoder from scratch, do not learn to read a canvas in the
-steps that a claim has. So a decoder of three layers is taught to answer questions about items that
-it is given as vectors, and a connector then learns to turn pictures into such vectors for it.
+The first two blocks of SmolLM2 do not learn to read a canvas in the steps that a claim has. So a
+decoder of three layers is taught to answer questions about items that it is given as vectors, and a
+connector then learns to turn pictures into such vectors for it.
 """
 
 from __future__ import annotations
