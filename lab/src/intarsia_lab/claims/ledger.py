@@ -235,12 +235,12 @@ def paper_of(key: str) -> Study | None:
     its sentence names.
     """
     headlines = [c for c in claims() if c.system]
-    # by the family of keys, as dsl and dsl-multvae
+    # by the family of keys, as dsl and dsl-multvae-small
     named = [c for c in headlines if key == c.key or key.startswith(f"{c.key}-")]
     if not named:
         numbers = set(ARXIV.findall(claim(key).sentence))
         named = [c for c in headlines if numbers & set(ARXIV.findall(c.sentence))]
-    # the longest key: dsl-multvae is of DSL, and would be of a paper called DSL-MultVAE
+    # the longest key: dass-by-hand is of DASS, and would be of a paper called DASS-by-hand
     return max(named, key=lambda c: len(c.key), default=None)
 
 

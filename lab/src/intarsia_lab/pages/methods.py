@@ -93,7 +93,7 @@ def measured(arxiv: str, claims: Sequence[Record]) -> list[Record]:
     arxiv: number of the paper; claims: all records.
     """
     named = {claim["key"] for claim in claims if arxiv in claim["sentence"]}
-    # dsl-multvae follows dsl: its sentence need not name the paper again
+    # dsl-multvae-small follows dsl: its sentence need not name the paper again
     after = tuple(f"{key}-" for key in named)
     return [c for c in claims if c["key"] in named or c["key"].startswith(after)]
 
