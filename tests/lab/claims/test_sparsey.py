@@ -18,7 +18,7 @@ def test_items_are_members_of_families() -> None:
 
 def test_figures_of_a_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sparsey, "COUNTS", (10, 30))
-    result = sparsey.judged((0,), lambda _: None, figure="recall", over=min)
+    result = sparsey.judged((0,), lambda _: None, figure="recall")
     assert 0 <= result.got <= 1 and len(result.table) == 2
 
 

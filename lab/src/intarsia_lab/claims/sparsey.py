@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import lru_cache, partial
 
 import numpy as np
@@ -63,13 +63,11 @@ def measured(n: int, seed: int) -> dict[str, float]:
     }
 
 
-def judged(
-    seeds: Sequence[int], report: Report, *, figure: str, over: Callable[[Sequence[float]], float]
-) -> Result:
+def judged(seeds: Sequence[int], report: Report, *, figure: str) -> Result:
     """Return a measure of a Sparsey memory with at most 25 items, by seed.
 
-    figure: key of `measured`'s result; over: joins the seeds' values. A seed's value is the worse
-    of 10 and 25 items; the table has up to 200.
+    figure: key of `measured`'s result. A seed's value is the worse of 10 and 25 items; the table
+    has up to 200.
     """
     figures = {n: [measured(n, seed) for seed in seeds] for n in COUNTS}
     report(f"{figure}: {[[round(m[figure], 3) for m in figures[n]] for n in COUNTS]}")
@@ -96,7 +94,7 @@ def judged(
         f"the worst of 10 and {JUDGED} items. Similarity: the "
         "correlation of code overlaps with input overlaps; adherence: that of their orders."
     )
-    return result_of(values, rows, note, over)
+    return result_of(values, rows, note)
 
 
 def _each(seeds: Sequence[int]) -> range:
@@ -171,7 +169,7 @@ def spread(seeds: Sequence[int], report: Report) -> Result:
         "Beside it: one mac without a limit of "
         "saturation on the whole digits, distinct codes / adherence. A value of 1 keeps both bars."
     )
-    return result_of(values, rows, note, min)
+    return result_of(values, rows, note)
 
 
 def _both(x: thin_digits.Array, mac: Mac) -> str:
@@ -183,7 +181,7 @@ PAPER = " (arXiv:1710.07829)."
 LEARNED = above(
     "Ten items are recalled, far below the capacity.", "modules recalled", 0.95, {"items": "10"}
 )
-study = partial(Study, sense=">=", seeds=tuple(range(5)), minutes=1)
+study = partial(Study, sense=">=", seeds=tuple(range(20)), minutes=1)
 
 CLAIMS = (
     study(
@@ -195,7 +193,7 @@ CLAIMS = (
         baseline="1 is all modules",
         target=0.95,
         control=LEARNED,
-        measure=partial(judged, figure="recall", over=min),
+        measure=partial(judged, figure="recall"),
     ),
     study(
         "sparsey-similarity",
@@ -203,7 +201,7 @@ CLAIMS = (
         baseline="correlation of overlaps; random codes have 0",
         target=0.5,
         control=LEARNED,
-        measure=partial(judged, figure="similarity", over=min),
+        measure=partial(judged, figure="similarity"),
     ),
     study(
         "sparsey-time",

@@ -209,8 +209,8 @@ CLAIMS = (
         "uni-moe",
         system="Uni-MoE",
         scale=(
-            "The whole SmolLM2 on kept features for 4,000 steps, should the first four blocks "
-            "after the 960 steps that are declared still know little but the commonest topic."
+            "Modalities that are equally hard for one LoRA: here most of the spread is that "
+            "pictures are easier than sounds and sentences, whatever the experts."
         ),
         effect=UnknownEffect("The abstract says a lower bias, without a figure."),
         work="SmolLM2 with ViT-S and Whisper",
