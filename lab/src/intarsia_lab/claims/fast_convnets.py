@@ -133,7 +133,7 @@ CLAIMS = (
         "blocks of four rows at a density of 0.7, unstructured at 0.2.",
         baseline="geometric means over 13 shapes: 4 rows 1.45, 1.9 and 4 times as fast at 0.7, 0.5 "
         "and 0.2, one row 2.3 and 3.7 at 0.2 and 0.1 (AVX2: 1.15, 1.5, 2.8, 1.9, 3.3); the least, "
-        "over its bar",
+        "over its target",
         target=1.0,
         measure=layers,
     ),

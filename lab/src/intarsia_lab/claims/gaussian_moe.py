@@ -133,8 +133,8 @@ CLAIMS = (
         "gaussian-moe-experts",
         sentence="Experts are found at the parametric rate whatever the gate "
         + PAPER
-        + "experts of both gates, as their largest distance from -0.55 (bar: between -0.70 and "
-        "-0.40).",
+        + "experts of both gates, as their largest distance from -0.55 (target: between -0.70 "
+        "and -0.40).",
         baseline="slope -0.55; distance",
         target=0.15,
         measure=partial(slopes, figure=_off),

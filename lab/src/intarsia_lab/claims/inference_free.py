@@ -346,7 +346,7 @@ CLAIMS = (
         "lsr-time",
         sentence="A query takes at most 1.1 of BM25's CPU time and a twentieth of encoding it"
         + PAPER,
-        baseline="bm25s, and the documents' encoder; the larger of both ratios over their bars",
+        baseline="bm25s, and the documents' encoder; the larger of both ratios over their targets",
         target=1.0,
         sense="<=",
         control=TIMED,

@@ -166,8 +166,8 @@ def spread(seeds: Sequence[int], report: Report) -> Result:
         )
     note = (
         "200 digits of MNIST, thinned to strokes of one pixel; 5 x 5 macs of radius 4. "
-        "Beside it: one mac without a limit of "
-        "saturation on the whole digits, distinct codes / adherence. A value of 1 keeps both bars."
+        "Beside it: one mac without a limit of saturation on the whole digits, distinct codes / "
+        "adherence. A value of 1 meets both targets."
     )
     return result_of(values, rows, note)
 
@@ -202,6 +202,8 @@ CLAIMS = (
         target=0.5,
         control=LEARNED,
         measure=partial(judged, figure="similarity"),
+        # twenty seeds had .567 with a spread of .26, of which 123 decide
+        seeds=tuple(range(123)),
     ),
     study(
         "sparsey-time",
@@ -215,7 +217,7 @@ CLAIMS = (
     study(
         "sparsey-collapse",
         sentence="Thin digits keep distinct codes (0.9 n) whose order is that of their likeness "
-        "(0.3)" + PAPER + " The smaller of both over its bar.",
+        "(0.3)" + PAPER + " The smaller of both over its target.",
         baseline="1 keeps both",
         target=1.0,
         control=NoControl(
