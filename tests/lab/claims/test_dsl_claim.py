@@ -19,14 +19,14 @@ def test_the_recommender_with_the_lower_ratio_is_judged(monkeypatch: pytest.Monk
     def ranked(arm: Arm, seed: int, lr: float, validate: bool = False) -> dsl.Ranked:
         name, tables = arm
         # the best rate is an inner one of each model's own grid
-        best = dsl.MODELS[name].lr
+        best = 3 * dsl.MODELS[name].lr
         return dsl.Ranked(scores[name][tables] - abs(lr - best), 0.0, 1, 0.0)
 
     monkeypatch.setattr(dsl, "ranked", ranked)
     result = claim("dsl").measure((0, 1), lambda _: None)
     assert result.values == pytest.approx((0.9, 0.9))
     assert {rate.arm: rate.rate for rate in result.rates} == {
-        arm: dsl.MODELS[name].lr for arm, (name, _) in dsl.ARMS.items()
+        arm: pytest.approx(3 * dsl.MODELS[name].lr) for arm, (name, _) in dsl.ARMS.items()
     }
 
 
@@ -42,9 +42,9 @@ def test_a_rate_at_which_the_training_diverges_wins_nothing(
     assert dsl.validated("MultVAE, dense", 1e-3) == 1 and dsl.validated("MultVAE, dense", 3e-3) == 0
 
 
-def test_masks_change_some_two_hundred_times() -> None:
+def test_masks_change_some_sixty_times() -> None:
     for name, model in dsl.MODELS.items():
         half = dsl.schedule(name, dsl.HALF)
         assert isinstance(half, Dsl)
-        assert 200 < sum(half.due(step, model.steps) for step in range(model.steps)) < 250
+        assert 50 < sum(half.due(step, model.steps) for step in range(model.steps)) < 70
         assert dsl.schedule(name, dsl.DENSE) is None
