@@ -32,7 +32,7 @@ KEPT = {HALF: 0.5, FIFTH: 0.2}
 K = "nDCG@20"
 
 
-class Setting(NamedTuple):
+class PaperModel(NamedTuple):
     """A recommender of the paper, how long it is trained, and how often its masks change."""
 
     whole: Any
@@ -50,8 +50,8 @@ class Setting(NamedTuple):
 # some sixty changes: two hundred of LightGCN's and MultVAE's, and twenty of LightGCN's, had less on
 # validation films
 MODELS = {
-    "LightGCN": Setting(LightGcn(), LightGcn(width=13), epochs=25, steps=25 * 45, every=20),
-    "MultVAE": Setting(MultVae(), MultVae(width=120), epochs=80, steps=80 * 8, every=10),
+    "LightGCN": PaperModel(LightGcn(), LightGcn(width=13), epochs=25, steps=25 * 45, every=20),
+    "MultVAE": PaperModel(MultVae(), MultVae(width=120), epochs=80, steps=80 * 8, every=10),
 }
 
 
@@ -207,8 +207,9 @@ def small(name: str, minutes: float) -> Study:
     """
     return study(
         f"dsl-{name.lower()}-small",
-        sentence=f"With a fifth of them {name} ranks better than with a mask that stays, and than "
-        "a narrower one of as many weights (DSL, arXiv:2402.02855; MovieLens-100k).",
+        sentence=f"With a fifth of its tables' weights {name} ranks better than with a mask that "
+        "stays, and than a narrower one of as many weights (DSL, arXiv:2402.02855; "
+        "MovieLens-100k).",
         baseline="the better of the two, NDCG@20 in points",
         target=0.0,
         control=above(f"The dense model is {LEARNED}", "NDCG@20, %", 1.2, {"tables": DENSE}),
