@@ -19,12 +19,11 @@ from intarsia.experiments.pool import Arm
 from intarsia.fitting import evaluate, fit
 from intarsia.hosts.prune.pruner import sparsify
 from intarsia.hosts.prune.pruners import SparseGPT
-from intarsia.reports.sheet import deviation
 from intarsia.schedules import FixedMask
 from intarsia.train import SquareHead, distill, plain
 
 from ..kit import ArmRate, Control, Rates, Report, Result, Study, UnknownEffect, numbers
-from ..kit.arms import each, shown
+from ..kit.arms import each, result_of, shown
 from ..kit.stored import StoredResults
 
 stored = StoredResults(__file__)
@@ -179,7 +178,8 @@ def closing_of(bench: SparseCells, densities: tuple[float, ...]) -> Callable[...
         """Return the share of the gap that SquareHead closes over the share that labels close.
 
         The gap is the loss of a pruned model minus that of the dense one; training closes a share
-        of it. The values are all ratios (density, seed), above 1 if SquareHead closes more.
+        of it. The values are the ratios of the density where they are least, one for each seed,
+        above 1 if SquareHead closes more.
         """
         # one rate for all densities: the best at the highest
         rates = bench.chosen(densities[0], report)
@@ -214,9 +214,8 @@ def closing_of(bench: SparseCells, densities: tuple[float, ...]) -> Callable[...
             f"Share closed minus that of labels and logits: {logits:+.3f} at least (wanted: 0). "
             f"Zeros filled: {filled} (wanted: 0). {STEPS} steps of {BATCH} x {LENGTH} tokens."
         )
-        all_ratios = tuple(v for values in ratios.values() for v in values)
-        worst = min(statistics.mean(values) for values in ratios.values())
-        return Result(worst, deviation(all_ratios), all_ratios, tuple(table), note, rates=rates)
+        worst = min(ratios, key=lambda d: statistics.mean(ratios[d]))
+        return result_of(ratios[worst], table, note, rates=rates)
 
     return run
 
