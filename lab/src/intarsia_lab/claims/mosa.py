@@ -239,7 +239,7 @@ CLAIMS = (
         "mosa",
         system="MoSA",
         scale="A ViT-B/16 on the five sets of FGVC with all of their thousands of pictures, where "
-        "the paper has its 1.3 points: here 100 pictures of each of three sets are learned.",
+        "the paper has its 1.3 points: here a model sees 100 pictures of one of three sets.",
         work="last three blocks of a ViT-S/14, 100 pictures of each of three sets",
         sentence="MoSA as released gains 1.3 points over the adapter that it splits "
         "(arXiv:2312.02923; mean of the five sets of FGVC, 89.9 against AdaptFormer's 88.6, as "
