@@ -32,6 +32,7 @@ from .train.one_pass import OnePass
 from .train.optimisers import adamw
 from .train.options import Options
 from .train.order import classes_of
+from .train.probe import converges, solve_head
 from .train.run import Finish, Run, fit_once
 from .train.scores import Scores
 from .train.settings import Training, settle
@@ -63,6 +64,8 @@ def fit(
     index, one for each token (-100 where nothing is to be predicted), a row of 0 and 1, or numbers.
     objective: the forwards of a step, see `intarsia.train.objectives`; a `Staged` one changes on
     the way. Losses of routers are added.
+    A linear head that alone is trained, by the plain loss and without `lr`, is fitted to
+    convergence instead of in steps: see `intarsia.train.probe.converged_probe`.
     The last epoch is the result, unless select="val"; `test` is scored once, at the end.
     record: kept in run.json.  evaluate_every: epochs between scores on val; 0 = only at the end.
     finish: gets the result and returns what is to be the result, before run.json is written; what
@@ -85,6 +88,8 @@ def fit(
     sets, origins = sets_of(model, train, val, test)
     task = chosen(task, sets[0], recipe, classes_of(train))
     job = Job(model, sets, task, objective, training, recipe, running)
+    if converges(job):
+        job = replace(job, solve=solve_head)
     return fit_once(job, origins | dict(record or {}), evaluate_every, write_trained, finish)
 
 

@@ -22,6 +22,7 @@ import numpy as np
 from intarsia.core.checks import one_of, whole
 from intarsia.core.errors import ConfigError, DataError, UnknownName
 from intarsia.core.files import JOINED
+from intarsia.core.folds import deal
 from intarsia.data import sets, tasks
 from intarsia.data.fingerprints import fingerprint, shared
 from intarsia.data.folders import check_same_classes, read_folder
@@ -237,22 +238,6 @@ class Fold:
     number: int
     folds: int
     seed: int = 0
-
-
-def deal(labels: np.ndarray, folds: int, seed: int) -> np.ndarray:
-    """Deal pictures at random into folds, each class evenly; return the fold of each, (n,).
-
-    labels: (n,) class numbers, or (n, classes) of 0 and 1; then each set of labels is dealt evenly.
-    folds: their number; seed: of the deal.
-    """
-    order = np.random.default_rng(seed).permutation(len(labels))
-    # Equal rows of labels are one kind, also with several labels a picture.
-    kinds = np.unique(labels, axis=0, return_inverse=True)[1].reshape(-1)
-    # Shuffled within each class; consecutive ones then go to different folds.
-    order = order[np.argsort(kinds[order], kind="stable")]
-    fold = np.empty(len(labels), dtype=np.int64)
-    fold[order] = np.arange(len(labels)) % folds
-    return fold
 
 
 def hold_out(splits: Splits, fold: Fold) -> Splits:

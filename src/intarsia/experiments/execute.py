@@ -50,6 +50,7 @@ from ..train.weights import weights_of
 from . import experiment as experiments
 from . import language, once, settings
 from .experiment import Adapted, Experiment
+from .own_rates import with_own_rate
 from .restoring import with_teacher
 from .shared import SharedWork, Spent
 
@@ -153,6 +154,7 @@ def _on_pictures(
     key = trunk_key(adapted) | {"classes": classes, "seed": seed}
     # a copy, since the method changes the model in place and other runs share the original
     model = copy.deepcopy(shared.get("model", key, lambda: model_of(adapted, classes, seed)))
+    experiment = with_own_rate(experiment, model)
     record = record_of(model, method, experiment, data) | {"chosen": budget_settings}
     record |= {"search": search} if search else {}
     record |= {"choice": choice, "label": choice["label"]} if choice else {}

@@ -24,6 +24,7 @@ from . import searching
 from .experiment import Experiment
 from .matrix import PlannedRun, Report
 from .one_run import run, shape_of, shared_in
+from .own_rates import converges
 from .pool import Trial, TrialEnd, refuse_failed, run_told
 
 RATES = (1e-3, 3e-3, 1e-2)
@@ -68,6 +69,8 @@ class RateSearch:
         comparison in their folders; TrainingError if all trials of a method failed.
         """
         # one experiment stands for all seeds of a method: the search has seeds of its own
+        # a probe that is fitted to convergence has no rate
+        fixed = {*fixed, *(r.method for r in runs if converges(r.experiment))}
         bases = {r.method: r.experiment for r in runs if r.method not in fixed}
         if not bases:
             return list(runs)

@@ -62,7 +62,7 @@ class Learner:
         self.masking = Masking(masks, model, training.seed) if masks is not None else None
         make = recipe.optimizer or adamw
         make = self.masking.masked.optimizer(make) if self.masking else make
-        self.optimizer = make(model, training.lr, training.weight_decay)
+        self.optimizer = make(model, training.rate, training.weight_decay)
         # not always the model's own parameters, see schedules.Entries
         self.parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
         # rates are set from the step's number alone, so that resuming needs no state of a scheduler

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -58,6 +58,7 @@ class Job:
     recipe: Recipe
     running: Running
     settle: Settle | None = None
+    solve: Callable[[Loop], Mapping[str, Any]] | None = None  # fits the weights instead of steps
 
 
 class Loop:
@@ -74,6 +75,7 @@ class Loop:
         self.at = resume.Position()
         self.log = Log(None)
         self.val_scores: tuple[int, Scores] | None = None  # (step, scores) of the latest validation
+        self.solution: Mapping[str, Any] = {}  # what `solve` chose
         self.warned = False
         self.side: int | None = None  # side of the pictures in pixels, on a CPU
         self.forward = 0.0  # seconds of one forward
@@ -222,9 +224,18 @@ class Loop:
     def train(self, evaluate_every: int) -> None:
         """Take all remaining steps, with validation scores and checkpoints where they are due.
 
+        A job that has a way of its own to fit the weights (`solve`) takes no steps.
+
         evaluate_every: epochs between two validations, 0 for none.
         Raises: Interrupted on a request to stop, after a checkpoint.
         """
+        if self.job.solve is not None:
+            self.steps = 0
+            wall, cpu = self._clocks()
+            self.solution = self.job.solve(self)
+            wall_now, cpu_now = self._clocks()
+            self.at.seconds, self.at.cpu_seconds = wall_now - wall, cpu_now - cpu
+            return
         last_save, saved = time.monotonic(), self.at.step
         batches = self._batches()
         while True:
@@ -302,7 +313,7 @@ class Loop:
             values |= statistics.summary(self.at.loads)
             self.warned = self.warned or statistics.warn_of_collapse(self.at.loads)
             statistics.forget(self.model)
-        self._log_values("train", self.epochs, values)
+        self.log_values("train", self.epochs, values)
 
     def _clocks(self) -> tuple[float, float]:
         """Return wall-clock and CPU seconds; for runs that step together this run's share."""
@@ -333,7 +344,7 @@ class Loop:
                 return
             self.at.scored = self.at.step
             self.val_scores = self.at.step, scores
-            self._log_values("val", epoch, scores.scores())
+            self.log_values("val", epoch, scores.scores())
             best, value = self.at.best, scores.best
             # while a schedule still prunes, the model is denser than asked for: no best epoch yet
             masks = self.learner.masking
@@ -355,7 +366,7 @@ class Loop:
         if self.stop and self.ranks.num_processes == 1:
             raise self._interrupted()
 
-    def _log_values(self, split: str, epoch: int, values: dict[str, float]) -> None:
+    def log_values(self, split: str, epoch: int, values: dict[str, float]) -> None:
         """Write values to the metrics file, the progress bar and the trackers.
 
         split: "train", "val" or "test"; epoch: number for the line; values: name -> number.
@@ -443,5 +454,5 @@ class Loop:
             if isinstance(test_scores, Metrics) and isinstance(val, Metrics):
                 test_scores = test_scores.tempered(val)
             scores["test"] = test_scores
-            self._log_values("test", self.epochs, scores["test"].scores())
+            self.log_values("test", self.epochs, scores["test"].scores())
         return scores

@@ -1,26 +1,41 @@
-"""The linear probe: a classifier on a frozen trunk's features, in one pass over the images."""
+"""The linear probe: a classifier on frozen features, fitted to convergence."""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from scipy.sparse import issparse
 from sklearn.linear_model import LogisticRegression
-from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler
+from threadpoolctl import threadpool_limits
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from ..core.errors import ConfigError, DataError
+from ..core.folds import deal
 from ..core.heads import heads_of
 from .evaluation import each
+from .objectives import plain
 from .order import Batch
+from .precision import trained
 from .record import bare
-from .scores import Metrics
-from .tasks import Classes
+from .scores import Metrics, tempered_loss
+from .settings import Recipe
+from .tasks import Classes, MultiLabel, Task
 
-LEAST = 1e-12  # probability of a class that the training images do not show
+if TYPE_CHECKING:
+    from .loop import Job, Loop
+
+FOLDS = 5
+STRENGTHS = (0.0, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 0.1, 1.0)  # C on standardised features
+SPARSE_STRENGTHS = (0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0)  # C on rows of length 1
+MANY = 4_000_000  # numbers in the features, from which several threads pay
+ITERATIONS = 2000  # of L-BFGS, at most; it converges long before
+CONSTANT = 1e-8  # of the largest deviation, below which a feature counts as constant
+ABSENT = -30.0  # logit of a class that the fitted rows do not show
 
 
 def linear_probe(
@@ -28,38 +43,41 @@ def linear_probe(
     train: Dataset[Any],
     test: Dataset[Any],
     *,
-    inverse_decay: float = 1.0,
+    inverse_decay: float | None = None,
     batch_size: int = 64,
     workers: int = 0,
 ) -> Metrics:
-    """Train a logistic regression on the features before the model's head; score it on `test`.
+    """Fit a logistic regression to the features before the model's head; score it on `test`.
 
-    Features are standardised on `train`; every image is computed once. inverse_decay: C of
-    sklearn's LogisticRegression, smaller values pull the weights to 0 more strongly; batch_size:
-    samples in a forward; workers: processes that load data. The model is not changed.
+    Every image is computed once; see `converged_probe`. inverse_decay: C of the penalty, smaller
+    values pull the weights to 0 more strongly; None = by five folds of `train`. batch_size: samples
+    in a forward; workers: processes that load data. The model is not changed.
     Raises: ConfigError for a model without a head; DataError if `train` shows only one class.
     """
     x, y = features(model, train, batch_size=batch_size, workers=workers)
     if len(y.unique()) < 2:
         subject, got = "classes of the training images", len(y.unique())
         raise DataError(subject, got=got, want="at least 2", fix="Add images of another class.")
-    regression = LogisticRegression(C=inverse_decay, max_iter=2000)
-    fitted = make_pipeline(StandardScaler(), regression).fit(x.numpy(), y.numpy())
-    x, labels = features(model, test, batch_size=batch_size, workers=workers)
+    test_x, labels = features(model, test, batch_size=batch_size, workers=workers)
     classes = int(torch.cat([y, labels]).max()) + 1
-    # test images may show a class that the training images do not: no probability is 0
-    chance = np.full((len(labels), classes), LEAST)
-    chance[:, regression.classes_] = fitted.predict_proba(x.numpy()).clip(LEAST)
-    return Metrics.of(torch.from_numpy(chance).log().float(), labels)
+    strengths = None if inverse_decay is None else (inverse_decay,)
+    fold = deal(y.numpy(), FOLDS, 0)
+    probe = converged_probe(x.numpy(), y.numpy(), classes, fold=fold, strengths=strengths)
+    return Metrics.of(probe(test_x), labels)
 
 
 def features(
-    model: nn.Module, dataset: Dataset[Any], *, batch_size: int = 64, workers: int = 0
+    model: nn.Module,
+    dataset: Dataset[Any],
+    *,
+    task: Task | None = None,
+    batch_size: int = 64,
+    workers: int = 0,
 ) -> tuple[Tensor, Tensor]:
     """Return the inputs of the model's head, (n, d) float32, and the labels (n,), on the CPU.
 
-    They are in the dataset's order, in every process. batch_size: samples in a forward; workers:
-    processes that load data.
+    They are in the dataset's order, in every process. task: reads the labels; None = one class for
+    each image. batch_size: samples in a forward; workers: processes that load data.
     Raises: ConfigError for a model without one head.
     """
     heads = heads_of(bare(model))
@@ -79,7 +97,202 @@ def features(
     hook = heads[0].register_forward_pre_hook(lambda _head, args: inputs.append(args[0].float()))
     try:
         # an evaluation whose rows are the recorded inputs of the head
-        rows, labels = each(model, dataset, Classes(), instead, batch_size, workers)
+        rows, labels = each(model, dataset, task or Classes(), instead, batch_size, workers)
         return rows, labels
     finally:
         hook.remove()
+
+
+@dataclass(frozen=True, eq=False)
+class Probe:
+    """Linear classifier of features x: its logits are x W' + b.
+
+    weight: W, (classes, d) float32.  bias: b, (classes,).  strength: C, the inverse strength of the
+    L2 penalty; 0 = nearest class mean, which is the limit of small C.  held_out: (n, classes), the
+    logits of each row by the probe that was fitted without its fold; NaN where there was none.
+    """
+
+    weight: Tensor
+    bias: Tensor
+    strength: float
+    held_out: Tensor
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Return the logits of features x, (m, d), in float32."""
+        return x.float() @ self.weight.T + self.bias
+
+
+def converged_probe(
+    x: Any,
+    y: np.ndarray,
+    classes: int,
+    *,
+    fold: np.ndarray,
+    held: int = 5,
+    strengths: Sequence[float] | None = None,
+) -> Probe:
+    """Fit a multinomial logistic regression to convergence, its penalty chosen on held-out folds.
+
+    Minimises C sum_i loss(x_i W' + b, y_i) + |W|^2 / 2 by L-BFGS, for each C of `strengths` from
+    the smallest, and keeps the C with the smallest loss on the folds after one temperature. Dense
+    features are standardised on the rows that are fitted; where there are fewer rows than features
+    they are first rotated into the rows' span, in which the minimum lies.
+    x: (n, d) array, or a sparse matrix of scipy, which is taken as it is.  y: (n,) class numbers;
+    or (n, classes) of 0 and 1, where several labels apply: then each has a regression of its own.
+    fold: (n,) fold of each row; held: so many folds are left out in turn.  strengths: None = eight
+    values that suit standardised features, or rows of length 1 if x is sparse.
+    Not for features by the hundred thousand rows: all of them are in memory, in float64.
+    """
+    if strengths is None:
+        strengths = SPARSE_STRENGTHS if issparse(x) else STRENGTHS
+    # threads that wait for each other after products this small cost more than they save
+    with threadpool_limits(1 if issparse(x) or x.size < MANY else None):
+        return _fit_folds(x, y, classes, fold, held, strengths)
+
+
+def _fit_folds(
+    x: Any, y: np.ndarray, classes: int, fold: np.ndarray, held: int, strengths: Sequence[float]
+) -> Probe:
+    """Return the probe at the best strength, see `converged_probe`."""
+    held_out = {c: np.full((len(y), classes), np.nan) for c in strengths}
+    for number in range(held):
+        left_out = fold == number
+        for c, (weight, bias) in _path(x[~left_out], y[~left_out], classes, strengths):
+            held_out[c][left_out] = x[left_out] @ weight.T + bias
+    rows = ~np.isnan(held_out[strengths[0]]).any(1)
+    labels = torch.from_numpy(np.ascontiguousarray(y[rows]))
+    losses = {c: tempered_loss(torch.from_numpy(held_out[c][rows]), labels) for c in strengths}
+    best = min(losses, key=lambda c: losses[c])
+    weight, bias = dict(_path(x, y, classes, [c for c in strengths if c <= best]))[best]
+    tensors = (torch.from_numpy(array).float() for array in (weight, bias))
+    return Probe(*tensors, best, torch.from_numpy(held_out[best]).float())
+
+
+def _path(
+    x: Any, y: np.ndarray, classes: int, strengths: Sequence[float]
+) -> Iterator[tuple[float, tuple[np.ndarray, np.ndarray]]]:
+    """Yield (C, (W, b)) on the raw features for each strength, each fit begun from the last."""
+    if issparse(x):
+        rows, mean, scale = x, np.zeros(x.shape[1]), np.ones(x.shape[1])
+        basis = None
+    else:
+        wide = np.asarray(x, dtype=np.float64)
+        mean, scale = wide.mean(0), wide.std(0)
+        # a feature that is constant says nothing: it keeps weight 0
+        scale[scale <= CONSTANT * max(float(scale.max(initial=0.0)), 1.0)] = np.inf
+        rows, basis = (wide - mean) / scale, None
+        if len(rows) < rows.shape[1]:
+            _, sizes, basis = np.linalg.svd(rows, full_matrices=False)
+            basis = basis[sizes > CONSTANT * max(float(sizes.max(initial=0.0)), CONSTANT)]
+            rows = rows @ basis.T
+    models = _models(y)
+    for c in strengths:
+        weight, bias = _fitted(models, rows, y, classes, c)
+        weight = (weight if basis is None else weight @ basis) / scale
+        yield c, (weight, bias - weight @ mean)
+
+
+def _models(y: np.ndarray) -> list[LogisticRegression]:
+    """Return one regression, or one for each label where several apply; each goes on when refit."""
+    count = 1 if y.ndim == 1 else y.shape[1]
+    return [LogisticRegression(warm_start=True, max_iter=ITERATIONS) for _ in range(count)]
+
+
+def _fitted(
+    models: Sequence[LogisticRegression], rows: Any, y: np.ndarray, classes: int, c: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return W (classes, d) and b (classes,) at one strength; c = 0 gives the class means."""
+    if c == 0:
+        return _class_means(rows, y, classes)
+    weight, bias = np.zeros((classes, rows.shape[1])), np.full(classes, ABSENT)
+    if y.ndim == 2:
+        for label, model in enumerate(models):
+            present = np.unique(y[:, label])
+            if len(present) == 1:  # every row has the label, or none has
+                bias[label] = ABSENT if present[0] == 0 else -ABSENT
+                continue
+            model.set_params(C=c).fit(rows, y[:, label])
+            weight[label], bias[label] = model.coef_[0], model.intercept_[0]
+        return weight, bias
+    present = np.unique(y)
+    if len(present) == 1:
+        bias[present] = 0.0
+        return weight, bias
+    model = models[0].set_params(C=c).fit(rows, y)
+    if len(present) == 2:  # scikit-learn has one row for two classes
+        weight[present[1]], bias[present] = model.coef_[0], (0.0, model.intercept_[0])
+    else:
+        weight[present], bias[present] = model.coef_, model.intercept_
+    return weight, bias
+
+
+def _class_means(rows: Any, y: np.ndarray, classes: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return the classifier by the nearest class mean m: W = m, b = -|m|^2 / 2, scaled by 1 / d.
+
+    Of several labels m is the mean of the rows with the label less that of the rows without.
+    """
+    member = np.eye(classes)[y] if y.ndim == 1 else y.astype(float)
+    count = member.sum(0)
+    mean = np.asarray((rows.T @ member).T) / np.maximum(count, 1)[:, None]
+    if y.ndim == 2:
+        others = len(y) - count
+        rest = np.asarray((rows.T @ (1 - member)).T) / np.maximum(others, 1)[:, None]
+        weight, bias = mean - rest, ((rest**2).sum(1) - (mean**2).sum(1)) / 2
+    else:
+        weight, bias = mean, -(mean**2).sum(1) / 2
+    size = rows.shape[1]
+    return weight / size, np.where(count > 0, bias / size, ABSENT)
+
+
+def linear_head(model: nn.Module) -> nn.Linear | None:
+    """Return the model's head if it is one linear layer, and all that is trained; else None."""
+    heads = heads_of(bare(model))
+    # PEFT wraps a head that it saves: the layer that is trained is inside
+    inner = [m for head in heads for m in head.modules() if isinstance(m, nn.Linear)]
+    learns = {id(p) for p in trained(model).values()}
+    inner = [layer for layer in inner if learns & {id(p) for p in layer.parameters()}]
+    if len(heads) != 1 or len(inner) != 1 or inner[0].bias is None:
+        return None
+    return inner[0] if learns == {id(p) for p in inner[0].parameters()} else None
+
+
+def converges(job: Job) -> bool:
+    """Decide whether a job is a linear probe, which is fitted to convergence instead of in steps.
+
+    It is where no learning rate was given, one linear head is all that is trained, and the loss is
+    the plain one.
+    """
+    recipe, task, running = job.recipe, job.task, job.running
+    plain_task = isinstance(task, MultiLabel) or (
+        isinstance(task, Classes) and task == Classes(classes=task.classes)
+    )
+    plain_recipe = recipe == Recipe(select=recipe.select, patience=recipe.patience)
+    alone = running.seat is None and running.parallel is None and job.settle is None
+    return (
+        job.training.lr is None
+        and job.objective is plain
+        and plain_task
+        and plain_recipe
+        and alone
+        and linear_head(job.model) is not None
+    )
+
+
+def solve_head(loop: Loop) -> Mapping[str, Any]:
+    """Fit the head of a run's model to convergence, see `converged_probe`; return what was chosen.
+
+    loop: the run; its seed deals the training samples into the folds that choose the penalty.
+    """
+    head = linear_head(loop.model)
+    assert head is not None
+    options = {"batch_size": max(32, loop.training.batch_size), "workers": loop.how.workers}
+    x, y = features(loop.model, loop.train_set, task=loop.task, **options)
+    labels, classes = y.numpy(), head.out_features
+    fold = deal(labels, FOLDS, loop.training.seed)
+    probe = converged_probe(x.numpy(), labels, classes, fold=fold)
+    with torch.no_grad():
+        head.weight.copy_(probe.weight)
+        head.bias.copy_(probe.bias)
+    scores = loop.task.scores(probe(x), y).scores()
+    loop.log_values("train", 0, scores)
+    return {"strength": probe.strength, "folds": FOLDS, "train": scores}

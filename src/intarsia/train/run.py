@@ -247,6 +247,7 @@ def _results(loop: Loop, scores: Mapping[str, Scores], disjoint: bool | None) ->
             "disjoint_from_train": disjoint,
             "stopped_after": loop.epochs if loop.at.step < loop.steps else None,
         },
+        **({"solution": records.plain_values(loop.solution)} if loop.solution else {}),
         "steps": loop.at.step,
         "seconds": round(loop.at.seconds, 3),
         "cpu_seconds": round(loop.at.cpu_seconds, 3),

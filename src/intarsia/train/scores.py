@@ -110,6 +110,18 @@ def calibration_error(logits: Tensor, labels: Tensor, bins: int = 15) -> float:
     return float(gap.new_zeros(bins).index_add(0, place, gap).abs().sum() / max(1, len(gap)))
 
 
+def tempered_loss(logits: Tensor, labels: Tensor) -> float:
+    """Compute the mean loss of logits / T at their best temperature T, see `best_temperature`.
+
+    logits: (n, classes).  labels: (n,); or (n, classes) of 0 and 1, where several apply: then it is
+    the mean binary cross-entropy as it stands.
+    """
+    wide = logits.double()
+    if labels.ndim == 2:
+        return float(F.binary_cross_entropy_with_logits(wide, labels.double()))
+    return float(F.cross_entropy(wide / (best_temperature(logits, labels) or 1.0), labels))
+
+
 def best_temperature(
     logits: Tensor, labels: Tensor, prior: float = 0.5, certainty: float = 0.25
 ) -> float | None:

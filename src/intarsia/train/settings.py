@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 OBJECTIVES = ("plain", "two_pass", "one_backward", "local_variance", "pace")
 """Names of the functions of `train.objectives` that are objectives."""
+RATE = 1e-3  # of AdamW, where neither the caller nor the method names one
 OptimizerFactory = Callable[["nn.Module", float, float], "Optimizer"]
 LrFactor = Callable[[int, int], float]
 Schedule = Callable[["nn.Module", int, int], None]
@@ -49,13 +50,20 @@ class Training:
     precision: "bf16" or "fp16" hold frozen weights once in that type (and leave them so) and the
     trained ones in fp32 under autocast; fp16 scales the loss and needs an accelerator.
     warmup: the rate rises linearly from lr / warm-up steps.
+    lr: None = 1e-3; of a head alone none: it is fitted to convergence, see `train.probe`.
 
     Raises: ConfigError or UnknownName for a setting that cannot be.
     """
 
     epochs: int = setting(20, "Passes over the training images.", least=1)
     batch_size: int = setting(32, "Images per step.", least=1)
-    lr: float = setting(1e-3, "AdamW learning rate.", least=0, fix="Try 1e-3.")
+    lr: float | None = setting(
+        None,
+        "AdamW learning rate; the method's own if not given: 3e-3 for adapters, 1e-4 for full; a "
+        "linear probe then has none and is fitted to convergence.",
+        least=0,
+        fix="Try 1e-3.",
+    )
     weight_decay: float = setting(1e-4, "AdamW weight decay.", least=0)
     warmup: float = setting(0.1, "Share of the steps in which the rate rises.", least=0, below=1)
     precision: str = setting(
@@ -77,6 +85,11 @@ class Training:
             got = f"{self.accumulate} parts of {self.batch_size} samples"
             fix = "Choose a divisor of batch_size."
             raise ConfigError("accumulate", got=got, want="equal parts", fix=fix)
+
+    @property
+    def rate(self) -> float:
+        """The learning rate of AdamW, RATE where none was given."""
+        return RATE if self.lr is None else self.lr
 
 
 @dataclass(frozen=True)
