@@ -242,8 +242,11 @@ class Clock:
 def splits_of(labels: np.ndarray, test: int) -> Splits:
     """Return splits without pictures."""
     names = ("dark", "light")
-    train = ImageSet("x/train", [], labels, names)
-    return Splits(train, None, ImageSet("x/test", [], labels[:test], names), names, {})
+    parts: list[Any] = [
+        ImageSet(f"x/{part}", [b""] * len(rows), rows, names)
+        for part, rows in (("train", labels), ("test", labels[:test]))
+    ]
+    return Splits(parts[0], None, parts[1], names, {})
 
 
 def searched(
@@ -332,6 +335,7 @@ def test_candidates_in_processes_of_their_own_are_judged_alike(
     alone = auto(data, out=tmp_path / "one", **options)
     two = auto(data, out=tmp_path / "two", jobs=2, threads=1, **options)
     assert {row.name for row in two.rows} == {"linear", "adaptformer"}
+    assert not [row.error for row in (*alone.rows, *two.rows) if row.error]
     scored = [{row.name: (row.parts, dict(row.val)) for row in run.rows} for run in (alone, two)]
     assert scored[0].keys() == scored[1].keys() and two.choice.pictures == alone.choice.pictures
     for name, (parts, val) in scored[0].items():
