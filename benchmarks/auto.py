@@ -41,7 +41,7 @@ from intarsia_lab.materials import suites
 
 ROOT = Path(__file__).parents[1]
 ROWS, PAGE = ROOT / "benchmarks" / "auto.jsonl", ROOT / "docs" / "benchmarks" / "auto.md"
-MINUTES, SEED, IMAGES = 2.0, 20, 100
+MINUTES, SEED, IMAGES, TEST = 2.0, 20, 100, 400
 
 
 def rows() -> dict[str, dict[str, Any]]:
@@ -203,7 +203,7 @@ SUITES = {
 }
 ABOUT = """# How well `intarsia auto` chooses
 
-`intarsia auto` with 100 training pictures of each task and its defaults: both packaged backbones at
+`intarsia auto` with 100 training and 400 test pictures of each task and its defaults: both packaged backbones at
 three sizes each. It gets two minutes of one core (its clock is the time on a core). Next to it, on
 the same test part, stands the best converged probe: logistic regression on the frozen features of
 whichever backbone and size is best on held-out training pictures, its penalty by five folds. The
@@ -231,7 +231,7 @@ def main() -> None:
         return
     known = [task.name for task in suites.suite(args.suite).tasks]
     tasks = args.tasks.split(",") if args.tasks else known
-    carry([f"{args.suite}/{task}" for task in tasks], args.out, images=IMAGES)
+    carry([f"{args.suite}/{task}" for task in tasks], args.out, images=IMAGES, test=TEST)
 
 
 if __name__ == "__main__":

@@ -119,7 +119,7 @@ class Protocol:
             # a search trains on the training part and reads the validation part: the test part is
             # not touched
             base = self.final(arm, begun, name).changed(data=name, val=None)
-            if converges(base):  # a probe that is fitted to convergence has nothing to search
+            if converges(base) and self.grid:  # a probe to convergence has nothing to search
                 return []
             for values in product(*self.grid.values()):
                 overrides = dict(zip(self.grid, values, strict=True))
