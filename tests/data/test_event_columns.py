@@ -85,7 +85,7 @@ def test_all_missing_columns_are_named_at_once(tmp_path: Path) -> None:
 
 
 def test_bad_input(tmp_path: Path) -> None:
-    with refused(UnknownName, what="unknown column of events"):
+    with refused(UnknownName, what="unknown kind of column"):
         parse_columns("usr=a")
     with refused(ConfigError, what="--columns"):
         parse_columns("user")

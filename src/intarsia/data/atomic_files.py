@@ -175,9 +175,9 @@ def _parse_events(
     Times of 1e11 and more are milliseconds, microseconds or nanoseconds.
     Raises: DataError.
     """
-    found = find_columns(names, path, columns)
-    user, item = found["user"], found["item"]
-    time, rating = found.get("time"), found.get("rating")
+    by_kind = find_columns(names, path, columns)
+    user, item = by_kind["user"], by_kind["item"]
+    time, rating = by_kind.get("time"), by_kind.get("rating")
     events_read: list[tuple[str, str, float, float]] = []
     for line, row in rows:
         for name in (user, item):

@@ -19,9 +19,10 @@ from pathlib import Path
 from intarsia.core.errors import DataError, UnknownName
 from intarsia.core.files import writing
 from intarsia.data import beir
+from intarsia.data.documents import read_documents
 from intarsia.data.naves import in_new_testament, read_naves
 from intarsia.data.packages import announce
-from intarsia.data.records import lines_of, parse_object
+from intarsia.data.records import lines_of
 from intarsia.data.reverse_dictionary import read_reverse_dictionary
 
 Qrels = Mapping[str, Mapping[str, int]]  # query -> document -> grade, above 0 = it answers
@@ -109,27 +110,8 @@ def _read_named(
 
 
 def read_docs(path: str | Path) -> Iterator[tuple[str, str]]:
-    """Yield (id, text) of each document of a .jsonl file, line by line.
-
-    path: a file with `id` (or `_id`), `text`, and `title` if there is one, which is put before the
-    text. An empty text is a document that no query finds.
-    Raises: DataError, with the line, for what is none, and for an id that occurs twice.
-    """
-    path, line_of_id = Path(path), dict[str, int]()
-    for number, line in lines_of(path):
-        place = f"line {number} of {path}"
-        row = parse_object(line, place)
-        name, text = row.get("id", row.get("_id")), row.get("text")
-        if not isinstance(name, str | int) or isinstance(name, bool) or not isinstance(text, str):
-            fix = 'For example {"id": "a1", "text": "..."}.'
-            raise DataError(place, got=f"keys {sorted(row)}", want="an id and a text", fix=fix)
-        if (name := str(name)) in line_of_id:
-            got = f"the id {name!r} of line {line_of_id[name]} again"
-            raise DataError(place, got=got, want="an id of its own", fix="Give one another id.")
-        line_of_id[name] = number
-        # BEIR's title belongs to the text that is searched
-        title = row.get("title")
-        yield name, f"{title} {text}" if isinstance(title, str) and title else text
+    """Yield (id, text) of each document of a file; see `read_documents`, which has their fields."""
+    return ((document.id, document.text) for document in read_documents(path))
 
 
 def read_queries(path: str | Path) -> dict[str, str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -34,52 +34,54 @@ def plain(name: str) -> str:
     return "".join(letter for letter in str(name).casefold() if letter.isalnum())
 
 
-def parse_columns(text: str | None) -> dict[str, str]:
+def parse_columns(text: str | None, kinds: Iterable[str] = NAMES) -> dict[str, str]:
     """Parse "user=kunde,item=ware" as column names by kind.
 
-    text: of an option, None = no name is given.  Raises: ConfigError; UnknownName.
+    text: of an option, None = no name is given; kinds: those that there are.
+    Raises: ConfigError; UnknownName.
     """
     pairs = [pair.partition("=") for pair in (text or "").split(",") if pair.strip()]
-    given: dict[str, str] = {}
+    parsed: dict[str, str] = {}
     for kind, sign, name in pairs:
         if not sign or not name.strip():
-            want, fix = "kind=name, with commas", "For example: --columns user=kunde,item=ware"
+            example = ",".join(f"{kind}=NAME" for kind in list(kinds)[:2])
+            want, fix = "kind=name, with commas", f"For example: --columns {example}"
             raise ConfigError("--columns", got=repr(text), want=want, fix=fix)
-        if kind.strip() not in NAMES:
-            raise UnknownName("column of events", kind.strip(), tuple(NAMES))
-        given[kind.strip()] = name.strip()
-    return given
+        if kind.strip() not in kinds:
+            raise UnknownName("kind of column", kind.strip(), tuple(kinds))
+        parsed[kind.strip()] = name.strip()
+    return parsed
 
 
 def find_columns(
-    names: Sequence[str], where: object, given: Mapping[str, str] | None = None
+    names: Sequence[str], source: object, columns: Mapping[str, str] | None = None
 ) -> dict[str, str]:
     """Return the columns of user, item and, where there are, time and rating: kind -> name.
 
-    names: the columns of a file; where: the file, for the error; given: names by kind that are
+    names: the columns of a file; source: the file, for the error; columns: names by kind that are
       asked for, instead of those that are known.
     Raises: DataError that names all columns that are missing.
     """
-    given = given or {}
+    columns = columns or {}
     by_plain = {plain(name): name for name in reversed(names)}
-    found: dict[str, str] = {}
-    for kind, known in NAMES.items():
-        if kind in given:
-            if given[kind] in names:
-                found[kind] = given[kind]
-        elif name := next((by_plain[k] for k in known if k in by_plain), None):
-            found[kind] = name
-    missing = [kind for kind in NAMES if kind not in found and (kind in given or kind in KNOWN)]
+    named: dict[str, str] = {}
+    for kind, spellings in NAMES.items():
+        if kind in columns:
+            if columns[kind] in names:
+                named[kind] = columns[kind]
+        elif name := next((by_plain[s] for s in spellings if s in by_plain), None):
+            named[kind] = name
+    missing = [kind for kind in NAMES if kind not in named and (kind in columns or kind in KNOWN)]
     if missing:
         wants = [
-            f"a column of the {kind} ({repr(given[kind]) if kind in given else KNOWN[kind]})"
+            f"a column of the {kind} ({repr(columns[kind]) if kind in columns else KNOWN[kind]})"
             for kind in missing
         ]
         example = ",".join(f"{kind}=NAME" for kind in missing)
         fix = f"Rename the columns, or say which they are: --columns {example}"
         want = " and ".join(wants)
-        raise DataError(f"columns of {where}", got=list(names), want=want, fix=fix)
-    return found
+        raise DataError(f"columns of {source}", got=list(names), want=want, fix=fix)
+    return named
 
 
 def seconds_scale(largest: float) -> float:
@@ -103,8 +105,8 @@ def frame_rows(frame: Any) -> list[tuple[Any, ...]]:
 
     frame: of pandas or alike, whose columns are found by their names.  Raises: DataError.
     """
-    found = find_columns([str(name) for name in frame.columns], "the DataFrame")
-    columns = [frame[found[kind]].tolist() if kind in found else None for kind in NAMES]
+    named = find_columns([str(name) for name in frame.columns], "the DataFrame")
+    columns = [frame[named[kind]].tolist() if kind in named else None for kind in NAMES]
     count = len(columns[0] or ())
     times = list(map(_seconds, columns[2] or range(count)))
     scale = seconds_scale(max(times, default=0.0))
