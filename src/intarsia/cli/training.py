@@ -168,6 +168,9 @@ def _fit_other_task(arguments: dict[str, Any], as_json: bool, words: set[str]) -
     if task is not None or (arguments["resume"] and is_run(arguments["out"])):
         fit_recommender(request, words)
         return True
+    if arguments.pop("columns") is not None:
+        fix = "For example: intarsia fit shop.csv --task ranking --columns user=kunde,item=ware"
+        raise ConfigError("--columns", got="no task", want="ranking or sessions", fix=fix)
     return False
 
 
