@@ -21,6 +21,7 @@ from torch.utils.data import TensorDataset, default_collate
 from intarsia import fit_in_phases
 from intarsia.core.errors import ConfigError, DataError
 from intarsia.methods import Dass
+from intarsia.models import dass
 from intarsia.models.dass import (
     OPERATIONS,
     CellSizes,
@@ -109,6 +110,23 @@ def test_taking_scores_leaves_the_used_weights() -> None:
     assert torch.equal(net(x), want) and not any(map(parametrize.is_parametrized, net.modules()))
     for name, weight in masked_weights(net).items():
         assert torch.equal(weight != 0, masks.mask(name, 0))
+
+
+def test_a_step_on_the_operations_is_adam_s(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Betas .5 and .999, decay 1e-3, from gradients so small that the decay shows."""
+    net, draw = supernet(lr=0.01), torch.Generator().manual_seed(5)
+    net.alpha.normal_(generator=draw)
+    twin = nn.Parameter(net.alpha.clone())
+    adam = torch.optim.Adam([twin], lr=0.01, betas=(0.5, 0.999), weight_decay=1e-3)
+    gradients = list(1e-3 * torch.randn(5, *twin.shape, generator=draw))
+    given = iter(gradients)
+    monkeypatch.setattr(dass, "architecture_gradient", lambda *_: (next(given),))
+    net.searching = True
+    for step, gradient in enumerate(gradients):
+        net.before_step(step, len(gradients))
+        twin.grad = gradient.clone()
+        adam.step()
+        assert_close(net.alpha, twin.detach(), rtol=1e-4, atol=1e-5)
 
 
 class Toy(nn.Module):
