@@ -214,6 +214,67 @@ def test_what_is_ready_is_put_in_place_by_whoever_opens_it(
     assert not repaired(tmp_path / "never").exists()
 
 
+@pytest.mark.parametrize(
+    "record", ["", "[]", '{"folder": 1, "target": "out", "names": {"out": ""}}']
+)
+def test_a_planted_scratch_folder_takes_no_place(tmp_path: Path, record: str) -> None:
+    (tmp_path / "victim.txt").write_text("mine")
+    (tmp_path / "out").write_text("mine")
+    planted = tmp_path / ".out.writing-aaaaaaaa"
+    planted.mkdir(0o700)
+    for name, text in {".ready": record, "victim.txt": "theirs", "out": "theirs"}.items():
+        (planted / name).write_text(text)
+    with writing(tmp_path / "out") as scratch:
+        assert (tmp_path / "out").read_text() == "mine"
+        scratch.write_text("new")
+    assert (tmp_path / "victim.txt").read_text() == "mine"
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {
+        "victim.txt": "mine",
+        "out": "new",
+    }
+
+
+def test_a_ready_folder_is_its_user_s_own_and_as_it_was_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Only what nobody changed is put in place of what a killed writer meant to replace."""
+
+    def left(change: str) -> tuple[Path, Path]:
+        folder = tmp_path / change / ".out.writing-12345678"
+        folder.mkdir(0o700, parents=True)
+        (folder / "out").write_text("new")
+        files._declare(folder, folder.parent / "out", ["out"])
+        if change == "mode":
+            folder.chmod(0o755)
+        elif change == "bytes":
+            (folder / "out").write_text("theirs")
+        elif change == "more":
+            (folder / "victim").write_text("theirs")
+        elif change == "copy":
+            shutil.copytree(folder, tmp_path / "copied")
+            (tmp_path / "copied").chmod(0o700)
+            shutil.rmtree(folder)
+            (tmp_path / "copied").rename(folder)
+        return folder, folder.parent / "out"
+
+    for change in ("none", "mode", "bytes", "more", "copy"):
+        _, target = left(change)
+        assert repaired(target).exists() == (change in ("none", "more")), change
+        assert not (target.parent / "victim").exists()
+    _, target = left("uid")
+    monkeypatch.setattr(os, "getuid", lambda: -1)
+    assert not repaired(target).exists()
+
+
+def test_what_an_older_version_left_is_not_removed_with_the_only_copy(tmp_path: Path) -> None:
+    left = tmp_path / ".out.writing-12345678"
+    (left / ".before").mkdir(parents=True)
+    (left / ".before" / "weights").write_text("hours")
+    (left / ".ready").touch()
+    with reserved(tmp_path / "out"):
+        assert (left / ".before" / "weights").read_text() == "hours"
+
+
 def test_only_what_is_told_to_be_scratch_is_removed(tmp_path: Path) -> None:
     with writing(tmp_path / "a") as living:
         living.write_text("a")
