@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -146,7 +147,12 @@ def converged_probe(
     if strengths is None:
         strengths = SPARSE_STRENGTHS if issparse(x) else STRENGTHS
     # threads that wait for each other after products this small cost more than they save
-    with threadpool_limits(1 if issparse(x) or x.size < MANY else None):
+    with (
+        threadpool_limits(1 if issparse(x) or x.size < MANY else None),
+        warnings.catch_warnings(),
+    ):
+        # scikit-learn takes many classes of few rows for numbers
+        warnings.filterwarnings("ignore", "The number of unique classes", UserWarning)
         return _fit_folds(x, y, classes, fold, held, strengths)
 
 
