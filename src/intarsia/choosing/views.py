@@ -55,9 +55,7 @@ class View:
     @property
     def probe(self) -> Experiment:
         """The converged probe on this view."""
-        return self.start.changed(
-            method=PROBE, lr=None, last_blocks=None, frozen_once=False, epochs=1
-        )
+        return self.start.changed(method=PROBE, lr=None, last_blocks=None, frozen_once=False)
 
 
 def views(start: Experiment, models: Sequence[str], methods: Sequence[str]) -> list[View]:

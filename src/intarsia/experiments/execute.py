@@ -174,7 +174,9 @@ def _on_pictures(
     with ExitStack() as stack:
         enter = stack.enter_context
         sets, spent = enter(computed(model, sets, experiment, running, shared, identity))
-        if not (probe or untrimmed or running.recompute or running.compile):  # they need the whole forward
+        if not (
+            probe or untrimmed or running.recompute or running.compile
+        ):  # they need the whole forward
             trim_inputs = method, recipe["objective"], experiment
             sets, trimming = enter(once.trimmed(model, sets, *trim_inputs, shared, identity))
             spent = spent.plus(trimming)
@@ -207,8 +209,10 @@ def finished(run: Run, *, data: Splits, spent: Spent, temperature: float | None 
 
 def _beginning(experiment: Experiment, pictures: int, size: Sequence[int]) -> str:
     """Return the message with which a training begins.  size: height and width, px."""
-    epochs = plural(experiment.training.epochs, "epoch")
     pixels = " x ".join(map(str, size))
+    if converges(experiment):
+        return f"Fitting {experiment.label} to {pictures:,} pictures of {pixels} px."
+    epochs = plural(experiment.training.epochs, "epoch")
     return f"Training {experiment.label} on {pictures:,} pictures of {pixels} px, {epochs}."
 
 
