@@ -9,6 +9,9 @@ from .errors import CheckpointError
 
 MARKS = {
     "seeing.json": "a run of `intarsia fit` that sees or hears",
+    "labelled.json": "a run of `intarsia fit` on labelled texts or numbers",
+    "labelled-auto.json": "a search of `intarsia auto` on labelled texts or numbers",
+    "classifier.json": "a classifier of texts or numbers",
     "experiment.json": "a run of `intarsia fit`",
     "experts.json": "experts on disk, of `intarsia offload`",
     "card.json": "an estimator, of its `save`",
