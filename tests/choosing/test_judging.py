@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -9,18 +12,20 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from intarsia.choosing import judging
+from intarsia.choosing import blending, judging
 from intarsia.choosing.certainty import Certainty
 from intarsia.choosing.folded import Row
 from intarsia.choosing.judging import HeldOutAnswers
 from intarsia.experiments.experiment import Experiment, Pictures
 
 
-def answers(score: list[int], loss: list[float], seed: int = 0) -> HeldOutAnswers:
-    """Return answers to the pictures 0, 1, ..."""
+def answers(score: list[int], loss: list[float]) -> HeldOutAnswers:
+    """Return answers to the pictures 0, 1, ... of class 0, with these scores and losses."""
     n = len(score)
-    place = np.arange(n), np.full(n, seed)
-    return HeldOutAnswers(*place, np.array(score, float), np.array(loss, float), {"accuracy": 0.0})
+    shares = torch.full((n, 2), 0.5)
+    arrays = np.arange(n), np.array(score, float), np.array(loss, float)
+    totals = {"accuracy": float(np.mean(score))}
+    return HeldOutAnswers(*arrays, shares, torch.zeros(n, dtype=torch.int64), totals)
 
 
 def test_a_score_decides_beyond_one_standard_error_and_the_loss_within_it() -> None:
@@ -60,9 +65,8 @@ def test_the_order_holds_every_candidate_and_does_not_depend_on_theirs(seed: int
     assert [n - 1 - i for i in turned] == ranked
 
 
-def test_seeds_of_a_picture_are_averaged_and_only_shared_ones_count() -> None:
-    first = HeldOutAnswers(np.array([0, 1, 0]), np.array([0, 0, 1]), np.ones(3), np.ones(3), {})
-    second = HeldOutAnswers(np.array([1, 0, 0]), np.array([0, 0, 2]), np.zeros(3), np.zeros(3), {})
+def test_only_pictures_that_both_answered_are_compared() -> None:
+    first, second = answers([1, 1, 1], [1.0] * 3), answers([0, 0], [1.0] * 2)
     ours, theirs = first.shared_rows(second)
     assert first.picture[ours].tolist() == second.picture[theirs].tolist() == [0, 1]
     assert judging.gap(first, second, "score") == (1.0, 0.0)
@@ -72,35 +76,105 @@ def test_answers_have_one_temperature_over_all_parts() -> None:
     draw = torch.Generator().manual_seed(0)
     labels = torch.arange(40) % 2
     logits = torch.randn(40, 2, generator=draw) + torch.eye(2)[labels]
-    parts = [(0, np.arange(20), logits[:20], labels[:20])]
-    parts.append((0, np.arange(20, 40), logits[20:], labels[20:]))
+    parts = [(np.arange(20), logits[:20], labels[:20])]
+    parts.append((np.arange(20, 40), logits[20:], labels[20:]))
     once = HeldOutAnswers.of(parts)
-    sharp = HeldOutAnswers.of([(s, p, 50 * x, y) for s, p, x, y in parts])
+    sharp = HeldOutAnswers.of([(p, 50 * x, y) for p, x, y in parts])
     plain = F.cross_entropy(50 * logits, labels)
     assert sharp.loss.mean() < 0.5 * float(plain)  # being too sure costs little
     assert sharp.score.tolist() == once.score.tolist()
     assert once.pictures == 40 and once.totals["accuracy"] == once.score.mean()
+    wanted = F.cross_entropy(logits.double() / once.temperature, labels, reduction="none")
+    torch.testing.assert_close(torch.from_numpy(once.loss), wanted)
 
 
 def test_pictures_of_several_labels_are_judged_by_the_order_of_their_logits() -> None:
     labels = torch.tensor([[1, 0, 1], [0, 1, 0]])
     logits = torch.tensor([[2.0, -1.0, 1.0], [1.0, 0.0, -1.0]])
-    held_out = HeldOutAnswers.of([(0, np.arange(2), logits, labels)])
+    held_out = HeldOutAnswers.of([(np.arange(2), logits, labels)])
     assert held_out.score.tolist() == [1.0, 0.5]
     assert "mean_average_precision" in held_out.totals
+    wanted = F.binary_cross_entropy_with_logits(
+        logits.double(), labels.double(), reduction="none"
+    ).mean(1)
+    torch.testing.assert_close(torch.from_numpy(held_out.loss), wanted)
 
 
-def row(name: str, held_out: HeldOutAnswers, lr: float = 1e-3) -> Row:
-    return Row(name, Experiment(Pictures("x")).changed(lr=lr), held_out, 5)
+def of_shares(shares: torch.Tensor, labels: torch.Tensor) -> HeldOutAnswers:
+    return HeldOutAnswers.of_shares(np.arange(len(labels)), shares, labels)
 
 
-def test_a_choice_is_sure_where_the_interval_of_the_best_other_method_says_so() -> None:
-    best = row("lora", answers([1] * 90 + [0] * 10, [1.0] * 100))
-    same_method = row("lora", answers([1] * 89 + [0] * 11, [1.0] * 100), lr=3e-3)
-    other_method = row("dora", answers([1] * 60 + [0] * 40, [1.0] * 100))
-    sure = Certainty.of([best, same_method, other_method])
-    assert sure.sure and [d.method for d in sure.differences] == ["dora"]
-    assert sure.record()["differences"][0]["mean"] == pytest.approx(0.3)
-    near = Certainty.of([best, row("dora", answers([1] * 88 + [0] * 12, [1.0] * 100))])
-    assert not near.sure and "do not decide" in near.statement
-    assert not Certainty.of([best, same_method]).differences
+def experts() -> list[HeldOutAnswers]:
+    """Return two candidates that are each right on a half, and a third that is worse than both."""
+    labels = torch.arange(120) % 2
+    right = torch.where(labels[:, None] == torch.arange(2), 0.95, 0.05).double()
+    unsure = torch.full((120, 2), 0.5).double()
+    first = torch.arange(120)[:, None] < 60
+    candidates = [torch.where(first, right, unsure), torch.where(first, unsure, right)]
+    return [of_shares(shares, labels) for shares in [*candidates, 1 - 0.9 * right]]
+
+
+def test_a_blend_has_the_members_that_lower_the_loss() -> None:
+    candidates = experts()
+    blend = blending.greedy(candidates)
+    assert set(blend.members) == {0, 1} and sum(blend.weights) == pytest.approx(1.0)
+    answers = blend.answers(candidates)
+    naive = sum(w * candidates[k].shares for k, w in zip(blend.members, blend.weights, strict=True))
+    torch.testing.assert_close(answers.shares, naive)
+    assert answers.loss.mean() < min(c.loss.mean() for c in candidates)
+    chosen, honest = blending.chosen(candidates, seed=0)
+    assert set(chosen.members) == {0, 1} and len(honest.score) == 120
+    alone, _ = blending.chosen(candidates, seed=0, one=True)
+    assert len(alone.members) == 1
+
+
+def test_the_level_of_a_choice_among_many_is_not_the_best_of_them() -> None:
+    """Candidates that guess have half of the answers right; the best of forty seems to have more."""
+    draw = torch.Generator().manual_seed(0)
+    labels = torch.arange(100) % 2
+    shares = torch.rand(40, 100, generator=draw).double()
+    candidates = [of_shares(torch.stack([s, 1 - s], 1), labels) for s in shares]
+    best = max(c.score.mean() for c in candidates)
+    _, honest = blending.chosen(candidates, seed=0, one=True)
+    assert honest.score.mean() < best - 0.05
+
+
+def row(name: str, held_out: HeldOutAnswers, **changes: Any) -> Row:
+    experiment = Experiment(Pictures("x")).changed(size=56, **changes)
+    return Row(name, experiment, held_out, 5)
+
+
+def certainty_of(*rows: Row) -> Certainty:
+    """Return the certainty of a choice of the first of some rows, the best first."""
+    search: Any = SimpleNamespace(
+        ranked=lambda: list(rows), rows=dict(enumerate(rows)), full=5, report=print
+    )
+    chosen = rows[0].answers
+    assert chosen is not None
+    return Certainty.of(search, blending.Blend((0,), (1.0,)), chosen)
+
+
+PROBE = {"method": "linear", "lr": None}
+
+
+def test_adapting_pays_where_the_interval_to_the_best_probe_says_so() -> None:
+    best = row("lora", answers([1] * 90 + [0] * 10, [1.0] * 100), epochs=8)
+    probe = row("linear", answers([1] * 60 + [0] * 40, [1.0] * 100), **PROBE)
+    sure = certainty_of(best, probe)
+    assert sure.sure and sure.adapts and "adapting pays" in sure.statement
+    assert sure.record()["probe"]["mean"] == pytest.approx(0.3) and sure.twin is None
+    near = certainty_of(best, row("linear", answers([1] * 88 + [0] * 12, [1.0] * 100), **PROBE))
+    assert not near.sure and "do not decide whether adapting pays" in near.statement
+    won = certainty_of(probe, best)
+    assert won.probe is None and "adapting does not pay" in won.statement
+    alone = certainty_of(probe)
+    assert "no adapter was trained" in alone.statement
+
+
+def test_another_method_is_compared_with_the_same_settings_alone() -> None:
+    best = row("lora", answers([1] * 90 + [0] * 10, [1.0] * 100), epochs=8)
+    shorter = row("glora", answers([1] * 80 + [0] * 20, [1.0] * 100), epochs=4)
+    equal = row("dora", answers([1] * 89 + [0] * 11, [1.0] * 100), epochs=8)
+    assert certainty_of(best, shorter).twin is None
+    twin = certainty_of(best, shorter, equal).twin
+    assert twin is not None and twin[1].method == "dora" and "do not decide" in twin[1].verdict

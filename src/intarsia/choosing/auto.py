@@ -7,7 +7,7 @@ found.open().predict("new_photos/")
 
 from __future__ import annotations
 
-import dataclasses
+import shlex
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -15,63 +15,66 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from timm.models.efficientnet import EfficientNet
-from torch import nn
-
 from ..core.checks import above, at_least
 from ..core.errors import CheckpointError, ConfigError, UnknownName
 from ..core.files import JOINED, read_json, write_json
 from ..core.folders import data_name
 from ..core.locks import alone
-from ..data import backbone, input_config, outline
+from ..data import outline
+from ..data.backbones import STRONG, is_cached, names
 from ..data.corpora import is_text
 from ..data.packages import announce
 from ..data.sets import located
+from ..experiments.blending import write_blend
 from ..experiments.execute import pictures_of
 from ..experiments.experiment import Adapted, Experiment, Pictures
 from ..experiments.one_run import run as one_run
 from ..experiments.opening import open_run
 from ..experiments.pool import Trial, TrialEnd, refuse_failed, run_trials
-from ..hosts.anatomy.prefix import SPLITTABLE
-from ..reports import numbers
 from ..reports.markdown import markdown
 from ..reports.runs import write_report
-from ..reports.runs.reading import measure, read_run
-from ..reports.table import Column, Entry, Table
+from ..reports.runs.reading import read_run
+from ..reports.table import Table
 from ..train.folder import RUN, STATE
 from ..train.processes import device_named
-from .arms import BenchArm, among_batch_norms, arm
+from .arms import arm
 from .certainty import Certainty
 from .folded import Folded, Row
-from .judging import interval
+from .judging import HeldOutAnswers
 from .search import Search
+from .table import choice_table
+from .views import views
 
-METHODS = {"linear": 1e-2, "lora": 3e-3, "glora": 3e-3, "dora": 3e-3, "adaptformer-64": 3e-3}
-"""The leaders of docs/benchmarks/even.md and a linear probe, at the rates that were best there."""
-AMONG_BATCH_NORMS = ("linear", "full", "last-1", "loha", "pfeiffer")
-"""The same for networks with batch norms, of docs/benchmarks/mini.md; each at its own rate."""
 FEWEST = 10  # training pictures, below which folds decide nothing
-SIZES = (56, 112, 224)  # px, rounded to what a model can take, at most its own
-LAST_BLOCKS = 3  # so that what is frozen below is computed once
 SEARCHED = ("method", "settings", "epochs", "lr", "objective", "last_blocks", "frozen_once", "seed")
 SEARCHED += ("val",)
-REQUEST, CHOICE, PAGE = "auto.json", "choice", "report.html"
+REQUEST, CHOICE, MEMBERS, PAGE = "auto.json", "choice", "members", "report.html"
 LOADING = "loading"  # the key of the time before the search
-SHOWN = 8  # runners-up in the table, and on the page
 
 Report = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Member:
+    """One model of a choice: its candidate, its weight and the temperature of its logits."""
+
+    row: Row
+    weight: float
+    temperature: float
 
 
 @dataclass(frozen=True, repr=False)
 class AutoRun:
     """Result of `auto`: the choice, all candidates, and the run that was scored on the test part.
 
-    choice: can be repeated, see `Experiment.command`.  rows: all candidates, the best first.
-    certainty: how sure the choice is.  folder: of the run that counts.  test: its scores, the only
-    look at the test part.  report: the page.  seconds: of all.
+    members: models of the choice, the heaviest first; one alone is no blend.  answers: of the
+    choice, to held-out pictures.  rows: all candidates, the best first.  certainty: how sure the
+    choice is.  folder: of the run that counts.  test: its scores, the only look at the test part.
+    report: the page.  seconds: of all.
     """
 
-    choice: Experiment
+    members: tuple[Member, ...]
+    answers: HeldOutAnswers
     rows: tuple[Row, ...]
     certainty: Certainty
     folder: Path
@@ -79,13 +82,35 @@ class AutoRun:
     report: Path
     seconds: float
 
+    @property
+    def choice(self) -> Experiment:
+        """The experiment of the choice, or of the heaviest member of a blend."""
+        return self.members[0].row.experiment
+
+    @property
+    def commands(self) -> tuple[str, ...]:
+        """The commands that repeat the choice: a `fit` for each model, and `blend` for several."""
+        fits = [member.row.experiment for member in self.members]
+        if len(fits) == 1:
+            return (fits[0].command(),)
+        folders = [f"{self.folder}-{number}" for number in range(len(fits))]
+        trained = [
+            f"{fit.command()} --out {shlex.quote(folder)}"
+            for fit, folder in zip(fits, folders, strict=True)
+        ]
+        weights = ",".join(f"{member.weight:.6g}" for member in self.members)
+        temperatures = ",".join(f"{member.temperature:.6g}" for member in self.members)
+        out = shlex.quote(f"{self.folder}-again")
+        blend = f"intarsia blend {shlex.join(folders)} --weights {weights}"
+        return (*trained, f"{blend} --temperatures {temperatures} --out {out}")
+
     def open(self) -> Any:
         """Open the run, see `intarsia.open_run`."""
         return open_run(self.folder)
 
     def table(self) -> Table:
         """Return the choice and its runners-up as a table."""
-        return _choice_table(self)
+        return choice_table(self)
 
     def __str__(self) -> str:
         return f"{self.certainty.statement}\n\n{markdown(self.table()).strip()}"
@@ -100,6 +125,7 @@ def auto(
     out: str | Path | None = None,
     resume: bool = False,
     methods: Sequence[str] | None = None,
+    one: bool = False,
     seed: int = 0,
     jobs: int = 1,
     threads: int | None = None,
@@ -108,26 +134,29 @@ def auto(
     report: Report = announce,
     **options: Any,
 ) -> AutoRun:
-    """Choose a method, a size of pictures, epochs and a rate on held-out pictures, and train it.
+    """Choose a backbone, a size of pictures and a method on held-out pictures, and train it.
 
-    A short training at each size (the pilot) measures the seconds for an image. A candidate, a
-    method with its settings, is trained without one of five folds of the training pictures, and
-    scored on that fold; with few pictures all five folds take their turn, with many one is enough.
-    All methods are tried first, then other rates, epochs, depths and sizes of the best, in the end
-    the finalists at other seeds. Then the choice is trained on all training pictures and tested
-    once. Returns this choice, all candidates, how sure the choice is, and the folder and test
-    scores of its run, by name.
+    A candidate is trained without one of five folds of the training pictures, and scored on that
+    fold; with few pictures all five folds take their turn, with many one is enough. First come
+    converged probes: a logistic regression on the features of each backbone at each size. Then
+    adapters are trained on the two best backbones, by successive halving over methods, epochs,
+    rates and depths. The choice is the best candidate or, if its held-out loss is lower, a blend of
+    up to three; it is trained on all training pictures and tested once. Returns this choice, all
+    candidates, how sure the choice is, and the folder and test scores of its run, by name.
     data: pictures, as `load_data` takes them; a validation part is joined to the training part,
       unless the option images or shots is given.  minutes: of everything, from now on; they are
       used as long as something is left to try.  out: the folder, `runs/auto-DATA` if None.
     resume: go on with the search in that folder, with its settings.
-    methods: arms of `intarsia bench` or methods of `intarsia fit`; None = METHODS, or
-      AMONG_BATCH_NORMS for a network with batch norms.
-    seed: of the folds and of each training; the finalists also train at later seeds. device: "cpu",
-    "cuda" or another device of torch; None = the best one there is. report: gets lines of progress.
+    methods: arms of `intarsia bench` or methods of `intarsia fit`; None = the leaders of the
+      benchmarks (`views.METHODS`, `views.AMONG_BATCH_NORMS`); linear alone = probes only.
+    one: choose one model, no blend.
+    seed: of the folds and of each training; the best adapter also trains at later seeds. device:
+    "cpu", "cuda" or another device of torch; None = the best one there is. report: gets lines of
+    progress.
     jobs: candidates that are trained at a time.  threads: number of torch threads in each, where
       there are several.  ray: on a Ray cluster, whose machines see the folders at the same paths.
-    options: of an `Experiment` by name, as model, size (then no other is tried), images, precision.
+    options: of an `Experiment` by name, as model (several with commas), size (then no other is
+      tried), images, precision.
     Raises: ConfigError for data that are texts, fewer than ten training pictures, a folder in use,
     an option that the search chooses, or, with resume, options that differ from those of the search
     in the folder; UnknownName; TrainingError if no candidate trains.
@@ -139,6 +168,7 @@ def auto(
     at_least("jobs", jobs, 1, fix="Leave it out.")
     running = {"jobs": jobs, "threads": threads, "ray": ray, "running": {"device": device}}
     request = {"minutes": minutes, "seed": seed, "methods": list(methods or ()), **options}
+    request |= {"one": True} if one else {}
     out, request = _open_folder(data, None if out is None else Path(out), request, resume)
     with alone(out):
         return _search_and_score(request, out, running, began, report)
@@ -168,14 +198,23 @@ def _search_and_score(
     # A resumed search counts the first loading, as if it had never stopped.
     folded.spent += folded.store[LOADING]["seconds"]
     rows = search.run()
-    best, certainty = rows[0], Certainty.of(rows)
+    blend, honest = search.chosen()
+    certainty = Certainty.of(search, blend, honest)
     report(f"{certainty.statement} Training it on all pictures, to score it on the test part.")
-    results, spent = _score_choice(best, certainty, out, running["running"], report)
+    ranked = search.ranked()
+    temperatures = [row.answers.temperature for row in ranked if row.answers is not None]
+    members = tuple(
+        Member(ranked[i], weight, temperatures[i])
+        for i, weight in zip(blend.members, blend.weights, strict=True)
+    )
+    test, spent = _score_choice(members, certainty, out, running["running"], report)
     # Shared features and training states are large, and no one reads them again.
     shutil.rmtree(out / "shared", ignore_errors=True)
-    shutil.rmtree(out / CHOICE / STATE, ignore_errors=True)
+    for state in out.glob(f"{CHOICE}/**/{STATE}"):
+        shutil.rmtree(state, ignore_errors=True)
     seconds = folded.spent + spent
-    outcome = best.experiment, tuple(rows), certainty, out / CHOICE, results["test"]
+    answers = blend.answers([row.answers for row in ranked if row.answers is not None])
+    outcome = members, answers, tuple(rows), certainty, out / CHOICE, test
     run = AutoRun(*outcome, out / PAGE, seconds)
     # The page of the choice on the test part, with the other candidates below it.
     write_report([run.folder], run.report, others=run.table())
@@ -200,15 +239,9 @@ def _prepare_search(
         start = start.changed(data=pictures.data + JOINED)
         splits = pictures_of(start, report)
     at_least("training pictures", len(splits.train), FEWEST, fix="Add pictures.")
-    model = _model_outline(start)
-    folded = Folded(start, splits.train.labels, len(splits.test), out, **running)
-    # The depth is the number of the model's blocks, 0 for a model that has none.
-    arms, sizes = _starting_arms(model, request["methods"]), _sizes_to_try(start, model)
-    depth, seconds = (
-        len(dict(model.named_children()).get("blocks", nn.Identity())._modules),
-        60 * request["minutes"],
-    )
-    return Search(folded, arms, sizes, depth, seconds, report)
+    folded = Folded(start, splits, out, **running)
+    seen = views(start, models_of(request), request["methods"])
+    return Search(folded, seen, 60 * request["minutes"], report, bool(request.get("one")))
 
 
 def _open_folder(
@@ -240,13 +273,17 @@ def _open_folder(
         fix = "Go on with it (resume=True), or choose another folder."
         raise ConfigError(f"folder {out}", got="a search in it", want="a new one", fix=fix)
     option_names = Experiment(Pictures("")).flat().keys()
-    for name in request.keys() - {"minutes", "seed", "methods"}:
+    for name in request.keys() - {"minutes", "seed", "methods", "one"}:
         if name not in option_names:
             raise UnknownName("option of auto", name, option_names)
         if name in SEARCHED:
             raise ConfigError(name, got="it given", want="none: it is chosen", fix="Use fit.")
     request["data"] = located(str(data))
-    _common_settings(request)
+    # a search that goes on compares these, whatever the machine has by then
+    request["model"] = ",".join(models_of(request))
+    for name in models_of(request):
+        _common_settings(request | {"model": name})
+        outline(name, size=request.get("size"), pretrained=request.get("pretrained", True))
     for name in request["methods"]:
         arm(name)
     return out, request
@@ -287,150 +324,89 @@ def _stored_request(
     return stored
 
 
+def models_of(request: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return the names of the backbones to compare: those that were named, else `known_models`.
+
+    request: settings of the call by name.
+    """
+    named = [name.strip() for name in str(request.get("model") or "").split(",")]
+    return tuple(dict.fromkeys(filter(None, named))) or known_models()
+
+
+def known_models() -> tuple[str, ...]:
+    """Return the packaged backbones, and those of STRONG whose weights are on this machine."""
+    return (*names(), *(name for name in STRONG if is_cached(name)))
+
+
 def _common_settings(request: Mapping[str, Any]) -> Experiment:
     """Return the settings that all candidates share, as an `Experiment` (all of one training run).
 
-    request: settings of the call by name. Where the model can be split between its blocks and the
-    pictures are not augmented, only the last LAST_BLOCKS blocks are adapted: the outputs of the
-    earlier blocks are then the same in each epoch, and are computed once.
+    request: settings of the call by name.
     """
-    options = {k: v for k, v in request.items() if k not in ("minutes", "methods")}
-    start = Experiment(Pictures(""), Adapted()).changed(val=0, **options)
-    # Below the adapted blocks features are frozen: they are computed once for all epochs.
-    splits = isinstance(_model_outline(start), SPLITTABLE) and start.pictures.augment == "none"
-    return start.changed(last_blocks=LAST_BLOCKS, frozen_once=True) if splits else start
-
-
-def _model_outline(start: Experiment) -> nn.Module:
-    """Return the model of an experiment, to look at its modules: on the meta device if possible.
-
-    start: the experiment; only its model's name and `pretrained` are used.
-    """
-    adapted = start.adapted
-    model = outline(adapted.model, size=None, pretrained=adapted.pretrained)
-    return backbone(adapted.model, classes=2) if model is None else model
-
-
-def _starting_arms(model: nn.Module, names: Sequence[str]) -> list[BenchArm]:
-    """Return the methods to try first, each with the learning rate at which it begins.
-
-    names: the methods that the user named; empty = the list AMONG_BATCH_NORMS for a network with
-    batch norms, and METHODS for any other. model: also decides the rates. With batch norms in it
-    every method, named or not, begins at its rate for such networks; without them at the rate that
-    METHODS lists for it, or, if it is not listed, at the benchmark's.
-    """
-    if any(isinstance(module, nn.BatchNorm2d) for module in model.modules()):
-        return [among_batch_norms(arm(name)) for name in names or AMONG_BATCH_NORMS]
-    arms = [arm(name) for name in names or METHODS]
-    return [
-        dataclasses.replace(a, settings=dataclasses.replace(a.settings, lr=METHODS[a.name]))
-        if a.name in METHODS
-        else a
-        for a in arms
-    ]
-
-
-def _sizes_to_try(start: Experiment, model: nn.Module) -> list[int]:
-    """Return the sizes at which pictures are tried: their sides in px, the smallest first.
-
-    start: the settings that all candidates share; if they name a size, it is the only one. model: a
-    ViT limits the sizes to multiples of its patch, an EfficientNet to multiples of 32, both to at
-    most the size that they were pretrained at; any other network is tried at that size alone.
-    """
-    if start.adapted.size is not None:
-        return [start.adapted.size]
-    native = input_config(model).size[0]
-    patch = getattr(getattr(model, "patch_embed", None), "patch_size", None)
-    # Convolutional networks shrink a picture by 32 in all.
-    step = patch[0] if isinstance(patch, tuple) else 32
-    if isinstance(model, EfficientNet) or isinstance(patch, tuple):
-        return sorted({min(max(step, round(s / step) * step), native) for s in SIZES})
-    return [native]  # nobody knows what others can take
+    options = {k: v for k, v in request.items() if k not in ("minutes", "methods", "one", "model")}
+    return Experiment(Pictures(""), Adapted()).changed(
+        val=0, model=models_of(request)[0], **options
+    )
 
 
 def _score_choice(
-    best: Row, certainty: Certainty, out: Path, running: Mapping[str, Any], report: Report
-) -> tuple[dict[str, Any], float]:
+    members: Sequence[Member],
+    certainty: Certainty,
+    out: Path,
+    running: Mapping[str, Any],
+    report: Report,
+) -> tuple[dict[str, float], float]:
     """Train the choice on all training pictures; return its test scores and the seconds it took.
 
-    best: the candidate that was chosen. certainty: how sure the choice is, for the run's record.
-    out: the folder of the search; the run goes into a subfolder. running: settings of the computer
-    by name, such as "device". report: gets lines of progress. Returns the results of the run,
-    {"test": test scores by name, ...}, and its seconds, which are 0 if the folder had the run.
+    members: of the choice; several are blended. certainty: how sure the choice is, for the run's
+    record. out: the folder of the search; the run goes into a subfolder. running: settings of the
+    computer by name, such as "device". report: gets lines of progress. The seconds are 0 if the
+    folder had the run.
     """
     folder = out / CHOICE
     # A killed search may have finished its last training.
-    if (folder / RUN).is_file():
-        return dict(read_run(folder).record["results"]), 0.0
+    if not (folder / RUN).is_file():
+        record = {"label": members[0].row.name, **certainty.record()}
+        if len(members) == 1:
+            spent = _train(members[0], folder, out, running, record)
+        else:
+            places = [out / MEMBERS / str(number) for number in range(len(members))]
+            spent = sum(
+                _train(member, place, out, running, None)
+                for member, place in zip(members, places, strict=True)
+                if not (place / RUN).is_file()
+            )
+            weights = [member.weight for member in members]
+            temperatures = [member.temperature for member in members]
+            record["label"] = "blend"
+            notes = {"label": "blend", "choice": record}
+            write_blend(folder, places, weights, temperatures, record=notes, move=True)
+    else:
+        spent = 0.0
+    return dict(read_run(folder).record["results"]["test"]), spent
+
+
+def _train(
+    member: Member,
+    folder: Path,
+    out: Path,
+    running: Mapping[str, Any],
+    choice: Mapping[str, Any] | None,
+) -> float:
+    """Train a candidate on all training pictures, score it on the test part; return the seconds.
+
+    folder: of the run. out: of the search. choice: how it was chosen, for the run's record.
+    """
     ends: list[TrialEnd] = []
-    inputs = {
-        "experiment": best.experiment.flat(),
+    inputs: dict[str, Any] = {
+        "experiment": member.row.experiment.flat(),
         "folder": str(folder.absolute()),
         "shared": str((out / "shared").absolute()),
-        "choice": {"label": best.name, **certainty.record()},
+        "temperature": member.temperature,
         "running": dict(running),
     }
+    inputs |= {"choice": choice} if choice else {}
     trial = Trial("the choice", inputs)
     run_trials([trial], one_run, jobs=1, executor="here", done=ends.append)
     refuse_failed([end.error for end in ends if end.result is None], 1)
-    assert ends[0].result is not None
-    return ends[0].result["results"], ends[0].seconds
-
-
-def _scored_candidates(rows: Sequence[Row]) -> list[Row]:
-    """Return the best candidates that have scores, the choice first."""
-    return [row for row in rows if row.answers is not None and not row.error][: SHOWN + 1]
-
-
-def _choice_table(run: AutoRun) -> Table:
-    """Make the table of candidates: the choice with its test score, then its runners-up.
-
-    run: the result of `auto`, with the candidates in order, the choice first.
-    """
-    rows = _scored_candidates(run.rows)
-    metric = measure(run.test).replace("_", " ")
-    test_pictures = read_run(run.folder).record["data"]["test"]["n"]
-    columns = (
-        Column("Method", "What was trained", numeric=False),
-        Column("Size", "Side of the pictures in px"),
-        Column("Epochs", "Passes over the training pictures"),
-        Column("Rate", "Learning rate of AdamW"),
-        Column("Blocks", "Blocks that are adapted, from the last; all if empty"),
-        Column(f"Held-out {metric}", "Of pictures that the run was not trained on"),
-        Column("Loss", "Mean loss on them after one temperature; it decides near ties", spare=2),
-        Column("Behind", "Points that the choice is ahead, with the 95 % interval, paired"),
-        Column("Pictures", "Held-out pictures that it has answered", spare=3),
-        Column("Time", "Of all its runs", spare=1),
-        Column(f"Test {metric}", "Of the choice alone, trained on everything; looked at once"),
-    )
-    caption = (
-        f"The choice and its runners-up on held-out training pictures, and the choice on "
-        f"{test_pictures:,} test pictures; {numbers.seconds(run.seconds)} in all."
-    )
-    test = numbers.percent(run.test[measure(run.test)])
-    best = rows[0]
-    entries = [(*_table_line(best, None), Entry(test))]
-    entries += [(*_table_line(row, best), Entry("")) for row in rows[1:]]
-    return Table(caption, columns, tuple(entries), best=0, baseline=None)
-
-
-def _table_line(row: Row, best: Row | None) -> tuple[Entry, ...]:
-    """Make a candidate's line of the table: all columns but the last one, the test score.
-
-    row: the candidate with its answers to held-out pictures. best: the choice, whose lead over the
-    candidate is shown in points with a paired 95 % interval; None if the candidate is the choice.
-    """
-    experiment, answers = row.experiment, row.answers
-    assert answers is not None
-    behind = ""
-    if best is not None and best.answers is not None:
-        gap = interval(best.answers, answers)
-        behind = "0.0" if gap is None else numbers.signed(100 * gap.mean)
-        behind += "" if gap is None else f" {numbers.interval(gap.low, gap.high)}"
-    # an empty cell: all blocks are adapted
-    blocks = "" if experiment.adapted.last_blocks is None else str(experiment.adapted.last_blocks)
-    cells = (str(experiment.adapted.size), str(experiment.training.epochs))
-    cells += (f"{experiment.training.lr:g}", blocks)
-    cells += (numbers.percent(row.val[measure(row.val)]), f"{answers.loss.mean():.3f}", behind)
-    cells += (f"{answers.pictures:,}", numbers.seconds(row.seconds))
-    return (Entry(row.name, "" if best else "chosen"), *map(Entry, cells))
+    return ends[0].seconds

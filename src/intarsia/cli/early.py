@@ -11,7 +11,7 @@ from pathlib import Path
 from ..core.checks import above, at_least, rate_grid
 from ..core.errors import ConfigError, DataError, MissingExtra, UnknownName
 from ..core.files import JOINED
-from ..core.folders import describe_folder
+from ..core.folders import BLEND, describe_folder
 from ..core.plugins import TASKS, plugins
 from ..core.registry import find, index, listed, recommenders
 from ..data import corpora
@@ -70,9 +70,13 @@ def check_calibration(spec: str, rows: int) -> None:
     at_least("--rows", rows, texts, fix=f"Give each of the {texts} texts one, or name fewer.")
 
 
-def check_run(folder: Path) -> None:
-    """Check that a folder has a run of `intarsia fit` that was started.  Raises: ConfigError."""
-    if (folder / "experiment.json").is_file():
+def check_run(folder: Path, *, blends: bool = False) -> None:
+    """Check that a folder has a run of `intarsia fit` that was started.
+
+    blends: a blend of runs will do, too.
+    Raises: ConfigError.
+    """
+    if (folder / "experiment.json").is_file() or (blends and (folder / BLEND).is_file()):
         return
     fix = "Check the path, or start the run with `intarsia fit DATA --out FOLDER`."
     want = "the folder of a run of `intarsia fit`"

@@ -166,7 +166,7 @@ def _target(run: str, form: str, out: Path | None, named: str) -> Path:
     Raises: ConfigError for what is no run, and for something else at the path.
     """
     if form != "gguf":
-        check_run(Path(run))
+        check_run(Path(run), blends=True)
     # A run's export goes into its folder; a named model's beside the working folder's files.
     inside = Path(named) / "export" if Path(named).is_dir() else Path(Path(named).name)
     place = out or inside.with_name(inside.name + SUFFIXES[form])

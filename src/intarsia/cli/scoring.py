@@ -30,7 +30,7 @@ from .shell import note, say, show_json, show_table, warn
 from .targets import page_target
 
 if TYPE_CHECKING:
-    from ..experiments.runs import PictureRun, Prediction
+    from ..experiments.runs import Prediction, RunOnPictures
     from ..experiments.writing import TextRun
 
 SHOWN = 3  # classes of a picture in the table
@@ -67,7 +67,7 @@ def evaluate(
     if is_seeing(run):
         evaluate_seeing(run, data, part, device, as_json)
         return
-    check_run(run)
+    check_run(run, blends=True)
     allow_pixels(ctx, max_pixels)
     from ..experiments.opening import open_run
     from ..experiments.writing import TextRun
@@ -106,10 +106,10 @@ def _scored(opened: Any, data: str | None, part: str | None, skip: bool) -> dict
     """
     if not skip:
         return opened.evaluate(data, part, note)
-    from ..experiments.runs import PictureRun
+    from ..experiments.runs import RunOnPictures
 
     # Texts have no part that could be unreadable: the option would do nothing.
-    if not isinstance(opened, PictureRun):
+    if not isinstance(opened, RunOnPictures):
         got, want = "it for a run on texts", "a run on pictures"
         raise ConfigError("--skip-unreadable", got=got, want=want, fix="Leave it out.")
     return opened.evaluate(data, part, note, on_error="skip")
@@ -188,7 +188,7 @@ def predict(
         return
     if as_json and as_csv:
         raise ConfigError("--json and --csv", got="both", want="one of them", fix="Choose one.")
-    check_run(run)
+    check_run(run, blends=True)
     allow_pixels(ctx, max_pixels)
     from ..experiments.opening import open_run
     from ..experiments.writing import TextRun
@@ -211,7 +211,7 @@ def _check_no_tokens(tokens: int | None) -> None:
 
 
 def _predict_pictures(
-    opened: PictureRun, files: Sequence[Path], page: Path | None, *, as_json: bool, as_csv: bool
+    opened: RunOnPictures, files: Sequence[Path], page: Path | None, *, as_json: bool, as_csv: bool
 ) -> None:
     """Print the predicted classes of each picture.
 
@@ -227,9 +227,11 @@ def _predict_pictures(
     if page is not None and good:
         from ..experiments.union_page import answers_page
 
-        texts, keywords = [_shown(p) for p in good], {"inputs": opened.inputs}
+        # a blend's members have sizes of their own: the page has the first one's
+        first = opened.members[0]
+        texts, keywords = [_shown(p) for p in good], {"inputs": first.inputs}
         pictures = [p.file for p in good if p.file]
-        note(str(answers_page(opened.model, pictures, page, answers=texts, **keywords)))
+        note(str(answers_page(first.model, pictures, page, answers=texts, **keywords)))
     if as_json:
         show_json([p.row() | {"classes": dict(p.classes)} for p in predictions])
     elif as_csv:

@@ -16,6 +16,7 @@ from typing import Any
 
 import timm
 import torch
+from huggingface_hub import try_to_load_from_cache
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 from timm.layers import PatchEmbed
@@ -59,6 +60,27 @@ class PackagedBackbone:
 def names() -> tuple[str, ...]:
     """Return the backbones from package registries; every timm name works, too."""
     return tuple(PACKAGED)
+
+
+STRONG = (
+    "vit_small_patch14_dinov2.lvd142m",
+    "vit_base_patch14_dinov2.lvd142m",
+    "convnext_tiny.fb_in22k_ft_in1k",
+    "efficientnet_b0.ra_in1k",
+    "resnet50.a1_in1k",
+)
+"""Models of timm whose features serve other pictures well, for who has them already."""
+
+
+def is_cached(name: str) -> bool:
+    """Return True if the weights of a timm model are on this machine."""
+    config = timm.get_pretrained_cfg(name, allow_unregistered=False)
+    repository = getattr(config, "hf_hub_id", None)
+    if not repository:
+        return False
+    repository = f"{repository}{name}" if repository.endswith("/") else repository
+    files = ("model.safetensors", "pytorch_model.bin")
+    return any(isinstance(try_to_load_from_cache(repository, file), str) for file in files)
 
 
 def backbone(

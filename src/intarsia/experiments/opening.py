@@ -5,8 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 from ..core.errors import ConfigError
+from ..core.folders import BLEND, describe_folder
 from ..data.corpora import is_text
 from . import experiment as experiments
+from .blending import BlendRun, open_blend
 from .runs import PictureRun, Report, open_pictures
 from .writing import TextRun, open_texts
 
@@ -17,8 +19,8 @@ def open_run(
     size: int | None = None,
     as_trained: bool = True,
     report: Report = lambda _: None,
-) -> PictureRun | TextRun:
-    """Open a finished run of `intarsia fit`: its trained model, to evaluate and predict with.
+) -> PictureRun | BlendRun | TextRun:
+    """Open a finished run of `intarsia fit`, or a blend of several, to evaluate and predict with.
 
     The results for pictures and for texts both have `evaluate()` and `predict(...)`, `model`,
     `classes` (empty for texts), `experiment` and `record`, the contents of run.json. folder: of the
@@ -29,6 +31,30 @@ def open_run(
     run.
     """
     folder = Path(folder)
+    if not (folder / BLEND).is_file():
+        return open_single(folder, size=size, as_trained=as_trained, report=report)
+    if size is not None:
+        want, fix = "a single run: a blend's members have sizes of their own", "Leave it out."
+        raise ConfigError("size", got=f"{size} for a blend", want=want, fix=fix)
+    return open_blend(folder, as_trained=as_trained)
+
+
+def open_single(
+    folder: str | Path,
+    *,
+    size: int | None = None,
+    as_trained: bool = True,
+    report: Report = lambda _: None,
+) -> PictureRun | TextRun:
+    """Open a finished run that is no blend: a model whose weights can be changed.
+
+    folder, size, as_trained, report: see `open_run`.
+    Raises: as `open_run`; ConfigError for a blend.
+    """
+    folder = Path(folder)
+    if (folder / BLEND).is_file():
+        want, fix = "a single run of `intarsia fit`", f"Name a member: {folder / 'members' / '0'}."
+        raise ConfigError(f"run {folder}", got=describe_folder(folder), want=want, fix=fix)
     if is_text(experiments.read(folder).pictures.data):
         if size is not None:
             got, want = f"{size} for a run on texts", "a run on pictures"

@@ -19,7 +19,7 @@ from ..hosts.out.int8 import accuracy_of
 from ..methods.fast_convnets import Chw, chw_report
 from ..train.folder import write_results
 from . import experiment as experiments
-from .opening import open_run
+from .opening import open_single
 from .release import CALIBRATION, VALIDATION, spread_pictures
 from .runs import PictureRun
 
@@ -39,7 +39,7 @@ def compress_run(
     stay in torch), "milliseconds", and in 8 bits "accuracy" (before and after, of "pictures").
     Raises: as `open_run` and `Chw`; ConfigError for a run on texts, or a folder with a run in it.
     """
-    run = open_run(folder, as_trained=False, report=report)
+    run = open_single(folder, as_trained=False, report=report)
     if not isinstance(run, PictureRun):
         want, fix = "a run on pictures", "Pack a language model as bitmask, columns or gqsa."
         raise ConfigError(f"run {str(folder)!r}", got="a run on texts", want=want, fix=fix)

@@ -10,6 +10,7 @@ from torch import nn
 
 from ..core.errors import ConfigError
 from ..core.files import read_json
+from ..core.folders import BLEND, describe_folder
 from ..data.language_models import language_model
 from ..hosts import export_gguf, export_gguf_adapter, load
 from ..hosts.anatomy.origin import damaged
@@ -17,7 +18,7 @@ from ..hosts.opened import open_language_model
 from ..hosts.out.fold import fold_whole
 from ..hosts.out.graphs import needs, target_of
 from . import experiment as experiments
-from .opening import open_run
+from .opening import open_single
 from .release import Report
 from .writing import TextRun
 
@@ -56,8 +57,11 @@ def _opened(source: str, report: Report) -> tuple[nn.Module, Any]:
     Raises: ConfigError for a run on pictures, or an adapter that names no model; CheckpointError.
     """
     folder = Path(source)
+    if (folder / BLEND).is_file():
+        want, fix = "a run on texts", "Use --format timm or onnx for a blend."
+        raise ConfigError("--format gguf", got=describe_folder(folder), want=want, fix=fix)
     if (folder / experiments.FILE).is_file():
-        run = open_run(folder, as_trained=False, report=report)
+        run = open_single(folder, as_trained=False, report=report)
         if not isinstance(run, TextRun):
             want, fix = "a run on texts", "Use --format onnx --int8 for a fast net on pictures."
             raise ConfigError("--format gguf", got="a run on pictures", want=want, fix=fix)

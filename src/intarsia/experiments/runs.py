@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import abc
+import math
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -39,20 +41,31 @@ PARTS = ("test", "val", "all", "train")  # the first that is there is scored
 BATCH = 64
 
 
-@dataclass(frozen=True)
-class PictureRun:
-    """A finished run on pictures.
+class RunOnPictures(abc.ABC):
+    """A finished run on pictures, or a blend of several, to evaluate and predict with.
 
-    model: trained, in evaluation mode.  inputs: the size and scale of its pictures.
-    classes: their names, in the order of the logits.  experiment: what was asked for.
-    record: the contents of run.json.  several_labels: whether a picture may have several.
+    model: trained, in evaluation mode; of a blend all members' models.  classes: their names, in
+    the order of the logits.  experiment: what was asked for; of a blend its first member's, with
+    the data.  record: the contents of run.json.  members: the runs that answer together; of a
+    single run itself.
     """
 
     model: nn.Module
-    inputs: InputConfig
     classes: tuple[str, ...]
     experiment: Experiment
     record: Mapping[str, Any]
+    members: tuple[PictureRun, ...]
+
+    @abc.abstractmethod
+    def logits(self, pictures: Sequence[Picture]) -> tuple[Tensor, dict[int, str]]:
+        """Compute logits (n, classes) of n pictures, with an error for each that cannot be read.
+
+        pictures: files, bytes or images, in one batch. The errors are by place; rows there are NaN.
+        """
+
+    @abc.abstractmethod
+    def logits_on(self, images: ImageSet) -> tuple[Tensor, Tensor]:
+        """Compute the logits (n, classes) of a set, and return its labels with them."""
 
     @property
     def several_labels(self) -> bool:
@@ -91,6 +104,53 @@ class PictureRun:
             sources += picture_files([Path(source)]) if isinstance(source, str | Path) else [source]
         starts = range(0, len(sources), BATCH)
         return [p for first in starts for p in _predict(self, sources[first : first + BATCH])]
+
+
+@dataclass(frozen=True)
+class PictureRun(RunOnPictures):
+    """A finished run on pictures.
+
+    model: trained, in evaluation mode.  inputs: the size and scale of its pictures.
+    classes: their names, in the order of the logits.  experiment: what was asked for.
+    record: the contents of run.json.  several_labels: whether a picture may have several.
+    """
+
+    model: nn.Module
+    inputs: InputConfig
+    classes: tuple[str, ...]
+    experiment: Experiment
+    record: Mapping[str, Any]
+
+    @property
+    def members(self) -> tuple[PictureRun, ...]:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """The run itself."""
+        return (self,)
+
+    @torch.no_grad()
+    def logits(self, pictures: Sequence[Picture]) -> tuple[Tensor, dict[int, str]]:
+        transform = eval_transform(self.inputs)
+        side = side_of(transform)
+        ready: dict[int, Tensor] = {}
+        errors: dict[int, str] = {}
+        for i, picture in enumerate(pictures):
+            try:
+                encoded = isinstance(picture, Path | bytes)
+                # a large JPEG is decoded near the size that is needed, which is faster
+                ready[i] = transform(read_image(picture, side=side) if encoded else to_rgb(picture))
+            except DataError as error:
+                errors[i] = f"{error.got}; want {error.want}"
+        rows = torch.full((len(pictures), len(self.classes)), math.nan)
+        if ready:
+            # one forward for all pictures that could be read
+            batch = torch.stack(list(ready.values()))
+            device = device_of(self.model)
+            with evaluating(self.model), autocast(device, compute_dtype(self.model)):
+                rows[list(ready)] = logits_of(self.model, batch.to(device)).float().cpu()
+        return rows, errors
+
+    def logits_on(self, images: ImageSet) -> tuple[Tensor, Tensor]:
+        # in batches, in evaluation mode, on the model's own device
+        return predict_logits(self.model, held(images, self.inputs), batch_size=BATCH)
 
 
 def open_pictures(folder: Path, *, size: int | None = None, as_trained: bool = True) -> PictureRun:
@@ -138,7 +198,7 @@ def _of_size(size: int, model: nn.Module, experiment: Experiment, classes: int) 
 
 
 def pictures_to_score(
-    opened: PictureRun,
+    opened: RunOnPictures,
     data: str | Path | None,
     part: str | None,
     report: Report,
@@ -158,6 +218,10 @@ def pictures_to_score(
         check_unchanged(opened.experiment, opened.record, split.record)
     else:
         parts = read_data(data, on_error=on_error, progress=report)
+    if data is None and len(opened.members) > 1:
+        # another member may have trained on a part that is not the same for all
+        common: Any = opened.record["record"]["data"]["parts"]
+        parts = {name: images for name, images in parts.items() if name in common}
     part_name = part or next(name for name in PARTS if name in parts)
     if part_name not in parts:
         raise UnknownName("part", part_name, parts)
@@ -200,11 +264,14 @@ def check_unchanged(
             )
 
 
-def score(opened: PictureRun, images: ImageSet) -> Scores:
-    """Return the model's scores on a set."""
-    # in batches, in evaluation mode, on the model's own device
-    logits, labels = predict_logits(opened.model, held(images, opened.inputs), batch_size=BATCH)
-    return MultiLabel().scores(logits, labels) if images.several else Metrics.of(logits, labels)
+def score(opened: RunOnPictures, images: ImageSet) -> Scores:
+    """Return the scores of a run, or of a blend, on a set."""
+    return scores_from(*opened.logits_on(images), several=images.several)
+
+
+def scores_from(logits: Tensor, labels: Tensor, *, several: bool) -> Scores:
+    """Return the scores of logits (n, classes).  several: a picture may have several labels."""
+    return MultiLabel().scores(logits, labels) if several else Metrics.of(logits, labels)
 
 
 def scores_of(images: ImageSet, scores: Scores) -> dict[str, Any]:
@@ -301,24 +368,14 @@ class Prediction:
         }
 
 
-def _predict(opened: PictureRun, pictures: Sequence[Picture]) -> Iterator[Prediction]:
+def _predict(opened: RunOnPictures, pictures: Sequence[Picture]) -> Iterator[Prediction]:
     """Yield a prediction for each picture, in order; one that cannot be read has an error instead.
 
     opened: the run with its model; pictures: files, bytes or images, in one batch.
     """
-    transform = eval_transform(opened.inputs)
-    ready: dict[int, Tensor] = {}
-    errors: dict[int, str] = {}
-    for i, picture in enumerate(pictures):
-        try:
-            encoded = isinstance(picture, Path | bytes)
-            # a large JPEG is decoded near the size that is needed, which is faster
-            side = side_of(transform)
-            ready[i] = transform(read_image(picture, side=side) if encoded else to_rgb(picture))
-        except DataError as error:
-            errors[i] = f"{error.got}; want {error.want}"
-    # one forward for all pictures that could be read
-    shares = dict(zip(ready, _shares(opened, list(ready.values())), strict=True))
+    logits, errors = opened.logits(pictures)
+    # probabilities, by label if several apply
+    shares = logits.sigmoid() if opened.several_labels else logits.softmax(1)
     for i, picture in enumerate(pictures):
         file = picture if isinstance(picture, Path) else None
         if i in errors:
@@ -329,17 +386,3 @@ def _predict(opened: PictureRun, pictures: Sequence[Picture]) -> Iterator[Predic
             ranked = tuple((opened.classes[c], float(shares[i][c])) for c in order)
             likely = tuple(name for name, share in ranked if share > 0.5)
             yield Prediction(file, ranked, labels=likely if opened.several_labels else None)
-
-
-@torch.no_grad()
-def _shares(opened: PictureRun, pictures: list[Tensor]) -> Tensor:
-    """Return the probabilities of n pictures, (n, classes), by label if several apply.
-
-    opened: the run with its model; pictures: n tensors (3, H, W), as the model takes them.
-    """
-    if not pictures:
-        return torch.zeros(0, len(opened.classes))
-    device = device_of(opened.model)
-    with evaluating(opened.model), autocast(device, compute_dtype(opened.model)):
-        logits = logits_of(opened.model, torch.stack(pictures).to(device))
-        return (logits.float().sigmoid() if opened.several_labels else logits.softmax(1)).cpu()

@@ -27,7 +27,7 @@ from ..train.scores import Scores
 from . import experiment as experiments
 from . import language
 from .execute import held
-from .opening import open_run
+from .opening import open_single
 from .runs import PictureRun, pictures_to_score, score
 from .writing import TextRun
 
@@ -70,7 +70,7 @@ def soup_runs(
         raise ConfigError("soup", got=f"{twice[0]} more than once", want=want, fix=fix)
     out = Path(out)
     with owned(out, False):
-        runs = [open_run(folder, report=report) for folder in folders]
+        runs = [open_single(folder, report=report) for folder in folders]
         for run in runs:
             run.model.to(device_named(device))
         # an average keeps the zeros only if all candidates share one mask

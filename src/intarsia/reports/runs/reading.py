@@ -166,7 +166,7 @@ def read_run(folder: Path | str) -> FinishedRun:
     record = _read_json(folder)
     scores = _scores(folder, record)
     # predictions may be missing: then there are no confusions and no intervals
-    tensors = _predictions(folder, scores)
+    tensors = read_predictions(folder, scores)
     return FinishedRun(
         folder=folder,
         seed=need(record, "training.seed", int, folder),
@@ -301,7 +301,7 @@ def class_names(record: Mapping[str, Any], count: int) -> tuple[str, ...]:
     return tuple(f"class {i}" for i in range(count))
 
 
-def _predictions(folder: Path, scores: SplitScores) -> Tensors | None:
+def read_predictions(folder: Path, scores: SplitScores) -> Tensors | None:
     """Read predictions.safetensors; None if it is missing or of another part than the scores.
 
     folder: the run's; scores: names the part of the data. Raises: CheckpointError for a damaged
@@ -335,7 +335,7 @@ def read_items(folder: Path) -> RunItems | None:
         return None
     record = _read_json(folder)
     scores = _scores(folder, record)
-    if (tensors := _predictions(folder, scores)) is None:
+    if (tensors := read_predictions(folder, scores)) is None:
         return None
     # the digest says which items were scored
     data = record.get("data")
