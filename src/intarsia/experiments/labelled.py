@@ -35,8 +35,8 @@ from ..data.labelled import (
     read_unlabelled,
 )
 from ..data.sets import located
-from ..models.classify.classifier import RowClassifier, parse_method, write_files
-from ..models.classify.features import NUMBERS
+from ..models.classify.classifier import RowClassifier, write_files
+from ..models.classify.features import NUMBERS, check_method
 from ..models.classify.standalone import SETTINGS, TENSORS
 from ..train.scores import Metrics
 
@@ -175,7 +175,7 @@ def fit_labelled(
     Raises: ConfigError for a folder in use or an unknown method; DataError, as `load_labelled`.
     """
     check_new(Path(out))
-    parse_method(settings.method or DEFAULT)
+    check_method(settings.method or DEFAULT)
     settings = dataclasses.replace(settings, data=located(settings.data))
     splits = settings.splits()
     if splits.train.columns:

@@ -1,4 +1,4 @@
-"""Export of a run on labelled rows: a folder with predict.py, which needs nothing of this library."""
+"""Export of a run on labelled rows: a folder with a script that needs no intarsia."""
 
 from __future__ import annotations
 

@@ -31,11 +31,21 @@ from ...core.sealing import check_sealed, seal_folder
 from ...data.labelled import Rows
 from ...train.probe import FOLDS, converged_probe
 from ...train.scores import best_temperature, tempered_loss
-from .features import SPARSE, Feature, feature_of, opened_feature, split_word, states, text_model
+from .features import (
+    SPARSE,
+    Feature,
+    check_method,
+    feature_of,
+    opened_feature,
+    parse_method,
+    split_word,
+    states,
+    text_model,
+)
 from .standalone import SETTINGS, TENSORS
 
 FORMAT = 1
-LAYERS = 8  # of a model that are compared, at most
+LAYERS = 8  # of a model that are compared, besides its embeddings, at most
 MANY = 1000  # rows, from which one fold is enough to compare layers
 Report = Callable[[str], None]
 
@@ -92,7 +102,7 @@ def best_layer(
     rows one fold is enough to compare.
     """
     depth = text_model(model)[0].config.num_hidden_layers
-    layers = sorted({round(i * depth / LAYERS) for i in range(1, LAYERS + 1)})
+    layers = sorted({round(i * depth / LAYERS) for i in range(LAYERS + 1)})
     found = states(model, rows, layers, tokens)
     held, losses = (1 if len(labels) > MANY else FOLDS), dict[int, float]()
     for layer, x in found.items():
@@ -121,26 +131,6 @@ def member_of(
     return fit_member(feature, feature(rows), labels, classes, fold)
 
 
-def parse_method(method: str) -> list[tuple[str, float]]:
-    """Return the words of a method with their shares: "tfidf*2+minilm" is 2/3 and 1/3.
-
-    Raises: ConfigError.
-    """
-    pairs: list[tuple[str, float]] = []
-    for part in method.split("+"):
-        word, star, times = part.strip().partition("*")
-        try:
-            share = float(times) if star else 1.0
-        except ValueError:
-            share = 0.0
-        if not word or not 0 < share < float("inf"):
-            fix = "For example: tfidf, or tfidf*2+minilm@6"
-            raise ConfigError("method", got=repr(method), want="words, joined by +", fix=fix)
-        pairs.append((word, share))
-    total = sum(share for _, share in pairs)
-    return [(word, share / total) for word, share in pairs]
-
-
 class RowClassifier(ClassifierMixin, BaseEstimator):
     """Classifier of texts, or of rows of numbers, by converged probes on frozen features.
 
@@ -161,6 +151,7 @@ class RowClassifier(ClassifierMixin, BaseEstimator):
         columns: names of the d numbers; None = x0, x1 ...
         Raises: ConfigError; DataError for one class, or other numbers of rows and labels.
         """
+        check_method(self.method)
         pairs = parse_method(self.method)
         rows, columns = _rows_of(rows, columns)
         self.classes_, numbers = np.unique(np.asarray(labels), return_inverse=True)
@@ -258,7 +249,7 @@ def write_files(
         tensors |= {f"{i}.{name}": np.ascontiguousarray(a) for name, a in arrays.items()}
         feature = member.feature.settings
         if folders and (place := folders.get(member.feature.word)):
-            feature |= {"folder": place}
+            feature = feature | {"folder": place}
         share = classifier.shares_[i]
         members.append({"feature": feature, "share": share, "strength": member.strength})
     save_file(tensors, folder / TENSORS)

@@ -18,7 +18,7 @@ import numpy as np
 import scipy.sparse as sp
 from sklearn.feature_extraction.text import TfidfVectorizer
 
-from ...core.errors import CheckpointError, ConfigError, DataError
+from ...core.errors import CheckpointError, ConfigError, DataError, UnknownName
 from ...data.labelled import Rows
 from ...data.language_models import headless_model
 from ...data.packages import announce
@@ -238,6 +238,38 @@ def split_word(word: str) -> tuple[str, int | None, int]:
     path = Path(model).expanduser()
     model = str(path.resolve()) if path.is_dir() and model not in MODELS else model
     return model, None if layer is None else int(layer), int(tokens or TOKENS)
+
+
+def check_method(method: str) -> None:
+    """Refuse a method with an unknown word, before anything is read or fitted.
+
+    Raises: UnknownName for a word that is no feature and no model's folder or name; ConfigError.
+    """
+    for word, _ in parse_method(method):
+        model = word.partition("@")[0].partition(":")[0]
+        named = "@" in word or "/" in word or Path(model).expanduser().is_dir()
+        if model not in WORDS and not named:
+            raise UnknownName("method for labelled rows", word, WORDS)
+
+
+def parse_method(method: str) -> list[tuple[str, float]]:
+    """Return the words of a method with their shares: "tfidf*2+minilm" is 2/3 and 1/3.
+
+    Raises: ConfigError.
+    """
+    pairs: list[tuple[str, float]] = []
+    for part in method.split("+"):
+        word, star, times = part.strip().partition("*")
+        try:
+            share = float(times) if star else 1.0
+        except ValueError:
+            share = 0.0
+        if not word or not 0 < share < float("inf"):
+            fix = "For example: tfidf, or tfidf*2+minilm@6"
+            raise ConfigError("method", got=repr(method), want="words, joined by +", fix=fix)
+        pairs.append((word, share))
+    total = sum(share for _, share in pairs)
+    return [(word, share / total) for word, share in pairs]
 
 
 def opened_feature(settings: Mapping[str, Any], tensors: Mapping[str, np.ndarray]) -> Feature:
