@@ -75,7 +75,9 @@ def novels() -> Iterator[tuple[str, str]]:
     titles = ("SENSE AND SENSIBILITY", "PRIDE AND PREJUDICE", "MANSFIELD PARK", "EMMA",
               "NORTHANGER ABBEY", "PERSUASION")  # fmt: skip
     lines = (re.search(rf"^{title}\s*$", text.upper(), re.MULTILINE) for title in titles)
-    starts = sorted((line.start(), title) for line, title in zip(lines, titles, strict=True) if line)
+    starts = sorted(
+        (line.start(), title) for line, title in zip(lines, titles, strict=True) if line
+    )
     ends = [*(start for start, _ in starts[1:]), len(text)]
     for (start, title), end in zip(starts, ends, strict=True):
         words = text[start:end].split()
