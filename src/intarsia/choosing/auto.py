@@ -164,7 +164,7 @@ def auto(
     Not for comparing methods: their numbers of trials differ. Use `intarsia compare`.
     """
     if searches_rows(data, out, resume, options):
-        common = {"out": out, "resume": resume, "methods": methods, "one": one, "seed": seed}
+        common: Any = {"out": out, "resume": resume, "methods": methods, "one": one, "seed": seed}
         return auto_texts(data, minutes=minutes, report=report, **common, **options)
     began = time.perf_counter()
     above("minutes", minutes, 0, fix="Try 10.")

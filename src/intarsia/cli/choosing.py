@@ -111,7 +111,7 @@ def auto(
     common: dict[str, Any] = {"out": out, "resume": resume, "device": device, "report": note}
     common |= {"jobs": jobs, "threads": threads, "ray": ray, "one": one}
     try:
-        search = choose(data, minutes=minutes, methods=names, seed=seed, **common, **options)
+        search: Any = choose(data, minutes=minutes, methods=names, seed=seed, **common, **options)
     except KeyboardInterrupt as stop:
         # Ctrl-C: the message is the command that goes on, with the folder the search has used.
         folder = shlex.quote(str(out or Path("runs") / f"auto-{data_name(str(data))}"))

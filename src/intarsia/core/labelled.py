@@ -6,6 +6,7 @@ Decided by names and first lines alone, without torch: the command line parts by
 from __future__ import annotations
 
 import csv
+import os
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,9 @@ def is_labelled(data: str | Path | None, text: str | None = None, label: str | N
     """
     if text is not None or label is not None:
         return True
-    path = Path(data or "").expanduser()
+    if data is None:
+        return False
+    path = Path(os.path.expanduser(data))
     try:
         if path.is_dir():
             return bool(class_folders(path)) or any(map(is_labelled, part_files(path).values()))
