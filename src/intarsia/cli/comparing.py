@@ -23,6 +23,7 @@ from .early import (
     method_key,
     numbers,
 )
+from .labelled_steps import compare_rows, has_rows_runs, report_rows, takes_rows
 from .options import (
     Data,
     Jobs,
@@ -72,6 +73,8 @@ Baseline = Annotated[
         row("settings", help=OF_METHODS),
         row("split_seed", help="Seed of the split; each run's own seed if not given."),
         row("lr", kind=float | None, default=None, help=LR),
+        row("text"),
+        row("label"),
         option_row("Training", "rates", str | None, None, Setting(help=RATES)),
         option_row("Model", "no_linear", bool, False, Setting(help=NO_LINEAR)),
     )
@@ -83,7 +86,8 @@ def compare(
         str,
         typer.Option(
             autocompletion=completing.METHODS,
-            help="Methods with commas, as for `intarsia fit`; for texts lora,mixlora if not given.",
+            help="Methods with commas, as for `intarsia fit`; if not given, for texts "
+            "lora,mixlora, for labelled texts words,tfidf,minilm.",
         ),
     ] = "linear,lora,bottleneck,mosa",
     seeds: Annotated[str, typer.Option(help="Seeds of the runs, with commas.")] = "0,1,2",
@@ -109,6 +113,10 @@ def compare(
     # `locals()` before any other variable: the verb's own parameters and no more.
     request = {**locals(), **arguments}
     words = given_in_words(ctx)
+    if takes_rows(data, arguments):
+        compare_rows(request, words)
+        return
+    del arguments["text"], arguments["label"]
     allow_pixels(ctx, arguments["max_pixels"])
     numbers("--seeds", seeds)
     _compare_methods(request, arguments, words)
@@ -218,6 +226,8 @@ def report(
     target(out, "page.html", mark=REPORTS.get(out.suffix.lower(), PAGE))
     if len(runs) == 1 and runs[0].suffix == ".json":
         _show_spans(runs[0], out, baseline, as_json)
+    elif has_rows_runs(runs):
+        report_rows(runs, out, baseline, as_json)
     # The kind of a folder is known by the record that its verb wrote.
     elif all(any(p.glob("sparsify.json")) or any(p.glob("*/sparsify.json")) for p in runs):
         _show_sparse(runs, out, baseline, as_json)

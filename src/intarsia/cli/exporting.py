@@ -10,6 +10,7 @@ import typer
 from ..core.errors import ConfigError, DataError, UnknownName
 from .completing import among
 from .early import QUANTS, check_run, check_word
+from .labelled_steps import export_rows, is_rows_run
 from .options import Json, Threads, use_threads, writes
 from .shell import note, say, show_json
 from .targets import target
@@ -85,6 +86,9 @@ def export(
               intarsia export smollm2 --format gguf --quant q4_0 --out smollm2.gguf
               intarsia export runs/notes-lora-0 --format gguf --keep-adapter
     """
+    if is_rows_run(run):
+        export_rows(Path(run), None if form == "timm" else form, out, as_json)
+        return
     _check_bits(form, quant, int8)
     # the export goes into the folder that was named, not into the chosen run's
     named = run

@@ -107,6 +107,22 @@ class SensesOptions:
     )
 
 
+@dataclass(frozen=True)
+class LabelledOptions:
+    """The columns of labelled texts, or of a table of numbers with labels."""
+
+    text: str | None = setting(
+        None,
+        "Column of texts in a .csv, .tsv, .jsonl or .parquet file, for which a classifier is "
+        "fitted; text, sentence, review or the like if not given.",
+    )
+    label: str | None = setting(
+        None,
+        "Column of labels of texts, or of rows of numbers; label, class, category or the like if "
+        "not given.",
+    )
+
+
 PANELS: Mapping[type, str] = {
     Pictures: "Pictures",
     Adapted: "Model",
@@ -117,6 +133,7 @@ PANELS: Mapping[type, str] = {
     OnCommandLine: "Running",
     OtherTasks: "Recommenders and retrieval",
     SensesOptions: "Language models that see and hear",
+    LabelledOptions: "Labelled texts and tables of numbers",
     ProcessOptions: "Several processes",
 }
 FIELDS: Mapping[str, tuple[Field[Any], str]] = {

@@ -14,6 +14,7 @@ import typer
 from ..core.errors import ConfigError
 from .completing import among
 from .early import check_run
+from .labelled_steps import evaluate_rows, is_rows_run, predict_rows
 from .options import (
     Device,
     Json,
@@ -66,6 +67,8 @@ def evaluate(
     use_threads(threads)
     if is_seeing(run):
         evaluate_seeing(run, data, part, device, as_json)
+        return
+    if evaluate_rows(run, data, part, as_json):
         return
     check_run(run, blends=True)
     allow_pixels(ctx, max_pixels)
@@ -188,6 +191,9 @@ def predict(
         return
     if as_json and as_csv:
         raise ConfigError("--json and --csv", got="both", want="one of them", fix="Choose one.")
+    if is_rows_run(run):
+        predict_rows(run, files, as_json=as_json, as_csv=as_csv)
+        return
     check_run(run, blends=True)
     allow_pixels(ctx, max_pixels)
     from ..experiments.opening import open_run

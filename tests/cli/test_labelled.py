@@ -1,0 +1,204 @@
+"""The verbs on labelled texts and on tables of numbers."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import intarsia as library
+from intarsia.choosing import texts as searching
+from intarsia.core.errors import ConfigError, UnknownName
+from intarsia.experiments.labelled import LabelledRun, open_labelled
+
+from ..labelled import texts, write_csv, write_numbers
+from ..language_models import llama
+from .conftest import Intarsia
+
+COLUMNS = ("--text", "words", "--label", "kind")
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_csv(tmp_path_factory.mktemp("texts") / "texts.csv", 16, ("words", "kind"))
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return llama(tmp_path_factory.mktemp("llama"))
+
+
+@pytest.fixture(scope="module")
+def run(intarsia: Intarsia, data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of TF-IDF; not to be written to."""
+    out = tmp_path_factory.mktemp("runs") / "run"
+    result = intarsia("fit", data, *COLUMNS, "--out", out)
+    assert result.code == 0, result.err
+    return out
+
+
+def test_fit_repeats_itself(intarsia: Intarsia, run: Path, data: Path, tmp_path: Path) -> None:
+    opened = library.open_run(run)
+    assert isinstance(opened, LabelledRun)
+    words = shlex.split(opened.settings.command())
+    assert words[:2] == ["intarsia", "fit"]
+    again = intarsia(*words[1:], "--out", tmp_path / "again", "--json")
+    assert again.code == 0, again.err
+    mine, theirs = (open_labelled(place).record["results"] for place in (run, tmp_path / "again"))
+    assert mine["test"] == theirs["test"] == again.json["test"]
+
+
+def test_fit_refuses_what_it_would_ignore(intarsia: Intarsia, run: Path, data: Path) -> None:
+    for words in (("--epochs", "3"), ("--method", "lora"), ("--method", "tfidff"), ("--out", run)):
+        result = intarsia("fit", data, *COLUMNS, *words)
+        assert result.code == 2, words
+    assert intarsia("fit", data, "--text", "none").code == 2
+
+
+def test_a_labelled_jsonl_is_classified_and_said_so(intarsia: Intarsia, tmp_path: Path) -> None:
+    rows = [json.dumps({"text": t, "label": n}) for t, n in zip(*texts(), strict=True)]
+    (tmp_path / "a.jsonl").write_text("\n".join(rows))
+    result = intarsia("fit", tmp_path / "a.jsonl", "--method", "words", "--out", tmp_path / "run")
+    assert result.code == 0, result.err
+    assert "a classifier is fitted" in result.err
+    assert isinstance(library.open_run(tmp_path / "run"), LabelledRun)
+
+
+def test_predict_and_evaluate(intarsia: Intarsia, run: Path, data: Path, tmp_path: Path) -> None:
+    (tmp_path / "new.txt").write_text("the cat and the dog\nbread and soup\n")
+    answers = intarsia("predict", run, tmp_path / "new.txt", "--json").json
+    assert [answer["class"] for answer in answers] == ["animal", "food"]
+    assert sum(answers[0]["classes"].values()) == pytest.approx(1)
+    lines = intarsia("predict", run, data, "--csv").out.splitlines()
+    assert len(lines) == 49
+    scores = intarsia("evaluate", run, "--json").json
+    assert scores["accuracy"] == open_labelled(run).record["results"]["test"]["accuracy"]
+    assert intarsia("evaluate", run, data, "--json").json["n"] == 48
+    assert intarsia("evaluate", run, "--part", "val").code == 2
+
+
+BLOCKED = """
+import sys
+class Refuse:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in {blocked}:
+            raise ImportError(name)
+sys.meta_path.insert(0, Refuse())
+sys.argv = sys.argv[1:]
+import runpy
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+@pytest.mark.parametrize("method", ["tfidf", "words+MODEL@1:16"])
+def test_the_export_needs_no_intarsia(
+    intarsia: Intarsia, data: Path, model: Path, tmp_path: Path, method: str
+) -> None:
+    method = method.replace("MODEL", str(model))
+    fitted = intarsia("fit", data, *COLUMNS, "--method", method, "--out", tmp_path / "run")
+    assert fitted.code == 0, fitted.err
+    result = intarsia("export", tmp_path / "run", "--out", tmp_path / "export")
+    assert result.code == 0, result.err
+    file = tmp_path / "new.txt"
+    file.write_text("the cat and the dog\nbread and soup\n\u00e9t\u00e9 x\n")
+    without = ["intarsia", "safetensors", "sklearn", "scipy"]
+    without = [*without, "torch", "transformers"] if method == "tfidf" else without[:1]
+    script = [sys.executable, "-I", "-c", BLOCKED.format(blocked=without)]
+    command = [*script, str(tmp_path / "export" / "predict.py"), str(file)]
+    lines = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
+    rows = [line.split("\t") for line in lines]
+    ours = open_labelled(tmp_path / "run").predict(file.read_text().splitlines())
+    for row, answer in zip(rows, ours, strict=True):
+        assert row[2] == answer["class"]
+        assert float(row[3]) == pytest.approx(answer["classes"][row[2]], abs=1e-4)
+    assert intarsia("export", tmp_path / "run", "--format", "onnx").code == 2
+
+
+def test_compare_and_report(intarsia: Intarsia, data: Path, tmp_path: Path) -> None:
+    words = ("--methods", "words,tfidf", "--seeds", "0,1", "--out", tmp_path / "runs")
+    first = intarsia("compare", data, *COLUMNS, *words)
+    assert first.code == 0, first.err
+    assert (tmp_path / "runs" / "report.html").is_file()
+    again = intarsia("report", tmp_path / "runs", "--out", tmp_path / "page.html", "--json").json
+    methods = [(row["method"], row["seed"]) for row in again["rows"]]
+    assert sorted(methods) == [("tfidf", 0), ("tfidf", 1), ("words", 0), ("words", 1)]
+
+
+def test_a_table_of_numbers_gets_the_probe_alone(intarsia: Intarsia, tmp_path: Path) -> None:
+    table = write_numbers(tmp_path / "a.csv")
+    result = intarsia("auto", table, "--label", "kind", "--out", tmp_path / "auto", "--json")
+    assert result.code == 0, result.err
+    assert "nothing else" in result.err
+    assert result.json["method"] == "numbers"
+    answers = intarsia("predict", tmp_path / "auto" / "choice", table, "--json").json
+    assert len(answers) == 40
+
+
+def plain(text: str) -> str:
+    """Return a text without times."""
+    return re.sub(r"\d+(\.\d)? s", "", text)
+
+
+def test_auto_chooses_and_goes_on(
+    data: Path, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options: dict[str, Any] = {"text": "words", "label": "kind"}
+    options |= {"methods": ["tfidf", f"{model}:16"], "out": tmp_path / "auto"}
+    lines: list[str] = []
+    found = library.auto(data, report=lines.append, **options)
+    assert any(line.startswith("First answer, words") for line in lines)
+    assert len(found.candidates) == 3
+    assert found.sentences[0].startswith("Chosen: ")
+    assert "TF-IDF of words" in found.sentences[1]
+    assert found.report.is_file()
+    assert found.open().evaluate()["accuracy"] == found.test["accuracy"]
+
+    # what is stored is not fitted again, but for the members of the choice
+    (tmp_path / "auto" / "report.html").unlink()
+    fitted: list[str] = []
+    member_of: Callable[..., Any] = searching.member_of
+
+    def counted(word: str, *rest: Any) -> Any:
+        fitted.append(word)
+        return member_of(word, *rest)
+
+    monkeypatch.setattr(searching, "member_of", counted)
+    again = library.auto(out=tmp_path / "auto", resume=True, report=lines.append)
+    assert again.sentences == found.sentences
+    assert len(fitted) == len(found.run.classifier.members_)
+    assert again.run.settings.method == found.run.settings.method
+    rows = open_labelled(found.folder).settings.splits().test.rows
+    shares = [f.run.classifier.predict_proba(rows) for f in (found, again)]
+    assert np.abs(shares[0] - shares[1]).max() < 1e-6
+
+
+def test_auto_refuses_before_any_work(data: Path, tmp_path: Path) -> None:
+    options: dict[str, Any] = {"text": "words", "label": "kind", "out": tmp_path / "auto"}
+    with pytest.raises(ConfigError, match="minutes"):
+        library.auto(data, minutes=0.01, **options)
+    with pytest.raises(UnknownName, match="method"):
+        library.auto(data, methods=["lora"], **options)
+    with pytest.raises(UnknownName, match="option"):
+        library.auto(data, epochs=3, **options)
+    assert not (tmp_path / "auto").exists()
+
+
+def test_what_takes_too_long_is_left_out(data: Path, model: Path, tmp_path: Path) -> None:
+    lines: list[str] = []
+    search = searching.Search(
+        searching.LabelledFit(str(data), "words", "kind").splits(),
+        {"seed": 0, "minutes": 0.0, "methods": ["tfidf", f"{model}"], "one": False},
+        tmp_path / "auto",
+        0.0,
+        lines.append,
+    )
+    assert [candidate.word for candidate in search.candidates()] == ["words"]
+    assert sum("left out" in line for line in lines) == 2
