@@ -2,6 +2,7 @@
 
     python benchmarks/recommenders.py --write         # and into docs/benchmarks/recommenders.md
     python benchmarks/recommenders.py --data shop     # a folder or a table of events of your own
+    python benchmarks/recommenders.py --only ease,itemknn       # seconds
 
 The last five events of each user are the test, the five before them validation. Each model has as
 many settings as `TRIED` names, of which the best on validation counts; the test is seen once.
@@ -58,12 +59,16 @@ def by_popularity(
 def main() -> None:
     made = parser(__doc__, threads=1, reps=1)
     made.add_argument("--data", default="ml-100k")
+    made.add_argument("--only", default="", help="methods with commas; all if not given")
     args = read(made)
     data = load_interactions(args.data)
     train, val, test = parts_of(data, "ranking")
     nothing = val.rows(np.zeros(len(val), dtype=bool))
     best: dict[str, tuple[float, Any, dict[str, Any], Any, float]] = {}
+    only = args.only.split(",") if args.only else {method_key(s) for s, _ in TRIED}
     for settings, options in TRIED:
+        if method_key(settings) not in only:
+            continue
         start = time.process_time()
         done = fit_recommender(settings, data, parts=(train, val, test), seed=0, **options)
         seconds = time.process_time() - start
