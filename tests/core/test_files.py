@@ -21,6 +21,7 @@ from intarsia.core.errors import ConfigError, TrainingError
 from intarsia.core.files import (
     parse_json,
     read_json,
+    read_toml,
     repaired,
     reserved,
     unbroken,
@@ -323,6 +324,16 @@ def test_json_that_is_too_deep_is_no_recursion_error(depth: int, kind: str) -> N
     with pytest.raises(ValueError, match="nested"):
         parse_json(front * depth + "1" + back * depth)
     assert parse_json(front * 40 + "1" + back * 40)
+
+
+def test_toml_whose_keys_take_their_square_in_time_is_not_parsed(tmp_path: Path) -> None:
+    file = tmp_path / "a.toml"
+    for text in ("a" + ".a" * 200_000 + " = 1", "# x\n" * 300_000):
+        file.write_text(text)
+        with pytest.raises((ValueError, OSError), match="are read"):
+            read_toml(file)
+    file.write_text("a.b = 1")
+    assert read_toml(file) == {"a": {"b": 1}}
 
 
 def test_what_is_no_file_is_not_read(tmp_path: Path) -> None:

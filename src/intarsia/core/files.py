@@ -25,6 +25,7 @@ from .reading import open_regular, read_bytes
 
 JOINED = "@train+val"  # behind a name or path of data: the validation part is trained on, too
 LARGEST_JSON = 2**30  # bytes
+LARGEST_TOML, LONGEST_TOML = 10**6, 4096  # bytes of a file, characters of a line
 HALVES = re.compile(rb"\\u[dD][89a-fA-F]|\xed[\xa0-\xbf]")  # of surrogate pairs, in JSON
 DEEP = 100  # levels of JSON: no file of ours has more than a dozen
 SCRATCH = ".writing-"  # .NAME.writing-xxxxxxxx is the hidden folder in which NAME is written
@@ -386,9 +387,12 @@ def read_json(path: str | Path) -> Any:
 def read_toml(path: str | Path) -> dict[str, Any]:
     """Read a TOML file that may have been written by anybody; return its content.
 
-    Raises: as `read_json`.
+    Raises: as `read_json`; ValueError for a line of more than LONGEST_TOML characters.
     """
-    text = read_bytes(path, LARGEST_JSON).decode()
+    text = read_bytes(path, LARGEST_TOML).decode()
+    # a key of many parts takes its square in time
+    if (longest := max(map(len, text.splitlines()), default=0)) > LONGEST_TOML:
+        raise ValueError(f"a line of {longest:,} characters, where {LONGEST_TOML:,} are read")
     try:
         return _shallow(tomllib.loads(text))
     except RecursionError as error:

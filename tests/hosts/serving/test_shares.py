@@ -42,6 +42,12 @@ def posted(**body: Any) -> bytes:
     return b"POST /v1/completions HTTP/1.1\r\nhost: 127.0.0.1\r\n" + head.encode() + raw
 
 
+def counted(running: Running, labels: str) -> float:
+    """Count requests without asking the server, whose clock may run out on a slow machine."""
+    lines = running.app.counters.text().decode().splitlines()
+    return sum(float(x.split()[-1]) for x in lines if f"requests_total{{{labels}" in x)
+
+
 def test_clients_that_do_not_read_give_their_places_to_others(
     opened: dict[str, ServedModel],
 ) -> None:
@@ -52,7 +58,7 @@ def test_clients_that_do_not_read_give_their_places_to_others(
         with contextlib.ExitStack() as clients:
             for _ in range(10):
                 clients.enter_context(deaf(running.port, PAGE * 1500))
-            until(lambda: len(lines) == 10 and all(c.unread for c in tuple(lines.values())))
+            until(lambda: len(lines) == 10 and all(c.unread for c in tuple(lines.values())), 120)
             for _ in range(3):
                 assert running.ask("/health")[0] == 200
     finally:
@@ -67,11 +73,11 @@ def test_an_answer_that_is_not_read_ends(
     running.socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
     try:
         with caplog.at_level(logging.WARNING), deaf(running.port, raw):
-            until(lambda: running.counts("requests_total") > 0)
-            until(lambda: not running.app.connections.open, 60)
-            assert running.app.gate.running == 0
+            until(lambda: counted(running, "") > 0, 120)
+            until(lambda: not running.app.connections.open, 120)
+            until(lambda: running.app.gate.running == 0, 120)
         assert not [record for record in caplog.records if record.exc_info], caplog.text
-        assert running.counts('requests_total{model="",status="500"}') == 0
+        assert not counted(running, 'model="",status="500"')
     finally:
         running.end()
 
@@ -84,8 +90,10 @@ def test_late_bodies_do_not_fill_the_log(
         with caplog.at_level(logging.WARNING), contextlib.ExitStack() as clients:
             for _ in range(40):
                 clients.enter_context(deaf(running.port, posted()[:-5]))
-            until(lambda: running.counts('requests_total{model="",status="408"}') == 40)
-        assert 0 < sum("408" in record.getMessage() for record in caplog.records) < 20
+            until(lambda: counted(running, 'model="",status="408"') == 40, 120)
+        lines = [record.getMessage() for record in caplog.records]
+        told = [line for line in lines if line.startswith("408 to")]
+        assert told and told == lines, "the line that counts, and no other"
     finally:
         running.end()
 
