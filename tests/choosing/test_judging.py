@@ -129,7 +129,7 @@ def test_a_blend_has_the_members_that_lower_the_loss() -> None:
 
 
 def test_the_level_of_a_choice_among_many_is_not_the_best_of_them() -> None:
-    """Candidates that guess have half of the answers right; the best of forty seems to have more."""
+    """Candidates that guess are right on half; the best of forty seems to be right on more."""
     draw = torch.Generator().manual_seed(0)
     labels = torch.arange(100) % 2
     shares = torch.rand(40, 100, generator=draw).double()
