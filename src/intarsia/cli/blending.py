@@ -27,6 +27,10 @@ def blend(
         str | None,
         typer.Option(help="Weights of the runs, such as 2,1; all equal if not given."),
     ] = None,
+    temperatures: Annotated[
+        str | None,
+        typer.Option(help="Temperature of each run; those that the runs fitted if not given."),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Blend finished runs on pictures: the weighted mean of their probabilities.
@@ -45,11 +49,14 @@ def blend(
         check_run(run)
     want, fix = "a number above 0 for each run", "For example: --weights 2,1"
     shares = None if weights is None else decimals("--weights", weights, want=want, fix=fix)
+    fix = "For example: --temperatures 1.2,0.9"
+    given = temperatures
+    temps = None if given is None else decimals("--temperatures", given, want=want, fix=fix)
     from ..experiments.blending import write_blend
     from ..reports.runs import read_run
 
     command = shlex.join(["intarsia", *sys.argv[1:]])
-    write_blend(out, runs, shares, record={"command": command})
+    write_blend(out, runs, shares, temps, record={"command": command})
     record = read_run(out).record
     parts = record["record"]["blend"]
     if as_json:
