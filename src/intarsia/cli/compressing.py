@@ -114,8 +114,8 @@ def compress(
     settings = {"values": values, "density": density, "bits": bits, "tuning": _tuning(steps)}
     settings["rows"] = shared
     if format == NETS:
-        settings |= {"layers": layers, "head": head, "resume": resume or None}
-        _net(model, settings, force, out, as_json)
+        chosen = settings | {"layers": layers, "head": head, "resume": resume or None}
+        _net(model, chosen, force, out, as_json)
         return
     options = {"layers": layers, "force": force, "seed": seed, "resume": resume}
     stored = chosen_format(format, settings)
