@@ -139,3 +139,17 @@ def test_damaged_tensors_are_one_error(tmp_path: Path) -> None:
     save_file({"a": torch.zeros(2).to(torch.float8_e5m2)}, path)
     with pytest.raises(SafetensorError, match="float8_e5m2"):  # numpy has no such type
         reading.read_tensors(path, "np")
+
+
+@pytest.mark.parametrize("declared", [92, 36, 0xFFFFFFFF, 0])
+def test_a_sound_that_was_cut_off_is_not_a_shorter_sound(tmp_path: Path, declared: int) -> None:
+    """36 + 8 bytes are there; who writes to a pipe declares the largest size, or none."""
+    file = tmp_path / "a.wav"
+    file.write_bytes(b"RIFF" + declared.to_bytes(4, "little") + bytes(36))
+    with reading.open_regular(file) as sound:
+        if declared == 92:
+            with pytest.raises(OSError, match="44 of 100 bytes"):
+                reading.check_whole_wav(sound)
+        else:
+            reading.check_whole_wav(sound)
+        assert sound.tell() == 0

@@ -201,12 +201,12 @@ class Verbs(TyperGroup):
             raise
         except Exception as error:
             # An error that is none of the library's is a bug: its traceback is needed.
-            shown = error if _is_ours(error) else _too_large(error)
-            if shown is None:
+            reported = error if _is_ours(error) else _too_large(error)
+            if reported is None:
                 raise
             if ctx.params.get("debug"):
                 Console(stderr=True).print_exception()
-            show_error(shown)
+            show_error(reported)
             raise typer.Exit(USER_ERROR) from error
 
 

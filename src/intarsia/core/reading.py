@@ -114,10 +114,10 @@ def check_whole_wav(file: io.BufferedReader) -> None:
     """
     head = file.read(8)
     file.seek(0)
-    size, there = int.from_bytes(head[4:], "little") + 8, os.fstat(file.fileno()).st_size
+    size, length = int.from_bytes(head[4:], "little") + 8, os.fstat(file.fileno()).st_size
     # who writes to a pipe does not know the size, and writes the largest
-    if head[:4] == b"RIFF" and there < size < UNKNOWN_SIZE:
-        raise OSError(errno.EIO, f"{there:,} of {size:,} bytes, so it was cut off", file.name)
+    if head[:4] == b"RIFF" and length < size < UNKNOWN_SIZE:
+        raise OSError(errno.EIO, f"{length:,} of {size:,} bytes, so it was cut off")
 
 
 def read_text(path: str | Path, encoding: str = "utf-8", limit: int = LARGEST) -> str:
