@@ -249,6 +249,7 @@ class Search:
     ) -> None:
         """Deal the folds; nothing is fitted yet.  began: time.perf_counter() at the start."""
         self.splits, self.request, self.folder, self.report = splits, request, folder, report
+        folder.mkdir(parents=True, exist_ok=True)
         train = splits.train
         self.fold = deal(train.labels, FOLDS, request["seed"])
         self.store, self.began, self.limit = Store(folder), began, 60 * request["minutes"]
