@@ -16,7 +16,7 @@ CONSTRAINTS ?= constraints.txt
 # the many processes of the suite compile no source that another has compiled
 export PYTHONDONTWRITEBYTECODE =
 
-.PHONY: help setup demo test thorough numbers fuzz lint format new generate constraints docs dist conformance bench reproduce clean
+.PHONY: help setup demo test thorough numbers fuzz faults lint format new generate constraints docs dist conformance bench reproduce clean
 
 help:  ## this list
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 22
@@ -84,6 +84,9 @@ SEED ?= 0
 
 fuzz: setup  ## COUNT malformed files of every kind: how each is opened; CASE=index/17 one again
 	PYTHONPATH=$(CURDIR) nice $(BIN)/python -m tests.fuzz --count $(COUNT) --seed $(SEED) $(if $(CASE),--case $(CASE))
+
+faults: setup  ## plant each fault of tests/faults in a copy of the tree: which tests see it; SYSTEM=MoSA those of one
+	PYTHONPATH=$(CURDIR) nice $(BIN)/python -m tests.faults --jobs $(JOBS) $(if $(SYSTEM),--system "$(SYSTEM)")
 
 conformance: setup  ## PEFT's own tests on every method
 	PEFT_TESTS="$$($(BIN)/python scripts/peft_tests.py)" $(BIN)/python -m pytest -n $(JOBS) -c tests/peft_suite/pytest.ini tests/peft_suite $(PYTEST_ARGS)

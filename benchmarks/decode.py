@@ -35,7 +35,6 @@ import torch
 from token_peers import KINDS, LARGE_PAGES, LENGTH, Arm, peers_of, perplexity
 from torch import Tensor, nn
 
-from intarsia.core import nbytes
 from intarsia.data.calibration import load_calibration
 from intarsia.data.language_models import language_model
 from intarsia.formats import Bitmask, BlockInt, GroupSparse
@@ -43,6 +42,7 @@ from intarsia.formats.rivals import TIMES, RuntimeFigures, record
 from intarsia.hosts.native_decoder import NativeText
 from intarsia.hosts.opened import open_language_model
 from intarsia.hosts.swap.compress import compress
+from intarsia.hosts.swap.packed_head import pack_head, token_bytes
 from intarsia.hosts.swap.packed_linear import PackedLinear
 from intarsia.kernels import native
 from intarsia.kernels.decoder import AttendStep, DecoderStep, NativeDecoder, ProductStep
@@ -50,10 +50,10 @@ from intarsia.kernels.native.floor import read_bandwidth
 
 PROMPT = "The ship left the harbour before dawn, and"
 WARM, TOKENS = 2, 8
-HEAD = ("lm_head",)
 FORMS = {Bitmask: "bitmask", GroupSparse: "gqsa", BlockInt: "blockint"}  # on the command line
 PEER = "llama.cpp"
-COMMAND = "intarsia compress MODEL --format blockint --bits {} --out small"  # dense
+COMMAND = "intarsia compress MODEL --format blockint --bits {}{} --out small"  # dense
+INT4_HEAD = "head int4"  # which the command is asked for; a head is in int8 otherwise
 TARGETS = (("dense int4, head int8", 1.1), ("groups int4 .5", 0.85))  # over llama.cpp's Q4_0
 REST = 1.0  # ms of all steps but the products
 ABOUT = (
@@ -69,10 +69,11 @@ ABOUT = (
     "All take turns. *ms at the limit* is what the bytes take from memory; weights that stay in "
     "the processor's cache take less. A row is dominated by one that is no slower and no worse, of "
     "which the fastest is named. `groups int4 D rows R` are of `intarsia compress smollm2 --format "
-    "gqsa --density D --shared R --rows 64`; those that are not trained have `--steps 0,0`, some "
-    "`--rows 32`. `bitmask int8 P sparsegpt` is of `intarsia sparsify smollm2 --method "
-    "sparsegpt --density 0.5 --out pruned`, or `--pattern 2:4`, and `intarsia compress pruned "
-    "--format bitmask --values int8`: 2:4 has no format of its own, the bitmask stores it."
+    "gqsa --density D --shared R --rows 64 --head int4`; those that are not trained have "
+    "`--steps 0,0`, some `--rows 32`. `bitmask int8 P sparsegpt` is of `intarsia sparsify smollm2 "
+    "--method sparsegpt --density 0.5 --out pruned`, or `--pattern 2:4`, and `intarsia compress "
+    "pruned --format bitmask --values int8 --head int4`: 2:4 has no format of its own, the bitmask "
+    "stores it."
 )
 
 
@@ -92,14 +93,8 @@ def ours(
         return 1e3 * (time.process_time() - started)
 
     score, steps = partial(of_model, model), text.program.steps
-    return Arm(name, start, step, score, read(model), form, bits, density, steps)
-
-
-def read(model: nn.Module) -> float:
-    """Megabytes of the weights that a token reads; of an embedding it reads one row."""
-    packed = [m for m in model.modules() if isinstance(m, PackedLinear)]
-    plain = [m.weight for m in model.modules() if type(m) is nn.Linear]
-    return (sum(nbytes(m.stored) for m in packed) + sum(w.nbytes for w in plain)) / 1e6
+    megabytes = (token_bytes(model) or math.nan) / 1e6
+    return Arm(name, start, step, score, megabytes, form, bits, density, steps)
 
 
 @torch.inference_mode()
@@ -114,8 +109,8 @@ def arms_of(args: argparse.Namespace, model: Any, ids: list[int]) -> list[Arm]:
     half = copy.deepcopy(model).bfloat16()
 
     def dense(bits: int, head: int) -> Any:
-        packed = compress(copy.deepcopy(half), BlockInt(bits), force=True)
-        return compress(packed, BlockInt(head), layers=HEAD, force=True)
+        # as the command line does it
+        return pack_head(compress(copy.deepcopy(model), BlockInt(bits), force=True), head)
 
     makers: dict[str, tuple[Callable[[], Any], str, int | None]] = {
         "dense int4, head int8": (lambda: dense(4, 8), "blockint", 4),
@@ -131,9 +126,9 @@ def arms_of(args: argparse.Namespace, model: Any, ids: list[int]) -> list[Arm]:
     for folder in args.packed:
         packed, _ = open_language_model(str(folder), dtype="float32")
         form = next(m.form for m in packed.modules() if isinstance(m, PackedLinear))
-        name = f"{folder.name.replace('-', ' ')}, head int4"
+        name = f"{folder.name.replace('-', ' ')}, {head_of(packed)}"
         bits, density = getattr(form, "bits", None), density_of(packed)
-        arms.append(ours(name, with_head(packed), ids, FORMS[type(form)], bits, density))
+        arms.append(ours(name, packed, ids, FORMS[type(form)], bits, density))
     return arms
 
 
@@ -146,18 +141,15 @@ def density_of(model: nn.Module) -> float:
         every = layer.in_features * layer.out_features
         return layer.stored["compressed"].numel() if isinstance(layer.form, Bitmask) else every
 
-    packed = [m for m in model.modules() if isinstance(m, PackedLinear)]
+    packed = [m for p, m in model.named_modules() if isinstance(m, PackedLinear) and p != "lm_head"]
     weights = sum(m.in_features * m.out_features for m in packed)
     return round(sum(map(kept, packed)) / weights, 2)
 
 
-def with_head(model: Any) -> Any:
-    """A packed model with a head of 4 bits, and the rest in bfloat16."""
-    head = model.lm_head
-    form, weight = BlockInt(4), head.weight.detach()
-    model.lm_head = PackedLinear(form, form.encode(weight), tuple(weight.shape))
-    model.model.embed_tokens.bfloat16()
-    return model
+def head_of(model: Any) -> str:
+    """Name the type of a packed model's head."""
+    bits = getattr(getattr(model.lm_head, "form", None), "bits", None)
+    return f"head int{bits}" if bits else f"head {model.lm_head.weight.dtype}"
 
 
 def least(arms: Sequence[Arm], turns: int) -> dict[str, float]:
@@ -257,7 +249,9 @@ def figures(
             round(quality[arm.name], 1),
             arm.bits,
             arm.density,
-            COMMAND.format(arm.bits) if arm.form == "blockint" else "",
+            COMMAND.format(arm.bits, " --head int4" * (INT4_HEAD in arm.name))
+            if arm.form == "blockint"
+            else "",
         )
         for arm in arms
     ]

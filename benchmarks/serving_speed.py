@@ -33,6 +33,7 @@ from intarsia.data.language_models import language_model
 from intarsia.formats import BlockInt
 from intarsia.hosts.opened import save_language_model
 from intarsia.hosts.swap.compress import compress
+from intarsia.hosts.swap.packed_head import pack_head
 
 PROMPT = "The ship left the harbour before dawn, and nobody on the shore could say where it went."
 CLIENTS, ROUNDS, TOKENS, ROOM = (1, 4, 16), 3, 48, 128
@@ -52,8 +53,7 @@ def written(folder: Path) -> tuple[Path, list[int]]:
     model: Any
     model, tokenizer = language_model("smollm2", progress=lambda _: None)
     model.bfloat16().config.dtype = torch.bfloat16  # embedding and cache, as llama.cpp's halves
-    packed = compress(model, BlockInt(4), force=True)
-    packed = compress(packed, BlockInt(8), layers=("lm_head",), force=True)
+    packed = pack_head(compress(model, BlockInt(4), force=True))
     ids = tokenizer(PROMPT).input_ids
     return save_language_model(packed, folder / "smollm2-int4", tokenizer=tokenizer), ids
 

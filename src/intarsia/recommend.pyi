@@ -1,6 +1,8 @@
 from .data.atomic_files import load_interactions as load_interactions
 from .experiments.recommending import fit_recommender as fit_recommender
 from .experiments.recommending import open_recommender as open_recommender
+from .models.recommend.ease import Ease as Ease
+from .models.recommend.itemknn import ItemKnn as ItemKnn
 from .models.recommend.lightgcn import LightGcn as LightGcn
 from .models.recommend.m2trec import M2TRec as M2TRec
 from .models.recommend.multvae import MultVae as MultVae

@@ -13,6 +13,7 @@ from .hosts.prune.pruners import Magnitude as Magnitude
 from .hosts.prune.tables import load_tables as load_tables
 from .hosts.prune.tables import save_tables as save_tables
 from .hosts.swap.compress import Compress as Compress
+from .hosts.swap.packed_head import pack_head as pack_head
 from .methods.dsnot import DSnoT as DSnoT
 from .methods.fast_convnets import Chw as Chw
 from .methods.fast_convnets import chw_report as chw_report

@@ -151,7 +151,9 @@ def test_the_few_have_the_peers_and_every_name_is_a_method() -> None:
     assert methods_of(profile("full"), rules) == tuple(listed.name for listed in ARMS)
     # every method has the same number of trials, at a seed that no run that counts has
     start = Experiment(Pictures("")).changed(**few_profile.values)
-    counts = {len(rules.search(arm(name), start, "mini/elpv")) for name in names}
+    searched = {name: rules.search(arm(name), start, "mini/elpv") for name in names}
+    assert searched.pop("linear") == []  # fitted to convergence, without a rate
+    counts = set(map(len, searched.values()))
     assert (
         counts == {18} and rules.chosen_on and not {*rules.chosen_on.seeds} & {*few_profile.seeds}
     )

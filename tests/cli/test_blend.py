@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
+import onnxruntime
 import pytest
 import torch
 
@@ -18,6 +22,7 @@ from intarsia.core.sealing import sealed
 from intarsia.experiments.blending import BlendRun, open_blend, write_blend
 from intarsia.experiments.opening import open_single
 from intarsia.experiments.runs import RunOnPictures, picture_files
+from intarsia.hosts.out.blends import export_blend_timm
 from intarsia.reports.runs import read_run
 
 from ..killed import calls_of, killed_at
@@ -70,6 +75,40 @@ def opened(folder: Path) -> RunOnPictures:
 def mean_of(runs: list[RunOnPictures], files: list[Path]) -> torch.Tensor:
     parts = zip(runs, WEIGHTS, TEMPERATURES, strict=True)
     return sum((w / 3 * shares(run, files, t) for run, w, t in parts), torch.zeros(()))
+
+
+def test_the_verb_writes_what_the_function_writes(
+    intarsia: Intarsia, members: tuple[Path, Path], tmp_path: Path
+) -> None:
+    out = tmp_path / "blend"
+    result = intarsia("blend", *members, "--out", out, "--weights", "2,1", "--json")
+    assert result.code == 0, result.err
+    assert result.json["weights"] == pytest.approx([2 / 3, 1 / 3])
+    # its own folder may be written again
+    again = intarsia("blend", *members, "--out", out)
+    assert again.code == 0 and "intarsia export" in again.out
+    want = write_blend(tmp_path / "want", members)
+    assert opened(out).evaluate() == opened(want).evaluate()
+    assert read_run(out).given["command"].startswith("intarsia")
+
+
+def test_the_verb_refuses_before_its_work(
+    intarsia: Intarsia, members: tuple[Path, Path], blend: Path, tmp_path: Path
+) -> None:
+    out = ("--out", tmp_path / "blend")
+    for words in (
+        (members[0], *out),
+        (*members, *out, "--weights", "two,1"),
+        (*members, *out, "--weights", "1"),
+        (*members, *out, "--weights", "1,-1"),
+        (members[0], blend, *out),
+        (members[0], members[0], *out),
+        (members[0], tmp_path, *out),
+        (*members, "--out", members[0]),
+        members,
+    ):
+        assert intarsia("blend", *words).code == 2, words
+    assert not (tmp_path / "blend").exists()
 
 
 def test_a_blend_answers_with_the_mean(
@@ -269,6 +308,87 @@ def test_members_that_do_not_fit(
     with refused(DataError, what=f"answers of {tmp_path / 'bare'}"):
         write_blend(out, [a, tmp_path / "bare"])
     assert not out.exists()
+
+
+ALONE = """
+import runpy, sys
+sys.modules.update(dict.fromkeys(("intarsia", "peft", "transformers")))
+scripts, files = sys.argv[1:4], sys.argv[4:]
+for script in scripts:
+    sys.argv = [script, *files]
+    try:
+        runpy.run_path(script)
+    except SystemExit as end:
+        print("END", end.code)
+"""
+
+
+def said_alone(scripts: list[Path], files: list[Path]) -> list[list[str]]:
+    """The words of each line that the scripts print, in a process without the library."""
+    words = [sys.executable, "-c", ALONE, *map(str, scripts), *map(str, files)]
+    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("no picture that can be read") == len(scripts)
+    return [line.split() for line in done.stdout.splitlines()]
+
+
+def exported(intarsia: Intarsia, run: Path, folder: Path) -> list[Path]:
+    """The scripts of a blend's exports in all three forms."""
+    places = {"timm": folder / "stock", "onnx": folder / "m.onnx", "torch": folder / "p.pt2"}
+    for form, place in places.items():
+        result = intarsia("export", run, "--format", form, "--out", place, "--json")
+        assert result.code == 0, result.err
+        assert any("output difference" in line for line in result.json["checks"])
+    return [folder / name for name in ("stock/predict.py", "m.onnx.predict.py", "p.pt2.predict.py")]
+
+
+def test_exports_answer_as_the_blend_without_the_library(
+    intarsia: Intarsia, blend: Path, folder: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "broken.png").write_bytes(b"no picture")
+    files = [tmp_path / "broken.png", folder / "dark" / "0.png", folder / "light" / "1.png"]
+    scripts = exported(intarsia, blend, tmp_path)
+    want = [(str(p.file), *p.classes[0]) for p in opened(blend).predict(files[1:])]
+    rows = said_alone(scripts, files)
+    assert len(rows) == 3 * 3
+    for first in range(0, 9, 3):
+        for (file, name, share), row in zip(want, rows[first : first + 2], strict=True):
+            assert row[:2] == [file, name] and float(row[2]) == pytest.approx(share, abs=2e-4)
+        # an unreadable file is named, and is the exit code's reason
+        assert rows[first + 2][:3] == ["END", "1", "of"]
+    how = json.loads((tmp_path / "stock" / "config.json").read_text())["preprocessing"]
+    assert [member["crop"] for member in how["members"]] == [[32, 32], [40, 40]]
+    meta = {p.key: p.value for p in onnx.load(tmp_path / "m.onnx").metadata_props}
+    assert json.loads(meta["preprocessing"]) == how
+
+
+def test_an_onnx_blend_has_an_input_for_each_member(
+    intarsia: Intarsia, blend: Path, tmp_path: Path
+) -> None:
+    place = tmp_path / "m.onnx"
+    result = intarsia("export", blend, "--format", "onnx", "--keep-adapter", "--out", place)
+    assert result.code == 0, result.err
+    session = onnxruntime.InferenceSession(place)
+    shapes = {entry.name: entry.shape[1:] for entry in session.get_inputs()}
+    assert shapes == {"pixels_0": [3, 32, 32], "pixels_1": [3, 40, 40]}
+    pixels = {name: np.zeros((3, *shape), np.float32) for name, shape in shapes.items()}
+    (logits,) = session.run(["logits"], pixels)
+    np.testing.assert_allclose(np.exp(logits).sum(1), 1, atol=1e-5)  # of probabilities
+
+
+def test_what_no_blend_can_be_exported_as(intarsia: Intarsia, blend: Path, tmp_path: Path) -> None:
+    for words in (
+        ("--format", "onnx", "--int8", "--out", tmp_path / "m.onnx"),
+        ("--format", "timm", "--keep-adapter", "--out", tmp_path / "m"),
+        ("--chosen", "--out", tmp_path / "m"),
+    ):
+        assert intarsia("export", blend, *words).code == 2, words
+    with refused(ConfigError, what="members"):
+        export_blend_timm([], tmp_path / "m", classes=["a", "b"])
+    # an earlier export is replaced, another folder is not
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis").write_text("years")
+    assert intarsia("export", blend, "--out", tmp_path / "mine").code == 2
 
 
 def test_what_needs_one_model_refuses_a_blend(

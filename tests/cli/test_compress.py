@@ -8,16 +8,22 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import LlamaForCausalLM
+from safetensors import safe_open
+from transformers import LlamaConfig, LlamaForCausalLM
 
+import intarsia as library
 from intarsia import open_run
 from intarsia.cli import compressing
+from intarsia.core.errors import ConfigError, DataError
 from intarsia.core.registry import settings_to_dict
 from intarsia.formats import Bitmask, rivals
+from intarsia.hosts.native_decoder import why_not
 from intarsia.hosts.opened import open_language_model
+from intarsia.hosts.saved import HOST
 from intarsia.hosts.swap import timing
 from intarsia.hosts.swap.chw_cluster import ChwCluster
 from intarsia.hosts.swap.compress import compress
+from intarsia.hosts.swap.packed_head import head_and_embedding, pack_head, token_bytes
 from intarsia.hosts.swap.packed_linear import PackedLinear
 from intarsia.kernels import native
 from intarsia.kernels.native import building
@@ -25,6 +31,7 @@ from intarsia.methods.gqsa.stages import Tuning
 from intarsia.sparse import Gqsa
 from intarsia_lab.bench import sparse
 
+from .. import language_models
 from ..language_models import mixtral
 from .conftest import QUICK, Intarsia
 
@@ -54,12 +61,12 @@ def test_a_model_is_compressed_saved_and_opened(
     assert json.loads((out / "compress.json").read_text())["layers"] == 14
     opened, tokenizer = open_language_model(str(out))
     plain, _ = open_language_model(str(model))
-    packed = compress(plain.to(torch.bfloat16), Bitmask("int8"), force=True)
+    packed = pack_head(compress(plain.to(torch.bfloat16), Bitmask("int8"), force=True))
     ids = tokenizer("a text", return_tensors="pt").input_ids
     with torch.no_grad():
         logits, want = opened(ids).logits, packed.eval()(ids).logits
     assert logits.dtype == torch.bfloat16 and torch.equal(logits, want)
-    assert sum(isinstance(m, PackedLinear) for m in opened.modules()) == 14
+    assert sum(isinstance(m, PackedLinear) for m in opened.modules()) == 14 + 1  # the head
     generated = intarsia("generate", str(out), "a text", "--tokens", "4", "--json")
     assert generated.code == 0 and generated.json["tokens"] <= 4, generated.err
     again = intarsia(*arguments, "--force")
@@ -243,3 +250,103 @@ def test_a_format_that_is_nearly_right_is_suggested(
 ) -> None:
     result = intarsia("compress", "smollm2", "--format", written, "--out", tmp_path / "new")
     assert result.code == 2 and f"Did you mean {meant}?" in result.words
+
+
+SHAPE = {"hidden_size": 576, "intermediate_size": 1536, "num_attention_heads": 9}  # of SmolLM2
+SHAPE |= {"num_hidden_layers": 30, "num_key_value_heads": 3, "vocab_size": 49152}
+
+
+def stored_bytes(folder: Path) -> tuple[int, int]:
+    """Return the bytes that a packed folder has for the layers of the blocks, and the head."""
+    layers = head = 0
+    with safe_open(folder / HOST, "pt") as file:
+        for name in file.keys():  # noqa: SIM118
+            tensor = file.get_tensor(name)
+            if name.startswith("lm_head."):
+                head += tensor.nbytes
+            elif "norm" not in name and "embed" not in name:
+                layers += tensor.nbytes
+    return layers, head
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_the_printed_commands_write_what_is_printed_beside_them(
+    intarsia: Intarsia, tmp_path: Path, tied: bool
+) -> None:
+    sizes = {"hidden_size": 64, "intermediate_size": 96, "num_attention_heads": 2}
+    source = language_models.llama(tmp_path / "source", **sizes, tie_word_embeddings=tied)
+    weights = weights_of(LlamaForCausalLM.from_pretrained(source))
+    with torch.device("meta"):
+        smollm2 = weights_of(LlamaForCausalLM(LlamaConfig(**SHAPE)))
+    published = [c for c in rivals.rivals("text").runs[0].choices if c.format == "blockint"]
+    assert [choice.bits for choice in published] == [4, 8, 4]
+    for number, choice in enumerate(published):
+        out = tmp_path / str(number)
+        words = choice.command.replace("MODEL", str(source)).replace("--out small", f"--out {out}")
+        result = intarsia(*words.split()[1:], "--force", "--json")
+        assert result.code == 0, result.err
+        head_bits = choice.name.partition("head int")[2]  # "" where layers and head are alike
+        assert result.json["head"] == f"BlockInt(bits={head_bits or choice.bits})"
+        layers, head = stored_bytes(out)
+        assert result.json["bytes of a token"] == layers + head
+        # the same bytes for a weight, of the net that was measured
+        megabytes = (layers / weights[0] * smollm2[0] + head / weights[1] * smollm2[1]) / 1e6
+        assert round(megabytes) == choice.megabytes, choice.name
+        opened, _ = open_language_model(str(out))
+        assert token_bytes(opened) == layers + head and not why_not(opened)
+        said = intarsia("generate", str(out), "a text", "--tokens", "4")
+        assert said.code == 0 and "native steps" in said.out, said.err
+
+
+def weights_of(model: LlamaForCausalLM) -> tuple[int, int]:
+    """Return how many weights the linear layers of the blocks have, and the head."""
+    layers = (m for m in model.model.layers.modules() if isinstance(m, torch.nn.Linear))
+    # a format stores 16 rows together
+    return sum(m.weight.numel() for m in layers), -(
+        -model.vocab_size // 16
+    ) * 16 * model.config.hidden_size
+
+
+def test_a_head_stays_where_it_is_asked_to_and_where_nothing_is_rounded(
+    intarsia: Intarsia, model: Path, tmp_path: Path
+) -> None:
+    for number, (words, head) in enumerate(
+        (
+            (("--format", "bitmask"), "bfloat16"),
+            (("--format", "bitmask", "--head", "int4"), "BlockInt(bits=4)"),
+            (("--format", "bitmask", "--values", "int8"), "BlockInt(bits=8)"),
+            (("--format", "blockint", "--head", "same"), "bfloat16"),
+            (("--format", "blockint", "--layers", "lm_head", "--bits", "4"), "BlockInt(bits=4)"),
+        )
+    ):
+        out = tmp_path / str(number)
+        result = intarsia("compress", str(model), *words, "--force", "--out", str(out))
+        assert result.code == 0, result.err
+        assert f"head {head}; embedding bfloat16; a token reads" in " ".join(result.out.split())
+        opened, _ = open_language_model(str(out))
+        assert head_and_embedding(opened) == {"head": head, "embedding": "bfloat16"}
+    result = intarsia("compress", str(model), "--head", "int3", "--out", str(tmp_path / "no"))
+    assert result.code == 2 and "int4" in result.words and not (tmp_path / "no").exists()
+
+
+def test_a_folded_head_is_no_longer_tied(model: Path, tmp_path: Path) -> None:
+    host, _ = open_language_model(str(model))
+    packed = pack_head(compress(host, "blockint", force=True), 4)
+    ids = torch.arange(12)[None]
+    with torch.no_grad():
+        library.fold(packed).save_pretrained(tmp_path / "plain")
+        again = LlamaForCausalLM.from_pretrained(tmp_path / "plain")
+        assert not torch.equal(again.lm_head.weight, again.model.embed_tokens.weight)
+        assert torch.equal(again.lm_head.weight, packed.lm_head.weight)
+        torch.testing.assert_close(again(ids).logits, library.fold(packed)(ids).logits)
+
+
+def test_an_error_of_the_head_leaves_the_model_as_it_was(model: Path) -> None:
+    host, _ = open_language_model(str(model))
+    with torch.no_grad():
+        host.lm_head.weight[0, 0] = float("nan")
+    with pytest.raises(DataError):
+        pack_head(host)
+    assert not any(isinstance(m, PackedLinear) for m in host.modules())
+    with pytest.raises(ConfigError):
+        pack_head(host, 3)

@@ -19,7 +19,7 @@ LISTS = "it prints what is known, and computes nothing"
 WITHOUT: Mapping[str, Mapping[str, str]] = {
     "--json": {"serve": "it answers by HTTP until it is stopped"},
     "--threads": {
-        **dict.fromkeys(("convert", "offload", "report"), FILES),
+        **dict.fromkeys(("blend", "convert", "offload", "report"), FILES),
         **dict.fromkeys(("list", "show"), LISTS),
         "search": "it looks a query's words up, and no model runs",
         "components": "it computes by numpy, whose library has its own OMP_NUM_THREADS",
@@ -29,7 +29,7 @@ WITHOUT: Mapping[str, Mapping[str, str]] = {
         "demo": "each of its runs has one thread, and --jobs says how many at a time",
     },
     "--device": {
-        **dict.fromkeys(("convert", "offload", "report"), FILES),
+        **dict.fromkeys(("blend", "convert", "offload", "report"), FILES),
         **dict.fromkeys(("list", "show"), LISTS),
         **dict.fromkeys(("compress", "combine", "doctor", "serve", "spans"), OWN_MACHINE),
         **dict.fromkeys(("place", "simulate", "cycles"), "it computes about devices, not on them"),

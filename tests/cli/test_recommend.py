@@ -55,7 +55,8 @@ def shop(tmp_path_factory: pytest.TempPathFactory) -> Path:
     assert done.exit_code == 0, done.output
     assert "nDCG@20" in done.stdout and "intarsia recommend" in done.stdout
     words = ("--schedule", "dsl:every=2", "--density", 0.2, "--out", root / "ranking")
-    done = run("fit", folder, "--task", "ranking", *common, *words, "--set", "width=16")
+    words += ("--method", "lightgcn", "--set", "width=16")
+    done = run("fit", folder, "--task", "ranking", *common, *words)
     assert done.exit_code == 0, done.output
     assert "rows are smaller below" in done.stdout  # the break-even of each table
     return root
@@ -67,10 +68,33 @@ def test_items_without_events_and_new_ones_are_ranked(shop: Path) -> None:
     assert done.exit_code == 0, done.output
     items = {row["item"]: row for row in json.loads(done.stdout)["items"]}
     assert len(items) == 18 and items["16"]["new"] and items["x1"]["new"] and not items["3"]["new"]
+    (new,) = json.loads(done.stdout)["new"]
+    ranked = [row["item"] for row in json.loads(done.stdout)["items"]]
+    assert new["item"] == "x1" and new["of"] == 18 and ranked[new["rank"] - 1] == "x1"
     assert items["x1"]["title"] == "lamp x" and set(items["x1"]["why"]) == {"title", "colour"}
     done = run("recommend", shop / "sessions", "--history", "1,2,nothing", "-k", 3)
     assert done.exit_code == 0 and "lamp" in done.stdout
     assert "1 of 3 items are not known, as 'nothing'" in said(done)
+    done = run("recommend", shop / "sessions", "--user", "u3", "-k", 1, *words[:2])
+    assert re.search(r"New item x1 ranks \d+ of \d+", done.stdout), done.output
+
+
+def test_a_shop_s_table_is_learned_from_in_closed_form(shop: Path) -> None:
+    rows = [f"{u};{(u * 3 + step) % 16};{step}" for u in range(10) for step in range(14)]
+    (shop / "kauf.csv").write_text("\n".join(["kunde;movieId;wann", *rows]))
+    words = ("fit", shop / "kauf.csv", "--task", "ranking", "--out", shop / "closed")
+    done = run(*words)
+    assert done.exit_code == 2 and "a column of the user" in said(done)
+    done = run(*words, "--columns", "user=kunde,time=wann", "--set", "reg=5")
+    assert done.exit_code == 0 and "nDCG@20" in done.stdout, done.output
+    assert open_recommender(shop / "closed").get_params() == {"reg": 5.0}  # EASE is the default
+    done = run("recommend", shop / "closed", "--history", "1,2,3", "--json")
+    assert done.exit_code == 0 and len(json.loads(done.stdout)["items"]) == 10, done.output
+    for wrong in (("--epochs", 3), ("--columns", "usr=kunde"), ("--schedule", "dsl")):
+        done = run(*words[:-1], shop / "other", "--columns", "user=kunde", *wrong)
+        assert done.exit_code == 2 and "Traceback" not in done.output, done.output
+    done = run("fit", "elpv", "--columns", "user=kunde")
+    assert done.exit_code == 2 and "ranking or sessions" in said(done)
 
 
 def test_a_sparse_model_comes_back(shop: Path) -> None:

@@ -44,6 +44,7 @@ def test_a_query_prints_documents_and_why(folder: Path) -> None:
     assert plain.exit_code == 0 and "a cat a dog a tree" in plain.stdout
     result = _call(folder, "animal cat", "--explain", "-k", 1)
     assert "animal* 0.50" in result.stdout and "cat 1.30" in result.stdout
+    assert "the cat sleeps" in result.stdout  # the text is shown, too
     record = json.loads(_call(folder, "cat dog", "--json").stdout)
     assert [hit["id"] for hit in record["hits"]] == ["d", "b", "a"]
     assert "no known word" in _call(folder, "zzz").stdout
@@ -108,6 +109,70 @@ def test_documents_are_indexed_without_a_model(intarsia: Any, tmp_path: Path) ->
     docs.write_text("".join(json.dumps(row) + "\n" for row in rows))
     result = intarsia("index", str(docs), "--model", "none", "--append", out[1], "--json")
     assert result.code == 0 and result.json["documents"] == 3
+
+
+def test_a_shop_s_table_is_indexed_filtered_and_changed(intarsia: Any, tmp_path: Path) -> None:
+    shop, changed, out = tmp_path / "shop.csv", tmp_path / "changed.jsonl", str(tmp_path / "index")
+    shop.write_text("sku;titel;preis\nL1;red lamp;19.5\nL2;oil lamp;40\nC1;chair;8\n")
+    refused = intarsia("index", str(shop), "--out", out)
+    assert refused.code == 2 and "want an id and a text" in refused.words
+    assert "Loading" not in refused.err  # nor was a model
+    words = ("--columns", "text=titel", "--model", "none", "--json")
+    result = intarsia("index", str(shop), "--out", out, *words)
+    assert result.code == 0 and result.json["documents"] == 3, result.err
+    result = intarsia("search", out, "lamp", "--filter", "preis<20", "--json")
+    (hit,) = result.json["hits"]
+    assert hit["id"] == "L1" and hit["fields"] == {"preis": "19.5"}
+    assert "preis=19.5" in intarsia("search", out, "lamp").out
+    result = intarsia("search", out, "lamp", "--filter", "prize<20")
+    assert result.code == 2 and "preis" in result.words
+    changed.write_text(json.dumps({"id": "L2", "text": "an owl", "preis": 5}) + "\n")
+    for order in ((str(changed), "--update", out), (out, "--update", str(changed))):
+        result = intarsia("index", *order, "--json")
+        assert result.code == 0 and result.json["documents"] == 3, result.err
+    assert intarsia("search", out, "owl", "--json").json["hits"][0]["id"] == "L2"
+    for wrong in (("--delete", "L9"), ("--delete", "L1", "--delete", "L9"),
+                  ("--delete", "L1", "--out", out)):  # fmt: skip
+        assert intarsia("index", out, *wrong).code == 2
+    assert intarsia("index", str(changed), "--delete", "L2").code == 2
+    result = intarsia("index", out, "--delete", "L1", "--delete", "C1", "--json")
+    assert result.code == 0 and result.json["documents"] == 1, result.err
+    assert intarsia("search", out, "owl", "--json").json["documents"] == 1
+    assert intarsia("search", out, "red lamp", "--json").json["hits"] == []
+
+
+def test_a_table_of_texts_is_read_without_ids(intarsia: Any, tmp_path: Path) -> None:
+    (tmp_path / "texts.csv").write_text("text,label\na red lamp,3\nan owl,4\n")
+    out = str(tmp_path / "index")
+    result = intarsia("index", str(tmp_path / "texts.csv"), "--model", "none", "--out", out)
+    assert result.code == 0, result.err
+    (hit,) = intarsia("search", out, "owls", "--json").json["hits"]
+    assert (hit["id"], hit["text"], hit["fields"]) == ("2", "an owl", {"label": "4"})
+
+
+def test_requests_have_filters_and_answers_fields(tmp_path: Path) -> None:
+    import urllib.request
+
+    docs = [{"id": "a", "text": "a red lamp", "price": 3}, {"id": "b", "text": "a lamp"}]
+    index = SparseIndex.build(docs)
+    with running(LocalPage(page_of(index, tmp_path), answers(index))) as url:
+
+        def ask(question: dict[str, Any]) -> Any:
+            data, kind = json.dumps(question).encode(), {"Content-Type": "application/json"}
+            request = urllib.request.Request(f"{url}search", data, kind)
+            try:
+                with urllib.request.urlopen(request) as answer:
+                    return json.load(answer)
+            except urllib.error.HTTPError as error:
+                return json.load(error)
+
+        (hit,) = ask({"query": "lamp", "filter": ["price<4"]})["hits"]
+        assert hit["id"] == "a" and hit["fields"] == {"price": 3}
+        assert len(ask({"query": "lamp"})["hits"]) == 2
+        for wrong in ({"filter": "price<4"}, {"filter": [3]}, {"filter": ["prize<4"]}):
+            assert "hits" not in ask({"query": "lamp"} | wrong)
+        with urllib.request.urlopen(f"{url}?q=red%20lamp") as page:
+            assert b"<form" in page.read()  # its script reads the query
 
 
 def test_training_refuses_options_of_another_task(folder: Path) -> None:

@@ -44,6 +44,7 @@ VERBS: dict[str, tuple[str, ...]] = {
     "compress": ("compress", "m", "--out", T),
     "sparsify": ("sparsify", "m", "--out", T),
     "convert": ("convert", "photos", "--out", T),
+    "blend": ("blend", "run", "run", "--out", T),
     "merge": ("merge", "run", "run", "--out", T),
     "fit --task": ("fit", "docs.jsonl", "--task", "sparse-retrieval", "--out", T),
     "index": ("index", "docs.jsonl", "--out", T),

@@ -141,6 +141,27 @@ def test_an_error_is_a_panel_with_got_want_and_fix(intarsia: Intarsia) -> None:
     assert re.search(r"got +'moza'.*want +one of.*fix +Did you mean .*mosa", result.words)
 
 
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        OSError(12, "Cannot allocate memory"),
+        RuntimeError("[enforce fail at alloc_cpu.cpp:137] CPUAllocator: can't allocate memory"),
+        RuntimeError("unable to mmap 513 bytes from file <x>: Cannot allocate memory (12)"),
+        RuntimeError("Storage size calculation overflowed with sizes=[100000000, 1000000000000]"),
+    ],
+)
+def test_what_does_not_fit_into_memory_is_a_panel(
+    error: Exception, intarsia: Intarsia, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def show(_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(listing, "show_json", show)
+    result = intarsia("list", "--json")
+    assert result.code == 2 and "memory of this machine" in result.words
+
+
 def test_debug_and_quiet_may_stand_anywhere() -> None:
     assert shell.arguments(["fit", "--quiet", "x", "--debug"]) == ["--debug", "--quiet", "fit", "x"]
     assert shell.arguments(["fit", "x", "--debug"]) == ["--debug", "fit", "x"]

@@ -21,6 +21,7 @@ from intarsia.core.errors import ConfigError, TrainingError
 from intarsia.core.files import (
     parse_json,
     read_json,
+    read_toml,
     repaired,
     reserved,
     unbroken,
@@ -214,6 +215,67 @@ def test_what_is_ready_is_put_in_place_by_whoever_opens_it(
     assert not repaired(tmp_path / "never").exists()
 
 
+@pytest.mark.parametrize(
+    "record", ["", "[]", '{"folder": 1, "target": "out", "names": {"out": ""}}']
+)
+def test_a_planted_scratch_folder_takes_no_place(tmp_path: Path, record: str) -> None:
+    (tmp_path / "victim.txt").write_text("mine")
+    (tmp_path / "out").write_text("mine")
+    planted = tmp_path / ".out.writing-aaaaaaaa"
+    planted.mkdir(0o700)
+    for name, text in {".ready": record, "victim.txt": "theirs", "out": "theirs"}.items():
+        (planted / name).write_text(text)
+    with writing(tmp_path / "out") as scratch:
+        assert (tmp_path / "out").read_text() == "mine"
+        scratch.write_text("new")
+    assert (tmp_path / "victim.txt").read_text() == "mine"
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {
+        "victim.txt": "mine",
+        "out": "new",
+    }
+
+
+def test_a_ready_folder_is_its_user_s_own_and_as_it_was_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Only what nobody changed is put in place of what a killed writer meant to replace."""
+
+    def left(change: str) -> tuple[Path, Path]:
+        folder = tmp_path / change / ".out.writing-12345678"
+        folder.mkdir(0o700, parents=True)
+        (folder / "out").write_text("new")
+        files._declare(folder, folder.parent / "out", ["out"])
+        if change == "mode":
+            folder.chmod(0o755)
+        elif change == "bytes":
+            (folder / "out").write_text("theirs")
+        elif change == "more":
+            (folder / "victim").write_text("theirs")
+        elif change == "copy":
+            shutil.copytree(folder, tmp_path / "copied")
+            (tmp_path / "copied").chmod(0o700)
+            shutil.rmtree(folder)
+            (tmp_path / "copied").rename(folder)
+        return folder, folder.parent / "out"
+
+    for change in ("none", "mode", "bytes", "more", "copy"):
+        _, target = left(change)
+        assert repaired(target).exists() == (change in ("none", "more")), change
+        assert not (target.parent / "victim").exists()
+    _, target = left("uid")
+    monkeypatch.setattr(os, "getuid", lambda: -1)
+    assert not repaired(target).exists()
+
+
+def test_what_an_older_version_left_is_not_removed_with_the_only_copy(tmp_path: Path) -> None:
+    left = tmp_path / ".out.writing-12345678"
+    (left / ".before").mkdir(parents=True)
+    (left / ".before" / "weights").write_text("hours")
+    (left / ".ready").touch()
+    with reserved(tmp_path / "out"):
+        assert (left / ".before" / "weights").read_text() == "hours"
+
+
 def test_only_what_is_told_to_be_scratch_is_removed(tmp_path: Path) -> None:
     with writing(tmp_path / "a") as living:
         living.write_text("a")
@@ -262,6 +324,16 @@ def test_json_that_is_too_deep_is_no_recursion_error(depth: int, kind: str) -> N
     with pytest.raises(ValueError, match="nested"):
         parse_json(front * depth + "1" + back * depth)
     assert parse_json(front * 40 + "1" + back * 40)
+
+
+def test_toml_whose_keys_take_their_square_in_time_is_not_parsed(tmp_path: Path) -> None:
+    file = tmp_path / "a.toml"
+    for text in ("a" + ".a" * 200_000 + " = 1", "# x\n" * 300_000):
+        file.write_text(text)
+        with pytest.raises((ValueError, OSError), match="are read"):
+            read_toml(file)
+    file.write_text("a.b = 1")
+    assert read_toml(file) == {"a": {"b": 1}}
 
 
 def test_what_is_no_file_is_not_read(tmp_path: Path) -> None:

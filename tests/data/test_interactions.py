@@ -149,7 +149,7 @@ def test_other_bad_input(tmp_path: Path) -> None:
         load_interactions(tmp_path / "no.csv")
     csv = tmp_path / "log.csv"
     csv.write_text("user,item\na\n")
-    with refused(DataError, got="another number of columns"):
+    with refused(DataError, got="1 columns"):
         load_interactions(csv)
     data = made([("a", "1", 0.0)])
     with refused(DataError, what="sessions", got="1 sessions, all of fewer than 2 events"):

@@ -79,7 +79,8 @@ def test_the_last_blocks_of_a_baseline_are_in_the_record() -> None:
 
 
 def test_a_search_makes_nothing_of_the_test_part(tmp_path: Path) -> None:
-    outcome = run("mini/synthetic-location", SharedWork(tmp_path), score=False)
+    options = {"method": "last-k", "score": False}
+    outcome = run("mini/synthetic-location", SharedWork(tmp_path), **options)
     assert outcome.test is None and "test" not in outcome.record["data"]
     kinds = [path.name.partition("-")[0] for path in tmp_path.glob("*.safetensors")]
     assert sorted(kinds) == ["pixels", "pixels", "tokens", "tokens"]
@@ -133,7 +134,7 @@ def test_a_kill_before_the_last_file_is_no_finished_run(
 ) -> None:
     """run.json is written once, after all else, with what the experiment adds to it."""
     start = Experiment(Pictures(JOINT, images=32, val=32, test=32)).changed(
-        model="test_vit", size=32, pretrained=False, epochs=1, method="linear", frozen_once=True
+        model="test_vit", size=32, pretrained=False, epochs=1, method="last-k", frozen_once=True
     )
     written: list[dict[str, Any]] = []
 

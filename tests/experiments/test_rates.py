@@ -17,7 +17,7 @@ from intarsia.experiments.matrix import PlannedRun, apart_from_rates, planned
 from intarsia.experiments.rates import RateSearch
 from intarsia.train import Training
 
-BEST = {"linear": 3e-2, "lora": 3e-3, "bottleneck": 1e-3}
+BEST = {"bitfit": 3e-2, "lora": 3e-3, "bottleneck": 1e-3}
 
 
 class Fake:
@@ -66,7 +66,7 @@ def plan(
     return planned(start, methods or tuple(BEST), seeds, {}, out)
 
 
-def found(runs: list[PlannedRun]) -> dict[str, float]:
+def found(runs: list[PlannedRun]) -> dict[str, float | None]:
     return {run.method: run.experiment.training.lr for run in runs}
 
 
@@ -77,7 +77,7 @@ def quiet(_: str) -> None:
 def test_each_method_gets_its_own_rate_after_as_many_trials(fake: Fake, tmp_path: Path) -> None:
     runs = RateSearch().find(plan(tmp_path), tmp_path, quiet)
     assert found(runs) == BEST and len(runs) == 6
-    # one grid for all, which grew at both ends: for linear to .1, for bottleneck to 3e-4
+    # one grid for all, which grew at both ends: for bitfit to .1, for bottleneck to 3e-4
     grid = {3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1}
     assert all(
         fake.trials(method) == {(rate, seed) for rate in grid for seed in (100, 101)}
@@ -91,7 +91,6 @@ def test_each_method_gets_its_own_rate_after_as_many_trials(fake: Fake, tmp_path
     assert max(search["scores"]) == search["scores"][search["rates"].index(3e-2)]
     assert runs[0].trial({}, quiet=True).inputs["search"] == search
     # a probe's features are computed once
-    assert {trial["frozen_once"] for trial in fake.ran if trial["method"] == "linear"} == {True}
     assert not (tmp_path / "rates").exists()
 
 
@@ -133,18 +132,18 @@ def test_a_text_is_drawn_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 
 def test_a_rate_at_the_limit_of_the_search_is_marked(fake: Fake, tmp_path: Path) -> None:
     search = RateSearch((1e-3, 3e-3), reach=(1e-3, 1e-2))
-    runs = search.find(plan(tmp_path, "linear", "lora"), tmp_path, quiet)
-    assert found(runs) == {"linear": 1e-2, "lora": 3e-3}
+    runs = search.find(plan(tmp_path, "bitfit", "lora"), tmp_path, quiet)
+    assert found(runs) == {"bitfit": 1e-2, "lora": 3e-3}
     assert [r.search["limit"] for r in runs[:2] if r.search] == [True, False]
 
 
 def test_a_method_whose_rate_is_given_is_not_searched_for(fake: Fake, tmp_path: Path) -> None:
     start = Experiment(Pictures("photos"))
-    settings, fixed = apart_from_rates({"lora": ["lr=0.5", "rank=4"], "linear": ["lr=1e-4"]})
-    assert settings == {"lora": ["rank=4"]} and fixed == {"lora": 0.5, "linear": 1e-4}
-    runs = planned(start, ["linear", "lora", "bottleneck"], [0], settings, tmp_path, fixed)
+    settings, fixed = apart_from_rates({"lora": ["lr=0.5", "rank=4"], "bitfit": ["lr=1e-4"]})
+    assert settings == {"lora": ["rank=4"]} and fixed == {"lora": 0.5, "bitfit": 1e-4}
+    runs = planned(start, ["bitfit", "lora", "bottleneck"], [0], settings, tmp_path, fixed)
     runs = RateSearch().find(runs, tmp_path, quiet, fixed)
-    assert found(runs) == {"linear": 1e-4, "lora": 0.5, "bottleneck": 1e-3}
+    assert found(runs) == {"bitfit": 1e-4, "lora": 0.5, "bottleneck": 1e-3}
     assert not fake.trials("lora") and [run.search is None for run in runs] == [True, True, False]
     fake.ran.clear()
     only = planned(start, ["lora"], [0], settings, tmp_path / "x", {"lora": 0.5})
@@ -195,3 +194,10 @@ def test_runs_of_another_comparison_are_refused_before_the_search(
     with pytest.raises(ConfigError) as refused:
         RateSearch().find(plan(tmp_path, "lora"), tmp_path, quiet)
     assert refused.value.got == "a run with epochs=7" and not fake.ran  # the rate may differ
+
+
+def test_a_probe_that_is_fitted_to_convergence_has_no_rate(fake: Fake, tmp_path: Path) -> None:
+    runs = RateSearch().find(plan(tmp_path, "linear", "lora"), tmp_path, quiet)
+    assert found(runs) == {"linear": None, "lora": 3e-3} and not fake.trials("linear")
+    alone = plan(tmp_path / "alone", "linear")
+    assert RateSearch().find(alone, tmp_path / "alone", quiet) == alone

@@ -20,6 +20,7 @@ from intarsia.core.errors import ConfigError, DataError, ShapeError
 from intarsia.formats import GroupSparse
 from intarsia.kernels import native
 from intarsia.kernels.gqsa import affine, codes_of, rounded
+from intarsia.methods.gqsa.coded import CodedGroups
 
 from ..refusals import refused
 
@@ -202,3 +203,18 @@ def test_what_does_not_fit_is_refused() -> None:
         weight[0, 0] = bad
         with refused(DataError, what="weight"):
             FORM.encode(weight)
+
+
+@given(st.integers(0, 99), st.sampled_from([2, 4, 8]))
+def test_a_zero_point_is_one_of_the_codes(seed: int, bits: int) -> None:
+    """Also where the scale, rounded to bfloat16, is less than a code: all weights below 0."""
+    groups = -torch.rand(64, 16, generator=torch.Generator().manual_seed(seed))
+    scale, zero = affine(groups, bits)
+    assert bool((zero <= 2**bits - 1).all() and (zero >= 0).all())
+    form = GroupSparse(bits)
+    parts = groups[:, None], scale[:, None], zero[:, None], torch.ones(64, 1)
+    coded = CodedGroups(form, 16, *parts)
+    for outside, inside in ((-3.0, 0.0), (300.0, 2**bits - 1)):
+        ends = (torch.full((64, 1), value) for value in (outside, inside))
+        got, want = (coded.rounded(groups[:, None], scale[:, None], zero) for zero in ends)
+        assert torch.equal(got, want)

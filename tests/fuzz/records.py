@@ -24,6 +24,7 @@ from intarsia.core.files import write_json
 from intarsia.core.reading import read_bytes
 from intarsia.data.interactions import ItemField, events
 from intarsia.experiments import experiment, seeing
+from intarsia.experiments.blending import open_blend, write_blend
 from intarsia.experiments.recommending import open_recommender, save_recommender
 from intarsia.models.codec.codec import Recombiner
 from intarsia.models.codec.recombiner import CARD, RecombinerSettings
@@ -52,12 +53,23 @@ def call(*words: object) -> Any:
     return done.stdout
 
 
-def _run(folder: Path) -> None:
+def _run(folder: Path, *names: str) -> None:
     words = ("--model", "test_vit", "--untrained", "--size", "32", "--epochs", "1")
     with tempfile.TemporaryDirectory() as place:
         photos(Path(place))
         words = (place, *words, "--batch-size", "4", "--lr", "1e-2", "--method", "mosa")
-        call("fit", *words, "--out", folder / "run")
+        for name in names or ("run",):
+            call("fit", *words, "--out", folder / name)
+
+
+def _blend(folder: Path) -> None:
+    _run(folder, "a", "b")
+    write_blend(folder / "blend", [folder / "a", folder / "b"], [2, 1], move=True)
+
+
+def _open_blend(folder: Path) -> Any:
+    run = open_blend(folder / "blend")
+    return run.model.state_dict(), run.weights, run.temperatures, run.classes, run.record["results"]
 
 
 def _open_run(folder: Path) -> Any:
@@ -216,6 +228,7 @@ def _open_recommender(folder: Path) -> Any:
 
 KINDS: tuple[Kind, ...] = (
     Kind("run", _run, _open_run),
+    Kind("blend", _blend, _open_blend),
     Kind("report", _run, _open_report),
     Kind("settings", _settings, _open_settings),
     Kind("pages", _pages, _open_pages),

@@ -29,6 +29,7 @@ from intarsia.core.errors import CheckpointError, ConfigError, FoldError, Target
 from intarsia.experts import UnionOfExperts
 from intarsia.hosts.anatomy.heads import attention_from
 from intarsia.mixtures.union import UnionMlp
+from intarsia.routers.union import UnionGate
 
 from ..refusals import refused
 
@@ -151,6 +152,19 @@ def test_the_way_through_pairs_is_the_naive_attention(vit: Any, select: str, gat
     ours = torch.autograd.grad(got, parts, seed, retain_graph=True)
     theirs = torch.autograd.grad(want, parts, seed)
     assert_close(ours, theirs, rtol=1e-3, atol=1e-4)
+
+
+def test_a_score_is_one_where_all_experts_are_alike() -> None:
+    """gate="score" weighs by E p, so that a gate of zeros leaves the dense model as it is."""
+    gate = UnionGate(experts=4, share=0.5, select="tokens", gate="score")
+    router = gate.build(6, generator=torch.Generator().manual_seed(0))
+    x = torch.randn(5, 6, generator=torch.Generator().manual_seed(1))
+    p = router.weight.detach() @ x.T
+    routing = router(x)
+    want = 4 * p.T.softmax(-1)[routing.token, routing.expert]
+    assert_close(routing.weight, want)
+    torch.nn.init.zeros_(router.weight)
+    assert router(x).weight.tolist() == [1.0] * 10
 
 
 def test_a_head_that_nobody_takes_gives_nothing(vit: Any) -> None:

@@ -21,6 +21,7 @@ from torch.utils.data import TensorDataset, default_collate
 from intarsia import fit_in_phases
 from intarsia.core.errors import ConfigError, DataError
 from intarsia.methods import Dass
+from intarsia.models import dass
 from intarsia.models.dass import (
     OPERATIONS,
     CellSizes,
@@ -85,26 +86,6 @@ def test_scores_start_in_the_order_of_the_weights() -> None:
     assert not Scored(torch.zeros(2, 3), 0.5).scores.any()
 
 
-def test_the_gradient_of_a_score_is_that_of_the_used_weight_times_the_weight() -> None:
-    weight = torch.randn(3, 4, requires_grad=True)
-    scored, x = Scored(weight, 0.5), torch.randn(5, 4)
-    used = scored(weight)
-    F.linear(x, used).square().sum().backward()
-    free = used.detach().requires_grad_()
-    F.linear(x, free).square().sum().backward()
-    assert free.grad is not None and scored.scores.grad is not None
-    assert_close(scored.scores.grad, free.grad * weight.detach())
-    assert_close(weight.grad, free.grad * (used != 0))
-    step, entry = 1e-3, (1, 2)  # by finite differences of w m, where the mask is a number
-    loss = [F.linear(x, used.detach() + s * _one(entry)).square().sum() for s in (step, -step)]
-    slope = (loss[0] - loss[1]) / (2 * step)
-    assert_close(scored.scores.grad[entry], slope * weight.detach()[entry], rtol=1e-2, atol=1e-2)
-
-
-def _one(place: tuple[int, int]) -> Tensor:
-    return torch.zeros(3, 4).index_put(tuple(map(torch.tensor, place)), torch.tensor(1.0))
-
-
 def test_at_density_1_gradients_are_those_of_darts() -> None:
     plain, scored = supernet(), supernet()
     put_scores(scored, 1.0)
@@ -129,6 +110,23 @@ def test_taking_scores_leaves_the_used_weights() -> None:
     assert torch.equal(net(x), want) and not any(map(parametrize.is_parametrized, net.modules()))
     for name, weight in masked_weights(net).items():
         assert torch.equal(weight != 0, masks.mask(name, 0))
+
+
+def test_a_step_on_the_operations_is_adam_s(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Betas .5 and .999, decay 1e-3, from gradients so small that the decay shows."""
+    net, draw = supernet(lr=0.01), torch.Generator().manual_seed(5)
+    net.alpha.normal_(generator=draw)
+    twin = nn.Parameter(net.alpha.clone())
+    adam = torch.optim.Adam([twin], lr=0.01, betas=(0.5, 0.999), weight_decay=1e-3)
+    gradients = list(1e-3 * torch.randn(5, *twin.shape, generator=draw))
+    given = iter(gradients)
+    monkeypatch.setattr(dass, "architecture_gradient", lambda *_: (next(given),))
+    net.searching = True
+    for step, gradient in enumerate(gradients):
+        net.before_step(step, len(gradients))
+        twin.grad = gradient.clone()
+        adam.step()
+        assert_close(net.alpha, twin.detach(), rtol=1e-4, atol=1e-5)
 
 
 class Toy(nn.Module):
@@ -327,20 +325,3 @@ def test_a_picture_names_every_edge_of_both_cells(tmp_path: Path) -> None:
         for _, name in (edge for node in cell for edge in node):
             names.remove(name)  # as often as there are edges
     assert sum(name in OPERATIONS for name in names) == 0
-
-
-def test_scores_by_hand() -> None:
-    """m = top-k of |s|, y = sum x w m; dL/ds = dL/d(w m) w for every score, dL/dw = dL/d(w m) m.
-
-    w = (2, -1, 3), s = (.5, -.9, .1), one of three is kept: m = (0, 1, 0). With x = (1, 2, 3) and
-    L = y = -2: dL/d(w m) = x, so dL/ds = (2, -2, 9) and dL/dw = (0, 2, 0).
-    """
-    weight = torch.tensor([[2.0, -1.0, 3.0]], requires_grad=True)
-    scored = Scored(weight, 1 / 3)
-    with torch.no_grad():
-        scored.scores.copy_(torch.tensor([[0.5, -0.9, 0.1]]))
-    y = F.linear(torch.tensor([1.0, 2.0, 3.0]), scored(weight))
-    y.backward()
-    assert scored.scores.grad is not None and weight.grad is not None
-    assert (y.tolist(), scored.scores.grad.tolist()) == ([-2], [[2, -2, 9]])
-    assert weight.grad.tolist() == [[0, 2, 0]]

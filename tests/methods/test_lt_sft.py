@@ -230,6 +230,33 @@ def test_the_pull_keeps_weights_near() -> None:
     assert size(near) < 0.7 * size(free)
 
 
+def _plain_steps(model: nn.Module, lr: float, _: float) -> torch.optim.Optimizer:
+    return torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=lr)
+
+
+@pytest.mark.parametrize("adapted", [False, True])
+def test_both_phases_pull_by_lambda_over_all_that_may_be_chosen(adapted: bool) -> None:
+    """Everything is moved by 1; a step without a gradient, at a rate of 1, goes lambda / N back."""
+    model: Any = intarsia.adapt(net(), LtSft(), targets=["fc"], head="head") if adapted else net()
+    count = 2 * WIDTH * WIDTH if adapted else TOTAL
+    steps = LtSft(count=3, pull=count / 8).phases(model)
+    for name in ("all", "chosen"):
+        phase = next(steps)
+        optimizer = phase.optimizer(_plain_steps)(model, 1.0, 0.0)
+        trained = [p for group in optimizer.param_groups for p in group["params"]]
+        own = {id(p) for p in model.parameters()}
+        with torch.no_grad():
+            for p in (*model.parameters(), *(p for p in trained if id(p) not in own)):
+                p.add_(1.0)
+                p.grad = torch.zeros_like(p) if p.requires_grad else None
+        before = [p.detach().clone() for p in trained]
+        optimizer.step()
+        back = torch.cat([(b - p.detach()).flatten() for b, p in zip(before, trained, strict=True)])
+        pulled = back[back != 0]
+        assert phase.name == name and len(pulled) == (count if name == "all" else 3)
+        assert_close(pulled, torch.full_like(pulled, 1 / 8), rtol=1e-4, atol=1e-6)
+
+
 def test_the_first_phase_may_be_shorter() -> None:
     runs = fit_in_phases(net(), LtSft(0.1, first=0.34), rows(), **OPTIONS).runs
     assert [run.record["training"]["epochs"] for _, run in runs] == [1, 3]

@@ -16,11 +16,13 @@ from transformers import LlamaConfig, LlamaForCausalLM, MixtralConfig, MixtralFo
 import intarsia
 from intarsia.core.change import steps_of
 from intarsia.core.errors import CheckpointError, ConfigError, DataError, TargetError
+from intarsia.formats import Ternary
 from intarsia.formats.ternary import levels_of
 from intarsia.hosts.prune.rows import batched
 from intarsia.hosts.swap.packed_experts import PackedExperts, packed_experts
 from intarsia.methods.qmoe import Qmoe
 from intarsia.mixtures.experts import StackedExperts
+from intarsia.scores import Statistics
 
 from ..refusals import refused
 
@@ -110,6 +112,18 @@ def test_by_routed_rows_it_errs_less_than_by_rounding(rows: list[Row]) -> None:
     assert all("try zeros=" in row["told"] for row in layer_rows)  # far fewer than 88.5 % are 0
 
 
+def test_its_damp_and_its_zeros_are_used() -> None:
+    """Damped without end, moments say nothing: each weight is rounded to its nearest level."""
+    draw = torch.Generator().manual_seed(2)
+    weights, mixing = torch.randn(2, 4, 24, generator=draw), torch.randn(24, 24, generator=draw)
+    seen = [Statistics.of(torch.randn(60, 24, generator=draw) @ mixing, hessian=True)] * 2
+    levels = levels_of(weights.flatten(0, 1))
+    near = Qmoe(start="rtn").rounded(weights, seen, levels)[0]
+    assert torch.equal(Qmoe(damp=1e9).rounded(weights, seen, levels)[0], near)
+    assert not torch.equal(Qmoe(damp=0.01).rounded(weights, seen, levels)[0], near)
+    assert Qmoe(zeros=0.6).form == Ternary(0.6)
+
+
 @pytest.mark.parametrize("gated", [False, True])
 @pytest.mark.parametrize("bias", [False, True])
 def test_packed_experts_compute_what_stacked_ones_of_the_same_numbers_do(
@@ -159,7 +173,6 @@ def test_some_stacks_are_packed_and_the_others_stay(
 
 
 def packed_of(experts: StackedExperts) -> PackedExperts:
-    from intarsia.formats import Ternary
     from intarsia.hosts.swap.packed_experts import PackedStack, packed
     from intarsia.kernels.experts import stacked_matrices
 

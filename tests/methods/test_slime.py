@@ -19,6 +19,7 @@ from intarsia.conformance.senses import Letters, decoder, picture
 from intarsia.core.errors import ConfigError
 from intarsia.data.senses.questions import Question
 from intarsia.hosts.senses.answering import prompt
+from intarsia.hosts.senses.connectors import pooled
 from intarsia.methods.slime import TiledView, select_largest, selection, set_budget, tiled_view
 from intarsia.senses import Slime
 from intarsia.train.tasks.answers import Answers, answers_batch
@@ -172,6 +173,13 @@ def test_the_gate_mixes_two_experts() -> None:
         view.gate.gate[0] = 100 * x.mean((0, 1))
     g = torch.stack([view.gate.gate[0] @ v for v in x.mean(1)])
     assert g.abs().max() > 0 and not torch.allclose(view.mixture(x), both)
+    # the first expert is the projection of means, the second that of queries
+    read = view.projector.norm(pooled(x, TINY.whole, grid=True)).flatten(0, 1)
+    ahead = torch.linalg.lstsq(read, torch.full((len(read), 1), 100.0)).solution[:, 0]
+    for sign, alone in ((1, mixed), (-1, two)):
+        with torch.no_grad():
+            view.gate.gate[0] = sign * ahead
+        assert_close(view.mixture(x), alone, rtol=1e-4, atol=1e-5)
 
 
 def test_the_gate_has_tokens_of_pictures_alone(model: Any) -> None:

@@ -118,6 +118,14 @@ def test_robust_shrinks_every_curvature_of_its_range_at_its_rate(
     assert torch.linalg.eigvals(step.double()).abs().max().item() <= p + 1e-3
 
 
+def test_the_constants_of_robust_momentum_by_hand() -> None:
+    """k = 4 and p = .6 of L = 2: (1 - p)^2 (1 + p) = .256, gamma = 4 x .256 / 2 = .512,
+
+    mu = 4 x .216 / 3 = .288 and alpha = .216 / (3 x .256) = .28125.
+    """
+    assert Robust(4.0, 0.6, 2.0).constants == pytest.approx((0.512, 0.288, 0.28125))
+
+
 def test_robust_looks_ahead() -> None:
     blocks, x = [mlp(0), mlp(1)], inputs(5)
     gamma, mu, alpha = Robust().constants

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from typing import Any
 
 import pytest
 
@@ -68,6 +69,17 @@ def test_lfu_keeps_the_counter_of_what_went() -> None:
     steps = [[(0, expert)] for expert in [1] * 3 + [2] * 4 + [3, 1, 3, 1]]
     hits = {r: replay(steps, Lfu(reset=r).build(1, 4), 2).hits for r in (False, True)}
     assert hits == {False: 6, True: 5}
+
+
+def test_lfu_halves_its_counters_at_every_third_step() -> None:
+    policy: Any = Lfu(every=3, decay=0.5).build(1, 2)
+    policy.began()
+    policy.used((0, 0), True)
+    counters: list[float] = []
+    for _ in range(5):
+        policy.began()
+        counters.append(policy.uses[0, 0])
+    assert counters == [1, 0.5, 0.5, 0.5, 0.25]  # steps 2 to 6
 
 
 def test_lfu_beats_lru_where_some_experts_are_used_more_than_others() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -105,6 +106,20 @@ def test_one_step_ahead_recovers_most_of_belady_where_lru_has_nothing() -> None:
     assert rates["wrong"] < rates["perfect"] <= rates["belady"]
     blind = replay(steps, Predictive().build(4, 8), slots, start=start).rate
     assert blind == rates["expected"]
+
+
+def test_the_next_use_by_hand() -> None:
+    """Layer 2 of four, from layer 0 on: 2 layers away, and (1 - q) L / p = .75 x 4 / .5 = 6 more.
+
+    Expert 1 was used in one of two steps, p = 1 / 2, and its chance in this one is q = 1 / 4.
+    """
+    policy: Any = Predictive(decay=1.0).build(4, 2)
+    for expert in (1, 0):
+        policy.began()
+        policy.asked(2, [expert])
+    policy.foresee(torch.full((4, 2), 0.25))
+    policy.asked(0, [])
+    assert policy.expected((2, 1)) == 2 + 6
 
 
 def test_predictions_of_another_model_are_refused() -> None:

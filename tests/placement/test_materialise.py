@@ -45,6 +45,18 @@ def test_copies_stay_within_their_slots(
     assert abs(float(rows.sum() - per_device.sum())) < 1e-6, "every pair is computed once"
 
 
+def test_an_owner_computes_a_share_beside_its_copies_by_hand() -> None:
+    """Loads 9, 9, 4 and 4.2; the two hottest get two copies each, so that a third stays at home.
+
+    Their owners have 3 then, less than the other two: the first copy of expert 0 goes to device 1,
+    which has 6 with it, the second to device 2 with its 4.
+    """
+    load, nodes = torch.tensor([9, 9, 4, 4.2]), torch.zeros(4, dtype=torch.int64)
+    holds = materialise(load, torch.arange(4), nodes, 1, 2)
+    assert holds[:, 0].tolist() == [True, True, True, False]
+    assert holds[:, 1].tolist() == [True, True, False, True]
+
+
 def test_copies_take_load_off_the_busiest_device() -> None:
     load, nodes = torch.tensor([40.0, 20, 10, 5, 5, 5, 5, 5]), torch.zeros(4, dtype=torch.int64)
     owner = torch.arange(8) // 2

@@ -23,7 +23,14 @@ from intarsia.placement.balance import JointSwaps, longest_first, swap_until_eve
 from intarsia.placement.engines import COUNTS, ENGINES, PAIR, destinations, homes
 from intarsia.placement.eplb import Eplb, replicate
 from intarsia.placement.exflow import ExFlow
-from intarsia.placement.moetuner import MoeTuner, cluster_devices, even_clusters, slowest, uneven
+from intarsia.placement.moetuner import (
+    MoeTuner,
+    cluster_devices,
+    cluster_traffic,
+    even_clusters,
+    slowest,
+    uneven,
+)
 
 from ..refusals import refused
 from .traces import random_trace
@@ -80,6 +87,35 @@ def test_the_second_programme_is_brute_force_s(devices: int) -> None:
 
     best = min(map(cost, itertools.product(permutations, repeat=3)))
     assert_close(cost(tuple(cluster_devices(traffic, links, 3, 5))), best, atol=1e-12, rtol=0)
+
+
+def test_traffic_goes_from_the_earlier_layer_s_clusters_to_the_later_one_s() -> None:
+    transitions = torch.zeros(4, 4)
+    transitions[0, 2], transitions[1, 3], transitions[3, 1] = 3, 5, 2
+    source, target = torch.tensor([0, 1, 0, 1]), torch.tensor([0, 0, 1, 1])
+    assert cluster_traffic(transitions, source, target, 2).tolist() == [[0, 3], [2, 5]]
+
+
+def test_a_slow_way_is_left_to_where_little_goes() -> None:
+    """9 rows stay in each cluster, 5 go from 0 to 1: over the link of 10, not over that of 1."""
+    traffic = torch.tensor([[9.0, 5], [0, 9]], dtype=torch.float64)
+    links = torch.tensor([[1.0, 1], [10, 1]], dtype=torch.float64)
+    assert cluster_devices([traffic], links, 2, 5).tolist() == [[1, 0], [1, 0]]
+
+
+def test_the_slowest_link_decides_not_the_sum_of_all() -> None:
+    """In order the links take 5 and 0, exchanged 4 and 3: more in all, and sooner done."""
+    traffic = torch.tensor([[4.0, 5], [0, 3]], dtype=torch.float64)
+    order = cluster_devices([traffic], torch.ones(2, 2).double(), 2, 5)
+    assert order[0].tolist() == order[1].flip(0).tolist()
+
+
+def test_many_devices_follow_what_each_cluster_sends() -> None:
+    """Cluster i sends all it has to cluster i + 1: with both on one device nothing travels."""
+    traffic = torch.eye(6, dtype=torch.float64).roll(1, 1)
+    order = cluster_devices([traffic, traffic], torch.ones(6, 6).double(), 3, 9)
+    for before, after in itertools.pairwise(order):
+        assert after.roll(-1).tolist() == before.tolist()
 
 
 def test_many_devices_are_ordered_one_layer_at_a_time() -> None:

@@ -32,6 +32,13 @@ def test_alike_links_are_one_node() -> None:
     assert Topology.uniform(1).nodes().tolist() == [0]
 
 
+def test_more_devices_than_fit_into_memory_are_refused_at_once() -> None:
+    with refused(ConfigError, what="devices"):
+        Topology.uniform(200_000)
+    with refused(ConfigError, what="devices"):
+        Topology.from_dict({"nodes": 2000, "each": 100})
+
+
 def test_a_bad_pair_is_named() -> None:
     topology = Topology.uniform(3)
     for name, value in (("bandwidth", 0.0), ("bandwidth", -1.0), ("latency", -1.0)):

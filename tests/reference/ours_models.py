@@ -6,7 +6,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 from intarsia.models.codec.coding import log_ratio
 from intarsia.models.codec.prior import divergence, sigma
@@ -14,6 +15,7 @@ from intarsia.models.codec.recombiner import RecombinerSettings
 from intarsia.models.codec.relative_entropy import choose
 from intarsia.models.codec.siren import SignalDecoder, fourier
 from intarsia.models.coding import BSC, GSC, MCA, MMCA, MoG, MoP
+from intarsia.models.dass import OPERATIONS, Cells, CellSizes, ChosenNet, Genotype, Supernet
 
 Tensors = dict[str, Tensor]
 
@@ -132,3 +134,43 @@ def recombiner_index(tensors: Tensors) -> Tensors:
     ratios = log_ratio(tensors["candidates"], t.T, d.T).double().numpy()
     order = tensors["gumbels"].numpy()
     return {"index": torch.tensor([choose(ratio, order) for ratio in ratios.T])}
+
+
+def darts_search(tensors: Tensors, sizes: dict[str, int]) -> Tensors:
+    """Logits of a supernet in training, and gradients of the cross-entropy."""
+    net = Supernet(CellSizes(**sizes), (tensors["x"], tensors["labels"]))
+    net.alpha.copy_(tensors["alpha"]).requires_grad_(True)
+    return _of_cells(net, tensors, {"grad_alpha": net.alpha})
+
+
+def darts_chosen(tensors: Tensors, sizes: dict[str, int], cells: dict[str, Any]) -> Tensors:
+    """The same of a net of chosen operations, each operation in one of its cells."""
+    return _of_cells(ChosenNet(Genotype(**cells), CellSizes(**sizes)), tensors, {})
+
+
+def _of_cells(net: Cells, tensors: Tensors, leaves: Tensors) -> Tensors:
+    x = tensors["x"].requires_grad_()
+    used: set[str] = set()
+    for name, piece in _pieces(net).items():
+        for number, weight in enumerate(piece.parameters()):
+            used.add(f"{name}.{number}")
+            with torch.no_grad():
+                weight.copy_(tensors[f"{name}.{number}"])
+    assert used == tensors.keys() - {"x", "labels", "alpha"}
+    logits = net(x)
+    leaves |= {"grad_x": x, "grad_stem": net.stem[0].weight}
+    loss = F.cross_entropy(logits, tensors["labels"])
+    gradients = torch.autograd.grad(loss, list(leaves.values()))
+    return dict(zip(leaves, gradients, strict=True)) | {"logits": logits}
+
+
+def _pieces(net: Any) -> dict[str, nn.Module]:
+    """Parts of the net by name: stem, head, and of each cell its projections and edges."""
+    found: dict[str, nn.Module] = {"stem": net.stem, "head": net.head}
+    for number, cell in enumerate(net.cells):
+        found |= {f"{number}.project.{i}": part for i, part in enumerate(cell.project)}
+        for i, edge in enumerate(cell.edges):
+            mixed = getattr(edge, "operations", [])
+            found |= {f"{number}.{i}.{OPERATIONS[o]}": part for o, part in enumerate(mixed)}
+            found |= {} if mixed else {f"{number}.{i}": edge}
+    return found

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 import intarsia
@@ -17,6 +18,7 @@ from intarsia.partitions.swaps import swap
 from intarsia.schedules import Dsl, RigL
 from intarsia.schedules.drop_and_grow import DropAndGrow
 from intarsia.schedules.retrain import Retrain
+from intarsia.schedules.scored import Scored
 from intarsia.scores import Statistics, magnitude, wanda
 from intarsia.scores.influence import influence
 from intarsia.train.outcome import kl
@@ -162,3 +164,21 @@ def _inner(kind: str, ins: int, outs: int, density: float) -> int:
     changed = intarsia.apply(net, intarsia.sparse.SparseIft(kind, density))
     inner: Any = changed.get_submodule("1.u")
     return inner.out_channels
+
+
+def dass_scores(tensors: Tensors, density: float) -> Tensors:
+    """Scores as they start, and a linear map and a convolution with scores that have moved."""
+    outputs: Tensors = {}
+    for name, layer in (("linear", F.linear), ("conv", F.conv2d)):
+        weight = tensors[f"{name}_weight"].requires_grad_()
+        scored = Scored(weight, density)
+        outputs[f"{name}_start"] = scored.scores.clone()
+        with torch.no_grad():
+            scored.scores.copy_(tensors[f"{name}_scores"])
+        used = scored(weight)
+        y = layer(tensors[f"{name}_x"], used, tensors.get(f"{name}_bias"))
+        inputs = (scored.scores, weight)
+        score_grad, weight_grad = torch.autograd.grad(y, inputs, tensors[f"{name}_gradient"])
+        outputs |= {f"grad_{name}_scores": score_grad, f"grad_{name}_weight": weight_grad}
+        outputs |= {f"{name}_y": y, f"{name}_mask": used != 0}
+    return outputs

@@ -64,6 +64,14 @@ def test_it_is_the_gru_over_depth_token_by_token() -> None:
             assert_close(state[t : t + 1], h)
 
 
+@pytest.mark.parametrize("width", [64, 1024])
+def test_w1_keeps_the_size_of_what_it_reads(width: int) -> None:
+    """Entries of variance 1 / d: W1 x is as large as x, whatever the std of W2."""
+    gate = Recurrent(hidden=128, std=0.02).build(width, generator=torch.Generator().manual_seed(0))
+    assert float(gate.down.detach().std()) == pytest.approx(width**-0.5, rel=0.05)
+    assert float(gate.weight.detach().std()) == pytest.approx(0.02, rel=0.2)
+
+
 def test_one_cell_serves_all_layers_and_is_counted_once() -> None:
     model = stack()
     names = [name for name, _ in model.named_parameters()]

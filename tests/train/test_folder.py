@@ -25,10 +25,11 @@ from intarsia import Mosa, adapt, load
 from intarsia.adapters import Bottleneck
 from intarsia.core.errors import ConfigError, MissingExtra, TrainingError
 from intarsia.core.sealing import sha256
+from intarsia.core.store import append_line
 from intarsia.data.loaders import ImageTensors
 from intarsia.fitting import fit
 from intarsia.train import evaluate, progress, two_pass
-from intarsia.train.folder import owned
+from intarsia.train.folder import Log, owned
 from intarsia.train.precision import learned_state
 from intarsia.train.record import describe, item_numbers, parameter_counts
 
@@ -49,6 +50,20 @@ def vit() -> nn.Module:
 def large(count: int, seed: int = 0) -> TensorDataset:
     x, y = pictures(count, seed).tensors
     return TensorDataset(x.repeat_interleave(4, 2).repeat_interleave(4, 3), y)
+
+
+@pytest.mark.parametrize("name", ["metrics.jsonl", "run.json", "state"])
+def test_a_link_in_a_run_folder_leads_nowhere(tmp_path: Path, name: str) -> None:
+    (tmp_path / "victim.txt").write_text("mine")
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / name).symlink_to(tmp_path / "victim.txt")
+    with refused(ConfigError, got=f"a link in it, {name}"), owned(tmp_path / "run", True):
+        pass
+    with pytest.raises(TrainingError):  # a link that comes later is not followed, either
+        Log(tmp_path / "run" / name).open(0)
+    with pytest.raises(TrainingError):
+        append_line(tmp_path / "run" / name, {"a": 1})
+    assert (tmp_path / "victim.txt").read_text() == "mine"
 
 
 def test_a_run_leaves_a_folder_that_says_everything(tmp_path: Path) -> None:

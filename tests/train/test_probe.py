@@ -12,8 +12,8 @@ from tiny import host, pictures
 from torch import Tensor
 
 from intarsia import evaluate, fit
-from intarsia.core.folds import deal
 from intarsia.hosts.attach.select import train_part
+from intarsia.train.folds import deal
 from intarsia.train.probe import STRENGTHS, converged_probe
 
 

@@ -36,7 +36,7 @@ class Choice:
     """A method with its settings, as a benchmark runs it.
 
     method, settings, objective: as `intarsia fit` takes them.  lr: rate of the `honest`
-    protocol; conv_lr: the rate in its place in a network with batch norms.
+    protocol, None = the method's own; conv_lr: the rate in its place in a network with batch norms.
     half: each step looks at every image twice, so that the same time buys half of the epochs.
     recipe: values of `Recipe` by name, as ("ema", 0.99).
     """
@@ -44,8 +44,8 @@ class Choice:
     method: str
     settings: tuple[str, ...] = ()
     objective: str = "plain"
-    lr: float = ADAPTER_LR
-    conv_lr: float = CONV_LR
+    lr: float | None = ADAPTER_LR
+    conv_lr: float | None = CONV_LR
     half: bool = False
     recipe: tuple[tuple[str, float], ...] = ()
 
@@ -107,7 +107,7 @@ def _settings_over(placement: str, *settings: str, size: int = SIZE) -> tuple[st
 
 
 ARMS = (
-    _make_arm("linear", "linear", conv_lr=0.1),
+    _make_arm("linear", "linear", lr=None, conv_lr=None),  # fitted to convergence
     _make_arm("full", "full", lr=FULL_LR),
     _make_arm("bitfit", "bitfit", lr=2e-3, conv_lr=5e-2),
     _make_arm("norms", "norms", lr=2e-3, conv_lr=5e-2),

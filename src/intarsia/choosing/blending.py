@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from ..core.folds import deal
+from ..train.folds import deal
 from .judging import HeldOutAnswers, losses, order
 
 MEMBERS = 3  # different candidates in a blend, at most

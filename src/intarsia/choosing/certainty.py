@@ -149,6 +149,8 @@ class Certainty:
                 "better, so adapting does not pay on these pictures."
             )
         lead = f"Against the best converged probe ({self.probe.settings}): {self.probe.words}"
+        if not self.adapters:
+            return f"{lead}; no adapter was trained in this time."
         if not self.adapts:
             return f"{lead}; no adapter is in it, so adapting does not pay on these pictures."
         pays = "adapting pays" if self.sure else "they do not decide whether adapting pays"

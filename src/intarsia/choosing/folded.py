@@ -13,7 +13,6 @@ import numpy as np
 import torch
 from safetensors.torch import save_file
 
-from ..core.folds import deal
 from ..core.reading import read_tensors
 from ..core.store import Store, key_of
 from ..data import Splits, input_config
@@ -27,6 +26,7 @@ from ..experiments.pool import Trial, TrialEnd, run_trials
 from ..reports import numbers
 from ..reports.runs.reading import PREDICTIONS
 from ..train import MultiLabel, features
+from ..train.folds import deal
 from ..train.probe import converged_probe
 from ..train.processes import device_named
 from .judging import HeldOutAnswers
@@ -241,7 +241,9 @@ class Folded:
         name, experiment: the method and settings of the candidate that would be chosen.
         """
         cost = self.cost(name, experiment)
-        return cost.of(len(self.labels), len(self.splits.test), experiment.training.epochs)
+        # a probe looks at each picture once
+        epochs = 1 if name == PROBE else experiment.training.epochs
+        return cost.of(len(self.labels), len(self.splits.test), epochs)
 
     def cost(self, name: str, experiment: Experiment) -> Cost:
         """Return what a candidate's training costs in seconds, for each image and for a run.

@@ -27,9 +27,9 @@ from .views import PROBE, View
 
 SCREEN = 2  # folds of the first look at a candidate
 FIRST_STEPS = 60  # optimiser steps of the first look, within these epochs
-FEWEST_EPOCHS, FIRST_EPOCHS, MOST_EPOCHS = 4, 20, 160
+FEWEST_EPOCHS, FIRST_EPOCHS, MOST_EPOCHS = 8, 20, 160
 PROBING = 0.6  # of the minutes, for probes at further sizes
-SCREENING = 0.35  # of the minutes, for the first look at all methods
+SCREENING = 0.4  # of the minutes, for the first look at all methods
 EXPLORING = 0.85  # of the minutes, before the other method gets the choice's settings
 PLACES = 2  # backbones, or sizes of one, on which adapters are trained
 SEEDS = 3  # of the best adapter, as members of a blend
@@ -131,15 +131,26 @@ class Search:
         """Return the views on which adapters are trained, the best first.
 
         They are the best size of each of the two best backbones; of a single backbone its two best
-        sizes.
+        sizes. Sizes at which an adapter would not answer all folds in its share of the time are
+        passed over where there are smaller ones.
         """
         at = {(view.model, view.size): view for view in self.views}
         ranked = [at[place_of(row.experiment)] for row in self.ranked()]
+        smallest = {view.model: view for view in reversed(self.views)}
+        ranked = [v for v in ranked if v == smallest[v.model] or self._affords_adapter(v)]
         best: dict[str, View] = {}
         for view in ranked:
             best.setdefault(view.model, view)
         places = list(best.values()) if len(best) > 1 else ranked
         return places[:PLACES]
+
+    def _affords_adapter(self, view: View) -> bool:
+        """Decide whether a short training on a view, on all folds, fits into the first look."""
+        if not view.arms:
+            return True
+        start = view.start.changed(epochs=FEWEST_EPOCHS)
+        candidate = view.arms[0].name, view.arms[0].settings.into(start)
+        return self.folded.takes(*candidate, range(self.full)) < SCREENING * self.seconds
 
     def ranked(self) -> list[Row]:
         """Return the candidates that can be compared, the best first.
@@ -249,7 +260,9 @@ class Search:
                 yield row.name, experiment.changed(lr=neighbour_rate)
             blocks, most = experiment.adapted.last_blocks, depth[place_of(experiment)]
             if blocks and blocks < most:
-                yield row.name, experiment.changed(last_blocks=min(2 * blocks, most))
+                wider = min(2 * blocks, most)
+                # with every block trained there is nothing left to compute once
+                yield row.name, experiment.changed(last_blocks=wider, frozen_once=wider < most)
 
     def _is_first_seed(self, experiment: Experiment) -> bool:
         """Return True for a candidate of the search's own seed."""

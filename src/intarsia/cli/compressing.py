@@ -21,6 +21,7 @@ from .targets import target
 RECORD = "compress.json"
 METHODS = {"gqsa": "gqsa", "qmoe": "qmoe", "ternary": "qmoe"}  # of layers, and of experts
 NETS = "chw"  # of a convolutional net, whole
+HEADS: dict[str, int | None] = {"int8": 8, "int4": 4, "same": None}  # bits of a head
 
 
 Model = Annotated[
@@ -49,6 +50,14 @@ Shared = Annotated[
     int | None,
     typer.Option(help="Neighbouring rows that keep the same groups, of gqsa: 1, 4 or 8."),
 ]
+Head = Annotated[
+    str | None,
+    typer.Option(
+        help="Type of a language model's head: int8, int4 or same, as it is; int8 if not given, "
+        "but same for a format that rounds nothing.",
+        autocompletion=among(HEADS),
+    ),
+]
 Layers = Annotated[
     list[str] | None,
     typer.Option(help="Glob of the layers to pack, such as 'mlp.*'; may be repeated."),
@@ -65,6 +74,7 @@ def compress(
     ] = None,
     steps: Steps = None,
     shared: Shared = None,
+    head: Head = None,
     layers: Layers = None,
     calib: Calibration = "mixed",
     rows: Rows = 64,
@@ -84,7 +94,8 @@ def compress(
     """Store a language model's linear layers in a compact format, and compute with it directly.
 
     Prune first (`intarsia sparsify`): a bitmask of a dense model saves nothing. Refused where this
-    machine would be slower than with the model as it is. gqsa prunes groups of weights and stores
+    machine would be slower than with the model as it is. The head is stored in 8 bits, since a
+    token reads all of it; --head. gqsa prunes groups of weights and stores
     the others in 4 bits; ternary packs the experts of a mixture; both read --calib, and keep
     finished blocks beside --out: killed at any moment, the same command with --resume ends in the
     same bits. The folder opens with `intarsia generate`, `intarsia bench sparse --model` and
@@ -96,30 +107,46 @@ def compress(
               intarsia compress smollm2 --format gqsa --density 0.5 --shared 8 --out small
               intarsia compress runs/pruned --format chw --out fast
     """
-    _check(format, density, bits, rows, calib, out)
+    _check((format, head), density, bits, rows, calib, out)
     assert out is not None
     use_threads(threads)
     # those that were not given are None, and stay the format's own
     settings = {"values": values, "density": density, "bits": bits, "tuning": _tuning(steps)}
     settings["rows"] = shared
     if format == NETS:
-        _net(model, settings | {"layers": layers, "resume": resume or None}, force, out, as_json)
+        settings |= {"layers": layers, "head": head, "resume": resume or None}
+        _net(model, settings, force, out, as_json)
         return
     options = {"layers": layers, "force": force, "seed": seed, "resume": resume}
     stored = chosen_format(format, settings)
-    record = _packed(model, stored, (calib, rows, length), options, out, format)
+    # what was asked for without a loss stays without one
+    bits_of_head = HEADS[head or ("same" if getattr(stored, "exact", False) else "int8")]
+    texts = calib, rows, length
+    record = _packed(model, (stored, bits_of_head), texts, options, out, format)
     if as_json:
         show_json({"folder": str(out), **record})
         return
+    say(f"{_said(record)}\n{out}")
+
+
+def _said(record: Mapping[str, Any]) -> str:
+    """Return the summary to print: layers, head and embedding, bytes of a token and of the model.
+
+    record: as `_packed` returns it.
+    """
     before, after = (record["bytes"][moment] / 1e6 for moment in ("before", "after"))
     count = record["layers"] or record["stacks of experts"]
+    parts = [f"{name} {record[name]}" for name in ("head", "embedding") if name in record]
+    # of a mixture a token reads some of the experts
+    if (read := record["bytes of a token"]) is not None:
+        parts.append(f"a token reads {read / 1e6:.1f} MB")
     first = f"{count} layers as {record['format']}, {record['seconds']} s"
-    say(f"{first}\n{before:.1f} MB -> {after:.1f} MB\n{out}")
+    return "\n".join([first, "; ".join(parts), f"{before:.1f} MB -> {after:.1f} MB"])
 
 
 def _packed(
     model: str,
-    stored: Any,
+    formats: tuple[Any, int | None],
     text: tuple[str, int, int],
     options: dict[str, Any],
     out: Path,
@@ -127,9 +154,9 @@ def _packed(
 ) -> dict[str, Any]:
     """Open a language model, pack it and write it; return the record.
 
-    model: its name or folder. stored: the format, or a method that packs by itself, and its name
-    format. text: corpus, rows and tokens of a row to calibrate on. options: further keywords of
-    `intarsia.compress`. out: the folder to write.
+    model: its name or folder. formats: that of the layers, or a method that packs by itself, whose
+    name is format, and the bits of the head, None = as it is. text: corpus, rows and tokens of a
+    row to calibrate on. options: further keywords of `intarsia.compress`. out: the folder to write.
     """
     from ..core import nbytes
     from ..core.change import Change
@@ -139,8 +166,10 @@ def _packed(
     from ..hosts.out.gguf_model import ARCHITECTURES
     from ..hosts.swap.compress import compress as pack
     from ..hosts.swap.packed_experts import packed_stacks
+    from ..hosts.swap.packed_head import head_and_embedding, pack_head, token_bytes
     from ..hosts.swap.packed_linear import PackedLinear
 
+    stored, bits = formats
     if (Path(model) / "intarsia.json").is_file():  # a mixture of ours
         host, tokenizer = open_language_model(model)
     else:
@@ -161,7 +190,11 @@ def _packed(
     if packs_itself and stored.walks:
         options |= {"out": walk, "progress": note}
     host = pack(host, stored, calibration, **options)
-    packed = [m for m in host.modules() if isinstance(m, PackedLinear)]
+    if bits is not None:
+        host = pack_head(host, bits)
+    opened: Any = host
+    head = opened.get_output_embeddings()
+    packed = [m for m in host.modules() if isinstance(m, PackedLinear) and m is not head]
     stacks = packed_stacks(host)
     record = {
         "model": model,
@@ -169,7 +202,9 @@ def _packed(
         "calibration": read,
         "layers": len(packed),
         "stacks of experts": len(stacks),
+        **head_and_embedding(host),
         "bytes": {"before": before, "after": sum(t.nbytes for t in _tensors(host))},
+        "bytes of a token": token_bytes(host),
         "bytes of packed layers": sum(nbytes(m.stored) for m in packed)
         + sum(m.nbytes for m in stacks),
         "weights of packed layers": sum(m.in_features * m.out_features for m in packed)
@@ -272,7 +307,7 @@ def _tensors(host: Any) -> list[Any]:
 
 
 def _check(
-    format: str,
+    names: tuple[str, str | None],
     density: float | None,
     bits: int | None,
     rows: int,
@@ -281,12 +316,15 @@ def _check(
 ) -> None:
     """Check the options and texts, and reserve the output folder, before torch is imported.
 
-    format: its name; density: share of weights kept; bits: of a weight; rows, calib: number and
-    names of texts to calibrate on; out: the folder to write.
+    names: of the format and of the head's type; density: share of weights kept; bits: of a weight;
+    rows, calib: number and names of texts to calibrate on; out: the folder to write.
     Raises: UnknownName; ConfigError.
     """
+    format, head = names
     if format not in FORMATS:
         raise UnknownName("--format", format, FORMATS)
+    if head is not None and head not in HEADS:
+        raise UnknownName("--head", head, HEADS)
     if density is not None:
         between("--density", density, 0.001, 1, "Try 0.5.")
     if bits is not None:

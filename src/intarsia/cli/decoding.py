@@ -188,6 +188,7 @@ def _continued(
     """
     from ..hosts.decoding import generate as continued
     from ..hosts.decoding import stock_generate
+    from ..hosts.in_memory import hold
     from ..hosts.opened import open_language_model
     from ..hosts.saved import load as load_saved
     from ..hosts.spans.head_spans import attach_spans
@@ -201,6 +202,7 @@ def _continued(
     host, tokenizer = open_language_model(model, dtype=dtype)
     if load is not None:
         host = load_saved(host, load)
+    hold(host, model)
     host = host.to(device)
     # Continued without a chat template: the prompt is the text that is continued.
     ids = tokenizer(prompt, return_tensors="pt").input_ids.to(device)

@@ -122,18 +122,26 @@ def numbers(option: str, text: str) -> tuple[int, ...]:
     return values
 
 
+def decimals(option: str, text: str, *, want: str, fix: str) -> list[float]:
+    """Parse numbers with commas.
+
+    option: with its dashes; text: its value; want, fix: for the error.
+    Raises: ConfigError.
+    """
+    try:
+        return [float(word) for word in text.split(",") if word.strip()]
+    except ValueError as error:
+        raise ConfigError(option, got=repr(text), want=want, fix=fix) from error
+
+
 def learning_rates(text: str) -> tuple[float, ...]:
     """Parse the learning rates of --rates; return them in ascending order.
 
     text: numbers with commas.
     Raises: ConfigError.
     """
-    try:
-        grid = [float(word) for word in text.split(",") if word.strip()]
-    except ValueError as error:
-        want, fix = "numbers with commas", "For example: --rates 1e-3,3e-3,1e-2"
-        raise ConfigError("--rates", got=repr(text), want=want, fix=fix) from error
-    return rate_grid("--rates", grid)
+    want, fix = "numbers with commas", "For example: --rates 1e-3,3e-3,1e-2"
+    return rate_grid("--rates", decimals("--rates", text, want=want, fix=fix))
 
 
 def check_rates(lr: float | None, grid: str | None) -> None:

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from ..core.errors import ConfigError, DataError, UnknownName
+from ..core.folders import BLEND
 from .completing import among
 from .early import QUANTS, check_run, check_word
 from .labelled_steps import export_rows, is_rows_run
@@ -16,7 +17,7 @@ from .shell import note, say, show_json
 from .targets import target
 
 MARKS = {"onnx": "intarsia", "torch": "preprocessing.json", "gguf": "GGUF"}  # in the files
-EXPORTED = ("config.json", "model.safetensors", "predict.py")  # files of a timm folder
+EXPORTED = ("config.json", "model.safetensors", "predict.py", "members")  # in a timm folder
 SUFFIXES = {"timm": "", "onnx": ".onnx", "torch": ".pt2", "gguf": ".gguf"}
 
 Run = Annotated[
@@ -148,7 +149,7 @@ def _chosen_run(folder: Path) -> Path:
     from ..experiments.experiment import FILE
     from ..reports.runs import choice_sentence, comparison_of, gather
 
-    if (folder / FILE).is_file():
+    if (folder / FILE).is_file() or (folder / BLEND).is_file():
         want, fix = "a folder of `intarsia compare`", "Leave --chosen out."
         raise ConfigError(f"--chosen of {folder}", got="one run", want=want, fix=fix)
     # validation scores alone choose; test scores are not looked at

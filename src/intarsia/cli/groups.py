@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 GROUPS: Mapping[str, tuple[str, ...]] = {
-    "Adapt": ("fit", "compare", "auto", "predict", "evaluate", "report", "export"),
+    "Adapt": ("fit", "compare", "auto", "predict", "evaluate", "report", "blend", "export"),
     "Sparse": ("sparsify", "compress", "convert", "generate", "merge", "spans"),
     "Experts": (
         *("trace", "place", "simulate", "offload", "serve", "unlearn", "combine"),
@@ -17,6 +17,7 @@ GROUPS: Mapping[str, tuple[str, ...]] = {
 }
 HOMES: Mapping[str, str] = {
     "auto": "choosing:auto",
+    "blend": "blending:blend",
     "codec": "codec:codec",
     "combine": "combining:combine",
     "compare": "comparing:compare",

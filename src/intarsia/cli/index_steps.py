@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,30 +12,38 @@ from .begun_index import check_same, known_by, settings_file
 from .shell import note
 
 if TYPE_CHECKING:
+    from ..data.documents import Document
     from ..models.retrieve.inference_free import InferenceFree
     from ..models.retrieve.sparse_index import SparseIndex
 
 # documents that are encoded, or only cut into stems, between two looks at the disk
 BLOCK, MANY = 1024, 2**15
 META, NO_STEMS = "meta.json", "none"  # of an index's folder; in the place of a language
+DEFAULT_MODEL, CORPUS = "splade-tiny", "corpus.jsonl"  # the latter of a folder in BEIR's layout
 
 
 def write_index(
     docs: str,
-    model: str,
+    model: str | None,
     out: Path | None,
     append: Path | None,
     options: dict[str, Any],
-    megabytes: int | None,
+    *,
+    update: bool = False,
+    columns: Mapping[str, str] | None = None,
+    megabytes: int | None = None,
 ) -> SparseIndex:
     """Encode documents and write the index, block by block, so that a stopped command can go on.
 
-    docs: a file or a collection's name. model: the encoder. out: the new index, or append: one that
-    gets the documents. options: stored, prune, language, the same when the command is repeated.
-    megabytes: memory for a block of logits, None = the default.
+    docs: a file or a collection's name. model: the encoder, None = the index's own, or splade-tiny.
+    out: the new index, or append: one that gets the documents. options: stored, prune, language,
+    the same when the command is repeated. update: documents of append with these ids are replaced.
+    columns: names of those of id and text. megabytes: memory for a block of logits, None = the
+    default.
     """
     from ..models.retrieve.lexical import NO_MODEL, Lexical, StemsAlone
 
+    model = model or (_model_of(append) if append else DEFAULT_MODEL)
     language, alone = options["language"], model == NO_MODEL
     if alone and language == NO_STEMS:
         want, fix = "a model, or stems", "Leave out one of them."
@@ -43,6 +51,9 @@ def write_index(
     lexical = None if language == NO_STEMS else Lexical(language=language)
     if lexical is not None and alone:
         lexical = replace(lexical, share=1.0)
+    # the first rows are read before a model is: a file of another form is refused at once
+    if Path(docs).is_file():
+        next(_documents(docs, columns), None)
     if not alone:
         note("Loading PyTorch and sentence-transformers.")
     from ..core.files import write_json
@@ -53,6 +64,7 @@ def write_index(
     begun = (partial / META).is_file()
     # Going on is only right for the same documents, encoder and settings.
     identity = {"docs": known_by(docs), "model": model} | options
+    identity |= {"columns": dict(columns)} if columns else {}
     if out is not None and begun:
         check_same(partial, identity, out)
     encoder = StemsAlone() if alone else _encoder(docs, model, options["prune"], megabytes, begun)
@@ -61,11 +73,16 @@ def write_index(
     else:
         details = {"model": encoder.name, "digest": encoder.digest, "stored": options["stored"]}
         searchable = SparseIndex(encoder.queries, **details, lexical=lexical)
+    add = searchable.update if update else searchable.append
     # an index that is going on has the first documents already; of an added file none
     total = len(searchable)
-    documents = (row for row in _documents(docs) if append is not None or row[0] not in searchable)
+    documents = (
+        document
+        for document in _documents(docs, columns)
+        if append is not None or document.id not in searchable
+    )
     for part in blocks(documents, MANY if alone else BLOCK):
-        searchable.append(encoder, part)
+        add(encoder, part)
         if append is None:  # documents are added all or none: the command can be repeated
             write_json(settings_file(partial), identity)
             searchable.save(partial)
@@ -87,6 +104,25 @@ def write_index(
     return searchable
 
 
+def delete_documents(folder: Path, ids: Sequence[str]) -> SparseIndex:
+    """Delete documents of a saved index, all of them or, for an unknown id, none.
+
+    folder: of the index; ids: of the documents.  Raises: DataError; CheckpointError.
+    """
+    from ..models.retrieve.sparse_index import SparseIndex
+
+    searchable = SparseIndex.load(folder).delete(ids).merge()
+    searchable.save(folder)
+    return searchable
+
+
+def _model_of(folder: Path) -> str:
+    """Return the name of the model that encoded an index.  Raises: CheckpointError."""
+    from ..models.retrieve.index_folder import read_index
+
+    return read_index(folder).metadata["model"].partition(", pruned at ")[0]
+
+
 def _encoder(
     docs: str, model: str, prune: float, megabytes: int | None, begun: bool
 ) -> InferenceFree:
@@ -101,7 +137,7 @@ def _encoder(
 
     # A trained retriever has its idf; a plain language model takes it from the documents.
     is_saved = (Path(model) / "modules.json").is_file()
-    texts = None if begun or is_saved else (text for _, text in _documents(docs))
+    texts = None if begun or is_saved else (document.text for document in _documents(docs))
     limit = MEGABYTES if megabytes is None else megabytes
     options: dict[str, Any] = {"prune": prune, "megabytes": limit, "report": note}
     return InferenceFree.from_pretrained(model, texts, **options)
@@ -126,13 +162,16 @@ def _tune(index: SparseIndex, docs: str) -> None:
              f"k1 {weights.k1:g}, b {weights.b:g}.")  # fmt: skip
 
 
-def _documents(docs: str) -> Iterator[tuple[str, str]]:
-    """Yield (id, text) of each document.
+def _documents(docs: str, columns: Mapping[str, str] | None = None) -> Iterator[Document]:
+    """Yield the documents of a file, one at a time, of a folder in BEIR's layout, or a collection.
 
-    docs: a file with one a line, or the name of a collection.
+    docs: the path or name; columns: names of those of id and text.
     """
-    from ..data.collections import load_collection, read_docs
+    from ..data.collections import load_collection
+    from ..data.documents import as_documents, read_documents
 
-    if Path(docs).is_file():
-        return read_docs(docs)  # a line at a time
-    return iter(load_collection(docs, report=note).docs.items())
+    path = Path(docs)
+    file = path / CORPUS if path.is_dir() else path
+    if file.is_file():
+        return read_documents(file, columns)
+    return as_documents(load_collection(docs, report=note).docs.items())

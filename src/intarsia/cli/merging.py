@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from ..core.errors import ConfigError
-from .early import check_run
+from .early import check_run, decimals
 from .options import Device, Json, Threads, use_threads, writes
 from .shell import note, say, show_json, show_table
 from .targets import target
@@ -49,8 +49,9 @@ def merge(
     # Each of them is checked before torch is imported.
     for run in runs:
         check_run(run)
+    want, fix = "shares that add up to 1", "For example: --weights 0.5,0.25,0.25"
     # a list, or None for equal weights
-    shares = _shares(weights)
+    shares = None if weights is None else decimals("--weights", weights, want=want, fix=fix)
     use_threads(threads)
     from ..experiments.souping import soup_runs
 
@@ -69,15 +70,3 @@ def merge(
     show_table("", ("part", "accuracy", "loss"), rows, right="accuracy,loss")
     say(f"Merged: {', '.join(described['chosen'])}; mean distance {described['distance']:.3g}.")
     say(f"Next:  intarsia evaluate {shlex.quote(str(out))}")
-
-
-def _shares(text: str | None) -> list[float] | None:
-    """Parse --weights, numbers with commas; None, for equal weights, stays None.
-
-    Raises: ConfigError.
-    """
-    try:
-        return None if text is None else [float(word) for word in text.split(",")]
-    except ValueError as error:
-        want, fix = "shares that add up to 1", "For example: --weights 0.5,0.25,0.25"
-        raise ConfigError("--weights", got=repr(text), want=want, fix=fix) from error

@@ -75,10 +75,15 @@ class OtherTasks:
     task: str | None = setting(
         None,
         "Another task than pictures and texts. sessions or ranking, of a recommender: DATA is then "
-        "ml-100k, a folder of atomic files or a CSV of user, item, time; --method m2trec, onerec, "
-        "or lightgcn, ... sparse-retrieval: DATA is a .jsonl file of documents, or a folder in "
-        "BEIR's layout.",
+        "ml-100k, a folder of atomic files, or a CSV, .jsonl or Parquet file of user, item, time; "
+        "--method m2trec, onerec, or ease, lightgcn, ... sparse-retrieval: DATA is a .jsonl file "
+        "of documents, or a folder in BEIR's layout.",
         choices=(*RECOMMENDERS, RETRIEVAL),
+    )
+    columns: str | None = setting(
+        None,
+        "Columns of a recommender's events that have other names than shops give them: "
+        "user=kunde,item=ware,time=wann,rating=note.",
     )
     teachers: str = setting(
         "minilm,bm25", "Teachers of a retriever: names or folders, with commas."

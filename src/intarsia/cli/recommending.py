@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -13,6 +13,7 @@ from ..core.checks import at_least
 from ..core.errors import CheckpointError, ConfigError, DataError, UnknownName
 from ..core.folders import data_name
 from ..core.registry import find
+from ..data.event_columns import parse_columns
 from .early import RECOMMENDERS, check_settings
 from .options import Json, Threads, flag, use_threads
 from .shell import note, say, show_json, show_table, warn
@@ -26,7 +27,7 @@ OPTIONS = ("epochs", "batch_size", "lr", "weight_decay", "warmup", "precision", 
 WHERE = ("device",)
 OTHER = (
     *("data", "method", "seed", "out", "resume", "as_json", "task", "settings"),
-    *("schedule", "density", "threads", "ctx"),
+    *("schedule", "density", "threads", "ctx", "columns"),
 )
 
 
@@ -56,7 +57,7 @@ def fit_recommender(arguments: Mapping[str, Any], words: set[str]) -> None:
     from ..experiments import recommending, settings
 
     use_threads(arguments["threads"])
-    data = load_interactions(request["data"])
+    data = load_interactions(request["data"], parse_columns(request.get("columns")))
     method = settings.method(
         request["method"], request["settings"], among=RECOMMENDERS[request["task"]]
     )
@@ -107,7 +108,7 @@ def _request_of(arguments: Mapping[str, Any], words: set[str]) -> tuple[dict[str
             raise ConfigError("--resume", got=got, want=want, fix=fix)
         return _read(out / ASKED), out
     if arguments["data"] is None:
-        want = "ml-100k, a folder of atomic files, or a CSV file"
+        want = "ml-100k, a folder of atomic files, or a CSV, .jsonl or Parquet file"
         fix = "For example: intarsia fit ml-100k --task sessions"
         raise ConfigError("DATA", got="nothing", want=want, fix=fix)
     models = RECOMMENDERS[arguments["task"]]
@@ -115,6 +116,7 @@ def _request_of(arguments: Mapping[str, Any], words: set[str]) -> tuple[dict[str
     if key not in models:
         raise UnknownName(f"method for --task {arguments['task']}", key, models)
     check_settings(key, arguments["settings"] or ())
+    parse_columns(arguments["columns"])
     out = out or Path("runs") / f"{data_name(arguments['data'])}-{key}-{arguments['seed']}"
     if is_run(out):
         got, fix = "a recommender's run", "Choose another --out, or go on with it: --resume."
@@ -131,6 +133,7 @@ def _request_of(arguments: Mapping[str, Any], words: set[str]) -> tuple[dict[str
         "schedule": arguments["schedule"],
         "density": arguments["density"],
         "seed": arguments["seed"],
+        "columns": arguments["columns"],
     }
     return request | {"options": {n: arguments[n] for n in OPTIONS if n in words}}, out
 
@@ -215,11 +218,18 @@ def recommend(
     use_threads(threads)
     from ..data.atomic_files import read_items
     from ..experiments.recommending import open_recommender
-    from ..models.recommend.showing import RecommenderPage, item_rows, recommend_with_warnings
+    from ..models.recommend.showing import (
+        RecommenderPage,
+        item_rows,
+        new_ranks,
+        recommend_with_warnings,
+    )
 
     model = open_recommender(run, mapped=True)
+    added: Sequence[str] = ()
     if new is not None:
-        model.add_items(*read_items(new))
+        added, fields = read_items(new)
+        model.add_items(added, fields)
     if serve:
         _serve(RecommenderPage(model), run, port)
         return
@@ -228,14 +238,18 @@ def recommend(
     for line in warnings:
         warn(line)
     listed = item_rows(model, query, items, why)
+    ranks = [] if new is None else new_ranks(model, query, added, include_seen=seen)
     if as_json:
-        show_json({"run": str(run), "who": query, "items": listed})
+        record = {"run": str(run), "who": query, "items": listed}
+        show_json(record | ({} if new is None else {"new": ranks}))
         return
     # Only generative recommenders give items a semantic id.
     coded = any("code" in row for row in listed)
     columns = ("item", "title", "score", "events", *(("why",) if why else ()))
     columns += ("semantic id",) if coded else ()
     show_table("", columns, [_cells_of(row, why) for row in listed], right="item,score")
+    for row in ranks[:k]:
+        say(f"New item {row['item']} ranks {row['rank']:,} of {row['of']:,}.")
 
 
 def _cells_of(row: Mapping[str, Any], explained: bool) -> tuple[str, ...]:

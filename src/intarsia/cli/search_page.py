@@ -20,13 +20,16 @@ def answers(index: SparseIndex) -> dict[str, Any]:
     from ..models.retrieve.showing import search_results
 
     def answer(question: dict[str, Any]) -> dict[str, Any]:
-        """Answer one question of the page: the k best documents for a query.  Raises: DataError."""
+        """Return the k best documents for a query, with their fields.  Raises: DataError."""
         # a request comes from a browser: nothing in it is trusted
         query, k = question.get("query"), question.get("k", 10)
-        if not isinstance(query, str) or not isinstance(k, int) or not 1 <= k <= 100:
-            fix = 'For example {"query": "...", "k": 10}.'
-            raise DataError("question", got=sorted(question), want="a query and a k", fix=fix)
-        return search_results(index, query, k)
+        where = question.get("filter", [])
+        listed = isinstance(where, list) and all(isinstance(text, str) for text in where)
+        if not (isinstance(query, str) and isinstance(k, int) and 1 <= k <= 100 and listed):
+            fix = 'For example {"query": "...", "k": 10, "filter": ["price<20"]}.'
+            want = "a query, a k of 1 to 100, and perhaps a list of filters"
+            raise DataError("question", got=sorted(question), want=want, fix=fix)
+        return search_results(index, query, k, where)
 
     return {"/search": answer}
 

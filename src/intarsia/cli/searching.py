@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -10,8 +11,10 @@ import typer
 
 from ..core.checks import one_of
 from ..core.errors import ConfigError
+from ..data.documents import KINDS
+from ..data.event_columns import parse_columns
 from .completing import among
-from .index_steps import META, write_index
+from .index_steps import META, delete_documents, write_index
 from .options import Json, Threads, use_threads, writes
 from .search_page import serve_index
 from .shell import say, show_json, show_table, whole_text
@@ -22,22 +25,42 @@ if TYPE_CHECKING:
 
 FORMS = ("opensearch", "elasticsearch", "qdrant", "trec")
 DOCS = (
-    "Documents: a .jsonl file with id and text in each line, a folder in BEIR's layout, or a "
-    "collection: "
+    "Documents: a .jsonl, CSV or Parquet file with id, text and what else is known of each, a "
+    "folder in BEIR's layout, or a collection: "
 )
 NAMED = "naves, naves-nt, reverse-dictionary; of BEIR scifact, nfcorpus, fiqa, ... (the Hub)."
+WIDEST = 40  # characters of a field's value in a table
 Out = Annotated[Path | None, writes("The folder to write; with --form the file.")]
 Model = Annotated[
-    str,
+    str | None,
     typer.Option(
         "--model",
         "-m",
-        help="Sparse encoder: splade-tiny, a folder of `fit --task sparse-retrieval`, or a "
-        "masked language model (a folder, or a name of the Hub); none = BM25 alone.",
+        help="Sparse encoder: splade-tiny (where nothing is said), a folder of `fit --task "
+        "sparse-retrieval`, or a masked language model (a folder, or a name of the Hub); none = "
+        "BM25 alone. An index that gets documents has its own.",
     ),
 ]
-Append = Annotated[
-    Path | None, typer.Option(help="Add the documents to this index of the same model.")
+Append = Annotated[Path | None, typer.Option(help="Add the documents to this index.")]
+Update = Annotated[
+    Path | None,
+    typer.Option(help="Add the documents to this index, in place of those with the same ids."),
+]
+Delete = Annotated[
+    list[str] | None,
+    typer.Option(help="Delete the document of this id from the index DOCS; may be repeated."),
+]
+Columns = Annotated[
+    str | None,
+    typer.Option(help="Columns of id and text that have other names: id=sku,text=beschreibung."),
+]
+Filters = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--filter",
+        help="Only documents whose field meets this: key=value, !=, <, <=, >, >=; may be "
+        "repeated. Quote it: 'price<20'.",
+    ),
 ]
 Stored = Annotated[
     str,
@@ -62,10 +85,15 @@ Form = Annotated[
 
 
 def index(
-    docs: Annotated[str, typer.Argument(help=f"{DOCS}{NAMED} With --form: an index's folder.")],
-    model: Model = "splade-tiny",
+    docs: Annotated[
+        str, typer.Argument(help=f"{DOCS}{NAMED} With --form or --delete: an index's folder.")
+    ],
+    model: Model = None,
     out: Out = None,
     append: Append = None,
+    update: Update = None,
+    delete: Delete = None,
+    columns: Columns = None,
     stored: Stored = "float16",
     prune: Annotated[float, typer.Option(help="Leave out weights below this share.")] = 0.0,
     language: Language = "english",
@@ -81,23 +109,46 @@ def index(
 
     Example:  intarsia index docs.jsonl --out idx
     Example:  intarsia index new.jsonl --append idx
+    Example:  intarsia index changed.jsonl --update idx
+    Example:  intarsia index idx --delete a1 --delete a2
     Example:  intarsia index idx --form opensearch --out bulk.ndjson
     """  # fmt: skip
     use_threads(threads)
     if form is not None:
         _exported(Path(docs), form, out, as_json)
         return
-    if (out is None) == (append is None):
-        got, fix = "both or neither", "For example: --out idx"
-        raise ConfigError("--out and --append", got=got, want="one of them", fix=fix)
-    if append is not None and not (append / META).is_file():
-        fix = "Begin one with --out."
-        raise ConfigError(f"--append {append}", got="no index", want="an index's folder", fix=fix)
-    hold(append) if append is not None else target(out, "idx")
+    actions = {"--out": out, "--append": append, "--update": update, "--delete": delete}
+    named = [option for option, value in actions.items() if value]
+    if len(named) != 1:
+        got, fix = ", ".join(named) or "none of them", "For example: --out idx"
+        raise ConfigError(" and ".join(actions), got=got, want="one of them", fix=fix)
+    if delete:
+        _deleted(Path(docs), delete, as_json)
+        return
+    grown = append or update
+    if grown is not None:
+        # the other order, idx --update docs.jsonl, can only mean the same
+        if (Path(docs) / META).is_file() and grown.is_file():
+            docs, grown = str(grown), Path(docs)
+        if not (grown / META).is_file():
+            fix, want = "Begin one with --out.", "an index's folder"
+            raise ConfigError(f"{named[0]} {grown}", got="no index", want=want, fix=fix)
+        hold(grown)
+    else:
+        target(out, "idx")
     # a stopped command may only go on with the same ones
     options = {"stored": stored, "prune": prune, "language": language}
-    searchable = write_index(docs, model, out, append, options, megabytes)
-    folder, sizes = out or append, searchable.sizes()
+    asked: dict[str, Any] = {"columns": parse_columns(columns, KINDS), "megabytes": megabytes}
+    searchable = write_index(docs, model, out, grown, options, update=update is not None, **asked)
+    _show_index(searchable, out or grown, as_json)
+
+
+def _show_index(searchable: SparseIndex, folder: Path | None, as_json: bool) -> None:
+    """Print the size of a written index, and the command that searches it.
+
+    folder: of the index; as_json: print a record in place of lines.
+    """
+    sizes = searchable.sizes()
     if as_json:
         lexical = searchable.lexical and vars(searchable.lexical)
         show_json({"folder": str(folder), "model": searchable.model, "lexical": lexical} | sizes)
@@ -109,6 +160,19 @@ def index(
     say(f'Next:  intarsia search {shlex.quote(str(folder))} "..."  (--serve: a page)')
 
 
+def _deleted(folder: Path, ids: Sequence[str], as_json: bool) -> None:
+    """Delete documents of an index.  folder: of it; ids: theirs; as_json: print a record."""
+    if not (folder / META).is_file():
+        want, fix = "an index's folder", "For example: intarsia index idx --delete a1"
+        raise ConfigError(f"--delete from {folder}", got="no index", want=want, fix=fix)
+    hold(folder)
+    left = len(delete_documents(folder, ids))
+    if as_json:
+        show_json({"folder": str(folder), "deleted": list(ids), "documents": left})
+        return
+    say(f"{folder}: {len(set(ids)):,} deleted, {left:,} documents left.")
+
+
 def _exported(folder: Path, form: str, out: Path | None, as_json: bool) -> None:
     """Write an index in the form that another search engine reads.
 
@@ -117,24 +181,27 @@ def _exported(folder: Path, form: str, out: Path | None, as_json: bool) -> None:
     Raises: UnknownName.
     """
     one_of("--form", form, FORMS)
-    from ..models.retrieve.engines import export
+    from ..models.retrieve.engines import export, queries_file
     from ..models.retrieve.sparse_index import SparseIndex
 
     out = target(out, "bulk.ndjson")
     searchable = SparseIndex.load(folder)
     export(searchable, form, out)
+    queries = queries_file(out)
     if as_json:
-        show_json({"file": str(out), "form": form, "documents": len(searchable)})
+        record = {"file": str(out), "queries": str(queries), "form": form}
+        show_json(record | {"documents": len(searchable)})
         return
-    say(f"{out}: {len(searchable):,} documents for {form}.")
+    say(f"{out}: {len(searchable):,} documents for {form}; {queries.name}: what queries need.")
 
 
 def search(
     folder: Annotated[Path, typer.Argument(help="Index: a folder of `intarsia index`.")],
     query: Annotated[str | None, typer.Argument(help="The query.", callback=whole_text)] = None,
     k: Annotated[int, typer.Option("-k", min=1, help="Documents to show.")] = 10,
+    filters: Filters = None,
     explain: Annotated[
-        bool, typer.Option("--explain", help="Show the score that each token added.")
+        bool, typer.Option("--explain", help="Show the score that each token added, too.")
     ] = False,
     queries: Annotated[
         Path | None, typer.Option(help="File of queries, one a line or .jsonl with id and text.")
@@ -148,9 +215,10 @@ def search(
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port of the page; 0 = any.")] = 0,
     as_json: Json = False,
 ) -> None:
-    """Search an index; no model runs, so that a query takes a fraction of a millisecond.
+    """Search an index; no model runs: a query takes milliseconds, the start of a call a second.
 
     Example:  intarsia search idx "forgiveness of enemies" --explain
+    Example:  intarsia search idx "lamp" --filter 'price<20' --filter colour=red
     Example:  intarsia search idx --serve
     Example:  intarsia search idx --queries topics.txt --out run.trec -k 100
     """
@@ -170,9 +238,9 @@ def search(
     if serve:
         serve_index(index, folder, port)
     elif queries is not None and out is not None:
-        _run(index, queries, out, k, as_json)
+        _run(index, queries, out, k, filters or (), as_json)
     else:
-        _show(search_results(index, query or "", k), explain, as_json)
+        _show(search_results(index, query or "", k, filters or ()), explain, as_json)
 
 
 def _show(answer: dict[str, Any], explain: bool, as_json: bool) -> None:
@@ -189,29 +257,42 @@ def _show(answer: dict[str, Any], explain: bool, as_json: bool) -> None:
         say("No document: " + ("none has one of these words." if terms else "no known word."))
         return
     # one row for each document
+    has_fields = any(hit["fields"] for hit in answer["hits"])
+    columns = ("id", "score", "text", *(("fields",) if has_fields else ()))
+    columns += ("words",) if explain else ()
     rows = []
     for hit in answer["hits"]:
         words = [f"{t['token']}{'~' if t['stem'] else '*' if t['expanded'] else ''} "
                  f"{t['score']:.2f}" for t in hit["terms"]]  # fmt: skip
         text = "".join(part for part, _ in hit["parts"])
-        rows.append((hit["id"], f"{hit['score']:.2f}", ", ".join(words) if explain else text[:200]))
-    show_table("", ("id", "score", "words" if explain else "text"), rows, right="score")
+        row = (hit["id"], f"{hit['score']:.2f}", text[:200])
+        row += (_fields_of(hit["fields"]),) if has_fields else ()
+        rows.append((*row, ", ".join(words)) if explain else row)
+    show_table("", columns, rows, right="score")
     if explain:
         say("* not a word of the text: the model read it into it.  ~ a stem, by BM25.")
-    say(f"{answer['documents']:,} documents, {answer['milliseconds']:.1f} ms.")
+    say(f"{answer['documents']:,} documents; the query took {answer['milliseconds']:.1f} ms.")
 
 
-def _run(index: SparseIndex, queries: Path, out: Path, k: int, as_json: bool) -> None:
+def _fields_of(fields: Mapping[str, Any]) -> str:
+    """Return a document's fields in a cell; a long value is cut."""
+    return ", ".join(f"{name}={str(value)[:WIDEST]}" for name, value in fields.items())
+
+
+def _run(
+    index: SparseIndex, queries: Path, out: Path, k: int, filters: Sequence[str], as_json: bool
+) -> None:
     """Search for every query of a file, and write the documents found as a TREC run file.
 
-    queries: the file; out: the file to write; k: documents for each query; as_json: print a record.
+    queries: the file; out: the file to write; k: documents for each query; filters: conditions on
+    fields; as_json: print a record.
     """
     from ..core.files import write_text
     from ..data.collections import read_queries
     from ..train.ranked import run_lines
 
     questions = read_queries(queries)
-    lines = run_lines(index.run(questions, k))
+    lines = run_lines(index.run(questions, k, filters))
     write_text(out, "\n".join(lines) + "\n")
     if as_json:
         show_json({"file": str(out), "rows": len(lines), "queries": len(questions)})

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
+import re
 from collections.abc import Sequence
 from pkgutil import resolve_name
 from typing import Any, cast
@@ -24,6 +26,12 @@ from .groups import GROUPS, HOMES, group_of
 
 SOME_FAILED, USER_ERROR = 1, 2
 WORDS = "intarsia.words"
+SHOWN = 200  # characters of another library's error
+NO_ROOM = re.compile(
+    "not enough memory|can't allocate|cannot allocate|out of memory|unable to mmap"
+    "|size calculation overflowed|multiplication overflow",
+    re.IGNORECASE,
+)
 ANYWHERE = ("--debug", "--quiet", "-q")
 PIPE = 200  # characters of a line where there is no terminal
 
@@ -193,11 +201,12 @@ class Verbs(TyperGroup):
             raise
         except Exception as error:
             # An error that is none of the library's is a bug: its traceback is needed.
-            if not _is_ours(error):
+            shown = error if _is_ours(error) else _too_large(error)
+            if shown is None:
                 raise
             if ctx.params.get("debug"):
                 Console(stderr=True).print_exception()
-            show_error(error)
+            show_error(shown)
             raise typer.Exit(USER_ERROR) from error
 
 
@@ -233,6 +242,23 @@ def _is_ours(error: Exception) -> bool:
     return any(
         (c.__module__, c.__name__) == ("intarsia.core.errors", "IntarsiaError")
         for c in type(error).__mro__
+    )
+
+
+def _too_large(error: Exception) -> ConfigError | None:
+    """Return the error for what does not fit into memory; None for another kind of error.
+
+    error: of Python, torch or the system, which all say it in other words.
+    """
+    text = next(iter(str(error).splitlines()), "")
+    is_full = isinstance(error, MemoryError) or getattr(error, "errno", None) == errno.ENOMEM
+    if not (is_full or (isinstance(error, RuntimeError) and NO_ROOM.search(text))):
+        return None
+    return ConfigError(
+        "memory",
+        got=f"{type(error).__name__}: {text[:SHOWN]}",
+        want="sizes that fit into the memory of this machine",
+        fix="Give smaller numbers, or a smaller model; --debug says where it was.",
     )
 
 

@@ -34,7 +34,7 @@ from .options import (
 from .recommending import fit_recommender, is_run
 from .retriever_steps import fit_task as fit_retrieval
 from .seeing import fit_seeing, is_seeing
-from .shell import note, say, show_json, show_table
+from .shell import note, say, show_json, show_table, warn
 from .values import check_options, experiment_values, running_values
 
 if TYPE_CHECKING:
@@ -181,6 +181,9 @@ def _fit_other_task(arguments: dict[str, Any], as_json: bool, words: set[str]) -
     if task is not None or (arguments["resume"] and is_run(arguments["out"])):
         fit_recommender(request, words)
         return True
+    if arguments.pop("columns") is not None:
+        fix = "For example: intarsia fit shop.csv --task ranking --columns user=kunde,item=ware"
+        raise ConfigError("--columns", got="no task", want="ranking or sessions", fix=fix)
     return False
 
 
@@ -266,6 +269,8 @@ def _show(run: Any, out: Path | None) -> None:
         f"({counts['trained_without_head']:,} without the head), "
         f"{numbers.seconds(results['seconds'])} of training."
     )
+    for line in getattr(run, "advice", ()):
+        warn(line)
     run_folder = shlex.quote(str(out))
     next_command = f"evaluate {run_folder}" if before else f"predict {run_folder} PICTURES"
     say(f"Next:  intarsia report {run_folder}  |  intarsia {next_command}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import glob
+import hashlib
 import json
 import os
 import re
@@ -24,6 +25,7 @@ from .reading import open_regular, read_bytes
 
 JOINED = "@train+val"  # behind a name or path of data: the validation part is trained on, too
 LARGEST_JSON = 2**30  # bytes
+LARGEST_TOML, LONGEST_TOML = 10**6, 4096  # bytes of a file, characters of a line
 HALVES = re.compile(rb"\\u[dD][89a-fA-F]|\xed[\xa0-\xbf]")  # of surrogate pairs, in JSON
 DEEP = 100  # levels of JSON: no file of ours has more than a dozen
 SCRATCH = ".writing-"  # .NAME.writing-xxxxxxxx is the hidden folder in which NAME is written
@@ -89,18 +91,58 @@ def _finish(folder: Path, target: Path, spare: bool) -> None:
     # 3. put it in place: by one exchange, or by renames that `repaired` can finish
     is_replaced = target.is_dir()
     if len(names) > 1 or (is_replaced and not exchange(folder / target.name, target)):
-        (folder / READY).touch()
-        sync(folder)
+        _declare(folder, target, names)
         _put_in_place(folder, target, names)
     elif not is_replaced:
         os.replace(folder / target.name, target)
     sync(target.parent)
 
 
+def _declare(folder: Path, target: Path, names: Iterable[str]) -> None:
+    """Write in a scratch folder that it is whole: for which target, and with which files."""
+    record = {"folder": folder.stat().st_ino, "target": target.name}
+    record |= {"names": {name: _digest(folder / name) for name in names}}
+    (folder / READY).write_text(json.dumps(record), encoding="utf-8")
+    sync(folder / READY)
+    sync(folder)
+
+
+def _declared(folder: Path, target: Path) -> dict[str, str] | None:
+    """Return the names and digests that a scratch folder declares; None if it is not ready.
+
+    A folder that came in an archive, or that somebody else made, is not ready for anything: it is
+    not this user's own alone, or does not know its own inode.
+    """
+    try:
+        status = folder.lstat()
+        is_mine = getattr(os, "getuid", lambda: status.st_uid)() == status.st_uid
+        is_private = os.name == "nt" or stat.S_IMODE(status.st_mode) == 0o700
+        if not (stat.S_ISDIR(status.st_mode) and is_mine and is_private):
+            return None
+        record: dict[str, Any] = read_json(folder / READY)
+        if (record["folder"], record["target"]) != (status.st_ino, target.name):
+            return None
+        names: dict[str, str] = record["names"]
+        return {name: names[name] for name in names if name == Path(name).name != ".."}
+    except (OSError, ValueError, KeyError, AttributeError, TypeError):
+        return None
+
+
+def _digest(path: Path) -> str:
+    """Return a digest of what was written: names, sizes and times, which a rename keeps."""
+    total = hashlib.sha256()
+    for file in (path, *sorted(path.rglob("*"))):
+        if not file.is_dir():
+            status = file.lstat()
+            row = file.relative_to(path).as_posix(), status.st_size, status.st_mtime_ns
+            total.update(json.dumps(row).encode())
+    return total.hexdigest()
+
+
 def _put_in_place(folder: Path, target: Path, names: Iterable[str]) -> None:
     """Move finished files and folders from a scratch folder to their final names.
 
-    folder: the scratch folder, in which a file READY says that all is written, and BEFORE takes the
+    folder: the scratch folder, in which a file READY declares what is written, and BEFORE takes the
     old folder. target: the path to be written; files beside it get names in the same folder. names:
     of what is moved. After a kill it can be called again, and goes on where it was stopped.
     """
@@ -118,10 +160,6 @@ def _names(folder: Path, target: Path) -> list[str]:
     """Return the names of what was written into a scratch folder, the target's last."""
     names = {path.name for path in folder.iterdir()} - {READY, BEFORE}
     return sorted(names, key=lambda name: name == target.name)
-
-
-def _is_ready(folder: Path) -> bool:
-    return (folder / READY).exists()
 
 
 def _mode(folder: Path) -> int:
@@ -155,11 +193,16 @@ def _remove(folder: Path, target: Path) -> None:
 
     folder: the scratch folder; target: the path it was made for.
     """
+    declared = _declared(folder, target)
     with suppress(OSError):
-        if _is_ready(folder):
-            _put_in_place(folder, target, _names(folder, target))
-    if (folder / BEFORE).exists() and not target.exists():  # the disk took no second rename
-        os.replace(folder / BEFORE, target)
+        if declared is not None:
+            names = [name for name in declared if os.path.lexists(folder / name)]
+            names = [name for name in names if _digest(folder / name) == declared[name]]
+            _put_in_place(folder, target, names)
+    if (folder / BEFORE).exists() and not target.exists():
+        if declared is None:  # of an older version, or not ours: nothing is lost
+            return
+        os.replace(folder / BEFORE, target)  # the disk took no second rename
     shutil.rmtree(folder, ignore_errors=True)
 
 
@@ -171,7 +214,9 @@ def repaired(path: str | Path) -> Path:
     path = Path(path)
     target = Path(os.path.realpath(path))
     # only the moment between two renames leaves a ready scratch folder and no target
-    if not target.exists() and any(map(_is_ready, _left(target))):
+    if not target.exists() and any(
+        _declared(folder, target) is not None for folder in _left(target)
+    ):
         with suppress(IntarsiaError, OSError), held(target, wait=SECONDS):
             tidy(target)
     return path
@@ -342,9 +387,12 @@ def read_json(path: str | Path) -> Any:
 def read_toml(path: str | Path) -> dict[str, Any]:
     """Read a TOML file that may have been written by anybody; return its content.
 
-    Raises: as `read_json`.
+    Raises: as `read_json`; ValueError for a line of more than LONGEST_TOML characters.
     """
-    text = read_bytes(path, LARGEST_JSON).decode()
+    text = read_bytes(path, LARGEST_TOML).decode()
+    # a key of many parts takes its square in time
+    if (longest := max(map(len, text.splitlines()), default=0)) > LONGEST_TOML:
+        raise ValueError(f"a line of {longest:,} characters, where {LONGEST_TOML:,} are read")
     try:
         return _shallow(tomllib.loads(text))
     except RecursionError as error:

@@ -30,6 +30,24 @@ def modes_kept(model: nn.Module) -> Generator[None]:
 
 
 @contextmanager
+def without_caches(model: nn.Module) -> Generator[None]:
+    """Keep no keys, values or states of a forward for the next one inside the context.
+
+    model: of transformers, whose configs say `use_cache`; others are as they were.
+    """
+    # each module's own: a decoder may have a copy of the model's
+    configs: list[Any] = [getattr(module, "config", None) for module in model.modules()]
+    before = [(c, c.use_cache) for c in configs if hasattr(c, "use_cache")]
+    try:
+        for config, _ in before:
+            config.use_cache = False
+        yield
+    finally:
+        for config, use_cache in before:
+            config.use_cache = use_cache
+
+
+@contextmanager
 def forward_as(module: nn.Module, forward: Callable[..., Any]) -> Generator[None]:
     """Replace a module's forward inside the context; the module and its hooks stay as they are."""
     attributes = vars(module)

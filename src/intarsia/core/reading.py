@@ -18,6 +18,7 @@ from typing import Any
 # Windows has neither
 WITHOUT_WAITING = getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0)
 LARGEST = 2**32  # bytes of a file that is read whole
+UNKNOWN_SIZE = 0x7FFFF000  # of a WAV file, and all above it
 LONGEST = 2**28  # characters of a line
 KINDS = (
     (stat.S_ISFIFO, "a named pipe"),
@@ -50,6 +51,16 @@ def open_handle(path: str | Path) -> int:
 def open_regular(path: str | Path) -> io.BufferedReader:
     """Open a regular file for reading bytes.  Raises: OSError as `open_handle`."""
     return open(open_handle(path), "rb")
+
+
+def open_own(path: str | Path, mode: str, **options: Any) -> Any:
+    """Open a file of a folder that this program writes, and no file that a link there names.
+
+    mode: as for `open`, to write; options: of `open`, such as newline.
+    Raises: OSError for a link, and as `open`.
+    """
+    no_link = getattr(os, "O_NOFOLLOW", 0)
+    return open(path, mode, opener=lambda name, how: os.open(name, how | no_link, 0o666), **options)
 
 
 def _check_regular(mode: int, path: str | Path) -> None:
@@ -93,6 +104,20 @@ def read_bytes(path: str | Path, limit: int = LARGEST) -> bytes:
             got = f"{size:,} bytes, where at most {limit:,} are read"
             raise OSError(errno.EFBIG, got, str(path))
         return file.read()
+
+
+def check_whole_wav(file: io.BufferedReader) -> None:
+    """Check that a WAV file is not cut off; other kinds of sound pass.
+
+    file: open at its start, where it is left again.
+    Raises: OSError for a file with fewer bytes than its header says.
+    """
+    head = file.read(8)
+    file.seek(0)
+    size, there = int.from_bytes(head[4:], "little") + 8, os.fstat(file.fileno()).st_size
+    # who writes to a pipe does not know the size, and writes the largest
+    if head[:4] == b"RIFF" and there < size < UNKNOWN_SIZE:
+        raise OSError(errno.EIO, f"{there:,} of {size:,} bytes, so it was cut off", file.name)
 
 
 def read_text(path: str | Path, encoding: str = "utf-8", limit: int = LARGEST) -> str:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, cast
 from .errors import AssetError, CheckpointError, TrainingError, disk_error
 from .files import parse_json, writing
 from .locks import FOREVER, held
-from .reading import open_tensors, read_bytes, read_tensors
+from .reading import open_own, open_tensors, read_bytes, read_tensors
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -186,7 +186,7 @@ def append_line(path: Path, row: Mapping[str, Any]) -> None:
     line = json.dumps(row, sort_keys=True, allow_nan=False).encode() + b"\n"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(f"{path}.lock"), path.open("a+b") as file:
+        with FileLock(f"{path}.lock"), open_own(path, "a+b") as file:
             # under the lock: an unfinished last line is a killed writer's, not another's
             file.truncate(_end_of_last_line(file.tell(), file))
             file.write(line)

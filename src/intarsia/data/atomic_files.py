@@ -1,39 +1,40 @@
-"""Interactions from files: RecBole's atomic files, a CSV or Parquet file, or a set by its name.
+"""Interactions from files: RecBole's atomic files, a table of events, or a set by its name.
 
 A folder `shop/` holds shop.inter and, if anything is known of items, shop.item. Columns are divided
 by tabs, the header has `name:type` (token, token_seq, float, float_seq), the words of a sequence
-are divided by blanks. A CSV or Parquet file has the columns user, item and, if there are, time and
-rating; a folder may hold events as Parquet files, in the order of their names, beside its .item.
+are divided by blanks. A CSV, .jsonl or Parquet file has columns of the user, the item and, if there
+are, time and rating, by the names that shops give them (`event_columns`); a folder may hold events
+as Parquet files, in the order of their names, beside its .item.
 """
 
 from __future__ import annotations
 
-import csv
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from intarsia.core.errors import DataError, UnknownName
-from intarsia.core.reading import read_lines, read_text
+from intarsia.core.reading import read_text
+from intarsia.data.event_columns import find_columns, parse_date, seconds_scale
 from intarsia.data.interactions import SEVERAL, Interactions, ItemField, check_order, events
 from intarsia.data.packages import obtain, pinned
 from intarsia.data.parquet_events import read_parquet
+from intarsia.data.records import read_records
 
 TYPES = ("token", SEVERAL, "float", "float_seq")
-USER, ITEM = ("user_id", "user"), ("item_id", "item")
-TIME, RATING = ("timestamp", "time"), ("rating",)
-COLUMNS = {"user": USER, "item": ITEM, "time": TIME, "rating": RATING}
+ITEM = ("item_id", "item")
 PARTS = ("train", "valid", "test")
 NAMED = ("ml-100k",)
 
 Row = Mapping[str, str]
 
 
-def load_interactions(spec: str | Path) -> Interactions:
-    """Load who took which item when: from a folder, a CSV or Parquet file, or a set by name.
+def load_interactions(spec: str | Path, columns: Mapping[str, str] | None = None) -> Interactions:
+    """Load who took which item when: from a folder, a CSV, .jsonl or Parquet file, or a set's name.
 
     spec: a path, or the name "ml-100k". MovieLens-100k comes out of the package recbole: for
-    research, not for commerce, and not to be given away (GroupLens).
+    research, not for commerce, and not to be given away (GroupLens). columns: names of the columns
+    by "user", "item", "time" and "rating", where a file calls them otherwise than shops do.
     Raises: UnknownName for no such name; DataError for a file that is not of this form, with its
     line and column; AssetError where a named set cannot be had.
     """
@@ -43,11 +44,11 @@ def load_interactions(spec: str | Path) -> Interactions:
     if path.is_dir():
         # RecBole's own files go first; Parquet files are read if there are none.
         tables = [] if any(path.glob("*.inter")) else sorted(path.glob("*.parquet"))
-        return _read_tables(path, tables) if tables else _read_folder(path, ("",))[0]
-    if path.suffix == ".parquet" and path.is_file():
-        return read_parquet([path], COLUMNS)
+        return _read_tables(path, tables, columns) if tables else _read_folder(path, ("",))[0]
+    if path.suffix.lower() == ".parquet" and path.is_file():
+        return read_parquet([path], columns)
     if path.is_file():
-        return _read_csv(path)
+        return _read_table(path, columns)
     if path.suffix or len(path.parts) > 1:
         fix = "Check the path."
         raise DataError(
@@ -123,17 +124,19 @@ def _read_folder(folder: Path, parts: Sequence[str]) -> tuple[Interactions, ...]
     )
 
 
-def _read_tables(folder: Path, tables: Sequence[Path]) -> Interactions:
+def _read_tables(
+    folder: Path, tables: Sequence[Path], columns: Mapping[str, str] | None
+) -> Interactions:
     """Read the events of Parquet files, and the items of the .item file in their folder.
 
-    tables: the Parquet files, in order.
+    tables: the Parquet files, in order. columns: names that were asked for.
     """
     named = sorted(folder.glob("*.item"))
     if len(named) > 1:
         fix = "Keep one of them."
         raise DataError(f"folder {folder}", got=f"{len(named)} .item files", want="one", fix=fix)
     ids, fields = read_items(named[0]) if named else ((), {})
-    return read_parquet(tables, COLUMNS, item_ids=ids, fields=fields)
+    return read_parquet(tables, columns, item_ids=ids, fields=fields)
 
 
 def _read_inter(path: Path) -> list[tuple[str, str, float, float]]:
@@ -142,38 +145,39 @@ def _read_inter(path: Path) -> list[tuple[str, str, float, float]]:
     return _parse_events(path, tuple(header), rows)
 
 
-def _read_csv(path: Path) -> Interactions:
-    """Read interactions from a CSV file with a header.  Raises: DataError.
+def _read_table(path: Path, columns: Mapping[str, str] | None) -> Interactions:
+    """Read interactions from a CSV file with a header, or a .jsonl file.  Raises: DataError.
 
-    path: of the file; columns are named as in COLUMNS.
+    path: of the file; columns: names that were asked for.
     """
-    try:
-        reader = csv.DictReader(read_lines(path, "utf-8-sig", newline=""), strict=True)
-        names = tuple(reader.fieldnames or ())
-        numbered = [(number, row) for number, row in enumerate(reader, 2)]
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        fix = "Save it as UTF-8, with commas between the columns."
-        raise DataError(f"file {path}", got=error, want="a CSV file", fix=fix) from error
-    for line, row in numbered:
-        # csv fills missing cells with None, and collects surplus ones under the key None.
-        if None in row or None in row.values():
-            got, want = "another number of columns", f"{len(names)}, as the header has"
-            raise DataError(f"line {line} of {path}", got=got, want=want, fix="Mend the line.")
-    return events(_parse_events(path, names, iter(numbered)))
+    rows = list(read_records(path))
+    # of .jsonl a row may lack a field that another one has
+    names = tuple(dict.fromkeys(name for _, row in rows for name in row))
+    texts = ((line, {n: _cell(row.get(n)) for n in names}) for line, row in rows)
+    return events(_parse_events(path, names, texts, columns))
+
+
+def _cell(value: object) -> str:
+    """Return a value as the text of a cell, "" for none."""
+    return "" if value is None else str(value)
 
 
 def _parse_events(
-    path: Path, names: Sequence[str], rows: Iterator[tuple[int, Row]]
+    path: Path,
+    names: Sequence[str],
+    rows: Iterator[tuple[int, Row]],
+    columns: Mapping[str, str] | None = None,
 ) -> list[tuple[str, str, float, float]]:
     """Turn rows of text into events (user, item, time, rating).
 
     path: of their file, for errors. names: its columns. rows: (line number, column -> cell).
-    Without a time column, the time is the number of the row.
+    columns: names that were asked for. Without a time column, the time is the number of the row.
+    Times of 1e11 and more are milliseconds, microseconds or nanoseconds.
     Raises: DataError.
     """
-    user, item = _find_column(path, names, USER), _find_column(path, names, ITEM)
-    time = next((n for n in TIME if n in names), None)
-    rating = next((n for n in RATING if n in names), None)
+    by_kind = find_columns(names, path, columns)
+    user, item = by_kind["user"], by_kind["item"]
+    time, rating = by_kind.get("time"), by_kind.get("rating")
     events_read: list[tuple[str, str, float, float]] = []
     for line, row in rows:
         for name in (user, item):
@@ -181,7 +185,7 @@ def _parse_events(
                 fix = "Complete the line, or delete it."
                 raise DataError(_place_of(path, line, name), got="nothing", want="an id", fix=fix)
         # Without times, events are in the order of the lines.
-        seconds = _parse_number(path, line, time, row) if time else float(len(events_read))
+        seconds = _parse_time(path, line, time, row) if time else float(len(events_read))
         if math.isnan(seconds):
             fix = "Give every event a time, or leave the column out: then lines are in order."
             raise DataError(
@@ -190,7 +194,8 @@ def _parse_events(
         events_read.append((row[user], row[item], seconds, _parse_number(path, line, rating, row)))
     if not events_read:
         raise DataError(f"file {path}", got="no event", want="one at least", fix="Add some.")
-    return events_read
+    scale = seconds_scale(max(event[2] for event in events_read)) if time else 1.0
+    return [(u, i, scale * t, r) for u, i, t, r in events_read] if scale != 1 else events_read
 
 
 def _read_atomic(path: Path) -> tuple[dict[str, str], Iterator[tuple[int, Row]]]:
@@ -260,6 +265,16 @@ def _parse_number(path: Path, line: int, name: str | None, row: Row) -> float:
         fix = "Correct it, or leave the cell empty."
         subject = _place_of(path, line, name or "")
         raise DataError(subject, got=repr(text), want="a number", fix=fix) from None
+
+
+def _parse_time(path: Path, line: int, name: str, row: Row) -> float:
+    """Parse a cell as a time: a number, or a date such as 2024-05-01 12:30.  Raises: DataError."""
+    if any(sign in row[name][1:] for sign in "-:/"):
+        try:
+            return parse_date(row[name])
+        except ValueError:
+            pass  # the error below names the cell
+    return _parse_number(path, line, name, row)
 
 
 def _find_column(path: Path, names: Sequence[str], allowed: Sequence[str]) -> str:

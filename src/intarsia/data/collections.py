@@ -15,14 +15,14 @@ import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from intarsia.core.errors import DataError, UnknownName
-from intarsia.core.files import parse_json, writing
-from intarsia.core.reading import read_lines
+from intarsia.core.files import writing
 from intarsia.data import beir
+from intarsia.data.documents import read_documents
 from intarsia.data.naves import in_new_testament, read_naves
 from intarsia.data.packages import announce
+from intarsia.data.records import lines_of
 from intarsia.data.reverse_dictionary import read_reverse_dictionary
 
 Qrels = Mapping[str, Mapping[str, int]]  # query -> document -> grade, above 0 = it answers
@@ -110,27 +110,8 @@ def _read_named(
 
 
 def read_docs(path: str | Path) -> Iterator[tuple[str, str]]:
-    """Yield (id, text) of each document of a .jsonl file, line by line.
-
-    path: a file with `id` (or `_id`), `text`, and `title` if there is one, which is put before the
-    text. An empty text is a document that no query finds.
-    Raises: DataError, with the line, for what is none, and for an id that occurs twice.
-    """
-    path, line_of_id = Path(path), dict[str, int]()
-    for number, line in _read_lines(path):
-        place = f"line {number} of {path}"
-        row = _parse_object(line, place)
-        name, text = row.get("id", row.get("_id")), row.get("text")
-        if not isinstance(name, str | int) or isinstance(name, bool) or not isinstance(text, str):
-            fix = 'For example {"id": "a1", "text": "..."}.'
-            raise DataError(place, got=f"keys {sorted(row)}", want="an id and a text", fix=fix)
-        if (name := str(name)) in line_of_id:
-            got = f"the id {name!r} of line {line_of_id[name]} again"
-            raise DataError(place, got=got, want="an id of its own", fix="Give one another id.")
-        line_of_id[name] = number
-        # BEIR's title belongs to the text that is searched
-        title = row.get("title")
-        yield name, f"{title} {text}" if isinstance(title, str) and title else text
+    """Yield (id, text) of each document of a file; see `read_documents`, which has their fields."""
+    return ((document.id, document.text) for document in read_documents(path))
 
 
 def read_queries(path: str | Path) -> dict[str, str]:
@@ -142,7 +123,7 @@ def read_queries(path: str | Path) -> dict[str, str]:
     path = Path(path)
     if path.suffix == ".jsonl":
         return dict(read_docs(path))
-    return {f"q{number}": line.strip() for number, line in _read_lines(path)}
+    return {f"q{number}": line.strip() for number, line in lines_of(path)}
 
 
 def write_collection(parts: Mapping[str, Collection], folder: str | Path) -> Path:
@@ -203,7 +184,7 @@ def _read_beir(folder: Path, part: str) -> Collection:
     if not (folder / "queries.jsonl").exists():
         return Collection(docs)
     queries, qrels = dict(read_docs(folder / "queries.jsonl")), dict[str, dict[str, int]]()
-    for number, line in _read_lines(file) if file.exists() else ():
+    for number, line in lines_of(file) if file.exists() else ():
         cells = line.rstrip("\r\n").split("\t")
         # The header line.
         if number == 1 and cells[-1] == "score":
@@ -215,31 +196,3 @@ def _read_beir(folder: Path, part: str) -> Collection:
             raise DataError(f"line {number} of {file}", got=error, want=want, fix=fix) from error
         qrels.setdefault(query, {})[doc] = grade
     return Collection(docs, {query: queries[query] for query in qrels if query in queries}, qrels)
-
-
-def _read_lines(path: Path) -> Iterator[tuple[int, str]]:
-    """Yield (line number, line) for the lines that are not blank.  Raises: DataError."""
-    try:
-        for number, line in enumerate(read_lines(path, "utf-8-sig"), 1):
-            if line.strip():
-                yield number, line
-    except (OSError, UnicodeDecodeError) as error:
-        fix = "Check the path, or save the file as UTF-8."
-        raise DataError(str(path), got=error, want="a UTF-8 text file", fix=fix) from error
-
-
-def _parse_object(line: str, place: str) -> dict[str, Any]:
-    """Parse a line as a JSON object.
-
-    place: which line it is, for errors.
-    Raises: DataError.
-    """
-    try:
-        row = parse_json(line)
-    except ValueError as error:
-        want, fix = "one JSON object", "Correct or delete the line."
-        raise DataError(place, got=str(error), want=want, fix=fix) from error
-    if not isinstance(row, dict):
-        fix = 'For example {"id": "a1", "text": "..."}.'
-        raise DataError(place, got=type(row).__name__, want="one JSON object", fix=fix)
-    return row

@@ -11,6 +11,7 @@ import numpy as np
 
 from intarsia.core.checks import at_least, between
 from intarsia.core.errors import ConfigError, DataError
+from intarsia.data.event_columns import frame_rows
 
 Array = np.ndarray[Any, Any]
 GAP = re.compile(r"(\d+(?:\.\d+)?)\s*(s|min|h|d)")
@@ -290,3 +291,28 @@ def events(
         all_items,
         grown,
     )
+
+
+def as_interactions(rows: Any) -> Interactions:
+    """Return events as `Interactions`, whatever they come as.
+
+    rows: Interactions, a DataFrame with the columns that `load_interactions` knows, or an iterable
+      of (user, item), (user, item, time) or (user, item, time, rating).
+    Raises: DataError.
+    """
+    if isinstance(rows, Interactions):
+        return rows
+    if hasattr(rows, "columns") and hasattr(rows, "itertuples"):  # pandas, without importing it
+        rows = frame_rows(rows)
+    read: list[tuple[str, str, float, float]] = []
+    for number, row in enumerate(rows):
+        if isinstance(row, str) or not 2 <= len(row) <= 4:
+            fix = 'For example: [("u1", "i7"), ("u1", "i3")], or load_interactions(path).'
+            raise DataError(f"event {number}", got=repr(row), want="(user, item, ...)", fix=fix)
+        user, item, *rest = row
+        # without times, events are in the order in which they come
+        time, rating = *map(float, rest), *(float(number), np.nan)[len(rest) :]
+        read.append((str(user), str(item), time, rating))
+    if not read:
+        raise DataError("events", got="none", want="one at least", fix="Give it some.")
+    return events(read)

@@ -10,6 +10,7 @@ import numpy as np
 
 from intarsia.core.errors import DataError, MissingExtra
 from intarsia.core.reading import check_regular
+from intarsia.data.event_columns import find_columns, seconds_scale
 from intarsia.data.interactions import Array, Interactions, ItemField, with_items
 
 ROWS = 1 << 18  # that are read at a time
@@ -37,16 +38,16 @@ class IdPlaces:
 
 def read_parquet(
     paths: Sequence[Path],
-    columns: Mapping[str, Sequence[str]],
+    columns: Mapping[str, str] | None = None,
     *,
     item_ids: Sequence[str] = (),
     fields: Mapping[str, ItemField] | None = None,
 ) -> Interactions:
     """Read the events of Parquet files, in the order of the files: 28 bytes each in memory.
 
-    columns: user, item, time and rating -> the names that each column may have. Times are seconds
-    or Parquet's timestamps. item_ids, fields: items that are known already, and their features;
-    items first met in the events are numbered after them.
+    columns: names of the columns by kind, where they are not those of `event_columns`. Times are
+    seconds, or milliseconds and so on from 1e11, or Parquet's timestamps. item_ids, fields: items
+    that are known already, and their features; those first met in events are numbered after them.
     Raises: MissingExtra without pyarrow; DataError for a file that is not Parquet, a column that is
     missing, and a row without id or time, which is named by its number.
     """
@@ -75,14 +76,15 @@ def read_parquet(
         raise DataError(f"files {paths[0].parent}", got=got, want="one at least", fix="Add some.")
     # one array for each column, over all blocks
     arrays = [np.concatenate(part) for part in zip(*blocks, strict=True)]
+    arrays[2] *= seconds_scale(float(arrays[2].max()))
     item_fields = with_items(fields or {}, len(items.ids) - len(item_ids))
     return Interactions(*arrays, user_ids=users.ids, item_ids=items.ids, fields=item_fields)
 
 
-def _read_blocks(path: Path, columns: Mapping[str, Sequence[str]]) -> Any:
+def _read_blocks(path: Path, columns: Mapping[str, str] | None) -> Any:
     """Yield blocks of rows of a Parquet file, each with the names of the columns it has.
 
-    path: of the file. columns: user, item, time and rating -> the names that each column may have.
+    path: of the file. columns: names of the columns by kind that were asked for.
     Raises: DataError.
     """
     try:
@@ -93,16 +95,7 @@ def _read_blocks(path: Path, columns: Mapping[str, Sequence[str]]) -> Any:
     try:
         check_regular(path)
         with parquet.ParquetFile(path) as file:
-            present = file.schema_arrow.names
-            column_names = {
-                column: next((name for name in names if name in present), "")
-                for column, names in columns.items()
-            }
-            for column in ("user", "item"):
-                if not column_names[column]:
-                    want, fix = f"one of {list(columns[column])}", "Rename the column."
-                    raise DataError(f"columns of {path}", got=present, want=want, fix=fix)
-            names = {column: name for column, name in column_names.items() if name}
+            names = find_columns(file.schema_arrow.names, path, columns)
             for block in file.iter_batches(ROWS, columns=list(names.values())):
                 yield block, names
     except (OSError, pa.ArrowException) as error:

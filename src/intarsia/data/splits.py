@@ -22,7 +22,6 @@ import numpy as np
 from intarsia.core.checks import one_of, whole
 from intarsia.core.errors import ConfigError, DataError, UnknownName
 from intarsia.core.files import JOINED
-from intarsia.core.folds import deal
 from intarsia.data import sets, tasks
 from intarsia.data.fingerprints import fingerprint, shared
 from intarsia.data.folders import check_same_classes, read_folder
@@ -38,6 +37,7 @@ from intarsia.data.tables import (
     read_datasets,
     read_table,
 )
+from intarsia.train.folds import deal
 
 TEST_SHARE = 0.2  # of all images, when the source has no test part
 VAL_SHARE = 0.15  # of the remaining images, when the source has no validation part

@@ -36,7 +36,6 @@ from .runs import PictureRun, RunOnPictures, open_pictures, scores_from
 
 FORMAT = 1
 MEMBERS = "members"  # the folder of their run folders, 0 and on
-FILES = (BLEND, RUN, PREDICTIONS, MEMBERS)
 COPIED = (experiments.FILE, RUN, METRICS, PREDICTIONS, ADAPTER, "mistakes", "README.txt")
 SUMMED = ("steps", "seconds", "cpu_seconds")  # of the members' results: what a blend has cost
 

@@ -50,7 +50,7 @@ from ..train.weights import weights_of
 from . import experiment as experiments
 from . import language, once, settings
 from .experiment import Adapted, Experiment
-from .own_rates import with_own_rate
+from .own_rates import converges, with_own_rate
 from .restoring import with_teacher
 from .shared import SharedWork, Spent
 
@@ -167,11 +167,16 @@ def _on_pictures(
     report(_beginning(experiment, len(data.train), record["inputs"]["size"]))
     options = keywords(running) | recipe
     options |= {"training": experiment.training, "record": record, "evaluate_every": evaluate_every}
-    computed = once.tokens_once if experiment.adapted.frozen_once else once.pictures_each_step
+    # a probe that is fitted to convergence looks at each picture once in any case
+    probe = converges(experiment)
+    frozen = experiment.adapted.frozen_once and not probe
+    computed = once.tokens_once if frozen else once.pictures_each_step
     with ExitStack() as stack:
         enter = stack.enter_context
         sets, spent = enter(computed(model, sets, experiment, running, shared, identity))
-        if not (untrimmed or running.recompute or running.compile):  # they need the whole forward
+        if not (
+            probe or untrimmed or running.recompute or running.compile
+        ):  # they need the whole forward
             trim_inputs = method, recipe["objective"], experiment
             sets, trimming = enter(once.trimmed(model, sets, *trim_inputs, shared, identity))
             spent = spent.plus(trimming)
@@ -204,8 +209,10 @@ def finished(run: Run, *, data: Splits, spent: Spent, temperature: float | None 
 
 def _beginning(experiment: Experiment, pictures: int, size: Sequence[int]) -> str:
     """Return the message with which a training begins.  size: height and width, px."""
-    epochs = plural(experiment.training.epochs, "epoch")
     pixels = " x ".join(map(str, size))
+    if converges(experiment):
+        return f"Fitting {experiment.label} to {pictures:,} pictures of {pixels} px."
+    epochs = plural(experiment.training.epochs, "epoch")
     return f"Training {experiment.label} on {pictures:,} pictures of {pixels} px, {epochs}."
 
 

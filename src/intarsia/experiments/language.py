@@ -24,6 +24,7 @@ from ..train.processes import on_main, processes
 from ..train.settings import keywords
 from . import settings
 from .experiment import Experiment, Pictures, save
+from .own_rates import with_text_rate
 from .restoring import with_teacher
 
 PICTURES_ONLY = (
@@ -67,6 +68,7 @@ def _on_texts(
     report: gets lines of progress. score: False does not look at the test part. search: how the
     learning rate was found, for the record.
     """
+    experiment = with_text_rate(experiment)
     adapted, seed = experiment.adapted, experiment.training.seed
     # the tokenizer is the model's, so that the model comes before the texts
     model, tokenizer = language_model(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import nn
 
-from ..core.registry import keys
+from ..core.registry import card, keys
 from ..train.settings import RATE
 from .experiment import Experiment
 
@@ -45,14 +45,27 @@ def with_own_rate(experiment: Experiment, model: nn.Module) -> Experiment:
     """Return an experiment on pictures with its method's own rate, if none was given.
 
     model: before the method changes it. A plain linear probe stays without a rate, which is to say
-    that it is fitted to convergence; random weights and published recipes have the general rate.
+    that it is fitted to convergence; random weights have the general rate.
     """
     method = experiment.adapted.method
     if experiment.training.lr is not None or converges(experiment):
         return experiment
-    if not experiment.adapted.pretrained or method in keys("recipe"):
+    if method in keys("recipe"):
+        return experiment.changed(lr=getattr(card(method).config(), "lr", None) or RATE)
+    if not experiment.adapted.pretrained:
         return experiment.changed(lr=RATE)
     return experiment.changed(lr=own_rate(method, batch_norms=has_batch_norms(model)))
+
+
+def with_text_rate(experiment: Experiment) -> Experiment:
+    """Return an experiment on texts with its method's rate, if none was given.
+
+    Full training of pretrained weights has its own; adapters of a language model have RATE.
+    """
+    if experiment.training.lr is not None:
+        return experiment
+    full = experiment.adapted.method == "full" and experiment.adapted.pretrained
+    return experiment.changed(lr=OWN["full"][0] if full else RATE)
 
 
 def converges(experiment: Experiment) -> bool:

@@ -21,13 +21,11 @@ from ..core.reading import read_tensors
 from ..core.registry import card, method_key, settings_from_dict, settings_to_dict
 from ..core.sealing import check_sealed, seal_folder
 from ..data.interactions import Interactions, ItemField
-from ..fitting import fit
 from ..hosts.prune.tables import SavedTable, put_tables, save_tables, unfilled
 from ..models.recommend.measures import full_sort
 from ..models.recommend.recommender import Recommender, Settings, seen_rows
 from ..schedules import SparseSchedule
 from ..train import Run
-from ..train.tasks import own_losses
 
 FOLDER, CARD, WEIGHTS = "recommender", "card.json", "weights.safetensors"
 EVENTS, NAMES = "events.safetensors", "names.json"
@@ -92,7 +90,7 @@ def fit_recommender(
     # users with a list of items, and not sessions of events
     ranking = settings.data_of == "ranking"
     defaults: dict[str, Any] = dict(settings.training) | {"trackers": ()}
-    defaults |= {"select": "val"} if ranking else {}
+    defaults |= {"select": "val"} if ranking and settings.training else {}
     # "tables" is a word for the layers that this method keeps its tables in
     if isinstance(schedule, SparseSchedule) and schedule.layers in (None, ("tables",)):
         schedule = replace(schedule, layers=settings.tables)  # pyright: ignore
@@ -108,11 +106,9 @@ def fit_recommender(
             outputs["tables"] = save_recommender(model, Path(out) / FOLDER, train)
         return replace(run, record={**run.record, "measures": outputs["measures"]})
 
-    run = fit(
-        model,
-        *model.sets(train, val, test)[:2],
-        task=model.task,
-        objective=own_losses,
+    run = model.learn(
+        train,
+        val,
         **defaults | options | {"schedule": schedule, "seed": seed, "out": out, "resume": resume},
         finish=finish,
         record={"recommender": method_key(settings)},

@@ -12,12 +12,14 @@ from torch import Tensor, nn
 from transformers.generation.streamers import BaseStreamer
 
 from ..core.checks import at_least
-from ..core.errors import ShapeError
+from ..core.errors import ConfigError, ShapeError
 from ..core.modes import evaluating
+from .anatomy.blocks import base_of
 from .fixed_cache import cache_name, fixed_cache
+from .in_memory import check_logits
 from .native_decoder import SLOTS, NativeText, path_of, why_not
 from .one_token import one_token
-from .spans.head_spans import cache_bytes
+from .spans.head_spans import cache_bytes, spans_of
 
 
 @dataclass(frozen=True)
@@ -59,12 +61,15 @@ def generate(
     Memory for keys and values is allocated once. A token of a Llama-like decoder is one call of
     native steps (`NativeText`), of another model its own forward: the result's `path` says which.
     For throughput of many requests see `intarsia serve`, which batches; this is for latency.
-    Raises: ShapeError for anything but rows of tokens; ConfigError for no token.
+    Raises: ShapeError for anything but rows of tokens; ConfigError for no token, or more
+    than the model has positions for; DataError for a
+    model whose first logits are NaN or infinity.
     """
     if ids.dim() != 2 or ids.is_floating_point() or not ids.numel():
         fix = "Pass tokenizer(text, return_tensors='pt').input_ids."
         raise ShapeError("ids", got=tuple(ids.shape), want="(B, T) token ids", fix=fix)
     at_least("tokens", tokens, 1)
+    _check_room(model, ids.shape[1] + tokens)
     # a mask of ones is no padding: the code without a mask is faster
     padded = mask is not None and not bool(mask.all())
     reason = why_not(model) or ("" if len(ids) <= SLOTS else f"more than {SLOTS} texts")
@@ -79,6 +84,8 @@ def generate(
         for position in range(tokens):
             # the first token comes from the prompt, every later one from the token before it
             logits = engine.prompt() if position == 0 else engine.step(answer[:, position - 1])
+            if position == 0:
+                check_logits(logits)
             answer[:, position] = new = logits.argmax(-1)
             # the clock of the rate starts behind the prompt
             if position == 0:
@@ -88,6 +95,22 @@ def generate(
                 break
     ended = time.perf_counter()
     return Generated(answer, clock - began, ended - clock, engine.nbytes, path_of(reason))
+
+
+def _check_room(model: nn.Module, length: int) -> None:
+    """Check that a model has positions for a text; one with spans has as many as they cover.
+
+    length: of prompt and answer, in tokens.
+    Raises: ConfigError.
+    """
+    config: Any = getattr(base_of(model), "config", None)
+    spans = spans_of(model)
+    text = config.get_text_config() if hasattr(config, "get_text_config") else config
+    most = getattr(text, "max_position_embeddings", None) if spans is None else spans[1]
+    if most is not None and length > most:
+        got, want = f"{length:,} of prompt and answer", f"at most {most:,}, which the model has"
+        fix = "Ask for fewer tokens, or give a shorter prompt."
+        raise ConfigError("tokens", got=got, want=want, fix=fix)
 
 
 class _Native:

@@ -13,12 +13,12 @@ from transformers import PreTrainedModel
 
 from ..core.errors import TargetError
 from ..core.files import read_json, repaired, writing
-from ..core.sealing import seal_folder
+from ..core.sealing import check_files, check_settings, seal_folder
 from ..data.language_models import language_model
 from ..data.packages import announce
 from .anatomy.blocks import base_of
 from .prune.files import SPARSE, convert_sparse, tokenizer_of
-from .saved import load, save
+from .saved import damaged, load, save
 
 SETTINGS, CONFIG = "intarsia.json", "config.json"
 
@@ -78,8 +78,23 @@ def open_language_model(
             return language_model(str(dense), dtype=dtype, progress=progress)
     if not is_changed(folder):
         return language_model(name, dtype=dtype, progress=progress)
+    _check_config(folder)
     # every weight comes from the folder, so none is downloaded or drawn for it
     model, tokenizer = language_model(name, pretrained=False, progress=progress)
     if (dtype_of_file := getattr(model.config, "dtype", None)) is not None:
         model = model.to(dtype_of_file)  # pyright: ignore[reportCallIssue]
     return load(model, folder).eval(), tokenizer
+
+
+def _check_config(folder: Path) -> None:
+    """Check all but the weights of a changed model by their digests, before a model is built.
+
+    Raises: CheckpointError for a file that is not as it was written.
+    """
+    try:
+        content = read_json(folder / SETTINGS)
+    except (OSError, ValueError) as error:
+        raise damaged(folder / SETTINGS, f"text that is not JSON ({error})") from error
+    _, files = check_settings(folder / SETTINGS, content)
+    small = {name: digest for name, digest in files.items() if not name.endswith(".safetensors")}
+    check_files(folder, small, needs=(CONFIG,))

@@ -18,6 +18,8 @@ from .gaussian_mixture import Parameters as Parameters
 from .gaussian_moe import SoftmaxGaussianMoE as SoftmaxGaussianMoE
 from .memory.mac import Mac as Mac
 from .memory.sparsey_net import SparseyNet as SparseyNet
+from .recommend.ease import Ease as Ease
+from .recommend.itemknn import ItemKnn as ItemKnn
 from .recommend.lightgcn import LightGcn as LightGcn
 from .recommend.m2trec import M2TRec as M2TRec
 from .recommend.multvae import MultVae as MultVae

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..core.checks import at_least
@@ -22,6 +23,7 @@ from .dass_picture import Cell, Node, cell_svg
 
 OPERATIONS = ("none", "skip", "max3", "avg3", "sep3", "sep5", "dil3", "dil5")
 CHOSEN = 2  # edges of a node in a genotype
+STEM = 3  # channels of the stem, as a multiple of the first cell's
 
 
 @dataclass(frozen=True)
@@ -97,19 +99,50 @@ class Zero(nn.Module):
         return x[..., :: self.stride, :: self.stride] * 0
 
 
+class Halving(nn.Module):
+    """DARTS's factorized reduction: two pointwise convolutions of stride 2, one place apart.
+
+    ReLU before them, batch norm behind them; (B, C, H, W) -> (B, C', H / 2, W / 2), rounded up.
+    """
+
+    def __init__(self, inputs: int, outputs: int, affine: bool) -> None:
+        """Build both convolutions, each of half of the outputs.
+
+        inputs, outputs: channels, outputs even; affine: True = the batch norm has weights.
+        """
+        super().__init__()
+        halves = (nn.Conv2d(inputs, outputs // 2, 1, 2, bias=False) for _ in range(2))
+        self.halves = nn.ModuleList(halves)
+        self.norm = nn.BatchNorm2d(outputs, affine=affine)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Compute the even places by the first convolution, the odd ones by the second.
+
+        x: (B, C, H, W); an odd side gets a 0 more, where DARTS takes even ones only.
+        """
+        x = x.relu()
+        shifted = F.pad(x, (-1, x.shape[-1] % 2, -1, x.shape[-2] % 2))
+        parts = [half(y) for half, y in zip(self.halves, (x, shifted), strict=True)]
+        return self.norm(torch.cat(parts, 1))
+
+
 def operation(name: str, width: int, stride: int, affine: bool) -> nn.Module:
     """Build an operation by name, a module (B, C, H, W) -> (B, C, H / stride, W / stride).
 
-    name: one of OPERATIONS; width: C; stride: 1 or 2; affine: True = the batch norms have weights.
+    name: one of OPERATIONS; width: C; stride: 1 or 2; affine: True = the batch norms have weights,
+    and pools, which then are chosen ones, have no batch norm.
     """
     norm = partial(nn.BatchNorm2d, width, affine=affine)
     if name == "none":
         return Zero(stride)
     if name == "skip":
-        return nn.Identity() if stride == 1 else projection(width, width, 2, affine)
+        return nn.Identity() if stride == 1 else Halving(width, width, affine)
     if name in ("max3", "avg3"):
-        pool = nn.MaxPool2d if name == "max3" else nn.AvgPool2d
-        return nn.Sequential(pool(3, stride, 1), norm())
+        # the padding counts in no mean
+        average = nn.AvgPool2d(3, stride, 1, count_include_pad=False)
+        pool = nn.MaxPool2d(3, stride, 1) if name == "max3" else average
+        # a search compares operations of one size; DARTS leaves the norm out of a chosen pool
+        return pool if affine else nn.Sequential(pool, norm())
     kernel, dilation = int(name[3]), 2 if name.startswith("dil") else 1
 
     # sep: a depthwise and a pointwise convolution, twice; dil: dilated ones, once
@@ -121,12 +154,12 @@ def operation(name: str, width: int, stride: int, affine: bool) -> nn.Module:
     return nn.Sequential(*separable(stride), *(separable(1) if dilation == 1 else []))
 
 
-def projection(inputs: int, outputs: int, stride: int, affine: bool) -> nn.Module:
+def projection(inputs: int, outputs: int, affine: bool) -> nn.Module:
     """Build a pointwise convolution between ReLU and batch norm.
 
-    inputs, outputs: channels; stride: 1 or 2; affine: True = the batch norm has weights.
+    inputs, outputs: channels; affine: True = the batch norm has weights.
     """
-    layer = nn.Conv2d(inputs, outputs, 1, stride, bias=False)
+    layer = nn.Conv2d(inputs, outputs, 1, bias=False)
     return nn.Sequential(nn.ReLU(), layer, nn.BatchNorm2d(outputs, affine=affine))
 
 
@@ -173,9 +206,11 @@ class SearchedCell(nn.Module):
         )
         self.inputs = [[i for i, _ in node] for node in nodes]
         # the cell before the last is twice as large if the last one was a reduction cell
-        first = 2 if place.after_reduction else 1
-        strides = zip(before, (first, 1), strict=True)
-        self.project = nn.ModuleList(projection(c, width, s, not mixed) for c, s in strides)
+        first = Halving if place.after_reduction else projection
+        projections = (
+            build(c, width, not mixed) for c, build in zip(before, (first, projection), strict=True)
+        )
+        self.project = nn.ModuleList(projections)
         self.edges = nn.ModuleList()
         for node in nodes:
             for i, name in node:
@@ -249,9 +284,9 @@ class Cells(nn.Module):
         super().__init__()
         width, reduced = sizes.channels, False
         self.sizes = sizes
-        stem = nn.Conv2d(sizes.inputs, width, 3, padding=1, bias=False)
-        self.stem = nn.Sequential(stem, nn.BatchNorm2d(width))
-        self.cells, before = nn.ModuleList(), (width, width)
+        stem = nn.Conv2d(sizes.inputs, STEM * width, 3, padding=1, bias=False)
+        self.stem = nn.Sequential(stem, nn.BatchNorm2d(STEM * width))
+        self.cells, before = nn.ModuleList(), (STEM * width, STEM * width)
         for number in range(sizes.cells):
             reduces = number in sizes.reductions
             # half the height and width, twice the channels

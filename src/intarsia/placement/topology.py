@@ -10,7 +10,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from ..core.checks import above, at_least
+from ..core.checks import above, at_least, between
 from ..core.errors import ConfigError, DataError, UnknownName
 from ..core.files import read_json
 from .measuring import Group, measure
@@ -18,6 +18,7 @@ from .measuring import Group, measure
 MATRICES, VECTORS = ("bandwidth", "latency"), ("flops", "load", "memory")
 KEYS = ("nodes", "each", "intra", "inter", *VECTORS)
 GIGABYTE = 1e9
+MOST = 4096  # devices: every pair of them has a link
 
 
 @dataclass(frozen=True)
@@ -105,6 +106,7 @@ class Topology:
         """
         at_least("nodes", nodes, 1)
         at_least("each", each, 1)
+        between("devices", nodes * each, 1, MOST, "Describe one of several equal parts.")
         node = torch.arange(nodes).repeat_interleave(each)
         same_node = node[:, None] == node[None, :]
         bandwidth, latency = (

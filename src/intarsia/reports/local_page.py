@@ -121,7 +121,7 @@ class _Handler(BaseHTTPRequestHandler):
         """Answer a GET request: with the page, an empty icon, or an error."""
         if not self._is_ours():
             self._refuse(403, "this server's own address", "Open the address that was printed.")
-        elif self.path == "/":
+        elif self.path.partition("?")[0] == "/":  # the page's script reads what follows
             self._send(200, self.page, "text/html; charset=utf-8")
         elif self.path == "/favicon.ico":
             self._send(204, b"", "image/x-icon")

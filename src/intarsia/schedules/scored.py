@@ -1,7 +1,8 @@
 """Weights that are masked by learned scores, of which the largest are kept (HYDRA, DASS).
 
 m = the top k of |s| in each layer, the layer computes with w m, and the mask passes its gradient
-straight through: dL/ds = dL/d(w m) w (arXiv:2207.06968, section 3; arXiv:2002.10509).
+straight through to |s|: dL/ds = dL/d(w m) w sign(s) (arXiv:2207.06968, section 3;
+arXiv:2002.10509).
 """
 
 from __future__ import annotations
@@ -23,12 +24,14 @@ class _Mask(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, scores: Tensor, count: int) -> Tensor:
+        ctx.save_for_backward(scores)
         return mask_of(scores, count).to(scores)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
-        # straight through: the scores get the mask's gradient
-        return grads[0], None
+        # straight through: |s| gets the mask's gradient, and s its sign
+        (scores,) = ctx.saved_tensors
+        return grads[0] * scores.sign(), None
 
 
 def mask_of(scores: Tensor, count: int) -> Tensor:

@@ -18,6 +18,7 @@ from torch.utils.data import Dataset
 from ..core.errors import ConfigError, TrainingError, disk_error
 from ..core.files import parse_json, write_json, writing
 from ..core.locks import alone
+from ..core.reading import open_own
 from ..core.sealing import OPEN, digests, seal_file, sealed
 from ..processes.parallelism import WholeModel
 from ..processes.whole_file import write_folder
@@ -82,7 +83,7 @@ class Log:
         if self.path is None:
             return
         try:
-            self._file = self.path.open("a+b")
+            self._file = open_own(self.path, "a+b")
             self._file.seek(0)
             intact = self._lines(self._file.read(size))
             # lines after the checkpoint belong to steps that are taken again
@@ -162,9 +163,11 @@ def _owned(out: Path, resume: bool) -> Iterator[None]:
 
     out: the folder; resume: it may hold a run that goes on; else only one that diverged, which is
       removed. A run that diverges inside the context leaves a file that says so.
-    Raises: ConfigError for a folder with another run, or one that another process writes.
+    Raises: ConfigError for a folder with another run, one that another process writes, or one with
+    a link in it.
     """
     with alone(out):
+        _check_no_links(out)
         # a run that diverged has no result: a new attempt may take the same folder
         if not resume and (out / FAILED).is_file() and not (out / RUN).exists():
             for name in (STATE, PHASES, TENSORBOARD):
@@ -184,6 +187,14 @@ def _owned(out: Path, resume: bool) -> Iterator[None]:
             raise
         finally:
             os.close(handle)
+
+
+def _check_no_links(out: Path) -> None:
+    """Check that what is written into a folder stays in it.  Raises: ConfigError for a link."""
+    if link := next((path for path in sorted(out.rglob("*")) if path.is_symlink()), None):
+        got, want = f"a link in it, {link.relative_to(out)}", "files and folders alone"
+        fix = "Put there what the link stands for, or choose another folder."
+        raise ConfigError(f"run folder {out}", got=got, want=want, fix=fix)
 
 
 def _check_same_folder(out: Path, begun: os.stat_result) -> None:

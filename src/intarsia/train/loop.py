@@ -313,7 +313,7 @@ class Loop:
             values |= statistics.summary(self.at.loads)
             self.warned = self.warned or statistics.warn_of_collapse(self.at.loads)
             statistics.forget(self.model)
-        self.log_values("train", self.epochs, values)
+        self._log_values("train", self.epochs, values)
 
     def _clocks(self) -> tuple[float, float]:
         """Return wall-clock and CPU seconds; for runs that step together this run's share."""
@@ -344,7 +344,7 @@ class Loop:
                 return
             self.at.scored = self.at.step
             self.val_scores = self.at.step, scores
-            self.log_values("val", epoch, scores.scores())
+            self._log_values("val", epoch, scores.scores())
             best, value = self.at.best, scores.best
             # while a schedule still prunes, the model is denser than asked for: no best epoch yet
             masks = self.learner.masking
@@ -366,7 +366,7 @@ class Loop:
         if self.stop and self.ranks.num_processes == 1:
             raise self._interrupted()
 
-    def log_values(self, split: str, epoch: int, values: dict[str, float]) -> None:
+    def _log_values(self, split: str, epoch: int, values: dict[str, float]) -> None:
         """Write values to the metrics file, the progress bar and the trackers.
 
         split: "train", "val" or "test"; epoch: number for the line; values: name -> number.
@@ -454,5 +454,5 @@ class Loop:
             if isinstance(test_scores, Metrics) and isinstance(val, Metrics):
                 test_scores = test_scores.tempered(val)
             scores["test"] = test_scores
-            self.log_values("test", self.epochs, scores["test"].scores())
+            self._log_values("test", self.epochs, scores["test"].scores())
         return scores

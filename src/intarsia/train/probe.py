@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -15,9 +16,9 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from ..core.errors import ConfigError, DataError
-from ..core.folds import deal
 from ..core.heads import heads_of
 from .evaluation import each
+from .folds import deal
 from .objectives import plain
 from .order import Batch
 from .precision import trained
@@ -146,7 +147,12 @@ def converged_probe(
     if strengths is None:
         strengths = SPARSE_STRENGTHS if issparse(x) else STRENGTHS
     # threads that wait for each other after products this small cost more than they save
-    with threadpool_limits(1 if issparse(x) or x.size < MANY else None):
+    with (
+        threadpool_limits(1 if issparse(x) or x.size < MANY else None),
+        warnings.catch_warnings(),
+    ):
+        # scikit-learn takes many classes of few rows for numbers
+        warnings.filterwarnings("ignore", "The number of unique classes", UserWarning)
         return _fit_folds(x, y, classes, fold, held, strengths)
 
 
@@ -164,8 +170,8 @@ def _fit_folds(
     losses = {c: tempered_loss(torch.from_numpy(held_out[c][rows]), labels) for c in strengths}
     best = min(losses, key=lambda c: losses[c])
     weight, bias = dict(_path(x, y, classes, [c for c in strengths if c <= best]))[best]
-    tensors = (torch.from_numpy(array).float() for array in (weight, bias))
-    return Probe(*tensors, best, torch.from_numpy(held_out[best]).float())
+    tensors = [torch.from_numpy(array).float() for array in (weight, bias, held_out[best])]
+    return Probe(tensors[0], tensors[1], best, tensors[2])
 
 
 def _path(
@@ -212,7 +218,7 @@ def _fitted(
                 bias[label] = ABSENT if present[0] == 0 else -ABSENT
                 continue
             model.set_params(C=c).fit(rows, y[:, label])
-            weight[label], bias[label] = model.coef_[0], model.intercept_[0]
+            weight[label], bias[label] = model.coef_[0], np.asarray(model.intercept_)[0]
         return weight, bias
     present = np.unique(y)
     if len(present) == 1:
@@ -220,7 +226,7 @@ def _fitted(
         return weight, bias
     model = models[0].set_params(C=c).fit(rows, y)
     if len(present) == 2:  # scikit-learn has one row for two classes
-        weight[present[1]], bias[present] = model.coef_[0], (0.0, model.intercept_[0])
+        weight[present[1]], bias[present] = model.coef_[0], (0.0, np.asarray(model.intercept_)[0])
     else:
         weight[present], bias[present] = model.coef_, model.intercept_
     return weight, bias
@@ -294,5 +300,6 @@ def solve_head(loop: Loop) -> Mapping[str, Any]:
         head.weight.copy_(probe.weight)
         head.bias.copy_(probe.bias)
     scores = loop.task.scores(probe(x), y).scores()
-    loop.log_values("train", 0, scores)
+    if loop.ranks.is_main_process:
+        loop.log.write({"step": 0, "epoch": 0, "split": "train", **scores})
     return {"strength": probe.strength, "folds": FOLDS, "train": scores}

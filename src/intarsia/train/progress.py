@@ -20,6 +20,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from ..core.errors import ConfigError, MissingExtra, UnknownName
 from ..core.quiet import quiet
+from ..core.reading import open_own
 
 CSV = "csv"  # the tracker that is ours
 FIRST_STEPS, FIRST_SECONDS = 3, 4.0  # an estimate is made after whichever comes first
@@ -206,7 +207,7 @@ class Csv(GeneralTracker):
                 rows = [
                     row for row in csv.reader(file) if row[0].isdecimal() and int(row[0]) <= step
                 ]
-        self._file = path.open("w", newline="")
+        self._file = open_own(path, "w", newline="")
         self._writer = csv.writer(self._file)
         self._writer.writerows([["step", "name", "value"], *rows])
 

@@ -18,6 +18,7 @@ from ..core.files import write_text
 from ..processes.parallelism import WholeModel
 from ..schedules import LayerSchedule, SparseSchedule
 from . import record as records
+from .advice import advice
 from .folder import ADAPTER, FORMAT, README, Write, owned, write_results
 from .loop import Job, Loop
 from .optimisers import adamw
@@ -45,7 +46,12 @@ class Run:
 
     def __str__(self) -> str:
         """Return the run in a few lines: method, data, scores, costs and the folder."""
-        return summary(self.record, self.val, self.test, self.out)
+        return "\n".join([summary(self.record, self.val, self.test, self.out), *self.advice])
+
+    @property
+    def advice(self) -> list[str]:
+        """Lines about what went wrong in a common way, each with what to do; mostly none."""
+        return advice(self.record, self.history, self.test or self.val)
 
     __repr__ = __str__  # of a record and logits nobody reads the values in a notebook
 

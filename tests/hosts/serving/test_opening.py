@@ -11,9 +11,10 @@ import torch
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 import intarsia
-from intarsia.core.errors import ConfigError
+from intarsia.core.errors import CheckpointError, ConfigError
 from intarsia.formats import Bitmask
-from intarsia.hosts.opened import save_language_model
+from intarsia.hosts import opened
+from intarsia.hosts.opened import open_language_model, save_language_model
 from intarsia.hosts.prune.files import save_sparse
 from intarsia.hosts.serving.app import Application
 from intarsia.hosts.serving.models import ServedModel, open_models
@@ -61,6 +62,20 @@ def sparse(layout: str) -> Callable[[Any, Path, Any], None]:
         save_sparse(model, folder, layout=layout, tokenizer=tokenizer)
 
     return write
+
+
+def test_a_configuration_is_not_used_before_its_digest(
+    folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(folders["mix"])
+    in_format(pruned(), tmp_path / "small", tokenizer)
+    file = tmp_path / "small" / "config.json"
+    file.write_text(file.read_text().replace('"num_hidden_layers": 2', '"num_hidden_layers": 9'))
+    monkeypatch.setattr(opened, "language_model", lambda *_, **__: pytest.fail("it was built"))
+    for damage in (lambda: None, lambda: (tmp_path / "small" / "intarsia.json").write_text("{")):
+        damage()
+        with pytest.raises(CheckpointError):
+            open_language_model(str(tmp_path / "small"))
 
 
 @pytest.mark.parametrize(

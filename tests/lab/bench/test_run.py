@@ -92,8 +92,8 @@ def test_a_process_that_dies_costs_its_own_run_only(tmp_path: Path) -> None:
 
 def test_a_search_chooses_on_validation_and_is_counted(tmp_path: Path) -> None:
     plan = toys.plan("tuned", seeds=(0,), tasks=toys.TOYS.tasks[:1])
-    (result, *_) = run_plan(plan, tmp_path, ONE, quiet, toys.work)
-    place = next(plan.places())
+    (_, result, *_) = run_plan(plan, tmp_path, ONE, quiet, toys.work)
+    (_, place, *_) = plan.places()
     scored = []
     for run in plan.search(place):
         flat = run.flat()
@@ -122,9 +122,10 @@ def test_one_rate_of_a_method_is_chosen_for_all_tasks_from_one_grid(tmp_path: Pa
     searched = [r for r in ran if not r["test"]]
     grid = sorted({r["experiment"]["lr"] for r in searched})
     assert set(rules.grid["lr"]) <= set(grid)  # it grows for all while an edge wins for one
-    assert len(searched) == len(plan.arms) * len(tasks) * len(grid)
-    assert len(plan.searches()) == len(plan.arms) * len(tasks) * len(rules.grid["lr"])
-    for rival in plan.arms:
+    rivals = plan.arms[1:]  # the first is a probe, which has no rate
+    assert len(searched) == len(rivals) * len(tasks) * len(grid)
+    assert len(plan.searches()) == len(rivals) * len(tasks) * len(rules.grid["lr"])
+    for rival in rivals:
         ours = [r for r in searched if r["experiment"]["method"] == rival.settings.method]
         assert {(r["experiment"]["data"], r["experiment"]["seed"]) for r in ours} == {
             (task, 100) for task in tasks
@@ -147,38 +148,40 @@ def test_one_rate_of_a_method_is_chosen_for_all_tasks_from_one_grid(tmp_path: Pa
 
 
 def test_a_grid_grows_for_all_methods_while_an_edge_of_it_wins_for_one(tmp_path: Path) -> None:
-    """A probe is best at a rate far beyond the grid, the others inside of it."""
+    """MoSA is best at a rate far beyond the grid, the others inside of it; a probe has no rate."""
     ran = list[dict[str, Any]]()
 
     def work(inputs: Mapping[str, Any]) -> dict[str, Any]:
         ran.append(dict(inputs))
         flat, results = inputs["experiment"], toys.work(inputs)
         if "val" in results["results"]:
-            best = 0.3 if flat["method"] == "linear" else 1e-3
-            right = 0.9 - 0.1 * abs(math.log10(flat["lr"] / best))
+            best = 0.3 if flat["method"] == "mosa" else 1e-3
+            right = 0.9 - 0.1 * abs(math.log10((flat["lr"] or best) / best))
             results["results"]["val"] = results["results"]["val"] | {"accuracy": right}
         return results
 
     plan = toys.plan("even", seeds=(0,), tasks=toys.TOYS.tasks[:1])
     results = run_plan(plan, tmp_path, ONE, quiet, work)
-    rates = {r.method.name: r.setup.selected["lr"] for r in results}
-    assert rates == {"linear": 0.3, "adaptformer": 1e-3, "mosa": 1e-3}
+    (probe, *searched) = results
+    assert probe.method.name == "linear" and not probe.setup.tried
+    rates = {r.method.name: r.setup.selected["lr"] for r in searched}
+    assert rates == {"adaptformer": 1e-3, "mosa": 0.3}
     grid = (*plan.protocol.grid["lr"], 0.1, 0.3, 1.0)
-    for rival in plan.arms:
+    for rival in plan.arms[1:]:
         ours = {r["experiment"]["lr"] for r in ran if not r["test"]
                 and r["experiment"]["method"] == rival.settings.method}  # fmt: skip
         assert ours == set(grid)
-    assert all(r.setup.tried == 3 * len(grid) for r in results)
+    assert all(r.setup.tried == 3 * len(grid) for r in searched)
     # the limit of the search holds
     on = plan.protocol.chosen_on
     assert on is not None
     near = replace(plan.protocol, chosen_on=replace(on, reach=(1e-4, 0.1)))
-    (linear, *_) = run_plan(replace(plan, protocol=near), tmp_path / "near", ONE, quiet, work)
-    assert linear.setup.selected == {"lr": 0.1}
+    (*_, mosa) = run_plan(replace(plan, protocol=near), tmp_path / "near", ONE, quiet, work)
+    assert mosa.setup.selected == {"lr": 0.1}
     # a search that each place has for itself does not grow: its rates are multiples of the arm's
     tuned = toys.plan("tuned", seeds=(0,), tasks=toys.TOYS.tasks[:1])
-    (linear, *_) = run_plan(tuned, tmp_path / "tuned", ONE, quiet, work)
-    assert linear.setup.tried == 6
+    (*_, mosa) = run_plan(tuned, tmp_path / "tuned", ONE, quiet, work)
+    assert mosa.setup.tried == 6
 
 
 def test_the_temperature_of_a_search_is_that_of_the_run_it_chooses(tmp_path: Path) -> None:
@@ -198,9 +201,10 @@ def test_the_temperature_of_a_search_is_that_of_the_run_it_chooses(tmp_path: Pat
         max(toys.work({"experiment": run.flat(), "folder": str(tmp_path / "x"), "test": False})
             ["results"]["val"]["accuracy"] for run in plan.search(place)) + 1
         for plan in [toys.plan("tuned", seeds=(0,), tasks=toys.TOYS.tasks[:1])]
-        for place in plan.places()
+        for place in list(plan.places())[1:]
     ]  # fmt: skip
-    assert temperatures == [*best, None, None, None]
+    # a probe that is fitted to convergence has no search
+    assert temperatures == [None, *best, None, None, None]
     temperatures.clear()
     plan = replace(plan, protocol=replace(plan.protocol, calibrate=True))
     results = run_plan(plan, tmp_path / "calibrated", ONE, quiet, work)
@@ -251,7 +255,7 @@ def test_a_search_that_goes_astray_chooses_among_the_others(tmp_path: Path) -> N
     assert isinstance(outcome["mosa"], records.Failed)
     assert "every run of its search failed: loss of val: got nan" in outcome["mosa"].error
     rows = [json.loads(x) for x in (tmp_path / SEARCHES).read_text().splitlines()]
-    assert sum("error" in row for row in rows) == 6 and len(rows) == 18
+    assert sum("error" in row for row in rows) == 6 and len(rows) == 12
     assert run_plan(plan, tmp_path, ONE, messages.append, toys.work)[-1].status == "done"
 
 

@@ -87,6 +87,16 @@ def test_winners_are_drawn_by_psi_over_its_sum() -> None:
     assert_allclose(np.bincount(winners) / 6000, [1 / 2, 1 / 3, 1 / 6], atol=0.02)
 
 
+def test_familiarity_is_the_mean_over_modules_of_the_largest() -> None:
+    """V = (1, 0) and (1/2, 1/2), a = 1, b = 2, floor 1: G = (1 + 1/2) / 2, eta = G^2 = 9/16.
+
+    psi of the first module is (9/16 + 1, 1), so that its first unit wins by 25 / 41 = .610.
+    """
+    evidence = np.array([[1.0, 0.0], [0.5, 0.5]])
+    winners = [draw(evidence, (1.0, 2.0), 1.0, [seed])[0] for seed in range(10_000)]
+    assert_allclose(np.mean(np.array(winners) == 0), 25 / 41, atol=0.02)
+
+
 def test_without_expansion_codes_are_drawn_evenly() -> None:
     mac = Mac(n_modules=400, n_units=4, expansion=(0.0, 1.0), random_state=0)
     codes = mac.partial_fit(np.repeat(items(1), 8, axis=0)).codes_

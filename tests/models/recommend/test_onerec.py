@@ -139,6 +139,32 @@ def test_a_model_at_its_reference_has_log_2_and_learns_what_is_preferred() -> No
     assert still.item() == pytest.approx(math.log(2))  # beta 0 moves nothing
 
 
+class Drawn(torch.nn.Module):
+    """Draws three sessions of one item after each history, and says nothing of them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.zeros(()))
+
+    def draw(self, x: torch.Tensor, count: int, _: torch.Generator) -> torch.Tensor:
+        return torch.tensor([1, 2, 3]).view(1, 3, 1).expand(len(x), count, 1)
+
+    def forward(self, x: torch.Tensor, session: torch.Tensor, **_: Any) -> torch.Tensor:
+        return session.sum(1) * self.weight
+
+
+def test_a_pair_is_of_the_best_session_and_the_worst() -> None:
+    """Rewards .3, .9 and .1 of sessions 1, 2 and 3."""
+    rounds = PreferenceRounds(
+        lambda _, sessions: torch.tensor([0.3, 0.9, 0.1]).expand(len(sessions), 3),
+        torch.ones(4, 2, dtype=torch.int64),
+        samples=3,
+    )
+    rounds.collect(Drawn(), torch.Generator().manual_seed(0))
+    _, best, worst, *_ = rounds.found
+    assert best.flatten().tolist() == [2] * 4 and worst.flatten().tolist() == [3] * 4
+
+
 def test_alignment_raises_the_reward(shop: Interactions) -> None:
     """A reward of items below 7: what is drawn afterwards has more of them."""
     torch.manual_seed(0)

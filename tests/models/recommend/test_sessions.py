@@ -164,6 +164,22 @@ def test_a_sampled_softmax_of_all_items_is_the_softmax(
     torch.testing.assert_close(model(x, y)["item"], exact)
 
 
+def test_a_sampled_item_s_score_loses_the_logarithm_of_its_chance(
+    shop: Interactions, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = known(TINY.build(shop))
+    x, y = torch.tensor([[1, 4, 7]]), torch.tensor([10])
+    places = torch.tensor([0, 1, 4, 7, 10, 12])
+    chance = torch.tensor([1.0, 0.9, 0.5, 0.3, 0.2, 0.05]).log()
+    monkeypatch.setattr(m2trec, "LARGE", 1)
+    monkeypatch.setattr(model, "_sampled", lambda *_: (places, chance))
+    vectors = model.items(places)
+    scores = model.states(x, vectors, places)[0] @ vectors.T - chance
+    scores[:, 0] = -torch.inf  # padding
+    expected = F.cross_entropy(scores, torch.tensor([2, 3, 4]))
+    torch.testing.assert_close(model(x, y)["item"], expected)
+
+
 def test_it_learns_the_colours_and_says_why(shop: Interactions) -> None:
     model = replace(TINY, width=32).build(shop, seed=0)
     sets = model.sets(shop, shop, shop)

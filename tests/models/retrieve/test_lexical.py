@@ -52,6 +52,17 @@ def test_alone_it_is_bm25s(toy: Any, k1: float, b: float) -> None:
         assert got == pytest.approx({TEXTS[i][0]: s for i, s in enumerate(expected) if s > 0})
 
 
+def test_an_index_keeps_the_settings_that_it_was_saved_with(tmp_path: Path) -> None:
+    assert (Lexical().k1, Lexical().b) == (1.5, 0.75)
+    earlier = Lexical(share=1.0, k1=0.9, b=0.4)  # the defaults of 0.1.0
+    built = SparseIndex.build(StemsAlone(), TEXTS, lexical=earlier)
+    again = SparseIndex.load(built.save(tmp_path / "index"))
+    again.append(StemsAlone(), [("f", "a cat among cats")])
+    assert again.lexical == earlier
+    whole = SparseIndex.build(StemsAlone(), [*TEXTS, ("f", "a cat among cats")], lexical=earlier)
+    assert _scores(again, "cat tree") == pytest.approx(_scores(whole, "cat tree"))
+
+
 def test_without_a_model_it_is_bm25s(tmp_path: Path) -> None:
     from intarsia.models.retrieve.teachers import Bm25
 
@@ -138,7 +149,7 @@ def test_languages_have_their_own_stems(toy: Any) -> None:
     with refused(
         ConfigError,
         what="BM25 of an index to merge",
-        got="Lexical(language='german', share=0.6, k1=2.0, b=0.4)",
+        got="Lexical(language='german', share=0.6, k1=2.0, b=0.75)",
     ):
         index.merge(SparseIndex.build(toy, [("y", "Hund")], lexical=Lexical("german", k1=2.0)))
 

@@ -13,6 +13,7 @@ from intarsia.core.checks import RATE_REACH
 from intarsia.core.errors import ConfigError
 from intarsia.experiments import searching, settings
 from intarsia.experiments.experiment import Experiment
+from intarsia.experiments.own_rates import converges
 from intarsia.methods import Official
 from intarsia.methods.mosa import PUBLISHED as RECIPES
 
@@ -118,11 +119,13 @@ class Protocol:
             # a search trains on the training part and reads the validation part: the test part is
             # not touched
             base = self.final(arm, begun, name).changed(data=name, val=None)
+            if converges(base) and self.grid:  # a probe to convergence has nothing to search
+                return []
             for values in product(*self.grid.values()):
                 overrides = dict(zip(self.grid, values, strict=True))
                 # a factor of each method's own rate, since methods differ by orders of magnitude
-                if "lr" in overrides and on is None:
-                    overrides["lr"] *= arm.settings.lr
+                if "lr" in overrides and on is None and base.training.lr is not None:
+                    overrides["lr"] *= base.training.lr
                 runs.append(base.changed(**overrides))
         return runs
 

@@ -46,9 +46,13 @@ class PublishedRecipe(MethodSettings, abc.ABC):
 
     @classmethod
     def for_training(cls, training: Any) -> Self:
-        """Build the recipe, with the values of a `Training` for those settings that both have."""
+        """Build the recipe, with the values of a `Training` for those settings that both have.
+
+        A rate that was not given stays the recipe's own.
+        """
         shared = {f.name for f in fields(cast(Any, cls))} & {f.name for f in fields(training)}
-        return cls(**{name: getattr(training, name) for name in shared})
+        values = {name: getattr(training, name) for name in shared}
+        return cls(**{name: value for name, value in values.items() if value is not None})
 
     @abc.abstractmethod
     def prepare(self, host: nn.Module, seed: int) -> None:

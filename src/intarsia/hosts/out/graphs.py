@@ -9,7 +9,8 @@ import importlib
 import io
 import json
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from ...core.files import writing
 from ...core.foreign import logits_in
 from ...data.transforms import InputConfig
 from ..anatomy.blocks import base_of
-from ..anatomy.compare import Difference, difference, outputs, sample, shared_copy, tolerance_of
+from ..anatomy.compare import Difference, difference, sample, shared_copy, tolerance_of
 from .preprocessing import KEY, described, inputs_of, write_script
 
 Report = Callable[[str], None]
@@ -45,6 +46,39 @@ class Logits(nn.Module):
             return out
         logits = logits_in(out)
         return logits if isinstance(logits, Tensor) else out[0]
+
+
+@dataclass(frozen=True)
+class Graph:
+    """What is traced, one model of pictures or several that share theirs.
+
+    module: batches of pictures -> logits (B, K).  batches: one for each model, (B, C, H, W).  how:
+    pictures become inputs, for the script, None = not known.  classes: names of the outputs.
+    """
+
+    module: nn.Module
+    batches: tuple[Tensor, ...]
+    how: Mapping[str, Any] | None
+    classes: Sequence[str] | None
+
+    @property
+    def blend(self) -> bool:
+        """Whether the module has a batch for each of several models."""
+        return len(self.batches) > 1
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The names of the inputs."""
+        return tuple(f"pixels_{i}" for i in range(len(self.batches))) if self.blend else (INPUT,)
+
+    def examples(self) -> tuple[Tensor, ...]:
+        """Return two blank images of each kind to trace with; one would be fixed in the graph."""
+        return tuple(torch.zeros_like(batch[:1]).repeat(2, 1, 1, 1) for batch in self.batches)
+
+    def any_batch(self) -> dict[str, Any]:
+        """Return the shapes that stay open, by the names of `forward`'s parameters."""
+        shape = {0: torch.export.Dim("batch")}
+        return {"pixels": (shape,) * len(self.batches)} if self.blend else {"images": shape}
 
 
 def export_onnx(
@@ -78,33 +112,36 @@ def export_onnx(
     target = target_of(path, ".onnx")
     for package in ("onnx", "onnxscript", "onnxruntime"):
         needs(package)
-    wrapped, batch = _prepare(model, images, preprocessing)
-    pictures_config = inputs_of(base_of(model), preprocessing, batch)
+    return write_onnx(
+        _graph(model, images, preprocessing, classes, several_labels), target, tolerance, report
+    )
+
+
+def write_onnx(graph: Graph, target: Path, tolerance: float | None, report: Report) -> Path:
+    """Write a graph as ONNX with its script, see `export_onnx`."""
     with writing(target) as scratch:
         program = _trace(
             lambda: torch.onnx.export(
-                wrapped,
-                (_example(batch),),
+                graph.module,
+                graph.examples(),
                 dynamo=True,
                 verbose=False,
-                input_names=[INPUT],
+                input_names=[*graph.names],
                 output_names=[OUTPUT],
-                dynamic_shapes={"images": {0: torch.export.Dim("batch")}},
+                dynamic_shapes=graph.any_batch(),
             ),
             "export_onnx",
         )
         program.model.producer_name = "intarsia"
-        if classes is not None:
-            program.model.metadata_props["classes"] = json.dumps(list(classes))
-        if pictures_config is not None:
-            program.model.metadata_props[KEY] = json.dumps(
-                described(pictures_config, classes, several_labels)
-            )
+        if graph.classes is not None:
+            program.model.metadata_props["classes"] = json.dumps(list(graph.classes))
+        if graph.how is not None:
+            program.model.metadata_props[KEY] = json.dumps(graph.how)
         # compared before the file gets its name: a wrong export never appears
-        program.save(str(scratch), external_data=size_of(wrapped) > ONE_FILE)
-        deviation = _largest_difference(wrapped, _runtime(scratch), batch)
-        _check_difference("export_onnx", deviation, wrapped, tolerance)
-    script = write_script("onnxruntime", target, pictures_config)
+        program.save(str(scratch), external_data=size_of(graph.module) > ONE_FILE)
+        deviation = _largest_difference(graph, _runtime(scratch, graph.names))
+        _check_difference("export_onnx", deviation, graph.module, tolerance)
+    script = write_script("onnxruntime", target, graph.how, blend=graph.blend)
     opset = program.model.opset_imports.get("", "?")
     report(f"export_onnx: {target}, opset {opset}; largest output difference {deviation}.{script}")
     return target
@@ -131,16 +168,18 @@ def export_program(
     outputs; ConfigError for a path that is not *.pt2.
     """
     target = target_of(path, ".pt2")
-    wrapped, batch = _prepare(model, images, preprocessing)
-    pictures_config = inputs_of(base_of(model), preprocessing, batch)
-    extra = (
-        {}
-        if pictures_config is None
-        else {f"{KEY}.json": json.dumps(described(pictures_config, classes, several_labels))}
+    return write_program(
+        _graph(model, images, preprocessing, classes, several_labels), target, tolerance, report
     )
-    dynamic = ({0: torch.export.Dim("batch")},)
+
+
+def write_program(graph: Graph, target: Path, tolerance: float | None, report: Report) -> Path:
+    """Write a graph as a torch.export program with its script, see `export_program`."""
+    extra = {} if graph.how is None else {f"{KEY}.json": json.dumps(graph.how)}
     program = _trace(
-        lambda: torch.export.export(wrapped, (_example(batch),), dynamic_shapes=dynamic),
+        lambda: torch.export.export(
+            graph.module, graph.examples(), dynamic_shapes=graph.any_batch()
+        ),
         "export_program",
     )
     with writing(target) as scratch:
@@ -148,9 +187,9 @@ def export_program(
         torch.export.save(program, (buffer := io.BytesIO()), extra_files=extra)
         scratch.write_bytes(buffer.getbuffer())
         loaded = torch.export.load(scratch).module()
-        deviation = _largest_difference(wrapped, loaded, batch)
-        _check_difference("export_program", deviation, wrapped, tolerance)
-    script = write_script("torch", target, pictures_config)
+        deviation = _largest_difference(graph, loaded)
+        _check_difference("export_program", deviation, graph.module, tolerance)
+    script = write_script("torch", target, graph.how, blend=graph.blend)
     report(f"export_program: {target}; largest output difference {deviation}.{script}")
     return target
 
@@ -178,7 +217,7 @@ def needs(package: str) -> Any:
         raise MissingExtra(package, "export") from error
 
 
-def _prepare(
+def prepared(
     model: nn.Module, images: Tensor | None, inputs: InputConfig | None
 ) -> tuple[Logits, Tensor]:
     """Return the model ready to be traced, and the images that it is checked on.
@@ -200,9 +239,18 @@ def _prepare(
     return wrapped, batch
 
 
-def _example(batch: Tensor) -> Tensor:
-    """Return two blank images to trace with; a batch of one would be fixed in the graph."""
-    return torch.zeros_like(batch[:1]).repeat(2, 1, 1, 1)
+def _graph(
+    model: nn.Module,
+    images: Tensor | None,
+    inputs: InputConfig | None,
+    classes: Sequence[str] | None,
+    several_labels: bool,
+) -> Graph:
+    """Return the graph of one model, see `export_onnx`."""
+    wrapped, batch = prepared(model, images, inputs)
+    stated = inputs_of(base_of(model), inputs, batch)
+    how = None if stated is None else described(stated, classes, several_labels)
+    return Graph(wrapped, (batch,), how, classes)
 
 
 def _trace(trace: Callable[[], Any], subject: str) -> Any:
@@ -215,6 +263,10 @@ def _trace(trace: Callable[[], Any], subject: str) -> Any:
         with warnings.catch_warnings():
             # torch's exporter calls a function that torch has deprecated
             warnings.filterwarnings("ignore", "`isinstance.treespec, LeafSpec", FutureWarning)
+            # the inputs of a blend share one batch, as they should
+            warnings.filterwarnings(
+                "ignore", "# The axis name: batch will not be used", UserWarning
+            )
             return trace()
     except Exception as error:  # whatever torch's tracers raise is one thing here: no graph
         lines = [line for line in str(error).splitlines() if line.strip()]
@@ -229,31 +281,36 @@ def size_of(model: nn.Module) -> int:
     return sum(t.numel() * t.element_size() for t in (*model.parameters(), *model.buffers()))
 
 
-def _runtime(path: Path) -> Callable[[Tensor], Tensor]:
-    """Return a function that runs an ONNX file in onnxruntime."""
+def _runtime(path: Path, names: Sequence[str]) -> Callable[..., Tensor]:
+    """Return a function that runs an ONNX file in onnxruntime.  names: of its inputs."""
     onnxruntime = needs("onnxruntime")
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
 
-    def run(images: Tensor) -> Tensor:
-        return torch.from_numpy(session.run([OUTPUT], {INPUT: images.cpu().numpy()})[0])
+    def run(*batches: Tensor) -> Tensor:
+        pixels = {name: batch.cpu().numpy() for name, batch in zip(names, batches, strict=True)}
+        return torch.from_numpy(session.run([OUTPUT], pixels)[0])
 
     return run
 
 
-def _largest_difference(
-    wrapped: nn.Module, exported: Callable[[Tensor], Tensor], batch: Tensor
-) -> Difference:
+def _largest_difference(graph: Graph, exported: Callable[..., Tensor]) -> Difference:
     """Return the largest difference of outputs on the batch, on twice the batch, and on one image.
 
-    wrapped: the model; exported: the graph, as a function; batch: (B, C, H, W).
+    graph: with the model and its batches; exported: what was written, as a function.
     """
     differences: list[Difference] = []
     # a graph may have the traced batch size in it: three sizes show that
-    for images in (batch, torch.cat([batch, batch.flip(0)]), batch[:1]):
+    sizes: tuple[Callable[[Tensor], Tensor], ...] = (
+        lambda batch: batch,
+        lambda batch: torch.cat([batch, batch.flip(0)]),
+        lambda batch: batch[:1],
+    )
+    for size in sizes:
+        batches = [size(batch) for batch in graph.batches]
         with torch.no_grad():
-            got = exported(images).detach()
+            got, want = exported(*batches).detach(), graph.module(*batches)
         # each size against the model itself, not against another size
-        differences.append(difference([got], outputs(wrapped, images)))
+        differences.append(difference([got], [want]))
     # NaN counts as the largest difference
     return max(differences, key=lambda d: (d.relative != d.relative, d.relative))
 

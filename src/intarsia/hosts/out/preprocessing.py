@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from ...core.errors import ConfigError, DataError
 from ...core.files import writing
 from ...data.transforms import InputConfig, input_config
+from ...train.blend import blended
 
 KEY = "preprocessing"
 SCRIPT = "predict.py"
@@ -75,6 +76,14 @@ def described(
         "classes": None if classes is None else list(classes),
         "outputs": "logits of several labels" if several_labels else "logits",
     }
+
+
+def described_blend(
+    members: Sequence[InputConfig], classes: Sequence[str] | None, several_labels: bool = False
+) -> dict[str, Any]:
+    """Describe the same for a blend: each of its members' inputs, and the outputs once."""
+    each = [described(inputs, classes, several_labels) for inputs in members]
+    return {"members": each, "classes": each[0]["classes"], "outputs": each[0]["outputs"]}
 
 
 def prepare(picture: Any, settings: Mapping[str, Any]) -> np.ndarray:
@@ -142,8 +151,14 @@ MODEL = Path(__file__).parent{model}
 '''
 _TAIL = """
 
+bad = 0
 for file in sys.argv[1:]:
-    x = prepare(file, HOW)
+    try:
+        x = {read}
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        print(f"{{file}}: no picture that can be read ({{error}})", file=sys.stderr)
+        bad += 1
+        continue
     logits = {run}
     if HOW["outputs"] == "logits of several labels":
         share = 1 / (1 + np.exp(-logits.astype(np.float64)))
@@ -155,6 +170,7 @@ for file in sys.argv[1:]:
     best = int(logits.argmax())
     name = HOW["classes"][best] if HOW["classes"] else best
     print(file, name, f"{{share[best] / share.sum():.4f}}")
+sys.exit(f"{{bad}} of {{len(sys.argv) - 1}} files could not be read." if bad else 0)
 """
 _FORMS = {
     "timm": (
@@ -177,20 +193,47 @@ _FORMS = {
         "model(torch.from_numpy(x))[0].detach().numpy()",
     ),
 }
+_READ, _READ_EACH = "prepare(file, HOW)", '[prepare(file, how) for how in HOW["members"]]'
+# the same for a blend, of which x has an input for each member
+_BLENDS = {
+    "timm": (
+        "import timm\nimport torch\nimport torch.nn.functional as F\n"
+        "from collections.abc import Sequence\nfrom torch import Tensor",
+        'CONFIG = json.loads((MODEL / "config.json").read_text())\n'
+        'HOW = CONFIG["preprocessing"]\n'
+        'PLACES = [MODEL / "members" / str(i) for i in range(len(HOW["members"]))]\n'
+        'models = [timm.create_model(f"local-dir:{p}", pretrained=True).eval() for p in PLACES]',
+        """blended(
+        [model(torch.from_numpy(pixels)).detach() for model, pixels in zip(models, x)],
+        CONFIG["weights"],
+        CONFIG["temperatures"],
+        HOW["outputs"] == "logits of several labels",
+    )[0].numpy()""",
+    ),
+    "onnxruntime": (
+        *_FORMS["onnxruntime"][:2],
+        'session.run(["logits"], {f"pixels_{i}": pixels for i, pixels in enumerate(x)})[0][0]',
+    ),
+    "torch": (*_FORMS["torch"][:2], "model(*map(torch.from_numpy, x))[0].detach().numpy()"),
+}
 
 
-def script(needs: str, path: Path) -> str:
+def script(needs: str, path: Path, *, blend: bool = False) -> str:
     """Write the Python program that classifies pictures with an export.
 
     needs: package that runs it, "timm", "onnxruntime" or "torch".  path: of the exported file or
-    folder.
+    folder.  blend: of several models, see `described_blend`.
     """
-    imports, load, run = _FORMS[needs]
+    imports, load, run = (_BLENDS if blend else _FORMS)[needs]
     name = SCRIPT if needs == "timm" else script_of(path).name
     model = "" if needs == "timm" else f" / {path.name!r}"  # quoted, whatever it is called
     docstring_name = repr(name)[1:-1].replace('"', "'")  # inside a docstring
     head = _HEAD.format(script=docstring_name, needs=needs, imports=imports, model=model, load=load)
-    return head + inspect.getsource(prepare) + _TAIL.format(run=run)
+    parts = [head, inspect.getsource(prepare)]
+    if blend and needs == "timm":  # graphs have the mean of the members inside
+        parts += ["\n\n", inspect.getsource(blended)]
+    read = _READ_EACH if blend else _READ
+    return "".join(parts) + _TAIL.format(read=read, run=run)
 
 
 def script_of(path: Path) -> Path:
@@ -198,14 +241,16 @@ def script_of(path: Path) -> Path:
     return path.with_name(f"{path.name}.{SCRIPT}")
 
 
-def write_script(needs: str, path: Path, inputs: InputConfig | None) -> str:
+def write_script(
+    needs: str, path: Path, how: InputConfig | Mapping[str, Any] | None, *, blend: bool = False
+) -> str:
     """Write the program that classifies pictures beside an exported file.
 
-    needs: package that runs it; path: of the export; inputs: how pictures become inputs, None =
-    nothing is written. Returns a sentence for the report.
+    needs: package that runs it; path: of the export; how: pictures become inputs, None = nothing is
+    written. blend: of several models. Returns a sentence for the report.
     """
-    if inputs is None:
+    if how is None:
         return " The model does not say how it wants pictures: pass preprocessing= to have it kept."
     with writing(script_of(path)) as scratch:
-        scratch.write_text(script(needs, path), "utf-8")
+        scratch.write_text(script(needs, path, blend=blend), "utf-8")
     return f" Without intarsia: python {script_of(path)} PICTURES"

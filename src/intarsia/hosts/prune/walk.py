@@ -15,9 +15,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers.cache_utils import Cache
 
-from ...core.modes import evaluating
+from ...core.modes import evaluating, without_caches
 from ...scores import Statistics
 from ...scores.statistics import Observed, of_all_processes
 from ..anatomy.blocks import CONVOLUTIONAL, block_kind
@@ -67,7 +66,9 @@ def walk_blocks(
     A model whose blocks do not follow one another directly (Swin, EfficientNet) is run as a whole,
     once for each block.
     """
-    with torch.no_grad(), evaluating(model), kept.undone_on_error():
+    # a block is run more than once, and must not see what an earlier run has cached
+    caches = without_caches(model)
+    with torch.no_grad(), evaluating(model), caches, kept.undone_on_error():
         # finished blocks are restored, and the walk goes on behind them
         chained = [stop for stop in stops if not stop.outside]
         flow = flow_of(model, chained, batches) if needs else Still()
@@ -270,10 +271,7 @@ def recorded(stops: Sequence[Stop]) -> Iterator[list[tuple[Tensor, tuple[Any, ..
         """
         by_keyword = not args
         x = kwargs.pop("hidden_states") if by_keyword else args[0]
-        # a block is run more than once, and must not see cached keys of an earlier run
-        fresh = {n: None if isinstance(v, Cache) else v for n, v in kwargs.items()}
-        fresh |= {"use_cache": False} if "use_cache" in kwargs else {}
-        calls.append((x, args[1:], fresh))
+        calls.append((x, args[1:], dict(kwargs)))
         if not tail:  # further outputs of a block, beside its hidden state
             out = original(x, *args[1:], **kwargs)
             tail.append(out[1:] if isinstance(out, tuple) else None)

@@ -1,8 +1,9 @@
 """The connections of clients: a clock for each, and who gives way when there are too many.
 
 A request has so many seconds to arrive. A connection without one is closed after the same time. If
-all places are taken, a newcomer gets the place of a connection that is idle or half a request: the
-oldest one of the address that holds most, so that no client locks out the others.
+all places are taken, a newcomer gets the place of a connection that is idle or half a request, or
+of one whose client does not read: the oldest one of the address that holds most, so that no client
+locks out the others.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from .refusals import Refused
 
 LOG = logging.getLogger(__name__)
 PHRASES = {408: "Request Timeout", 503: "Service Unavailable"}
+LOOK_AGAIN = 0.05  # seconds after a clock has run out: this process may have stood still meanwhile
 Address = tuple[str, int]
 
 
@@ -39,15 +41,20 @@ class Connection:
 
     def close(self, refusal: Refused | None = None) -> None:
         """Close the connection, with an answer if one is given; a half-read request is dropped."""
-        if self.transport is None or self.transport.is_closing():
+        if self.transport is None:
             return
-        # close() would wait until the client has read everything, which it may never do
-        if self.transport.get_write_buffer_size():
-            self.transport.abort()
-            return
-        if refusal is not None:
+        if refusal is not None and not self.unread and not self.transport.is_closing():
             self.transport.write(_response(refusal))
-        self.transport.close()
+        # close() would wait until the client has read everything, which it may never do
+        if self.unread:
+            self.transport.abort()
+        elif not self.transport.is_closing():
+            self.transport.close()
+
+    @property
+    def unread(self) -> int:
+        """Number of bytes of answers that wait until the client reads."""
+        return 0 if self.transport is None else self.transport.get_write_buffer_size()
 
     def abort(self) -> None:
         """Drop the connection at once; answers that its client has not read are lost."""
@@ -74,7 +81,7 @@ class Connections:
         transport: of asyncio; address: of the client.
         """
         connection = Connection(address, transport)
-        if len(self.open) >= self.places and not self._give_way():
+        if len(self.open) >= self.places and not self._give_way(address[0]):
             self._end(
                 connection, Refused(503, "All connections are at work. Try again in a second.")
             )
@@ -86,6 +93,16 @@ class Connections:
         """Record that bytes of a request have come from an address."""
         if (connection := self.open.get(address)) is not None:
             connection.heard = True
+
+    def arrived(self, address: Address, whole: bool) -> None:
+        """Stop the timer of a connection whose request has come, which may not have begun yet.
+
+        whole: the request has no body, or all of it has come, too.
+        """
+        if (connection := self.open.get(address)) is not None:
+            connection.working = connection.working or whole
+            if connection.clock is not None:
+                connection.clock.cancel()
 
     def closed(self, address: Address) -> None:
         """Forget a connection that has ended, and stop its timer."""
@@ -123,28 +140,40 @@ class Connections:
         """Start the timer of a connection without a request, which closes it when it runs out."""
         loop = asyncio.get_running_loop()
         connection.since, connection.heard = loop.time(), False
-        connection.clock = loop.call_later(self.seconds, self._close_late, connection)
+        connection.clock = loop.call_later(self.seconds, self._look_again, connection)
+
+    def _look_again(self, connection: Connection) -> None:
+        """Give a request that came while this process stood still the time to be read."""
+        loop = asyncio.get_running_loop()
+        connection.clock = loop.call_later(LOOK_AGAIN, self._close_late, connection)
 
     def _close_late(self, connection: Connection) -> None:
         """Close a connection whose request did not arrive in time, with 408 if it had begun."""
         text = f"The request's headers did not arrive in {self.seconds:g} seconds."
         self._end(connection, Refused(408, text) if connection.heard else None)
 
-    def _give_way(self) -> bool:
-        """Close one connection without a whole request to make room; return False if there is none.
+    def _give_way(self, newcomer: str) -> bool:
+        """Close one connection to make room for an address; return False if there is none.
 
-        It is the oldest one of the address with the most connections.
+        It is the oldest one of the address with the most connections: one without a whole request,
+        or else one whose client does not read, if that address has more than the newcomer.
         """
         per_host = Counter(host for host, _ in self.open)
+
+        def is_stalled(connection: Connection) -> bool:
+            return connection.unread > 0 and per_host[connection.address[0]] > per_host[newcomer]
+
         # the address that holds most connections loses its oldest one
-        idle = (connection for connection in self.open.values() if not connection.working)
         connection = min(
-            idle,
-            key=lambda connection: (-per_host[connection.address[0]], connection.since),
+            (each for each in self.open.values() if not each.working or is_stalled(each)),
+            key=lambda each: (-per_host[each.address[0]], each.working, each.since),
             default=None,
         )
         if connection is None:
             return False
+        if connection.working:
+            self._end(connection, None)
+            return True
         text = "Others were waiting for a connection while this request was not whole."
         self._end(connection, Refused(408, text) if connection.heard else None)
         return True
@@ -153,12 +182,12 @@ class Connections:
         """Close a connection and forget it; count and log the refusal, if there is one."""
         self.closed(connection.address)
         if refusal is not None:
-            self._log(refusal, connection.address[0])
+            self.log(refusal, connection.address[0])
             self.refused(refusal.status)
         connection.close(refusal)
 
-    def _log(self, refusal: Refused, host: str) -> None:
-        """Log a refusal, at most one line a second, with the number of those not logged."""
+    def log(self, refusal: Refused, host: str) -> None:
+        """Log a refusal to an address, at most one line a second, with the number of others."""
         now = asyncio.get_running_loop().time()
         self.unlogged += 1
         if now - self.logged >= 1:
@@ -179,11 +208,18 @@ def watched(connections: Connections) -> type[H11Protocol]:
             # without a peer there is nothing to count: sockets of IPv6 have four fields, two are
             # enough
             self.address: Address = tuple(transport.get_extra_info("peername")[:2])
+            # an answer waits until its client has read the one before
+            transport.set_write_buffer_limits(high=0)
             connections.opened(transport, self.address)
 
         def data_received(self, data: bytes) -> None:
             connections.heard(self.address)
             super().data_received(data)
+            if self.cycle and not self.cycle.response_complete:
+                connections.arrived(self.address, not self.cycle.more_body)
+
+        def timeout_keep_alive_handler(self) -> None:
+            """Leave idle connections to their own timer, which does not wait for their clients."""
 
         def connection_lost(self, exc: Exception | None) -> None:
             connections.closed(self.address)

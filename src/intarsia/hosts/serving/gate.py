@@ -5,19 +5,21 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
 from urllib.parse import urlsplit
 
-from .connections import Connection, Connections
+from .connections import LOOK_AGAIN, Connection, Connections
 from .counters import Counters
 from .refusals import GONE, Refused, broken, shown
 from .settings import CURRENT_REQUEST, Limits, Request
+from .turns import Turns
 
 LOG = logging.getLogger(__name__)
 READ_OFF = 1 << 20  # bytes that are read of a request that is too large
 NOT_READ = 1.0  # seconds for a client to take an error that ends its request
+OFTEN = (408, 429)  # refusals that any client can cause without end: at most one line a second
 READS = ("GET", "HEAD", "OPTIONS")
 CLOSE = (b"connection", b"close")
 Message = dict[str, Any]
@@ -51,12 +53,21 @@ class RequestGate:
         """
         self.app, self.limits, self.counters, self.hosts = app, limits, counters, hosts
         self.connections = connections or Connections(0, 0, lambda _: None)
-        self.turns = asyncio.Semaphore(limits.at_once)
-        self.running = self.waiting = self.cut = 0
-        self.ending = False
+        self.turns = Turns(limits.at_once, limits.queue)
+        self.cut, self.ending = 0, False
         self.ends = set[asyncio.Future[Refused | None]]()  # how to stop each request that was taken
         counters.running.set_function(lambda: self.running)
         counters.waiting.set_function(lambda: self.waiting)
+
+    @property
+    def running(self) -> int:
+        """Number of requests that have their turn."""
+        return self.turns.running
+
+    @property
+    def waiting(self) -> int:
+        """Number of requests that wait for their turn."""
+        return len(self.turns.line)
 
     def end(self) -> None:
         """Begin the shutdown: refuse new requests, and interrupt others after `drain` seconds."""
@@ -81,14 +92,19 @@ class RequestGate:
             return
         record, status = Request(), 500
         CURRENT_REQUEST.set(record)
-        answer = _Answer(send, self)
         with self.connections.request(scope.get("client")) as connection:
+            answer = _Answer(send, self, connection)
             try:
                 await self._admitted(scope, receive, answer, connection)
                 status = record.failed or answer.status
             except Refused as error:
                 status = error.status
-                LOG.warning("%s %s %s: %s", status, scope["method"], shown(scope["path"]), error)
+                if status in OFTEN:
+                    self.connections.log(error, _host(scope))
+                else:
+                    LOG.warning(
+                        "%s %s %s: %s", status, scope["method"], shown(scope["path"]), error
+                    )
                 await _refuse(answer, error, connection)
             except ConnectionError:
                 status = GONE
@@ -115,10 +131,9 @@ class RequestGate:
             connection.working = True
             await self.app(scope, receive, answer)
             return
-        self._has_room()
+        self._has_room(scope)
         try:
-            async with asyncio.timeout(self.limits.arrival):
-                body = await self._read(scope, receive)
+            body = await _in_time(self._read(scope, receive), self.limits.arrival)
         except TimeoutError as error:
             text = f"The request's body did not arrive in {self.limits.arrival:g} seconds."
             raise Refused(408, text) from error
@@ -189,31 +204,20 @@ class RequestGate:
             clock.cancel()
             watch.cancel()
 
-    def _has_room(self) -> None:
+    def _has_room(self, scope: Any) -> None:
         """Raise Refused if a new request finds no room: 429 for full queues, 503 in a shutdown."""
         if self.ending:
             raise Refused(503, "The server ends. Ask again when it is back, or ask another one.")
-        if self.running >= self.limits.at_once and self.waiting >= self.limits.queue:
-            text = f"{self.waiting} requests are waiting. Try again in a second."
-            raise Refused(429, text, code="rate_limit_exceeded")
+        self.turns.check_room(_host(scope))
 
     async def _in_turn(self, scope: Any, receive: Any, send: Any) -> None:
         """Wait for a turn, then run the application; scope, receive, send: of ASGI.
 
         Raises: Refused if the queue has filled up meanwhile.
         """
-        self._has_room()  # others may have come in while this one was read
-        self.waiting += 1
-        try:
-            await self.turns.acquire()
-        finally:
-            self.waiting -= 1
-        self.running += 1
-        try:
+        self._has_room(scope)  # others may have come in while this one was read
+        async with self.turns.turn(_host(scope)):
             await self.app(scope, receive, send)
-        finally:
-            self.running -= 1
-            self.turns.release()
 
     async def _read(self, scope: Any, receive: Callable[..., Any]) -> bytes:
         """Return the whole body of a request; scope, receive: of ASGI.
@@ -262,17 +266,22 @@ class RequestGate:
 class _Answer:
     """Answer on its way to a client; it records status and end.
 
-    send: of ASGI; gate: of the server. status: 0 before it is sent; stream: it is a stream of
-    events; over: all of it was sent.
+    send: of ASGI; gate: of the server; connection: the client's. status: 0 before it is sent;
+    stream: it is a stream of events; over: all of it was sent; patience: seconds that are left for
+    the client to take what it is sent, of all pieces together.
     """
 
-    def __init__(self, send: Any, gate: RequestGate) -> None:
-        self.send, self.gate = send, gate
+    def __init__(self, send: Any, gate: RequestGate, connection: Connection) -> None:
+        self.send, self.gate, self.connection = send, gate, connection
         self.status, self.stream, self.over = 0, False, False
         self.began = asyncio.get_running_loop().time()
+        self.patience = gate.limits.arrival
 
     async def __call__(self, message: Message) -> None:
-        """Pass an ASGI message on to the client, and record status, kind and end of the answer."""
+        """Pass an ASGI message on to the client, and record status, kind and end of the answer.
+
+        Raises: ConnectionError, and drops the connection, if the client does not read.
+        """
         if message["type"] == "http.response.start":
             headers = list(message["headers"])
             self.status = message["status"]
@@ -281,7 +290,19 @@ class _Answer:
                 message = message | {"headers": [*headers, CLOSE]}
         elif not message.get("more_body", False):
             self.over = True
-        await self.send(message)
+        if not self.connection.unread:
+            await self.send(message)
+            return
+        # it waits until what was sent before is on its way
+        time = asyncio.get_running_loop().time
+        before = time()
+        try:
+            await _in_time(self.send(message), self.patience)
+        except TimeoutError as error:
+            self.connection.abort()
+            raise ConnectionError("the client does not read its answer") from error
+        finally:
+            self.patience = max(0.0, self.patience - (time() - before))
 
     async def refuse(self, refusal: Refused) -> None:
         """Send an error: as the answer, or as the last event of a stream that has begun."""
@@ -314,3 +335,24 @@ async def _hung_up(receive: Any) -> None:
     with suppress(ConnectionError):
         while (await receive())["type"] != "http.disconnect":
             pass
+
+
+def _host(scope: Any) -> str:
+    """Return the address of a request's client; "" outside of a server."""
+    return (scope.get("client") or ("",))[0]
+
+
+async def _in_time(work: Awaitable[Any], seconds: float) -> Any:
+    """Return the result of some work; after a pause of this process, look at it twice.
+
+    work: is cancelled when its time is over. Raises: TimeoutError, and what the work raises.
+    """
+    task = asyncio.ensure_future(work)
+    try:
+        for wait in (seconds, LOOK_AGAIN):
+            done, _ = await asyncio.wait({task}, timeout=wait)
+            if done:
+                return task.result()
+        raise TimeoutError
+    finally:
+        task.cancel()

@@ -20,6 +20,7 @@ from ...core.reading import check_regular
 from ...placement.cache import PolicyConfig
 from ..anatomy.blocks import base_of
 from ..attach.config import peft_kind
+from ..in_memory import hold
 from ..native_decoder import TakingTurns, path_of, why_not
 from ..offload.resident import SLOTS, offload
 from ..offload.slots import Slots
@@ -86,7 +87,8 @@ def open_models(
     forward runs at a time.
 
     Raises: ConfigError for names that are used twice, adapters of several models, and a dtype
-    where weights have their own; CheckpointError for a folder of another model.
+    where weights have their own; CheckpointError for a folder of another model, or with a weight
+    that is not finite. Weights are in memory, so that the files may change meanwhile.
     """
     at_least("context", context, 2)
     adapters = dict(adapters or {})
@@ -153,6 +155,7 @@ def _trunk(
     if not isinstance(tokenizer, PreTrainedTokenizerFast):
         got, want = type(tokenizer).__name__, "a fast tokenizer, which tells text token by token"
         raise AssetError(f"tokenizer of {source!r}", got=got, want=want, fix="Save tokenizer.json.")
+    hold(model, source)
     served_model: Any = model.eval().requires_grad_(False)
     served_model.config.use_cache = True
     return ServedModel(name, served_model, tokenizer, name, expert_slots)
@@ -196,6 +199,7 @@ def _with_adapter(copied: Any, folder: Path) -> Any:
     if not isinstance(base, PreTrainedModel):
         got, fix = type(base).__name__, "Serve a language model of transformers."
         raise ConfigError("model", got=got, want="one that generates", fix=fix)
+    hold(base, str(folder))
     return base.eval().requires_grad_(False)
 
 

@@ -148,7 +148,7 @@ class NativeBatch:
             logits = text.prefill(request.slot, piece)
             request.read, room = request.read + len(piece), room - len(piece)
             if request.read == len(request.ids):
-                self._accept(request, request.draw(logits))
+                self._draw(request, logits)
             if room <= 0:
                 return
 
@@ -163,10 +163,19 @@ class NativeBatch:
         tokens = [request.draw.ids[-1] for request in begun]
         logits = text.step(tokens, [request.slot for request in begun])
         for request, row in zip(begun, logits, strict=True):
-            self._accept(request, request.draw(row))
+            self._draw(request, row)
 
-    def _accept(self, request: _SlotRequest, token: NewToken) -> None:
-        """Send a new token to its client, and release the request after its last one."""
+    def _draw(self, request: _SlotRequest, logits: Any) -> None:
+        """Draw a request's next token and send it, and release the request after its last one.
+
+        logits: (V,); where they are no numbers, this request is refused, and others go on.
+        """
+        try:
+            token = request.draw(logits)
+        except Refused as refusal:
+            self._send(request, refusal)
+            self._release(request)
+            return
         self._send(request, token)
         count = len(request.draw.ids) - len(request.ids)
         if token.id in request.last or count >= request.tokens:

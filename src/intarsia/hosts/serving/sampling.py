@@ -18,6 +18,9 @@ from transformers import (
     TopPLogitsWarper,
 )
 
+from ..in_memory import is_number
+from .refusals import broken
+
 COLD = 1e-4  # a temperature below it overflows logits: it takes the likeliest token
 # settings of a GenerationConfig that do not change a greedy answer, or that each request has
 IN_BATCH = frozenset(
@@ -115,8 +118,11 @@ class RequestLogits(LogitsProcessor):
 
         input_ids: (1, n), prompt and new tokens; scores: (1, V), the model's logits. The penalty of
         a token is frequency * count + presence * (count > 0), with its count among the new tokens.
+        Raises: Refused, 500, for NaN or infinity.
         """
         sampling = self.sampling
+        if not is_number(scores):
+            raise broken("The model's logits are not finite.")
         if sampling.top is not None:
             # before any bias or penalty, as OpenAI reports them
             self.raw = scores[0].float().log_softmax(-1)

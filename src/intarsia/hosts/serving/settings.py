@@ -19,8 +19,8 @@ class Limits:
     body: bytes of a request.  tokens: new tokens of an answer, also if a request names no number.
     at_once: requests that run.  queue: requests that wait; the next one gets 429.
     seconds: of a request, waiting included.  drain: seconds for running requests at the shutdown.
-    batching: "continuous" or "none". arrival: seconds for a request's headers to arrive, and for
-    its body.
+    batching: "continuous" or "none". arrival: seconds for a request's headers to arrive, for its
+    body, and for its client to take the answer, of all waiting for that together.
     """
 
     body: int = 1_000_000

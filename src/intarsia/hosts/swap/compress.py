@@ -22,6 +22,7 @@ from ...core.exports import homes
 from ...formats import Bitmask
 from ..anatomy.blocks import base_of
 from ..changing import apply_plan
+from ..in_memory import is_finite
 from ..native_generation import generates, with_native_generate, without_native_generate
 from ..prune.matrices import Matrix, seeing
 from ..prune.pruner import Keeping, stops_of
@@ -102,7 +103,7 @@ class Compress(Change):
         rows = tuple(batches) if self.format.needs else ()
         moments = _second_moments(host, self.format, matrices, rows)
         stored = {
-            path: self.format.encode(m.read(), moments=moments.get(path))
+            path: self.format.encode(_checked(path, m), moments=moments.get(path))
             for path, m in matrices.items()
         }
         calibration = {"calibration": digest_of(rows)} if rows else {}
@@ -254,6 +255,16 @@ def matrices_of(host: nn.Module, layers: Sequence[str]) -> dict[str, Matrix]:
         fix = "Name linear layers, or use what packs experts or convolutions."
         raise TargetError("layers to compress", got=got, want="linear layers", fix=fix)
     return matrices
+
+
+def _checked(path: str, matrix: Matrix) -> Tensor:
+    """Return the weight of a layer.  Raises: DataError for NaN or infinity in it."""
+    weight = matrix.read()
+    if not is_finite(weight):
+        fix = "Look at how it was trained."
+        got = "NaN or infinity"
+        raise DataError(f"weight of {path}", got=got, want="finite numbers", fix=fix)
+    return weight
 
 
 def _second_moments(

@@ -5,8 +5,8 @@ from __future__ import annotations
 import abc
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
-from typing import Any, ClassVar, NamedTuple
+from dataclasses import fields, replace
+from typing import Any, ClassVar, NamedTuple, NoReturn
 
 import numpy as np
 import torch
@@ -16,8 +16,10 @@ from torch.utils.data import Dataset
 from ...core.checks import at_least
 from ...core.errors import ConfigError, DataError
 from ...core.modes import evaluating
-from ...data.interactions import Interactions, ItemField
+from ...data.interactions import Interactions, ItemField, as_interactions
+from ...train.run import Finish, Run
 from ...train.tasks import Task
+from .learning import train_recommender
 
 Sets = tuple[Dataset[Any], Dataset[Any], Dataset[Any]]
 
@@ -52,6 +54,32 @@ class Settings(abc.ABC):
     def restore(self, data: Interactions, stored: Mapping[str, Tensor]) -> Recommender:
         """Build a model that fits the stored weights of one that was built of these events."""
         return self.build(data, seed=0)
+
+    def fit(
+        self, events: Any, val: Interactions | None = None, *, seed: int = 0, **options: Any
+    ) -> Recommender:
+        """Train a model on events and return it: `LightGcn().fit(events).recommend("u1")`.
+
+        events: `Interactions`, a DataFrame, or rows (user, item) with a time and a rating if there
+          are; val: held-out ones, None = the last epoch is kept; seed: of weights and order;
+          options: keywords of `intarsia.fit`; the settings' own `training` is the default.
+        Raises: as `fit`, and DataError for events that are none.
+        """
+        data = as_interactions(events)
+        model = self.build(data, seed=seed)
+        defaults = {**self.training, "trackers": (), "seed": seed}
+        model.learn(data, val, **defaults | options)
+        return model.eval()
+
+    def get_params(self, deep: bool = True) -> dict[str, Any]:
+        """Return the settings by name, as an estimator of scikit-learn does."""
+        return {one.name: getattr(self, one.name) for one in fields(self)}  # pyright: ignore
+
+    def recommend(self, query: object, k: int = 10) -> NoReturn:
+        """Raise ConfigError: settings know no events; `fit` returns the model that recommends."""
+        name, want = type(self).__name__, "the model that its `fit` returns"
+        fix = f'For example: model = {name}().fit(events); model.recommend("u1")'
+        raise ConfigError(name, got="settings, which know no events", want=want, fix=fix)
 
 
 class Recommender(nn.Module, abc.ABC):
@@ -89,6 +117,24 @@ class Recommender(nn.Module, abc.ABC):
 
         user: a user's number or None; history: numbers of the user's items from 1, oldest first.
         """
+
+    def learn(
+        self,
+        train: Interactions,
+        val: Interactions | None = None,
+        *,
+        finish: Finish = lambda run: run,
+        **options: Any,
+    ) -> Run:
+        """Train the model in place on the events that it was built of; return the run.
+
+        train: these events; val: held-out ones; finish, options: as of `intarsia.fit`.
+        """
+        return train_recommender(self, train, val, finish=finish, **options)
+
+    def get_params(self, deep: bool = True) -> dict[str, Any]:
+        """Return the settings by name."""
+        return self.settings.get_params(deep)
 
     @property
     def codes(self) -> np.ndarray | None:
@@ -233,5 +279,5 @@ def seen_rows(events: Interactions) -> Tensor:
 def refuse_history(model: object) -> ConfigError:
     """Return the error of a model of users that is given a session."""
     got, want = "items in the place of a user", "a user of the training events"
-    fix = "Use a model of sessions (m2trec, onerec) or MultVae, which read histories."
+    fix = "Use ease, itemknn or multvae, or a model of sessions: they read histories."
     return ConfigError(type(model).__name__, got=got, want=want, fix=fix)

@@ -56,6 +56,28 @@ def recommend_with_warnings(
     return items, [str(line.message) for line in caught]
 
 
+def new_ranks(
+    model: Recommender,
+    query: str | Sequence[str],
+    added: Sequence[str],
+    *,
+    include_seen: bool = False,
+) -> list[dict[str, Any]]:
+    """Return where new items stand among all items: item, rank from 1, of how many, and score.
+
+    query: id of a user, or ids of the items of a history; added: ids of the new items;
+      include_seen: items of the history are ranked, too.  The best new item comes first.
+    """
+    count = len(model.known.item_ids)
+    ranked, _ = recommend_with_warnings(model, query, count, include_seen=include_seen)
+    wanted = set(added)
+    return [
+        {"item": hit.item, "rank": rank, "of": len(ranked), "score": hit.score}
+        for rank, hit in enumerate(ranked, 1)
+        if hit.item in wanted
+    ]
+
+
 def item_rows(
     model: Recommender, query: str | Sequence[str], items: Sequence[Recommendation], explain: bool
 ) -> list[dict[str, Any]]:

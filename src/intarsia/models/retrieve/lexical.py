@@ -46,15 +46,15 @@ class Lexical:
 
     language: str = "english"
     share: float = 0.6
-    k1: float = 0.9
-    b: float = 0.4
+    k1: float = 1.5
+    b: float = 0.75
 
     def __post_init__(self) -> None:
         """Raise ConfigError for a setting that cannot be."""
         one_of("language", self.language, LANGUAGES)
         between("share", self.share, 0, 1, fix="Try 0.5.")
-        at_least("k1", self.k1, 0, fix="Try 0.9.")
-        between("b", self.b, 0, 1, fix="Try 0.4.")
+        at_least("k1", self.k1, 0, fix="Try 1.5.")
+        between("b", self.b, 0, 1, fix="Try 0.75.")
 
 
 def stems(texts: Sequence[str], language: str, *, numbered: bool = False) -> Any:

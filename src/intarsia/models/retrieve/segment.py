@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
 from ...core.errors import CheckpointError
-from ...core.files import write_text
+from ...core.files import parse_json, write_text
 from ...core.reading import read_bytes
 from .lexical import Stems
 from .postings import Postings
@@ -23,7 +26,8 @@ class Segment:
     """Segment of an index: posting lists, ids and texts of documents, and which are deleted.
 
     texts: [] where the index stores none.  stems: None where the index has no BM25.
-    deleted: indices of deleted documents.
+    deleted: indices of deleted documents.  fields: the rest of each document's record as JSON, []
+    where no document has any.
     """
 
     postings: Postings
@@ -32,6 +36,16 @@ class Segment:
     stems: Stems | None = None
     deleted: set[int] = field(default_factory=set[int])
     file: str = ""  # its name on the disk, a digest of its content; "" = not written yet
+    fields: list[str] = field(default_factory=list[str])
+
+    @cached_property
+    def records(self) -> list[Mapping[str, Any]]:
+        """The fields of each document, {} for one without any."""
+        return [_record(text) for text in self.fields] or [{}] * len(self.ids)
+
+    def fields_of(self, number: int) -> Mapping[str, Any]:
+        """Return the fields of one document.  number: its own."""
+        return _record(self.fields[number]) if self.fields else {}
 
     @property
     def alive(self) -> np.ndarray:
@@ -49,6 +63,8 @@ class Segment:
         arrays = self.postings.encode(stored) | _pack_texts("ids", self.ids)
         if self.stems is not None:
             arrays |= self.stems.encode() | _pack_texts("names", self.stems.names)
+        if self.fields:
+            arrays |= _pack_texts("fields", self.fields)
         data = save(arrays | _pack_texts("texts", self.texts))
         digest = hashlib.sha256(data).hexdigest()
         # named by content: an equal segment is written once, whatever index it is in
@@ -70,7 +86,8 @@ class Segment:
                 raise ValueError("bytes that changed after they were written")
             arrays = load(data)
             ids, texts = _unpack_texts("ids", arrays), _unpack_texts("texts", arrays)
-            if len(ids) != count or len(texts) not in (0, count):
+            fields = _unpack_texts("fields", arrays) if "fields" in arrays else []
+            if len(ids) != count or not {len(texts), len(fields)} <= {0, count}:
                 raise ValueError(f"{len(ids)} ids of {count} documents")
             # `type`, since JSON's true would pass as an int
             if any(type(number) is not int or not 0 <= number < count for number in deleted):
@@ -82,7 +99,36 @@ class Segment:
         except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
             want, fix = "the file as it was written", "Copy the index again, or build it anew."
             raise CheckpointError(str(path), got=error, want=want, fix=fix) from error
-        return cls(postings, ids, texts, stems, set(deleted), path.name)
+        return cls(postings, ids, texts, stems, set(deleted), path.name, fields)
+
+
+def _record(text: str) -> Mapping[str, Any]:
+    """Read the fields of a document.  Raises: CheckpointError for what is no JSON object."""
+    try:
+        if isinstance(record := parse_json(text), dict):
+            return record
+        error = type(record).__name__
+    except ValueError as caught:
+        error = str(caught)
+    want, fix = "one JSON object", "Copy the index again, or build it anew."
+    raise CheckpointError("fields of a document", got=error, want=want, fix=fix)
+
+
+def packed_fields(records: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return the fields of documents as JSON, [] if none has any.
+
+    records: of each document; a value that JSON has no form for is stored as its text.
+    """
+    if not any(records):
+        return []
+    return [json.dumps(dict(record), ensure_ascii=False, default=str) for record in records]
+
+
+def joined_fields(segments: Sequence[Segment]) -> list[list[str]]:
+    """Return the fields of segments to be joined: {} where only others have some."""
+    if not any(segment.fields for segment in segments):
+        return [[] for _ in segments]
+    return [segment.fields or ["{}"] * len(segment.ids) for segment in segments]
 
 
 def alive_texts(texts: Sequence[list[str]], alive: Sequence[np.ndarray]) -> list[str]:

@@ -14,19 +14,23 @@ WIDTH = 600  # characters of a text that are displayed
 WORD = re.compile(r"\w\w+")  # words that have a stem
 
 
-def search_results(index: SparseIndex, query: str, k: int = 10) -> dict[str, Any]:
+def search_results(
+    index: SparseIndex, query: str, k: int = 10, where: Sequence[str] = ()
+) -> dict[str, Any]:
     """Search, and return the hits with their terms, ready for JSON.
 
-    index: the index; query: a text; k: number of hits. Returns hits: id, score, text, parts (pieces
-      of the text, and True for a word that scored), terms (token, score, expanded, stem); tokens:
-      the query's tokens with a weight, heaviest first; stems: the query's stems.
-    Raises: ConfigError.
+    index: the index; query: a text; k: number of hits; where: conditions on fields. Returns hits:
+      id, score, text, fields, parts (pieces of the text, and True for a word that scored), terms
+      (token, score, expanded, stem); tokens: the query's tokens with a weight, heaviest first;
+      stems: the query's stems.
+    Raises: ConfigError; UnknownName for a field that no document has.
     """
-    start = time.perf_counter()
-    hits = index.search(query, k)
-    seconds = time.perf_counter() - start
     tokens = index.queries.of(query)
     words = index.stems_of(query)
+    index.prepare()  # once in a process; what is timed is the query
+    start = time.perf_counter()
+    hits = index.search(query, k, where=where)
+    seconds = time.perf_counter() - start
     return {
         "query": query,
         "hits": [_hit(index, query, tokens, hit) for hit in hits],
@@ -54,6 +58,7 @@ def _hit(
         "id": hit.id,
         "score": hit.score,
         "text": hit.text,
+        "fields": dict(hit.fields),
         "parts": mark_parts(index, hit.text, scoring_tokens, stemmed),
         "terms": [vars(term) for term in terms],
     }

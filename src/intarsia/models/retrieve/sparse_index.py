@@ -1,8 +1,8 @@
 """Index of sparse document vectors and stems in a folder; a search runs no model.
 
-    index = SparseIndex.build(encoder, docs)          # docs: (id, text) pairs
+    index = SparseIndex.build(encoder, docs)          # docs: texts, (id, text) pairs, or records
     index.save("idx"); index = SparseIndex.load("idx")
-    index.search("forgiveness of enemies", k=10)
+    index.search("forgiveness of enemies", k=10, where=["year>1600"])
 
 Added documents are a segment of their own; `merge` joins all segments. The files are those of
 `index_folder`.
@@ -11,7 +11,7 @@ Added documents are a segment of their own; `merge` joins all segments. The file
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol
@@ -21,12 +21,14 @@ import numpy as np
 from ...core.checks import above, at_least
 from ...core.errors import ConfigError, DataError
 from ...core.files import writing
+from ...data.documents import Document, as_documents
+from .filters import masks_of
 from .index_folder import check_folder, read_index, write_index
-from .lexical import Lexical, Stems, stems
+from .lexical import Lexical, Stems, StemsAlone, stems
 from .postings import Array, Postings, best, merge_postings
 from .query_weights import QueryWeights
 from .scoring import Scorer, frequencies
-from .segment import Segment, alive_texts
+from .segment import Segment, alive_texts, joined_fields, packed_fields
 
 DEFAULT = Lexical()
 
@@ -50,11 +52,15 @@ class DocumentEncoder(Protocol):
 
 @dataclass(frozen=True)
 class Hit:
-    """Document of a search's result: its id, its score, and its text if the index stores texts."""
+    """Document of a search's result: its id, its score, its text if the index stores texts.
+
+    fields: the rest of its record, such as its title and price.
+    """
 
     id: str
     score: float
     text: str = ""
+    fields: Mapping[str, Any] = field(default_factory=dict[str, Any])
 
 
 @dataclass(frozen=True)
@@ -101,25 +107,30 @@ class SparseIndex:
     @classmethod
     def build(
         cls,
-        encoder: DocumentEncoder,
-        docs: Iterable[tuple[str, str]],
+        encoder: DocumentEncoder | Iterable[Any],
+        docs: Iterable[Any] | None = None,
         *,
         stored: str = "float16",
         lexical: Lexical | None = DEFAULT,
         texts: bool = True,
         block: int = 4096,
     ) -> SparseIndex:
-        """Build an index of (id, text) pairs, read and encoded `block` at a time.
+        """Build an index of documents, read and encoded `block` at a time.
 
-        encoder: turns texts into sparse vectors; docs: the pairs; stored: type of the weights on
-          disk, "float16", "float32" or "uint8"; lexical: settings of BM25, None = without; texts:
-          store them, to display with hits; block: documents at a time.  Raises: DataError for an id
-          that occurs twice.
+        encoder: turns texts into sparse vectors; without it, build(docs), documents are ranked by
+          BM25 alone; docs: texts, (id, text) pairs, or records with an id and a text, whose other
+          fields are stored, too; stored: type of the weights on disk, "float16", "float32" or
+          "uint8"; lexical: settings of BM25, None = without; texts: store them, to display with
+          hits; block: documents at a time.  Raises: DataError for an id that occurs twice.
         """
-        metadata = {"model": encoder.name, "digest": encoder.digest, "stored": stored}
-        index = cls(encoder.queries, **metadata, lexical=lexical)
-        for part in blocks(docs, block):
-            index.append(encoder, part, texts=texts)
+        reader: Any = encoder
+        if docs is None:
+            reader, docs = StemsAlone(), reader
+            lexical = replace(lexical or DEFAULT, share=1.0)
+        metadata = {"model": reader.name, "digest": reader.digest, "stored": stored}
+        index = cls(reader.queries, **metadata, lexical=lexical)
+        for part in blocks(as_documents(docs), block):
+            index.append(reader, part, texts=texts)
         return index.merge()
 
     @property
@@ -149,38 +160,65 @@ class SparseIndex:
         return name in self._place
 
     def append(
-        self, encoder: DocumentEncoder, docs: Iterable[tuple[str, str]], *, texts: bool = True
+        self, encoder: DocumentEncoder, docs: Iterable[Any], *, texts: bool = True
     ) -> SparseIndex:
         """Add documents as a segment; the query weights do not change.
 
-        encoder: of the same model as before; docs: (id, text) pairs; texts: store them.
+        encoder: of the same model as before; docs: as of `build`; texts: store them.
         Raises: ConfigError for another model than the index's; DataError for an existing id.
+        """
+        documents = list(as_documents(docs, len(self)))
+        if existing := next((d.id for d in documents if d.id in self._place), None):
+            raise _again(existing)
+        if documents:
+            self._add(self._encoded(encoder, documents, texts))
+        return self
+
+    def update(
+        self, encoder: DocumentEncoder, docs: Iterable[Any], *, texts: bool = True
+    ) -> SparseIndex:
+        """Replace documents that have the same id, and add the others; see `append`."""
+        documents = list(as_documents(docs, len(self)))
+        if documents:
+            # nothing is deleted before the new ones are encoded
+            segment = self._encoded(encoder, documents, texts)
+            self.delete(d.id for d in documents if d.id in self._place)
+            self._add(segment)
+        return self
+
+    def _encoded(
+        self, encoder: DocumentEncoder, documents: Sequence[Document], texts: bool
+    ) -> Segment:
+        """Return documents as a segment.
+
+        encoder: of the index's model; documents: with distinct ids; texts: store them.
+        Raises: ConfigError for another model; DataError for an id that occurs twice.
         """
         if encoder.digest != self.digest or encoder.queries.digest != self.queries.digest:
             got = f"{encoder.name} ({encoder.digest[:12]})"
             fix = "Encode with that model, or build an index of its own."
             want = f"{self.model} ({self.digest[:12]})"
             raise ConfigError("model of added documents", got=got, want=want, fix=fix)
-        # nothing is encoded before all ids are known to be new
-        pairs = list(docs)
-        ids = [name for name, _ in pairs]
-        new_ids = set[str]()
+        # nothing is encoded before all ids are known to be distinct
+        ids, all_texts, records = map(list, zip(*documents, strict=True))
+        before = set[str]()
         for name in ids:
-            if name in self._place or name in new_ids:
-                fix = "Give it another id, or delete the old one first."
-                raise DataError("document id", got=f"{name!r} again", want="each once", fix=fix)
-            new_ids.add(name)
-        if pairs:
-            lists = Postings.of(encoder.encode([text for _, text in pairs]))
-            if lists.count != len(pairs):
-                got, want = f"{lists.count} for {len(pairs)} texts", "one for each"
-                fix = "Give a text without a token a row of zeros."
-                raise ConfigError("document vectors", got=got, want=want, fix=fix)
-            all_texts = [text for _, text in pairs]
-            lexical = self.lexical
-            words = None if lexical is None else Stems.of(all_texts, lexical.language)
-            self._add(Segment(self._as_stored(lists), ids, all_texts if texts else [], words))
-        return self
+            if name in before:
+                raise _again(name)
+            before.add(name)
+        lists = Postings.of(encoder.encode(all_texts))
+        if lists.count != len(ids):
+            got, want = f"{lists.count} for {len(ids)} texts", "one for each"
+            fix = "Give a text without a token a row of zeros."
+            raise ConfigError("document vectors", got=got, want=want, fix=fix)
+        words = None if self.lexical is None else Stems.of(all_texts, self.lexical.language)
+        return Segment(
+            self._as_stored(lists),
+            ids,
+            all_texts if texts else [],
+            words,
+            fields=packed_fields(records),
+        )
 
     def _as_stored(self, lists: Postings) -> Postings:
         """Round weights as storing does, so that a search finds the same after saving.
@@ -252,7 +290,8 @@ class SparseIndex:
             lists = self._as_stored(merge_postings([part.postings for part in parts], alive))
             all_stems = [part.stems for part in parts if part.stems is not None]
             words = Stems.merged(all_stems, alive) if all_stems else None
-            self._add(Segment(lists, ids, texts if with_texts else [], words))
+            fields = alive_texts(joined_fields(parts), alive)
+            self._add(Segment(lists, ids, texts if with_texts else [], words, fields=fields))
         return self
 
     def search(
@@ -263,6 +302,7 @@ class SparseIndex:
         prune: float = 0.0,
         two_phase: float | None = None,
         max_df: float = 1.0,
+        where: Sequence[str] = (),
     ) -> list[Hit]:
         """Return the k documents of largest score, largest first, only with scores above 0.
 
@@ -271,11 +311,12 @@ class SparseIndex:
           share of the documents; two_phase: compute the learned score first by tokens of at least
           0.4 of the heaviest weight, then by all tokens for the best k times this number of
           documents; it misses documents without heavy tokens, and is faster only where the lists of
-          light tokens are very long. Empty for a query without a known token.  Raises: ConfigError.
+          light tokens are very long; where: conditions on documents' fields, all of which hold,
+          such as "price<20". Empty for a query without a known token.
+        Raises: ConfigError; UnknownName for a field that no document has.
         """
-        return self.search_many(
-            [query], k, prune=prune, two_phase=two_phase, max_df=max_df
-        )[0]  # fmt: skip
+        options: Any = {"prune": prune, "two_phase": two_phase, "max_df": max_df, "where": where}
+        return self.search_many([query], k, **options)[0]
 
     def search_many(
         self,
@@ -285,13 +326,14 @@ class SparseIndex:
         prune: float = 0.0,
         two_phase: float | None = None,
         max_df: float = 1.0,
+        where: Sequence[str] = (),
     ) -> list[list[Hit]]:
         """Return the hits of several queries, which are tokenized together.
 
         queries: texts; k: hits of each; prune: leave out a query's tokens below this share of its
           heaviest; two_phase: None = exact scores; else scores by heavy tokens alone, then exact
           ones for the best k times this number of documents; max_df: leave out tokens in more than
-          this share of documents.
+          this share of documents; where: conditions on fields, see `search`.
         """
         at_least("k", k, 1, fix="Try 10.")
         above("max_df", max_df, 0, fix="Try 0.5; 1 keeps all.")
@@ -299,7 +341,8 @@ class SparseIndex:
             at_least("two_phase", two_phase, 1, fix="Try 5.")
         scorer = self._scorer_of_segments()
         joined = scorer.joined(queries, prune=prune, max_df=max_df)
-        return [self._hits(scorer.scores(query, k, two_phase)[0], k) for query in joined]
+        masks = masks_of(self.segments, where)
+        return [self._hits(scorer.scores(query, k, two_phase)[0], k, masks) for query in joined]
 
     def stems_of(self, query: str) -> list[str]:
         """Return the stems of a query that some document has, each once; [] without BM25.
@@ -312,6 +355,10 @@ class SparseIndex:
         query_stems = dict.fromkeys(stems([query], self.lexical.language)[0])
         return [word for word in query_stems if any(word in place for place in numbers)]
 
+    def prepare(self) -> None:
+        """Compute BM25's weights now, which the first search would do."""
+        self._scorer_of_segments()
+
     def _scorer_of_segments(self) -> Scorer:
         """Return the scorer of the present segments, built when it is first needed."""
         if self._scorer is None:
@@ -322,16 +369,20 @@ class SparseIndex:
         """Count the documents, deleted ones too, whose vectors have each token, (V,)."""
         return frequencies(self.segments, len(self.queries.weights))
 
-    def _hits(self, scores: Sequence[Array], k: int) -> list[Hit]:
+    def _hits(self, scores: Sequence[Array], k: int, masks: Sequence[Array] | None) -> list[Hit]:
         """Return the k best hits of all segments.
 
-        scores: (documents,) of each segment; k: how many.
+        scores: (documents,) of each segment; k: how many; masks: (documents,) bool of each, False =
+          left out; None = all of them count.
         """
         hits: list[Hit] = []
-        for segment, segment_scores in zip(self.segments, scores, strict=True):
+        for place, (segment, segment_scores) in enumerate(zip(self.segments, scores, strict=True)):
+            if masks is not None:
+                segment_scores = np.where(masks[place], segment_scores, 0)
             for number in best(segment_scores, k).tolist():
                 text = segment.texts[number] if segment.texts else ""
-                hits.append(Hit(segment.ids[number], float(segment_scores[number]), text))
+                name, score = segment.ids[number], float(segment_scores[number])
+                hits.append(Hit(name, score, text, segment.fields_of(number)))
         if len(self.segments) > 1:
             hits.sort(key=lambda hit: -hit.score)  # stable: ties stay in the order of documents
         return hits[:k]
@@ -367,12 +418,15 @@ class SparseIndex:
                 terms.append(Term(segment.stems.names[stem], float(score), False, stem=True))
         return sorted((t for t in terms if t.score > 0), key=lambda term: -term.score)
 
-    def run(self, queries: Mapping[str, str], k: int = 100) -> dict[str, dict[str, float]]:
+    def run(
+        self, queries: Mapping[str, str], k: int = 100, where: Sequence[str] = ()
+    ) -> dict[str, dict[str, float]]:
         """Return scores by query and document, as `train.ranked` and TREC's tools read them.
 
-        queries: name -> text; k: documents of each query.
+        queries: name -> text; k: documents of each query; where: conditions, see `search`.
         """
-        results = zip(queries, self.search_many(list(queries.values()), k), strict=True)
+        hits = self.search_many(list(queries.values()), k, where=where)
+        results = zip(queries, hits, strict=True)
         return {name: {hit.id: hit.score for hit in hits} for name, hits in results}
 
     def documents(self) -> Iterator[tuple[str, dict[str, float]]]:
@@ -424,8 +478,14 @@ class SparseIndex:
         return index
 
 
-def blocks(docs: Iterable[tuple[str, str]], size: int) -> Iterator[list[tuple[str, str]]]:
-    """Yield (id, text) pairs in lists of at most `size`.  docs: the pairs, in order."""
+def _again(name: str) -> DataError:
+    """Return the error for an id that the index has, or that comes twice."""
+    fix = "Give it another id, or delete the old one first."
+    return DataError("document id", got=f"{name!r} again", want="each once", fix=fix)
+
+
+def blocks(docs: Iterable[Document], size: int) -> Iterator[list[Document]]:
+    """Yield documents in lists of at most `size`.  docs: in order."""
     at_least("block", size, 1, fix="Try 4096.")
     rest = iter(docs)
     while part := list(islice(rest, size)):

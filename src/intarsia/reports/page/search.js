@@ -23,7 +23,10 @@
         top.append(made("h2", "", hit.id), made("span", "score", `score ${hit.score.toFixed(2)}`));
         const text = made("p", "text");
         for (const [part, marked] of hit.parts) text.append(marked ? made("mark", "", part) : part);
-        item.append(top, text, terms(hit, most));
+        const known = Object.entries(hit.fields).map(([name, value]) => `${name}: ${typeof value === "object" ? JSON.stringify(value) : value}`);
+        item.append(top, text);
+        if (known.length) item.append(made("p", "fields", known.join(" · ")));
+        item.append(terms(hit, most));
         return item;
       }),
     );
@@ -62,9 +65,10 @@
 
   const from_address = () => {
     const found = location.hash.match(/^#q=(.*)$/);
-    if (!found) return;
+    const named = new URLSearchParams(location.search).get("q");
+    if (!found && !named) return;
     try {
-      at("query").value = decodeURIComponent(found[1]);
+      at("query").value = found ? decodeURIComponent(found[1]) : named;
     } catch {
       return; // not what this page wrote
     }

@@ -1,0 +1,87 @@
+"""`intarsia blend`: finished runs that answer together, by the mean of their probabilities."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from ..core.errors import ConfigError
+from ..core.folders import BLEND
+from .early import check_run, decimals
+from .options import Json, writes
+from .shell import say, show_json, show_table
+from .targets import target
+
+WRITTEN = (BLEND, "run.json", "predictions.safetensors", "members")  # what a blend's folder has
+COLUMNS = ("run", "weight", "temperature", "loss")
+
+
+def blend(
+    runs: Annotated[list[Path], typer.Argument(help="Folders of two or more finished runs.")],
+    out: Annotated[Path | None, writes("The folder to write.")] = None,
+    weights: Annotated[
+        str | None,
+        typer.Option(help="Weights of the runs, such as 2,1; all equal if not given."),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Blend finished runs on pictures: the weighted mean of their probabilities.
+
+    The runs have the same classes and test pictures, and may differ in all else: pretrained model,
+    size, method. Each one's logits are first divided by the temperature that it fitted, if it did.
+    The folder has copies of the runs; predict, evaluate, report and export take it as a run.
+
+    Example:  intarsia blend runs/photos-lora-0 runs/photos-linear-0 --out blended --weights 2,1
+    """
+    out = target(out, "blended", written_names=WRITTEN)
+    if len(runs) < 2:
+        fix = "Name two or more: intarsia blend runs/a runs/b --out blended"
+        raise ConfigError("runs", got=f"{len(runs)} run", want="at least two", fix=fix)
+    for run in runs:
+        check_run(run)
+    want, fix = "a number above 0 for each run", "For example: --weights 2,1"
+    shares = None if weights is None else decimals("--weights", weights, want=want, fix=fix)
+    from ..experiments.blending import write_blend
+    from ..reports.runs import read_run
+
+    command = shlex.join(["intarsia", *sys.argv[1:]])
+    write_blend(out, runs, shares, record={"command": command})
+    record = read_run(out).record
+    parts = record["record"]["blend"]
+    if as_json:
+        show_json({"folder": str(out), **parts, "results": record["results"]})
+        return
+    _show(out, [*map(read_run, runs), read_run(out)], parts)
+
+
+def _show(out: Path, finished: list[Any], parts: dict[str, Any]) -> None:
+    """Print a table of the members and their blend, and what to do next.
+
+    finished: the members as they were read, the blend last. parts: its weights and temperatures.
+    """
+    from ..reports.numbers import percent
+
+    measure = finished[-1].scores.measure.replace("_", " ")
+    weights = [f"{weight:.2f}" for weight in parts["weights"]]
+    temperatures = [f"{temperature:.2f}" for temperature in parts["temperatures"]]
+    rows = [
+        (
+            str(run.folder),
+            weight,
+            temperature,
+            f"{run.scores.loss:.3f}",
+            percent(run.scores.accuracy),
+        )
+        for run, weight, temperature in zip(
+            finished, [*weights, ""], [*temperatures, ""], strict=True
+        )
+    ]
+    columns = (*COLUMNS, measure)
+    show_table("", columns, rows, right=",".join(columns[1:]))
+    folder = shlex.quote(str(out))
+    say(f"Scores are of the {finished[-1].scores.split} part: they are no way to choose weights.")
+    say(f"Next:  intarsia predict {folder} PICTURES  |  intarsia export {folder}")

@@ -1,0 +1,34 @@
+"""Plant each fault of the list in a copy of the tree, and see which tests fail: `make faults`."""
+
+from __future__ import annotations
+
+import argparse
+
+from .planting import faults, sample
+from .running import look_for
+
+
+def main() -> int:
+    words = argparse.ArgumentParser(prog="python -m tests.faults", description=__doc__)
+    words.add_argument("--system", action="append", default=[], help="only this one, by its name")
+    words.add_argument("--only", default="", help="only faults whose sentence has these words")
+    words.add_argument("--sample", type=int, help="so many of them, drawn by --seed")
+    words.add_argument("--seed", type=int, default=0)
+    words.add_argument("--jobs", type=int, default=1, help="so many at a time")
+    given = words.parse_args()
+    some = [fault for fault in faults() if not given.system or fault.system in given.system]
+    some = [fault for fault in some if given.only in fault.says]
+    if not some:
+        words.error("got no fault of that system or with these words, want one at least")
+    some = sample(some, given.sample, given.seed) if given.sample else some
+    survived = 0
+    for number, seen in enumerate(look_for(some, given.jobs), 1):
+        survived += not seen.by
+        said = f"caught by {seen.by}" if seen.by else "SURVIVED"
+        print(f"{number}/{len(some)} {seen.fault.system}: {seen.fault.says} {said}", flush=True)
+    print(f"{len(some) - survived} of {len(some)} caught")
+    return int(survived > 0)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,53 @@
+"""The list of faults fits the source as it is, and a few of them are caught."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from intarsia_lab.claims.ledger import claims
+
+from .planting import OFFICIAL, ROOT, Fault, faults, sample
+
+SURVEY = "Survey of compressed mixtures"  # it has no method of its own
+
+
+@pytest.mark.parametrize("file", sorted({fault.file for fault in faults()}, key=str))
+def test_each_fault_fits_once_and_is_python(file: Path) -> None:
+    text = (ROOT / file).read_text()
+    for fault in faults():
+        if fault.file == file:
+            compile(fault.planted(text), str(file), "exec")
+
+
+def test_every_system_has_a_fault_and_tests_that_exist() -> None:
+    assert {fault.system for fault in faults()} == {c.system for c in claims()} - {"", SURVEY}
+    for path in {path for fault in faults() for path in fault.tests}:
+        record = path.removeprefix(OFFICIAL).strip("[]")
+        official = ROOT / "tests" / "reference" / f"{record}.safetensors"
+        assert official.is_file() if path.startswith(OFFICIAL) else (ROOT / path).exists(), path
+    assert len({(fault.system, fault.says) for fault in faults()}) == len(faults())
+
+
+@pytest.mark.parametrize("line", ["nowhere in it", "a"])
+def test_a_line_that_does_not_fit_once_is_refused(line: str) -> None:
+    fault = Fault("a system", (), Path("a.py"), line, "b", "A sentence.")
+    with pytest.raises(ValueError, match="a system: got . places for .* in a.py, want one"):
+        fault.planted("a = a")
+
+
+def test_a_sample_is_always_the_same() -> None:
+    assert sample(faults(), 5) == sample(faults(), 5) != sample(faults(), 5, seed=1)
+
+
+@pytest.mark.thorough
+def test_a_sample_of_five_is_caught() -> None:
+    """A fork of its own process would have what this one has imported."""
+    here = os.environ | {"PYTHONPATH": str(ROOT)}
+    words = [sys.executable, "-m", "tests.faults", "--sample", "5"]
+    done = subprocess.run(words, cwd=ROOT, env=here, capture_output=True, text=True)
+    assert done.stdout.endswith("5 of 5 caught\n"), done.stdout + done.stderr
