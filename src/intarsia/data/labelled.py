@@ -62,7 +62,7 @@ class LabelledRows:
 
     def select(self, positions: np.ndarray) -> LabelledRows:
         """Return the rows at these positions."""
-        return replace(self, rows=taken(self.rows, positions), labels=self.labels[positions])
+        return replace(self, rows=rows_at(self.rows, positions), labels=self.labels[positions])
 
     @property
     def digests(self) -> np.ndarray:
@@ -87,7 +87,7 @@ class LabelledSplits:
     published: bool
 
 
-def taken(rows: Rows, positions: np.ndarray) -> Rows:
+def rows_at(rows: Rows, positions: np.ndarray) -> Rows:
     """Return some of the rows, by their positions."""
     return rows[positions] if isinstance(rows, np.ndarray) else [rows[int(i)] for i in positions]
 
@@ -115,16 +115,16 @@ def load_labelled(
     parts = read_labelled(data, text=text, label=label)
     pool = parts.get("train") or parts["all"]
     check_rows(pool)
-    given = parts.get("test")
-    if given is None:
+    test_part = parts.get("test")
+    if test_part is None:
         n = test or max(round(TEST_SHARE * len(pool)), len(pool.classes))
         inside, rest = stratified(pool.labels, n, seed=seed, classes=pool.classes)
-        given, pool = pool.select(inside), pool.select(rest)
+        test_part, pool = pool.select(inside), pool.select(rest)
     elif test is not None:
-        given = given.select(_drawn(given, test, seed))
+        test_part = test_part.select(_drawn(test_part, test, seed))
     if train is not None:
         pool = pool.select(_drawn(pool, train, seed))
-    return LabelledSplits(pool, given, "test" in parts)
+    return LabelledSplits(pool, test_part, "test" in parts)
 
 
 def _drawn(rows: LabelledRows, n: int, seed: int) -> np.ndarray:
