@@ -26,7 +26,6 @@ from ..core.errors import (
 )
 from ..core.files import read_json, write_json
 from ..core.folders import data_name
-from ..core.folds import deal
 from ..core.labelled import AUTO, is_labelled
 from ..core.locks import alone
 from ..core.store import Store, key_of
@@ -62,6 +61,7 @@ from ..reports.report import Commands, Section
 from ..reports.report import Report as Page
 from ..reports.table import Column, Entry, Table
 from ..reports.writing import write
+from ..train.folds import deal
 from ..train.probe import FOLDS
 from .blending import chosen
 from .judging import HeldOutAnswers, interval

@@ -14,11 +14,11 @@ from sklearn.feature_extraction.text import CountVectorizer, TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
 
 from intarsia.core.errors import CheckpointError, ConfigError, DataError, UnknownName
-from intarsia.core.folds import deal
 from intarsia.data.language_models import headless_model
 from intarsia.models.classify.classifier import RowClassifier
 from intarsia.models.classify.features import feature_of, parse_method, states
 from intarsia.models.classify.standalone import hidden_means, ngrams
+from intarsia.train.folds import deal
 
 from ...labelled import texts
 from ...language_models import llama

@@ -25,10 +25,10 @@ from ...core.checks import above
 from ...core.errors import CheckpointError, ConfigError, DataError, IntarsiaError
 from ...core.files import check_target, read_json, repaired, writing
 from ...core.folders import check_kind
-from ...core.folds import deal
 from ...core.reading import read_tensors
 from ...core.sealing import check_sealed, seal_folder
 from ...data.labelled import Rows
+from ...train.folds import deal
 from ...train.probe import FOLDS, converged_probe
 from ...train.scores import best_temperature, tempered_loss
 from .features import (
