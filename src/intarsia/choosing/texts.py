@@ -228,7 +228,7 @@ def _opened_folder(
             str(out / AUTO), got=error, want="what auto wrote", fix=fix
         ) from error
     defaults = {"minutes": 10, "methods": [], "seed": 0, "one": False}
-    now = request | ({} if data is None else {"data": located(str(data))})
+    now = {**request} | ({} if data is None else {"data": located(str(data))})
     for name, value in now.items():
         if value != defaults.get(name) and value != stored[name]:
             got, fix = f"{value} for a search with {stored[name]}", "Leave it out to go on."
@@ -442,7 +442,7 @@ def _table(outcome: AutoTexts) -> Table:
     held_out, test = (numbers.percent(results[part]["accuracy"]) for part in ("held_out", "test"))
     loss = f"{results['held_out']['loss']:.3f}"
     method = outcome.run.settings.method or ""
-    rows = [(Entry(method, "chosen"), *map(Entry, (held_out, loss, "", "", test)))]
+    rows: list[tuple[Entry, ...]] = [(Entry(method, "chosen"), *map(Entry, (held_out, loss, "", "", test)))]
     shares = _choice_answers(outcome)
     for c in sorted(outcome.candidates, key=lambda c: float(c.answers.loss.mean())):
         if c.word == method:

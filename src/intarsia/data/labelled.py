@@ -67,8 +67,7 @@ class LabelledRows:
     @property
     def digests(self) -> np.ndarray:
         """The first 63 bits of each row's SHA-256, (n,) int64."""
-        texts = isinstance(self.rows, list)
-        raw = (row.encode() if texts else row.tobytes() for row in self.rows)
+        raw = (row.encode() if isinstance(row, str) else row.tobytes() for row in self.rows)
         numbers = [int.from_bytes(hashlib.sha256(row).digest()[:8]) >> 1 for row in raw]
         return np.array(numbers, dtype=np.int64)
 

@@ -192,11 +192,12 @@ class RowClassifier(ClassifierMixin, BaseEstimator):
     def held_out_(self) -> np.ndarray:
         """Probabilities of the training rows, each by probes that were fitted without its fold."""
         check_is_fitted(self)
-        if any(member.held_out is None for member in self.members_):
+        answers = [m.held_out for m in self.members_ if m.held_out is not None]
+        if len(answers) < len(self.members_):
             fix = "Fit it again; a folder does not keep them."
             raise ConfigError("held-out answers", got="none", want="a fitted one", fix=fix)
-        pairs = zip(self.shares_, self.members_, strict=True)
-        return np.sum([s * m.held_out.double().softmax(1).numpy() for s, m in pairs], axis=0)
+        pairs = zip(self.shares_, answers, strict=True)
+        return np.sum([s * logits.double().softmax(1).numpy() for s, logits in pairs], axis=0)
 
     def save(self, folder: str | Path) -> Path:
         """Write classifier.json and classifier.safetensors into a folder of their own."""
