@@ -442,7 +442,8 @@ def _table(outcome: AutoTexts) -> Table:
     held_out, test = (numbers.percent(results[part]["accuracy"]) for part in ("held_out", "test"))
     loss = f"{results['held_out']['loss']:.3f}"
     method = outcome.run.settings.method or ""
-    rows: list[tuple[Entry, ...]] = [(Entry(method, "chosen"), *map(Entry, (held_out, loss, "", "", test)))]
+    first = (Entry(method, "chosen"), *map(Entry, (held_out, loss, "", "", test)))
+    rows: list[tuple[Entry, ...]] = [first]
     shares = _choice_answers(outcome)
     for c in sorted(outcome.candidates, key=lambda c: float(c.answers.loss.mean())):
         if c.word == method:
