@@ -29,7 +29,7 @@ from ..core.folders import data_name
 from ..core.labelled import AUTO, is_labelled
 from ..core.locks import alone
 from ..core.store import Store, key_of
-from ..data.labelled import LabelledSplits, taken
+from ..data.labelled import LabelledSplits, rows_at
 from ..data.packages import announce
 from ..data.sets import located
 from ..experiments.labelled import (
@@ -228,7 +228,7 @@ def _opened_folder(
             str(out / AUTO), got=error, want="what auto wrote", fix=fix
         ) from error
     defaults = {"minutes": 10, "methods": [], "seed": 0, "one": False}
-    now = request | ({} if data is None else {"data": located(str(data))})
+    now = {**request} | ({} if data is None else {"data": located(str(data))})
     for name, value in now.items():
         if value != defaults.get(name) and value != stored[name]:
             got, fix = f"{value} for a search with {stored[name]}", "Leave it out to go on."
@@ -249,6 +249,7 @@ class Search:
     ) -> None:
         """Deal the folds; nothing is fitted yet.  began: time.perf_counter() at the start."""
         self.splits, self.request, self.folder, self.report = splits, request, folder, report
+        folder.mkdir(parents=True, exist_ok=True)
         train = splits.train
         self.fold = deal(train.labels, FOLDS, request["seed"])
         self.store, self.began, self.limit = Store(folder), began, 60 * request["minutes"]
@@ -271,7 +272,7 @@ class Search:
 
     def candidates(self) -> list[Candidate]:
         """Fit every candidate for which there is time, and report each."""
-        train, found = self.splits.train, list[Candidate]()
+        train, fitted = self.splits.train, list[Candidate]()
         self.report(f"{len(train):,} {train.unit} to train on, {len(self.splits.test):,} to test.")
         for word in self.words:
             try:
@@ -281,14 +282,14 @@ class Search:
                 continue
             if candidate is None:
                 continue
-            found.append(candidate)
+            fitted.append(candidate)
             right = numbers.percent(float(candidate.answers.score.mean()))
-            first = "First answer, " if len(found) == 1 else ""
+            first = "First answer, " if len(fitted) == 1 else ""
             self.report(
                 f"{first}{candidate.word}: {right} of held-out {train.unit}, loss "
                 f"{candidate.answers.loss.mean():.3f}, {numbers.seconds(candidate.seconds)}"
             )
-        return found
+        return fitted
 
     def _candidate(self, word: str) -> Candidate | None:
         """Return a candidate, from the folder or fitted now; None where it would take too long."""
@@ -324,7 +325,7 @@ class Search:
         if word not in SPARSE:
             return True
         began, sample = time.perf_counter(), self._sample(4 * SAMPLE)
-        member_rows = taken(self.splits.train.rows, sample)
+        member_rows = rows_at(self.splits.train.rows, sample)
         Tfidf(word).fit(member_rows)
         seconds = (time.perf_counter() - began) * len(self.splits.train) / len(sample)
         # each text is read three times: terms, training rows, test rows
@@ -337,7 +338,7 @@ class Search:
         """
         model, layer, tokens = split_word(word)
         depth = layer or text_model(model)[0].config.num_hidden_layers
-        sample = taken(self.splits.train.rows, self._sample(SAMPLE))
+        sample = rows_at(self.splits.train.rows, self._sample(SAMPLE))
         total = len(self.splits.train) + len(self.splits.test)
         for length in sorted({min(tokens, length) for length in LENGTHS}, reverse=True):
             began = time.perf_counter()
@@ -372,9 +373,9 @@ class Search:
         sentences = _sentences(classifier.method, candidates, honest, train.unit)
         self.report(f"{' '.join(sentences)} Scoring it on the test part.")
         run = self._written(settings, classifier, sentences)
-        made = AutoTexts(sentences, tuple(candidates), run, self.folder / PAGE, self.seconds)
-        _write_page(made)
-        return made
+        outcome = AutoTexts(sentences, tuple(candidates), run, self.folder / PAGE, self.seconds)
+        _write_page(outcome)
+        return outcome
 
     def _member(self, word: str) -> Member:
         """Fit a member again whose answers alone the folder keeps."""
@@ -421,9 +422,9 @@ def lead_over(answers: HeldOutAnswers, base: Candidate) -> str:
     return sentence.replace(WITHIN, f"{WITHIN}, so that embeddings may not pay")
 
 
-def _table(found: AutoTexts) -> Table:
+def _table(outcome: AutoTexts) -> Table:
     """Return the table of candidates, the choice first, with its test score."""
-    unit = found.run.unit
+    unit = outcome.run.unit
     columns = (
         Column("Method", "As --method takes it", numeric=False),
         Column("Held-out accuracy", f"Of training {unit}, each by a probe without its fold"),
@@ -432,18 +433,19 @@ def _table(found: AutoTexts) -> Table:
         Column("Time", "Of features and probes"),
         Column("Test accuracy", "Of the choice alone; looked at once"),
     )
-    results = found.run.record["results"]
+    results = outcome.run.record["results"]
     caption = (
-        f"The choice and the candidates on {found.run.record['data']['train']['n']:,} training "
-        f"{unit}, and the choice on {found.run.record['data']['test']['n']:,} test {unit}; "
-        f"{numbers.seconds(found.seconds)} in all."
+        f"The choice and the candidates on {outcome.run.record['data']['train']['n']:,} training "
+        f"{unit}, and the choice on {outcome.run.record['data']['test']['n']:,} test {unit}; "
+        f"{numbers.seconds(outcome.seconds)} in all."
     )
-    held, test = (numbers.percent(results[part]["accuracy"]) for part in ("held_out", "test"))
+    held_out, test = (numbers.percent(results[part]["accuracy"]) for part in ("held_out", "test"))
     loss = f"{results['held_out']['loss']:.3f}"
-    method = found.run.settings.method or ""
-    rows = [(Entry(method, "chosen"), *map(Entry, (held, loss, "", "", test)))]
-    shares = _choice_answers(found)
-    for c in sorted(found.candidates, key=lambda c: float(c.answers.loss.mean())):
+    method = outcome.run.settings.method or ""
+    first = (Entry(method, "chosen"), *map(Entry, (held_out, loss, "", "", test)))
+    rows: list[tuple[Entry, ...]] = [first]
+    shares = _choice_answers(outcome)
+    for c in sorted(outcome.candidates, key=lambda c: float(c.answers.loss.mean())):
         if c.word == method:
             seconds = Entry(numbers.seconds(c.seconds))
             rows[0] = (*rows[0][:4], seconds, rows[0][5])
@@ -456,10 +458,10 @@ def _table(found: AutoTexts) -> Table:
     return Table(caption, columns, tuple(rows), best=0, baseline=None)
 
 
-def _choice_answers(found: AutoTexts) -> HeldOutAnswers | None:
+def _choice_answers(outcome: AutoTexts) -> HeldOutAnswers | None:
     """Return the answers of the choice to the held-out rows, of the candidates it is made of."""
-    named = {c.word: c.answers for c in found.candidates}
-    pairs = parse_method(found.run.settings.method or "")
+    named = {c.word: c.answers for c in outcome.candidates}
+    pairs = parse_method(outcome.run.settings.method or "")
     if any(word not in named for word, _ in pairs):
         return None
     first = named[pairs[0][0]]
@@ -467,9 +469,9 @@ def _choice_answers(found: AutoTexts) -> HeldOutAnswers | None:
     return HeldOutAnswers.of_shares(first.picture, shares, first.labels)
 
 
-def _write_page(found: AutoTexts) -> None:
+def _write_page(outcome: AutoTexts) -> None:
     """Write the page: the sentences, the table, and the commands that come next."""
-    commands = Commands((found.run.settings.command(),))
-    sections = (Section("Candidates", (found.table(),)), Section("Repeat", (commands,)))
-    title = f"A classifier of {Path(found.run.settings.data).name}"
-    write(Page(title, found.sentences, sections, (), "intarsia auto"), found.report)
+    commands = Commands((outcome.run.settings.command(),))
+    sections = (Section("Candidates", (outcome.table(),)), Section("Repeat", (commands,)))
+    title = f"A classifier of {Path(outcome.run.settings.data).name}"
+    write(Page(title, outcome.sentences, sections, (), "intarsia auto"), outcome.report)

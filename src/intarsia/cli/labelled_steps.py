@@ -256,28 +256,28 @@ def auto_rows(request: Mapping[str, Any], words: set[str]) -> bool:
     options = {name: request[name] for name in names}
     out = out or Path("runs") / f"auto-{data_name(str(request['data']))}"
     try:
-        found = auto_texts(request["data"], methods=methods, report=note, **options)
+        outcome = auto_texts(request["data"], methods=methods, report=note, **options)
     except KeyboardInterrupt as stop:
         folder = shlex.quote(str(out))
         raise KeyboardInterrupt(f"Go on: intarsia auto --resume --out {folder}") from stop
-    _show_choice(found, request["as_json"])
+    _show_choice(outcome, request["as_json"])
     return True
 
 
-def _show_choice(found: AutoTexts, as_json: bool) -> None:
+def _show_choice(outcome: AutoTexts, as_json: bool) -> None:
     """Print what was chosen and among what, and the commands that come next."""
     from ..reports.terminal import Terminal
 
     if as_json:
         rows = [
             {"method": c.word, "seconds": c.seconds, "held_out": dict(c.answers.totals)}
-            for c in found.candidates
+            for c in outcome.candidates
         ]
-        choice = {"method": found.run.settings.method, "command": found.run.settings.command()}
-        content = {"folder": str(found.folder), **choice, "test": dict(found.test)}
-        show_json(content | {"sentences": list(found.sentences), "rows": rows})
+        choice = {"method": outcome.run.settings.method, "command": outcome.run.settings.command()}
+        content = {"folder": str(outcome.folder), **choice, "test": dict(outcome.test)}
+        show_json(content | {"sentences": list(outcome.sentences), "rows": rows})
         return
-    say("\n".join(found.sentences))
-    show_rich(Terminal(found.table()))
-    say(f"Report: {found.report}\nRepeat: {found.run.settings.command()}")
-    _say_next(found.run)
+    say("\n".join(outcome.sentences))
+    show_rich(Terminal(outcome.table()))
+    say(f"Report: {outcome.report}\nRepeat: {outcome.run.settings.command()}")
+    _say_next(outcome.run)

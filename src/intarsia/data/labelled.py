@@ -62,13 +62,12 @@ class LabelledRows:
 
     def select(self, positions: np.ndarray) -> LabelledRows:
         """Return the rows at these positions."""
-        return replace(self, rows=taken(self.rows, positions), labels=self.labels[positions])
+        return replace(self, rows=rows_at(self.rows, positions), labels=self.labels[positions])
 
     @property
     def digests(self) -> np.ndarray:
         """The first 63 bits of each row's SHA-256, (n,) int64."""
-        texts = isinstance(self.rows, list)
-        raw = (row.encode() if texts else row.tobytes() for row in self.rows)
+        raw = (row.encode() if isinstance(row, str) else row.tobytes() for row in self.rows)
         numbers = [int.from_bytes(hashlib.sha256(row).digest()[:8]) >> 1 for row in raw]
         return np.array(numbers, dtype=np.int64)
 
@@ -87,7 +86,7 @@ class LabelledSplits:
     published: bool
 
 
-def taken(rows: Rows, positions: np.ndarray) -> Rows:
+def rows_at(rows: Rows, positions: np.ndarray) -> Rows:
     """Return some of the rows, by their positions."""
     return rows[positions] if isinstance(rows, np.ndarray) else [rows[int(i)] for i in positions]
 
@@ -115,16 +114,16 @@ def load_labelled(
     parts = read_labelled(data, text=text, label=label)
     pool = parts.get("train") or parts["all"]
     check_rows(pool)
-    given = parts.get("test")
-    if given is None:
+    test_part = parts.get("test")
+    if test_part is None:
         n = test or max(round(TEST_SHARE * len(pool)), len(pool.classes))
         inside, rest = stratified(pool.labels, n, seed=seed, classes=pool.classes)
-        given, pool = pool.select(inside), pool.select(rest)
+        test_part, pool = pool.select(inside), pool.select(rest)
     elif test is not None:
-        given = given.select(_drawn(given, test, seed))
+        test_part = test_part.select(_drawn(test_part, test, seed))
     if train is not None:
         pool = pool.select(_drawn(pool, train, seed))
-    return LabelledSplits(pool, given, "test" in parts)
+    return LabelledSplits(pool, test_part, "test" in parts)
 
 
 def _drawn(rows: LabelledRows, n: int, seed: int) -> np.ndarray:

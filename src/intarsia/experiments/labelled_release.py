@@ -39,7 +39,8 @@ def release_labelled(run: Path, target: Path, *, result: Report = lambda _: None
     hidden = [m.feature for m in classifier.members_ if isinstance(m.feature, HiddenMean)]
     folders = {feature.word: f"model-{i}" for i, feature in enumerate(hidden)}
     check_target(target, own=(SCRIPT, SETTINGS, TENSORS, *folders.values()))
-    rows = opened.settings.splits().test.select(np.arange(ROWS)).rows
+    test = opened.settings.splits().test
+    rows = test.select(np.arange(min(ROWS, len(test)))).rows
     with writing(target) as scratch:
         scratch.mkdir()
         for feature in hidden:
@@ -64,6 +65,8 @@ def _save_model(feature: HiddenMean, folder: Path) -> None:
     # one block stays, in front of which layer 0 is read
     del blocks[max(1, feature.layer) :]
     model.config.num_hidden_layers = len(blocks)
+    if kinds := getattr(model.config, "layer_types", None):
+        model.config.layer_types = kinds[: len(blocks)]
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
 

@@ -103,14 +103,14 @@ def best_layer(
     """
     depth = text_model(model)[0].config.num_hidden_layers
     layers = sorted({round(i * depth / LAYERS) for i in range(LAYERS + 1)})
-    found = states(model, rows, layers, tokens)
-    held, losses = (1 if len(labels) > MANY else FOLDS), dict[int, float]()
-    for layer, x in found.items():
-        probe = converged_probe(x, labels, classes, fold=fold, held=held)
-        inside = torch.from_numpy((fold < held) & judged(labels))
+    by_layer = states(model, rows, layers, tokens)
+    turns, losses = (1 if len(labels) > MANY else FOLDS), dict[int, float]()
+    for layer, x in by_layer.items():
+        probe = converged_probe(x, labels, classes, fold=fold, held=turns)
+        inside = torch.from_numpy((fold < turns) & judged(labels))
         losses[layer] = tempered_loss(probe.held_out[inside], torch.from_numpy(labels)[inside])
     best = min(losses, key=lambda layer: losses[layer])
-    return feature_of(f"{model}@{best}:{tokens}"), found[best]
+    return feature_of(f"{model}@{best}:{tokens}"), by_layer[best]
 
 
 def member_of(
@@ -172,10 +172,10 @@ class RowClassifier(ClassifierMixin, BaseEstimator):
     ) -> RowClassifier:
         """Return the classifier of members that are fitted.  shares: their weights, together 1."""
         words = [member.feature.word for member in members]
-        made = cls(_method(words, shares), seed)
-        made.members_, made.shares_ = list(members), list(shares)
-        made.classes_ = np.asarray(classes)
-        return made
+        classifier = cls(_method(words, shares), seed)
+        classifier.members_, classifier.shares_ = list(members), list(shares)
+        classifier.classes_ = np.asarray(classes)
+        return classifier
 
     def predict_proba(self, rows: Any) -> np.ndarray:
         """Return the probability of each class, (n, classes), in the order of `classes_`."""
@@ -192,11 +192,12 @@ class RowClassifier(ClassifierMixin, BaseEstimator):
     def held_out_(self) -> np.ndarray:
         """Probabilities of the training rows, each by probes that were fitted without its fold."""
         check_is_fitted(self)
-        if any(member.held_out is None for member in self.members_):
+        answers = [m.held_out for m in self.members_ if m.held_out is not None]
+        if len(answers) < len(self.members_):
             fix = "Fit it again; a folder does not keep them."
             raise ConfigError("held-out answers", got="none", want="a fitted one", fix=fix)
-        pairs = zip(self.shares_, self.members_, strict=True)
-        return np.sum([s * m.held_out.double().softmax(1).numpy() for s, m in pairs], axis=0)
+        pairs = zip(self.shares_, answers, strict=True)
+        return np.sum([s * logits.double().softmax(1).numpy() for s, logits in pairs], axis=0)
 
     def save(self, folder: str | Path) -> Path:
         """Write classifier.json and classifier.safetensors into a folder of their own."""
@@ -282,6 +283,7 @@ def read_files(folder: Path) -> RowClassifier:
 def _member(row: Mapping[str, Any], number: int, tensors: Mapping[str, np.ndarray]) -> Member:
     """Return a member of its settings and the tensors of all members."""
     first = f"{number}."
-    own = {name.removeprefix(first): t for name, t in tensors.items() if name.startswith(first)}
+    inside = [name for name in tensors if name.startswith(first)]
+    own = {name.removeprefix(first): tensors[name] for name in inside}
     weight, bias = (torch.from_numpy(own[name].copy()) for name in ("weight", "bias"))
     return Member(opened_feature(row["feature"], own), weight, bias, float(row["strength"]))
