@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import shutil
 import time
 from collections.abc import Mapping
@@ -115,6 +116,7 @@ def compress(
     count = record["layers"] or record["stacks of experts"]
     first = f"{count} layers as {record['format']}, {record['seconds']} s"
     say(f"{first}\n{before:.1f} MB -> {after:.1f} MB\n{out}")
+    say(f'Next:  intarsia generate {shlex.quote(str(out))} "Once"')
 
 
 def _packed(
@@ -214,6 +216,7 @@ def _net(run: str, options: dict[str, Any], force: bool, out: Path, as_json: boo
         shares = f"accuracy {accuracy['before']:.1%} -> {accuracy['after']:.1%}"
         notes.append(f"{shares} on {accuracy['pictures']} pictures of {accuracy['part']}")
     say("\n".join([f"{len(report['layers'])} layers in CHW", *took, *notes, str(out)]))
+    say(f"Next:  intarsia predict {shlex.quote(str(out))} PICTURES")
 
 
 def _warn_of_rivals(kind: str, format: str, settings: Mapping[str, Any]) -> None:

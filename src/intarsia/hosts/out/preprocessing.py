@@ -142,8 +142,14 @@ MODEL = Path(__file__).parent{model}
 '''
 _TAIL = """
 
+bad = 0
 for file in sys.argv[1:]:
-    x = prepare(file, HOW)
+    try:
+        x = prepare(file, HOW)
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        print(f"{{file}}: no picture that can be read ({{error}})", file=sys.stderr)
+        bad += 1
+        continue
     logits = {run}
     if HOW["outputs"] == "logits of several labels":
         share = 1 / (1 + np.exp(-logits.astype(np.float64)))
@@ -155,6 +161,7 @@ for file in sys.argv[1:]:
     best = int(logits.argmax())
     name = HOW["classes"][best] if HOW["classes"] else best
     print(file, name, f"{{share[best] / share.sum():.4f}}")
+sys.exit(f"{{bad}} of {{len(sys.argv) - 1}} files could not be read." if bad else 0)
 """
 _FORMS = {
     "timm": (
