@@ -32,7 +32,7 @@ def test_the_help_shows_the_groups_in_order(intarsia: Intarsia) -> None:
 
 
 def test_a_flag_has_no_type_in_the_help(intarsia: Intarsia) -> None:
-    for words in (("fit",), ("compress",), ("codec", "encode")):
+    for words in (("compress",), ("codec", "encode")):
         out = intarsia(*words, "--help").out
         assert "--json" in out and "bool" not in out
 
