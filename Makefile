@@ -16,7 +16,7 @@ CONSTRAINTS ?= constraints.txt
 # the many processes of the suite compile no source that another has compiled
 export PYTHONDONTWRITEBYTECODE =
 
-.PHONY: help setup demo test thorough numbers fuzz faults lint format new generate constraints docs dist conformance bench reproduce clean
+.PHONY: help setup demo test thorough numbers machines fuzz faults lint format new generate constraints docs dist conformance bench reproduce clean
 
 help:  ## this list
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 22
@@ -48,6 +48,14 @@ THREADED := $(filter-out $(addprefix tests/,formats gating partitions schedules 
 numbers: setup  ## the tests of what computes, as an older processor would, with one thread and two
 	ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=AVX2 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) $(NUMBERS)
 	ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=AVX2 OMP_NUM_THREADS=2 $(BIN)/python -m pytest -n $$(( ($(JOBS) + 1) / 2 )) $(THREADED)
+
+# what a processor, a number of threads or a seed may turn: trainings, native numerics, the command line
+TURNED := $(addprefix tests/,train experiments methods routers models kernels cli test_fitting.py test_conftest.py \
+	hosts/swap hosts/prune hosts/test_read_me.py hosts/test_union_of_experts.py lab/bench/test_rival_products.py)
+
+machines: setup  ## those tests with one thread, and as a processor with AVX2, with another seed each
+	OMP_NUM_THREADS=1 INTARSIA_TEST_SEED=1 $(BIN)/python -m pytest -n $(JOBS) $(TURNED)
+	ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 INTARSIA_TEST_SEED=2 $(BIN)/python -m pytest -n $(JOBS) $(TURNED)
 
 lint: setup  ## ruff, pyright, import-linter, and the words
 	$(BIN)/ruff check

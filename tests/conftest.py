@@ -26,6 +26,8 @@ import torch
 from hypothesis import HealthCheck, settings
 from hypothesis.internal.conjecture import providers
 
+from . import seeds
+
 TESTS = Path(__file__).parent
 TENSOR_MATHS = frozenset(
     {"adapters", "core", "formats", "kernels", "mixtures", "partitions", "routers", "scores"}
@@ -36,7 +38,7 @@ PRELOAD = ["intarsia_lab.bench.run", "intarsia.parallel.trial"]
 settings.register_profile(
     "ci",
     max_examples=50,
-    derandomize=True,
+    derandomize=not seeds.SHIFT,  # the seed of pytest_configure counts only without it
     deadline=None,
     print_blob=True,
     suppress_health_check=[HealthCheck.too_slow],
@@ -53,6 +55,9 @@ def pytest_configure(config: pytest.Config) -> None:
 
     The server of forks finds the package by PYTHONPATH, from whichever folder it is started in.
     """
+    if seeds.SHIFT:
+        seeds.shift()
+        config.option.hypothesis_seed = str(seeds.SHIFT)
     multiprocessing.set_forkserver_preload(PRELOAD)
     # a second list, before the server starts, would leave out the first
     multiprocessing.forkserver.set_forkserver_preload = lambda modules_names: None

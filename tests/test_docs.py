@@ -17,6 +17,7 @@ import yaml
 import intarsia
 from intarsia.core import errors
 from intarsia.core.exports import namespaces
+from intarsia.core.plugins import LABORATORY
 from intarsia.core.registry import index
 
 ROOT = Path(__file__).parents[1]
@@ -230,3 +231,10 @@ def test_the_places_of_mosa_are_by_the_mean_that_stands_beside_them() -> None:
 
 def test_contributing_fits_on_a_page() -> None:
     assert len((ROOT / "CONTRIBUTING.md").read_text().splitlines()) <= 100
+
+
+def test_a_page_that_calls_the_laboratory_says_so() -> None:
+    calls = re.compile(rf"intarsia ({'|'.join(LABORATORY)})\b")
+    pages = [p for p in PAGES if p.parent.name in ("start", "how-to", "areas")]
+    silent = [p.name for p in pages if calls.search(t := p.read_text()) and "laboratory" not in t]
+    assert not silent

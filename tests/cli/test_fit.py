@@ -16,7 +16,7 @@ from intarsia.core.errors import CheckpointError, ConfigError
 from intarsia.data.sets import located
 from intarsia.experiments import execute, experiment
 from intarsia.experiments.experiment import Experiment, Pictures
-from intarsia.train import Training
+from intarsia.train import Running, Training
 from intarsia.train.learner import Learner
 
 from ..refusals import refused
@@ -47,6 +47,21 @@ def test_json_says_the_results(intarsia: Intarsia, folder: Path, tmp_path: Path)
     )
     assert result.code == 0, result.err
     assert result.json["folder"] == str(tmp_path / "r") and "accuracy" in result.json["test"]
+
+
+def test_a_run_is_never_written_into_its_data_or_among_other_files(
+    intarsia: Intarsia, tmp_path: Path
+) -> None:
+    data = photos(tmp_path / "photos", n=3)
+    (other := tmp_path / "other").mkdir()
+    (other / "letter.txt").write_text("kept")
+    for out, says in ((data, "outside"), (data / "run", "outside"), (other, "letter.txt")):
+        result = intarsia("fit", data, *TINY, *QUICK, "--out", out)
+        assert result.code == 2 and says in result.words, result.err
+        with pytest.raises(ConfigError):
+            execute.carry_out(Experiment(Pictures(str(data))), Running(out=out), lambda _: None)
+    assert sorted(p.name for p in data.iterdir()) == ["dark", "light"]
+    assert [p.name for p in other.iterdir()] == ["letter.txt"]
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ import typer
 
 from intarsia.cli import app
 from intarsia.cli.groups import GROUPS, OTHERS, TO_BEGIN_WITH, group_of
+from intarsia.core.plugins import LABORATORY
 
 from .conftest import Intarsia
 
@@ -25,6 +26,15 @@ def test_the_help_shows_the_groups_in_order(intarsia: Intarsia) -> None:
     out = intarsia("--help").out
     places = [out.index(f"─ {group} ─") for group in GROUPS]
     assert places == sorted(places) and "─ Commands ─" not in out
+    # what an install of the library alone does not have is marked in both lists
+    assert out.count("(laboratory)") == len(LABORATORY)
+    assert f"pip install ./lab): {', '.join(LABORATORY)}." in intarsia().out
+
+
+def test_a_flag_has_no_type_in_the_help(intarsia: Intarsia) -> None:
+    for words in (("compress",), ("codec", "encode")):
+        out = intarsia(*words, "--help").out
+        assert "--json" in out and "bool" not in out
 
 
 def test_the_program_alone_names_groups_and_commands_to_begin_with(intarsia: Intarsia) -> None:

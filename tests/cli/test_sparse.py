@@ -45,6 +45,15 @@ def test_a_model_is_pruned_saved_packed_and_converted(
     assert said_too.code == 0 and said_too.json["models"][0]["method"] == "dsnot"
     assert "dsnot on wanda" in page.read_text()
     assert not (tmp_path / "out.walk").exists()
+    # the same again: its own folder is replaced, also by one of another layout
+    few = ("--test", "0", "--method", "magnitude", "--out", str(tmp_path / "twice"))
+    for layout in ("bitmask", "dense"):
+        twice = intarsia(*arguments, *few, "--layout", layout)
+        assert twice.code == 0 and "Next:  intarsia " in twice.out, twice.err
+    assert "intarsia compress" in twice.out
+    (tmp_path / "twice" / "notes.txt").write_text("theirs")
+    refusal = intarsia(*arguments, *few)
+    assert refusal.code == 2 and "other files in it" in refusal.words
     pruned = AutoModelForCausalLM.from_pretrained(out)
     assert float((pruned.model.layers[0].mlp.up_proj.weight == 0).float().mean()) == 0.5
     packed, again = tmp_path / "packed", tmp_path / "again"

@@ -90,6 +90,14 @@ LIGHT = (
     "fit --resume --out nosuch",
     "fit --config nosuch.json",
     "evaluate .",
+    "fit elpv --out .",
+    "recommend nosuch --user 1",
+    "report nosuch",
+    "simulate nosuch",
+    "serve smollm2 --memory lots",
+    "serve smollm2 --port 99999",
+    "sparsify smollm2 --pattern 4:2 --out new",
+    "list zzzz",
 )
 TRIED = """
 import contextlib, io, sys

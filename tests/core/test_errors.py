@@ -15,6 +15,7 @@ PLAIN = [
     for kind in vars(errors).values()
     if isinstance(kind, type)
     and issubclass(kind, IntarsiaError)
+    and not (kind is not UnknownName and issubclass(kind, UnknownName))
     and kind not in (MissingExtra, UnknownName)
 ]
 

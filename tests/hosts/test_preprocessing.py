@@ -145,3 +145,44 @@ def test_every_export_says_in_a_process_of_its_own_what_the_model_says(tmp_path:
     stored = json.loads((tmp_path / "stock" / "config.json").read_text())["preprocessing"]
     meta = {p.key: p.value for p in onnx.load(tmp_path / "m.onnx").metadata_props}
     assert json.loads(meta["preprocessing"]) == stored == described(inputs, CLASSES)
+
+
+STANDS_IN = """
+import json
+import numpy as np
+
+HOW = {
+    "resize": {"to": [4, 4]}, "crop": [4, 4], "interpolation": "bicubic", "outputs": "logits",
+    "background": [255] * 3, "fill": [0] * 3, "mean": [0] * 3, "std": [1] * 3,
+    "classes": ["a", "b"],
+}
+
+
+class InferenceSession:
+    custom_metadata_map = {"preprocessing": json.dumps(HOW)}
+
+    def __init__(self, _):
+        self.get_modelmeta = lambda: self
+
+    def run(self, *_):
+        return [[np.array([2.0, 0.0])]]
+"""
+
+
+def test_the_program_goes_on_after_a_file_that_it_cannot_read(tmp_path: Path) -> None:
+    (tmp_path / "onnxruntime.py").write_text(STANDS_IN)
+    program = tmp_path / "m.onnx.predict.py"
+    program.write_text(script("onnxruntime", tmp_path / "m.onnx"))
+    (tmp_path / "text.png").write_text("no picture")
+    Image.new("RGB", (9, 7)).save(tmp_path / "good.png")
+    (tmp_path / "cut.png").write_bytes((tmp_path / "good.png").read_bytes()[:60])
+
+    def run(*names: str) -> subprocess.CompletedProcess[str]:
+        words = [sys.executable, str(program), *names]
+        return subprocess.run(words, capture_output=True, text=True, cwd=tmp_path, check=False)
+
+    done = run("text.png", "none.png", "cut.png", "good.png")
+    assert done.returncode == 1 and done.stdout == "good.png a 0.8808\n"
+    for name in ("text.png", "none.png", "cut.png", "3 of 4 files"):
+        assert name in done.stderr
+    assert "Traceback" not in done.stderr and run("good.png").returncode == 0

@@ -250,7 +250,7 @@ def test_it_trains_from_the_dense_model_on_and_comes_back_from_its_folder(
 
 def test_the_gate_learns_the_sizes_of_outputs(vit: Any) -> None:
     mlp: UnionMlp = cut(vit, 4, 4, gate="sizes").blocks[0].mlp.train()
-    rows = torch.randn(2, 9, 24, generator=torch.Generator().manual_seed(0))
+    rows = torch.randn(20, 9, 24, generator=torch.Generator().manual_seed(0))
     optimiser = torch.optim.Adam(mlp.router.parameters(), 0.03)
     losses = list[float]()
     for _ in range(60):
@@ -259,7 +259,7 @@ def test_the_gate_learns_the_sizes_of_outputs(vit: Any) -> None:
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()
-    assert losses[-1] < 0.3 * losses[0]
+    assert losses[-1] < 0.6 * losses[0]
 
 
 def test_half_of_the_experts_is_about_half_of_the_operations(vit: Any) -> None:

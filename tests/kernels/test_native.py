@@ -39,6 +39,18 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     loading._loaded.cache_clear()
 
 
+def test_kernels_are_kept_below_the_home_unless_others_can_write_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home, own = tmp_path / "home", tmp_path / "own"
+    monkeypatch.delenv("INTARSIA_KERNELS", raising=False)
+    monkeypatch.setenv("INTARSIA_HOME", str(home))
+    monkeypatch.setattr(building, "own_cache", lambda: own)
+    assert building.folder() == home / "kernels" and not own.exists()
+    (home / "kernels").chmod(0o777)
+    assert building.folder() == own / "kernels"
+
+
 @needs_compiler
 def test_a_built_file_is_kept_and_built_again_where_its_bytes_changed(place: Path) -> None:
     first = building.build("portable")

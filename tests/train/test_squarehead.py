@@ -123,11 +123,11 @@ def test_it_trains_a_vit_of_timm_and_keeps_its_zeros() -> None:
             weight.view(-1)[::2] = 0
     draw = torch.Generator().manual_seed(0)
     sets = torch.utils.data.TensorDataset(
-        torch.randn(16, 3, 16, 16, generator=draw), torch.randint(3, (16,), generator=draw)
+        torch.randn(128, 3, 16, 16, generator=draw), torch.randint(3, (128,), generator=draw)
     )
     run = fit(
         student, sets, objective=SquareHead(teacher, ce=0), schedule=FixedMask(), recompute=True,
-        epochs=6, batch_size=8, lr=3e-3, trackers=(),
+        epochs=6, batch_size=32, lr=3e-3, trackers=(),
     )  # fmt: skip
     features = [line["feature"] for line in run.history if "feature" in line]
     assert features[-1] < features[0]

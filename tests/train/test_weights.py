@@ -54,8 +54,8 @@ def test_it_is_the_mean_of_weighted_samples(smoothing: float) -> None:
 
 
 def test_a_weight_moves_what_is_learned() -> None:
-    data = pictures(24)
-    heavy: dict[str, Any] = {"epochs": 2, "batch_size": 8, "lr": 1e-2}
+    data = pictures(240)
+    heavy: dict[str, Any] = {"epochs": 2, "batch_size": 24, "lr": 1e-2}
     shares: list[float] = []
     for weights in (None, [1.0, 50.0, 1.0]):
         model = host()

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..core.errors import ConfigError
-from ..core.folders import data_name
+from ..core.folders import data_name, describe_folder
 from ..core.locks import alone
 from ..core.schema import Setting
 from ..data.corpora import is_text
@@ -223,6 +223,10 @@ def report(
 
     Example:  intarsia report runs/compare-elpv --out page.html
     """
+    if (missing := next((path for path in runs if not path.exists()), None)) is not None:
+        want = "a run folder, a folder that holds some, or a file of `intarsia spans`"
+        got, fix = describe_folder(missing), "Check the path."
+        raise ConfigError(f"runs {missing}", got=got, want=want, fix=fix)
     target(out, "page.html", mark=REPORTS.get(out.suffix.lower(), PAGE))
     if len(runs) == 1 and runs[0].suffix == ".json":
         _show_spans(runs[0], out, baseline, as_json)

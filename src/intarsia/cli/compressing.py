@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import shutil
 import time
 from collections.abc import Mapping
@@ -127,6 +128,7 @@ def compress(
         show_json({"folder": str(out), **record})
         return
     say(f"{_said(record)}\n{out}")
+    say(f'Next:  intarsia generate {shlex.quote(str(out))} "Once"')
 
 
 def _said(record: Mapping[str, Any]) -> str:
@@ -249,6 +251,7 @@ def _net(run: str, options: dict[str, Any], force: bool, out: Path, as_json: boo
         shares = f"accuracy {accuracy['before']:.1%} -> {accuracy['after']:.1%}"
         notes.append(f"{shares} on {accuracy['pictures']} pictures of {accuracy['part']}")
     say("\n".join([f"{len(report['layers'])} layers in CHW", *took, *notes, str(out)]))
+    say(f"Next:  intarsia predict {shlex.quote(str(out))} PICTURES")
 
 
 def _warn_of_rivals(kind: str, format: str, settings: Mapping[str, Any]) -> None:

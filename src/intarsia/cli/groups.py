@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from ..core.plugins import LABORATORY
+
 GROUPS: Mapping[str, tuple[str, ...]] = {
     "Adapt": ("fit", "compare", "auto", "predict", "evaluate", "report", "blend", "export"),
     "Sparse": ("sparsify", "compress", "convert", "generate", "merge", "spans"),
@@ -49,6 +51,8 @@ HOMES: Mapping[str, str] = {
     "unlearn": "unlearning:unlearn",
 }
 """Module and function of each command of this distribution, imported when it is called."""
+LABORATORY_MARK = "(laboratory)"
+"""Stands in the list of commands before what a command of the laboratory does."""
 OTHERS = "Others"
 """The heading of commands that a further distribution adds."""
 TO_BEGIN_WITH: Mapping[str, str] = {
@@ -72,6 +76,7 @@ def overview() -> str:
             *(f"  {group:{wide}}  {', '.join(names)}" for group, names in GROUPS.items()),
             "\nTo begin with:\n",
             *(f"  {command:{wider}}  {purpose}" for command, purpose in TO_BEGIN_WITH.items()),
-            "\nAll commands, each in a line: intarsia --help. One of them: intarsia fit --help.",
+            f"\nOf the laboratory (in a clone: pip install ./lab): {', '.join(LABORATORY)}.",
+            "All commands, each in a line: intarsia --help. One of them: intarsia fit --help.",
         ]
     )

@@ -7,7 +7,8 @@ from typing import Annotated, Any
 import typer
 
 from ..catalog import TAGS, card, cards, commands, describe, example, find, shown
-from ..core.registry import settings_to_dict
+from ..core.errors import UnknownName
+from ..core.registry import index, settings_to_dict
 from .completing import FAMILY, KIND, among
 from .completing import cards as CARD
 from .options import Json
@@ -46,6 +47,9 @@ def list_methods(
     # Commands have no kind, tag or family: they are listed only where none is asked for.
     if kind is tag is family is None:
         described += commands(text)
+    if text and not described:
+        words = [word for entry in index().values() for word in entry["names"]]
+        raise UnknownName("text of a method or a paper", text, [*words, *index()], "intarsia list")
     if as_json:
         # `intarsia show` has these; in a list they would bury the rest.
         hidden = ("settings", "doc")

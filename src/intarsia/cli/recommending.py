@@ -11,7 +11,7 @@ import typer
 
 from ..core.checks import at_least
 from ..core.errors import CheckpointError, ConfigError, DataError, UnknownName
-from ..core.folders import data_name
+from ..core.folders import check_new_run, check_recommender, data_name
 from ..core.registry import find
 from ..data.event_columns import parse_columns
 from .early import RECOMMENDERS, check_settings
@@ -121,6 +121,7 @@ def _request_of(arguments: Mapping[str, Any], words: set[str]) -> tuple[dict[str
     if is_run(out):
         got, fix = "a recommender's run", "Choose another --out, or go on with it: --resume."
         raise ConfigError(f"run folder {out}", got=got, want="a new one", fix=fix)
+    check_new_run(out, arguments["data"])
     # A path is kept absolute, as the run may go on from another folder.
     named = Path(arguments["data"])
     request = {"data": str(named.resolve()) if named.exists() else arguments["data"]}
@@ -215,6 +216,7 @@ def recommend(
         got = "several" if (user is not None) + (history is not None) + serve else "neither"
         fix = "For example: --user 42, or --history 50,181"
         raise ConfigError("--user, --history, --serve", got=got, want="one of them", fix=fix)
+    check_recommender(run)
     use_threads(threads)
     from ..data.atomic_files import read_items
     from ..experiments.recommending import open_recommender

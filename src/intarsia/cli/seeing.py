@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..core.errors import ConfigError, DataError
-from ..core.folders import data_name
+from ..core.folders import check_new_run, data_name
 from .early import check_settings, method_key
 from .options import flag, use_threads
 from .shell import note, say, show_json, show_table
@@ -99,6 +99,7 @@ def _request_of(arguments: Mapping[str, Any], words: set[str]) -> tuple[dict[str
     if is_seeing(out):
         fix = "Choose another --out, or go on with it: --resume."
         raise ConfigError(f"run folder {out}", got="a run", want="a new one", fix=fix)
+    check_new_run(out)
     request = {
         "data": str(Path(data).resolve()),
         "see": arguments["see"],

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ..core.checks import one_of
+from ..core.checks import between, bytes_of, one_of
 from ..core.errors import ConfigError, MissingExtra, UnknownName
 from ..core.registry import unpredicted_policies
 from .completing import among
@@ -124,6 +124,10 @@ def serve(
     if slots is not None and memory is not None:
         fix = "Keep one of them."
         raise ConfigError("--memory", got="--slots, too", want="one of the two", fix=fix)
+    if memory is not None and bytes_of(memory) is None:
+        want, fix = "a size in KB, MB or GB", "For example: --memory 8GB"
+        raise ConfigError("--memory", got=repr(memory), want=want, fix=fix)
+    between("--port", port, 0, 65535, "Try 8000.")
     room = memory if memory is not None else _slots(slots)
     if engine == "vllm":
         _to_vllm(models, adapter or [], room, host, port)

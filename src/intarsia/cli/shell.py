@@ -22,7 +22,7 @@ from ..core.errors import ConfigError, printable
 from ..core.plugins import LABORATORY, VERBS, plugins
 from ..core.quiet import quiet
 from ..experiments import INTERRUPTED
-from .groups import GROUPS, HOMES, group_of
+from .groups import GROUPS, HOMES, LABORATORY_MARK, group_of
 
 SOME_FAILED, USER_ERROR = 1, 2
 WORDS = "intarsia.words"
@@ -220,7 +220,20 @@ def _command_of(name: str, function: Any) -> Any:
         holder.add_typer(function, name=name, rich_help_panel=group_of(name))
     else:
         holder.command(name, rich_help_panel=group_of(name))(function)
-    return typer.main.get_group(holder).commands[name]
+    command = typer.main.get_group(holder).commands[name]
+    if name in LABORATORY:
+        command.short_help = f"{LABORATORY_MARK} {command.get_short_help_str(1000)}"
+    _hide_types_of_flags(command)
+    return command
+
+
+def _hide_types_of_flags(command: Any) -> None:
+    """Show a flag as --json in the help, not as --json <bool>; of a group also those below."""
+    for parameter in command.params:
+        if getattr(parameter, "is_flag", False):
+            parameter.metavar = ""
+    for name in getattr(command, "commands", ()):
+        _hide_types_of_flags(command.commands[name])
 
 
 def _word(words: Sequence[str], names: Sequence[str]) -> str:

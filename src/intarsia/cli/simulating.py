@@ -11,6 +11,7 @@ import typer
 
 from ..core.checks import at_least
 from ..core.errors import ConfigError, UnknownName
+from ..core.folders import describe_folder
 from ..core.registry import keys
 from .completing import among
 from .options import Json, writes
@@ -86,6 +87,9 @@ def simulate(
     Example:  intarsia simulate t.safetensors --devices 8 --placement p.json --out page.html
     """
     _check(plan, policy, tokens, streams, slots, placement)
+    if not trace.is_file():
+        got, want = describe_folder(trace), "a file of `intarsia trace`"
+        raise ConfigError(f"trace {trace}", got=got, want=want, fix="Check the path.")
     timeline, page = _hold(out or [])
     from ..placement.trace import Trace
     from .simulated_steps import beside_order, by_placement, fastest, record_of

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shlex
 import shutil
 import time
 from collections.abc import Sequence
@@ -12,8 +13,9 @@ from typing import Annotated, Any
 
 import typer
 
-from ..core.checks import at_least, between
+from ..core.checks import at_least, between, n_of_m
 from ..core.errors import ConfigError, MissingExtra, UnknownName
+from ..core.sealing import sealed_names
 from .completing import among
 from .devices import language_model_on, rows_on
 from .early import check_calibration
@@ -109,6 +111,8 @@ def sparsify(
     """
     _check((method, base, layout, sequential), density, rows, calib, out)
     at_least("--test", test, 0)
+    if pattern is not None:
+        n_of_m(pattern)
     use_threads(threads)
     from ..data.calibration import load_calibration
     from ..hosts.prune.files import save_sparse
@@ -136,6 +140,15 @@ def sparsify(
         show_json({"folder": str(out), **record})
     else:
         say(f"{_said(done, perplexities)}\n{out}")
+        say(f"Next:  {_next(shlex.quote(str(out)), layout)}")
+
+
+def _next(folder: str, layout: str) -> str:
+    """Return the commands that usually come next, for a folder as a shell reads it."""
+    generate = f'intarsia generate {folder} "Once"'
+    if layout != "dense":
+        return generate
+    return f"intarsia compress {folder} --values int8 --out fast  |  {generate}"
 
 
 def _said(done: Any, record: dict[str, Any]) -> str:
@@ -219,7 +232,7 @@ def _check(names: Sequence[str], density: float, rows: int, calib: str, out: Pat
     between("--density", density, 0.001, 1, "Try 0.5.")
     at_least("--rows", rows, 8, fix="Try 128.")
     check_calibration(calib, rows)
-    target(out, "out")
+    target(out, "out", written_names=() if out is None else sealed_names(out, RECORD))
 
 
 def _check_layout(layout: str) -> None:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..core.errors import ConfigError
-from ..core.folders import data_name
+from ..core.folders import check_new_run, data_name
 from ..data.corpora import is_text
 from . import processes
 from .configuring import with_config
@@ -212,7 +212,23 @@ def _completed(arguments: dict[str, Any], config: Path | None, words: set[str]) 
     # A run that goes on has its settings in its folder, so only the folder is checked.
     elif arguments["out"] is not None:
         check_run(arguments["out"])
+    _choose_folder(arguments)
     return words
+
+
+def _choose_folder(arguments: dict[str, Any]) -> None:
+    """Set the run's folder if none was given, and refuse one that a new run may not have.
+
+    arguments: options of `fit` by name, changed in place.
+    Raises: ConfigError.
+    """
+    data = arguments["data"]
+    if arguments["out"] is None and data is not None:
+        name = f"{data_name(data)}-{arguments['method']}-{arguments['seed']}"
+        arguments["out"] = Path("runs") / name
+    # further processes may come when the main one has begun to write
+    if arguments["out"] is not None and not arguments["resume"] and processes.is_main():
+        check_new_run(arguments["out"], data or "")
 
 
 def _experiment_of(arguments: dict[str, Any], words: set[str]) -> tuple[Experiment, Path]:
@@ -227,7 +243,6 @@ def _experiment_of(arguments: dict[str, Any], words: set[str]) -> tuple[Experime
     values, data, out = experiment_values(arguments), arguments["data"], arguments["out"]
     if data is not None:
         values["data"] = located(data)
-        out = out or Path("runs") / f"{data_name(data)}-{values['method']}-{values['seed']}"
     if arguments["resume"] and out is not None:
         # Options on the command line are compared with the run's own, and refused where they
         # differ.

@@ -129,6 +129,24 @@ def named_numbers(subject: str, text: str) -> dict[str, float]:
     return numbers
 
 
+UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
+
+
+def bytes_of(text: str) -> float | None:
+    """Return how many bytes a size such as "8GB" or "512 MiB" is; None for any other text."""
+    size = re.fullmatch(r"\s*(\d+\.?\d*|\.\d+)\s*([KMG]i?B)\s*", text, re.IGNORECASE)
+    return None if size is None else float(size[1]) * UNITS[size[2].upper()]
+
+
+def n_of_m(text: str) -> tuple[int, int]:
+    """Parse a pattern "n:m", such as "2:4".  Raises: ConfigError for another text."""
+    n, _, m = str(text).partition(":")
+    if not (n.isdigit() and m.isdigit() and 1 <= int(n) <= int(m)):
+        want, fix = "'n:m', n of each m weights", "Write it as '2:4'."
+        raise ConfigError("pattern", got=repr(text), want=want, fix=fix)
+    return int(n), int(m)
+
+
 def from_environment(name: str, default: int, want: str) -> int:
     """Read a whole number, 1 or more, from an environment variable, or return `default`.
 

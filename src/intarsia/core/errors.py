@@ -4,6 +4,7 @@ IntarsiaError
 ├── ConfigError        an argument or a method's setting           (ValueError)
 ├── ShapeError         a tensor's or a layer's shape               (ValueError)
 ├── UnknownName        a name that is not known; did you mean ...  (LookupError)
+│   └── UnknownKeyword a keyword of a function or a constructor    (TypeError)
 ├── DataError          images, labels, splits                      (ValueError)
 ├── TargetError        where cells may be attached                 (ValueError)
 ├── CheckpointError    a file that is damaged, foreign or of another model
@@ -145,6 +146,8 @@ class UnknownName(IntarsiaError, LookupError):
         # the whole name first, then its last part
         matches = (difflib.get_close_matches(part, names, n=3) for part in parts)
         near = next((some for some in matches if some), list[str]())
+        # what is known to be meant goes before what is only spelled alike
+        near = [] if fix.startswith("Did you mean") else near
         self.near = tuple(near)
         # the likely ones lead the list, which may be cut
         displayed = [*near, *(candidate for candidate in names if candidate not in near)][:SHOWN]
@@ -160,6 +163,10 @@ class UnknownName(IntarsiaError, LookupError):
     def __reduce__(self) -> tuple[object, ...]:
         rebuild, parts = super().__reduce__()
         return rebuild, parts, {"near": self.near}
+
+
+class UnknownKeyword(UnknownName, TypeError):
+    """A keyword that a function or a constructor does not have."""
 
 
 def disk_error(path: object, error: Exception) -> TrainingError:

@@ -13,6 +13,9 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from .guesses import checked
+
+SHOWN = 12  # names of a namespace in an error
 ROOT = Path(__file__).parents[1]
 
 
@@ -68,8 +71,14 @@ def exports(
         Raises: AttributeError with similar names for a name that is not public.
         """
         if name not in modules:
-            near = difflib.get_close_matches(name, names)
+            same = [n for n in names if n.casefold() == name.casefold()]
+            near = same or difflib.get_close_matches(name, names)
             fix = f". Did you mean {' or '.join(near)}?" if near else ""
+            elsewhere = [n for n in namespaces() if n.casefold() == name.casefold()]
+            if not near and elsewhere:
+                fix = f". Did you mean {public_path(elsewhere[0])}?"
+            if not fix and len(names) <= SHOWN:
+                fix = f". It has {', '.join(names)}."
             if name in namespaces():
                 fix = f". It is {public_path(name)}."
             # without its object: Python would suggest a second time at the end of the same line
@@ -77,6 +86,7 @@ def exports(
         # a submodule that is public as a whole
         if not modules[name]:
             return importlib.import_module(f"{package}.{name}")
-        return getattr(importlib.import_module(f"{package}.{modules[name]}"), name)
+        home = importlib.import_module(f"{package}.{modules[name]}")
+        return checked(getattr(home, name), f"{package}.{name}", home)
 
     return get, lambda: names, names

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections import Counter
 from pathlib import Path
 
-from .errors import CheckpointError
+from .errors import CheckpointError, ConfigError
+from .files import JOINED, check_target
 
 BLEND = "blend.json"  # the file that makes a folder a blend of runs
 MARKS = {
@@ -24,6 +25,16 @@ MARKS = {
     "config.json": "a model, of `save_pretrained`",
 }
 """The file that only folders of one kind have, the most special kind first."""
+RECOMMENDER, CARD = "recommender", "card.json"
+METRICS, RUN, ADAPTER, STATE = "metrics.jsonl", "run.json", "adapter", "state"
+PHASES, FAILED, TENSORBOARD = "phases", "failed.json", "tensorboard"
+BEGUN = (METRICS, RUN, STATE)
+"""Files of which a folder with a run has one."""
+RUN_FILES = frozenset(
+    {*BEGUN, ADAPTER, PHASES, FAILED, TENSORBOARD, "README.txt", "predictions.safetensors"}
+    | {"experiment.json", "recommender.json", "seeing.json"}
+)
+"""What a run that was stopped or diverged may have left in its folder."""
 
 
 def describe_folder(folder: Path) -> str:
@@ -57,3 +68,39 @@ def check_kind(folder: Path, mark: str, *, what: str, want: str, fix: str) -> No
     """
     if not (folder / mark).is_file():
         raise CheckpointError(what, got=describe_folder(folder), want=want, fix=fix)
+
+
+def check_recommender(folder: Path) -> Path:
+    """Return the folder that has a recommender: the one given, or a run's own below it.
+
+    Raises: ConfigError where there is none.
+    """
+    place = folder / RECOMMENDER if (folder / RECOMMENDER).is_dir() else folder
+    if not (place / CARD).is_file():
+        got = "a folder without one" if place.is_dir() else "no such folder"
+        fix = "Check the path, or train one: intarsia fit ml-100k --task sessions --method m2trec"
+        raise ConfigError(f"recommender in {place}", got=got, want="a finished run", fix=fix)
+    return place
+
+
+def check_new_run(out: Path, data: str = "") -> None:
+    """Check, before long work, that a new run may be written into a folder.
+
+    It is new or empty, or holds a run that diverged. data: what the run reads: a folder of pictures
+    must not get the run into it, which would be read as one more class.
+    Raises: ConfigError.
+    """
+    what = f"run folder {out}"
+    source, place = Path(data.removesuffix(JOINED)).expanduser().resolve(), out.resolve()
+    if data and source.is_dir() and source in (place, *place.parents):
+        got, want = f"the folder of the data, {data}, or one in it", "a folder outside"
+        raise ConfigError(what, got=got, want=want, fix="For example: --out runs/first")
+    if not out.is_dir():  # a file in its place is refused where the folder is made
+        return
+    diverged = (out / FAILED).is_file() and not (out / RUN).exists()
+    if not diverged and any((out / name).exists() for name in BEGUN):
+        got, want = "a folder with a run in it", "a new one"
+        fix = "Choose another folder, or go on with that run: resume=True."
+        raise ConfigError(what, got=got, want=want, fix=fix)
+    hidden = {path.name for path in out.iterdir() if path.name.startswith(".")}
+    check_target(out, own=RUN_FILES | hidden)

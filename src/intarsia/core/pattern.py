@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .checks import at_least, between
+from .checks import at_least, between, n_of_m
 from .errors import ConfigError, ShapeError
 
 
@@ -36,11 +36,7 @@ class NofM:
         axis: of the weight along which n of each m entries are in a part; -1 = the last.
         Raises: ConfigError for another text.
         """
-        n, _, m = str(text).partition(":")
-        if not (n.isdigit() and m.isdigit() and 1 <= int(n) <= int(m)):
-            want, fix = "'n:m', n of each m weights", "Write it as '2:4'."
-            raise ConfigError("pattern", got=repr(text), want=want, fix=fix)
-        return cls(int(n), int(m), axis)
+        return cls(*n_of_m(text), axis)
 
     def groups(self, weight: Tensor) -> Tensor:
         """Group a weight's entries by m along the pattern's axis.

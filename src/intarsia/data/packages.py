@@ -11,7 +11,6 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
-import os
 import stat
 import subprocess
 import sys
@@ -22,8 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-import platformdirs
-
+from intarsia.core.cache import cache_dir
 from intarsia.core.errors import AssetError, printable
 from intarsia.core.quiet import quiet
 from intarsia.core.store import building
@@ -64,12 +62,6 @@ def _read_pins() -> dict[str, Package]:
 def pinned(name: str) -> Package:
     """Return the package of that name in `packages.json`."""
     return _read_pins()[name]
-
-
-def cache_dir() -> Path:
-    """Return the folder of packages and weights: `$INTARSIA_HOME`, or the platform's cache."""
-    home = os.environ.get("INTARSIA_HOME")
-    return Path(home).expanduser() if home else Path(platformdirs.user_cache_dir("intarsia"))
 
 
 def announce(line: str) -> None:

@@ -93,8 +93,8 @@ def carry_out(
     recipe = recipe_of(method, experiment)
     device_named(running.device)  # one that is not there is refused, too
     shared = shared or SharedWork()
-    # the folder is locked for this process
-    with owned(running.out, running.resume):  # a folder in use is refused before the work begins
+    # a folder in use is refused before the work begins
+    with owned(running.out, running.resume, experiment.pictures.data):
         return _on_pictures(
             experiment,
             method,

@@ -50,7 +50,8 @@ def carry_out(
     """
     check_options(experiment)
     check_text(experiment.pictures.data)
-    with owned(running.out, running.resume):  # a folder in use is refused before the work begins
+    # a folder in use is refused before the work begins
+    with owned(running.out, running.resume, experiment.pictures.data):
         return _on_texts(experiment, running, report, score=score, search=search)
 
 

@@ -14,8 +14,9 @@ import torch
 from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
-from ..core.errors import CheckpointError, ConfigError, IntarsiaError
+from ..core.errors import CheckpointError, IntarsiaError
 from ..core.files import read_json, repaired, write_json, writing
+from ..core.folders import CARD, RECOMMENDER, check_recommender
 from ..core.modes import evaluating
 from ..core.reading import read_tensors
 from ..core.registry import card, method_key, settings_from_dict, settings_to_dict
@@ -27,7 +28,7 @@ from ..models.recommend.recommender import Recommender, Settings, seen_rows
 from ..schedules import SparseSchedule
 from ..train import Run
 
-FOLDER, CARD, WEIGHTS = "recommender", "card.json", "weights.safetensors"
+FOLDER, WEIGHTS = RECOMMENDER, "weights.safetensors"
 EVENTS, NAMES = "events.safetensors", "names.json"
 FORMAT, DEEP = 1, 20  # of the card; how deep the measures look
 LAST = 5  # events of each user that are held out, twice: for validation and for the test
@@ -193,12 +194,7 @@ def open_recommender(folder: str | Path, *, mapped: bool = False) -> Recommender
     Raises: ConfigError where there is none; CheckpointError for a damaged one.
     """
     folder = repaired(folder)
-    # a run folder holds the recommender in a folder of its own
-    folder = folder / FOLDER if (folder / FOLDER).is_dir() else folder
-    if not (folder / CARD).is_file():
-        got = "a folder without one" if folder.is_dir() else "no such folder"
-        fix = "Check the path, or train one: intarsia fit ml-100k --task sessions --method m2trec"
-        raise ConfigError(f"recommender in {folder}", got=got, want="a finished run", fix=fix)
+    folder = check_recommender(folder)
     try:
         needs = (WEIGHTS, EVENTS, NAMES)
         content = check_sealed(folder / CARD, read_json(folder / CARD), needs=needs)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from safetensors import SafetensorError
-from torch import Tensor, nn
+from torch import nn
 
 from ..core.errors import CheckpointError
 from ..core.files import repaired
@@ -18,14 +20,17 @@ from .prune.files import check_shards, decoded
 
 def soup(
     candidates: Sequence[str | Path | nn.Module | State], weights: Sequence[float] | None = None
-) -> dict[str, Tensor]:
+) -> Any:
     """Average models that were trained from one pruned model with one mask: sum_i w_i theta_i.
+
+    Returns a model if all candidates are models, a copy of the first with the average in it; else
+    the average's tensors by name.
 
     candidates: models theta_i, tensors by name, or folders with safetensors: of `save_pretrained`,
       of `save` or `save_sparse`, or runs of `intarsia fit`, whose trained weights are read.
     weights: shares w_i that add up to 1, None = all equal.
 
-    model.load_state_dict(soup([a, b, c]))
+    model = soup([a, b, c])
     Batch norms need their statistics counted anew: `torch.optim.swa_utils.update_bn`. `intarsia
     merge` does that for runs, and chooses by validation with --greedy. An average of adapters
     (LoRA's two factors) is not the average of what they do: train them from one start.
@@ -34,7 +39,12 @@ def soup(
     Source: arXiv:2306.16788, section 3; Wortsman et al. (2022).
     """
     names = [str(c) if isinstance(c, str | Path) else str(i + 1) for i, c in enumerate(candidates)]
-    return mixed([_state(candidate) for candidate in candidates], weights, names)
+    average = mixed([_state(candidate) for candidate in candidates], weights, names)
+    if not candidates or not all(isinstance(c, nn.Module) for c in candidates):
+        return average
+    model: Any = copy.deepcopy(candidates[0])
+    model.load_state_dict(average)
+    return model
 
 
 def _state(candidate: str | Path | nn.Module | State) -> State:

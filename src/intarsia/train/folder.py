@@ -17,6 +17,16 @@ from torch.utils.data import Dataset
 
 from ..core.errors import ConfigError, TrainingError, disk_error
 from ..core.files import parse_json, write_json, writing
+from ..core.folders import (
+    ADAPTER,
+    FAILED,
+    METRICS,
+    PHASES,
+    RUN,
+    STATE,
+    TENSORBOARD,
+    check_new_run,
+)
 from ..core.locks import alone
 from ..core.reading import open_own
 from ..core.sealing import OPEN, digests, seal_file, sealed
@@ -43,9 +53,7 @@ tensorboard/             the curves: tensorboard --logdir FOLDER
 Everything is JSON or safetensors: reading it runs no code.
 state/ may be deleted when the run is done.
 """
-METRICS, RUN, ADAPTER, STATE = "metrics.jsonl", "run.json", "adapter", "state"
 TRAINED = "trained.safetensors"  # in adapter/, of a model that is neither PEFT's nor changed
-PHASES, FAILED, TENSORBOARD = "phases", "failed.json", "tensorboard"
 FORMAT = 1  # of run.json
 
 
@@ -143,41 +151,40 @@ class Log:
 
 
 @contextmanager
-def owned(out: Path | None, resume: bool) -> Iterator[None]:
+def owned(out: Path | None, resume: bool, data: str = "") -> Iterator[None]:
     """Make the run folder and keep other processes from writing into it inside the context.
 
     out: the folder, None = no folder; resume: it may hold a run that goes on. A run that diverged
-      (a loss that was not finite) may be replaced by the next one.
+      (a loss that was not finite) may be replaced by the next one. data: what the run reads, which
+      no run is written into.
     Raises: ConfigError if another process writes there, or it holds another run; TrainingError at
       the end if the folder was deleted or replaced meanwhile.
     """
     with ExitStack() as stack:
         if out is not None:
-            on_main(processes(), lambda: stack.enter_context(_owned(out, resume)))
+            on_main(processes(), lambda: stack.enter_context(_owned(out, resume, data)))
         yield
 
 
 @contextmanager
-def _owned(out: Path, resume: bool) -> Iterator[None]:
+def _owned(out: Path, resume: bool, data: str) -> Iterator[None]:
     """Reserve a run folder for this process while a run writes into it.
 
     out: the folder; resume: it may hold a run that goes on; else only one that diverged, which is
-      removed. A run that diverges inside the context leaves a file that says so.
-    Raises: ConfigError for a folder with another run, one that another process writes, or one with
+    removed. A run that diverges inside the context leaves a file that says so. data: as `owned`.
+    Raises: ConfigError for a folder with other files, one that another process writes, or one with
     a link in it.
     """
     with alone(out):
         _check_no_links(out)
+        if not resume:
+            check_new_run(out, data)
         # a run that diverged has no result: a new attempt may take the same folder
         if not resume and (out / FAILED).is_file() and not (out / RUN).exists():
             for name in (STATE, PHASES, TENSORBOARD):
                 shutil.rmtree(out / name, ignore_errors=True)
             for name in (METRICS, FAILED):
                 (out / name).unlink(missing_ok=True)
-        if not resume and any((out / name).exists() for name in (RUN, METRICS, STATE)):
-            got, want = "a folder with a run in it", "a new one"
-            fix = "Choose another folder, or go on with that run: resume=True."
-            raise ConfigError(f"run folder {out}", got=got, want=want, fix=fix)
         handle = os.open(out, os.O_RDONLY)  # held open, so that no other folder gets its number
         try:
             yield

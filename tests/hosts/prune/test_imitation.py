@@ -221,7 +221,7 @@ def test_the_loss_needs_no_labels_and_leaves_the_statistics() -> None:
 
 
 def test_the_route_lowers_the_loss_and_keeps_zeros_and_statistics() -> None:
-    dense, x = net(), pictures(64)
+    dense, x = net(), pictures(128)
     pruned = copy.deepcopy(dense)
     intarsia.sparsify(pruned, Magnitude(density=0.3))
     zeros = {n: p == 0 for n, p in pruned.named_parameters() if p.ndim == 4}

@@ -191,12 +191,16 @@ def openvino_products(bits: int, weight: Tensor, x: Tensor, copies: int) -> Riva
 
     bits: 8, a scale a row, or 4, in groups of 32; weight: (out, in); x: (1, in); copies: layers of
     one model. Inputs are rounded to int8 by groups of 32, or not at all, and computed with in
-    float32 or bfloat16: the fastest of these counts.
+    float32 or bfloat16: the fastest of these counts. A setting that the processor, or the limit
+    that ONEDNN_MAX_CPU_ISA sets, does not allow is passed over.
+
+    Raises: RuntimeError of OpenVINO if it allows none.
     """
     import openvino
 
     model, size = _openvino_model(bits, weight, copies)
     best: tuple[float, Any] | None = None
+    refused: RuntimeError | None = None
     # 0: inputs are not rounded; on processors with AMX, bf16 is OpenVINO's own choice
     for group, precision in itertools.product((GROUP, 0), ("f32", "bf16")):
         settings = {
@@ -205,13 +209,19 @@ def openvino_products(bits: int, weight: Tensor, x: Tensor, copies: int) -> Riva
             "DYNAMIC_QUANTIZATION_GROUP_SIZE": group,
             "INFERENCE_PRECISION_HINT": precision,
         }
-        request = openvino_core().compile_model(model, "CPU", settings).create_infer_request()
+        try:
+            request = openvino_core().compile_model(model, "CPU", settings).create_infer_request()
+        except RuntimeError as error:
+            refused = error
+            continue
         request.set_input_tensor(openvino.Tensor(x.contiguous().numpy()))
         request.infer()
         seconds = best_seconds(request.infer)
         if best is None or seconds < best[0]:
             best = seconds, request
-    assert best is not None
+    if best is None:
+        assert refused is not None
+        raise refused
     request = best[1]
     output = torch.from_numpy(request.get_output_tensor(0).data.copy())
     return RivalProducts([request.infer], size, output)

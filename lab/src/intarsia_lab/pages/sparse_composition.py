@@ -129,7 +129,7 @@ def _soup(card: Card) -> str:
     # one start and two trainings: models from two starts have no meaningful average
     first, second = (moved(copy.deepcopy(start), seed=seed) for seed in (2, 3))
     try:
-        start.load_state_dict(soup([first, second]))
+        start.load_state_dict(soup([first.state_dict(), second.state_dict()]))
     except IntarsiaError:
         return "no"
     zeros, want = zeros_of(start), zeros_of(first)

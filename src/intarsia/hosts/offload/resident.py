@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import warnings
 import weakref
 from collections.abc import Callable
@@ -13,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from ...core.checks import one_of
+from ...core.checks import UNITS, bytes_of, one_of
 from ...core.errors import CheckpointError, ConfigError
 from ...core.reading import check_regular
 from ...mixtures.experts_function import arguments, stock_experts
@@ -27,7 +26,6 @@ from .store import INDEX, ExpertStore, pack_experts
 SETTINGS = "generation_config.json"
 NAME = "intarsia_offload"  # name of the experts function in transformers' table
 SLOTS = "intarsia_slots"  # the attribute of an experts module that is offloaded
-UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 CHECKS = ("first", "always", "never")
 FEW = 1024  # number of (token, expert) pairs up to which a set is faster than torch
 Report = Callable[[str], None]
@@ -147,9 +145,8 @@ def slot_count(slots: int | str | float, store: ExpertStore) -> int:
     fix = f"For example: slots={max(2, experts // 4)}, or {_size_text(2 * stride(store.bytes))!r}."
     count: float = -1
     if isinstance(slots, str):
-        text = re.fullmatch(r"\s*([\d.]+)\s*([KMG]i?B)\s*", slots, re.IGNORECASE)
-        if text is not None and text[1].count(".") < 2 and text[1] != ".":
-            count = float(text[1]) * UNITS[text[2].upper()] // stride(store.bytes)
+        if (size := bytes_of(slots)) is not None:
+            count = size // stride(store.bytes)
     else:
         count = slots * experts if isinstance(slots, float) and slots <= 1 else slots
     is_fraction = isinstance(slots, float) and slots > 1 and not slots.is_integer()

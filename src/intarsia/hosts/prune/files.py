@@ -25,7 +25,7 @@ from ...core.checks import one_of
 from ...core.errors import CheckpointError, ConfigError, ShapeError, TargetError
 from ...core.files import read_json, repaired, writing
 from ...core.reading import copy_file, read_tensors
-from ...core.sealing import STOCK, check_if_sealed, seal_stock
+from ...core.sealing import STOCK, check_if_sealed, seal_stock, sealed_names
 from ...formats import Bitmask
 from ..anatomy.blocks import base_of
 from ..anatomy.origin import damaged
@@ -76,7 +76,10 @@ def save_sparse(
         want, fix = "a model of transformers", "Use intarsia.save, or hosts.export_timm for timm."
         raise TargetError("model", got=type(host).__name__, want=want, fix=fix)
     parts, quantised = packed(host) if layout == PACKED else ({}, None)
-    with writing(folder, spare=True) as scratch:
+    ours = sealed_names(Path(folder), CONFIG)
+    # files of another layout are replaced where all are ours
+    replaced = ours and not {path.name for path in Path(folder).iterdir()} - {*ours}
+    with writing(folder, spare=not replaced) as scratch:
         host.save_pretrained(scratch)
         tokenizer_to_save = tokenizer or tokenizer_of(host)
         if tokenizer_to_save is not None:

@@ -16,8 +16,7 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-import platformdirs
-
+from ...core.cache import cache_dir, own_cache
 from ...core.errors import ConfigError
 from ...core.files import sync
 from ...core.sealing import sha256
@@ -104,13 +103,23 @@ def key(kind: str) -> str:
 
 
 def folder() -> Path:
-    """Return the folder of built kernels: `$INTARSIA_KERNELS`, or `kernels` in the user's cache.
+    """Return the folder of built kernels: `$INTARSIA_KERNELS`, or `kernels` in `$INTARSIA_HOME`.
 
-    It never comes from a model's folder. It is made with mode 700.
+    A home that others can write to does not get them: this user's cache does. It never comes from a
+    model's folder. It is made with mode 700.
     Raises: ConfigError for a folder that another user owns or can write to.
     """
     setting = os.environ.get("INTARSIA_KERNELS")
-    place = Path(setting) if setting else Path(platformdirs.user_cache_dir("intarsia")) / "kernels"
+    if setting:
+        return _private(Path(setting))
+    try:
+        return _private(cache_dir() / "kernels")
+    except (ConfigError, OSError):
+        return _private(own_cache() / "kernels")
+
+
+def _private(place: Path) -> Path:
+    """Make a folder, and return it if it is this user's alone.  Raises: as `check_private`."""
     place = place.expanduser().absolute()
     place.mkdir(parents=True, exist_ok=True, mode=0o700)
     check_private(place)

@@ -7,7 +7,7 @@ import time
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +38,7 @@ class Recombiner:
     A signal is the function f(x; w) of a small network whose weights w are one sample of their
     posterior q, coded relative to the prior p in about KL(q || p) bits: no weight is quantised.
 
-        codec = Recombiner.train(photographs, bits_per_pixel=0.5)
+        codec = Recombiner()            # of photographs, or Recombiner.train(signals)
         data = codec.encode(picture)
         picture = codec.decode(data)
 
@@ -46,7 +46,7 @@ class Recombiner:
     float64 and rounded. Not for large pictures in a hurry: encoding takes half an hour a megapixel.
     """
 
-    prior: Prior
+    prior: Prior = field(default_factory=lambda: Prior.load(PHOTOGRAPHS))
 
     @classmethod
     def train(

@@ -1,0 +1,133 @@
+"""Refuse keywords that a public function or class does not have, and name the one that was meant.
+
+`exports` passes each public object through `checked` when it is first used, so that no function and
+no class has a list of its own.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import sys
+from collections.abc import Callable, Mapping
+from types import ModuleType
+from typing import Any
+
+from .errors import UnknownKeyword
+
+SAME: Mapping[str, tuple[str, ...]] = {
+    "r": ("rank",),
+    "lora_r": ("rank",),
+    "lora_rank": ("rank",),
+    "lora_alpha": ("alpha",),
+    "lora_dropout": ("dropout",),
+    "target_modules": ("targets",),
+    "num_experts": ("experts",),
+    "n_experts": ("experts",),
+    "k": ("active", "count"),
+    "top_k": ("active", "k"),
+    "topk": ("active", "k"),
+    "num_experts_per_tok": ("active",),
+    "format": ("fmt", "form"),
+    "learning_rate": ("lr",),
+    "num_epochs": ("epochs",),
+    "n_epochs": ("epochs",),
+    "max_epochs": ("epochs",),
+    "num_classes": ("classes",),
+    "n_classes": ("classes",),
+    "image_size": ("size",),
+    "img_size": ("size",),
+    "dim": ("width",),
+    "hidden_size": ("width",),
+    "embedding_dim": ("width",),
+    "atoms": ("n_components",),
+    "components": ("n_components",),
+    "nbits": ("bits",),
+    "n_bits": ("bits",),
+    "num_bits": ("bits",),
+    "seed": ("random_state",),
+    "random_state": ("seed",),
+    "data": ("calib", "batches", "train"),
+    "dataset": ("calib", "data", "train"),
+    "calibration": ("calib",),
+}
+"""What others call a setting, and what it may be called here."""
+REMOVED = ("sparsity", "amount", "prune_ratio", "pruning_ratio")
+"""Shares of weights that are removed, where this library counts those that are kept."""
+HOLDERS: Mapping[str, str] = {"density": "intarsia.Wanda", "values": "intarsia.formats.Bitmask"}
+"""The method or format that has a setting which a verb has not."""
+
+
+def translated(name: str, value: Any, known: Mapping[str, Any]) -> str:
+    """Return "density=0.5" for sparsity=0.5, and so on; "" where no translation is known.
+
+    name, value: of the unknown keyword; known: the keywords that there are.
+    """
+    meant = next((n for n in SAME.get(name, ()) if n in known), "")
+    if name in REMOVED and isinstance(value, float) and 0 <= value < 1:
+        meant, value = "density", round(1 - value, 6)
+    elif name in HOLDERS:
+        meant = name
+    if not meant:
+        return ""
+    shown = f"={value!r}" if isinstance(value, bool | int | float | str) else ""
+    if meant in known:
+        return f"{meant}{shown}"
+    holder = "method" if "method" in known else "fmt" if "fmt" in known else ""
+    return f"{HOLDERS[meant]}({meant}{shown}) as {holder}" if holder and meant in HOLDERS else ""
+
+
+def checked(thing: Any, name: str, listing: ModuleType) -> Any:
+    """Return a public object that refuses unknown keywords; a class is changed in place.
+
+    name: as a user writes it, such as "intarsia.sparsify"; listing: the module that it is read
+    from. Functions of other libraries, those that take any keyword, and everything that cannot be
+    called stay as they are.
+    """
+    if not getattr(thing, "__module__", "").startswith("intarsia"):
+        return thing
+    if inspect.isclass(thing):
+        home = next(kind for kind in thing.__mro__ if "__init__" in vars(kind))
+        start = home.__init__
+        if home.__module__.startswith("intarsia") and _keywords(start) is not None:
+            home.__init__ = _refusing(start)
+        return thing
+    if not inspect.isfunction(thing) or _keywords(thing) is None:
+        return thing
+    call = _refusing(thing, name)
+    # one object under one name, so that other processes find it
+    for module in (listing, sys.modules[thing.__module__]):
+        if vars(module).get(thing.__name__) is thing:
+            setattr(module, thing.__name__, call)
+    return call
+
+
+def _keywords(function: Callable[..., Any]) -> dict[str, Any] | None:
+    """Return the keywords of a function; None if it takes any, or is refusing already."""
+    if hasattr(function, "__wrapped__"):
+        return None
+    parameters = inspect.signature(function).parameters.values()
+    if any(p.kind is p.VAR_KEYWORD for p in parameters):
+        return None
+    return {p.name: p for p in parameters if p.kind not in (p.POSITIONAL_ONLY, p.VAR_POSITIONAL)}
+
+
+def _refusing(function: Callable[..., Any], name: str = "") -> Callable[..., Any]:
+    """Wrap a function so that an unknown keyword is an error with the one that was meant.
+
+    name: of a function, for the error; "" for a constructor, whose object has a class with a name.
+    """
+    known = _keywords(function) or {}
+    known.pop("self", None)
+
+    @functools.wraps(function)
+    def call(*args: Any, **keywords: Any) -> Any:
+        """Call the function.  Raises: UnknownKeyword, and what the function raises."""
+        if strange := next((word for word in keywords if word not in known), None):
+            meant = translated(strange, keywords[strange], known)
+            fix = f"Did you mean {meant}?" if meant else ""
+            subject = f"keyword of {name or type(args[0]).__name__}"
+            raise UnknownKeyword(subject, strange, known, fix=fix)
+        return function(*args, **keywords)
+
+    return call
