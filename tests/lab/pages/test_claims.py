@@ -73,7 +73,7 @@ def test_a_paper_s_row_has_its_verdict_its_interval_and_all_its_claims(written: 
     assert "| >= 0.5 | 0.7 |" in row and "1 of 2 hold" in row
     # a toy has no clean commit: nothing is counted
     assert "| waits for a run | 0 | 1 | 0 |" in board
-    assert "1 are a variant, a simulation or a part, of which 1 waits for a run" in board
+    assert "1 a part of it (1 to rerun)" in board
     assert "## toy\n" in page and "## toy-small\n" in page and ">fails<" in page
     assert "The paper's own effect: 0.7; table 1." in page and "blocks on a carpet" in page
 

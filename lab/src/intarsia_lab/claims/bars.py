@@ -53,13 +53,13 @@ def append(folder: Path, lines: Iterable[Line]) -> None:
 
     Raises: CheckpointError where the chain is broken.
     """
-    known = {identity(line) for line in read_bars(folder)}
+    identities = {identity(line) for line in read_bars(folder)}
     path = folder / NAME
     text = path.read_text() if path.is_file() else ""
     before = digest(text.splitlines()[-1]) if text else ""
     for line in lines:
-        if identity(line) not in known:
-            known.add(identity(line))
+        if identity(line) not in identities:
+            identities.add(identity(line))
             added = json.dumps({**line, "before": before}, ensure_ascii=False)
             before = digest(added)
             text += added + "\n"
@@ -69,8 +69,8 @@ def append(folder: Path, lines: Iterable[Line]) -> None:
 
 def identity(line: Line) -> str:
     """Return what tells a line from others: not its date, its commit, and its words."""
-    said = ("before", "date", "commit", "design")
-    return json.dumps({k: v for k, v in line.items() if k not in said}, sort_keys=True)
+    left_out = ("before", "date", "commit", "design")
+    return json.dumps({k: v for k, v in line.items() if k not in left_out}, sort_keys=True)
 
 
 def bar_of(study: Study, date: str, commit: str) -> dict[str, Any]:

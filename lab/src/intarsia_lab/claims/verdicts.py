@@ -42,21 +42,23 @@ def standing_of(
         return Standing("void", failure)
     runs = of_claim(lines, study.key, "run")
     values = list(result.values)
-    own = next((n for n, run in enumerate(runs) if run["values"] == values), len(runs))
+    first_run = next((n for n, run in enumerate(runs) if run["values"] == values), len(runs))
     # a time is measured again by every run, whatever the number of the draw
-    earlier = [] if study.control is TIMED else runs[:own]
-    bound = runs[own]["bound"] if own < len(runs) else study.bound
-    same = (study.baseline, bound, sorted(seeds))
-    others = [r for r in earlier if (r["statistic"], r["bound"], sorted(r["seeds"])) != same]
-    if others:
-        spent = {seed for run in others for seed in run["seeds"]}
+    earlier = [] if study.control is TIMED else runs[:first_run]
+    bound = runs[first_run]["bound"] if first_run < len(runs) else study.bound
+    design = (study.baseline, bound, sorted(seeds))
+    of_other_designs = [
+        r for r in earlier if (r["statistic"], r["bound"], sorted(r["seeds"])) != design
+    ]
+    if of_other_designs:
+        spent = {seed for run in of_other_designs for seed in run["seeds"]}
         fresh = _of_seeds(result, seeds, [seed for seed in seeds if seed not in spent])
         if fresh is None:
             reason = "Its seeds were seen by an earlier design of the claim; fresh ones decide."
             return Standing("not decided", reason)
         result = fresh
-    judged_by = "" if not others else _said(result)
-    words = {_judged(study, bound, _of_run(run)) for run in earlier if run not in others}
+    judged_by = "" if not of_other_designs else _said(result)
+    words = {_judged(study, bound, _of_run(run)) for run in earlier if run not in of_other_designs}
     if words - {_judged(study, bound, result)}:
         reason = "An earlier run of the same seeds had another verdict; fresh ones decide."
         return Standing("not decided", reason)
@@ -77,8 +79,8 @@ def _by_bars(study: Study, result: Result, lines: Sequence[Line]) -> Standing:
     words = {bound: _judged(study, bound, result) for bound in bounds}
     if len(set(words.values())) == 1:
         return Standing(*study.judge(result))
-    said = [f"by {bound} it is {_adjective(word)}" for bound, word in words.items()]
-    return Standing("not decided", f"Its bar was moved: {', '.join(said)}; the first one counts.")
+    parts = [f"by {bound} it is {_adjective(word)}" for bound, word in words.items()]
+    return Standing("not decided", f"Its bar was moved: {', '.join(parts)}; the first one counts.")
 
 
 def _said(result: Result) -> str:
@@ -107,17 +109,17 @@ def _of_run(run: Line) -> Result:
     )
 
 
-def _of_seeds(result: Result, seeds: Sequence[int], chosen: Sequence[int]) -> Result | None:
+def _of_seeds(result: Result, seeds: Sequence[int], fresh_seeds: Sequence[int]) -> Result | None:
     """Return the result of some of its seeds alone.
 
     None for fewer than two, and where values do not belong to single seeds, or the interval is not
     theirs, as over test items.
     """
-    if len(chosen) < 2 or len(result.values) != len(seeds):
+    if len(fresh_seeds) < 2 or len(result.values) != len(seeds):
         return None
     if not all(map(math.isclose, result.interval, t_interval(result.values))):
         return None
-    values = tuple(v for v, seed in zip(result.values, seeds, strict=True) if seed in chosen)
+    values = tuple(v for v, seed in zip(result.values, seeds, strict=True) if seed in fresh_seeds)
     return dataclasses.replace(
         result, got=statistics.mean(values), spread=deviation(values), values=values, items=None
     )

@@ -43,7 +43,8 @@ every bar that its figure ever had, which the paper's page lists, oldest first:
   fair choice: the figure means nothing;
 - <span class="verdict withdrawn">withdrawn</span> a verdict that was taken back, and why.
 
-There is no goal for the number of verdicts. A headline asks *the paper's contrast*, or it is *a
+There is no goal for the number of verdicts; [how often they are
+false](benchmarks/claim_rules.md) was simulated. A headline asks *the paper's contrast*, or it is *a
 variant, a simulation or a part of it*, or *a check of code or arithmetic*, which counts as no
 evidence. Counts leave out records of older code, and those of a tree with uncommitted changes, a
 "+" behind the commit. `intarsia reproduce NAME` runs a claim again. To cite a figure, name the
@@ -53,11 +54,8 @@ WAITING = "waits for a run"  # of today's code, on a clean commit
 IN_WORDS = {
     "holds": ("holds", "hold"),
     "fails": ("fails", "fail"),
-    NOT_REPRODUCED: ("is not reproduced at this scale", "are not reproduced at this scale"),
-    "not decided": ("is not decided", "are not decided"),
-    "void": ("is void", "are void"),
-    "withdrawn": ("is withdrawn", "are withdrawn"),
-    WAITING: (f"{WAITING} on a clean commit", "wait for a run on a clean commit"),
+    **{word: (word, word) for word in (NOT_REPRODUCED, "not decided", "void", "withdrawn")},
+    WAITING: ("to rerun", "to rerun"),
 }
 
 
@@ -194,11 +192,11 @@ def _counts(studies: Sequence[Study], records: Mapping[str, Record]) -> list[str
     ]
     paper, variant, check = (of_class[name] for name in (CONTRAST, VARIANT, CHECK))
     counted = [
-        f"{paper.total()} ask their paper's question, of which {_listed(paper)}",
-        f"{variant.total()} are a variant, a simulation or a part, of which {_listed(variant)}",
-        f"{check.total()} are checks of code or arithmetic, no evidence",
+        f"{paper.total()} ask the paper's question ({_listed(paper)})",
+        f"{variant.total()} a part of it ({_listed(variant)})",
+        f"{check.total()} checks",
     ]
-    return [f"{COUNTED}: {'; '.join(counted)}.", "", *markdown(rows), ""]
+    return [f"{COUNTED}: {', '.join(counted)}.", "", *markdown(rows), ""]
 
 
 def _counted(record: Record | None) -> str:
@@ -209,9 +207,9 @@ def _counted(record: Record | None) -> str:
 
 
 def _listed(counts: Counter[str]) -> str:
-    """Return counts of verdicts in words: 3 hold, 1 is not decided and 2 are withdrawn."""
-    said = [f"{n} {IN_WORDS[word][n > 1]}" for word in IN_WORDS if (n := counts[word])]
-    return " and ".join(filter(None, [", ".join(said[:-1]), *said[-1:]]))
+    """Return counts of verdicts in words: 3 hold, 1 not decided, 2 withdrawn."""
+    parts = [f"{n} {IN_WORDS[word][n > 1]}" for word in IN_WORDS if (n := counts[word])]
+    return ", ".join(parts)
 
 
 def _plotted(study: Study, record: Record | None) -> EvidenceRow:
