@@ -24,15 +24,9 @@ ELSEWHERE = {
     "examples/README.md": "start/first-hour.md",
     "CONTRIBUTING.md": "how-to/add-a-method.md",
 }
-# README's sentence on the headlines, up to its full stop, and what it says of each verdict
-VERDICTS = re.compile(r"\d+ hold,[^.]*\.")
-SAID = {
-    "holds": "{} hold",
-    "fails": "{} fail",
-    "not decided": "{} are not decided",
-    "void": "in {} the experiment is void",
-    "not run": "{} have not been run yet",
-}
+# README's sentence on the headlines, which is that of the page of claims
+COUNTED = re.compile(r"^Headlines: (.*\.)$", re.M)
+VERDICTS = re.compile(r"(?<=headline has an experiment here: ).*?(?= \[See every one)", re.S)
 WIDE = "---\nhide: [toc]\n---\n\n"  # a terminal's table in place of a list of headings
 PICTURE = re.compile(
     r'<picture>\s*<source [^>]*srcset="docs/(?P<dark>[^"]+)">\s*'
@@ -42,9 +36,8 @@ PICTURE = re.compile(
 
 def counted(readme: str, claims: str) -> str:
     """Return README's text with the counts of verdicts that the page of claims has."""
-    counts = dict(re.findall(rf"^\| ({'|'.join(SAID)}) \| (\d+) \|", claims, re.M))
-    parts = [words.format(counts[name]) for name, words in SAID.items() if int(counts[name])]
-    return VERDICTS.sub(f"{', '.join(parts[:-1])}, and {parts[-1]}.", readme)
+    sentence = COUNTED.findall(claims)[0]
+    return VERDICTS.sub(lambda _: sentence, readme)
 
 
 def home(readme: str) -> str:

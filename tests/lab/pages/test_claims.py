@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 import xml.etree.ElementTree as xml
 from collections.abc import Iterator
 from pathlib import Path
@@ -70,7 +71,9 @@ def test_a_paper_s_row_has_its_verdict_its_interval_and_all_its_claims(written: 
     row = next(line for line in board.splitlines() if line.startswith("| [Toys]"))
     assert "(claims/toys.md)" in row and ">holds<" in row and "0.600 [0.600, 0.600]" in row
     assert "| >= 0.5 | 0.7 |" in row and "1 of 2 hold" in row
-    assert "| holds | 1 | 1 |" in board and "| fails | 0 | 1 |" in board
+    # a toy has no clean commit: nothing is counted
+    assert "| waits for a run | 0 | 1 | 0 |" in board
+    assert "1 a part of it (1 to rerun)" in board
     assert "## toy\n" in page and "## toy-small\n" in page and ">fails<" in page
     assert "The paper's own effect: 0.7; table 1." in page and "blocks on a carpet" in page
 
@@ -146,8 +149,14 @@ def test_rows_without_some_of_the_keys_have_empty_cells() -> None:
     assert not pages.markdown([])
 
 
+def lasting(text: str) -> str:
+    """Return a page without what depends on the code of today: marks of older code, and counts."""
+    counts = rf"{pages.COUNTED}: .*|\| (?:{'|'.join(pages.IN_WORDS)}) \|.*"
+    return re.sub(counts, "", text.replace(ledger.OLDER, ""))
+
+
 def test_the_pages_of_claims_are_those_of_their_records(tmp_path: Path) -> None:
-    for path in (DOCS / "claims").glob("*.json"):
+    for path in (DOCS / "claims").glob("*.json*"):
         (tmp_path / "claims").mkdir(exist_ok=True)
         (tmp_path / "claims" / path.name).write_text(path.read_text())
     pages.write_page(tmp_path / "claims", tmp_path / "claims.md")
@@ -156,7 +165,7 @@ def test_the_pages_of_claims_are_those_of_their_records(tmp_path: Path) -> None:
     for page in written:
         # which records are of older code changes with every commit; `make generate` writes it anew
         now, before = ((root / page.relative_to(tmp_path)).read_text() for root in (tmp_path, DOCS))
-        assert now.replace(ledger.OLDER, "") == before.replace(ledger.OLDER, ""), page.name
+        assert lasting(now) == lasting(before), page.name
 
 
 def test_every_claim_stands_on_one_page_and_is_linked_there() -> None:

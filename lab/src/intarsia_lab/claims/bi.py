@@ -179,7 +179,8 @@ CLAIMS = (
         scale="A ViT-B/16 on the 19 sets of VTAB-1k, as in the paper.",
         work="ViT-S, solar cells and turned photographs",
         sentence="Bits are better spent on width than on floats: in a pretrained ViT-S, an adapter "
-        f"of one bit per weight errs less than a float adapter of as many bytes {PAPER}.",
+        "of one bit per weight errs less than a float adapter of as many bytes on one of two "
+        f"sets, and so in their mean {PAPER}.",
         baseline="a float adapter of width 1, as many bytes as 32 of one bit; ratio of errors",
         target=1.0,
         sense="<=",

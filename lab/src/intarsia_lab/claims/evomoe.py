@@ -63,7 +63,8 @@ CLAIMS = (
         effect=UnknownEffect("The paper's tables were not reachable."),
         work="a decoder of width 64 from scratch on Austen",
         sentence=f"A mixture grown out of one expert, whose gate goes from dense to sparse, is no "
-        f"worse than Switch at equal steps {PAPER}.",
+        f"worse than Switch at equal steps, which are half as many operations again as Switch's "
+        f"{PAPER}.",
         baseline="Switch, as many steps; ratio of test losses",
         target=1.0,
         measure=partial(ratio, ours=EVOMOE, base=SWITCH, note=SETUP),

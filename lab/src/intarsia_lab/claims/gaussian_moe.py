@@ -106,7 +106,9 @@ CLAIMS = (
         sentence=EASY + "beta_1 and tau of the sigmoid gate.",
         baseline="slope -1/2 of the parametric rate",
         target=-0.40,
-        effect=Effect(-0.5, "arXiv:2401.13875, abstract: the parametric rate"),
+        effect=Effect(
+            -0.5, "arXiv:2401.13875, theorem on its activation gate: n^(-1/2) up to logarithms"
+        ),
         measure=partial(slopes, figure=partial(_slope, gate="sigmoid", name="gate")),
     ),
     study(
@@ -126,7 +128,7 @@ CLAIMS = (
         + "beta_1 / tau.",
         baseline="slope -1/2 of the parametric rate",
         target=-0.40,
-        effect=Effect(-0.5, "arXiv:2401.13875, abstract: the parametric rate"),
+        effect=Effect(-0.5, "arXiv:2401.13875, theorem on the density: n^(-1/2) up to logarithms"),
         measure=partial(slopes, figure=partial(_slope, gate="linear", name="ratio")),
     ),
     study(

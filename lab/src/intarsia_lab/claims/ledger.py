@@ -20,11 +20,14 @@ from typing import Any
 
 import torch
 
-from intarsia.core.errors import CheckpointError, UnknownName
+from intarsia.core.errors import CheckpointError, ConfigError, UnknownName
 from intarsia.core.files import read_json, write_json
 
-from ..kit import ArmRate, FixedRate, Report, Result, Study, Verdict
+from ..kit import ArmRate, FixedRate, Report, Result, Study
 from ..kit.provenance import code_digest, commit
+from .bars import Line, append, bar_of, read_bars
+from .standing import WITHDRAWN
+from .verdicts import Standing, standing_of
 
 OLDER = ", of older code"
 COMMAND = "intarsia reproduce"
@@ -66,7 +69,7 @@ class Record:
     """The result of a claim's run and its verdict, with the machine, the date and the command.
 
     target: with its sense, as in ">= 1.3".  interval: 95 %, None for a single value.  verdict: one
-    of the four words; reason: why it is void or not decided.  commit: of the checkout; "+" behind
+    of `verdicts.WORDS`; reason: why it is no other.  commit: of the checkout; "+" behind
     it for changes that were not committed.  code: see `provenance.code_digest`. Both are "" in
     records of before there were any.  rates: of the arms that were trained.
     """
@@ -98,6 +101,11 @@ class Record:
         return Result(
             self.got, self.spread, self.values, self.table, self.note, self.interval, self.rates
         )
+
+    @property
+    def clean(self) -> bool:
+        """True if it was run on a commit, without changes that were not committed."""
+        return bool(self.commit) and not self.commit.endswith("+")
 
     @property
     def older(self) -> bool:
@@ -163,6 +171,55 @@ def save(record: Record, folder: Path) -> Path:
     return write_json(folder / f"{record.key}.json", dataclasses.asdict(record), indent=1)
 
 
+def publish(study: Study, record: Record, folder: Path) -> Record:
+    """Add a run to the ledger of bars, judge it by the ledger, and save it; return it judged.
+
+    study: the claim; folder: of the records.
+    """
+    append(folder, [bar_of(study, record.date, record.commit), _run_of(record)])
+    verdict = verdict_of(study, record, read_bars(folder))
+    judged = dataclasses.replace(record, verdict=verdict.word, reason=verdict.reason)
+    save(judged, folder)
+    return judged
+
+
+def declare(folder: Path) -> None:
+    """Add the targets of today to the ledger of a folder, as far as they are not in it."""
+    date = datetime.now(UTC).strftime("%Y-%m-%d")
+    append(folder, [bar_of(study, date, commit()) for study in claims()])
+
+
+def _run_of(record: Record) -> dict[str, Any]:
+    """Return the line of a run for the ledger of bars."""
+    return {
+        "line": "run",
+        "claim": record.key,
+        "date": record.date,
+        "commit": record.commit,
+        "statistic": record.baseline,
+        "bound": record.target,
+        "seeds": list(record.seeds),
+        "figure": record.got,
+        "values": list(record.values),
+        "interval": None if record.interval is None else list(record.interval),
+    }
+
+
+def refuse_uncommitted(folder: Path) -> None:
+    """Refuse a run whose record would lie in this checkout while it has uncommitted changes.
+
+    folder: of the records. Raises: ConfigError.
+    """
+    root = Path(__file__).parents[4]
+    if folder.resolve().is_relative_to(root) and commit().endswith("+"):
+        raise ConfigError(
+            "--out",
+            got="a page of this checkout, which has changes that are not committed",
+            want="a clean commit, which the record can name",
+            fix="Commit first, or write the page elsewhere: --out ../claims.md",
+        )
+
+
 def read(path: Path) -> Record:
     """Read the record of a claim's run.
 
@@ -184,19 +241,20 @@ def read(path: Path) -> Record:
         raise CheckpointError(f"record {path.name}", got=str(error), want=want, fix=fix) from error
 
 
-def judge_again(folder: Path) -> dict[str, tuple[str, Verdict]]:
+def judge_again(folder: Path) -> dict[str, tuple[str, Standing]]:
     """Judge every record in a folder again, by today's rule and controls; nothing is run.
 
     Writes those that changed. Returns, for each key whose verdict changed, the old word and the new
     verdict.
     """
-    changed: dict[str, tuple[str, Verdict]] = {}
+    changed: dict[str, tuple[str, Standing]] = {}
     studies = {c.key: c for c in claims()}
+    lines = read_bars(folder)
     for path in sorted(folder.glob("*.json")):
         record = read(path)
         if record.key not in studies:
             continue
-        verdict = verdict_of(studies[record.key], record)
+        verdict = verdict_of(studies[record.key], record, lines)
         now = dataclasses.replace(record, verdict=verdict.word, reason=verdict.reason)
         # a record whose verdict stands is not written again: its file keeps its date
         if now != record:
@@ -206,26 +264,15 @@ def judge_again(folder: Path) -> dict[str, tuple[str, Verdict]]:
     return changed
 
 
-def verdict_of(study: Study, record: Record) -> Verdict:
-    """Return the verdict on a stored result by its claim's rule of today.
+def verdict_of(study: Study, record: Record, lines: Sequence[Line] = ()) -> Standing:
+    """Return the verdict on a stored result by its claim's rules of today, see `standing_of`.
 
-    Where the target has changed since the run, the figure is compared with today's, which comes
-    from the paper; but a target that was set after a run decides nothing that the one before left
-    open, and cannot make a figure hold that missed that one. A record whose figure had to lie on
-    another side of its target judged another question, and is void.
+    lines: the ledger of bars. A record whose figure had to lie on another side of its target judged
+    another question, and is void.
     """
-    sense, before = record.target.split()
-    if sense != study.sense:
-        return Verdict("void", f"Its target was {record.target}, and is {study.bound} now.")
-    verdict = study.judge(record.result)
-    of_its_run = dataclasses.replace(study, target=float(before)).judge(record.result)
-    # a figure may still fail a stricter target than the one that it held
-    as_before = ("holds",) if verdict.word == "holds" else ("holds", "fails")
-    if verdict.word in ("holds", "fails") and of_its_run.word not in as_before:
-        short = "missed" if verdict.word == "holds" else "was not decided by"
-        reason = f"It {short} its target, {record.target}; that of today was set after the run."
-        return Verdict("not decided", f"{reason} A new run decides.")
-    return verdict
+    if record.target.split()[0] != study.sense and study.key not in WITHDRAWN:
+        return Standing("void", f"Its target was {record.target}, and is {study.bound} now.")
+    return standing_of(study, record.result, record.seeds, lines)
 
 
 def paper_of(key: str) -> Study | None:

@@ -472,8 +472,8 @@ CLAIMS = (
         system="MixLoRA",
         scale="A model of 7 billion weights on the paper's eight tasks, whose accuracy it counts.",
         effect=UnknownEffect(
-            "The official README has accuracies, 77.6 % against 71.8 of LoRA on eight tasks; "
-            "losses were not found."
+            "The official README has accuracies, 77.6 % against 71.8 of LoRA on eight tasks, .79 "
+            "of its errors; losses were not found."
         ),
         sentence="A mixture of LoRA experts is at least as good as one LoRA of as many parameters "
         "(arXiv:2404.15159, section 4).",

@@ -20,7 +20,7 @@ from intarsia.models.recommend.session_reward import SessionReward
 from intarsia.train.preference import PreferenceRounds
 from intarsia.train.tasks import own_losses
 
-from ..kit import COUNTED, Control, FixedRate, Report, Result, Study, UnknownEffect, numbers
+from ..kit import COUNTED, Control, Effect, FixedRate, Report, Result, Study, numbers
 from ..kit.arms import by_seed, judge, result_of, row_of
 from ..kit.stored import StoredResults
 from ..materials import film_sessions
@@ -319,8 +319,11 @@ CLAIMS = (
         "onerec-preference",
         system="OneRec",
         scale="Lists that are shown to users, whose watch time is what the paper raises.",
-        effect=UnknownEffect(
-            "The abstract counts watch time online, 1.6 % more; the score of a judge was not found."
+        effect=Effect(
+            1.034,
+            "table 1: the reward model's mean watch time, from .0991 to .1025; the judge here is "
+            "not the reward that trained",
+            null=1.0,
         ),
         work="MovieLens-100k, sessions",
         sentence="One round of preference alignment raises the score of a judge that the policy "

@@ -294,8 +294,9 @@ CLAIMS = (
             "Mixtures of billions of weights, whose experts differ more than those of a small one."
         ),
         effect=UnknownEffect(
-            "The abstract counts utility, up to 35 % more; damage at equal forgetting was not "
-            "found."
+            "The paper compares ranks of experts in other layers: damage at equal forgetting is "
+            ".05 of that of the 23rd expert, .6 of a middle one's (tables 2 to 5, by our choice "
+            "of rows)."
         ),
         work="mixtures trained on four kinds of text",
         sentence="The attributed expert is the right one to unlearn in "

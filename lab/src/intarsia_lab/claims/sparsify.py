@@ -23,7 +23,7 @@ from intarsia.partitions.swaps import Swapped
 from intarsia.reports.sheet import deviation
 from intarsia.scores import Statistics
 
-from ..kit import Control, Report, Result, Study, UnknownEffect, numbers
+from ..kit import Control, Effect, Report, Result, Study, numbers
 from ..kit.arms import each, result_of
 from ..kit.stored import StoredResults
 from ..materials import token_loss
@@ -225,9 +225,11 @@ CLAIMS = (
             "A model of 7 billion weights: the paper's gains are at densities .4 and .3, where "
             "one of 135 million is worse than a guess."
         ),
-        effect=UnknownEffect(
-            "The abstract has 26.79 of perplexity at a density of .3, and not the perplexities "
-            "that a ratio needs."
+        effect=Effect(
+            -0.045,
+            "official repository, table of Wanda's masks at a density of .4: LLaMA-7B from 10.69 "
+            "to 10.22 of perplexity; the mean of nine models is -.038",
+            interval=(-0.125, -0.010),
         ),
         work="SmolLM2-135M, two texts",
         sentence="Swaps without training (DSnoT, arXiv:2310.08915) lower the loss of models pruned "

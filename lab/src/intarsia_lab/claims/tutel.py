@@ -174,7 +174,8 @@ CLAIMS = (
         system="Tutel",
         scale="A cluster on which each batch is timed at every degree of parallelism.",
         effect=UnknownEffect(
-            "The gain of switching alone was not found, apart from that of kernels."
+            "The gain of switching parallelism alone is drawn, not printed; that of pipelining "
+            "over the best static choice is 1.01 to 1.11 (section 5)."
         ),
         work="routing traces, simulated",
         sentence="A degree of parallelism for each batch is faster than the best one for all "

@@ -212,7 +212,10 @@ CLAIMS = (
             "Modalities that are equally hard for one LoRA: here most of the spread is that "
             "pictures are easier than sounds and sentences, whatever the experts."
         ),
-        effect=UnknownEffect("The abstract says a lower bias, without a figure."),
+        effect=UnknownEffect(
+            "A gap of two sets falls from 36.6 to 21.3 points (official repository, table 9), .58 "
+            "of it by our choice of sets, which is no spread over modalities."
+        ),
         work="SmolLM2 with ViT-S and Whisper",
         sentence=f"Experts of modalities lower the spread over modalities {PAPER}.",
         baseline="one dense LoRA of as many active parameters; ratio of spreads",

@@ -269,8 +269,8 @@ CLAIMS = (
         ),
         effect=UnknownEffect("The paper's curves of merged mixtures were not reachable."),
         work="decoders of experts from scratch, four kinds of text",
-        sentence="Two trained mixtures merge into one that is as good after more steps, to half a "
-        "percent of the loss "
+        sentence="Two trained mixtures merge into one that is as good after more steps as their "
+        "mean after as many, to half a percent of the loss, by which no arm here loses "
         + PAPER
         + "aggregation of experts). Test loss on four kinds of text.",
         baseline="the mean of both parents after as many steps more; the margin of a tie is ours",

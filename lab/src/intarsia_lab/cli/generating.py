@@ -25,7 +25,7 @@ def main() -> None:
     # Imported only now: these modules read the index and the names at import.
     from ..pages import claims, composition, hosts, settings
 
-    claims.write_page(DOCS / "claims", DOCS / "claims.md")
+    claims.write_all(DOCS / "claims.md")
     settings.write(DOCS)
     composition.write(DOCS)
     hosts.write(DOCS)

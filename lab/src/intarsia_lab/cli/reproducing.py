@@ -119,14 +119,15 @@ def _judged(study: Study, seeds: Sequence[int] | None, page: Path) -> dict[str, 
     records has its name.
     """
     from ..claims import run_claim
-    from ..claims.ledger import save
+    from ..claims.ledger import publish, refuse_uncommitted
     from ..pages.claims import write_page
 
     note(f"Claim {study.key}: about {study.minutes:g} minutes.")
-    record = run_claim(study, seeds=seeds, report=note)
     folder = page.with_suffix("")
+    refuse_uncommitted(folder)
+    record = run_claim(study, seeds=seeds, report=note)
     # Saved after each claim: a stop loses the one that runs, not those before.
-    save(record, folder)
+    record = publish(study, record, folder)
     # The page is written from all records of the folder, those of earlier calls included.
     write_page(folder, page)
     return dataclasses.asdict(record)

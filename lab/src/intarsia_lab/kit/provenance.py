@@ -7,7 +7,9 @@ formats and kernels come the C sources. What those modules of the library import
 every claim alike: the commit stands for it, since a digest of it would change with every commit.
 A generated page is not published with a commit, so that its digest is `deep`: it follows the
 imports of the library, too.
-Docstrings, lines of comment, blank lines, and the targets and sentences in CLAIMS do not count.
+Docstrings, lines of comment, blank lines, and the targets and sentences in CLAIMS do not count, and
+neither does what judges figures or names their code, JUDGES with the imports of it: records are
+judged again whenever a rule changes, and no figure changes with it.
 """
 
 from __future__ import annotations
@@ -28,6 +30,9 @@ CHECKOUT = "lab/src/intarsia_lab/"  # where the laboratory stands in its reposit
 COMPILED = ("formats", "kernels")  # folders of the library whose modules call C
 DOCSTRING = re.compile(r'^[ \t]*[rR]?"""(?:[^"\\]|\\.|"(?!""))*"""[ \t]*\n', re.M)
 DECLARED = re.compile(r"^CLAIMS = \(.*?^\)\n", re.M | re.S)  # judges results, computes none
+# this module and the rules: their imports are followed, their own text computes no figure
+JUDGES = frozenset(f"intarsia_lab/kit/{name}.py" for name in ("control", "provenance", "study"))
+JUDGED = re.compile(r"^from \.\.kit import (?:\([^)]*\)|[^(\n]*)\n", re.M)
 COMMENT = re.compile(r"^[ \t]*(?:#[^\n]*)?\n", re.M)
 CARDS = ("card", "by_name", "find")  # functions whose first argument is a method's key
 
@@ -94,14 +99,17 @@ def _name(path: Path) -> str:
 
 @functools.cache
 def _code(path: Path) -> str:
-    """Return a file's text without docstrings, lines of comment, blank lines and the claims' list.
+    """Return a file's text without docstrings, lines of comment, blank lines and what judges.
 
-    The list holds sentences and targets, which compute no result.
+    The claims' list holds sentences and targets, which compute no result; of JUDGES nothing is
+    left.
     """
-    text = path.read_text()
     if path.suffix != ".py":
-        return text
-    return COMMENT.sub("", DOCSTRING.sub("", DECLARED.sub("", text)))
+        return path.read_text()
+    text = "" if _name(path) in JUDGES else path.read_text()
+    for left_out in (DECLARED, JUDGED, DOCSTRING, COMMENT):
+        text = left_out.sub("", text)
+    return text
 
 
 @functools.cache

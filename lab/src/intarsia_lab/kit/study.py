@@ -152,17 +152,22 @@ class Study:
         it may be the worst of several figures, outside the interval of their mean. Otherwise it is
         *not decided*.
         """
+        if failure := self.failure(result):
+            return Verdict("void", failure)
+        word = self.word(result)
+        return Verdict(word, self._undecided(result) if word == "not decided" else "")
+
+    def failure(self, result: Result) -> str:
+        """Return why a result means nothing; "" if the experiment worked."""
         assert self.control is not None
-        # step 1: a figure that is no number says nothing
         if not all(map(math.isfinite, (result.got, *result.values))):
-            return Verdict("void", "A measured value is not a number.")
-        # step 2: the experiment must have worked at all
-        if failure := self.control.failure(result.table):
-            return Verdict("void", failure)
-        # step 3: and each arm must have had its own fair rate
-        if self.rates is not None and (failure := self.rates.failure(result.rates)):
-            return Verdict("void", failure)
-        # step 4: the whole interval, and the figure, against the target
+            return "A measured value is not a number."
+        # the experiment must have worked at all, and each arm have had its own fair rate
+        failure = self.control.failure(result.table)
+        return failure or ("" if self.rates is None else self.rates.failure(result.rates))
+
+    def word(self, result: Result) -> Word:
+        """Return the verdict by the target alone: of a result's whole interval, and its figure."""
         low, high = result.interval
         points = (low, high, result.got)
         target = self.target
@@ -175,8 +180,8 @@ class Study:
             sides = [sign * (point - target) >= 0 for point in points]
             right, wrong = all(sides), not any(sides)
         if right or wrong:
-            return Verdict("holds" if right else "fails")
-        return Verdict("not decided", self._undecided(result))
+            return "holds" if right else "fails"
+        return "not decided"
 
     def _undecided(self, result: Result) -> str:
         """Return why a claim is not decided, and how many seeds would decide it, in a sentence.

@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import math
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,33 +17,54 @@ from intarsia.catalog import cards
 from intarsia.reports.numbers import plural
 
 from ..claims import ledger
+from ..claims.bars import Line, of_claim, read_bars
 from ..claims.ledger import ARXIV, COMMAND, OLDER, Record, paper_of, squared
+from ..claims.standing import CHECK, CLASSES, CONTRAST, VARIANT, class_of
+from ..claims.verdicts import NOT_REPRODUCED
 from ..kit import Effect, FixedRate, NoControl, Study, UnknownEffect
 from .evidence_plot import EvidenceRow, evidence_plot
 
-WORDS = ("holds", "fails", "not decided", "void", "not run")
 BESIDE = "Beside the papers"  # claims of the library that are no paper's
+COUNTED = "Headlines"  # begins the sentence that README has, too
 CACHED = 0.1  # of the declared time: a run of less has read results of an earlier one
 OPEN = 24  # rows of a table that stands open
 OPENING = """# Claims
 
-The headline of each paper as the smallest honest experiment, run on two processor cores. One rule
-gives all verdicts, from the 95 % interval of the figure:
+The headline of each paper as the smallest honest experiment, run on two processor cores, against
+every bar that its figure ever had, which the paper's page lists, oldest first:
 
-- <span class="verdict holds">holds</span> the whole interval lies on the target's side;
-- <span class="verdict fails">fails</span> the whole interval lies on the other side;
-- <span class="verdict not-decided">not decided</span> the target lies inside the interval, and the
-  paper's page says how many seeds would decide it;
-- <span class="verdict void">void</span> the positive control failed, or the learning rate of an arm
-  is no fair choice: the figure means nothing.
+- <span class="verdict holds">holds</span> the whole 95 % interval lies on the bar's side;
+- <span class="verdict not-reproduced-at-this-scale">not reproduced at this scale</span> the whole
+  interval lies on the other side, and model, length, data or machine are not the paper's;
+- <span class="verdict fails">fails</span> the same in the paper's own regime, or of a check;
+- <span class="verdict not-decided">not decided</span> the bar lies inside the interval, it was
+  moved, or the seeds were seen by an earlier design: fresh ones decide;
+- <span class="verdict void">void</span> the control failed, or the learning rate of an arm is no
+  fair choice: the figure means nothing;
+- <span class="verdict withdrawn">withdrawn</span> a verdict that was taken back, and why.
 
-A headline's target is the paper's own figure, no effect at all, or a margin, which is ours where
-the page says so; the paper's own effect stands beside it with its source, where that was found.
-Where the target was another one when the claim was run, the paper's page says which one. The
-interval is over seeds, and over test items where their results were recorded. *Of older code* says
-that files on which the claim depends have changed since its run; `intarsia reproduce NAME` runs it
-again. To cite a figure, name the claim, its commit and its date, which stand on the paper's page.
+There is no goal for the number of verdicts; [how often they are
+false](benchmarks/claim_rules.md) was simulated. A headline asks *the paper's contrast*, or it is *a
+variant, a simulation or a part of it*, or *a check of code or arithmetic*, which counts as no
+evidence. Counts leave out records of older code, and those of a tree with uncommitted changes, a
+"+" behind the commit. `intarsia reproduce NAME` runs a claim again. To cite a figure, name the
+claim, its commit and its date, which stand on the paper's page.
 """
+WAITING = "waits for a run"  # of today's code, on a clean commit
+IN_WORDS = {
+    "holds": ("holds", "hold"),
+    "fails": ("fails", "fail"),
+    **{word: (word, word) for word in (NOT_REPRODUCED, "not decided", "void", "withdrawn")},
+    WAITING: ("to rerun", "to rerun"),
+}
+
+
+def write_all(page: Path) -> None:
+    """Add today's targets to the ledger of bars, judge all records again, and write the pages."""
+    folder = page.with_suffix("")
+    ledger.declare(folder)
+    ledger.judge_again(folder)
+    write_page(folder, page)
 
 
 def write_page(folder: Path, page: Path) -> None:
@@ -55,8 +77,9 @@ def write_page(folder: Path, page: Path) -> None:
     # the last run of each claim, by its key
     records = {p.stem: ledger.read(p) for p in sorted(folder.glob("*.json"))}
     papers = by_paper(ledger.claims())
+    bars = read_bars(folder)
     texts = {
-        f"{page_name(name)}.md": _paper_page(name, studies, records)
+        f"{page_name(name)}.md": _paper_page(name, studies, records, bars)
         for name, studies in papers.items()
     }
     # records are JSON, so that a page without a paper is the only Markdown to remove
@@ -112,6 +135,7 @@ def _scoreboard(
         headline, words = studies[0], [_word(records.get(s.key)) for s in studies]
         row: dict[str, Any] = {"paper": f"[{name}]({folder}/{page_name(name)}.md)"}
         if name != BESIDE:
+            row |= {"what it asks": class_of(headline.key)}
             row |= _figures(headline, records.get(headline.key))
         rows.append(row | {"all its claims": f"{words.count('holds')} of {len(words)} hold"})
     # headlines alone: a paper's other claims have other units
@@ -154,16 +178,38 @@ def _figures(study: Study, record: Record | None) -> dict[str, str]:
 
 
 def _counts(studies: Sequence[Study], records: Mapping[str, Record]) -> list[str]:
-    """Return a Markdown table of how many claims have each verdict, of all and of headlines alone.
+    """Return a sentence and a table of how many headlines of each class have each verdict.
 
     studies: all claims; records: key of a claim -> its last run.
     """
-    lines = ["| verdict | headlines | all claims |", "|---|---|---|"]
-    verdicts = [(study, _word(records.get(study.key))) for study in studies]
-    for word in WORDS:
-        headlines = sum(word == verdict for study, verdict in verdicts if study.system)
-        lines.append(f"| {word} | {headlines} | {sum(word == v for _, v in verdicts)} |")
-    return [*lines, ""]
+    of_class = {name: Counter[str]() for name in CLASSES}
+    for study in studies:
+        if study.system:
+            of_class[class_of(study.key)][_counted(records.get(study.key))] += 1
+    rows = [
+        {"verdict": word, **{name: counts[word] for name, counts in of_class.items()}}
+        for word in IN_WORDS
+    ]
+    paper, variant, check = (of_class[name] for name in (CONTRAST, VARIANT, CHECK))
+    counted = [
+        f"{paper.total()} ask the paper's question ({_listed(paper)})",
+        f"{variant.total()} a part of it ({_listed(variant)})",
+        f"{check.total()} checks",
+    ]
+    return [f"{COUNTED}: {', '.join(counted)}.", "", *markdown(rows), ""]
+
+
+def _counted(record: Record | None) -> str:
+    """Return the word under which a headline is counted."""
+    if record is None or (record.verdict != "withdrawn" and (record.older or not record.clean)):
+        return WAITING
+    return record.verdict
+
+
+def _listed(counts: Counter[str]) -> str:
+    """Return counts of verdicts in words: 3 hold, 1 not decided, 2 withdrawn."""
+    parts = [f"{n} {IN_WORDS[word][n > 1]}" for word in IN_WORDS if (n := counts[word])]
+    return ", ".join(parts)
 
 
 def _plotted(study: Study, record: Record | None) -> EvidenceRow:
@@ -184,10 +230,13 @@ def _plotted(study: Study, record: Record | None) -> EvidenceRow:
     )
 
 
-def _paper_page(name: str, studies: Sequence[Study], records: Mapping[str, Record]) -> str:
+def _paper_page(
+    name: str, studies: Sequence[Study], records: Mapping[str, Record], bars: Sequence[Line]
+) -> str:
     """Return the Markdown page of a paper: a table of its claims, and a section for each.
 
-    name: of the paper; studies: its claims; records: key of a claim -> its last run.
+    name: of the paper; studies: its claims; records: key of a claim -> its last run; bars: the
+    ledger of bars.
     """
     # the first number that its claims name, the headline's in all but a few
     numbers = ARXIV.findall(" ".join(study.sentence for study in studies))
@@ -202,6 +251,7 @@ def _paper_page(name: str, studies: Sequence[Study], records: Mapping[str, Recor
     lines = [f"# {name}", "", " · ".join(links), "", *markdown(rows)]
     for study in studies:
         lines += _section(study, records.get(study.key))
+        lines += _history(study.key, bars)
     return "\n".join(lines) + "\n"
 
 
@@ -229,12 +279,38 @@ def _section(study: Study, record: Record | None) -> list[str]:
     return [*lines, *table]
 
 
+def _history(key: str, bars: Sequence[Line]) -> list[str]:
+    """Return the Markdown of all designs, bars and figures of a claim, oldest first.
+
+    key: of the claim; bars: the ledger. Nothing is returned of a claim with one bar and one run.
+    """
+    mine = [line for line in bars if line["claim"] == key]
+    targets, runs = (of_claim(mine, key, kind) for kind in ("bar", "run"))
+    if len(targets) < 2 and len(runs) < 2:
+        return []
+    designs = len({line["statistic"] for line in targets})
+    bounds = len({(line["sense"], line["value"]) for line in targets})
+    rows = [
+        {
+            "date": line["date"],
+            "bar": f"{line['sense']} {line['value']:g}" if line["line"] == "bar" else "",
+            "figure": f"{line['figure']:.3f}" if line["line"] == "run" else "",
+            "seeds": len(line["seeds"]),
+            "against": line["statistic"],
+        }
+        for line in mine
+    ]
+    counts = f"{plural(designs, 'design')}, {plural(bounds, 'bar')}, {plural(len(runs), 'figure')}"
+    opening = f'<details markdown="1"><summary>{counts} so far, oldest first</summary>'
+    return ["", opening, "", *markdown(rows), "", "</details>"]
+
+
 def _design(study: Study, record: Record | None) -> list[str]:
     """Return list items on what an experiment is held to: baseline, control, effect and rates.
 
     study: the claim; record: its last run, None if it was not run.
     """
-    lines = [f"- Against: {study.baseline}."]
+    lines = [f"- It is {class_of(study.key)}.", f"- Against: {study.baseline}."]
     if study.work:
         lines.append(f"- On: {study.work}.")
     control = study.control
@@ -336,5 +412,4 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description="Write the pages of the claims from the records.")
     parser.add_argument("page", type=Path, nargs="?", default=Path("docs/claims.md"))
     arguments = parser.parse_args()
-    ledger.judge_again(arguments.page.with_suffix(""))
-    write_page(arguments.page.with_suffix(""), arguments.page)
+    write_all(arguments.page)

@@ -149,6 +149,10 @@ def _mark(word: str, x: float, y: float) -> str:
         return f'<circle class="mark" cx="{x:.1f}" cy="{y:g}" r="4"/>'
     if word == "fails":
         return f'<path class="mark" d="M{x - 4:.1f} {y - 4:g}h8v8h-8z"/>'
+    if word == "not reproduced at this scale":
+        return f'<path class="hollow" d="M{x - 4:.1f} {y - 4:g}h8v8h-8z"/>'
+    if word == "withdrawn":
+        return f'<path class="cross" d="M{x - 5:.1f} {y:g}h10"/>'
     if word == "void":
         cross = f"M{x - 4:.1f} {y - 4:g}l8 8m-8 0l8 -8"
         return f'<path class="cross" d="{cross}"/>'

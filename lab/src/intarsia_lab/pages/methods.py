@@ -33,7 +33,7 @@ The settings of every method, as in `intarsia.Lora(rank=8)`; generated from the 
 MEASURED = """
 ## Measured
 
-Claims of its paper that were run here, each against a target that was fixed before.
+Claims of its paper that were run here; the page of each has every target that it ever had.
 
 | claim | against | target | figure | verdict |
 |---|---|---|---|---|
