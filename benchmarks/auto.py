@@ -74,6 +74,7 @@ def search(data: str, out: Path, **options: Any) -> dict[str, Any]:
     lines: list[tuple[float, str]] = []
     start = time.process_time()
     report = lambda line: lines.append((time.process_time() - start, line))  # noqa: E731
+    found: Any
     if (out / "auto.json").is_file():
         found = intarsia.auto(out=out, resume=True, report=report)
     else:

@@ -93,14 +93,15 @@ def compared(name: str, minutes: float, folder: Path) -> list[str]:
     file = folder / f"{name}.csv"
     with file.open("w", encoding="utf-8", newline="") as out:
         csv.writer(out).writerows([("text", "label"), *rows[: 2 * (TRAIN + TEST)]])
-    sizes = {"images": TRAIN, "test": TEST}
+    sizes: dict[str, Any] = {"images": TRAIN, "test": TEST}
     began = time.perf_counter()
     found = auto_texts(file, minutes=minutes, out=folder / name, **sizes)
     seconds = [time.perf_counter() - began]
     splits = found.run.settings.splits()
     train, test = splits.train, splits.test
     plain = make_pipeline(TfidfVectorizer(), LogisticRegression(max_iter=1000))
-    regression = LogisticRegressionCV(Cs=[1, 3, 10, 30, 100], cv=5, max_iter=2000)
+    strengths: Any = [1, 3, 10, 30, 100]
+    regression = LogisticRegressionCV(Cs=strengths, cv=5, max_iter=2000)
     pairs = TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True)
     right = [answers_of(found.folder).right]
     for rival in (plain, make_pipeline(pairs, regression)):

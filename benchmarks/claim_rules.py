@@ -17,9 +17,9 @@ PAGE = Path("docs/benchmarks/claim_rules.md")
 INTRODUCTION = """# False verdicts of the rules
 
 `python benchmarks/claim_rules.py`: {draws:,} claims without any effect, whose values are normal
-around their bar. Wanted: at most 3 % on each side. *One design* is judged once. *Enlarged* is
+around their target. Wanted: at most 3 % on each side. *One design* is judged once. *Enlarged* is
 looked at with five seeds first and, where these decide nothing, judged again with ten: by the rules
-the five new ones count alone. *Moved bar* is held against a bar that was set half a standard
+the five new ones count alone. *Moved target* is held against one that was set half a standard
 deviation lower once a figure was known. Seeds of one run are independent here: sets that are
 pooled, and items that seeds share, are not in this simulation.
 
@@ -72,7 +72,7 @@ def enlarged(values: tuple[float, ...]) -> tuple[str, str]:
 
 
 def moved(values: tuple[float, ...]) -> tuple[str, str]:
-    """Return both words of a claim whose bar was lowered after its figure was known."""
+    """Return both words of a claim whose target was lowered after its figure was known."""
     lower = study(-0.5)
     lines = [bar_line(study()), run_line(values, study()), bar_line(lower)]
     return study_word(lower, values, lines), lower.word(result(values))
@@ -90,7 +90,11 @@ def main() -> None:
     """Draw the claims, and write the page."""
     draw = np.random.default_rng(0)
     rows = ""
-    for name, judge in (("one design", one_design), ("enlarged", enlarged), ("moved bar", moved)):
+    for name, judge in (
+        ("one design", one_design),
+        ("enlarged", enlarged),
+        ("moved target", moved),
+    ):
         words = [judge(tuple(map(float, draw.normal(size=10)))) for _ in range(DRAWS)]
         by_rules, by_all = zip(*words, strict=True)
         misses = ("fails", "not reproduced at this scale")

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from intarsia.core.errors import CheckpointError
-from intarsia.core.folders import MARKS, check_kind, data_name, describe_folder
+from intarsia.core.folders import BLEND, MARKS, check_kind, data_name, describe_folder
 from intarsia.experiments.experiment import FILE
 from intarsia.experiments.seeing import FILE as SEEING
 from intarsia.hosts.offload.store import INDEX
@@ -19,7 +19,9 @@ from intarsia.models.saved import CARD
 
 def test_the_marks_are_the_files_that_the_writers_write() -> None:
     adapter = "adapter_config.json"  # PEFT's
-    assert {*MARKS} == {FILE, SEEING, INDEX, CARD, ABOUT, META, adapter, SETTINGS, CONFIG}
+    writers = {FILE, SEEING, INDEX, CARD, ABOUT, META, adapter, SETTINGS, CONFIG}
+    rows = {"labelled.json", "classifier.json", "labelled-auto.json"}
+    assert {*MARKS} == writers | rows | {BLEND}
 
 
 @pytest.mark.parametrize(

@@ -154,7 +154,7 @@ def test_a_comparison_and_its_search_run_on_ray(
     for module in (matrix, rates):
         monkeypatch.setattr(module, "run_told", carried)
     start = Experiment(Pictures("elpv"))
-    runs = matrix.planned(start, ["linear"], [0], {}, tmp_path)
+    runs = matrix.planned(start, ["bitfit"], [0], {}, tmp_path)
     matrix.run_all(runs, jobs=1, report=print, ray=True)
     with pytest.raises(KeyError):  # nothing was carried out, so nothing is kept
         rates.RateSearch(ray=True).find(runs, tmp_path, print)

@@ -47,7 +47,7 @@ def list_methods(
     # Commands have no kind, tag or family: they are listed only where none is asked for.
     if kind is tag is family is None:
         described += commands(text)
-    if text and not described:
+    if text and not described and kind is tag is family is None:
         words = [word for entry in index().values() for word in entry["names"]]
         raise UnknownName("text of a method or a paper", text, [*words, *index()], "intarsia list")
     if as_json:

@@ -87,10 +87,10 @@ def simulate(
     Example:  intarsia simulate t.safetensors --devices 8 --placement p.json --out page.html
     """
     _check(plan, policy, tokens, streams, slots, placement)
+    timeline, page = _hold(out or [])
     if not trace.is_file():
         got, want = describe_folder(trace), "a file of `intarsia trace`"
         raise ConfigError(f"trace {trace}", got=got, want=want, fix="Check the path.")
-    timeline, page = _hold(out or [])
     from ..placement.trace import Trace
     from .simulated_steps import beside_order, by_placement, fastest, record_of
 

@@ -102,5 +102,7 @@ def check_new_run(out: Path, data: str = "") -> None:
         got, want = "a folder with a run in it", "a new one"
         fix = "Choose another folder, or go on with that run: resume=True."
         raise ConfigError(what, got=got, want=want, fix=fix)
+    if diverged:  # it is replaced, whatever its user has put next to it
+        return
     hidden = {path.name for path in out.iterdir() if path.name.startswith(".")}
     check_target(out, own=RUN_FILES | hidden)

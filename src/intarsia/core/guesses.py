@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import functools
 import inspect
-import sys
 from collections.abc import Callable, Mapping
-from types import ModuleType
 from typing import Any
 
 from .errors import UnknownKeyword
@@ -77,12 +75,12 @@ def translated(name: str, value: Any, known: Mapping[str, Any]) -> str:
     return f"{HOLDERS[meant]}({meant}{shown}) as {holder}" if holder and meant in HOLDERS else ""
 
 
-def checked(thing: Any, name: str, listing: ModuleType) -> Any:
+def checked(thing: Any, name: str, *, functions: bool) -> Any:
     """Return a public object that refuses unknown keywords; a class is changed in place.
 
-    name: as a user writes it, such as "intarsia.sparsify"; listing: the module that it is read
-    from. Functions of other libraries, those that take any keyword, and everything that cannot be
-    called stay as they are.
+    name: as a user writes it, such as "intarsia.sparsify"; functions: wrap functions, too, which
+    are then other objects than those of their modules. Functions of other libraries, those that
+    take any keyword, and everything that cannot be called stay as they are.
     """
     if not getattr(thing, "__module__", "").startswith("intarsia"):
         return thing
@@ -92,14 +90,18 @@ def checked(thing: Any, name: str, listing: ModuleType) -> Any:
         if home.__module__.startswith("intarsia") and _keywords(start) is not None:
             home.__init__ = _refusing(start)
         return thing
-    if not inspect.isfunction(thing) or _keywords(thing) is None:
+    if not functions or not inspect.isfunction(thing) or _keywords(thing) is None:
         return thing
-    call = _refusing(thing, name)
-    # one object under one name, so that other processes find it
-    for module in (listing, sys.modules[thing.__module__]):
-        if vars(module).get(thing.__name__) is thing:
-            setattr(module, thing.__name__, call)
+    call = _function_once(thing, name)
+    # where it is public, so that other processes find the same object
+    call.__module__, _, call.__qualname__ = name.rpartition(".")
     return call
+
+
+@functools.cache
+def _function_once(function: Callable[..., Any], name: str) -> Callable[..., Any]:
+    """Return the one object that stands for a public function under a name."""
+    return _refusing(function, name)
 
 
 def _keywords(function: Callable[..., Any]) -> dict[str, Any] | None:

@@ -62,13 +62,14 @@ def columns(path: Path) -> Sequence[str]:
     """
     try:
         if path.suffix.lower() == ".parquet":
-            from pyarrow import parquet  # not imported for other data
+            from pyarrow import parquet  # pyright: ignore  # not imported for other data
 
-            return parquet.read_schema(path).names
+            schema: Any = parquet.read_schema(path)  # pyright: ignore
+            return [str(name) for name in schema.names]
         line = next(filter(str.strip, read_lines(path, "utf-8-sig")), "")
         if path.suffix.lower() == ".jsonl":
             row: Any = parse_json(line or "null")
-            return list(row) if isinstance(row, dict) else ()
+            return [str(name) for name in row] if isinstance(row, dict) else ()  # pyright: ignore
         return next(csv.reader([line], delimiter=delimiter(path, line)), ())
     except (OSError, ValueError, ImportError, csv.Error):
         return ()

@@ -20,7 +20,7 @@ class Options(TypedDict, total=False):
 
     epochs: int
     batch_size: int
-    lr: float
+    lr: float | None
     weight_decay: float
     warmup: float
     precision: str

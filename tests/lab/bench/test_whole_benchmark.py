@@ -100,7 +100,7 @@ def test_results_become_tables_and_a_page(plan: BenchPlan, tmp_path: Path) -> No
 
 
 def test_a_search_never_looks_at_the_test_part(plan: BenchPlan, tmp_path: Path) -> None:
-    tuned = replace(plan, arms=(arm("linear"),), protocol=protocol("tuned"))
+    tuned = replace(plan, arms=(arm("bitfit"),), protocol=protocol("tuned"))
     messages: list[str] = []
     run_plan(tuned, tmp_path, HERE, messages.append)
     records = [json.loads(p.read_text())["results"] for p in tmp_path.rglob("run.json")]

@@ -80,7 +80,7 @@ def test_the_map_has_a_cell_for_every_task_and_method(report: Report) -> None:
         {}, {},
     ]  # fmt: skip
     assert [[text for _, text in run["commands"]] for run in mosa] == [
-        ["intarsia fit mini/mnist@train+val",
+        ["intarsia fit mini/mnist@train+val --lr 0.001",
          "intarsia report runs/mosa-mnist-0 --out runs/mosa-mnist-0/report.html"],
         ["intarsia fit mini/mnist@train+val --lr 0.005"],
         [],

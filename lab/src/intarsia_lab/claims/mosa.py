@@ -228,7 +228,7 @@ study = partial(
         "The adapter is above chance on ten classes, 10 %, by 20 points.", "fashion-mnist", 30
     ),
     rates=FixedRate(
-        BASE.lr,
+        BASE.rate,
         {"each arm": SCARCE.epochs * -(-SCARCE.images // BASE.batch_size)},
         "It is the published rate of VTAB-1k, whose sets are as small.",
     ),

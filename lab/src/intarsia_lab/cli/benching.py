@@ -206,6 +206,11 @@ def bench(
         raise typer.Exit(SOME_FAILED)
 
 
+def _rate(lr: float | None) -> str:
+    """Return a learning rate as text; a probe that is fitted to convergence has none."""
+    return "" if lr is None else f"{lr:g}"
+
+
 def _show_list(listing: dict[str, Any], as_json: bool) -> None:
     """Print suites, methods and protocols as tables.
 
@@ -226,7 +231,7 @@ def _show_list(listing: dict[str, Any], as_json: bool) -> None:
             note(f"{suite['how']} The suite's folder is {suite['root']}.")
     rows = [
         (
-            *(m["name"], m["method"], " ".join(m["settings"]), f"{m['lr']:g}", m["objective"]),
+            *(m["name"], m["method"], " ".join(m["settings"]), _rate(m["lr"]), m["objective"]),
             "half" if m["half"] else "all",
         )
         for m in listing["methods"]

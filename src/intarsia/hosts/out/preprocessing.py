@@ -170,7 +170,8 @@ for file in sys.argv[1:]:
     best = int(logits.argmax())
     name = HOW["classes"][best] if HOW["classes"] else best
     print(file, name, f"{{share[best] / share.sum():.4f}}")
-sys.exit(f"{{bad}} of {{len(sys.argv) - 1}} files could not be read." if bad else 0)
+if bad:
+    sys.exit(f"{{bad}} of {{len(sys.argv) - 1}} files could not be read.")
 """
 _FORMS = {
     "timm": (

@@ -129,7 +129,8 @@ class SparseIndex:
             lexical = replace(lexical or DEFAULT, share=1.0)
         metadata = {"model": reader.name, "digest": reader.digest, "stored": stored}
         index = cls(reader.queries, **metadata, lexical=lexical)
-        for part in blocks(as_documents(docs), block):
+        documents: Any = docs
+        for part in blocks(as_documents(documents), block):
             index.append(reader, part, texts=texts)
         return index.merge()
 
