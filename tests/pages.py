@@ -94,6 +94,7 @@ METHOD = re.compile(
 )
 # with other data, models and choices
 EITHER = {
+    r"(?<=Chosen: ).*?(?=, by # candidates|, by \d+ candidates)": "CHOICE",
     r"\d+ px(?:, (?:\d+ epochs?|rate [\d.]+|last \d+ blocks?|[a-z]+ \d+))*": "SETTINGS",
     r"each held out once in five folds|held out once|held out in turn \(\d of 5 folds\)": "HELD",
     r", at \d+ seeds\b": "",
@@ -108,7 +109,10 @@ EITHER = {
     r"\((?:[\d.]+, )+[\d.]+\)": "(#)",
 }
 # sentences that are printed only where one method is ahead, or only where none is
-OF_THE_OUTCOME = ("The highest accuracy", "It trains", "None does better")
+OF_THE_OUTCOME = (
+    *("The highest accuracy", "It trains", "None does better"),
+    *("Against the best converged probe", "It is a converged probe"),
+)
 
 
 @dataclass(frozen=True)

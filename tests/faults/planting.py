@@ -16,7 +16,7 @@ OFFICIAL = "tests/reference/test_reference.py::test_ours_equals_the_official_fun
 
 @dataclass(frozen=True)
 class Fault:
-    """One plausible mistake: a piece of a line, and what stands there instead."""
+    """A plausible mistake: a piece of a line, and its replacement."""
 
     system: str
     tests: tuple[str, ...]

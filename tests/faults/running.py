@@ -25,7 +25,7 @@ LONGEST = 900  # seconds until tests that a fault keeps from ending are stopped
 
 @dataclass(frozen=True)
 class Seen:
-    """What the tests said to a fault: the first that failed, "" if it survived."""
+    """Answer of the tests to a fault: the first that failed, "" if it survived."""
 
     fault: Fault
     by: str

@@ -57,7 +57,7 @@ Report = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Member:
-    """One model of a choice: its candidate, its weight and the temperature of its logits."""
+    """Model of a choice: its candidate, its weight and the temperature of its logits."""
 
     row: Row
     weight: float
@@ -244,8 +244,8 @@ def _prepare_search(
         splits = pictures_of(start, report)
     at_least("training pictures", len(splits.train), FEWEST, fix="Add pictures.")
     folded = Folded(start, splits, out, **running)
-    seen = views(start, models_of(request), request["methods"])
-    return Search(folded, seen, 60 * request["minutes"], report, bool(request.get("one")))
+    all_views = views(start, models_of(request), request["methods"])
+    return Search(folded, all_views, 60 * request["minutes"], report, bool(request.get("one")))
 
 
 def _open_folder(

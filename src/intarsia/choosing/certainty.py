@@ -42,7 +42,7 @@ class Margin:
 
     @property
     def verdict(self) -> str:
-        """What the interval says of the first one."""
+        """The words for what the interval says of the first candidate."""
         if self.paired is None or self.paired.low <= 0 <= self.paired.high:
             return "these pictures do not decide between the two"
         return "it is ahead" if self.paired.low > 0 else "it is behind"

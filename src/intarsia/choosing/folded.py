@@ -169,10 +169,10 @@ class Folded:
             self._fit_probe(experiment, keys)
         for _ in keys:
             row = self._answered(row)
-        each = self.store[keys[0]]["trained"] / len(self.labels)
+        image_seconds = self.store[keys[0]]["trained"] / len(self.labels)
         # trained are few blocks above frozen ones, or the whole: forward, backward and update
         passes = 1 if view.start.adapted.frozen_once else WHOLE
-        self.costs[place_of(experiment)] = Cost(0.0, each, passes * each)
+        self.costs[place_of(experiment)] = Cost(0.0, image_seconds, passes * image_seconds)
         return row
 
     def _fit_probe(self, experiment: Experiment, keys: Sequence[str]) -> None:

@@ -97,8 +97,8 @@ def losses(shares: Tensor, labels: Tensor) -> Tensor:
     shares = shares.clamp(LEAST, 1.0)
     if labels.ndim == 1:
         return -shares.log().gather(1, labels[:, None])[:, 0]
-    truth, others = labels.double(), (1 - shares).clamp(LEAST, 1.0)
-    return -(truth * shares.log() + (1 - truth) * others.log()).mean(1)
+    truth, complements = labels.double(), (1 - shares).clamp(LEAST, 1.0)
+    return -(truth * shares.log() + (1 - truth) * complements.log()).mean(1)
 
 
 def gap(first: HeldOutAnswers, second: HeldOutAnswers, by: str) -> tuple[float, float]:

@@ -118,14 +118,14 @@ class Search:
         Their cost is guessed from the view before it of the same backbone, or of another one.
         """
         costs = self.folded.costs
-        known = [p for p in costs if p.model == view.model] or list(costs)
-        nearest = max(known, key=lambda p: p.size)
-        each = costs[nearest].once * (view.size / max(nearest.size, 1)) ** 2
+        probed = [p for p in costs if p.model == view.model] or list(costs)
+        nearest = max(probed, key=lambda p: p.size)
+        image_seconds = costs[nearest].once * (view.size / max(nearest.size, 1)) ** 2
         images = len(self.folded.labels)
-        last = each * (images + len(self.folded.splits.test)) + FINISHING
-        begun, left = self.folded.spent - self.began, self.seconds - self.began
-        fits = self.folded.spent + each * images + last < self.seconds
-        return fits and begun + each * images < PROBING * left
+        last = image_seconds * (images + len(self.folded.splits.test)) + FINISHING
+        begun, seconds_left = self.folded.spent - self.began, self.seconds - self.began
+        fits = self.folded.spent + image_seconds * images + last < self.seconds
+        return fits and begun + image_seconds * images < PROBING * seconds_left
 
     def _best_places(self) -> list[View]:
         """Return the views on which adapters are trained, the best first.
@@ -134,8 +134,8 @@ class Search:
         sizes. Sizes at which an adapter would not answer all folds in its share of the time are
         passed over where there are smaller ones.
         """
-        at = {(view.model, view.size): view for view in self.views}
-        ranked = [at[place_of(row.experiment)] for row in self.ranked()]
+        view_at = {(view.model, view.size): view for view in self.views}
+        ranked = [view_at[place_of(row.experiment)] for row in self.ranked()]
         smallest = {view.model: view for view in reversed(self.views)}
         ranked = [v for v in ranked if v == smallest[v.model] or self._affords_adapter(v)]
         best: dict[str, View] = {}
@@ -189,10 +189,10 @@ class Search:
 
         def look(epochs: int) -> list[Candidate]:
             starts = [(view, view.start.changed(epochs=epochs)) for view in self.places]
-            most = max((len(view.arms) for view in self.places), default=0)
+            longest = max((len(view.arms) for view in self.places), default=0)
             return [
                 (view.arms[i].name, view.arms[i].settings.into(start))
-                for i in range(most)
+                for i in range(longest)
                 for view, start in starts
                 if i < len(view.arms)
             ]
@@ -228,9 +228,9 @@ class Search:
         if not adapters:
             return
         best = adapters[0]
-        others = [row for row in (*adapters, *trained) if row.name != best.name]
-        if others:
-            yield others[0].name, twin_of(others[0].experiment, best.experiment)
+        rivals = [row for row in (*adapters, *trained) if row.name != best.name]
+        if rivals:
+            yield rivals[0].name, twin_of(rivals[0].experiment, best.experiment)
 
     def _neighbours(self, ranked: Sequence[Row]) -> Iterator[Candidate]:
         """Yield candidates that differ in one setting from a trained adapter, its neighbours.
@@ -258,11 +258,14 @@ class Search:
             rate = experiment.training.rate
             for neighbour_rate in searching.extended([rate], [rate], RATE_REACH):
                 yield row.name, experiment.changed(lr=neighbour_rate)
-            blocks, most = experiment.adapted.last_blocks, depth[place_of(experiment)]
-            if blocks and blocks < most:
-                wider = min(2 * blocks, most)
+            blocks, depth_here = experiment.adapted.last_blocks, depth[place_of(experiment)]
+            if blocks and blocks < depth_here:
+                wider = min(2 * blocks, depth_here)
                 # with every block trained there is nothing left to compute once
-                yield row.name, experiment.changed(last_blocks=wider, frozen_once=wider < most)
+                yield (
+                    row.name,
+                    experiment.changed(last_blocks=wider, frozen_once=wider < depth_here),
+                )
 
     def _is_first_seed(self, experiment: Experiment) -> bool:
         """Return True for a candidate of the search's own seed."""

@@ -39,18 +39,18 @@ def choice_table(run: AutoRun) -> Table:
         Column(f"Test {metric}", "Of the choice alone, trained on everything; looked at once"),
     )
     test = numbers.percent(run.test[measure(run.test)])
-    shown = [row for row in run.rows if row.answers is not None and not row.error]
+    scored = [row for row in run.rows if row.answers is not None and not row.error]
     members = [member.row for member in run.members]
     entries = [(*_choice_line(run), Entry(test))]
     if len(members) > 1:
         weights = {m.row.experiment.key: f"weight {m.weight:.2g}" for m in run.members}
     else:
         weights = {}
-        shown = [row for row in shown if row is not members[0]]
+        scored = [row for row in scored if row is not members[0]]
     # members of a blend are always shown
-    first = [row for row in shown if row.experiment.key in weights]
-    rest = [row for row in shown if row.experiment.key not in weights][: SHOWN - len(first)]
-    for row in sorted([*first, *rest], key=shown.index):
+    first = [row for row in scored if row.experiment.key in weights]
+    rest = [row for row in scored if row.experiment.key not in weights][: SHOWN - len(first)]
+    for row in sorted([*first, *rest], key=scored.index):
         note = weights.get(row.experiment.key, "")
         entries.append((*_line(row, run.answers, note), Entry("")))
     caption = _caption(run.folder, run.seconds)

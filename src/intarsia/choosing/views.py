@@ -64,14 +64,14 @@ def views(start: Experiment, models: Sequence[str], methods: Sequence[str]) -> l
     start: the settings that all candidates share; a size among them is the only one. models: names
     of backbones. methods: arms that the user named; none = the leaders for each kind of backbone.
     """
-    found: list[View] = []
+    all_views: list[View] = []
     for name in models:
         model = _outline(start.changed(model=name))
         depth = len(dict(model.named_children()).get("blocks", nn.Identity())._modules)
         arms = _starting_arms(model, methods)
         for size in _sizes_to_try(start, model):
-            found.append(View(_on(start, name, size, model), arms, depth))
-    return sorted(found, key=lambda view: view.size)
+            all_views.append(View(_on(start, name, size, model), arms, depth))
+    return sorted(all_views, key=lambda view: view.size)
 
 
 def _on(start: Experiment, name: str, size: int, model: nn.Module) -> Experiment:
@@ -99,14 +99,14 @@ def _starting_arms(model: nn.Module, names: Sequence[str]) -> tuple[BenchArm, ..
     """
     norms = has_batch_norms(model)
     leaders = AMONG_BATCH_NORMS if norms else tuple(METHODS)
-    wanted = [name for name in names if name != PROBE] if names else leaders
+    method_names = [name for name in names if name != PROBE] if names else leaders
     if norms:
-        return tuple(among_batch_norms(arm(name)) for name in wanted)
+        return tuple(among_batch_norms(arm(name)) for name in method_names)
     return tuple(
         dataclasses.replace(a, settings=dataclasses.replace(a.settings, lr=METHODS[a.name]))
         if a.name in METHODS
         else a
-        for a in map(arm, wanted)
+        for a in map(arm, method_names)
     )
 
 

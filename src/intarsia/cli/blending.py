@@ -50,8 +50,12 @@ def blend(
     want, fix = "a number above 0 for each run", "For example: --weights 2,1"
     shares = None if weights is None else decimals("--weights", weights, want=want, fix=fix)
     fix = "For example: --temperatures 1.2,0.9"
-    given = temperatures
-    temps = None if given is None else decimals("--temperatures", given, want=want, fix=fix)
+    temperatures_text = temperatures
+    temps = (
+        None
+        if temperatures_text is None
+        else decimals("--temperatures", temperatures_text, want=want, fix=fix)
+    )
     from ..experiments.blending import write_blend
     from ..reports.runs import read_run
 

@@ -71,8 +71,8 @@ def exports(
         Raises: AttributeError with similar names for a name that is not public.
         """
         if name not in modules:
-            same = [n for n in names if n.casefold() == name.casefold()]
-            near = same or difflib.get_close_matches(name, names)
+            same_spelling = [n for n in names if n.casefold() == name.casefold()]
+            near = same_spelling or difflib.get_close_matches(name, names)
             fix = f". Did you mean {' or '.join(near)}?" if near else ""
             elsewhere = [n for n in namespaces() if n.casefold() == name.casefold()]
             if not near and elsewhere:
@@ -87,9 +87,9 @@ def exports(
         if not modules[name]:
             return importlib.import_module(f"{package}.{name}")
         home = importlib.import_module(f"{package}.{modules[name]}")
-        found = getattr(home, name)
+        public = getattr(home, name)
         # packages hand functions to each other, which compare them: users' own names are checked
         verbs = package == "intarsia" and not (ROOT / Path(file).stem).is_dir()
-        return checked(found, f"{module}.{name}", functions=verbs)
+        return checked(public, f"{module}.{name}", functions=verbs)
 
     return get, lambda: names, names

@@ -64,8 +64,8 @@ def columns(path: Path) -> Sequence[str]:
         if path.suffix.lower() == ".parquet":
             from pyarrow import parquet  # pyright: ignore  # not imported for other data
 
-            schema: Any = parquet.read_schema(path)  # pyright: ignore
-            return [str(name) for name in schema.names]
+            names: list[str] = list(parquet.read_schema(path).names)  # pyright: ignore
+            return names
         line = next(filter(str.strip, read_lines(path, "utf-8-sig")), "")
         if path.suffix.lower() == ".jsonl":
             row: Any = parse_json(line or "null")

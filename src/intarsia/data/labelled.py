@@ -57,7 +57,7 @@ class LabelledRows:
 
     @property
     def unit(self) -> str:
-        """What a row is, in words."""
+        """The word for a row."""
         return "rows" if self.columns else "texts"
 
     def select(self, positions: np.ndarray) -> LabelledRows:

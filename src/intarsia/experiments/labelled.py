@@ -108,7 +108,7 @@ class LabelledRun:
 
     @property
     def unit(self) -> str:
-        """What a row is, in words."""
+        """The word for a row."""
         return "rows" if self.columns else "texts"
 
     def predict(self, rows: Any) -> list[dict[str, Any]]:

@@ -241,8 +241,8 @@ def _class_means(rows: Any, y: np.ndarray, classes: int) -> tuple[np.ndarray, np
     count = member.sum(0)
     mean = np.asarray((rows.T @ member).T) / np.maximum(count, 1)[:, None]
     if y.ndim == 2:
-        others = len(y) - count
-        rest = np.asarray((rows.T @ (1 - member)).T) / np.maximum(others, 1)[:, None]
+        rest_count = len(y) - count
+        rest = np.asarray((rows.T @ (1 - member)).T) / np.maximum(rest_count, 1)[:, None]
         weight, bias = mean - rest, ((rest**2).sum(1) - (mean**2).sum(1)) / 2
     else:
         weight, bias = mean, -(mean**2).sum(1) / 2

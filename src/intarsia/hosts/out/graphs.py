@@ -50,7 +50,7 @@ class Logits(nn.Module):
 
 @dataclass(frozen=True)
 class Graph:
-    """What is traced, one model of pictures or several that share theirs.
+    """Model that is traced, or several that share their pictures.
 
     module: batches of pictures -> logits (B, K).  batches: one for each model, (B, C, H, W).  how:
     pictures become inputs, for the script, None = not known.  classes: names of the outputs.
@@ -63,7 +63,7 @@ class Graph:
 
     @property
     def blend(self) -> bool:
-        """Whether the module has a batch for each of several models."""
+        """True if the module has a batch for each of several models."""
         return len(self.batches) > 1
 
     @property

@@ -54,11 +54,11 @@ class Feature(ABC):
     @property
     @abstractmethod
     def settings(self) -> dict[str, Any]:
-        """What JSON holds of it."""
+        """The part that JSON holds."""
 
     @property
     def tensors(self) -> dict[str, np.ndarray]:
-        """What safetensors hold of it, by name."""
+        """The tensors, by name."""
         return {}
 
 

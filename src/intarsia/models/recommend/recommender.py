@@ -270,10 +270,10 @@ def seen_rows(events: Interactions) -> Tensor:
 
     events: pairs of users and items.
     """
-    seen = torch.zeros(len(events.user_ids), len(events.item_ids) + 1, dtype=torch.bool)
+    seen_items = torch.zeros(len(events.user_ids), len(events.item_ids) + 1, dtype=torch.bool)
     users, items = torch.from_numpy(events.users), torch.from_numpy(events.items)
-    seen[users, items + 1] = True
-    return seen
+    seen_items[users, items + 1] = True
+    return seen_items
 
 
 def refuse_history(model: object) -> ConfigError:
