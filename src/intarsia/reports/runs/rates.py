@@ -48,14 +48,17 @@ def described(comparison: Comparison) -> list[str]:
     for label, search in searches.items():
         alike.setdefault(_search_text(search, comparison), []).append(label)
     texts = [
-        f"{'Each method' if len(alike) == 1 else capital(joined(labels))} {tried}"
+        f"{'Each method' if len(alike) == 1 < len(searches) else capital(joined(labels))} {tried}"
         for tried, labels in alike.items()
     ]
     if _has_own_splits(comparison):
         texts.append("Each seed draws its own test part, in which some of these samples may be.")
     # methods that were not searched for
-    if fixed := [group.label for group in comparison.groups if group.label not in searches]:
+    unsearched = [g for g in comparison.groups if g.label not in searches]
+    if fixed := [group.label for group in unsearched if rate_of(group) is not None]:
         texts.append(f"The rate of {joined(fixed)} was given.")
+    if solved := [group.label for group in unsearched if rate_of(group) is None]:
+        texts.append(f"{capital(joined(solved))} is fitted to convergence, without a rate.")
     if ends := [label for label, search in searches.items() if search["limit"]]:
         texts.append(f"A better rate of {joined(ends)} may lie beyond the limit of the search.")
     return texts
