@@ -220,7 +220,7 @@ def test_a_browser_draws_it_and_its_controls_work(folder: Path, browse: Browse) 
         "then": ["plot-heat-0-shares"],
         "open": [False, False, False],
         "opened": [True, False, False],
-        "command": "intarsia fit mini/mnist@train+val",
+        "command": "intarsia fit mini/mnist@train+val --lr 0.001",
         "links": ["runs/mosa-mnist-0/report.html", "runs/mosa-mnist-0/run.json"],
         "failed": "MemoryError: killed",
     }
