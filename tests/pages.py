@@ -183,7 +183,8 @@ def compare_words(promised: str, printed: str) -> None:
     for table, table_now in zip(expected.tables, actual.tables, strict=True):
         for column, cells in table.items():
             forms = {*map(words_of, cells), ""}
-            if all(_is_a_figure(form) for form in forms):
+            # a column that the page leaves empty may have figures elsewhere
+            if forms != {""} and all(_is_a_figure(form) for form in forms):
                 assert {*map(words_of, table_now[column])} <= forms, (
                     column,
                     table_now[column],

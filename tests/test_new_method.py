@@ -32,6 +32,7 @@ COPIED = (
     "CHANGELOG.md",
     "pyproject.toml",
     "tests/conftest.py",
+    "tests/seeds.py",
     "tests/refusals.py",
     "tests/reference",
 )

@@ -380,7 +380,8 @@ def test_the_demo_from_pictures_to_page(
     assert result.code == 0, result.err
     for text in ("linear probe", "lora", "bottleneck", "mosa", "Report:"):
         assert text in result.out
-    assert "largest output difference" in result.words and "agree on 6 of 6" in result.words
+    # a probe that was chosen has nothing to fold
+    assert "rebuilt by timm" in result.words and "agree on 6 of 6" in result.words
     assert "Chosen on the validation part" in result.words
     assert "What adapting gained:" in result.words and "Mosa minus bottleneck" in result.words
     assert (tmp_path / "demo" / "report.html").is_file()

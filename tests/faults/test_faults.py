@@ -44,7 +44,7 @@ def test_a_sample_is_always_the_same() -> None:
     assert sample(faults(), 5) == sample(faults(), 5) != sample(faults(), 5, seed=1)
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 def test_a_sample_of_five_is_caught() -> None:
     """A fork of its own process would have what this one has imported."""
     here = os.environ | {"PYTHONPATH": str(ROOT)}

@@ -56,7 +56,7 @@ Report = Callable[[str], None]
 
 
 @dataclass(frozen=True)
-class Member:
+class ChosenModel:
     """Model of a choice: its candidate, its weight and the temperature of its logits."""
 
     row: Row
@@ -74,7 +74,7 @@ class AutoRun:
     report: the page.  seconds: of all.
     """
 
-    members: tuple[Member, ...]
+    members: tuple[ChosenModel, ...]
     answers: HeldOutAnswers
     rows: tuple[Row, ...]
     certainty: Certainty
@@ -208,7 +208,7 @@ def _search_and_score(
     ranked = search.ranked()
     temperatures = [row.answers.temperature for row in ranked if row.answers is not None]
     members = tuple(
-        Member(ranked[i], weight, temperatures[i])
+        ChosenModel(ranked[i], weight, temperatures[i])
         for i, weight in zip(blend.members, blend.weights, strict=True)
     )
     test, spent = _score_choice(members, certainty, out, running["running"], report)
@@ -354,7 +354,7 @@ def _common_settings(request: Mapping[str, Any]) -> Experiment:
 
 
 def _score_choice(
-    members: Sequence[Member],
+    members: Sequence[ChosenModel],
     certainty: Certainty,
     out: Path,
     running: Mapping[str, Any],
@@ -391,7 +391,7 @@ def _score_choice(
 
 
 def _train(
-    member: Member,
+    member: ChosenModel,
     folder: Path,
     out: Path,
     running: Mapping[str, Any],

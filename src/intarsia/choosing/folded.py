@@ -30,7 +30,7 @@ from ..train.folds import deal
 from ..train.probe import converged_probe
 from ..train.processes import device_named
 from .judging import HeldOutAnswers
-from .views import PROBE, View
+from .views import PROBE, PictureView
 
 FOLDS = 5
 ENOUGH = 400  # answers that decide, of different pictures
@@ -42,16 +42,16 @@ Candidate = tuple[str, Experiment]
 """A method's name, and the experiment that would be run as the choice."""
 
 
-class Place(NamedTuple):
+class BackboneAtSize(NamedTuple):
     """A backbone at a picture size."""
 
     model: str
     size: int
 
 
-def place_of(experiment: Experiment) -> Place:
+def place_of(experiment: Experiment) -> BackboneAtSize:
     """Return the backbone and the picture size of an experiment."""
-    return Place(experiment.adapted.model, experiment.adapted.size or 0)
+    return BackboneAtSize(experiment.adapted.model, experiment.adapted.size or 0)
 
 
 @dataclass(frozen=True, eq=False)
@@ -123,7 +123,7 @@ class Folded:
     def __post_init__(self) -> None:
         """Open the store of results, and deal the training pictures into FOLDS folds."""
         self.store = Store(self.out, "search.jsonl")
-        self.spent, self.costs = 0.0, dict[Place, Cost]()
+        self.spent, self.costs = 0.0, dict[BackboneAtSize, Cost]()
         self.seconds_per_image: dict[tuple[Any, ...], float] = {}  # seconds of an image
         self.overhead = SETTING_UP  # seconds of a run beside its training
         self.prefixes_computed: set[tuple[Any, ...]] = set()  # what was computed once
@@ -156,7 +156,7 @@ class Folded:
             self.answers_read[keys] = HeldOutAnswers.of(list(zip(positions, *columns, strict=True)))
         return self.answers_read[keys]
 
-    def probe(self, view: View) -> Row:
+    def probe(self, view: PictureView) -> Row:
         """Answer all folds by a converged probe on features that are computed once.
 
         view: the backbone and its picture size; what a picture costs on it is learned, too. A probe

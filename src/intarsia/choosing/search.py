@@ -23,7 +23,7 @@ from ..reports import numbers
 from ..reports.runs.reading import measure
 from . import blending, judging
 from .folded import Candidate, Folded, Row, describe_settings, place_of
-from .views import PROBE, View
+from .views import PROBE, PictureView
 
 SCREEN = 2  # folds of the first look at a candidate
 FIRST_STEPS = 60  # optimiser steps of the first look, within these epochs
@@ -49,7 +49,7 @@ class Search:
     """
 
     folded: Folded
-    views: Sequence[View]
+    views: Sequence[PictureView]
     seconds: float
     report: Report
     one: bool = False
@@ -58,9 +58,10 @@ class Search:
         """Begin with no candidates; set how many folds each one answers: `screen`, then `full`."""
         self.rows: dict[str, Row] = {}
         self.order: list[Row] | None = None  # of `ranked`, until something is trained
+        self.team: list[Row] | None = None  # of `_members`, until something is trained
         self.full = self.folded.full
         self.screen = min(SCREEN, self.full)
-        self.places: list[View] = []
+        self.places: list[PictureView] = []
         self.began = 0.0  # seconds before the search, of reading the pictures
 
     def run(self) -> list[Row]:
@@ -112,7 +113,7 @@ class Search:
             want, fix = "one candidate that trains", "Mend that, or name another --model."
             raise TrainingError("search", got=got, want=want, fix=fix)
 
-    def _affords_probe(self, view: View) -> bool:
+    def _affords_probe(self, view: PictureView) -> bool:
         """Decide whether the features of a view fit into the probes' share of the time.
 
         Their cost is guessed from the view before it of the same backbone, or of another one.
@@ -127,7 +128,7 @@ class Search:
         fits = self.folded.spent + image_seconds * images + last < self.seconds
         return fits and begun + image_seconds * images < PROBING * seconds_left
 
-    def _best_places(self) -> list[View]:
+    def _best_places(self) -> list[PictureView]:
         """Return the views on which adapters are trained, the best first.
 
         They are the best size of each of the two best backbones; of a single backbone its two best
@@ -138,13 +139,13 @@ class Search:
         ranked = [view_at[place_of(row.experiment)] for row in self.ranked()]
         smallest = {view.model: view for view in reversed(self.views)}
         ranked = [v for v in ranked if v == smallest[v.model] or self._affords_adapter(v)]
-        best: dict[str, View] = {}
+        best: dict[str, PictureView] = {}
         for view in ranked:
             best.setdefault(view.model, view)
         places = list(best.values()) if len(best) > 1 else ranked
         return places[:PLACES]
 
-    def _affords_adapter(self, view: View) -> bool:
+    def _affords_adapter(self, view: PictureView) -> bool:
         """Decide whether a short training on a view, on all folds, fits into the first look."""
         if not view.arms:
             return True
@@ -170,12 +171,12 @@ class Search:
 
     def _members(self) -> list[Row]:
         """Return the candidates that would be trained on all pictures if time were up now."""
-        ranked = self.ranked()
-        answers = [row.answers for row in ranked if row.answers is not None]
-        if not answers:
-            return []
-        choice = blending.best_single(answers) if self.one else blending.greedy(answers)
-        return [ranked[i] for i in choice.members]
+        if self.order is None or self.team is None:
+            ranked = self.ranked()
+            answers = [row.answers for row in ranked if row.answers is not None]
+            choose = blending.best_single if self.one else blending.greedy
+            self.team = [ranked[i] for i in choose(answers).members] if answers else []
+        return self.team
 
     def _first_look(self) -> list[Candidate]:
         """List the first adapters: every method on each place.
@@ -292,7 +293,7 @@ class Search:
             for row in self.folded.answer(rows):
                 self.rows[row.experiment.key] = row
             # new answers: the ranking is computed anew when it is next asked for
-            self.order = None
+            self.order = self.team = None
             ended = [move for move in working if not self._goes_on(*move)]
             working = [move for move in working if move not in ended]
             for candidate, _ in ended:

@@ -77,7 +77,7 @@ OPTIONS = ("text", "label", "split_seed", "images", "test")
 
 
 @dataclass(frozen=True, eq=False)
-class Candidate:
+class TextCandidate:
     """A candidate: the method in a word, its answers to the held-out rows, its seconds."""
 
     word: str
@@ -96,7 +96,7 @@ class AutoTexts:
     """
 
     sentences: tuple[str, ...]
-    candidates: tuple[Candidate, ...]
+    candidates: tuple[TextCandidate, ...]
     run: LabelledRun
     report: Path
     seconds: float
@@ -180,7 +180,7 @@ def auto_texts(
     with alone(folder):
         if not (folder / AUTO).exists():
             write_json(folder / AUTO, request)
-        search = Search(splits, request, folder, began, report)
+        search = TextSearch(splits, request, folder, began, report)
         return search.result(settings)
 
 
@@ -236,7 +236,7 @@ def _opened_folder(
     return out, stored
 
 
-class Search:
+class TextSearch:
     """A search: candidates are fitted one after another, as far as the minutes reach."""
 
     def __init__(
@@ -270,9 +270,9 @@ class Search:
         named = tuple(self.request["methods"]) or CANDIDATES
         return named if BASELINE in named else (BASELINE, *named)
 
-    def candidates(self) -> list[Candidate]:
+    def candidates(self) -> list[TextCandidate]:
         """Fit every candidate for which there is time, and report each."""
-        train, fitted = self.splits.train, list[Candidate]()
+        train, fitted = self.splits.train, list[TextCandidate]()
         self.report(f"{len(train):,} {train.unit} to train on, {len(self.splits.test):,} to test.")
         for word in self.words:
             try:
@@ -291,7 +291,7 @@ class Search:
             )
         return fitted
 
-    def _candidate(self, word: str) -> Candidate | None:
+    def _candidate(self, word: str) -> TextCandidate | None:
         """Return a candidate, from the folder or fitted now; None where it would take too long."""
         train, key = self.splits.train, key_of({"word": word})
         if key in self.store and (self.folder / f"{key}.safetensors").is_file():
@@ -313,12 +313,12 @@ class Search:
 
     def _scored(
         self, word: str, held_out: Tensor, seconds: float, member: Member | None = None
-    ) -> Candidate:
+    ) -> TextCandidate:
         """Return a candidate of its logits of the training rows; their temperature is 1."""
         shares = held_out[self.rows].double().softmax(1)
         labels = torch.from_numpy(self.splits.train.labels[self.rows])
         answers = HeldOutAnswers.of_shares(self.rows, shares, labels)
-        return Candidate(word, answers, seconds, member)
+        return TextCandidate(word, answers, seconds, member)
 
     def _fits(self, word: str) -> bool:
         """Decide whether TF-IDF fits into the time that is left, by a sample of the texts."""
@@ -395,7 +395,7 @@ class Search:
 
 
 def _sentences(
-    method: str, candidates: Sequence[Candidate], honest: HeldOutAnswers, unit: str
+    method: str, candidates: Sequence[TextCandidate], honest: HeldOutAnswers, unit: str
 ) -> tuple[str, ...]:
     """Return what was chosen among how many, and how far it is ahead of TF-IDF.
 
@@ -416,7 +416,7 @@ def _sentences(
     return first, lead_over(honest, base)
 
 
-def lead_over(answers: HeldOutAnswers, base: Candidate) -> str:
+def lead_over(answers: HeldOutAnswers, base: TextCandidate) -> str:
     """Return the sentence on the difference to a candidate, paired over the rows."""
     sentence = lead(interval(answers, base.answers), BASELINE_NAME)
     return sentence.replace(WITHIN, f"{WITHIN}, so that embeddings may not pay")

@@ -28,7 +28,7 @@ LAST_BLOCKS = 3  # so that what is frozen below is computed once
 
 
 @dataclass(frozen=True)
-class View:
+class PictureView:
     """A backbone at a picture size.
 
     start: the settings of all candidates on it, with its model and size.  arms: methods to train,
@@ -58,19 +58,19 @@ class View:
         return self.start.changed(method=PROBE, lr=None, last_blocks=None, frozen_once=False)
 
 
-def views(start: Experiment, models: Sequence[str], methods: Sequence[str]) -> list[View]:
+def views(start: Experiment, models: Sequence[str], methods: Sequence[str]) -> list[PictureView]:
     """Return each backbone at each of its sizes, small pictures first.
 
     start: the settings that all candidates share; a size among them is the only one. models: names
     of backbones. methods: arms that the user named; none = the leaders for each kind of backbone.
     """
-    all_views: list[View] = []
+    all_views: list[PictureView] = []
     for name in models:
         model = _outline(start.changed(model=name))
         depth = len(dict(model.named_children()).get("blocks", nn.Identity())._modules)
         arms = _starting_arms(model, methods)
         for size in _sizes_to_try(start, model):
-            all_views.append(View(_on(start, name, size, model), arms, depth))
+            all_views.append(PictureView(_on(start, name, size, model), arms, depth))
     return sorted(all_views, key=lambda view: view.size)
 
 

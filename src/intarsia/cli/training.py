@@ -260,7 +260,7 @@ def _show(run: Any, out: Path | None) -> None:
     run: as trained; out: its folder.
     """
     from ..reports import numbers
-    from ..train import Metrics
+    from ..train import Metrics, Run
 
     before = run.record["record"].get("before")
     scores = {"test, before": before, "val": run.val, "test": run.test}
@@ -284,7 +284,7 @@ def _show(run: Any, out: Path | None) -> None:
         f"({counts['trained_without_head']:,} without the head), "
         f"{numbers.seconds(results['seconds'])} of training."
     )
-    for line in getattr(run, "advice", ()):
+    for line in run.advice if isinstance(run, Run) else ():
         warn(line)
     run_folder = shlex.quote(str(out))
     next_command = f"evaluate {run_folder}" if before else f"predict {run_folder} PICTURES"

@@ -259,19 +259,19 @@ def read_record(folder: Path) -> dict[str, Any]:
 
 
 @dataclass(frozen=True, eq=False)
-class Answers:
+class RowAnswers:
     """Answers of a run to its test rows.  rows: (n,) digests; right: (n,) of bool."""
 
     rows: np.ndarray
     right: np.ndarray
 
 
-def answers_of(folder: Path) -> Answers:
+def answers_of(folder: Path) -> RowAnswers:
     """Return the answers of a run on its test rows.  Raises: CheckpointError."""
     try:
         tensors = read_tensors(folder / ANSWERS)
         right = tensors["logits"].argmax(1) == tensors["labels"]
-        return Answers(tensors["rows"].numpy(), right.numpy())
+        return RowAnswers(tensors["rows"].numpy(), right.numpy())
     except (OSError, KeyError, ValueError, SafetensorError) as error:
         raise _damaged(folder, error) from error
 

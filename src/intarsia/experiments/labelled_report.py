@@ -17,17 +17,17 @@ from ..reports.report import Report, Section
 from ..reports.sheet import Spread
 from ..reports.statistics import PairedInterval, paired_interval
 from ..reports.table import Column, Entry, Table
-from .labelled import Answers, answers_of, read_record
+from .labelled import RowAnswers, answers_of, read_record
 
 WITHIN = "these rows do not decide between the two"
 
 
 @dataclass(frozen=True, eq=False)
-class Arm:
+class ComparedMethod:
     """A method's runs: seed and digest of the test rows -> record and answers."""
 
     method: str
-    runs: Mapping[tuple[int, str], tuple[Mapping[str, Any], Answers]]
+    runs: Mapping[tuple[int, str], tuple[Mapping[str, Any], RowAnswers]]
 
     def mean(self, score: str, part: str = "test") -> Spread:
         """Return the mean and the deviation of a score over the runs."""
@@ -40,7 +40,7 @@ class Arm:
         """The mean seconds of fitting."""
         return fmean(record["results"]["seconds"] for record, _ in self.runs.values())
 
-    def ahead(self, other: Arm) -> PairedInterval | None:
+    def ahead(self, other: ComparedMethod) -> PairedInterval | None:
         """Return by how much the method is ahead on the rows that both answered at equal seeds.
 
         A row that is in the test part of several seeds counts once, with its mean.
@@ -62,12 +62,12 @@ def runs_below(folders: Sequence[Path]) -> list[Path]:
     return sorted({file.parent for folder in folders for file in folder.rglob(FILE)})
 
 
-def arms_of(folders: Sequence[Path]) -> list[Arm]:
+def arms_of(folders: Sequence[Path]) -> list[ComparedMethod]:
     """Read runs, and group them by the method that was asked for, in the order of their names.
 
     Raises: DataError where there is none.
     """
-    groups: dict[str, dict[tuple[int, str], tuple[Mapping[str, Any], Answers]]] = {}
+    groups: dict[str, dict[tuple[int, str], tuple[Mapping[str, Any], RowAnswers]]] = {}
     for folder in runs_below(folders):
         record = read_record(folder)
         settings, digest = record["settings"], record["data"]["test"]["digest"]
@@ -77,10 +77,10 @@ def arms_of(folders: Sequence[Path]) -> list[Arm]:
         fix = "Fit some: intarsia fit texts.csv"
         got, want = "no finished run", "runs on labelled rows"
         raise DataError(f"folders {', '.join(map(str, folders))}", got=got, want=want, fix=fix)
-    return [Arm(method, runs) for method, runs in groups.items()]
+    return [ComparedMethod(method, runs) for method, runs in groups.items()]
 
 
-def comparison_report(arms: Sequence[Arm], baseline: str | None = None) -> Report:
+def comparison_report(arms: Sequence[ComparedMethod], baseline: str | None = None) -> Report:
     """Return the report of some methods: sentences and a table, the best on held-out rows first.
 
     baseline: the method that the others are compared with, None = the first.
@@ -123,7 +123,7 @@ COLUMNS = (
 )
 
 
-def _line(arm: Arm, base: Arm) -> tuple[Entry, ...]:
+def _line(arm: ComparedMethod, base: ComparedMethod) -> tuple[Entry, ...]:
     """Return a method's row of the table."""
     gap = None if arm is base else arm.ahead(base)
     ahead = "" if gap is None else f"{numbers.signed(100 * gap.mean)} "

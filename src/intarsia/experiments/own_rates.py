@@ -51,7 +51,7 @@ def with_own_rate(experiment: Experiment, model: nn.Module) -> Experiment:
     if experiment.training.lr is not None or converges(experiment):
         return experiment
     if method in keys("recipe"):
-        return experiment.changed(lr=getattr(card(method).config(), "lr", None) or RATE)
+        return experiment.changed(lr=dict(vars(card(method).config())).get("lr") or RATE)
     if not experiment.adapted.pretrained:
         return experiment.changed(lr=RATE)
     return experiment.changed(lr=own_rate(method, batch_norms=has_batch_norms(model)))
