@@ -194,7 +194,7 @@ def test_auto_refuses_before_any_work(data: Path, tmp_path: Path) -> None:
 
 def test_what_takes_too_long_is_left_out(data: Path, model: Path, tmp_path: Path) -> None:
     lines: list[str] = []
-    search = searching.Search(
+    search = searching.TextSearch(
         searching.LabelledFit(str(data), "words", "kind").splits(),
         {"seed": 0, "minutes": 0.0, "methods": ["tfidf", f"{model}"], "one": False},
         tmp_path / "auto",
