@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..core.errors import ConfigError, DataError
-from .begun_index import check_same, known_by, settings_file
-from .shell import note
+from .begun_index import begun_by, check_same, known_by, settings_file
+from .shell import note, warn
 
 if TYPE_CHECKING:
     from ..models.retrieve.inference_free import InferenceFree
@@ -49,7 +49,7 @@ def write_index(
     from ..models.retrieve.sparse_index import SparseIndex, blocks
 
     # A new index grows beside --out, so that a half one is never taken for whole.
-    partial = append or (out.with_name(f".{out.name}.part") if out else Path())
+    partial = append or (begun_by(out) if out else Path())
     begun = (partial / META).is_file()
     # Going on is only right for the same documents, encoder and settings.
     identity = {"docs": known_by(docs), "model": model} | options
@@ -63,6 +63,9 @@ def write_index(
         searchable = SparseIndex(encoder.queries, **details, lexical=lexical)
     # an index that is going on has the first documents already; of an added file none
     total = len(searchable)
+    if append is not None and _has_all(searchable, docs):
+        warn(f"{append} has every document of {docs} already; nothing was added.")
+        return searchable
     documents = (row for row in _documents(docs) if append is not None or row[0] not in searchable)
     for part in blocks(documents, MANY if alone else BLOCK):
         searchable.append(encoder, part)
@@ -85,6 +88,11 @@ def write_index(
         shutil.rmtree(partial, ignore_errors=True)
         settings_file(partial).unlink(missing_ok=True)
     return searchable
+
+
+def _has_all(searchable: SparseIndex, docs: str) -> bool:
+    """Return whether an index has the ids of all documents, as after a command that was killed."""
+    return all(name in searchable for name, _ in _documents(docs))
 
 
 def _encoder(

@@ -10,12 +10,13 @@ import typer
 
 from ..core.checks import one_of
 from ..core.errors import ConfigError
+from .begun_index import begun_by
 from .completing import among
 from .index_steps import META, write_index
 from .options import Json, Threads, use_threads, writes
 from .search_page import serve_index
 from .shell import say, show_json, show_table, whole_text
-from .targets import hold, target
+from .targets import finished_names, hold, target
 
 if TYPE_CHECKING:
     from ..models.retrieve.sparse_index import SparseIndex
@@ -93,7 +94,11 @@ def index(
     if append is not None and not (append / META).is_file():
         fix = "Begin one with --out."
         raise ConfigError(f"--append {append}", got="no index", want="an index's folder", fix=fix)
-    hold(append) if append is not None else target(out, "idx")
+    if append is not None:
+        hold(append)
+    else:
+        names = [] if out is None else finished_names(out, begun_by(out), META)
+        target(out, "idx", written_names=names)
     # a stopped command may only go on with the same ones
     options = {"stored": stored, "prune": prune, "language": language}
     searchable = write_index(docs, model, out, append, options, megabytes)

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from intarsia.core.errors import DataError, MissingExtra
+from intarsia.core.errors import DataError, MissingExtra, some_of
 from intarsia.core.reading import check_regular
 from intarsia.data.interactions import Array, Interactions, ItemField, with_items
 
@@ -101,7 +101,7 @@ def _read_blocks(path: Path, columns: Mapping[str, Sequence[str]]) -> Any:
             for column in ("user", "item"):
                 if not column_names[column]:
                     want, fix = f"one of {list(columns[column])}", "Rename the column."
-                    raise DataError(f"columns of {path}", got=present, want=want, fix=fix)
+                    raise DataError(f"columns of {path}", got=some_of(present), want=want, fix=fix)
             names = {column: name for column, name in column_names.items() if name}
             for block in file.iter_batches(ROWS, columns=list(names.values())):
                 yield block, names

@@ -5,7 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 from ..core.errors import ConfigError
+from ..core.files import read_json
+from ..core.sealing import check_settings
 from ..data.corpora import is_text
+from ..train.folder import RUN
 from . import experiment as experiments
 from .runs import PictureRun, Report, open_pictures
 from .writing import TextRun, open_texts
@@ -29,9 +32,22 @@ def open_run(
     run.
     """
     folder = Path(folder)
+    _check_record(folder / RUN)
     if is_text(experiments.read(folder).pictures.data):
         if size is not None:
             got, want = f"{size} for a run on texts", "a run on pictures"
             raise ConfigError("size", got=got, want=want, fix="Leave it out.")
         return open_texts(folder, as_trained=as_trained, report=report)
     return open_pictures(folder, size=size, as_trained=as_trained)
+
+
+def _check_record(path: Path) -> None:
+    """Check the record of a run by its own digest, before a word of it is used.
+
+    Raises: CheckpointError for a record that changed after it was written, or has no digest.
+    """
+    try:
+        content = read_json(path)
+    except (OSError, ValueError):
+        return  # whoever reads it says what is wrong
+    check_settings(path, content)
