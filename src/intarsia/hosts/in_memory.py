@@ -40,7 +40,7 @@ def hold(model: nn.Module, source: str) -> None:
 
 def is_number(logits: Tensor) -> bool:
     """Return whether a most probable token can be told: no NaN, no infinity, one that may come."""
-    return math.isfinite(logits.max())
+    return math.isfinite(logits.detach().max())
 
 
 def check_logits(logits: Tensor) -> None:
@@ -54,7 +54,7 @@ def is_finite(weight: Tensor) -> bool:
     """Return whether a weight has neither NaN nor infinity; types of few bits count as finite."""
     if not weight.is_floating_point() or weight.element_size() < 2:
         return True
-    return all(math.isfinite(end) for end in weight.aminmax())
+    return all(math.isfinite(end) for end in weight.detach().aminmax())
 
 
 def _mapped() -> list[tuple[int, int]] | None:
