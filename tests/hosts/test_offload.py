@@ -297,12 +297,12 @@ def test_a_store_that_is_whole_is_packed_again_and_no_other_one_is_lost(
 def test_what_cannot_be_offloaded_is_refused(
     store: Path, saved: dict[str, Path], tmp_path: Path
 ) -> None:
+    with refused(CheckpointError, got="an empty folder"):
+        intarsia.offloading.pack_experts(tmp_path, tmp_path / "new")
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "x").touch()
     with refused(ConfigError, got="other files in it, such as 'x'"):
         intarsia.offloading.pack_experts(saved["mixtral"], tmp_path / "mine")
-    with refused(CheckpointError, got="an empty folder"):
-        intarsia.offloading.pack_experts(tmp_path, tmp_path / "new")
     from transformers import LlamaConfig, LlamaForCausalLM
 
     sizes: dict[str, Any] = {"vocab_size": 8, "hidden_size": 8, "intermediate_size": 8}
