@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from intarsia.cli.targets import finished_names
 from intarsia.models.codec import irc
 
 from .conftest import Intarsia
@@ -88,6 +89,18 @@ def other(place: Path) -> Iterator[None]:
 
 def called(intarsia: Intarsia, verb: str, target: Path) -> Any:
     return intarsia(*(word.replace(T, str(target)) for word in VERBS[verb]))
+
+
+def test_a_whole_result_is_one_s_own_while_its_state_is_there(tmp_path: Path) -> None:
+    out, state = tmp_path / "out", tmp_path / ".out.training"
+    out.mkdir()
+    for name in ("prior.json", "prior.safetensors"):
+        (out / name).touch()
+    assert finished_names(out, state, "prior.json") == []
+    state.mkdir()
+    assert sorted(finished_names(out, state, "prior.json")) == ["prior.json", "prior.safetensors"]
+    assert finished_names(out, state, "modules.json") == []
+    assert finished_names(None, state, "prior.json") == []
 
 
 @pytest.mark.parametrize("verb", VERBS)

@@ -8,7 +8,14 @@ import re
 import pytest
 
 from intarsia.core import errors
-from intarsia.core.errors import ConfigError, IntarsiaError, MissingExtra, UnknownName, printable
+from intarsia.core.errors import (
+    ConfigError,
+    IntarsiaError,
+    MissingExtra,
+    UnknownName,
+    printable,
+    some_of,
+)
 
 PLAIN = [
     kind
@@ -77,3 +84,9 @@ def test_control_characters_of_a_name_do_not_reach_the_terminal() -> None:
 
 def test_a_name_that_is_like_none_gets_no_advice() -> None:
     assert "Choose one of them." in str(UnknownName("kind", "nonsense", ["baseline", "router"]))
+
+
+def test_a_long_list_of_a_file_is_cut() -> None:
+    assert some_of(["a", "b"]) == "['a', 'b']"
+    text = some_of(["x" * 1000] * 500_000)
+    assert len(text) < 1200 and text.endswith("and 499,990 more")

@@ -23,6 +23,7 @@ from intarsia.core.sealing import (
     check_sealed,
     check_settings,
     digests,
+    is_format,
     seal_file,
     seal_folder,
     seal_stock,
@@ -145,3 +146,8 @@ def test_every_byte_of_a_tensor_file_is_sealed(tmp_path: Path) -> None:
     save_file({"a": torch.ones(1)}, path)
     with pytest.raises(CheckpointError):
         check_file(path)
+
+
+@pytest.mark.parametrize(("number", "good"), [(1, True), (True, False), (1.0, False), (2, False)])
+def test_a_format_is_a_whole_number(number: object, good: bool) -> None:
+    assert is_format(number, 1) == good

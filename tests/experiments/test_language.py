@@ -16,6 +16,7 @@ from typer.testing import CliRunner
 
 from intarsia.cli.app import app
 from intarsia.core.errors import CheckpointError, ConfigError, DataError, UnknownName
+from intarsia.core.sealing import sealed
 from intarsia.data.texts import read_prompts
 from intarsia.experiments import language
 from intarsia.experiments.execute import carry_out
@@ -173,6 +174,13 @@ def test_another_model_than_the_run_s_is_refused(carry: Carry, model: str, tmp_p
     record = json.loads(file.read_text())
     record["record"]["trunk"] = "0" * 64
     file.write_text(json.dumps(record))
+    with refused(CheckpointError, got="settings that changed after they were written"):
+        open_run(out)
+    seal = record.pop("sha256")
+    file.write_text(json.dumps(record))
+    with refused(CheckpointError, got="settings without the digests that were written with them"):
+        open_run(out)
+    file.write_text(json.dumps(sealed(record, seal["files"])))
     with refused(CheckpointError, got="weights fc9c72a8d34a"):
         open_run(out)
 

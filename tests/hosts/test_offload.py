@@ -269,13 +269,40 @@ def test_slots_are_counted_in_bytes_and_capped(store: Path) -> None:
     opened.close()
 
 
+def test_a_store_that_is_whole_is_packed_again_and_no_other_one_is_lost(
+    saved: dict[str, Path], tmp_path: Path
+) -> None:
+    """A command that was killed after its last rename is repeated."""
+    store = intarsia.offloading.pack_experts(saved["mixtral"], tmp_path / "s")
+    before = (store / "experts.json").read_bytes()
+    assert intarsia.offloading.pack_experts(saved["mixtral"], store) == store
+    assert (store / "experts.json").read_bytes() == before
+    content = json.loads(before)
+    assert content["format"] == 1
+    changed = shutil.copytree(saved["mixtral"], tmp_path / "changed")
+    config = json.loads((changed / "config.json").read_text())
+    (changed / "config.json").write_text(json.dumps(config | {"rope_theta": 7.0}))
+    with refused(ConfigError, got="another result"):
+        intarsia.offloading.pack_experts(changed, store)
+    assert (store / "experts.json").read_bytes() == before
+    for number in (True, 1.0, 2):
+        record = {key: content[key] for key in content if key not in ("format", "sha256")}
+        files = content["sha256"]["files"]
+        sealed_again = sealed(record | {"format": number}, files)
+        (store / "experts.json").write_text(json.dumps(sealed_again))
+        with pytest.raises(CheckpointError, match="format"):
+            ExpertStore(store)
+
+
 def test_what_cannot_be_offloaded_is_refused(
     store: Path, saved: dict[str, Path], tmp_path: Path
 ) -> None:
-    with refused(ConfigError, got="something there"):
-        intarsia.offloading.pack_experts(saved["mixtral"], store)
     with refused(CheckpointError, got="an empty folder"):
         intarsia.offloading.pack_experts(tmp_path, tmp_path / "new")
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "x").touch()
+    with refused(ConfigError, got="other files in it, such as 'x'"):
+        intarsia.offloading.pack_experts(saved["mixtral"], tmp_path / "mine")
     from transformers import LlamaConfig, LlamaForCausalLM
 
     sizes: dict[str, Any] = {"vocab_size": 8, "hidden_size": 8, "intermediate_size": 8}

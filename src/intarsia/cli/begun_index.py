@@ -10,6 +10,11 @@ from ..core.errors import ConfigError
 from ..core.files import read_json
 
 
+def begun_by(out: Path) -> Path:
+    """Return the folder beside --out in which an index grows until it is whole."""
+    return out.with_name(f".{out.name}.part")
+
+
 def settings_file(partial: Path) -> Path:
     """Return the file beside a begun index that has its documents and options."""
     return partial.with_name(f"{partial.name}.json")

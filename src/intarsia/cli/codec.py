@@ -19,7 +19,7 @@ from ..core.reading import read_bytes
 from .options import Json, OutFolder, Seed, Threads, use_threads, writes
 from .shell import note, say, show_json, show_table, warn
 from .signal_files import SUFFIXES, check_signal, open_whole, read_signal, save_signal
-from .targets import target
+from .targets import finished_names, target
 
 IRC = "IRC"  # where a file of `codec encode` begins
 PriorFolder = Annotated[
@@ -169,7 +169,9 @@ def train(
 
     Example:  intarsia codec train photographs/ --bits-per-pixel 0.5 --out my-prior
     """
-    out = target(out, "my-prior")
+    # The training's checkpoints, which let a killed one go on; removed when the prior is written.
+    state = out.with_name(f".{out.name}.training") if out is not None else Path()
+    out = target(out, "my-prior", written_names=finished_names(out, state, "prior.json"))
     use_threads(threads)
     from ..data.decode import SUFFIXES as PICTURES
     from ..data.decode import to_rgb
@@ -187,8 +189,6 @@ def train(
     from ..models.codec.codec import Recombiner
 
     arrays = [to_rgb(open_whole(path)) for path in files]
-    # The training's checkpoints, which let a killed one go on; removed when the prior is written.
-    state = out.with_name(f".{out.name}.training")
     options: dict[str, Any] = {"crops": crops, "tiles": tiles, "steps": steps, "seed": seed}
     coder = Recombiner.train(
         # A part has tiles x tiles patches: the batch keeps about 256 patches a step.

@@ -17,7 +17,8 @@ from .shell import note, say, show_json
 from .targets import target
 
 MARKS = {"onnx": "intarsia", "torch": "preprocessing.json", "gguf": "GGUF"}  # in the files
-EXPORTED = ("config.json", "model.safetensors", "predict.py", "members")  # in a timm folder
+# files of a timm folder
+EXPORTED = ("config.json", "model.safetensors", "predict.py", "digests.json", "members")
 SUFFIXES = {"timm": "", "onnx": ".onnx", "torch": ".pt2", "gguf": ".gguf"}
 
 Run = Annotated[

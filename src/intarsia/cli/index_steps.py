@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..core.errors import ConfigError, DataError
-from .begun_index import check_same, known_by, settings_file
-from .shell import note
+from .begun_index import begun_by, check_same, known_by, settings_file
+from .shell import note, warn
 
 if TYPE_CHECKING:
     from ..data.documents import Document
@@ -60,7 +60,7 @@ def write_index(
     from ..models.retrieve.sparse_index import SparseIndex, blocks
 
     # A new index grows beside --out, so that a half one is never taken for whole.
-    partial = append or (out.with_name(f".{out.name}.part") if out else Path())
+    partial = append or (begun_by(out) if out else Path())
     begun = (partial / META).is_file()
     # Going on is only right for the same documents, encoder and settings.
     identity = {"docs": known_by(docs), "model": model} | options
@@ -76,6 +76,9 @@ def write_index(
     add = searchable.update if update else searchable.append
     # an index that is going on has the first documents already; of an added file none
     total = len(searchable)
+    if append is not None and not update and _has_all(searchable, docs, columns):
+        warn(f"{append} has every document of {docs} already; nothing was added.")
+        return searchable
     documents = (
         document
         for document in _documents(docs, columns)
@@ -121,6 +124,11 @@ def _model_of(folder: Path) -> str:
     from ..models.retrieve.index_folder import read_index
 
     return read_index(folder).metadata["model"].partition(", pruned at ")[0]
+
+
+def _has_all(searchable: SparseIndex, docs: str, columns: Mapping[str, str] | None) -> bool:
+    """Return whether an index has the ids of all documents, as after a command that was killed."""
+    return all(document.id in searchable for document in _documents(docs, columns))
 
 
 def _encoder(

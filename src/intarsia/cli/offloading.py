@@ -25,11 +25,13 @@ def offload(
     if not folder.is_dir():
         fix = "Give the folder that holds config.json and *.safetensors."
         raise ConfigError(f"folder {model!r}", got="nothing there", want="a folder", fix=fix)
-    out = target(out, "my-mixtral-experts")
+    if out is None or not out.exists():
+        target(out, "my-mixtral-experts")
     # Torch is imported only once the names are known to be right.
-    from ..hosts.offload.store import ExpertStore, pack_experts
+    from ..hosts.offload.store import ExpertStore, pack_experts, store_names
     from ..reports.numbers import prefixed
 
+    out = target(out, "my-mixtral-experts", written_names=store_names(out) if out else ())
     store = ExpertStore(pack_experts(folder, out, progress=note))
     count = sum(len(layer["sha256"]) for layer in store.layers)
     size = store.bytes

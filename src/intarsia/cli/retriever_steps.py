@@ -11,7 +11,7 @@ from typing import Any
 from ..core.errors import ConfigError, UnknownName
 from .options import flag, use_threads
 from .shell import note, say, show_json
-from .targets import target
+from .targets import finished_names, target
 
 OWN = (
     "data",
@@ -42,7 +42,10 @@ def fit_task(options: Mapping[str, Any], words: set[str], teachers: str) -> None
     if out is None or options["data"] is None:
         fix = "For example: intarsia fit docs.jsonl --task sparse-retrieval --out enc"
         raise ConfigError("documents and --out", got="not both", want="both", fix=fix)
-    target(out, "enc")
+    state = out.with_name(f".{out.name}.training")
+    # a training that ended may have been killed before it removed its checkpoints
+    written = finished_names(out, state, "modules.json") if options["resume"] else []
+    target(out, "enc", written_names=written)
     use_threads(options["threads"])
     note("Loading PyTorch and sentence-transformers.")
     from ..data.collections import load_collection
@@ -65,7 +68,6 @@ def fit_task(options: Mapping[str, Any], words: set[str], teachers: str) -> None
     note("Queries are drawn from the documents." if drawn else f"{len(pairs):,} judged queries.")
     name = options["model"] if "model" in words else "splade-tiny"
     model = InferenceFree.from_pretrained(name, texts, report=note)
-    state = out.with_name(f".{out.name}.training")
     if not options["resume"]:  # what an earlier run left is no part of this one
         shutil.rmtree(state, ignore_errors=True)
     running: dict[str, Any] = {"seed": options["seed"], "out": state, "resume": options["resume"]}

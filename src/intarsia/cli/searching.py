@@ -13,12 +13,13 @@ from ..core.checks import one_of
 from ..core.errors import ConfigError
 from ..data.documents import KINDS
 from ..data.event_columns import parse_columns
+from .begun_index import begun_by
 from .completing import among
 from .index_steps import META, delete_documents, write_index
 from .options import Json, Threads, use_threads, writes
 from .search_page import serve_index
 from .shell import say, show_json, show_table, whole_text
-from .targets import hold, target
+from .targets import finished_names, hold, target
 
 if TYPE_CHECKING:
     from ..models.retrieve.sparse_index import SparseIndex
@@ -135,7 +136,8 @@ def index(
             raise ConfigError(f"{named[0]} {grown}", got="no index", want=want, fix=fix)
         hold(grown)
     else:
-        target(out, "idx")
+        names = [] if out is None else finished_names(out, begun_by(out), META)
+        target(out, "idx", written_names=names)
     # a stopped command may only go on with the same ones
     options = {"stored": stored, "prune": prune, "language": language}
     asked: dict[str, Any] = {"columns": parse_columns(columns, KINDS), "megabytes": megabytes}

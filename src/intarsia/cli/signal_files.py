@@ -8,7 +8,7 @@ from typing import Any
 
 from ..core.errors import ConfigError, DataError
 from ..core.files import write_text
-from ..core.reading import open_regular
+from ..core.reading import check_whole_wav, open_regular
 
 SUFFIXES = {"image": ".png", "audio": ".wav", "video": ".npy", "structure": ".npy"}
 """By the kind of a signal."""
@@ -71,6 +71,7 @@ def read_signal(file: Path) -> tuple[Any, int]:
             from scipy.io import wavfile
 
             with open_regular(file) as raw:
+                check_whole_wav(raw)
                 rate, samples = wavfile.read(raw)
             if samples.dtype == np.int16:
                 # 16-bit samples as numbers in [-1, 1), as the codec expects.

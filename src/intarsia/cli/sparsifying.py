@@ -208,7 +208,10 @@ def convert(
     if not old.is_dir():
         fix = "Give the folder that holds config.json and *.safetensors."
         raise ConfigError(f"folder {str(old)!r}", got="nothing there", want="a folder", fix=fix)
-    out = target(out, "dense-llama")
+    from ..core.sealing import sealed_names
+
+    names = [] if out is None or layout == PACKED else sealed_names(out, "config.json")
+    out = target(out, "dense-llama", written_names=names)
     from ..hosts.prune.files import convert_sparse
 
     # most layouts need no model: tensors are converted as they are

@@ -57,6 +57,16 @@ def target(
     return path
 
 
+def finished_names(path: Path | None, state: Path, kind: str) -> list[str]:
+    """Return the files of a result whose command was killed before it removed its state.
+
+    path: of the result; state: what the command keeps beside it until it ends; kind: a file that
+    each such result has. An empty list: the result, if there is one, is another command's.
+    """
+    is_whole = path is not None and state.exists() and (path / kind).is_file()
+    return [file.name for file in path.iterdir()] if is_whole and path is not None else []
+
+
 def page_target(path: Path | None) -> None:
     """Do the same for a page, if there is to be one.  Raises: as `target`."""
     if path is not None:

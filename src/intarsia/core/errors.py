@@ -20,15 +20,21 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
-SHOWN = 10  # names of a closed list in an error
+SHOWN, SHOWN_LENGTH = 10, 100  # names of a list in an error, characters of a name of a file
 _CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
 def printable(text: str) -> str:
     """Escape control characters, which may stand in a file's name, as \\x1b for a terminal."""
     return _CONTROLS.sub(lambda match: match[0].encode("unicode_escape").decode(), text)
+
+
+def some_of(names: Sequence[str]) -> str:
+    """Return the first names of a list that a file may have made long, and how many there are."""
+    cut = [name[:SHOWN_LENGTH] for name in names[:SHOWN]]
+    return f"{cut}" if len(names) <= SHOWN else f"{cut} and {len(names) - SHOWN:,} more"
 
 
 class IntarsiaError(Exception):

@@ -14,9 +14,9 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, cast
 
-from .errors import CheckpointError
+from .errors import CheckpointError, ConfigError
 from .files import read_json
-from .reading import open_regular
+from .reading import open_regular, read_bytes
 
 SEAL = "sha256"
 FILES, SETTINGS = "files", "settings"  # of a seal: digests of files, and of the content beside it
@@ -53,6 +53,11 @@ def sealed(content: Mapping[str, Any], files: Mapping[str, str] | None = None) -
     record = json.loads(json.dumps({**content, SEAL: seal}))
     record[SEAL] = {SETTINGS: _digest(record), **seal}
     return record
+
+
+def is_format(got: object, want: int) -> bool:
+    """Return whether a format number is the one of this version; true and 1.0 are not 1."""
+    return type(got) is int and got == want
 
 
 def seal_folder(folder: Path, name: str, content: Mapping[str, Any]) -> None:
@@ -115,6 +120,17 @@ def check_files(folder: Path, files: Mapping[str, str], needs: Collection[str] =
             raise _changed(place, "no such file")
         if sha256(place) != digest:
             raise _changed(place, "bytes that changed after they were written")
+
+
+def check_same_result(new: Path, old: Path) -> None:
+    """Check that what is about to be replaced is the same, by the settings that seal both.
+
+    new, old: files in JSON; no old one, there is nothing to lose.
+    Raises: ConfigError.
+    """
+    if old.is_file() and read_bytes(old) != read_bytes(new):
+        got, fix = "another result", "Choose a new folder."
+        raise ConfigError(str(old.parent), got=got, want="nothing, or the same", fix=fix)
 
 
 def seal_stock(folder: Path) -> None:

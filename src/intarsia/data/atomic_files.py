@@ -13,7 +13,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from intarsia.core.errors import DataError, UnknownName
+from intarsia.core.errors import DataError, UnknownName, some_of
 from intarsia.core.reading import read_text
 from intarsia.data.event_columns import find_columns, parse_date, seconds_scale
 from intarsia.data.interactions import SEVERAL, Interactions, ItemField, check_order, events
@@ -112,7 +112,7 @@ def _read_folder(folder: Path, parts: Sequence[str]) -> tuple[Interactions, ...]
     # all files of a set share this name
     stem = named[0].name.removesuffix(f"{parts[0]}.inter")
     items = folder / f"{stem}.item"
-    ids, fields = read_items(items) if items.is_file() else ((), {})
+    ids, fields = read_items(items) if items.exists() else ((), {})
     users: tuple[str, ...] = ()
     events_of_parts = [_read_inter(folder / f"{stem}{part}.inter") for part in parts]
     # First collect the ids of all parts, so that places mean the same in each.
@@ -287,7 +287,7 @@ def _find_column(path: Path, names: Sequence[str], allowed: Sequence[str]) -> st
         if name in names:
             return name
     subject, want = f"columns of {path}", f"one of {list(allowed)}"
-    raise DataError(subject, got=list(names), want=want, fix="Rename the column.")
+    raise DataError(subject, got=some_of(names), want=want, fix="Rename the column.")
 
 
 def _place_of(path: Path, line: int, column: str) -> str:

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
-from intarsia.core.errors import ConfigError, DataError, UnknownName
+from intarsia.core.errors import ConfigError, DataError, UnknownName, some_of
 
 # without case and signs, the better name first: Amazon's parent_asin joins the variants of an item
 NAMES: Mapping[str, tuple[str, ...]] = {
@@ -80,7 +80,7 @@ def find_columns(
         example = ",".join(f"{kind}=NAME" for kind in missing)
         fix = f"Rename the columns, or say which they are: --columns {example}"
         want = " and ".join(wants)
-        raise DataError(f"columns of {source}", got=list(names), want=want, fix=fix)
+        raise DataError(f"columns of {source}", got=some_of(names), want=want, fix=fix)
     return named
 
 

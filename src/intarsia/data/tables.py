@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from intarsia.core.errors import DataError, MissingExtra
+from intarsia.core.errors import DataError, MissingExtra, some_of
 from intarsia.core.files import parse_json
 from intarsia.core.pictured import IMAGE_COLUMNS, LABEL_COLUMNS
 from intarsia.core.reading import check_regular, read_lines, read_text
@@ -318,4 +318,4 @@ def _find_column(columns: Sequence[str], allowed: Sequence[str], name: str) -> s
         if column in columns:
             return column
     want, fix = f"one of {list(allowed)}", "Rename the column."
-    raise DataError(f"columns of {name}", got=list(columns), want=want, fix=fix)
+    raise DataError(f"columns of {name}", got=some_of(columns), want=want, fix=fix)

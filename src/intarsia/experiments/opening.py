@@ -6,8 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from ..core.errors import ConfigError
+from ..core.files import read_json
 from ..core.folders import BLEND, describe_folder
+from ..core.sealing import check_settings
 from ..data.corpora import is_text
+from ..train.folder import RUN
 from . import experiment as experiments
 from .blending import BlendRun, open_blend
 from .labelled import is_labelled_run, open_labelled
@@ -61,9 +64,22 @@ def open_single(
     if (folder / BLEND).is_file():
         want, fix = "a single run of `intarsia fit`", f"Name a member: {folder / 'members' / '0'}."
         raise ConfigError(f"run {folder}", got=describe_folder(folder), want=want, fix=fix)
+    _check_record(folder / RUN)
     if is_text(experiments.read(folder).pictures.data):
         if size is not None:
             got, want = f"{size} for a run on texts", "a run on pictures"
             raise ConfigError("size", got=got, want=want, fix="Leave it out.")
         return open_texts(folder, as_trained=as_trained, report=report)
     return open_pictures(folder, size=size, as_trained=as_trained)
+
+
+def _check_record(path: Path) -> None:
+    """Check the record of a run by its own digest, before a word of it is used.
+
+    Raises: CheckpointError for a record that changed after it was written, or has no digest.
+    """
+    try:
+        content = read_json(path)
+    except (OSError, ValueError):
+        return  # whoever reads it says what is wrong
+    check_settings(path, content)

@@ -20,7 +20,7 @@ from ..core.folders import CARD, RECOMMENDER, check_recommender
 from ..core.modes import evaluating
 from ..core.reading import read_tensors
 from ..core.registry import card, method_key, settings_from_dict, settings_to_dict
-from ..core.sealing import check_sealed, seal_folder
+from ..core.sealing import check_sealed, is_format, seal_folder
 from ..data.interactions import Interactions, ItemField
 from ..hosts.prune.tables import SavedTable, put_tables, save_tables, unfilled
 from ..models.recommend.measures import full_sort
@@ -198,7 +198,7 @@ def open_recommender(folder: str | Path, *, mapped: bool = False) -> Recommender
     try:
         needs = (WEIGHTS, EVENTS, NAMES)
         content = check_sealed(folder / CARD, read_json(folder / CARD), needs=needs)
-        if content["format"] != FORMAT:
+        if not is_format(content["format"], FORMAT):
             raise ValueError(f"format {content['format']!r}")
         settings: Any = settings_from_dict(card(content["key"]), content["settings"])
         arrays, names = read_tensors(folder / EVENTS, "np"), read_json(folder / NAMES)

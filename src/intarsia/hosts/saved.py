@@ -25,7 +25,7 @@ from ..core.errors import CheckpointError, ConfigError, IntarsiaError, TargetErr
 from ..core.files import check_target, read_json, repaired, unbroken
 from ..core.reading import read_tensors
 from ..core.registry import card, method_key
-from ..core.sealing import check_files, check_if_sealed, check_settings, seal_folder
+from ..core.sealing import check_files, check_if_sealed, check_settings, is_format, seal_folder
 from ..processes.parallelism import WholeModel
 from ..processes.whole_file import write_folder
 from .anatomy.blocks import base_of, unwrapped, walk
@@ -200,7 +200,7 @@ def _read(folder: Path) -> FolderContent:
         return FolderContent(folder, adapters=(Adapter("default", folder),))
     try:
         content = read_json(path)
-        if not isinstance(content, dict) or content.get("format") != FORMAT:
+        if not isinstance(content, dict) or not is_format(content.get("format"), FORMAT):
             got = content.get("format") if isinstance(content, dict) else "no object"
             raise damaged(path, f"format {got!r}, not {FORMAT}")
         return _checked_content(folder, content)

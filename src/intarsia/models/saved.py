@@ -22,7 +22,7 @@ from ..core.files import (
 from ..core.folders import check_kind
 from ..core.reading import read_tensors
 from ..core.registry import card, keys, method_key, settings_from_dict, settings_to_dict
-from ..core.sealing import check_sealed, seal_folder
+from ..core.sealing import check_sealed, is_format, seal_folder
 
 CARD, TENSORS = "card.json", "tensors.safetensors"
 NAMES = "feature_names_in_"  # names of a table's columns: text, which no tensor holds
@@ -74,7 +74,7 @@ def load_estimator(kind: type[E], folder: str | Path) -> E:
     check_kind(folder, CARD, what=f"folder {folder}", want=want, fix="Check the path.")
     try:
         record = read_json(folder / CARD)
-        if record["format"] != FORMAT or record["key"] not in keys("model"):
+        if not is_format(record["format"], FORMAT) or record["key"] not in keys("model"):
             raise ValueError(f"format {record['format']!r}, key {record['key']!r}")
         record = check_sealed(folder / CARD, record, needs=(TENSORS,))
         # settings build the estimator; fitted attributes are set afterwards

@@ -182,8 +182,24 @@ def test_what_cannot_be_written_is_refused(tmp_path: Path) -> None:
         intarsia.sparse.save_sparse(llama(1), tmp_path / "a", layout="zip")
     with refused(CheckpointError, got="no weights"):
         intarsia.sparse.convert_sparse(tmp_path, tmp_path / "a")
-    with refused(ConfigError, got="something there"):
-        intarsia.sparse.convert_sparse(tmp_path, tmp_path)
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "x").touch()
+    with refused(ConfigError, got="other files in it, such as 'x'"):
+        intarsia.sparse.convert_sparse(tmp_path, tmp_path / "mine")
+
+
+def test_what_was_converted_is_converted_again_and_nothing_else_is_replaced(
+    tmp_path: Path,
+) -> None:
+    for number in (1, 2):
+        intarsia.sparse.save_sparse(llama(number), tmp_path / f"{number}", layout="dense")
+    place = tmp_path / "bitmask"
+    for _ in range(2):  # a command that was killed after its last rename is repeated
+        intarsia.sparse.convert_sparse(tmp_path / "1", place, layout="bitmask")
+    before = (place / "digests.json").read_bytes()
+    with refused(ConfigError, got="another result"):
+        intarsia.sparse.convert_sparse(tmp_path / "2", place, layout="bitmask")
+    assert (place / "digests.json").read_bytes() == before
 
 
 def test_an_adapter_folds_into_a_sparse_weight_with_its_zeros_or_not_at_all() -> None:

@@ -20,7 +20,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from intarsia.core.errors import AssetError, DataError, MissingExtra
-from intarsia.core.reading import open_regular, read_tensors
+from intarsia.core.reading import check_whole_wav, open_regular, read_tensors
 from intarsia.core.store import building, reading
 from intarsia.data.packages import announce, cache_dir, obtain, pinned
 
@@ -92,7 +92,8 @@ def _read_file(path: Path, name: str) -> tuple[np.ndarray, int]:
     except ImportError as error:
         raise MissingExtra("soundfile", "audio") from error
     try:
-        with open_regular(path):  # soundfile opens it again, and names it in its errors
+        with open_regular(path) as file:  # soundfile opens it again, and names it in its errors
+            check_whole_wav(file)
             return soundfile.read(path, dtype="float32")
     except (OSError, RuntimeError, ValueError) as error:  # LibsndfileError is a RuntimeError
         want, fix = "a readable sound: wav, flac, ogg, mp3", "Check the path, or convert it."

@@ -23,13 +23,22 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ...core.errors import CheckpointError, ConfigError, TargetError
-from ...core.files import read_json, repaired, write_json, writing
+from ...core.errors import CheckpointError, TargetError
+from ...core.files import check_target, read_json, repaired, write_json, writing
 from ...core.folders import check_kind
 from ...core.reading import copy_file, open_handle, open_tensors, read_tensors
-from ...core.sealing import STOCK, check_sealed, digests, sealed
+from ...core.sealing import (
+    STOCK,
+    check_same_result,
+    check_sealed,
+    check_settings,
+    digests,
+    is_format,
+    sealed,
+)
 
 INDEX, REST, CONFIG = "experts.json", "rest.safetensors", "config.json"
+FORMAT = 1  # of a store; one that was written before there were numbers has none
 PAGE = 4096
 TEXTS = (".json", ".txt", ".jinja", ".model")
 NAMES = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.float64: "F64"}
@@ -166,12 +175,10 @@ def pack_experts(
     gets a line of text for each layer. Numbers keep their type and bits.
 
     Raises: CheckpointError for a folder that cannot be read; TargetError for a model without
-    experts; ConfigError where something is at `store`.
+    experts; ConfigError where something else than the same store is at `store`.
     """
     source, store = Path(source), Path(store)
-    if store.exists():
-        fix = "Choose a new folder."
-        raise ConfigError(f"store {store}", got="something there", want="nothing", fix=fix)
+    check_target(store, own=store_names(store))
     checkpoint = Checkpoint(source)
     layers = experts_of(checkpoint)
     with writing(store) as scratch:
@@ -192,8 +199,20 @@ def pack_experts(
             if is_text and file.name != STOCK:
                 copy_file(file, scratch / file.name)
         files = digests(scratch, besides=[str(row["file"]) for row in records])
-        write_json(scratch / INDEX, sealed({"layers": records}, files), None)
+        record = {"format": FORMAT, "layers": records}
+        write_json(scratch / INDEX, sealed(record, files), None)
+        check_same_result(scratch / INDEX, store / INDEX)
     return store
+
+
+def store_names(store: Path) -> list[str]:
+    """Return the files of a store of packed experts; none for any other folder."""
+    try:
+        content = read_json(store / INDEX)
+        rest, files = check_settings(store / INDEX, content)
+        return [INDEX, *files, *(str(layer["file"]) for layer in rest["layers"])]
+    except (OSError, ValueError, KeyError, TypeError, CheckpointError):
+        return []
 
 
 def count_of(source: Checkpoint, path: str) -> int:
@@ -302,6 +321,8 @@ class ExpertStore:
         try:
             path = self.folder / INDEX
             content = check_sealed(path, read_json(path), needs=(REST, CONFIG))
+            if not is_format(number := content.get("format", FORMAT), FORMAT):
+                raise ValueError(f"format {number!r}, not {FORMAT}")
             self.layers: list[dict[str, Any]] = content["layers"]
             self.paths = [str(layer["path"]) for layer in self.layers]
             self.experts = max(len(layer["sha256"]) for layer in self.layers)

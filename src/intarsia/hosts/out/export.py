@@ -18,6 +18,7 @@ from torch import nn
 
 from ...core.errors import ConfigError, ExportError
 from ...core.files import read_json, writing
+from ...core.sealing import STOCK, seal_stock
 from ...data.transforms import InputConfig
 from ..anatomy.blocks import wrapped_paths
 from ..anatomy.compare import Inputs, difference, inputs_for, outputs
@@ -26,7 +27,7 @@ from .preprocessing import SCRIPT, described, inputs_of, script
 from .widen import mlps, pad
 
 Report = Callable[[str], None]
-FILES = frozenset({"config.json", "model.safetensors", SCRIPT})
+FILES = frozenset({"config.json", "model.safetensors", SCRIPT, STOCK})
 ELSEWHERE = "Use export_onnx or export_program, which keep any shape."
 
 
@@ -75,6 +76,7 @@ def export_timm(
         )
         # timm builds the model from the files alone, before they get their name
         deviation = _check_reload(source, folder, model, inputs)
+        seal_stock(folder)
     ratio = arguments.get("mlp_ratio")
     widened = "" if ratio is None else f" mlp_ratio={ratio}, {padded} zero units added;"
     report(f"export_timm: {target};{widened} rebuilt by timm, output difference {deviation}.")

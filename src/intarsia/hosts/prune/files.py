@@ -22,10 +22,10 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from ...core.checks import one_of
-from ...core.errors import CheckpointError, ConfigError, ShapeError, TargetError
-from ...core.files import read_json, repaired, writing
+from ...core.errors import CheckpointError, ShapeError, TargetError
+from ...core.files import check_target, read_json, repaired, writing
 from ...core.reading import copy_file, read_tensors
-from ...core.sealing import STOCK, check_if_sealed, seal_stock, sealed_names
+from ...core.sealing import STOCK, check_if_sealed, check_same_result, seal_stock, sealed_names
 from ...formats import Bitmask
 from ..anatomy.blocks import base_of
 from ..anatomy.origin import damaged
@@ -132,13 +132,12 @@ def convert_sparse(old: str | Path, new: str | Path, *, layout: str = "dense") -
     configuration names.
 
     Raises: CheckpointError for a folder without weights, damaged ones, quantised ones, or of a
-    model that transformers does not have; ConfigError for a `new` that is there; as `save_sparse`.
+    model that transformers does not have; ConfigError for a `new` with anything else than the
+    same weights; as `save_sparse`.
     """
     one_of("layout", layout, (*LAYOUTS, PACKED))
     old, new = Path(old), Path(new)
-    if new.exists():
-        fix = "Choose a new folder."
-        raise ConfigError(f"folder {str(new)!r}", got="something there", want="nothing", fix=fix)
+    check_target(new, own=() if layout == PACKED else sealed_names(new, CONFIG))
     if layout == PACKED:
         return _packed_folder(old, new)
     tensors = read_folder(repaired(old))
@@ -153,6 +152,7 @@ def convert_sparse(old: str | Path, new: str | Path, *, layout: str = "dense") -
         (scratch / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
         _write(scratch, tensors, layout)
         seal_stock(scratch)
+        check_same_result(scratch / STOCK, new / STOCK)
     return new
 
 

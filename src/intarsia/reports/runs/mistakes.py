@@ -19,6 +19,7 @@ from torch import Tensor
 from ...core.errors import CheckpointError, ConfigError, DataError
 from ...core.files import read_json, writing
 from ...core.reading import open_regular
+from ...core.sealing import is_format
 
 MISTAKES, LIST = "mistakes", "mistakes.json"
 FORMAT = 1
@@ -128,7 +129,7 @@ def read_mistakes(run: Path) -> Mistakes | None:
     path = folder / LIST
     try:
         content = read_json(path)
-        if content["format"] != FORMAT:
+        if not is_format(content["format"], FORMAT):
             raise _damaged(path, f"format {content['format']}")
         mistakes = tuple(_mistake(folder, line) for line in content["mistakes"])
         return Mistakes(mistakes, wrong=int(content["wrong"]), n=int(content["n"]))

@@ -18,7 +18,7 @@ from safetensors import SafetensorError
 from ...core.errors import CheckpointError, DataError
 from ...core.files import read_json
 from ...core.reading import open_tensors
-from ...core.sealing import check_file
+from ...core.sealing import check_file, is_format
 from ..wording import joined
 from .curves import Point, read_curve
 from .items import RunItems, Tensors, run_items
@@ -217,7 +217,7 @@ def _read_json(folder: Path) -> dict[str, Any]:
         raise damaged(path, f"{type(error).__name__}: {error}") from error
     if not isinstance(record, dict):
         raise damaged(path, f"a {type(record).__name__}")
-    if record.get("format", FORMAT) != FORMAT:
+    if not is_format(record.get("format", FORMAT), FORMAT):
         fix = "Read it with the version of intarsia that wrote it (see versions in the file)."
         raise CheckpointError(f"format of {path}", got=record["format"], want=FORMAT, fix=fix)
     return record
