@@ -240,10 +240,8 @@ class Folded:
 
         name, experiment: the method and settings of the candidate that would be chosen.
         """
-        cost = self.cost(name, experiment)
-        # a probe looks at each picture once
-        epochs = 1 if name == PROBE else experiment.training.epochs
-        return cost.of(len(self.labels), len(self.splits.test), epochs)
+        epochs = experiment.training.epochs
+        return self.cost(name, experiment).of(len(self.labels), len(self.splits.test), epochs)
 
     def cost(self, name: str, experiment: Experiment) -> Cost:
         """Return what a candidate's training costs in seconds, for each image and for a run.
@@ -255,7 +253,7 @@ class Folded:
         place = place_of(experiment)
         cost = replace(self.costs[place], overhead=self.overhead)
         if name == PROBE:
-            return replace(cost, each=cost.once, once=0.0)
+            return replace(cost, each=0.0)  # it looks at each picture once, in frozen blocks alone
         measured = self.seconds_per_image.get((name, *self._frozen_prefix(experiment)))
         if measured is not None:
             return replace(cost, each=measured)

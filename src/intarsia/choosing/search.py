@@ -364,9 +364,11 @@ class Search:
         """
         remaining_parts = range(self._row_of(name, experiment).parts, parts)
         part_seconds = self.folded.takes(name, experiment, remaining_parts)
-        # The last fits may be of the present choice, or of this candidate with its probe.
-        now = sum(self.folded.last_fit(*row.candidate) for row in self._members())
-        last_seconds = FINISHING + max(now, self.folded.last_fit(name, experiment))
+        # The last fits may be of the present choice, or of this candidate and others of it.
+        now = sorted(self.folded.last_fit(*row.candidate) for row in self._members())
+        others = 0 if self.one else blending.MEMBERS - 1
+        joined = self.folded.last_fit(name, experiment) + sum(now[max(0, len(now) - others) :])
+        last_seconds = FINISHING + max(sum(now), joined)
         return self.folded.spent + part_seconds + last_seconds < self.seconds
 
 
