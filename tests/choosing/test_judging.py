@@ -128,6 +128,14 @@ def test_a_blend_has_the_members_that_lower_the_loss() -> None:
     assert len(alone.members) == 1
 
 
+def test_a_blend_has_no_member_for_which_there_is_no_time() -> None:
+    candidates = experts()
+    best = blending.best_single(candidates).members
+    assert blending.greedy(candidates, lambda members: len(members) < 2).members == best
+    blend, _ = blending.chosen(candidates, 0, lambda members: set(members) <= {*best, 2})
+    assert set(blend.members) <= {*best, 2}
+
+
 def test_the_level_of_a_choice_among_many_is_not_the_best_of_them() -> None:
     """Candidates that guess are right on half; the best of forty seems to be right on more."""
     draw = torch.Generator().manual_seed(0)

@@ -7,8 +7,9 @@ candidate, and add, with replacement, whichever lowers the loss of the mean most
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -22,6 +23,8 @@ GROUPS = 5  # of held-out items, for the judgement of the choice itself
 LEAST_GAIN = 1e-3  # of the mean loss, by which one more pick has to lower it
 
 Choose = Callable[[Sequence[HeldOutAnswers]], "Blend"]
+Affords = Callable[[Collection[int]], bool]
+"""Whether there is time to train these candidates on everything."""
 
 
 @dataclass(frozen=True)
@@ -46,18 +49,23 @@ def best_single(candidates: Sequence[HeldOutAnswers]) -> Blend:
     return Blend((order(candidates)[0],), (1.0,))
 
 
-def greedy(candidates: Sequence[HeldOutAnswers]) -> Blend:
+def greedy(candidates: Sequence[HeldOutAnswers], affords: Affords = lambda _: True) -> Blend:
     """Choose up to MEMBERS candidates and their weights.
 
-    candidates: answers of each to the same items, in the same order.
+    candidates: answers of each to the same items, in the same order. affords: decides whether a
+    blend of more than the best candidate may have these members.
     """
     labels = candidates[0].labels
     picks = list(best_single(candidates).members)
     total = candidates[picks[0]].shares
     loss = float(losses(total, labels).mean())
     while len(picks) < PICKS:
-        open_to = range(len(candidates)) if len(set(picks)) < MEMBERS else sorted(set(picks))
-        means = {k: (total + candidates[k].shares) / (len(picks) + 1) for k in open_to}
+        members = {*picks}
+        means = {
+            k: (total + candidates[k].shares) / (len(picks) + 1)
+            for k in range(len(candidates))
+            if k in members or (len(members) < MEMBERS and affords({*members, k}))
+        }
         trials = {k: float(losses(mean, labels).mean()) for k, mean in means.items()}
         best = min(trials, key=lambda k: trials[k])
         if trials[best] > loss - LEAST_GAIN:
@@ -74,17 +82,23 @@ def _of(picks: Sequence[int]) -> Blend:
 
 
 def chosen(
-    candidates: Sequence[HeldOutAnswers], seed: int, *, one: bool = False
+    candidates: Sequence[HeldOutAnswers],
+    seed: int,
+    affords: Affords = lambda _: True,
+    *,
+    one: bool = False,
 ) -> tuple[Blend, HeldOutAnswers]:
     """Choose a blend, or one candidate; return it, and honest answers of this way to choose.
 
     For the honest answers each of GROUPS groups of the items is answered by what is chosen without
     it, so that their level is not the best of many on the very items that chose it. A blend is
     taken if its honest loss is below that of the single best.
-    candidates: answers of each to the same items, in the same order. seed: of the groups. one: take
-    no blend.
+    candidates: answers of each to the same items, in the same order. seed: of the groups. affords:
+    see `greedy`. one: take no blend.
     """
-    ways: list[Choose] = [best_single] if one or len(candidates) == 1 else [best_single, greedy]
+    ways: list[Choose] = [best_single]
+    if not one and len(candidates) > 1:
+        ways.append(partial(greedy, affords=affords))
     honest = [_nested(candidates, way, seed) for way in ways]
     best = int(np.argmin([answers.loss.mean() for answers in honest]))
     return ways[best](candidates), honest[best]

@@ -165,9 +165,18 @@ class Search:
         return self.order
 
     def chosen(self) -> tuple[blending.Blend, judging.HeldOutAnswers]:
-        """Choose among `ranked`: a blend or one candidate, with honest answers of this choice."""
+        """Choose among `ranked`: a blend or one candidate, with honest answers of this choice.
+
+        A blend is one whose last fits are expected to end within the time.
+        """
         answers = [row.answers for row in self.ranked() if row.answers is not None]
-        return blending.chosen(answers, self.folded.split_seed, one=self.one)
+        last_seconds = [self.folded.last_fit(*row.candidate) for row in self.ranked()]
+        seconds_left = self.seconds - self.folded.spent - FINISHING
+
+        def affords(members: Iterable[int]) -> bool:
+            return sum(last_seconds[member] for member in members) <= seconds_left
+
+        return blending.chosen(answers, self.folded.split_seed, affords, one=self.one)
 
     def _members(self) -> list[Row]:
         """Return the candidates that would be trained on all pictures if time were up now."""
@@ -364,11 +373,10 @@ class Search:
         """
         remaining_parts = range(self._row_of(name, experiment).parts, parts)
         part_seconds = self.folded.takes(name, experiment, remaining_parts)
-        # The last fits may be of the present choice, or of this candidate and others of it.
-        now = sorted(self.folded.last_fit(*row.candidate) for row in self._members())
-        others = 0 if self.one else blending.MEMBERS - 1
-        joined = self.folded.last_fit(name, experiment) + sum(now[max(0, len(now) - others) :])
-        last_seconds = FINISHING + max(sum(now), joined)
+        # The last fits may be of the present choice, or of this candidate alone; a blend of both
+        # is taken if there is time.
+        now = sum(self.folded.last_fit(*row.candidate) for row in self._members())
+        last_seconds = FINISHING + max(now, self.folded.last_fit(name, experiment))
         return self.folded.spent + part_seconds + last_seconds < self.seconds
 
 
