@@ -2,14 +2,15 @@
 
 A claim depends on its own module, on the modules of the laboratory that are reached from there by
 imports, those inside functions too, and on the modules of the library that all of these name: by
-imports, through the lists of public names, and by keys of cards, as in `card("lora")`. With
+imports, through the lists of public names, and by keys of cards, as in `card("lora")`: of a module
+that is imported from, what these names use. With
 formats and kernels come the C sources. What those modules of the library import in turn is under
 every claim alike: the commit stands for it, since a digest of it would change with every commit.
 A generated page is not published with a commit, so that its digest is `deep`: it follows the
 imports of the library, too.
-Docstrings, lines of comment, blank lines, and the targets and sentences in CLAIMS do not count, and
-neither does what judges figures or names their code, JUDGES with the imports of it: records are
-judged again whenever a rule changes, and no figure changes with it.
+What computes nothing does not count (see `source`): words, layout, names of files and folders, and
+ranges of settings. Neither do the targets and sentences in CLAIMS, nor what judges figures or names
+their code, JUDGES: records are judged again whenever a rule changes, and no figure changes with it.
 """
 
 from __future__ import annotations
@@ -17,7 +18,6 @@ from __future__ import annotations
 import ast
 import functools
 import hashlib
-import re
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -25,15 +25,23 @@ from pathlib import Path
 import intarsia
 from intarsia.core.registry import index
 
+from .source import computing
+
 LABORATORY, LIBRARY = Path(__file__).parents[1], Path(intarsia.__file__).parent
 CHECKOUT = "lab/src/intarsia_lab/"  # where the laboratory stands in its repository
 COMPILED = ("formats", "kernels")  # folders of the library whose modules call C
-DOCSTRING = re.compile(r'^[ \t]*[rR]?"""(?:[^"\\]|\\.|"(?!""))*"""[ \t]*\n', re.M)
-DECLARED = re.compile(r"^CLAIMS = \(.*?^\)\n", re.M | re.S)  # judges results, computes none
-# this module and the rules: their imports are followed, their own text computes no figure
-JUDGES = frozenset(f"intarsia_lab/kit/{name}.py" for name in ("control", "provenance", "study"))
-JUDGED = re.compile(r"^from \.\.kit import (?:\([^)]*\)|[^(\n]*)\n", re.M)
-COMMENT = re.compile(r"^[ \t]*(?:#[^\n]*)?\n", re.M)
+# the rules, this module, what refuses, and what fetches and keeps bytes, which digests check:
+# imports are followed, their own text computes no figure
+JUDGES = frozenset(
+    {
+        *(f"intarsia_lab/kit/{name}.py" for name in ("control", "provenance", "source", "study")),
+        *(f"intarsia/core/{name}.py" for name in ("checks", "errors", "schema")),
+        *(f"intarsia/core/{name}.py" for name in ("files", "reading", "store")),
+        "intarsia/data/packages.py",
+    }
+)
+Names = frozenset[str] | None
+"""Names that are imported from a file; None = all of it."""
 CARDS = ("card", "by_name", "find")  # functions whose first argument is a method's key
 
 
@@ -41,33 +49,36 @@ CARDS = ("card", "by_name", "find")  # functions whose first argument is a metho
 def code_digest(*modules: Path, deep: bool = False) -> str:
     """Return 16 hexadecimal digits of the code that modules depend on, see `dependencies`.
 
-    modules: paths of files; deep: follow the imports of the library, too. Docstrings, lines of
-    comment and blank lines do not count.
+    modules: paths of files; deep: follow the imports of the library, too. Their order and places do
+    not count.
     """
-    digest = hashlib.sha256()
-    # in the order of paths, so that the digest is that of the set
-    for path in sorted(dependencies(*modules, deep=deep)):
-        digest.update(f"{_name(path)}\0{_code(path)}\0".encode())
-    return digest.hexdigest()[:16]
+    reached = dependencies(*modules, deep=deep)
+    texts = sorted(filter(None, (_code(path, names) for path, names in reached.items())))
+    return hashlib.sha256("\0".join(texts).encode()).hexdigest()[:16]
 
 
-def dependencies(*modules: Path, deep: bool = False) -> set[Path]:
-    """Return the files that modules depend on, themselves among them.
+def dependencies(*modules: Path, deep: bool = False) -> dict[Path, Names]:
+    """Return the files that modules depend on, themselves among them, and what of each is used.
 
     modules: paths; deep: follow the imports of the library's modules, too, not only those of the
     laboratory's.
     """
-    reached: set[Path] = set()
-    pending = list(modules)
+    reached = dict[Path, Names]()
+    pending: list[tuple[Path, Names]] = [(path, None) for path in modules]
     # the laboratory's imports are followed to the end, those of the library one step
     while pending:
-        path = pending.pop()
-        if path not in reached:
-            reached.add(path)
-            pending += _named(path) if deep or path.is_relative_to(LABORATORY) else ()
+        path, names = pending.pop()
+        follows = deep or path.is_relative_to(LABORATORY)
+        if path not in reached and follows:
+            pending += _named(path)
+        earlier = reached.get(path, frozenset[str]())
+        if follows or names is None or earlier is None:
+            reached[path] = None
+        else:
+            reached[path] = earlier | names
     # compiled code is under every format and kernel, and is no module
     if any(_name(path).split("/")[1] in COMPILED for path in reached):
-        reached |= {*(LIBRARY / "kernels" / "native").glob("*.[ch]")}
+        reached |= dict.fromkeys((LIBRARY / "kernels" / "native").glob("*.[ch]"))
     return reached
 
 
@@ -98,46 +109,42 @@ def _name(path: Path) -> str:
 
 
 @functools.cache
-def _code(path: Path) -> str:
-    """Return a file's text without docstrings, lines of comment, blank lines and what judges.
-
-    The claims' list holds sentences and targets, which compute no result; of JUDGES nothing is
-    left.
-    """
+def _code(path: Path, names: Names = None) -> str:
+    """Return the part of a file that computes, as far as names of it need it; "" for JUDGES."""
+    if _name(path) in JUDGES:
+        return ""
+    text = path.read_text()
     if path.suffix != ".py":
-        return path.read_text()
-    text = "" if _name(path) in JUDGES else path.read_text()
-    for left_out in (DECLARED, JUDGED, DOCSTRING, COMMENT):
-        text = left_out.sub("", text)
-    return text
+        return text
+    return computing(text, (LABORATORY.name, LIBRARY.name), names)
 
 
 @functools.cache
-def _named(path: Path) -> tuple[Path, ...]:
-    """Return the source files that one file names by imports, or by keys of methods.
+def _named(path: Path) -> tuple[tuple[Path, Names], ...]:
+    """Return the source files that one file names by imports, or by keys of methods, and the names.
 
     A key counts where it is the first argument of one of CARDS, as `card("lora")`. The files
     are of intarsia and intarsia_lab; `_home` finds the file that defines an imported name.
     """
     if path.suffix != ".py":
         return ()
-    files: list[Path] = []
+    files: list[tuple[Path, Names]] = []
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.ImportFrom):
             if (folder := _folder(path, node)) is not None:
-                files += (file for alias in node.names for file in _home(folder, alias.name))
+                files += (found for alias in node.names for found in _home(folder, alias.name))
         elif isinstance(node, ast.Call) and node.args:
             called = getattr(node.func, "id", getattr(node.func, "attr", ""))
             key = getattr(node.args[0], "value", None)
             if called in CARDS and isinstance(key, str) and key in index():
-                files += module_of(key)
+                files += ((file, None) for file in module_of(key))
     return tuple(files)
 
 
 def module_of(key: str) -> list[Path]:
     """Return the file of the method with this key, in a list."""
     *folders, last = index()[key]["module"].split(".")
-    return [*_home(LIBRARY.joinpath(*folders), last)]
+    return [file for file, _ in _home(LIBRARY.joinpath(*folders), last)]
 
 
 def _folder(path: Path, node: ast.ImportFrom) -> Path | None:
@@ -154,45 +161,47 @@ def _folder(path: Path, node: ast.ImportFrom) -> Path | None:
     return roots[parts[0]].joinpath(*parts[1:]) if parts[0] in roots else None
 
 
-def _home(module: Path, name: str) -> Iterator[Path]:
-    """Yield the file that defines a name which is imported from a module.
+def _home(module: Path, name: str) -> Iterator[tuple[Path, Names]]:
+    """Yield the file that defines a name which is imported from a module, and the name there.
 
-    The module's own file, or a file of its folder with that name, or the file from which its
-    __init__ takes the name. module: path of a module or a package, without a suffix; name: what is
-    imported.
+    The module's own file, or a file of its folder with that name, of which all is meant, or the
+    file from which its __init__ takes the name. module: path of a module or a package, without a
+    suffix; name: what is imported.
     """
     if module.with_suffix(".py").is_file():
-        yield module.with_suffix(".py")
+        yield module.with_suffix(".py"), frozenset({name})
     elif (module / f"{name}.py").is_file():
-        yield module / f"{name}.py"
+        yield module / f"{name}.py", None
     elif (module / name / "__init__.py").is_file():
-        yield module / name / "__init__.py"
+        yield module / name / "__init__.py", None
     else:
         listed = next(
             (p for p in (module / "__init__.pyi", module / "__init__.py") if p.is_file()), None
         )
         if listed is not None:
-            yield from _listed(listed, name) or [module / "__init__.py"]
+            yield from _listed(listed, name) or [(module / "__init__.py", None)]
 
 
-def _listed(listed: Path, name: str) -> list[Path]:
+def _listed(listed: Path, name: str) -> list[tuple[Path, Names]]:
     """Return the file of a public name, from the `from .x import name` of its package.
 
     listed: the package's __init__ with its public names; name: one of them. [] if it is not there.
     """
-    module = _modules(listed).get(name)
-    return [] if module is None else [*_home(listed.parent.joinpath(*module.split(".")), name)]
+    if name not in _modules(listed):
+        return []
+    module, own_name = _modules(listed)[name]
+    return [*_home(listed.parent.joinpath(*module.split(".")), own_name)]
 
 
 @functools.cache
-def _modules(listed: Path) -> dict[str, str]:
-    """Return name -> module for the names that a package's list imports from its own modules.
+def _modules(listed: Path) -> dict[str, tuple[str, str]]:
+    """Return name -> (module, its name there) for what a package's list imports from its modules.
 
     listed: the package's __init__ file.
     """
     imports = (n for n in ast.parse(listed.read_text()).body if isinstance(n, ast.ImportFrom))
     return {
-        alias.asname or alias.name: node.module
+        alias.asname or alias.name: (node.module, alias.name)
         for node in imports
         if node.level == 1 and node.module
         for alias in node.names
