@@ -57,7 +57,14 @@ def test_fit_repeats_itself(intarsia: Intarsia, run: Path, data: Path, tmp_path:
 
 
 def test_fit_refuses_what_it_would_ignore(intarsia: Intarsia, run: Path, data: Path) -> None:
-    for words in (("--epochs", "3"), ("--method", "lora"), ("--method", "tfidff"), ("--out", run)):
+    for words in (
+        ("--epochs", "3"),
+        ("--method", "mixtral"),
+        ("--method", "tfidff"),
+        ("--out", run),
+        ("--method", "words", "--model", "minilm"),
+        ("--method", "lora=words"),
+    ):
         result = intarsia("fit", data, *COLUMNS, *words)
         assert result.code == 2, words
     assert intarsia("fit", data, "--text", "none").code == 2
@@ -99,7 +106,7 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 """
 
 
-@pytest.mark.parametrize("method", ["tfidf", "words+MODEL@1:16"])
+@pytest.mark.parametrize("method", ["tfidf", "words+MODEL@1:16", "words+lora=MODEL@2:16"])
 def test_the_export_needs_no_intarsia(
     intarsia: Intarsia, data: Path, model: Path, tmp_path: Path, method: str
 ) -> None:
@@ -152,29 +159,33 @@ def test_auto_chooses_and_goes_on(
     data: Path, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     options: dict[str, Any] = {"text": "words", "label": "kind"}
-    options |= {"methods": ["tfidf", f"{model}:16"], "out": tmp_path / "auto"}
+    options |= {"methods": ["tfidf", "lora"], "model": f"{model}:16", "out": tmp_path / "auto"}
     lines: list[str] = []
     found = library.auto(data, report=lines.append, **options)
     assert any(line.startswith("First answer, words") for line in lines)
-    assert len(found.candidates) == 3
+    words = [candidate.word.replace(str(model), "MODEL") for candidate in found.candidates]
+    assert words[:2] == ["words", "tfidf"]
+    assert re.fullmatch(r"MODEL@\d:16", words[2])
+    assert words[3:] == ["lora=MODEL@2:16"]
     assert found.sentences[0].startswith("Chosen: ")
     assert "TF-IDF of words" in found.sentences[1]
+    assert "dapt" in found.sentences[2]
     assert found.report.is_file()
     assert found.open().evaluate()["accuracy"] == found.test["accuracy"]
 
-    # what is stored is not fitted again, but for the members of the choice
+    # what is stored is not fitted again
     (tmp_path / "auto" / "report.html").unlink()
     fitted: list[str] = []
-    member_of: Callable[..., Any] = searching.member_of
+    fitted_member: Callable[..., Any] = searching.fitted_member
 
     def counted(word: str, *rest: Any) -> Any:
         fitted.append(word)
-        return member_of(word, *rest)
+        return fitted_member(word, *rest)
 
-    monkeypatch.setattr(searching, "member_of", counted)
+    monkeypatch.setattr(searching, "fitted_member", counted)
     again = library.auto(out=tmp_path / "auto", resume=True, report=lines.append)
     assert again.sentences == found.sentences
-    assert len(fitted) == len(found.run.classifier.members_)
+    assert not fitted
     assert again.run.settings.method == found.run.settings.method
     rows = open_labelled(found.folder).settings.splits().test.rows
     shares = [f.run.classifier.predict_proba(rows) for f in (found, again)]
@@ -186,7 +197,7 @@ def test_auto_refuses_before_any_work(data: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="minutes"):
         library.auto(data, minutes=0.01, **options)
     with pytest.raises(UnknownName, match="method"):
-        library.auto(data, methods=["lora"], **options)
+        library.auto(data, methods=["mixtral"], **options)
     with pytest.raises(UnknownName, match="option"):
         library.auto(data, epochs=3, **options)
     assert not (tmp_path / "auto").exists()
@@ -196,10 +207,15 @@ def test_what_takes_too_long_is_left_out(data: Path, model: Path, tmp_path: Path
     lines: list[str] = []
     search = searching.TextSearch(
         searching.LabelledFit(str(data), "words", "kind").splits(),
-        {"seed": 0, "minutes": 0.0, "methods": ["tfidf", f"{model}"], "one": False},
+        {
+            "seed": 0,
+            "minutes": 0.0,
+            "methods": ["tfidf", f"{model}", f"lora={model}"],
+            "one": False,
+        },
         tmp_path / "auto",
         0.0,
         lines.append,
     )
     assert [candidate.word for candidate in search.candidates()] == ["words"]
-    assert sum("left out" in line for line in lines) == 2
+    assert sum("left out" in line for line in lines) == 3
