@@ -157,10 +157,7 @@ def auto_texts(
     if not minutes >= least:
         fix = "Try 2."
         raise ConfigError("minutes", got=minutes, want=f"{least:.2g} or more", fix=fix)
-    words = [*(methods or ())]
-    if model is not None:
-        named = [name.strip() for name in model.split(",") if name.strip()]
-        words = [*(words or SPARSE), *named, *(() if words else (ADAPTER,))]
+    words = _named(methods or (), model or "")
     request = {"minutes": minutes, "text": text, "label": label, "methods": words}
     request |= {"seed": seed, "split_seed": split_seed, "images": images, "test": test, "one": one}
     folder, request = _opened_folder(data, None if out is None else Path(out), request, resume)
@@ -181,6 +178,14 @@ def auto_texts(
             write_json(folder / AUTO, request)
         search = TextSearch(splits, request, folder, began, report)
         return search.result(settings)
+
+
+def _named(methods: Sequence[str], model: str) -> list[str]:
+    """Return the methods that were named, models among them; [] where nothing was."""
+    models = [name.strip() for name in model.split(",") if name.strip()]
+    if not models:
+        return [*methods]
+    return [*methods, *models] if methods else [*SPARSE, *models, ADAPTER]
 
 
 def searches_rows(
