@@ -163,15 +163,8 @@ def auto_texts(
     folder, request = _opened_folder(data, None if out is None else Path(out), request, resume)
     for word in request["methods"]:
         check_method(word)
-    settings = LabelledFit(
-        request["data"],
-        request["text"],
-        request["label"],
-        seed=request["seed"],
-        split_seed=request["split_seed"],
-        train=request["images"],
-        test=request["test"],
-    )
+    names = ("data", "text", "label", "seed", "split_seed", "test")
+    settings = LabelledFit(train=request["images"], **{name: request[name] for name in names})
     splits = settings.splits()  # errors of the data come before anything is written
     with alone(folder):
         if not (folder / AUTO).exists():
