@@ -18,6 +18,8 @@ import intarsia as library
 from intarsia.choosing import texts as searching
 from intarsia.core.errors import ConfigError, UnknownName
 from intarsia.experiments.labelled import LabelledRun, open_labelled
+from intarsia.experiments.labelled_report import adapting, arms_of, comparison_report
+from intarsia.reports.statistics import paired_interval
 
 from ..labelled import texts, write_csv, write_numbers
 from ..language_models import llama
@@ -140,6 +142,30 @@ def test_compare_and_report(intarsia: Intarsia, data: Path, tmp_path: Path) -> N
     assert sorted(methods) == [("tfidf", 0), ("tfidf", 1), ("words", 0), ("words", 1)]
 
 
+def test_an_adapter_is_compared_with_frozen_features(
+    intarsia: Intarsia, data: Path, model: Path, tmp_path: Path
+) -> None:
+    words = ("--methods", "words,lora", "--model", f"{model}@1:16", "--out", tmp_path / "runs")
+    result = intarsia("compare", data, *COLUMNS, *words, "--json")
+    assert result.code == 0, result.err
+    assert {row["method"] for row in result.json["rows"]} == {"words", f"lora={model}@1:16"}
+    arms = arms_of([tmp_path / "runs"])
+    pages = [comparison_report(arms, arm.method) for arm in arms]
+    # against words it is the sentence on the baseline, where the adapter is the best
+    assert all(any("gainst" in sentence for sentence in page.sentences) for page in pages)
+    assert intarsia("compare", data, *COLUMNS, "--model", model, "--methods", "words").code == 2
+
+
+def test_the_sentence_on_an_adapter() -> None:
+    right = np.arange(100) < 60
+    other = np.arange(100) < 20
+    gap = paired_interval([np.arange(100)], [right], [other])
+    assert adapting(gap, "lora=m", "m").startswith("lora=m: against m: +40.0 points")
+    gap = paired_interval([np.arange(100)], [other], [right])
+    assert adapting(gap, "lora=m", "m").startswith("Adapting does not pay here. lora=m: against m")
+    assert "does not pay" in adapting(None, "lora=m", "m")
+
+
 def test_a_table_of_numbers_gets_the_probe_alone(intarsia: Intarsia, tmp_path: Path) -> None:
     table = write_numbers(tmp_path / "a.csv")
     result = intarsia("auto", table, "--label", "kind", "--out", tmp_path / "auto", "--json")
@@ -169,7 +195,7 @@ def test_auto_chooses_and_goes_on(
     assert words[3:] == ["lora=MODEL@2:16"]
     assert found.sentences[0].startswith("Chosen: ")
     assert "TF-IDF of words" in found.sentences[1]
-    assert "dapt" in found.sentences[2]
+    assert "dapt" in found.sentences[2] or "lora=" in found.sentences[2]
     assert found.report.is_file()
     assert found.open().evaluate()["accuracy"] == found.test["accuracy"]
 

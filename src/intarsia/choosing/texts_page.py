@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from ..experiments.labelled_report import WITHIN, lead
+from ..experiments.labelled_report import WITHIN, adapting, lead
 from ..models.classify.classifier import Member
-from ..models.classify.features import SPARSE, parse_method, split_adapter
+from ..models.classify.features import SPARSE, has_adapter, parse_method
 from ..reports import numbers
 from ..reports.report import Commands, Report, Section
 from ..reports.table import Column, Entry, Table
@@ -36,7 +36,7 @@ class TextCandidate:
     @property
     def frozen(self) -> bool:
         """True for a probe on frozen features, False for an adapter."""
-        return split_adapter(self.word)[0] is None
+        return not has_adapter(self.word)
 
 
 def sentences_of(
@@ -71,18 +71,14 @@ def _adapting(
     method: str, candidates: Sequence[TextCandidate], honest: HeldOutAnswers
 ) -> tuple[str, ...]:
     """Return the sentence on adapters against the best frozen features; () without an adapter."""
-    frozen = [c.answers for c in candidates if c.frozen]
+    frozen = [c for c in candidates if c.frozen]
     adapted = [c for c in candidates if not c.frozen]
     if not adapted:
         return ()
-    names = [c.word for c in candidates if c.frozen]
-    best = order(frozen)[0]
-    if any(split_adapter(word)[0] is not None for word, _ in parse_method(method)):
-        sentence = lead(interval(honest, frozen[best]), f"{names[best]}, the best without adapter")
-        return (sentence.replace(WITHIN, f"{WITHIN}, so that adapting may not pay"),)
+    other = frozen[order([c.answers for c in frozen])[0]]
     tried = min(adapted, key=lambda c: float(c.answers.loss.mean()))
-    sentence = lead(interval(tried.answers, frozen[best]), names[best])
-    return (f"Adapting does not pay here, {tried.word}: {sentence}",)
+    first, word = (honest, method) if has_adapter(method) else (tried.answers, tried.word)
+    return (adapting(interval(first, other.answers), word, other.word),)
 
 
 def candidates_table(outcome: AutoTexts) -> Table:

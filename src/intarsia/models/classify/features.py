@@ -331,6 +331,11 @@ def split_adapter(word: str) -> tuple[str | None, str]:
     return (adapter, model) if equals and adapter in keys() else (None, word)
 
 
+def has_adapter(method: str) -> bool:
+    """Decide whether an adapter is among the words of a method."""
+    return any(split_adapter(word)[0] is not None for word, _ in parse_method(method))
+
+
 def with_model(method: str | None, model: str | None) -> str | None:
     """Return a method for a model that is named next to it: lora and minilm are lora=minilm.
 
