@@ -18,6 +18,8 @@ import intarsia as library
 from intarsia.choosing import texts as searching
 from intarsia.core.errors import ConfigError, UnknownName
 from intarsia.experiments.labelled import LabelledRun, open_labelled
+from intarsia.experiments.labelled_report import adapting, arms_of, comparison_report
+from intarsia.reports.statistics import paired_interval
 
 from ..labelled import texts, write_csv, write_numbers
 from ..language_models import llama
@@ -57,7 +59,14 @@ def test_fit_repeats_itself(intarsia: Intarsia, run: Path, data: Path, tmp_path:
 
 
 def test_fit_refuses_what_it_would_ignore(intarsia: Intarsia, run: Path, data: Path) -> None:
-    for words in (("--epochs", "3"), ("--method", "lora"), ("--method", "tfidff"), ("--out", run)):
+    for words in (
+        ("--epochs", "3"),
+        ("--method", "mixtral"),
+        ("--method", "tfidff"),
+        ("--out", run),
+        ("--method", "words", "--model", "minilm"),
+        ("--method", "lora=words"),
+    ):
         result = intarsia("fit", data, *COLUMNS, *words)
         assert result.code == 2, words
     assert intarsia("fit", data, "--text", "none").code == 2
@@ -99,7 +108,7 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 """
 
 
-@pytest.mark.parametrize("method", ["tfidf", "words+MODEL@1:16"])
+@pytest.mark.parametrize("method", ["tfidf", "words+MODEL@1:16", "words+lora=MODEL@2:16"])
 def test_the_export_needs_no_intarsia(
     intarsia: Intarsia, data: Path, model: Path, tmp_path: Path, method: str
 ) -> None:
@@ -133,6 +142,30 @@ def test_compare_and_report(intarsia: Intarsia, data: Path, tmp_path: Path) -> N
     assert sorted(methods) == [("tfidf", 0), ("tfidf", 1), ("words", 0), ("words", 1)]
 
 
+def test_an_adapter_is_compared_with_frozen_features(
+    intarsia: Intarsia, data: Path, model: Path, tmp_path: Path
+) -> None:
+    words = ("--methods", "words,lora", "--model", f"{model}@1:16", "--out", tmp_path / "runs")
+    result = intarsia("compare", data, *COLUMNS, *words, "--json")
+    assert result.code == 0, result.err
+    assert {row["method"] for row in result.json["rows"]} == {"words", f"lora={model}@1:16"}
+    arms = arms_of([tmp_path / "runs"])
+    pages = [comparison_report(arms, arm.method) for arm in arms]
+    # against words it is the sentence on the baseline, where the adapter is the best
+    assert all(any("gainst" in sentence for sentence in page.sentences) for page in pages)
+    assert intarsia("compare", data, *COLUMNS, "--model", model, "--methods", "words").code == 2
+
+
+def test_the_sentence_on_an_adapter() -> None:
+    right = np.arange(100) < 60
+    other = np.arange(100) < 20
+    gap = paired_interval([np.arange(100)], [right], [other])
+    assert adapting(gap, "lora=m", "m").startswith("lora=m: against m: +40.0 points")
+    gap = paired_interval([np.arange(100)], [other], [right])
+    assert adapting(gap, "lora=m", "m").startswith("Adapting does not pay here. lora=m: against m")
+    assert "does not pay" in adapting(None, "lora=m", "m")
+
+
 def test_a_table_of_numbers_gets_the_probe_alone(intarsia: Intarsia, tmp_path: Path) -> None:
     table = write_numbers(tmp_path / "a.csv")
     result = intarsia("auto", table, "--label", "kind", "--out", tmp_path / "auto", "--json")
@@ -152,29 +185,33 @@ def test_auto_chooses_and_goes_on(
     data: Path, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     options: dict[str, Any] = {"text": "words", "label": "kind"}
-    options |= {"methods": ["tfidf", f"{model}:16"], "out": tmp_path / "auto"}
+    options |= {"methods": ["tfidf", "lora"], "model": f"{model}:16", "out": tmp_path / "auto"}
     lines: list[str] = []
     found = library.auto(data, report=lines.append, **options)
     assert any(line.startswith("First answer, words") for line in lines)
-    assert len(found.candidates) == 3
+    words = [candidate.word.replace(str(model), "MODEL") for candidate in found.candidates]
+    assert words[:2] == ["words", "tfidf"]
+    assert re.fullmatch(r"MODEL@\d:16", words[2])
+    assert words[3:] == ["lora=MODEL@2:16"]
     assert found.sentences[0].startswith("Chosen: ")
     assert "TF-IDF of words" in found.sentences[1]
+    assert "dapt" in found.sentences[2] or "lora=" in found.sentences[2]
     assert found.report.is_file()
     assert found.open().evaluate()["accuracy"] == found.test["accuracy"]
 
-    # what is stored is not fitted again, but for the members of the choice
+    # what is stored is not fitted again
     (tmp_path / "auto" / "report.html").unlink()
     fitted: list[str] = []
-    member_of: Callable[..., Any] = searching.member_of
+    fitted_member: Callable[..., Any] = searching.fitted_member
 
     def counted(word: str, *rest: Any) -> Any:
         fitted.append(word)
-        return member_of(word, *rest)
+        return fitted_member(word, *rest)
 
-    monkeypatch.setattr(searching, "member_of", counted)
+    monkeypatch.setattr(searching, "fitted_member", counted)
     again = library.auto(out=tmp_path / "auto", resume=True, report=lines.append)
     assert again.sentences == found.sentences
-    assert len(fitted) == len(found.run.classifier.members_)
+    assert not fitted
     assert again.run.settings.method == found.run.settings.method
     rows = open_labelled(found.folder).settings.splits().test.rows
     shares = [f.run.classifier.predict_proba(rows) for f in (found, again)]
@@ -186,7 +223,7 @@ def test_auto_refuses_before_any_work(data: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="minutes"):
         library.auto(data, minutes=0.01, **options)
     with pytest.raises(UnknownName, match="method"):
-        library.auto(data, methods=["lora"], **options)
+        library.auto(data, methods=["mixtral"], **options)
     with pytest.raises(UnknownName, match="option"):
         library.auto(data, epochs=3, **options)
     assert not (tmp_path / "auto").exists()
@@ -196,10 +233,15 @@ def test_what_takes_too_long_is_left_out(data: Path, model: Path, tmp_path: Path
     lines: list[str] = []
     search = searching.TextSearch(
         searching.LabelledFit(str(data), "words", "kind").splits(),
-        {"seed": 0, "minutes": 0.0, "methods": ["tfidf", f"{model}"], "one": False},
+        {
+            "seed": 0,
+            "minutes": 0.0,
+            "methods": ["tfidf", f"{model}", f"lora={model}"],
+            "one": False,
+        },
         tmp_path / "auto",
         0.0,
         lines.append,
     )
     assert [candidate.word for candidate in search.candidates()] == ["words"]
-    assert sum("left out" in line for line in lines) == 2
+    assert sum("left out" in line for line in lines) == 3

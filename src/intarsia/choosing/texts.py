@@ -8,8 +8,8 @@ found.open().predict(["Who was first?"])
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,7 @@ from ..core.folders import data_name
 from ..core.labelled import AUTO, is_labelled
 from ..core.locks import alone
 from ..core.store import Store, key_of
-from ..data.labelled import LabelledSplits, rows_at
+from ..data.labelled import LabelledSplits, Rows, rows_at
 from ..data.packages import announce
 from ..data.sets import located
 from ..experiments.labelled import (
@@ -41,49 +41,41 @@ from ..experiments.labelled import (
     open_labelled,
     write_run,
 )
-from ..experiments.labelled_report import WITHIN, lead
-from ..models.classify.classifier import Member, RowClassifier, judged, member_of
+from ..experiments.labelled_adapting import deeper, fitted_member, training_seconds
+from ..models.classify.classifier import Member, RowClassifier, judged, method_of
 from ..models.classify.features import (
+    ADAPTED,
     MODELS,
     NUMBERS,
     SPARSE,
     TOKENS,
     Tfidf,
     check_method,
-    parse_method,
+    split_adapter,
     split_word,
     states,
     text_model,
 )
 from ..reports import numbers
 from ..reports.markdown import markdown
-from ..reports.report import Commands, Section
-from ..reports.report import Report as Page
-from ..reports.table import Column, Entry, Table
-from ..reports.writing import write
+from ..reports.table import Table
 from ..train.folds import deal
 from ..train.probe import FOLDS
 from .blending import chosen
-from .judging import HeldOutAnswers, interval
+from .judging import HeldOutAnswers
+from .texts_page import BASELINE, TextCandidate, candidates_table, sentences_of, write_page
 
-BASELINE, BASELINE_NAME = "words", "TF-IDF of words with logistic regression"
-CANDIDATES = (*SPARSE, *MODELS)
+ADAPTER = "lora"
+CANDIDATES = (*SPARSE, *MODELS, ADAPTER)
 CHOICE, PAGE = "choice", "report.html"
 SAMPLE = 8  # texts by which the seconds of a model are estimated
 SHARES = 0.6  # of the seconds that are left, which one candidate's features may take
+TRAINING = 0.9  # of them, which one adapter may take: the search ends with adapters
 LENGTHS = (TOKENS, 128, 64)  # tokens that a model reads of a text, as the minutes allow
+CHARACTERS = 5  # of a token, about
 LEAST_SECONDS = 10.0
-OPTIONS = ("text", "label", "split_seed", "images", "test")
-
-
-@dataclass(frozen=True, eq=False)
-class TextCandidate:
-    """A candidate: the method in a word, its answers to the held-out rows, its seconds."""
-
-    word: str
-    answers: HeldOutAnswers
-    seconds: float
-    member: Member | None = field(default=None, repr=False)
+LEFT_OUT = "left out, it would take more than the minutes that are left."
+OPTIONS = ("text", "label", "split_seed", "images", "test", "model")
 
 
 @dataclass(frozen=True, repr=False)
@@ -117,7 +109,7 @@ class AutoTexts:
 
     def table(self) -> Table:
         """Return the candidates and the choice as a table."""
-        return _table(self)
+        return candidates_table(self)
 
     def __str__(self) -> str:
         return f"{' '.join(self.sentences)}\n\n{markdown(self.table()).strip()}"
@@ -132,6 +124,7 @@ def auto_texts(
     out: str | Path | None = None,
     resume: bool = False,
     methods: Sequence[str] | None = None,
+    model: str | None = None,
     text: str | None = None,
     label: str | None = None,
     seed: int = 0,
@@ -143,17 +136,19 @@ def auto_texts(
 ) -> AutoTexts:
     """Choose features, or a blend of up to three, on held-out rows, and fit a classifier with them.
 
-    Each candidate is a converged logistic regression on frozen features: TF-IDF of words, of words
-    and characters, the mean hidden states of MiniLM and of SmolLM2 at their best layer. Five folds
-    of the training rows choose its penalty, and answer for it; the blend is chosen by the same
-    answers. The choice alone is scored on the test part. A table of numbers gets the regression
-    alone.
+    The first candidates are converged logistic regressions on frozen features: TF-IDF of words, of
+    words and characters, the mean hidden states of MiniLM and of SmolLM2 at their best layer. Then
+    LoRA with a head is trained on these models, the best first, as far as the minutes reach. Five
+    folds of the training rows choose a penalty, and answer for each candidate; the blend is chosen
+    by the same answers. The choice alone is scored on the test part. A table of numbers gets the
+    regression alone.
     data, text, label: as for `load_labelled`.  minutes: of everything; a candidate that would take
     more is left out, and that is said.  out: the folder, `runs/auto-DATA` if None.  resume: go on
     with the search in that folder.  methods: words as of `RowClassifier`, None = CANDIDATES; models
-    may be folders.  seed: of folds and split; split_seed: of the split, None = seed.  images, test:
-    numbers of rows to train on and to test.  one: choose one candidate, no blend.  report: gets
-    lines of progress.
+    may be folders, and an adapter without a model is trained on each of them.  model: models in the
+    place of those that packages ship, with commas.  seed: of folds and split; split_seed: of the
+    split, None = seed.  images, test: numbers of rows to train on and to test.  one: choose one
+    candidate, no blend.  report: gets lines of progress.
     Raises: DataError, as `load_labelled`; ConfigError for a folder in use, minutes too few, or a
     resumed search with other settings; AssetError if no candidate can be had.
     """
@@ -162,26 +157,28 @@ def auto_texts(
     if not minutes >= least:
         fix = "Try 2."
         raise ConfigError("minutes", got=minutes, want=f"{least:.2g} or more", fix=fix)
-    request = {"minutes": minutes, "text": text, "label": label, "methods": list(methods or ())}
+    words = _named(methods or (), model or "")
+    request = {"minutes": minutes, "text": text, "label": label, "methods": words}
     request |= {"seed": seed, "split_seed": split_seed, "images": images, "test": test, "one": one}
     folder, request = _opened_folder(data, None if out is None else Path(out), request, resume)
     for word in request["methods"]:
         check_method(word)
-    settings = LabelledFit(
-        request["data"],
-        request["text"],
-        request["label"],
-        seed=request["seed"],
-        split_seed=request["split_seed"],
-        train=request["images"],
-        test=request["test"],
-    )
+    names = ("data", "text", "label", "seed", "split_seed", "test")
+    settings = LabelledFit(train=request["images"], **{name: request[name] for name in names})
     splits = settings.splits()  # errors of the data come before anything is written
     with alone(folder):
         if not (folder / AUTO).exists():
             write_json(folder / AUTO, request)
         search = TextSearch(splits, request, folder, began, report)
         return search.result(settings)
+
+
+def _named(methods: Sequence[str], model: str) -> list[str]:
+    """Return the methods that were named, models among them; [] where nothing was."""
+    models = [name.strip() for name in model.split(",") if name.strip()]
+    if not models:
+        return [*methods]
+    return [*methods, *models] if methods else [*SPARSE, *models, ADAPTER]
 
 
 def searches_rows(
@@ -264,17 +261,41 @@ class TextSearch:
 
     @property
     def words(self) -> tuple[str, ...]:
-        """The methods to try, the cheapest first."""
+        """The methods to try, the cheapest first, adapters last."""
         if self.splits.train.columns:
             return (NUMBERS,)
         named = tuple(self.request["methods"]) or CANDIDATES
-        return named if BASELINE in named else (BASELINE, *named)
+        fast = [word for word in named if split_adapter(word)[0] is None]
+        adapters = [word for word in named if word not in fast]
+        if any("=" not in word for word in adapters) and not set(fast) - {*SPARSE}:
+            fast.append(ADAPTED)
+        return (*([] if BASELINE in fast else [BASELINE]), *fast, *adapters)
+
+    def _untried(self, fitted: Sequence[TextCandidate]) -> Iterator[str]:
+        """Yield the words; an adapter without a model once for each model, the best first.
+
+        fitted: the candidates so far, which grow.
+        """
+        for word in self.words:
+            adapter, _ = split_adapter(word)
+            if adapter is None or "=" in word:
+                yield word
+                continue
+            models = [c for c in fitted if c.frozen and c.word not in SPARSE]
+            slow = float("inf")
+            for candidate in sorted(models, key=lambda c: float(c.answers.loss.mean())):
+                count, adapted = len(fitted), deeper(adapter, candidate.word)
+                if candidate.seconds > slow:  # a quicker model took too long
+                    self.report(f"{adapted}: {LEFT_OUT}")
+                    continue
+                yield adapted
+                slow = candidate.seconds if len(fitted) == count else slow
 
     def candidates(self) -> list[TextCandidate]:
         """Fit every candidate for which there is time, and report each."""
         train, fitted = self.splits.train, list[TextCandidate]()
         self.report(f"{len(train):,} {train.unit} to train on, {len(self.splits.test):,} to test.")
-        for word in self.words:
+        for word in self._untried(fitted):
             try:
                 candidate = self._candidate(word)
             except (AssetError, MissingExtra) as error:
@@ -293,17 +314,16 @@ class TextSearch:
 
     def _candidate(self, word: str) -> TextCandidate | None:
         """Return a candidate, from the folder or fitted now; None where it would take too long."""
-        train, key = self.splits.train, key_of({"word": word})
+        key = key_of({"word": word})
         if key in self.store and (self.folder / f"{key}.safetensors").is_file():
             logits, facts = self.store.tensors(key, lambda: ({}, {}))
             return self._scored(str(facts["word"]), logits["held_out"], facts["seconds"])
         began = time.perf_counter()
         timed = word if word in (*SPARSE, NUMBERS) else self._affordable(word)
         if timed is None or (word != self.words[0] and not self._fits(word)):
-            self.report(f"{word}: left out, it would take more than the minutes that are left.")
+            self.report(f"{word}: {LEFT_OUT}")
             return None
-        count = len(train.classes)
-        member = member_of(timed, train.rows, train.labels, count, self.fold, train.columns)
+        member = self._member(timed)
         assert member.held_out is not None
         seconds, held_out = time.perf_counter() - began, member.held_out
         facts = {"word": member.feature.word, "seconds": seconds}
@@ -336,14 +356,22 @@ class TextSearch:
 
         A few texts are timed at each length.
         """
-        model, layer, tokens = split_word(word)
+        adapter, rest = split_adapter(word)
+        model, layer, tokens = split_word(rest)
+        if adapter is not None:
+            train = self.splits.train
+            seconds = training_seconds(word, train.rows, train.labels)
+            self.report(f"{word}: about {numbers.seconds(seconds)} of training.")
+            return word if seconds < TRAINING * (self.limit - self.seconds) else None
         depth = layer or text_model(model)[0].config.num_hidden_layers
         sample = rows_at(self.splits.train.rows, self._sample(SAMPLE))
-        total = len(self.splits.train) + len(self.splits.test)
+        texts = [*self.splits.train.rows, *self.splits.test.rows]
         for length in sorted({min(tokens, length) for length in LENGTHS}, reverse=True):
             began = time.perf_counter()
             states(model, sample, (depth,), length)
-            seconds = (time.perf_counter() - began) * total / len(sample)
+            # the sample is padded to its longest text, all texts hardly are: they are sorted
+            padded = len(sample) * max(_read(sample, length))
+            seconds = (time.perf_counter() - began) * sum(_read(texts, length)) / padded
             if seconds < SHARES * (self.limit - self.seconds):
                 at = "" if layer is None else f"@{layer}"
                 return f"{model}{at}:{length}"
@@ -367,111 +395,38 @@ class TextSearch:
             [c.answers for c in candidates], self.request["seed"], one=self.request["one"]
         )
         picked = [candidates[i] for i in blend.members]
-        members = [c.member or self._member(c.word) for c in picked]
-        train, seed = self.splits.train, self.request["seed"]
-        classifier = RowClassifier.of(members, blend.weights, train.classes, seed)
-        sentences = _sentences(classifier.method, candidates, honest, train.unit)
+        method = method_of([c.word for c in picked], blend.weights)
+        sentences = sentences_of(method, candidates, honest, self.splits.train.unit)
         self.report(f"{' '.join(sentences)} Scoring it on the test part.")
-        run = self._written(settings, classifier, sentences)
+        run = self._written(settings, picked, blend.weights, sentences)
         outcome = AutoTexts(sentences, tuple(candidates), run, self.folder / PAGE, self.seconds)
-        _write_page(outcome)
+        write_page(outcome)
         return outcome
 
     def _member(self, word: str) -> Member:
-        """Fit a member again whose answers alone the folder keeps."""
+        """Fit a member; of a candidate that is stored the folder keeps the answers alone."""
         train = self.splits.train
         count = len(train.classes)
-        return member_of(word, train.rows, train.labels, count, self.fold, train.columns)
+        return fitted_member(word, train.rows, train.labels, count, self.fold, train.columns)
 
     def _written(
-        self, settings: LabelledFit, classifier: RowClassifier, sentences: Sequence[str]
+        self,
+        settings: LabelledFit,
+        picked: Sequence[TextCandidate],
+        shares: Sequence[float],
+        sentences: Sequence[str],
     ) -> LabelledRun:
         """Write the run of the choice, or open the one that a stopped search has written."""
         place = self.folder / CHOICE
         if is_labelled_run(place):
             return open_labelled(place)
+        members = [c.member or self._member(c.word) for c in picked]
+        classes, seed = self.splits.train.classes, self.request["seed"]
+        classifier = RowClassifier.of(members, shares, classes, seed)
         record = {"asked": classifier.method, "sentences": list(sentences)}
         return write_run(settings, self.splits, classifier, self.seconds, place, **record)
 
 
-def _sentences(
-    method: str, candidates: Sequence[TextCandidate], honest: HeldOutAnswers, unit: str
-) -> tuple[str, ...]:
-    """Return what was chosen among how many, and how far it is ahead of TF-IDF.
-
-    honest: answers to each row by what is chosen without it.
-    """
-    level = numbers.percent(float(honest.score.mean()))
-    among = f"the best of {len(candidates)} candidates and their blends"
-    among = "the only candidate" if len(candidates) == 1 else among
-    first = (
-        f"Chosen: {method}, {among} on {honest.pictures:,} training {unit}, each held out once in "
-        f"five folds: {level} right, by choices that had not seen the row."
-    )
-    base = next((c for c in candidates if c.word == BASELINE), None)
-    if base is None or len(candidates) == 1:
-        return (first,)
-    if method in SPARSE:
-        return first, f"Embeddings do not pay here: {lead_over(honest, base)}"
-    return first, lead_over(honest, base)
-
-
-def lead_over(answers: HeldOutAnswers, base: TextCandidate) -> str:
-    """Return the sentence on the difference to a candidate, paired over the rows."""
-    sentence = lead(interval(answers, base.answers), BASELINE_NAME)
-    return sentence.replace(WITHIN, f"{WITHIN}, so that embeddings may not pay")
-
-
-def _table(outcome: AutoTexts) -> Table:
-    """Return the table of candidates, the choice first, with its test score."""
-    unit = outcome.run.unit
-    columns = (
-        Column("Method", "As --method takes it", numeric=False),
-        Column("Held-out accuracy", f"Of training {unit}, each by a probe without its fold"),
-        Column("Loss", "Cross-entropy of the same answers"),
-        Column("Behind", "Points that the choice is ahead, with the 95 % interval, paired"),
-        Column("Time", "Of features and probes"),
-        Column("Test accuracy", "Of the choice alone; looked at once"),
-    )
-    results = outcome.run.record["results"]
-    caption = (
-        f"The choice and the candidates on {outcome.run.record['data']['train']['n']:,} training "
-        f"{unit}, and the choice on {outcome.run.record['data']['test']['n']:,} test {unit}; "
-        f"{numbers.seconds(outcome.seconds)} in all."
-    )
-    held_out, test = (numbers.percent(results[part]["accuracy"]) for part in ("held_out", "test"))
-    loss = f"{results['held_out']['loss']:.3f}"
-    method = outcome.run.settings.method or ""
-    first = (Entry(method, "chosen"), *map(Entry, (held_out, loss, "", "", test)))
-    rows: list[tuple[Entry, ...]] = [first]
-    shares = _choice_answers(outcome)
-    for c in sorted(outcome.candidates, key=lambda c: float(c.answers.loss.mean())):
-        if c.word == method:
-            seconds = Entry(numbers.seconds(c.seconds))
-            rows[0] = (*rows[0][:4], seconds, rows[0][5])
-            continue
-        gap = None if shares is None else interval(shares, c.answers)
-        behind = "" if gap is None else numbers.signed(100 * gap.mean)
-        behind += "" if gap is None else f" {numbers.interval(gap.low, gap.high)}"
-        cells = (numbers.percent(float(c.answers.score.mean())), f"{c.answers.loss.mean():.3f}")
-        rows.append(tuple(map(Entry, (c.word, *cells, behind, numbers.seconds(c.seconds), ""))))
-    return Table(caption, columns, tuple(rows), best=0, baseline=None)
-
-
-def _choice_answers(outcome: AutoTexts) -> HeldOutAnswers | None:
-    """Return the answers of the choice to the held-out rows, of the candidates it is made of."""
-    named = {c.word: c.answers for c in outcome.candidates}
-    pairs = parse_method(outcome.run.settings.method or "")
-    if any(word not in named for word, _ in pairs):
-        return None
-    first = named[pairs[0][0]]
-    shares = sum((share * named[word].shares for word, share in pairs), torch.zeros(()))
-    return HeldOutAnswers.of_shares(first.picture, shares, first.labels)
-
-
-def _write_page(outcome: AutoTexts) -> None:
-    """Write the page: the sentences, the table, and the commands that come next."""
-    commands = Commands((outcome.run.settings.command(),))
-    sections = (Section("Candidates", (outcome.table(),)), Section("Repeat", (commands,)))
-    title = f"A classifier of {Path(outcome.run.settings.data).name}"
-    write(Page(title, outcome.sentences, sections, (), "intarsia auto"), outcome.report)
+def _read(texts: Rows, tokens: int) -> list[int]:
+    """Return the characters of each text that a model reads, about."""
+    return [min(len(text), CHARACTERS * tokens) for text in texts]

@@ -81,7 +81,8 @@ def auto(
     three, is trained on all of them, and alone is scored on the test part. The table shows it and
     its runners-up, the page its mistakes.
 
-    Of labelled texts it chooses among TF-IDF, MiniLM and SmolLM2, with converged probes.
+    Of labelled texts it chooses among TF-IDF, MiniLM and SmolLM2 with converged probes, and LoRA on
+    these models if the minutes reach.
 
     Example:  intarsia auto photos --minutes 10
     Example:  intarsia auto texts.csv --text text --label label --minutes 5

@@ -60,15 +60,17 @@ def fit_rows(arguments: Mapping[str, Any], words: set[str]) -> None:
 
     arguments: all options of `fit` by name; words: names of those given on the command line.
     """
-    _check_words(words, ("method",))
+    _check_words(words, ("method", "model"))
     check_data(arguments["data"] or "")
-    method = arguments["method"] if "method" in words else None
     data, seed = arguments["data"], arguments["seed"]
     note(f"{data} has labels: a classifier is fitted. {LANGUAGE}")
     from ..experiments.labelled import check_new, fit_labelled
-    from ..models.classify.features import check_method
+    from ..models.classify.features import check_method, with_model
 
     use_threads(arguments["threads"])
+    method = with_model(
+        *(arguments[name] if name in words else None for name in ("method", "model"))
+    )
     check_method(method or "tfidf")
     name = (method or "classifier").replace("/", "-")
     out = arguments["out"] or Path("runs") / f"{data_name(data)}-{name}-{seed}"
@@ -111,15 +113,15 @@ def compare_rows(request: Mapping[str, Any], words: set[str]) -> None:
 
     request: all parameters of `compare` by name; words: names of those that were given.
     """
-    _check_words(words, ("methods", "seeds", "baseline"))
+    _check_words(words, ("methods", "seeds", "baseline", "model"))
     data = request["data"]
     check_data(data)
     from ..experiments.labelled import fit_labelled
     from ..models.classify.features import check_method
 
     use_threads(request["threads"])
-    named = request["methods"] if "methods" in words else METHODS
-    methods = [name.strip() for name in named.split(",") if name.strip()]
+    model = request["model"] if "model" in words else None
+    methods = _methods(request["methods"] if "methods" in words else None, model)
     for method in methods:
         check_method(method)
     # a fit has no chance in it: further seeds are further splits of the rows
@@ -136,6 +138,21 @@ def compare_rows(request: Mapping[str, Any], words: set[str]) -> None:
                     fit_labelled(_settings(request, method, seed), out, report=lambda _: None)
         baseline = request["baseline"] or methods[0]
         report_rows(folders, folder / "report.html", baseline, request["as_json"])
+
+
+def _methods(named: str | None, model: str | None) -> list[str]:
+    """Return the methods to compare; adapters are put on the model, if one is named.
+
+    Without names the model's frozen states and LoRA on it stand next to TF-IDF.
+    """
+    from ..models.classify.features import SPARSE, split_adapter, with_model
+
+    default = METHODS if model is None else ",".join((*SPARSE, model, "lora"))
+    words = [name.strip() for name in (named or default).split(",") if name.strip()]
+    bare = [word for word in words if split_adapter(word)[0] == word]
+    if model is not None and not bare:
+        with_model(named, model)  # refuses the model
+    return [with_model(word, model) or word if word in bare else word for word in words]
 
 
 def report_rows(folders: Sequence[Path], page: Path, baseline: str | None, as_json: bool) -> None:
@@ -244,7 +261,7 @@ def auto_rows(request: Mapping[str, Any], words: set[str]) -> bool:
     goes_on = resume and out is not None and (out / AUTO).is_file()
     if not (goes_on or takes_rows(request["data"], request)):
         return False
-    _check_words(words, ("methods", "minutes", "resume", "one"))
+    _check_words(words, ("methods", "minutes", "resume", "one", "model"))
     from ..choosing.texts import auto_texts
     from ..models.classify.features import check_method
 
@@ -254,6 +271,7 @@ def auto_rows(request: Mapping[str, Any], words: set[str]) -> bool:
         check_method(method)
     names = ("minutes", "out", "resume", "one", "seed", *OPTIONS[:4], "split_seed")
     options = {name: request[name] for name in names}
+    options["model"] = request["model"] if "model" in words else None
     out = out or Path("runs") / f"auto-{data_name(str(request['data']))}"
     try:
         outcome = auto_texts(request["data"], methods=methods, report=note, **options)

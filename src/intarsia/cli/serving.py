@@ -1,4 +1,4 @@
-"""`intarsia serve`: language models behind OpenAI's routes, on this machine."""
+"""`intarsia serve`: language models behind OpenAI's routes, or a classifier, on this machine."""
 
 from __future__ import annotations
 
@@ -14,7 +14,9 @@ from ..core.checks import between, bytes_of, one_of
 from ..core.errors import ConfigError, MissingExtra, UnknownName
 from ..core.registry import unpredicted_policies
 from .completing import among
-from .options import Threads, use_threads
+from .labelled_page import serve_rows
+from .labelled_steps import is_rows_run
+from .options import Threads, given_in_words, use_threads
 from .shell import note, say, warn
 
 if TYPE_CHECKING:
@@ -29,7 +31,7 @@ Models = Annotated[
     list[str],
     typer.Argument(
         help="Folders of models from save_pretrained, `offload`, `compress` or `sparsify`, or "
-        "NAME=FOLDER."
+        "NAME=FOLDER; or one run on labelled texts."
     ),
 ]
 Adapter = Annotated[
@@ -89,6 +91,7 @@ Engine = Annotated[
 
 
 def serve(
+    ctx: typer.Context,
     models: Models,
     adapter: Adapter = None,
     slots: Slots = None,
@@ -113,8 +116,9 @@ def serve(
 
     Routes: /v1/completions, /v1/chat/completions, /v1/responses, /v1/models, /health, /metrics, and
     a page to try it at /. Only what is named here is served. SIGTERM and Ctrl-C let it finish what
-    it has taken.
+    it has taken. A run on labelled texts gets a page, and POST /predict.
 
+    Example:  intarsia serve runs/nouns --port 8100
     Example:  intarsia serve my-mixtral --slots 0.25 --adapter med=out1 --adapter law=out2
     """
     one_of("--engine", engine, ENGINES, "Leave it out.")
@@ -128,6 +132,10 @@ def serve(
         want, fix = "a size in KB, MB or GB", "For example: --memory 8GB"
         raise ConfigError("--memory", got=repr(memory), want=want, fix=fix)
     between("--port", port, 0, 65535, "Try 8000.")
+    if len(models) == 1 and is_rows_run(models[0]):
+        use_threads(threads)
+        serve_rows(Path(models[0]), port, given_in_words(ctx))
+        return
     room = memory if memory is not None else _slots(slots)
     if engine == "vllm":
         _to_vllm(models, adapter or [], room, host, port)

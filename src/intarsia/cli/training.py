@@ -69,7 +69,8 @@ def fit(
 
     A text file, or a .jsonl file of prompts and responses, adapts a language model: smollm2 by
     LoRA, if nothing else is said; --images is then the number of rows, --length their tokens.
-    Texts with labels get a classifier: --method words, tfidf, or a model as minilm@6.
+    Texts with labels get a classifier: --method words, tfidf, a model as minilm@6, or lora with
+    --model minilm.
 
     Ctrl-C stops it cleanly; --resume goes on where it stood, bit for bit.
 

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from ..core.errors import DataError, MissingExtra
+from ..core.errors import DataError, MissingExtra, UnknownName
 from ..core.files import parse_json
 from ..core.labelled import (
     LABELS,
@@ -113,8 +113,8 @@ def load_labelled(
     """
     parts = read_labelled(data, text=text, label=label)
     pool = parts.get("train") or parts["all"]
-    check_rows(pool)
     test_part = parts.get("test")
+    check_rows(pool, least=3 if test_part is None else 2)
     if test_part is None:
         n = test or max(round(TEST_SHARE * len(pool)), len(pool.classes))
         inside, rest = stratified(pool.labels, n, seed=seed, classes=pool.classes)
@@ -133,10 +133,11 @@ def _drawn(rows: LabelledRows, n: int, seed: int) -> np.ndarray:
     return stratified(rows.labels, n, seed=seed, classes=rows.classes)[0]
 
 
-def check_rows(rows: LabelledRows) -> None:
+def check_rows(rows: LabelledRows, least: int) -> None:
     """Refuse rows that no classifier can be chosen on.
 
-    Raises: DataError for one class, a class with one row or none, or fewer than FEWEST rows.
+    least: rows of a class: two to train on, and one to test on where these are test rows, too.
+    Raises: DataError for one class, a class with fewer rows, or fewer than FEWEST rows.
     """
     counts = np.bincount(rows.labels, minlength=len(rows.classes))
     subject = f"labels of {rows.name}"
@@ -146,10 +147,11 @@ def check_rows(rows: LabelledRows) -> None:
     if absent := [rows.classes[int(i)] for i in np.flatnonzero(counts == 0)]:
         got, fix = f"none of {_listed(absent)}", "Add rows, or leave the class out everywhere."
         raise DataError(subject, got=got, want="rows of each class to train on", fix=fix)
-    if single := [rows.classes[int(i)] for i in np.flatnonzero(counts == 1)]:
-        got = f"a single row of {_listed(single)}"
+    if rare := [rows.classes[int(i)] for i in np.flatnonzero(counts < least)]:
+        number = "a single row" if counts.min() == 1 else f"{counts.min()} rows"
+        got, want = f"{number} of {_listed(rare)}", f"{least} rows of each class or more"
         fix = "Add rows, or leave these classes out."
-        raise DataError(subject, got=got, want="two rows of each class or more", fix=fix)
+        raise DataError(subject, got=got, want=want, fix=fix)
     if len(rows) < FEWEST:
         raise DataError(f"rows of {rows.name}", got=len(rows), want=FEWEST, fix="Add rows.")
 
@@ -277,7 +279,9 @@ def _columns_of(
     if missing:
         want = f"among the columns {here}"
         got = f"{' and '.join(map(repr, missing))} not there"
-        fix = "Name them: --text COLUMN --label COLUMN."
+        near = [close for name in missing for close in UnknownName("column", name, table).near[:1]]
+        fix = f"Did you mean {' and '.join(near)}? " if near else ""
+        fix += "Name them: --text COLUMN --label COLUMN."
         raise DataError(f"columns of {path}", got=got, want=want, fix=fix)
     lower = {name.lower(): name for name in reversed(list(table))}
     label = label or next((lower[name] for name in LABELS if name in lower), None)

@@ -36,9 +36,12 @@ from ..data.labelled import (
 )
 from ..data.sets import located
 from ..models.classify.classifier import RowClassifier, write_files
-from ..models.classify.features import NUMBERS, check_method
+from ..models.classify.features import NUMBERS, check_method, parse_method
 from ..models.classify.standalone import SETTINGS, TENSORS
+from ..train.folds import deal
+from ..train.probe import FOLDS
 from ..train.scores import Metrics
+from .labelled_adapting import fitted_member
 
 ANSWERS = "predictions.safetensors"
 DEFAULT = "tfidf"
@@ -183,8 +186,14 @@ def fit_labelled(
     report(f"{len(splits.train):,} {splits.train.unit} to train on, {len(splits.test):,} to test.")
     method = settings.method or (NUMBERS if splits.train.columns else DEFAULT)
     began = time.perf_counter()
-    classifier = RowClassifier(method, settings.seed)
-    classifier.fit(splits.train.rows, splits.train.labels, splits.train.columns)
+    train, pairs = splits.train, parse_method(method)
+    fold, count = deal(train.labels, FOLDS, settings.seed), len(train.classes)
+    members = [
+        fitted_member(word, train.rows, train.labels, count, fold, train.columns)
+        for word, _ in pairs
+    ]
+    shares = [share for _, share in pairs]
+    classifier = RowClassifier.of(members, shares, train.classes, settings.seed)
     seconds = time.perf_counter() - began
     return write_run(settings, splits, classifier, seconds, Path(out), asked=method)
 
@@ -210,8 +219,6 @@ def write_run(
     fitting.  record: further entries of the record, such as asked, the method as it was given.
     """
     held_out = scored(classifier.held_out_, splits.train.labels)
-    members, shares = classifier.members_, classifier.shares_
-    classifier = RowClassifier.of(members, shares, splits.train.classes, classifier.seed)
     settings = dataclasses.replace(settings, method=classifier.method)
     test = scored(classifier.predict_proba(splits.test.rows), splits.test.labels)
     parts = {"train": splits.train, "test": splits.test}

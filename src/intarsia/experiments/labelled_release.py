@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import importlib.util
 import shutil
 from collections.abc import Callable
@@ -10,13 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from torch import nn
 
 from ..core.errors import ExportError
 from ..core.files import check_target, writing
 from ..models.classify import standalone
 from ..models.classify.classifier import write_files
-from ..models.classify.features import HiddenMean, text_model
+from ..models.classify.features import AdaptedMean, HiddenMean
 from ..models.classify.standalone import SETTINGS, TENSORS
 from .labelled import open_labelled
 
@@ -36,7 +34,8 @@ def release_labelled(run: Path, target: Path, *, result: Report = lambda _: None
     """
     opened = open_labelled(run)
     classifier = opened.classifier
-    hidden = [m.feature for m in classifier.members_ if isinstance(m.feature, HiddenMean)]
+    features = [member.feature for member in classifier.members_]
+    hidden = [f for f in features if isinstance(f, HiddenMean | AdaptedMean)]
     folders = {feature.word: f"model-{i}" for i, feature in enumerate(hidden)}
     check_target(target, own=(SCRIPT, SETTINGS, TENSORS, *folders.values()))
     test = opened.settings.splits().test
@@ -44,7 +43,9 @@ def release_labelled(run: Path, target: Path, *, result: Report = lambda _: None
     with writing(target) as scratch:
         scratch.mkdir()
         for feature in hidden:
-            _save_model(feature, scratch / folders[feature.word])
+            model, tokenizer = feature.network()
+            for part in (model, tokenizer):
+                part.save_pretrained(scratch / folders[feature.word])
         write_files(classifier, scratch, folders)
         shutil.copyfile(standalone.__file__, scratch / SCRIPT)
         gap = np.abs(_script_shares(scratch, rows) - classifier.predict_proba(rows)).max()
@@ -54,21 +55,6 @@ def release_labelled(run: Path, target: Path, *, result: Report = lambda _: None
             raise ExportError(f"probabilities of {SCRIPT}", got=f"{gap:.2g}", want=want, fix=fix)
     result(f"{target}: {len(rows)} rows by {SCRIPT}: probabilities differ by {gap:.1g} at most.")
     return target
-
-
-def _save_model(feature: HiddenMean, folder: Path) -> None:
-    """Write a feature's model and tokenizer, without the blocks behind its layer."""
-    model, tokenizer = text_model(feature.model)
-    model = copy.deepcopy(model)
-    lists = (m for m in model.modules() if isinstance(m, nn.ModuleList))
-    blocks = next(m for m in lists if len(m) == model.config.num_hidden_layers)
-    # one block stays, in front of which layer 0 is read
-    del blocks[max(1, feature.layer) :]
-    model.config.num_hidden_layers = len(blocks)
-    if kinds := getattr(model.config, "layer_types", None):
-        model.config.layer_types = kinds[: len(blocks)]
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
 
 
 def _script_shares(folder: Path, rows: Any) -> np.ndarray:

@@ -12,6 +12,7 @@ import numpy as np
 
 from ..core.errors import ConfigError, DataError, UnknownName
 from ..core.labelled import FILE
+from ..models.classify.features import has_adapter
 from ..reports import numbers
 from ..reports.report import Report, Section
 from ..reports.sheet import Spread
@@ -100,6 +101,12 @@ def comparison_report(arms: Sequence[ComparedMethod], baseline: str | None = Non
     sentences = [f"Best on held-out training rows: {best.method}; {accuracy} of the test rows."]
     if best is not base:
         sentences.append(lead(best.ahead(base), base.method))
+    # the arms are in order: the first of each kind is the best
+    adapted = [arm for arm in arms if has_adapter(arm.method)]
+    frozen = [arm for arm in arms if not has_adapter(arm.method)]
+    if adapted and frozen and (adapted[0], frozen[0]) != (best, base):
+        gap = adapted[0].ahead(frozen[0])
+        sentences.append(adapting(gap, adapted[0].method, frozen[0].method))
     record = next(iter(best.runs.values()))[0]
     caption = (
         f"{Path(next(iter(data))).name}: {record['data']['train']['n']:,} rows to train on, "
@@ -141,3 +148,18 @@ def lead(gap: PairedInterval | None, other: str) -> str:
     verdict = "it is ahead" if gap.low > 0 else "it is behind" if gap.high < 0 else WITHIN
     mean = numbers.signed(100 * gap.mean)
     return f"Against {other}: {mean} points (95 % interval {ends}); {verdict}."
+
+
+def adapting(gap: PairedInterval | None, adapter: str, other: str) -> str:
+    """Return the sentence on an adapter next to the best frozen features, of a paired difference.
+
+    gap: as for `lead`.
+    """
+    sentence = lead(gap, other).replace(WITHIN, f"{WITHIN}, so that adapting may not pay")
+    behind = gap is None or gap.high < 0
+    return f"{'Adapting does not pay here. ' if behind else ''}{adapter}: {_small(sentence)}"
+
+
+def _small(sentence: str) -> str:
+    """Return a sentence as it stands behind a colon."""
+    return sentence[0].lower() + sentence[1:]

@@ -8,6 +8,7 @@ from typing import cast
 
 import torch
 from torch import nn
+from transformers.pytorch_utils import Conv1D
 
 from ...adapters.lora import Lora, LoraCell
 from ...core import Cell
@@ -56,6 +57,25 @@ def lora_cells(
             raise ConfigError(f"adapter {of!r} as LoRA", got=got, want=want, fix=fix)
         cells.append(cell)
     return adapted, of, layers, cells
+
+
+@torch.no_grad()
+def low_rank_changes(
+    model: nn.Module, of: str | None = None
+) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
+    """Return path of a weight -> its change as two factors, whose product has the weight's shape.
+
+    of: name of the adapter, None = the active one. Raises: as `as_lora`.
+    """
+    _, _, layers, cells = lora_cells(model, of)
+    changes = dict[str, tuple[torch.Tensor, torch.Tensor]]()
+    for layer, cell in zip(layers, cells, strict=True):
+        pair = (cell.scale * cell.up.weight, cell.down.weight.clone())  # (out, r), (r, in)
+        # Conv1D of transformers has its weight as (in, out)
+        transposed = isinstance(layer.base_layer, Conv1D)
+        pair = (pair[1].T.contiguous(), pair[0].T.contiguous()) if transposed else pair
+        changes[f"{layer.path}.weight"] = pair
+    return changes
 
 
 def put_beside(

@@ -1,4 +1,4 @@
-"""A classifier of rows: converged probes on frozen features, alone or as a mean of probabilities.
+"""A classifier of rows: linear maps of features, alone or as a mean of probabilities.
 
 classifier = RowClassifier("tfidf").fit(texts, labels)
 classifier.predict(texts)
@@ -29,7 +29,7 @@ from ...core.reading import read_tensors
 from ...core.sealing import check_sealed, seal_folder
 from ...data.labelled import Rows
 from ...train.folds import deal
-from ...train.probe import FOLDS, converged_probe
+from ...train.probe import FOLDS, Probe, converged_probe
 from ...train.scores import best_temperature, tempered_loss
 from .features import (
     SPARSE,
@@ -38,6 +38,7 @@ from .features import (
     feature_of,
     opened_feature,
     parse_method,
+    split_adapter,
     split_word,
     states,
     text_model,
@@ -85,7 +86,11 @@ def fit_member(
 
     feature: what x was computed by; labels: (n,) class numbers; fold: (n,) the fold of each row.
     """
-    probe = converged_probe(x, labels, classes, fold=fold)
+    return tempered(feature, converged_probe(x, labels, classes, fold=fold), labels)
+
+
+def tempered(feature: Feature, probe: Probe, labels: np.ndarray) -> Member:
+    """Return the member of a probe, at the temperature that suits its held-out answers best."""
     rows = torch.from_numpy(judged(labels))
     temperature = best_temperature(probe.held_out[rows], torch.from_numpy(labels)[rows]) or 1.0
     tensors = (t / temperature for t in (probe.weight, probe.bias, probe.held_out))
@@ -121,7 +126,13 @@ def member_of(
     fold: np.ndarray,
     columns: tuple[str, ...] = (),
 ) -> Member:
-    """Fit the member of a word, see `feature_of`; of a model without a layer the best one."""
+    """Fit the member of a word, see `feature_of`; of a model without a layer the best one.
+
+    Raises: ConfigError for an adapter, which is trained; and as `feature_of`.
+    """
+    if not columns and split_adapter(word)[0] is not None:
+        fix = f"For example: intarsia fit texts.csv --method {word}"
+        raise ConfigError("method", got=word, want="a word of frozen features", fix=fix)
     if not columns and word not in SPARSE:
         model, layer, tokens = split_word(word)
         if layer is None and not word.startswith("numbers"):
@@ -172,7 +183,7 @@ class RowClassifier(ClassifierMixin, BaseEstimator):
     ) -> RowClassifier:
         """Return the classifier of members that are fitted.  shares: their weights, together 1."""
         words = [member.feature.word for member in members]
-        classifier = cls(_method(words, shares), seed)
+        classifier = cls(method_of(words, shares), seed)
         classifier.members_, classifier.shares_ = list(members), list(shares)
         classifier.classes_ = np.asarray(classes)
         return classifier
@@ -215,7 +226,7 @@ class RowClassifier(ClassifierMixin, BaseEstimator):
         return read_files(repaired(folder))
 
 
-def _method(words: Sequence[str], shares: Sequence[float]) -> str:
+def method_of(words: Sequence[str], shares: Sequence[float]) -> str:
     """Return the method of words and their weights, the inverse of `parse_method`."""
     least = min(shares)
     parts = [(word, share / least) for word, share in zip(words, shares, strict=True)]
@@ -246,11 +257,13 @@ def write_files(
     tensors, members = dict[str, np.ndarray](), list[dict[str, Any]]()
     for i, member in enumerate(classifier.members_):
         arrays = {"weight": member.weight.numpy(), "bias": member.bias.numpy()}
-        arrays |= member.feature.tensors
-        tensors |= {f"{i}.{name}": np.ascontiguousarray(a) for name, a in arrays.items()}
         feature = member.feature.settings
         if folders and (place := folders.get(member.feature.word)):
-            feature = feature | {"folder": place}
+            # the model there has its changes already
+            feature = feature | {"kind": "hidden", "folder": place}
+        else:
+            arrays |= member.feature.tensors
+        tensors |= {f"{i}.{name}": np.ascontiguousarray(a) for name, a in arrays.items()}
         share = classifier.shares_[i]
         members.append({"feature": feature, "share": share, "strength": member.strength})
     save_file(tensors, folder / TENSORS)

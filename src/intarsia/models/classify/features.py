@@ -1,4 +1,4 @@
-"""Frozen features of rows, each by a word: words, tfidf, numbers, or a model as minilm@6:128.
+"""Features of rows, each by a word: words, tfidf, numbers, or a model as minilm@6:128.
 
 feature = feature_of("tfidf").fit(texts)
 x = feature(texts)                                # (n, d), sparse
@@ -6,29 +6,34 @@ x = feature(texts)                                # (n, d), sparse
 
 from __future__ import annotations
 
+import copy
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
 import scipy.sparse as sp
+import torch
 from sklearn.feature_extraction.text import TfidfVectorizer
+from torch import Tensor
 
 from ...core.errors import CheckpointError, ConfigError, DataError, UnknownName
+from ...core.registry import keys
 from ...data.labelled import Rows
 from ...data.language_models import headless_model
 from ...data.packages import announce
 from ..retrieve.inference_free import DENSE, packaged_folder
-from .standalone import WORD, hidden_means
+from .standalone import WORD, blocks_of, hidden_means
 
 PARTS = {"word": ("word", 1, 2), "characters": ("char_wb", 2, 5)}
 SPARSE = {"words": ("word",), "tfidf": ("word", "characters")}
 NUMBERS = "numbers"
 MODELS = ("minilm", "smollm2")
+ADAPTED = "minilm"  # where an adapter is named without a model
 WORDS = (*SPARSE, *MODELS, NUMBERS)
 MOST_TERMS = 200_000  # of each part, the most frequent
 TOKENS = 256  # of a text that a model reads, at most
@@ -154,10 +159,85 @@ class HiddenMean(Feature):
         """Return (n, width) float32."""
         return states(self.model, rows, (self.layer,), self.tokens)[self.layer]
 
+    def network(self) -> tuple[Any, Any]:
+        """Return a copy of the model without the blocks behind the layer, and its tokenizer."""
+        whole, tokenizer = text_model(self.model)
+        model = copy.deepcopy(whole)
+        blocks = blocks_of(model)
+        # one block stays, in front of which layer 0 is read
+        del blocks[max(1, self.layer) :]
+        model.config.num_hidden_layers = len(blocks)
+        if kinds := getattr(model.config, "layer_types", None):
+            model.config.layer_types = kinds[: len(blocks)]
+        return model, tokenizer
+
     @property
     def settings(self) -> dict[str, Any]:
         names = {"model": self.model, "layer": self.layer, "tokens": self.tokens}
         return {"kind": "hidden", **names}
+
+
+@dataclass(frozen=True, eq=False)
+class AdaptedMean(Feature):
+    """The same mean by a model whose weights an adapter changed: W' = W + B A.
+
+    adapter: key of its method.  base: of the unchanged model.  changes: path of a weight -> (B, A).
+    """
+
+    adapter: str
+    base: HiddenMean
+    changes: Mapping[str, tuple[Tensor, Tensor]]
+
+    @property
+    def word(self) -> str:
+        return f"{self.adapter}={self.base.word}"
+
+    def __call__(self, rows: Rows) -> np.ndarray:
+        """Return (n, width) float32."""
+        _check_texts(rows, self.word)
+        layer = self.base.layer
+        return hidden_means(*self._changed, rows, (layer,), self.base.tokens)[layer]
+
+    @cached_property
+    def _changed(self) -> tuple[Any, Any]:
+        """The changed model, made once."""
+        return self.network()
+
+    def network(self) -> tuple[Any, Any]:
+        """Return a copy of the changed model, as `HiddenMean.network`.  Raises: CheckpointError."""
+        model, tokenizer = self.base.network()
+        try:
+            with torch.no_grad():
+                for path, (up, down) in self.changes.items():
+                    model.get_parameter(path).add_(up @ down)
+        except (AttributeError, RuntimeError) as error:
+            want, fix = f"changes of {self.base.model}", "Name the model that it was fitted on."
+            raise CheckpointError(f"adapter {self.word}", got=error, want=want, fix=fix) from error
+        return model, tokenizer
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        return self.base.settings | {"kind": "adapted", "adapter": self.adapter}
+
+    @property
+    def tensors(self) -> dict[str, np.ndarray]:
+        pairs = {f"{path}.{i}": t for path, two in self.changes.items() for i, t in enumerate(two)}
+        return {name: tensor.numpy() for name, tensor in pairs.items()}
+
+    @classmethod
+    def opened(cls, settings: Mapping[str, Any], tensors: Mapping[str, np.ndarray]) -> AdaptedMean:
+        """Return the feature of its settings and tensors."""
+        paths = [name.removesuffix(".0") for name in tensors if name.endswith(".0")]
+        changes = {
+            path: (torch.tensor(tensors[f"{path}.0"]), torch.tensor(tensors[f"{path}.1"]))
+            for path in paths
+        }
+        return cls(str(settings["adapter"]), _hidden(settings), changes)
+
+
+def _hidden(settings: Mapping[str, Any]) -> HiddenMean:
+    """Return the feature of an unchanged model."""
+    return HiddenMean(str(settings["model"]), int(settings["layer"]), int(settings["tokens"]))
 
 
 @dataclass(frozen=True)
@@ -240,16 +320,48 @@ def split_word(word: str) -> tuple[str, int | None, int]:
     return model, None if layer is None else int(layer), int(tokens or TOKENS)
 
 
+def split_adapter(word: str) -> tuple[str | None, str]:
+    """Return the key of the adapter and the model of ADAPTER=MODEL@LAYER:TOKENS.
+
+    Without a model it is `ADAPTED`; the key is None for a word without an adapter.
+    """
+    if word in keys():
+        return word, ADAPTED
+    adapter, equals, model = word.partition("=")
+    return (adapter, model) if equals and adapter in keys() else (None, word)
+
+
+def has_adapter(method: str) -> bool:
+    """Decide whether an adapter is among the words of a method."""
+    return any(split_adapter(word)[0] is not None for word, _ in parse_method(method))
+
+
+def with_model(method: str | None, model: str | None) -> str | None:
+    """Return a method for a model that is named next to it: lora and minilm are lora=minilm.
+
+    A model alone is a method, its frozen hidden states.
+    Raises: ConfigError for a method that takes none.
+    """
+    if model is None or method is None:
+        return model or method
+    if method in keys():
+        return f"{method}={model}"
+    want, fix = "an adapter, or no method", "For example: --method lora --model minilm"
+    raise ConfigError("--model", got=f"{model} with {method}", want=want, fix=fix)
+
+
 def check_method(method: str) -> None:
     """Refuse a method with an unknown word, before anything is read or fitted.
 
     Raises: UnknownName for a word that is no feature and no model's folder or name; ConfigError.
     """
     for word, _ in parse_method(method):
-        model = word.partition("@")[0].partition(":")[0]
-        named = "@" in word or "/" in word or Path(model).expanduser().is_dir()
-        if model not in WORDS and not named:
-            raise UnknownName("method for labelled rows", word, WORDS)
+        adapter, rest = split_adapter(word)
+        model = rest.partition("@")[0].partition(":")[0]
+        named = "@" in rest or "/" in rest or Path(model).expanduser().is_dir()
+        known = WORDS if adapter is None else MODELS
+        if model not in known and not named:
+            raise UnknownName("method for labelled rows", word, (*WORDS, f"lora={ADAPTED}"))
 
 
 def parse_method(method: str) -> list[tuple[str, float]]:
@@ -278,10 +390,12 @@ def opened_feature(settings: Mapping[str, Any], tensors: Mapping[str, np.ndarray
     if kind == "tfidf":
         return Tfidf.opened(settings, tensors)
     if kind == "hidden":
-        return HiddenMean(str(settings["model"]), int(settings["layer"]), int(settings["tokens"]))
+        return _hidden(settings)
+    if kind == "adapted":
+        return AdaptedMean.opened(settings, tensors)
     if kind == NUMBERS:
         return Numbers(tuple(map(str, settings["columns"])))
-    want = f"tfidf, hidden or {NUMBERS}"
+    want = f"tfidf, hidden, adapted or {NUMBERS}"
     raise CheckpointError("feature", got=kind, want=want, fix="Update intarsia.")
 
 

@@ -132,6 +132,14 @@ def ngrams(text, analyzer, low, high):
                 break
 
 
+def blocks_of(model):
+    """Return the list of a model's blocks, which can be cut."""
+    from torch.nn import ModuleList
+
+    lists = (m for m in model.modules() if isinstance(m, ModuleList))
+    return next(m for m in lists if len(m) == model.config.num_hidden_layers)
+
+
 def hidden_means(model, tokenizer, texts, layers, tokens):
     """Return layer -> mean over the tokens of a text of its hidden states, (texts, width).
 
@@ -141,9 +149,7 @@ def hidden_means(model, tokenizer, texts, layers, tokens):
     """
     import torch
 
-    lists = (m for m in model.modules() if isinstance(m, torch.nn.ModuleList))
-    blocks = next(m for m in lists if len(m) == model.config.num_hidden_layers)
-    states, hooks = {}, []
+    blocks, states, hooks = blocks_of(model), {}, []
 
     def take(layer):
         def hook(_block, _inputs, output):
