@@ -156,6 +156,7 @@ def test_an_error_is_a_panel_with_got_want_and_fix(intarsia: Intarsia) -> None:
         OSError(12, "Cannot allocate memory"),
         RuntimeError("[enforce fail at alloc_cpu.cpp:137] CPUAllocator: can't allocate memory"),
         RuntimeError("unable to mmap 513 bytes from file <x>: Cannot allocate memory (12)"),
+        ImportError("x.so: failed to map segment from shared object"),
         RuntimeError("Storage size calculation overflowed with sizes=[100000000, 1000000000000]"),
     ],
 )

@@ -11,6 +11,7 @@ import re
 import shutil
 import signal
 import sys
+import traceback
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,13 @@ from .planting import ROOT, Fault
 
 LEFT_OUT = shutil.ignore_patterns(".*", "site", "build", "dist", "__pycache__")
 HEAVY = ("torch", "timm", "transformers", "peft", "scipy.optimize", "sklearn.base", "hypothesis")
+SAID = "said.txt"  # what the tests of a tree have written
+UNUSABLE = 70  # the exit status of a process in which pytest could not begin
+WORDS = [
+    *("-q", "-x", "-n", "0", "-p", "no:cacheprovider"),
+    # what HEAVY has imported may be a plugin of pytest's, too
+    *("-W", "ignore:Module already imported:pytest.PytestAssertRewriteWarning"),
+]
 LONGEST = 900  # seconds until tests that a fault keeps from ending are stopped
 
 
@@ -32,9 +40,10 @@ class Seen:
 
 
 def look_for(some: Sequence[Fault], jobs: int = 1) -> Iterator[Seen]:
-    """Run the tests without a fault, then with each; yield what they say, as they end.
+    """Run the tests with each fault; yield what they say, as they end.
 
-    Raises: RuntimeError if they fail without one, ValueError for a fault that does not fit.
+    Raises: RuntimeError if one that failed does so without a fault, ValueError for a fault that
+    does not fit.
     """
     for fault in some:
         fault.planted((ROOT / fault.file).read_text())
@@ -45,10 +54,13 @@ def look_for(some: Sequence[Fault], jobs: int = 1) -> Iterator[Seen]:
         trees = [Path(place, str(number)) for number in range(max(1, min(jobs, len(some))))]
         for tree in trees:
             shutil.copytree(ROOT, tree, ignore=LEFT_OUT)
-        whole = begun(trees[0], dict.fromkeys(t for fault in some for t in fault.tests))
-        if said := words_of(trees[0], os.waitstatus_to_exitcode(os.waitpid(whole, 0)[1])):
-            raise RuntimeError(f"{said} fails without a fault: mend it first.")
-        yield from _each(some, trees)
+        failed = dict[str, None]()
+        for seen in _each(some, [*trees]):
+            if "::" in seen.by:
+                failed[seen.by] = None
+            yield seen
+        if failed and (said := ended(begun(trees[0], failed), trees[0])):
+            raise RuntimeError(f"{said} fails without a fault, too: mend it first.")
 
 
 def _each(some: Sequence[Fault], free: list[Path]) -> Iterator[Seen]:
@@ -69,15 +81,30 @@ def _each(some: Sequence[Fault], free: list[Path]) -> Iterator[Seen]:
 
 def begun(tree: Path, tests: Iterable[str]) -> int:
     """Begin to run tests in a tree, up to the first that fails; return the process."""
+    # what its process cannot even write, this one finds
+    (tree / SAID).write_text("")
     child = os.fork()
     if child:
         return child
+    # nothing of the parent's, as its folder, is ended by a child that fails
+    code = UNUSABLE
+    try:
+        code = _tested(tree, tests)
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        sys.stdout.flush()
+        os._exit(code)
+
+
+def _tested(tree: Path, tests: Iterable[str]) -> int:
+    """Run tests with a tree's modules, all words to its file."""
+    sys.stdout = sys.stderr = file = (tree / SAID).open("w", buffering=1)
+    for stream in (1, 2):
+        os.dup2(file.fileno(), stream)
     paths = [str(tree), str(tree / "src"), str(tree / "lab" / "src")]
     os.environ["PYTHONPATH"] = os.pathsep.join(paths[1:])
     os.chdir(tree)
-    with (tree / "said.txt").open("w") as file:
-        for stream in (1, 2):
-            os.dup2(file.fileno(), stream)
     # its modules are those of the copy
     sys.path[:0] = paths
     for name in [name for name in sys.modules if name.split(".")[0] == "tests"]:
@@ -85,9 +112,12 @@ def begun(tree: Path, tests: Iterable[str]) -> int:
     signal.alarm(LONGEST)
     import pytest
 
-    code = pytest.main(["-q", "-x", "-n", "0", "-p", "no:cacheprovider", *tests])
-    sys.stdout.flush()
-    os._exit(int(code))
+    return int(pytest.main([*WORDS, *tests]))
+
+
+def ended(pid: int, tree: Path) -> str:
+    """Wait for a tree's tests, and return which failed."""
+    return words_of(tree, os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
 
 
 def words_of(tree: Path, code: int) -> str:
@@ -95,7 +125,7 @@ def words_of(tree: Path, code: int) -> str:
 
     Raises: RuntimeError if pytest could not run them.
     """
-    text = (tree / "said.txt").read_text()
+    text = (tree / SAID).read_text()
     if not code:
         return ""
     if code < 0:

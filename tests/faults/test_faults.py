@@ -12,6 +12,7 @@ import pytest
 from intarsia_lab.claims.ledger import claims
 
 from .planting import OFFICIAL, ROOT, Fault, faults, sample
+from .running import UNUSABLE, begun, ended
 
 SURVEY = "Survey of compressed mixtures"  # it has no method of its own
 
@@ -44,7 +45,24 @@ def test_a_sample_is_always_the_same() -> None:
     assert sample(faults(), 5) == sample(faults(), 5) != sample(faults(), 5, seed=1)
 
 
-@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("test", "says"),
+    [("", ""), ("assert False", "tests/test_a.py::test_a"), ("import os; os.abort()", "signal 6")],
+)
+def test_a_tree_says_which_test_failed(tmp_path: Path, test: str, says: str) -> None:
+    (tmp_path / "tests").mkdir()
+    (tmp_path / "tests" / "test_a.py").write_text(f"def test_a():\n    {test or 'pass'}\n")
+    assert ended(begun(tmp_path, ["tests/test_a.py"]), tmp_path).endswith(says)
+
+
+def test_a_process_that_cannot_begin_says_why_and_leaves_its_parent_alone(tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError, match=r"pytest ended with 4:(?s:.*)nowhere.py"):
+        ended(begun(tmp_path, ["nowhere.py"]), tmp_path)
+    with pytest.raises(RuntimeError, match=rf"ended with {UNUSABLE}:(?s:.*)TypeError"):
+        ended(begun(tmp_path, [0]), tmp_path)  # pyright: ignore[reportArgumentType]
+
+
+@pytest.mark.thorough
 def test_a_sample_of_five_is_caught() -> None:
     """A fork of its own process would have what this one has imported."""
     here = os.environ | {"PYTHONPATH": str(ROOT)}

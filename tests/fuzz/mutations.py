@@ -18,6 +18,8 @@ from typing import Any
 
 from intarsia.core.reading import LARGEST
 
+from .bombs import bomb_of
+
 Mutate = Callable[[bytes, random.Random], bytes]
 MANY = (0, 1, -1, 2**31, 2**63, 10**12, -(10**12), 10**400)
 VALUES: tuple[Any, ...] = (
@@ -244,6 +246,8 @@ def of_format(path: Path, raw: bytes) -> tuple[Mutate, ...]:
     """Return the damage that knows a file's format; none for bytes of an unknown one."""
     if path.suffix == ".safetensors" and len(raw) > 8:
         return (_safetensors,)
+    if (bomb := bomb_of(raw)) is not None:
+        return (bomb,)
     if _is_json(raw):
         return (_json,)
     try:
@@ -262,7 +266,8 @@ class _Payload:
 
 
 IRREGULAR = ("pipe", "device", "folder")
-INSTEAD = ("nothing", *IRREGULAR, "loop", "sparse", "pickle", "secret")
+LINKS = {"device": "/dev/zero", "secret": "/etc/passwd", "root": "/", "pipes": "/proc/self/fd/0"}
+INSTEAD = ("nothing", *IRREGULAR, "loop", "sparse", "pickle", *list(LINKS)[1:])
 
 
 def replace(path: Path, name: str) -> None:
@@ -272,8 +277,8 @@ def replace(path: Path, name: str) -> None:
         os.mkfifo(path)
     elif name == "folder":
         path.mkdir()
-    elif name in ("device", "loop", "secret"):
-        path.symlink_to({"device": "/dev/zero", "loop": path.name, "secret": "/etc/passwd"}[name])
+    elif name in ("loop", *LINKS):
+        path.symlink_to(LINKS.get(name, path.name))
     elif name == "sparse":
         with path.open("wb") as file:
             file.truncate(LARGEST + 1)

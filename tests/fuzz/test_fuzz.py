@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -10,7 +11,11 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from PIL import Image
+from tests.fuzz import data
+from tests.fuzz.bombs import BOMBS, bomb_of
 from tests.fuzz.kinds import Kind, digest
 from tests.fuzz.mutations import CANARY
 from tests.fuzz.running import BAD, Fuzz, counts
@@ -111,3 +116,20 @@ def test_a_case_is_the_same_again(tmp_path: Path) -> None:
     assert ends[:30] == ends[30:] and len(set(ends)) > 10
     assert {outcome for _, outcome, _ in ends} <= {"clean", "same", "other"}
     assert [e.damage for e in fuzz.run(fuzz.cases(30, seed=1))] != [e[0] for e in ends[:30]]
+
+
+@pytest.mark.parametrize("file", ["a.png", "a.gif", "a.bmp", "a.npy"])
+def test_a_bomb_says_that_it_is_large_and_is_not(tmp_path: Path, file: str) -> None:
+    data._pictures(tmp_path)
+    data._array(tmp_path / "a.npy")
+    raw = (tmp_path / file).read_bytes()
+    bomb = bomb_of(raw)
+    assert bomb in BOMBS.values() and bomb is not None
+    (tmp_path / file).write_bytes(bomb(raw, random.Random(0)))
+    assert abs((tmp_path / file).stat().st_size - len(raw)) < 100
+    if file.endswith("npy"):
+        with pytest.raises(ValueError, match="too big|reshape|allocate"):
+            np.load(tmp_path / file)
+    else:
+        with pytest.raises((Image.DecompressionBombError, Image.DecompressionBombWarning)):
+            Image.open(tmp_path / file)

@@ -41,6 +41,8 @@ HOSTS: dict[str, tuple[Callable[[], nn.Module], int]] = {
     "convnext": (lambda: timm.create_model("convnext_tiny", **CONVNEXT), 32),
     "convnext_conv_mlp": (lambda: timm.create_model("convnext_atto", **CONVNEXT), 32),
     "convnextv2": (lambda: timm.create_model("convnextv2_atto", **CONVNEXT), 32),
+    "repvit": (lambda: timm.create_model("repvit_m0_9", num_classes=5, embed_dim=(8,) * 4,
+                                         depth=(1,) * 4), 32),
     "efficientnet": (lambda: timm.create_model("test_efficientnet", num_classes=5), 32),
     "hf_vit": (lambda: ViTForImageClassification(ViTConfig(**HF, intermediate_size=64)), 32),
     "hf_dinov2": (lambda: Dinov2ForImageClassification(Dinov2Config(**HF)), 32),

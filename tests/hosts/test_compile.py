@@ -46,6 +46,7 @@ def padded() -> dict[str, Tensor]:
 
 
 ROUTER = intarsia.TopK(4, 2, balance=0.01, z=0.01)
+RMOE = intarsia.routers.Recurrent(4, 2, hidden=8)
 # no dropout, whose draws would be others
 MIXLORA = intarsia.methods.MixLora(intarsia.TopK(4, 2), over=intarsia.Lora(2), attention=None)
 LLAVA_MOLE = intarsia.senses.LlavaMole(over=intarsia.Lora(2), attention=None)
@@ -55,6 +56,7 @@ MODELS: dict[str, Any] = {
     "mixlora": (lambda: intarsia.adapt(vit(), MIXLORA, seed=0), images),
     "llava_mole": (lambda: intarsia.adapt(vit(), LLAVA_MOLE, seed=0), images),
     "upcycled ViT": (lambda: intarsia.upcycle(vit(2), ROUTER), images),
+    "upcycled ViT, RMoE": (lambda: intarsia.upcycle(vit(2), RMOE), images),
     "upcycled Llama, padded": (lambda: intarsia.upcycle(llama(), ROUTER), padded),
 }  # fmt: skip
 

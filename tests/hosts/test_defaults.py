@@ -229,3 +229,30 @@ def test_what_is_no_adapter_is_refused_with_what_to_pass(
 ) -> None:
     with refused(error, got=got):
         intarsia.adapt(host("timm ViT"), method)
+
+
+@pytest.mark.parametrize("name", ["BERT", "OPT"])
+@pytest.mark.parametrize("method", ["mixlora", "llava_mole"])
+def test_experts_beside_an_mlp_need_one_that_is_a_module(method: str, name: str) -> None:
+    with refused(TargetError, what="role 'mlp'"):
+        intarsia.adapt(host(name), method)
+
+
+def test_a_vit_of_transformers_has_no_union_of_experts() -> None:
+    """Its layers have Llama's names, but neither rotary positions nor a place in a cache."""
+    with pytest.raises(TargetError, match="got ViTAttention of"):
+        intarsia.experts.UnionOfExperts(2, 1, heads=2).plan(host("ViT"))
+
+
+@pytest.mark.parametrize("name", ["BERT", "Llama", "T5"])
+def test_a_classifier_of_texts_is_folded_on_a_text_that_is_made_up(name: str) -> None:
+    model = intarsia.adapt(host(name), intarsia.Lora(2))
+    for p in model.parameters():
+        if p.requires_grad:
+            torch.nn.init.normal_(p, std=0.1)
+    said: list[str] = []
+    stock = intarsia.fold(model, report=said.append)
+    assert type(stock) is type(host(name)) and "largest output difference" in said[0]
+    batch = HOSTS[name].batch()
+    got, want = (m.eval()(**batch).logits for m in (stock, model))
+    assert (got - want).abs().max() < 1e-4 * want.abs().max()

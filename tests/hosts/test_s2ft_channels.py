@@ -17,6 +17,7 @@ import intarsia
 from intarsia.core.errors import ConfigError, TargetError
 from intarsia.hosts.attach.config import IntarsiaConfig
 from intarsia.methods import S2ft, S2ftCell, choose_channels
+from intarsia.methods.s2ft.channels import _rank_units
 from intarsia.methods.s2ft.spelling import read
 
 from ..refusals import refused
@@ -182,6 +183,14 @@ def test_scores_choose_what_they_say(tokens: Tensor) -> None:
     assert len({choose_channels(model, S2ft(0.25, selection=s), [batch]) for s in scores}) == 4
     assert not model.training and all(p.requires_grad for p in model.parameters())
     assert not down._forward_hooks and all(p.grad is None for p in model.parameters())
+
+
+@pytest.mark.parametrize(("order", "best"), [("largest", 1), ("smallest", 0)])
+def test_a_head_is_as_good_as_the_mean_square_of_its_channels(order: str, best: int) -> None:
+    scores = torch.tensor([3.0, 0.0, 2.5, 2.5])  # the first has the largest channel
+    method = S2ft(selection="weight", order=order)
+    ranked = _rank_units(method, scores, 2, torch.zeros(4, dtype=torch.bool))
+    assert int(ranked.argmax()) == best
 
 
 def test_padding_does_not_count(tokens: Tensor) -> None:

@@ -312,3 +312,23 @@ def test_models_are_candidates_too() -> None:
     models[0] = intarsia.soup(models)
     assert masks(models[0].state_dict()).keys() == {"0.weight", "2.weight"}
     assert same(*(masks(m.state_dict()) for m in models))
+
+
+def test_each_soup_counts_the_statistics_of_its_batch_norms_again() -> None:
+    seen: list[Tensor] = []
+
+    class Ended:
+        model = net(norm=True)
+
+        def recalibrate(self, _: float) -> None:
+            seen.append(self.model.state_dict()["0.weight"].clone())
+
+    first, second = net(norm=True, seed=1), net(norm=True, seed=2)
+    states, members, distances = [copied(first)], list[tuple[int, ...]](), list[float]()
+    Ended.model.load_state_dict(second.state_dict())
+    SparseModelSoup(candidates=2)._average_candidates(
+        Ended(),  # pyright: ignore[reportArgumentType]
+        states=states, members_of_rounds=members, distances=distances, last=True,
+    )  # fmt: skip
+    want = (first.get_parameter("0.weight") + second.get_parameter("0.weight")) / 2
+    assert len(seen) == 1 and torch.allclose(seen[0], want) and members == [(0, 1)]

@@ -155,6 +155,17 @@ def test_widths_side_by_side_are_whole_multiples_or_refused() -> None:
     assert model(torch.ones(2, 4)).shape == (2, 2)
 
 
+def test_branches_of_a_convolution_vary_together_as_it_did() -> None:
+    """Their sum has the dense norm's variance and mean, as norms of independent branches add."""
+    dense = moved(convolutions())
+    model = intarsia.apply(copy.deepcopy(dense), SparseIft("parallel", 0.25))
+    norms: Any = model.get_submodule("3.one").norms  # pyright: ignore
+    old: Any = dense.get_submodule("3.norm_one")
+    assert len(norms) == 4
+    assert_close(sum(n.weight.square() for n in norms), old.weight.square())
+    assert_close(sum(n.bias for n in norms), old.bias)
+
+
 def test_layers_are_the_sums_that_they_say() -> None:
     x = torch.randn(2, 5, generator=torch.Generator().manual_seed(0))
     layers, norms = [nn.Linear(5, 4) for _ in range(3)], [nn.LayerNorm(4) for _ in range(3)]

@@ -231,6 +231,9 @@ def test_a_host_that_adds_x_itself_is_wrapped_and_started() -> None:
         )
     with refused(TargetError, what="path 'blocks.9.mlp'"):
         wrap_residuals(vit, HeavyBall(), ["blocks.9.mlp"])
+    two = nn.ModuleDict({"both": nn.Bilinear(4, 4, 4)})
+    with refused(TargetError, what="path 'both'"):
+        wrap_residuals(two, HeavyBall(), ["both"])
 
 
 @pytest.mark.parametrize(

@@ -22,18 +22,11 @@ from intarsia.sparse import LtSft
 from intarsia.train import OnePass, TargetLoss, pace, two_pass
 from intarsia.train.one_pass import Memory
 
-Tensors = dict[str, Tensor]
+from .gradients import Tensors, give
 
 
 def drawing() -> torch.Generator:
     return torch.Generator().manual_seed(0)
-
-
-def set_to(module: nn.Module, values: dict[str, Tensor]) -> None:
-    """Give parameters of a module these values, by path."""
-    with torch.no_grad():
-        for path, value in values.items():
-            module.get_parameter(path).copy_(value)
 
 
 # MoSA
@@ -48,16 +41,16 @@ def mosa_cell(tensors: Tensors, split: str) -> Any:
     # the host's own norm before the site has no gain and no shift here
     site = Site("b", width, width, method.position, norm=(torch.ones(width), torch.zeros(width)))
     cell: Any = method.build(site, generator=drawing())
-    set_to(cell.body.norm, {n: tensors[f"norm_{n}"] for n in ("weight", "bias")})
+    give(cell.body.norm, {n: tensors[f"norm_{n}"] for n in ("weight", "bias")})
     for side in ("down", "up"):
         layer = getattr(cell.body, side)
         if isinstance(layer, SplitLinear):
-            set_to(layer, {"weight": tensors[f"{side}_value"], "biases": tensors[f"{side}_biases"]})
+            give(layer, {"weight": tensors[f"{side}_value"], "biases": tensors[f"{side}_biases"]})
             layer.owner.copy_(tensors[f"{side}_owner"])
             if layer.start is not None:
                 layer.start.copy_(tensors[f"{side}_start"])
         else:
-            set_to(layer, {n: tensors[f"{side}_{n}"] for n in ("weight", "bias")})
+            give(layer, {n: tensors[f"{side}_{n}"] for n in ("weight", "bias")})
     return cell
 
 
@@ -80,8 +73,8 @@ def adamix(tensors: Tensors) -> Tensors:
     over = Bottleneck(rank, "adaptformer", "gelu", "none", 1.0)
     cell: Any = Adamix(over, 4).build(Site("b", width, width, "parallel"), generator=drawing())
     down = {n: tensors[f"down_{n}"][0] for n in ("weights", "biases")}
-    set_to(cell.body.down, {"weight": down["weights"], "bias": down["biases"]})
-    set_to(cell.body.up, {n: tensors[f"up_{n}"] for n in ("weights", "biases")})
+    give(cell.body.down, {"weight": down["weights"], "bias": down["biases"]})
+    give(cell.body.up, {n: tensors[f"up_{n}"] for n in ("weights", "biases")})
     outputs = {"merged": cell.eval()(x)}
     for expert, gate in enumerate(torch.eye(4)):
         up = partial(cell.body.up, gates=gate[None])
@@ -112,7 +105,7 @@ class GatedMlp(nn.Module):
         self.down_proj = nn.Linear(hidden, width, bias=False)
         self.act_fn = nn.SiLU()
         for name in ("gate_proj", "up_proj", "down_proj"):
-            set_to(self, {f"{name}.weight": tensors[f"mlp_{name}"]})
+            give(self, {f"{name}.weight": tensors[f"mlp_{name}"]})
 
     def forward(self, x: Tensor) -> Tensor:
         return self.down_proj(self.act_fn(self.gate_proj(x)) * self.up_proj(x))
@@ -130,11 +123,11 @@ def mlp_experts(method: Any, tensors: Tensors) -> tuple[Any, GatedMlp]:
     site = Site("mlp", width, width, "parallel", layers=layers)
     cell: Any = method.build(site, generator=drawing())
     router = {n: tensors[f"router_{n}"] for n in ("weight", "bias") if f"router_{n}" in tensors}
-    set_to(cell.router, router)
+    give(cell.router, router)
     for name, *_ in layers:
         for expert, lora in enumerate(cell.experts[name]):
             a, b = (tensors[f"{name}_{side}"][expert] for side in "ab")
-            set_to(lora, {"down.weight": a, "up.weight": b})
+            give(lora, {"down.weight": a, "up.weight": b})
     return cell, mlp
 
 
@@ -173,7 +166,7 @@ def s2ft_slices(tensors: Tensors, side: str, first: int, last: int) -> Tensors:
     )
     method = S2ft(**share, channels=((path, f"{first}-{last - 1}"),))
     cell: Any = method.build(Site(path, inputs, outputs), generator=drawing())
-    set_to(cell, {"weight": tensors["s"]})
+    give(cell, {"weight": tensors["s"]})
     x = tensors["x"].clone().requires_grad_()
     y = F.linear(x, tensors["weight"], tensors["bias"]) + cell(x)
     grad_x, grad_s = torch.autograd.grad((y * tensors["grad_of_output"]).sum(), (x, cell.weight))
@@ -191,7 +184,7 @@ def mos(tensors: Tensors, rank: int, shards_per_vector: int, alpha: float) -> Te
     cell: Any = method.build(site, generator=drawing())
     (pool,) = cell.shared.pools.values()
     assert len(pool.a) == rows
-    set_to(pool, {"a": tensors["pool_a"], "b": tensors["pool_b"]})
+    give(pool, {"a": tensors["pool_a"], "b": tensors["pool_b"]})
     cell.a, cell.b = tensors["rows_a"], tensors["rows_b"]
     a, b = cell.sides()
     return {"y": cell(tensors["x"]), "a": a, "b": b}
@@ -200,14 +193,14 @@ def mos(tensors: Tensors, rank: int, shards_per_vector: int, alpha: float) -> Te
 def peft_lora(tensors: Tensors, rank: int, alpha: float) -> Tensors:
     site = Site("b", tensors["down"].shape[1], len(tensors["up"]))
     cell: Any = Lora(rank, alpha).build(site, generator=drawing())
-    set_to(cell, {"down.weight": tensors["down"], "up.weight": tensors["up"]})
+    give(cell, {"down.weight": tensors["down"], "up.weight": tensors["up"]})
     return {"y": cell(tensors["x"]), "delta": cell.delta()}
 
 
 def peft_fourierft(tensors: Tensors, entries: int, alpha: float) -> Tensors:
     x = tensors["x"]
     cell: Any = Fourier(entries, alpha).build(Site("b", x.shape[1], 8), generator=drawing())
-    set_to(cell, {"coefficients": tensors["coefficients"]})
+    give(cell, {"coefficients": tensors["coefficients"]})
     places = torch.stack([cell.place // x.shape[1], cell.place % x.shape[1]])
     return {"y": cell(x), "delta": cell.delta(), "places": places}
 
@@ -223,7 +216,7 @@ def skills_cell(tensors: Tensors, heads: int, alpha: float, down: Tensor, up: Te
     outputs = up.shape[2] * heads
     cell: Any = method.build(Site("b", inputs, outputs), generator=drawing())
     logits = tensors["logits"].view(tasks, heads, skills)
-    set_to(cell, {"down": down, "up": up, "router.logits": logits})
+    give(cell, {"down": down, "up": up, "router.logits": logits})
     return cell.train()
 
 
@@ -259,7 +252,7 @@ def peft_poly(tensors: Tensors, heads: int) -> Tensors:
 def pace_noise(tensors: Tensors, sigma: float) -> Tensors:
     rank, width = tensors["down"].shape
     cell: Any = Pace(Lora(rank), sigma=sigma).build(Site("b", width, width), generator=drawing())
-    set_to(cell.body, {"down.weight": tensors["down"], "up.weight": tensors["up"]})
+    give(cell.body, {"down.weight": tensors["down"], "up.weight": tensors["up"]})
     cell.noise.normal = lambda *_: tensors["noise"]
     x = tensors["x"]
     return {"y": cell.train()(x), "evaluation": cell.eval()(x)}
@@ -267,7 +260,7 @@ def pace_noise(tensors: Tensors, sigma: float) -> Tensors:
 
 def linear_of(tensors: Tensors) -> nn.Linear:
     head = nn.Linear(*reversed(tensors["weight"].shape))
-    set_to(head, {"weight": tensors["weight"], "bias": tensors["bias"]})
+    give(head, {"weight": tensors["weight"], "bias": tensors["bias"]})
     return head
 
 

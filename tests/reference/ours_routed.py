@@ -37,17 +37,11 @@ from intarsia.routers.transport import sparse_simplex
 from intarsia.routers.union import UnionGate
 from intarsia.senses import Slime, UniMoe
 
-Tensors = dict[str, Tensor]
+from .gradients import Tensors, give
 
 
 def draws() -> torch.Generator:
     return torch.Generator().manual_seed(0)
-
-
-def put(module: nn.Module, **values: Tensor) -> None:
-    """Give parameters these values."""
-    for name, value in values.items():
-        module.get_parameter(name).data.copy_(value)
 
 
 class Recorded(RandomSource):
@@ -65,15 +59,15 @@ class Recorded(RandomSource):
 
 def slime_resampler(tensors: Tensors) -> Tensors:
     resampler = Resampler(16, 16, generator=draws())
-    put(resampler, queries=tensors["query"])
+    give(resampler, queries=tensors["query"])
     for number, name in enumerate("qkv"):
         part = slice(16 * number, 16 * number + 16)
-        put(resampler.get_submodule(name), weight=tensors["in_weight"][part])
-        put(resampler.get_submodule(name), bias=tensors["in_bias"][part])
-    put(resampler.o, weight=tensors["out_weight"], bias=tensors["out_bias"])
+        give(resampler.get_submodule(name), weight=tensors["in_weight"][part])
+        give(resampler.get_submodule(name), bias=tensors["in_bias"][part])
+    give(resampler.o, weight=tensors["out_weight"], bias=tensors["out_bias"])
     for ours, theirs in (("norm_q", "q"), ("norm_kv", "kv"), ("norm_o", "post")):
         values = {n: tensors[f"ln_{theirs}_{n}"] for n in ("weight", "bias")}
-        put(resampler.get_submodule(ours), **values)
+        give(resampler.get_submodule(ours), values)
     return {"y": resampler(tensors["x"])}
 
 
@@ -95,10 +89,10 @@ def rmoe(tensors: Tensors) -> Tensors:
     model = nn.ModuleList(routers)
     gating.join(model)
     gating.start(model)
-    put(routers[0].cell, **cell)
+    give(routers[0].cell, cell)
     outputs: Tensors = {}
     for number, router in enumerate(routers):
-        put(router, down=tensors[f"down{number}"], weight=tensors[f"up{number}"])
+        give(router, down=tensors[f"down{number}"], weight=tensors[f"up{number}"])
         routing = router.eval()(tensors[f"x{number}"])
         assert routing.state is not None
         outputs |= {f"weights{number}": routing.dense(), f"state{number}": routing.state}
@@ -140,7 +134,7 @@ def evomoe(tensors: Tensors, tau: float) -> Tensors:
     for kind in ("plain", "gumbel"):
         settings = EvoMoe(4, (tau, tau), hard_after=None, weights=kind, balance=1.0)
         router = settings.build(5, generator=draws())
-        put(router, weight=tensors["weight"])
+        give(router, weight=tensors["weight"])
         router.noise = Recorded(tensors["noise"])
         routing = router(tensors["x"])
         outputs |= {f"{kind}_weights": routing.dense()}
@@ -161,7 +155,7 @@ def read_me_gate(tensors: Tensors) -> Tensors:
 
 def union_of_experts(tensors: Tensors, share: float) -> Tensors:
     router = UnionGate(6, share, "tokens").build(5, generator=draws()).eval()
-    put(router, weight=tensors["weight"], bias=tensors["bias"])
+    give(router, weight=tensors["weight"], bias=tensors["bias"])
     return {"taken": router(tensors["x"]).dense().view(3, 8, 6) > 0}
 
 
@@ -179,7 +173,7 @@ def eplb(tensors: Tensors, redundant: int) -> Tensors:
 def linear_top(tensors: Tensors, active: int, **settings: Any) -> Routing:
     router = TopK(len(tensors["weight"]), active, balance=1.0, **settings)
     built = router.build(tensors["x"].shape[1], generator=draws())
-    put(built, weight=tensors["weight"])
+    give(built, weight=tensors["weight"])
     return built(tensors["x"])
 
 
@@ -209,8 +203,8 @@ def tutel_cosine(tensors: Tensors) -> Tensors:
     routings: dict[int, Routing] = {}
     for active in (1, 2):
         router = Cosine(5, active, 4, balance=1.0).build(6, generator=draws())
-        put(router.project, weight=tensors["project_weight"], bias=tensors["project_bias"])
-        put(router, directions=tensors["directions"].T, log_scale=tensors["log_scale"])
+        give(router.project, weight=tensors["project_weight"], bias=tensors["project_bias"])
+        give(router, directions=tensors["directions"].T, log_scale=tensors["log_scale"])
         routings[active] = router(tensors["x"])
     return {
         "weights": routings[2].dense(),
@@ -221,7 +215,7 @@ def tutel_cosine(tensors: Tensors) -> Tensors:
 
 def uni_moe(tensors: Tensors) -> Tensors:
     router = ModalityRouter(UniMoe(active=2).routing(), 6, generator=draws())
-    put(router, weight=tensors["weight"])
+    give(router, weight=tensors["weight"])
     return {"weights": router(tensors["x"]).dense()}
 
 
@@ -236,14 +230,14 @@ def sparse_transport(tensors: Tensors, gamma: float, iterations: int) -> Tensors
 def comet(tensors: Tensors, gamma: float, active: int) -> Tensors:
     router = Comet(4, active, gamma, entropy=1.0).build(5, generator=draws())
     names = ("splits", "offsets", "leaves", "leaf_offsets")
-    put(router, **{n: tensors[n].view_as(router.get_parameter(n)) for n in names})
+    give(router, **{n: tensors[n].view_as(router.get_parameter(n)) for n in names})
     routing = router(tensors["x"])
     return {"weights": routing.dense(), "entropy": routing.losses["entropy"].reshape(1)}
 
 
 def comet_permutation(tensors: Tensors, steps: int, step: int) -> Tensors:
     search = PermutationSearch(Comet(5), steps=steps, per_part=True).build(1, generator=draws())
-    put(search, scores=tensors["scores"].mT)
+    give(search, scores=tensors["scores"].mT)
     search.before_step(step, steps)
     soft = search.soft().mT
     order = torch.stack([hungarian(plan.detach()) for plan in soft])
@@ -253,5 +247,5 @@ def comet_permutation(tensors: Tensors, steps: int, step: int) -> Tensors:
 def dselect_k(tensors: Tensors, gamma: float, active: int) -> Tensors:
     router = DSelectK(6, active, gamma).build(5, generator=draws())
     bits = tensors["bits"].view(active, 3, 5).flip(1)  # ours writes the last bit first
-    put(router, bits=bits.flatten(0, 1), mix=tensors["mix"])
+    give(router, bits=bits.flatten(0, 1), mix=tensors["mix"])
     return {"weights": router(tensors["x"]).dense()}

@@ -15,6 +15,9 @@ from torch import Tensor
 
 from intarsia.catalog import cards
 
+from .gradients import followed, gradients
+from .recipes import TABLE, records, table
+
 HERE = Path(__file__).parent
 TESTS = HERE.parent
 FIELDS = {"paper", "methods", "function", "repository", "differs"}
@@ -55,7 +58,13 @@ def test_ours_equals_the_official_function(name: str) -> None:
     inputs = {k.removeprefix("in."): v for k, v in tensors.items() if k.startswith("in.")}
     expected = {k.removeprefix("out."): v for k, v in tensors.items() if k.startswith("out.")}
     assert expected and len(inputs) + len(expected) == len(tensors)
-    outputs = ours(name.replace("-", "_"))(inputs, **record["arguments"])
+    summed = record.get("gradient_of", ())
+    names = [k.removeprefix("grad_") for k in expected if summed and k.startswith("grad_")]
+    with followed(inputs, names):
+        outputs = ours(name.replace("-", "_"))(inputs, **record["arguments"])
+        if summed:
+            found = gradients(inputs, names, [outputs[key] for key in summed])
+            outputs |= {f"grad_{key}": value for key, value in found.items()}
     assert outputs.keys() == expected.keys()
     distances = {key: distance(outputs[key], want) for key, want in expected.items()}
     if record["equal"]:
@@ -67,7 +76,9 @@ def test_ours_equals_the_official_function(name: str) -> None:
 @pytest.mark.parametrize("name", RECORDS)
 def test_a_record_is_complete(name: str) -> None:
     record = RECORDS[name]
-    assert record.keys() == (OFFICIAL if record["repository"] else WORKED)
+    graded = {"gradient_of", "versions"} & record.keys()
+    assert len(graded) != 1, "versions are kept with gradients"
+    assert record.keys() - graded == (OFFICIAL if record["repository"] else WORKED)
     assert record["methods"] and {*record["methods"]} <= {card.key for card in cards()}
     if record["repository"]:
         assert record["equal"] or record["differs"]
@@ -87,3 +98,8 @@ def test_a_difference_is_seen() -> None:
     want = torch.tensor([1.0, 2.0])
     assert distance(want, want) == 0 and distance(want * 1.01, want) > 1e-3
     assert distance(torch.tensor([0.0, 2.0]), want) == 0.5
+
+
+def test_each_stored_output_has_its_recipe() -> None:
+    assert [*records()] == RUN
+    assert TABLE.read_text() == table(), "call: python -m tests.reference.recipes"

@@ -29,7 +29,7 @@ WORDS = "intarsia.words"
 SHOWN = 200  # characters of another library's error
 NO_ROOM = re.compile(
     "not enough memory|can't allocate|cannot allocate|out of memory|unable to mmap"
-    "|size calculation overflowed|multiplication overflow",
+    "|size calculation overflowed|multiplication overflow|failed to map segment",
     re.IGNORECASE,
 )
 ANYWHERE = ("--debug", "--quiet", "-q")
@@ -265,7 +265,8 @@ def _too_large(error: Exception) -> ConfigError | None:
     """
     text = next(iter(str(error).splitlines()), "")
     is_full = isinstance(error, MemoryError) or getattr(error, "errno", None) == errno.ENOMEM
-    if not (is_full or (isinstance(error, RuntimeError) and NO_ROOM.search(text))):
+    says_so = isinstance(error, RuntimeError | ImportError) and NO_ROOM.search(text)
+    if not (is_full or says_so):
         return None
     return ConfigError(
         "memory",

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from ..core.errors import DataError, MissingExtra, UnknownName
+from ..core.errors import DataError, MissingExtra, UnknownName, some_of
 from ..core.files import parse_json
 from ..core.labelled import (
     LABELS,
@@ -275,7 +275,7 @@ def _columns_of(
     Raises: DataError, which names all columns that are there, for one that is not or is not clear.
     """
     missing = [name for name in (text, label) if name is not None and name not in table]
-    here = ", ".join(table) or "none"
+    here = some_of(list(table)) if table else "none"
     if missing:
         want = f"among the columns {here}"
         got = f"{' and '.join(map(repr, missing))} not there"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import abc
+import inspect
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 
@@ -237,12 +238,15 @@ def wrap_residuals(model: nn.Module, update: Update, paths: Sequence[str]) -> nn
       of the modules, in the order of the depth; the momentum goes from one to the next, and starts
       anew at every forward of the model. Returns the model. `intarsia.methods.add_momentum` finds
       the paths in a transformer, and refuses what it does not fit.
-    Raises: TargetError for a path that is not there; ConfigError as `Residual` does.
+    Raises: TargetError for a path that is not there, or reads two inputs; ConfigError as `Residual`
+    does.
     """
     modules = dict(model.named_modules())
     if missing := [path for path in paths if not path or path not in modules]:
         subject, fix = f"path {missing[0]!r}", "Name them as model.named_modules() does."
         raise TargetError(subject, got="no such module", want="modules of the model", fix=fix)
+    for path in paths:
+        _check_one_input(path, modules[path])
     residuals = [Residual(modules[path], update, added=True) for path in paths]
     # Their numbers tell each which one hands it the momentum.
     number_layers(residuals)
@@ -251,6 +255,16 @@ def wrap_residuals(model: nn.Module, update: Update, paths: Sequence[str]) -> nn
         setattr(modules[parent], name, wrapped)
     watch(model, stays=True)
     return model
+
+
+def _check_one_input(path: str, module: nn.Module) -> None:
+    """Refuse a module that adds another input itself, as BERT's `output`.  Raises: TargetError."""
+    kinds = inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD
+    words = inspect.signature(module.forward).parameters.values()
+    if len(needed := [w.name for w in words if w.kind in kinds and w.default is w.empty]) > 1:
+        got = f"a {type(module).__name__} that reads {', '.join(needed)}"
+        want, fix = "modules of one input, to which the model adds it", "Name others, or none."
+        raise TargetError(f"path {path!r}", got=got, want=want, fix=fix)
 
 
 def _momentum(mu: float) -> None:

@@ -41,6 +41,7 @@ class Transport:
 
     Raises: ConfigError for a setting out of range: c < 1 leaves tokens without a place.
     Source: arXiv:2209.15466.
+    A graph of `torch.compile` breaks at each such router: how many pairs it has depends on data.
     Not for decoders: a token's experts depend on later tokens, and on the other samples of its
     batch, in evaluation as well.
     """

@@ -40,6 +40,12 @@ def model(shop: Interactions) -> OneRecModel:
     return TINY.build(shop, seed=0).eval()
 
 
+def test_a_level_codes_what_the_ones_before_have_left() -> None:
+    x = 5 + np.random.default_rng(0).standard_normal((30, 3))
+    first, second = SemanticIds((3, 3)).fit(x).errors_
+    assert first < 0.1 * np.square(x).sum(1).mean() and second < first
+
+
 @settings(max_examples=15)
 @given(st.integers(3, 30), st.integers(1, 3), st.booleans(), st.integers(0, 99))
 def test_codes_are_balanced_and_what_is_left_shrinks(
@@ -196,6 +202,8 @@ def test_a_reward_learns_from_ratings(shop: Interactions) -> None:
     x = rows.tensors[0]
     rewards = reward.reward(x[:, :4], x[:, None, 4:].expand(-1, 2, -1))
     assert rewards.shape == (len(x), 2) and torch.equal(rewards[:, 0], rewards[:, 1])
+    with torch.no_grad():
+        torch.testing.assert_close(rewards[:, 0], reward.eval()(x).sigmoid().mean(1))
     with refused(DataError, what="events of a reward"):
         reward.rows(replace(shop, ratings=np.full(len(shop), np.nan)))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,6 +15,7 @@ from ...core.errors import ConfigError, IntarsiaError
 from ...core.foreign import config_of
 
 Inputs = Tensor | Mapping[str, Tensor]
+TOKENS = 8  # of a text that is made up
 
 # shares of the largest output: effect of re-ordered sums and one rounding of the weights
 TOLERANCE = {
@@ -72,9 +74,9 @@ def image_shape(model: nn.Module) -> tuple[int, int, int]:
         return int(getattr(model, "in_chans", None) or channels), int(height), int(width)
     size = getattr(config, "image_size", None)
     if size is None:
-        subject, want = f"input of {type(model).__name__}", "a timm or transformers vision model"
-        got = "a model that does not say its image size"
-        raise ConfigError(subject, got=got, want=want, fix="Pass inputs=, a batch of its inputs.")
+        got = "a model that says neither its image size nor its vocabulary"
+        want = "a timm or transformers model of pictures or texts"
+        raise _unknown(model, got, want)
     height, width = (size, size) if isinstance(size, int) else size
     return int(getattr(config, "num_channels", 3)), int(height), int(width)
 
@@ -88,20 +90,42 @@ def _built_for(model: nn.Module) -> Sequence[int] | None:
 
 
 def inputs_for(model: nn.Module, inputs: Inputs | None) -> Inputs:
-    """Return the given inputs, or seeded noise of the model's input size, after a trial.
+    """Return the given inputs, or seeded noise of the model's input, after a trial.
 
-    inputs: None = noise. Raises: ConfigError for a model that does not accept images of that size.
+    inputs: None = pictures of its size, or tokens of its vocabulary.
+    Raises: ConfigError for a model that does not take them.
     """
     if inputs is not None:
         return inputs
-    batch = sample(model)
+    config = config_of(model)
+    is_text = getattr(config, "image_size", None) is None and hasattr(config, "vocab_size")
+    batch = _text(model, config) if is_text else sample(model)
     try:
         outputs(shared_copy(model).eval(), batch)
-    except RuntimeError as error:
-        subject, got = f"input of {type(model).__name__}", f"{tuple(batch.shape[1:])}: {error}"
-        want, fix = "images that the model takes", "Pass inputs=, a batch of its inputs."
-        raise ConfigError(subject, got=got, want=want, fix=fix) from error
+    except (RuntimeError, ValueError) as error:
+        size = "a text" if isinstance(batch, Mapping) else str(tuple(batch.shape[1:]))
+        raise _unknown(model, f"{size}: {error}", "noise that the model takes") from error
     return batch
+
+
+def _unknown(model: nn.Module, got: str, want: str) -> ConfigError:
+    """Return the error for a model whose inputs cannot be made up."""
+    fix = "Pass inputs=, a batch of its inputs."
+    return ConfigError(f"input of {type(model).__name__}", got=got, want=want, fix=fix)
+
+
+def _text(model: nn.Module, config: Any) -> Mapping[str, Tensor]:
+    """Draw one seeded text of a language model: two would need a token that fills the shorter."""
+    draws = torch.Generator().manual_seed(0)
+    ids = torch.randint(config.vocab_size, (1, TOKENS), generator=draws)
+    # classifiers of encoders and decoders read it at the end of the text
+    if isinstance(end := getattr(config, "eos_token_id", None), int) and end < config.vocab_size:
+        ids[ids == end] = (end + 1) % config.vocab_size
+        ids[0, -1] = end
+    ids = ids.to(next(model.parameters()).device)
+    # one that answers with a text is given what it has said so far
+    names = inspect.signature(model.forward).parameters
+    return {name: ids for name in ("input_ids", "decoder_input_ids") if name in names}
 
 
 def sample(model: nn.Module, batch: int = 2, size: tuple[int, int] | None = None) -> Tensor:

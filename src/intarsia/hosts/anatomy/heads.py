@@ -49,6 +49,8 @@ def heads_of(path: str, module: nn.Module) -> HeadCounts:
         rotary = getattr(config_of(module), "rope_parameters", None) or {}
         # GLM rotates only half of each head
         is_full = is_full and rotary.get("partial_rotary_factor", 1) == 1
+        # of a decoder: transformers' ViT has the same names, without positions or a cache
+        is_full = is_full and hasattr(module, "layer_idx")
         if is_full and all(type(getattr(module, n)) is nn.Linear for n in LINEARS):
             # queries may have more heads than keys (grouped-query attention)
             q, causal = attention.q_proj, bool(getattr(module, "is_causal", True))

@@ -29,12 +29,12 @@ from .peft import is_adapted
 
 def find_heads(model: nn.Module) -> list[str]:
     """Return the paths of a model's classifiers, as `heads_of` finds them, that have weights."""
-    heads = [unwrapped(m) for m in heads_of(model)]
-    return [
-        p
-        for p, m in walk(model)
-        if any(unwrapped(m) is h for h in heads) and next(m.parameters(), None) is not None
-    ]
+    heads, modules = [unwrapped(m) for m in heads_of(model)], dict(walk(model))
+    paths = [p for p, m in modules.items() if any(unwrapped(m) is h for h in heads)]
+    # PEFT goes by the ends of names: of RepViT's `head`, with a `head` in it, it gets the parts
+    inside = {p: [q for q in modules if q.rpartition(".")[0] == p] for p in paths}
+    paths = [part for p in paths for part in (inside[p] if f"{p}.{p}" in inside[p] else [p])]
+    return [p for p in paths if next(modules[p].parameters(), None) is not None]
 
 
 class PublishedRecipe(MethodSettings, abc.ABC):
