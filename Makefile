@@ -16,7 +16,7 @@ CONSTRAINTS ?= constraints.txt
 # the many processes of the suite compile no source that another has compiled
 export PYTHONDONTWRITEBYTECODE =
 
-.PHONY: help setup demo test thorough numbers machines fuzz faults lint format new generate constraints docs dist conformance bench reproduce clean
+.PHONY: help setup demo test thorough numbers machines fuzz faults lint format new generate constraints docs dist conformance bench figures reproduce clean
 
 help:  ## this list
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 22
@@ -101,6 +101,9 @@ conformance: setup  ## PEFT's own tests on every method
 
 bench: setup  ## a training step: its speed and memory beside targets and lower bounds
 	$(BIN)/python benchmarks/train_step.py --write
+
+figures: setup  ## README's and the areas' figures again on this machine, next to the pages': ONLY=recommend,speech those
+	$(BIN)/python benchmarks/figures.py --only "$(ONLY)"
 
 reproduce: setup  ## one paper's headline: make reproduce NAME=mosa
 	@[ -n "$(NAME)" ] || { echo "reproduce: got no name, want one. Call: make reproduce NAME=mosa"; exit 1; }

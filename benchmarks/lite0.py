@@ -4,7 +4,7 @@
 
 Pruned nets are fitted first, without labels, as docs/how-to/prune-a-cnn-without-labels.md has it.
 That takes five minutes for each on one core, and with `--trained` a quarter of an hour more for two
-of them; they are kept in the cache, and a second run only measures. The
+of them; they are kept in the cache, and a second run only measures. `--dense` leaves them out. The
 1,000 photographs of the folder `imagenet-sample-images` below `$INTARSIA_DATA` are used if they are
 there; without them stamps and crops alone fit and judge.
 """
@@ -134,10 +134,37 @@ def products(net: nn.Module, picture: Tensor) -> int:
     return sum(counts)
 
 
-def arms_of(dense: nn.Module, fit: Tensor, picture: Tensor, trained: bool) -> list[NetArm]:
+class Net(NamedTuple):
+    """A net of ours before it is packed.  density: of its 1x1 weights; bits: FLOAT or CODES."""
+
+    name: str
+    density: float
+    bits: int
+    module: nn.Module
+
+
+def pruned_nets(fit: Tensor, trained: bool) -> list[Net]:
+    """Prune the net in every way of the page.  fit, trained: as of `arms_of`."""
+    folder, dense = cache_dir() / "benchmarks", lite0()
+    nets = [
+        Net(named(form, "by size"), form.density, FLOAT, lite0(form.density, form.rows))
+        for form in BY_SIZE
+    ]
+    for form in PRUNED:
+        for number in (0, STEPS[form.density]) if trained else (0,):
+            net = imitated(dense, fit, form, number, folder)
+            how = f"trained {number} steps" if number else "reconstructed"
+            nets.append(Net(named(form, how), form.density, FLOAT, net))
+    for form in IN_CODES:
+        net = imitated(dense, fit, form, 0, folder)
+        nets.append(Net(named(form, "reconstructed"), form.density, CODES, net))
+    return nets
+
+
+def arms_of(dense: nn.Module, fit: Tensor, picture: Tensor, pruned: Sequence[Net]) -> list[NetArm]:
     """Every net of the page in its runtime.
 
-    fit: pictures without labels; trained: nets that were trained after they were pruned, too.
+    fit: pictures without labels; pruned: our nets that have not all weights.
     """
     count = products(dense, picture)
     runs = dense_runtimes(dense, picture)
@@ -146,31 +173,19 @@ def arms_of(dense: nn.Module, fit: Tensor, picture: Tensor, trained: bool) -> li
     runs = int8_runtimes(dense, calibration, picture)
     arms += [NetArm("dense", name, run, count, bits=8) for name, run in runs.items()]
     arms.append(NetArm("dense", "torch fp32", dense, count))
-    folder = cache_dir() / "benchmarks"
-    nets: list[tuple[str, float, int, nn.Module]] = [("dense", 1.0, FLOAT, dense)]
-    nets += [
-        (named(form, "by size"), form.density, FLOAT, lite0(form.density, form.rows))
-        for form in BY_SIZE
-    ]
-    for form in PRUNED:
-        for number in (0, STEPS[form.density]) if trained else (0,):
-            net = imitated(dense, fit, form, number, folder)
-            how = f"trained {number} steps" if number else "reconstructed"
-            nets.append((named(form, how), form.density, FLOAT, net))
-    nets.append(("dense", 1.0, CODES, dense))
-    for form in IN_CODES:
-        net = imitated(dense, fit, form, 0, folder)
-        nets.append((named(form, "reconstructed"), form.density, CODES, net))
-    for name, density, bits, net in nets:
-        values, example = ("int8", calibration) if bits == CODES else ("fp32", picture)
-        packed = compress(copy.deepcopy(net), Chw(values=values), example, force=True)
-        form = "chw" if density < 1 or bits == CODES else "dense"
-        command = COMMAND if bits == CODES else ""
-        runtime = "intarsia int8" if bits == CODES else "intarsia"
-        count = products(net, picture)
+    nets = [Net("dense", 1.0, bits, dense) for bits in (FLOAT, CODES)]
+    for net in sorted((*nets, *pruned), key=lambda net: -net.bits):
+        values, example = ("int8", calibration) if net.bits == CODES else ("fp32", picture)
+        packed = compress(copy.deepcopy(net.module), Chw(values=values), example, force=True)
+        form = "chw" if net.density < 1 or net.bits == CODES else "dense"
+        command = COMMAND if net.bits == CODES else ""
+        runtime = "intarsia int8" if net.bits == CODES else "intarsia"
         arms.append(
-            NetArm(name, runtime, packed, count, form, density, bits, forms(packed), command)
-        )
+            NetArm(
+                net.name, runtime, packed, products(net.module, picture), form, net.density,
+                net.bits, forms(packed), command,
+            )
+        )  # fmt: skip
     return arms
 
 
@@ -218,6 +233,8 @@ def verdicts(
             for arm, t, q in zip(arms, ms, qualities, strict=True)
             if arm.form == "chw" and arm.density == density and arm.bits == FLOAT
         ]
+        if not of_density:
+            continue
         points, share, arm = min(of_density, key=lambda row: row[0])
         rows.append((f"{arm.net}: points of top-1 less, {judge}", *judged(points, most)))
         rows.append((f"{arm.net}: time of {RIVAL}'s", *judged(share, SHARE)))
@@ -270,13 +287,15 @@ def figures(
 
 def main() -> None:
     options = parser(__doc__, threads=1, reps=21)
+    options.add_argument("--dense", action="store_true", help="nets with all weights alone")
     options.add_argument("--trained", action="store_true", help="nets that were trained, too")
     args = read(options)
     native.require()
     fit, _, judges = pictures()
     dense, picture = lite0(), judges["stamps"].pixels[:1]
     targets = {name: logits(dense, judge.pixels) for name, judge in judges.items()}
-    arms = arms_of(dense, fit, picture, args.trained)
+    pruned = [] if args.dense else pruned_nets(fit, args.trained)
+    arms = arms_of(dense, fit, picture, pruned)
     jobs = {f"{a.net}\t{a.runtime}": partial(a.run, picture) for a in arms}
     with torch.no_grad():
         ms = [1e3 * t.cpu for t in interleaved(jobs, args.reps).values()]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import functools
 import json
 import math
 import re
@@ -11,11 +12,15 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from glob import glob
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import typer
 from PIL import Image
+from typer.exceptions import TyperException as Refused
 
 from intarsia.choosing.arms import ARMS, EXTRA
+from intarsia.cli import app
 from intarsia.core.registry import keys
 
 from .language_models import plain_text
@@ -35,6 +40,48 @@ def commands(page: str) -> Iterator[Block]:
     pattern = r"^```sh\n(.*?)^```$(?:\n\n```console\n(.*?)^```$)?"
     for typed, output in re.findall(pattern, text, re.M | re.S):
         yield typed.replace("\\\n", "").splitlines(), output or None
+
+
+def all_commands(page: str) -> Iterator[str]:
+    """Yield each command of intarsia that a page shows, those in its sentences without options too.
+
+    Where a shell would fill in a variable there is a number.
+    """
+    text = (ROOT / page).read_text()
+    shown = [line for typed_lines, _ in commands(page) for line in typed_lines]
+    shown += re.findall(r"^    (intarsia .*)$", text, re.M)
+    shown += re.findall(r"`(intarsia [^`]+)`", text)
+    for line in shown:
+        for one in re.sub(r"\$\w+", "1", line).split(" && "):
+            if re.match("intarsia [a-z]", one):
+                yield one
+
+
+UNFINISHED = ("MissingParameter", "BadOptionUsage")  # of a sentence
+
+
+@functools.cache
+def verbs() -> Any:
+    return typer.main.get_group(app)
+
+
+def accepts(line: str) -> None:
+    """Read a command as the command line does, and run nothing.
+
+    A sentence may name a verb alone, or an option without its value.
+    Raises: Refused for what would be refused before the verb is called.
+    """
+    group = verbs()
+    words = shlex.split(line, comments=True)[1:]
+    context = typer.Context(group, info_name="intarsia")
+    try:
+        while hasattr(group, "commands"):
+            name, group, words = group.resolve_command(context, words)
+            if not hasattr(group, "commands"):
+                context = group.make_context(name, [*words], parent=context)
+    except Refused as error:
+        if len(words) > 1 or type(error).__name__ not in UNFINISHED:
+            raise
 
 
 def photos(folder: Path, classes: tuple[str, ...] = ("food", "town"), n: int = 12) -> Path:
@@ -59,6 +106,21 @@ def desk(folder: Path) -> None:
     tokenizer.save_pretrained(folder / "tiny")
 
 
+def films(folder: Path) -> None:
+    """Write the events of 50 users, each with 14 of 16 films and their titles."""
+    folder.mkdir()
+    events = [
+        f"{user}\t{(user * 3 + step) % 16}\t{step * 60 + user}"
+        for user in range(50)
+        for step in range(14)
+    ]
+    head = "user_id:token\titem_id:token\ttimestamp:float"
+    (folder / f"{folder.name}.inter").write_text("\n".join([head, *events]))
+    titles = [f"{i}\tFilm {i}" for i in range(16)]
+    head = "item_id:token\ttitle:token_seq"
+    (folder / f"{folder.name}.item").write_text("\n".join([head, *titles]))
+
+
 PICTURES = ("--model", "test_vit", "--untrained", "--size", "32", "--epochs", "1")
 TEXTS = ("--model", "tiny", "--epochs", "1", "--precision", "fp32")
 QUICK = {  # the same command in seconds: what is typed after it counts
@@ -70,17 +132,18 @@ QUICK = {  # the same command in seconds: what is typed after it counts
     "index": ("--model", "bert"),
     "trace": ("--rows", "8", "--length", "16"),
 }
-STAND_INS = {"smollm2": "tiny", "austen": "notes.txt"}
+STAND_INS = {"smollm2": "tiny", "austen": "notes.txt", "ml-100k": "events"}
 SEEING = ("--see", "pixels", "--model", "tiny", "--epochs", "1")
 
 
 def typed(line: str) -> list[str]:
     """A line's words, file names filled in as a shell does, with the small model."""
-    words = [name for word in shlex.split(line)[1:] for name in (sorted(glob(word)) or [word])]
+    words = shlex.split(line, comments=True)[1:]
+    words = [name for word in words for name in (sorted(glob(word)) or [word])]
     words = [STAND_INS.get(word, word) for word in words]
     if "--see" in words:
         return [*words, *SEEING]
-    if words[0] in ("fit", "compare"):
+    if words[0] in ("fit", "compare") and "--task" not in words:
         words += TEXTS if words[1].endswith(".jsonl") else PICTURES
     return [*words, *QUICK.get(words[0], ())]
 

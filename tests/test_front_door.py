@@ -23,13 +23,18 @@ from intarsia.cli import app, shell
 from intarsia.experiments import matrix
 
 from .language_models import mixtral
+from .models.retrieve.conftest import masked_language_model
 from .pages import (
     ROOT,
+    Refused,
+    accepts,
+    all_commands,
     blocks,
     commands,
     compare_numbers,
     compare_words,
     desk,
+    films,
     photos,
     typed,
     width,
@@ -38,8 +43,14 @@ from .pages import (
 PAGES = (
     *(f"docs/start/{name}.md" for name in ("vision", "language", "deploy")),
     *(f"docs/areas/{name}.md" for name in ("adapt", "sparse", "large-mixtures")),
+    "docs/areas/search-and-recommend.md",
 )
 PYTHON = ("README.md", *(f"docs/start/{name}.md" for name in ("language", "deploy", "mixtures")))
+SHOWN = [  # all but what a benchmark or a version of the past was called with
+    page.relative_to(ROOT).as_posix()
+    for page in (ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")))
+    if page.parent.name not in ("benchmarks", "log", "claims")
+]
 EXACT = tuple(f"docs/areas/{name}.md" for name in ("mixtures", "see-and-hear", "signals"))
 
 
@@ -61,6 +72,13 @@ def test_the_commands_of_a_page_run_and_print_what_it_shows(
     desk(tmp_path)
     if page.endswith("large-mixtures.md"):
         mixtral(tmp_path / "my-mixtral")
+    if page.endswith("search-and-recommend.md"):
+        (documents,) = blocks(page, "json")
+        (tmp_path / "docs.jsonl").write_text(documents)
+        films(tmp_path / "events")
+        (tmp_path / "bert").mkdir()
+        vocabulary = sorted({*re.findall("[a-z]+", documents.lower())})
+        masked_language_model(tmp_path / "bert", vocabulary)
     examples = list(commands(page))
     assert examples
     for lines, expected in examples:
@@ -118,6 +136,30 @@ def python(page: str, folder: Path) -> None:
         file = folder / f"block_{number}.py"
         file.write_text(block)
         runpy.run_path(str(file))
+
+
+def test_every_command_that_a_page_shows_is_accepted() -> None:
+    refused: list[str] = []
+    for page in SHOWN:
+        for line in all_commands(page):
+            try:
+                accepts(line)
+            except Refused as error:
+                refused.append(f"{page}: {line}: {error}")
+    assert not refused
+
+
+def test_a_command_that_would_be_refused_is_noticed() -> None:
+    accepts("intarsia compress")
+    for line in (
+        "intarsia nosuch photos",
+        "intarsia compress small --save packed",
+        "intarsia generate small Once --tokens few",
+        "intarsia search --explain --limit 3",
+        "intarsia codec nosuch photo.png",
+    ):
+        with pytest.raises(Refused):
+            accepts(line)
 
 
 def test_an_output_of_other_words_or_numbers_is_noticed() -> None:
