@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -13,11 +14,18 @@ from typing import Any
 
 import pytest
 import torch
-from peft import IA3Config, LoHaConfig, LoraConfig, PromptTuningConfig, get_peft_model
+from peft import (
+    IA3Config,
+    LoHaConfig,
+    LoraConfig,
+    PeftModel,
+    PromptTuningConfig,
+    get_peft_model,
+)
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.testing import assert_close
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainingArguments
 
 import intarsia
 from intarsia.adapters import Bottleneck, Lora
@@ -133,11 +141,14 @@ def test_what_peft_has_is_written_as_pefts_own_type(tmp_path: Path) -> None:
     for name, method in THEIRS.items():
         model = moved(intarsia.apply(llama(), method))
         save(model, tmp_path / name)
+        if name == "lora":  # PEFT's and transformers' own functions write the same
+            model.save_pretrained(tmp_path / "own")  # pyright: ignore[reportCallIssue]
+            logits["own"] = said(model)
         logits[name] = said(model)
         assert_close(said(load(llama(), tmp_path / name)), logits[name])
     save_file(logits, tmp_path / "said.safetensors")
-    printed = fresh(WITHOUT_US, tmp_path / "base", *(tmp_path / name for name in THEIRS))
-    assert printed.split() == ["LORA", "LORA", "IA3"]
+    printed = fresh(WITHOUT_US, tmp_path / "base", *(tmp_path / name for name in logits))
+    assert printed.split() == ["LORA", "LORA", "LORA", "IA3"]
     # what vLLM and llama.cpp's converter look at
     config = json.loads((tmp_path / "lora" / "adapter_config.json").read_text())
     assert (config["r"], config["lora_alpha"], config["bias"]) == (2, 5, "none")
@@ -167,6 +178,86 @@ def test_plain_lora_comes_back_as_cells_and_is_checked(make: Make, tmp_path: Pat
     file.write_bytes(data)
     with pytest.raises(CheckpointError):
         load(make("vit"), tmp_path, name="default")
+
+
+def written(model: Any, folder: Path) -> Path:
+    model.save_pretrained(folder)
+    return folder
+
+
+def test_peft_s_own_saving_writes_plain_lora_as_peft_s(make: Make, tmp_path: Path) -> None:
+    model = moved(adapt(make("vit"), Lora(2, alpha=5.0), classes=list("abcde")))
+    folder = written(model, tmp_path / "lora")
+    config = json.loads((folder / "adapter_config.json").read_text())
+    assert (config["peft_type"], config["r"], config["lora_alpha"]) == ("LORA", 2, 5)
+    # PEFT's layers say the same; here it comes back as ours, with its head, seed and classes
+    x = torch.randn(2, 3, 32, 32)
+    opened = PeftModel.from_pretrained(make("vit"), str(folder)), load(make("vit"), folder)
+    assert [is_adapted(again) for again in opened] == [False, True]
+    for again in opened:
+        assert_close(again.eval()(x), model(x))
+    with refused(CheckpointError, what="classes", got="['a', 'b', 'c', 'd', 'e']"):
+        load(make("vit"), folder, classes=list("edcba"))
+    # the same adapter, the same bytes
+    twin = written(load(make("vit"), folder), tmp_path / "twin")
+    for name in ("adapter_config.json", "adapter_model.safetensors"):
+        assert (twin / name).read_bytes() == (folder / name).read_bytes()
+
+
+def test_what_was_changed_in_such_a_folder_is_refused(make: Make, tmp_path: Path) -> None:
+    folder = written(moved(adapt(make("vit"), Lora(2))), tmp_path)
+    config, weights = folder / "adapter_config.json", folder / "adapter_model.safetensors"
+    stored = config.read_text()
+    config.write_text(json.dumps(json.loads(stored) | {"lora_alpha": 64}))
+    with refused(CheckpointError, got="settings that changed after they were saved"):
+        load(make("vit"), folder)
+    config.write_text(stored)
+    data = bytearray(weights.read_bytes())
+    data[-9] ^= 8
+    weights.write_bytes(data)
+    with refused(
+        CheckpointError, got="bytes that changed after they were written, or no digest of them"
+    ):
+        load(make("vit"), folder)
+    # written over by PEFT alone, it is PEFT's
+    theirs = get_peft_model(make("vit"), LoraConfig(r=2, target_modules=["qkv"]))  # pyright: ignore
+    assert is_adapted(load(make("vit"), written(theirs, folder)))
+
+
+def test_beside_other_methods_our_type_is_kept(make: Make, tmp_path: Path) -> None:
+    model = moved(adapt(make("vit"), Lora(2), name="lora"))
+    adapt(model, Mosa(Bottleneck(4)), name="default")
+    written(model, tmp_path)
+    kinds = [
+        json.loads((tmp_path / place / "adapter_config.json").read_text())["peft_type"]
+        for place in ("", "lora")
+    ]
+    assert kinds == ["INTARSIA", "INTARSIA"]
+    assert "`import intarsia`" in (tmp_path / "README.md").read_text()
+    again = PeftModel.from_pretrained(make("vit"), str(tmp_path / "lora"), adapter_name="lora")
+    again.load_adapter(str(tmp_path), "default")
+    x = torch.randn(2, 3, 32, 32)
+    assert_close(again.eval()(x), model(x))
+
+
+def test_transformers_trainer_goes_on_from_its_checkpoint_of_lora(tmp_path: Path) -> None:
+    rows = [{"input_ids": [*range(i, i + 6)], "labels": [*range(i, i + 6)]} for i in range(8)]
+
+    def trained(epochs: int, begin: Path | None) -> nn.Module:
+        model = intarsia.adapt(llama(), Lora(2))
+        arguments = TrainingArguments(
+            str(tmp_path / "run"), num_train_epochs=epochs, save_strategy="epoch", use_cpu=True,
+            per_device_train_batch_size=4, report_to=[], disable_tqdm=True, learning_rate=1e-2,
+            lr_scheduler_type="constant",
+        )  # fmt: skip
+        Trainer(model, arguments, train_dataset=rows).train(resume_from_checkpoint=begin)  # pyright: ignore
+        return model.eval()
+
+    straight = said(trained(2, None))
+    first = tmp_path / "run" / "checkpoint-2"
+    assert json.loads((first / "adapter_config.json").read_text())["peft_type"] == "LORA"
+    shutil.rmtree(tmp_path / "run" / "checkpoint-4")
+    assert_close(said(trained(2, first)), straight)
 
 
 PEFTS: dict[str, Any] = {

@@ -149,7 +149,7 @@ def test_what_cannot_be_packed_is_refused(make: Make, tmp_path: Path) -> None:
     with refused(ConfigError, what="adapter to pack"):
         pack(make("vit"), tmp_path)  # pyright: ignore[reportArgumentType]
     model.save_pretrained(tmp_path)
-    with refused(CheckpointError, got="method 'lora'"):
+    with refused(CheckpointError, got="an adapter of type 'LORA'"):
         unpack(make("vit"), tmp_path)
     headless = nn.Sequential(nn.Linear(4, 4))
     with refused(TargetError, what="head"):

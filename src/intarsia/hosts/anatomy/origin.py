@@ -18,7 +18,8 @@ from ...core.reading import open_regular, open_tensors
 from .blocks import unwrapped, walk
 from .quantised import in_full
 
-WEIGHTS = "adapter_model.safetensors"
+CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+WRITER = "model.save_pretrained"  # of both
 SAMPLES = 96
 # attribute of a module that a change has added: it is no part of the trunk
 ADDED = "intarsia_added"

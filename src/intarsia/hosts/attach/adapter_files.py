@@ -14,13 +14,12 @@ from torch import Tensor, nn
 from ...core.errors import CheckpointError, IntarsiaError
 from ...core.files import read_json, unbroken
 from ...core.reading import read_tensors
-from ..anatomy.origin import WEIGHTS, check_sizes, damaged
+from ..anatomy.origin import CONFIG, WEIGHTS, WRITER, check_sizes, damaged
 from .adapt import attach, check_model
 from .config import Family, IntarsiaConfig
 from .foreign import read_foreign
-from .plain_lora import ours, own_config, plain_config
-
-CONFIG, WRITER = "adapter_config.json", "model.save_pretrained"
+from .lora_form import ours, read_left_out
+from .plain_lora import own_config, plain_config
 
 
 def read_adapter(
@@ -38,7 +37,7 @@ def read_adapter(
     folder: with adapter_config.json and weights; name: of the adapter; trainable: False freezes it;
     classes: names that its head must have been trained for.
     left_out: for LoRA that `intarsia.save` wrote in PEFT's form, the settings that `write_plain`
-    returned; None for other folders.
+    returned; None for other folders, and where they are in the file of the weights.
     Raises: CheckpointError, ConfigError, as `intarsia.load` does; the model may then be changed,
     which the caller undoes.
     """
@@ -48,7 +47,7 @@ def read_adapter(
     if stored.get("peft_type") == Family.INTARSIA.value:
         config = read_config(folder)
     elif (plain := _plain_lora_config(model, folder, stored, weights, left_out)) is not None:
-        config, weights = plain, ours(weights)
+        config = plain
     else:
         _check_config(folder, stored)
         # PEFT reads its own; names and shapes are checked afterwards, since it passes over misfits
@@ -66,7 +65,8 @@ def read_adapter(
         raise damaged(
             folder / CONFIG, f"places that the model has not ({error})", WRITER
         ) from error
-    check_shapes(folder, get_peft_model_state_dict(adapted, adapter_name=name), weights)
+    expected = ours(get_peft_model_state_dict(adapted, adapter_name=name))
+    check_shapes(folder, expected, ours(weights))
     set_peft_model_state_dict(adapted, weights, adapter_name=name)
     if trainable:
         adapted.set_requires_grad(name)
@@ -105,14 +105,18 @@ def _plain_lora_config(
     """Return this library's config for an adapter that is plain LoRA; None for any other adapter.
 
     stored: contents of adapter_config.json; weights: tensors by name; left_out: settings for which
-    PEFT's form has no room, None if PEFT wrote the folder.
+    PEFT's form has no room, None if they are in the file of the weights, or PEFT wrote the folder.
     """
-    if left_out is None:
-        return plain_config(model, stored, weights)
-    _check_config(folder, stored)
     try:
+        if left_out is None and stored.get("peft_type") == "LORA":
+            left_out = read_left_out(folder, stored)
+        if left_out is None:
+            return plain_config(model, stored, weights)
+        _check_config(folder, stored)
         # PEFT's file has rank and places; the rest was saved in intarsia.json
         return own_config(stored, left_out)
+    except CheckpointError:
+        raise
     except (IntarsiaError, TypeError, ValueError, KeyError, AttributeError) as error:
         got = f"settings that no method takes ({error})"
         raise damaged(folder / CONFIG, got, "intarsia.save") from error

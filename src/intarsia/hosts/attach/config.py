@@ -6,6 +6,7 @@ import enum
 import hashlib
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, cast
 
 import torch
@@ -14,8 +15,10 @@ from torch import nn
 
 from ...core import Cell, Method, Site
 from ...core.errors import ConfigError
+from ...core.reading import read_text
 from ...core.registry import method_from_dict
 from ..anatomy import origin
+from . import lora_form
 from .shared import Shared
 
 KINDS: dict[str, tuple[type, ...]] = {
@@ -28,6 +31,9 @@ KINDS: dict[str, tuple[type, ...]] = {
     "modules_to_save": (list, set, str),
     "origin": (dict,),
 }
+
+# what PEFT's card says of an adapter that PEFT alone does not read
+NEEDS = "\n\n`import intarsia` before PEFT loads this adapter: PEFT alone does not have its type.\n"
 
 
 class Family(str, enum.Enum):  # noqa: UP042  PEFT's mappings want a str enum whose name is its value
@@ -95,10 +101,18 @@ class IntarsiaConfig(PeftConfig):
     def save_pretrained(self, save_directory: str, **kwargs: Any) -> None:
         """Write adapter_config.json, with a digest of the weights and of these settings.
 
+        Plain LoRA whose weights have PEFT's names gets the config of PEFT's LoRA; for other
+        methods PEFT's card, README.md, says that `import intarsia` comes first.
         save_directory: the folder, which has the weights already; kwargs: passed on to PEFT.
         """
+        if self.method == "lora" and lora_form.is_written(Path(save_directory)):
+            lora_form.write_config(self, Path(save_directory), **kwargs)
+            return
         self.origin = origin.with_digest(self.origin, save_directory, self._identity())
         super().save_pretrained(save_directory, **kwargs)
+        card = Path(save_directory, "README.md")
+        if card.is_file() and (text := read_text(card)) and NEEDS not in text:
+            card.write_text(text.rstrip() + NEEDS, "utf-8")
 
     @classmethod
     def from_pretrained(

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from ...core import Cell, Site
 from ...core.errors import FoldError, TargetError
-from ...core.foreign import model_type_of, tensor_of
+from ...core.foreign import tensor_of
 from ...core.registry import settings_to_dict
 from ...gating import of_samples, unwatch, watch
 from ..anatomy import origin
@@ -33,10 +33,12 @@ from ..anatomy.blocks import BATCH_NORM, LAYERS, Conv1D, blocks, unwrapped, walk
 from ..anatomy.quantised import keep_trainable, refuse_quantised
 from ..anatomy.sites import call_layer, check_nesting, planned, site_at
 from .config import Family, IntarsiaConfig
+from .lora_form import is_plain_lora, ours, theirs
 from .mixed import BASE, check_names
 from .shared import Shared
 
 PREFIX = "intarsia_"
+IA3_PLACES = TRANSFORMERS_MODELS_TO_IA3_TARGET_MODULES_MAPPING
 
 
 class IntarsiaLayer(nn.Module, BaseTunerLayer):
@@ -117,13 +119,9 @@ class IntarsiaLayer(nn.Module, BaseTunerLayer):
         return cell(read).to(y.dtype).view_as(y)
 
     def _sole_cell(self) -> Cell | None:
-        """Return the only active adapter's module if it replaces the wrapped module, else None.
+        """Return the only active adapter's module if it is `whole`, so that it replaces the layer.
 
-        That holds for modules that are `whole` (they compute the layer themselves), and for modules
-        that can be `fused` with a plain Linear.
-
-        That holds for modules that are `whole` (they replace the layer), and for modules that can
-        be `fused` with a plain Linear.
+        One that can be `fused` with a plain Linear is returned, too; else None.
         """
         if self.disable_adapters or self.merged_adapters:
             return None
@@ -349,6 +347,22 @@ class IntarsiaModel(BaseTuner):
             return key.replace(inside, ".intarsia_cells.", 1)
         return super()._remove_adapter_name_from_key(key, adapter_name)
 
+    @classmethod
+    def _get_adapter_state_dict(cls, model: Any, **rest: Any) -> dict[str, Tensor]:
+        """Select an adapter's weights; if all adapters are plain LoRA, under PEFT's names."""
+        selected = super()._get_adapter_state_dict(model=model, **rest)
+        # beside other methods our type is kept, so that the adapters load into one model again
+        if not all(is_plain_lora(model, name) for name in model.peft_config):
+            return selected
+        return theirs(selected, f".{rest['adapter_name']}")
+
+    @classmethod
+    def _remap_adapter_state_dict_for_load(
+        cls, *, state_dict: dict[str, Tensor], **rest: Any
+    ) -> dict[str, Tensor]:
+        """Return weights under the model's names; state_dict: under PEFT's names or ours."""
+        return super()._remap_adapter_state_dict_for_load(state_dict=ours(state_dict), **rest)
+
     def _replace_module(
         self, parent: nn.Module, child_name: str, new_module: nn.Module, child: Any
     ) -> None:
@@ -480,18 +494,6 @@ def is_peft(model: nn.Module) -> TypeGuard[PeftModel]:
 def is_adapted(model: nn.Module) -> TypeGuard[PeftModel]:
     """Return True for a PEFT model with adapters of this library."""
     return isinstance(model, PeftModel) and isinstance(model.base_model, IntarsiaModel)
-
-
-def has_places(method: str, host: nn.Module) -> bool:
-    """Return True if PEFT itself knows which modules of this kind of model a method adapts.
-
-    method: name of a PEFT method, as "LORA". If False, `target_modules` must be given.
-    """
-    tuners: Any = PEFT_TYPE_TO_TUNER_MAPPING
-    mapping = getattr(tuners[method], "target_module_mapping", None)
-    if method == "IA3":  # PEFT has this method's table elsewhere
-        mapping = TRANSFORMERS_MODELS_TO_IA3_TARGET_MODULES_MAPPING
-    return mapping is None or model_type_of(host) in mapping
 
 
 # what register_peft_method does, less its check that the name is in PEFT's own closed enum

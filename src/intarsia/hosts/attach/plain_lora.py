@@ -1,7 +1,4 @@
-"""Write LoRA as PEFT's own files, which others read, and read PEFT's adapters as cells.
-
-Ours are B and A as `up` and `down`; PEFT's are lora_B and lora_A. Nothing else differs.
-"""
+"""Write LoRA as PEFT's own files, which others read, and read PEFT's adapters as cells."""
 
 from __future__ import annotations
 
@@ -11,24 +8,17 @@ from pathlib import Path
 from typing import Any, cast
 
 from peft import LoraConfig, PeftModel
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from ...adapters.lora import Lora, LoraCell
+from ...adapters.lora import Lora
 from ...core.files import read_json
-from ...core.reading import read_tensors
 from ...core.registry import KEY, method_to_dict
 from ..anatomy import origin
 from ..anatomy.blocks import base_of, unwrapped, walk
 from .adapt import exact_targets
-from .config import IntarsiaConfig
-from .peft import IntarsiaLayer
+from .config import Family, IntarsiaConfig
+from .lora_form import OURS, PLACES, is_plain_lora, left_out, write_config
 
-OURS = {
-    ".lora_A.weight": ".intarsia_cells.down.weight",
-    ".lora_B.weight": ".intarsia_cells.up.weight",
-}
-PLACES = ("exclude_modules", "layers_to_transform", "layers_pattern", "modules_to_save")
 # settings of PEFT's LoRA that this library has, too, or that do not concern the weights
 KNOWN = {f.name for f in fields(IntarsiaConfig)} | {
     "r", "lora_alpha", "lora_dropout", "use_rslora", "init_lora_weights", "peft_version"
@@ -44,40 +34,20 @@ def write_plain(model: PeftModel, folder: Path, name: str) -> dict[str, Any] | N
     for any other adapter, whose files stay as they are.
     """
     config: Any = model.peft_config[name]
-    layers = [m for m in model.modules() if isinstance(m, IntarsiaLayer)]
-    mine = [layer for layer in layers if name in layer.intarsia_cells]
-    # a single layer with more than LoRA, and PEFT could not read the folder
-    if config.method != "lora" or not all(_is_lora_beside_linear(layer, name) for layer in mine):
+    if not is_plain_lora(model, name):
         return None
-    method: Lora = config.settings()
     place = folder if name == "default" else folder / name
-    stored = read_json(place / "adapter_config.json")
-    alpha = method.rank if method.alpha is None else method.alpha
-    plain = LoraConfig(
-        r=method.rank,
-        lora_alpha=int(alpha) if alpha == int(alpha) else alpha,  # pyright: ignore
-        lora_dropout=method.dropout,
-        target_modules=config.target_modules,
-        task_type=config.task_type,
-        inference_mode=True,
-        base_model_name_or_path=config.base_model_name_or_path,
-        revision=config.revision,
-        auto_mapping=stored.get("auto_mapping"),
-        **{key: getattr(config, key) for key in PLACES},
-    )
-    plain.save_pretrained(str(place))
-    # the same numbers under PEFT's names
-    theirs = {ours: key for key, ours in OURS.items()}
-    tensors = {_replace_end(n, theirs): t for n, t in read_tensors(place / origin.WEIGHTS).items()}
-    save_file(tensors, place / origin.WEIGHTS, metadata={"format": "pt"})
-    belongs = {key: value for key, value in (config.origin or {}).items() if key != "digest"}
-    return {"seed": config.seed, "init_weights": config.init_weights, "origin": belongs}
+    stored = read_json(place / origin.CONFIG)
+    # beside adapters of other methods, PEFT's functions write our type for this one, too
+    if stored["peft_type"] == Family.INTARSIA.value:
+        write_config(config, place, auto_mapping_dict=stored.get("auto_mapping"))
+    return left_out(config)
 
 
-def own_config(stored: Mapping[str, Any], left_out: Mapping[str, Any]) -> IntarsiaConfig:
+def own_config(stored: Mapping[str, Any], rest: Mapping[str, Any]) -> IntarsiaConfig:
     """Build this library's config of an adapter that `write_plain` wrote.
 
-    stored: contents of PEFT's adapter_config.json; left_out: what `write_plain` returned.
+    stored: contents of PEFT's adapter_config.json; rest: what `write_plain` returned.
     """
     method = Lora(int(stored["r"]), float(stored["lora_alpha"]), float(stored["lora_dropout"]))
     options = method_to_dict(method)
@@ -86,31 +56,11 @@ def own_config(stored: Mapping[str, Any], left_out: Mapping[str, Any]) -> Intars
     return IntarsiaConfig(
         method=options.pop(KEY),
         options=options,
-        seed=left_out["seed"],
-        init_weights=left_out["init_weights"],
-        origin=left_out["origin"],
+        seed=rest["seed"],
+        init_weights=rest["init_weights"],
+        origin=rest["origin"],
         **cast(Any, {key: stored.get(key) for key in unchanged}),
     )
-
-
-def _is_lora_beside_linear(layer: IntarsiaLayer, name: str) -> bool:
-    """Return True if an adapter adds plain LoRA in parallel to this layer, a linear one."""
-    return (
-        type(layer.intarsia_cells[name]) is LoraCell
-        and isinstance(unwrapped(layer), nn.Linear)
-        and layer.intarsia_sites[name] == ("parallel", "last")
-    )
-
-
-def _replace_end(key: str, ends: Mapping[str, str]) -> str:
-    """Replace the end of a tensor's name, if it is listed; ends: old end -> new end."""
-    end = next((end for end in ends if key.endswith(end)), None)
-    return key if end is None else key.removesuffix(end) + ends[end]
-
-
-def ours(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Rename tensors of PEFT's LoRA to the names that this library has for them."""
-    return {_replace_end(key, OURS): tensor for key, tensor in tensors.items()}
 
 
 def plain_config(

@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 import torch
 from peft import (
     PEFT_TYPE_TO_CONFIG_MAPPING,
+    PEFT_TYPE_TO_TUNER_MAPPING,
     PeftConfig,
     PeftModel,
     PeftType,
@@ -20,11 +21,12 @@ from torch import nn
 
 from ...core.change import Change, Plan
 from ...core.errors import ConfigError
+from ...core.foreign import model_type_of
 from ..anatomy.blocks import base_of, blocks
 from ..anatomy.sites import call_layer, find_sites
 from .adapt import check_model, check_name, exact_targets, named_heads, quiet_peft, task_type_of
 from .config import peft_kind
-from .peft import has_places
+from .peft import IA3_PLACES
 
 # settings that this library decides, or that do not belong to the method
 DECIDED = {field.name for field in fields(PeftConfig)} | {
@@ -171,7 +173,7 @@ class AdaptByPeft(Change):
             got = f"with a {type(self.config).__name__} that {has}"
             fix = "Leave targets and layers out, or the config's target_modules."
             raise ConfigError("targets", got=got, want="places that are given once", fix=fix)
-        if places is None and (names_places or not has_places(self._kind, host)):
+        if places is None and (names_places or not _has_places(self._kind, host)):
             # LNTuning trains norms, all others sit at layers of the attention
             roles = ("norm",) if self._kind == "LN_TUNING" else ("qkv",)
             method: Any = _Places(roles)
@@ -230,3 +232,15 @@ def _paths(model: nn.Module, roles: Sequence[str], last_blocks: int) -> list[str
         parent, _, name = path.rpartition(".")
         call_layer(model.get_submodule(parent), name)
     return paths
+
+
+def _has_places(method: str, host: nn.Module) -> bool:
+    """Return True if PEFT itself knows which modules of this kind of model a method adapts.
+
+    method: name of a PEFT method, as "LORA". If False, `target_modules` must be given.
+    """
+    tuners: Any = PEFT_TYPE_TO_TUNER_MAPPING
+    mapping = getattr(tuners[method], "target_module_mapping", None)
+    if method == "IA3":  # PEFT has this method's table elsewhere
+        mapping = IA3_PLACES
+    return mapping is None or model_type_of(host) in mapping

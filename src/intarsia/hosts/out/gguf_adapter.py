@@ -15,8 +15,9 @@ from ...core.change import steps_of
 from ...core.errors import ExportError, UnknownName
 from ...core.files import writing
 from ..attach.as_lora import lora_cells
+from ..attach.lora_form import OURS
 from ..attach.peft import ModulesToSaveWrapper, is_adapted
-from ..attach.plain_lora import OURS, is_plain
+from ..attach.plain_lora import is_plain
 from .gguf_model import HEADS, GgufNames, Report, names_for, numbers_of
 from .graphs import needs, target_of
 
