@@ -7,6 +7,7 @@ import math
 from dataclasses import MISSING, dataclass
 from typing import Any, get_args
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -98,6 +99,9 @@ def test_what_is_read_fits(kind: Any) -> None:
         (None, int, False),
         ([1, 2], tuple[int, ...], True),
         (["a"], tuple[int, ...], False),
+        (np.array([1.0, 2.0]), tuple[float, ...], True),
+        (np.array(["a"]), tuple[float, ...], False),
+        (np.float64(1), tuple[float, ...], False),
         ("a", tuple[str, ...] | None, False),
         (object(), Setting | None, True),
     ],

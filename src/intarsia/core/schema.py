@@ -87,8 +87,7 @@ class Setting:
         if not fits(value, kind):
             fix = self.fix or "Give a value of that type."
             raise ConfigError(name, got=repr(value), want=in_words(kind), fix=fix)
-        several = isinstance(value, Sequence) and not isinstance(value, str)
-        items = cast("Sequence[Any]", value if several else (value,))
+        items = cast("Sequence[Any]", value if is_several(value) else (value,))
         for item in items:
             if isinstance(item, Real) and not self._in_range(_as_float(item)):
                 fix = self.fix or f"Try {self._example()}."
@@ -307,16 +306,22 @@ def members(kind: Any) -> list[Any]:
     return sorted(kinds, key=lambda k: order.index(k) if k in order else len(order))
 
 
+def is_several(value: Any) -> bool:
+    """Return True for a sequence or an array with one axis; a text is a single word."""
+    if isinstance(value, str):
+        return False
+    return isinstance(value, Sequence) or len(getattr(value, "shape", ())) == 1
+
+
 def fits(value: Any, kind: Any) -> bool:
     """Return True if a value is of a type, as settings count it; True for unknown types.
 
     kind: a type of plain values, or a union. A whole number may stand for a float; True is no
-    number; a list may stand for a tuple.
+    number; a list, or an array with one axis, may stand for a tuple.
     """
     for member in members(kind):
         if get_origin(member) in SEVERAL:
-            # a text is a sequence of letters, but no list of words
-            if not isinstance(value, Sequence) or isinstance(value, str):
+            if not is_several(value):
                 continue
             if all(fits(item, get_args(member)[0]) for item in cast("Sequence[object]", value)):
                 return True
