@@ -21,6 +21,7 @@ from intarsia.conformance.kinds import SUITES
 from intarsia.core import Card, Cell, Method, Paper, Routing, Site
 from intarsia.core.card import KINDS
 from intarsia.core.errors import ConformanceError
+from intarsia.core.schema import setting
 from intarsia.gating import Router
 from intarsia.gating.gate import wide_linear
 from intarsia.mixtures.residual import Update
@@ -49,7 +50,7 @@ def test_a_card_keeps_its_laws(card: Card) -> None:
 class Scaled(Method):
     """x W * s, an adapter from outside; `fault` is what is wrong with it."""
 
-    fault: str = ""
+    fault: str = setting("", "The fault that is planted.")
 
     @property
     def roles(self) -> tuple[str, ...]:
@@ -171,13 +172,29 @@ class Loose:
 class Thawed:
     """A config that can be changed: its fault."""
 
-    fault: str = ""
+    fault: str = setting("", "The fault that is planted.")
     build, roles, position = Scaled.build, Scaled.roles, Scaled.position
 
 
 @dataclass(frozen=True)
 class Silent(Scaled):
     """Says nothing."""
+
+    fault: str = ""
+
+
+@dataclass(frozen=True)
+class Terse(Scaled):
+    """Says a letter."""
+
+    fault: str = setting("", "f.")
+
+
+@dataclass(frozen=True)
+class Twice(Scaled):
+    """Says the same of two settings."""
+
+    more: str = setting("", "The fault that is planted.")
 
 
 @dataclass(frozen=True)
@@ -191,7 +208,7 @@ class Demanding(Scaled):
 class Listed(Scaled):
     """A fault that JSON changes."""
 
-    fault: Any = None
+    fault: Any = setting(None, "A fault that JSON changes.")
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "fault", frozenset({"a"}) if self.fault is None else self.fault)
@@ -208,6 +225,8 @@ FAULTS: list[tuple[str, Card]] = [
     ("says_what_it_is", but(family="")),
     ("says_what_it_is", but(key="Scaled Adapter")),
     ("documents_its_settings", but(config=Silent)),
+    ("documents_its_settings", but(config=Terse)),
+    ("documents_its_settings", but(config=Twice)),
     ("documents_its_settings", but(config=Loose)),
     ("has_defaults", but(config=Demanding, tiny={"fault": ""})),
     ("is_frozen", but(config=Thawed)),
@@ -290,7 +309,7 @@ def test_every_law_of_adapters_is_seen_to_fail() -> None:
 class Gate:
     """A learned gate; experts, active: how many there are and get a token; fault: what is wrong."""
 
-    fault: str = ""
+    fault: str = setting("", "The fault that is planted.")
     experts: int = 3
     active: int = 1
 
@@ -499,7 +518,7 @@ def test_a_planted_fault_of_a_model_is_found(planted: Card) -> None:
 class Jump(Update):
     """f(x), or something else by its `fault`."""
 
-    fault: str = ""
+    fault: str = setting("", "The fault that is planted.")
 
     def step(self, f: Callable[[Tensor], Tensor], x: Tensor, m: Tensor | None) -> Any:
         outputs = f(x)
@@ -545,7 +564,7 @@ class Leaky(nn.Module):
 class Layer:
     """A layer by its `fault`."""
 
-    fault: str = ""
+    fault: str = setting("", "The fault that is planted.")
 
     def build(self, width: int, hidden: int, *, generator: torch.Generator) -> nn.Module:
         return Leaky(width, self.fault, generator)

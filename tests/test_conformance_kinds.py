@@ -17,6 +17,7 @@ from intarsia.conformance.cards import CARD_LAWS
 from intarsia.core import Card, Format, NofM, Paper, Partition
 from intarsia.core.change import Change, Plan
 from intarsia.core.errors import ConfigError, ConformanceError
+from intarsia.core.schema import setting
 from intarsia.formats import Bitmask
 from intarsia.partitions import keep_n_of_m, keep_top, random_disjoint
 from intarsia.placement import Placement, Topology, Trace
@@ -46,7 +47,7 @@ def toy(kind: str, config: Any, *tags: str, **tiny: Any) -> Card:
 class Rows(Format):
     """A weight as float32 rows and its type, or something else by its `fault`."""
 
-    fault: str = ""
+    fault: str = setting("", "The fault that is planted.")
 
     def encode(
         self, weight: Tensor, keep: Tensor | None = None, moments: Tensor | None = None
@@ -85,8 +86,8 @@ class Rows(Format):
 class Chosen:
     """keep_top, keep_n_of_m or random_disjoint by `how`; density or parts by `how`; `fault`."""
 
-    how: str = "top"
-    fault: str = ""
+    how: str = setting("top", "The weights that are chosen.")
+    fault: str = setting("", "The fault that is planted.")
 
     @property
     def density(self) -> float:
@@ -118,7 +119,7 @@ class Chosen:
 class Scored:
     """|w| times the size of its input, or something else by its `fault`."""
 
-    fault: str = ""
+    fault: str = setting("", "The fault that is planted.")
 
     @property
     def needs(self) -> frozenset[str]:
@@ -144,7 +145,7 @@ class Scored:
 class Moved:
     """`active_at`, or something else by its `fault`."""
 
-    fault: str = ""
+    fault: str = setting("", "The fault that is planted.")
 
     def __call__(self, model: nn.Module, step: int, steps: int) -> None:
         if self.fault == "nothing":
@@ -169,7 +170,7 @@ class Moved:
 class HeadAlone(Change):
     """The head alone is trained, or something else by its `fault`."""
 
-    fault: str = ""
+    fault: str = setting("", "The fault that is planted.")
 
     @property
     def preserves(self) -> frozenset[str]:
@@ -200,7 +201,7 @@ class HeadAlone(Change):
 class Dealt:
     """Experts to devices in turn, or something else by its `fault`."""
 
-    fault: str = ""
+    fault: str = setting("", "The fault that is planted.")
 
     def place(self, trace: Trace, topology: Topology) -> Placement:
         layers, experts, devices = trace.layers, trace.experts, topology.devices
@@ -222,7 +223,7 @@ class Dealt:
 class First:
     """The first expert goes, or something else by its `fault`."""
 
-    fault: str = ""
+    fault: str = setting("", "The fault that is planted.")
 
     def build(self, layers: int, experts: int) -> Policy:
         if self.fault == "one layer" and layers == 1:
@@ -266,7 +267,7 @@ def faulty(card: Card, fault: str, **settings: Any) -> Card:
 class Flattened:
     """The head forgets every word a little, or something else by its `fault`."""
 
-    fault: str = ""
+    fault: str = setting("", "The fault that is planted.")
 
     def unlearn(
         self,

@@ -14,6 +14,7 @@ from intarsia.conformance.cards import CARD_LAWS
 from intarsia.core import Card, Paper
 from intarsia.core.errors import ConformanceError
 from intarsia.core.modes import evaluating
+from intarsia.core.schema import setting
 from intarsia.train import Outcome, plain
 from intarsia.train.order import Inputs
 from intarsia.train.outcome import LossOf
@@ -24,8 +25,8 @@ from intarsia.train.squarehead import block_outputs
 class Follow:
     """The squared distance of blocks from a teacher's, or something else by its `fault`."""
 
-    teacher: nn.Module | None = None
-    fault: str = ""
+    teacher: nn.Module | None = setting(None, "The model that is followed.")
+    fault: str = setting("", "The fault that is planted.")
 
     def __call__(self, model: nn.Module, x: Inputs, loss_of: LossOf) -> Outcome:
         assert self.teacher is not None and not isinstance(x, torch.Tensor)

@@ -18,6 +18,7 @@ from intarsia.conformance.cards import CARD_LAWS
 from intarsia.conformance.sparsifiers import SPARSIFIER_LAWS
 from intarsia.core import Card, Paper, Partition
 from intarsia.core.errors import ConfigError, ConformanceError
+from intarsia.core.schema import setting
 from intarsia.hosts.prune.pruner import LayerPruner
 from intarsia.partitions import keep_rows, keep_shares
 from intarsia.schedules import SparseSchedule
@@ -30,15 +31,12 @@ PAPER = Paper("1911.11134", 2019, "A paper")
 
 @dataclass(frozen=True)
 class Half(SparseSchedule):
-    """Half of the weights, exchanged at random at every second step; or else, by its `fault`.
+    """Half of the weights, exchanged at random at every second step; or else, by its `fault`."""
 
-    density, layers, store: as others have them.
-    """
-
-    density: float = 0.5
-    layers: Sequence[str] | None = None
-    store: str = "dense"
-    fault: str = ""
+    density: float = setting(0.5, "The share that is kept.")
+    layers: Sequence[str] | None = setting(None, "The layers with masks.")
+    store: str = setting("dense", "The optimiser's memory.")
+    fault: str = setting("", "The fault that is planted.")
 
     reads_gradients = False
 
@@ -118,10 +116,10 @@ def test_states_that_do_not_move_along_are_found(monkeypatch: pytest.MonkeyPatch
 
 @dataclass(frozen=True)
 class Halved:
-    """Layers compute with half of each weight, or else, by its `fault`.  layers: none."""
+    """Layers compute with half of each weight, or else, by its `fault`."""
 
-    layers: Sequence[str] | None = None
-    fault: str = ""
+    layers: Sequence[str] | None = setting(None, "The layers with masks.")
+    fault: str = setting("", "The fault that is planted.")
 
     @contextmanager
     def training(self, model: nn.Module) -> Generator[Callable[[], None]]:
@@ -180,7 +178,7 @@ class Largest(LayerPruner):
     density, pattern, layers: see `LayerPruner`.
     """
 
-    fault: str = ""
+    fault: str = setting("", "The fault that is planted.")
 
     @property
     def needs(self) -> frozenset[str]:

@@ -14,6 +14,7 @@ from intarsia.conformance import check
 from intarsia.conformance.cards import CARD_LAWS
 from intarsia.core import Card, Paper, Partition
 from intarsia.core.errors import ConformanceError
+from intarsia.core.schema import setting
 from intarsia.schedules import FixedMask, masked_weights, prune
 from intarsia.schedules.phases import Phase
 
@@ -22,8 +23,8 @@ from intarsia.schedules.phases import Phase
 class Once:
     """Prune, train, train again; or something else by its `fault`.  density: at the end."""
 
-    density: float = 0.4
-    fault: str = ""
+    density: float = setting(0.4, "The share that is kept.")
+    fault: str = setting("", "The fault that is planted.")
 
     def phases(self, model: nn.Module, *, seed: int = 0) -> Generator[Phase, None, Partition]:
         if self.fault == "chance":

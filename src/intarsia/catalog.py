@@ -102,7 +102,7 @@ def describe(method: Card) -> dict[str, Any]:
     """Describe a method for JSON: its paper, tags, and each setting with its type and default.
 
     method: its entry in the catalogue. "python" is the path from which its settings are imported;
-    "doc" is their docstring, followed by the help that their fields declare.
+    "doc" is their docstring; each setting has its help.
     """
     # out of the index: the config's module would import torch
     entry = dict(registry.index()[method.key])
@@ -111,9 +111,8 @@ def describe(method: Card) -> dict[str, Any]:
     described = {"name": method.key} | entry
     described["paper"] = entry["paper"] | {"url": method.paper.url}
     if config:
-        helps = [f"{s['name']}: {s['help']}." for s in entry["settings"] if s.get("declared")]
-        doc = "\n".join([_doc(module, config), *([""] if helps else []), *helps])
-        described |= {"config": config, "python": public_path(config), "doc": doc}
+        python, doc = public_path(config), _doc(module, config)
+        described |= {"config": config, "python": python, "doc": doc}
     return described
 
 

@@ -57,7 +57,7 @@ def test_the_generator_decides_the_start() -> None:
 
 @pytest.mark.parametrize("std", [-1.0, float("nan"), float("inf")])
 def test_bad_settings_are_refused(std: float) -> None:
-    with refused(ConfigError, what="std", want="0 or larger"):
+    with refused(ConfigError, what="std", want="at least 0"):
         Ssf(std=std)
 
 

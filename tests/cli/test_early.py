@@ -67,7 +67,7 @@ def test_words_with_settings_and_words_left_out_are_let_through(options: dict[st
 
 
 def test_a_word_that_is_none_of_an_option_is_refused() -> None:
-    with refused(UnknownName, what="unknown --objective", got="'two_pas'", near=("two_pass",)):
+    with refused(UnknownName, what="--objective", got="'two_pas'", near=("two_pass",)):
         check_options({"objective": "two_pas:add=1"})
 
 

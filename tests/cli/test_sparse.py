@@ -107,7 +107,7 @@ def test_a_run_is_sparse_from_the_start(intarsia: Intarsia, folder: Path, tmp_pa
     # layers inside the blocks, and no others
     assert all(name.startswith("blocks.") for name in recipe["schedule"]["layers"])
     for words, message in (
-        (("--schedule", "regl"), "unknown --schedule"),
+        (("--schedule", "regl"), "--schedule: got 'regl'"),
         (("--density", "0.3"), "got it with no --schedule"),
         (("--schedule", "rigl:evry=3"), "evry"),
     ):

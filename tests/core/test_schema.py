@@ -7,13 +7,14 @@ import math
 from dataclasses import MISSING, dataclass
 from typing import Any, get_args
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from intarsia.cli.options import PANELS
 from intarsia.core import schema
-from intarsia.core.errors import ConfigError, IntarsiaError, UnknownName
+from intarsia.core.errors import ConfigError, IntarsiaError, UnknownChoice, UnknownName
 from intarsia.core.registry import card, index
 from intarsia.core.schema import Setting, check, fits, from_json, in_words, read, setting, to_json
 from intarsia.experiments.experiment import GROUPS, Experiment
@@ -98,6 +99,9 @@ def test_what_is_read_fits(kind: Any) -> None:
         (None, int, False),
         ([1, 2], tuple[int, ...], True),
         (["a"], tuple[int, ...], False),
+        (np.array([1.0, 2.0]), tuple[float, ...], True),
+        (np.array(["a"]), tuple[float, ...], False),
+        (np.float64(1), tuple[float, ...], False),
         ("a", tuple[str, ...] | None, False),
         (object(), Setting | None, True),
     ],
@@ -112,6 +116,10 @@ class Inner:
     share: float = setting(0.5, "A share.", least=0, below=1)
     word: str = setting("a", "A word.", choices=lambda: ("alpha", "a"), suffix=True)
     hidden: int = setting(3, "In Python only.", python=True)
+    shares: tuple[float, ...] = setting((0.5,), "Some shares.", least=0, most=1)
+    size: float | str = setting(2, "A number, or a word.", choices=("wide",))
+    rows: int = setting(1, "Rows of a block.", choices=(1, 2, 4))
+    fresh: dict[str, int] = setting(help="A fresh one.", factory=dict, hash=False, python=True)
 
     def __post_init__(self) -> None:
         check(self)
@@ -134,6 +142,11 @@ class Outer:
         ({"share": math.inf}, ConfigError),
         ({"word": "alhpa"}, UnknownName),
         ({"word": "b:x=1"}, UnknownName),
+        ({"word": "b"}, ConfigError),
+        ({"shares": (0.5, 1.5)}, ConfigError),
+        ({"shares": [math.nan]}, ConfigError),
+        ({"size": "wied"}, UnknownName),
+        ({"rows": 3}, ConfigError),
     ],
 )
 def test_a_value_out_of_range_is_refused(values: dict[str, Any], error: type[Exception]) -> None:
@@ -141,10 +154,37 @@ def test_a_value_out_of_range_is_refused(values: dict[str, Any], error: type[Exc
         Inner(**values)
 
 
+def test_a_refusal_of_a_word_names_the_setting_and_what_was_meant() -> None:
+    with refused(UnknownChoice, what="size", got="'wied'", want="one of wide", near=("wide",)):
+        Inner(size="wied")
+    with refused(ConfigError, what="rows", got=3, want="one of 1, 2, 4"):
+        Inner(rows=3)
+    assert hash(Inner(size=7.5, shares=(0, 1))) and Inner().fresh is not Inner().fresh
+
+
+def test_help_lists_the_words_that_it_does_not_explain() -> None:
+    helps = {item.name: schema.help_of(item) for item in dataclasses.fields(Explained)}
+    assert helps == {
+        "side": 'The side that is shared, "down" or "up"',
+        "kind": "The kind of cell; one of a, b",
+        "rank": "The rank; at least 1",
+        "plain": "",
+    }
+
+
+@dataclass(frozen=True)
+class Explained:
+    side: str = setting("up", 'The side that is shared, "down" or "up".', choices=("down", "up"))
+    kind: str = setting("a", "The kind of cell.", choices=("a", "b"))
+    rank: int = setting(1, "The rank.", least=1)
+    plain: int = 1
+
+
 def test_json_is_flat_and_has_no_settings_of_python_alone() -> None:
     outer = Outer(Inner(least=2, word="a:x=1"), names=("x", "y"))
     flat = to_json(outer)
-    assert flat == {"least": 2, "share": 0.5, "word": "a:x=1", "names": ["x", "y"]}
+    plain = {"shares": [0.5], "size": 2, "rows": 1}
+    assert flat == plain | {"least": 2, "share": 0.5, "word": "a:x=1", "names": ["x", "y"]}
     assert from_json(Outer, flat | {"nosuch": 1}) == outer
     with pytest.raises(ConfigError):
         from_json(Experiment, {})  # without data

@@ -126,10 +126,10 @@ def test_chosen_spans_are_attached_and_the_model_stays_as_it_is() -> None:
 @pytest.mark.parametrize(
     ("wrong", "want"),
     [
-        ({"density": 0}, "above 0"),
+        ({"density": 0}, "0 < density <= 1"),
         ({"density": 0.1}, "at least 4 tokens"),
         ({"lengths": ()}, "one or more, all other"),
-        ({"lengths": 24}, "one or more, all other"),
+        ({"lengths": 24}, "a whole number, or several with commas"),
         ({"sink": 3}, "a multiple of the block, 2"),
         ({"answer": 24}, "at least 25"),
         ({"extend": 40}, "at least 48"),

@@ -294,9 +294,9 @@ def test_shares_outside_zero_to_one_are_refused(name: str, share: float) -> None
 def test_bad_settings_are_refused() -> None:
     with refused(ConfigError, what="shares", got="0 for each of down, output, up and value"):
         S2ft(down=0)
-    with refused(UnknownName, what="unknown selection", got="'randon'", near=("random",)):
+    with refused(UnknownName, what="selection", got="'randon'", near=("random",)):
         S2ft(selection="randon")
-    with refused(UnknownName, what="unknown order", got="'biggest'"):
+    with refused(UnknownName, what="order", got="'biggest'"):
         S2ft(order="biggest")
     site, generator = Site("a.fc2", 9, 4), torch.Generator()
     with refused(ConfigError, what="down", got="0.01 of 9 channels, which selects nothing"):

@@ -57,7 +57,7 @@ def test_one_expert_and_the_plain_sum_are_two_mlps_side_by_side() -> None:
     [
         ({"experts": ()}, "a number for each layer"),
         ({"experts": (2, 0)}, "at least 1"),
-        ({"mix": "mean"}, "one of ('learned', 'sum')"),
+        ({"mix": "mean"}, "one of learned, sum"),
         ({"factor": -1.0}, "above 0"),
         ({"balance": -1.0}, "at least 0"),
     ],

@@ -13,6 +13,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from intarsia.core import Routing
+from intarsia.core.schema import setting
 from intarsia.mixtures.experts import Experts
 from intarsia.parallel import ExpertParallel
 from intarsia.parallel.sharded import Sharded
@@ -24,7 +25,7 @@ from intarsia.processes import Wire
 class Faulty(ExpertParallel):
     """`fault` is what is wrong."""
 
-    fault: str = ""
+    fault: str = setting("", "The fault that is planted.")
 
     def rows(self, trace: Trace, devices: int) -> Tensor:
         mask = super().rows(trace, devices)

@@ -81,7 +81,7 @@ def test_options_that_cannot_be_are_refused(monkeypatch: pytest.MonkeyPatch) -> 
         asked(4)
     with refused(ConfigError, what="--plan"):
         asked(None, "ep")
-    with refused(UnknownName, what="unknown --plan", got="'fsdp'"):
+    with refused(UnknownName, what="--plan", got="'fsdp'"):
         asked(2, "fsdp")
     with refused(ConfigError, what="--expert-parallel", got="--task sessions"):
         asked(2, task="sessions")

@@ -185,7 +185,7 @@ def test_noise_is_of_the_search_in_training_alone() -> None:
     [
         ({"steps": 0}, "steps"),
         ({"start": 1e-8}, "start, end"),
-        ({"end": 0.0}, "start, end"),
+        ({"end": 0.0}, "end"),
         ({"entropy": -1.0}, "entropy"),
         ({"noise": -1.0}, "noise"),
         ({"gate": RandomRouting()}, "gate"),

@@ -109,8 +109,8 @@ def test_a_model_without_routers_is_refused() -> None:
     ("settings", "field"),
     [
         ({"first": 1, "last": 2, "shape": "cosine"}, "shape"),
-        ({"first": 0, "last": 2}, "active"),
-        ({"first": 2, "last": 0}, "active"),
+        ({"first": 0, "last": 2}, "first"),
+        ({"first": 2, "last": 0}, "last"),
         ({"first": 1, "last": 2, "shape": "constant"}, "shape='constant'"),
     ],
 )

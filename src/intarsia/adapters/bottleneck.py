@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from ..core import Card, Cell, Method, Paper, Site
 from ..core.cell import Units
-from ..core.checks import below_one, one_of, whole
 from ..core.errors import FoldError, TargetError
+from ..core.schema import check, setting
 
 Linear = Callable[[Tensor], Tensor]
 
@@ -49,18 +49,7 @@ PLACEMENTS = MappingProxyType(
 class Bottleneck(Method):
     """A bottleneck adapter, s * up(act(down(norm(x)))).
 
-    bottleneck: r, the width inside.
-    placement: "adaptformer" (parallel to the MLP), "pfeiffer" (after the MLP, inside its branch),
-      "houlsby" (after attention and after the MLP, inside their branches) or "adapter+" (after the
-      whole block). None = "adaptformer", or "pfeiffer" where the host's MLP is no module (BERT).
-    activation, norm, scale, init: None = as published for the placement.
-      activation: "gelu", "relu" or "silu".
-      norm: "none"; "layer" or "rms", a LayerNorm or RMSNorm of the cell's input; "residual", a
-        LayerNorm of the residual stream, computed from the output of the host's LayerNorm before
-        the site. Where none feeds the site, None in its place is a norm of the host's own kind.
-      scale: a number, "layer" (one learned number) or "channel" (learned, one per output).
-      init: "zero" (Kaiming down, zero up) or "houlsby" (both normal, sigma 0.01, cut at 2 sigma).
-    dropout: of the bottleneck, in training only.
+    A setting that is None is as published for the placement.
 
     Raises: ConfigError on any other setting.
     Source: AdaptFormer (arXiv:2205.13535), Pfeiffer (arXiv:2005.00247), Houlsby (arXiv:1902.00751),
@@ -68,25 +57,49 @@ class Bottleneck(Method):
     Not for merging into weights: the activation makes it non-linear; `fold` can widen an MLP.
     """
 
-    bottleneck: int = 64
-    placement: str | None = None
-    activation: str | None = None
-    norm: str | None = None
-    scale: float | str | None = None
-    init: str | None = None
-    dropout: float = 0.0
+    bottleneck: int = setting(
+        64, "The width r inside the adapter, in hidden units.", least=1, fix="Try 16."
+    )
+    placement: str | None = setting(
+        None,
+        'The place of the adapter: "adaptformer", parallel to the MLP; "pfeiffer", after the '
+        'MLP, inside its branch; "houlsby", after attention and after the MLP, inside their '
+        'branches; "adapter+", after the whole block; None = "adaptformer", or "pfeiffer" where '
+        "the MLP is no module of its own (BERT).",
+        choices=tuple(PLACEMENTS),
+    )
+    activation: str | None = setting(
+        None,
+        'The function act between the projections, "gelu", "relu" or "silu"; None = as '
+        "published for the placement.",
+        choices=tuple(ACTIVATIONS),
+    )
+    norm: str | None = setting(
+        None,
+        'The normalisation of the input: "none"; "layer" or "rms", a LayerNorm or RMSNorm of '
+        'the cell; "residual", a LayerNorm of the residual stream, computed from the output of '
+        "the host's LayerNorm before the site; None = as published, and where no LayerNorm "
+        "feeds the site a norm of the host's own kind.",
+        choices=tuple(NORMS),
+    )
+    scale: float | str | None = setting(
+        None,
+        'The factor s: a number, "layer" (one learned number) or "channel" (one for each '
+        "output, learned); None = as published for the placement.",
+        choices=tuple(SCALES),
+    )
+    init: str | None = setting(
+        None,
+        'The first weights: "zero" (Kaiming down, zero up) or "houlsby" (both normal, sigma '
+        "0.01, cut at 2 sigma); None = as published for the placement.",
+        choices=("zero", "houlsby"),
+    )
+    dropout: float = setting(
+        0.0, "The share of the bottleneck's units that is zeroed in training.", least=0, below=1
+    )
 
     def __post_init__(self) -> None:
-        """Check each setting, or the value that the placement gives it.  Raises: ConfigError."""
-        if self.placement is not None:
-            one_of("placement", self.placement, PLACEMENTS)
-        one_of("activation", self.resolved("activation"), ACTIVATIONS)
-        one_of("norm", self.resolved("norm"), NORMS)
-        one_of("init", self.resolved("init"), ("zero", "houlsby"))
-        if isinstance(self.resolved("scale"), str):
-            one_of("scale", self.resolved("scale"), SCALES)
-        whole("bottleneck", self.bottleneck, 1, "Try 16.")
-        below_one("dropout", self.dropout)
+        check(self)
 
     def resolved(self, name: str) -> str | float:
         """Return the value of a setting; where it is None, the one published for the placement.

@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..core import Card, Cell, Method, Paper, Site
-from ..core.checks import at_least, below_one
 from ..core.errors import ConfigError, ShapeError
+from ..core.schema import check, setting
 
 Linear = Callable[[Tensor], Tensor]
 SLOPE = 1.702  # of QuickGELU, x sigmoid(1.702 x)
@@ -26,38 +26,47 @@ class Convpass(Method):
     A token that is no patch, as the class token, is an image of one pixel: only the middle of the
     kernel reads it.
 
-    width: h, of down and convolution.  scale: s, which the paper chooses for each task among 0.01,
-      0.1, 1, 10 and 100.  dropout: before up, in training only.
-    roles: "attention" and "mlp"; the paper's Convpass-attn has the first alone.
-    grid: rows and columns of patches; None = the largest square that the tokens hold, what is
-      before it being no patches.
-
     Raises: ConfigError on a setting that cannot be.
     Source: paper, section 3.2, and its released code (zero up, kernel the identity, QuickGELU).
     Not for folding: it mixes tokens, as no weight of the host does.
     """
 
-    width: int = 8
-    scale: float = 1.0
-    dropout: float = 0.1
-    roles: tuple[str, ...] = ("attention", "mlp")
-    grid: tuple[int, ...] | None = None
+    width: int = setting(
+        8, "The channels h of the down-projection and of the convolution.", least=1, fix="Try 8."
+    )
+    scale: float = setting(
+        1.0, "The factor s of the output; the paper chooses 0.01, 0.1, 1, 10 or 100 for each task."
+    )
+    dropout: float = setting(
+        0.1,
+        "The share of units that is zeroed before the up-projection, in training.",
+        least=0,
+        below=1,
+    )
+    roles: tuple[str, ...] = setting(
+        ("attention", "mlp"),
+        'The host\'s modules that get a cell: "attention" and "mlp"; the paper\'s Convpass-attn '
+        "has the first alone.",
+    )
+    grid: tuple[int, ...] | None = setting(
+        None,
+        "The rows and columns of patches; None = the largest square that the tokens hold, the "
+        "tokens before it being no patches.",
+        least=1,
+        fix="Try grid=(7, 7), or leave it out.",
+    )
 
     position = "parallel"
 
     def __post_init__(self) -> None:
-        """Turn lists, as JSON has them, into tuples, and check width, dropout and grid.
-
-        Raises: ConfigError.
-        """
+        """Check the settings; turn lists, as JSON has them, into tuples.  Raises: ConfigError."""
+        check(self)
         object.__setattr__(self, "roles", tuple(self.roles))
-        at_least("width", self.width, 1, "Try 8.")
-        below_one("dropout", self.dropout)
         if self.grid is None:
             return
         object.__setattr__(self, "grid", tuple(self.grid))
-        if len(self.grid) != 2 or min(self.grid) < 1:
-            want, fix = "rows and columns, 1 or more each", "Try grid=(7, 7), or leave it out."
+        if len(self.grid) != 2:
+            want, fix = "rows and columns", "Try grid=(7, 7), or leave it out."
             raise ConfigError("grid", got=self.grid, want=want, fix=fix)
 
     def build(self, site: Site, *, generator: torch.Generator) -> ConvpassCell:

@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..core import Card, Cell, Method, Paper, Site
-from ..core.checks import at_least
 from ..core.errors import ConfigError
+from ..core.schema import check, setting
 
 PUBLISHED, ALPHA = 1000, 300.0  # entries of a layer
 
@@ -20,11 +20,6 @@ PUBLISHED, ALPHA = 1000, 300.0  # entries of a layer
 class Fourier(Method):
     """y = (W + alpha Re(IDFT2(C))) x, with C zero but at n trained entries at fixed places.
 
-    entries: n, for each layer; None = 1,000, or all weights of a smaller layer; alpha: the scale;
-    None = 300, or less where the first change would be larger than the first weights of a Linear;
-    std: of the first coefficients, 0 leaves the host as it is; seed: of the places, which are then
-    the same in all layers of one shape and are not stored; roles: which of the host's layers, see
-    `Method` (the paper's are query and value, "qv", where they are layers of their own).
     IDFT2 divides by the number of weights.
 
     Raises: ConfigError on less than one entry; when it is built, on more than a layer has weights.
@@ -32,20 +27,39 @@ class Fourier(Method):
     Not for speed: each forward transforms a matrix as large as the layer's. Fold for inference.
     """
 
-    entries: int | None = None
-    alpha: float | None = None
-    std: float = 1.0
-    seed: int = 777
-    roles: tuple[str, ...] = ("qkv",)
+    entries: int | None = setting(
+        None,
+        "The trained coefficients n of each layer; None = 1,000, or all weights of a smaller "
+        "layer.",
+        least=1,
+        fix=f"The paper's is {PUBLISHED}.",
+    )
+    alpha: float | None = setting(
+        None,
+        "The scale of the change; None = 300, or less where the first change would be larger "
+        "than the first weights of a Linear.",
+    )
+    std: float = setting(
+        1.0,
+        "The standard deviation of the first coefficients; 0 leaves the host as it is.",
+        least=0,
+    )
+    seed: int = setting(
+        777,
+        "The seed of the places, which are the same in all layers of one shape and are not stored.",
+    )
+    roles: tuple[str, ...] = setting(
+        ("qkv",),
+        "The host's layers that are changed, see `Method`; the paper's are query and value, "
+        '"qv", where they are layers of their own.',
+    )
 
     position = "parallel"
 
     def __post_init__(self) -> None:
         """Check the settings; turn lists, as JSON has them, into tuples.  Raises: ConfigError."""
+        check(self)
         object.__setattr__(self, "roles", tuple(self.roles))
-        if self.entries is not None:
-            at_least("entries", self.entries, 1, fix=f"The paper's is {PUBLISHED}.")
-        at_least("std", self.std, 0)
 
     def build(self, site: Site, *, generator: torch.Generator) -> FourierCell:
         return FourierCell(self, site, generator=generator)

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from ..core import Card, Cell, Method, Paper, Site
-from ..core.checks import below_one, whole
 from ..core.errors import TargetError
+from ..core.schema import check, setting
 
 Linear = Callable[[Tensor], Tensor]
 
@@ -19,27 +19,30 @@ Linear = Callable[[Tensor], Tensor]
 class Lora(Method):
     """Low-rank adaptation, y = W x + (alpha / r) B A x (Hu et al. 2021, section 4.1).
 
-    rank: r; alpha: None = r, a scale of 1; dropout: share of the inputs x that are zeroed in
-      training. roles: the host's layers: "qkv" (fused, or query, key and value), "qv" (query and
-      value, also inside a fused layer, with separate A and B as in the paper), "projection",
-      "mlp_linear".
-
     Raises: ConfigError on a rank below 1 or a dropout outside 0 <= p < 1.
     Not with a rank above the layer's width, which only wastes memory.
     """
 
-    rank: int = 16
-    alpha: float | None = None
-    dropout: float = 0.0
-    roles: tuple[str, ...] = ("qkv",)
+    rank: int = setting(16, "The rank r of the change B A.", least=1, fix="Try 8 or 16.")
+    alpha: float | None = setting(
+        None, "The numerator of the scale alpha / r; None = r, a scale of 1."
+    )
+    dropout: float = setting(
+        0.0, "The share of the inputs x that is zeroed in training.", least=0, below=1
+    )
+    roles: tuple[str, ...] = setting(
+        ("qkv",),
+        'The host\'s layers that are changed: "qkv" (fused, or query, key and value), "qv" '
+        "(query and value, also inside a fused layer, with separate A and B as in the paper), "
+        '"projection", "mlp_linear".',
+    )
 
     position = "parallel"
 
     def __post_init__(self) -> None:
         """Check the settings; turn lists, as JSON has them, into tuples.  Raises: ConfigError."""
+        check(self)
         object.__setattr__(self, "roles", tuple(self.roles))
-        whole("rank", self.rank, 1, "Try 8 or 16.")
-        below_one("dropout", self.dropout)
 
     def build(self, site: Site, *, generator: torch.Generator) -> LoraCell:
         """Return the cell for `site`; a fused qkv layer with the role "qv" gets two LoRAs."""

@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..core import Card, Cell, Method, Paper, Site
-from ..core.checks import at_least
 from ..core.errors import ConfigError, ShapeError
+from ..core.schema import check, setting
 from .lora import Lora, LoraCell
 
 PUBLISHED = 8  # the rank
@@ -27,42 +27,57 @@ class Mos(Method):
     and (n, d_out / l) with n = e l L. This is the number of parameters of LoRA with rank e. Each of
     a layer's r vectors is l shards in sequence. The shards are drawn once, at random.
 
-    rank: r, free of parameters; None = 8, or as many as a type with few layers has shards for;
-      equivalent_rank: e; shards_per_vector: l, a divisor of all widths; private_rank: p, how many
-      of the r vectors consist of shards that only this layer uses.
-    dissociate: draw the shards of A and of B separately; otherwise use the same rows for both.
-    alpha: None = r, a scale of 1; dropout: share of the inputs x that are zeroed in
-      training; roles: as in Lora.
-
     Raises: ConfigError on impossible settings, or settings that need more shards than the pool has;
     ShapeError for a width that l does not divide.
     Source: paper, section 3.  e = r = p is plain LoRA.
     Not for a single layer of a type, which cannot share: r cannot exceed e.
     """
 
-    rank: int | None = None
-    equivalent_rank: int = 2
-    shards_per_vector: int = 4
-    private_rank: int = 1
-    dissociate: bool = True
-    alpha: float | None = None
-    dropout: float = 0.0
-    roles: tuple[str, ...] = ("qkv", "projection", "mlp_linear")
+    rank: int | None = setting(
+        None,
+        "The rank r of a layer's change, which costs no parameters; None = 8, or as many as a "
+        "type with few layers has shards for.",
+        least=1,
+        fix="Try rank=8, e=2, l=4.",
+    )
+    equivalent_rank: int = setting(
+        2, "The rank e of a LoRA with as many parameters.", least=1, fix="Try rank=8, e=2, l=4."
+    )
+    shards_per_vector: int = setting(
+        4,
+        "The shards l of each vector, a divisor of all widths.",
+        least=1,
+        fix="Try rank=8, e=2, l=4.",
+    )
+    private_rank: int = setting(
+        1,
+        "The vectors p, of a layer's r, with shards that only this layer uses.",
+        least=0,
+        fix="Try 1.",
+    )
+    dissociate: bool = setting(
+        True, "Draw the shards of A and of B separately; otherwise both use the same rows."
+    )
+    alpha: float | None = setting(
+        None, "The numerator of the scale alpha / r; None = r, a scale of 1."
+    )
+    dropout: float = setting(
+        0.0, "The share of the inputs x that is zeroed in training.", least=0, below=1
+    )
+    roles: tuple[str, ...] = setting(
+        ("qkv", "projection", "mlp_linear"), "The host's layers that are changed, as in `Lora`."
+    )
 
     position = "parallel"
 
     def __post_init__(self) -> None:
-        """Check the settings against each other.  Raises: ConfigError."""
+        """Check the settings, and against each other.  Raises: ConfigError."""
+        check(self)
         object.__setattr__(self, "roles", tuple(self.roles))
         rank = PUBLISHED if self.rank is None else self.rank
-        at_least("rank", rank, 1, "Try rank=8, e=2, l=4.")
-        for name in ("equivalent_rank", "shards_per_vector"):
-            at_least(name, getattr(self, name), 1, "Try rank=8, e=2, l=4.")
-        smaller_rank = min(rank, self.equivalent_rank)
-        if not 0 <= self.private_rank <= smaller_rank:
-            want = f"0 ... {smaller_rank}, the smaller rank"
+        if self.private_rank > (smaller := min(rank, self.equivalent_rank)):
+            want = f"0 ... {smaller}, the smaller rank"
             raise ConfigError("private_rank", got=self.private_rank, want=want, fix="Try 1.")
-        Lora(rank, self.alpha, self.dropout)  # checks alpha and dropout
 
     @property
     def shares_state(self) -> bool:

@@ -12,16 +12,12 @@ from torch import Tensor, nn
 
 from ..core import Card, Cell, Method, Paper, Site
 from ..core.errors import ConfigError, UnknownName
+from ..core.schema import check, setting
 
 
 @dataclass(frozen=True)
 class Sparse(Method):
     """A sparse change of a linear layer, y = (W + D) x, where D has n entries at fixed places.
-
-    density: n / the number of the weight's entries, at least one entry; the places are random.
-    entries: "path=n" for single sites, in place of the density. Their places are loaded with the
-      weights; `attach_delta` stores a delta of LT-SFT in this form, see `LtSft`.
-    roles: the host's layers, see `Method`.
 
     Raises: ConfigError on a density outside 0 < d <= 1, or entries in another form.
     Source: the delta of LT-SFT, section 3. With random places it is SHiRA, which PEFT also has.
@@ -29,18 +25,29 @@ class Sparse(Method):
     products. To train entries of a plain model, use `LtSft` without `adapt`. Merge for inference.
     """
 
-    density: float = 0.02
-    entries: tuple[str, ...] = ()
-    roles: tuple[str, ...] = ("qkv", "projection", "mlp_linear")
+    density: float = setting(
+        0.02,
+        "The share of a weight's entries that D has, at least one entry; the places are random.",
+        above=0,
+        most=1,
+        fix="Try 0.02.",
+    )
+    entries: tuple[str, ...] = setting(
+        (),
+        'The number of entries of single sites, as "path=n", which goes before the density; '
+        "their places are loaded with the weights, as `attach_delta` stores a delta of LT-SFT.",
+    )
+    roles: tuple[str, ...] = setting(
+        ("qkv", "projection", "mlp_linear"), "The host's layers that are changed, see `Method`."
+    )
 
     position = "parallel"
 
     def __post_init__(self) -> None:
         """Check density and entries; turn lists, as JSON has them, into tuples."""
+        check(self)
         object.__setattr__(self, "roles", tuple(self.roles))
         object.__setattr__(self, "entries", tuple(self.entries))
-        if not 0 < self.density <= 1:
-            raise ConfigError("density", got=self.density, want="0 < d <= 1", fix="Try 0.02.")
         self.counts()
 
     def check_sites(self, paths: Sequence[str]) -> None:

@@ -8,32 +8,37 @@ import torch
 from torch import Tensor, nn
 
 from ..core import Card, Cell, Method, Paper, Site
-from ..core.errors import ConfigError
+from ..core.schema import check, setting
 
 
 @dataclass(frozen=True)
 class Ssf(Method):
     """Scale and shift the output of every layer, y' = gamma * y + beta (Lian et al. 2022, eq. 2).
 
-    roles: the host's layers: "linear" (linear maps and convolutions of the blocks), "norm" and
-      "embedding" (patches, and layers between stages). All of them are published.
-    std: sigma of the initial gamma ~ N(1, std) and beta ~ N(0, std). With 0 the model is unchanged
-      at the start; the released code uses 0.02.
-
     Raises: ConfigError on a negative std.
     Not with another adapter that reads the host's LayerNorms (norm="residual").
     """
 
-    roles: tuple[str, ...] = ("linear", "norm", "embedding")
-    std: float = 0.0
+    roles: tuple[str, ...] = setting(
+        ("linear", "norm", "embedding"),
+        'The host\'s layers that are scaled: "linear" (linear maps and convolutions of the '
+        'blocks), "norm" and "embedding" (patches, and layers between stages); the paper has '
+        "all of them.",
+    )
+    std: float = setting(
+        0.0,
+        "The standard deviation of the first gamma ~ N(1, std) and beta ~ N(0, std); 0 leaves "
+        "the model as it is, and the released code has 0.02.",
+        least=0,
+        fix="Try 0 or 0.02.",
+    )
 
     position = "sequential"
 
     def __post_init__(self) -> None:
         """Check std; turn lists, as JSON has them, into tuples.  Raises: ConfigError."""
+        check(self)
         object.__setattr__(self, "roles", tuple(self.roles))
-        if not 0 <= self.std < float("inf"):
-            raise ConfigError("std", got=self.std, want="0 or larger", fix="Try 0 or 0.02.")
 
     def build(self, site: Site, *, generator: torch.Generator) -> SsfCell:
         return SsfCell(self, site, generator=generator)

@@ -120,7 +120,7 @@ def _settings_of(method: str) -> list[tuple[str, str]]:
     """
     entry: Any = index().get(method, {})
     return [
-        (f"{setting['name']}=", shorten(setting.get("help", ""), HELP))
+        (f"{setting['name']}=", shorten(setting["help"], HELP))
         for setting in entry.get("settings", ())
     ]
 

@@ -101,8 +101,11 @@ def show(
     if "doc" in described:
         say(f"{described['doc']}\n")
     # defaults as they are typed on the command line
-    rows = [(s["name"], s["type"], shown(s["default"])) for s in described["settings"]]
-    show_table("Settings", ("setting", "type", "default"), rows)
+    rows = [
+        (s["name"], s["type"], shown(s["default"]), s.get("help", ""))
+        for s in described["settings"]
+    ]
+    show_table("Settings", ("setting", "type", "default", "meaning"), rows)
     if described["tags"]:
         show_table("Tags", ("tag", "meaning"), [(t, TAGS.get(t, "")) for t in described["tags"]])
     if described["kind"] in ("adapter", "baseline"):

@@ -6,6 +6,7 @@ import dataclasses
 import json
 import re
 from collections.abc import Mapping
+from itertools import pairwise
 from typing import Any, cast
 
 from ..core import Card
@@ -15,6 +16,7 @@ from ..core.schema import help_of
 from .verdict import Broken, laws_of, require, require_equal
 
 ARXIV = re.compile(r"\d{4}\.\d{4,5}")
+SENTENCE = 15  # letters of a help that says what a setting is
 
 
 def tiny(card: Card) -> Any:
@@ -57,17 +59,19 @@ def says_what_it_is(card: Card) -> None:
 
 
 def documents_its_settings(card: Card) -> None:
-    """Check that each setting is explained, in its declaration or in the settings' docstring.
+    """Check that each setting is declared by `setting`, with a help of its own.
 
     card: a method's entry in the catalogue, which has settings, paper and tags.
     """
-    text = getattr(card.config, "__doc__", None) or ""
     holds, got = dataclasses.is_dataclass(card.config), type(card.config).__name__
     require(holds, got, "a dataclass as config", "Make the config a frozen dataclass.")
-    names = [f.name for f in dataclasses.fields(cast(Any, card.config)) if not help_of(f)]
-    missing = [name for name in names if re.search(rf"\b{name}\b", text) is None]
-    fix = "Declare it with `setting(default, help)`, or name it in the config's docstring."
-    require(not missing, f"nothing about {missing}", "a word on every setting", fix)
+    fields = dataclasses.fields(cast(Any, card.config))
+    helps = {field.name: help_of(field) for field in fields}
+    missing = [name for name, text in helps.items() if len(text) < SENTENCE]
+    fix = "Declare it with `setting(default, help)`: its meaning, symbol and unit."
+    require(not missing, f"nothing about {missing}", "a sentence on every setting", fix)
+    shared = [names for names in pairwise(helps) if len({helps[name] for name in names}) == 1]
+    require(not shared, f"one help for {shared}", "a help for each setting", "Tell them apart.")
 
 
 def has_defaults(card: Card) -> None:

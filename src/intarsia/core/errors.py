@@ -4,7 +4,8 @@ IntarsiaError
 ├── ConfigError        an argument or a method's setting           (ValueError)
 ├── ShapeError         a tensor's or a layer's shape               (ValueError)
 ├── UnknownName        a name that is not known; did you mean ...  (LookupError)
-│   └── UnknownKeyword a keyword of a function or a constructor    (TypeError)
+│   ├── UnknownKeyword a keyword of a function or a constructor    (TypeError)
+│   └── UnknownChoice  a setting's word                            (ConfigError)
 ├── DataError          images, labels, splits                      (ValueError)
 ├── TargetError        where cells may be attached                 (ValueError)
 ├── CheckpointError    a file that is damaged, foreign or of another model
@@ -21,6 +22,7 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Iterable, Sequence
+from typing import ClassVar
 
 SHOWN, SHOWN_LENGTH = 10, 100  # names of a list in an error, characters of a name of a file
 _CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
@@ -138,6 +140,7 @@ class UnknownName(IntarsiaError, LookupError):
     """
 
     near: tuple[str, ...] = ()
+    lead: ClassVar[str] = "unknown "
 
     def __init__(
         self, kind: str, name: str, choices: Iterable[str], listed: str = "", *, fix: str = ""
@@ -164,7 +167,7 @@ class UnknownName(IntarsiaError, LookupError):
         if hidden := len(names) - len(displayed):
             want += f" and {hidden} more"
             fix += f" All {len(names)}: {listed}" if listed else ""
-        super().__init__(f"unknown {kind}", got=repr(name), want=want, fix=fix)
+        super().__init__(f"{self.lead}{kind}", got=repr(name), want=want, fix=fix)
 
     def __reduce__(self) -> tuple[object, ...]:
         rebuild, parts = super().__reduce__()
@@ -173,6 +176,12 @@ class UnknownName(IntarsiaError, LookupError):
 
 class UnknownKeyword(UnknownName, TypeError):
     """A keyword that a function or a constructor does not have."""
+
+
+class UnknownChoice(UnknownName, ConfigError):
+    """A word that is none of a setting's choices."""
+
+    lead = ""
 
 
 def disk_error(path: object, error: Exception) -> TrainingError:

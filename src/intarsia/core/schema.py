@@ -26,7 +26,7 @@ from numbers import Integral, Real
 from pathlib import Path
 from typing import Any, TypeVar, cast, get_args, get_origin, get_type_hints
 
-from .errors import ConfigError, UnknownName
+from .errors import ConfigError, UnknownChoice
 
 Kind = TypeVar("Kind")
 Words = Sequence[str] | Callable[[], Sequence[str]]
@@ -49,9 +49,10 @@ class Setting:
     """The declaration of one setting, beside the type and the default of its field.
 
     help: one sentence for `--help` and the docs.
-    least, above, below, most: the range of a number: least <= x, above < x, x < below, x <= most.
-    choices: the only words that are valid.  suffix: a word may have settings of its own behind a
-    colon.  offers: words that completion offers among others.
+    least, above, below, most: the range of a number: least <= x, above < x, x < below, x <= most;
+    of several numbers each has it.
+    choices: the only words that are valid, or the only numbers.  suffix: a word may have settings
+    of its own behind a colon.  offers: words that completion offers among others.
     test: raises an error for a value that the range does not refuse.  fix: the end of every error.
     flag, short: the option, where it is not called as the field; "" = `--field-name`.
     panel: the heading of the option in `--help`; "" = that of the field's class.
@@ -77,7 +78,7 @@ class Setting:
         """Refuse a value that its field cannot have.
 
         name: the setting's, for the error. kind: the type that the field declares.
-        Raises: ConfigError for another type or a number out of range; UnknownName for a word that
+        Raises: ConfigError for another type or a number out of range; UnknownChoice for a word that
         is none of the choices; what `test` raises.
         """
         # None stands for "not set", which no range or choice restricts
@@ -86,18 +87,29 @@ class Setting:
         if not fits(value, kind):
             fix = self.fix or "Give a value of that type."
             raise ConfigError(name, got=repr(value), want=in_words(kind), fix=fix)
-        if isinstance(value, Real) and not self._in_range(_as_float(value)):
-            fix = self.fix or f"Try {self._example()}."
-            raise ConfigError(name, got=value, want=self.range_in_words(name.lstrip("-")), fix=fix)
-        # a list of words is checked word by word
+        items = cast("Sequence[Any]", value if is_several(value) else (value,))
+        for item in items:
+            if isinstance(item, Real) and not self._in_range(_as_float(item)):
+                fix = self.fix or f"Try {self._example()}."
+                want, got = self.range_in_words(name.lstrip("-")), cast(object, value)
+                raise ConfigError(name, got=got, want=want, fix=fix)
         if choices := words(self.choices):
-            for word in cast("Sequence[str]", (value,) if isinstance(value, str) else value):
-                # an objective or a schedule has settings of its own: two_pass:add=1
-                first = word.partition(":")[0].partition("+")[0] if self.suffix else word
-                if first not in choices:
-                    raise UnknownName(name, first, choices, fix=self.fix)
+            for item in items:
+                self._check_choice(name, item, choices)
         if self.test is not None:
             self.test(value)
+
+    def _check_choice(self, name: str, item: Any, choices: Sequence[Any]) -> None:
+        """Refuse a word, or a number, that is none of the choices."""
+        if isinstance(item, str):
+            # an objective or a schedule has settings of its own: two_pass:add=1
+            item = item.partition(":")[0].partition("+")[0] if self.suffix else item
+            if item not in choices:
+                raise UnknownChoice(name, item, map(str, choices), fix=self.fix)
+        # a number among words, as in `scale: float | str`, is none of the listed words
+        elif item not in choices and not any(isinstance(choice, str) for choice in choices):
+            fix, want = self.fix or "Choose one of them.", f"one of {', '.join(map(str, choices))}"
+            raise ConfigError(name, got=item, want=want, fix=fix)
 
     def _in_range(self, value: float) -> bool:
         """Return True if `value` is in the declared range; NaN and infinity never are."""
@@ -121,7 +133,7 @@ class Setting:
         name: of the setting, which stands in a range such as "0 <= rate < 1".
         """
         if valid := words(self.choices):
-            return f"one of {', '.join(valid)}"
+            return f"one of {', '.join(map(str, valid))}"
         bounds = (self.least, self.above, self.below, self.most)
         return self.range_in_words(name) if any(bound is not None for bound in bounds) else ""
 
@@ -152,20 +164,38 @@ def _as_float(value: Real) -> float:
         return math.inf
 
 
-def setting(default: Any, help: str, **declared: Any) -> Any:
-    """Return a dataclass field with its declaration, see `Setting`; MISSING = it must be given."""
-    return field(default=default, metadata={METADATA: Setting(help=help, **declared)})
+def setting(
+    default: Any = MISSING,
+    help: str = "",
+    *,
+    factory: Callable[[], Any] | None = None,
+    hash: bool | None = None,
+    **declared: Any,
+) -> Any:
+    """Return a dataclass field with its declaration, see `Setting`; MISSING = it must be given.
+
+    factory: makes the default, instead of `default`, where it is made again for each instance.
+    hash: False leaves the field out of the instance's hash, as `dataclasses.field` has it.
+    """
+    metadata = {METADATA: Setting(help=help, **declared)}
+    if factory is not None:
+        return field(default_factory=factory, hash=hash, metadata=metadata)
+    return field(default=default, hash=hash, metadata=metadata)
 
 
 def help_of(item: dataclasses.Field[Any]) -> str:
     """Return the help of a declared field with its limits; "" for a field that is not declared.
 
-    item: a field of a dataclass, declared by `setting`.
+    item: a field of a dataclass, declared by `setting`. Words that the help explains are not listed
+    again.
     """
     if METADATA not in item.metadata:
         return ""
     declared: Setting = item.metadata[METADATA]
     limits, sentence = declared.limits(item.name), declared.help.rstrip(".")
+    valid = words(declared.choices)
+    if valid and all(f'"{word}"' in sentence for word in valid):
+        return sentence
     return f"{sentence}; {limits}" if limits else sentence
 
 
@@ -276,16 +306,22 @@ def members(kind: Any) -> list[Any]:
     return sorted(kinds, key=lambda k: order.index(k) if k in order else len(order))
 
 
+def is_several(value: Any) -> bool:
+    """Return True for a sequence or an array with one axis; a text is a single word."""
+    if isinstance(value, str):
+        return False
+    return isinstance(value, Sequence) or len(getattr(value, "shape", ())) == 1
+
+
 def fits(value: Any, kind: Any) -> bool:
     """Return True if a value is of a type, as settings count it; True for unknown types.
 
     kind: a type of plain values, or a union. A whole number may stand for a float; True is no
-    number; a list may stand for a tuple.
+    number; a list, or an array with one axis, may stand for a tuple.
     """
     for member in members(kind):
         if get_origin(member) in SEVERAL:
-            # a text is a sequence of letters, but no list of words
-            if not isinstance(value, Sequence) or isinstance(value, str):
+            if not is_several(value):
                 continue
             if all(fits(item, get_args(member)[0]) for item in cast("Sequence[object]", value)):
                 return True

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from ..core import Card, Format, Paper
-from ..core.checks import between, one_of
 from ..core.errors import ConfigError
+from ..core.schema import check, setting
 from .bits import pack_bits, unpack_bits
 
 CODEBOOKS = ("median", "lloyd")
@@ -25,20 +25,23 @@ class Gaussian(Format):
     """w = q(z) std + mean with z = (W - mean) / (std + 1e-5); q: to the nearest of 2^b levels.
 
     mean, std: of all entries of W, the std with n - 1, as released.
-    bits: b, 1 to 8; codebook: levels for N(0, 1), the same for every tensor: "median" (the paper:
-    each level the median of what falls to it; 1 bit: +-0.6745) or "lloyd" (its mean; +-0.7979).
     Stored: the codes, b bits each, one after the other, and mean and std in float32.
 
     Raises: ConfigError on a setting that is none of these; ShapeError where bytes do not fit.
     Source: paper, section 3.3.  A constant tensor is kept as its mean.
     """
 
-    bits: int = 1
-    codebook: str = "median"
+    bits: int = setting(1, "The bits b of a code.", least=1, most=8, fix="Try 1, 2 or 4.")
+    codebook: str = setting(
+        "median",
+        'The levels for N(0, 1), the same for every tensor: "median" (the paper: each level the '
+        'median of the values that fall to it; 1 bit: +-0.6745) or "lloyd" (their mean; '
+        "+-0.7979).",
+        choices=CODEBOOKS,
+    )
 
     def __post_init__(self) -> None:
-        between("bits", self.bits, 1, 8, fix="Try 1, 2 or 4.")
-        one_of("codebook", self.codebook, CODEBOOKS)
+        check(self)
 
     def quantise(self, weight: Tensor) -> Tensor:
         """Return the weight rounded to 2^b levels, for training: gradients ignore the rounding.

@@ -14,8 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..core import Routing
-from ..core.checks import at_least, below_one
 from ..core.errors import ShapeError
+from ..core.schema import check, setting
 from .balance import balance, z_loss
 from .router import Router, check_counts
 from .settings import RouterConfig
@@ -23,28 +23,30 @@ from .settings import RouterConfig
 
 @dataclass(frozen=True)
 class Terms:
-    """The settings that gates share.
+    """The settings that gates share, with the values that a gate has without them.
 
-    experts: E; active: k of them for a token; std: that of the first weights; bias: whether there
-    is one; jitter: epsilon of the factors U(1 - epsilon, 1 + epsilon) on the input while training;
-    balance, z: coefficients of losses.
     Raises: ConfigError for one out of range.
     """
 
-    experts: int = 1
-    active: int = 1
-    std: float = 0.02
-    bias: bool = False
-    jitter: float = 0.0
-    balance: float = 0.0
-    z: float = 0.0
+    experts: int = setting(1, "The number E of experts.", least=1, fix="Try 4.")
+    active: int = setting(1, "The number k of a token's experts.", least=1, fix="Try 1.")
+    std: float = setting(
+        0.02, "The standard deviation of the gate's first weights.", least=0, fix="Try 0.01."
+    )
+    bias: bool = setting(False, "Whether the gate has a bias.")
+    jitter: float = setting(
+        0.0,
+        "The width epsilon of the factors U(1 - epsilon, 1 + epsilon) on the input in training.",
+        least=0,
+        below=1,
+        fix="Try 0.01.",
+    )
+    balance: float = setting(0.0, "The coefficient of the balance loss.", least=0, fix="Try 0.01.")
+    z: float = setting(0.0, "The coefficient of the z-loss.", least=0, fix="Try 0.01.")
 
     def __post_init__(self) -> None:
-        """Raise ConfigError for a setting out of its range."""
+        check(self)
         check_counts(self.experts, self.active)
-        for name in ("std", "balance", "z"):
-            at_least(name, getattr(self, name), 0, "Try 0.01.")
-        below_one("jitter", self.jitter, fix="Try 0.01.")
 
     @classmethod
     def of(cls, config: object) -> Terms:

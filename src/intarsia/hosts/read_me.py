@@ -17,9 +17,10 @@ from torch import Tensor, nn
 
 from ..core import Card, Paper
 from ..core.change import Change, Plan
-from ..core.checks import above, at_least, between
+from ..core.checks import at_least
 from ..core.errors import ConfigError, ShapeError
 from ..core.modes import evaluating
+from ..core.schema import check, setting
 from ..gating import watch
 from ..mixtures.read_me import read_me_mixture, residual_of
 from ..routers.pregate import PreGate, PreGateNet, PreGateRouter
@@ -37,24 +38,28 @@ Report = Callable[[str], None]
 class ReadMe(Change):
     """Experts as parts of the dense model's MLPs, chosen by a pre-gate over token ids.
 
-    density: the share of hidden units that an expert has, residual included; width, heads: of the
-    gate. `extract(model, domains)` does it: texts of several kinds are no settings.
+    `extract(model, domains)` does it: texts of several kinds are no settings.
 
     Raises: ConfigError for settings that cannot be, and in `apply`.
     Not for models without token ids.
     Source: arXiv:2410.19123.
     """
 
-    density: float = 0.5
-    width: int = 64
-    heads: int = 4
+    density: float = setting(
+        0.5,
+        "The share of hidden units that an expert has, residual included.",
+        above=0,
+        most=1,
+        fix="Try 0.5.",
+    )
+    width: int = setting(64, "The width of the gate, a multiple of its heads.", least=1)
+    heads: int = setting(4, "The heads of the gate's attention.", least=1)
 
     recorded: ClassVar[bool] = False
     laws: ClassVar[frozenset[str]] = frozenset()
 
     def __post_init__(self) -> None:
-        above("density", self.density, 0, "Try 0.5.")
-        between("density", self.density, 0, 1, "Try 0.5.")
+        check(self)
         PreGate(width=self.width, heads=self.heads)
 
     def apply(self, host: nn.Module, plan: Plan, *, name: str = "default") -> nn.Module:

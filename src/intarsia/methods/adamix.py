@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 
 from ..adapters import Bottleneck, Lora
 from ..core import Card, Paper, Site
-from ..core.checks import at_least, one_of
+from ..core.schema import check, setting
 from ..mixtures.over import OverMethod
 from ..mixtures.routed import RoutedCell, draw_apart, two_sided
 from ..mixtures.soup import SoupLinear
@@ -20,31 +20,42 @@ SHARES = ("down", "up", "none")
 class Adamix(OverMethod):
     """N dense copies of an adapter's projections; each forward trains some, the mean is kept.
 
-    over: the adapter that is copied; experts: N; active: how many a draw trains, 1 in the paper;
-    share: the side that all experts have in common, "down", "up" or "none";
-    draw: "batch" (the paper) or "sample"; noise: sigma of a Gaussian on each copy, by which copies
-    differ at the start (else they only part by their draws); where they start at zero, as those of
-    share="down", the adapter then does something before it is trained.
-
     Raises: ConfigError on a setting that cannot be.
     Source: paper, sections 3.1-3.3. Train it with `two_pass`, its consistency loss.
     Not for tight memory: it stores and trains N copies of what is not shared.
     """
 
-    over: Bottleneck | Lora = field(default_factory=lambda: Bottleneck(activation="gelu"))
-    experts: int = 4
-    active: int = 1
-    share: str = "down"
-    draw: str = "batch"
-    noise: float = 0.0
+    over: Bottleneck | Lora = setting(
+        help="The adapter that is copied.", factory=lambda: Bottleneck(activation="gelu")
+    )
+    experts: int = setting(4, "The number N of copies.", least=1, fix="Try 4.")
+    active: int = setting(
+        1,
+        "The number of copies that a draw trains, 1 in the paper.",
+        least=1,
+        fix="k = 1 is the paper, k = experts is the plain adapter.",
+    )
+    share: str = setting(
+        "down", 'The side that all copies have in common: "down", "up" or "none".', choices=SHARES
+    )
+    draw: str = setting(
+        "batch",
+        'The samples that share a draw: "batch", all of them (the paper), or "sample", each has '
+        "its own.",
+        choices=("batch", "sample"),
+    )
+    noise: float = setting(
+        0.0,
+        "The standard deviation sigma of a Gaussian on each copy, by which copies differ at the "
+        "start (else they only part by their draws); where they start at zero, as with "
+        'share="down", the adapter then does something before it is trained.',
+        least=0,
+        fix="Try 0.01.",
+    )
 
     def __post_init__(self) -> None:
-        """Check the settings of the mixture before anything is built.
-
-        Raises: ConfigError for an unknown `share`, negative noise, or experts that cannot be drawn.
-        """
-        one_of("share", self.share, SHARES)
-        at_least("noise", self.noise, 0, "Try 0.01.")
+        """Check the settings before anything is built.  Raises: ConfigError."""
+        check(self)
         # the router says what else can be wrong
         draw_apart(self.experts, self.active, self.draw, generator=torch.Generator())
 

@@ -10,6 +10,7 @@ from torch import nn
 from ..core import Card, Paper
 from ..core.change import Change, Plan
 from ..core.errors import FoldError
+from ..core.schema import check, setting
 from ..hosts.attach.prompts import add_prompts
 from ..hosts.attach.select import train_part
 
@@ -18,6 +19,9 @@ class _PartTuning(Change):
     """A baseline that adds nothing: `train_part` freezes all but one part of the model."""
 
     part: ClassVar[str]
+
+    def __post_init__(self) -> None:
+        check(self)
 
     def apply(self, host: nn.Module, plan: Plan, *, name: str = "default") -> nn.Module:
         """Freeze all but the method's part of the model, in place.
@@ -47,33 +51,39 @@ class FullTuning(_PartTuning):
 
 @dataclass(frozen=True)
 class BitFit(_PartTuning):
-    """Training of every bias, and of the head.
-
-    last_blocks: only biases of so many blocks, counted from the last, and behind them; 0 = all.
-    """
+    """Training of every bias, and of the head."""
 
     part: ClassVar[str] = "bitfit"
-    last_blocks: int = 0
+    last_blocks: int = setting(
+        0,
+        "The number of blocks, counted from the last, in which biases are trained, and behind "
+        "them; 0 = all.",
+        least=0,
+    )
 
 
 @dataclass(frozen=True)
 class NormTuning(_PartTuning):
-    """Training of the gains and biases of every norm, and of the head.
-
-    last_blocks: see `BitFit`.
-    """
+    """Training of the gains and biases of every norm, and of the head."""
 
     part: ClassVar[str] = "norms"
-    last_blocks: int = 0
+    last_blocks: int = setting(
+        0,
+        "The number of blocks, counted from the last, in which norms are trained, and behind "
+        "them; 0 = all.",
+        least=0,
+    )
 
 
 @dataclass(frozen=True)
 class LastBlocks(_PartTuning):
-    """Training of the last `blocks` blocks, of what follows them, and of the head."""
+    """Training of the last blocks, of all layers behind them, and of the head."""
 
     part: ClassVar[str] = "last-k"
     on_top: ClassVar[bool] = True
-    blocks: int = 1
+    blocks: int = setting(
+        1, "The number of blocks that are trained, counted from the last.", least=1
+    )
 
 
 class _PromptTuning(Change):
@@ -82,6 +92,9 @@ class _PromptTuning(Change):
     deep: ClassVar[bool]
     rewires: ClassVar[bool] = True
     laws: ClassVar[frozenset[str]] = frozenset()
+
+    def __post_init__(self) -> None:
+        check(self)
 
     def apply(self, host: nn.Module, plan: Plan, *, name: str = "default") -> nn.Module:
         """Add trained prompt tokens to the model, in place.
@@ -105,28 +118,37 @@ class _PromptTuning(Change):
 
 @dataclass(frozen=True)
 class VptShallow(_PromptTuning):
-    """Trained tokens before the first block, and a trained head.
-
-    prompts: how many; dropout: on them, while training.
-    """
+    """Trained tokens before the first block, and a trained head."""
 
     deep: ClassVar[bool] = False
-    prompts: int = 10
-    dropout: float = 0.0
+    prompts: int = setting(10, "The number of trained tokens.", least=0, fix="Try 10.")
+    dropout: float = setting(
+        0.0,
+        "The share of the trained tokens' entries that is zeroed in training.",
+        least=0,
+        below=1,
+    )
 
 
 @dataclass(frozen=True)
 class VptDeep(_PromptTuning):
-    """Trained tokens in every block, and a trained head.
-
-    prompts: how many in each; dropout: on them, while training.
-    last_blocks: only so many blocks, from the last, have some; 0 = all.
-    """
+    """Trained tokens in every block, and a trained head."""
 
     deep: ClassVar[bool] = True
-    prompts: int = 10
-    dropout: float = 0.0
-    last_blocks: int = 0
+    prompts: int = setting(
+        10, "The number of trained tokens in each block.", least=0, fix="Try 10."
+    )
+    dropout: float = setting(
+        0.0,
+        "The share of the trained tokens' entries that is zeroed in training.",
+        least=0,
+        below=1,
+    )
+    last_blocks: int = setting(
+        0,
+        "The number of blocks, counted from the last, that have trained tokens; 0 = all.",
+        least=0,
+    )
 
 
 def _baseline_card(key: str, config: type, summary: str, paper: Paper, *names: str) -> Card:

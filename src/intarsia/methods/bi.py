@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 
 from ..adapters import Bottleneck
 from ..adapters.coded import CodedCell
 from ..core import Card, Method, Paper, Site
-from ..core.checks import above
-from ..formats import Gaussian
+from ..core.schema import check, setting
+from ..formats.gaussian import CODEBOOKS, Gaussian
 from ..mixtures.over import OverMethod
 
 FLOAT = 32  # bits at which nothing is coded
@@ -23,35 +23,47 @@ class BiAdapter(OverMethod):
     z = (W - mean) / (std + 1e-5); q rounds to the nearest of 2^b levels made for N(0, 1), and the
     gradient passes through it. Bits are better spent on width than on floats.
 
-    over: the adapter, such as Bottleneck or Lora. The paper's sits beside the MLP, reads the
-      residual stream before its LayerNorm, with dropout 0.1 and a scale chosen for each data set;
-      the default reads what the MLP reads and has AdaptFormer's scale, 0.1.
-    bits: b, 1 to 8; 32 = the float adapter.
-    codebook: "median" (the paper) or "lloyd", see `intarsia.formats.Gaussian`.
-    biases: keep those of the linear maps, in float; the paper has none.
-    start: sigma of the normal, cut at 2 sigma, from which a weight that would start at zero (the
-      up-projection) starts: a constant has no spread to code.
-
     Raises: ConfigError on a setting that cannot be, or a cell without weight matrices.
     Source: paper, section 3; `intarsia.hosts.out.pack` writes the small file.
     Not for adapters that must add nothing at the start; not for speed: the forward is a float one.
     """
 
-    over: Method = field(default_factory=lambda: Bottleneck(32, norm="none"))
-    bits: int = 1
-    codebook: str = "median"
-    biases: bool = False
-    start: float = 1e-3
+    over: Method = setting(
+        help=(
+            "The adapter with coded weights, such as Bottleneck or Lora. The paper's runs parallel "
+            "to the MLP, reads the residual stream before its LayerNorm, with dropout 0.1 and a "
+            "scale chosen for each data set; the default reads what the MLP reads and has "
+            "AdaptFormer's scale, 0.1."
+        ),
+        factory=lambda: Bottleneck(32, norm="none"),
+    )
+    bits: int = setting(
+        1,
+        "The bits b of a weight's code; 32 = the float adapter.",
+        choices=(*range(1, 9), FLOAT),
+        fix="Try 1, 2 or 4.",
+    )
+    codebook: str = setting(
+        "median",
+        'The levels of the codes, "median" (the paper) or "lloyd", see '
+        "`intarsia.formats.Gaussian`.",
+        choices=CODEBOOKS,
+    )
+    biases: bool = setting(
+        False, "Keep the biases of the linear maps, in float; the paper has none."
+    )
+    start: float = setting(
+        1e-3,
+        "The standard deviation sigma of the normal, cut at 2 sigma, from which a weight that "
+        "would start at zero (the up-projection) starts: a constant has no spread to code.",
+        above=0,
+        fix="Try 1e-3.",
+    )
 
     def __post_init__(self) -> None:
-        """Check the settings: an inner adapter for each host module, `start` above 0, known bits.
-
-        Raises: ConfigError.
-        """
+        """Check the settings; each host module has an inner adapter.  Raises: ConfigError."""
+        check(self)
         self.refuse_shared()
-        above("start", self.start, 0, "Try 1e-3.")
-        if self.bits != FLOAT:
-            Gaussian(self.bits, self.codebook)  # says what else can be wrong
 
     @property
     def format(self) -> Gaussian | None:

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from torch import nn
 
 from ..core import Card, Paper, Partition
-from ..core.checks import above, between
 from ..core.errors import ConfigError
+from ..core.schema import check, setting
 from ..models.dass import Genotype, Supernet
 from ..schedules import FixedMask
 from ..schedules.phases import Phase
@@ -34,29 +34,36 @@ class Dass:
     `genotype()` says which. Of any other net, such as `ChosenNet`: scores alone, on frozen weights,
     and then the weights (HYDRA).
 
-    lengths: of the three trainings, in shares of the epochs; a supernet has the first two. The
-    first may be 0: sparse from the start.
-    layers: globs of layers, None = all linear maps and ungrouped convolutions.
-
     found = fit_in_phases(Supernet(CellSizes(), (val_x, val_y)), Dass(0.05), train, epochs=5).found
     fit_in_phases(ChosenNet(found.genotype, CellSizes()), Dass(0.05), train, epochs=5)
     Raises: ConfigError on settings that cannot be.
     Source: paper, section 3; lengths are ours. Compare with random genotypes, `Genotype.drawn`.
     """
 
-    density: float = 0.05
-    lengths: tuple[float, float, float] = (1.0, 1.0, 1.0)
-    layers: tuple[str, ...] | None = None
+    density: float = setting(
+        0.05, "The share of each layer's weights that is used.", above=0, most=1, fix="Try 0.05."
+    )
+    lengths: tuple[float, float, float] = setting(
+        (1.0, 1.0, 1.0),
+        "The lengths of the three trainings, in shares of the epochs; a supernet has the first "
+        "two. The first may be 0: sparse from the start.",
+        least=0,
+        fix="Use lengths=(1, 1, 1).",
+    )
+    layers: tuple[str, ...] | None = setting(
+        None,
+        "The layers with scores, as globs of paths; None = all linear maps and ungrouped "
+        "convolutions.",
+    )
 
     def __post_init__(self) -> None:
-        """Check the density, in (0, 1], and the lengths of the phases; only the first may be 0.
+        """Check the settings; of the phases only the first may have no length.
 
         Raises: ConfigError.
         """
+        check(self)
         object.__setattr__(self, "lengths", tuple(self.lengths))
-        above("density", self.density, 0, "Try 0.05.")
-        between("density", self.density, 0, 1, "Try 0.05.")
-        if len(self.lengths) != 3 or self.lengths[0] < 0 or min(self.lengths[1:]) <= 0:
+        if len(self.lengths) != 3 or min(self.lengths[1:]) == 0:
             want, fix = "three numbers, the last two above 0", "Use lengths=(1, 1, 1)."
             raise ConfigError("lengths", got=self.lengths, want=want, fix=fix)
 

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 
 from ..adapters import Bottleneck, Lora
 from ..core import Card, Paper, Site
-from ..core.checks import below_one, one_of
 from ..core.errors import ConfigError
+from ..core.schema import check, setting
 from ..mixtures.noisy import DroppedWeights
 from ..mixtures.over import OverMethod
 from ..mixtures.routed import two_sided
@@ -25,26 +25,26 @@ class DropConnect(OverMethod):
     up-projection is the mean over draws. With p = 1 - 1/N an entry is there as often as in MoSA
     with one of N parts (arXiv:2312.02923), but entries are drawn apart and the bias is one.
 
-    over: the adapter.  p: the share that is dropped.  side: "up" or "down".
     Raises: ConfigError on a setting that cannot be.
     Source: Wan et al., ICML 2013, section 3. p=0 is the adapter, bit for bit.
     Not for ample data: it regularises.
     """
 
-    over: Bottleneck | Lora = field(default_factory=lambda: Bottleneck(activation="gelu"))
-    p: float = 0.5
-    side: str = "up"
+    over: Bottleneck | Lora = setting(
+        help="The adapter with the dropped weights, a Bottleneck or a Lora.",
+        factory=lambda: Bottleneck(activation="gelu"),
+    )
+    p: float = setting(
+        0.5, "The share p of the weights that is dropped.", least=0, below=1, fix="Try 0.5."
+    )
+    side: str = setting("up", "The projection that loses weights.", choices=SIDES)
 
     def __post_init__(self) -> None:
-        """Check the settings: an adapter with two projections, 0 <= p < 1, a known side.
-
-        Raises: ConfigError.
-        """
+        """Check the settings, and that the adapter has two projections.  Raises: ConfigError."""
+        check(self)
         if not isinstance(self.over, Bottleneck | Lora):
             got, fix = type(self.over).__name__, "Pass the adapter whose weights are dropped."
             raise ConfigError("over", got=got, want="Bottleneck or Lora", fix=fix)
-        below_one("p", self.p, fix="Try 0.5.")
-        one_of("side", self.side, SIDES)
 
     def build(self, site: Site, *, generator: torch.Generator) -> DroppedWeights:
         """Build an adapter that drops random weights of one projection while it trains.

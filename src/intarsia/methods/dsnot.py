@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from ..core import Card, NofM, Paper, Partition
-from ..core.checks import at_least, one_of
 from ..core.errors import ConfigError
+from ..core.schema import check, setting
 from ..hosts.prune.pruner import Pruner
 from ..hosts.prune.pruners import Magnitude, SparseGPT, Wanda
 from ..partitions.swaps import Swapped, swap
@@ -26,13 +26,6 @@ class DSnoT(Pruner):
 
     The error of a row is expected to be eps = sum_pruned W_j E_j, E_j the mean of input j; see
     `partitions.swap`.
-    base: the method of the first mask, with its density, pattern and layers.
-    cycles: swaps a row at most, below 1 a share of its width: 50, the paper's for rows of 4,096, is
-    .012 of those, and .087 of SmolLM2's 576.  tolerance: of |eps|, as a share of the layer's mean
-    at the start; power: of the variance that a gain is divided by.  restore: after a method that
-    compensates, re-grown weights are dense and others stay compensated, "kept"; or all are dense,
-    "dense".  guard: stop a row before |eps| grows or eps changes its sign; the released code goes
-    on by default (False).
 
     The released code by default leaves MLPs alone (base=Wanda(layers=["self_attn.*"])), stops at an
     |eps| of .1 summed over the tokens of a row, and divides by the mean of the variances within
@@ -41,18 +34,39 @@ class DSnoT(Pruner):
     often better: compare.
     """
 
-    base: Magnitude | Wanda | SparseGPT = Wanda()  # noqa: RUF009 - frozen
-    cycles: float = 50
-    tolerance: float = 0.02
-    power: float = 1.0
-    restore: str = "kept"
-    guard: bool = True
+    base: Magnitude | Wanda | SparseGPT = setting(
+        Wanda(), "The method of the first mask, with its density, pattern and layers."
+    )
+    cycles: float = setting(
+        50,
+        "The swaps of a row at most, below 1 a share of its width: 50, the paper's number for "
+        "rows of 4,096, is .012 of those, and .087 of SmolLM2's 576.",
+        least=0,
+    )
+    tolerance: float = setting(
+        0.02,
+        "The |eps| at which a row stops, as a share of the layer's mean at the start.",
+        least=0,
+    )
+    power: float = setting(1.0, "The power of the variance that a gain is divided by.", least=0)
+    restore: str = setting(
+        "kept",
+        'The values of weights that grow again, after a method that compensates: "kept", they '
+        'are dense and others stay compensated; "dense", all are dense.',
+        choices=RESTORE,
+    )
+    guard: bool = setting(
+        True,
+        "Stop a row before |eps| grows or eps changes its sign; the released code continues by "
+        "default (False).",
+    )
 
     def __post_init__(self) -> None:
-        """Check the base method and the settings of the swaps.
+        """Check the settings, and that the base method leaves weights to swap.
 
         Raises: ConfigError.
         """
+        check(self)
         # DSnoT on DSnoT would swap a mask that is already at its optimum.
         base: Any = self.base
         if not isinstance(base, Pruner) or isinstance(base, DSnoT):
@@ -61,10 +75,6 @@ class DSnoT(Pruner):
         if isinstance(base, SparseGPT) and base.rows > 1:
             want, fix = "a mask of single weights, which are swapped", "Use rows=1."
             raise ConfigError("base", got=f"blocks of {base.rows} rows", want=want, fix=fix)
-        at_least("cycles", self.cycles, 0)
-        at_least("tolerance", self.tolerance, 0)
-        at_least("power", self.power, 0)
-        one_of("restore", self.restore, RESTORE)
 
     @property
     def density(self) -> float:

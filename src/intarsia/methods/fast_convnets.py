@@ -13,6 +13,7 @@ from ..core import Card, Paper
 from ..core.change import Change, Plan, steps_of
 from ..core.checks import one_of
 from ..core.errors import ConfigError, FoldError, TargetError
+from ..core.schema import check, setting
 from ..hosts.swap.chw import Form, choose_forms, lowered, net_seconds, rewritten
 from ..hosts.swap.chw_codes import codings_of_clusters
 from ..hosts.swap.chw_net import ChwNet
@@ -57,14 +58,6 @@ class Chw(Change):
     ReLU, ReLU6, hardswish, SiLU, additions, squeeze and excitation, pooling, classifier) become one
     call, what is between them stays in torch. Batch norms are folded. Outputs are those of the net
     in evaluation, to 1e-4; zeros are taken where they are, so prune first.
-    rows: of a block that keeps the same columns: 1, 2, 4 or 8; None = of each layer what is fastest
-      here, a dense product among them, measured once and kept in the saved folder.
-    force: also where the whole net is slower than before; several pictures go one by one.
-    values: "fp32", or "int8": maps between layers and weights are codes of 8 bits, whose products
-      AVX-512 with VNNI makes four inputs at a time, so that zeros save time where they come in
-      fours (`SparseGPT(inputs=4)`) and a dense net is faster, too. The example is then
-      some dozen pictures: they choose the ranges. Outputs move as by any rounding to 8 bits; `rows`
-      are 1, 2 or 4. On other processors torch computes the same, slowly.
 
     fast = intarsia.compress(net, intarsia.sparse.Chw(), example)   `chw_report(fast)` describes it
     Raises: ConfigError without an example, for several pictures unless they choose ranges, or where
@@ -74,17 +67,35 @@ class Chw(Change):
     training, nor for batches.
     """
 
-    rows: int | None = None
-    force: bool = False
-    values: str = "fp32"
+    rows: int | None = setting(
+        None,
+        'The rows of a block that keeps the same columns, 1, 2 or 4 with "int8"; None = for '
+        "each layer the fastest number here, a dense product among them, measured once and kept "
+        "in the saved folder.",
+        choices=BLOCKS,
+    )
+    force: bool = setting(
+        False,
+        "Rewrite the net also where it is slower then as a whole; several pictures go one by one.",
+    )
+    values: str = setting(
+        "fp32",
+        'The numbers of maps and weights: "fp32", or "int8", codes of 8 bits: AVX-512 with VNNI '
+        "multiplies four inputs at a time, so that zeros save time where they come in fours "
+        "(`SparseGPT(inputs=4)`) and a dense net is faster, too. The example is then some dozen "
+        "pictures: they choose the ranges. Outputs move as by any rounding to 8 bits; on other "
+        "processors torch computes the same, slowly.",
+        choices=("fp32", "int8"),
+    )
 
     stores: ClassVar[str] = "all"
     rewires: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        one_of("values", self.values, ("fp32", "int8"))
-        if self.rows is not None:
-            one_of("rows", self.rows, BLOCKS if self.values == "fp32" else CODED_BLOCKS)
+        """Check each setting; blocks of codes have fewer sizes.  Raises: ConfigError."""
+        check(self)
+        if self.rows is not None and self.values == "int8":
+            one_of("rows", self.rows, CODED_BLOCKS)
 
     @property
     def preserves(self) -> frozenset[str]:

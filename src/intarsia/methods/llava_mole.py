@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 
 from ..adapters import Lora
 from ..core import Card, Cell, Paper, Site
+from ..core.schema import check, setting
 from ..mixtures.lora_experts import ATTENTION, BesideAttention, DeltaExperts, attention_cell
 from ..routers.topk import TopK
 
@@ -20,10 +21,6 @@ class LlavaMole(BesideAttention):
 
     p = softmax(x W^T + b) of the MLP's input: one decision for a token in a block, which all of
     the MLP's linear maps share.
-    experts: E; over: the LoRA of an expert; scale: g, "none" = 1, as in the paper, where the task's
-    loss does not reach the router, "prob" = p_e, "ste" = 1 with the gradient of p_e; balance: the
-    coefficient of E sum f_e P_e (1 at uniform routing); attention: the plain LoRA of the
-    attention's linear layers, None = none there.
     A host's padding, by its `attention_mask`, gets no expert and counts in no loss.
 
     Raises: ConfigError on a setting that cannot be; TargetError for an MLP of an unknown kind, see
@@ -32,16 +29,29 @@ class LlavaMole(BesideAttention):
     Not for data without domains that tell themselves apart: a LoRA trained longer may do as well.
     """
 
-    experts: int = 3
-    over: Lora = field(default_factory=lambda: Lora(32, 64.0, 0.05))
-    scale: str = "none"
-    balance: float = 0.01
-    attention: Lora | None = field(default_factory=lambda: Lora(32, 64.0, 0.05, ATTENTION))
+    experts: int = setting(3, "The number E of experts.", least=1, fix="Try 4.")
+    over: Lora = setting(help="The LoRA of an expert.", factory=lambda: Lora(32, 64.0, 0.05))
+    scale: str = setting(
+        "none",
+        'The weight g of the chosen expert: "none" = 1, as in the paper, where the task\'s loss '
+        'does not reach the router; "prob" = p_e; "ste" = 1 with the gradient of p_e.',
+        choices=("none", "prob", "ste"),
+    )
+    balance: float = setting(
+        0.01,
+        "The coefficient of E sum f_e P_e, the balance loss (1 at uniform routing).",
+        least=0,
+        fix="Try 0.01.",
+    )
+    attention: Lora | None = setting(
+        help="The plain LoRA of the attention's linear layers; None = none there.",
+        factory=lambda: Lora(32, 64.0, 0.05, ATTENTION),
+    )
 
     position = "parallel"
 
     def __post_init__(self) -> None:
-        self.routing()
+        check(self)
 
     def routing(self) -> TopK:
         return TopK(self.experts, 1, self.scale, bias=True, balance=self.balance)

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from ..adapters.sparse import Sparse, SparseCell
 from ..core import Card, Method, Paper, Partition, Site, union
-from ..core.checks import above, at_least, between, one_of
 from ..core.errors import ConfigError
+from ..core.schema import check, setting
 from ..hosts.anatomy.own_weights import handed_back, own_parameters, weights_of
 from ..hosts.attach.peft import PeftModel, is_adapted
 from ..hosts.delta.cells import cells_of, delta_of, put_entries
@@ -34,16 +34,6 @@ class LtSft(Method):
     Phase A trains everything; the K weights with the largest |theta_A - theta_0| are kept, over
     all tensors at once; all weights and the head are set back; phase B trains those K alone.
 
-    density: K as a share of the weights to choose from; count: K itself, in place of the density.
-    iterations: J, so many times both phases, each choosing K / J weights more.
-    first: epochs of phase A as a share of phase B's.  pull: lambda of an L1 pull to theta_0,
-      lambda / N sum |theta - theta_0|, once in every step of both phases.
-    support: "drift" (the paper), or a baseline without phase A: "random", "magnitude".
-    maskable: names or globs of parameters to choose from in a plain model; norms never are.
-    head: of a plain model: "whole", trained in both phases and kept absolute; "frozen", as for a
-      delta of a language, which goes with any task's head: what is behind the trunk, as the head of
-      a language model, is not chosen from.
-
     `intarsia.fit_in_phases` carries it out. On a plain model all parameters that are maskable can
     change; on one from `adapt(model, LtSft())` the weights of the layers that have a cell, which
     phase B makes sparse. Optimiser, decay and moments of phase B know the K entries only.
@@ -53,30 +43,53 @@ class LtSft(Method):
     Not for one adapter that is never combined: LoRA costs one training, not two.
     """
 
-    density: float = 0.02
-    count: int | None = None
-    iterations: int = 1
-    first: float = 1.0
-    pull: float = 0.0
-    support: str = "drift"
-    maskable: tuple[str, ...] = ("*",)
-    head: str = "whole"
+    density: float = setting(
+        0.02,
+        "The number K of entries, as a share of the weights to choose from.",
+        least=0,
+        most=1,
+        fix="Try 0.02.",
+    )
+    count: int | None = setting(
+        None, "The number K itself, instead of the density; None = by the density.", least=0
+    )
+    iterations: int = setting(
+        1,
+        "The number J of times that both phases are done, each choosing K / J weights more.",
+        least=1,
+    )
+    first: float = setting(
+        1.0, "The epochs of phase A, as a share of phase B's.", above=0, fix="Try 0.3 or 1."
+    )
+    pull: float = setting(
+        0.0,
+        "The coefficient lambda of an L1 pull to theta_0, lambda / N sum |theta - theta_0|, "
+        "once in every step of both phases.",
+        least=0,
+    )
+    support: str = setting(
+        "drift",
+        'The choice of the entries: "drift" (the paper), or a baseline without phase A, '
+        '"random" or "magnitude".',
+        choices=SUPPORTS,
+    )
+    maskable: tuple[str, ...] = setting(
+        ("*",), "The names or globs of parameters to choose from in a plain model; norms never are."
+    )
+    head: str = setting(
+        "whole",
+        'The head of a plain model: "whole", trained in both phases and kept as it is then; '
+        '"frozen", as for a delta of a language, which goes with any task\'s head: parameters '
+        "behind the trunk, as the head of a language model, are not chosen from.",
+        choices=HEADS,
+    )
 
     position = "parallel"
 
     def __post_init__(self) -> None:
-        """Check the settings: K is set by `density` or `count`, and the names are known ones.
-
-        Raises: ConfigError.
-        """
+        """Check the settings; turn lists, as JSON has them, into tuples.  Raises: ConfigError."""
+        check(self)
         object.__setattr__(self, "maskable", tuple(self.maskable))
-        between("density", self.density, 0, 1, "Try 0.02.")
-        at_least("count", self.count or 0, 0)
-        at_least("iterations", self.iterations, 1)
-        at_least("pull", self.pull, 0)
-        above("first", self.first, 0, "Try 0.3 or 1.")
-        one_of("support", self.support, SUPPORTS)
-        one_of("head", self.head, HEADS)
 
     @property
     def roles(self) -> tuple[str, ...]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import nn
@@ -11,6 +11,7 @@ from torch import nn
 from ..adapters import Lora
 from ..core import Card, Cell, Method, Paper, Site
 from ..core.errors import ConfigError
+from ..core.schema import check, setting
 from ..mixtures.lora_experts import (
     ATTENTION,
     BesideAttention,
@@ -27,10 +28,6 @@ from ..routers.topp import TopP
 class MixLora(BesideAttention):
     """A mixture y = sum_e G_e(x) MLP_e(x), where MLP_e is the frozen MLP with LoRAs of expert e.
 
-    router: which experts, `TopK` (renormalised, as in the paper), `TopP` (its dynamic variant) or
-    `Switch` (one expert, with a capacity); over: the adapter of an expert, any that sits beside a
-    linear layer (experts of `Mos` have one pool for the whole model); attention: the plain LoRA of
-    the attention's linear layers, None = none there.
     What G leaves over of 1 goes to the MLP without experts: after top-p, beyond a capacity, and for
     padding (a host's `attention_mask`), which gets no expert and counts in no loss.
 
@@ -38,22 +35,35 @@ class MixLora(BesideAttention):
     `mixtures.dialects`.
     Source: paper, section 3, and released code. The balance loss, k at uniform routing, is added by
     `fit`, see `intarsia.gating.aux_loss`. Here the down-projection, too, is computed once for all.
-    The release trains several such models in one batch; here each is trained by itself, and several
-    answer one batch: model(..., adapter_names=["a", "b", "a"]).
+    The release trains several such models in one batch; here each is trained on its own, and
+    several answer one batch: model(..., adapter_names=["a", "b", "a"]).
     Not for a budget of parameters: a LoRA with the rank of all active experts does as well.
     """
 
-    router: TopK | TopP | Switch = field(default_factory=TopK)
-    over: Method = field(default_factory=lambda: Lora(16, 32.0, 0.05))
-    attention: Lora | None = field(default_factory=lambda: Lora(16, 32.0, 0.05, ATTENTION))
+    router: TopK | TopP | Switch = setting(
+        help=(
+            "The router that chooses experts: `TopK` (renormalised, as in the paper), `TopP` (its "
+            "dynamic variant) or `Switch` (one expert, with a capacity)."
+        ),
+        factory=TopK,
+    )
+    over: Method = setting(
+        help=(
+            "The adapter of an expert, any that adds to a linear layer (experts of `Mos` have one "
+            "pool for the whole model)."
+        ),
+        factory=lambda: Lora(16, 32.0, 0.05),
+    )
+    attention: Lora | None = setting(
+        help="The plain LoRA of the attention's linear layers; None = none there.",
+        factory=lambda: Lora(16, 32.0, 0.05, ATTENTION),
+    )
 
     position = "parallel"
 
     def __post_init__(self) -> None:
-        """Check that the router is one of the three kinds.
-
-        Raises: ConfigError.
-        """
+        """Check that the router is one of the three kinds.  Raises: ConfigError."""
+        check(self)
         if not isinstance(self.router, (TopK, TopP, Switch)):
             want = "TopK(...), TopP(...) or Switch(...)"
             fix = "The defaults are TopK(experts=8, active=2)."

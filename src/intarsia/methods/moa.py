@@ -15,9 +15,10 @@ from torch import Tensor, nn
 
 from ..core import Card, Paper
 from ..core.change import Change, Plan
-from ..core.checks import above, at_least, between
+from ..core.checks import at_least
 from ..core.errors import ConfigError, DataError, TargetError
 from ..core.registry import settings_to_dict
+from ..core.schema import check, setting
 from ..hosts.decoding import generate
 from ..hosts.spans.head_spans import (
     HeadSpans,
@@ -48,10 +49,6 @@ class MoA(Change):
     3. min sum_h L_N(h, c_h) with mean span at most density N at every length, two spans a layer at
        most; the other lengths' sums in each of 4 intervals between their extremes: a Pareto set.
     4. Of that, the spans with the least loss on other rows, at a length that was not profiled.
-    density: share of keys and values that are kept.  lengths: N, profiled.  check: the unseen
-    length. extend: the longest text to use them for, None = the longest of these.  sink, block:
-    tokens; one is a multiple of the other.  step: distance of alphas, None = an eighth of the
-    shortest length. answer: tokens of the model's own that are judged, at the end of each row.
 
     Raises: ConfigError for settings that cannot be, or a density with no room for sink and block;
     DataError for rows that are shorter than `check`, or fewer than two; TargetError for a model
@@ -63,18 +60,40 @@ class MoA(Change):
     Source: paper, sections 3 and 4; GQA, where spans are of key-value heads, is ours, and so are
     sums by distance in the place of 64 x 64 blocks: of a sink and a window they are exact. Spans
     include the sink, so that density counts all keys that are kept, where released ones leave it
-    out; and they go down to one block beside it, where the released grid ends at an eighth of the
+    out; and they go down to one block next to it, where the released grid ends at an eighth of the
     shortest length (256 of 2,048 tokens): a longer `step` makes the grid as coarse.
     """
 
-    density: float = 0.5
-    lengths: tuple[int, ...] = (512, 1024)
-    check: int = 1536
-    extend: int | None = None
-    sink: int = SINK
-    block: int = 16
-    step: int | None = None
-    answer: int = 64
+    density: float = setting(
+        0.5, "The share of keys and values that is kept.", above=0, most=1, fix="Try 0.5."
+    )
+    lengths: tuple[int, ...] = setting(
+        (512, 1024),
+        "The lengths N of texts that are profiled, in tokens.",
+        least=1,
+        fix="Try lengths=(512, 1024).",
+    )
+    check: int = setting(
+        1536, "The length, not profiled, at which the spans are compared, in tokens."
+    )
+    extend: int | None = setting(
+        None,
+        "The longest text to use the spans for, in tokens; None = the longest of the other "
+        "lengths.",
+    )
+    sink: int = setting(
+        SINK, "The first tokens that every head sees, a multiple of `block`.", least=0
+    )
+    block: int = setting(16, "The tokens of a block; spans are multiples of it.", least=1)
+    step: int | None = setting(
+        None,
+        "The distance of the spans that are tried, in tokens; None = an eighth of the shortest "
+        "length.",
+        least=1,
+    )
+    answer: int = setting(
+        64, "The tokens of the model's own answer that are judged, at the end of each row.", least=1
+    )
 
     rewires: ClassVar[bool] = True
     laws: ClassVar[frozenset[str]] = frozenset(("shape", "routing"))
@@ -85,21 +104,15 @@ class MoA(Change):
 
         Raises: ConfigError, also for a density that leaves no room for the sink and one block.
         """
-        above("density", self.density, 0, "Try 0.5.")
-        between("density", self.density, 0, 1, "Try 0.5.")
-        listed = isinstance(self.lengths, Sequence) and not isinstance(self.lengths, str)
-        if not listed or not self.lengths or len(set(self.lengths)) < len(self.lengths):
+        check(self)
+        if not self.lengths or len(set(self.lengths)) < len(self.lengths):
             fix = "Try lengths=(512, 1024)."
             raise ConfigError("lengths", got=self.lengths, want="one or more, all other", fix=fix)
         object.__setattr__(self, "lengths", tuple(sorted(int(n) for n in self.lengths)))
-        at_least("block", self.block, 1)
-        if self.sink < 0 or self.sink % self.block:
+        if self.sink % self.block:
             fix = f"Try sink={self.block * max(1, self.sink // self.block)}."
             want = f"a multiple of the block, {self.block}"
             raise ConfigError("sink", got=self.sink, want=want, fix=fix)
-        if self.step is not None:
-            at_least("step", self.step, 1)
-        at_least("answer", self.answer, 1)
         # A head sees at least the sink and one block.
         room = self.sink + self.block
         at_least("shortest of lengths", self.lengths[0], max(room, self.answer + 1))

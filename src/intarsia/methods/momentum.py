@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from typing import Any, ClassVar, cast
 
 from torch import nn
@@ -12,6 +12,7 @@ from ..core import Card, Paper
 from ..core.change import Change, Plan
 from ..core.checks import one_of
 from ..core.errors import FoldError, TargetError
+from ..core.schema import check, setting
 from ..hosts.anatomy.blocks import blocks, inside, mlp_of
 from ..hosts.anatomy.sites import check_one_row
 from ..hosts.changing import apply_change
@@ -25,13 +26,17 @@ RULES = {kind.__name__: kind for kind in (HeavyBall, AdamOnce, Robust)}
 class Momentum(Change):
     """Momentum in the residual stream, to which MLPs or other modules write.
 
-    update: `HeavyBall`, `AdamOnce` or `Robust`.  paths: of the modules, in the order of the depth;
-    none = the MLP of every block.
     Raises: TargetError in `apply` for a path that is not there; ConfigError as `Residual` does.
     """
 
-    update: Update = field(default_factory=HeavyBall)
-    paths: tuple[str, ...] = ()
+    update: Update = setting(
+        help="The rule of the momentum: `HeavyBall`, `AdamOnce` or `Robust`.", factory=HeavyBall
+    )
+    paths: tuple[str, ...] = setting(
+        (),
+        "The paths of the modules that write, in the order of the depth; none = the MLP of "
+        "every block.",
+    )
 
     rewires: ClassVar[bool] = True
     laws: ClassVar[frozenset[str]] = frozenset()
@@ -41,6 +46,7 @@ class Momentum(Change):
 
         Raises: ConfigError for an unknown rule.
         """
+        check(self)
         object.__setattr__(self, "paths", tuple(self.paths))
         if isinstance(self.update, Mapping):
             # Read from a file, the update is a mapping with the rule's name.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from types import MappingProxyType
 from typing import Any, ClassVar
@@ -14,8 +14,9 @@ from torch import nn
 
 from ..adapters import Bottleneck, Lora
 from ..core import Card, Paper, Site
-from ..core.checks import at_least, one_of
+from ..core.checks import at_least
 from ..core.errors import ConfigError
+from ..core.schema import check, setting
 from ..hosts.attach.adapt import PublishedRecipe
 from ..hosts.attach.prepare import linear_head, reset_head, set_dropout
 from ..mixtures.over import OverMethod
@@ -28,9 +29,7 @@ from ..routers import RandomRouter
 from ..train.objectives import two_pass
 from ..train.settings import Training
 
-SETTINGS = MappingProxyType(
-    {"split": ("up", "down", "both"), "scaling": SCALINGS, "decay": DECAYS, "unit": UNITS}
-)
+SPLITS = ("up", "down", "both")
 
 
 @dataclass(frozen=True)
@@ -39,15 +38,6 @@ class Mosa(OverMethod):
 
     The chosen projections of `over` are dealt out at random to N = `experts` disjoint parts; a
     training forward activates k = `active` of them; evaluation uses the merge, one plain adapter.
-
-    over: the adapter that is split.
-    active: k. 1 is the paper, N the plain adapter.
-    split: "up" (the hierarchical strategy: the other side stays dense and shared), "down", "both".
-    draw: "sample", each image its own k parts, inside a Swin's attention each window; "batch", one
-    draw for all (the paper).
-    scaling: "inverted" or "paper"; decay: "owned", "delta" or "official"; see SplitLinear.
-      "official" needs the optimiser `split_adamw`; under any other it is "owned".
-    unit: what is dealt, see random_disjoint.
 
     Raises: ConfigError on a setting that cannot be.
     What it is: a DropConnect for each sample whose masks are disjoint, and that merges into the
@@ -73,25 +63,54 @@ class Mosa(OverMethod):
     EPOCHS: ClassVar[tuple[int, int]] = (20, 60)  # where the split pays
     FEW: ClassVar[int] = 300  # images up to which one part at a time is best
 
-    over: Bottleneck | Lora = field(default_factory=lambda: Bottleneck(activation="gelu"))
-    experts: int = 4
-    active: int = 1
-    split: str = "up"
-    draw: str = "sample"
-    scaling: str = "inverted"
-    decay: str = "owned"
-    unit: str = "element"
+    over: Bottleneck | Lora = setting(
+        help="The adapter that is split, a Bottleneck or a Lora.",
+        factory=lambda: Bottleneck(activation="gelu"),
+    )
+    experts: int = setting(4, "The number N of disjoint parts.", least=1, fix="Try 4.")
+    active: int = setting(
+        1,
+        "The number k of parts that a training forward activates; 1 is the paper, N the plain "
+        "adapter.",
+        least=1,
+        fix="k = 1 is the paper, k = experts is the plain adapter.",
+    )
+    split: str = setting(
+        "up",
+        'The projections that are dealt out: "up" (the hierarchical strategy: the other side '
+        'stays dense and shared), "down" or "both".',
+        choices=SPLITS,
+    )
+    draw: str = setting(
+        "sample",
+        'The samples that share a draw: "sample", each image has its own k parts, inside a '
+        'Swin\'s attention each window; "batch", one draw for all (the paper).',
+        choices=("sample", "batch"),
+    )
+    scaling: str = setting(
+        "inverted", "The scale of the active parts, see `SplitLinear`.", choices=SCALINGS
+    )
+    decay: str = setting(
+        "owned",
+        'The weights that decay acts on, see `SplitLinear`; "official" needs the optimiser '
+        '`split_adamw`, and under any other it is "owned".',
+        choices=DECAYS,
+    )
+    unit: str = setting(
+        "element",
+        "The unit of weights that is dealt out as a whole, see `random_disjoint`.",
+        choices=tuple(UNITS),
+    )
 
     def __post_init__(self) -> None:
-        """Check the settings: an adapter of two projections, known names, fitting combinations.
+        """Check the settings: an adapter of two projections, and fitting combinations.
 
         Raises: ConfigError.
         """
+        check(self)
         if not isinstance(self.over, Bottleneck | Lora):
             got, fix = type(self.over).__name__, "Pass the adapter that is to be split."
             raise ConfigError("over", got=got, want="Bottleneck or Lora", fix=fix)
-        for name, allowed in SETTINGS.items():
-            one_of(name, getattr(self, name), allowed)
         if self.decay == "official" and (self.scaling, self.active) != ("paper", 1):
             subject, want = "decay='official'", "scaling='paper', active=1"
             got = f"scaling={self.scaling!r}, active={self.active}"
@@ -189,14 +208,12 @@ class MosaCell(RoutedCell):
 class Official(PublishedRecipe):
     """The published training of MoSA, quirks included (released code; 100 epochs of ViT-B/16).
 
-    AdaptFormer beside every MLP: own LayerNorm of the residual stream, GELU, scale 0.1, dropout
-    0.1; one draw for each batch; every expert stepped at every step; AdamW with eps 1e-6 outside
-    the bias correction and decay 0.01 after the step, gains of the adapter's norms decayed too;
-    learning rate set once per epoch, so that epoch 0, at 0, trains nothing.
+    AdaptFormer parallel to every MLP: own LayerNorm of the residual stream, GELU, scale 0.1,
+    dropout 0.1; one draw for each batch; every expert stepped at every step; AdamW with eps 1e-6
+    outside the bias correction and decay 0.01 after the step, gains of the adapter's norms decayed
+    too; learning rate set once per epoch, so that epoch 0, at 0, trains nothing.
 
-    bottleneck: 64, or 16 for VTAB-1k; experts, split: see `Mosa`; lr, epochs, warmup_epochs,
-    batch_size: of the training; deep: the deep alignment term. `PUBLISHED` has the settings
-    of each set. To run it:
+    `PUBLISHED` has the settings of each set. To run it:
       model = intarsia.apply(model, official)
       intarsia.fit(model, train, **official.fit_options)
     Not as a default: it reproduces, `Mosa` improves.
@@ -205,14 +222,19 @@ class Official(PublishedRecipe):
     dropout: ClassVar[float] = 0.1  # of the backbone's embedding and MLPs, too
     needs_head: ClassVar[bool] = True
 
-    bottleneck: int = 64
-    experts: int = 4
-    split: str = "up"
-    lr: float = 1e-3
-    deep: bool = False
-    epochs: int = 100
-    warmup_epochs: int = 10
-    batch_size: int = 128
+    bottleneck: int = setting(
+        64, "The width inside the adapter: 64, or 16 for VTAB-1k.", least=1, fix="Try 16."
+    )
+    experts: int = setting(4, "The number of disjoint parts, as in `Mosa`.", least=1, fix="Try 4.")
+    split: str = setting("up", "The projections that are dealt out, as in `Mosa`.", choices=SPLITS)
+    lr: float = setting(1e-3, "The largest learning rate.", above=0, fix="Try 1e-3.")
+    deep: bool = setting(False, "Whether the loss has the deep alignment term.")
+    epochs: int = setting(100, "The passes over the training images.", least=1)
+    warmup_epochs: int = setting(10, "The epochs in which the learning rate rises.", least=0)
+    batch_size: int = setting(128, "The images of a step.", least=1)
+
+    def __post_init__(self) -> None:
+        check(self)
 
     @classmethod
     def for_training(cls, training: Training) -> Official:

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 
 import torch
 
 from ..adapters import Bottleneck
 from ..core import Card, Method, Paper, Site
-from ..core.checks import at_least
 from ..core.errors import ConfigError
+from ..core.schema import check, setting
 from ..mixtures.noisy import ScaledOutput
 from ..mixtures.over import OverMethod
 from ..train.objectives import Objective, pace
@@ -22,16 +22,8 @@ class Pace(OverMethod):
     """Any adapter with its output times (1 + sigma e) in training, e ~ N(0, 1), and `pace`.
 
     e is drawn for each sample and output, the same at all tokens; evaluation is the adapter.
-    The loss is CE(z1) + weight * mean |z1 - z2|^2 of two draws. The command line takes it by
-    itself; in Python: intarsia.fit(model, train, objective=method.trained_by)
-
-    over: the adapter.
-    sigma: of the noise, the same in all blocks; in the released code it falls linearly with depth
-      and the first block has none: here any block may be the first that is adapted.
-    weight: of the distance of the draws; 0 is the noise alone. None = 1, or 0.03 in one pass, where
-      1 holds the logits where they were an epoch ago; the release, too, asks for less.
-    every: N, only each N-th step has the second pass (PACE_lazy).
-    one_pass: the second draw is the sample's own of the epoch before, see `OnePass` (PACE_fast).
+    The loss is CE(z1) + weight * mean |z1 - z2|^2 of two draws. The command line chooses it; in
+    Python: intarsia.fit(model, train, objective=method.trained_by)
 
     Raises: ConfigError on a setting below its least, an `over` that is no adapter, or one pass with
     a second one every few steps.
@@ -39,22 +31,40 @@ class Pace(OverMethod):
     Not for tight time but with one_pass: a step with two draws costs twice one of the adapter.
     """
 
-    over: Method = field(default_factory=lambda: Bottleneck(activation="gelu"))
-    sigma: float = 1.0
-    weight: float | None = None
-    every: int = 1
-    one_pass: bool = False
+    over: Method = setting(
+        help="The adapter with the noisy output.", factory=lambda: Bottleneck(activation="gelu")
+    )
+    sigma: float = setting(
+        1.0,
+        "The standard deviation of the noise, the same in all blocks; in the released code it "
+        "falls linearly with depth and the first block has none: here any block may be the "
+        "first that is adapted.",
+        least=0,
+        fix="Try 1.",
+    )
+    weight: float | None = setting(
+        None,
+        "The weight of the distance of the two draws; 0 is the noise alone. None = 1, or 0.03 "
+        "in one pass, where 1 holds the logits where they were an epoch ago; the release, too, "
+        "asks for less.",
+        least=0,
+        fix="Try 1.",
+    )
+    every: int = setting(
+        1, "The period N: only each N-th step has the second pass (PACE_lazy).", least=1
+    )
+    one_pass: bool = setting(
+        False,
+        "Take the sample's own draw of the epoch before as the second, see `OnePass` (PACE_fast).",
+    )
 
     def __post_init__(self) -> None:
         """Check the settings: one pass and a second pass every few steps exclude each other.
 
         Raises: ConfigError.
         """
+        check(self)
         self.refuse_shared()
-        at_least("sigma", self.sigma, 0, "Try 1.")
-        if self.weight is not None:
-            at_least("weight", self.weight, 0, "Try 1.")
-        at_least("every", self.every, 1)
         if self.one_pass and self.every > 1:
             got, want = f"every={self.every} with one_pass", "one of them"
             raise ConfigError("every", got=got, want=want, fix="Leave every at 1.")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, ClassVar
 
@@ -12,6 +12,7 @@ from torch import nn
 from ..core import Card, Paper
 from ..core.change import Change, Plan
 from ..core.errors import UnknownName
+from ..core.schema import check, setting
 from ..hosts.attach.through_peft import plain_settings, through_peft
 
 
@@ -19,17 +20,19 @@ from ..hosts.attach.through_peft import plain_settings, through_peft
 class PeftMethod(Change):
     """A method of PEFT, by the name of its card without "peft-".
 
-    method: such as "lora".  roles: which of the host's layers, see `Method`.  last_blocks: how many
-    blocks, counted from the last, 0 = all.  settings: of PEFT's config; numbers, words and
-    switches.
-
     Raises: UnknownName for a method or a setting that PEFT has not.
     """
 
-    method: str = "lora"
-    roles: tuple[str, ...] = ("qkv",)
-    last_blocks: int = 0
-    settings: Mapping[str, Any] = field(default_factory=lambda: dict[str, Any](), hash=False)
+    method: str = setting("lora", 'The name of PEFT\'s method, such as "lora".')
+    roles: tuple[str, ...] = setting(("qkv",), "The host's layers that are changed, see `Method`.")
+    last_blocks: int = setting(
+        0, "The number of blocks that are changed, counted from the last; 0 = all.", least=0
+    )
+    settings: Mapping[str, Any] = setting(
+        help="The settings of PEFT's own config: numbers, words and switches.",
+        factory=lambda: dict[str, Any](),
+        hash=False,
+    )
 
     stores: ClassVar[str] = "nothing"  # PEFT's own files have it
 
@@ -38,6 +41,7 @@ class PeftMethod(Change):
 
         Raises: UnknownName.
         """
+        check(self)
         if self.method not in _METHODS:
             raise UnknownName("method of PEFT", self.method, _METHODS)
         object.__setattr__(self, "roles", tuple(self.roles))

@@ -11,6 +11,7 @@ import torch
 from ..adapters import Lora
 from ..core import Card, Method, Paper, Site
 from ..core.errors import TargetError
+from ..core.schema import check, setting
 from ..mixtures.skills import SkillsCell
 from ..routers import TaskRouter
 from ..routers.task import TaskRouting
@@ -26,39 +27,49 @@ class Poly(Method):
     times the routing logits. How w comes about: see TaskRouter. `intarsia.methods.mhr` has what
     follows the training: a LoRA of one task, MHR-mu, MHR-z, new tasks, two learning rates.
 
-    tasks: how many there are; more than one needs `with intarsia.gating.task_ids(model, ids):`
-      around the model's call, or "task_ids" in the dataset of `fit`.
-    skills: S; 1 is LoRA.  heads: Q.  rank: r of each skill, and of what a task gets.
-    alpha: None = r, a scale of 1; PEFT's Poly has 1.
-    noise: w is drawn anew for each sample in training, as in Poly's paper and PEFT; by default it
-      is not, as in MHR's released code.
-    unknown: without task ids in evaluation, "error", or "mean", the mean of w over the tasks.
-    roles: which of the host's layers, as in Lora, but a fused qkv layer only whole.
-
     Raises: ConfigError on a setting that cannot be; TargetError for a layer whose widths the heads
     do not divide, or that is smaller than the rank; FoldError from merging more than one task.
     Not for tasks that agree, or where nobody can say which task a sample is of.
     """
 
-    tasks: int = 1
-    skills: int = 4
-    heads: int = 1
-    rank: int = 8
-    alpha: float | None = None
-    noise: bool = False
-    unknown: str = "error"
-    roles: tuple[str, ...] = ("qkv",)
+    tasks: int = setting(
+        1,
+        "The number of tasks; more than one needs `with intarsia.gating.task_ids(model, ids):` "
+        'around the model\'s call, or "task_ids" in the dataset of `fit`.',
+        least=1,
+    )
+    skills: int = setting(4, "The number S of skills; 1 is LoRA.", least=1)
+    heads: int = setting(
+        1, "The number Q of parts of x and y, each with a mean of its own.", least=1
+    )
+    rank: int = setting(
+        8, "The rank r of each skill, and of a task's LoRA.", least=1, fix="Try 8 or 16."
+    )
+    alpha: float | None = setting(
+        None, "The numerator of the scale alpha / r; None = r, a scale of 1; PEFT's Poly has 1."
+    )
+    noise: bool = setting(
+        False,
+        "Draw w again for each sample in training, as in Poly's paper and PEFT; without, as in "
+        "MHR's released code, it is not drawn.",
+    )
+    unknown: str = setting(
+        "error",
+        'The weights without task ids in evaluation: "error", a refusal, or "mean", the mean of '
+        "w over the tasks.",
+        choices=("error", "mean"),
+    )
+    roles: tuple[str, ...] = setting(
+        ("qkv",),
+        "The host's layers that are changed, as in `Lora`, but a fused qkv layer only whole.",
+    )
 
     position = "parallel"
 
     def __post_init__(self) -> None:
-        """Check the settings by building the LoRA's and the router's with them.
-
-        Raises: ConfigError.
-        """
+        """Check the settings; turn lists, as JSON has them, into tuples.  Raises: ConfigError."""
+        check(self)
         object.__setattr__(self, "roles", tuple(self.roles))
-        self.lora()
-        self.router(torch.Generator())
 
     def lora(self) -> Lora:
         """Return the settings of the LoRA that one task gets."""

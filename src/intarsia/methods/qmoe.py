@@ -15,9 +15,9 @@ from torch import Tensor, nn
 
 from ..core import Card, Paper
 from ..core.change import Change, Plan, set_steps, steps_of
-from ..core.checks import above, one_of
 from ..core.errors import CheckpointError, TargetError
 from ..core.registry import settings_to_dict
+from ..core.schema import check, setting
 from ..formats import Ternary
 from ..formats.ternary import entropy, levels_of, nearest
 from ..hosts.anatomy.blocks import base_of
@@ -45,12 +45,8 @@ class Qmoe(Change):
 
     Columns are rounded one after the other, all experts of a layer at once, and later ones make up
     for the error on the rows that are routed to the expert (GPTQ, section 3.2); an expert that no
-    row reaches, or whose moments are singular, is rounded by itself. What is stored, see
+    row reaches, or whose moments are singular, is rounded on its own. What is stored, see
     `formats.Ternary`: at 88.5 % zeros 0.76 bits a weight with all that belongs to it.
-    layers: globs of paths of stacks, as "*.experts.up*", none = all: those of `intarsia.upcycle`
-    and fused ones of transformers. Routers, attention and embeddings stay as they are.
-    start: "gptq", or "rtn", each weight by itself.  damp: of the moments, a share of their mean
-    diagonal.  zeros: for whose share the dictionary is made.
 
     Loaded with `intarsia.load`, experts stay mapped from the file: an expert's pages are read when
     it is first used.
@@ -61,10 +57,25 @@ class Qmoe(Change):
     thousands of experts: a few small ones lose much.
     """
 
-    layers: Sequence[str] = ()
-    start: str = "gptq"
-    damp: float = 0.1
-    zeros: float = 0.885
+    layers: Sequence[str] = setting(
+        (),
+        'The stacks of experts, as globs of paths such as "*.experts.up*"; none = all, from '
+        "`intarsia.upcycle` or fused ones of transformers. Routers, attention and embeddings "
+        "stay as they are.",
+    )
+    start: str = setting(
+        "gptq", 'The rounding: "gptq", or "rtn", each weight on its own.', choices=STARTS
+    )
+    damp: float = setting(
+        0.1, "The damping of the moments, a share of their mean diagonal.", above=0, fix="Try 0.1."
+    )
+    zeros: float = setting(
+        0.885,
+        "The share of zeros for which the dictionary is made.",
+        least=0.4,
+        most=0.995,
+        fix="Try 0.885.",
+    )
 
     stores: ClassVar[str] = "all"
     rewires: ClassVar[bool] = True
@@ -72,11 +83,8 @@ class Qmoe(Change):
     walks: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        """Raise ConfigError for a setting that cannot be."""
+        check(self)
         object.__setattr__(self, "layers", tuple(self.layers))
-        one_of("start", self.start, STARTS)
-        above("damp", self.damp, 0, "Try 0.1.")
-        _ = self.form  # it checks the rest
 
     @property
     def form(self) -> Ternary:

@@ -16,10 +16,11 @@ from torch import Tensor, nn
 
 from ..core import Card, Paper
 from ..core.change import Change, Plan
-from ..core.checks import above, at_least, between, one_of
+from ..core.checks import between
 from ..core.errors import ConfigError, DataError, TargetError
 from ..core.foreign import config_of
 from ..core.modes import evaluating
+from ..core.schema import check, setting
 from ..core.seeds import mix
 from ..hosts.swap.iso_flop import linear_mlps, of_tokens
 from ..hosts.swap.upcycle import check_unadapted
@@ -51,12 +52,8 @@ class RandomSearch(Change):
 
     Of each hidden layer round(density n) units stay, in an MLP of linear maps or in the MLPs of a
     transformer. Weights between two hidden layers fall to about density^2. Units are taken out of
-    the model, whose weights are otherwise as they were: train it then.
-    score, of the untrained smaller model on labelled batches, less is better:
-      "loss", the mean cross-entropy (the paper);
-      "snip", -sum |w dL/dw|, the sensitivity of the loss to its weights (arXiv:1810.02340);
-      "epoch", the loss after one pass of Adam (1e-3) over the batches: a control that has learned.
-    rank: 0 = the best, 1 = the next, ...   With draws=1 it is a random choice, and needs no batch.
+    the model, whose weights are otherwise as they were: train it then. With draws=1 it is a random
+    choice, and needs no batch.
 
     model = apply(net, RandomSearch(density=0.1, draws=100), [(images, labels)]); fit(model, train)
     Raises: ConfigError for settings that cannot be, a layer without a unit left, or a score by
@@ -66,22 +63,30 @@ class RandomSearch(Change):
     as a baseline of other searches.
     """
 
-    density: float = 0.5
-    draws: int = 100
-    score: str = "loss"
-    rank: int = 0
+    density: float = setting(
+        0.5, "The share of each hidden layer's units that stays.", above=0, most=1, fix="Try 0.5."
+    )
+    draws: int = setting(100, "The number of random choices that are compared.", least=1)
+    score: str = setting(
+        "loss",
+        'The score of the untrained smaller model on labelled batches, less is better: "loss", '
+        'the mean cross-entropy (the paper); "snip", -sum |w dL/dw|, the sensitivity of the '
+        'loss to its weights (arXiv:1810.02340); "epoch", the loss after one pass of Adam '
+        "(1e-3) over the batches, a control that has learned.",
+        choices=lambda: tuple(SCORES),
+    )
+    rank: int = setting(
+        0,
+        "The place of the choice that stays: 0 = the best, 1 = the next.",
+        least=0,
+        fix="0 is the best of the draws.",
+    )
 
     stores: ClassVar[str] = "all"
 
     def __post_init__(self) -> None:
-        """Check the settings: a density in (0, 1], a known score, a rank among the draws.
-
-        Raises: ConfigError.
-        """
-        above("density", self.density, 0, "Try 0.5.")
-        between("density", self.density, 0, 1, "Try 0.5.")
-        at_least("draws", self.draws, 1)
-        one_of("score", self.score, SCORES)
+        """Check the settings, among them a rank among the draws.  Raises: ConfigError."""
+        check(self)
         between("rank", self.rank, 0, self.draws - 1, "0 is the best of the draws.")
 
     @property

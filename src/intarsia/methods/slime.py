@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Generator, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from ..adapters import Lora
 from ..core import Card, Cell, Paper
 from ..core.change import Plan
-from ..core.checks import above, at_least, between
 from ..core.errors import ConfigError
+from ..core.schema import check, setting
 from ..data.senses.encoders import MODALITIES, encoder
 from ..gating.random_source import RandomSource, seeded_by
 from ..hosts.senses.connectors import (
@@ -47,16 +47,6 @@ class Slime(Senses):
     in the picture; while training, noise of .1 / T is added to the mean.
     [global | separator | kept] goes into the text.
 
-    image: the encoder; tiles: how many of a picture, at most; whole: vectors of the global view;
-    queries: vectors of a tile.
-    budget: vectors of a picture, all parts and the separator counted; a small picture without tiles
-      has `whole`.  None = by top_p: the largest s until their sum is above it. In training the
-      others are masked, and in answers they are left out.
-    tau: the one in s; None = 1 / T, the released softmax of the sum over tokens, which is sharper
-      the longer a question is; a number makes `top_p` mean the same for every question.
-    over: LoRA of the decoder in the last stage, None = the decoder stays frozen. It is put in by
-      intarsia.adapt(model, method.over, head=None), which `intarsia fit` does by itself.
-
     Trained in four stages, see `phases`. Answers' tokens are never looked at: the released selector
     reads them in training, and chooses otherwise afterwards. The choice itself has no gradient.
 
@@ -65,15 +55,33 @@ class Slime(Senses):
     Source: paper, section 3, and released code. Not for small pictures: use `Modalities`.
     """
 
-    image: str = "pixels"
-    tiles: int = 6
-    whole: int = 16
-    queries: int = 16
-    budget: int | None = 64
-    top_p: float = 0.95
-    tau: float | None = None
-    over: Lora | None = field(
-        default_factory=lambda: Lora(8, 16.0, roles=("qkv", "projection", "mlp_linear"))
+    image: str = setting("pixels", "The name of the pictures' encoder, see `intarsia.data.senses`.")
+    tiles: int = setting(6, "The tiles of a picture at most.", least=1)
+    whole: int = setting(16, "The vectors of the global view.", least=1)
+    queries: int = setting(16, "The vectors of a tile.", least=1)
+    budget: int | None = setting(
+        64,
+        "The vectors of a picture, all parts and the separator counted; a small picture without "
+        "tiles has `whole`. None = by top_p: the largest s until their sum is above it; in "
+        "training the others are masked, and in answers they are left out.",
+    )
+    top_p: float = setting(
+        0.95, "The sum of s that is kept where there is no budget.", least=0, most=1
+    )
+    tau: float | None = setting(
+        None,
+        "The temperature in s; None = 1 / T, the released softmax of the sum over tokens, which "
+        "is sharper the longer a question is; a number makes `top_p` mean the same for every "
+        "question.",
+        above=0,
+        fix="Try 0.07, or None.",
+    )
+    over: Lora | None = setting(
+        help=(
+            "The LoRA of the decoder in the last stage; None = the decoder stays frozen. It is put "
+            "in by intarsia.adapt(model, method.over, head=None), which `intarsia fit` calls."
+        ),
+        factory=lambda: Lora(8, 16.0, roles=("qkv", "projection", "mlp_linear")),
     )
 
     stores: ClassVar[str] = "added"
@@ -86,11 +94,7 @@ class Slime(Senses):
 
         Raises: ConfigError, UnknownName.
         """
-        for setting in ("tiles", "whole", "queries"):
-            at_least(setting, getattr(self, setting), 1)
-        between("top_p", self.top_p, 0, 1)
-        if self.tau is not None:
-            above("tau", self.tau, 0, "Try 0.07, or None.")
+        check(self)
         check_budget(self.budget, self.whole)
         check_pooled(encoder(self.image, "image").vectors, self.whole, grid=True)
 

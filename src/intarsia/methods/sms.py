@@ -11,8 +11,9 @@ from typing import Any
 from torch import Tensor, nn
 
 from ..core import Card, Paper, Partition
-from ..core.checks import above, at_least, between, one_of
+from ..core.checks import above, at_least, one_of
 from ..core.errors import ConfigError
+from ..core.schema import check, setting
 from ..mixtures.sparse_soup import distance, greedy, mixed
 from ..schedules import FixedMask, masked_weights, prune
 from ..schedules.phases import EndedTraining, Phase, Settle
@@ -40,15 +41,12 @@ class Soup:
 
 @dataclass(frozen=True)
 class SparseModelSoup:
-    """`rounds` times: prune, train `candidates` from the one pruned model, go on with their mean.
+    """`rounds` times: prune, train `candidates` from the pruned model, continue with their mean.
 
     theta = 1/m sum_i theta_i over candidates with one mask; the smallest of all weights left are
-    pruned, so that each round keeps density^(1/rounds) of them. Candidates differ in what `vary`
-    says: "seed" (order and draws), "weight_decay", "length" (a multiple of the epochs) or
-    "retrain" (the rate, a word of `Retrain`); values: one for each candidate, needed but for seeds.
-    pick: "uniform", or "greedy": the best on val, and each further one that does not lower that.
-    layers: see `MaskSettings`.  Statistics of batch norms are counted anew on a fifth of the data.
-    With candidates=1 it is `Imp`. Candidates of a round are trained one after the other.
+    pruned, so that each round keeps density^(1/rounds) of them. Statistics of batch norms are
+    counted again on a fifth of the data. With candidates=1 it is `Imp`. Candidates of a round are
+    trained one after the other.
 
     fit_in_phases(model, SparseModelSoup(density=0.1), train, val, epochs=10)
     The published recipe has SGD with momentum .9, and Nesterov's exactly with weight decay.
@@ -56,28 +54,39 @@ class SparseModelSoup:
     Source: arXiv:2306.16788, section 3 and algorithm 1.
     """
 
-    density: float = 0.1
-    rounds: int = 3
-    candidates: int = 3
-    vary: str = "seed"
-    values: tuple[Any, ...] = ()
-    pick: str = "uniform"
-    retrain: Retrain = Retrain()
-    layers: tuple[str, ...] | None = None
+    density: float = setting(
+        0.1, "The share of the weights that is kept at the end.", above=0, most=1, fix="Try 0.1."
+    )
+    rounds: int = setting(3, "The number of rounds of pruning and training.", least=1)
+    candidates: int = setting(3, "The number m of models that a round trains.", least=1)
+    vary: str = setting(
+        "seed",
+        'The difference of the candidates: "seed" (order and draws), "weight_decay", "length" '
+        '(a multiple of the epochs) or "retrain" (the rate, a word of `Retrain`).',
+        choices=VARIED,
+    )
+    values: tuple[Any, ...] = setting((), "The value of each candidate, needed but for seeds.")
+    pick: str = setting(
+        "uniform",
+        'The candidates in the mean: "uniform", all; or "greedy", the best on val, and each '
+        "further one that does not lower its score.",
+        choices=PICKS,
+    )
+    retrain: Retrain = setting(Retrain(), "The learning rate after pruning, a `Retrain`.")
+    layers: tuple[str, ...] | None = setting(
+        None,
+        "The layers that are pruned, as globs of paths, see `MaskSettings`; None = all linear "
+        "maps and convolutions that are not grouped.",
+    )
 
     def __post_init__(self) -> None:
         """Check the settings; turn a mapping for `retrain`, as files have it, into a `Retrain`.
 
         Raises: ConfigError.
         """
+        check(self)
         if isinstance(self.retrain, Mapping):  # out of a file
             object.__setattr__(self, "retrain", Retrain(**self.retrain))
-        above("density", self.density, 0, "Try 0.1.")
-        between("density", self.density, 0, 1, "Try 0.1.")
-        at_least("rounds", self.rounds, 1)
-        at_least("candidates", self.candidates, 1)
-        one_of("vary", self.vary, VARIED)
-        one_of("pick", self.pick, PICKS)
         if not isinstance(self.retrain, Retrain):
             fix = "Use Retrain('clr'), or {'kind': 'clr'} in a file."
             raise ConfigError("retrain", got=repr(self.retrain), want="a Retrain", fix=fix)

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from ..core import Card, Paper
 from ..core.change import Change, Plan
-from ..core.checks import above, at_least, between
 from ..core.errors import TargetError
+from ..core.schema import check, setting
 from ..hosts.anatomy.channel_groups import Channels, channels_of, orders_to_json, reorder_channels
 from ..hosts.swap.upcycle import check_unadapted
 from ..partitions.row_blocks import row_order
@@ -28,9 +28,6 @@ class SparseByteNn(Change):
     goes to rows, bias, batch norm and depthwise convolutions behind, and to the columns of all that
     read them; layers that a residual addition joins have one pi, their norms side by side. The
     outputs stay the same, to rounding.
-    density: of blocks that are kept, for which the order is chosen, in 1x1 and k x k layers; stem,
-    depthwise, squeeze and excitation and classifier stay dense.  rows: of a block.  rounds: of
-    the assignment of rows to blocks behind the greedy start, 0 = the start alone.
 
     net = intarsia.apply(net, SparseByteNn(density=0.7)); fit(net, train), which prunes by blocks
     along `Gradual` over 60 % of the steps; intarsia.compress(net, Chw(), example).
@@ -41,21 +38,26 @@ class SparseByteNn(Change):
     scheme is 1xN pruning, arXiv:2105.14713).
     """
 
-    density: float = 0.7
-    rows: int = 4
-    rounds: int = 3
+    density: float = setting(
+        0.7,
+        "The share of blocks that is kept, for which the order is chosen, in 1x1 and k x k "
+        "layers; stem, depthwise, squeeze and excitation and classifier stay dense.",
+        above=0,
+        most=1,
+        fix="Try 0.7.",
+    )
+    rows: int = setting(4, "The consecutive outputs of a block.", least=1)
+    rounds: int = setting(
+        3,
+        "The rounds of the assignment of rows to blocks behind the greedy start; 0 = the start "
+        "alone.",
+        least=0,
+    )
 
     stores = "all"
 
     def __post_init__(self) -> None:
-        """Check the settings: a density in (0, 1], rows from 1 and rounds from 0 on.
-
-        Raises: ConfigError.
-        """
-        above("density", self.density, 0, "Try 0.7.")
-        between("density", self.density, 0, 1, "Try 0.7.")
-        at_least("rows", self.rows, 1)
-        at_least("rounds", self.rounds, 0)
+        check(self)
 
     def plan(self, host: nn.Module, batches: Iterable[Any] = (), *, seed: int = 0) -> Plan:
         """Choose the order of each group of channels, and the layers to prune.

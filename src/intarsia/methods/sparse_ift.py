@@ -12,10 +12,10 @@ from torch import nn
 
 from ..core import Card, Paper
 from ..core.change import Change, Plan, set_steps, steps_of
-from ..core.checks import above, between, one_of
 from ..core.errors import ConfigError, TargetError
 from ..core.foreign import activation_of
 from ..core.registry import settings_to_dict
+from ..core.schema import check, setting
 from ..core.seeds import mix
 from ..hosts.swap.iso_flop import REPLACERS, layers_to_change, norm_place, sparsify_layer, widen
 from ..hosts.swap.upcycle import check_unadapted
@@ -42,50 +42,59 @@ class LayerFlops(NamedTuple):
 
 @dataclass(frozen=True)
 class SparseIft(Change):
-    """Larger layers with random zeros in place of dense ones, each with as many multiplications.
+    """Larger layers with random zeros instead of dense ones, each with as many multiplications.
 
-    kind, with d = density = 1 - s, and n weights of a layer before:
-      "wide", widths times d^-1/2: all of a convolutional or plain net but its inputs and classes;
-      in a transformer, whose residual stream keeps its width, hidden units of MLPs times 1/d.
-      "parallel", sum_i norm_i(W_i x) of 1/d branches, in place of a convolution and its batch
-      norm, or of a linear map, whose branches have layer norms.
-      "factorised", V relu(norm(U x)) of rank ceil(n / (d (k^2 in + out))), both sparse.
-      "doped", W_s x + V U x of rank floor((1 - d) n / (k^2 in + out)), W_s sparse.
     As many weights are kept as the layer had, to one: also where a widened layer had only one of
     its widths grow (stem, classifier, depthwise, hidden units), which is then less sparse.
-    layers: globs of the layers to change, None = all linear maps and ungrouped convolutions inside
-    the blocks; not for "wide".
 
     model = apply(net, SparseIft("wide", density=0.25)); fit(model, train), which trains with RigL;
     or fit(model, train, schedule=Set(density=None)), or FixedMask(). `flop_audit(model)` counts.
-    Weights are drawn anew: for a training from scratch, not for fine-tuning a pretrained model.
+    Weights are drawn again: for a training from scratch, not for fine-tuning a pretrained model.
     Raises: ConfigError for settings that cannot be; TargetError in `plan` for a model with adapters
     or with layers whose width cannot be changed.
     Source: paper, section 2; norms of linear branches, the rule for MLPs and that stem and
     classifier pay for their width are ours.
     """
 
-    kind: str = "wide"
-    density: float = 0.25
-    layers: tuple[str, ...] | None = None
+    kind: str = setting(
+        "wide",
+        'The larger layer, with d the density and n the weights of the layer before: "wide", '
+        "widths times d^-1/2, all of a convolutional or plain net but its inputs and classes; "
+        "in a transformer the residual stream keeps its width, and hidden units of MLPs grow by "
+        '1/d; "parallel", sum_i norm_i(W_i x) of 1/d branches, instead of a convolution and its '
+        'batch norm, or of a linear map, with layer norms in the branches; "factorised", V '
+        'relu(norm(U x)) of rank ceil(n / (d (k^2 in + out))), both sparse; "doped", W_s x + V '
+        "U x of rank floor((1 - d) n / (k^2 in + out)), W_s sparse.",
+        choices=KINDS,
+    )
+    density: float = setting(
+        0.25,
+        "The share d = 1 - s of the larger layer's weights that is kept.",
+        above=0,
+        most=1,
+        fix="Try 0.25.",
+    )
+    layers: tuple[str, ...] | None = setting(
+        None,
+        "The layers to change, as globs of paths; None = all linear maps and ungrouped "
+        'convolutions inside the blocks. Not for "wide".',
+    )
 
     stores: ClassVar[str] = "all"
 
     def __post_init__(self) -> None:
-        """Check the settings: a known kind, a density that suits it, no layers for "wide".
+        """Check the settings: a density that suits the kind, no layers for "wide".
 
         Raises: ConfigError.
         """
-        one_of("kind", self.kind, KINDS)
-        above("density", self.density, 0, "Try 0.25.")
-        between("density", self.density, 0, 1, "Try 0.25.")
+        check(self)
         if self.kind == "parallel" and abs(1 / self.density - self.branches) > 1e-6:
             nearest = 1 / max(1, self.branches)
             want, fix = "1/2, 1/3, 1/4, ...: so many branches", f"Set density={nearest:.6g}."
             raise ConfigError("density of parallel branches", got=self.density, want=want, fix=fix)
         if self.kind == "wide" and self.layers is not None:
             fix = "Leave layers out, or use another kind."
-            want = "None: the layers beside it would not fit"
+            want = "None: the layers next to it would not fit"
             raise ConfigError("layers of 'wide'", got=self.layers, want=want, fix=fix)
         if self.layers is not None:
             object.__setattr__(self, "layers", tuple(self.layers))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from ..adapters import Lora
 from ..core import Card, Cell, Method, Paper, Routing, Site
 from ..core.errors import ConfigError
+from ..core.schema import check, setting
 from ..data.senses.encoders import MODALITIES
 from ..gating.gate import of_real
 from ..hosts.senses.modalities import connectors_of
@@ -28,19 +29,11 @@ class UniMoe(BesideAttention):
 
     Stage 1, alignment: the connectors alone. Stage 2, experts: MLP_e, the frozen MLP with the
     changes of expert e, sees the samples of its modality alone, whole samples, as copies trained
-    apart would. Stage 3, joint: the gate, drawn anew, the experts and LoRA in the attention, on all
-    data; G is the softmax over the `active` largest of the logits x W^T.
+    apart would. Stage 3, joint: the gate, drawn again, the experts and LoRA in the attention, on
+    all data; G is the softmax over the `active` largest of the logits x W^T.
 
-    modalities: of which there is an expert each, "text", "image" and "audio"; active: k;
-    balance: coefficient of the balance loss over all k experts of a token, k at uniform routing;
-      the release of 4 experts has none, that of 8 counts a token's first expert alone;
-    over: the change that an expert is of each linear map of the MLP: a LoRA as in the released
-      third stage, or `Sparse(1.0)`, every weight, with which experts are whole MLPs as in the paper
-      (biases stay the MLP's), at E times its memory;
-    attention: the LoRA of the attention's linear layers, in the third stage;
-    shares: of the epochs asked for, of each stage; each has at least one, or with 0 is left out.
     Connectors are trained in all stages (the paper's are, in the first two). In the second, experts
-    are in one model, in place of copies that are merged: the same but for Adam's moments, which run
+    are in one model, instead of copies that are merged: the same but for Adam's moments, which run
     on for experts that a batch does not use.
 
     Raises: ConfigError for settings that cannot be; TargetError for an MLP of an unknown kind.
@@ -48,12 +41,36 @@ class UniMoe(BesideAttention):
     `Modalities`. Not for data of one modality: one LoRA does as well.
     """
 
-    modalities: tuple[str, ...] = MODALITIES
-    active: int = 2
-    balance: float = 0.0
-    over: Method = field(default_factory=lambda: Lora(8, 16.0))
-    attention: Lora | None = field(default_factory=lambda: Lora(8, 16.0, roles=ATTENTION))
-    shares: tuple[float, float, float] = (0.25, 0.25, 0.5)
+    modalities: tuple[str, ...] = setting(
+        MODALITIES, "The modalities with an expert each, every one once.", choices=MODALITIES
+    )
+    active: int = setting(2, "The number k of a token's experts.", least=1, fix="Try 2.")
+    balance: float = setting(
+        0.0,
+        "The coefficient of the balance loss over all k experts of a token, k at uniform "
+        "routing; the release of 4 experts has none, the one of 8 counts a token's first expert "
+        "alone.",
+        least=0,
+        fix="Try 0.01.",
+    )
+    over: Method = setting(
+        help=(
+            "The change that an expert makes to each linear map of the MLP: a LoRA as in the "
+            "released third stage, or `Sparse(1.0)`, every weight, with which experts are whole "
+            "MLPs as in the paper (biases stay the MLP's), at E times its memory."
+        ),
+        factory=lambda: Lora(8, 16.0),
+    )
+    attention: Lora | None = setting(
+        help="The LoRA of the attention's linear layers, in the third stage; None = none there.",
+        factory=lambda: Lora(8, 16.0, roles=ATTENTION),
+    )
+    shares: tuple[float, float, float] = setting(
+        (0.25, 0.25, 0.5),
+        "The share of the epochs for each stage; each has at least one, or with 0 is left out.",
+        least=0,
+        fix="For example shares=(0.25, 0.25, 0.5); the last is above 0.",
+    )
 
     position = "parallel"
 
@@ -62,11 +79,12 @@ class UniMoe(BesideAttention):
 
         Raises: ConfigError.
         """
+        check(self)
         names = tuple(self.modalities)
-        if not names or len(set(names)) < len(names) or not set(names) <= set(MODALITIES):
+        if not names or len(set(names)) < len(names):
             fix = f"Name some of {', '.join(MODALITIES)}, each once."
             raise ConfigError("modalities", got=names, want="known ones", fix=fix)
-        if len(self.shares) != len(STAGES) or min(self.shares) < 0 or not self.shares[-1]:
+        if len(self.shares) != len(STAGES) or not self.shares[-1]:
             fix = "For example shares=(0.25, 0.25, 0.5); the last is above 0."
             raise ConfigError("shares", got=self.shares, want="three from 0 on", fix=fix)
         self.routing()

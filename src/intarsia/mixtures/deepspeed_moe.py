@@ -12,10 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from ..core import Card, Paper
-from ..core.checks import one_of
 from ..core.errors import ConfigError
+from ..core.schema import check, setting
 from ..routers import TopK
-from .capacity import Capacity
+from .capacity import POLICIES, Capacity
 from .experts import StackedExperts
 from .mixture import MIXES, Mixture, ResidualMixture
 
@@ -27,38 +27,54 @@ class DeepSpeedMoE:
     `intarsia.upcycle(model, pr.router, experts=pr.experts, capacity=pr.capacity, residual=pr.mix)`
     puts it into a model.
 
-    experts: of each layer, first to last: a pyramid where later ones have more (section 4.1: 32,
-    and 64 in the last two of twelve);
-    mix: "learned", (c_1, c_2) a softmax for each token (released code), "sum", both 1 (paper);
-    factor, evaluation: an expert takes max(ceil(c T / E), least) of the T tokens, with c while
-    training and in evaluation, None = all; least: see factor; balance: coefficient of the balance
-    loss;
-    policy: which tokens of a full expert stay, as in `Capacity`. "random" is the released default,
-      also in evaluation there; "order", the first ones, is ours, since it is the only one under
-      which no token of a decoder depends on later ones.
-
     Raises: ConfigError on a setting that cannot be.
     Source: arXiv:2201.05596, section 4.1, and released code.
     """
 
-    experts: Sequence[int] = (32,) * 10 + (64,) * 2
-    mix: str = "learned"
-    factor: float = 1.0
-    evaluation: float | None = 1.0
-    least: int = 4
-    balance: float = 0.01
-    policy: str = "order"
+    experts: Sequence[int] = setting(
+        (32,) * 10 + (64,) * 2,
+        "The number of experts of each layer, first to last: a pyramid where later ones have "
+        "more (section 4.1: 32, and 64 in the last two of twelve).",
+        least=1,
+        fix="Try 4.",
+    )
+    mix: str = setting(
+        "learned",
+        'The shares c of experts and MLP: "learned", a softmax for each token (released code), '
+        'or "sum", both 1 (paper).',
+        choices=MIXES,
+    )
+    factor: float = setting(
+        1.0,
+        "The capacity factor c in training, where an expert takes max(ceil(c T / E), least) of "
+        "the T tokens.",
+        above=0,
+        fix="1 leaves room for uniform routing, E or more drops nothing.",
+    )
+    evaluation: float | None = setting(
+        1.0,
+        "The capacity factor in evaluation; None = an expert takes all.",
+        above=0,
+        fix="1 leaves room for uniform routing, E or more drops nothing.",
+    )
+    least: int = setting(
+        4, "The tokens that an expert has room for at least.", least=1, fix="4 is DeepSpeed's."
+    )
+    balance: float = setting(0.01, "The coefficient of the balance loss.", least=0, fix="Try 0.01.")
+    policy: str = setting(
+        "order",
+        'The tokens of a full expert that stay, as in `Capacity`. "random" is the released '
+        'default, also in evaluation there; "order", the first ones, is ours, since it is the '
+        'only one under which no token of a decoder depends on later ones; "score", the ones '
+        "of largest weight.",
+        choices=POLICIES,
+    )
 
     def __post_init__(self) -> None:
-        """Check the settings, by making the capacity and the router's settings of every layer.
-
-        Raises: ConfigError for a setting that cannot be.
-        """
+        """Check the settings, and that a layer has experts.  Raises: ConfigError."""
+        check(self)
         if not self.experts:
             raise ConfigError("experts", got="none", want="a number for each layer", fix="Try 4.")
-        one_of("mix", self.mix, MIXES)
-        # each checks its settings
-        _ = self.capacity, [self._router(count) for count in self.experts]
 
     @property
     def router(self) -> TopK:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from ..core import Card, Paper
 from ..core.checks import below_one, one_of
 from ..core.errors import ConfigError, TargetError
+from ..core.schema import check, setting
 from ..gating import PassesState, number_layers, watch
 
 F = Callable[[Tensor], Tensor]
@@ -50,17 +51,15 @@ class HeavyBall(Update):
     mu = 0, gamma = 1 is `Plain`. For f(x) = -lambda x it is stable where |mu| < 1 and
     0 < gamma lambda < 2 (1 + mu), `Plain` where 0 < gamma lambda < 2 (section 3).
 
-    mu: the momentum that is kept; gamma: the size of a step.
-
     Raises: ConfigError unless |mu| < 1.
     Source: arXiv:2410.14574, section 3. `AdamOnce` and `Robust` are its other two updates.
     """
 
-    mu: float = 0.7
-    gamma: float = 1.0
+    mu: float = setting(0.7, "The share mu of the momentum that a block keeps.", above=-1, below=1)
+    gamma: float = setting(1.0, "The weight gamma of a block's output, the size of a step.")
 
     def __post_init__(self) -> None:
-        _momentum(self.mu)
+        check(self)
 
     def step(self, f: F, x: Tensor, m: Tensor | None) -> tuple[Tensor, Tensor]:
         """Return (m_l, m_l), the new momentum: it is added to x, and passed to the next block.

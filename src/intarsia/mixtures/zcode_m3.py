@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from ..core import Card, Paper
 from ..core.errors import ConfigError, ShapeError
+from ..core.schema import check, setting
 from ..gating import Router, start, with_experts
 from ..routers import TopK
 from ..routers.hash import mixed
@@ -31,25 +32,45 @@ class ZCodeM3:
 
     `intarsia.upcycle(model, layer.router, capacity=layer.capacity)` puts it into a model.
 
-    experts: E; factor: c while training, an expert takes max(ceil(c T / E), least) of the T tokens,
-    drawn at random among those that choose it; evaluation: c in evaluation, without random drops;
-    least: see factor; jitter: epsilon of the factors U(1 - epsilon, 1 + epsilon) on the gate's
-    input while training; balance: coefficient of E sum_e mean(p_e) mean(chosen_e).
-
     Raises: ConfigError on a setting that cannot be.
     Source: arXiv:2109.10465, and released code, which drops at random in evaluation, too. In a
     decoder a later token may then take an earlier one's place.
     """
 
-    experts: int = 64
-    factor: float = 1.0
-    evaluation: float = 2.0
-    least: int = 4
-    jitter: float = 0.01
-    balance: float = 0.01
+    experts: int = setting(64, "The number E of experts.", least=1, fix="Try 4.")
+    factor: float = setting(
+        1.0,
+        "The capacity factor c in training, where an expert takes max(ceil(c T / E), least) of "
+        "the T tokens, drawn at random among those that choose it.",
+        above=0,
+        fix="1 leaves room for uniform routing, E or more drops nothing.",
+    )
+    evaluation: float = setting(
+        2.0,
+        "The capacity factor in evaluation, without random drops.",
+        above=0,
+        fix="1 leaves room for uniform routing, E or more drops nothing.",
+    )
+    least: int = setting(
+        4, "The tokens that an expert has room for at least.", least=1, fix="4 is DeepSpeed's."
+    )
+    jitter: float = setting(
+        0.01,
+        "The width epsilon of the factors U(1 - epsilon, 1 + epsilon) on the gate's input in "
+        "training.",
+        least=0,
+        below=1,
+        fix="Try 0.01.",
+    )
+    balance: float = setting(
+        0.01,
+        "The coefficient of E sum_e mean(p_e) mean(chosen_e), the balance loss.",
+        least=0,
+        fix="Try 0.01.",
+    )
 
     def __post_init__(self) -> None:
-        _ = self.router, self.capacity  # each checks its settings
+        check(self)
 
     @property
     def router(self) -> TopK:

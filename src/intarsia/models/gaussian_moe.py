@@ -15,8 +15,8 @@ from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from ..core import Card, Paper
-from ..core.checks import above, at_least, one_of
 from ..core.errors import ShapeError
+from ..core.schema import check, setting
 from .gaussian_mixture import (
     GATES,
     Array,
@@ -36,16 +36,12 @@ FLOOR = 1e-6  # least variance, in units of that of y; the density of one sample
 class SoftmaxGaussianMoE(RegressorMixin, BaseEstimator):
     """Model p(y | x) = sum_i softmax_i(phi(beta_1i^T x) / tau + beta_0i) N(y; a_i^T x + b_i, nu_i).
 
-    n_experts: k; gate: phi, "linear" (the dense-to-sparse gate), "sigmoid", "tanh" or "gelu" (the
-    activation gate); temperature: "learn" tau, or keep it "fixed"; tau: the initial or fixed value;
-    n_init: number of random starts, of which the most likely result is kept; max_iter, tol: of
-    L-BFGS, which stops when the gradient of the mean log-likelihood is at most tol, or a step gains
-    less than 1e-6 tol; random_state: seed of the starts.
-    The gate of the last expert is 0, so that a density has one set of parameters.
+    The gate of the last expert is 0, so that a density has one set of parameters. L-BFGS stops when
+    the gradient of the mean log-likelihood is at most tol, or a step gains less than 1e-6 tol.
 
     Fitted: gate_ (k, d), bias_ (k,), tau_, coef_ (k, d), intercept_ (k,), variance_ (k,),
     log_likelihood_ (the mean over samples), n_iter_. In double precision; variances are at least
-    1e-6 of that of y. Estimators with equal settings are equal.
+    1e-6 times the variance of y. Estimators with equal settings are equal.
 
     Raises: ConfigError by `fit` for an impossible setting; ShapeError for a start of another shape.
     Source: arXiv:2401.13875.
@@ -53,14 +49,35 @@ class SoftmaxGaussianMoE(RegressorMixin, BaseEstimator):
     for (c beta_1, c tau) with any c, so data determine only beta_1 / tau.
     """
 
-    n_experts: int = 2
-    gate: str = "sigmoid"
-    temperature: str = "learn"
-    tau: float = 1.0
-    n_init: int = 4
-    max_iter: int = 500
-    tol: float = 1e-6
-    random_state: int | np.random.RandomState | None = None
+    n_experts: int = setting(2, "The number k of experts.", least=1, fix="Try 4.")
+    gate: str = setting(
+        "sigmoid",
+        'The function phi: "linear" (the dense-to-sparse gate), "sigmoid", "tanh" or "gelu" '
+        "(the activation gate).",
+        choices=tuple(GATES),
+    )
+    temperature: str = setting(
+        "learn", 'The temperature tau: "learn" it, or keep it "fixed".', choices=TEMPERATURES
+    )
+    tau: float = setting(
+        1.0, "The first value of the temperature, or its fixed one.", above=0, fix="Try 1."
+    )
+    n_init: int = setting(
+        4,
+        "The number of random starts; the most likely result is kept.",
+        least=1,
+        fix="Try 4.",
+    )
+    max_iter: int = setting(500, "The iterations of L-BFGS at most.", least=1, fix="Try 4.")
+    tol: float = setting(
+        1e-6,
+        "The gradient of the mean log-likelihood at which L-BFGS stops.",
+        above=0,
+        fix="Try 1e-6.",
+    )
+    random_state: int | np.random.RandomState | None = setting(
+        None, "The seed of the starts, or a RandomState; None = other starts each time."
+    )
 
     def fit(self, X: Any, y: Any, *, start: Parameters | None = None) -> SoftmaxGaussianMoE:
         """Fit the mixture by maximum likelihood, from one or several starts.
@@ -134,12 +151,7 @@ class SoftmaxGaussianMoE(RegressorMixin, BaseEstimator):
 
     def _check(self) -> None:
         """Raise ConfigError for an impossible setting."""
-        one_of("gate", self.gate, GATES)
-        one_of("temperature", self.temperature, TEMPERATURES)
-        for name in ("n_experts", "n_init", "max_iter"):
-            at_least(name, getattr(self, name), 1, "Try 4.")
-        above("tau", self.tau, 0, "Try 1.")
-        above("tol", self.tol, 0, "Try 1e-6.")
+        check(self)
 
     def _guess(self, x: Array, y: Array, random: np.random.RandomState) -> Parameters:
         """Draw a start: experts by least squares on slices of x along a random direction.

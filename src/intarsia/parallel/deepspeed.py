@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from ..core import Card, Paper, Routing
-from ..core.checks import at_least, one_of
 from ..core.errors import ConfigError
+from ..core.schema import check, setting
 from ..mixtures.experts import Experts
 from ..placement.engines import ExpertSize
 from ..placement.plan import DevicePlan, PlanStep
@@ -51,12 +51,11 @@ KINDS: Mapping[str, str] = MappingProxyType(
 class DeepSpeed(Strategy):
     """Tables of C places an expert go through the expert group, the devices of equal tensor rank.
 
-    tensor: L; rank l of data group p is device p L + l. exchange: "flat"; "hierarchical", G + D / G
-    messages for D; "coordinated": L times fewer bytes an exchange, and one gather among the L.
-    Ranks of a data group hold copies of its experts, whose gradients are added up where each sees
-    a part of the rows. Slices of an expert (P > E) gather the rows of their group and add their
-    parts. C is the largest load of an expert in any process, rounded up to a multiple of L, so that
-    no pair is dropped; what a `Capacity` drops is dropped before.
+    Rank l of data group p is device p L + l. Ranks of a data group hold copies of its experts,
+    whose gradients are added up where each sees a part of the rows. Slices of an expert (P > E)
+    gather the rows of their group and add their parts. C is the largest load of an expert in any
+    process, rounded up to a multiple of L, so that no pair is dropped; what a `Capacity` drops is
+    dropped before.
 
     Raises: ConfigError for settings that cannot be; in `plan` and `shard` for devices that L does
     not divide, E and P of which neither divides the other, or h that S does not divide.
@@ -65,13 +64,16 @@ class DeepSpeed(Strategy):
     Source: arXiv:2201.05596, sections 5.2 and 5.3.
     """
 
-    tensor: int = 1
-    exchange: str = "flat"
+    tensor: int = setting(1, "The ranks L of a data group, which share its rows.", least=1)
+    exchange: str = setting(
+        "flat",
+        'The way of the tables: "flat"; "hierarchical", G + D / G messages for D; '
+        '"coordinated", L times fewer bytes an exchange, and one gather among the L.',
+        choices=tuple(KINDS),
+    )
 
     def __post_init__(self) -> None:
-        """Raise ConfigError unless `tensor` is 1 or more and the exchange is known."""
-        at_least("tensor", self.tensor, 1)
-        one_of("exchange", self.exchange, KINDS)
+        check(self)
 
     def rows(self, trace: Trace, devices: int) -> Tensor:
         """Return which device has which rows, (D, N) bool; a data group's L ranks have the same.

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from ..core import Card, Paper, Routing
-from ..core.checks import at_least
+from ..core.schema import check, setting
 from ..mixtures.experts import Experts
 from ..placement.engines import (
     INDEX,
@@ -42,39 +42,45 @@ from .strategy import Strategy, check_devices, lined_up
 class Fssdp(Strategy):
     """Copies of the busiest experts for one batch, gathered from their owners and forgotten.
 
-    memory: m, copies that a device has room for in a layer; hottest: t, experts that are copied,
-    chosen by the mean load of the last `window` batches. t <= m: all devices get the t hottest;
-    else D m copies are dealt to them by load. calibrate: when the batch's own loads are known,
-    choose again if what that saves in products is more than what the further copies take to come.
-    rematerialise: forget the copies after the forward, gather them again in the backward.
-    reshard: steps of a training between which owners change: `by_load` deals all layers' experts
-    out anew, by the loads of the newest batches, so that what is not copied is even, and weights go
-    to their new owners with all that the optimiser remembers of them; 0 = owners are in order for
-    ever. A layer alone, outside of `intarsia.fit`, keeps its owners.
     Rows go to the own device's copy, else the node's, else any; to several in turn, by their places
     among the device's rows. A batch without a past has no copies unless calibrated. Every process
     sends its E loads to all, and all decide the same.
 
     Raises: ConfigError for settings that cannot be; in `shard` for experts that are not stacked.
     Not where loads are even: plain `ExpertParallel` then sends less.
-    Source: arXiv:2502.02581, sections 4 and 5. Remainders, and that copies are beside the owner's,
+    Source: arXiv:2502.02581, sections 4 and 5. Remainders, and that copies lie next to the owner's,
     are ours. `calibrate` seldom chooses again: on two nodes of the default links a batch of 1,024
     rows a device would save .3 ms of products for copies that take 2 ms to come.
     """
 
-    memory: int = 2
-    hottest: int = 8
-    window: int = 5
-    calibrate: bool = False
-    rematerialise: bool = False
-    reshard: int = 100
+    memory: int = setting(2, "The copies m that a device has room for in a layer.", least=0)
+    hottest: int = setting(
+        8,
+        "The experts t that are copied, chosen by their mean load; t <= m: all devices get all "
+        "of them, else D m copies are dealt to the devices by load.",
+        least=0,
+    )
+    window: int = setting(5, "The last batches over which the mean load is taken.", least=1)
+    calibrate: bool = setting(
+        False,
+        "When the batch's own loads are known, choose again if that saves more in products than "
+        "the further copies take to come.",
+    )
+    rematerialise: bool = setting(
+        False, "Forget the copies after the forward, and gather them again in the backward."
+    )
+    reshard: int = setting(
+        100,
+        "The steps of a training between which owners change: `by_load` deals all layers' "
+        "experts out again, by the loads of the newest batches, so that the experts that are "
+        "not copied are even, and weights go to their new owners with all that the optimiser "
+        "remembers of them; 0 = owners stay in order. A layer alone, outside of `intarsia.fit`, "
+        "keeps its owners.",
+        least=0,
+    )
 
     def __post_init__(self) -> None:
-        """Raise ConfigError for a setting below its least value."""
-        at_least("memory", self.memory, 0)
-        at_least("reshard", self.reshard, 0)
-        at_least("hottest", self.hottest, 0)
-        at_least("window", self.window, 1)
+        check(self)
 
     def holds(
         self,

@@ -16,8 +16,9 @@ import torch
 from torch import Tensor, nn
 
 from ..core import Card, Paper
-from ..core.checks import at_least, one_of
+from ..core.checks import at_least
 from ..core.errors import ConfigError
+from ..core.schema import check, setting
 from ..mixtures.experts import Experts
 from ..placement.engines import ExpertSize
 from ..placement.plan import DevicePlan, PlanStep
@@ -41,10 +42,6 @@ class SeMoe(Strategy):
     """Tables of places go inside a node first, then between equal places of the nodes; weights are
     brought in one layer ahead.
 
-    exchange: "hierarchical" or "flat". prefetch: "none", "1d": the experts of layer i + 1 are read
-    from host memory while layer i is computed; "2d": the dense weights of layer i + 1, which all
-    devices hold in parts (ZeRO-3), are gathered over the links in that time, too.
-    dense: bytes of a layer's dense weights; 0 leaves them out of the plan.
     Only the plan knows of memory: processes compute with what they hold, and what the plan calls
     loads and gathers of dense weights takes time in the simulator.
 
@@ -53,15 +50,22 @@ class SeMoe(Strategy):
     Source: arXiv:2205.10034, sections 3.1 and 3.3.
     """
 
-    exchange: str = "hierarchical"
-    prefetch: str = "2d"
-    dense: int = 0
+    exchange: str = setting(
+        "hierarchical", "The way of the tables between devices.", choices=("flat", "hierarchical")
+    )
+    prefetch: str = setting(
+        "2d",
+        'The weights that come ahead: "none"; "1d", the experts of layer i + 1 are read from '
+        'host memory while layer i is computed; "2d", the dense weights of layer i + 1, which '
+        "all devices hold in parts (ZeRO-3), are gathered over the links in that time, too.",
+        choices=tuple(PREFETCH),
+    )
+    dense: int = setting(
+        0, "The bytes of a layer's dense weights; 0 leaves them out of the plan.", least=0
+    )
 
     def __post_init__(self) -> None:
-        """Raise ConfigError for an unknown name of an exchange or a prefetch, or bytes below 0."""
-        one_of("exchange", self.exchange, ("flat", "hierarchical"))
-        one_of("prefetch", self.prefetch, PREFETCH)
-        at_least("dense", self.dense, 0)
+        check(self)
 
     def plan(
         self,

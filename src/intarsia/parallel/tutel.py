@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from ..core import Card, Paper, Routing
-from ..core.checks import at_least, one_of
 from ..core.errors import ConfigError
+from ..core.schema import check, setting
 from ..mixtures.experts import Experts
 from ..placement.engines import ExpertSize
 from ..placement.plan import DevicePlan, PlanStep
@@ -55,18 +55,9 @@ BY = ("time", "bytes")
 class Tutel(Strategy):
     """Rows in tables of C places an expert, sent to r groups of devices that compute part of it.
 
-    degree: r, 0 or a divisor of S; None = the best one for the batch at hand, see `by`.
-    chunks: parts of the tables that are sent while others are computed.
-    exchange: "flat", or "hierarchical" (2DH): inside a node, then between equal places of nodes.
-    by: what the best degree has least of,
-      "time" of a forward of the layer, simulated on the links that it was given (the paper measures
-      it, which would make runs differ in their last bits; where nothing is known of the links they
-      are taken for equal);
-      "bytes" that a device receives: 0 where rows are many, so that weights travel, else about
-      sqrt(m h D / (2 E C (D - 1))), m the matrices of an expert.
-    In a forward a device receives (D - 1) / D E P numbers with r = 0, P those of an expert, else
-    2 E C r d (D - 1) / D + (S / r - 1) P / S. C is the largest load of an expert in any process,
-    rounded up, so that no pair is dropped; what a `Capacity` drops is dropped before.
+    In a forward a device receives (D - 1) / D E P numbers with r = 0, P the numbers of an expert,
+    else 2 E C r d (D - 1) / D + (S / r - 1) P / S. C is the largest load of an expert in any
+    process, rounded up, so that no pair is dropped; what a `Capacity` drops is dropped before.
 
     Raises: ConfigError for settings that cannot be; in `plan` and `shard` for a degree that does
     not divide S, E that neither divides D nor is divided by it, or h that S does not divide.
@@ -75,18 +66,33 @@ class Tutel(Strategy):
     Source: arXiv:2206.03382, sections 3 and 4.
     """
 
-    degree: int | None = None
-    chunks: int = 1
-    exchange: str = "flat"
-    by: str = "time"
+    degree: int | None = setting(
+        None,
+        "The groups r of devices, 0 or a divisor of S; None = the best number for the batch at "
+        "hand, see `by`.",
+        least=0,
+    )
+    chunks: int = setting(
+        1, "The parts of the tables that are sent while others are computed.", least=1
+    )
+    exchange: str = setting(
+        "flat",
+        'The way of the tables: "flat", or "hierarchical" (2DH), inside a node, then between '
+        "equal places of nodes.",
+        choices=EXCHANGES,
+    )
+    by: str = setting(
+        "time",
+        'The cost that the best degree has least of: "time" of a forward of the layer, '
+        "simulated on the links that it was given (the paper measures it, which would make runs "
+        "differ in their last bits; where nothing is known of the links they are taken for "
+        'equal); "bytes" that a device receives, 0 where rows are many, so that weights travel, '
+        "else about sqrt(m h D / (2 E C (D - 1))), m the matrices of an expert.",
+        choices=BY,
+    )
 
     def __post_init__(self) -> None:
-        """Raise ConfigError for a setting that cannot be with any number of devices."""
-        if self.degree is not None:
-            at_least("degree", self.degree, 0)
-        at_least("chunks", self.chunks, 1)
-        one_of("exchange", self.exchange, EXCHANGES)
-        one_of("by", self.by, BY)
+        check(self)
 
     def plan(
         self,

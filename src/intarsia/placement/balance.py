@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ..core import Card, Paper
-from ..core.checks import at_least, one_of
+from ..core.schema import check, setting
 from .cost import mean_destinations
 from .placement import Placement, check_divides
 from .topology import Topology
@@ -144,27 +144,32 @@ def swap_layer(
 class JointSwaps:
     """Placement search: balance by `longest_first`, then swaps that lower traffic between devices.
 
-    by: the traffic to lower. "stay": transitions between layers that change the device; "home":
-      pairs of experts of one token on two devices, since a token's row goes once to each device;
-    slack: largest load of a device over the mean. Where busy experts of the same tokens lie side by
-      side, balance separates them: with "home" a layer whose tokens would then have more
-      destinations than with experts in order may have a larger load, in steps of 15 % up to that
-      of experts in order, which is the result if nothing else is as good;
-    sweeps: passes over the layers at most, with "stay"; layers of "home" are independent.
+    Where busy experts of the same tokens lie side by side, balance separates them: with "home" a
+    layer whose tokens would then have more destinations than with experts in order may have a
+    larger load, in steps of 15 % up to the load of experts in order, which is the result if nothing
+    else is as good.
 
     Raises: ConfigError for another `by`, or a slack below 1; in `place`, for devices that do not
     divide the experts.
     Not for devices that hold copies: see `Eplb`.
     """
 
-    by: str = "stay"
-    slack: float = 1.10
-    sweeps: int = 50
+    by: str = setting(
+        "stay",
+        'The traffic to lower: "stay", transitions between layers that change the device; '
+        '"home", pairs of experts of one token on two devices, since a token\'s row goes once to '
+        "each device.",
+        choices=OBJECTIVES,
+    )
+    slack: float = setting(1.10, "The largest load of a device over the mean load.", least=1)
+    sweeps: int = setting(
+        50,
+        'The passes over the layers at most, with "stay"; layers of "home" are independent.',
+        least=1,
+    )
 
     def __post_init__(self) -> None:
-        one_of("by", self.by, OBJECTIVES)
-        at_least("slack", self.slack, 1)
-        at_least("sweeps", self.sweeps, 1)
+        check(self)
 
     def place(self, trace: Trace, topology: Topology) -> Placement:
         """Choose a device for every expert of every layer, E / D of each layer on each device.

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from ..core import Card, Paper
-from ..core.checks import at_least
 from ..core.errors import ConfigError
+from ..core.schema import check, setting
 from .placement import Placement, check_divides
 from .topology import Topology
 from .trace import Trace
@@ -19,21 +19,27 @@ from .trace import Trace
 class Eplb:
     """Placement search: groups of experts to nodes, copies of the busiest, copies to devices.
 
-    redundant: places for copies in all devices together, beyond one place for each expert; groups:
-    of consecutive experts that a router limits a token to, placed on one node where nodes divide
-    them. Each device has (E + redundant) / D places. The first copy is the owner's.
+    Each device has (E + redundant) / D places. The first copy is the owner's.
 
     Raises: ConfigError in `place` unless devices divide the places, and groups the experts.
     Not where memory is scarce: each copy costs an expert. Traffic is not looked at.
     Source: arXiv:2412.19437, section 3.4, and the released balancer.
     """
 
-    redundant: int = 0
-    groups: int = 1
+    redundant: int = setting(
+        0,
+        "The places for copies in all devices together, beyond one place for each expert.",
+        least=0,
+    )
+    groups: int = setting(
+        1,
+        "The groups of consecutive experts that a router limits a token to, each placed on one "
+        "node where nodes divide them.",
+        least=1,
+    )
 
     def __post_init__(self) -> None:
-        at_least("redundant", self.redundant, 0)
-        at_least("groups", self.groups, 1)
+        check(self)
 
     def place(self, trace: Trace, topology: Topology) -> Placement:
         """Choose devices for experts and their copies, equally many places on each device.

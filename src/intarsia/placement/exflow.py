@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from ..core import Card, Paper
-from ..core.checks import at_least
+from ..core.schema import check, setting
 from .balance import affinity, transitions
 from .placement import Placement, check_divides
 from .topology import Topology
@@ -19,18 +19,18 @@ class ExFlow:
     """Placement search: max sum_l (transitions after layer l that stay on a device).
 
     Each device has E / D experts of each layer. The programme is solved exactly for one layer given
-    its neighbours (an assignment of experts to places), layer after layer until nothing improves;
-    sweeps: passes over the layers at most. Loads are ignored.
+    its neighbours (an assignment of experts to places), layer after layer until nothing improves.
+    Loads are ignored.
 
     Raises: ConfigError for no sweeps; in `place`, for devices that do not divide the experts.
     Not for engines whose rows come back after each layer, which have no such traffic.
     Source: arXiv:2401.08383, section 4.
     """
 
-    sweeps: int = 20
+    sweeps: int = setting(20, "The passes over the layers at most.", least=1)
 
     def __post_init__(self) -> None:
-        at_least("sweeps", self.sweeps, 1)
+        check(self)
 
     def place(self, trace: Trace, topology: Topology) -> Placement:
         """Choose a device for every expert so that most tokens stay on a device between layers.

@@ -5,7 +5,6 @@ Another paper of 2025 has the same name (2510.26730); this is the one on predict
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,10 +16,10 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ..core import Card, Paper
-from ..core.checks import between
 from ..core.errors import ConfigError, DataError
 from ..core.files import writing
 from ..core.reading import open_tensors
+from ..core.schema import check, setting
 from ..core.sealing import OPEN, check_file, seal_file
 from .cache import Key, Policy
 from .policies import FLOW, NextUse
@@ -183,20 +182,27 @@ class Predictive:
     The prediction is of the present step; without a predictor this is `Expected`. A wrong
     prediction costs time and changes no output; an expert that was predicted and not used in its
     layer is evicted first again.
-    decay: as of `Expected`.  likely: the chance from which on an expert of a later layer is read
-    before its layer asks, where the link is free and no slot holds an expert needed sooner.
 
     Raises: ConfigError for a decay outside 0.5 ... 1, or a likely below 0.
     Not for models whose tokens say little of their experts.
     Source: arXiv:2410.17954, section 3.3.
     """
 
-    decay: float = 0.98
-    likely: float = 0.35
+    decay: float = setting(
+        0.98,
+        "The factor of an expert's share of uses for each step, as in `Expected`.",
+        least=0.5,
+        most=1,
+    )
+    likely: float = setting(
+        0.35,
+        "The chance from which on an expert of a later layer is read before its layer asks, "
+        "where the link is free and no slot holds an expert needed sooner.",
+        least=0,
+    )
 
     def __post_init__(self) -> None:
-        between("decay", self.decay, 0.5, 1)
-        between("likely", self.likely, 0, math.inf)
+        check(self)
 
     def build(self, layers: int, experts: int) -> Policy:
         return PredictedNextUse(layers, experts, self.decay, self.likely)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ..core import Card, Paper
-from ..core.checks import at_least, between
+from ..core.schema import check, setting
 from .balance import longest_first, swap_until_even
 from .ilp import LinearRule, OneHot
 from .placement import Placement, check_divides
@@ -32,11 +32,8 @@ class MoeTuner:
 
     Programme 1, of a layer: min sum_c |T_c - mean|, T_c the load of cluster c, E / D experts each.
     Programme 2: min sum_l max_{i != j} C_ij / B_ij, C_ij what goes from device i to j between two
-    layers, B_ij their bandwidth; the sum decides between equal maxima.
-    gap: relative gap at which HiGHS stops; nodes: of its search for one layer at most, so that the
-    result does not depend on the machine's speed; where swaps alone are no worse, they are used.
-    sweeps: passes over the layers, where there are more than five devices and programme 2 is solved
-    for one layer after the other, by the sum over i and j.
+    layers, B_ij their bandwidth; the sum decides between equal maxima. Where swaps alone are no
+    worse, they are used.
 
     Raises: ConfigError for settings out of range; in `place`, for devices that do not divide the
     experts.
@@ -44,14 +41,22 @@ class MoeTuner:
     Source: arXiv:2502.06643.
     """
 
-    gap: float = 0.025
-    nodes: int = 50
-    sweeps: int = 20
+    gap: float = setting(0.025, "The relative gap at which HiGHS stops.", least=0, most=1)
+    nodes: int = setting(
+        50,
+        "The nodes of its search for one layer at most, so that the result does not depend on "
+        "the machine's speed.",
+        least=1,
+    )
+    sweeps: int = setting(
+        20,
+        "The passes over the layers, where there are more than five devices and programme 2 is "
+        "solved for one layer after the other, by the sum over i and j.",
+        least=1,
+    )
 
     def __post_init__(self) -> None:
-        between("gap", self.gap, 0, 1)
-        at_least("nodes", self.nodes, 1)
-        at_least("sweeps", self.sweeps, 1)
+        check(self)
 
     def place(self, trace: Trace, topology: Topology) -> Placement:
         """Choose a device for every expert of every layer, E / D on each device.

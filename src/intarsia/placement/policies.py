@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from ..core import Card, Paper
-from ..core.checks import between
+from ..core.schema import check, setting
 from .cache import Key, Policy
 
 
@@ -77,11 +77,7 @@ class _LeastFrequent(_LeastRecent):
 class Lfu:
     """Cache policy LFU: the expert used least often, by decayed counters, is evicted.
 
-    every: K, steps after which counters are multiplied by decay: beta. Among equal counters the
-    expert used longest ago is evicted.
-    reset: start an expert's counter at 1 again when it is read in, instead of keeping it while the
-    expert is out. A newcomer is then nearly always the next victim, and the hit rate falls below
-    that of `Lru`; the paper does not say which of the two it means.
+    Among equal counters the expert used longest ago is evicted.
 
     Raises: ConfigError for every below 1, or a decay outside 0 ... 1.
     Not where what was used recently says more than what was used often: see `Lru`.
@@ -89,13 +85,19 @@ class Lfu:
     beta = 0.5 are ours.
     """
 
-    every: int = 100
-    decay: float = 0.5
-    reset: bool = False
+    every: int = setting(100, "The steps K after which the counters decay.", least=1)
+    decay: float = setting(
+        0.5, "The factor beta by which the counters are multiplied then.", least=0, most=1
+    )
+    reset: bool = setting(
+        False,
+        "Start an expert's counter at 1 again when it is read in, instead of keeping it while "
+        "the expert is out; a newcomer is then nearly always the next victim, and the hit rate "
+        "falls below `Lru`'s. The paper does not say which of the two it means.",
+    )
 
     def __post_init__(self) -> None:
-        between("every", self.every, 1, math.inf)
-        between("decay", self.decay, 0, 1)
+        check(self)
 
     def build(self, layers: int, experts: int) -> Policy:
         return _LeastFrequent(layers, experts, self)
@@ -179,16 +181,17 @@ class Expected:
 
     Its use is expected in the layers until its layer comes + L (1 / p - 1) layers, p the decayed
     share of steps that used it.
-    decay: factor of that share for each step.
 
     Raises: ConfigError for a decay outside 0.5 ... 1.
     Not from a paper; a companion of ExpertFlow's caches, whose prediction is of the present step.
     """
 
-    decay: float = 0.98
+    decay: float = setting(
+        0.98, "The factor of an expert's share of uses p for each step.", least=0.5, most=1
+    )
 
     def __post_init__(self) -> None:
-        between("decay", self.decay, 0.5, 1)
+        check(self)
 
     def build(self, layers: int, experts: int) -> Policy:
         return NextUse(layers, experts, self.decay)

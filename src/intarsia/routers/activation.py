@@ -12,8 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..core import Card, Paper
-from ..core.checks import above, one_of
-from ..gating.gate import GateRouter, Terms, best, wide_linear
+from ..core.schema import check, setting
+from ..gating.gate import GateRouter, best, wide_linear
 from ..gating.router import check_renormalised
 
 # phi by name, as SoftmaxGaussianMoE has them
@@ -26,35 +26,46 @@ PHI: Mapping[str, Callable[[Tensor], Tensor]] = MappingProxyType(
 class ActivationGate:
     """The k experts of largest phi(x W^T) / tau + b, for each token, weighted by their softmax.
 
-    experts: E; active: k, E for the paper's gate, in which every token has every expert;
-    phi: "sigmoid", "tanh" or "gelu" (the activation gate), or "linear" (the dense-to-sparse gate),
-    of which only W / tau is determined: (c W, c tau) is the same gate for every c > 0, and
-    estimates of the two converge slower than any power of the number of samples;
-    tau: the first temperature, learned as exp of a parameter; bias: whether there is a b;
-    std: of the first weights; balance, z: coefficients of the balance loss (1 x k at uniform
-    routing) and of the z-loss.
-
     Raises: ConfigError for a setting out of range: k above E, or one expert of several, whose
     weight would always be 1.
     Source: arXiv:2401.13875, whose estimator is `SoftmaxGaussianMoE`. Not where choices must
     be hard from the start: logits of "sigmoid" and "tanh" are bounded by 1 / tau.
     """
 
-    experts: int = 8
-    active: int = 2
-    phi: str = "sigmoid"
-    tau: float = 1.0
-    bias: bool = True
-    std: float = 0.02
-    balance: float = 0.01
-    z: float = 0.0
+    experts: int = setting(8, "The number E of experts.", least=1, fix="Try 4.")
+    active: int = setting(
+        2,
+        "The number k of a token's experts; E is the paper's gate, in which every token has "
+        "every expert.",
+        least=1,
+        fix="Try 2.",
+    )
+    phi: str = setting(
+        "sigmoid",
+        'The function of the logits: "sigmoid", "tanh" or "gelu" (the activation gate), or '
+        '"linear" (the dense-to-sparse gate), which only determines W / tau: (c W, c tau) is '
+        "the same gate for every c > 0, and estimates of the two converge slower than any power "
+        "of the number of samples.",
+        choices=tuple(PHI),
+    )
+    tau: float = setting(
+        1.0, "The first temperature, learned as exp of a parameter.", above=0, fix="Try 1."
+    )
+    bias: bool = setting(True, "Whether the gate has a bias b.")
+    std: float = setting(
+        0.02, "The standard deviation of the gate's first weights W.", least=0, fix="Try 0.01."
+    )
+    balance: float = setting(
+        0.01,
+        "The coefficient of the balance loss, which is k at uniform routing.",
+        least=0,
+        fix="Try 0.01.",
+    )
+    z: float = setting(0.0, "The coefficient of the z-loss.", least=0, fix="Try 0.01.")
 
     def __post_init__(self) -> None:
-        """Check each setting; `Terms` checks those that all gates share.  Raises: ConfigError."""
+        check(self)
         check_renormalised(self.experts, self.active)
-        one_of("phi", self.phi, PHI)
-        above("tau", self.tau, 0, "Try 1.")
-        Terms.of(self)
 
     def build(self, width: int, *, generator: torch.Generator) -> ActivationRouter:
         return ActivationRouter(self, width, generator=generator)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ..core import Card, Paper
-from ..core.checks import above, at_least
+from ..core.schema import check, setting
 from ..gating.gate import wide_linear
 from ..gating.parts import PartsRouter, entropy, smooth_step
 
@@ -23,27 +23,33 @@ class Comet:
     a = A x + c are the logits of the leaves. Leaves with P = 0 get nothing: |g|_0 <= k once every
     split is 0 or 1.
 
-    experts: E; active: k; gamma: width of the smooth step's band; entropy: lambda of
-    lambda mean_x sum_t H(P_t(. | x)), in nats as released, which drives each tree to one leaf; the
-    paper searches 0.05 ... 10.
-
     Raises: ConfigError for a setting out of range.
     Source: arXiv:2306.02824, and released code.
     Weights sum to 1. No loss balances the load. Two trees may end on the same expert, so that a
     token has at most k. "COMET+" is `PermutationSearch(Comet(...))`.
     """
 
-    experts: int = 8
-    active: int = 2
-    gamma: float = 10.0
-    entropy: float = 0.05
+    experts: int = setting(
+        8, "The number E of experts, the leaves of each tree.", least=1, fix="Try 2."
+    )
+    active: int = setting(
+        2, "The number k of trees, at most so many experts for a token.", least=1, fix="Try 2."
+    )
+    gamma: float = setting(
+        10.0,
+        "The width of the smooth step's band, outside which a split is 0 or 1.",
+        above=0,
+        fix="Try 10.",
+    )
+    entropy: float = setting(
+        0.05,
+        "The coefficient lambda of lambda mean_x sum_t H(P_t(. | x)), in nats as released, "
+        "which drives each tree to one leaf; the paper searches 0.05 ... 10.",
+        least=0,
+    )
 
     def __post_init__(self) -> None:
-        """Check each setting.  Raises: ConfigError."""
-        at_least("experts", self.experts, 1, "Try 2.")
-        at_least("active", self.active, 1, "Try 2.")
-        above("gamma", self.gamma, 0, "Try 10.")
-        at_least("entropy", self.entropy, 0, "Try 0.1.")
+        check(self)
 
     def build(self, width: int, *, generator: torch.Generator) -> CometRouter:
         return CometRouter(self, width, generator=generator)

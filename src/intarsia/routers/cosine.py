@@ -11,8 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..core import Card, Paper
-from ..core.checks import above, at_least
-from ..gating.gate import ScoreRouter, Terms, best, check_width, uncast, wide_layer
+from ..core.schema import check, setting
+from ..gating.gate import ScoreRouter, best, check_width, uncast, wide_layer
+from ..gating.router import check_counts
 
 LARGEST = 100.0  # 1 / tau
 
@@ -21,9 +22,6 @@ LARGEST = 100.0  # 1 / tau
 class Cosine:
     """The k experts of largest p = softmax(cos(P x + b, s_e) / tau), for each token.
 
-    experts: E; active: k; width: of the space that P maps to; tau: the first temperature, which is
-    learned and stays above 1 / 100; std: of the first directions s_e; balance, z: coefficients of
-    the balance loss (k at uniform routing) and of the z-loss.
     Weights of several experts sum to 1; one expert has p_e.
 
     Raises: ConfigError for a setting out of range, such as k above E.
@@ -31,18 +29,29 @@ class Cosine:
     Not where the length of a token says which expert it needs: the gate sees directions alone.
     """
 
-    experts: int = 8
-    active: int = 2
-    width: int = 256
-    tau: float = 0.5
-    std: float = 0.01
-    balance: float = 0.01
-    z: float = 0.0
+    experts: int = setting(8, "The number E of experts.", least=1, fix="Try 4.")
+    active: int = setting(2, "The number k of a token's experts.", least=1, fix="Try 1.")
+    width: int = setting(256, "The width of the space that P maps to.", least=1, fix="Try 256.")
+    tau: float = setting(
+        0.5,
+        "The first temperature, which is learned and stays above 1 / 100.",
+        above=1 / LARGEST,
+        fix="Try 0.5.",
+    )
+    std: float = setting(
+        0.01, "The standard deviation of the first directions s_e.", least=0, fix="Try 0.01."
+    )
+    balance: float = setting(
+        0.01,
+        "The coefficient of the balance loss, which is k at uniform routing.",
+        least=0,
+        fix="Try 0.01.",
+    )
+    z: float = setting(0.0, "The coefficient of the z-loss.", least=0, fix="Try 0.01.")
 
     def __post_init__(self) -> None:
-        Terms.of(self)
-        at_least("width", self.width, 1, "Try 256.")
-        above("tau", self.tau, 1 / LARGEST, "Try 0.5.")
+        check(self)
+        check_counts(self.experts, self.active)
 
     def build(self, width: int, *, generator: torch.Generator) -> CosineRouter:
         return CosineRouter(self, width, generator=generator)

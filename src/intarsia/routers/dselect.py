@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ..core import Card, Paper
-from ..core.checks import above, at_least
+from ..core.schema import check, setting
 from ..gating.gate import wide_linear
 from ..gating.parts import PartsRouter, smooth_step, unsettled
 
@@ -22,29 +22,44 @@ class DSelectK:
     Each of k selectors has m = ceil(log2 E) bits S(z_b), z = x W, S the smooth step (the paper's
     per-example gating). A selector is on one expert once its bits are 0 or 1.
 
-    experts: E. If it is no power of two, the codes from E on belong to no expert: g then sums to
-    less than 1, and the loss has `reach` times the mean of 1 / (a selector's mass on experts).
-    active: k; gamma: width of the smooth step's band; entropy: coefficient of the selectors' mean
-    entropy, as a share of log E, which drives each of them to one expert; reach: see experts.
-
     Raises: ConfigError for a setting out of range.
     Source: arXiv:2106.03760.
     Two selectors may end on the same expert, so that a token has at most k.
     """
 
-    experts: int = 8
-    active: int = 2
-    gamma: float = 1.0
-    entropy: float = 0.01
-    reach: float = 0.01
+    experts: int = setting(
+        8,
+        "The number E of experts; if it is no power of two, the codes from E on belong to no "
+        "expert, and g sums to less than 1.",
+        least=1,
+        fix="Try 2.",
+    )
+    active: int = setting(
+        2, "The number k of selectors, at most so many experts for a token.", least=1, fix="Try 2."
+    )
+    gamma: float = setting(
+        1.0,
+        "The width of the smooth step's band, outside which a bit is 0 or 1.",
+        above=0,
+        fix="Try 1.",
+    )
+    entropy: float = setting(
+        0.01,
+        "The coefficient of the selectors' mean entropy, as a share of log E, which drives each "
+        "of them to one expert.",
+        least=0,
+        fix="Try 0.01.",
+    )
+    reach: float = setting(
+        0.01,
+        "The coefficient of the mean of 1 / (a selector's mass on experts), where E is no power "
+        "of two.",
+        least=0,
+        fix="Try 0.01.",
+    )
 
     def __post_init__(self) -> None:
-        """Check each setting.  Raises: ConfigError."""
-        at_least("experts", self.experts, 1, "Try 2.")
-        at_least("active", self.active, 1, "Try 2.")
-        above("gamma", self.gamma, 0, "Try 1.")
-        at_least("entropy", self.entropy, 0, "Try 0.01.")
-        at_least("reach", self.reach, 0, "Try 0.01.")
+        check(self)
 
     def build(self, width: int, *, generator: torch.Generator) -> DSelectKRouter:
         return DSelectKRouter(self, width, generator=generator)

@@ -10,12 +10,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..core import Card, Paper, Routing
-from ..core.checks import at_least, below_one, between, one_of
+from ..core.checks import below_one, between
 from ..core.errors import ConfigError
+from ..core.schema import check, setting
 from ..gating.balance import balance
 from ..gating.gate import gated, of_real, wide_linear
 from ..gating.random_source import RandomSource, seeded_by
-from ..gating.router import Router, check_counts
+from ..gating.router import Router
 
 SHAPES = ("exponential", "linear")
 WEIGHTS = ("renormalised", "plain", "gumbel")
@@ -26,19 +27,6 @@ STD = 0.02
 class EvoMoe:
     """The experts whose p = softmax((x W^T + zeta) / tau) is above a threshold, zeta ~ Gumbel.
 
-    experts: E; tau: the first and the last temperature; shape: how it falls, "exponential",
-    first (last / first)^(s / D) at step s, or "linear"; until: D, as a share of the steps;
-    hard_after: the share of the steps after which a token has its one best expert, without noise,
-      not before tau has fallen; evaluation has that one from the start, as released. None = never:
-      evaluation is then training without the noise, and has more experts than training had;
-    threshold: c, below 1 / E, so that each token has an expert.
-    weights: of the active experts,
-      "renormalised", softmax(x W^T)_e over their sum, through which no gradient goes: outputs keep
-        their size as tau falls, and the gate of a single expert still has a gradient;
-      "plain", softmax(x W^T)_e, as released: outputs shrink as experts drop out;
-      "gumbel", p_e.
-    balance: coefficient of E^2 mean_e(mean g_e mean active_e).
-
     tau falls and the gate hardens by `gating.before_step`; without it all experts are trained.
 
     Raises: ConfigError for a setting out of range.
@@ -46,31 +34,59 @@ class EvoMoe:
     at high temperature all experts run.
     """
 
-    experts: int = 8
-    tau: tuple[float, float] = (2.0, 0.3)
-    shape: str = "exponential"
-    until: float = 0.3
-    hard_after: float | None = 0.3
-    threshold: float = 1e-3
-    weights: str = "renormalised"
-    balance: float = 0.01
+    experts: int = setting(8, "The number E of experts.", least=1, fix="Try 4.")
+    tau: tuple[float, float] = setting(
+        (2.0, 0.3), "The first and the last temperature.", above=0, fix="Try (2.0, 0.3)."
+    )
+    shape: str = setting(
+        "exponential",
+        'The way in which tau falls: "exponential", first (last / first)^(s / D) at step s, or '
+        '"linear".',
+        choices=SHAPES,
+    )
+    until: float = setting(
+        0.3, "The share D of the steps in which tau falls.", above=0, most=1, fix="Try 0.3."
+    )
+    hard_after: float | None = setting(
+        0.3,
+        "The share of the steps after which a token has its one best expert, without noise, not "
+        "before tau has fallen; evaluation has that one from the start, as released. None = "
+        "never: evaluation is then training without the noise, and has more experts than "
+        "training had.",
+        least=0,
+        most=1,
+        fix="Try 0.3.",
+    )
+    threshold: float = setting(
+        1e-3,
+        "The bound c on p, below 1 / E, so that each token has an expert.",
+        least=0,
+        fix="The paper's is 1e-3.",
+    )
+    weights: str = setting(
+        "renormalised",
+        'The weights of the active experts: "renormalised", softmax(x W^T)_e over their sum, '
+        "through which no gradient goes, so that outputs keep their size as tau falls and the "
+        'gate of a single expert still has a gradient; "plain", softmax(x W^T)_e, as released, '
+        'with outputs that shrink as experts drop out; "gumbel", p_e.',
+        choices=WEIGHTS,
+    )
+    balance: float = setting(
+        0.01,
+        "The coefficient of E^2 mean_e(mean g_e mean active_e), which evens out the load.",
+        least=0,
+        fix="Try 0.01.",
+    )
 
     def __post_init__(self) -> None:
-        """Check each setting.  Raises: ConfigError."""
-        check_counts(self.experts)
-        if len(self.tau) != 2 or not all(t > 0 for t in self.tau):
+        """Check each setting, and that each token keeps an expert.  Raises: ConfigError."""
+        check(self)
+        if len(self.tau) != 2:
             raise ConfigError("tau", got=self.tau, want="two above 0", fix="Try (2.0, 0.3).")
-        if not 0 < self.until <= 1:
-            raise ConfigError("until", got=self.until, want="0 < until <= 1", fix="Try 0.3.")
-        if self.hard_after is not None:
-            between("hard_after", self.hard_after, 0, 1, "Try 0.3.")
-        if not 0 <= self.threshold < 1 / self.experts:
+        if self.threshold >= 1 / self.experts:
             want = f"0 ... 1 / {self.experts} (experts)"
             fix = "The paper's is 1e-3."
             raise ConfigError("threshold", got=self.threshold, want=want, fix=fix)
-        at_least("balance", self.balance, 0, "Try 0.01.")
-        one_of("shape", self.shape, SHAPES)
-        one_of("weights", self.weights, WEIGHTS)
 
     def temperature(self, step: int, steps: int) -> float:
         """Return the softmax temperature tau of a training step.

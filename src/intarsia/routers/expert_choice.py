@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from ..core import Card, Paper
-from ..core.checks import above
-from ..gating.gate import GateRouter, Terms, room_for
+from ..core.schema import check, setting
+from ..gating.gate import GateRouter, room_for
 
 
 @dataclass(frozen=True)
@@ -20,24 +20,33 @@ class ExpertChoice:
     experts have equally many tokens, without a balance loss; a token has 0 ... E experts, c on
     average. Tokens of NaN are chosen last.
 
-    experts: E; capacity: c, experts per token on average, at most E; std: of the gate's first
-    weights; jitter: epsilon of the factors U(1 - epsilon, 1 + epsilon) on its input while training;
-    z: coefficient of the z-loss.
-
     Raises: ConfigError for a setting out of range.
     Not for decoders: a token's experts depend on later tokens, and on the other samples of its
     batch, in evaluation as well.
     """
 
-    experts: int = 8
-    capacity: float = 2.0
-    std: float = 0.02
-    jitter: float = 0.0
-    z: float = 0.0
+    experts: int = setting(8, "The number E of experts.", least=1, fix="Try 4.")
+    capacity: float = setting(
+        2.0,
+        "The experts c of a token on average, at most E.",
+        above=0,
+        fix="2 is the paper's: two experts per token on average.",
+    )
+    std: float = setting(
+        0.02, "The standard deviation of the gate's first weights.", least=0, fix="Try 0.01."
+    )
+    jitter: float = setting(
+        0.0,
+        "The width epsilon of the factors U(1 - epsilon, 1 + epsilon) on the gate's input in "
+        "training.",
+        least=0,
+        below=1,
+        fix="Try 0.01.",
+    )
+    z: float = setting(0.0, "The coefficient of the z-loss.", least=0, fix="Try 0.01.")
 
     def __post_init__(self) -> None:
-        Terms.of(self)
-        above("capacity", self.capacity, 0, "2 is the paper's: two experts per token on average.")
+        check(self)
 
     def build(self, width: int, *, generator: torch.Generator) -> ExpertChoiceRouter:
         return ExpertChoiceRouter(self, width, generator=generator)

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from ..core import Card, Paper, Routing
-from ..core.checks import one_of
 from ..core.errors import ConfigError, ShapeError
+from ..core.schema import check, setting
 from ..gating.gate import check_width, keep_pairs
 from ..gating.router import Router, check_counts
 
@@ -24,23 +24,25 @@ class Hash:
 
     A fixed random map (the paper's random hash); an id has the same experts in every batch.
 
-    experts: E; active: k; by: which id,
-      "id", a whole number for each token or each sample: `input_ids`, or those of `set_ids`;
-      "row", the bits of the input row: equal rows have equal experts. For layers that read raw
-      inputs or embeddings; in later layers the last bits of a row change with every step.
-
     Raises: ConfigError for a setting out of range; in a forward, ConfigError for ids that are
     missing, ShapeError for ids that do not fit.
     Source: arXiv:2106.04426.
     """
 
-    experts: int = 8
-    active: int = 1
-    by: str = "id"
+    experts: int = setting(8, "The number E of experts.", least=1, fix="Try 4.")
+    active: int = setting(1, "The number k of a token's experts.", least=1, fix="Try 1.")
+    by: str = setting(
+        "id",
+        'The id that is hashed: "id", a whole number for each token or each sample, `input_ids` '
+        'or those given to `set_ids`; "row", the bits of the input row, with which equal rows '
+        "have equal experts, for layers that read raw inputs or embeddings: in later layers the "
+        "last bits of a row change with every step.",
+        choices=KINDS,
+    )
 
     def __post_init__(self) -> None:
+        check(self)
         check_counts(self.experts, self.active)
-        one_of("by", self.by, KINDS)
 
     def build(self, width: int, *, generator: torch.Generator) -> HashRouter:
         return HashRouter(self, width, generator=generator)

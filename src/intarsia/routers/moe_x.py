@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from ..core import Card, Paper
-from ..core.checks import above
 from ..core.errors import ConfigError
-from ..gating.gate import ScoreRouter, Terms, best, wide_linear
+from ..core.schema import check, setting
+from ..gating.gate import ScoreRouter, best, wide_linear
 from ..gating.reads_experts import Encoded, ReadsExperts
 from ..gating.router import check_renormalised
 
@@ -30,9 +30,6 @@ class MoeX:
     omega_e = -erf(m_e / (sqrt 2 s_e)). A bias is one more column, whose input is 1. The weights of
     the k largest omega_e / tau are their softmax.
 
-    experts: E; active: k; tau: the temperature; learn: is it learned, as exp of a parameter;
-    balance, z: coefficients of the balance loss (1 x k at uniform routing) and of the z-loss.
-
     The router has no weights of its own: the gradient goes through mu and sigma into W_enc. It
     takes stacked ReLU experts that differ, which the mixture shows it. Of gated experts,
     W_2 (ReLU(W_g x) * W_1 x), W_g is read. The statistics are computed at each forward; a token
@@ -44,17 +41,21 @@ class MoeX:
     and routing is nearly even: a small tau, or learn=True, sharpens it. Not without a balance loss.
     """
 
-    experts: int = 8
-    active: int = 2
-    tau: float = 1.0
-    learn: bool = False
-    balance: float = 0.01
-    z: float = 0.0
+    experts: int = setting(8, "The number E of experts.", least=1, fix="Try 4.")
+    active: int = setting(2, "The number k of a token's experts.", least=1, fix="Try 2.")
+    tau: float = setting(1.0, "The temperature that divides the scores.", above=0, fix="Try 1.")
+    learn: bool = setting(False, "Whether the temperature is learned, as exp of a parameter.")
+    balance: float = setting(
+        0.01,
+        "The coefficient of the balance loss, which is k at uniform routing.",
+        least=0,
+        fix="Try 0.01.",
+    )
+    z: float = setting(0.0, "The coefficient of the z-loss.", least=0, fix="Try 0.01.")
 
     def __post_init__(self) -> None:
+        check(self)
         check_renormalised(self.experts, self.active)
-        above("tau", self.tau, 0, "Try 1.")
-        Terms.of(self)
 
     def build(self, width: int, *, generator: torch.Generator) -> MoeXRouter:
         """Return a router that does not know the experts yet; `Mixture` passes them to its `see`.

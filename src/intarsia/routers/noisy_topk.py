@@ -9,8 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..core import Card, Paper, Routing
-from ..core.checks import at_least
 from ..core.errors import ConfigError
+from ..core.schema import check, setting
 from ..gating.gate import of_real, wide_linear
 from ..gating.random_source import RandomSource, seeded_by
 from ..gating.router import Router, check_counts
@@ -22,31 +22,39 @@ SMALL = 1e-6  # the least standard deviation of the noise
 class NoisyTopK:
     """G = softmax(top-k(H)), H = x W_g + z softplus(x W_n), z ~ N(0, 1) while training.
 
-    experts: E; active: k; std: of the first W_g, 0 as in the paper, so that only the noise chooses
-    at first (W_n starts at 0);
-    importance: coefficient of CV(sum_x G(x))^2 (eq. 7); load: of CV(sum_x P(x))^2 (eq. 11), with
-    P(x)_e the probability that e is among the k when its noise alone is drawn anew; there is no
-    such loss at k = E. CV is standard deviation over mean.
+    P(x)_e is the probability that e is among the k when its noise alone is drawn again. CV is
+    standard deviation over mean.
 
     Raises: ConfigError for a setting out of range: k above E, or one of several experts, whose
     weight would always be 1.
     """
 
-    experts: int = 8
-    active: int = 2
-    std: float = 0.0
-    importance: float = 0.1
-    load: float = 0.1
+    experts: int = setting(8, "The number E of experts.", least=1, fix="Try 4.")
+    active: int = setting(2, "The number k of a token's experts.", least=1, fix="Try 2.")
+    std: float = setting(
+        0.0,
+        "The standard deviation of the first W_g; 0, as in the paper, so that only the noise "
+        "chooses at first (W_n starts at 0).",
+        least=0,
+    )
+    importance: float = setting(
+        0.1, "The coefficient of CV(sum_x G(x))^2 (eq. 7), the experts' weights.", least=0
+    )
+    load: float = setting(
+        0.1,
+        "The coefficient of CV(sum_x P(x))^2 (eq. 11), the experts' tokens; there is no such "
+        "loss at k = E.",
+        least=0,
+    )
 
     def __post_init__(self) -> None:
-        """Check each setting.  Raises: ConfigError."""
+        """Check each setting, and that a gradient reaches the gate.  Raises: ConfigError."""
+        check(self)
         check_counts(self.experts, self.active)
         if self.active == 1 < self.experts:
             got = "1, a weight of 1 always"
             fix = "Use intarsia.routers.Switch or TopK(active=1, scale='prob')."
             raise ConfigError("active", got=got, want="at least 2 of several experts", fix=fix)
-        for name in ("std", "importance", "load"):
-            at_least(name, getattr(self, name), 0, "Try 0.1.")
 
     def build(self, width: int, *, generator: torch.Generator) -> NoisyTopKRouter:
         return NoisyTopKRouter(self, width, generator=generator)

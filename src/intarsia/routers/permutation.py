@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ..core import Card, Paper, Routing
-from ..core.checks import at_least
 from ..core.errors import ConfigError
 from ..core.registry import card
+from ..core.schema import check, setting
 from ..gating.gate import gated, of_real, wide_linear
 from ..gating.parts import PartsRouter
 from ..gating.random_source import RandomSource, seeded_by
@@ -35,34 +35,50 @@ class PermutationSearch:
     search), which only relabels experts. `gating.before_step` moves it on; the step and what is
     found are in the checkpoint.
 
-    gate: any router's settings; steps: N_p, 1 to 10 % of training in the paper; start, end: tau;
-    entropy: coefficient of the entropies of P's rows and columns while it is sought;
-    noise: size of the Gumbel noise on M in each forward of the search in training, so that other
-    permutations are tried; 0 in all released settings;
-    per_part: each part of a gate that has parts (COMET, DSelect-k) has its own permutation.
-
     Raises: ConfigError for a setting out of range.
     Source: arXiv:2306.02824, local search.
     During the search every expert has a weight for every token: a step costs a dense mixture.
     """
 
-    gate: RouterConfig = field(default_factory=_comet)
-    steps: int = 100
-    start: float = 1e-3
-    end: float = 1e-7
-    entropy: float = 1e-4
-    noise: float = 0.0
-    per_part: bool = False
+    gate: RouterConfig = setting(help="The settings of the gate g, of any router.", factory=_comet)
+    steps: int = setting(
+        100,
+        "The steps N_p of the search, 1 to 10 % of a training in the paper.",
+        least=1,
+        fix="Use the gate alone for no search.",
+    )
+    start: float = setting(1e-3, "The temperature tau at the first step.", above=0, fix="Try 1e-3.")
+    end: float = setting(
+        1e-7,
+        "The temperature tau at the last step of the search, at most `start`.",
+        above=0,
+        fix="Try 1e-7.",
+    )
+    entropy: float = setting(
+        1e-4,
+        "The coefficient of the entropies of P's rows and columns while it is sought.",
+        least=0,
+        fix="Try 1e-4.",
+    )
+    noise: float = setting(
+        0.0,
+        "The size of the Gumbel noise on M in each forward of the search in training, so that "
+        "other permutations are tried; 0 in all released settings.",
+        least=0,
+        fix="Try 0.01.",
+    )
+    per_part: bool = setting(
+        False,
+        "Whether each part of a gate that has parts (COMET, DSelect-k) has its own permutation.",
+    )
 
     def __post_init__(self) -> None:
         """Check each setting; building the router once checks the gate.  Raises: ConfigError."""
-        at_least("steps", self.steps, 1, "Use the gate alone for no search.")
-        if not 0 < self.end <= self.start:
+        check(self)
+        if self.end > self.start:
             got = f"{self.start}, {self.end}"
             fix = "Try 1e-3 and 1e-7."
             raise ConfigError("start, end", got=got, want="0 < end <= start", fix=fix)
-        at_least("entropy", self.entropy, 0, "Try 1e-4.")
-        at_least("noise", self.noise, 0, "Try 0.01.")
         self.build(1, generator=torch.Generator())  # the router checks the gate
 
     @property

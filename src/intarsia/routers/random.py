@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from ..core import Card, Paper, Routing
 from ..core.checks import at_least, between, one_of
 from ..core.errors import ConfigError
+from ..core.schema import check, setting
 from ..gating.random_source import RandomSource
 
 
@@ -87,20 +88,27 @@ class RandomRouter(RandomSource):
 class RandomRouting:
     """G = 1 at k of N experts, drawn uniformly; in evaluation k / N at all. See RandomRouter.
 
-    experts: N.
-    active: k.
-    draw: "sample", each sample its own k experts; "batch", one draw for all.
-
     Raises: ConfigError for a setting out of range.
     Source: THOR (arXiv:2110.04260); AdaMix (arXiv:2205.12410) draws for each batch.
     """
 
-    experts: int = 4
-    active: int = 1
-    draw: str = "sample"
+    experts: int = setting(4, "The number N of experts.", least=1, fix="Try 4.")
+    active: int = setting(
+        1,
+        "The number k of experts that a draw selects.",
+        least=1,
+        fix="k = 1 is the paper, k = experts is the plain adapter.",
+    )
+    draw: str = setting(
+        "sample",
+        'The samples that share a draw: "sample", each has its own k experts; "batch", one draw '
+        "for all.",
+        choices=("sample", "batch"),
+    )
 
     def __post_init__(self) -> None:
-        # the router checks the settings
+        check(self)
+        # the router checks the settings against each other
         self.build(1, generator=torch.Generator())
 
     def build(self, width: int, *, generator: torch.Generator) -> RandomRouter:

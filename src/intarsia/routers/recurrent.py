@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from ..core import Card, Paper, Routing
-from ..core.checks import at_least
-from ..gating.gate import GateRouter, Terms, best, uncast, wide_linear
+from ..core.schema import check, setting
+from ..gating.gate import GateRouter, best, uncast, wide_linear
 from ..gating.layer_state import PassesState
 from ..gating.router import check_renormalised
 
@@ -24,30 +24,42 @@ class Recurrent:
     layers share one GRU cell; h_0 = 0. Each layer has its own W1 (hidden x d) and W2
     (experts x hidden), without bias. Weights of the k chosen experts sum to 1.
 
-    experts: E; active: k; hidden: p, the width of the state; std: of the first weights of W2;
-    jitter: epsilon of the factors U(1 - epsilon, 1 + epsilon) on the input while training; balance,
-    z: coefficients of the losses; carry: False = h_{l-1} is 0 at every layer, a control for the
-    recurrence: a router of two layers that reads its own x alone.
-
     Raises: ConfigError for a setting out of range: k above E, or one renormalised expert of
     several, whose weight would always be 1.
     Source: arXiv:2408.06793, section 3. The cell gets the gradients of all layers, so that it may
     need a smaller rate. Not where a layer must be able to run without the layers before it.
     """
 
-    experts: int = 8
-    active: int = 2
-    hidden: int = 128
-    std: float = 0.02
-    jitter: float = 0.0
-    balance: float = 0.001
-    z: float = 0.0
-    carry: bool = True
+    experts: int = setting(8, "The number E of experts.", least=1, fix="Try 4.")
+    active: int = setting(2, "The number k of a token's experts.", least=1, fix="Try 2.")
+    hidden: int = setting(128, "The width p of the recurrent state.", least=1, fix="Try 8.")
+    std: float = setting(
+        0.02, "The standard deviation of the first weights of W2.", least=0, fix="Try 0.01."
+    )
+    jitter: float = setting(
+        0.0,
+        "The width epsilon of the factors U(1 - epsilon, 1 + epsilon) on the input in training.",
+        least=0,
+        below=1,
+        fix="Try 0.01.",
+    )
+    balance: float = setting(
+        0.001,
+        "The coefficient of the balance loss, which is k at uniform routing.",
+        least=0,
+        fix="Try 0.01.",
+    )
+    z: float = setting(0.0, "The coefficient of the z-loss.", least=0, fix="Try 0.01.")
+    carry: bool = setting(
+        True,
+        "Whether a layer reads the state of the layer before; False = h_{l-1} is 0 at every "
+        "layer, a control for the recurrence: a router of two layers that reads its own x "
+        "alone.",
+    )
 
     def __post_init__(self) -> None:
-        at_least("hidden", self.hidden, 1, "Try 8.")
+        check(self)
         check_renormalised(self.experts, self.active)
-        Terms.of(self)
 
     def build(self, width: int, *, generator: torch.Generator) -> RecurrentRouter:
         """Return a router alone; `gating.join(model)` puts those of a model on one thread."""

@@ -9,19 +9,16 @@ import torch
 from torch import Tensor
 
 from ..core import Card, Paper, Routing
-from ..core.checks import above, at_least
+from ..core.schema import check, setting
 from ..gating.balance import balance
-from ..gating.gate import GateRouter, Terms
+from ..gating.gate import GateRouter
 from ..gating.layer_state import PassesState
+from ..gating.router import check_counts
 
 
 @dataclass(frozen=True)
 class ReMoe:
     """R(x) = ReLU(x W^T): as many experts as are above 0, whose weights do not sum to 1.
-
-    experts: E; active: k, the experts of a token on average, to which an L1 loss drives the router;
-    coefficient: lambda_0 of that loss; factor: alpha, by which lambda grows while tokens have more
-      than k experts and shrinks while they have fewer; std: deviation of the gate's first weights.
 
     The loss is lambda / T sum_t sum_e f_e R(x_t)_e, f_e = E / (k T) times the tokens of expert e:
     experts of many tokens are pushed down harder. lambda_i = lambda_{i-1} alpha^sign(S_target - S),
@@ -33,16 +30,30 @@ class ReMoe:
     Not for a fixed cost of each token, nor with a capacity: use `TopK` or `Switch`.
     """
 
-    experts: int = 8
-    active: int = 2
-    coefficient: float = 1e-8
-    factor: float = 1.2
-    std: float = 0.02
+    experts: int = setting(8, "The number E of experts.", least=1, fix="Try 4.")
+    active: int = setting(
+        2,
+        "The experts k of a token on average, to which an L1 loss drives the router.",
+        least=1,
+        fix="Try 1.",
+    )
+    coefficient: float = setting(
+        1e-8, "The first coefficient lambda_0 of that L1 loss.", above=0, fix="The paper's is 1e-8."
+    )
+    factor: float = setting(
+        1.2,
+        "The factor alpha by which lambda grows while tokens have more than k experts and "
+        "shrinks while they have fewer.",
+        least=1,
+        fix="The paper's is 1.2.",
+    )
+    std: float = setting(
+        0.02, "The standard deviation of the gate's first weights.", least=0, fix="Try 0.01."
+    )
 
     def __post_init__(self) -> None:
-        Terms.of(self)
-        above("coefficient", self.coefficient, 0, fix="The paper's is 1e-8.")
-        at_least("factor", self.factor, 1, fix="The paper's is 1.2.")
+        check(self)
+        check_counts(self.experts, self.active)
 
     def build(self, width: int, *, generator: torch.Generator) -> ReMoeRouter:
         return ReMoeRouter(self, width, generator=generator)

@@ -9,36 +9,52 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..core import Card, Paper, Routing
-from ..core.checks import above
-from ..gating.gate import GateRouter, Terms, keep_pairs, room_for
+from ..core.schema import check, setting
+from ..gating.gate import GateRouter, keep_pairs, room_for
 
 
 @dataclass(frozen=True)
 class Switch:
     """The expert of largest p = softmax(x W^T), with weight p; tokens above the capacity drop.
 
-    experts: E; capacity: c; while training an expert takes the first ceil(c T / E) of T tokens that
-    choose it (section 2.2); in evaluation it takes all, so that a token's output does not depend on
-    other tokens. A dropped token gets no expert.
-    std: of the gate's first weights; jitter: epsilon of the factors U(1 - epsilon, 1 + epsilon) on
-    its input while training; balance: coefficient of the balance loss (eq. 4), which counts dropped
-    tokens too; z: coefficient of the z-loss (arXiv:2202.08906).
+    A dropped token gets no expert.
 
     Raises: ConfigError for a setting out of range.
     Not for routing that must not depend on a token's place in the batch.
     """
 
-    experts: int = 8
-    capacity: float = 1.25
-    std: float = 0.02
-    jitter: float = 0.0
-    balance: float = 0.01
-    z: float = 0.001
+    experts: int = setting(8, "The number E of experts.", least=1, fix="Try 4.")
+    capacity: float = setting(
+        1.25,
+        "The capacity factor c: in training an expert takes the first ceil(c T / E) of T tokens "
+        "that choose it (section 2.2); in evaluation it takes all, so that a token's output "
+        "does not depend on other tokens.",
+        above=0,
+        fix="1 leaves room for uniform routing; 1.25 is the paper's.",
+    )
+    std: float = setting(
+        0.02, "The standard deviation of the gate's first weights.", least=0, fix="Try 0.01."
+    )
+    jitter: float = setting(
+        0.0,
+        "The width epsilon of the factors U(1 - epsilon, 1 + epsilon) on the gate's input in "
+        "training.",
+        least=0,
+        below=1,
+        fix="Try 0.01.",
+    )
+    balance: float = setting(
+        0.01,
+        "The coefficient of the balance loss (eq. 4), which counts dropped tokens too.",
+        least=0,
+        fix="Try 0.01.",
+    )
+    z: float = setting(
+        0.001, "The coefficient of the z-loss (arXiv:2202.08906).", least=0, fix="Try 0.01."
+    )
 
     def __post_init__(self) -> None:
-        Terms.of(self)
-        fix = "1 leaves room for uniform routing; 1.25 is the paper's."
-        above("capacity", self.capacity, 0, fix)
+        check(self)
 
     def build(self, width: int, *, generator: torch.Generator) -> SwitchRouter:
         return SwitchRouter(self, width, generator=generator)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from ..core import Card, Paper, Routing
 from ..core.checks import at_least, one_of
 from ..core.errors import ConfigError, ShapeError
+from ..core.schema import check, setting
 from ..gating.random_source import RandomSource, seeded_by
 from ..gating.router import Router
 
@@ -186,25 +187,25 @@ def _shares(logits: Tensor) -> Tensor:
 class TaskRouting:
     """w = sigma(Z[task]) / sum over skills, for each head; see TaskRouter.
 
-    tasks: how many.
-    skills: S.
-    heads: each has shares of its own.
-    noise: in training, sigma(Z) is a draw of the relaxed Bernoulli distribution.
-    unknown: without task ids in evaluation, "error" or "mean" over the tasks.
-
     Raises: ConfigError for a setting out of range.
     Source: Poly (arXiv:2202.13914), section 2.2; heads as in MHR (arXiv:2211.03831).
     """
 
-    tasks: int = 1
-    skills: int = 4
-    heads: int = 1
-    noise: bool = False
-    unknown: str = "error"
+    tasks: int = setting(1, "The number of tasks, each with a row of Z.", least=1)
+    skills: int = setting(4, "The number S of skills, which are the experts.", least=1)
+    heads: int = setting(1, "The number of heads, each with shares of its own.", least=1)
+    noise: bool = setting(
+        False, "Whether sigma(Z) is a draw of the relaxed Bernoulli distribution in training."
+    )
+    unknown: str = setting(
+        "error",
+        'The weights without task ids in evaluation: "error", a refusal, or "mean", the mean '
+        "over the tasks.",
+        choices=("error", "mean"),
+    )
 
     def __post_init__(self) -> None:
-        # the router checks the settings
-        self.build(1, generator=torch.Generator())
+        check(self)
 
     def build(self, width: int, *, generator: torch.Generator) -> TaskRouter:
         """Return a router for tokens of any width.

@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 
 from ..core import Card, Paper
-from ..core.checks import one_of
 from ..core.errors import ConfigError
-from ..gating.gate import GateRouter, Terms
+from ..core.schema import check, setting
+from ..gating.gate import GateRouter
+from ..gating.router import check_counts
 
 SCALES = ("renormalised", "prob", "ste", "none")
 
@@ -20,36 +21,48 @@ SCALES = ("renormalised", "prob", "ste", "none")
 class TopK:
     """The k experts of largest p = softmax(x W^T), for each token.
 
-    experts: E; active: k; scale: the weight of a chosen expert; None = "renormalised", and in the
-      place of a host's own gate what that gate does, with its bias,
-      "renormalised", p_e over the sum of the k chosen ones (Mixtral, MixLoRA);
-      "prob", p_e (Switch);
-      "ste", 1, with the gradient of p_e (straight-through);
-      "none", 1: the task's loss has no gradient for the router, as in LLaVA-MoLE's release.
-    bias: whether the gate has one; std: of its first weights; jitter: epsilon of the factors
-      U(1 - epsilon, 1 + epsilon) on its input while training; balance, z: coefficients of the
-      balance loss (1 x k at uniform routing) and of the z-loss.
-
     Raises: ConfigError for a setting out of range: k above E, or one renormalised expert of
     several, whose weight would always be 1.
     Source: arXiv:1701.06538; forms of Mixtral (arXiv:2401.04088), Switch (arXiv:2101.03961) and
     LLaVA-MoLE (arXiv:2401.16160).
     """
 
-    experts: int = 8
-    active: int = 2
-    scale: str | None = None
-    bias: bool = False
-    std: float = 0.02
-    jitter: float = 0.0
-    balance: float = 0.01
-    z: float = 0.0
+    experts: int = setting(8, "The number E of experts.", least=1, fix="Try 4.")
+    active: int = setting(2, "The number k of a token's experts.", least=1, fix="Try 1.")
+    scale: str | None = setting(
+        None,
+        'The weight of a chosen expert: "renormalised", p_e over the sum of the k chosen ones '
+        '(Mixtral, MixLoRA); "prob", p_e (Switch); "ste", 1, with the gradient of p_e '
+        '(straight-through); "none", 1, where the task\'s loss has no gradient for the router, '
+        'as in the release of LLaVA-MoLE; None = "renormalised", and where the gate replaces '
+        "one of the host, as that gate weighs, with its bias.",
+        choices=SCALES,
+    )
+    bias: bool = setting(False, "Whether the gate has a bias.")
+    std: float = setting(
+        0.02, "The standard deviation of the gate's first weights.", least=0, fix="Try 0.01."
+    )
+    jitter: float = setting(
+        0.0,
+        "The width epsilon of the factors U(1 - epsilon, 1 + epsilon) on the gate's input in "
+        "training.",
+        least=0,
+        below=1,
+        fix="Try 0.01.",
+    )
+    balance: float = setting(
+        0.01,
+        "The coefficient of the balance loss, which is k at uniform routing.",
+        least=0,
+        fix="Try 0.01.",
+    )
+    z: float = setting(0.0, "The coefficient of the z-loss.", least=0, fix="Try 0.01.")
 
     def __post_init__(self) -> None:
-        """Check each setting.  Raises: ConfigError."""
-        Terms.of(self)
+        """Check each setting, and that a gradient reaches the gate.  Raises: ConfigError."""
+        check(self)
+        check_counts(self.experts, self.active)
         scale = self.scale or SCALES[0]
-        one_of("scale", scale, SCALES)
         if scale == "renormalised" and self.active == 1 < self.experts:
             got = "'renormalised' with one active expert, a weight of 1 always"
             want = "a weight that teaches the router"

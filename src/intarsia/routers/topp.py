@@ -8,38 +8,47 @@ import torch
 from torch import Tensor
 
 from ..core import Card, Paper
-from ..core.checks import above
-from ..core.errors import ConfigError
-from ..gating.gate import GateRouter, Terms
+from ..core.schema import check, setting
+from ..gating.gate import GateRouter
 
 
 @dataclass(frozen=True)
 class TopP:
     """The fewest experts whose p = softmax(x W^T / temperature) sum to at least `p`, by token.
 
-    experts: E; p: the sum to reach, 0 < p <= 1; a token's first expert always counts;
-    temperature: of the logits; std: of the gate's first weights; jitter: epsilon of the factors
-    U(1 - epsilon, 1 + epsilon) on its input while training; balance, z: coefficients of the
-    losses. Weights are the probabilities, not renormalised.
+    Weights are the probabilities, not renormalised.
 
     Raises: ConfigError for a setting out of range.
     Source: arXiv:2403.07652; also the dynamic variant of MixLoRA (arXiv:2404.15159).
     """
 
-    experts: int = 8
-    p: float = 0.8
-    temperature: float = 1.0
-    std: float = 0.02
-    jitter: float = 0.0
-    balance: float = 0.01
-    z: float = 0.0
+    experts: int = setting(8, "The number E of experts.", least=1, fix="Try 4.")
+    p: float = setting(
+        0.8,
+        "The sum of probabilities to reach; a token's first expert always counts.",
+        above=0,
+        most=1,
+        fix="Try 0.8.",
+    )
+    temperature: float = setting(
+        1.0, "The temperature that divides the logits.", above=0, fix="Try 1."
+    )
+    std: float = setting(
+        0.02, "The standard deviation of the gate's first weights.", least=0, fix="Try 0.01."
+    )
+    jitter: float = setting(
+        0.0,
+        "The width epsilon of the factors U(1 - epsilon, 1 + epsilon) on the gate's input in "
+        "training.",
+        least=0,
+        below=1,
+        fix="Try 0.01.",
+    )
+    balance: float = setting(0.01, "The coefficient of the balance loss.", least=0, fix="Try 0.01.")
+    z: float = setting(0.0, "The coefficient of the z-loss.", least=0, fix="Try 0.01.")
 
     def __post_init__(self) -> None:
-        """Check each setting; `Terms` checks those that all gates share.  Raises: ConfigError."""
-        Terms.of(self)
-        if not 0 < self.p <= 1:
-            raise ConfigError("p", got=self.p, want="0 < p <= 1", fix="Try 0.8.")
-        above("temperature", self.temperature, 0, "Try 1.")
+        check(self)
 
     def build(self, width: int, *, generator: torch.Generator) -> TopPRouter:
         return TopPRouter(self, width, generator=generator)

@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 
 from ..core import Card, Paper
-from ..core.checks import above, at_least, one_of
-from ..core.errors import ConfigError, ShapeError
-from ..gating.gate import GateRouter, Terms, room_for
+from ..core.checks import at_least
+from ..core.errors import ShapeError
+from ..core.schema import check, setting
+from ..gating.gate import GateRouter, room_for
 
 SIDES = ("expert", "token")
 COSTS = ("logits", "p")
@@ -27,15 +28,6 @@ class Transport:
     The plan is `k_sparse_ot` between T tokens of mass 1 and E experts of mass T / E. It decides
     only which pairs there are; the gradient reaches W through the weights.
 
-    experts: E; capacity: c; per: "expert", each takes at most k = ceil(c T / E) tokens; "token",
-    each goes to at most k = ceil(c) experts, whose loads are then about equal;
-    gamma: of the plan's quadratic term, larger = more pairs, up to k; iterations: of the solver;
-    std: deviation of the gate's first weights; z: coefficient of the z-loss;
-    cost: of a pair, "logits", -x W^T less each token's mean, in standard deviations of the batch,
-      so that gamma means the same for every gate;
-      "p", -p as in the paper: where the gate has become sure of itself costs are equal for many
-      tokens, and a fifth to three fifths of them end without an expert.
-
     At c = 1 about one token of a hundred ends without an expert at the default cost. A batch in
     which more than 5 % of 64 or more tokens do raises a UserWarning.
 
@@ -46,25 +38,40 @@ class Transport:
     batch, in evaluation as well.
     """
 
-    experts: int = 8
-    capacity: float = 1.0
-    per: str = "expert"
-    gamma: float = 0.1
-    iterations: int = 50
-    std: float = 0.02
-    z: float = 0.0
-    cost: str = "logits"
+    experts: int = setting(8, "The number E of experts.", least=1, fix="Try 4.")
+    capacity: float = setting(
+        1.0,
+        "The capacity factor c, experts per token on average.",
+        least=1,
+        fix="1 is one expert per token on average; 1.25 drops fewer tokens.",
+    )
+    per: str = setting(
+        "expert",
+        'The side with a bound: "expert", each takes at most k = ceil(c T / E) tokens; "token", '
+        "each goes to at most k = ceil(c) experts, with loads that are about equal.",
+        choices=SIDES,
+    )
+    gamma: float = setting(
+        0.1,
+        "The coefficient of the plan's quadratic term; a larger one gives more pairs, up to k.",
+        above=0,
+    )
+    iterations: int = setting(50, "The iterations of the solver.", least=1, fix="Try 50.")
+    std: float = setting(
+        0.02, "The standard deviation of the gate's first weights.", least=0, fix="Try 0.01."
+    )
+    z: float = setting(0.0, "The coefficient of the z-loss.", least=0, fix="Try 0.01.")
+    cost: str = setting(
+        "logits",
+        'The cost of a pair: "logits", -x W^T less each token\'s mean, in standard deviations of '
+        'the batch, so that gamma means the same for every gate; "p", -p as in the paper, where '
+        "costs become equal for many tokens once the gate is sure of itself, and a fifth to "
+        "three fifths of them end without an expert.",
+        choices=COSTS,
+    )
 
     def __post_init__(self) -> None:
-        """Check each setting; `Terms` checks those that all gates share.  Raises: ConfigError."""
-        Terms.of(self)
-        if not 1 <= self.capacity < math.inf:
-            name, fix = "capacity", "1 is one expert per token on average; 1.25 drops fewer tokens."
-            raise ConfigError(name, got=self.capacity, want="a number of at least 1", fix=fix)
-        one_of("per", self.per, SIDES)
-        one_of("cost", self.cost, COSTS)
-        above("gamma", self.gamma, 0)
-        at_least("iterations", self.iterations, 1, "Try 50.")
+        check(self)
 
     def build(self, width: int, *, generator: torch.Generator) -> TransportRouter:
         return TransportRouter(self, width, generator=generator)

@@ -9,6 +9,7 @@ from torch import nn
 from ..core import Card, Paper
 from ..core.checks import at_least, between, one_of
 from ..core.errors import ConfigError
+from ..core.schema import check, setting
 from ..routers import random_routers
 
 SHAPES = ("constant", "linear", "step")
@@ -58,16 +59,26 @@ class ActiveSchedule:
 
     From many to one active expert: the whole adapter is trained first, its parts differ later.
     Depends on the step only, so that a resumed run sees the same.
-    first, last, shape: see `active_at`.
 
     Raises: ConfigError on a setting that `active_at` refuses.
     """
 
-    first: int = 4
-    last: int = 1
-    shape: str = "linear"
+    first: int = setting(
+        4, "The number k of active experts at the first step.", least=1, fix="k = 1 is the paper."
+    )
+    last: int = setting(
+        1, "The number k of active experts at the last step.", least=1, fix="k = 1 is the paper."
+    )
+    shape: str = setting(
+        "linear",
+        'The way from first to last: "constant", first = last throughout; "linear", every k '
+        'between them for an equal share of the steps; "step", first in the first half of the '
+        "steps and last in the second.",
+        choices=SHAPES,
+    )
 
     def __post_init__(self) -> None:
+        check(self)
         active_at(0, 1, first=self.first, last=self.last, shape=self.shape)
 
     def __call__(self, model: nn.Module, step: int, steps: int) -> None:

@@ -14,9 +14,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..core import Card, NofM, Paper
-from ..core.checks import one_of
 from ..core.errors import ConfigError, ShapeError
 from ..core.modes import forward_as
+from ..core.schema import check, setting
 from ..partitions.patterns import largest
 from .masked_layers import masked_weights
 
@@ -68,15 +68,11 @@ straight_through: Callable[[Tensor, Tensor], Tensor] = _StraightThrough.apply  #
 
 @dataclass(frozen=True)
 class Bdwp:
-    """Layers compute with n of each m weights; all weights are trained, and masks chosen anew.
+    """Layers compute with n of each m weights; all weights are trained, and masks chosen again.
 
     y = x W_f^T with n of m along the inputs, dx = dy W_b with n of m along the outputs of the same
     dense W, dW = dy^T x for all of W. The largest |w| of a group are kept, at each step. When the
     training is over, W is W_f, with exact zeros.
-    pattern: "n:m".  directions: "both"; "forward", dx = dy W_f, as SR-STE without its decay;
-    "backward", the forward stays dense and so does the model (SDWP).  pad: a last group may have
-    fewer than m weights.  layers: globs, "1x1" for pointwise convolutions; None = all linear maps
-    and convolutions inside the model's blocks.
 
     fit(model, train, schedule=Bdwp("2:8"))
     Products are 1/3 (n/m + n/m + 1) of a dense training's, on hardware that skips zeros: here a
@@ -86,13 +82,22 @@ class Bdwp:
     Source: paper, section III. Not for a pretrained model that is to be pruned once: `sparsify`.
     """
 
-    pattern: str = "2:8"
-    directions: str = "both"
-    pad: bool = True
-    layers: tuple[str, ...] | None = None
+    pattern: str = setting("2:8", 'The pattern "n:m", n weights of each m.')
+    directions: str = setting(
+        "both",
+        'The passes that skip weights: "both"; "forward", dx = dy W_f, as SR-STE without its '
+        'decay; "backward", where the forward stays dense and so does the model (SDWP).',
+        choices=DIRECTIONS,
+    )
+    pad: bool = setting(True, "Whether a last group may have fewer than m weights.")
+    layers: tuple[str, ...] | None = setting(
+        None,
+        'The layers, as globs of paths, "1x1" for pointwise convolutions; None = all linear '
+        "maps and convolutions inside the model's blocks.",
+    )
 
     def __post_init__(self) -> None:
-        one_of("directions", self.directions, DIRECTIONS)
+        check(self)
         NofM.read(self.pattern)
 
     def along(self, axis: int, layer: nn.Module | None = None) -> NofM:

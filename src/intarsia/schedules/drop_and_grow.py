@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from ..core import Partition
-from ..core.checks import above, at_least, between, one_of
+from ..core.checks import at_least, between
+from ..core.schema import setting
 from ..partitions import erdos_renyi, random_masks, uniform
 from ..partitions.topk import keep_top
 from .fixed_mask import FixedMask
@@ -56,30 +57,38 @@ def grow(
 class DropAndGrow(MaskSettings):
     """The common part of RigL and SET: sparse from the start, and as sparse to the end.
 
-    density: of all the layers' weights; None = a sparse model's own masks, and as many in each
-    layer ever after.  drop: the share of a layer's weights that is exchanged at first; it falls
-    along half a cosine.  every: steps between changes; stop: the share of the steps after which the
-    masks are fixed.  spread: "erdos-renyi" or "uniform".  layers, store: see `MaskSettings`.
-
     Raises: ConfigError on settings that cannot be; at the start for density=None without a zero.
     """
 
-    density: float | None = 0.25
-    drop: float = 0.3
-    every: int = 100
-    stop: float = 0.75
-    spread: str = "erdos-renyi"
-
-    def __post_init__(self) -> None:
-        """Check each setting.  Raises: ConfigError."""
-        super().__post_init__()
-        if self.density is not None:
-            above("density", self.density, 0, "Try 0.25.")
-            between("density", self.density, 0, 1, "Try 0.25.")
-        between("drop", self.drop, 0, 1, "Try 0.3.")
-        between("stop", self.stop, 0, 1, "Try 0.75.")
-        at_least("every", self.every, 1)
-        one_of("spread", self.spread, tuple(SPREADS))
+    density: float | None = setting(
+        0.25,
+        "The share of all the layers' weights that is kept; None = a sparse model's own masks, "
+        "and as many in each layer to the end.",
+        above=0,
+        most=1,
+        fix="Try 0.25.",
+    )
+    drop: float = setting(
+        0.3,
+        "The share of a layer's weights that is exchanged at first; it falls along half a cosine.",
+        least=0,
+        most=1,
+        fix="Try 0.3.",
+    )
+    every: int = setting(100, "The steps between two changes of the masks.", least=1)
+    stop: float = setting(
+        0.75,
+        "The share of the steps after which the masks are fixed.",
+        least=0,
+        most=1,
+        fix="Try 0.75.",
+    )
+    spread: str = setting(
+        "erdos-renyi",
+        'The way in which the density is spread over the layers: "erdos-renyi", or "uniform", '
+        "the same in each.",
+        choices=tuple(SPREADS),
+    )
 
     def begin(self, weights: Weights, generator: torch.Generator) -> Partition:
         """Return the masks at the start: random ones, or the model's own zeros without a `density`.

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import KW_ONLY, dataclass
 
 from torch import Tensor
 
 from ..core import Card, Paper
-from ..core.checks import below_one
-from .drop_and_grow import DropAndGrow
+from ..core.schema import setting
+from .drop_and_grow import SPREADS, DropAndGrow
 from .masked_layers import TABLES
 
 LAST = 0.005  # the share that is exchanged at the end
@@ -19,14 +19,11 @@ LAST = 0.005  # the share that is exchanged at the end
 class Dsl(DropAndGrow):
     """Every table has random masks of one density, which follow gradients along the whole training.
 
-    Every `every` steps, in place of the optimiser's step: in each table the smallest |w| of a share
+    Every `every` steps, instead of the optimiser's step: in each table the smallest |w| of a share
     rho of the kept weights go, and as many with the largest mean |g| come, at 0; rho falls along
     half a cosine from `drop` to 0.005. Most rows of a table have no gradient in one batch, so the
-    mean is a running one, m = b m + (1 - b) |g| with b = `memory`; 0 = the batch alone, as in the
-    paper. The means take a dense float32 table each while training.
-    density: of each table.  drop: the share that is exchanged at first.  stop: the share of the
-    steps after which masks are fixed.  spread: as `DropAndGrow`.  layers: "tables", every
-    embedding; ("tables", "*") masks linear maps, too.  store: see `MaskSettings`.
+    mean is a running one, m = b m + (1 - b) |g|. The means take a dense float32 table each while
+    training.
 
     fit(recommender, train, schedule=Dsl(density=0.2))
     Raises: ConfigError on settings that cannot be; at the start for a table with sparse gradients,
@@ -35,20 +32,43 @@ class Dsl(DropAndGrow):
     drawn one by one, biases stay dense, and all of Adam's states are masked.
     """
 
-    density: float = 0.5
-    drop: float = 0.5
-    every: int = 1000
-    stop: float = 1.0
-    spread: str = "uniform"
-    memory: float = 0.99
-    layers: tuple[str, ...] | None = field(default=(TABLES,), kw_only=True)
+    density: float = setting(
+        0.5, "The share of each table's weights that is kept.", above=0, most=1, fix="Try 0.25."
+    )
+    drop: float = setting(
+        0.5,
+        "The share of a table's weights that is exchanged at first.",
+        least=0,
+        most=1,
+        fix="Try 0.3.",
+    )
+    every: int = setting(1000, "The steps between two changes of the masks.", least=1)
+    stop: float = setting(
+        1.0,
+        "The share of the steps after which the masks are fixed.",
+        least=0,
+        most=1,
+        fix="Try 0.75.",
+    )
+    spread: str = setting(
+        "uniform",
+        'The way in which the density is spread over the tables: "erdos-renyi", or "uniform", '
+        "the same in each.",
+        choices=tuple(SPREADS),
+    )
+    memory: float = setting(
+        0.99,
+        "The share b of the running mean that a step keeps; 0 = the batch alone, as in the paper.",
+        least=0,
+        below=1,
+    )
+    _: KW_ONLY
+    layers: tuple[str, ...] | None = setting(
+        (TABLES,),
+        'The layers with masks: "tables", every embedding; ("tables", "*") masks linear maps, too.',
+    )
 
     reads_gradients = True
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        # at 1 the running mean would never change
-        below_one("memory", self.memory)
 
     def share(self, step: int, steps: int) -> float:
         """Return rho, the share of kept weights to exchange: half a cosine from `drop` to 0.005.

@@ -9,8 +9,7 @@ from typing import Protocol, runtime_checkable
 from torch import nn
 
 from ..core import Card, Paper
-from ..core.checks import at_least
-from ..core.errors import ConfigError
+from ..core.schema import check, setting
 from ..routers import random_routers
 from .active import set_active
 
@@ -29,21 +28,28 @@ class OnceFitted:
     """k = N until an epoch's training accuracy is `share`, and k = `active` from the next one on.
 
     fit(model, train, schedule=OnceFitted(1)): an adapter that never comes to fit stays whole.
-    active: k; share: training samples that are right, mean over the epoch's batches.
     Splitting regularises, which has nothing to give before the adapter fits.
 
     Raises: ConfigError on a share that is none, k < 1; when it is followed, what `set_active` does.
     Source: ours; measured in docs/log.  Not with mixed images, whose accuracy is not known.
     """
 
-    active: int = 1
-    share: float = 0.9
+    active: int = setting(
+        1,
+        "The number k of active experts once the training samples are fitted.",
+        least=1,
+        fix="k = 1 is the paper.",
+    )
+    share: float = setting(
+        0.9,
+        "The share of training samples that are right, as a mean over the epoch's batches.",
+        above=0,
+        most=1,
+        fix="Try 0.9.",
+    )
 
     def __post_init__(self) -> None:
-        """Check each setting.  Raises: ConfigError."""
-        at_least("active", self.active, 1, fix="k = 1 is the paper.")
-        if not 0 < (got := self.share) <= 1:
-            raise ConfigError("share", got=got, want="0 < share <= 1", fix="Try 0.9.")
+        check(self)
 
     def follow(self, model: nn.Module, accuracies: Sequence[float]) -> None:
         """Activate all experts until the model fits the training data, then `active` of them.

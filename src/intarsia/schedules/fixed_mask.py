@@ -16,8 +16,6 @@ from .masked import Weights
 class FixedMask(MaskSettings):
     """Weights that are 0 when the training starts stay 0.
 
-    layers, store: see `MaskSettings`.
-
     fit(model, train, schedule=FixedMask())
     Raises: ConfigError on an unknown store; at the start for layers without a zero.
     """

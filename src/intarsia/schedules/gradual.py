@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from ..core import Card, Paper
-from ..core.checks import above, at_least, between, one_of
+from ..core.checks import between, one_of
+from ..core.schema import check, setting
 from ..partitions import erdos_renyi, keep_row_blocks, keep_shares, uniform
 from ..partitions.topk import keep_top
 from .mask_settings import MaskSettings
@@ -30,32 +31,40 @@ def cubic(time: float, first: float, last: float) -> float:
 class Gradual(MaskSettings):
     """The smallest weights are set to 0, little by little; what is 0 stays 0.
 
-    density: at the end.  start, stop: where pruning begins and ends, as shares of the steps; the
-    sparsity between them rises by s_t = s_f + (s_i - s_f)(1 - t)^3.  every: steps between changes.
-    spread: "uniform", every layer has the density; "erdos-renyi"; "global", the smallest of all.
-    rows: outputs that are 0 together at an input, with their whole kernels, see `keep_row_blocks`:
-    the density is then that of blocks; not with spread="global".
-    layers, store: see `MaskSettings`.
+    The sparsity between start and stop rises by s_t = s_f + (s_i - s_f)(1 - t)^3.
 
     Raises: ConfigError on settings that cannot be.
     """
 
-    density: float = 0.25
-    start: float = 0.0
-    stop: float = 0.6
-    every: int = 10
-    spread: str = "uniform"
-    rows: int = 1
+    density: float = setting(
+        0.25, "The share of the weights that is kept at the end.", above=0, most=1, fix="Try 0.25."
+    )
+    start: float = setting(0.0, "The share of the steps after which pruning begins.", least=0)
+    stop: float = setting(
+        0.6,
+        "The share of the steps after which pruning ends, at least `start`.",
+        most=1,
+        fix="Try 0.6.",
+    )
+    every: int = setting(10, "The steps between two changes of the masks.", least=1)
+    spread: str = setting(
+        "uniform",
+        'The way in which the density is spread over the layers: "uniform", every layer has it; '
+        '"erdos-renyi"; "global", the smallest weights of all.',
+        choices=SPREADS,
+    )
+    rows: int = setting(
+        1,
+        "The outputs that are 0 together at an input, with their whole kernels, see "
+        "`keep_row_blocks`; the density then counts blocks. More than 1 is not for "
+        'spread="global".',
+        least=1,
+    )
 
     def __post_init__(self) -> None:
-        """Check each setting.  Raises: ConfigError."""
-        super().__post_init__()
-        above("density", self.density, 0, "Try 0.25.")
-        between("density", self.density, 0, 1, "Try 0.25.")
+        """Check each setting, and those that depend on another.  Raises: ConfigError."""
+        check(self)
         between("stop", self.stop, self.start, 1, "Try 0.6.")
-        at_least("start", self.start, 0)
-        at_least("every", self.every, 1)
-        at_least("rows", self.rows, 1)
         one_of("spread", self.spread, SPREADS if self.rows == 1 else SPREADS[:2])
 
     def due(self, step: int, steps: int) -> bool:

@@ -9,9 +9,10 @@ import torch
 from torch import nn
 
 from ..core import Card, Paper, Partition
-from ..core.checks import above, at_least, between
+from ..core.schema import check, setting
 from ..partitions.topk import keep_top
 from .fixed_mask import FixedMask
+from .masked import STORES
 from .masked_layers import masked_weights
 from .phases import Phase
 
@@ -20,24 +21,36 @@ from .phases import Phase
 class Imp:
     """`rounds` times: the smallest weights left become 0, then the model is trained with its zeros.
 
-    density: at the end; each round keeps density^(1/rounds) of what is left, over all layers at
-    once.  layers, store: see `MaskSettings`.  `intarsia.fit_in_phases` carries it out on a trained
-    model; each round has the epochs that were asked for.
+    `intarsia.fit_in_phases` carries it out on a trained model; each round has the epochs that were
+    asked for.
 
     Raises: ConfigError on settings that cannot be.
     Source: Han et al. (2015), section 3; the global share of Sparse Model Soups (arXiv:2306.16788).
     """
 
-    density: float = 0.1
-    rounds: int = 3
-    layers: tuple[str, ...] | None = None
-    store: str = "dense"
+    density: float = setting(
+        0.1,
+        "The share of the weights that is kept at the end; each round keeps density^(1/rounds) "
+        "of the weights left, over all layers at once.",
+        above=0,
+        most=1,
+        fix="Try 0.1.",
+    )
+    rounds: int = setting(3, "The number of rounds of pruning and training.", least=1)
+    layers: tuple[str, ...] | None = setting(
+        None,
+        'The layers with masks, as globs of paths, "1x1" for pointwise convolutions; None = all '
+        "linear maps and convolutions that are not grouped.",
+    )
+    store: str = setting(
+        "dense",
+        'The optimiser\'s memory: "dense", or "vectors", an optimiser that remembers the kept '
+        "weights only.",
+        choices=STORES,
+    )
 
     def __post_init__(self) -> None:
-        """Check each setting.  Raises: ConfigError."""
-        above("density", self.density, 0, "Try 0.1.")
-        between("density", self.density, 0, 1, "Try 0.1.")
-        at_least("rounds", self.rounds, 1)
+        check(self)
 
     def phases(self, model: nn.Module, *, seed: int = 0) -> Generator[Phase, None, Partition]:
         """Prune the model before each round, and yield the round's training.

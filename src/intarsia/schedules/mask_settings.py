@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import KW_ONLY, dataclass
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from ..core import Partition
-from ..core.checks import one_of
+from ..core.schema import check, setting
 from .masked import STORES, Masks, SparseSchedule, Weights
 
 
@@ -18,20 +18,26 @@ from .masked import STORES, Masks, SparseSchedule, Weights
 class MaskSettings(SparseSchedule):
     """A `SparseSchedule` whose masks are where weights are not 0, and stay so.
 
-    layers: globs of layers, "1x1" for pointwise convolutions, None = all linear maps and
-    convolutions that are not grouped.  store: "dense", or "vectors", an optimiser that remembers
-    the kept weights only.
-
     Raises: ConfigError on an unknown store.
     """
 
-    layers: tuple[str, ...] | None = field(default=None, kw_only=True)
-    store: str = field(default="dense", kw_only=True)
+    _: KW_ONLY
+    layers: tuple[str, ...] | None = setting(
+        None,
+        'The layers with masks, as globs of paths, "1x1" for pointwise convolutions; None = all '
+        "linear maps and convolutions that are not grouped.",
+    )
+    store: str = setting(
+        "dense",
+        'The optimiser\'s memory: "dense", or "vectors", an optimiser that remembers the kept '
+        "weights only.",
+        choices=STORES,
+    )
 
     reads_gradients: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
-        one_of("store", self.store, STORES)
+        check(self)
 
     def begin(self, weights: Weights, generator: torch.Generator) -> Partition:
         """Return the masks of the weights that are not 0; for a dense model they are all True.

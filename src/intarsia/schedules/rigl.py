@@ -15,13 +15,9 @@ from .drop_and_grow import DropAndGrow
 class RigL(DropAndGrow):
     """Sparse from random masks, which every so many steps follow the dense gradient.
 
-    Every `every` steps until `stop`, in place of the optimiser's step: in each layer the smallest
+    Every `every` steps until `stop`, instead of the optimiser's step: in each layer the smallest
     |w| of a share f(t) = drop / 2 (1 + cos(pi t / T_end)) of the kept weights go, and as many with
     the largest |g| of the dense gradient come, at 0 (algorithm 1).
-    density: of all the layers' weights, None = each as sparse as it is.  drop: the share of a
-    layer's weights that is exchanged at first.  every: steps between changes; stop: the share of
-    the steps after which masks are fixed.
-    spread: "erdos-renyi" or "uniform".  layers, store: see `MaskSettings`.
     Source: paper, section 3. Not for fine-tuning a pretrained model: it starts from random masks,
     which drop most of what the model knows; prune it instead.
     """

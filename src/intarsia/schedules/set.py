@@ -14,10 +14,6 @@ class Set(DropAndGrow):
 
     What comes is drawn at random, at 0, before a step's forward; nothing dense is ever computed.
     The paper drops the weights nearest to 0 of each sign, and by a fixed share.
-    density: of all the layers' weights, None = each as sparse as it is.  drop: the share of a
-    layer's weights that is exchanged at first.  every: steps between changes; stop: the share of
-    the steps after which masks are fixed.
-    spread: "erdos-renyi" or "uniform".  layers, store: see `MaskSettings`.
     Source: paper, algorithm 1; the falling share is RigL's. Where a dense gradient can be afforded
     now and then, RigL is better.
     """

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from ..core import Card, Paper
-from ..core.checks import above, at_least
 from ..core.errors import ConfigError
 from ..core.foreign import is_encoder_decoder
+from ..core.schema import check, setting
 from .distillation import check_logits, taught
 from .objectives import blocks_of, logits_of
 from .order import Inputs
@@ -25,9 +25,8 @@ class SquareHead:
     """L = ce CE + kl T^2 KL(t / T || s / T) + feature sum_l mean (h_s - h_t)^2 / (mean h_t^2 + eps)
 
     h_s, h_t: the outputs of block l of student and teacher, over tokens whose attention_mask is 1;
-    of pictures over all.  t, s: their logits, over rows that have a label.  teacher: the dense
-    model, best fine-tuned on the task; it is in evaluation mode, without a gradient, and otherwise
-    as before.  feature, temperature, eps: above 0.  Each block counts the same, whatever its size.
+    of pictures over all.  t, s: their logits, over rows that have a label.  Each block counts the
+    same, whatever its size.
 
     fit(student, train, objective=SquareHead(teacher), schedule=FixedMask())
     The last block's output is taken before the model's final norm. The published code has
@@ -39,20 +38,41 @@ class SquareHead:
     Source: arXiv:2310.06927, the loss of section 3.
     """
 
-    teacher: nn.Module | None = None
-    ce: float = 1.0
-    kl: float = 0.0
-    feature: float = 1.0
-    temperature: float = 1.0
-    eps: float = 1e-6
+    teacher: nn.Module | None = setting(
+        None,
+        "The dense model, best fine-tuned on the task; it is in evaluation mode, without a "
+        "gradient, and otherwise as before.",
+    )
+    ce: float = setting(
+        1.0,
+        "The weight of the cross-entropy with the labels.",
+        least=0,
+        fix="SquareHead has ce=1, kl=0.",
+    )
+    kl: float = setting(
+        0.0,
+        "The weight of the divergence of the logits from the teacher's.",
+        least=0,
+        fix="SquareHead has ce=1, kl=0.",
+    )
+    feature: float = setting(
+        1.0,
+        "The weight of the distance of the blocks' outputs.",
+        above=0,
+        fix="Use `distill` for a loss of logits alone.",
+    )
+    temperature: float = setting(
+        1.0, "The temperature T that divides the logits.", above=0, fix="Try 1.0."
+    )
+    eps: float = setting(
+        1e-6,
+        "The number that is added to the teacher's mean square, so that nothing is divided by 0.",
+        above=0,
+        fix="Try 1e-6.",
+    )
 
     def __post_init__(self) -> None:
-        """Check each setting.  Raises: ConfigError."""
-        for name in ("ce", "kl"):
-            at_least(name, getattr(self, name), 0, fix="SquareHead has ce=1, kl=0.")
-        above("feature", self.feature, 0, fix="Use `distill` for a loss of logits alone.")
-        above("temperature", self.temperature, 0, fix="Try 1.0.")
-        above("eps", self.eps, 0, fix="Try 1e-6.")
+        check(self)
 
     def __call__(self, model: nn.Module, x: Inputs, loss_of: LossOf) -> Outcome:
         """Compute the loss of one forward of the student, compared with its teacher block by block.

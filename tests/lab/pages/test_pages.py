@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from intarsia.catalog import cards
+from intarsia.catalog import cards, describe
 from intarsia.core.errors import DataError
 from intarsia.core.registry import index
-from intarsia_lab.pages.index import helps_of
-from intarsia_lab.pages.methods import measured, pages, published, reference, write
+from intarsia_lab.pages.methods import measured, page, pages, published, reference, write
 
 from ...refusals import refused
 
@@ -86,20 +85,8 @@ def test_the_table_of_the_reference_is_up_to_date() -> None:
         reference("# Reference\n")
 
 
-def test_a_setting_has_the_help_of_its_configs_docstring() -> None:
-    doc = """One sentence, with a colon: no setting.
-
-rank, width: r and d, see
-  the paper; alpha: None = r.  on: x, as
-in eq. 3. Source: the paper.
-
-Raises: ConfigError. rank: of no use here."""
-    assert helps_of(doc, ("rank", "width", "alpha", "on")) == {
-        "rank": "r and d, see the paper",
-        "width": "r and d, see the paper",
-        "alpha": "None = r",
-        "on": "x, as in eq. 3",
-    }
-    assert helps_of(doc, ()) == {}
-    settings = [setting for entry in index().values() for setting in entry["settings"]]
-    assert sum("help" in setting for setting in settings) > 0.75 * len(settings)
+def test_a_help_is_a_cell_of_the_methods_page() -> None:
+    lora = describe(next(c for c in cards() if c.key == "lora")) | {"doc": ""}
+    lora["settings"] = [{"name": "k", "type": "int", "default": 1, "help": "|k| < 2 of *.mlp*"}]
+    assert "| `k` | `int` | `1` | \\|k\\| &lt; 2 of \\*.mlp\\* |" in page(lora)
+    assert all(s["help"] for entry in index().values() for s in entry["settings"])

@@ -394,9 +394,11 @@ def test_bad_input_of_single_models_is_refused() -> None:
         with pytest.raises(ConfigError) as refusal:
             cast(Any, kind)(2, n_iter=1, **{setting: "other"}).fit(data())
         assert refusal.value.what == setting and "other" in str(refusal.value.got)
-    for values in ((0, 1), (1, 1), (), (np.nan,)):
+    for values in ((0, 1), (1, 1), ()):
         with refused(ConfigError, what="values", want="numbers that differ, none of them 0"):
             DSC(2, n_iter=1, values=values).fit(data())
+    with refused(ConfigError, what="values", want="a finite number"):
+        DSC(2, n_iter=1, values=(np.nan,)).fit(data())
     model = BSC(2, n_iter=1, random_state=0).fit(data())
     with refused(DataError, what="codes", got=(2, 3)):
         model.inverse_transform(np.ones((2, 3)))

@@ -265,7 +265,7 @@ def test_bad_nets_are_refused() -> None:
         SparseyNet((4, 4)).fit(np.eye(3))
     with refused(DataError, what="X", got="values up to 0.5"):
         SparseyNet((2, 2), (1,)).fit(np.full((3, 4), 0.5))
-    with refused(ConfigError, what="random_state", got="RandomState"):
+    with refused(ConfigError, what="random_state", fix="Pass random_state=0."):
         SparseyNet((2, 2), (1,), random_state=np.random.RandomState(0)).fit(np.ones((3, 4)))  # pyright: ignore
     with refused(ConfigError, what="radius"):
         SparseyNet((4, 4), (2,), radius=0.1).fit(np.ones((3, 16)))

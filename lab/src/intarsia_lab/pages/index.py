@@ -7,7 +7,7 @@ import importlib
 import inspect
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
 
@@ -75,37 +75,16 @@ def _settings(config: Any) -> list[dict[str, Any]]:
     config: an instance of the settings' dataclass, with its defaults.
     """
     defaults = settings_to_dict(config)
-    helps = helps_of(inspect.getdoc(type(config)) or "", defaults)
     return [
-        {"name": f.name, "type": _type_name(f.type), "default": defaults[f.name]}
-        | ({"help": helps[f.name]} if f.name in helps else {})
-        # the docstring does not repeat what the field's declaration says
-        | ({"help": declared, "declared": True} if (declared := help_of(f)) else {})
+        {
+            "name": f.name,
+            "type": _type_name(f.type),
+            "default": defaults[f.name],
+            "help": help_of(f),
+        }
         for f in dataclasses.fields(config)
         if f.name in defaults
     ]
-
-
-def helps_of(doc: str, names: Iterable[str]) -> dict[str, str]:
-    """Return what a config's docstring says of each setting, as in "experts: E; active: k."
-
-    A sentence or a clause that begins with names of settings and a colon is about these, up to the
-    next one, or to the end of its paragraph. doc: the docstring; names: of the settings.
-    """
-    helps: dict[str, str] = {}
-    name = "|".join(sorted(map(re.escape, names), key=len, reverse=True))
-    if not name:
-        return helps
-    # longest names first, so that "rank" does not match the beginning of "rank_max"
-    head = re.compile(rf"(?:^|(?<=[.;])\s+|^\s*)((?:{name})(?:, (?:{name}))*): ")
-    for paragraph in doc.split("\n\n"):
-        # a line of its own begins a clause, too
-        text = re.sub(rf"\n(?=(?:{name})(?:, (?:{name}))*: )", " ;\n", paragraph)
-        text = re.split(r"\b(?:Raises|Source): |\n(?=Not (?:for|with) )", text)[0]
-        parts = head.split(" ".join(text.split()))
-        for listed, words in zip(parts[1::2], parts[2::2], strict=True):
-            helps |= dict.fromkeys(listed.split(", "), words.rstrip(" ;."))
-    return helps
 
 
 def _type_name(annotation: object) -> str:

@@ -128,6 +128,11 @@ def beside_official(name: str, references: Sequence[Record]) -> str:
     )
 
 
+def cell(text: str) -> str:
+    """Return a sentence as a cell of a table, in which bars, stars and brackets are letters."""
+    return text.replace("|", "\\|").replace("*", "\\*").replace("<", "&lt;")
+
+
 def page(
     card: dict[str, Any], claims: Sequence[Record] = (), references: Sequence[Record] = ()
 ) -> str:
@@ -144,11 +149,12 @@ def page(
         f"[{paper['title']}]({paper['url']}) ({paper['year']}, arXiv:{paper['arxiv']}). {names}"
         f"Kind: {card['kind']}; family: {card['family']}. In Python: `{card['python']}`.\n",
         f"```text\n{card['doc']}\n```\n",
-        "## Settings\n\n| setting | type | default |\n|---|---|---|",
+        "## Settings\n\n| setting | type | default | meaning |\n|---|---|---|---|",
     ]
     for setting in card["settings"]:
         kind = setting["type"].replace(" | ", " or ")  # a bar would end the cell
-        lines.append(f"| `{setting['name']}` | `{kind}` | `{shown(setting['default'])}` |")
+        default, meaning = shown(setting["default"]), cell(setting["help"])
+        lines.append(f"| `{setting['name']}` | `{kind}` | `{default}` | {meaning} |")
     if card["tags"]:
         lines += ["", "## Tags", ""]
         lines += [f"- `{tag}`: {TAGS[tag]}" for tag in card["tags"]]

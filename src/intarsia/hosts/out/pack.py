@@ -24,7 +24,9 @@ from ...core.errors import CheckpointError, ConfigError, TargetError, UnknownNam
 from ...core.files import unbroken, writing
 from ...core.reading import open_tensors
 from ...core.registry import KEY, method_to_dict
+from ...core.schema import check, setting
 from ...formats import Gaussian
+from ...formats.gaussian import CODEBOOKS
 from ..anatomy.blocks import walk
 from ..anatomy.origin import damaged
 from ..attach.adapt import attach, check_model, find_heads
@@ -95,16 +97,20 @@ def _raw_bytes(tensor: Tensor) -> Tensor:
 class CodeHead(Change):
     """Change to a classifier so that it trains with weights of few bits; goes before `BiAdapter`.
 
-    bits, codebook: see `intarsia.formats.Gaussian`.
-
-    Raises: TargetError in `apply` if the model has no linear head.
+    Raises: ConfigError for a setting out of range; TargetError in `apply` if the model has no
+    linear head.
     """
 
-    bits: int = 1
-    codebook: str = "median"
+    bits: int = setting(1, "The bits of a weight's code.", least=1, most=8, fix="Try 1, 2 or 4.")
+    codebook: str = setting(
+        "median", "The levels of the codes, see `intarsia.formats.Gaussian`.", choices=CODEBOOKS
+    )
 
     stores: ClassVar[str] = "nothing"  # an adapter keeps the head
     laws: ClassVar[frozenset[str]] = frozenset({"shape"})
+
+    def __post_init__(self) -> None:
+        check(self)
 
     def apply(self, host: nn.Module, plan: Plan, *, name: str = "default") -> nn.Module:
         """Replace the linear heads, in place, by ones that code their weights in each forward.

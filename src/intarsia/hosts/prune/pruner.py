@@ -16,9 +16,10 @@ from torch import Tensor, nn
 
 from ...core import NofM, Partition
 from ...core.change import Change, Plan
-from ...core.checks import above, between, one_of
+from ...core.checks import one_of
 from ...core.errors import ConfigError, ShapeError, TargetError
 from ...core.registry import method_key, settings_to_dict
+from ...core.schema import check, setting
 from ...core.seeds import mix
 from ...gating import Router
 from ...partitions import Sparsifier
@@ -146,25 +147,31 @@ class Pruner(Change):
 class LayerPruner(Pruner):
     """Pruner of linear layers, convolutions and experts inside the blocks.
 
-    density: the share of each layer that is kept.  pattern: None, or "n:m", n of each m consecutive
-    inputs.
-    layers: globs of paths, none = all of them; other layers stay dense, and so do routers and
-    grouped convolutions. A layer outside the blocks is pruned if its full path is given, as
-    "lm_head". In a mixture each expert's matrices are layers of their own, with the rows that are
-    routed to it as inputs: "model.layers.0.mlp.experts.up.3".
+    In a mixture each expert's matrices are layers of their own, with the rows that are routed to it
+    as inputs: "model.layers.0.mlp.experts.up.3".
 
     Raises: ConfigError for a density outside (0, 1], or a pattern of another density.
     """
 
-    density: float = 0.5
-    pattern: str | None = None
-    layers: Sequence[str] = ()
+    density: float = setting(
+        0.5, "The share of each layer's weights that is kept.", above=0, most=1, fix="Try 0.5."
+    )
+    pattern: str | None = setting(
+        None,
+        'The pattern "n:m", n of each m consecutive inputs, with the density n / m; None = no '
+        "pattern.",
+    )
+    layers: Sequence[str] = setting(
+        (),
+        "The layers that are pruned, as globs of paths; none = all linear layers, convolutions "
+        "and experts inside the blocks, but routers and grouped convolutions. A layer outside "
+        'the blocks is pruned if its full path is given, as "lm_head".',
+    )
 
     def __post_init__(self) -> None:
         """Check the density; a pattern n:m must have the same one, n / m.  Raises: ConfigError."""
+        check(self)
         object.__setattr__(self, "layers", tuple(self.layers))
-        above("density", self.density, 0, "Try 0.5.")
-        between("density", self.density, 0, 1, "Try 0.5.")
         # a pattern has a density of its own, n / m
         if (n_of_m := self.n_of_m) is not None and n_of_m.n / n_of_m.m != self.density:
             got = f"{self.pattern!r} with density {self.density}"

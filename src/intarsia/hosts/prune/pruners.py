@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from ...core import Blocks, Card, Paper, Partition
-from ...core.checks import above, at_least
 from ...core.errors import ConfigError
+from ...core.schema import setting
 from ...partitions import choose_and_compensate, keep_n_of_m, keep_rows, keep_shares
 from ...scores import Statistics, obs, wanda
 from .pruner import LayerPruner
@@ -43,8 +43,7 @@ class MaskPruner(LayerPruner):
 class Magnitude(MaskPruner):
     """Pruner that keeps the largest |W| of each layer; needs no calibration.
 
-    density, pattern, layers: see `LayerPruner`.  Source: Han et al. (2015). For a language model
-    Wanda is as cheap and far better.
+    Source: Han et al. (2015). For a language model Wanda is as cheap and far better.
     """
 
 
@@ -52,9 +51,9 @@ class Magnitude(MaskPruner):
 class Wanda(MaskPruner):
     """Pruner that keeps the largest |W_ij| ||x_j|| of each row, as they are.
 
-    density, pattern, layers: see `LayerPruner`; of a row of C weights C - floor((1 - density) C)
-    are kept.  Source: paper, equation 1 and algorithm 1. Two forwards of each block; SparseGPT is
-    better at low densities and costs minutes.
+    Of a row of C weights C - floor((1 - density) C) are kept.
+    Source: paper, equation 1 and algorithm 1. Two forwards of each block; SparseGPT is better at
+    low densities and costs minutes.
     """
 
     @property
@@ -75,26 +74,33 @@ class Wanda(MaskPruner):
 class SparseGPT(LayerPruner):
     """Pruner that removes weights column by column, and lets later columns make up for them.
 
-    density, pattern, layers: see `LayerPruner`; the density holds in each `block` of columns.
-    damp: of the Hessian, a share of its mean diagonal.  block: columns that are chosen at once.
-    rows: consecutive outputs that keep the same inputs, as `Chw` stores them fastest; 1 = each has
-    its own.  inputs: consecutive inputs that go together, 4 as `Chw(values="int8")` takes them.
+    The density holds in each `block` of columns.
     Raises: as `LayerPruner`; ConfigError for rows or inputs with a pattern; at the layer in
     question ShapeError where they do not divide the outputs or inputs.
     Source: paper, algorithm 1; see `choose_and_compensate`. Blocks of rows are not the paper's.
     """
 
-    damp: float = 0.01
-    block: int = 128
-    rows: int = 1
-    inputs: int = 1
+    damp: float = setting(
+        0.01, "The damping of the Hessian, a share of its mean diagonal.", above=0, fix="Try 0.01."
+    )
+    block: int = setting(128, "The columns that are chosen at once.", least=1, fix="Try 128.")
+    rows: int = setting(
+        1,
+        "The consecutive outputs that keep the same inputs, as `Chw` stores them fastest; 1 = "
+        "each has its own.",
+        least=1,
+        fix="Try 4.",
+    )
+    inputs: int = setting(
+        1,
+        'The consecutive inputs that go together, 4 as `Chw(values="int8")` takes them.',
+        least=1,
+        fix="Try 4.",
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        above("damp", self.damp, 0, "Try 0.01.")
-        above("block", self.block, 0, "Try 128.")
         for name in ("rows", "inputs"):
-            at_least(name, getattr(self, name), 1, "Try 4.")
             if getattr(self, name) > 1 and self.pattern is not None:
                 got = f"{name}={getattr(self, name)} with pattern {self.pattern!r}"
                 raise ConfigError(name, got=got, want="one of both", fix="Leave one of them out.")

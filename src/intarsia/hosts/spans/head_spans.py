@@ -11,9 +11,10 @@ from torch.utils.hooks import RemovableHandle
 
 from ...core import Card, Paper
 from ...core.change import Change, Plan, set_steps, steps_of
-from ...core.checks import above, at_least, between
+from ...core.checks import at_least
 from ...core.errors import FoldError, TargetError
 from ...core.foreign import config_of
+from ...core.schema import check, setting
 from ..anatomy.blocks import base_of
 from ..changing import apply_plan
 from .attention import NAME, WINDOWS, RingCaches, register
@@ -93,32 +94,35 @@ def _check_layers(config: Any, modules_by_path: dict[str, nn.Module]) -> None:
 class HeadSpans(Change):
     """Change to attention: each head sees the first tokens (sinks) and a window of the last.
 
-    density: share of a text of `length` tokens that each head sees, sinks included (StreamingLLM);
-    `attach_spans` gives each head a span of its own instead.
-    sink: number of first tokens that all heads see; block: spans are multiples of so many tokens.
-    length: of the texts, prompt and answer together; None = the longest that the model can read.
-    Longer texts are refused; in shorter ones heads see as many tokens as in these.
-
-    Weights stay. `generate` caches only keys and values that heads can see, with padding and on
-    prefixes, too; no assisted decoding, which takes tokens back.
+    One density for all heads is StreamingLLM; `attach_spans` gives each head a span of its own
+    instead. Weights stay. `generate` caches only keys and values that heads can see, with padding
+    and on prefixes, too; no assisted decoding, which takes tokens back.
     Raises: ConfigError for settings that cannot be; TargetError in `plan` for a model with windows
     of its own or cross attention, by layer, or with spans.
     Source: arXiv:2309.17453; spans of heads arXiv:2406.14909.
     """
 
-    density: float = 0.5
-    sink: int = SINK
-    block: int = 16
-    length: int | None = None
+    density: float = setting(
+        0.5,
+        "The share of a text of `length` tokens that each head sees, sinks included.",
+        above=0,
+        most=1,
+        fix="Try 0.5.",
+    )
+    sink: int = setting(SINK, "The first tokens that all heads see.", least=0)
+    block: int = setting(16, "The tokens of a block; spans are multiples of it.", least=1)
+    length: int | None = setting(
+        None,
+        "The tokens of a text, prompt and answer together; longer texts are refused, and in "
+        "shorter ones heads see as many tokens as in these. None = the longest that the model "
+        "can read.",
+    )
 
     rewires: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        """Check each setting.  Raises: ConfigError."""
-        above("density", self.density, 0, "Try 0.5.")
-        between("density", self.density, 0, 1, "Try 0.5.")
-        at_least("sink", self.sink, 0)
-        at_least("block", self.block, 1)
+        """Check each setting; a text has room for sink and block.  Raises: ConfigError."""
+        check(self)
         if self.length is not None:
             at_least("length", self.length, self.sink + self.block)
 

@@ -19,6 +19,7 @@ from ...core import Card, Format, Paper
 from ...core.change import Change, Plan, set_steps, steps_of
 from ...core.errors import CheckpointError, ConfigError, DataError, TargetError, UnknownName
 from ...core.exports import homes
+from ...core.schema import check, setting
 from ...formats import Bitmask
 from ..anatomy.blocks import base_of
 from ..changing import apply_plan
@@ -54,24 +55,32 @@ def format_named(name: str, **settings: Any) -> Format:
 class Compress(Change):
     """Change that stores linear layers in a format, whose products read what is stored.
 
-    format: `formats.Bitmask()`, `Columns()`, ...; read from a file it is {"name", its settings}.
-    layers: globs of paths, none = all linear layers inside the blocks; embeddings, heads, norms,
-    routers, experts in stacks and convolutions stay as they are. A layer outside the blocks is
-    named in full, as "lm_head".
+    Embeddings, heads, norms, routers, experts in stacks and convolutions stay as they are.
 
     Raises: as the format; TargetError in `plan` for a model with adapters, or without such layers.
     Source: Deep Compression (arXiv:1510.00149), for weights that stay compressed in memory. Not for
     training: nothing that is compressed has a gradient.
     """
 
-    format: Any = field(default_factory=Bitmask)
-    layers: Sequence[str] = ()
+    format: Any = setting(
+        help=(
+            "The format of the weights, `formats.Bitmask()`, `Columns()`, ...; read from a file it "
+            'is {"name", its settings}.'
+        ),
+        factory=Bitmask,
+    )
+    layers: Sequence[str] = setting(
+        (),
+        "The layers that are stored so, as globs of paths; none = all linear layers inside the "
+        'blocks. A layer outside the blocks is named in full, as "lm_head".',
+    )
 
     stores: ClassVar[str] = "all"
     rewires: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         """Convert settings that come from a file, and check the format.  Raises: ConfigError."""
+        check(self)
         object.__setattr__(self, "layers", tuple(self.layers))
         if isinstance(self.format, Mapping):
             settings = dict(self.format)

@@ -14,6 +14,7 @@ from ...core.change import Change, Plan
 from ...core.checks import one_of
 from ...core.errors import ConfigError, TargetError
 from ...core.modes import evaluating
+from ...core.schema import setting
 from ...gating import learned_routers
 from ...gating.load import counting
 from ...mixtures.mixture import Mixture
@@ -28,12 +29,14 @@ ALIKE = ("how", "capacity", "residual", "act")  # routers are compared layer by 
 
 @dataclass(frozen=True)
 class MergeMixtures(Change):
-    """Change that puts the experts of another trained copy of the model beside its own.
+    """Change that puts the experts of another trained copy of the model next to its own.
 
-    other: the copy.  See `merge_mixtures`.
+    See `merge_mixtures`.
     """
 
-    other: nn.Module | None = None
+    other: nn.Module | None = setting(
+        None, "The other trained copy of the model; None = none, which `apply` refuses."
+    )
 
     # instead, the recorded `Upcycle` gets other numbers of experts
     recorded: ClassVar[bool] = False
@@ -55,13 +58,15 @@ class MergeMixtures(Change):
 class PruneExperts(Change):
     """Change that keeps only some experts of each mixture, by default those with the most tokens.
 
-    keep: how many stay, in all layers or in each layer; or which: path of the MLP -> numbers.
-    at_random: choose by the seed and the path instead of by tokens; otherwise `plan` wants a few
-    batches. See `prune_experts`.
+    Unless the choice is at random, `plan` wants a few batches. See `prune_experts`.
     """
 
-    keep: int | Sequence[int] | Mapping[str, Sequence[int]] = 1
-    at_random: bool = False
+    keep: int | Sequence[int] | Mapping[str, Sequence[int]] = setting(
+        1,
+        "The experts that stay: their number, in all layers or in each layer; or their numbers "
+        "by the path of the MLP.",
+    )
+    at_random: bool = setting(False, "Choose by the seed and the path instead of by tokens.")
 
     # instead, the recorded `Upcycle` gets smaller numbers of experts
     recorded: ClassVar[bool] = False

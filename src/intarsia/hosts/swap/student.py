@@ -13,6 +13,7 @@ from ...core import Card, Paper
 from ...core.change import Change, Plan
 from ...core.errors import TargetError
 from ...core.foreign import config_of
+from ...core.schema import setting
 from ...gating import rejoin, unwatch
 from ..anatomy.blocks import blocks, inside, mlp_of
 from ..anatomy.gates import own_gate
@@ -25,12 +26,9 @@ PER_LAYER = ("layer_types", "mlp_layer_types", "no_rope_layers")
 
 @dataclass(frozen=True)
 class Student(Change):
-    """Change to a copy of the model with some of its blocks, see `student_of`.
+    """Change to a copy of the model with some of its blocks, see `student_of`."""
 
-    layers: the numbers of those blocks.
-    """
-
-    layers: tuple[int, ...] = (0,)
+    layers: tuple[int, ...] = setting((0,), "The numbers of the blocks that stay, from 0 on.")
 
     recorded: ClassVar[bool] = False  # the student is a model of fewer blocks, not a changed one
     laws: ClassVar[frozenset[str]] = frozenset()

@@ -12,9 +12,10 @@ from torch import nn
 
 from ...core import Card, Paper
 from ...core.change import Change, Plan, set_steps, steps_of
-from ...core.checks import between, one_of
+from ...core.checks import between
 from ...core.errors import CheckpointError, ConfigError, FoldError, TargetError
 from ...core.linear import plain_linear
+from ...core.schema import check, setting
 from ...gating import unwatch, watch
 from ...gating.context import ReadsContext
 from ...mixtures.dialects import DIALECTS
@@ -39,24 +40,6 @@ class UnionOfExperts(Change):
     output is the dense one, to the order of sums. For timm's ViTs and decoders of transformers of
     Llama's kind.
 
-    experts: E of an MLP; active: K of them; K / E is the share of the work that is done, in the
-      attention as well.
-    heads: experts of an attention, each of as many heads in a row; None = every head is one.
-    select: what is chosen,
-      "data", each expert takes the ceil(K / E T) positions of a sequence that suit it best, so that
-      all do equally much (the paper's selective attention: a head sees its own positions alone);
-      "tokens", each token takes the K experts that suit it best: the only one for decoders, where
-      the others would look ahead; keys and values stay those of all tokens there;
-      "experts", a whole sequence takes K experts, by the mean over its tokens;
-      None = "tokens" in a decoder, "data" elsewhere.
-    gate: how p = softmax(x W) learns,
-      "frozen", not at all: scores choose and the task has no gradient for them (released code);
-      "sizes", it predicts the logarithm of the size of each expert's output (ours);
-      "straight-through", by the gradient of p; "score", p multiplies the outputs, times E.
-    warmup: in this share of the training the share of active experts falls from all to K / E.
-    parts: "attention", "mlp" or both.  layers: numbers of the blocks, negative ones count from the
-    last; None = all.
-
     model = apply(model, UnionOfExperts(experts=8, active=4)); fit(model, ...);
     `recompose(model)` is the dense model with the weights of all experts.
 
@@ -66,14 +49,50 @@ class UnionOfExperts(Change):
     Source: arXiv:2503.02495. Unlike the released code, no sample has a say in another's choice.
     """
 
-    experts: int = 8
-    active: int = 4
-    heads: int | None = None
-    select: str | None = None
-    gate: str = "frozen"
-    warmup: float = 0.1
-    parts: tuple[str, ...] = PARTS
-    layers: tuple[int, ...] | None = None
+    experts: int = setting(8, "The number E of an MLP's experts.", least=1, fix="Try 8.")
+    active: int = setting(
+        4,
+        "The number K of active experts; K / E is the share of the work that is done, in the "
+        "attention as well.",
+        least=1,
+        fix="Half of the experts is the paper's.",
+    )
+    heads: int | None = setting(
+        None,
+        "The experts of an attention, each of as many heads in a row; None = every head is one.",
+        least=1,
+    )
+    select: str | None = setting(
+        None,
+        'The choice of experts: "data", each expert takes the ceil(K / E T) positions of a '
+        "sequence that suit it best, so that all do equally much (the paper's selective "
+        'attention: a head sees its own positions alone); "tokens", each token takes the K '
+        "experts that suit it best, the only choice for decoders, where the others would look "
+        'ahead, and keys and values of all tokens stay; "experts", a whole sequence '
+        'takes K experts, by the mean over its tokens; None = "tokens" in a decoder, "data" '
+        "elsewhere.",
+        choices=SELECTS,
+    )
+    gate: str = setting(
+        "frozen",
+        'The way in which p = softmax(x W) learns: "frozen", not at all, scores choose and the '
+        'task has no gradient for them (released code); "sizes", it predicts the logarithm of '
+        'the size of each expert\'s output (ours); "straight-through", by the gradient of p; '
+        '"score", p multiplies the outputs, times E.',
+        choices=GATES,
+    )
+    warmup: float = setting(
+        0.1,
+        "The share of the training in which the share of active experts falls from all to K / E.",
+        least=0,
+        most=1,
+    )
+    parts: tuple[str, ...] = setting(
+        PARTS, "The parts of a block that are split, one or both.", choices=PARTS
+    )
+    layers: tuple[int, ...] | None = setting(
+        None, "The numbers of the blocks, negative ones count from the last; None = all."
+    )
 
     stores: ClassVar[str] = "all"
     rewires: ClassVar[bool] = True
@@ -84,12 +103,8 @@ class UnionOfExperts(Change):
             if (value := getattr(self, name)) is not None:
                 value = (value,) if isinstance(value, str) else tuple(value)
                 object.__setattr__(self, name, value)
+        check(self)
         between("active", self.active, 1, self.experts, "Half of the experts is the paper's.")
-        if self.select is not None:
-            one_of("select", self.select, SELECTS)
-        one_of("gate", self.gate, GATES)
-        for part in self.parts:
-            one_of("parts", part, PARTS)
         if not self.parts:
             raise ConfigError("parts", got="none", want=f"some of {PARTS}", fix="Leave it out.")
         self._gate(self.experts)

@@ -13,9 +13,9 @@ from torch import nn
 
 from ...core import Card, Paper
 from ...core.change import Change, Plan, Step, set_steps, steps_of
-from ...core.checks import one_of
 from ...core.errors import CheckpointError, ConfigError, FoldError, TargetError
 from ...core.foreign import config_of
+from ...core.schema import check, setting
 from ...gating import PassesState, Router, RouterConfig, non_causal, watch, with_experts
 from ...mixtures.capacity import LOOKS_AHEAD, Capacity
 from ...mixtures.experts import StackedExperts, activation
@@ -43,23 +43,6 @@ HOW = ("copies", "diversified", "slices", "fresh")
 class Upcycle(Change):
     """Change that puts a `Mixture` in the place of MLPs: timm's ViTs, Llama, BERT, GPT-2, T5.
 
-    router: settings of a router; experts: E in place of the router's own, or one for each layer, in
-    the order of the model.
-    how: what the experts are,
-      "copies" of the MLP (sparse upcycling, arXiv:2212.05055): a router whose weights sum to one
-      gives the dense model's output at the start;
-      "diversified", copies with `fraction` of each one's weights set to 0 (EvoMoE);
-      "slices", E equal parts of its hidden units, which sum to the dense output if all are active
-      with weight 1, `TopK(experts=E, active=E, scale="none")`;
-      "fresh", drawn anew, each for itself, as a model that is trained from scratch has them:
-      the MLP's own weights are forgotten.
-    act: the experts' activation in place of the MLP's, "gelu", "relu" or "silu", on the gate's
-    path if they are gated; the output is then not the dense one. `MoeX` wants "relu".
-    layers: numbers of the blocks, negative ones count from the last; None = all.
-    capacity: how many tokens an expert takes.
-    residual: keep the MLP beside the experts, for every token (Residual-MoE, arXiv:2201.05596):
-      "learned", weighed by a softmax for each token, or "sum", see `ResidualMixture`.
-
     In sparse models (Mixtral, Qwen-MoE, OLMoE, DeepSeek-V2, GPT-OSS) the blocks with experts of
     their own keep them and get the router alone; dense layers between them are left. `TopK()` is
     then what the host's own gate does, and `TopK(...)` without a scale weighs as that gate does.
@@ -69,20 +52,53 @@ class Upcycle(Change):
     adapted models and layers that are not there.
     """
 
-    router: RouterConfig = TopK()  # noqa: RUF009 - frozen
-    experts: int | tuple[int, ...] | None = None
-    how: str = "copies"
-    layers: tuple[int, ...] | None = None
-    capacity: Capacity | None = None
-    residual: str | None = None
-    fraction: float = 0.1
-    act: str | None = None
+    router: RouterConfig = setting(TopK(), "The settings of the router that chooses experts.")
+    experts: int | tuple[int, ...] | None = setting(
+        None,
+        "The number E of experts instead of the router's own, or one for each layer, in the "
+        "order of the model; None = the router's.",
+        least=1,
+    )
+    how: str = setting(
+        "copies",
+        'The first experts: "copies" of the MLP (sparse upcycling, arXiv:2212.05055), with '
+        "which a router of weights that sum to one gives the dense model's output at the start; "
+        '"diversified", copies with `fraction` of each one\'s weights set to 0 (EvoMoE); '
+        '"slices", E equal parts of its hidden units, which sum to the dense output if all are '
+        'active with weight 1, `TopK(experts=E, active=E, scale="none")`; "fresh", each drawn '
+        "for itself, as a model that is trained from scratch has them: the MLP's own weights "
+        "are forgotten.",
+        choices=HOW,
+    )
+    layers: tuple[int, ...] | None = setting(
+        None, "The numbers of the blocks, negative ones count from the last; None = all."
+    )
+    capacity: Capacity | None = setting(
+        None, "The tokens that an expert takes, a `Capacity`; None = all."
+    )
+    residual: str | None = setting(
+        None,
+        "The MLP that stays next to the experts, for every token (Residual-MoE, "
+        'arXiv:2201.05596): "learned", weighed by a softmax for each token, or "sum", see '
+        "`ResidualMixture`; None = none stays.",
+        choices=MIXES,
+    )
+    fraction: float = setting(
+        0.1, 'The share of a copy\'s weights that "diversified" sets to 0.', least=0, below=1
+    )
+    act: str | None = setting(
+        None,
+        "The experts' activation instead of the MLP's, on the gate's path if they are gated; "
+        'the output is then not the dense one. `MoeX` wants "relu". None = the MLP\'s own.',
+        choices=("gelu", "relu", "silu"),
+    )
 
     stores: ClassVar[str] = "all"
     rewires: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         """Convert settings that come from a file, and check them.  Raises: ConfigError."""
+        check(self)
         for name in ("experts", "layers"):
             if isinstance(value := getattr(self, name), Sequence):
                 object.__setattr__(self, name, tuple(value))
@@ -92,9 +108,6 @@ class Upcycle(Change):
             got = f"{type(self.router).__name__}, which routes no tokens to experts"
             fix = "Use TopK(), or adapt(model, Poly(...))."
             raise ConfigError("router", got=got, want="a router of tokens", fix=fix)
-        if self.residual is not None:
-            one_of("residual", self.residual, MIXES)
-        one_of("how", self.how, HOW)
 
     @property
     def preserves(self) -> frozenset[str]:

@@ -11,9 +11,9 @@ from torch import Tensor, nn
 
 from ...core import Card, Paper
 from ...core.change import Change, Plan
-from ...core.checks import above, between, one_of
 from ...core.errors import ConfigError
 from ...core.registry import settings_to_dict
+from ...core.schema import check, setting
 from ...core.seeds import mix
 from ...formats import GroupSparse
 from ...hosts.anatomy.blocks import base_of
@@ -37,20 +37,10 @@ class Gqsa(Change):
     """Linear layers without their groups of least effect, and the other groups in a few bits.
 
     w = s (q - z) in the groups that are kept (eqs. 1, 2), 0 in the others, see
-    `formats.GroupSparse`; density: the share of a layer's groups that is kept, rows may have
-    different numbers.  bits, group: of a weight, and weights of a row that share a scale; 4 and 16
-    have a kernel.  rows: 1, 4 or 8 neighbouring rows that keep the same groups, by the sum of their
-    scores: faster, and worse (docs/benchmarks/decode.md).  layers: see `Compress`.
-    start: "obs", groups by sum w^2 / [U_jj]^2, and later columns make up for what is pruned and
-    rounded, a minute for 135M parameters; "rtn", groups by sum w^2 x^2, each weight rounded by
-    itself.
-    tuning: steps and rates of both stages, or a mapping with some of them. BQPO: each block's
-    weights, scales and zeros for the outputs it had; E2E-OQP: all scales for the loss of a causal
-    language model, and of no other. A stage that does not help on these rows is left out;
-    Tuning(blocks=0, model=0) has none. With rows of 256 tokens both take half an hour on one core
-    for 135M parameters.
-    symmetric: z is the middle code, as `pack-quantized` files have it.  activations: "int8", inputs
-    are rounded, or "float", see `formats.GroupSparse`.
+    `formats.GroupSparse`. The first stage of tuning, BQPO, trains each block's weights, scales and
+    zeros for the outputs it had; E2E-OQP trains all scales for the loss of a causal language model,
+    and of no other. A stage that does not help on these rows is left out. With rows of 256 tokens
+    both take half an hour on one core for 135M parameters.
 
     The plan holds all that is stored; applied, the model has `Compress` done to it.
     Raises: ConfigError on settings that cannot be; DataError for too few rows; TargetError for a
@@ -59,15 +49,51 @@ class Gqsa(Change):
     and at int4 without pruning.
     """
 
-    bits: int = 4
-    group: int = 16
-    density: float = 0.5
-    layers: Sequence[str] = ()
-    start: str = "obs"
-    tuning: Tuning = Tuning()  # noqa: RUF009 - frozen
-    symmetric: bool = False
-    activations: str = "int8"
-    rows: int = 1
+    bits: int = setting(4, "The bits of a weight; 4 has a kernel.", least=2, most=8, fix="Try 4.")
+    group: int = setting(
+        16,
+        "The weights of a row that share a scale; 16 has a kernel.",
+        least=1,
+        most=2**20,
+        fix="Try 16.",
+    )
+    density: float = setting(
+        0.5,
+        "The share of a layer's groups that is kept; rows may have different numbers.",
+        above=0,
+        most=1,
+        fix="Try 0.5.",
+    )
+    layers: Sequence[str] = setting(
+        (), "The layers that are compressed, as globs of paths, see `Compress`; none = all."
+    )
+    start: str = setting(
+        "obs",
+        'The first codes: "obs", groups chosen by sum w^2 / [U_jj]^2, and later columns make up '
+        'for the weights that are pruned and rounded, a minute for 135M parameters; "rtn", '
+        "groups chosen by sum w^2 x^2, each weight rounded on its own.",
+        choices=STARTS,
+    )
+    tuning: Tuning = setting(
+        Tuning(),
+        "The steps and rates of both stages, or a mapping with some of them; Tuning(blocks=0, "
+        "model=0) has none.",
+    )
+    symmetric: bool = setting(
+        False, "Whether z is the middle code, as `pack-quantized` files have it."
+    )
+    activations: str = setting(
+        "int8",
+        'The inputs of the products: "int8", they are rounded, or "float", see '
+        "`formats.GroupSparse`.",
+        choices=("float", "int8"),
+    )
+    rows: int = setting(
+        1,
+        "The neighbouring rows that keep the same groups, by the sum of their scores: more are "
+        "faster, and worse (docs/benchmarks/decode.md).",
+        choices=(1, 4, 8),
+    )
 
     stores: ClassVar[str] = "all"
     rewires: ClassVar[bool] = True
@@ -79,12 +105,10 @@ class Gqsa(Change):
 
         Raises: ConfigError.
         """
+        check(self)
         object.__setattr__(self, "layers", tuple(self.layers))
         if isinstance(self.tuning, Mapping):  # out of a file
             object.__setattr__(self, "tuning", Tuning(**self.tuning))
-        above("density", self.density, 0, "Try 0.5.")
-        between("density", self.density, 0, 1, "Try 0.5.")
-        one_of("start", self.start, STARTS)
         if not isinstance(self.tuning, Tuning):
             fix = "Use Tuning(blocks=300), or {'blocks': 300} in a file."
             raise ConfigError("tuning", got=repr(self.tuning), want="a Tuning", fix=fix)

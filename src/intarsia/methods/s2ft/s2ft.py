@@ -10,8 +10,8 @@ import torch
 from torch import nn
 
 from ...core import Card, Method, Paper, Site
-from ...core.checks import between
-from ...core.errors import ConfigError, ShapeError, TargetError, UnknownName
+from ...core.errors import ConfigError, ShapeError, TargetError
+from ...core.schema import check, setting
 from .cell import S2ftCell
 from .channels import choose_channels
 from .spelling import read, side_of, span
@@ -37,18 +37,9 @@ class S2ft(Method):
     S is dense and starts at 0; c are the selected channels of a layer. Down and output projections
     train columns: S (d_out, c) acts on the inputs x[c]. Up and value projections train rows:
     S (c, d_in) adds to the outputs c. Only S has gradients and optimiser state. Columns keep only
-    x[c] for the backward; rows keep x.
-
-    down, up: fraction of the inner channels of all MLPs; output, value: fraction of all attention
-      heads, or of KV groups where queries share keys. Because a fraction counts over all layers,
-      layers get different numbers of channels, or none. A layer with an unknown name gets the first
-      fraction above 0.
-    selection: "random", by a seed; or by a score of the slice: "weight", its norm; "activation",
-      the root mean square of its channel; "weight_activation", their product; "gradient", the norm
-      of its gradient. The last three need data: `intarsia.methods.choose_channels`.
-    order: train the slices with the "largest" or the "smallest" scores.
-    channels: (path, "3,7,9-12") pairs, filled in by `intarsia.methods.choose_channels` and `adapt`.
-      A layer without a pair (an `IntarsiaConfig` given to PEFT directly) draws single channels.
+    x[c] for the backward; rows keep x. Because a fraction counts over all layers, layers get
+    different numbers of channels, or none. A layer with an unknown name gets the first fraction
+    above 0.
 
     Raises: ConfigError for fractions outside 0 ... 1, or none above 0; UnknownName for a selection.
     Source: arXiv:2412.06289 and its release, whose scripts train down=0.03, or down=0.02 and
@@ -59,13 +50,54 @@ class S2ft(Method):
     fits the new task better.
     """
 
-    down: float = 0.03
-    output: float = 0.0
-    up: float = 0.0
-    value: float = 0.0
-    selection: str = "random"
-    order: str = "largest"
-    channels: tuple[tuple[str, str], ...] = ()
+    down: float = setting(
+        0.03,
+        "The fraction of all MLPs' inner channels that the down-projections train.",
+        least=0,
+        most=1,
+        fix="Try 0.03.",
+    )
+    output: float = setting(
+        0.0,
+        "The fraction of all attention heads that the output projections train.",
+        least=0,
+        most=1,
+        fix="Try 0.03.",
+    )
+    up: float = setting(
+        0.0,
+        "The fraction of all MLPs' inner channels that the up-projections train.",
+        least=0,
+        most=1,
+        fix="Try 0.03.",
+    )
+    value: float = setting(
+        0.0,
+        "The fraction of all attention heads, or of KV groups where queries share keys, that "
+        "the value projections train.",
+        least=0,
+        most=1,
+        fix="Try 0.03.",
+    )
+    selection: str = setting(
+        "random",
+        'The choice of the channels: "random", by a seed; or by a score of the slice: "weight", '
+        'its norm; "activation", the root mean square of its channel; "weight_activation", '
+        'their product; "gradient", the norm of its gradient. The last three need data: '
+        "`intarsia.methods.choose_channels`.",
+        choices=SELECTIONS,
+    )
+    order: str = setting(
+        "largest",
+        'The slices that are trained: those with the "largest" or the "smallest" scores.',
+        choices=ORDERS,
+    )
+    channels: tuple[tuple[str, str], ...] = setting(
+        (),
+        'The selected channels, as (path, "3,7,9-12") pairs, filled in by '
+        "`intarsia.methods.choose_channels` and `adapt`; a layer without a pair (an "
+        "`IntarsiaConfig` given to PEFT directly) draws single channels.",
+    )
 
     position = "parallel"
 
@@ -74,15 +106,10 @@ class S2ft(Method):
 
         Raises: ConfigError, UnknownName.
         """
-        for name in ROLES:
-            between(name, getattr(self, name), 0, 1, "Try 0.03.")
+        check(self)
         if not self.shares:
             got = "0 for each of down, output, up and value"
             raise ConfigError("shares", got=got, want="one above 0", fix="Try down=0.03.")
-        if self.selection not in SELECTIONS:
-            raise UnknownName("selection", self.selection, SELECTIONS)
-        if self.order not in ORDERS:
-            raise UnknownName("order", self.order, ORDERS)
         pairs = tuple((str(path), str(text)) for path, text in self.channels)
         for _, text in pairs:
             read(text)  # refuses a text that is no list of channels

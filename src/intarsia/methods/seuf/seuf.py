@@ -16,9 +16,10 @@ import torch
 from torch import Tensor, nn
 
 from ...core import Card, Paper
-from ...core.checks import above, at_least, between, one_of
+from ...core.checks import above, at_least, between
 from ...core.errors import ConfigError, DataError, TargetError
 from ...core.modes import evaluating
+from ...core.schema import check, setting
 from ...data.token_batches import inputs_of
 from ...hosts.attribution import BY, Attribution, attribute_experts
 from ...hosts.swap.upcycle import check_unadapted
@@ -34,15 +35,8 @@ OVERLAP = 0.01  # of the rows to forget that may also be among those to keep
 class Seuf:
     """Unlearning in one expert e: l_forget + retain l_retain + anchor mean_t |p_t - onehot(e)|^2.
 
-    Trained are the expert e with the most of the text (by: "affinity", the paper's, or "lift", over
-    what other text gives it) and its layer's gate; every other weight keeps its bits. The anchor,
-    alpha, is over tokens of the text to forget; p_t: the gate's probabilities.
-    loss: l_forget, in nats a token,
-      "ga", -CE, and no l_retain;  "gdiff", -CE;
-      "npo", (2 / (beta T)) log(1 + (pi / pi_0)^beta), pi: of a whole row of T tokens, 0: before;
-      "rmu", |h - steer u|^2 / d of the layer's output h, u a random unit vector.
-    retain: lambda, of l_retain: CE on the text to keep; of "rmu" |h - h_0|^2 / d.
-    lr: AdamW's rate, without weight decay.
+    Trained are the expert e with the most of the text and its layer's gate; every other weight
+    keeps its bits. p_t: the gate's probabilities, over tokens of the text to forget.
 
     unlearn(model, Seuf("npo"), forget, keep, until=1.0)
     Raises: ConfigError for settings that cannot be.
@@ -50,26 +44,36 @@ class Seuf:
     Source: arXiv:2411.18797, equations 2 to 4.
     """
 
-    loss: str = "gdiff"
-    by: str = "affinity"
-    anchor: float = 1.0
-    retain: float = 1.0
-    beta: float = 0.1
-    steer: float = 20.0
-    lr: float = 1e-3
+    loss: str = setting(
+        "gdiff",
+        'The loss l_forget, in nats a token: "ga", -CE, and no l_retain; "gdiff", -CE; "npo", '
+        "(2 / (beta T)) log(1 + (pi / pi_0)^beta), pi the probability of a whole row of T "
+        'tokens, pi_0 the one before; "rmu", |h - steer u|^2 / d of the layer\'s output h, u a '
+        "random unit vector.",
+        choices=LOSSES,
+    )
+    by: str = setting(
+        "affinity",
+        'The measure of an expert\'s part in the text: "affinity", the paper\'s, or "lift", its '
+        "affinity over the one that other text gives it.",
+        choices=BY,
+    )
+    anchor: float = setting(
+        1.0, "The weight alpha of the anchor, which holds the gate at the expert.", least=0
+    )
+    retain: float = setting(
+        1.0,
+        'The weight lambda of l_retain: CE on the text to keep; with "rmu" |h - h_0|^2 / d.',
+        least=0,
+    )
+    beta: float = setting(0.1, 'The inverse temperature beta of "npo".', above=0)
+    steer: float = setting(20.0, 'The length of the vector that "rmu" steers to.', above=0)
+    lr: float = setting(
+        1e-3, "AdamW's learning rate, without weight decay.", above=0, fix="Try 1e-3."
+    )
 
     def __post_init__(self) -> None:
-        """Check the settings: known names, weights of losses from 0 on, rates above 0.
-
-        Raises: ConfigError.
-        """
-        one_of("loss", self.loss, LOSSES)
-        one_of("by", self.by, BY)
-        at_least("anchor", self.anchor, 0)
-        at_least("retain", self.retain, 0)
-        above("beta", self.beta, 0)
-        above("steer", self.steer, 0)
-        above("lr", self.lr, 0, "Try 1e-3.")
+        check(self)
 
     @property
     def keeps(self) -> bool:
@@ -131,8 +135,8 @@ def unlearn(
     for an expert that is not there; TrainingError for a loss that is not finite.
     Source: arXiv:2411.18797.
     """
-    for setting, count in (("steps", steps), ("every", every), ("batch_size", batch_size)):
-        at_least(setting, count, 1)
+    for name, count in (("steps", steps), ("every", every), ("batch_size", batch_size)):
+        at_least(name, count, 1)
     above("until", 1.0 if until is None else until, 0, "Try 1.0; None takes all steps.")
     layers = _check_texts(model, method, forget, retain, at is None)
     table, target = None, None

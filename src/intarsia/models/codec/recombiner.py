@@ -6,8 +6,8 @@ import math
 from dataclasses import dataclass
 
 from ...core import Card, Paper
-from ...core.checks import at_least, between, one_of
 from ...core.errors import ShapeError
+from ...core.schema import check, setting
 
 DIMENSIONS = {"image": 2, "audio": 1, "video": 3, "structure": 1}
 """Kinds of signals: over how many axes they are sampled; their order is that of a file's byte."""
@@ -24,34 +24,47 @@ class RecombinerSettings:
     w = h A, layer by layer (`reparametrise`), h ~ q = N(mu, sigma^2); its inputs are coordinates
     and channels that a convolution computes from `positions` latents for 16 points along each axis.
     With `levels` above 1, h = h_patch (+ h_block) + h_signal, a block being 4 patches a side.
-    A group of latents of `kl_bits` bits of divergence costs kl_bits + 2 bits in the file.
 
     positions=0 and reparametrise=False is COMBINER (Guo et al., arXiv:2305.19185).
-    kind: "image" (H, W), "audio" (T), "video" (T, H, W), or "structure" (a chain of 3-D points).
     Raises: ConfigError; ShapeError for a patch with an axis that is no multiple of 16.
     Not for large pictures in a hurry: encoding is an optimisation, of half an hour a megapixel.
     """
 
-    kind: str = "image"
-    patch: tuple[int, ...] = (32, 32)
-    width: int = 16
-    depth: int = 3
-    positions: int = 16
-    reparametrise: bool = True
-    levels: int = 1
-    kl_bits: int = 14
+    kind: str = setting(
+        "image",
+        'The kind of signal: "image" (H, W), "audio" (T), "video" (T, H, W), or "structure" (a '
+        "chain of 3-D points).",
+        choices=tuple(DIMENSIONS),
+    )
+    patch: tuple[int, ...] = setting(
+        (32, 32), "The size of a patch along each axis of the signal, multiples of 16 points."
+    )
+    width: int = setting(16, "The width of the network's hidden layers.", least=1)
+    depth: int = setting(3, "The number of the network's hidden layers.", least=1, most=64)
+    positions: int = setting(
+        16, "The latents of the positions for 16 points along each axis; 0 = none.", least=0
+    )
+    reparametrise: bool = setting(
+        True, "Whether a layer's weights are w = h A, with a matrix A that is learned once."
+    )
+    levels: int = setting(
+        1,
+        "The levels of latents: of patches, of the whole signal, and of blocks between them.",
+        choices=(1, 2, 3),
+    )
+    kl_bits: int = setting(
+        14,
+        "The bits of divergence of a group of latents, which costs kl_bits + 2 bits in the file.",
+        least=2,
+        most=18,
+    )
 
     def __post_init__(self) -> None:
         """Check the settings, among them a patch of as many axes as the kind has, multiples of 16.
 
         Raises: ConfigError; ShapeError for another patch.
         """
-        one_of("kind", self.kind, tuple(DIMENSIONS))
-        at_least("width", self.width, 1)
-        between("depth", self.depth, 1, 64)
-        at_least("positions", self.positions, 0)
-        one_of("levels", self.levels, (1, 2, 3))
-        between("kl_bits", self.kl_bits, 2, 18)
+        check(self)
         object.__setattr__(self, "patch", tuple(self.patch))  # a list, read from JSON
         axes = DIMENSIONS[self.kind]
         if len(self.patch) != axes or any(side < 1 or side % STEP for side in self.patch):

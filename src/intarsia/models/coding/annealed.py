@@ -18,6 +18,7 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 
 from ...core.checks import at_least
 from ...core.errors import CheckpointError, ConfigError, DataError, IntarsiaError
+from ...core.schema import check, setting
 from ..saved import SavedEstimators
 from .pictures import tiles
 from .samples import Samples, block_of, moments
@@ -42,16 +43,22 @@ class FittedComponents(SavedEstimators):
 class Annealed(
     FittedComponents, ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator, abc.ABC
 ):
-    """Estimator by annealed EM over states: the base of sparse coding (`Truncated`) and mixtures.
+    """Estimator by annealed EM over states: base of sparse coding (`Truncated`) and mixtures."""
 
-    See `BSC` for the settings.
-    """
-
-    n_components: int = 16
-    n_iter: int = 100
-    temperature: float = 4.0
-    reseed: bool = True
-    random_state: int | np.random.RandomState | None = None
+    n_components: int = setting(16, "The number H of components.", least=1)
+    n_iter: int = setting(100, "The number of EM steps.", least=1)
+    temperature: float = setting(
+        4.0,
+        "The temperature T at the start, which divides the log-likelihood and falls to 1 in the "
+        "first 80 % of the steps.",
+        least=1,
+    )
+    reseed: bool = setting(
+        True, "Restart a component that no sample uses at the sample that is explained worst."
+    )
+    random_state: int | np.random.RandomState | None = setting(
+        None, "The seed of the start, or a RandomState; None = another start each time."
+    )
 
     _cooled: ClassVar[float] = 0.8  # share of the run at which the temperature reaches 1
     _missing: ClassVar[bool] = True  # whether NaN may mark missing values
@@ -311,9 +318,7 @@ class Annealed(
 
         shards: the processes of a fit, which must draw alike.
         """
-        at_least("n_components", self.n_components, 1)
-        at_least("n_iter", self.n_iter, 1)
-        at_least("temperature", self.temperature, 1)
+        check(self)
         if shards.count > 1 and not isinstance(self.random_state, int):
             got, fix = self.random_state, "Pass random_state=0."
             raise ConfigError("random_state", got=got, want="one number for all processes", fix=fix)

@@ -11,11 +11,10 @@ from typing import ClassVar, NamedTuple
 import numpy as np
 
 from ...core import Card, Paper
-from ...core.checks import one_of
 from ...core.errors import ConfigError
+from ...core.schema import setting
 from .annealed import Params
 from .samples import Samples
-from .shards import RowShards
 from .states import Array, Joint, States
 from .truncated import Truncated
 
@@ -144,12 +143,12 @@ def linear_maximise(sums: Params, before: Array | None = None) -> Params:
 class Discrete(Truncated, abc.ABC):
     """Model y ~ N(sum_h s_h W_h, sigma^2), where s_h is 0 or one of a few values."""
 
-    noise_from: str = "new"
-
-    def _check(self, shards: RowShards) -> None:
-        """Raise ConfigError for an impossible setting.  shards: the processes of a fit."""
-        super()._check(shards)
-        one_of("noise_from", self.noise_from, ("new", "old"))
+    noise_from: str = setting(
+        "new",
+        'The components that leave the residuals of sigma^2: "new", the maximum of the M-step, '
+        'or "old", those before the step, as in the released code.',
+        choices=("new", "old"),
+    )
 
     def _prior(self, counts: Array) -> Array:
         """Return the shares of a cause's values from the counts of each, (m,)."""
@@ -259,14 +258,7 @@ def _split_states(params: Params, q: Array, states: States) -> tuple[Array, Arra
 class BSC(Discrete):
     """Binary sparse coding: y ~ N(sum_h s_h W_h, sigma^2), s_h = 1 with probability pi, else 0.
 
-    n_components: H; n_candidates: H', the components of a sample of which several may be on
-    together, 8 if None; max_active: gamma, the largest number of those, 5 if None; n_iter: EM
-    steps; temperature: T at the start, which divides the log-likelihood and falls to 1 in the first
-    80 % of the steps; data_cut: in the last third leave out samples that more than gamma causes
-    explain; reseed: restart a component that no sample uses at the sample explained worst;
-    random_state: seed of the start; noise_from: the components from whose residuals sigma^2 is
-    computed, "new", which is the maximum of the M-step, or "old", those before the step, as in the
-    released code.
+    Usually a sample has 8 candidates, at most 5 of them on.
 
     Fitted: components_ (H, D), noise_variance_ (sigma^2), prior_ (pi), usage_ (H,), the share of
     samples in which each is on; evidences_ (n_iter,), the mean log evidence before each step, at
@@ -278,7 +270,12 @@ class BSC(Discrete):
     Not where causes have continuous strengths (GSC) or hide each other (MCA).
     """
 
-    temperature: float = 5.0
+    temperature: float = setting(
+        5.0,
+        "The temperature T at the start, which divides the log-likelihood and falls to 1 in the "
+        "first 80 % of the steps.",
+        least=1,
+    )
 
     def _affinity(self, params: Params, fit: Projections, gain: Array) -> Array:
         return fit.fit / np.sqrt(np.maximum(fit.norm, 1e-300))
@@ -288,14 +285,18 @@ class BSC(Discrete):
 class TSC(Discrete):
     """Ternary sparse coding: as BSC, s_h = 1 or -1 with probability pi / 2 each, else 0.
 
-    n_components, n_candidates (7 if None), max_active (5 if None), n_iter, temperature (1 after
-    70 % of the steps), data_cut, reseed, random_state, noise_from, what is fitted and raised: as in
-    `BSC`; prior_ has the shares of -1 and 1.
+    Usually a sample has 7 candidates, at most 5 of them on. Fitted and raised: as in `BSC`;
+    prior_ has the shares of -1 and 1.
     Source: arXiv:1908.06843.
     Not for data that are never negative: MCA.
     """
 
-    temperature: float = 2.0
+    temperature: float = setting(
+        2.0,
+        "The temperature T at the start, which divides the log-likelihood and falls to 1 in the "
+        "first 70 % of the steps.",
+        least=1,
+    )
     _usual: ClassVar[tuple[int, int]] = (7, 5)
     _cooled: ClassVar[float] = 0.7
 
@@ -310,16 +311,22 @@ class TSC(Discrete):
 class DSC(Discrete):
     """Discrete sparse coding: as BSC, s_h is 0 or one of `values`, each with a share of its own.
 
-    values: what a cause is when it is on; n_components, n_candidates (7 if None), max_active (4 if
-    None), n_iter, temperature (1 after 70 % of the steps), data_cut, reseed, random_state,
-    noise_from, what is fitted and raised: as in `BSC`; prior_ has the share of each value.
+    Usually a sample has 7 candidates, at most 4 of them on. Fitted and raised: as in `BSC`;
+    prior_ has the share of each value.
     Raises: ConfigError by `fit` for 0 among the values, or one twice.
     Source: arXiv:1908.06843.
     Not with many values: their number to the power of max_active multiplies the states.
     """
 
-    temperature: float = 2.0
-    values: tuple[float, ...] = (-1.0, 1.0, 2.0)
+    temperature: float = setting(
+        2.0,
+        "The temperature T at the start, which divides the log-likelihood and falls to 1 in the "
+        "first 70 % of the steps.",
+        least=1,
+    )
+    values: tuple[float, ...] = setting(
+        (-1.0, 1.0, 2.0), "The values of a cause that is on, all different and none of them 0."
+    )
     _usual: ClassVar[tuple[int, int]] = (7, 4)
     _cooled: ClassVar[float] = 0.7
 

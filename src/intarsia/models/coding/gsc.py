@@ -13,8 +13,8 @@ from typing import ClassVar, NamedTuple
 
 import numpy as np
 
-from ...core.checks import one_of
 from ...core.errors import DataError
+from ...core.schema import setting
 from .annealed import Params
 from .bsc import (
     candidate_gram,
@@ -27,7 +27,6 @@ from .bsc import (
     top_indices,
 )
 from .samples import Samples
-from .shards import RowShards
 from .states import Array, Joint, States
 from .truncated import Truncated
 
@@ -135,12 +134,8 @@ class GSC(Truncated):
     log p(y | b) = -1/2 [D log(2 pi sigma^2) + ||y||^2 / sigma^2 + sum mu_b^2 / psi_b
     - eta^T Lambda^-1 eta + log det Lambda + sum log psi_b].
 
-    n_components, n_candidates (7 if None), max_active (4 if None), n_iter, temperature, data_cut,
-    reseed, random_state: as in `BSC`; the temperature divides the prior, too; slab: "diagonal", or
-    "full" as in the paper, z ~ N(mu, Psi) with the rows and columns of Psi that are on in place of
-    diag(psi_b). Its M-step moves mu and Psi along the gradient of the evidence, as far as a
-    diagonal psi goes, so that the evidence may fall in a step; the released one, a product with
-    the inverse of the matrix <s s^T>, has another fixed point. `transform` gives <b z>.
+    Usually a sample has 7 candidates, at most 4 of them on. The temperature divides the prior,
+    too. `transform` gives <b z>.
 
     Fitted: as in `BSC`, and prior_ (pi_h), slab_mean_ (mu_h), slab_variance_ (psi_h), (H,) each;
     slab_variance_ is (H, H) of a full slab.
@@ -150,7 +145,15 @@ class GSC(Truncated):
     Not for data that are masked by the largest cause (MCA).
     """
 
-    slab: str = "diagonal"
+    slab: str = setting(
+        "diagonal",
+        'The covariance of the strengths z: "diagonal", or "full" as in the paper, z ~ N(mu, '
+        'Psi) with the rows and columns of Psi that are on. The M-step of "full" moves mu and '
+        "Psi along the gradient of the evidence, as far as a diagonal psi goes, so that the "
+        "evidence may fall in a step; the released one, a product with the inverse of the "
+        "matrix <s s^T>, has another fixed point.",
+        choices=("diagonal", "full"),
+    )
 
     _usual: ClassVar[tuple[int, int]] = (7, 4)
     _fitted: ClassVar[Mapping[str, str]] = {
@@ -162,11 +165,6 @@ class GSC(Truncated):
     @property
     def _anneals_prior(self) -> bool:
         return True
-
-    def _check(self, shards: RowShards) -> None:
-        """Raise ConfigError for an impossible setting.  shards: the processes of a fit."""
-        super()._check(shards)
-        one_of("slab", self.slab, ("diagonal", "full"))
 
     def _block_numbers(self, states: States) -> int:
         """Return how many numbers the largest array of one sample has.  states: the sets."""

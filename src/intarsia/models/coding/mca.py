@@ -10,11 +10,10 @@ from typing import Any, ClassVar
 import numpy as np
 from scipy.sparse import csr_array
 
-from ...core.checks import one_of
+from ...core.schema import setting
 from .annealed import Params
 from .bsc import coding, top_indices
 from .samples import Samples, not_negative
-from .shards import RowShards
 from .states import Array, Joint, States
 from .truncated import Truncated
 
@@ -31,19 +30,23 @@ def least_entry(w: Array) -> float:
 class Maximal(Truncated, abc.ABC):
     """Model y_d ~ N(the largest s_h W_hd, sigma^2), s_h = 1 with probability pi, else 0."""
 
-    maximum: str = "hard"
-    anneal_prior: bool = False
+    maximum: str = setting(
+        "hard",
+        'The maximum in the E-step: "hard", which is the model\'s, or "soft" as in the released '
+        "code, Wbar_d = (sum_h (s_h W_hd)^rho)^(1 / rho) with rho = 1 / (1 - 1 / T), bounded.",
+        choices=("hard", "soft"),
+    )
+    anneal_prior: bool = setting(
+        False,
+        "Whether the temperature divides the prior, too, as in the released code, which finds "
+        "fewer causes in few samples.",
+    )
 
     _hot: ClassVar[float]  # temperature below which the exponent rho stays constant
 
     @property
     def _anneals_prior(self) -> bool:
         return self.anneal_prior
-
-    def _check(self, shards: RowShards) -> None:
-        """Raise ConfigError for an impossible setting.  shards: the processes of a fit."""
-        super()._check(shards)
-        one_of("maximum", self.maximum, ("hard", "soft"))
 
     def _rho(self, heat: float) -> float:
         """Return the exponent of the soft maximum, which grows as the temperature falls."""
@@ -213,20 +216,21 @@ class Maximal(Truncated, abc.ABC):
 class MCA(Maximal):
     """Maximal causes analysis: y_d ~ N(max_h s_h W_hd, sigma^2), W >= 0, s_h = 1 or 0.
 
-    n_components, n_candidates (8 if None), max_active (5 if None), n_iter, temperature, data_cut,
-    reseed, random_state, what is fitted: as in `BSC`; anneal_prior: the temperature divides the
-    prior, too, as in the released code, which finds fewer causes in few samples; maximum: of the
-    E-step, "hard", which is the model's, or "soft" as in the released code: Wbar_d = (sum_h
-    (s_h W_hd)^rho)^(1 / rho) with rho = 1 / (1 - 1 / T), at most 21. The M-step is a fixed-point
-    step with that soft maximum in both: the evidence may fall in a step. `inverse_transform` takes
-    the maximum, too.
+    Usually a sample has 8 candidates, at most 5 of them on; the soft maximum's rho is at most
+    21. The M-step is a fixed-point step with the soft maximum in both: the evidence may fall in a
+    step. `inverse_transform` takes the maximum, too. Fitted: as in `BSC`.
     The released M-step weighs samples of one cause by W^2, which the paper's equation does not.
     Raises: as in `BSC`, and DataError for negative data.
     Source: arXiv:1908.06843; Luecke and Sahani, JMLR 9, 2008.
     Not for data without a natural zero, such as patches less their mean: MMCA.
     """
 
-    temperature: float = 4.0
+    temperature: float = setting(
+        4.0,
+        "The temperature T at the start, which divides the log-likelihood and falls to 1 in the "
+        "first 80 % of the steps.",
+        least=1,
+    )
 
     _hot: ClassVar[float] = 1.05
 
@@ -252,14 +256,15 @@ class MCA(Maximal):
 class MMCA(Maximal):
     """Maximal magnitude causes analysis: as MCA, with the s_h W_hd of largest magnitude.
 
-    n_components, n_candidates (7 if None), max_active (5 if None), n_iter, temperature, data_cut,
-    reseed, random_state, what is fitted and raised: as in `BSC`; maximum, anneal_prior and the
-    M-step: as in `MCA`, rho being at most 6.
+    Usually a sample has 7 candidates, at most 5 of them on; the soft maximum's rho is at most
+    6. Fitted and raised: as in `BSC`; the M-step: as in `MCA`.
     Source: arXiv:1908.06843; Bornschein, Henniges and Luecke, PLOS Comput. Biol. 9, 2013.
     Not where causes add up (BSC, GSC).
     """
 
-    anneal_prior: bool = True
+    anneal_prior: bool = setting(
+        True, "Whether the temperature divides the prior, too, as in the released code."
+    )
 
     _usual: ClassVar[tuple[int, int]] = (7, 5)
     _hot: ClassVar[float] = 1.2

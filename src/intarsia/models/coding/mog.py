@@ -13,12 +13,11 @@ from typing import ClassVar
 import numpy as np
 from scipy.linalg import solve_triangular
 
-from ...core.checks import one_of
+from ...core.schema import setting
 from .annealed import Params
 from .bsc import coding
 from .mixture import AnnealedMixture
 from .samples import Samples
-from .shards import RowShards
 from .states import Array, Joint, States
 
 FLOOR = 1e-6  # least variance of a component, as a share of that of the data
@@ -31,8 +30,7 @@ class MoG(AnnealedMixture):
     q_h(y) = pi_h N(y; W_h, Sigma_h) / sum_k pi_k N(y; W_k, Sigma_k); then pi_h = mean q_h,
     W_h = sum q_h y / sum q_h and Sigma_h = sum q_h (y - W_h) (y - W_h)^T / sum q_h.
 
-    n_components, n_iter, temperature, reseed, random_state: as in `BSC`; the temperature divides
-    the prior, too; covariance: "full", or "diagonal", with a variance for each feature.
+    The temperature divides the prior, too.
     `transform` gives q, (n, H); `predict` the likeliest component; `denoise` sum_h q_h W_h.
 
     Fitted: as in `BSC`, components_ W (H, D), prior_ pi (H,), and covariances_, Sigma (H, D, D) or
@@ -44,18 +42,17 @@ class MoG(AnnealedMixture):
     Not where causes add up (BSC, GSC), nor for missing values.
     """
 
-    covariance: str = "full"
+    covariance: str = setting(
+        "full",
+        'The form of Sigma_h: "full", or "diagonal", with a variance for each feature.',
+        choices=("full", "diagonal"),
+    )
 
     _fitted: ClassVar[Mapping[str, str]] = {
         "W": "components_",
         "prior": "prior_",
         "covariance": "covariances_",
     }
-
-    def _check(self, shards: RowShards) -> None:
-        """Raise ConfigError for an impossible setting.  shards: the processes of a fit."""
-        super()._check(shards)
-        one_of("covariance", self.covariance, ("full", "diagonal"))
 
     def _start(self, mean: Array, spread: float, random: np.random.RandomState) -> Params:
         """Draw the first parameters.

@@ -10,6 +10,7 @@ import numpy as np
 from scipy.special import gammaln
 
 from ...core.errors import ConfigError
+from ...core.schema import setting
 from .annealed import Params
 from .bsc import coding
 from .mixture import AnnealedMixture
@@ -27,10 +28,6 @@ class MoP(AnnealedMixture):
     log p(y | h) = sum_d y_d log W_hd - W_hd - log y_d!; then pi_h = mean q_h and
     W_h = sum q_h y / sum q_h, q_h being the posterior of h.
 
-    n_components, n_iter, temperature, reseed, random_state: as in `BSC`; the temperature divides
-    the prior, too; total: A, above D, to which every sample is scaled, y' = (A - D) y / sum y + 1,
-    and every W_h with it, so that the length of a sample decides nothing (Keck, Savin and Luecke,
-    2012), which `denoise` and `inverse_transform` then give; None = the counts as they are.
     `transform` gives q, (n, H); `predict` the likeliest component; `denoise` sum_h q_h W_h.
 
     Fitted: as in `BSC`, components_ W (H, D) and prior_ pi (H,).
@@ -40,8 +37,19 @@ class MoP(AnnealedMixture):
     Not for counts that vary more than a Poisson's, nor for missing values.
     """
 
-    total: float | None = None
-    temperature: float = 10.0
+    total: float | None = setting(
+        None,
+        "The sum A, above D, to which every sample is scaled, y' = (A - D) y / sum y + 1, and "
+        "every W_h with it, so that the length of a sample decides nothing (Keck, Savin and "
+        "Luecke, 2012); `denoise` and `inverse_transform` give scaled samples then. None = the "
+        "counts as they are.",
+    )
+    temperature: float = setting(
+        10.0,
+        "The temperature T at the start, which divides the log-likelihood and the prior, and "
+        "falls to 1 in the first 80 % of the steps.",
+        least=1,
+    )
 
     _fitted: ClassVar[Mapping[str, str]] = {"W": "components_", "prior": "prior_"}
 

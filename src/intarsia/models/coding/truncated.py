@@ -10,6 +10,7 @@ import numpy as np
 
 from ...core.checks import between
 from ...core.errors import ConfigError
+from ...core.schema import setting
 from .annealed import Annealed, Params
 from .samples import count_of_causes
 from .shards import RowShards
@@ -20,14 +21,24 @@ CUT_FROM = 2 / 3  # share of the run after which a growing share of samples is l
 
 @dataclass(repr=False)
 class Truncated(Annealed, abc.ABC):
-    """Estimator by expectation truncation: the base of BSC, TSC, DSC, MCA, MMCA and GSC.
+    """Estimator by expectation truncation: the base of BSC, TSC, DSC, MCA, MMCA and GSC."""
 
-    See `BSC` for the settings.
-    """
-
-    n_candidates: int | None = None
-    max_active: int | None = None
-    data_cut: bool = True
+    n_candidates: int | None = setting(
+        None,
+        "The candidates H' of a sample, the components that may be on together; None = the "
+        "model's usual number, 8 or 7.",
+        least=1,
+    )
+    max_active: int | None = setting(
+        None,
+        "The largest number gamma of candidates that are on together; None = the model's usual "
+        "number, 5 or 4.",
+        least=1,
+    )
+    data_cut: bool = setting(
+        True,
+        "In the last third of the steps leave out samples that more than gamma causes explain.",
+    )
 
     _usual: ClassVar[tuple[int, int]] = (8, 5)  # defaults of n_candidates and max_active
 

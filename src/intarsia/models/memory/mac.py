@@ -11,8 +11,9 @@ from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, Transfo
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from ...core import Card, Paper
-from ...core.checks import above, at_least, between
+from ...core.checks import at_least, between
 from ...core.errors import ConfigError, DataError
+from ...core.schema import check, setting
 from ..saved import SavedEstimators
 from .overlap import Array, adherence, basis_set_size, mean_overlap
 
@@ -38,13 +39,7 @@ def active_inputs(weights: Array, row: Array) -> Array:
 
 
 def seed_of(random_state: int | None) -> int:
-    """Return a seed that can be saved: `random_state`, or a random one for None.
-
-    Raises: ConfigError for anything else, such as a RandomState.
-    """
-    if not (random_state is None or isinstance(random_state, (int, np.integer))):
-        got, fix = type(random_state).__name__, "Pass random_state=0."
-        raise ConfigError("random_state", got=got, want="a number or None", fix=fix)
+    """Return a seed that can be saved: `random_state`, or a random one for None."""
     # entropy of the system for None; the seed is stored, so that a saved mac continues alike
     drawn = np.random.SeedSequence().entropy if random_state is None else random_state
     return int(cast(int, drawn)) % (1 << 63)
@@ -111,11 +106,6 @@ class Mac(LearnedCodes, ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseE
     psi / sum_k psi, and the winners' weights from active bits become 1: once, without a gradient.
     In retrieval the largest V wins.  Time and memory do not depend on how many items are stored.
 
-    n_modules: Q; n_units: K; expansion: (a, b); floor: psi of a unit without evidence; saturation:
-    a unit with this share of its weights at 1 learns no more; baseline: the overlap v0 that all
-    items have, V becomes (V - v0) / (1 - v0) and not less than 0; binarize: values above it are 1,
-    None = the data are 0 and 1; random_state: a number, or None = another one each time.
-
     Fitted: weights_, bits of (Q, K, D) in bytes; codes_ (n, Q), winners of the last items learned;
     n_items_, and n_active_, their active bits in all.  `transform` gives codes as (n, Q K) zeros
     and ones.
@@ -126,14 +116,33 @@ class Mac(LearnedCodes, ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseE
     Not for more than about Q items of this size: later items overwrite what earlier ones meant.
     """
 
-    n_modules: int = 24
-    n_units: int = 8
-    expansion: tuple[float, float] = (1e4, 7.0)
-    floor: float = 1.0
-    saturation: float = 0.5
-    baseline: float = 0.0
-    binarize: float | None = None
-    random_state: int | None = None
+    n_modules: int = setting(24, "The number Q of modules.", least=1)
+    n_units: int = setting(8, "The number K of units of a module.", least=2)
+    expansion: tuple[float, float] = setting(
+        (1e4, 7.0),
+        "The factor and the power (a, b) of eta = a G^b.",
+        least=0,
+        fix="Try (1e4, 7.0).",
+    )
+    floor: float = setting(1.0, "The evidence psi that a unit has without any.", above=0)
+    saturation: float = setting(
+        0.5,
+        "The share of a unit's weights at 1 from which on it learns no more.",
+        least=1e-9,
+        most=1,
+    )
+    baseline: float = setting(
+        0.0,
+        "The overlap v0 that all items have; V becomes (V - v0) / (1 - v0), and not less than 0.",
+        least=0,
+        most=0.999,
+    )
+    binarize: float | None = setting(
+        None, "The threshold above which a value is 1; None = the data are 0 and 1."
+    )
+    random_state: int | None = setting(
+        None, "The seed of the draws; None = another one each time.", fix="Pass random_state=0."
+    )
 
     def fit(self, X: Any, y: Any = None) -> Self:
         """Learn items from scratch, in an order drawn from random_state.
@@ -225,12 +234,8 @@ class Mac(LearnedCodes, ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseE
 
         features: D, the bits of an item.  Raises: ConfigError.
         """
-        at_least("n_modules", self.n_modules, 1)
-        at_least("n_units", self.n_units, 2)
-        above("floor", self.floor, 0)
-        between("saturation", self.saturation, 1e-9, 1)
-        between("baseline", self.baseline, 0, 0.999)
-        if np.shape(self.expansion) != (2,) or not all(number >= 0 for number in self.expansion):
+        check(self)
+        if len(self.expansion) != 2:
             got, want = self.expansion, "(a, b), two numbers from 0 on"
             raise ConfigError("expansion", got=got, want=want, fix="Try (1e4, 7.0).")
         self.seed_ = seed_of(self.random_state)

@@ -10,8 +10,8 @@ from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, Transfo
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from ...core import Card
-from ...core.checks import above, at_least, between
 from ...core.errors import ConfigError, DataError, ShapeError
+from ...core.schema import check, setting
 from ..saved import SavedEstimators
 from .mac import PAPER, active_inputs, draw, learn_item, pack_bits, seed_of, subtract_baseline
 from .overlap import Array
@@ -34,9 +34,6 @@ class SparseyNet(LearnedNet, ClassNamePrefixFeaturesOutMixin, TransformerMixin, 
     The inputs of a mac lie within `radius` of its place, in pixels on the first level and in macs
     above. It is active only if at least `least` of its inputs are; an inactive mac has no code.
 
-    shape: (height, width) of the picture; grid: macs on a side, of each level; n_modules, n_units,
-    baseline: of each mac, see `Mac`; random_state: a number, or None.
-
     Fitted: weights_0_, weights_1_, ..., bits of (macs, Q, K, inputs) of each level in bytes;
     codes_ (n, macs Q), winners of the last level in learning, -1 where a mac is inactive;
     n_items_.  `transform` gives the codes of all levels as zeros and ones.
@@ -47,14 +44,27 @@ class SparseyNet(LearnedNet, ClassNamePrefixFeaturesOutMixin, TransformerMixin, 
     Not for pictures other than thin lines: code overlap is then not informative.
     """
 
-    shape: tuple[int, int] = (28, 28)
-    grid: tuple[int, ...] = (5,)
-    radius: float = 4.0
-    least: int = 2
-    n_modules: int = 24
-    n_units: int = 8
-    baseline: float = 0.0
-    random_state: int | None = None
+    shape: tuple[int, int] = setting(
+        (28, 28), "The height and the width of the picture, in pixels."
+    )
+    grid: tuple[int, ...] = setting(
+        (5,), "The macs on a side, of each level.", least=1, fix="For example: grid=(5, 2)."
+    )
+    radius: float = setting(
+        4.0,
+        "The distance within which a mac has inputs, in pixels, and above the first level in macs.",
+        above=0,
+        fix="Try 4.",
+    )
+    least: int = setting(2, "The inputs that are active at least where a mac is.", least=1)
+    n_modules: int = setting(24, "The number Q of modules of a mac.", least=1)
+    n_units: int = setting(8, "The number K of units of a module.", least=2)
+    baseline: float = setting(
+        0.0, "The overlap v0 that all items of a mac have, see `Mac`.", least=0, most=0.999
+    )
+    random_state: int | None = setting(
+        None, "The seed of the draws; None = another one each time.", fix="Pass random_state=0."
+    )
 
     def fit(self, X: Any, y: Any = None) -> Self:
         """Learn pictures from scratch, in an order drawn from random_state.
@@ -147,13 +157,9 @@ class SparseyNet(LearnedNet, ClassNamePrefixFeaturesOutMixin, TransformerMixin, 
 
     def _check(self) -> None:
         """Raise ConfigError for an impossible setting, or a mac (group of units) without inputs."""
-        for name in ("n_modules", "least"):
-            at_least(name, getattr(self, name), 1)
-        at_least("n_units", self.n_units, 2)
-        above("radius", self.radius, 0, "Try 4.")
-        for side in (*self.grid, len(self.grid)):
-            at_least("macs on a side of grid", side, 1, "For example: grid=(5, 2).")
-        between("baseline", self.baseline, 0, 0.999)
+        check(self)
+        if not self.grid:
+            raise ConfigError("grid", got="none", want="one level", fix="For example: grid=(5, 2).")
         for level in range(len(self.grid)):
             # a mac without inputs would never be active
             if not self._fields(level).any(axis=1).all():

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from ...core import Card, Paper
-from ...core.checks import above
 from ...core.errors import DataError
+from ...core.schema import check, setting
 from ...data.interactions import Interactions
 from .item_weights import ItemWeights, taken_matrix
 from .recommender import Settings
@@ -26,21 +26,24 @@ class Ease(Settings):
 
     X: users by items, 1 for what was taken.  B_ij = -P_ij / P_jj for P = (X^T X + reg I)^-1.
 
-    reg: lambda of the paper; more of it makes weights smaller and popular items likelier.
-
     model = Ease().fit(events);  model.recommend("u1");  model.recommend(["item 3", "item 7"])
     Raises: ConfigError for a reg that is not above 0; DataError for more than 40,000 items.
     Not for more items than that: the inverse takes their square in memory, their cube in time.
     Source: paper, equations 1 to 8.
     """
 
-    reg: float = 250.0
+    reg: float = setting(
+        250.0,
+        "The weight lambda of the penalty; more of it makes weights smaller and popular items "
+        "likelier.",
+        above=0,
+    )
 
     data_of: ClassVar[str] = "ranking"
     training: ClassVar[Mapping[str, Any]] = MappingProxyType({})
 
     def __post_init__(self) -> None:
-        above("reg", self.reg, 0)
+        check(self)
 
     def build(self, data: Interactions, *, seed: int = 0) -> EaseModel:
         return EaseModel(self, data)

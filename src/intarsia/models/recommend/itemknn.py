@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ...core import Card, Paper
-from ...core.checks import at_least
+from ...core.schema import check, setting
 from ...data.interactions import Interactions
 from .item_weights import ItemWeights, taken_matrix
 from .recommender import Settings
@@ -26,24 +26,26 @@ class ItemKnn(Settings):
 
     s_ij = n_ij / (sqrt(n_i n_j) + shrink): n_ij users have both items, n_i the first.
 
-    neighbours: number of the most similar items that count for an item; shrink: lowers the
-    similarity of items with few users.
-
     model = ItemKnn().fit(events);  model.recommend("u1");  model.recommend(["item 3", "item 7"])
     Raises: ConfigError for a setting out of range.
     Source: Deshpande and Karypis, Item-based top-N recommendation algorithms, 2004; with the
     shrunk cosine of the paper, section 3.2.
     """
 
-    neighbours: int = 100
-    shrink: float = 10.0
+    neighbours: int = setting(
+        100, "The number of the most similar items that count for an item.", least=1
+    )
+    shrink: float = setting(
+        10.0,
+        "The users that are added below, which lowers the similarity of items with few users.",
+        least=0,
+    )
 
     data_of: ClassVar[str] = "ranking"
     training: ClassVar[Mapping[str, Any]] = MappingProxyType({})
 
     def __post_init__(self) -> None:
-        at_least("neighbours", self.neighbours, 1)
-        at_least("shrink", self.shrink, 0)
+        check(self)
 
     def build(self, data: Interactions, *, seed: int = 0) -> ItemKnnModel:
         return ItemKnnModel(self, data)

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ...core import Card, Paper
-from ...core.checks import at_least
+from ...core.schema import check, setting
 from ...data.interactions import Interactions
 from .ranker import Ranker
 from .recommender import Settings
@@ -25,8 +25,6 @@ class LightGcn(Settings):
     Bayesian personalised ranking: softplus(s_neg - s_pos) for a random item the user has not
     taken, + reg ||E^0 of the batch||^2 / 2B.  A is the graph of the training events.
 
-    width: length of the vectors; layers: K; reg: as above.
-
     model = LightGcn().build(train)
     fit(model, *model.sets(train, val, test)[:2], task=model.task, objective=own_losses)
     Raises: ConfigError for a setting out of range.
@@ -35,9 +33,9 @@ class LightGcn(Settings):
     file; after K propagations the table that is served is dense.
     """
 
-    width: int = 64
-    layers: int = 3
-    reg: float = 1e-4
+    width: int = setting(64, "The length of the users' and items' vectors.", least=1)
+    layers: int = setting(3, "The number K of propagations.", least=0)
+    reg: float = setting(1e-4, "The weight of the penalty on the vectors of the batch.", least=0)
 
     data_of: ClassVar[str] = "ranking"
     training: ClassVar[Mapping[str, Any]] = MappingProxyType(
@@ -45,10 +43,7 @@ class LightGcn(Settings):
     )
 
     def __post_init__(self) -> None:
-        """Check that no setting is below its least value.  Raises: ConfigError."""
-        at_least("width", self.width, 1)
-        at_least("layers", self.layers, 0)
-        at_least("reg", self.reg, 0)
+        check(self)
 
     def build(self, data: Interactions, *, seed: int = 0) -> LightGcnModel:
         return LightGcnModel(self, data, generator=torch.Generator().manual_seed(seed))

@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from ...core import Card, Paper
-from ...core.checks import at_least, below_one, one_of
 from ...core.errors import ConfigError, UnknownName
 from ...core.modes import evaluating
+from ...core.schema import check, setting
 from ...data.interactions import SEVERAL, Interactions, ItemField
 from ...train.tasks import NextItem
 from .item_fields import WORDS, FieldVectors, IdVectors
@@ -39,10 +39,6 @@ class M2TRec(Settings):
     without would only be pushed away.  Above 50,000 items it is over those of the batch and 500
     others, each score less the log of the item's chance to be in that sample.
 
-    tasks: names of fields, None = every field of words that the items have; weight: w.
-    without: fields that are not read, as a year that gives away what is popular.
-    width, layers, dropout: the Transformer's; pool: "mean" or "last"; longest: items of a session.
-
     model = M2TRec(tasks=("class",)).build(data)
     Raises: ConfigError for a setting out of range; in `build` DataError without fields,
     UnknownName for a field that is not there.
@@ -52,14 +48,29 @@ class M2TRec(Settings):
     states, instead of one pass for each prefix, is ours.
     """
 
-    tasks: tuple[str, ...] | None = None
-    weight: float = 1.0
-    without: tuple[str, ...] = ()
-    width: int = 64
-    layers: int = 2
-    pool: str = "mean"
-    dropout: float = 0.2
-    longest: int = 50
+    tasks: tuple[str, ...] | None = setting(
+        None,
+        "The names of the fields t that are predicted; None = every field of words that the "
+        "items have.",
+    )
+    weight: float = setting(1.0, "The weight w of the tasks' losses.", least=0)
+    without: tuple[str, ...] = setting(
+        (),
+        "The names of fields that are not read, as a year that gives away which items are popular.",
+    )
+    width: int = setting(64, "The width of the Transformer.", least=1)
+    layers: int = setting(2, "The number of the Transformer's layers.", least=1)
+    pool: str = setting(
+        "mean",
+        'The state h of a session: the "mean" of its states, or the "last" one.',
+        choices=POOLS,
+    )
+    dropout: float = setting(
+        0.2, "The share of units that the Transformer zeroes in training.", least=0, below=1
+    )
+    longest: int = setting(
+        50, "The items of a session that are read at most, the last ones.", least=1
+    )
 
     data_of: ClassVar[str] = "sessions"
     training: ClassVar[Mapping[str, Any]] = MappingProxyType(
@@ -67,12 +78,7 @@ class M2TRec(Settings):
     )
 
     def __post_init__(self) -> None:
-        """Raise ConfigError for a setting that cannot be."""
-        at_least("weight", self.weight, 0)
-        one_of("pool", self.pool, POOLS)
-        below_one("dropout", self.dropout)
-        at_least("layers", self.layers, 1)
-        at_least("longest", self.longest, 1)
+        check(self)
 
     @property
     def reads(self) -> int:

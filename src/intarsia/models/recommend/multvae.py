@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from ...core import Card, Paper
-from ...core.checks import at_least, below_one
+from ...core.schema import check, setting
 from ...data.interactions import Interactions
 from .ranker import Ranker, UserItems
 from .recommender import Settings
@@ -27,17 +27,19 @@ class MultVae(Settings):
     over users; beta rises from 0 to its value over the first fifth of the steps.  The first and the
     last layer are tables with a row for each item, which `Dsl` makes sparse.
 
-    width: units of the hidden layers; code: width of z; dropout: rate on x; beta: weight of the KL.
-
     Raises: ConfigError for a setting out of range.
     It scores new users by their history, without training again.
     Source: paper, sections 2.2 and 2.3.
     """
 
-    width: int = 600
-    code: int = 200
-    dropout: float = 0.5
-    beta: float = 0.2
+    width: int = setting(600, "The units of the hidden layers.", least=1)
+    code: int = setting(200, "The width of the latent vector z.", least=1)
+    dropout: float = setting(
+        0.5, "The share of a user's items that is zeroed in training.", least=0, below=1
+    )
+    beta: float = setting(
+        0.2, "The weight of the KL divergence after the first fifth of the steps.", least=0
+    )
 
     data_of: ClassVar[str] = "ranking"
     training: ClassVar[Mapping[str, Any]] = MappingProxyType(
@@ -45,11 +47,7 @@ class MultVae(Settings):
     )
 
     def __post_init__(self) -> None:
-        """Check that the settings are in range.  Raises: ConfigError."""
-        at_least("width", self.width, 1)
-        at_least("code", self.code, 1)
-        at_least("beta", self.beta, 0)
-        below_one("dropout", self.dropout)
+        check(self)
 
     def build(self, data: Interactions, *, seed: int = 0) -> MultVaeModel:
         return MultVaeModel(self, data, generator=torch.Generator().manual_seed(seed))

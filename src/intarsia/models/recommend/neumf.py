@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ...core import Card, Paper
-from ...core.checks import at_least
+from ...core.schema import check, setting
 from ...data.interactions import Interactions
 from .ranker import Ranker
 from .recommender import Settings
@@ -26,15 +26,15 @@ class NeuMf(Settings):
 
     Each item that a user took comes with items that she did not, drawn at random.
 
-    width: of the vectors, of the product and of the network each; negatives: for each item.
-
     Raises: ConfigError for a setting out of range.
     Not for many items: each pair passes the network, where a product of tables ranks all at once.
     Source: paper, section 3.4; trained at once, without pretraining of the halves.
     """
 
-    width: int = 32
-    negatives: int = 4
+    width: int = setting(
+        32, "The length of the vectors, of the product and of the network each.", least=2
+    )
+    negatives: int = setting(4, "The items not taken that are drawn for each item taken.", least=1)
 
     data_of: ClassVar[str] = "ranking"
     training: ClassVar[Mapping[str, Any]] = MappingProxyType(
@@ -42,8 +42,7 @@ class NeuMf(Settings):
     )
 
     def __post_init__(self) -> None:
-        at_least("width", self.width, 2)
-        at_least("negatives", self.negatives, 1)
+        check(self)
 
     def build(self, data: Interactions, *, seed: int = 0) -> NeuMfModel:
         return NeuMfModel(self, data, generator=torch.Generator().manual_seed(seed))

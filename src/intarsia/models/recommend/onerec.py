@@ -17,6 +17,7 @@ from ...core import Card, Paper
 from ...core.checks import at_least
 from ...core.errors import ConfigError, DataError
 from ...core.modes import evaluating
+from ...core.schema import check, setting
 from ...data.interactions import Interactions
 from ...mixtures import Mixture, StackedExperts
 from ...routers import TopK
@@ -39,10 +40,6 @@ class OneRec(Settings):
     vectors. The loss is the mean cross-entropy over all tokens of sessions that were liked: at
     least .6 of the ratings are 4 or more (all sessions, where nothing is rated).
 
-    codes, balanced: of the ids.  width, layers: of encoder and decoder each.  experts, active: of
-    the decoder's mixtures; 1 expert is a dense MLP.  history: number of last items that are read.
-    session: number of items to generate.
-
     model = OneRec().build(train);  model.session("42");  model.recommend("42", 10)
     `PreferenceRounds` then aligns it with a reward, which costs coverage.
     Raises: ConfigError for a setting out of range; in `build` DataError for too few items.
@@ -50,14 +47,20 @@ class OneRec(Settings):
     Source: paper, sections 3.1 to 3.3.
     """
 
-    codes: tuple[int, ...] = (16, 16, 16)
-    balanced: bool = True
-    width: int = 64
-    layers: int = 2
-    experts: int = 8
-    active: int = 2
-    history: int = 20
-    session: int = 5
+    codes: tuple[int, ...] = setting(
+        (16, 16, 16),
+        "The number of codes at each level of the semantic ids.",
+        fix="For example: 16,16,16",
+    )
+    balanced: bool = setting(True, "Whether every code of the ids gets equally many items.")
+    width: int = setting(64, "The width of the encoder and of the decoder.")
+    layers: int = setting(2, "The layers of the encoder and of the decoder each.", least=1)
+    experts: int = setting(
+        8, "The experts of each of the decoder's mixtures; 1 is a dense MLP.", least=1
+    )
+    active: int = setting(2, "The experts of a token in the decoder's mixtures.")
+    history: int = setting(20, "The number of last items that are read.", least=1)
+    session: int = setting(5, "The number of items to generate.", least=1)
 
     data_of: ClassVar[str] = "sessions"
     training: ClassVar[Mapping[str, Any]] = MappingProxyType(
@@ -65,9 +68,8 @@ class OneRec(Settings):
     )
 
     def __post_init__(self) -> None:
-        """Raise ConfigError for a setting that cannot be."""
-        for name in ("layers", "experts", "history", "session"):
-            at_least(name, getattr(self, name), 1)
+        """Check each setting, and that an id has a level.  Raises: ConfigError."""
+        check(self)
         if not self.codes:
             raise ConfigError("codes", got="none", want="one level", fix="For example: 16,16,16")
         if self.experts > 1:

@@ -17,8 +17,8 @@ import numpy as np
 import torch
 
 from ...core import Card, Paper
-from ...core.checks import above, at_least, one_of
 from ...core.errors import DataError, MissingExtra
+from ...core.schema import check, setting
 from ...data.packages import announce
 from .inference_free import InferenceFree, WeightedFlops, ensemble, sentence_transformers
 from .max_logits import in_chunks
@@ -40,29 +40,36 @@ class LearnedRetrieval:
     over a query's answer and `negatives` candidates of BM25; s_T: the ensemble of the teachers;
     d_qp: the document at place p of query q, the answer at place 0.
     Without teachers the target is the answer, against all documents of the batch (InfoNCE).
-    steps of `batch` queries; lr: AdamW's learning rate, after a warm-up over a tenth of the steps.
-    The ramp (t / T)^2 lasts a third of the steps. penalty: "flops", w = 1; or "idf", w_j ~
-    1 / idf_j^2 with mean 1, which thins out common tokens.
+    The ramp (t / T)^2 lasts a third of the steps.
     Source: arXiv:2411.04403; the rates are ours. Not for documents that no query resembles: the
     result is then no better than BM25.
     """
 
-    teachers: tuple[str, ...] = ("minilm", "bm25")
-    steps: int = 300
-    batch: int = 16
-    negatives: int = 7
-    lr: float = 5e-5
-    penalty: str = "flops"
-    weight: float = 0.0025
+    teachers: tuple[str, ...] = setting(
+        ("minilm", "bm25"),
+        "The names of the rankers in the ensemble that teaches; none = the answers alone.",
+    )
+    steps: int = setting(300, "The number T of training steps.", least=1)
+    batch: int = setting(16, "The queries of a step.", least=1)
+    negatives: int = setting(7, "The candidates of BM25 for each query.", least=1)
+    lr: float = setting(
+        5e-5,
+        "AdamW's learning rate, after a warm-up over a tenth of the steps.",
+        above=0,
+        fix="Try 5e-5.",
+    )
+    penalty: str = setting(
+        "flops",
+        'The weights w of the penalty on tokens: "flops", w = 1; or "idf", w_j ~ 1 / idf_j^2 '
+        "with mean 1, which thins out common tokens.",
+        choices=PENALTIES,
+    )
+    weight: float = setting(
+        0.0025, "The weight of that penalty after the ramp.", least=0, fix="Try 0.0025."
+    )
 
     def __post_init__(self) -> None:
-        """Raise ConfigError for a setting that cannot be."""
-        at_least("steps", self.steps, 1)
-        at_least("batch", self.batch, 1)
-        at_least("negatives", self.negatives, 1)
-        above("lr", self.lr, 0, fix="Try 5e-5.")
-        at_least("weight", self.weight, 0, fix="Try 0.0025.")
-        one_of("penalty", self.penalty, PENALTIES)
+        check(self)
 
 
 def draw_pairs(texts: Sequence[str], count: int, seed: int) -> list[tuple[str, list[int]]]:
