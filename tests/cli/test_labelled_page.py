@@ -37,11 +37,11 @@ def asked(port: int, question: Any) -> tuple[int, Any]:
 
 def test_it_answers_as_the_run_does(run: LabelledRun) -> None:
     page = LocalPage(labelled_page.page_of(run), labelled_page.answers(run))
-    found: list[Any] = []
+    answers: list[Any] = []
     with running(page):
         port = page.server.server_port
         several = [
-            threading.Thread(target=lambda: found.append(asked(port, {"texts": TEXTS})))
+            threading.Thread(target=lambda: answers.append(asked(port, {"texts": TEXTS})))
             for _ in range(4)
         ]
         for thread in several:
@@ -51,7 +51,7 @@ def test_it_answers_as_the_run_does(run: LabelledRun) -> None:
         wrong = [{}, {"texts": []}, {"texts": "a"}, {"texts": [" "]}, {"texts": [1]}]
         wrong.append({"texts": ["a"] * (labelled_page.MOST + 1)})
         refused = [asked(port, question) for question in wrong]
-    assert found == [(200, {"answers": run.predict(TEXTS)})] * 4
+    assert answers == [(200, {"answers": run.predict(TEXTS)})] * 4
     assert [status for status, _ in refused] == [400] * len(wrong)
     assert refused[0][1]["error"]["want"].startswith("1 to 256 texts")
 

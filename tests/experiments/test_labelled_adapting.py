@@ -70,8 +70,8 @@ def test_features_under_an_adapter_are_those_of_the_adapted_model(model: Path) -
         for name, parameter in adapted.named_parameters():
             if "intarsia_cells" in name:
                 parameter.normal_(std=0.3, generator=torch.Generator().manual_seed(0))
-    found = low_rank_changes(adapted)
-    changes = {path.removeprefix("trunk."): pair for path, pair in found.items()}
+    pairs = low_rank_changes(adapted)
+    changes = {path.removeprefix("trunk."): pair for path, pair in pairs.items()}
     x = torch.from_numpy(AdaptedMean("lora", base, changes)(ROWS[:4]))
     assert not torch.allclose(x, torch.from_numpy(base(ROWS[:4])), atol=1e-3)
     head: Any = adapted.get_submodule("base_model.model.score")
@@ -86,8 +86,8 @@ def test_features_under_an_adapter_are_those_of_the_adapted_model(model: Path) -
 def test_the_classifier_reads_the_mean_of_hidden_states(model: Path) -> None:
     trunk, tokenizer = HiddenMean(str(model), 1).network()
     assert trunk.config.num_hidden_layers == 1
-    whole, _ = text_model(str(model))
-    assert whole.config.num_hidden_layers == 2
+    unadapted, _ = text_model(str(model))
+    assert unadapted.config.num_hidden_layers == 2
     network = MeanClassifier(trunk, 3).eval()
     torch.nn.init.normal_(network.score.weight)
     tokenizer.pad_token = tokenizer.eos_token
@@ -95,8 +95,8 @@ def test_the_classifier_reads_the_mean_of_hidden_states(model: Path) -> None:
     with torch.no_grad():
         logits = network(batch["input_ids"], batch["attention_mask"])
         for i, text in enumerate(ROWS[:3]):
-            one = tokenizer(text, return_tensors="pt")
-            states = whole(**one, output_hidden_states=True).hidden_states[1]
+            encoded = tokenizer(text, return_tensors="pt")
+            states = unadapted(**encoded, output_hidden_states=True).hidden_states[1]
             assert torch.allclose(logits[i], network.score(states.mean(1))[0], atol=1e-4)
 
 
@@ -104,24 +104,24 @@ def test_a_fold_is_answered_by_a_training_without_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     word, fold = f"lora={llama(tmp_path)}@1:16", deal(LABELS, 5, 0)
-    seen: list[tuple[list[str], Any]] = []
+    trainings: list[tuple[list[str], Any]] = []
     train = labelled_adapting._trained
 
     def noted(base: Any, adapter: str, rows: Any, *rest: Any) -> Any:
-        seen.append((list(rows), train(base, adapter, rows, *rest)))
-        return seen[-1][1]
+        trainings.append((list(rows), train(base, adapter, rows, *rest)))
+        return trainings[-1][1]
 
     monkeypatch.setattr(labelled_adapting, "_trained", noted)
     member = fitted_member(word, ROWS, LABELS, 3, fold)
     assert member.feature.word == word
     assert member.held_out is not None
-    assert len(seen) == 6
-    assert seen[5][0] == ROWS
+    assert len(trainings) == 6
+    assert trainings[5][0] == ROWS
     for number in range(5):
         inside = [row for row, place in zip(ROWS, fold, strict=True) if place == number]
         rest = [row for row, place in zip(ROWS, fold, strict=True) if place != number]
-        assert seen[number][0] == rest
-        part = seen[number][1]
+        assert trainings[number][0] == rest
+        part = trainings[number][1]
         logits = part.logits(part.feature(inside))
         ours = member.held_out[torch.from_numpy(fold == number)].double()
         # one temperature for all

@@ -55,12 +55,12 @@ def look_for(some: Sequence[Fault], jobs: int = 1) -> Iterator[Seen]:
         for tree in trees:
             shutil.copytree(ROOT, tree, ignore=LEFT_OUT)
         failed = dict[str, None]()
-        for seen in _each(some, [*trees]):
-            if "::" in seen.by:
-                failed[seen.by] = None
-            yield seen
-        if failed and (said := ended(begun(trees[0], failed), trees[0])):
-            raise RuntimeError(f"{said} fails without a fault, too: mend it first.")
+        for outcome in _each(some, [*trees]):
+            if "::" in outcome.by:
+                failed[outcome.by] = None
+            yield outcome
+        if failed and (output := ended(begun(trees[0], failed), trees[0])):
+            raise RuntimeError(f"{output} fails without a fault, too: mend it first.")
 
 
 def _each(some: Sequence[Fault], free: list[Path]) -> Iterator[Seen]:
@@ -69,12 +69,12 @@ def _each(some: Sequence[Fault], free: list[Path]) -> Iterator[Seen]:
     while waiting or running:
         while waiting and free:
             fault, tree = waiting.pop(0), free.pop()
-            whole = (tree / fault.file).read_text()
-            (tree / fault.file).write_text(fault.planted(whole))
-            running[begun(tree, fault.tests)] = fault, tree, whole
+            original = (tree / fault.file).read_text()
+            (tree / fault.file).write_text(fault.planted(original))
+            running[begun(tree, fault.tests)] = fault, tree, original
         pid, status = os.wait()
-        fault, tree, whole = running.pop(pid)
-        (tree / fault.file).write_text(whole)
+        fault, tree, original = running.pop(pid)
+        (tree / fault.file).write_text(original)
         free.append(tree)
         yield Seen(fault, words_of(tree, os.waitstatus_to_exitcode(status)))
 

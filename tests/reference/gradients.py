@@ -42,17 +42,17 @@ def total(outputs: Sequence[Tensor]) -> Tensor:
 def gradients(inputs: Tensors, names: Sequence[str], outputs: Sequence[Tensor]) -> Tensors:
     """Return the gradient of `total` in each input: its own and that of its parameters."""
     leaves = [inputs[name] for name in names]
-    given = [(p, v) for p, v in GIVEN if v.requires_grad]
-    ends = [*leaves, *(p for p, _ in given)]
-    found = torch.autograd.grad(total(outputs), ends, allow_unused=True)
-    own, behind = found[: len(leaves)], found[len(leaves) :]
+    differentiable = [(p, v) for p, v in GIVEN if v.requires_grad]
+    ends = [*leaves, *(p for p, _ in differentiable)]
+    slopes = torch.autograd.grad(total(outputs), ends, allow_unused=True)
+    own_slopes, behind = slopes[: len(leaves)], slopes[len(leaves) :]
     # a parameter's value may be a part of an input, or turned
-    pairs = [(v, g) for (_, v), g in zip(given, behind, strict=True) if g is not None]
+    pairs = [(v, g) for (_, v), g in zip(differentiable, behind, strict=True) if g is not None]
     further: Sequence[Tensor | None] = [None] * len(leaves)
     if pairs:
         values, sums = zip(*pairs, strict=True)
         further = torch.autograd.grad(values, leaves, sums, allow_unused=True)
-    parts = zip(names, leaves, own, further, strict=True)
+    parts = zip(names, leaves, own_slopes, further, strict=True)
     return {
         name: sum((g for g in (a, b) if g is not None), start=torch.zeros_like(x))
         for name, x, a, b in parts

@@ -63,8 +63,8 @@ def test_ours_equals_the_official_function(name: str) -> None:
     with followed(inputs, names):
         outputs = ours(name.replace("-", "_"))(inputs, **record["arguments"])
         if summed:
-            found = gradients(inputs, names, [outputs[key] for key in summed])
-            outputs |= {f"grad_{key}": value for key, value in found.items()}
+            slopes = gradients(inputs, names, [outputs[key] for key in summed])
+            outputs |= {f"grad_{key}": value for key, value in slopes.items()}
     assert outputs.keys() == expected.keys()
     distances = {key: distance(outputs[key], want) for key, want in expected.items()}
     if record["equal"]:

@@ -28,10 +28,10 @@ def figures(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
 def test_what_pages_state_is_what_their_benchmarks_measured(figures: ModuleType) -> None:
     for run in figures.RUNS:
         for figure in run.figures:
-            there = figure.read((ROOT / figure.page).read_text())
+            page_value = figure.read((ROOT / figure.page).read_text())
             for page, words in figure.stated.items():
                 text = " ".join((ROOT / page).read_text().split())
-                assert words.format(there) in text, (figure.name, page)
+                assert words.format(page_value) in text, (figure.name, page)
 
 
 @pytest.mark.thorough
@@ -49,8 +49,8 @@ def test_each_command_is_accepted(figures: ModuleType, monkeypatch: pytest.Monke
                 accepts(command)
                 continue
             _, script, *words = figures.words(command)
-            for more in ("", run.small):
-                monkeypatch.setattr(sys, "argv", [script, *words, *more.split()])
+            for options in ("", run.small):
+                monkeypatch.setattr(sys, "argv", [script, *words, *options.split()])
                 with pytest.raises(Accepted):
                     runpy.run_path(script, run_name="__main__")
 
@@ -77,8 +77,8 @@ def test_a_figure_is_read_from_a_page_and_from_an_output(figures: ModuleType) ->
     assert figures.cell(text, figures.Cell("ease | reg 500", "nDCG@20")) == 0.99
     assert figures.cell(text, figures.Cell("ease", "other")) == 7
     assert figures.said(text, r"a token reads ([\d,.]+) MB") == 1000.5
-    at = figures.Cell("ease", "nDCG@20")
-    assert figures.Figure("", "", at, inverse=True).read(text) == -2
+    cell = figures.Cell("ease", "nDCG@20")
+    assert figures.Figure("", "", cell, inverse=True).read(text) == -2
     for cell in (figures.Cell("eas", "nDCG@20"), figures.Cell("ease", "nDCG")):
         with pytest.raises(LookupError):
             figures.cell(text, cell)

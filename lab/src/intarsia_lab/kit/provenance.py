@@ -132,7 +132,7 @@ def _named(path: Path) -> tuple[tuple[Path, Names], ...]:
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.ImportFrom):
             if (folder := _folder(path, node)) is not None:
-                files += (found for alias in node.names for found in _home(folder, alias.name))
+                files += (file for alias in node.names for file in _home(folder, alias.name))
         elif isinstance(node, ast.Call) and node.args:
             called = getattr(node.func, "id", getattr(node.func, "attr", ""))
             key = getattr(node.args[0], "value", None)

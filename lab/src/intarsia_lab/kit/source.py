@@ -21,12 +21,12 @@ Cut = tuple[int, int, str]
 """Where a part begins and ends, in bytes, and what stands there instead."""
 
 
-def computing(text: str, own: Collection[str], names: Collection[str] | None = None) -> str:
+def computing(text: str, packages: Collection[str], names: Collection[str] | None = None) -> str:
     """Return the part of a source text that computes, in a form that layout does not change.
 
-    Left out are docstrings, comments, imports within `own`, the list CLAIMS, statements that only
-    refuse, and of `setting(default, help, ...)` all but the default.
-    text: the source of a Python file; own: the packages whose files have digests of their own;
+    Left out are docstrings, comments, imports within `packages`, the list CLAIMS, statements that
+    only refuse, and of `setting(default, help, ...)` all but the default.
+    text: the source of a Python file; packages: those whose files have digests of their own;
     names: what is imported from it; what these do not use is left out, too.
     None = nothing is.
     """
@@ -34,25 +34,25 @@ def computing(text: str, own: Collection[str], names: Collection[str] | None = N
     starts = [0]
     for line in source.splitlines(keepends=True):
         starts.append(starts[-1] + len(line))
-    for begin, end, instead in _outermost(_cuts(ast.parse(text), starts, source, own, names)):
+    for begin, end, instead in _outermost(_cuts(ast.parse(text), starts, source, packages, names)):
         source = source[:begin] + instead.encode() + source[end:]
     return _flowing(source.decode())
 
 
 def _outermost(cuts: Iterator[Cut]) -> list[Cut]:
     """Return the cuts that lie in no other one, the last first."""
-    found: list[Cut] = []
+    outermost: list[Cut] = []
     for cut in sorted(cuts, key=lambda cut: (cut[0], -cut[1])):
-        if not found or cut[0] >= found[-1][1]:
-            found.append(cut)
-    return found[::-1]
+        if not outermost or cut[0] >= outermost[-1][1]:
+            outermost.append(cut)
+    return outermost[::-1]
 
 
 def _cuts(
     tree: ast.Module,
     starts: list[int],
     source: bytes,
-    own: Collection[str],
+    packages: Collection[str],
     names: Collection[str] | None,
 ) -> Iterator[Cut]:
     """Yield the parts of a module that compute nothing, or nothing of what `names` need."""
@@ -63,7 +63,8 @@ def _cuts(
         for alias in node.names
     }
     unused = _unused(tree, names) if names is not None else ()
-    for statement in (*_idle(tree, refusing, own), *unused):
+    # a cut ends with its line: no two statements share one
+    for statement in (*_idle(tree, refusing, packages), *unused):
         first = min(s.lineno for s in (statement, *getattr(statement, "decorator_list", ())))
         yield starts[first - 1], starts[statement.end_lineno or statement.lineno], ""
     for node in ast.walk(tree):
@@ -82,15 +83,16 @@ def _unused(tree: ast.Module, names: Collection[str]) -> list[ast.stmt]:
     defined = {name: node for node in tree.body for name in _defined(node)}
     if not {*names} <= {*defined}:
         return []
-    others = [node for node in tree.body if not _defined(node)]
-    used, pending = {*names}, [*(defined[name] for name in names), *others]
+    running = [node for node in tree.body if not _defined(node)]
+    # statements that define nothing run when the module is imported, whatever is used
+    used, pending = {*names}, [*(defined[name] for name in names), *running]
     while pending:
         mentioned = {n.id for n in ast.walk(pending.pop()) if isinstance(n, ast.Name)}
         fresh = (mentioned & {*defined}) - used
         used |= fresh
         pending += [defined[name] for name in fresh]
-    kept = {id(defined[name]) for name in used}
-    return [node for node in tree.body if _defined(node) and id(node) not in kept]
+    used_nodes = {id(defined[name]) for name in used}
+    return [node for node in tree.body if _defined(node) and id(node) not in used_nodes]
 
 
 def _defined(node: ast.stmt) -> list[str]:
@@ -112,16 +114,18 @@ def _span(node: ast.expr, starts: list[int]) -> tuple[int, int]:
     return starts[node.lineno - 1] + node.col_offset, starts[end_line - 1] + end
 
 
-def _idle(node: ast.AST, refusing: Collection[str], own: Collection[str]) -> Iterator[ast.stmt]:
+def _idle(
+    node: ast.AST, refusing: Collection[str], packages: Collection[str]
+) -> Iterator[ast.stmt]:
     """Yield the statements within a node that compute nothing."""
     for child in ast.iter_child_nodes(node):
-        if isinstance(child, ast.stmt) and _is_idle(child, refusing, own):
+        if isinstance(child, ast.stmt) and _is_idle(child, refusing, packages):
             yield child
         else:
-            yield from _idle(child, refusing, own)
+            yield from _idle(child, refusing, packages)
 
 
-def _is_idle(statement: ast.stmt, refusing: Collection[str], own: Collection[str]) -> bool:
+def _is_idle(statement: ast.stmt, refusing: Collection[str], packages: Collection[str]) -> bool:
     """Return whether a statement computes nothing: words, imports of ours, and refusals.
 
     refusing: names of errors, and of functions that raise them. An `if` that ends in one of these
@@ -133,13 +137,13 @@ def _is_idle(statement: ast.stmt, refusing: Collection[str], own: Collection[str
         case ast.Expr(value=ast.Call(func=ast.Name(id=name))):
             return name in refusing
         case ast.ImportFrom(module=module, level=level):
-            return level > 0 or (module or "").partition(".")[0] in own
+            return level > 0 or (module or "").partition(".")[0] in packages
         case ast.Assign(targets=[ast.Name(id="CLAIMS")]):
             return True
         case ast.If(body=[*_, ast.Raise(exc=ast.Call(func=ast.Name(id=name)))], orelse=[]):
             return name in refusing
         case ast.FunctionDef(name="__post_init__", body=body):
-            return all(_is_idle(inner, refusing, own) for inner in body)
+            return all(_is_idle(inner, refusing, packages) for inner in body)
         case _:
             return False
 
@@ -159,6 +163,7 @@ def _flowing(text: str) -> str:
         elif token.type in BREAKS:
             depth += (token.type == tokenize.INDENT) - (token.type == tokenize.DEDENT)
             begins = True
+        # the first token of a statement: those after it may stand on further lines
         elif begins and token.type != tokenize.NL:
             depths[row], begins = depth, False
     return _joined(lines, depths)
@@ -168,6 +173,7 @@ def _joined(lines: Sequence[str], depths: dict[int, int]) -> str:
     """Return physical lines as logical ones. depths: number of a logical line's first -> depth."""
     parts = list[str]()
     for row, line in enumerate(lines, start=1):
+        # other lines go on with a statement
         if row in depths:
             parts.append(f"\n{depths[row]}|")
         parts.append("".join(line.split()))
