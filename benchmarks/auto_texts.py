@@ -2,6 +2,7 @@
 
     python benchmarks/auto_texts.py --minutes 3 --write   # sets that have no row yet, then the page
     python benchmarks/auto_texts.py --sets verbs,mails    # these, one after the other
+    python benchmarks/auto_texts.py --static              # static embeddings next to the candidates
     python benchmarks/auto_texts.py --page                # the page, of the rows that are there
 
 Each set with 300 training and 500 test texts. The clock of the search is the time of this process
@@ -25,6 +26,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import torch
 from auto import difference, right
 from frame import markdown
@@ -33,16 +35,23 @@ from sklearn.linear_model import LogisticRegressionCV
 from sklearn.pipeline import make_pipeline, make_union
 
 from intarsia.choosing import texts as searching
+from intarsia.choosing.blending import chosen
+from intarsia.choosing.judging import HeldOutAnswers
 from intarsia.core.labelled import AUTO
-from intarsia.core.store import key_of
+from intarsia.core.store import Store, key_of
 from intarsia.data import corpora
 from intarsia.data.naves import read_naves
 from intarsia.data.packages import announce, obtain, pinned
 from intarsia.experiments import labelled_adapting as adapting
+from intarsia.models.classify.classifier import judged
+from intarsia.models.classify.features import MODELS, TOKENS, text_model
 from intarsia.reports import numbers
+from intarsia.train.folds import deal
+from intarsia.train.probe import FOLDS, converged_probe
 
 ROOT = Path(__file__).parents[1]
 ROWS = ROOT / "benchmarks" / "auto_texts.jsonl"
+STATIC = ROOT / "benchmarks" / "auto_texts_static.jsonl"
 PAGE = ROOT / "docs" / "benchmarks" / "auto_texts.md"
 TRAIN, TEST = 300, 500
 WORDS = 100  # of a passage of a novel
@@ -109,10 +118,17 @@ def verses() -> Iterator[tuple[str, str]]:
 SETS = {"verbs": verbs, "nouns": nouns, "novels": novels, "verses": verses, "mails": mails}
 
 
-def rows() -> dict[str, Row]:
+def rows(file: Path = ROWS) -> dict[str, Row]:
     """Return the newest row of each set that has one."""
-    lines = ROWS.read_text().splitlines() if ROWS.exists() else []
+    lines = file.read_text().splitlines() if file.exists() else []
     return {row["data"]: row for row in map(json.loads, lines)}
+
+
+def store(file: Path, row: Row) -> None:
+    """Append a row to a file, and print it."""
+    with file.open("a") as out:
+        out.write(json.dumps(row) + "\n")
+    print(row, flush=True)
 
 
 def search_source() -> str:
@@ -149,10 +165,61 @@ def rival() -> Any:
     return make_pipeline(make_union(words, characters), regression)
 
 
+def searched(name: str, folder: Path) -> Path:
+    """Return the folder of a set's search by the present code."""
+    return folder / f"{name}-{search_source()[:8]}"
+
+
+def embedded(model: str, train: Any, texts: Any) -> np.ndarray:
+    """Return each text's mean of input embeddings, weighed by idf on the training texts."""
+    net, tokenizer = text_model(model)
+    table = net.get_input_embeddings().weight.detach().numpy()
+    options = {"truncation": True, "max_length": TOKENS, "add_special_tokens": False}
+    tokens = [tokenizer(list(part), **options)["input_ids"] for part in (train, texts)]
+    counts = np.bincount([i for row in tokens[0] for i in set(row)], minlength=len(table))
+    idf = np.log((1 + len(train)) / (1 + counts)) + 1
+    return np.stack(
+        [(table[row] * idf[row, None]).sum(0) / max(idf[row].sum(), 1e-9) for row in tokens[1]]
+    )
+
+
+def compare_static(name: str, out: Path) -> dict[str, Any]:
+    """Return a set's row of static embeddings: their answers, and whether the choice takes them.
+
+    out: folder of the finished search, which keeps the answers of its candidates.
+    """
+    splits = searching.open_labelled(out / searching.CHOICE).settings.splits()
+    train, count = splits.train, len(splits.train.classes)
+    fold, inside = deal(train.labels, FOLDS, 0), np.flatnonzero(judged(train.labels))
+    labels = torch.from_numpy(train.labels[inside])
+
+    def answers(logits: Any) -> HeldOutAnswers:
+        return HeldOutAnswers.of_shares(inside, logits[inside].double().softmax(1), labels)
+
+    stored = Store(out)
+    words = {row["word"]: key for key, row in stored.rows.items()}
+    logits = {w: stored.tensors(k, lambda: ({}, {}))[0]["held_out"] for w, k in words.items()}
+    found = {word: answers(held_out) for word, held_out in logits.items()}
+    _, before = chosen(list(found.values()), 0)
+    shares: dict[str, float] = {}
+    for model in MODELS:
+        x = embedded(model, train.rows, train.rows)
+        held_out = converged_probe(x, train.labels, count, fold=fold).held_out
+        found[f"static {model}"] = HeldOutAnswers.of([(inside, held_out[inside], labels)])
+        shares[model] = float(found[f"static {model}"].score.mean())
+    blend, after = chosen(list(found.values()), 0)
+    return {
+        "data": name,
+        "accuracy": shares,
+        "loss": [float(before.loss.mean()), float(after.loss.mean())],
+        "chosen": [list(found)[i] for i in blend.members],
+    }
+
+
 def compare(name: str, minutes: float, folder: Path) -> dict[str, Any]:
     """Return the row of a set: one search, and the rival on the same parts."""
     options: dict[str, Any] = {"images": TRAIN, "test": TEST, "minutes": minutes, "report": print}
-    out = folder / f"{name}-{search_source()[:8]}"
+    out = searched(name, folder)
     if (out / AUTO).is_file():
         found = searching.auto_texts(out=out, resume=True, report=print)
     else:
@@ -195,6 +262,7 @@ def page(found: Mapping[str, Row]) -> str:
     lines += [f"Not run yet: {', '.join(missing)}."] if missing else []
     lines += ["", "## Candidates", "", "Held-out accuracy of each candidate on the training texts."]
     lines += ["", *_candidates(done), "", *(f"- {row['data']}: {_last(row)}" for row in done)]
+    lines += _static(rows(STATIC))
     return "\n".join(lines) + "\n"
 
 
@@ -217,6 +285,25 @@ def _candidates(done: Sequence[Row]) -> list[str]:
         cells = [f"{numbers.percent(shares[m][1])}" if m in shares else "" for m in models]
         lines.append([row["data"], *cells])
     return markdown(("Texts", *models), lines)
+
+
+def _static(found: Mapping[str, Row]) -> list[str]:
+    """Return the section on static embeddings; nothing without a row."""
+    if not found:
+        return []
+    heads = ("Texts", *MODELS, "Loss of the choice without, with them", "Choice with them")
+    lines = [
+        [
+            name,
+            *(numbers.percent(row["accuracy"][model]) for model in MODELS),
+            ", ".join(f"{loss:.3f}" for loss in row["loss"]),
+            ", ".join(row["chosen"]),
+        ]
+        for name, row in found.items()
+    ]
+    taken = [name for name, row in found.items() if any("static" in w for w in row["chosen"])]
+    verdict = f"They are in the choice on {', '.join(taken)}." if taken else NEVER
+    return ["", "## Static embeddings", "", EMBEDDINGS, "", *markdown(heads, lines), "", verdict]
 
 
 def _model(word: str) -> str:
@@ -257,6 +344,12 @@ English Bible a verse is (training and test texts are from the same books). s.e.
 the difference, paired over test texts."""
 
 
+EMBEDDINGS = """\
+Held-out accuracy of the mean of a model's input embeddings, weighed by idf, with the same
+converged probe; and what is chosen where they stand next to the candidates above."""
+NEVER = "They are never in the choice, and are no candidate of `auto`."
+
+
 def main() -> None:
     """Search the sets that have no row, and write the page if asked to."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
@@ -264,18 +357,18 @@ def main() -> None:
     parser.add_argument("--sets", default=",".join(SETS), help="with commas; all if not given")
     parser.add_argument("--out", type=Path, default=Path("runs/auto-texts"))
     parser.add_argument("--write", action="store_true", help="write the page after the searches")
+    parser.add_argument("--static", action="store_true", help="after the searches: embeddings")
     parser.add_argument("--page", action="store_true", help="write the page, and run nothing")
     args = parser.parse_args()
     torch.set_num_threads(1)
     core: Any = SimpleNamespace(perf_counter=time.process_time)
     searching.time = adapting.time = core
-    for name in () if args.page else args.sets.split(","):
+    for name in args.sets.split(",") if args.static else ():
+        store(STATIC, compare_static(name, searched(name, args.out)))
+    for name in () if args.page or args.static else args.sets.split(","):
         if rows().get(name, {}).get("code") == search_source():
             continue
-        row = compare(name, args.minutes, args.out)
-        with ROWS.open("a") as file:
-            file.write(json.dumps(row) + "\n")
-        print(row, flush=True)
+        store(ROWS, compare(name, args.minutes, args.out))
     if args.page or args.write:
         PAGE.write_text(page(rows()))
 
