@@ -83,11 +83,11 @@ SPARSE, SEARCH, MIXTURES, SIGNALS = map(
 )
 INT4, NDCG = "dense int4, head int8", "nDCG@20"
 GROUPED = "{}, E = {}, h = {}, T = 2,048, {} / grouped_mm"
-DECODE, LITE0, KERNELS, ROUTING, FOUND, RANKED, SPEECH, PEER = (
+DECODE, LITE0, KERNELS, ROUTING, FOUND, RANKED, SPEECH, PEER, CAUSES = (
     f"docs/benchmarks/{page}.md"
     for page in (
         *("decode", "lite0", "kernels", "routing", "search", "recommenders", "codec_audio"),
-        "sparsegpt_peer",
+        *("sparsegpt_peer", "causes"),
     )
 )
 RUNS = (
@@ -219,6 +219,18 @@ RUNS = (
                    Cell(GROUPED.format("bf16", 64, 384, "forward"), "got"),
                    stated={MIXTURES: "{:.3f} of its time in bfloat16"}),
         ),
+    ),
+    Run(
+        "causes",
+        ("python benchmarks/causes.py",),
+        1,
+        (
+            Figure("grey levels that GSC is off in holes", CAUSES, Cell("GSC", "error"),
+                   stated={SIGNALS: "GSC is off by {:.2f} grey levels"}),
+            Figure("one Gaussian", CAUSES, Cell("one Gaussian", "error"),
+                   stated={SIGNALS: "conditional mean by {:.2f} at once"}),
+        ),
+        small="--seeds 1 --patches 200",
     ),
     Run(
         "speech",

@@ -23,7 +23,7 @@ WORKSHOP = re.compile(
 # a picture's bars, the coding papers' data of bars, and a function of mathematics
 ALLOWED = re.compile(
     r"progress bar|with a bar and the time|A bar is the standard|bars: ±|bars and|prosper-bars|"
-    r"noise \(bars|error bars?|bars data|nine of ten bars",
+    r"noise \(bars|error bars?|bars data|nine of ten bars|drawn bars|signed bars|bars of \|",
     re.IGNORECASE,
 )
 # what happened, and papers' own symbols

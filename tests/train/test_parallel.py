@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import socket
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,7 @@ from safetensors.torch import load_file
 from intarsia.core.errors import ConfigError
 from intarsia.train.processes import cores_of, processes, waiting
 
+from ..pages import photos
 from ..refusals import refused
 
 SCRIPT = Path(__file__).with_name("ranks.py")
@@ -89,6 +92,41 @@ def test_a_device_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("ACCELERATE_TORCH_DEVICE", name)
         with refused(ConfigError, what="ACCELERATE_TORCH_DEVICE"):
             processes()
+
+
+def test_weights_are_not_sharded(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("FSDP", "DEEPSPEED"):
+        with monkeypatch.context() as patch:
+            patch.setenv(f"ACCELERATE_USE_{name}", "true")
+            with refused(
+                ConfigError,
+                what="accelerate launch",
+                want="data-parallel processes, each with all weights",
+            ):
+                processes()
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "false")
+    assert processes().num_processes == 1
+
+
+@pytest.mark.slow
+def test_a_launch_with_fsdp_is_refused_before_anything_is_written(tmp_path: Path) -> None:
+    photos(tmp_path / "photos")
+    launch = f"-m accelerate.commands.launch --num_processes 2 --main_process_port {free_port()}"
+    fit = "-m intarsia fit photos --model test_vit --untrained --size 32 --epochs 1 --out run"
+    for kind in ("--use_fsdp", "--cpu"):
+        done = subprocess.run(
+            [sys.executable, *f"{launch} {kind} {fit}".split()],
+            cwd=tmp_path, env=os.environ | {"ACCELERATE_USE_CPU": "true"},
+            capture_output=True, text=True, check=False,
+        )  # fmt: skip
+        output = " ".join(done.stderr.replace("│", " ").split())
+        if kind == "--cpu":
+            assert done.returncode == 0, output
+            break
+        assert done.returncode == 1
+        assert "FSDP (ACCELERATE_USE_FSDP)" in output and "with all weights" in output, output
+        assert not (tmp_path / "run").exists()
+    assert (tmp_path / "run" / "run.json").is_file()
 
 
 def test_who_waits_for_nobody_stops_and_says_so(tmp_path: Path, forked: Start) -> None:

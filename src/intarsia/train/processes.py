@@ -28,6 +28,11 @@ Result = TypeVar("Result")
 SOON = 5.0  # seconds of waiting for other processes until that is said
 RENDEZVOUS = 60  # seconds of waiting for them at most
 LIMIT = "INTARSIA_RENDEZVOUS_SECONDS"  # the environment variable of another limit
+SHARDED = {  # variables of accelerate's launcher that ask for shards of weights
+    "ACCELERATE_USE_FSDP": "FSDP",
+    "ACCELERATE_USE_DEEPSPEED": "DeepSpeed",
+    "ACCELERATE_USE_MEGATRON_LM": "Megatron-LM",
+}
 EXCHANGE = 600  # seconds that a process waits for the others' part of an exchange
 EXCHANGE_LIMIT = "INTARSIA_EXCHANGE_SECONDS"
 
@@ -35,7 +40,8 @@ EXCHANGE_LIMIT = "INTARSIA_EXCHANGE_SECONDS"
 def processes() -> PartialState:
     """Return this process among those that accelerate or torchrun started.
 
-    Raises: ConfigError if the others do not start within `RENDEZVOUS` seconds.
+    Raises: ConfigError if the others do not start within `RENDEZVOUS` seconds, or were to shard
+      the weights.
     """
     _check_environment()
     # accelerate keeps one state a program: only the first call waits for the others
@@ -114,7 +120,13 @@ def waiting(environment: Mapping[str, str]) -> str:
 
 
 def _check_environment() -> None:
-    """Raise ConfigError if the device that ACCELERATE_TORCH_DEVICE names does not exist."""
+    """Raise ConfigError for weights that are sharded, or a device that does not exist."""
+    for variable, name in SHARDED.items():
+        # on CPUs accelerate would leave it out without a word, and no process would have less
+        if os.environ.get(variable, "").lower() in ("1", "true", "yes"):
+            got, want = f"{name} ({variable})", "data-parallel processes, each with all weights"
+            fix = "Launch without it; `fit --expert-parallel` shares out the experts of a mixture."
+            raise ConfigError("accelerate launch", got=got, want=want, fix=fix)
     name = os.environ.get("ACCELERATE_TORCH_DEVICE")
     try:
         torch.empty(0, device=name)

@@ -29,10 +29,20 @@ def said(_: str) -> None: ...
 @pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
 def test_bars_are_counted_of_every_model_and_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     result = prosper.find_bars((0,), said)
-    assert len(result.table) == 18 and 0 <= result.got <= 10
+    assert len(result.table) == 24 and 0 <= result.got <= 10
     assert len(prosper.masked_bars((0,), said).values) == 1
     monkeypatch.setattr(prosper, "bar_data", lambda *_: pytest.fail("run a second time"))
     assert prosper.find_bars((0,), said) == result
+
+
+@pytest.mark.parametrize("signed", [False, True])
+def test_nmf_has_parts_of_both_signs_where_bars_have_signs(signed: bool) -> None:
+    truth = prosper.bars(np.array([1.0, -1.0] * 5))
+    x = (np.random.default_rng(0).random((60, 10)) < 0.2) @ truth
+    model = prosper.SignedNmf(signed).set_params(random_state=0)
+    model.fit(x)
+    assert model.components_.shape == truth.shape
+    assert bool((model.components_ < 0).any()) is signed
 
 
 def test_a_bar_is_found_in_either_direction() -> None:
