@@ -90,7 +90,7 @@ def test_zeros_stay_zeros_through_fit(store: str) -> None:
 
 
 def test_zeros_stay_wherever_they_are() -> None:
-    """In fused experts of transformers, which are no layers, and in a head outside of blocks."""
+    # in fused experts of transformers, which are no layers, and in a head outside of blocks
     sizes: dict[str, Any] = {"vocab_size": 32, "hidden_size": 16, "intermediate_size": 24}
     sizes |= {"num_attention_heads": 2, "num_key_value_heads": 1, "num_hidden_layers": 1}
     model = MixtralForCausalLM(MixtralConfig(**sizes, num_local_experts=3))

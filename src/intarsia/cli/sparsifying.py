@@ -41,8 +41,8 @@ PACKED = "pack-quantized"
 SAVED = (*LAYOUTS, PACKED)
 RECORD = "sparsify.json"
 ORDERS = ("block", "layer")
-# of --recover: passes over the rows at most, rows of a step, AdamW's rate
-PASSES, BATCH, RATE = 1000, 2, 1e-4
+# of --recover: passes over the rows at most, tokens of a step, AdamW's rate
+PASSES, TOKENS, RATE = 1000, 512, 1e-4
 
 
 Method = Annotated[
@@ -142,7 +142,7 @@ def sparsify(
     dense = copy.deepcopy(host) if recover is not None else None
     done, measured = _pruned(host, pruner, texts, test, options)
     if recover is not None:
-        measured["recovery"] = _recovered(host, dense, texts.train, recover, seed)
+        measured["recovery"] = _recovered(host, dense, texts, recover, seed)
         recovered = _perplexity(host, texts.test) if test else None
         measured["perplexity"]["recovered"] = recovered
     record = {
@@ -215,10 +215,10 @@ def _pruned(
     }
 
 
-def _recovered(host: Any, dense: Any, rows: Any, minutes: float, seed: int) -> dict[str, Any]:
+def _recovered(host: Any, dense: Any, texts: Any, minutes: float, seed: int) -> dict[str, Any]:
     """Train the weights that are not 0, in place, to follow the dense model; return the costs.
 
-    host: the pruned model. dense: the model before. rows: of tokens. minutes: at most.
+    host: the pruned model. dense: the model before. texts: rows of tokens. minutes: at most.
     """
     from ..fitting import fit
     from ..schedules import FixedMask
@@ -226,9 +226,10 @@ def _recovered(host: Any, dense: Any, rows: Any, minutes: float, seed: int) -> d
 
     note(f"recovery: at most {minutes:g} minutes, zeros stay zeros")
     objective = SquareHead(dense, ce=0.0, kl=1.0, feature=1.0)
+    batch = max(1, TOKENS // texts.record["length"])
     options: dict[str, Any] = {"schedule": FixedMask(), "most_seconds": 60 * minutes, "seed": seed}
-    options |= {"epochs": PASSES, "batch_size": BATCH, "lr": RATE, "device": host.device.type}
-    run = fit(host, rows, objective=objective, trackers=(), **options)
+    options |= {"epochs": PASSES, "batch_size": batch, "lr": RATE, "device": host.device.type}
+    run = fit(host, texts.train, objective=objective, trackers=(), **options)
     results = run.record["results"]
     return {"minutes": minutes, "steps": results["steps"], "seconds": round(results["seconds"], 1)}
 
