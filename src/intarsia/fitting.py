@@ -23,7 +23,7 @@ from .hosts.attach.config import IntarsiaConfig
 from .hosts.attach.peft import is_adapted, is_peft
 from .hosts.saved import save
 from .processes.parallelism import WholeModel
-from .schedules import LayerSchedule, Phased, SparseSchedule
+from .schedules import FixedMask, LayerSchedule, Phased, SparseSchedule, masked_weights
 from .train.evaluation import evaluate as score_set
 from .train.folder import PHASES, owned, write_learned
 from .train.loop import Job, Sets
@@ -105,17 +105,22 @@ def in_blocks(model: nn.Module, schedule: Any) -> Any:
 
     schedule: of masks, or another one, which is returned as it is. Embeddings, stems, heads and
     depthwise convolutions stay dense; in a model without known blocks every linear map and
-    convolution is masked.
+    convolution is masked. `FixedMask` takes all layers that have a zero, wherever they are, and
+    stacked experts, too.
     """
     masks = isinstance(schedule, SparseSchedule | LayerSchedule)
     if not masks or schedule.layers is not None or is_adapted(model):
         return schedule
-    paths = tuple(
-        f"{path}.{inner}"
-        for path, block in blocks(model)
-        for inner, layer in layers_of(block)
-        if groups_of(layer) == 1
-    )
+    if isinstance(schedule, FixedMask):
+        weights = masked_weights(model, computed=True).items()
+        paths = tuple(name.removesuffix(".weight") for name, w in weights if bool((w == 0).any()))
+    else:
+        paths = tuple(
+            f"{path}.{inner}"
+            for path, block in blocks(model)
+            for inner, layer in layers_of(block)
+            if groups_of(layer) == 1
+        )
     settings: Any = schedule
     return replace(settings, layers=paths) if paths else schedule
 

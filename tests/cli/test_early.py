@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any, cast
 
@@ -56,6 +57,17 @@ def test_data_that_may_exist_are_let_through(spec: str) -> None:
 def test_data_that_cannot_be_are_refused(spec: str, error: type[Exception], got: str) -> None:
     with refused(error, got=got):
         early.check_data(spec)
+
+
+def test_a_text_without_labels_is_refused_before_anything_is_imported(
+    intarsia: Intarsia, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "notes.txt").write_text("a line\n" * 9)
+    monkeypatch.setitem(sys.modules, "intarsia.choosing.auto", None)
+    for data in (str(tmp_path / "notes.txt"), "austen"):
+        result = intarsia("auto", data)
+        assert result.code == 2 and "got a text" in result.words
+        assert "`intarsia fit`" in result.words
 
 
 @pytest.mark.parametrize(

@@ -66,9 +66,40 @@ def test_a_model_is_pruned_saved_packed_and_converted(
     ).stat().st_size
 
 
+def test_what_is_left_is_trained_with_the_zeros_kept(
+    intarsia: Intarsia, llama: Path, text: Path, tmp_path: Path
+) -> None:
+    words = ("sparsify", str(llama), "--calib", str(text), "--rows", "8", "--length", "64")
+    words = (*words, "--test", "2", "--pattern", "2:4")
+    assert intarsia(*words, "--out", str(tmp_path / "pruned")).code == 0
+    result = intarsia(*words, "--recover", "0.01", "--out", str(tmp_path / "out"))
+    assert result.code == 0, result.err
+    record = json.loads((tmp_path / "out" / "sparsify.json").read_text())
+    assert record["recovery"]["minutes"] == 0.01 and record["recovery"]["steps"] >= 1
+    values = record["perplexity"]
+    assert all(f"{values[name]:.1f} {name}" in result.out for name in ("dense", "pruned"))
+    assert f"{values['recovered']:.1f} recovered" in result.out
+    assert f"of recovery in {record['recovery']['steps']} steps" in result.out
+    # the zeros are those of the pruning; all other weights may have moved
+    pruned, recovered = (
+        AutoModelForCausalLM.from_pretrained(tmp_path / name).state_dict()
+        for name in ("pruned", "out")
+    )
+    gates = [name for name in pruned if name.endswith("gate_proj.weight")]
+    assert gates and all(
+        torch.equal(pruned[name] == 0, recovered[name] == 0)
+        and not torch.equal(pruned[name], recovered[name])
+        for name in gates
+    )
+    page = tmp_path / "page.html"
+    page_of_both = intarsia("report", str(tmp_path / "out"), "--out", str(page), "--json")
+    assert page_of_both.code == 0, page_of_both.err
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
+        (("--recover", "0", "--out", "out"), "got 0"),
         (("--method", "wnada"), "got 'wnada'"),
         (("--density", "0"), "got 0"),
         (("--layout", "zip"), "unknown --layout"),

@@ -10,6 +10,8 @@ import pytest
 
 import intarsia
 from intarsia.core.errors import UnknownKeyword
+from intarsia.core.exports import public_path
+from intarsia.core.guesses import ELSEWHERE
 
 from ..refusals import refused
 
@@ -22,6 +24,8 @@ from ..refusals import refused
         (lambda: intarsia.TopK(experts=8, k=2), "active=2"),  # pyright: ignore
         (lambda: intarsia.coding.GSC(atoms=64), "n_components=64"),  # of a class above
         (lambda: intarsia.compress(None, format="bitmask"), "fmt='bitmask'"),  # pyright: ignore
+        (lambda: intarsia.compress(None, bits=4), "intarsia.formats.BlockInt(bits=4) as fmt"),  # pyright: ignore
+        (lambda: intarsia.recommend.ItemKnn(k=20), "neighbours=20"),  # pyright: ignore
         (
             lambda: intarsia.sparsify(None, sparsity=0.5),  # pyright: ignore
             "intarsia.Wanda(density=0.5) as method",
@@ -42,6 +46,10 @@ def test_a_keyword_like_none_gets_the_list() -> None:
         intarsia.Lora(zzz=1)  # pyright: ignore
 
 
+def test_what_others_are_called_is_public_here() -> None:
+    assert all(public_path(name) for name in ELSEWHERE.values())
+
+
 def test_a_checked_function_is_one_object_with_its_signature() -> None:
     soup = intarsia.soup
     assert soup is intarsia.soup is pickle.loads(pickle.dumps(soup))
@@ -54,6 +62,9 @@ def test_a_checked_function_is_one_object_with_its_signature() -> None:
     [
         (intarsia, "LoRA", "Did you mean Lora?"),
         (intarsia, "gsc", "Did you mean intarsia.coding.GSC?"),
+        (intarsia, "prune", "Did you mean intarsia.sparsify?"),
+        (intarsia, "quantize", "Did you mean intarsia.compress?"),
+        (intarsia.search, "BM25", "Did you mean intarsia.search.SparseIndex?"),
         (intarsia.codec, "encode", "It has Recombiner, RecombinerSettings."),
     ],
 )

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrizations, parametrize
 from torch.optim import SGD, AdamW, Optimizer
 from torch.utils.data import TensorDataset
+from transformers import MixtralConfig, MixtralForCausalLM
 
 from intarsia import fit, fit_in_phases
 from intarsia.core.errors import CheckpointError, ConfigError, TrainingError
@@ -86,6 +87,24 @@ def test_zeros_stay_zeros_through_fit(store: str) -> None:
     fit(model, rows(), schedule=FixedMask(store=store), clip=0.1, **OPTIONS)
     for name, mask in kept_of(model).items():
         assert torch.equal(mask, part.mask(name, 0))
+
+
+def test_zeros_stay_wherever_they_are() -> None:
+    # in fused experts of transformers, which are no layers, and in a head outside of blocks
+    sizes: dict[str, Any] = {"vocab_size": 32, "hidden_size": 16, "intermediate_size": 24}
+    sizes |= {"num_attention_heads": 2, "num_key_value_heads": 1, "num_hidden_layers": 1}
+    model = MixtralForCausalLM(MixtralConfig(**sizes, num_local_experts=3))
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if "experts" in name or name == "lm_head.weight":
+                weight.view(-1)[::2] = 0
+    zeros = {name: weight == 0 for name, weight in model.state_dict().items()}
+    ids = torch.arange(24).view(4, 6)
+    texts = [{"input_ids": row, "labels": row} for row in ids]
+    fit(model, texts, epochs=2, batch_size=2, lr=1e-2, schedule=FixedMask(), trackers=())
+    for name, weight in model.state_dict().items():
+        assert not weight[zeros[name]].any(), name
+    assert (model.lm_head.weight != 0).float().mean() == 0.5
 
 
 def test_vectors_hold_states_of_kept_weights_only() -> None:

@@ -22,7 +22,7 @@ from ..core.folders import data_name
 from ..core.locks import alone
 from ..data import outline
 from ..data.backbones import STRONG, is_cached, names
-from ..data.corpora import is_text
+from ..data.corpora import check_no_text
 from ..data.packages import announce
 from ..data.sets import located
 from ..experiments.blending import write_blend
@@ -270,9 +270,7 @@ def _open_folder(
     if data is None or out is None:
         want, fix = "a folder of pictures, a named set or a table", "For example: elpv"
         raise ConfigError("data", got="nothing", want=want, fix=fix)
-    if is_text(str(data)):
-        want, fix = "pictures", "Use `intarsia fit`, or `intarsia compare`, for texts."
-        raise ConfigError(f"data {str(data)!r}", got="a text", want=want, fix=fix)
+    check_no_text(str(data))
     if (out / REQUEST).exists():
         fix = "Go on with it (resume=True), or choose another folder."
         raise ConfigError(f"folder {out}", got="a search in it", want="a new one", fix=fix)

@@ -10,6 +10,7 @@ import typer
 
 from ..core.errors import ConfigError
 from ..core.folders import data_name
+from ..data.corpora import check_no_text
 from . import completing
 from .early import ARMS, check_data, check_jobs, method_key
 from .labelled_steps import auto_rows
@@ -96,6 +97,7 @@ def auto(
     if data is not None:
         # Names are checked before torch is imported, which takes seconds.
         check_data(data)
+        check_no_text(data)
     names = _named(methods)
     if data is None and not resume:
         want, fix = "a folder of pictures, a named set or a table", "For example: auto elpv"

@@ -180,7 +180,13 @@ class Verbs(TyperGroup):
         else:
             return None
         self.commands[cmd_name] = _command_of(cmd_name, function)
+        _hide_types_of_flags(self.commands[cmd_name], ctx)
         return self.commands[cmd_name]
+
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        """Print the help of the program itself."""
+        _hide_types_of_flags(self, ctx)
+        super().format_help(ctx, formatter)
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         """Keep the words of a verb, for the error of one that is no value of its option."""
@@ -223,17 +229,18 @@ def _command_of(name: str, function: Any) -> Any:
     command = typer.main.get_group(holder).commands[name]
     if name in LABORATORY:
         command.short_help = f"{LABORATORY_MARK} {command.get_short_help_str(1000)}"
-    _hide_types_of_flags(command)
     return command
 
 
-def _hide_types_of_flags(command: Any) -> None:
+def _hide_types_of_flags(command: Any, ctx: Any) -> None:
     """Show a flag as --json in the help, not as --json <bool>; of a group also those below."""
-    for parameter in command.params:
+    # --help itself is known to a command line that was begun alone
+    for parameter in (*command.params, ctx and command.get_help_option(ctx)):
         if getattr(parameter, "is_flag", False):
             parameter.metavar = ""
-    for name in getattr(command, "commands", ()):
-        _hide_types_of_flags(command.commands[name])
+    for below in getattr(command, "commands", {}).values():
+        if below is not None:
+            _hide_types_of_flags(below, ctx)
 
 
 def _word(words: Sequence[str], names: Sequence[str]) -> str:

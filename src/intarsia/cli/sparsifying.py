@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import shlex
 import shutil
@@ -13,7 +14,7 @@ from typing import Annotated, Any
 
 import typer
 
-from ..core.checks import at_least, between, n_of_m
+from ..core.checks import above, at_least, between, n_of_m
 from ..core.errors import ConfigError, MissingExtra, UnknownName
 from ..core.sealing import sealed_names
 from .completing import among
@@ -40,6 +41,8 @@ PACKED = "pack-quantized"
 SAVED = (*LAYOUTS, PACKED)
 RECORD = "sparsify.json"
 ORDERS = ("block", "layer")
+# of --recover: passes over the rows at most, tokens of a step, AdamW's rate
+PASSES, TOKENS, RATE = 1000, 512, 1e-4
 
 
 Method = Annotated[
@@ -77,6 +80,14 @@ Sequential = Annotated[
 ]
 
 
+Recover = Annotated[
+    float | None,
+    typer.Option(
+        metavar="MINUTES",
+        help="Then train the weights that are left on the rows of --calib for at most so many "
+        "minutes; zeros stay zeros.",
+    ),
+]
 Test = Annotated[int, typer.Option(help="Further rows, on which the perplexity is measured.")]
 
 
@@ -95,13 +106,14 @@ def sparsify(
     layout: Layout = "dense",
     resume: Resume = False,
     test: Test = 16,
+    recover: Recover = None,
     errors: Errors = False,
     sequential: Sequential = "block",
     device: Device = None,
     threads: Threads = None,
     as_json: Json = False,
 ) -> None:
-    """Prune a pretrained language model block by block; no gradient is computed.
+    """Prune a pretrained language model block by block; no gradient is computed before --recover.
 
     Finished blocks are kept beside --out: killed at any moment, --resume ends in the same bits.
     The folder opens with from_pretrained (dense, or int4: pack-quantized; intarsia[hf-int4]), or is
@@ -111,6 +123,8 @@ def sparsify(
     """
     _check((method, base, layout, sequential), density, rows, calib, out)
     at_least("--test", test, 0)
+    if recover is not None:
+        above("--recover", recover, 0, "Try 3, in minutes.")
     if pattern is not None:
         n_of_m(pattern)
     use_threads(threads)
@@ -125,13 +139,18 @@ def sparsify(
     texts = load_calibration(calib, tokenizer, rows=rows, length=length, test=test, progress=note)
     options = {"out": walk, "resume": resume, "seed": seed}
     options |= {"errors": errors, "sequential": sequential}
-    done, perplexities = _pruned(host, pruner, texts, test, options)
+    dense = copy.deepcopy(host) if recover is not None else None
+    done, measured = _pruned(host, pruner, texts, test, options)
+    if recover is not None:
+        measured["recovery"] = _recovered(host, dense, texts, recover, seed)
+        recovered = _perplexity(host, texts.test) if test else None
+        measured["perplexity"]["recovered"] = recovered
     record = {
         "model": model,
         "method": method,
         "seed": seed,
         "calibration": {"data": calib, "rows": rows, "tokens": length, "of": texts.record["rows"]},
-        **perplexities,
+        **measured,
         "layers": list(done.table),
     }
     save_sparse(host, out, layout=layout, tokenizer=tokenizer, record={RECORD: record})
@@ -139,7 +158,7 @@ def sparsify(
     if as_json:
         show_json({"folder": str(out), **record})
     else:
-        say(f"{_said(done, perplexities)}\n{out}")
+        say(f"{_said(done, measured)}\n{out}")
         say(f"Next:  {_next(shlex.quote(str(out)), layout)}")
 
 
@@ -154,9 +173,16 @@ def _next(folder: str, layout: str) -> str:
 def _said(done: Any, record: dict[str, Any]) -> str:
     """Return the lines to print: density, perplexity before and after, and seconds."""
     # Without --test there is nothing to measure on, and both are None.
-    dense, pruned = (record["perplexity"][which] for which in ("dense", "pruned"))
-    sentences = [] if dense is None else [f"perplexity {dense:.1f} dense, {pruned:.1f} pruned"]
-    return "\n".join([str(done), *sentences, f"{record['seconds']} s"])
+    names = "dense", "pruned", "recovered"
+    values = {name: record["perplexity"].get(name) for name in names}
+    parts = ", ".join(f"{v:.1f} {name}" for name, v in values.items() if v is not None)
+    sentences = [f"perplexity {parts}"] if parts else []
+    seconds = f"{record['seconds']} s"
+    if "recovery" in record:
+        seconds += " of pruning, {seconds} s of recovery in {steps} steps".format(
+            **record["recovery"]
+        )
+    return "\n".join([str(done), *sentences, seconds])
 
 
 def _pruned(
@@ -187,6 +213,25 @@ def _pruned(
         "parts": bytes_by_part(host, stops_of(host, method.layers)),
         "seconds": seconds,
     }
+
+
+def _recovered(host: Any, dense: Any, texts: Any, minutes: float, seed: int) -> dict[str, Any]:
+    """Train the weights that are not 0, in place, to follow the dense model; return the costs.
+
+    host: the pruned model. dense: the model before. texts: rows of tokens. minutes: at most.
+    """
+    from ..fitting import fit
+    from ..schedules import FixedMask
+    from ..train import SquareHead
+
+    note(f"recovery: at most {minutes:g} minutes, zeros stay zeros")
+    objective = SquareHead(dense, ce=0.0, kl=1.0, feature=1.0)
+    batch = max(1, TOKENS // texts.record["length"])
+    options: dict[str, Any] = {"schedule": FixedMask(), "most_seconds": 60 * minutes, "seed": seed}
+    options |= {"epochs": PASSES, "batch_size": batch, "lr": RATE, "device": host.device.type}
+    run = fit(host, texts.train, objective=objective, trackers=(), **options)
+    results = run.record["results"]
+    return {"minutes": minutes, "steps": results["steps"], "seconds": round(results["seconds"], 1)}
 
 
 def convert(

@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from .guesses import checked
+from .guesses import ELSEWHERE, checked
 
 SHOWN = 12  # names of a namespace in an error
 ROOT = Path(__file__).parents[1]
@@ -81,6 +81,9 @@ def exports(
                 fix = f". It has {', '.join(names)}."
             if name in namespaces():
                 fix = f". It is {public_path(name)}."
+            # what other libraries call it, unless this module has a name like it
+            if not same_spelling and (meant := ELSEWHERE.get(name.casefold())):
+                fix = f". Did you mean {public_path(meant)}?"
             # without its object: Python would suggest a second time at the end of the same line
             raise AttributeError(f"module {module!r} has no attribute {name!r}{fix}", name=name)
         # a submodule that is public as a whole

@@ -22,7 +22,7 @@ SAME: Mapping[str, tuple[str, ...]] = {
     "target_modules": ("targets",),
     "num_experts": ("experts",),
     "n_experts": ("experts",),
-    "k": ("active", "count"),
+    "k": ("active", "count", "neighbours"),
     "top_k": ("active", "k"),
     "topk": ("active", "k"),
     "num_experts_per_tok": ("active",),
@@ -50,9 +50,25 @@ SAME: Mapping[str, tuple[str, ...]] = {
     "calibration": ("calib",),
 }
 """What others call a setting, and what it may be called here."""
+ELSEWHERE: Mapping[str, str] = {
+    "bm25": "SparseIndex",
+    "fine_tune": "fit",
+    "finetune": "fit",
+    "get_peft_model": "adapt",
+    "merge": "fold",
+    "merge_and_unload": "fold",
+    "prune": "sparsify",
+    "quantise": "compress",
+    "quantize": "compress",
+}
+"""What others call a function or a class, in small letters, and its public name here."""
 REMOVED = ("sparsity", "amount", "prune_ratio", "pruning_ratio")
 """Shares of weights that are removed, where this library counts those that are kept."""
-HOLDERS: Mapping[str, str] = {"density": "intarsia.Wanda", "values": "intarsia.formats.Bitmask"}
+HOLDERS: Mapping[str, str] = {
+    "density": "intarsia.Wanda",
+    "values": "intarsia.formats.Bitmask",
+    "bits": "intarsia.formats.BlockInt",
+}
 """The method or format that has a setting which a verb has not."""
 
 

@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from intarsia.core.errors import DataError
+from intarsia.core.errors import ConfigError, DataError
 from intarsia.core.pictured import lists_pictures
 from intarsia.data.packages import obtain, pinned
 
@@ -51,6 +51,14 @@ def is_text(spec: str) -> bool:
     """Return True for a named corpus, or a .txt, .md or .jsonl file of texts."""
     has_form = spec in names() or Path(spec).suffix.lower() in SUFFIXES
     return has_form and not lists_pictures(Path(spec))
+
+
+def check_no_text(spec: str) -> None:
+    """Raise ConfigError for a text, where pictures or labelled rows are wanted."""
+    if is_text(spec):
+        want = "pictures, or texts with labels (a table: --text text --label label)"
+        fix = "A text without labels: `intarsia fit`, or `intarsia compare`."
+        raise ConfigError(f"data {spec!r}", got="a text", want=want, fix=fix)
 
 
 def read(name: str, progress: Report) -> Any:

@@ -109,7 +109,9 @@ class Adapted:
         short="-m",
     )
     size: int | None = setting(
-        None, "Side of the pictures in pixels; the model's own if not given.", least=1
+        None,
+        "Side of the pictures in pixels; the model's own if not given (auto tries several).",
+        least=1,
     )
     method: str = setting(
         "lora",

@@ -246,10 +246,22 @@ class Loop:
                 last_save, saved = time.monotonic(), self.at.step
             if stop:
                 raise self._interrupted()
-            if self.at.step == self.steps or self._is_stale(evaluate_every):
+            steps = self._steps_in_time()
+            if self.at.step >= steps or self._is_stale(evaluate_every):
                 break
-            self._step(batches)
+            self._step(batches, steps)
         self.save()
+
+    def _steps_in_time(self) -> int:
+        """Return the number of steps: all of them, or as many as fit into the time that is set."""
+        limit, done = self.how.most_seconds, self.at.step
+        if limit is None or done == 0:
+            return self.steps
+        # one clock decides for all processes
+        guess = on_main(self.ranks, lambda: math.floor(done * limit / (self.at.seconds or 1e-9)))
+        steps = min(self.steps, max(done, guess))
+        self.bar.plan(steps, -(-steps // self.order.steps))
+        return steps
 
     def _is_stale(self, evaluate_every: int) -> bool:
         """Return True if the validation score has not improved for as long as the recipe allows.
@@ -288,16 +300,18 @@ class Loop:
                 yield [next(stream) for _ in range(parts)], positions
             epoch, first = epoch + 1, 0
 
-    def _step(self, batches: Iterator[tuple[list[Batch], list[tuple[int, ...]]]]) -> None:
+    def _step(
+        self, batches: Iterator[tuple[list[Batch], list[tuple[int, ...]]]], steps: int
+    ) -> None:
         """Train one step, then log it; at an epoch's end also the loads of the routers.
 
         batches: yields for each step the parts of its batch, and the positions of their samples in
-          the training data.
+          the training data; steps: of the whole run.
         """
         clock, cpu = self._clocks()
         with self.busy.step():
             parts, positions = next(batches)
-            values = self.learner.step(parts, self.at.step, self.steps, positions)
+            values = self.learner.step(parts, self.at.step, steps, positions)
         self.at.step += 1
         best = self.at.best
         # experts may change their process, and the best epoch's copies go with them
@@ -348,7 +362,7 @@ class Loop:
             best, value = self.at.best, scores.best
             # while a schedule still prunes, the model is denser than asked for: no best epoch yet
             masks = self.learner.masking
-            early = masks is not None and masks.pruning(self.at.step, self.steps)
+            early = masks is not None and masks.pruning(self.at.step, self._steps_in_time())
             selects = self.recipe.select == "val" and not early
             if selects and (best is None or value > best.value):
                 self.at.best = resume.Score(epoch, value, resume.learned_copy(self.model))

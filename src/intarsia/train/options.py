@@ -41,6 +41,7 @@ class Options(TypedDict, total=False):
     resume: bool
     checkpoint_steps: int | None
     checkpoint_seconds: float | None
+    most_seconds: float | None
     device: str | None
     workers: int
     recompute: bool

@@ -87,6 +87,11 @@ class Bar:
         self._task = self._bar.add_task(what, total=steps, scores="")
         self._shown: dict[str, str] = {}
 
+    def plan(self, steps: int, epochs: int) -> None:
+        """Expect another number of steps and epochs from now on."""
+        self.steps, self.epochs = steps, epochs
+        self._bar.update(self._task, total=steps)
+
     def step(self, done: int, line: Mapping[str, float | int | str]) -> None:
         """Update the bar after a step.
 

@@ -183,6 +183,8 @@ class Running:
 
     out: the run folder, None = nothing is written.  resume: go on from its checkpoint.
     checkpoint_steps, checkpoint_seconds: whichever comes first; None = not by that.
+    most_seconds: a step that would not end in time is not begun, except for the first. Rates and
+    schedules see as many steps as are expected to fit, so that a clock decides the result.
     trackers: None = TensorBoard if it is installed.  workers: 0 = this process reads.
     device: None = what accelerate chooses.  recompute: forget activations and compute them again
       in the backward.  compile: pays for long runs on an accelerator.
@@ -203,6 +205,9 @@ class Running:
     )
     checkpoint_seconds: float | None = setting(
         30.0, "Seconds between two checkpoints.", least=0, python=True
+    )
+    most_seconds: float | None = setting(
+        None, "Seconds of training at most; the rate falls to 0 by then.", above=0, python=True
     )
     device: str | None = setting(
         None,

@@ -211,7 +211,8 @@ def test_what_cannot_be_pruned_is_refused_and_the_model_is_as_it_was() -> None:
     refused(TargetError, "no layer of that name", layers=["mpl.*"])
     refused(TargetError, "with adapters.*Fold", model=intarsia.adapt(llama(), intarsia.Lora(2)))
     refused(TargetError, "none that are known", model=nn.Sequential(nn.Linear(4, 4)))
-    refused(ConfigError, "want Magnitude, Wanda", method="wanda")
+    refused(ConfigError, "want Magnitude, Wanda", method=intarsia.Wanda)
+    refused(ConfigError, "want Magnitude, Wanda", method="upcycle")
     refused(ConfigError, "resume: got no folder", resume=True)
 
 
@@ -226,6 +227,8 @@ def test_magnitude_needs_no_rows() -> None:
     model = llama()
     done = intarsia.sparsify(model, intarsia.sparse.Magnitude(0.25))
     assert done.density == 0.25
+    # a name stands for the default settings
+    assert intarsia.sparsify(llama(), "magnitude").density == 0.5
 
 
 def test_a_pruned_model_is_saved_and_loaded(tmp_path: Path) -> None:

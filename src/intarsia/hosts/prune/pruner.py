@@ -18,7 +18,7 @@ from ...core import NofM, Partition
 from ...core.change import Change, Plan
 from ...core.checks import one_of
 from ...core.errors import ConfigError, ShapeError, TargetError
-from ...core.registry import method_key, settings_to_dict
+from ...core.registry import by_name, method_key, settings_to_dict
 from ...core.schema import check, setting
 from ...core.seeds import mix
 from ...gating import Router
@@ -369,7 +369,7 @@ class Sparsified:
 
 def sparsify(
     model: nn.Module,
-    method: Pruner,
+    method: Pruner | str,
     calib: Any = (),
     *,
     layers: Sequence[str] | None = None,
@@ -382,7 +382,8 @@ def sparsify(
 ) -> Sparsified:
     """Prune a pretrained model in place, block by block; no gradient is computed.
 
-    method: `Magnitude`, `Wanda`, `SparseGPT` or `DSnoT`.
+    method: `Magnitude`, `Wanda`, `SparseGPT` or `DSnoT`, or the name of one with its default
+    settings, as "wanda".
     calib: samples as `fit` takes them (`load_texts(...).train`, a list of {"input_ids": (T,)}, a
     tensor of pictures), or batches.
     layers: see `LayerPruner`.
@@ -401,18 +402,19 @@ def sparsify(
     folder of another run or with a damaged file; TrainingError for a full disk. The model is then
     as it was.
     """
-    if not isinstance(method, Pruner):
+    pruner: Any = by_name(method, "change") if isinstance(method, str) else method
+    if not isinstance(pruner, Pruner):
         want, fix = "Magnitude, Wanda, SparseGPT or DSnoT", "Pass intarsia.Wanda(density=0.5)."
-        raise ConfigError("method", got=type(method).__name__, want=want, fix=fix)
+        raise ConfigError("method", got=type(pruner).__name__, want=want, fix=fix)
     if layers is not None:
-        method = method.on(layers)
+        pruner = pruner.on(layers)
     # several processes would write the same files
     ranks = dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
     if out is not None and ranks > 1:
         fix = "Leave `out` out, or prune in one process."
         raise ConfigError("out", got=f"{ranks} processes", want="one", fix=fix)
     rows = batched(calib)
-    plan = method.plan(model, rows, seed=seed)
+    plan = pruner.plan(model, rows, seed=seed)
     assert isinstance(plan, Calibrated)
     place = None if out is None else Path(out)
     # folder and report are no settings of the method, and so not of its record
@@ -425,7 +427,7 @@ def sparsify(
         decided = {**plan.decided, "errors": True, "calibration": digest_of(rows)}
         plan = replace(plan, batches=tuple(rows), decided=decided)
     apply_plan(model, plan)
-    return Sparsified(tuple(plan.found), bytes_of(stops_of(model, method.layers)))
+    return Sparsified(tuple(plan.found), bytes_of(stops_of(model, pruner.layers)))
 
 
 def bytes_of(stops: Sequence[Stop]) -> dict[str, int]:

@@ -40,8 +40,11 @@ class PrunedModel(NamedTuple):
         return settings.get("base", settings)["density"]
 
     def perplexity(self, which: str) -> float | None:
-        """Return the perplexity, "dense" or "pruned"; None = not measured."""
-        return (self.record.get("perplexity") or {}).get(which)
+        """Return the perplexity, "dense" or "pruned" (and recovered); None = not measured."""
+        values = self.record.get("perplexity") or {}
+        return (
+            values.get("recovered", values.get(which)) if which == "pruned" else values.get(which)
+        )
 
 
 def _model_folders(folder: Path) -> list[Path]:
