@@ -18,6 +18,8 @@ from intarsia.cli import app
 from intarsia.models.codec.codec import Recombiner
 from intarsia.models.codec.recombiner import CARD, RecombinerSettings
 
+from ..killed import calls_of, killed_at
+
 ENCODE, DECODE = ("codec", "encode"), ("codec", "decode")
 TINY = RecombinerSettings(**CARD.tiny)
 
@@ -62,6 +64,28 @@ def test_a_sound_keeps_its_rate(folder: Path) -> None:
     assert run(*DECODE, out, *prior, "-o", folder / "again.wav").exit_code == 0
     rate, samples = wavfile.read(folder / "again.wav")
     assert rate == 8000 and samples.shape == (90,) and samples.dtype == np.int16
+
+
+@pytest.mark.slow
+def test_killed_at_any_moment_the_old_file_or_the_new_one_has_the_name(
+    folder: Path, tmp_path: Path
+) -> None:
+    out, words = tmp_path / "a.irc", ("--prior", folder / "prior", "--steps", 2, "--seed")
+    assert run(*ENCODE, folder / "photo.png", "-o", out, *words, 0).exit_code == 0
+    old = out.read_bytes()
+
+    def work() -> None:
+        run(*ENCODE, folder / "photo.png", "-o", out, *words, 1)
+
+    total, new = calls_of(work), out.read_bytes()
+    assert new != old
+    for number in {*np.linspace(0, total - 1, 4).astype(int).tolist(), *range(total - 8, total)}:
+        out.write_bytes(old)
+        assert killed_at(number, work)
+        assert out.read_bytes() in (old, new)
+        work()
+        assert out.read_bytes() == new
+        assert [path.name for path in tmp_path.iterdir() if path.name[0] != "."] == ["a.irc"]
 
 
 def huge(path: Path) -> Path:

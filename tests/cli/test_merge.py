@@ -6,11 +6,15 @@ import json
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from intarsia import open_run
+from intarsia.core.sealing import check_settings, sealed
+from intarsia.experiments.souping import soup_runs
 
+from ..killed import calls_of, killed_at
 from .conftest import QUICK, TINY, Intarsia
 
 
@@ -53,9 +57,10 @@ def test_runs_are_averaged_into_a_run(intarsia: Intarsia, folder: Path, tmp_path
     assert result.json["by"] == "val" and result.json["results"]["val"]["accuracy"] >= best
     foreign = tmp_path / "other"  # of another split
     shutil.copytree(b, foreign)
-    record = json.loads((foreign / "run.json").read_text())
+    path = foreign / "run.json"
+    record, files = check_settings(path, json.loads(path.read_text()))
     record["record"]["data"]["parts"]["train"]["sha256"] = "0" * 64
-    (foreign / "run.json").write_text(json.dumps(record))
+    path.write_text(json.dumps(sealed(record, files)))
     for words, message in (
         ((str(a), str(foreign), "--out", str(tmp_path / "no")), "other parts of data"),
         ((str(a), "--out", str(tmp_path / "no")), "1 run"),
@@ -83,3 +88,30 @@ def test_batch_norms_are_counted_anew(intarsia: Intarsia, folder: Path, tmp_path
     mean = (states[0][name] + states[1][name]) / 2
     assert not torch.allclose(states[2][name], mean)
     assert int(states[2][name.replace("running_var", "num_batches_tracked")]) > 0
+
+
+@pytest.mark.slow
+def test_killed_at_any_moment_a_merge_is_whole_or_not_there(
+    intarsia: Intarsia, folder: Path, tmp_path: Path
+) -> None:
+    runs = [fitted(intarsia, folder, tmp_path / n, "--weight-decay", n[1]) for n in ("a0", "b1")]
+    kept, out = {path.name for path in tmp_path.iterdir()}, tmp_path / "merged"
+
+    def work() -> None:
+        soup_runs(runs, out)
+
+    total = calls_of(work)
+    want = open_run(out).model.state_dict()
+    ends = set[bool]()
+    # most calls come while the runs are read, those at the end put the result in place
+    for number in {*np.linspace(0, total - 1, 6).astype(int).tolist(), *range(total - 8, total)}:
+        shutil.rmtree(out, ignore_errors=True)
+        assert killed_at(number, work)
+        ends.add(out.exists())
+        if not out.exists():
+            work()
+        assert all(torch.equal(t, want[n]) for n, t in open_run(out).model.state_dict().items())
+        assert {path.name for path in tmp_path.iterdir() if path.name[0] != "."} == kept | {
+            "merged"
+        }
+    assert False in ends

@@ -93,3 +93,18 @@ def test_unreadable_pictures_in_any_part(make_folder: Make) -> None:
     with refused(DataError, what="1 of 4 pictures of 'test' cannot be read"):
         read_folder(folder)
     assert len(read_folder(folder, on_error="skip")["test"].skipped) == 1
+
+
+def test_what_may_not_be_read_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "cats").mkdir()
+    (tmp_path / "cats" / "a.png").touch()
+    is_file = Path.is_file
+
+    def refuse(path: Path) -> bool:
+        if path.suffix == ".png":
+            raise PermissionError(13, "Permission denied", str(path))
+        return is_file(path)
+
+    monkeypatch.setattr(Path, "is_file", refuse)
+    with pytest.raises(DataError, match="a folder that can be read"):
+        read_folder(tmp_path)

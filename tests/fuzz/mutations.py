@@ -266,7 +266,7 @@ class _Payload:
 
 
 IRREGULAR = ("pipe", "device", "folder")
-LINKS = {"device": "/dev/zero", "secret": "/etc/passwd", "root": "/", "pipes": "/proc/self/fd/0"}
+LINKS = {"device": "/dev/zero", "secret": "/etc/passwd", "pipes": "/proc/self/fd/0"}
 INSTEAD = ("nothing", *IRREGULAR, "loop", "sparse", "pickle", *list(LINKS)[1:])
 
 

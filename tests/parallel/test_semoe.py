@@ -59,6 +59,7 @@ def test_heavy_tasks_are_split_and_light_ones_share() -> None:
     shares = elastic([8, 1, 1, 1, 1], 3)
     assert max(map(sum, shares)) == 4.0
     assert sum(row[0] > 0 for row in shares) == 2
+    assert max(map(sum, elastic([5, 1], 2))) == 3.5  # not whole multiples of the mean
     with refused(ConfigError, what="devices", got=0):
         elastic([1], 0)
     with refused(ConfigError, what="weight of a task", got=-1):

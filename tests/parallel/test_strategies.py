@@ -205,6 +205,19 @@ def test_coordinated_exchange_sends_a_part_of_flat() -> None:
     assert hops[:2] == [3, 1], "G + D / G messages for D"
 
 
+@pytest.mark.parametrize(("slowest", "copied"), [(1e9, 1), (1e-3, 0)])
+def test_copies_come_if_they_save_more_than_the_slowest_link_takes(
+    slowest: float, copied: int
+) -> None:
+    """Expert 0 was expected to be busy, expert 1 is; links inside a node are always fast."""
+    links = Topology.two_level(2, 2, (1e12, 0.0), (slowest, 0.0), flops=1e6)
+    load = torch.tensor([[0.0, 100, 0, 0]] * 4)
+    method = Fssdp(1, 1, calibrate=True)
+    past = [torch.tensor([100.0, 0, 0, 0])]
+    holds = method.holds(past, load, torch.arange(4), ExpertSize(64, 64), links)
+    assert holds[:, copied].all() and holds[:, 1 - copied].sum() == 1
+
+
 @pytest.mark.parametrize(
     ("call", "match"),
     [

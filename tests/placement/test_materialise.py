@@ -57,6 +57,13 @@ def test_an_owner_computes_a_share_beside_its_copies_by_hand() -> None:
     assert holds[:, 1].tolist() == [True, True, False, True]
 
 
+def test_copies_go_to_nodes_that_have_none_by_hand() -> None:
+    """Experts 0 and 1 of two copies each: the first copy of 0 leaves the node of its owner."""
+    load, nodes = torch.tensor([10.0, 10, 1, 1]), torch.tensor([0, 0, 1, 1])
+    holds = materialise(load, torch.arange(4), nodes, 1, 2)
+    assert holds[:, 0].tolist() == [True, False, True, True]
+
+
 def test_copies_take_load_off_the_busiest_device() -> None:
     load, nodes = torch.tensor([40.0, 20, 10, 5, 5, 5, 5, 5]), torch.zeros(4, dtype=torch.int64)
     owner = torch.arange(8) // 2
@@ -74,6 +81,8 @@ def test_rows_stay_at_home_then_on_their_node() -> None:
     nodes = torch.tensor([0, 0, 1, 1])
     load = torch.tensor([[4.0], [3.0], [2.0], [1.0]])
     assert rows_computed(load, holds, nodes).tolist() == [7.0, 0.0, 0.0, 3.0]
+    both = torch.tensor([[True], [True], [False], [False]])  # neither sends its rows to the other
+    assert rows_computed(load, both, nodes).tolist() == [5.5, 4.5, 0.0, 0.0]
 
 
 @given(st.integers(1, 5), st.integers(1, 9), st.integers(1, 4), st.integers(0, 3))

@@ -108,8 +108,14 @@ def _read_classes(root: Path) -> ImageSet:
     paths: list[Path] = []
     labels: list[int] = []
     for label, folder in enumerate(folders):
-        files = (p for p in folder.rglob("*") if not p.name.startswith(".") and p.is_file())
-        pictures = sorted(p for p in files if p.suffix.lower() in SUFFIXES)
+        try:
+            files = (p for p in folder.rglob("*") if not p.name.startswith(".") and p.is_file())
+            pictures = sorted(p for p in files if p.suffix.lower() in SUFFIXES)
+        except OSError as error:
+            want, fix = "a folder that can be read", "Name the folder of the pictures."
+            raise DataError(
+                f"image folder {str(folder)!r}", got=error, want=want, fix=fix
+            ) from error
         paths += pictures
         labels += [label] * len(pictures)
     # labels are positions among the sorted class names

@@ -15,11 +15,12 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from ..core.errors import ConfigError, DataError
+from ..core.files import reserved, writing
 from ..fitting import write_trained
 from ..mixtures.sparse_soup import State, check_alike, distance, greedy, mixed, pairs
 from ..train.batch_norms import has_batch_norms, recalibrate
 from ..train.evaluation import device_of
-from ..train.folder import owned, write_results
+from ..train.folder import write_results
 from ..train.order import to_device
 from ..train.processes import device_named
 from ..train.record import shared_samples
@@ -69,7 +70,7 @@ def soup_runs(
         want, fix = "runs that differ", "Name each run once; --weights gives one a larger share."
         raise ConfigError("soup", got=f"{twice[0]} more than once", want=want, fix=fix)
     out = Path(out)
-    with owned(out, False):
+    with reserved(out):
         runs = [open_single(folder, report=report) for folder in folders]
         for run in runs:
             run.model.to(device_named(device))
@@ -125,10 +126,13 @@ def _written(
     summary = record["record"]
     summary["label"] = f"soup of {len(soup['chosen'])}, {summary['label']}"
     summary["soup"] = soup
-    experiments.save(first.experiment, out)
     split = "test" if "test" in scores else "val"
     part_scores, evaluated = scores.get(split), kitchen.part(split)
-    write_results(out, first.model, record, split, part_scores, write_trained, evaluated)
+    # all of it or nothing: a half one could be neither opened nor written again
+    with writing(out, spare=True) as scratch:
+        scratch.mkdir()
+        experiments.save(first.experiment, scratch)
+        write_results(scratch, first.model, record, split, part_scores, write_trained, evaluated)
     return record
 
 
