@@ -10,6 +10,7 @@ import sys
 from dataclasses import fields
 from operator import attrgetter
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -19,7 +20,7 @@ from intarsia.core import Card, registry
 from intarsia.core.errors import ConfigError, UnknownName
 from intarsia.core.exports import homes, namespaces, public_path
 from intarsia.core.registry import INDEX, index
-from intarsia.core.schema import help_of
+from intarsia.core.schema import fits, help_of, types_of
 from intarsia_lab.pages.index import (
     entries,
     index_text,
@@ -229,6 +230,22 @@ def test_a_router_is_no_method_of_a_saved_model() -> None:
 
 def test_every_tag_has_a_meaning() -> None:
     assert {tag for c in cards() for tag in c.tags} <= TAGS.keys()
+
+
+@pytest.mark.parametrize("entry", [card(key) for key in METHODS], ids=lambda c: c.key)
+def test_a_number_that_is_a_text_is_refused_by_its_name(entry: Card) -> None:
+    kind: Any = entry.config
+    # an estimator checks its settings in `fit`
+    if not kind.__dataclass_params__.frozen:
+        return
+    for item in fields(kind):
+        if is_number(getattr(kind(), item.name)) and not fits("many", types_of(kind)[item.name]):
+            with refused(ConfigError, what=item.name, got="'many'"):
+                kind(**{item.name: "many"})
+
+
+def is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 @pytest.mark.parametrize("entry", [card(key) for key in METHODS], ids=lambda c: c.key)

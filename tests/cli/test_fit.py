@@ -295,7 +295,7 @@ def test_bad_pictures(intarsia: Intarsia, tmp_path: Path, make: Any, says: str) 
         ("--model vit_tiny_patch16_22", "unknown backbone"),
         ("--method moza", "or mosa?"),
         ("--set rank=0", "want at least 1"),
-        ("--method mosa --set active=0", "1 ... 4"),
+        ("--method mosa --set active=0", "at least 1"),
         ("--method linear --set experts=2", "it has no settings"),
         ("--method linear --last-blocks 2", "it adds no cells"),
         ("--method peft-lora --target mlp", "--set roles"),

@@ -226,7 +226,7 @@ def test_the_layer_of_the_paper() -> None:
     assert torch.equal(layer(batch().float()), layer(batch().float())), "no lots in evaluation"
     with refused(ConfigError, what="experts", got=0):
         ZCodeM3(experts=0)
-    with refused(ConfigError, what="capacity factor", got=0):
+    with refused(ConfigError, what="factor", got=0):
         ZCodeM3(factor=0)
 
 

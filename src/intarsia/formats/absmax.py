@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from ..core import Format
-from ..core.checks import at_least, between
 from ..core.errors import ConfigError
+from ..core.schema import check, setting
 from .bits import pack_bits, unpack_bits
 
 
@@ -19,19 +19,18 @@ from .bits import pack_bits, unpack_bits
 class Absmax(Format):
     """w = s round(W / s), s = max |W| / (2^(bits-1) - 1) of each group along the last axis.
 
-    bits: b, 2 to 8; group: weights that share a scale, which is stored in float16. A last group may
-    be shorter. Codes are stored as code + 2^(b-1), b bits each, one after the other.
+    A last group may be shorter. Codes are stored as code + 2^(b-1), b bits each, one after the
+    other, and scales in float16.
 
     Raises: ConfigError on a setting that cannot be, or a mask; ShapeError where bytes do not fit.
     Not for activations, and at 2 or 3 bits worse than formats that choose their levels.
     """
 
-    bits: int = 4
-    group: int = 64
+    bits: int = setting(4, "The bits b of a code.", least=2, most=8, fix="Try 4.")
+    group: int = setting(64, "The number of weights that share a scale.", least=1, fix="Try 64.")
 
     def __post_init__(self) -> None:
-        between("bits", self.bits, 2, 8, "Try 4.")
-        at_least("group", self.group, 1, "Try 64.")
+        check(self)
 
     def encode(
         self, weight: Tensor, keep: Tensor | None = None, moments: Tensor | None = None

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from ..core import Format
-from ..core.checks import one_of
 from ..core.errors import ConfigError, ShapeError
+from ..core.schema import check, setting
 from ..kernels import bitmask as kernels
 from .bits import pack_bits, unpack_bits
 from .rows import kept_of, matrix
@@ -25,8 +25,6 @@ MOST_ROWS = 16  # of x; with more, decoding and a dense product take less time
 class Bitmask(Format):
     """The kept weights row by row and a bitmask: exact, unless they are rounded.
 
-    values: "same", in the weight's own dtype, nothing is lost; "fp32"; "bf16"; "int8", w = s q with
-    q = round(W / s) and a scale s = max |W| / 127 for each row: an error of at most s / 2.
     At density d and b bytes a value it takes d b + 1/8 bytes a weight and 8 a row, 12 with int8.
     Stored: compressed (kept,), bitmask (out, ceil(in / 8)) uint8, the lowest bit first and each row
     from a byte of its own, row_offsets (out,) int64, where each row's weights begin in compressed;
@@ -43,10 +41,16 @@ class Bitmask(Format):
     Source: the layout of compressed-tensors' `sparse-bitmask`. Not for dense weights.
     """
 
-    values: str = "same"
+    values: str = setting(
+        "same",
+        'The numbers that are stored: "same", in the weight\'s own dtype, nothing is lost; '
+        '"fp32"; "bf16"; "int8", w = s q with q = round(W / s) and a scale s = max |W| / 127 '
+        "for each row, an error of at most s / 2.",
+        choices=tuple(VALUES),
+    )
 
     def __post_init__(self) -> None:
-        one_of("values", self.values, VALUES)
+        check(self)
 
     @property
     def exact(self) -> bool:

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from ..core import Format
-from ..core.checks import one_of
 from ..core.errors import ShapeError
+from ..core.schema import check, setting
 from ..kernels import columns as kernels
 from .rows import kept_of, matrix
 
@@ -25,7 +25,6 @@ MOST_ROWS = 16  # of x; with more, decoding and a dense product take less time
 class Columns(Format):
     """The kept weights of each row, and their columns: exact in their own dtype.
 
-    values: "same", the weight's own dtype; "fp32"; "bf16".
     At density d and b bytes a weight it takes d (b + 2) bytes a weight and 4 a row: less than dense
     below the density of `break_even`, and less than a bitmask below 1/16.
     Stored: values (kept,), columns (kept,) uint16, row_offsets (out + 1,) int32.
@@ -39,10 +38,14 @@ class Columns(Format):
     Source: DSL (arXiv:2402.02855) stores tables by rows. Not for dense weights.
     """
 
-    values: str = "same"
+    values: str = setting(
+        "same",
+        'The numbers that are stored: "same", the weight\'s own dtype; "fp32"; "bf16".',
+        choices=tuple(VALUES),
+    )
 
     def __post_init__(self) -> None:
-        one_of("values", self.values, tuple(VALUES))
+        check(self)
 
     @property
     def exact(self) -> bool:

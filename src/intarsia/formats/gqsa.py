@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from ..core import Format
-from ..core.checks import between, one_of
 from ..core.errors import ShapeError
+from ..core.schema import check, setting
 from ..kernels import native
 from ..kernels.gqsa import BLOCKS, affine, bound, codes_of, gqsa, rounded, spread
 from .bits import pack_bits, unpack_bits
@@ -31,10 +31,6 @@ class GroupSparse(Format):
 
     s = (max - min) / (2^b - 1) of the group with 0 between them, in bfloat16; z = round(-min / s);
     q = clamp(round(w / s) + z, 0, 2^b - 1): a 0 is kept as 0.
-    bits: b, 2 to 8.  activations: "float", or "int8": inputs are rounded, with a scale for each
-    group, before they are multiplied, which is faster; for 4 bits and groups of 16 there is a
-    kernel.  rows: 1, 4 or 8 neighbouring rows that keep the same groups. Its product is faster with
-    more of them, since inputs are read once for all, and the choice of groups is coarser.
     Stored, of K kept groups of blocks of r rows: row_offsets (ceil(out / r) + 1,) int32, where each
     block's groups begin; columns (K,) uint16, the group's place in its rows; of each group its rows
     one after the other: codes (ceil(K r group b / 8),) uint8, b bits each, lowest first; scales
@@ -49,17 +45,29 @@ class GroupSparse(Format):
     Source: paper, sections 3.1 and 3.4. At densities above .8 int4 without indices is smaller.
     """
 
-    bits: int = 4
-    group: int = 16
-    activations: str = "float"
-    rows: int = 1
+    bits: int = setting(4, "The bits b of a code; 4 has a kernel.", least=2, most=8, fix="Try 4.")
+    group: int = setting(
+        16,
+        "The number of weights that share a scale; 16 has a kernel.",
+        least=1,
+        most=2**20,
+        fix="Try 16.",
+    )
+    activations: str = setting(
+        "float",
+        'The inputs of a product: "float", or "int8", rounded with a scale for each group '
+        "before they are multiplied, which is faster.",
+        choices=ACTIVATIONS,
+    )
+    rows: int = setting(
+        1,
+        "The neighbouring rows that keep the same groups; the product is faster with more of "
+        "them, since inputs are read once for all, and the choice of groups is coarser.",
+        choices=BLOCKS,
+    )
 
     def __post_init__(self) -> None:
-        """Raise ConfigError for a setting out of its range."""
-        between("bits", self.bits, 2, 8, "Try 4.")
-        between("group", self.group, 1, 2**20, "Try 16.")
-        one_of("activations", self.activations, ACTIVATIONS)
-        one_of("rows", self.rows, BLOCKS)
+        check(self)
 
     def encode(
         self, weight: Tensor, keep: Tensor | None = None, moments: Tensor | None = None

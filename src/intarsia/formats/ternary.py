@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from ..core import Format
-from ..core.checks import between
 from ..core.errors import ShapeError
+from ..core.schema import check, setting
 from ..kernels import native
 from ..kernels.ternary import Dictionary, bound, dictionary, digits_of, ternary, words_of
 from .rows import finite, kept_of, matrix, sides
@@ -28,8 +28,7 @@ class Ternary(Format):
     Levels are min(w, 0), 0 and max(w, 0) of each row in bfloat16, thresholds at half; a weight
     whose row has no negative one, or no positive one, has two. Digits (0 for a zero, 1 for the
     least, 2 for the largest) are cut into the longest words of a dictionary of 65,536, made for
-    digits that are 0 with probability `zeros`: far from it the weight takes more bits, and
-    `Ternary.of` finds a better one.
+    digits that are 0 with probability `zeros`.
     Stored: codes (K,) uint16, row by row; row_offsets (out + 1,) int64, where each row's begin;
     levels (out, 2) bfloat16. The dictionary is not stored: it follows from `zeros`. Rows of an odd
     width have a 0 behind. A weight of more than two axes is (out, the rest), a vector one row.
@@ -40,10 +39,17 @@ class Ternary(Format):
     Source: paper, sections 3.2 and 4. Not by rounding alone: `Qmoe` makes up for its errors.
     """
 
-    zeros: float = 0.885
+    zeros: float = setting(
+        0.885,
+        "The share of zeros for which the dictionary is made; far from it the weight takes more "
+        "bits, and `Ternary.of` finds a better one.",
+        least=0.4,
+        most=0.995,
+        fix="Try 0.885.",
+    )
 
     def __post_init__(self) -> None:
-        between("zeros", self.zeros, 0.4, 0.995, "Try 0.885.")
+        check(self)
 
     @classmethod
     def of(cls, digits: Tensor) -> Ternary:

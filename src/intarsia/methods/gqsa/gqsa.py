@@ -15,7 +15,7 @@ from ...core.errors import ConfigError
 from ...core.registry import settings_to_dict
 from ...core.schema import check, setting
 from ...core.seeds import mix
-from ...formats import GroupSparse
+from ...formats.gqsa import ACTIVATIONS, BLOCKS, GroupSparse
 from ...hosts.anatomy.blocks import base_of
 from ...hosts.prune.matrices import Matrix
 from ...hosts.prune.progress import Kept
@@ -86,13 +86,13 @@ class Gqsa(Change):
         "int8",
         'The inputs of the products: "int8", they are rounded, or "float", see '
         "`formats.GroupSparse`.",
-        choices=("float", "int8"),
+        choices=ACTIVATIONS,
     )
     rows: int = setting(
         1,
         "The neighbouring rows that keep the same groups, by the sum of their scores: more are "
         "faster, and worse (docs/benchmarks/decode.md).",
-        choices=(1, 4, 8),
+        choices=BLOCKS,
     )
 
     stores: ClassVar[str] = "all"
