@@ -91,6 +91,13 @@ def test_every_folder_has_a_record() -> None:
     assert json.loads(SCRIPT["RECORD"].read_text()).keys() == names
 
 
+def test_a_declared_setting_is_a_description_and_no_code() -> None:
+    text = (
+        'class A:\n    rank: int = setting(\n        8, "The rank r."\n    )\n    plain: int = 1\n'
+    )
+    assert SCRIPT["declaration_lines"](ast.parse(text)) == 3
+
+
 def test_names_of_comprehensions_and_lambdas_count() -> None:
     names = [name for _, name in SCRIPT["stored_names"](ast.parse("f = lambda a: [b for b in a]"))]
     assert sorted(names) == ["a", "b", "f"]
