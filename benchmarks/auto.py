@@ -37,6 +37,7 @@ from intarsia.reports import numbers
 from intarsia.reports.runs.reading import PREDICTIONS
 from intarsia.reports.statistics import t_interval
 from intarsia.train.folder import RUN
+from intarsia_lab.kit.source import computing
 from intarsia_lab.materials import suites
 
 ROOT = Path(__file__).parents[1]
@@ -105,13 +106,12 @@ def search(data: str, out: Path, **options: Any) -> dict[str, Any]:
 
 
 def search_source() -> str:
-    """Return a digest of the search's own source: all rows on the page have the same."""
+    """Return a digest of what the search's own source computes: all rows on the page have one."""
     top = Path(autos.__file__).parents[1]
     # the search for texts is another one
-    files = [path for path in (top / "choosing").glob("*.py") if path.stem != "texts"]
-    files.append(top / "train" / "probe.py")
-    files.append(top / "experiments" / "own_rates.py")
-    return key_of({path.relative_to(top).as_posix(): path.read_text() for path in sorted(files)})
+    files = [path for path in (top / "choosing").glob("*.py") if "texts" not in path.stem]
+    files += [top / "train" / "probe.py", top / "experiments" / "own_rates.py"]
+    return key_of({path.name: computing(path.read_text(), ("intarsia",)) for path in sorted(files)})
 
 
 def probe_run(experiment: Experiment, out: Path) -> Path:
@@ -185,14 +185,14 @@ def _verdicts(done: Sequence[Mapping[str, Any]], of: int) -> list[str]:
     gaps = [difference(row) for row in done]
     behind = [row["data"] for row, (gap, error) in zip(done, gaps, strict=True) if gap < -error]
     ahead = _mean([gap for gap, _ in gaps], "the best converged probe")
-    lines = [f"Of {of} tasks in all, {ahead}; the target was +2, with the interval above 0."]
+    lines = [f"On {len(done)} of {of} tasks, {ahead}; the target was +2, the interval above 0."]
     names = ", ".join(name.partition("/")[2] for name in behind) or "none"
     lines.append(f"More than one standard error behind it: {names} (the target was none).")
     peers = rows(PEER)
     paired = [(row, peers[row["data"]]) for row in done if row["data"] in peers]
     if paired:
         ahead = _mean([ours["accuracy"] - theirs["accuracy"] for ours, theirs in paired], "FLAML")
-        lines.append(f"{ahead[0].upper()}{ahead[1:]}.")
+        lines.append(f"On {len(paired)} tasks, {ahead}.")
     adapts = sum(row["adapts"] for row in done)
     lines.append(f"An adapter is in the choice on {adapts} of {len(done)} tasks.")
     bias = fmean(row["accuracy"] - row["level"] for row in done)
@@ -207,8 +207,7 @@ def _verdicts(done: Sequence[Mapping[str, Any]], of: int) -> list[str]:
 
 def _mean(gaps: Sequence[float], rival: str) -> str:
     """Return a sentence about the mean of auto's gains on tasks over a rival, with its interval."""
-    text = f"over {len(gaps)} tasks `auto` has {numbers.signed(100 * fmean(gaps))} points more"
-    text += f" than {rival}"
+    text = f"`auto` minus {rival} is {numbers.signed(100 * fmean(gaps))} points in the mean"
     if len(gaps) > 1:
         low, high = t_interval(gaps)
         text += f" (95 % interval over tasks {numbers.interval(low, high)})"

@@ -19,7 +19,7 @@ time.time = time.process_time  # FLAML's budget: a crowded machine gives the sam
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
 from auto import IMAGES, ROOT, SEED, TEST  # noqa: E402
-from flaml import AutoML  # noqa: E402
+from flaml import AutoML  # pyright: ignore[reportMissingImports]  # noqa: E402
 
 from intarsia.choosing.auto import known_models  # noqa: E402
 from intarsia.choosing.views import views  # noqa: E402
@@ -46,8 +46,10 @@ def peer(data: str) -> dict[str, object]:
         model = model_of(view.probe.adapted, len(splits.classes), SEED)
         config = input_config(model)
         parts[name] = [
-            tuple(t.numpy() for t in features(model, held(part, config)))
-            for part in (splits.train, splits.test)
+            (x.numpy(), labels.numpy())
+            for x, labels in (
+                features(model, held(part, config)) for part in (splits.train, splits.test)
+            )
         ]
     parts["both"] = [
         (np.concatenate([parts[name][i][0] for name in largest], 1), parts[name][i][1])

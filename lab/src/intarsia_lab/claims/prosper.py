@@ -91,7 +91,8 @@ class SignedNmf:
 
     def __init__(self, signed: bool) -> None:
         self.signed = signed
-        self.model = NMF(10, init="nndsvda", max_iter=500)
+        options: dict[str, Any] = {"n_components": 10, "init": "nndsvda", "max_iter": 500}
+        self.model = NMF(**options)
 
     def set_params(self, random_state: int) -> SignedNmf:
         """Set the seed; return this model."""
