@@ -307,11 +307,11 @@ def test_every_law_of_adapters_is_seen_to_fail() -> None:
 
 @dataclass(frozen=True)
 class Gate:
-    """A learned gate; experts, active: how many there are and get a token; fault: what is wrong."""
+    """A learned gate."""
 
     fault: str = setting("", "The fault that is planted.")
-    experts: int = 3
-    active: int = 1
+    experts: int = setting(3, "The number E of experts.", least=1)
+    active: int = setting(1, "The number k of experts for a token.", least=1)
 
     def build(self, width: int, *, generator: torch.Generator) -> nn.Module:
         return GateRouter(self, width, generator)
@@ -469,10 +469,10 @@ def test_every_law_of_routers_is_seen_to_fail() -> None:
 
 @dataclass
 class Mean(RegressorMixin, BaseEstimator):
-    """The mean of y, plus `shift`; `careless` = looks at nothing."""
+    """The mean of y."""
 
-    shift: float = 0.0
-    careless: bool = False
+    shift: float = setting(0.0, "A number that is added to the mean.")
+    careless: bool = setting(False, "Whether nothing is validated.")
 
     def fit(self, X: Any, y: Any) -> Mean:
         if not self.careless:

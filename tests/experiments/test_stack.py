@@ -126,10 +126,10 @@ def test_one_that_fails_leaves_the_others_and_goes_on_alone(
         member["running"] = {"checkpoint_steps": 2}
     step = Loop._step
 
-    def cut(self: Loop, batches: Any) -> None:
+    def cut(self: Loop, *parts: Any) -> None:
         if self.training.seed == 1 and self.at.step == 3:
             raise Stop("cut off")
-        step(self, batches)
+        step(self, *parts)
 
     with monkeypatch.context() as patched:
         patched.setattr(Loop, "_step", cut)
@@ -149,10 +149,10 @@ def test_runs_at_different_steps_go_on_together(
         member["running"] = {"checkpoint_steps": steps}
     step = Loop._step
 
-    def cut(self: Loop, batches: Any) -> None:
+    def cut(self: Loop, *parts: Any) -> None:
         if self.at.step == 5:
             raise Stop("cut off")
-        step(self, batches)
+        step(self, *parts)
 
     with monkeypatch.context() as patched:
         patched.setattr(Loop, "_step", cut)

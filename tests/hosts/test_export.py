@@ -102,7 +102,8 @@ HOSTS = {"vit": vit, "swin": swin}
 def test_timm_builds_the_model_again(host: Any, method: Method, tmp_path: Path) -> None:
     stock, x = folded(host(), method, classes=NAMES), images()
     folder = export_timm(stock, tmp_path / "out", report=quiet)
-    assert {p.name for p in folder.iterdir()} == {"config.json", "model.safetensors", "predict.py"}
+    names = {"config.json", "digests.json", "model.safetensors", "predict.py"}
+    assert {p.name for p in folder.iterdir()} == names
     config = json.loads((folder / "config.json").read_text())
     args, file = config["model_args"], folder / "model.safetensors"
     assert config["pretrained_cfg"]["label_names"] == NAMES

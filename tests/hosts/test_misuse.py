@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pickle
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import timm
@@ -55,7 +55,12 @@ def stir(model: nn.Module) -> None:
                 parameter.add_(0.1 * torch.randn(parameter.shape))
 
 
-@pytest.mark.parametrize("roles", [("attn_qkv",), ("mlp", "mlp_liner"), "qkv"])
+def test_a_word_for_a_list_of_words_is_refused_with_the_list() -> None:
+    with refused(ConfigError, what="roles", got="'qkv'", fix="Give a list: ['qkv']."):
+        Lora(2, roles=cast(Any, "qkv"))
+
+
+@pytest.mark.parametrize("roles", [("attn_qkv",), ("mlp", "mlp_liner")])
 def test_a_role_that_is_none_is_refused(roles: Any) -> None:
     with refused(UnknownName, what="unknown role"):
         intarsia.adapt(vit(), Lora(2, roles=roles))

@@ -72,7 +72,7 @@ def test_a_weight_moves_what_is_learned() -> None:
         ("a=1,a=2", ConfigError, "balanced, or a number for each name, once: a=1,b=2"),
         ("a=x", ConfigError, "balanced, or a number for each name, once: a=1,b=2"),
         ({"a": 0.0}, ConfigError, "above 0"),
-        ([1.0, float("nan")], ConfigError, "above 0"),
+        ([1.0, float("nan")], ConfigError, "a finite number"),
     ],
 )
 def test_weights_that_cannot_be(weights: Any, error: type[Exception], want: str) -> None:

@@ -85,7 +85,9 @@ class Setting:
         if value is None and fits(None, kind):
             return
         if not fits(value, kind):
-            fix = self.fix or "Give a value of that type."
+            listed = isinstance(value, str) and fits((value,), kind)
+            fix = f"Give a list: [{value!r}]." if listed else self.fix
+            fix = fix or "Give a value of that type."
             raise ConfigError(name, got=repr(value), want=in_words(kind), fix=fix)
         items = cast("Sequence[Any]", value if is_several(value) else (value,))
         for item in items:
