@@ -28,12 +28,14 @@ FOREIGN = {
     "columns": "tables of pandas, and of other libraries",
     "commands": "groups of typer",
     "config": "models of transformers",
+    "eos_token_id": "configurations of transformers",
     "exact": "formats, of which not all round",
     "feature": "a list of features of the datasets library",
     "find_spec": "finders of other packages in sys.meta_path",
     "get_classifier": "models of timm",
     "logits": "outputs of transformers",
     "model_type": "configurations of transformers",
+    "shape": "arrays of NumPy and of torch",
     "target_module_mapping": "tuners of PEFT, of which not all have it",
 }
 

@@ -139,12 +139,7 @@ def sparsify(
     texts = load_calibration(calib, tokenizer, rows=rows, length=length, test=test, progress=note)
     options = {"out": walk, "resume": resume, "seed": seed}
     options |= {"errors": errors, "sequential": sequential}
-    dense = copy.deepcopy(host) if recover is not None else None
-    done, measured = _pruned(host, pruner, texts, test, options)
-    if recover is not None:
-        measured["recovery"] = _recovered(host, dense, texts, recover, seed)
-        recovered = _perplexity(host, texts.test) if test else None
-        measured["perplexity"]["recovered"] = recovered
+    done, measured = _pruned(host, pruner, texts, test, options, recover)
     record = {
         "model": model,
         "method": method,
@@ -186,25 +181,27 @@ def _said(done: Any, record: dict[str, Any]) -> str:
 
 
 def _pruned(
-    host: Any, method: Any, texts: Any, test: int, options: dict[str, Any]
+    host: Any, method: Any, texts: Any, test: int, options: dict[str, Any], recover: float | None
 ) -> tuple[Any, dict[str, Any]]:
-    """Prune a language model in place; measure its perplexity before and after.
+    """Prune a language model in place and recover it; measure its perplexity before and after.
 
     host: the model. method: settings of the pruning. texts: rows of tokens, `train` to calibrate
     and `test` to measure on. test: number of test rows, 0 = measure nothing. options: further
-    keywords of `sparsify`. Returns the result of `sparsify`, and the measured part of the record.
+    keywords of `sparsify`. recover: minutes of recovery, None = none. Returns the result of
+    `sparsify`, and the measured part of the record.
     """
     from ..core.registry import method_key
     from ..hosts.prune.pruner import bytes_by_part, sparsify, stops_of
 
     # Measured before the pruning, which changes the model in place.
     dense = _perplexity(host, texts.test) if test else None
+    teacher = copy.deepcopy(host) if recover is not None else None
     # The pruning alone is timed, not the two measurements around it.
     started = time.perf_counter()
     done = sparsify(host, method, rows_on(texts.train, host.device), progress=note, **options)
     seconds = round(time.perf_counter() - started, 1)
     pruned = _perplexity(host, texts.test) if test else None
-    return done, {
+    measured: dict[str, Any] = {
         "base": None if method.base is None else method_key(method.base),
         "settings": _settings(method),
         "density": done.density,
@@ -213,6 +210,11 @@ def _pruned(
         "parts": bytes_by_part(host, stops_of(host, method.layers)),
         "seconds": seconds,
     }
+    if recover is not None:
+        measured["recovery"] = _recovered(host, teacher, texts, recover, options["seed"])
+        recovered = _perplexity(host, texts.test) if test else None
+        measured["perplexity"]["recovered"] = recovered
+    return done, measured
 
 
 def _recovered(host: Any, dense: Any, texts: Any, minutes: float, seed: int) -> dict[str, Any]:
