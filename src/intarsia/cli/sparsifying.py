@@ -122,11 +122,7 @@ def sparsify(
     Example:  intarsia sparsify smollm2 --method dsnot --density 0.5 --out pruned
     """
     _check((method, base, layout, sequential), density, rows, calib, out)
-    at_least("--test", test, 0)
-    if recover is not None:
-        above("--recover", recover, 0, "Try 3, in minutes.")
-    if pattern is not None:
-        n_of_m(pattern)
+    _check_pattern_and_times(pattern, test, recover)
     use_threads(threads)
     from ..data.calibration import load_calibration
     from ..hosts.prune.files import save_sparse
@@ -283,6 +279,15 @@ def _check(names: Sequence[str], density: float, rows: int, calib: str, out: Pat
     at_least("--rows", rows, 8, fix="Try 128.")
     check_calibration(calib, rows)
     target(out, "out", written_names=() if out is None else sealed_names(out, RECORD))
+
+
+def _check_pattern_and_times(pattern: str | None, test: int, recover: float | None) -> None:
+    """Refuse a pattern that is not n:m, fewer than 0 test rows, and no time for a recovery."""
+    at_least("--test", test, 0)
+    if recover is not None:
+        above("--recover", recover, 0, "Try 3, in minutes.")
+    if pattern is not None:
+        n_of_m(pattern)
 
 
 def _check_layout(layout: str) -> None:
