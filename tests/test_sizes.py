@@ -35,7 +35,6 @@ EXCEPTIONS: dict[str, str] = {
     "reports/report.py::Figure": "a drawing as data, not a setting anyone passes on",
     "reports/table.py::Table": "rows as data, not a setting anyone passes on",
     "hosts/attach/config.py::IntarsiaConfig": "six of its fields are what PEFT asks of a config",
-    "methods/gqsa/gqsa.py::Gqsa": "four of its fields are those of its format, GroupSparse",
 }
 
 
