@@ -33,6 +33,11 @@ MERGE = frozenset(
 
 WHY_NOT = "a bottleneck is not linear in its input, so it does not merge"
 
+# they compare weights by name, and plain LoRA is saved under PEFT's names, which PEFT opens as its
+# own: that the logits are equal is tested in tests/hosts/test_interop.py
+SAME_NAMES = frozenset({"test_save_pretrained", "test_parameters_after_loading_model"})
+PLAIN = "intarsia lora "
+
 # three steps at a rate of 0.5 send all tokens of a block to one expert: the other does not move
 STARVES = ("test_only_params_are_updated", "intarsia llava_mole timm")
 
@@ -55,5 +60,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Func
     for item in items:
         if item.originalname in MERGE and "(cannot merge)" in item.name:
             item.add_marker(pytest.mark.skip(reason=WHY_NOT))
+        if item.originalname in SAME_NAMES and PLAIN in item.name:
+            item.add_marker(pytest.mark.skip(reason="plain LoRA is saved as PEFT's own"))
         if item.originalname == STARVES[0] and STARVES[1] in item.name:
             item.add_marker(pytest.mark.skip(reason="an expert without tokens does not move"))
