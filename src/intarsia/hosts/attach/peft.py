@@ -18,6 +18,7 @@ from peft.mapping import (
     PEFT_TYPE_TO_TUNER_MAPPING,
 )
 from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer, check_adapters_to_merge
+from peft.utils import TRANSFORMERS_MODELS_TO_IA3_TARGET_MODULES_MAPPING as IA3_PLACES
 from peft.utils.other import AuxiliaryTrainingWrapper
 from peft.utils.other import ModulesToSaveWrapper as ModulesToSaveWrapper
 from torch import Tensor, nn
@@ -117,10 +118,7 @@ class IntarsiaLayer(nn.Module, BaseTunerLayer):
         return cell(read).to(y.dtype).view_as(y)
 
     def _sole_cell(self) -> Cell | None:
-        """Return the only active adapter's module if it is `whole`, so that it replaces the layer.
-
-        One that can be `fused` with a plain Linear is returned, too; else None.
-        """
+        """Return the only active adapter's module if it replaces the layer or is fused with it."""
         if self.disable_adapters or self.merged_adapters:
             return None
         active = [n for n in self.active_adapters if n in self.intarsia_cells]

@@ -17,7 +17,6 @@ from peft import (
     PeftType,
     get_peft_model,
 )
-from peft.utils import TRANSFORMERS_MODELS_TO_IA3_TARGET_MODULES_MAPPING
 from torch import nn
 
 from ...core.change import Change, Plan
@@ -27,6 +26,7 @@ from ..anatomy.blocks import base_of, blocks
 from ..anatomy.sites import call_layer, find_sites
 from .adapt import check_model, check_name, exact_targets, named_heads, quiet_peft, task_type_of
 from .config import peft_kind
+from .peft import IA3_PLACES
 
 # settings that this library decides, or that do not belong to the method
 DECIDED = {field.name for field in fields(PeftConfig)} | {
@@ -242,5 +242,5 @@ def _has_places(method: str, host: nn.Module) -> bool:
     tuners: Any = PEFT_TYPE_TO_TUNER_MAPPING
     mapping = getattr(tuners[method], "target_module_mapping", None)
     if method == "IA3":  # PEFT has this method's table elsewhere
-        mapping = TRANSFORMERS_MODELS_TO_IA3_TARGET_MODULES_MAPPING
+        mapping = IA3_PLACES
     return mapping is None or model_type_of(host) in mapping
