@@ -18,7 +18,6 @@ from peft.mapping import (
     PEFT_TYPE_TO_TUNER_MAPPING,
 )
 from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer, check_adapters_to_merge
-from peft.utils import TRANSFORMERS_MODELS_TO_IA3_TARGET_MODULES_MAPPING as IA3_PLACES
 from peft.utils.other import AuxiliaryTrainingWrapper
 from peft.utils.other import ModulesToSaveWrapper as ModulesToSaveWrapper
 from torch import Tensor, nn
