@@ -18,6 +18,7 @@ from peft.mapping import (
     PEFT_TYPE_TO_TUNER_MAPPING,
 )
 from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer, check_adapters_to_merge
+from peft.utils import TRANSFORMERS_MODELS_TO_IA3_TARGET_MODULES_MAPPING
 from peft.utils.other import AuxiliaryTrainingWrapper
 from peft.utils.other import ModulesToSaveWrapper as ModulesToSaveWrapper
 from torch import Tensor, nn
@@ -37,6 +38,7 @@ from .mixed import BASE, check_names
 from .shared import Shared
 
 PREFIX = "intarsia_"
+IA3_PLACES = TRANSFORMERS_MODELS_TO_IA3_TARGET_MODULES_MAPPING
 
 
 class IntarsiaLayer(nn.Module, BaseTunerLayer):
