@@ -67,7 +67,7 @@ def peer(data: str) -> dict[str, object]:
 def search(
     train: tuple[np.ndarray, np.ndarray], test: tuple[np.ndarray, np.ndarray]
 ) -> tuple[float, float, str]:
-    """Return FLAML's own held-out loss, its share of right test answers, and what it chose."""
+    """Return FLAML's held-out loss, its share of right test answers, and its learner."""
     automl = AutoML()
     automl.fit(
         *train, task="classification", metric="accuracy", time_budget=SECONDS, n_jobs=1,

@@ -7,7 +7,7 @@
 
 Each set with 300 training and 500 test texts. The clock of the search is the time of this process
 on a core, so that a crowded machine gives the same search, only later. A search that was stopped
-goes on; the row of a finished one stands in auto_texts.jsonl. The test texts are looked at once.
+continues; the row of a finished one stands in auto_texts.jsonl. The test texts are looked at once.
 """
 
 from __future__ import annotations

@@ -32,7 +32,7 @@ MODELS = {  # components, passes
 
 
 def by_gaussian(x: Array, holes: Array) -> Array:
-    """Fill holes by the conditional mean of one Gaussian, that of the rows x, (n, pixels)."""
+    """Fill holes by the conditional mean of one Gaussian, fitted to the rows x, (n, pixels)."""
     gone = np.isnan(holes[0])  # the same pixels of each row
     centre, covariance = x.mean(axis=0), np.cov(x.T)
     known, across = covariance[~gone][:, ~gone], covariance[~gone][:, gone]

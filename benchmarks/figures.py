@@ -1,4 +1,4 @@
-"""README's and the areas' figures again on this machine, next to those of their pages.
+"""README's and the areas' figures again on this machine, next to the figures of their pages.
 
     make figures                        # all whose packages are installed, about an hour
     make figures ONLY=recommend,speech  # the runs of these names

@@ -11,7 +11,7 @@ from ..core.files import read_json
 
 
 def begun_by(out: Path) -> Path:
-    """Return the folder beside --out in which an index grows until it is whole."""
+    """Return the folder next to --out in which an index grows until it is whole."""
     return out.with_name(f".{out.name}.part")
 
 

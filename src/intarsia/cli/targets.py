@@ -60,7 +60,7 @@ def target(
 def finished_names(path: Path | None, state: Path, kind: str) -> list[str]:
     """Return the files of a result whose command was killed before it removed its state.
 
-    path: of the result; state: what the command keeps beside it until it ends; kind: a file that
+    path: of the result; state: what the command keeps next to it until it ends; kind: a file that
     each such result has. An empty list: the result, if there is one, is another command's.
     """
     is_whole = path is not None and state.exists() and (path / kind).is_file()

@@ -348,7 +348,7 @@ class IntarsiaModel(BaseTuner):
     def _get_adapter_state_dict(cls, model: Any, **rest: Any) -> dict[str, Tensor]:
         """Select an adapter's weights; if all adapters are plain LoRA, under PEFT's names."""
         selected = super()._get_adapter_state_dict(model=model, **rest)
-        # beside other methods our type is kept, so that the adapters load into one model again
+        # next to other methods our type is kept, so that the adapters load into one model again
         if not all(is_plain_lora(model, name) for name in model.peft_config):
             return selected
         return theirs(selected, f".{rest['adapter_name']}")

@@ -38,7 +38,7 @@ def write_plain(model: PeftModel, folder: Path, name: str) -> dict[str, Any] | N
         return None
     place = folder if name == "default" else folder / name
     stored = read_json(place / origin.CONFIG)
-    # beside adapters of other methods, PEFT's functions write our type for this one, too
+    # next to adapters of other methods, PEFT's functions write our type for this one, too
     if stored["peft_type"] == Family.INTARSIA.value:
         write_config(config, place, auto_mapping_dict=stored.get("auto_mapping"))
     return left_out(config)
