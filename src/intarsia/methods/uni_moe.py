@@ -13,7 +13,7 @@ from ..adapters import Lora
 from ..core import Card, Cell, Method, Paper, Routing, Site
 from ..core.errors import ConfigError
 from ..core.schema import check, setting
-from ..data.senses.encoders import MODALITIES
+from ..gating.context import MODALITIES
 from ..gating.gate import of_real
 from ..hosts.senses.modalities import connectors_of
 from ..mixtures.lora_experts import ATTENTION, BesideAttention, OutputExperts, attention_cell

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from intarsia.core.store import Store
 from intarsia.data import packages
 from intarsia.data.language_models import language_model, quietly
-from intarsia.models.retrieve.inference_free import DENSE, packaged_folder
+from intarsia.data.packages import SENTENCE_ENCODERS, packaged_folder
 from intarsia.train.order import IGNORED, Inputs
 from intarsia.train.tasks.classes import Classes
 from intarsia.train.tasks.tokens import Tokens
@@ -90,7 +90,7 @@ def encoder() -> tuple[Any, Any]:
     from transformers import AutoModel, AutoTokenizer
 
     # from a package: no network is needed, and no code from the folder runs
-    folder: Any = packaged_folder(DENSE, "minilm", lambda _: None)
+    folder: Any = packaged_folder(SENTENCE_ENCODERS, "minilm", lambda _: None)
     options: dict[str, Any] = {"trust_remote_code": False, "local_files_only": True}
     with quietly():
         return AutoModel.from_pretrained(folder, **options).eval(), AutoTokenizer.from_pretrained(

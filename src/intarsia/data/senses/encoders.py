@@ -34,7 +34,6 @@ Encode = Callable[[Any], Tensor]
 Source = Any  # a Path; a PIL picture; samples and their rate
 AT_ONCE = 16  # views
 PATCH = 14  # px
-MODALITIES = ("text", "image", "audio")
 
 
 @dataclass(frozen=True, slots=True)

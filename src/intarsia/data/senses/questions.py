@@ -25,8 +25,9 @@ from intarsia.core.errors import ConfigError, DataError
 from intarsia.core.files import parse_json
 from intarsia.core.reading import read_text
 from intarsia.data.packages import announce
-from intarsia.data.senses.encoders import MODALITIES, Encoder, Source, features
+from intarsia.data.senses.encoders import Encoder, Source, features
 from intarsia.data.texts import IGNORED, grouped
+from intarsia.gating.context import MODALITIES
 
 MARKS = {"image": -1, "audio": -2}  # the ids of what stands for a vector
 KEYS = ("question", "answer", "text", "image", "audio", "group")

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from ...core.errors import ConfigError
 from ...core.modes import evaluating
-from ...data.senses.encoders import MODALITIES
 from ...gating import Router, learned_routers
+from ...gating.context import MODALITIES
 from ..anatomy.compare import call
 
 

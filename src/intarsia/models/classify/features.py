@@ -25,8 +25,7 @@ from ...core.errors import CheckpointError, ConfigError, DataError, UnknownName
 from ...core.registry import keys
 from ...data.labelled import Rows
 from ...data.language_models import headless_model
-from ...data.packages import announce
-from ..retrieve.inference_free import DENSE, packaged_folder
+from ...data.packages import SENTENCE_ENCODERS, announce, packaged_folder
 from .standalone import WORD, blocks_of, hidden_means
 
 PARTS = {"word": ("word", 1, 2), "characters": ("char_wb", 2, 5)}
@@ -284,7 +283,7 @@ def text_model(name: str) -> tuple[Any, Any]:
     name: minilm, smollm2, a folder or a name on the Hub.
     Raises: AssetError.
     """
-    return headless_model(name, packaged_folder(DENSE, name), progress=announce)
+    return headless_model(name, packaged_folder(SENTENCE_ENCODERS, name), progress=announce)
 
 
 def feature_of(word: str, columns: tuple[str, ...] = ()) -> Feature:

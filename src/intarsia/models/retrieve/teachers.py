@@ -9,8 +9,8 @@ from typing import Any, Protocol
 import numpy as np
 
 from ...core.errors import AssetError, ConfigError
-from ...data.packages import announce
-from .inference_free import DENSE, packaged_folder, sentence_transformers
+from ...data.packages import SENTENCE_ENCODERS, announce, packaged_folder
+from .inference_free import sentence_transformers
 from .lexical import Lexical, stems
 
 BM25 = Lexical()  # its language, k1 and b
@@ -75,7 +75,7 @@ class DenseTeacher:
         texts: the collection, by number; name: of a packaged encoder, or a folder; report: called
           with the progress of a download. Raises: AssetError.
         """
-        folder = packaged_folder(DENSE, name, report) or name
+        folder = packaged_folder(SENTENCE_ENCODERS, name, report) or name
         library = sentence_transformers()
         try:
             self.model = library.SentenceTransformer(
@@ -83,7 +83,7 @@ class DenseTeacher:
                 local_files_only=Path(folder).is_dir(),
             )  # fmt: skip
         except Exception as error:  # OSError, ValueError, KeyError, SafetensorError ...
-            want = f"bm25, {', '.join(DENSE)}, or a folder of a sentence encoder"
+            want = f"bm25, {', '.join(SENTENCE_ENCODERS)}, or a folder of a sentence encoder"
             fix = "Check the name of the teacher."
             raise AssetError(f"teacher {name!r}", got=error, want=want, fix=fix) from error
         self.texts, self._vectors = texts, dict[int, np.ndarray]()
