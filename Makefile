@@ -40,7 +40,7 @@ thorough: setup  ## the tests that `make test` leaves out for their time: pages,
 	$(BIN)/python -m pytest -n $(JOBS) -m thorough
 
 # what computes: bits are promised between equal runs on one machine, not between processors
-NUMBERS := $(addprefix tests/,adapters formats gating kernels mixtures partitions routers schedules scores methods models train test_fitting.py)
+NUMBERS := $(addprefix tests/,adapters formats gating kernels mixtures partitions routers schedules scores methods models areas senses train test_fitting.py)
 
 # those that multiply; the others choose, store or schedule weights, which threads do not change
 THREADED := $(filter-out $(addprefix tests/,formats gating partitions schedules scores),$(NUMBERS))
@@ -50,8 +50,8 @@ numbers: setup  ## the tests of what computes, as an older processor would, with
 	ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=AVX2 OMP_NUM_THREADS=2 $(BIN)/python -m pytest -n $$(( ($(JOBS) + 1) / 2 )) $(THREADED)
 
 # what a processor, a number of threads or a seed may turn: trainings, native numerics, the command line
-TURNED := $(addprefix tests/,train experiments methods routers models kernels cli test_fitting.py test_conftest.py \
-	hosts/swap hosts/prune hosts/test_read_me.py hosts/test_union_of_experts.py lab/bench/test_rival_products.py)
+TURNED := $(addprefix tests/,train runs methods routers models areas kernels cli test_fitting.py test_conftest.py \
+	sparse hosts/test_union_of_experts.py lab/bench/test_rival_products.py)
 
 machines: setup  ## those tests with one thread, and as a processor with AVX2, with another seed each
 	OMP_NUM_THREADS=1 INTARSIA_TEST_SEED=1 $(BIN)/python -m pytest -n $(JOBS) $(TURNED)

@@ -25,17 +25,17 @@ import numpy as np
 import torch
 
 import intarsia
-from intarsia.choosing import auto as autos
-from intarsia.choosing import folded
-from intarsia.choosing.folded import describe_settings
-from intarsia.choosing.views import PROBE
 from intarsia.core.reading import read_tensors
 from intarsia.core.store import key_of
-from intarsia.experiments import one_run, pool
-from intarsia.experiments.experiment import Experiment
 from intarsia.reports import numbers
 from intarsia.reports.runs.reading import PREDICTIONS
 from intarsia.reports.statistics import t_interval
+from intarsia.runs import one_run, pool
+from intarsia.runs.choosing import auto as autos
+from intarsia.runs.choosing import folded
+from intarsia.runs.choosing.folded import describe_settings
+from intarsia.runs.choosing.views import PROBE
+from intarsia.runs.experiment import Experiment
 from intarsia.train.folder import RUN
 from intarsia_lab.kit.source import computing
 from intarsia_lab.materials import suites
@@ -107,11 +107,11 @@ def search(data: str, out: Path, **options: Any) -> dict[str, Any]:
 
 def search_source() -> str:
     """Return a digest of what the search's own source computes: all rows on the page have one."""
-    top = Path(autos.__file__).parents[1]
+    choosing = Path(autos.__file__).parent
     # the search for texts is another one
-    files = [path for path in (top / "choosing").glob("*.py") if "texts" not in path.stem]
-    files += [top / "train" / "probe.py", top / "experiments" / "own_rates.py"]
-    return key_of({path.name: computing(path.read_text(), ("intarsia",)) for path in sorted(files)})
+    files = [path for path in choosing.glob("*.py") if "texts" not in path.stem]
+    files += [choosing.parent / "own_rates.py", choosing.parents[1] / "train" / "probe.py"]
+    return key_of({path.name: computing(path.read_text(), ("intarsia",)) for path in files})
 
 
 def probe_run(experiment: Experiment, out: Path) -> Path:

@@ -21,11 +21,11 @@ import torch  # noqa: E402
 from auto import IMAGES, ROOT, SEED, TEST  # noqa: E402
 from flaml import AutoML  # pyright: ignore[reportMissingImports]  # noqa: E402
 
-from intarsia.choosing.auto import known_models  # noqa: E402
-from intarsia.choosing.views import views  # noqa: E402
 from intarsia.data import input_config  # noqa: E402
-from intarsia.experiments.execute import held, model_of, pictures_of  # noqa: E402
-from intarsia.experiments.experiment import Adapted, Experiment, Pictures  # noqa: E402
+from intarsia.runs.choosing.auto import known_models  # noqa: E402
+from intarsia.runs.choosing.views import views  # noqa: E402
+from intarsia.runs.execute import held, model_of, pictures_of  # noqa: E402
+from intarsia.runs.experiment import Adapted, Experiment, Pictures  # noqa: E402
 from intarsia.train.probe import features  # noqa: E402
 from intarsia_lab.materials import suites  # noqa: E402
 

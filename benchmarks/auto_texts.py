@@ -13,7 +13,6 @@ continues; the row of a finished one stands in auto_texts.jsonl. The test texts 
 from __future__ import annotations
 
 import argparse
-import ast
 import csv
 import email
 import json
@@ -34,20 +33,21 @@ from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegressionCV
 from sklearn.pipeline import make_pipeline, make_union
 
-from intarsia.choosing import texts as searching
-from intarsia.choosing.blending import chosen
-from intarsia.choosing.judging import HeldOutAnswers
 from intarsia.core.labelled import AUTO
 from intarsia.core.store import Store, key_of
 from intarsia.data import corpora
 from intarsia.data.naves import read_naves
 from intarsia.data.packages import announce, obtain, pinned
-from intarsia.experiments import labelled_adapting as adapting
 from intarsia.models.classify.classifier import judged
 from intarsia.models.classify.features import MODELS, TOKENS, text_model
 from intarsia.reports import numbers
+from intarsia.runs import labelled_adapting as adapting
+from intarsia.runs.choosing import texts as searching
+from intarsia.runs.choosing.blending import chosen
+from intarsia.runs.choosing.judging import HeldOutAnswers
 from intarsia.train.folds import deal
 from intarsia.train.probe import FOLDS, converged_probe
+from intarsia_lab.kit.source import computing
 
 ROOT = Path(__file__).parents[1]
 ROWS = ROOT / "benchmarks" / "auto_texts.jsonl"
@@ -132,13 +132,13 @@ def store(file: Path, row: Row) -> None:
 
 
 def search_source() -> str:
-    """Return a digest of the search's own source: all rows on the page have the same."""
-    top = Path(searching.__file__).parents[1]
+    """Return a digest of what the search's own source computes: all rows on the page have one."""
+    choosing = Path(searching.__file__).parent
+    top = choosing.parents[1]
     files = [*(top / "models" / "classify").glob("*.py"), top / "train" / "probe.py"]
-    files += [top / "choosing" / name for name in ("texts.py", "blending.py", "judging.py")]
-    files += [top / "experiments" / "labelled_adapting.py"]
-    trees = {path: ast.dump(ast.parse(path.read_text())) for path in sorted(files)}
-    return key_of({path.relative_to(top).as_posix(): tree for path, tree in trees.items()})
+    files += [choosing / name for name in ("texts.py", "blending.py", "judging.py")]
+    files += [choosing.parent / "labelled_adapting.py"]
+    return key_of({path.name: computing(path.read_text(), ("intarsia",)) for path in files})
 
 
 def written(name: str, folder: Path) -> Path:

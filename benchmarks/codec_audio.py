@@ -19,11 +19,11 @@ import numpy as np
 import soundfile
 from frame import markdown, parser, publish, read
 
+from intarsia.areas.codec import irc
+from intarsia.areas.codec.codec import Recombiner
+from intarsia.areas.codec.recombiner import RecombinerSettings
 from intarsia.data.packages import obtain, pinned
 from intarsia.data.sounds import RATE, prompts
-from intarsia.models.codec import irc
-from intarsia.models.codec.codec import Recombiner
-from intarsia.models.codec.recombiner import RecombinerSettings
 
 Array = np.ndarray
 LENGTH, LOUD = 800, 0.02  # samples of a clip, and its least standard deviation

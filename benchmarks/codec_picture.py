@@ -15,8 +15,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from intarsia.areas.codec.codec import Recombiner
 from intarsia.data.photographs import photographs
-from intarsia.models.codec.codec import Recombiner
 from intarsia_lab.claims.recombiner import file, psnr
 
 DOCS = Path(__file__).parents[1] / "docs"

@@ -37,16 +37,16 @@ from torch import Tensor, nn
 
 from intarsia.data.calibration import load_calibration
 from intarsia.data.language_models import language_model
+from intarsia.decode.native_decoder import NativeText
+from intarsia.folders.opened import open_language_model
 from intarsia.formats import Bitmask, BlockInt, GroupSparse
+from intarsia.formats.packed_linear import PackedLinear
 from intarsia.formats.rivals import TIMES, RuntimeFigures, record
-from intarsia.hosts.native_decoder import NativeText
-from intarsia.hosts.opened import open_language_model
-from intarsia.hosts.swap.compress import compress
-from intarsia.hosts.swap.packed_head import pack_head, token_bytes
-from intarsia.hosts.swap.packed_linear import PackedLinear
 from intarsia.kernels import native
 from intarsia.kernels.decoder import AttendStep, DecoderStep, NativeDecoder, ProductStep
 from intarsia.kernels.native.floor import read_bandwidth
+from intarsia.sparse.swap.compress import compress
+from intarsia.sparse.swap.packed_head import pack_head, token_bytes
 
 PROMPT = "The ship left the harbour before dawn, and"
 WARM, TOKENS = 2, 8

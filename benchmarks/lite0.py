@@ -24,10 +24,10 @@ from torch import Tensor, nn
 
 from intarsia.data.packages import cache_dir
 from intarsia.formats.rivals import RuntimeFigures, record
-from intarsia.hosts.swap.compress import compress
 from intarsia.kernels import native
 from intarsia.methods.fast_convnets import Chw, chw_report
 from intarsia.reports.statistics import paired_interval
+from intarsia.sparse.swap.compress import compress
 from intarsia_lab.materials.convnet_times import dense_runtimes, int8_runtimes
 from intarsia_lab.materials.lite0 import SIDE, lite0, logits
 from intarsia_lab.materials.lite0_pictures import UNKNOWN, Judged, pictures

@@ -22,14 +22,14 @@ from typing import Any
 
 from frame import markdown, parser, publish, read
 
-from intarsia.choosing.arms import arm
 from intarsia.core.locks import alone
 from intarsia.core.store import Store, key_of
-from intarsia.experiments.experiment import Experiment, Pictures
-from intarsia.experiments.one_run import run as one_run
-from intarsia.experiments.one_run import shape_of
-from intarsia.experiments.pool import MOST, Trial, TrialEnd, run_told
 from intarsia.reports.sheet import Differences, Sheet, Spread
+from intarsia.runs.choosing.arms import arm
+from intarsia.runs.experiment import Experiment, Pictures
+from intarsia.runs.one_run import run as one_run
+from intarsia.runs.one_run import shape_of
+from intarsia.runs.pool import MOST, Trial, TrialEnd, run_told
 from intarsia_lab.materials.suites import JOINED
 
 FILE = Path(__file__).with_suffix(".json")

@@ -39,9 +39,9 @@ from transformers import DynamicCache, MixtralConfig, MixtralForCausalLM
 import intarsia
 from intarsia.data.calibration import load_calibration
 from intarsia.data.language_models import language_model
-from intarsia.hosts.native_decoder import NativeText
-from intarsia.hosts.offload.resident import slots_of
+from intarsia.decode.native_decoder import NativeText
 from intarsia.kernels import native
+from intarsia.offloading.resident import slots_of
 from intarsia.placement import Trace
 from intarsia.placement.expertflow import Predictive, TokenTable
 from intarsia.placement.policies import Expected, Lru

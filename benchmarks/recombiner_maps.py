@@ -18,9 +18,9 @@ from pathlib import Path
 import numpy as np
 from frame import markdown, parser, publish, read
 
+from intarsia.areas.codec.codec import Recombiner
+from intarsia.areas.codec.recombiner import RecombinerSettings
 from intarsia.core.files import write_json
-from intarsia.models.codec.codec import Recombiner
-from intarsia.models.codec.recombiner import RecombinerSettings
 from intarsia.reports.statistics import paired_interval
 from intarsia_lab.claims.recombiner import ARMS, RATES, SIDE, pictures, psnr
 

@@ -17,16 +17,16 @@ from typing import Any
 import numpy as np
 from frame import markdown, parser, publish, read
 
+from intarsia.areas.recommend.ease import Ease
+from intarsia.areas.recommend.itemknn import ItemKnn
+from intarsia.areas.recommend.lightgcn import LightGcn
+from intarsia.areas.recommend.measures import full_sort
+from intarsia.areas.recommend.multvae import MultVae
+from intarsia.areas.recommend.neumf import NeuMf
+from intarsia.areas.recommend.recommending import fit_recommender, measured, parts_of
 from intarsia.core.registry import method_key
 from intarsia.data.atomic_files import load_interactions
 from intarsia.data.interactions import Interactions
-from intarsia.experiments.recommending import fit_recommender, measured, parts_of
-from intarsia.models.recommend.ease import Ease
-from intarsia.models.recommend.itemknn import ItemKnn
-from intarsia.models.recommend.lightgcn import LightGcn
-from intarsia.models.recommend.measures import full_sort
-from intarsia.models.recommend.multvae import MultVae
-from intarsia.models.recommend.neumf import NeuMf
 
 MEASURES = ("nDCG@20", "R@20", "RR@10", "Success@20")
 TRIED: tuple[tuple[Any, dict[str, Any]], ...] = (

@@ -21,10 +21,10 @@ from pathlib import Path
 import torch
 
 import intarsia
-from intarsia.choosing.arms import arm
 from intarsia.data import eval_transform, input_config, load_data, tensors
-from intarsia.experiments.execute import method_of
-from intarsia.experiments.experiment import Experiment, Pictures
+from intarsia.runs.choosing.arms import arm
+from intarsia.runs.execute import method_of
+from intarsia.runs.experiment import Experiment, Pictures
 from intarsia_lab.bench.plan import BenchPlan
 from intarsia_lab.bench.protocols import protocol
 from intarsia_lab.bench.run import How, run_plan

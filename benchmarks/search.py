@@ -27,14 +27,14 @@ import numpy as np
 import scipy.sparse as sp
 from frame import interleaved, judged, markdown, parser, publish, read
 
+from intarsia.areas.search.inference_free import MODELS, InferenceFree, packaged_folder
+from intarsia.areas.search.lexical import Lexical, StemsAlone
+from intarsia.areas.search.query_weights import QueryWeights, idf
+from intarsia.areas.search.sparse_index import SparseIndex
+from intarsia.areas.search.teachers import Bm25
+from intarsia.areas.search.tuning import BS, K1S, MOST_QUERIES, tune_lexical
 from intarsia.data.collections import Collection, load_collection
 from intarsia.data.packages import cache_dir
-from intarsia.models.retrieve.inference_free import MODELS, InferenceFree, packaged_folder
-from intarsia.models.retrieve.lexical import Lexical, StemsAlone
-from intarsia.models.retrieve.query_weights import QueryWeights, idf
-from intarsia.models.retrieve.sparse_index import SparseIndex
-from intarsia.models.retrieve.teachers import Bm25
-from intarsia.models.retrieve.tuning import BS, K1S, MOST_QUERIES, tune_lexical
 from intarsia.train.ranked import score_run
 
 TARGET = 1.2  # of bm25s' CPU time, for queries of 17 words

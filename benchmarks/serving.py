@@ -115,7 +115,7 @@ class Client(threading.local):
 
 def wanted(folder: Path, adapters: dict[str, Path], asked: set[Ask], slots: str) -> dict[Ask, str]:
     """What `generate` says to each request that is different."""
-    from intarsia.hosts.serving.models import open_models
+    from intarsia.serve.models import open_models
 
     opened = open_models({"base": str(folder / "store")}, adapters, slots=float(slots))
     found: dict[Ask, str] = {}

@@ -30,10 +30,10 @@ from serving import Ask, Client, started
 from token_peers import LARGE_PAGES
 
 from intarsia.data.language_models import language_model
+from intarsia.folders.opened import save_language_model
 from intarsia.formats import BlockInt
-from intarsia.hosts.opened import save_language_model
-from intarsia.hosts.swap.compress import compress
-from intarsia.hosts.swap.packed_head import pack_head
+from intarsia.sparse.swap.compress import compress
+from intarsia.sparse.swap.packed_head import pack_head
 
 PROMPT = "The ship left the harbour before dawn, and nobody on the shore could say where it went."
 CLIENTS, ROUNDS, TOKENS, ROOM = (1, 4, 16), 3, 48, 128

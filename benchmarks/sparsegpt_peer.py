@@ -30,11 +30,11 @@ from torch import Tensor
 
 from intarsia.data.language_models import language_model
 from intarsia.data.texts import load_texts
-from intarsia.hosts.prune.pruner import output_error, stops_of
-from intarsia.hosts.prune.rows import batched
-from intarsia.hosts.prune.walk import inputs_of
 from intarsia.partitions import choose_and_compensate
 from intarsia.scores import Statistics
+from intarsia.sparse.prune.pruner import output_error, stops_of
+from intarsia.sparse.prune.rows import batched
+from intarsia.sparse.prune.walk import inputs_of
 
 PACKAGES = (
     "llmcompressor==0.14.0.1", "compressed-tensors==0.19.0", "transformers==5.17.0",

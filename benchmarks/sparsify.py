@@ -28,9 +28,9 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 import intarsia
 from intarsia.data.language_models import language_model
-from intarsia.hosts.prune.pruner import stops_of
 from intarsia.schedules import FixedMask, RigL
 from intarsia.schedules.masked import Masking
+from intarsia.sparse.prune.pruner import stops_of
 
 BAR_WANDA, BAR_STEP, BAR_BYTES, DENSITY = 1.3, 1.05, 1.0, 0.25
 WIDE, AGAIN, RIGL = "fixed mask", "fixed mask again", "RigL, between updates"

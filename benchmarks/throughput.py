@@ -22,10 +22,10 @@ from typing import Any
 import torch
 from frame import markdown, parser, publish, read
 
-from intarsia.choosing.arms import arm
-from intarsia.experiments.experiment import Experiment, Pictures
-from intarsia.experiments.one_run import run
-from intarsia.experiments.shared import Spent
+from intarsia.runs.choosing.arms import arm
+from intarsia.runs.experiment import Experiment, Pictures
+from intarsia.runs.one_run import run
+from intarsia.runs.shared import Spent
 from intarsia_lab.bench.plan import BenchPlan
 from intarsia_lab.bench.profiles import FULL
 from intarsia_lab.bench.protocols import HONEST

@@ -24,8 +24,8 @@ import wasmtime  # pyright: ignore[reportMissingImports]
 from frame import interleaved, markdown, parser, publish, read
 from torch import Tensor
 
+from intarsia.folders.out.graphs import export_onnx
 from intarsia.formats import RowBlocks
-from intarsia.hosts import export_onnx
 from intarsia.kernels.chw.native import FIELDS, KINDS, pitch_of
 from intarsia.kernels.native.building import SOURCES
 from intarsia_lab.materials.convnet_times import SHAPES

@@ -10,7 +10,7 @@ import argparse
 from pathlib import Path
 
 import intarsia
-from intarsia.hosts import export_timm
+from intarsia.folders.out.export import export_timm
 from intarsia.reports.runs import (
     choice_sentence,
     comparison_of,

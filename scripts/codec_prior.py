@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import sys
 
-from intarsia.models.codec.codec import Recombiner
-from intarsia.models.codec.recombiner import RecombinerSettings
+from intarsia.areas.codec.codec import Recombiner
+from intarsia.areas.codec.recombiner import RecombinerSettings
 from intarsia_lab.claims.recombiner import pictures
 
 # maps at the released rate are level (32.00 dB on twelve fresh crops) and would be 1.2 MB more

@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from intarsia.adapters import Bottleneck
-from intarsia.hosts import adapt
+from intarsia.folders.verbs import adapt
 from intarsia.methods import Mosa
 from intarsia.mixtures import SplitLinear, split_adamw
 from intarsia.partitions import random_disjoint

@@ -19,9 +19,9 @@ import typer
 from PIL import Image
 from typer.exceptions import TyperException as Refused
 
-from intarsia.choosing.arms import ARMS, EXTRA
 from intarsia.cli import app
 from intarsia.core.registry import keys
+from intarsia.runs.choosing.arms import ARMS, EXTRA
 
 from .language_models import plain_text
 from .test_real_pages import language_model

@@ -19,11 +19,11 @@ from intarsia.conformance.sparsifiers import SPARSIFIER_LAWS
 from intarsia.core import Card, Paper, Partition
 from intarsia.core.errors import ConfigError, ConformanceError
 from intarsia.core.schema import setting
-from intarsia.hosts.prune.pruner import LayerPruner
 from intarsia.partitions import keep_rows, keep_shares
 from intarsia.schedules import SparseSchedule
 from intarsia.schedules.masked import Masked, Masks, Weights
 from intarsia.scores import Statistics
+from intarsia.sparse.prune.pruner import LayerPruner
 
 OF_ANY_CARD = {"names_its_exceptions", *(law.__name__ for law in CARD_LAWS)}
 PAPER = Paper("1911.11134", 2019, "A paper")

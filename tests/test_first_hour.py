@@ -33,8 +33,8 @@ from intarsia.cli import app
 from intarsia.conformance.senses import picture
 from intarsia.data import sets
 
+from .areas.search.conftest import masked_language_model
 from .language_models import mixtral
-from .models.retrieve.conftest import masked_language_model
 from .pages import ROOT, commands, compare_numbers, compare_words, desk, read, typed
 
 CHOICE = Path("runs/auto-photos/choice")  # in README
@@ -51,7 +51,7 @@ HOUR = """
 import importlib.util, json, shutil, sys
 from typer.testing import CliRunner
 from intarsia.cli import app
-from intarsia.experiments import matrix
+from intarsia.runs import matrix
 
 matrix.EXECUTOR = "here"
 assert importlib.util.find_spec("intarsia_lab") is None
@@ -62,7 +62,7 @@ for words in json.load(sys.stdin):
         shutil.rmtree("runs/auto-photos")
         end = CliRunner().invoke(app, [*words, "--minutes", "0.75"])
     ends.append((end.exit_code, end.stdout, end.output))
-importlib.import_module("intarsia.hosts.serving.app")
+importlib.import_module("intarsia.serve.app")
 print(json.dumps(ends))
 """
 

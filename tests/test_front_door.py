@@ -20,10 +20,10 @@ from typer.testing import CliRunner
 
 import intarsia
 from intarsia.cli import app, shell
-from intarsia.experiments import matrix
+from intarsia.runs import matrix
 
+from .areas.search.conftest import masked_language_model
 from .language_models import mixtral
-from .models.retrieve.conftest import masked_language_model
 from .pages import (
     ROOT,
     Refused,

@@ -18,7 +18,7 @@ from intarsia.core.change import Change, Plan, steps_of
 from intarsia.core.errors import ConfigError
 from intarsia.core.foreign import activation_of, config_of, groups_of, logits_in, tensor_of
 from intarsia.core.registry import settings_to_dict
-from intarsia.hosts import as_change
+from intarsia.folders.verbs import as_change
 
 SRC = Path(__file__).parents[1] / "src" / "intarsia"
 

@@ -16,12 +16,12 @@ NO_NAMES = frozenset({"utils", "util", "common", "helpers", "helper", "misc", "b
 # "folder/file.py", "folder/file.py::function" or "folder/file.py::Class" -> why it is larger;
 # those of the laboratory with lab/ before
 EXCEPTIONS: dict[str, str] = {
-    "choosing/certainty.py::Certainty": "a record of one choice, not a setting anyone passes on",
+    "runs/choosing/certainty.py::Certainty": "a record of one choice, no setting anyone passes on",
     "cli/choosing.py::auto": "a signature: one line for each option",
     "cli/compressing.py::compress": "a signature: one line for each option",
     "cli/compressing.py::_packed": "wants to be split by kinds of model",
     "cli/index_steps.py::write_index": "wants to be split: begin, go on, finish",
-    "experiments/execute.py::_on_pictures": "wants to be split: data, model, training",
+    "runs/execute.py::_on_pictures": "wants to be split: data, model, training",
     "train/loop.py::Job": "the order for a run, which `fit` alone makes",
     "core/schema.py::Setting": "what a setting may declare, each with a default",
     "core/card.py::Card": "a record of one method, not a setting anyone passes on",

@@ -57,4 +57,4 @@ def test_a_path_climbs_at_most_three_times_and_says_where(title: str) -> None:
 
 
 def test_a_climb_is_seen() -> None:
-    assert climbs(["fitting.py", "core/files.py", "hosts/saved.py"]) == [False, False, True]
+    assert climbs(["fitting.py", "core/files.py", "folders/saved.py"]) == [False, False, True]

@@ -1,2 +1,2 @@
-from .models.codec.codec import Recombiner as Recombiner
-from .models.codec.recombiner import RecombinerSettings as RecombinerSettings
+from .areas.codec.codec import Recombiner as Recombiner
+from .areas.codec.recombiner import RecombinerSettings as RecombinerSettings

@@ -1,4 +1,3 @@
-from .experiments.union_page import patches_page as patches_page
 from .hosts import expert_loads as expert_loads
 from .hosts import load_mixture as load_mixture
 from .hosts import merge_mixtures as merge_mixtures
@@ -6,11 +5,12 @@ from .hosts import prune_experts as prune_experts
 from .hosts import save_mixture as save_mixture
 from .hosts import student_of as student_of
 from .hosts.attribution import attribute_experts as attribute_experts
-from .hosts.relabel import relabel as relabel
-from .hosts.swap.experts import MergeMixtures as MergeMixtures
-from .hosts.swap.experts import PruneExperts as PruneExperts
-from .hosts.swap.student import Student as Student
-from .hosts.swap.union_of_experts import UnionOfExperts as UnionOfExperts
-from .hosts.swap.union_of_experts import recompose as recompose
-from .hosts.swap.union_patches import taken_patches as taken_patches
-from .hosts.swap.upcycle import Upcycle as Upcycle
+from .runs.union_page import patches_page as patches_page
+from .sparse.swap.experts import MergeMixtures as MergeMixtures
+from .sparse.swap.experts import PruneExperts as PruneExperts
+from .sparse.swap.relabel import relabel as relabel
+from .sparse.swap.student import Student as Student
+from .sparse.swap.union_of_experts import UnionOfExperts as UnionOfExperts
+from .sparse.swap.union_of_experts import recompose as recompose
+from .sparse.swap.union_patches import taken_patches as taken_patches
+from .sparse.swap.upcycle import Upcycle as Upcycle

@@ -18,10 +18,10 @@ from .data.loaders import tensors_or_prepared
 from .data.splits import Splits
 from .data.texts import TextSplits
 from .data.transforms import eval_transform, input_config
+from .folders.saved import save
 from .hosts.anatomy.blocks import blocks, layers_of
 from .hosts.attach.config import IntarsiaConfig
 from .hosts.attach.peft import is_adapted, is_peft
-from .hosts.saved import save
 from .processes.parallelism import WholeModel
 from .schedules import FixedMask, LayerSchedule, Phased, SparseSchedule, masked_weights
 from .train.evaluation import evaluate as score_set

@@ -1,2 +1,2 @@
-from .models.memory.mac import Mac as Mac
-from .models.memory.sparsey_net import SparseyNet as SparseyNet
+from .areas.memory.mac import Mac as Mac
+from .areas.memory.sparsey_net import SparseyNet as SparseyNet

@@ -19,11 +19,11 @@ import torch
 from intarsia import open_run
 from intarsia.core.errors import CheckpointError, ConfigError, DataError
 from intarsia.core.sealing import sealed
-from intarsia.experiments.blending import BlendRun, open_blend, write_blend
-from intarsia.experiments.opening import open_single
-from intarsia.experiments.runs import RunOnPictures, picture_files
-from intarsia.hosts.out.blends import export_blend_timm
+from intarsia.folders.out.blends import export_blend_timm
 from intarsia.reports.runs import read_run
+from intarsia.runs.blending import BlendRun, open_blend, write_blend
+from intarsia.runs.opening import open_single
+from intarsia.runs.runs import RunOnPictures, picture_files
 
 from ..killed import calls_of, killed_at
 from ..refusals import refused

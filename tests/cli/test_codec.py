@@ -14,9 +14,9 @@ from PIL import Image
 from scipy.io import wavfile
 from typer.testing import CliRunner
 
+from intarsia.areas.codec.codec import Recombiner
+from intarsia.areas.codec.recombiner import CARD, RecombinerSettings
 from intarsia.cli import app
-from intarsia.models.codec.codec import Recombiner
-from intarsia.models.codec.recombiner import CARD, RecombinerSettings
 
 from ..killed import calls_of, killed_at
 

@@ -15,11 +15,11 @@ import torch
 from intarsia import Bottleneck, Lora, Mosa, TopK
 from intarsia.cli import demo_steps, exporting
 from intarsia.core.errors import ConfigError, DataError, TrainingError
-from intarsia.experiments import matrix, rates
-from intarsia.experiments.experiment import Adapted, Experiment, Pictures
-from intarsia.experiments.matrix import PlannedRun, by_method, on_one_adapter, planned, run_all
-from intarsia.experiments.settings import method
 from intarsia.experts import Upcycle
+from intarsia.runs import matrix, rates
+from intarsia.runs.experiment import Adapted, Experiment, Pictures
+from intarsia.runs.matrix import PlannedRun, by_method, on_one_adapter, planned, run_all
+from intarsia.runs.settings import method
 from intarsia.train import Training
 from intarsia_lab.claims import ledger
 from intarsia_lab.cli import words as lab_words

@@ -10,8 +10,8 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
+from intarsia.areas.coding import BSC
 from intarsia.cli import app
-from intarsia.models.coding import BSC
 
 
 def pictures(folder: Path) -> Path:

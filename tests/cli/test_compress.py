@@ -16,19 +16,19 @@ from intarsia import open_run
 from intarsia.cli import compressing
 from intarsia.core.errors import ConfigError, DataError
 from intarsia.core.registry import settings_to_dict
+from intarsia.decode.native_decoder import why_not
+from intarsia.folders.opened import open_language_model
+from intarsia.folders.saved import HOST
 from intarsia.formats import Bitmask, rivals
-from intarsia.hosts.native_decoder import why_not
-from intarsia.hosts.opened import open_language_model
-from intarsia.hosts.saved import HOST
-from intarsia.hosts.swap import timing
-from intarsia.hosts.swap.chw_cluster import ChwCluster
-from intarsia.hosts.swap.compress import compress
-from intarsia.hosts.swap.packed_head import head_and_embedding, pack_head, token_bytes
-from intarsia.hosts.swap.packed_linear import PackedLinear
+from intarsia.formats.packed_linear import PackedLinear
 from intarsia.kernels import native
 from intarsia.kernels.native import building
 from intarsia.methods.gqsa.stages import Tuning
 from intarsia.sparse import Gqsa
+from intarsia.sparse.swap import timing
+from intarsia.sparse.swap.chw_cluster import ChwCluster
+from intarsia.sparse.swap.compress import compress
+from intarsia.sparse.swap.packed_head import head_and_embedding, pack_head, token_bytes
 from intarsia_lab.bench import sparse
 
 from .. import language_models

@@ -13,7 +13,7 @@ from intarsia.cli.options import shared
 from intarsia.cli.values import check_options
 from intarsia.core import registry
 from intarsia.core.errors import ConfigError, DataError, IntarsiaError, UnknownName
-from intarsia.experiments.experiment import FILE
+from intarsia.runs.experiment import FILE
 from intarsia.train.settings import settle
 from intarsia_lab.cli import names as lab_names
 from intarsia_lab.cli import words
@@ -63,7 +63,7 @@ def test_a_text_without_labels_is_refused_before_anything_is_imported(
     intarsia: Intarsia, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "notes.txt").write_text("a line\n" * 9)
-    monkeypatch.setitem(sys.modules, "intarsia.choosing.auto", None)
+    monkeypatch.setitem(sys.modules, "intarsia.runs.choosing.auto", None)
     for data in (str(tmp_path / "notes.txt"), "austen"):
         result = intarsia("auto", data)
         assert result.code == 2 and "got a text" in result.words

@@ -14,8 +14,8 @@ from PIL import Image
 
 from intarsia.core.errors import CheckpointError, ConfigError
 from intarsia.data.sets import located
-from intarsia.experiments import execute, experiment
-from intarsia.experiments.experiment import Experiment, Pictures
+from intarsia.runs import execute, experiment
+from intarsia.runs.experiment import Experiment, Pictures
 from intarsia.train import Running, Training
 from intarsia.train.learner import Learner
 

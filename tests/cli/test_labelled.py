@@ -15,11 +15,11 @@ import numpy as np
 import pytest
 
 import intarsia as library
-from intarsia.choosing import texts as searching
 from intarsia.core.errors import ConfigError, UnknownName
-from intarsia.experiments.labelled import LabelledRun, open_labelled
-from intarsia.experiments.labelled_report import adapting, arms_of, comparison_report
 from intarsia.reports.statistics import paired_interval
+from intarsia.runs.choosing import texts as searching
+from intarsia.runs.labelled import LabelledRun, open_labelled
+from intarsia.runs.labelled_report import adapting, arms_of, comparison_report
 
 from ..labelled import texts, write_csv, write_numbers
 from ..language_models import llama

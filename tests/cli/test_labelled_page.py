@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from intarsia.cli import labelled_page
-from intarsia.experiments.labelled import LabelledFit, LabelledRun, fit_labelled
 from intarsia.reports.local_page import LocalPage, running
+from intarsia.runs.labelled import LabelledFit, LabelledRun, fit_labelled
 
 from ..labelled import write_csv, write_numbers
 from .conftest import Intarsia

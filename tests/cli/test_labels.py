@@ -13,7 +13,7 @@ import torch
 
 from intarsia import fit, load_data, open_run
 from intarsia.data import backbone
-from intarsia.experiments import matrix
+from intarsia.runs import matrix
 from intarsia.train import MultiLabel
 
 from .conftest import TINY, Intarsia, picture

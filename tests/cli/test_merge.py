@@ -12,7 +12,7 @@ import torch
 
 from intarsia import open_run
 from intarsia.core.sealing import check_settings, sealed
-from intarsia.experiments.souping import soup_runs
+from intarsia.runs.souping import soup_runs
 
 from ..killed import calls_of, killed_at
 from .conftest import QUICK, TINY, Intarsia

@@ -6,7 +6,6 @@ from collections.abc import Iterable
 
 import pytest
 
-from intarsia.choosing.arms import ARMS, EXTRA
 from intarsia.cli import (
     components,
     early,
@@ -16,7 +15,8 @@ from intarsia.cli import (
 )
 from intarsia.core.errors import UnknownName
 from intarsia.core.registry import find, index, unpredicted_policies
-from intarsia.experiments.experiment import objectives, schedules
+from intarsia.runs.choosing.arms import ARMS, EXTRA
+from intarsia.runs.experiment import objectives, schedules
 from intarsia_lab.cli.words import ROUTERS, router_names
 from intarsia_lab.routing.table import VARIANTS
 

@@ -11,14 +11,14 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
+from intarsia.areas.recommend.recommending import open_recommender
+from intarsia.areas.recommend.showing import RecommenderPage
 from intarsia.cli import app
 from intarsia.cli.early import RECOMMENDERS
 from intarsia.cli.recommending import answers, page_of
 from intarsia.core.errors import DataError
 from intarsia.core.registry import index
 from intarsia.data.atomic_files import read_items
-from intarsia.experiments.recommending import open_recommender
-from intarsia.models.recommend.showing import RecommenderPage
 from intarsia.reports.local_page import LocalPage, running
 
 from ..refusals import refused

@@ -16,8 +16,8 @@ import torch
 from PIL import Image
 
 from intarsia import open_run
-from intarsia.experiments import runs
-from intarsia.experiments.runs import PictureRun, picture_files
+from intarsia.runs import runs
+from intarsia.runs.runs import PictureRun, picture_files
 
 from .conftest import QUICK, TINY, Intarsia, photos, picture
 

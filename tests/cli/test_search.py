@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
+from intarsia.areas.search.sparse_index import SparseIndex
 from intarsia.cli import app, index_steps
 from intarsia.cli.search_page import answers, page_of
-from intarsia.models.retrieve.sparse_index import SparseIndex
 from intarsia.reports.local_page import LocalPage, running
 
 TOYS = Path(__file__).parents[1] / "models" / "retrieve" / "conftest.py"
@@ -188,8 +188,8 @@ def test_searching_loads_no_torch(folder: Path) -> None:
     import subprocess
 
     code = (
-        "import sys; from intarsia.models.retrieve.showing import search_results; "
-        "from intarsia.models.retrieve.sparse_index import SparseIndex; "
+        "import sys; from intarsia.areas.search.showing import search_results; "
+        "from intarsia.areas.search.sparse_index import SparseIndex; "
         f"print(search_results(SparseIndex.load({str(folder)!r}), 'cat')['hits'][0]['id'], "
         "'torch' in sys.modules)"
     )
@@ -223,7 +223,7 @@ def test_a_begun_index_goes_on_with_the_same_documents_only(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytest.importorskip("sentence_transformers")
-    from intarsia.models.retrieve.inference_free import InferenceFree
+    from intarsia.areas.search.inference_free import InferenceFree
 
     spec: Any = importlib.util.spec_from_file_location("toys", TOYS)
     toys: Any = importlib.util.module_from_spec(spec)
@@ -260,7 +260,7 @@ def test_training_begins_without_what_an_earlier_one_left(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytest.importorskip("sentence_transformers")
-    from intarsia.models.retrieve import inference_free, learning
+    from intarsia.areas.search import inference_free, learning
 
     (tmp_path / "d.jsonl").write_text(json.dumps({"id": 1, "text": "one two " * 8}))
     checkpoints: list[bool] = []

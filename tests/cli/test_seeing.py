@@ -9,7 +9,7 @@ import pytest
 
 from intarsia.cli import seeing
 from intarsia.conformance.senses import picture, sound
-from intarsia.experiments import seeing as runs
+from intarsia.runs import seeing as runs
 
 from .conftest import Intarsia
 

@@ -17,11 +17,11 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from intarsia.cli import serving
+from intarsia.folders.opened import save_language_model
 from intarsia.formats import BlockInt
-from intarsia.hosts.opened import save_language_model
-from intarsia.hosts.serving import running
-from intarsia.hosts.swap.compress import compress
 from intarsia.kernels import native
+from intarsia.serve import running
+from intarsia.sparse.swap.compress import compress
 
 from ..language_models import byte_tokenizer
 from .conftest import Intarsia

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from intarsia.areas.codec import irc
 from intarsia.cli.targets import finished_names
-from intarsia.models.codec import irc
 
 from .conftest import Intarsia
 

@@ -19,8 +19,8 @@ from intarsia.cli.groups import HOMES
 from intarsia.cli.simulating import PLANS, POLICIES
 from intarsia.core.errors import ConfigError
 from intarsia.core.registry import unpredicted_policies
-from intarsia.experiments.stack_entries import ENTRIES
 from intarsia.placement.topology import KEYS
+from intarsia.runs.stack_entries import ENTRIES
 
 from .conftest import Intarsia, commands
 

@@ -6,15 +6,15 @@ from pathlib import Path
 
 import pytest
 
+from intarsia.areas.codec.prior import ABOUT
+from intarsia.areas.search.index_folder import META
 from intarsia.core.errors import CheckpointError
 from intarsia.core.folders import BLEND, MARKS, check_kind, data_name, describe_folder
-from intarsia.experiments.experiment import FILE
-from intarsia.experiments.seeing import FILE as SEEING
-from intarsia.hosts.offload.store import INDEX
-from intarsia.hosts.opened import CONFIG, SETTINGS
-from intarsia.models.codec.prior import ABOUT
-from intarsia.models.retrieve.index_folder import META
+from intarsia.folders.opened import CONFIG, SETTINGS
 from intarsia.models.saved import CARD
+from intarsia.offloading.store import INDEX
+from intarsia.runs.experiment import FILE
+from intarsia.runs.seeing import FILE as SEEING
 
 
 def test_the_marks_are_the_files_that_the_writers_write() -> None:

@@ -17,7 +17,7 @@ from intarsia.core import schema
 from intarsia.core.errors import ConfigError, IntarsiaError, UnknownChoice, UnknownName
 from intarsia.core.registry import card, index
 from intarsia.core.schema import Setting, check, fits, from_json, in_words, read, setting, to_json
-from intarsia.experiments.experiment import GROUPS, Experiment
+from intarsia.runs.experiment import GROUPS, Experiment
 from intarsia.train.settings import Running
 
 from ..refusals import refused

@@ -17,16 +17,16 @@ from safetensors import SafetensorError
 
 from intarsia.conformance.senses import Letters, picture, questions, sound
 from intarsia.core.errors import AssetError, ConfigError, DataError, UnknownName
-from intarsia.data.senses import hearing
-from intarsia.data.senses.encoders import ENCODERS, encoder, features
-from intarsia.data.senses.questions import (
+from intarsia.senses.data import hearing
+from intarsia.senses.data.encoders import ENCODERS, encoder, features
+from intarsia.senses.data.questions import (
     MARKS,
     Processor,
     Question,
     read_questions,
     split_questions,
 )
-from intarsia.data.senses.views import grid_of, views
+from intarsia.senses.data.views import grid_of, views
 
 from ..refusals import refused
 

@@ -26,10 +26,10 @@ from intarsia.data.atomic_files import load_interactions, read_items
 from intarsia.data.collections import load_collection, read_docs, read_queries
 from intarsia.data.decode import read_image
 from intarsia.data.onnx_weights import read_onnx
-from intarsia.data.senses.encoders import ENCODERS
-from intarsia.data.senses.hearing import read_sound
-from intarsia.data.senses.questions import Processor, read_questions
 from intarsia.data.texts import read_prompts, read_texts
+from intarsia.senses.data.encoders import ENCODERS
+from intarsia.senses.data.hearing import read_sound
+from intarsia.senses.data.questions import Processor, read_questions
 
 from .kinds import Kind
 

@@ -14,7 +14,13 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from typer.testing import CliRunner
 
 import intarsia
-from intarsia.choosing import auto
+from intarsia.areas.codec.codec import Recombiner
+from intarsia.areas.codec.recombiner import CARD, RecombinerSettings
+from intarsia.areas.coding.bsc import BSC
+from intarsia.areas.coding.mog import MoG
+from intarsia.areas.recommend.recommending import open_recommender, save_recommender
+from intarsia.areas.search.query_weights import QueryWeights
+from intarsia.areas.search.sparse_index import SparseIndex
 from intarsia.cli import app, begun_index
 from intarsia.cli import recommending as cli_recommending
 from intarsia.cli.configuring import read_config
@@ -23,21 +29,15 @@ from intarsia.conformance.made import torch_seed
 from intarsia.core.files import write_json
 from intarsia.core.reading import read_bytes
 from intarsia.data.interactions import ItemField, events
-from intarsia.experiments import experiment, seeing
-from intarsia.experiments.blending import open_blend, write_blend
-from intarsia.experiments.recommending import open_recommender, save_recommender
-from intarsia.models.codec.codec import Recombiner
-from intarsia.models.codec.recombiner import CARD, RecombinerSettings
-from intarsia.models.coding.bsc import BSC
-from intarsia.models.coding.mog import MoG
-from intarsia.models.retrieve.query_weights import QueryWeights
-from intarsia.models.retrieve.sparse_index import SparseIndex
 from intarsia.placement import Placement, Topology, Trace
 from intarsia.placement.expertflow import TokenTable
 from intarsia.reports import page
 from intarsia.reports import spans as spans_page
 from intarsia.reports import sparse as sparse_page
 from intarsia.reports.runs import gather, write_report
+from intarsia.runs import experiment, seeing
+from intarsia.runs.blending import open_blend, write_blend
+from intarsia.runs.choosing import auto
 
 from .data import photos
 from .kinds import Kind

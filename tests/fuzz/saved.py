@@ -15,8 +15,8 @@ import intarsia
 from intarsia.conformance.made import torch_seed
 from intarsia.conformance.senses import decoder
 from intarsia.data.texts import read_prompts
-from intarsia.hosts.out.export import export_timm
-from intarsia.hosts.prune.files import read_folder
+from intarsia.folders.out.export import export_timm
+from intarsia.sparse.prune.files import read_folder
 from intarsia.train import checkpoint
 
 from .data import tokenizer

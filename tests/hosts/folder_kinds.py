@@ -13,22 +13,22 @@ from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM, MixtralConfig, MixtralForCausalLM
 
 import intarsia
+from intarsia.areas.codec.codec import PHOTOGRAPHS
+from intarsia.areas.codec.prior import Prior
+from intarsia.areas.coding.bsc import BSC
+from intarsia.areas.search.query_weights import QueryWeights
+from intarsia.areas.search.sparse_index import SparseIndex
 from intarsia.core.files import read_json
 from intarsia.data.language_models import language_model
+from intarsia.folders.opened import open_language_model, save_language_model
 from intarsia.hosts.delta import file as delta_file
-from intarsia.hosts.offload.store import ExpertStore, pack_experts
-from intarsia.hosts.opened import open_language_model, save_language_model
-from intarsia.hosts.prune.files import read_folder, save_sparse
-from intarsia.hosts.prune.tables import load_tables, save_tables
-from intarsia.hosts.relabel import write_relabelled as relabelled
 from intarsia.hosts.spans.spans import Spans, load_spans
-from intarsia.models.codec.codec import PHOTOGRAPHS
-from intarsia.models.codec.prior import Prior
-from intarsia.models.coding.bsc import BSC
-from intarsia.models.retrieve.query_weights import QueryWeights
-from intarsia.models.retrieve.sparse_index import SparseIndex
+from intarsia.offloading.store import ExpertStore, pack_experts
 from intarsia.placement.placement import Placement
 from intarsia.placement.trace import Trace
+from intarsia.sparse.prune.files import read_folder, save_sparse
+from intarsia.sparse.prune.tables import load_tables, save_tables
+from intarsia.sparse.swap.relabel import write_relabelled as relabelled
 
 SIZES: dict[str, Any] = {
     "vocab_size": 64, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2,

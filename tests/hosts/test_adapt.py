@@ -16,7 +16,8 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from intarsia.adapters import Bottleneck, Lora
 from intarsia.core import Method
 from intarsia.core.errors import ConfigError, TargetError
-from intarsia.hosts import adapt, load
+from intarsia.folders.saved import load
+from intarsia.folders.verbs import adapt
 from intarsia.hosts.attach.adapt import find_heads
 from intarsia.hosts.attach.config import IntarsiaConfig
 from intarsia.hosts.attach.peft import IntarsiaLayer

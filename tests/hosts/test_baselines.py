@@ -20,7 +20,7 @@ from intarsia.core.change import steps_of
 from intarsia.core.errors import CheckpointError, ConfigError, TargetError, UnknownName
 from intarsia.core.registry import card, keys, settings_from_dict, settings_to_dict
 from intarsia.core.sealing import seal_folder
-from intarsia.hosts import adapt
+from intarsia.folders.verbs import adapt
 from intarsia.hosts.attach.prompts import Prompts
 from intarsia.train.record import parameter_counts
 

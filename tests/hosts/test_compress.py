@@ -27,12 +27,12 @@ from intarsia.core.errors import (
     TargetError,
     UnknownName,
 )
+from intarsia.folders.saved import replays
 from intarsia.formats import Bitmask
-from intarsia.hosts.saved import replays
-from intarsia.hosts.swap import timing
-from intarsia.hosts.swap.compress import Compress, _digest, compress, format_named
-from intarsia.hosts.swap.packed_linear import PackedLinear
+from intarsia.formats.packed_linear import PackedLinear
 from intarsia.kernels import native
+from intarsia.sparse.swap import timing
+from intarsia.sparse.swap.compress import Compress, _digest, compress, format_named
 
 from ..refusals import refused
 

@@ -18,8 +18,9 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 import intarsia
 from intarsia.core.errors import CheckpointError, ConfigError, ShapeError, TargetError
-from intarsia.hosts import SparseDelta, attach_delta, delta_of
 from intarsia.hosts.anatomy.own_weights import own_parameters
+from intarsia.hosts.delta.cells import attach_delta, delta_of
+from intarsia.hosts.delta.sparse_delta import SparseDelta
 
 from ..refusals import refused
 

@@ -18,9 +18,9 @@ import intarsia
 from intarsia import TopK
 from intarsia.core.errors import ConfigError, ShapeError, TargetError
 from intarsia.gating import learned_routers
-from intarsia.hosts.swap.upcycle import places_in as places
 from intarsia.mixtures import Capacity, Mixture
 from intarsia.routers import Comet, Hash, NoisyTopK, PermutationSearch, Recurrent, Switch
+from intarsia.sparse.swap.upcycle import places_in as places
 
 from ..refusals import refused
 

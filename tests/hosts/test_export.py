@@ -21,13 +21,13 @@ from transformers import ViTConfig, ViTForImageClassification
 from intarsia.adapters import Bottleneck, Lora
 from intarsia.core import Method, files
 from intarsia.core.errors import ConfigError, ExportError, MissingExtra, TrainingError
-from intarsia.hosts import adapt
+from intarsia.folders.out import export as export_module
+from intarsia.folders.out.export import export_timm, ratio_for, whole_width
+from intarsia.folders.out.graphs import export_onnx, export_program
+from intarsia.folders.verbs import adapt
 from intarsia.hosts.anatomy.compare import difference, image_shape, sample
-from intarsia.hosts.out import export as export_module
-from intarsia.hosts.out.export import export_timm, ratio_for, whole_width
-from intarsia.hosts.out.fold import fold
-from intarsia.hosts.out.graphs import export_onnx, export_program
-from intarsia.hosts.out.widen import mlps
+from intarsia.hosts.fold.fold import fold
+from intarsia.hosts.fold.widen import mlps
 from intarsia.methods import Mosa, Mosl
 
 from ..refusals import refused

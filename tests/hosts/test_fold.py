@@ -22,9 +22,9 @@ from transformers import (
 from intarsia.adapters import Bottleneck, BottleneckCell, Lora, Ssf
 from intarsia.core import Cell, Method, Site
 from intarsia.core.errors import ConfigError, FoldError, UnknownName
-from intarsia.hosts import adapt
-from intarsia.hosts.out.fold import fold, fold_cell
-from intarsia.hosts.out.widen import add_weight, exact, mlps, pad, plain_mlp, same_function, widen
+from intarsia.folders.verbs import adapt
+from intarsia.hosts.fold.fold import fold, fold_cell
+from intarsia.hosts.fold.widen import add_weight, exact, mlps, pad, plain_mlp, same_function, widen
 from intarsia.methods import Adamix, Mosa, Mosl
 
 from ..refusals import refused

@@ -14,8 +14,8 @@ import intarsia
 from intarsia import TopK
 from intarsia.core.errors import ConfigError, TargetError
 from intarsia.hosts.anatomy.gates import OwnGate, followed
-from intarsia.hosts.swap.upcycle import upcycle_step
 from intarsia.methods import Momentum
+from intarsia.sparse.swap.upcycle import upcycle_step
 from intarsia_lab.pages.hosts import host
 
 from ..refusals import refused

@@ -31,9 +31,10 @@ from transformers import (
 
 import intarsia
 from intarsia.core.errors import ConfigError, ExportError, UnknownName
-from intarsia.hosts import export_gguf, export_gguf_adapter
-from intarsia.hosts.out.fold import fold_whole
-from intarsia.hosts.out.gguf_vocab import RULES, vocabulary_of
+from intarsia.folders.out.gguf_adapter import export_gguf_adapter
+from intarsia.folders.out.gguf_model import export_gguf
+from intarsia.folders.out.gguf_vocab import RULES, vocabulary_of
+from intarsia.hosts.fold.fold import fold_whole
 
 gguf = pytest.importorskip("gguf")
 

@@ -14,12 +14,12 @@ from torch import nn
 
 import intarsia
 from intarsia.core.errors import CheckpointError, ConfigError, DataError
-from intarsia.hosts.decoding import generate
+from intarsia.decode.decoding import generate
 from intarsia.hosts.in_memory import hold, is_finite, is_number
-from intarsia.hosts.serving.models import ServedModel, open_models
+from intarsia.serve.models import ServedModel, open_models
 
 from ..refusals import refused
-from .serving.conftest import Running, folders, mixture, opened, wanted
+from ..serve.conftest import Running, folders, mixture, opened, wanted
 
 __all__ = ["folders", "opened"]
 

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from intarsia.core.errors import ConfigError, ExportError
-from intarsia.hosts import export_onnx_int8
+from intarsia.folders.out.int8 import export_onnx_int8
 
 runtime = pytest.importorskip("onnxruntime")
 onnx = pytest.importorskip("onnx")

@@ -30,8 +30,10 @@ from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainingArgumen
 import intarsia
 from intarsia.adapters import Bottleneck, Lora
 from intarsia.core.errors import CheckpointError
-from intarsia.hosts import adapt, fold, load, save
+from intarsia.folders.saved import load, save
+from intarsia.folders.verbs import adapt
 from intarsia.hosts.attach.peft import is_adapted
+from intarsia.hosts.fold.fold import fold
 from intarsia.methods import Mosa
 from intarsia.methods.peft_methods import PeftMethod
 

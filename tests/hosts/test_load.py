@@ -17,7 +17,8 @@ from torch import Tensor, nn
 
 from intarsia.adapters import Bottleneck, Lora
 from intarsia.core.errors import CheckpointError, ConfigError, IntarsiaError
-from intarsia.hosts import adapt, load
+from intarsia.folders.saved import load
+from intarsia.folders.verbs import adapt
 from intarsia.hosts.anatomy.origin import fingerprint
 from intarsia.hosts.attach.config import IntarsiaConfig
 from intarsia.methods import Mosa

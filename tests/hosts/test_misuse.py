@@ -17,9 +17,9 @@ import intarsia
 from intarsia import Lora, TopK
 from intarsia.adapters import Sparse
 from intarsia.core.errors import ConfigError, FoldError, TargetError, UnknownName
+from intarsia.folders.out.export import export_timm
 from intarsia.hosts.anatomy.prefix import first_trained_block, split_at
 from intarsia.hosts.attach.adapt import find_heads
-from intarsia.hosts.out.export import export_timm
 from intarsia.methods import MixLora, Poly, S2ft
 from intarsia.senses import LlavaMole
 from intarsia.train.record import parameter_counts

@@ -13,16 +13,16 @@ from torch.testing import assert_close
 
 import intarsia
 from intarsia.core.errors import CheckpointError
-from intarsia.hosts.decoding import generate
-from intarsia.hosts.native_decoder import NativeText, why_not
-from intarsia.hosts.offload.resident import slots_of
+from intarsia.decode.decoding import generate
+from intarsia.decode.native_decoder import NativeText, why_not
 from intarsia.kernels import native
 from intarsia.methods.qmoe import Qmoe
 from intarsia.mixtures.capacity import Capacity
+from intarsia.offloading.resident import slots_of
 from intarsia.placement.expertflow import TokenTable
 
+from ..decode.test_native_decoder import IDS, decoder
 from ..refusals import refused
-from .test_native_decoder import IDS, decoder
 
 pytestmark = pytest.mark.skipif(native.load() is None, reason="no C compiler here, or off")
 KINDS = ("mixtral", "qwen2_moe", "qwen3_moe", "olmoe")

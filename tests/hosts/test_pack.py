@@ -15,7 +15,10 @@ from torch import Tensor, nn
 from intarsia.adapters import Bottleneck, BottleneckCell, CodedCell, CodedLinear, Lora
 from intarsia.core import Method
 from intarsia.core.errors import CheckpointError, ConfigError, TargetError, UnknownName
-from intarsia.hosts import adapt, code_head, fold, load, pack, packed_size, unpack
+from intarsia.folders.out.pack import code_head, pack, packed_size, unpack
+from intarsia.folders.saved import load
+from intarsia.folders.verbs import adapt
+from intarsia.hosts.fold.fold import fold
 from intarsia.methods import BiAdapter, Mosa
 
 from ..refusals import refused

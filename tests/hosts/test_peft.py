@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from intarsia.adapters import Bottleneck, Lora
 from intarsia.core import Method
 from intarsia.core.errors import ConfigError, FoldError, TargetError
-from intarsia.hosts import adapt, load
+from intarsia.folders.saved import load
+from intarsia.folders.verbs import adapt
 from intarsia.hosts.attach.config import IntarsiaConfig
 from intarsia.hosts.attach.peft import IntarsiaLayer, IntarsiaModel
 from intarsia.methods import Mosa, Mosl

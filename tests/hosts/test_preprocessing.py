@@ -21,8 +21,9 @@ from PIL import Image
 
 from intarsia.data.decode import read_image
 from intarsia.data.transforms import InputConfig, eval_transform, input_config
-from intarsia.hosts import export_onnx, export_program, export_timm
-from intarsia.hosts.out.preprocessing import described, prepare, script
+from intarsia.folders.out.export import export_timm
+from intarsia.folders.out.graphs import export_onnx, export_program
+from intarsia.folders.out.preprocessing import described, prepare, script
 
 CLASSES = ["a", "b", "c"]
 MODES = ("RGB", "RGBA", "LA", "L", "P", "1", "CMYK", "I;16", "I", "F")

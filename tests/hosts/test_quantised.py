@@ -15,7 +15,9 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from intarsia.adapters import Bottleneck, Lora
 from intarsia.core.errors import CheckpointError, FoldError
-from intarsia.hosts import adapt, fold, load, save
+from intarsia.folders.saved import load, save
+from intarsia.folders.verbs import adapt
+from intarsia.hosts.fold.fold import fold
 from intarsia.methods import Mosa
 
 from ..refusals import refused

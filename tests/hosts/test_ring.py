@@ -12,7 +12,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from intarsia.core.errors import CheckpointError, ConfigError, TargetError
-from intarsia.hosts.offload.ring import read_block, ring_offload, ring_residency
+from intarsia.offloading.ring import read_block, ring_offload, ring_residency
 
 from ..refusals import refused
 

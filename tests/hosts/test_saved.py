@@ -23,9 +23,9 @@ from intarsia.core.errors import CheckpointError, ConfigError, TargetError, Unkn
 from intarsia.core.files import write_json
 from intarsia.core.registry import card
 from intarsia.core.sealing import digests, seal_folder, sealed
-from intarsia.hosts.swap.upcycle import places_in as places
 from intarsia.mixtures import Capacity
 from intarsia.routers import MoeX, PermutationSearch, Recurrent, Switch
+from intarsia.sparse.swap.upcycle import places_in as places
 
 from ..refusals import refused
 

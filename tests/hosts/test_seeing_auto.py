@@ -23,9 +23,9 @@ from intarsia import Lora
 from intarsia.conformance.made import moved
 from intarsia.conformance.senses import Letters, decoder, picture, questions
 from intarsia.core.errors import CheckpointError, ConfigError
-from intarsia.hosts.senses.auto import SeeingForCausalLM, auto_model
-from intarsia.hosts.senses.modalities import connectors_of
 from intarsia.senses import Modalities, Slime, UniMoe
+from intarsia.senses.auto import SeeingForCausalLM, auto_model
+from intarsia.senses.modalities import connectors_of
 from intarsia.train.tasks.answers import answers_batch
 
 from ..refusals import refused
@@ -83,7 +83,7 @@ def test_its_folder_is_opened_by_auto_classes(method: Any, change: Any, tmp_path
 
 
 def intarsia_question(image: Any) -> Any:
-    from intarsia.data.senses.questions import Question
+    from intarsia.senses.data.questions import Question
 
     return Question("which?", image=(image,))
 

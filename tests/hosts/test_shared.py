@@ -15,9 +15,11 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from intarsia.adapters import Lora, Mos
 from intarsia.core.errors import ConfigError, ShapeError
-from intarsia.hosts import adapt, fold, load
+from intarsia.folders.saved import load
+from intarsia.folders.verbs import adapt
 from intarsia.hosts.attach.config import IntarsiaConfig
 from intarsia.hosts.attach.peft import IntarsiaLayer
+from intarsia.hosts.fold.fold import fold
 from intarsia.methods import BiAdapter
 
 from ..refusals import refused

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from intarsia.adapters import Bottleneck, Lora, Ssf
 from intarsia.core import Method
 from intarsia.core.errors import TargetError
-from intarsia.hosts import adapt
+from intarsia.folders.verbs import adapt
 from intarsia.hosts.anatomy.blocks import blocks
 from intarsia.hosts.anatomy.sites import find_sites, site_at
 

@@ -27,10 +27,10 @@ from intarsia import TopK
 from intarsia.core.change import steps_of
 from intarsia.core.errors import TargetError
 from intarsia.gating import PassesState
-from intarsia.hosts.swap.upcycle import places_in as places
 from intarsia.methods import add_momentum
 from intarsia.mixtures import HeavyBall
 from intarsia.routers import Recurrent, Switch
+from intarsia.sparse.swap.upcycle import places_in as places
 
 SIZES = {
     "vocab_size": 64, "hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 4,

@@ -187,7 +187,7 @@ def test_a_router_that_gives_tokens_different_numbers_is_traced() -> None:
 
 
 def test_a_file_written_with_a_placement_is_a_stock_model(tmp_path: Path) -> None:
-    from intarsia.hosts.relabel import write_relabelled
+    from intarsia.sparse.swap.relabel import write_relabelled
 
     model: Any = mixtral()
     model.to(torch.bfloat16).save_pretrained(tmp_path / "old")

@@ -11,11 +11,11 @@ from torch import Tensor, nn
 import intarsia
 from intarsia import compress
 from intarsia.core.errors import ConfigError
-from intarsia.hosts.swap.chw import lowered
-from intarsia.hosts.swap.chw_cluster import ChwCluster
-from intarsia.hosts.swap.chw_codes import coded_values, codings_of_clusters
 from intarsia.kernels import native
 from intarsia.sparse import Chw, chw_report
+from intarsia.sparse.swap.chw import lowered
+from intarsia.sparse.swap.chw_cluster import ChwCluster
+from intarsia.sparse.swap.chw_codes import coded_values, codings_of_clusters
 
 from ..refusals import refused
 from .test_fast_convnets import Block, picture, pruned

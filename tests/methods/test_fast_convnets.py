@@ -15,9 +15,9 @@ from torch.testing import assert_close
 import intarsia
 from intarsia import compress
 from intarsia.core.errors import ConfigError, FoldError, IntarsiaError, ShapeError, TargetError
-from intarsia.hosts.swap.chw_net import ChwNet
 from intarsia.kernels import native
 from intarsia.sparse import Chw, chw_report
+from intarsia.sparse.swap.chw_net import ChwNet
 
 
 class Block(nn.Module):

@@ -17,16 +17,16 @@ from intarsia.core.change import steps_of
 from intarsia.core.errors import ConfigError, DataError, TargetError
 from intarsia.core.modes import without_caches
 from intarsia.formats import GroupSparse
-from intarsia.hosts.prune.progress import Kept
-from intarsia.hosts.prune.pruner import stops_of
-from intarsia.hosts.prune.walk import Chain, Stop, flow_of, walk_blocks
-from intarsia.hosts.swap.compress import compress
-from intarsia.hosts.swap.packed_linear import PackedLinear
+from intarsia.formats.packed_linear import PackedLinear
 from intarsia.kernels.gqsa import affine, codes_of
 from intarsia.methods.gqsa.coded import by_compensation, by_rounding, kept_groups
 from intarsia.methods.gqsa.gqsa import Gqsa
 from intarsia.methods.gqsa.stages import Tuning, language_rows, tuned_block
 from intarsia.scores import Statistics, wanda
+from intarsia.sparse.prune.progress import Kept
+from intarsia.sparse.prune.pruner import stops_of
+from intarsia.sparse.prune.walk import Chain, Stop, flow_of, walk_blocks
+from intarsia.sparse.swap.compress import compress
 
 from ..refusals import refused
 
@@ -108,7 +108,7 @@ def test_compensation_errs_less_than_rounding(density: float) -> None:
 
 
 def test_symmetric_codes_are_those_of_a_file_that_others_read() -> None:
-    from intarsia.hosts.prune.packed import rounded
+    from intarsia.sparse.prune.packed import rounded
 
     weight, statistics = layer()
     coded = by_rounding(weight, statistics, GroupSparse(), 1.0, True)

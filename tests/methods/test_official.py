@@ -14,7 +14,7 @@ from torch.utils.data import TensorDataset
 
 from intarsia.core.errors import ConfigError, TargetError
 from intarsia.fitting import fit
-from intarsia.hosts import adapt
+from intarsia.folders.verbs import adapt
 from intarsia.hosts.attach.prepare import reset_head, set_dropout
 from intarsia.methods import Mosa, Official
 from intarsia.methods.mosa import PUBLISHED

@@ -15,15 +15,15 @@ from torch.testing import assert_close
 from torch.utils.data import TensorDataset
 
 from intarsia.adapters import Bottleneck, Lora
-from intarsia.choosing.arms import EXTRA, arm
 from intarsia.core import Site
 from intarsia.core.errors import ConfigError
-from intarsia.experiments.execute import method_of, recipe_of
-from intarsia.experiments.experiment import Experiment, Pictures
 from intarsia.fitting import fit
 from intarsia.gating import before_step, join
 from intarsia.methods import Mosa, Pace
 from intarsia.mixtures.noisy import ScaledOutput
+from intarsia.runs.choosing.arms import EXTRA, arm
+from intarsia.runs.execute import method_of, recipe_of
+from intarsia.runs.experiment import Experiment, Pictures
 from intarsia.train import pace, plain, two_pass
 
 from ..refusals import refused

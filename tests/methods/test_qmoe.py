@@ -18,11 +18,11 @@ from intarsia.core.change import steps_of
 from intarsia.core.errors import CheckpointError, ConfigError, DataError, TargetError
 from intarsia.formats import Ternary
 from intarsia.formats.ternary import levels_of
-from intarsia.hosts.prune.rows import batched
-from intarsia.hosts.swap.packed_experts import PackedExperts, packed_experts
 from intarsia.methods.qmoe import Qmoe
 from intarsia.mixtures.experts import StackedExperts
+from intarsia.mixtures.packed_experts import PackedExperts, packed_experts
 from intarsia.scores import Statistics
+from intarsia.sparse.prune.rows import batched
 
 from ..refusals import refused
 
@@ -173,8 +173,8 @@ def test_some_stacks_are_packed_and_the_others_stay(
 
 
 def packed_of(experts: StackedExperts) -> PackedExperts:
-    from intarsia.hosts.swap.packed_experts import PackedStack, packed
     from intarsia.kernels.experts import stacked_matrices
+    from intarsia.mixtures.packed_experts import PackedStack, packed
 
     stacks = {}
     for name in stacked_matrices(experts):

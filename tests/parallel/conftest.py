@@ -19,7 +19,7 @@ HERE = Path(__file__).parent
 def group() -> Iterator[Processes]:
     """They also find the modules of this folder."""
     sys.path.insert(0, str(HERE))
-    PRELOAD.extend(["intarsia.train.run", "intarsia.experiments.execute", "stock_jobs"])
+    PRELOAD.extend(["intarsia.train.run", "intarsia.runs.execute", "stock_jobs"])
     parallels.processes().close()  # such as were started without that
     yield parallels.processes()
     parallels.processes().close()

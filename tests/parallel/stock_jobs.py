@@ -27,16 +27,16 @@ from transformers import (
 from transformers.distributed.expert_parallel import apply_expert_parallelism
 
 from intarsia.core.errors import ConfigError
-from intarsia.hosts import apply
-from intarsia.hosts.expert_parallel import register_exchange
-from intarsia.hosts.saved import load, save
-from intarsia.hosts.sharded_folder import write_sharded
+from intarsia.folders.saved import load, save
+from intarsia.folders.sharded_folder import write_sharded
+from intarsia.folders.verbs import apply
 from intarsia.hosts.tracing import trace
 from intarsia.methods.baselines import FullTuning
 from intarsia.mixtures.experts_function import stock_experts
 from intarsia.mixtures.fused_experts import FusedExperts
 from intarsia.parallel import DeepSpeed, ExpertParallel, Fssdp, Strategy, Tutel
 from intarsia.parallel.attached import attached
+from intarsia.parallel.expert_parallel import register_exchange
 from intarsia.parallel.layout import size_of
 from intarsia.parallel.trial import LINKS, as_planned
 from intarsia.placement import ExpertSize

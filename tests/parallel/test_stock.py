@@ -14,10 +14,10 @@ from torch.testing import assert_close
 
 from intarsia.core import Routing
 from intarsia.core.errors import ConfigError, TargetError
-from intarsia.hosts.expert_parallel import register_exchange
 from intarsia.mixtures.experts_function import StockExperts, stock_experts
 from intarsia.mixtures.fused_experts import FusedExperts
 from intarsia.parallel import Processes
+from intarsia.parallel.expert_parallel import register_exchange
 from intarsia.parallel.layout import cut, having, joined, packed, size_of, units_of, unpacked
 from intarsia.parallel.places import pairs_of, places
 from intarsia.placement import ExpertSize

@@ -9,12 +9,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from intarsia.models.codec.coding import log_ratio
-from intarsia.models.codec.prior import divergence, sigma
-from intarsia.models.codec.recombiner import RecombinerSettings
-from intarsia.models.codec.relative_entropy import choose
-from intarsia.models.codec.siren import SignalDecoder, fourier
-from intarsia.models.coding import BSC, GSC, MCA, MMCA, MoG, MoP
+from intarsia.areas.codec.coding import log_ratio
+from intarsia.areas.codec.prior import divergence, sigma
+from intarsia.areas.codec.recombiner import RecombinerSettings
+from intarsia.areas.codec.relative_entropy import choose
+from intarsia.areas.codec.siren import SignalDecoder, fourier
+from intarsia.areas.coding import BSC, GSC, MCA, MMCA, MoG, MoP
 from intarsia.models.dass import OPERATIONS, Cells, CellSizes, ChosenNet, Genotype, Supernet
 
 Tensors = dict[str, Tensor]

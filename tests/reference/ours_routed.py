@@ -14,10 +14,6 @@ from torch import Tensor, nn
 import intarsia.gating as gating
 from intarsia.core import Routing
 from intarsia.gating import RandomSource
-from intarsia.hosts import read_me
-from intarsia.hosts.senses.connectors import Resampler
-from intarsia.methods.slime import TiledView, select_largest
-from intarsia.methods.uni_moe import ModalityRouter
 from intarsia.mixtures import AdamOnce, Capacity, HeavyBall, Residual
 from intarsia.mixtures.residual import Update
 from intarsia.placement import Topology, Trace
@@ -36,6 +32,10 @@ from intarsia.routers.permutation import hungarian
 from intarsia.routers.transport import sparse_simplex
 from intarsia.routers.union import UnionGate
 from intarsia.senses import Slime, UniMoe
+from intarsia.senses.connectors import Resampler
+from intarsia.senses.slime import TiledView, select_largest
+from intarsia.senses.uni_moe import ModalityRouter
+from intarsia.sparse.swap import read_me
 
 from .gradients import Tensors, give
 

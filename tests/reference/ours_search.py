@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from intarsia.models.retrieve.inference_free import WeightedFlops, ensemble
-from intarsia.models.retrieve.max_logits import in_chunks
+from intarsia.areas.search.inference_free import WeightedFlops, ensemble
+from intarsia.areas.search.max_logits import in_chunks
 
 
 def retrieval_flops(tensors: dict[str, Tensor], places: int) -> dict[str, Tensor]:

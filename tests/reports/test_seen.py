@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from intarsia.reports.pictures import embedded_pictures
-from intarsia.reports.senses.page import LEFT, VEIL, Shown, lit, seen_report, write_seen
+from intarsia.senses.report.page import LEFT, VEIL, Shown, lit, seen_report, write_seen
 
 
 def test_cells_that_were_read_are_bright() -> None:

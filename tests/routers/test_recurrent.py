@@ -165,7 +165,7 @@ def test_half_precision_and_autocast_keep_the_state_in_single() -> None:
 def test_a_host_joins_starts_restores_and_checkpoints() -> None:
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    from intarsia.hosts import upcycle
+    from intarsia.folders.verbs import upcycle
 
     config = LlamaConfig(
         vocab_size=64, hidden_size=32, intermediate_size=48, num_hidden_layers=3,

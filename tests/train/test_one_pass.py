@@ -12,9 +12,9 @@ from torch.testing import assert_close
 
 from intarsia import fit
 from intarsia.core.errors import ConfigError
-from intarsia.experiments.once import reads_logits_only
-from intarsia.experiments.settings import method, objective
 from intarsia.methods import Pace
+from intarsia.runs.once import reads_logits_only
+from intarsia.runs.settings import method, objective
 from intarsia.train import OnePass, TargetLoss, plain, task_heads
 from intarsia.train.one_pass import Memory
 

@@ -12,8 +12,8 @@ from torch.testing import assert_close
 
 from intarsia.core.errors import ConfigError
 from intarsia.fitting import fit_in_phases
-from intarsia.hosts import SparseDelta
-from intarsia.hosts.sources import from_sources
+from intarsia.folders.sources import from_sources
+from intarsia.hosts.delta.sparse_delta import SparseDelta
 from intarsia.methods import LtSft
 from intarsia.train import TargetLoss
 

@@ -56,8 +56,8 @@ def blend(
         if temperatures_text is None
         else decimals("--temperatures", temperatures_text, want=want, fix=fix)
     )
-    from ..experiments.blending import write_blend
     from ..reports.runs import read_run
+    from ..runs.blending import write_blend
 
     command = shlex.join(["intarsia", *sys.argv[1:]])
     write_blend(out, runs, shares, temps, record={"command": command})

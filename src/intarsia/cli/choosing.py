@@ -30,7 +30,7 @@ from .shell import note, say, show_json, show_rich
 from .values import check_options
 
 if TYPE_CHECKING:
-    from ..choosing.auto import AutoRun
+    from ..runs.choosing.auto import AutoRun
 
 OPTIONS = (
     *(
@@ -102,7 +102,7 @@ def auto(
     if data is None and not resume:
         want, fix = "a folder of pictures, a named set or a table", "For example: auto elpv"
         raise ConfigError("DATA", got="nothing", want=want, fix=fix)
-    from ..choosing.auto import auto as choose
+    from ..runs.choosing.auto import auto as choose
 
     threads = arguments.pop("threads")
     use_threads(threads)

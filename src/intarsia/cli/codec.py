@@ -65,7 +65,7 @@ def encode(
     target(place, "photo.irc", mark=IRC)
     signal, rate = read_signal(file)
     use_threads(threads)
-    from ..models.codec.codec import Recombiner
+    from ..areas.codec.codec import Recombiner
 
     coder, start = Recombiner.load(prior or _built_in()), time.monotonic()
     # Between two parts the rest of the signal is fitted again, to make up for what the coded part
@@ -111,7 +111,7 @@ def decode(
 
     Example:  intarsia codec decode photo.irc -o photo.png
     """
-    from ..models.codec import irc
+    from ..areas.codec import irc
 
     check_signal(file)
     data = read_bytes(file)
@@ -136,7 +136,7 @@ def decode(
         note(f"A pack of {header.count} signals: written as one array, {place}.")
     target(place, "photo.png")
     use_threads(threads)
-    from ..models.codec.codec import Recombiner
+    from ..areas.codec.codec import Recombiner
 
     coder, start = Recombiner.load(prior or _built_in()), time.monotonic()
     signal = coder.decode(data)
@@ -186,7 +186,7 @@ def train(
     if not files:
         got, want = "none", f"files ending in {', '.join(sorted(PICTURES))}"
         raise DataError("pictures", got=got, want=want, fix="Check the path.")
-    from ..models.codec.codec import Recombiner
+    from ..areas.codec.codec import Recombiner
 
     arrays = [to_rgb(open_whole(path)) for path in files]
     options: dict[str, Any] = {"crops": crops, "tiles": tiles, "steps": steps, "seed": seed}
@@ -210,7 +210,7 @@ def train(
 
 def _built_in() -> Path:
     """Return the folder of the built-in prior, which was trained on photographs."""
-    from ..models.codec.codec import PHOTOGRAPHS
+    from ..areas.codec.codec import PHOTOGRAPHS
 
     return PHOTOGRAPHS
 
@@ -234,7 +234,7 @@ def _points(data: bytes) -> int:
 
     data: the bytes of the file.
     """
-    from ..models.codec import irc
+    from ..areas.codec import irc
 
     header, _ = irc.read(data)
     # Pixels, samples or points: the rate is bits for each of them.

@@ -63,7 +63,7 @@ def combine(
     pairs = pairs or entries == ALL
     if out is not None:
         target(out, "combined.json", mark=COMBINED)
-    from ..experiments.stack import broken, parsed, stack_of, stack_pairs
+    from ..runs.stack import broken, parsed, stack_of, stack_pairs
 
     use_threads(threads)
     settings = parsed(entries, alone=pairs)

@@ -143,8 +143,8 @@ def _compare_methods(request: dict[str, Any], arguments: dict[str, Any], words: 
         note("A linear probe stands beside them; --no-linear leaves it out.")
         names.append(PROBE)
     from ..data.sets import located
-    from ..experiments import matrix
-    from ..experiments.experiment import Experiment
+    from ..runs import matrix
+    from ..runs.experiment import Experiment
 
     values = experiment_values(arguments) | {"data": located(data), "settings": ()}
     seeds = numbers("--seeds", request["seeds"])
@@ -172,7 +172,7 @@ def _compare_methods(request: dict[str, Any], arguments: dict[str, Any], words: 
     with alone(folder):
         try:
             if arguments["lr"] is None:
-                from ..experiments.rates import RATES, RateSearch
+                from ..runs.rates import RATES, RateSearch
 
                 search = RateSearch(RATES if grid is None else learning_rates(grid), **running)
                 # The rates that the search finds replace those of the planned runs.

@@ -64,8 +64,8 @@ def components(
     if fit is not None and not fit.exists():
         want = "a picture, or a folder of pictures"
         raise ConfigError("--fit", got=f"no {fit}", want=want, fix="Check the path.")
-    from ..models.coding.annealed import Annealed
-    from ..models.coding.pictures import SOFTWARE
+    from ..areas.coding.annealed import Annealed
+    from ..areas.coding.pictures import SOFTWARE
     from ..models.saved import CARD, TENSORS
 
     picture = run.with_name(run.name + ".png") if out is None else out
@@ -108,11 +108,11 @@ def _learn(
     """
     import numpy as np
 
+    from ..areas.coding.truncated import Truncated
     from ..core.registry import card
     from ..data.decode import SUFFIXES, read_image
     from ..data.photographs import grey
     from ..data.photographs import patches as cut
-    from ..models.coding.truncated import Truncated
     from ..train.progress import Bar
 
     files = [source] if source.is_file() else sorted(source.rglob("*"))

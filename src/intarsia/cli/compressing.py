@@ -164,12 +164,12 @@ def _packed(
     from ..core.change import Change
     from ..data.calibration import load_calibration
     from ..data.language_models import language_model
-    from ..hosts.opened import open_language_model, save_language_model
-    from ..hosts.out.gguf_model import ARCHITECTURES
-    from ..hosts.swap.compress import compress as pack
-    from ..hosts.swap.packed_experts import packed_stacks
-    from ..hosts.swap.packed_head import head_and_embedding, pack_head, token_bytes
-    from ..hosts.swap.packed_linear import PackedLinear
+    from ..folders.opened import open_language_model, save_language_model
+    from ..folders.out.gguf_model import ARCHITECTURES
+    from ..formats.packed_linear import PackedLinear
+    from ..mixtures.packed_experts import packed_stacks
+    from ..sparse.swap.compress import compress as pack
+    from ..sparse.swap.packed_head import head_and_embedding, pack_head, token_bytes
 
     stored, bits = formats
     if (Path(model) / "intarsia.json").is_file():  # a mixture of ours
@@ -226,9 +226,9 @@ def _net(run: str, options: dict[str, Any], force: bool, out: Path, as_json: boo
     times.
     Raises: ConfigError for options of other formats, or a folder that is no run.
     """
-    from ..experiments.experiment import FILE
-    from ..experiments.packing import compress_run
     from ..methods.fast_convnets import Chw
+    from ..runs.experiment import FILE
+    from ..runs.packing import compress_run
 
     values = options.pop("values") or "fp32"
     if some := {name: value for name, value in options.items() if value is not None}:
@@ -273,7 +273,7 @@ def chosen_format(name: str, options: dict[str, Any]) -> Any:
     Raises: UnknownName; ConfigError for a setting that it does not have.
     """
     from ..core.registry import card
-    from ..hosts.swap.compress import Compress, format_named
+    from ..sparse.swap.compress import Compress, format_named
 
     settings = {n: v for n, v in options.items() if v is not None}
     try:

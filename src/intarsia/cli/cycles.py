@@ -32,7 +32,7 @@ def cycles(
     Example:  intarsia cycles resnet18 --pattern 2:8
     """
     at_least("--batch", batch, 1)
-    from ..experiments.accelerator import step_cycles
+    from ..runs.accelerator import step_cycles
 
     rows, dense, sparse = step_cycles(model, pattern, directions, batch, size, side)
     if as_json:

@@ -186,11 +186,11 @@ def _continued(
     file of attention spans, and a saved folder with a change, None each if not given. dtype: of the
     weights. compare: also time transformers' own generate.
     """
-    from ..hosts.decoding import generate as continued
-    from ..hosts.decoding import stock_generate
+    from ..decode.decoding import generate as continued
+    from ..decode.decoding import stock_generate
+    from ..folders.opened import open_language_model
+    from ..folders.saved import load as load_saved
     from ..hosts.in_memory import hold
-    from ..hosts.opened import open_language_model
-    from ..hosts.saved import load as load_saved
     from ..hosts.spans.head_spans import attach_spans
     from ..hosts.spans.spans import load_spans
     from ..train.processes import device_named

@@ -12,15 +12,15 @@ import torch
 
 from ..data import backbones, sets
 from ..data.sets import located
-from ..experiments import experiment as experiments
-from ..experiments.experiment import Adapted, Experiment, Pictures
-from ..experiments.matrix import PlannedRun, on_one_adapter, planned, run_all
-from ..experiments.rates import RateSearch
-from ..experiments.release import some_pictures, stock_of
-from ..experiments.runs import open_pictures
-from ..experiments.workers import FreshProcess
-from ..hosts import export_timm
+from ..folders.out.export import export_timm
 from ..reports.runs import Comparison, choice_sentence, difference_sentence
+from ..runs import experiment as experiments
+from ..runs.experiment import Adapted, Experiment, Pictures
+from ..runs.matrix import PlannedRun, on_one_adapter, planned, run_all
+from ..runs.rates import RateSearch
+from ..runs.release import some_pictures, stock_of
+from ..runs.runs import open_pictures
+from ..runs.workers import FreshProcess
 from ..train import Training
 from ..train.processes import device_named
 

@@ -115,10 +115,10 @@ def _written(run: str, form: str, place: Path, options: dict[str, Any]) -> Path:
     the path to write. options: further keywords of `release` or `release_text`.
     """
     if form == "gguf":
-        from ..experiments.release_text import release_text
+        from ..runs.release_text import release_text
 
         return release_text(run, place, **options)
-    from ..experiments.release import release
+    from ..runs.release import release
 
     return release(Path(run), form, place, **options)
 
@@ -147,8 +147,8 @@ def _chosen_run(folder: Path) -> Path:
     folder: of `intarsia compare`.
     Raises: ConfigError for the folder of one run; DataError where nothing can be chosen.
     """
-    from ..experiments.experiment import FILE
     from ..reports.runs import choice_sentence, comparison_of, gather
+    from ..runs.experiment import FILE
 
     if (folder / FILE).is_file() or (folder / BLEND).is_file():
         want, fix = "a folder of `intarsia compare`", "Leave --chosen out."

@@ -12,9 +12,9 @@ from .begun_index import begun_by, check_same, known_by, settings_file
 from .shell import note, warn
 
 if TYPE_CHECKING:
+    from ..areas.search.inference_free import InferenceFree
+    from ..areas.search.sparse_index import SparseIndex
     from ..data.documents import Document
-    from ..models.retrieve.inference_free import InferenceFree
-    from ..models.retrieve.sparse_index import SparseIndex
 
 # documents that are encoded, or only cut into stems, between two looks at the disk
 BLOCK, MANY = 1024, 2**15
@@ -41,7 +41,7 @@ def write_index(
     columns: names of those of id and text. megabytes: memory for a block of logits, None = the
     default.
     """
-    from ..models.retrieve.lexical import NO_MODEL, Lexical, StemsAlone
+    from ..areas.search.lexical import NO_MODEL, Lexical, StemsAlone
 
     model = model or (_model_of(append) if append else DEFAULT_MODEL)
     language, alone = options["language"], model == NO_MODEL
@@ -56,8 +56,8 @@ def write_index(
         next(_documents(docs, columns), None)
     if not alone:
         note("Loading PyTorch and sentence-transformers.")
+    from ..areas.search.sparse_index import SparseIndex, blocks
     from ..core.files import write_json
-    from ..models.retrieve.sparse_index import SparseIndex, blocks
 
     # A new index grows beside --out, so that a half one is never taken for whole.
     partial = append or (begun_by(out) if out else Path())
@@ -112,7 +112,7 @@ def delete_documents(folder: Path, ids: Sequence[str]) -> SparseIndex:
 
     folder: of the index; ids: of the documents.  Raises: DataError; CheckpointError.
     """
-    from ..models.retrieve.sparse_index import SparseIndex
+    from ..areas.search.sparse_index import SparseIndex
 
     searchable = SparseIndex.load(folder).delete(ids).merge()
     searchable.save(folder)
@@ -121,7 +121,7 @@ def delete_documents(folder: Path, ids: Sequence[str]) -> SparseIndex:
 
 def _model_of(folder: Path) -> str:
     """Return the name of the model that encoded an index.  Raises: CheckpointError."""
-    from ..models.retrieve.index_folder import read_index
+    from ..areas.search.index_folder import read_index
 
     return read_index(folder).metadata["model"].partition(", pruned at ")[0]
 
@@ -140,8 +140,8 @@ def _encoder(
     largest weight below which weights are left out. megabytes: memory for a block of logits. begun:
     True if an unfinished index is continued, which has the frequencies stored already.
     """
-    from ..models.retrieve.inference_free import InferenceFree
-    from ..models.retrieve.max_logits import MEGABYTES
+    from ..areas.search.inference_free import InferenceFree
+    from ..areas.search.max_logits import MEGABYTES
 
     # A trained retriever has its idf; a plain language model takes it from the documents.
     is_saved = (Path(model) / "modules.json").is_file()
@@ -156,8 +156,8 @@ def _tune(index: SparseIndex, docs: str) -> None:
 
     index: is changed in place; docs: a file, which has no queries, or the name of a collection.
     """
+    from ..areas.search.tuning import MOST_QUERIES, tune_lexical
     from ..data.collections import load_collection
-    from ..models.retrieve.tuning import MOST_QUERIES, tune_lexical
 
     if Path(docs).is_file():
         return

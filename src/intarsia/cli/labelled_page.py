@@ -11,7 +11,7 @@ from .options import flag
 from .shell import note, say
 
 if TYPE_CHECKING:
-    from ..experiments.labelled import LabelledRun
+    from ..runs.labelled import LabelledRun
 
 PATH = "/predict"
 MOST = 256  # texts of a question
@@ -55,8 +55,8 @@ def serve_rows(folder: Path, port: int, words: set[str]) -> None:
     if strange := sorted(words - {"models", *TAKEN}):
         got, want = (", ".join(map(flag, names)) for names in (strange, TAKEN))
         raise ConfigError("options for labelled texts", got=got, want=want, fix="Leave it out.")
-    from ..experiments.labelled import open_labelled
     from ..reports.local_page import serve_page
+    from ..runs.labelled import open_labelled
 
     run = open_labelled(folder)
     if run.columns:

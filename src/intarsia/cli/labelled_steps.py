@@ -18,8 +18,8 @@ from .options import flag, use_threads
 from .shell import note, say, show_json, show_rich, show_table
 
 if TYPE_CHECKING:
-    from ..choosing.texts import AutoTexts
-    from ..experiments.labelled import LabelledFit, LabelledRun
+    from ..runs.choosing.texts import AutoTexts
+    from ..runs.labelled import LabelledFit, LabelledRun
 
 OPTIONS = ("text", "label", "images", "test", "seed", "split_seed", "threads")
 WRITTEN = ("ctx", "data", "out", "as_json")
@@ -48,7 +48,7 @@ def _check_words(words: set[str], further: Sequence[str]) -> None:
 
 def _settings(arguments: Mapping[str, Any], method: str | None, seed: int) -> LabelledFit:
     """Return the settings of a run."""
-    from ..experiments.labelled import LabelledFit
+    from ..runs.labelled import LabelledFit
 
     names = ("text", "label", "split_seed", "test")
     options = {name: arguments[name] for name in names} | {"train": arguments["images"]}
@@ -64,8 +64,8 @@ def fit_rows(arguments: Mapping[str, Any], words: set[str]) -> None:
     check_data(arguments["data"] or "")
     data, seed = arguments["data"], arguments["seed"]
     note(f"{data} has labels: a classifier is fitted. {LANGUAGE}")
-    from ..experiments.labelled import check_new, fit_labelled
     from ..models.classify.features import check_method, with_model
+    from ..runs.labelled import check_new, fit_labelled
 
     use_threads(arguments["threads"])
     method = with_model(
@@ -116,8 +116,8 @@ def compare_rows(request: Mapping[str, Any], words: set[str]) -> None:
     _check_words(words, ("methods", "seeds", "baseline", "model"))
     data = request["data"]
     check_data(data)
-    from ..experiments.labelled import fit_labelled
     from ..models.classify.features import check_method
+    from ..runs.labelled import fit_labelled
 
     use_threads(request["threads"])
     model = request["model"] if "model" in words else None
@@ -157,9 +157,9 @@ def _methods(named: str | None, model: str | None) -> list[str]:
 
 def report_rows(folders: Sequence[Path], page: Path, baseline: str | None, as_json: bool) -> None:
     """Write the page of runs on labelled rows, and print their table."""
-    from ..experiments.labelled_report import arms_of, comparison_report
     from ..reports.terminal import summary
     from ..reports.writing import write
+    from ..runs.labelled_report import arms_of, comparison_report
 
     arms = arms_of(folders)
     report = comparison_report(arms, baseline)
@@ -188,8 +188,8 @@ def evaluate_rows(run: Path, data: str | None, part: str | None, as_json: bool) 
     """
     if not is_rows_run(run):
         return False
-    from ..experiments.labelled import open_labelled
     from ..reports.numbers import percent
+    from ..runs.labelled import open_labelled
 
     opened = open_labelled(run)
     scores = opened.evaluate(data, part)
@@ -207,7 +207,7 @@ def evaluate_rows(run: Path, data: str | None, part: str | None, as_json: bool) 
 
 def predict_rows(run: Path, files: Sequence[str], *, as_json: bool, as_csv: bool) -> None:
     """Print the class of each row of some files: `intarsia predict RUN texts.txt`."""
-    from ..experiments.labelled import open_labelled, rows_to_predict
+    from ..runs.labelled import open_labelled, rows_to_predict
 
     opened = open_labelled(run)
     answers: list[dict[str, Any]] = []
@@ -240,7 +240,7 @@ def export_rows(run: Path, form: str | None, out: Path | None, as_json: bool) ->
         fix = "Leave --format out."
         want = "a folder with predict.py, the one form of classifiers of texts and numbers"
         raise ConfigError("--format", got=form, want=want, fix=fix)
-    from ..experiments.labelled_release import release_labelled
+    from ..runs.labelled_release import release_labelled
 
     lines: list[str] = []
     path = release_labelled(run, out or run / "export", result=lines.append)
@@ -262,8 +262,8 @@ def auto_rows(request: Mapping[str, Any], words: set[str]) -> bool:
     if not (goes_on or takes_rows(request["data"], request)):
         return False
     _check_words(words, ("methods", "minutes", "resume", "one", "model"))
-    from ..choosing.texts import auto_texts
     from ..models.classify.features import check_method
+    from ..runs.choosing.texts import auto_texts
 
     use_threads(request["threads"])
     methods = [n.strip() for n in (request["methods"] or "").split(",") if n.strip()]

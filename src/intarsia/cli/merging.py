@@ -53,7 +53,7 @@ def merge(
     # a list, or None for equal weights
     shares = None if weights is None else decimals("--weights", weights, want=want, fix=fix)
     use_threads(threads)
-    from ..experiments.souping import soup_runs
+    from ..runs.souping import soup_runs
 
     options = {"by_val": greedy, "line": line, "device": device, "report": note}
     record = soup_runs(runs, out, weights=shares, **options)

@@ -7,14 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
-from ..choosing.arms import ARMS
 from ..core.files import write_text
 from ..core.registry import NAMES, index, listed
 from ..data import backbones, language_models, sets
-from ..data.senses.encoders import ENCODERS
-from ..hosts.out.gguf_model import QUANTS
-from ..hosts.swap.compress import format_names
+from ..folders.out.gguf_model import QUANTS
 from ..parallel.auto import NAMED
+from ..runs.choosing.arms import ARMS
+from ..senses.data.encoders import ENCODERS
+from ..sparse.swap.compress import format_names
 from ..train import progress
 from .compressing import METHODS, NETS
 

@@ -28,7 +28,7 @@ def offload(
     if out is None or not out.exists():
         target(out, "my-mixtral-experts")
     # Torch is imported only once the names are known to be right.
-    from ..hosts.offload.store import ExpertStore, pack_experts, store_names
+    from ..offloading.store import ExpertStore, pack_experts, store_names
     from ..reports.numbers import prefixed
 
     out = target(out, "my-mixtral-experts", written_names=store_names(out) if out else ())

@@ -28,7 +28,7 @@ from ..core.schema import (
     read,
     setting,
 )
-from ..experiments.experiment import GROUPS, Adapted, Experiment, Pictures
+from ..runs.experiment import GROUPS, Adapted, Experiment, Pictures
 from ..train.settings import Recipe, Running, Training
 from . import completing
 from .early import RECOMMENDERS, RETRIEVAL

@@ -151,7 +151,7 @@ def place(
     record = _judged(by, placed, {"train": past, "held_out": future})
     placed.save(file, by=by, quality=record)
     if write is not None:
-        from ..hosts.relabel import write_relabelled
+        from ..sparse.swap.relabel import write_relabelled
 
         write_relabelled(str(checkpoint), write, placed)
     if sglang is not None:

@@ -20,7 +20,7 @@ from .shell import note, say, show_json, show_table, warn
 from .values import check_options, with_density
 
 if TYPE_CHECKING:
-    from ..models.recommend.showing import RecommenderPage
+    from ..areas.recommend.showing import RecommenderPage
 
 ASKED = "recommender.json"  # what was asked for, in a run folder
 OPTIONS = ("epochs", "batch_size", "lr", "weight_decay", "warmup", "precision", "clip", "patience")
@@ -52,9 +52,10 @@ def fit_recommender(arguments: Mapping[str, Any], words: set[str]) -> None:
     )
     request, out = _request_of(arguments, words)
     note("Loading PyTorch.")
+    from ..areas.recommend import recommending
     from ..core.files import write_json
     from ..data.atomic_files import load_interactions
-    from ..experiments import recommending, settings
+    from ..runs import settings
 
     use_threads(arguments["threads"])
     data = load_interactions(request["data"], parse_columns(request.get("columns")))
@@ -218,14 +219,14 @@ def recommend(
         raise ConfigError("--user, --history, --serve", got=got, want="one of them", fix=fix)
     check_recommender(run)
     use_threads(threads)
-    from ..data.atomic_files import read_items
-    from ..experiments.recommending import open_recommender
-    from ..models.recommend.showing import (
+    from ..areas.recommend.recommending import open_recommender
+    from ..areas.recommend.showing import (
         RecommenderPage,
         item_rows,
         new_ranks,
         recommend_with_warnings,
     )
+    from ..data.atomic_files import read_items
 
     model = open_recommender(run, mapped=True)
     added: Sequence[str] = ()

@@ -48,9 +48,9 @@ def fit_task(options: Mapping[str, Any], words: set[str], teachers: str) -> None
     target(out, "enc", written_names=written)
     use_threads(options["threads"])
     note("Loading PyTorch and sentence-transformers.")
+    from ..areas.search.inference_free import InferenceFree
+    from ..areas.search.learning import draw_pairs, fit_retriever
     from ..data.collections import load_collection
-    from ..models.retrieve.inference_free import InferenceFree
-    from ..models.retrieve.learning import draw_pairs, fit_retriever
 
     recipe = _recipe(options, teachers)
     collection = load_collection(options["data"], "train", report=note)
@@ -94,7 +94,7 @@ def _recipe(options: Mapping[str, Any], teachers: str) -> Any:
     """
     from dataclasses import fields
 
-    from ..models.retrieve.learning import LearnedRetrieval
+    from ..areas.search.learning import LearnedRetrieval
 
     defaults = {f.name: f.default for f in fields(LearnedRetrieval)}
     values: dict[str, Any] = {"teachers": tuple(n.strip() for n in teachers.split(",") if n)}

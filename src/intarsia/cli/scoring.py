@@ -31,8 +31,8 @@ from .shell import note, say, show_json, show_table, warn
 from .targets import page_target
 
 if TYPE_CHECKING:
-    from ..experiments.runs import Prediction, RunOnPictures
-    from ..experiments.writing import TextRun
+    from ..runs.runs import Prediction, RunOnPictures
+    from ..runs.writing import TextRun
 
 SHOWN = 3  # classes of a picture in the table
 
@@ -72,9 +72,9 @@ def evaluate(
         return
     check_run(run, blends=True)
     allow_pixels(ctx, max_pixels)
-    from ..experiments.opening import open_run
-    from ..experiments.writing import TextRun
     from ..reports.numbers import percent
+    from ..runs.opening import open_run
+    from ..runs.writing import TextRun
     from ..train.processes import device_named
     from .training import TEXT_COLUMNS, text_row
 
@@ -109,7 +109,7 @@ def _scored(opened: Any, data: str | None, part: str | None, skip: bool) -> dict
     """
     if not skip:
         return opened.evaluate(data, part, note)
-    from ..experiments.runs import RunOnPictures
+    from ..runs.runs import RunOnPictures
 
     # Texts have no part that could be unreadable: the option would do nothing.
     if not isinstance(opened, RunOnPictures):
@@ -196,8 +196,8 @@ def predict(
         return
     check_run(run, blends=True)
     allow_pixels(ctx, max_pixels)
-    from ..experiments.opening import open_run
-    from ..experiments.writing import TextRun
+    from ..runs.opening import open_run
+    from ..runs.writing import TextRun
     from ..train.processes import device_named
 
     opened = open_run(run, size=size, report=note)
@@ -231,7 +231,7 @@ def _predict_pictures(
     # An answer without a file has no picture for the page.
     good = [p for p in predictions if p.file and not p.error]
     if page is not None and good:
-        from ..experiments.union_page import answers_page
+        from ..runs.union_page import answers_page
 
         # a blend's members have sizes of their own: the page has the first one's
         first = opened.members[0]
@@ -275,7 +275,7 @@ def _predict_texts(
     opened: the run. files: of prompts. page, as_csv: refused, as they are for pictures. tokens: the
     most in a completion, None = the default.
     """
-    from ..experiments.writing import TOKENS, complete, prompts_of
+    from ..runs.writing import TOKENS, complete, prompts_of
 
     if page is not None:
         got, want = "a run on texts", "one on pictures"

@@ -9,7 +9,7 @@ from ..core.errors import DataError
 from .shell import note, say
 
 if TYPE_CHECKING:
-    from ..models.retrieve.sparse_index import SparseIndex
+    from ..areas.search.sparse_index import SparseIndex
 
 
 def answers(index: SparseIndex) -> dict[str, Any]:
@@ -17,7 +17,7 @@ def answers(index: SparseIndex) -> dict[str, Any]:
 
     index: what is searched. The function takes and returns a JSON object.
     """
-    from ..models.retrieve.showing import search_results
+    from ..areas.search.showing import search_results
 
     def answer(question: dict[str, Any]) -> dict[str, Any]:
         """Return the k best documents for a query, with their fields.  Raises: DataError."""

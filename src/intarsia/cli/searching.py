@@ -22,7 +22,7 @@ from .shell import say, show_json, show_table, whole_text
 from .targets import finished_names, hold, target
 
 if TYPE_CHECKING:
-    from ..models.retrieve.sparse_index import SparseIndex
+    from ..areas.search.sparse_index import SparseIndex
 
 FORMS = ("opensearch", "elasticsearch", "qdrant", "trec")
 DOCS = (
@@ -183,8 +183,8 @@ def _exported(folder: Path, form: str, out: Path | None, as_json: bool) -> None:
     Raises: UnknownName.
     """
     one_of("--form", form, FORMS)
-    from ..models.retrieve.engines import export, queries_file
-    from ..models.retrieve.sparse_index import SparseIndex
+    from ..areas.search.engines import export, queries_file
+    from ..areas.search.sparse_index import SparseIndex
 
     out = target(out, "bulk.ndjson")
     searchable = SparseIndex.load(folder)
@@ -233,8 +233,8 @@ def search(
         raise ConfigError("--queries and --out", got="one of them", want=want, fix=fix)
     if out is not None:
         target(out, "run.trec", mark=" intarsia\n")
-    from ..models.retrieve.showing import search_results
-    from ..models.retrieve.sparse_index import SparseIndex
+    from ..areas.search.showing import search_results
+    from ..areas.search.sparse_index import SparseIndex
 
     index = SparseIndex.load(folder)
     if serve:

@@ -48,7 +48,7 @@ def fit_seeing(arguments: Mapping[str, Any], words: set[str]) -> None:
         raise ConfigError("options with --see or --hear", got=got, want=want, fix="Leave it out.")
     request, out = _request_of(arguments, words)
     note("Loading PyTorch and transformers.")
-    from ..experiments import seeing
+    from ..runs import seeing
 
     use_threads(arguments["threads"])
     settings = seeing.Seeing(**request) if request else seeing.read_asked(out)
@@ -168,7 +168,7 @@ def predict_seeing(
             got, want = "--image or --audio", "a run of a model that sees or hears"
             raise ConfigError("options of predict", got=got, want=want, fix="Leave them out.")
         return False
-    from ..data.senses.questions import Question
+    from ..senses.data.questions import Question
 
     files: dict[str, tuple[Any, ...]] = {n: tuple(arguments[n] or ()) for n in ("image", "audio")}
     question = Question(" ".join(words), None, files["image"], files["audio"])
@@ -181,7 +181,7 @@ def predict_seeing(
     record: dict[str, Any] = {"question": question.question, "answer": answer}
     record |= {name: [str(f) for f in paths] for name, paths in files.items() if paths}
     if arguments["page"] is not None:
-        from ..experiments.seen import write_page
+        from ..runs.seen import write_page
 
         note(str(write_page(opened, [question], [answer], arguments["page"])))
     if as_json:
@@ -196,7 +196,7 @@ def _open(run: Path, device: str | None) -> Any:
 
     run: its folder; device: None = the best there is.
     """
-    from ..experiments.seeing import open_seeing
+    from ..runs.seeing import open_seeing
     from ..train.processes import device_named
 
     opened = open_seeing(run, note)

@@ -20,7 +20,7 @@ from .options import Threads, given_in_words, use_threads
 from .shell import note, say, warn
 
 if TYPE_CHECKING:
-    from ..hosts.serving.settings import Limits
+    from ..serve.settings import Limits
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 ENGINES = ("transformers", "vllm")
@@ -144,7 +144,7 @@ def serve(
     # Found without importing them: importing takes seconds.
     if missing := next((name for name in NEEDS if find_spec(name) is None), None):
         raise MissingExtra(missing, "serve")
-    from ..hosts.serving.settings import Limits
+    from ..serve.settings import Limits
 
     limits = Limits(body, tokens, at_once, queue, seconds, drain, batching, arrival)
     opened = {"slots": room, "context": context, "dtype": dtype}
@@ -165,10 +165,10 @@ def _serve(
     models, adapters: folders, or NAME=FOLDER. limits: of requests. address: host and port. opened:
     keywords with which models are opened.
     """
-    from ..hosts.serving.app import Application
-    from ..hosts.serving.models import open_models
-    from ..hosts.serving.naming import names_of
-    from ..hosts.serving.running import bound, hosts_of, is_local, run
+    from ..serve.app import Application
+    from ..serve.models import open_models
+    from ..serve.naming import names_of
+    from ..serve.running import bound, hosts_of, is_local, run
 
     host, _ = address
     sources, folders = names_of(models), names_of(adapters)
@@ -227,8 +227,8 @@ def _to_vllm(models: list[str], adapters: list[str], room: object, host: str, po
         got = "--slots or --memory" if room is not None else f"{len(models)} models"
         fix = "Leave it out, or serve with --engine transformers."
         raise ConfigError("--engine vllm", got=got, want="one resident model", fix=fix)
-    from ..hosts.serving.naming import names_of
-    from ..hosts.serving.vllm import command, hand_over
+    from ..serve.naming import names_of
+    from ..serve.vllm import command, hand_over
 
     ((name, folder),) = names_of(models).items()
     folders = {key: Path(path) for key, path in names_of(adapters).items()}

@@ -21,7 +21,7 @@ from typer.core import TyperGroup
 from ..core.errors import ConfigError, printable
 from ..core.plugins import LABORATORY, VERBS, plugins
 from ..core.quiet import quiet
-from ..experiments import INTERRUPTED
+from ..runs import INTERRUPTED
 from .groups import GROUPS, HOMES, LABORATORY_MARK, group_of
 
 SOME_FAILED, USER_ERROR = 1, 2

@@ -34,8 +34,8 @@ def open_whole(file: Path, want: str = "a whole picture") -> Any:
     """
     from PIL import Image, ImageOps
 
+    from ..areas.codec.signals import MOST_POINTS
     from ..data.decode import open_picture
-    from ..models.codec.signals import MOST_POINTS
 
     try:
         with warnings.catch_warnings(action="ignore", category=Image.DecompressionBombWarning):

@@ -125,7 +125,7 @@ def sparsify(
     _check_pattern_and_times(pattern, test, recover)
     use_threads(threads)
     from ..data.calibration import load_calibration
-    from ..hosts.prune.files import save_sparse
+    from ..sparse.prune.files import save_sparse
 
     assert out is not None
     pruner = _method(method, base, density, pattern, tuple(layers or ()))
@@ -187,7 +187,7 @@ def _pruned(
     `sparsify`, and the measured part of the record.
     """
     from ..core.registry import method_key
-    from ..hosts.prune.pruner import bytes_by_part, sparsify, stops_of
+    from ..sparse.prune.pruner import bytes_by_part, sparsify, stops_of
 
     # Measured before the pruning, which changes the model in place.
     dense = _perplexity(host, texts.test) if test else None
@@ -255,7 +255,7 @@ def convert(
 
     names = [] if out is None or layout == PACKED else sealed_names(out, "config.json")
     out = target(out, "dense-llama", written_names=names)
-    from ..hosts.prune.files import convert_sparse
+    from ..sparse.prune.files import convert_sparse
 
     # most layouts need no model: tensors are converted as they are
     folder = convert_sparse(old, out, layout=layout)

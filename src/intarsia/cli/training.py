@@ -38,7 +38,7 @@ from .shell import note, say, show_json, show_table, warn
 from .values import check_options, experiment_values, running_values
 
 if TYPE_CHECKING:
-    from ..experiments.experiment import Experiment
+    from ..runs.experiment import Experiment
 
 FOR_TEXTS = {"model": "smollm2"}  # where nothing is said
 
@@ -91,7 +91,7 @@ def fit(
     allow_pixels(ctx, arguments["max_pixels"])
     if processes.is_main():
         note("Loading PyTorch and timm.")
-    from ..experiments.execute import carry_out
+    from ..runs.execute import carry_out
 
     experiment, out = _experiment_of(arguments, words)
     use_threads(arguments["threads"])
@@ -239,7 +239,7 @@ def _experiment_of(arguments: dict[str, Any], words: set[str]) -> tuple[Experime
     Raises: ConfigError for no data.
     """
     from ..data.sets import located
-    from ..experiments.experiment import Experiment, resumed
+    from ..runs.experiment import Experiment, resumed
 
     values, data, out = experiment_values(arguments), arguments["data"], arguments["out"]
     if data is not None:

@@ -10,7 +10,7 @@ from typing import Any
 from ..core.errors import ConfigError
 from ..core.registry import index, keys
 from ..core.schema import METADATA, options_of
-from ..experiments.experiment import Experiment, schedules
+from ..runs.experiment import Experiment, schedules
 from ..train.settings import Running
 from .options import FIELDS, flag
 

@@ -18,10 +18,10 @@ from ..core.change import Change, Plan
 from ..core.errors import FoldError, IntarsiaError
 from ..core.foreign import config_of
 from ..data.small_models import SmallModel, small_decoder
+from ..folders.saved import load, save
+from ..folders.verbs import apply, as_change, upcycle
 from ..gating import task_ids
-from ..hosts import apply, load, save, upcycle
 from ..hosts.anatomy.blocks import base_of
-from ..hosts.verbs import as_change
 from ..routers import TopK
 from .cards import CARD_LAWS, tiny
 from .made import moved, normal, seeded, torch_seed

@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image
 from torch import nn
 
-from ..data.senses.questions import Question
+from ..senses.data.questions import Question
 from .made import torch_seed
 
 LETTERS = " \nabcdefghijklmnopqrstuvwxyz?.,"

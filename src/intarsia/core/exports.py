@@ -17,13 +17,26 @@ from .guesses import ELSEWHERE, checked
 
 SHOWN = 12  # names of a namespace in an error
 ROOT = Path(__file__).parents[1]
+TOPICS = frozenset(
+    {"codec", "coding", "experts", "memory", "offloading", "privacy"}
+    | {"recommend", "search", "senses", "spans", "sparse"}
+)
+"""Namespaces whose names are chosen by hand; those of the other folders come from their cards."""
 
 
 def homes(stub: Path) -> dict[str, str]:
-    """Map a stub's names to modules below its package; a module of the package itself to ""."""
+    """Map a stub's names to modules, relative to its package; a module of the package itself to "".
+
+    A module outside the package begins with a dot for each folder up: ".hosts.swap".
+    """
     # a stub has relative imports only: module and names
     imports = (n for n in ast.parse(stub.read_text()).body if isinstance(n, ast.ImportFrom))
-    return {alias.name: n.module or "" for n in imports if n.level == 1 for alias in n.names}
+    return {
+        alias.name: "." * (n.level - 1) + (n.module or "")
+        for n in imports
+        if n.level
+        for alias in n.names
+    }
 
 
 @functools.cache
@@ -37,7 +50,7 @@ def namespaces() -> Mapping[str, str]:
     spaces = [name for name, module in top.items() if not module]
     places: dict[str, str] = {}
     # packages first: topics then overwrite their names, and the top level both
-    for space in sorted(spaces, key=lambda space: not (ROOT / space).is_dir()):
+    for space in sorted(spaces, key=TOPICS.__contains__):
         places |= dict.fromkeys(homes(_listing(space)), space)
     return places | {name: "" for name, module in top.items() if module}
 
@@ -89,10 +102,10 @@ def exports(
         # a submodule that is public as a whole
         if not modules[name]:
             return importlib.import_module(f"{package}.{name}")
-        home = importlib.import_module(f"{package}.{modules[name]}")
+        home = importlib.import_module(f".{modules[name]}", package)
         public = getattr(home, name)
         # packages hand functions to each other, which compare them: users' own names are checked
-        verbs = package == "intarsia" and not (ROOT / Path(file).stem).is_dir()
+        verbs = module.removeprefix("intarsia.") in {"intarsia", *TOPICS}
         return checked(public, f"{module}.{name}", functions=verbs)
 
     return get, lambda: names, names

@@ -37,7 +37,7 @@ def _add_config(mappings: ModuleType) -> None:
     """Register the configuration of models that see and hear in transformers' mapping."""
     # register raises for a type that is there already
     if SEEING not in mappings.CONFIG_MAPPING:
-        later = Later("intarsia.hosts.senses.auto", "SeeingConfig")
+        later = Later("intarsia.senses.auto", "SeeingConfig")
         mappings.CONFIG_MAPPING.register(SEEING, later)
 
 
@@ -46,7 +46,7 @@ def _add_quantizer(mappings: ModuleType) -> None:
 
     mappings: transformers' module with its mappings of quantizers.
     """
-    home = "intarsia.hosts.stock_folder"
+    home = "intarsia.folders.stock_folder"
     mappings.AUTO_QUANTIZATION_CONFIG_MAPPING[CHANGED] = Later(home, "ChangedConfig")
     mappings.AUTO_QUANTIZER_MAPPING[CHANGED] = Later(home, "ChangedQuantizer")
 

@@ -1,3 +1,5 @@
+from ..senses.slime import Slime as Slime
+from ..senses.uni_moe import UniMoe as UniMoe
 from .adamix import Adamix as Adamix
 from .baselines import BitFit as BitFit
 from .baselines import FullTuning as FullTuning
@@ -34,9 +36,7 @@ from .s2ft.permute import Permutation as Permutation
 from .s2ft.permute import co_permute as co_permute
 from .s2ft.s2ft import S2ft as S2ft
 from .seuf.seuf import Seuf as Seuf
-from .slime import Slime as Slime
 from .sms import SparseModelSoup as SparseModelSoup
 from .sparse_bytenn import SparseByteNn as SparseByteNn
 from .sparse_ift import SparseIft as SparseIft
 from .sparse_ift import flop_audit as flop_audit
-from .uni_moe import UniMoe as UniMoe

@@ -24,7 +24,7 @@ class BiAdapter(OverMethod):
     gradient passes through it. Bits are better spent on width than on floats.
 
     Raises: ConfigError on a setting that cannot be, or a cell without weight matrices.
-    Source: paper, section 3; `intarsia.hosts.out.pack` writes the small file.
+    Source: paper, section 3; `intarsia.folders.out.pack` writes the small file.
     Not for adapters that must add nothing at the start; not for speed: the forward is a float one.
     """
 

@@ -12,10 +12,10 @@ from torch import Tensor
 from ..core import Card, NofM, Paper, Partition
 from ..core.errors import ConfigError
 from ..core.schema import check, setting
-from ..hosts.prune.pruner import Pruner
-from ..hosts.prune.pruners import Magnitude, SparseGPT, Wanda
 from ..partitions.swaps import Swapped, swap
 from ..scores import Statistics, wanda
+from ..sparse.prune.pruner import Pruner
+from ..sparse.prune.pruners import Magnitude, SparseGPT, Wanda
 
 RESTORE = ("kept", "dense")
 

@@ -14,12 +14,12 @@ from ..core.change import Change, Plan, steps_of
 from ..core.checks import one_of
 from ..core.errors import ConfigError, FoldError, TargetError
 from ..core.schema import check, setting
-from ..hosts.swap.chw import Form, choose_forms, lowered, net_seconds, rewritten
-from ..hosts.swap.chw_codes import codings_of_clusters
-from ..hosts.swap.chw_net import ChwNet
-from ..hosts.swap.upcycle import check_unadapted
 from ..kernels.chw import Coding, available
 from ..kernels.chw.steps import BLOCKS, CODED_BLOCKS
+from ..sparse.swap.chw import Form, choose_forms, lowered, net_seconds, rewritten
+from ..sparse.swap.chw_codes import codings_of_clusters
+from ..sparse.swap.chw_net import ChwNet
+from ..sparse.swap.upcycle import check_unadapted
 
 
 class ChwLayer(NamedTuple):

@@ -19,7 +19,7 @@ from ..core.checks import at_least
 from ..core.errors import ConfigError, DataError, TargetError
 from ..core.registry import settings_to_dict
 from ..core.schema import check, setting
-from ..hosts.decoding import generate
+from ..decode.decoding import generate
 from ..hosts.spans.head_spans import (
     HeadSpans,
     attach_spans,

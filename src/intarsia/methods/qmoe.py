@@ -18,18 +18,18 @@ from ..core.change import Change, Plan, set_steps, steps_of
 from ..core.errors import CheckpointError, TargetError
 from ..core.registry import settings_to_dict
 from ..core.schema import check, setting
+from ..decode.native_generation import generates, with_native_generate, without_native_generate
 from ..formats import Ternary
 from ..formats.ternary import entropy, levels_of, nearest
 from ..hosts.anatomy.blocks import base_of
-from ..hosts.native_generation import generates, with_native_generate, without_native_generate
-from ..hosts.prune.matrices import Matrix
-from ..hosts.prune.pruner import Keeping, output_error, stops_of
-from ..hosts.prune.rows import check_rows, digest_of
-from ..hosts.prune.walk import Stop, walk_blocks
-from ..hosts.swap.packed_experts import PackedStack, packed, packed_experts, room, unpacked
 from ..kernels.experts import stacked_matrices
+from ..mixtures.packed_experts import PackedStack, packed, packed_experts, room, unpacked
 from ..partitions.stacks import compensate_stack
 from ..scores import Statistics
+from ..sparse.prune.matrices import Matrix
+from ..sparse.prune.pruner import Keeping, output_error, stops_of
+from ..sparse.prune.rows import check_rows, digest_of
+from ..sparse.prune.walk import Stop, walk_blocks
 
 STARTS = ("gptq", "rtn")
 NOT_KEPT = Keeping()

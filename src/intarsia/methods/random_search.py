@@ -22,8 +22,8 @@ from ..core.foreign import config_of
 from ..core.modes import evaluating
 from ..core.schema import check, setting
 from ..core.seeds import mix
-from ..hosts.swap.iso_flop import linear_mlps, of_tokens
-from ..hosts.swap.upcycle import check_unadapted
+from ..sparse.swap.iso_flop import linear_mlps, of_tokens
+from ..sparse.swap.upcycle import check_unadapted
 from ..train.objectives import logits_of
 
 Units = dict[str, Tensor]  # path of the layer that reads them -> those that stay, sorted

@@ -14,9 +14,9 @@ from ..core.change import Change, Plan
 from ..core.errors import TargetError
 from ..core.schema import check, setting
 from ..hosts.anatomy.channel_groups import Channels, channels_of, orders_to_json, reorder_channels
-from ..hosts.swap.upcycle import check_unadapted
 from ..partitions.row_blocks import row_order
 from ..schedules import Gradual
+from ..sparse.swap.upcycle import check_unadapted
 
 
 @dataclass(frozen=True)

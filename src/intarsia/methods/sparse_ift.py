@@ -17,11 +17,11 @@ from ..core.foreign import activation_of
 from ..core.registry import settings_to_dict
 from ..core.schema import check, setting
 from ..core.seeds import mix
-from ..hosts.swap.iso_flop import REPLACERS, layers_to_change, norm_place, sparsify_layer, widen
-from ..hosts.swap.upcycle import check_unadapted
 from ..mixtures.iso_flop import Doped, Parallel
 from ..schedules import RigL, SparseSchedule
 from ..schedules.drop_and_grow import DropAndGrow
+from ..sparse.swap.iso_flop import REPLACERS, layers_to_change, norm_place, sparsify_layer, widen
+from ..sparse.swap.upcycle import check_unadapted
 
 KINDS = ("wide", "parallel", "factorised", "doped")
 PARTS = {"wide": ("",), "factorised": ("u", "v"), "doped": ("sparse",)}  # with masks, inside

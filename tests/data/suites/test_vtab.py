@@ -10,10 +10,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from intarsia.choosing.arms import arm
 from intarsia.core.errors import DataError, UnknownName
 from intarsia.data import load_data
-from intarsia.experiments.experiment import Experiment, Pictures
+from intarsia.runs.choosing.arms import arm
+from intarsia.runs.experiment import Experiment, Pictures
 from intarsia_lab.bench.budget import estimated
 from intarsia_lab.bench.plan import BenchPlan
 from intarsia_lab.bench.protocols import protocol

@@ -13,9 +13,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from intarsia.choosing.arms import arm
-from intarsia.experiments import one_run
-from intarsia.experiments.experiment import Experiment, Pictures
+from intarsia.runs import one_run
+from intarsia.runs.choosing.arms import arm
+from intarsia.runs.experiment import Experiment, Pictures
 from intarsia.train import Running
 from intarsia_lab.bench.plan import BenchPlan
 from intarsia_lab.bench.protocols import protocol

@@ -9,12 +9,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from intarsia.choosing.arms import arm
 from intarsia.core.errors import ConfigError, TrainingError
 from intarsia.core.plugins import TASKS, plugins
 from intarsia.data import ImageSet
-from intarsia.experiments.execute import pictures_of
-from intarsia.experiments.experiment import Experiment
+from intarsia.runs.choosing.arms import arm
+from intarsia.runs.execute import pictures_of
+from intarsia.runs.experiment import Experiment
 from intarsia_lab.bench.budget import (
     FEWEST_EPOCHS,
     SCORING,

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from intarsia.formats import Bitmask, BlockInt
-from intarsia.hosts.swap.packed_linear import PackedLinear
+from intarsia.formats.packed_linear import PackedLinear
 
 
 @pytest.fixture

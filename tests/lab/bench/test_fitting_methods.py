@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from intarsia.choosing.arms import ARMS, among_batch_norms, arm
 from intarsia.core.errors import ConfigError
 from intarsia.data import backbones
+from intarsia.runs.choosing.arms import ARMS, among_batch_norms, arm
 from intarsia_lab.bench.fitting_methods import suited
 from intarsia_lab.bench.plan import BenchPlan
 

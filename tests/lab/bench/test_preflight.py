@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from intarsia.choosing.arms import arm
 from intarsia.core.errors import AssetError, ConfigError, DataError, IntarsiaError, UnknownName
 from intarsia.data import backbones
+from intarsia.runs.choosing.arms import arm
 from intarsia_lab.bench.budget import measured_costs
 from intarsia_lab.bench.plan import BenchPlan
 from intarsia_lab.bench.preflight import check

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from intarsia.experiments.experiment import Experiment, Pictures
-from intarsia.experiments.matrix import planned, run_all
-from intarsia.experiments.on_ray import connected
 from intarsia.reports.runs import comparison_of, gather, json_choice
+from intarsia.runs.experiment import Experiment, Pictures
+from intarsia.runs.matrix import planned, run_all
+from intarsia.runs.on_ray import connected
 from intarsia_lab.bench.report.records import RunResult
 from intarsia_lab.bench.run import How, run_plan
 

@@ -15,9 +15,9 @@ from typing import Any
 import pytest
 from filelock import FileLock
 
-from intarsia.choosing.arms import arm
 from intarsia.core.errors import CheckpointError, ConfigError
-from intarsia.experiments.searching import SEARCHES
+from intarsia.runs.choosing.arms import arm
+from intarsia.runs.searching import SEARCHES
 from intarsia_lab.bench.folder import PLAN, RESULTS
 from intarsia_lab.bench.protocols import protocol
 from intarsia_lab.bench.report import records

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from intarsia.choosing.arms import arm
-from intarsia.choosing.arms import by_task as with_heads
-from intarsia.experiments import one_run
-from intarsia.experiments.execute import carry_out
-from intarsia.experiments.experiment import Experiment, Pictures
+from intarsia.runs import one_run
+from intarsia.runs.choosing.arms import arm
+from intarsia.runs.choosing.arms import by_task as with_heads
+from intarsia.runs.execute import carry_out
+from intarsia.runs.experiment import Experiment, Pictures
 from intarsia.train import Running
 from intarsia_lab.bench import tables, write
 from intarsia_lab.bench.plan import BenchPlan

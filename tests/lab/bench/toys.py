@@ -13,9 +13,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from intarsia.choosing.arms import arm
 from intarsia.core.errors import TrainingError
-from intarsia.experiments.experiment import Experiment, Pictures
+from intarsia.runs.choosing.arms import arm
+from intarsia.runs.experiment import Experiment, Pictures
 from intarsia_lab.bench.plan import BenchPlan
 from intarsia_lab.bench.protocols import protocol
 from intarsia_lab.bench.run import How, run_plan

@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from intarsia.experiments.experiment import Experiment, Pictures, save
 from intarsia.reports.page import html as page_of
 from intarsia.reports.report import Panels, Report
+from intarsia.runs.experiment import Experiment, Pictures, save
 from intarsia_lab.bench.panel import facts, panels
 from intarsia_lab.bench.report.diagram import LEFT, RIGHT, diagram
 from intarsia_lab.bench.report.figures import points_of

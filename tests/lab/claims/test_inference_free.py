@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import scipy.sparse as sp
 
-from intarsia.models.retrieve.postings import Postings
-from intarsia.models.retrieve.segment import Segment
+from intarsia.areas.search.postings import Postings
+from intarsia.areas.search.segment import Segment
 from intarsia_lab.claims import inference_free as claims
 
 

@@ -7,7 +7,7 @@ import torch
 
 from intarsia.adapters import Bottleneck
 from intarsia.core.errors import TrainingError
-from intarsia.experiments.pool import Arm
+from intarsia.runs.pool import Arm
 from intarsia.train import Training
 from intarsia_lab.claims import mosa
 from intarsia_lab.kit import arms

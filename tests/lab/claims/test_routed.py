@@ -11,7 +11,7 @@ import pytest
 
 from intarsia.data import corpora
 from intarsia.data.small_models import SmallModel
-from intarsia.experiments.pool import Arm
+from intarsia.runs.pool import Arm
 from intarsia_lab.claims import evomoe, momentum, recurrent
 from intarsia_lab.kit import Study
 from intarsia_lab.routing import Scale, materials

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from intarsia.hosts import apply
+from intarsia.folders.verbs import apply
 from intarsia_lab.claims import s2ft_text
 from intarsia_lab.materials import last_blocks
 from intarsia_lab.materials.low_rank import trained

@@ -11,8 +11,8 @@ import torch
 from PIL import Image
 
 from intarsia.conformance.senses import Letters, decoder, questions
-from intarsia.data.senses.questions import Processor, Question
-from intarsia.methods.slime import Slime
+from intarsia.senses.data.questions import Processor, Question
+from intarsia.senses.slime import Slime
 from intarsia_lab.claims import slime, uni_moe
 from intarsia_lab.claims.ledger import claim
 from intarsia_lab.materials import canvases, small_reader, small_trunk

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import torch
 
+from intarsia.areas.recommend.onerec import OneRec
 from intarsia.data.interactions import Interactions, events
-from intarsia.models.recommend.onerec import OneRec
 from intarsia_lab.claims import m2trec, onerec, onerec_next
 from intarsia_lab.kit import ArmRate, Rates
 from intarsia_lab.materials import sequence_baselines as baselines

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from intarsia.experiments.stack_entries import ENTRIES
+from intarsia.runs.stack_entries import ENTRIES
 from intarsia_lab.claims import read_me, stack
 from intarsia_lab.claims.ledger import claim
 from intarsia_lab.materials import held_out_rows, routing_traces

@@ -12,7 +12,7 @@ import pytest
 import torch
 from transformers import BertConfig, BertModel, LlamaConfig, LlamaForCausalLM
 
-from intarsia.hosts import adapt
+from intarsia.folders.verbs import adapt
 from intarsia_lab.claims import lt_sft, mixtures, poly
 from intarsia_lab.kit import ArmRate
 from intarsia_lab.materials import last_blocks, short_texts

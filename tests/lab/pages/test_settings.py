@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from intarsia.core.schema import options_of
-from intarsia.experiments.experiment import GROUPS
+from intarsia.runs.experiment import GROUPS
 from intarsia.train.settings import Running, keywords
 from intarsia_lab.pages.settings import ONLY_COMMAND_LINE, OPTIONS, options_text, page
 

@@ -8,13 +8,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from intarsia.choosing.folded import SCORING, SETTING_UP
 from intarsia.core.errors import ConfigError, TrainingError
 from intarsia.core.store import Store, key_of
-from intarsia.experiments.execute import for_budget, method_of
-from intarsia.experiments.experiment import Pictures
-from intarsia.experiments.one_run import run as one_run
-from intarsia.experiments.pool import Trial, TrialEnd, Work, run_trials
+from intarsia.runs.choosing.folded import SCORING, SETTING_UP
+from intarsia.runs.execute import for_budget, method_of
+from intarsia.runs.experiment import Pictures
+from intarsia.runs.one_run import run as one_run
+from intarsia.runs.pool import Trial, TrialEnd, Work, run_trials
 
 from ..materials.suites import SuiteTask
 from .folder import opened

@@ -8,10 +8,10 @@ from dataclasses import replace
 
 from torch import nn
 
-from intarsia.choosing.arms import among_batch_norms
 from intarsia.core.errors import ConfigError, IntarsiaError
-from intarsia.experiments.execute import method_of, with_method
-from intarsia.hosts.prune.pruner import Pruner, stops_of
+from intarsia.runs.choosing.arms import among_batch_norms
+from intarsia.runs.execute import method_of, with_method
+from intarsia.sparse.prune.pruner import Pruner, stops_of
 
 from .plan import BenchPlan, Slot
 from .preflight import check_model

@@ -10,9 +10,9 @@ from typing import Any
 from urllib.parse import quote
 
 from intarsia.core.errors import IntarsiaError
-from intarsia.experiments import experiment
 from intarsia.reports import numbers
 from intarsia.reports.wording import first_line
+from intarsia.runs import experiment
 from intarsia.train.folder import RUN
 
 from .report.records import Done, RunResult

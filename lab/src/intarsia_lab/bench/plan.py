@@ -7,10 +7,10 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
-from intarsia.choosing.arms import BenchArm
 from intarsia.core.errors import ConfigError
 from intarsia.core.store import key_of
-from intarsia.experiments.experiment import LENGTH, Experiment
+from intarsia.runs.choosing.arms import BenchArm
+from intarsia.runs.experiment import LENGTH, Experiment
 
 from ..materials.suites import Suite, SuiteTask
 from .protocols import Protocol

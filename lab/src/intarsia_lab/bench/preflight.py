@@ -12,9 +12,9 @@ from torch import nn
 
 from intarsia.core.errors import ConfigError, DataError
 from intarsia.data import outline
-from intarsia.experiments.experiment import Adapted
 from intarsia.hosts.anatomy.blocks import blocks
 from intarsia.hosts.anatomy.prefix import SPLITTABLE
+from intarsia.runs.experiment import Adapted
 
 from ..materials.suites import reading, root
 from .folder import RESULTS

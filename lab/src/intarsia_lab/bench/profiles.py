@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
 
-from intarsia.choosing.arms import ARMS, EXTRA, RECIPES, named
+from intarsia.runs.choosing.arms import ARMS, EXTRA, RECIPES, named
 
 
 @dataclass(frozen=True)

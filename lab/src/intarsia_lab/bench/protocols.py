@@ -8,14 +8,14 @@ from itertools import product
 from types import MappingProxyType
 from typing import Any
 
-from intarsia.choosing.arms import BenchArm, named
 from intarsia.core.checks import RATE_REACH
 from intarsia.core.errors import ConfigError
-from intarsia.experiments import searching, settings
-from intarsia.experiments.experiment import Experiment
-from intarsia.experiments.own_rates import converges
 from intarsia.methods import Official
 from intarsia.methods.mosa import PUBLISHED as RECIPES
+from intarsia.runs import searching, settings
+from intarsia.runs.choosing.arms import BenchArm, named
+from intarsia.runs.experiment import Experiment
+from intarsia.runs.own_rates import converges
 
 from ..materials.suites import JOINED, JOINT
 

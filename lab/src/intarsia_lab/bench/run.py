@@ -10,11 +10,11 @@ from typing import Any
 
 from intarsia.core.errors import DataError
 from intarsia.core.store import Store
-from intarsia.experiments.experiment import Experiment
-from intarsia.experiments.one_run import run as one_run
-from intarsia.experiments.one_run import shape_of
-from intarsia.experiments.pool import Trial, TrialEnd, Work, run_told
-from intarsia.experiments.searching import SEARCHES, carry_missing, unusable
+from intarsia.runs.experiment import Experiment
+from intarsia.runs.one_run import run as one_run
+from intarsia.runs.one_run import shape_of
+from intarsia.runs.pool import Trial, TrialEnd, Work, run_told
+from intarsia.runs.searching import SEARCHES, carry_missing, unusable
 from intarsia.train.folder import STATE
 
 from .folder import RESULTS, opened

@@ -10,7 +10,8 @@ from typing import Any
 from intarsia.adapters import Bottleneck
 from intarsia.core import Method
 from intarsia.core.change import Change
-from intarsia.hosts import adapt, pack, packed_size
+from intarsia.folders.out.pack import pack, packed_size
+from intarsia.folders.verbs import adapt
 from intarsia.methods import BiAdapter
 from intarsia.train import Training
 

@@ -16,10 +16,10 @@ from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
 from intarsia.core.seeds import mix
-from intarsia.experiments.pool import Arm
 from intarsia.fitting import fit_in_phases
 from intarsia.methods.dass import Dass
 from intarsia.models.dass import CellSizes, ChosenNet, Genotype, Supernet, summary
+from intarsia.runs.pool import Arm
 from intarsia.schedules import masked_weights
 
 from ..kit import Effect, FixedRate, Report, Result, Study, above

@@ -11,8 +11,8 @@ from typing import Any
 from torch import nn
 
 from intarsia.fitting import fit
-from intarsia.hosts import student_of
 from intarsia.routers import TopK
+from intarsia.sparse.swap.student import student_of
 from intarsia.train import cosine, evaluate
 from intarsia.train.distillation import distill, staged_distillation
 from intarsia.train.objectives import Objective, Staged, plain

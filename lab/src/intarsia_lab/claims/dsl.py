@@ -10,10 +10,10 @@ import torch
 from scipy.stats import spearmanr
 from torch import nn
 
+from intarsia.areas.recommend.lightgcn import LightGcn
+from intarsia.areas.recommend.multvae import MultVae
+from intarsia.areas.recommend.recommending import Parts, fit_recommender, parts_of
 from intarsia.data.atomic_files import load_interactions
-from intarsia.experiments.recommending import Parts, fit_recommender, parts_of
-from intarsia.models.recommend.lightgcn import LightGcn
-from intarsia.models.recommend.multvae import MultVae
 from intarsia.schedules import Dsl
 from intarsia.train.learner import NotFinite
 

@@ -14,13 +14,13 @@ import torch
 from intarsia.core import nbytes
 from intarsia.data.language_models import language_model
 from intarsia.data.texts import load_texts
-from intarsia.experiments.pool import Arm
-from intarsia.hosts.prune.pruner import sparsify
-from intarsia.hosts.prune.pruners import SparseGPT
-from intarsia.hosts.prune.rows import batched
 from intarsia.kernels.native import instructions
 from intarsia.methods.gqsa.gqsa import Gqsa
 from intarsia.methods.gqsa.stages import Tuning
+from intarsia.runs.pool import Arm
+from intarsia.sparse.prune.pruner import sparsify
+from intarsia.sparse.prune.pruners import SparseGPT
+from intarsia.sparse.prune.rows import batched
 
 from ..bench.sparse import COPIES, SIDE, time_shapes
 from ..kit import TIMED, Report, Result, Study, UnknownEffect, below

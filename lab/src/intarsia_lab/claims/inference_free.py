@@ -13,13 +13,13 @@ from typing import Any
 
 import numpy as np
 
+from intarsia.areas.search.inference_free import InferenceFree
+from intarsia.areas.search.learning import LearnedRetrieval, fit_retriever
+from intarsia.areas.search.postings import Postings
+from intarsia.areas.search.sparse_index import SparseIndex
+from intarsia.areas.search.teachers import Bm25
 from intarsia.data.collections import Collection, load_collection
 from intarsia.data.packages import cache_dir
-from intarsia.models.retrieve.inference_free import InferenceFree
-from intarsia.models.retrieve.learning import LearnedRetrieval, fit_retriever
-from intarsia.models.retrieve.postings import Postings
-from intarsia.models.retrieve.sparse_index import SparseIndex
-from intarsia.models.retrieve.teachers import Bm25
 from intarsia.train.ranked import by_query
 
 from ..kit import TIMED, Report, Result, Study, UnknownEffect, above, over_items

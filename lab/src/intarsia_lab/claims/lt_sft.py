@@ -19,7 +19,8 @@ from torch import nn
 from intarsia.adapters import Bottleneck, Lora
 from intarsia.core import Method
 from intarsia.fitting import evaluate, fit, fit_in_phases
-from intarsia.hosts import SparseDelta, adapt
+from intarsia.folders.verbs import adapt
+from intarsia.hosts.delta.sparse_delta import SparseDelta
 from intarsia.methods import LtSft
 
 from ..kit import ArmRate, Control, Rates, Report, Result, Study, UnknownEffect, above, numbers

@@ -13,13 +13,13 @@ import torch
 from sklearn.feature_extraction.text import TfidfVectorizer
 from torch import Tensor
 
+from intarsia.areas.recommend.item_fields import IdVectors
+from intarsia.areas.recommend.m2trec import M2TRec, M2TRecModel
+from intarsia.areas.recommend.session_encoder import pad_sessions
 from intarsia.core.modes import evaluating
 from intarsia.data.atomic_files import load_interactions
 from intarsia.data.interactions import Interactions
 from intarsia.fitting import fit
-from intarsia.models.recommend.item_fields import IdVectors
-from intarsia.models.recommend.m2trec import M2TRec, M2TRecModel
-from intarsia.models.recommend.session_encoder import pad_sessions
 from intarsia.train.tasks import own_losses
 
 from ..kit import Control, Rates, Report, Result, Study, UnknownEffect, numbers

@@ -23,8 +23,8 @@ from transformers.models.llama.modeling_llama import LlamaMLP
 from intarsia.adapters import Lora
 from intarsia.core import Method, Routing, Site
 from intarsia.fitting import evaluate, fit
+from intarsia.folders.verbs import adapt
 from intarsia.gating import learned_routers
-from intarsia.hosts import adapt
 from intarsia.kernels.experts import add_mix
 from intarsia.methods import LlavaMole, MixLora
 from intarsia.mixtures.lora_experts import OutputExperts, grouped_pairs

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from intarsia.data.language_models import language_model
 from intarsia.data.texts import load_texts
-from intarsia.hosts.fixed_cache import FixedLayer, fixed_cache
+from intarsia.decode.fixed_cache import FixedLayer, fixed_cache
 from intarsia.hosts.spans.head_spans import attach_spans, cache_bytes, detach_spans
 from intarsia.hosts.spans.profile import loss_of_end
 from intarsia.hosts.spans.rings import RingLayer

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 
 from intarsia.adapters import Bottleneck
-from intarsia.experiments.pool import Arm
 from intarsia.methods import Adamix, DropConnect, Mosa, Official
 from intarsia.reports.sheet import Differences, Sheet
+from intarsia.runs.pool import Arm
 from intarsia.train import Training
 from intarsia.train.objectives import two_pass
 

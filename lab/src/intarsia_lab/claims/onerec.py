@@ -11,12 +11,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from intarsia.areas.recommend.onerec import OneRec, OneRecModel
+from intarsia.areas.recommend.semantic_ids import SemanticIds, item_vectors
+from intarsia.areas.recommend.session_encoder import pad_sessions
+from intarsia.areas.recommend.session_reward import SessionReward
 from intarsia.data.interactions import Interactions
 from intarsia.fitting import fit, fit_in_phases
-from intarsia.models.recommend.onerec import OneRec, OneRecModel
-from intarsia.models.recommend.semantic_ids import SemanticIds, item_vectors
-from intarsia.models.recommend.session_encoder import pad_sessions
-from intarsia.models.recommend.session_reward import SessionReward
 from intarsia.train.preference import PreferenceRounds
 from intarsia.train.tasks import own_losses
 

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from intarsia.adapters import Lora
 from intarsia.core import Method
 from intarsia.fitting import evaluate, fit
-from intarsia.hosts import adapt
+from intarsia.folders.verbs import adapt
 from intarsia.hosts.attach.peft import PeftModel
 from intarsia.methods import Poly, mhr
 from intarsia.reports.sheet import Differences

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from sklearn.decomposition import NMF, FastICA, MiniBatchDictionaryLearning
 
-from intarsia.models.coding import BSC, DSC, GSC, MCA, MMCA, TSC
+from intarsia.areas.coding import BSC, DSC, GSC, MCA, MMCA, TSC
 
 from ..kit import NoControl, Report, Result, Study, UnknownEffect
 from ..kit.arms import result_of

@@ -13,8 +13,8 @@ from sklearn.decomposition import PCA, FactorAnalysis, FastICA, MiniBatchDiction
 from sklearn.feature_extraction.image import reconstruct_from_patches_2d
 from sklearn.linear_model import orthogonal_mp_gram
 
+from intarsia.areas.coding import BSC, GSC
 from intarsia.data.photographs import grey, patches, photographs
-from intarsia.models.coding import BSC, GSC
 
 from ..kit import Control, NoControl, Report, Result, Study, numbers
 from ..kit.arms import result_of, shown

@@ -13,16 +13,16 @@ from torch import Tensor
 from intarsia.core import nbytes
 from intarsia.data.language_models import language_model
 from intarsia.data.texts import load_texts
+from intarsia.folders.verbs import upcycle
 from intarsia.formats import GroupSparse, Ternary
 from intarsia.formats.ternary import entropy, levels_of, nearest
-from intarsia.hosts import upcycle
-from intarsia.hosts.prune.matrices import of_experts
-from intarsia.hosts.prune.progress import Kept
-from intarsia.hosts.prune.rows import batched
-from intarsia.hosts.prune.walk import walk_blocks
 from intarsia.kernels.native import instructions
 from intarsia.methods.qmoe import Qmoe, expert_stops
 from intarsia.routers import TopK
+from intarsia.sparse.prune.matrices import of_experts
+from intarsia.sparse.prune.progress import Kept
+from intarsia.sparse.prune.rows import batched
+from intarsia.sparse.prune.walk import walk_blocks
 
 from ..bench.sparse import (
     COPIES,

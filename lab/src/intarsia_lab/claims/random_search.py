@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from torch.func import functional_call, stack_module_state
 
 from intarsia.core.seeds import mix
-from intarsia.experiments.pool import Arm
 from intarsia.methods.random_search import RandomSearch, cut, search
+from intarsia.runs.pool import Arm
 
 from ..kit import FixedRate, Report, Result, Study, UnknownEffect, above
 from ..kit.arms import each, result_of, shown

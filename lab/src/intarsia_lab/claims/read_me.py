@@ -12,13 +12,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from intarsia.data.language_models import language_model
-from intarsia.hosts.read_me import Batch, channel_masks, masked, pregate_targets, train_gate
 from intarsia.mixtures.read_me import random_masks
 from intarsia.placement.batching import LookAhead, serve
 from intarsia.placement.cache import most_used, replay
 from intarsia.placement.describe import demand
 from intarsia.placement.policies import Belady, Expected, Lru
 from intarsia.routers.pregate import PreGate
+from intarsia.sparse.swap.read_me import Batch, channel_masks, masked, pregate_targets, train_gate
 
 from ..kit import SIMULATED, Report, Result, Study, UnknownEffect, below
 from ..kit.arms import result_of, shown, threads

@@ -19,19 +19,19 @@ import numpy as np
 import torch
 from PIL import Image
 
+from intarsia.areas.codec import irc
+from intarsia.areas.codec.codec import Recombiner
+from intarsia.areas.codec.coin import LR as COIN_LR
+from intarsia.areas.codec.coin import coin, coin_bytes, coin_width
+from intarsia.areas.codec.philox import UNIT
+from intarsia.areas.codec.recombiner import RecombinerSettings
+from intarsia.areas.codec.relative_entropy import candidates, choose, gumbels, packed_bytes
+from intarsia.areas.codec.training import LR, MAPS_LR
 from intarsia.core.quiet import kept_quiet
 from intarsia.core.store import key_of
 from intarsia.data import packages
 from intarsia.data.photographs import photographs
-from intarsia.experiments.pool import Arm
-from intarsia.models.codec import irc
-from intarsia.models.codec.codec import Recombiner
-from intarsia.models.codec.coin import LR as COIN_LR
-from intarsia.models.codec.coin import coin, coin_bytes, coin_width
-from intarsia.models.codec.philox import UNIT
-from intarsia.models.codec.recombiner import RecombinerSettings
-from intarsia.models.codec.relative_entropy import candidates, choose, gumbels, packed_bytes
-from intarsia.models.codec.training import LR, MAPS_LR
+from intarsia.runs.pool import Arm
 
 from ..kit import COUNTED, FixedRate, Report, Result, Study, UnknownEffect, above
 from ..kit.arms import each, result_of, shown
@@ -338,7 +338,7 @@ def excess(seeds: Sequence[int]) -> float:
 
 
 IN_ANOTHER = """
-import sys, hashlib; from pathlib import Path; from intarsia.models.codec.codec import Recombiner
+import sys, hashlib; from pathlib import Path; from intarsia.areas.codec.codec import Recombiner
 codec = Recombiner.load(sys.argv[1])
 for path in sorted(Path(sys.argv[2]).iterdir()):
     print(hashlib.sha256(codec.weights(path.read_bytes()).tobytes()).hexdigest())

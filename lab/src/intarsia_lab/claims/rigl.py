@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from functools import partial
 from typing import Any, NamedTuple
 
-from intarsia.experiments.pool import Arm
 from intarsia.fitting import fit
+from intarsia.runs.pool import Arm
 from intarsia.schedules import Gradual, RigL, Set
 
 from ..kit import FixedRate, Report, Result, Study, above

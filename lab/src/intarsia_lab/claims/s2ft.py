@@ -13,13 +13,13 @@ from torch import Tensor, nn
 
 from intarsia.adapters import Lora
 from intarsia.core.change import Change
-from intarsia.experiments.pool import Arm
 from intarsia.fitting import fit
-from intarsia.hosts import apply
+from intarsia.folders.verbs import apply
 from intarsia.hosts.anatomy.blocks import base_of
 from intarsia.hosts.anatomy.prefix import Tail
 from intarsia.hosts.attach.adapt import Adapt
 from intarsia.methods import S2ft
+from intarsia.runs.pool import Arm
 from intarsia.train import Training
 
 from ..kit import ArmRate, Control, Rates, Report, Result, Study, UnknownEffect, above, numbers

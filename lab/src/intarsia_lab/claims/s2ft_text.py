@@ -14,11 +14,11 @@ from torch import nn
 from intarsia.adapters import Lora
 from intarsia.core.change import Change
 from intarsia.data import corpora
-from intarsia.experiments.pool import Arm
 from intarsia.fitting import evaluate, fit
-from intarsia.hosts import apply
+from intarsia.folders.verbs import apply
 from intarsia.hosts.attach.adapt import Adapt
 from intarsia.methods import S2ft
+from intarsia.runs.pool import Arm
 from intarsia.train import Training
 
 from ..kit import ArmRate, Rates, Report, Result, Study, above

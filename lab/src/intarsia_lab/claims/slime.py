@@ -12,12 +12,12 @@ from torch import Tensor
 
 from intarsia.adapters import Lora
 from intarsia.core.modes import evaluating
-from intarsia.data.senses.questions import Question, QuestionRows
-from intarsia.experiments.seeing import scores_by_modality
 from intarsia.fitting import fit_in_phases
-from intarsia.hosts import adapt
-from intarsia.methods.slime import Slime, tiled_view
+from intarsia.folders.verbs import adapt
+from intarsia.runs.seeing import scores_by_modality
 from intarsia.schedules.phases import Phase
+from intarsia.senses.data.questions import Question, QuestionRows
+from intarsia.senses.slime import Slime, tiled_view
 from intarsia.train.tasks.answers import Answers
 
 from ..kit import FixedRate, Report, Result, Study, UnknownEffect, above

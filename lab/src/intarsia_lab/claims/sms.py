@@ -11,9 +11,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from intarsia.experiments.pool import Arm
 from intarsia.fitting import fit, fit_in_phases
 from intarsia.methods import SparseModelSoup
+from intarsia.runs.pool import Arm
 from intarsia.schedules import prune
 from intarsia.schedules.phases import EndedTraining
 from intarsia.train.batch_norms import recalibrate

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from intarsia.data.backbones import backbone
 from intarsia.data.photographs import photographs
-from intarsia.hosts import apply
+from intarsia.folders.verbs import apply
 from intarsia.hosts.anatomy.channel_groups import channels_of
 from intarsia.methods.sparse_bytenn import SparseByteNn
 from intarsia.partitions import keep_row_blocks

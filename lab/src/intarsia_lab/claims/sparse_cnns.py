@@ -18,12 +18,12 @@ from torch.utils.data import TensorDataset
 from intarsia.data import sets
 from intarsia.data.backbones import backbone
 from intarsia.data.decode import to_rgb
-from intarsia.experiments.pool import Arm
 from intarsia.fitting import fit
-from intarsia.hosts import apply
+from intarsia.folders.verbs import apply
 from intarsia.hosts.anatomy.channel_groups import channels_of
 from intarsia.methods.sparse_bytenn import SparseByteNn
 from intarsia.reports.sheet import Sheet
+from intarsia.runs.pool import Arm
 from intarsia.schedules import Gradual
 from intarsia.schedules.masked import Masks, Weights
 from intarsia.train.distillation import distill

@@ -12,11 +12,11 @@ from typing import Any
 from torch import Tensor, nn
 
 from intarsia.data.language_models import language_model
+from intarsia.decode.decoding import generate, stock_generate
 from intarsia.formats import Bitmask, Dense
-from intarsia.hosts.decoding import generate, stock_generate
-from intarsia.hosts.prune.pruner import sparsify
-from intarsia.hosts.prune.pruners import Magnitude
-from intarsia.hosts.swap.compress import compress
+from intarsia.sparse.prune.pruner import sparsify
+from intarsia.sparse.prune.pruners import Magnitude
+from intarsia.sparse.swap.compress import compress
 
 from ..kit import TIMED, Report, Result, Study
 from ..kit.arms import result_of, threads

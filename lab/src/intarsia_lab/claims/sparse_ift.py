@@ -7,10 +7,10 @@ from collections.abc import Mapping
 from functools import partial
 from typing import Any, NamedTuple
 
-from intarsia.experiments.pool import Arm
 from intarsia.fitting import fit
-from intarsia.hosts import apply
+from intarsia.folders.verbs import apply
 from intarsia.methods.sparse_ift import SparseIft, flop_audit
+from intarsia.runs.pool import Arm
 from intarsia.schedules import FixedMask, RigL
 
 from ..kit import Effect, FixedRate, Report, Result, Study, above

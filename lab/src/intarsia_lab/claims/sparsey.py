@@ -10,8 +10,8 @@ from functools import lru_cache, partial
 
 import numpy as np
 
+from intarsia.areas.memory import Mac, SparseyNet, adherence, basis_set_size, similarity
 from intarsia.data import sets
-from intarsia.models.memory import Mac, SparseyNet, adherence, basis_set_size, similarity
 
 from ..kit import TIMED, NoControl, Report, Result, Study, UnknownEffect, above
 from ..kit.arms import result_of

@@ -11,8 +11,8 @@ import numpy as np
 from sklearn.linear_model import RidgeClassifier
 from sklearn.neighbors import KNeighborsClassifier
 
+from intarsia.areas.memory import Mac, SparseyNet
 from intarsia.data import sets
-from intarsia.models.memory import Mac, SparseyNet
 
 from ..kit import NoControl, Report, Result, Study, above
 from ..kit.arms import result_of, shown

@@ -15,13 +15,13 @@ from torch import Tensor
 
 from intarsia.data.language_models import language_model
 from intarsia.data.texts import load_texts
-from intarsia.experiments.pool import Arm
-from intarsia.hosts.prune.pruner import Pruner, sparsify
-from intarsia.hosts.prune.pruners import Magnitude, SparseGPT, Wanda
 from intarsia.methods.dsnot import DSnoT
 from intarsia.partitions.swaps import Swapped
 from intarsia.reports.sheet import deviation
+from intarsia.runs.pool import Arm
 from intarsia.scores import Statistics
+from intarsia.sparse.prune.pruner import Pruner, sparsify
+from intarsia.sparse.prune.pruners import Magnitude, SparseGPT, Wanda
 
 from ..kit import Control, Effect, Report, Result, Study, numbers
 from ..kit.arms import each, result_of

@@ -15,11 +15,11 @@ from intarsia.data import corpora
 from intarsia.data.language_models import language_model
 from intarsia.data.small_models import SmallModel, small_decoder
 from intarsia.data.texts import load_texts
-from intarsia.experiments.pool import Arm
 from intarsia.fitting import evaluate, fit
-from intarsia.hosts.prune.pruner import sparsify
-from intarsia.hosts.prune.pruners import SparseGPT
+from intarsia.runs.pool import Arm
 from intarsia.schedules import FixedMask
+from intarsia.sparse.prune.pruner import sparsify
+from intarsia.sparse.prune.pruners import SparseGPT
 from intarsia.train import SquareHead, distill, plain
 
 from ..kit import ArmRate, Control, Rates, Report, Result, Study, UnknownEffect, numbers

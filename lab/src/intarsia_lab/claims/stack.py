@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 
-from intarsia.experiments.stack import StackTable, broken, stack_pairs
-from intarsia.experiments.stack_entries import ENTRIES
+from intarsia.runs.stack import StackTable, broken, stack_pairs
+from intarsia.runs.stack_entries import ENTRIES
 
 from ..kit import NoControl, Report, Result, Study, UnknownEffect
 from ..kit.arms import result_of, threads

@@ -14,14 +14,14 @@ import torch
 from torch import Tensor, nn
 
 from intarsia.core import Routing
-from intarsia.experiments.pool import Arm
 from intarsia.fitting import fit
+from intarsia.folders.verbs import upcycle
 from intarsia.gating import RouterConfig
-from intarsia.hosts import upcycle
 from intarsia.mixtures.zcode_m3 import mixtures_in
 from intarsia.reports.sheet import Sheet
 from intarsia.routers import ExpertChoice, Switch, TopK, Transport
 from intarsia.routers.transport import TransportRouter
+from intarsia.runs.pool import Arm
 from intarsia.train import Training
 
 from ..kit import ArmRate, FixedRate, Rates, Report, Result, Study, UnknownEffect, above

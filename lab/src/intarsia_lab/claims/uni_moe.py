@@ -14,14 +14,14 @@ from typing import Any
 import torch
 
 from intarsia.adapters import Lora
-from intarsia.data.senses.questions import Question, QuestionRows
-from intarsia.experiments.seeing import scores_by_modality
 from intarsia.fitting import fit_in_phases
-from intarsia.hosts import adapt, apply
-from intarsia.hosts.senses.answering import processor
-from intarsia.hosts.senses.modalities import Modalities
-from intarsia.methods.uni_moe import UniMoe
+from intarsia.folders.verbs import adapt, apply
 from intarsia.mixtures.lora_experts import ATTENTION
+from intarsia.runs.seeing import scores_by_modality
+from intarsia.senses.answering import processor
+from intarsia.senses.data.questions import Question, QuestionRows
+from intarsia.senses.modalities import Modalities
+from intarsia.senses.uni_moe import UniMoe
 from intarsia.train.tasks.answers import Answers
 
 from ..kit import FixedRate, Report, Result, Study, UnknownEffect, above

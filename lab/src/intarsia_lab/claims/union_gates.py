@@ -11,9 +11,9 @@ from torch import Tensor, nn
 
 from intarsia.data import backbones, sets
 from intarsia.data.splits import load_data
-from intarsia.hosts import apply
-from intarsia.hosts.swap.union_of_experts import UnionOfExperts
+from intarsia.folders.verbs import apply
 from intarsia.routers.union import UnionRouter
+from intarsia.sparse.swap.union_of_experts import UnionOfExperts
 
 from ..kit import FixedRate, Report, Study, above
 from ..routing.union_arms import Cell, Found, arm_cell, judge, noise, trained

@@ -11,9 +11,9 @@ from torch.utils.data import Dataset
 
 from intarsia.data import backbones, sets
 from intarsia.data.language_models import language_model
-from intarsia.hosts.swap.union_of_experts import UnionOfExperts
-from intarsia.hosts.swap.upcycle import Upcycle
 from intarsia.routers import Switch
+from intarsia.sparse.swap.union_of_experts import UnionOfExperts
+from intarsia.sparse.swap.upcycle import Upcycle
 
 from ..kit import COUNTED, TIMED, FixedRate, Report, Study, UnknownEffect, above, below
 from ..materials.routing_traces import texts

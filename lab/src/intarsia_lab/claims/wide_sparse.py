@@ -11,13 +11,13 @@ import torch
 from torch import nn
 from torch.utils.data import TensorDataset
 
-from intarsia.experiments.pool import Arm
 from intarsia.fitting import fit
-from intarsia.hosts.swap.compress import compress
 from intarsia.kernels import native
 from intarsia.methods.fast_convnets import Chw
+from intarsia.runs.pool import Arm
 from intarsia.schedules import Gradual
 from intarsia.schedules.masked_layers import masked_weights
+from intarsia.sparse.swap.compress import compress
 from intarsia.train.distillation import distill
 
 from ..kit import NoControl, Report, Result, Study, above

@@ -12,10 +12,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from intarsia.hosts import expert_loads
 from intarsia.mixtures import Capacity, merged, prune
 from intarsia.mixtures.zcode_m3 import mixtures_in
 from intarsia.routers import TopK
+from intarsia.sparse.swap.experts import expert_loads
 from intarsia.train import evaluate
 
 from ..kit import Control, FixedRate, Report, Result, Study, UnknownEffect, below

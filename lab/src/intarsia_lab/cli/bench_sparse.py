@@ -62,9 +62,9 @@ def _of_model(name: str) -> tuple[dict[tuple[int, int], int], tuple[float, ...]]
     name: of a language model, or a folder. Shapes are (out, in), of layers inside the blocks. The
     density stands in a tuple of its own, which is empty for a model that is not pruned.
     """
-    from intarsia.hosts.opened import open_language_model
-    from intarsia.hosts.swap.compress import matrices_of
-    from intarsia.hosts.swap.packed_linear import PackedLinear
+    from intarsia.folders.opened import open_language_model
+    from intarsia.formats.packed_linear import PackedLinear
+    from intarsia.sparse.swap.compress import matrices_of
 
     model, _ = open_language_model(name, progress=note)
     weights = [m.weight for m in model.modules() if isinstance(m, PackedLinear)]

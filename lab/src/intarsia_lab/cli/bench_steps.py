@@ -8,13 +8,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from intarsia.choosing.arms import ARMS, BenchArm, arm, by_task
 from intarsia.cli.shell import in_words
 from intarsia.core.checks import at_least
 from intarsia.core.errors import ConfigError, UnknownName
 from intarsia.core.schema import read
-from intarsia.experiments.experiment import Experiment, Pictures
 from intarsia.reports.numbers import size
+from intarsia.runs.choosing.arms import ARMS, BenchArm, arm, by_task
+from intarsia.runs.experiment import Experiment, Pictures
 from intarsia.train.processes import device_named
 
 from ..bench import tables, write

@@ -10,8 +10,8 @@ from typing import Any, TypeVar
 import torch
 from torch.utils.data import TensorDataset
 
-from intarsia.experiments.pool import Arm, Trial, TrialEnd, refuse_failed, run_told
 from intarsia.reports.sheet import Sheet, Spread, deviation
+from intarsia.runs.pool import Arm, Trial, TrialEnd, refuse_failed, run_told
 from intarsia.train import evaluate
 from intarsia.train.scores import Metrics
 

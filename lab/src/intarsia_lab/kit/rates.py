@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 from intarsia.core.checks import RATE_REACH, rate_grid
 from intarsia.core.errors import ConfigError
-from intarsia.experiments.searching import best_of, extended, winning_edge
+from intarsia.runs.searching import best_of, extended, winning_edge
 
 
 @dataclass(frozen=True)

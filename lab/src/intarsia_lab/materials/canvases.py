@@ -15,7 +15,7 @@ from PIL import Image
 
 from intarsia.data.packages import obtain, pinned
 from intarsia.data.readers import fashion_mnist
-from intarsia.data.senses.questions import Question
+from intarsia.senses.data.questions import Question
 
 ACROSS, ITEM, TILE = 4, 56, 2  # items in a row, px of an item, items along a side of a tile
 CANVAS, STRIP = 16, 8  # items

@@ -14,10 +14,11 @@ import torch
 from torch import Tensor, nn
 
 from intarsia.core.errors import MissingExtra
-from intarsia.hosts import export_onnx, export_onnx_int8
-from intarsia.hosts.swap.compress import compress
+from intarsia.folders.out.graphs import export_onnx
+from intarsia.folders.out.int8 import export_onnx_int8
 from intarsia.kernels import native
 from intarsia.methods.fast_convnets import Chw
+from intarsia.sparse.swap.compress import compress
 
 from ..kit import Report, Result
 from ..kit.arms import result_of, threads

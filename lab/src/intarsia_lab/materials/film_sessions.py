@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
+from intarsia.areas.recommend.onerec import OneRec
 from intarsia.data.atomic_files import load_interactions
 from intarsia.data.interactions import Interactions
-from intarsia.models.recommend.onerec import OneRec
 
 SETTINGS = OneRec()
 EPOCHS, LEAST, SHARE = 12, 5, 0.8  # of training; events of a film; of a user's events, that train

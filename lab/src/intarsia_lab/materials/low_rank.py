@@ -11,10 +11,10 @@ from torch import nn
 
 from intarsia.core import Method
 from intarsia.core.change import Change
-from intarsia.experiments.pool import Arm
-from intarsia.hosts import apply
+from intarsia.folders.verbs import apply
 from intarsia.methods.peft_methods import PeftMethod, of_settings
 from intarsia.reports.sheet import Differences, Sheet
+from intarsia.runs.pool import Arm
 from intarsia.train import Training
 
 from ..kit import ArmRate, Rates, Report

@@ -20,11 +20,11 @@ from intarsia.core.registry import method_to_dict
 from intarsia.core.store import Store
 from intarsia.data import backbones, packages, sets
 from intarsia.data.decode import to_rgb
-from intarsia.experiments.pool import Arm
 from intarsia.fitting import fit
-from intarsia.hosts import apply
+from intarsia.folders.verbs import apply
 from intarsia.hosts.anatomy.prefix import run_prefix, split_at
 from intarsia.reports.sheet import Sheet
+from intarsia.runs.pool import Arm
 from intarsia.train import Training
 from intarsia.train.objectives import Objective, plain
 

@@ -18,9 +18,9 @@ import scipy.sparse as sp
 import torch
 from torch import Tensor
 
+from intarsia.areas.recommend.semantic_ids import item_vectors
 from intarsia.core.errors import MissingExtra
 from intarsia.data.interactions import Interactions
-from intarsia.models.recommend.semantic_ids import item_vectors
 
 from ..kit import ArmRate, Rates
 from ..kit.stored import StoredResults

@@ -19,14 +19,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from intarsia.data.senses.questions import Processor, Question, QuestionRows, Row
 from intarsia.data.texts import IGNORED
 from intarsia.fitting import fit_in_phases
-from intarsia.hosts import apply
-from intarsia.hosts.senses.answering import processor
-from intarsia.hosts.senses.connectors import pooled
-from intarsia.methods.slime import Slime, tiled_view
+from intarsia.folders.verbs import apply
 from intarsia.schedules.phases import Phase
+from intarsia.senses.answering import processor
+from intarsia.senses.connectors import pooled
+from intarsia.senses.data.questions import Processor, Question, QuestionRows, Row
+from intarsia.senses.slime import Slime, tiled_view
 from intarsia.train.tasks.answers import Answers, answers_batch
 from intarsia.train.tasks.tokens import next_token
 

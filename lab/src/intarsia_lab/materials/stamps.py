@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from intarsia.data.packages import announce, obtain, pinned
-from intarsia.data.senses.questions import Question
+from intarsia.senses.data.questions import Question
 
 LANGUAGES = ("fr", "bg", "ca", "ro", "es", "be", "el")  # those with 700 stamps or more
 FEWEST = 12  # stamps of a topic

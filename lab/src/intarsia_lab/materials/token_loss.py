@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from intarsia.hosts.prune.rows import batched
+from intarsia.sparse.prune.rows import batched
 
 
 @torch.no_grad()

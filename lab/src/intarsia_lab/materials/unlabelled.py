@@ -16,10 +16,10 @@ from torchvision.transforms import v2
 import intarsia
 from intarsia.core.files import writing
 from intarsia.core.reading import read_tensors
-from intarsia.hosts.prune.imitation import answered, imitation, reconstruct
-from intarsia.hosts.prune.pruners import SparseGPT
 from intarsia.schedules import FixedMask
 from intarsia.schedules.masked_layers import masked_weights
+from intarsia.sparse.prune.imitation import answered, imitation, reconstruct
+from intarsia.sparse.prune.pruners import SparseGPT
 
 from .lite0 import POINTWISE, SIDE
 from .lite0_pictures import MARGIN, normalised

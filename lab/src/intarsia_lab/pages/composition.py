@@ -29,8 +29,9 @@ from intarsia.conformance.made import moved
 from intarsia.core import Card
 from intarsia.core.errors import IntarsiaError
 from intarsia.core.files import write_text
+from intarsia.folders.saved import load, save
+from intarsia.folders.verbs import adapt
 from intarsia.gating import task_ids
-from intarsia.hosts import adapt, load, save
 from intarsia.hosts.delta.cells import layers_of
 from intarsia.hosts.delta.combine import combine
 

@@ -15,9 +15,11 @@ from intarsia.catalog import cards
 from intarsia.core import Card
 from intarsia.core.errors import FoldError, IntarsiaError
 from intarsia.core.files import write_text
-from intarsia.hosts import adapt, fold, load, save, upcycle
+from intarsia.folders.saved import load, save
+from intarsia.folders.verbs import adapt, upcycle
 from intarsia.hosts.anatomy.compare import outputs, tensors
 from intarsia.hosts.anatomy.own_weights import own_parameters
+from intarsia.hosts.fold.fold import fold
 
 from .host_models import HOSTS, Batch, host
 from .trials import Trials

@@ -8,11 +8,12 @@ import inspect
 import json
 import re
 from collections.abc import Mapping
+from importlib.util import resolve_name
 from pathlib import Path
 from typing import Any, cast
 
 from intarsia.core import Card
-from intarsia.core.exports import homes, namespaces
+from intarsia.core.exports import TOPICS, homes, namespaces
 from intarsia.core.registry import INDEX, card, cards_in, index, settings_to_dict
 from intarsia.core.schema import help_of
 
@@ -120,16 +121,17 @@ def stub_text(
     """Return the text of a stub file: imports of a package's public names.
 
     entries_by_key: the index of methods, whose settings below a folder are all public; stub: its
-    path, whose names so far stay; package: "routers." for that folder, "" for the top level and the
-    topics, whose names are chosen by hand.
+    path, whose names so far stay; package: "routers." for that folder, "" for the top level. Its
+    names, and the topics', are chosen by hand.
     """
+    by_hand = package.rstrip(".") in {"", *TOPICS}
     places = (
-        e["config"].rpartition(".") for e in entries_by_key.values() if e["config"] and package
+        e["config"].rpartition(".") for e in entries_by_key.values() if e["config"] and not by_hand
     )
     below = {name: m.removeprefix(package) for m, _, name in places if m.startswith(package)}
     names = homes(stub) | below
     # by module, then classes before functions, so that a merge finds one order
-    rows = sorted((m, n.islower(), n) for n, m in names.items() if _exists(f"{package}{m or n}"))
+    rows = sorted((m, n.islower(), n) for n, m in names.items() if _exists(package, m or n))
     return "".join(f"from .{m} import {n} as {n}\n" for m, _, n in rows)
 
 
@@ -138,8 +140,9 @@ def package_of(stub: Path) -> str:
     return "".join(f"{part}." for part in stub.parent.relative_to(ROOT).parts)
 
 
-def _exists(module: str) -> bool:
-    path = ROOT.joinpath(*module.split("."))
+def _exists(package: str, module: str) -> bool:
+    name = resolve_name(f".{module}", f"intarsia.{package}".rstrip("."))
+    path = ROOT.joinpath(*name.split(".")[1:])
     return path.is_dir() or path.with_suffix(".py").is_file()
 
 

@@ -18,14 +18,15 @@ from intarsia.conformance.changes import HOSTS, outputs, pictures, vit
 from intarsia.conformance.made import moved, torch_seed
 from intarsia.core import Card
 from intarsia.core.errors import FoldError, IntarsiaError
-from intarsia.hosts import adapt, apply, fold
+from intarsia.folders.soups import soup
+from intarsia.folders.verbs import adapt, apply
 from intarsia.hosts.delta.cells import layers_of
-from intarsia.hosts.prune.matrices import seeing
-from intarsia.hosts.prune.pruner import Pruner, sparsify, stops_of
-from intarsia.hosts.prune.pruners import Magnitude
-from intarsia.hosts.soups import soup
+from intarsia.hosts.fold.fold import fold
 from intarsia.schedules import Masking, SparseSchedule
 from intarsia.schedules.drop_and_grow import DropAndGrow
+from intarsia.sparse.prune.matrices import seeing
+from intarsia.sparse.prune.pruner import Pruner, sparsify, stops_of
+from intarsia.sparse.prune.pruners import Magnitude
 
 from .trials import Trials
 

@@ -10,8 +10,8 @@ from torch import nn
 
 from intarsia.core.errors import ConfigError
 from intarsia.data.small_models import small_decoder, small_vit
+from intarsia.folders.verbs import upcycle
 from intarsia.gating import set_ids
-from intarsia.hosts import upcycle
 from intarsia.mixtures import wrap_residuals
 
 from .materials import Material

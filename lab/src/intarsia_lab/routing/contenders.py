@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from intarsia.data.small_models import SmallModel
-from intarsia.experiments.pool import Arm
+from intarsia.runs.pool import Arm
 
 from ..kit import FixedRate, Report, Result
 from ..kit.arms import judge, shown

@@ -13,8 +13,8 @@ from torch.utils.data import TensorDataset
 from intarsia.core.seeds import mix
 from intarsia.data.small_models import SmallModel, small_decoder
 from intarsia.fitting import fit
+from intarsia.folders.verbs import upcycle
 from intarsia.gating import RouterConfig
-from intarsia.hosts import upcycle
 from intarsia.mixtures import Capacity
 from intarsia.train import cosine
 

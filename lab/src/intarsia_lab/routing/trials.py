@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 from intarsia.core.checks import one_of
 from intarsia.core.store import KEY, Store, key_of
 from intarsia.data.packages import cache_dir
-from intarsia.experiments.pool import Trial, TrialEnd, refuse_failed, run_told
+from intarsia.runs.pool import Trial, TrialEnd, refuse_failed, run_told
 
 from .build import check_causal
 from .cell import VERSION, work

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from intarsia.core.modes import evaluating
 from intarsia.fitting import evaluate, fit
-from intarsia.hosts import apply
+from intarsia.folders.verbs import apply
 
 from ..kit import Report, Result
 from ..kit.arms import result_of, shown, threads

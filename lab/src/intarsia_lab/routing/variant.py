@@ -10,9 +10,9 @@ from typing import Any, cast
 from intarsia.core.errors import ConfigError
 from intarsia.core.registry import KEY, card, method_to_dict, settings_from_dict
 from intarsia.gating import RouterConfig
-from intarsia.hosts import looks_ahead
 from intarsia.mixtures import AdamOnce, Capacity, HeavyBall, Robust
 from intarsia.mixtures.residual import Update
+from intarsia.sparse.swap.upcycle import looks_ahead
 
 UPDATES: dict[str, type[Update]] = {c.__name__: c for c in (HeavyBall, AdamOnce, Robust)}
 

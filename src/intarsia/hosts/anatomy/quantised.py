@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from ...core.errors import FoldError
 from ...core.foreign import tensor_of
-from ..swap.packed_linear import PackedLinear
+from ...formats.packed_linear import PackedLinear
 from .blocks import unwrapped, walk
 
 

@@ -17,13 +17,13 @@ from ...core.schema import check, setting
 from ...core.seeds import mix
 from ...formats.gqsa import ACTIVATIONS, BLOCKS, GroupSparse
 from ...hosts.anatomy.blocks import base_of
-from ...hosts.prune.matrices import Matrix
-from ...hosts.prune.progress import Kept
-from ...hosts.prune.pruner import Keeping, output_error, stops_of
-from ...hosts.prune.rows import check_rows, digest_of
-from ...hosts.prune.walk import Stop, rowwise, walk_blocks
-from ...hosts.swap.compress import Compress, matrices_of, packing
 from ...scores import Statistics
+from ...sparse.prune.matrices import Matrix
+from ...sparse.prune.progress import Kept
+from ...sparse.prune.pruner import Keeping, output_error, stops_of
+from ...sparse.prune.rows import check_rows, digest_of
+from ...sparse.prune.walk import Stop, rowwise, walk_blocks
+from ...sparse.swap.compress import Compress, matrices_of, packing
 from .coded import CodedGroups, by_compensation, by_rounding
 from .stages import Tuning, frozen_copy, language_rows, tuned_block, tuned_scales
 

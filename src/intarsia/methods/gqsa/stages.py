@@ -20,9 +20,9 @@ from torch.optim.lr_scheduler import LambdaLR
 from ...core.checks import above, at_least
 from ...core.errors import TargetError
 from ...core.foreign import config_of, tensor_of
-from ...hosts.prune.matrices import Matrix
-from ...hosts.prune.walk import Chain, Flow, Stop, inputs_of
 from ...kernels.gqsa.naive import LEAST
+from ...sparse.prune.matrices import Matrix
+from ...sparse.prune.walk import Chain, Flow, Stop, inputs_of
 from .coded import CodedGroups, passing
 
 

@@ -22,8 +22,8 @@ from ...core.modes import evaluating
 from ...core.schema import check, setting
 from ...data.token_batches import inputs_of
 from ...hosts.attribution import BY, Attribution, attribute_experts
-from ...hosts.swap.upcycle import check_unadapted
 from ...mixtures.experts_function import StockExperts, stock_experts
+from ...sparse.swap.upcycle import check_unadapted
 from ...train.order import pair
 from .run import At, Report, UnlearningRun
 

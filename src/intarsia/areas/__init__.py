@@ -1,0 +1,1 @@
+"""Areas next to adaptation, each on its own: search, recommending, codecs, coding, memory."""

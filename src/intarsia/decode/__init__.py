@@ -1,0 +1,1 @@
+"""Tokens computed one at a time by native steps."""

@@ -1,0 +1,447 @@
+"""A Llama-like decoder of transformers as a program of native steps: one call a token."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers.cache_utils import DynamicCache
+
+from ..core.errors import ConfigError
+from ..core.foreign import config_of, model_type_of, tensor_of
+from ..formats.packed_linear import PackedLinear
+from ..gating.join import BeforeForward
+from ..hosts.anatomy.blocks import base_of
+from ..hosts.spans.head_spans import windows_of
+from ..hosts.spans.windows import Windows
+from ..kernels import dense, native
+from ..kernels.decoder import (
+    ACTS,
+    AddStep,
+    AttendStep,
+    ClipStep,
+    DecoderStep,
+    EmbedStep,
+    LayerCache,
+    NativeDecoder,
+    NormStep,
+    RotateStep,
+    Value,
+)
+from ..offloading.resident import Foreseeing
+from .fixed_cache import FixedLayer, cache_name
+from .native_mlp import (
+    PARTS,
+    is_mixture,
+    mixture_objection,
+    mixture_steps,
+    mlp_steps,
+    product_step,
+)
+from .one_token import has_hooks
+
+# model types with a residual stream, rotated heads, and a gated MLP or a mixture of such MLPs
+KINDS = (
+    *("llama", "mistral", "qwen2", "qwen3", "smollm3", "phi3", "olmo", "olmo2"),
+    *("mixtral", "qwen2_moe", "qwen3_moe", "olmoe"),
+)
+WINDOWED = ("mistral", "phi3", "mixtral")  # one window for all layers, in the configuration alone
+GROWING = ("dynamic", "longrope")  # rotations that depend on the length of the text
+ROWS = 16  # tokens of a prompt that are computed together
+LONG = 32  # tokens of a prompt from which the products of torch take less time
+SLOTS = 16  # texts at once
+TAIL = 2  # steps that only the last token of a prompt needs: norm and head
+EPSILON = 1e-5  # epsilon of OLMo's norm, which has no attribute for it
+
+
+class Unsuited(Exception):
+    """Error with the reason, in a few words, why native steps cannot compute a model."""
+
+
+def why_not(model: nn.Module) -> str:
+    """Return the reason why `NativeText` cannot compute a model; "" if it can."""
+    try:
+        _check_suited(model)
+    except Unsuited as reason:
+        return str(reason)
+    return ""
+
+
+def path_of(reason: str) -> str:
+    """Return the name of the code that computes a model's tokens; reason: of `why_not`."""
+    return f"transformers' layers: {reason}" if reason else "native steps, one call a token"
+
+
+class TakingTurns:
+    """Forward of a model that waits for a lock, which it shares with copies of the model."""
+
+    def __init__(self, forward: Callable[..., Any], lock: threading.Lock) -> None:
+        functools.update_wrapper(self, forward)  # `generate` reads the signature
+        self.forward, self.lock = forward, lock
+
+    def __call__(self, *args: Any, **settings: Any) -> Any:
+        with self.lock:
+            return self.forward(*args, **settings)
+
+
+class NativeText:
+    """Texts of a decoder, each in a slot of the cache; tokens are computed by native steps.
+
+    Weights are read where they are, in the format in which they are stored; keys and values are in
+    the type of the model, products are summed in float32. Heads with spans or windows have a ring
+    buffer for the keys that they see. Logits are those of the model's forward, to 1e-5 in float32
+    where no format rounds inputs.
+    slots: texts at once, up to 16; length: tokens of each, prompt and answer together.
+    Raises: ConfigError for a model that `why_not` has a reason against, or another number of slots.
+    """
+
+    def __init__(self, model: nn.Module, *, slots: int = 1, length: int) -> None:
+        """Compile a decoder's forward to a native program, and allocate its caches.
+
+        slots: number of texts at once; length: most tokens of each, prompt and answer together.
+        Raises: ConfigError for a model that native code does not support, or too many slots.
+        """
+        if reason := why_not(model):
+            want, fix = f"a decoder of {', '.join(KINDS)}", "Use the model's own forward."
+            raise ConfigError("model for native steps", got=reason, want=want, fix=fix)
+        if not 1 <= slots <= SLOTS:
+            fix = "Share the texts out over several."
+            raise ConfigError("slots", got=slots, want=f"1 to {SLOTS}", fix=fix)
+        host: Any = base_of(model)
+        self.model, spans = host, windows_of(host)
+        # heads with spans see nothing of a text that is longer than these are for
+        length = length if spans is None else min(length, *(layer.length for layer in spans))
+        self.heads = [
+            list(_head_runs(layer.self_attn, host, slots, length, windows))
+            for layer, windows in zip(
+                host.model.layers, spans or [None] * len(host.model.layers), strict=True
+            )
+        ]
+        self.windows = any(run.window for runs in self.heads for run in runs)
+        steps = list(steps_of(host, self.heads, length))
+        self.program, self.length = NativeDecoder(steps, ROWS), length
+        self.counts = [0] * slots  # tokens that each slot has
+        # predictors of an offloaded model's experts
+        hooks = host._forward_pre_hooks.values()
+        self.predictors = [hook for hook in hooks if isinstance(hook, Foreseeing)]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of keys and values."""
+        return sum(t.nbytes for runs in self.heads for run in runs for t in run.cache[:2])
+
+    def prefill(self, slot: int, tokens: Sequence[int]) -> Tensor:
+        """Add a prompt, or more of it, to a slot; return the logits behind its last token, (V,).
+
+        slot: number of the text; tokens: ids. They are computed 16 at a time; more than 32 by the
+        model's forward, whose products of many rows are faster, into the same cache, unless heads
+        have windows.
+        Raises: ConfigError for no token, or more than there is room for.
+        """
+        room = self.length - self.counts[slot]
+        if not 0 < len(tokens) <= room:
+            fix = "Make room for prompt and answer."
+            raise ConfigError("tokens", got=len(tokens), want=f"1 to {room}", fix=fix)
+        if len(tokens) > LONG and not self.windows:
+            return self._forward(slot, tokens)
+        logits = torch.empty(0)
+        for first in range(0, len(tokens), ROWS):
+            block = tokens[first : first + ROWS]
+            places = range(self.counts[slot], self.counts[slot] + len(block))
+            logits = self._compute(block, [slot] * len(block), places, tail=TAIL)
+            self.counts[slot] += len(block)
+        return logits[0]
+
+    def prefill_rows(self, ids: Tensor, mask: Tensor) -> Tensor:
+        """Add a prompt to each slot; return the logits behind the prompts, (B, V).
+
+        ids: (B, T), one prompt in each row; mask: (B, T), 0 = padding, which is left out.
+        """
+        prompts = [row[keep.bool()].tolist() for row, keep in zip(ids, mask, strict=True)]
+        return torch.stack([self.prefill(slot, prompt) for slot, prompt in enumerate(prompts)])
+
+    @torch.inference_mode()
+    def _forward(self, slot: int, tokens: Sequence[int]) -> Tensor:
+        """Add a long prompt to a slot by transformers' layers; return the last logits, (V,).
+
+        slot: number of the text; tokens: ids, which go behind those that it has.
+        """
+        cache: Any
+        cache, count = DynamicCache(config=self.model.config), self.counts[slot]
+        # views of this slot's memory: transformers writes where the native steps will read
+        memories = ((run.cache[0], run.cache[1]) for (run,) in self.heads)
+        cache.layers = [
+            FixedLayer.over(keys[slot : slot + 1], values[slot : slot + 1], count)
+            for keys, values in memories
+        ]
+        arguments = {cache_name(self.model): cache, "use_cache": True, "logits_to_keep": 1}
+        logits = self.model(input_ids=torch.tensor([list(tokens)]), **arguments).logits
+        self.counts[slot] += len(tokens)
+        return logits[0, -1].float()
+
+    def step(self, tokens: Sequence[int], slots: Sequence[int] | None = None) -> Tensor:
+        """Add one token to each slot; return the logits behind each, (N, V) float32.
+
+        tokens: (N,) ids.  slots: the slot of each token; None = 0, 1, ...  Raises: ConfigError as
+        `prefill`.
+        """
+        indices = range(len(tokens)) if slots is None else slots
+        logits = self._compute(tokens, indices, [self.counts[slot] for slot in indices])
+        for slot in indices:
+            self.counts[slot] += 1
+        return logits
+
+    def _compute(
+        self, tokens: Sequence[int], slots: Sequence[int], places: Sequence[int], *, tail: int = 0
+    ) -> Tensor:
+        """Compute the logits behind tokens, after the predictors have seen these.
+
+        tokens, slots, places, tail: as `NativeDecoder` takes them.
+        """
+        for predictor in self.predictors:
+            predictor.foresee(torch.tensor(tokens))
+        return self.program(tokens, slots, places, tail=tail)
+
+    def clear(self, slot: int) -> None:
+        """Empty a slot, so that another text can begin in it."""
+        self.counts[slot] = 0
+
+
+@dataclass(frozen=True)
+class _Sizes:
+    """Sizes of the attention: query heads, key-value heads, width of a head."""
+
+    heads: int
+    groups: int
+    size: int
+
+    @classmethod
+    def of(cls, host: Any) -> _Sizes:
+        """Read the sizes of the attention from a model's configuration and its first layer."""
+        config, size = host.config, host.model.layers[0].self_attn.head_dim
+        groups = config.num_key_value_heads or config.num_attention_heads
+        return cls(config.num_attention_heads, groups, size)
+
+
+@dataclass(frozen=True)
+class _HeadRun:
+    """Neighbouring key-value heads that see equally far, with their cache.
+
+    first: number of the first head; count: number of heads.  window: number of last tokens that
+    they see, 0 = all, as in `AttendStep`.
+    """
+
+    first: int
+    count: int
+    window: int
+    cache: LayerCache
+
+
+def _head_runs(
+    attention: Any, host: Any, slots: int, length: int, windows: Windows | None
+) -> Iterator[_HeadRun]:
+    """Yield the groups of neighbouring heads of a layer that see equally far, with empty caches.
+
+    attention: the layer's; host: the model; slots: number of texts at once; length: most tokens of
+    a text; windows: how far heads see, None = all as far as the layer's own window.
+    """
+    sizes, dtype = _Sizes.of(host), host.get_input_embeddings().weight.dtype
+    sink = 0 if windows is None else windows.sink
+    reach = [_window(attention)] * sizes.groups
+    for group in () if windows is None else windows.groups:
+        for head in group.heads:
+            reach[head] = 0 if sink + group.window >= length else group.window
+    first = 0
+    for window, neighbours in itertools.groupby(reach):
+        count = len(list(neighbours))
+        # room for ROWS new tokens: they are all written before the first of them attends
+        room = min(length, sink + window + ROWS - 1) if window else length
+        shape = slots, count, room, sizes.size
+        keys, values = (torch.zeros(shape, dtype=dtype) for _ in range(2))
+        yield _HeadRun(first, count, window, LayerCache(keys, values, sink if window else 0))
+        first += count
+
+
+def steps_of(host: Any, heads: Sequence[Sequence[_HeadRun]], length: int) -> Iterator[DecoderStep]:
+    """Yield the instructions of the native program that computes a model's forward, in order.
+
+    host: the model; heads: for each layer its groups of heads, with caches; length: most tokens of
+    a text.
+    """
+    body, width = host.model, host.config.hidden_size
+    x, h = Value("x", width), Value("h", width)
+    rotation = _rotation(body, length)
+    # x is the residual stream, h the scratch value that each layer part reads and writes
+    yield EmbedStep(x, body.embed_tokens.weight)
+    for layer, runs in zip(body.layers, heads, strict=True):
+        yield from _attention(layer, x, h, runs, rotation, _Sizes.of(host))
+        yield from _mlp(layer, x, h, host.config.hidden_act)
+    yield _norm(body.norm, h, x)
+    yield product_step(host.lm_head, Value("logits", host.lm_head.out_features), h)
+
+
+def _attention(
+    layer: Any,
+    x: Value,
+    h: Value,
+    runs: Sequence[_HeadRun],
+    rotation: tuple[Tensor, Tensor],
+    sizes: _Sizes,
+) -> Iterator[DecoderStep]:
+    """Yield the instructions of a layer's attention, x += o(attend(q, k, v)).
+
+    With a norm before (Llama) or behind (OLMo 2). layer: the decoder's; x: name of the residual
+    stream, h: of a scratch value, in the native program; runs: groups of heads with caches;
+    rotation: cosines and sines; sizes: numbers of heads.
+    """
+    attention, heads, groups = layer.self_attn, sizes.heads, sizes.groups
+    norm_before = getattr(layer, "input_layernorm", None)
+    if norm_before is not None:
+        yield _norm(norm_before, h, x)
+    source = x if norm_before is None else h
+    # 1. queries, keys and values: one product with three views of its output, or three products
+    wide, narrow = heads * sizes.size, groups * sizes.size
+    if hasattr(attention, "qkv_proj"):  # Phi-3
+        yield product_step(attention.qkv_proj, Value("qkv", wide + 2 * narrow), source)
+        q, k = Value("qkv", wide), Value("qkv", narrow, wide)
+        v = Value("qkv", narrow, wide + narrow)
+    else:
+        q, k, v = Value("q", wide), Value("k", narrow), Value("v", narrow)
+        for value, linear in ((q, attention.q_proj), (k, attention.k_proj), (v, attention.v_proj)):
+            yield product_step(linear, value, source)
+    # 2. what architectures do to queries and keys before the scores
+    if hasattr(attention, "q_norm"):  # Qwen3 by heads, OLMo 2 and OLMoE whole
+        yield _norm(attention.q_norm, q, q)
+        yield _norm(attention.k_norm, k, k)
+    if limit := getattr(attention.config, "clip_qkv", None):  # OLMo, OLMoE
+        yield from (ClipStep(value, float(limit)) for value in (q, k, v))
+    if getattr(attention, "use_rope", True):
+        yield RotateStep(q, heads, *rotation)
+        yield RotateStep(k, groups, *rotation)
+    # 3. attention over the slot's cache, output projection, residual
+    out = Value("heads", wide)
+    for run in runs:
+        share, key = heads // groups * sizes.size, (run.count * sizes.size, run.first * sizes.size)
+        yield AttendStep(
+            _columns(out, run.count * share, run.first * share),
+            _columns(q, run.count * share, run.first * share),
+            _columns(k, *key),
+            _columns(v, *key),
+            run.cache,
+            run.count * heads // groups,
+            attention.scaling,
+            run.window,
+        )
+    yield product_step(attention.o_proj, h, out)
+    if norm_before is None:
+        yield _norm(layer.post_attention_layernorm, h, h)
+    yield AddStep(x, x, h)
+
+
+def _columns(value: Value, width: int, first: int) -> Value:
+    """Return the value made of `width` columns of a value, from column `first` on."""
+    return Value(value.name, width, value.first + first)
+
+
+def _mlp(layer: Any, x: Value, h: Value, act: str) -> Iterator[DecoderStep]:
+    """Yield the instructions of a layer's MLP or mixture, x += mlp(x).
+
+    With a norm before (Llama) or behind (OLMo 2). layer: the decoder's; x: name of the residual
+    stream, h: of a scratch value, in the native program; act: the activation.
+    """
+    norm_behind = getattr(layer, "post_feedforward_layernorm", None)
+    if norm_behind is None:
+        yield _norm(layer.post_attention_layernorm, h, x)
+    source = h if norm_behind is None else x
+    # a mixture reads its input to the end, so that its sum needs other memory
+    out = Value("mixed", h.width) if is_mixture(layer.mlp) else h
+    steps = mixture_steps if is_mixture(layer.mlp) else mlp_steps
+    yield from steps(layer.mlp, out, source, act)
+    if norm_behind is not None:
+        yield _norm(norm_behind, out, out)
+    yield AddStep(x, x, out)
+
+
+def _norm(module: Any, dst: Value, src: Value) -> NormStep:
+    """Return the native instruction that normalises `src` into `dst`.
+
+    module: an RMS norm; one without a weight is OLMo's layer norm, which subtracts the mean, too.
+    """
+    weight = tensor_of(module)
+    size = src.width if weight is None else len(weight)
+    eps = getattr(module, "variance_epsilon", EPSILON)
+    return NormStep(dst, src, weight, eps, size, centred=weight is None)
+
+
+def _rotation(body: Any, length: int) -> tuple[Tensor, Tensor]:
+    """Return cos and sin of the rotary positions, (length, rotated numbers of a head) each.
+
+    They are float32.
+    """
+    places = torch.arange(length)[None]
+    cos, sin = body.rotary_emb(torch.zeros(1, dtype=torch.float32), position_ids=places)
+    return cos[0], sin[0]
+
+
+def _window(attention: Any) -> int:
+    """Return how many last positions a token of this layer attends to; 0 means all."""
+    config = attention.config
+    window_of_all = config.sliding_window if config.model_type in WINDOWED else None
+    return int(getattr(attention, "sliding_window", window_of_all) or 0)
+
+
+def _check_suited(model: nn.Module) -> None:
+    """Check that native steps can compute a model.
+
+    Raises: Unsuited, with the reason.
+    """
+    host: Any = base_of(model)
+    config, body = config_of(host), host._modules.get("model")
+    kind = model_type_of(host) or type(host).__name__
+    if kind not in KINDS or body is None or not hasattr(host, "lm_head"):
+        raise Unsuited(f"a model of kind {kind!r}")
+    if native.load() is None:
+        raise Unsuited(f"no kernels here ({native.why()})")
+    if (config.hidden_act or "") not in ACTS:
+        raise Unsuited(f"activation {config.hidden_act!r}")
+    # tables of rotations are computed once, for all lengths
+    rotation = getattr(body.rotary_emb, "rope_type", "default")
+    if rotation in GROWING:
+        raise Unsuited(f"a rotation of kind {rotation!r}, which depends on the length")
+    for path, module in host.named_modules():
+        if reason := _objection(module):
+            raise Unsuited(f"{reason} at {path or 'the model'}")
+
+
+def _objection(module: nn.Module) -> str:
+    """Return the reason why native steps cannot compute a module, "" if they can."""
+    # padding, of which the hook of mixtures tells routers, is left out of the native caches;
+    # `NativeText` itself tells the predictor of experts on disk
+    waits = isinstance(vars(module).get("forward"), TakingTurns)
+    if has_hooks(module, BeforeForward, Foreseeing) and not waits:
+        return "a hook or another forward"
+    if isinstance(module, PackedLinear):
+        return "" if module.product is not None else f"no kernel for {module.form}"
+    if reason := mixture_objection(module):
+        return reason
+    tensors = list(module.parameters(recurse=False))
+    # a module of unknown code may do anything in its forward
+    if any(t.device.type != "cpu" for t in tensors):
+        return "weights on another device"
+    foreign = not type(module).__module__.startswith(("torch.nn.", "transformers."))
+    if foreign and type(module) not in PARTS:
+        return f"{type(module).__name__}, which is no native step,"
+    special = isinstance(module, nn.Linear | nn.Embedding)
+    if special and type(module) not in (nn.Linear, nn.Embedding):
+        return f"{type(module).__name__}, which is no native step,"
+    # norms and biases, which have one axis, are copied as float32
+    for weight in (t for t in tensors if t.dim() > 1):
+        if weight.dtype not in dense.KINDS or not weight.is_contiguous():
+            return f"weights of {weight.dtype}"
+    return ""

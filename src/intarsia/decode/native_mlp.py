@@ -1,0 +1,316 @@
+"""MLPs of a decoder as native steps: one for every token, or a mixture of experts with a router."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple, cast
+
+from torch import Tensor, nn
+from transformers.activations import ACT2FN
+
+from ..core import Format
+from ..core.foreign import config_of
+from ..formats.packed_linear import PackedLinear
+from ..kernels import dense, native
+from ..kernels.decoder import (
+    ACTS,
+    AddStep,
+    DecoderStep,
+    ExpertStep,
+    GateStep,
+    MixStep,
+    ProductStep,
+    RouteStep,
+    Value,
+)
+from ..kernels.experts import act_name
+from ..mixtures.experts import StackedExperts
+from ..mixtures.mixture import Mixture
+from ..mixtures.packed_experts import PackedExperts, PackedStack, PackedStock
+from ..offloading.resident import SLOTS
+from ..offloading.slots import Slots
+from ..routers.topk import TopKRouter
+
+# experts functions of transformers, which differ in speed alone; "eager" and None: the model's own
+FUNCTIONS = ("eager", "grouped_mm", "batched_mm", None)
+# the parts of this library's mixtures that native steps compute
+PARTS = (Mixture, TopKRouter, StackedExperts, PackedExperts, PackedStack, PackedStock)
+# stacks of experts, of transformers and of this library, and how many matrices each has for one
+STOCK = {"gate_up_proj": 2, "down_proj": 1}
+OURS = {"gate": 1, "up": 1, "down": 1}
+SHARES = {"renormalised": "softmax_of_chosen", "prob": "softmax"}  # by the scale of `TopK`
+
+
+class Weight(NamedTuple):
+    """Matrix W (out, in): its kernel call, x (N, in) -> x W^T by torch, and its bias."""
+
+    bound: native.Bound
+    matmul: Callable[[Tensor], Tensor]
+    bias: Tensor | None = None
+
+
+def dense_weight(matrix: Tensor, bias: Tensor | None = None) -> Weight:
+    """Return a matrix (out, in) of float32 or bfloat16, read where it is; no copy is made.
+
+    bias: (out,), None = 0.
+    """
+    bound = dense.bound(matrix, native.MANY)
+    assert bound is not None  # the model's check has refused other types
+    return Weight(bound, lambda x: x @ matrix.float().T, bias)
+
+
+def stored_weight(
+    form: Format, stored: Mapping[str, Tensor], shape: tuple[int, int], bias: Tensor | None = None
+) -> Weight:
+    """Return a matrix that a format stores.
+
+    form: the format; stored: its tensors by name; shape: (out, in) of the matrix; bias: (out,).
+    """
+    bound: Any = form.bound(stored, shape)
+    assert bound is not None  # the model's check has refused formats without a kernel
+    return Weight(bound, lambda x: form.matmul(x, stored, shape), bias)
+
+
+def product_step(linear: Any, dst: Value, src: Value) -> ProductStep:
+    """Return the native instruction dst = W src + b of a linear layer, packed or dense.
+
+    The instruction also has a slow form in Python, for tests.
+    """
+    bias = None if linear.bias is None else linear.bias.detach()
+    if isinstance(linear, PackedLinear):
+        form, stored, shape = linear.form, linear.stored, linear.shape
+        # the layer keeps its kernel call, which is not made twice
+        weight = Weight(linear.product, lambda x: form.matmul(x, stored, shape), bias)
+    else:
+        weight = dense_weight(linear.weight.detach(), bias)
+    return ProductStep(dst, src, *weight)
+
+
+def mlp_steps(mlp: Any, dst: Value, src: Value, act: str) -> Iterator[ExpertStep]:
+    """Yield the instructions dst = down(act(gate src) up src) of an MLP.
+
+    mlp: with gate, up and down projections; dst and src may be the same; act: of `kernels.decoder`.
+    """
+    inner = mlp.down_proj.in_features
+    gate, up, hidden = _hidden_values(inner)
+    # one product whose output has both halves, or two products
+    if hasattr(mlp, "gate_up_proj"):  # Phi-3
+        both = Value(f"gate and up {inner}", 2 * inner)
+        yield product_step(mlp.gate_up_proj, both, src)
+        gate, up = Value(both.name, inner), Value(both.name, inner, inner)
+    else:
+        yield product_step(mlp.gate_proj, gate, src)
+        yield product_step(mlp.up_proj, up, src)
+    yield GateStep(hidden, gate, up, act)
+    yield product_step(mlp.down_proj, dst, hidden)
+
+
+def is_mixture(mlp: nn.Module) -> bool:
+    """Return True for a block of experts in place of an MLP."""
+    return "experts" in mlp._modules
+
+
+def mixture_steps(block: Any, dst: Value, src: Value, act: str) -> Iterator[DecoderStep]:
+    """Yield the instructions dst = sum_e g_e expert_e(src) of a sparse block.
+
+    block: of transformers, with a router `gate`, `experts`, and perhaps an expert for all tokens,
+    whose share is the sigmoid of a score of its own (Qwen2-MoE); or a `Mixture`. act: the stock
+    experts' activation, of `kernels.decoder`.
+    """
+    router, active, share = _router(block)
+    count, width = router.bound.sides
+    scores, gates, rows = (
+        Value(f"scores {count}", count),
+        Value(f"gates {count}", count),
+        Value("expert rows", width),
+    )
+    # 1. the router: scores, and the weights of the best experts
+    yield ProductStep(scores, src, *router)
+    yield RouteStep(gates, scores, active, share)
+    # 2. the experts, each on the rows that were routed to it
+    if SLOTS in vars(block.experts):
+        reader = OffloadedExperts(*vars(block.experts)[SLOTS])
+        programs = [expert_steps(reader.weights(), rows, act)]
+        yield MixStep(dst, src, gates, rows, programs, reader)
+    else:
+        shell = getattr(block.experts, "shell", block.experts)  # of packed experts
+        act = _act_of(shell.act) if isinstance(shell, StackedExperts) else act
+        weights = (expert_weights(block.experts, expert) for expert in range(count))
+        programs = [expert_steps(matrices, rows, act) for matrices in weights]
+        yield MixStep(dst, src, gates, rows, programs)
+    # 3. the shared expert: a mixture of one, with a gate of its own
+    if "shared_expert" in block._modules:
+        score, gate, shared = Value("score", 1), Value("share", 1), Value("shared", width)
+        yield product_step(block.shared_expert_gate, score, src)
+        yield RouteStep(gate, score, 1, "sigmoid")
+        program = list(mlp_steps(block.shared_expert, rows, rows, act))
+        yield MixStep(shared, src, gate, rows, [program])
+        yield AddStep(dst, dst, shared)
+
+
+def _router(block: Any) -> tuple[Weight, int, str]:
+    """Return a router's weight, the number of experts of a token, and how they are weighed.
+
+    block: as `mixture_steps` takes it. Returns a share of `kernels.decoder` last.
+    """
+    if isinstance(block, Mixture):
+        router: Any = block.router
+        active, share = router.config.active, SHARES[router.scale]
+        bias = None if router.bias is None else router.bias.detach()
+        return dense_weight(router.weight.detach(), bias), active, share
+    # Mixtral's weights always sum to 1, others have a setting
+    sums_to_one = getattr(block.gate, "norm_topk_prob", True)
+    share = SHARES["renormalised" if sums_to_one else "prob"]
+    return dense_weight(block.gate.weight.detach()), block.gate.top_k, share
+
+
+def _act_of(act: nn.Module) -> str:
+    """Return the name in `kernels.decoder` of an activation of torch or transformers, "" for none.
+
+    act: that of the experts of a `Mixture`.
+    """
+    name = act_name(act) or next((n for n in ACTS if type(ACT2FN[n]) is type(act)), "")
+    return "gelu_pytorch_tanh" if name == "gelu_tanh" else name
+
+
+def expert_steps(weights: Sequence[Weight], rows: Value, act: str) -> list[ExpertStep]:
+    """Return the program of an expert, rows = down(act(gate rows) up rows).
+
+    weights: of gate, up and down; rows: its inputs, in whose place it writes its outputs; act: of
+    `kernels.decoder`.
+    """
+    gate, up, down = weights
+    inner = gate.bound.sides[0]
+    gate_value, up_value, hidden = _hidden_values(inner)
+    return [
+        ProductStep(gate_value, rows, *gate),
+        ProductStep(up_value, rows, *up),
+        GateStep(hidden, gate_value, up_value, act),
+        ProductStep(rows, hidden, *down),
+    ]
+
+
+def _hidden_values(inner: int) -> tuple[Value, Value, Value]:
+    """Return the values of gate, up and their product in an MLP of `inner` hidden units.
+
+    A product writes whole rows, so that MLPs of another width need other memory.
+    """
+    return (
+        Value(f"gate {inner}", inner),
+        Value(f"up {inner}", inner),
+        Value(f"hidden {inner}", inner),
+    )
+
+
+def expert_weights(experts: Any, expert: int) -> list[Weight]:
+    """Return gate, up and down of an expert in memory.
+
+    experts: of transformers or of a `Mixture`, dense or packed (`Qmoe`); expert: its number.
+    """
+    shell, stacks = getattr(experts, "shell", experts), getattr(experts, "stacks", {})
+    parts = OURS if isinstance(shell, StackedExperts) else STOCK
+    weights: list[Weight] = []
+    for name, count in parts.items():
+        bias = getattr(shell, f"{name}_bias", None)
+        bias = None if bias is None else bias.detach()[expert]
+        if name in stacks:
+            stack = cast(PackedStack, stacks[name])
+            _, rows, width = stack.sizes
+            for first in range(0, rows, rows // count):
+                stored = stack.of(expert, first, rows // count)
+                weights.append(stored_weight(stack.form, stored, (rows // count, width), bias))
+        else:
+            matrix = getattr(shell, name).detach()[expert]
+            weights += [dense_weight(part, bias) for part in matrix.chunk(count)]
+    return weights
+
+
+def _matrices(tensors: Mapping[str, Tensor]) -> list[Tensor]:
+    """Return gate, up and down of an expert, as views.
+
+    tensors: "gate_up_proj", (2 inner, width), gate above up, and "down_proj", (width, inner).
+    """
+    both, down = (tensors[name] for name in STOCK)
+    return [*both.chunk(2), down]
+
+
+class OffloadedExperts:
+    """Reader that brings a layer's experts from disk into the one program of its mixture.
+
+    slots: memory of the experts that are resident; layer: its number there.
+    """
+
+    def __init__(self, slots: Slots, layer: int) -> None:
+        self.slots, self.layer = slots, layer
+        # any slot shows types and sizes; what is in it is not read before `bring`
+        self.tensors = _matrices(dict(slots.store.views(layer, slots.arena[0])))
+        self.bounds = [dense_weight(matrix).bound for matrix in self.tensors]
+
+    def weights(self) -> list[Weight]:
+        """Return gate, up and down of the expert that was brought last."""
+
+        def product(index: int) -> Callable[[Tensor], Tensor]:
+            return lambda x: x @ self.tensors[index].float().T
+
+        return [Weight(bound, product(index)) for index, bound in enumerate(self.bounds)]
+
+    def begin(self, experts: list[int]) -> None:
+        """Begin to read the experts that are not in memory.
+
+        experts: those that are computed next, in ascending order. Until `end` no other forward may
+        use the slots.
+        """
+        self.slots.turn.acquire()
+        try:
+            self.slots.ask(self.layer, experts)
+        except BaseException:
+            self.end()
+            raise
+
+    def bring(self, expert: int) -> None:
+        """Wait until an expert is in memory, and let the program read it there.
+
+        Raises: CheckpointError for an expert that is cut short or changed.
+        """
+        self.tensors = _matrices(self.slots.expert(self.layer, expert))
+        for bound, matrix in zip(self.bounds, self.tensors, strict=True):
+            bound.point_to(matrix)
+
+    def end(self) -> None:
+        """Let go of the experts, and begin to read those that later layers will probably need."""
+        try:
+            self.slots.let_go()
+            self.slots.guess()
+        finally:
+            self.slots.turn.release()
+
+
+def mixture_objection(module: nn.Module) -> str:
+    """Return the reason why native steps cannot compute a part of a mixture, "" if they can.
+
+    module: any; one that is no part of a mixture has no reason against it.
+    """
+    if isinstance(module, Mixture) and not (module.capacity is None is module.shared):
+        return "a capacity or a shared expert"
+    if isinstance(module, TopKRouter) and module.scale not in SHARES:
+        return f"a router with scale={module.scale!r}"
+    if isinstance(module, PackedExperts):
+        return "" if module.gated else "experts without a gate"
+    if isinstance(module, StackedExperts):
+        # a gate that is there is a parameter, or was packed and is no attribute any more
+        if vars(module).get("gate", module) is None:
+            return "experts without a gate"
+        return "" if _act_of(module.act) else f"experts with the activation {module.act}"
+    if isinstance(module, PackedStack):
+        stored = list(module.buffers())
+        bound = all(t.is_contiguous() and t.device.type == "cpu" for t in stored)
+        return "" if bound else f"no kernel for {module.form}"
+    if SLOTS in vars(module):
+        slots, layer = vars(module)[SLOTS]
+        types = {tensor.dtype for _, tensor in slots.store.views(layer, slots.arena[0])}
+        strange = sorted(map(str, types - dense.KINDS.keys()))
+        return f"weights of {', '.join(strange)}" if strange else ""
+    function = getattr(config_of(module), "_experts_implementation", None)
+    if "down_proj" in module._parameters and function not in FUNCTIONS:
+        return f"experts that {function!r} computes"
+    return ""

@@ -1,0 +1,1 @@
+"""Folders of changed models: saved, opened, exported."""

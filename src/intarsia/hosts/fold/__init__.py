@@ -1,0 +1,1 @@
+"""Turn a changed model into one of plain weights."""

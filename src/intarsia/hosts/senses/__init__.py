@@ -1,1 +1,0 @@
-"""Let a language model read pictures and sounds through connectors."""

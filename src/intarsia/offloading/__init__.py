@@ -1,0 +1,5 @@
+"""Experts on disk, read as tokens need them."""
+
+from ..core.exports import exports
+
+__getattr__, __dir__, __all__ = exports(__name__, __file__)

@@ -1,0 +1,277 @@
+"""Techniques that make a sparse model cheaper, each as an entry that can be put on another."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..core.checks import at_least, between, one_of
+from ..core.modes import evaluating
+from ..core.registry import unpredicted_policies
+from ..formats.absmax import Absmax
+from ..hosts.tracing import recording
+from ..placement.balance import JointSwaps
+from ..placement.searching import place
+from ..placement.trace import NONE, Trace
+from ..sparse.swap.relabel import relabel
+from ..sparse.swap.stock import (
+    dense_from_most_used,
+    expert_inputs,
+    factors,
+    gated_experts,
+    hidden_of,
+    keep_stock_experts,
+    merge_stock_experts,
+    skipping,
+)
+
+DEVICES = 4
+NAMES = ("gate_up_proj", "down_proj")
+Batch = dict[str, Tensor]
+
+
+@dataclass
+class Stacked:
+    """A model on the way: what has been done to it, and how its experts are stored."""
+
+    model: Any
+    calibration: Sequence[Batch]
+    stored: dict[tuple[str, str, int], tuple[Tensor, ...]] = field(default_factory=dict)
+    format: Absmax | None = None
+    below: dict[str, float] = field(default_factory=dict)
+    policy: str | None = None
+
+    def matrices(self) -> Iterator[tuple[str, str, int, Tensor]]:
+        """Yield every expert's weight matrices: (layer's path, name, expert's number, weight)."""
+        for path, layer in gated_experts(self.model).items():
+            for name in NAMES:
+                for expert, weight in enumerate(getattr(layer.module, name).detach()):
+                    yield path, name, expert, weight
+
+
+@dataclass(frozen=True)
+class StackEntry:
+    """A technique.  read: refuses a value that it does not take, before there is a model;
+    stage: when it is carried out; preserves: "outputs", "routing", which become
+    tests; conflicts: another entry -> why the two cannot be together."""
+
+    name: str
+    level: str
+    stage: int
+    default: str
+    read: Callable[[str], object]
+    carry: Callable[[Stacked, str], None]
+    preserves: frozenset[str] = frozenset()
+    conflicts: Mapping[str, str] = field(default_factory=dict)
+
+
+def _share(text: str) -> float:
+    """Parse the share of experts to remove, a number from 0 to 0.9 as a text.
+
+    Raises: ConfigError.
+    """
+    try:
+        share = float(text)
+    except ValueError:
+        share = -1.0
+    between("a share of the experts", share, 0, 0.9, "For example: prune:0.25.")
+    return share
+
+
+def _left(on: Stacked, text: str) -> int:
+    first = next(iter(gated_experts(on.model).values()))
+    return max(1, round(first.experts * (1 - _share(text))))
+
+
+def _loads(on: Stacked) -> dict[str, Tensor]:
+    inputs = expert_inputs(on.model, on.calibration)
+    return {p: inputs[p].load(layer.experts) for p, layer in gated_experts(on.model).items()}
+
+
+def _prune(on: Stacked, text: str) -> None:
+    """Remove the least used experts of every layer.
+
+    on: the model so far, with calibration batches; text: the share to remove.
+    """
+    count = _left(on, text)
+    # the most used experts stay, in their old order
+    order = {p: load.argsort(descending=True, stable=True) for p, load in _loads(on).items()}
+    keep_stock_experts(on.model, {p: sorted(o[:count].tolist()) for p, o in order.items()})
+
+
+def _merge(on: Stacked, text: str) -> None:
+    merge_stock_experts(on.model, expert_inputs(on.model, on.calibration), _left(on, text))
+
+
+def _count(text: str) -> int:
+    """Parse a number of experts, 1 or more, such as "2".  Raises: ConfigError."""
+    count = int(text) if text.isdecimal() else 0
+    at_least("experts of a student", count, 1, "For example: student:2.")
+    return count
+
+
+def _student(on: Stacked, text: str) -> None:
+    """Replace each layer of experts by one dense MLP, made of its most used experts.
+
+    on: the model so far; text: how many experts, a number as a text.
+    """
+    count = _count(text)
+    first = next(iter(gated_experts(on.model).values()))
+    between("experts of a student", count, 1, first.experts, "For example: student:2.")
+    dense_from_most_used(on.model, _loads(on), count)
+
+
+def _quantile(text: str) -> float:
+    """Parse a quantile from 0 to 1, such as "0.5".  Raises: ConfigError."""
+    share = float(text) if text.replace(".", "", 1).isdecimal() else -1.0
+    between("quantile of g2 / g1", share, 0, 1, "For example: skip:0.5.")
+    return share
+
+
+def _skip(on: Stacked, text: str) -> None:
+    """Let tokens skip their second expert where its gate is small beside the first one's.
+
+    on: the model so far, which gets a threshold of g2 / g1 for each layer. text: the quantile of
+    that ratio on calibration tokens at which the threshold lies: about this share of tokens skips.
+    """
+    share = _quantile(text)
+    for path, inputs in expert_inputs(on.model, on.calibration).items():
+        # g2 / g1: a token whose second gate is far below its first skips the second expert
+        if share and inputs.weight.shape[1] > 1:
+            ratio = inputs.weight[:, 1:].sum(1) / inputs.weight[:, 0].clamp(min=1e-9)
+            on.below[path] = float(ratio.quantile(share))
+
+
+def _placement(text: str) -> str:
+    one_of("placement", text, ("home", "stay"))
+    return text
+
+
+def _place(on: Stacked, text: str) -> None:
+    # renaming experts moves them between devices and leaves every output as it is
+    relabel(on.model, place(trace_of(on, on.calibration), DEVICES, JointSwaps(_placement(text))))
+
+
+def _energy(text: str) -> float:
+    """Parse a share of energy from 0.01 to 1, such as "0.9".  Raises: ConfigError."""
+    energy = float(text) if text.replace(".", "", 1).isdecimal() else -1.0
+    between("energy", energy, 0.01, 1, "For example: lowrank:0.9.")
+    return energy
+
+
+def _low_rank(on: Stacked, text: str) -> None:
+    """Replace each expert's matrix by its approximation U V of low rank, where U and V are smaller.
+
+    on: the model so far. Its weights become the products; the factors are stored in `on.stored`,
+    for the count of bytes. text: the share of the outputs' energy (sum of squares, on calibration
+    tokens) that has to remain, a number as a text.
+    """
+    energy = _energy(text)
+    inputs, stock = expert_inputs(on.model, on.calibration), gated_experts(on.model)
+    # all inputs are taken from the model as it was, so that no factor depends on another
+    factored: dict[tuple[str, str, int], tuple[Tensor, ...]] = {}
+    for path, name, expert, weight in on.matrices():
+        x = inputs[path].of(expert)
+        if name == "down_proj":
+            x = hidden_of(stock[path].module, expert, x)
+        if (pair := factors(weight, x, energy)) is not None:
+            factored[path, name, expert] = pair
+    for (path, name, expert), (u, v) in factored.items():
+        getattr(stock[path].module, name).data[expert].copy_(u @ v)
+    on.stored |= factored
+
+
+def _bits(text: str) -> int:
+    one_of("quant", text, ("w2", "w3", "w4", "w8"), "For example: quant:w4.")
+    return int(text[1:])
+
+
+def _quantise(on: Stacked, text: str) -> None:
+    """Quantise all matrices of the experts: the model computes with the decoded weights.
+
+    on: the model so far; text: bits of a weight, such as "w4".
+    """
+    # the model computes with decoded weights, as a device that loads the format would
+    on.format = form = Absmax(_bits(text))
+    stock = gated_experts(on.model)
+    for path, name, expert, weight in on.matrices():
+        # a factored matrix is quantised factor by factor, as it is stored
+        parts = on.stored.get((path, name, expert), (weight,))
+        decoded = tuple(form.decode(form.encode(w), w.shape).to(w.dtype) for w in parts)
+        weight_out = decoded[0] if len(decoded) == 1 else decoded[0] @ decoded[1]
+        on.stored[path, name, expert] = tuple(w.clone() for w in parts)
+        getattr(stock[path].module, name).data[expert].copy_(weight_out)
+
+
+def _policy(text: str) -> str:
+    one_of("policy", text, unpredicted_policies())
+    return text
+
+
+def _offload(on: Stacked, text: str) -> None:
+    on.policy = _policy(text)
+
+
+SAME = "both decide which experts are left"
+ENTRIES: dict[str, StackEntry] = {
+    entry.name: entry
+    for entry in (
+        StackEntry("prune", "model", 1, "0.25", _share, _prune, conflicts={"student": SAME}),
+        StackEntry("merge", "model", 2, "0.25", _share, _merge, conflicts={"student": SAME}),
+        StackEntry(
+            "student",
+            "model",
+            2,
+            "2",
+            _count,
+            _student,
+            conflicts={"skip": "a student has no router"},
+        ),
+        StackEntry("skip", "model", 3, "0.5", _quantile, _skip),
+        StackEntry(
+            "place",
+            "system",
+            4,
+            "home",
+            _placement,
+            _place,
+            frozenset({"outputs", "routing"}),
+            {"student": f"its experts are fewer than {DEVICES} devices"},
+        ),
+        StackEntry("lowrank", "model", 5, "0.9", _energy, _low_rank),
+        StackEntry("quant", "model", 6, "w4", _bits, _quantise),
+        StackEntry(
+            "offload", "system", 7, "expected", _policy, _offload, frozenset({"outputs", "routing"})
+        ),
+    )
+}
+
+
+@torch.no_grad()
+def trace_of(on: Stacked, rows: Sequence[Batch]) -> Trace:
+    """Record which experts each token is routed to, without the experts that are skipped.
+
+    on: the model so far, with its thresholds for skipping; rows: batches of token ids.
+    """
+    experts: list[Tensor] = []
+    stock = gated_experts(on.model)
+    count = next(iter(stock.values())).experts
+    with evaluating(on.model), ExitStack() as inside:
+        inside.enter_context(skipping(on.model, on.below))
+        routes = inside.enter_context(recording(on.model)).routes
+        for batch in rows:
+            on.model(**batch)
+            # an index beyond the last expert marks one that was skipped
+            index = torch.stack([routes[path][0] for path in stock], 1)  # (T, L, k)
+            experts.append(torch.where(index >= count, NONE, index))
+    length = rows[0]["input_ids"].shape[1]
+    # token number -> its sequence and its position in it; all rows have one length
+    row = torch.arange(sum(len(e) for e in experts))
+    layer = next(iter(stock.values()))
+    sizes = {"width": str(layer.width), "hidden": str(layer.hidden), "gated": "true"}
+    return Trace(torch.cat(experts), count, row // length, row % length, about=sizes)

@@ -1,0 +1,5 @@
+"""Language models that see and hear."""
+
+from ..core.exports import exports
+
+__getattr__, __dir__, __all__ = exports(__name__, __file__)

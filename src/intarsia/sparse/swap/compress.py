@@ -1,0 +1,397 @@
+"""Store a model's linear layers in a format whose products read what is stored."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
+
+from ... import formats
+from ...core import Card, Format, Paper
+from ...core.change import Change, Plan, set_steps, steps_of
+from ...core.errors import CheckpointError, ConfigError, DataError, TargetError, UnknownName
+from ...core.exports import homes
+from ...core.schema import check, setting
+from ...decode.native_generation import generates, with_native_generate, without_native_generate
+from ...formats import Bitmask
+from ...formats.packed_linear import PackedLinear, unpacked
+from ...hosts.anatomy.blocks import base_of
+from ...hosts.changing import apply_plan
+from ...hosts.in_memory import is_finite
+from ..prune.matrices import Matrix, seeing
+from ..prune.pruner import Keeping, stops_of
+from ..prune.rows import batched, check_rows, digest_of, inputs_of
+from .timing import check_faster
+
+ROOM = 2**20  # extra bytes that any format may need, beside 4 for each weight and 64 for each row
+LAYOUT = 1  # version of the layout of stored tensors in all formats
+
+
+def format_names() -> dict[str, str]:
+    """Return the classes of the formats by their names in lower case, as "bitmask"."""
+    return {name.lower(): name for name in homes(Path(str(formats.__file__)).with_suffix(".pyi"))}
+
+
+def format_named(name: str, **settings: Any) -> Format:
+    """Build a storage format; name: its class in lower case, as "bitmask"; settings: of the class.
+
+    Raises: UnknownName.
+    """
+    listed = format_names()
+    if name not in listed:
+        raise UnknownName("format", name, listed)
+    return getattr(formats, listed[name])(**settings)
+
+
+@dataclass(frozen=True)
+class Compress(Change):
+    """Change that stores linear layers in a format, whose products read what is stored.
+
+    Embeddings, heads, norms, routers, experts in stacks and convolutions stay as they are.
+
+    Raises: as the format; TargetError in `plan` for a model with adapters, or without such layers.
+    Source: Deep Compression (arXiv:1510.00149), for weights that stay compressed in memory. Not for
+    training: nothing that is compressed has a gradient.
+    """
+
+    format: Any = setting(
+        help=(
+            "The format of the weights, `formats.Bitmask()`, `Columns()`, ...; read from a file it "
+            'is {"name", its settings}.'
+        ),
+        factory=Bitmask,
+    )
+    layers: Sequence[str] = setting(
+        (),
+        "The layers that are stored so, as globs of paths; none = all linear layers inside the "
+        'blocks. A layer outside the blocks is named in full, as "lm_head".',
+    )
+
+    stores: ClassVar[str] = "all"
+    rewires: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        """Convert settings that come from a file, and check the format.  Raises: ConfigError."""
+        check(self)
+        object.__setattr__(self, "layers", tuple(self.layers))
+        if isinstance(self.format, Mapping):
+            settings = dict(self.format)
+            form = format_named(str(settings.pop("name", "")), **settings)
+            object.__setattr__(self, "format", form)
+        if not isinstance(self.format, Format):
+            fix = "Pass intarsia.formats.Bitmask(values='int8')."
+            got = type(self.format).__name__
+            raise ConfigError("format", got=got, want="a format", fix=fix)
+
+    def settings_to_dict(self) -> dict[str, Any]:
+        """Return the format's name and settings, and the globs, ready for JSON."""
+        name = type(self.format).__name__.lower()
+        return {"format": {"name": name, **asdict(self.format)}, "layers": list(self.layers)}
+
+    @property
+    def preserves(self) -> frozenset[str]:
+        """Set with "outputs", where the format is exact."""
+        return frozenset({"outputs"} if self.format.exact else ())
+
+    def plan(self, host: nn.Module, batches: Iterable[Any] = (), *, seed: int = 0) -> Plan:
+        """Choose the layers and encode their weights; nothing in the model is replaced yet.
+
+        host: the model; batches: calibration data, read only for a format that chooses its codes by
+        the inputs of a layer (`format.needs`); seed: unused here, recorded in the plan.
+        """
+        matrices = matrices_of(host, self.layers)
+        # batches may be a stream: it is read only for a format that looks at it
+        rows = tuple(batches) if self.format.needs else ()
+        moments = _second_moments(host, self.format, matrices, rows)
+        stored = {
+            path: self.format.encode(_checked(path, m), moments=moments.get(path))
+            for path, m in matrices.items()
+        }
+        calibration = {"calibration": digest_of(rows)} if rows else {}
+        shapes = {path: tuple(m.read().shape) for path, m in matrices.items()}
+        return packing(self, seed, shapes, stored, calibration)
+
+    def apply(self, host: nn.Module, plan: Plan, *, name: str = "default") -> nn.Module:
+        """Replace the planned linear layers by packed ones, in place.
+
+        plan: from `plan`, with the stored tensors; a plan that was read from a folder has only
+        their sizes, and the folder's weights are loaded afterwards. name: unused, an adapter would
+        need it.
+        Raises: CheckpointError for a plan whose settings were altered, or of another model.
+        """
+        model, decided = base_of(host), dict(plan.decided)
+        _check_decided(self, decided)
+        stored = plan.stored if isinstance(plan, Packing) else None
+        packed: dict[str, PackedLinear] = {}
+        for path, sketch in decided["layers"].items():
+            layer = _replaced_linear(model, path, tuple(sketch["shape"]))
+            parts = _allocate(path, sketch) if stored is None else stored[path]
+            packed[path] = PackedLinear(self.format, parts, tuple(sketch["shape"]), layer.bias)
+            packed[path].train(layer.training)
+        # every layer is built and checked before the first one is replaced
+        for path, layer in packed.items():
+            model.set_submodule(path, layer)
+        if generates(model):
+            with_native_generate(model)
+        return host
+
+    def fold(self, host: nn.Module) -> nn.Module:
+        """Copy the model with plain linear layers of the decoded weights."""
+        plain = copy.deepcopy(host)
+        model = base_of(plain)
+        for path, layer in list(model.named_modules()):
+            if isinstance(layer, PackedLinear):
+                model.set_submodule(path, unpacked(layer))
+        without_native_generate(model)
+        # the copy is recorded as a model without this change
+        set_steps(model, (s for s in steps_of(model) if not isinstance(s.plan.change, Compress)))
+        return plain
+
+
+@dataclass(frozen=True)
+class Packing(Plan):
+    """Plan that also holds the stored tensors of each layer: path -> tensor name -> tensor.
+
+    Tensors are no part of a plan's file, so that a plan from a folder is a plain `Plan`.
+    """
+
+    stored: Mapping[str, Mapping[str, Tensor]] = field(default_factory=dict)
+
+
+def packing(
+    change: Compress,
+    seed: int,
+    shapes: Mapping[str, Sequence[int]],
+    stored: Mapping[str, Mapping[str, Tensor]],
+    extra: Mapping[str, Any],
+) -> Packing:
+    """Build the plan of a change whose stored tensors are computed already.
+
+    change: the settings; seed: recorded with them; shapes: path -> (out, in) of each layer.
+    stored: path -> the format's tensors by name; extra: further entries of the plan, ready for
+    JSON.
+    """
+    sketches = {path: _describe_layer(shapes[path], parts) for path, parts in stored.items()}
+    decided = {"layout": LAYOUT, "layers": sketches, **extra}
+    decided["sha256"] = _digest(change, decided)
+    return Packing(change, seed, decided, stored)
+
+
+def compress(
+    model: nn.Module,
+    fmt: Any,
+    calib: Any = (),
+    *,
+    layers: Sequence[str] | None = None,
+    force: bool = False,
+    seed: int = 0,
+    out: str | Path | None = None,
+    resume: bool = False,
+    progress: Callable[[str], None] | None = None,
+) -> nn.Module:
+    """Store a model's linear layers in a format, in place; products read what is stored.
+
+    fmt: a format, as `formats.Bitmask(values="int8")`, its name, or a change that packs the layers
+    itself.
+    calib: samples as `fit` takes them, for a format that looks at the inputs of layers.
+    layers: see `Compress`.
+    force: pack although dense layers are faster on this machine. Compared is the time of all
+    layers, one after the other as in the model, with one row of inputs.
+    out, resume, progress: for `Gqsa` and `Qmoe` alone, which work block by block: a folder for
+    finished blocks; continue from that folder, which gives the same bits as an uninterrupted call;
+    a function that gets a line of text for each block.
+
+    `intarsia.save` writes the packed layers, `load` puts them into the pretrained model, adapters
+    go on top; `fold` gives plain layers back.
+    Raises: ConfigError where dense is faster, see `force`, or for `out` with a format, which is
+    done at once; CheckpointError for a folder of another call, or with a damaged file; as
+    `Compress`. The model is then as it was.
+    """
+    # 1. what is done: a change that packs by itself, or a format for the linear layers
+    rows = batched(calib) if calib is not None and len(calib) else ()
+    if isinstance(fmt, Change):
+        change = fmt if layers is None else fmt.with_settings(layers=tuple(layers))
+        change = change.forced() if force else change
+    else:
+        form = format_named(fmt) if isinstance(fmt, str) else fmt
+        change = Compress(form, () if layers is None else layers)
+    # 2. the plan, which encodes the layers; changes that go block by block can be resumed
+    keeping = Keeping(None if out is None else Path(out), resume, progress)
+    if change.walks:
+        by_block: Any = change
+        plan = by_block.plan(model, rows, seed=seed, keeping=keeping)
+    elif out is not None or resume:
+        want, fix = (
+            "Gqsa or Qmoe, which go block by block",
+            "Leave it out: a format is done at once.",
+        )
+        raise ConfigError("out", got=type(change).__name__, want=want, fix=fix)
+    else:
+        plan = change.plan(model, rows, seed=seed)
+    # 3. dense products win where little was pruned: refuse before anything is replaced
+    packs: Any = plan.change
+    if not force and isinstance(plan, Packing):
+        matrices = matrices_of(model, packs.layers)
+        check_faster(packs.format, {path: (matrices[path], s) for path, s in plan.stored.items()})
+    return apply_plan(model, plan)
+
+
+def matrices_of(host: nn.Module, layers: Sequence[str]) -> dict[str, Matrix]:
+    """Return the linear layers that a format can store, by path.
+
+    host: the model; layers: globs of paths, none = all linear layers inside the blocks.
+    Raises: TargetError if there is none.
+    """
+    # layers of the blocks, and those outside that a glob names in full
+    candidates = {n: m for stop in stops_of(host, layers) for n, m in stop.layers.items()}
+    matrices = {n: m for n, m in candidates.items() if isinstance(m.owner, nn.Linear | Conv1D)}
+    # matrices of stacked experts are no layers
+    matrices = {n: m for n, m in matrices.items() if m.index is None}
+    if not matrices:
+        got = (
+            f"{len(candidates)} others, such as {next(iter(candidates))!r}"
+            if candidates
+            else "none"
+        )
+        fix = "Name linear layers, or use what packs experts or convolutions."
+        raise TargetError("layers to compress", got=got, want="linear layers", fix=fix)
+    return matrices
+
+
+def _checked(path: str, matrix: Matrix) -> Tensor:
+    """Return the weight of a layer.  Raises: DataError for NaN or infinity in it."""
+    weight = matrix.read()
+    if not is_finite(weight):
+        fix = "Look at how it was trained."
+        got = "NaN or infinity"
+        raise DataError(f"weight of {path}", got=got, want="finite numbers", fix=fix)
+    return weight
+
+
+def _second_moments(
+    host: nn.Module, form: Format, matrices: Mapping[str, Matrix], batches: Sequence[Any]
+) -> dict[str, Tensor]:
+    """Collect second moments of the layers' inputs, for a format that needs them.
+
+    host: the model; form: the format; matrices: layers by path; batches: calibration data.
+    Returns path -> (in,) mean of x^2, or (in, in) mean of x x^T if the format needs the Hessian.
+    """
+    if not form.needs:
+        return {}
+    if not batches:
+        want, fix = "rows that the model sees", "compress(model, format, texts.train[:64])."
+        raise DataError("calib", got="none", want=want, fix=fix)
+    check_rows(batches)
+    # forward passes in the order of the batches; the hooks of `seeing` add up what each layer
+    # reads
+    with torch.no_grad(), seeing(matrices, form.needs) as statistics:
+        for batch in batches:
+            inputs = inputs_of(batch)
+            host(**inputs) if isinstance(inputs, Mapping) else host(inputs)
+    full, collected = "hessian" in form.needs, statistics.found
+    return {
+        path: collected[path].second_moment if full else collected[path].mean_square
+        for path in matrices
+        if path in collected and collected[path].count
+    }
+
+
+def _describe_layer(shape: Sequence[int], stored: Mapping[str, Tensor]) -> dict[str, Any]:
+    """Describe a stored layer for JSON: its shape, and type and shape of each stored tensor."""
+    parts = {n: [str(t.dtype).removeprefix("torch."), list(t.shape)] for n, t in stored.items()}
+    return {"shape": list(shape), "stored": parts}
+
+
+def _digest(change: Compress, decided: Mapping[str, Any]) -> str:
+    """Hash the settings and the plan, so that a file in which one letter changed is refused.
+
+    change: the settings; decided: the plan's entries; its own "sha256" is left out of the hash.
+    """
+    hashed = {name: value for name, value in decided.items() if name != "sha256"}
+    text = json.dumps([change.settings_to_dict(), hashed], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _check_decided(change: Compress, decided: Mapping[str, Any]) -> None:
+    """Check that a plan from a file is in a known layout, and unchanged since it was written.
+
+    change: the settings; decided: the plan's entries, with "layout" and "sha256".
+    Raises: CheckpointError.
+    """
+    subject, fix = "packed layers", "Write them again with this release: intarsia.compress."
+    if decided.get("layout") != LAYOUT:
+        got, want = f"layout {decided.get('layout')}", f"layout {LAYOUT}, which the kernels read"
+        raise CheckpointError(subject, got=got, want=want, fix=fix)
+    if decided.get("sha256") != _digest(change, decided):
+        fix = "Copy the folder again from its source."
+        got, want = "settings that changed after they were written", "those that were written"
+        raise CheckpointError(subject, got=got, want=want, fix=fix)
+
+
+def _allocate(path: str, sketch: Mapping[str, Any]) -> dict[str, Tensor]:
+    """Allocate zero tensors of the types and sizes that a file describes.
+
+    The file's contents are loaded into them later. path: of the layer, for errors; sketch: the
+    description, see `_describe_layer`.
+    Raises: CheckpointError for more bytes than any format needs for a weight of that shape.
+    """
+    rows, width = sketch["shape"]
+    parts: dict[str, Tensor] = {}
+    # a damaged or hostile file must not make us allocate more than the layer could need
+    budget = 4 * rows * width + 64 * rows + ROOM
+    for name, (kind, shape) in sketch["stored"].items():
+        dtype = getattr(torch, str(kind), None)
+        # numbers and texts come from a file: each is checked before it is used
+        sides = [int(side) for side in shape]
+        if not isinstance(dtype, torch.dtype) or min(sides, default=0) < 0:
+            raise _damaged(path, f"{name} of type {kind} and shape {shape}")
+        budget -= torch.Size(sides).numel() * dtype.itemsize
+        if budget < 0:
+            raise _damaged(path, f"{name} of shape {shape}")
+        parts[name] = torch.zeros(sides, dtype=dtype)
+    return parts
+
+
+def _replaced_linear(model: nn.Module, path: str, shape: tuple[int, ...]) -> Any:
+    """Return the plain linear layer at a path, which a packed one is to replace.
+
+    shape: (out, in) that the plan records. Raises: CheckpointError for another layer or shape.
+    """
+    layer = dict(model.named_modules()).get(path)
+    if isinstance(layer, nn.Linear | Conv1D) and not isinstance(layer, PackedLinear):
+        sizes = tuple(layer.weight.shape)
+        # GPT-2's Conv1D has its weight as (in, out)
+        if shape == (sizes[::-1] if isinstance(layer, Conv1D) else sizes):
+            return layer
+    got = "none" if layer is None else f"a {type(layer).__name__}"
+    want, fix = f"a linear layer {shape}", "Create the model as it was, without changes."
+    raise CheckpointError(f"layer {path!r}", got=got, want=want, fix=fix)
+
+
+def _damaged(path: str, got: str) -> CheckpointError:
+    """Build the error for a description that no format would write."""
+    want, fix = "what a format stores of it", "Copy the folder again from its source."
+    return CheckpointError(f"packed layer {path!r}", got=got, want=want, fix=fix)
+
+
+CARD = Card(
+    "compress",
+    kind="change",
+    config=Compress,
+    paper=Paper(
+        "1510.00149",
+        2015,
+        "Deep Compression: Compressing Deep Neural Networks with Pruning, Trained Quantization "
+        "and Huffman Coding",
+    ),
+    summary="Linear layers stay compressed in memory, and multiply as they are stored.",
+    family="few bits",
+)
