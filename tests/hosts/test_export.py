@@ -26,8 +26,8 @@ from intarsia.folders.out.export import export_timm, ratio_for, whole_width
 from intarsia.folders.out.graphs import export_onnx, export_program
 from intarsia.folders.verbs import adapt
 from intarsia.hosts.anatomy.compare import difference, image_shape, sample
-from intarsia.hosts.fold.fold import fold
-from intarsia.hosts.fold.widen import mlps
+from intarsia.hosts.folding.fold import fold
+from intarsia.hosts.folding.widen import mlps
 from intarsia.methods import Mosa, Mosl
 
 from ..refusals import refused

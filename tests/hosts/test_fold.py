@@ -23,8 +23,16 @@ from intarsia.adapters import Bottleneck, BottleneckCell, Lora, Ssf
 from intarsia.core import Cell, Method, Site
 from intarsia.core.errors import ConfigError, FoldError, UnknownName
 from intarsia.folders.verbs import adapt
-from intarsia.hosts.fold.fold import fold, fold_cell
-from intarsia.hosts.fold.widen import add_weight, exact, mlps, pad, plain_mlp, same_function, widen
+from intarsia.hosts.folding.fold import fold, fold_cell
+from intarsia.hosts.folding.widen import (
+    add_weight,
+    exact,
+    mlps,
+    pad,
+    plain_mlp,
+    same_function,
+    widen,
+)
 from intarsia.methods import Adamix, Mosa, Mosl
 
 from ..refusals import refused

@@ -34,7 +34,7 @@ from intarsia.core.errors import ConfigError, ExportError, UnknownName
 from intarsia.folders.out.gguf_adapter import export_gguf_adapter
 from intarsia.folders.out.gguf_model import export_gguf
 from intarsia.folders.out.gguf_vocab import RULES, vocabulary_of
-from intarsia.hosts.fold.fold import fold_whole
+from intarsia.hosts.folding.fold import fold_whole
 
 gguf = pytest.importorskip("gguf")
 

@@ -33,7 +33,7 @@ from intarsia.core.errors import CheckpointError
 from intarsia.folders.saved import load, save
 from intarsia.folders.verbs import adapt
 from intarsia.hosts.attach.peft import is_adapted
-from intarsia.hosts.fold.fold import fold
+from intarsia.hosts.folding.fold import fold
 from intarsia.methods import Mosa
 from intarsia.methods.peft_methods import PeftMethod
 

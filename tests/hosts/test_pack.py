@@ -18,7 +18,7 @@ from intarsia.core.errors import CheckpointError, ConfigError, TargetError, Unkn
 from intarsia.folders.out.pack import code_head, pack, packed_size, unpack
 from intarsia.folders.saved import load
 from intarsia.folders.verbs import adapt
-from intarsia.hosts.fold.fold import fold
+from intarsia.hosts.folding.fold import fold
 from intarsia.methods import BiAdapter, Mosa
 
 from ..refusals import refused

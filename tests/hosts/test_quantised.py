@@ -17,7 +17,7 @@ from intarsia.adapters import Bottleneck, Lora
 from intarsia.core.errors import CheckpointError, FoldError
 from intarsia.folders.saved import load, save
 from intarsia.folders.verbs import adapt
-from intarsia.hosts.fold.fold import fold
+from intarsia.hosts.folding.fold import fold
 from intarsia.methods import Mosa
 
 from ..refusals import refused

@@ -19,7 +19,7 @@ from intarsia.folders.saved import load
 from intarsia.folders.verbs import adapt
 from intarsia.hosts.attach.config import IntarsiaConfig
 from intarsia.hosts.attach.peft import IntarsiaLayer
-from intarsia.hosts.fold.fold import fold
+from intarsia.hosts.folding.fold import fold
 from intarsia.methods import BiAdapter
 
 from ..refusals import refused

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ..core import Card, Cell
 from ..core.errors import FoldError, TargetError
-from ..hosts.fold.fold import fold_cell
+from ..hosts.folding.fold import fold_cell
 from .cards import CARD_LAWS, tiny
 from .cells import BATCH, DRAWS, HIDDEN, INPUTS, OUTPUTS, TOKENS, build, inputs, site, trained
 from .made import read_again, require_own_draws, seeded

@@ -29,5 +29,5 @@ from .delta.cells import attach_delta as attach_delta
 from .delta.cells import delta_of as delta_of
 from .delta.combine import combine as combine
 from .delta.sparse_delta import SparseDelta as SparseDelta
-from .fold.fold import fold as fold
+from .folding.fold import fold as fold
 from .spans.head_spans import HeadSpans as HeadSpans

@@ -23,7 +23,7 @@ from ..folders.out.export import export_timm
 from ..folders.out.graphs import export_onnx, export_program
 from ..folders.out.int8 import export_onnx_int8
 from ..hosts.attach.peft import is_peft
-from ..hosts.fold.fold import fold
+from ..hosts.folding.fold import fold
 from .blending import open_blend
 from .runs import PictureRun, RunOnPictures, open_pictures, pictures_to_score
 

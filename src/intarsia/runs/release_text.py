@@ -18,7 +18,7 @@ from ..folders.out.gguf_model import export_gguf
 from ..folders.out.graphs import needs, target_of
 from ..folders.saved import load
 from ..hosts.anatomy.origin import damaged
-from ..hosts.fold.fold import fold_whole
+from ..hosts.folding.fold import fold_whole
 from . import experiment as experiments
 from .opening import open_single
 from .release import Report

@@ -52,7 +52,7 @@ def tried() -> list[str]:
     [
         (module_of("mosa")[0], ["mosa"]),
         (LIBRARY / "adapters" / "bottleneck.py", ["mosa"]),  # which MoSA is made over
-        (LIBRARY / "hosts" / "fold" / "fold.py", ["mosa", "s2ft"]),  # which the page calls
+        (LIBRARY / "hosts" / "folding" / "fold.py", ["mosa", "s2ft"]),  # which the page calls
         (module_of("fourier")[0], []),
     ],
 )

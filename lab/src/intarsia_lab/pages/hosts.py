@@ -19,7 +19,7 @@ from intarsia.folders.saved import load, save
 from intarsia.folders.verbs import adapt, upcycle
 from intarsia.hosts.anatomy.compare import outputs, tensors
 from intarsia.hosts.anatomy.own_weights import own_parameters
-from intarsia.hosts.fold.fold import fold
+from intarsia.hosts.folding.fold import fold
 
 from .host_models import HOSTS, Batch, host
 from .trials import Trials

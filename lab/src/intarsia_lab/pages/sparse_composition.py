@@ -21,7 +21,7 @@ from intarsia.core.errors import FoldError, IntarsiaError
 from intarsia.folders.soups import soup
 from intarsia.folders.verbs import adapt, apply
 from intarsia.hosts.delta.cells import layers_of
-from intarsia.hosts.fold.fold import fold
+from intarsia.hosts.folding.fold import fold
 from intarsia.schedules import Masking, SparseSchedule
 from intarsia.schedules.drop_and_grow import DropAndGrow
 from intarsia.sparse.prune.matrices import seeing

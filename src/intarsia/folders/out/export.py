@@ -23,7 +23,7 @@ from ...data.transforms import InputConfig
 from ...hosts.anatomy.blocks import wrapped_paths
 from ...hosts.anatomy.compare import Inputs, difference, inputs_for, outputs
 from ...hosts.attach.peft import is_adapted
-from ...hosts.fold.widen import mlps, pad
+from ...hosts.folding.widen import mlps, pad
 from .preprocessing import SCRIPT, described, inputs_of, script
 
 Report = Callable[[str], None]

@@ -22,7 +22,7 @@ from ...core.method_settings import MethodSettings
 from ...core.registry import KEY, card, method_key, method_to_dict
 from ..anatomy.blocks import base_of, unwrapped, walk
 from ..anatomy.sites import planned
-from ..fold.fold import fold
+from ..folding.fold import fold
 from .config import IntarsiaConfig
 from .peft import is_adapted
 
