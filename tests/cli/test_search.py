@@ -17,7 +17,7 @@ from intarsia.cli import app, index_steps
 from intarsia.cli.search_page import answers, page_of
 from intarsia.reports.local_page import LocalPage, running
 
-TOYS = Path(__file__).parents[1] / "models" / "retrieve" / "conftest.py"
+TOYS = Path(__file__).parents[1] / "areas" / "search" / "conftest.py"
 
 
 def _toys() -> Any:

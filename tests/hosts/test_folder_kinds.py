@@ -19,6 +19,7 @@ from intarsia.core.sealing import FREE
 from ..killed import calls_of, killed_at
 from .folder_kinds import KINDS, Kind
 
+EARLIER = Path(__file__).with_name("earlier_folders.zip")
 MOMENTS = 6  # of a save at which the suite kills; `-m slow` kills twice as often, all kinds
 
 
@@ -54,6 +55,12 @@ def test_a_flipped_bit_anywhere_is_told_when_it_is_opened(name: str, tmp_path: P
             assert isinstance(error.value, CheckpointError) or file.suffix != ".safetensors"
         file.write_bytes(content)
     assert kind.version(path) == 1
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_what_was_written_before_modules_moved_opens(name: str, tmp_path: Path) -> None:
+    shutil.unpack_archive(EARLIER, tmp_path)
+    assert KINDS[name].version(tmp_path / name.replace(" ", "-") / "target") == 1
 
 
 def kills(kind: Kind, folder: Path, moments: int) -> list[int]:

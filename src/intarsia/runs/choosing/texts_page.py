@@ -21,7 +21,11 @@ from .judging import HeldOutAnswers, interval, order
 if TYPE_CHECKING:
     from .texts import AutoTexts
 
-BASELINE, BASELINE_NAME = "words", "TF-IDF of words with logistic regression"
+BASELINE = "words"
+LEXICAL = {
+    "words": "TF-IDF of words with logistic regression",
+    "tfidf": "TF-IDF of words and characters with logistic regression",
+}
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,7 +46,7 @@ class TextCandidate:
 def sentences_of(
     method: str, candidates: Sequence[TextCandidate], honest: HeldOutAnswers, unit: str
 ) -> tuple[str, ...]:
-    """Return what was chosen among how many, and how far it is ahead of TF-IDF.
+    """Return what was chosen among how many, and how far it is ahead of the better TF-IDF.
 
     honest: answers to each row by what is chosen without it.
     """
@@ -53,10 +57,11 @@ def sentences_of(
         f"Chosen: {method}, {among} on {honest.pictures:,} training {unit}, each held out once in "
         f"five folds: {level} right, by choices that had not seen the row."
     )
-    base = next((c for c in candidates if c.word == BASELINE), None)
-    if base is None or len(candidates) == 1:
+    lexical = [c for c in candidates if c.word in SPARSE and c.word != method]
+    if not lexical or len(candidates) == 1:
         return (first,)
-    second = lead(interval(honest, base.answers), BASELINE_NAME)
+    base = min(lexical, key=lambda c: float(c.answers.loss.mean()))
+    second = lead(interval(honest, base.answers), LEXICAL[base.word])
     if all(word in SPARSE for word, _ in parse_method(method)):
         return (
             first,
