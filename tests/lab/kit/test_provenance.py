@@ -91,7 +91,9 @@ def test_the_claims_of_this_package_depend_on_what_they_measure() -> None:
         for name in ("moa", "gqsa", "slime")
         for path in dependencies(LABORATORY / "claims" / f"{name}.py")
     }
-    methods = {f"intarsia/{name}.py" for name in ("methods/moa", "senses/slime", "methods/gqsa/gqsa")}
+    methods = {
+        f"intarsia/{name}.py" for name in ("methods/moa", "senses/slime", "methods/gqsa/gqsa")
+    }
     assert reached >= methods | {"intarsia/kernels/native/gqsa.c"}
     assert not [name for name in reached if name.startswith(("intarsia/cli", "intarsia/conform"))]
 
