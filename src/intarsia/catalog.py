@@ -117,10 +117,7 @@ def describe(method: Card) -> dict[str, Any]:
 
 
 def _doc(module: str, config: str) -> str:
-    """Read a class's docstring from the source file, since importing it would import torch.
-
-    module: below `intarsia`, as "adapters.lora"; config: the class's name.
-    """
+    """Read a class's docstring from the source file, since importing it would import torch."""
     path = Path(__file__).parent.joinpath(*module.split("."))
     source = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
     classes = (n for n in ast.parse(source.read_text()).body if isinstance(n, ast.ClassDef))

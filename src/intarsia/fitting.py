@@ -197,10 +197,7 @@ def write_trained(
 
 
 def _no_phases(model: nn.Module) -> None:
-    """Refuse a model with an adapter whose method trains in phases, which `fit` does not do.
-
-    Raises: ConfigError.
-    """
+    """Refuse a model with an adapter whose method trains in phases, which `fit` does not do."""
     configs: Mapping[str, Any] = model.peft_config if is_adapted(model) else {}
     for name in model.active_adapters if is_adapted(model) else ():
         config = configs[name]

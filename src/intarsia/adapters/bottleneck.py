@@ -225,10 +225,7 @@ class BottleneckCell(Cell):
         self._reset(init, generator)
 
     def _reset(self, init: str, generator: torch.Generator) -> None:
-        """Draw the weights from `generator`; all biases become 0.
-
-        init: "houlsby" (both maps normal, sigma 0.01) or "zero" (Kaiming down, zero up).
-        """
+        """Draw the weights from `generator`; all biases become 0."""
         for layer in (self.down, self.up):
             nn.init.zeros_(layer.bias)
         if init == "houlsby":
@@ -249,9 +246,8 @@ class BottleneckCell(Cell):
     def _normed(self, x: Tensor, down: Linear) -> Tensor:
         """Return down(norm(x)).  x: (..., d_in) -> (..., r).
 
-        down: the projection d_in -> r. The residual norm is an affine map of x, so that it is
-        folded into down's small weight: this is faster than a norm of every token, and the backward
-        pass keeps no second copy of x.
+        The residual norm is an affine map of x, so that it is folded into down's small weight: this
+        is faster than a norm of every token, and the backward pass keeps no second copy of x.
         """
         if isinstance(self.norm, ResidualNorm) and type(down) is nn.Linear:
             gain, shift = self.norm.affine()

@@ -113,10 +113,7 @@ class CodedCell(Cell):
         }
 
     def _call(self, method: str, *args: Any) -> Tensor:
-        """Return body.method(*args), computed with quantised weights in place of the float ones.
-
-        method: "forward" or "around", a method of the wrapped adapter.
-        """
+        """Return body.method(*args), computed with quantised weights in place of the float ones."""
         # functional_call replaces parameters for this call alone; gradients reach the float ones
         weights = {f"body.{name}": weight for name, weight in self.weights().items()}
         return functional_call(_MethodCall(self.body, method), weights, args)

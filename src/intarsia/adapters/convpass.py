@@ -111,7 +111,6 @@ class ConvpassCell(Cell):
         """Convolve the patches as an image; apply the kernel's middle alone to other tokens.
 
         x: (B, T, h), of which the last tokens are the patches, or an image (B, rows, columns, h).
-        Returns the same shape.
         """
         if x.dim() == 4:  # a map, as of Swin
             return self._patches(x)
@@ -142,7 +141,6 @@ class ConvpassCell(Cell):
         """Return rows and columns of the grid of patches, the last tokens of a sequence.
 
         tokens: the length of the sequence. (0, 0) = the sequence has no patches.
-        Raises: ShapeError where the grid of the settings has more patches than there are tokens.
         """
         side = isqrt(tokens)
         if self.config.grid is None:

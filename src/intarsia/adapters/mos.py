@@ -185,10 +185,7 @@ class Shards(nn.Module):
 
 
 def _check_divisible(shards_per_vector: int, sites: Sequence[Site]) -> None:
-    """Raise ShapeError for a layer with a width that shards_per_vector does not divide.
-
-    sites: the adapted layers.
-    """
+    """Raise ShapeError for a layer with a width that shards_per_vector does not divide."""
     common = math.gcd(*(width for site in sites for width in (site.inputs, site.outputs)))
     for site in sites:
         for width in (site.inputs, site.outputs):

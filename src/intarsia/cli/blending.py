@@ -70,10 +70,7 @@ def blend(
 
 
 def _show(out: Path, finished: list[Any], parts: dict[str, Any]) -> None:
-    """Print a table of the members and their blend, and what to do next.
-
-    finished: the members as they were read, the blend last. parts: its weights and temperatures.
-    """
+    """Print a table of the members and their blend, and what to do next."""
     from ..reports.numbers import percent
 
     measure = finished[-1].scores.measure.replace("_", " ")

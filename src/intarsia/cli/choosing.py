@@ -132,10 +132,7 @@ def _named(methods: str | None) -> list[str]:
 
 
 def _show(search: AutoRun, as_json: bool) -> None:
-    """Print the ranking of a search and what it chose.
-
-    search: the result of `intarsia.auto`; as_json: print all of it as JSON instead.
-    """
+    """Print the ranking of a search and what it chose."""
     from ..reports.terminal import Terminal
 
     if as_json:

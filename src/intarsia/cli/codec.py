@@ -216,10 +216,7 @@ def _built_in() -> Path:
 
 
 def _no_folder(target: Path) -> None:
-    """Refuse, before long work, an output path that is a folder where a file is to be written.
-
-    target: the path of --out.
-    """
+    """Refuse, before long work, an output path that is a folder where a file is to be written."""
     if target.is_dir():
         fix = f"Name a file in it: {target / 'photo'}."
         raise ConfigError("--out", got=f"the folder {target}", want="a file", fix=fix)
@@ -230,10 +227,7 @@ def _speed(seconds: float, points: int) -> str:
 
 
 def _points(data: bytes) -> int:
-    """Return how many pixels, samples or points are in a compressed file.
-
-    data: the bytes of the file.
-    """
+    """Return how many pixels, samples or points are in a compressed file."""
     from ..areas.codec import irc
 
     header, _ = irc.read(data)

@@ -89,12 +89,7 @@ def combine(
 
 
 def _texts(model: str, text: str, sizes: tuple[int, int, int], seed: int) -> tuple[Any, Any, Any]:
-    """Load the model, batches to calibrate on, and batches to measure on.
-
-    model: folder of a language model. text: a corpus or a file. sizes: rows to calibrate on, rows
-    to measure on, tokens of a row. seed: of the split.
-    Raises: ConfigError for a text without full rows.
-    """
+    """Load the model, batches to calibrate on, and batches to measure on."""
     from ..data.language_models import language_model
     from ..data.texts import load_texts
     from ..data.token_batches import inputs_of
@@ -114,12 +109,7 @@ def _texts(model: str, text: str, sizes: tuple[int, int, int], seed: int) -> tup
 
 
 def _show(record: dict[str, Any]) -> None:
-    """Print the measured combinations of techniques, and what stands out.
-
-    record: "rows" (a combination each; a star marks those that no other beats), "refused" (pairs
-    that cannot be together) and "broken" (checks that failed), as `combine` writes them. Of
-    interactions only those are printed whose 95 % interval leaves 0 out.
-    """
+    """Print the measured combinations of techniques, and what stands out."""
     columns = ("entries", "nats", "MB", "Mop/token", "hits", "B/token sent", "ms simulated")
     cells: list[tuple[str, ...]] = []
     for row in record["rows"]:

@@ -123,11 +123,7 @@ def compare(
 
 
 def _compare_methods(request: dict[str, Any], arguments: dict[str, Any], words: set[str]) -> None:
-    """Run the comparison and show it.
-
-    request: all parameters of `intarsia compare` by name; arguments: the options that it shares
-    with `fit`; words: names of the parameters that were given on the command line.
-    """
+    """Run the comparison and show it."""
     data, baseline = request["data"], request["baseline"]
     grid, no_linear = arguments.pop("rates"), arguments.pop("no_linear")
     check_data(data)
@@ -188,10 +184,7 @@ def _compare_methods(request: dict[str, Any], arguments: dict[str, Any], words: 
 
 
 def _named(methods: str, settings: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Return the methods' keys, and METHOD.name=value settings with keys in place of other names.
-
-    methods: names with commas; settings: as given by --set.
-    """
+    """Return the methods' keys, and METHOD.name=value settings with keys in place of other names."""
     written = [name.strip() for name in methods.split(",") if name.strip()]
     # methods may be given by their paper's name
     names = [method_key(name, note) for name in written]
@@ -199,10 +192,7 @@ def _named(methods: str, settings: Sequence[str]) -> tuple[list[str], list[str]]
 
 
 def _by_key(settings: Sequence[str], keys: Mapping[str, str]) -> Iterator[str]:
-    """Yield METHOD.name=value settings with each method's key in place of its name.
-
-    settings: as given by --set; keys: name on the command line -> key.
-    """
+    """Yield METHOD.name=value settings with each method's key in place of its name."""
     for text in settings:
         name, dot, rest = text.partition(".")
         yield f"{keys.get(name, name)}{dot}{rest}"
@@ -242,9 +232,7 @@ def report(
 def _show_spans(path: Path, page: Path, baseline: str | None, as_json: bool) -> None:
     """Write the page of a file of attention spans, and print its table.
 
-    path: the JSON file of `intarsia spans`; page: the HTML file to write. baseline: refused, since
-    such a page has its own. as_json: print the file's content in place of the table.
-    Raises: ConfigError.
+    baseline: refused, since such a page has its own.
     """
     from ..reports.spans import read_spans, report_of
 
@@ -258,9 +246,7 @@ def _show_spans(path: Path, page: Path, baseline: str | None, as_json: bool) -> 
 def _show_sparse(folders: Sequence[Path], page: Path, baseline: str | None, as_json: bool) -> None:
     """Write the page of pruned models, and print its table.
 
-    folders: of `intarsia sparsify`; page: the HTML file to write. baseline: refused, since such a
-    page has its own. as_json: print the models' records in place of the table.
-    Raises: ConfigError.
+    baseline: refused, since such a page has its own.
     """
     from ..reports.sparse import gather, report_of
 
@@ -292,11 +278,7 @@ def show_comparison(
 
 
 def _show_report(report: Report, out: Path, content: Mapping[str, Any] | None) -> None:
-    """Write a report as a page, and print its result.
-
-    out: the page; its suffix decides between HTML, Markdown and LaTeX. content: what is printed as
-    JSON in place of the result; None = print the result.
-    """
+    """Write a report as a page, and print its result."""
     from ..reports.terminal import summary
     from ..reports.writing import write
 

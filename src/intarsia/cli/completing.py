@@ -114,10 +114,7 @@ def settings(ctx: typer.Context, incomplete: str) -> list[tuple[str, str]]:
 
 
 def _settings_of(method: str) -> list[tuple[str, str]]:
-    """Return "NAME=" and the help of each setting of a method, for the shell's completion.
-
-    method: its key; without settings, or unknown, it has none.
-    """
+    """Return "NAME=" and the help of each setting of a method, for the shell's completion."""
     entry: Any = index().get(method, {})
     return [
         (f"{setting['name']}=", shorten(setting["help"], HELP))

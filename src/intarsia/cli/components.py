@@ -99,13 +99,7 @@ def components(
 def _learn(
     source: Path, run: Path, model: str, atoms: int, side: int, patches: int, steps: int, seed: int
 ) -> None:
-    """Learn a sparse coding model from patches of pictures and save it.
-
-    source: a picture or a folder of them. run: the folder to write. model: the method's key. atoms:
-    number of components. side: of a patch in px. patches: their number. steps: of EM. seed: of
-    patches and model.
-    Raises: ConfigError for a folder without pictures.
-    """
+    """Learn a sparse coding model from patches of pictures and save it."""
     import numpy as np
 
     from ..areas.coding.truncated import Truncated

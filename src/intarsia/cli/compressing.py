@@ -132,10 +132,7 @@ def compress(
 
 
 def _said(record: Mapping[str, Any]) -> str:
-    """Return the summary to print: layers, head and embedding, bytes of a token and of the model.
-
-    record: as `_packed` returns it.
-    """
+    """Return the summary to print: layers, head and embedding, bytes of a token and of the model."""
     before, after = (record["bytes"][moment] / 1e6 for moment in ("before", "after"))
     count = record["layers"] or record["stacks of experts"]
     parts = [f"{name} {record[name]}" for name in ("head", "embedding") if name in record]
@@ -154,12 +151,7 @@ def _packed(
     out: Path,
     format: str,
 ) -> dict[str, Any]:
-    """Open a language model, pack it and write it; return the record.
-
-    model: its name or folder. formats: that of the layers, or a method that packs by itself, whose
-    name is format, and the bits of the head, None = as it is. text: corpus, rows and tokens of a
-    row to calibrate on. options: further keywords of `intarsia.compress`. out: the folder to write.
-    """
+    """Open a language model, pack it and write it; return the record."""
     from ..core import nbytes
     from ..core.change import Change
     from ..data.calibration import load_calibration
@@ -219,13 +211,7 @@ def _packed(
 
 
 def _net(run: str, options: dict[str, Any], force: bool, out: Path, as_json: bool) -> None:
-    """Pack the convolutional net of a run into the sparse format CHW; write it as a run.
-
-    run: folder of the run. options: those of other formats, refused if not None. force: write it
-    even where it is not faster. out: the folder to write. as_json: print the record in place of the
-    times.
-    Raises: ConfigError for options of other formats, or a folder that is no run.
-    """
+    """Pack the convolutional net of a run into the sparse format CHW; write it as a run."""
     from ..methods.fast_convnets import Chw
     from ..runs.experiment import FILE
     from ..runs.packing import compress_run
@@ -255,11 +241,7 @@ def _net(run: str, options: dict[str, Any], force: bool, out: Path, as_json: boo
 
 
 def _warn_of_rivals(kind: str, format: str, settings: Mapping[str, Any]) -> None:
-    """Warn before a format is written that was measured to be beaten, or to be of no use.
-
-    kind: of the inputs for which it was measured, such as "picture"; format: its name; settings:
-    its own, of which bits and density count.
-    """
+    """Warn before a format is written that was measured to be beaten, or to be of no use."""
     from ..formats.rivals import advice
 
     if line := advice(kind, format, settings.get("bits"), settings.get("density")):
@@ -289,10 +271,7 @@ def chosen_format(name: str, options: dict[str, Any]) -> Any:
 
 
 def _tuning(steps: str | None) -> dict[str, int] | None:
-    """Parse --steps, "BLOCKS,MODEL", as the setting of Gqsa; None gives None.
-
-    Raises: ConfigError unless it is two numbers.
-    """
+    """Parse --steps, "BLOCKS,MODEL", as the setting of Gqsa; None gives None."""
     if steps is None:
         return None
     counts = numbers("--steps", steps)
@@ -317,12 +296,7 @@ def _check(
     calib: str,
     out: Path | None,
 ) -> None:
-    """Check the options and texts, and reserve the output folder, before torch is imported.
-
-    names: of the format and of the head's type; density: share of weights kept; bits: of a weight;
-    rows, calib: number and names of texts to calibrate on; out: the folder to write.
-    Raises: UnknownName; ConfigError.
-    """
+    """Check the options and texts, and reserve the output folder, before torch is imported."""
     format, head = names
     if format not in FORMATS:
         raise UnknownName("--format", format, FORMATS)

@@ -78,11 +78,7 @@ def with_config(
 
 
 def _check(values: Mapping[str, Any], file: Path) -> None:
-    """Check the names and types of the options in a file, which may be written by hand.
-
-    values: by name; file: for errors.
-    Raises: UnknownName; ConfigError.
-    """
+    """Check the names and types of the options in a file, which may be written by hand."""
     # A file may be written by hand: names and types are checked as those of options are.
     names = ("data", *OF_RUN)
     for name, value in values.items():

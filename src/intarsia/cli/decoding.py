@@ -94,11 +94,7 @@ def spans(
 
 
 def _summary(spans: Any, size: int) -> dict[str, Any]:
-    """Return what `intarsia spans --json` prints: density, losses, seconds and spans.
-
-    spans: attention spans of each head, as `choose_spans` returns them; size: the length of texts,
-    in tokens, for which spans are counted.
-    """
+    """Return what `intarsia spans --json` prints: density, losses, seconds and spans."""
     details = spans.about
     loss = details["loss"][details["chosen"]]
     return {
@@ -180,12 +176,7 @@ def _continued(
     dtype: str,
     compare: bool,
 ) -> dict[str, Any]:
-    """Load a model, continue a text with it, and return the record that `generate` prints.
-
-    source: the model and its device. prompt: the text. tokens: at most so many new ones. paths: a
-    file of attention spans, and a saved folder with a change, None each if not given. dtype: of the
-    weights. compare: also time transformers' own generate.
-    """
+    """Load a model, continue a text with it, and return the record that `generate` prints."""
     from ..decode.decoding import generate as continued
     from ..decode.decoding import stock_generate
     from ..folders.opened import open_language_model
@@ -232,11 +223,7 @@ def _continued(
 
 
 def _numbers(text: str) -> tuple[int, ...]:
-    """Parse whole numbers that are separated by commas, as --lengths has them.
-
-    text: for example "512,1024".
-    Raises: ConfigError.
-    """
+    """Parse whole numbers that are separated by commas, as --lengths has them."""
     try:
         return tuple(int(word) for word in text.split(","))
     except ValueError as error:

@@ -57,10 +57,7 @@ def obtain(request: Demo) -> None:
 
 
 def _obtain(inputs: Mapping[str, Any]) -> dict[str, Any]:
-    """Load a model and a data set once, so that they are downloaded before the runs begin.
-
-    inputs: "model" and "data", names or None.  Returns nothing: an executor wants a dict.
-    """
+    """Load a model and a data set once, so that they are downloaded before the runs begin."""
     if inputs["model"] is not None:
         backbones.backbone(inputs["model"], classes=2)
     # a folder of pictures needs no download
@@ -116,10 +113,7 @@ def train_all(
 
 
 def _precision(request: Demo, device: torch.device, report: Report) -> str:
-    """Return the precision of the demo's runs: that of earlier ones, or else the faster one here.
-
-    request: the demo's settings; device: on which the runs are; report: gets a line.
-    """
+    """Return the precision of the demo's runs: that of earlier ones, or else the faster one here."""
     records = sorted(request.out.glob(f"*/{experiments.FILE}"))
     if records:
         # All runs of a comparison share one precision, even if the machine has changed since.

@@ -109,11 +109,7 @@ def export(
 
 
 def _written(run: str, form: str, place: Path, options: dict[str, Any]) -> Path:
-    """Write the export of a run, and return its path.
-
-    run: a run's folder, or for "gguf" also a model. form: "timm", "onnx", "torch" or "gguf". place:
-    the path to write. options: further keywords of `release` or `release_text`.
-    """
+    """Write the export of a run, and return its path."""
     if form == "gguf":
         from ..runs.release_text import release_text
 
@@ -124,12 +120,7 @@ def _written(run: str, form: str, place: Path, options: dict[str, Any]) -> Path:
 
 
 def _check_bits(form: str, quant: str | None, int8: bool) -> None:
-    """Check that --quant and --int8 are given only with formats that have them.
-
-    form: the format's name; quant: type of gguf's weights, None = not given; int8: round onnx to 8
-    bits.
-    Raises: ConfigError; UnknownName.
-    """
+    """Check that --quant and --int8 are given only with formats that have them."""
     if form not in SUFFIXES:
         raise UnknownName("format", form, SUFFIXES)
     if quant is not None and form != "gguf":
@@ -142,11 +133,7 @@ def _check_bits(form: str, quant: str | None, int8: bool) -> None:
 
 
 def _chosen_run(folder: Path) -> Path:
-    """Return the run of a comparison that validation scores choose, and print which one it is.
-
-    folder: of `intarsia compare`.
-    Raises: ConfigError for the folder of one run; DataError where nothing can be chosen.
-    """
+    """Return the run of a comparison that validation scores choose, and print which one it is."""
     from ..reports.runs import choice_sentence, comparison_of, gather
     from ..runs.experiment import FILE
 
@@ -165,12 +152,7 @@ def _chosen_run(folder: Path) -> Path:
 
 
 def _target(run: str, form: str, out: Path | None, named: str) -> Path:
-    """Return the path to write, locked for other processes until the command ends.
-
-    run: the run to export; form: the format's name. out: the path given, None = in `named`, the
-    folder that was named on the command line, or under the model's name in the working folder.
-    Raises: ConfigError for what is no run, and for something else at the path.
-    """
+    """Return the path to write, locked for other processes until the command ends."""
     if form != "gguf":
         check_run(Path(run), blends=True)
     # A run's export goes into its folder; a named model's beside the working folder's files.

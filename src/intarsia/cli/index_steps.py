@@ -134,12 +134,7 @@ def _has_all(searchable: SparseIndex, docs: str, columns: Mapping[str, str] | No
 def _encoder(
     docs: str, model: str, prune: float, megabytes: int | None, begun: bool
 ) -> InferenceFree:
-    """Load the encoder; a plain language model gets word frequencies from the documents.
-
-    docs: a file or the name of a collection. model: its name or folder. prune: share of a text's
-    largest weight below which weights are left out. megabytes: memory for a block of logits. begun:
-    True if an unfinished index is continued, which has the frequencies stored already.
-    """
+    """Load the encoder; a plain language model gets word frequencies from the documents."""
     from ..areas.search.inference_free import InferenceFree
     from ..areas.search.max_logits import MEGABYTES
 
@@ -152,10 +147,7 @@ def _encoder(
 
 
 def _tune(index: SparseIndex, docs: str) -> None:
-    """Tune k1, b and the share of BM25 in a score, by a collection's validation queries, if any.
-
-    index: is changed in place; docs: a file, which has no queries, or the name of a collection.
-    """
+    """Tune k1, b and the share of BM25 in a score, by a collection's validation queries, if any."""
     from ..areas.search.tuning import MOST_QUERIES, tune_lexical
     from ..data.collections import load_collection
 
@@ -171,10 +163,7 @@ def _tune(index: SparseIndex, docs: str) -> None:
 
 
 def _documents(docs: str, columns: Mapping[str, str] | None = None) -> Iterator[Document]:
-    """Yield the documents of a file, one at a time, of a folder in BEIR's layout, or a collection.
-
-    docs: the path or name; columns: names of those of id and text.
-    """
+    """Yield the documents of a file, one at a time, of a folder in BEIR's layout, or a collection."""
     from ..data.collections import load_collection
     from ..data.documents import as_documents, read_documents
 

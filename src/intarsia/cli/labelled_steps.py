@@ -141,10 +141,7 @@ def compare_rows(request: Mapping[str, Any], words: set[str]) -> None:
 
 
 def _methods(named: str | None, model: str | None) -> list[str]:
-    """Return the methods to compare; adapters are put on the model, if one is named.
-
-    Without names the model's frozen states and LoRA on it stand next to TF-IDF.
-    """
+    """Return the methods to compare; adapters are put on the model, if one is named."""
     from ..models.classify.features import SPARSE, split_adapter, with_model
 
     default = METHODS if model is None else ",".join((*SPARSE, model, "lora"))

@@ -166,10 +166,7 @@ def place(
 
 
 def _show_quality(qualities: dict[str, dict[str, dict[str, float]]]) -> None:
-    """Print the table of how good placements of experts are.
-
-    qualities: name of the placement -> part of the trace -> measure -> value.
-    """
+    """Print the table of how good placements of experts are."""
     cells = [
         (name, part, *(f"{value:.3f}" for value in values.values()))
         for name, parts in qualities.items()
@@ -183,12 +180,7 @@ def _show_quality(qualities: dict[str, dict[str, dict[str, float]]]) -> None:
 def _judged(
     search: str, placed: Any, parts: dict[str, Any]
 ) -> dict[str, dict[str, dict[str, float]]]:
-    """Measure a placement of experts on devices, beside experts in order, on each part of a trace.
-
-    search: name of the search that made it. placed: the `Placement`, which device has each expert.
-    parts: name of the part -> recorded routing. Returns placement's name -> part's name -> measure
-    -> value.
-    """
+    """Measure a placement of experts on devices, beside experts in order, on each part of a trace."""
     from ..placement.cost import quality
     from ..placement.placement import Placement
 
@@ -222,11 +214,7 @@ def topology_of(devices: int | None, file: Path | None) -> Any:
 
 
 def _search(search: str, redundant: int) -> Any:
-    """Return the settings of a search for a placement.
-
-    search: its key in the catalogue; of joint_swaps with the engine, as "joint_swaps-home".
-    redundant: copies of experts, which only eplb makes.
-    """
+    """Return the settings of a search for a placement."""
     from ..core.registry import card
 
     key, _, engine = search.partition("-")

@@ -256,11 +256,7 @@ def recommend(
 
 
 def _cells_of(row: Mapping[str, Any], explained: bool) -> tuple[str, ...]:
-    """Return the texts of a recommended item's row of the table.
-
-    row: number, title, score, "new" (True without events in training: "none" in the table), "why"
-    (field -> its part of the score), perhaps a code. explained: add the first three parts.
-    """
+    """Return the texts of a recommended item's row of the table."""
     cells = (row["item"], row["title"], f"{row['score']:.3f}", "none" if row["new"] else "some")
     reasons = ", ".join(f"{name} {value:+.2f}" for name, value in list(row["why"].items())[:3])
     code = ("-".join(map(str, row["code"])),) if "code" in row else ()
@@ -271,10 +267,7 @@ def answers(showing: RecommenderPage) -> dict[str, Any]:
     """Return the functions that answer the page's requests, by path; each maps JSON to JSON."""
 
     def answer(question: dict[str, Any]) -> dict[str, Any]:
-        """Answer one question of the page: recommendations for a user, or after a list of items.
-
-        question: has "user" or "items", "k", "session", "new", "seen".  Raises: DataError.
-        """
+        """Answer one question of the page: recommendations for a user, or after a list of items."""
         user, items, k = question.get("user"), question.get("items"), question.get("k", 10)
         # A question comes from a browser: types are checked as strictly as options are.
         listed = isinstance(items, list) and {type(item) for item in items} == {str}

@@ -87,11 +87,7 @@ def fit_task(options: Mapping[str, Any], words: set[str], teachers: str) -> None
 
 
 def _recipe(options: Mapping[str, Any], teachers: str) -> Any:
-    """Return the settings of the training of a retriever, changed by --set.
-
-    options: all options of `fit` by name; teachers: names or folders with commas.
-    Raises: UnknownName; ConfigError.
-    """
+    """Return the settings of the training of a retriever, changed by --set."""
     from dataclasses import fields
 
     from ..areas.search.learning import LearnedRetrieval

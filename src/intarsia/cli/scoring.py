@@ -101,12 +101,7 @@ def evaluate(
 
 
 def _scored(opened: Any, data: str | None, part: str | None, skip: bool) -> dict[str, Any]:
-    """Return the scores of a run.
-
-    opened: the run. data: other data, None = its own; part: "train", "val" or "test" of them, None
-    = "test". skip: leave damaged pictures out.
-    Raises: ConfigError for --skip-unreadable of a run on texts.
-    """
+    """Return the scores of a run."""
     if not skip:
         return opened.evaluate(data, part, note)
     from ..runs.runs import RunOnPictures
@@ -119,10 +114,7 @@ def _scored(opened: Any, data: str | None, part: str | None, skip: bool) -> dict
 
 
 def _show_labels(scores: dict[str, Any]) -> None:
-    """Print the scores where a picture may have several labels, with precision and recall of each.
-
-    scores: name of the set, scores by name, and "classes": label -> n, precision and recall.
-    """
+    """Print the scores where a picture may have several labels, with precision and recall of each."""
     from ..reports import numbers
     from .training import LABEL_COLUMNS, label_row
 
@@ -219,12 +211,7 @@ def _check_no_tokens(tokens: int | None) -> None:
 def _predict_pictures(
     opened: RunOnPictures, files: Sequence[Path], page: Path | None, *, as_json: bool, as_csv: bool
 ) -> None:
-    """Print the predicted classes of each picture.
-
-    opened: the run. files: pictures, or folders of them. page: HTML file to write with pictures and
-    answers, None = none. as_json, as_csv: the form, a table without both.
-    Raises: typer.Exit if some could not be read.
-    """
+    """Print the predicted classes of each picture."""
 
     predictions = opened.predict(files)
     bad = [p for p in predictions if p.error]
@@ -270,11 +257,7 @@ def _shown(prediction: Prediction) -> str:
 def _predict_texts(
     opened: TextRun, files: Sequence[Path], page: Path | None, *, as_csv: bool, tokens: int | None
 ) -> None:
-    """Print the completion of each prompt, as a line of JSON.
-
-    opened: the run. files: of prompts. page, as_csv: refused, as they are for pictures. tokens: the
-    most in a completion, None = the default.
-    """
+    """Print the completion of each prompt, as a line of JSON."""
     from ..runs.writing import TOKENS, complete, prompts_of
 
     if page is not None:

@@ -146,10 +146,7 @@ def index(
 
 
 def _show_index(searchable: SparseIndex, folder: Path | None, as_json: bool) -> None:
-    """Print the size of a written index, and the command that searches it.
-
-    folder: of the index; as_json: print a record in place of lines.
-    """
+    """Print the size of a written index, and the command that searches it."""
     sizes = searchable.sizes()
     if as_json:
         lexical = searchable.lexical and vars(searchable.lexical)
@@ -176,12 +173,7 @@ def _deleted(folder: Path, ids: Sequence[str], as_json: bool) -> None:
 
 
 def _exported(folder: Path, form: str, out: Path | None, as_json: bool) -> None:
-    """Write an index in the form that another search engine reads.
-
-    folder: of the index. form: one of FORMS; out: the file, None for bulk.ndjson. as_json: print a
-    record in place of a line.
-    Raises: UnknownName.
-    """
+    """Write an index in the form that another search engine reads."""
     one_of("--form", form, FORMS)
     from ..areas.search.engines import export, queries_file
     from ..areas.search.sparse_index import SparseIndex
@@ -246,11 +238,7 @@ def search(
 
 
 def _show(answer: dict[str, Any], explain: bool, as_json: bool) -> None:
-    """Print the documents found for a query as a table.
-
-    answer: of `search_results`. explain: show each document's words with their shares of the score.
-    as_json: print the answer as JSON.
-    """
+    """Print the documents found for a query as a table."""
     if as_json:
         show_json(answer)
         return
@@ -284,11 +272,7 @@ def _fields_of(fields: Mapping[str, Any]) -> str:
 def _run(
     index: SparseIndex, queries: Path, out: Path, k: int, filters: Sequence[str], as_json: bool
 ) -> None:
-    """Search for every query of a file, and write the documents found as a TREC run file.
-
-    queries: the file; out: the file to write; k: documents for each query; filters: conditions on
-    fields; as_json: print a record.
-    """
+    """Search for every query of a file, and write the documents found as a TREC run file."""
     from ..core.files import write_text
     from ..data.collections import read_queries
     from ..train.ranked import run_lines

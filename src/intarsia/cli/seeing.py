@@ -67,11 +67,7 @@ def fit_seeing(arguments: Mapping[str, Any], words: set[str]) -> None:
 
 
 def _request_of(arguments: Mapping[str, Any], words: set[str]) -> tuple[dict[str, Any], Path]:
-    """Return the settings of the run to start, or {} to go on with one, and its folder.
-
-    arguments: all options of `fit` by name; words: names of those given on the command line.
-    Raises: ConfigError; DataError.
-    """
+    """Return the settings of the run to start, or {} to go on with one, and its folder."""
     out: Path | None = arguments["out"]
     if arguments["resume"]:
         extra = sorted(words - {"resume", "out", "as_json", "device", "threads", "ctx"})
@@ -112,10 +108,7 @@ def _request_of(arguments: Mapping[str, Any], words: set[str]) -> tuple[dict[str
 
 
 def _show(scores: Mapping[str, Mapping[str, float]]) -> None:
-    """Print the table of scores: right answers, right tokens and loss.
-
-    scores: name of the set of questions -> score -> value.
-    """
+    """Print the table of scores: right answers, right tokens and loss."""
     from ..reports import numbers
 
     # the whole test part first, then each modality
@@ -192,10 +185,7 @@ def predict_seeing(
 
 
 def _open(run: Path, device: str | None) -> Any:
-    """Open a run of a model that sees or hears, on a device.
-
-    run: its folder; device: None = the best there is.
-    """
+    """Open a run of a model that sees or hears, on a device."""
     from ..runs.seeing import open_seeing
     from ..train.processes import device_named
 

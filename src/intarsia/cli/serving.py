@@ -160,11 +160,7 @@ def _serve(
     address: tuple[str, int],
     opened: dict[str, Any],
 ) -> None:
-    """Open the models, which may take minutes, and serve them until SIGTERM or Ctrl-C.
-
-    models, adapters: folders, or NAME=FOLDER. limits: of requests. address: host and port. opened:
-    keywords with which models are opened.
-    """
+    """Open the models, which may take minutes, and serve them until SIGTERM or Ctrl-C."""
     from ..serve.app import Application
     from ..serve.models import open_models
     from ..serve.naming import names_of
@@ -189,10 +185,7 @@ def _serve(
 
 
 def _slots(text: str | None) -> int | float | None:
-    """Parse --slots: the number of experts in memory, or a share of all; None = no limit.
-
-    Raises: ConfigError.
-    """
+    """Parse --slots: the number of experts in memory, or a share of all; None = no limit."""
     if text is None:
         return None
     # "1" would be one slot and "1.0" all experts: the point decides what is meant.
@@ -216,12 +209,7 @@ def _policy(name: str) -> Any:
 
 
 def _to_vllm(models: list[str], adapters: list[str], room: object, host: str, port: int) -> None:
-    """Print and run the vllm command that serves one model with its adapters; does not return.
-
-    models, adapters: folders, or NAME=FOLDER. room: memory for experts, which only our own engine
-    limits; refused unless None. host, port: the address.
-    Raises: ConfigError for several models, or with a `room`.
-    """
+    """Print and run the vllm command that serves one model with its adapters; does not return."""
     # vllm keeps all experts of its one model in memory.
     if room is not None or len(models) != 1:
         got = "--slots or --memory" if room is not None else f"{len(models)} models"

@@ -217,10 +217,7 @@ class Verbs(TyperGroup):
 
 
 def _command_of(name: str, function: Any) -> Any:
-    """Return typer's command of a function, or of a group of functions.
-
-    name: of the command; function: also a `typer.Typer`.
-    """
+    """Return typer's command of a function, or of a group of functions."""
     holder = typer.Typer(add_completion=False, rich_markup_mode="rich")
     if isinstance(function, typer.Typer):
         holder.add_typer(function, name=name, rich_help_panel=group_of(name))
@@ -244,10 +241,7 @@ def _hide_types_of_flags(command: Any, ctx: Any) -> None:
 
 
 def _word(words: Sequence[str], names: Sequence[str]) -> str:
-    """Return the value that was given to an option on the command line, the last one if repeated.
-
-    words: those of the command line; names: the option's, such as ("-k", "--count").
-    """
+    """Return the value that was given to an option on the command line, the last one if repeated."""
     last = ""
     for word, after in zip(words, [*words[1:], ""], strict=True):
         name, equals, value = word.partition("=")
@@ -266,10 +260,7 @@ def _is_ours(error: Exception) -> bool:
 
 
 def _too_large(error: Exception) -> ConfigError | None:
-    """Return the error for what does not fit into memory; None for another kind of error.
-
-    error: of Python, torch or the system, which all say it in other words.
-    """
+    """Return the error for what does not fit into memory; None for another kind of error."""
     text = next(iter(str(error).splitlines()), "")
     is_full = isinstance(error, MemoryError) or getattr(error, "errno", None) == errno.ENOMEM
     says_so = isinstance(error, RuntimeError | ImportError) and NO_ROOM.search(text)

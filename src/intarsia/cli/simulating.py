@@ -118,10 +118,7 @@ def simulate(
 
 
 def _hold(files: Sequence[Path]) -> tuple[Path | None, Path | None]:
-    """Return the timeline (.json) and the page (.html) to write, locked until the command ends.
-
-    Raises: ConfigError for another suffix, and for two files with one; as `target`.
-    """
+    """Return the timeline (.json) and the page (.html) to write, locked until the command ends."""
     by_suffix = {file.suffix.lower(): file for file in files}
     if by_suffix.keys() - {".json", ".html"} or len(by_suffix) < len(files):
         got, want = ", ".join(map(str, files)), "one .json, one .html, or one of both"
@@ -137,10 +134,7 @@ def _hold(files: Sequence[Path]) -> tuple[Path | None, Path | None]:
 def _write(
     timeline: Path | None, page: Path | None, batch: Any, simulated: Simulated, streams: int
 ) -> None:
-    """Write the timeline and the page of a simulation, where their files are named.
-
-    batch: the routing of its tokens; simulated: what the page shows; streams: see `simulate`.
-    """
+    """Write the timeline and the page of a simulation, where their files are named."""
     if timeline is not None:
         from ..core.files import write_text
 

@@ -179,13 +179,7 @@ def _said(done: Any, record: dict[str, Any]) -> str:
 def _pruned(
     host: Any, method: Any, texts: Any, test: int, options: dict[str, Any], recover: float | None
 ) -> tuple[Any, dict[str, Any]]:
-    """Prune a language model in place and recover it; measure its perplexity before and after.
-
-    host: the model. method: settings of the pruning. texts: rows of tokens, `train` to calibrate
-    and `test` to measure on. test: number of test rows, 0 = measure nothing. options: further
-    keywords of `sparsify`. recover: minutes of recovery, None = none. Returns the result of
-    `sparsify`, and the measured part of the record.
-    """
+    """Prune a language model in place and recover it; measure its perplexity before and after."""
     from ..core.registry import method_key
     from ..sparse.prune.pruner import bytes_by_part, sparsify, stops_of
 
@@ -214,10 +208,7 @@ def _pruned(
 
 
 def _recovered(host: Any, dense: Any, texts: Any, minutes: float, seed: int) -> dict[str, Any]:
-    """Train the weights that are not 0, in place, to follow the dense model; return the costs.
-
-    host: the pruned model. dense: the model before. texts: rows of tokens. minutes: at most.
-    """
+    """Train the weights that are not 0, in place, to follow the dense model; return the costs."""
     from ..fitting import fit
     from ..schedules import FixedMask
     from ..train import SquareHead
@@ -263,12 +254,7 @@ def convert(
 
 
 def _check(names: Sequence[str], density: float, rows: int, calib: str, out: Path | None) -> None:
-    """Refuse wrong words and numbers before torch is imported, and reserve the output folder.
-
-    names: of method, base, layout and order. density: share of weights kept. rows, calib: number
-    and names of texts to calibrate on. out: the folder to write.
-    Raises: UnknownName; ConfigError; MissingExtra.
-    """
+    """Refuse wrong words and numbers before torch is imported, and reserve the output folder."""
     # Options whose values are closed lists; all are checked alike.
     closed = {"--method": METHODS, "--base": METHODS[1:], "--layout": SAVED, "--sequential": ORDERS}
     for (option, words), got in zip(closed.items(), names, strict=True):
@@ -291,10 +277,7 @@ def _check_pattern_and_times(pattern: str | None, test: int, recover: float | No
 
 
 def _check_layout(layout: str) -> None:
-    """Check that a layout of the weights is known, and that its package is installed.
-
-    Raises: UnknownName; MissingExtra.
-    """
+    """Check that a layout of the weights is known, and that its package is installed."""
     if layout not in SAVED:
         raise UnknownName("--layout", layout, SAVED)
     # Refused before hours of work, not when the folder is written.
@@ -303,11 +286,7 @@ def _check_layout(layout: str) -> None:
 
 
 def _method(method: str, base: str, density: float, pattern: str | None, layers: Any) -> Any:
-    """Return the settings of a pruning method.
-
-    method: its key. base: the method whose mask dsnot improves; unused with others. density: share
-    of weights kept. pattern: n:m, None = unstructured. layers: globs of the layers to prune.
-    """
+    """Return the settings of a pruning method."""
     from ..core.registry import card
 
     # DSnoT improves the mask of another method, which is a setting of it.

@@ -103,10 +103,7 @@ def fit(
 
 
 def _show_result(run: Any, out: Path, as_json: bool) -> None:
-    """Print the scores of a run.
-
-    run: as trained; out: its folder; as_json: print results and record as JSON in place of a table.
-    """
+    """Print the scores of a run."""
     if as_json:
         show_json({"folder": str(out), **run.record["results"], "method": run.record["record"]})
     else:
@@ -118,11 +115,7 @@ def _quiet(_: str) -> None:
 
 
 def _running(arguments: dict[str, Any], out: Path, resume: bool, plan: str | None) -> Any:
-    """Return where and how the run is carried out.
-
-    arguments: options of `fit` by name; out: the run folder; resume: go on with it. plan: how
-    processes share experts, None = they do not.
-    """
+    """Return where and how the run is carried out."""
     from ..train import Running
     from ..train.settings import with_keywords
 
@@ -138,10 +131,7 @@ def _running(arguments: dict[str, Any], out: Path, resume: bool, plan: str | Non
 
 @contextmanager
 def _resumable(out: Path) -> Iterator[None]:
-    """Turn Ctrl-C inside the `with` block into a message with the command that resumes the run.
-
-    out: the run folder.
-    """
+    """Turn Ctrl-C inside the `with` block into a message with the command that resumes the run."""
     try:
         yield
     except KeyboardInterrupt as stop:
@@ -153,12 +143,7 @@ def _resumable(out: Path) -> Iterator[None]:
 
 
 def _fit_other_task(arguments: dict[str, Any], as_json: bool, words: set[str]) -> bool:
-    """Train a recommender, a retriever or a model with senses, if that was asked for.
-
-    arguments: the options of `fit` by name; those of these tasks are taken out of them. as_json:
-    print the result as JSON. words: names of the options given on the command line. Returns False
-    for an ordinary run.
-    """
+    """Train a recommender, a retriever or a model with senses, if that was asked for."""
     task, teachers = arguments.pop("task"), arguments.pop("teachers")
     senses = {name: arguments.pop(name) for name in ("see", "hear")}
     request = arguments | {"task": task, "as_json": as_json}
@@ -189,12 +174,7 @@ def _fit_other_task(arguments: dict[str, Any], as_json: bool, words: set[str]) -
 
 
 def _completed(arguments: dict[str, Any], config: Path | None, words: set[str]) -> set[str]:
-    """Complete the options by those of a file and defaults of the data, and check them.
-
-    arguments: options of `fit` by name, changed in place. config: file with options, None = none.
-    words: names of those given on the command line. Returns these names and those of the file.
-    Raises: ConfigError; UnknownName; DataError.
-    """
+    """Complete the options by those of a file and defaults of the data, and check them."""
     if config is not None:
         if arguments["resume"]:
             got, fix = "--config with it", "Leave --config out: the run has its own settings."
@@ -218,11 +198,7 @@ def _completed(arguments: dict[str, Any], config: Path | None, words: set[str]) 
 
 
 def _choose_folder(arguments: dict[str, Any]) -> None:
-    """Set the run's folder if none was given, and refuse one that a new run may not have.
-
-    arguments: options of `fit` by name, changed in place.
-    Raises: ConfigError.
-    """
+    """Set the run's folder if none was given, and refuse one that a new run may not have."""
     data = arguments["data"]
     if arguments["out"] is None and data is not None:
         name = f"{data_name(data)}-{arguments['method']}-{arguments['seed']}"
@@ -233,11 +209,7 @@ def _choose_folder(arguments: dict[str, Any]) -> None:
 
 
 def _experiment_of(arguments: dict[str, Any], words: set[str]) -> tuple[Experiment, Path]:
-    """Return the experiment to run, or the one to go on with, and its folder.
-
-    arguments: options of `fit` by name; words: names of those given on the command line.
-    Raises: ConfigError for no data.
-    """
+    """Return the experiment to run, or the one to go on with, and its folder."""
     from ..data.sets import located
     from ..runs.experiment import Experiment, resumed
 
@@ -256,10 +228,7 @@ def _experiment_of(arguments: dict[str, Any], words: set[str]) -> tuple[Experime
 
 
 def _show(run: Any, out: Path | None) -> None:
-    """Print scores, costs, and the commands that usually come next.
-
-    run: as trained; out: its folder.
-    """
+    """Print scores, costs, and the commands that usually come next."""
     from ..reports import numbers
     from ..train import Metrics, Run
 

@@ -115,10 +115,7 @@ def unlearn(
 
 
 def _place(text: str | None) -> tuple[int, int] | str | None:
-    """Parse --at: "LAYER,EXPERT" as two numbers; "all" and None are returned as they are.
-
-    Raises: ConfigError.
-    """
+    """Parse --at: "LAYER,EXPERT" as two numbers; "all" and None are returned as they are."""
     if text is None or text == "all":
         return text
     parts = text.split(",")
@@ -137,12 +134,7 @@ def _unlearned(
     settings: dict[str, Any],
     target: Path,
 ) -> dict[str, Any]:
-    """Load a model, unlearn a text in it, write it, and return the record.
-
-    source: the model and its device. method: settings of the unlearning. texts: to forget and to
-    retain (None for none). sizes: rows and tokens of a row. settings: further keywords of
-    `unlearn`. target: the folder to write.
-    """
+    """Load a model, unlearn a text in it, write it, and return the record."""
     from ..core.files import write_json, writing
     from ..core.sealing import seal_stock
     from ..data.texts import load_texts
@@ -187,11 +179,7 @@ def _unlearned(
 
 
 def _show(record: dict[str, Any]) -> None:
-    """Print the measures along the training, and what was trained.
-
-    record: with "path", a list of measures by name; "at", the layer and expert or "all"; "trained"
-    and "total" numbers of weights.
-    """
+    """Print the measures along the training, and what was trained."""
     names = list(record["path"][-1])
     rows = [
         tuple(f"{point[n]:.3f}" if n != "step" else f"{point[n]:.0f}" for n in names)

@@ -33,11 +33,7 @@ def check_options(options: Mapping[str, Any]) -> None:
 
 
 def _check_density(schedule: str | None) -> None:
-    """Refuse --density without a schedule that has a density.
-
-    schedule: as given, None = none.
-    Raises: ConfigError.
-    """
+    """Refuse --density without a schedule that has a density."""
     # schedules that have such a setting
     dense = [
         name

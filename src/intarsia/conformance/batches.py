@@ -93,11 +93,7 @@ def gates(router: nn.Module, x: Tensor) -> Tensor:
 
 
 def _checked_routing(call: Callable[[], Routing], condition: str) -> Routing:
-    """Call a function that routes; check that weights and losses are finite; return the routing.
-
-    call: routes a batch; condition: describes the batch in an error.
-    Raises: Broken, also where the call fails.
-    """
+    """Call a function that routes; check that weights and losses are finite; return the routing."""
     try:
         routing = call()
     except Broken:
@@ -217,10 +213,7 @@ class _Largest(TorchDispatchMode):
         self.bytes = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Run an operator of torch, and note the bytes of its largest result.
-
-        func, args, kwargs: the operator and its arguments. types: unused; torch's interface has it.
-        """
+        """Run an operator of torch, and note the bytes of its largest result."""
         # every operator of the forward is seen, also those inside other libraries
         result = func(*args, **(kwargs or {}))
         for tensor in result if isinstance(result, tuple | list) else (result,):

@@ -34,20 +34,13 @@ def asked(seed: int = 0) -> list[list[Key]]:
 
 
 def _policy(card: Card) -> Policy:
-    """Build the policy that a card stands for, with its tiny settings.
-
-    card: the policy's entry in the catalogue.
-    """
+    """Build the policy that a card stands for, with its tiny settings."""
     config: Any = tiny(card)
     return config.build(LAYERS, EXPERTS)
 
 
 def _run(card: Card, slots: int, demand: list[list[Key]] | None = None) -> Residency:
-    """Simulate a cache of experts under a policy; return the counts of its requests and loads.
-
-    card: the policy's entry in the catalogue. slots: how many experts fit into the cache. demand:
-    the experts that each step needs; None = `asked()`.
-    """
+    """Simulate a cache of experts under a policy; return the counts of its requests and loads."""
     return replay(asked() if demand is None else demand, _policy(card), slots)
 
 

@@ -28,11 +28,7 @@ def tiny(card: Card) -> Any:
 
 
 def _config(card: Card, settings: Mapping[str, Any], want: str, fix: str) -> Any:
-    """Build a method's settings, an object of its config class, from values by name.
-
-    card: the method's entry in the catalogue. settings: the values. want, fix: text of the error.
-    Raises: Broken if the class refuses them.
-    """
+    """Build a method's settings, an object of its config class, from values by name."""
     try:
         return card.config(**settings)
     except (TypeError, IntarsiaError) as error:

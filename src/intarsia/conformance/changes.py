@@ -125,10 +125,7 @@ def host_of(card: Card) -> Callable[[], nn.Module]:
 
 @lru_cache(maxsize=4)  # the laws of one card ask one after the other
 def _host_for(change: Change) -> Callable[[], nn.Module]:
-    """Return the first function of HOSTS that makes a model to which the change can be applied.
-
-    Raises: Broken, with the error messages of the change, if it can be applied to none.
-    """
+    """Return the first function of HOSTS that makes a model to which the change can be applied."""
     refused: list[str] = []
     for make in HOSTS:
         try:
@@ -179,18 +176,11 @@ class _Fails(Change):
         return frozenset()
 
     def plan(self, host: nn.Module, batches: Iterable[Any] = (), *, seed: int = 0) -> Plan:
-        """Let the wrapped change make its plan; return a plan of this wrapper that stores it.
-
-        host: the model; batches: calibration inputs; seed: of weights and draws.
-        """
+        """Let the wrapped change make its plan; return a plan of this wrapper that stores it."""
         return Plan(replace(self, planned=self.inside.plan(host, batches, seed=seed)), seed)
 
     def apply(self, host: nn.Module, plan: Plan, *, name: str = "default") -> nn.Module:
-        """Apply the wrapped change, then raise KeyError, as a fault half way through would.
-
-        host: the model; plan: unused, since `plan` stored the wrapped change's own plan; name: that
-        of the change on the model.
-        """
+        """Apply the wrapped change, then raise KeyError, as a fault half way through would."""
         assert self.planned is not None
         self.planned.change.apply(host, self.planned, name=name)
         raise KeyError("planted")
@@ -267,11 +257,7 @@ def folds_or_refuses(card: Card) -> None:
 
 
 def _require_as_before(model: nn.Module, reference: nn.Module, moment: str) -> None:
-    """Require that a model has the same modules, weights, flags and hooks as another one.
-
-    model: the one that is tested. reference: the other one. moment: when they are compared, such as
-    "after a plan", for the error.
-    """
+    """Require that a model has the same modules, weights, flags and hooks as another one."""
     for name, read in (
         ("modules", lambda m: [(n, type(x)) for n, x in m.named_modules()]),
         ("flags", lambda m: [(n, p.requires_grad) for n, p in m.named_parameters()]),

@@ -50,10 +50,7 @@ class Stream(nn.Module):
 
 
 def _module(card: Card) -> nn.Module:
-    """Build what a card stands for: a layer of experts, or two blocks under a residual update.
-
-    card: the method's entry in the catalogue. The weights are random.
-    """
+    """Build what a card stands for: a layer of experts, or two blocks under a residual update."""
     settings = tiny(card)
     if isinstance(settings, Update):
         return Stream(settings)

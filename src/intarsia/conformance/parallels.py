@@ -33,10 +33,7 @@ def processes() -> Processes:
 
 
 def _strategy(card: Card) -> Strategy:
-    """Return the strategy that a card stands for, with its tiny settings.
-
-    card: its entry in the catalogue. Raises: Broken if it is no `Strategy`.
-    """
+    """Return the strategy that a card stands for, with its tiny settings."""
     config: Any = tiny(card)
     want, fix = "rows, plan and shard", "See intarsia.parallel.Strategy."
     # a protocol: any class with these methods will do
@@ -45,11 +42,7 @@ def _strategy(card: Card) -> Strategy:
 
 
 def _compare(card: Card, *trials: ExpertTrial) -> None:
-    """Compare experts shared out among four processes with one process that has them all.
-
-    card: the strategy's entry in the catalogue. trials: sizes and routings to compare on.
-    Raises: Broken where outputs, gradients or bytes differ.
-    """
+    """Compare experts shared out among four processes with one process that has them all."""
     for trial in trials:
         try:
             processes().run(compare_with_one, _strategy(card), trial)

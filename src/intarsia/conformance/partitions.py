@@ -37,11 +37,7 @@ def scores(shapes: Mapping[str, tuple[int, ...]] = SHAPES[0]) -> dict[str, Tenso
 
 
 def _choose(card: Card, weight_scores: Mapping[str, Tensor], seed: int = 0) -> Partition:
-    """Let a method select weights by their scores; return the partition.
-
-    card: the method's entry in the catalogue; weight_scores: parameter's name -> a score of each
-    weight; seed: of the generator from which the method may draw.
-    """
+    """Let a method select weights by their scores; return the partition."""
     config: Chooser = tiny(card)
     return config.build(weight_scores, generator=seeded(seed))
 

@@ -33,11 +33,7 @@ def routed(seed: int = 5, experts: int = EXPERTS) -> Trace:
 
 
 def _placed(card: Card, trace: Trace, links: Topology) -> Placement:
-    """Place experts on devices by the search that a card stands for.
-
-    card: the search's entry in the catalogue; trace: which experts each token had; links: of the
-    devices.
-    """
+    """Place experts on devices by the search that a card stands for."""
     config: Any = tiny(card)
     return config.place(trace, links)
 

@@ -55,10 +55,7 @@ def follows_device_and_dtype(card: Card) -> None:
 
 
 def _resized(card: Card, **sizes: int) -> nn.Module | None:
-    """Return the card's router with other sizes; None if its config has no such settings.
-
-    card: the router's entry in the catalogue, with tiny settings for tests.
-    """
+    """Return the card's router with other sizes; None if its config has no such settings."""
     config = tiny(card)
     # a router without such a setting is left out
     if not sizes.keys() <= {f.name for f in dataclasses.fields(config)}:

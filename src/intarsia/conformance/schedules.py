@@ -73,10 +73,7 @@ def state(module: nn.Module) -> dict[str, Any]:
 
 
 def _after(calls: list[Move], start: nn.Module | None = None) -> nn.Module:
-    """Apply a schedule's calls to a model; return it.
-
-    calls: each changes a model. start: the model, which is changed; None = a fresh one.
-    """
+    """Apply a schedule's calls to a model; return it."""
     module = model() if start is None else start
     for call in calls:
         call(module)

@@ -38,8 +38,7 @@ def rows(count: int = ROWS) -> Tensor:
 def _scored(card: Card, w: Tensor, statistics: Statistics) -> Tensor:
     """Return a score of each weight of a layer, (out, in).
 
-    card: the score's entry in the catalogue; w: the layer's weight, (out, in); statistics: those of
-    the layer's inputs.
+    w: the layer's weight, (out, in).
     """
     config: Any = tiny(card)
     return config.score(w, statistics)

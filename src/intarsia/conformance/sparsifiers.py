@@ -30,11 +30,7 @@ def rows() -> Tensor:
 
 
 def _edit(card: Card, statistics: Statistics | None = None, w: Tensor | None = None) -> Any:
-    """Prune a layer by a card's method; return the mask (True = kept) and the new weight.
-
-    card: the method's entry in the catalogue. statistics: of the layer's inputs, None = of
-    `rows()`. w: the weight, None = `weight()`.
-    """
+    """Prune a layer by a card's method; return the mask (True = kept) and the new weight."""
     config: Any = tiny(card)
     statistics = Statistics.of(rows(), needs=NEEDS) if statistics is None else statistics
     result: tuple[Partition, Tensor] = config.edit(

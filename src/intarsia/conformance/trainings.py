@@ -29,11 +29,7 @@ class _Watched:
         self.method, self.seen = method, list[Kept]()
 
     def phases(self, model: nn.Module, *, seed: int = 0) -> Generator[Phase, None, Any]:
-        """Run the method's phases on a model, and record before each which weights are not 0.
-
-        model: it is trained by the caller, phase by phase; seed: of the method's draws. Yields the
-        phases of the method, and returns what it returns.
-        """
+        """Run the method's phases on a model, and record before each which weights are not 0."""
         steps = self.method.phases(model, seed=seed)
         try:
             while True:

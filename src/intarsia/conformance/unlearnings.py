@@ -47,11 +47,7 @@ def _nothing(_: str) -> None: ...
 
 
 def _run(card: Card, model: nn.Module, progress: Callable[[str], None] = _nothing) -> Any:
-    """Train a model to forget the rows of seed 3 and keep those of seed 4; return the result.
-
-    card: the entry in the catalogue of a method that makes a model forget a text. model: a mixture
-    of experts, changed in place. progress: called with a line of text after each step.
-    """
+    """Train a model to forget the rows of seed 3 and keep those of seed 4; return the result."""
     config: Any = tiny(card)
     # layer 1, expert 2
     options = {"at": (1, 2), "steps": STEPS, "every": 1, "seed": 0, "progress": progress}

@@ -72,11 +72,7 @@ def checks(card: Card, laws: Iterable[Law]) -> Checks:
 
 
 def _run_law(card: Card, law: Law) -> None:
-    """Test a method by one law.
-
-    card: the method's entry in the catalogue; law: raises Broken if the method breaks it. Raises:
-    ConformanceError, with the names of method and law, in that case.
-    """
+    """Test a method by one law."""
     try:
         law(card)
     except Broken as broken:
@@ -85,11 +81,7 @@ def _run_law(card: Card, law: Law) -> None:
 
 
 def _run_excepted_law(card: Card, law: Law) -> str:
-    """Test that a method breaks a law that its card lists as exception; return the listed reason.
-
-    card: the method's entry in the catalogue; law: raises Broken if the method breaks it.
-    Raises: ConformanceError if the method does not break it any more.
-    """
+    """Test that a method breaks a law that its card lists as exception; return the listed reason."""
     reason = card.exceptions[law.__name__]
     try:
         law(card)
@@ -104,10 +96,7 @@ def _run_excepted_law(card: Card, law: Law) -> str:
 
 
 def _names_its_exceptions(card: Card, laws: Iterable[str]) -> None:
-    """Raise ConformanceError if an exception on a card names no law, or gives no reason.
-
-    card: a method's entry in the catalogue. laws: names of the laws of its kind.
-    """
+    """Raise ConformanceError if an exception on a card names no law, or gives no reason."""
     wrong = [name for name, reason in card.exceptions.items() if name not in laws or not reason]
     if wrong:
         want, fix = f"laws of a {card.kind}, each with a reason", f"They are {', '.join(laws)}."

@@ -18,10 +18,7 @@ def one_of(subject: str, got: object, allowed: Collection[object], fix: str = "P
 
 
 def _holds(test: Callable[[], bool]) -> bool:
-    """Return the result of a comparison; False where the value is no number, so that it fails.
-
-    test: a function without arguments that compares.
-    """
+    """Return the result of a comparison; False where the value is no number, so that it fails."""
     try:
         return test()
     except TypeError:

@@ -65,10 +65,7 @@ class IntarsiaError(Exception):
 def _rebuild(
     cls: type[IntarsiaError], subject: str, got: object, want: object, fix: str
 ) -> IntarsiaError:
-    """Build an error again when it is unpickled, without calling the `__init__` of its class.
-
-    cls: the class; subject: the error's `what`; got, want: any objects; fix: a sentence.
-    """
+    """Build an error again when it is unpickled, without calling the `__init__` of its class."""
     # a subclass may have an __init__ of its own, with other arguments
     error = cls.__new__(cls)
     IntarsiaError.__init__(error, subject, got=got, want=want, fix=fix)

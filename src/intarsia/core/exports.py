@@ -79,10 +79,7 @@ def exports(
     names = sorted(modules, key=str.casefold)
 
     def get(name: str) -> Any:
-        """Import and return a public object of the package: its `__getattr__`.
-
-        Raises: AttributeError with similar names for a name that is not public.
-        """
+        """Import and return a public object of the package: its `__getattr__`."""
         if name not in modules:
             same_spelling = [n for n in names if n.casefold() == name.casefold()]
             near = same_spelling or difflib.get_close_matches(name, names)

@@ -71,13 +71,7 @@ def writing(
 
 
 def _finish(folder: Path, target: Path, spare: bool) -> None:
-    """Move what was written into a scratch folder to the target's place.
-
-    folder: the scratch folder; files that were written in it beside the target's are put beside the
-    target. target: the final path. spare: True refuses to replace an old folder that has files
-    which the new one has not.
-    Raises: ConfigError.
-    """
+    """Move what was written into a scratch folder to the target's place."""
     # 1. mkdtemp and some writers make private files: give them the umask's mode, then sync
     mode = _mode(folder)
     names = _names(folder, target)
@@ -108,11 +102,7 @@ def _declare(folder: Path, target: Path, names: Iterable[str]) -> None:
 
 
 def _declared(folder: Path, target: Path) -> dict[str, str] | None:
-    """Return the names and digests that a scratch folder declares; None if it is not ready.
-
-    A folder that came in an archive, or that somebody else made, is not ready for anything: it is
-    not this user's own alone, or does not know its own inode.
-    """
+    """Return the names and digests that a scratch folder declares; None if it is not ready."""
     try:
         status = folder.lstat()
         is_mine = getattr(os, "getuid", lambda: status.st_uid)() == status.st_uid
@@ -140,12 +130,7 @@ def _digest(path: Path) -> str:
 
 
 def _put_in_place(folder: Path, target: Path, names: Iterable[str]) -> None:
-    """Move finished files and folders from a scratch folder to their final names.
-
-    folder: the scratch folder, in which a file READY declares what is written, and BEFORE takes the
-    old folder. target: the path to be written; files beside it get names in the same folder. names:
-    of what is moved. After a kill it can be called again, and goes on where it was stopped.
-    """
+    """Move finished files and folders from a scratch folder to their final names."""
     for name in names:
         place = target.with_name(name)
         if place.is_dir():
@@ -163,10 +148,7 @@ def _names(folder: Path, target: Path) -> list[str]:
 
 
 def _mode(folder: Path) -> int:
-    """Return the permissions that a new file gets from the umask, by making a file and removing it.
-
-    folder: where it is made. The umask cannot be asked for without setting it.
-    """
+    """Return the permissions that a new file gets from the umask, by making a file and removing it."""
     probe = folder / ".mode"
     handle = os.open(probe, os.O_CREAT | os.O_WRONLY, 0o666)
     try:
@@ -189,10 +171,7 @@ def tidy(target: Path) -> None:
 
 
 def _remove(folder: Path, target: Path) -> None:
-    """Remove a scratch folder; if all in it was written, first put that in place.
-
-    folder: the scratch folder; target: the path it was made for.
-    """
+    """Remove a scratch folder; if all in it was written, first put that in place."""
     declared = _declared(folder, target)
     with suppress(OSError):
         if declared is not None:
@@ -274,12 +253,7 @@ def _ends(path: Path) -> bytes:
 
 
 def _check_replaced(old: Path, new: Path, spare: bool) -> None:
-    """Check that a new file or folder may replace an old one.
-
-    old: the path to be written; new: what was written. spare: True refuses to replace a folder with
-    files that the new one has not.
-    Raises: ConfigError for a folder that would be lost, and for a file where a folder is due.
-    """
+    """Check that a new file or folder may replace an old one."""
     if new.is_dir() and old.exists() and not old.is_dir():
         fix = "Choose another name."
         raise ConfigError(f"writing to {old}", got="a file", want="a folder", fix=fix)

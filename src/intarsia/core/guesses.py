@@ -131,10 +131,7 @@ def _keywords(function: Callable[..., Any]) -> dict[str, Any] | None:
 
 
 def _refusing(function: Callable[..., Any], name: str = "") -> Callable[..., Any]:
-    """Wrap a function so that an unknown keyword is an error with the one that was meant.
-
-    name: of a function, for the error; "" for a constructor, whose object has a class with a name.
-    """
+    """Wrap a function so that an unknown keyword is an error with the one that was meant."""
     known = _keywords(function) or {}
     known.pop("self", None)
 

@@ -66,10 +66,7 @@ class Partition:
         return cls(label, len(masks), pattern)
 
     def __post_init__(self) -> None:
-        """Check that labels are integers from -1 to parts - 1, and that each part has the pattern.
-
-        Raises: ConfigError.
-        """
+        """Check that labels are integers from -1 to parts - 1, and that each part has the pattern."""
         # types and ranges first; the pattern is then checked on valid labels
         at_least("parts", self.parts, 1)
         for name, label in self.label.items():
@@ -113,12 +110,7 @@ class Partition:
 
 
 def _check_mask(name: str, part: int, mask: Tensor, owner: Tensor) -> None:
-    """Check that the mask of a new part is boolean and selects no weight of an earlier part.
-
-    name: of the parameter; part: number of the new part; owner: for each weight the number of the
-    part that already has it, -1 for none, of the mask's shape.
-    Raises: ConfigError.
-    """
+    """Check that the mask of a new part is boolean and selects no weight of an earlier part."""
     if mask.dtype != torch.bool:
         raise ConfigError(f"mask of {name!r}", got=mask.dtype, want="bool", fix="Use mask.bool().")
     if bool((overlap := mask & (owner >= 0)).any()):
@@ -142,10 +134,7 @@ def _same_shapes(mappings: Sequence[Mapping[str, Tensor]]) -> None:
 
 
 def _one_part(partitions: tuple[Partition, ...]) -> None:
-    """Check that partitions can be combined as sets: one part each, of the same parameters.
-
-    Raises: ConfigError for none, or for one with several parts; ShapeError.
-    """
+    """Check that partitions can be combined as sets: one part each, of the same parameters."""
     if not partitions:
         raise ConfigError("set algebra", got="none", want="partitions", fix="Pass at least one.")
     for p in partitions:

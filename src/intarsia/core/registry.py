@@ -60,10 +60,7 @@ class _Listed(Card):
     """A card of the index; what only the method's module holds is read there when asked for."""
 
     def __getattr__(self, name: str) -> Any:
-        """Return `config` or `tiny` of a catalogue entry; the method's module is imported.
-
-        name: the attribute. All others are in the index, without an import.
-        """
+        """Return `config` or `tiny` of a catalogue entry; the method's module is imported."""
         if name not in ("config", "tiny"):
             raise AttributeError(name)
         # the only import of a method's module
@@ -216,11 +213,7 @@ def method_from_dict(settings: Mapping[str, Any]) -> Any:
 
 
 def _from_dict(settings: Mapping[str, Any], allowed: tuple[str, ...]) -> Any:
-    """Build the settings of a method from a dict.
-
-    settings: values by name, with the method's key under KEY; allowed: the keys that may be there.
-    Raises: ConfigError without a key; UnknownName for another one.
-    """
+    """Build the settings of a method from a dict."""
     if KEY not in settings:
         want = f"a {KEY!r} among them"
         fix = f"Add one of {list(allowed)}."

@@ -197,10 +197,7 @@ def check_file(path: Path) -> None:
 
 
 def _file_digest(path: Path) -> tuple[str, int]:
-    """Return the SHA-256 of a safetensors file, and at which byte its own digest is stored in it.
-
-    For the computation the stored digest counts as zeros. ("", 0) for a file without one.
-    """
+    """Return the SHA-256 of a safetensors file, and at which byte its own digest is stored in it."""
     total = hashlib.sha256()
     with open_regular(path) as file:
         front = file.read(8)

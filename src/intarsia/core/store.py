@@ -197,11 +197,7 @@ def append_line(path: Path, row: Mapping[str, Any]) -> None:
 
 
 def _end_of_last_line(end: int, file: Any, block: int = 4096) -> int:
-    """Return the position behind the last line end of a file, 0 if there is none.
-
-    end: the file's length; file: open for reading bytes; block: bytes that are read at a time,
-    backwards.
-    """
+    """Return the position behind the last line end of a file, 0 if there is none."""
     while end:
         start = max(0, end - block)
         file.seek(start)

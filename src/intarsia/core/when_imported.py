@@ -15,11 +15,7 @@ class _WhenImported:
         self.module, self.then = module, then
 
     def find_spec(self, name: str, path: Any = None, target: Any = None) -> Any:
-        """Find the awaited module as other import finders do; `then` is called when it was loaded.
-
-        name: of the module that is imported; None is returned for any but the awaited one. path,
-        target: passed on, as the interface of finders has them.
-        """
+        """Find the awaited module as other import finders do; `then` is called when it was loaded."""
         if name != self.module:
             return None
         finders = (f.find_spec for f in sys.meta_path if f is not self and hasattr(f, "find_spec"))

@@ -99,11 +99,7 @@ def read_items(path: str | Path) -> tuple[tuple[str, ...], dict[str, ItemField]]
 
 
 def _read_folder(folder: Path, parts: Sequence[str]) -> tuple[Interactions, ...]:
-    """Read one set of interactions for each part of a folder, all with the same numbers for ids.
-
-    parts: what stands before ".inter" in the name of each part's file: ".train", or "" for a single
-    file.
-    """
+    """Read one set of interactions for each part of a folder, all with the same numbers for ids."""
     named = sorted(folder.glob(f"*{parts[0]}.inter"))
     if len(named) != 1:
         got = f"{len(named)} files that end in {parts[0]}.inter"
@@ -127,10 +123,7 @@ def _read_folder(folder: Path, parts: Sequence[str]) -> tuple[Interactions, ...]
 def _read_tables(
     folder: Path, tables: Sequence[Path], columns: Mapping[str, str] | None
 ) -> Interactions:
-    """Read the events of Parquet files, and the items of the .item file in their folder.
-
-    tables: the Parquet files, in order. columns: names that were asked for.
-    """
+    """Read the events of Parquet files, and the items of the .item file in their folder."""
     named = sorted(folder.glob("*.item"))
     if len(named) > 1:
         fix = "Keep one of them."
@@ -146,10 +139,7 @@ def _read_inter(path: Path) -> list[tuple[str, str, float, float]]:
 
 
 def _read_table(path: Path, columns: Mapping[str, str] | None) -> Interactions:
-    """Read interactions from a CSV file with a header, or a .jsonl file.  Raises: DataError.
-
-    path: of the file; columns: names that were asked for.
-    """
+    """Read interactions from a CSV file with a header, or a .jsonl file.  Raises: DataError."""
     rows = list(read_records(path))
     # of .jsonl a row may lack a field that another one has
     names = tuple(dict.fromkeys(name for _, row in rows for name in row))
@@ -168,13 +158,7 @@ def _parse_events(
     rows: Iterator[tuple[int, Row]],
     columns: Mapping[str, str] | None = None,
 ) -> list[tuple[str, str, float, float]]:
-    """Turn rows of text into events (user, item, time, rating).
-
-    path: of their file, for errors. names: its columns. rows: (line number, column -> cell).
-    columns: names that were asked for. Without a time column, the time is the number of the row.
-    Times of 1e11 and more are milliseconds, microseconds or nanoseconds.
-    Raises: DataError.
-    """
+    """Turn rows of text into events (user, item, time, rating)."""
     by_kind = find_columns(names, path, columns)
     user, item = by_kind["user"], by_kind["item"]
     time, rating = by_kind.get("time"), by_kind.get("rating")
@@ -199,11 +183,7 @@ def _parse_events(
 
 
 def _read_atomic(path: Path) -> tuple[dict[str, str], Iterator[tuple[int, Row]]]:
-    """Read the header of one of RecBole's files; return column -> type, and an iterator of rows.
-
-    A row is (line number, column -> cell).
-    Raises: DataError.
-    """
+    """Read the header of one of RecBole's files; return column -> type, and an iterator of rows."""
     try:
         lines = read_text(path, "utf-8-sig").split("\n")
     except (OSError, UnicodeDecodeError) as error:
@@ -219,10 +199,7 @@ def _read_atomic(path: Path) -> tuple[dict[str, str], Iterator[tuple[int, Row]]]
         header[name] = kind
 
     def rows() -> Iterator[tuple[int, Row]]:
-        """Yield (line number, column -> cell) of each line.
-
-        Raises: DataError for a wrong number of cells.
-        """
+        """Yield (line number, column -> cell) of each line."""
         for number, line in enumerate(lines[1:], 2):
             if not line.strip():
                 continue
@@ -237,10 +214,7 @@ def _read_atomic(path: Path) -> tuple[dict[str, str], Iterator[tuple[int, Row]]]
 
 
 def _parse_value(path: Path, line: int, name: str, text: str, kind: str) -> object:
-    """Parse a cell about an item: a number (NaN if empty), or a tuple of words.
-
-    kind: the column's type. path, line, name: where the cell is, for errors.
-    """
+    """Parse a cell about an item: a number (NaN if empty), or a tuple of words."""
     if kind == "float":
         return _parse_number(path, line, name, {name: text})
     words = text.split() if kind == SEVERAL else [text.strip()]
@@ -248,11 +222,7 @@ def _parse_value(path: Path, line: int, name: str, text: str, kind: str) -> obje
 
 
 def _parse_number(path: Path, line: int, name: str | None, row: Row) -> float:
-    """Parse a cell as a number, NaN for an empty one.
-
-    name: of the column, None = there is no such column. path, line: where it is, for errors.
-    Raises: DataError.
-    """
+    """Parse a cell as a number, NaN for an empty one."""
     text = row[name].strip() if name else ""
     if not text:
         return math.nan
@@ -278,11 +248,7 @@ def _parse_time(path: Path, line: int, name: str, row: Row) -> float:
 
 
 def _find_column(path: Path, names: Sequence[str], allowed: Sequence[str]) -> str:
-    """Return the first of the allowed column names that a file has.
-
-    path: of the file, for the error; names: its columns.
-    Raises: DataError.
-    """
+    """Return the first of the allowed column names that a file has."""
     for name in allowed:
         if name in names:
             return name

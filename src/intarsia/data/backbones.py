@@ -137,11 +137,7 @@ def outline(name: str, *, size: int | None = None, pretrained: bool = True) -> n
 def _build_packaged(
     name: str, spec: PackagedBackbone, state: State | None, classes: int, size: int
 ) -> nn.Module:
-    """Build the model of a package, with its weights and a fresh classification head.
-
-    name, spec: the package's entry. state: converted weights, None for random ones. classes:
-    outputs of the head. size: side of the pictures in px.
-    """
+    """Build the model of a package, with its weights and a fresh classification head."""
     _check_multiple(name, size, spec.multiple)
     model = _create_model(spec.timm_name, classes, size, pretrained=False)
     if state is not None:
@@ -159,11 +155,7 @@ def _build_packaged(
 
 
 def _check_multiple(name: str, size: int, side: int) -> None:
-    """Refuse a picture size that is no whole number of patches.
-
-    name: of the model, for the error; size: of the picture, side: of a patch, in px.
-    Raises: ConfigError.
-    """
+    """Refuse a picture size that is no whole number of patches."""
     if size < side or size % side:
         subject, fix = f"picture size for {name}", f"Use {max(1, round(size / side)) * side}."
         raise ConfigError(subject, got=size, want=f"a multiple of {side}", fix=fix)
@@ -185,11 +177,7 @@ def resize_positions(table: Tensor, side: int) -> Tensor:
 
 
 def _check_name(name: str, pretrained: bool) -> None:
-    """Refuse a name that timm does not know, a folder without a model, and a model without weights.
-
-    pretrained: weights are needed.
-    Raises: UnknownName, AssetError.
-    """
+    """Refuse a name that timm does not know, a folder without a model, and a model without weights."""
     if name.startswith(FOLDER):
         _check_folder(name, pretrained)
     if not timm.is_model(name) and ":" not in name:
@@ -202,11 +190,7 @@ def _check_name(name: str, pretrained: bool) -> None:
 
 
 def _check_folder(name: str, pretrained: bool) -> None:
-    """Refuse a folder without a model, or without weights if they are needed.
-
-    name: "local-dir:PATH"; pretrained: weights are needed.
-    Raises: AssetError.
-    """
+    """Refuse a folder without a model, or without weights if they are needed."""
     folder = Path(name.removeprefix(FOLDER))
     try:
         check_regular(folder)
@@ -224,12 +208,7 @@ def _check_folder(name: str, pretrained: bool) -> None:
 
 
 def _from_timm(name: str, classes: int, size: int | None, pretrained: bool) -> nn.Module:
-    """Create a model by timm, and turn what timm raises into errors that say what to do.
-
-    name: timm's, or a folder as "local-dir:PATH". classes: outputs of the head. size: side of the
-    pictures in px, None = the model's own. pretrained: load its weights.
-    Raises: as `backbone`.
-    """
+    """Create a model by timm, and turn what timm raises into errors that say what to do."""
     _check_name(name, pretrained)
     try:
         if name.startswith(FOLDER) and pretrained:
@@ -278,10 +257,7 @@ def _from_timm(name: str, classes: int, size: int | None, pretrained: bool) -> n
 
 
 def _hub_repository(name: str) -> str:
-    """Return the repository on the Hub from which timm loads a model; "" if it is elsewhere.
-
-    name: timm's name, or "hf-hub:REPOSITORY".
-    """
+    """Return the repository on the Hub from which timm loads a model; "" if it is elsewhere."""
     if name.startswith(HUB):
         return name.removeprefix(HUB).partition("@")[0]
     source = timm.get_pretrained_cfg(name)
@@ -289,12 +265,7 @@ def _hub_repository(name: str) -> str:
 
 
 def _check_folder_weights(name: str, classes: int) -> None:
-    """Load a folder's weights strictly, and run the model once.
-
-    name: "local-dir:PATH". classes: outputs of the head; for another number than stored, timm would
-    load what fits and leave the rest untrained, without a word.
-    Raises: as timm does for weights that do not fit, and as the model does if it cannot run.
-    """
+    """Load a folder's weights strictly, and run the model once."""
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         model: Any = timm.create_model(name, pretrained=False)
         model(torch.zeros(2, *model.pretrained_cfg["input_size"]))  # two, for batch norms
@@ -313,10 +284,7 @@ def _can_be_built(name: str, size: int | None) -> bool:
 
 
 def _create_model(name: str, classes: int, size: int | None, pretrained: bool) -> nn.Module:
-    """Call timm.create_model; with img_size where the architecture has that argument.
-
-    classes: outputs of the head; size: side of the pictures in px, None = the model's own.
-    """
+    """Call timm.create_model; with img_size where the architecture has that argument."""
     options: dict[str, Any] = {} if size is None else {"img_size": size}
     try:
         return timm.create_model(name, pretrained=pretrained, num_classes=classes, **options)
@@ -344,11 +312,7 @@ def _head_prefix(model: nn.Module) -> str:
 def _packaged_weights(
     name: str, spec: PackagedBackbone, cache: Path, progress: Callable[[str], None]
 ) -> State:
-    """Return the weights of a package as timm names them; they are converted the first time.
-
-    name, spec: the package's entry; cache: folder of downloads and converted weights; progress:
-    gets lines of progress.
-    """
+    """Return the weights of a package as timm names them; they are converted the first time."""
     file = cache / "weights" / f"{name}-{spec.package.version}.safetensors"
     with building(file) as scratch:
         if scratch is not None:

@@ -95,10 +95,7 @@ def load_calibration(
 
 
 def _interleave(rows_of_sources: list[list[Tensor]]) -> list[Tensor]:
-    """Return the first row of each source, then the second of each, and so on.
-
-    rows_of_sources: the rows of each source; shorter sources end earlier.
-    """
+    """Return the first row of each source, then the second of each, and so on."""
     longest = max(map(len, rows_of_sources))
     return [
         source_rows[i]
@@ -113,9 +110,7 @@ def _source_rows(
 ) -> list[Tensor]:
     """Return `count` rows of `length` tokens from a part of a text or an instruction file.
 
-    name: for the error. source: the text, or the samples. part: (begin, end) as shares of it.
-    tokenizer: of the model.
-    Raises: DataError where it has fewer.
+    part: (begin, end) as shares of it.
     """
     first, last = (round(share * len(source)) for share in part)
     if isinstance(source, str):
@@ -132,10 +127,7 @@ def _source_rows(
 
 
 def _rows_of_text(text: str, count: int, length: int, tokenizer: Any) -> list[Tensor]:
-    """Return the first `length` tokens of each of `count` equal pieces of a text.
-
-    A piece with fewer tokens gives no row. tokenizer: of transformers.
-    """
+    """Return the first `length` tokens of each of `count` equal pieces of a text."""
     size = len(text) // max(1, count)
     token_rows: list[Tensor] = []
     for number in range(count):
@@ -153,10 +145,7 @@ def _rows_of_text(text: str, count: int, length: int, tokenizer: Any) -> list[Te
 def _rows_of_samples(
     samples: list[Sample], count: int, length: int, tokenizer: Any
 ) -> list[Tensor]:
-    """Join the tokens of samples into one stream, and cut it into at most `count` rows.
-
-    samples: texts or chats; length: tokens of a row; tokenizer: of transformers.
-    """
+    """Join the tokens of samples into one stream, and cut it into at most `count` rows."""
     # One long stream, tokenized as far as it is needed.
     tokens: Iterator[int] = chain.from_iterable(
         chain.from_iterable(tokens_of(sample, tokenizer)) for sample in samples

@@ -60,10 +60,7 @@ class Collection:
 
 
 def _refuse_unknown(kind: str, name: str, part: str) -> None:
-    """Raise DataError for a judgement of an id that the collection does not have.
-
-    kind, name: "query" or "document", and its id; part: where it should be.
-    """
+    """Raise DataError for a judgement of an id that the collection does not have."""
     fix = f"Delete the judgement, or add the {kind}."
     raise DataError(f"judgement of {kind} {name!r}", got="no such id", want=f"one of the {part}",
                     fix=fix)  # fmt: skip
@@ -99,10 +96,7 @@ def load_collection(spec: str, part: str = "test", *, report: Report = announce)
 def _read_named(
     name: str, report: Report
 ) -> tuple[dict[str, str], dict[str, dict[str, list[str]]]]:
-    """Read one of the library's own collections: its documents, and the queries of each part.
-
-    name: one of NAMES; report: gets lines of progress.
-    """
+    """Read one of the library's own collections: its documents, and the queries of each part."""
     if name == "reverse-dictionary":
         return read_reverse_dictionary(report)
     naves = read_naves(report)
@@ -163,11 +157,7 @@ def _write_lines(path: Path, rows: Iterator[dict[str, str]]) -> None:
 
 
 def _read_beir_named(name: str, part: str) -> Collection:
-    """Read a collection by its name in BEIR or MTEB from the Hub.
-
-    part: "train", "val" or "test".
-    Raises: UnknownName; as `read_named`.
-    """
+    """Read a collection by its name in BEIR or MTEB from the Hub."""
     if (beir_set := beir.named(name)) is None:
         raise UnknownName("collection", name, (*NAMES, *(s.name for s in beir.SETS)))
     docs, queries, qrels = beir.read_named(beir_set, TSV[part])
@@ -175,10 +165,7 @@ def _read_beir_named(name: str, part: str) -> Collection:
 
 
 def _read_beir(folder: Path, part: str) -> Collection:
-    """Read a folder in BEIR's layout: its documents, and queries and judgements of a part.
-
-    part: "train", "val" or "test"; a folder without queries.jsonl has documents alone.
-    """
+    """Read a folder in BEIR's layout: its documents, and queries and judgements of a part."""
     docs = dict(read_docs(folder / "corpus.jsonl"))
     file = folder / "qrels" / f"{TSV[part]}.tsv"
     if not (folder / "queries.jsonl").exists():

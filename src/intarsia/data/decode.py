@@ -117,10 +117,7 @@ def shortened(name: str) -> str:
 
 
 def _why_unreadable(source: Path | bytes, error: Exception) -> object:
-    """Return why a picture was not read: the decoder's error, or that there was nothing to read.
-
-    source: a path, or the bytes of a file; error: what the decoder raised.
-    """
+    """Return why a picture was not read: the decoder's error, or that there was nothing to read."""
     try:
         empty = not (source.lstat().st_size if isinstance(source, Path) else source)
     except FileNotFoundError:
@@ -132,11 +129,7 @@ def _why_unreadable(source: Path | bytes, error: Exception) -> object:
 
 
 def _check_memory(image: Image.Image, name: str) -> None:
-    """Refuse a picture whose pixels do not fit into the free memory when decoded.
-
-    image: opened, not decoded; name: for the error.
-    Raises: DataError.
-    """
+    """Refuse a picture whose pixels do not fit into the free memory when decoded."""
     needed = image.width * image.height * BYTES
     if needed > STRIP * BYTES and needed > (free := psutil.virtual_memory().available):
         got = f"{image.width}x{image.height} px, {needed / 1e9:.1f} GB while it is decoded"
@@ -204,10 +197,7 @@ def to_rgb(picture: Image.Image | np.ndarray) -> Image.Image:
 
 
 def _flatten_on_white(image: Image.Image) -> Image.Image:
-    """Return a transparent image on a white page, made in strips of rows.
-
-    In strips the picture is in memory twice, not five times.
-    """
+    """Return a transparent image on a white page, made in strips of rows."""
     page = Image.new("RGB", image.size)
     for strip, place in _strips(image):
         layer = strip.convert("RGBA")
@@ -238,11 +228,7 @@ def _array_to_rgb(array: np.ndarray) -> Image.Image:
 
 
 def _to_uint8(array: np.ndarray) -> np.ndarray:
-    """Scale the values of an array to 0 ... 255, as uint8.
-
-    array: bool, integers of 8 or 16 bits, or floats from 0 to 1.
-    Raises: DataError for a range that is ambiguous.
-    """
+    """Scale the values of an array to 0 ... 255, as uint8."""
     if array.dtype == np.uint8:
         return array
     if array.dtype == np.bool_:

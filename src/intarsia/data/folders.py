@@ -66,11 +66,7 @@ def _checked_directory(root: Path) -> Path:
 
 
 def _part_folders(root: Path) -> dict[str, Path]:
-    """Return part -> folder for folders named train, val or test; {} if there is no train folder.
-
-    root: the folder around them.
-    Raises: DataError for two folders of one part.
-    """
+    """Return part -> folder for folders named train, val or test; {} if there is no train folder."""
     inside = sorted(path for path in root.iterdir() if path.is_dir())
     folders_of_parts = {
         part: [folder for folder in inside if _is_part(folder, names)]
@@ -93,11 +89,7 @@ def _is_part(folder: Path, names: tuple[str, ...]) -> bool:
 
 
 def _read_classes(root: Path) -> ImageSet:
-    """Read a folder as a set with a class for each of its folders; pictures are not decoded.
-
-    root: classes are in alphabetical order, and pictures may lie anywhere below their class's
-    folder.
-    """
+    """Read a folder as a set with a class for each of its folders; pictures are not decoded."""
     folders = sorted(p for p in root.iterdir() if p.is_dir() and not p.name.startswith("."))
     if not folders:
         # Pictures without class folders are the usual mistake: say how many there are.

@@ -54,8 +54,7 @@ def _cached_repository(root: str, name: str) -> Path:
 def _why_unreachable(endpoint: str) -> str:
     """Return why an address cannot be reached, as the system says it; "" = it can.
 
-    endpoint: a URL; behind a proxy the proxy is tried. In a thread of its own, since looking up the
-    name of a host has no limit of time.
+    In a thread of its own, since looking up the name of a host has no limit of time.
     """
     # Behind a proxy the proxy is what must answer.
     proxy = next((os.environ[name] for name in PROXIES if os.environ.get(name)), endpoint)

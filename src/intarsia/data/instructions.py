@@ -51,11 +51,7 @@ def tokens_of(sample: Sample, tokenizer: Any) -> tuple[list[int], list[int]]:
 
 
 def _render_chat(sample: list[dict[str, str]], tokenizer: Any) -> tuple[str, str]:
-    """Render a chat as text by the tokenizer's template: up to its answer, and all of it.
-
-    sample: its messages, the answer last.
-    Raises: DataError for a template that fails.
-    """
+    """Render a chat as text by the tokenizer's template: up to its answer, and all of it."""
     try:
         prompt_text = tokenizer.apply_chat_template(
             sample[:-1], tokenize=False, add_generation_prompt=True
@@ -95,11 +91,7 @@ def sample_of(line: Mapping[str, Any], place: str) -> Sample:
 
 
 def _messages_of_prompt(line: Mapping[str, Any], place: str) -> list[dict[str, str]]:
-    """Make the two messages of a chat from a line with a prompt and a response.
-
-    line: its JSON object; place: where the line is, for errors.
-    Raises: DataError.
-    """
+    """Make the two messages of a chat from a line with a prompt and a response."""
     prompt = next((line[k] for k in PROMPT if isinstance(line.get(k), str)), None)
     answer = next((line[k] for k in ANSWER if isinstance(line.get(k), str)), None)
     if prompt is None or answer is None:

@@ -55,10 +55,7 @@ class Interactions:
     fields: Mapping[str, ItemField] = field(default_factory=dict[str, ItemField])
 
     def __post_init__(self) -> None:
-        """Check lengths, ids and numbers of users and items; sort the events by user and time.
-
-        Raises: DataError.
-        """
+        """Check lengths, ids and numbers of users and items; sort the events by user and time."""
         lengths = {len(a) for a in (self.users, self.items, self.times, self.ratings)}
         if len(lengths) > 1:
             fix = "Give each event a user, an item, a time and a rating (NaN = none)."
@@ -238,11 +235,7 @@ def seconds_of(gap: str | float) -> float:
 
 
 def _position_of(kind: str, name: object, ids: Sequence[str]) -> int:
-    """Return the position of an id in a list of ids.
-
-    kind: "user" or "item", for the error; name: the id.
-    Raises: DataError for one that is not there.
-    """
+    """Return the position of an id in a list of ids."""
     try:
         return ids.index(str(name))
     except ValueError:

@@ -55,11 +55,7 @@ def label_sets(cells: Sequence[Any], file: Path, lines: Sequence[int]) -> list[t
 
 
 def _parse_labels(cell: Any, file: Path, line: int) -> tuple[str, ...]:
-    """Parse one cell with labels: a JSON list, or names with semicolons between.
-
-    file, line: where it is, for errors.
-    Raises: DataError.
-    """
+    """Parse one cell with labels: a JSON list, or names with semicolons between."""
     place = f"line {line} of {file}"
     text = cell.strip() if isinstance(cell, str) else ""
     if text.startswith("["):

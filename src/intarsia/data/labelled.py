@@ -270,10 +270,7 @@ def _table_rows(path: Path, text: str | None, label: str | None) -> Source:
 def _columns_of(
     table: Table, path: Path, text: str | None, label: str | None
 ) -> tuple[str | None, str]:
-    """Return the names of the columns of texts (None for a table of numbers) and of labels.
-
-    Raises: DataError, which names all columns that are there, for one that is not or is not clear.
-    """
+    """Return the names of the columns of texts (None for a table of numbers) and of labels."""
     missing = [name for name in (text, label) if name is not None and name not in table]
     here = some_of(list(table)) if table else "none"
     if missing:
@@ -294,10 +291,7 @@ def _columns_of(
 
 
 def _numbers(table: Table, names: Sequence[str], path: Path) -> np.ndarray:
-    """Return columns of numbers as (n, d) float64.
-
-    Raises: DataError, which names every column that has anything else, and cells without a number.
-    """
+    """Return columns of numbers as (n, d) float64."""
     arrays, wrong = list[np.ndarray](), list[str]()
     for name in names:
         try:
@@ -325,10 +319,7 @@ def _check_finite(rows: np.ndarray, names: Sequence[str], path: Path) -> None:
 
 
 def _label_names(values: Sequence[Any], column: str, path: Path) -> list[str]:
-    """Return labels as names of classes.
-
-    Raises: DataError for rows without one, lists of labels, and numbers with decimals.
-    """
+    """Return labels as names of classes."""
     subject = f"column {column!r} of {path}"
     names = ["" if value is None else str(value).strip() for value in values]
     if empty := [i for i, name in enumerate(names, 1) if not name]:

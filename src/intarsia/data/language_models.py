@@ -77,13 +77,7 @@ def headless_model(
 def _load_model(
     name: str, folder: str, pretrained: bool, seed: int, dtype: str, *, headless: bool = False
 ) -> tuple[Any, Any]:
-    """Load the model and the tokenizer of a folder or Hub name.
-
-    name: as the user gave it, for errors; folder: where it is. pretrained: False = random weights
-    from `seed`. dtype: of the weights, "auto" = that of the file. headless: leave out the head that
-    predicts tokens.
-    Raises: AssetError.
-    """
+    """Load the model and the tokenizer of a folder or Hub name."""
     import torch
     from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokenizer
 
@@ -120,12 +114,7 @@ def _load_model(
 
 
 def _check_files(name: str, folder: Path) -> None:
-    """Refuse a folder without a model, or with a pipe or device in it, which would block.
-
-    name: as the user gave it, for errors; folder: may also be a name on the Hub, which is not
-    checked.
-    Raises: AssetError.
-    """
+    """Refuse a folder without a model, or with a pipe or device in it, which would block."""
     subject = f"language model {name!r}"
     try:
         check_regular(folder)
@@ -139,10 +128,7 @@ def _check_files(name: str, folder: Path) -> None:
 
 
 def _loading_error(name: str, error: Exception) -> AssetError:
-    """Turn an error of transformers into an AssetError that says what to do.
-
-    name: of the model; error: what was raised.
-    """
+    """Turn an error of transformers into an AssetError that says what to do."""
     got = f"{type(error).__name__}: {next(iter(str(error).strip().splitlines()), '')}"
     want = WANTED
     fix = "Check the name; a folder needs config.json, model.safetensors and a tokenizer."
@@ -176,10 +162,7 @@ def quietly() -> Iterator[None]:
 
 
 def _smollm2_folder(cache: Path, progress: Callable[[str], None]) -> Path:
-    """Return the folder of SmolLM2 in float32; it is converted once from its 4-bit file.
-
-    cache: folder of downloads and weights; progress: gets lines of progress.
-    """
+    """Return the folder of SmolLM2 in float32; it is converted once from its 4-bit file."""
     target = cache / "weights" / f"smollm2-{SMOLLM2.version}"
     with building(target) as scratch:
         if scratch is None:
@@ -191,10 +174,7 @@ def _smollm2_folder(cache: Path, progress: Callable[[str], None]) -> Path:
 
 
 def _convert_gguf(source: Path, target: Path) -> None:
-    """Convert a GGUF model and its tokenizer to a folder of save_pretrained, in float32.
-
-    source: folder of the GGUF file; target: the folder to write.
-    """
+    """Convert a GGUF model and its tokenizer to a folder of save_pretrained, in float32."""
     from importlib.util import find_spec
 
     import torch

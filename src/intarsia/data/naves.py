@@ -108,10 +108,7 @@ def expanded(reference: str) -> list[str]:
 
 
 def _topic_line(head: str, text: str) -> str:
-    """Return a topic as a line of words, such as "Forgiveness: of enemies".
-
-    head: the entry's headword; text: the line of its outline, with tags and references.
-    """
+    """Return a topic as a line of words, such as "Forgiveness: of enemies"."""
     # References, tags, arrows and numbers of the outline are no words of the topic.
     text = re.sub(r"<ref osisRef[^>]*>.*?</ref>|<[^>]+>|[→\x00]|\d+\.", " ", text)
     words = " ".join(re.sub(r"[;,()\[\]:]", " ", text).split())
@@ -143,11 +140,7 @@ def _read_entries(folder: Path) -> Iterator[tuple[str, str]]:
 
 
 def _read_verses(folder: Path) -> Iterator[tuple[str, str]]:
-    """Yield (id, text) of each verse that has a text, from a Bible in the SWORD format.
-
-    folder: the unpacked package. .bzv (block, offset, size; one for each verse) -> .bzs (offset,
-    size, plain size) -> .bzz, which is zlib.
-    """
+    """Yield (id, text) of each verse that has a text, from a Bible in the SWORD format."""
     chapters = json.loads(CHAPTERS.read_text(encoding="utf-8"))
     for testament, books in chapters.items():
         stem = folder / "usr/share/sword/modules/texts/ztext/engWEB2015eb" / testament
@@ -168,10 +161,7 @@ def _read_verses(folder: Path) -> Iterator[tuple[str, str]]:
 
 
 def _entry_numbers(books: Mapping[str, list[int]]) -> Iterator[tuple[str, int]]:
-    """Yield (verse, number of its entry in the file): testaments, books and chapters have one, too.
-
-    books: name -> number of verses of each chapter.
-    """
+    """Yield (verse, number of its entry in the file): testaments, books and chapters have one, too."""
     entry = 1
     for book, chapters in books.items():
         entry += 1

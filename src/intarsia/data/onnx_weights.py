@@ -57,10 +57,7 @@ def read_onnx(path: Path) -> tuple[dict[str, np.ndarray], list[OnnxNode]]:
 
 
 def _read_varint(data: memoryview, position: int) -> tuple[int, int]:
-    """Read a protobuf integer of variable length; return its value and the position behind it.
-
-    data: the message; position: of its first byte.
-    """
+    """Read a protobuf integer of variable length; return its value and the position behind it."""
     value = shift = 0
     while True:
         byte = data[position]
@@ -73,11 +70,7 @@ def _read_varint(data: memoryview, position: int) -> tuple[int, int]:
 
 
 def _read_fields(data: memoryview) -> Iterator[tuple[int, int | memoryview]]:
-    """Yield (field number, value) of a protobuf message; integers as int, others as bytes.
-
-    data: the bytes of the message.
-    Raises: ValueError for a message that ends early.
-    """
+    """Yield (field number, value) of a protobuf message; integers as int, others as bytes."""
     position = 0
     while position < len(data):
         key, position = _read_varint(data, position)

@@ -126,11 +126,7 @@ def check_sha256(path: Path, expected: str, *, fix: str) -> None:
 
 
 def _supplied_archive(package: Package, folder: Path) -> Path | None:
-    """Return the archive that the user copied into the cache, checked by its hash; None without.
-
-    package: which one; folder: where archives are put.
-    Raises: AssetError for an archive of another hash.
-    """
+    """Return the archive that the user copied into the cache, checked by its hash; None without."""
     suffix = {"pypi": ".whl", "debian": ".deb", "npm": ".tgz"}[package.registry]
     stem = package.name.lstrip("@").replace("/", "-")
     names = {stem, stem.replace("-", "_")}
@@ -146,11 +142,7 @@ def _supplied_archive(package: Package, folder: Path) -> Path | None:
 
 
 def _download(package: Package, folder: Path, cache: Path) -> Path:
-    """Download a package's archive with the registry's own client; return its path.
-
-    folder: where it is put; cache: folder of packages, for the error's advice.
-    Raises: AssetError.
-    """
+    """Download a package's archive with the registry's own client; return its path."""
     elsewhere = (
         f"Or download {package.spec} from {package.registry} on another machine "
         f"and copy the archive to {cache / 'archives'}."
@@ -181,10 +173,7 @@ def _download(package: Package, folder: Path, cache: Path) -> Path:
 
 
 def _network_hint(package: Package, stderr: str) -> str:
-    """Return what else may help after a failed download, for the error's advice.
-
-    package: which one; stderr: what the client printed.
-    """
+    """Return what else may help after a failed download, for the error's advice."""
     if package.registry == "debian" and ("Unable to locate" in stderr or "was not found" in stderr):
         return ", run `apt-get update`"
     if package.registry == "pypi" and "No module named pip" in stderr:
@@ -193,11 +182,7 @@ def _network_hint(package: Package, stderr: str) -> str:
 
 
 def _unpack(archive: Path, target: Path) -> None:
-    """Unpack an archive's regular files into `target`; refuse paths that lead out of it.
-
-    archive: a wheel, a Debian package or a tar archive.
-    Raises: AssetError.
-    """
+    """Unpack an archive's regular files into `target`; refuse paths that lead out of it."""
     try:
         if archive.suffix == ".whl":
             _unzip(archive, target)
@@ -215,10 +200,7 @@ def _unpack(archive: Path, target: Path) -> None:
 
 
 def _unzip(archive: Path, target: Path) -> None:
-    """Unpack a wheel into `target`; symbolic links are left out.
-
-    archive: the wheel's path.
-    """
+    """Unpack a wheel into `target`; symbolic links are left out."""
     with zipfile.ZipFile(archive) as source:
         for info in source.infolist():
             _refuse_escape(target, info.filename, archive)
@@ -228,10 +210,7 @@ def _unzip(archive: Path, target: Path) -> None:
 
 
 def _untar(archive: Path, target: Path) -> None:
-    """Unpack the files and folders of a tar archive into `target`; links and devices are left out.
-
-    archive: its path.
-    """
+    """Unpack the files and folders of a tar archive into `target`; links and devices are left out."""
     with tarfile.open(archive) as source:
         for member in source:
             _refuse_escape(target, member.name, archive)
@@ -240,10 +219,7 @@ def _untar(archive: Path, target: Path) -> None:
 
 
 def _refuse_escape(target: Path, name: str, archive: Path) -> None:
-    """Raise AssetError for a file of an archive whose path leads out of the target folder.
-
-    name: its path in the archive.
-    """
+    """Raise AssetError for a file of an archive whose path leads out of the target folder."""
     root = target.resolve()
     if Path(name).is_absolute() or not (root / name).resolve().is_relative_to(root):
         subject, got = f"unpacking {archive.name}", f"a member named {name!r}"
@@ -252,10 +228,7 @@ def _refuse_escape(target: Path, name: str, archive: Path) -> None:
 
 
 def _deb_payload(archive: Path) -> bytes:
-    """Return the tar archive inside a Debian package, as `dpkg-deb --fsys-tarfile` prints it.
-
-    Raises: AssetError without that program.
-    """
+    """Return the tar archive inside a Debian package, as `dpkg-deb --fsys-tarfile` prints it."""
     try:
         process = subprocess.run(
             ["dpkg-deb", "--fsys-tarfile", str(archive)], capture_output=True, check=False

@@ -82,11 +82,7 @@ def read_parquet(
 
 
 def _read_blocks(path: Path, columns: Mapping[str, str] | None) -> Any:
-    """Yield blocks of rows of a Parquet file, each with the names of the columns it has.
-
-    path: of the file. columns: names of the columns by kind that were asked for.
-    Raises: DataError.
-    """
+    """Yield blocks of rows of a Parquet file, each with the names of the columns it has."""
     try:
         import pyarrow as pa
         from pyarrow import parquet
@@ -104,11 +100,7 @@ def _read_blocks(path: Path, columns: Mapping[str, str] | None) -> Any:
 
 
 def _refuse_empty(column: Any, row: int, column_place: str) -> None:
-    """Raise DataError for a column of ids with an empty cell.
-
-    column: of a block of rows; row: number of rows before the block; column_place: file and column,
-    for the error.
-    """
+    """Raise DataError for a column of ids with an empty cell."""
     if column.null_count:
         row_number = (
             row + 1 + int(np.flatnonzero(column.is_null().to_numpy(zero_copy_only=False))[0])
@@ -118,11 +110,7 @@ def _refuse_empty(column: Any, row: int, column_place: str) -> None:
 
 
 def _to_numbers(column: Any, path: Path, row: int) -> Array:
-    """Convert a column to (n,) float64, NaN for empty cells; timestamps become seconds.
-
-    path, row: file and number of rows before the block, for errors.
-    Raises: DataError.
-    """
+    """Convert a column to (n,) float64, NaN for empty cells; timestamps become seconds."""
     import pyarrow as pa
 
     try:
@@ -137,12 +125,7 @@ def _to_numbers(column: Any, path: Path, row: int) -> Array:
 
 
 def _read_times(table: Any, name: str | None, row: int, path: Path) -> Array | None:
-    """Return the times of a block of rows in seconds; None without the column.
-
-    table: the block; name: of the column, None = there is none. row, path: rows before the block
-    and the file, for errors.
-    Raises: DataError.
-    """
+    """Return the times of a block of rows in seconds; None without the column."""
     if name is None:
         return None
     seconds = _to_numbers(table.column(name), path, row)

@@ -72,10 +72,7 @@ def photo_blur(*folders: Path) -> Decoded:
 
 
 def _photograph_files(folders: tuple[Path, ...]) -> list[Path]:
-    """Return the photographs in the folders of packages, in order of their names.
-
-    folders: one for each of PACKAGES.
-    """
+    """Return the photographs in the folders of packages, in order of their names."""
     files = [
         f
         for folder, pattern in zip(folders, PACKAGES.values(), strict=True)
@@ -95,10 +92,7 @@ def _read_shrunk(file: Path) -> Image.Image:
 def _random_squares(
     photo: Image.Image, shrink: int, count: int, seed: tuple[int, ...]
 ) -> Iterator[Image.Image]:
-    """Yield `count` squares of SIDE px from random places of a photograph.
-
-    shrink: squares are cut this many times wider and then made smaller. seed: of the places.
-    """
+    """Yield `count` squares of SIDE px from random places of a photograph."""
     generator, width = np.random.default_rng(seed), SIDE * shrink
     for _ in range(count):
         left_edge, top_edge = (int(generator.integers(0, side - width + 1)) for side in photo.size)
@@ -109,11 +103,7 @@ def _random_squares(
 def _squares_by_part(
     folders: tuple[Path, ...], shrink: int, transform: Callable[[Image.Image, int], LabelledSquare]
 ) -> Iterator[LabelledSquare]:
-    """Yield squares of every other photograph (training), then of those between (testing).
-
-    folders: with photographs. shrink: squares are cut this many times wider and then made smaller.
-    transform: makes a picture and its label of a square and its number.
-    """
+    """Yield squares of every other photograph (training), then of those between (testing)."""
     files = _photograph_files(folders)
     for part in (files[::2], files[1::2]):
         for file in part:

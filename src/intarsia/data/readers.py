@@ -67,10 +67,7 @@ def elpv_type(folder: Path) -> Decoded:
 
 
 def _elpv_rows(folder: Path) -> tuple[np.ndarray, list[float], list[str]]:
-    """Read photographs of solar cells (300 px), their probability of a defect, and crystal type.
-
-    folder: the unpacked package.
-    """
+    """Read photographs of solar cells (300 px), their probability of a defect, and crystal type."""
     root = folder / "elpv_dataset/data"
     with (root / "labels.csv").open(newline="") as file:
         rows = [r for r in csv.reader(file, delimiter=" ", skipinitialspace=True) if r]
@@ -116,10 +113,7 @@ def openclipart(folder: Path, size: int = 224) -> Decoded:
 
 
 def _shrink_drawing(file: Path, size: int) -> np.ndarray | None:
-    """Return a PNG as (size, size, 3) uint8, shrunk and laid on white; None if over 89 Mpx.
-
-    file: the PNG.
-    """
+    """Return a PNG as (size, size, 3) uint8, shrunk and laid on white; None if over 89 Mpx."""
     width, height = _read_png_size(file)  # Pillow warns when it opens a large picture
     if width * height > MAX_PIXELS:
         return None

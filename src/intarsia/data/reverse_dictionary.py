@@ -59,10 +59,7 @@ def number(digits: str) -> int:
 
 
 def _read_entries(folder: Path) -> dict[str, str]:
-    """Read the dictionary GCIDE: the definitions of each headword in lower case, joined.
-
-    folder: the unpacked package.
-    """
+    """Read the dictionary GCIDE: the definitions of each headword in lower case, joined."""
     base, definitions = folder / "usr/share/dictd", dict[str, str]()
     with reading(base / "gcide.index"):
         raw = gzip.decompress((base / "gcide.dict.dz").read_bytes())
@@ -77,10 +74,7 @@ def _read_entries(folder: Path) -> dict[str, str]:
 
 
 def _read_nouns(folder: Path) -> Iterator[tuple[str, str]]:
-    """Yield the first noun of each WordNet entry, and the entry's gloss.
-
-    folder: the unpacked package.
-    """
+    """Yield the first noun of each WordNet entry, and the entry's gloss."""
     file = folder / "usr/share/wordnet/data.noun"
     with reading(file):
         for line in file.read_text(encoding="utf-8", errors="replace").splitlines():

@@ -99,12 +99,7 @@ def _cache_file(name: str, cache: Path) -> Path:
 
 
 def _published_part(full: ImageSet, part: Part, train: int | None) -> ImageSet:
-    """Return the publisher's training or test part of a set.
-
-    full: the set; part: "train" or "test"; train: number of training pictures, which come first;
-    None = no parts are published.
-    Raises: DataError if there is none.
-    """
+    """Return the publisher's training or test part of a set."""
     if train is None or part not in ("train", "test"):
         want, fix = "'all', 'train' or 'test'", "Choose one of them."
         if train is None:

@@ -96,11 +96,7 @@ def small_vit(
 
 
 def _draw_mlps(blocks: dict[int, Any], shape: SmallModel, seed: int, *, bias: bool) -> None:
-    """Replace the MLP of each block by a fresh one, each drawn from a seed of its own.
-
-    blocks: number -> block; shape: the widths and the activation; seed: of the model; bias: MLPs
-    have biases.
-    """
+    """Replace the MLP of each block by a fresh one, each drawn from a seed of its own."""
     for i, block in blocks.items():
         # Each block has a seed of its own, so that one wider MLP changes no other weight.
         digest = hashlib.sha256(f"{seed}:mlp:{i}".encode()).digest()

@@ -39,10 +39,7 @@ def prompt_kind(*folders: Path) -> Decoded:
 
 
 def _files_by_part(folders: tuple[Path, ...]) -> list[tuple[Path, str]]:
-    """Return the sound files with their languages, those of the training part first.
-
-    folders: unpacked packages, one for each language. Files of silence are left out.
-    """
+    """Return the sound files with their languages, those of the training part first."""
     files: list[tuple[bool, str, str, Path]] = []
     for folder in folders:
         for file in sorted((folder / "usr/share/asterisk/sounds").rglob("*.wav")):

@@ -118,11 +118,7 @@ def load_data(
 
 
 def _checked_spec(spec: str | Path) -> str:
-    """Return the name or path of data as text.
-
-    spec: as the user gave it.
-    Raises: ConfigError for anything else, such as a dataset.
-    """
+    """Return the name or path of data as text."""
     if not isinstance(spec, str | Path):
         fix = "A dataset is given to intarsia.fit itself: fit(model, train, val, test=test)."
         raise ConfigError("data", got=type(spec).__name__, want="a name or a path", fix=fix)
@@ -274,9 +270,7 @@ def _draw_part(
 ) -> tuple[ImageSet, ImageSet]:
     """Return a held-out part, drawn from a pool unless it is published, and the rest of the pool.
 
-    part: its name. published: the part, None = none is. pool: the pictures to draw from. n: images,
-    None = `default`. drawn_plainly: gets the part's name where sets of labels could not be kept in
-    proportion. seed: of the draw.
+    drawn_plainly: gets the part's name where sets of labels could not be kept in proportion.
     """
     if published is not None:
         return _rename_part(published if n is None else published.subset(n, seed=seed), part), pool
@@ -295,10 +289,7 @@ def _rename_part(images: ImageSet, part: str) -> ImageSet:
 def _split_record(
     ready: dict[str, ImageSet], parts: dict[str, ImageSet], seed: int
 ) -> dict[str, Any]:
-    """Return a record of how the parts were made: seed, published parts, classes, fingerprints.
-
-    ready: the parts that are used; parts: those that were published.
-    """
+    """Return a record of how the parts were made: seed, published parts, classes, fingerprints."""
     published = sorted(set(parts) - {"all"})
     classes = list(ready["train"].classes)
     return {
@@ -310,10 +301,7 @@ def _split_record(
 
 
 def _describe_parts(ready: dict[str, ImageSet]) -> dict[str, Any]:
-    """Return the fingerprint of each part, and how many identical pictures each two parts share.
-
-    ready: name of the part -> its pictures.
-    """
+    """Return the fingerprint of each part, and how many identical pictures each two parts share."""
     return {
         "parts": {part: fingerprint(images) for part, images in ready.items()},
         "shared_pictures": {

@@ -119,10 +119,7 @@ def _read_csv(file: Path) -> Rows:
 
 
 def _read_jsonl(file: Path) -> Rows:
-    """Read a .jsonl file: the numbers of its lines, the column names of the first row, the rows.
-
-    Raises: DataError.
-    """
+    """Read a .jsonl file: the numbers of its lines, the column names of the first row, the rows."""
     try:
         text = read_text(file, "utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
@@ -205,10 +202,7 @@ def from_dataset(
 
 
 def _dataset_picture(dataset: Any, index: int) -> Picture:
-    """Return picture `index` of a (picture, label) dataset.
-
-    Raises: DataError for a tensor, which a transform has made.
-    """
+    """Return picture `index` of a (picture, label) dataset."""
     picture = dataset[index][0]
     if isinstance(picture, Image.Image | np.ndarray | Path | bytes):
         return picture
@@ -218,11 +212,7 @@ def _dataset_picture(dataset: Any, index: int) -> Picture:
 
 
 def _table_picture(table: Any, column: str, index: int) -> Picture:
-    """Return the undecoded picture of a row: the bytes of a file, or a path.
-
-    table: of the `datasets` package; column: with the pictures; index: of the row.
-    Raises: DataError for a row without a picture.
-    """
+    """Return the undecoded picture of a row: the bytes of a file, or a path."""
     cell = table[index][column]
     if cell is None:
         subject, fix = f"row {index + 1}", "Complete the row, or delete it."
@@ -231,10 +221,7 @@ def _table_picture(table: Any, column: str, index: int) -> Picture:
 
 
 def _parquet_files(path: Path) -> dict[str, list[Any]]:
-    """Group Parquet files by part, the text before the first hyphen of a file's name.
-
-    path: a folder, or a single file.
-    """
+    """Group Parquet files by part, the text before the first hyphen of a file's name."""
     files = [path] if path.is_file() else sorted(path.rglob("*.parquet"))
     parts: dict[str, list[Any]] = {}
     for file in files:
@@ -244,11 +231,7 @@ def _parquet_files(path: Path) -> dict[str, list[Any]]:
 
 
 def _table_set(table: Any, name: str) -> ImageSet:
-    """Build an image set from a table of the `datasets` package; pictures are not decoded.
-
-    name: of the set.
-    Raises: DataError for missing columns or labels.
-    """
+    """Build an image set from a table of the `datasets` package; pictures are not decoded."""
     import datasets
 
     image = _find_column(table.column_names, IMAGE_COLUMNS, name)
@@ -281,10 +264,7 @@ def _table_set(table: Any, name: str) -> ImageSet:
 
 
 def _lazy_pictures(table: Any, image: str) -> LazyPictures:
-    """Return the pictures of a column, read on access and not decoded.
-
-    table: of the `datasets` package; image: the column's name.
-    """
+    """Return the pictures of a column, read on access and not decoded."""
     import datasets
 
     undecoded = table.cast_column(image, datasets.Image(decode=False))
@@ -292,11 +272,7 @@ def _lazy_pictures(table: Any, image: str) -> LazyPictures:
 
 
 def _check_parts(sets: dict[str, ImageSet], path: Path, on_error: OnError) -> dict[str, ImageSet]:
-    """Check names and classes of the parts of a data set, and decode every picture once.
-
-    sets: part -> its pictures; path: for errors; on_error: "skip" leaves unreadable pictures out.
-    Raises: DataError.
-    """
+    """Check names and classes of the parts of a data set, and decode every picture once."""
     unknown = set(sets) - {"all", "train", "val", "test"}
     if not sets or unknown or ("all" in sets and len(sets) > 1):
         subject, got = f"parts of {path.name}", ", ".join(sorted(sets)) or "an empty table"
@@ -309,11 +285,7 @@ def _check_parts(sets: dict[str, ImageSet], path: Path, on_error: OnError) -> di
 
 
 def _find_column(columns: Sequence[str], allowed: Sequence[str], name: str) -> str:
-    """Return the first of the allowed column names that a table has.
-
-    columns: its columns; name: of the table, for the error.
-    Raises: DataError.
-    """
+    """Return the first of the allowed column names that a table has."""
     for column in allowed:
         if column in columns:
             return column

@@ -188,11 +188,7 @@ def read_prompts(
 
 
 def _make_prompt(line: Mapping[str, Any], tokenizer: Any, place: str) -> Prompt:
-    """Return the prompt of a line and its tokens; an answer in it is left out.
-
-    line: its JSON object; tokenizer: that of the model; place: where the line is, for errors.
-    Raises: DataError.
-    """
+    """Return the prompt of a line and its tokens; an answer in it is left out."""
     if isinstance(text := line.get("text"), str):
         ids = tokenizer(text)["input_ids"]
     else:
@@ -220,10 +216,7 @@ def part_record(texts: Texts) -> dict[str, Any]:
 
 
 def _limit_rows(positions: list[int], count: int | float | None) -> list[int]:
-    """Return the first `count` positions, or a fraction of all if it is below 1; None = all.
-
-    Raises: ConfigError.
-    """
+    """Return the first `count` positions, or a fraction of all if it is below 1; None = all."""
     if count is None:
         return positions
     limit = round(count * len(positions)) if 0 < count < 1 else count
@@ -258,11 +251,7 @@ Row = tuple[Tensor, Tensor]
 def _token_rows(
     spec: str, tokenizer: Any, length: int, progress: Report
 ) -> list[Row] | _InstructionRows:
-    """Return the rows of a text or instruction file, not yet divided into parts.
-
-    spec: a corpus's name or a file; tokenizer: that of the model; length: tokens of a row, of which
-    the last of a text may have fewer; progress: gets lines of progress.
-    """
+    """Return the rows of a text or instruction file, not yet divided into parts."""
     at_least("length", length, 2, "Try 256.")
     source = read_source(spec, progress)
     if not isinstance(source, str):
@@ -284,11 +273,7 @@ def read_source(spec: str, progress: Report) -> str | list[Sample]:
 
 
 def _full_blocks(blocks: list[Row], length: int, spec: str) -> list[Row]:
-    """Return the blocks of a text that have `length` tokens.
-
-    spec: the text's name, for the error.
-    Raises: DataError for fewer than three, one for each part.
-    """
+    """Return the blocks of a text that have `length` tokens."""
     full_blocks = [block for block in blocks if len(block[0]) == length]
     if len(full_blocks) < 3:
         got = f"{sum(len(ids) for ids, _ in blocks)} tokens"
@@ -301,11 +286,7 @@ def _full_blocks(blocks: list[Row], length: int, spec: str) -> list[Row]:
 def _report_lost(
     spec: str, rows: Sequence[Row] | _InstructionRows, skipped: int, length: int, progress: Report
 ) -> dict[str, int]:
-    """Report how many rows were left out or cut; return the counts that are not 0.
-
-    spec, length: name of the text and tokens of a row, for the message. skipped: rows left out.
-    progress: gets the lines.
-    """
+    """Report how many rows were left out or cut; return the counts that are not 0."""
     cut = rows.cut if isinstance(rows, _InstructionRows) else 0
     if skipped:
         progress(f"intarsia: {spec}: {skipped} rows left out, no answer within {length} tokens")
@@ -327,8 +308,7 @@ class _InstructionRows:
     def __getitem__(self, index: int) -> Row | None:
         """Return token ids (t,) and labels (t,) of sample `index`, cut to `length` tokens.
 
-        Labels of the prompt are IGNORED, so that it has no loss. None for a sample whose prompt
-        leaves no room for an answer, or which has fewer than two tokens.
+        Labels of the prompt are IGNORED, so that it has no loss.
         """
         prompt, answer = tokens_of(self.samples[index], self.tokenizer)
         if len(prompt) >= self.length or len(prompt) + len(answer) < 2:
@@ -343,11 +323,7 @@ class _InstructionRows:
 
 
 def _part_sizes(rows: int, val: int | None, test: int | None) -> tuple[int, int]:
-    """Return the numbers of validation and test rows.
-
-    rows: all rows; val, test: as asked for, None = a tenth.
-    Raises: ConfigError.
-    """
+    """Return the numbers of validation and test rows."""
     counts = [
         max(1, round(share * rows)) if count is None else count
         for share, count in zip(SHARES, (val, test), strict=True)
@@ -362,10 +338,7 @@ def _part_sizes(rows: int, val: int | None, test: int | None) -> tuple[int, int]
 
 
 def _split_consecutively(rows: int, val: int | None, test: int | None) -> dict[str, list[int]]:
-    """Split the rows of a text in their order: its end is the test part, before it validation.
-
-    rows: their number; val, test: numbers of rows, None for a tenth. Returns part -> positions.
-    """
+    """Split the rows of a text in their order: its end is the test part, before it validation."""
     vals, tests = _part_sizes(rows, val, test)
     positions, first = list(range(rows)), rows - vals - tests
     return {

@@ -108,11 +108,7 @@ def _timm_config(model: nn.Module) -> InputConfig:
 
 
 def _processor_dict(model: nn.Module, processor: Any) -> Mapping[str, Any]:
-    """Return the settings of the image processor, given or from the model's folder or repository.
-
-    processor: an image processor or its settings, None = look for the model's.
-    Raises: DataError where there is none.
-    """
+    """Return the settings of the image processor, given or from the model's folder or repository."""
     if isinstance(processor, Mapping):
         return processor
     if processor is not None:
@@ -135,11 +131,7 @@ def _processor_dict(model: nn.Module, processor: Any) -> Mapping[str, Any]:
 
 
 def _processor_config(config: Mapping[str, Any], model: nn.Module) -> InputConfig:
-    """Return the input that a transformers model expects, from its image processor's settings.
-
-    config: those settings; model: has its own picture size.
-    Raises: DataError.
-    """
+    """Return the input that a transformers model expects, from its image processor's settings."""
     if config.get("do_flip_channel_order"):
         got = "do_flip_channel_order (BGR pictures)"
         fix = "Flip the channels of the first layer, or use another backbone."
@@ -168,10 +160,7 @@ def _processor_config(config: Mapping[str, Any], model: nn.Module) -> InputConfi
 
 
 def _edge(size: Any) -> int | None:
-    """Return a picture's shorter side in px from 224, (224, 224) or {"shortest_edge": 224}.
-
-    size: in one of transformers' forms; None gives None.
-    """
+    """Return a picture's shorter side in px from 224, (224, 224) or {"shortest_edge": 224}."""
     if isinstance(size, Mapping):
         size = size.get("shortest_edge") or size.get("height")
     if isinstance(size, tuple | list):

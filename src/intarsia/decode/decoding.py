@@ -98,11 +98,7 @@ def generate(
 
 
 def _check_room(model: nn.Module, length: int) -> None:
-    """Check that a model has positions for a text; one with spans has as many as they cover.
-
-    length: of prompt and answer, in tokens.
-    Raises: ConfigError.
-    """
+    """Check that a model has positions for a text; one with spans has as many as they cover."""
     config: Any = getattr(base_of(model), "config", None)
     spans = spans_of(model)
     text = config.get_text_config() if hasattr(config, "get_text_config") else config
@@ -139,8 +135,7 @@ class _Stock:
     def __init__(self, model: nn.Module, ids: Tensor, mask: Tensor | None, tokens: int) -> None:
         """Allocate the cache and the mask for the prompts and the new tokens.
 
-        ids: (B, n), prompts; mask: (B, n), 0 = padding, None = there is none; tokens: number of new
-        ones.
+        ids: (B, n), prompts; mask: (B, n), 0 = padding, None = there is none.
         """
         self.model, self.ids = model, ids
         self.cache = fixed_cache(model, ids.shape[1] + tokens)

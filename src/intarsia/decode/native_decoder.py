@@ -168,10 +168,7 @@ class NativeText:
 
     @torch.inference_mode()
     def _forward(self, slot: int, tokens: Sequence[int]) -> Tensor:
-        """Add a long prompt to a slot by transformers' layers; return the last logits, (V,).
-
-        slot: number of the text; tokens: ids, which go behind those that it has.
-        """
+        """Add a long prompt to a slot by transformers' layers; return the last logits, (V,)."""
         cache: Any
         cache, count = DynamicCache(config=self.model.config), self.counts[slot]
         # views of this slot's memory: transformers writes where the native steps will read
@@ -200,10 +197,7 @@ class NativeText:
     def _compute(
         self, tokens: Sequence[int], slots: Sequence[int], places: Sequence[int], *, tail: int = 0
     ) -> Tensor:
-        """Compute the logits behind tokens, after the predictors have seen these.
-
-        tokens, slots, places, tail: as `NativeDecoder` takes them.
-        """
+        """Compute the logits behind tokens, after the predictors have seen these."""
         for predictor in self.predictors:
             predictor.foresee(torch.tensor(tokens))
         return self.program(tokens, slots, places, tail=tail)
@@ -246,11 +240,7 @@ class _HeadRun:
 def _head_runs(
     attention: Any, host: Any, slots: int, length: int, windows: Windows | None
 ) -> Iterator[_HeadRun]:
-    """Yield the groups of neighbouring heads of a layer that see equally far, with empty caches.
-
-    attention: the layer's; host: the model; slots: number of texts at once; length: most tokens of
-    a text; windows: how far heads see, None = all as far as the layer's own window.
-    """
+    """Yield the groups of neighbouring heads of a layer that see equally far, with empty caches."""
     sizes, dtype = _Sizes.of(host), host.get_input_embeddings().weight.dtype
     sink = 0 if windows is None else windows.sink
     reach = [_window(attention)] * sizes.groups
@@ -294,12 +284,7 @@ def _attention(
     rotation: tuple[Tensor, Tensor],
     sizes: _Sizes,
 ) -> Iterator[DecoderStep]:
-    """Yield the instructions of a layer's attention, x += o(attend(q, k, v)).
-
-    With a norm before (Llama) or behind (OLMo 2). layer: the decoder's; x: name of the residual
-    stream, h: of a scratch value, in the native program; runs: groups of heads with caches;
-    rotation: cosines and sines; sizes: numbers of heads.
-    """
+    """Yield the instructions of a layer's attention, x += o(attend(q, k, v))."""
     attention, heads, groups = layer.self_attn, sizes.heads, sizes.groups
     norm_before = getattr(layer, "input_layernorm", None)
     if norm_before is not None:
@@ -350,11 +335,7 @@ def _columns(value: Value, width: int, first: int) -> Value:
 
 
 def _mlp(layer: Any, x: Value, h: Value, act: str) -> Iterator[DecoderStep]:
-    """Yield the instructions of a layer's MLP or mixture, x += mlp(x).
-
-    With a norm before (Llama) or behind (OLMo 2). layer: the decoder's; x: name of the residual
-    stream, h: of a scratch value, in the native program; act: the activation.
-    """
+    """Yield the instructions of a layer's MLP or mixture, x += mlp(x)."""
     norm_behind = getattr(layer, "post_feedforward_layernorm", None)
     if norm_behind is None:
         yield _norm(layer.post_attention_layernorm, h, x)
@@ -369,10 +350,7 @@ def _mlp(layer: Any, x: Value, h: Value, act: str) -> Iterator[DecoderStep]:
 
 
 def _norm(module: Any, dst: Value, src: Value) -> NormStep:
-    """Return the native instruction that normalises `src` into `dst`.
-
-    module: an RMS norm; one without a weight is OLMo's layer norm, which subtracts the mean, too.
-    """
+    """Return the native instruction that normalises `src` into `dst`."""
     weight = tensor_of(module)
     size = src.width if weight is None else len(weight)
     eps = getattr(module, "variance_epsilon", EPSILON)
@@ -380,10 +358,7 @@ def _norm(module: Any, dst: Value, src: Value) -> NormStep:
 
 
 def _rotation(body: Any, length: int) -> tuple[Tensor, Tensor]:
-    """Return cos and sin of the rotary positions, (length, rotated numbers of a head) each.
-
-    They are float32.
-    """
+    """Return cos and sin of the rotary positions, (length, rotated numbers of a head) each."""
     places = torch.arange(length)[None]
     cos, sin = body.rotary_emb(torch.zeros(1, dtype=torch.float32), position_ids=places)
     return cos[0], sin[0]
@@ -397,10 +372,7 @@ def _window(attention: Any) -> int:
 
 
 def _check_suited(model: nn.Module) -> None:
-    """Check that native steps can compute a model.
-
-    Raises: Unsuited, with the reason.
-    """
+    """Check that native steps can compute a model."""
     host: Any = base_of(model)
     config, body = config_of(host), host._modules.get("model")
     kind = model_type_of(host) or type(host).__name__

@@ -86,8 +86,7 @@ class NativeSampling:
     def _sample(self, input_ids: Tensor, generation_config: GenerationConfig, **rest: Any) -> Any:
         """Run transformers' loop of greedy and sampled tokens, with native logits if they suit.
 
-        input_ids: (B, n), prompts; generation_config: how tokens are drawn, and how many; rest: the
-        other arguments of transformers, passed on.
+        input_ids: (B, n), prompts.
         """
         attributes = vars(self)
         if _suits(attributes["original"], input_ids, generation_config, rest):
@@ -101,8 +100,7 @@ class NativeSampling:
 def _suits(model: Any, ids: Tensor, config: GenerationConfig, arguments: Mapping[str, Any]) -> bool:
     """Return True if native steps can compute the logits of a call of `generate`.
 
-    model: without changes; ids: (B, n), prompts; config: of the generation; arguments: others that
-    transformers passes to its loop.
+    ids: (B, n), prompts.
     """
     name = cache_name(model)
     cache, mask = arguments.get(name), arguments.get("attention_mask")
@@ -132,9 +130,7 @@ def _forward(
 ) -> CausalLMOutputWithPast:
     """Add the prompts, or one token to each row; return the logits behind them, (B, 1, V).
 
-    Takes the place of the model's forward in transformers' loop. text: the native caches;
-    input_ids:
-    (B, n); attention_mask: (B, n), 0 = padding, None = none.
+    input_ids: (B, n); attention_mask: (B, n), 0 = padding, None = none.
     """
     # after the prompts each call has one token of each row
     if any(text.counts):

@@ -149,10 +149,7 @@ def mixture_steps(block: Any, dst: Value, src: Value, act: str) -> Iterator[Deco
 
 
 def _router(block: Any) -> tuple[Weight, int, str]:
-    """Return a router's weight, the number of experts of a token, and how they are weighed.
-
-    block: as `mixture_steps` takes it. Returns a share of `kernels.decoder` last.
-    """
+    """Return a router's weight, the number of experts of a token, and how they are weighed."""
     if isinstance(block, Mixture):
         router: Any = block.router
         active, share = router.config.active, SHARES[router.scale]
@@ -165,10 +162,7 @@ def _router(block: Any) -> tuple[Weight, int, str]:
 
 
 def _act_of(act: nn.Module) -> str:
-    """Return the name in `kernels.decoder` of an activation of torch or transformers, "" for none.
-
-    act: that of the experts of a `Mixture`.
-    """
+    """Return the name in `kernels.decoder` of an activation of torch or transformers, "" for none."""
     name = act_name(act) or next((n for n in ACTS if type(ACT2FN[n]) is type(act)), "")
     return "gelu_pytorch_tanh" if name == "gelu_tanh" else name
 

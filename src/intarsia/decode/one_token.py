@@ -60,8 +60,7 @@ def has_hooks(module: nn.Module, *harmless: type) -> bool:
 def _step_logits(host: Any, ids: Tensor, cache: Any, position: int) -> Tensor:
     """Compute the logits (B, 1, V) behind one token: embedding, layers, norm, head.
 
-    host: the model; ids: (B, 1), the token; cache: of keys and values, which gets the token's;
-    position: number of tokens before it.
+    ids: (B, 1), the token.
     """
     body, rows = host.model, len(ids)
     x = body.embed_tokens(ids)  # (B, 1, d)

@@ -63,10 +63,7 @@ def _method_names(model: PeftModel) -> str:
 
 
 def _describe_base(host: Any, record: Mapping[str, Any]) -> dict[str, Any]:
-    """Return facts on the pretrained model: name, page on the Hub, task, code that creates it.
-
-    host: the model without adapters; record: run.json of the training.
-    """
+    """Return facts on the pretrained model: name, page on the Hub, task, code that creates it."""
     settings, is_timm = (
         record.get("record", {}),
         isinstance(getattr(host, "pretrained_cfg", None), dict),
@@ -109,10 +106,7 @@ def _of_timm(host: Any) -> dict[str, Any]:
 
 
 def _of_transformers(host: Any) -> dict[str, Any]:
-    """Return facts on a transformers model, from its class and the path it was loaded from.
-
-    See `_describe_base`.
-    """
+    """Return facts on a transformers model, from its class and the path it was loaded from."""
     kind, config = type(host).__name__, config_of(host)
     path = str(getattr(host, "name_or_path", "") or "")
     # a path on this machine says nothing to a reader of the card: only its last part is named
@@ -129,10 +123,7 @@ def _of_transformers(host: Any) -> dict[str, Any]:
 
 
 def _task(kind: str, language: bool) -> str | None:
-    """Return the Hub's name for the task of a class of transformers, or None.
-
-    kind: name of the class; language: the model has a vocabulary.
-    """
+    """Return the Hub's name for the task of a class of transformers, or None."""
     if kind.endswith("ForImageClassification"):
         return "image-classification"
     if kind.endswith("LM"):
@@ -141,10 +132,7 @@ def _task(kind: str, language: bool) -> str | None:
 
 
 def _data_and_parts(record: Mapping[str, Any]) -> dict[str, Any]:
-    """Return {"name", "parts"}: a run's data set and its parts, with their sizes.
-
-    record: run.json of the training.
-    """
+    """Return {"name", "parts"}: a run's data set and its parts, with their sizes."""
     data = record.get("record", {}).get("data", {})
     name = str(data.get("spec") or data.get("name") or "")
     parts = data.get("parts") or record.get("data", {})
@@ -152,10 +140,7 @@ def _data_and_parts(record: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _scores(record: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """Return the scores of the test and validation parts: part -> {metric: value, "samples"}.
-
-    record: run.json of the training. The loss is the last metric.
-    """
+    """Return the scores of the test and validation parts: part -> {metric: value, "samples"}."""
     results = record.get("results", {})
     return {
         part: {n: results[part][n] for n in sorted(results[part], key=lambda n: n == "loss")}
@@ -168,10 +153,7 @@ def _scores(record: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
 def _evaluation_results(
     scores: Mapping[str, Mapping[str, Any]], data: Mapping[str, Any], task: str | None
 ) -> list[EvalResult]:
-    """Return the scores in the form of the Hub's evaluation results.
-
-    scores: part -> {metric: value}; data: {"name"} of the data set; task: the Hub's name of it.
-    """
+    """Return the scores in the form of the Hub's evaluation results."""
     name = data["name"] or "own data"
     return [
         EvalResult(
@@ -191,11 +173,7 @@ def _evaluation_results(
 def _fact_rows(
     model: PeftModel, record: Mapping[str, Any], base: Mapping[str, Any], data: Mapping[str, Any]
 ) -> dict[str, str]:
-    """Return the rows of the card's first table, title -> text.
-
-    record: run.json of the training; base: facts on the pretrained model; data: name of the data
-    set and its parts.
-    """
+    """Return the rows of the card's first table, title -> text."""
     facts: dict[str, str] = {}
     # each adapter with its method and settings; of PEFT's own only the kind is known
     for name, config in model.peft_config.items():
@@ -239,10 +217,7 @@ def _short_value(value: Any) -> str:
 
 
 def _table(title: str, rows: Mapping[str, Any]) -> str:
-    """Format a table in Markdown, under a title.
-
-    rows: title -> text, for two columns; or title -> {metric: value}, for a column each.
-    """
+    """Format a table in Markdown, under a title."""
     # scores have a column for each metric; an empty field where a part lacks one
     if all(isinstance(row, Mapping) for row in rows.values()):
         names = list(dict.fromkeys(name for row in rows.values() for name in row))
@@ -270,10 +245,7 @@ def _format_score(name: str, value: float) -> str:
 
 
 def _load(model: PeftModel, method: str, base: Mapping[str, Any]) -> str:
-    """Write the Markdown that shows how to load the adapters: with this library, and with PEFT.
-
-    method: names of the adapters' methods; base: facts on the pretrained model.
-    """
+    """Write the Markdown that shows how to load the adapters: with this library, and with PEFT."""
     configs = model.peft_config
     # PEFT reads plain LoRA by itself; other methods need this library to be imported
     of_ours = any(isinstance(c, IntarsiaConfig) and c.method != "lora" for c in configs.values())
@@ -294,11 +266,7 @@ def _load(model: PeftModel, method: str, base: Mapping[str, Any]) -> str:
 
 
 def _all_fold(method: str) -> bool:
-    """Return True if every adapter can be folded into stock weights.
-
-    method: names joined by " + "; PEFT's own adapters, which are not in the catalogue, always
-    merge.
-    """
+    """Return True if every adapter can be folded into stock weights."""
     cards = [card(key) for key in method.split(" + ") if key in index()]
     return all(
         method_card.kind != "adapter" or "folds" in method_card.tags for method_card in cards

@@ -87,10 +87,7 @@ def open_language_model(
 
 
 def _check_config(folder: Path) -> None:
-    """Check all but the weights of a changed model by their digests, before a model is built.
-
-    Raises: CheckpointError for a file that is not as it was written.
-    """
+    """Check all but the weights of a changed model by their digests, before a model is built."""
     try:
         content = read_json(folder / SETTINGS)
     except (OSError, ValueError) as error:

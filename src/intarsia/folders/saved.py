@@ -140,11 +140,7 @@ def replays(folder: str | Path) -> bool:
 
 
 def _repeat_steps(model: nn.Module, content: FolderContent) -> nn.Module:
-    """Repeat the changes of a folder on a model, and load its weights; return the model.
-
-    content: of the folder. Raises: TargetError for a model that was changed before; CheckpointError
-    for another model than the folder's.
-    """
+    """Repeat the changes of a folder on a model, and load its weights; return the model."""
     weights = None if content.weights is None else _tensors(content.weights)
     if content.steps and (earlier := steps_of(base_of(model))):
         got = f"one that was changed before, by {method_key(cast(Any, earlier[0].plan.change))!r}"
@@ -183,10 +179,7 @@ def _repeat_steps(model: nn.Module, content: FolderContent) -> nn.Module:
 
 
 def _read(folder: Path) -> FolderContent:
-    """Read the content of a folder: of `save`, of a run, of PEFT alone, or of a packed adapter.
-
-    Raises: CheckpointError.
-    """
+    """Read the content of a folder: of `save`, of a run, of PEFT alone, or of a packed adapter."""
     # a run of `fit` has its model in a folder inside
     inside = repaired(repaired(folder) / ADAPTER)
     if (inside / SETTINGS).is_file():
@@ -214,10 +207,7 @@ def _read(folder: Path) -> FolderContent:
 
 
 def _checked_content(folder: Path, content: Mapping[str, Any]) -> FolderContent:
-    """Check the settings and files of a folder that `save` wrote, and return its content.
-
-    content: the JSON object of intarsia.json. Raises: CheckpointError, ConfigError, UnknownName.
-    """
+    """Check the settings and files of a folder that `save` wrote, and return its content."""
     # the digest of the settings is checked before a word of them is used
     content, files = check_settings(folder / SETTINGS, content)
     steps: list[Step] = []
@@ -246,10 +236,7 @@ def _checked_content(folder: Path, content: Mapping[str, Any]) -> FolderContent:
 
 
 def _adapters_named(adapters: Sequence[Adapter], name: str | None) -> Sequence[Adapter]:
-    """Return the adapters to load: all of a folder, or the one of that name if it has several.
-
-    Raises: UnknownName.
-    """
+    """Return the adapters to load: all of a folder, or the one of that name if it has several."""
     if name is None or len(adapters) < 2:
         return adapters
     matching = [adapter for adapter in adapters if adapter.name == name]
@@ -269,10 +256,7 @@ def _tensors(path: Path) -> dict[str, Tensor]:
 
 @contextmanager
 def _numbers_kept(model: nn.Module, enabled: bool) -> Iterator[None]:
-    """Restore the model's weights and buffers if the body of the `with` raises.
-
-    enabled: False does nothing, and copies nothing.
-    """
+    """Restore the model's weights and buffers if the body of the `with` raises."""
     tensors = (*model.parameters(), *model.buffers()) if enabled else ()
     saved = [(t, t.detach().clone()) for t in tensors]
     try:
@@ -285,11 +269,7 @@ def _numbers_kept(model: nn.Module, enabled: bool) -> Iterator[None]:
 
 
 def _weights_needed(steps: Iterable[Step], adapted: bool) -> str:
-    """Return which weights of the model a folder must hold: "all", "trained", "added", "nothing".
-
-    steps: changes of the model; adapted: it has adapters, too. "added" are those of modules that
-    the changes have put in, whether they are trained or not.
-    """
+    """Return which weights of the model a folder must hold: "all", "trained", "added", "nothing"."""
     # one file has the weights of all changes: the one that needs most decides
     needs = {step.plan.change.stores for step in steps}
     if "all" in needs or (adapted and "trained" in needs):
@@ -301,11 +281,7 @@ def _weights_needed(steps: Iterable[Step], adapted: bool) -> str:
 def _select_tensors(
     host: nn.Module, tensors: Mapping[str, Tensor], stores: str, steps: Iterable[Step]
 ) -> dict[str, Tensor]:
-    """Select the tensors that a folder holds.
-
-    host: the model; tensors: its state dict; stores: "all", "trained" or "added", see
-    `_weights_needed`; steps: changes, which say what they have added.
-    """
+    """Select the tensors that a folder holds."""
     added = tuple(f"{p}." for s in steps for p in s.plan.change.added)
     if stores == "trained":
         frozen = {n for n, p in host.named_parameters() if not p.requires_grad}
@@ -361,10 +337,7 @@ def _adapters(model: nn.Module) -> Iterable[dict[str, Any]]:
 
 
 def _check_target(folder: Path) -> None:
-    """Check that a folder holds nothing but an earlier saved model, which may be replaced.
-
-    Raises: ConfigError.
-    """
+    """Check that a folder holds nothing but an earlier saved model, which may be replaced."""
     inside = folder.iterdir() if folder.is_dir() else ()
     named = {path.name for path in inside if (path / WEIGHTS).is_file()}
     check_target(folder, own=OURS | named)

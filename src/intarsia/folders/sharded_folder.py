@@ -72,10 +72,7 @@ def write_sharded(model: Any, parts: WholeModel, folder: str | Path, group: Grou
         return {name: t.numel() * t.element_size() for name, t in shard.items()}
 
     def finish(scratch: Path, shards: list[dict[str, int]]) -> None:
-        """Write the index of all shards, and the configuration, into the folder.
-
-        shards: for each process, name of each of its weights -> bytes.
-        """
+        """Write the index of all shards, and the configuration, into the folder."""
         weight_map = {
             k: SHARD.format(number + 1, world) for number, keys in enumerate(shards) for k in keys
         }
@@ -97,11 +94,7 @@ def _stock_names(model: Any, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _expert_tensors(model: Any, name: str, piece: Piece) -> dict[str, Tensor]:
-    """Return this process's experts of a stacked weight, one tensor each, by checkpoint names.
-
-    model: of transformers; name: of the weight in it; piece: this process's part of it.
-    Raises: ConfigError for slices of experts, and for architectures that store one tensor for all.
-    """
+    """Return this process's experts of a stacked weight, one tensor each, by checkpoint names."""
     # with more processes than experts each has a slice of one, which no checkpoint can hold
     if piece.of > 1:
         got, want = f"slices of experts in {name!r}", "whole experts on each process"

@@ -48,10 +48,7 @@ def soup(
 
 
 def _state(candidate: str | Path | nn.Module | State) -> State:
-    """Return the weights of a candidate by name; a path is a folder, from which they are read.
-
-    Raises: CheckpointError.
-    """
+    """Return the weights of a candidate by name; a path is a folder, from which they are read."""
     if isinstance(candidate, nn.Module):
         return candidate.state_dict()
     if isinstance(candidate, Mapping):

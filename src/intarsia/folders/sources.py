@@ -47,10 +47,7 @@ def from_sources(
 
 
 def _logits_with_delta(model: nn.Module, x: dict[str, Tensor], delta: SparseDelta) -> Tensor:
-    """Run the model with one source's delta added to its weights.
-
-    x: the model's arguments by name. Returns logits in float32, or wider if the model's are.
-    """
+    """Run the model with one source's delta added to its weights."""
     weights = own_parameters(model)
     moved: dict[str, Tensor] = {}
     for name, (index, values) in delta.entries.items():

@@ -145,7 +145,6 @@ def _steps(weight: Tensor, mask: Tensor) -> Tensor:
     """Return the int8 scale of each row, max |w| / 127 over its stored weights.  -> (out,) float32.
 
     weight: (out, in); mask: (out, in) bool, True = stored.
-    Raises: ConfigError for weights that are not finite.
     """
     sizes = torch.where(mask, weight.float().abs(), 0)
     if not bool(sizes.isfinite().all()):

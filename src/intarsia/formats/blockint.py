@@ -96,11 +96,7 @@ class BlockInt(Format):
         return {"codes": kernels.bundled(codes, self.bits), "scales": side.contiguous()}
 
     def _rows(self, stored: Mapping[str, Tensor], shape: Sequence[int]) -> tuple[Tensor, Tensor]:
-        """Return codes (R, K, 32) and scales (R, K) of R rows with K blocks, row by row.
-
-        stored: "codes" and "scales" in bundles of 16 rows, as `encode` returns them; shape: the
-        weight's. Raises: ShapeError for bundles that do not fit it.
-        """
+        """Return codes (R, K, 32) and scales (R, K) of R rows with K blocks, row by row."""
         out, width = matrix(torch.empty(tuple(shape), device="meta")).shape
         kernels.check(stored["codes"], stored["scales"], (out, width), self.bits)
         codes = kernels.unbundled(stored["codes"], self.bits)

@@ -100,10 +100,7 @@ class PackedLinear(nn.Linear):
         return bound
 
     def _decoded_once(self, x: Tensor) -> Tensor:
-        """Return the decoded weight (out, in), with the type and device of x.
-
-        Cached until a stored tensor is replaced or written to.
-        """
+        """Return the decoded weight (out, in), with the type and device of x."""
         # torch counts writes to a tensor in _version; tensors of inference mode have none
         sources = [(t, 0 if t.is_inference() else t._version) for t in self.stored.values()]
         dense, cached_sources = self._dense
@@ -117,10 +114,7 @@ class PackedLinear(nn.Linear):
         return dense
 
     def _apply(self, fn: Callable[[Any], Any], recurse: bool = True) -> Any:
-        """Move the stored tensors to another device, without changing their type.
-
-        fn, recurse: as torch passes them to modules, for `to` and the like.
-        """
+        """Move the stored tensors to another device, without changing their type."""
         before = self.stored
         super()._apply(fn, recurse)
         for name, tensor in before.items():

@@ -94,8 +94,7 @@ class RowBlocks(Format):
     def _blocks(self, weight: Tensor) -> Tensor:
         """Cut a weight's output rows into blocks.
 
-        weight: (out, in, k, k) or (out, in). Returns (blocks, groups of inputs, inputs k k, rows),
-        the last block and the last group filled up with 0.
+        weight: (out, in, k, k) or (out, in).
         """
         matrix = weight if weight.dim() > 1 else weight.reshape(1, -1)
         matrix = matrix.reshape(*matrix.shape[:2], matrix.shape[2:].numel())

@@ -12,8 +12,7 @@ def _share(probs: Tensor, routing: Routing, valid: Tensor | None) -> tuple[Tenso
     """Return how often each expert was chosen for a token, and its mean probability, (E,) both.
 
     probs: (N, E), probability of each expert for each token; routing: the pairs (token, expert)
-    that were chosen; valid: (N,) bool, False = padding, None = no padding. The first result is the
-    number of an expert's pairs, divided by the number of tokens without padding.
+    that were chosen; valid: (N,) bool, False = padding, None = no padding.
     """
     tokens = probs.new_tensor(len(probs)) if valid is None else valid.sum().to(probs.dtype)
     tokens = tokens.clamp(min=1)

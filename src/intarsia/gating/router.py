@@ -84,7 +84,6 @@ class Router(ReadsContext, abc.ABC):
         """Return the padding mask of the batch for the tokens of x, (N,) bool; None = no padding.
 
         x: (..., d), N tokens in all.
-        Raises: ShapeError for a mask that does not fit x.
         """
         mask = self.context.valid
         if mask is None:

@@ -75,13 +75,7 @@ class OnOneTrunk:
         draws: bool,
         **kwargs: Any,
     ) -> Any:
-        """Compute the rows of each model by its own module, and join the outputs.
-
-        modules: the module at one place, of each model; first_forward: the first one's own forward,
-        which this function replaces; args, kwargs: its arguments, with the rows of all; draws: the
-        module draws random numbers, each model its own.
-        Raises: ValueError for an output without an equal number of rows for each image.
-        """
+        """Compute the rows of each model by its own module, and join the outputs."""
         if not self.sizes:
             return first_forward(*args, **kwargs)
         sizes, outputs = self.sizes, list[Tensor]()
@@ -96,11 +90,7 @@ class OnOneTrunk:
         return torch.cat(outputs)
 
     def _rows_of_models(self, value: Any) -> Sequence[Any]:
-        """Split an argument of a module into the rows of each model.
-
-        value: a tensor with the rows of all; anything else is passed to all models.
-        Raises: ValueError for a tensor without an equal number of rows for each image.
-        """
+        """Split an argument of a module into the rows of each model."""
         if not isinstance(value, Tensor):
             return [value] * len(self.sizes)
         # a module may see several rows for each image, such as windows or tokens
@@ -156,11 +146,7 @@ def on_one_trunk(models: Sequence[nn.Module], rows: Sequence[Tensor]) -> OnOneTr
 
 
 def _places(modules: list[nn.Module]) -> Iterator[list[nn.Module]]:
-    """Yield lists of modules, one of each model, that compute each model's rows apart.
-
-    modules: the same module in each model. Modules that are frozen, equal and without random
-    numbers are left out: they compute the rows of all models in one call.
-    """
+    """Yield lists of modules, one of each model, that compute each model's rows apart."""
     first = modules[0]
     learns = any(p.requires_grad for module in modules for p in module.parameters())
     if not learns and not _draws(first) and _equal_weights(modules):
@@ -174,10 +160,7 @@ def _places(modules: list[nn.Module]) -> Iterator[list[nn.Module]]:
 
 
 def _is_open(module: nn.Module) -> bool:
-    """Return True if a module's forward only calls its children, on each row independently.
-
-    Then each child can be shared between models, or not, by itself.
-    """
+    """Return True if a module's forward only calls its children, on each row independently."""
     if any(True for _ in module.parameters(recurse=False)):
         return False
     if module._forward_hooks or module._forward_pre_hooks:
@@ -210,12 +193,7 @@ def _draws(module: nn.Module) -> bool:
 
 
 def _sees_trained_rows(child: nn.Module, host: nn.Module) -> bool:
-    """Return True for a module whose inputs may depend on weights that each model trains.
-
-    Several adapted copies of one host are computed together: modules that are equal in all run once
-    for all of them. The patch embedding reads pictures, and is always shared.
-    child: a module at the top of the host; host: one of the models, without its adapters' wrapper.
-    """
+    """Return True for a module whose inputs may depend on weights that each model trains."""
     return child is not getattr(host, "patch_embed", None)
 
 
@@ -232,10 +210,7 @@ def _call_pre_hooks(model: nn.Module, x: Tensor) -> None:
 
 @torch.no_grad()
 def _same_logits(together: OnOneTrunk, rows: Sequence[Tensor]) -> bool:
-    """Return True if each model's logits in the joint forward are those of the model alone.
-
-    rows: inputs of each model, of which two or three are compared, with noise on trained weights.
-    """
+    """Return True if each model's logits in the joint forward are those of the model alone."""
     models = together.models
     learns = [p for model in models for p in model.parameters() if p.requires_grad]
     before = [p.detach().clone() for p in learns]

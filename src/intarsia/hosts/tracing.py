@@ -95,10 +95,7 @@ def own_mixtures(model: nn.Module) -> list[tuple[str, Mixture]]:
 
 
 def _stock_hook(recorder: Recorder, path: str) -> Callable[..., None]:
-    """Return a hook that records which experts a layer of transformers is called with.
-
-    recorder: gets them under the layer's path.
-    """
+    """Return a hook that records which experts a layer of transformers is called with."""
 
     def keep(_: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
         _, index, weights = arguments(args, kwargs)
@@ -108,10 +105,7 @@ def _stock_hook(recorder: Recorder, path: str) -> Callable[..., None]:
 
 
 def _probabilities_hook(recorder: Recorder, path: str) -> Callable[..., None]:
-    """Return a hook of a gate that records its probability of every expert.
-
-    recorder: gets them under the path of the layer's experts.
-    """
+    """Return a hook of a gate that records its probability of every expert."""
 
     def keep(gate: nn.Module, _: Any, output: Any) -> None:
         p = probabilities_of(gate, output).detach().cpu()  # (T, E)
@@ -121,10 +115,7 @@ def _probabilities_hook(recorder: Recorder, path: str) -> Callable[..., None]:
 
 
 def _router_hook(recorder: Recorder, path: str) -> Callable[..., None]:
-    """Return a hook of a router of this library that records its routing.
-
-    recorder: gets it under the path of the mixture.
-    """
+    """Return a hook of a router of this library that records its routing."""
 
     def keep(_: Any, args: tuple[Any, ...], routing: Routing) -> None:
         recorder.routes[path] = in_columns(spread(routing, args[0]))
@@ -216,9 +207,7 @@ def _rows(
 ) -> dict[str, Tensor]:
     """Return the columns of a trace for one batch, padding left out; name -> (tokens, ...).
 
-    inputs: of the model; routes: path -> (experts, weights) of each token; first: number of the
-    first sequence.
-    Raises: TargetError for layers with different numbers of tokens.
+    routes: path -> (experts, weights) of each token.
     """
     sequences = inputs if isinstance(inputs, Tensor) else next(iter(inputs.values()))
     counts = {path: len(index) for path, (index, _) in routes.items()}
@@ -260,10 +249,7 @@ def _widen_part(part: dict[str, Tensor], k: int) -> dict[str, Tensor]:
 
 
 def _layers_and_facts(model: nn.Module) -> tuple[dict[str, StockExperts], dict[str, str]]:
-    """Return the layers with experts, in order, and facts on the model that a trace stores.
-
-    Layers: path -> sizes; facts: the model's class and, if all layers agree, sizes of an expert.
-    """
+    """Return the layers with experts, in order, and facts on the model that a trace stores."""
     named = stock_experts(model)
     for path, mixture in own_mixtures(model):
         experts = mixture.experts

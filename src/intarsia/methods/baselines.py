@@ -99,18 +99,14 @@ class _PromptTuning(Change):
     def apply(self, host: nn.Module, plan: Plan, *, name: str = "default") -> nn.Module:
         """Add trained prompt tokens to the model, in place.
 
-        host: the model, which is returned; plan: gives the seed of the prompts' first values; name:
-          unused, since a model has one set of prompts.
+        name: unused, since a model has one set of prompts.
         """
         settings: Any = self
         # The settings of the dataclass are the keywords of `add_prompts`.
         return add_prompts(host, deep=self.deep, seed=plan.seed, **asdict(settings))
 
     def fold(self, host: nn.Module) -> nn.Module:
-        """Refuse to fold prompts into weights, always: prompts are tokens, which no weight holds.
-
-        host: the model with prompts.  Raises: FoldError.
-        """
+        """Refuse to fold prompts into weights, always: prompts are tokens, which no weight holds."""
         got = "prompts, which are tokens beside the picture's"
         fix = "Keep the prompts: save the model with intarsia.save."
         raise FoldError(f"fold {type(host).__name__}", got=got, want="a change of weights", fix=fix)
@@ -152,11 +148,7 @@ class VptDeep(_PromptTuning):
 
 
 def _baseline_card(key: str, config: type, summary: str, paper: Paper, *names: str) -> Card:
-    """Make a baseline's `Card`: its entry in the catalogue of methods.
-
-    key: its name in the catalogue; config: the class of its settings; summary: one line for
-      readers; paper: its source; names: other names of the method.
-    """
+    """Make a baseline's `Card`: its entry in the catalogue of methods."""
     family = "prompts" if issubclass(config, _PromptTuning) else "part of the model"
     return Card(
         key,

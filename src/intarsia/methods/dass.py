@@ -57,10 +57,7 @@ class Dass:
     )
 
     def __post_init__(self) -> None:
-        """Check the settings; of the phases only the first may have no length.
-
-        Raises: ConfigError.
-        """
+        """Check the settings; of the phases only the first may have no length."""
         check(self)
         object.__setattr__(self, "lengths", tuple(self.lengths))
         if len(self.lengths) != 3 or min(self.lengths[1:]) == 0:

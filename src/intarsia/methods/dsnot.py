@@ -62,10 +62,7 @@ class DSnoT(Pruner):
     )
 
     def __post_init__(self) -> None:
-        """Check the settings, and that the base method leaves weights to swap.
-
-        Raises: ConfigError.
-        """
+        """Check the settings, and that the base method leaves weights to swap."""
         check(self)
         # DSnoT on DSnoT would swap a mask that is already at its optimum.
         base: Any = self.base

@@ -169,11 +169,7 @@ class Chw(Change):
         raise FoldError("net in CHW", got="packed weights", want=want, fix=fix)
 
     def _pictures(self, host: nn.Module, batches: Iterable[Any]) -> Tensor:
-        """Return the example picture, or those that choose ranges, (N, C, H, W) float32.
-
-        host: the net, of which timm knows the picture's size, so that zeros of it do where there is
-        no example and no range to choose; batches: the first one is the example; there may be none.
-        """
+        """Return the example picture, or those that choose ranges, (N, C, H, W) float32."""
         example: Any = next(iter(batches), None)
         # A batch of a data set is (pictures, labels).
         example = example[0] if isinstance(example, (tuple, list)) else example
@@ -201,10 +197,7 @@ class Chw(Change):
 
 
 def _check(host: nn.Module) -> None:
-    """Refuse a net with adapters, one in CHW already, or weights that are not float32 on a CPU.
-
-    host: the net to be rewritten.  Raises: TargetError.
-    """
+    """Refuse a net with adapters, one in CHW already, or weights that are not float32 on a CPU."""
     check_unadapted(host)
     if isinstance(host, ChwNet):
         fix = "Use it, or compress the net it was made of."

@@ -143,12 +143,7 @@ class LtSft(Method):
         scores: Mapping[str, Tensor],
         generator: torch.Generator,
     ) -> Partition:
-        """Return the selection with `share` more weights, those with the largest scores.
-
-        selected: the weights chosen so far, as part 0; share: the number of weights to add; scores:
-          drift or start values of all weights, by name; unused if the support is random; generator:
-          draws random scores in their place.
-        """
+        """Return the selection with `share` more weights, those with the largest scores."""
         if self.support == "random":
             scores = {
                 n: torch.rand(label.shape, generator=generator)
@@ -163,12 +158,7 @@ class LtSft(Method):
         return union(selected, keep_top(candidates, share))
 
     def _plain_phases(self, model: nn.Module, generator: torch.Generator) -> Phases:
-        """Yield the phases of a plain model, which change its own weights; return phi.
-
-        model: any module without adapters; generator: draws random supports, if the settings want
-          them. Each iteration: train everything (A), select the weights that moved most, set all
-          back, train the selected ones (B).
-        """
+        """Yield the phases of a plain model, which change its own weights; return phi."""
         # theta_0 of all weights that may change; the head is trained but not selected from.
         weights, heads = weights_of(model, self.maskable, trunk=self.head == "frozen")
         if self.head == "frozen":
@@ -221,12 +211,7 @@ class LtSft(Method):
         total: int,
         make: Make,
     ) -> Make:
-        """Return a function that makes an optimiser, which pulls entries to where they started.
-
-        trained: the selected entries as vectors; weights: all parameters, by name; start: theta_0
-          of each; total: number of weights to choose from, N of the L1 pull; make: the caller's
-          function from parameters to an optimiser, around which the returned one is built.
-        """
+        """Return a function that makes an optimiser, which pulls entries to where they started."""
         # Selected entries of theta_0, in the order of the trained vectors.
         towards = {
             trained.vectors[p]: start[n].flatten()[trained.index[p].to(start[n].device)]
@@ -236,13 +221,7 @@ class LtSft(Method):
         return pull(trained.optimizer(make), towards, self.pull, total)
 
     def _adapted_phases(self, model: PeftModel, generator: torch.Generator) -> Phases:
-        """Yield the phases of training for a model whose change phi is in adapters; return phi.
-
-        In each iteration all entries are trained, those that moved most are selected, all are set
-        back, and the selected ones are trained.
-        model: PEFT's model with the adapters of LT-SFT; generator: draws random entries, if the
-          settings want them.
-        """
+        """Yield the phases of training for a model whose change phi is in adapters; return phi."""
         name = ticket_of(model)
         parameters = own_parameters(model)
         weights = {p: parameters[f"{p}.weight"] for p in cells_of(model, name)}
@@ -276,12 +255,7 @@ class LtSft(Method):
         return delta_of(model, name)
 
     def _optimizer_of_cells(self, model: PeftModel, name: str, total: int, make: Make) -> Make:
-        """Return a function that makes an optimiser which pulls an adapter's changes to zero.
-
-        model: PEFT's model; name: the adapter's; total: number of weights to choose from, N of the
-          L1 pull; make: the caller's function from parameters to an optimiser, around which the
-          returned one is built.
-        """
+        """Return a function that makes an optimiser which pulls an adapter's changes to zero."""
         vectors = [cell.values for cell in cells_of(model, name).values()]
         # Cells hold phi itself, so that theta_0 is zero here.
         towards = {vector: torch.zeros_like(vector) for vector in vectors}

@@ -127,10 +127,7 @@ def poly_cells(model: nn.Module, name: str) -> list[SkillsCell]:
 
 
 def _poly_adapter(model: nn.Module, poly: str | None) -> tuple[PeftModel, str]:
-    """Return the model and the name of its Poly adapter: `poly`, or the only one if that is None.
-
-    Raises: ConfigError if there is none of that name, or several to choose from.
-    """
+    """Return the model and the name of its Poly adapter: `poly`, or the only one if that is None."""
     adapters = list(model.peft_config) if is_adapted(model) else []
     names = [n for n in adapters if poly_cells(model, n)]
     if (poly is None and len(names) == 1) or poly in names:
@@ -146,8 +143,7 @@ def _add_lora(
 ) -> PeftModel:
     """Add a LoRA beside each module of a Poly adapter, its skills mixed by fixed shares.
 
-    poly: the Poly adapter's name; name: the new one's; shares: the weights (Q, S) of Q heads and S
-      skills for the Poly module of a layer. Returns the model, with the new adapter active.
+    shares: the weights (Q, S) of Q heads and S skills for the Poly module of a layer.
     """
     skill_cells = poly_cells(model, poly)
     # Fixed shares turn the weighted mean of the skills' factors into plain LoRA factors.

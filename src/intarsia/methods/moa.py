@@ -100,10 +100,7 @@ class MoA(Change):
     needs: ClassVar[frozenset[str]] = frozenset(("rows",))
 
     def __post_init__(self) -> None:
-        """Check the settings and sort the lengths.
-
-        Raises: ConfigError, also for a density that leaves no room for the sink and one block.
-        """
+        """Check the settings and sort the lengths."""
         check(self)
         if not self.lengths or len(set(self.lengths)) < len(self.lengths):
             fix = "Try lengths=(512, 1024)."
@@ -316,10 +313,7 @@ def pareto(
     rules = _programme_rules(options, shape, density)
 
     def solved(objective: int, bounds: Sequence[LinearRule] = ()) -> Tensor | None:
-        """Return each head's option, (layers G,), of least loss at a length; None if infeasible.
-
-        objective: number of the length; bounds: rules for the losses at other lengths.
-        """
+        """Return each head's option, (layers G,), of least loss at a length; None if infeasible."""
         # variables: x_hc, head h has option c, and z_lc, some head of layer l has it
         kinds = torch.zeros(shape[0] * losses[0].shape[1])  # z, the spans of a layer
         programme = OneHot(losses[objective], kinds, extra_binary=True, rules=(*rules, *bounds))
@@ -369,9 +363,7 @@ def _programme_rules(
 ) -> list[LinearRule]:
     """Build the constraints of the integer programme that chooses a span for each head.
 
-    A layer has at most two spans; the mean span is 0.9 to 1 times density N at each length N.
-    options: the C spans that a head can have; shape: (layers, heads); density: share of keys that
-      are kept.
+    shape: (layers, heads).
     """
     from scipy import sparse
 
@@ -412,8 +404,7 @@ def _with_own_answers(model: nn.Module, ids: Tensor, answer: int) -> Tensor:
 def _validation_loss(model: nn.Module, spans: Spans, ids: Tensor, length: int) -> float:
     """Compute the mean loss of the rows' last third with spans attached to the model.
 
-    model: the language model; spans: those of all heads; ids: (rows, tokens); length: number of
-      tokens to which rows are cut.
+    ids: (rows, tokens).
     """
     attach_spans(model, spans, length=length)
     try:
@@ -423,11 +414,7 @@ def _validation_loss(model: nn.Module, spans: Spans, ids: Tensor, length: int) -
 
 
 def _token_rows(texts: Any, length: int, seed: int) -> Tensor:
-    """Return rows of token ids, (B, length), in an order drawn from the seed.
-
-    texts: tensors of ids, or mappings with "input_ids"; length: tokens that are kept of each.
-    Raises: DataError for shorter rows, or fewer than two.
-    """
+    """Return rows of token ids, (B, length), in an order drawn from the seed."""
     fix = f"Pass load_calibration('mixed', tokenizer, rows=8, length={length}).train."
     rows: list[Tensor] = []
     for row in [texts[i] for i in range(len(texts))]:

@@ -42,10 +42,7 @@ class Momentum(Change):
     laws: ClassVar[frozenset[str]] = frozenset()
 
     def __post_init__(self) -> None:
-        """Make `paths` a tuple, and build the update rule if it is a mapping, as files have it.
-
-        Raises: ConfigError for an unknown rule.
-        """
+        """Make `paths` a tuple, and build the update rule if it is a mapping, as files have it."""
         check(self)
         object.__setattr__(self, "paths", tuple(self.paths))
         if isinstance(self.update, Mapping):

@@ -103,10 +103,7 @@ class Mosa(OverMethod):
     )
 
     def __post_init__(self) -> None:
-        """Check the settings: an adapter of two projections, and fitting combinations.
-
-        Raises: ConfigError.
-        """
+        """Check the settings: an adapter of two projections, and fitting combinations."""
         check(self)
         if not isinstance(self.over, Bottleneck | Lora):
             got, fix = type(self.over).__name__, "Pass the adapter that is to be split."

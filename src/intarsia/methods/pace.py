@@ -59,10 +59,7 @@ class Pace(OverMethod):
     )
 
     def __post_init__(self) -> None:
-        """Check the settings: one pass and a second pass every few steps exclude each other.
-
-        Raises: ConfigError.
-        """
+        """Check the settings: one pass and a second pass every few steps exclude each other."""
         check(self)
         self.refuse_shared()
         if self.one_pass and self.every > 1:

@@ -37,10 +37,7 @@ class PeftMethod(Change):
     stores: ClassVar[str] = "nothing"  # PEFT's own files have it
 
     def __post_init__(self) -> None:
-        """Check the method's name and PEFT's settings, and fill in PEFT's defaults.
-
-        Raises: UnknownName.
-        """
+        """Check the method's name and PEFT's settings, and fill in PEFT's defaults."""
         check(self)
         if self.method not in _METHODS:
             raise UnknownName("method of PEFT", self.method, _METHODS)

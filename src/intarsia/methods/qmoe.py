@@ -188,12 +188,7 @@ class Qmoe(Change):
         layers: Mapping[str, Matrix],
         statistics: Mapping[str, Statistics],
     ) -> list[dict[str, Any]]:
-        """Round the stacks of a block, store their codes, and return a report row for each stack.
-
-        stored: this function adds the codes to it, by the stack's path; layers: matrices of single
-          experts, by path; statistics: of their inputs. The second argument, the block's path, is
-          unused.
-        """
+        """Round the stacks of a block, store their codes, and return a report row for each stack."""
         rows: list[dict[str, Any]] = []
         for path, names in stacks_of(layers).items():
             weights = torch.stack([layers[n].read().float() for n in names])
@@ -272,19 +267,13 @@ def stacks_of(layers: Iterable[str]) -> dict[str, list[str]]:
 
 
 def _block_tensors(stored: Mapping[str, Mapping[str, Tensor]], stop: Stop) -> dict[str, Tensor]:
-    """Return the encoded tensors of a finished block to be written, "stack's path/part" -> tensor.
-
-    stored: the parts of every stack so far, by its path; stop: the block and its layers.
-    """
+    """Return the encoded tensors of a finished block to be written, "stack's path/part" -> tensor."""
     paths = stacks_of(stop.layers)
     return {f"{path}/{name}": t for path in paths for name, t in stored[path].items()}
 
 
 def _read_block_tensors(tensors: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
-    """Group the tensors of a finished block's file by stack: path -> part -> tensor.
-
-    tensors: those of `_block_tensors`, "path/part" -> tensor.
-    """
+    """Group the tensors of a finished block's file by stack: path -> part -> tensor."""
     stored: dict[str, dict[str, Tensor]] = {}
     for name, tensor in tensors.items():
         path, _, part = name.rpartition("/")
@@ -321,8 +310,7 @@ def _mean_output_error(
 ) -> float | None:
     """Compute ||(W' - W) X|| / ||W X||, the mean over experts that rows were routed to.
 
-    weights, new: (E, out, in), W and W'; statistics: of each expert's inputs X, None = no rows.
-      Returns None if no expert has rows.
+    weights, new: (E, out, in), W and W'.
     """
     errors = [
         output_error(w, n, s)
@@ -333,12 +321,7 @@ def _mean_output_error(
 
 
 def _checked_shape(model: nn.Module, path: str, layout: Mapping[str, Any]) -> tuple[int, int, int]:
-    """Return the sizes (E, out, in) of a stack in a plan, which must be those in the model.
-
-    path: the stack's, in the model; layout: the plan's entry, with "shape" and the number of
-      "codes".
-    Raises: CheckpointError.
-    """
+    """Return the sizes (E, out, in) of a stack in a plan, which must be those in the model."""
     owner, _, name = path.rpartition(".")
     module = dict(model.named_modules()).get(owner)
     matrices = {} if module is None else stacked_matrices(module)
@@ -358,21 +341,14 @@ def _checked_shape(model: nn.Module, path: str, layout: Mapping[str, Any]) -> tu
 
 
 def _digest(change: Qmoe, decided: Mapping[str, Any]) -> str:
-    """Hash the settings and facts of a plan, so that a file in which a letter changed is refused.
-
-    change: the settings; decided: the plan's facts; its entry "sha256" is left out.
-    """
+    """Hash the settings and facts of a plan, so that a file in which a letter changed is refused."""
     digested = {name: value for name, value in decided.items() if name != "sha256"}
     text = json.dumps([settings_to_dict(change), digested], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _check_decided(change: Qmoe, decided: Mapping[str, Any]) -> None:
-    """Refuse stored bytes of another layout, or settings that were changed after writing.
-
-    change: the settings; decided: layout, settings and their digest as they were written.
-    Raises: CheckpointError.
-    """
+    """Refuse stored bytes of another layout, or settings that were changed after writing."""
     subject = "packed experts"
     if decided.get("layout") != LAYOUT:
         got, want = f"layout {decided.get('layout')}", f"layout {LAYOUT}, which the kernels read"

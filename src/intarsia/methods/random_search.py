@@ -263,10 +263,7 @@ def loss_of(model: nn.Module, batch: Any) -> Tensor:
 
 @torch.no_grad()
 def _masked_loss(host: nn.Module, units_by_layer: Units, batches: Sequence[Any]) -> float:
-    """Compute the loss of the untrained model with only the chosen units.
-
-    host: the model; units_by_layer: path -> numbers of the units that stay; batches: labelled.
-    """
+    """Compute the loss of the untrained model with only the chosen units."""
     with units_masked(host, units_by_layer):
         return _mean_loss(host, batches)
 
@@ -279,11 +276,7 @@ def _mean_loss(model: nn.Module, batches: Sequence[Any]) -> float:
 
 
 def _masked_sensitivity(host: nn.Module, units_by_layer: Units, batches: Sequence[Any]) -> float:
-    """Score a choice of units by -sum |w dL/dw| over all weights w (SNIP), L the loss with them.
-
-    Weights of dropped units have no gradient, and add nothing. host: the model; units_by_layer:
-    path -> numbers of the units that stay; batches: labelled.
-    """
+    """Score a choice of units by -sum |w dL/dw| over all weights w (SNIP), L the loss with them."""
     # Biases are left out: SNIP scores connections.
     weights = [p for p in host.parameters() if p.requires_grad and p.dim() > 1]
     with units_masked(host, units_by_layer), torch.enable_grad():
@@ -294,11 +287,7 @@ def _masked_sensitivity(host: nn.Module, units_by_layer: Units, batches: Sequenc
 
 
 def _loss_after_epoch(host: nn.Module, units_by_layer: Units, batches: Sequence[Any]) -> float:
-    """Compute the loss of a smaller copy of the model after one pass of Adam over the batches.
-
-    host: the model, unchanged; units_by_layer: path -> numbers of the units that stay; batches:
-      labelled.
-    """
+    """Compute the loss of a smaller copy of the model after one pass of Adam over the batches."""
     model = copy.deepcopy(host)
     # The copy is smaller, so that training it is cheaper than training with a mask.
     cut(model, units_by_layer)

@@ -80,10 +80,7 @@ class SparseModelSoup:
     )
 
     def __post_init__(self) -> None:
-        """Check the settings; turn a mapping for `retrain`, as files have it, into a `Retrain`.
-
-        Raises: ConfigError.
-        """
+        """Check the settings; turn a mapping for `retrain`, as files have it, into a `Retrain`."""
         check(self)
         if isinstance(self.retrain, Mapping):  # out of a file
             object.__setattr__(self, "retrain", Retrain(**self.retrain))
@@ -138,11 +135,7 @@ class SparseModelSoup:
         return Soup(partition, tuple(members_of_rounds), tuple(distances))
 
     def _candidate_options(self, i: int, seed: int, distance_pruned: float) -> dict[str, Any]:
-        """Return the training settings in which a candidate differs from the run.
-
-        i: the candidate's number; seed: the run's; distance_pruned: the relative change of the
-          weights by pruning, which sets the rate of retraining.
-        """
+        """Return the training settings in which a candidate differs from the run."""
         retrain = self.retrain
         options: dict[str, Any] = {}
         if self.vary == "retrain":
@@ -163,12 +156,7 @@ class SparseModelSoup:
         distances: list[float],
         last: bool,
     ) -> None:
-        """Store a trained candidate's weights; after the last one load the mean into the model.
-
-        run: the training that has ended, with its model; states: weights of the round's candidates
-          so far, to which these are added; members_of_rounds, distances: get an entry for the
-          round; last: this is the round's last candidate.
-        """
+        """Store a trained candidate's weights; after the last one load the mean into the model."""
         states.append(_copy(run.model))
         if not last:
             return
@@ -195,10 +183,7 @@ class SparseModelSoup:
 
 
 def _checked_value(vary: str, value: Any) -> Any:
-    """Return an entry of `values` as a number or a word of `Retrain`.
-
-    vary: what candidates differ in, such as "seed"; value: of one candidate.  Raises: ConfigError.
-    """
+    """Return an entry of `values` as a number or a word of `Retrain`."""
     if vary == "retrain":
         one_of("values", value, RETRAIN)
         return value
@@ -227,11 +212,7 @@ def _masked_weights(model: nn.Module, layers: tuple[str, ...] | None) -> list[Te
 def _relative_distance(
     before: list[Tensor], model: nn.Module, layers: tuple[str, ...] | None, pruned: float
 ) -> float:
-    """Return d1 = |W - W_pruned| / (|W| sqrt s), which sets the retraining rate; 0 if s = 0.
-
-    before: W, the weights before pruning; model: now pruned; layers: globs of the layers with
-      masks, None = all; pruned: s, the share of the weights that became 0.
-    """
+    """Return d1 = |W - W_pruned| / (|W| sqrt s), which sets the retraining rate; 0 if s = 0."""
     after = masked_weights(model, layers).values()
     removed = sum(
         float((a - b.detach()).square().sum()) for a, b in zip(before, after, strict=True)

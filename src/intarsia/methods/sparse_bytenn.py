@@ -75,11 +75,7 @@ class SparseByteNn(Change):
         return Plan(self, seed, decided)
 
     def _row_orders(self, host: nn.Module, channels: Channels) -> dict[int, Tensor]:
-        """Return the new order of each free group of channels, by the group's number.
-
-        host: the net; channels: its groups of channels that have to move together, and the layers
-          to prune.
-        """
+        """Return the new order of each free group of channels, by the group's number."""
         orders: dict[int, Tensor] = {}
         for i, group in enumerate(channels.free):
             # Only layers that are pruned by blocks of their own rows have a say in the order.

@@ -83,10 +83,7 @@ class SparseIft(Change):
     stores: ClassVar[str] = "all"
 
     def __post_init__(self) -> None:
-        """Check the settings: a density that suits the kind, no layers for "wide".
-
-        Raises: ConfigError.
-        """
+        """Check the settings: a density that suits the kind, no layers for "wide"."""
         check(self)
         if self.kind == "parallel" and abs(1 / self.density - self.branches) > 1e-6:
             nearest = 1 / max(1, self.branches)

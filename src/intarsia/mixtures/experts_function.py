@@ -47,9 +47,8 @@ def stock_experts(model: nn.Module) -> dict[str, StockExperts]:
 def _read(path: str, module: Any) -> StockExperts:
     """Read the sizes of a transformers module of experts.
 
-    path: the module's path; module: the experts, with the matrices down_proj of E experts, (E, d,
-      h) or, transposed, (E, h, d).
-    Raises: TargetError if it has no such tensor, or reads its weights from disk.
+    module: the experts, with the matrices down_proj of E experts, (E, d, h) or, transposed, (E, h,
+    d).
     """
     down = getattr(module, "down_proj", None)
     if not isinstance(down, Tensor) or down.dim() != 3:

@@ -83,11 +83,7 @@ class FusedExperts(Experts):
         return type(module).forward.__get__(module)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> FusedExperts:
-        """Copy the weights; share the module that computes with them.
-
-        memo: the dict that copy.deepcopy passes. The shared module, `shell`, has the model's own
-          configuration, which may change later.
-        """
+        """Copy the weights; share the module that computes with them."""
         duplicate = copy.copy(self)
         parameters = {name: copy.deepcopy(p, memo) for name, p in self._parameters.items()}
         vars(duplicate)["_parameters"] = parameters

@@ -29,11 +29,7 @@ class _InPlaceOfMlp(nn.Module):
     """A module that stands where an MLP was, and refuses its weights."""
 
     def refuse_others(self, state_dict: Mapping[str, Any], prefix: str) -> None:
-        """Raise CheckpointError if a state dict has weights of the MLP that was here before.
-
-        state_dict: the one that is being loaded; prefix: this module's path and a dot, as torch
-          gives it.
-        """
+        """Raise CheckpointError if a state dict has weights of the MLP that was here before."""
         if any(f"{prefix}{name}" in state_dict for name in DENSE):
             layer, want = prefix.rstrip(".") or "the mixture", "those of a mixture"
             fix = "Load them into the dense model, then call intarsia.upcycle."

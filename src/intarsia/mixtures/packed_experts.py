@@ -74,10 +74,7 @@ class PackedStack(nn.Module):
         return sum(b.numel() * b.element_size() for b in self.buffers())
 
     def _apply(self, fn: Any, recurse: bool = True) -> Any:
-        """Move the stored tensors to another device, without changing their type.
-
-        fn, recurse: as torch passes them to modules, for `to` and the like.
-        """
+        """Move the stored tensors to another device, without changing their type."""
         before = dict(self._buffers)
         super()._apply(fn, recurse)
         for name, old in before.items():
@@ -88,10 +85,7 @@ class PackedStack(nn.Module):
         return self
 
     def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
-        """Take the tensors of a state dict without copying them: those of a file stay mapped.
-
-        prefix: path of this module with a dot; args: passed on to torch.
-        """
+        """Take the tensors of a state dict without copying them: those of a file stay mapped."""
         for name in PARTS:
             new, old = state_dict.get(f"{prefix}{name}"), self._buffers[name]
             if (
@@ -214,8 +208,7 @@ class PackedStock(nn.Module):
     def _linear(self, x: Tensor, name: str, expert: int) -> Tensor:
         """Multiply rows with one of an expert's matrices, and add its bias.
 
-        x: (n, in); name: "gate_up_proj", "up_proj" or "down_proj"; expert: its number. Returns (n,
-        out).
+        x: (n, in). Returns (n, out).
         """
         y = _product(self, x, name, expert)
         return y + getattr(self.shell, f"{name}_bias")[expert] if self.shell.has_bias else y
@@ -225,11 +218,7 @@ Packed = PackedExperts | PackedStock
 
 
 def _product(experts: Packed, x: Tensor, name: str, expert: int) -> Tensor:
-    """Multiply rows with one of an expert's matrices: (n, in) -> (n, out).
-
-    experts: has the stack `name` of these matrices packed, or plain in its shell where `layers` of
-      `Qmoe` left it out; x: rows of the expert; expert: its number.
-    """
+    """Multiply rows with one of an expert's matrices: (n, in) -> (n, out)."""
     if name in experts.stacks:
         return cast(PackedStack, experts.stacks[name]).linear(x, expert)
     shell: Any = experts.shell

@@ -75,11 +75,7 @@ def _columns(layer: nn.Linear, units: Tensor, *, bias: bool) -> nn.Linear:
 
 
 def _empty(inputs: int, outputs: int, *, bias: bool) -> nn.Linear:
-    """Return a linear map of some size whose weight the caller has to set.
-
-    inputs, outputs: the widths; bias: with a bias. It is made as 1 x 1: torch warns when it
-      initialises an empty weight.
-    """
+    """Return a linear map of some size whose weight the caller has to set."""
     layer: Any = nn.utils.skip_init(nn.Linear, 1, 1, bias=bias)
     layer.in_features, layer.out_features = inputs, outputs
     return layer

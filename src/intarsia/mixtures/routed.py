@@ -63,8 +63,7 @@ class RoutedCell(Cell):
     def _project(self, side: str, x: Tensor) -> Linear:
         """Return a projection of the adapter; while training, with experts that are drawn for x.
 
-        side: "down" or "up", the projection; x: (B, ..., d), the adapter's input. In evaluation,
-          and for a projection without a router, it is the layer itself.
+        x: (B, ..., d), the adapter's input.
         """
         layer = getattr(self.body, side)
         if side not in self.routers or not self.training:

@@ -103,8 +103,7 @@ def check_alike(states: Sequence[State], names: Sequence[str]) -> None:
 def _check_tensor(pair: str, key: str, first: Tensor, second: Tensor) -> None:
     """Raise ConfigError if a tensor of two candidates differs in shape, type or zeros.
 
-    pair: the two candidates in words, for the error; key: the tensor's name; first, second: its
-      values in the two candidates, which must also be finite.
+    first, second: its values in the two candidates, which must also be finite.
     """
     for trait, ours, theirs in (
         ("shape", tuple(first.shape), tuple(second.shape)),
@@ -133,11 +132,7 @@ def _check_tensor(pair: str, key: str, first: Tensor, second: Tensor) -> None:
 
 
 def _shares(weights: Sequence[float] | None, count: int) -> list[float]:
-    """Return the weights of the candidates, checked; None = equal ones.
-
-    weights: one for each candidate; count: the number of candidates.
-    Raises: ConfigError unless they are `count` numbers of 0 or more that add up to 1.
-    """
+    """Return the weights of the candidates, checked; None = equal ones."""
     if weights is None:
         return [1 / count] * count
     good = len(weights) == count and all(w >= 0 for w in weights)

@@ -34,10 +34,7 @@ class _CountInBackward(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None]:
-        """Return the value's gradient, the probe's, (N,), 1 where an expert was active, and None.
-
-        ctx: autograd's context, with the gates; grads: the gradient of the output.
-        """
+        """Return the value's gradient, the probe's, (N,), 1 where an expert was active, and None."""
         (gates,) = ctx.saved_tensors
         return grads[0], (gates != 0).any(0).float(), None
 
@@ -124,8 +121,7 @@ class SplitLinear(nn.Module):
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> SplitLinear:
         """Move or cast the module as torch does, and make the counter of trained experts anew.
 
-        fn: what torch applies to each tensor; recurse: as in torch. The counter `_probe` is neither
-          a parameter nor a buffer, so that torch does not move it.
+        The counter `_probe` is neither a parameter nor a buffer, so that torch does not move it.
         """
         super()._apply(fn, recurse)
         self._probe = torch.zeros(self.experts, device=self.weight.device, requires_grad=True)
@@ -244,12 +240,7 @@ class SplitLinear(nn.Module):
 
 
 def _check(base: nn.Linear, partition: Partition, active: int, scaling: str, decay: str) -> None:
-    """Raise ConfigError or ShapeError for settings of a `SplitLinear` that cannot be.
-
-    base: the linear map to split; partition: must give each entry of its weight to an expert;
-      active: the number of experts drawn at a time; scaling: "inverted" or "paper"; decay: "owned",
-      "delta" or "official".
-    """
+    """Raise ConfigError or ShapeError for settings of a `SplitLinear` that cannot be."""
     one_of("scaling", scaling, SCALINGS)
     one_of("decay", decay, DECAYS)
     fix = "k = 1 is the paper, k = experts is the plain layer."

@@ -166,10 +166,7 @@ class SplitAdamW(Optimizer):
         return state
 
     def _step_plain(self, parameter: Tensor, group: dict[str, Any]) -> None:
-        """Make an AdamW step of a parameter that belongs to no `SplitLinear`.
-
-        group: the parameter's settings, such as its rate.
-        """
+        """Make an AdamW step of a parameter that belongs to no `SplitLinear`."""
         state = self._moments(parameter)
         state["step"] += 1
         _adamw(parameter, state, _rates(state["step"], group), group["variant"])
@@ -177,11 +174,7 @@ class SplitAdamW(Optimizer):
     def _step_split(
         self, parameter: Tensor, layer: SplitLinear, drawn: list[bool], group: dict[str, Any]
     ) -> None:
-        """Step a parameter of a `SplitLinear`, each expert at its own step number t.
-
-        parameter: the layer's weight or its biases; layer: the `SplitLinear`; drawn: for each
-          expert, True if it had a gradient; group: the parameter's settings, such as its rate.
-        """
+        """Step a parameter of a `SplitLinear`, each expert at its own step number t."""
         state = self._moments(parameter)
         before: list[int] = state["step"].tolist()
         lazy = group["update"] == "lazy"
@@ -211,7 +204,6 @@ STAY = (1.0, 1.0, 0.0, 1.0, 1.0, 1.0)
 def _rates(step: int, group: dict[str, Any]) -> tuple[float, ...]:
     """Return the six numbers that an AdamW step needs at step t.
 
-    They are b1, b2, lr / (1 - b1^t), sqrt(1 - b2^t), eps and 1 - lr wd. step: t, counted from 1;
     group: the optimiser's settings lr, betas (b1, b2), eps and weight_decay wd.
     """
     b1, b2 = group["betas"]
@@ -223,12 +215,7 @@ def _rates(step: int, group: dict[str, Any]) -> tuple[float, ...]:
 
 
 def _adamw(parameter: Tensor, state: dict[str, Any], rates: Iterable[Any], variant: str) -> None:
-    """Make one step of AdamW on a parameter with a gradient, in place.
-
-    state: the running means of the gradient and of its square; rates: the six numbers that `_rates`
-      returns, or six tensors that broadcast to the parameter; variant: "torch", decay before the
-      step, or "huggingface", after it.
-    """
+    """Make one step of AdamW on a parameter with a gradient, in place."""
     b1, b2, rate, corrected, eps, keep = rates
     gradient, m, v = parameter.grad, state["exp_avg"], state["exp_avg_sq"]
     assert gradient is not None

@@ -221,10 +221,7 @@ class SelectiveAttention(UnionAttention):
         return self.proj_drop(self.summed(x, pairs, weight, attended))
 
     def _query_key_value(self) -> tuple[Tensor, Tensor | None]:
-        """Return each expert's weight for queries, keys and values, and its bias or None.
-
-        (E, 3 g w, d) and (E, 3 g w): E experts of g heads each, of width w, for inputs of width d.
-        """
+        """Return each expert's weight for queries, keys and values, and its bias or None."""
         n, d = self.each * self.width, self.qkv.weight.shape[1]
         weight = self.qkv.weight.view(3, self.experts, n, d).transpose(0, 1)
         bias = self.qkv.bias
@@ -369,8 +366,7 @@ class SelectiveQueries(UnionAttention):
         """Return which keys each token may see, (B, T, keys) bool, or a float mask added to scores.
 
         x: (B, T, d), queries' tokens; k: (B, heads, keys, w); mask: the host's, (B, 1, T, keys),
-          None = causal.
-        Raises: ConfigError for a mask of another form.
+        None = causal.
         """
         (b, t), keys = x.shape[:2], k.shape[2]
         if mask is None:

@@ -183,11 +183,7 @@ def _settings(mixture: Mixture) -> Any:
 
 
 def _rows(mixture: Mixture) -> dict[str, Tensor]:
-    """Return a mixture's router tensors that have a row for each of E experts: name -> (E, ...).
-
-    Raises: ConfigError for a router that cannot get or lose experts: one that does not name these
-      tensors in `by_expert`, or keeps no settings that could name another number of experts.
-    """
+    """Return a mixture's router tensors that have a row for each of E experts: name -> (E, ...)."""
     router = mixture.router
     if not isinstance(router, Router) or router.by_expert is None or _settings(mixture) is None:
         got = f"a {type(router).__name__}, built for its number of experts"
@@ -198,10 +194,7 @@ def _rows(mixture: Mixture) -> dict[str, Tensor]:
 
 @torch.no_grad()
 def _set_rows(mixture: Mixture, rows: dict[str, Tensor]) -> None:
-    """Replace the tensors of a mixture's router, after the number of its experts has changed.
-
-    rows: name -> tensor with a row for each expert, as `_rows` returns them.
-    """
+    """Replace the tensors of a mixture's router, after the number of its experts has changed."""
     router: Any = mixture.router
     for name, value in rows.items():
         replace_rows(router, name, value)
@@ -214,10 +207,7 @@ def _set_rows(mixture: Mixture, rows: dict[str, Tensor]) -> None:
 
 
 def _append(mine: Mixture, theirs: Mixture) -> None:
-    """Append the experts of a second mixture, and its router's rows, to a first one, in place.
-
-    mine: the mixture that grows; theirs: the one whose experts are copied.
-    """
+    """Append the experts of a second mixture, and its router's rows, to a first one, in place."""
     our_rows, their_rows = _rows(mine), _rows(theirs)
     if "salt" in our_rows:  # of two experts with one hash, the second would never be chosen
         their_rows["salt"] = _distinct(our_rows["salt"], their_rows["salt"])
@@ -243,10 +233,7 @@ def _distinct(our_salts: Tensor, salts: Tensor) -> Tensor:
 
 
 def _check_alike(path: str, mine: Mixture, theirs: Mixture) -> None:
-    """Raise ConfigError or ShapeError if two mixtures cannot be merged.
-
-    path: their place in both models, for the error; mine, theirs: the mixtures of the two models.
-    """
+    """Raise ConfigError or ShapeError if two mixtures cannot be merged."""
     experts = mine.experts.experts + theirs.experts.experts
     # type of the router, widths of its rows, and its settings for all experts together
     our_side, their_side = (
@@ -277,10 +264,7 @@ def _widths(rows: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
 
 
 def _shared_tensors(model: nn.Module, twice: bool = False) -> Iterator[tuple[str, Tensor]]:
-    """Yield (name, tensor) of a model's parameters and buffers that belong to no single expert.
-
-    model: has mixtures; twice: a tensor with several names comes under each of them.
-    """
+    """Yield (name, tensor) of a model's parameters and buffers that belong to no single expert."""
     single: set[int] = set()
     for mixture in mixtures_in(model).values():
         experts = mixture.experts
@@ -298,10 +282,7 @@ def _shared_tensors(model: nn.Module, twice: bool = False) -> Iterator[tuple[str
 
 
 def _shape_error(name: str, first: object, second: object) -> ShapeError:
-    """Return the error for weights whose shapes differ between two models.
-
-    name: what the error calls the weights; first, second: their shapes in each model.
-    """
+    """Return the error for weights whose shapes differ between two models."""
     return ShapeError(name, got=second, want=f"{first}, as in the first", fix=SAME)
 
 

@@ -114,10 +114,7 @@ def convergence_study(
 
 
 def _near(truth: Parameters, noise: float, random: np.random.Generator) -> Parameters:
-    """Perturb the true parameters as a start of the search, see `convergence_study`.
-
-    truth: the true parameters; noise: standard deviation of the perturbation; random: draws it.
-    """
+    """Perturb the true parameters as a start of the search, see `convergence_study`."""
 
     def off(like: Array | float) -> Array:
         return noise * random.standard_normal(np.shape(like))

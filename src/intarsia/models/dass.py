@@ -39,10 +39,7 @@ class Genotype:
     reduce: Cell
 
     def __post_init__(self) -> None:
-        """Check every edge, and make tuples of lists, as JSON has them.
-
-        Raises: ConfigError for an unknown operation or input.
-        """
+        """Check every edge, and make tuples of lists, as JSON has them."""
         for name in ("normal", "reduce"):
             cell = tuple(tuple((int(i), str(o)) for i, o in node) for node in getattr(self, name))
             object.__setattr__(self, name, cell)
@@ -406,10 +403,7 @@ class Supernet(Cells):
 
     @torch.no_grad()
     def _adam(self, gradient: Tensor, betas: tuple[float, float] = (0.5, 0.999)) -> None:
-        """Do a step of Adam on alpha, whose state is in buffers, to be saved with the run.
-
-        gradient: that of the loss by alpha, in its shape; betas: decay of the two moments.
-        """
+        """Do a step of Adam on alpha, whose state is in buffers, to be saved with the run."""
         state: Any = self
         gradient = gradient + 1e-3 * self.alpha
         state.steps += 1

@@ -57,10 +57,7 @@ def _cross_entropy(model: nn.Module, batch: Batch) -> Tensor:
 
 
 def _gradient(value: Tensor, tensors: Sequence[Tensor]) -> list[Tensor]:
-    """Return the gradients of a scalar, zeros for tensors that it does not depend on.
-
-    value: the scalar; tensors: by which it is differentiated.
-    """
+    """Return the gradients of a scalar, zeros for tensors that it does not depend on."""
     gradients = torch.autograd.grad(value, list(tensors), allow_unused=True)
     return [
         torch.zeros_like(p) if g is None else g for p, g in zip(tensors, gradients, strict=True)
@@ -71,9 +68,6 @@ def _gradient(value: Tensor, tensors: Sequence[Tensor]) -> list[Tensor]:
 def _set_weights(
     w: Sequence[Tensor], base: Sequence[Tensor], along: Sequence[Tensor], factor: float
 ) -> None:
-    """Set weights to base + factor * along, in place.
-
-    w: the parameters; base, along: tensors of the same shapes.
-    """
+    """Set weights to base + factor * along, in place."""
     for p, b, d in zip(w, base, along, strict=True):
         p.copy_(b + factor * d)

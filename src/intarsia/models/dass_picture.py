@@ -47,10 +47,7 @@ def _place(state: int) -> tuple[float, float]:
 
 
 def _nodes(count: int) -> list[str]:
-    """Draw circles of inputs, nodes and output, and dashed arcs from nodes to the output.
-
-    count: the number of nodes. Returns SVG elements.
-    """
+    """Draw circles of inputs, nodes and output, and dashed arcs from nodes to the output."""
     out = count + 2
     names = ["k-2", "k-1", *(str(n) for n in range(count)), "out"]
     shapes = []

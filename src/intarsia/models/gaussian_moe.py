@@ -245,10 +245,7 @@ class _Unit:
 
 
 def _pack(params: Parameters, learn: bool) -> Array:
-    """Concatenate the free parameters in a vector: without the last gate, and without a fixed tau.
-
-    params: the mixture's, or their derivatives; learn: tau is a free parameter.
-    """
+    """Concatenate the free parameters in a vector: without the last gate, and without a fixed tau."""
     tau = [np.atleast_1d(params.tau)] if learn else []
     free = [
         params.gate[:-1].ravel(),
@@ -262,11 +259,7 @@ def _pack(params: Parameters, learn: bool) -> Array:
 
 
 def _unpack(vector: Array, k: int, d: int, tau: float | None) -> Parameters:
-    """Convert a vector of free parameters, with log tau and log variance, to `Parameters`.
-
-    vector: as `_pack` returns it; k: experts; d: features; tau: a fixed value, None = in the
-      vector.
-    """
+    """Convert a vector of free parameters, with log tau and log variance, to `Parameters`."""
     sizes = [(k - 1) * d, k - 1, int(tau is None), k * d, k, k]
     gate, bias, log_tau, slope, intercept, variance = np.split(vector, np.cumsum(sizes)[:-1])
     gate = np.vstack([gate.reshape(k - 1, d), np.zeros((1, d))])
@@ -277,10 +270,7 @@ def _unpack(vector: Array, k: int, d: int, tau: float | None) -> Parameters:
 
 
 def _check_start(start: Parameters, k: int, d: int) -> None:
-    """Raise ShapeError for a start of the search that does not fit.
-
-    start: the user's parameters; k: experts; d: features.
-    """
+    """Raise ShapeError for a start of the search that does not fit."""
     shapes = [(k, d), (k,), (), (k, d), (k,), (k,)]
     got = [np.shape(part) for part in start]
     positive = start.tau > 0 and bool((np.asarray(start.variance) > 0).all())

@@ -153,10 +153,7 @@ class Sat:
     ) -> tuple[int, str]:
         """Compute the cycles of one of a layer's three products, and the dataflow that is faster.
 
-        The product is (rows, inner * taps) (inner * taps, columns). layer: the layer, for its
-          weights and memory traffic; rows, columns: of the product; inner, taps: the two factors of
-          the summed dimension; the groups of m weights of N:M lie along inner; pruned: the N:M
-          training whose pattern applies, None = dense.
+        The product is (rows, inner * taps) (inner * taps, columns).
         """
         slots, stored = inner * taps, layer.weights * HALF
         if pruned is not None:
@@ -172,11 +169,7 @@ class Sat:
         return max(cycles[best], self._memory_cycles(ends + stored)) + sort, best
 
     def _sort(self, layer: LayerShape, pruned: Bdwp | None) -> int:
-        """Compute the cycles of choosing the n largest of each m weights of a layer by sorting.
-
-        layer: its sizes; pruned: the N:M training, None = nothing is sorted. A group takes m
-          cycles, and `lanes` groups are sorted at a time.
-        """
+        """Compute the cycles of choosing the n largest of each m weights of a layer by sorting."""
         m = 0 if pruned is None else NofM.read(pruned.pattern).m
         return -(-layer.weights // (self.lanes * m)) * m if m else 0
 
@@ -186,10 +179,7 @@ class Sat:
 
 
 def _bytes(layer: LayerShape, pruned: Bdwp) -> int:
-    """Compute the bytes of a layer's N:M weights and their indices.
-
-    layer: its sizes; pruned: the N:M training, for the pattern.
-    """
+    """Compute the bytes of a layer's N:M weights and their indices."""
     pattern = NofM.read(pruned.pattern)
     bits = 8 * HALF + math.ceil(math.log2(pattern.m))
     return math.ceil(layer.weights * pattern.n / pattern.m * bits / 8)
@@ -206,11 +196,7 @@ def layer_shapes(model: nn.Module, *inputs: Any, batch: int = 1) -> tuple[LayerS
     shapes: list[LayerShape] = []
 
     def note(name: str, layer: Any, args: Any, y: Tensor) -> None:
-        """Append the sizes of a layer's matrix product to `shapes`, when a forward reaches it.
-
-        name: path of the layer; args: inputs of its forward; y: its output, for one sample. A
-          transposed convolution computes an output at every tap (kernel position) of each input.
-        """
+        """Append the sizes of a layer's matrix product to `shapes`, when a forward reaches it."""
         # `sizes` are the fields of LayerShape: outputs, inputs, kernel (taps), and places in all of
         # `batch` samples
         groups, first, second = groups_of(layer), *layer.weight.shape[:2]
@@ -279,9 +265,8 @@ def simulate(
 def _compact(x: Tensor, weight: Tensor, pattern: NofM) -> tuple[Tensor, Tensor, Tensor]:
     """Compact a weight with n of each m entries not 0, and group the activations accordingly.
 
-    x: (R, K), activations; weight: (C, K); pattern: n of m along K. S = n K / m weights of a row
-      are stored, one a slot. Returns the m activations that each slot may need, (R, S, m); the
-      stored weights, (C, S); and which of the m activations belongs to each, (C, S).
+    x: (R, K), activations; weight: (C, K). Returns the m activations that each slot may need, (R,
+    S, m); the stored weights, (C, S); and which of the m activations belongs to each, (C, S).
     """
     n, m = pattern.n, pattern.m
     pad = -x.shape[1] % m
@@ -302,10 +287,9 @@ def _os(x: Tensor, values: Tensor, places: Tensor, sat: Sat) -> tuple[Tensor, in
     """Simulate an array whose units keep the outputs, for one tile of a product.
 
     Activations enter on the left and weights at the top, each row and column one cycle after the
-    one before, so that they meet in the units.
-    x: (R, S, m), for each of S slots the m activations that a weight may need; values, places: (C,
-      S), the stored weights, and which of the m activations belongs to each; sat: the array.
-      Returns the products (R, C), and the cycles.
+    one before, so that they meet in the units. x: (R, S, m), for each of S slots the m activations
+    that a weight may need; values, places: (C, S), the stored weights, and which of the m
+    activations belongs to each. Returns the products (R, C), and the cycles.
     """
     side, slots = sat.side, values.shape[1]
     sums = torch.zeros(side, side, dtype=torch.float64)
@@ -333,10 +317,9 @@ def _os(x: Tensor, values: Tensor, places: Tensor, sat: Sat) -> tuple[Tensor, in
 def _ws(x: Tensor, values: Tensor, places: Tensor, side: int) -> tuple[Tensor, int]:
     """Simulate an array whose units keep the weights, for one tile of a product.
 
-    Weights are loaded row by row; activations enter on the left, and sums leave at the bottom.
     x: (R, S, m), for each of S slots the m activations that a weight may need; values, places: (C,
-      S), the stored weights, and which of the m activations belongs to each; side: of the array, in
-      units. Returns the products (R, C), and the cycles.
+    S), the stored weights, and which of the m activations belongs to each. Returns the products (R,
+    C), and the cycles.
     """
     y = torch.zeros(len(x), len(values), dtype=torch.float64)
     cycle = side  # loading the weights took a cycle a row

@@ -87,12 +87,7 @@ def offload(
 
 
 def _packed_store(folder: Path, store: str | Path | None, progress: Report) -> Path:
-    """Return the folder of packed experts for a source, and create it if there is none yet.
-
-    folder: a store itself, or a saved model; store: where its experts are packed, None = beside it;
-    progress: gets a line of text.
-    Raises: CheckpointError for a store that is older than the folder's weights.
-    """
+    """Return the folder of packed experts for a source, and create it if there is none yet."""
     if (folder / INDEX).is_file():
         return folder
     packed = Path(store) if store is not None else folder.with_name(f"{folder.name}-experts")
@@ -206,9 +201,7 @@ class _View:
 def _offloaded(self: Any, *args: Any, **kwargs: Any) -> Tensor:
     """Compute a layer's experts one by one, in ascending order, while a thread reads the next ones.
 
-    The experts function in transformers' table. self: the module of the layer's experts; args,
-    kwargs: hidden (T, d), index (T, k) of the experts, weights (T, k).
-    Raises: ConfigError in a forward with gradients.
+    args, kwargs: hidden (T, d), index (T, k) of the experts, weights (T, k).
     """
     slots, layer = cast("tuple[Slots, int]", getattr(self, SLOTS))
     hidden, index, _ = arguments(args, kwargs)
@@ -236,10 +229,7 @@ class _ExpertsOnMeta(TorchFunctionMode):
         self.experts = experts
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Create stacked weights of all experts on the meta device, and anything else as usual.
-
-        func, types, args, kwargs: as torch passes them to a mode for each call.
-        """
+        """Create stacked weights of all experts on the meta device, and anything else as usual."""
         kwargs = kwargs or {}
         shape = args[0] if args and isinstance(args[0], tuple | list | torch.Size) else args
         if func in (torch.empty, torch.zeros) and len(shape) in (2, 3) and shape[0] == self.experts:
@@ -249,10 +239,7 @@ class _ExpertsOnMeta(TorchFunctionMode):
 
 
 def _model_without_experts(store: ExpertStore) -> Any:
-    """Build the model with every weight except the experts', which stay on the meta device.
-
-    store: the packed model. Raises: CheckpointError for files that do not fit each other.
-    """
+    """Build the model with every weight except the experts', which stay on the meta device."""
     from transformers import AutoConfig, AutoModelForCausalLM
 
     try:
@@ -294,10 +281,7 @@ def _model_without_experts(store: ExpertStore) -> Any:
 
 
 def _settings(folder: Path) -> Any:
-    """Read the settings of `generate` in a folder: end tokens and sampling.
-
-    Raises: CheckpointError.
-    """
+    """Read the settings of `generate` in a folder: end tokens and sampling."""
     from transformers import GenerationConfig
 
     try:
@@ -308,12 +292,7 @@ def _settings(folder: Path) -> Any:
 
 
 def _attach(model: Any, store: ExpertStore, slots: Slots) -> None:
-    """Replace the stacked weights by views of the slots, and register the function that reads them.
-
-    model: built without experts, changed in place; store: files of the experts; slots: memory of
-    those that are resident.
-    Raises: CheckpointError for a store whose experts are not those of the model.
-    """
+    """Replace the stacked weights by views of the slots, and register the function that reads them."""
     from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 
     if NAME not in ALL_EXPERTS_FUNCTIONS:

@@ -199,10 +199,7 @@ class Ring:
         """Return the hook of a block's forward that waits for its weights; number: the block's."""
 
         def wait(block: nn.Module, _: Any) -> None:
-            """Wait until the block's file was read, and give the block its weights.
-
-            Raises: ConfigError with gradients, or for blocks out of order; an error of the read.
-            """
+            """Wait until the block's file was read, and give the block its weights."""
             if torch.is_grad_enabled():
                 fix = "Run it under torch.no_grad()."
                 raise ConfigError("model with a ring", got="gradients", want="inference", fix=fix)
@@ -226,10 +223,7 @@ class Ring:
         return wait
 
     def _freeing_hook(self, number: int) -> Any:
-        """Return the hook that frees a block's place, and queues the read of its next block.
-
-        number: the block's. With K places, block number + K gets the place.
-        """
+        """Return the hook that frees a block's place, and queues the read of its next block."""
 
         def free(block: nn.Module, *_: Any) -> None:
             """Take the block's weights away, and queue the read of the next block in its place."""
@@ -248,10 +242,7 @@ class Ring:
 
 
 def _set_tensors(block: nn.Module, tensors: Mapping[str, Tensor]) -> None:
-    """Replace a block's weights and buffers by these tensors, without a copy.
-
-    tensors: by name, empty ones to free the block's memory.
-    """
+    """Replace a block's weights and buffers by these tensors, without a copy."""
     for name, tensor in tensors.items():
         path, _, last = name.rpartition(".")
         owner = block.get_submodule(path)

@@ -153,8 +153,7 @@ class Slots:
     def _clear_guesses(self, needed: set[Key]) -> None:
         """Cancel reads for later layers that are not needed, and release those that ended.
 
-        needed: (layer, expert) of the layer that comes next. A failed read is forgotten: the layer
-        that needs the expert reads it again, and fails then.
+        needed: (layer, expert) of the layer that comes next.
         """
         for key, reading in list(self.guesses.items()):
             over = reading.done()

@@ -83,10 +83,7 @@ class Checkpoint:
         return self._file(key).get_slice(key).get_shape()[0]
 
     def _file(self, key: str) -> Any:
-        """Return the open file that has the tensor of a name.
-
-        Raises: CheckpointError for a tensor that no file has.
-        """
+        """Return the open file that has the tensor of a name."""
         if key not in self.where:
             raise _unreadable(self.folder, f"no {key}")
         return self.where[key]
@@ -126,16 +123,10 @@ def experts_of(source: Checkpoint) -> dict[str, Callable[[int], dict[str, Tensor
 def _reader_of_separate(
     source: Checkpoint, path: str, names: tuple[str, str, str]
 ) -> Callable[[int], dict[str, Tensor]]:
-    """Return a function that reads one expert from a checkpoint with separate tensors for each.
-
-    source: the saved model; path: of the layer's experts; names: of gate, up and down.
-    """
+    """Return a function that reads one expert from a checkpoint with separate tensors for each."""
 
     def read(expert: int) -> dict[str, Tensor]:
-        """Read one expert's matrices, and join gate and up to "gate_up_proj", (2 inner, width).
-
-        Raises: CheckpointError for shapes that do not fit each other.
-        """
+        """Read one expert's matrices, and join gate and up to "gate_up_proj", (2 inner, width)."""
         gate, up, down = (source.tensor(f"{path}.{expert}.{name}.weight") for name in names)
         if gate.shape != up.shape or gate.dim() != 2:
             got = f"expert {expert} of {path} with {tuple(gate.shape)} and {tuple(up.shape)}"
@@ -146,10 +137,7 @@ def _reader_of_separate(
 
 
 def _reader_of_stacked(source: Checkpoint, path: str) -> Callable[[int], dict[str, Tensor]]:
-    """Return a function that reads one expert from a checkpoint that stacks all experts of a layer.
-
-    source: the saved model; path: of the layer's experts.
-    """
+    """Return a function that reads one expert from a checkpoint that stacks all experts of a layer."""
     # sorted, so that every expert's record has the same order
     keys = sorted(key for key in source.where if re.fullmatch(re.escape(path) + r"\.\w+", key))
 
@@ -226,13 +214,7 @@ def count_of(source: Checkpoint, path: str) -> int:
 def _write(
     file: Path, source: Checkpoint, path: str, read: Callable[[int], dict[str, Tensor]]
 ) -> dict[str, Any]:
-    """Write one layer's experts to a file, one after another; return its entry in the index.
-
-    file: new; source: the saved model; path: of the layer's experts; read: returns the tensors of
-    the expert of a number.
-    Raises: TargetError for types that cannot be stored; CheckpointError for experts of unequal
-    size.
-    """
+    """Write one layer's experts to a file, one after another; return its entry in the index."""
     count = count_of(source, path)
     first = {name: t.contiguous() for name, t in read(0).items()}
     if unsupported := {t.dtype for t in first.values()} - NAMES.keys():
@@ -264,11 +246,7 @@ def _raw_bytes(tensor: Tensor) -> bytes:
 
 
 def _header(first: Mapping[str, Tensor], count: int) -> bytes:
-    """Build the header of a safetensors file, padded to a page of 4096 bytes.
-
-    first: tensors of one expert, all others have their shapes; count: number of experts. Since the
-    experts have one size, an expert can be read without the header.
-    """
+    """Build the header of a safetensors file, padded to a page of 4096 bytes."""
     entries: dict[str, Any] = {}
     offset = 0
     for expert in range(count):
@@ -287,10 +265,7 @@ def _header(first: Mapping[str, Tensor], count: int) -> bytes:
 
 
 def _bytes_of(layer: Mapping[str, Any]) -> int:
-    """Return the bytes of one expert, from a layer's entry in the index.
-
-    Raises: KeyError, TypeError and ValueError for an index that contradicts itself.
-    """
+    """Return the bytes of one expert, from a layer's entry in the index."""
     widths = {name: dtype.itemsize for dtype, name in NAMES.items()}
     sizes = [widths[p["dtype"]] * math.prod(map(int, p["shape"])) for p in layer["parts"]]
     size, start = int(layer["bytes"]), int(layer["start"])

@@ -103,9 +103,7 @@ class Attached(WholeModel):
     def _mine(self, part: OwnExperts | None, name: str, value: Tensor | Stored) -> Tensor:
         """Cut this process's rows out of a weight of all experts.
 
-        part: the experts of a layer that this process keeps, None = the weight belongs to no expert
-          and is returned whole; name: the weight's name in them; value: (E, ...), a tensor or in a
-          file. Raises: CheckpointError for a file of another number of experts.
+        value: (E, ...), a tensor or in a file.
         """
         if part is None:
             return value.all() if isinstance(value, Stored) else value

@@ -148,8 +148,7 @@ class Swap:
     def _exchange(self, blocks: Tensor, members: Sequence[int], wire: Wire, phase: str) -> Tensor:
         """Exchange blocks with some processes, one for each, in one step.
 
-        blocks: (members, m, ...), by receiver; members: the processes; wire: sends the blocks;
-          phase: names the exchange in the byte counts. Returns the blocks that came, by sender.
+        blocks: (members, m, ...), by receiver.
         """
         counts = [blocks.shape[1] * (rank in members) for rank in range(wire.world)]
         return wire.send(blocks.flatten(0, 1), counts, counts, phase).view(blocks.shape)
@@ -255,18 +254,14 @@ class _Split(torch.autograd.Function):
     def forward(ctx: Any, rows: Tensor, swap: Swap, wire: Wire, phase: str) -> Tensor:
         """Return this member's part (E, C / G, d) of the rows (E, C, d) that all G members have.
 
-        ctx: autograd's context; rows: (E, C, d), the same in all; swap: the group's exchange, wire:
-          sends it, and phase: its name in byte counts, all three for the backward.
+        rows: (E, C, d), the same in all.
         """
         ctx.swap, ctx.wire, ctx.phase = swap, wire, phase
         return _part(rows, swap, wire)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None]:
-        """Gather the gradient of all rows (E, C, d) from the members' parts (E, C / G, d).
-
-        ctx: what the forward stored; grads: the gradient of this member's part.
-        """
+        """Gather the gradient of all rows (E, C, d) from the members' parts (E, C / G, d)."""
         return _whole(grads[0], ctx.swap, ctx.wire, f"{ctx.phase}.back"), None, None, None
 
 
@@ -275,20 +270,13 @@ class _Join(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, rows: Tensor, swap: Swap, wire: Wire, phase: str) -> Tensor:
-        """Put the members' parts together, (E, C / G, d) -> (E, C, d), the same in all.
-
-        ctx: autograd's; rows: this member's part; swap: the group's exchange; wire: sends it;
-          phase: its name in byte counts.
-        """
+        """Put the members' parts together, (E, C / G, d) -> (E, C, d), the same in all."""
         ctx.swap, ctx.wire = swap, wire
         return _whole(rows, swap, wire, phase)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None]:
-        """Return this member's part (E, C / G, d) of the gradient (E, C, d).
-
-        ctx: what the forward stored; grads: the gradient of all rows.
-        """
+        """Return this member's part (E, C / G, d) of the gradient (E, C, d)."""
         return _part(grads[0], ctx.swap, ctx.wire), None, None, None
 
 
@@ -297,40 +285,26 @@ class _Alike(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, rows: Tensor, swap: Swap, wire: Wire, phase: str) -> Tensor:
-        """Return the rows, of which all members of a group have a copy.
-
-        ctx: autograd's context; rows: any shape; swap: the group's exchange, wire: sends it, and
-          phase: its name in byte counts, all three for the backward.
-        """
+        """Return the rows, of which all members of a group have a copy."""
         ctx.swap, ctx.wire, ctx.phase = swap, wire, phase
         return rows.view_as(rows)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None]:
-        """Return the sum of all members' gradients, the same in each.
-
-        ctx: what the forward stored; grads: this member's gradient.
-        """
+        """Return the sum of all members' gradients, the same in each."""
         gradients = ctx.swap.gather(grads[0].contiguous(), ctx.wire, f"{ctx.phase}.back")
         return gradients.sum(0), None, None, None
 
 
 def _part(rows: Tensor, swap: Swap, wire: Wire) -> Tensor:
-    """Return this member's part of the second axis of rows, (E, C, d) -> (E, C / G, d).
-
-    swap: the exchange of the group, which lists its G members; wire: knows this process's rank.
-    """
+    """Return this member's part of the second axis of rows, (E, C, d) -> (E, C / G, d)."""
     # the members in order have consecutive parts
     length = rows.shape[1] // len(swap.members)
     return rows.narrow(1, swap.members.index(wire.rank) * length, length).contiguous()
 
 
 def _whole(rows: Tensor, swap: Swap, wire: Wire, phase: str) -> Tensor:
-    """Gather the members' parts along the second axis, (E, C / G, d) -> (E, C, d).
-
-    rows: this member's part; swap: the exchange of the group of G members; wire: sends it; phase:
-      its name in the byte counts.
-    """
+    """Gather the members' parts along the second axis, (E, C / G, d) -> (E, C, d)."""
     return torch.cat(list(swap.gather(rows.contiguous(), wire, phase)), 1)
 
 

@@ -281,8 +281,7 @@ class DeepSpeedExperts(OwnExperts):
     def _computed(self, local: Cuttable, came: Tensor) -> Tensor:
         """Compute the rows that were received by this process's n experts.
 
-        local: the experts; came: (D', n, m, d), from each of D' devices m rows for each expert.  ->
-          (D', n m, out).
+        came: (D', n, m, d), from each of D' devices m rows for each expert. -> (D', n m, out).
         """
         sources, experts, places, width = came.shape
         # Rows are grouped by expert, whichever device they came from.

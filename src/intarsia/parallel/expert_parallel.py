@@ -54,12 +54,7 @@ def register_exchange(meter: Meter | None = None) -> str:
 
     class Exchange(theirs.EPImplementation):
         def __init__(self, experts: Any, ep_mesh: Any, tp_mesh: Any) -> None:
-            """Prepare the exchange of one layer; each process has a contiguous group of experts.
-
-            experts: transformers' module with this process's experts; ep_mesh: the processes that
-            share the experts; tp_mesh: processes that share a batch, of which there may be one.
-            Raises: ConfigError for more.
-            """
+            """Prepare the exchange of one layer; each process has a contiguous group of experts."""
             super().__init__(experts, ep_mesh, tp_mesh)
             if tp_mesh.size() > 1:
                 got, want = f"{tp_mesh.size()} processes that share a batch", "rows of its own each"

@@ -208,8 +208,7 @@ def in_order(layers: int, experts: int, devices: int) -> Tensor:
 def _loads(expert: Tensor, home: Tensor, experts: int, devices: int) -> Tensor:
     """Count the pairs (token, expert) of each device's tokens with each expert, (D, E).
 
-    expert: (N, k), the experts of each token, -1 = none; home: (N,), the device of each token;
-      experts: E; devices: D.
+    expert: (N, k), the experts of each token, -1 = none; home: (N,), the device of each token.
     """
     row, place = (expert >= 0).nonzero(as_tuple=True)
     # a bin for each (device, expert)
@@ -286,8 +285,7 @@ class FssdpExperts(Sharded):
     def _computed(self, rows: Tensor, local_routing: Routing, holds: Tensor) -> Tensor:
         """Compute received rows by the experts that this process holds for the batch.
 
-        rows: (M, d); local_routing: which of the held experts each row has, and with what weight;
-          holds: (D, E) bool, which process holds which expert.
+        rows: (M, d); holds: (D, E) bool, which process holds which expert.
         """
 
         def with_copies(rows: Tensor, weight: Tensor, mine: Tensor, phase: str) -> Tensor:
@@ -360,9 +358,8 @@ class _Again(torch.autograd.Function):
     ) -> Tensor:
         """Compute product(rows, weight, mine, "gather"), and save its three tensors alone.
 
-        ctx: autograd's context; rows: (M, d); weight: of the pairs (row, expert); mine: (own, P), P
-          weights of each expert owned here; product: gathers copies of further experts and computes
-          the rows; the copies are not saved.
+        rows: (M, d); weight: of the pairs (row, expert); mine: (own, P), P weights of each expert
+        owned here.
         """
         # Only the owner's weights are saved: the copies are freed, and gathered again when the
         # backward needs them.
@@ -372,10 +369,7 @@ class _Again(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        """Compute the product once more, with weights gathered anew, and return its gradients.
-
-        ctx: the saved tensors and the product; grads: the gradient of the outputs.
-        """
+        """Compute the product once more, with weights gathered anew, and return its gradients."""
         # The product is computed once more, with gradients this time, as in activation
         # checkpointing.
         saved = [t.detach().requires_grad_() for t in ctx.saved_tensors]
@@ -385,10 +379,7 @@ class _Again(torch.autograd.Function):
 
 
 def _autocast_as_here(device: str) -> Callable[[], AbstractContextManager[object]]:
-    """Return a factory of the present autocast context, for a backward, which runs outside of it.
-
-    device: its type, such as "cuda".
-    """
+    """Return a factory of the present autocast context, for a backward, which runs outside of it."""
     if not torch.amp.is_autocast_available(device):
         return nullcontext
     dtype, enabled = torch.get_autocast_dtype(device), torch.is_autocast_enabled(device)

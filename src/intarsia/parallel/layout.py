@@ -189,10 +189,7 @@ def check_parts(hidden: int, parts: int) -> None:
 
 
 def _check_sums(experts: FusedExperts) -> None:
-    """Raise ConfigError if experts cut along their hidden units would not add up to the whole.
-
-    experts: of a model of transformers, where a norm or an unknown weight can be the reason.
-    """
+    """Raise ConfigError if experts cut along their hidden units would not add up to the whole."""
     fused = "gate_up_proj", "up_proj", "down_proj"
     summable = {f"{name}{end}" for name in fused for end in ("", "_bias")}
     if strange := sorted(set(experts.names) - summable):

@@ -165,10 +165,7 @@ def places(model: nn.Module) -> list[Place]:
 
 
 def _stock(model: nn.Module) -> Mapping[str, Any]:
-    """Return a model's layers of experts that transformers calls, by path.
-
-    model: any. Raises: ConfigError for experts that are not in memory.
-    """
+    """Return a model's layers of experts that transformers calls, by path."""
     try:
         return stock_experts(model)
     except TargetError as error:

@@ -130,21 +130,13 @@ class Processes:
 
 
 def _failure(subject: str, got: str) -> TrainingError:
-    """Return the error for a job that did not end well.
-
-    subject: which process; got: what happened.
-    """
+    """Return the error for a job that did not end well."""
     fix = "See its messages above; try fewer processes."
     return TrainingError(subject, got=got, want="the job done", fix=fix)
 
 
 def _serve(rank: int, count: int, store: str, seconds: float, pipe: Connection) -> None:
-    """Carry out jobs from a pipe until it is closed; runs in a process of its own.
-
-    rank: this process's number; count: of processes; store: a file by which the processes find each
-      other; seconds: the longest time that an exchange may wait; pipe: brings jobs, and takes
-      answers.
-    """
+    """Carry out jobs from a pipe until it is closed; runs in a process of its own."""
     # As many threads as cores in each of the processes would slow all of them down.
     torch.set_num_threads(1)
     limit = timedelta(seconds=seconds)

@@ -120,8 +120,7 @@ def _move_rows(
     """Send rows to their next device; return the rows that are here then, and their numbers.
 
     x: (n, d), the rows that are here now; numbers: (n,), which of the N rows of the trace they are;
-      came, goes: (N,), the device of each row of the trace before and after the exchange; layer: a
-      number that names the exchange; meter: counts the bytes; group: the processes, None = all.
+    came, goes: (N,), the device of each row of the trace before and after the exchange.
     """
     rank, world = dist.get_rank(group), dist.get_world_size(group)
     target = goes[numbers]

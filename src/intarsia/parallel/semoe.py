@@ -96,10 +96,7 @@ class SeMoe(Strategy):
         began = [""]  # began[i]: name of the step after which layer i begins, "" for the first
 
         def fetch_step(kind: str, layer: int, before: str) -> PlanStep:
-            """Return a step that brings weights in, from host memory or over the links.
-
-            kind: "load" or "gather"; layer: its number; before: step that it waits for, "" = none.
-            """
+            """Return a step that brings weights in, from host memory or over the links."""
             resource, sent = ("load", load) if kind == "load" else ("link", part)
             after = (before,) if before else ()
             return PlanStep(f"{layer}.{kind}", layer, kind, resource, after, bytes=sent)

@@ -136,13 +136,7 @@ class Tutel(Strategy):
         experts: int,
         after: dict[str, tuple[str, ...]],
     ) -> tuple[list[PlanStep], list[PlanStep]]:
-        """Return the steps of a layer's forward, and those of its backward.
-
-        layer: its number; degree: r, into how many parts an expert's hidden units are divided to be
-          computed; places: C, how many rows an expert takes from each device; size: an expert's
-          widths and bytes; topology: devices and links; experts: E; after: name of a step -> names
-          of those that it waits for, if not for the one before; steps of chunks are added to it.
-        """
+        """Return the steps of a layer's forward, and those of its backward."""
         devices, slices = topology.devices, slices_of(experts, topology.devices)
         per_device = max(1, experts // devices)
         weight_swaps = weights_swaps(experts, devices, degree)
@@ -210,11 +204,7 @@ class Tutel(Strategy):
     def _seconds(
         self, degree: int, experts: int, places: int, size: ExpertSize, topology: Topology
     ) -> float:
-        """Simulate the forward of a layer with this degree, and return its seconds.
-
-        degree: r, see `chosen`; experts: E; places: C, how many rows an expert takes from each
-          device; size: an expert's widths and bytes; topology: devices and links.
-        """
+        """Simulate the forward of a layer with this degree, and return its seconds."""
         after: dict[str, tuple[str, ...]] = {}
         steps, _ = self._layer(0, degree, places, size, topology, experts, after)
         return simulate(DevicePlan(lined_up(steps, after), topology.devices), topology).seconds
@@ -298,24 +288,14 @@ class TutelExperts(OwnExperts):
         return table.combine(torch.cat(outputs, 1))
 
     def _degree(self, places: int) -> int:
-        """Return the degree of parallelism r: into how many parts an expert's hidden units are cut.
-
-        The S devices that hold slices of an expert form r groups; each group computes one part for
-        all rows, and its S / r devices share the rows. r = 0: rows stay where they are, and every
-        device gathers the weights of all experts. places: C, the rows that an expert takes from
-        each device; r is chosen once for each C.
-        """
+        """Return the degree of parallelism r: into how many parts an expert's hidden units are cut."""
         if places not in self.degrees:
             size = _size(self.local, self.slices)
             self.degrees[places] = self.settings.chosen(self.experts, places, size, self.topology)
         return self.degrees[places]
 
     def _weights(self, degree: int) -> Cuttable:
-        """Gather the weights that this process computes with: its own slice, and its neighbours'.
-
-        degree: r; of the S slices of an expert each S / r processes in a row gather theirs; with r
-          = 0 all processes gather all experts.
-        """
+        """Gather the weights that this process computes with: its own slice, and its neighbours'."""
         swap = weights_swaps(self.experts, self.wire.world, degree)[self.wire.rank]
         if len(swap.members) == 1:
             return self.local
@@ -335,9 +315,7 @@ class TutelExperts(OwnExperts):
         """Send rows to the devices that compute them, and add up the outputs that come back.
 
         rows: (E, C', d), the C' rows that this process has for each of E experts, a chunk of all;
-          chunk: its number, for the byte counts; degree: r, the number of groups of devices that
-          each compute a part of an expert's hidden units for all rows; weights: those that this
-          process computes with.  -> (E, C', out).
+        weights: those that this process computes with. -> (E, C', out).
         """
         world, wire = self.wire.world, self.wire
         experts, places, width = rows.shape
@@ -382,10 +360,7 @@ def _exchanges(topology: Topology) -> tuple[str, ...]:
 
 
 def _size(local: Cuttable, slices: int) -> ExpertSize:
-    """Return the size of a whole expert.
-
-    local: experts with one of several slices of hidden units; slices: their number.
-    """
+    """Return the size of a whole expert."""
     size = size_of(local)
     return replace(size, hidden=size.hidden * slices)
 

@@ -110,12 +110,7 @@ def choose_and_compensate(
 
 
 def _group_code(code: Code | None, block: int, strip: int) -> GroupCode | None:
-    """Return `code` if it rounds columns in groups, None otherwise.
-
-    code: the rounding of a weight, or None. block, strip: numbers of columns after which their
-    errors are passed on to the columns behind.
-    Raises: ConfigError for groups that would begin before all errors have been passed on.
-    """
+    """Return `code` if it rounds columns in groups, None otherwise."""
     if not isinstance(code, GroupCode):
         return None
     if block % code.group or (strip % code.group and code.group % strip):
@@ -127,9 +122,7 @@ def _group_code(code: Code | None, block: int, strip: int) -> GroupCode | None:
 def _choose(score: Tensor, density: float, pattern: Pattern, outside: Tensor | None) -> Tensor:
     """Choose which weights of a group of columns to keep.
 
-    score: (columns, out), higher is kept; density: share of weights, or of blocks, to keep;
-      pattern: n:m, blocks or None = single weights; outside: bool, weights that are never kept, or
-      None. Returns bool, of the scores' shape.
+    score: (columns, out), higher is kept; outside: bool, weights that are never kept, or None.
     """
     if outside is not None:
         score = score.masked_fill(outside, -1)
@@ -140,9 +133,7 @@ def _choose(score: Tensor, density: float, pattern: Pattern, outside: Tensor | N
 def _largest(score: Tensor, density: float, pattern: Pattern) -> Tensor:
     """Return the mask of the largest scores under a pattern.
 
-    score: (out, columns), with a pattern n:m only m columns, of which each row keeps n; density:
-      the share of weights, or of blocks, that is kept, unused with n:m; pattern: n:m, blocks, or
-      None = single weights. Returns bool, of the same shape, True = kept.
+    score: (out, columns), with a pattern n:m only m columns, of which each row keeps n.
     """
     if isinstance(pattern, NofM):
         return largest(score, pattern.n)
@@ -159,8 +150,7 @@ def _largest(score: Tensor, density: float, pattern: Pattern) -> Tensor:
 def _check(weight: Tensor, density: float, pattern: Pattern, block: int) -> None:
     """Raise ConfigError or ShapeError for an impossible setting of `choose_and_compensate`.
 
-    weight: must be (out, in); density: must be in 0 ... 1; pattern: n:m must lie along the inputs,
-      whose number m must divide; block: number of columns that are chosen at once, at least 1.
+    weight: must be (out, in).
     """
     between("density", density, 0, 1, "Try 0.5.")
     between("block", block, 1, 2**20, "Try 128.")

@@ -50,13 +50,7 @@ def random_disjoint(
 def _random_labels(
     shape: tuple[int, ...], parts: int, unit: str, generator: torch.Generator
 ) -> Tensor:
-    """Give each weight of a parameter a random label, each label to equally many weights.
-
-    shape: the parameter's; parts: labels are 0 ... parts - 1; generator: source of the draw. unit:
-      what gets a label: "element", a single weight; "row" or "column", a single weight, and each
-      label is as frequent as others in every row (column); "whole_row" or "whole_column", a row or
-      column. Returns int64 labels of this shape.
-    """
+    """Give each weight of a parameter a random label, each label to equally many weights."""
     # the parts that get one weight more are random
     names = torch.randperm(parts, generator=generator)
     if unit == "element":
@@ -82,9 +76,7 @@ def _labels_of_rows(
 ) -> Tensor:
     """Give random labels to the entries of a matrix, each label as often as others in every row.
 
-    rows, columns: sizes of the matrix; parts: labels are 0 ... parts - 1; whole_rows: True gives
-      all entries of a row one label, each label to equally many rows; generator: source of the
-      draw. Returns (rows, columns) int64.
+    Returns (rows, columns) int64.
     """
     if whole_rows:
         order = torch.randperm(rows, generator=generator)

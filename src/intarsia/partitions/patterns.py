@@ -80,11 +80,7 @@ def keep_blocks(scores: Mapping[str, Tensor], count: int, blocks: Blocks) -> Par
 
 
 def _n_of_m(name: str, score: Tensor, pattern: NofM) -> Tensor:
-    """Return the mask of the n largest scores of each group of m, True = among them.
-
-    name: the tensor's, for an error; score: its scores; pattern: n, m and the axis along which a
-    group lies.
-    """
+    """Return the mask of the n largest scores of each group of m, True = among them."""
     groups = pattern.groups(score.detach())
     _check_no_nan(name, groups)
     return pattern.restored(largest(groups, pattern.n)).cpu().contiguous()

@@ -95,9 +95,8 @@ def _column_masks(
 ) -> list[Tensor]:
     """Choose which columns each group of rows keeps: (groups, in) bool for each weight.
 
-    weights: (out, in) each; order: (out,) int64, row i becomes what was row order[i]; rows: how
-      many consecutive rows are a group; density: share of (group, column) pairs that is kept, those
-      with the largest mean weights.
+    weights: (out, in) each; order: (out,) int64, row i becomes what was row order[i]; density:
+    share of (group, column) pairs that is kept, those with the largest mean weights.
     """
     block_masks: list[Tensor] = []
     for weight in weights:
@@ -109,10 +108,8 @@ def _column_masks(
 def _greedy_order(weights: Sequence[Tensor], rows: int, density: float) -> Tensor:
     """Group similar rows: return an order of the rows, (out,) int64, group after group.
 
-    weights: (out, in) each, >= 0; rows: how many rows are a group; density: the share of columns
-      that a group will keep. A group begins with row a, the one with the largest sum among those in
-      no group yet. It gets the rows b most like a: of largest sum_j min(w_aj, w_bj), over the
-      columns j in which a is largest.
+    weights: (out, in) each, >= 0. It gets the rows b most like a: of largest sum_j min(w_aj, w_bj),
+    over the columns j in which a is largest.
     """
     wide = torch.cat(list(weights), 1)  # (out, sum of in)
     free = torch.ones(len(wide), dtype=torch.bool)
@@ -137,11 +134,8 @@ def _refine(
 ) -> Tensor:
     """Improve an order of rows, so that the kept blocks have a larger sum of weights.
 
-    A block is one group of consecutive rows and one column. In turn the columns that each group
-    keeps are chosen, and the rows are assigned to the groups anew, as long as the sum grows.
-    weights: (out, in) each, >= 0; order: (out,) int64, where to start; rows: the number of rows of
-      a group; density: the share of blocks that is kept; rounds: repetitions at most. Returns an
-      order, (out,) int64, for which the sum (`kept_in_blocks`) is at least that of `order`.
+    weights: (out, in) each, >= 0; order: (out,) int64, where to start. Returns an order, (out,)
+    int64, for which the sum (`kept_in_blocks`) is at least that of `order`.
     """
     best, best_norm = order, kept_in_blocks(weights, order, rows, density)
     slot = torch.arange(len(order)) // rows

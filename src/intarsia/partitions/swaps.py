@@ -98,8 +98,7 @@ def swap(
 def _same_group(place: Tensor, width: int, pattern: NofM) -> Tensor:
     """Mark the columns that are in the same n:m group as one column of each row.
 
-    The columns of a row are divided into groups of m consecutive ones. place: (rows,) int64, the
-    one column of each row; width: number of columns; pattern: has m. Returns (rows, width) bool.
+    place: (rows,) int64, the one column of each row. Returns (rows, width) bool.
     """
     group = torch.arange(width, device=place.device) // pattern.m
     return group[None, :] == (place // pattern.m)[:, None]

@@ -65,11 +65,7 @@ def entries(partition: Partition, part: int = 0) -> dict[str, Tensor]:
 
 
 def _threshold(scores: Mapping[str, Tensor], count: int) -> tuple[int, int]:
-    """Find the count-th largest score; return it as a key, and how many scores equal to it to take.
-
-    A key is a whole number 0 ... 2^32 - 1; keys are in the same order as their scores. scores: name
-    -> scores; count: from 1.
-    """
+    """Find the count-th largest score; return it as a key, and how many scores equal to it to take."""
     # the upper 16 bits of the threshold first, then the lower ones among the scores of that bin
     high = _histogram(keys // HALF for score in scores.values() for _, keys in _keys(score))
     top, above = _bin_of_rank(high, count)
@@ -81,11 +77,7 @@ def _threshold(scores: Mapping[str, Tensor], count: int) -> tuple[int, int]:
 
 
 def _bin_of_rank(histogram: Tensor, count: int) -> tuple[int, int]:
-    """Find the histogram's bin with the count-th largest score; count the scores in higher bins.
-
-    histogram: (2^16,) int64, the number of scores in each bin, low scores first; count: from 1.
-      Returns the bin's number, and the number of scores in higher bins.
-    """
+    """Find the histogram's bin with the count-th largest score; count the scores in higher bins."""
     reached = histogram.flip(0).cumsum(0)  # [i]: scores in the i + 1 highest bins
     place = int((reached < count).sum())
     above = int(reached[place - 1]) if place else 0
@@ -93,10 +85,7 @@ def _bin_of_rank(histogram: Tensor, count: int) -> tuple[int, int]:
 
 
 def _histogram(parts: Iterator[Tensor]) -> Tensor:
-    """Count how often each number 0 ... 2^16 - 1 occurs in several tensors.  (2^16,) int64.
-
-    parts: tensors of such numbers.
-    """
+    """Count how often each number 0 ... 2^16 - 1 occurs in several tensors.  (2^16,) int64."""
     total = torch.zeros(HALF, dtype=torch.int64)
     for part in parts:
         total += torch.bincount(part, minlength=HALF).cpu()
@@ -104,12 +93,7 @@ def _histogram(parts: Iterator[Tensor]) -> Tensor:
 
 
 def _keys(score: Tensor) -> Iterator[tuple[int, Tensor]]:
-    """Yield the scores in chunks, as whole numbers (keys) whose order is that of the scores.
-
-    score: any shape, read flat. Yields (the place of a chunk's first score, its keys), keys int64,
-    0 ... 2^32 - 1.
-    Raises: ConfigError for a NaN.
-    """
+    """Yield the scores in chunks, as whole numbers (keys) whose order is that of the scores."""
     flat = score.detach().reshape(-1)
     for start in range(0, len(flat), CHUNK):
         chunk = flat[start : start + CHUNK].float()

@@ -198,9 +198,8 @@ class JointSwaps:
     def _swap_for_stay(self, trace: Trace, load: Tensor, owner: Tensor, devices: int) -> Tensor:
         """Swap experts so that more tokens find their next layer's expert on the same device.
 
-        trace: recorded routing; load: (L, E), tokens of each expert; owner: (L, E), the device of
-          each expert at the start; devices: D. Several passes over the layers. Returns the new
-          owner, (L, E).
+        load: (L, E), tokens of each expert; owner: (L, E), the device of each expert at the start.
+        Returns the new owner, (L, E).
         """
         counts, owner = transitions(trace), owner.clone()  # (E, E) between two layers
         for _ in range(self.sweeps):
@@ -220,11 +219,8 @@ class JointSwaps:
     ) -> Tensor:
         """Place the experts of one layer so that a token's experts are on few devices.
 
-        Rows then have few destinations, if they return after each layer (objective "home").
-        trace: recorded routing; layer: its index; load: (E,), tokens of each expert; even: (E,), a
-          placement with even loads to start from; devices: D. Returns the device of each expert,
-          (E,). Loads may exceed the mean by as little as is needed to have no more destinations
-          than experts in order have.
+        load: (E,), tokens of each expert; even: (E,), a placement with even loads to start from.
+        Returns the device of each expert, (E,).
         """
         # pairs: for each two experts, the tokens that have both
         membership, pairs = trace.membership(layer), trace.coactivation(layer)

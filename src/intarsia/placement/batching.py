@@ -192,19 +192,12 @@ def serve(
 
 
 def _queue_next(queues: ExpertQueues, name: int, upcoming: dict[int, deque[int]]) -> None:
-    """Queue the next token of a sequence, and remove it from `upcoming`.
-
-    queues: where to; name: the sequence's number; upcoming: experts of the tokens to come, by
-      sequence.
-    """
+    """Queue the next token of a sequence, and remove it from `upcoming`."""
     queues.add(name, upcoming[name].popleft())
 
 
 def _batch_in_order(queues: ExpertQueues) -> list[QueuedRequest]:
-    """Return a batch in order of arrival: with a patience of 0 rounds every request is overdue.
-
-    queues: the requests, of which the batch is removed.
-    """
+    """Return a batch in order of arrival: with a patience of 0 rounds every request is overdue."""
     queues.patience = 0
     return queues.batch()
 

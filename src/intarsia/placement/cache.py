@@ -194,9 +194,7 @@ class Cache:
     def _evict(self) -> Key:
         """Evict the expert that the policy chooses among those not in use, and return its key.
 
-        The key is (layer, expert). Experts that the present layer will still use are evicted only
-        if there are no others.
-        Raises: ConfigError if all experts in slots are in use.
+        The key is (layer, expert).
         """
         loose = [key for key in self.at if key not in self.pinned]
         if not loose:

@@ -245,8 +245,7 @@ def regroup(routes: Tensor, groups: int = 2, sweeps: int = 20) -> list[list[int]
 def _swap_gain(users: Tensor, asks: Tensor, batch: Tensor, a: int, b: int) -> int:
     """Return by how many experts two batches' active sets shrink if sequences a and b are swapped.
 
-    users: (batches, L E), number of sequences that use each expert; asks: (S, L E), 1 where a
-      sequence uses an expert, else 0; batch: (S,), the batch of each sequence.
+    batch: (S,), the batch of each sequence.
     """
     # a leaves the batch of x for that of y, b the other way round
     change = asks[b] - asks[a]

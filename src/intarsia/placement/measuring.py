@@ -94,11 +94,7 @@ def device_of(group: Group = None) -> torch.device:
 def _message_seconds(
     first: int, second: int, rank: int, size: int, device: torch.device, group: Group
 ) -> float:
-    """Measure the seconds that a message of `size` bytes takes one way, the fastest of `REPEATS`.
-
-    first, second: ranks of the two processes in the group; rank: this process, which is one of
-      them; device: where the message lies; group: the process group.
-    """
+    """Measure the seconds that a message of `size` bytes takes one way, the fastest of `REPEATS`."""
     message = torch.zeros(size, dtype=torch.uint8, device=device)
     partner = second if rank == first else first
     peer = partner if group is None else dist.get_global_rank(group, partner)
@@ -113,10 +109,7 @@ def _message_seconds(
 
 
 def _fastest(work: Callable[[], object], device: torch.device) -> float:
-    """Return the least seconds of `REPEATS` calls of `work`, after one that is not measured.
-
-    device: its queue is emptied before the clock is read.
-    """
+    """Return the least seconds of `REPEATS` calls of `work`, after one that is not measured."""
     work()
     # the fastest of several repeats: interruptions only ever add time
     best = float("inf")
@@ -155,10 +148,7 @@ def _memory(device: torch.device, world: int) -> float:
 
 
 def _sum_over_processes(x: Tensor, device: torch.device, group: Group) -> Tensor:
-    """Add up a tensor over all processes of the group, and return the sum on the CPU.
-
-    device: where the processes exchange tensors.
-    """
+    """Add up a tensor over all processes of the group, and return the sum on the CPU."""
     x = x.to(device)
     dist.all_reduce(x, group=group)
     return x.cpu()

@@ -175,9 +175,8 @@ def cluster_devices(traffic: list[Tensor], bandwidth: Tensor, layers: int, sweep
 def _by_viterbi(traffic: list[Tensor], bandwidth: Tensor, layers: int) -> Tensor:
     """Choose the devices of all clusters exactly, by dynamic programming.  (L, D) int64.
 
-    The states of a layer are the permutations of its clusters. traffic: C (D, D), from cluster to
-      cluster, between each two layers; bandwidth: (D, D), of the links; layers: unused, there is
-      one more than entries of `traffic`.
+    traffic: C (D, D), from cluster to cluster, between each two layers; bandwidth: (D, D), of the
+    links.
     """
     devices = len(bandwidth)
     permutations = torch.tensor(list(itertools.permutations(range(devices))))  # cluster -> device

@@ -32,10 +32,7 @@ class Placement:
     holds: Tensor
 
     def __post_init__(self) -> None:
-        """Convert the tensors' types, and check that owners hold their experts.
-
-        Raises: ConfigError.
-        """
+        """Convert the tensors' types, and check that owners hold their experts."""
         owner, holds = self.owner.long(), self.holds.bool()
         object.__setattr__(self, "owner", owner)
         object.__setattr__(self, "holds", holds)

@@ -61,8 +61,7 @@ class _LeastFrequent(_LeastRecent):
     def used(self, key: Key, hit: bool) -> None:
         """Count a use of an expert.
 
-        key: (layer, expert); hit: it was in a slot of the cache. With the setting `reset` an expert
-          that had to be read starts again at 1.
+        key: (layer, expert).
         """
         super().used(key, hit)
         # with `reset` a miss starts the counter again

@@ -137,9 +137,7 @@ def _spans_before(
 ) -> list[int]:
     """Return the indices of the spans that a step waits for on a device.
 
-    A span is one step on one device. step: the step; device: its number; free: the last span of
-    each (resource, device); ended: the spans of each finished step, by device; collective: wait for
-    the predecessors on all devices, not on this one alone.
+    free: the last span of each (resource, device).
     """
     waits = [ended[name][device] for name in step.after]
     if collective:

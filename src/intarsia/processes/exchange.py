@@ -79,8 +79,7 @@ class _Exchange(torch.autograd.Function):
     def forward(ctx: Any, rows: Tensor, send: list[int], receive: list[int], route: Any) -> Tensor:
         """Send rows and return those that arrived.
 
-        rows: (N, ...); send, receive: rows to and from each process; route: (group, meter, name),
-          see `exchanged`.
+        rows: (N, ...); route: (group, meter, name), see `exchanged`.
         """
         ctx.send, ctx.receive, ctx.of = send, receive, route
         group, meter, name = route
@@ -100,9 +99,7 @@ def _exchange_rows(
 ) -> Tensor:
     """Send rows to all processes, and return those that arrived, without a gradient.
 
-    rows: (N, ...), those for process 0 first; send, receive: numbers of rows to and from each
-      process; group: the processes; meter: counts the bytes under `name`.
-    Raises: TrainingError for a process that is gone or late.
+    rows: (N, ...), those for process 0 first.
     """
     out = rows.new_empty(sum(receive), *rows.shape[1:])
     try:

@@ -89,13 +89,7 @@ def _sha256(tensor: Tensor) -> str:
 
 
 def _unit_axes(piece: Mapping[str, Any]) -> UnitAxes | None:
-    """Return along which axis of a weight an expert's hidden units lie; None for no such axis.
-
-    piece: the weight's entry in the manifest, with "units": None or [axis, runs, width]. Along the
-      axis all units come `runs` times (2 where the gates of all are followed by the values of all);
-      each time a unit has `width` adjacent entries.
-    Raises: ValueError for an impossible entry.
-    """
+    """Return along which axis of a weight an expert's hidden units lie; None for no such axis."""
     if piece["units"] is None:
         return None
     axis, runs, width = map(int, piece["units"])
@@ -185,10 +179,7 @@ class Pieces:
         return self.rows(key, torch.arange(self.pieces[key][0]["experts"]))
 
     def _check_all_there(self, files: list[tuple[str, int]]) -> None:
-        """Raise CheckpointError unless all files, and all parts of all experts, are there.
-
-        files: name and bytes of each.
-        """
+        """Raise CheckpointError unless all files, and all parts of all experts, are there."""
         for name, size in files:
             path = self.folder / name
             # a name with a folder in it could lead out of the checkpoint
@@ -207,10 +198,7 @@ class Pieces:
 
     @contextmanager
     def _opened(self, file: str) -> Iterator[Any]:
-        """Open a safetensors file of the folder inside the context.
-
-        Raises: CheckpointError for a file that cannot be read, also for errors inside the context.
-        """
+        """Open a safetensors file of the folder inside the context."""
         try:
             with unbroken():
                 opened = open_tensors(self.folder / file)
@@ -221,10 +209,7 @@ class Pieces:
             raise self._damaged(file, f"{type(error).__name__}: {error}") from error
 
     def _check_digest(self, value: Tensor, sha: str, subject: str) -> Tensor:
-        """Return a tensor if its SHA-256 is `sha`.
-
-        subject: name of the tensor, for the error. Raises: CheckpointError.
-        """
+        """Return a tensor if its SHA-256 is `sha`."""
         if _sha256(value) != sha:
             raise self._damaged(subject, "bytes that changed after they were written")
         return value
@@ -232,10 +217,7 @@ class Pieces:
     def _damaged(
         self, subject: str, got: str, want: str = "the files as they were written"
     ) -> CheckpointError:
-        """Return the error for a damaged checkpoint.
-
-        subject: which part of it; got, want: what is there, and what should be.
-        """
+        """Return the error for a damaged checkpoint."""
         fix = "Copy the whole folder again, or go on from another checkpoint."
         return CheckpointError(f"{subject}, checkpoint {self.folder}", got=got, want=want, fix=fix)
 

@@ -59,10 +59,7 @@ def write_together(
 
 
 def _write_part(part: Callable[[Path], Report], scratch: Path) -> Report:
-    """Write this process's files and flush them to the disk; return the report.
-
-    part: writes into the folder `scratch`, and returns the report.
-    """
+    """Write this process's files and flush them to the disk; return the report."""
     # files of other processes are synced by those
     before = {path.name for path in scratch.iterdir()}
     report = part(scratch)
@@ -74,10 +71,7 @@ def _write_part(part: Callable[[Path], Report], scratch: Path) -> Report:
 
 
 def _result_or_error(job: Callable[[], Any], target: Path) -> Any:
-    """Return the result of a function, or its error as a value, so that it can be sent to all.
-
-    job: the function; target: the folder that is written, for the error.
-    """
+    """Return the result of a function, or its error as a value, so that it can be sent to all."""
     try:
         return job()
     except IntarsiaError as error:
@@ -90,11 +84,7 @@ def _result_or_error(job: Callable[[], Any], target: Path) -> Any:
 
 
 def _gather_reports(report: Any, target: Path, group: Group) -> list[Any]:
-    """Return the reports of all processes, by rank, or raise the first error among them.
-
-    report: this process's result or error; target: the folder that is written, for an error; group:
-      the processes.
-    """
+    """Return the reports of all processes, by rank, or raise the first error among them."""
     reports: list[Any] = [None] * dist.get_world_size(group)
     with answered(lambda: f"writing {target}", group):
         dist.all_gather_object(reports, report, group=group)

@@ -119,11 +119,7 @@ def _shape(tensor: Tensor | Piece) -> list[int]:
 def _header(
     shapes: Mapping[str, list[int]], tensors: Mapping[str, Tensor | Piece]
 ) -> tuple[bytes, dict[str, int], int]:
-    """Return the header of a safetensors file, where each tensor begins, and the file's length.
-
-    shapes: of the whole tensors, by name; tensors: whole or pieces, of which the types are read.
-      Offsets and length are in bytes.
-    """
+    """Return the header of a safetensors file, where each tensor begins, and the file's length."""
     values = {
         n: tensor.value if isinstance(tensor, Piece) else tensor for n, tensor in tensors.items()
     }
@@ -143,13 +139,7 @@ def _header(
 
 
 def _write_rows(handle: int, piece: Piece, start: int) -> None:
-    """Write this process's part of a weight into the file of the whole weight.
-
-    handle: the open file's descriptor; piece: rows of some experts, or a slice of their hidden
-      units; start: byte at which the whole weight begins in the file.
-    An expert's bytes are a sequence of lines of equal length. Each line has one contiguous part of
-    every slice, so a slice is written in as many parts as there are lines.
-    """
+    """Write this process's part of a weight into the file of the whole weight."""
     units, shape = _sliced_units(piece), _shape(piece)
     if units is None and piece.part:
         return  # a bias after the hidden units: the first slice has it
@@ -172,10 +162,7 @@ def _bytes(tensor: Tensor) -> memoryview:
 
 
 def _write_at(handle: int, raw: memoryview, offset: int) -> None:
-    """Write all bytes of `raw` into a file, even if the system writes only some at once.
-
-    handle: the open file's descriptor; offset: byte of the file at which they begin.
-    """
+    """Write all bytes of `raw` into a file, even if the system writes only some at once."""
     done = 0
     while done < len(raw):
         # pwrite may write less than it is given

@@ -88,10 +88,7 @@ class Chart:
 
 
 def _draw_chart(chart: Chart, label: str) -> str:
-    """Draw a chart of lines or points over two axes, as SVG.
-
-    label: a description for readers who cannot see it.
-    """
+    """Draw a chart of lines or points over two axes, as SVG."""
     series, x, y = chart.series, chart.x, chart.y
     series = [_without_infinite(line) for line in series]
     # the axes cover every point and its error bar
@@ -126,20 +123,14 @@ def _without_infinite(line: Series) -> Series:
 
 
 def _coordinates(line: Series, axis: Axis) -> list[float]:
-    """Return the horizontal coordinate of each point of a series, in the axis's units.
-
-    axis: the horizontal axis; if it has categories, a point's coordinate is the category's number.
-    """
+    """Return the horizontal coordinate of each point of a series, in the axis's units."""
     if axis.names:
         return [float(axis.names.index(str(name))) for name in line.x]
     return [float(value) for value in line.x]
 
 
 def _limits(axis: Axis, values: Sequence[float]) -> tuple[float, float]:
-    """Return the smallest and the largest value that an axis shows.
-
-    values: numbers drawn along it; a margin is added unless the axis has fixed limits.
-    """
+    """Return the smallest and the largest value that an axis shows."""
     if axis.limits is not None:
         return axis.limits
     if axis.names:
@@ -157,11 +148,7 @@ def _limits(axis: Axis, values: Sequence[float]) -> tuple[float, float]:
 def _scale(
     axis: Axis, values: Sequence[float], start: float, end: float
 ) -> Callable[[float], float]:
-    """Return the function that turns a value of an axis into a position in pixels.
-
-    axis, values: the axis and the numbers drawn along it; start, end: positions of the axis's
-      smallest and largest value.
-    """
+    """Return the function that turns a value of an axis into a position in pixels."""
     low, high = _limits(axis, values)
     # px grow to the right and downwards; a caller swaps start and end for the vertical axis
     if axis.reverse:
@@ -186,10 +173,7 @@ def _ticks(axis: Axis, values: Sequence[float]) -> list[tuple[float, str]]:
 
 
 def _log_ticks(low: float, high: float) -> list[float]:
-    """Return the values at which a logarithmic axis has ticks.
-
-    low, high: the ends of the axis, both above 0.
-    """
+    """Return the values at which a logarithmic axis has ticks."""
     decades = math.log10(high / low)
     # over many decades only powers of ten, over few also 2 and 5, within one all
     steps = (1.0,) if decades > 2 else (1.0, 2.0, 5.0) if decades > 0.7 else tuple(range(1, 10))
@@ -205,10 +189,7 @@ def _log_ticks(low: float, high: float) -> list[float]:
 
 
 def _round_ticks(low: float, high: float, limit: int = 6) -> list[float]:
-    """Return at most `limit` multiples of 1, 2 or 5 times a power of ten between two values.
-
-    low, high: the ends of the axis, low below high.
-    """
+    """Return at most `limit` multiples of 1, 2 or 5 times a power of ten between two values."""
     # the power of ten just below the ideal distance of two ticks
     size = 10.0 ** math.floor(math.log10((high - low) / limit))
     # the smallest step with at most `limit` ticks
@@ -233,12 +214,7 @@ def _axis_lines(
     box: tuple[float, float, float, float],
     across: bool,
 ) -> list[str]:
-    """Draw the grid lines, ticks, labels and title of an axis, as SVG elements.
-
-    axis: what to draw; values: all numbers drawn along it; place: function from a value to a
-      position in pixels; box: left, top, right and bottom of the plot in pixels; across: True for
-      the horizontal axis.
-    """
+    """Draw the grid lines, ticks, labels and title of an axis, as SVG elements."""
     start, top, right, bottom = box
     parts: list[str] = []
     for value, text in _ticks(axis, values):
@@ -277,11 +253,7 @@ def text_at(x: float, y: float, text: str, anchor: str, attributes: str = "") ->
 def _draw_series(
     line: Series, axis: Axis, across: Callable[[float], float], up: Callable[[float], float]
 ) -> str:
-    """Draw one series as an SVG group: line, error bar, marks and tooltips.
-
-    line: the series; axis: the horizontal one; across, up: functions from a value of x or y to
-      pixels.
-    """
+    """Draw one series as an SVG group: line, error bar, marks and tooltips."""
     points = [(across(x), up(y)) for x, y in zip(_coordinates(line, axis), line.y, strict=True)]
     parts: list[str] = []
     if line.joined and len(points) > 1:
@@ -337,10 +309,7 @@ class BarChart:
 
 
 def _draw_bars(chart: BarChart, label: str) -> str:
-    """Draw horizontal bars as SVG; a row has several where they begin at different places.
-
-    label: a description for readers who cannot see it.
-    """
+    """Draw horizontal bars as SVG; a row has several where they begin at different places."""
     bars, rows = chart.bars, chart.rows
     # room at the left for the longest name, a third of the chart at most
     margin = min(220.0, 12 + LETTER * max(map(len, rows), default=1))

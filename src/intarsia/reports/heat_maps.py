@@ -39,10 +39,7 @@ class HeatMap:
 
 
 def _draw_heat_map(cells: HeatMap, label: str) -> str:
-    """Draw a heat map as SVG; its cells are as wide as their texts and their number allow.
-
-    cells: values, names and texts; label: a description for readers who cannot see it.
-    """
+    """Draw a heat map as SVG; its cells are as wide as their texts and their number allow."""
     across = max(len(cells.columns), 1)
     letters = max((len(t) for row in cells.text for t in row), default=0)
     margin = 10 + LETTER * max(map(len, cells.rows), default=1) + (18 if cells.y else 0)
@@ -91,11 +88,7 @@ def _draw_heat_map(cells: HeatMap, label: str) -> str:
 
 
 def _titles(cells: HeatMap, margin: float, wide: float, top: float, high: float) -> list[str]:
-    """Return the titles of a heat map's two axes as SVG elements.
-
-    cells: has the titles; margin, top: left and upper edge of the cells in pixels; wide: width of
-      all cells; high: height of one row.
-    """
+    """Return the titles of a heat map's two axes as SVG elements."""
     parts = [text_at(margin + wide / 2, 12, cells.x, "middle")] if cells.x else []
     if cells.y:
         middle = top + len(cells.rows) * high / 2
@@ -108,11 +101,7 @@ def _titles(cells: HeatMap, margin: float, wide: float, top: float, high: float)
 def _draw_cell(
     cells: HeatMap, i: int, j: int, value: float | None, x: float, wide: float, high: float
 ) -> str:
-    """Draw one cell of a heat map, as SVG; a style sheet sets its width and height.
-
-    cells: the whole map; i, j: row and column; value: None leaves it empty; x: its left edge in
-      pixels; wide, high: its size, for the place of its text.
-    """
+    """Draw one cell of a heat map, as SVG; a style sheet sets its width and height."""
     text = cells.text[i][j] if cells.text else ""
     panel = cells.panel.get((i, j))
     # nothing to draw, and nothing to click on

@@ -147,10 +147,7 @@ class _Handler(BaseHTTPRequestHandler):
             self._answer(self.rfile.read(int(size)))
 
     def _answer(self, body: bytes) -> None:
-        """Answer a POST request whose path names one of `answers`; errors are sent as JSON, too.
-
-        body: the request's content, one JSON object.
-        """
+        """Answer a POST request whose path names one of `answers`; errors are sent as JSON, too."""
         try:
             question = parse_json(body)
             if not isinstance(question, dict):
@@ -181,10 +178,7 @@ class _Handler(BaseHTTPRequestHandler):
         self._send(status, json.dumps(content).encode("utf-8", "replace"), "application/json")
 
     def _send(self, status: int, body: bytes, kind: str) -> None:
-        """Send a response that browsers neither cache nor show inside other pages.
-
-        status: the HTTP status code; body: the content; kind: its Content-Type.
-        """
+        """Send a response that browsers neither cache nor show inside other pages."""
         self.send_response(status)
         for name, value in (
             ("Content-Type", kind),

@@ -25,10 +25,7 @@ def markdown(table: Table) -> str:
 
 
 def _cut(columns: int) -> list[list[int]]:
-    """Divide the columns of a wide table into pieces; return the column numbers of each piece.
-
-    Each piece begins with column 0; pieces differ by one column at most.
-    """
+    """Divide the columns of a wide table into pieces; return the column numbers of each piece."""
     if columns <= MOST:
         return [[*range(columns)]]
     pieces = -(-(columns - 1) // APART)
@@ -57,11 +54,7 @@ def _marked(cell: Entry) -> str:
 
 
 def _line(cells: Sequence[str], widths: Sequence[int], numeric: Sequence[bool]) -> str:
-    """Return a row of a Markdown table, padded so that columns are aligned in the source.
-
-    cells: its texts; widths: letters of each column; numeric: True for columns aligned to the
-      right.
-    """
+    """Return a row of a Markdown table, padded so that columns are aligned in the source."""
     padded = (
         c.rjust(w) if n else c.ljust(w) for c, w, n in zip(cells, widths, numeric, strict=True)
     )

@@ -59,12 +59,7 @@ def _fill(
     report: Report, script: str, *, css: str, footer: str, form: str = "", kind: str = "",
     connect: str = "",
 ) -> str:  # fmt: skip
-    """Fill the page's template with a report and return the HTML text.
-
-    script, css: the page's JavaScript and style sheet; footer: its last line; form: HTML of a form
-      before the report; kind: CSS classes of the page; connect: addition to the content security
-      policy, "" for none.
-    """
+    """Fill the page's template with a report and return the HTML text."""
     # torch needs jinja2, so that it is always there
     import jinja2
 

@@ -104,10 +104,7 @@ def _subject(simulation: Simulated) -> str:
 
 
 def _verdict(batch: str, before: float, line: Timeline) -> str:
-    """Return a predicate that says if a plan helps, and by how much.
-
-    batch: the tokens and devices in words; before: seconds with experts in order; line: the plan's.
-    """
+    """Return a predicate that says if a plan helps, and by how much."""
     after = numbers.prefixed(line.seconds, "s")
     change = line.seconds / before - 1 if before else 0.0
     if abs(change) < LEAST:
@@ -129,10 +126,7 @@ def _over_mean(load: Tensor) -> Tensor:
 
 
 def _traffic(simulation: Simulated) -> tuple[Container, ...]:
-    """Draw the bytes that devices send each other, before and after, and list them in tables.
-
-    Before: experts in order. After: by the plan that was simulated. Both have one scale of colours.
-    """
+    """Draw the bytes that devices send each other, before and after, and list them in tables."""
     # one scale for both maps, so that their colours can be compared
     top = float(torch.stack([simulation.before, simulation.after]).max())
     size, prefix = numbers.prefix_of(top)
@@ -162,8 +156,7 @@ def _traffic_map(
 ) -> Figure:
     """Draw what devices send each other as a heat map.
 
-    name, title, caption: the figure's; sent: (D, D) in `unit`, from row to column; top: the value
-      with the darkest colour; unit: unit of `sent`.
+    sent: (D, D) in `unit`, from row to column.
     """
     values = sent.tolist()
     places = [str(i) for i in range(len(values))]
@@ -184,7 +177,6 @@ def _loads(even: Mapping[str, Tensor]) -> tuple[Note | Container, ...]:
     """Draw the loads of experts and of devices by layer, as heat maps.
 
     even: title of a heat map -> loads (L, n) of L layers, each divided by the mean of its layer.
-    The maps of devices have one scale of colours.
     """
     # devices have one scale; experts, of which there are more, have their own
     widest = max(float(load.max()) for title, load in even.items() if title != EXPERTS)
@@ -206,11 +198,7 @@ def _loads(even: Mapping[str, Tensor]) -> tuple[Note | Container, ...]:
 
 
 def _hit_rates(hits: Mapping[str, Sequence[tuple[float, float]]]) -> tuple[Figure | Table, ...]:
-    """Draw how often a needed expert is in memory, against the share of experts that fit there.
-
-    hits: policy of eviction -> (share of experts in memory, hit rate). Returns a chart and its
-      table.
-    """
+    """Draw how often a needed expert is in memory, against the share of experts that fit there."""
     series = [
         charts.Series(
             name,
@@ -242,10 +230,7 @@ def _hit_rates(hits: Mapping[str, Sequence[tuple[float, float]]]) -> tuple[Figur
 
 
 def _timeline(line: Timeline) -> Figure:
-    """Draw what each device computes, sends and loads over time, as bars.
-
-    line: the simulated steps. A row is one resource of one device.
-    """
+    """Draw what each device computes, sends and loads over time, as bars."""
     size, prefix = numbers.prefix_of(line.seconds)
     # steps that take no time have no bar
     spans = [span for span in line.spans if span.end > span.start]

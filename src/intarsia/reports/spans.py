@@ -52,8 +52,7 @@ def _report(
 ) -> Report:
     """Build the report of attention spans.
 
-    spans: (layers, heads), how many tokens each head sees; length: tokens of the texts; table,
-      sentences: the results.
+    spans: (layers, heads), how many tokens each head sees.
     """
     rows, heads = [str(i) for i in range(len(spans))], [str(i) for i in range(len(spans[0]))]
     # the colour is the span as a share of the text
@@ -116,11 +115,7 @@ def _spans(content: Mapping[str, Any]) -> tuple[list[list[int]], int]:
 
 
 def _losses(content: Mapping[str, Any]) -> dict[str, float]:
-    """Return the measured losses in nats for a token: title -> loss; {} if nothing was measured.
-
-    The titles are "everything", attention to all tokens; "the same window for all" heads; and
-    "spans", a span for each head. content: the file's JSON.
-    """
+    """Return the measured losses in nats for a token: title -> loss; {} if nothing was measured."""
     # a file of spans that nothing was measured for has no results
     measured = content["about"]
     if "loss" not in measured:
@@ -142,11 +137,7 @@ def _table(content: Mapping[str, Any]) -> Table:
 
 
 def _sentences(content: Mapping[str, Any], spans: list[list[int]], length: int) -> list[str]:
-    """Return sentences about how much of the keys and values is stored, and what it costs in loss.
-
-    content: the file's JSON; spans: tokens that each head of each layer attends to; length: tokens
-      of the texts.
-    """
+    """Return sentences about how much of the keys and values is stored, and what it costs in loss."""
     # each head keeps the keys and values of its span
     lengths = [s for row in spans for s in row]
     share = sum(lengths) / (len(lengths) * length)

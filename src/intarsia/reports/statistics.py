@@ -189,14 +189,7 @@ def _shows_no_spread(gaps: np.ndarray, place: np.ndarray) -> bool:
 
 
 def _quantile(share: float, seeds: int, items: int) -> float:
-    """Return Student's 97.5 % quantile for a mean over seeds and items.
-
-    share: the part of the mean's variance that is between seeds, 0 ... 1; the rest is between test
-    items; seeds, items: their numbers. The degrees of freedom are 1 / (share / (seeds - 1) + (1 -
-    share) / (items - 1)). Satterthwaite squares the shares, which excludes 0 in up to 8 % of the
-    draws with three seeds: a small variance between two or three seeds is itself chance. With two
-    seeds the quantiles are weighted in place of the degrees of freedom (Cochran and Cox 1950).
-    """
+    """Return Student's 97.5 % quantile for a mean over seeds and items."""
     from scipy.stats import t
 
     if seeds == 2:

@@ -23,10 +23,7 @@ class Terminal:
     table: Table
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[RichTable]:
-        """Yield the table for rich, without less important columns if the terminal is narrow.
-
-        console, options: rich's, which know the width.
-        """
+        """Yield the table for rich, without less important columns if the terminal is narrow."""
         # leave out the columns of the highest `spare` until the table fits
         levels = sorted({0, *(c.spare for c in self.table.columns)})
         drawn = _rich_table(self.table, levels.pop())
@@ -38,10 +35,7 @@ class Terminal:
 
 
 def _rich_table(table: Table, level: int) -> RichTable:
-    """Return the table for rich, without the columns whose `spare` is above `level`.
-
-    The caption names the columns that are left out.
-    """
+    """Return the table for rich, without the columns whose `spare` is above `level`."""
     places = [i for i, column in enumerate(table.columns) if column.spare <= level]
     # a reader is told what was left out
     missing = ", ".join(c.title for c in table.columns if c.spare > level)

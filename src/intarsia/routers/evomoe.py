@@ -170,8 +170,7 @@ class EvoMoeRouter(Router):
         """Choose the experts whose probability is above the threshold, or the best one once hard.
 
         rows: tokens (N, d), no padding; noise: Gumbel noise zeta (N, E) that is added to the
-          logits, or zeros (N, 1). Temperature and hardness are those of this point of the training.
-          Returns the gates of the chosen experts, and in training the balance loss.
+        logits, or zeros (N, 1).
         """
         tau, hard = self.at()
         hard = hard or (self.config.hard_after is not None and not self.training)

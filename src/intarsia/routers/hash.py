@@ -107,8 +107,7 @@ class HashRouter(Router):
     def _token_ids(self, rows: int) -> Tensor:
         """Return an id for each of `rows` tokens, as the caller of the model set them.
 
-        Ids of samples are repeated for all tokens of the sample. Returns (rows,) int64.
-        Raises: ConfigError without ids; ShapeError if their number does not fit the rows.
+        Returns (rows,) int64.
         """
         ids = self.context.ids if self.context.ids is not None else self.context.input_ids
         if ids is None:

@@ -105,8 +105,6 @@ class NoisyTopKRouter(Router):
         """Route rows that are no padding.
 
         rows: tokens x (N, d); noise: z (N, E), standard normal, or zeros (N, 1).
-        Returns the k experts of largest H = x W_g + z softplus(x W_n), weighted by their softmax;
-        in training with the losses.
         """
         clean = wide_linear(rows, self.gate)  # x W_g, (N, E)
         spread = F.softplus(wide_linear(rows, self.spread)).clamp_min(SMALL)
@@ -124,9 +122,8 @@ class NoisyTopKRouter(Router):
         """Return the two balance losses by name, times their coefficients.
 
         gates: G (N, E), the weights of the experts, 0 where not chosen; chance: P (N, E), the
-          probability that an expert is chosen, see `chances`; None = no load loss.
-        "importance" makes the experts' sums of weights equal; "load" their expected numbers of
-        tokens.
+        probability that an expert is chosen, see `chances`; None = no load loss. "importance" makes
+        the experts' sums of weights equal; "load" their expected numbers of tokens.
         """
         losses: dict[str, Tensor] = {}
         if self.config.importance:

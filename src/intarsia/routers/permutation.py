@@ -179,11 +179,7 @@ class PermutationRouter(Router):
         return sinkhorn(scores / tau, rounds)
 
     def _gumbel(self) -> Tensor:
-        """Draw Gumbel noise for the scores of the permutations of E experts: M, (k, E, E).
-
-        k: the number of permutations, 1 or one for each part of the gate. Gradient checkpointing
-        computes a forward twice; both get the same noise.
-        """
+        """Draw Gumbel noise for the scores of the permutations of E experts: M, (k, E, E)."""
         # a draw for each copy of the batch (`passes`), of which all use the first
         passes, shape = self.context.passes, self.scores.shape
         return self.noise.drawn(passes, lambda n: self.noise.gumbel(n, *shape))[0]
@@ -228,9 +224,7 @@ class PermutationRouter(Router):
     ) -> Routing:
         """Return the routing with the gate's losses and, in training, one for the permutations.
 
-        The loss is the entropy of the rows and columns of P: small where P is nearly a permutation.
-        losses: name -> loss of the gate. plan: P (k, E, E), the soft permutations of the E experts;
-          None = the search has ended.
+        plan: P (k, E, E), the soft permutations of the E experts; None = the search has ended.
         """
         if not self.training:
             return replace(routing, losses=losses)

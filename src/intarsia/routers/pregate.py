@@ -142,8 +142,7 @@ class PreGateNet(nn.Module):
 def _rotated(x: Tensor) -> Tensor:
     """Rotate pairs of entries by an angle that grows with the position (rotary positions).
 
-    x: queries or keys (B, H, T, n); the result has the same shape. The last entry of an odd n
-      stays.
+    x: queries or keys (B, H, T, n); the result has the same shape.
     """
     n = x.shape[-1] // 2
     rate = 10000.0 ** (-torch.arange(n, device=x.device) / max(1, n))

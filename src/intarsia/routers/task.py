@@ -124,20 +124,13 @@ class TaskRouter(Router):
         return self.logits.to(torch.promote_types(self.logits.dtype, torch.float32))
 
     def _logistic(self, noise: RandomSource, samples: int) -> Tensor:
-        """Draw logistic noise log u - log(1 - u), u ~ U(0, 1).  (samples, heads, skills).
-
-        noise: source of the numbers u; samples: how many draws.
-        """
+        """Draw logistic noise log u - log(1 - u), u ~ U(0, 1).  (samples, heads, skills)."""
         u = noise.uniform(samples, *self.logits.shape[1:])
         eps = torch.finfo(u.dtype).eps
         return u.clamp(eps, 1 - eps).logit()
 
     def _ids(self, rows: int) -> Tensor | None:
-        """Return the task of each sample, (samples,) int64 on the CPU; None = take the mean of all.
-
-        rows: number of rows of the forward, a multiple of the samples.
-        Raises: ShapeError for ids whose number does not fit; ConfigError for ids that are no task.
-        """
+        """Return the task of each sample, (samples,) int64 on the CPU; None = take the mean of all."""
         ids = self.context.tasks()
         if ids is None:
             return self._without_ids(rows)
@@ -149,12 +142,7 @@ class TaskRouter(Router):
         return ids
 
     def _without_ids(self, rows: int) -> Tensor | None:
-        """Return task ids for a batch for which the caller set none, (rows,), or None.
-
-        They are 0 where there is a single task. None, in evaluation with unknown="mean", tells the
-        router to average the weights over all tasks. rows: number of rows of the batch.
-        Raises: ConfigError where ids are required: in training, or with unknown="error".
-        """
+        """Return task ids for a batch for which the caller set none, (rows,), or None."""
         if self.tasks == 1:
             return torch.zeros(rows, dtype=torch.int64)
         if self.training or self.unknown == "error":

@@ -164,9 +164,7 @@ def k_sparse_ot(
 def _ascent(cost: Tensor, a: Tensor, b: Tensor, k: int, gamma: float, iterations: int) -> Tensor:
     """Return alpha (..., n), a potential of each row, near the maximum of the semi-dual.
 
-    The semi-dual is the concave function of alpha that `k_sparse_ot` maximises. cost: (..., n, m);
-    a: (..., n), b: (..., m), masses of rows and columns; k: most entries of a column; gamma: weight
-    of the quadratic term; iterations: steps of Sinkhorn's method, then of Adam.
+    cost: (..., n, m); a: (..., n), b: (..., m), masses of rows and columns.
     """
     spread = cost.std((-2, -1), correction=0).clamp_min(1e-6)[..., None]  # (..., 1)
     alpha = _sinkhorn(cost, a, b, START * spread[..., None], iterations)
@@ -198,8 +196,7 @@ def semi_dual(alpha: Tensor, cost: Tensor, a: Tensor, b: Tensor, k: int, gamma: 
 def _columns(alpha: Tensor, cost: Tensor, b: Tensor, k: int, gamma: float) -> Tensor:
     """Return the best plan for given potentials of the rows, column by column.  (..., n, m).
 
-    Column j is b_j p_j, with p_j >= 0 of sum 1 and at most k entries. alpha: (..., n), potentials;
-    cost: (..., n, m); b: (..., m), masses of the columns; gamma: weight of the quadratic term.
+    alpha: (..., n), potentials; cost: (..., n, m); b: (..., m), masses of the columns.
     """
     b = b[..., None, :]
     return b * sparse_simplex((alpha[..., None] - cost) / (gamma * b), k)

@@ -123,11 +123,7 @@ class UnionRouter(Router):
         return self._routing(rows, valid, len(rows))
 
     def _routing(self, rows: Tensor, valid: Tensor | None, length: int) -> Routing:
-        """Choose pairs of tokens and experts within each sequence by itself, and weigh them.
-
-        rows: (B T, d), tokens of B sequences; length: T. valid: (B T,) bool, False = padding; None
-          = all rows are real.
-        """
+        """Choose pairs of tokens and experts within each sequence by itself, and weigh them."""
         logits = wide_linear(rows if self.weighs else rows.detach(), self.weight, self.bias)
         p = logits.softmax(-1)  # S, (N, E)
         shape = (-1, max(1, length), self.experts)

@@ -158,10 +158,7 @@ def open_blend(folder: str | Path, *, as_trained: bool = True) -> BlendRun:
 
 
 def _read(folder: Path) -> dict[str, Any]:
-    """Read blend.json, and check it and the files of its folder.
-
-    Raises: CheckpointError for anything that is not as it was written.
-    """
+    """Read blend.json, and check it and the files of its folder."""
     path = folder / BLEND
     try:
         content = read_json(path)
@@ -200,10 +197,7 @@ def _damaged(path: Path, got: str, want: str = "the file as it was written") -> 
 
 
 def _check_places(target: Path, places: Sequence[Path]) -> None:
-    """Check that there are two or more members, each once, none in the folder to write.
-
-    Raises: ConfigError.
-    """
+    """Check that there are two or more members, each once, none in the folder to write."""
     if len(places) < 2:
         fix = "Name two or more: intarsia blend runs/a runs/b --out blended"
         raise ConfigError("members", got=f"{len(places)} run", want="at least two", fix=fix)
@@ -219,10 +213,7 @@ def _check_places(target: Path, places: Sequence[Path]) -> None:
 
 
 def _member(folder: Path) -> FinishedRun:
-    """Read a run that is to be a member.
-
-    Raises: ConfigError for a blend, or a run on texts; as `read_run` does.
-    """
+    """Read a run that is to be a member."""
     subject, want = f"member {folder}", "a run of `intarsia fit` on pictures"
     if (folder / BLEND).is_file():
         fix = f"Name its members: {folder / MEMBERS / '0'} ..."
@@ -241,10 +232,7 @@ def _shares(weights: Sequence[float] | None, count: int) -> list[float]:
 
 
 def _temperatures(temperatures: Sequence[float] | None, runs: Sequence[FinishedRun]) -> list[float]:
-    """Return each member's temperature: as passed, else as its run fitted it, else 1.
-
-    Raises: ConfigError for one that is not above 0.
-    """
+    """Return each member's temperature: as passed, else as its run fitted it, else 1."""
     if temperatures is None:
         scores = [run.record["results"][run.scores.split] for run in runs]
         temperatures = [score.get("temperature") or 1.0 for score in scores]
@@ -276,11 +264,7 @@ def _classes(runs: Sequence[FinishedRun]) -> list[str]:
 
 
 def _common_answers(runs: Sequence[FinishedRun]) -> tuple[list[Tensor], Tensor, Tensor | None]:
-    """Return each member's logits, the labels, and the pictures' numbers, all in one order.
-
-    Raises: ConfigError for members that were scored on other pictures; DataError for one that kept
-    no answers.
-    """
+    """Return each member's logits, the labels, and the pictures' numbers, all in one order."""
     first, answers = runs[0], list[Mapping[str, np.ndarray]]()
     split = first.scores.split
     for run in runs:
@@ -315,10 +299,7 @@ def _record(
     scores: Scores,
     notes: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """Return the content of run.json: the blend's scores, and what its members were and cost.
-
-    scores: of the blend. notes: of the caller; they replace notes of the same name.
-    """
+    """Return the content of run.json: the blend's scores, and what its members were and cost."""
     first = runs[0]
     labels = [str(run.given.get("label", "a run")) for run in runs]
     results = [run.record["results"] for run in runs]

@@ -236,10 +236,7 @@ GROUPS = (Pictures, Adapted, Training, Recipe, Experiment)
 
 
 def _option(name: str, value: Any) -> list[str]:
-    """Return the words that set an option on the command line, such as ["--epochs", "20"].
-
-    name: of the setting, as "last_blocks"; value: of its type; a list repeats the option.
-    """
+    """Return the words that set an option on the command line, such as ["--epochs", "20"]."""
     option = next(option_name(item) for item, _ in options_of(*GROUPS) if item.name == name)
     # a flag is set by its name alone; only values that differ from the default come here
     if isinstance(value, bool):

@@ -63,12 +63,7 @@ def _on_texts(
     score: bool,
     search: Mapping[str, Any] | None,
 ) -> Run:
-    """Train an experiment on texts in a reserved run folder; return the run with its results.
-
-    experiment: all settings of the run. running: where and how it runs, with the run folder.
-    report: gets lines of progress. score: False does not look at the test part. search: how the
-    learning rate was found, for the record.
-    """
+    """Train an experiment on texts in a reserved run folder; return the run with its results."""
     experiment = with_text_rate(experiment)
     adapted, seed = experiment.adapted, experiment.training.seed
     # the tokenizer is the model's, so that the model comes before the texts

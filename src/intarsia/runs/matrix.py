@@ -267,10 +267,7 @@ def run_all(
 
 
 def _score_in_words(result: Mapping[str, Any]) -> str:
-    """Describe the score of a run in a few words, as "81.2 % of the test part right".
-
-    result: what a run returned; its test part counts, or else the validation part.
-    """
+    """Describe the score of a run in a few words, as "81.2 % of the test part right"."""
     scores = result["results"]
     part = next(part for part in ("test", "val") if scores.get(part))
     if (score_name := measure(scores[part])) != "accuracy":

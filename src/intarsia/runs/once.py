@@ -84,10 +84,7 @@ def tokens_once(
     with reading_tokens(model, block) as prefix:
 
         def tokens(part: str, images: Dataset[Any]) -> tuple[ImageTensors, Spent]:
-            """Compute the tokens of one part's pictures, or read those that another run has stored.
-
-            part: "train", "val" or "test". Returns them, and the time of their computation.
-            """
+            """Compute the tokens of one part's pictures, or read those that another run has stored."""
             inputs = {**of_part(identity, part), "block": block, "dtype": str(dtype)}
             dataset, spent = shared.tensors(
                 "tokens", inputs, lambda: _prefix_with_bar(prefix, images, part, dtype)
@@ -116,11 +113,7 @@ def of_part(identity: Mapping[str, Any], part: str) -> dict[str, Any]:
 def _prefix_with_bar(
     prefix: nn.Module, images: Dataset[Any], part: str, dtype: torch.dtype
 ) -> TensorDataset:
-    """Compute the outputs of a model's frozen first blocks for some pictures, with a progress bar.
-
-    prefix: those blocks as a module; images: the pictures; part: the name of the set, for the bar;
-    dtype: of the computation. Where stderr is no terminal, the bar is lines.
-    """
+    """Compute the outputs of a model's frozen first blocks for some pictures, with a progress bar."""
     started, device = time.monotonic(), next(prefix.parameters()).device
     # on a CPU the first steps' time, from which the bar guesses the rest, depends on the size
     side = images[0][0].shape[-1] if device.type == "cpu" else None
@@ -187,10 +180,7 @@ def _remembered(
     mark: dict[str, Any],
     make: Callable[[], Tensor],
 ) -> Tensor:
-    """Return tensors from this process's memory; call `make` for them the first time.
-
-    shared: the memory. part_identity, mark: entries of the key under which they are stored.
-    """
+    """Return tensors from this process's memory; call `make` for them the first time."""
     return shared.get("constants", {**part_identity, **mark}, make)
 
 

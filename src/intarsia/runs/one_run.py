@@ -76,11 +76,7 @@ def run(inputs: Mapping[str, Any], seat: Seat | None = None) -> dict[str, Any]:
 
 
 def _stack(runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Run experiments whose steps are computed together; return the result or error of each.
-
-    runs: for each experiment its settings, folder and so on, by name.
-    Raises: KeyboardInterrupt for all, if they were stopped.
-    """
+    """Run experiments whose steps are computed together; return the result or error of each."""
     results = stacked([partial(run, inputs) for inputs in runs], on_one_trunk)
     ends: list[dict[str, Any]] = []
     for end in results:

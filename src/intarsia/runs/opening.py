@@ -74,10 +74,7 @@ def open_single(
 
 
 def _check_record(path: Path) -> None:
-    """Check the record of a run by its own digest, before a word of it is used.
-
-    Raises: CheckpointError for a record that changed after it was written, or has no digest.
-    """
+    """Check the record of a run by its own digest, before a word of it is used."""
     try:
         content = read_json(path)
     except (OSError, ValueError):

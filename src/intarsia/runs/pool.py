@@ -135,12 +135,7 @@ def _serve(
     begun: Callable[[Trial], None],
     put: Callable[[TrialEnd], None],
 ) -> None:
-    """Run the trials of one piece of work; pass each result on.
-
-    piece: trials that are computed together. slot: what runs them, for example a process. work: the
-    function of a trial's inputs. begun: called with each trial before the first runs. put: called
-    with each trial's result.
-    """
+    """Run the trials of one piece of work; pass each result on."""
     for trial in piece:
         begun(trial)
     for end in _ends_of(slot, work, piece):
@@ -167,13 +162,7 @@ def pieces(trials: Sequence[Trial], jobs: int) -> list[list[Trial]]:
 
 
 def _slots(executor: str, jobs: int, threads: int | None, trials: int) -> list[Executor]:
-    """Build the executors, each of which runs one piece of work at a time.
-
-    executor: where, a key of EXECUTORS. jobs: the most that run at once. threads: torch threads of
-    each, None = an equal share of the cores. trials: number of pieces of work; no more executors
-    are made.
-    Raises: ConfigError; UnknownName.
-    """
+    """Build the executors, each of which runs one piece of work at a time."""
     at_least("--jobs", jobs, 1, "Leave it out.")
     one_of("executor", executor, EXECUTORS)
     number = min(jobs, trials)
@@ -269,11 +258,7 @@ def refuse_failed(errors: Sequence[str], count: int) -> None:
 
 
 def _ends_of(slot: Executor, work: Work, piece: Sequence[Trial]) -> list[TrialEnd]:
-    """Run a piece's trials together in one executor; return their results.
-
-    slot: the executor; work: the function of a trial's inputs, or of {"stack": several}. If that
-    fails, each trial is run by itself: one of them, or memory for all, may be at fault.
-    """
+    """Run a piece's trials together in one executor; return their results."""
     if len(piece) == 1:
         return [_end_of(slot, work, piece[0])]
     start = time.perf_counter()
@@ -293,10 +278,7 @@ def _ends_of(slot: Executor, work: Work, piece: Sequence[Trial]) -> list[TrialEn
 
 
 def _end_of(slot: Executor, work: Work, trial: Trial) -> TrialEnd:
-    """Run one trial in an executor; its own error, or a lost process, is recorded in the result.
-
-    slot: the executor; work: the function of the trial's inputs.
-    """
+    """Run one trial in an executor; its own error, or a lost process, is recorded in the result."""
     start = time.perf_counter()
     result, error = None, ""
     try:

@@ -152,10 +152,7 @@ class _Trials:
         searching.carry_missing(trials, self.kept, carry, again=False)
 
     def _trial(self, experiment: Experiment) -> Trial:
-        """Return the training of an experiment as a trial, scored on the validation part alone.
-
-        experiment: all settings of the run, with the rate and the seed to try.
-        """
+        """Return the training of an experiment as a trial, scored on the validation part alone."""
         key = experiment.key
         inputs: dict[str, Any] = {
             "key": key,
@@ -179,10 +176,7 @@ class _Trials:
         return [self.kept[experiment.key] for experiment in experiments]
 
     def draws(self, seed: int) -> int:
-        """Return at how many seeds each rate is tried: more where the validation part is small.
-
-        seed: of trials that have ended, which say how many samples the validation part has.
-        """
+        """Return at how many seeds each rate is tried: more where the validation part is small."""
         if any(is_text(base.pictures.data) for base in self.bases.values()):
             return 1
         return MOST_DRAWS if self._size([seed]) < ENOUGH else DRAWS
@@ -194,11 +188,7 @@ class _Trials:
         return next((end["n"] for end in ends if "n" in end), 0)
 
     def widest(self, rates: Sequence[float], seeds: Sequence[int]) -> dict[str, dict[str, Any]]:
-        """Run all trials, adding rates while the best is at an edge; return each method's search.
-
-        rates: the grid to begin with. seeds: of the trials at every rate. Returns method -> what a
-        run's record says of the search.
-        """
+        """Run all trials, adding rates while the best is at an edge; return each method's search."""
         while True:
             self.carry(rates, seeds)
             scores = {m: self._scores(m, rates, seeds) for m in self.bases}
@@ -219,11 +209,7 @@ class _Trials:
     def _scores(
         self, method: str, rates: Sequence[float], seeds: Sequence[int]
     ) -> dict[float, searching.Score]:
-        """Return the validation score of each rate for a method, the mean over the seeds.
-
-        rates, seeds: every rate was tried at every seed. A score is (higher is better, minus the
-        loss).
-        """
+        """Return the validation score of each rate for a method, the mean over the seeds."""
         trials = self.of(method, rates, seeds)
         by_rate = searching.scores_by(trials, self.ends(trials), ["lr"])
         return {rate: score for (rate,), score in by_rate.items()}
@@ -235,11 +221,7 @@ class _Trials:
         rates: Sequence[float],
         seeds: Sequence[int],
     ) -> dict[str, Any]:
-        """Return what a run's record says of the search for its rate: the best one, and all scores.
-
-        method: its name. scores: rate -> score on validation. rates: all that were tried. seeds: at
-        which each was tried. {"error": ...} if all trials failed.
-        """
+        """Return what a run's record says of the search for its rate: the best one, and all scores."""
         ends = self.ends(self.of(method, rates, seeds))
         if not scores:
             return {"error": ends[0]["error"]}
@@ -268,10 +250,7 @@ def _check_validation(experiment: Experiment) -> None:
 
 
 def _score_in_words(result: Mapping[str, Any]) -> str:
-    """Describe the validation score of a trial in a few words, or why it is unusable.
-
-    result: what the trial's run returned.
-    """
+    """Describe the validation score of a trial in a few words, or why it is unusable."""
     scores = result["results"]["val"]
     if wrong := searching.unusable(scores, "val"):
         return f"FAILED, {wrong}"

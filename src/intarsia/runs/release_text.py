@@ -52,12 +52,7 @@ def release_text(
 
 
 def _opened(source: str, report: Report) -> tuple[nn.Module, Any]:
-    """Return the language model of a source, as it was trained or packed, and its tokenizer.
-
-    source: a run's folder, an adapter's folder, a model's folder or name; report: gets lines of
-    progress.
-    Raises: ConfigError for a run on pictures, or an adapter that names no model; CheckpointError.
-    """
+    """Return the language model of a source, as it was trained or packed, and its tokenizer."""
     folder = Path(source)
     if (folder / BLEND).is_file():
         want, fix = "a run on texts", "Use --format timm or onnx for a blend."

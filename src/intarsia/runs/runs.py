@@ -177,12 +177,7 @@ def open_pictures(folder: Path, *, size: int | None = None, as_trained: bool = T
 
 
 def _of_size(size: int, model: nn.Module, experiment: Experiment, classes: int) -> nn.Module:
-    """Return the run's backbone for pictures of another size; random weights are resampled to it.
-
-    size: px. model: the backbone at the size of the training. experiment: of the run. classes:
-    their number.
-    Raises: ConfigError for a size that it cannot take.
-    """
+    """Return the run's backbone for pictures of another size; random weights are resampled to it."""
     at_least("size", size, 1, "For example: 224.")
     adapted = replace(experiment.adapted, size=size)
     resized = model_of(adapted, classes, experiment.training.seed)
@@ -301,8 +296,7 @@ def scores_of(images: ImageSet, scores: Scores) -> dict[str, Any]:
 def _labels(images: ImageSet, scores: Scores) -> dict[str, dict[str, float]]:
     """Return n, precision and recall of each label by name, for pictures with several labels.
 
-    images: the set, with the labels' names. scores: with logits and labels, (pictures, labels); a
-    logit above 0 predicts its label.
+    scores: with logits and labels, (pictures, labels); a logit above 0 predicts its label.
     """
     rows: dict[str, dict[str, float]] = {}
     guess, truth = scores.predictions["logits"] > 0, scores.predictions["labels"] > 0
@@ -369,10 +363,7 @@ class Prediction:
 
 
 def _predict(opened: RunOnPictures, pictures: Sequence[Picture]) -> Iterator[Prediction]:
-    """Yield a prediction for each picture, in order; one that cannot be read has an error instead.
-
-    opened: the run with its model; pictures: files, bytes or images, in one batch.
-    """
+    """Yield a prediction for each picture, in order; one that cannot be read has an error instead."""
     logits, errors = opened.logits(pictures)
     # probabilities, by label if several apply
     shares = logits.sigmoid() if opened.several_labels else logits.softmax(1)

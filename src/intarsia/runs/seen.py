@@ -41,11 +41,7 @@ def write_page(
 
 
 def _shown(run: SeeingRun, question: Question, answer: str) -> Shown:
-    """Return a question and its answer as an item of the page.
-
-    run: the opened run. The item has the picture, how it was read, and the right answer; where the
-    picture was cut into tiles, also which vectors of each tile were read.
-    """
+    """Return a question and its answer as an item of the page."""
     description = "; ".join(run.told(question))
     text = question.question
     if not question.image:

@@ -150,11 +150,7 @@ def layers(adapted: Adapted) -> range | None:
 
 
 def _check_places(adapted: Adapted) -> None:
-    """Refuse --last-blocks and --target for methods that have no such places.
-
-    adapted: the method's name, with the blocks and modules that were asked for.
-    Raises: ConfigError.
-    """
+    """Refuse --last-blocks and --target for methods that have no such places."""
     if adapted.method not in known() or adapted.method in (*keys(), *keys("recipe")):
         return
     # baselines, pruners and other changes have no cells to place
@@ -176,12 +172,7 @@ def _check_places(adapted: Adapted) -> None:
 
 
 def _build(card: Card, values: Mapping[str, str], start: Any, above: str) -> Any:
-    """Build the settings of a method from texts.
-
-    card: the method's entry in the catalogue. values: setting -> text; "name.inner" is a setting of
-    a method inside it. start: settings to change, None for the defaults. above: path of the
-    settings around it, "" or with a dot at its end, for errors.
-    """
+    """Build the settings of a method from texts."""
     if values and not settings_to_dict(card.config()):
         subject = f"--set with method {card.key!r}"
         got = ", ".join(f"{name}={value}" for name, value in values.items())
@@ -191,12 +182,7 @@ def _build(card: Card, values: Mapping[str, str], start: Any, above: str) -> Any
 
 
 def _changed(start: Any, values: Mapping[str, str], above: str, subject: str) -> Any:
-    """Return a config with some of its values replaced by values read from text.
-
-    start: the config; values: text by name, "name.inner" for a setting of a config inside it.
-    above: path of this config within others, with a dot at its end; subject: the kind of thing that
-    is named, for errors.  Raises: UnknownName; ConfigError.
-    """
+    """Return a config with some of its values replaced by values read from text."""
     hints = _hints(start)
     direct = {name: value for name, value in values.items() if "." not in name}
     # step 1: part the values of this config from those of configs inside it, by the first dot
@@ -235,11 +221,7 @@ def _changed(start: Any, values: Mapping[str, str], above: str, subject: str) ->
 
 
 def _hints(config: Any) -> dict[str, Any]:
-    """Return the type of each setting of a method, from the annotation of its field.
-
-    config: the settings. A setting that is no field has the type of its present value; a list, as
-    JSON has it, counts as a tuple of words.
-    """
+    """Return the type of each setting of a method, from the annotation of its field."""
     types = get_type_hints(type(config))
     return {
         name: types.get(name) or (tuple[str, ...] if isinstance(now, list) else type(now))
@@ -257,11 +239,7 @@ def with_settings(config: Any, **new: Any) -> Any:
 def _inner(
     path: str, options: dict[str, Card], key: str | None, values: Mapping[str, str], start: Any
 ) -> Any:
-    """Build the settings of a method that is a setting of another one, such as `over` of a mixture.
-
-    path: of that setting. options: methods that it may be, by name. key: the one that was named,
-    None = none was. values: its own settings as texts. start: the present method.
-    """
+    """Build the settings of a method that is a setting of another one, such as `over` of a mixture."""
     now = next((k for k, option in options.items() if option.config is type(start)), None)
     if key is not None and key not in options:
         raise UnknownName(f"method for --set {path}", key, options, registry.LISTED)
@@ -271,10 +249,7 @@ def _inner(
 
 
 def _methods_in(hint: Any) -> dict[str, Card]:
-    """Return the methods and routers that the type of a setting allows, by name.
-
-    hint: the type; the protocols `Method` and `RouterConfig` allow every adapter and every router.
-    """
+    """Return the methods and routers that the type of a setting allows, by name."""
     kinds: list[Any] = list(get_args(hint) or (hint,))
     for protocol, kind in ((Method, "adapter"), (RouterConfig, "router")):
         if protocol in kinds:

@@ -75,11 +75,7 @@ class SharedWork:
     def _on_disk(
         self, kind: str, inputs: Mapping[str, Any], make: Callable[[], TensorDataset]
     ) -> tuple[TensorDataset, Spent]:
-        """Return tensors from the folder, with the time they took; compute and store missing ones.
-
-        kind: first part of the file's name. inputs: everything that determines them, hashed for the
-        rest. make: computes them.
-        """
+        """Return tensors from the folder, with the time they took; compute and store missing ones."""
         start = Spent.now()
         if self.folder is None:
             return make(), Spent.now().since(start)

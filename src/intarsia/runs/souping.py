@@ -106,11 +106,7 @@ def soup_runs(
 def _written(
     out: Path, runs: Sequence[PictureRun | TextRun], kitchen: Kitchen, soup: dict[str, Any]
 ) -> dict[str, Any]:
-    """Write the averaged model as a run folder of its own, and return its record.
-
-    out: the folder. runs: those that were candidates. kitchen: holds the averaged model and scores
-    it. soup: for the record, the candidates, chosen runs and weights.
-    """
+    """Write the averaged model as a run folder of its own, and return its record."""
     first = runs[0]
     record = copy.deepcopy(dict(first.record))
     results = [run.record["results"] for run in runs]
@@ -230,11 +226,7 @@ class Kitchen:
 
 
 def _check_same(runs: Sequence[PictureRun | TextRun], names: Sequence[str]) -> None:
-    """Check that all runs began with the same weights and have the same parts of the data.
-
-    names: of the runs, for the error.
-    Raises: ConfigError.
-    """
+    """Check that all runs began with the same weights and have the same parts of the data."""
     first = runs[0].record["record"]
     for run, name in zip(runs[1:], names[1:], strict=True):
         second, two = run.record["record"], f"candidates {names[0]} and {name}"

@@ -71,10 +71,7 @@ class StackEntry:
 
 
 def _share(text: str) -> float:
-    """Parse the share of experts to remove, a number from 0 to 0.9 as a text.
-
-    Raises: ConfigError.
-    """
+    """Parse the share of experts to remove, a number from 0 to 0.9 as a text."""
     try:
         share = float(text)
     except ValueError:
@@ -94,10 +91,7 @@ def _loads(on: Stacked) -> dict[str, Tensor]:
 
 
 def _prune(on: Stacked, text: str) -> None:
-    """Remove the least used experts of every layer.
-
-    on: the model so far, with calibration batches; text: the share to remove.
-    """
+    """Remove the least used experts of every layer."""
     count = _left(on, text)
     # the most used experts stay, in their old order
     order = {p: load.argsort(descending=True, stable=True) for p, load in _loads(on).items()}
@@ -116,10 +110,7 @@ def _count(text: str) -> int:
 
 
 def _student(on: Stacked, text: str) -> None:
-    """Replace each layer of experts by one dense MLP, made of its most used experts.
-
-    on: the model so far; text: how many experts, a number as a text.
-    """
+    """Replace each layer of experts by one dense MLP, made of its most used experts."""
     count = _count(text)
     first = next(iter(gated_experts(on.model).values()))
     between("experts of a student", count, 1, first.experts, "For example: student:2.")
@@ -134,11 +125,7 @@ def _quantile(text: str) -> float:
 
 
 def _skip(on: Stacked, text: str) -> None:
-    """Let tokens skip their second expert where its gate is small beside the first one's.
-
-    on: the model so far, which gets a threshold of g2 / g1 for each layer. text: the quantile of
-    that ratio on calibration tokens at which the threshold lies: about this share of tokens skips.
-    """
+    """Let tokens skip their second expert where its gate is small beside the first one's."""
     share = _quantile(text)
     for path, inputs in expert_inputs(on.model, on.calibration).items():
         # g2 / g1: a token whose second gate is far below its first skips the second expert
@@ -165,12 +152,7 @@ def _energy(text: str) -> float:
 
 
 def _low_rank(on: Stacked, text: str) -> None:
-    """Replace each expert's matrix by its approximation U V of low rank, where U and V are smaller.
-
-    on: the model so far. Its weights become the products; the factors are stored in `on.stored`,
-    for the count of bytes. text: the share of the outputs' energy (sum of squares, on calibration
-    tokens) that has to remain, a number as a text.
-    """
+    """Replace each expert's matrix by its approximation U V of low rank, where U and V are smaller."""
     energy = _energy(text)
     inputs, stock = expert_inputs(on.model, on.calibration), gated_experts(on.model)
     # all inputs are taken from the model as it was, so that no factor depends on another
@@ -192,10 +174,7 @@ def _bits(text: str) -> int:
 
 
 def _quantise(on: Stacked, text: str) -> None:
-    """Quantise all matrices of the experts: the model computes with the decoded weights.
-
-    on: the model so far; text: bits of a weight, such as "w4".
-    """
+    """Quantise all matrices of the experts: the model computes with the decoded weights."""
     # the model computes with decoded weights, as a device that loads the format would
     on.format = form = Absmax(_bits(text))
     stock = gated_experts(on.model)

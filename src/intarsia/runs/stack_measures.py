@@ -125,10 +125,7 @@ def _payload(file: bytes) -> int:
 
 
 def _tensors(on: Stacked) -> dict[str, Tensor]:
-    """Return all tensors of the model as they would be stored, by name, to count their bytes.
-
-    on: a model after its techniques; experts are stored in its format, everything else in bfloat16.
-    """
+    """Return all tensors of the model as they would be stored, by name, to count their bytes."""
     paths = tuple(f"{path}." for path in gated_experts(on.model))
     tensors: dict[str, Tensor] = {}
     for name, p in on.model.named_parameters():  # a tied head is named once
@@ -161,10 +158,7 @@ def expected_bytes(on: Stacked) -> int:
 
 
 def _operations(on: Stacked, trace: Trace) -> float:
-    """Count the multiplications and additions for a token: of its experts and all other matrices.
-
-    on: the model; trace: which experts each token had.
-    """
+    """Count the multiplications and additions for a token: of its experts and all other matrices."""
     paths = list(gated_experts(on.model))
     prefixes = tuple(f"{path}." for path in paths)
     # a tied embedding is the head's matrix, an untied one is looked up
@@ -185,10 +179,7 @@ def _operations(on: Stacked, trace: Trace) -> float:
 
 
 def _on_devices(trace: Trace) -> tuple[float | None, float | None]:
-    """Simulate the model on several devices: return bytes a token between them, and seconds.
-
-    trace: which experts each token had. None for both where experts do not divide evenly.
-    """
+    """Simulate the model on several devices: return bytes a token between them, and seconds."""
     if trace.experts % DEVICES:
         return None, None
     # experts in their order, as many on each device
@@ -198,10 +189,7 @@ def _on_devices(trace: Trace) -> tuple[float | None, float | None]:
 
 
 def _offloaded_is_exact(on: Stacked, rows: Sequence[Batch]) -> bool:
-    """Return True if losses are bit-equal with a quarter of the experts in memory.
-
-    on: the model, with the policy of its cache of experts; rows: batches to compare on.
-    """
+    """Return True if losses are bit-equal with a quarter of the experts in memory."""
     with tempfile.TemporaryDirectory() as folder:
         on.model.save_pretrained(Path(folder, "model"))
         policy = card(on.policy or "expected").config()

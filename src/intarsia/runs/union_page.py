@@ -76,8 +76,7 @@ def _shown(
 ) -> list[Shown]:
     """Return each picture of the page: its name, the answer, and what the model reads.
 
-    pictures: files, bytes or images; answers: for the first of them. x: the pictures as the model
-    takes them, (B, 3, H, W). inputs: the normalisation, which is undone.
+    x: the pictures as the model takes them, (B, 3, H, W).
     """
     # pictures without an answer have an empty one
     answers = [*answers, *[""] * (len(pictures) - len(answers))]
@@ -87,10 +86,7 @@ def _shown(
 
 
 def _ready(picture: Any, transform: Any) -> Tensor:
-    """Return a picture, (3, H, W), as a model's transform makes it.
-
-    picture: a path, the bytes of a file, an image or an array.
-    """
+    """Return a picture, (3, H, W), as a model's transform makes it."""
     if isinstance(picture, str | Path | bytes):
         source = Path(picture) if isinstance(picture, str) else picture
         return transform(read_image(source, side=side_of(transform)))
@@ -98,10 +94,7 @@ def _ready(picture: Any, transform: Any) -> Tensor:
 
 
 def _seen(x: Tensor, inputs: InputConfig) -> Image.Image:
-    """Return a normalised tensor (3, H, W) as a picture again, as the model reads it.
-
-    inputs: the mean and standard deviation of the normalisation.
-    """
+    """Return a normalised tensor (3, H, W) as a picture again, as the model reads it."""
     mean, std = (torch.tensor(v).view(-1, 1, 1) for v in (inputs.mean, inputs.std))
     # undo the normalisation: what the model read, in 0 ... 255
     pixels = (x * std + mean).clamp(0, 1).mul(255).round().permute(1, 2, 0)

@@ -152,8 +152,7 @@ class FreshProcess(OwnProcess):
 def _serve(pipe: Connection, threads: int, environment: Mapping[str, str]) -> None:
     """Do the work that comes through a pipe until it closes, as the main loop of a worker process.
 
-    pipe: brings (work, inputs) and takes back (True, result) or (False, error). threads: number of
-    torch threads. environment: the parent's variables. Exits at once when the parent has ended.
+    pipe: brings (work, inputs) and takes back (True, result) or (False, error).
     """
     os.environ.clear()
     os.environ.update(environment)

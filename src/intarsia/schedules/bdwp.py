@@ -136,12 +136,7 @@ class Bdwp:
             yield partial(self._keep_masked, layers, called)
 
     def _layer(self, model: nn.Module, name: str) -> Any:
-        """Return the layer whose weight has this name, after a check that it can be n:m sparse.
-
-        model: has the layer; name: of the parameter, "path.weight".
-        Raises: ConfigError for another kind of layer; ShapeError for widths that m does not divide
-          with pad=False.
-        """
+        """Return the layer whose weight has this name, after a check that it can be n:m sparse."""
         path, _, weight = name.rpartition(".")
         layer = model.get_submodule(path)
         if weight != "weight" or not isinstance(layer, nn.Linear | nn.modules.conv._ConvNd):
@@ -166,12 +161,7 @@ class Bdwp:
         *args: Any,
         **kwargs: Any,
     ) -> Tensor:
-        """Compute a layer with sparse weights: W_f for its output, W_b for its input's gradient.
-
-        W_f has n of each m weights along the inputs, W_b along the outputs. layer: the layer;
-        forward: its own forward, with args and kwargs; call: called to note that the layer was
-        used.
-        """
+        """Compute a layer with sparse weights: W_f for its output, W_b for its input's gradient."""
         call()
         weight, forward = cast(Tensor, layer.weight), partial(forward, *args, **kwargs)
         # W_f, or all of W where the forward stays dense
@@ -190,11 +180,7 @@ class Bdwp:
 
     @torch.no_grad()
     def _keep_masked(self, layers: dict[str, Any], called: set[str]) -> None:
-        """Set the weights of the layers that were used to W_f, with n of each m weights.
-
-        layers: path -> layer, all that are sparse; called: names of those whose forward ran. It
-          warns of the others, which stay dense.
-        """
+        """Set the weights of the layers that were used to W_f, with n of each m weights."""
         # the backward-only variant trains and keeps dense weights
         if self.directions == "backward":
             return

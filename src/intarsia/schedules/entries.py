@@ -31,10 +31,7 @@ def pull(
 
     @torch.no_grad()
     def add_pull(*_: Any) -> None:
-        """Add share * sign(p - start) to each gradient, before the optimiser's step.
-
-        _: the optimiser and its arguments, unused.
-        """
+        """Add share * sign(p - start) to each gradient, before the optimiser's step."""
         for parameter, start in starts.items():
             if parameter.grad is not None:
                 starts[parameter] = start = start.to(parameter)  # moves at most once
@@ -131,10 +128,7 @@ class Entries:
             vector.data = self._read(parameter)
 
     def _gather(self, parameter: Tensor) -> None:
-        """Move the trained entries of a new gradient into the short vector's gradient.
-
-        parameter: whose gradient was computed; it is then set to None.
-        """
+        """Move the trained entries of a new gradient into the short vector's gradient."""
         assert isinstance(parameter, nn.Parameter) and parameter.grad is not None
         vector, grad = self.vectors[parameter], parameter.grad
         if self.dense is not None:
@@ -147,19 +141,13 @@ class Entries:
 
     @torch.no_grad()
     def _refresh(self, *_: Any) -> None:
-        """Copy the trained entries from the parameters into the short vectors, before a step.
-
-        _: the arguments of an optimiser's hook, unused.
-        """
+        """Copy the trained entries from the parameters into the short vectors, before a step."""
         # the parameters may have been set since: by a checkpoint, or by another delta
         for parameter, vector in self.vectors.items():
             vector.copy_(self._read(parameter))
 
     @torch.no_grad()
     def _write(self, *_: Any) -> None:
-        """Copy the short vectors back into the parameters, after a step.
-
-        _: the arguments of an optimiser's hook, unused.
-        """
+        """Copy the short vectors back into the parameters, after a step."""
         for parameter, vector in self.vectors.items():
             parameter.view(-1)[self.index[parameter]] = vector

@@ -183,10 +183,7 @@ class Masked:
 
     @torch.no_grad()
     def _mask_after_step(self, *_: Any) -> None:
-        """Set weights and optimiser states outside the masks to 0 after a step.
-
-        _: the arguments of an optimiser's hook, unused.
-        """
+        """Set weights and optimiser states outside the masks to 0 after a step."""
         if self.entries is None:  # `entries` steps the kept weights alone
             for name, weight in self.weights.items():
                 weight.masked_fill_(~self.kept[name], 0)
@@ -194,11 +191,7 @@ class Masked:
 
     @torch.no_grad()
     def _mask_states(self, grown: Mapping[str, Tensor]) -> None:
-        """Set the optimiser states of weights outside the masks, and of newly kept weights, to 0.
-
-        grown: name -> bool, the newly kept weights.
-        Raises: TrainingError for a state of another shape than its weight.
-        """
+        """Set the optimiser states of weights outside the masks, and of newly kept weights, to 0."""
         if self._optimizer is None or self.entries is not None:
             return
         for name, weight in self.weights.items():
@@ -350,10 +343,7 @@ class Masking:
         return {"changes": self.history, "layers": layers}
 
     def _unstack(self, tensors: Mapping[str, Any]) -> dict[str, Any]:
-        """Return tensors by name, each stack of experts (E, ...) divided into E tensors.
-
-        Expert e of the stack "name" is "name.e". tensors: by name; weights, masks or gradients.
-        """
+        """Return tensors by name, each stack of experts (E, ...) divided into E tensors."""
         unstacked: dict[str, Any] = {}
         for name, tensor in tensors.items():
             parts = tensor.detach() if name in self.stacks else [tensor]

@@ -71,10 +71,7 @@ def masked_weights(
 
 
 def _check_parameter(path: str, module: nn.Module, name: str) -> None:
-    """Raise ConfigError for a weight that is computed from parameters, as in a weight norm.
-
-    path: of the layer `module`, for the error; name: of its weight.
-    """
+    """Raise ConfigError for a weight that is computed from parameters, as in a weight norm."""
     sources = (n for n, p in module.named_parameters() if p.requires_grad and n != "bias")
     if name not in module._parameters and any(sources):
         fix = "Take the weight norm off first, parametrize.remove_parametrizations(layer, 'weight')"
@@ -84,11 +81,7 @@ def _check_parameter(path: str, module: nn.Module, name: str) -> None:
 
 
 def _check_table(path: str, table: Any, shared: bool) -> None:
-    """Raise ConfigError for an embedding whose weight is shared, or has sparse gradients.
-
-    path: of the embedding `table`; shared: another layer has the same weight, and `path` was not
-      named by the user.
-    """
+    """Raise ConfigError for an embedding whose weight is shared, or has sparse gradients."""
     if shared:
         got = "a weight that another layer shares"
         fix = f"Name it to mask both: layers=({path!r},)."

@@ -67,8 +67,7 @@ class Retrain:
 def _warm(step: int, steps: int, *, after: Factor, share: float) -> float:
     """Return the factor of a schedule with a warm-up: half a cosine from 0 to its first value.
 
-    step: counted from 0; steps: number in the training; after: f(step, steps) -> multiple of lr,
-      for the rest; share: part of the steps in which it rises.
+    after: f(step, steps) -> multiple of lr, for the rest.
     """
     # the rest of the schedule is stretched over the steps that the warm-up leaves
     rise = int(share * steps)
@@ -90,11 +89,7 @@ def _cosine(step: int, steps: int) -> float:
 
 
 def _stepwise(step: int, steps: int, *, original: tuple[float, ...], start: float) -> float:
-    """Return the learning rate of the original training at a later share of its steps.
-
-    step: counted from 0; steps: of this training; original: multiples of lr, each for an equal
-      share of the original's steps; start: the share of its steps at which this training begins.
-    """
+    """Return the learning rate of the original training at a later share of its steps."""
     # where in the original's training, 0 ... 1
     position = start + (1 - start) * step / max(1, steps)
     return original[min(len(original) - 1, int(position * len(original)))]

@@ -84,11 +84,7 @@ class Statistics:
         return next((len(t) for t in tensors), None)
 
     def __add__(self, other: Statistics) -> Statistics:
-        """Return the statistics of both sets of rows together.
-
-        other: those of other rows of the same layer, with the same sums collected.
-        Raises: ShapeError if they do not match.
-        """
+        """Return the statistics of both sets of rows together."""
         if self.width != other.width or self.collected != other.collected:
             raise ShapeError(
                 "statistics to join",
@@ -131,10 +127,7 @@ class Statistics:
         return self._read("hessian", self.hessian) / max(1, self.count)
 
     def _read(self, name: str, value: Tensor | None) -> Tensor:
-        """Return a sum, or raise ConfigError if it was not collected.
-
-        name: of the sum, for the error; value: the sum, None = not collected.
-        """
+        """Return a sum, or raise ConfigError if it was not collected."""
         if value is None:
             subject, fix = "statistics", f"Collect it: needs={{{name!r}}}."
             raise ConfigError(subject, got=f"no {name!r}", want=f"{name!r} collected", fix=fix)
@@ -245,12 +238,7 @@ def _add_call(
     args: Any,
     y: Any,
 ) -> None:
-    """Add one call of a layer to the statistics; a forward hook of the layer.
-
-    observed: where they are added; name: of the layer; output: count the layer's output y in place
-      of its input; needs: sums to collect; unfolded: count patches of a convolution's input;
-      module, args, y: the layer, its inputs and its output, from the hook.
-    """
+    """Add one call of a layer to the statistics; a forward hook of the layer."""
     activations: Tensor = y if output else args[0]
     if unfolded and not output and isinstance(module, nn.Conv2d) and set(module.kernel_size) != {1}:
         for sample in activations.split(1):  # a patch holds kh kw as many numbers as the picture
@@ -274,8 +262,7 @@ def _add_call(
 def _patches(conv: nn.Conv2d, x: Tensor, y: Tensor) -> Tensor:
     """Return the patch of a convolution's input under each output position, (h w, d kh kw).
 
-    conv: the layer; x: its input (1, d, H, W); y: its output (1, out, h, w). Where the layer pads
-      by itself, as TensorFlow's "SAME" does, the padding follows from the output's size.
+    x: its input (1, d, H, W); y: its output (1, out, h, w).
     """
     mode = "constant" if conv.padding_mode == "zeros" else conv.padding_mode
     sides: list[int] = []

@@ -167,10 +167,7 @@ def auto_model(model: nn.Module) -> SeeingForCausalLM:
 
 
 def _build(config: SeeingConfig) -> nn.Module:
-    """Build the decoder of a config and repeat all changes made to it, with new weights.
-
-    Raises: CheckpointError for changes that cannot be repeated.
-    """
+    """Build the decoder of a config and repeat all changes made to it, with new weights."""
     try:
         model: Any = AutoModelForCausalLM.from_config(cast(Any, config).text_config)
         for entry in config.steps or ():

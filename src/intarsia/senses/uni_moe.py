@@ -75,10 +75,7 @@ class UniMoe(BesideAttention):
     position = "parallel"
 
     def __post_init__(self) -> None:
-        """Check the modalities, each named once, and the shares of the three stages.
-
-        Raises: ConfigError.
-        """
+        """Check the modalities, each named once, and the shares of the three stages."""
         check(self)
         names = tuple(self.modalities)
         if not names or len(set(names)) < len(names):
@@ -176,10 +173,7 @@ class ModalityRouter(TopKRouter):
         return of_real(rows, valid, lambda real: to_own(real, expert[valid]))
 
     def _expert(self, rows: int, device: torch.device) -> Tensor:
-        """Return each row's expert, the one of its sample's modality: its number, (N,) int64.
-
-        rows: N, whole samples after one another; device: of the result.
-        """
+        """Return each row's expert, the one of its sample's modality: its number, (N,) int64."""
         # A modality without an expert goes to the text's, or to the first if text has none.
         names = list(self.modalities)
         text_expert = names.index(MODALITIES[0]) if MODALITIES[0] in names else 0

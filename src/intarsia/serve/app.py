@@ -80,10 +80,7 @@ class Application:
         self.generations.shutdown()
 
     async def _routed(self, scope: Any, receive: Any, send: Any) -> None:
-        """Answer a request by the routes.
-
-        scope, receive, send: of ASGI. Raises: Refused for an unknown path, or another method.
-        """
+        """Answer a request by the routes."""
         scope["app"] = self  # has the router raise its errors, and not answer in plain text
         try:
             await self.router(scope, receive, send)
@@ -95,10 +92,7 @@ class Application:
             raise Refused(404, message, code="unknown_url") from error
 
     async def _ask(self, request: Request) -> Response:
-        """Answer a POST request for generated text, as one JSON or as a stream of events.
-
-        Raises: Refused for a request that is not JSON or has wrong parameters.
-        """
+        """Answer a POST request for generated text, as one JSON or as a stream of events."""
         # a web page of another site can send other types, without the browser asking this server
         # first
         media = request.headers.get("content-type", "").partition(";")[0].strip().lower()

@@ -82,11 +82,7 @@ class ChoicesRequest:
             await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _choice(self, index: int, prompt: int, news: asyncio.Queue[Any]) -> None:
-        """Generate one choice, and put its increments, or its error, into a queue.
-
-        index: number of the choice; prompt: number of the prompt; news: queue that all choices
-        share.
-        """
+        """Generate one choice, and put its increments, or its error, into a queue."""
         try:
             async with aclosing(self._increments(index, prompt)) as steps:
                 async for step in steps:
@@ -95,10 +91,7 @@ class ChoicesRequest:
             news.put_nowait(error)
 
     async def _increments(self, index: int, prompt: int) -> AsyncGenerator[Increment]:
-        """Generate one choice, and yield its increments.
-
-        index: number of the choice; prompt: number of the prompt that it answers.
-        """
+        """Generate one choice, and yield its increments."""
         ids, sampling = self.prompts[prompt], self.sampling[index]
         served, record = self.generation.served, current()
         tokenizer: Any = served.tokenizer

@@ -153,11 +153,7 @@ class Connections:
         self._end(connection, Refused(408, text) if connection.heard else None)
 
     def _give_way(self, newcomer: str) -> bool:
-        """Close one connection to make room for an address; return False if there is none.
-
-        It is the oldest one of the address with the most connections: one without a whole request,
-        or else one whose client does not read, if that address has more than the newcomer.
-        """
+        """Close one connection to make room for an address; return False if there is none."""
         per_host = Counter(host for host, _ in self.open)
 
         def is_stalled(connection: Connection) -> bool:

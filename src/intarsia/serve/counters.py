@@ -75,10 +75,7 @@ class _Experts:
         self.served_models = served_models
 
     def collect(self) -> Iterator[Metric]:
-        """Yield a metric for each count of experts in memory, by model.
-
-        For models with offloaded experts: hits, reads, bytes, seconds, and experts in use.
-        """
+        """Yield a metric for each count of experts in memory, by model."""
         texts = {
             "hits": "Experts that were in their slots.",
             "loads": "Experts that were read.",

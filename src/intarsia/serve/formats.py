@@ -74,10 +74,7 @@ class Completions:
         yield DONE
 
     def _choice(self, index: int, steps: Sequence[Increment]) -> Json:
-        """Return a choice in OpenAI's form, made of all of its increments.
-
-        index: number of the choice; steps: its increments.
-        """
+        """Return a choice in OpenAI's form, made of all of its increments."""
         parts = [part for step in steps for part in step.parts]
         tokens = [token for step in steps for token in step.tokens]
         text = "".join(p for p in parts if isinstance(p, str) and not isinstance(p, ReasoningText))
@@ -97,10 +94,7 @@ class Completions:
         return choice | {"message": message}
 
     def _chunks(self, increment: Increment) -> Iterator[Json]:
-        """Yield the choices of events for an increment, one for each of its parts.
-
-        Log-probabilities of the increment's tokens go with the first one.
-        """
+        """Yield the choices of events for an increment, one for each of its parts."""
         logprobs = self._logprobs(increment.index, increment.tokens) if increment.tokens else None
         # the first event of a chat's choice says who speaks
         begun = increment.index in self.calls
@@ -121,10 +115,7 @@ class Completions:
         return choice | ({"delta": delta} if self.chat else delta)
 
     def _delta(self, index: int, part: Any) -> Json:
-        """Return what an event adds to a choice, as the route has it.
-
-        index: number of the choice; part: text, thought or call of a tool; None = nothing.
-        """
+        """Return what an event adds to a choice, as the route has it."""
         if not self.chat:
             return {"text": part or ""}
         if isinstance(part, ToolCall):
@@ -135,10 +126,7 @@ class Completions:
         return {} if part is None else {"content": part}
 
     def _call(self, index: int, part: ToolCall) -> Json:
-        """Return a call of a tool in OpenAI's form, with an id.
-
-        index: number of the choice, whose calls are numbered; part: the call.
-        """
+        """Return a call of a tool in OpenAI's form, with an id."""
         number = self.calls.get(index, 0)
         self.calls[index] = number + 1
         function = {"name": part.name, "arguments": part.arguments}
@@ -146,10 +134,7 @@ class Completions:
         return {"id": name, "type": "function", "function": function}
 
     def _logprobs(self, index: int, tokens: Sequence[NewToken]) -> Json | None:
-        """Return log-probabilities of tokens in the route's form; None if not requested.
-
-        index: number of the choice; tokens: new ones of it, whose offsets follow those before.
-        """
+        """Return log-probabilities of tokens in the route's form; None if not requested."""
         if self.ask.sampling[index].top is None:
             return None
         if self.chat:
@@ -178,10 +163,7 @@ class Completions:
         return self.tokenizer.convert_ids_to_tokens(number) if "\ufffd" in text else text
 
     def _entry(self, number: int, value: float | None) -> Json:
-        """Return {"token", "logprob", "bytes"}; bytes are None for a part of a character.
-
-        number: id of the token; value: its log-probability.
-        """
+        """Return {"token", "logprob", "bytes"}; bytes are None for a part of a character."""
         is_text = "\ufffd" not in self.tokenizer.decode([number])
         name = self._name(number)
         return {"token": name, "logprob": value, "bytes": list(name.encode()) if is_text else None}

@@ -120,11 +120,7 @@ class RequestGate:
     async def _admitted(
         self, scope: Any, receive: Any, answer: _Answer, connection: Connection
     ) -> None:
-        """Read a request, and let the application answer it.
-
-        scope, receive: of ASGI; answer: sends to the client; connection: the client's, whose timer
-        is stopped. Raises: Refused; ConnectionError if the client has left.
-        """
+        """Read a request, and let the application answer it."""
         self._refuse_other_sites(scope)
         # a request that only reads has no body and needs no turn
         if scope["method"] in READS:
@@ -141,13 +137,7 @@ class RequestGate:
         await self._carry_out(scope, body, receive, answer)
 
     async def _carry_out(self, scope: Any, body: bytes, receive: Any, answer: _Answer) -> None:
-        """Run the application while its client is connected and its time is not over.
-
-        scope: of ASGI; body: the whole request; receive: of ASGI, tells when the client leaves;
-        answer: sends to the client.
-        Raises: Refused if it was interrupted; ConnectionError if the client has left before an
-        answer.
-        """
+        """Run the application while its client is connected and its time is not over."""
         # the body was read: the application gets it once, then waits for the client to leave
         messages = iter([{"type": "http.request", "body": body, "more_body": False}])
 
@@ -179,10 +169,7 @@ class RequestGate:
 
     @contextmanager
     def _stoppable(self, answer: _Answer, receive: Any) -> Iterator[asyncio.Future[Any]]:
-        """Yield a future that is set when a request must stop: error, or None for a lost client.
-
-        answer: to the request; receive: of ASGI, tells when the client leaves.
-        """
+        """Yield a future that is set when a request must stop: error, or None for a lost client."""
         loop = asyncio.get_running_loop()
         end: asyncio.Future[Refused | None] = loop.create_future()
 
@@ -211,21 +198,13 @@ class RequestGate:
         self.turns.check_room(_host(scope))
 
     async def _in_turn(self, scope: Any, receive: Any, send: Any) -> None:
-        """Wait for a turn, then run the application; scope, receive, send: of ASGI.
-
-        Raises: Refused if the queue has filled up meanwhile.
-        """
+        """Wait for a turn, then run the application; scope, receive, send: of ASGI."""
         self._has_room(scope)  # others may have come in while this one was read
         async with self.turns.turn(_host(scope)):
             await self.app(scope, receive, send)
 
     async def _read(self, scope: Any, receive: Callable[..., Any]) -> bytes:
-        """Return the whole body of a request; scope, receive: of ASGI.
-
-        A body that is too large is read for another megabyte: a connection that is closed with
-        bytes unread is reset, and its client may then not see the answer.
-        Raises: Refused, 413, for a body that is too large; ConnectionError if it ends early.
-        """
+        """Return the whole body of a request; scope, receive: of ASGI."""
         limit = self.limits.body
         length = dict(scope["headers"]).get(b"content-length", b"0")
         # the header may be absent or false: what counts is what arrives
@@ -245,10 +224,7 @@ class RequestGate:
         return b"".join(parts)
 
     def _refuse_other_sites(self, scope: Any) -> None:
-        """Refuse requests that a page of another site makes a browser send.
-
-        Raises: Refused, 403 for another `origin`, 400 for a host name that is not this server's.
-        """
+        """Refuse requests that a page of another site makes a browser send."""
         headers = dict(scope["headers"])
         host = headers.get(b"host", b"").decode("latin-1")
         try:
@@ -278,10 +254,7 @@ class _Answer:
         self.patience = gate.limits.arrival
 
     async def __call__(self, message: Message) -> None:
-        """Pass an ASGI message on to the client, and record status, kind and end of the answer.
-
-        Raises: ConnectionError, and drops the connection, if the client does not read.
-        """
+        """Pass an ASGI message on to the client, and record status, kind and end of the answer."""
         if message["type"] == "http.response.start":
             headers = list(message["headers"])
             self.status = message["status"]
@@ -343,10 +316,7 @@ def _host(scope: Any) -> str:
 
 
 async def _in_time(work: Awaitable[Any], seconds: float) -> Any:
-    """Return the result of some work; after a pause of this process, look at it twice.
-
-    work: is cancelled when its time is over. Raises: TimeoutError, and what the work raises.
-    """
+    """Return the result of some work; after a pause of this process, look at it twice."""
     task = asyncio.ensure_future(work)
     try:
         for wait in (seconds, LOOK_AGAIN):

@@ -90,10 +90,7 @@ class Generation:
         return may_batch(self.served.model) and sampling.plain
 
     def _started(self, sampling: Sampling) -> NativeBatch | StockBatch:
-        """Return the batch of this model, which is started for its first request.
-
-        sampling: of that request, whose end tokens transformers' batch needs.
-        """
+        """Return the batch of this model, which is started for its first request."""
         if self.batch is None and self.native:
             self.batch = NativeBatch(self.served, self.limits)
         elif self.batch is None:
@@ -101,10 +98,7 @@ class Generation:
         return self.batch
 
     async def _by_itself(self, ids: list[int], sampling: Sampling) -> AsyncGenerator[NewToken]:
-        """Yield the tokens of a request that runs alone, on the shared thread.
-
-        ids: tokens of the prompt; sampling: settings of the request.
-        """
+        """Yield the tokens of a request that runs alone, on the shared thread."""
         loop, tokens = asyncio.get_running_loop(), asyncio.Queue[NewToken | None]()
         client_gone = threading.Event()
 
@@ -136,11 +130,7 @@ class Generation:
         send: Callable[[NewToken], None],
         client_gone: threading.Event,
     ) -> None:
-        """Run one request through transformers' `generate`, on the calling thread.
-
-        ids: tokens of the prompt; sampling: settings; send: is called with each new token;
-        client_gone: is set when the client has left, which ends the generation.
-        """
+        """Run one request through transformers' `generate`, on the calling thread."""
         # the client may have left while the request waited for the thread
         if client_gone.is_set():
             return

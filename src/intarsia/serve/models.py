@@ -125,12 +125,7 @@ def _trunk(
     dtype: str,
     progress: Report,
 ) -> ServedModel:
-    """Open one language model, with offloaded experts if `slots` or its folder asks for them.
-
-    name: in requests; source: a folder or Hub name; slots: experts in memory; policy: which of them
-    stay; dtype: of the weights; progress: is given a line of text.
-    Raises: ConfigError, AssetError.
-    """
+    """Open one language model, with offloaded experts if `slots` or its folder asks for them."""
     folder, expert_slots = Path(source), None
     if slots is None and (folder / INDEX).is_file():
         progress("all experts stay in memory; --slots 0.25 would keep a quarter of them")
@@ -183,10 +178,7 @@ def one_at_a_time(model: Any, lock: threading.Lock) -> None:
 
 
 def _with_adapter(copied: Any, folder: Path) -> Any:
-    """Load an adapter into a copy of a model, and return the model in evaluation.
-
-    Raises: CheckpointError for an adapter that adds tokens; ConfigError.
-    """
+    """Load an adapter into a copy of a model, and return the model in evaluation."""
     model = load(copied, folder)
     config = model.active_peft_config if isinstance(model, PeftModel) else None
     # virtual tokens shift positions, which a batch of several prompts does not expect

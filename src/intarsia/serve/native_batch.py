@@ -120,10 +120,7 @@ class NativeBatch:
                 self._send(request, Refused(503, DEAD))
 
     def _admit(self, text: NativeText) -> bool:
-        """Wait for work, and give free slots to waiting requests; return False once the batch ends.
-
-        text: the native caches, whose slots are cleared.
-        """
+        """Wait for work, and give free slots to waiting requests; return False once the batch ends."""
         with self.changed:
             self.changed.wait_for(lambda: self.ending or self.waiting or self.running)
             for request in [request for request in self.running if request.abandoned]:
@@ -137,10 +134,7 @@ class NativeBatch:
             return not self.ending
 
     def _read_prompts(self, text: NativeText) -> None:
-        """Read about `PIECE` tokens of prompts; draw the first token behind a whole prompt.
-
-        text: the native caches.
-        """
+        """Read about `PIECE` tokens of prompts; draw the first token behind a whole prompt."""
         room = PIECE
         for request in [request for request in self.running if request.read < len(request.ids)]:
             # pieces have a fixed length, since the last bits depend on where a prompt is divided
@@ -153,10 +147,7 @@ class NativeBatch:
                 return
 
     def _draw_tokens(self, text: NativeText) -> None:
-        """Draw the next token of each answer that has begun, all in one native call.
-
-        text: the native caches.
-        """
+        """Draw the next token of each answer that has begun, all in one native call."""
         begun = [request for request in self.running if request.read == len(request.ids)]
         if not begun:
             return
@@ -188,10 +179,7 @@ class NativeBatch:
         self.free.append(request.slot)
 
     def _send(self, request: _SlotRequest, item: Any) -> None:
-        """Send a token, None for the end, or an error to the request's client.
-
-        If the client's event loop is closed by now, the request is marked as abandoned.
-        """
+        """Send a token, None for the end, or an error to the request's client."""
         try:
             request.send(item)
         except RuntimeError:

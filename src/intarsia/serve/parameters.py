@@ -170,10 +170,7 @@ def template(name: str, value: Any, limits: Limits) -> None:
 
 
 def _between(name: str, value: float, low: float, high: float, kind: str) -> None:
-    """Check that a number lies between low and high, with a message in OpenAI's words.
-
-    name: the parameter's; kind: name of the number's type in the message. Raises: Refused.
-    """
+    """Check that a number lies between low and high, with a message in OpenAI's words."""
     if value != value:  # NaN is no JSON, but Python's parser accepts it
         raise invalid_type(name, f"a {kind}", value)
     for outside, word, comparison, bound in (

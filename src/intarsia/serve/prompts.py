@@ -48,11 +48,7 @@ def of_completion(
 
 
 def _ids(prompt: object, served: ServedModel, want: str) -> list[int]:
-    """Return the token ids of one prompt, a text or a list of ids.
-
-    served: the model; want: what a prompt may be, for the error.
-    Raises: Refused for ids that the model does not have.
-    """
+    """Return the token ids of one prompt, a text or a list of ids."""
     if isinstance(prompt, str):
         return list(served.tokenizer(prompt)["input_ids"])
     if not isinstance(prompt, list) or not all(_is_id(token) for token in prompt):
@@ -104,10 +100,7 @@ def of_chat(
 
 
 def _tool_for_templates(tool: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a tool in the form of chats, {"type", "function": ...}, which templates read.
-
-    A request for a response has the function's fields one level higher.
-    """
+    """Return a tool in the form of chats, {"type", "function": ...}, which templates read."""
     if "function" in tool:
         return dict(tool)
     return {"type": "function", "function": {k: v for k, v in tool.items() if k != "type"}}
@@ -168,10 +161,7 @@ def items_of(parameters: Mapping[str, Any]) -> Messages:
 
 
 def _check_filled(items: object, name: str) -> None:
-    """Check that a field of a request is a list with at least one entry.
-
-    items: its value; name: of the field. Raises: Refused.
-    """
+    """Check that a field of a request is a list with at least one entry."""
     if not isinstance(items, list):
         raise invalid_type(name, "an array of objects", items)
     if not items:
@@ -179,10 +169,7 @@ def _check_filled(items: object, name: str) -> None:
 
 
 def _message(message: object, place: str) -> dict[str, Any]:
-    """Check a message of a request, and return it as templates read it.
-
-    place: its path in the request, for errors.  Raises: Refused.
-    """
+    """Check a message of a request, and return it as templates read it."""
     if not isinstance(message, dict):
         raise invalid_type(place, "an object", message)
     if unknown_fields := sorted(message.keys() - set(IN_MESSAGE)):
@@ -214,10 +201,7 @@ def _message(message: object, place: str) -> dict[str, Any]:
 
 
 def _tool_call(call: object, place: str) -> dict[str, Any]:
-    """Check a call of a tool, and return it with its arguments as an object.
-
-    place: its path in the request, for errors.  Raises: Refused.
-    """
+    """Check a call of a tool, and return it with its arguments as an object."""
     if not isinstance(call, dict) or not isinstance(function := call.get("function"), dict):
         raise invalid_type(place, "an object with a function", call)
     name, text = (_field(function, field, f"{place}.function") for field in ("name", "arguments"))
@@ -239,10 +223,7 @@ def _add_call(messages: Messages, call: dict[str, Any]) -> None:
 
 
 def _field(fields: Mapping[str, Any], name: str, place: str) -> str:
-    """Return a text that an object of the request must have.
-
-    fields: the object; name: of the field; place: the object's path, for errors. Raises: Refused.
-    """
+    """Return a text that an object of the request must have."""
     value = fields.get(name)
     if value is None:
         raise missing(f"{place}.{name}")
@@ -252,11 +233,7 @@ def _field(fields: Mapping[str, Any], name: str, place: str) -> str:
 
 
 def _text(content: object, place: str, kinds: tuple[str, ...] = PARTS) -> str:
-    """Return a message's content as one text; its parts are joined by spaces.
-
-    content: a text, a list of parts, or None; place: its path in the request, for errors; kinds:
-    types of parts that are allowed. Raises: Refused.
-    """
+    """Return a message's content as one text; its parts are joined by spaces."""
     if content is None or isinstance(content, str):
         return content or ""
     if not isinstance(content, list):

@@ -69,11 +69,7 @@ class RequestReader:
     def _samplings(
         self, parameters: Mapping[str, Any], ids: list[int], generation: Generation, n: int
     ) -> list[Sampling]:
-        """Return the sampling settings of each choice for one prompt.
-
-        parameters: of the request; ids: tokens of the prompt; generation: of the model; n: number
-        of choices, with seeds that follow each other. Raises: Refused.
-        """
+        """Return the sampling settings of each choice for one prompt."""
         served = generation.served
         config = configured(served.model.generation_config, parameters)
         config.max_new_tokens = self._token_room(parameters, len(ids), served.context)
@@ -99,12 +95,7 @@ class RequestReader:
         ]
 
     def _token_room(self, parameters: Mapping[str, Any], prompt: int, context: int) -> int:
-        """Return the most new tokens that an answer may have.
-
-        parameters: of the request; prompt: number of its tokens; context: most tokens of both. If
-        the request names no number, the server's limit or the room in the context counts.
-        Raises: Refused if prompt and answer do not fit in the context.
-        """
+        """Return the most new tokens that an answer may have."""
         name = next((name for name in TOKENS if name in parameters), None)
         tokens = parameters[name] if name is not None else 1
         if prompt == 0:

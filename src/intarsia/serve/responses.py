@@ -96,11 +96,7 @@ class Responses:
         return {"type": kind, "sequence_number": self.number - 1, **fields}
 
     def _part(self, part: Any) -> Iterator[Json]:
-        """Yield the events by which a part of the answer is added.
-
-        part: text or thought, which goes into the open item or opens a new one; or a call of a
-        tool.
-        """
+        """Yield the events by which a part of the answer is added."""
         # a call comes whole, so that its item opens and closes at once
         if isinstance(part, ToolCall):
             yield from self._close()
@@ -130,18 +126,12 @@ class Responses:
         return {"logprobs": []} if self.open == MESSAGE else {}
 
     def _position(self, item: Json, content: bool = True) -> Json:
-        """Return the fields by which an event names an item, the newest one.
-
-        content: name its only content, too.
-        """
+        """Return the fields by which an event names an item, the newest one."""
         position: Json = {"item_id": item["id"], "output_index": len(self.output) - 1}
         return position | {"content_index": 0} if content else position
 
     def _begin(self, kind: str) -> Iterator[Json]:
-        """Open a new item of the answer's output, and yield the events that say so.
-
-        An item is a thought, the message or a call of a function; kind: `THOUGHTS` or `MESSAGE`.
-        """
+        """Open a new item of the answer's output, and yield the events that say so."""
         self.open = kind
         item: Json = {"type": kind, "status": "in_progress", "content": []}
         item |= {"role": "assistant"} if kind == MESSAGE else {"summary": []}
@@ -156,10 +146,7 @@ class Responses:
         yield self._event("response.content_part.added", **self._position(item), part=dict(part))
 
     def _close(self) -> Iterator[Json]:
-        """Close the open item of the output, and yield the events that say so.
-
-        An item is a thought or the message; nothing happens if none is open.
-        """
+        """Close the open item of the output, and yield the events that say so."""
         if not self.open:
             return
         item = self.output[-1]

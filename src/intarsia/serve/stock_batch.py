@@ -93,11 +93,7 @@ class StockBatch:
 
 
 def _settings(served: ServedModel, limits: Limits) -> ContinuousBatchingConfig:
-    """Return settings of transformers' batch for a model, by the number of requests.
-
-    served: the model; limits: `at_once` is the number of requests. On a CPU the cache has room for
-    four whole contexts; elsewhere transformers measures the memory.
-    """
+    """Return settings of transformers' batch for a model, by the number of requests."""
     if served.model.device.type != "cpu":
         return ContinuousBatchingConfig(max_requests_per_batch=limits.at_once)
     # whole contexts of four requests; more wait until pages are free

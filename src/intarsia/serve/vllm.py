@@ -48,10 +48,7 @@ def command(
 
 
 def _rank(folder: Path) -> int:
-    """Return the rank of a plain LoRA, from its adapter_config.json.
-
-    Raises: ConfigError for other adapters.
-    """
+    """Return the rank of a plain LoRA, from its adapter_config.json."""
     try:
         config = read_json(folder / CONFIG)
     except (OSError, ValueError) as error:

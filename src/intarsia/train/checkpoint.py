@@ -118,10 +118,7 @@ def save_together(folder: Path, state: Mapping[str, Any], group: Group = None) -
     mine = {key: t for key, t in tensors.items() if rank == 0 or isinstance(t, Piece)}
 
     def finish(scratch: Path, entries: list[dict[str, Any]]) -> None:
-        """Write what is no tensor, and the manifest with the digest of everything.
-
-        scratch: folder of the new checkpoint; entries: what each process wrote.
-        """
+        """Write what is no tensor, and the manifest with the digest of everything."""
         (scratch / STATE).write_text(json.dumps(tree))
         hashes = {STATE: sha256(scratch / STATE), "parts": _digest(entries)}
         manifest = {"sha256": hashes, "parts": entries}
@@ -142,10 +139,7 @@ def _next_folder(folder: Path) -> Path:
 
 
 def _remove_old(folder: Path, before: Mapping[int, Path]) -> None:
-    """Remove the earlier checkpoints, and the scratch folders of processes that were killed.
-
-    folder: of the checkpoints; before: number -> folder of the earlier ones.
-    """
+    """Remove the earlier checkpoints, and the scratch folders of processes that were killed."""
     # only now, when the new checkpoint is complete: a kill in between leaves two, never none
     for old in (*before.values(), *folder.glob(".save-*")):
         shutil.rmtree(old, ignore_errors=True)

@@ -104,10 +104,7 @@ class Log:
             warnings.warn(f"{gap}: the curve of this run has a gap.", stacklevel=2)
 
     def _lines(self, raw: bytes) -> int:
-        """Keep the whole lines at the start of a file; return their length in bytes.
-
-        raw: content of the file, one JSON object on each line.
-        """
+        """Keep the whole lines at the start of a file; return their length in bytes."""
         size = 0
         for line in raw.splitlines(keepends=True):
             try:
@@ -168,13 +165,7 @@ def owned(out: Path | None, resume: bool, data: str = "") -> Iterator[None]:
 
 @contextmanager
 def _owned(out: Path, resume: bool, data: str) -> Iterator[None]:
-    """Reserve a run folder for this process while a run writes into it.
-
-    out: the folder; resume: it may hold a run that goes on; else only one that diverged, which is
-    removed. A run that diverges inside the context leaves a file that says so. data: as `owned`.
-    Raises: ConfigError for a folder with other files, one that another process writes, or one with
-    a link in it.
-    """
+    """Reserve a run folder for this process while a run writes into it."""
     with alone(out):
         _check_no_links(out)
         if not resume:
@@ -205,10 +196,7 @@ def _check_no_links(out: Path) -> None:
 
 
 def _check_same_folder(out: Path, begun: os.stat_result) -> None:
-    """Raise TrainingError if a run's folder was deleted or replaced since the run began.
-
-    begun: the folder's entry in the file system at the start.
-    """
+    """Raise TrainingError if a run's folder was deleted or replaced since the run began."""
     now = out.stat() if out.is_dir() else None
     # device and inode: a path alone would not tell a folder that was replaced
     if now is not None and os.path.samestat(begun, now):

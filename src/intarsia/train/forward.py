@@ -90,10 +90,7 @@ def mean_in_order(meter: Meter, bucket: dist.GradBucket) -> torch.futures.Future
 
 
 def _set_recompute(model: nn.Module, on: bool) -> None:
-    """Switch gradient checkpointing of a timm or transformers model on or off.
-
-    Raises: ConfigError for a model that has none.
-    """
+    """Switch gradient checkpointing of a timm or transformers model on or off."""
     host = bare(model)
     if hasattr(host, "set_grad_checkpointing"):  # timm
         host.set_grad_checkpointing(on)  # pyright: ignore

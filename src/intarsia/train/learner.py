@@ -148,11 +148,7 @@ class Learner:
         return {"lr": lr, **logged}
 
     def _schedule(self, step: int, steps: int) -> None:
-        """Announce the coming step to the model's modules and to the schedule.
-
-        step: number from 0; steps: in the whole training. Temperatures, masks and the like change
-          here.
-        """
+        """Announce the coming step to the model's modules and to the schedule."""
         before_step(self.model, step, steps)
         schedule = self.recipe.schedule
         if self.masking:
@@ -181,11 +177,7 @@ class Learner:
         self.recent = []
 
     def _shares(self, counts: Sequence[int]) -> list[float]:
-        """Return the weight of each part of a batch in the step's loss.
-
-        counts: number of terms in the loss of each part, such as labelled tokens. The weight is a
-          part's count over the mean count of a process.
-        """
+        """Return the weight of each part of a batch in the step's loss."""
         mean = float(sum(counts))
         if self.accelerator.num_processes > 1:  # rows of tokens differ in length
             local = torch.tensor(mean, device=self.accelerator.device)
@@ -200,8 +192,7 @@ class Learner:
     def _backward(self, objective: Objective, batch: Batch, share: float) -> dict[str, Tensor]:
         """Compute the loss of one part of a batch and add its gradients; returns the values to log.
 
-        objective: computes the loss; batch: (inputs, target); share: the part's weight in the
-          step's loss, by which its gradient is multiplied.
+        batch: (inputs, target).
         """
         device = self.accelerator.device
         self.task.check(batch[1])
@@ -219,11 +210,7 @@ class Learner:
         return {name: value.detach().float() for name, value in values.items()}
 
     def _update(self, loss: float, step: int, steps: int) -> None:
-        """Take one optimiser step with the gradients that were added up, then clear them.
-
-        loss: the step's loss; step: its number from 0; steps: number in the whole training.
-        Raises: NotFinite for a loss or gradient norm that is not finite.
-        """
+        """Take one optimiser step with the gradients that were added up, then clear them."""
         if not math.isfinite(loss):
             self._refuse("loss", loss, step)
         if self.scaler:
@@ -266,10 +253,7 @@ class Learner:
             put_rows(weight, move(weight))
 
     def _refuse(self, subject: str, got: float, step: int) -> None:
-        """Clear the gradients and raise NotFinite.
-
-        subject: name of the value that is not finite; got: the value; step: its number from 0.
-        """
+        """Clear the gradients and raise NotFinite."""
         self.optimizer.zero_grad(set_to_none=True)
         as_before = "The model and the last checkpoint are as they were before this step."
         fix = f"Lower lr, clip the gradients (clip=1.0), or look for broken images. {as_before}"

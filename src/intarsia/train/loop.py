@@ -160,12 +160,7 @@ class Loop:
             yield self.parts
 
     def _distributed(self) -> AbstractContextManager[WholeModel]:
-        """Return the context in which the model's experts are distributed over the processes.
-
-        Without a strategy (`parallel`) it does nothing.
-        Raises: ConfigError for a run that also changes weights by a schedule or an average, or
-          steps together with other runs.
-        """
+        """Return the context in which the model's experts are distributed over the processes."""
         parallel, recipe = self.how.parallel, self.job.recipe
         # settings that need all weights in one process
         conflicts = {
@@ -185,10 +180,7 @@ class Loop:
         return parallel.attached(self.model, meter=self.busy.meter, gather=gather)
 
     def _fitted_task(self) -> Task:
-        """Return the task, fitted to the model's output for one sample; check all labels.
-
-        The time of this one forward also gives a first guess of how long the run takes.
-        """
+        """Return the task, fitted to the model's output for one sample; check all labels."""
         device, dtype = self.ranks.device, compute_dtype(self.model)
         x, y = self.reader[(0, (0,))]
         if isinstance(x, torch.Tensor) and x.dim() == 4 and device.type == "cpu":
@@ -207,10 +199,7 @@ class Loop:
         return task
 
     def _restore(self) -> None:
-        """Restore the run folder's newest checkpoint, if there is one.
-
-        Raises: CheckpointError for a finished run without checkpoints.
-        """
+        """Restore the run folder's newest checkpoint, if there is one."""
         assert self.how.out is not None
         path = checkpoint.latest(self.how.out / STATE)
         state = on_main(self.ranks, lambda: path and checkpoint.load(path))
@@ -264,10 +253,7 @@ class Loop:
         return steps
 
     def _is_stale(self, evaluate_every: int) -> bool:
-        """Return True if the validation score has not improved for as long as the recipe allows.
-
-        evaluate_every: epochs between two validations.
-        """
+        """Return True if the validation score has not improved for as long as the recipe allows."""
         best, patience = self.at.best, self.recipe.patience
         if best is None or patience is None or self.at.step % self.order.steps:
             return False
@@ -280,10 +266,7 @@ class Loop:
         return -(-self.at.step // self.order.steps)
 
     def _batches(self) -> Iterator[tuple[list[Batch], list[tuple[int, ...]]]]:
-        """Yield, for each remaining step, this process's parts of the batch and their positions.
-
-        Positions are the numbers of the samples in the training data.
-        """
+        """Yield, for each remaining step, this process's parts of the batch and their positions."""
         parts, rank = self.training.accumulate, self.ranks.process_index
         world = self.ranks.num_processes
         # a run that goes on begins in the middle of an epoch, whose order is known from its seed
@@ -303,11 +286,7 @@ class Loop:
     def _step(
         self, batches: Iterator[tuple[list[Batch], list[tuple[int, ...]]]], steps: int
     ) -> None:
-        """Train one step, then log it; at an epoch's end also the loads of the routers.
-
-        batches: yields for each step the parts of its batch, and the positions of their samples in
-          the training data; steps: of the whole run.
-        """
+        """Train one step, then log it; at an epoch's end also the loads of the routers."""
         clock, cpu = self._clocks()
         with self.busy.step():
             parts, positions = next(batches)
@@ -335,11 +314,7 @@ class Loop:
         return seat.now() if seat else (time.perf_counter(), time.process_time())
 
     def _score(self, evaluate_every: int) -> None:
-        """Score the validation part if that is due, and remember the best epoch.
-
-        evaluate_every: epochs between two validations, 0 for none. A request to stop ends it
-          without a score.
-        """
+        """Score the validation part if that is due, and remember the best epoch."""
         epoch, rest = divmod(self.at.step, self.order.steps)
         due = (
             not rest
@@ -381,10 +356,7 @@ class Loop:
             raise self._interrupted()
 
     def _log_values(self, split: str, epoch: int, values: dict[str, float]) -> None:
-        """Write values to the metrics file, the progress bar and the trackers.
-
-        split: "train", "val" or "test"; epoch: number for the line; values: name -> number.
-        """
+        """Write values to the metrics file, the progress bar and the trackers."""
         line = {"step": self.at.step, "epoch": epoch, "split": split, **values}
         line["seconds"] = round(self.at.seconds, 4)
         if self.ranks.is_main_process:

@@ -182,12 +182,7 @@ def pace(
 
 
 def _step(model: nn.Module, interval: int) -> int:
-    """Return the number of the training step, as `before_step` announced it to the model.
-
-    interval: steps from one second forward pass to the next; with 1 every step has it, the step's
-      number is not needed and 0 is returned.
-    Raises: ConfigError for a model without adapters that draw noise: only these know the step.
-    """
+    """Return the number of the training step, as `before_step` announced it to the model."""
     if interval == 1:
         return 0
     drawing = contexts(model)
@@ -247,10 +242,7 @@ def deep_alignment(hidden: list[Tensor], x: Inputs | None = None) -> Tensor:
 
 
 def _distance(first: Tensor, second: Tensor, x: Inputs | None) -> Tensor:
-    """Return the mean squared distance of two hidden states, over tokens that are not padding.
-
-    x: the batch's inputs, which have the mask of padding; None = all tokens count.
-    """
+    """Return the mean squared distance of two hidden states, over tokens that are not padding."""
     if not isinstance(x, Mapping) or first.ndim != 3:
         return F.mse_loss(first, second)
     return _mean((first - second).square().mean(-1), x)
@@ -283,10 +275,7 @@ def blocks_of(model: nn.Module) -> list[nn.Module]:
 
 @contextmanager
 def _hidden(model: nn.Module, record: bool) -> Iterator[list[Tensor]]:
-    """Record the outputs of the first half of the model's blocks inside the context.
-
-    record: False records nothing. Yields the list that is filled.
-    """
+    """Record the outputs of the first half of the model's blocks inside the context."""
     outputs: list[Tensor] = []
 
     def keep(_module: nn.Module, _inputs: object, output: object) -> None:
@@ -307,10 +296,7 @@ Bottlenecks = list[tuple[SplitLinear, Tensor | float, Tensor]]
 
 @contextmanager
 def _bottlenecks(model: nn.Module) -> Iterator[Bottlenecks]:
-    """Record (split up-projection, the adapter's scale, its input) of each call inside the context.
-
-    Yields the list that is filled.
-    """
+    """Record (split up-projection, the adapter's scale, its input) of each call inside the context."""
     calls: Bottlenecks = []
 
     def watch(layer: SplitLinear, scale: Tensor | float) -> torch.utils.hooks.RemovableHandle:

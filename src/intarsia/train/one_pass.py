@@ -65,10 +65,8 @@ class Memory:
         """Compute L = CE + weight * mean over samples of |f_now(x) - f_before(x)|^2.
 
         f_now, f_before: logits (classes,) of a sample, now and in the epoch before; a sample
-          without earlier logits adds 0.
-        positions: (B,) of the batch's samples in the training data, where their logits are stored;
-          x: inputs; loss_of: logits -> CE.
-        Raises: ConfigError for outputs that are not (B, classes).
+        without earlier logits adds 0; positions: (B,) of the batch's samples in the training data,
+        where their logits are stored.
         """
         now = logits_of(model, x)  # (B, classes)
         if now.ndim != 2 or len(now) != len(positions):

@@ -170,10 +170,7 @@ def size_of(dataset: Dataset[Any]) -> int:
 
 
 def _indexed_batch(dataset: Dataset[Any], positions: Sequence[int]) -> tuple[Tensor, Tensor] | None:
-    """Return a batch (inputs, targets) of a TensorDataset by indexing; None for other datasets.
-
-    dataset: a subset of one counts, too; positions: of the samples.
-    """
+    """Return a batch (inputs, targets) of a TensorDataset by indexing; None for other datasets."""
     while isinstance(dataset, Subset):
         positions = [dataset.indices[i] for i in positions]
         dataset = dataset.dataset
@@ -241,10 +238,7 @@ def stack(rows: list[tuple[Any, Any]]) -> tuple[Inputs, Any]:
 
 
 def _pad_rows(rows: list[tuple[Any, Any]]) -> list[tuple[Any, Any]]:
-    """Pad rows of tokens on the right, to the length of the longest.
-
-    rows: (inputs by name, label or labels of the tokens). Labels are padded with -100.
-    """
+    """Pad rows of tokens on the right, to the length of the longest."""
     longest = max(len(x["input_ids"]) for x, _ in rows)
     padded = []
     for x, y in rows:

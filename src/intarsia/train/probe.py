@@ -233,10 +233,7 @@ def _fitted(
 
 
 def _class_means(rows: Any, y: np.ndarray, classes: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return the classifier by the nearest class mean m: W = m, b = -|m|^2 / 2, scaled by 1 / d.
-
-    Of several labels m is the mean of the rows with the label less that of the rows without.
-    """
+    """Return the classifier by the nearest class mean m: W = m, b = -|m|^2 / 2, scaled by 1 / d."""
     member = np.eye(classes)[y] if y.ndim == 1 else y.astype(float)
     count = member.sum(0)
     mean = np.asarray((rows.T @ member).T) / np.maximum(count, 1)[:, None]

@@ -81,11 +81,7 @@ def cores_of(environment: Mapping[str, str]) -> int:
 
 
 def _wait_for_all(cpu: bool) -> PartialState:
-    """Wait until all processes have started, and set the limit for waits in exchanges.
-
-    cpu: form a group of CPU processes.
-    Raises: ConfigError if they do not come in time.
-    """
+    """Wait until all processes have started, and set the limit for waits in exchanges."""
     seconds = from_environment(LIMIT, RENDEZVOUS, "a number of seconds")
     later = from_environment(EXCHANGE_LIMIT, EXCHANGE, "a number of seconds")
     try:

@@ -137,10 +137,7 @@ class Bar:
         return remaining
 
     def _smaller_hint(self, remaining: float) -> str:
-        """Return a hint how much time smaller pictures would save; "" where that is little.
-
-        remaining: seconds of the run that are left.
-        """
+        """Return a hint how much time smaller pictures would save; "" where that is little."""
         side = self.start.side
         if side is None or side <= SMALLER or remaining < VERY_LONG:
             return ""

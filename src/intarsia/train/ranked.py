@@ -76,11 +76,7 @@ def _library() -> Any:
 
 
 def _measure(library: Any, name: str) -> Any:
-    """Parse a measure's name, such as "nDCG@10".
-
-    library: the module ir_measures.
-    Raises: ConfigError for an unknown one.
-    """
+    """Parse a measure's name, such as "nDCG@10"."""
     try:
         return library.parse_measure(name)
     except (ValueError, NameError) as error:

@@ -214,10 +214,7 @@ def item_numbers(dataset: Dataset[Any]) -> torch.Tensor | None:
 
 
 def _sample_keys(dataset: Dataset[Any]) -> tuple[object, set[Any]] | None:
-    """Return the kind of key by which a dataset's samples are compared, and the set of keys.
-
-    Only keys of the same kind can be compared. None without keys.
-    """
+    """Return the kind of key by which a dataset's samples are compared, and the set of keys."""
     if rows := digests_of(dataset):
         return "digest", set(rows)
     if isinstance(dataset, TensorDataset):

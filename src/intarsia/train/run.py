@@ -118,12 +118,7 @@ def _write_run(
     parts: WholeModel,
     write: Write,
 ) -> None:
-    """Write the trained model, and then the results, into a run's folder.
-
-    out: the folder; job: model, data and settings; run: the result; scores: by part, "val" or
-      "test"; ranks: the processes; parts: this process's part of the model, if its experts are
-      distributed; write: puts the trained model into the folder.
-    """
+    """Write the trained model, and then the results, into a run's folder."""
     split = "test" if "test" in scores else "val"
     metrics, last = scores.get(split), write
     if parts.shared:  # each process writes its experts
@@ -137,12 +132,7 @@ def _write_run(
 
 
 def _check_selection(job: Job, evaluate_every: int) -> bool | None:
-    """Check that validation can choose the best epoch, if that is asked for.
-
-    evaluate_every: epochs between two validations. Returns True if the validation part shares no
-      sample with the training part; None if that was not checked, or is not known.
-    Raises: DataError or ConfigError where the choice would not be fair.
-    """
+    """Check that validation can choose the best epoch, if that is asked for."""
     whole("evaluate_every", evaluate_every, 0, fix="Try 1.")
     train, val, _ = job.sets
     if job.settle is not None and job.settle.by_val:
@@ -210,10 +200,7 @@ def _stack_size(job: Job) -> int | None:
 
 
 def _identity(setup: Mapping[str, Any], model: nn.Module) -> dict[str, Any]:
-    """Return the settings and data that a checkpoint must have in common with the run.
-
-    setup: the record's description of the run, as `_setup_record` returns it.
-    """
+    """Return the settings and data that a checkpoint must have in common with the run."""
     parts = setup["data"]
     data = parts["train"]
     return {
@@ -231,11 +218,7 @@ def _identity(setup: Mapping[str, Any], model: nn.Module) -> dict[str, Any]:
 
 
 def _results(loop: Loop, scores: Mapping[str, Scores], disjoint: bool | None) -> dict[str, Any]:
-    """Return the results for the run's record, ready for JSON.
-
-    loop: the finished loop; scores: by part, "val" or "test"; disjoint: True if no validation
-      sample is in the training data, None where that is not known.
-    """
+    """Return the results for the run's record, ready for JSON."""
     best, masking = loop.at.best, loop.learner.masking
     return {
         **{split: metrics.scores() for split, metrics in scores.items()},

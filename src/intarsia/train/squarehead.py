@@ -149,11 +149,7 @@ def block_outputs(model: nn.Module) -> Iterator[list[Tensor]]:
 
 
 def _check_outputs(outputs: list[Tensor], targets: list[Tensor], learns: bool) -> None:
-    """Raise ConfigError unless the student's hidden states can be compared with the teacher's.
-
-    outputs, targets: hidden states of each block, of the student and the teacher; learns: True in
-      training, where the student's need a gradient.
-    """
+    """Raise ConfigError unless the student's hidden states can be compared with the teacher's."""
     shapes = [[tuple(h.shape) for h in tensors] for tensors in (targets, outputs)]
     # as many blocks, each as wide: pruning leaves shapes as they are
     if shapes[0] != shapes[1]:

@@ -133,11 +133,7 @@ class Stack:
             self.found.update(dict.fromkeys(requests, error))
 
     def _forward(self, requests: Mapping[int, _Request]) -> dict[int, Tensor]:
-        """Compute the outputs of all waiting runs, in one call where their models can be joined.
-
-        requests: number of the run -> its model and input, with the modes of autograd and autocast.
-          Returns number of the run -> output.
-        """
+        """Compute the outputs of all waiting runs, in one call where their models can be joined."""
         first, runs = next(iter(requests.values())), list(requests)
         models = [a.model for a in requests.values() if a.model is not None]
         rows = [a.value for a in requests.values()]

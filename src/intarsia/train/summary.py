@@ -42,10 +42,7 @@ def summary(
 
 
 def _next_lines(record: Mapping[str, Any], out: Path | None) -> list[str]:
-    """Return lines that say where the run is, and which command to use next.
-
-    record: content of run.json; out: the run's folder.
-    """
+    """Return lines that say where the run is, and which command to use next."""
     adapted = bool(record["method"].get("adapters"))
     if out is None:
         save = " Next: intarsia.save(model, FOLDER), or intarsia.fold(model)" if adapted else ""

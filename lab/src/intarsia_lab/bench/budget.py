@@ -50,12 +50,7 @@ def measured_costs(
 def _measured(
     plan: BenchPlan, out: Path, execution: How, report: Callable[[str], None], work: Work
 ) -> dict[str, Costs]:
-    """Return each method's seconds for one image, by wall clock and by CPU clock.
-
-    The keys are those of CLOCKS; CPU time is there only if every short run has recorded it. plan:
-    methods, tasks and seeds; out: folder that caches timings; execution: jobs and threads; work:
-    does one training.
-    """
+    """Return each method's seconds for one image, by wall clock and by CPU clock."""
     check(plan, out, lambda _: None)  # the runner itself says what is missing
     with opened(out, plan.asked):
         return _piloted(plan, out, execution, report, work)
@@ -64,10 +59,7 @@ def _measured(
 def _piloted(
     plan: BenchPlan, out: Path, execution: How, report: Callable[[str], None], work: Work
 ) -> dict[str, Costs]:
-    """Time a short training of each method; return its seconds for one image and epoch, by clock.
-
-    out: folder that caches timings; execution: jobs and threads; work: does one training.
-    """
+    """Time a short training of each method; return its seconds for one image and epoch, by clock."""
     pilots, running = Store(out, PILOTS), execution.running
     missing, seed = absent(plan), plan.seeds[0]
     task = next((t for t in plan.tasks if t.name not in missing), plan.tasks[0])
@@ -153,10 +145,7 @@ def estimated(
 
 
 def _pilot(plan: BenchPlan, place: Slot, images: int) -> dict[str, Any]:
-    """Return the settings of a short run like one of the plan, as flat columns.
-
-    place: task, method and seed; images: number of training images.
-    """
+    """Return the settings of a short run like one of the plan, as flat columns."""
     final, task = plan.final(place), place.task
     # a method may choose settings by the number of images: by those of the whole run, not of the
     # short one
@@ -201,11 +190,7 @@ def minutes(plan: BenchPlan, costs: Costs, jobs: int) -> float:
 
 
 def _kept(pictures: Pictures, classes: int, images: int) -> float:
-    """Return how many images of a training part are trained on, after limits.
-
-    pictures: settings with the limits, a number for each class (`shots`) or in all (`images`, below
-    1 a share); classes: number of classes; images: in the whole part.
-    """
+    """Return how many images of a training part are trained on, after limits."""
     if pictures.shots is not None:
         return min(images, pictures.shots * classes)
     limit = pictures.images

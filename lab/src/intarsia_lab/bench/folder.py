@@ -51,8 +51,7 @@ def opened(out: Path, record: dict[str, Any]) -> Iterator[None]:
 def _check(path: Path, expected: dict[str, Any]) -> None:
     """Check that a results folder was begun with the same plan.
 
-    path: its record, which need not exist; expected: entries that the record must have.
-    Raises: CheckpointError for a record that cannot be read; ConfigError for another plan.
+    expected: entries that the record must have.
     """
     # a new folder agrees with everything
     if not path.exists():

@@ -31,10 +31,7 @@ def panels(runs: Path, out: Path) -> Callable[[RunResult], Shown]:
     """
 
     def shown(result: RunResult) -> Shown:
-        """Return what the page shows of a run: its score or error, facts, commands and links.
-
-        result: of the run. Commands repeat it and make its report, where its folder is at hand.
-        """
+        """Return what the page shows of a run: its score or error, facts, commands and links."""
         outcome, place = result.outcome, runs / result.folder
         present = bool(result.folder) and place.is_dir()
         if isinstance(outcome, Done):

@@ -98,11 +98,7 @@ class BenchPlan:
         return list(runs.values())
 
     def _at(self, place: Slot) -> Experiment:
-        """Return the settings of a slot's runs, with half of the epochs for some methods.
-
-        A method that passes over each batch twice costs as much in half of the epochs. place: task,
-        method and seed.
-        """
+        """Return the settings of a slot's runs, with half of the epochs for some methods."""
         epochs = self.start.training.epochs
         return self.start.changed(
             seed=place.seed, epochs=max(1, epochs // 2) if place.arm.settings.half else epochs
@@ -150,10 +146,7 @@ class BenchPlan:
 
 
 def _share(images: float | None) -> str:
-    """Return the limit of training images in words, "" without one.
-
-    images: a share below 1, else a number.
-    """
+    """Return the limit of training images in words, "" without one."""
     if images is None:
         return ""
     return f"{100 * images:g} % of the images" if images < 1 else f"{images:,} images"

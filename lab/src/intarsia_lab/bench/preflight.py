@@ -117,10 +117,7 @@ def check_model(plan: BenchPlan) -> nn.Module | None:
 
 
 def _check_last(adapted: Adapted, model: nn.Module) -> None:
-    """Check the number of last blocks to adapt.  Raises: ConfigError if the model has fewer.
-
-    adapted: settings of what is trained; model: on the meta device.
-    """
+    """Check the number of last blocks to adapt.  Raises: ConfigError if the model has fewer."""
     count = len(blocks(model)) - adapted.frozen_once  # the first one is frozen then
     if not 1 <= (adapted.last_blocks or 0) <= count:
         subject = f"--last-blocks with model {adapted.model!r}"

@@ -223,10 +223,7 @@ def published(spec: str) -> Official:
 
 
 def _as_published(run: Experiment, spec: str) -> Experiment:
-    """Return a run with the adapter, rate, batch size and crops of the released recipe.
-
-    run: before; spec: "suite/task", see `published`.
-    """
+    """Return a run with the adapter, rate, batch size and crops of the released recipe."""
     recipe = published(spec)
     cells = Official(recipe.bottleneck, recipe.experts, recipe.split, deep=recipe.deep)
     return run.changed(

@@ -86,13 +86,7 @@ def _search(
     report: Report,
     work: Work,
 ) -> dict[Slot, tuple[list[Experiment], list[Mapping[str, Any]]]]:
-    """Run the searches for settings; return for each slot its runs and their results.
-
-    plan: methods, tasks and seeds; places: its slots, a task, a method and a seed each; searches:
-    file of results, of which finished runs are not done again; out: folder of the runs; execution:
-    jobs, threads and whether failed runs are repeated; report: receives progress lines; work: does
-    one run.
-    """
+    """Run the searches for settings; return for each slot its runs and their results."""
     runs = {place: plan.search(place) for place in places}
     trials: dict[str, Trial] = {}
     for place, experiments in runs.items():
@@ -127,10 +121,7 @@ def _finish(
     report: Report,
     work: Work,
 ) -> list[records.RunResult]:
-    """Do the final runs that have no result yet, append each to the file, and return all.
-
-    searched: runs and results of each slot's search; execution: jobs, threads; work: does one run.
-    """
+    """Do the final runs that have no result yet, append each to the file, and return all."""
     file = out / RESULTS
     have = {r.key: r for r in records.read(file)} if file.exists() else {}
     # key, run (None if its search failed), record of its settings, softmax temperature
@@ -185,10 +176,7 @@ def _finish(
 
 
 def _parts(seeds: Sequence[int]) -> list[Sequence[int]]:
-    """Split seeds into parts of about three.
-
-    A plan that is stopped then has whole parts for every method and task.
-    """
+    """Split seeds into parts of about three."""
     size = -(-len(seeds) // -(-len(seeds) // TOGETHER))
     return [seeds[i : i + size] for i in range(0, len(seeds), size)]
 
@@ -201,12 +189,7 @@ def _part(plan: BenchPlan, place: Slot) -> int:
 def _settled(
     plan: BenchPlan, place: Slot, runs: Sequence[Experiment], ends: Sequence[Mapping[str, Any]]
 ) -> tuple[Experiment | None, records.Setup, float | None]:
-    """Return the final run with the settings its search chose, a record of them, and a temperature.
-
-    plan: methods, tasks and seeds; place: task, method and seed; runs, ends: of its search, and
-    their results. The temperature of the softmax was fitted on validation data; None = not fitted.
-    The run is None if every run of the search failed.
-    """
+    """Return the final run with the settings its search chose, a record of them, and a temperature."""
     final, rules = plan.final(place), plan.protocol
     epochs = final.training.epochs
     setup = records.Setup(rules.name, plan.model, epochs)
@@ -263,10 +246,7 @@ def _done(output: Mapping[str, Any]) -> records.Done:
 
 
 def _folder(place: Slot, key: str) -> Path:
-    """Return the folder of a run, below the benchmark's.
-
-    place: task, method and seed; key: digest of its settings.
-    """
+    """Return the folder of a run, below the benchmark's."""
     method = place.arm.name.replace(" ", "-")
     return Path("runs", place.task.name, f"{method}-{place.seed}-{key[:6]}")
 
@@ -281,12 +261,7 @@ def _trial(
     test: bool = True,
     temperature: float | None = None,
 ) -> Trial:
-    """Build the trial of one experiment: everything that a worker process needs.
-
-    name: for progress lines; key: digest of the settings, which names the run's folder below `out`;
-    experiment: the settings; place: task, method and seed; test: score the test part; temperature:
-    of the softmax in scores, None = fitted by the run.
-    """
+    """Build the trial of one experiment: everything that a worker process needs."""
     inputs = {
         "key": key,
         "experiment": experiment.flat(),
@@ -307,12 +282,7 @@ def _run(
     work: Work,
     done: Callable[[TrialEnd], None],
 ) -> None:
-    """Do trials by a pool of processes.
-
-    trials: what is to be run; execution: jobs and threads, and `alone`: share no steps among
-    trials; report: receives progress lines; work: does one trial; done: called with the end of
-    each.
-    """
+    """Do trials by a pool of processes."""
     trials = [replace(t, inputs={**t.inputs, "running": execution.running}) for t in trials]
     # stack="": trials of one shape would else step together as one batched model
     if execution.alone or work is not one_run:

@@ -313,8 +313,7 @@ def _dense(weight: Tensor, x: Tensor, copies: int) -> Iterable[Contender]:
 def _peers(weight: Tensor, x: Tensor, copies: int, left_out: dict[str, str]) -> Iterable[Contender]:
     """Yield the products of other libraries in 8 and 4 bits.
 
-    weight: (out, in); x: (1, in); copies: of the weight, used by turns; left_out: filled with the
-    error of each library that cannot do it.
+    weight: (out, in); x: (1, in).
     """
     want = x @ weight.T
     for name, products in rival_products(weight, x, copies, left_out):

@@ -79,12 +79,7 @@ def against(rival: str, *table_arms: str) -> Any:
     """
 
     def judged(seeds: tuple[int, ...], report: Report) -> Result:
-        """Train the arms from every seed; judge BDWP's test accuracy minus the rival's, in points.
-
-        BDWP (arm BOTH) trains a ResNet on Fashion-MNIST and keeps 2 of every 8 weights in the
-        forward and in the backward pass. `rival`, of the enclosing function, is the key of ARMS
-        that it is compared with. The result has one difference for each seed.
-        """
+        """Train the arms from every seed; judge BDWP's test accuracy minus the rival's, in points."""
         # a claim trains the arms that it needs: the dense one tells if the training worked
         names = dict.fromkeys((DENSE, BOTH, rival, *table_arms))
         accuracies = by_arm({name: name for name in names}, seeds, accuracy, report)

@@ -191,10 +191,7 @@ def tried(seeds: Sequence[int], report: Report, length: Length, gates: Sequence[
     store = Store(path.parent, path.name, code=code_digest(Path(__file__)))
 
     def of_gate(name: str, seed: int) -> list[Mapping[str, float]]:
-        """Return the scores of a gate with each of the seed's draws, see `scored`.
-
-        name: key of GATES.
-        """
+        """Return the scores of a gate with each of the seed's draws, see `scored`."""
         return [
             _one(store, GATES[name](d, length.steps), d, seed, length.epochs)
             for d in draws(seed, length.draws)
@@ -210,12 +207,7 @@ def tried(seeds: Sequence[int], report: Report, length: Length, gates: Sequence[
 def _one(
     store: Store, router: RouterConfig, drawn: Drawn, seed: int, epochs: int
 ) -> Mapping[str, float]:
-    """Train one gate with one drawn setting, or read its stored result; return its scores.
-
-    The scores are those of `scored`, and "cpu", the CPU seconds of training and scoring. store: the
-    file of results; router: the gate's settings; drawn: the drawn settings, of which the learning
-    rate counts here; epochs: of the training.
-    """
+    """Train one gate with one drawn setting, or read its stored result; return its scores."""
     # of a draw, the router's settings hold the loss strength and the search length
     inputs = {
         "router": method_to_dict(cast(Any, router)),
@@ -334,11 +326,7 @@ def _minutes(tries_by_gate: Tries) -> float:
 
 
 def _row(name: str, of_seeds: Mapping[int, Sequence[Mapping[str, float]]]) -> dict[str, Any]:
-    """Return a gate's row: the best of b random draws, and means of the draws chosen per seed.
-
-    name: the gate; of_seeds: the seed -> the scores of each of its draws. "best of b" is the test
-    loss of the draw that validation picks among b, the mean over seeds.
-    """
+    """Return a gate's row: the best of b random draws, and means of the draws chosen per seed."""
     tries = list(of_seeds.values())
     count = len(tries[0])
     line: dict[str, Any] = {"gate": name}

@@ -84,11 +84,7 @@ def ratio(
 
 
 def _row(name: str, cells: Sequence[Cell]) -> dict[str, Any]:
-    """Return a model's row of the table: test loss, parameters and operations of training.
-
-    name: the contender; cells: the results of its runs, one for each seed, of which the parameters
-    are the same in all.
-    """
+    """Return a model's row of the table: test loss, parameters and operations of training."""
     parameters = cells[0]["parameters"]
     return {
         "model": name,

@@ -68,11 +68,7 @@ def rates(seed: int, streams: int, report: Report) -> dict[str, float]:
     perfect = predicted_steps(trace, Perfect(trace, streams), streams)
 
     def rate(policy: Policy, start: list[Key], predicted: list[Tensor] | None = None) -> float:
-        """Return the hit rate of a policy.
-
-        start: the experts that are in memory at first; predicted: how probable each expert is in
-        each step, for policies that use a prediction.
-        """
+        """Return the hit rate of a policy."""
         return replay(steps, policy, slots, start=start, foreseen=predicted or ()).rate
 
     return {
@@ -151,10 +147,7 @@ def regrouped(seeds: tuple[int, ...], report: Report) -> Result:
 
 
 def _mixed(trace: Trace) -> list[Tensor]:
-    """Return decode steps of 16 sequences of mixed kinds, each a (16,) tensor of rows of the trace.
-
-    Only every eighth step is returned.
-    """
+    """Return decode steps of 16 sequences of mixed kinds, each a (16,) tensor of rows of the trace."""
     count = len(trace.sequence.unique())
     order = torch.randperm(count, generator=torch.Generator().manual_seed(0))
     rows = [(trace.sequence == s).nonzero().flatten() for s in order.tolist()]

@@ -51,12 +51,7 @@ def slopes(
 
 
 def _row(gate: str, name: str, studies: Sequence[dict[str, Convergence]]) -> dict[str, Any]:
-    """Return a table row: how fast one kind of parameter is learned with one gate.
-
-    gate: "linear" or "sigmoid"; name: key of NAMES, the kind of parameter; studies: for each seed,
-    its fits by gate. The row has the slope of log error against log n, and the error at the first
-    and at the last number of samples.
-    """
+    """Return a table row: how fast one kind of parameter is learned with one gate."""
     slopes_of_seeds = [study_of_seed[gate].slope(name) for study_of_seed in studies]
     # medians: a search that got stuck would carry a mean away
     middle = (

@@ -78,12 +78,7 @@ class GqsaCells:
         return CodeScore(*stored("gqsa", inputs, lambda: self._run(ARMS[arm], text, seed)))
 
     def _run(self, method: Any, text: str, seed: int) -> CodeScore:
-        """Compress SmolLM2; return its loss on held-out text and its bits per weight.
-
-        The loss is in nats per token, the bits are those of the linear layers, as stored. method:
-        the way to compress, None for the dense model; text: of calibration and test; seed: draws
-        the calibration rows.
-        """
+        """Compress SmolLM2; return its loss on held-out text and its bits per weight."""
         if self.model is None:
             self.model, self.tokenizer = language_model("smollm2", progress=lambda _: None)
             self.model.requires_grad_(False).eval()

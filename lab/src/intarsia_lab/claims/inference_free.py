@@ -55,10 +55,7 @@ def cell(figure_name: str, inputs: Mapping[str, Any], make: Callable[[], Any]) -
 
 
 def _numbers(collection: Collection) -> tuple[list[str], list[tuple[str, list[int]]]]:
-    """Return the documents' texts, and each query with the numbers of its relevant documents.
-
-    collection: documents, queries, and which documents are relevant to which query.
-    """
+    """Return the documents' texts, and each query with the numbers of its relevant documents."""
     place = {name: i for i, name in enumerate(collection.docs)}
     pairs = [
         (collection.queries[q], [place[d] for d in grades])
@@ -159,19 +156,13 @@ def tuned_bm25() -> dict[str, Any]:
     """
 
     def make() -> dict[str, Any]:
-        """Tune BM25 on validation topics among twelve settings; return nDCG@10 of each test topic.
-
-        The keys are "values", "k1" and "b", the best settings.
-        """
+        """Tune BM25 on validation topics among twelve settings; return nDCG@10 of each test topic."""
         val, test = load_collection(PART, "val"), load_collection(PART)
         texts, names = list(test.docs.values()), list(test.docs)
         scores: dict[tuple[float, float], float] = {}
 
         def run(part: Collection, k1: float, b: float) -> Array:
-            """Return the measure of each query of a part, with documents ranked by BM25.
-
-            k1, b: BM25's saturation of term counts and its length normalisation.
-            """
+            """Return the measure of each query of a part, with documents ranked by BM25."""
             numbers, values = Bm25(texts, k1=k1, b=b).retrieve(list(part.queries.values()), 10)
             rows = zip(part.queries, numbers, values, strict=True)
             # a document with no term in common has a score of 0 and is not found

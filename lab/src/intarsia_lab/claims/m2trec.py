@@ -295,10 +295,7 @@ def compared_tuned(seeds: tuple[int, ...], report: Report, *, figure: Any) -> Re
     )
 
     def work(arm: str, seed: int) -> HitRates:
-        """Return the hit rates of a tuned method on test questions, stored or computed now.
-
-        arm: key of GRIDS.
-        """
+        """Return the hit rates of a tuned method on test questions, stored or computed now."""
         key = {**inputs[arm], "settings": best[arm], "seed": seed}
         return HitRates(
             *stored("m2trec", key, lambda: list(tuned_score(arm, best[arm], seed, "test")))
@@ -345,10 +342,7 @@ def of_cold_tuned(rates: Any) -> float:
 
 
 def _beats_popularity(head: str, arm: str) -> Control:
-    """Return the control that a model ranks warm films better than popularity does.
-
-    head: title of the table's first column; arm: the model's name in that column.
-    """
+    """Return the control that a model ranks warm films better than popularity does."""
     column = "warm among all, HR@20 %"
     return Control(
         "The model of ids ranks warm films better than popularity does.",

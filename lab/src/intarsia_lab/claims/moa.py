@@ -167,10 +167,7 @@ def random_spans(shape: tuple[int, int], mean: float, seed: int, sink: int) -> T
     low, high = sink + BLOCK, CHECK
 
     def at(factor: float) -> Tensor:
-        """Return spans of the stretched draws, (layers, heads), in tokens.
-
-        factor: by which the draws are stretched.
-        """
+        """Return spans of the stretched draws, (layers, heads), in tokens."""
         # in blocks: from the least span to the whole text
         spans = (low + (high - low) * (draw * factor).clamp_max(1)) / BLOCK
         return spans.round().clamp_min(low / BLOCK) * BLOCK
@@ -192,8 +189,7 @@ def _ids(row: Any) -> Tensor:
 def _loss(model: nn.Module, spans: Spans | None, ids: Tensor) -> float:
     """Return the loss at the end of texts, with attention limited to spans, in nats per token.
 
-    model: SmolLM2; spans: how far back each head looks, None for full attention; ids: (rows,
-    tokens).
+    ids: (rows, tokens).
     """
     if spans is not None:
         attach_spans(model, spans, length=CHECK)
@@ -422,8 +418,7 @@ def attention_times(spans: Spans) -> tuple[float, float]:
 def _attended(layer: Any, query: Tensor, new: Tensor, positions: TokenPositions) -> Tensor:
     """Write one token's keys and values to a layer's cache; return its attention output.
 
-    layer: full or ring buffer; query: (1, query heads, 1, size); new: (1, heads, 1, size), keys and
-    values alike; positions: of the token.
+    new: (1, heads, 1, size), keys and values alike.
     """
     keys, values = layer.update(new, new)
     if isinstance(layer, RingLayer):

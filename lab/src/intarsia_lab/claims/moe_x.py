@@ -91,10 +91,7 @@ def on_text(
 
 
 def _row(name: str, cells: Sequence[Cell]) -> dict[str, Any]:
-    """Return a router's row of the table: active hidden units, test loss, evenness of loads.
-
-    name: of the router; cells: the results of its runs, one for each seed.
-    """
+    """Return a router's row of the table: active hidden units, test loss, evenness of loads."""
     return {
         "router": name,
         "units on": shown([mean_of(c, "hidden_units") for c in cells], ".1f"),
@@ -184,11 +181,7 @@ def wide_units(model: nn.Module, rows: Tensor, layer: int = LAYER) -> np.ndarray
     outputs: list[Tensor] = []
 
     def see(mixture: Any, args: Any, _: Any) -> None:
-        """Record the units of one forward of the mixture.
-
-        args: the mixture's inputs, of which the first is tokens; the last parameter is its output,
-        unused.
-        """
+        """Record the units of one forward of the mixture."""
         x = args[0].reshape(-1, args[0].shape[-1])
         # a mixture of experts is one wide MLP, most of whose units are off
         outputs.append(as_wide_mlp(mixture).hidden(x, mixture.routing(x).dense()))

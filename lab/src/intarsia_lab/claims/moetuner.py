@@ -68,13 +68,7 @@ def placed(kind: str, seed: int, report: Report) -> dict[str, Placed]:
 
 
 def _seconds(trace: Trace, placement: Placement) -> float:
-    """Return the simulated seconds of one batch under a placement.
-
-    In each layer a row moves on to the device of its first expert; two nodes, with links of 250
-    GB/s inside and 25 GB/s between them.
-
-    trace: recorded routing, of which the first rows are the batch.
-    """
+    """Return the simulated seconds of one batch under a placement."""
     rows = trace.rows(slice(BATCH))
     plan = expert_parallel(rows, placement, SIZE, engine="stay", nodes=TWO_LEVEL.nodes())
     return simulate(plan, TWO_LEVEL).seconds
@@ -115,10 +109,7 @@ def run(
 
 
 def _row(kind: str, name: str, placements: Sequence[Mapping[str, Placed]]) -> dict[str, Any]:
-    """Return a row on one placement of experts; its time is relative to that of experts in order.
-
-    kind: of the trace; name: of the placement; placements: those of each seed, by name.
-    """
+    """Return a row on one placement of experts; its time is relative to that of experts in order."""
     columns = {"imbalance": imbalance, "cross": cross, "destinations": destinations}
     columns_shown = {
         title: shown([read(by_name[name]) for by_name in placements], ".3f")

@@ -107,12 +107,7 @@ def with_an_eighth(seeds: tuple[int, ...], report: Report) -> Result:
 def _last_over_first(
     study: OnPictures, names: tuple[str, ...], seeds: tuple[int, ...], report: Report
 ) -> Result:
-    """Return the accuracy of the last of some adapters minus that of the first, in points, by seed.
-
-    MoS builds the low-rank matrices of all layers from shards of one shared pool. All adapt blocks
-    of a ViT-S to small picture sets, each at its own rate; the mean over the sets. study: has the
-    adapters; names: of those in the table, a LoRA first and MoS last.
-    """
+    """Return the accuracy of the last of some adapters minus that of the first, in points, by seed."""
     sheet, rates = study.measure(names, seeds, report)
     gain = (sheet.of(names[-1], "accuracy") - sheet.of(names[0], "accuracy")).mean(0)  # (seeds,)
     return result_of(gain.tolist(), rows_of(sheet, study), setting(study), rates=rates)

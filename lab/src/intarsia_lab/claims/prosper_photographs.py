@@ -135,9 +135,7 @@ def _by_gsc(some: Array, x: Array, seed: int) -> Array:
 def _by_dictionary(some: Array, x: Array, seed: int) -> Array:
     """Denoise patches by orthogonal matching pursuit in a learned dictionary.
 
-    Each patch is a sparse sum of 64 components, which stops growing once the residual is as large
-    as the noise, times 1.15. some: (n, 64) noisy patches to learn from; x: (N, 64) patches to
-    denoise; seed: of the learning.
+    some: (n, 64) noisy patches to learn from; x: (N, 64) patches to denoise.
     """
     learner = MiniBatchDictionaryLearning(64, max_iter=20, batch_size=256, random_state=seed)
     w = learner.fit(some / SIGMA).components_
@@ -156,8 +154,7 @@ def _by_dictionary(some: Array, x: Array, seed: int) -> Array:
 def _by_wiener(some: Array, x: Array, seed: int) -> Array:
     """Denoise patches by a Wiener filter in the basis of their principal components.
 
-    some: (n, 64) noisy patches that give the covariance; x: (N, 64) patches to denoise; seed:
-    unused, the filter draws nothing.
+    some: (n, 64) noisy patches that give the covariance; x: (N, 64) patches to denoise.
     """
     values, basis = np.linalg.eigh(np.cov(some.T))
     # Wiener's gain, whose signal is what the noise leaves of each eigenvalue
@@ -168,8 +165,7 @@ def _by_wiener(some: Array, x: Array, seed: int) -> Array:
 def _by_ica(some: Array, x: Array, seed: int) -> Array:
     """Denoise patches by shrinking their independent components.
 
-    The basis is the orthogonal one that is nearest to the components. some: (n, 64) noisy patches
-    to learn from; x: (N, 64) patches to denoise; seed: of the learning.
+    some: (n, 64) noisy patches to learn from; x: (N, 64) patches to denoise.
     """
     ica = FastICA(SIDE**2 - 1, whiten="unit-variance", max_iter=400, tol=1e-3, random_state=seed)
     left_vectors, _, right = np.linalg.svd(ica.fit(some).components_, full_matrices=False)

@@ -95,8 +95,7 @@ def of_size(seeds: tuple[int, ...], report: Report) -> Result:
 def _sized(title: str, digits: Tensor, stored: Mapping[str, Tensor]) -> dict[str, Any]:
     """Return a row on the size of coded ternary weights.
 
-    title: names the weights; digits: (out, in), 0 to 2; stored: the tensors that a file would hold.
-    Entropy is that of single digits, in bits per weight.
+    digits: (out, in), 0 to 2; stored: the tensors that a file would hold.
     """
     share = float((digits == 0).float().mean())
     # a code word has 16 bits
@@ -169,11 +168,7 @@ def of_experts_of(seeds: tuple[int, ...], report: Report) -> Result:
 
 
 def _mixture(seed: int) -> dict[str, Any]:
-    """Quantise the experts of a mixture in several ways, for one draw of calibration rows.
-
-    Returns "ratio": output error of rounding over that of GPTQ, mean over layers; "loss": loss on
-    held-out text by way, in nats per token; "zeros": the share of ternary weights that are 0.
-    """
+    """Quantise the experts of a mixture in several ways, for one draw of calibration rows."""
     model, tokenizer = language_model("smollm2", progress=lambda _: None)
     # step 1: copies of the MLP of every fifth block become eight experts
     blocks = range(EVERY - 1, len(model.model.layers), EVERY)  # pyright: ignore

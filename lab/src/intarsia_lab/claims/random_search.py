@@ -174,10 +174,7 @@ def interval(first: Sequence[float], second: Sequence[float]) -> tuple[float, fl
 
 
 def _gap(searches: Sequence[SearchedNet], name: str) -> list[float]:
-    """Return the mean of the selected networks minus that of the random ones, by seed.
-
-    searches: the trained networks of each seed; name: field of Nets, the score.
-    """
+    """Return the mean of the selected networks minus that of the random ones, by seed."""
     halves = ((getattr(s.selected, name), getattr(s.random, name)) for s in searches)
     return [statistics.mean(a) - statistics.mean(b) for a, b in halves]
 
@@ -231,10 +228,7 @@ def correlations(searches: Sequence[SearchedNet], name: str) -> tuple[float, flo
 
 
 def _in_words(searches: Sequence[SearchedNet]) -> str:
-    """Return a sentence on the correlations of accuracy with two early losses, with intervals.
-
-    searches: the trained networks of each seed.
-    """
+    """Return a sentence on the correlations of accuracy with two early losses, with intervals."""
     ends = (correlations(searches, name) for name in ("first", "epoch"))
     before, after = (f"{rho:+.2f} ({low:+.3f} to {high:+.3f})" for rho, low, high in ends)
     return (
@@ -312,12 +306,7 @@ LEARNED = above("Parents are above chance, 10 %, by 40 points.", "parent", 50)
 def _study(
     key: str, sentence: str, baseline: str, sense: str, target: float, figure: Any, **names: Any
 ) -> Study:
-    """Return a claim about random search; the claims of this file share all other settings.
-
-    key, sentence, baseline, target: of the claim; sense: how the figure must lie to the target,
-    "<=", ">=" or "within"; figure: gets the number to judge, see `judged`; names: further fields of
-    Study.
-    """
+    """Return a claim about random search; the claims of this file share all other settings."""
     return Study(
         key,
         sentence=f"{sentence} {SCALE}.",

@@ -62,13 +62,7 @@ def extracted(seed: int, report: Report) -> Cell:
 
 
 def _extracted(seed: int, report: Report) -> dict[str, Any]:
-    """Cut SmolLM2 into an expert for each kind of text; return losses and a gate's accuracy.
-
-    An expert is a mask of the MLP units that one of four kinds of text uses most, half of all.
-    Returns "losses": text -> mask -> loss in nats per token, with no mask, its own, another's and a
-    random one; "accuracy" of a gate that reads token ids alone and predicts the expert; "chance", a
-    guess; "most", the accuracy of always naming the commonest expert.
-    """
+    """Cut SmolLM2 into an expert for each kind of text; return losses and a gate's accuracy."""
     model: Any
     model, tokenizer = language_model("smollm2", progress=report)
     model.eval()

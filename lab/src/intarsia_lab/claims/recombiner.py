@@ -276,11 +276,7 @@ def rate_distortion(size: Size) -> Callable[..., Result]:
     """
 
     def run(seeds: tuple[int, ...], report: Report) -> Result:
-        """Return RECOMBINER's gain in PSNR over COMBINER and COIN, in dB, at three bit rates.
-
-        The values are differences by test crop, to the rival and at the rate where their mean is
-        least; that mean is judged. JPEG, WebP and AVIF stand in the table.
-        """
+        """Return RECOMBINER's gain in PSNR over COMBINER and COIN, in dB, at three bit rates."""
         names = "RECOMBINER", "COMBINER", "COIN"
         sheet = each(
             [Arm(name, name) for name in names],

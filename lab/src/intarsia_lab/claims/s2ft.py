@@ -172,10 +172,7 @@ def train(arm: str, lr: float, task: str, seed: int) -> task_tracks.Track:
         x, y = pictures(task).test.tensors
 
         def look(model: nn.Module, step: int, steps: int) -> None:
-            """Record accuracy on the new and the old task, at every EVERY-th of `steps` steps.
-
-            model: in training, and left so; step: number of this step.
-            """
+            """Record accuracy on the new and the old task, at every EVERY-th of `steps` steps."""
             # the whole curve: new task and old, every 20 steps
             if step % EVERY == 0 or step == steps:
                 model.eval()

@@ -138,10 +138,7 @@ def train(arm: str, seed: int) -> dict[str, Track]:
         data, curves = glosses(), {name: list[float]() for name in ("target", *HELD)}
 
         def look(model: nn.Module, step: int, steps: int) -> None:
-            """Record scores on the new and on the old texts, at every EVERY-th of `steps` steps.
-
-            model: in training, and left so; step: number of this step.
-            """
+            """Record scores on the new and on the old texts, at every EVERY-th of `steps` steps."""
             if step % EVERY == 0 or step == steps:
                 curves["target"].append(float(scores(model, data.test).accuracy))
                 # minus the loss, so that more is better, as for the target

@@ -211,10 +211,7 @@ def run(
 
 
 def _rows(seed: int, by_kind: ByKind) -> Iterator[dict[str, Any]]:
-    """Yield the table rows of one seed: every way to unlearn, for every text to forget.
-
-    by_kind: kind of text -> way -> result.
-    """
+    """Yield the table rows of one seed: every way to unlearn, for every text to forget."""
     for kind, by_arm in by_kind.items():
         for arm in filter(by_arm.__contains__, WAYS):
             yield _row(seed, kind, arm, by_arm[arm])
@@ -224,12 +221,7 @@ def _rows(seed: int, by_kind: ByKind) -> Iterator[dict[str, Any]]:
 
 
 def _row(seed: int, kind: str, arm: str, cell: Cell) -> dict[str, Any]:
-    """Return an arm's row: the damage to other text at two amounts of forgetting.
-
-    Damage is the rise of the other texts' loss where the forgotten one's has risen by t nats;
-    "share" is the part of the text that the router sends to the expert, before and after. kind: the
-    text to forget; cell: the arm's result.
-    """
+    """Return an arm's row: the damage to other text at two amounts of forgetting."""
     before, after = cell["share"]
     share = "" if before is None else f"{before:.2f} -> {after:.2f}"
     location = "" if cell["at"] is None else "{}, {}".format(*cell["at"])
@@ -238,10 +230,7 @@ def _row(seed: int, kind: str, arm: str, cell: Cell) -> dict[str, Any]:
 
 
 def _mean_row(seed: int, kind: str, attributed: str, rivals: list[Cell]) -> dict[str, Any]:
-    """Return the mean row of randomly chosen experts in the layer of the attributed one.
-
-    kind: the text to forget; attributed: the arm whose layer it is; rivals: their results.
-    """
+    """Return the mean row of randomly chosen experts in the layer of the attributed one."""
     arm = f"{RANDOM} random of the layer of {attributed}"
     damages = {f"at +{t}": f"{statistics.mean(damage(c, t) for c in rivals):.3f}" for t in TARGETS}
     return (
@@ -250,10 +239,7 @@ def _mean_row(seed: int, kind: str, attributed: str, rivals: list[Cell]) -> dict
 
 
 def _share(by_arm: Mapping[str, Cell], arm: str) -> float:
-    """Return by how much the trained expert's share of the text's router probability has risen.
-
-    by_arm: results of a kind of text, by way; arm: the way, a key of it.
-    """
+    """Return by how much the trained expert's share of the text's router probability has risen."""
     # the anchor keeps the expert in charge of the text, which this shows
     before, after = by_arm[arm]["share"]
     return after - before

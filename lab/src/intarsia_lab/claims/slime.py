@@ -80,13 +80,7 @@ def cell(arm: str, seed: int, report: Report) -> Cell:
 
 
 def _run(arm: str, seed: int, report: Report) -> Cell:
-    """Train a small reader to answer questions on pictures; return its shares of right answers.
-
-    It reads a few vectors of the whole picture and "local" ones of its four tiles. arm: key of
-    ARMS: which local vectors: all, a quarter that the question chooses, or fewer of each tile.
-    Keys: "right" on test questions, "train" on training questions, both 0 to 1; "local": number of
-    local vectors; "random", for the chosen quarter: right answers with vectors drawn at random.
-    """
+    """Train a small reader to answer questions on pictures; return its shares of right answers."""
     method = ARMS[arm]
     # step 1: a decoder that knows the words, and a connector with which it reads all local vectors
     model, make = small_reader.reader(method, seed)
@@ -112,11 +106,7 @@ def _right(model: torch.nn.Module, question_rows: QuestionRows) -> float:
 
 
 def _at_random(model: torch.nn.Module, question_rows: QuestionRows, seed: int) -> float:
-    """Return the share of right answers with local vectors drawn at random, 0 to 1.
-
-    Local vectors are those of a picture's tiles. model: trained to choose them by the question; its
-    choice is replaced here and put back; question_rows: the test.
-    """
+    """Return the share of right answers with local vectors drawn at random, 0 to 1."""
     view: Any = tiled_view(model)
     draws = torch.Generator().manual_seed(seed)
 
@@ -169,10 +159,7 @@ def enough(by_arm: Mapping[str, Cell]) -> float:
 
 
 def _rows(seed: int, by_arm: Mapping[str, Cell]) -> Iterator[dict[str, Any]]:
-    """Yield a table row for each arm of a seed, and one with local vectors drawn at random.
-
-    by_arm: results by key of ARMS, see `_run`.
-    """
+    """Yield a table row for each arm of a seed, and one with local vectors drawn at random."""
     for arm, result in by_arm.items():
         row = {"seed": seed, "arm": arm, "local vectors": f"{result['local']:.0f}"}
         yield row | {"right": f"{result['right']:.3f}", "on train": f"{result['train']:.3f}"}

@@ -100,13 +100,7 @@ class DenseNets:
         return Souped(*stored("sms", inputs, lambda: self._run(arm, density, seed)))
 
     def _run(self, arm: str, density: float, seed: int) -> Souped:
-        """Prune a dense ResNet and train it in one way; return its scores.
-
-        arm: "soup", the average of three nets that were trained from one pruned net, in each of
-        three rounds; "IMP", iterative magnitude pruning, one net; the same with 3x the epochs; or
-        averages of nets pruned apart. density: the share of weights that stay. Returns test
-        accuracy in points of the result, the mean and the best of its candidates, and the density.
-        """
+        """Prune a dense ResNet and train it in one way; return its scores."""
         if arm in (APART, APART_PRUNED):
             return self._independent(density, seed, again=arm == APART_PRUNED)
         model = self.start(seed)
@@ -128,10 +122,7 @@ class DenseNets:
         return Souped(right, statistics.mean(alone), max(alone), thin_resnets.density_of(model))
 
     def _independent(self, density: float, seed: int, *, again: bool) -> Souped:
-        """Average nets that were pruned and trained apart, each with a mask of its own; score it.
-
-        density: of each net; again: prune the average to that density, too.
-        """
+        """Average nets that were pruned and trained apart, each with a mask of its own; score it."""
         states: list[dict[str, Tensor]] = []
         alone: list[float] = []
         model = self.start(seed)

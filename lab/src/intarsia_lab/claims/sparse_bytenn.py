@@ -61,10 +61,7 @@ def layer_scores(
         """Return a forward hook that measures what pruning would do to the layer at `path`."""
 
         def measure(layer: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-            """Add to `scores` the share of weight that pruning keeps, and the output's error.
-
-            layer, inputs, output: of the forward that has just been made.
-            """
+            """Add to `scores` the share of weight that pruning keeps, and the output's error."""
             weight = layer.weight.detach()
             mask = keep_row_blocks({"w": weight.abs()}, {"w": DENSITY}, ROWS).mask("w", 0)
             # what the removed blocks contributed to the output, in its own energy

@@ -200,11 +200,7 @@ def rates(arms: Sequence[tuple[str, float]]) -> Rates:
 def _scored(
     arms: Sequence[tuple[str, float]], seeds: tuple[int, ...], report: Report
 ) -> tuple[Sheet[str, str, float], list[dict[str, Any]], tuple[ArmRate, ...]]:
-    """Train every arm on every picture set at its own learning rate; return scores and table.
-
-    arms: names and densities. Returns the accuracies in points by arm, set and seed, a row for each
-    arm, and the rates.
-    """
+    """Train every arm on every picture set at its own learning rate; return scores and table."""
     named = {_named(arm): arm for arm in arms}
     arm_rates = rates(arms).choose(
         lambda arm, lr: statistics.mean(cell(named[arm], s, TUNED, lr, "val") for s in SETS)

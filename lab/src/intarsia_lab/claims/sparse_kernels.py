@@ -61,10 +61,7 @@ def timed(seed: int) -> tuple[dict[str, tuple[float, int]], float]:
 
 
 def _row(seed: int) -> dict[str, str]:
-    """Return one seed's row: time and bytes a second of each kernel.
-
-    Bytes a second are also given as a share of the fastest that memory can be read.
-    """
+    """Return one seed's row: time and bytes a second of each kernel."""
     timings, floor = timed(seed)
     row = {"seed": str(seed), "read GB/s": f"{floor / 1e9:.1f}"}
     for name, (ms, size) in timings.items():

@@ -96,13 +96,7 @@ class PrunedCells:
         return Pruned(*stored("sparsify", inputs, lambda: self._run(arm, *task, seed)))
 
     def _run(self, arm: str, text: str, density: float, seed: int) -> Pruned:
-        """Prune SmolLM2 in one way; return its loss on held-out text and the CPU seconds it took.
-
-        arm: "dense", a key of BASES, or "BASE + dsnot" for DSnoT's swaps after it; text: of
-        calibration and test; density: the share of weights that stay. The loss is in nats per
-        token; the sums of |eps|, a layer's reconstruction error, are those before and after the
-        swaps.
-        """
+        """Prune SmolLM2 in one way; return its loss on held-out text and the CPU seconds it took."""
         if self.model is None:
             self.model, self.tokenizer = language_model("smollm2", progress=lambda _: None)
             self.dense = {n: t.clone() for n, t in self.model.state_dict().items()}

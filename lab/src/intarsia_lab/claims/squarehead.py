@@ -97,13 +97,7 @@ class SparseCells:
     def _run(
         self, arm: str, density: float, seed: int, lr: float, *, validate: bool = False
     ) -> Closed:
-        """Prune a student and train it by one objective; return its test losses before and after.
-
-        arm: key of OBJECTIVES; density: the share of weights that stay; lr: the rate; validate:
-        return validation losses instead. Closed holds the losses of the dense model, the pruned
-        and the trained student, and how many pruned weights are no longer 0. zeros=True: pruned
-        weights stay 0 while training.
-        """
+        """Prune a student and train it by one objective; return its test losses before and after."""
         self.made = self.made or self.make()
         dense, train, val, test = self.made
         test = val if validate else test
@@ -175,12 +169,7 @@ def closing_of(bench: SparseCells, densities: tuple[float, ...]) -> Callable[...
     """
 
     def run(seeds: tuple[int, ...], report: Report) -> Result:
-        """Return the share of the gap that SquareHead closes over the share that labels close.
-
-        The gap is the loss of a pruned model minus that of the dense one; training closes a share
-        of it. The values are the ratios of the density where they are least, one for each seed,
-        above 1 if SquareHead closes more.
-        """
+        """Return the share of the gap that SquareHead closes over the share that labels close."""
         # one rate for all densities: the best at the highest
         rates = bench.chosen(densities[0], report)
         sheet = each([Arm(r.arm, r) for r in rates], seeds, bench.cell, report, tasks=densities)

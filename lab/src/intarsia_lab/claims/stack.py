@@ -57,10 +57,7 @@ def run(seeds: tuple[int, ...], report: Report, *, figure: Callable[[StackTable]
 
 
 def _row(row: dict[str, Any]) -> dict[str, Any]:
-    """Return a table row of text from the numbers measured on one or two methods together.
-
-    row: names of the methods, loss, bytes, operations and more.
-    """
+    """Return a table row of text from the numbers measured on one or two methods together."""
     line = {
         "entries": row["entries"] + (" *" if row["front"] else ""),
         "nats": f"{row['cross_entropy']:.4f}",

@@ -67,10 +67,7 @@ def adaptive(seeds: tuple[int, ...], report: Report) -> Result:
 
 
 def _mean_seconds(settings: Tutel, seed: int, links: Topology) -> float:
-    """Return the geometric mean of simulated seconds over numbers of tokens and hidden units.
-
-    settings: the plan to simulate; links: how the devices are connected.
-    """
+    """Return the geometric mean of simulated seconds over numbers of tokens and hidden units."""
     return statistics.geometric_mean(
         simulate(settings.plan(drawn(tokens, seed), ExpertSize(1024, h), links), links).seconds
         for tokens in TOKENS
@@ -149,8 +146,7 @@ def _seconds(
 ) -> float:
     """Return the median seconds of seven calls of a product.
 
-    product: `one_hot` or `tables`; x: (tokens, width); routing: experts and weights of each token;
-    places: tokens that an expert has room for.
+    x: (tokens, width).
     """
     durations: list[float] = []
     for _ in range(7):

@@ -105,12 +105,7 @@ def cell(arm: str, seed: int, report: Report) -> Cell:
 
 
 def _run(arm: str, seed: int, report: Report) -> Cell:
-    """Train a small reader on stamps that are seen, heard or read; score it by modality.
-
-    arm: key of ARMS: LoRA experts for each modality (Uni-MoE), the same without their own stage, or
-    one dense LoRA. Returns "right": modality -> share of right answers on later stamps; "rows",
-    "tested": the modality of each training and test row.
-    """
+    """Train a small reader on stamps that are seen, heard or read; score it by modality."""
     early, late = questions()
     texts = [t for q in (*early, *late) for t in (q.question, "\n", q.answer or "")]
     model, words = trunk(texts, LAYERS)

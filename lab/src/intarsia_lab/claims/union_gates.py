@@ -97,11 +97,7 @@ def gates(seed: int, report: Report) -> Found:
 
 
 def _gate_cell(name: str, seed: int, report: Report) -> Cell:
-    """Train the first four blocks of a ViT with one gate; return its score and cost.
-
-    name: key of GATES: none, a learned gate of some kind, or one that sees noise. "score" is the
-    accuracy in percent on Fashion-MNIST. Stored and read if it was computed before.
-    """
+    """Train the first four blocks of a ViT with one gate; return its score and cost."""
 
     def run() -> Cell:
         """Train a ViT's first blocks with the gate; return accuracy in percent and cost."""
@@ -131,11 +127,7 @@ def tuned(seed: int, report: Report) -> Found:
 
 
 def _tuned_cell(name: str, seed: int, report: Report) -> Cell:
-    """Fine-tune a ViT on photographs of solar cells in one way; return its score and cost.
-
-    name: key of TUNED: whole, cut into a union of experts, or with patches dropped. "score" is the
-    accuracy in percent. Stored and read if it was computed before.
-    """
+    """Fine-tune a ViT on photographs of solar cells in one way; return its score and cost."""
 
     def run() -> Cell:
         """Fine-tune the ViT on photographs of solar cells; return accuracy in percent and cost."""

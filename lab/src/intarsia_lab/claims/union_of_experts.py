@@ -64,10 +64,7 @@ def pictures(seed: int, report: Report, training: PictureTraining = PRETRAINED) 
 def _picture_cell(
     name: str, seed: int, training: PictureTraining, report: Report
 ) -> union_arms.Cell:
-    """Return a picture model's accuracy and cost, kept or computed now.
-
-    name: key of PICTURES. "score" is the accuracy in percent on Fashion-MNIST.
-    """
+    """Return a picture model's accuracy and cost, kept or computed now."""
 
     def run() -> union_arms.Cell:
         train = sets.load(union_arms.SET, part="train").subset(training.images, seed=seed)
@@ -146,10 +143,7 @@ def text(seed: int, report: Report) -> union_arms.Found:
 
 
 def _text_cell(name: str, seed: int, report: Report) -> union_arms.Cell:
-    """Fine-tune SmolLM2 in one way; return its loss and cost, stored or computed now.
-
-    name: key of TEXTS. "score" is the loss on held-out rows, in nats per token.
-    """
+    """Fine-tune SmolLM2 in one way; return its loss and cost, stored or computed now."""
 
     def run() -> union_arms.Cell:
         """Fine-tune SmolLM2; return its loss on held-out rows, in nats per token, and cost."""

@@ -110,11 +110,7 @@ def _of_run(run: Line) -> Result:
 
 
 def _of_seeds(result: Result, seeds: Sequence[int], fresh_seeds: Sequence[int]) -> Result | None:
-    """Return the result of some of its seeds alone.
-
-    None for fewer than two, and where values do not belong to single seeds, or the interval is not
-    theirs, as over test items.
-    """
+    """Return the result of some of its seeds alone."""
     if len(fresh_seeds) < 2 or len(result.values) != len(seeds):
         return None
     if not all(map(math.isclose, result.interval, t_interval(result.values))):

@@ -42,10 +42,7 @@ def bench_sparse(shapes: str | None, density: str | None, model: str | None, as_
 
 
 def _densities(text: str) -> tuple[float, ...]:
-    """Return the densities of an option's text, as "0.5,0.3".
-
-    Raises: ConfigError unless each is a number from 0.001 to 1.
-    """
+    """Return the densities of an option's text, as "0.5,0.3"."""
     try:
         densities = tuple(float(part) for part in text.split(","))
     except ValueError as error:
@@ -59,8 +56,7 @@ def _densities(text: str) -> tuple[float, ...]:
 def _of_model(name: str) -> tuple[dict[tuple[int, int], int], tuple[float, ...]]:
     """Return how many layers of a model have each weight shape, and the density of its weights.
 
-    name: of a language model, or a folder. Shapes are (out, in), of layers inside the blocks. The
-    density stands in a tuple of its own, which is empty for a model that is not pruned.
+    Shapes are (out, in), of layers inside the blocks.
     """
     from intarsia.folders.opened import open_language_model
     from intarsia.formats.packed_linear import PackedLinear
@@ -83,8 +79,7 @@ def _of_model(name: str) -> tuple[dict[tuple[int, int], int], tuple[float, ...]]
 def _show(table: Any, shapes: Any, layers: dict[tuple[int, int], int]) -> None:
     """Print a table for each weight shape, and how fast memory and products can be at best.
 
-    table: the timings, a ShapeTable; shapes: (out, in) each; layers: how many layers of a model
-    have a shape.
+    shapes: (out, in) each.
     """
     from intarsia.formats.rivals import advice
 

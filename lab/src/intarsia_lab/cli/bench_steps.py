@@ -61,10 +61,7 @@ def listed(root: Path | None) -> dict[str, Any]:
 
 
 def _use_root(root: Path | None) -> None:
-    """Set the folder of the suites' pictures, for this process and those that it starts.
-
-    root: the folder, None = leave the default.
-    """
+    """Set the folder of the suites' pictures, for this process and those that it starts."""
     if root is not None:
         # an environment variable, so that the processes of the runs see it too
         os.environ["INTARSIA_DATA"] = str(root.expanduser().absolute())
@@ -127,11 +124,7 @@ def methods_of(base: Profile, rules: Protocol) -> tuple[str, ...]:
 
 
 def _calibrated(rules: Protocol) -> Protocol:
-    """Return the protocol with a softmax temperature that is fitted on validation data.
-
-    rules: the protocol. Raises: ConfigError for one that fits a temperature anyway or keeps no
-    validation part.
-    """
+    """Return the protocol with a softmax temperature that is fitted on validation data."""
     if rules.grid or rules.only:
         got = f"--protocol {rules.name}"
         want = "honest: the others fit a temperature in their search, or keep no validation part"
@@ -140,11 +133,7 @@ def _calibrated(rules: Protocol) -> Protocol:
 
 
 def _values(arguments: Mapping[str, Any], base: Profile, rules: Protocol) -> dict[str, Any]:
-    """Return the settings of all runs: the profile's, then the protocol's, then the command line's.
-
-    arguments: the options by name; base: the profile; rules: the protocol. Raises: ConfigError for
-    a share and shots together, or what is no share.
-    """
+    """Return the settings of all runs: the profile's, then the protocol's, then the command line's."""
     values = {"model": arguments["model"], **base.values, **rules.starts}
     values |= {name: arguments[name] for name in OWN if arguments[name] is not None}
     if arguments["last_blocks"] is not None:
@@ -164,10 +153,7 @@ def _values(arguments: Mapping[str, Any], base: Profile, rules: Protocol) -> dic
 
 
 def _task(suite: suites.Suite, name: str) -> suites.SuiteTask:
-    """Return a task of a suite by its name, or several as one: "a+b", "joint".
-
-    Raises: UnknownName; ConfigError for tasks that cannot be joined.
-    """
+    """Return a task of a suite by its name, or several as one: "a+b", "joint"."""
     located = suites.find(f"{suite.name}/{name}")
     return located[1] if located else suite.task(name)
 
@@ -175,11 +161,7 @@ def _task(suite: suites.Suite, name: str) -> suites.SuiteTask:
 def _headed(
     method: BenchArm, heads: str, tasks: Sequence[suites.SuiteTask], rules: Protocol
 ) -> BenchArm:
-    """Return a method with one head over all classes, or with a head for each task.
-
-    method: its settings; heads: "one" or "each"; tasks: of the plan; rules: the protocol. Raises:
-    UnknownName for other words; ConfigError where a head for each task cannot be.
-    """
+    """Return a method with one head over all classes, or with a head for each task."""
     if heads not in HEADS:
         raise UnknownName("--heads", heads, HEADS)
     if heads == "one":
@@ -278,10 +260,7 @@ def carry(
 
 
 def _baseline(plan: BenchPlan, baseline: str | None) -> str:
-    """Return the name of the method that others are compared with.
-
-    baseline: the name asked for, if any. Raises: UnknownName if the plan has no such method.
-    """
+    """Return the name of the method that others are compared with."""
     # Without a baseline named: the benchmark's own if it is in the plan, else the first method.
     names = [c.name for c in plan.arms]
     if baseline is not None and baseline not in names:

@@ -212,10 +212,7 @@ def _rate(lr: float | None) -> str:
 
 
 def _show_list(listing: dict[str, Any], as_json: bool) -> None:
-    """Print suites, methods and protocols as tables.
-
-    listing: see `listed` of bench_steps; as_json: print it as JSON.
-    """
+    """Print suites, methods and protocols as tables."""
     if as_json:
         show_json(listing)
         return
@@ -245,19 +242,13 @@ def _show_list(listing: dict[str, Any], as_json: bool) -> None:
 
 
 def _grid(grid: dict[str, list[float]], *, relative: bool) -> str:
-    """Return the grid of a search in words.
-
-    grid: name -> values; relative: rates are factors of the method's own rate.
-    """
+    """Return the grid of a search in words."""
     names = {"lr": "lr x"} if relative else {}  # times the method's own rate
     return "; ".join(f"{names.get(n, n)} {', '.join(f'{v:g}' for v in grid[n])}" for n in grid)
 
 
 def _show(summary: dict[str, Any]) -> None:
-    """Print a benchmark's failures, cuts, table and path.
-
-    summary: what `carry` of bench_steps returned.
-    """
+    """Print a benchmark's failures, cuts, table and path."""
     for row in summary["failed"]:
         warn(f"FAILED  {row}")
     for cut in summary["plan"]["cut"]:

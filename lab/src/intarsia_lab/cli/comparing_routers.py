@@ -81,10 +81,7 @@ def compare_routers(
 
 
 def _show(sheets: Sequence[RouterSheet], page: str) -> None:
-    """Print the table of each sheet of results.
-
-    sheets: one for each data set and budget; page: path of the report.
-    """
+    """Print the table of each sheet of results."""
     from intarsia.reports.terminal import Terminal
 
     from ..routing.report.tables import table_of

@@ -95,10 +95,7 @@ def reproduce(
 
 
 def _chosen(name: str | None, long: bool) -> list[Study]:
-    """Return the claim of a name, or all that this machine can run.
-
-    name: None = all; long: also those that take more than ten minutes.
-    """
+    """Return the claim of a name, or all that this machine can run."""
     import torch
 
     from ..claims import claim, claims
@@ -113,11 +110,7 @@ def _chosen(name: str | None, long: bool) -> list[Study]:
 
 
 def _judged(study: Study, seeds: Sequence[int] | None, page: Path) -> dict[str, Any]:
-    """Run a claim, save its record beside the page, and write the page anew; return the record.
-
-    study: the claim; seeds: in place of the claim's own; page: path of the page, whose folder of
-    records has its name.
-    """
+    """Run a claim, save its record beside the page, and write the page anew; return the record."""
     from ..claims import run_claim
     from ..claims.ledger import publish, refuse_uncommitted
     from ..pages.claims import write_page
@@ -134,10 +127,7 @@ def _judged(study: Study, seeds: Sequence[int] | None, page: Path) -> dict[str, 
 
 
 def _show_list(studies: Sequence[Study], folder: Path, as_json: bool) -> None:
-    """Print the claims with the verdicts of their records.
-
-    studies: the claims; folder: of the records; as_json: print JSON.
-    """
+    """Print the claims with the verdicts of their records."""
     from ..claims.ledger import read, state
 
     files = {c.key: folder / f"{c.key}.json" for c in studies}

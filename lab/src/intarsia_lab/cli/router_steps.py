@@ -67,10 +67,7 @@ def carry(
 
 
 def _command(arguments: Mapping[str, Any]) -> str:
-    """Return the command line that repeats these runs and files, in any folder.
-
-    arguments: the options by name.
-    """
+    """Return the command line that repeats these runs and files, in any folder."""
     words = ["intarsia compare-routers", arguments["data"], "--routers", arguments["routers"]]
     words += ["--seeds", arguments["seeds"], "--budget", arguments["budget"]]
     for name in ("steps", "baseline"):

@@ -31,10 +31,7 @@ def router_names(text: str, report: Callable[[str], None]) -> str:
 
 
 def _router_name(name: str, report: Callable[[str], None]) -> str:
-    """Return a router's key for a name in any spelling; "" and "all" stay.
-
-    report: gets a line with the key if it differs. Raises: UnknownName for any other name.
-    """
+    """Return a router's key for a name in any spelling; "" and "all" stay."""
     if name in ("", "all", *ROUTERS):
         return name
     # The card of a router lists the names that its papers use.

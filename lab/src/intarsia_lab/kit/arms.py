@@ -120,10 +120,7 @@ def row_of(head: str, columns: Mapping[str, tuple[str, str]]) -> Callable[..., d
     """
 
     def row(name: str, results: Sequence[Any]) -> dict[str, Any]:
-        """Return an arm's line of the table.
-
-        name: of the arm; results: one of each seed, of which `columns` says what is displayed.
-        """
+        """Return an arm's line of the table."""
         values = {
             title: shown(
                 [getattr(result, attribute) if attribute else result for result in results], form
@@ -163,10 +160,7 @@ def each(
     results: dict[tuple[str, T, int], R] = {}
 
     def run(inputs: Mapping[str, Any]) -> dict[str, Any]:
-        """Run one arm on one task and seed, and keep its result in `results`.
-
-        inputs: "arm", "task" and "seed". Returns only the words to report.
-        """
+        """Run one arm on one task and seed, and keep its result in `results`."""
         arm, task, seed = inputs["arm"], inputs["task"], inputs["seed"]
         with threads(1):  # tiny batches: two threads cost more than they give
             # kept as it is; the pool's result is only what is said of it

@@ -121,11 +121,7 @@ def _code(path: Path, names: Names = None) -> str:
 
 @functools.cache
 def _named(path: Path) -> tuple[tuple[Path, Names], ...]:
-    """Return the source files that one file names by imports, or by keys of methods, and the names.
-
-    A key counts where it is the first argument of one of CARDS, as `card("lora")`. The files
-    are of intarsia and intarsia_lab; `_home` finds the file that defines an imported name.
-    """
+    """Return the source files that one file names by imports, or by keys of methods, and the names."""
     if path.suffix != ".py":
         return ()
     files: list[tuple[Path, Names]] = []
@@ -148,11 +144,7 @@ def module_of(key: str) -> list[Path]:
 
 
 def _folder(path: Path, node: ast.ImportFrom) -> Path | None:
-    """Return the path, without a suffix, of the module that an import statement names.
-
-    path: of the file with the statement; node: the statement, `from module import name`. None for
-    packages that are neither the laboratory nor the library.
-    """
+    """Return the path, without a suffix, of the module that an import statement names."""
     parts = (node.module or "").split(".") if node.module else []
     # a relative import: one dot is the file's own folder
     if node.level:
@@ -162,12 +154,7 @@ def _folder(path: Path, node: ast.ImportFrom) -> Path | None:
 
 
 def _home(module: Path, name: str) -> Iterator[tuple[Path, Names]]:
-    """Yield the file that defines a name which is imported from a module, and the name there.
-
-    The module's own file, or a file of its folder with that name, of which all is meant, or the
-    file from which its __init__ takes the name. module: path of a module or a package, without a
-    suffix; name: what is imported.
-    """
+    """Yield the file that defines a name which is imported from a module, and the name there."""
     if module.with_suffix(".py").is_file():
         yield module.with_suffix(".py"), frozenset({name})
     elif (module / f"{name}.py").is_file():
@@ -183,10 +170,7 @@ def _home(module: Path, name: str) -> Iterator[tuple[Path, Names]]:
 
 
 def _listed(listed: Path, name: str) -> list[tuple[Path, Names]]:
-    """Return the file of a public name, from the `from .x import name` of its package.
-
-    listed: the package's __init__ with its public names; name: one of them. [] if it is not there.
-    """
+    """Return the file of a public name, from the `from .x import name` of its package."""
     if name not in _modules(listed):
         return []
     module, own_name = _modules(listed)[name]
@@ -195,10 +179,7 @@ def _listed(listed: Path, name: str) -> list[tuple[Path, Names]]:
 
 @functools.cache
 def _modules(listed: Path) -> dict[str, tuple[str, str]]:
-    """Return name -> (module, its name there) for what a package's list imports from its modules.
-
-    listed: the package's __init__ file.
-    """
+    """Return name -> (module, its name there) for what a package's list imports from its modules."""
     imports = (n for n in ast.parse(listed.read_text()).body if isinstance(n, ast.ImportFrom))
     return {
         alias.asname or alias.name: (node.module, alias.name)

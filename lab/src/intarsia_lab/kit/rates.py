@@ -85,12 +85,7 @@ class Rates:
     def _chosen(
         self, arm: str, grid: Sequence[float], scores: Mapping[float, tuple[float, float]]
     ) -> ArmRate:
-        """Return the best learning rate of a grid for an arm; of equal rates, an inner one.
-
-        grid: rates common to all arms, ascending; scores: rate -> (validation score, tie-break), of
-        which the higher pair wins. The result has the arm's own rates, its steps and the whole
-        grid.
-        """
+        """Return the best learning rate of a grid for an arm; of equal rates, an inner one."""
         # among equals an inner rate is the choice
         edges_last = sorted(grid, key=lambda rate: (rate in (grid[0], grid[-1]), rate))
         best = best_of({rate: scores[rate] for rate in edges_last})
@@ -154,10 +149,7 @@ class FixedRate:
 
 
 def _check_steps(steps: Mapping[str, int]) -> None:
-    """Check that every arm has at least one optimiser step.
-
-    steps: arm -> steps. Raises: ConfigError.
-    """
+    """Check that every arm has at least one optimiser step."""
     if not steps or min(steps.values()) < 1:
         fix = "Name every arm with the optimiser steps of its training."
         raise ConfigError(

@@ -126,12 +126,7 @@ def _idle(
 
 
 def _is_idle(statement: ast.stmt, refusing: Collection[str], packages: Collection[str]) -> bool:
-    """Return whether a statement computes nothing: words, imports of ours, and refusals.
-
-    refusing: names of errors, and of functions that raise them, as all do whose names begin with
-    check_. An `if` that ends in one of these errors says which figures there are none of, and
-    changes none.
-    """
+    """Return whether a statement computes nothing: words, imports of ours, and refusals."""
     match statement:
         case ast.Pass() | ast.Expr(value=ast.Constant(value=str())):
             return True
@@ -150,11 +145,7 @@ def _is_idle(statement: ast.stmt, refusing: Collection[str], packages: Collectio
 
 
 def _flowing(text: str) -> str:
-    """Return a text with a line for each statement, whatever its layout was.
-
-    A line begins with the depth of its block; spaces, comments and commas before a closing bracket
-    are left out.
-    """
+    """Return a text with a line for each statement, whatever its layout was."""
     lines = text.splitlines()
     depth, begins, depths = 0, True, dict[int, int]()
     for token in tokenize.generate_tokens(io.StringIO(text).readline):

@@ -123,11 +123,7 @@ class Study:
     scale: str = ""
 
     def __post_init__(self) -> None:
-        """Check that the study has a control, and the effect of the paper that it repeats.
-
-        Only a study of a paper's headline result (`system` names the paper) needs an effect.
-        Raises: ConfigError for one that is missing, or an unknown `sense`.
-        """
+        """Check that the study has a control, and the effect of the paper that it repeats."""
         one_of("sense", self.sense, SENSES)
         if self.control is None:
             want = "a positive control, or the reason why there can be none"
@@ -184,10 +180,7 @@ class Study:
         return "not decided"
 
     def _undecided(self, result: Result) -> str:
-        """Return why a claim is not decided, and how many seeds would decide it, in a sentence.
-
-        result: of its run. The count assumes that more values have the mean and spread of these.
-        """
+        """Return why a claim is not decided, and how many seeds would decide it, in a sentence."""
         low, high = result.interval
         if not math.isfinite(low):
             return "A single value has no interval: three seeds would say how many decide it."

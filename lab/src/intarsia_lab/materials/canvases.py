@@ -41,10 +41,7 @@ def _items() -> tuple[np.ndarray, np.ndarray]:
 
 
 def _items_of_kinds(test: bool) -> list[np.ndarray]:
-    """Return, for each kind of garment, the numbers of its pictures in Fashion-MNIST.
-
-    test: of the publisher's test part, else of its training part.
-    """
+    """Return, for each kind of garment, the numbers of its pictures in Fashion-MNIST."""
     # the publisher's parts lie one after the other
     labels = _items()[1]
     part = np.arange(TRAINING, len(labels)) if test else np.arange(TRAINING)

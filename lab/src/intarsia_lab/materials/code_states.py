@@ -89,11 +89,7 @@ ONLY_WORDS = np.array([name in ("comment", "string", "docstring", "keyword") for
 
 
 def _row(kind: int, word: str, depth: dict[str, int], level: int, head: bool) -> np.ndarray:
-    """Return the states of the characters inside a token, except for "docstring".
-
-    kind, word: of the token; depth: open brackets by kind; level: of indentation; head: it is in
-      the head of a def or class.
-    """
+    """Return the states of the characters inside a token, except for "docstring"."""
     inside = [depth[bracket] > 0 for bracket in OPEN]
     return np.array(
         [

@@ -100,10 +100,7 @@ def _in_onnxruntime(file: Path) -> Run:
 
 
 def _in_openvino(file: Path, picture: Tensor, precision: str) -> Run:
-    """Open an ONNX file in OpenVINO for one size of pictures, on one thread.
-
-    precision: the type that it may compute in, "f32" or "bf16".
-    """
+    """Open an ONNX file in OpenVINO for one size of pictures, on one thread."""
     try:
         core = openvino_core()
     except ImportError as error:

@@ -149,11 +149,7 @@ class LanguageRows:
 
 
 def _ids(tokenizer: Any, pair: QuestionAnswer) -> tuple[list[int], list[int]]:
-    """Return the tokens of a question, with a line's end, and those of its answer.
-
-    tokenizer: SmolLM2's; pair: a plain text has no question: its first token takes that place, and
-      the rest is the answer.
-    """
+    """Return the tokens of a question, with a line's end, and those of its answer."""
     prompt = tokenizer(f"{pair.prompt}\n", add_special_tokens=False)["input_ids"]
     answer = tokenizer(pair.answer, add_special_tokens=False)["input_ids"]
     return (prompt if pair.prompt else answer[:1]), (answer if pair.prompt else answer[1:])

@@ -105,10 +105,7 @@ def _letters(name: str) -> str:
 
 
 def _part(name: str, choose: int, judge: int) -> str:
-    """Return the part of a picture by a hash of its name.
-
-    choose, judge: shares of all names, in 256ths.
-    """
+    """Return the part of a picture by a hash of its name."""
     number = hashlib.sha256(name.encode()).digest()[0]
     return "judge" if number < judge else "choose" if number < judge + choose else "fit"
 
@@ -128,10 +125,7 @@ def _stamps() -> dict[str, Judged]:
 
 
 def _photographs(folder: Path) -> dict[str, Judged]:
-    """Return photographs of ImageNet by part.
-
-    folder: of pictures whose names begin with the id of their class, as "n01443537_goldfish.JPEG".
-    """
+    """Return photographs of ImageNet by part."""
     numbers = {name: number for number, name in enumerate(ImageNetInfo().label_names())}
     rows: dict[str, list[tuple[Tensor, int]]] = {"fit": [], "choose": [], "judge": []}
     for file in sorted(folder.glob("n*_*.JPEG")):
@@ -167,10 +161,7 @@ def _pixels(square: Image.Image) -> Tensor:
 
 
 def _judged(part: str, rows: Sequence[tuple[Tensor, int]]) -> Judged:
-    """Return pictures of one size with their classes; those that fit stay uint8.
-
-    part: its name; rows: pixels and class of each.
-    """
+    """Return pictures of one size with their classes; those that fit stay uint8."""
     pixels = torch.stack([pixels for pixels, _ in rows])
     classes = torch.tensor([number for _, number in rows])
     return Judged(pixels if part == "fit" else normalised(pixels), classes)

@@ -102,11 +102,7 @@ class OnPictures:
         return Arm(name, StudyRecipe(lambda _: self.methods[name], lr=rate))
 
     def _validation_accuracy(self, name: str, rate: float, report: Report) -> float:
-        """Return an adapter's mean accuracy on validation pictures at a learning rate.
-
-        No claim is judged by it. name: of the adapter; rate: the learning rate; report: prints
-        progress.
-        """
+        """Return an adapter's mean accuracy on validation pictures at a learning rate."""
         cells = PictureCells(base=self.base, first=self.first, part="val")
         arm = self._arm(name, rate)
         accuracy = fmean(cells.cell(s, self.budget, arm, TUNED).accuracy for s in self.sets)

@@ -178,11 +178,7 @@ class PictureCells:
     def _run(
         self, name: str, budget: Budget, recipe: StudyRecipe, method: Method | Change, seed: int
     ) -> StudyScore:
-        """Train one method on one data set, and score it.
-
-        name: of the data set; budget: images and epochs; recipe: what the training adds; method:
-          the adapter; seed: of the images, the head and the training.
-        """
+        """Train one method on one data set, and score it."""
         train, test, tail = self._data(name, budget.images, seed)
         old = cast(torch.nn.Linear, tail.head)
         torch.manual_seed(seed)
@@ -204,11 +200,7 @@ class PictureCells:
     def _data(
         self, name: str, images: int, seed: int
     ) -> tuple[TensorDataset, TensorDataset, torch.nn.Module]:
-        """Return training rows, scored rows, and the model's last blocks that read them.
-
-        name: of the data set; images: number of training images, drawn by the seed in equal shares
-          of classes.
-        """
+        """Return training rows, scored rows, and the model's last blocks that read them."""
         # the newest data set stays in memory
         if self._held is None or self._held[0] != name:
             self._held = (name, prepare(name, self.test, self.first))
@@ -230,10 +222,7 @@ class PictureCells:
 
 
 def _stable_text(value: object) -> str:
-    """Return a value as text that is the same in every process.
-
-    The usual text of a function has its address in memory.
-    """
+    """Return a value as text that is the same in every process."""
     return value.__qualname__ if isinstance(value, FunctionType) else repr(value)
 
 

@@ -103,12 +103,7 @@ def texts() -> dict[str, str]:
 
 
 def _train(seed: int, scratch: Path, report: Report) -> None:
-    """Train a small Mixtral, and save its routing at two stages, and its weights.
-
-    seed: of the weights and the data; scratch: folder to write into; report: prints progress. The
-      balance loss is over all layers together in the first stage ("skewed"), and over each layer in
-      the second ("balanced").
-    """
+    """Train a small Mixtral, and save its routing at two stages, and its weights."""
     from transformers import MixtralConfig, MixtralForCausalLM
 
     corpus = texts()
@@ -144,10 +139,7 @@ def _train(seed: int, scratch: Path, report: Report) -> None:
 
 
 def _random_rows(ids: Mapping[str, Tensor], draws: torch.Generator) -> Tensor:
-    """Draw a batch of token rows, each of one kind of text, from the first nine tenths.
-
-    ids: kind -> token ids; draws: source of the draws.
-    """
+    """Draw a batch of token rows, each of one kind of text, from the first nine tenths."""
     rows: list[Tensor] = []
     for _ in range(BATCH):
         stream = list(ids.values())[int(torch.randint(len(ids), (), generator=draws))]
@@ -176,11 +168,7 @@ def each_layer(logits: tuple[Tensor, ...]) -> Tensor:
 
 
 def _save_trace(model: Any, ids: Mapping[str, Tensor], name: str, scratch: Path) -> None:
-    """Record the routing of a model on whole rows of text, and write it to a file.
-
-    ids: kind -> token ids; name: "trained" takes text that was learned, others the last tenth;
-      scratch: folder of the file.
-    """
+    """Record the routing of a model on whole rows of text, and write it to a file."""
     rows: list[Tensor] = []
     for stream in ids.values():
         cut = int(len(stream) * 0.9)

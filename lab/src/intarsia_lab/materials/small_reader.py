@@ -129,10 +129,7 @@ def loss_of(model: Any, vectors: Tensor, rows: Sequence[Row]) -> Tensor:
 def _described(
     words: Any, draws: np.random.Generator, count: int
 ) -> list[tuple[ItemLayout, Row, Row]]:
-    """Return drawn layouts, each with its list and its four answers as rows of text.
-
-    words: the tokenizer; draws: the source of the layouts; count: items of a layout.
-    """
+    """Return drawn layouts, each with its list and its four answers as rows of text."""
     as_rows = Processor(words, {}, {}).rows
     described: list[tuple[ItemLayout, Row, Row]] = []
     for _ in range(LAYOUTS):
@@ -199,10 +196,7 @@ def rows_of(make: Processor, questions: list[Question]) -> QuestionRows:
 
 
 def _pages(make: Processor, seed: int) -> QuestionRows:
-    """Return two rows for each training picture: its list, and its four questions.
-
-    make: turns questions into inputs; seed: of the pictures.
-    """
+    """Return two rows for each training picture: its list, and its four questions."""
     pages: list[tuple[Question, Row]] = []
     for items in (CANVAS, STRIP):
         rows = rows_of(make, canvas_questions(PICTURES // 2, seed, items=items, listed=True))
@@ -215,10 +209,7 @@ def _pages(make: Processor, seed: int) -> QuestionRows:
 
 @lru_cache(maxsize=2)
 def _connector(method: Slime, seed: int) -> Mapping[str, Tensor]:
-    """Return the weights of a connector that was trained for the taught decoder.
-
-    method: of which all local vectors are read; seed: of the decoder, pictures and training.
-    """
+    """Return the weights of a connector that was trained for the taught decoder."""
     model, words = copy.deepcopy(taught(seed))
     model = apply(model, method, seed=seed)
     options: Any = {"epochs": EPOCHS, "batch_size": BATCH, "lr": RATE, "weight_decay": DECAY}

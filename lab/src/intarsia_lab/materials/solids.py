@@ -125,10 +125,7 @@ def _shade(
 
 
 def _rays(view: View, size: int) -> Rays:
-    """Return the directions from the eye through the pixels' centres, three arrays (size, size).
-
-    view: eye, target and zoom; size: pixels of a side. Directions have length 1 along the view.
-    """
+    """Return the directions from the eye through the pixels' centres, three arrays (size, size)."""
     ahead = _unit(_minus(view.target, view.eye))
     # the picture's horizontal and vertical axes
     right = _unit((ahead[1], -ahead[0], 0.0))
@@ -140,10 +137,7 @@ def _rays(view: View, size: int) -> Rays:
 
 
 def _cross(solid: Solid, start: Vector | Rays, ahead: Vector | Rays) -> tuple[np.ndarray, ...]:
-    """Return where rays enter and leave a solid, and the face entered; near < far if they hit.
-
-    start: origin of the rays; ahead: their directions. Distances are in units of the directions.
-    """
+    """Return where rays enter and leave a solid, and the face entered; near < far if they hit."""
     start, ahead = _local(solid, _minus(start, solid.at)), _local(solid, ahead)
     spans = _spans(solid, start, ahead)
     near, far = spans[0]
@@ -156,11 +150,7 @@ def _cross(solid: Solid, start: Vector | Rays, ahead: Vector | Rays) -> tuple[np
 
 
 def _spans(solid: Solid, start: Sequence, ahead: Sequence) -> list[Span]:
-    """Return, for each ray, the spans whose intersection is the solid.
-
-    A ball is one span; a cylinder is a tube and a layer; a box is three layers. start: origin of
-    the rays; ahead: their directions, both in the frame of the unit solid.
-    """
+    """Return, for each ray, the spans whose intersection is the solid."""
     if solid.kind == "ball":
         return [_tube(start, ahead)]
     if solid.kind == "can":
@@ -169,21 +159,14 @@ def _spans(solid: Solid, start: Sequence, ahead: Sequence) -> list[Span]:
 
 
 def _layer(start: np.ndarray, ahead: np.ndarray) -> Span:
-    """Return where rays enter and leave the layer from -1 to 1 along one axis.
-
-    start, ahead: origin and direction along this axis.
-    """
+    """Return where rays enter and leave the layer from -1 to 1 along one axis."""
     ahead = np.where(ahead == 0, 1e-12, ahead)
     entry, leaving = (-1 - start) / ahead, (1 - start) / ahead
     return np.minimum(entry, leaving), np.maximum(entry, leaving)
 
 
 def _tube(start: Sequence[np.ndarray], ahead: Sequence[np.ndarray]) -> Span:
-    """Return where rays enter and leave the points within distance 1 of the origin.
-
-    start: origin, ahead: directions of the rays, each by axes; two axes give a cylinder, three a
-      ball.
-    """
+    """Return where rays enter and leave the points within distance 1 of the origin."""
     a = np.maximum(_dot(ahead, ahead), 1e-12)
     b, c = _dot(start, ahead), _dot(start, start) - 1
     # the discriminant of |start + t ahead|^2 = 1
@@ -194,10 +177,7 @@ def _tube(start: Sequence[np.ndarray], ahead: Sequence[np.ndarray]) -> Span:
 
 
 def _normal(solid: Solid, eye: Vector, ahead: Rays) -> Rays:
-    """Return the outward unit normals where rays from the eye enter a solid.
-
-    eye: origin, ahead: directions of the rays. Returns x, y and z.
-    """
+    """Return the outward unit normals where rays from the eye enter a solid."""
     near, _, face = _cross(solid, eye, ahead)
     start, local = _local(solid, _minus(eye, solid.at)), _local(solid, ahead)
     point = [s + near * a for s, a in zip(start, local, strict=True)]
@@ -224,10 +204,7 @@ def _local(solid: Solid, vector: Vector | Rays) -> tuple:
 
 
 def _dot(left_vector: Sequence, right_vector: Sequence) -> Any:
-    """Return the scalar product of two vectors of arrays.
-
-    It is summed in the order of the axes; numpy's sum may use another, with other last bits.
-    """
+    """Return the scalar product of two vectors of arrays."""
     total = left_vector[0] * right_vector[0]
     for a, b in zip(left_vector[1:], right_vector[1:], strict=True):
         total = total + a * b

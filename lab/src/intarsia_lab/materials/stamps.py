@@ -52,10 +52,7 @@ def stamps(progress: Callable[[str], None] = announce) -> list[Stamp]:
 
 
 def _stamp(picture: Path, root: Path) -> Stamp:
-    """Read a stamp: its picture, sentence, topic and the spoken descriptions that exist.
-
-    picture: file; root: folder of all stamps, below which the first folder is the topic.
-    """
+    """Read a stamp: its picture, sentence, topic and the spoken descriptions that exist."""
     text = picture.with_suffix(".txt")
     lines = text.read_text("utf-8", "replace").split("\n") if text.is_file() else [""]
     # the first line is the English one

@@ -149,10 +149,7 @@ _latents = memory(latents)
 
 
 def _sprite(attribute: int) -> Callable[[str, int, int], np.ndarray]:
-    """Return the function (task, seed, index) -> picture that draws sprites.
-
-    attribute: index of the latent that is to be predicted.
-    """
+    """Return the function (task, seed, index) -> picture that draws sprites."""
 
     def draw(_: str, seed: int, index: int) -> np.ndarray:
         """Draw picture `index` of a seed; its class is `index` mod 16."""
@@ -227,11 +224,7 @@ def arrange(name: str, seed: int, index: int) -> tuple[list[Solid], View, np.nda
 def _objects(
     random: _Random, view: View, objects: int, bounds: tuple[float, ...] | None
 ) -> list[Solid] | None:
-    """Draw objects that do not touch, the nearest at a depth within `bounds`.
-
-    random: source of the draws; view: the camera; objects: their number; bounds: depths, None =
-      any. Returns None when they do not fit.
-    """
+    """Draw objects that do not touch, the nearest at a depth within `bounds`."""
     nearest = random.real(*bounds) if bounds else 0.0
     solids: list[Solid] = []
     for _ in range(400):
@@ -307,11 +300,7 @@ def pose(name: str, seed: int, index: int) -> tuple[list[Solid], View]:
 
 
 def _part(row: Part, stretch: Sequence[float], swell: float, azimuth: int, shade: float) -> Solid:
-    """Return a part of a toy as a solid, turned and scaled.
-
-    row: kind, centre and size; stretch: factor along each axis; swell: factor of the size alone;
-      azimuth: in degrees; shade: grey value, 0 to 1.
-    """
+    """Return a part of a toy as a solid, turned and scaled."""
     kind, centre, size = row
     x, y, z = (a * s for a, s in zip(centre, stretch, strict=True))
     length, width, height = (a * s * swell for a, s in zip(size, stretch, strict=True))

@@ -123,11 +123,7 @@ def link_of(key: str) -> str:
 def _scoreboard(
     papers: Mapping[str, Sequence[Study]], records: Mapping[str, Record], folder: str
 ) -> str:
-    """Return the page with a verdict for each paper: counts, a plot of all figures, and a table.
-
-    papers: name -> its claims, the headline first; records: key of a claim -> its last run; folder:
-    of the papers' pages, for links.
-    """
+    """Return the page with a verdict for each paper: counts, a plot of all figures, and a table."""
     # claims of the library itself belong to no paper and have no row in the plot
     headlines = [studies[0] for name, studies in papers.items() if name != BESIDE]
     rows: list[dict[str, Any]] = []
@@ -159,10 +155,7 @@ def _scoreboard(
 
 
 def _figures(study: Study, record: Record | None) -> dict[str, str]:
-    """Return a claim's columns of a table: verdict, figure with interval, target, and its last run.
-
-    study: the claim; record: its last run, None if it was not run.
-    """
+    """Return a claim's columns of a table: verdict, figure with interval, target, and its last run."""
     run = f"`{COMMAND} {study.key}`, {study.minutes:g} minutes"
     if record is not None:
         run = record.date + (f", `{record.commit}`" if record.commit else "") + OLDER * record.older
@@ -178,10 +171,7 @@ def _figures(study: Study, record: Record | None) -> dict[str, str]:
 
 
 def _counts(studies: Sequence[Study], records: Mapping[str, Record]) -> list[str]:
-    """Return a sentence and a table of how many headlines of each class have each verdict.
-
-    studies: all claims; records: key of a claim -> its last run.
-    """
+    """Return a sentence and a table of how many headlines of each class have each verdict."""
     of_class = {name: Counter[str]() for name in CLASSES}
     for study in studies:
         if study.system:
@@ -213,10 +203,7 @@ def _listed(counts: Counter[str]) -> str:
 
 
 def _plotted(study: Study, record: Record | None) -> EvidenceRow:
-    """Return a claim's row of the evidence plot.
-
-    study: the claim; record: its last run, None if it was not run.
-    """
+    """Return a claim's row of the evidence plot."""
     effect = study.effect if isinstance(study.effect, Effect) else None
     return EvidenceRow(
         study.system,
@@ -233,11 +220,7 @@ def _plotted(study: Study, record: Record | None) -> EvidenceRow:
 def _paper_page(
     name: str, studies: Sequence[Study], records: Mapping[str, Record], bars: Sequence[Line]
 ) -> str:
-    """Return the Markdown page of a paper: a table of its claims, and a section for each.
-
-    name: of the paper; studies: its claims; records: key of a claim -> its last run; bars: the
-    ledger of bars.
-    """
+    """Return the Markdown page of a paper: a table of its claims, and a section for each."""
     # the first number that its claims name, the headline's in all but a few
     numbers = ARXIV.findall(" ".join(study.sentence for study in studies))
     number = next(iter(numbers), "") if name != BESIDE else ""
@@ -256,10 +239,7 @@ def _paper_page(
 
 
 def _section(study: Study, record: Record | None) -> list[str]:
-    """Return the Markdown section of a claim: its sentence, verdict, design, run and table.
-
-    study: the claim; record: its last run, None if it was not run.
-    """
+    """Return the Markdown section of a claim: its sentence, verdict, design, run and table."""
     lines = ["", f"## {study.key}", "", study.sentence, ""]
     if record is not None:
         reason = f" {record.reason}" if record.reason else ""
@@ -280,10 +260,7 @@ def _section(study: Study, record: Record | None) -> list[str]:
 
 
 def _history(key: str, bars: Sequence[Line]) -> list[str]:
-    """Return the Markdown of all designs, bars and figures of a claim, oldest first.
-
-    key: of the claim; bars: the ledger. Nothing is returned of a claim with one bar and one run.
-    """
+    """Return the Markdown of all designs, bars and figures of a claim, oldest first."""
     mine = [line for line in bars if line["claim"] == key]
     targets, runs = (of_claim(mine, key, kind) for kind in ("bar", "run"))
     if len(targets) < 2 and len(runs) < 2:
@@ -306,10 +283,7 @@ def _history(key: str, bars: Sequence[Line]) -> list[str]:
 
 
 def _design(study: Study, record: Record | None) -> list[str]:
-    """Return list items on what an experiment is held to: baseline, control, effect and rates.
-
-    study: the claim; record: its last run, None if it was not run.
-    """
+    """Return list items on what an experiment is held to: baseline, control, effect and rates."""
     lines = [f"- It is {class_of(study.key)}.", f"- Against: {study.baseline}."]
     if study.work:
         lines.append(f"- On: {study.work}.")
@@ -333,11 +307,7 @@ def _design(study: Study, record: Record | None) -> list[str]:
 
 
 def _rates(study: Study, record: Record | None) -> list[str]:
-    """Return list items on the learning rates of a claim's arms, and how they were chosen.
-
-    study: the claim; record: its last run, whose chosen rates become a table, None if it was not
-    run.
-    """
+    """Return list items on the learning rates of a claim's arms, and how they were chosen."""
     if study.rates is None:
         return []
     if isinstance(study.rates, FixedRate) and isinstance(study.rates.rate, Mapping):
@@ -384,11 +354,7 @@ def _badge(record: Record | None) -> str:
 
 
 def _cost(study: Study, record: Record) -> str:
-    """Return how long a run took, in words.
-
-    A run of less than a tenth of the time that the claim declares has read cached results, and says
-    so.
-    """
+    """Return how long a run took, in words."""
     # minutes tell enough, and seconds would differ with each run
     if record.seconds >= 30:
         return plural(round(record.seconds / 60), "minute")

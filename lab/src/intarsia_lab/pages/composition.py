@@ -121,10 +121,7 @@ def by_trait(adapters: Iterable[Card]) -> dict[Trait, list[Card]]:
 
 
 def _survives(model: PeftModel, names: list[str]) -> bool:
-    """Return True if a fresh model with the saved adapters gives the same outputs.
-
-    model: with adapters; names: of those that are active.
-    """
+    """Return True if a fresh model with the saved adapters gives the same outputs."""
     want = outputs(model)
     with tempfile.TemporaryDirectory() as folder:
         model.save_pretrained(folder)
@@ -235,10 +232,7 @@ def _of_a_plain_model() -> list[Card]:
 
 
 def _made_of(methods: Iterable[Card], pair: Pair) -> list[str]:
-    """Return the Markdown table of methods that can be made of others.
-
-    methods: adapters; pair: tries two of them, stored or now.
-    """
+    """Return the Markdown table of methods that can be made of others."""
     methods = list(methods)
     outer = [c for c in methods if any(f.name == "over" for f in dataclasses.fields(tiny(c)))]
     rows = ((a.key, ["yes" if pair(over, a, b) else "" for b in methods]) for a in outer)

@@ -74,10 +74,7 @@ def _legend() -> list[str]:
 
 
 def _row(row: EvidenceRow, y: float) -> Iterable[str]:
-    """Yield the SVG of one claim: name, the paper's effect and our figure.
-
-    row: the claim's figures; y: height of its middle in pixels, from above.
-    """
+    """Yield the SVG of one claim: name, the paper's effect and our figure."""
     name = row.name if len(row.name) <= NAME else row.name[: NAME - 1] + "…"
     title = escape(f"{row.name}: {row.word}")
     yield f'<g class="{row.word.replace(" ", "-")}"><title>{title}</title>'
@@ -93,11 +90,7 @@ def _row(row: EvidenceRow, y: float) -> Iterable[str]:
 
 
 def _places(row: EvidenceRow) -> dict[str, tuple[float, float, float]]:
-    """Return where a row's figures and the ends of their intervals lie, in pixels from the left.
-
-    "ours" and "effect" (the paper's) -> point, left end, right end; a key is missing where there is
-    no figure.
-    """
+    """Return where a row's figures and the ends of their intervals lie, in pixels from the left."""
     values: dict[str, tuple[float, float, float]] = {}
     for kind, point, ends in (
         ("ours", row.figure, row.interval),
@@ -124,11 +117,7 @@ def _places(row: EvidenceRow) -> dict[str, tuple[float, float, float]]:
 
 
 def _bar(kind: str, word: str, x: float, low: float, high: float, y: float) -> Iterable[str]:
-    """Yield the SVG of a figure and its interval.
-
-    kind: "effect" for the paper's figure, else ours; word: our verdict; x, low, high: figure and
-    ends of its interval, y: height of the row, all in pixels.
-    """
+    """Yield the SVG of a figure and its interval."""
     if kind == "effect":
         # without an interval the point stands alone
         if high > low:
@@ -141,10 +130,7 @@ def _bar(kind: str, word: str, x: float, low: float, high: float, y: float) -> I
 
 
 def _mark(word: str, x: float, y: float) -> str:
-    """Return the mark of a verdict, which no two share: colours alone are not for everybody.
-
-    word: the verdict; x, y: middle of the mark in pixels.
-    """
+    """Return the mark of a verdict, which no two share: colours alone are not for everybody."""
     if word == "holds":
         return f'<circle class="mark" cx="{x:.1f}" cy="{y:g}" r="4"/>'
     if word == "fails":

@@ -33,10 +33,7 @@ class Host(NamedTuple):
 
 
 def _pictures(size: int = 32, name: str = "x") -> Batch:
-    """Return a batch of two random pictures.
-
-    size: side in pixels; name: of the model's input.
-    """
+    """Return a batch of two random pictures."""
     draws = torch.Generator().manual_seed(1)
     return {name: torch.randn(2, 3, size, size, generator=draws)}
 
@@ -49,30 +46,20 @@ def _tokens(**extra: Any) -> Batch:
 
 
 def _sounds(name: str, *shape: int) -> Batch:
-    """Return a batch of two random inputs of sound.
-
-    name: of the model's input; shape: of each, without the batch.
-    """
+    """Return a batch of two random inputs of sound."""
     draws = torch.Generator().manual_seed(1)
     return {name: torch.randn(2, *shape, generator=draws)}
 
 
 def _timm(name: str, **settings: Any) -> Host:
-    """Return a tiny model of timm with random weights, and its batch.
-
-    name: of the architecture; settings: of `timm.create_model`, and `size`, the side of the
-    pictures.
-    """
+    """Return a tiny model of timm with random weights, and its batch."""
     size = settings.pop("size", 32)
     classes = {"num_classes": 5} | settings
     return Host(partial(timm.create_model, name, **classes), partial(_pictures, size))
 
 
 def _hf(model: str, config: str, batch: Callable[[], Batch], **settings: Any) -> Host:
-    """Return a tiny model of transformers with random weights, and its batch.
-
-    model, config: names of its classes; batch: makes the inputs; settings: of the config.
-    """
+    """Return a tiny model of transformers with random weights, and its batch."""
 
     # built when it is asked for: to build all of them at import would be slow
     def make() -> nn.Module:
@@ -102,10 +89,7 @@ _hf_image = partial(_pictures, 32, "pixel_values")
 
 
 def _classifier(name: str, **settings: Any) -> Host:
-    """Return a tiny decoder of transformers with a classifier.
-
-    name: of the family, as in its classes' names; settings: of the config.
-    """
+    """Return a tiny decoder of transformers with a classifier."""
     options = DECODER | settings
     return _hf(f"{name}ForSequenceClassification", f"{name}Config", _tokens, **options)
 
@@ -117,11 +101,7 @@ def _mixer() -> nn.Module:
 
 
 def _mobile(kind: Callable[..., nn.Module], *stages: str) -> Host:
-    """Return a tiny MobileNet of few stages.
-
-    kind: its class; stages: block strings of timm's, such as "ir_r2_k3_s2_e6_c24": two inverted
-    residual blocks with 3x3 kernels.
-    """
+    """Return a tiny MobileNet of few stages."""
 
     def make() -> nn.Module:
         """Build the network from its block strings."""
@@ -182,11 +162,7 @@ def _ended() -> Batch:
 
 
 def _generator(name: str, model: str = "", **settings: Any) -> Host:
-    """Return a tiny decoder of transformers with its language head.
-
-    name: of the family, as in its config's name; model: class name, where it is not
-    NAMEForCausalLM; settings: of the config.
-    """
+    """Return a tiny decoder of transformers with its language head."""
     return _hf(model or f"{name}ForCausalLM", f"{name}Config", _tokens, **DECODER | settings)
 
 

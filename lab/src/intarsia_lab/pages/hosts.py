@@ -163,11 +163,7 @@ def _column(trial: Callable[[str], str]) -> dict[str, str]:
 
 
 def _answer(trial: Callable[[str], str], name: str) -> str:
-    """Return what a trial found for a model, or the reason why the library refused it.
-
-    trial: model name -> "yes" (an adapter trains, saves and loads on it) or "folds" (and it folds
-    into the weights); name: of the model.
-    """
+    """Return what a trial found for a model, or the reason why the library refused it."""
     try:
         return trial(name)
     except IntarsiaError as error:
@@ -177,10 +173,7 @@ def _answer(trial: Callable[[str], str], name: str) -> str:
 
 
 def _cell(answer: str, reasons: list[str]) -> str:
-    """Return what stands in the table for an answer: the word, or the number of a reason.
-
-    reasons: those so far; a new one is appended.
-    """
+    """Return what stands in the table for an answer: the word, or the number of a reason."""
     if answer in ANSWERS:
         return answer
     if answer not in reasons:

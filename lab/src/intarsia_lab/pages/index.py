@@ -71,10 +71,7 @@ def entry(method_card: Card, module: str, settings: bool) -> dict[str, Any]:
 
 
 def _settings(config: Any) -> list[dict[str, Any]]:
-    """Return name, type, default and help of each setting.
-
-    config: an instance of the settings' dataclass, with its defaults.
-    """
+    """Return name, type, default and help of each setting."""
     defaults = settings_to_dict(config)
     return [
         {

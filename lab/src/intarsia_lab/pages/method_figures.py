@@ -30,11 +30,7 @@ def figure(card: Mapping[str, Any]) -> str:
 
 
 def _box(x: float, y: float, w: float, h: float, text: str = "", kind: str = "box") -> Lines:
-    """Return the SVG of a box with text in its middle.
-
-    x, y: its upper left corner; w, h: its size, in pixels; kind: CSS class, "new" for trained
-    parts.
-    """
+    """Return the SVG of a box with text in its middle."""
     lines = [f'<rect class="{kind}" x="{x:g}" y="{y:g}" width="{w:g}" height="{h:g}" rx="6"/>']
     return lines + (_text(x + w / 2, y + h / 2 + 5, text) if text else [])
 
@@ -45,10 +41,7 @@ def _text(x: float, y: float, text: str, kind: str = "") -> Lines:
 
 
 def _line(*points: tuple[float, float], kind: str = "line") -> str:
-    """Return the SVG of a line through points.
-
-    kind: CSS class, such as "open" for paths that are not taken.
-    """
+    """Return the SVG of a line through points."""
     path = "L".join(f"{x:g} {y:g}" for x, y in points)
     return f'<path class="{kind}" d="M{path}"/>'
 
@@ -61,11 +54,7 @@ def _arrow(*points: tuple[float, float]) -> Lines:
 
 
 def _adapter(name: str, tags: set[str]) -> tuple[Lines, int, str]:
-    """Draw an adapter beside a frozen layer: input, both paths, and their sum.
-
-    The adapter is in parts where training draws some of them at random. name: of the method; tags:
-    of its card. Returns the SVG's lines, its height in pixels, and the text for screen readers.
-    """
+    """Draw an adapter beside a frozen layer: input, both paths, and their sum."""
     # the upper path: the frozen layer
     lines = [*_text(28, 53, "x"), *_arrow((40, 48), (150, 48)), *_box(150, 24, 150, 48)]
     lines += [*_text(225, 53, "layer, frozen"), *_arrow((300, 48), (428, 48))]
@@ -94,11 +83,7 @@ def _sum(x: float, y: float) -> Lines:
 
 
 def _router(name: str, tags: set[str]) -> tuple[Lines, int, str]:
-    """Draw a router between tokens and experts, with lines to the experts that each token has.
-
-    name: of the method; tags: of its card. Returns the SVG's lines, its height in pixels, and the
-    text for screen readers.
-    """
+    """Draw a router between tokens and experts, with lines to the experts that each token has."""
     lines: Lines = _text(60, 20, "tokens", "soft") + _text(470, 20, "experts", "soft")
     tokens, experts = (44.0, 80.0, 116.0, 152.0), (44.0, 80.0, 116.0, 152.0)
     # the first expert of a token is drawn as a full line, the others faint
@@ -129,10 +114,7 @@ def _router(name: str, tags: set[str]) -> tuple[Lines, int, str]:
 
 
 def _stack(kinds: Sequence[str], texts: Sequence[str], y: float = 44) -> Lines:
-    """Draw blocks from left to right, with lines between them.
-
-    kinds: CSS class of each; texts: what stands in each; y: upper edge in pixels.
-    """
+    """Draw blocks from left to right, with lines between them."""
     lines: Lines = []
     wide = (WIDTH - 40) / len(kinds) - 14
     for number, (kind, text) in enumerate(zip(kinds, texts, strict=True)):
@@ -144,11 +126,7 @@ def _stack(kinds: Sequence[str], texts: Sequence[str], y: float = 44) -> Lines:
 
 
 def _baseline(name: str, tags: set[str]) -> tuple[Lines, int, str]:
-    """Draw a model's blocks, those that a baseline trains filled.
-
-    name: of the method; tags: unused, other kinds of method need them. Returns the SVG's lines, its
-    height in pixels, and the text for screen readers.
-    """
+    """Draw a model's blocks, those that a baseline trains filled."""
     texts = ["input", *(f"{n}" for n in range(1, BLOCKS)), "head"]
     trained: Iterable[int] = {"linear": (6,), "full": range(7), "last-k": (5, 6)}.get(name, (6,))
     kinds = ["new" if n in trained else "box" for n in range(len(texts))]
@@ -165,11 +143,7 @@ def _baseline(name: str, tags: set[str]) -> tuple[Lines, int, str]:
 
 
 def _mixture(name: str, tags: set[str]) -> tuple[Lines, int, str]:
-    """Draw a layer that becomes a router and experts.
-
-    name: of the method; tags: unused, other kinds of method need them. Returns the SVG's lines, its
-    height in pixels, and the text for screen readers.
-    """
+    """Draw a layer that becomes a router and experts."""
     # left the layer as it was, right the router and experts in its place
     lines = [*_box(20, 58, 110, 54, "layer"), *_arrow((130, 85), (200, 85))]
     lines += [*_text(165, 74, "becomes", "soft"), *_box(200, 58, 84, 54, "router", "new")]
@@ -213,10 +187,7 @@ def when(card: Mapping[str, Any]) -> str:
 
 
 def _refused(doc: str) -> tuple[str, str] | None:
-    """Return the paragraph of a docstring that begins with "Not for", "Not when" and the like.
-
-    In two parts: the first two words, and the rest; None if there is none.
-    """
+    """Return the paragraph of a docstring that begins with "Not for", "Not when" and the like."""
     lines = doc.splitlines()
     for number, line in enumerate(lines):
         if line.startswith(("Not for ", "Not when ", "Not with ", "Not where ", "Not in ")):

@@ -109,10 +109,7 @@ def _default(item: Any) -> str:
 
 
 def _range(name: str, declared: Setting) -> str:
-    """Return what a setting may be: its valid words, or the range of a number.
-
-    name: of the setting; declared: its declaration.
-    """
+    """Return what a setting may be: its valid words, or the range of a number."""
     if valid := words(declared.choices):
         return ", ".join(f"`{word}`" for word in valid)
     return declared.limits(name)

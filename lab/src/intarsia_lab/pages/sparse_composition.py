@@ -108,9 +108,8 @@ def on_sparse_trunk(card: Card) -> list[str]:
 def _folded(model: Any, keep_zeros: bool | None, count: int) -> str:
     """Fold an adapter into a model's weights; return whether all pruned zeros survive, in a word.
 
-    keep_zeros: option of `fold`, which drops the part of the adapter that would fill zeros; count:
-    how many zeros there were before. Returns "yes" or "no", "refused" if folding would fill zeros,
-    "no fold" if it cannot fold at all.
+    Returns "yes" or "no", "refused" if folding would fill zeros, "no fold" if it cannot fold at
+    all.
     """
     try:
         stock = fold(model, keep_zeros=keep_zeros, report=lambda _: None)
@@ -120,12 +119,7 @@ def _folded(model: Any, keep_zeros: bool | None, count: int) -> str:
 
 
 def _soup(card: Card) -> str:
-    """Average two adapted models that were trained from one start; return what the average is.
-
-    card: the adapter's registered description. "of changes": its change of the weights is the mean
-    of theirs; "of tensors": it loads and keeps the zeros, but the change is another one; "no"
-    otherwise.
-    """
+    """Average two adapted models that were trained from one start; return what the average is."""
     start: Any = adapt(trunk(), tiny(card), name="one", head=None)
     # one start and two trainings: models from two starts have no meaningful average
     first, second = (moved(copy.deepcopy(start), seed=seed) for seed in (2, 3))
@@ -144,10 +138,7 @@ def _soup(card: Card) -> str:
 
 
 def _is_mean(mean: Any, first_model: Any, second_model: Any) -> bool:
-    """Test that adapter "one" of a model is the mean of those of two others, in each layer.
-
-    mean, first_model, second_model: models with an adapter "one".
-    """
+    """Test that adapter "one" of a model is the mean of those of two others, in each layer."""
     layers, first, second = (layers_of(model, "one") for model in (mean, first_model, second_model))
     return all(
         torch.allclose(
@@ -166,10 +157,7 @@ def _experts(model: nn.Module) -> Iterator[tuple[str, Any]]:
 
 
 def _loads(model: nn.Module, make: Callable[[], nn.Module], inputs: Tensor) -> bool:
-    """Test that a fresh model with the state dict gives equal outputs.
-
-    model: as trained; make: builds it anew; inputs: of both.
-    """
+    """Test that a fresh model with the state dict gives equal outputs."""
     again = make()
     again.load_state_dict(model.state_dict())
     with torch.no_grad():
@@ -216,11 +204,7 @@ def trained_sparse(card: Card, mixture: str) -> str:
 
 
 def _mask_of(masking: Masking, name: str) -> Tensor:
-    """Return one expert's part of a mask.
-
-    masking: the masks of a model in training; name: of the expert's matrix, with the expert's
-    number at the end.
-    """
+    """Return one expert's part of a mask."""
     stack, _, expert = name.rpartition(".")
     return masking.masked.kept[stack][int(expert)]
 

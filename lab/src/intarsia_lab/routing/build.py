@@ -78,10 +78,7 @@ def with_mixtures(
 
 
 def _tell_places(model: Any, args: tuple[Any, ...]) -> None:
-    """Set the position of each patch as its token id, for hash routers of picture models.
-
-    A hook that is called before the model's forward. model, args: the model and its inputs.
-    """
+    """Set the position of each patch as its token id, for hash routers of picture models."""
     (x,) = args
     # and the class token
     tokens = model.patch_embed.num_patches + 1

@@ -102,12 +102,7 @@ def work(inputs: Mapping[str, Any]) -> dict[str, Any]:
 def _train(
     model: nn.Module, material: Material, scale: Scale, seed: int, course: Course, spent: float
 ) -> Watch:
-    """Train for the steps of a course; record loss and loads on the way.
-
-    model: is trained; material: the data; scale: batch and rate; seed: of the order of the data;
-      course: which steps, and the rate's schedule; spent: operations before this training. Returns
-      the records.
-    """
+    """Train for the steps of a course; record loss and loads on the way."""
     # at these steps, a twentieth of all apart
     marks = [round(course.steps * i / POINTS) for i in range(1, POINTS)]
     watch = Watch(
@@ -123,11 +118,7 @@ def _train(
 
 
 def _run(model: nn.Module, rows: Any, scale: Scale, seed: int, course: Course, watch: Watch) -> Run:
-    """Train a model once over the rows, with AdamW.
-
-    rows: training data in the order of the steps; scale: batch and rate; seed: of `fit`; course:
-      the rate's schedule; watch: records loss and loads before steps.
-    """
+    """Train a model once over the rows, with AdamW."""
     return fit(
         model,
         rows,

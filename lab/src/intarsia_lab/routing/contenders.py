@@ -173,11 +173,7 @@ def measured(
 
 
 def _row(name: str, cells: Sequence[Cell], base: Sequence[Cell]) -> dict[str, Any]:
-    """Return a router's line of the table, averaged over seeds.
-
-    name: of the router; cells: its runs, one for each seed; base: the baseline's runs of the same
-      seeds.
-    """
+    """Return a router's line of the table, averaged over seeds."""
     losses = [loss(cell) for cell in cells]
     # operations of all training steps
     flops = statistics.mean(cell["flops"]["total"] for cell in cells)
@@ -220,10 +216,7 @@ def ratios(
 
 
 def _with_setting(results: Mapping[str, Sequence[Cell]], note: str) -> str:
-    """Put a description of model, data and columns before a note.
-
-    results: runs by router, of which the first one gives the setting; note: "" for none.
-    """
+    """Put a description of model, data and columns before a note."""
     # all runs have the same model and data
     cell = next(iter(results.values()))[0]
     scale = cell["scale"]

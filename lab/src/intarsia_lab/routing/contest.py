@@ -62,10 +62,7 @@ class Contest(NamedTuple):
         ]
 
     def _all(self, data: str) -> list[str]:
-        """Return all routers that may be compared on a data set.
-
-        Those that see later tokens are left out on texts, unless that is acknowledged. data: name.
-        """
+        """Return all routers that may be compared on a data set."""
         all_allowed = self.sees_later or not is_text(data)
         return [name for name, variant in VARIANTS.items() if all_allowed or not variant.sees_later]
 

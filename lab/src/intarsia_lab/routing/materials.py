@@ -90,10 +90,7 @@ def material(name: str, scale: Scale) -> Material:
 
 
 def _rows(name: str, scale: Scale) -> Material:
-    """Return a corpus as rows of tokens, prepared once and then read from the cache.
-
-    name: of the corpus; scale: length of rows, size of the vocabulary, and number of test rows.
-    """
+    """Return a corpus as rows of tokens, prepared once and then read from the cache."""
     # everything that the rows depend on is in the file's name
     inputs = {
         "corpus": name,
@@ -120,12 +117,7 @@ def _rows(name: str, scale: Scale) -> Material:
 
 
 def _cut(name: str, scale: Scale, bpe_file: Path, target: Path) -> None:
-    """Divide a corpus into parts, tokenise them and save the rows of tokens.
-
-    name: of the corpus; scale: length of rows and size of the vocabulary; bpe_file: of the
-      tokenizer, which is trained on the training part; target: safetensors file.
-    Raises: DataError for a corpus of questions and answers.
-    """
+    """Divide a corpus into parts, tokenise them and save the rows of tokens."""
     text = corpora.read(name, announce)
     if not isinstance(text, str):
         subject, got = f"corpus {name!r}", "questions and answers"
@@ -170,11 +162,7 @@ def in_rows(bpe: BytePairs, texts: Sequence[str], length: int) -> Tensor:
 
 
 def _pictures(name: str, scale: Scale) -> Material:
-    """Return a set of pictures, normalised by mean and deviation of the training part.
-
-    name: of the set; scale: number of test pictures. The last tenth of the training pictures, at
-      most `VAL_PICTURES`, is for validation.
-    """
+    """Return a set of pictures, normalised by mean and deviation of the training part."""
     train, test = sets.load(name, part="train"), sets.load(name, part="test")
     x, y = _tensor(train), torch.as_tensor(np.asarray(train.labels)).long()
     # the last pictures of the training part

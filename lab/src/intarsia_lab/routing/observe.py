@@ -61,8 +61,7 @@ class SeenRouting:
     def _hidden(self, rows: Tensor, routing: Routing) -> None:
         """Record the experts' active hidden units, and how the router's scores correlate with them.
 
-        Only for experts with ReLU. rows: (n, d), inputs of the first tokens; routing: of a batch
-        that begins with them.
+        rows: (n, d), inputs of the first tokens.
         """
         experts = self.mixture.experts
         if not isinstance(experts, StackedExperts) or not isinstance(experts.act, nn.ReLU):
@@ -136,10 +135,7 @@ def observed(model: nn.Module, material: Material, batch: int) -> dict[str, Any]
     places: list[Tensor] = []
 
     def by_place(_: Any, args: Any, out: Any) -> None:
-        """Record the loss of each position in a row; a hook after the model's forward.
-
-        args, out: inputs and output of the model.
-        """
+        """Record the loss of each position in a row; a hook after the model's forward."""
         ids, logits = args[0], out.logits.float()
         # the token after each position
         loss = F.cross_entropy(logits[:, :-1].transpose(1, 2), ids[:, 1:], reduction="none")
@@ -173,11 +169,7 @@ def observed(model: nn.Module, material: Material, batch: int) -> dict[str, Any]
 
 
 def _of_text(model: nn.Module, material: Material, by_place: Tensor, loss: float) -> dict[str, Any]:
-    """Return what only text has: bits per byte, loss by position, and loss with swapped tokens.
-
-    model, material: what is scored; by_place: summed loss of each position in a row; loss: mean of
-      a token, in nats.
-    """
+    """Return what only text has: bits per byte, loss by position, and loss with swapped tokens."""
     assert material.sizes is not None
     rows = material.test.tensors[0]
     # bytes of a predicted token, mean over the test part
@@ -201,8 +193,7 @@ def _information(table: Tensor) -> dict[str, float]:
 def _specialised(first: Tensor, experts: int, material: Material) -> dict[str, Any]:
     """Count the tokens of each class by their first expert, and how much one says of the other.
 
-    first: (N,), the expert of largest weight, `experts` = none; experts: their number; material:
-      has the classes.
+    first: (N,), the expert of largest weight, `experts` = none.
     """
     x, y = material.test.tensors
     classes = material.kinds[x].flatten() if material.kinds is not None else None
@@ -245,18 +236,12 @@ def dropped(
 
 
 def _mean_of_equal(parts: list[Tensor]) -> Tensor:
-    """Return the mean of some vectors, position by position.
-
-    Only those as long as the first count: the last batch may be shorter.
-    """
+    """Return the mean of some vectors, position by position."""
     return torch.stack([p for p in parts if len(p) == len(parts[0])]).mean(0)
 
 
 def _dropped_share(mixture: Mixture, rows: int) -> Tensor:
-    """Return the share of each token's pairs that the newest forward dropped, (rows, T).
-
-    mixture: after a training forward; rows: of the forward.
-    """
+    """Return the share of each token's pairs that the newest forward dropped, (rows, T)."""
     requested: Routing | None = getattr(mixture.router, "last", None)
     if requested is None:  # a random router keeps nothing, and drops nothing
         return torch.zeros(rows, 4, dtype=torch.float64)

@@ -91,10 +91,7 @@ def chosen(names: Iterable[str]) -> list[Variant]:
 
 
 def _by_key(name: str) -> Variant:
-    """Return a router of the catalogue with eight experts and default settings.
-
-    Raises: UnknownName.
-    """
+    """Return a router of the catalogue with eight experts and default settings."""
     if name not in sized():
         raise UnknownName("contender", name, {*VARIANTS, *sized()})
     return Variant(name, card(name).config(experts=EXPERTS))

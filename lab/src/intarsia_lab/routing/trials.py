@@ -107,11 +107,7 @@ def cells(
 
 
 def _inputs(trial: RouterTrial, steps: int, scale: Scale, sees_later: bool) -> dict[str, Any]:
-    """Return everything that a run's result depends on, as a key of the cache.
-
-    trial: router, data, seed and budget; steps: of training; scale: sizes; sees_later: acknowledged
-      by the user.
-    """
+    """Return everything that a run's result depends on, as a key of the cache."""
     # only where it says something: a contender that looks back has one cell
     leak = sees_later and is_text(trial.data) and trial.variant.sees_later
     return {
@@ -140,11 +136,7 @@ def _without_key(row: Mapping[str, Any]) -> dict[str, Any]:
 def _run(
     trials_inputs: Mapping[RouterTrial, Mapping[str, Any]], *, store: Store, **execution: Any
 ) -> dict[str, str]:
-    """Do the runs that are not cached; return the errors of those that failed, by key.
-
-    trials_inputs: trial -> its inputs, by which results are cached; store: the cache; execution: as
-      `run_trials` has it.
-    """
+    """Do the runs that are not cached; return the errors of those that failed, by key."""
     # equal runs under several names are one
     pending = {
         key_of(inputs): (router_trial, inputs) for router_trial, inputs in trials_inputs.items()

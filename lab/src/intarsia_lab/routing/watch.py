@@ -122,10 +122,7 @@ class Watch:
 
 
 def _hooks(mixture: Mixture, layer: WatchedMixture) -> list[Any]:
-    """Register the hooks that time a mixture and count its pairs; return their handles.
-
-    mixture: the layer; layer: its counts, which are updated in training alone.
-    """
+    """Register the hooks that time a mixture and count its pairs; return their handles."""
     # part -> the time at which its newest forward began
     begun: dict[str, float] = {}
 
@@ -154,10 +151,7 @@ def _hooks(mixture: Mixture, layer: WatchedMixture) -> list[Any]:
             layer.rows += routing.tokens
 
     def count(module: nn.Module, args: tuple[Tensor], _: Any) -> None:
-        """Count the (token, expert) pairs that were not dropped, after the mixture's forward.
-
-        args: the mixture's inputs.
-        """
+        """Count the (token, expert) pairs that were not dropped, after the mixture's forward."""
         if module.training and layer.last is not None:
             # the mixture keeps its routing only where a capacity changed it
             served = layer.last if mixture.taken is None else mixture.taken

@@ -222,12 +222,7 @@ class Recombiner:
         return np.stack([coding.latents(self.prior, row, tiles) for row in indices])
 
     def _indices(self, data: bytes) -> tuple[irc.Header, Array]:
-        """Read a compressed file's header and its indices, int (signals, groups).
-
-        data: the file's bytes. Each signal was coded as one index for each group of weights: the
-          number of a sample of the prior, the distribution of weights learned in training.
-        Raises: CheckpointError for another prior, or a file whose length does not fit its sizes.
-        """
+        """Read a compressed file's header and its indices, int (signals, groups)."""
         header, payload = irc.read(data)
         if header.prior != self.prior.digest:
             raise CheckpointError(
@@ -254,11 +249,7 @@ class Recombiner:
 
 @contextmanager
 def _progress(label: str, steps: int) -> Iterator[Tell]:
-    """Show a progress bar of a task while the context is open; yield the function that advances it.
-
-    label: the task in words; steps: their number in all. The function takes the number of steps so
-      far, and the quality as PSNR in dB.
-    """
+    """Show a progress bar of a task while the context is open; yield the function that advances it."""
     start = time.monotonic()
     with Bar(steps, 0, show=True, what=label, unit="step").shown() as bar:
         yield lambda done, quality: bar.step(

@@ -93,11 +93,7 @@ def read(data: bytes) -> tuple[Header, bytes]:
 
 
 def _read_header(data: bytes) -> tuple[Header, int, int]:
-    """Read the header; return it, the position at which the payload starts, and its length.
-
-    data: the file's bytes.  Raises: IndexError where they end too early; CheckpointError for a
-      header that was changed.
-    """
+    """Read the header; return it, the position at which the payload starts, and its length."""
     packed = data[12]
     kind, bits = packed & 7, (packed >> 3) + 1
     if kind >= len(KINDS):
@@ -118,10 +114,7 @@ def _read_header(data: bytes) -> tuple[Header, int, int]:
 
 
 def _encode_varint(number: int) -> bytes:
-    """Encode a number in as many bytes as it needs: 7 bits each, low first.
-
-    A set highest bit of a byte means that another byte follows.
-    """
+    """Encode a number in as many bytes as it needs: 7 bits each, low first."""
     low_bytes = []
     while number >= 128:
         low_bytes.append(number & 127 | 128)
@@ -130,11 +123,7 @@ def _encode_varint(number: int) -> bytes:
 
 
 def _decode_varints(data: bytes, start: int) -> tuple[Iterator[int], list[int]]:
-    """Read numbers of variable length, as `_encode_varint` writes them, from a position on.
-
-    data: the file's bytes; start: the position. Returns an iterator over the numbers, and a list
-      with one entry: the position after the last number that the iterator has returned.
-    """
+    """Read numbers of variable length, as `_encode_varint` writes them, from a position on."""
     position = [start]
 
     def numbers() -> Iterator[int]:

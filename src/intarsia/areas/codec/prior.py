@@ -208,10 +208,7 @@ class Prior:
 def _check_shapes(
     settings: RecombinerSettings, tensors: Mapping[str, Tensor], inside: Mapping[str, Tensor]
 ) -> None:
-    """Raise ValueError where tensors do not fit the settings, before any of that size is built.
-
-    tensors: all of prior.safetensors, by name; inside: those of the decoder, without "decoder.".
-    """
+    """Raise ValueError where tensors do not fit the settings, before any of that size is built."""
     if settings.points > MOST_POINTS:
         raise ValueError(f"a patch of {settings.points} points")
     # the meta device gives shapes without memory

@@ -166,10 +166,7 @@ def crops(
 
 
 def _picture_array(signal: Any) -> Array:
-    """Convert a picture to (H, W, 3) without loss.
-
-    signal: an array, or a picture of Pillow.  Raises: DataError for modes with other data.
-    """
+    """Convert a picture to (H, W, 3) without loss."""
     if isinstance(signal, Image.Image):
         if signal.mode not in ("RGB", "L") or "transparency" in signal.info:
             fix = "Convert it first: picture.convert('RGB')."

@@ -147,8 +147,7 @@ class SignalDecoder(nn.Module):
     def _positions(self, latents: Tensor, tiles: Sequence[int]) -> Tensor:
         """Compute further inputs of every point by convolutions over the whole signal (3.2).
 
-        latents: (rows, positions x grid), a row for each patch of whole signals; tiles: patches
-          along each axis of a signal.  -> (rows, points, out).
+        tiles: patches along each axis of a signal. -> (rows, points, out).
         """
         # convolve whole signals, so that neighbouring patches see each other
         x = stitch(latents.reshape(len(latents), -1, *self.grid), tiles)

@@ -144,10 +144,7 @@ class PriorTraining:
         return self.prior()
 
     def _step(self) -> float:
-        """Do a step on mean square error + beta KL of a batch of signals; return the PSNR in dB.
-
-        Raises: TrainingError when the loss is not finite.
-        """
+        """Do a step on mean square error + beta KL of a batch of signals; return the PSNR in dB."""
         generator = torch.Generator().manual_seed(mix(self.seed, 1, self.step))
         count = len(self.values)
         batch = torch.arange(count)
@@ -186,11 +183,7 @@ class PriorTraining:
 
     @torch.no_grad()
     def _refresh(self) -> None:
-        """Update the prior, and beta, the weight of the KL divergence in the loss.
-
-        The prior becomes the one of least divergence from the posteriors, in closed form; beta
-        grows where the signals need more bits than their budget, and shrinks where they need less.
-        """
+        """Update the prior, and beta, the weight of the KL divergence in the loss."""
         posteriors = self._all_posteriors()
         self.mean = [mu.mean(0) for mu, _ in posteriors]
         self.scale = [
@@ -256,11 +249,7 @@ class PriorTraining:
         }
 
     def _load(self, state: dict[str, Any], folder: Path) -> None:
-        """Restore a training from a checkpoint.
-
-        state: the checkpoint; folder: its folder, named in the error.  Raises: ConfigError for one
-          of other settings or signals.
-        """
+        """Restore a training from a checkpoint."""
         if state["identity"] != self._identity():
             got, want = f"a training with {state['identity']}", "the same settings and signals"
             fix = "Choose another folder, or train as before."

@@ -75,8 +75,7 @@ class Annealed(
     def _start(self, mean: Array, spread: float, random: np.random.RandomState) -> Params:
         """Draw initial parameters.
 
-        mean: (D,) of the data; spread: the data's standard deviation; random: the source of the
-          draws.
+        mean: (D,) of the data.
         """
 
     @abc.abstractmethod
@@ -85,11 +84,7 @@ class Annealed(
 
     @abc.abstractmethod
     def _joint(self, params: Params, block: Samples, states: States, heat: float = 1.0) -> Joint:
-        """Compute log p(y | s) and log p(s) of each sample y and each state s, a set of components.
-
-        params: arrays by name; block: n samples; states: those that are considered; heat: the
-          temperature T of the annealing. Returns a `Joint` of both.
-        """
+        """Compute log p(y | s) and log p(s) of each sample y and each state s, a set of components."""
 
     @abc.abstractmethod
     def _sums(
@@ -97,23 +92,18 @@ class Annealed(
     ) -> Params:
         """Sum the statistics of the M-step over the samples of a block.
 
-        params: arrays by name; block: n samples; joint: what `_joint` returned for them; q: (n, S),
-          the probability of each state; states: those that are considered; heat: the temperature T.
+        q: (n, S), the probability of each state.
         """
 
     @abc.abstractmethod
     def _maximise(self, params: Params, sums: Params) -> Params:
-        """Do the M-step: return the parameters that maximise the expected log-likelihood.
-
-        params: those before; sums: of `_sums`, over all samples.
-        """
+        """Do the M-step: return the parameters that maximise the expected log-likelihood."""
 
     @abc.abstractmethod
     def _code(self, params: Params, joint: Joint, q: Array, states: States) -> Array:
         """Return the posterior mean of the code, (n, H): how much each component is on.
 
-        params: arrays by name; joint: what `_joint` returned for n samples; q: (n, S), the
-          probability of each state; states: those that are considered.
+        q: (n, S), the probability of each state.
         """
 
     def _means(
@@ -121,8 +111,7 @@ class Annealed(
     ) -> Array:
         """Compute the posterior mean of the data without noise, (n, D).
 
-        params: arrays by name; block: n samples, unused here; joint: what `_joint` returned for
-          them; q: (n, S), the probability of each state; states: those that are considered.
+        q: (n, S), the probability of each state.
         """
         return self._code(params, joint, q, states) @ params["W"]
 
@@ -133,8 +122,7 @@ class Annealed(
     def _restart(self, params: Params, atom: int, row: Array, residual: Array) -> None:
         """Restart an unused component (atom) at a badly explained sample, in place.
 
-        params: arrays by name, changed in place; atom: the component's number; row: the sample,
-          (D,); residual: the part of it that the model does not explain, (D,).
+        row: the sample, (D,); residual: the part of it that the model does not explain, (D,).
         """
         params["W"][atom] = residual
 
@@ -231,8 +219,7 @@ class Annealed(
         def top(params: Params, block: Samples, joint: Joint, q: Array, states: States) -> Array:
             """Return each sample's most probable states with probabilities, (n, k, H + 1).
 
-            params: arrays by name; block: n samples, unused; joint: what `_joint` returned for
-              them; q: (n, S), the probability of each state; states: those that are considered.
+            q: (n, S), the probability of each state.
             """
             best = np.argsort(-q, axis=1, kind="stable")[:, :n_states]
             rows = states.rows(best, joint.candidates, len(params["W"]))
@@ -284,17 +271,13 @@ class Annealed(
     def _code_of(
         self, params: Params, block: Samples, joint: Joint, q: Array, states: States
     ) -> Array:
-        """Return the posterior mean of the code, (n, H), by `_code`.
-
-        block: n samples, unused; the other arguments are those of `_code`.
-        """
+        """Return the posterior mean of the code, (n, H), by `_code`."""
         return self._code(params, joint, q, states)
 
     def _read(self, X: Any, first: bool = False, least: int = 1) -> Array:
         """Validate data as scikit-learn does, and return them as float64.
 
-        X: (n, D); first: in `fit`, which records D; least: the smallest number of samples.  Raises:
-          DataError.
+        X: (n, D).
         """
         if not first:
             check_is_fitted(self)
@@ -334,11 +317,7 @@ class Annealed(
         return max(1.0, self.temperature - (self.temperature - 1) * share)
 
     def _blocks(self, data: Samples, states: States) -> Iterator[tuple[slice, Samples]]:
-        """Yield consecutive samples in blocks whose arrays fit into the cache.
-
-        data: all samples of this process; states: those of the model, which decide how large the
-          arrays of a sample are.  -> the numbers of the samples as a slice, and the samples.
-        """
+        """Yield consecutive samples in blocks whose arrays fit into the cache."""
         # as many samples at a time as their largest array fits
         size = max(1, min(4096, BLOCK_NUMBERS // self._block_numbers(states)))
         for start in range(0, len(data.x), size):
@@ -346,12 +325,7 @@ class Annealed(
             yield rows, data.take(rows)
 
     def _e_step(self, joint: Joint, heat: float) -> tuple[Array, Array]:
-        """Compute the posterior q of each sample's states, (n, S), and its log evidence, (n,).
-
-        joint: log p(y | s) and log p(s) of n samples y and S states s; heat: the temperature T: log
-          q = log p(y | s) / T + log p(s) - evidence; models that anneal the prior, too, divide log
-          p(s) by T as well.
-        """
+        """Compute the posterior q of each sample's states, (n, S), and its log evidence, (n,)."""
         log = joint.likelihood / heat
         log += joint.prior / heat if self._anneals_prior else joint.prior
         largest = log.max(axis=1, keepdims=True)
@@ -365,12 +339,7 @@ class Annealed(
     def _step(
         self, params: Params, data: Samples, states: States, shards: RowShards, step: int
     ) -> tuple[Params, float]:
-        """Do an EM step; return the parameters and the mean log evidence before it.
-
-        The evidence is at the step's temperature. params: arrays by name; data: the samples of this
-        process; states: those of the model; shards: adds sums up over processes; step: its number,
-        which sets the temperature.
-        """
+        """Do an EM step; return the parameters and the mean log evidence before it."""
         heat, cut = self._temperature(step), self._cut(params, step)
         evidence, selected = np.empty(len(data.x)), slice(None)
         if cut > 0:  # eq. 16: samples that more causes explain than a state has are left out
@@ -404,8 +373,7 @@ class Annealed(
     ) -> tuple[Params, Array]:
         """Sum the M-step's statistics over all samples of this process, block by block.
 
-        params: arrays by name; data: the n samples; states: those of the model; heat: the
-          temperature. Returns (sums by name, log evidence of each sample (n,)).
+        Returns (sums by name, log evidence of each sample (n,)).
         """
         sums, evidence = Params(), np.empty(len(data.x))
         for rows, block in self._blocks(data, states):
@@ -430,9 +398,7 @@ class Annealed(
     ) -> None:
         """Restart components that no sample uses at the samples explained worst, in place.
 
-        params: changed in place; sums: of the M-step, of which "usage" (H,) is read; data: the
-          samples of this process; evidence: (n,), log evidence of each; states: those of the model;
-          shards: compares samples of all processes.
+        sums: of the M-step, of which "usage" (H,) is read; evidence: (n,), log evidence of each.
         """
         dead = np.flatnonzero(sums["usage"] < 0.5)
         if not len(dead):
@@ -458,8 +424,7 @@ class Annealed(
     ) -> Array:
         """Compute something for each sample, block by block, with the fitted parameters.
 
-        X: (n, D); compute: a function of (params, samples, joint, posterior q, states) that returns
-          a row for each sample.
+        X: (n, D).
         """
         x = self._read(X)
         params = {name: np.asarray(getattr(self, a)) for name, a in self._fitted.items()}

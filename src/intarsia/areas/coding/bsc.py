@@ -157,9 +157,8 @@ class Discrete(Truncated, abc.ABC):
     def _affinity(self, params: Params, fit: Projections, gain: Array) -> Array:
         """Score each component for each sample, (n, H): the best ones become its candidates.
 
-        Candidates are the components that may be on together. params: arrays by name; fit: products
-          of n samples and H components; gain: (n, H, m), the log-probability of the sample if this
-          component alone is on, with each of its m values, up to a constant.
+        gain: (n, H, m), the log-probability of the sample if this component alone is on, with each
+        of its m values, up to a constant.
         """
         return gain.max(axis=2)
 
@@ -176,8 +175,7 @@ class Discrete(Truncated, abc.ABC):
         """Compute log p(y | s) and log p(s) of no cause, each cause alone, and sets of candidates.
 
         params: "W" (H, D), "noise" sigma^2, "prior" (m,), the probability of each of the m values
-          of a cause; block: n samples y; states: sets of candidates that are on together; heat:
-          unused, the soft maximum of MCA needs it.
+        of a cause.
         """
         fit, noise, values = project(params, block), params["noise"], states.values
         atoms, n, none = len(params["W"]), len(block.x), math.log1p(-float(params["prior"].sum()))
@@ -201,10 +199,8 @@ class Discrete(Truncated, abc.ABC):
     ) -> Params:
         """Sum the statistics of the M-step over the samples of a block.
 
-        params: arrays by name; block: n samples; joint: what `_joint` returned for them; q: (n, S),
-          posterior of the states; states: sets of candidates that are on together; heat: unused.
-        Returns the sums of `second_moments`, "usage" (H,), expected uses of each component, and
-        "counts" (m,), expected uses of each value.
+        q: (n, S), posterior of the states. Returns the sums of `second_moments`, "usage" (H,),
+        expected uses of each component, and "counts" (m,), expected uses of each value.
         """
         single, multi = _split_states(params, q, states)
         # moments <s> and <s s^T> of the posterior, of one cause and of several apart
@@ -218,10 +214,7 @@ class Discrete(Truncated, abc.ABC):
         return sums | {"counts": single.sum(axis=(0, 1)) + multi.sum(axis=0) @ states.counts}
 
     def _maximise(self, params: Params, sums: Params) -> Params:
-        """Compute W, sigma^2 and the prior of the values that maximise the expected log-likelihood.
-
-        params: those before; sums: statistics of `_sums` over all samples.
-        """
+        """Compute W, sigma^2 and the prior of the values that maximise the expected log-likelihood."""
         share = (
             self._prior_correction(params)
             * self._prior(sums["counts"])
@@ -238,8 +231,7 @@ class Discrete(Truncated, abc.ABC):
     def _code(self, params: Params, joint: Joint, q: Array, states: States) -> Array:
         """Compute the posterior mean <s> of each sample's causes s, (n, H).
 
-        params: only "W" (H, D) is read, for H; joint: what `_joint` returned for the samples; q:
-          (n, S), posterior of the states; states: sets of candidates that are on together.
+        params: only "W" (H, D) is read, for H; q: (n, S), posterior of the states.
         """
         single, multi = _split_states(params, q, states)
         code = single @ states.values
@@ -331,10 +323,7 @@ class DSC(Discrete):
     _cooled: ClassVar[float] = 0.7
 
     def _values(self) -> tuple[float, ...]:
-        """Return the values of a cause that is on, checked.
-
-        Raises: ConfigError for 0, equal ones, none, or values that are not finite.
-        """
+        """Return the values of a cause that is on, checked."""
         values = tuple(float(v) for v in self.values)
         good = values and 0 not in values and len({*values}) == len(values)
         if not good or not np.isfinite(values).all():

@@ -189,10 +189,8 @@ class GSC(Truncated):
     def _joint(self, params: Params, block: Samples, states: States, heat: float = 1.0) -> Joint:
         """Compute log p(y | b) and log p(b) of no component, each alone, and sets of candidates.
 
-        b: which components are on; their strengths z are integrated out. params: "W" (H, D),
-          "noise" sigma^2, "prior" pi (H,), "mean" mu (H,), "slab" psi (H,) or Psi (H, H); block: n
-          samples y; states: the sets; heat: unused.
-        Returns a `Joint` whose `parts` are the posteriors of z, for single components and for sets.
+        params: "W" (H, D), "noise" sigma^2, "prior" pi (H,), "mean" mu (H,), "slab" psi (H,) or Psi
+        (H, H).
         """
         fit, noise, mu = project(params, block), params["noise"], params["mean"]
         psi = (
@@ -238,9 +236,7 @@ class GSC(Truncated):
     ) -> Params:
         """Sum the statistics of the M-step over the samples of a block.
 
-        params: arrays by name; block: n samples; joint: what `_joint` returned for them; q: (n, S),
-          posterior probabilities of the S states, which say what components are on; states: the
-          sets of components; heat: unused.
+        q: (n, S), posterior probabilities of the S states, which say what components are on.
         Returns the sums of `second_moments`, for W; "usage" (H,), how often each of the H
         components is on; and for the strengths' mean mu and covariance psi (the slab) either
         "first" and "square" (H,), sums of strengths and of their squares, or for a full psi "slope"
@@ -270,10 +266,7 @@ class GSC(Truncated):
         return sums
 
     def _maximise(self, params: Params, sums: Params) -> Params:
-        """Do the M-step: return W, sigma^2, pi, mu and psi.
-
-        params: the arrays before the step, by name; sums: statistics over all samples, by name.
-        """
+        """Do the M-step: return W, sigma^2, pi, mu and psi."""
         mu, psi = (self._full_slab if self.slab == "full" else self._diagonal_slab)(params, sums)
         share = np.clip(
             self._prior_correction(params) * sums["usage"] / sums["samples"], 1e-6, 1 - 1e-6
@@ -283,8 +276,7 @@ class GSC(Truncated):
     def _diagonal_slab(self, params: Params, sums: Params) -> tuple[Array, Array]:
         """Compute mu_h = sum <b_h z_h> / sum <b_h>, psi_h = sum <b_h z_h^2> / sum <b_h> - mu_h^2.
 
-        sums: "first", "square" and "usage", (H,), these three sums; params: those before, which a
-          component that is hardly used keeps.
+        sums: "first", "square" and "usage", (H,), these three sums.
         """
         alive, used = sums["usage"] > ALIVE, sums["usage"] + 1e-300
         mu = np.where(alive, sums["first"] / used, params["mean"])
@@ -292,13 +284,7 @@ class GSC(Truncated):
         return mu, np.maximum(psi, FLOOR)
 
     def _full_slab(self, params: Params, sums: Params) -> tuple[Array, Array]:
-        """Update the mean mu and the full covariance Psi of the components' strengths by a step.
-
-        params: those before; sums: "slope", "curve" and "usage" of `_sums`. With u = psi_b^-1 <z_b
-          - mu_b> ("slope") and M = sum (<u u^T> - psi_b^-1) ("curve"), which are 0 at the maximum,
-          the new values are mu + Psi u / N and Psi + Psi M Psi / N, N the expected uses of each
-          component. For a diagonal Psi they are those of `_diagonal_slab`.
-        """
+        """Update the mean mu and the full covariance Psi of the components' strengths by a step."""
         psi, alive = params["slab"], sums["usage"] > ALIVE
         root = np.where(alive, 1 / np.sqrt(sums["usage"] + 1e-300), 0)
         step = psi @ (sums["slope"] * root**2)
@@ -310,8 +296,7 @@ class GSC(Truncated):
     def _code(self, params: Params, joint: Joint, q: Array, states: States) -> Array:
         """Compute the posterior mean <b z> of each sample, (n, H).
 
-        params: only "W" (H, D) is read, for H; joint: what `_joint` returned for n samples; q: (n,
-          S), posterior of the states; states: the sets.
+        params: only "W" (H, D) is read, for H; q: (n, S), posterior of the states.
         """
         code = q[:, 1 : 1 + len(params["W"])] * joint.parts.single.mean
         by_sets = _over_sets(q, states, [s.mean for s in joint.parts.sets])

@@ -79,11 +79,8 @@ class Maximal(Truncated, abc.ABC):
     def _joint(self, params: Params, block: Samples, states: States, heat: float = 1.0) -> Joint:
         """Compute log p(y | s) and log p(s) of no cause, each cause alone, and sets of candidates.
 
-        params: "W" (H, D), "noise" sigma^2, "prior" pi (1,); block: n samples y; states: sets of
-          candidates that are on together; heat: temperature, which sets the exponent rho of the
-          soft maximum.
-        Returns a `Joint` whose `parts` are the squared errors (n, S) and noise-free data of all
-        states.
+        params: "W" (H, D), "noise" sigma^2, "prior" pi (1,). Returns a `Joint` whose `parts` are
+        the squared errors (n, S) and noise-free data of all states.
         """
         x, observed, w = block.x, block.observed, params["W"]
         n, atoms = len(x), len(w)
@@ -106,9 +103,7 @@ class Maximal(Truncated, abc.ABC):
         """Compute the data without noise if several components are on: their maximum.
 
         w: (H, D), the H components; candidates: (n, H'), numbers of those that may be on in each of
-          n samples; states: sets of candidates, by size; heat: the temperature, which sets the
-          exponent of a soft maximum. Returns for each size an array (n, K, D), for the K sets of
-          this size.
+        n samples. Returns for each size an array (n, K, D), for the K sets of this size.
         """
         soft, rho, largest = self.maximum == "soft", self._rho(heat), np.abs(w).max()
         if soft:  # Wbar = (sum_h (s_h W_hd)^rho)^(1 / rho), of magnitudes that keep their sign
@@ -126,12 +121,9 @@ class Maximal(Truncated, abc.ABC):
     ) -> Params:
         """Sum the statistics of the M-step over the samples of a block.
 
-        params: arrays by name; block: n samples y; joint: what `_joint` returned for them; q: (n,
-          S), posterior of the states; states: sets of candidates that are on together; heat:
-          temperature.
-        Returns "usage" (H,), "off" and "values" (squared error, number of values), and for W the
-        sums "a" of <A> and "ay" of <A y>, (H, D), where A_hd is the influence of cause h on value
-        d.
+        q: (n, S), posterior of the states. Returns "usage" (H,), "off" and "values" (squared error,
+        number of values), and for W the sums "a" of <A> and "ay" of <A y>, (H, D), where A_hd is
+        the influence of cause h on value d.
         """
         atoms, (far, _) = len(params["W"]), joint.parts
         single, multi = q[:, 1 : 1 + atoms], q[:, 1 + atoms :]
@@ -157,10 +149,7 @@ class Maximal(Truncated, abc.ABC):
         return sums | {"ay": single.T @ block.x + power * (membership.T @ (weight * block.x[n]))}
 
     def _maximise(self, params: Params, sums: Params) -> Params:
-        """Compute W = sum <A y> / sum <A>, sigma^2 and pi from the sums over all samples.
-
-        params: those before; sums: of `_sums`.
-        """
+        """Compute W = sum <A y> / sum <A>, sigma^2 and pi from the sums over all samples."""
         used = sums["a"] > 1e-10
         # W = sum <A y> / sum <A>
         w = np.where(used, sums["ay"] / np.where(used, sums["a"], 1), params["W"])
@@ -173,8 +162,7 @@ class Maximal(Truncated, abc.ABC):
     def _code(self, params: Params, joint: Joint, q: Array, states: States) -> Array:
         """Compute the posterior mean <s> of each sample's causes, (n, H).
 
-        params: only "W" (H, D) is read, for H; joint: what `_joint` returned; q: (n, S), posterior
-          of the states; states: sets of candidates that are on together.
+        params: only "W" (H, D) is read, for H; q: (n, S), posterior of the states.
         """
         atoms = len(params["W"])
         code = q[:, 1 : 1 + atoms].copy()
@@ -186,8 +174,7 @@ class Maximal(Truncated, abc.ABC):
     ) -> Array:
         """Compute the posterior mean of the data without noise, (n, D).
 
-        joint: what `_joint` returned for n samples; its parts have the data of all states; q: (n,
-          S), the probability of each state; params, block, states: unused, other models need them.
+        q: (n, S), the probability of each state.
         """
         return np.einsum("ns,nsd->nd", q, np.concatenate(joint.parts[1], axis=1))
 
@@ -205,8 +192,7 @@ class Maximal(Truncated, abc.ABC):
     def _restart(self, params: Params, atom: int, row: Array, residual: Array) -> None:
         """Set an unused component to a badly explained sample, in place.
 
-        params: arrays by name; atom: the component's number; row: (D,), the sample; residual:
-          unused, other models need it.
+        row: (D,), the sample.
         """
         params["W"][atom] = row
         params["W"] = self._raise_to_floor(params["W"])

@@ -42,12 +42,7 @@ class AnnealedMixture(Annealed, abc.ABC):
         return self.n_components * self.n_features_in_
 
     def _joint(self, params: Params, block: Samples, states: States, heat: float = 1.0) -> Joint:
-        """Compute log p(y | h), (n, 1 + H), and log p(h), (1 + H,), of each component h.
-
-        params: arrays by name; block: n samples y; states, heat: unused, other models need them.
-          State 0 is "no component" and impossible; states 1 ... H are the components. The third
-          part of a `Joint`, components that may be on together, has no meaning in mixtures: zeros.
-        """
+        """Compute log p(y | h), (n, 1 + H), and log p(h), (1 + H,), of each component h."""
         n = len(block.x)
         none = np.full((n, 1), -np.inf)  # no sample is without a component
         likelihood = np.concatenate([none, self._densities(params, block.x)], axis=1)
@@ -60,8 +55,7 @@ class AnnealedMixture(Annealed, abc.ABC):
     ) -> Params:
         """Sum the statistics of the M-step: "usage" (H,), sum of q, and "qy" (H, D), sum of q y.
 
-        block: n samples y; q: (n, 1 + H), posterior of the components; params, joint, states, heat:
-          unused, other models need them.
+        q: (n, 1 + H), posterior of the components.
         """
         share = self._code(params, joint, q, states)
         return {"usage": share.sum(0), "qy": share.T @ block.x}
@@ -80,8 +74,7 @@ class AnnealedMixture(Annealed, abc.ABC):
     def _restart(self, params: Params, atom: int, row: Array, residual: Array) -> None:
         """Set an unused component to a badly explained sample, with a mean prior, in place.
 
-        params: arrays by name; atom: the component's number; row: (D,), the sample; residual:
-          unused, other models need it.
+        row: (D,), the sample.
         """
         params["W"][atom] = row
         params["prior"][atom] = params["prior"].mean()

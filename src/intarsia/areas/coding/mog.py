@@ -91,10 +91,8 @@ class MoG(AnnealedMixture):
     ) -> Params:
         """Sum the statistics of the M-step over the samples of a block.
 
-        params: arrays by name; block: n samples y; joint: unused; q: (n, 1 + H), posterior of the
-          components; states, heat: unused, other models need them.  Beside the mixture's sums,
-          "second" has moments about the old W, (H, D, D) or (H, D), which lose no digits for data
-          far from 0.
+        q: (n, 1 + H), posterior of the components. Beside the mixture's sums, "second" has moments
+        about the old W, (H, D, D) or (H, D), which lose no digits for data far from 0.
         """
         share = self._code(params, joint, q, states)
         off = [block.x - w for w in params["W"]]
@@ -108,9 +106,8 @@ class MoG(AnnealedMixture):
     def _maximise_components(self, params: Params, sums: Params) -> Params:
         """Compute the new means and covariances; a component that is not used keeps its old ones.
 
-        params: those before the step; sums: "usage" (H,), sum of q; "qy" (H, D), sum of q y;
-          "second", sum of q (y - W)(y - W)^T about the means before this step, (H, D, D) or its
-          diagonal (H, D).
+        sums: "usage" (H,), sum of q; "qy" (H, D), sum of q y; "second", sum of q (y - W)(y - W)^T
+        about the means before this step, (H, D, D) or its diagonal (H, D).
         """
         used = np.maximum(sums["usage"], 1e-300)[:, None]
         alive = sums["usage"][:, None] > 1e-6
@@ -127,8 +124,7 @@ class MoG(AnnealedMixture):
     def _restart(self, params: Params, atom: int, row: Array, residual: Array) -> None:
         """Set an unused component to a badly explained sample, with the mean covariance, in place.
 
-        params: arrays by name; atom: the component's number; row: (D,), the sample; residual:
-          unused, other models need it.
+        row: (D,), the sample.
         """
         super()._restart(params, atom, row, residual)
         params["covariance"][atom] = params["covariance"].mean(axis=0)

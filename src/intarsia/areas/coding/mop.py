@@ -54,10 +54,7 @@ class MoP(AnnealedMixture):
     _fitted: ClassVar[Mapping[str, str]] = {"W": "components_", "prior": "prior_"}
 
     def _check(self, shards: RowShards) -> None:
-        """Raise ConfigError for impossible settings; `total` must exceed the number of features.
-
-        shards: the processes of a fit, checked by the base class.
-        """
+        """Raise ConfigError for impossible settings; `total` must exceed the number of features."""
         super()._check(shards)
         if self.total is not None and not self.total > self.n_features_in_:
             want, fix = f"above the {self.n_features_in_} features", "Try ten times as many."

@@ -112,10 +112,7 @@ class States:
 
 
 def _levels(width: int, active: int) -> list[Subsets]:
-    """List the subsets of sizes 2 ... active, each with its parent: itself less its last member.
-
-    width: candidates of a sample; active: the largest size.
-    """
+    """List the subsets of sizes 2 ... active, each with its parent: itself less its last member."""
     place: dict[tuple[int, ...], int] = {(i,): i for i in range(width)}
     levels = []
     for g in range(2, active + 1):

@@ -47,10 +47,7 @@ class Truncated(Annealed, abc.ABC):
         return (1.0,)
 
     def _check(self, shards: RowShards) -> None:
-        """Raise ConfigError for numbers of candidates and active causes that the model cannot have.
-
-        shards: rows of other processes, checked by the base class.
-        """
+        """Raise ConfigError for numbers of candidates and active causes that the model cannot have."""
         super()._check(shards)
         width, active = self._sizes()
         if width > self.n_components:
@@ -69,10 +66,7 @@ class Truncated(Annealed, abc.ABC):
         return States(*self._sizes(), self._values())
 
     def _cut(self, params: Params, step: int) -> float:
-        """Return the share of samples to leave out, which grows to 1 - P(<= max_active causes).
-
-        params: arrays by name, of which "prior" is read; step: the step's number.
-        """
+        """Return the share of samples to leave out, which grows to 1 - P(<= max_active causes)."""
         ramp = (step / self.n_iter - CUT_FROM) / (1 - CUT_FROM)
         return max(0.0, ramp) * (1 - self._within(params)) if self.data_cut else 0.0
 
@@ -85,11 +79,7 @@ class Truncated(Annealed, abc.ABC):
         return np.full(len(params["W"]), params["prior"].sum())
 
     def _prior_correction(self, params: Params) -> float:
-        """Return pi H A / B, which corrects shares of causes for the samples left out.
-
-        params: "prior" is read. A = P(at most max_active causes), B = the mean number of causes
-          with that condition, times A; pi: the mean share of a cause, H: the number of causes.
-        """
+        """Return pi H A / B, which corrects shares of causes for the samples left out."""
         if not self.data_cut:
             return 1.0
         within = count_of_causes(self._shares(params))[: self._sizes()[1] + 1]

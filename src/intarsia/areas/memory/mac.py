@@ -230,10 +230,7 @@ class Mac(LearnedCodes, ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseE
         return self.n_modules * self.n_units
 
     def _begin(self, features: int) -> None:
-        """Check the settings, and create empty weights for items of some number of bits.
-
-        features: D, the bits of an item.  Raises: ConfigError.
-        """
+        """Check the settings, and create empty weights for items of some number of bits."""
         check(self)
         if len(self.expansion) != 2:
             got, want = self.expansion, "(a, b), two numbers from 0 on"

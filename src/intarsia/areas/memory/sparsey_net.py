@@ -106,10 +106,7 @@ class SparseyNet(LearnedNet, ClassNamePrefixFeaturesOutMixin, TransformerMixin, 
     def _codes_of(self, row: Array, learn: bool) -> list[Array]:
         """Compute the codes of one picture, for each level the numbers of the winners, (macs, Q).
 
-        A mac (macrocolumn) sees one part of the level below and has Q groups of units, with one
-        winner each; its code is -1 where too little input makes it inactive.
-        row: the picture's bits, (pixels,) bool; learn: True draws winners at random by their
-          evidence and stores them, False selects those of most evidence.
+        row: the picture's bits, (pixels,) bool.
         """
         levels, below = [], row
         for level in range(len(self.grid)):
@@ -141,10 +138,7 @@ class SparseyNet(LearnedNet, ClassNamePrefixFeaturesOutMixin, TransformerMixin, 
         return (codes[:, :, None] == np.arange(self.n_units)).ravel()
 
     def _fields(self, level: int) -> Array:
-        """Return which inputs each mac of a level sees, those within `radius`, (macs, inputs) bool.
-
-        level: its number, from 0.
-        """
+        """Return which inputs each mac of a level sees, those within `radius`, (macs, inputs) bool."""
         side = self.grid[level]
         shape = self.shape if level == 0 else (self.grid[level - 1],) * 2
         places = [np.arange(length) for length in shape]

@@ -168,9 +168,7 @@ def _choose(
     """Choose which sequences go on, and with which token: the best ones, or at random.
 
     scores: (R, V), log-probabilities of the next token for R sequences (rows); score: (R,), that of
-      each sequence so far; batch: B, the number of histories; width: sequences of each, R = B *
-      width; draws: the generator to sample with, None = beam search. Returns (R,) each: the row
-      that is continued, its next token, and the new score.
+    each sequence so far. Returns (R,).
     """
     size = scores.shape[1]
     if draws is not None:

@@ -141,10 +141,7 @@ class M2TRecModel(Recommender):
         self._set_chance()
 
     def _tasks(self) -> tuple[str, ...]:
-        """Return the names of the fields that a head predicts.
-
-        Raises: ConfigError for a field in `tasks` that is not one of words.
-        """
+        """Return the names of the fields that a head predicts."""
         words = [c.name for c in self.items.coding if c.kind == WORDS]  # pyright: ignore
         if self.settings.tasks is None:
             return tuple(words)
@@ -221,8 +218,7 @@ class M2TRecModel(Recommender):
     def _sampled(self, x: Tensor, target: Tensor, draws: int) -> tuple[Tensor, Tensor]:
         """Sample items for the softmax: sorted numbers (M,), and the log of their chances (M,).
 
-        They are the batch's items and `SAMPLED` others. x: (B, n), sessions; target: (B,), the next
-        items; draws: number of targets in the batch.
+        x: (B, n), sessions; target: (B,), the next items.
         """
         with_events = self.chance.nonzero()[:, 0]
         extra = with_events[torch.randint(len(with_events), (SAMPLED,), device=x.device)]

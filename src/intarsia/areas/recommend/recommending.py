@@ -228,12 +228,7 @@ def open_recommender(folder: str | Path, *, mapped: bool = False) -> Recommender
 
 
 def _events(arrays: Mapping[str, Any], names: Mapping[str, Any], start: str) -> Interactions:
-    """Build interactions of users with items from stored arrays.
-
-    arrays: users, items, times and ratings by name. names: ids of users and items, and the items'
-    fields, as read from JSON. start: the prefix of these arrays' names, which share a file with
-    others.
-    """
+    """Build interactions of users with items from stored arrays."""
     fields = {
         n: ItemField(
             f["kind"],

@@ -21,10 +21,7 @@ DATED = 6.3e8  # seconds since 1970 from which a number is taken for a date: 199
 
 
 def _title(model: Recommender, place: int) -> str:
-    """Return an item's title, from the first field that is a title; "" if the items have none.
-
-    model: knows the items' fields; place: the item's number, from 0.
-    """
+    """Return an item's title, from the first field that is a title; "" if the items have none."""
     field = next((f for n, f in model.known.fields.items() if _is_title(n, f)), None)
     return " ".join(field.values[place]) if field else ""
 
@@ -206,10 +203,7 @@ class RecommenderPage:
         }
 
     def _taken(self, query: str | Sequence[str]) -> list[dict[str, Any]]:
-        """Return the past items of a query, the latest first.
-
-        query: a user's id, or ids of items.
-        """
+        """Return the past items of a query, the latest first."""
         events = self.model.known
         if not isinstance(query, str):
             places = self._places
@@ -218,10 +212,7 @@ class RecommenderPage:
         return [self._item(int(events.items[i])) | self._event(int(i)) for i in indices.tolist()]
 
     def _event(self, index: int) -> dict[str, Any]:
-        """Return the day of an event, "" where times are no dates, and its rating.
-
-        index: the event's number.
-        """
+        """Return the day of an event, "" where times are no dates, and its rating."""
         seconds, rating = (
             float(self.model.known.times[index]),
             float(self.model.known.ratings[index]),
@@ -230,10 +221,7 @@ class RecommenderPage:
         return {"day": day, "rating": None if np.isnan(rating) else rating}
 
     def _item(self, place: int) -> dict[str, Any]:
-        """Return an item's id, title and fields, and True under "new" if it has no event.
-
-        place: the item's number, from 0.
-        """
+        """Return an item's id, title and fields, and True under "new" if it has no event."""
         return {
             "item": self.model.known.item_ids[place],
             "title": self.titles[place],
@@ -242,10 +230,7 @@ class RecommenderPage:
         }
 
     def _words(self, place: int) -> Mapping[str, str]:
-        """Return the text of each field of an item that has a value, without the title.
-
-        place: the item's number, from 0.
-        """
+        """Return the text of each field of an item that has a value, without the title."""
         words: dict[str, str] = {}
         for name, field in self._fields.items():
             value = field.values[place]

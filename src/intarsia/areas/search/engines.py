@@ -148,10 +148,7 @@ def queries_file(path: str | Path) -> Path:
 
 
 def _rows(index: SparseIndex, queries: EngineQueries, form: str) -> Iterator[dict[str, Any]]:
-    """Yield the JSON objects of `export`, one or two for each document.
-
-    index: the index; queries: its own; form: the engine's name, one of FORMS.
-    """
+    """Yield the JSON objects of `export`, one or two for each document."""
     place = 0
     for segment, vectors in zip(index.segments, _vectors(index, queries), strict=True):
         for number in np.flatnonzero(segment.alive).tolist():

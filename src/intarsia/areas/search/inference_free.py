@@ -263,11 +263,7 @@ def sentence_transformers() -> Any:
 
 
 def _open_encoder(name: str, folder: str) -> Any:
-    """Load a `SparseEncoder` from its folder, or build one on a masked language model.
-
-    name: as the user gave it, for errors; folder: of the model, or its name on the Hub.  Raises:
-      AssetError, CheckpointError.
-    """
+    """Load a `SparseEncoder` from its folder, or build one on a masked language model."""
     library = sentence_transformers()
     sparse = library.sparse_encoder
     options = {"local_files_only": Path(folder).is_dir(), "device": "cpu"}
@@ -298,10 +294,7 @@ def _open_encoder(name: str, folder: str) -> Any:
 
 
 def _query_module(encoder: Any) -> Any:
-    """Return the module that weighs a query's tokens, a table of one weight for each.
-
-    encoder: a `SparseEncoder`.  Raises: ConfigError without such a module.
-    """
+    """Return the module that weighs a query's tokens, a table of one weight for each."""
     routes = getattr(encoder[0], "sub_modules", {})
     modules = list(routes["query"]) if "query" in routes and "document" in routes else []
     if len(modules) != 1 or tensor_of(modules[0]) is None:
@@ -315,8 +308,7 @@ def _query_module(encoder: Any) -> Any:
 def _max_over_parts(rows: Any, owner: Sequence[int], count: int) -> Any:
     """Compute each token's largest weight over a document's parts, (count, V).
 
-    rows: a sparse matrix (parts, V); owner: the document of each part, ascending; count: number of
-      documents.
+    rows: a sparse matrix (parts, V).
     """
     # parts of one document are consecutive
     edges = np.searchsorted(owner, np.arange(count + 1))

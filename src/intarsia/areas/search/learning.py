@@ -141,12 +141,7 @@ def fit_retriever(
 def _rows(
     texts: Sequence[str], pairs: Pairs, recipe: LearnedRetrieval, seed: int, report: Report
 ) -> Mapping[str, list[Any]]:
-    """Build the columns of a training set: query, answer, negatives, and the teachers' scores.
-
-    texts: the documents by number; pairs: queries and the numbers of their answers; recipe: steps,
-      negatives and teachers; seed: of all draws; report: receives progress lines. One row for each
-      query of each step, in random order of the pairs, epoch after epoch.
-    """
+    """Build the columns of a training set: query, answer, negatives, and the teachers' scores."""
     draws = random.Random(seed)
     total = recipe.steps * recipe.batch
     order: list[int] = []
@@ -180,13 +175,7 @@ def _rows(
 def _draw_candidates(
     near: Sequence[int], answers: Sequence[int], count: int, negatives: int, draws: random.Random
 ) -> list[int]:
-    """Draw the documents for a training row of a query: one that answers it, and some that do not.
-
-    near: numbers of BM25's best documents, from which the negatives are drawn, and if they are too
-      few from all; answers: numbers of the documents that answer the query; count: documents in
-      all; negatives: how many to draw; draws: random numbers. Returns 1 + negatives numbers of
-      documents, the answer first.
-    """
+    """Draw the documents for a training row of a query: one that answers it, and some that do not."""
     answer_set = set(answers)
     hard = [n for n in near[SKIPPED:] if n not in answer_set]
     drawn = draws.sample(hard, min(negatives, len(hard)))
@@ -199,12 +188,7 @@ def _trainer(
     library: Any, model: InferenceFree, columns: Mapping[str, list[Any]],
     recipe: LearnedRetrieval, seed: int, out: Path,
 ) -> Any:  # fmt: skip
-    """Set up sentence-transformers' trainer with the recipe's loss, penalty and steps.
-
-    library: the module sentence_transformers.sparse_encoder; model: whose documents learn; columns:
-      name -> values of all rows, such as queries, answers and teachers' scores; recipe: losses,
-      steps and rates; seed: of the batches; out: folder of checkpoints.
-    """
+    """Set up sentence-transformers' trainer with the recipe's loss, penalty and steps."""
     try:
         from datasets import Dataset
     except ImportError as error:

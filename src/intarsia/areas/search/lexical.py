@@ -71,10 +71,7 @@ def stems(texts: Sequence[str], language: str, *, numbered: bool = False) -> Any
 
 @lru_cache
 def _stemmer(language: str) -> tuple[Any, Any]:
-    """Return bm25s' tokenizer and a stemmer, cached: building it takes longer than a query.
-
-    language: one of LANGUAGES.  Raises: MissingExtra.
-    """
+    """Return bm25s' tokenizer and a stemmer, cached: building it takes longer than a query."""
     try:
         import bm25s
         import Stemmer
@@ -220,10 +217,7 @@ class Bm25Lists:
         ]  # fmt: skip
 
     def _look_up(self, word: str) -> QueryStem:
-        """Look up a stem's number in each segment and its idf, and cache them.
-
-        word: the stem.
-        """
+        """Look up a stem's number in each segment and its idf, and cache them."""
         if (stem := self._cached.get(word)) is None:
             numbers = [part.place.get(word) for part in self.parts]
             pairs = zip(self.lists, numbers, strict=True)
@@ -235,13 +229,7 @@ class Bm25Lists:
 
 
 def _bm25_lists(part: Stems, settings: Lexical, mean: float) -> Postings:
-    """Return the posting lists of a segment, with BM25's weights in place of the counts of stems.
-
-    A weight is tf / (tf + k1 (1 - b + b |d| / mean)) for tf uses of a stem in a document of length
-      |d|. part: the stems of the segment, with their counts; settings: k1 and b, and the share of
-      BM25: below 1 documents are shifted by their number, behind the learned scores; mean: the
-      mean length over the whole collection.
-    """
+    """Return the posting lists of a segment, with BM25's weights in place of the counts of stems."""
     lists = part.counts
     # length normalisation of each document
     norm = settings.k1 * (1 - settings.b + settings.b * part.lengths / max(mean, 1e-9))

@@ -129,10 +129,7 @@ def _identity(input: Tensor) -> Tensor:
 
 
 def _head(documents: Any) -> nn.Linear | None:
-    """Return the linear layer that computes logits; None where `MaxLogits` does not apply.
-
-    documents: the modules that encode documents, [Transformer, SpladePooling].
-    """
+    """Return the linear layer that computes logits; None where `MaxLogits` does not apply."""
     if len(documents) != 2 or getattr(documents[1], "pooling_strategy", "") != "max":
         return None
     model = getattr(documents[0], "auto_model", None)

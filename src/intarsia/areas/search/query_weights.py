@@ -172,10 +172,7 @@ class QueryWeights:
 
 
 def _splits_at_spaces(tokenizer: str) -> bool:
-    """Return True if a text's tokens are those of its words, so that words can be cached.
-
-    tokenizer: the text of a tokenizer.json.
-    """
+    """Return True if a text's tokens are those of its words, so that words can be cached."""
     settings = json.loads(tokenizer)
     normalizer, splitter = settings.get("normalizer"), settings.get("pre_tokenizer") or {}
     steps = [normalizer] if normalizer else []
@@ -185,10 +182,7 @@ def _splits_at_spaces(tokenizer: str) -> bool:
 
 
 def _tokenizer(text: str) -> Any:
-    """Build the tokenizer of a tokenizer.json, without truncation and padding.
-
-    text: of the file.  Raises: CheckpointError, MissingExtra.
-    """
+    """Build the tokenizer of a tokenizer.json, without truncation and padding."""
     try:
         from tokenizers import Tokenizer
     except ImportError as error:

@@ -103,9 +103,7 @@ class Scorer:
     ) -> list[tuple[Postings, Query]]:
         """Return posting lists with query weights whose sum is the learned score of a segment.
 
-        segment: a part of the index; query: (token, weight) pairs, heaviest first; k: number of
-          hits; two_phase: None = the lists of the query's tokens; else heavy tokens choose the best
-          two_phase * k documents, and a single list has their full scores.
+        query: (token, weight) pairs, heaviest first.
         """
         lists = segment.postings
         if two_phase is None or not query:

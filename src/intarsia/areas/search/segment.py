@@ -148,20 +148,14 @@ def alive_texts(texts: Sequence[list[str]], alive: Sequence[np.ndarray]) -> list
 
 
 def _pack_texts(name: str, texts: Sequence[str]) -> dict[str, np.ndarray]:
-    """Encode texts as tensors: one array of bytes, and the end of each text.
-
-    name: of the arrays; texts: such as ids.
-    """
+    """Encode texts as tensors: one array of bytes, and the end of each text."""
     raw = [text.encode("utf-8", "replace") for text in texts]
     ends = np.cumsum([len(encoded) for encoded in raw], dtype=np.int64)
     return {name: np.frombuffer(b"".join(raw), np.uint8), f"{name}_end": ends}
 
 
 def _unpack_texts(name: str, arrays: dict[str, np.ndarray]) -> list[str]:
-    """Decode the texts that `_pack_texts` encoded.
-
-    name: of the arrays; arrays: bytes and the end of each text, by name.
-    """
+    """Decode the texts that `_pack_texts` encoded."""
     raw, ends = arrays[name].tobytes(), arrays[f"{name}_end"].tolist()
     starts = [0, *ends[:-1]]
     return [raw[a:b].decode("utf-8") for a, b in zip(starts, ends, strict=bool(ends))]

@@ -44,11 +44,7 @@ def search_results(
 def _hit(
     index: SparseIndex, query: str, tokens: Sequence[tuple[int, float]], hit: Hit
 ) -> dict[str, Any]:
-    """Return a hit ready for JSON, with the words marked that contributed to its score.
-
-    index: the index; query: its text; tokens: those of the query that have a weight; hit: of the
-      index's search.
-    """
+    """Return a hit ready for JSON, with the words marked that contributed to its score."""
     terms = index.explain(query, hit.id)
     scored = {term.token for term in terms if not term.stem}
     # mark only what contributed, and explain it by the same terms

@@ -190,11 +190,7 @@ class SparseIndex:
     def _encoded(
         self, encoder: DocumentEncoder, documents: Sequence[Document], texts: bool
     ) -> Segment:
-        """Return documents as a segment.
-
-        encoder: of the index's model; documents: with distinct ids; texts: store them.
-        Raises: ConfigError for another model; DataError for an id that occurs twice.
-        """
+        """Return documents as a segment."""
         if encoder.digest != self.digest or encoder.queries.digest != self.queries.digest:
             got = f"{encoder.name} ({encoder.digest[:12]})"
             fix = "Encode with that model, or build an index of its own."
@@ -222,18 +218,11 @@ class SparseIndex:
         )
 
     def _as_stored(self, lists: Postings) -> Postings:
-        """Round weights as storing does, so that a search finds the same after saving.
-
-        lists: posting lists with exact weights.
-        """
+        """Round weights as storing does, so that a search finds the same after saving."""
         return Postings.decode(lists.encode(self.stored), lists.count)
 
     def _add(self, segment: Segment) -> None:
-        """Add a segment, and record where its documents are.
-
-        segment: posting lists and ids of some documents.  Raises: ConfigError for another
-          vocabulary.
-        """
+        """Add a segment, and record where its documents are."""
         if segment.postings.tokens != len(self.queries.weights):
             got, want = segment.postings.tokens, f"{len(self.queries.weights)} tokens"
             raise ConfigError("document vectors", got=got, want=want, fix="Use one vocabulary.")

@@ -103,11 +103,7 @@ def _for_timm(inputs: InputConfig) -> dict[str, Any]:
 
 
 def _check(model: nn.Module, target: Path, classes: Sequence[str] | None) -> None:
-    """Check that a model can be exported, the number of class names, and the target folder.
-
-    target: new, empty, or an earlier export; classes: names of the outputs, or None.
-    Raises: ConfigError.
-    """
+    """Check that a model can be exported, the number of class names, and the target folder."""
     if is_adapted(model) or wrapped_paths(model):
         got, want = "a model with adapters in it", "a stock timm model"
         raise ConfigError("export_timm", got=got, want=want, fix="Pass intarsia.fold(model).")
@@ -155,10 +151,7 @@ def ratio_for(hidden: int, inputs: int) -> float:
 
 
 def _mlp_ratios(model: nn.Module) -> list[dict[str, Any]]:
-    """List arguments of timm's constructor that may build these MLPs, to be tried in order.
-
-    They are no argument, one `mlp_ratio`, and one ratio for each stage.
-    """
+    """List arguments of timm's constructor that may build these MLPs, to be tried in order."""
     widths = list(dict.fromkeys((m.inputs, m.hidden) for m in mlps(model).values()))
     stages = [ratio_for(hidden, inputs) for inputs, hidden in widths]
     candidates: list[dict[str, Any]] = [{}]
@@ -177,11 +170,7 @@ def _shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
 
 
 def _buildable(model: nn.Module) -> tuple[nn.Module, dict[str, Any], int]:
-    """Return the model, or a padded copy, with arguments from which timm builds its shapes.
-
-    Returns (model, arguments, number of zero units that were added).
-    Raises: ExportError if no arguments build them.
-    """
+    """Return the model, or a padded copy, with arguments from which timm builds its shapes."""
     tried: dict[str, str] = {}
     # first as it is; MLPs of unlike widths get zero units only if that does not work
     for padded in (False, True):
@@ -206,10 +195,7 @@ def _architecture(model: nn.Module) -> str:
 
 
 def _why_not_built(model: nn.Module, arguments: dict[str, Any]) -> str | None:
-    """Return the reason why timm does not build the model's shapes; None if it does.
-
-    arguments: of timm's constructor, beside the model's own.
-    """
+    """Return the reason why timm does not build the model's shapes; None if it does."""
     settings = get_model_args(model, dict(arguments))
     try:
         # shapes only: nothing is allocated or drawn
@@ -226,12 +212,7 @@ def _why_not_built(model: nn.Module, arguments: dict[str, Any]) -> str | None:
 
 
 def _check_reload(source: nn.Module, folder: Path, model: nn.Module, inputs: Inputs | None) -> Any:
-    """Build the model from the files alone, and compare weights and outputs.
-
-    source: the model that was written, perhaps padded; folder: with the files; model: the one that
-    was passed; inputs: to compare outputs on, None = noise.
-    Returns the difference of outputs. Raises: ExportError.
-    """
+    """Build the model from the files alone, and compare weights and outputs."""
     like = next(p for p in source.parameters() if p.is_floating_point())
     try:
         rebuilt = timm.create_model(f"local-dir:{folder}", pretrained=True)

@@ -85,10 +85,7 @@ def export_gguf_adapter(
 
 
 def _changes(model: nn.Module, name: str | None) -> tuple[nn.Module, list[LowRank]]:
-    """Return the model without the adapter, and the adapter's low-rank change of each layer.
-
-    name: the adapter's, None = the active one. Raises: ExportError for an adapter that is more.
-    """
+    """Return the model without the adapter, and the adapter's low-rank change of each layer."""
     if not isinstance(model, PeftModel):
         got, fix = f"{type(model).__name__} without an adapter", "Use export_gguf."
         raise ExportError("GGUF adapter", got=got, want="a model with a LoRA", fix=fix)
@@ -110,10 +107,7 @@ def _changes(model: nn.Module, name: str | None) -> tuple[nn.Module, list[LowRan
 
 
 def _of_peft(model: PeftModel, name: str) -> Iterator[LowRank]:
-    """Yield the low-rank change of each layer that an adapter of PEFT's LoRA changes.
-
-    name: the adapter's. Raises: ExportError for DoRA, biases, embeddings, and ranks by layer.
-    """
+    """Yield the low-rank change of each layer that an adapter of PEFT's LoRA changes."""
     stored = model.peft_config[name].to_dict()
     tensors = get_peft_model_state_dict(model, adapter_name=name, save_embedding_layers=False)
     rest = [key for key in tensors if not key.endswith(tuple(OURS))]
@@ -131,12 +125,7 @@ def _of_peft(model: PeftModel, name: str) -> Iterator[LowRank]:
 
 
 def _tensors(named: GgufNames, changes: list[LowRank]) -> tuple[dict[str, np.ndarray], float]:
-    """Return A and B of each layer by GGUF's names, and the alpha that they share.
-
-    llama.cpp scales all layers by alpha / r; if a layer's own scale differs, its B is multiplied by
-    the ratio. named: GGUF's names of the weights; changes: A, B and scale of each layer.
-    Raises: ExportError for a change of the embedding or the head.
-    """
+    """Return A and B of each layer by GGUF's names, and the alpha that they share."""
     alpha = changes[0].scale * len(changes[0].a)
     # alpha / r of the first layer is the scale of all
     tensors: dict[str, np.ndarray] = {}
@@ -154,11 +143,7 @@ def _tensors(named: GgufNames, changes: list[LowRank]) -> tuple[dict[str, np.nda
 
 
 def _read_back(gguf: Any, file: Path, tensors: dict[str, np.ndarray]) -> None:
-    """Compare the tensors of a file with those that were written.
-
-    gguf: the package; file: to read; tensors: by name, as they should be.
-    Raises: ExportError for one that differs by more than the rounding to bfloat16.
-    """
+    """Compare the tensors of a file with those that were written."""
     # what the file has, decoded by GGUF's own package
     stored = {tensor.name: tensor for tensor in gguf.GGUFReader(file).tensors}
     for key, want in tensors.items():

@@ -174,10 +174,7 @@ def _has_tied_head(host: Any) -> bool:
 
 
 def _check_shapes(host: Any, state: dict[str, Tensor]) -> None:
-    """Check that a model's tensors have the names and shapes that its config builds.
-
-    state: the tensors by name. Raises: ExportError.
-    """
+    """Check that a model's tensors have the names and shapes that its config builds."""
     with torch.device("meta"):
         # on "meta": shapes alone
         like = type(host)(host.config).state_dict()
@@ -190,10 +187,7 @@ def _check_shapes(host: Any, state: dict[str, Tensor]) -> None:
 
 
 def _check_settings(config: Any) -> None:
-    """Check that llama.cpp can represent a config: its activation, rotary positions and head width.
-
-    Raises: ExportError.
-    """
+    """Check that llama.cpp can represent a config: its activation, rotary positions and head width."""
     rope = config.rope_parameters
     settings = {
         "hidden_act": (config.hidden_act, ("silu",)),
@@ -220,11 +214,7 @@ def _head_dim(config: Any) -> int:
 
 
 def _tensor_types(gguf: Any, named: GgufNames, quant: str) -> dict[str, Any]:
-    """Return GGUF's type for each tensor, by GGUF's name.
-
-    gguf: the package; named: the model, with GGUF's names; quant: as in `export_gguf`.
-    Raises: ConfigError for rows that cannot be divided into blocks of 32.
-    """
+    """Return GGUF's type for each tensor, by GGUF's name."""
     kinds = gguf.GGMLQuantizationType
     state, types = named.model.state_dict(), dict[str, Any]()
     for path, name in named.names.items():
@@ -240,11 +230,7 @@ def _tensor_types(gguf: Any, named: GgufNames, quant: str) -> dict[str, Any]:
 
 
 def _describe(gguf: Any, writer: Any, named: GgufNames, quant: str) -> None:
-    """Write the model's settings, as sizes and rotary positions, into the header of the file.
-
-    gguf: the package; writer: of the file; named: the model, with GGUF's names; quant: as in
-    `export_gguf`.
-    """
+    """Write the model's settings, as sizes and rotary positions, into the header of the file."""
     config, rope = named.model.config, named.model.config.rope_parameters
     writer.add_type(gguf.GGUFType.MODEL)
     # llama.cpp recognises Phi-3's tokenizer by "phi-3" in the name
@@ -315,11 +301,7 @@ def _frequencies(named: GgufNames) -> dict[str, Tensor]:
 def _write(
     gguf: Any, writer: Any, named: GgufNames, types: dict[str, Any], extra: dict[str, Tensor]
 ) -> None:
-    """Write header and tensors, one after the other, so that one at a time is in memory.
-
-    gguf: the package; writer: of the file; named: the model, with GGUF's names; types: of each
-    tensor; extra: tensors that are not the model's, by GGUF's name.
-    """
+    """Write header and tensors, one after the other, so that one at a time is in memory."""
     exact = gguf.GGMLQuantizationType.F32
     state = named.model.state_dict()
     shapes = {name: tuple(state[path].shape) for path, name in named.names.items()}
@@ -349,12 +331,7 @@ def numbers_of(tensor: Tensor) -> np.ndarray:
 def _read_back(
     gguf: Any, file: Path, named: GgufNames, types: dict[str, Any], vocabulary: Vocabulary
 ) -> dict[str, float]:
-    """Compare a file with the model; return the largest rounding error of a tensor, by type.
-
-    gguf: the package; file: to read; named: the model, with GGUF's names; types: of its tensors;
-    vocabulary: as it was written. Errors are norms relative to the tensor's.
-    Raises: ExportError for a tensor or a vocabulary that is not the model's.
-    """
+    """Compare a file with the model; return the largest rounding error of a tensor, by type."""
     reader = gguf.GGUFReader(file)
     stored = {tensor.name: tensor for tensor in reader.tensors}
     worst: dict[str, float] = {}

@@ -133,11 +133,7 @@ def write_vocabulary(writer: Any, vocabulary: Vocabulary) -> None:
 def _tokens(
     tokenizer: Any, vocab: Mapping[str, int], added: Sequence[Mapping[str, Any]], size: int
 ) -> tuple[list[str], list[int]]:
-    """Return the text and the type of each id.
-
-    vocab: token -> id; added: tokens that are recognised before text is split; size: number of ids
-    of the model. Raises: ExportError for more tokens than ids.
-    """
+    """Return the text and the type of each id."""
     added_by_id = {entry["id"]: entry for entry in added}
     last = max([*vocab.values(), *added_by_id], default=-1)
     if last >= size:
@@ -159,8 +155,7 @@ def _cut_rule(backend: Any, content: Mapping[str, Any]) -> str:
     """Return llama.cpp's name for the rule by which a byte-level tokenizer splits text into words.
 
     Each rule is tried on a text with everything in which they differ, since several patterns split
-    in the same way. backend: of the `tokenizers` package; content: its tokenizer.json.
-    Raises: ExportError if no rule splits as this tokenizer does.
+    in the same way.
     """
     from tokenizers import Regex, pre_tokenizers
 
@@ -187,9 +182,8 @@ def _cut_rule(backend: Any, content: Mapping[str, Any]) -> str:
 def _space_before(content: Mapping[str, Any]) -> bool:
     """Return True if a SentencePiece tokenizer puts a space before the text.
 
-    content: its tokenizer.json. The only other change that its normalizer and pre-tokenizer may
-    make is to replace spaces by U+2581, the sign SPACE here, since llama.cpp makes no other.
-    Raises: ExportError if they change or split the text in another way.
+    The only other change that its normalizer and pre-tokenizer may make is to replace spaces by
+    U+2581, the sign SPACE here, since llama.cpp makes no other.
     """
     before = False
     for step in (*_steps(content["normalizer"]), *_steps(content["pre_tokenizer"])):
@@ -220,11 +214,7 @@ def _steps(part: Mapping[str, Any] | None) -> Iterator[Mapping[str, Any]]:
 
 
 def _scores(tokens: Sequence[str], merges: Sequence[Any]) -> list[float]:
-    """Return a score for each token, by which llama.cpp merges as the tokenizer does.
-
-    llama.cpp merges the pair with the highest score first: the score of a token is minus the
-    position of the first merge that gives it. tokens: by id; merges: in the tokenizer's order.
-    """
+    """Return a score for each token, by which llama.cpp merges as the tokenizer does."""
     # the first merge that makes a piece decides, as in the merge order itself
     place: dict[str, int] = {}
     for rank, merge in enumerate(merges):
@@ -238,10 +228,7 @@ def _merge_pair(merge: Any) -> Sequence[str]:
 
 
 def _sentencepiece_type(token: str, kind: int, unknown: str | None) -> int:
-    """Return GGUF's type of a token: a byte as "<0x0A>", the unknown token, or the type it has.
-
-    kind: its type so far; unknown: text of the unknown token, or None.
-    """
+    """Return GGUF's type of a token: a byte as "<0x0A>", the unknown token, or the type it has."""
     if re.fullmatch(r"<0x[0-9A-F]{2}>", token):
         return BYTE
     return UNKNOWN if token == unknown else kind

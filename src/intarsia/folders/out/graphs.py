@@ -254,11 +254,7 @@ def _graph(
 
 
 def _trace(trace: Callable[[], Any], subject: str) -> Any:
-    """Call a function that traces a model.
-
-    subject: name of the export, for the error. Raises: ExportError with the first line of torch's
-    own.
-    """
+    """Call a function that traces a model."""
     try:
         with warnings.catch_warnings():
             # torch's exporter calls a function that torch has deprecated
@@ -294,10 +290,7 @@ def _runtime(path: Path, names: Sequence[str]) -> Callable[..., Tensor]:
 
 
 def _largest_difference(graph: Graph, exported: Callable[..., Tensor]) -> Difference:
-    """Return the largest difference of outputs on the batch, on twice the batch, and on one image.
-
-    graph: with the model and its batches; exported: what was written, as a function.
-    """
+    """Return the largest difference of outputs on the batch, on twice the batch, and on one image."""
     differences: list[Difference] = []
     # a graph may have the traced batch size in it: three sizes show that
     sizes: tuple[Callable[[Tensor], Tensor], ...] = (
@@ -318,11 +311,7 @@ def _largest_difference(graph: Graph, exported: Callable[..., Tensor]) -> Differ
 def _check_difference(
     subject: str, deviation: Difference, wrapped: nn.Module, tolerance: float | None
 ) -> None:
-    """Check a difference of outputs against the tolerance.
-
-    subject: name of the export; deviation: the difference; wrapped: the model, whose dtype gives
-    the tolerance if it is None. Raises: ExportError.
-    """
+    """Check a difference of outputs against the tolerance."""
     limit = tolerance_of(wrapped) if tolerance is None else tolerance
     deviation.check(
         subject, limit, ExportError, "Export in float32, or set tolerance= as you accept it."

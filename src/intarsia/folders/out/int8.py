@@ -120,12 +120,7 @@ def _session(path: Path) -> Any:
 def _comparison_line(
     plain: Path, small: Path, images: Tensor, labels: Tensor | None, most_lost: float
 ) -> str:
-    """Compare accuracy and time of a graph and its quantised form; return a line of the report.
-
-    plain, small: files of the two graphs; images, labels: to classify, without labels the first
-    graph's classes count as right; most_lost: largest loss of accuracy, as a share.
-    Raises: ExportError if more is lost.
-    """
+    """Compare accuracy and time of a graph and its quantised form; return a line of the report."""
     sessions = _session(plain), _session(small)
     # both graphs on the same pictures, in the same batches
     first, second = (

@@ -226,10 +226,7 @@ def _codes_weights(settings: Any) -> TypeGuard[Coded]:
 
 
 def _copy_config(model: PeftModel, name: str | None) -> tuple[IntarsiaConfig, Coded, str]:
-    """Return a copy of the adapter's config, its settings and its name.
-
-    name: None = the active one. Raises: ConfigError, UnknownName.
-    """
+    """Return a copy of the adapter's config, its settings and its name."""
     names = list(model.peft_config) if is_adapted(model) else []
     if not names or (name is None and len(model.active_adapters) != 1):
         subject, fix = "adapter to pack", "Pass name=, and a model from intarsia.adapt."
@@ -258,10 +255,7 @@ def _cells(model: PeftModel, name: str) -> Iterator[nn.Module]:
 
 
 def _cell_entries(cells: list[tuple[Any, Gaussian | None]], biases: bool) -> Iterator[PackedTensor]:
-    """Yield the tensors of an adapter's modules, in the order of the file.
-
-    cells: (module, its format) of each layer; biases: they are stored, too.
-    """
+    """Yield the tensors of an adapter's modules, in the order of the file."""
     for body, format in cells:
         for tensor, coded in stored(body, biases=biases).values():
             yield PackedTensor(tensor, format if coded else None)
@@ -292,10 +286,7 @@ def _head_format(model: PeftModel, name: str) -> Gaussian | None:
 
 
 def _head_entries(model: PeftModel, name: str, coded: Gaussian | None) -> Iterator[PackedTensor]:
-    """Yield the tensors of an adapter's heads, in the order of the file.
-
-    name: the adapter's; coded: the format of linear layers in heads, None = each head's own.
-    """
+    """Yield the tensors of an adapter's heads, in the order of the file."""
     for head in _heads(model, name):
         formats_of_heads = {
             id(m.weight): m.format for m in head.modules() if isinstance(m, CodedLinear)
@@ -308,19 +299,13 @@ def _head_entries(model: PeftModel, name: str, coded: Gaussian | None) -> Iterat
 
 
 def _crc(identity: object, head: str | None, raw: Tensor) -> str:
-    """Return a CRC-32 of settings and bytes; SHA-256 is too long for a file of a few hundred bytes.
-
-    identity: settings of the adapter; head: format of the head, as text; raw: the bytes, uint8.
-    """
+    """Return a CRC-32 of settings and bytes; SHA-256 is too long for a file of a few hundred bytes."""
     settings = json.dumps([identity, head], sort_keys=True)
     return f"{zlib.crc32(raw.numpy().tobytes(), zlib.crc32(settings.encode())):08x}"
 
 
 def _read_packed(folder: Path, config: IntarsiaConfig) -> tuple[Tensor, Gaussian | None]:
-    """Return the bytes of a packed file, and the format of the linear layers in its heads.
-
-    config: the adapter's, with which the checksum is compared. Raises: CheckpointError.
-    """
+    """Return the bytes of a packed file, and the format of the linear layers in its heads."""
     path = folder / PACKED
     try:
         with unbroken(), open_tensors(path) as file:

@@ -259,10 +259,7 @@ def _split_places(block: nn.Module, role: str, position: str) -> list[str]:
 
 
 def _pointwise(block: nn.Module) -> list[str]:
-    """Return the paths of a block's 1x1 convolutions, without those of gates.
-
-    Gates are squeeze-and-excitation layers.
-    """
+    """Return the paths of a block's 1x1 convolutions, without those of gates."""
     if block_kind(block) == "mbconv":
         return [n for n in POINTWISE if is_pointwise(block._modules.get(n))]
     layers_by_child = [(n, layers_of(m)) for n, m in block._modules.items() if m is not None]

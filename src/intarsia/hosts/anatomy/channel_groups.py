@@ -81,10 +81,7 @@ class _GroupFinder:
         return self.groups[self.root(number)]
 
     def join(self, first_number: int, second_number: int) -> int:
-        """Join two groups of channels, which then have one order.
-
-        first_number, second_number: of the groups. Returns the number of the joined group.
-        """
+        """Join two groups of channels, which then have one order."""
         a, b = self.root(first_number), self.root(second_number)
         if a != b:
             first, second = self.groups[a], self.groups[b]
@@ -95,10 +92,7 @@ class _GroupFinder:
         return a
 
     def visit(self, node: fx.Node) -> None:
-        """Find the group of the channels that a node computes.
-
-        Raises: TargetError, by name, for an operation that is not known.
-        """
+        """Find the group of the channels that a node computes."""
         if node.op == "placeholder":
             self.values[node] = _Value(self.new("the net's input"))
             return
@@ -138,10 +132,7 @@ class _GroupFinder:
             raise TargetError("order of channels", got=got, want=want, fix=fix)
 
     def _visit_layer(self, path: str, layer: Any, value: _Value) -> _Value:
-        """Record a convolution or linear layer in its groups; return the channels that it computes.
-
-        path: of the layer; value: its input.
-        """
+        """Record a convolution or linear layer in its groups; return the channels that it computes."""
         if value.pooled:
             self.pooled.add(path)
         if self.at(value.group).fixed == "the net's input":
@@ -210,10 +201,7 @@ def channels_of(net: nn.Module) -> Channels:
 
 
 def _refuse_shared(net: nn.Module, graph: fx.GraphModule) -> None:
-    """Check that no two layers share a weight, and that no layer is called twice.
-
-    net: the model; graph: of its traced forward. Raises: TargetError.
-    """
+    """Check that no two layers share a weight, and that no layer is called twice."""
     owner: dict[int, str] = {}
     called: set[str] = set()
     for node in graph.graph.nodes:

@@ -39,10 +39,7 @@ def reading_class_token(model: nn.Module, x: Tensor) -> Iterator[bool]:
 
 
 def _last_block(model: nn.Module) -> tuple[Block, Attention] | None:
-    """Return the last block and its attention, if their forwards are timm's own.
-
-    None for a model whose head reads more than the class token, and for changed forwards.
-    """
+    """Return the last block and its attention, if their forwards are timm's own."""
     host = base_of(model)
     if not isinstance(host, VisionTransformer) or learned_routers(model):
         return None
@@ -65,7 +62,6 @@ def _same_logits(model: nn.Module, block: Block, attention: Attention, x: Tensor
     """Return True if computing the class token alone gives the logits of the full forward.
 
     Noise is added to trained weights for the comparison, since adapters begin at 0.
-    block, attention: the last block, and its attention; x: a few inputs.
     """
     learns = [p for p in model.parameters() if p.requires_grad]
     before = [p.detach().clone() for p in learns]
@@ -101,10 +97,7 @@ def _logits(model: nn.Module, x: Tensor) -> Tensor:
 
 @contextmanager
 def _first_token_alone(block: Block, attention: Attention) -> Iterator[None]:
-    """Compute only the first token's output of a block inside the `with`; it sees all tokens.
-
-    block: the last of a ViT; attention: the one in it.
-    """
+    """Compute only the first token's output of a block inside the `with`; it sees all tokens."""
     first_token = partial(_attention, attention)
     with (
         forward_as(block, partial(_block_of_first_token, block)),
@@ -114,10 +107,7 @@ def _first_token_alone(block: Block, attention: Attention) -> Iterator[None]:
 
 
 def _block_of_first_token(block: Any, x: Tensor, **kwargs: Any) -> Tensor:
-    """Compute timm's `Block.forward` for the first token: (B, T, d) -> (B, 1, d).
-
-    block: the module; kwargs: passed on to its attention.
-    """
+    """Compute timm's `Block.forward` for the first token: (B, T, d) -> (B, 1, d)."""
     attended = block.attn(block.norm1(x), **kwargs)
     x = x[:, :1] + block.drop_path1(block.ls1(attended))
     return x + block.drop_path2(block.ls2(block.mlp(block.norm2(x))))
@@ -126,10 +116,7 @@ def _block_of_first_token(block: Any, x: Tensor, **kwargs: Any) -> Tensor:
 def _attention(
     attention: Any, x: Tensor, attn_mask: None = None, is_causal: bool = False
 ) -> Tensor:
-    """Compute timm's `Attention.forward` for the first token: (B, T, d) -> (B, 1, d).
-
-    attention: timm's module; attn_mask, is_causal: unused, timm passes them.
-    """
+    """Compute timm's `Attention.forward` for the first token: (B, T, d) -> (B, 1, d)."""
     norms = attention.q_norm, attention.k_norm
     is_plain_layer = type(attention.qkv) is nn.Linear and "forward" not in vars(attention.qkv)
     plain = is_plain_layer and all(type(n) is nn.Identity for n in norms)

@@ -154,8 +154,7 @@ def keeping_constants(
     def rows_of(dataset: ImageTensors, once: Once) -> ImageTensors:
         """Return a data set as rows with cached outputs, or as it is if memory is short.
 
-        dataset: images and labels; once: (key, function) -> the function's result, which is
-        computed once for each key.
+        once: (key, function) -> the function's result, which is computed once for each key.
         """
         if not _fits_memory(cached, dataset):
             return dataset
@@ -210,19 +209,12 @@ def find_constants(model: nn.Module, x: Tensor, dtype: torch.dtype) -> Constants
 
 
 def _untrained_calls(model: nn.Module, x: Tensor) -> list[_Recorded]:
-    """Record the calls of the outermost modules that no trained parameter influences, in order.
-
-    model: with some parameters trained; x: its input, which is run through it once.
-    Modules that are called more than once are left out.
-    """
+    """Record the calls of the outermost modules that no trained parameter influences, in order."""
     calls: list[_Recorded] = []
     inside: list[nn.Module] = []
 
     def before(module: nn.Module, args: Any, kwargs: Any) -> None:
-        """Record the outermost module whose inputs and weights have no gradient.
-
-        args, kwargs: of its forward.
-        """
+        """Record the outermost module whose inputs and weights have no gradient."""
         if not inside and not any(p.requires_grad for p in module.parameters()):
             read = [v for v in (*args, *kwargs.values()) if isinstance(v, Tensor)]
             # gradients are on: an input that a trained weight reached requires one
@@ -251,8 +243,7 @@ def _untrained_calls(model: nn.Module, x: Tensor) -> list[_Recorded]:
 def _fits_a_row(call: _Recorded, x: Tensor) -> bool:
     """Return True if the output of a module can be cached with the image it belongs to.
 
-    It must be a new tensor that has a row for each image.  call: the module's arguments and output;
-    x: the images.
+    It must be a new tensor that has a row for each image.
     """
     _, args, _, out = call
     if not args or not isinstance(args[0], Tensor) or not isinstance(out, Tensor) or out is args[0]:
@@ -263,8 +254,7 @@ def _fits_a_row(call: _Recorded, x: Tensor) -> bool:
 def _same_in_training(call: _Recorded) -> bool:
     """Return True if a frozen module gives the same output in training as in evaluation.
 
-    Dropout or a batch norm in training would change it.  call: the module, with its arguments and
-    output in evaluation.
+    Dropout or a batch norm in training would change it.
     """
     norms = (m for m in call.module.modules() if isinstance(m, _BatchNorm))
     if any(norm.training for norm in norms):  # the output then depends on the batch
@@ -276,8 +266,7 @@ def _same_in_training(call: _Recorded) -> bool:
 def _reaches_logits(model: nn.Module, constants: Constants, rows: Tensor, number: int) -> bool:
     """Return True if the model still reads a cached output, beside other cached modules.
 
-    The output is replaced by NaN, which spreads to the logits if anything reads it.
-    constants: the cached modules; rows: (B, n) with all outputs; number: the module's.
+    rows: (B, n) with all outputs.
     """
     first = sum(constants.sizes[: number + 1])
     spoiled = rows.clone()
@@ -290,11 +279,7 @@ def _reaches_logits(model: nn.Module, constants: Constants, rows: Tensor, number
 
 @torch.no_grad()
 def _rows(model: nn.Module, constants: Constants, x: Tensor, dtype: torch.dtype) -> Tensor:
-    """Compute the cached outputs of all images, BATCH at a time, as one row for each image.
-
-    constants: the cached modules; x: the images; dtype: of the computation. The forward is stopped
-    behind the last cached module.
-    """
+    """Compute the cached outputs of all images, BATCH at a time, as one row for each image."""
     cached = [m for m, needed in zip(constants.modules, constants.needed, strict=True) if needed]
     rows = torch.empty(len(x), sum(constants.sizes), dtype=x.dtype)
     device = next(model.parameters()).device

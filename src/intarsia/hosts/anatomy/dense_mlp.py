@@ -106,10 +106,7 @@ def dense_mlp(path: str, module: nn.Module) -> DenseMlp:
 
 
 def _as_linear(module: nn.Module) -> nn.Linear | None:
-    """Return a module as nn.Linear, if it is one or GPT-2's Conv1D; None for others.
-
-    A Conv1D has its weight transposed: the result shares its memory.
-    """
+    """Return a module as nn.Linear, if it is one or GPT-2's Conv1D; None for others."""
     # Falcon's linear layer computes the same by another product
     if type(module) is nn.Linear or type(module).__name__ == "FalconLinear":
         return cast(nn.Linear, module)

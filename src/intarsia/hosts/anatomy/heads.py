@@ -101,10 +101,7 @@ def union_of(path: str, module: nn.Module, router: UnionRouter) -> UnionAttentio
 
 @torch.no_grad()
 def _check_output(path: str, module: nn.Module, union: UnionAttention) -> None:
-    """Check that a union with every expert active gives the attention's output, on a few inputs.
-
-    path, module: the attention and its place. Raises: TargetError.
-    """
+    """Check that a union with every expert active gives the attention's output, on a few inputs."""
     like = next(module.parameters())
     if like.is_meta:
         return
@@ -136,8 +133,7 @@ def _decoder_outputs(
 ) -> tuple[Tensor, Tensor]:
     """Compute the outputs of a decoder's attention and of its union: (want, got).
 
-    module: the attention; x: (1, 3, d), three tokens at made-up positions; routing: of every token
-    to every expert.
+    x: (1, 3, d), three tokens at made-up positions.
     """
     angles = torch.linspace(0, 2, 3 * (union.width // 2)).to(x).view(1, 3, -1).repeat(1, 1, 2)
     rotations = angles.cos(), angles.sin()

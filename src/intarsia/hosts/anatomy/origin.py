@@ -34,11 +34,7 @@ RELATIVE, ABSOLUTE = 2**-6, 1e-6
 
 
 def _tensors(model: nn.Module, heads: Sequence[str], sized: bool) -> dict[str, Tensor]:
-    """Return the parameters and buffers of the pretrained model, without adapters and heads.
-
-    heads: paths of the heads; sized: with tables of positions, and with buffers that are computed
-    at each start. Names are those of the plain model.
-    """
+    """Return the parameters and buffers of the pretrained model, without adapters and heads."""
     trunk: dict[str, Tensor] = {}
     heads = [*heads, *(p for p, m in walk(model) if ADDED in vars(unwrapped(m)))]
     for path, wrapped in walk(model):
@@ -191,10 +187,7 @@ def matched(
 
 
 def _digest(folder: Path, identity: Mapping[str, Any]) -> str | None:
-    """Return the SHA-256 of a folder's weights and the settings they depend on.
-
-    identity: those settings, ready for JSON. None for a folder without weights.
-    """
+    """Return the SHA-256 of a folder's weights and the settings they depend on."""
     weights = folder / WEIGHTS
     if not weights.is_file():
         return None

@@ -59,10 +59,7 @@ FEEDS = {
 
 
 def _modules_down_to(model: nn.Module, path: str) -> list[nn.Module]:
-    """Return the modules from the model down to `path`, without wrappers of adapters.
-
-    Raises: TargetError if there is no module at the path.
-    """
+    """Return the modules from the model down to `path`, without wrappers of adapters."""
     chain = [unwrapped(model)]
     for name in path.split("."):
         child = chain[-1]._modules.get(name)
@@ -73,10 +70,7 @@ def _modules_down_to(model: nn.Module, path: str) -> list[nn.Module]:
 
 
 def _feeding_norm(chain: Sequence[nn.Module], path: str) -> tuple[Tensor, Tensor] | None:
-    """Return weight and bias of the LayerNorm whose output a module reads; None if unknown.
-
-    chain: modules from the model down to it; path: the module's.
-    """
+    """Return weight and bias of the LayerNorm whose output a module reads; None if unknown."""
     names = path.split(".")
     # the module itself, or the first layer inside it
     up = 2 if names[-1] in (*QKV, "fc1") else 1
@@ -91,10 +85,7 @@ def _feeding_norm(chain: Sequence[nn.Module], path: str) -> tuple[Tensor, Tensor
 
 
 def _read_as_weight(parent: nn.Module, path: str) -> bool:
-    """Return True if an attention reads the weight of its qkv layer without calling the layer.
-
-    Swin v2 and EVA do. parent: the attention; path: of the layer.
-    """
+    """Return True if an attention reads the weight of its qkv layer without calling the layer."""
     separate = getattr(parent, "qkv_bias_separate", False)
     return (
         path.rpartition(".")[2] == "qkv"
@@ -246,11 +237,7 @@ def planned(
 
 
 def _refuse_rescaled(host: nn.Module, sites: Sequence[Site]) -> None:
-    """Refuse layers whose weights RWKV divides for inference, since adapters would not be divided.
-
-    sites: modules that are adapted.
-    Raises: TargetError.
-    """
+    """Refuse layers whose weights RWKV divides for inference, since adapters would not be divided."""
     interval = getattr(config_of(unwrapped(host)), "rescale_every", 0)
     for site in sites if interval else ():
         if not site.path.endswith(("key", "receptance", "attention.value")):
@@ -270,9 +257,7 @@ def _by_role(
 ) -> list[str]:
     """Return the paths of the modules that have one of a method's roles, such as "mlp".
 
-    all_blocks: (path, block) of the model; chosen_paths: blocks to look in, None = all of them, and
-    also layers outside the blocks.
-    Raises: TargetError for a role that the model does not have.
+    all_blocks: (path, block) of the model.
     """
     if not all_blocks:
         subject = f"model {type(unwrapped(model)).__name__}"
@@ -315,11 +300,7 @@ def _by_role(
 
 
 def _by_name(model: nn.Module, patterns: list[str], within: list[str] | None) -> list[str]:
-    """Return the paths that names match: whole paths, else ends of paths, else globs.
-
-    patterns: names or globs; within: paths of the blocks to look in, None = the whole model.
-    Raises: TargetError for a name that matches nothing.
-    """
+    """Return the paths that names match: whole paths, else ends of paths, else globs."""
     names = [p for p, _ in walk(model) if p]
     if within is not None:
         names = [n for n in names if any(n == b or inside(n, b) for b in within)]

@@ -21,10 +21,7 @@ class _Layers(fx.Tracer):
     """Tracer that stops at layers: what torch has, what timm builds of one piece, batch norms."""
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        """Return True for a module that becomes one node: a layer, or one without children.
-
-        m: the module; module_qualified_name: its path, which torch passes.
-        """
+        """Return True for a module that becomes one node: a layer, or one without children."""
         # a module without children is a layer whatever its class
         alone = next(m.children(), None) is None
         is_layer = isinstance(m, BATCH_NORM | nn.Conv2d | nn.Linear)

@@ -196,7 +196,6 @@ def _check_words(model: PeftModel) -> None:
 
     PEFT saves an adapter as those weights in whose path no other adapter's name occurs, so that
     weights would be missing from the file.
-    Raises: ConfigError.
     """
     # every word in the path of a weight, but adapters' own names
     words: set[str] = set()

@@ -102,11 +102,7 @@ def _plain_lora_config(
     weights: Mapping[str, Tensor],
     left_out: Mapping[str, Any] | None,
 ) -> IntarsiaConfig | None:
-    """Return this library's config for an adapter that is plain LoRA; None for any other adapter.
-
-    stored: contents of adapter_config.json; weights: tensors by name; left_out: settings for which
-    PEFT's form has no room, None if they are in the file of the weights, or PEFT wrote the folder.
-    """
+    """Return this library's config for an adapter that is plain LoRA; None for any other adapter."""
     try:
         if left_out is None and stored.get("peft_type") == "LORA":
             left_out = read_left_out(folder, stored)
@@ -123,10 +119,7 @@ def _plain_lora_config(
 
 
 def _read_config(folder: Path) -> dict[str, Any]:
-    """Return the contents of a folder's adapter_config.json.
-
-    Raises: CheckpointError if it is missing, or not a JSON object.
-    """
+    """Return the contents of a folder's adapter_config.json."""
     path = folder / CONFIG
     try:
         stored = read_json(path)
@@ -145,12 +138,7 @@ def _read_config(folder: Path) -> dict[str, Any]:
 
 
 def _check_config(folder: Path, stored: Mapping[str, Any]) -> None:
-    """Check a stranger's adapter_config.json before it is used.
-
-    folder: of the adapter; stored: contents of the file.
-    Raises: CheckpointError for regular expressions, which could match for ever, and for sizes that
-    the weights do not have, which could take all memory.
-    """
+    """Check a stranger's adapter_config.json before it is used."""
     path = folder / CONFIG
     for name in ("target_modules", "exclude_modules", "layers_pattern"):
         if not _is_plain(pattern := stored.get(name)):
@@ -165,8 +153,7 @@ def _check_config(folder: Path, stored: Mapping[str, Any]) -> None:
 def _is_plain(pattern: object) -> bool:
     """Return True if a pattern, which PEFT compiles, consists of paths and alternatives alone.
 
-    Nothing in it repeats, so that matching is fast. pattern: a text or a list of texts; None
-    passes.
+    Nothing in it repeats, so that matching is fast.
     """
     texts = pattern if isinstance(pattern, list) else [pattern]
     return all(re.fullmatch(r"([\w|.-]|\\[.\-])*", t) for t in texts if isinstance(t, str))
@@ -186,11 +173,7 @@ def read_weights(folder: Path) -> dict[str, Tensor]:
 
 
 def _check_classes(stored: Sequence[str] | None, expected: Sequence[str] | None) -> None:
-    """Check that an adapter was trained for the expected classes.
-
-    stored: names in the adapter's folder; expected: the user's; None on either side passes.
-    Raises: CheckpointError.
-    """
+    """Check that an adapter was trained for the expected classes."""
     if expected is None or stored is None or list(stored) == list(expected):
         return
     subject, fix = "classes", "Use the data the adapter was trained on, or train a new head."

@@ -72,10 +72,7 @@ class IntarsiaConfig(PeftConfig):
     origin: dict[str, Any] | None = field(default=None)
 
     def __post_init__(self) -> None:
-        """Convert lists of JSON to sets, and check the types of all settings.
-
-        Raises: ConfigError.
-        """
+        """Convert lists of JSON to sets, and check the types of all settings."""
         super().__post_init__()
         # JSON has lists where PEFT wants sets
         self.peft_type = Family.INTARSIA

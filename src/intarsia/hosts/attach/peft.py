@@ -94,20 +94,14 @@ class IntarsiaLayer(nn.Module, BaseTunerLayer):
     def _get_base_layer_device_and_dtype(
         self, base_layer: nn.Module
     ) -> tuple[torch.device | None, torch.dtype | None]:
-        """Return the device and type of the wrapped module's first floating-point parameter.
-
-        Replaces PEFT's method, which knows the modules of its own list only.
-        """
+        """Return the device and type of the wrapped module's first floating-point parameter."""
         first = next((p for p in base_layer.parameters() if p.is_floating_point()), None)
         if first is None:
             return super()._get_base_layer_device_and_dtype(base_layer)
         return first.device, first.dtype
 
     def _addition(self, name: str, x: Tensor, y: Tensor) -> Tensor:
-        """Compute what one adapter adds to the output of the wrapped module.
-
-        name: the adapter's; x, y: input and output of the wrapped module. Returns a tensor like y.
-        """
+        """Compute what one adapter adds to the output of the wrapped module."""
         position, channels = self.intarsia_sites[name]
         cell = self.intarsia_cells[name]
         if isinstance(cell, Cell) and cell.whole:
@@ -131,11 +125,7 @@ class IntarsiaLayer(nn.Module, BaseTunerLayer):
         return cell if isinstance(cell, Cell) and cell.whole else None
 
     def _per_sample(self, x: Tensor, y: Tensor, names: Sequence[str]) -> Tensor:
-        """Add to each sample's output what the adapter of that sample computes.
-
-        x: input, y: output of the wrapped module, with the rows of each sample one after another;
-        names: an adapter for each sample. Returns a tensor like y.
-        """
+        """Add to each sample's output what the adapter of that sample computes."""
         total = torch.zeros_like(y)
         for name in dict.fromkeys(names):
             if name in self.intarsia_cells:
@@ -197,10 +187,7 @@ class IntarsiaLayer(nn.Module, BaseTunerLayer):
         return (delta.T if isinstance(base, Conv1D) else delta).reshape(base.weight.shape)
 
     def _shift_weight(self, name: str, sign: int, safe: bool) -> None:
-        """Add an adapter's change to the wrapped module's weight, or subtract it (sign -1).
-
-        name: the adapter's; safe: refuse weights that are not finite.
-        """
+        """Add an adapter's change to the wrapped module's weight, or subtract it (sign -1)."""
         weight = self.get_base_weight()
         merged = weight + (sign * self.delta(name)).to(weight.dtype)
         if safe and not torch.isfinite(merged).all():
@@ -242,10 +229,7 @@ class IntarsiaModel(BaseTuner):
     target_module_mapping: dict[str, list[str]] = {}
 
     def _prepare_adapter_config(self, peft_config: IntarsiaConfig, model_config: Any) -> Any:
-        """Fill in a config: the modules to adapt, and method settings that depend on the model.
-
-        peft_config: changed and returned; model_config: unused, PEFT passes it.
-        """
+        """Fill in a config: the modules to adapt, and method settings that depend on the model."""
         layers = peft_config.layers_to_transform
         if peft_config.target_modules is None:
             numbers = [layers] if isinstance(layers, int) else layers
@@ -260,12 +244,7 @@ class IntarsiaModel(BaseTuner):
         return peft_config
 
     def _prepare_model(self, peft_config: IntarsiaConfig, model: nn.Module) -> None:
-        """Check that an adapter fits the model, before a module is touched.
-
-        peft_config: its settings, which record here what the weights belong to; model: the plain
-        model.
-        Raises: TargetError for target modules inside each other, and for heads that are not there.
-        """
+        """Check that an adapter fits the model, before a module is touched."""
         names = [p for p, _ in walk(model) if p]
         paths = [n for n in names if self._check_target_module_exists(peft_config, n)]
         check_nesting(model, paths)
@@ -304,11 +283,7 @@ class IntarsiaModel(BaseTuner):
         current_key: str,
         parameter_name: str | None = None,
     ) -> None:
-        """Build an adapter's trainable module for one layer, and wrap the layer if it is not yet.
-
-        peft_config, adapter_name: settings and name of the adapter; target: the layer, attribute
-        `target_name` of `parent`; current_key: its path; parameter_name: unused, PEFT passes it.
-        """
+        """Build an adapter's trainable module for one layer, and wrap the layer if it is not yet."""
         site = site_at(self.model, current_key, peft_config.settings().position)
         cell = peft_config.build(site, adapter_name, self._shared)
         if isinstance(cell, Cell):
@@ -335,10 +310,7 @@ class IntarsiaModel(BaseTuner):
 
     @classmethod
     def _remove_adapter_name_from_key(cls, key: str, adapter_name: str) -> str:
-        """Return the name under which a weight is saved: its path without the adapter's name.
-
-        key: the path; adapter_name: the adapter's.
-        """
+        """Return the name under which a weight is saved: its path without the adapter's name."""
         # PEFT's own rule finds the name only at the end of the path
         if (inside := f".intarsia_cells.{adapter_name}.") in key:
             return key.replace(inside, ".intarsia_cells.", 1)
@@ -363,10 +335,7 @@ class IntarsiaModel(BaseTuner):
     def _replace_module(
         self, parent: nn.Module, child_name: str, new_module: nn.Module, child: Any
     ) -> None:
-        """Put `new_module` in the place of child `child_name` of `parent`, as PEFT does to unload.
-
-        child: unused, PEFT passes it.
-        """
+        """Put `new_module` in the place of child `child_name` of `parent`, as PEFT does to unload."""
         # PEFT's own method expects `.weight` on both modules, which a block does not have
         setattr(parent, child_name, new_module)
 
@@ -384,11 +353,7 @@ class IntarsiaModel(BaseTuner):
     def _enable_peft_forward_hooks(
         self, *args: Any, adapter_names: list[str] | None = None, **kwargs: Any
     ) -> Iterator[None]:
-        """Pass the name of each sample's adapter to all wrapped modules during one forward.
-
-        adapter_names: one for each sample, None = nothing is passed; args, kwargs: of the forward.
-        Raises: ConfigError for unknown names, and for another number of names than samples.
-        """
+        """Pass the name of each sample's adapter to all wrapped modules during one forward."""
         if adapter_names is None:
             yield
             return
@@ -430,11 +395,7 @@ class IntarsiaModel(BaseTuner):
         safe_merge: bool = False,
         adapter_names: list[str] | None = None,
     ) -> nn.Module:
-        """Remove the adapters' wrappers, and the hooks on the model; return the plain model.
-
-        merge: add the changes of `adapter_names` (None = the active ones) to the weights before.
-        progressbar, safe_merge: as in PEFT.
-        """
+        """Remove the adapters' wrappers, and the hooks on the model; return the plain model."""
         if merge:
             self._check_deltas(adapter_names)
         super()._unload_and_optionally_merge(merge, progressbar, safe_merge, adapter_names)
@@ -442,10 +403,7 @@ class IntarsiaModel(BaseTuner):
         return self.model
 
     def _check_deltas(self, adapter_names: list[str] | None) -> None:
-        """Check that adapters can be merged in every layer, before a layer is changed.
-
-        adapter_names: None = the active ones. Raises: FoldError.
-        """
+        """Check that adapters can be merged in every layer, before a layer is changed."""
         names = self.active_adapters if adapter_names is None else adapter_names
         for module in self.model.modules():
             if isinstance(module, IntarsiaLayer):
@@ -455,10 +413,7 @@ class IntarsiaModel(BaseTuner):
                         self._check_own(module)
 
     def _check_own(self, layer: IntarsiaLayer) -> None:
-        """Check that no other module shares a layer's weight, which merging would change, too.
-
-        Raises: FoldError.
-        """
+        """Check that no other module shares a layer's weight, which merging would change, too."""
         weight = tensor_of(layer.get_base_layer())
         shared = [p for p, m in self.model.named_modules() if weight is m._parameters.get("weight")]
         if weight is not None and len(shared) > 1:
@@ -467,10 +422,7 @@ class IntarsiaModel(BaseTuner):
             raise FoldError(subject, got=got, want="a weight of its own", fix=fix)
 
     def _cast_adapter_dtype(self, adapter_name: str, autocast_adapter_dtype: bool = True) -> None:
-        """Convert an adapter's weights and buffers to float32, where they are in half precision.
-
-        autocast_adapter_dtype: False = leave all types as they are.
-        """
+        """Convert an adapter's weights and buffers to float32, where they are in half precision."""
         super()._cast_adapter_dtype(adapter_name, autocast_adapter_dtype)
         if not autocast_adapter_dtype:
             return

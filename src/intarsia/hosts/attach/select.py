@@ -71,11 +71,7 @@ def _norms(model: nn.Module) -> Iterator[nn.Parameter]:
 
 
 def _last_blocks(subject: str, count: int, model: nn.Module) -> Iterator[nn.Parameter]:
-    """Yield the parameters of the last blocks, and of all modules behind the first of them.
-
-    subject: name of the setting, for the error; count: number of blocks.
-    Raises: ConfigError for more blocks than the model has.
-    """
+    """Yield the parameters of the last blocks, and of all modules behind the first of them."""
     paths = [path for path, _ in blocks(model)]
     if not 1 <= count <= len(paths):
         want, fix = f"1 ... {len(paths)}", f"{type(model).__name__} has {len(paths)} blocks."

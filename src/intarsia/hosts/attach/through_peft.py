@@ -156,10 +156,7 @@ class AdaptByPeft(Change):
         return peft_kind(self.config)
 
     def _open(self, host: nn.Module) -> dict[str, Any]:
-        """Return values for the settings that the config leaves open.
-
-        host: the plain model. Raises: ConfigError for targets that are given twice.
-        """
+        """Return values for the settings that the config leaves open."""
         decided: dict[str, Any] = {}
         if self.config.task_type is None:
             decided["task_type"] = task_type_of(host)
@@ -184,10 +181,7 @@ class AdaptByPeft(Change):
 
 @contextmanager
 def _refused_by_peft(kind: str, settings: object) -> Iterator[None]:
-    """Turn PEFT's own errors into ConfigError, inside the `with`.
-
-    kind: name of PEFT's method; settings: what was asked for, named in the error.
-    """
+    """Turn PEFT's own errors into ConfigError, inside the `with`."""
     try:
         yield
     except (ValueError, TypeError, ZeroDivisionError, AssertionError, KeyError) as error:
@@ -197,10 +191,7 @@ def _refused_by_peft(kind: str, settings: object) -> Iterator[None]:
 
 
 def _targets(model: nn.Module, kind: str, paths: list[str]) -> dict[str, Any]:
-    """Return the settings of a PEFT config that name the modules to adapt.
-
-    model: the plain model; kind: name of PEFT's method; paths: of the modules.
-    """
+    """Return the settings of a PEFT config that name the modules to adapt."""
     if kind != "IA3":
         return {"target_modules": exact_targets(model, paths)}
     # IA3 scales the inputs of an MLP's last layer, and the outputs of other layers
@@ -213,11 +204,7 @@ def _targets(model: nn.Module, kind: str, paths: list[str]) -> dict[str, Any]:
 
 
 def _paths(model: nn.Module, roles: Sequence[str], last_blocks: int) -> list[str]:
-    """Return the paths of the layers to adapt.
-
-    roles: kinds of layers, as "qkv"; last_blocks: only in so many last blocks, 0 = all. Attentions
-    are changed to call these layers instead of reading their weights.
-    """
+    """Return the paths of the layers to adapt."""
     count = len(blocks(model))
     if not 0 <= last_blocks <= count:
         raise ConfigError(

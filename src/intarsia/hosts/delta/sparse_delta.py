@@ -69,10 +69,7 @@ class SparseDelta:
     heads: Mapping[str, Tensor] = field(default_factory=dict[str, Tensor])
 
     def __post_init__(self) -> None:
-        """Check that indices are ascending and inside their parameters, one for each value.
-
-        Raises: ShapeError.
-        """
+        """Check that indices are ascending and inside their parameters, one for each value."""
         for name, (index, values) in self.entries.items():
             size = torch.Size(self.shapes[name]).numel() if name in self.shapes else -1
             # ascending indices are unique, which sums rely on
@@ -176,11 +173,7 @@ class SparseDelta:
 
     @torch.no_grad()
     def _add_entries(self, weights: Mapping[str, nn.Parameter]) -> list[Touched]:
-        """Add the changes to the weights, rounding once, and set the heads, in place.
-
-        weights: the model's parameters by name.
-        Returns for each parameter (parameter, indices, old values, new values).
-        """
+        """Add the changes to the weights, rounding once, and set the heads, in place."""
         changes: list[tuple[str, Any, Tensor]] = [(n, i, v) for n, (i, v) in self.entries.items()]
         # heads are set as a whole
         changes += [(n, slice(None), head.reshape(-1)) for n, head in self.heads.items()]
@@ -202,12 +195,7 @@ class SparseDelta:
     def _fitting_parameters(
         self, model: nn.Module, check: bool = True, applied: Mapping[str, Entry] | None = None
     ) -> dict[str, nn.Parameter]:
-        """Return the model's parameters by name, after a check that the delta fits them.
-
-        check: compare a few weights with those of the base, too.
-        applied: changes that are expected to be in the model already; None = none.
-        Raises: CheckpointError.
-        """
+        """Return the model's parameters by name, after a check that the delta fits them."""
         weights = own_parameters(model)
         # heads are set whole, at names that no entry changes
         expected = dict(self.shapes) | {n: tuple(h.shape) for n, h in self.heads.items()}
@@ -238,9 +226,6 @@ class SparseDelta:
         """Check that at least half of the base's stored samples are equal to the model's weights.
 
         Not all need be, since other deltas may be in the model; weights that are zero do not count.
-        weights: the model's parameters by name; applied: changes that are expected to be in the
-        model.
-        Raises: CheckpointError.
         """
         compared = equal = 0
         for name, values in samples({n: weights[n] for n in self.base}).items():
@@ -268,10 +253,7 @@ class SparseDelta:
             )
 
     def __add__(self, other: SparseDelta) -> SparseDelta:
-        """Return the sum of two changes of one base model; entries that become 0 are left out.
-
-        Raises: ConfigError for deltas of two bases, or with different heads of one name.
-        """
+        """Return the sum of two changes of one base model; entries that become 0 are left out."""
         # samples of the bases are compared bit by bit: a sum of deltas of two bases fits neither
         for name in self.base.keys() & other.base.keys():
             if self.base[name] != other.base[name]:

@@ -115,11 +115,7 @@ def fold_whole(
 def _merge_by_peft(
     model: PeftModel, inputs: Inputs | None, tolerance: float | None, report: Report
 ) -> nn.Module:
-    """Merge adapters of PEFT's own types by PEFT, in a copy, and compare the outputs.
-
-    inputs: to compare outputs on, None = noise; tolerance: of their relative difference; report: is
-    given a line of text. Raises: FoldError.
-    """
+    """Merge adapters of PEFT's own types by PEFT, in a copy, and compare the outputs."""
     merged_copy = cast(Any, copy.deepcopy(model).eval())
     try:
         stock: nn.Module = merged_copy.merge_and_unload()
@@ -137,10 +133,7 @@ def _merge_by_peft(
 
 
 def _names(model: PeftModel, name: str | None) -> list[str]:
-    """Return the names of the adapters to fold.
-
-    name: of one adapter, None = the active ones. Raises: FoldError, ConfigError, UnknownName.
-    """
+    """Return the names of the adapters to fold."""
     if not is_adapted(model):
         got = f"{type(model).__name__}, which carries no adapter"
         want = "a model from intarsia.adapt or intarsia.load"
@@ -164,10 +157,7 @@ def _names(model: PeftModel, name: str | None) -> list[str]:
 def _stock_copy(
     host: nn.Module, names: list[str], keep_zeros: bool | None
 ) -> tuple[nn.Module, str]:
-    """Copy the host with plain modules in place of adapted ones; return it, and counts in words.
-
-    names: of the adapters to fold; keep_zeros: see `fold`. Raises: FoldError.
-    """
+    """Copy the host with plain modules in place of adapted ones; return it, and counts in words."""
     # deepcopy takes objects of the memo for copies: one shared config, plain modules for wrappers
     memo: dict[int, Any] = {}
     if (config := config_of(host)) is not None:
@@ -178,10 +168,7 @@ def _stock_copy(
     foreign = ("peft",) if steps_of(host) else OURS
 
     def visit(parent: nn.Module, path: str) -> None:
-        """Enter replacements of wrapped modules and heads into `memo`, depth first.
-
-        parent: the module whose children are visited; path: its path.
-        """
+        """Enter replacements of wrapped modules and heads into `memo`, depth first."""
         for name, child in parent.named_children():
             child_path = f"{path}.{name}" if path else name
             if isinstance(child, IntarsiaLayer):
@@ -212,11 +199,7 @@ def _stock_copy(
 def _fold_layer(
     layer: IntarsiaLayer, names: list[str], memo: dict[int, Any], done: dict[str, int]
 ) -> nn.Module:
-    """Build the plain module of an adapted layer, with the adapters' changes in its weights.
-
-    names: of the adapters; memo: of copy.deepcopy for the whole model, so that shared objects stay
-    shared; done: counts of "widened" and "changed" modules, updated. Raises: FoldError.
-    """
+    """Build the plain module of an adapted layer, with the adapters' changes in its weights."""
     for inner, module in walk(layer.base_layer, layer.path):
         # rounded weights have no room for a change that is smaller than their steps
         refuse_quantised("fold", module, inner)
@@ -235,11 +218,7 @@ def _fold_layer(
 
 @torch.no_grad()
 def _keep_zeros(layer: IntarsiaLayer, plain: nn.Module, keep: bool | None) -> None:
-    """Set the zeros of a sparse weight to 0 again after a fold, or refuse the fold.
-
-    layer: the adapted layer; plain: the folded module, changed in place; keep: True = zeros stay,
-    False = the adapter fills them, None = refuse. Raises: FoldError.
-    """
+    """Set the zeros of a sparse weight to 0 again after a fold, or refuse the fold."""
     new = dict(plain.named_parameters())
     for name, old in layer.base_layer.named_parameters():
         weight = new.get(name)
@@ -314,10 +293,7 @@ def fold_cell(
 
 
 def _hidden_units(cell: Cell, path: str) -> Units | None:
-    """Return the hidden units by which a bottleneck adapter widens an MLP; None for other modules.
-
-    cell: the adapter's module; path: of its layer, which the FoldError names.
-    """
+    """Return the hidden units by which a bottleneck adapter widens an MLP; None for other modules."""
     try:
         return cell.units()
     except FoldError as error:
@@ -325,10 +301,7 @@ def _hidden_units(cell: Cell, path: str) -> Units | None:
 
 
 def _remove_traces(stock: nn.Module) -> None:
-    """Remove PEFT's config and this library's hooks from a folded model.
-
-    Hooks that mark themselves as staying, as those of mixtures, are left.
-    """
+    """Remove PEFT's config and this library's hooks from a folded model."""
     stock.__dict__.pop("peft_config", None)
     for module in stock.modules():
         for kind in ("_forward_pre_hooks", "_forward_hooks"):
@@ -373,10 +346,7 @@ def _describe(stock: nn.Module) -> str:
 
 
 def _name_classes(stock: nn.Module, origin: Mapping[str, Any]) -> None:
-    """Write an adapter's class names into the configuration of the folded model.
-
-    stock: the folded model of timm or transformers; origin: the adapter's record, with "classes".
-    """
+    """Write an adapter's class names into the configuration of the folded model."""
     classes: list[str] = list(origin.get("classes") or ())
     timm_config, config = getattr(stock, "pretrained_cfg", None), config_of(stock)
     # timm writes these into its own exports, transformers into config.json

@@ -46,10 +46,7 @@ def rescale(layer: nn.Module, scale: Tensor, shift: Tensor, path: str, channels:
 
 
 def _random_features(layer: nn.Module, channels: str) -> Tensor:
-    """Return random float64 inputs of the shape that the layer reads.
-
-    channels: axis of the features of a norm, "last" or "first".
-    """
+    """Return random float64 inputs of the shape that the layer reads."""
     generator = torch.Generator().manual_seed(0)
     if isinstance(layer, nn.Conv2d):
         sides = [k + s for k, s in zip(layer.kernel_size, layer.stride, strict=True)]

@@ -70,11 +70,7 @@ def attentions(model: nn.Module) -> Attentions:
 
 
 def _check_layers(config: Any, modules_by_path: dict[str, nn.Module]) -> None:
-    """Check that every layer attends to all earlier tokens, without a window of its own.
-
-    config: of the model; modules_by_path: its attentions.
-    Raises: TargetError, with the layer's name.
-    """
+    """Check that every layer attends to all earlier tokens, without a window of its own."""
     # Mistral's configuration has one window and no kinds of layers
     default = "sliding_attention" if getattr(config, "sliding_window", None) else "full_attention"
     kinds = getattr(config, "layer_types", None) or [default] * len(modules_by_path)

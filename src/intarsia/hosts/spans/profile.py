@@ -50,11 +50,7 @@ def watched(
 
 @contextmanager
 def _watching(model: nn.Module, listener_of: Callable[[int], Listener]) -> Generator[None]:
-    """Report each attention's tensors to a listener, inside the `with`; weights get no gradient.
-
-    listener_of: function from a layer's number to its listener, which is called with queries, keys,
-    values, outputs and scale.
-    """
+    """Report each attention's tensors to a listener, inside the `with`; weights get no gradient."""
     host: Any = base_of(model)
     modules = attentions(model).modules
     AttentionInterface.register(WATCHED, watched)

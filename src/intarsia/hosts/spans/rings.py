@@ -168,8 +168,7 @@ class RingLayer(CacheLayerMixin):
     ) -> Tensor:
         """Store key and value of one new token in each row, and compute its attention.
 
-        query: (B, H, 1, D); keys, values: (B, G, 1, D); positions, scale: as in `attend`.
-        Returns (B, H, 1, D).
+        query: (B, H, 1, D); keys, values: (B, G, 1, D). Returns (B, H, 1, D).
         """
         place = self.count - 1
         out = torch.empty_like(query)
@@ -201,9 +200,7 @@ class RingLayer(CacheLayerMixin):
     ) -> Tensor:
         """Compute attention of new tokens to a group's stored ones, and to each other.
 
-        ring: of the group; query: (B, heads, Q, D) of its query heads; keys, values: (B, G, Q, D),
-        new; positions: of the tokens in their texts; places: of the new tokens, (B or 1, Q); scale:
-        of the scores, None = D^-1/2.
+        query: (B, heads, Q, D) of its query heads; keys, values: (B, G, Q, D), new.
         """
         heads = list(ring.group.heads)
         # keys are those in the ring, then those of the new tokens themselves

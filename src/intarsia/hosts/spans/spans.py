@@ -199,10 +199,7 @@ def load_spans(path: str | Path) -> Spans:
 
 
 def _lines(name: str, rows: Any) -> Lines:
-    """Check that `rows` are lists of finite numbers of one length, and return them as tuples.
-
-    name: of the setting, for the error. Raises: ConfigError.
-    """
+    """Check that `rows` are lists of finite numbers of one length, and return them as tuples."""
     fix = "Give a list for each layer, with a number for each head."
     listed = isinstance(rows, Sequence) and not isinstance(rows, str) and len(rows) > 0
     if not listed or not all(isinstance(r, Sequence) and not isinstance(r, str) for r in rows):

@@ -177,8 +177,7 @@ def _attend_group(
 ) -> Tensor:
     """Compute the attention of the heads that see equally far, some queries at a time.
 
-    query: (B, H, Q, D); keys, values: (B, G, K, D) of those heads; group: their window; windows: of
-    the layer; positions, scale, dropout: as in `attended`. Returns (B, H, Q, D).
+    query: (B, H, Q, D); keys, values: (B, G, K, D) of those heads. Returns (B, H, Q, D).
     """
     outputs: list[Tensor] = []
     for start in range(0, positions.queries, QUERIES):

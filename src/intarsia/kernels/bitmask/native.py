@@ -115,9 +115,7 @@ def _decode(
 ) -> None:
     """Decode rows `first`, `first` + 1, ... of a stored weight W, written into a tensor.
 
-    out: (rows, in), filled by the kernel; first: number of the first row; bits: (all rows of W,
-      ceil(in / 8)), which weights are kept; values: the kept weights, row by row; offsets: where
-      each row's values begin; scales: a factor for each row of int8 values, else None.
+    out: (rows, in), filled by the kernel.
     """
     kernel = native.function("bitmask_decode", *DECODE)
     # Callers have asked `runs`, or built the weight with a kernel.
@@ -172,11 +170,7 @@ def _operator() -> Any:
 
 
 def _run(x: Tensor, bits: Tensor, values: Tensor, offsets: Tensor, scales: Tensor | None) -> Tensor:
-    """Call the kernel for x (N, in) in float32.  -> (N, out).
-
-    bits, values, offsets, scales: the stored weight, as `check` describes it. It is the operator's
-      implementation on the CPU.
-    """
+    """Call the kernel for x (N, in) in float32.  -> (N, out)."""
     kernel = native.function("bitmask_linear", *LINEAR)
     assert kernel is not None
     check(bits, values, offsets, scales, x.shape[1])
@@ -231,8 +225,7 @@ class _BitmaskLinear(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None, None]:
         """Return the gradient of x, dy W, (N, in), and None for each stored tensor.
 
-        ctx: autograd's context, with the stored weight W and the width of x; grads: dy, (N, out),
-          the gradient of the output.
+        grads: dy, (N, out), the gradient of the output.
         """
         bits, values, offsets, scales = ctx.stored
         # rounding of x passes the gradient on

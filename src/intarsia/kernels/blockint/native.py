@@ -73,11 +73,7 @@ def _operator() -> Any:
 
 
 def _run(x: Tensor, codes: Tensor, scales: Tensor, rows: int, bits: int) -> Tensor:
-    """Call the kernel for x (N, in) in float32.  -> (N, rows).
-
-    codes, scales: the stored weight, see `check`; rows: out; bits: of a code, 4 or 8. It is the
-      operator's implementation on the CPU.
-    """
+    """Call the kernel for x (N, in) in float32.  -> (N, rows)."""
     kernel = native.function("intarsia_blockint", *LINEAR)
     assert kernel is not None
     shape = rows, x.shape[1]

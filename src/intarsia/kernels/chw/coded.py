@@ -85,10 +85,7 @@ def _folds(step: ProgramStep, operand: Coding | None) -> bool:
 
 
 def _rule(source: Coding | None, result: Coding | None, operand: Coding | None) -> dict[str, float]:
-    """Return the numbers of a step by their names in RULE; those that it lacks are left out.
-
-    source, result, operand: codings of what it reads, makes and adds; None = numbers.
-    """
+    """Return the numbers of a step by their names in RULE; those that it lacks are left out."""
     rule: dict[str, float] = {}
     if source is not None:
         rule |= {"in_scale": source.scale, "in_zero": source.zero}
@@ -117,10 +114,7 @@ def _sums(step: ProgramStep) -> Tensor:
 
 
 def _codes(step: ProgramStep) -> Tensor:
-    """Return a weight's codes as the kernels read them, int8.
-
-    The rows of a depthwise kernel are filled up to fours with 0, those of a linear map to 64.
-    """
+    """Return a weight's codes as the kernels read them, int8."""
     codes = step.weights["codes"]
     if step.kind == "spmm":
         if step.rows not in CODED_BLOCKS:

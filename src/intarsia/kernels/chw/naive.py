@@ -80,10 +80,7 @@ def dense_of(step: ProgramStep, inputs: int) -> Tensor:
 
 
 def _decoded(step: ProgramStep, inputs: int) -> Tensor:
-    """Return a weight in codes as numbers, in the shape that `dense_of` has.
-
-    step: "spmm", "depthwise" or "linear"; inputs: the channels that the step reads.
-    """
+    """Return a weight in codes as numbers, in the shape that `dense_of` has."""
     codes, scales = step.weights["codes"].float(), step.weights["scales"]
     if step.kind == "spmm":
         checked_blocks(step, inputs)

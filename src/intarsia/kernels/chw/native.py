@@ -94,12 +94,7 @@ class NativeProgram:
             return [self.views[number].clone() for number in outputs]
 
     def _set_inputs(self, inputs: Sequence[Tensor]) -> None:
-        """Copy each input into the program's memory, or let the kernels read it where it is.
-
-        inputs: tensors in the order of `self.inputs`. `self.table` has a row for each step of the
-        kernels, with the address that the step reads in column SRC. `self.direct` maps the number
-        of an input that need not be copied to the rows of the steps that read it.
-        """
+        """Copy each input into the program's memory, or let the kernels read it where it is."""
         for number, x in zip(self.inputs, inputs, strict=True):
             if number in self.direct and x.is_contiguous():
                 for row in self.direct[number]:
@@ -138,11 +133,7 @@ class NativeProgram:
         return rows.as_strided(shape, (pitch, shape[2], 1), rows.storage_offset())
 
     def _scratch(self, step: ProgramStep, floats: Callable[..., int]) -> int:
-        """Return how many floats of working memory a step needs, for all threads together.
-
-        step: one of the program; floats: the C function that returns the number for one thread.
-          Raises: ShapeError for too large a window or stride.
-        """
+        """Return how many floats of working memory a step needs, for all threads together."""
         if step.kind == "spmm" and step.coded:
             of_codes = native.function("intarsia_chw_codes_scratch", I64, I64, I64, I64)
             assert of_codes is not None
@@ -161,10 +152,7 @@ class NativeProgram:
         return self.threads * floats(KINDS.index(step.kind), *sizes, *window)
 
     def _add(self, step: ProgramStep) -> None:
-        """Append a step to the kernels' table, or to the products that torch computes.
-
-        step: one of the program, with its weights.
-        """
+        """Append a step to the kernels' table, or to the products that torch computes."""
         if step.kind == "spmm" and step.dense:
             # a dense 1x1 convolution is torch's matrix product, followed by bias and activation
             weight = _floats(step.weights["weight"])
@@ -177,9 +165,7 @@ class NativeProgram:
     def _row(self, step: ProgramStep, kind: str, src: int = 0) -> None:
         """Append a step to the kernels' table: a row of addresses and sizes, ordered as FIELDS.
 
-        step: one of the program; kind: the C operation, of KINDS: the step's own, or "bias" to add
-          bias and activation behind torch's product; src: the address that is read, 0 = that of the
-          step's input. Fields: addresses (src, dst, ...), sizes, window.
+        Fields: addresses (src, dst, ...), sizes, window.
         """
         source, result = self.shapes[step.src], self.shapes[step.dst]
         window = step.window.at(*source[1:]) if len(source) == 3 else step.window
@@ -218,12 +204,7 @@ class NativeProgram:
         return tensor.data_ptr()
 
     def _uncopied_inputs(self) -> dict[int, list[int]]:
-        """Return the inputs that need no copy: number of the input -> indices of its readers.
-
-        The indices are those of the steps in `self.steps` that read the input. It needs no copy if
-        these are all k x k convolutions (plain or depthwise), which can read it at its own address,
-        if its channels need no padding between them, and if no call returns it.
-        """
+        """Return the inputs that need no copy: number of the input -> indices of its readers."""
         rows: dict[int, list[int]] = {}
         for number in self.inputs:
             readers = [s for s in self.steps if number in (s.src, s.other)]
@@ -261,13 +242,7 @@ def _floats(tensor: Tensor) -> Tensor:
 
 
 def _tensors(step: ProgramStep, source: Shape) -> dict[str, Tensor]:
-    """Return a step's weights as the kernels read them: field of the table -> tensor.
-
-    step: one of the program; source: the shape of the step's input. Fields are "bias", "val"
-      (values), and for row blocks "ptr" (where each block's columns begin) and "off" (how far
-      the channel of each column is from the first: in bytes for 1x1 steps, in channels for k x k).
-    Raises: ShapeError for weights that do not fit, since the kernels trust the addresses.
-    """
+    """Return a step's weights as the kernels read them: field of the table -> tensor."""
     tensors: dict[str, Tensor] = {}
     weights = step.weights
     # the kernels add in blocks of up to eight rows
@@ -301,10 +276,7 @@ def _lay_out(
 ) -> tuple[dict[int, int], int]:
     """Choose where each value of a program begins in one piece of memory.
 
-    steps: the program; size: number of a value -> its floats; inputs: numbers of the inputs; keep:
-      numbers of values that must not be overwritten. The memory of any other value is used again
-      after the last step that reads it. Returns number of a value -> its offset in floats, and the
-      length of the memory in floats.
+    keep: numbers of values that must not be overwritten.
     """
     # the last step that reads each value
     last = {n: len(steps) for n in keep}

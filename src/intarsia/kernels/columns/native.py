@@ -79,11 +79,7 @@ def _operator() -> Any:
 
 
 def _run(x: Tensor, values: Tensor, columns: Tensor, offsets: Tensor) -> Tensor:
-    """Call the kernel for x (N, in) in float32.  -> (N, out).
-
-    values, columns, offsets: the stored weight, as `check` describes it. It is the operator's
-      implementation on the CPU.
-    """
+    """Call the kernel for x (N, in) in float32.  -> (N, out)."""
     kernel = native.function("columns_linear", *LINEAR)
     assert kernel is not None
     check(values, columns, offsets)
@@ -119,8 +115,7 @@ class _ColumnsLinear(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None]:
         """Return the gradient of x, dy W, (N, in), and None for each stored tensor.
 
-        ctx: autograd's context, with the stored weight W and the width of x; grads: dy, (N, out),
-          the gradient of the output.
+        grads: dy, (N, out), the gradient of the output.
         """
         values, columns, offsets = ctx.stored
         row = torch.arange(len(offsets) - 1).repeat_interleave(offsets.long().diff())

@@ -58,28 +58,20 @@ def _carry_out(
     slots: Tensor,
     places: Tensor,
 ) -> None:
-    """Compute the results of steps one after another, and write each into its value.
-
-    steps: a program, or that of an expert; memory: rows by name, changed; tokens, slots, places: as
-      `NaiveDecoder` takes them.
-    """
+    """Compute the results of steps one after another, and write each into its value."""
     for step in steps:
         _write(memory, step.dst, _result(step, memory, tokens, slots, places))
 
 
 def _read(memory: Mapping[str, Tensor], value: Value) -> Tensor:
-    """Return the columns of a value, (N, width).
-
-    memory: rows by name, (N, width of the row); value: a name and some columns of its rows.
-    """
+    """Return the columns of a value, (N, width)."""
     return memory[value.name][:, value.first : value.first + value.width]
 
 
 def _write(memory: dict[str, Tensor], value: Value, result: Tensor) -> None:
     """Write a step's result into its value's columns, or as whole rows if the value is all of them.
 
-    memory: rows by name, (N, width of the row), changed; value: a name and some columns of its
-      rows; result: (N, value.width).
+    result: (N, value.width).
     """
     before = memory.get(value.name)
     if value.first == 0 and (before is None or before.shape[1] == value.width):
@@ -135,8 +127,7 @@ def _normed(x: Tensor, step: NormStep) -> Tensor:
 def _rotated(x: Tensor, step: RotateStep, places: Tensor) -> Tensor:
     """Apply rotary positions to each head.
 
-    x: (N, heads * size); step: has the number of heads, and cos and sin by position; places: (N,),
-      positions.  -> (N, heads * size).
+    x: (N, heads * size); places: (N,), positions. -> (N, heads * size).
     """
     heads = x.unflatten(1, (step.heads, -1))
     cos, sin = (t[places].float()[:, None] for t in (step.cos, step.sin))  # (N, 1, turned)
@@ -152,9 +143,7 @@ def _attended(
 ) -> Tensor:
     """Write new keys and values into the cache, and attend to it.  -> (N, heads * size).
 
-    step: names the values that are query, key and value, and has the cache, whose positions behind
-      the first `sink` are used in a ring, so that the oldest is overwritten; memory: the values by
-      name; slots, places: (N,), the number of each row's text in the cache, its position there.
+    slots, places: (N,), the number of each row's text in the cache, its position there.
     """
     keys, values, sink = step.cache
     groups, length = keys.shape[1], keys.shape[2]
@@ -191,8 +180,7 @@ def _routed(scores: Tensor, step: RouteStep) -> Tensor:
 def _mixed(x: Tensor, gates: Tensor, step: MixStep) -> Tensor:
     """Add up the outputs of each row's experts, times their gates.  -> (N, width).
 
-    x: (N, width); gates: (N, E), 0 = the row does not go to the expert; step: has the experts'
-      programs, or one program and a reader that brings weights into it.
+    x: (N, width); gates: (N, E), 0 = the row does not go to the expert.
     """
     y, reader = torch.zeros_like(x), step.reader
     loads = (gates != 0).sum(0).tolist()

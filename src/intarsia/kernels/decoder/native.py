@@ -121,12 +121,7 @@ class NativeDecoder:
             return _columns(self.memory[dst.name][: 1 if tail else count], dst).clone()
 
     def _carry_out(self, first: int, steps: int, count: int) -> None:
-        """Call the kernels for some consecutive steps of the program.
-
-        first: number of the first step; steps: how many; count: how many rows of each value are
-          computed. Raises: ShapeError for a weight whose stored numbers do not fit together; the
-          error of a mixture's reader.
-        """
+        """Call the kernels for some consecutive steps of the program."""
         # Fields are 8 bytes each.
         row = self.table.data_ptr() + 8 * len(FIELDS) * first
         threads = torch.get_num_threads()
@@ -139,10 +134,7 @@ class NativeDecoder:
         native.refuse(fault)
 
     def _check(self, rows: Sequence[tuple[int, int, int]]) -> None:
-        """Raise ConfigError for too many rows, or for numbers beyond the tables and the cache.
-
-        rows: of each row its token, the number of its text in the cache, its position in the text.
-        """
+        """Raise ConfigError for too many rows, or for numbers beyond the tables and the cache."""
         if not 0 < len(rows) <= self.max_rows:
             fix = "Make calls of fewer rows."
             raise ConfigError("rows", got=len(rows), want=f"1 to {self.max_rows}", fix=fix)
@@ -158,9 +150,8 @@ class NativeDecoder:
     def _row(self, step: DecoderStep) -> list[int]:
         """Return a step's row of the table that the C code reads: an integer for each of FIELDS.
 
-        step: one of the program. Addresses of tensors, sizes and settings are checked here, since
-          the C code trusts them; fields that the step does not have are 0.
-        Raises: ShapeError for tensors that do not fit the step.
+        Addresses of tensors, sizes and settings are checked here, since the C code trusts them;
+        fields that the step does not have are 0.
         """
         row = dict.fromkeys(FIELDS, 0)
         row |= {"kind": KINDS.index(type(step)), "width": step.dst.width}
@@ -185,16 +176,7 @@ class NativeDecoder:
     def _row_with_source(
         self, step: NormStep | ProductStep | GateStep | AddStep | RouteStep
     ) -> dict[str, int]:
-        """Return fields of the kernels' table for a step that reads a value: field -> number.
-
-        The C code reads the program from a table of integers, one row for each step; `_row` has
-        filled in the step's kind, and where it reads (`src`) and writes (`dst`). This adds, for a
-        norm, its size, weight, eps (its bits, as "number") and "act", 1 = centred; for a product,
-        its weight and bias; for a gate or sum, the second value that it reads ("other"), and for a
-        gate its activation ("act"); for a router, how many it chooses ("size"), and its share
-        ("act"). Tensors and values are given by their addresses.
-        Raises: ShapeError for sizes that do not fit.
-        """
+        """Return fields of the kernels' table for a step that reads a value: field -> number."""
         if isinstance(step, NormStep):
             size, weight = step.size, step.weight
             fits = step.dst.width == step.src.width and size > 0 and step.dst.width % size == 0
@@ -220,13 +202,7 @@ class NativeDecoder:
         return {**self._place("other", step.other), "act": act}
 
     def _rotation(self, step: RotateStep) -> dict[str, int]:
-        """Return fields of the kernels' table for a step of rotary positions: field -> number.
-
-        The fields are the number of heads, how many numbers of a head are rotated ("size"), and the
-        addresses of cos ("weight") and sin ("bias"). step: has heads, and cos and sin, (positions,
-        rotated numbers) each.
-        Raises: ShapeError for tables or heads that do not fit.
-        """
+        """Return fields of the kernels' table for a step of rotary positions: field -> number."""
         head, turned = step.dst.width // step.heads, step.cos.shape[1]
         # Numbers are rotated in pairs, and at most all of a head.
         fits = step.dst.width % step.heads == 0 and turned <= head and turned % 2 == 0
@@ -235,13 +211,7 @@ class NativeDecoder:
         return {"heads": step.heads, "size": turned, **tables}
 
     def _attention(self, step: AttendStep) -> dict[str, int]:
-        """Return fields of the kernels' table for a step of attention: field -> number.
-
-        The fields are the addresses of query ("src"), key ("other"), value ("third") and of the
-        cache, numbers of heads and groups, the size of a head, the cache's length, sink and window,
-        its type, and the scale (its bits, as "number"). step: has all of these.
-        Raises: ShapeError for a cache that does not fit the sizes.
-        """
+        """Return fields of the kernels' table for a step of attention: field -> number."""
         keys, values, sink = step.cache
         _, groups, length, size = keys.shape
         fits = keys.shape == values.shape and keys.dtype == values.dtype and keys.dtype in TYPES
@@ -258,14 +228,7 @@ class NativeDecoder:
         return {**places, **self._place("third", step.value), **cache, **sizes, **kind}
 
     def _mixture(self, step: MixStep) -> dict[str, int]:
-        """Return fields of the kernels' table for a mixture of experts: field -> number.
-
-        The fields are the addresses of inputs ("src"), gates ("other"), the experts' rows ("third")
-        and their programs, rows of a table of its own ("weight"); the number of experts, of the
-        "steps" of each program, and of those from one program to the next ("stride"); and the
-        function that brings experts into memory ("read"). step: has all of these.
-        Raises: ShapeError for programs of unequal lengths, or that do not compute `rows` in place.
-        """
+        """Return fields of the kernels' table for a mixture of experts: field -> number."""
         count, programs = step.gates.width, step.experts
         fits = step.dst.width == step.src.width == step.rows.width
         # one memory each: the kernel clears dst, and experts overwrite rows
@@ -284,19 +247,12 @@ class NativeDecoder:
         return {**places, **self._place("third", step.rows), "weight": self._hold(table), **sizes}
 
     def _reading(self, step: MixStep, reader: ExpertReader) -> int:
-        """Return the address of a function with which the kernels ask for the experts of a mixture.
-
-        step: the mixture; reader: brings its experts. An error cannot pass through the kernels: it
-        is noted, and raised when they have returned.
-        """
+        """Return the address of a function with which the kernels ask for the experts of a mixture."""
         rows = self.memory[step.gates.name]
         gates, errors = _columns(rows, step.gates), self._errors
 
         def read(count: int, expert: int) -> int:
-            """Begin with the experts of `count` rows, bring one of them, or end.
-
-            count: rows of the call; expert: its number; BEFORE, or as many as there are.
-            """
+            """Begin with the experts of `count` rows, bring one of them, or end."""
             try:
                 if expert == BEFORE:
                     used = (gates[:count] != 0).any(0)
@@ -343,10 +299,7 @@ def _bits(number: float) -> int:
 
 
 def _check(step: DecoderStep, fits: bool) -> None:
-    """Raise ShapeError for a step whose tensors and values do not fit together.
-
-    step: named in the error; fits: the result of the caller's checks.
-    """
+    """Raise ShapeError for a step whose tensors and values do not fit together."""
     if not fits:
         got = ", ".join(f"{v.name} {v.width}" for v in _values(step))
         want, fix = "widths, tensors and types that fit together", "Build it from the model anew."

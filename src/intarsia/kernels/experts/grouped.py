@@ -111,8 +111,7 @@ def _save(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
 def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
     """Return the gradients of `grouped`'s arguments: rows (N, d), weight (E, h, d), None for ends.
 
-    ctx: has the saved arguments, rows, weight and where each group's rows end; grad: (N, h), the
-      gradient of the output.
+    grad: (N, h), the gradient of the output.
     """
     rows, weight, ends = ctx.saved_tensors
     grad = grad.contiguous()

@@ -141,8 +141,7 @@ def mixed_mlps_backward(
 def _(*args: Any) -> tuple[Tensor, Tensor, Tensor]:
     """Return empty tensors of the shapes that `mixed_mlps` returns, for tracing without data.
 
-    args: all arguments of `mixed_mlps`, in its order. The number of kept rows depends on the
-      routing, so that it is symbolic.
+    The number of kept rows depends on the routing, so that it is symbolic.
     """
     x, _, _, weight, up, gate, down, _, keep = args
     y = x.new_empty(len(x), down.shape[1], dtype=torch.promote_types(x.dtype, weight.dtype))
@@ -153,11 +152,7 @@ def _(*args: Any) -> tuple[Tensor, Tensor, Tensor]:
 
 @mixed_mlps_backward.register_fake
 def _(*args: Any) -> list[Tensor]:
-    """Return empty tensors of the shapes of `mixed_mlps_backward`'s gradients, for tracing.
-
-    args: all arguments of `mixed_mlps_backward`, in its order; gradients that it need not compute
-      have no entries.
-    """
+    """Return empty tensors of the shapes of `mixed_mlps_backward`'s gradients, for tracing."""
     _, x, _, _, weight, up, gate, down, _, _, _, need = args
     return [
         x.new_empty(0) if t is None or not n else torch.empty_like(t)
@@ -166,11 +161,7 @@ def _(*args: Any) -> list[Tensor]:
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    """Store `mixed_mlps`'s tensors in `ctx` for the backward.
-
-    inputs: its arguments, of which the last, `keep`, is not needed; output: y, which is not needed
-      either, and what it kept.
-    """
+    """Store `mixed_mlps`'s tensors in `ctx` for the backward."""
     *tensors, ctx.act, _ = inputs
     ctx.save_for_backward(*tensors, *output[1:])
     ctx.set_materialize_grads(False)

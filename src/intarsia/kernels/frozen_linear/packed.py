@@ -69,8 +69,5 @@ class _PackedLinear(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
-        """Return the gradient of x, dy W, and None for `packed`.
-
-        ctx: autograd's context, with the packed weight W; grads: dy, the gradient of the output.
-        """
+        """Return the gradient of x, dy W, and None for `packed`."""
         return _product(grads[0], ctx.packed.backward, None), None

@@ -96,12 +96,7 @@ def _run(
     integers: bool,
     rows: int,
 ) -> Tensor:
-    """Call the kernel for x (N, in) in float32.  -> (N, out).
-
-    offsets, columns, codes, scales, zeros: the weight, as `naive.gqsa` describes it; integers:
-      round x to int8; rows: how many rows of the weight share their groups. Raises: ShapeError for
-      groups outside x.
-    """
+    """Call the kernel for x (N, in) in float32.  -> (N, out)."""
     call = function("intarsia_gqsa", *TYPES)
     assert call is not None
     outputs, groups = (len(offsets) - 1) * rows, len(columns)

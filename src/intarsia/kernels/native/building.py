@@ -181,11 +181,7 @@ def intact(target: Path) -> bool:
 
 
 def _compile(kind: str, target: Path) -> None:
-    """Compile into a temporary folder, then move library and SHA-256 to their place.
-
-    kind: of the build, "native", "avx2" or "portable"; target: the library's path. Raises:
-      BuildFailed with the compiler's first error.
-    """
+    """Compile into a temporary folder, then move library and SHA-256 to their place."""
     command, _ = compiler()
     with tempfile.TemporaryDirectory(dir=target.parent) as scratch:
         built = Path(scratch) / target.name

@@ -67,10 +67,7 @@ def why() -> str:
 
 @functools.cache
 def _loaded(which: str) -> tuple[ctypes.CDLL | None, str]:
-    """Load the library of a build; return it and "", or None and the reason.
-
-    which: "native", "avx2", "portable", or "off".
-    """
+    """Load the library of a build; return it and "", or None and the reason."""
     if which == "off":
         return None, "INTARSIA_NATIVE=0"
     try:
@@ -109,10 +106,7 @@ def function(name: str, *arguments: Any) -> Callable[..., int] | None:
 
 @functools.cache
 def _function(which: str, name: str, arguments: tuple[Any, ...]) -> Callable[..., int] | None:
-    """Return the C function `name` of a build, cached; None without kernels.
-
-    which: the build; arguments: ctypes types of its parameters.
-    """
+    """Return the C function `name` of a build, cached; None without kernels."""
     library, _ = _loaded(which)
     if library is None:
         return None

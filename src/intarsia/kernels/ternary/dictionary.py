@@ -80,8 +80,7 @@ def dictionary(zeros: float = 0.885) -> Dictionary:
 def _classes(zeros: float) -> list[tuple[int, int]]:
     """Return all classes of words with equal probability, the most probable first.
 
-    zeros: the probability of a digit 0. A class is (n, k): words of n pairs of digits, k of which
-      are not 0.
+    A class is (n, k): words of n pairs of digits, k of which are not 0.
     """
 
     # The log-probability of a word of the class.
@@ -93,10 +92,7 @@ def _classes(zeros: float) -> list[tuple[int, int]]:
 
 
 def _of_class(pairs: int, nonzeros: int) -> Iterator[tuple[int, ...]]:
-    """Yield all words of one length with one number of non-zero digits, in no special order.
-
-    pairs: a word has 2 * pairs digits; nonzeros: so many of them are 1 or 2, the others 0.
-    """
+    """Yield all words of one length with one number of non-zero digits, in no special order."""
     for places in itertools.combinations(range(2 * pairs), nonzeros):
         for values in itertools.product((1, 2), repeat=nonzeros):
             word = [0] * (2 * pairs)
@@ -106,10 +102,7 @@ def _of_class(pairs: int, nonzeros: int) -> Iterator[tuple[int, ...]]:
 
 
 def _in_order(count: int, nonzeros: int) -> Iterator[tuple[int, ...]]:
-    """Yield all words of one length with one number of non-zero digits, in lexicographic order.
-
-    count: digits of a word; nonzeros: the number of them that are not 0.
-    """
+    """Yield all words of one length with one number of non-zero digits, in lexicographic order."""
     if not count:
         yield ()
         return

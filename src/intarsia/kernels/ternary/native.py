@@ -72,11 +72,7 @@ def _operator() -> Any:
 
 
 def _run(x: Tensor, codes: Tensor, offsets: Tensor, levels: Tensor, table: Tensor) -> Tensor:
-    """Call the kernel for x (N, in) in float32.  -> (N, out).
-
-    codes, offsets, levels: the stored weight, as `check` describes it; table: the dictionary's
-      `table`, which the kernel reads. Raises: ShapeError for words that do not fill their row.
-    """
+    """Call the kernel for x (N, in) in float32.  -> (N, out)."""
     call = function("intarsia_ternary", *TYPES)
     assert call is not None and table.shape == (WORDS, 2)
     # the kernel reads vectors, up to BEHIND numbers after the last input

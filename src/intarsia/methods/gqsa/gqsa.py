@@ -101,10 +101,7 @@ class Gqsa(Change):
     walks: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        """Check the settings; turn a mapping for `tuning`, as files have it, into a `Tuning`.
-
-        Raises: ConfigError.
-        """
+        """Check the settings; turn a mapping for `tuning`, as files have it, into a `Tuning`."""
         check(self)
         object.__setattr__(self, "layers", tuple(self.layers))
         if isinstance(self.tuning, Mapping):  # out of a file
@@ -186,21 +183,13 @@ class Gqsa(Change):
         def edit(
             path: str, layers: Mapping[str, Matrix], statistics: Mapping[str, Statistics]
         ) -> list[dict[str, Any]]:
-            """Choose the codes of a block's layers; return a report row for each.
-
-            path: the block's, unused; layers, statistics: weights and input statistics, by the
-              layer's path.
-            """
+            """Choose the codes of a block's layers; return a report row for each."""
             return [
                 self._edit(n, m, statistics.get(n), coded_layers, dense) for n, m in layers.items()
             ]
 
         def tune(stop: Stop, flow: Any, number: int) -> None:
-            """Tune the codes of a block by BQPO, and write the decoded weights into it.
-
-            stop: the block and its layers; flow: the block's inputs for all calibration rows;
-              number: that of the block in the model.
-            """
+            """Tune the codes of a block by BQPO, and write the decoded weights into it."""
             coded = {path: coded_layers[path] for path in stop.layers if path in coded_layers}
             # A language model's head has no block whose outputs could be compared.
             if coded and not stop.outside:
@@ -235,10 +224,7 @@ class Gqsa(Change):
     def _read_block_tensors(
         self, stop: Stop, tensors: Mapping[str, Tensor]
     ) -> dict[str, CodedGroups]:
-        """Read the codes of a block that was finished before, by path.
-
-        stop: the block and its layers; tensors: what `_block_tensors` returned, from its file.
-        """
+        """Read the codes of a block that was finished before, by path."""
         coded: dict[str, CodedGroups] = {}
         for path, layer in stop.layers.items():
             if f"{path}/raw" in tensors:
@@ -254,12 +240,7 @@ class Gqsa(Change):
         coded_layers: dict[str, CodedGroups],
         dense: dict[str, Tensor],
     ) -> dict[str, Any]:
-        """Choose a layer's codes, write the decoded weight, and return the layer's report row.
-
-        name: the layer's path; layer: access to its weight; statistics: those of the layer's
-          inputs, None = no row reached it; coded_layers, dense: by path; this function adds the
-          layer's codes to the first and, for BQPO, its weight before to the second.
-        """
+        """Choose a layer's codes, write the decoded weight, and return the layer's report row."""
         weight = layer.read()
         row: dict[str, Any] = {"layer": name, "weights": weight.numel(), "density": 1.0}
         # An expert that no token was routed to, for example.
@@ -281,10 +262,7 @@ class Gqsa(Change):
 
 
 def _block_tensors(coded_layers: Mapping[str, CodedGroups], stop: Stop) -> dict[str, Tensor]:
-    """Return the codes of a finished block as tensors to write, "path/part" -> tensor.
-
-    coded_layers: codes of all layers so far, by path; stop: the block and its layers.
-    """
+    """Return the codes of a finished block as tensors to write, "path/part" -> tensor."""
     block_layers = {path: coded_layers[path] for path in stop.layers if path in coded_layers}
     return {
         f"{path}/{part}": getattr(c, part) for path, c in block_layers.items() for part in PARTS

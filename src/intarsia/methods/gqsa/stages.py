@@ -46,10 +46,7 @@ class Tuning:
     end: float = 0.002
 
     def __post_init__(self) -> None:
-        """Check that steps are at least 0 and rates above 0.
-
-        Raises: ConfigError.
-        """
+        """Check that steps are at least 0 and rates above 0."""
         for name in ("blocks", "model"):
             at_least(name, getattr(self, name), 0, fix="Try 300 for blocks, 100 for model.")
         for name in ("weights", "scales", "end"):
@@ -164,12 +161,7 @@ class TrainedNumbers(NamedTuple):
 def _descend(
     groups: list[dict[str, Any]], steps: int, rows: int, generator: torch.Generator
 ) -> Iterator[int]:
-    """Train by AdamW: yield the calibration row of each step, whose gradient the caller computes.
-
-    groups: parameters with their rates, as torch's optimisers have them; steps: of AdamW; rows:
-      number of calibration rows, in a new order each epoch; generator: of their order. The step is
-      made when the caller asks for the next row. The rate falls to 0 linearly.
-    """
+    """Train by AdamW: yield the calibration row of each step, whose gradient the caller computes."""
     optimiser = AdamW(groups, weight_decay=0)
     schedule = LambdaLR(optimiser, lambda step: 1 - step / max(1, steps))
     order: list[int] = []
@@ -197,8 +189,7 @@ def _masked_mse(output: Tensor, target: Tensor, mask: Tensor | None) -> Tensor:
 def _as_stored(coded: CodedGroups, raw: Tensor, scale: Tensor, zero: Tensor) -> CodedGroups:
     """Round scales to bfloat16 and zero points to whole codes, as they are stored.
 
-    coded: the groups whose numbers are replaced, in a copy; raw: (out, C, G), weights before
-      rounding; scale, zero: (out, C).
+    raw: (out, C, G), weights before rounding; scale, zero: (out, C).
     """
     largest_code = 2**coded.form.bits - 1
     stored_scale = scale.detach().bfloat16().float().clamp(min=0)
@@ -291,10 +282,7 @@ def _with_scale(coded: CodedGroups, scale: Tensor) -> CodedGroups:
 
 @contextmanager
 def _layers_replaced(model: nn.Module, layers: Mapping[str, nn.Module]) -> Any:
-    """Put other layers into the model while the context is open.
-
-    layers: the path of a layer -> the module that takes its place.
-    """
+    """Put other layers into the model while the context is open."""
     originals = {path: model.get_submodule(path) for path in layers}
     try:
         for path, layer in layers.items():

@@ -204,10 +204,7 @@ class S2ftCell(Cell):
     def _fused_tensors(
         self, module: nn.Module, x: Tensor
     ) -> tuple[Tensor, Tensor, Tensor | None, Tensor] | None:
-        """Return x, W, b, S in one dtype, or None where the fused function cannot be used.
-
-        module: the host module, which has to be a plain frozen Linear without hooks; x: its input.
-        """
+        """Return x, W, b, S in one dtype, or None where the fused function cannot be used."""
         if type(module) is not nn.Linear or module._forward_hooks or module._forward_pre_hooks:
             return None
         # A trained weight needs the gradient that the fused backward leaves out.

@@ -87,9 +87,7 @@ def choose_channels(
 def _rank_units(method: S2ft, scores: Tensor, units: int, excluded: Tensor) -> Tensor:
     """Compute a score for each unit (a channel or a head) from those of its channels.  -> (units,).
 
-    method: says whether the largest or the smallest scores are best; scores: (width,) of the
-      channels; units: their number, which divides the width; excluded: (width,) bool, channels
-      whose units get -inf. Higher is better.
+    scores: (width,) of the channels; excluded: (width,) bool, channels whose units get -inf.
     """
     by_unit = scores.view(units, -1)
     # chance is one draw for a head, whatever its width; a score is its mean square
@@ -104,13 +102,7 @@ def _sites_by_family(
     targets: Sequence[str] | str | None,
     layers: Sequence[int] | None,
 ) -> dict[str, list[Site]]:
-    """Return the layers to choose channels in, with their widths, by family.
-
-    A family is "down", "up", "output" or "value", a layer's role in its block; those with a share
-    of 0 are left out. model: the host; method: the settings; targets: names of layers, None = by
-    role; layers: numbers of blocks, None = all.
-    Raises: TargetError for a target of no family, and a family without layers.
-    """
+    """Return the layers to choose channels in, with their widths, by family."""
     groups: dict[str, list[Site]] = {name: [] for name in method.shares}
     for site in find_sites(model, method, targets, layers):
         family = method.family(site.path)
@@ -131,12 +123,7 @@ def _sites_by_family(
 
 
 def _unit_count(site: Site, family: str, known_units: dict[str, int]) -> int:
-    """Return how many units (channels or KV groups) the selectable width of a layer has.
-
-    site: the layer, with its path and widths; family: "down", "up", "output" or "value";
-      known_units: path -> number of units that the model's structure shows.
-    Raises: TargetError where the structure does not show a layer's units.
-    """
+    """Return how many units (channels or KV groups) the selectable width of a layer has."""
     width = span(site, family)[1]
     if family in ("down", "up"):
         count = known_units.get(site.path, width)
@@ -157,11 +144,7 @@ def _unit_count(site: Site, family: str, known_units: dict[str, int]) -> int:
 
 
 def _channels_of_others(apart: Sequence[S2ft], site: Site, family: str) -> Tensor:
-    """Return a mask of a layer's channels that other adapters train, (width,) bool.
-
-    apart: settings of the other adapters, with their channels; site: the layer, with its widths;
-      family: the layer's, such as "down".
-    """
+    """Return a mask of a layer's channels that other adapters train, (width,) bool."""
     first, width = span(site, family)
     excluded = torch.zeros(width, dtype=torch.bool)
     for method in apart:
@@ -180,10 +163,7 @@ def _channel_scores(
 ) -> dict[str, Tensor]:
     """Compute a score for each channel that may be selected, by the method's `selection`.
 
-    model: the host; method: the settings; sites: the layers with their widths, by path; batches:
-      calibration data, for scores that need it; loss: for "gradient"; seed: for "random". Returns
-      path -> (width,), the scores of a layer's selectable channels.
-    Raises: ConfigError for missing data.
+    Returns path -> (width,), the scores of a layer's selectable channels.
     """
     kind = method.selection
     if kind == "random":
@@ -208,10 +188,7 @@ def _channel_scores(
 
 
 def _trained_family(method: S2ft, site: Site) -> str:
-    """Return the family of a layer, such as "down", which `_sites_by_family` has checked.
-
-    method: the settings, with each family's share; site: the layer, with its path.
-    """
+    """Return the family of a layer, such as "down", which `_sites_by_family` has checked."""
     family = method.family(site.path)
     assert family is not None  # _sites_by_family leaves other layers out
     return family
@@ -220,8 +197,7 @@ def _trained_family(method: S2ft, site: Site) -> str:
 def _random_scores(method: S2ft, site: Site, seed: int) -> Tensor:
     """Draw a random score for each selectable channel of a layer, (width,).
 
-    method: the settings; site: the layer, with its path and widths; seed: hashed with the path, so
-      that the draw does not depend on which other layers are targeted.
+    seed: hashed with the path, so that the draw does not depend on which other layers are targeted.
     """
     # Python's hash differs between processes.
     digest = hashlib.sha256(f"{seed}:{site.path}".encode()).digest()
@@ -235,8 +211,7 @@ Slice = tuple[str, tuple[int, int]]  # side, (first channel, number)
 def _slice_norms(weight: Tensor, side: str, channel_range: tuple[int, int]) -> Tensor:
     """Compute the norm of each selectable channel's column or row of a weight, (number,).
 
-    weight: (out, in); side: "inputs" for columns, "outputs" for rows; channel_range: (first,
-      number) of the selectable channels.
+    weight: (out, in); channel_range: (first, number) of the selectable channels.
     """
     norms = weight.float().norm(dim=0 if side == "inputs" else 1)
     return norms.narrow(0, *channel_range).cpu()
@@ -247,9 +222,8 @@ def _activation_norms(
 ) -> dict[str, Tensor]:
     """Compute the root mean square of each channel over all positions that are no padding.
 
-    model: the host; modules: the layers by path; sides: path -> (side, (first, number)): the
-      channels are so many of the layer's "inputs" or "outputs", from the first on; batches:
-      calibration data.  -> path -> (number,).
+    sides: path -> (side, (first, number)): the channels are so many of the layer's "inputs" or
+    "outputs", from the first on; batches: calibration data. -> path -> (number,).
     """
     outputs = [path for path, (side, _) in sides.items() if side != "inputs"]
     with evaluating(model), torch.no_grad(), observing(modules, outputs=outputs) as observer:
@@ -273,11 +247,7 @@ def _batch_keys(batch: Any) -> Any:
 def _weight_gradients(
     model: nn.Module, modules: dict[str, nn.Module], batches: Sequence[Any], loss: Loss | None
 ) -> dict[str, Tensor]:
-    """Sum the gradient of each layer's weight over the batches, (out, in) each.
-
-    model: the host; modules: the layers by path; batches: calibration data; loss: a function of the
-      model and a batch, None = the loss in the model's output.
-    """
+    """Sum the gradient of each layer's weight over the batches, (out, in) each."""
     weights: dict[str, Any] = {path: m.weight for path, m in modules.items()}
     was_trained = {path: w.requires_grad for path, w in weights.items()}
     total = {path: torch.zeros_like(w.detach()).flatten(1) for path, w in weights.items()}
@@ -299,10 +269,7 @@ def _weight_gradients(
 
 
 def _loss_of_output(model: nn.Module, batch: Any) -> Tensor:
-    """Return the loss that the model's output has for a batch.
-
-    Raises: ConfigError if it has none.
-    """
+    """Return the loss that the model's output has for a batch."""
     inputs = batch[0] if isinstance(batch, (tuple, list)) else batch
     output = call(model, inputs)
     value = output.get("loss") if isinstance(output, Mapping) else None  # outputs of transformers

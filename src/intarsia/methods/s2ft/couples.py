@@ -44,11 +44,7 @@ class Couple:
 
 
 def _channel_order(order: Tensor, width: int, parts: int = 1) -> Tensor:
-    """Expand an order of units (units,) to an order of channels (width,), in each part of a layer.
-
-    order: the number of the unit that comes at each place; width: channels of the layer; parts:
-      equal parts of the width, each of which has all units (3 in a fused qkv layer).
-    """
+    """Expand an order of units (units,) to an order of channels (width,), in each part of a layer."""
     unit_width = width // parts // len(order)
     # A unit's channels move together and keep their order.
     channels = (order[:, None] * unit_width + torch.arange(unit_width)).flatten()
@@ -89,13 +85,7 @@ def _layers_named(module: nn.Module, names: tuple[str, ...]) -> dict[str, Layer]
 def _stray_parameters(
     module: nn.Module, layers: tuple[str, ...], out: str, free: int = 0
 ) -> tuple[str, ...]:
-    """Return the names of parameters that a reordering of channels would leave behind.
-
-    module: an MLP or attention; layers: paths in it of the layers whose rows are reordered, which
-      do not count; out: path of the layer whose columns are reordered; it and the parameters behind
-      it do not count; free: width of a norm over one head, which all heads share and which does not
-      count either, 0 = none.
-    """
+    """Return the names of parameters that a reordering of channels would leave behind."""
     # Modules behind `out` see its output, which no order of inner channels changes.
     behind = out.rpartition(".")[0]
     return tuple(
@@ -111,12 +101,7 @@ def _stray_parameters(
 def _make_couple(
     root: str, module: nn.Module, into: dict[str, Layer], out: str, units: int, *sizes: int
 ) -> Couple:
-    """Make a `Couple`, the layers whose rows and columns are reordered together, with full paths.
-
-    root: path of the module; module: the MLP or attention; into: name -> layers whose rows are
-      reordered; out: name of the layer whose columns are; units: number of things to reorder;
-      sizes: two numbers, the equal parts of a layer and the width of a head's norm, 0 = none.
-    """
+    """Make a `Couple`, the layers whose rows and columns are reordered together, with full paths."""
     parts, free = sizes
     strays = _stray_parameters(module, (*into, out), out, free)
     into_layers = tuple((f"{root}.{p}", _output_width(m), parts) for p, m in into.items())
@@ -127,11 +112,7 @@ def _make_couple(
 
 
 def _attention_couples(root: str, module: nn.Module) -> Iterator[Couple]:
-    """Yield the couple of an attention: value (or fused qkv) rows and projection columns.
-
-    A `Couple` has the layers that are reordered together. root: path of the attention in the model;
-    module: the attention. Nothing is yielded if its layers have unknown names or widths.
-    """
+    """Yield the couple of an attention: value (or fused qkv) rows and projection columns."""
     into, out = _layers_named(module, QKV), _layers_named(module, (*PROJECTION, "output.dense"))
     inside = [unwrapped(m) for _, m in walk(module)]
     head_widths = [getattr(m, n, None) for m in inside for n in ("head_dim", "attention_head_size")]
@@ -161,11 +142,7 @@ def _attention_couples(root: str, module: nn.Module) -> Iterator[Couple]:
 
 
 def _mlp_couples(root: str, module: nn.Module) -> Iterator[Couple]:
-    """Yield the couple of an MLP: gate and up rows and down columns.
-
-    A `Couple` has the layers that are reordered together. root: path of the MLP in the model;
-    module: the MLP. Nothing is yielded if its layers have unknown names or widths.
-    """
+    """Yield the couple of an MLP: gate and up rows and down columns."""
     into, outputs = _layers_named(module, UP), _layers_named(module, DOWN)
     if len(outputs) != 1 or not into:
         return

@@ -151,13 +151,7 @@ def co_permute(model: nn.Module, method: S2ft) -> tuple[S2ft, Permutation]:
 def _selected_units(
     couple: Couple, channels_of_paths: Mapping[str, str], layers: Sequence[tuple[str, int, int]]
 ) -> Tensor:
-    """Return a mask of the units (channels or heads) that have selected channels, (units,) bool.
-
-    couple: layers whose rows and columns are reordered together, by units; channels_of_paths:
-      channel numbers as text, by path; layers: (path, number of channels, equal parts of them)
-      each.
-    Raises: TargetError where a unit is selected in part.
-    """
+    """Return a mask of the units (channels or heads) that have selected channels, (units,) bool."""
     units = torch.zeros(couple.units, dtype=torch.bool)
     for path, channels, parts in layers:
         if path not in channels_of_paths:
@@ -199,10 +193,7 @@ def _renumbered(method: S2ft, new_places: Mapping[str, Tensor]) -> S2ft:
 
 
 def _update_configs(model: PeftModel, new_places: Mapping[str, Tensor]) -> None:
-    """Write the new channel numbers, and the digest of the re-ordered weights, into the configs.
-
-    model: the adapted model, re-ordered; new_places: path -> the new number of each channel.
-    """
+    """Write the new channel numbers, and the digest of the re-ordered weights, into the configs."""
     for config in model.peft_config.values():
         assert isinstance(config, IntarsiaConfig)  # as all are of a model that is adapted
         method = config.settings()

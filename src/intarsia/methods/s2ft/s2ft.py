@@ -102,10 +102,7 @@ class S2ft(Method):
     position = "parallel"
 
     def __post_init__(self) -> None:
-        """Refuse settings that cannot be; `channels` are (layer's path, "3,7,9-12") pairs.
-
-        Raises: ConfigError, UnknownName.
-        """
+        """Refuse settings that cannot be; `channels` are (layer's path, "3,7,9-12") pairs."""
         check(self)
         if not self.shares:
             got = "0 for each of down, output, up and value"
@@ -175,13 +172,7 @@ class S2ft(Method):
         return S2ftCell(side_of(family), site, self._channel_numbers(site, family, generator))
 
     def _channel_numbers(self, site: Site, family: str, generator: torch.Generator) -> list[int]:
-        """Return a layer's channel numbers, drawn at random if none were chosen.
-
-        site: the layer, with its path and widths; family: "down", "up", "output" or "value", which
-          gives the share of channels; generator: of the draw.
-        Raises: ShapeError for channels that the layer does not have; ConfigError for a share that
-          selects none.
-        """
+        """Return a layer's channel numbers, drawn at random if none were chosen."""
         first, width = span(site, family)
         if (text := dict(self.channels).get(site.path)) is not None:
             ids = read(text)

@@ -169,12 +169,7 @@ def unlearn(
 def _check_texts(
     model: nn.Module, method: Seuf, forget: Sequence[Any], retain: Sequence[Any], attributed: bool
 ) -> list[StockExperts]:
-    """Check the model and both texts; return the experts of each layer.
-
-    method: the settings; forget, retain: token rows to unlearn and to keep; attributed: the texts
-    choose the expert to train. Raises: TargetError for a model without stock experts; DataError for
-    no rows, or shared ones.
-    """
+    """Check the model and both texts; return the experts of each layer."""
     check_unadapted(model)
     layers = list(stock_experts(model).values())
     if not layers:
@@ -207,11 +202,7 @@ def _row_bytes(row: Any) -> bytes:
 
 
 def _checked_place(place: Any, layers: Sequence[StockExperts]) -> At:
-    """Return the expert to unlearn in as two integers, (layer, expert).
-
-    place: what the user passed; layers: the model's layers of experts. Raises: ConfigError for
-    anything but a pair, or an expert that is not in the model.
-    """
+    """Return the expert to unlearn in as two integers, (layer, expert)."""
     if not (isinstance(place, tuple) and len(place) == 2):
         raise ConfigError(
             "at", got=repr(place), want="(layer, expert), or 'all'", fix="Try (3, 7)."

@@ -47,11 +47,7 @@ def confusion_of(group: RunGroup, limit: int = SHOWN) -> Confusion | None:
 
 
 def _joined(answers: Sequence[Predictions], limit: int) -> Confusion:
-    """Add up the confusion counts of several runs, and join the classes beyond a limit.
-
-    answers: each run's predictions, of the same classes; limit: the most classes to show. Of more
-      classes those that are confused most stay, and the others share the last row and column.
-    """
+    """Add up the confusion counts of several runs, and join the classes beyond a limit."""
     classes = answers[0].classes
     # one count for each picture of each run, at (its class, the class it was taken for)
     counts = np.zeros((len(classes), len(classes)), dtype=np.int64)

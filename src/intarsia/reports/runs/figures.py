@@ -63,11 +63,7 @@ def by_time(comparison: Comparison) -> Figure:
 
 
 def _points(comparison: Comparison, cost: Callable[[FinishedRun], float]) -> list[charts.Points]:
-    """Return, for each method, its runs as points of a chart: score over a cost.
-
-    cost: function of a run, the value along the horizontal axis, such as its training time in
-    seconds. The score, 0 ... 1, is along the vertical axis.
-    """
+    """Return, for each method, its runs as points of a chart: score over a cost."""
     return [
         charts.Points(
             label=group.label,
@@ -114,11 +110,7 @@ def curves(comparison: Comparison) -> list[Figure]:
 
 
 def _curves_of(group: RunGroup, number: int, metric: str, look: Look) -> Iterator[charts.Series]:
-    """Yield a method's curves of one metric: for each part of the data the mean, then each seed.
-
-    group: the method's runs; number: its index, by which the page shows and hides it; metric: name
-      of a logged value; look: the method's colour and mark.
-    """
+    """Yield a method's curves of one metric: for each part of the data the mean, then each seed."""
     for split, part in SPLITS.items():
         lines = {run.seed: line_of(run.curve, split, metric) for run in group.runs}
         # the mean has the full line; each seed, if there are several, a faint one
@@ -136,11 +128,7 @@ def _curves_of(group: RunGroup, number: int, metric: str, look: Look) -> Iterato
 def _curve(
     line: Mapping[float, float], metric: str, name: str, look: Look, choices: When
 ) -> charts.Series:
-    """Return one learning curve as a series of a chart.
-
-    line: epoch -> value; metric: name of the value; name: text of the legend; look: colour and
-      mark; choices: the group, split and seed at which the page shows it.
-    """
+    """Return one learning curve as a series of a chart."""
     # shares are drawn in percent
     values = [(100 if metric in UNIT else 1) * value for value in line.values()]
     form = ".1f" if metric in UNIT else ".4g"

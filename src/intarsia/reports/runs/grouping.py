@@ -172,11 +172,7 @@ def _is_ahead(interval: PairedInterval | None) -> bool:
 
 
 def _choice_among(groups: Sequence[RunGroup]) -> tuple[ChosenRun | None, str]:
-    """Choose a method by its mean validation score, and its best run by the run's own.
-
-    groups: the runs of each method. Returns the choice and "", or None and a text that says what is
-    missing for a choice.
-    """
+    """Choose a method by its mean validation score, and its best run by the run's own."""
     for group in groups:
         if any(run.validation is None for run in group.runs):
             return None, f"the runs of {group.label} have no validation part"
@@ -195,10 +191,7 @@ def _choice_among(groups: Sequence[RunGroup]) -> tuple[ChosenRun | None, str]:
 
 
 def _validated_on(group: RunGroup, seed: int) -> str:
-    """Return the digest (SHA-256) of the validation part that a run used, "None" if not recorded.
-
-    group: the runs of a method; seed: the training seed of the run that is meant.
-    """
+    """Return the digest (SHA-256) of the validation part that a run used, "None" if not recorded."""
     run = next(run for run in group.runs if run.seed == seed)
     data = run.record.get("data")
     part = data.get("val") if isinstance(data, Mapping) else None
@@ -206,11 +199,7 @@ def _validated_on(group: RunGroup, seed: int) -> str:
 
 
 def _rank(group: RunGroup, seeds: Collection[int]) -> tuple[float, float, int]:
-    """Return the key by which methods are ordered, the larger the better.
-
-    group: runs of a method; seeds: those whose validation scores count. The key is the mean score,
-    then minus the mean loss, then minus the number of trained parameters.
-    """
+    """Return the key by which methods are ordered, the larger the better."""
     runs = [run for run in group.runs if run.seed in seeds]
     # `validation` has the loss with a minus already: the larger is the better
     scores, losses = zip(*(score for run in runs if (score := run.validation)), strict=True)
@@ -337,8 +326,6 @@ def _with_given_options(run: FinishedRun, adapter: Mapping[str, Any]) -> Mapping
     """Replace an adapter's stored options by those that the caller gave; return its settings.
 
     The seed may have decided some of the stored options, so that runs of one call would differ.
-    run: its record has the caller's options; without them the settings are returned as they are.
-    adapter: the settings as the run stored them.
     """
     options_given = run.given.get("method")
     if (
@@ -396,10 +383,7 @@ def differing(settings: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def _distinct_labels(named: Sequence[tuple[str, Mapping[str, Any]]]) -> list[str]:
-    """Return a label for each group; equal labels get the settings that differ in brackets.
-
-    named: label and settings of each group.
-    """
+    """Return a label for each group; equal labels get the settings that differ in brackets."""
     counts = Counter(label for label, _ in named)
     labels: list[str] = []
     for label, settings in named:

@@ -65,12 +65,7 @@ def _picture_values(logits: np.ndarray, labels: np.ndarray) -> dict[str, ItemVal
 
 
 def _text_values(tensors: Tensors) -> dict[str, ItemValues]:
-    """Return what each text contributes to the scores: score's name -> values of the texts.
-
-    tensors: for each text "tokens", their number, "hits", how many were predicted right, and
-    "loss", their summed loss; texts without a token are left out. "accuracy": share of right
-    tokens; "loss": mean loss of a token; both weighted by the number of tokens.
-    """
+    """Return what each text contributes to the scores: score's name -> values of the texts."""
     some = tensors["tokens"] > 0
     tokens = tensors["tokens"][some].astype(float)
     order = np.arange(len(tokens))

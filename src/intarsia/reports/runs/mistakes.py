@@ -138,11 +138,7 @@ def read_mistakes(run: Path) -> Mistakes | None:
 
 
 def _mistake(folder: Path, line: dict[str, Any]) -> Mistake:
-    """Read one mistake: an entry of the list, and the picture that belongs to it.
-
-    folder: of the pictures; line: index, confidence and the two classes.
-    Raises: CheckpointError, ValueError for a damaged or suspicious file.
-    """
+    """Read one mistake: an entry of the list, and the picture that belongs to it."""
     index, confidence = int(line["index"]), float(line["confidence"])
     if not 0 <= confidence <= 1:
         raise ValueError(f"confidence {confidence}")

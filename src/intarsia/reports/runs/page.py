@@ -217,10 +217,7 @@ def _errors(comparison: Comparison) -> list[Section]:
 
 
 def _confusion(comparison: Comparison, number: int) -> tuple[Block, ...]:
-    """Return a method's confusion matrix and a table of its most frequent confusions.
-
-    number: the method's index in the comparison.
-    """
+    """Return a method's confusion matrix and a table of its most frequent confusions."""
     group = comparison.groups[number]
     # the figure may join rare classes; the table is of all pairs
     confusion, complete = confusion_of(group), confusion_of(group, limit=10**9)
@@ -244,10 +241,7 @@ def _confusion(comparison: Comparison, number: int) -> tuple[Block, ...]:
 
 
 def _pairs(classes: Sequence[str], counts: Sequence[Sequence[int]]) -> list[tuple[str, str, int]]:
-    """Return the eight most frequent confusions as (true class, predicted class, count).
-
-    classes: names; counts: [i][j] pictures of class i that were taken for class j.
-    """
+    """Return the eight most frequent confusions as (true class, predicted class, count)."""
     pairs = [
         (classes[i], classes[j], n)
         for i, row in enumerate(counts)
@@ -258,11 +252,7 @@ def _pairs(classes: Sequence[str], counts: Sequence[Sequence[int]]) -> list[tupl
 
 
 def _mistakes(group: RunGroup, largest: int, several: bool) -> tuple[Block, ...]:
-    """Return the pictures with the worst mistakes, of a method's first run that stored some.
-
-    group: runs of the method; largest: bytes of all these pictures at most; several: True to name
-      the seed.
-    """
+    """Return the pictures with the worst mistakes, of a method's first run that stored some."""
     # one seed is enough to look at
     run = next((run for run in group.runs if run.mistakes is not None), None)
     if run is None or run.mistakes is None:
@@ -288,10 +278,7 @@ def _picture(path: Path) -> Image.Image:
 
 
 def _thumbnail(mistake: Mistake, address: str) -> Thumbnail:
-    """Return a mistake as a small picture with the predicted class and the true one.
-
-    address: the picture's data, as a URL.
-    """
+    """Return a mistake as a small picture with the predicted class and the true one."""
     return Thumbnail(
         address,
         f"Picture {mistake.index}: {mistake.true}, taken for {mistake.predicted}",
@@ -358,11 +345,7 @@ def _record(comparison: Comparison) -> Section:
 
 
 def _data(comparison: Comparison, several: bool) -> tuple[Block, ...]:
-    """Return a table of the parts of the data with their digests, and where they are from.
-
-    comparison: the runs; the table is of the first one's data. several: True to add a note that
-    says if all runs used the same data.
-    """
+    """Return a table of the parts of the data with their digests, and where they are from."""
     parts = data_parts(comparison)
     pictured = any(run.samples == "pictures" for run in comparison.runs)
     titles = ["Part", "Pictures" if pictured else "Rows"]

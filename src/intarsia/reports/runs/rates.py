@@ -65,12 +65,7 @@ def described(comparison: Comparison) -> list[str]:
 
 
 def _search_text(search: Mapping[str, Any], comparison: Comparison) -> str:
-    """Return the predicate of a sentence about a search: "tried 5 learning rates (...) and ...".
-
-    search: the record of the search, with "rates", the learning rates tried, "samples", the number
-    of validation samples, "draws", how often they were drawn, and "measure", the score. comparison:
-    its runs say if samples are pictures or rows of text.
-    """
+    """Return the predicate of a sentence about a search: "tried 5 learning rates (...) and ..."."""
     rates, draws = [f"{rate:g}" for rate in search["rates"]], search["draws"]
     perplexity = search["measure"] == "perplexity"
     best = "lowest perplexity" if perplexity else f"highest {search['measure'].replace('_', ' ')}"

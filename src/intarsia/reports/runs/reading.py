@@ -180,10 +180,7 @@ def read_run(folder: Path | str) -> FinishedRun:
 
 
 def _runs_in(folder: Path) -> Sequence[Path]:
-    """Return the folder itself if it is of a run, else the run folders in it, by time of start.
-
-    Raises: DataError if there are none.
-    """
+    """Return the folder itself if it is of a run, else the run folders in it, by time of start."""
     if (folder / RUN).is_file():
         return [folder]
     # a folder of runs, one level deep
@@ -201,11 +198,7 @@ def _runs_in(folder: Path) -> Sequence[Path]:
 
 
 def _read_json(folder: Path) -> dict[str, Any]:
-    """Read run.json, the record of one run.
-
-    folder: the run's. Raises: DataError for a folder without one; CheckpointError if it is damaged,
-      or of another format.
-    """
+    """Read run.json, the record of one run."""
     path = folder / RUN
     if not path.is_file():
         _runs_in(folder)  # says what is there instead
@@ -244,11 +237,7 @@ def need(record: Mapping[str, Any], path: str, kind: type[T], folder: Path) -> T
 
 
 def _scores(folder: Path, record: Mapping[str, Any]) -> SplitScores:
-    """Read a run's scores on its test part, or on its validation part if it has no test part.
-
-    folder: named in errors; record: the content of run.json.
-    Raises: DataError without either; CheckpointError for a damaged record.
-    """
+    """Read a run's scores on its test part, or on its validation part if it has no test part."""
     results = need(record, "results", dict, folder)
     # the test part decides; a run without one is scored on validation
     split = next((name for name in SPLITS if name in results), None)
@@ -266,11 +255,7 @@ def _scores(folder: Path, record: Mapping[str, Any]) -> SplitScores:
 
 
 def _costs(folder: Path, record: Mapping[str, Any]) -> RunCosts:
-    """Read what a run cost: parameters, seconds, memory.
-
-    folder: named in errors; record: the content of run.json.
-    Raises: CheckpointError for a damaged record.
-    """
+    """Read what a run cost: parameters, seconds, memory."""
     peak = record["results"].get("peak_bytes")
     peak = peak if isinstance(peak, Mapping) else {}
     # an accelerator's memory is the one that runs out first
@@ -347,12 +332,7 @@ def read_items(folder: Path) -> RunItems | None:
 def _predicted_classes(
     folder: Path, record: Mapping[str, Any], scores: SplitScores, tensors: Tensors
 ) -> Predictions | None:
-    """Return the true and predicted class of each picture.
-
-    folder: named in errors; record: the content of run.json; scores: the run's; tensors: its
-      predictions. Returns None for texts, and where a picture may have several labels.
-    Raises: CheckpointError for predictions that do not fit the scores.
-    """
+    """Return the true and predicted class of each picture."""
     if "tokens" in tensors:
         return None
     path, logits, labels = folder / PREDICTIONS, tensors["logits"], tensors["labels"]

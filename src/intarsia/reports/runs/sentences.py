@@ -72,12 +72,7 @@ def _task_sentence(comparison: Comparison) -> str:
 
 
 def _result_sentence(comparison: Comparison) -> str:
-    """Return the sentence that says which method is best and how it differs from the baseline.
-
-    comparison: runs of several methods, or of one. The method of the highest mean score is called
-    the best only if `comparison.leader` says that it is significantly ahead of all others; else its
-    score is called the highest.
-    """
+    """Return the sentence that says which method is best and how it differs from the baseline."""
     best, base = comparison.best, comparison.baseline
     part = PART_NAMES.get(best.runs[0].scores.split, best.runs[0].scores.split)
     # `samples` is a word: "pictures" or "tokens"
@@ -122,11 +117,7 @@ def choice_sentence(comparison: Comparison) -> str:
 
 
 def _why_behind(run: FinishedRun, first: Sequence[float], second: Sequence[float]) -> str:
-    """Return words that say why the second method of a choice is behind the first.
-
-    run: any run of the comparison, for the kind of score; first, second: (mean validation
-    score, minus mean loss, minus trained parameters) of the chosen method, and of the second.
-    """
+    """Return words that say why the second method of a choice is behind the first."""
     if first[0] > second[0]:
         return f"has {_validation_score(run, second[0])}"
     reasons = ("has the higher loss", "trains more parameters")
@@ -135,10 +126,7 @@ def _why_behind(run: FinishedRun, first: Sequence[float], second: Sequence[float
 
 
 def _validation_score(run: FinishedRun, score: float) -> str:
-    """Return a mean validation score in words, such as "91.3 % right" or "perplexity 7.10".
-
-    run: says which kind of score it is; score: 0 ... 1, for texts 1 / perplexity.
-    """
+    """Return a mean validation score in words, such as "91.3 % right" or "perplexity 7.10"."""
     if run.samples == "tokens":
         return f"perplexity {1 / score:.2f}" if score else "no finite perplexity"
     if run.scores.measure != "accuracy":
@@ -202,10 +190,7 @@ def _item_name(run: FinishedRun) -> str:
 
 
 def _cost_sentence(best: RunGroup, base: RunGroup) -> str:
-    """Return the sentence about the best method's trained parameters, and its time.
-
-    best, base: the runs of the best method and of the baseline.
-    """
+    """Return the sentence about the best method's trained parameters, and its time."""
     costs = best.runs[0].costs
     share = costs.trained / costs.parameters
     small = (
@@ -224,11 +209,7 @@ def _items_name(runs: Sequence[FinishedRun]) -> str:
 
 
 def _perplexity_sentence(best: RunGroup) -> str | None:
-    """Return the sentence about a text model's perplexity after and before training, or None.
-
-    best: runs of the best method; the sentence is about the first one, and has its share of exact
-    matches, too. None for runs on pictures.
-    """
+    """Return the sentence about a text model's perplexity after and before training, or None."""
     run = best.runs[0]
     after, before = run.record["results"].get(run.scores.split, {}), run.given.get("before")
     if run.samples != "tokens":
@@ -302,10 +283,7 @@ _MACHINES = "The runs are from different machines or thread counts: do not compa
 
 
 def _shared_pictures(runs: Iterable[FinishedRun]) -> list[str]:
-    """Return a warning for each two parts of the data, such as train and test, that share pictures.
-
-    runs: the number of shared pictures is the largest that any of them recorded.
-    """
+    """Return a warning for each two parts of the data, such as train and test, that share pictures."""
     counts: dict[str, int] = {}
     for run in runs:
         data = run.given.get("data")

@@ -156,10 +156,7 @@ def _class_counts_text(part: Any) -> str:
 
 
 def _origin(parts: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Return rows with the source and the licence of the data, where they are recorded.
-
-    parts: the record of each part.
-    """
+    """Return rows with the source and the licence of the data, where they are recorded."""
     records = [part for part in parts.values() if isinstance(part, Mapping)]
     rows: list[tuple[str, str]] = []
     for name in ("source", "licence"):

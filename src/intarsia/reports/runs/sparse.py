@@ -68,8 +68,7 @@ def _chart_line(
 ) -> charts.Series:
     """Return a method's line of a chart as a series.
 
-    number: the method's index; looks: colour and mark of every method; points: (x, y); unit: of y;
-      before: words before x in a tooltip, for example "step ".
+    points: (x, y).
     """
     hover = [f"{y:.4g} {unit}".strip() + f" at {before}{x:g}" for x, y in points]
     xs, ys = [x for x, _ in points], [y for _, y in points]

@@ -79,11 +79,7 @@ def caption(comparison: Comparison) -> str:
 
 
 def _row(group: RunGroup, base: RunGroup | None, seeds: bool) -> tuple[Entry, ...]:
-    """Return a method's row of the table of results.
-
-    group: its runs; base: the baseline's, None without one; seeds: True if there is a column for
-      the number of seeds.
-    """
+    """Return a method's row of the table of results."""
     costs = group.runs[0].costs
     accuracy, seconds = group.accuracy, group.seconds
     balanced, loss = group.balanced_accuracy or group.f1, group.loss
@@ -113,10 +109,7 @@ def _row(group: RunGroup, base: RunGroup | None, seeds: bool) -> tuple[Entry, ..
 
 
 def _difference(group: RunGroup, base: RunGroup) -> Entry:
-    """Return the table entry for a method's difference to the baseline, with its interval.
-
-    group, base: the runs of the method and of the baseline.
-    """
+    """Return the table entry for a method's difference to the baseline, with its interval."""
     if group is base:
         return Entry("baseline")
     difference = group.difference(base)
@@ -202,12 +195,7 @@ def json_choice(comparison: Comparison) -> dict[str, Any]:
 
 
 def _paired(group: RunGroup, base: RunGroup) -> dict[str, Any]:
-    """Return a method's difference to the baseline for JSON, with its interval.
-
-    group, base: the runs of both. "mean", "deviation", "n": of the difference over n shared seeds,
-    a share; "ahead": in how many of them the method is better; "interval": the 95 % interval, or
-    {"missing": why there is none}. Without a shared seed "mean" is the difference of the means.
-    """
+    """Return a method's difference to the baseline for JSON, with its interval."""
     difference = group.difference(base)
     if difference is None:
         apart = group.accuracy.mean - base.accuracy.mean

@@ -105,10 +105,7 @@ def _values(layers: Sequence[Mapping[str, Any]], key: str) -> dict[tuple[str, st
 
 
 def _layer_map(values: Mapping[tuple[str, str], float], top: float) -> HeatMap:
-    """Draw values as a heat map with a row for each block and a column for each layer in it.
-
-    values: (block, layer within it) -> value; top: the value with the darkest colour.
-    """
+    """Draw values as a heat map with a row for each block and a column for each layer in it."""
     # in the order of the model, each once
     blocks = list(dict.fromkeys(block for block, _ in values))
     kinds = list(dict.fromkeys(kind for _, kind in values))

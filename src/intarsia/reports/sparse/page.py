@@ -73,10 +73,7 @@ def gather(folders: Iterable[Path | str]) -> list[PrunedModel]:
 
 
 def _read(path: Path) -> Mapping[str, Any]:
-    """Read sparsify.json, the record of a pruned model.
-
-    Raises: CheckpointError if it is no such record.
-    """
+    """Read sparsify.json, the record of a pruned model."""
     try:
         record: Any = read_json(path)
         missing = [name for name in WANTED if name not in record]
@@ -105,10 +102,7 @@ def report_of(pruned: Sequence[PrunedModel], heading: str | None = None) -> Repo
 
 
 def _report(pruned: Sequence[PrunedModel], heading: str | None) -> Report:
-    """Build the report of pruned models: results, charts, and values by layer.
-
-    heading: its title, None for the methods and models.
-    """
+    """Build the report of pruned models: results, charts, and values by layer."""
     shapes = looks_of(pruned)
     rows = tuple(shapes[methods(pruned).index(model.method)] for model in pruned)
     sections = [Section("Results", (dataclasses.replace(table_of(pruned), looks=rows),))]

@@ -185,13 +185,7 @@ def _search_and_score(
     began: float,
     report: Report,
 ) -> AutoRun:
-    """Search for the best candidate, train it on all training pictures, and score it on the test.
-
-    request: the settings of the call by name, which the folder keeps for a resumed search. out: the
-    folder of the search. running: where and how many candidates train at a time: "jobs", "threads",
-    "ray", and "running" with the device. began: time.perf_counter() at the start of the call.
-    report: gets lines of progress. Returns the choice, all candidates, and the run of the choice.
-    """
+    """Search for the best candidate, train it on all training pictures, and score it on the test."""
     search = _prepare_search(request, out, running, report)
     # written only now: before the pictures were read there was nothing to go on with
     if not (out / REQUEST).exists():
@@ -228,12 +222,7 @@ def _search_and_score(
 def _prepare_search(
     request: Mapping[str, Any], out: Path, running: Mapping[str, Any], report: Report
 ) -> Search:
-    """Read the pictures and prepare the search: methods, sizes of pictures in px, and folds.
-
-    request: the settings of the call by name; out: the folder of the search; running: how many
-    candidates train at a time and where, by name; report: gets lines of progress.
-    Raises: ConfigError for fewer than FEWEST training pictures.
-    """
+    """Read the pictures and prepare the search: methods, sizes of pictures in px, and folds."""
     start = _common_settings(request)
     splits = pictures_of(start, report)
     pictures = start.pictures
@@ -251,15 +240,7 @@ def _prepare_search(
 def _open_folder(
     data: str | Path | None, out: Path | None, request: dict[str, Any], resume: bool
 ) -> tuple[Path, dict[str, Any]]:
-    """Return the folder of a search, and its settings by name: this call's, or the stored ones.
-
-    data: the pictures, or None for a resumed search. out: the folder; None = named after the data.
-    request: minutes, seed, methods and options of this call, by name. resume: go on with the search
-    in the folder; its stored settings are returned.
-    Raises: ConfigError for a new search in a folder that has one, or resume in a folder that has
-    none; for no data, or data that are texts; for an option that the search itself decides.
-    UnknownName for an unknown option or method.
-    """
+    """Return the folder of a search, and its settings by name: this call's, or the stored ones."""
     if out is None and data is not None:
         out = Path("runs") / f"auto-{data_name(data)}"
     if resume:
@@ -294,14 +275,7 @@ def _open_folder(
 def _stored_request(
     path: Path, data: str | Path | None, request_now: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Read the settings with which a search was begun, and check this call's settings against them.
-
-    path: the file of the stored settings. data: the pictures of this call, None = not named again.
-    request_now: this call's settings by name. minutes, methods and seed are compared if they differ
-    from their defaults, all others always: a call names these only if its user did.
-    Returns the stored settings by name.
-    Raises: ConfigError for a setting that differs; CheckpointError for a damaged file.
-    """
+    """Read the settings with which a search was begun, and check this call's settings against them."""
     defaults = Experiment(Pictures("")).flat() | {"minutes": 10, "methods": []}
     try:
         stored = dict(read_json(path))
@@ -341,10 +315,7 @@ def known_models() -> tuple[str, ...]:
 
 
 def _common_settings(request: Mapping[str, Any]) -> Experiment:
-    """Return the settings that all candidates share, as an `Experiment` (all of one training run).
-
-    request: settings of the call by name.
-    """
+    """Return the settings that all candidates share, as an `Experiment` (all of one training run)."""
     options = {k: v for k, v in request.items() if k not in ("minutes", "methods", "one", "model")}
     return Experiment(Pictures(""), Adapted()).changed(
         val=0, model=models_of(request)[0], **options
@@ -358,13 +329,7 @@ def _score_choice(
     running: Mapping[str, Any],
     report: Report,
 ) -> tuple[dict[str, float], float]:
-    """Train the choice on all training pictures; return its test scores and the seconds it took.
-
-    members: of the choice; several are blended. certainty: how sure the choice is, for the run's
-    record. out: the folder of the search; the run goes into a subfolder. running: settings of the
-    computer by name, such as "device". report: gets lines of progress. The seconds are 0 if the
-    folder had the run.
-    """
+    """Train the choice on all training pictures; return its test scores and the seconds it took."""
     folder = out / CHOICE
     # A killed search may have finished its last training.
     if not (folder / RUN).is_file():
@@ -395,10 +360,7 @@ def _train(
     running: Mapping[str, Any],
     choice: Mapping[str, Any] | None,
 ) -> float:
-    """Train a candidate on all training pictures, score it on the test part; return the seconds.
-
-    folder: of the run. out: of the search. choice: how it was chosen, for the run's record.
-    """
+    """Train a candidate on all training pictures, score it on the test part; return the seconds."""
     ends: list[TrialEnd] = []
     inputs: dict[str, Any] = {
         "experiment": member.row.experiment.flat(),

@@ -190,10 +190,7 @@ def named(row: Row) -> str:
 
 
 def _twin(search: Search, members: list[Row]) -> tuple[str, Margin] | None:
-    """Compare the adapter of a choice with the best other method of the same settings.
-
-    members: the rows of the choice. None if it has no adapter, or no such candidate was trained.
-    """
+    """Compare the adapter of a choice with the best other method of the same settings."""
     adapters = [row for row in members if row.name != PROBE]
     settings = ("model", "size", "epochs", "last_blocks", "seed")
 

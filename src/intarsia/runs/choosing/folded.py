@@ -208,11 +208,7 @@ class Folded:
         return [self._answered(row) for row in rows]
 
     def _answered(self, row: Row) -> Row:
-        """Add to a candidate the stored result of its next training, and return the new row.
-
-        row: the candidate so far; the row that is returned has the answers to one more fold, or the
-        error. The training's seconds are added to `spent`, and the estimates of costs are updated.
-        """
+        """Add to a candidate the stored result of its next training, and return the new row."""
         record = self.store[self._next_key(row)]
         self.spent += record["elapsed"]
         self._record_cost(row, record)
@@ -269,12 +265,7 @@ class Folded:
         return replace(cost, each=max(scaled, default=cost.each))
 
     def _record_cost(self, row: Row, record: Mapping[str, Any]) -> None:
-        """Record the seconds that a training of a candidate took, for later estimates.
-
-        row: the candidate before this training. record: the stored result: "seconds" of the whole
-        run, of which "trained" were for the training, and of those "once" for the features of the
-        frozen blocks, which are computed once for all epochs. A failed training is not recorded.
-        """
+        """Record the seconds that a training of a candidate took, for later estimates."""
         if record["error"] or row.name == PROBE:
             return
         experiment, prefix = (
@@ -297,9 +288,8 @@ class Folded:
     def _train_parts(self, rows: Sequence[Row]) -> None:
         """Train each candidate once more, side by side; store times, answers and errors.
 
-        rows: the candidates. Each is trained without its next fold of the pictures, at one seed,
-        and answers that fold. Trainings that ran at the same time share the elapsed time in
-        proportion to their seconds, so that the stored times add up to real time.
+        Trainings that ran at the same time share the elapsed time in proportion to their seconds,
+        so that the stored times add up to real time.
         """
         began, ends = time.perf_counter(), list[TrialEnd]()
         # a single job runs in this process; several need a process each
@@ -319,10 +309,7 @@ class Folded:
             self._store_end(end, part_seconds)
 
     def _next_trial(self, row: Row) -> Trial:
-        """Return a candidate's next training, as a task for the pool of jobs.
-
-        row: the candidate so far, with its number p of trainings; this one leaves out fold p.
-        """
+        """Return a candidate's next training, as a task for the pool of jobs."""
         folder = (self.out / "search" / self._next_key(row)).absolute()
         experiment, fold = row.experiment, row.parts
         inputs = {
@@ -337,11 +324,7 @@ class Folded:
         return Trial(f"{row.name}, {describe_settings(experiment)}", inputs)
 
     def _store_end(self, end: TrialEnd, elapsed: float) -> None:
-        """Store the result of one training: its times, and its predictions or its error.
-
-        end: the finished training. elapsed: the seconds of the search that are counted for it, its
-        share of the wall-clock time where several ran at once.
-        """
+        """Store the result of one training: its times, and its predictions or its error."""
         folder = Path(end.trial.inputs["folder"])
         key = folder.name
         record: dict[str, Any] = {"seconds": end.seconds, "elapsed": elapsed, "error": end.error}

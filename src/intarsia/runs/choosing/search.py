@@ -86,10 +86,7 @@ class Search:
         return ranked + [row for row in self.rows.values() if row not in ranked]
 
     def _fit_probes(self) -> None:
-        """Fit a probe on each view, as far as its time allows, and report the first good answer.
-
-        Raises: TrainingError if none can be fitted.
-        """
+        """Fit a probe on each view, as far as its time allows, and report the first good answer."""
         errors: list[str] = []
         for view in self.views:
             if self.rows and not self._affords_probe(view):
@@ -114,10 +111,7 @@ class Search:
             raise TrainingError("search", got=got, want=want, fix=fix)
 
     def _affords_probe(self, view: PictureView) -> bool:
-        """Decide whether the features of a view fit into the probes' share of the time.
-
-        Their cost is guessed from the view before it of the same backbone, or of another one.
-        """
+        """Decide whether the features of a view fit into the probes' share of the time."""
         costs = self.folded.costs
         probed = [p for p in costs if p.model == view.model] or list(costs)
         nearest = max(probed, key=lambda p: p.size)
@@ -131,9 +125,8 @@ class Search:
     def _best_places(self) -> list[PictureView]:
         """Return the views on which adapters are trained, the best first.
 
-        They are the best size of each of the two best backbones; of a single backbone its two best
-        sizes. Sizes at which an adapter would not answer all folds in its share of the time are
-        passed over where there are smaller ones.
+        Sizes at which an adapter would not answer all folds in its share of the time are passed
+        over where there are smaller ones.
         """
         view_at = {(view.model, view.size): view for view in self.views}
         ranked = [view_at[place_of(row.experiment)] for row in self.ranked()]
@@ -215,12 +208,7 @@ class Search:
         return look(epochs)
 
     def _next_steps(self) -> Iterator[Move]:
-        """Yield (candidate, its total number of trainings), the most promising first.
-
-        A training leaves out one fold of the pictures. The candidate is a new one that differs from
-        a good one in a setting, or one that has not answered all folds yet, or the best other
-        method with the settings of the choice, which comes first when the time is nearly up.
-        """
+        """Yield (candidate, its total number of trainings), the most promising first."""
         adapters = [row for row in self.ranked() if row.name != PROBE]
         exploring = [(c, self.full) for c in self._neighbours(adapters)]
         exploring += [(r.candidate, self.full) for r in self.rows.values() if r.name != PROBE]
@@ -229,10 +217,7 @@ class Search:
         yield from exploring + twins if early else twins + exploring
 
     def _twins(self) -> Iterator[Candidate]:
-        """Yield the best other method, with backbone, size, epochs and depth of the best adapter.
-
-        So that the sentence about the two compares methods, and not times of training.
-        """
+        """Yield the best other method, with backbone, size, epochs and depth of the best adapter."""
         adapters = [row for row in self.ranked() if row.name != PROBE]
         trained = [row for row in self.rows.values() if row.name != PROBE and row.answers]
         if not adapters:
@@ -243,13 +228,7 @@ class Search:
             yield rivals[0].name, twin_of(rivals[0].experiment, best.experiment)
 
     def _neighbours(self, ranked: Sequence[Row]) -> Iterator[Candidate]:
-        """Yield candidates that differ in one setting from a trained adapter, its neighbours.
-
-        ranked: the trained adapters, the best first. The best one is first trained at further
-        seeds, for a blend. Then come neighbours of the best of each method, then those of every
-        one. A neighbour has twice the epochs, a lower or higher rate, twice the adapted blocks, or
-        is on the other place.
-        """
+        """Yield candidates that differ in one setting from a trained adapter, its neighbours."""
         for row in ranked[:1] if not self.one else ():
             first = self.folded.start.training.seed
             for seed in range(first + 1, first + SEEDS):
@@ -282,13 +261,7 @@ class Search:
         return experiment.training.seed == self.folded.start.training.seed
 
     def _advance(self, moves: Iterable[Move], at_most: int | None = None) -> bool:
-        """Train candidates, as many at a time as there are jobs; return True if any was trained.
-
-        moves: pairs (candidate, its total number of trainings, those it has had included); each
-        training leaves out one fold of the pictures, at one seed. A candidate that falls clearly
-        behind the leader stops early; one for which there is no time is skipped. at_most: how many
-        candidates may be started; None = all.
-        """
+        """Train candidates, as many at a time as there are jobs; return True if any was trained."""
         waiting, working, begun = iter(moves), list[Move](), 0
         while True:
             while len(working) < self.folded.jobs and begun != at_most:
@@ -309,12 +282,7 @@ class Search:
                 self._report_end(*candidate)
 
     def _next_to_begin(self, waiting: Iterator[Move], working: Sequence[Move]) -> Move | None:
-        """Return the next candidate to train: the first with trainings to do and time for them.
-
-        waiting: pairs (candidate, its total number of trainings); the result and the pairs before
-        it are taken off. working: the pairs in training now; their candidates are not started
-        again. Returns a pair, None if none is left.
-        """
+        """Return the next candidate to train: the first with trainings to do and time for them."""
         for (name, experiment), parts in waiting:
             if any((name, experiment) == candidate for candidate, _ in working):
                 continue
@@ -325,34 +293,21 @@ class Search:
         return None
 
     def _goes_on(self, candidate: Candidate, parts: int) -> bool:
-        """Decide whether a candidate is to be trained once more, with its next fold left out.
-
-        candidate: its method's name and its settings. parts: the number of trainings at which it is
-        done. The first `screen` trainings, a quick comparison of all methods, are made unless one
-        fails; after them a candidate that is clearly behind the leader is given up.
-        """
+        """Decide whether a candidate is to be trained once more, with its next fold left out."""
         row = self._row_of(*candidate)
         if row.error or row.parts >= parts:
             return False
         return row.parts < self.screen or not self._may_give_up(row)
 
     def _report_end(self, name: str, experiment: Experiment) -> None:
-        """Report a candidate's result, and how much of the time has passed, as a line of progress.
-
-        name, experiment: the candidate's method and all of its settings.
-        """
+        """Report a candidate's result, and how much of the time has passed, as a line of progress."""
         elapsed, total = map(numbers.seconds, (self.folded.spent, self.seconds))
         line = f"{name}, {describe_settings(experiment)}: "
         line += _describe_result(self._row_of(name, experiment))
         self.report(f"{line}; {elapsed} of {total} gone.")
 
     def _may_give_up(self, row: Row) -> bool:
-        """Decide whether a candidate is clearly behind the best adapter, and may be given up.
-
-        row: the candidate. It is compared by the same number of trainings of both: the temperature
-        that divides a candidate's logits is fitted to all answers that are read. A probe may be
-        ahead of all adapters, which may still be good members of a blend.
-        """
+        """Decide whether a candidate is clearly behind the best adapter, and may be given up."""
         ranked = [other for other in self.ranked() if other.name != PROBE]
         leader = ranked[0] if ranked else row
         level = min(row.parts, leader.parts)
@@ -365,12 +320,7 @@ class Search:
         return self.rows.get(experiment.key, Row(name, experiment))
 
     def _fits(self, name: str, experiment: Experiment, parts: int) -> bool:
-        """Decide whether there is time to train a candidate, and then the final choice.
-
-        name, experiment: the candidate's method and settings. parts: the total number of trainings
-        that it is to have; only those that it has not had yet take time. The final choice is
-        trained on all pictures and scored on the test part.
-        """
+        """Decide whether there is time to train a candidate, and then the final choice."""
         remaining_parts = range(self._row_of(name, experiment).parts, parts)
         part_seconds = self.folded.takes(name, experiment, remaining_parts)
         # The last fits may be of the present choice, or of this candidate alone; a blend of both
@@ -388,11 +338,7 @@ def twin_of(experiment: Experiment, best: Experiment) -> Experiment:
 
 
 def _describe_result(row: Row) -> str:
-    """Describe a candidate's score on held-out pictures, or its error, for a line of progress.
-
-    row: the candidate with its answers so far. Returns for example "93.1 % on 400 held-out
-    pictures".
-    """
+    """Describe a candidate's score on held-out pictures, or its error, for a line of progress."""
     if row.answers is None or row.error:
         return f"FAILED, {row.error}"
     share = numbers.percent(row.val[measure(row.val)])

@@ -84,11 +84,7 @@ def _scores(answers: HeldOutAnswers) -> tuple[str, str]:
 
 
 def _line(row: Row, best: HeldOutAnswers | None, note: str) -> tuple[Entry, ...]:
-    """Make a candidate's line of the table: all columns but the last one, the test score.
-
-    best: the answers of the choice, whose lead over the candidate is shown in points with a paired
-    95 % interval; None if the candidate is the choice.
-    """
+    """Make a candidate's line of the table: all columns but the last one, the test score."""
     experiment, answers = row.experiment, row.answers
     assert answers is not None
     behind = "" if best is None else _lead(best, answers)

@@ -196,10 +196,7 @@ def searches_rows(
 def _opened_folder(
     data: str | Path | None, out: Path | None, request: Mapping[str, Any], resume: bool
 ) -> tuple[Path, dict[str, Any]]:
-    """Return the folder of the search, and its settings: this call's, or those it was begun with.
-
-    Raises: ConfigError; CheckpointError for a damaged file.
-    """
+    """Return the folder of the search, and its settings: this call's, or those it was begun with."""
     if out is None:
         if data is None:
             fix = "For example: intarsia auto texts.csv"
@@ -266,10 +263,7 @@ class TextSearch:
         return (*([] if BASELINE in fast else [BASELINE]), *fast, *adapters)
 
     def _untried(self, fitted: Sequence[TextCandidate]) -> Iterator[str]:
-        """Yield the words; an adapter without a model once for each model, the best first.
-
-        fitted: the candidates so far, which grow.
-        """
+        """Yield the words; an adapter without a model once for each model, the best first."""
         for word in self.words:
             adapter, _ = split_adapter(word)
             if adapter is None or "=" in word:
@@ -346,10 +340,7 @@ class TextSearch:
         return 3 * seconds < SHARES * (self.limit - self.seconds)
 
     def _affordable(self, word: str) -> str | None:
-        """Return the word of a model with so many tokens that it fits into the time; None = none.
-
-        A few texts are timed at each length.
-        """
+        """Return the word of a model with so many tokens that it fits into the time; None = none."""
         adapter, rest = split_adapter(word)
         model, layer, tokens = split_word(rest)
         if adapter is not None:

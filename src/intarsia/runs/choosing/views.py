@@ -75,11 +75,7 @@ def views(start: Experiment, models: Sequence[str], methods: Sequence[str]) -> l
 
 
 def _on(start: Experiment, name: str, size: int, model: nn.Module) -> Experiment:
-    """Return the settings of all candidates on a backbone at a size.
-
-    Where the backbone can be split between its blocks and pictures are not augmented, only its last
-    LAST_BLOCKS blocks are adapted: the outputs of those before are computed once.
-    """
+    """Return the settings of all candidates on a backbone at a size."""
     start = start.changed(model=name, size=size)
     splits = isinstance(model, SPLITTABLE) and start.pictures.augment == "none"
     return start.changed(last_blocks=LAST_BLOCKS, frozen_once=True) if splits else start
@@ -93,10 +89,7 @@ def _outline(start: Experiment) -> nn.Module:
 
 
 def _starting_arms(model: nn.Module, names: Sequence[str]) -> tuple[BenchArm, ...]:
-    """Return the methods to train on a backbone, each with the learning rate at which it begins.
-
-    names: those that the user named; the probe is always there and is no arm.
-    """
+    """Return the methods to train on a backbone, each with the learning rate at which it begins."""
     norms = has_batch_norms(model)
     leaders = AMONG_BATCH_NORMS if norms else tuple(METHODS)
     method_names = [name for name in names if name != PROBE] if names else leaders
@@ -111,11 +104,7 @@ def _starting_arms(model: nn.Module, names: Sequence[str]) -> tuple[BenchArm, ..
 
 
 def _sizes_to_try(start: Experiment, model: nn.Module) -> list[int]:
-    """Return the sizes at which pictures are tried: their sides in px, the smallest first.
-
-    A ViT limits them to multiples of its patch, an EfficientNet to multiples of 32, both to at most
-    the size that they were pretrained at; any other network is tried at that size alone.
-    """
+    """Return the sizes at which pictures are tried: their sides in px, the smallest first."""
     if start.adapted.size is not None:
         return [start.adapted.size]
     native = input_config(model).size[0]

@@ -171,11 +171,7 @@ def _source_digest(source: Source) -> str:
 
 
 def _encode_source(encoder_used: Encoder, source: Source, tiles: int) -> Tensor:
-    """Encode one picture or sound.  -> (views, vectors, width) float16.
-
-    encoder_used: the frozen encoder; source: a file, a picture or a sound; tiles: of a picture, at
-    most.
-    """
+    """Encode one picture or sound.  -> (views, vectors, width) float16."""
     if encoder_used.modality == "audio":
         return encoder_used([hearing.read_sound(source)]).half()
     image = to_rgb(source) if isinstance(source, Image.Image) else read_image(source)

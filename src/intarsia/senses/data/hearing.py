@@ -68,8 +68,7 @@ def read_sound(source: Path | tuple[np.ndarray, int], name: str = "") -> np.ndar
 def _checked_samples(source: tuple[np.ndarray, int], name: str) -> tuple[np.ndarray, int]:
     """Return samples as float32 and their rate, checked.
 
-    source: samples (T,) or (T, channels), and their rate; name: for errors.
-    Raises: DataError for integers or (channels, T).
+    source: samples (T,) or (T, channels), and their rate.
     """
     samples = np.asarray(source[0])
     if samples.size and not np.issubdtype(samples.dtype, np.floating):
@@ -82,11 +81,7 @@ def _checked_samples(source: tuple[np.ndarray, int], name: str) -> tuple[np.ndar
 
 
 def _read_file(path: Path, name: str) -> tuple[np.ndarray, int]:
-    """Read samples and rate of a sound file.
-
-    name: for errors.
-    Raises: MissingExtra, DataError.
-    """
+    """Read samples and rate of a sound file."""
     try:
         import soundfile
     except ImportError as error:
@@ -154,10 +149,7 @@ def whisper_base() -> Callable[[Sequence[np.ndarray]], Tensor]:
 
 
 def _encode_sound(encoder: Any, sound: np.ndarray) -> Tensor:
-    """Encode one sound by Whisper, with as many positions as it needs.  sound: (T,) -> (32, 512).
-
-    encoder: transformers' Whisper encoder, which is put back as it was.
-    """
+    """Encode one sound by Whisper, with as many positions as it needs.  sound: (T,) -> (32, 512)."""
     bands = mel(sound)  # (80, frames), two frames for each position
     length = bands.shape[1] // 2
     positions = encoder.embed_positions.weight
@@ -221,10 +213,7 @@ def encoder_weights(raw: bytes) -> dict[str, Tensor]:
 
 
 def _read_tensors(raw: bytes) -> Iterator[tuple[str, Tensor]]:
-    """Yield (name, tensor) from the bytes of a CTranslate2 file; its form is at the module's head.
-
-    raw: the file's bytes.
-    """
+    """Yield (name, tensor) from the bytes of a CTranslate2 file; its form is at the module's head."""
     place = 0
 
     def number(form: str) -> int:
@@ -254,10 +243,7 @@ def _read_tensors(raw: bytes) -> Iterator[tuple[str, Tensor]]:
 
 
 def _rename_tensors(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Rename CTranslate2's tensors to transformers' names, and split fused projections.
-
-    tensors: name -> tensor, of the encoder and the decoder; the decoder's are left out.
-    """
+    """Rename CTranslate2's tensors to transformers' names, and split fused projections."""
     state = {f"conv{i}.{n}": tensors[f"encoder/conv{i}/{n}"] for i in (1, 2) for n in _BOTH}
     state["embed_positions.weight"] = tensors["encoder/position_encodings/encodings"]
 

@@ -51,10 +51,7 @@ class Question:
     where: str = "question"
 
     def __post_init__(self) -> None:
-        """Check the pictures and sounds, and that a question marks all of them or none.
-
-        Raises: DataError.
-        """
+        """Check the pictures and sounds, and that a question marks all of them or none."""
         for modality in MARKS:
             _check_sources(getattr(self, modality), modality, self.where)
             # Marks are all or none: with some, nobody could say which picture stands where.
@@ -80,11 +77,7 @@ class Question:
 
 
 def _check_sources(sources: Any, modality: str, place: str) -> None:
-    """Refuse pictures or sounds that are not a tuple of valid sources.
-
-    sources: of a question; modality: "image" or "audio"; place: where it is, for errors.
-    Raises: DataError.
-    """
+    """Refuse pictures or sounds that are not a tuple of valid sources."""
     kinds = (Path, Image.Image) if modality == "image" else (Path, tuple, list)
     if not isinstance(sources, tuple | list) or not all(isinstance(s, kinds) for s in sources):
         want, fix = "a tuple of paths and PIL pictures", 'For example image=(Path("a.png"),).'
@@ -116,9 +109,7 @@ def read_questions(path: str | Path, *, answered: bool = True) -> list[Question]
 def _parse_question(line: str, path: Path, place: str, answered: bool) -> Question:
     """Parse a line of a file of questions.
 
-    path: of the file, from whose folder paths count; place: which line, for errors; answered: it
-    must have an answer.
-    Raises: DataError.
+    answered: it must have an answer.
     """
     try:
         row = parse_json(line)
@@ -148,11 +139,7 @@ def _parse_question(line: str, path: Path, place: str, answered: bool) -> Questi
 
 
 def _existing_files(value: Any, folder: Path, place: str) -> tuple[Path, ...]:
-    """Return the files that a cell names, after a check that they exist.
-
-    value: a path or a list of paths, None = none; folder: from which they count; place: for errors.
-    Raises: DataError.
-    """
+    """Return the files that a cell names, after a check that they exist."""
     names = [] if value is None else [value] if isinstance(value, str) else value
     if not isinstance(names, list) or not all(isinstance(n, str) and n for n in names):
         fix = 'For example "image": "a.png", or ["a.png", "b.png"].'

@@ -87,11 +87,7 @@ def seen_report(
 
 
 def _question_block(number: int, q: Shown, picture: str | None) -> Container:
-    """Return a block of the page: a question's picture beside its answer.
-
-    number: of the question; q: the question and its answer; picture: URL of the image, None for a
-      question without a picture. In the image the parts whose vectors the model read are bright.
-    """
+    """Return a block of the page: a question's picture beside its answer."""
     facts = [("Question", q.question or "(a description)"), ("Answer", q.answer or "(nothing)")]
     facts += [("Wanted", q.right)] if q.right is not None else []
     facts += [("Picture", q.told)] if q.told else []
@@ -231,10 +227,7 @@ def _expert_shares(loads: Mapping[str, Any]) -> dict[str, list[list[float | None
 
 
 def _modality_blocks(tables: Mapping[str, list[list[float | None]]]) -> tuple[Block, ...]:
-    """Draw which experts the tokens of each kind (modality) have, as a heat map and a table.
-
-    tables: layer -> [modality][expert], shares.
-    """
+    """Draw which experts the tokens of each kind (modality) have, as a heat map and a table."""
     first = next(iter(tables.values()))
     # the experts of each kind of token side by side
     columns = [f"{name}, {e}" for name in NAMES for e in range(len(first[0]))]

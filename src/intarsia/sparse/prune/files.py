@@ -157,10 +157,7 @@ def convert_sparse(old: str | Path, new: str | Path, *, layout: str = "dense") -
 
 
 def _read_object(path: Path) -> dict[str, Any]:
-    """Read a JSON file that holds an object.
-
-    Raises: CheckpointError for a damaged file, or for a list.
-    """
+    """Read a JSON file that holds an object."""
     try:
         content = read_json(path)
     except (OSError, ValueError) as error:
@@ -173,8 +170,7 @@ def _read_object(path: Path) -> dict[str, Any]:
 def _packed_folder(old: Path, new: Path) -> Path:
     """Convert a folder to "pack-quantized", and return the new one.
 
-    The model is built on the way, since its blocks decide which layers are packed. old: folder of
-    sparse weights; new: where the converted one is written.
+    The model is built on the way, since its blocks decide which layers are packed.
     """
     import transformers
 
@@ -257,10 +253,7 @@ def decoded(folder: Path, stored: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _check_parts(folder: Path, stored: Mapping[str, Tensor]) -> None:
-    """Check that no weight is quantised by another library, which would have to unpack it.
-
-    folder: for errors; stored: tensors of its files by name. Raises: CheckpointError.
-    """
+    """Check that no weight is quantised by another library, which would have to unpack it."""
     quantised = [n for n in stored if n.endswith((".weight_packed", ".weight_scale"))]
     if quantised:
         got = f"quantised weights, such as {quantised[0]!r}"
@@ -269,11 +262,7 @@ def _check_parts(folder: Path, stored: Mapping[str, Tensor]) -> None:
 
 
 def _write(folder: Path, tensors: Mapping[str, Tensor], layout: str) -> None:
-    """Replace the weights in a folder by the given tensors, in a layout.
-
-    tensors: weights by name; layout: "dense", or "bitmask", which is used for those weights that
-    get smaller by it.
-    """
+    """Replace the weights in a folder by the given tensors, in a layout."""
     for path in (*folder.glob("*.safetensors"), folder / INDEX):
         path.unlink(missing_ok=True)
     if layout == "dense":

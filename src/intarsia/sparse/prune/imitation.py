@@ -154,10 +154,7 @@ def _behind(pruned: nn.Module, dense: nn.Module) -> list[str]:
 
 
 def _check_paths(pruned: nn.Module, prune: Mapping[str, LayerPruner], last: list[str]) -> None:
-    """Refuse to prune what is not fitted.
-
-    prune: path of a layer -> its pruner; last: layers behind the blocks.  Raises: TargetError.
-    """
+    """Refuse to prune what is not fitted."""
     fitted = {f"{path}.{name}" for path, block in blocks(pruned) for name in _pointwise(block)}
     if unknown := sorted({*prune} - fitted - {*last}):
         want, fix = "1x1 convolutions of its blocks, or behind them", "See net.named_modules()."
@@ -165,10 +162,7 @@ def _check_paths(pruned: nn.Module, prune: Mapping[str, LayerPruner], last: list
 
 
 def _first_inputs(pruned: nn.Module, dense: nn.Module, pictures: Tensor) -> Hidden:
-    """Return what the first block reads in both nets, for each batch of pictures.
-
-    Raises: TargetError unless each block of the dense net reads what the one before it returned.
-    """
+    """Return what the first block reads in both nets, for each batch of pictures."""
     paths = [path for path, _ in blocks(dense)]
     ours = {path for path, _ in pruned.named_modules()}
     if not paths or not ours.issuperset(paths):
@@ -213,10 +207,7 @@ def _pointwise(block: nn.Module) -> list[str]:
 def _to_fit(
     block: nn.Module, path: str, prune: Mapping[str, LayerPruner]
 ) -> list[tuple[str, LayerPruner | None]]:
-    """Return the 1x1 convolutions of a block that have a 0, or are pruned, with their pruners.
-
-    block: of the pruned net; path: its place there, "" = the net; prune: path -> pruner.
-    """
+    """Return the 1x1 convolutions of a block that have a 0, or are pruned, with their pruners."""
     methods = {name: prune.get(f"{path}.{name}".lstrip(".")) for name in _pointwise(block)}
     return [
         (name, method)
@@ -233,12 +224,7 @@ def _refit(
     damp: float,
     method: LayerPruner | None,
 ) -> None:
-    """Fit one layer of a block by least squares; see `reconstruct`.
-
-    block, reference: of the pruned and the dense net; name: path of the layer in it; hidden: what
-    the block reads in both nets, for each batch; damp: weight of the distance from what it was;
-    method: chooses the zeros first, None = those that are there.
-    """
+    """Fit one layer of a block by least squares; see `reconstruct`."""
     layer: Any = block.get_submodule(name)
     stride = layer.stride
     count, total_x, total_y, moment, cross = 0, 0.0, 0.0, 0.0, 0.0
@@ -294,10 +280,7 @@ def _call_of(block: nn.Module, name: str, x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _correct_norms(pruned: nn.Module, dense: nn.Module, x: Tensor, y: Tensor) -> None:
-    """Correct the batch norms of a module; see `correct_batch_norms`.
-
-    pruned, dense: two nets, or a block of each; x, y: their inputs.
-    """
+    """Correct the batch norms of a module; see `correct_batch_norms`."""
     norms, corrected = _batch_norms(dense), _batch_norms(pruned)
     if {*norms} != {*corrected}:
         names = sorted({*norms} ^ {*corrected})[:3]

@@ -118,8 +118,7 @@ def seeing(layers: Mapping[str, Matrix], needs: Collection[str]) -> Iterator[Obs
 def _counting_mixture(owner: Any, count: Any) -> Iterator[None]:
     """Call `count` in each forward of a mixture, with the routing of its tokens.
 
-    owner: a `StackedExperts`, whose `mix` is replaced inside the `with`; count: function that is
-    given x (T, d), and token and expert (N,) of each pair.
+    count: function that is given x (T, d), and token and expert (N,) of each pair.
     """
     original = owner.mix
 
@@ -143,10 +142,7 @@ def _counting_fused(owner: nn.Module, count: Any) -> Iterator[None]:
     """
 
     def hook(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Report the rows of a call and the expert of each choice.
-
-        module: unused, hooks get it; args, kwargs: of the experts' forward.
-        """
+        """Report the rows of a call and the expert of each choice."""
         x, expert, *_ = (*args, *kwargs.values())
         x = x.reshape(-1, x.shape[-1])
         # (T, k) choices as T k pairs
@@ -171,9 +167,8 @@ def _count(
 ) -> None:
     """Add the inputs of each expert's matrices to their statistics.
 
-    observed: the statistics; needs: which are collected; owner: the module of the experts; names:
-    (parameter, expert) -> name of the matrix; x: (T, d) tokens; token, expert: (N,), index of the
-    token and number of the expert in each pair.
+    names: (parameter, expert) -> name of the matrix; x: (T, d) tokens; token, expert: (N,), index
+    of the token and number of the expert in each pair.
     """
     # padding is routed like any token, and must not count
     if observed.mask is not None and observed.mask.numel() == len(x):
@@ -200,8 +195,7 @@ def _count(
 def _hidden(owner: Any, rows: Tensor, expert: int) -> Tensor:
     """Compute the input of an expert's last matrix, `down`.
 
-    owner: the module of all experts; rows: (N, d), tokens of the expert; expert: its number.
-    Returns (N, h).
+    rows: (N, d), tokens of the expert. Returns (N, h).
     """
     if isinstance(owner, StackedExperts):
         return owner.hidden(rows, torch.full((len(rows),), expert, device=rows.device))

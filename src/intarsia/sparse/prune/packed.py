@@ -107,10 +107,7 @@ def scales_of(layer: Any) -> Tensor:
 
 
 def _check_coded(name: str, layer: Any) -> None:
-    """Check that a packed layer has symmetric codes of 4 bits in groups of 16 inputs.
-
-    name: path of the layer, for the error. Raises: TargetError.
-    """
+    """Check that a packed layer has symmetric codes of 4 bits in groups of 16 inputs."""
     form, zero_code = layer.form, 2 ** (BITS - 1)
     fits = isinstance(form, GroupSparse) and (form.bits, form.group) == (BITS, GROUP)
     if fits and layer.in_features % GROUP == 0:

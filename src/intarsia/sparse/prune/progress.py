@@ -36,10 +36,7 @@ Tensors = Mapping[str, torch.Tensor]
 
 
 def _checked_block(row: dict[str, Any]) -> dict[str, Any]:
-    """Check the types in the record of a finished block, and return the record.
-
-    row: from the file of the run. Raises: KeyError, TypeError, ValueError.
-    """
+    """Check the types in the record of a finished block, and return the record."""
     # a damaged record must fail here, not in a table that is printed hours later
     numbers = [row["seconds"], row["error"] or 0.0]
     numbers += [n for layer in row["layers"] for n in (layer["density"] or 0.0, layer["weights"])]
@@ -231,10 +228,7 @@ class Kept:
         return sha256(self.out / name)
 
     def _read(self, name: str, digest: str) -> dict[str, torch.Tensor]:
-        """Read the tensors of a file in the folder; digest: its SHA-256 when it was written.
-
-        Raises: CheckpointError for a file that is missing or has changed since.
-        """
+        """Read the tensors of a file in the folder; digest: its SHA-256 when it was written."""
         assert self.out is not None
         path = self.out / name
         try:

@@ -243,11 +243,7 @@ def edit_block(
 def _masked_only(
     method: Sparsifier, name: str, part: Partition, weight: Tensor, statistics: Statistics
 ) -> Tensor:
-    """Return the weight with pruned entries at 0 and all others as they were, to compare errors.
-
-    For a method that starts from the mask of a `base` method and swaps weights, the base's mask is
-    used. name, weight, statistics: of the layer; part: the weights that the method keeps.
-    """
+    """Return the weight with pruned entries at 0 and all others as they were, to compare errors."""
     base = method.base if isinstance(method, Pruner) else None
     if base is not None and "hessian" not in base.needs:
         return base.edit(name, weight, statistics, torch.Generator())[1]
@@ -304,10 +300,7 @@ def stops_of(host: nn.Module, globs: Sequence[str]) -> list[Stop]:
 
 
 def _matrices(block: nn.Module) -> Iterator[tuple[str, Matrix]]:
-    """Yield path and matrix of each layer and expert in a block that can be pruned.
-
-    Routers are left out: they choose experts, and stay dense.
-    """
+    """Yield path and matrix of each layer and expert in a block that can be pruned."""
     # a layer inside a router chooses experts, and must stay dense
     routers = [path for path, m in block.named_modules() if isinstance(m, Router)]
     for path, layer in layers_of(block):
@@ -318,10 +311,7 @@ def _matrices(block: nn.Module) -> Iterator[tuple[str, Matrix]]:
 
 
 def _check_globs(model: nn.Module, unused: Sequence[str]) -> None:
-    """Refuse globs that match nothing inside the blocks.
-
-    unused: patterns that matched no layer. Raises: TargetError.
-    """
+    """Refuse globs that match nothing inside the blocks."""
     for glob in unused:
         outside = [p for p, m in model.named_modules() if p and matches(p, unwrapped(m), glob)]
         got = f"{outside[0]!r}, outside the blocks" if outside else "no layer of that name"
@@ -330,10 +320,7 @@ def _check_globs(model: nn.Module, unused: Sequence[str]) -> None:
 
 
 def _check_widths(stops: Sequence[Stop], pattern: NofM | None) -> None:
-    """Check that the pattern n:m divides each layer's inputs: in must be a multiple of m.
-
-    stops: blocks with their layers; pattern: None = nothing to check. Raises: ShapeError.
-    """
+    """Check that the pattern n:m divides each layer's inputs: in must be a multiple of m."""
     m = 1 if pattern is None else pattern.m
     for stop in stops:
         for name, layer in stop.layers.items():

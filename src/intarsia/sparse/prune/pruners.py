@@ -137,11 +137,7 @@ class SparseGPT(LayerPruner):
 def _card(
     key: str, config: type, paper: Paper, summary: str, *tags: str, names: Sequence[str] = ()
 ) -> Card:
-    """Build the catalogue entry of a pruner.
-
-    key: its name in the catalogue; config: its class; paper, summary: its source, and a sentence;
-    tags: of the catalogue; names: other names.
-    """
+    """Build the catalogue entry of a pruner."""
     return Card(
         key,
         kind="change",

@@ -114,10 +114,7 @@ class Numbered(Protocol):
 
 
 def _list_items(calib: Any) -> list[Any]:
-    """Return the items of a data set or iterable as a list.
-
-    Raises: DataError for a text, a mapping, or what has no items.
-    """
+    """Return the items of a data set or iterable as a list."""
     by_number = isinstance(calib, Numbered)
     if isinstance(calib, (str, Mapping)) or not (by_number or isinstance(calib, Iterable)):
         fix = "Pass a list of rows or batches, such as [batch], or load_texts(...).train."

@@ -106,10 +106,7 @@ class unfilled(TorchFunctionMode):
     """
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Create large weights on the meta device, and skip filling them with random numbers.
-
-        func, types, args, kwargs: as torch passes them to a mode for each call.
-        """
+        """Create large weights on the meta device, and skip filling them with random numbers."""
         kwargs = kwargs or {}
         # modules allocate by torch.empty and then fill: both are skipped for large weights
         if func is torch.empty:
@@ -181,10 +178,7 @@ def put_tables(model: nn.Module, path: str | Path, mapped: bool) -> None:
 
 
 def _nameless_file_tensor(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-    """Create a tensor of a shape and type whose memory is a temporary file, freed with it.
-
-    Raises: TrainingError if the disk has no room.
-    """
+    """Create a tensor of a shape and type whose memory is a temporary file, freed with it."""
     size = torch.Size(shape).numel()
     if not size:
         return torch.zeros(shape, dtype=dtype)
@@ -212,12 +206,7 @@ def _row_slices(shape: tuple[int, ...]) -> Iterator[slice]:
 def _decode_mapped(
     encoded: Mapping[str, Tensor], shape: tuple[int, ...], dtype: torch.dtype
 ) -> Tensor:
-    """Decode a table that is stored as rows into a file-backed tensor, some rows at a time.
-
-    encoded: stored tensors by name, see `formats.Columns`; shape: of the table; dtype: of the
-    result.
-    Raises: ShapeError for offsets that do not fit the table.
-    """
+    """Decode a table that is stored as rows into a file-backed tensor, some rows at a time."""
     table, offsets = _nameless_file_tensor(shape, dtype), encoded["row_offsets"].long()
     if len(offsets) != shape[0] + 1 or int(offsets[-1]) != len(encoded["values"]):
         got, fix = f"{len(offsets)} offsets", "Copy the file again."

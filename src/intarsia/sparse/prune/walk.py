@@ -264,11 +264,7 @@ def recorded(stops: Sequence[Stop]) -> Iterator[list[tuple[Tensor, tuple[Any, ..
     tail: list[tuple[Any, ...] | None] = []
 
     def forward(stop: Stop, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        """Record a block's arguments, and return its hidden state unchanged.
-
-        stop: the block; original: its own forward, which is called once to see which further
-        outputs the block returns; args, kwargs: the arguments.
-        """
+        """Record a block's arguments, and return its hidden state unchanged."""
         by_keyword = not args
         x = kwargs.pop("hidden_states") if by_keyword else args[0]
         calls.append((x, args[1:], dict(kwargs)))
@@ -292,10 +288,7 @@ def _bind_forward(forward: Callable[..., Any], stop: Stop, original: Any) -> Cal
 
 
 def _restore_forward(block: nn.Module, replaced: Any) -> None:
-    """Undo the replacement of a block's `forward`.
-
-    replaced: the block's own attribute before, None = it had the method of its class.
-    """
+    """Undo the replacement of a block's `forward`."""
     if replaced is None:
         del block.forward
     else:

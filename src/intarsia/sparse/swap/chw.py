@@ -99,9 +99,7 @@ def _choose_form(
 ) -> Form:
     """Choose how the weight of one layer is stored.
 
-    layer: the layer, still dense; shape: (channels, height, width) of its input.
-    rows: rows of a block; None = the form that is fastest on this machine.
-    source: coding of the input of a layer on codes, None = numbers.
+    shape: (channels, height, width) of its input.
     """
     weight = layer.tensors["weight"]
     # for the report alone: it decides nothing
@@ -134,8 +132,7 @@ def _choose_form(
 def _stored_columns(weight: Tensor, rows: int, inputs: int) -> int:
     """Count the (block, inputs) pairs with a weight that is not 0, which blocks of rows must store.
 
-    weight: (out, in, ...); rows: rows of a block, 0 = dense, which stores no columns; inputs:
-    neighbouring channels that are stored together.
+    weight: (out, in, ...).
     """
     return len(RowBlocks(rows, inputs).encode(weight)["channels"]) if rows else 0
 
@@ -161,11 +158,7 @@ def net_seconds(net: nn.Module, picture: Tensor) -> float:
 def _steps_of(
     cluster: Cluster, forms: Forms, codings: Codings | None
 ) -> list[tuple[DenseStep, ProgramStep]]:
-    """Return the steps of a cluster, each with the layer that it computes.
-
-    forms: key of a layer -> how its weight is stored; codings: of the cluster's values, None = all
-    are numbers.
-    """
+    """Return the steps of a cluster, each with the layer that it computes."""
     if codings is None:
         return [(layer, step_of(layer, forms.get(key_of(layer)))) for layer in cluster.layers]
     with_form = {layer.dst: form for layer in cluster.layers if (form := forms.get(key_of(layer)))}
@@ -195,12 +188,7 @@ def step_of(layer: DenseStep, form: Form | None) -> ProgramStep:
 
 
 def _with_planned_columns(stored: dict[str, Tensor], form: Form) -> dict[str, Tensor]:
-    """Resize the stored tensors to the number of columns that the plan records.
-
-    A net that is read from a folder starts with other weights than were stored, whose blocks have
-    other columns: the tensors are given their final size here, and the file fills them later.
-    stored: the tensors of a step by name; form: the recorded form of the layer.
-    """
+    """Resize the stored tensors to the number of columns that the plan records."""
     if form.columns == len(stored["channels"]) or form.density == 1 and not form.columns:
         return stored
     name = "codes" if "codes" in stored else "values"
@@ -263,8 +251,7 @@ def _item(values: tuple[Tensor, ...], number: int) -> Tensor:
 def _reshape(graph: fx.GraphModule, result: fx.Node, node: fx.Node, first: fx.Node) -> fx.Node:
     """Insert a node that gives a cluster's output the number of axes which its readers expect.
 
-    graph: the traced net; result: node of the output, with the axes of `first`; node: the node that
-    is replaced, whose axes are wanted. A pooled vector may be (1, C) or (1, C, 1, 1).
+    A pooled vector may be (1, C) or (1, C, 1, 1).
     """
     wide, axes = (len(n.meta["shape"]) for n in (node, first))
     if wide == axes:

@@ -281,7 +281,6 @@ def _second_moments(
 ) -> dict[str, Tensor]:
     """Collect second moments of the layers' inputs, for a format that needs them.
 
-    host: the model; form: the format; matrices: layers by path; batches: calibration data.
     Returns path -> (in,) mean of x^2, or (in, in) mean of x x^T if the format needs the Hessian.
     """
     if not form.needs:
@@ -311,21 +310,14 @@ def _describe_layer(shape: Sequence[int], stored: Mapping[str, Tensor]) -> dict[
 
 
 def _digest(change: Compress, decided: Mapping[str, Any]) -> str:
-    """Hash the settings and the plan, so that a file in which one letter changed is refused.
-
-    change: the settings; decided: the plan's entries; its own "sha256" is left out of the hash.
-    """
+    """Hash the settings and the plan, so that a file in which one letter changed is refused."""
     hashed = {name: value for name, value in decided.items() if name != "sha256"}
     text = json.dumps([change.settings_to_dict(), hashed], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _check_decided(change: Compress, decided: Mapping[str, Any]) -> None:
-    """Check that a plan from a file is in a known layout, and unchanged since it was written.
-
-    change: the settings; decided: the plan's entries, with "layout" and "sha256".
-    Raises: CheckpointError.
-    """
+    """Check that a plan from a file is in a known layout, and unchanged since it was written."""
     subject, fix = "packed layers", "Write them again with this release: intarsia.compress."
     if decided.get("layout") != LAYOUT:
         got, want = f"layout {decided.get('layout')}", f"layout {LAYOUT}, which the kernels read"
@@ -337,12 +329,7 @@ def _check_decided(change: Compress, decided: Mapping[str, Any]) -> None:
 
 
 def _allocate(path: str, sketch: Mapping[str, Any]) -> dict[str, Tensor]:
-    """Allocate zero tensors of the types and sizes that a file describes.
-
-    The file's contents are loaded into them later. path: of the layer, for errors; sketch: the
-    description, see `_describe_layer`.
-    Raises: CheckpointError for more bytes than any format needs for a weight of that shape.
-    """
+    """Allocate zero tensors of the types and sizes that a file describes."""
     rows, width = sketch["shape"]
     parts: dict[str, Tensor] = {}
     # a damaged or hostile file must not make us allocate more than the layer could need

@@ -235,11 +235,7 @@ def mixture_at(model: nn.Module, path: str) -> Mixture:
 def _named_experts(
     keep: Mapping[str, Sequence[int]], places: MixturePlaces
 ) -> dict[str, list[int]]:
-    """Check the experts that a user names, and return them as lists of int.
-
-    keep: path of an MLP -> numbers of its experts; places: paths of all mixtures of the model.
-    Raises: ConfigError for a path that is no mixture.
-    """
+    """Check the experts that a user names, and return them as lists of int."""
     if unknown := sorted(keep.keys() - set(places.paths)):
         got, fix = f"a layer {unknown[0]!r}", "Layers that are left out stay as they are."
         raise ConfigError("keep", got=got, want=f"paths among {list(places.paths)}", fix=fix)
@@ -252,12 +248,7 @@ def _best_experts(
     places: MixturePlaces,
     seed: int,
 ) -> dict[str, list[int]]:
-    """Choose the experts with the largest scores in each layer; path -> numbers, ascending.
-
-    keep: how many stay in all layers, or a list with a number for each layer.
-    scores: path of the router -> tokens of each expert, or "random"; places: the layers.
-    seed: fixes the random scores. Raises: ConfigError for more experts than a layer has.
-    """
+    """Choose the experts with the largest scores in each layer; path -> numbers, ascending."""
     # one number for all layers, or one for each
     counts = [keep] * len(places.paths) if isinstance(keep, int) else list(keep)
     if len(counts) != len(places.paths) or not all(
@@ -275,11 +266,7 @@ def _best_experts(
 
 
 def _scores(path: str, count: int, scores: Mapping[str, Tensor] | str | None, seed: int) -> Tensor:
-    """Return one score for each expert of a layer: its load, or a random number.
-
-    path: of the layer; count: number of its experts; scores: path of the router -> loads, or
-    "random"; seed: fixes the random numbers.
-    """
+    """Return one score for each expert of a layer: its load, or a random number."""
     if scores == RANDOM:
         return torch.rand(count, generator=generator(seed, path))
     key = None

@@ -56,11 +56,7 @@ def layers_to_change(
 
 
 def _reason_against(host: nn.Module, path: str, layer: Any, kind: str, density: float) -> str:
-    """Return the reason why a layer cannot be changed; "" if it can.
-
-    host: the model; path, layer: the layer and its place; kind: of the change, see
-    `layers_to_change`; density: share of weights that are not zero.
-    """
+    """Return the reason why a layer cannot be changed; "" if it can."""
     if not isinstance(layer, nn.Linear | nn.Conv2d) or groups_of(layer) > 1:
         return f"{type(layer).__name__} of groups, or with its weight transposed"
     if layer.weight[0].numel() < 2:
@@ -97,7 +93,6 @@ def _wide_layers(host: nn.Module, density: float) -> Iterator[tuple[str, int, in
 
     Widths grow by density^-1/2, so that a share `density` of the wider weight has as many non-zero
     weights as the dense one had; in transformers only the hidden units of MLPs grow.
-    Raises: TargetError for a net in which some module cannot be widened.
     """
     if of_tokens(host):
         yield from _mlp_widths(host, density)
@@ -131,12 +126,7 @@ def _wide_layers(host: nn.Module, density: float) -> Iterator[tuple[str, int, in
 def _wider_inputs(
     path: str, layer: Any, before: Any, widths: Collection[int], density: float
 ) -> int:
-    """Return the new number of inputs of a layer whose inputs come from layers that become wider.
-
-    path, layer: the layer; before: the layer that is named before it; widths: numbers of outputs of
-    all layers; density: share of weights that are not zero.
-    Raises: TargetError for inputs that rounded widths do not add up to.
-    """
+    """Return the new number of inputs of a layer whose inputs come from layers that become wider."""
     (ins, _), outs, factor = _sizes(layer), _sizes(before)[1], density**-0.5
     # whole multiples need no rounding: sums of several layers still fit
     if abs(factor - round(factor)) < 1e-5:
@@ -159,10 +149,7 @@ def of_tokens(host: nn.Module) -> bool:
 
 
 def _mlp_widths(host: nn.Module, density: float) -> Iterator[tuple[str, int, int]]:
-    """Yield (path, new inputs, new outputs) of each linear layer of each MLP in a transformer.
-
-    Hidden units become 1 / density times as many; the width of the stream between blocks stays.
-    """
+    """Yield (path, new inputs, new outputs) of each linear layer of each MLP in a transformer."""
     paths = {id(m): p for p, m in host.named_modules()}
     for reads, writes in linear_mlps(host):
         hidden = round(writes.in_features / density)
@@ -235,10 +222,7 @@ def widen(
 
 
 def _resize(layer: Any, ins: int, outs: int, groups: int = 1) -> None:
-    """Write new sizes into a layer's attributes; its weights are set elsewhere.
-
-    layer: linear or convolution; ins, outs: new numbers of channels; groups: of a convolution.
-    """
+    """Write new sizes into a layer's attributes; its weights are set elsewhere."""
     names = ("in_features", "out_features")
     if isinstance(layer, nn.Conv2d):
         names, layer.groups = ("in_channels", "out_channels"), groups
@@ -256,10 +240,7 @@ def _widen_norm(norm: Any, width: int) -> None:
 
 
 def _output_deviation(layer: Any) -> float:
-    """Return the standard deviation of a layer's outputs for inputs of standard deviation 1.
-
-    Inputs are taken as independent: std(weights) sqrt(inputs).
-    """
+    """Return the standard deviation of a layer's outputs for inputs of standard deviation 1."""
     weight = layer.weight.detach()
     # a weight of zeros counts as one that keeps the variance
     spread = float(weight.float().std()) or weight[0].numel() ** -0.5
@@ -277,10 +258,7 @@ def _normal(
 def _with_outputs(
     layer: Any, outs: int, draw: torch.Generator, std: float, bias: bool = False
 ) -> Any:
-    """Copy a layer with another number of outputs and new weights, drawn from N(0, std^2).
-
-    outs: number of outputs; draw: random generator; bias: keep the layer's bias, or have none.
-    """
+    """Copy a layer with another number of outputs and new weights, drawn from N(0, std^2)."""
     new: Any = copy.deepcopy(layer)
     _resize(new, _sizes(layer)[0], outs)
     new.weight = _normal((outs, *layer.weight.shape[1:]), std, layer.weight, draw)
@@ -289,11 +267,7 @@ def _with_outputs(
 
 
 def _second_factor(layer: Any, rank: int, draw: torch.Generator, std: float) -> Any:
-    """Build V, the second of two factors that replace a layer, from `rank` inputs to its outputs.
-
-    A convolution's V is 1x1: it computes each position by itself. V takes over the layer's bias.
-    draw: random generator; std: standard deviation of V's weights.
-    """
+    """Build V, the second of two factors that replace a layer, from `rank` inputs to its outputs."""
     outs, bias = _sizes(layer)[1], layer.bias is not None
     conv = isinstance(layer, nn.Conv2d)
     new: Any = nn.Conv2d(rank, outs, 1, bias=bias) if conv else nn.Linear(rank, outs, bias=bias)
@@ -306,9 +280,6 @@ def _parallel(host: nn.Module, path: str, density: float, draw: torch.Generator)
     """Replace a layer by q = 1 / density branches of its shape, each with a norm, which are summed.
 
     Each branch will be sparse, so that all have together as many weights as the dense layer.
-    host: the model, changed in place; path: of the layer; density: share of each branch's weights
-    that will not be zero; draw: random generator.
-    Returns path of each branch inside the new module -> number of weights that it keeps.
     """
     layer: Any = host.get_submodule(path)
     outs, total, branches = _sizes(layer)[1], layer.weight.numel(), round(1 / density)
@@ -329,10 +300,7 @@ def _parallel(host: nn.Module, path: str, density: float, draw: torch.Generator)
 
 @torch.no_grad()
 def _branch_norm(old: Any, branches: int) -> nn.Module:
-    """Copy a batch norm for one of several branches, scaled so that their sum is as before.
-
-    old: the norm behind the dense layer; branches: how many are summed.
-    """
+    """Copy a batch norm for one of several branches, scaled so that their sum is as before."""
     norm: Any = copy.deepcopy(old)
     if activation_of(norm) is not None:
         norm.act = nn.Identity()
@@ -346,12 +314,7 @@ def _branch_norm(old: Any, branches: int) -> nn.Module:
 def _factorised(
     host: nn.Module, path: str, density: float, draw: torch.Generator
 ) -> dict[str, int]:
-    """Replace a layer by two sparse factors V relu(norm(U x)).
-
-    host: the model, changed in place; path: of the layer; density: share of the factors' weights
-    that will not be zero, which fixes the rank; draw: random generator.
-    Returns {"u", "v"}: the number of weights that each factor keeps.
-    """
+    """Replace a layer by two sparse factors V relu(norm(U x))."""
     layer: Any = host.get_submodule(path)
     outs, count, reads = _sizes(layer)[1], layer.weight.numel(), layer.weight[0].numel()
     # r (reads + outs) density = count: the FLOPs of both sparse factors are those of the layer
@@ -373,21 +336,13 @@ def _factorised(
 
 
 def _doped_rank(layer: Any, density: float) -> int:
-    """Return the rank r of two dense factors that replace the weights which become zero.
-
-    The largest r with r (inputs + outputs) <= (1 - density) inputs outputs.
-    """
+    """Return the rank r of two dense factors that replace the weights which become zero."""
     reads, outs = layer.weight[0].numel(), len(layer.weight)
     return math.floor((1 - density) * layer.weight.numel() / (reads + outs) + 1e-9)
 
 
 def _doped(host: nn.Module, path: str, density: float, draw: torch.Generator) -> dict[str, int]:
-    """Replace a layer W by a sparse one plus two dense factors of low rank: W_sparse x + V U x.
-
-    host: the model, changed in place; path: of the layer; density: share of variance, and about
-    that of the weights, in the sparse part; draw: random generator.
-    Returns {"sparse": number of weights that the sparse part keeps}.
-    """
+    """Replace a layer W by a sparse one plus two dense factors of low rank: W_sparse x + V U x."""
     layer: Any = host.get_submodule(path)
     outs, reads, gain = _sizes(layer)[1], layer.weight[0].numel(), _output_deviation(layer)
     rank = _doped_rank(layer, density)

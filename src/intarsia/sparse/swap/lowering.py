@@ -114,10 +114,7 @@ def clusters_of(graph: fx.GraphModule) -> list[Cluster]:
 
 
 def _take_node(graph: fx.GraphModule, cluster: Cluster, node: fx.Node) -> bool:
-    """Add a node, and the nodes fused with it, to a cluster, if native kernels can compute it.
-
-    Returns False, and changes nothing, if they cannot.
-    """
+    """Add a node, and the nodes fused with it, to a cluster, if native kernels can compute it."""
     inputs, module = tensors_in(node), module_of(graph, node)
     if not inputs or any(len(n.meta["shape"]) not in (2, 4) for n in (*inputs, node)):
         return False
@@ -141,10 +138,7 @@ def _take_node(graph: fx.GraphModule, cluster: Cluster, node: fx.Node) -> bool:
 
 
 def _act_of(module: nn.Module | None, node: fx.Node) -> str:
-    """Return the name of the activation that a node computes; "" for another node.
-
-    module: that the node calls, None for a function.
-    """
+    """Return the name of the activation that a node computes; "" for another node."""
     if module is not None:
         return ACT_MODULES.get(type(module), "")
     name = function_of(node)
@@ -152,11 +146,7 @@ def _act_of(module: nn.Module | None, node: fx.Node) -> str:
 
 
 def _append(cluster: Cluster, layer: DenseStep, node: fx.Node, source: fx.Node) -> bool:
-    """Append a layer with one input to a cluster; return True, as the functions that call it do.
-
-    layer: the step, whose input and output numbers are set here; node: the node of the graph that
-    it computes; source: node of its input.
-    """
+    """Append a layer with one input to a cluster; return True, as the functions that call it do."""
     layer.src, layer.dst = cluster.read(source), cluster.new()
     cluster.layers.append(layer)
     cluster.values[node] = layer.dst
@@ -164,11 +154,7 @@ def _append(cluster: Cluster, layer: DenseStep, node: fx.Node, source: fx.Node) 
 
 
 def _take_convolution(graph: fx.GraphModule, cluster: Cluster, node: fx.Node, conv: Any) -> bool:
-    """Add a convolution to a cluster, fused with the batch norm, activation and sum behind it.
-
-    graph: the traced net; cluster: layers so far; node: of the convolution; conv: its module.
-    Returns False if no kernel computes it.
-    """
+    """Add a convolution to a cluster, fused with the batch norm, activation and sum behind it."""
     source = tensors_in(node)[0]
     flat = source in cluster.values and cluster.values[source] in cluster.flat
     window = _window(conv) if _is_plain(conv, nn.Conv2d, "Conv2dSame") else None
@@ -218,12 +204,7 @@ def _step_weight(weight: Tensor, kind: str) -> Tensor:
 def _fuse_into(
     graph: fx.GraphModule, cluster: Cluster, layer: DenseStep, nodes: list[fx.Node]
 ) -> None:
-    """Fuse a layer with the activation behind it and, for a 1x1 convolution, with an addition.
-
-    A node can be fused if it alone reads the output of the last of `nodes`.
-    graph: the traced net; cluster: to which the layer belongs; layer: changed in place; nodes:
-    those that the layer computes already, to which fused ones are appended.
-    """
+    """Fuse a layer with the activation behind it and, for a 1x1 convolution, with an addition."""
     while (reader := _only_reader(nodes[-1])) is not None:
         module = module_of(graph, reader)
         act = _act_of(module, reader)
@@ -257,11 +238,7 @@ def _only_reader(node: fx.Node) -> fx.Node | None:
 
 
 def _only_user(graph: fx.GraphModule, nodes: list[fx.Node], kind: type) -> fx.Node | None:
-    """Return the only reader of the last node, if its module is of a class; None otherwise.
-
-    Nodes that compute nothing, such as dropout in evaluation, are passed over.
-    graph: the traced net; nodes: of one layer, in order; kind: the class.
-    """
+    """Return the only reader of the last node, if its module is of a class; None otherwise."""
     user = _only_reader(nodes[-1])
     while user is not None and type(module_of(graph, user)).__name__ in NOTHING:
         user = _only_reader(user)
@@ -269,10 +246,7 @@ def _only_user(graph: fx.GraphModule, nodes: list[fx.Node], kind: type) -> fx.No
 
 
 def _between(first: fx.Node, last: fx.Node) -> list[fx.Node]:
-    """List the nodes between two nodes, each the only reader of the one before.
-
-    first, last: the two nodes, which are left out.
-    """
+    """List the nodes between two nodes, each the only reader of the one before."""
     nodes: list[fx.Node] = []
     node = _only_reader(first)
     while node is not None and node is not last:
@@ -287,10 +261,7 @@ def _is_binary(node: fx.Node) -> bool:
 
 
 def _is_plain(layer: nn.Module, kind: type[nn.Module], *names: str) -> bool:
-    """Return True if a layer's forward is that of its class, or its class has one of the names.
-
-    A layer of timm that standardises its weight first, for example, is not plain.
-    """
+    """Return True if a layer's forward is that of its class, or its class has one of the names."""
     return type(layer).forward is kind.forward or type(layer).__name__ in names
 
 
@@ -323,10 +294,7 @@ def folded(weight: Tensor, bias: Tensor, norm: Any) -> tuple[Tensor, Tensor]:
 
 
 def _window(conv: Any) -> Window | None:
-    """Return kernel size, stride and padding of a square convolution without dilation.
-
-    Returns None for a convolution that native kernels do not know.
-    """
+    """Return kernel size, stride and padding of a square convolution without dilation."""
     sides = {*conv.kernel_size}
     if len(sides) != 1 or len({*conv.stride}) != 1 or {*conv.dilation} != {1}:
         return None
@@ -349,11 +317,7 @@ def _window(conv: Any) -> Window | None:
 
 
 def _take_norm(graph: fx.GraphModule, cluster: Cluster, node: fx.Node, norm: Any) -> bool:
-    """Add a batch norm by itself to a cluster, as a depthwise 1x1 convolution.
-
-    graph: unused, every function of this table gets it; cluster: layers so far; node: of the norm.
-    Returns False if no kernel computes it.
-    """
+    """Add a batch norm by itself to a cluster, as a depthwise 1x1 convolution."""
     source, act = tensors_in(node)[0], _act_inside(norm)
     if source in cluster.values and cluster.values[source] in cluster.flat or act == "?":
         return False
@@ -368,12 +332,7 @@ def _take_norm(graph: fx.GraphModule, cluster: Cluster, node: fx.Node, norm: Any
 
 
 def _take_pool(graph: fx.GraphModule, cluster: Cluster, node: fx.Node, pool: Any) -> bool:
-    """Add the mean over all positions of each channel to a cluster.
-
-    graph: unused; cluster: layers so far; node: of the pooling; pool: its module, None for a
-    function.
-    Returns False if no kernel computes it, as a mean over small windows.
-    """
+    """Add the mean over all positions of each channel to a cluster."""
     source = tensors_in(node)[0]
     # the kernels know only the mean over all positions
     if isinstance(pool, nn.AdaptiveAvgPool2d):
@@ -395,11 +354,7 @@ def _take_pool(graph: fx.GraphModule, cluster: Cluster, node: fx.Node, pool: Any
 
 
 def _take_flatten(graph: fx.GraphModule, cluster: Cluster, node: fx.Node, module: Any) -> bool:
-    """Add a flatten of a pooled vector, which changes nothing, to a cluster.
-
-    graph, module: unused; cluster: layers so far; node: of the flatten.
-    Returns False for any other flatten.
-    """
+    """Add a flatten of a pooled vector, which changes nothing, to a cluster."""
     source = tensors_in(node)[0]
     if source in cluster.values and cluster.values[source] in cluster.flat:
         cluster.values[node] = cluster.values[source]
@@ -408,11 +363,7 @@ def _take_flatten(graph: fx.GraphModule, cluster: Cluster, node: fx.Node, module
 
 
 def _take_linear(graph: fx.GraphModule, cluster: Cluster, node: fx.Node, linear: Any) -> bool:
-    """Add a linear layer on a pooled vector to a cluster, fused with the activation behind it.
-
-    graph: the traced net; cluster: layers so far; node: of the layer; linear: its module.
-    Returns False if no kernel computes it.
-    """
+    """Add a linear layer on a pooled vector to a cluster, fused with the activation behind it."""
     source = tensors_in(node)[0]
     if source not in cluster.values or cluster.values[source] not in cluster.flat:
         return False
@@ -430,11 +381,7 @@ def _take_linear(graph: fx.GraphModule, cluster: Cluster, node: fx.Node, linear:
 
 
 def _take_binary(graph: fx.GraphModule, cluster: Cluster, node: fx.Node, module: Any) -> bool:
-    """Add a sum of two maps, or a product of a map and a vector, to a cluster.
-
-    graph, module: unused; cluster: layers so far; node: of the sum or product.
-    Returns False if no kernel computes it.
-    """
+    """Add a sum of two maps, or a product of a map and a vector, to a cluster."""
     inputs = tensors_in(node)
     if len(inputs) != 2 or not _is_binary(node) or not any(n in cluster.values for n in inputs):
         return False

@@ -35,11 +35,7 @@ def modality_loads(model: nn.Module, batches: Iterable[Any]) -> dict[str, Tensor
         """Return a hook that counts the tokens of the router at a path."""
 
         def hook(router: Router, _inputs: Any, routing: Any) -> None:
-            """Count the tokens of each modality that a router has sent to each expert.
-
-            _inputs: unused, hooks get them; routing: of the tokens of this forward.
-            Raises: ConfigError if the modality of the tokens is not known.
-            """
+            """Count the tokens of each modality that a router has sent to each expert."""
             modality = router.context.modality
             if modality is None:
                 fix = "Apply Modalities to the model, and give it rows of its processor."

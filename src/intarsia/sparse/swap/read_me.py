@@ -165,10 +165,7 @@ def train_experts(
     """
 
     def loss(index: int) -> Tensor:
-        """Compute the loss of the next token on a batch, each token with its expert's units alone.
-
-        index: number of the batch.
-        """
+        """Compute the loss of the next token on a batch, each token with its expert's units alone."""
         ids, real = batches[index]["input_ids"], _not_padding(batches[index])[:, 1:]
         with torch.no_grad():
             expert = gate(ids).argmax(-1)
@@ -193,11 +190,7 @@ def _train(
     seed: int,
     report: Report,
 ) -> list[float]:
-    """Train weights by AdamW, on batches that are drawn by the seed; return the losses.
-
-    name: for the report; loss_of: function from the number of a batch to its loss; batches: their
-    number; steps: of AdamW, at rate lr; report: is given a line of text.
-    """
+    """Train weights by AdamW, on batches that are drawn by the seed; return the losses."""
     at_least("steps", steps, 1)
     draws = torch.Generator().manual_seed(seed)
     optimiser = torch.optim.AdamW(weights, lr=lr)
@@ -323,11 +316,7 @@ def extract(
 
 
 def _check_masks(masks: Masks, dense_mlps: Mapping[str, DenseMlp], experts: int) -> None:
-    """Check paths and shapes of the masks before an MLP is replaced.
-
-    masks: path -> (experts, hidden units) bool; dense_mlps: the model's, by path; experts: their
-    number. Raises: ShapeError.
-    """
+    """Check paths and shapes of the masks before an MLP is replaced."""
     expected = {path: (experts, dense.down.in_features) for path, dense in dense_mlps.items()}
     shapes = {path: tuple(mask.shape) for path, mask in masks.items()}
     if wrong := [path for path in {**expected, **shapes} if expected.get(path) != shapes.get(path)]:

@@ -79,10 +79,7 @@ def _block_and_gate(model: nn.Module, experts: StockExperts) -> tuple[nn.Module,
 
 
 def _reorder_experts(module: nn.Module, order: Tensor, *, recurse: bool) -> None:
-    """Reorder a module's tensors that have an entry for each expert, in place.
-
-    order: old numbers of the experts, in their new order; recurse: tensors of inner modules, too.
-    """
+    """Reorder a module's tensors that have an entry for each expert, in place."""
     tensors = [*module.parameters(recurse), *module.buffers(recurse)]
     # gates and biases have a row for each expert, too
     for tensor in tensors:
@@ -93,11 +90,7 @@ def _reorder_experts(module: nn.Module, order: Tensor, *, recurse: bool) -> None
 
 
 def _check_groups(model: nn.Module, gate: nn.Module, order: Tensor) -> None:
-    """Check that an order keeps experts together that the router has in one group.
-
-    model: whose configuration may have the number of groups; gate: the layer's; order: old numbers
-    of the experts, in their new order. Raises: ConfigError.
-    """
+    """Check that an order keeps experts together that the router has in one group."""
     config: Any = config_of(model)
     groups = getattr(gate, "n_group", None) or getattr(config, "n_group", None) or 1
     if groups > 1:

@@ -155,11 +155,7 @@ def keep_stock_experts(model: Any, keep: Mapping[str, Sequence[int]]) -> None:
 
 
 def _keep_rows(owner: nn.Module, index: Tensor, experts: int) -> None:
-    """Select, in a module's own tensors that have one entry per expert, the entries that stay.
-
-    owner: the module, changed in place; index: numbers of the experts that stay; experts: how many
-    there were.
-    """
+    """Select, in a module's own tensors that have one entry per expert, the entries that stay."""
     tensors = [*owner.named_parameters(recurse=False), *owner.named_buffers(recurse=False)]
     for name, t in tensors:
         if t.dim() and len(t) == experts:
@@ -216,9 +212,7 @@ def merge_stock_experts(model: Any, inputs: Mapping[str, ExpertInputs], count: i
 def _average(module: Any, representative: int, members: Sequence[int], load: Tensor) -> None:
     """Replace one expert by the mean of several, weighted by their tokens, in place.
 
-    module: the experts of a layer; representative: the expert that is replaced; members: those that
-    are averaged; load: (E,), tokens of each expert. Hidden units are first matched to those of the
-    representative.
+    load: (E,), tokens of each expert.
     """
     units = _unit_vectors(module, representative)
     total = torch.zeros_like(units)
@@ -297,10 +291,7 @@ def skipping(model: nn.Module, below: Mapping[str, float]) -> Iterator[None]:
     """
 
     def hook(path: str, experts: int) -> Any:
-        """Return the hook of the gate at a path.
-
-        experts: number of experts, which stands for no expert.
-        """
+        """Return the hook of the gate at a path."""
 
         def skip(_: Any, __: Any, output: Any) -> Any:
             """Give the first expert the weight of both where the second weight is small.

@@ -96,11 +96,7 @@ def _block_container(model: nn.Module) -> tuple[str, list[tuple[str, nn.Module]]
 
 
 def _renumber(student: nn.Module, row: nn.Module, numbers: Sequence[int], count: int) -> None:
-    """Write the new numbers of the blocks, and their new count, wherever the model stores them.
-
-    row: the list of blocks that stay; numbers: their old numbers, in order; count: how many blocks
-    there were.
-    """
+    """Write the new numbers of the blocks, and their new count, wherever the model stores them."""
     for number, block in enumerate(row.children()):
         for module in block.modules():
             if isinstance(getattr(module, "layer_idx", None), int):
@@ -119,10 +115,7 @@ def _renumber(student: nn.Module, row: nn.Module, numbers: Sequence[int], count:
 
 
 def _record_mixtures(student: nn.Module, new_paths: dict[str, str]) -> None:
-    """Record in a student the new paths of its mixtures, after blocks were dropped.
-
-    new_paths: old path of a block -> its path in the student.
-    """
+    """Record in a student the new paths of its mixtures, after blocks were dropped."""
     if (places := places_in(student)) is None:
         return
     owners = [next((b for b in new_paths if inside(path, b)), None) for path in places.paths]

@@ -116,11 +116,7 @@ class UnionOfExperts(Change):
         return frozenset({"outputs"} if exact else ())
 
     def _gate(self, experts: int, always: int = 0) -> UnionGate:
-        """Return the settings of the router of one attention or MLP.
-
-        experts: number of experts there; always: number of tokens, as the class token, that every
-        expert takes.
-        """
+        """Return the settings of the router of one attention or MLP."""
         share, select = self.active / self.experts, self.select or "tokens"
         return UnionGate(experts, share, select, self.gate, always, self.warmup)
 
@@ -237,11 +233,7 @@ def check_whole(model: nn.Module) -> None:
 
 
 def _mlp_name(path: str, block: nn.Module) -> str:
-    """Return the path of the MLP inside its block.
-
-    path: of the block, for errors. Raises: TargetError for an MLP that is two layers of the block
-    itself, and no module of its own.
-    """
+    """Return the path of the MLP inside its block."""
     place = mlp_place(block)
     assert place is not None
     if place.emptied:
@@ -251,10 +243,7 @@ def _mlp_name(path: str, block: nn.Module) -> str:
 
 
 def _check_units(path: str, dense: DenseMlp, experts: int) -> None:
-    """Check that `experts` divides the hidden units of an MLP of plain linear layers.
-
-    path: for errors; dense: the MLP. Raises: ConfigError, TargetError.
-    """
+    """Check that `experts` divides the hidden units of an MLP of plain linear layers."""
     linears = [m for m in (dense.up, dense.gate, dense.down) if m is not None]
     if any(m.weight.is_meta and not dense.down.weight.is_meta for m in linears):
         raise TargetError(f"MLP {path!r}", got="Conv1D", want="nn.Linear", fix="Use upcycle.")
@@ -264,10 +253,7 @@ def _check_units(path: str, dense: DenseMlp, experts: int) -> None:
 
 
 def _module_at(host: nn.Module, path: str) -> nn.Module:
-    """Return the module at a path that a plan names.
-
-    Raises: CheckpointError where there is none.
-    """
+    """Return the module at a path that a plan names."""
     try:
         return host.get_submodule(path)
     except AttributeError as error:
@@ -277,11 +263,7 @@ def _module_at(host: nn.Module, path: str) -> nn.Module:
 
 
 def _attention(path: str, old: nn.Module, gate: UnionGate, draws: torch.Generator) -> nn.Module:
-    """Build the experts of an attention and their router.
-
-    path, old: the attention and its place; gate: settings of the router; draws: random generator of
-    the router's weights.
-    """
+    """Build the experts of an attention and their router."""
     heads = heads_of(path, old)
     check_heads(path, heads.count, gate.experts)
     like = next(old.parameters())
@@ -290,11 +272,7 @@ def _attention(path: str, old: nn.Module, gate: UnionGate, draws: torch.Generato
 
 
 def _mlp(path: str, old: nn.Module, gate: UnionGate, draws: torch.Generator) -> nn.Module:
-    """Build the experts of an MLP, their router, and the output bias that is added once.
-
-    path, old: the MLP and its place; gate: settings of the router; draws: random generator of the
-    router's weights.
-    """
+    """Build the experts of an MLP, their router, and the output bias that is added once."""
     dense, parts = dense_mlp(path, old), gate.experts
     experts = stack_experts(dense, parts, parts, path, draws)
     check_output(old, experts, parts, path)
@@ -317,10 +295,7 @@ def _copy_flags(experts: StackedExperts, dense: DenseMlp) -> None:
 
 @torch.no_grad()
 def _mlp_from(union: UnionMlp) -> nn.Module:
-    """Build a plain MLP from the union of experts that replaced it, with its present weights.
-
-    The hidden units of all experts are put side by side.
-    """
+    """Build a plain MLP from the union of experts that replaced it, with its present weights."""
     mlp: Any = copy.deepcopy(union.shell[0])
     children = {n for n, m in mlp.named_children() if type(m) is not nn.Identity}
     dialect = next(d for d in DIALECTS if d.fits(children))

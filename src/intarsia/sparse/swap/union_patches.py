@@ -40,11 +40,7 @@ def taken_patches(model: nn.Module, x: Tensor) -> dict[str, Tensor]:
         """Return a hook that records which patches the experts of a router take."""
 
         def hook(router: UnionRouter, _inputs: Any, routing: Routing) -> None:
-            """Record which patches each expert has selected, (B, experts, rows, columns) bool.
-
-            _inputs: unused, hooks get them; routing: of this forward's tokens to the router's
-            experts.
-            """
+            """Record which patches each expert has selected, (B, experts, rows, columns) bool."""
             selected = torch.zeros(routing.tokens, router.experts, dtype=torch.bool)
             selected[routing.token.cpu(), routing.expert.cpu()] = True
             # the last rows x columns tokens are the patches, behind class and register tokens

@@ -180,10 +180,7 @@ class MixturePlaces:
     parts: tuple[int, ...]
 
     def __post_init__(self) -> None:
-        """Turn lists into tuples, and check that there are numbers for each path.
-
-        Raises: ConfigError.
-        """
+        """Turn lists into tuples, and check that there are numbers for each path."""
         for name in ("paths", "experts", "parts"):
             object.__setattr__(self, name, tuple(getattr(self, name)))
         lengths = {len(self.paths), len(self.experts), len(self.parts)}
@@ -241,12 +238,7 @@ def check_unadapted(model: nn.Module) -> None:
 
 
 def _build_mixtures(model: nn.Module, change: Upcycle, places: MixturePlaces, seed: int) -> None:
-    """Build all mixtures of a plan, replace the MLPs by them, and register the hooks they need.
-
-    model: changed in place, once everything is built; change: the settings; places: paths and
-    numbers of experts; seed: fixes the draws.
-    Raises: CheckpointError for a model without one of the MLPs.
-    """
+    """Build all mixtures of a plan, replace the MLPs by them, and register the hooks they need."""
     mlp_places = _mlps(model)
     if missing := [path for path in places.paths if path not in mlp_places]:
         got = f"a {type(model).__name__} without {missing[0]!r}"
@@ -271,21 +263,14 @@ def _build_mixtures(model: nn.Module, change: Upcycle, places: MixturePlaces, se
 
 
 def _refuse_others(model: nn.Module, state_dict: Any, prefix: str, *_: Any) -> None:
-    """Refuse weights of the model as it was before upcycling, before any weight is overwritten.
-
-    A hook of `load_state_dict`: state_dict, prefix as torch passes them. Raises: CheckpointError.
-    """
+    """Refuse weights of the model as it was before upcycling, before any weight is overwritten."""
     for name, module in model.named_modules():
         if isinstance(module, Mixture | ResidualMixture | HostedRouter):
             module.refuse_others(state_dict, f"{prefix}{name}.")
 
 
 def _chosen_blocks(model: nn.Module, layers: Sequence[int] | None) -> list[tuple[str, nn.Module]]:
-    """Return the blocks whose MLPs are replaced, with their paths.
-
-    layers: numbers of the blocks, None = all; of a model that has experts already, only the blocks
-    with experts. Raises: TargetError for a model without MLPs in blocks.
-    """
+    """Return the blocks whose MLPs are replaced, with their paths."""
     candidates = [(p, b) for p, b in blocks(model) if mlp_place(b) is not None]
     if not candidates:
         subject = f"model {type(model).__name__}"
@@ -336,11 +321,7 @@ def passes_state(router: RouterConfig) -> bool:
 
 
 def _counts(experts: int | Sequence[int] | None, router: RouterConfig, n: int) -> tuple[int, ...]:
-    """Return the number of experts of each of n layers.
-
-    experts: one number, one for each layer, or None = as the router's settings say.
-    Raises: ConfigError for another number of entries.
-    """
+    """Return the number of experts of each of n layers."""
     experts = int(router.experts) if experts is None else experts
     if isinstance(experts, int):
         return (experts,) * n
@@ -355,8 +336,7 @@ def _check_causal(
 ) -> None:
     """Check that no token of a decoder is routed depending on later ones.
 
-    chosen_blocks: (path, block); router: settings; capacity: limit on an expert's tokens, or None.
-    Raises: ConfigError.
+    chosen_blocks: (path, block).
     """
     attentions = (block.get_submodule(attention_of(block) or "") for _, block in chosen_blocks)
     # a decoder is known by the flags of its attentions
@@ -393,13 +373,7 @@ def generator(seed: int, path: str) -> torch.Generator:
 def _build(
     change: Upcycle, places: MixturePlaces, i: int, mlp: nn.Module, seed: int
 ) -> tuple[str, nn.Module]:
-    """Build the module that replaces one MLP: a mixture, or a router for a sparse block's gate.
-
-    change: the settings; places: paths and numbers of experts; i: index of the MLP in them; mlp:
-    the module there; seed: fixes the draws.
-    Returns the name inside the MLP that is replaced, "" for the MLP itself, and the new module.
-    Raises: ConfigError for settings that a block with experts of its own cannot have.
-    """
+    """Build the module that replaces one MLP: a mixture, or a router for a sparse block's gate."""
     path, count, parts = places.paths[i], places.experts[i], places.parts[i]
     draws = generator(seed, path)
     config = change.router
@@ -439,10 +413,7 @@ def _build(
 
 
 def _trained_flags(experts: StackedExperts, dense: DenseMlp) -> list[bool]:
-    """Return `requires_grad` for each parameter of the experts: that of the MLP's own matrix.
-
-    experts: built from the MLP `dense`; the flags come in the order of their parameters.
-    """
+    """Return `requires_grad` for each parameter of the experts: that of the MLP's own matrix."""
     layers = {"up": dense.up, "gate": dense.gate, "down": dense.down}
     names = [name.removesuffix("_bias") for name, _ in experts.named_parameters()]
     return [layer.weight.requires_grad for n in names if (layer := layers[n]) is not None]

@@ -172,8 +172,7 @@ def weighted() -> ConfigError:
 def _loss_by_task(criterion: Any, groups: Groups, logits: Tensor, target: Tensor) -> Tensor:
     """Compute the mean loss, each task's images by the logits of that task's classes alone.
 
-    criterion: loss of logits and labels; groups: for each task the numbers of its classes; logits:
-      (B, C); target: (B,).
+    logits: (B, C); target: (B,).
     """
     task, place = _task_of_class(groups, logits)
     of_image = task[target]
@@ -209,8 +208,7 @@ def task_accuracy(logits: Tensor, labels: Tensor, groups: Groups) -> float:
 def _task_of_class(groups: Groups, logits: Tensor) -> tuple[Tensor, Tensor]:
     """Return the task of each class, and its place among the classes of that task, (C,) both.
 
-    groups: for each task the numbers of its classes; logits: (..., C).
-    Raises: ConfigError for groups that are no partition of the classes.
+    logits: (..., C).
     """
     # a partition of the classes: each in one group, and once
     order = [c for classes in groups for c in classes]

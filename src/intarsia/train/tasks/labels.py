@@ -83,10 +83,7 @@ def _binary(logits: Tensor, target: Tensor) -> Tensor:
 
 
 def _binary_kl(target: Tensor, logits: Tensor, *, detach: bool = True) -> Tensor:
-    """Compute the KL divergence of independent labels: the mean over labels of sum p log(p / q).
-
-    target, logits: logits of p and q; detach: no gradient for the target.
-    """
+    """Compute the KL divergence of independent labels: the mean over labels of sum p log(p / q)."""
     target = target.detach() if detach else target
     p = target.sigmoid()
     present = p * (F.logsigmoid(target) - F.logsigmoid(logits))

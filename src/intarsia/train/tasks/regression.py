@@ -149,8 +149,5 @@ def _squared(output: Tensor, target: Tensor) -> Tensor:
 
 
 def _distance(target: Tensor, output: Tensor, *, detach: bool = True) -> Tensor:
-    """Compute the mean squared distance of two outputs: twice the KL divergence of unit Gaussians.
-
-    detach: no gradient for the target.
-    """
+    """Compute the mean squared distance of two outputs: twice the KL divergence of unit Gaussians."""
     return F.mse_loss(output, target.detach() if detach else target)

@@ -81,12 +81,7 @@ def diagram(findings: Findings) -> Diagram | None:
 
 
 def _mark(n: int, half: int, last: int, top: float, x: float, number: int, row: MethodRow) -> Mark:
-    """Return a method's mark and label in the diagram of ranks.
-
-    The better half is labelled on the left from the top, the other on the right from below. n:
-    place in the order of ranks; half: number of labels on the left; last: of all; top: y of the
-    first label; x: position of the rank; number: index of the method; row: its statistics.
-    """
+    """Return a method's mark and label in the diagram of ranks."""
     on_left = n < half
     y = top + STEP * (n if on_left else last - 1 - n)
     assert row.rank is not None
@@ -129,10 +124,7 @@ class RankDrawing(NamedTuple):
 
 
 def _drawn_mark(mark: Mark, look: Look) -> tuple[str, str, str]:
-    """Return the SVG of a method in the diagram: line to its label, mark, and label.
-
-    mark: places in pixels; look: colour and symbol of the method.
-    """
+    """Return the SVG of a method in the diagram: line to its label, mark, and label."""
     side = 182.0 if mark.left else WIDTH - 182
     words = [mark.label, f"{mark.rank:.2f}"]
     text = escape("  ".join(words if mark.left else words[::-1]))

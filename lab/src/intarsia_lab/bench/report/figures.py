@@ -66,12 +66,7 @@ def points_of(findings: Findings, number: int, cost: str) -> list[charts.Points]
 def _points(
     findings: Findings, row: MethodRow, look: Look, cost: str, conditions: dict[str, str | int]
 ) -> charts.Points:
-    """Return a method's points in the figure of accuracy against cost, one for each seed.
-
-    findings: statistics of a sheet (one suite, model and protocol); row: of the method; look:
-    colour and marker; cost: attribute of a result, as "seconds"; conditions: choices on the page
-    for which it is visible, of which the last is the kind of mean, "group" or "task".
-    """
+    """Return a method's points in the figure of accuracy against cost, one for each seed."""
     *_, mean = conditions.values()
     sheet, number = findings.sheet, findings.sheet.arms.index(row.method)
     shared, begun = sheet.shared, sheet.begun[number]
@@ -151,9 +146,7 @@ def _cells(
 ) -> heat_maps.HeatMap:
     """Return the heat map of one mode, "differences" or "shares".
 
-    findings: statistics of a sheet (one suite, model and protocol); rows: (name, is a mean, spread
-    of each method, task); shares: (rows, methods), accuracy 0 to 1; places: (row, method) -> index
-    of a panel; panels: title and runs. An incomplete task has a reason in its cell.
+    shares: (rows, methods), accuracy 0 to 1; places: (row, method) -> index of a panel.
     """
     methods = [row.method for row in findings.rows]
     points = 100 * shares
@@ -204,10 +197,7 @@ def _cells(
 
 
 def _lines(findings: Findings) -> list[Line]:
-    """Return the rows of the heat map: means first, then each group with its tasks.
-
-    A row has a name, whether it is a mean, a spread for each method, and its task, if any.
-    """
+    """Return the rows of the heat map: means first, then each group with its tasks."""
     sheet, rows = findings.sheet, findings.rows
 
     lines: list[Line] = [
@@ -238,9 +228,6 @@ def _only(sheet: SuiteSheet, task: TaskName) -> np.ndarray:
 def _runs(
     sheet: SuiteSheet, method: MethodName, task: TaskName, show: Callable[[RunResult], Shown]
 ) -> tuple[Shown, ...]:
-    """Return what a click displays of each run of a task and method.
-
-    sheet: all results; show: describes a run for the page.
-    """
+    """Return what a click displays of each run of a task and method."""
     results = (sheet.results.get((method, task, seed)) for seed in sheet.seeds)
     return tuple(show(result) for result in results if result is not None)

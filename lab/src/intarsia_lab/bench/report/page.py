@@ -59,20 +59,14 @@ def report_of(
 
 
 def _heading(summary: Summary) -> str:
-    """Return the page's heading: how many methods, and which suites.
-
-    summary: statistics of all results.
-    """
+    """Return the page's heading: how many methods, and which suites."""
     suites = list(dict.fromkeys(findings.sheet.title.suite for findings in summary.findings))
     methods = {method.name for findings in summary.findings for method in findings.sheet.arms}
     return f"{capital(numbers.plural(len(methods), 'method'))} on {joined(suites)}"
 
 
 def _lead(summary: Summary) -> list[str]:
-    """Return the first sentences of the page: the findings of a single sheet, or a list of sheets.
-
-    A sheet has the results of one suite, backbone and protocol. summary: statistics of all results.
-    """
+    """Return the first sentences of the page: the findings of a single sheet, or a list of sheets."""
     if len(summary.findings) == 1:
         return sentences(summary.findings[0])
     named = joined([heading(findings) for findings in summary.findings])
@@ -83,10 +77,7 @@ def _lead(summary: Summary) -> list[str]:
 
 
 def _notices(summary: Summary, cut: Sequence[str]) -> list[str]:
-    """Return the remarks at the head of the page: failed runs, and what was cut or changed.
-
-    summary: statistics of all results; cut: a text for each change of the plan.
-    """
+    """Return the remarks at the head of the page: failed runs, and what was cut or changed."""
     failed = len(summary.failed)
     notices = [f"{numbers.plural(failed, 'run')} failed; the errors are below."] if failed else []
     if cut:
@@ -99,11 +90,7 @@ def _notices(summary: Summary, cut: Sequence[str]) -> list[str]:
 def _sections(
     i: int, findings: Findings, several: bool, show: Callable[[RunResult], Mapping[str, Any]]
 ) -> list[Section]:
-    """Return the page's sections on one sheet: results, costs, differences, tasks.
-
-    i: number of the sheet; findings: its statistics; several: there are other sheets, so that each
-    has a title; show: describes a run for a click on the map.
-    """
+    """Return the page's sections on one sheet: results, costs, differences, tasks."""
     tail = f": {heading(findings)}" if several else ""
     looks = tuple(figures.looks(findings))
     table = results_table(findings)
@@ -130,11 +117,7 @@ def _sections(
 
 
 def _costs(i: int, findings: Findings, tail: str) -> list[Section]:
-    """Return the section with accuracy against parameters and against time.
-
-    i: number of the sheet; findings: its statistics; tail: end of the section's title. [] where
-    fewer than two methods have a cost.
-    """
+    """Return the section with accuracy against parameters and against time."""
     parameters, time = (figures.by_cost(findings, i, cost) for cost in ("trained", "seconds"))
     if parameters is None or time is None:
         return []
@@ -155,10 +138,7 @@ def _costs(i: int, findings: Findings, tail: str) -> list[Section]:
 
 
 def _against(i: int, findings: Findings, tail: str) -> list[Section]:
-    """Return the section of differences to the baseline and of ranks, as far as there are any.
-
-    i: number of the sheet; findings: its statistics; tail: end of the section's title.
-    """
+    """Return the section of differences to the baseline and of ranks, as far as there are any."""
     table, ranks, base = difference_table(findings), diagram(findings), findings.baseline
     looks = figures.looks(findings)
     blocks: list[Block] = []
@@ -177,19 +157,13 @@ def _against(i: int, findings: Findings, tail: str) -> list[Section]:
 
 
 def _failures(summary: Summary) -> Table:
-    """Return the table of failed runs, with the first line of each error.
-
-    summary: statistics of all results.
-    """
+    """Return the table of failed runs, with the first line of each error."""
     rows = [_failure(result) for result in summary.failed]
     return plain("", ["Method", "Task", "Seed", "Protocol, backbone", "Error"], rows, words=5)
 
 
 def _failure(result: RunResult) -> list[object]:
-    """Return the row of a failed run in the table of errors, with the first line of its error.
-
-    result: of the run; the whole error is there, hidden.
-    """
+    """Return the row of a failed run in the table of errors, with the first line of its error."""
     error = result.outcome.error if isinstance(result.outcome, Failed) else ""
     line = first_line(error)
     setup = result.setup

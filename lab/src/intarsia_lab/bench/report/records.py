@@ -224,11 +224,7 @@ def only(results: Iterable[RunResult], status: str) -> list[RunResult]:
 
 
 def _decode(kind: Any, raw: Any, path: str, choice: Mapping[str, type]) -> Any:
-    """Convert a dict from JSON to a dataclass, strictly.
-
-    kind: the dataclass; raw: the dict; path: of it in the file, for errors; choice: field -> the
-    member of its union type. Raises: DataError.
-    """
+    """Convert a dict from JSON to a dataclass, strictly."""
     if not isinstance(raw, Mapping):
         raise _wrong(path, type(raw).__name__, "a JSON object")
     hints, fields_by_name = get_type_hints(kind), {f.name: f for f in fields(kind)}
@@ -251,10 +247,7 @@ def _decode(kind: Any, raw: Any, path: str, choice: Mapping[str, type]) -> Any:
 
 
 def _value(hint: Any, value: Any, path: str) -> Any:
-    """Check a JSON value against a type, and decode nested dataclasses.
-
-    hint: the type; value: from JSON; path: of it in the file, for errors. Raises: DataError.
-    """
+    """Check a JSON value against a type, and decode nested dataclasses."""
     if is_dataclass(hint):
         return _decode(hint, value, path, {})
     kinds = get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
@@ -269,10 +262,7 @@ def _value(hint: Any, value: Any, path: str) -> Any:
 
 
 def _check(holds: bool, name: str, got: object, want: str) -> None:
-    """Raise DataError unless a condition holds.
-
-    name: of the field; got: its value; want: what it may be, in words.
-    """
+    """Raise DataError unless a condition holds."""
     if not holds:
         raise _wrong(f"{name} of a result", got, want)
 

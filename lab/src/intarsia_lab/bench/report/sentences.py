@@ -51,11 +51,7 @@ def sentences(findings: Findings) -> list[str]:
 
 
 def _leaders(findings: Findings) -> list[str]:
-    """Return a sentence on the method with the largest mean, by group mean and by task mean.
-
-    findings: statistics of a sheet (one suite, model and protocol). No sentence for fewer than two
-    methods with all tasks.
-    """
+    """Return a sentence on the method with the largest mean, by group mean and by task mean."""
     rows = [row for row in findings.rows if row.shared is not None]
     if len(rows) < 2:
         return []
@@ -75,11 +71,7 @@ def _leaders(findings: Findings) -> list[str]:
 
 
 def _against(findings: Findings) -> list[str]:
-    """Return a sentence on the methods that differ significantly from the baseline.
-
-    By Wilcoxon's test across tasks, corrected for the number of methods. findings: statistics of a
-    sheet (one suite, model and protocol). No sentence without a baseline.
-    """
+    """Return a sentence on the methods that differ significantly from the baseline."""
     base = findings.baseline
     if base is None:
         return []
@@ -106,10 +98,7 @@ def _gain(row: MethodRow) -> str:
 
 
 def _ranks(findings: Findings) -> list[str]:
-    """Return a sentence on Friedman's test of equal ranks; none if it was not computed.
-
-    findings: statistics of a sheet (one suite, model and protocol).
-    """
+    """Return a sentence on Friedman's test of equal ranks; none if it was not computed."""
     ranking = findings.ranking
     if ranking is None:
         return []
@@ -165,10 +154,7 @@ def notes(findings: Findings) -> list[str]:
 
 
 def _lengths(sheet: SuiteSheet) -> list[str]:
-    """Return a sentence on the usual number of epochs and on the methods that had others.
-
-    sheet: the results of one suite, backbone and protocol.
-    """
+    """Return a sentence on the usual number of epochs and on the methods that had others."""
     trained = epochs_of(sheet)
     if not trained:
         return []
@@ -185,13 +171,7 @@ def _span(span: tuple[int, int]) -> str:
 
 
 def _origins(sheet: SuiteSheet) -> list[str]:
-    """Return sentences on scores whose origin a reader would not expect.
-
-    Settings that a method chose by itself, test pictures that were trained on, methods that saw
-    different pictures, and results of several versions of the source.
-
-    sheet: the results of one suite, backbone and protocol.
-    """
+    """Return sentences on scores whose origin a reader would not expect."""
     choices: dict[str, set[str]] = {}
     twins: dict[str, int] = {}
     pictures: dict[tuple[str, int], set[str]] = {}

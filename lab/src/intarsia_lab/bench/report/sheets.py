@@ -76,10 +76,7 @@ class SuiteSheet(Sheet[MethodName, TaskName, RunResult]):
         return interval_of(self._items(arm), self._items(base), name)
 
     def _items(self, arm: MethodName) -> dict[int, RunItems | None]:
-        """Return the predictions of a method's finished runs of the first task, by seed.
-
-        arm: the method. None = the run's folder has none.
-        """
+        """Return the predictions of a method's finished runs of the first task, by seed."""
         assert self.runs is not None
         done = {s: self.results.get((arm, self.tasks[0], s)) for s in self.seeds}
         return {
@@ -141,8 +138,7 @@ def sheets(results: Iterable[RunResult], runs: Path | None = None) -> tuple[Suit
 def _sheet(title: Title, cells: Mapping[Key, RunResult], runs: Path | None) -> SuiteSheet:
     """Build the sheet of results that may be compared; methods, tasks and seeds are sorted.
 
-    title: suite, protocol and model; cells: (method, task, seed) -> result; runs: folder of the
-    runs, None = not at hand. Raises: DataError for two methods or tasks with one name.
+    cells: (method, task, seed) -> result.
     """
     methods = sorted({method for method, _, _ in cells})
     tasks = sorted({task for _, task, _ in cells})
@@ -161,10 +157,7 @@ def _sheet(title: Title, cells: Mapping[Key, RunResult], runs: Path | None) -> S
 
 
 def _one_each(kind: str, names: Sequence[str], descriptions: Sequence[object]) -> None:
-    """Check that each name has one description.  Raises: DataError.
-
-    kind: "method" or "task", for the error; descriptions: in the order of names.
-    """
+    """Check that each name has one description.  Raises: DataError."""
     for name in set(names):
         matching = [
             description for description, n in zip(descriptions, names, strict=True) if n == name

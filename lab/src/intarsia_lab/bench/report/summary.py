@@ -160,11 +160,7 @@ def _place(row: MethodRow) -> tuple[float, str, str]:
 
 
 def _row(sheet: SuiteSheet, number: int, base: MethodName | None) -> MethodRow:
-    """Compute a method's row: means, costs, and its difference to the baseline.
-
-    number: index of the method in the sheet; base: the baseline, None = without. The row's p and
-    rank are None: they need all methods together.
-    """
+    """Compute a method's row: means, costs, and its difference to the baseline."""
     method, complete = sheet.arms[number], sheet.complete[number]
     difference = None
     if base is not None and method != base:
@@ -217,8 +213,7 @@ def _every(scores: np.ndarray) -> bool:
 def _costs(sheet: SuiteSheet, number: int, tasks: np.ndarray) -> MeanCosts | None:
     """Return a method's costs: means over tasks of the means over seeds.
 
-    sheet: results of one suite, backbone and protocol; number: index of the method; tasks: (tasks,)
-    bool, those to count. None without tasks.
+    tasks: (tasks,) bool, those to count.
     """
 
     def mean(name: str) -> float | None:
@@ -246,11 +241,7 @@ def trials_of(sheet: SuiteSheet) -> set[int]:
 
 
 def _ranks(sheet: SuiteSheet) -> tuple[list[float | None], statistics.Ranking | None]:
-    """Return each method's average rank over the shared tasks, and Friedman's test of the ranks.
-
-    A method without a complete task has no rank, and none has one where settings were chosen among
-    more runs for one method than for another. sheet: results of one suite, backbone and protocol.
-    """
+    """Return each method's average rank over the shared tasks, and Friedman's test of the ranks."""
     # who tried more settings would rank higher by chance
     if len(trials_of(sheet)) > 1:
         return [None] * len(sheet.arms), None

@@ -88,10 +88,7 @@ def difference_table(findings: Findings) -> Table | None:
 
 
 def _interval_meaning(sheet: SuiteSheet) -> str:
-    """Return the sentence on how intervals of differences were computed.
-
-    sheet: results, whose number of tasks decides it.
-    """
+    """Return the sentence on how intervals of differences were computed."""
     if len(sheet.tasks) == 1:
         return "Over the task's test pictures and the seeds together"
     return (
@@ -101,10 +98,7 @@ def _interval_meaning(sheet: SuiteSheet) -> str:
 
 
 def _missing(findings: Findings) -> list[str]:
-    """Return sentences on why a difference on a single task has no interval; none if it has one.
-
-    findings: statistics of a sheet (one suite, model and protocol).
-    """
+    """Return sentences on why a difference on a single task has no interval; none if it has one."""
     sheet, base = findings.sheet, findings.baseline
     if base is None or len(sheet.tasks) > 1:
         return []
@@ -175,11 +169,7 @@ def tables_of(findings: Findings) -> list[tuple[str, Table]]:
 def _table(
     findings: Findings, fields: Sequence[Field], caption: str, below: Iterable[str]
 ) -> Table:
-    """Build a table with a line for each method.
-
-    findings: statistics of a sheet (one suite, model and protocol); fields: its columns; caption:
-    above it; below: notes under it.
-    """
+    """Build a table with a line for each method."""
     columns = [_column(field, findings.rows) for field in fields]
     base = [row.method for row in findings.rows]
     return Table(
@@ -226,11 +216,7 @@ def _line(head: Entry, spreads: Sequence[Spread | None]) -> tuple[Entry, ...]:
 def _task_line(
     sheet: SuiteSheet, methods: Sequence[MethodName], task: TaskName
 ) -> tuple[Entry, ...]:
-    """Return a task's row: its name, and each method's mean accuracy over seeds, best ones marked.
-
-    sheet: results; methods: of the columns. Means over fewer seeds than were begun are displayed,
-    and not compared.
-    """
+    """Return a task's row: its name, and each method's mean accuracy over seeds, best ones marked."""
     column = sheet.tasks.index(task)
     cells: list[Entry] = []
     rated: list[float | None] = []  # a mean over fewer seeds is not held against the others
@@ -258,10 +244,7 @@ def share(spread: Spread | None) -> Entry:
 
 
 def _means(findings: Findings) -> list[Field]:
-    """Return the columns of suite means; where a method lacks tasks, over the shared tasks as well.
-
-    findings: statistics of a sheet (one suite, model and protocol).
-    """
+    """Return the columns of suite means; where a method lacks tasks, over the shared tasks as well."""
     sheet, total = findings.sheet, len(findings.sheet.tasks)
     meanings = {
         "group": "Mean over groups of the means over a group's tasks",
@@ -275,11 +258,7 @@ def _means(findings: Findings) -> list[Field]:
     titles = {kind: f"{kind.capitalize()} mean" for kind in meanings} | {"own": "Own task"}
 
     def field(kind: str, part: str, title: str, meaning: str) -> Field:
-        """Build the column of one kind of mean.
-
-        kind: "group" or "task", how tasks are averaged; part: "whole", over all tasks, or "shared",
-        over those that every method has; title, meaning: heading and explanation.
-        """
+        """Build the column of one kind of mean."""
 
         def spread(row: MethodRow) -> Spread | None:
             """Return this mean of a method."""
@@ -307,11 +286,7 @@ def _means(findings: Findings) -> list[Field]:
 
 
 def _beside(findings: Findings) -> list[Field]:
-    """Return the columns that do not rank: balanced accuracy, losses, calibration.
-
-    A column is there if any row has a value. findings: statistics of a sheet (one suite, model and
-    protocol).
-    """
+    """Return the columns that do not rank: balanced accuracy, losses, calibration."""
     scope = ", over the shared tasks" if findings.ragged else ""
 
     def balanced(row: MethodRow) -> Entry:
@@ -344,18 +319,11 @@ def _beside(findings: Findings) -> list[Field]:
 
 
 def _costs(findings: Findings) -> list[Field]:
-    """Return the columns of parameters, times and memory, without those that no run has measured.
-
-    findings: statistics of a sheet (one suite, model and protocol).
-    """
+    """Return the columns of parameters, times and memory, without those that no run has measured."""
     scope = ", over the shared tasks" if findings.ragged else ""
 
     def field(title: str, meaning: str, render: Callable[[Any], Entry], name: str) -> Field:
-        """Return a column of one cost.
-
-        title, meaning: its heading and explanation; render: value -> entry; name: field of
-        MeanCosts.
-        """
+        """Return a column of one cost."""
         column = Column(title, f"{meaning}{scope}")
         return Field(column, lambda row: render(row.costs and getattr(row.costs, name)))
 
@@ -401,10 +369,7 @@ def _size(n: int | None) -> Entry:
 
 
 def _difference(sheet: SuiteSheet, row: MethodRow) -> tuple[Entry, ...]:
-    """Return a method's row in the table of differences to the baseline.
-
-    sheet: results; row: the method's statistics. The baseline's own row has no numbers.
-    """
+    """Return a method's row in the table of differences to the baseline."""
     difference = row.difference
     rank = NONE if row.rank is None else Entry(f"{row.rank:.2f}")
     if difference is None:

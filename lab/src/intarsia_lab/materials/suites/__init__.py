@@ -134,10 +134,7 @@ def _loaded(name: str) -> Suite | ImportError:
 
 
 def _suite_record(name: str, folder: Path) -> dict[str, Any]:
-    """Describe a suite and its tasks as JSON; "error" where a library is missing.
-
-    folder: of the suite's pictures.
-    """
+    """Describe a suite and its tasks as JSON; "error" where a library is missing."""
     loaded = _loaded(name)
     if isinstance(loaded, ImportError):
         return {"suite": name, "root": str(folder), "error": str(loaded), "tasks": []}
@@ -153,10 +150,7 @@ def _suite_record(name: str, folder: Path) -> dict[str, Any]:
 
 
 def _task_record(owner: Suite, task: SuiteTask, folder: Path) -> dict[str, Any]:
-    """Describe a task of a suite as JSON, and which of its files are missing.
-
-    folder: of the suite's pictures.
-    """
+    """Describe a task of a suite as JSON, and which of its files are missing."""
     absent = [str(path) for path in reading.missing(task, folder)]
     obtained = owner.obtained(task.name)
     if task.synthetic and obtained is None and not task.needs:

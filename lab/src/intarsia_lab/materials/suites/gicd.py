@@ -49,10 +49,7 @@ def read(name: str, root: Path, *, download: bool = False) -> Parts:
 
 
 def _to_set(name: str, dataset: Any) -> ImageSet:
-    """Convert a data set of torchvision to our type.
-
-    name: of the task; dataset: torchvision's.
-    """
+    """Convert a data set of torchvision to our type."""
     if name == "cifar100":
         pictures, labels = dataset.data, dataset.targets
     else:
@@ -63,11 +60,7 @@ def _to_set(name: str, dataset: Any) -> ImageSet:
 
 
 def _task(name: str, classes: int, counts: dict[str, int], needs: tuple[str, ...]) -> SuiteTask:
-    """Build a task that torchvision reads.
-
-    name: of the set; classes: their number; counts: images of each part; needs: files below the
-      suite's folder.
-    """
+    """Build a task that torchvision reads."""
     about = f"torchvision.datasets.{_OPENS[name]['train'].func.__name__}"
     return SuiteTask(
         name, "general", classes, counts, partial(read, name), needs=needs, about=about

@@ -77,10 +77,7 @@ def joint_task(
 
 
 def _check(parts: Mapping[str, Sequence[str]]) -> None:
-    """Raise ConfigError unless there are two tasks or more, each with training and test parts.
-
-    parts: task -> names of its parts.
-    """
+    """Raise ConfigError unless there are two tasks or more, each with training and test parts."""
     lacking = [name for name, names in parts.items() if not {"train", "test"} <= set(names)]
     if len(parts) < 2 or lacking:
         got = f"{' and '.join(lacking)} without train or test" if lacking else f"{len(parts)} task"
@@ -89,10 +86,7 @@ def _check(parts: Mapping[str, Sequence[str]]) -> None:
 
 
 def _sources(parts: Mapping[str, Sequence[str]]) -> dict[str, list[tuple[str, str]]]:
-    """Return, for each joint part, the (task, part) pairs that it is made of.
-
-    parts: task -> names of its parts.
-    """
+    """Return, for each joint part, the (task, part) pairs that it is made of."""
     all_validate = all("val" in names for names in parts.values())
     # validation parts are for training unless every task has one
     train = [

@@ -121,9 +121,7 @@ def _checked(
 ) -> list[Row]:
     """Return (path, class id) of each row of a label file, after all rows were checked.
 
-    file: named in errors; unit: what a row is called in errors; form: how it should look; rows:
-      (number, text, path, label); ids: allowed class ids, None = any.
-    Raises: DataError that lists the first bad rows.
+    rows: (number, text, path, label).
     """
     if not rows:
         raise _bad(file, f"no {unit}", form)

@@ -85,20 +85,14 @@ def _check_needs(suite: Suite, task: SuiteTask, folder: Path) -> None:
 
 
 def _check_counts(task: SuiteTask, parts: Parts, spec: str, fix: str) -> None:
-    """Raise DataError unless each part has as many images as published.
-
-    spec: name of the task, fix: advice, for the error.
-    """
+    """Raise DataError unless each part has as many images as published."""
     got = {part: len(images) for part, images in parts.items()}
     if got != dict(task.counts):
         raise DataError(f"images of {spec}", got=_shown(got), want=_shown(task.counts), fix=fix)
 
 
 def _check_every_class(parts: Parts, spec: str, fix: str) -> None:
-    """Raise DataError for a class without a test picture; a training part may lack a class.
-
-    parts: of the task; spec: its name, fix: advice, for the error.
-    """
+    """Raise DataError for a class without a test picture; a training part may lack a class."""
     absent = [name for name, n in parts["test"].counts().items() if not n]
     if absent:
         # a class that no part has is probably a wrong list of classes

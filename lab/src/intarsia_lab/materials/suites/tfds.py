@@ -74,10 +74,7 @@ def _nearest_vehicle(example: Example) -> int:
 
 
 def _binned(key: str, values: int) -> Callable[[Example], int]:
-    """Return a function that sorts a position or an angle of an example into 16 equal ranges.
-
-    key: of the example; values: how many values there are.
-    """
+    """Return a function that sorts a position or an angle of an example into 16 equal ranges."""
     return lambda example: int(example[key]) * 16 // values
 
 
@@ -157,11 +154,7 @@ def read(name: str, root: Path, *, classes: int) -> Parts:
 
 
 def _to_set(name: str, examples: Iterable[Example], classes: int) -> ImageSet:
-    """Convert examples of tensorflow-datasets to our type.
-
-    name: of the task; examples: TFDS's; classes: number of classes, which are named by their
-      numbers.
-    """
+    """Convert examples of tensorflow-datasets to our type."""
     source = SOURCES[name]
     files, labels = [], []
     for example in examples:

@@ -73,11 +73,7 @@ def _has_list(folder: Path) -> bool:
 
 
 def _task(name: str, group: str, classes: int, test: int, aliases: tuple[str, ...]) -> SuiteTask:
-    """Build a task whose pictures are in list files or in tensorflow-datasets.
-
-    group: of the tables; classes: their number; test: number of test images; aliases: other names
-      of its folder.
-    """
+    """Build a task whose pictures are in list files or in tensorflow-datasets."""
     either = tfds.mark(name)
     return SuiteTask(
         name=name,

@@ -41,10 +41,7 @@ def _curve(axis: str) -> Read:
 
 
 def _course_by(name: str) -> Read:
-    """Return a function that reads how a measure of the layers changed in training.
-
-    name: of the measure.
-    """
+    """Return a function that reads how a measure of the layers changed in training."""
 
     def read(row: Row) -> dict[int | None, Line]:
         """Return step -> measure, for each layer and for their mean (None)."""
@@ -75,10 +72,7 @@ def _specialisation(row: Row) -> dict[int | None, Line]:
 
 
 def _dropped_by(name: str) -> Read:
-    """Return a function that reads the share of dropped pairs by quarter.
-
-    name: "dropped_by_place" or "dropped_by_position".
-    """
+    """Return a function that reads the share of dropped pairs by quarter."""
 
     def read(row: Row) -> dict[int | None, Line]:
         """Return quarter -> percent, for each layer and for their mean (None); {} without drops."""
@@ -170,11 +164,7 @@ def series_of(sheets: Sequence[RouterSheet], number: int, drawing: LineFigure) -
 
 
 def _line_figure(drawing: LineFigure, series: Sequence[Series], sheet: int) -> Figure:
-    """Build a figure of lines.
-
-    drawing: its title, axes and measure; series: the lines; sheet: number of the sheet for which
-      the page displays it.
-    """
+    """Build a figure of lines."""
     x, y = drawing.x, drawing.y
     if drawing.name in ("agreement", "specialisation"):
         # categories in the order of the lines
@@ -192,11 +182,7 @@ def _line_figure(drawing: LineFigure, series: Sequence[Series], sheet: int) -> F
 def _router_lines(
     contender: RouterResults, drawing: LineFigure, group: int, look: Look
 ) -> Iterator[Series]:
-    """Yield a router's lines of a figure: for each layer the mean over seeds, and each seed.
-
-    contender: the router's runs; drawing: which measure; group: number of the router on the page;
-      look: colour and mark.
-    """
+    """Yield a router's lines of a figure: for each layer the mean over seeds, and each seed."""
     read = {row["seed"]: drawing.read(row) for row in contender.rows}
     by_seed = {seed: layers for seed, layers in read.items() if layers}
     if not by_seed:
@@ -256,8 +242,7 @@ def maps(sheets: Sequence[RouterSheet]) -> list[Figure]:
 def _map(layer: Row, row: Row, conditions: dict[str, str | int]) -> Figure:
     """Draw which share of each class's tokens goes to each expert.
 
-    layer: counts (experts + 1, classes) of a layer; row: the run, with the names of classes;
-      conditions: choices on the page for which the map is visible.
+    layer: counts (experts + 1, classes) of a layer.
     """
     counts: list[list[int]] = layer["table"]
     if not sum(counts[-1]):  # no token is without an expert

@@ -15,10 +15,7 @@ Row = Mapping[str, Any]
 
 
 def _of_layers(name: str) -> Callable[[Row], float | None]:
-    """Return a function that averages a measure of layers over a run's layers.
-
-    name: of the measure. It returns None for a model without mixtures.
-    """
+    """Return a function that averages a measure of layers over a run's layers."""
 
     def mean(row: Row) -> float | None:
         return fmean(layer[name] for layer in row["layers"]) if row["layers"] else None
@@ -146,10 +143,7 @@ def sheets_of(rows: Iterable[Row], baseline: str | None = None) -> list[RouterSh
 def _sheet(
     data: str, budget: str, by_name: Mapping[str, Mapping[int, Row]], baseline: str | None
 ) -> RouterSheet:
-    """Build the sheet of one data set and budget.
-
-    by_name: router -> seed -> run; baseline: name of a router, None = the first one.
-    """
+    """Build the sheet of one data set and budget."""
     contenders = tuple(
         RouterResults(name, tuple(by_seed[seed] for seed in sorted(by_seed)))
         for name, by_seed in by_name.items()
@@ -173,10 +167,7 @@ def tidy(sheets: Sequence[RouterSheet]) -> list[dict[str, Any]]:
 
 
 def _flat(sheet: RouterSheet, contender: RouterResults, row: Row) -> dict[str, Any]:
-    """Return a run as columns, with its differences to the baseline's run of the same seed.
-
-    sheet: has the baseline; contender: the router; row: the run.
-    """
+    """Return a run as columns, with its differences to the baseline's run of the same seed."""
     seed, base = row["seed"], sheet.baseline
     # paired by seed: both had the same data in the same order
     theirs = next((r for r in base.rows if r["seed"] == seed), None) if base else None

@@ -60,10 +60,7 @@ def _heading(sheets: Sequence[RouterSheet]) -> str:
 
 
 def _table(sheet: RouterSheet, sheets: Sequence[RouterSheet]) -> Table:
-    """Return the table of a sheet, with the mark that each router has in all figures.
-
-    sheets: all of them, which decide the marks.
-    """
+    """Return the table of a sheet, with the mark that each router has in all figures."""
     looks, names = figures.looks(sheets), figures.names_of(sheets)
     marks = tuple(looks[names.index(contender.name)] for contender in sheet.contenders)
     return dataclasses.replace(table_of(sheet), looks=marks)
@@ -100,10 +97,7 @@ def _layers(sheets: Sequence[RouterSheet]) -> int:
 
 
 def _side_by_side(drawn: Sequence[dict[str, Figure]], names: Sequence[str]) -> tuple[Block, ...]:
-    """Return the figures of these names, side by side, sheet by sheet.
-
-    drawn: figures of each sheet, by name.
-    """
+    """Return the figures of these names, side by side, sheet by sheet."""
     figures_present = tuple(figures[name] for figures in drawn for name in names if name in figures)
     return (Container(figures_present, kind="pair"),) if figures_present else ()
 
@@ -169,10 +163,7 @@ def _row(row: dict[str, Any]) -> list[str]:
 
 
 def _visible_at_first(sheets: Sequence[RouterSheet], names: Sequence[str]) -> list[bool]:
-    """Choose the routers that are visible at first: if there are many, those of lowest loss.
-
-    names: of all routers. The baseline is always visible. Returns a flag for each name.
-    """
+    """Choose the routers that are visible at first: if there are many, those of lowest loss."""
     if len(names) <= figures.FEW:
         return [True] * len(names)
     names_shown = {sheet.baseline.name for sheet in sheets if sheet.baseline}

@@ -77,10 +77,7 @@ def table_of(sheet: RouterSheet) -> Table:
 
 
 def _is_shown(sheet: RouterSheet, name: str) -> bool:
-    """Return True if the table has a column for a measure: some run has a value of it.
-
-    name: of the measure.
-    """
+    """Return True if the table has a column for a measure: some run has a value of it."""
     if name == "accuracy":
         return not sheet.text
     values = [v for contender in sheet.contenders for v in contender.by_seed(name).values()]
@@ -88,10 +85,7 @@ def _is_shown(sheet: RouterSheet, name: str) -> bool:
 
 
 def _row(contender: RouterResults, sheet: RouterSheet, names: Sequence[str]) -> tuple[Entry, ...]:
-    """Return a router's line: name, loss, difference to the baseline, and further measures.
-
-    contender: the router's runs; sheet: has the baseline; names: of the measures.
-    """
+    """Return a router's line: name, loss, difference to the baseline, and further measures."""
     base = sheet.baseline
     loss = contender.spread("loss")
     assert loss is not None
@@ -111,10 +105,7 @@ def _per_seed(contender: RouterResults) -> list[str]:
 
 
 def _difference(contender: RouterResults, base: RouterResults) -> Entry:
-    """Format a router's difference of loss to the baseline, paired by seed.
-
-    contender, base: the runs of both.
-    """
+    """Format a router's difference of loss to the baseline, paired by seed."""
     if contender is base:
         return Entry("baseline")
     difference = contender.difference(base)
@@ -130,11 +121,7 @@ def _difference(contender: RouterResults, base: RouterResults) -> Entry:
 
 
 def _entry(contender: RouterResults, base: RouterResults | None, name: str) -> Entry:
-    """Format a measure of a router, averaged over seeds; empty if no run has it.
-
-    contender: the router's runs; base: the baseline, to which operations are a ratio; name: of the
-      measure.
-    """
+    """Format a measure of a router, averaged over seeds; empty if no run has it."""
     spread = contender.spread(name)
     if spread is None:
         return Entry("")
