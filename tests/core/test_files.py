@@ -303,8 +303,8 @@ def test_one_rule_for_what_is_there(tmp_path: Path) -> None:
     accepted.append("a new or empty folder")
     accepted.append("a new or empty folder, or one that was written like this")
     for (target, rule), want in zip(rules, accepted, strict=True):
-        said = {"what": target, "want": want, "fix": "Choose another name."}
-        with refused(ConfigError, **said), reserved(target, **rule):
+        parts = {"what": target, "want": want, "fix": "Choose another name."}
+        with refused(ConfigError, **parts), reserved(target, **rule):
             pass
     (tmp_path / "empty").mkdir()
     with reserved(tmp_path / "empty"):
