@@ -118,6 +118,22 @@ def test_a_file_of_somebody_is_not_replaced(
     assert names == {"photos", "run", "a.irc", *(file.name for file in files)}
 
 
+@pytest.mark.parametrize(
+    ("verb", "files"),
+    [
+        ("compress", ("config.json", "packed.safetensors")),
+        ("index", ("meta.json", "a.safetensors")),
+    ],
+)
+def test_a_finished_folder_is_not_promised_to_be_replaced(
+    intarsia: Intarsia, verb: str, files: tuple[str, ...], tmp_path: Path
+) -> None:
+    for file in files:
+        (tmp_path / file).touch()
+    result = called(intarsia, verb, tmp_path)
+    assert result.code == 2 and "want a new or empty folder fix" in result.words
+
+
 @pytest.mark.usefixtures("other")
 @pytest.mark.parametrize("verb", VERBS)
 def test_a_name_that_another_process_works_on_is_refused_at_once(

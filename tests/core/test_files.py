@@ -298,10 +298,17 @@ def test_one_rule_for_what_is_there(tmp_path: Path) -> None:
         pass
     rules: list[tuple[Path, Any]] = [(page, {}), (page, {"mark": "theirs"}), (folder, {})]
     rules.append((folder, {"own": ("other",)}))
-    for target, rule in rules:
-        with pytest.raises(ConfigError) as refused, reserved(target, **rule):
+    # what each of them would accept: nothing of its kind where it replaces nothing
+    accepted = ["a new name", "a new name, or a file that was written like this"]
+    accepted.append("a new or empty folder")
+    accepted.append("a new or empty folder, or one that was written like this")
+    for (target, rule), want in zip(rules, accepted, strict=True):
+        parts = {"what": target, "want": want, "fix": "Choose another name."}
+        with refused(ConfigError, **parts), reserved(target, **rule):
             pass
-        assert refused.value.what == str(target) and refused.value.fix == "Choose another name."
+    (tmp_path / "empty").mkdir()
+    with reserved(tmp_path / "empty"):
+        (tmp_path / "empty").rmdir()
     os.mkfifo(tmp_path / "pipe")
     with pytest.raises(ConfigError), reserved(tmp_path / "pipe", mark="words"):
         pass  # which would wait for ever if it were read

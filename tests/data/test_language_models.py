@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import struct
 from pathlib import Path
 
 import pytest
@@ -103,3 +104,18 @@ def test_unpacking_draws_no_bar(capsys: pytest.CaptureFixture[str]) -> None:
     with language_models.quietly():
         assert list(gguf.tqdm(range(3), desc="Converting")) == [0, 1, 2]
     assert gguf.tqdm is before and not capsys.readouterr().err
+
+
+def test_a_damaged_gguf_file_says_what_to_delete(tmp_path: Path) -> None:
+    folder = tmp_path / "package" / "inner"
+    folder.mkdir(parents=True)
+    file = folder / language_models._GGUF
+    want, fix = "the file as it was packaged", f"Delete {folder.parent}; it is obtained again."
+    # no tensor and no pair, a pair that is not there, and no file
+    for counts in ((0, 0), (0, 1), None):
+        file.unlink(missing_ok=True)
+        if counts is not None:
+            file.write_bytes(b"GGUF" + struct.pack("<IQQ", 3, *counts))
+        with refused(AssetError, what=str(file), want=want, fix=fix):
+            language_models._convert_gguf(folder, tmp_path / "out")
+    assert not (tmp_path / "out").exists()

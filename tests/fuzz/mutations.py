@@ -19,6 +19,7 @@ from typing import Any
 from intarsia.core.reading import LARGEST
 
 from .bombs import bomb_of
+from .gguf_damage import gguf
 
 Mutate = Callable[[bytes, random.Random], bytes]
 MANY = (0, 1, -1, 2**31, 2**63, 10**12, -(10**12), 10**400)
@@ -246,6 +247,8 @@ def of_format(path: Path, raw: bytes) -> tuple[Mutate, ...]:
     """Return the damage that knows a file's format; none for bytes of an unknown one."""
     if path.suffix == ".safetensors" and len(raw) > 8:
         return (_safetensors,)
+    if raw.startswith(b"GGUF"):
+        return (gguf,)
     if (bomb := bomb_of(raw)) is not None:
         return (bomb,)
     if _is_json(raw):

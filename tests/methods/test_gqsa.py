@@ -91,6 +91,15 @@ def test_rows_of_a_block_keep_the_groups_of_the_largest_sums(choose: Any, rows: 
     assert torch.equal(form.decode(coded.stored(), weight.shape), coded.weight())
 
 
+@pytest.mark.parametrize("choose", [by_rounding, by_compensation])
+def test_large_inputs_keep_a_group_of_smaller_weights(choose: Any) -> None:
+    """Inputs of 3 before weights of 1 count more than inputs of 1 before weights of 2."""
+    weight = torch.tensor([1.0, 2.0]).repeat_interleave(16)[None]
+    x = torch.diag(torch.tensor([3.0, 1.0]).repeat_interleave(16))  # (rows, inputs)
+    coded = choose(weight, Statistics.of(x, hessian=True), GroupSparse(), 0.5, True)
+    assert coded.mask.tolist() == [[True, False]]
+
+
 @pytest.mark.parametrize("density", [0.5, 1.0])
 def test_compensation_errs_less_than_rounding(density: float) -> None:
     weight, statistics = layer()
@@ -162,6 +171,9 @@ def test_tuning_a_block_fits_its_outputs_better(model: nn.Module, rows: list[Row
         draw = torch.Generator().manual_seed(0)
         tuned = tuned_block(stop, flow, 0, dense, recorded, Tuning(blocks=100), draw)
         assert error(tuned) < 0.9 * before
+        # one step by a thousand codes, after which every code is the first or the last
+        wild = tuned_block(stop, flow, 0, dense, recorded, Tuning(blocks=1, weights=1e3), draw)
+        assert all(wild[name] is recorded[name] for name in recorded)
     for name, coded in tuned.items():
         assert torch.equal(coded.mask, recorded[name].mask)
         assert torch.equal(coded.scale, coded.scale.bfloat16().float())

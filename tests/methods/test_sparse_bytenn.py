@@ -162,6 +162,16 @@ def test_a_training_prunes_by_blocks_and_keeps_zeros() -> None:
         assert_close(fast(picture()[:1]), net(picture()[:1]), atol=1e-4, rtol=1e-4)
 
 
+def test_a_given_schedule_prunes_the_planned_layers_by_blocks_unless_it_names_layers() -> None:
+    method = SparseByteNn(density=0.5, rows=2)
+    plan = method.plan(random_net())
+    layers = tuple(plan.decided["layers"])
+    schedule = method.scheduled(plan, Gradual(0.25))
+    assert layers and (schedule.density, schedule.rows, schedule.layers) == (0.25, 2, layers)
+    with_layers = Gradual(0.25, layers=layers[:1])
+    assert method.scheduled(plan, with_layers) is with_layers
+
+
 def test_gradual_refuses_what_blocks_cannot_have() -> None:
     with refused(ConfigError, what="spread", got="'global'"):
         Gradual(0.5, rows=4, spread="global")

@@ -118,6 +118,14 @@ def test_many_devices_follow_what_each_cluster_sends() -> None:
         assert after.roll(-1).tolist() == before.tolist()
 
 
+def test_many_devices_take_the_fast_links() -> None:
+    """Cluster 0 sends to two clusters: one lies with it, the other over the fast link."""
+    traffic, links = torch.zeros(6, 6).double(), torch.ones(6, 6).double()
+    traffic[0, :2], links[0, 3] = 1.0, 10.0
+    first, second = cluster_devices([traffic], links, 2, 9)
+    assert first[0] == 0 and second[:2].sort().values.tolist() == [0, 3]
+
+
 def test_many_devices_are_ordered_one_layer_at_a_time() -> None:
     trace, links = random_trace(experts=12), Topology.two_level(3, 2)
     placed = MoeTuner().place(trace, links)

@@ -17,7 +17,7 @@ from intarsia.areas.codec.siren import SignalDecoder, fourier
 from intarsia.areas.coding import BSC, GSC, MCA, MMCA, MoG, MoP
 from intarsia.models.dass import OPERATIONS, Cells, CellSizes, ChosenNet, Genotype, Supernet
 
-Tensors = dict[str, Tensor]
+from .gradients import Tensors, give
 
 
 def fitted(kind: Any, start: dict[str, Any], y: Tensor, **settings: Any) -> Tensors:
@@ -112,7 +112,7 @@ def recombiner_network(tensors: Tensors) -> Tensors:
     maps = {f"maps.{i}": tensors[f"map.{i}"] for i in range(len(decoder.maps))}
     names = [(i, part) for i in range(3) for part in ("weight", "bias")]
     convolutions = {f"convolutions.{i}.{part}": tensors[f"conv{i + 1}.{part}"] for i, part in names}
-    decoder.load_state_dict({k: v.float() for k, v in (maps | convolutions).items()})
+    give(decoder, {k: v.float() for k, v in (maps | convolutions).items()})
     decoder.points = tensors["x"]
     h = torch.cat([tensors["h"], tensors["z"]], dim=1)
     return {"y": decoder(h, (1, 1)) - 0.5}

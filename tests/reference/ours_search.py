@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from intarsia.areas.search.inference_free import WeightedFlops, ensemble
 from intarsia.areas.search.max_logits import in_chunks
 
+from .gradients import give
+
 
 def retrieval_flops(tensors: dict[str, Tensor], places: int) -> dict[str, Tensor]:
     documents = tensors["documents"].unflatten(0, (-1, places))  # of a query, one after another
@@ -36,13 +38,13 @@ class _Pooling(nn.Module):
 def retrieval_document(tensors: dict[str, Tensor], size: int) -> dict[str, Tensor]:
     vocabulary, width = tensors["weight"].shape
     head = nn.Linear(width, vocabulary)
-    head.load_state_dict({"weight": tensors["weight"], "bias": tensors["bias"]})
+    give(head, {"weight": tensors["weight"], "bias": tensors["bias"]})
     model = SimpleNamespace(
         get_output_embeddings=lambda: head, config=SimpleNamespace(vocab_size=vocabulary)
     )
     pooling = _Pooling()
     outputs: dict[str, Tensor] = {}
-    with torch.no_grad(), in_chunks([SimpleNamespace(auto_model=model), pooling], size):
+    with in_chunks([SimpleNamespace(auto_model=model), pooling], size):
         for name, activation in (("once", "relu"), ("twice", "log1p_relu")):
             pooling.activation_function = activation
             read = {"token_embeddings": tensors["hidden"], "attention_mask": tensors["mask"]}

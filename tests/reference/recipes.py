@@ -14,7 +14,8 @@ HEAD = """# How the reference outputs were made
 
 Each row: the official function was called on the stored inputs, changed as said, with these
 versions and arguments. Where versions are kept, gradients in the named inputs are those of the sum
-of its outputs, each weighted from -1 to 1 in the order of its elements.
+of its outputs, each weighted from -1 to 1 in the order of its elements. Where there are none, the
+last column says what the outputs are.
 
 """
 COLUMNS = (
@@ -47,7 +48,8 @@ def _row(name: str, record: dict[str, Any]) -> list[str]:
         record["ported"],
         ", ".join(f"{k}={v}" for k, v in record["arguments"].items()),
         ", ".join(f"{k} {v}" for k, v in versions.items()) or "not kept",
-        ", ".join(sorted(name.removeprefix("grad_") for name in names)),
+        ", ".join(sorted(name.removeprefix("grad_") for name in names))
+        or f"none: {record['without_gradients']}",
     ]
 
 

@@ -184,7 +184,9 @@ def _compare_methods(request: dict[str, Any], arguments: dict[str, Any], words: 
 
 
 def _named(methods: str, settings: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Return the methods' keys, and METHOD.name=value settings with keys in place of other names."""
+    """Return the methods' keys, and METHOD.name=value settings with keys in place of other
+    names.
+    """
     written = [name.strip() for name in methods.split(",") if name.strip()]
     # methods may be given by their paper's name
     names = [method_key(name, note) for name in written]

@@ -132,7 +132,9 @@ def compress(
 
 
 def _said(record: Mapping[str, Any]) -> str:
-    """Return the summary to print: layers, head and embedding, bytes of a token and of the model."""
+    """Return the summary to print: layers, head and embedding, bytes of a token and of the
+    model.
+    """
     before, after = (record["bytes"][moment] / 1e6 for moment in ("before", "after"))
     count = record["layers"] or record["stacks of experts"]
     parts = [f"{name} {record[name]}" for name in ("head", "embedding") if name in record]

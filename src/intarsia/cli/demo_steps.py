@@ -113,7 +113,9 @@ def train_all(
 
 
 def _precision(request: Demo, device: torch.device, report: Report) -> str:
-    """Return the precision of the demo's runs: that of earlier ones, or else the faster one here."""
+    """Return the precision of the demo's runs: that of earlier ones, or else the faster
+    one here.
+    """
     records = sorted(request.out.glob(f"*/{experiments.FILE}"))
     if records:
         # All runs of a comparison share one precision, even if the machine has changed since.

@@ -163,7 +163,9 @@ def _tune(index: SparseIndex, docs: str) -> None:
 
 
 def _documents(docs: str, columns: Mapping[str, str] | None = None) -> Iterator[Document]:
-    """Yield the documents of a file, one at a time, of a folder in BEIR's layout, or a collection."""
+    """Yield the documents of a file, one at a time, of a folder in BEIR's layout, or a
+    collection.
+    """
     from ..data.collections import load_collection
     from ..data.documents import as_documents, read_documents
 

@@ -180,7 +180,9 @@ def _show_quality(qualities: dict[str, dict[str, dict[str, float]]]) -> None:
 def _judged(
     search: str, placed: Any, parts: dict[str, Any]
 ) -> dict[str, dict[str, dict[str, float]]]:
-    """Measure a placement of experts on devices, beside experts in order, on each part of a trace."""
+    """Measure a placement of experts on devices, beside experts in order, on each part of
+    a trace.
+    """
     from ..placement.cost import quality
     from ..placement.placement import Placement
 

@@ -148,7 +148,9 @@ def _names(folder: Path, target: Path) -> list[str]:
 
 
 def _mode(folder: Path) -> int:
-    """Return the permissions that a new file gets from the umask, by making a file and removing it."""
+    """Return the permissions that a new file gets from the umask, by making a file and
+    removing it.
+    """
     probe = folder / ".mode"
     handle = os.open(probe, os.O_CREAT | os.O_WRONLY, 0o666)
     try:
@@ -234,7 +236,8 @@ def check_target(target: Path, *, mark: str = "", own: Collection[str] = ()) -> 
         # one unknown file is enough: it would be lost
         theirs = sorted({path.name for path in target.iterdir()} - {*own})
         got = f"other files in it, such as {theirs[0]!r}" if theirs else ""
-        want = "a new folder, or one that was written like this"
+        # without names of its own no folder with files is replaced, not even one of this kind
+        want = "a new or empty folder" + (", or one that was written like this" if own else "")
     else:
         is_own = mark and target.is_file() and mark.encode() in _ends(target)
         got = "" if is_own else "a file that was not written like this"

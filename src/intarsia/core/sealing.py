@@ -197,7 +197,9 @@ def check_file(path: Path) -> None:
 
 
 def _file_digest(path: Path) -> tuple[str, int]:
-    """Return the SHA-256 of a safetensors file, and at which byte its own digest is stored in it."""
+    """Return the SHA-256 of a safetensors file, and at which byte its own digest is stored
+    in it.
+    """
     total = hashlib.sha256()
     with open_regular(path) as file:
         front = file.read(8)

@@ -42,7 +42,9 @@ def _add_config(mappings: ModuleType) -> None:
 
 
 def _add_quantizer(mappings: ModuleType) -> None:
-    """Register in transformers the classes that rebuild a changed model, as if it were quantised."""
+    """Register in transformers the classes that rebuild a changed model, as if it were
+    quantised.
+    """
     home = "intarsia.folders.stock_folder"
     mappings.AUTO_QUANTIZATION_CONFIG_MAPPING[CHANGED] = Later(home, "ChangedConfig")
     mappings.AUTO_QUANTIZER_MAPPING[CHANGED] = Later(home, "ChangedQuantizer")

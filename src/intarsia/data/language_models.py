@@ -177,11 +177,24 @@ def _convert_gguf(source: Path, target: Path) -> None:
     """Convert a GGUF model and its tokenizer to a folder of save_pretrained, in float32."""
     from importlib.util import find_spec
 
+    if find_spec("gguf") is None:
+        raise MissingExtra("gguf", "text")
+    file = source / _GGUF
+    try:
+        check_regular(source)
+        model, tokenizer = _read_gguf(source)
+    except Exception as error:  # struct.error, KeyError, RuntimeError, UnicodeDecodeError ...
+        want, fix = "the file as it was packaged", f"Delete {source.parent}; it is obtained again."
+        raise AssetError(str(file), got=error, want=want, fix=fix) from error
+    model.save_pretrained(target)
+    tokenizer.save_pretrained(target)
+
+
+def _read_gguf(source: Path) -> tuple[Any, Any]:
+    """Return the model, in float32, and the tokenizer of a folder's GGUF file."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
-    if find_spec("gguf") is None:
-        raise MissingExtra("gguf", "text")
     source_file: dict[str, Any] = {"gguf_file": _GGUF}
     # transformers decodes the 4-bit blocks to float32 while reading.
     quantised = AutoModelForCausalLM.from_pretrained(
@@ -192,5 +205,4 @@ def _convert_gguf(source: Path, target: Path) -> None:
     # a model read from GGUF counts as quantised, which save_pretrained refuses
     plain = LlamaForCausalLM(LlamaConfig(**settings))
     plain.load_state_dict(quantised.state_dict(), strict=True)
-    plain.save_pretrained(target)
-    AutoTokenizer.from_pretrained(str(source), **source_file).save_pretrained(target)
+    return plain, AutoTokenizer.from_pretrained(str(source), **source_file)

@@ -269,7 +269,9 @@ def _numbers_kept(model: nn.Module, enabled: bool) -> Iterator[None]:
 
 
 def _weights_needed(steps: Iterable[Step], adapted: bool) -> str:
-    """Return which weights of the model a folder must hold: "all", "trained", "added", "nothing"."""
+    """Return which weights of the model a folder must hold: "all", "trained", "added",
+    "nothing".
+    """
     # one file has the weights of all changes: the one that needs most decides
     needs = {step.plan.change.stores for step in steps}
     if "all" in needs or (adapted and "trained" in needs):

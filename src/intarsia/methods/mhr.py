@@ -127,7 +127,9 @@ def poly_cells(model: nn.Module, name: str) -> list[SkillsCell]:
 
 
 def _poly_adapter(model: nn.Module, poly: str | None) -> tuple[PeftModel, str]:
-    """Return the model and the name of its Poly adapter: `poly`, or the only one if that is None."""
+    """Return the model and the name of its Poly adapter: `poly`, or the only one if that
+    is None.
+    """
     adapters = list(model.peft_config) if is_adapted(model) else []
     names = [n for n in adapters if poly_cells(model, n)]
     if (poly is None and len(names) == 1) or poly in names:

@@ -188,7 +188,9 @@ class Qmoe(Change):
         layers: Mapping[str, Matrix],
         statistics: Mapping[str, Statistics],
     ) -> list[dict[str, Any]]:
-        """Round the stacks of a block, store their codes, and return a report row for each stack."""
+        """Round the stacks of a block, store their codes, and return a report row for each
+        stack.
+        """
         rows: list[dict[str, Any]] = []
         for path, names in stacks_of(layers).items():
             weights = torch.stack([layers[n].read().float() for n in names])
@@ -267,7 +269,9 @@ def stacks_of(layers: Iterable[str]) -> dict[str, list[str]]:
 
 
 def _block_tensors(stored: Mapping[str, Mapping[str, Tensor]], stop: Stop) -> dict[str, Tensor]:
-    """Return the encoded tensors of a finished block to be written, "stack's path/part" -> tensor."""
+    """Return the encoded tensors of a finished block to be written, "stack's path/part" ->
+    tensor.
+    """
     paths = stacks_of(stop.layers)
     return {f"{path}/{name}": t for path in paths for name, t in stored[path].items()}
 
@@ -341,7 +345,9 @@ def _checked_shape(model: nn.Module, path: str, layout: Mapping[str, Any]) -> tu
 
 
 def _digest(change: Qmoe, decided: Mapping[str, Any]) -> str:
-    """Hash the settings and facts of a plan, so that a file in which a letter changed is refused."""
+    """Hash the settings and facts of a plan, so that a file in which a letter changed is
+    refused.
+    """
     digested = {name: value for name, value in decided.items() if name != "sha256"}
     text = json.dumps([settings_to_dict(change), digested], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()

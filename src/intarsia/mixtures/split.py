@@ -34,7 +34,9 @@ class _CountInBackward(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None]:
-        """Return the value's gradient, the probe's, (N,), 1 where an expert was active, and None."""
+        """Return the value's gradient, the probe's, (N,), 1 where an expert was active,
+        and None.
+        """
         (gates,) = ctx.saved_tensors
         return grads[0], (gates != 0).any(0).float(), None
 

@@ -292,7 +292,9 @@ def _settings(folder: Path) -> Any:
 
 
 def _attach(model: Any, store: ExpertStore, slots: Slots) -> None:
-    """Replace the stacked weights by views of the slots, and register the function that reads them."""
+    """Replace the stacked weights by views of the slots, and register the function that
+    reads them.
+    """
     from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 
     if NAME not in ALL_EXPERTS_FUNCTIONS:

@@ -137,7 +137,9 @@ def _reader_of_separate(
 
 
 def _reader_of_stacked(source: Checkpoint, path: str) -> Callable[[int], dict[str, Tensor]]:
-    """Return a function that reads one expert from a checkpoint that stacks all experts of a layer."""
+    """Return a function that reads one expert from a checkpoint that stacks all experts of
+    a layer.
+    """
     # sorted, so that every expert's record has the same order
     keys = sorted(key for key in source.where if re.fullmatch(re.escape(path) + r"\.\w+", key))
 

@@ -65,7 +65,9 @@ def entries(partition: Partition, part: int = 0) -> dict[str, Tensor]:
 
 
 def _threshold(scores: Mapping[str, Tensor], count: int) -> tuple[int, int]:
-    """Find the count-th largest score; return it as a key, and how many scores equal to it to take."""
+    """Find the count-th largest score; return it as a key, and how many scores equal to it
+    to take.
+    """
     # the upper 16 bits of the threshold first, then the lower ones among the scores of that bin
     high = _histogram(keys // HALF for score in scores.values() for _, keys in _keys(score))
     top, above = _bin_of_rank(high, count)

@@ -94,7 +94,9 @@ def device_of(group: Group = None) -> torch.device:
 def _message_seconds(
     first: int, second: int, rank: int, size: int, device: torch.device, group: Group
 ) -> float:
-    """Measure the seconds that a message of `size` bytes takes one way, the fastest of `REPEATS`."""
+    """Measure the seconds that a message of `size` bytes takes one way, the fastest of
+    `REPEATS`.
+    """
     message = torch.zeros(size, dtype=torch.uint8, device=device)
     partner = second if rank == first else first
     peer = partner if group is None else dist.get_global_rank(group, partner)

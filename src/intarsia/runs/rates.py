@@ -188,7 +188,9 @@ class _Trials:
         return next((end["n"] for end in ends if "n" in end), 0)
 
     def widest(self, rates: Sequence[float], seeds: Sequence[int]) -> dict[str, dict[str, Any]]:
-        """Run all trials, adding rates while the best is at an edge; return each method's search."""
+        """Run all trials, adding rates while the best is at an edge; return each method's
+        search.
+        """
         while True:
             self.carry(rates, seeds)
             scores = {m: self._scores(m, rates, seeds) for m in self.bases}
@@ -221,7 +223,9 @@ class _Trials:
         rates: Sequence[float],
         seeds: Sequence[int],
     ) -> dict[str, Any]:
-        """Return what a run's record says of the search for its rate: the best one, and all scores."""
+        """Return what a run's record says of the search for its rate: the best one, and
+        all scores.
+        """
         ends = self.ends(self.of(method, rates, seeds))
         if not scores:
             return {"error": ends[0]["error"]}

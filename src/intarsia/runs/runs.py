@@ -177,7 +177,9 @@ def open_pictures(folder: Path, *, size: int | None = None, as_trained: bool = T
 
 
 def _of_size(size: int, model: nn.Module, experiment: Experiment, classes: int) -> nn.Module:
-    """Return the run's backbone for pictures of another size; random weights are resampled to it."""
+    """Return the run's backbone for pictures of another size; random weights are resampled
+    to it.
+    """
     at_least("size", size, 1, "For example: 224.")
     adapted = replace(experiment.adapted, size=size)
     resized = model_of(adapted, classes, experiment.training.seed)
@@ -363,7 +365,9 @@ class Prediction:
 
 
 def _predict(opened: RunOnPictures, pictures: Sequence[Picture]) -> Iterator[Prediction]:
-    """Yield a prediction for each picture, in order; one that cannot be read has an error instead."""
+    """Yield a prediction for each picture, in order; one that cannot be read has an error
+    instead.
+    """
     logits, errors = opened.logits(pictures)
     # probabilities, by label if several apply
     shares = logits.sigmoid() if opened.several_labels else logits.softmax(1)

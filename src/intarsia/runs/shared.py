@@ -75,7 +75,9 @@ class SharedWork:
     def _on_disk(
         self, kind: str, inputs: Mapping[str, Any], make: Callable[[], TensorDataset]
     ) -> tuple[TensorDataset, Spent]:
-        """Return tensors from the folder, with the time they took; compute and store missing ones."""
+        """Return tensors from the folder, with the time they took; compute and store
+        missing ones.
+        """
         start = Spent.now()
         if self.folder is None:
             return make(), Spent.now().since(start)

@@ -152,7 +152,9 @@ def _energy(text: str) -> float:
 
 
 def _low_rank(on: Stacked, text: str) -> None:
-    """Replace each expert's matrix by its approximation U V of low rank, where U and V are smaller."""
+    """Replace each expert's matrix by its approximation U V of low rank, where U and V are
+    smaller.
+    """
     energy = _energy(text)
     inputs, stock = expert_inputs(on.model, on.calibration), gated_experts(on.model)
     # all inputs are taken from the model as it was, so that no factor depends on another

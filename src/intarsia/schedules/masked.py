@@ -191,7 +191,9 @@ class Masked:
 
     @torch.no_grad()
     def _mask_states(self, grown: Mapping[str, Tensor]) -> None:
-        """Set the optimiser states of weights outside the masks, and of newly kept weights, to 0."""
+        """Set the optimiser states of weights outside the masks, and of newly kept
+        weights, to 0.
+        """
         if self._optimizer is None or self.entries is not None:
             return
         for name, weight in self.weights.items():

@@ -86,7 +86,9 @@ def hooked(make: Make, *, before: Hook | None = None, after: Hook | None = None)
     """
 
     def factory(model: nn.Module, lr: float, weight_decay: float) -> Optimizer:
-        """Make the optimiser by `make`, and register the hooks `before` and `after` of its steps."""
+        """Make the optimiser by `make`, and register the hooks `before` and `after` of its
+        steps.
+        """
         optimizer = make(model, lr, weight_decay)
         # torch calls them around each optimizer.step()
         if before is not None:

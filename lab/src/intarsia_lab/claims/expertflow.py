@@ -147,7 +147,9 @@ def regrouped(seeds: tuple[int, ...], report: Report) -> Result:
 
 
 def _mixed(trace: Trace) -> list[Tensor]:
-    """Return decode steps of 16 sequences of mixed kinds, each a (16,) tensor of rows of the trace."""
+    """Return decode steps of 16 sequences of mixed kinds, each a (16,) tensor of rows of
+    the trace.
+    """
     count = len(trace.sequence.unique())
     order = torch.randperm(count, generator=torch.Generator().manual_seed(0))
     rows = [(trace.sequence == s).nonzero().flatten() for s in order.tolist()]

@@ -156,7 +156,9 @@ def tuned_bm25() -> dict[str, Any]:
     """
 
     def make() -> dict[str, Any]:
-        """Tune BM25 on validation topics among twelve settings; return nDCG@10 of each test topic."""
+        """Tune BM25 on validation topics among twelve settings; return nDCG@10 of each
+        test topic.
+        """
         val, test = load_collection(PART, "val"), load_collection(PART)
         texts, names = list(test.docs.values()), list(test.docs)
         scores: dict[tuple[float, float], float] = {}

@@ -109,7 +109,9 @@ def run(
 
 
 def _row(kind: str, name: str, placements: Sequence[Mapping[str, Placed]]) -> dict[str, Any]:
-    """Return a row on one placement of experts; its time is relative to that of experts in order."""
+    """Return a row on one placement of experts; its time is relative to that of experts in
+    order.
+    """
     columns = {"imbalance": imbalance, "cross": cross, "destinations": destinations}
     columns_shown = {
         title: shown([read(by_name[name]) for by_name in placements], ".3f")

@@ -107,7 +107,9 @@ def with_an_eighth(seeds: tuple[int, ...], report: Report) -> Result:
 def _last_over_first(
     study: OnPictures, names: tuple[str, ...], seeds: tuple[int, ...], report: Report
 ) -> Result:
-    """Return the accuracy of the last of some adapters minus that of the first, in points, by seed."""
+    """Return the accuracy of the last of some adapters minus that of the first, in points,
+    by seed.
+    """
     sheet, rates = study.measure(names, seeds, report)
     gain = (sheet.of(names[-1], "accuracy") - sheet.of(names[0], "accuracy")).mean(0)  # (seeds,)
     return result_of(gain.tolist(), rows_of(sheet, study), setting(study), rates=rates)

@@ -287,7 +287,9 @@ def later(arm_rates: Sequence[ArmRate], seed: int, report: Report) -> Errors:
 
 
 def _later(seed: int, rate_by_arm: Mapping[str, float], report: Report) -> Errors:
-    """Train all arms on 18 known tasks, then each way on 6 new ones; return their errors, one seed."""
+    """Train all arms on 18 known tasks, then each way on 6 new ones; return their errors,
+    one seed.
+    """
     kinds = task_kinds(seed)
     # step 1: all known tasks together, each arm at its own rate
     models = {arm: trained(kinds, arm, lr, seed) for arm, lr in rate_by_arm.items()}

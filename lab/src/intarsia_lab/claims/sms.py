@@ -122,7 +122,9 @@ class DenseNets:
         return Souped(right, statistics.mean(alone), max(alone), thin_resnets.density_of(model))
 
     def _independent(self, density: float, seed: int, *, again: bool) -> Souped:
-        """Average nets that were pruned and trained apart, each with a mask of its own; score it."""
+        """Average nets that were pruned and trained apart, each with a mask of its own;
+        score it.
+        """
         states: list[dict[str, Tensor]] = []
         alone: list[float] = []
         model = self.start(seed)

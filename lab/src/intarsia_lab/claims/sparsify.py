@@ -96,7 +96,9 @@ class PrunedCells:
         return Pruned(*stored("sparsify", inputs, lambda: self._run(arm, *task, seed)))
 
     def _run(self, arm: str, text: str, density: float, seed: int) -> Pruned:
-        """Prune SmolLM2 in one way; return its loss on held-out text and the CPU seconds it took."""
+        """Prune SmolLM2 in one way; return its loss on held-out text and the CPU seconds
+        it took.
+        """
         if self.model is None:
             self.model, self.tokenizer = language_model("smollm2", progress=lambda _: None)
             self.dense = {n: t.clone() for n, t in self.model.state_dict().items()}

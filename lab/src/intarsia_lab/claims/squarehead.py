@@ -97,7 +97,9 @@ class SparseCells:
     def _run(
         self, arm: str, density: float, seed: int, lr: float, *, validate: bool = False
     ) -> Closed:
-        """Prune a student and train it by one objective; return its test losses before and after."""
+        """Prune a student and train it by one objective; return its test losses before and
+        after.
+        """
         self.made = self.made or self.make()
         dense, train, val, test = self.made
         test = val if validate else test

@@ -133,7 +133,9 @@ def _calibrated(rules: Protocol) -> Protocol:
 
 
 def _values(arguments: Mapping[str, Any], base: Profile, rules: Protocol) -> dict[str, Any]:
-    """Return the settings of all runs: the profile's, then the protocol's, then the command line's."""
+    """Return the settings of all runs: the profile's, then the protocol's, then the
+    command line's.
+    """
     values = {"model": arguments["model"], **base.values, **rules.starts}
     values |= {name: arguments[name] for name in OWN if arguments[name] is not None}
     if arguments["last_blocks"] is not None:

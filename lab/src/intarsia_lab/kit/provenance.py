@@ -121,7 +121,9 @@ def _code(path: Path, names: Names = None) -> str:
 
 @functools.cache
 def _named(path: Path) -> tuple[tuple[Path, Names], ...]:
-    """Return the source files that one file names by imports, or by keys of methods, and the names."""
+    """Return the source files that one file names by imports, or by keys of methods, and
+    the names.
+    """
     if path.suffix != ".py":
         return ()
     files: list[tuple[Path, Names]] = []
@@ -179,7 +181,9 @@ def _listed(listed: Path, name: str) -> list[tuple[Path, Names]]:
 
 @functools.cache
 def _modules(listed: Path) -> dict[str, tuple[str, str]]:
-    """Return name -> (module, its name there) for what a package's list imports from its modules."""
+    """Return name -> (module, its name there) for what a package's list imports from its
+    modules.
+    """
     imports = (n for n in ast.parse(listed.read_text()).body if isinstance(n, ast.ImportFrom))
     return {
         alias.asname or alias.name: (node.module, alias.name)

@@ -155,7 +155,9 @@ def _scoreboard(
 
 
 def _figures(study: Study, record: Record | None) -> dict[str, str]:
-    """Return a claim's columns of a table: verdict, figure with interval, target, and its last run."""
+    """Return a claim's columns of a table: verdict, figure with interval, target, and its
+    last run.
+    """
     run = f"`{COMMAND} {study.key}`, {study.minutes:g} minutes"
     if record is not None:
         run = record.date + (f", `{record.commit}`" if record.commit else "") + OLDER * record.older

@@ -84,7 +84,9 @@ class Annealed(
 
     @abc.abstractmethod
     def _joint(self, params: Params, block: Samples, states: States, heat: float = 1.0) -> Joint:
-        """Compute log p(y | s) and log p(s) of each sample y and each state s, a set of components."""
+        """Compute log p(y | s) and log p(s) of each sample y and each state s, a set of
+        components.
+        """
 
     @abc.abstractmethod
     def _sums(

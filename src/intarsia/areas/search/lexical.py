@@ -229,7 +229,9 @@ class Bm25Lists:
 
 
 def _bm25_lists(part: Stems, settings: Lexical, mean: float) -> Postings:
-    """Return the posting lists of a segment, with BM25's weights in place of the counts of stems."""
+    """Return the posting lists of a segment, with BM25's weights in place of the counts of
+    stems.
+    """
     lists = part.counts
     # length normalisation of each document
     norm = settings.k1 * (1 - settings.b + settings.b * part.lengths / max(mean, 1e-9))

@@ -187,7 +187,9 @@ def _check_shapes(host: Any, state: dict[str, Tensor]) -> None:
 
 
 def _check_settings(config: Any) -> None:
-    """Check that llama.cpp can represent a config: its activation, rotary positions and head width."""
+    """Check that llama.cpp can represent a config: its activation, rotary positions and
+    head width.
+    """
     rope = config.rope_parameters
     settings = {
         "hidden_act": (config.hidden_act, ("silu",)),

@@ -290,7 +290,9 @@ def _runtime(path: Path, names: Sequence[str]) -> Callable[..., Tensor]:
 
 
 def _largest_difference(graph: Graph, exported: Callable[..., Tensor]) -> Difference:
-    """Return the largest difference of outputs on the batch, on twice the batch, and on one image."""
+    """Return the largest difference of outputs on the batch, on twice the batch, and on
+    one image.
+    """
     differences: list[Difference] = []
     # a graph may have the traced batch size in it: three sizes show that
     sizes: tuple[Callable[[Tensor], Tensor], ...] = (

@@ -299,7 +299,9 @@ def _head_entries(model: PeftModel, name: str, coded: Gaussian | None) -> Iterat
 
 
 def _crc(identity: object, head: str | None, raw: Tensor) -> str:
-    """Return a CRC-32 of settings and bytes; SHA-256 is too long for a file of a few hundred bytes."""
+    """Return a CRC-32 of settings and bytes; SHA-256 is too long for a file of a few
+    hundred bytes.
+    """
     settings = json.dumps([identity, head], sort_keys=True)
     return f"{zlib.crc32(raw.numpy().tobytes(), zlib.crc32(settings.encode())):08x}"
 

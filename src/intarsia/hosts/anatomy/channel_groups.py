@@ -132,7 +132,9 @@ class _GroupFinder:
             raise TargetError("order of channels", got=got, want=want, fix=fix)
 
     def _visit_layer(self, path: str, layer: Any, value: _Value) -> _Value:
-        """Record a convolution or linear layer in its groups; return the channels that it computes."""
+        """Record a convolution or linear layer in its groups; return the channels that it
+        computes.
+        """
         if value.pooled:
             self.pooled.add(path)
         if self.at(value.group).fixed == "the net's input":

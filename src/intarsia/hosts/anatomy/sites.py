@@ -237,7 +237,9 @@ def planned(
 
 
 def _refuse_rescaled(host: nn.Module, sites: Sequence[Site]) -> None:
-    """Refuse layers whose weights RWKV divides for inference, since adapters would not be divided."""
+    """Refuse layers whose weights RWKV divides for inference, since adapters would not be
+    divided.
+    """
     interval = getattr(config_of(unwrapped(host)), "rescale_every", 0)
     for site in sites if interval else ():
         if not site.path.endswith(("key", "receptance", "attention.value")):

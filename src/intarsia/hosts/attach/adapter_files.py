@@ -102,7 +102,9 @@ def _plain_lora_config(
     weights: Mapping[str, Tensor],
     left_out: Mapping[str, Any] | None,
 ) -> IntarsiaConfig | None:
-    """Return this library's config for an adapter that is plain LoRA; None for any other adapter."""
+    """Return this library's config for an adapter that is plain LoRA; None for any other
+    adapter.
+    """
     try:
         if left_out is None and stored.get("peft_type") == "LORA":
             left_out = read_left_out(folder, stored)

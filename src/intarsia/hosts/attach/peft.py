@@ -283,7 +283,9 @@ class IntarsiaModel(BaseTuner):
         current_key: str,
         parameter_name: str | None = None,
     ) -> None:
-        """Build an adapter's trainable module for one layer, and wrap the layer if it is not yet."""
+        """Build an adapter's trainable module for one layer, and wrap the layer if it is
+        not yet.
+        """
         site = site_at(self.model, current_key, peft_config.settings().position)
         cell = peft_config.build(site, adapter_name, self._shared)
         if isinstance(cell, Cell):
@@ -335,7 +337,9 @@ class IntarsiaModel(BaseTuner):
     def _replace_module(
         self, parent: nn.Module, child_name: str, new_module: nn.Module, child: Any
     ) -> None:
-        """Put `new_module` in the place of child `child_name` of `parent`, as PEFT does to unload."""
+        """Put `new_module` in the place of child `child_name` of `parent`, as PEFT does to
+        unload.
+        """
         # PEFT's own method expects `.weight` on both modules, which a block does not have
         setattr(parent, child_name, new_module)
 

@@ -293,7 +293,9 @@ def fold_cell(
 
 
 def _hidden_units(cell: Cell, path: str) -> Units | None:
-    """Return the hidden units by which a bottleneck adapter widens an MLP; None for other modules."""
+    """Return the hidden units by which a bottleneck adapter widens an MLP; None for other
+    modules.
+    """
     try:
         return cell.units()
     except FoldError as error:

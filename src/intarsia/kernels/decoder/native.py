@@ -247,7 +247,9 @@ class NativeDecoder:
         return {**places, **self._place("third", step.rows), "weight": self._hold(table), **sizes}
 
     def _reading(self, step: MixStep, reader: ExpertReader) -> int:
-        """Return the address of a function with which the kernels ask for the experts of a mixture."""
+        """Return the address of a function with which the kernels ask for the experts of a
+        mixture.
+        """
         rows = self.memory[step.gates.name]
         gates, errors = _columns(rows, step.gates), self._errors
 

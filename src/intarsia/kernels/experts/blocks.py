@@ -141,7 +141,9 @@ def blocks(load: list[int], kernel: bool = False) -> tuple[Block, ...]:
 
 
 def _equal_rows(load: tuple[int, ...]) -> Iterator[tuple[int, int, tuple[()]]]:
-    """Divide experts into blocks of equally many rows; yield (experts, rows of each, ()) of each."""
+    """Divide experts into blocks of equally many rows; yield (experts, rows of each, ())
+    of each.
+    """
     # one batched product pays for some rows of zeros, but not for many
     all_small = max(load) <= FEW and len(load) * max(load) <= SPARE * sum(load)
     step = len(load) if all_small else TOGETHER

@@ -161,7 +161,9 @@ class TrainedNumbers(NamedTuple):
 def _descend(
     groups: list[dict[str, Any]], steps: int, rows: int, generator: torch.Generator
 ) -> Iterator[int]:
-    """Train by AdamW: yield the calibration row of each step, whose gradient the caller computes."""
+    """Train by AdamW: yield the calibration row of each step, whose gradient the caller
+    computes.
+    """
     optimiser = AdamW(groups, weight_decay=0)
     schedule = LambdaLR(optimiser, lambda step: 1 - step / max(1, steps))
     order: list[int] = []

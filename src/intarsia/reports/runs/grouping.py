@@ -191,7 +191,9 @@ def _choice_among(groups: Sequence[RunGroup]) -> tuple[ChosenRun | None, str]:
 
 
 def _validated_on(group: RunGroup, seed: int) -> str:
-    """Return the digest (SHA-256) of the validation part that a run used, "None" if not recorded."""
+    """Return the digest (SHA-256) of the validation part that a run used, "None" if not
+    recorded.
+    """
     run = next(run for run in group.runs if run.seed == seed)
     data = run.record.get("data")
     part = data.get("val") if isinstance(data, Mapping) else None

@@ -283,7 +283,9 @@ _MACHINES = "The runs are from different machines or thread counts: do not compa
 
 
 def _shared_pictures(runs: Iterable[FinishedRun]) -> list[str]:
-    """Return a warning for each two parts of the data, such as train and test, that share pictures."""
+    """Return a warning for each two parts of the data, such as train and test, that share
+    pictures.
+    """
     counts: dict[str, int] = {}
     for run in runs:
         data = run.given.get("data")

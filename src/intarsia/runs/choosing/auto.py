@@ -185,7 +185,9 @@ def _search_and_score(
     began: float,
     report: Report,
 ) -> AutoRun:
-    """Search for the best candidate, train it on all training pictures, and score it on the test."""
+    """Search for the best candidate, train it on all training pictures, and score it on
+    the test.
+    """
     search = _prepare_search(request, out, running, report)
     # written only now: before the pictures were read there was nothing to go on with
     if not (out / REQUEST).exists():
@@ -275,7 +277,9 @@ def _open_folder(
 def _stored_request(
     path: Path, data: str | Path | None, request_now: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Read the settings with which a search was begun, and check this call's settings against them."""
+    """Read the settings with which a search was begun, and check this call's settings
+    against them.
+    """
     defaults = Experiment(Pictures("")).flat() | {"minutes": 10, "methods": []}
     try:
         stored = dict(read_json(path))
@@ -315,7 +319,9 @@ def known_models() -> tuple[str, ...]:
 
 
 def _common_settings(request: Mapping[str, Any]) -> Experiment:
-    """Return the settings that all candidates share, as an `Experiment` (all of one training run)."""
+    """Return the settings that all candidates share, as an `Experiment` (all of one
+    training run).
+    """
     options = {k: v for k, v in request.items() if k not in ("minutes", "methods", "one", "model")}
     return Experiment(Pictures(""), Adapted()).changed(
         val=0, model=models_of(request)[0], **options

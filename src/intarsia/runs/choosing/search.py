@@ -217,7 +217,9 @@ class Search:
         yield from exploring + twins if early else twins + exploring
 
     def _twins(self) -> Iterator[Candidate]:
-        """Yield the best other method, with backbone, size, epochs and depth of the best adapter."""
+        """Yield the best other method, with backbone, size, epochs and depth of the best
+        adapter.
+        """
         adapters = [row for row in self.ranked() if row.name != PROBE]
         trained = [row for row in self.rows.values() if row.name != PROBE and row.answers]
         if not adapters:
@@ -300,7 +302,9 @@ class Search:
         return row.parts < self.screen or not self._may_give_up(row)
 
     def _report_end(self, name: str, experiment: Experiment) -> None:
-        """Report a candidate's result, and how much of the time has passed, as a line of progress."""
+        """Report a candidate's result, and how much of the time has passed, as a line of
+        progress.
+        """
         elapsed, total = map(numbers.seconds, (self.folded.spent, self.seconds))
         line = f"{name}, {describe_settings(experiment)}: "
         line += _describe_result(self._row_of(name, experiment))

@@ -196,7 +196,9 @@ def searches_rows(
 def _opened_folder(
     data: str | Path | None, out: Path | None, request: Mapping[str, Any], resume: bool
 ) -> tuple[Path, dict[str, Any]]:
-    """Return the folder of the search, and its settings: this call's, or those it was begun with."""
+    """Return the folder of the search, and its settings: this call's, or those it was
+    begun with.
+    """
     if out is None:
         if data is None:
             fix = "For example: intarsia auto texts.csv"
@@ -340,7 +342,9 @@ class TextSearch:
         return 3 * seconds < SHARES * (self.limit - self.seconds)
 
     def _affordable(self, word: str) -> str | None:
-        """Return the word of a model with so many tokens that it fits into the time; None = none."""
+        """Return the word of a model with so many tokens that it fits into the time; None
+        = none.
+        """
         adapter, rest = split_adapter(word)
         model, layer, tokens = split_word(rest)
         if adapter is not None:

@@ -149,7 +149,9 @@ def whisper_base() -> Callable[[Sequence[np.ndarray]], Tensor]:
 
 
 def _encode_sound(encoder: Any, sound: np.ndarray) -> Tensor:
-    """Encode one sound by Whisper, with as many positions as it needs.  sound: (T,) -> (32, 512)."""
+    """Encode one sound by Whisper, with as many positions as it needs.  sound: (T,) ->
+    (32, 512).
+    """
     bands = mel(sound)  # (80, frames), two frames for each position
     length = bands.shape[1] // 2
     positions = encoder.embed_positions.weight
@@ -213,7 +215,9 @@ def encoder_weights(raw: bytes) -> dict[str, Tensor]:
 
 
 def _read_tensors(raw: bytes) -> Iterator[tuple[str, Tensor]]:
-    """Yield (name, tensor) from the bytes of a CTranslate2 file; its form is at the module's head."""
+    """Yield (name, tensor) from the bytes of a CTranslate2 file; its form is at the
+    module's head.
+    """
     place = 0
 
     def number(form: str) -> int:

@@ -66,7 +66,9 @@ def _heading(summary: Summary) -> str:
 
 
 def _lead(summary: Summary) -> list[str]:
-    """Return the first sentences of the page: the findings of a single sheet, or a list of sheets."""
+    """Return the first sentences of the page: the findings of a single sheet, or a list of
+    sheets.
+    """
     if len(summary.findings) == 1:
         return sentences(summary.findings[0])
     named = joined([heading(findings) for findings in summary.findings])

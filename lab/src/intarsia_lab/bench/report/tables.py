@@ -216,7 +216,9 @@ def _line(head: Entry, spreads: Sequence[Spread | None]) -> tuple[Entry, ...]:
 def _task_line(
     sheet: SuiteSheet, methods: Sequence[MethodName], task: TaskName
 ) -> tuple[Entry, ...]:
-    """Return a task's row: its name, and each method's mean accuracy over seeds, best ones marked."""
+    """Return a task's row: its name, and each method's mean accuracy over seeds, best ones
+    marked.
+    """
     column = sheet.tasks.index(task)
     cells: list[Entry] = []
     rated: list[float | None] = []  # a mean over fewer seeds is not held against the others
@@ -244,7 +246,9 @@ def share(spread: Spread | None) -> Entry:
 
 
 def _means(findings: Findings) -> list[Field]:
-    """Return the columns of suite means; where a method lacks tasks, over the shared tasks as well."""
+    """Return the columns of suite means; where a method lacks tasks, over the shared tasks
+    as well.
+    """
     sheet, total = findings.sheet, len(findings.sheet.tasks)
     meanings = {
         "group": "Mean over groups of the means over a group's tasks",
@@ -319,7 +323,9 @@ def _beside(findings: Findings) -> list[Field]:
 
 
 def _costs(findings: Findings) -> list[Field]:
-    """Return the columns of parameters, times and memory, without those that no run has measured."""
+    """Return the columns of parameters, times and memory, without those that no run has
+    measured.
+    """
     scope = ", over the shared tasks" if findings.ragged else ""
 
     def field(title: str, meaning: str, render: Callable[[Any], Entry], name: str) -> Field:
