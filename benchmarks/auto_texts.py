@@ -39,7 +39,8 @@ from intarsia.data import corpora
 from intarsia.data.naves import read_naves
 from intarsia.data.packages import announce, obtain, pinned
 from intarsia.models.classify.classifier import judged
-from intarsia.models.classify.features import MODELS, TOKENS, text_model
+from intarsia.models.classify.features import text_model
+from intarsia.models.classify.words import MODELS, TOKENS
 from intarsia.reports import numbers
 from intarsia.runs import labelled_adapting as adapting
 from intarsia.runs.choosing import texts as searching

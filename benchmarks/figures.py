@@ -143,7 +143,7 @@ RUNS = (
         (
             Figure("a token of SmolLM2 in 4 bits, of llama.cpp's time", DECODE,
                    Cell(INT4, "of llama.cpp Q4_0"),
-                   stated={README: "takes [{:.2f} to", SPARSE: "takes [{:.2f} to"}),
+                   stated={README: "takes [{:.2f} of", SPARSE: "takes [{:.2f} of"}),
             Figure("its perplexity", DECODE, Cell(INT4, "perplexity"),
                    stated={SPARSE: "perplexity, {:.1f} ("}),
         ),
@@ -168,7 +168,8 @@ RUNS = (
         (
             Figure("EfficientNet-Lite0 in int8, of OpenVINO's time", LITE0,
                    Cell("dense | intarsia int8", "of OpenVINO int8"),
-                   stated={README: "a CNN in int8 [{:.2f} to", SPARSE: "in {:.2f} to"}),
+                   stated={README: "a CNN in int8 [{:.2f} of",
+                           SPARSE: "in {:.2f} of the time of OpenVINO"}),
         ),
         ("openvino", "onnxruntime"),
     ),

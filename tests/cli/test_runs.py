@@ -66,7 +66,7 @@ def test_other_classes_are_refused(intarsia: Intarsia, run: Path, tmp_path: Path
 
 def test_a_part_that_is_not_there(intarsia: Intarsia, run: Path, tmp_path: Path) -> None:
     result = intarsia("evaluate", run, photos(tmp_path / "x"), "--part", "tets")
-    assert result.code == 2 and "unknown part" in result.words
+    assert result.code == 2 and "Did you mean test" in result.words
 
 
 def test_predict_tells_pictures_apart(intarsia: Intarsia, run: Path, tmp_path: Path) -> None:

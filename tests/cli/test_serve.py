@@ -106,9 +106,9 @@ def test_a_folder_that_compress_wrote_is_served_by_native_steps(
         (("m", "--slots", "1"), "2 or more"),
         (("m", "--slots", "nan"), "2 or more"),
         (("m", "--dtype", "int8"), "bfloat16"),
-        (("m", "--arrival", "0"), "above 0"),
-        (("m", "--tokens", "0"), "at least 1"),
-        (("m", "--adapter", "=x"), "NAME=FOLDER"),
+        (("here", "--arrival", "0"), "above 0"),
+        (("here", "--tokens", "0"), "at least 1"),
+        (("here", "--adapter", "=x"), "NAME=FOLDER"),
         (("m", "--port", "99999"), "65535"),
         (("m", "--port", "0"), "save_pretrained"),
         (("m", "--engine", "vllm", "--slots", "4"), "resident"),
@@ -124,6 +124,8 @@ def test_what_cannot_be_is_refused(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    (tmp_path / "here").mkdir()
+    (tmp_path / "here" / "config.json").write_text("{}")
     result = intarsia("serve", *words)
     assert result.code == 2 and message in result.words, result.err
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from intarsia.areas.codec.prior import ABOUT
-from intarsia.areas.search.index_folder import META
+from intarsia.areas.search.index_folder import INDEX as META
 from intarsia.core.errors import CheckpointError
 from intarsia.core.folders import BLEND, MARKS, check_kind, data_name, describe_folder
 from intarsia.folders.opened import CONFIG, SETTINGS

@@ -46,6 +46,12 @@ def test_a_keyword_like_none_gets_the_list() -> None:
         intarsia.Lora(zzz=1)  # pyright: ignore
 
 
+def test_a_further_constructor_refuses_a_keyword_too() -> None:
+    what = "unknown keyword of intarsia.search.SparseIndex.build"
+    with refused(UnknownKeyword, what=what, got="'ids'"):
+        intarsia.search.SparseIndex.build(["a text"], ids=["a"])  # pyright: ignore
+
+
 def test_what_others_are_called_is_public_here() -> None:
     assert all(public_path(name) for name in ELSEWHERE.values())
 
@@ -64,6 +70,9 @@ def test_a_checked_function_is_one_object_with_its_signature() -> None:
         (intarsia, "gsc", "Did you mean intarsia.coding.GSC?"),
         (intarsia, "prune", "Did you mean intarsia.sparsify?"),
         (intarsia, "quantize", "Did you mean intarsia.compress?"),
+        (intarsia, "DoRA", "Did you mean intarsia.methods.PeftMethod('dora')?"),
+        (intarsia, "export", "Did you mean intarsia.hosts.export_timm?"),
+        (intarsia, "serve", "It is a command: intarsia serve"),
         (intarsia.search, "BM25", "Did you mean intarsia.search.SparseIndex?"),
         (intarsia.codec, "encode", "It has Recombiner, RecombinerSettings."),
     ],

@@ -242,6 +242,20 @@ def test_beside_other_methods_our_type_is_kept(make: Make, tmp_path: Path) -> No
     assert_close(again.eval()(x), model(x))
 
 
+def test_a_further_plain_lora_is_loaded_by_intarsia_where_peft_sees_two_types(
+    make: Make, tmp_path: Path
+) -> None:
+    other = moved(adapt(make("vit"), Lora(2)))
+    written(other, tmp_path)
+    model = adapt(make("vit"), Lora(2), name="a")
+    with pytest.raises(ValueError, match="different peft types"):
+        model.load_adapter(str(tmp_path), "b")
+    intarsia.load(model, tmp_path, name="b")
+    model.set_adapter("b")
+    x = torch.randn(2, 3, 32, 32)
+    assert_close(model.eval()(x), other(x))
+
+
 def test_transformers_trainer_goes_on_from_its_checkpoint_of_lora(tmp_path: Path) -> None:
     rows = [{"input_ids": [*range(i, i + 6)], "labels": [*range(i, i + 6)]} for i in range(8)]
 

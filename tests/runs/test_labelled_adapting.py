@@ -19,14 +19,8 @@ import intarsia
 from intarsia.core.errors import ConfigError, UnknownName
 from intarsia.hosts.attach.as_lora import low_rank_changes
 from intarsia.models.classify.classifier import RowClassifier
-from intarsia.models.classify.features import (
-    AdaptedMean,
-    HiddenMean,
-    check_method,
-    split_adapter,
-    text_model,
-    with_model,
-)
+from intarsia.models.classify.features import AdaptedMean, HiddenMean, text_model
+from intarsia.models.classify.words import check_method, split_adapter, with_model
 from intarsia.runs import labelled_adapting
 from intarsia.runs.labelled_adapting import MeanClassifier, deeper, fitted_member
 from intarsia.train.folds import deal

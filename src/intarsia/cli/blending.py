@@ -56,6 +56,10 @@ def blend(
         if temperatures_text is None
         else decimals("--temperatures", temperatures_text, want=want, fix=fix)
     )
+    for option, values in (("--weights", shares), ("--temperatures", temps)):
+        if values is not None and len(values) != len(runs):
+            got = f"{len(values)} for {len(runs)} runs"
+            raise ConfigError(option, got=got, want=want, fix=fix)
     from ..reports.runs import read_run
     from ..runs.blending import write_blend
 

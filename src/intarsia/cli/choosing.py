@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ..core.checks import above
 from ..core.errors import ConfigError
-from ..core.folders import data_name
+from ..core.folders import check_outside, data_name
 from ..data.corpora import check_no_text
 from . import completing
 from .early import ARMS, check_data, check_jobs, method_key
@@ -98,6 +99,8 @@ def auto(
         # Names are checked before torch is imported, which takes seconds.
         check_data(data)
         check_no_text(data)
+        check_outside(out or Path("runs"), data)
+    above("--minutes", minutes, 0, "Try 10.")
     names = _named(methods)
     if data is None and not resume:
         want, fix = "a folder of pictures, a named set or a table", "For example: auto elpv"

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..core.errors import ConfigError
-from ..core.folders import data_name, describe_folder
+from ..core.folders import check_outside, data_name, describe_folder, runs_in
 from ..core.locks import alone
 from ..core.schema import Setting
 from ..data.corpora import is_text
@@ -19,6 +19,8 @@ from .early import (
     check_data,
     check_jobs,
     check_rates,
+    check_settings,
+    check_word,
     learning_rates,
     method_key,
     numbers,
@@ -138,15 +140,21 @@ def _compare_methods(request: dict[str, Any], arguments: dict[str, Any], words: 
         # A method should do better than a linear probe on the same features.
         note("A linear probe stands beside them; --no-linear leaves it out.")
         names.append(PROBE)
+    _check_settings(names, settings)
+    # the same command again finds its runs here
+    folder = request["out"] or Path("runs") / f"compare-{data_name(data)}"
+    check_outside(folder, data)
+    from ..data import outline
     from ..data.sets import located
     from ..runs import matrix
     from ..runs.experiment import Experiment
 
     values = experiment_values(arguments) | {"data": located(data), "settings": ()}
     seeds = numbers("--seeds", request["seeds"])
-    # the same command again finds its runs here
-    folder = request["out"] or Path("runs") / f"compare-{data_name(data)}"
     start = Experiment.of(values)
+    if not is_text(data):  # every trial would fail
+        model = start.adapted
+        outline(model.model, size=model.size, pretrained=model.pretrained)
     # A method whose rate is given by --set keeps that; the search covers the others.
     settings_of, fixed = matrix.apart_from_rates(matrix.by_method(settings))
     if grid is not None and fixed.keys() >= set(names):
@@ -193,6 +201,17 @@ def _named(methods: str, settings: Sequence[str]) -> tuple[list[str], list[str]]
     return names, list(_by_key(settings, dict(zip(written, names, strict=True))))
 
 
+def _check_settings(names: Sequence[str], settings: Sequence[str]) -> None:
+    """Refuse METHOD.name=value settings of other methods, or that their method does not have."""
+    for text in settings:
+        method, dot, setting = text.partition(".")
+        if not dot or "=" in method:  # refused where the settings are parted by method
+            continue
+        check_word("method of --set", method, names)
+        if setting.partition("=")[0].strip() != "lr":  # of the training, of every method
+            check_settings(method, (setting,))
+
+
 def _by_key(settings: Sequence[str], keys: Mapping[str, str]) -> Iterator[str]:
     """Yield METHOD.name=value settings with each method's key in place of its name."""
     for text in settings:
@@ -228,6 +247,8 @@ def report(
     elif all(any(p.glob("sparsify.json")) or any(p.glob("*/sparsify.json")) for p in runs):
         _show_sparse(runs, out, baseline, as_json)
     else:
+        for run in runs:
+            runs_in(run)  # refuses other folders
         show_comparison(runs, out, baseline, as_json)
 
 

@@ -13,6 +13,9 @@ import typer
 
 from ..core.checks import at_least, between
 from ..core.errors import ConfigError, UnknownName
+from ..core.folders import describe_folder
+from ..data.language_names import check_language_model
+from ..runs.experiment import FILE
 from .completing import among
 from .early import FORMATS, check_calibration, numbers
 from .options import Calibration, Json, Length, OutFolder, Rows, Seed, Threads, use_threads
@@ -118,6 +121,7 @@ def compress(
         chosen = settings | {"layers": layers, "head": head, "resume": resume or None}
         _net(model, chosen, force, out, as_json)
         return
+    check_language_model(model)
     options = {"layers": layers, "force": force, "seed": seed, "resume": resume}
     stored = chosen_format(format, settings)
     # what was asked for without a loss stays without one
@@ -214,10 +218,6 @@ def _packed(
 
 def _net(run: str, options: dict[str, Any], force: bool, out: Path, as_json: bool) -> None:
     """Pack the convolutional net of a run into the sparse format CHW; write it as a run."""
-    from ..methods.fast_convnets import Chw
-    from ..runs.experiment import FILE
-    from ..runs.packing import compress_run
-
     values = options.pop("values") or "fp32"
     if some := {name: value for name, value in options.items() if value is not None}:
         fix = "Leave them out."
@@ -225,7 +225,10 @@ def _net(run: str, options: dict[str, Any], force: bool, out: Path, as_json: boo
     if not (Path(run) / FILE).is_file():
         fix = "In Python: net = intarsia.compress(net, intarsia.sparse.Chw(), picture)"
         want = "a run of `intarsia fit` with a convolutional net"
-        raise ConfigError(f"net {run!r}", got="no run", want=want, fix=fix)
+        raise ConfigError(f"net {run!r}", got=describe_folder(Path(run)), want=want, fix=fix)
+    from ..methods.fast_convnets import Chw
+    from ..runs.packing import compress_run
+
     _warn_of_rivals("picture", NETS, {"bits": 8 if values == "int8" else 32})
     report = compress_run(run, out, Chw(force=force, values=values), report=note)
     if as_json:

@@ -11,8 +11,9 @@ import typer
 
 from ..core.checks import at_least, between
 from ..core.errors import ConfigError
+from ..data.language_names import check_language_model
 from .completing import among
-from .early import check_calibration
+from .early import check_calibration, check_change, check_file
 from .options import (
     Calibration,
     Device,
@@ -67,6 +68,7 @@ def spans(
         raise ConfigError("--out", got=out or "nothing", want="a .json file", fix=fix)
     numbers = _numbers(lengths)
     target(out, "spans.json", mark=SPANS)
+    check_language_model(model)
     use_threads(threads)
     from ..data.calibration import load_calibration
     from ..data.language_models import language_model
@@ -145,11 +147,10 @@ def generate(
     if dtype not in ("float32", "auto"):
         fix = "Leave it out, or --dtype auto."
         raise ConfigError("--dtype", got=dtype, want="float32 or auto", fix=fix)
-    for option, path in (("--spans", spans), ("--load", load)):
-        if path is not None and not path.exists():
-            raise ConfigError(
-                f"{option} {path}", got="nothing there", want="a path", fix="Check it."
-            )
+    check_file("--spans", spans)
+    if load is not None:
+        check_change("--load", load)
+    check_language_model(model)
     use_threads(threads)
     record = _continued((model, device), prompt, tokens, (spans, load), dtype, compare)
     if as_json:

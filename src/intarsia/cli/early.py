@@ -16,6 +16,7 @@ from ..core.plugins import TASKS, plugins
 from ..core.registry import find, index, listed, recommenders
 from ..data import corpora
 from ..data.corpora import MIXED, is_text
+from ..data.language_names import check_language_model
 
 SETS, BACKBONES, FORMATS, ARMS, QUANTS = map(listed, ("set", "backbone", "format", "arm", "quant"))
 CORPORA = corpora.names()
@@ -35,7 +36,10 @@ def check_data(spec: str) -> None:
     # A name of the library, or a task of an installed suite as SUITE/TASK.
     if spec in (*SETS, *CORPORA) or (slash and head in plugins(TASKS)):
         return
-    if os.path.exists(os.path.expanduser(spec)):  # no error for a name that is too long
+    if os.path.exists(place := os.path.expanduser(spec)):  # no error for a name that is too long
+        if os.path.isdir(place) and not os.listdir(place):
+            want, fix = "pictures, texts or a table in it", "Check the path."
+            raise DataError(f"data {spec!r}", got="an empty folder", want=want, fix=fix)
         return
     # A single word without suffix was meant as a name: the error suggests the nearest names.
     if not slash and not Path(spec).suffix:
@@ -81,6 +85,41 @@ def check_run(folder: Path, *, blends: bool = False) -> None:
     fix = "Check the path, or start the run with `intarsia fit DATA --out FOLDER`."
     want = "the folder of a run of `intarsia fit`"
     raise ConfigError(f"run {folder}", got=describe_folder(folder), want=want, fix=fix)
+
+
+def check_file(option: str, path: Path | None) -> None:
+    """Check that the file of an option is there, if one was given.  Raises: ConfigError."""
+    if path is not None and not path.is_file():
+        got = describe_folder(path) if path.exists() else "nothing there"
+        raise ConfigError(f"{option} {path}", got=got, want="a file", fix="Check the path.")
+
+
+def check_served(models: Iterable[str], adapters: Iterable[str] = ()) -> None:
+    """Check that language models and what changes them may be opened.
+
+    Each is a name, a folder, or NAME=FOLDER.
+    Raises: AssetError; ConfigError for an adapter that is not there.
+    """
+    for word in models:
+        check_language_model(_source(word))
+    for word in (w for w in adapters if w[:1] != "="):  # without a name it is refused as such
+        check_change("--adapter", Path(_source(word)))
+
+
+def check_change(option: str, path: Path) -> None:
+    """Check that there is something where a saved change of a model should be.
+
+    Raises: ConfigError.
+    """
+    if not path.exists() or (path.is_dir() and not any(path.iterdir())):
+        want, fix = "what intarsia.save or PEFT wrote, or a run", "Check the path."
+        got = describe_folder(path)
+        raise ConfigError(f"{option} {path}", got=got, want=want, fix=fix)
+
+
+def _source(word: str) -> str:
+    """Return the folder of NAME=FOLDER, or a name or a folder that stands alone."""
+    return word if Path(word).exists() else word.partition("=")[2] or word
 
 
 def check_jobs(jobs: int, ray: bool) -> None:

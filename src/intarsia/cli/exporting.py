@@ -8,7 +8,9 @@ from typing import Annotated, Any
 import typer
 
 from ..core.errors import ConfigError, DataError, UnknownName
-from ..core.folders import BLEND
+from ..core.folders import BLEND, runs_in
+from ..data.language_names import check_language_model
+from ..runs.experiment import FILE
 from .completing import among
 from .early import QUANTS, check_run, check_word
 from .labelled_steps import export_rows, is_rows_run
@@ -134,12 +136,12 @@ def _check_bits(form: str, quant: str | None, int8: bool) -> None:
 
 def _chosen_run(folder: Path) -> Path:
     """Return the run of a comparison that validation scores choose, and print which one it is."""
-    from ..reports.runs import choice_sentence, comparison_of, gather
-    from ..runs.experiment import FILE
-
     if (folder / FILE).is_file() or (folder / BLEND).is_file():
         want, fix = "a folder of `intarsia compare`", "Leave --chosen out."
         raise ConfigError(f"--chosen of {folder}", got="one run", want=want, fix=fix)
+    runs_in(folder)  # refuses other folders
+    from ..reports.runs import choice_sentence, comparison_of, gather
+
     # validation scores alone choose; test scores are not looked at
     comparison = comparison_of(gather([folder]))
     if comparison.chosen is None:
@@ -155,6 +157,8 @@ def _target(run: str, form: str, out: Path | None, named: str) -> Path:
     """Return the path to write, locked for other processes until the command ends."""
     if form != "gguf":
         check_run(Path(run), blends=True)
+    elif not Path(run).is_dir():
+        check_language_model(run)
     # A run's export goes into its folder; a named model's beside the working folder's files.
     inside = Path(named) / "export" if Path(named).is_dir() else Path(Path(named).name)
     place = out or inside.with_name(inside.name + SUFFIXES[form])

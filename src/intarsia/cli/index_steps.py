@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..core.errors import ConfigError, DataError
+from ..core.folders import INDEX
+from ..data.collections import CORPUS, check_collection, load_collection
 from .begun_index import begun_by, check_same, known_by, settings_file
 from .shell import note, warn
 
@@ -18,8 +20,8 @@ if TYPE_CHECKING:
 
 # documents that are encoded, or only cut into stems, between two looks at the disk
 BLOCK, MANY = 1024, 2**15
-META, NO_STEMS = "meta.json", "none"  # of an index's folder; in the place of a language
-DEFAULT_MODEL, CORPUS = "splade-tiny", "corpus.jsonl"  # the latter of a folder in BEIR's layout
+NO_STEMS = "none"  # in the place of a language
+DEFAULT_MODEL = "splade-tiny"
 
 
 def write_index(
@@ -52,8 +54,9 @@ def write_index(
     if lexical is not None and alone:
         lexical = replace(lexical, share=1.0)
     # the first rows are read before a model is: a file of another form is refused at once
-    if Path(docs).is_file():
-        next(_documents(docs, columns), None)
+    check_collection(docs)
+    if Path(docs).is_file() and next(_documents(docs, columns), None) is None:
+        raise _no_document(docs)
     if not alone:
         note("Loading PyTorch and sentence-transformers.")
     from ..areas.search.sparse_index import SparseIndex, blocks
@@ -61,7 +64,7 @@ def write_index(
 
     # A new index grows beside --out, so that a half one is never taken for whole.
     partial = append or (begun_by(out) if out else Path())
-    begun = (partial / META).is_file()
+    begun = (partial / INDEX).is_file()
     # Going on is only right for the same documents, encoder and settings.
     identity = {"docs": known_by(docs), "model": model} | options
     identity |= {"columns": dict(columns)} if columns else {}
@@ -92,7 +95,7 @@ def write_index(
         total += len(part)
         note(f"{total:,} documents")
     if not len(searchable):
-        raise DataError(f"documents of {docs}", got="none", want="some", fix="Check the file.")
+        raise _no_document(docs)
     # Blocks were written one by one; a search wants one sorted list for each token.
     searchable.merge()
     # An index that is added to keeps the weights it was tuned with.
@@ -105,6 +108,10 @@ def write_index(
         shutil.rmtree(partial, ignore_errors=True)
         settings_file(partial).unlink(missing_ok=True)
     return searchable
+
+
+def _no_document(docs: str) -> DataError:
+    return DataError(f"documents of {docs}", got="none", want="some", fix="Check the file.")
 
 
 def delete_documents(folder: Path, ids: Sequence[str]) -> SparseIndex:
@@ -149,7 +156,6 @@ def _encoder(
 def _tune(index: SparseIndex, docs: str) -> None:
     """Tune k1, b and the share of BM25 in a score, by a collection's validation queries, if any."""
     from ..areas.search.tuning import MOST_QUERIES, tune_lexical
-    from ..data.collections import load_collection
 
     if Path(docs).is_file():
         return
@@ -166,7 +172,6 @@ def _documents(docs: str, columns: Mapping[str, str] | None = None) -> Iterator[
     """Yield the documents of a file, one at a time, of a folder in BEIR's layout, or a
     collection.
     """
-    from ..data.collections import load_collection
     from ..data.documents import as_documents, read_documents
 
     path = Path(docs)

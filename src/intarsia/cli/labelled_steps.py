@@ -9,10 +9,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..core.checks import above
 from ..core.errors import ConfigError
-from ..core.folders import data_name
-from ..core.labelled import AUTO, FILE, is_labelled
+from ..core.files import check_target
+from ..core.folders import check_empty, check_outside, data_name
+from ..core.labelled import AUTO, FILE, check_columns, is_labelled
 from ..core.locks import alone
+from ..models.classify.words import SPARSE, check_method, split_adapter, with_model
 from .early import check_data, numbers
 from .options import flag, use_threads
 from .shell import note, say, show_json, show_rich, show_table
@@ -24,6 +27,7 @@ if TYPE_CHECKING:
 OPTIONS = ("text", "label", "images", "test", "seed", "split_seed", "threads")
 WRITTEN = ("ctx", "data", "out", "as_json")
 METHODS = "words,tfidf,minilm"  # of `compare`, where nothing is said
+SCRIPT = "predict.py"  # of an export
 SHOWN = 60  # characters of a text in a table
 LANGUAGE = "For a language model on these texts, leave the column of labels out of the file."
 
@@ -63,18 +67,18 @@ def fit_rows(arguments: Mapping[str, Any], words: set[str]) -> None:
     _check_words(words, ("method", "model"))
     check_data(arguments["data"] or "")
     data, seed = arguments["data"], arguments["seed"]
-    note(f"{data} has labels: a classifier is fitted. {LANGUAGE}")
-    from ..models.classify.features import check_method, with_model
-    from ..runs.labelled import check_new, fit_labelled
-
-    use_threads(arguments["threads"])
+    check_columns(data, arguments["text"], arguments["label"])
     method = with_model(
         *(arguments[name] if name in words else None for name in ("method", "model"))
     )
     check_method(method or "tfidf")
     name = (method or "classifier").replace("/", "-")
     out = arguments["out"] or Path("runs") / f"{data_name(data)}-{name}-{seed}"
-    check_new(out)
+    check_empty(out, data)
+    note(f"{data} has labels: a classifier is fitted. {LANGUAGE}")
+    from ..runs.labelled import fit_labelled
+
+    use_threads(arguments["threads"])
     run = fit_labelled(_settings(arguments, method, seed), out, report=note)
     if arguments["as_json"]:
         show_json({"folder": str(out), **run.record["results"], "method": run.settings.method})
@@ -116,10 +120,7 @@ def compare_rows(request: Mapping[str, Any], words: set[str]) -> None:
     _check_words(words, ("methods", "seeds", "baseline", "model"))
     data = request["data"]
     check_data(data)
-    from ..models.classify.features import check_method
-    from ..runs.labelled import fit_labelled
-
-    use_threads(request["threads"])
+    check_columns(data, request["text"], request["label"])
     model = request["model"] if "model" in words else None
     methods = _methods(request["methods"] if "methods" in words else None, model)
     for method in methods:
@@ -127,6 +128,10 @@ def compare_rows(request: Mapping[str, Any], words: set[str]) -> None:
     # a fit has no chance in it: further seeds are further splits of the rows
     seeds = numbers("--seeds", request["seeds"]) if "seeds" in words else (0,)
     folder = request["out"] or Path("runs") / f"compare-{data_name(data)}"
+    check_outside(folder, data)
+    from ..runs.labelled import fit_labelled
+
+    use_threads(request["threads"])
     with alone(folder):
         folders = list[Path]()
         for method in methods:
@@ -142,8 +147,6 @@ def compare_rows(request: Mapping[str, Any], words: set[str]) -> None:
 
 def _methods(named: str | None, model: str | None) -> list[str]:
     """Return the methods to compare; adapters are put on the model, if one is named."""
-    from ..models.classify.features import SPARSE, split_adapter, with_model
-
     default = METHODS if model is None else ",".join((*SPARSE, model, "lora"))
     words = [name.strip() for name in (named or default).split(",") if name.strip()]
     bare = [word for word in words if split_adapter(word)[0] == word]
@@ -185,6 +188,8 @@ def evaluate_rows(run: Path, data: str | None, part: str | None, as_json: bool) 
     """
     if not is_rows_run(run):
         return False
+    if data is not None:
+        check_data(data)
     from ..reports.numbers import percent
     from ..runs.labelled import open_labelled
 
@@ -237,10 +242,13 @@ def export_rows(run: Path, form: str | None, out: Path | None, as_json: bool) ->
         fix = "Leave --format out."
         want = "a folder with predict.py, the one form of classifiers of texts and numbers"
         raise ConfigError("--format", got=form, want=want, fix=fix)
+    place = out or run / "export"
+    if not (place / SCRIPT).is_file():  # an earlier export
+        check_target(place)
     from ..runs.labelled_release import release_labelled
 
     lines: list[str] = []
-    path = release_labelled(run, out or run / "export", result=lines.append)
+    path = release_labelled(run, place, result=lines.append)
     if as_json:
         show_json({"path": str(path), "format": "predict.py", "checks": lines})
         return
@@ -259,17 +267,20 @@ def auto_rows(request: Mapping[str, Any], words: set[str]) -> bool:
     if not (goes_on or takes_rows(request["data"], request)):
         return False
     _check_words(words, ("methods", "minutes", "resume", "one", "model"))
-    from ..models.classify.features import check_method
-    from ..runs.choosing.texts import auto_texts
-
-    use_threads(request["threads"])
     methods = [n.strip() for n in (request["methods"] or "").split(",") if n.strip()]
     for method in methods:
         check_method(method)
     names = ("minutes", "out", "resume", "one", "seed", *OPTIONS[:4], "split_seed")
     options = {name: request[name] for name in names}
     options["model"] = request["model"] if "model" in words else None
-    out = out or Path("runs") / f"auto-{data_name(str(request['data']))}"
+    data, out = request["data"], out or Path("runs") / f"auto-{data_name(str(request['data']))}"
+    above("--minutes", request["minutes"], 0, "Try 2.")
+    if not resume:
+        check_columns(data, request["text"], request["label"])
+        check_empty(out, data, "Go on with it (--resume), or choose another folder.")
+    from ..runs.choosing.texts import auto_texts
+
+    use_threads(request["threads"])
     try:
         outcome = auto_texts(request["data"], methods=methods, report=note, **options)
     except KeyboardInterrupt as stop:

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 
 from ..core.files import write_text
 from ..core.registry import NAMES, index, listed
-from ..data import backbones, language_models, sets
+from ..data import backbones, language_names, sets
 from ..folders.out.gguf_model import QUANTS
 from ..parallel.auto import NAMED
 from ..runs.choosing.arms import ARMS
@@ -23,7 +23,7 @@ def names() -> Mapping[str, Iterable[str]]:
     """Return the names that the command line accepts and completes, by list, such as "backbone"."""
     return {
         "set": sorted(sets.names()),
-        "backbone": sorted({*backbones.names(), *language_models.PACKAGED}),
+        "backbone": sorted({*backbones.names(), *language_names.PACKAGED}),
         "format": sorted({*format_names(), *METHODS, NETS}),
         "arm": sorted({arm.name for arm in ARMS} - index().keys()),
         "tracker": sorted(progress.TRACKERS),

@@ -13,9 +13,11 @@ from ..core.errors import ConfigError, UnknownName
 from ..core.registry import keys
 from ..core.sealing import sealed_names
 from ..data.corpora import is_text
+from ..data.language_names import check_language_model
+from ..placement.trace_file import read_metadata
 from .completing import among
 from .devices import language_model_on, rows_on
-from .early import check_data
+from .early import check_data, check_file
 from .options import Device, Json, Length, OutFile, Seed, SparseModel, Threads, use_threads
 from .shell import note, say, show_json, show_table
 from .targets import target
@@ -63,6 +65,7 @@ def trace(
         raise ConfigError("TEXT", got=text, want=want, fix=fix)
     at_least("--rows", rows, 1)
     file = target(out, "t.safetensors", mark="intarsia trace")
+    check_language_model(model)
     use_threads(threads)
     from ..data.texts import load_texts
     from ..hosts.tracing import trace as record
@@ -141,6 +144,8 @@ def place(
         target(write, "placed", option="--write", written_names=sealed_names(write, RECORD))
     if sglang is not None:
         target(sglang, "location.json", option="--sglang", mark="physical_to_logical_map")
+    read_metadata(trace)
+    check_topology(devices, topology)
     from ..placement.searching import place as search
     from ..placement.trace import Trace
 
@@ -197,8 +202,8 @@ def _judged(
     }
 
 
-def topology_of(devices: int | None, file: Path | None) -> Any:
-    """Return the topology of `devices` equal devices, or of a file.
+def check_topology(devices: int | None, file: Path | None) -> None:
+    """Check that devices are given by their number, or by a file that is there.
 
     Raises: ConfigError unless exactly one of both is given.
     """
@@ -207,6 +212,12 @@ def topology_of(devices: int | None, file: Path | None) -> Any:
         got = "neither" if file is None else "both"
         fix = "For example: --devices 8, or --topology a.json"
         raise ConfigError("--devices", got=got, want="it or --topology", fix=fix)
+    check_file("--topology", file)
+    at_least("--devices", 1 if devices is None else devices, 1, fix="Try 8.")
+
+
+def topology_of(devices: int | None, file: Path | None) -> Any:
+    """Return the topology of `devices` equal devices, or of a file, which were checked."""
     from ..placement.topology import Topology
 
     if file is not None:

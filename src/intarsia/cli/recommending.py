@@ -14,7 +14,7 @@ from ..core.errors import CheckpointError, ConfigError, DataError, UnknownName
 from ..core.folders import check_new_run, check_recommender, data_name
 from ..core.registry import find
 from ..data.event_columns import parse_columns
-from .early import RECOMMENDERS, check_settings
+from .early import RECOMMENDERS, check_file, check_settings
 from .options import Json, Threads, flag, use_threads
 from .shell import note, say, show_json, show_table, warn
 from .values import check_options, with_density
@@ -218,6 +218,7 @@ def recommend(
         fix = "For example: --user 42, or --history 50,181"
         raise ConfigError("--user, --history, --serve", got=got, want="one of them", fix=fix)
     check_recommender(run)
+    check_file("--new", new)
     use_threads(threads)
     from ..areas.recommend.recommending import open_recommender
     from ..areas.recommend.showing import (

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ..core.errors import ConfigError
+from ..core.errors import ConfigError, DataError
 from .completing import among
-from .early import check_run
+from .early import check_data, check_run, check_word
 from .labelled_steps import evaluate_rows, is_rows_run, predict_rows
 from .options import (
     Device,
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from ..runs.runs import Prediction, RunOnPictures
     from ..runs.writing import TextRun
 
+PARTS = ("train", "val", "test", "all")
 SHOWN = 3  # classes of a picture in the table
 
 
@@ -48,7 +49,7 @@ def evaluate(
         typer.Option(
             help="Part of the data: train, val, test; or all, of texts and of other pictures "
             "without parts. If not given, test where there is one, and of other texts all.",
-            autocompletion=among(("train", "val", "test", "all")),
+            autocompletion=among(PARTS),
         ),
     ] = None,
     device: Device = None,
@@ -65,12 +66,15 @@ def evaluate(
     Example:  intarsia evaluate runs/elpv-lora-0 --part val
     """
     use_threads(threads)
+    check_word("--part", part, PARTS)
     if is_seeing(run):
         evaluate_seeing(run, data, part, device, as_json)
         return
     if evaluate_rows(run, data, part, as_json):
         return
     check_run(run, blends=True)
+    if data is not None:
+        check_data(data)
     allow_pixels(ctx, max_pixels)
     from ..reports.numbers import percent
     from ..runs.opening import open_run
@@ -185,6 +189,7 @@ def predict(
         return
     if as_json and as_csv:
         raise ConfigError("--json and --csv", got="both", want="one of them", fix="Choose one.")
+    _check_files(files)
     if is_rows_run(run):
         predict_rows(run, files, as_json=as_json, as_csv=as_csv)
         return
@@ -201,6 +206,13 @@ def predict(
         return
     _check_no_tokens(tokens)
     _predict_pictures(opened, [*map(Path, files)], out, as_json=as_json, as_csv=as_csv)
+
+
+def _check_files(files: Sequence[str]) -> None:
+    """Refuse names of files of which none is there; - is standard input.  Raises: DataError."""
+    if not any(file == "-" or Path(file).exists() for file in files):
+        want, fix = "a picture or a text, or a folder of pictures", "Check the path."
+        raise DataError(" ".join(files), got="no such file", want=want, fix=fix)
 
 
 def _check_no_tokens(tokens: int | None) -> None:

@@ -9,13 +9,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ..core.checks import one_of
+from ..core.checks import between, one_of
 from ..core.errors import ConfigError
+from ..core.folders import INDEX, check_index
 from ..data.documents import KINDS
 from ..data.event_columns import parse_columns
 from .begun_index import begun_by
 from .completing import among
-from .index_steps import META, delete_documents, write_index
+from .early import check_file
+from .index_steps import delete_documents, write_index
 from .options import Json, Threads, use_threads, writes
 from .search_page import serve_index
 from .shell import say, show_json, show_table, whole_text
@@ -24,6 +26,7 @@ from .targets import finished_names, hold, target
 if TYPE_CHECKING:
     from ..areas.search.sparse_index import SparseIndex
 
+STORED = ("float16", "float32", "uint8")
 FORMS = ("opensearch", "elasticsearch", "qdrant", "trec")
 DOCS = (
     "Documents: a .jsonl, CSV or Parquet file with id, text and what else is known of each, a "
@@ -66,8 +69,8 @@ Filters = Annotated[
 Stored = Annotated[
     str,
     typer.Option(
-        help="Type of the stored weights: float16, float32, uint8.",
-        autocompletion=among(("float16", "float32", "uint8")),
+        help=f"Type of the stored weights: {', '.join(STORED)}.",
+        autocompletion=among(STORED),
     ),
 ]
 Language = Annotated[
@@ -129,15 +132,17 @@ def index(
     grown = append or update
     if grown is not None:
         # the other order, idx --update docs.jsonl, can only mean the same
-        if (Path(docs) / META).is_file() and grown.is_file():
+        if (Path(docs) / INDEX).is_file() and grown.is_file():
             docs, grown = str(grown), Path(docs)
-        if not (grown / META).is_file():
+        if not (grown / INDEX).is_file():
             fix, want = "Begin one with --out.", "an index's folder"
             raise ConfigError(f"{named[0]} {grown}", got="no index", want=want, fix=fix)
         hold(grown)
     else:
-        names = [] if out is None else finished_names(out, begun_by(out), META)
+        names = [] if out is None else finished_names(out, begun_by(out), INDEX)
         target(out, "idx", written_names=names)
+    one_of("--stored", stored, STORED)
+    between("--prune", prune, 0, 1, fix="Try 0.1; 0 keeps all.")
     # a stopped command may only go on with the same ones
     options = {"stored": stored, "prune": prune, "language": language}
     asked: dict[str, Any] = {"columns": parse_columns(columns, KINDS), "megabytes": megabytes}
@@ -161,7 +166,7 @@ def _show_index(searchable: SparseIndex, folder: Path | None, as_json: bool) -> 
 
 def _deleted(folder: Path, ids: Sequence[str], as_json: bool) -> None:
     """Delete documents of an index.  folder: of it; ids: theirs; as_json: print a record."""
-    if not (folder / META).is_file():
+    if not (folder / INDEX).is_file():
         want, fix = "an index's folder", "For example: intarsia index idx --delete a1"
         raise ConfigError(f"--delete from {folder}", got="no index", want=want, fix=fix)
     hold(folder)
@@ -175,10 +180,11 @@ def _deleted(folder: Path, ids: Sequence[str], as_json: bool) -> None:
 def _exported(folder: Path, form: str, out: Path | None, as_json: bool) -> None:
     """Write an index in the form that another search engine reads."""
     one_of("--form", form, FORMS)
+    check_index(folder)
+    out = target(out, "bulk.ndjson")
     from ..areas.search.engines import export, queries_file
     from ..areas.search.sparse_index import SparseIndex
 
-    out = target(out, "bulk.ndjson")
     searchable = SparseIndex.load(folder)
     export(searchable, form, out)
     queries = queries_file(out)
@@ -225,6 +231,8 @@ def search(
         raise ConfigError("--queries and --out", got="one of them", want=want, fix=fix)
     if out is not None:
         target(out, "run.trec", mark=" intarsia\n")
+    check_index(folder)
+    check_file("--queries", queries)
     from ..areas.search.showing import search_results
     from ..areas.search.sparse_index import SparseIndex
 

@@ -14,6 +14,7 @@ from ..core.checks import between, bytes_of, one_of
 from ..core.errors import ConfigError, MissingExtra, UnknownName
 from ..core.registry import unpredicted_policies
 from .completing import among
+from .early import check_served
 from .labelled_page import serve_rows
 from .labelled_steps import is_rows_run
 from .options import Threads, given_in_words, use_threads
@@ -144,6 +145,7 @@ def serve(
     # Found without importing them: importing takes seconds.
     if missing := next((name for name in NEEDS if find_spec(name) is None), None):
         raise MissingExtra(missing, "serve")
+    check_served(models, adapter or ())
     from ..serve.settings import Limits
 
     limits = Limits(body, tokens, at_once, queue, seconds, drain, batching, arrival)

@@ -11,11 +11,11 @@ import typer
 
 from ..core.checks import at_least
 from ..core.errors import ConfigError, UnknownName
-from ..core.folders import describe_folder
 from ..core.registry import keys
+from ..placement.trace_file import read_metadata
 from .completing import among
 from .options import Json, writes
-from .placing import Devices, TopologyFile, TraceFile, topology_of
+from .placing import Devices, TopologyFile, TraceFile, check_topology, topology_of
 from .shell import say, show_json
 from .targets import page_target, target
 
@@ -88,9 +88,8 @@ def simulate(
     """
     _check(plan, policy, tokens, streams, slots, placement)
     timeline, page = _hold(out or [])
-    if not trace.is_file():
-        got, want = describe_folder(trace), "a file of `intarsia trace`"
-        raise ConfigError(f"trace {trace}", got=got, want=want, fix="Check the path.")
+    read_metadata(trace)
+    check_topology(devices, topology)
     from ..placement.trace import Trace
     from .simulated_steps import beside_order, by_placement, fastest, record_of
 

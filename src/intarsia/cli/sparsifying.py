@@ -16,7 +16,9 @@ import typer
 
 from ..core.checks import above, at_least, between, n_of_m
 from ..core.errors import ConfigError, MissingExtra, UnknownName
+from ..core.folders import describe_folder
 from ..core.sealing import sealed_names
+from ..data.language_names import check_language_model
 from .completing import among
 from .devices import language_model_on, rows_on
 from .early import check_calibration
@@ -123,6 +125,7 @@ def sparsify(
     """
     _check((method, base, layout, sequential), density, rows, calib, out)
     _check_pattern_and_times(pattern, test, recover)
+    check_language_model(model)
     use_threads(threads)
     from ..data.calibration import load_calibration
     from ..sparse.prune.files import save_sparse
@@ -242,8 +245,9 @@ def convert(
     if not old.is_dir():
         fix = "Give the folder that holds config.json and *.safetensors."
         raise ConfigError(f"folder {str(old)!r}", got="nothing there", want="a folder", fix=fix)
-    from ..core.sealing import sealed_names
-
+    if not any(old.glob("*.safetensors")):
+        fix = "Give a folder of save_pretrained or of `intarsia sparsify`."
+        raise ConfigError(f"folder {str(old)!r}", got=describe_folder(old), want="weights", fix=fix)
     names = [] if out is None or layout == PACKED else sealed_names(out, "config.json")
     out = target(out, "dense-llama", written_names=names)
     from ..sparse.prune.files import convert_sparse

@@ -13,7 +13,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from .guesses import ELSEWHERE, checked
+from .guesses import COMMANDS, ELSEWHERE, checked
+from .registry import index
 
 SHOWN = 12  # names of a namespace in an error
 ROOT = Path(__file__).parents[1]
@@ -61,6 +62,13 @@ def _listing(space: str) -> Path:
     return next((stub for stub in stubs if stub.is_file()), ROOT / space / "__init__.py")
 
 
+def _other_than_a_name(name: str) -> str:
+    """Return the words for a method of PEFT, which has no name of its own here; "" for others."""
+    method = name.casefold().removesuffix("config")
+    is_pefts = f"peft-{method}" in index()
+    return f". Did you mean {public_path('PeftMethod')}({method!r})?" if is_pefts else ""
+
+
 def public_path(name: str) -> str:
     """Return how a user writes a public name: "intarsia.Lora", "intarsia.routers.TopP"."""
     return ".".join(filter(None, ("intarsia", namespaces()[name], name)))
@@ -91,9 +99,12 @@ def exports(
                 fix = f". It has {', '.join(names)}."
             if name in namespaces():
                 fix = f". It is {public_path(name)}."
+            if package == "intarsia" and name in COMMANDS:
+                fix = f". It is a command: {COMMANDS[name]}"
             # what other libraries call it, unless this module has a name like it
             if not same_spelling and (meant := ELSEWHERE.get(name.casefold())):
                 fix = f". Did you mean {public_path(meant)}?"
+            fix = fix or _other_than_a_name(name)
             # without its object: Python would suggest a second time at the end of the same line
             raise AttributeError(f"module {module!r} has no attribute {name!r}{fix}", name=name)
         # a submodule that is public as a whole

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from pathlib import Path
 
-from .errors import CheckpointError, ConfigError
+from .errors import CheckpointError, ConfigError, DataError
 from .files import JOINED, check_target
 
 BLEND = "blend.json"  # the file that makes a folder a blend of runs
@@ -25,7 +25,9 @@ MARKS = {
     "config.json": "a model, of `save_pretrained`",
 }
 """The file that only folders of one kind have, the most special kind first."""
-RECOMMENDER, CARD = "recommender", "card.json"
+RECOMMENDER, CARD, INDEX = "recommender", "card.json", "meta.json"
+AN_INDEX = "the folder of an index", "For one: intarsia index docs.jsonl --out idx"
+"""What an error about an index wants, and its fix."""
 METRICS, RUN, ADAPTER, STATE = "metrics.jsonl", "run.json", "adapter", "state"
 PHASES, FAILED, TENSORBOARD = "phases", "failed.json", "tensorboard"
 BEGUN = (METRICS, RUN, STATE)
@@ -83,25 +85,75 @@ def check_recommender(folder: Path) -> Path:
     return place
 
 
+def check_index(folder: Path) -> None:
+    """Check that a folder has an index.  Raises: CheckpointError."""
+    want, fix = AN_INDEX
+    check_kind(folder, INDEX, what=f"folder {folder}", want=want, fix=fix)
+
+
+def runs_in(folder: Path) -> list[Path]:
+    """Return the folder itself if it has a finished run, else the folders in it that have one.
+
+    Raises: DataError if there are none.
+    """
+    if (folder / RUN).is_file():
+        return [folder]
+    # a folder of runs, one level deep
+    if below := [path.parent for path in folder.glob(f"*/{RUN}")] if folder.is_dir() else []:
+        return below
+    if not folder.exists():
+        got, fix = "nothing there", "Check the path."
+    elif (folder / METRICS).exists():
+        got, fix = f"a run without {RUN}", "Finish it: intarsia fit --resume."
+    else:
+        got = f"{describe_folder(folder)}; no {RUN} in it or one level below"
+        fix = "Name a folder that intarsia fit wrote."
+    raise DataError(f"run folder {str(folder)!r}", got=got, want="a finished run", fix=fix)
+
+
+def check_outside(out: Path, data: str | Path | None) -> None:
+    """Check that the folder to write is no file, and neither the data that are read nor in them.
+
+    data: a name or a path: a folder of pictures would read what is in it as one more class.
+    Raises: ConfigError.
+    """
+    subject, place = f"run folder {out}", out.resolve()
+    source = Path(str(data or "").removesuffix(JOINED)).expanduser().resolve()
+    if data and source.is_dir() and source in (place, *place.parents):
+        got, want = f"the folder of the data, {data}, or one in it", "a folder outside"
+        raise ConfigError(subject, got=got, want=want, fix="For example: --out runs/first")
+    if out.exists() and not out.is_dir():
+        fix = "For example: --out runs/first"
+        raise ConfigError(subject, got="a file", want="a folder, which is new", fix=fix)
+
+
+def check_empty(
+    out: Path, data: str | Path | None = None, fix: str = "Choose another --out."
+) -> None:
+    """Check that a folder may be written: outside the data, new or empty.
+
+    data: as for `check_outside`; fix: for the error.  Raises: ConfigError.
+    """
+    check_outside(out, data)
+    if out.exists() and any(out.iterdir()):
+        raise ConfigError(f"run folder {out}", got=describe_folder(out), want="a new one", fix=fix)
+
+
 def check_new_run(out: Path, data: str = "") -> None:
     """Check, before long work, that a new run may be written into a folder.
 
-    It is new or empty, or holds a run that diverged. data: what the run reads: a folder of pictures
-    must not get the run into it, which would be read as one more class.
+    It is new or empty, or holds a run that diverged. data: what the run reads.
     Raises: ConfigError.
     """
-    what = f"run folder {out}"
-    source, place = Path(data.removesuffix(JOINED)).expanduser().resolve(), out.resolve()
-    if data and source.is_dir() and source in (place, *place.parents):
-        got, want = f"the folder of the data, {data}, or one in it", "a folder outside"
-        raise ConfigError(what, got=got, want=want, fix="For example: --out runs/first")
-    if not out.is_dir():  # a file in its place is refused where the folder is made
+    subject = f"run folder {out}"
+    check_outside(out, data)
+    if not out.exists():
         return
     diverged = (out / FAILED).is_file() and not (out / RUN).exists()
     if not diverged and any((out / name).exists() for name in BEGUN):
         got, want = "a folder with a run in it", "a new one"
         fix = "Choose another folder, or go on with that run: resume=True."
-        raise ConfigError(what, got=got, want=want, fix=fix)
+        raise ConfigError(subject, got=got, want=want, fix=fix)
     if diverged:  # it is replaced, whatever its user has put next to it
         return
     hidden = {path.name for path in out.iterdir() if path.name.startswith(".")}

@@ -52,6 +52,7 @@ SAME: Mapping[str, tuple[str, ...]] = {
 """What others call a setting, and what it may be called here."""
 ELSEWHERE: Mapping[str, str] = {
     "bm25": "SparseIndex",
+    "export": "export_timm",
     "fine_tune": "fit",
     "finetune": "fit",
     "get_peft_model": "adapt",
@@ -62,6 +63,8 @@ ELSEWHERE: Mapping[str, str] = {
     "quantize": "compress",
 }
 """What others call a function or a class, in small letters, and its public name here."""
+COMMANDS: Mapping[str, str] = {"serve": "intarsia serve FOLDER"}
+"""What is a command alone, by the name under which it is looked for in Python."""
 REMOVED = ("sparsity", "amount", "prune_ratio", "pruning_ratio")
 """Shares of weights that are removed, where this library counts those that are kept."""
 HOLDERS: Mapping[str, str] = {
@@ -105,6 +108,7 @@ def checked(thing: Any, name: str, *, functions: bool) -> Any:
         start = home.__init__
         if home.__module__.startswith("intarsia") and _keywords(start) is not None:
             home.__init__ = _refusing(start)
+        _check_constructors(thing, name)
         return thing
     if not functions or not inspect.isfunction(thing) or _keywords(thing) is None:
         return thing
@@ -112,6 +116,14 @@ def checked(thing: Any, name: str, *, functions: bool) -> Any:
     # where it is public, so that other processes find the same object
     call.__module__, _, call.__qualname__ = name.rpartition(".")
     return call
+
+
+def _check_constructors(thing: type, name: str) -> None:
+    """Let a class's further constructors, such as `build`, refuse unknown keywords, too."""
+    for word, member in list(vars(thing).items()):
+        is_public = isinstance(member, classmethod) and not word.startswith("_")
+        if is_public and _keywords(member.__func__) is not None:  # pyright: ignore
+            setattr(thing, word, classmethod(_refusing(member.__func__, f"{name}.{word}")))  # pyright: ignore
 
 
 @functools.cache
@@ -133,7 +145,8 @@ def _keywords(function: Callable[..., Any]) -> dict[str, Any] | None:
 def _refusing(function: Callable[..., Any], name: str = "") -> Callable[..., Any]:
     """Wrap a function so that an unknown keyword is an error with the one that was meant."""
     known = _keywords(function) or {}
-    known.pop("self", None)
+    for bound in ("self", "cls"):
+        known.pop(bound, None)
 
     @functools.wraps(function)
     def call(*args: Any, **keywords: Any) -> Any:

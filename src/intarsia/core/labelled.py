@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from .errors import DataError, UnknownName, some_of
 from .files import parse_json
 from .pictured import IMAGE_COLUMNS
 from .reading import read_lines
@@ -53,6 +54,45 @@ def _names_rows(path: Path) -> bool:
     if kind == ".jsonl":
         return bool(names & set(TEXTS) and names & set(LABELS)) and not names & set(ANSWERS)
     return True
+
+
+def check_columns(data: str | Path | None, text: str | None, label: str | None) -> None:
+    """Check, before anything is read, that a table with a header has the columns that are needed.
+
+    data: also a folder, or a file of another kind, which is not checked.  Raises: DataError.
+    """
+    path = Path(os.path.expanduser(data or ""))
+    is_headed = path.suffix.lower() in TABLES and path.suffix.lower() != ".jsonl"
+    if is_headed and path.is_file() and (names := columns(path)):
+        columns_of(names, path, text, label)
+
+
+def columns_of(
+    table: Iterable[str], path: Path, text: str | None, label: str | None
+) -> tuple[str | None, str]:
+    """Return the names of the columns of texts (None for a table of numbers) and of labels.
+
+    table: names of all its columns; path: for errors; text, label: those that the user named.
+    Raises: DataError, which names all columns that are there, for one that is not or is not clear.
+    """
+    names = list(table)
+    missing = [name for name in (text, label) if name is not None and name not in names]
+    all_names = some_of(names) if names else "none"
+    if missing:
+        want = f"among the columns {all_names}"
+        got = f"{' and '.join(map(repr, missing))} not there"
+        near = [close for name in missing for close in UnknownName("column", name, names).near[:1]]
+        fix = f"Did you mean {' and '.join(near)}? " if near else ""
+        fix += "Name them: --text COLUMN --label COLUMN."
+        raise DataError(f"columns of {path}", got=got, want=want, fix=fix)
+    lower = {name.lower(): name for name in reversed(names)}
+    label = label or next((lower[name] for name in LABELS if name in lower), None)
+    if label is None:
+        want = f"a column of labels, such as {', '.join(LABELS[:4])}"
+        fix = "Name it: --label COLUMN; for pictures call the column of their paths image."
+        raise DataError(f"columns of {path}", got=all_names, want=want, fix=fix)
+    text = text or next((lower[n] for n in TEXTS if n in lower and lower[n] != label), None)
+    return text, label
 
 
 def columns(path: Path) -> Sequence[str]:

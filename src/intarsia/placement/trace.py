@@ -19,10 +19,10 @@ from ..core.errors import ConfigError, DataError
 from ..core.files import writing
 from ..core.reading import open_tensors
 from ..core.sealing import OPEN, SEAL, check_file, seal_file
+from .trace_file import FORMAT, no_trace, read_metadata
 
 NONE = -1  # instead of an expert: the token has fewer than k in this layer
 MOST_EXPERTS = 2**15 - 1  # that int16 can number
-FORMAT = "intarsia trace"
 RESERVED = (
     "format",
     "experts",
@@ -211,10 +211,8 @@ class Trace:
         Raises: DataError for anything else; CheckpointError for a file that was changed.
         """
         try:
+            metadata = read_metadata(path)
             with open_tensors(path) as file:
-                metadata: dict[str, str] = file.metadata() or {}
-                if metadata.get("format") != FORMAT:
-                    raise ValueError(f"format {metadata.get('format')!r}")
                 check_file(Path(path))
                 tensors: dict[str, Any] = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
             expert = tensors["expert"]
@@ -234,9 +232,7 @@ class Trace:
         except (OSError, SafetensorError, KeyError, ValueError, TypeError) as error:
             if isinstance(error, DataError):
                 raise
-            fix = "Record one: intarsia trace MODEL TEXT --out t.safetensors"
-            want = "a file that `intarsia trace` wrote"
-            raise DataError(f"trace {path}", got=error, want=want, fix=fix) from error
+            raise no_trace(path, error) from error
 
 
 def _shape_text(tensor: Tensor) -> str:

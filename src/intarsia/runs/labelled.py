@@ -22,7 +22,7 @@ from safetensors.torch import save_file
 
 from ..core.errors import CheckpointError, ConfigError, DataError
 from ..core.files import read_json, repaired, writing
-from ..core.folders import describe_folder
+from ..core.folders import check_empty
 from ..core.labelled import FILE
 from ..core.reading import read_tensors
 from ..core.sealing import check_sealed, seal_folder
@@ -36,8 +36,8 @@ from ..data.labelled import (
 )
 from ..data.sets import located
 from ..models.classify.classifier import RowClassifier, write_files
-from ..models.classify.features import NUMBERS, check_method, parse_method
 from ..models.classify.standalone import SETTINGS, TENSORS
+from ..models.classify.words import NUMBERS, check_method, parse_method
 from ..train.folds import deal
 from ..train.probe import FOLDS
 from ..train.scores import Metrics
@@ -177,7 +177,7 @@ def fit_labelled(
     out: the folder, which must be new.  report: gets lines of progress.
     Raises: ConfigError for a folder in use or an unknown method; DataError, as `load_labelled`.
     """
-    check_new(Path(out))
+    check_empty(Path(out), settings.data)
     check_method(settings.method or DEFAULT)
     settings = dataclasses.replace(settings, data=located(settings.data))
     splits = settings.splits()
@@ -196,13 +196,6 @@ def fit_labelled(
     classifier = RowClassifier.of(members, shares, train.classes, settings.seed)
     seconds = time.perf_counter() - began
     return write_run(settings, splits, classifier, seconds, Path(out), asked=method)
-
-
-def check_new(out: Path) -> None:
-    """Refuse a folder with something in it.  Raises: ConfigError."""
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        fix = "Choose another --out."
-        raise ConfigError(f"run folder {out}", got=describe_folder(out), want="a new one", fix=fix)
 
 
 def write_run(

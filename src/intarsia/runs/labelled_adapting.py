@@ -18,14 +18,9 @@ from ..fitting import fit
 from ..folders.verbs import adapt
 from ..hosts.attach.as_lora import low_rank_changes
 from ..models.classify.classifier import Member, best_layer, member_of, tempered
-from ..models.classify.features import (
-    AdaptedMean,
-    HiddenMean,
-    split_adapter,
-    split_word,
-    text_model,
-)
+from ..models.classify.features import AdaptedMean, HiddenMean, text_model
 from ..models.classify.standalone import blocks_of
+from ..models.classify.words import split_adapter, split_word
 from ..train.probe import FOLDS, Probe
 from ..train.tasks import Classes
 from .own_rates import own_rate

@@ -12,7 +12,7 @@ import numpy as np
 
 from ..core.errors import ConfigError, DataError, UnknownName
 from ..core.labelled import FILE
-from ..models.classify.features import has_adapter
+from ..models.classify.words import has_adapter
 from ..reports import numbers
 from ..reports.report import Report, Section
 from ..reports.sheet import Spread

@@ -2,20 +2,39 @@
 
 from __future__ import annotations
 
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
+import psutil
 import pytest
 from PIL import Image
+from typer.testing import CliRunner
 
+from intarsia.cli import app
 from intarsia.reports.runs import comparison_of, gather, json_choice
 from intarsia.runs.experiment import Experiment, Pictures
 from intarsia.runs.matrix import planned, run_all
-from intarsia.runs.on_ray import connected
+from intarsia.runs.on_ray import NICENESS, connected
 from intarsia_lab.bench.report.records import RunResult
 from intarsia_lab.bench.run import How, run_plan
 
+from ...pages import photos
 from . import killing
+
+PATIENT = {  # what Ray gives up after a minute or less, which a busy machine needs longer for
+    "RAY_worker_register_timeout_seconds": "1800",
+    "RAY_health_check_timeout_ms": "1800000",
+    "RAY_gcs_server_request_timeout_seconds": "1800",
+    "RAY_gcs_rpc_server_reconnect_timeout_s": "1800",
+    NICENESS: "0",
+}
+SLOWER = 60  # times, at which Ray's clock goes while a node starts: its 30 seconds are half an hour
 
 
 @pytest.mark.slow
@@ -58,6 +77,63 @@ def test_a_comparison_on_ray_is_the_same(tmp_path: Path) -> None:
         ray.shutdown()
     first, second = (comparison_of(gather([tmp_path / place])) for place in ("ray", "here"))
     assert json_choice(first)["validation"] == json_choice(second)["validation"]
+
+
+@pytest.mark.slow
+def test_a_comparison_on_two_nodes_outlives_a_killed_worker(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The run of the lost worker is named, and the same command again makes up for it alone."""
+    ray = pytest.importorskip("ray")
+    monkeypatch.chdir(tmp_path)
+    photos(tmp_path / "photos")
+    line = "compare photos --methods linear,lora --seeds 0 --lr 2e-3 --model test_vit --untrained"
+    words = f"{line} --size 32 --epochs 2 --jobs 2 --threads 1 --json".split()
+    with two_nodes(monkeypatch):
+        killer = threading.Thread(target=kill_a_worker, daemon=True)
+        killer.start()
+        first = CliRunner().invoke(app, [*words, "--ray", "--out", "ray"])
+        assert first.exit_code != 0 and "its worker was lost" in first.output, first.output
+        killer.join()
+        done = {path.parent for path in (tmp_path / "ray").glob("*/run.json")}
+        second = CliRunner().invoke(app, [*words, "--ray", "--out", "ray"])
+        assert len([node for node in ray.nodes() if node["Alive"]]) == 2
+    assert len(done) == 1 and second.exit_code == 0, second.output
+    alone = CliRunner().invoke(app, [*words, "--out", "here"])
+    assert alone.exit_code == 0, alone.output
+    ours, local = (comparison_of(gather([tmp_path / name])) for name in ("ray", "here"))
+    assert json_choice(ours)["validation"] == json_choice(local)["validation"]
+
+
+@contextmanager
+def two_nodes(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Start a cluster of two nodes on this machine, to which Ray is connected inside the block."""
+    ray, node = pytest.importorskip("ray"), pytest.importorskip("ray._private.node")
+    cluster: Any = pytest.importorskip("ray.cluster_utils").Cluster()
+    for name, value in PATIENT.items():
+        monkeypatch.setenv(name, value)
+    try:
+        with monkeypatch.context() as slowed:
+            clock = vars(time) | {"monotonic": lambda: time.monotonic() / SLOWER}
+            slowed.setattr(node, "time", SimpleNamespace(**clock))
+            for _ in range(2):
+                cluster.add_node(wait=False, num_cpus=1, include_dashboard=False)
+        cluster.wait_for_nodes(timeout=1800)
+        ray.init(address=cluster.address, log_to_driver=False, configure_logging=False)
+        yield
+    finally:
+        ray.shutdown()
+        cluster.shutdown()
+
+
+def kill_a_worker() -> None:
+    """Kill the first worker that runs a trial, as a machine does that runs out of memory."""
+    while True:
+        for process in psutil.process_iter(["cmdline"]):
+            if any("ray::RayWorker.run" in word for word in process.info["cmdline"] or ()):
+                process.kill()
+                return
+        time.sleep(0.02)
 
 
 def scores(result: RunResult) -> object:

@@ -16,8 +16,9 @@ from sklearn.linear_model import LogisticRegression
 from intarsia.core.errors import CheckpointError, ConfigError, DataError, UnknownName
 from intarsia.data.language_models import headless_model
 from intarsia.models.classify.classifier import RowClassifier
-from intarsia.models.classify.features import feature_of, parse_method, states
+from intarsia.models.classify.features import feature_of, states
 from intarsia.models.classify.standalone import hidden_means, ngrams
+from intarsia.models.classify.words import parse_method
 from intarsia.train.folds import deal
 
 from ...labelled import texts

@@ -8,6 +8,7 @@ from typing import Any
 from intarsia.cli.shell import note, say, show_json, show_table
 from intarsia.core.checks import between
 from intarsia.core.errors import ConfigError
+from intarsia.data.language_names import check_language_model
 
 SHAPES, DENSITIES = "4096x4096,576x1536", "0.5,0.3"
 COLUMNS = ("kernel", "density", "ms", "x dense", "bytes/weight", "GB/s", "of limit", "error")
@@ -25,6 +26,8 @@ def bench_sparse(shapes: str | None, density: str | None, model: str | None, as_
         fix = "Give one of them."
         raise ConfigError("--shapes", got=f"with --model {model}", want="one", fix=fix)
     densities = _densities(density or DENSITIES)
+    if model is not None:
+        check_language_model(model)
     from ..bench.sparse import read_shapes, time_shapes
 
     shape_counts: dict[tuple[int, int], int] = {}

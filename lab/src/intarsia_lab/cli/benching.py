@@ -25,6 +25,7 @@ from intarsia.cli.shell import SOME_FAILED, note, say, show_json, show_table, wa
 from intarsia.cli.values import check_options
 from intarsia.core.checks import above
 from intarsia.core.errors import ConfigError
+from intarsia.core.folders import check_outside
 
 from .bench_sparse import bench_sparse
 from .words import PROFILES, PROTOCOLS, SUITES
@@ -173,6 +174,8 @@ def bench(
         numbers("--seeds", seeds)
     if budget is not None:
         above("--budget", budget, 0, "For example: --budget 30; left out, nothing is cut.")
+    if out is not None:
+        check_outside(out, None)
     if suite == "sparse":
         # --model has a default, which is for pictures and no language model: only one that is named
         # counts here.

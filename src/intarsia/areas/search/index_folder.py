@@ -12,13 +12,13 @@ from typing import NamedTuple
 
 from ...core.errors import CheckpointError, ConfigError
 from ...core.files import read_json, repaired, write_json
-from ...core.folders import check_kind
+from ...core.folders import AN_INDEX, INDEX, check_index
 from ...core.sealing import check_sealed, sealed, sha256
 from .lexical import Lexical
 from .query_weights import TOKENIZER, WEIGHTS, QueryWeights
 from .segment import Segment
 
-META, KIND, VERSION = "meta.json", "intarsia sparse index", 2
+KIND, VERSION = "intarsia sparse index", 2
 QUERIES = (TOKENIZER, WEIGHTS)
 
 
@@ -39,7 +39,7 @@ def check_folder(folder: Path) -> bool:
     if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
         return False
     try:
-        metadata = read_json(folder / META)
+        metadata = read_json(folder / INDEX)
     except (OSError, ValueError):
         metadata = None
     # other programmes write a meta.json, too
@@ -70,8 +70,8 @@ def write_index(
     queries.save(folder)
     written = {"kind": KIND, "version": VERSION} | dict(metadata) | {"segments": rows}
     written |= {"lexical": None if lexical is None else asdict(lexical)}
-    write_json(folder / META, sealed(written, {name: sha256(folder / name) for name in QUERIES}))
-    named = {META, TOKENIZER, WEIGHTS, *(row["file"] for row in rows)}
+    write_json(folder / INDEX, sealed(written, {name: sha256(folder / name) for name in QUERIES}))
+    named = {INDEX, TOKENIZER, WEIGHTS, *(row["file"] for row in rows)}
     for path in folder.glob("*.safetensors"):  # of segments that were merged
         if path.name not in named:
             path.unlink()
@@ -83,13 +83,13 @@ def read_index(folder: Path) -> SavedIndex:
     Raises: CheckpointError for a folder that is damaged, or has no index.
     """
     repaired(folder)
-    want, fix = "the folder of an index", "For one: intarsia index docs.jsonl --out idx"
-    check_kind(folder, META, what=f"folder {folder}", want=want, fix=fix)
+    check_index(folder)
+    want, fix = AN_INDEX
     try:
-        record = read_json(folder / META)
+        record = read_json(folder / INDEX)
         if record["kind"] != KIND or record["version"] != VERSION:
             raise ValueError(f"{record['kind']!r}, version {record['version']!r}")
-        record = check_sealed(folder / META, record, needs=QUERIES)
+        record = check_sealed(folder / INDEX, record, needs=QUERIES)
         metadata = {name: str(record[name]) for name in ("model", "digest", "stored")}
         lexical = None if record["lexical"] is None else Lexical(**record["lexical"])
         rows = [

@@ -31,19 +31,9 @@ from ...data.labelled import Rows
 from ...train.folds import deal
 from ...train.probe import FOLDS, Probe, converged_probe
 from ...train.scores import best_temperature, tempered_loss
-from .features import (
-    SPARSE,
-    Feature,
-    check_method,
-    feature_of,
-    opened_feature,
-    parse_method,
-    split_adapter,
-    split_word,
-    states,
-    text_model,
-)
+from .features import Feature, feature_of, opened_feature, states, text_model
 from .standalone import SETTINGS, TENSORS
+from .words import SPARSE, check_method, parse_method, split_adapter, split_word
 
 FORMAT = 1
 LAYERS = 8  # of a model that are compared, besides its embeddings, at most

@@ -17,6 +17,7 @@ from safetensors import SafetensorError
 
 from ...core.errors import CheckpointError, DataError
 from ...core.files import read_json
+from ...core.folders import METRICS, RUN, runs_in
 from ...core.reading import open_tensors
 from ...core.sealing import check_file, is_format
 from ..wording import joined
@@ -24,7 +25,7 @@ from .curves import Point, read_curve
 from .items import RunItems, Tensors, run_items
 from .mistakes import Mistakes, read_mistakes
 
-RUN, METRICS, PREDICTIONS = "run.json", "metrics.jsonl", "predictions.safetensors"
+PREDICTIONS = "predictions.safetensors"
 FORMAT = 1
 SPLITS = ("test", "val")  # the first that was scored is the result
 T = TypeVar("T")
@@ -181,20 +182,10 @@ def read_run(folder: Path | str) -> FinishedRun:
 
 def _runs_in(folder: Path) -> Sequence[Path]:
     """Return the folder itself if it is of a run, else the run folders in it, by time of start."""
-    if (folder / RUN).is_file():
-        return [folder]
-    # a folder of runs, one level deep
-    below = [path.parent for path in folder.glob(f"*/{RUN}")] if folder.is_dir() else []
-    if below:
-        # run.json is read twice, so that a damaged one is still reported by `read_run`
-        return sorted(below, key=lambda path: (str(_read_json(path).get("started")), path.name))
-    if not folder.exists():
-        got, fix = "nothing there", "Check the path."
-    elif (folder / METRICS).exists():
-        got, fix = f"a run without {RUN}", "Finish it: intarsia fit --resume."
-    else:
-        got, fix = f"no {RUN} in it or one level below", "Name a folder that intarsia fit wrote."
-    raise DataError(f"run folder {str(folder)!r}", got=got, want="a finished run", fix=fix)
+    if (found := runs_in(folder)) == [folder]:
+        return found
+    # run.json is read twice, so that a damaged one is still reported by `read_run`
+    return sorted(found, key=lambda path: (str(_read_json(path).get("started")), path.name))
 
 
 def _read_json(folder: Path) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from typing import Any
 from ...core.checks import above, at_least
 from ...core.errors import CheckpointError, ConfigError, UnknownName
 from ...core.files import JOINED, read_json, write_json
-from ...core.folders import data_name
+from ...core.folders import check_outside, data_name
 from ...core.locks import alone
 from ...data import outline
 from ...data.backbones import STRONG, is_cached, names
@@ -254,6 +254,7 @@ def _open_folder(
         want, fix = "a folder of pictures, a named set or a table", "For example: elpv"
         raise ConfigError("data", got="nothing", want=want, fix=fix)
     check_no_text(str(data))
+    check_outside(out, data)
     if (out / REQUEST).exists():
         fix = "Go on with it (resume=True), or choose another folder."
         raise ConfigError(f"folder {out}", got="a search in it", want="a new one", fix=fix)

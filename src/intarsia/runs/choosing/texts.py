@@ -19,7 +19,7 @@ from torch import Tensor
 
 from ...core.errors import AssetError, CheckpointError, ConfigError, MissingExtra, UnknownName
 from ...core.files import read_json, write_json
-from ...core.folders import data_name
+from ...core.folders import check_empty, data_name
 from ...core.labelled import AUTO, is_labelled
 from ...core.locks import alone
 from ...core.store import Store, key_of
@@ -27,18 +27,16 @@ from ...data.labelled import LabelledSplits, Rows, rows_at
 from ...data.packages import announce
 from ...data.sets import located
 from ...models.classify.classifier import Member, RowClassifier, judged, method_of
-from ...models.classify.features import (
+from ...models.classify.features import Tfidf, states, text_model
+from ...models.classify.words import (
     ADAPTED,
     MODELS,
     NUMBERS,
     SPARSE,
     TOKENS,
-    Tfidf,
     check_method,
     split_adapter,
     split_word,
-    states,
-    text_model,
 )
 from ...reports import numbers
 from ...reports.markdown import markdown
@@ -205,9 +203,7 @@ def _opened_folder(
             raise ConfigError("data", got="nothing", want="labelled rows", fix=fix)
         out = Path("runs") / f"auto-{data_name(str(data))}"
     if not resume:
-        if out.exists() and any(out.iterdir()):
-            fix = "Go on with it (resume=True), or choose another folder."
-            raise ConfigError(f"folder {out}", got="files in it", want="a new one", fix=fix)
+        check_empty(out, data, "Go on with it (resume=True), or choose another folder.")
         return out, {**request, "data": located(str(data))}
     try:
         stored = dict(read_json(out / AUTO))

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from ...models.classify.classifier import Member
-from ...models.classify.features import SPARSE, has_adapter, parse_method
+from ...models.classify.words import SPARSE, has_adapter, parse_method
 from ...reports import numbers
 from ...reports.report import Commands, Report, Section
 from ...reports.table import Column, Entry, Table

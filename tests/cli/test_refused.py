@@ -1,0 +1,154 @@
+"""Wrong calls of the verbs: each ends in one error of the library, and before torch is imported."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+TRIED = """
+import json, sys
+from intarsia.cli import app, shell
+shown, ends = [], []
+shell.show_error = lambda error: shown.append([type(error).__name__, str(error.got)])
+for command in json.load(sys.stdin):
+    shown.clear()
+    try:
+        app(command.split(), prog_name="intarsia")
+    except SystemExit as end:
+        ends.append([end.code, *shown])
+    except BaseException as error:
+        ends.append([repr(error)])
+    heavy = {"torch", "transformers", "peft", "timm"} & sys.modules.keys()
+    if heavy:
+        ends[-1] = [f"imports {sorted(heavy)}"]
+        break
+print(json.dumps(ends))
+"""
+WRONG = [
+    ("fit texts.csv --out texts.csv", "ConfigError", "a file"),
+    ("fit notes.txt --out notes.txt", "ConfigError", "a file"),
+    ("fit photos --out notes.txt", "ConfigError", "a file"),
+    ("fit texts.csv --out photos", "ConfigError", "a folder of folders"),
+    ("fit texts.csv --method nosuch", "UnknownName", "'nosuch'"),
+    ("fit texts.csv --text nosuch --label label", "DataError", "'nosuch' not there"),
+    ("fit other.csv --text text --label label", "DataError", "'text' and 'label' not there"),
+    ("fit other.csv", "DataError", "['a', 'b']"),
+    ("fit empty", "DataError", "an empty folder"),
+    ("compare empty", "DataError", "an empty folder"),
+    ("compare other.csv", "DataError", "['a', 'b']"),
+    ("compare texts.csv --methods nosuch", "UnknownName", "'nosuch'"),
+    ("compare texts.csv --out texts.csv", "ConfigError", "a file"),
+    ("compare photos --out photos", "ConfigError", "the folder of the data, photos, or one in it"),
+    ("compare photos --out notes.txt", "ConfigError", "a file"),
+    ("compare photos --set lora.nosuch=3", "UnknownName", "'nosuch'"),
+    ("compare photos --set nosuch.rank=3", "UnknownName", "'nosuch'"),
+    ("auto empty", "DataError", "an empty folder"),
+    ("auto photos --out photos", "ConfigError", "the folder of the data, photos, or one in it"),
+    ("auto photos --minutes 0", "ConfigError", "0.0"),
+    ("auto texts.csv --out texts.csv", "ConfigError", "a file"),
+    ("auto texts.csv --out photos", "ConfigError", "a folder of folders"),
+    ("auto texts.csv --methods nosuch", "UnknownName", "'nosuch'"),
+    ("auto texts.csv --minutes 0", "ConfigError", "0.0"),
+    ("generate nosuch x", "AssetError", None),
+    ("generate empty x", "AssetError", "an empty folder"),
+    ("generate idx x", "AssetError", "an index, of `intarsia index`"),
+    ("generate notes.txt x", "AssetError", "a file"),
+    ("generate model x --load empty", "ConfigError", "an empty folder"),
+    ("generate model x --spans photos", "ConfigError", "a folder of folders"),
+    ("compress nosuch --out z", "AssetError", None),
+    ("compress photos --format blockint --out z", "AssetError", "a folder of folders"),
+    ("compress empty --format chw --out z", "ConfigError", "an empty folder"),
+    ("sparsify empty --out z", "AssetError", "an empty folder"),
+    ("spans run --out s.json", "AssetError", "a run of `intarsia fit`"),
+    ("trace notes.txt notes.txt --out t.safetensors", "AssetError", "a file"),
+    ("convert photos --out z", "ConfigError", "a folder of folders"),
+    ("evaluate run nosuch", "UnknownName", "'nosuch'"),
+    ("evaluate run empty", "DataError", "an empty folder"),
+    ("evaluate run --part nosuch", "UnknownName", "'nosuch'"),
+    ("evaluate rows nosuch.csv", "DataError", "nothing there"),
+    ("predict run nosuch.png", "DataError", "no such file"),
+    ("predict rows nosuch.txt", "DataError", "no such file"),
+    ("export rows --out notes.txt", "ConfigError", "a file that was not written like this"),
+    ("export run --chosen", "ConfigError", "one run"),
+    ("export empty --chosen", "DataError", None),
+    ("export nosuch --format gguf", "AssetError", None),
+    ("report empty", "DataError", None),
+    ("report notes.txt", "DataError", None),
+    ("blend run run --weights 1 --out b", "ConfigError", "1 for 2 runs"),
+    ("place nosuch --devices 4 --out p.json", "DataError", "no such file"),
+    ("place notes.txt --devices 4 --out p.json", "DataError", None),
+    ("place t.safetensors --devices 0 --out p.json", "ConfigError", "0"),
+    ("place t.safetensors --out p.json", "ConfigError", "neither"),
+    ("place t.safetensors --topology nosuch --out p.json", "ConfigError", "nothing there"),
+    ("simulate photos --devices 4", "DataError", "a folder of folders"),
+    ("index nosuch.jsonl --out z", "DataError", "nothing there"),
+    ("index nosuch --out z", "UnknownName", "'nosuch'"),
+    ("index photos --out z", "DataError", "a folder of folders"),
+    ("index other.csv --out z", "DataError", "keys ['a', 'b']"),
+    ("index docs.jsonl --stored nosuch --out z", "ConfigError", "'nosuch'"),
+    ("index docs.jsonl --prune 7 --out z", "ConfigError", "7.0"),
+    ("index docs.jsonl --form qdrant --out b", "CheckpointError", "a file"),
+    ("search nosuch printer", "CheckpointError", "no such folder"),
+    ("search run printer", "CheckpointError", "a run of `intarsia fit`"),
+    ("search idx --queries nosuch.txt --out r.trec", "ConfigError", "nothing there"),
+    ("recommend recommender --user 1 --new nosuch.item", "ConfigError", "nothing there"),
+    ("serve nosuch", "AssetError", None),
+    ("serve x=empty", "AssetError", "an empty folder"),
+    ("serve model --adapter a=nosuch", "ConfigError", "no such folder"),
+    ("bench mini --out notes.txt", "ConfigError", "a file"),
+    ("bench sparse --model empty", "AssetError", "an empty folder"),
+]
+
+
+@pytest.fixture(scope="module")
+def ends(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[Any]]:
+    """The end of each command, all in one process, in a folder with a thing of each kind."""
+    place = tmp_path_factory.mktemp("stranger")
+    for name in ("empty", "photos/dark", "photos/light"):
+        (place / name).mkdir(parents=True)
+    (place / "photos/dark/1.png").touch()
+    for file, text in {
+        "texts.csv": "text,label\ngood,pos\nbad,neg\n",
+        "other.csv": "a,b\n1,2\n",
+        "notes.txt": "a line\n" * 9,
+        "docs.jsonl": '{"id": "a", "text": "loud"}\n',
+        "run/experiment.json": "{}",
+        "rows/labelled.json": "{}",
+        "idx/meta.json": "{}",
+        "model/config.json": "{}",
+        "recommender/card.json": "{}",
+    }.items():
+        (place / file).parent.mkdir(exist_ok=True)
+        (place / file).write_text(text)
+    trace_file(place / "t.safetensors")
+    commands = json.dumps([command for command, _, _ in WRONG])
+    words = [sys.executable, "-c", TRIED]
+    done = subprocess.run(
+        words, cwd=place, input=commands, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout.splitlines()[-1])
+    return dict(zip((command for command, _, _ in WRONG), found, strict=False))
+
+
+def trace_file(path: Path) -> None:
+    """Write a file with the head of a trace, which is all that is read of it here."""
+    head = json.dumps({"__metadata__": {"format": "intarsia trace"}}).encode()
+    path.write_bytes(len(head).to_bytes(8, "little") + head)
+
+
+@pytest.mark.parametrize(
+    ("command", "kind", "got"), WRONG, ids=[command for command, _, _ in WRONG]
+)
+def test_a_wrong_call_is_refused_before_torch(
+    command: str, kind: str, got: str | None, ends: dict[str, list[Any]]
+) -> None:
+    assert command in ends, "an earlier command imported torch"
+    code, *shown = ends[command]
+    assert code == 2 and len(shown) == 1, ends[command]
+    assert shown in ([[kind, got]], [[kind, shown[0][1]]] if got is None else [])
