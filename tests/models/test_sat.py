@@ -81,6 +81,17 @@ def test_more_of_anything_is_never_slower(
         )
 
 
+def test_an_update_takes_as_long_as_the_slowest_of_its_parts_by_hand() -> None:
+    """Weights, sorters and memory work at once: 8, 2 times 8, and a byte a cycle."""
+    layer = LayerShape("a", 16, 16)  # of 256 weights
+    slow, fast = (Sat(4, lanes=32, bandwidth=bytes_) for bytes_ in (1.0, 1e9))
+    assert slow.pregenerate and slow.cycles(layer).update == 256 * 10
+    # of each direction 64 weights of 16 bits with an index of 3
+    assert slow.cycles(layer, Bdwp("2:8", "forward")).update == 256 * 10 + 64 * 19 // 8
+    assert slow.cycles(layer, Bdwp("2:8")).update == 256 * 10 + 2 * 64 * 19 // 8
+    assert fast.cycles(layer).update == 8 and fast.cycles(layer, Bdwp("2:8")).update == 16
+
+
 def test_all_of_each_group_is_dense_work() -> None:
     sat = Sat(4, bandwidth=1e9)
     assert sat.cycles(LAYER, Bdwp("1:1")).forward == sat.cycles(LAYER).forward
