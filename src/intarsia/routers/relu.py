@@ -1,4 +1,4 @@
-"""ReLU routing, ReMoE (arXiv:2412.14711): the experts whose logit is above 0, weighted by it."""
+"""ReLU routing, ReMoE (arXiv:2412.14711): the experts with a logit above 0, weighted by it."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ class ReMoeRouter(GateRouter[ReMoe], PassesState):
           weights.
         """
         super().__init__(config, width, generator=generator)
-        # the routers of one model, whose sparsity is measured over all of them
+        # the routers of one model: sparsity is measured over all of them
         self.layers = [self]
         # n in lambda = lambda_0 alpha^n; then pairs and rows since the last step
         self.register_buffer("growth", torch.tensor(0))
