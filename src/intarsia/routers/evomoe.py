@@ -25,7 +25,7 @@ STD = 0.02
 
 @dataclass(frozen=True)
 class EvoMoe:
-    """The experts whose p = softmax((x W^T + zeta) / tau) is above a threshold, zeta ~ Gumbel.
+    """The experts with p = softmax((x W^T + zeta) / tau) above a threshold, zeta ~ Gumbel.
 
     tau falls and the gate hardens by `gating.before_step`; without it all experts are trained.
 

@@ -18,7 +18,7 @@ from ..gating.router import check_counts
 
 @dataclass(frozen=True)
 class ReMoe:
-    """R(x) = ReLU(x W^T): as many experts as are above 0, whose weights do not sum to 1.
+    """R(x) = ReLU(x W^T): as many experts as are above 0, with weights that do not sum to 1.
 
     The loss is lambda / T sum_t sum_e f_e R(x_t)_e, f_e = E / (k T) times the tokens of expert e:
     experts of many tokens are pushed down harder. lambda_i = lambda_{i-1} alpha^sign(S_target - S),

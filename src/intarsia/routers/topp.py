@@ -14,7 +14,7 @@ from ..gating.gate import GateRouter
 
 @dataclass(frozen=True)
 class TopP:
-    """The fewest experts whose p = softmax(x W^T / temperature) sum to at least `p`, by token.
+    """The fewest experts with p = softmax(x W^T / temperature) that sum to at least `p`, by token.
 
     Weights are the probabilities, not renormalised.
 

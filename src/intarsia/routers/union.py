@@ -23,7 +23,7 @@ LEAST = 1e-6  # size of an output, below which its logarithm says nothing
 
 @dataclass(frozen=True)
 class UnionGate:
-    """The gate of a union of E experts, of whose pairs with tokens a share is kept.
+    """The gate of a union of E experts: a share of their pairs with tokens is kept.
 
     experts: E; share: pairs kept; select, gate: see `UnionOfExperts`; always: how many tokens at
     the start of a sequence every expert takes; warmup: the share of the training in which the share

@@ -95,7 +95,7 @@ class Pictures:
 
 @dataclass(frozen=True)
 class Adapted:
-    """The model, and what is added to it.
+    """The model, and the additions to it.
 
     size: None = the model's own.  last_blocks: so many blocks get cells, or are trained; None =
     all.  targets: modules, instead of the method's own places.  frozen_once: compute the frozen

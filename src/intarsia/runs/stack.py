@@ -1,7 +1,7 @@
 """Techniques that make sparse models cheaper, alone and in pairs: a survey's list made runnable.
 
-Which techniques can be put on one model, in which order, what they save together, and whether their
-costs add up (after the survey arXiv:2412.14219). Bytes are those that would be written,
+Which techniques can be put on one model, in which order, how much they save together, and whether
+their costs add up (after the survey arXiv:2412.14219). Bytes are those that would be written,
 operations and traffic are counted, times of devices are simulated and said to be.
 """
 
