@@ -55,7 +55,7 @@ def cards(
 ) -> tuple[Card, ...]:
     """List the catalogue's entries of methods that have all that is asked for, sorted by key.
 
-    kind, tag, family: those of the entries, None = any. text: occurs in the key, a name, the
+    kind, tag, family: the entries', None = any. text: occurs in the key, a name, the
     summary, or the paper's title or arXiv number; case, hyphens and spaces do not count.
     Raises: UnknownName for a kind that does not exist, or a tag or family that no entry has.
     """

@@ -68,14 +68,14 @@ def fit(
     convergence instead of in steps: see `intarsia.train.probe.converged_probe`.
     The last epoch is the result, unless select="val"; `test` is scored once, at the end.
     record: kept in run.json.  evaluate_every: epochs between scores on val; 0 = only at the end.
-    finish: gets the result and returns what is to be the result, before run.json is written; what
-    it puts into the folder is then there whenever run.json is.
+    finish: gets the result and returns the one to keep, before run.json is written; anything it
+    puts into the folder is then there whenever run.json is.
     options: the fields of Training, Recipe and Running by name; they win over `training`.
 
     Before each step every module with a method `before_step(step, steps)` is told so.
-    With out="folder" the run can be killed at any moment and goes on, bit for bit, with
+    With out="folder" the run can be killed at any moment and continues, bit for bit, with
     resume=True. Started by `accelerate launch` or torchrun, it trains data-parallel: a batch is
-    shared out among the processes, and draws are those of one process.
+    shared out among the processes, and draws are the same as in one process.
 
     Raises: ConfigError, DataError and UnknownName before anything is trained; TrainingError for a
     loss that is not finite or a full disk; CheckpointError for a checkpoint that is damaged or of
@@ -133,9 +133,9 @@ def sets_of(
 ) -> tuple[Sets, dict[str, Any]]:
     """Return training, validation and test set as the model takes them, and where they come from.
 
-    train: a set, or splits with all three, whose record is the origin. val, test: sets, or None.
+    train: a set, or splits with all three; their record is the origin. val, test: sets, or None.
     Pictures are resized and normalised as the model's own configuration says.
-    Raises: ConfigError for splits with another val or test beside them; DataError for pictures and
+    Raises: ConfigError for splits with another val or test as well; DataError for pictures and
     a model that does not say how it wants them.
     """
     origins: dict[str, Any] = {}
@@ -197,7 +197,7 @@ def write_trained(
 
 
 def _no_phases(model: nn.Module) -> None:
-    """Refuse a model with an adapter whose method trains in phases, which `fit` does not do."""
+    """Refuse a model with an adapter of a method that trains in phases, which `fit` does not do."""
     configs: Mapping[str, Any] = model.peft_config if is_adapted(model) else {}
     for name in model.active_adapters if is_adapted(model) else ():
         config = configs[name]
@@ -211,7 +211,7 @@ def _no_phases(model: nn.Module) -> None:
 class PhasedRun:
     """The result of a training in phases: the method's own, and the run of each phase, by name.
 
-    `run` is that of the last phase, whose scores are those of the result.
+    `run` is the last phase's; its scores are the result's.
     """
 
     found: Any
@@ -241,13 +241,13 @@ def fit_in_phases(
 
     Each phase is a `fit` of its own: the same seed, a fresh optimiser, schedule and order, and the
     epochs that were asked for times the phase's own length. With out="folder" the last phase is the
-    folder's run, and those before it are runs in `phases/` inside; resume=True goes on in the
+    folder's run, and those before it are runs in `phases/` inside; resume=True continues in the
     phase that was interrupted. Only the last one is scored on `test`.
 
     Raises: as `fit` and the method do; the model is then where the phase in question left it.
     """
     # task, objective, training, record, options: as `fit` takes them. evaluate_every: epochs
-    # between scores on val. finish: gets the last phase's run and returns what is to be the result.
+    # between scores on val. finish: gets the last phase's run and returns the result.
     settings, recipe, running = settle(training, options)
     classes = classes_of(train)
     (train, val, test), origins = sets_of(model, train, val, test)

@@ -1,4 +1,4 @@
-"""An index that a stopped `intarsia index` has begun, and the command that goes on with it."""
+"""An index that a stopped `intarsia index` has begun, and the command that continues it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def begun_by(out: Path) -> Path:
 
 
 def settings_file(partial: Path) -> Path:
-    """Return the file beside a begun index that has its documents and options."""
+    """Return the file next to a begun index that has its documents and options."""
     return partial.with_name(f"{partial.name}.json")
 
 
@@ -37,7 +37,7 @@ def known_by(docs: str) -> list[Any]:
 def check_same(partial: Path, settings: dict[str, Any], out: Path) -> None:
     """Check that an unfinished index was begun by the same command as this one.
 
-    partial: folder of what was encoded so far. settings: documents and options of this command.
+    partial: folder of the blocks encoded so far. settings: documents and options of this command.
     out: the folder of the finished index, for the error.
     Raises: ConfigError.
     """

@@ -75,7 +75,7 @@ def auto(
     as_json: Json = False,
     **arguments: Any,
 ) -> None:
-    """Choose a backbone and a method on held-out pictures, and train what was chosen.
+    """Choose a backbone and a method on held-out pictures, and train the choice.
 
     First come converged probes on the features of each backbone at several picture sizes, which
     take seconds, then adapters on the two best. With few pictures each is held out once
@@ -119,7 +119,7 @@ def auto(
     try:
         search: Any = choose(data, minutes=minutes, methods=names, seed=seed, **common, **options)
     except KeyboardInterrupt as stop:
-        # Ctrl-C: the message is the command that goes on, with the folder the search has used.
+        # Ctrl-C: the message is the command that resumes, with the folder the search has used.
         folder = shlex.quote(str(out or Path("runs") / f"auto-{data_name(str(data))}"))
         raise KeyboardInterrupt(f"Go on: intarsia auto --resume --out {folder}") from stop
     _show(search, as_json)
@@ -129,13 +129,13 @@ def _named(methods: str | None) -> list[str]:
     """Return the names of --methods.  Raises: UnknownName."""
     names = [n.strip() for n in (methods or "").split(",") if n.strip()]
     for name in names:
-        if name not in ARMS:  # arms of the benchmark, beside the methods
+        if name not in ARMS:  # arms of the benchmark, as well as the methods
             method_key(name, note)
     return names
 
 
 def _show(search: AutoRun, as_json: bool) -> None:
-    """Print the ranking of a search and what it chose."""
+    """Print the ranking of a search and its choice."""
     from ..reports.terminal import Terminal
 
     if as_json:

@@ -52,7 +52,7 @@ def encode(
     threads: Threads = None,
     as_json: Json = False,
 ) -> None:
-    """Encode a signal as a file whose length is the prior's rate: half an hour a megapixel.
+    """Encode a signal as a file as long as the prior's rate: half an hour a megapixel.
 
     The file names the prior by its digest; who decodes needs the same prior.
 
@@ -165,11 +165,11 @@ def train(
     threads: Threads = None,
     as_json: Json = False,
 ) -> None:
-    """Train the prior of a codec of pictures; a training that was killed goes on.
+    """Train the prior of a codec of pictures; a training that was killed resumes.
 
     Example:  intarsia codec train photographs/ --bits-per-pixel 0.5 --out my-prior
     """
-    # The training's checkpoints, which let a killed one go on; removed when the prior is written.
+    # The training's checkpoints, which let a killed one resume; removed when the prior is written.
     state = out.with_name(f".{out.name}.training") if out is not None else Path()
     out = target(out, "my-prior", written_names=finished_names(out, state, "prior.json"))
     use_threads(threads)

@@ -1,4 +1,4 @@
-"""`intarsia compare` and `intarsia report`: runs beside each other, as a table and a page."""
+"""`intarsia compare` and `intarsia report`: runs side by side, as a table and a page."""
 
 from __future__ import annotations
 
@@ -108,7 +108,7 @@ def compare(
     seed that no run has; --lr fixes one for all. Settings of a method are given as --set
     METHOD.name=value. The method and the run of the highest validation score are named as chosen,
     and `intarsia export FOLDER --chosen` takes them. Called again, it keeps the runs that are
-    finished and goes on with one that was stopped.
+    finished and resumes one that was stopped.
 
     Example:  intarsia compare elpv --size 70 -n 200 --epochs 40 --seeds 0,1 --set lora.rank=8
     """
@@ -152,15 +152,12 @@ def _compare_methods(request: dict[str, Any], arguments: dict[str, Any], words: 
     values = experiment_values(arguments) | {"data": located(data), "settings": ()}
     seeds = numbers("--seeds", request["seeds"])
     start = Experiment.of(values)
-    if not is_text(data):  # every trial would fail
-        model = start.adapted
-        outline(model.model, size=model.size, pretrained=model.pretrained)
-    # A method whose rate is given by --set keeps that; the search covers the others.
+    # A method with a rate given by --set keeps that; the search covers the others.
     settings_of, fixed = matrix.apart_from_rates(matrix.by_method(settings))
     if grid is not None and fixed.keys() >= set(names):
         got, fix = "a rate for every method by --set", "Leave one of them out."
         raise ConfigError("--rates", got=got, want="a method to search for", fix=fix)
-    # A mixture and the plain adapter beside it get the same adapter, so that they can be compared.
+    # A mixture and the plain adapter next to it get the same adapter, so that they can be compared.
     settings_of = matrix.on_one_adapter(start, names, settings_of, note)
     once = not arguments["recompute"]
     runs = matrix.planned(start, names, seeds, settings_of, folder, fixed, once=once)
@@ -179,7 +176,7 @@ def _compare_methods(request: dict[str, Any], arguments: dict[str, Any], words: 
                 from ..runs.rates import RATES, RateSearch
 
                 search = RateSearch(RATES if grid is None else learning_rates(grid), **running)
-                # The rates that the search finds replace those of the planned runs.
+                # The rates that the search finds replace the planned runs' rates.
                 runs = search.find(runs, folder, note, fixed)
             matrix.run_all(runs, report=note, **running)
         except KeyboardInterrupt as stop:
@@ -192,9 +189,7 @@ def _compare_methods(request: dict[str, Any], arguments: dict[str, Any], words: 
 
 
 def _named(methods: str, settings: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Return the methods' keys, and METHOD.name=value settings with keys in place of other
-    names.
-    """
+    """Return the methods' keys, and METHOD.name=value settings with keys instead of other names."""
     written = [name.strip() for name in methods.split(",") if name.strip()]
     # methods may be given by their paper's name
     names = [method_key(name, note) for name in written]
@@ -213,7 +208,7 @@ def _check_settings(names: Sequence[str], settings: Sequence[str]) -> None:
 
 
 def _by_key(settings: Sequence[str], keys: Mapping[str, str]) -> Iterator[str]:
-    """Yield METHOD.name=value settings with each method's key in place of its name."""
+    """Yield METHOD.name=value settings with each method's key instead of its name."""
     for text in settings:
         name, dot, rest = text.partition(".")
         yield f"{keys.get(name, name)}{dot}{rest}"
@@ -277,7 +272,7 @@ def _show_sparse(folders: Sequence[Path], page: Path, baseline: str | None, as_j
         fix = "Leave it out: magnitude is the baseline of a page of pruned models."
         raise ConfigError("--baseline", got=baseline, want="none", fix=fix)
     results = gather(folders)
-    # --json prints the records themselves in place of the page's table.
+    # --json prints the records themselves instead of the page's table.
     models = {"models": [dict(result.record) for result in results]} if as_json else None
     _show_report(report_of(results), page, models)
 
@@ -288,7 +283,7 @@ def show_comparison(
     """Write the page of runs and print their table; return the comparison.
 
     folders: of the runs, or folders around them; page: the HTML file to write. baseline: label of
-    the method that others are compared with, None = the first. as_json: print rows in place of the
+    the method that others are compared with, None = the first. as_json: print rows instead of the
     table.
     """
     from ..reports.runs import comparison_of, gather, json_choice, json_rows, report_of

@@ -19,7 +19,7 @@ from ..data.corpora import MIXED
 from .early import BACKBONES, CORPORA, RECOMMENDERS, RUN, SETS
 
 Complete = Callable[[str], list[str]]
-HELP = 60  # characters beside a word: one line
+HELP = 60  # characters next to a word: one line
 TIMM = re.compile(r"^@register_model\ndef (\w+)", re.M)
 
 
@@ -62,7 +62,7 @@ def method_names(incomplete: str) -> list[str]:
 
 def cards(incomplete: str) -> list[tuple[str, str]]:
     """Complete the name that `intarsia show` takes."""
-    # The index is a JSON file beside the code: completion must answer faster than torch imports.
+    # The index is a JSON file next to the code: completion must answer faster than torch imports.
     rows = ((key, shorten(entry["summary"], HELP)) for key, entry in index().items())
     return [row for row in rows if row[0].startswith(incomplete)]
 
@@ -136,7 +136,7 @@ CALIBRATION = several(among((MIXED, *CORPORA)))
 def of_setting(name: str, declared: Setting) -> Callable[..., Iterable[Any]] | None:
     """Return the function that completes an option's value in the shell; None if there is none.
 
-    name: of the setting, for which OF_OPTION may have a function. declared: its declaration, whose
+    name: of the setting, for which OF_OPTION may have a function. declared: its declaration; its
     choices or offered words are completed otherwise.
     """
     if name in OF_OPTION:

@@ -121,7 +121,7 @@ def _learn(
     settings = {"data_cut": False} if issubclass(kind, Truncated) else {}
     learner = kind(n_components=atoms, n_iter=steps, random_state=seed, **settings)
     x = cut(pictures, side, patches, np.random.default_rng(seed))
-    # Patches less their mean have negative values, of which these models know nothing.
+    # Patches less their mean have negative values, which these models know nothing of.
     if model not in NOT_NEGATIVE:
         x = x - x.mean(axis=1, keepdims=True)
     note(
@@ -129,7 +129,7 @@ def _learn(
         "until then it may rise, and losses of two steps do not compare."
     )
     start = time.monotonic()
-    # Progress by the log evidence, whose negative is the loss that the bar shows.
+    # Progress by the log evidence; its negative is the loss that the bar shows.
     with Bar(steps, 0, show=True, what=f"fitting {model}", unit="step").shown() as bar:
 
         def told(step: int, steps: int, evidence: float) -> None:

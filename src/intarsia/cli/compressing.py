@@ -1,4 +1,4 @@
-"""`intarsia compress`: a model whose layers are stored packed."""
+"""`intarsia compress`: a model with its layers stored packed."""
 
 from __future__ import annotations
 
@@ -101,11 +101,11 @@ def compress(
     machine would be slower than with the model as it is. The head is stored in 8 bits, since a
     token reads all of it; --head. gqsa prunes groups of weights and stores
     the others in 4 bits; ternary packs the experts of a mixture; both read --calib, and keep
-    finished blocks beside --out: killed at any moment, the same command with --resume ends in the
+    finished blocks next to --out: killed at any moment, the same command with --resume ends in the
     same bits. The folder opens with `intarsia generate`, `intarsia bench sparse --model` and
     intarsia.load. chw takes a run of `intarsia fit` with a convolutional net, for one picture at a
     time, and writes a run, for `intarsia predict` and `evaluate`; with --values int8 in codes of 8
-    bits, whose ranges training pictures choose.
+    bits, with ranges that training pictures choose.
 
     Example:  intarsia compress pruned --format bitmask --values int8 --out fast
               intarsia compress smollm2 --format gqsa --density 0.5 --shared 8 --out small
@@ -124,7 +124,7 @@ def compress(
     check_language_model(model)
     options = {"layers": layers, "force": force, "seed": seed, "resume": resume}
     stored = chosen_format(format, settings)
-    # what was asked for without a loss stays without one
+    # a format asked for without a loss stays without one
     bits_of_head = HEADS[head or ("same" if getattr(stored, "exact", False) else "int8")]
     texts = calib, rows, length
     record = _packed(model, (stored, bits_of_head), texts, options, out, format)
@@ -186,7 +186,7 @@ def _packed(
         texts = load_calibration(corpus, tokenizer, rows=rows, length=length, progress=note)
         calibration, read = texts.train, texts.record["rows"]
     started, walk = time.perf_counter(), out.with_name(f"{out.name}.walk")
-    # Finished blocks lie beside --out: --resume goes on with them.
+    # Finished blocks lie next to --out: --resume continues from them.
     if packs_itself and stored.walks:
         options |= {"out": walk, "progress": note}
     host = pack(host, stored, calibration, **options)
@@ -254,7 +254,7 @@ def _warn_of_rivals(kind: str, format: str, settings: Mapping[str, Any]) -> None
 
 
 def chosen_format(name: str, options: dict[str, Any]) -> Any:
-    """Return a format, or the settings of a method that packs layers by itself.
+    """Return a format, or the settings of a method that packs layers on its own.
 
     name: of the format; options: settings by name, None = not given.
     Raises: UnknownName; ConfigError for a setting that it does not have.

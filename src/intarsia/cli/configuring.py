@@ -79,7 +79,7 @@ def with_config(
 
 def _check(values: Mapping[str, Any], file: Path) -> None:
     """Check the names and types of the options in a file, which may be written by hand."""
-    # A file may be written by hand: names and types are checked as those of options are.
+    # A file may be written by hand: names and types are checked as for options.
     names = ("data", *OF_RUN)
     for name, value in values.items():
         if name not in names:

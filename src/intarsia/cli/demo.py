@@ -46,7 +46,7 @@ def demo(
     at the learning rate that is best for it on validation pictures, at five seeds. Validation names
     the run to use, which is folded into a stock timm model with the same outputs. One table, one
     page, and the difference to the linear probe with its interval, whichever way it falls. Called
-    again, it keeps what is done.
+    again, it keeps the finished runs.
 
     Example:  intarsia demo
     """
@@ -63,10 +63,10 @@ def demo(
     try:
         contest = train_all(request, METHODS, jobs, device, note)
     except KeyboardInterrupt as stop:
-        # Finished runs are kept, so the same command is the way to go on.
+        # Finished runs are kept, so the same command is the way to continue.
         raise KeyboardInterrupt("Call the same command again to go on.") from stop
     note("3/4  Table and page")
-    # The linear probe is the baseline: what is above it is what adapting gained.
+    # The linear probe is the baseline: a score above it is the gain of adapting.
     folders = [planned.folder for planned in contest]
     comparison = show_comparison(folders, out / "report.html", PROBE, as_json)
     note("4/4  The run that validation chose, as a stock timm model")

@@ -25,7 +25,7 @@ from ..train import Training
 from ..train.processes import device_named
 
 Report = Callable[[str], None]
-VAL, TEST = 150, 1000  # pictures; validation is drawn beside the training pictures
+VAL, TEST = 150, 1000  # pictures; validation is drawn in addition to the training pictures
 BLOCKS = 3  # of twelve; the others stay as they are and are computed once
 REPEATS = 20  # of a multiplication that is timed
 COMPARED = 200  # test pictures
@@ -113,9 +113,7 @@ def train_all(
 
 
 def _precision(request: Demo, device: torch.device, report: Report) -> str:
-    """Return the precision of the demo's runs: that of earlier ones, or else the faster
-    one here.
-    """
+    """Return the precision of the demo's runs: as in earlier ones, or else the faster one here."""
     records = sorted(request.out.glob(f"*/{experiments.FILE}"))
     if records:
         # All runs of a comparison share one precision, even if the machine has changed since.

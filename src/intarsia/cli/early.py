@@ -46,7 +46,7 @@ def check_data(spec: str) -> None:
         names = (*SETS, *CORPORA, *(f"{name}/TASK" for name in plugins(TASKS)))
         subject = "data set (and no folder of that name is here)"
         raise UnknownName(subject, spec, names, "docs/how-to/command-line.md")
-    # A path whose first part looks like a suite's name: probably a slip in that name.
+    # A path with a first part that looks like a suite's name: probably a slip in that name.
     if difflib.get_close_matches(head, plugins(TASKS), cutoff=0.7):
         raise UnknownName("suite (and no folder of that name is here)", head, plugins(TASKS))
     got, want = "nothing there", "a named set, a task, a folder, a table or a text file"
@@ -59,7 +59,7 @@ def check_calibration(spec: str, rows: int) -> None:
     spec: "mixed" (all corpora), or names of texts with commas; rows: of all texts together.
     Raises: as `check_data`, or ConfigError.
     """
-    # each name is checked by itself, so that the error names it
+    # each name is checked on its own, so that the error names it
     names = [name.strip() for name in spec.split(",")]
     for name in names:
         if name == MIXED:
@@ -184,7 +184,7 @@ def learning_rates(text: str) -> tuple[float, ...]:
 
 
 def check_rates(lr: float | None, grid: str | None) -> None:
-    """Check --lr and --rates, of which only one may be given.
+    """Check --lr and --rates: only one of them may be given.
 
     lr: one rate for all methods. grid: text with the rates among which each method's own is
     searched.
@@ -223,8 +223,7 @@ def check_settings(key: str, settings: Iterable[str]) -> None:
         return
     names = [setting["name"] for setting in entry["settings"]]
     for text in settings:
-        # A dotted name sets a field of a nested setting: the part before the dot is what is
-        # declared.
+        # A dotted name sets a field of a nested setting: the part before the dot is declared.
         name = text.partition("=")[0].partition(".")[0].strip()
         if names and name and name not in names:
             raise UnknownName(f"setting of {key!r}", name, names, f"intarsia show {key}")

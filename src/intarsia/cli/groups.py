@@ -1,4 +1,4 @@
-"""The commands by what they are for, as the help shows them, and three to begin with."""
+"""The commands by their purpose, as the help shows them, and three to begin with."""
 
 from __future__ import annotations
 

@@ -35,13 +35,13 @@ def write_index(
     columns: Mapping[str, str] | None = None,
     megabytes: int | None = None,
 ) -> SparseIndex:
-    """Encode documents and write the index, block by block, so that a stopped command can go on.
+    """Encode documents and write the index, block by block, so that a stopped command can resume.
 
     docs: a file or a collection's name. model: the encoder, None = the index's own, or splade-tiny.
     out: the new index, or append: one that gets the documents. options: stored, prune, language,
     the same when the command is repeated. update: documents of append with these ids are replaced.
-    columns: names of those of id and text. megabytes: memory for a block of logits, None = the
-    default.
+    columns: names of the columns of id and text. megabytes: memory for a block of logits, None =
+    the default.
     """
     from ..areas.search.lexical import NO_MODEL, Lexical, StemsAlone
 
@@ -62,7 +62,7 @@ def write_index(
     from ..areas.search.sparse_index import SparseIndex, blocks
     from ..core.files import write_json
 
-    # A new index grows beside --out, so that a half one is never taken for whole.
+    # A new index grows next to --out, so that a half one is never taken for whole.
     partial = append or (begun_by(out) if out else Path())
     begun = (partial / INDEX).is_file()
     # Going on is only right for the same documents, encoder and settings.
@@ -159,7 +159,7 @@ def _tune(index: SparseIndex, docs: str) -> None:
 
     if Path(docs).is_file():
         return
-    # the queries for validation, not those of the test
+    # the queries for validation, not the test's
     val = load_collection(docs, "val", report=note)
     if val.judged:
         weights = tune_lexical(index, val.judged, val.qrels)

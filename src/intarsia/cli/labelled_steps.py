@@ -291,7 +291,7 @@ def auto_rows(request: Mapping[str, Any], words: set[str]) -> bool:
 
 
 def _show_choice(outcome: AutoTexts, as_json: bool) -> None:
-    """Print what was chosen and among what, and the commands that come next."""
+    """Print the choice, the candidates it was made among, and the commands that come next."""
     from ..reports.terminal import Terminal
 
     if as_json:

@@ -113,6 +113,6 @@ def show(
 
 
 def _with_pefts(described: dict[str, Any]) -> list[dict[str, Any]]:
-    """Return the settings of a method of PEFT, those of PEFT's own configuration included."""
+    """Return the settings of a method of PEFT, and of PEFT's own configuration."""
     settings = settings_to_dict(card(described["name"]).config())
     return [{"name": n, "type": type(v).__name__, "default": v} for n, v in settings.items()]

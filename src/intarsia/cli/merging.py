@@ -38,7 +38,7 @@ def merge(
     """Average several runs of one pruned model into one run that keeps its zeros.
 
     The runs differ in seed, weight decay, length or rate, and share mask and --split-seed. Batch
-    norms are counted anew on training data.
+    norms are counted again on training data.
 
     Example:  intarsia merge runs/a runs/b runs/c --out merged
     """

@@ -43,7 +43,7 @@ def text(lists: Mapping[str, Iterable[str]]) -> str:
 
 
 def write() -> None:
-    """Write names.txt, and let the lists be read anew."""
+    """Write names.txt, and let the lists be read again."""
     write_text(NAMES, text(names()))
     listed.cache_clear()
 

@@ -17,7 +17,7 @@ def offload(
 ) -> None:
     """Write a mixture's experts to a folder, from which a model then reads those that it needs.
 
-    Needs the memory of one expert beside the other weights, however many experts there are.
+    Needs the memory of one expert and the other weights, however many experts there are.
 
     Example:  intarsia offload my-mixtral --out my-mixtral-experts
     """

@@ -70,7 +70,7 @@ class OnCommandLine:
 
 @dataclass(frozen=True)
 class OtherTasks:
-    """Options of `fit` for what is no model of pictures or texts."""
+    """Options of `fit` for models of neither pictures nor texts."""
 
     task: str | None = setting(
         None,
@@ -211,7 +211,7 @@ def rows(*kinds: type) -> tuple[Parameter, ...]:
 def option_of(name: str) -> Any:
     """Return the option of a setting, for a command that has the parameter in its own signature.
 
-    Its value is checked when it is read, as that of the setting is.
+    Its value is checked when it is read, as the setting's is.
     """
     info, (item, _) = row(name).annotation.__metadata__[0], FIELDS[name]
 

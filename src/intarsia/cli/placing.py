@@ -55,7 +55,7 @@ def trace(
 ) -> None:
     """Record the experts that a sparse model chooses for each token of a text, in every layer.
 
-    The model says what it says without. The file has one byte for each choice.
+    Recording does not change the model's output. The file has one byte for each choice.
 
     Example:  intarsia trace my-mixtral austen --out t.safetensors
     """
@@ -185,9 +185,7 @@ def _show_quality(qualities: dict[str, dict[str, dict[str, float]]]) -> None:
 def _judged(
     search: str, placed: Any, parts: dict[str, Any]
 ) -> dict[str, dict[str, dict[str, float]]]:
-    """Measure a placement of experts on devices, beside experts in order, on each part of
-    a trace.
-    """
+    """Measure a placement of experts on devices, and experts in order, on each part of a trace."""
     from ..placement.cost import quality
     from ..placement.placement import Placement
 

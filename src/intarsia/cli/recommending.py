@@ -22,7 +22,7 @@ from .values import check_options, with_density
 if TYPE_CHECKING:
     from ..areas.recommend.showing import RecommenderPage
 
-ASKED = "recommender.json"  # what was asked for, in a run folder
+ASKED = "recommender.json"  # the request, in a run folder
 OPTIONS = ("epochs", "batch_size", "lr", "weight_decay", "warmup", "precision", "clip", "patience")
 WHERE = ("device",)
 OTHER = (
@@ -65,7 +65,7 @@ def fit_recommender(arguments: Mapping[str, Any], words: set[str]) -> None:
     schedule = settings.schedule(with_density(request["schedule"], request["density"]))
     say_data(data)
     if not arguments["resume"]:
-        # Written before the training, so that a run stopped at any moment can go on.
+        # Written before the training, so that a run stopped at any moment can resume.
         write_json(out / ASKED, request)
     options = {n: v for n, v in request["options"].items() if n != "device"}
     try:
@@ -97,10 +97,10 @@ def fit_recommender(arguments: Mapping[str, Any], words: set[str]) -> None:
 
 
 def _request_of(arguments: Mapping[str, Any], words: set[str]) -> tuple[dict[str, Any], Path]:
-    """Return what to train, and the folder: a new run of these options, or one to go on with."""
+    """Return what to train, and the folder: a new run of these options, or one to resume."""
     out: Path | None = arguments["out"]
     if arguments["resume"]:
-        # A run goes on with the settings it has: only where it runs may change.
+        # A run resumes with the settings it has: only where it runs may change.
         extra = sorted(words - {"resume", "out", "as_json", "device", "threads"})
         if out is None or not is_run(out) or extra:
             got = f"it with {', '.join(map(flag, extra))}" if extra else f"--out {out}"
@@ -123,7 +123,7 @@ def _request_of(arguments: Mapping[str, Any], words: set[str]) -> tuple[dict[str
         got, fix = "a recommender's run", "Choose another --out, or go on with it: --resume."
         raise ConfigError(f"run folder {out}", got=got, want="a new one", fix=fix)
     check_new_run(out, arguments["data"])
-    # A path is kept absolute, as the run may go on from another folder.
+    # A path is kept absolute, as the run may resume from another folder.
     named = Path(arguments["data"])
     request = {"data": str(named.resolve()) if named.exists() else arguments["data"]}
     request |= {

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 def answers(index: SparseIndex) -> dict[str, Any]:
     """Return the functions that answer requests of the search page, by path.
 
-    index: what is searched. The function takes and returns a JSON object.
+    index: the index to search. The function takes and returns a JSON object.
     """
     from ..areas.search.showing import search_results
 

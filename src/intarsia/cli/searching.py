@@ -106,7 +106,7 @@ def index(
     threads: Threads = None,
     as_json: Json = False,
 ) -> None:
-    """Index documents by a sparse encoder and BM25; called again, it goes on where it stopped.
+    """Index documents by a sparse encoder and BM25; called again, it resumes where it stopped.
 
     A collection with judged queries for validation has k1, b and the share of BM25 tuned by them.
     With `--model none` no model reads the documents: 100,000 of them take seconds.
@@ -141,9 +141,7 @@ def index(
     else:
         names = [] if out is None else finished_names(out, begun_by(out), INDEX)
         target(out, "idx", written_names=names)
-    one_of("--stored", stored, STORED)
-    between("--prune", prune, 0, 1, fix="Try 0.1; 0 keeps all.")
-    # a stopped command may only go on with the same ones
+    # a stopped command may only resume with the same ones
     options = {"stored": stored, "prune": prune, "language": language}
     asked: dict[str, Any] = {"columns": parse_columns(columns, KINDS), "megabytes": megabytes}
     searchable = write_index(docs, model, out, grown, options, update=update is not None, **asked)

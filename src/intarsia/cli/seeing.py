@@ -67,7 +67,7 @@ def fit_seeing(arguments: Mapping[str, Any], words: set[str]) -> None:
 
 
 def _request_of(arguments: Mapping[str, Any], words: set[str]) -> tuple[dict[str, Any], Path]:
-    """Return the settings of the run to start, or {} to go on with one, and its folder."""
+    """Return the settings of the run to start, or {} to resume one, and its folder."""
     out: Path | None = arguments["out"]
     if arguments["resume"]:
         extra = sorted(words - {"resume", "out", "as_json", "device", "threads", "ctx"})

@@ -116,8 +116,8 @@ def serve(
     """Serve language models and their adapters over HTTP, as OpenAI's clients ask for them.
 
     Routes: /v1/completions, /v1/chat/completions, /v1/responses, /v1/models, /health, /metrics, and
-    a page to try it at /. Only what is named here is served. SIGTERM and Ctrl-C let it finish what
-    it has taken. A run on labelled texts gets a page, and POST /predict.
+    a page to try it at /. Only models and adapters named here are served. SIGTERM and Ctrl-C let it
+    finish what it has taken. A run on labelled texts gets a page, and POST /predict.
 
     Example:  intarsia serve runs/nouns --port 8100
     Example:  intarsia serve my-mixtral --slots 0.25 --adapter med=out1 --adapter law=out2
@@ -190,7 +190,7 @@ def _slots(text: str | None) -> int | float | None:
     """Parse --slots: the number of experts in memory, or a share of all; None = no limit."""
     if text is None:
         return None
-    # "1" would be one slot and "1.0" all experts: the point decides what is meant.
+    # "1" would be one slot and "1.0" all experts: the point decides which.
     numeric = text.strip().isdecimal()
     try:
         value: float = int(text) if numeric else float(text)

@@ -122,14 +122,14 @@ OPTIONS = {
 
 
 def in_words(text: str) -> str:
-    """Return a text of the library with options in place of its keywords."""
+    """Return a text of the library with options instead of its keywords."""
     for keyword, option in OPTIONS.items():
         text = text.replace(keyword, option)
     return text
 
 
 def show_error(error: Exception) -> None:
-    """Print an error of the library as a panel: what was got, what was wanted, and the fix."""
+    """Print an error of the library as a panel: the value got, the value wanted, and the fix."""
     parts = {name: str(getattr(error, name, "")) for name in ("got", "want", "fix")}
     # A fix is written for Python; on the command line it must name options.
     parts["fix"] = in_words(parts["fix"])
@@ -141,7 +141,7 @@ def show_error(error: Exception) -> None:
 
 
 class Verbs(TyperGroup):
-    """The verbs, with those of other distributions that are installed.
+    """The verbs, with the verbs of other distributions that are installed.
 
     A verb is imported when it is called. Errors of the library become one panel and exit code 2,
     Ctrl-C a clean stop.
@@ -156,7 +156,7 @@ class Verbs(TyperGroup):
     def list_commands(self, ctx: Any) -> list[str]:
         """Return the names of all commands, in the groups in which the help shows them."""
         names = (*HOMES, *plugins(VERBS))
-        # Grouped as the help shows them, those of further distributions last.
+        # Grouped as the help shows them, further distributions' verbs last.
         grouped = [name for group in GROUPS.values() for name in group if name in names]
         return [*grouped, *(name for name in names if name not in grouped)]
 
@@ -253,7 +253,7 @@ def _word(words: Sequence[str], names: Sequence[str]) -> str:
 
 
 def _is_ours(error: Exception) -> bool:
-    """Return True for an error of this library, whose message is enough without a traceback."""
+    """Return True for an error of this library: its message is enough without a traceback."""
     # the class is looked at, not imported: `--help` must not wait for torch
     return any(
         (c.__module__, c.__name__) == ("intarsia.core.errors", "IntarsiaError")

@@ -94,7 +94,7 @@ def save_signal(target: Path, signal: Any, rate: int) -> None:
     import numpy as np
     from PIL import Image
 
-    # The file is made in memory first: what is on disk is then whole or not there.
+    # The file is made in memory first: the file on disk is then whole or not there.
     buffer, suffix = io.BytesIO(), target.suffix.lower()
     if suffix == ".npy":
         np.save(buffer, signal)

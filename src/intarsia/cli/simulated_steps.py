@@ -1,4 +1,4 @@
-"""Steps of `intarsia simulate`: a batch by a plan, beside experts in order, and hit rates."""
+"""Steps of `intarsia simulate`: a batch by a plan, next to experts in order, and hit rates."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 POLICIES = (*unpredicted_policies(), "belady")
 SHARES = (0.125, 0.25, 0.375, 0.5, 0.75, 1.0)  # of the experts in memory
-DECODED = 512  # tokens of which hit rates are
+DECODED = 512  # tokens that hit rates are measured on
 WINDOW = 5  # batches that a strategy may have seen before
 
 
@@ -110,7 +110,7 @@ def _size(batch: Trace, size: tuple[int, int] | None) -> ExpertSize:
 def beside_order(
     planned: Planned, links: Topology, placement: Path | None, backward: bool
 ) -> Simulated:
-    """Return a batch by a plan beside the same batch by plain expert parallelism, in order.
+    """Return a batch by a plan next to the same batch by plain expert parallelism, in order.
 
     links, placement, backward: as of `by_placement`.
     """
@@ -139,7 +139,7 @@ def beside_order(
 
 
 def record_of(planned: Planned, simulated: Simulated, links: Topology) -> dict[str, Any]:
-    """Return a batch's figures for JSON, beside those of experts in order.  links: the topology."""
+    """Return a batch's figures for JSON, next to experts in order.  links: the topology."""
     from ..placement.timeline import rows_to_hide
 
     record = {

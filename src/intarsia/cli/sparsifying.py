@@ -117,7 +117,7 @@ def sparsify(
 ) -> None:
     """Prune a pretrained language model block by block; no gradient is computed before --recover.
 
-    Finished blocks are kept beside --out: killed at any moment, --resume ends in the same bits.
+    Finished blocks are kept next to --out: killed at any moment, --resume ends in the same bits.
     The folder opens with from_pretrained (dense, or int4: pack-quantized; intarsia[hf-int4]), or is
     smaller (bitmask), which `intarsia convert` turns into a dense one. `report` draws it.
 
@@ -259,7 +259,7 @@ def convert(
 
 def _check(names: Sequence[str], density: float, rows: int, calib: str, out: Path | None) -> None:
     """Refuse wrong words and numbers before torch is imported, and reserve the output folder."""
-    # Options whose values are closed lists; all are checked alike.
+    # Options with values from closed lists; all are checked alike.
     closed = {"--method": METHODS, "--base": METHODS[1:], "--layout": SAVED, "--sequential": ORDERS}
     for (option, words), got in zip(closed.items(), names, strict=True):
         if got not in words:

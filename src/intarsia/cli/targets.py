@@ -42,9 +42,9 @@ def target(
 ) -> Path:
     """Return the path that a command will write, locked for other processes until the command ends.
 
-    What is there is replaced only if this command wrote it: a file with its mark, or a folder with
-    only its own files, see `core.files.reserved`. path: None is refused. example: a value of the
-    option, for the error. option: its name. mark: words in each file of this command.
+    An existing target is replaced only if this command wrote it: a file with its mark, or a folder
+    with only its own files, see `core.files.reserved`. path: None is refused. example: a value of
+    the option, for the error. option: its name. mark: words in each file of this command.
     written_names: the files in a folder of this command.
     Raises: ConfigError for no path, for something else in its place, and for a path that another
     process works on; TrainingError where nothing can be written.
@@ -58,7 +58,7 @@ def target(
 
 
 def finished_names(path: Path | None, state: Path, kind: str) -> list[str]:
-    """Return the files of a result whose command was killed before it removed its state.
+    """Return the files of a result if its command was killed before it removed its state.
 
     path: of the result; state: what the command keeps next to it until it ends; kind: a file that
     each such result has. An empty list: the result, if there is one, is another command's.

@@ -72,7 +72,7 @@ def fit(
     Texts with labels get a classifier: --method words, tfidf, a model as minilm@6, or lora with
     --model minilm.
 
-    Ctrl-C stops it cleanly; --resume goes on where it stood, bit for bit.
+    Ctrl-C stops it cleanly; --resume continues where it stood, bit for bit.
 
     Example:  intarsia fit elpv --size 70 --images 1000 --epochs 5 --lr 5e-3
     Example:  intarsia fit ml-100k --task sessions --method m2trec
@@ -135,7 +135,7 @@ def _resumable(out: Path) -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt as stop:
-        # A folder without experiment.json has nothing to go on with.
+        # A folder without experiment.json has nothing to resume.
         again = f"Go on: intarsia fit --resume --out {shlex.quote(str(out))}"
         if not (out / "experiment.json").is_file():
             again = "Nothing was trained yet: the same command begins again."
@@ -174,7 +174,7 @@ def _fit_other_task(arguments: dict[str, Any], as_json: bool, words: set[str]) -
 
 
 def _completed(arguments: dict[str, Any], config: Path | None, words: set[str]) -> set[str]:
-    """Complete the options by those of a file and defaults of the data, and check them."""
+    """Complete the options by a file's options and defaults of the data, and check them."""
     if config is not None:
         if arguments["resume"]:
             got, fix = "--config with it", "Leave --config out: the run has its own settings."
@@ -190,7 +190,7 @@ def _completed(arguments: dict[str, Any], config: Path | None, words: set[str]) 
     check_options(arguments)
     if not arguments["resume"]:
         check_settings(arguments["method"], arguments["settings"] or ())
-    # A run that goes on has its settings in its folder, so only the folder is checked.
+    # A resumed run has its settings in its folder, so only the folder is checked.
     elif arguments["out"] is not None:
         check_run(arguments["out"])
     _choose_folder(arguments)
@@ -209,7 +209,7 @@ def _choose_folder(arguments: dict[str, Any]) -> None:
 
 
 def _experiment_of(arguments: dict[str, Any], words: set[str]) -> tuple[Experiment, Path]:
-    """Return the experiment to run, or the one to go on with, and its folder."""
+    """Return the experiment to run, or the one to resume, and its folder."""
     from ..data.sets import located
     from ..runs.experiment import Experiment, resumed
 

@@ -168,7 +168,7 @@ def _unlearned(
     # With --at the expert is given, and no affinity is measured.
     if unlearned.attribution is not None:
         record["affinity"] = unlearned.attribution.affinity.tolist()
-    # Written beside and moved at the end: a killed command leaves no half model.
+    # Written next to its place and moved at the end: a killed command leaves no half model.
     with writing(target) as scratch:
         scratch.mkdir()
         host.save_pretrained(scratch)
@@ -179,7 +179,7 @@ def _unlearned(
 
 
 def _show(record: dict[str, Any]) -> None:
-    """Print the measures along the training, and what was trained."""
+    """Print the measures along the training, and the number of trained weights."""
     names = list(record["path"][-1])
     rows = [
         tuple(f"{point[n]:.3f}" if n != "step" else f"{point[n]:.0f}" for n in names)

@@ -79,7 +79,7 @@ def experiment_values(options: Mapping[str, Any]) -> dict[str, Any]:
     if (teacher := values.get("teacher")) is not None:
         # The first setting of an objective follows a colon, further ones a comma.
         mark = "," if ":" in values["objective"] else ":"
-        # a run goes on from another folder, so that a path is absolute
+        # a run may resume from another folder, so that a path is absolute
         place = Path(teacher).resolve() if Path(teacher).exists() else teacher
         values["objective"] = f"{values['objective']}{mark}teacher={place}"
     return values

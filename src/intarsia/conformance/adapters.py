@@ -170,7 +170,7 @@ def takes_one_sample(card: Card) -> None:
     card: the adapter's entry in the catalogue; a cell is the module that it adds to a layer.
     """
     for mode in (True, False):
-        # an empty batch comes from a mixture whose expert has no token
+        # an empty batch comes from a mixture with an expert that has no token
         for count in (1, 0):
             got = tuple(trained(card).train(mode)(inputs(card, count, TOKENS)).shape)
             require_equal(got, (count, TOKENS, OUTPUTS), "Assume no size of the batch.")

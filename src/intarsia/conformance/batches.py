@@ -165,7 +165,7 @@ def keeps_a_nan_in_its_row(card: Card) -> None:
 
 
 def counts_a_logit_of_zero(card: Card) -> None:
-    """Check that tokens of zeros, whose logits may all be 0, get experts like other tokens.
+    """Check that tokens of zeros, with logits that may all be 0, get experts like other tokens.
 
     Where tokens compete for experts (tag "non_causal") it is enough if one of them gets an expert.
     card: the router's entry in the catalogue, with tiny settings for tests.

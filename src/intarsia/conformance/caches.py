@@ -1,4 +1,4 @@
-"""Laws of a cache's policy: it chooses among what it is offered, and the same each time."""
+"""Laws of a cache's policy: it chooses among the experts it is offered, and the same each time."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def chooses_what_it_is_offered(card: Card) -> None:
         victims.append(victim(list(offered[-1])))
         return offered[-1][0]
 
-    # replace the policy's method by one that records what it is offered
+    # replace the policy's method by one that records the experts offered
     policy.victim = watched
     replay(asked(), policy, 4)
     wrong = [key for key, candidates in zip(victims, offered, strict=True) if key not in candidates]

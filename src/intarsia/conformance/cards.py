@@ -1,4 +1,4 @@
-"""Laws of every card: what it says of itself is complete, and its config is a frozen record."""
+"""Laws of every card: it describes itself completely, and its config is a frozen record."""
 
 from __future__ import annotations
 

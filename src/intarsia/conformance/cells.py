@@ -48,7 +48,7 @@ class Beside(Cell):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return what the cell adds to a fixed MLP.  x: (..., INPUTS) -> (..., OUTPUTS)."""
-        # the same MLP in every call, so that what is left is the cell's addition
+        # the same MLP in every call, so that the rest is the cell's addition
         mlp = host().to(x.device, x.dtype)
         return self.cell.around(mlp, x) - mlp(x)
 
@@ -71,7 +71,7 @@ def build(card: Card, seed: int = 0) -> Cell:
 
 
 def trained(card: Card, seed: int = 0) -> Cell:
-    """Return a cell whose parameters have all moved: a start at zero hides what comes before."""
+    """Return a cell with all parameters moved: a start at zero hides what comes before."""
     return moved(build(card, seed), scale=0.5, seed=seed + 1)
 
 

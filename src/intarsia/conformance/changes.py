@@ -1,4 +1,4 @@
-"""Laws of a change: what it keeps, that it can be undone, saved, loaded, and folded or refused."""
+"""Laws of a change: the parts it keeps, how it is undone, saved, loaded, and folded or refused."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ def outputs(model: nn.Module) -> Tensor:
 
 
 def batches_for(change: Change, host: nn.Module) -> list[Any]:
-    """Return the batches by which a change may decide what it does, with labels if it needs them.
+    """Return the batches that a change may decide by, with labels if it needs them.
 
     change: needs labels if "labels" is in its `needs`. host: a model of tokens or of pictures.
     """
@@ -114,7 +114,7 @@ def changed(host: nn.Module, change: Change, seed: int = 0) -> nn.Module:
 
 
 def host_of(card: Card) -> Callable[[], nn.Module]:
-    """Return the first function of HOSTS whose model the card's change accepts.
+    """Return the first function of HOSTS that builds a model the card's change accepts.
 
     HOSTS: functions without arguments, each builds a small model (a ViT, a decoder, a CNN).
     Raises: Broken if the change accepts none of them.

@@ -1,4 +1,4 @@
-"""Laws of a format: what is stored stands for the weight, is counted whole, and multiplies."""
+"""Laws of a format: its stored data stand for the weight, are counted whole, and multiply."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ def moves_less_the_second_time(card: Card) -> None:
     card: the entry in the catalogue of a format, a way to store a weight.
     """
     for w in _weights():
-        # a projection on the format's numbers does not move what is already there
+        # a projection on the format's numbers does not move weights that are among them
         once = _round(tiny(card), w).to(w)
         first, second = (once - w).norm(), (_round(tiny(card), once).to(w) - once).norm()
         require(

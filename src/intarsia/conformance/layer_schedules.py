@@ -1,4 +1,4 @@
-"""Laws of a schedule whose layers compute with other weights than those that are trained."""
+"""Laws of a schedule with layers that compute with other weights than those that are trained."""
 
 from __future__ import annotations
 

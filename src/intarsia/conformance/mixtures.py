@@ -1,5 +1,5 @@
-"""Laws of a residual update, what it adds to a stream of rows and what it carries to the next; and
-of a layer of experts."""
+"""Laws of a residual update, its addition to a stream of rows and the momentum it carries to the
+next; and of a layer of experts."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class Stream(nn.Module):
     def forward(self, x: Tensor) -> list[Tensor]:
         """Apply the block twice in a row under the update.
 
-        x: (rows, WIDTH). Returns tensors (rows, WIDTH): for each of the two times what is added to
+        x: (rows, WIDTH). Returns tensors (rows, WIDTH): for each of the two times the addition to
         x, and after it the momentum that is passed on, if the update has one.
         """
         first, m = self.update.step(self.block, x, None)

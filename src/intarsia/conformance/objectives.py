@@ -59,9 +59,9 @@ def net(seed: int) -> nn.Module:
 def batch(padding: int = 0) -> tuple[dict[str, Tensor], TargetLoss]:
     """Return a batch of rows of several lengths: keyword arguments of the model, and their loss.
 
-    padding: the token id behind the end of shorter rows, whose labels do not count.
+    padding: the token id behind the end of shorter rows; its labels do not count.
     """
-    # the last tokens of short rows are padding, whose labels do not count
+    # the last tokens of short rows are padding; their labels do not count
     mask = torch.arange(max(LENGTHS)) < torch.tensor(LENGTHS)[:, None]
     ids = (normal(*mask.shape, seed=3) * 7).long().abs() % WORDS
     labels = torch.where(mask, ids.flip(1) % WORDS, IGNORED)
@@ -91,9 +91,9 @@ def _gradients(result: Outcome, model: nn.Module) -> Mapping[str, Tensor]:
 
 
 def asks_nothing_of_its_teacher_s_copy(card: Card) -> None:
-    """Check that with a copy of the student as teacher the loss is that of the labels alone.
+    """Check that with a copy of the student as teacher the loss is the labels' alone.
 
-    Its gradients must be those of the labels' loss, too.
+    Its gradients must be the labels' gradients, too.
 
     card: the objective's entry in the catalogue, with tiny settings for tests.
     """

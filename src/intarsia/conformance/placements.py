@@ -1,4 +1,4 @@
-"""Laws of a search for placements: every expert lives somewhere, and plans count what is sent."""
+"""Laws of a search for placements: every expert lives somewhere; plans count all that is sent."""
 
 from __future__ import annotations
 

@@ -186,7 +186,7 @@ def stochastic_exactly_when_tagged(card: Card) -> None:
 def learned_exactly_when_tagged(card: Card) -> None:
     """Check that the card has the tag "learned" exactly if every parameter gets a gradient.
 
-    The parameters are the router's, and those of experts that it reads.
+    The parameters are the router's, and the parameters of experts that it reads.
     card: the router's entry in the catalogue, with tiny settings for tests.
     """
     router = build(card)

@@ -1,4 +1,4 @@
-"""Laws of a schedule: what it sets follows from the step, or from the record, and nothing else."""
+"""Laws of a schedule: its values follow from the step, or from the record, and nothing else."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def moves(card: Card, steps: int = STEPS) -> list[Move]:
 def state(module: nn.Module) -> dict[str, Any]:
     """Return what decides how a module computes: plain attributes, parameters and buffers, by name.
 
-    module: those of the modules inside are included.
+    module: the modules inside are included.
     """
     plain = (bool, int, float, str)
     attributes: dict[str, Any] = {}
@@ -122,7 +122,7 @@ def depends_on_the_step_alone(card: Card) -> None:
 
 
 def resumes_from_a_state_dict(card: Card) -> None:
-    """Check that a model loaded from saved tensors goes on under the schedule as the saved one.
+    """Check that a model loaded from saved tensors continues under the schedule as the saved one.
 
     card: the schedule's entry in the catalogue, with tiny settings for tests.
     """

@@ -50,7 +50,7 @@ class MaskedRun:
     def __init__(self, schedule: Any, model: nn.Module, seed: int = 0) -> None:
         """Begin a training of a model under a schedule of masks, with AdamW.
 
-        schedule: what is tested; model: a net of `net`; seed: of the schedule's draws.
+        schedule: the one tested; model: a net of `net`; seed: of the schedule's draws.
         """
         self.model, self.masking = model, Masking(schedule, model, seed)
         self.optimizer = self.masking.masked.optimizer(adamw)(model, 0.05, 0.1)

@@ -22,7 +22,7 @@ def weight() -> Tensor:
 
 
 def rows() -> Tensor:
-    """Return correlated inputs, whose third channel is always 0."""
+    """Return correlated inputs with a third channel that is always 0."""
     # correlated, so that compensation has something to do
     x = normal(ROWS, IN, seed=2) @ normal(IN, IN, seed=3) + 0.5
     x[:, 2] = 0

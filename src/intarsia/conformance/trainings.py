@@ -87,7 +87,7 @@ def never_fills_a_zero(card: Card) -> None:
     """
     watched = _Watched(tiny(card))
     model, _ = trained(watched)
-    # the masks when a phase begins, and those of the final model
+    # the masks when a phase begins, and the final model's
     later = [*watched.seen[1:], kept_of(model)]
     for number, (before, after) in enumerate(zip(watched.seen, later, strict=True), 1):
         filled = sum(int((after[n] & ~k).sum()) for n, k in before.items())

@@ -1,4 +1,4 @@
-"""Laws of an unlearning: the text is forgotten, and nothing is touched but what is trained."""
+"""Laws of an unlearning: the text is forgotten, and nothing is touched but the trained weights."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def _nothing(_: str) -> None: ...
 
 
 def _run(card: Card, model: nn.Module, progress: Callable[[str], None] = _nothing) -> Any:
-    """Train a model to forget the rows of seed 3 and keep those of seed 4; return the result."""
+    """Train a model to forget the rows of seed 3 and keep the rows of seed 4; return the result."""
     config: Any = tiny(card)
     # layer 1, expert 2
     options = {"at": (1, 2), "steps": STEPS, "every": 1, "seed": 0, "progress": progress}

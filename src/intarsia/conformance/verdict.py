@@ -159,7 +159,7 @@ def require_tag(card: Card, tag: str, observed: bool, behaviour: str) -> None:
 def require_close(got: Tensor, want: Tensor, quantity: str, fix: str) -> None:
     """Raise Broken unless two tensors have one shape, dtype and device, and nearly equal values.
 
-    got: the method's values; want: those that it should have; quantity: what they are, and fix: how
+    got: the method's values; want: those that it should have; quantity: their name, and fix: how
     to mend them, for the error.
     """
     for name in ("shape", "dtype", "device"):

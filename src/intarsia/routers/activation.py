@@ -26,9 +26,9 @@ PHI: Mapping[str, Callable[[Tensor], Tensor]] = MappingProxyType(
 class ActivationGate:
     """The k experts of largest phi(x W^T) / tau + b, for each token, weighted by their softmax.
 
-    Raises: ConfigError for a setting out of range: k above E, or one expert of several, whose
+    Raises: ConfigError for a setting out of range: k above E, or one expert of several, as its
     weight would always be 1.
-    Source: arXiv:2401.13875, whose estimator is `SoftmaxGaussianMoE`. Not where choices must
+    Source: arXiv:2401.13875, with the estimator `SoftmaxGaussianMoE`. Not where choices must
     be hard from the start: logits of "sigmoid" and "tanh" are bounded by 1 / tau.
     """
 

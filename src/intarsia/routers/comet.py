@@ -1,4 +1,4 @@
-"""COMET: k soft decision trees, each of which ends on one expert (arXiv:2306.02824)."""
+"""COMET: k soft decision trees that each end on one expert (arXiv:2306.02824)."""
 
 from __future__ import annotations
 

@@ -100,7 +100,7 @@ class CosineRouter(ScoreRouter[Cosine]):
     def choose(self, logits: Tensor) -> tuple[Tensor, Tensor, None]:
         """Return the k best experts of each row and their weights, (N, k) both, and None.
 
-        logits: (N, E). None in place of a mask says that all k count.
+        logits: (N, E). None instead of a mask says that all k count.
         """
         if self.normalised:
             return best(logits, self.config.active)

@@ -25,7 +25,7 @@ STD = 0.02
 
 @dataclass(frozen=True)
 class EvoMoe:
-    """The experts whose p = softmax((x W^T + zeta) / tau) is above a threshold, zeta ~ Gumbel.
+    """The experts with p = softmax((x W^T + zeta) / tau) above a threshold, zeta ~ Gumbel.
 
     tau falls and the gate hardens by `gating.before_step`; without it all experts are trained.
 
@@ -167,7 +167,7 @@ class EvoMoeRouter(Router):
         return self.noise.gumbel(rows, self.experts)
 
     def _route(self, rows: Tensor, noise: Tensor) -> Routing:
-        """Choose the experts whose probability is above the threshold, or the best one once hard.
+        """Choose the experts with a probability above the threshold, or the best one once hard.
 
         rows: tokens (N, d), no padding; noise: Gumbel noise zeta (N, E) that is added to the
         logits, or zeros (N, 1).
@@ -190,9 +190,9 @@ class EvoMoeRouter(Router):
 
 
 def anneal(model: nn.Module, step: int, steps: int) -> None:
-    """Set the temperature of all `EvoMoe` routers of a model to that of a training step.
+    """Set the temperature of all `EvoMoe` routers of a model to its value at a training step.
 
-    step: 0 ... steps - 1; steps: number of steps of the training. `fit` calls this by itself.
+    step: 0 ... steps - 1; steps: number of steps of the training. `fit` calls this on its own.
     Raises: ConfigError for a model without such routers, or a step that is not in the training.
     """
     routers = [module for module in model.modules() if isinstance(module, EvoMoeRouter)]

@@ -72,7 +72,7 @@ class HashRouter(Router):
         self.config = config
         self.register_buffer("salt", _numbers(config.experts, generator))
         if config.by == "row":
-            # an odd factor loses no bit of what it multiplies
+            # an odd factor loses no bit of the number it multiplies
             self.register_buffer("factors", _numbers(width, generator) | 1)
 
     def route(self, rows: Tensor, valid: Tensor | None) -> Routing:

@@ -27,7 +27,7 @@ class MoeX:
     The h entries of column i of W_enc are taken as Gaussian, with mean mu_i and deviation sigma_i.
     A pre-activation is then about N(m, s^2) with m = sum_i x_i mu_i, s^2 = sum_i x_i^2 sigma_i^2,
     and the share (1 + erf(m / (sqrt 2 s))) / 2 of the units is above 0. The score of expert e is
-    omega_e = -erf(m_e / (sqrt 2 s_e)). A bias is one more column, whose input is 1. The weights of
+    omega_e = -erf(m_e / (sqrt 2 s_e)). A bias is one more column, with the input 1. The weights of
     the k largest omega_e / tau are their softmax.
 
     The router has no weights of its own: the gradient goes through mu and sigma into W_enc. It
@@ -35,7 +35,7 @@ class MoeX:
     W_2 (ReLU(W_g x) * W_1 x), W_g is read. The statistics are computed at each forward; a token
     costs O(E d).
 
-    Raises: ConfigError for a setting out of range: k above E, or one expert of several, whose
+    Raises: ConfigError for a setting out of range: k above E, or one expert of several, as its
     weight would always be 1; and for experts that are equal, as copies are, or have no ReLU.
     Source: arXiv:2503.07639. After a layer norm the mean of x is near 0, hence m and the score,
     and routing is nearly even: a small tau, or learn=True, sharpens it. Not without a balance loss.
@@ -93,7 +93,7 @@ class MoeXRouter(ScoreRouter[MoeX], ReadsExperts):
         self.log_tau = nn.Parameter(start) if config.learn else None
 
     def see(self, experts: Encoded) -> None:
-        """Remember the experts, whose first layers the scores are computed from.
+        """Remember the experts; the scores are computed from their first layers.
 
         experts: their stacked weights, as the mixture holds them.
         Raises: ConfigError if their number or input width is not the router's, or if they are

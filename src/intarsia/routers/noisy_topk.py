@@ -25,7 +25,7 @@ class NoisyTopK:
     P(x)_e is the probability that e is among the k when its noise alone is drawn again. CV is
     standard deviation over mean.
 
-    Raises: ConfigError for a setting out of range: k above E, or one of several experts, whose
+    Raises: ConfigError for a setting out of range: k above E, or one of several experts, as its
     weight would always be 1.
     """
 

@@ -32,8 +32,8 @@ class PermutationSearch:
 
     P is doubly stochastic, (E, E); tau falls from `start` to `end`, on a log scale, and at step
     N_p the Hungarian method makes P a permutation for the rest of the run (the paper's local
-    search), which only relabels experts. `gating.before_step` moves it on; the step and what is
-    found are in the checkpoint.
+    search), which only relabels experts. `gating.before_step` moves it on; the step and the
+    permutation found are in the checkpoint.
 
     Raises: ConfigError for a setting out of range.
     Source: arXiv:2306.02824, local search.
@@ -114,8 +114,8 @@ class PermutationRouter(Router):
     ) -> None:
         """Draw the scores M (k, E, E) of all orders of the experts; no order is found yet.
 
-        config: the settings; gate: the router whose experts are permuted; k = 1, or with `per_part`
-          the number of the gate's parts. generator: source of M and of the noise.
+        config: the settings; gate: the router with the experts to permute; k = 1, or with
+          `per_part` the number of the gate's parts. generator: source of M and of the noise.
         Raises: ConfigError for `per_part` with a gate that has no parts.
         """
         super().__init__(gate.experts)
@@ -180,7 +180,7 @@ class PermutationRouter(Router):
 
     def _gumbel(self) -> Tensor:
         """Draw Gumbel noise for the scores of the permutations of E experts: M, (k, E, E)."""
-        # a draw for each copy of the batch (`passes`), of which all use the first
+        # a draw for each copy of the batch (`passes`); all copies use the first
         passes, shape = self.context.passes, self.scores.shape
         return self.noise.drawn(passes, lambda n: self.noise.gumbel(n, *shape))[0]
 
@@ -204,7 +204,7 @@ class PermutationRouter(Router):
         return self._with_losses(routing, gate_routing.losses, plan)
 
     def _route_parts(self, rows: Tensor) -> Routing:
-        """Route rows by a gate of several parts, each of which has its own permutation.
+        """Route rows by a gate of several parts that each have their own permutation.
 
         rows: tokens (N, d), none of them padding. A part is one tree or selector of the gate.
         """

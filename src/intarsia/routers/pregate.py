@@ -61,9 +61,9 @@ class PreGate:
 class PreGateNet(nn.Module):
     """(B, T) token ids -> (B, T, E) logits, each of the ids up to its own alone.
 
-    embedding: (V, n) of the model, whose first `width` columns are where the gate's begins.
+    embedding: (V, n) of the model; the gate's begins as its first `width` columns.
     Rotary positions say how far apart tokens are. The newest logits are cached, because every
-    layer asks for those of the same ids.
+    layer asks for the logits of the same ids.
     """
 
     def __init__(
@@ -72,7 +72,7 @@ class PreGateNet(nn.Module):
         """Draw the weights of embedding, one attention layer, MLP and head.
 
         config: the settings. embedding: (V, n) of the model, V = config.vocabulary and n >=
-          config.width, whose first columns are copied; None = draw the embedding, too. generator:
+          config.width; its first columns are copied; None = draw the embedding, too. generator:
           source of the random weights.
         Raises: ShapeError for an embedding that does not fit the settings.
         """
@@ -171,7 +171,7 @@ class PreGateRouter(Router):
     def route(self, rows: Tensor, valid: Tensor | None) -> Routing:
         """Choose the k experts of largest logit for each token, from the token ids alone.
 
-        rows: (N, d), of which only the number N and the type are read. valid: (N,) bool, False =
+        rows: (N, d); only their number N and the type are read. valid: (N,) bool, False =
           padding; None = all rows are real.
         Raises: ConfigError without ids; ShapeError if their number is not N.
         """

@@ -22,7 +22,7 @@ class RandomRouter(RandomSource):
     expert has the weight k / E, and nothing is drawn: a mixture gives its expected output.
 
     Draws are held, stacked and shared among ranks as in `RandomSource`. `fixed`: k may not change,
-    for mixtures whose merge depends on it.
+    for mixtures with a merge that depends on it.
 
     Raises: ConfigError unless 1 <= active <= experts; ShapeError where `RandomSource` does.
     """
@@ -72,7 +72,7 @@ class RandomRouter(RandomSource):
     def forward(self, x: Tensor, state: Tensor | None = None) -> Routing:
         """Return k random experts of weight 1 for each sample; in evaluation all, of weight k / E.
 
-        x: (B, ...), of which only B and the type are read. state: unused; routers that pass a state
+        x: (B, ...); only B and the type are read. state: unused; routers that pass a state
           from layer to layer need it. Returns a Routing of shape (B, E).
         """
         if not self.training:

@@ -25,7 +25,7 @@ class Recurrent:
     (experts x hidden), without bias. Weights of the k chosen experts sum to 1.
 
     Raises: ConfigError for a setting out of range: k above E, or one renormalised expert of
-    several, whose weight would always be 1.
+    several, as its weight would always be 1.
     Source: arXiv:2408.06793, section 3. The cell gets the gradients of all layers, so that it may
     need a smaller rate. Not where a layer must be able to run without the layers before it.
     """
@@ -62,7 +62,7 @@ class Recurrent:
         check_renormalised(self.experts, self.active)
 
     def build(self, width: int, *, generator: torch.Generator) -> RecurrentRouter:
-        """Return a router alone; `gating.join(model)` puts those of a model on one thread."""
+        """Return a router alone; `gating.join(model)` puts a model's routers on one thread."""
         return RecurrentRouter(self, width, generator=generator)
 
 

@@ -1,4 +1,4 @@
-"""ReLU routing, ReMoE (arXiv:2412.14711): the experts whose logit is above 0, weighted by it."""
+"""ReLU routing, ReMoE (arXiv:2412.14711): the experts with a logit above 0, weighted by it."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from ..gating.router import check_counts
 
 @dataclass(frozen=True)
 class ReMoe:
-    """R(x) = ReLU(x W^T): as many experts as are above 0, whose weights do not sum to 1.
+    """R(x) = ReLU(x W^T): as many experts as are above 0, with weights that do not sum to 1.
 
     The loss is lambda / T sum_t sum_e f_e R(x_t)_e, f_e = E / (k T) times the tokens of expert e:
     experts of many tokens are pushed down harder. lambda_i = lambda_{i-1} alpha^sign(S_target - S),
@@ -77,7 +77,7 @@ class ReMoeRouter(GateRouter[ReMoe], PassesState):
           weights.
         """
         super().__init__(config, width, generator=generator)
-        # the routers of one model, whose sparsity is measured over all of them
+        # the routers of one model: sparsity is measured over all of them
         self.layers = [self]
         # n in lambda = lambda_0 alpha^n; then pairs and rows since the last step
         self.register_buffer("growth", torch.tensor(0))

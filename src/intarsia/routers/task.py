@@ -1,4 +1,4 @@
-"""Routing by task (Polytropon, arXiv:2202.13914), for each head of a layer by itself (Multi-Head
+"""Routing by task (Polytropon, arXiv:2202.13914), for each head of a layer on its own (Multi-Head
 Routing, arXiv:2211.03831)."""
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class TaskRouter(Router):
     ) -> None:
         """Draw Z (tasks, heads, skills), a logit of each skill for each task, from U(-1e-3, 1e-3).
 
-        tasks, skills, heads: their numbers; each head of a layer weighs the skills by itself.
+        tasks, skills, heads: their numbers; each head of a layer weighs the skills on its own.
           noise: add logistic noise to Z in training. unknown: in evaluation without task ids,
           "error" raises and "mean" takes the mean over the tasks. generator: source of Z and of the
           noise.

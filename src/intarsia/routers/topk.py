@@ -22,7 +22,7 @@ class TopK:
     """The k experts of largest p = softmax(x W^T), for each token.
 
     Raises: ConfigError for a setting out of range: k above E, or one renormalised expert of
-    several, whose weight would always be 1.
+    several, as its weight would always be 1.
     Source: arXiv:1701.06538; forms of Mixtral (arXiv:2401.04088), Switch (arXiv:2101.03961) and
     LLaVA-MoLE (arXiv:2401.16160).
     """
@@ -92,7 +92,7 @@ class TopKRouter(GateRouter[TopK]):
     def choose(self, logits: Tensor) -> tuple[Tensor, Tensor, None]:
         """Return the k best experts of each row and their weights, (N, k) both, and None.
 
-        logits: (N, E). None in place of a mask says that all k count.
+        logits: (N, E). None instead of a mask says that all k count.
         """
         p, index = logits.softmax(-1).topk(self.config.active)  # (N, k) both
         match self.scale:

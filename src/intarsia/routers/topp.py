@@ -14,7 +14,7 @@ from ..gating.gate import GateRouter
 
 @dataclass(frozen=True)
 class TopP:
-    """The fewest experts whose p = softmax(x W^T / temperature) sum to at least `p`, by token.
+    """The fewest experts with p = softmax(x W^T / temperature) that sum to at least `p`, by token.
 
     Weights are the probabilities, not renormalised.
 
@@ -63,7 +63,7 @@ class TopPRouter(GateRouter[TopP]):
     def choose(self, logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return the experts in falling order of p, p, and a mask of those needed, all (N, E).
 
-        logits: (N, E); p = softmax(logits). Needed are the fewest experts whose p sum to
+        logits: (N, E); p = softmax(logits). Needed are the fewest experts for which the p sum to
           `config.p`.
         """
         p, index = logits.softmax(-1).sort(descending=True, stable=True)

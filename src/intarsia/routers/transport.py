@@ -169,7 +169,7 @@ def _ascent(cost: Tensor, a: Tensor, b: Tensor, k: int, gamma: float, iterations
     spread = cost.std((-2, -1), correction=0).clamp_min(1e-6)[..., None]  # (..., 1)
     alpha = _sinkhorn(cost, a, b, START * spread[..., None], iterations)
     first, second = torch.zeros_like(alpha), torch.zeros_like(alpha)
-    # Adam, whose step falls to 0 on a line
+    # Adam, with a step that falls to 0 on a line
     for t in range(1, iterations + 1):
         # the gradient of the semi-dual: the mass that a row still misses
         slope = a - _columns(alpha, cost, b, k, gamma).sum(-1)  # (..., n)

@@ -23,7 +23,7 @@ LEAST = 1e-6  # size of an output, below which its logarithm says nothing
 
 @dataclass(frozen=True)
 class UnionGate:
-    """The gate of a union of E experts, of whose pairs with tokens a share is kept.
+    """The gate of a union of E experts: a share of their pairs with tokens is kept.
 
     experts: E; share: pairs kept; select, gate: see `UnionOfExperts`; always: how many tokens at
     the start of a sequence every expert takes; warmup: the share of the training in which the share
@@ -62,10 +62,10 @@ class UnionGate:
 class UnionRouter(Router):
     """The router of `UnionGate`.  x: (B, T, width) -> Routing of shape (B T, E).
 
-    p = softmax(x W^T + b). With a share s, of each sequence by itself:
+    p = softmax(x W^T + b). With a share s, of each sequence on its own:
       "data", each expert takes its ceil(s T) positions of largest p;
       "tokens", each token takes its max(1, floor(s E)) experts of largest p;
-      "experts", a sequence has as many, those of largest mean logit over its tokens.
+      "experts", a sequence has as many, those with the largest mean logit over its tokens.
     Padding has none and counts in no T. A matrix x (T, width) is one sequence.
     """
 
@@ -87,7 +87,7 @@ class UnionRouter(Router):
 
     @property
     def share(self) -> float:
-        """The share of the pairs that is kept now; in evaluation, that of the settings."""
+        """The share of the pairs that is kept now; in evaluation, the settings' share."""
         return self.warm if self.training else self.config.share
 
     @property
@@ -123,7 +123,7 @@ class UnionRouter(Router):
         return self._routing(rows, valid, len(rows))
 
     def _routing(self, rows: Tensor, valid: Tensor | None, length: int) -> Routing:
-        """Choose pairs of tokens and experts within each sequence by itself, and weigh them."""
+        """Choose pairs of tokens and experts within each sequence on its own, and weigh them."""
         logits = wide_linear(rows if self.weighs else rows.detach(), self.weight, self.bias)
         p = logits.softmax(-1)  # S, (N, E)
         shape = (-1, max(1, length), self.experts)

@@ -1,4 +1,4 @@
-"""A blend of finished runs on pictures: a folder whose answer is the mean of its members'."""
+"""A blend of finished runs on pictures: a folder that answers with the mean of its members."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ SUMMED = ("steps", "seconds", "cpu_seconds")  # of the members' results: what a 
 class BlendRun(RunOnPictures):
     """A blend of finished runs on pictures: p = sum_k w_k softmax(z_k / T_k).
 
-    members: the runs, each of which takes pictures at its own size and scale.  weights: w_k, their
+    members: the runs; each takes pictures at its own size and scale.  weights: w_k, their
     sum 1.  temperatures: T_k, by which a member's logits are divided.  classes: their names.
     record: the contents of run.json.
     """
@@ -224,7 +224,7 @@ def _member(folder: Path) -> FinishedRun:
 
 
 def _shares(weights: Sequence[float] | None, count: int) -> list[float]:
-    """Return weights whose sum is 1, equal ones for None.  Raises: ConfigError."""
+    """Return weights with the sum 1, equal ones for None.  Raises: ConfigError."""
     parts = [1.0] * count if weights is None else [float(weight) for weight in weights]
     _check_numbers("weights", parts, count)
     total = math.fsum(parts)

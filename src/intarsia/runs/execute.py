@@ -188,8 +188,8 @@ def _on_pictures(
 def finished(run: Run, *, data: Splits, spent: Spent, temperature: float | None = None) -> Run:
     """Complete a run's record with its task, times and temperature; save its test mistakes.
 
-    run: as trained. data: the pictures it was trained and tested on. spent: time of what was
-    computed once before training, such as features of frozen blocks; it is added to the run's.
+    run: as trained. data: the pictures it was trained and tested on. spent: time of computations
+    done once before training, such as features of frozen blocks; it is added to the run's.
     temperature: the softmax temperature for a run without a validation part; else it is fitted on
     that part.
     """
@@ -219,7 +219,7 @@ def _beginning(experiment: Experiment, pictures: int, size: Sequence[int]) -> st
 def with_temperature(run: Run, test: Metrics, temperature: float) -> Run:
     """Return the run with its test loss at a softmax temperature that was fitted on validation.
 
-    run: whose record is completed; test: its logits and labels; temperature: from another run.
+    run: its record is completed; test: its logits and labels; temperature: from another run.
     """
     test = test.tempered_by(temperature)
     results = dict(run.record["results"]) | {"test": test.scores()}

@@ -23,7 +23,7 @@ from ..train.settings import OBJECTIVES, Recipe, Training
 
 FILE = "experiment.json"
 LENGTH = 256  # tokens in a row of text, unless --length says otherwise
-GLOBS = ("pruning", "sparse training")  # families whose `layers` are globs, not blocks
+GLOBS = ("pruning", "sparse training")  # families with `layers` that are globs, not blocks
 HEADS, TEACHER = "task_heads", "teacher"
 
 
@@ -95,10 +95,10 @@ class Pictures:
 
 @dataclass(frozen=True)
 class Adapted:
-    """The model, and what is added to it.
+    """The model, and the additions to it.
 
     size: None = the model's own.  last_blocks: so many blocks get cells, or are trained; None =
-    all.  targets: modules, in place of the method's own places.  frozen_once: compute the frozen
+    all.  targets: modules, instead of the method's own places.  frozen_once: compute the frozen
     blocks below the first trained one once for each picture, not in every step.
     """
 

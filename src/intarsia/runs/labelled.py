@@ -208,7 +208,7 @@ def write_run(
 ) -> LabelledRun:
     """Score a fitted classifier on the test rows, and write its run folder, whole or not at all.
 
-    settings: whose method becomes the classifier's, with the layers that were chosen.  seconds: of
+    settings: their method becomes the classifier's, with the layers that were chosen.  seconds: of
     fitting.  record: further entries of the record, such as asked, the method as it was given.
     """
     held_out = scored(classifier.held_out_, splits.train.labels)

@@ -97,7 +97,7 @@ def fitted_member(
 
 
 def deeper(adapter: str, model: str) -> str:
-    """Return the word of an adapter for a model whose probe is best at some layer.
+    """Return the word of an adapter for a model that has its best probe at some layer.
 
     Trained blocks behind that layer help, where frozen ones do not.
     """
@@ -156,7 +156,7 @@ def training_seconds(word: str, rows: Rows, labels: np.ndarray) -> float:
     assert adapter is not None
     base, classes, seconds = _base(model), int(labels.max()) + 1, list[float]()
     order = np.random.default_rng(0).permutation(len(rows))
-    # what they differ by is the time of steps, the rest that of preparing
+    # the two differ by the time of steps; the rest is the time of preparing
     for steps in (1, 1 + STEPS):
         sample = order[: steps * BATCH]
         began = time.perf_counter()

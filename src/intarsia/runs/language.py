@@ -70,7 +70,7 @@ def _on_texts(
     model, tokenizer = language_model(
         adapted.model, pretrained=adapted.pretrained, seed=seed, progress=report
     )
-    # validation and test rows are those of the seed
+    # validation and test rows are drawn by the seed
     data = texts_of(experiment, tokenizer, report)
     record = {
         "label": experiment.label,

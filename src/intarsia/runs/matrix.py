@@ -104,9 +104,9 @@ def planned(
 
     start: settings that all runs share. methods: names. settings_by_method: method -> "name=value"
     settings. out: folder in which each run gets a folder. rates: method -> learning rate, where it
-    is not that of `start`. once: compute a linear probe's features once, where that changes no
+    is not the rate of `start`. once: compute a linear probe's features once, where that changes no
     result.
-    Raises: UnknownName and ConfigError for what is wrong with any of them, before a run begins.
+    Raises: UnknownName and ConfigError for anything wrong with any of them, before a run begins.
     """
     if len(set(methods)) < len(methods) or len(set(seeds)) < len(seeds) or not (methods and seeds):
         got = f"{', '.join(methods)}; {', '.join(map(str, seeds))}"
@@ -125,7 +125,7 @@ def planned(
             )
             experiment = experiment.changed(lr=rates.get(method, start.training.lr)).suited()
             experiment = features_once(experiment) if once else experiment
-            # building the settings refuses what is wrong before the first run begins
+            # building the settings refuses anything wrong before the first run begins
             method_of(experiment)
             if is_text(experiment.pictures.data):
                 language.check_options(experiment)
@@ -191,11 +191,11 @@ def on_one_adapter(
 ) -> dict[str, Sequence[str]]:
     """Return settings under which mixtures and plain adapters are all made of the same adapter.
 
-    A mixture's defaults may differ from those of the adapter it is made of, in its activation, for
-    one; without this a comparison would be one of activations. The adapter of the first mixture
-    counts, except for methods whose own settings were given. start: settings that all methods
-    share. methods: names. settings_by_method: method -> "name=value" settings as given. report:
-    gets a line for each method that is changed.
+    A mixture's defaults may differ from the defaults of the adapter it is made of, in its
+    activation, for one; without this a comparison would be one of activations. The adapter of the
+    first mixture counts, except for methods that were given settings of their own. start: settings
+    that all methods share. methods: names. settings_by_method: method -> "name=value" settings as
+    given. report: gets a line for each method that is changed.
     """
     configs = {
         name: method_of(
@@ -212,7 +212,8 @@ def on_one_adapter(
     for name, method in configs.items():
         if name in settings_by_method or method is first:
             continue
-        # the plain adapter takes its settings as they are, another mixture as those of its `over`
+        # the plain adapter takes its settings as they are, another mixture as settings of its
+        # `over`
         if type(method) is type(over):
             adjusted[name] = settings.words(over)
         elif "over" in settings_to_dict(method):
@@ -233,10 +234,10 @@ def run_all(
     running: Mapping[str, Any] | None = None,
     ray: bool = False,
 ) -> None:
-    """Run all planned runs that are not finished; one that was stopped goes on where it was.
+    """Run all planned runs that are not finished; one that was stopped resumes where it was.
 
     jobs: runs at a time. report: gets lines of progress. threads: number of torch threads in each
-    run. running: other fields of `Running`. ray: on a Ray cluster, whose machines see the folders
+    run. running: other fields of `Running`. ray: on a Ray cluster of machines that see the folders
     at the same paths.
     Raises: TrainingError when all have ended, if some failed; KeyboardInterrupt when one was
     stopped.

@@ -21,7 +21,7 @@ PATIENCE = 30.0  # seconds without a worker before a person is told
 
 
 class OnRay:
-    """A slot of the cluster: a worker with so many cores, made anew when it is lost."""
+    """A slot of the cluster: a worker with so many cores, replaced when it is lost."""
 
     def __init__(self, threads: int) -> None:
         """Connect to the cluster; a worker starts at the first run.  threads: cores of it."""
@@ -69,7 +69,7 @@ class OnRay:
 
 
 class FreshOnRay(OnRay):
-    """A slot whose worker is a new one for each trial, as `FreshProcess` is on one machine."""
+    """A slot with a new worker for each trial, as `FreshProcess` is on one machine."""
 
     def run(self, work: Work, inputs: Mapping[str, Any]) -> dict[str, Any]:
         """Run one trial's work on a new Ray worker, which ends with it; return its result."""
@@ -108,7 +108,7 @@ def connected() -> Any:
     except ImportError as error:
         raise MissingExtra("ray", "ray") from error
     if not ray.is_initialized():
-        # by default Ray's workers have the lowest priority but four: beside any other work an
+        # by default Ray's workers have the lowest priority but four: next to any other work an
         # import of torch takes minutes; trials in processes of our own have ours
         os.environ.setdefault(NICENESS, "0")
         ray.init(log_to_driver=False, configure_logging=False)

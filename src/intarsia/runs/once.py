@@ -33,8 +33,8 @@ from .shared import SharedWork, Spent
 def features_once(experiment: Experiment) -> Experiment:
     """Return the experiment; a linear probe's with its features computed once, if that is exact.
 
-    Other methods, and probes of pictures that are cropped or mixed anew in every step, are returned
-    as they are.
+    Other methods, and probes of pictures that are cropped or mixed afresh in every step, are
+    returned as they are.
     """
     recipe, unchanged = experiment.recipe, experiment.pictures.augment == "none"
     if experiment.adapted.method != "linear" or not unchanged or recipe.mixup or recipe.cutmix:
@@ -68,8 +68,8 @@ def tokens_once(
     """Let the model begin at its first trained block inside the context, from stored tokens.
 
     Tokens are the outputs of the frozen blocks below, computed once for each picture. Yields the
-    sets of tokens in place of `sets` (training, validation, test pictures), and the time it took.
-    experiment: its precision is that of the tokens. running: settings of the run. shared: where
+    sets of tokens instead of `sets` (training, validation, test pictures), and the time it took.
+    experiment: the tokens have its precision. running: settings of the run. shared: where
     tokens are stored for other runs, under the key `identity`, to which part, block and dtype are
     added.
     Raises: ConfigError with augmentation, which changes a picture in every epoch, or recomputation.
@@ -79,7 +79,7 @@ def tokens_once(
         fix = "Leave --frozen-once out: every step then computes every block."
         raise ConfigError(subject, got="--augment or --recompute with it", want="it alone", fix=fix)
     dtype = DTYPES[experiment.training.precision]
-    # everything below this block is frozen, so that its outputs are those of every step
+    # everything below this block is frozen, so that its outputs are the same in every step
     block = first_trained_block(model)
     with reading_tokens(model, block) as prefix:
 
@@ -105,7 +105,7 @@ def tokens_once(
 def of_part(identity: Mapping[str, Any], part: str) -> dict[str, Any]:
     """Return the key under which a part's pixels or tokens are stored and shared by runs.
 
-    Runs that draw their training pictures by their seed then share what they score on.
+    Runs that draw their training pictures by their seed then share the pictures they score on.
     identity: key of all parts, with the digest of each part's pictures; part: "train", "val" or
     "test".
     """

@@ -29,7 +29,7 @@ def shared_in(folder: str | None) -> SharedWork:
 
 
 def run(inputs: Mapping[str, Any], seat: Seat | None = None) -> dict[str, Any]:
-    """Train and score one experiment; one whose folder holds an unfinished run goes on with it.
+    """Train and score one experiment; an unfinished run in its folder is resumed.
 
     inputs, by name: experiment (flat) and folder (of the run); optional are shared (folder of
     results that runs have in common, None: memory), test (False: the test part is not looked at),
@@ -48,7 +48,7 @@ def run(inputs: Mapping[str, Any], seat: Seat | None = None) -> dict[str, Any]:
     folder = Path(inputs["folder"])
     shared = shared_in(inputs["shared"]) if "shared" in inputs else None
     options = {"trackers": (), **inputs.get("running", {}), "seat": seat}
-    # a folder with an experiment is a run that was stopped, which goes on
+    # a folder with an experiment is a run that was stopped, and is resumed
     running = with_keywords(Running(out=folder, resume=(folder / FILE).is_file()), options)
     lines: list[str] = []
     quiet = inputs.get("quiet", True)
@@ -76,7 +76,7 @@ def run(inputs: Mapping[str, Any], seat: Seat | None = None) -> dict[str, Any]:
 
 
 def _stack(runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Run experiments whose steps are computed together; return the result or error of each."""
+    """Run experiments with steps that are computed together; return the result or error of each."""
     results = stacked([partial(run, inputs) for inputs in runs], on_one_trunk)
     ends: list[dict[str, Any]] = []
     for end in results:
@@ -101,7 +101,7 @@ def shape_of(experiment: Experiment, **extra: Any) -> str:
     kind = index().get(experiment.adapted.method, {}).get("kind")
     if is_text(experiment.pictures.data) or kind in ("baseline", "change", "recipe"):
         return ""
-    # these may differ between runs whose steps are computed together
+    # these may differ between runs with steps that are computed together
     for name in ("seed", "lr", "weight_decay"):
         del flat[name]
     return key_of({**flat, **extra})

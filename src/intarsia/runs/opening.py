@@ -27,15 +27,14 @@ def open_run(
 ) -> PictureRun | BlendRun | TextRun | Any:
     """Open a finished run of `intarsia fit`, or a blend of several, to evaluate and predict with.
 
-    A run on labelled rows is a `LabelledRun`, whose `predict` takes texts or numbers.
+    A run on labelled rows is a `LabelledRun`; its `predict` takes texts or numbers.
 
     The results for pictures and for texts both have `evaluate()` and `predict(...)`, `model`,
     `classes` (empty for texts), `experiment` and `record`, the contents of run.json. folder: of the
-    run. size: side of the pictures in px, None = that of the training. as_trained: keep the frozen
+    run. size: side of the pictures in px, None = the training's. as_trained: keep the frozen
     weights in the dtype of the training; False = float32. report: gets lines of progress.
     Raises: DataError or ConfigError for a folder that is no finished run, or a size that the model
-    cannot take; CheckpointError for damaged files, or a pretrained model that is not that of the
-    run.
+    cannot take; CheckpointError for damaged files, or a pretrained model that is not the run's.
     """
     folder = Path(folder)
     if is_labelled_run(folder):
@@ -55,7 +54,7 @@ def open_single(
     as_trained: bool = True,
     report: Report = lambda _: None,
 ) -> PictureRun | TextRun:
-    """Open a finished run that is no blend: a model whose weights can be changed.
+    """Open a finished run that is no blend: a model with weights that can be changed.
 
     folder, size, as_trained, report: see `open_run`.
     Raises: as `open_run`; ConfigError for a blend.
@@ -78,5 +77,5 @@ def _check_record(path: Path) -> None:
     try:
         content = read_json(path)
     except (OSError, ValueError):
-        return  # whoever reads it says what is wrong
+        return  # whoever reads it reports the error
     check_settings(path, content)

@@ -1,4 +1,4 @@
-"""A finished run on pictures whose net is packed, as one more run folder."""
+"""A finished run on pictures with its net packed, as one more run folder."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def compress_run(
 
     folder: of the run. out: folder of the new one, to evaluate and predict with. change: settings
     of the format; its speed is measured on one picture of the training's size, and refused if it is
-    no gain. report: gets lines of progress. Scores in run.json are those of the training: outputs
+    no gain. report: gets lines of progress. Scores in run.json are the training's: outputs
     agree to 1e-4. In codes of 8 bits they do not: training pictures choose the ranges, and others
     are classified before and after. Returns "layers" {path: {density, rows}}, "left" (paths that
     stay in torch), "milliseconds", and in 8 bits "accuracy" (before and after, of "pictures").
@@ -63,7 +63,7 @@ def compress_run(
     record: dict[str, Any] = copy.deepcopy(dict(run.record))
     record["record"]["label"] = f"{record['record']['label']}, in CHW"
     record["record"]["chw"] = summary
-    # written beside its place first: a stop leaves no half folder
+    # written next to its place first: a stop leaves no half folder
     with writing(out) as scratch:
         scratch.mkdir()
         experiments.save(run.experiment, scratch)

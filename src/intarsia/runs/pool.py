@@ -20,7 +20,7 @@ from .workers import Work as Work
 
 S = TypeVar("S")
 LOG = logging.getLogger(__name__)
-MOST = 6  # trials in a piece: beyond, what they hold in memory costs more than it gains
+MOST = 6  # trials in a piece: beyond, their memory costs more than they gain
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Trial:
 
     kind: trials of one kind take about as long; "" = of no kind.  stack: trials of one stack may be
     carried out in one piece, as `work` of {"stack": [inputs, ...]} -> {"ends": [...]}, see
-    `one_run.run`; "" = by itself.
+    `one_run.run`; "" = on its own.
     """
 
     name: str
@@ -77,8 +77,8 @@ def run_trials(
 ) -> None:
     """Run every trial, `jobs` at a time and in their order; call `done` with the result of each.
 
-    A trial is one call of `work`, an importable function of its inputs; one that raises, or whose
-    process dies, gives a result with an error. begun: called with each trial as it begins.
+    A trial is one call of `work`, an importable function of its inputs; one that raises, or loses
+    its process, gives a result with an error. begun: called with each trial as it begins.
     executor: a key of EXECUTORS. threads: torch's in each process, None = an equal share of cores.
     Raises: ConfigError for bad numbers; KeyboardInterrupt after the running trials have stopped.
     """
@@ -143,12 +143,12 @@ def _serve(
 
 
 def pieces(trials: Sequence[Trial], jobs: int) -> list[list[Trial]]:
-    """Group trials into pieces of work, of up to MOST trials whose steps are computed together.
+    """Group trials into pieces of work, of up to MOST trials with steps that are computed together.
 
-    trials: those with the same `stack` may be together; one without is a piece by itself. jobs:
+    trials: those with the same `stack` may be together; one without is a piece on its own. jobs:
     pieces that run at the same time; no job is left without a piece by larger groups.
     """
-    # a trial without a stack has its own number as key, and so stays by itself
+    # a trial without a stack has its own number as key, and so stays on its own
     stacks: dict[object, list[Trial]] = {}
     for number, trial in enumerate(trials):
         stacks.setdefault(trial.stack or number, []).append(trial)
@@ -162,7 +162,7 @@ def pieces(trials: Sequence[Trial], jobs: int) -> list[list[Trial]]:
 
 
 def _slots(executor: str, jobs: int, threads: int | None, trials: int) -> list[Executor]:
-    """Build the executors, each of which runs one piece of work at a time."""
+    """Build the executors; each runs one piece of work at a time."""
     at_least("--jobs", jobs, 1, "Leave it out.")
     one_of("executor", executor, EXECUTORS)
     number = min(jobs, trials)
@@ -178,7 +178,7 @@ def _slots(executor: str, jobs: int, threads: int | None, trials: int) -> list[E
 class TimeLeft:
     """Estimate of the time that is left, from the mean time of the ended trials of each kind.
 
-    A kind of which nothing has ended takes the mean of all.
+    A kind with no piece ended so far takes the mean of all.
     """
 
     trials: Sequence[Trial]
@@ -248,7 +248,7 @@ def run_told(
 
 
 def refuse_failed(errors: Sequence[str], count: int) -> None:
-    """Refuse to go on if trials failed.
+    """Refuse to continue if trials failed.
 
     errors: of those that failed, of `count` trials.  Raises: TrainingError with the first.
     """

@@ -32,7 +32,7 @@ RATES = (1e-3, 3e-3, 1e-2)
 FIRST_SEED = 100  # of the draws
 DRAWS, MOST_DRAWS = 2, 3  # of pictures: in one draw alone a rate may be good by chance
 ENOUGH = 150  # pictures of a validation part; with fewer there are MOST_DRAWS
-FOLDER = "rates"  # of the trials, below that of the comparison
+FOLDER = "rates"  # of the trials, below the comparison's
 
 
 @dataclass(frozen=True)
@@ -63,8 +63,8 @@ class RateSearch:
 
         Each method tries every rate at several seeds ("draws"); its score at a rate is the mean
         over the draws, averaged with the neighbouring rates. runs: planned runs, with any rate.
-        out: folder that stores the scores, so that a stopped search goes on. report: gets lines of
-        progress. fixed: methods that keep their rate.
+        out: folder that stores the scores, so that a stopped search can resume. report: gets lines
+        of progress. fixed: methods that keep their rate.
         Raises: ConfigError for a run without a validation part, and for finished runs of another
         comparison in their folders; TrainingError if all trials of a method failed.
         """
@@ -124,7 +124,7 @@ class _Trials:
     def carry(self, rates: Sequence[float], seeds: Sequence[int]) -> None:
         """Train every method at these rates and seeds, but for results that are stored already."""
         trials = [self._trial(e) for m in self.bases for e in self.of(m, rates, seeds)]
-        # one after the other they share what they have in memory with the trials of later rounds
+        # one after the other they share their data in memory with the trials of later rounds
         local = "here" if self.how.jobs == 1 else "processes"
         pool_options: dict[str, Any] = {
             "jobs": self.how.jobs,

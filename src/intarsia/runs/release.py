@@ -44,9 +44,9 @@ def release(
 ) -> Path:
     """Write the model of a run as "timm", "onnx" or "torch", and check its outputs.
 
-    run: its folder, or a blend's. form: one of these names. target: what is written. fold_it: first
-    add the adapter's change to the weights. int8: "onnx" in 8 bits, whose ranges are measured on
-    training pictures, and which is compared with float32 on validation (or else test) pictures.
+    run: its folder, or a blend's. form: one of these names. target: the path to write. fold_it:
+    first add the adapter's change to the weights. int8: "onnx" in 8 bits; its ranges are measured
+    on training pictures, and it is compared with float32 on validation (or else test) pictures.
     report: gets lines of progress; result: a line for each check.
     Raises: FoldError where no stock model has the same outputs; ExportError where the written one
     differs, or loses too much in int8.
@@ -111,7 +111,7 @@ def _release_blend(
 def stock_of(opened: PictureRun, images: Tensor | None, result: Report) -> nn.Module:
     """Return the model with the adapter's change added to its weights, or the model if it has none.
 
-    opened: the run, whose adapter may be one of PEFT's. images: to compare the outputs on, None =
+    opened: the run; its adapter may be one of PEFT's. images: to compare the outputs on, None =
     noise. result: gets a line for the check.
     """
     if not is_peft(opened.model):
@@ -132,7 +132,7 @@ def member_pictures(
 ) -> list[Tensor | None]:
     """Return the same `count` test pictures as each member of a blend takes them.
 
-    opened: a blend, or a run, whose one member is itself. None in their place if the data are gone.
+    opened: a blend, or a run, which counts as its one member. None instead if the data are gone.
     """
     try:
         images, rows = _spread(opened, "test", count, report)

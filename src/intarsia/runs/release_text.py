@@ -1,4 +1,4 @@
-"""Write a language model, or what was trained beside it, for llama.cpp."""
+"""Write a language model, or its LoRA alone, for llama.cpp."""
 
 from __future__ import annotations
 

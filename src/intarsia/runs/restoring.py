@@ -41,7 +41,7 @@ def check_backbone(
 ) -> None:
     """Check that a model has the weights with which a run began, at its training's picture size.
 
-    model: the pretrained model. folder, experiment, record: of the run, whose record has their
+    model: the pretrained model. folder, experiment, record: of the run; the record has their
     digest.
     Raises: CheckpointError.
     """
@@ -79,7 +79,7 @@ def with_teacher(
     if not (folder / experiments.FILE).is_file():
         # a pretrained model, which has learned nothing of this task
         return replace(objective, teacher=named(name))
-    # a finished run: what it learned is put into its pretrained model
+    # a finished run: its learned tensors are put into its pretrained model
     teacher_experiment, record = experiments.read(folder), read_run(folder).record
     return replace(
         objective,

@@ -45,7 +45,7 @@ class RunOnPictures(abc.ABC):
     """A finished run on pictures, or a blend of several, to evaluate and predict with.
 
     model: trained, in evaluation mode; of a blend all members' models.  classes: their names, in
-    the order of the logits.  experiment: what was asked for; of a blend its first member's, with
+    the order of the logits.  experiment: as asked for; of a blend its first member's, with
     the data.  record: the contents of run.json.  members: the runs that answer together; of a
     single run itself.
     """
@@ -85,7 +85,7 @@ class RunOnPictures(abc.ABC):
         "all"; None = "test" where there is one. report: gets lines of progress. on_error: "skip"
         leaves damaged pictures of other data out, which is reported.
         Raises: UnknownName for a part that is not there; DataError for other classes, or own data
-        that are not those of the training run.
+        that are not the training run's.
         """
         images = pictures_to_score(self, data, part, report, on_error)
         return scores_of(images, score(self, images))
@@ -95,7 +95,7 @@ class RunOnPictures(abc.ABC):
 
         pictures: paths of files, or of folders with pictures anywhere below; Pillow images; arrays
           (H, W, 3).
-        Where a picture may have several labels, probabilities are those of each label by itself.
+        Where a picture may have several labels, each label has a probability of its own.
         Raises: DataError for a path that is not there, or a folder without pictures.
         """
         several = [pictures] if isinstance(pictures, str | Picture) else pictures
@@ -111,8 +111,8 @@ class PictureRun(RunOnPictures):
     """A finished run on pictures.
 
     model: trained, in evaluation mode.  inputs: the size and scale of its pictures.
-    classes: their names, in the order of the logits.  experiment: what was asked for.
-    record: the contents of run.json.  several_labels: whether a picture may have several.
+    classes: their names, in the order of the logits.  experiment: as asked for.  record: the
+    contents of run.json.  several_labels: whether a picture may have several.
     """
 
     model: nn.Module
@@ -156,7 +156,7 @@ class PictureRun(RunOnPictures):
 def open_pictures(folder: Path, *, size: int | None = None, as_trained: bool = True) -> PictureRun:
     """Open a finished run on pictures.
 
-    folder: of the run. size: side of the pictures in px, None = that of the training. as_trained:
+    folder: of the run. size: side of the pictures in px, None = the training's. as_trained:
     keep the frozen weights in the dtype of the training; False = float32.
     Raises: as `open_run` says.
     """
@@ -185,7 +185,7 @@ def _of_size(size: int, model: nn.Module, experiment: Experiment, classes: int) 
     resized = model_of(adapted, classes, experiment.training.seed)
     if not adapted.pretrained:
         try:
-            # random weights are those of the training; pretrained ones come in the new size
+            # random weights are the training's; pretrained ones come in the new size
             resized.load_state_dict(resampled(model.state_dict(), resized))
         except RuntimeError as error:
             subject, got = f"picture size {size} of {adapted.model}", "layers of another shape"
@@ -272,7 +272,7 @@ def scores_from(logits: Tensor, labels: Tensor, *, several: bool) -> Scores:
 
 
 def scores_of(images: ImageSet, scores: Scores) -> dict[str, Any]:
-    """Return the scores on a set of pictures, and those of each class, as JSON stores them.
+    """Return the scores on a set of pictures, and the scores of each class, as JSON stores them.
 
     images: the set. scores: with logits and labels. A class has its number of pictures and its
     accuracy; where pictures have several labels, a label has precision and recall at probability

@@ -28,10 +28,11 @@ Score = tuple[float, float]
 def carry_missing(
     trials: Sequence[Trial], store: Store, carry: Carry, *, again: bool = True
 ) -> None:
-    """Run the trials whose results are not stored yet, and store each result.
+    """Run the trials without a stored result, and store each result.
 
     trials: with the "key" of their row among their inputs.  carry: runs trials, and calls its
-    second argument with the result of each.  again: run a trial again whose stored row is an error.
+    second argument with the result of each.  again: run a trial again if its stored row is an
+    error.
     """
 
     def missing(key: str) -> bool:
@@ -49,7 +50,7 @@ def row_of(end: TrialEnd) -> dict[str, Any]:
     end: the ended trial. "n" is the number of samples of the validation part, where the trial says
     so.
     """
-    # an error is kept as well, so that a search that goes on knows what has failed
+    # an error is kept as well, so that a resumed search knows which trials have failed
     if end.result is None:
         return {"error": end.error}
     results = end.result["results"]
@@ -81,9 +82,9 @@ def scores_by(
 ) -> dict[tuple[Any, ...], Score]:
     """Return, for each combination of settings, the mean validation score and minus the mean loss.
 
-    runs: the experiments. ends: what is stored of each one's result: its scores on validation, or
+    runs: the experiments. ends: the stored part of each one's result: its scores on validation, or
     an error. names: the settings to group by, as ("lr",). A run that failed counts as score 0 and
-    an infinite loss; a combination whose runs all failed is left out.
+    an infinite loss; a combination is left out if all its runs failed.
     """
     # draws and tasks with the same values are one group
     ended: dict[tuple[Any, ...], list[Mapping[str, Any]]] = {}
@@ -106,7 +107,7 @@ def best_of(scores: Mapping[Any, Score]) -> Any:
 
 
 def smoothed(scores: Mapping[float, Score], rates: Iterable[float]) -> dict[float, Score]:
-    """Return the score of each rate, averaged with those of its neighbours, which count half.
+    """Return the score of each rate, averaged with its neighbours' scores, which count half.
 
     scores: rate -> score of the trained ones. rates: the whole grid; a rate without a score,
     because every run failed, counts as 0. One trial's score is noisy, and next to a rate at which
@@ -116,7 +117,7 @@ def smoothed(scores: Mapping[float, Score], rates: Iterable[float]) -> dict[floa
     grid_scores = [scores.get(rate, (0.0, -math.inf)) for rate in grid]
 
     def mean(place: int) -> Score:
-        """Average the scores at a place of the grid and beside it; the place counts twice."""
+        """Average the scores at a place of the grid and next to it; the place counts twice."""
         # both neighbours and the rate itself twice; at an edge the missing neighbour is left out
         near = [*grid_scores[max(0, place - 1) : place + 2], grid_scores[place]]
         return fmean(score for score, _ in near), fmean(loss for _, loss in near)

@@ -33,7 +33,7 @@ from ..train import Run
 from ..train.tasks.answers import Answers
 from . import settings as methods
 
-FILE = "seeing.json"  # what was asked for, in a run folder
+FILE = "seeing.json"  # the request, in a run folder
 PLAIN = "modalities"  # the method that trains the connectors alone
 DEFAULTS = {"epochs": 4, "batch_size": 8, "lr": 5e-4}
 Report = Callable[[str], None]
@@ -44,7 +44,7 @@ class Seeing:
     """Settings of a run on questions: the model, its encoders, the method, the data.
 
     data: a .jsonl file of questions.  see, hear: encoders.  method: an adapter of the decoder, a
-    change that sees by itself, or "modalities": connectors alone.  settings: name=value of it.
+    change that sees on its own, or "modalities": connectors alone.  settings: name=value of it.
     rows: numbers of questions, of "images" (to train on), "val", "test".  options: of `fit`.
     """
 
@@ -71,7 +71,7 @@ class FittedReader:
 
 
 def sees(method: Any) -> bool:
-    """Return whether a change gives a decoder connectors by itself."""
+    """Return whether a change gives a decoder connectors on its own."""
     return isinstance(method, Senses)
 
 
@@ -112,7 +112,7 @@ def built(config: Seeing, report: Report) -> tuple[nn.Module, Processor, Any, st
 
 
 def seeing_methods() -> tuple[str, ...]:
-    """Return the changes that give a decoder connectors by themselves."""
+    """Return the changes that give a decoder connectors on their own."""
     return tuple(key for key in keys("change") if sees_by_key(key))
 
 
@@ -144,7 +144,7 @@ def fit_seeing(
 ) -> FittedReader:
     """Train a model on questions about pictures or sounds, and score it; write the run folder.
 
-    config: the run's settings. out: the folder. resume: go on with the run in it. report: gets
+    config: the run's settings. out: the folder. resume: continue the run in it. report: gets
     lines of progress. running: further keywords of `fit`.
     Raises: as `built`, `read_questions` and `fit` do.
     """
@@ -223,8 +223,8 @@ def scores_by_modality(
 class SeeingRun:
     """A finished run on questions about pictures and sounds.
 
-    model: trained, in evaluation mode.  make: its processor.  asked: what was asked for.
-    record: the contents of run.json.
+    model: trained, in evaluation mode.  make: its processor.  asked: the request.  record: the
+    contents of run.json.
     """
 
     model: nn.Module
@@ -293,7 +293,7 @@ def open_seeing(folder: str | Path, report: Report = lambda _: None) -> SeeingRu
 
     folder: of the run; report: gets lines of progress.
     Raises: ConfigError for a folder without a finished run; CheckpointError for damaged files, or
-    another pretrained model than that of the training.
+    another pretrained model than the training's.
     """
     folder = Path(folder)
     config, record = read_asked(folder), read_run(folder).record

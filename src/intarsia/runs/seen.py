@@ -1,4 +1,4 @@
-"""The page of a run that sees: pictures, what was read of them, answers, and experts."""
+"""The page of a run that sees: pictures, the parts that were read, answers, and experts."""
 
 from __future__ import annotations
 

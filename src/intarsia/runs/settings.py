@@ -131,7 +131,7 @@ def describe_method(method: Any) -> str | dict[str, Any]:
     key = method_key(method)
     if key in keys():
         return method_to_dict(method)
-    # what is not written is a default of this version, which the record names
+    # a setting that is not written is a default of this version, which the record names
     start, now = settings_to_dict(card(key).config()), settings_to_dict(method)
     changed = {name: value for name, value in now.items() if value != start[name]}
     return {"method": key} | changed if changed else key
@@ -185,7 +185,7 @@ def _changed(start: Any, values: Mapping[str, str], above: str, subject: str) ->
     """Return a config with some of its values replaced by values read from text."""
     hints = _hints(start)
     direct = {name: value for name, value in values.items() if "." not in name}
-    # step 1: part the values of this config from those of configs inside it, by the first dot
+    # step 1: part the values of this config from the values of configs inside it, by the first dot
     inner: dict[str, dict[str, str]] = {}
     for name, value in values.items():
         outer, dot, rest = name.partition(".")
@@ -307,8 +307,8 @@ def configured(
 ) -> Any:
     """Build a dataclass from settings in text, as density=0.25,every=10.
 
-    kind, name: of what is built, such as "schedule" and "rigl", for errors. config: the dataclass.
-    rest: the text. without: settings in it that are left out.
+    kind, name: of the object to build, such as "schedule" and "rigl", for errors. config: the
+    dataclass. rest: the text. without: settings in it that are left out.
     Raises: UnknownName for a setting that does not exist; ConfigError for an impossible value.
     """
     hints, names = get_type_hints(config), [f.name for f in dataclasses.fields(config)]

@@ -37,7 +37,7 @@ class Spent(NamedTuple):
 class SharedWork:
     """A memory of `keep` things of each kind, and a folder that several processes share.
 
-    Things are told apart by everything they depend on; whoever asks must not change what it gets.
+    Things are told apart by everything they depend on; whoever asks must not change the result.
     folder: None keeps nothing on disk.
     """
 
@@ -48,7 +48,7 @@ class SharedWork:
     def get(self, kind: str, inputs: Mapping[str, Any], make: Callable[[], T]) -> T:
         """Return the result of `make` for these inputs, from memory if it is there.
 
-        kind: a name for results of this sort, of which the newest few stay in memory. inputs:
+        kind: a name for results of this sort; the newest few of them stay in memory. inputs:
         everything that determines the result.
         """
         memory = self._kinds.setdefault(kind, OrderedDict())

@@ -55,7 +55,7 @@ def soup_runs(
     weights: of the average, None = equal. by_val: take runs in, from the best on, as long as the
     score on the val part does not fall. line: score 11 places on the way between the two runs that
     are farthest apart, on val, for the report. device: see `device_named`. report: gets lines of
-    progress. Batch norms are counted anew on a fifth of the training part. Returns the contents of
+    progress. Batch norms are counted again on a fifth of the training part. Returns the contents of
     run.json.
     Raises: as `intarsia.soup` and `open_run` do; ConfigError for runs of another pretrained model
     or other data, for one run named twice, and for weights with by_val; DataError without a val
@@ -136,7 +136,7 @@ class Kitchen:
     """A run's model and its data, to try averages in."""
 
     def __init__(self, run: PictureRun | TextRun, report: Report) -> None:
-        """Take a run, into whose model averages are loaded.  report: gets lines of progress."""
+        """Take a run; averages are loaded into its model.  report: gets lines of progress."""
         self.run, self.report = run, report
         self.norms = has_batch_norms(run.model)
         self.sets: dict[str, Any] = {}
@@ -176,7 +176,7 @@ class Kitchen:
             raise DataError("val", got=got, want="samples of its own to choose by", fix=fix)
 
     def put(self, state: State) -> None:
-        """Load averaged weights into the model; compute the statistics of its batch norms anew.
+        """Load averaged weights into the model; compute the statistics of its batch norms again.
 
         state: parameter and buffer names -> tensors.
         """

@@ -1,7 +1,7 @@
 """Techniques that make sparse models cheaper, alone and in pairs: a survey's list made runnable.
 
-Which techniques can be put on one model, in which order, what they save together, and whether what
-they cost adds up (after the survey arXiv:2412.14219). Bytes are those of what would be written,
+Which techniques can be put on one model, in which order, how much they save together, and whether
+their costs add up (after the survey arXiv:2412.14219). Bytes are those that would be written,
 operations and traffic are counted, times of devices are simulated and said to be.
 """
 
@@ -32,7 +32,7 @@ def parsed(spec: str, *, alone: bool = False) -> dict[str, str]:
     spec: names of ENTRIES, with a value after a colon. alone: each is put on a model of its own, so
     that conflicts do not matter.
     Raises: UnknownName, ConfigError for a technique given twice, with a value that it does not
-    take, in an order that cannot be, or beside one that it conflicts with.
+    take, in an order that cannot be, or with one that it conflicts with.
     """
     values: dict[str, str] = {}
     for word in (w.strip() for w in spec.split(",") if w.strip()):
@@ -111,7 +111,7 @@ class StackTable:
         sequence: the mean, and the bounds of its 95 % interval, by resampling sequences. seed: of
         the resampling.
         """
-        # the order of names in a pair is that of the settings
+        # the names in a pair have the order of the settings
         pair = self.found.get((a, b)) or self.found[b, a]
         none, first, two = (self.found[k].each for k in ((), (a,), (b,)))
         excess = pair.each - first - two + none
@@ -140,7 +140,7 @@ class StackTable:
     def rows(self) -> list[dict[str, Any]]:
         """Return a row for each combination of techniques, for JSON and tables.
 
-        A pair also has its interaction, what it costs beyond the sum of both.
+        A pair also has its interaction, its cost beyond the sum of both.
         """
         front = set(self.front())
         rows: list[dict[str, Any]] = []
@@ -211,7 +211,7 @@ def broken(table: StackTable, tolerance: float = 1e-5) -> list[str]:
     """Return a sentence for each technique that changes outputs which it claims to preserve.
 
     table: the measurements. tolerance: largest difference of losses in nats that counts as none.
-    Also a sentence for each combination whose outputs change when its experts are offloaded.
+    Also a sentence for each combination with outputs that change when its experts are offloaded.
     """
     bad: list[str] = []
     for names, measured in table.found.items():

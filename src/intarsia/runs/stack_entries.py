@@ -125,10 +125,10 @@ def _quantile(text: str) -> float:
 
 
 def _skip(on: Stacked, text: str) -> None:
-    """Let tokens skip their second expert where its gate is small beside the first one's."""
+    """Let tokens skip their second expert where its gate is small compared with the first."""
     share = _quantile(text)
     for path, inputs in expert_inputs(on.model, on.calibration).items():
-        # g2 / g1: a token whose second gate is far below its first skips the second expert
+        # g2 / g1: a token with a second gate far below its first skips the second expert
         if share and inputs.weight.shape[1] > 1:
             ratio = inputs.weight[:, 1:].sum(1) / inputs.weight[:, 0].clamp(min=1e-9)
             on.below[path] = float(ratio.quantile(share))

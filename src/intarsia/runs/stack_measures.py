@@ -70,7 +70,7 @@ class Measured:
 def measure(on: Stacked, names: tuple[str, ...], rows: Sequence[Batch]) -> Measured:
     """Measure a model with techniques on it: loss, bytes, operations, cache hits, traffic, times.
 
-    on: the model and what was done to it. names: of the techniques. rows: batches to measure on.
+    on: the model with its techniques. names: of the techniques. rows: batches to measure on.
     """
     started = time.process_time()
     sequence_losses = losses(on.model, rows, on.below)

@@ -27,7 +27,7 @@ def patches_page(
     answers: Sequence[str] = (),
     inputs: InputConfig | None = None,
 ) -> Path:
-    """Write a page of which patches each expert of a `UnionOfExperts` takes from some pictures.
+    """Write a page of the patches that each expert of a `UnionOfExperts` takes from some pictures.
 
     pictures: paths, Pillow images, or arrays (H, W, 3). out: the file. answers: what the model says
     of each; "" for nothing. inputs: size and normalisation of pictures, None = as the model's

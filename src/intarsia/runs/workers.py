@@ -23,7 +23,7 @@ Work = Callable[[Mapping[str, Any]], dict[str, Any]]
 
 
 class Executor(Protocol):
-    """Runs one piece of work at a time; `slots` of them stand beside each other."""
+    """Runs one piece of work at a time; `slots` of them stand side by side."""
 
     def run(self, work: Work, inputs: Mapping[str, Any]) -> dict[str, Any]: ...
 
@@ -55,7 +55,7 @@ class Here:
 
 
 class OwnProcess:
-    """A process that takes one trial after another, so that what it holds in memory is shared.
+    """A process that takes one trial after another, so that they share its data in memory.
 
     It ends with the process that made it, however that ends.  threads: number of torch threads in
     it.
@@ -101,7 +101,7 @@ class OwnProcess:
         return multiprocessing.get_context("spawn")
 
     def _ended(self) -> int | None:
-        """Forget the process and return its exit code; None if it goes on running."""
+        """Forget the process and return its exit code; None if it is still running."""
         process, self._process, self._pipe = self._process, None, None
         if process is None:
             return None
@@ -134,7 +134,7 @@ class FreshProcess(OwnProcess):
 
     def _context(self, work: Work) -> BaseContext:
         """Return how processes start: on Linux forked by a server that has imported the work."""
-        # elsewhere each process imports the work by itself
+        # elsewhere each process imports the work on its own
         if sys.platform != "linux":
             return super()._context(work)
         context = multiprocessing.get_context("forkserver")
@@ -163,7 +163,7 @@ def _serve(pipe: Connection, threads: int, environment: Mapping[str, str]) -> No
         """Wait for the parent process to end, then end this one."""
         assert parent is not None
         wait([parent.sentinel])
-        os._exit(1)  # a trial half done goes on when the runner is started again
+        os._exit(1)  # a trial half done resumes when the runner is started again
 
     threading.Thread(target=follow, daemon=True).start()
     begin(threads)

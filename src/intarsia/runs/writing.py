@@ -34,8 +34,8 @@ TOKENS = 64  # of a completion, unless --tokens says otherwise
 class TextRun:
     """A finished run on texts.
 
-    model: trained, in evaluation mode.  tokenizer: its own.  experiment: what was asked for.
-    record: the contents of run.json.  asked: it was trained on answers; False = on running text.
+    model: trained, in evaluation mode.  tokenizer: its own.  experiment: as asked for.  record: the
+    contents of run.json.  asked: it was trained on answers; False = on running text.
     """
 
     model: nn.Module
@@ -54,7 +54,7 @@ class TextRun:
         data: another text, None = the run's own. part: "train", "val", "test" or "all"; None =
         "test", of another text "all". report: gets lines of progress.
         Raises: UnknownName for a part that is not there; DataError where the run's own text is not
-        that of the training run.
+        the training run's.
         """
         if data is not None and part in (None, "all"):
             length = self.experiment.pictures.length
@@ -128,7 +128,7 @@ def _stdin() -> list[str]:
 def prompts_of(opened: TextRun, sources: Iterable[Path | Sequence[str]]) -> list[Prompt]:
     """Return the prompts of files, "-" for standard input, and of lines.
 
-    opened: the run, whose tokenizer is used; sources: files, "-", or lists of lines.
+    opened: the run, which gives the tokenizer; sources: files, "-", or lists of lines.
     Raises: DataError.
     """
     prompts: list[Prompt] = []
@@ -142,7 +142,7 @@ def complete(opened: TextRun, prompts: Sequence[Prompt], tokens: int) -> Iterato
     """Yield each prompt with its completion; the likeliest token is taken at each step.
 
     opened: the run with its model and tokenizer. prompts: with their token ids. tokens: at most so
-    many new ones, fewer where the model ends by itself.
+    many new ones, fewer where the model ends on its own.
     Raises: ConfigError for tokens < 1; DataError for a prompt that leaves no room for them.
     """
     at_least("--tokens", tokens, 1, f"Try {TOKENS}.")

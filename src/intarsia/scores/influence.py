@@ -42,7 +42,7 @@ def by_distance(
     A key's influence on a query is |E|, how much the loss would change if the query did not attend
     to the key, see `influence`. Its sum over all queries and keys of one range of distances is a
     bin; bins are means over the B rows. A window of w tokens drops the keys at distance w and more,
-    so that the sum of the bins from w / block on estimates what it costs.
+    so that the sum of the bins from w / block on estimates its cost.
     query: (B, H, N, D) and keys: (B, G, N, D) with rotary positions applied, G divides H; values:
       (B, G, N, D'); gradient: dL / d(A v), (B, H, N, D'), A the attention weights. sink: so many
       first keys are left out, because every window keeps them. block: width of a bin; bin b has the

@@ -25,8 +25,9 @@ class Statistics:
     """Sums over rows x (N, d): count N, total sum x, squares sum x^2, hessian sum x x^T.
 
     total, squares, deviations sum (x - mean)^2: (d,), hessian: (d, d), all float64 on the CPU; None
-    = not collected. Two of them add up to those of both sets of rows, so that batches and processes
-    can be joined in any order, up to rounding; deviations by Chan, Golub and LeVeque (1979).
+    = not collected. Two of them add up to the statistics of both sets of rows, so that batches and
+    processes can be joined in any order, up to rounding; deviations by Chan, Golub and LeVeque
+    (1979).
 
     Raises: ShapeError for a sum of statistics of other widths, or not collected alike; ConfigError
     where one is read that was not collected.
@@ -95,7 +96,7 @@ class Statistics:
             )
         spread = _add_collected(self.deviations, other.deviations)
         if spread is not None:
-            # deviations of each part from its own mean, plus those of the two means (Chan et al.)
+            # deviations of each part from its own mean, plus deviations of the means (Chan et al.)
             share = self.count * other.count / max(1, self.count + other.count)
             spread = spread + (other.mean - self.mean).square() * share
         return Statistics(
@@ -153,19 +154,19 @@ def _add_collected(first: Tensor | None, second: Tensor | None) -> Tensor | None
 class Observed:
     """The statistics that `observing` collects.
 
-    found: those of each layer so far, by name; mask: (B, T) bool, False = padding.
+    found: each layer's statistics so far, by name; mask: (B, T) bool, False = padding.
 
-    Set the mask before each forward that has one, and None before each that has none. A layer whose
-    input has other leading axes than the mask counts all its rows. Layers that are given the same
-    tensor one after the other, as the projections of an attention are, share one pass over it.
+    Set the mask before each forward that has one, and None before each that has none. A layer with
+    an input of other leading axes than the mask's counts all its rows. Layers that are given the
+    same tensor one after the other, as the projections of an attention are, share one pass over it.
     """
 
     found: dict[str, Statistics] = field(default_factory=lambda: dict[str, Statistics]())
     mask: Tensor | None = None
-    last: tuple[Tensor, Any, Statistics] | None = None  # an input, and what it gave
+    last: tuple[Tensor, Any, Statistics] | None = None  # an input, and its statistics
 
     def add(self, name: str, new: Statistics) -> None:
-        """Add the statistics of further rows to those of a layer.  name: the layer's."""
+        """Add the statistics of further rows to a layer's.  name: the layer's."""
         old = self.found.get(name)
         self.found[name] = new if old is None else old + new
 
@@ -188,8 +189,8 @@ def observing(
 
     layers: name -> module. The channels are the last axis of a layer's input (..., d), the second
       of a convolution's.
-    outputs: names of the layers whose output is observed in place of their input.
-    needs: what is collected, see `Statistics.of`; hessian: adds "hessian" to it: d^2 numbers for
+    outputs: names of the layers to observe by their output, not by their input.
+    needs: the kinds to collect, see `Statistics.of`; hessian: adds "hessian" to it: d^2 numbers for
       each layer, and N d^2 products. A layer that no forward reaches is not in `found`.
     unfolded: count the input of a k x k convolution patch by patch: a row for each place of its
       output, with the channels (channel, row, column) that the kernel covers there, in the order of
@@ -269,7 +270,7 @@ def _patches(conv: nn.Conv2d, x: Tensor, y: Tensor) -> Tensor:
     for axis in (1, 0):  # F.pad begins with the last one
         before = after = 0
         if isinstance(conv.padding, str) or not conv.padding[axis]:
-            # the layer pads by itself: enough zeros for the last output, the odd one behind
+            # the layer pads on its own: enough zeros for the last output, the odd one behind
             span = (y.shape[2 + axis] - 1) * conv.stride[axis]
             need = span + conv.dilation[axis] * (conv.kernel_size[axis] - 1) + 1
             extra = max(0, need - x.shape[2 + axis])

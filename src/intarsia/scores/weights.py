@@ -21,10 +21,10 @@ def magnitude(weight: Tensor, statistics: Statistics | None = None) -> Tensor:
 
 
 def wanda(weight: Tensor, statistics: Statistics) -> Tensor:
-    """Return |W_ij| sqrt(mean x_j^2), the size of a weight times that of its input, (out, in).
+    """Return |W_ij| sqrt(mean x_j^2), the size of a weight times its input's size, (out, in).
 
-    weight: W (out, in, ...); x_j: the input of column j; statistics: those of the layer's inputs,
-      with "square" collected. The paper has the norm of x_j over all tokens, which is the same but
+    weight: W (out, in, ...); x_j: the input of column j; statistics: of the layer's inputs, with
+      "square" collected. The paper has the norm of x_j over all tokens, which is the same but
       for one factor.
     Source: Wanda (arXiv:2306.11695), equation 1.
     """
@@ -37,8 +37,8 @@ def obs(weight: Tensor, statistics: Statistics, damp: float = 0.01) -> Tensor:
     """Return the error that remains if a weight W_ij is set to 0 and later ones make up for it.
 
     It is W_ij^2 / U_jj^2, (out, in). Only weights of row i in columns after j are changed to make
-    up for the error; so it depends on the order of the columns. weight: W (out, in); statistics:
-    those of the layer's inputs, with "hessian" collected; U (in, in) is their `inverse_factor`
+    up for the error; so it depends on the order of the columns. weight: W (out, in); statistics: of
+    the layer's inputs, with "hessian" collected; U (in, in) is their `inverse_factor`
     (upper Cholesky factor of the inverse) with damping `damp`.
     Raises: DataError as `inverse_factor`.
     Source: SparseGPT (arXiv:2301.00774), equation 5.
@@ -63,7 +63,7 @@ def inverse_factor(moment: Tensor, damp: float = 0.01, name: str = "moments of i
 
     moment: H (d, d), the second moments of the inputs; damp: share of the mean diagonal that is
       added; name: how an error names H. Returns U (d, d) float64.
-    Columns of inputs that are always 0 have a 1 on the diagonal of H in place of 0. Where H is not
+    Columns of inputs that are always 0 have a 1 on the diagonal of H instead of 0. Where H is not
     positive definite the damping is made ten times larger, twice at most.
     Raises: DataError for an H that is not finite, or not positive definite after that.
     """

@@ -1,7 +1,7 @@
 """Arms of a benchmark: methods with their settings, of one size unless a name says another.
 
-Learning rates are those of a ViT, set by hand, one for each family but where its rate leads astray,
-as of MoSL, a product of two split sides. Those of a network with batch norms were chosen on
+Learning rates are a ViT's, set by hand, one for each family but where its rate leads astray,
+as of MoSL, a product of two split sides. The rates of a network with batch norms were chosen on
 validation pictures of an EfficientNet (docs/log), but for what does not fit it.
 `tuned` searches around either.
 """
@@ -52,7 +52,7 @@ class Choice:
     def into(self, start: Experiment) -> Experiment:
         """Return an experiment (all settings of one training run) that trains this method.
 
-        start: the experiment whose pictures, model, epochs and seeds are taken over. Settings of it
+        start: the experiment that gives the pictures, model, epochs and seeds. Settings of it
         that the method cannot use are dropped, such as a limit to the last blocks of a model.
         """
         experiment = start.changed(
@@ -92,7 +92,7 @@ def by_task(arm: BenchArm) -> BenchArm:
 
 
 def _make_arm(name: str, *positional: Any, **keywords: Any) -> BenchArm:
-    """Make an arm; positional and keywords are those of `Choice`."""
+    """Make an arm; positional and keywords are as for `Choice`."""
     return Arm(name, Choice(*positional, **keywords))
 
 
@@ -102,7 +102,7 @@ def _bottleneck_settings(placement: str, *settings: str, size: int = SIZE) -> tu
 
 
 def _settings_over(placement: str, *settings: str, size: int = SIZE) -> tuple[str, ...]:
-    """Return the settings of a method whose `over` is such a bottleneck adapter."""
+    """Return the settings of a method with such a bottleneck adapter as its `over`."""
     return tuple(f"over.{word}" for word in _bottleneck_settings(placement, *settings, size=size))
 
 

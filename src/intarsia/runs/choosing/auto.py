@@ -147,7 +147,7 @@ def auto(
     data: pictures, as `load_data` takes them; a validation part is joined to the training part,
       unless the option images or shots is given.  minutes: of everything, from now on; they are
       used as long as something is left to try.  out: the folder, `runs/auto-DATA` if None.
-    resume: go on with the search in that folder, with its settings.
+    resume: continue the search in that folder, with its settings.
     methods: arms of `intarsia bench` or methods of `intarsia fit`; None = the leaders of the
       benchmarks (`views.METHODS`, `views.AMONG_BATCH_NORMS`); linear alone = probes only.
     one: choose one model, no blend.
@@ -155,12 +155,12 @@ def auto(
     "cpu", "cuda" or another device of torch; None = the best one there is. report: gets lines of
     progress.
     jobs: candidates that are trained at a time.  threads: number of torch threads in each, where
-      there are several.  ray: on a Ray cluster, whose machines see the folders at the same paths.
+      there are several.  ray: on a Ray cluster of machines that see the folders at the same paths.
     options: of an `Experiment` by name, as model (several with commas), size (then no other is
       tried), images, precision.
     Raises: ConfigError for data that are texts, fewer than ten training pictures, a folder in use,
-    an option that the search chooses, or, with resume, options that differ from those of the search
-    in the folder; UnknownName; TrainingError if no candidate trains.
+    an option that the search chooses, or, with resume, options that differ from the options of the
+    search in the folder; UnknownName; TrainingError if no candidate trains.
     Not for comparing methods: their numbers of trials differ. Use `intarsia compare`.
     """
     if searches_rows(data, out, resume, options):
@@ -189,7 +189,7 @@ def _search_and_score(
     the test.
     """
     search = _prepare_search(request, out, running, report)
-    # written only now: before the pictures were read there was nothing to go on with
+    # written only now: before the pictures were read there was nothing to resume
     if not (out / REQUEST).exists():
         write_json(out / REQUEST, request)
     folded = search.folded
@@ -265,7 +265,7 @@ def _open_folder(
         if name in SEARCHED:
             raise ConfigError(name, got="it given", want="none: it is chosen", fix="Use fit.")
     request["data"] = located(str(data))
-    # a search that goes on compares these, whatever the machine has by then
+    # a resumed search compares these, whatever the machine has by then
     request["model"] = ",".join(models_of(request))
     for name in models_of(request):
         _common_settings(request | {"model": name})
@@ -315,7 +315,7 @@ def models_of(request: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def known_models() -> tuple[str, ...]:
-    """Return the packaged backbones, and those of STRONG whose weights are on this machine."""
+    """Return the packaged backbones, and the names in STRONG with weights on this machine."""
     return (*names(), *(name for name in STRONG if is_cached(name)))
 
 

@@ -45,7 +45,7 @@ class Blend:
 
 
 def best_single(candidates: Sequence[HeldOutAnswers]) -> Blend:
-    """Choose the candidate of the highest score, among those that tie that of the smallest loss."""
+    """Choose the candidate of the highest score, and among ties the one of the smallest loss."""
     return Blend((order(candidates)[0],), (1.0,))
 
 
@@ -90,9 +90,9 @@ def chosen(
 ) -> tuple[Blend, HeldOutAnswers]:
     """Choose a blend, or one candidate; return it, and honest answers of this way to choose.
 
-    For the honest answers each of GROUPS groups of the items is answered by what is chosen without
+    For the honest answers each of GROUPS groups of the items is answered by the choice made without
     it, so that their level is not the best of many on the very items that chose it. A blend is
-    taken if its honest loss is below that of the single best.
+    taken if its honest loss is below the single best's.
     candidates: answers of each to the same items, in the same order. seed: of the groups. affords:
     see `greedy`. one: take no blend.
     """
@@ -105,7 +105,7 @@ def chosen(
 
 
 def _nested(candidates: Sequence[HeldOutAnswers], choose: Choose, seed: int) -> HeldOutAnswers:
-    """Return answers in which each group of items is answered by what was chosen without it."""
+    """Return answers in which each group of items is answered by the choice made without it."""
     first = candidates[0]
     groups = deal(first.labels.numpy(), GROUPS, seed)
     shares = torch.zeros_like(first.shares)

@@ -88,7 +88,7 @@ class Certainty:
     def of(cls, search: Search, blend: Blend, honest: HeldOutAnswers) -> Certainty:
         """Compare a choice with the best probe, and its adapter with the best other method.
 
-        search: the finished search; blend: what it chose, by positions in `ranked`; honest: answers
+        search: the finished search; blend: its choice, by positions in `ranked`; honest: answers
         of the choice as it is made without the pictures that it answers.
         """
         ranked = search.ranked()

@@ -83,8 +83,8 @@ class Row:
 class Cost:
     """The seconds that a run costs.
 
-    overhead: seconds of a run beside its training.  once: seconds of an image in the frozen blocks,
-    computed once.  each: seconds of an image in each epoch.
+    overhead: seconds of a run outside its training.  once: seconds of an image in the frozen
+    blocks, computed once.  each: seconds of an image in each epoch.
     """
 
     overhead: float
@@ -107,9 +107,9 @@ class Folded:
     """Training pictures in folds, and the candidates' answers to them.
 
     start: the experiment that all candidates change.  splits: its pictures.  out: folder that keeps
-    everything, so that a search goes on.  running: settings of `Running` by name.  jobs: candidates
-    that are trained at a time.  threads: torch's number in each job, where there are several.
-    ray: train on a Ray cluster.
+    everything, so that a search can resume.  running: settings of `Running` by name.  jobs:
+    candidates that are trained at a time.  threads: torch's number in each job, where there are
+    several.  ray: train on a Ray cluster.
     """
 
     start: Experiment
@@ -125,8 +125,8 @@ class Folded:
         self.store = Store(self.out, "search.jsonl")
         self.spent, self.costs = 0.0, dict[BackboneAtSize, Cost]()
         self.seconds_per_image: dict[tuple[Any, ...], float] = {}  # seconds of an image
-        self.overhead = SETTING_UP  # seconds of a run beside its training
-        self.prefixes_computed: set[tuple[Any, ...]] = set()  # what was computed once
+        self.overhead = SETTING_UP  # seconds of a run outside its training
+        self.prefixes_computed: set[tuple[Any, ...]] = set()  # prefixes that are computed already
         self.answers_read = dict[tuple[str, ...], HeldOutAnswers]()
         split, seed = self.start.pictures.split_seed, self.start.training.seed
         self.split_seed = seed if split is None else split
@@ -160,7 +160,7 @@ class Folded:
         """Answer all folds by a converged probe on features that are computed once.
 
         view: the backbone and its picture size; what a picture costs on it is learned, too. A probe
-        whose result is stored in the search's folder is not fitted again.
+        with a result in the search's folder is not fitted again.
         """
         experiment = view.probe
         row = Row(experiment.adapted.method, experiment)
@@ -201,8 +201,8 @@ class Folded:
         """Train candidates side by side, each once more; return them with the new answers added.
 
         rows: the candidates so far, at most as many as there are jobs. Each is trained without its
-        next fold of the pictures, and answers that fold. A training whose result is stored in the
-        search's folder already is not repeated.
+        next fold of the pictures, and answers that fold. A training with a result in the search's
+        folder already is not repeated.
         """
         self._train_parts([row for row in rows if self._next_key(row) not in self.store])
         return [self._answered(row) for row in rows]
@@ -222,10 +222,10 @@ class Folded:
         """Estimate the seconds that some trainings of a candidate take.
 
         name, experiment: the candidate's method and settings. parts: numbers of the trainings, such
-        as range(1, 5), each of which leaves out the fold of its number.
+        as range(1, 5); each leaves out the fold of its number.
         """
         cost, epochs = self.cost(name, experiment), experiment.training.epochs
-        # the first run on a fold also computes what is below the adapted blocks
+        # the first run on a fold also computes the frozen blocks below the adapted ones
         fresh = [
             (*self._frozen_prefix(experiment), part) not in self.prefixes_computed for part in parts
         ]
@@ -244,7 +244,7 @@ class Folded:
 
         name, experiment: the candidate's method and settings. The cost of an image is the measured
         one, if the method was trained on this backbone at this size and depth; else the largest
-        guess from its other sizes and depths; for a new method that of the probe's features.
+        guess from its other sizes and depths; for a new method the guess for the probe's features.
         """
         place = place_of(experiment)
         cost = replace(self.costs[place], overhead=self.overhead)
@@ -282,7 +282,7 @@ class Folded:
         self.prefixes_computed.add(prefix)
 
     def _frozen_prefix(self, experiment: Experiment) -> tuple[Any, ...]:
-        """Return what frozen features depend on beside the pictures: backbone, size and depth."""
+        """Return what frozen features depend on apart from the pictures: backbone, size, depth."""
         return *place_of(experiment), experiment.adapted.last_blocks
 
     def _train_parts(self, rows: Sequence[Row]) -> None:

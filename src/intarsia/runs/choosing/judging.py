@@ -119,7 +119,7 @@ def behind(answers: HeldOutAnswers, leader: HeldOutAnswers) -> bool:
     """Decide whether a candidate may be given up: its score is not better, its loss clearly higher.
 
     Clearly: by more than one standard error of the paired difference.
-    answers: those of the candidate; leader: those of the best candidate so far.
+    answers: the candidate's; leader: the answers of the best candidate so far.
     """
     score, _ = gap(answers, leader, "score")
     loss, error = gap(answers, leader, "loss")

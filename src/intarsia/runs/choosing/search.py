@@ -4,10 +4,10 @@ The training pictures are dealt into five folds. A candidate is trained without 
 it; as many folds take their turn as give enough answers, so that few pictures are all used
 (cross-validation) and many are held out once. First a converged probe on each backbone at each
 size, which takes seconds and is the first answer; then adapters on the two best backbones, all on
-two folds, the better half on all. Then neighbours of the best of each method join, and what is
+two folds, the better half on all. Then neighbours of the best of each method join, and a candidate
 clearly behind the best adapter after two folds is given up. At the end the best other method is
 trained with the settings of the choice, so that the two differ in nothing else. What a part would
-take is estimated before it begins, from what was measured.
+take is estimated before it begins, from the times measured so far.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ Move = tuple[Candidate, int]
 
 @dataclass
 class Search:
-    """Search for the best candidate within a time; a killed one goes on from its folder.
+    """Search for the best candidate within a time; a killed one resumes from its folder.
 
     folded: trains candidates and stores their answers.  views: backbones at their picture sizes,
     the smallest first.  seconds: time for the whole search.  one: the choice is to be one model.
@@ -160,7 +160,7 @@ class Search:
     def chosen(self) -> tuple[blending.Blend, judging.HeldOutAnswers]:
         """Choose among `ranked`: a blend or one candidate, with honest answers of this choice.
 
-        A blend is one whose last fits are expected to end within the time.
+        A blend is taken only if its last fits are expected to end within the time.
         """
         answers = [row.answers for row in self.ranked() if row.answers is not None]
         last_seconds = [self.folded.last_fit(*row.candidate) for row in self.ranked()]
@@ -276,7 +276,7 @@ class Search:
             rows = [self._row_of(*candidate) for candidate, _ in working]
             for row in self.folded.answer(rows):
                 self.rows[row.experiment.key] = row
-            # new answers: the ranking is computed anew when it is next asked for
+            # new answers: the ranking is computed again when it is next asked for
             self.order = self.team = None
             ended = [move for move in working if not self._goes_on(*move)]
             working = [move for move in working if move not in ended]

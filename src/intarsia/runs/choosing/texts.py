@@ -74,7 +74,7 @@ OPTIONS = ("text", "label", "split_seed", "images", "test", "model")
 class AutoTexts:
     """Result of `auto` on labelled rows: the choice, the candidates, and the run of the choice.
 
-    sentences: what was chosen, and how far it is ahead of TF-IDF.  candidates: in the order in
+    sentences: the choice, and how far it is ahead of TF-IDF.  candidates: in the order in
     which they were fitted.  run: of the choice, scored on the test part once.  report: the page.
     seconds: of everything.
     """
@@ -135,10 +135,10 @@ def auto_texts(
     by the same answers. The choice alone is scored on the test part. A table of numbers gets the
     regression alone.
     data, text, label: as for `load_labelled`.  minutes: of everything; a candidate that would take
-    more is left out, and that is said.  out: the folder, `runs/auto-DATA` if None.  resume: go on
-    with the search in that folder.  methods: words as of `RowClassifier`, None = CANDIDATES; models
-    may be folders, and an adapter without a model is trained on each of them.  model: models in the
-    place of those that packages ship, with commas.  seed: of folds and split; split_seed: of the
+    more is left out, and that is said.  out: the folder, `runs/auto-DATA` if None.  resume:
+    continue the search in that folder.  methods: words as of `RowClassifier`, None = CANDIDATES;
+    models may be folders, and an adapter without a model is trained on each of them.  model: models
+    instead of those that packages ship, with commas.  seed: of folds and split; split_seed: of the
     split, None = seed.  images, test: numbers of rows to train on and to test.  one: choose one
     candidate, no blend.  report: gets lines of progress.
     Raises: DataError, as `load_labelled`; ConfigError for a folder in use, minutes too few, or a
@@ -240,7 +240,7 @@ class TextSearch:
         self.fold = deal(train.labels, FOLDS, request["seed"])
         self.store, self.began, self.limit = Store(folder), began, 60 * request["minutes"]
         self.rows = np.flatnonzero(judged(train.labels))
-        # a resumed search has used what was used before it stopped
+        # a resumed search has used the seconds from before it stopped
         self.used = sum(row.get("seconds", 0.0) for row in self.store.rows.values())
 
     @property

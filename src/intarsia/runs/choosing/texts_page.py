@@ -46,9 +46,9 @@ class TextCandidate:
 def sentences_of(
     method: str, candidates: Sequence[TextCandidate], honest: HeldOutAnswers, unit: str
 ) -> tuple[str, ...]:
-    """Return what was chosen among how many, and how far it is ahead of the better TF-IDF.
+    """Return the choice, out of how many, and how far it is ahead of the better TF-IDF.
 
-    honest: answers to each row by what is chosen without it.
+    honest: answers to each row by the choice made without it.
     """
     level = numbers.percent(float(honest.score.mean()))
     among = f"the best of {len(candidates)} candidates and their blends"

@@ -24,7 +24,7 @@ Not full fine-tuning: on a CPU a step through depthwise convolutions takes a hun
 """
 PROBE = "linear"
 SIZES = (56, 112, 224)  # px, rounded to what a model can take, at most its own
-LAST_BLOCKS = 3  # so that what is frozen below is computed once
+LAST_BLOCKS = 3  # so that the frozen blocks below are computed once
 
 
 @dataclass(frozen=True)
