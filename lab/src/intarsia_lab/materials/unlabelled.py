@@ -56,8 +56,8 @@ class ImitationSizes:
 class Views(Dataset[tuple[Tensor, Tensor]]):
     """Random views of pictures, each with the dense net's class of the whole picture.
 
-    A view is cut at the scale of judging: views of other scales moved the net away from the scale
-    that it had been fitted to.
+    A view is cut at the scale of judging: views of other scales moved the net away from its earlier
+    fit.
     """
 
     def __init__(self, pictures: Tensor, classes: Tensor, side: int) -> None:

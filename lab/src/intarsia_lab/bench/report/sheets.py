@@ -221,7 +221,7 @@ def _why(result: RunResult | None) -> str:
 def _cells(task: str, seeds: Sequence[int], begun: np.ndarray) -> str:
     """Return a task in words, with the seeds that lack a result if others have one.
 
-    begun: (seeds,) bool, the method's seeds.
+    begun: (seeds,) bool, the seeds that the method was begun with.
     """
     if len(seeds) == begun.sum():
         return task
