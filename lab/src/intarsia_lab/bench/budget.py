@@ -1,4 +1,4 @@
-"""Fit a plan into minutes: seeds go first, then epochs, and the plan says what was cut."""
+"""Fit a plan into minutes: seeds go first, then epochs, and the plan names its cuts."""
 
 from __future__ import annotations
 
@@ -36,10 +36,10 @@ def measured_costs(
 ) -> Costs:
     """Time a short run of each method; return its seconds of training for one image, by method.
 
-    The run is on the first task whose pictures are there: twenty epochs of 64 images, or fewer
+    The run is on the first task that has its pictures: twenty epochs of 64 images, or fewer
     epochs of more images where there are many classes. Timings are cached in `out`, so that the
-    same command gives the same plan when it goes on. A method whose short run fails costs as much
-    as the dearest one. plan: methods, tasks and seeds; execution: jobs and threads; report:
+    same command gives the same plan when it resumes. If a method's short run fails, it costs as
+    much as the dearest one. plan: methods, tasks and seeds; execution: jobs and threads; report:
     receives progress lines; work: does one training.
 
     Raises: TrainingError if all of them fail; what `check` raises.
@@ -51,7 +51,7 @@ def _measured(
     plan: BenchPlan, out: Path, execution: How, report: Callable[[str], None], work: Work
 ) -> dict[str, Costs]:
     """Return each method's seconds for one image, by wall clock and by CPU clock."""
-    check(plan, out, lambda _: None)  # the runner itself says what is missing
+    check(plan, out, lambda _: None)  # the runner itself names missing things
     with opened(out, plan.asked):
         return _piloted(plan, out, execution, report, work)
 
@@ -67,7 +67,7 @@ def _piloted(
     task = next((t for t in plan.tasks if t.name not in missing), plan.tasks[0])
     # any method of the plan: only the batch size is read from this slot
     place = Slot(task, plan.arms[0], seed)
-    # a whole batch, or the memory would not be that of a step
+    # a whole batch, or the memory would not be a step's
     least = max(PILOT_IMAGES, 2 * task.classes, plan.final(place).training.batch_size)
     images = min(least, _trained_on(task))
     keys: dict[str, str] = {}
@@ -149,8 +149,8 @@ def estimated(
 def _pilot(plan: BenchPlan, place: Slot, images: int) -> dict[str, Any]:
     """Return the settings of a short run like one of the plan, as flat columns."""
     final, task = plan.final(place), place.task
-    # a method may choose settings by the number of images: by those of the whole run, not of the
-    # short one
+    # a method may choose settings by the number of images: by the whole run's number, not by the
+    # short one's
     images_trained = int(_kept(plan.start.pictures, task.classes, _trained_on(task)))
     method = method_of(final)
     _, parts = for_budget(method, final, images_trained, lambda _: None)
@@ -217,7 +217,7 @@ def fitted(plan: BenchPlan, costs: Costs, budget: float, jobs: int) -> BenchPlan
     Raises: ConfigError if one seed of FEWEST_EPOCHS epochs does not fit.
     """
     available = budget - piloting(plan, costs, jobs)
-    # step 1: seeds, of which one stays
+    # step 1: seeds; one of them stays
     while minutes(plan, costs, jobs) > available and len(plan.seeds) > 1:
         gone = plan.seeds[-1]
         plan = plan.smaller(f"seed {gone} was left out.", seeds=plan.seeds[:-1])

@@ -34,7 +34,7 @@ The same command again keeps what is finished and goes on.
 def opened(out: Path, record: dict[str, Any]) -> Iterator[None]:
     """Let this process alone work in a benchmark's folder, while the context is open.
 
-    out: the folder; record: what was asked for, written to it. All results of a folder share the
+    out: the folder; record: the request, written to it. All results of a folder share the
     suite and the protocol.
 
     Raises: ConfigError if another process works there, for a folder of another suite or protocol,

@@ -1,7 +1,7 @@
 """Products of ggml, the library below llama.cpp, as `llama-cpp-python` installs it.
 
 Its C interface is called through ctypes. A weight lies in one of ggml's buffers: the plain one, or
-one that stores it anew for the processor, eight rows side by side or in tiles.
+one that stores it rearranged for the processor, eight rows side by side or in tiles.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ TYPES = {"Q4_0": 2, "Q8_0": 8}  # the numbers of ggml.h
 FLOAT = 0  # the number of float32
 BYTES = {"Q4_0": 18, "Q8_0": 34}  # of a block of 32 weights
 BLOCK = 32
-TRIES = 3  # of each setting, of which the fastest is taken
+TRIES = 3  # of each setting; the fastest is taken
 
 
 class ContextRoom(ctypes.Structure):
@@ -91,7 +91,7 @@ class Ggml:
         self.buffers = [*self._extra_buffers(), self.plain]
 
     def _extra_buffers(self) -> list[int]:
-        """Return the buffers that store a weight anew for this processor."""
+        """Return the buffers that store a weight rearranged for this processor."""
         registry = self.base.ggml_backend_dev_backend_reg(self.device)
         name = b"ggml_backend_dev_get_extra_bufts"
         address = self.base.ggml_backend_reg_get_proc_address(registry, name)
@@ -178,7 +178,7 @@ class GgmlProducts:
         self.base.ggml_backend_graph_compute(self.library.backend, self.graph)
 
     def output(self) -> Tensor:
-        """Return the first product, (1, out) float32, computed anew."""
+        """Return the first product, (1, out) float32, computed again."""
         self()
         output = torch.empty(1, self.out)
         self.base.ggml_backend_tensor_get(self.products[0], output.data_ptr(), 0, output.nbytes)

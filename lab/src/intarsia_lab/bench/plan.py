@@ -37,7 +37,7 @@ class BenchPlan:
     """The runs of a benchmark: every method on every task from every seed.
 
     start: everything the places share, as the model, its size and the epochs.
-    cut: what a budget left out, and what is not as the protocol has it, in sentences.
+    cut: what a budget left out, and departures from the protocol, in sentences.
     """
 
     suite: Suite

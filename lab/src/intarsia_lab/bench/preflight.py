@@ -28,7 +28,7 @@ def check(plan: BenchPlan, out: Path, report: Callable[[str], None]) -> None:
     """Check a plan before its first run: the model, and which pictures are on disk.
 
     Nothing is read or downloaded. plan: methods, tasks and seeds; out: folder of the results;
-    report: gets a line on tasks whose pictures are missing.
+    report: gets a line on tasks with missing pictures.
 
     Raises: UnknownName, ConfigError and AssetError for a model that does not exist or has no such
     blocks; DataError if no task is on disk, unless all runs are there already.

@@ -12,7 +12,7 @@ from intarsia.runs.choosing.arms import ARMS, EXTRA, RECIPES, named
 
 @dataclass(frozen=True)
 class Profile:
-    """Defaults of `intarsia bench`; what is given in words wins.
+    """Defaults of `intarsia bench`; options given in words win.
 
     tasks, methods: empty = all.  values: of an Experiment, by their names.
     minutes: a budget, None = as long as it takes.

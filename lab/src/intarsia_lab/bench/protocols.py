@@ -1,4 +1,4 @@
-"""How a method meets a task, as data: protocols whose results never share a column."""
+"""How a method meets a task, as data: protocols with results that never share a column."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from intarsia.runs.own_rates import converges
 from ..materials.suites import JOINED, JOINT
 
 OFFICIAL = "official"  # the protocol, and the key of the recipe
-BY_SET = ("fgvc", "gicd")  # suites whose sets have a published recipe each
+BY_SET = ("fgvc", "gicd")  # suites with a published recipe for each set
 
 
 @dataclass(frozen=True)
 class ChosenOn:
     """The tasks and seeds on which values are chosen once for all tasks of a suite.
 
-    tasks: "suite/task" each, on whose validation parts the mean accuracy decides; seeds: of those
+    tasks: "suite/task" each; the mean accuracy on their validation parts decides; seeds: of those
     runs, which no run that counts has.  reach: the lowest and the highest rate that the grid may be
     extended to, for all methods, while an edge of it is the best for one of them.
     """
@@ -44,7 +44,7 @@ class Protocol:
     training: values of `Training` and `Recipe` that all methods share.
     grid: values by name that the validation part chooses from; their product is the search.
     only: methods it is defined for; none = all.
-    starts: values of a plan's start that it fixes, in place of a profile's; see `departures`.
+    starts: values of a plan's start that it fixes, instead of a profile's; see `departures`.
     chosen_on: None = each task and seed chooses for itself.
     calibrate: without a grid, one run for each that counts still trains on the training part alone,
     so that a temperature can be fitted on the validation part.
@@ -75,7 +75,7 @@ class Protocol:
             raise ConfigError(subject, got="no rule for it", want=f"one of {self.only}", fix=fix)
 
     def final(self, arm: BenchArm, start: Experiment, task: str) -> Experiment:
-        """Return the settings of a method's run on a task whose test score counts.
+        """Return the settings of a method's run on a task with a test score that counts.
 
         arm: the method; start: settings of all runs; task: "suite/task". The learning rate and
         other settings are the method's own; where they are searched for, the caller replaces them
@@ -101,11 +101,11 @@ class Protocol:
         )
 
     def search(self, arm: BenchArm, start: Experiment, task: str) -> list[Experiment]:
-        """Return the runs whose validation accuracy chooses settings; none without a grid.
+        """Return the runs that choose settings by their validation accuracy; none without a grid.
 
         arm: the method; start: settings of all runs; task: "suite/task". "lr" in the grid
         multiplies the method's own rate; with `chosen_on` it is the rate itself, and the runs are
-        those of its tasks and seeds, whatever the task.
+        the ones of its tasks and seeds, whatever the task.
         """
         if not (self.grid or self.calibrate):
             return []
@@ -214,7 +214,7 @@ def published(spec: str) -> Official:
     """Return the released recipe for a task.
 
     spec: "suite/task". Tasks joined by "+" have the multi-task recipe, suites of BY_SET one for
-    each set, others that of VTAB-1k.
+    each set, others VTAB-1k's.
     """
     suite, _, task = spec.removesuffix(JOINED).partition("/")
     if task == JOINT or "+" in task:

@@ -31,7 +31,7 @@ def write(
     """Write index.html, table.md, table.tex, results.csv and, with pyarrow, results.parquet.
 
     records: results of runs; out: folder of the files; baseline: name or label of the method that
-    the others are compared with; cut: what was left out or changed, a sentence each; runs: the
+    the others are compared with; cut: omissions and changes of the plan, a sentence each; runs: the
     folder that results name their runs from, None = `out`. The same results in any order give the
     same files. Returns their paths.
 
@@ -40,7 +40,7 @@ def write(
     """
     out = Path(out)
     runs = Path(runs or out)
-    # all statistics before the first file: what is refused leaves none behind
+    # all statistics before the first file: refused results leave none behind
     summary = tables(records, baseline, runs)
     # the page links to the runs' folders from its own
     page = html(report_of(summary, panels(runs, out), cut))
@@ -56,7 +56,7 @@ def write(
 
 
 def as_markdown(summary: Summary, cut: Sequence[str] = ()) -> str:
-    """Return all tables as Markdown, and what was cut or changed.
+    """Return all tables as Markdown, and the plan's cuts and changes.
 
     summary: statistics of all results; cut: a sentence for each change of the plan.
     """
@@ -73,7 +73,7 @@ def as_markdown(summary: Summary, cut: Sequence[str] = ()) -> str:
 
 
 def as_latex(summary: Summary, cut: Sequence[str] = ()) -> str:
-    """Return all tables as LaTeX; what was cut or changed stands in comments.
+    """Return all tables as LaTeX; the plan's cuts and changes stand in comments.
 
     summary: statistics of all results; cut: a sentence for each change of the plan.
     """

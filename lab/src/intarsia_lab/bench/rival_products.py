@@ -107,7 +107,7 @@ def torchao_products(bits: int, weight: Tensor, x: Tensor, copies: int) -> Rival
             layer.weight.copy_(weight.roll(i, 0))  # equal ones would be kept once
     ao.quantize_(layers, config)
     half = x.bfloat16()
-    # what was fastest of torch's settings; its search among kernels does nothing for int8
+    # the fastest of torch's settings; its search among kernels does nothing for int8
     options: Any = {"cpp_wrapper": True} | dict.fromkeys(("max_autotune", "freezing"), bits == 4)
     run: Any = torch.compile(lambda row: [layer(row) for layer in layers], options=options)
     with torch.inference_mode():
@@ -138,7 +138,7 @@ def onnxruntime_products(bits: int, weight: Tensor, x: Tensor, copies: int) -> R
         )
         for i in range(copies)
     ]
-    # no two weights are equal: a library must not compute one product in place of all
+    # no two weights are equal: a library must not compute one product instead of all
     weights = [
         numpy_helper.from_array(part.roll(i, 0).contiguous().numpy(), f"{name}{i}")
         for name, part in parts.items()
@@ -250,7 +250,7 @@ def _openvino_model(bits: int, weight: Tensor, copies: int) -> tuple[Any, int]:
     row = ops.parameter([1, width], np.float32)
     products: list[Any] = []
     for i in range(copies):
-        # no two weights are equal: one product must not be computed in place of all
+        # no two weights are equal: one product must not be computed instead of all
         decoded = ops.convert(_openvino_constant(np.roll(values, i, 0), kind), np.float16)
         if zeros is not None:
             lowest = ops.convert(_openvino_constant(np.roll(zeros, i, 0), kind), np.float16)

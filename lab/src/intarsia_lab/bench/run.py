@@ -1,4 +1,4 @@
-"""Carry a plan out: searches first, then the runs that count; what is done is never done again."""
+"""Carry a plan out: searches first, then the runs that count; no finished run is done again."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ class How:
     """The settings by which runs are carried out; none changes a result beyond rounding.
 
     jobs: runs at a time.  executor: "processes", "ray" or "here".  threads: of torch in each run,
-    None shares the cores out.  again: run failed ones again.  alone: each run by itself, and all of
-    its model in every step, for tests and timings.  device: None is the best that is there.
+    None shares the cores out.  again: run failed ones again.  alone: each run on its own, and all
+    of its model in every step, for tests and timings.  device: None is the best that is there.
     """
 
     jobs: int = 1
@@ -129,7 +129,7 @@ def _finish(
     for place in places:
         settled = _settled(plan, place, *searched[place])
         finals[place] = key_for(settled[0] or plan.final(place)), *settled
-    # what is missing, sorted by parts of the seeds
+    # missing runs, sorted by parts of the seeds
     place_of = {key: place for place, (key, *_) in finals.items()}
 
     def keep(key: str, outcome: records.Done | records.Failed, origin: records.Origin) -> None:
@@ -141,7 +141,7 @@ def _finish(
         result = records.RunResult(key, task_id, method, place.seed, setup, folder, outcome, origin)
         records.append(file, result)
         have[key] = result
-        if result.status == "done":  # nothing will go on from it
+        if result.status == "done":  # nothing will continue from it
             shutil.rmtree(out / folder / STATE, ignore_errors=True)
 
     trials: dict[int, list[Trial]] = {}  # by the number of their seeds

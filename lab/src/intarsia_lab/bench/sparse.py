@@ -1,4 +1,4 @@
-"""Sparse products of a row beside dense ones, other libraries' few bits, and the machine's floor.
+"""Sparse products of a row against dense ones, other libraries' few bits, the machine's floor.
 
 Every contender multiplies the same shapes by one row of inputs. Each has copies of its weight, as
 many as make 128 MiB of float32 (at most 64), and takes them in turns; contenders are interleaved,

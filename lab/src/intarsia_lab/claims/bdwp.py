@@ -71,9 +71,9 @@ def accuracy(arm: str, seed: int) -> float:
 
 
 def against(rival: str, *table_arms: str) -> Any:
-    """Return the measure of a claim: test accuracy of BDWP minus that of arm `rival`, in points.
+    """Return the measure of a claim: the test accuracy of BDWP minus arm `rival`'s, in points.
 
-    BDWP trains with weights of which 2 of every 8 are kept, chosen anew in each forward and each
+    BDWP keeps 2 of every 8 weights in training and chooses them again in each forward and each
     backward pass. rival: key of ARMS; table_arms: others that stand in the table. The measure
     takes seeds and a function for progress lines.
     """

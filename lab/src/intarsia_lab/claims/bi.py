@@ -34,7 +34,7 @@ LOST = 2.0  # points that an adapter of one bit may lose to floats of its width
 
 
 def adapter(width: int, bits: int, codebook: str = "median") -> BiAdapter:
-    """Return a bottleneck adapter whose weights are stored as codes of `bits` bits each.
+    """Return a bottleneck adapter with its weights stored as codes of `bits` bits each.
 
     width: of the bottleneck, its hidden units; bits: 1 or 2, or 32 for plain floats; codebook: how
     the values that the codes stand for are chosen, "median" or "lloyd" (Lloyd's k-means).
@@ -107,7 +107,7 @@ SETTING = (
 
 
 def one_bit(seeds: tuple[int, ...], report: Report) -> Result:
-    """Return the error of one-bit adapters over that of float adapters of as many bytes.
+    """Return the error of one-bit adapters over the error of float adapters of as many bytes.
 
     Both adapt the last three blocks of a pretrained ViT-S to small sets of pictures; the one-bit
     adapter has width 32, the float one width 1. The error is 100 minus the accuracy in percent. One
@@ -121,7 +121,7 @@ def one_bit(seeds: tuple[int, ...], report: Report) -> Result:
 
 
 def same_width(seeds: tuple[int, ...], report: Report) -> Result:
-    """Return the accuracy of one-bit adapters minus that of float adapters of width 32, in points.
+    """Return the accuracy of one-bit adapters minus float adapters' of width 32, in points.
 
     Both have the same shape and adapt the same ViT-S to the same pictures; the floats take 32 times
     the bytes. One difference for each seed, the mean over the two sets.
@@ -147,7 +147,7 @@ def coded(
 
 
 def against_peft(seeds: tuple[int, ...], report: Report) -> Result:
-    """Return the accuracy of one-bit adapters minus that of the best PEFT adapter, in points.
+    """Return the accuracy of one-bit adapters minus the best PEFT adapter's, in points.
 
     PEFT's adapters are LoRA, PiSSA and DoRA at rank 1, which store about as many bytes. All adapt a
     pretrained ViT-S to two sets of pictures; the best is the one of the highest mean accuracy. One

@@ -1,7 +1,7 @@
 """COMET's gates on MovieLens-100k, two tasks over shared experts, and a luckily drawn setting.
 
 Each gate is tried with the same draws of learning rate, strength of its own loss, and length of the
-search; what is scored on test pairs is the draw that does best on pairs kept from training.
+search; the draw that does best on pairs kept from training is scored on test pairs.
 """
 
 from __future__ import annotations
@@ -82,15 +82,15 @@ def top_k(*_: Any) -> RouterConfig:
 def comet(drawn: Drawn, _: int) -> RouterConfig:
     """Return COMET's router, a tree of sigmoids for each expert.
 
-    drawn: settings of this draw, of which `strength` sets the weight of its entropy loss.
+    drawn: settings of this draw; `strength` sets the weight of its entropy loss.
     """
     return Comet(EXPERTS, ACTIVE, entropy=between(0.05, 10, drawn.strength))
 
 
 def searched(over: Callable[[Drawn, int], RouterConfig], drawn: Drawn, steps: int) -> RouterConfig:
-    """Return a router whose experts are permuted by COMET's search in the first steps.
+    """Return a router with experts that COMET's search permutes in the first steps.
 
-    over: makes the router that is permuted; drawn: settings of this draw, of which `search` is the
+    over: makes the router that is permuted; drawn: settings of this draw, with `search` as the
     share of the training that the search takes; steps: of the whole training.
     """
     return PermutationSearch(over(drawn, steps), steps=max(1, round(drawn.search * steps)))
@@ -121,12 +121,12 @@ def draws(seed: int, count: int) -> list[Drawn]:
 
 
 def trained(router: RouterConfig, drawn: Drawn, seed: int, epochs: int) -> Watcher:
-    """Train a recommender whose mixture has the given router; return it at its best epoch.
+    """Train a recommender with a mixture under the given router; return it at its best epoch.
 
     The data are pairs of a user and a film of MovieLens-100k, with two tasks: does the user watch
-    it, and how many stars does it get. drawn: settings of one draw of the random search, of which
-    only the learning rate is used here; seed: of the start and the order of batches; epochs: passes
-    over the training pairs. The best epoch is that of the least loss on validation pairs.
+    it, and how many stars does it get. drawn: settings of one draw of the random search (only the
+    learning rate is used here); seed: of the start and the order of batches; epochs: passes over
+    the training pairs. The best epoch is the one with the least loss on validation pairs.
     """
     model = watcher(router, seed)
     with warnings.catch_warnings():
@@ -186,7 +186,7 @@ def tried(seeds: Sequence[int], report: Report, length: Length, gates: Sequence[
     length: draws of a gate, epochs of a training, and the file of stored scores; gates: keys of
     GATES.
     """
-    # an hour of runs is kept gate by gate, so that a stopped claim goes on
+    # an hour of runs is kept gate by gate, so that a stopped claim resumes
     path = length.file or cache_dir() / "claims" / "comet.jsonl"
     store = Store(path.parent, path.name, code=code_digest(Path(__file__)))
 
@@ -248,7 +248,7 @@ def best_of(tries: Sequence[Mapping[str, float]], count: int, name: str = "loss"
 
 
 def ratio(tries_by_gate: Tries, ours: str, base: str) -> tuple[float, ...]:
-    """Return the test loss of gate `ours` over that of gate `base`, one ratio for each seed.
+    """Return the test loss of gate `ours` over gate `base`'s, one ratio for each seed.
 
     Each gate has the draw that validation picks. ours, base: keys of GATES.
 

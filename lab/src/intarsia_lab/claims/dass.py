@@ -63,7 +63,7 @@ class ChosenCells(NamedTuple):
 def chosen(arm: str, seed: int, number: int) -> Genotype:
     """Return the cells of an arm: found by a differentiable search, or drawn at random.
 
-    A cell is a small graph of operations of which the network is a stack. The search trains a
+    A cell is a small graph of operations; the network is a stack of cells. The search trains a
     network of all candidate operations on Fashion-MNIST: its weights on one half of the pictures,
     the choice of operations on the other. arm: key of SEARCHES, or RANDOM; number: which random
     cell of this seed, unused by a search.
@@ -148,7 +148,7 @@ def row(arm: str, nets: Sequence[ChosenCells]) -> dict[str, str]:
 
 
 def against_hand(seeds: tuple[int, ...], report: Report) -> Result:
-    """Return the test accuracy of nets of DASS's cells minus that of inverted residuals, in points.
+    """Return the test accuracy of nets of DASS's cells minus inverted residuals', in points.
 
     Both have as many weights and the same training. One difference for each seed.
     """
@@ -164,7 +164,7 @@ def against_hand(seeds: tuple[int, ...], report: Report) -> Result:
 
 
 def against_dense(seeds: tuple[int, ...], report: Report) -> Result:
-    """Return the test accuracy of networks of DASS's cells minus that of a dense search, in points.
+    """Return the test accuracy of networks of DASS's cells minus a dense search's, in points.
 
     Both searches are on Fashion-MNIST, and both networks are retrained with the same number of
     weights. The table has two more arms: a search that is sparse from its first step, and random
@@ -183,7 +183,7 @@ def against_dense(seeds: tuple[int, ...], report: Report) -> Result:
         f"Against {len(drawn)} random cells: {mean - statistics.mean(drawn):+.2f} points to their "
         f"mean, {mean - max(drawn):+.2f} to the best."
     )
-    # the random cells are the control of the search: what it gains over no search at all
+    # the random cells are the control of the search: its gain over no search at all
     return result_of(gains, [row(arm, nets) for arm, nets in by_arm.items()], note)
 
 

@@ -1,4 +1,4 @@
-"""An MLP beside the experts, more experts in later layers, and students (DeepSpeed-MoE)."""
+"""An MLP next to the experts, more experts in later layers, and students (DeepSpeed-MoE)."""
 
 from __future__ import annotations
 
@@ -60,14 +60,14 @@ def ratio(
     bench: Bench = BENCH,
     remark: str = "",
 ) -> Result:
-    """Train mixtures on a text; return a figure of contender `ours` over that of `base`.
+    """Train mixtures on a text; return a figure of contender `ours` over the figure of `base`.
 
-    Each is a small decoder whose MLPs are mixtures of experts, trained from scratch from every
+    Each is a small decoder with mixtures of experts as its MLPs, trained from scratch from every
     seed. figure: a run's result -> the number compared, by default the test loss in nats; rivals:
     more contenders for the table; bench: text, width and steps of the runs; remark: a sentence for
     the note. One ratio for each seed; their mean is judged.
     """
-    # the base first: the table lists what is compared with before what is new
+    # the base first: the table lists the base of the comparison before the new variants
     arms = [arm(variant.name, variant) for variant in (base, ours, *rivals)]
     results, text = bench.cells(arms, seeds, report), bench.scale
     note = (
@@ -134,7 +134,7 @@ def students(
     steps: tuple[int, int] = (TEACHER, STUDENT),
     layers: Sequence[int] = LAYERS,
 ) -> Result:
-    """Return the test loss after staged distillation over that of the better simple student.
+    """Return the test loss after staged distillation over the better simple student's.
 
     A mixture that was trained on a text teaches students of fewer blocks. With staged distillation
     the teacher counts in the first 60 % of the steps and labels alone count after that; the simple

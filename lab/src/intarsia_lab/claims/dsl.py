@@ -37,7 +37,7 @@ class PaperModel(NamedTuple):
 
     whole: Any
     narrow: Any  # a fifth of the whole's weights
-    epochs: int  # of which validation picks one
+    epochs: int  # validation picks one of them
     steps: int  # in all epochs
     every: int  # steps between two changes of the masks
 
@@ -86,7 +86,7 @@ def ranked(arm: tuple[str, str], seed: int, lr: float, validate: bool = False) -
 
     arm: key of MODELS (LightGCN or MultVAE), and the kind of table: dense, pruned by DSL, under a
     mask that stays, or narrower; seed: of the start; lr: the learning rate; validate: score the
-    films that pick the epoch, and not those of the test. Returns NDCG@20 and recall@20 in percent,
+    films that pick the epoch, not the test films. Returns NDCG@20 and recall@20 in percent,
     the nonzero weights of the tables, and Spearman's rank correlation of a film's weights with its
     popularity.
     """
@@ -104,11 +104,11 @@ def ranked(arm: tuple[str, str], seed: int, lr: float, validate: bool = False) -
         evaluate_every=5,
     )
     embeddings = [m for m in done.model.modules() if isinstance(m, nn.Embedding)]
-    # the table of films, whose density is held against popularity
+    # the table of films: its density is compared with popularity
     items = next(t for t in embeddings if t.num_embeddings == len(train.item_ids) + 1)
     # nonzero weights of each film's vector; row 0 is padding
     rows = (items.weight != 0).sum(1)[1:]
-    # a dense table has equal rows, of which no rank correlation exists
+    # a dense table has equal rows, which have no rank correlation
     even = bool((rows == rows[0]).all())
     correlation: Any = None if even else spearmanr(rows.tolist(), train.popularity().tolist())
     return Ranked(
@@ -151,7 +151,7 @@ def validated(arm: str, lr: float) -> float:
 
 
 def of_half(seeds: tuple[int, ...], report: Report) -> Result:
-    """Return NDCG@20 of tables with half of their weights over that of dense ones, by seed.
+    """Return NDCG@20 of tables with half of their weights over NDCG@20 of dense ones, by seed.
 
     LightGCN and MultVAE recommend films of MovieLens-100k; DSL prunes their tables from the first
     step on. Each arm has a rate of its own, chosen on validation films. The model that has the

@@ -29,7 +29,7 @@ def entropy_rise(cell: Cell) -> float:
     """Return the largest rise of a router's entropy during training, as a share of log(experts).
 
     A rise is the distance from the lowest entropy so far to a later one; 0 if the gate only becomes
-    more decided. cell: result of one training, whose "curve" records the entropy of each layer's
+    more decided. cell: result of one training; its "curve" records the entropy of each layer's
     gate at points of the training. Entropies are means over the layers, smoothed over three points,
     and count from when there is a gate.
     """

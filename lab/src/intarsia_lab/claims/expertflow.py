@@ -79,7 +79,7 @@ def rates(seed: int, streams: int, report: Report) -> dict[str, float]:
         "present step known": rate(Predictive().build(*sizes), warm, perfect),
         # the claim's arm: at every layer, the routes of a whole step from there on
         "one step known": rate(LookAhead(*sizes, steps, window=1), warm),
-        # the most that any cache can hit: it evicts what is used last
+        # the most that any cache can hit: it evicts the expert with the latest next use
         "Belady": rate(Belady(*sizes, steps), warm),
         # from an empty cache, as SE-MoE's counters begin
         "LRU, cold": rate(Lru().build(*sizes), []),

@@ -37,7 +37,7 @@ def layer(shape: tuple[int, int, int], seed: int) -> dict[str, float]:
     weights. Keys are "rows density": the rows of a pruned block and the share of weights that is
     left, for each of BARS. Times are CPU seconds of one thread, the best of interleaved repeats.
     """
-    # random weights and masks: time does not depend on what is in them
+    # random weights and masks: time does not depend on their values
     ins, outs, side = shape
     draw = torch.Generator().manual_seed(seed)
     weight = torch.randn(outs, ins, generator=draw) / ins**0.5

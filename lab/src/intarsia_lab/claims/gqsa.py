@@ -99,7 +99,7 @@ class GqsaCells:
             if method.density == 1:  # groups that are all there need no index
                 stored = [{n: s[n] for n in ("codes", "scales", "zeros")} for s in stored]
             weights = sum(c.width * len(c.raw) for c in coded.values())
-            # counted from what is stored, indices and scales included
+            # counted from the stored tensors, indices and scales included
             bits = 8 * sum(map(nbytes, stored)) / weights
         elif method is not None:
             sparsify(self.model, method, rows, seed=seed)
@@ -139,7 +139,7 @@ def measured(
 
 
 def gap(losses: Losses, first_arm: str, second_arm: str, text: str) -> list[float]:
-    """Return the loss of one arm minus that of another on a text, by seed.
+    """Return the loss of one arm minus another's on a text, by seed.
 
     losses: see `measured`; first_arm, second_arm: keys of ARMS. In nats per token.
     """
@@ -171,7 +171,7 @@ def of_stages(seeds: tuple[int, ...], report: Report) -> Result:
     losses, table, note = measured(tuple(ARMS), seeds, report)
 
     def mean_gap(first_arm: str, second_arm: str) -> list[float]:
-        """Return the loss of the first arm minus that of the second, the mean of texts, by seed."""
+        """Return the loss of the first arm minus the second's, the mean of texts, by seed."""
         by_text = (gap(losses, first_arm, second_arm, text) for text in TEXTS)
         return [statistics.mean(pair) for pair in zip(*by_text, strict=True)]
 
@@ -194,9 +194,9 @@ def of_stages(seeds: tuple[int, ...], report: Report) -> Result:
 def of_speed(seeds: tuple[int, ...], report: Report) -> Result:
     """Return the speedup of a group-sparse int4 product over the fastest dense int4 product.
 
-    The product is of one row of inputs with a random 4,096-wide matrix of which half of the groups
-    are kept, with a pattern for each row; rivals are other libraries' products of 4 bits and our
-    own. Times are CPU seconds of one thread. One ratio for each seed, of which the least is judged.
+    The product is of one row of inputs with a random 4,096-wide matrix that keeps half of its
+    groups, with a pattern for each row; rivals are other libraries' products of 4 bits and our own.
+    Times are CPU seconds of one thread. One ratio for each seed; the least is judged.
     """
     ratios: list[float] = []
     table: list[dict[str, Any]] = []

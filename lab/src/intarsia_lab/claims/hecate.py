@@ -29,7 +29,7 @@ SIZE = ExpertSize(4096, 14336)  # of the time model: Mixtral's; routing is the s
 PAPER_SIZE, EACH = ExpertSize(768, 3072, gated=False), 4096
 TIMES = EACH * DEVICES // TOKENS
 # so that no arm wins by memory
-COPIES = 16  # places beside the experts' own, for every arm
+COPIES = 16  # places in addition to the experts' own, for every arm
 SETTINGS = Fssdp(memory=COPIES // DEVICES, hottest=8, window=5)
 EP, EPLB, HECATE, TOLD = "plain", "EPLB of the first batches", "Hecate", "Hecate, calibrated"
 
@@ -96,7 +96,7 @@ def run(
     size: ExpertSize = SIZE,
     times: int = 1,
 ) -> Result:
-    """Return the excess load of one arm over that of another, on the trace where it is worst.
+    """Return the excess load of one arm over another's, on the trace where it is worst.
 
     Excess: the largest load of a device over the mean, minus 1, see `excess`. kinds: of traces,
     "balanced" or "skewed"; arm, over: EP, EPLB, HECATE or TOLD; size: an expert's; times: rows that

@@ -1,4 +1,4 @@
-"""Inference-free retrieval on Nave's topics: idf, teachers and time, beside BM25 as tuned."""
+"""Inference-free retrieval on Nave's topics: idf, teachers and time, against BM25 as tuned."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ stored = StoredResults(__file__)
 PART, MEASURE = "naves-nt", "nDCG@10"
 # 100 steps of 16 queries: two passes over the training topics of the New Testament
 STEPS, BATCH, NEGATIVES = 100, 16, 3
-WEIGHT = 0.02 / (1 + NEGATIVES)  # of the penalty, whose sum has a term for each place
+WEIGHT = 0.02 / (1 + NEGATIVES)  # of the penalty, a sum with a term for each place
 ARMS: Mapping[str, Mapping[str, Any]] = {
     "ensemble": {"teachers": ("minilm", "bm25")},
     "ensemble, flat queries": {"teachers": ("minilm", "bm25"), "flat": True},
@@ -105,11 +105,11 @@ def mean_terms(index: SparseIndex) -> float:
 
 
 def thinned(index: SparseIndex, terms: float) -> SparseIndex:
-    """Return an index with fewer tokens per document, those of the largest weights.
+    """Return an index with fewer tokens per document, the ones with the largest weights.
 
     Arms are compared at equal terms: the cost of an index, and the gain from more terms, are then
     the same. terms: tokens of a document, in the mean. One bound holds for all documents; the
-    weight of a token j in a document d is that of the score, q_j d_j, with the query weight q_j.
+    weight of a token j in a document d is its part of the score, q_j d_j, with query weight q_j.
     """
     lists = index.segments[0].postings
     score = lists.weights * np.repeat(index.queries.weights, lists.frequencies())
@@ -197,7 +197,7 @@ def idf_over_flat(seeds: Sequence[int], report: Report) -> Result:
     """
     ours, flat, rows = [], [], []
     for seed in seeds:
-        # the larger index is cut to the terms of the smaller: more terms find more by themselves
+        # the larger index is cut to the terms of the smaller: more terms find more in any case
         terms = min(figures(arm, seed)["terms"] for arm in (IDF, FLAT))
         idf_figures, flat_figures = (figures(arm, seed, terms) for arm in (IDF, FLAT))
         ours.append(np.array(idf_figures["values"]))
@@ -215,7 +215,7 @@ def idf_over_flat(seeds: Sequence[int], report: Report) -> Result:
 
 
 def over_bm25(seeds: Sequence[int], report: Report) -> Result:
-    """Return nDCG@10 of the retriever distilled from two teachers over that of tuned BM25.
+    """Return nDCG@10 of the retriever distilled from two teachers over tuned BM25's.
 
     On the test topics of a topical Bible (Nave's); one ratio for each seed of training.
     """
@@ -254,7 +254,7 @@ def ensemble_over_single(seeds: Sequence[int], report: Report) -> Result:
 def query_time(seeds: Sequence[int], report: Report) -> Result:
     """Return the time of a query relative to its targets, the larger of two ratios, by seed.
 
-    The ratios are CPU time over 1.1 times that of BM25 (bm25s), and over a twentieth of the time
+    The ratios are CPU time over 1.1 times BM25's (bm25s), and over a twentieth of the time
     that encoding a query with the documents' encoder takes; at most 1 holds. Times are medians of
     five runs over all test queries, in turns, in a single process.
     """

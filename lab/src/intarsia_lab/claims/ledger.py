@@ -131,7 +131,7 @@ def run_claim(
 ) -> Record:
     """Run a claim's experiment and judge it against its target, which was fixed before.
 
-    study: the claim; seeds: in place of the claim's own; report: receives progress lines.
+    study: the claim; seeds: instead of the claim's own; report: receives progress lines.
     """
     numbers = tuple(study.seeds if seeds is None else seeds)
     code = {"commit": commit(), "code": code_of(study.key)}  # before the run, as it was loaded
@@ -206,7 +206,7 @@ def _run_of(record: Record) -> dict[str, Any]:
 
 
 def refuse_uncommitted(folder: Path) -> None:
-    """Refuse a run whose record would lie in this checkout while it has uncommitted changes.
+    """Refuse a run if its record would lie in this checkout while it has uncommitted changes.
 
     folder: of the records. Raises: ConfigError.
     """
@@ -244,8 +244,8 @@ def read(path: Path) -> Record:
 def judge_again(folder: Path) -> dict[str, tuple[str, Standing]]:
     """Judge every record in a folder again, by today's rule and controls; nothing is run.
 
-    Writes those that changed. Returns, for each key whose verdict changed, the old word and the new
-    verdict.
+    Writes those that changed. Returns, for each key with a changed verdict, the old word and the
+    new verdict.
     """
     changed: dict[str, tuple[str, Standing]] = {}
     studies = {c.key: c for c in claims()}
@@ -256,7 +256,7 @@ def judge_again(folder: Path) -> dict[str, tuple[str, Standing]]:
             continue
         verdict = verdict_of(studies[record.key], record, lines)
         now = dataclasses.replace(record, verdict=verdict.word, reason=verdict.reason)
-        # a record whose verdict stands is not written again: its file keeps its date
+        # a record with the same verdict is not written again: its file keeps its date
         if now != record:
             save(now, folder)
         if now.verdict != record.verdict:
@@ -267,8 +267,8 @@ def judge_again(folder: Path) -> dict[str, tuple[str, Standing]]:
 def verdict_of(study: Study, record: Record, lines: Sequence[Line] = ()) -> Standing:
     """Return the verdict on a stored result by its claim's rules of today, see `standing_of`.
 
-    lines: the ledger of bars. A record whose figure had to lie on another side of its target judged
-    another question, and is void.
+    lines: the ledger of bars. If the figure of a record had to lie on another side of its target,
+    the record judged another question and is void.
     """
     if record.target.split()[0] != study.sense and study.key not in WITHDRAWN:
         return Standing("void", f"Its target was {record.target}, and is {study.bound} now.")
@@ -276,10 +276,10 @@ def verdict_of(study: Study, record: Record, lines: Sequence[Line] = ()) -> Stan
 
 
 def paper_of(key: str) -> Study | None:
-    """Return the headline of the paper that a claim belongs to; None for claims beside the papers.
+    """Return the headline of the paper that a claim belongs to; None for claims of no paper.
 
-    A claim belongs to the headline whose key its own begins with, else to that whose paper's number
-    its sentence names.
+    A claim belongs to the headline with the key that its own begins with, else to the one with the
+    paper's number that its sentence names.
     """
     headlines = [c for c in claims() if c.system]
     # by the family of keys, as dsl and dsl-multvae-small

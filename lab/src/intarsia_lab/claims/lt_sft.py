@@ -69,7 +69,7 @@ ARMS: dict[str, TuningWay] = {
     RANDOM: TuningWay(places("random")),
     # the harder rival: drift spends a whole phase on choosing, which this one trains in
     TWICE: TuningWay(places("random"), 2),
-    # what is beside the weights has the steps of both phases, and as many parameters
+    # adapters next to the weights have the steps of both phases, and as many parameters
     LORA: TuningWay(Lora(7, roles=LINEAR), 2),
     ADAPTER: TuningWay(Bottleneck(31, placement="houlsby"), 2),
 }
@@ -260,8 +260,8 @@ def of_places(seeds: Sequence[int], report: Report, *, over: Sequence[str]) -> R
     """Return the error of LT-SFT over the least error of other arms, at the worse of two tasks.
 
     SmolLM2's last blocks learn to answer short questions; LT-SFT trains the 2 % of weights that
-    move most in a full training. over: keys of ARMS, the rivals; full training stands beside them.
-    The values are one ratio for each seed, of the task whose mean is larger. Errors are shares of
+    move most in a full training. over: keys of ARMS, the rivals; full training stands next to them.
+    The values are one ratio for each seed, of the task with the larger mean. Errors are shares of
     wrong answers.
     """
     arm_rates = rates((FULL, OURS, *over), report)
@@ -292,7 +292,7 @@ def of_places(seeds: Sequence[int], report: Report, *, over: Sequence[str]) -> R
 def compose(seeds: Sequence[int], report: Report, *, over: tuple[str, str]) -> Result:
     """Return the points by which the sum of two sparse deltas beats a rival, by seed.
 
-    The deltas are those of a task and of a domain, see `sums`; each changes the 2 % of weights that
+    One delta is a task's, the other a domain's, see `sums`; each changes the 2 % of weights that
     moved most. over: the rival, as key of SUMS and key of its results: the sum at random places, or
     one delta alone. In percentage points of right answers; the figure is the median.
     """

@@ -92,7 +92,7 @@ def parts(seed: int, part: str = "test") -> tuple[Interactions, Questions, np.nd
     events, or "val", the tenth before it. The cold films are a mask over all films.
     """
     data = films()
-    # by time, as a shop would: what is asked comes after all that is learned
+    # by time, as a shop would: the questions come after all that is learned
     train, val, test = data.split_by_time(0.8, 0.9)
     # other films are cold with each seed, so that seeds speak of films as well
     cold = train.hold_out_items(COLD, seed=seed)
@@ -138,7 +138,7 @@ def judged(model: Any, questions: Questions, cold: np.ndarray[Any, Any]) -> HitR
         is_cold = away[y]
         warm.append(hits(scores, y, 20)[~is_cold])
         among_all.append(hits(scores, y, 20)[is_cold])
-        # cold films among cold ones: how good the metadata are by themselves
+        # cold films among cold ones: how good the metadata are on their own
         only = scores.masked_fill(~away, -torch.inf)
         among_cold.append(hits(only[is_cold], y[is_cold], 10))
     rates = [100 * float(torch.cat(part).float().mean()) for part in (warm, among_all, among_cold)]
@@ -238,7 +238,7 @@ RATES = Rates(
     (3e-4, 1e-3, 3e-3),
     # 2,485 windows of 64; of Cornac 2,510 sessions of 256, and 64 sessions side by side
     {FIELDS: EPOCHS * 39, SASREC: 10 * 10, GRU4REC: 10 * 1085},
-    scale={GRU4REC: 50.0},  # Adagrad, whose rates lie about .05
+    scale={GRU4REC: 50.0},  # Adagrad, with rates of about .05
 )
 
 
@@ -265,7 +265,7 @@ def compared(
 
     The arms differ in what stands for a film: its metadata, a learned vector, words by TF-IDF, or
     nothing but popularity. figure: hit rates of one seed by arm -> the number to judge; over: joins
-    those of the seeds; arms: of ARMS.
+    the numbers of the seeds; arms: of ARMS.
     """
     # one recipe for all arms, which differ in what stands for a film
     rates = by_arm({name: name for name in arms}, seeds, found_of, report)
@@ -312,7 +312,7 @@ def compared_tuned(seeds: tuple[int, ...], report: Report, *, figure: Any) -> Re
 
 
 def of_cold(rates: Any) -> float:
-    """Return the hit rate among cold films over the larger of chance and that of ids.
+    """Return the hit rate among cold films over the larger of chance and the hit rate of ids.
 
     rates: hit rates of one seed by arm, all in percent.
     """
@@ -320,7 +320,7 @@ def of_cold(rates: Any) -> float:
 
 
 def of_all(rates: Any) -> float:
-    """Return the hit rate of cold films among all films over that of TF-IDF.
+    """Return the hit rate of cold films among all films over the hit rate of TF-IDF.
 
     rates: hit rates of one seed by arm.
     """

@@ -73,7 +73,7 @@ def lora(rank: int) -> Lora:
 
 
 def mole(scale: str) -> Trained:
-    """Return LLaVA-MoLE, four LoRA experts of which a token has one, trained on all domains.
+    """Return LLaVA-MoLE, four LoRA experts with one for each token, trained on all domains.
 
     scale: what an expert's output is multiplied by: "prob", the router's probability, or "none".
     """
@@ -97,7 +97,7 @@ ARMS: dict[str, Trained] = {
     MIX: Trained(MixLora(TopK(8, 2), lora(RANK), attention=None)),
 }
 STEPS = EPOCHS * TRAIN * len(DOMAINS) // BATCH  # of all domains, together or one by one
-# arms of a claim: it trains no others, each of which takes minutes for every rate and seed
+# arms of a claim: it trains no others, since each takes minutes for every rate and seed
 CONFLICT, CLOSED = (SINGLE, LORA), (SINGLE, LORA, MOLE)
 TWICE, WITH_MORE = (LORA, LONG, MOLE, FREE), (EQUAL, MIX)
 
@@ -216,7 +216,7 @@ def cell(name: str, lr: float, seed: int, report: Report) -> dict[str, Any]:
         )
         return {"losses": losses_by_domain, "share": share}
 
-    # stored by the rate as well: a rate chosen anew is another run
+    # stored by the rate as well: a newly chosen rate is another run
     return stored("mixtures", inputs_of(arm=name, seed=seed, rate=lr), run)
 
 
@@ -258,9 +258,9 @@ def ratio(
 def closed(seeds: Sequence[int], report: Report) -> Result:
     """Return the share of the conflict of domains that LLaVA-MoLE resolves, by seed.
 
-    The conflict is the log loss of one LoRA that learns all domains minus that of a LoRA for each
-    domain; resolving it means to lose less than the former. 1 = all of it; 0 where there is no
-    conflict, below a ratio of 1.02.
+    The conflict is the log loss of one LoRA that learns all domains minus the log loss of a LoRA
+    for each domain; resolving it means to lose less than the former. 1 = all of it; 0 where there
+    is no conflict, below a ratio of 1.02.
     """
     arm_rates = rates(CLOSED, report)
     by_arm = cells(arm_rates, seeds, report)
@@ -278,7 +278,7 @@ def cells(
 ) -> dict[str, list[dict[str, Any]]]:
     """Train each arm from every seed at the rate that it chose; return the results by arm.
 
-    arm_rates: of each arm; the results are those of `cell`, in the order of the seeds.
+    arm_rates: of each arm; `cell` gives the results, in the order of the seeds.
     """
     return {
         rate.arm: [cell(rate.arm, rate.rate, seed, report) for seed in seeds] for rate in arm_rates
@@ -289,7 +289,7 @@ def table(by_arm: Mapping[str, Sequence[Mapping[str, Any]]]) -> tuple[dict[str, 
     """Return a table's line for each arm: loss of a token by domain, and shares of right answers.
 
     by_arm: results of `cell`, one for each seed. Right answers are of the two domains with few
-    possible answers. The last but one has the loss over that of the table's first arm.
+    possible answers. The last but one has the loss over the loss of the table's first arm.
     """
     lines: list[dict[str, Any]] = []
     base = [log_loss(result) for result in next(iter(by_arm.values()))]
@@ -364,7 +364,7 @@ def naive(cell: OutputExperts, mlp: nn.Module, x: Tensor, routing: Routing) -> T
 
 @torch.no_grad()
 def time_shared(seeds: Sequence[int], report: Report, reps: int = 15) -> Result:
-    """Return the time of MixLoRA's shared forward over that of one MLP per expert, by seed.
+    """Return the time of MixLoRA's shared forward over the time of one MLP per expert, by seed.
 
     The shared forward computes the frozen products once for each token instead of once for each of
     its experts. Times are wall seconds of one thread, medians of `reps` interleaved calls. The

@@ -88,7 +88,7 @@ class SpanCells:
     def losses(self, density: float, seed: int, report: Report) -> dict[str, float]:
         """Return losses at the end of long texts, with each way to limit attention, in nats.
 
-        The keys are those of `rivals`: full attention, MoA's spans, one window for all heads, and
+        The keys are as in `rivals`: full attention, MoA's spans, one window for all heads, and
         random spans of the same mean. Losses are per token, of the last third of held-out rows,
         where a limit matters most. The result is stored.
 
@@ -172,7 +172,7 @@ def random_spans(shape: tuple[int, int], mean: float, seed: int, sink: int) -> T
         spans = (low + (high - low) * (draw * factor).clamp_max(1)) / BLOCK
         return spans.round().clamp_min(low / BLOCK) * BLOCK
 
-    # stretch the draws until their mean is that of the chosen spans
+    # stretch the draws until they have the mean of the chosen spans
     least, highest = 0.0, 1e6
     for _ in range(80):  # bisection
         middle = (least + highest) / 2
@@ -227,7 +227,7 @@ def line_prompts(tokenizer: Any, count: int, lines: int, seed: int) -> list[tupl
 def retrieved(
     model: Any, spans: Spans | None, prompts: Sequence[tuple[Tensor, int]], report: Report
 ) -> float:
-    """Return the share of prompts whose answer a model would give, token by token, 0 to 1.
+    """Return the share of prompts that a model would answer right, token by token, 0 to 1.
 
     spans: how far back each head looks, None for full attention; prompts: see `line_prompts`.
     """
@@ -276,7 +276,7 @@ def of_gap(seeds: tuple[int, ...], report: Report) -> Result:
     """Return the share of the loss from windowed attention that MoA wins back, by seed.
 
     It is (uniform - MoA) / (uniform - dense) with the losses of one window for all heads, of MoA's
-    spans and of full attention; 1 = all. It is that of the density where MoA wins back less.
+    spans and of full attention; 1 = all. It is taken at the density where MoA wins back less.
     """
     cells = {(d, s): CELLS.losses(d, s, report) for d in DENSITIES for s in seeds}
     closed = {
@@ -356,7 +356,7 @@ def of_time(seeds: tuple[int, ...], report: Report) -> Result:
     """Return the attention time of a token with a full cache over that with ring buffers.
 
     A ring buffer holds only the keys of a head's span. At density 0.25 and 2,048 tokens; one ratio
-    of CPU times for each seed, of which the least is judged.
+    of CPU times for each seed; the least is judged.
     """
     ratios: list[float] = []
     rows: list[dict[str, Any]] = []

@@ -183,7 +183,7 @@ def wide_units(model: nn.Module, rows: Tensor, layer: int = LAYER) -> np.ndarray
     def see(mixture: Any, args: Any, _: Any) -> None:
         """Record the units of one forward of the mixture."""
         x = args[0].reshape(-1, args[0].shape[-1])
-        # a mixture of experts is one wide MLP, most of whose units are off
+        # a mixture of experts is one wide MLP with most of its units off
         outputs.append(as_wide_mlp(mixture).hidden(x, mixture.routing(x).dense()))
 
     mixture = list(mixtures_in(model).values())[layer]
@@ -295,7 +295,7 @@ def probed(seed: int, steps: int) -> dict[str, Probed]:
 def probe(
     seeds: Sequence[int], report: Report, *, figure: Callable[[Probed], float], steps: int = STEPS
 ) -> Result:
-    """Return a score of MoE-X's hidden units minus that of a linear gate's, by seed.
+    """Return a score of MoE-X's hidden units minus the score of a linear gate's, by seed.
 
     Models of Python code are trained under each router; units are detectors of states such as
     "inside a string", see `coverage`. figure: one model's results -> the score, an F1 from 0 to 1;

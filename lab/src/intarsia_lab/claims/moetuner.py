@@ -44,7 +44,7 @@ class Placed:
     """A placement's worth on the half of the sequences that was not searched."""
 
     of: Quality
-    seconds: float  # simulated, of a batch whose rows move on
+    seconds: float  # simulated, of a batch with rows that move on
 
 
 @lru_cache
@@ -90,9 +90,9 @@ def run(
     figure: Of,
     over: str | None = PLAIN,
 ) -> Result:
-    """Return a measure of a placement of experts over that of another, by seed.
+    """Return a measure of a placement of experts over another's, by seed.
 
-    kinds: of traces, of which the one with the worst ratio counts; arm: name of the placement;
+    kinds: of traces, the one with the worst ratio counts; arm: name of the placement;
     figure: which measure, such as the load imbalance; over: the placement to compare with, None =
     no ratio. The measures are of sequences that no search has seen.
     """
@@ -109,9 +109,7 @@ def run(
 
 
 def _row(kind: str, name: str, placements: Sequence[Mapping[str, Placed]]) -> dict[str, Any]:
-    """Return a row on one placement of experts; its time is relative to that of experts in
-    order.
-    """
+    """Return a row on one placement of experts, with its time relative to experts in order."""
     columns = {"imbalance": imbalance, "cross": cross, "destinations": destinations}
     columns_shown = {
         title: shown([read(by_name[name]) for by_name in placements], ".3f")

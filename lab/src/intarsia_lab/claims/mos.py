@@ -48,7 +48,7 @@ METHODS: Adapters = {
 }
 SAVING: Adapters = {
     LARGE: by_peft("LoRA", TIMES * E),
-    # what is lost with an eighth of the parameters and nothing shared
+    # the loss with an eighth of the parameters and nothing shared
     LORA: by_peft("LoRA", E),
     PUBLISHED: share(8, E, 4, 1),
 }
@@ -77,7 +77,7 @@ def rows_of(sheet: Found, study: OnPictures) -> tuple[dict[str, Any], ...]:
 
 
 def setting(study: OnPictures) -> str:
-    """Return the sentence on what is trained, for the note.  study: has the adapted blocks."""
+    """Return the sentence on the training, for the note.  study: has the adapted blocks."""
     budget = study.budget
     return (
         f"ViT-S at 56 px, every linear map of its last {12 - study.first} blocks adapted, the head "
@@ -88,7 +88,7 @@ def setting(study: OnPictures) -> str:
 
 
 def with_as_many(seeds: tuple[int, ...], report: Report) -> Result:
-    """Return the accuracy of MoS minus that of LoRA of as many parameters, in points, by seed.
+    """Return the accuracy of MoS minus LoRA's with as many parameters, in points, by seed.
 
     Both adapt the last four blocks of a ViT-S, see `_last_over_first`.
     """
@@ -96,7 +96,7 @@ def with_as_many(seeds: tuple[int, ...], report: Report) -> Result:
 
 
 def with_an_eighth(seeds: tuple[int, ...], report: Report) -> Result:
-    """Return the accuracy of MoS minus that of LoRA of eight times its parameters, by seed.
+    """Return the accuracy of MoS minus LoRA's with eight times its parameters, by seed.
 
     In points; both adapt the last eight blocks of a ViT-S, see `_last_over_first`. LoRA of as many
     parameters as MoS stands in the table, for the control.
@@ -107,16 +107,14 @@ def with_an_eighth(seeds: tuple[int, ...], report: Report) -> Result:
 def _last_over_first(
     study: OnPictures, names: tuple[str, ...], seeds: tuple[int, ...], report: Report
 ) -> Result:
-    """Return the accuracy of the last of some adapters minus that of the first, in points,
-    by seed.
-    """
+    """Return the accuracy of the last of some adapters minus the first's, in points, by seed."""
     sheet, rates = study.measure(names, seeds, report)
     gain = (sheet.of(names[-1], "accuracy") - sheet.of(names[0], "accuracy")).mean(0)  # (seeds,)
     return result_of(gain.tolist(), rows_of(sheet, study), setting(study), rates=rates)
 
 
 def against_peft(seeds: tuple[int, ...], report: Report) -> Result:
-    """Return the accuracy of MoS minus that of the best of LoRA, PiSSA and DoRA, in points.
+    """Return MoS's accuracy minus the accuracy of the best of LoRA, PiSSA and DoRA, in points.
 
     All have about as many parameters and adapt the last blocks of a ViT-S to small picture sets,
     each at its own rate. One difference for each seed.
@@ -132,8 +130,8 @@ def orders(seeds: tuple[int, ...], report: Report) -> Result:
     """Return the smaller of two gaps in accuracy between three ways to share parameters, in points.
 
     The gaps are MoS minus a version that only draws subsets of a pool, and that version minus one
-    LoRA whose matrices all layers have. One value for each seed; the figure is the smaller of both
-    mean gaps. Positive: each step of the method helps.
+    LoRA with the same matrices in all layers. One value for each seed; the figure is the smaller
+    of both mean gaps. Positive: each step of the method helps.
     """
     sheet, rates = STUDY.measure(SHARING, seeds, report)
     wrong = errors(sheet)
@@ -188,7 +186,7 @@ CLAIMS = (
             lambda rows: points(rows, LARGE) - points(rows, LORA) > TIE,
         ),
         rates=EIGHT.rates(tuple(SAVING)),
-        # with a spread of 1.0, that of mos, eight seeds see 1.2 points
+        # with a spread of 1.0, as mos has, eight seeds see 1.2 points
         seeds=tuple(range(8)),
         minutes=40,
     ),

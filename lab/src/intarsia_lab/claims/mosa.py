@@ -38,9 +38,9 @@ def official(budget: Budget, **settings: Any) -> Official:
 
     A tenth of the epochs warms the rate up, from 0 in the first. The trunk has no dropout, since
     its frozen half is computed once. budget: numbers of images and epochs; settings: of `Official`,
-    in place of the defaults.
+    instead of the defaults.
     """
-    # the released schedule: a cosine by epochs, whose first one has a rate of 0
+    # the released schedule: a cosine by epochs, with a rate of 0 in the first one
     recipe: dict[str, Any] = {
         "lr": BASE.lr,
         "epochs": budget.epochs,
@@ -108,8 +108,8 @@ def gain(
     """Train adapters on small picture sets; return MoSA's gain in accuracy over the plain adapter.
 
     MoSA splits an adapter into four disjoint parts and trains one at a time. arms: the adapters of
-    the table; budgets: numbers of images and epochs, of which the scarce one is judged; sets: names
-    of picture sets. The values are the differences in percentage points, one for each set and seed.
+    the table; budgets: numbers of images and epochs, the scarce one is judged; sets: names of
+    picture sets. The values are the differences in percentage points, one for each set and seed.
     """
     cells = PictureCells(base=BASE)
     sheets = cells.sheets(arms, budgets, sets, seeds, report)

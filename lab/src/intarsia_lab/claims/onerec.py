@@ -1,4 +1,4 @@
-"""OneRec: a reward that the model never saw rises by preference alignment, and what it costs."""
+"""OneRec: a reward that the model never saw rises by preference alignment, and at which cost."""
 
 from __future__ import annotations
 
@@ -66,13 +66,13 @@ def taste(events: Interactions, odd: bool, seed: int) -> SessionReward:
     """Fit a model of users' taste that scores sessions, on half of the users.
 
     odd: fit the judge, on odd users, which is larger; else the reward that the policy is trained
-    on, on even users; seed: of the fit. The policy must not be judged by what it was trained to
-    please.
+    on, on even users; seed: of the fit. The policy must not be judged by the reward that it was
+    trained to please.
 
     events: logged, by which the taste is learned.
     """
     count = len(events.item_ids)
-    # the judge is larger and has other users, or the policy would be scored by what it climbs
+    # the judge is larger and has other users, or the policy would be scored by its own reward
     width, layers = (48, 2) if odd else (32, 1)
     model = SessionReward(
         count, film_sessions.SETTINGS, width=width, layers=layers, seed=seed + 77 * odd + 11
@@ -163,8 +163,8 @@ def of_preference(seeds: tuple[int, ...], report: Report, *, field: str, over: A
     learned from; over: joins the seeds' ratios, by default to the least.
     """
     results = by_seed(seeds, found_of, report)
-    # the reward that was climbed stands beside the judge, and recall and variety beside both: a
-    # gain that costs them is no gain
+    # the reward that was climbed stands next to the judge, and recall and variety next to both:
+    # a gain that costs them is no gain
     columns = {
         "judge": ("judge", ".3f"),
         "reward": ("reward", ".3f"),
@@ -193,7 +193,7 @@ def trained(settings: OneRec, train: Interactions, steps: int, seed: int) -> One
     """
     model = settings.build(train, seed=seed)
     samples: Any = model.samples(train)
-    # as many steps for both, whose windows differ in number
+    # as many steps for both, since their windows differ in number
     epochs = max(1, round(steps * film_sessions.OPTIONS["batch_size"] / len(samples)))
     options: Any = film_sessions.OPTIONS | {
         "seed": seed,
@@ -254,7 +254,7 @@ def sessions_of(seed: int) -> dict[str, float]:
 
 
 def of_sessions(seeds: tuple[int, ...], report: Report) -> Result:
-    """Return the judge's score of sessions written at once over that of sessions item by item.
+    """Return the judge's score of sessions written at once over its score of item by item ones.
 
     One ratio for each seed; the judge is a model of users' taste, see `sessions_of`.
     """
@@ -271,7 +271,7 @@ def of_ids(seeds: tuple[int, ...], report: Report) -> Result:
     """Return how evenly semantic ids use their codes: the least entropy of a level over log K.
 
     An id is three levels of residual k-means, 16 codes each, of vectors of MovieLens films;
-    balanced k-means is judged, plain k-means stands beside it. One value for each seed; 1 = all
+    balanced k-means is judged, plain k-means stands next to it. One value for each seed; 1 = all
     codes alike.
     """
     train, _ = film_sessions.parts()
@@ -281,7 +281,7 @@ def of_ids(seeds: tuple[int, ...], report: Report) -> Result:
     for balanced in (True, False):
         fitted = [SemanticIds((16, 16, 16), balanced, seed).fit(vectors) for seed in seeds]
         least = [min(ids.entropies()) for ids in fitted]
-        # balanced codes are judged, plain ones stand beside them
+        # balanced codes are judged, plain ones stand next to them
         values = values or least
         distinct = [len(np.unique(ids.codes_[:, :3], axis=0)) for ids in fitted]
         rows.append(

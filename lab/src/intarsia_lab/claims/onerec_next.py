@@ -1,4 +1,4 @@
-"""OneRec's next item beside TIGER, which writes semantic ids of one item, and beside SASRec."""
+"""OneRec's next item against TIGER, which writes semantic ids of one item, and SASRec."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def early_and_late(train: Interactions) -> tuple[Interactions, Interactions]:
     train: the events, sorted by user and time.
     """
     counts = np.bincount(train.users, minlength=len(train.user_ids))
-    # place: the number of an event among those of its user, which lie together
+    # place: the number of an event among its user's events, which lie together
     place = np.arange(len(train)) - (counts.cumsum() - counts)[train.users]
     early = place + 1 <= counts[train.users] * (1 - HELD_OUT)
     return train.rows(early), train.rows(~early)
@@ -113,7 +113,7 @@ def ranked(rank: Rank, x: Tensor, y: Tensor) -> NextFound:
 
 
 def of_scores(score: Scorer) -> Rank:
-    """Return a function that ranks films by their scores, without those of the history.
+    """Return a function that ranks films by their scores, without the films of the history.
 
     score: histories (B, 20) -> scores of all films (B, films + 1).
     """
@@ -162,9 +162,9 @@ def made(arm: str, train: Interactions, settings: Settings, seed: int) -> Rank:
 def compared(seeds: tuple[int, ...], report: Report, *, figure: Any) -> Result:
     """Tune and train methods for the next film on MovieLens; return a figure of their scores.
 
-    The methods are those of GRIDS: OneRec, TIGER, SASRec, nearest neighbours and popularity, each
-    with three settings tried on the last tenth of every user's training events. figure: scores of
-    one seed by method -> the number to judge, such as a ratio of nDCG@10.
+    The methods are the keys of GRIDS: OneRec, TIGER, SASRec, nearest neighbours and popularity,
+    each with three settings tried on the last tenth of every user's training events. figure: scores
+    of one seed by method -> the number to judge, such as a ratio of nDCG@10.
     """
     train, test = parts()
     inputs = {arm: {"next": arm, "epochs": EPOCHS, "model": repr(SETTINGS)} for arm in GRIDS}

@@ -1,4 +1,4 @@
-"""Poly and MHR on kinds of noun: against one LoRA for all, and what they leave to a new kind.
+"""Poly and MHR on kinds of noun: against one LoRA for all, and as the start for a new kind.
 
 A task is a kind of noun: is this gloss of WordNet's of that kind? The text begins with the kind, so
 that every arm is told the task. MiniLM; its last two blocks are adapted, the head is the same fixed
@@ -44,7 +44,7 @@ stored = StoredResults(__file__)
 # a quarter of the kinds comes later, other ones with each seed
 HELD = 6  # kinds held out of 24; other ones with each of four seeds
 EACH, TEST, LENGTH = 96, 96, 20  # rows of a task, half of them yes; tokens
-EPOCHS, BATCH, LR_Z = 8, 36, 0.1  # the rate of Z is that of the official code
+EPOCHS, BATCH, LR_Z = 8, 36, 0.1  # the rate of Z is the official code's
 TUNED = 99  # the seed of the runs that choose rates
 SHOTS, LATER_EPOCHS, LATER_BATCH = 32, 20, 16  # of a task that comes later: 40 steps
 RIDGE = 1.0
@@ -173,7 +173,7 @@ def told(rows: Sequence[Row], number: int) -> list[Row]:
 def set_head(model: SentenceTail, rows: Sequence[Row]) -> None:
     """Set a yes-or-no head by ridge regression on the features without adapters, in place.
 
-    model: whose head is set; rows: training rows of all tasks.
+    model: with the head to be set; rows: training rows of all tasks.
     """
     features: list[Tensor] = []
     for first in range(0, len(rows), 128):
@@ -185,7 +185,7 @@ def set_head(model: SentenceTail, rows: Sequence[Row]) -> None:
     x = x - middle
     # ridge regression: w = (X'X + RIDGE I)^-1 X'y, of centred features
     w = torch.linalg.solve(x.T @ x + RIDGE * torch.eye(x.shape[1]).double(), x.T @ (y - y.mean()))
-    # two classes, of which only the second has a weight: yes
+    # two classes, and only the second has a weight: yes
     model.head.weight[1] = w.float()
     model.head.bias[1] = float(y.mean() - middle @ w)
 
@@ -317,8 +317,8 @@ def new_task(
     """Adapt to a new task from 32 rows in several ways; return each one's percent of wrong answers.
 
     kinds: the data of a seed; models: trained on the known tasks, by arm; kind: the new task;
-    rate_by_arm: learning rates, of which a way has that of the arm that it goes on from, and a LoRA
-    from scratch that of the shared one; seed: of the training. The ways are those of LATER.
+    rate_by_arm: learning rates; a way has the rate of the arm that it continues, and a LoRA from
+    scratch has the shared LoRA's; seed: of the training. The ways are the ones in LATER.
     """
     number = len(kinds.known)
     half = SHOTS // 2
@@ -350,7 +350,7 @@ def new_task(
 
 
 def on_known_tasks(seeds: Sequence[int], report: Report, *, over: str) -> Result:
-    """Return the error of MHR over that of another arm on 18 known tasks, by seed.
+    """Return the error of MHR over another arm's on 18 known tasks, by seed.
 
     over: one of ALL. Errors are percents of wrong test answers; the figure is the median.
     """

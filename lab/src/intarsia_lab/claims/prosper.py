@@ -118,7 +118,7 @@ def learned(kind: str, data: str, seed: int) -> dict[str, float]:
         """Fit the model to pictures of bars; return how many bars it found, and CPU seconds."""
         x, truth = bar_data(data, seed)
         model = {
-            # what scikit-learn has for the same data stands beside each model
+            # scikit-learn's models for the same data stand next to each model
             "FastICA": lambda: FastICA(10, whiten="unit-variance", max_iter=1000, tol=1e-3),
             "DictionaryLearning": lambda: MiniBatchDictionaryLearning(10, max_iter=30),
             "NMF": lambda: SignedNmf(signed=data == "MMCA"),
@@ -141,7 +141,7 @@ def find_bars(seeds: Sequence[int], report: Report) -> Result:
     rows, fewest = [], [10.0 for _ in seeds]
     for kind in KINDS:
         for name in (kind, *RIVALS):
-            # rivals stand beside it: ten seeds of each are enough for a table
+            # rivals stand next to it: ten seeds of each are enough for a table
             results = [learned(name, kind, s) for s in (seeds if name == kind else seeds[:10])]
             counts = [m["bars"] for m in results]
             good = sum(c >= 9 for c in counts)

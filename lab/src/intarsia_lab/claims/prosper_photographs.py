@@ -1,4 +1,4 @@
-"""Sparse coding by expectation truncation on photographs: densities, and what is denoised."""
+"""Sparse coding by expectation truncation on photographs: densities and denoising."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ def denoised(seed: int) -> dict[str, Any]:
 
     The noise has standard deviation 25 of 255, on the middle 160 x 160 pixels. seed: draws the
     noise, and seed modulo 3 picks the photograph. The keys are "picture", "noisy" (PSNR before),
-    and those of DENOISERS.
+    and the keys of DENOISERS.
     """
     random = np.random.default_rng(seed)
     names = ("china", "greentock_by_Peter_Nerlich", "TwoWings")
@@ -157,7 +157,7 @@ def _by_wiener(some: Array, x: Array, seed: int) -> Array:
     some: (n, 64) noisy patches that give the covariance; x: (N, 64) patches to denoise.
     """
     values, basis = np.linalg.eigh(np.cov(some.T))
-    # Wiener's gain, whose signal is what the noise leaves of each eigenvalue
+    # Wiener's gain; its signal is each eigenvalue less the noise
     gain = np.maximum(values - SIGMA**2, 0) / np.maximum(values, SIGMA**2)
     return (x @ basis * gain) @ basis.T
 
@@ -185,7 +185,7 @@ DENOISERS: Mapping[str, Callable[[Array, Array, int], Array]] = {
 
 
 def denoise(seeds: Sequence[int], report: Report) -> Result:
-    """Return GSC's PSNR minus that of the best of three other denoisers, in dB, by photograph.
+    """Return GSC's PSNR minus the PSNR of the best of three other denoisers, in dB, by photograph.
 
     Three photographs with noise of 25 of 255; the figure is the least of them.
     """

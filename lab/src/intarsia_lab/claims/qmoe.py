@@ -47,7 +47,7 @@ EXPERTS, EVERY = 8, 5  # of each mixture; blocks from one mixture to the next
 
 
 def drawn(seed: int, side: int = SIDE) -> tuple[Tensor, Tensor]:
-    """Draw ternary weights of which 88.5 % are 0; return their digits and their levels.
+    """Draw ternary weights with 88.5 % zeros; return their digits and their levels.
 
     Digits 0, 1 and 2 (side, side) stand for zero and the two levels of a row, (side, 2), one below
     and one above 0. seed: of the draws; side: of the square matrix.
@@ -64,8 +64,8 @@ def of_size(seeds: tuple[int, ...], report: Report) -> Result:
     """Return how many times smaller coded ternary weights are than bfloat16, by seed.
 
     All that is stored counts: code words, offsets of rows, levels. The matrices are random, 4,096
-    wide, with 88.5 % zeros; the least ratio is judged. The table has rounded weights of SmolLM2
-    beside them.
+    wide, with 88.5 % zeros; the least ratio is judged. The table also has rounded weights of
+    SmolLM2.
     """
     form, smaller, table = Ternary(), list[float](), list[dict[str, Any]]()
     for seed in seeds:
@@ -140,7 +140,7 @@ def of_time(seeds: tuple[int, ...], report: Report) -> Result:
 
 
 def of_experts_of(seeds: tuple[int, ...], report: Report) -> Result:
-    """Return the output error of ternary rounding over that of GPTQ, mean over layers, by seed.
+    """Return the output error of ternary rounding over GPTQ's, mean over layers, by seed.
 
     Both turn the experts of a mixture upcycled from SmolLM2 into ternary weights; GPTQ corrects
     errors on the calibration rows that are routed to each expert. The least draw is judged; above 1

@@ -62,9 +62,9 @@ def mlp(seed: int) -> nn.Module:
 def together(nets: Sequence[nn.Module], goal: float | None, seed: int) -> Nets:
     """Train several networks of one shape side by side on Fashion-MNIST; return their scores.
 
-    All have the same batches, by Adam. nets: of equal layers; goal: test accuracy in points of
-    which 95 % counts as reached, None = each network's own at the end; seed: of the order of
-    batches. See Nets for the scores.
+    All have the same batches, by Adam. nets: of equal layers; goal: test accuracy in points, 95 %
+    of it counts as reached, None = each network's own at the end; seed: of the order of batches.
+    See Nets for the scores.
     """
     # all nets of a density have one shape, so that they train as one batched net
     weights, _ = stack_module_state(list(nets))  # pyright: ignore
@@ -174,7 +174,7 @@ def interval(first: Sequence[float], second: Sequence[float]) -> tuple[float, fl
 
 
 def _gap(searches: Sequence[SearchedNet], name: str) -> list[float]:
-    """Return the mean of the selected networks minus that of the random ones, by seed."""
+    """Return the mean of the selected networks minus the random ones' mean, by seed."""
     halves = ((getattr(s.selected, name), getattr(s.random, name)) for s in searches)
     return [statistics.mean(a) - statistics.mean(b) for a, b in halves]
 

@@ -69,7 +69,7 @@ def _extracted(seed: int, report: Report) -> dict[str, Any]:
     calibration, judged = domains(tokenizer, seed)
     masks = channel_masks(model, calibration, DENSITY)
     draws = torch.Generator().manual_seed(seed)
-    # the control: masks of the same sizes, whose units are drawn
+    # the control: masks of the same sizes, with randomly drawn units
     drawn = {path: random_masks(mask, draws) for path, mask in masks.items()}
     losses: dict[str, dict[str, float]] = {}
     for i, (name, batches) in enumerate(judged.items()):
@@ -134,7 +134,7 @@ def model_side(
                 [extraction["losses"][name][column] for extraction in extractions], ".3f"
             )
         rows.append(row)
-    # the gate beside the share of the commonest expert, which a gate that learned nothing would
+    # the gate next to the share of the commonest expert, which a gate that learned nothing would
     # have
     for column, name in (("gate's accuracy", "accuracy"), ("share of the commonest", "most")):
         rows.append(
@@ -160,12 +160,12 @@ def worst_gain(extraction: Cell) -> float:
 
 @lru_cache
 def served(kind: str, seed: int, report: Report) -> dict[str, float]:
-    """Replay recorded routing in batches by expert and through caches; return what they save.
+    """Replay recorded routing in batches by expert and through caches; return their savings.
 
     kind: of the trace. Keys: "ratio": different experts in a batch if streams queue for their
-    expert, over those in the order of arrival; "wait", "wait in order": rounds that a stream waits,
-    95th percentile; and hit rates of caches with a quarter of the experts, from least recently used
-    to Belady's, which knows the future.
+    expert, over the number in order of arrival; "wait", "wait in order": rounds that a stream
+    waits, 95th percentile; and hit rates of caches with a quarter of the experts, from least
+    recently used to Belady's, which knows the future.
     """
     trace = traces(seed, report)[kind]
     ratios: list[float] = []

@@ -92,7 +92,7 @@ class CodedPack(NamedTuple):
 def pictures(count: int) -> tuple[list[Array], list[Array]]:
     """Return photographs to train a prior on, and `count` crops of other photographs to test on."""
     images = [photograph.pixels for photograph in photographs(shrink=SHRINK)]
-    # crops of photographs of which the prior has seen nothing
+    # crops of photographs that the prior has seen nothing of
     test, random = images[::HELD_OUT], np.random.default_rng(0)
     crops = []
     for i in range(count):
@@ -111,7 +111,7 @@ def psnr(a: Array, b: Array) -> float:
 def coded(size: Size, arm: str, rate: float, seed: int) -> CodedPack:
     """Code the test crops by one codec at one bit rate; return the quality, bytes and times.
 
-    The result is stored, and read if it was computed before; a training that was killed goes on.
+    The result is stored, and read if it was computed before; a training that was killed resumes.
     size: counts of crops and steps; arm: "COIN" (a small network for each crop) or a key of ARMS
     (networks coded relative to a learned prior); rate: bits a pixel.
     """
@@ -149,7 +149,7 @@ def by_prior(size: Size, arm: str, rate: float, seed: int, folder: Path) -> Code
 
 
 def by_coin(size: Size, arm: str, rate: float, seed: int, folder: Path) -> CodedPack:
-    """Fit one small network to each test crop (COIN), whose weights are the code; measure it.
+    """Fit one small network, its weights as the code, to each test crop (COIN); measure it.
 
     size: counts of test crops; rate: bits a pixel, which give the network's width; arm, folder:
     unused, `by_prior` needs them. Returns the same as `by_prior`, with no prior to train.
@@ -241,7 +241,7 @@ def speed(size: Size, packs: Sequence[CodedPack]) -> str:
 
 
 def ablation(seeds: tuple[int, ...], report: Report) -> Result:
-    """Return RECOMBINER's PSNR minus that of the best version without a part, in dB.
+    """Return RECOMBINER's PSNR minus the PSNR of the best version without a part, in dB.
 
     The versions lack positional latents, linear maps of the weights, or both; all code crops of
     photographs at one bit per pixel. The values are the differences to each version, means over
@@ -315,7 +315,7 @@ def rate_distortion(size: Size) -> Callable[..., Result]:
 
 
 def excess(seeds: Sequence[int]) -> float:
-    """Return by which share the variance of coded samples exceeds that of their targets.
+    """Return by which share the variance of coded samples exceeds their targets' variance.
 
     Relative entropy coding picks one of 2^16 random candidates, which should be a sample of the
     target. Targets have 14 normal latents of 1 bit each; 0 = unbiased.
@@ -346,7 +346,7 @@ def bits_of_files(count: int, rate: float, report: Report) -> tuple[bool, bool]:
 
     count: of files; rate: bits a pixel. Returns both answers.
     """
-    # a small codec: what is tested is that bytes decode alike, not how well
+    # a small codec: the test is that bytes decode alike, not how well
     settings = RecombinerSettings(patch=(16, 16), width=8, depth=1, positions=4, kl_bits=8)
     train, test = pictures(count)
     with TemporaryDirectory() as name, kept_quiet():
@@ -389,7 +389,7 @@ def coding(seeds: tuple[int, ...], report: Report) -> Result:
 
 
 def prior_rates(size: Size) -> FixedRate:
-    """Return the rates of a prior's parts, and those of COIN's networks."""
+    """Return the rates of a prior's parts and of COIN's networks."""
     rates = {"the prior's maps": MAPS_LR, "the rest of a prior": LR, "COIN": COIN_LR}
     steps = {"the prior's maps": size.steps, "the rest of a prior": size.steps, "COIN": COIN_STEPS}
     return FixedRate(rates, steps, "They are those of the library, for priors of any size.")

@@ -56,10 +56,10 @@ class MaskScore(NamedTuple):
 
 
 def operations(way: MaskWay) -> float:
-    """Return the operations of a training, as a share of those of the dense net's as long.
+    """Return the operations of a training, as a share of the dense net's training as long.
 
-    It is the mean density over the steps, with RigL's dense gradients counted. way: of ARMS, whose
-    shares are of 7 epochs, or of TENTH, of 20.
+    It is the mean density over the steps, with RigL's dense gradients counted. way: of ARMS, with
+    shares of 7 epochs, or of TENTH, of 20.
     """
     share: float = 1.0 if way.schedule is None else way.schedule.density
     if isinstance(way.schedule, Gradual):
@@ -89,7 +89,7 @@ def accuracy(way: MaskWay, seed: int) -> float:
     model = resnet(seed)
     options: dict[str, Any] = OPTIONS | {"epochs": way.epochs, "seed": seed}
     fit(model, thin_resnets.rows("train"), schedule=way.schedule, **options)
-    # with 2,000 pictures half of a difference's spread would be that of the test
+    # with 2,000 pictures half of a difference's spread would come from the test
     return thin_resnets.accuracy(model, thin_resnets.rows("test", 10_000))
 
 
@@ -105,7 +105,7 @@ def judged(
     by_arm = {arm: sheet.by_seed(arm, "") for arm in sheet.arms}
     # pairs by seed: the same start and the same batches
     gains = [a.accuracy - b.accuracy for a, b in zip(by_arm[RIGL], by_arm[rival], strict=True)]
-    # cost beside accuracy: a longer training could buy the difference
+    # cost next to accuracy: a longer training could buy the difference
     table = [
         {"model": arm, "accuracy": shown([result.accuracy for result in results], ".2f")}
         | {"operations of training": f"{results[0].operations:.3f}"}

@@ -1,4 +1,4 @@
-"""S2FT against LoRA of its size, each at its own best rate: what it forgets, what it learns."""
+"""S2FT against LoRA of its size, each at its own best rate: forgetting and learning."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ stored = StoredResults(__file__)
 FIRST = 9  # of twelve blocks; the three from there on are adapted
 SOURCE, TARGETS = "fashion-mnist", ("elpv", "photo-rotation", "prompt-kind")
 IMAGES, EPOCHS, BATCH, EVERY = 640, 3, 16, 20  # 120 steps
-# the old task is read by a probe, whose head is fixed: forgetting is of features
+# the old task is read by a probe with a fixed head: forgetting is of features
 PROBED, TEST = 1000, 250  # pictures of the source's probe; test pictures of either task
 # for each block 15,360 weights: 40 of 1,536 channels, rank 8 of fc2, rank 4 of both linear maps
 CHANNELS, RANK, BOTH = 40, 8, 4
@@ -161,7 +161,7 @@ def rates(names: tuple[str, ...]) -> tuple[ArmRate, ...]:
 def train(arm: str, lr: float, task: str, seed: int) -> task_tracks.Track:
     """Train a method on a new task; return both tasks' accuracy every 20 steps.
 
-    The new task's accuracy is that of its test pictures, the old task's is read by a fixed probe.
+    The new task's accuracy is on its test pictures, the old task's is read by a fixed probe.
     arm: key of METHODS; lr: its own learning rate; task: one of TARGETS. Stored and read if it was
     computed before.
     """
@@ -247,7 +247,7 @@ def retention(seeds: Sequence[int], report: Report) -> Result:
 def in_domain(seeds: Sequence[int], report: Report) -> Result:
     """Return S2FT's final accuracy on a new task minus LoRA's, a share, by seed.
 
-    The mean over three new tasks of pictures, on test pictures; PEFT's PiSSA and DoRA stand beside.
+    The mean over three new tasks of pictures, on test pictures, with PEFT's PiSSA and DoRA as well.
     """
     # the last point of each curve
     end = {run: track.target[-1] for run, track in tracks(ALL, seeds, report).items()}

@@ -1,4 +1,4 @@
-"""S2FT against LoRA at SmolLM2's real weights: what is forgotten of texts nobody trains on."""
+"""S2FT against LoRA at SmolLM2's real weights: forgetting of texts nobody trains on."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from ..materials.task_tracks import GRID, LORA, OURS, TUNED, Track, matched
 stored = StoredResults(__file__)
 
 POOL, TRAIN, VAL, TEST = 800, 480, 100, 200  # glosses; TRAIN of the pool for each seed
-# texts that have nothing to do with glosses, and of which nobody trains
+# texts that have nothing to do with glosses, and that nobody trains on
 HELD = {"novels": "austen", "help pages": "python-docs"}
 ROWS, WORDS = 40, 30  # of each text that nobody trains on; words of a row
 EPOCHS, BATCH, EVERY = 3, 16, 15  # 90 steps
@@ -125,7 +125,7 @@ def rates() -> tuple[ArmRate, ...]:
 
 
 def train(arm: str, seed: int) -> dict[str, Track]:
-    """Train a method on glosses; return the course of the new accuracy beside each old text's loss.
+    """Train a method on glosses; return the course of the new accuracy with each old text's loss.
 
     The scores are taken every 15 steps. A track has the accuracy on test glosses and minus the loss
     on the old text, so that more is better in both. arm: key of METHODS. Stored and read if it was

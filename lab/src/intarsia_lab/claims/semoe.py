@@ -43,7 +43,7 @@ def _sum(flat: torch.Tensor) -> torch.Tensor:
 
 
 def bucket(seeds: tuple[int, ...], report: Report) -> Result:
-    """Return the time of 200 collectives over that of one for all tensors, by seed.
+    """Return the time of 200 collectives over the time of one for all tensors, by seed.
 
     Four processes on one machine; the slowest of them counts.
     """

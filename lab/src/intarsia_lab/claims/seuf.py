@@ -39,8 +39,8 @@ def cells(kind: str, seed: int, ways: Sequence[str], report: Report) -> dict[str
 
     Ways: train the expert to which the router sends most of the text (TOP), with an anchor that
     keeps the router so, and without it (FREE); the expert that has more of this text than of others
-    (LIFT); all weights, at a tenth of the rate (ALL). Beside TOP and LIFT stand four random experts
-    of the layer of either expert. kind: of the text to forget; ways: those to run.
+    (LIFT); all weights, at a tenth of the rate (ALL). TOP and LIFT are compared with four random
+    experts of the layer of either expert. kind: of the text to forget; ways: those to run.
     """
     by_arm: dict[str, Cell] = {}
     for way in ways:
@@ -141,8 +141,8 @@ def _or_none(value: float) -> float | None:
 def rise(path: Sequence[Mapping[str, float]], amount: float, field: str = "retain") -> float:
     """Interpolate the rise of one loss where the loss of the text to forget has risen by `amount`.
 
-    path: losses at each step, in nats per token; field: the loss whose rise is returned. NaN where
-    the path does not come so far.
+    path: losses at each step, in nats per token; field: the loss to interpolate. NaN where the path
+    does not come so far.
     """
     first = path[0]
     for a, b in zip(path, path[1:], strict=False):
@@ -170,8 +170,8 @@ def against_random(by_arm: Mapping[str, Cell], attributed: str) -> float:
 
     Damage is the rise of the other texts' loss where the forgotten one's has risen by a given
     amount; the ratio is taken at two amounts. by_arm: results of a seed and kind of text;
-    attributed: the way whose expert it is, TOP or LIFT. Random experts are of the same layer; those
-    that never forget so far are left out, and the ratio is 1 where all are.
+    attributed: the way of the chosen expert, TOP or LIFT. Random experts are of the same layer; the
+    ones that never forget so far are left out, and the ratio is 1 where all are.
     """
     ratios: list[float] = []
     for target in TARGETS:
@@ -194,8 +194,8 @@ def run(
 ) -> Result:
     """Unlearn three kinds of text in several ways; return a figure of the results, by seed.
 
-    figure: results of one kind of text, by way -> the number, of which the mean over the kinds is
-    judged; ways: those to run, see `cells`.
+    figure: results of one kind of text, by way -> the number; its mean over the kinds is judged;
+    ways: those to run, see `cells`.
     """
 
     def by_kind(seed: int) -> ByKind:
@@ -291,7 +291,7 @@ CLAIMS = (
         "text at equal forgetting, the worse of two targets.",
         baseline="mean of four random experts of the same layer; ratio",
         target=1.0,
-        # its own expert and the random ones beside it: five runs of twelve for each text
+        # its own expert and the random ones next to it: five runs of twelve for each text
         measure=partial(run, figure=lambda arms: against_random(arms, TOP), ways=(TOP,)),
     ),
     study(

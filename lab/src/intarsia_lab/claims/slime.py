@@ -93,7 +93,7 @@ def _run(arm: str, seed: int, report: Report) -> Cell:
     shares = {"right": _right(model, test), "train": _right(model, train)}
     if arm == OURS:
         shares["random"] = _at_random(model, test, seed)
-    # places of picture vectors: what is left of them is local
+    # places of picture vectors: the rest of them is local
     marks = int((train[0]["input_ids"] < 0).sum())
     shares["local"] = float(marks - WHOLE - 1)
     report(f"  seed {seed}, {arm}: {shares}")
@@ -101,7 +101,7 @@ def _run(arm: str, seed: int, report: Report) -> Cell:
 
 
 def _right(model: torch.nn.Module, question_rows: QuestionRows) -> float:
-    """Return the share of answers whose tokens are all right, 0 to 1."""
+    """Return the share of answers with all tokens right, 0 to 1."""
     return scores_by_modality(model, question_rows, 32)["all"]["exact_match"]
 
 
@@ -144,14 +144,14 @@ def run(
 
 
 def above_chance(by_arm: Mapping[str, Cell]) -> float:
-    """Return the share of right answers with all local vectors, minus that of a guessed colour."""
+    """Return the share of right answers with all local vectors, minus a guessed colour's share."""
     return by_arm[EVERY]["right"] - 1 / len(COLOURS)
 
 
 def enough(by_arm: Mapping[str, Cell]) -> float:
-    """Return the share of right answers with a chosen quarter minus that with all local vectors.
+    """Return the share of right answers with a chosen quarter minus the share with every vector.
 
-    Local vectors are those of a picture's tiles. The result is at most by how much the reader of
+    Local vectors are from a picture's tiles. The result is at most by how much the reader of
     all vectors is above chance, minus 0.3: a reader that answers nothing cannot show that a quarter
     is enough. by_arm: results of one seed by key of ARMS, see `_run`.
     """

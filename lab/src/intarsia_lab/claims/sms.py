@@ -43,7 +43,7 @@ ALONE: list[float] = []  # of the candidates of the round that runs
 
 @dataclass(frozen=True)
 class ScoredSoup(SparseModelSoup):
-    """The method, whose candidates are scored on the test part, for the table alone."""
+    """The method with its candidates scored on the test part, for the table alone."""
 
     @property
     def card_key(self) -> str:
@@ -150,13 +150,13 @@ class DenseNets:
         model.load_state_dict(mean)
         if again:
             prune(model, density)
-        # batch norms measure the average anew, as the paper does for every soup
+        # batch norms measure the average again, as the paper does for every soup
         recalibrate(model, [thin_resnets.halved("train").tensors[0][: thin_resnets.TRAIN // 5]])
         density = thin_resnets.density_of(model)
         return Souped(accuracy(model), statistics.mean(alone), max(alone), density)
 
 
-Soups = Mapping[str, Souped]  # arm -> what it gave
+Soups = Mapping[str, Souped]  # arm -> its soup
 
 
 def gain(soups: Soups) -> float:

@@ -53,7 +53,7 @@ def layer_scores(
 
     net: the network, which is left as it is; paths: of its layers; pictures: (n, 3, 224, 224). For
     each path the share of the L1 norm of the weights that stays, and the energy of the removed
-    blocks' output over that of the output.
+    blocks' output over the energy of the output.
     """
     scores: dict[str, tuple[float, float]] = {}
 

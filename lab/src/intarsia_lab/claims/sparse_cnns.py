@@ -51,7 +51,7 @@ POINTWISE = "1x1 layers at 0.2"
 
 @dataclass(frozen=True)
 class Filters(Gradual):
-    """`Gradual` by whole outputs: those of the least sum |w| go."""
+    """`Gradual` by whole outputs: the ones with the least sum |w| go."""
 
     card_key = "gradual"
 
@@ -84,7 +84,7 @@ def pictures(name: str) -> tuple[Tensor, Tensor, Any, Any, int]:
     """Return a picture set: pixels, labels, indices for training, indices for test, classes.
 
     name: of the set. Pixels are (n, 3, 112, 112), -1 to 1, as EfficientNet-Lite0 reads them;
-    training pictures are drawn from the first indices; the last number is that of the classes. The
+    training pictures are drawn from the first indices; the last number counts the classes. The
     parts are the same for all seeds.
     """
     data_set = sets.load(name)
@@ -234,7 +234,7 @@ def _mean(sheet: Sheet[str, str, float], arm: str, seed: int) -> float:
 
 
 def of_blocks(seeds: tuple[int, ...], report: Report) -> Result:
-    """Return the accuracy of rearranged blocks at density 0.7 minus that of dense training.
+    """Return the accuracy of rearranged blocks at density 0.7 minus dense training's.
 
     EfficientNet-Lite0 on three small picture sets; both are trained for as long, with the same
     teacher. In points, one value for each seed.
@@ -248,7 +248,7 @@ def of_order(seeds: tuple[int, ...], report: Report) -> Result:
     """Return the least gap between four ways to prune that should come in this order, in points.
 
     The order is single weights, rearranged blocks, blocks, whole filters, at densities 0.7 and 0.5;
-    a gap is the accuracy of a way minus that of the next. One value for each seed.
+    a gap is the accuracy of a way minus the next one's. One value for each seed.
     """
     sheet, table, arm_rates = _scored(ARMS, seeds, report)
     order = (FREE, MOVED, PLAIN, FILTERS)
@@ -266,7 +266,7 @@ def of_order(seeds: tuple[int, ...], report: Report) -> Result:
 
 
 def of_pointwise(seeds: tuple[int, ...], report: Report) -> Result:
-    """Return the accuracy with a fifth of the 1x1 weights minus that of dense training.
+    """Return the accuracy with a fifth of the 1x1 weights minus dense training's.
 
     EfficientNet-Lite0 on three small picture sets; both are trained for as long. In points, one
     value for each seed.

@@ -1,4 +1,4 @@
-"""Tokens a second of SmolLM2, pruned and packed in int8, beside dense bfloat16 in one loop."""
+"""Tokens a second of SmolLM2, pruned and packed in int8, against dense bfloat16 in one loop."""
 
 from __future__ import annotations
 

@@ -81,7 +81,7 @@ def run(way: IftWay, seed: int) -> IftScore:
         macs = wide_resnets.DENSITY
     options: dict[str, Any] = wide_resnets.OPTIONS | {"epochs": EPOCHS, "seed": seed}
     fit(model, thin_resnets.rows("train"), schedule=way.schedule, **options)
-    # all test pictures: with 2,000 half of a difference's spread would be that of the test
+    # all test pictures: with 2,000 half of a difference's spread would come from the test
     return IftScore(thin_resnets.accuracy(model, thin_resnets.rows("test", 10_000)), macs)
 
 

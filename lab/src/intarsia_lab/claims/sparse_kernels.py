@@ -73,7 +73,7 @@ def _row(seed: int) -> dict[str, str]:
 def of_bandwidth(seeds: tuple[int, ...], report: Report) -> Result:
     """Return the share of the read bandwidth that sparse products reach, over its target, by seed.
 
-    A matrix of which half is kept, in bfloat16 and in int8; the lesser share counts. The target is
+    A matrix with half of it kept, in bfloat16 and in int8; the lesser share counts. The target is
     0.70 on a machine with AVX-512 and VNNI, 0.60 on others: 1 or more reaches it.
     """
     values: list[float] = []

@@ -45,7 +45,7 @@ def measured(n: int, seed: int) -> dict[str, float]:
     """Store n items in a Sparsey memory; return what its codes keep of them, by name.
 
     recall: the share of code modules that come back; similarity: correlation of the overlaps of
-    codes with those of items; control: the same for random codes; codes: distinct codes per
+    codes with the items' overlaps; control: the same for random codes; codes: distinct codes per
     distinct item; adherence: how well the order of overlaps is kept.
     """
     x = family_items(n, seed)
@@ -135,7 +135,7 @@ def spread(seeds: Sequence[int], report: Report) -> Result:
 
     It is the smaller of distinct codes / (0.9 n) and adherence / 0.3, by seed; 1 or more reaches
     both. The network is a grid of 5 x 5 memories; the table has a single memory on whole digits,
-    whose codes collapse, and what a baseline does about it.
+    where its codes collapse, and what a baseline does about it.
     """
     data = sets.load("mnist")
     values, rows = [], []
@@ -202,7 +202,7 @@ CLAIMS = (
         target=0.5,
         control=LEARNED,
         measure=partial(judged, figure="similarity"),
-        # twenty seeds had .567 with a spread of .26, of which 123 decide
+        # twenty seeds had .567 with a spread of .26, for which 123 decide
         seeds=tuple(range(123)),
     ),
     study(

@@ -1,4 +1,4 @@
-"""Sparsey beside what it has to be compared with: neighbours in pixels, matrices of equal bits."""
+"""Sparsey against the baselines it needs: neighbours in pixels, matrices of equal bits."""
 
 from __future__ import annotations
 
@@ -163,9 +163,9 @@ def capacity(curve: Sequence[float]) -> float:
 
 
 def of_capacity(seeds: Sequence[int], report: Report) -> Result:
-    """Return the items that a Sparsey memory completes over those of Willshaw's matrix, by seed.
+    """Return how many items a Sparsey memory completes, over Willshaw's matrix's number, by seed.
 
-    Items have 12 of 144 bits, of which a cue lacks three; both memories have as many bits. A
+    Items have 12 of 144 bits, and a cue lacks three of them; both memories have as many bits. A
     Hopfield network stands in the table.
     """
     shares: dict[str, list[list[float]]] = {name: [] for name in MEMORIES}

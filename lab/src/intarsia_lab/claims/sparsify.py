@@ -52,12 +52,12 @@ class CountedDSnoT(DSnoT):
         return "dsnot"
 
     def swapped(self, weight: Tensor, mask: Tensor, statistics: Statistics) -> Swapped:
-        """Return DSnoT's swaps of one layer, whose errors before and after are added to SUMS.
+        """Return DSnoT's swaps of one layer; add their errors before and after to SUMS.
 
         weight: (out, in); mask: True = kept; statistics: of the layer's inputs.
         """
         swaps = super().swapped(weight, mask, statistics)
-        # the sums that swaps bring to 0 are counted beside the loss: a layer's own error
+        # the sums that swaps bring to 0 are counted next to the loss: a layer's own error
         SUMS[0] += swaps.before
         SUMS[1] += swaps.after
         return swaps

@@ -122,8 +122,8 @@ def trained(
 ) -> nn.Module:
     """Train a model for one epoch over the rows by AdamW without decay; return it.
 
-    lr: learning rate, of which `linear` is the course; objective: the loss; zeros: keep weights at
-    0 that are 0.
+    lr: learning rate, with `linear` as its course; objective: the loss; zeros: keep weights at 0
+    that are 0.
     """
     options: dict[str, Any] = {"schedule": FixedMask()} if zeros else {}
     options |= {"epochs": 1, "batch_size": BATCH, "lr": lr, "weight_decay": 0.0, "seed": seed}
@@ -166,8 +166,7 @@ def smollm2() -> tuple[nn.Module, Any, Any, Any]:
 def closing_of(bench: SparseCells, densities: tuple[float, ...]) -> Callable[..., Result]:
     """Return a claim's measure: how much more of the pruning gap SquareHead closes than labels.
 
-    bench: the dense model and its rows; densities: shares of weights that stay, of which the worst
-    counts.
+    bench: the dense model and its rows; densities: shares of weights that stay, the worst counts.
     """
 
     def run(seeds: tuple[int, ...], report: Report) -> Result:

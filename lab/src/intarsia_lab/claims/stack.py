@@ -17,7 +17,7 @@ from ..materials.held_out_rows import rows
 from ..materials.routing_traces import made
 
 CALIBRATION, MEASURED, BATCH = 32, 48, 16  # rows
-# pairs of which one shrinks the numbers and one their width
+# pairs: one method shrinks the numbers and one their width
 PRODUCT = (("prune", "quant"), ("merge", "quant"), ("student", "quant"))  # bytes multiply
 
 
@@ -86,7 +86,7 @@ def failures(stack_table: StackTable) -> float:
 def product_error(stack_table: StackTable) -> float:
     """Return how far the bytes of two methods together are from the product of both shares.
 
-    A share is the bytes with a method over those of the plain model. stack_table: measurements of
+    A share is the bytes with a method over the plain model's bytes. stack_table: measurements of
     methods alone and in pairs. The result is the largest relative difference of the pairs in
     PRODUCT, in percent.
     """

@@ -35,7 +35,7 @@ recombiner-coding sat sat-orders semoe-bucket seuf-size sparse-kernels sparse-ke
 sparsey-time stack-bytes stack-pairs transport-unbalanced tutel-tables union-of-experts-macs
 union-of-experts-text-macs
 """)
-# what is proved or published for data of this very size and kind: a failure there is the paper's
+# claims proved or published for data of this very size and kind: a failure there is the paper's
 OWN_REGIME = _keys("""
 gaussian-moe gaussian-moe-experts gaussian-moe-linear gaussian-moe-ratio sparsey-digits
 """)

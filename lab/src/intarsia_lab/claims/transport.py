@@ -50,7 +50,7 @@ class Sinkhorn(Transport):
 
 
 class SinkhornRouter(TransportRouter):
-    """`TransportRouter` with Sinkhorn's plan, cut off at C, in place of the sparse one."""
+    """`TransportRouter` with Sinkhorn's plan, cut off at C, instead of the sparse one."""
 
     def plan(self, score: Tensor) -> Tensor:
         """Return a transport plan of tokens to experts by Sinkhorn's scaling, cut to C per expert.
@@ -115,7 +115,7 @@ class Last:
 
 
 def with_experts(model: nn.Module, router: RouterConfig, seed: int) -> nn.Module:
-    """Put experts beside the MLP of the last block, in place; return the model.
+    """Put experts next to the MLP of the last block, in place; return the model.
 
     The experts are equal parts of the MLP's pretrained hidden units, so that any number of them has
     as many weights. They, their router and the head are trained, all else is frozen. router:
@@ -129,11 +129,11 @@ def with_experts(model: nn.Module, router: RouterConfig, seed: int) -> nn.Module
 
 
 def train(rate: ArmRate, experts: int, seed: int, *, validate: bool = False) -> PictureScores:
-    """Train a ViT-S whose last MLP is a mixture under one router; score it, stored or computed now.
+    """Train a ViT-S with a mixture, under one router, as its last MLP; score it, stored or now.
 
     The data are 1,600 pictures of Fashion-MNIST; all 300 test pictures are one batch, since a plan
     depends on the batch. rate: of the router that it names; experts: their number; validate: score
-    the validation part in place of the test.
+    the validation part instead of the test.
     """
     name, training = rate.arm, replace(TRAINING, lr=rate.rate)
     router = ROUTERS[name](experts)
@@ -201,7 +201,7 @@ def validated(name: str, lr: float) -> float:
 
 
 def against(seeds: Sequence[int], report: Report) -> Result:
-    """Return the loss with a sparse transport plan over that of the best rival, by seed.
+    """Return the loss with a sparse transport plan over the best rival's, by seed.
 
     The router assigns tokens to experts by an even transport plan; rivals: keys of ROUTERS, other
     ways to even out loads. The figure is at the number of experts where the ratio is largest.
@@ -247,7 +247,7 @@ def rows_of(sheet: Runs) -> list[dict[str, Any]]:
                 "accuracy %": shown(values["accuracy"], ".1f"),
             }
             line |= {"largest load / mean": shown(values["load"], ".2f")}
-            # a plan that drops tokens could look even: their share stands beside the load
+            # a plan that drops tokens could look even: their share stands next to the load
             line |= {"without an expert %": f"{statistics.mean(values['lost']):.1f}"}
             line |= {"ms a step": f"{1000 * statistics.median(values['step']):.0f}"}
             rows.append(line)
@@ -292,7 +292,7 @@ CLAIMS = (
         sense="<=",
         rates=OWN,
         measure=against,
-        # the pilot of three seeds, with a plan by p: a spread of .21, of which ten see .2
+        # the pilot of three seeds, with a plan by p: a spread of .21, with which ten see .2
         seeds=tuple(range(10)),
         minutes=20,
     ),

@@ -1,4 +1,4 @@
-"""Tutel and DeepSpeed-MoE: a degree for each batch, and tables in place of one-hot products."""
+"""Tutel and DeepSpeed-MoE: a degree for each batch, and tables instead of one-hot products."""
 
 from __future__ import annotations
 

@@ -136,7 +136,7 @@ def mean(result: Cell) -> float:
 
 
 def ratio(ours: Cell, base: Cell) -> float:
-    """Return the spread over modalities of our arm over that of another."""
+    """Return the spread over modalities of our arm over another arm's."""
     return spread(ours) / max(spread(base), 1e-9)
 
 
@@ -219,7 +219,7 @@ CLAIMS = (
         measure=partial(
             run, figure=lambda arms: ratio(arms[OURS], arms[DENSE]), arms=(DENSE, OURS)
         ),
-        # the pilot of three seeds, whose control failed: .65 with a spread of .30, which nine see
+        # the pilot of three seeds, with a failed control: .65 with a spread of .30, which nine see
         seeds=tuple(range(9)),
         minutes=100,
     ),

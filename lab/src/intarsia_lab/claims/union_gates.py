@@ -1,4 +1,4 @@
-"""Union of Experts: what its gates are worth, and a tuned ViT beside one that drops patches."""
+"""Union of Experts: what its gates gain, and a tuned ViT against one that drops patches."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ SCORE, RANDOM, UNION, DROPPED = "score", "random", "union of experts", "dropped 
 BLOCKS, SET, SIZE, IMAGES, TEST, EPOCHS, LR = 4, "fashion-mnist", 56, 800, 1000, 3, 2e-4
 SOLAR, SOLAR_IMAGES, SOLAR_TEST, SOLAR_EPOCHS, SOLAR_LR = "elpv", 200, 800, 10, 1e-4
 BATCH = 32
-AT, KEPT = 2, 6  # of the sixteen patches six go on after the second block: MACs as the union's
+AT, KEPT = 2, 6  # of the sixteen patches six continue after the second block: MACs as the union's
 GATES: dict[str, UnionOfExperts | None] = {
     DENSE: None,
     SIZES: UnionOfExperts(4, 2, heads=3, gate="sizes"),
@@ -41,9 +41,9 @@ TUNED: dict[str, UnionOfExperts | None] = {
 
 
 def choose_at_random(model: nn.Module, seed: int) -> nn.Module:
-    """Let the routers of a union of experts see noise in place of tokens; in place.
+    """Let the routers of a union of experts see noise instead of tokens; in place.
 
-    The noise is drawn anew in each forward. model: with the routers; seed: of the noise.
+    The noise is drawn again in each forward. model: with the routers; seed: of the noise.
     """
     draws = torch.Generator().manual_seed(seed)
 
@@ -62,15 +62,14 @@ def drop_patches(model: Any, start: int, keep: int) -> nn.Module:
 
     Attention is the mean over heads of the class token's attention in that block (EViT,
     arXiv:2202.07800, without its fused token). model: a ViT of timm; start: number of the block;
-    keep: how many patches go on.
+    keep: how many patches continue.
     """
     block = model.blocks[start]
 
     def drop(_block: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
         """Keep the patches that the class token attends to most, as the block's inputs.
 
-        args: the block's inputs, of which the first is tokens (B, T, d); the block itself is
-        unused.
+        args: the block's inputs, with tokens (B, T, d) as the first; the block itself is unused.
         """
         x: Tensor = args[0]  # (B, T, d)
         heads = block.attn.num_heads

@@ -54,8 +54,8 @@ SCRATCH = PictureTraining(4000, 10, 1e-3, blocks=4)
 def pictures(seed: int, report: Report, training: PictureTraining = PRETRAINED) -> union_arms.Found:
     """Train a ViT whole, as a union of experts and as Switch; return the scores.
 
-    A union of experts cuts MLPs into slices and attention into groups of heads, of which a token
-    uses some; Switch has one of several slices of each MLP. training: pictures, epochs and rate.
+    A union of experts cuts MLPs into slices and attention into groups of heads; a token uses some
+    of them; Switch has one of several slices of each MLP. training: pictures, epochs and rate.
     Keys of PICTURES -> accuracy in percent ("score"), multiplications and seconds.
     """
     return {name: _picture_cell(name, seed, training, report) for name in PICTURES}
@@ -135,8 +135,8 @@ def rows(tokenizer: Any, seed: int) -> tuple[Rows, Rows]:
 def text(seed: int, report: Report) -> union_arms.Found:
     """Fine-tune SmolLM2 whole, as a union of experts and as Switch; return the scores.
 
-    A union of experts cuts MLPs into slices and attention into groups of heads, of which a token
-    uses some; Switch has one of several slices of each MLP. Keys of TEXTS -> loss in nats per token
+    A union of experts cuts MLPs into slices and attention into groups of heads; a token uses some
+    of them; Switch has one of several slices of each MLP. Keys of TEXTS -> loss in nats per token
     ("score"), multiplications and seconds.
     """
     return {name: _text_cell(name, seed, report) for name in TEXTS}
@@ -160,7 +160,7 @@ def _text_cell(name: str, seed: int, report: Report) -> union_arms.Cell:
 
 
 def ratio(by_arm: union_arms.Found, name: str) -> float:
-    """Return a measure of the union of experts over that of the dense model.
+    """Return a measure of the union of experts over the dense model's.
 
     by_arm: results of one seed; name: "score", "macs" (multiplications) or "seconds".
     """
@@ -168,7 +168,7 @@ def ratio(by_arm: union_arms.Found, name: str) -> float:
 
 
 def points(by_arm: union_arms.Found) -> float:
-    """Return the accuracy of the union of experts minus that of the dense model, in points."""
+    """Return the accuracy of the union of experts minus the dense model's, in points."""
     return by_arm[union_arms.UNION]["score"] - by_arm[union_arms.DENSE]["score"]
 
 

@@ -41,14 +41,14 @@ stored = StoredResults(__file__)
 DENSITY, CROPS, HELD_OUT, EPOCHS = 0.3, 800, 400, 4
 
 WIDE, SPARSE = 1.6, 0.1
-# widths of the dense net, of which the one of equal time is the rival
+# widths of the dense net: the one of equal time is the rival
 WIDTHS = tuple(round(0.1 * n, 1) for n in range(4, 17))
 PLAN = ((24, 2), (48, 1), (96, 2), (96, 1), (192, 1))  # channels and stride of each block
 NET_EPOCHS = 8
 
 
 def agreement(seed: int) -> dict[str, list[float]]:
-    """Prune EfficientNet-Lite0; return how often its first class is that of the dense network.
+    """Prune EfficientNet-Lite0; return how often its first class is the dense network's.
 
     In percent of held-out crops: the dense network's first class is the pruned one's first, or
     among its first five. The keys are the two ways: pruned without training, and pruned while it
@@ -185,7 +185,7 @@ def chosen() -> tuple[float, dict[str, float]]:
 def trained(arm: str, _: str, seed: int) -> float:
     """Train a network on Fashion-MNIST; return its test accuracy in points, stored or computed now.
 
-    arm: "sparse", the wide network of which a tenth of the 1x1 weights stays, or "dense", that of
+    arm: "sparse", the wide network with a tenth of its 1x1 weights kept, or "dense", the one of
     equal time; the second parameter is unused, since there is one task.
     """
     width = WIDE if arm == "sparse" else chosen()[0]
@@ -208,7 +208,7 @@ def trained(arm: str, _: str, seed: int) -> float:
 
 
 def of_equal_time(seeds: tuple[int, ...], report: Report) -> Result:
-    """Return the accuracy of a wide sparse network minus that of a dense one of equal time.
+    """Return the accuracy of a wide sparse network minus a dense one's of equal time.
 
     In points of Fashion-MNIST's test part, by seed. The dense network is the narrowest that takes
     no less time in its fastest runtime.

@@ -54,7 +54,7 @@ def loss(model: nn.Module, texts: TextKinds, names: Sequence[str] | None = None)
 
 @stored.cell
 def of_policy(policy: str, seed: int, steps: int) -> Late:
-    """Train a mixture whose experts are too small for a batch; return its test losses.
+    """Train a mixture with experts too small for a batch; return its test losses.
 
     An expert takes 0.75 of the tokens that an even load would give it, and the others are dropped.
     policy: which ones: "order", the last of the batch, or "random"; steps: of training. Every batch

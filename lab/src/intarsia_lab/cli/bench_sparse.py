@@ -1,4 +1,4 @@
-"""`intarsia bench sparse`: shapes, of a model or any, beside dense, peers and the memory."""
+"""`intarsia bench sparse`: shapes, of a model or any, against dense, peers and the memory."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def bench_sparse(shapes: str | None, density: str | None, model: str | None, as_
     """Time products of sparse weights and show them: the command `intarsia bench sparse`.
 
     shapes, density: the options' texts, None = their defaults; model: name or folder of a language
-    model whose layers give the shapes; as_json: print JSON.
+    model with layers that give the shapes; as_json: print JSON.
 
     Raises: ConfigError for shapes or densities that cannot be, or both shapes and a model.
     """

@@ -1,4 +1,4 @@
-"""What `intarsia bench` does: read what was asked, run the plan, write its tables."""
+"""What `intarsia bench` does: read the options, run the plan, write its tables."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def ask(arguments: Mapping[str, Any], report: Report) -> tuple[BenchPlan, How, P
     """Return the plan that the command line asks for, how to run it, its folder, and its minutes.
 
     arguments: the options by name, None where one was not given; report: receives a line on the
-    plan. The minutes are those of --budget or of the profile, None = without a limit.
+    plan. The minutes are from --budget or the profile, None = without a limit.
 
     Raises: UnknownName and ConfigError for what does not exist, before a run begins.
     """

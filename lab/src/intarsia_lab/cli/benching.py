@@ -152,12 +152,12 @@ def bench(
 ) -> None:
     """Compare methods on a suite of tasks: every run cached, tables with statistics at the end.
 
-    Called again, it keeps what is finished and goes on. A run that fails is recorded and does not
+    Called again, it keeps finished runs and continues. A run that fails is recorded and does not
     stop the others; the exit code is then 1. What no run can do without, a model or the pictures
     of any task, is asked for first.
 
     `bench sparse` times products of sparse weights instead: of --shapes, or of the layers of a
-    --model (smollm2, a folder, one that `compress` wrote), at each --density, beside torch's own
+    --model (smollm2, a folder, one that `compress` wrote), at each --density, next to torch's own
     in fp32, bf16, int8 and int4, onnxruntime's int4, and what this machine's memory allows.
 
     Example:  intarsia bench mini --profile quick --jobs 2
@@ -220,7 +220,7 @@ def _show_list(listing: dict[str, Any], as_json: bool) -> None:
         show_json(listing)
         return
     for suite in listing["suites"]:
-        # A suite whose files cannot be read does not hide the others.
+        # A suite with files that cannot be read does not hide the others.
         if "error" in suite:
             note(f"{suite['suite']}: {suite['error']}")
             continue

@@ -110,7 +110,7 @@ def _chosen(name: str | None, long: bool) -> list[Study]:
 
 
 def _judged(study: Study, seeds: Sequence[int] | None, page: Path) -> dict[str, Any]:
-    """Run a claim, save its record beside the page, and write the page anew; return the record."""
+    """Run a claim, save its record next to the page, write the page again; return the record."""
     from ..claims import run_claim
     from ..claims.ledger import publish, refuse_uncommitted
     from ..pages.claims import write_page
@@ -121,7 +121,7 @@ def _judged(study: Study, seeds: Sequence[int] | None, page: Path) -> dict[str, 
     record = run_claim(study, seeds=seeds, report=note)
     # Saved after each claim: a stop loses the one that runs, not those before.
     record = publish(study, record, folder)
-    # The page is written from all records of the folder, those of earlier calls included.
+    # The page is written from all records of the folder, including records of earlier calls.
     write_page(folder, page)
     return dataclasses.asdict(record)
 

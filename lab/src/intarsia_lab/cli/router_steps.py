@@ -1,4 +1,4 @@
-"""What `intarsia compare-routers` does: read what was asked, run the cells, write their files."""
+"""What `intarsia compare-routers` does: read the options, run the cells, write their files."""
 
 from __future__ import annotations
 

@@ -23,7 +23,7 @@ def check_claim(name: str) -> None:
 def router_names(text: str, report: Callable[[str], None]) -> str:
     """Return routers by their keys, with commas.
 
-    text: names with commas, in any spelling, also those of papers; report: gets a line for each
+    text: names with commas, in any spelling, also the papers'; report: gets a line for each
     name that is not the key itself. Raises: UnknownName for one that `compare-routers` does not
     have.
     """

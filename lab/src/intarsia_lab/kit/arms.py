@@ -163,7 +163,7 @@ def each(
         """Run one arm on one task and seed, and keep its result in `results`."""
         arm, task, seed = inputs["arm"], inputs["task"], inputs["seed"]
         with threads(1):  # tiny batches: two threads cost more than they give
-            # kept as it is; the pool's result is only what is said of it
+            # kept as it is; the pool's result is only its description in words
             result = results[arm.name, task, seed] = work(arm.settings, task, seed)
         return {"said": describe(result)}
 
@@ -220,7 +220,7 @@ def judged(
     rows: Callable[[int, S], Iterable[Mapping[str, Any]]],
     note: str,
 ) -> Result:
-    """Return a claim's result from experiments whose arms belong together, seed by seed.
+    """Return a claim's result from experiments with arms that belong together, seed by seed.
 
     cells: a seed -> the results of all its arms; figure: these -> the seed's value; rows: (seed,
     results) -> lines of the table; note: the sentences below it.

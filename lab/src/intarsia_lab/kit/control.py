@@ -18,7 +18,7 @@ NUMBER = re.compile(r"[-+]?\d[\d,]*(?:\.\d+)?(?:e[-+]?\d+)?")
 class Control:
     """A condition on the rows of a result's table, in a sentence.
 
-    passes: may raise LookupError or ValueError for rows that lack what it reads, which fails.
+    passes: may raise LookupError or ValueError for rows that lack a needed value, which fails.
     """
 
     sentence: str
@@ -48,7 +48,7 @@ class NoControl:
 def numbers(rows: Rows, column: str, row_values: Mapping[str, str] | None = None) -> list[float]:
     """Return the first number of each cell of a column, in the rows that have certain values.
 
-    rows: of a result's table, whose cells are text; row_values: column -> the text that a row must
+    rows: of a result's table, with text as cells; row_values: column -> the text that a row must
     have in it, None = all rows.
 
     Raises: LookupError if there is none.

@@ -29,7 +29,7 @@ from .source import computing
 
 LABORATORY, LIBRARY = Path(__file__).parents[1], Path(intarsia.__file__).parent
 CHECKOUT = "lab/src/intarsia_lab/"  # where the laboratory stands in its repository
-COMPILED = ("formats", "kernels")  # folders of the library whose modules call C
+COMPILED = ("formats", "kernels")  # folders of the library with modules that call C
 # the rules, this module, what refuses, and what fetches and keeps bytes, which digests check:
 # imports are followed, their own text computes no figure
 JUDGES = frozenset(
@@ -42,7 +42,7 @@ JUDGES = frozenset(
 )
 Names = frozenset[str] | None
 """Names that are imported from a file; None = all of it."""
-CARDS = ("card", "by_name", "find")  # functions whose first argument is a method's key
+CARDS = ("card", "by_name", "find")  # functions with a method's key as the first argument
 
 
 @functools.cache
@@ -58,14 +58,14 @@ def code_digest(*modules: Path, deep: bool = False) -> str:
 
 
 def dependencies(*modules: Path, deep: bool = False) -> dict[Path, Names]:
-    """Return the files that modules depend on, themselves among them, and what of each is used.
+    """Return the files that modules depend on, themselves among them, and the names used of each.
 
-    modules: paths; deep: follow the imports of the library's modules, too, not only those of the
+    modules: paths; deep: follow the imports of the library's modules, too, not only of the
     laboratory's.
     """
     reached = dict[Path, Names]()
     pending: list[tuple[Path, Names]] = [(path, None) for path in modules]
-    # the laboratory's imports are followed to the end, those of the library one step
+    # the laboratory's imports are followed to the end, the library's one step
     while pending:
         path, names = pending.pop()
         follows = deep or path.is_relative_to(LABORATORY)

@@ -38,7 +38,7 @@ class Rates:
     """The grid of learning rates that every arm of a study tries on validation data.
 
     grid: three or more, since an edge is no choice.  steps: arm -> its optimiser steps.  scale: arm
-    -> what its rates are multiplied by, for an optimiser whose rates lie elsewhere.  Raises:
+    -> what its rates are multiplied by, for an optimiser with rates elsewhere.  Raises:
     ConfigError for fewer than three rates, rates that are no rates, and arms without steps.
     """
 
@@ -60,8 +60,8 @@ class Rates:
     def choose(self, score: Callable[[str, float], float]) -> tuple[ArmRate, ...]:
         """Return each arm's best rate; all arms try the same grid, which grows while an edge wins.
 
-        score: (arm, rate) -> a score on validation data, the higher the better. Rates are those of
-        the arm's own optimiser.
+        score: (arm, rate) -> a score on validation data, the higher the better. Rates are the arm's
+        own optimiser's.
         """
         # scores are kept: a grid that grows tries nothing twice
         grid, scores = self.grid, {arm: dict[float, tuple[float, float]]() for arm in self.steps}

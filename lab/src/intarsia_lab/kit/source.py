@@ -26,8 +26,8 @@ def computing(text: str, packages: Collection[str], names: Collection[str] | Non
 
     Left out are docstrings, comments, imports within `packages`, the list CLAIMS, statements that
     only refuse, and of `setting(default, help, ...)` all but the default.
-    text: the source of a Python file; packages: those whose files have digests of their own;
-    names: what is imported from it; what these do not use is left out, too.
+    text: the source of a Python file; packages: the ones with files that have their own digests;
+    names: the names imported from it; what these do not use is left out, too.
     None = nothing is.
     """
     source = text.encode()
@@ -165,7 +165,7 @@ def _joined(lines: Sequence[str], depths: dict[int, int]) -> str:
     """Return physical lines as logical ones. depths: number of a logical line's first -> depth."""
     parts = list[str]()
     for row, line in enumerate(lines, start=1):
-        # other lines go on with a statement
+        # other lines continue a statement
         if row in depths:
             parts.append(f"\n{depths[row]}|")
         parts.append("".join(line.split()))

@@ -46,7 +46,7 @@ class StoredResults:
         """
         code = code_digest(self.module)
         store = Store(packages.cache_dir() / "claims", f"{name}.jsonl", code=code)
-        # never silently: a figure of older code would be mixed with those of today
+        # never silently: a figure of older code would be mixed with today's figures
         if store.stale(inputs):
             report(f"{name}: the stored result is of older code, so that it is computed again.")
         return store.record(inputs, run)
@@ -62,7 +62,7 @@ class StoredResults:
         """Return the learning rate that each arm chooses; each score is computed once and stored.
 
         name: of the file of results; rates: the arms and their grids; inputs: what else a score
-        depends on; score: (arm, rate) -> a validation score, of which the highest wins; report:
+        depends on; score: (arm, rate) -> a validation score, the highest wins; report:
         gets each score.
         """
 

@@ -52,7 +52,7 @@ class Result:
 
     got: the figure in the table, the values' mean or the worst of several.  spread: standard
     deviation of the values.  items: the 95 % interval over test items and seeds together, where the
-    run recorded items; else the interval is Student's, over the values.  rates: those of the arms.
+    run recorded items; else the interval is Student's, over the values.  rates: the arms' rates.
     """
 
     got: float
@@ -94,13 +94,13 @@ class Verdict(NamedTuple):
 class Study:
     """The smallest honest experiment for a headline; its target is fixed before the run.
 
-    `measure(seeds, report)` carries out what is not stored and returns a Result, whose interval is
-    held against `target` ("at most" where `sense` is "<=", "at least" where it is ">=", between
+    `measure(seeds, report)` carries out all that is not stored and returns a Result; its interval
+    is compared with `target` ("at most" where `sense` is "<=", "at least" where it is ">=", between
     -target and target where it is "within"). `control` is a condition that must hold before
     anything is judged, or says in a sentence why there can be none. `rates` is the grid of learning
     rates that its arms choose from, or the one rate of all; None where nothing is trained. `effect`
     is the paper's own, or says why it is not known. `needs` is "cpu", "gpu" or "long". `work` names
-    model and data in a few words. `system` is the short name of the paper whose headline this is,
+    model and data in a few words. `system` is the short name of the paper if this is its headline,
     else "". `scale` says in a sentence what larger experiment decides what this one cannot.
 
     Raises: ConfigError without a control, for a headline without an effect, an unknown sense.
@@ -217,7 +217,7 @@ class Study:
 def seeds_needed(pilot: Sequence[float], effect: float) -> int | None:
     """Return how many seeds show an effect with 80 % power in a two-sided t-test at 5 %.
 
-    pilot: values of at least two seeds, of which the standard deviation s counts; effect: the
+    pilot: values of at least two seeds, only their standard deviation s counts; effect: the
     difference to be shown. It is the least n at which a noncentral t with n - 1 degrees of freedom
     and centre |effect| sqrt(n) / s passes the critical value in 80 % of the draws. None if
     `MOST_SEEDS` are too few.

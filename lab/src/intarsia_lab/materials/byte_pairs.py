@@ -16,7 +16,7 @@ after a space; letters inside a word; bytes that are not a whole character."""
 
 
 class BytePairs:
-    """A tokenizer for `load_texts` whose tokens are strings of bytes.
+    """A tokenizer for `load_texts` with strings of bytes as tokens.
 
     A token never spans two words; a space belongs to the word after it. Any text can be encoded,
     and the bytes of its tokens are the bytes of the text.

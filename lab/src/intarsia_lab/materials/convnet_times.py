@@ -120,8 +120,8 @@ def _in_openvino(file: Path, picture: Tensor, precision: str) -> Run:
 def whole(seeds: Sequence[int], report: Report, *, forms: Sequence[tuple[int, float]]) -> Result:
     """Measure how many times as fast sparse nets of ours are as the fastest dense runtime.
 
-    seeds: one picture each; forms: (rows of a block, density) of the sparse nets, of which the
-      slowest counts.
+    seeds: one picture each; forms: (rows of a block, density) of the sparse nets, the slowest
+      counts.
     """
     native.require()
     values: list[float] = []

@@ -32,7 +32,7 @@ def parts() -> tuple[Interactions, Interactions]:
     """Return the first 80 % of each user's events, and the rest."""
     data = films()
     counts = np.bincount(data.users, minlength=len(data.user_ids))
-    # number of an event among those of its user, in the order of time
+    # number of an event among its user's events, in the order of time
     place = np.arange(len(data)) - (counts.cumsum() - counts)[data.users]
     early = place < counts[data.users] * SHARE
     return data.rows(early), data.rows(~early)

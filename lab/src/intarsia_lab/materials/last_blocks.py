@@ -1,6 +1,6 @@
 """The last blocks of pretrained language models, on states that the blocks below left once.
 
-What is frozen below the first adapted block is computed once for each text. The last blocks are a
+The frozen part below the first adapted block is computed once for each text. The last blocks are a
 model of their own that reads these states: of SmolLM2 a `LlamaForCausalLM`, of MiniLM a classifier.
 """
 
@@ -113,7 +113,7 @@ class LanguageRows:
         _, tokenizer = decoder()
         tokens = {name: [_ids(tokenizer, pair) for pair in pairs] for name, pairs in sets.items()}
         answers = [a for encoded in tokens.values() for _, a in encoded]
-        # the head has only the tokens of answers, numbered anew
+        # the head has only the tokens of answers, renumbered
         self.kept = sorted({token for answer in answers for token in answer})
         number = {token: i for i, token in enumerate(self.kept)}
         self.rows: dict[str, list[Row]] = {}
@@ -149,7 +149,7 @@ class LanguageRows:
 
 
 def _ids(tokenizer: Any, pair: QuestionAnswer) -> tuple[list[int], list[int]]:
-    """Return the tokens of a question, with a line's end, and those of its answer."""
+    """Return the tokens of a question, with a line's end, and the tokens of its answer."""
     prompt = tokenizer(f"{pair.prompt}\n", add_special_tokens=False)["input_ids"]
     answer = tokenizer(pair.answer, add_special_tokens=False)["input_ids"]
     return (prompt if pair.prompt else answer[:1]), (answer if pair.prompt else answer[1:])

@@ -17,7 +17,7 @@ from intarsia.schedules.masked_layers import masked_weights
 
 LITE0, SIDE, BATCH = "efficientnet-lite0", 224, 16
 POINTWISE = ("1x1",)
-PHOTOGRAPHS = 20  # of 29, whose crops train; crops of the others judge
+PHOTOGRAPHS = 20  # of 29: their crops train, crops of the others judge
 
 
 def blocks_of(weight: Tensor, rows: int, density: float) -> Tensor:
@@ -32,8 +32,8 @@ def blocks_of(weight: Tensor, rows: int, density: float) -> Tensor:
 def lite0(density: float = 1.0, rows: int = 1) -> nn.Module:
     """Return EfficientNet-Lite0 with the classifier of its 1,000 classes.
 
-    density: share of the 1x1 convolutions' weights that stays, those of the largest norm, alone or
-      in blocks of `rows` outputs. Nothing is trained after it.
+    density: share of the 1x1 convolutions' weights that stays, the ones with the largest norm,
+      alone or in blocks of `rows` outputs. Nothing is trained after it.
     """
     net = backbone(LITE0, classes=1000, progress=lambda _: None)
     # a thousand classes: agreement on ten would say little

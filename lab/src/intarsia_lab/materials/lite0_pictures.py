@@ -4,8 +4,8 @@ No picture, and no photograph that crops are of, is in two parts:
 
 - *fit*: labels are not looked at.
 - *choose*: by these alone rates, sizes, views and densities were chosen.
-- *judges*: looked at once, with the final recipe. Stamps of a quarter of all names and all whose
-  name is a class of ImageNet; crops of nine photographs; and, where the folder
+- *judges*: looked at once, with the final recipe. Stamps of a quarter of all names and all that
+  are named like a class of ImageNet; crops of nine photographs; and, where the folder
   `imagenet-sample-images` is below `$INTARSIA_DATA`, half of its 1,000 photographs, one for each
   class. They are of ImageNet's training part, by which Lite0 itself was trained: its accuracy on
   them is too high, and the difference of two nets is what counts.
@@ -33,10 +33,10 @@ from .lite0 import PHOTOGRAPHS, SIDE, crops
 from .stamps import Stamp, stamps
 from .suites.reading import home
 
-STORED = 256  # px of a side of the pictures that fit, of which views are cut
+STORED = 256  # px of a side of the pictures that fit; views are cut from them
 MARGIN = (STORED - SIDE) // 2
 CROPS = {"fit": 300, "choose": 50, "judge": 150}
-CHOOSING = 3  # photographs whose crops choose the recipe
+CHOOSING = 3  # photographs with crops that choose the recipe
 LABELLED = "imagenet-sample-images"
 UNKNOWN = -1  # class of a picture that has none
 
@@ -130,7 +130,7 @@ def _photographs(folder: Path) -> dict[str, Judged]:
     rows: dict[str, list[tuple[Tensor, int]]] = {"fit": [], "choose": [], "judge": []}
     for file in sorted(folder.glob("n*_*.JPEG")):
         part = _part(file.stem, 24, 128)
-        # the middle, as Lite0 is judged: 256 px, of which 224 are read
+        # the middle, as Lite0 is judged: 256 px, and 224 of them are read
         square = ImageOps.fit(read_image(file), (STORED, STORED), Image.Resampling.BICUBIC)
         pixels = _pixels(square)
         if part != "fit":
@@ -140,7 +140,7 @@ def _photographs(folder: Path) -> dict[str, Judged]:
 
 
 def _crops(draw: torch.Generator) -> dict[str, Judged]:
-    """Return crops by part, those of a photograph in one of them.  draw: places and photographs."""
+    """Return crops by part, each photograph's in one of them.  draw: places and photographs."""
     images = [torch.tensor(p.pixels).permute(2, 0, 1) for p in photographs()]
     order = torch.randperm(len(images), generator=draw).tolist()
     ends = PHOTOGRAPHS - CHOOSING, PHOTOGRAPHS

@@ -127,7 +127,7 @@ def rows_of(sheet: Found, counted: str, count: Callable[[str], int]) -> tuple[di
 def less_the_best(
     sheet: Found, ours: str, rivals: Sequence[str], called: str
 ) -> tuple[list[float], str]:
-    """Return the accuracy of one adapter minus that of its best rival, by seed, and a sentence.
+    """Return the accuracy of one adapter minus its best rival's, by seed, and a sentence.
 
     sheet: scores; ours: name of the adapter; rivals: names of the others; called: what the sentence
       calls ours.

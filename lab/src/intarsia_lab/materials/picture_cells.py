@@ -51,7 +51,7 @@ class StudyRecipe:
     """The training of an arm of a study.
 
     epochs: its share of the budget's epochs, 1/2 where a step costs twice; options: of `fit`; lr:
-    its own rate, None = that of the training which all arms have.
+    its own rate, None = the rate of the training which all arms have.
     """
 
     method: Callable[[Budget], Method | Change]
@@ -188,7 +188,7 @@ class PictureCells:
         torch.nn.init.zeros_(head.bias)
         tail.head = head
         model = apply(tail, method, seed=seed)
-        # an arm whose steps cost more may have fewer epochs
+        # an arm with dearer steps may have fewer epochs
         epochs = max(1, round(budget.epochs * recipe.epochs))
         training = replace(self._training(recipe), epochs=epochs, seed=seed)
         start = time.process_time()
@@ -236,7 +236,7 @@ def prepare(name: str, most_test: int, first: int) -> tuple[Any, Any, Any, Any, 
     name: of the data set; most_test: test images at most; first: number of the block. What the
       frozen blocks before it compute is then never computed again.
     """
-    # rendered anew: a set of the same name in a benchmark has other pictures
+    # rendered again: a set of the same name in a benchmark has other pictures
     rendered = name in structured.TASKS
     images = structured.load(name, RENDERED, seed=1) if rendered else sets.load(name)
     labels: Any = np.asarray(images.labels)

@@ -191,7 +191,7 @@ def drawn(seed: int, tokens: int = 15_360) -> Trace:
     place = torch.rand(LAYERS, EXPERTS, generator=draws, dtype=torch.float64)
     choices: list[Tensor] = []
     for _ in range(tokens // LENGTH):
-        # a random walk of the experts' scores, whose order gives their ranks
+        # a random walk of the experts' scores; their order gives the ranks
         place = place + 0.02 * torch.randn(place.shape, generator=draws, dtype=torch.float64)
         order = place.argsort(1).argsort(1)
         share = (rank[None] ** -exponent[:, None]).gather(1, order)
@@ -203,7 +203,7 @@ def drawn(seed: int, tokens: int = 15_360) -> Trace:
 
 
 def uniform(seed: int, tokens: int = 15_360) -> Trace:
-    """Draw a routing in which all experts are equally likely, in each layer by itself.
+    """Draw a routing in which all experts are equally likely, in each layer on its own.
 
     No placement of experts can gain anything on it. seed: of the draws; tokens: how many.
     """

@@ -1,7 +1,7 @@
 """What sequence models are held against: Cornac's SASRec, GRU4Rec and TIGER, and neighbours.
 
-Each has a few settings, of which the best on validation questions is taken, as of the method beside
-it: as many for all of them, rates among them. Cornac is an extra (`pip install
+Each has a few settings, and the best on validation questions is taken, as for the method that is
+compared with it: as many for all of them, rates among them. Cornac is an extra (`pip install
 'intarsia[baselines]'`); neighbours are ten lines of scipy.
 """
 
@@ -101,7 +101,7 @@ def gru4rec(events: Interactions, spans: Spans, settings: Settings, seed: int) -
 def tiger(events: Interactions, spans: Spans, settings: Settings, seed: int) -> Scorer:
     """Train TIGER (arXiv:2305.05065), which decodes the next item's semantic id; return its scorer.
 
-    Ids are residual k-means of `item_vectors`, as those of OneRec; items that no beam reaches have
+    Ids are residual k-means of `item_vectors`, as OneRec's; items that no beam reaches have
     the score -1e10. events: of all users; spans: sessions to learn from; settings: Cornac's; seed:
     of the training.
     """
@@ -123,9 +123,9 @@ def neighbours(events: Interactions, spans: Spans, settings: Settings, seed: int
     """Return a scorer that ranks items by how often they share sessions with a history's items.
 
     score_j = sum_t decay^(n - t) |S_t and S_j| / (sqrt(|S_t| |S_j|) + shrink), with S_j the
-    sessions that have item j and t = 1 ... n the items of the history, of which later ones weigh
-    more. events: of all users; spans: sessions to learn from; settings: decay and shrink; seed:
-    unused, nothing is drawn.
+    sessions that have item j and t = 1 ... n the items of the history; later ones weigh more.
+    events: of all users; spans: sessions to learn from; settings: decay and shrink; seed: unused,
+    nothing is drawn.
     """
     rows = np.repeat(np.arange(len(spans)), [end - first for first, end in spans])
     items = np.concatenate([events.items[first:end] for first, end in spans]) + 1

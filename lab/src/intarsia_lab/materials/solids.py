@@ -150,7 +150,7 @@ def _cross(solid: Solid, start: Vector | Rays, ahead: Vector | Rays) -> tuple[np
 
 
 def _spans(solid: Solid, start: Sequence, ahead: Sequence) -> list[Span]:
-    """Return, for each ray, the spans whose intersection is the solid."""
+    """Return, for each ray, the spans that intersect in the solid."""
     if solid.kind == "ball":
         return [_tube(start, ahead)]
     if solid.kind == "can":

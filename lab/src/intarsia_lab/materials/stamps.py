@@ -1,4 +1,4 @@
-"""Tux Paint's stamps as questions: what a picture shows, what is said in seven languages, a text.
+"""Tux Paint's stamps as questions: what a picture shows, speech in seven languages, a text.
 
 A stamp has a picture, an English sentence and spoken descriptions; its folder is its topic. All
 that belongs to one stamp stays on one side of a split.
@@ -40,7 +40,7 @@ class Stamp:
 
 
 def stamps(progress: Callable[[str], None] = announce) -> list[Stamp]:
-    """Return all stamps whose topic has at least 12 of them, by path.
+    """Return all stamps of topics that have at least 12 of them, by path.
 
     progress: is called with a text when the stamps are downloaded.
     """

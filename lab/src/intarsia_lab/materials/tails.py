@@ -1,4 +1,4 @@
-"""The last blocks of a pretrained ViT-S on real pictures; what is below them is computed once."""
+"""The last blocks of a pretrained ViT-S on real pictures; all below them is computed once."""
 
 from __future__ import annotations
 

@@ -18,7 +18,7 @@ class Track:
     source: list[float] = field(default_factory=list)
 
     def kept(self, level: float) -> float:
-        """Return the old task's accuracy when that of the new one first was at least `level`."""
+        """Return the old task's accuracy when the new one's first was at least `level`."""
         return next(s for t, s in zip(self.target, self.source, strict=True) if t >= level)
 
 

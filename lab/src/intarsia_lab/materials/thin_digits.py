@@ -27,7 +27,7 @@ def thin(picture: Array) -> Array:
             corner, opposite = (p[0] & p[2] & p[4], p[2] & p[4] & p[6])
             if not first:
                 corner, opposite = (p[0] & p[2] & p[6], p[0] & p[4] & p[6])
-            # pixels whose removal breaks nothing and shortens no end
+            # pixels that can go without a break or a shorter end
             gone = on & (turns == 1) & (near >= 2) & (near <= 6) & ~corner & ~opposite
             on = on & ~gone
             changed |= bool(gone.any())

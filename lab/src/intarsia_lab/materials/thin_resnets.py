@@ -25,7 +25,7 @@ STEPS = -(-TRAIN // OPTIONS["batch_size"])  # of an epoch
 
 
 class ResidualBlock(nn.Module):
-    """Two 3x3 convolutions beside a shortcut, each with its batch norm behind it."""
+    """Two 3x3 convolutions next to a shortcut, each with its batch norm behind it."""
 
     def __init__(self, inputs: int, outputs: int, stride: int) -> None:
         """Build the convolutions and their batch norms.
@@ -84,13 +84,13 @@ def halved(part: str) -> TensorDataset:
 
     part: "train", as many as `rows` has, or "test", all 10,000 of Fashion-MNIST.
     """
-    # with 2,000 pictures half of a difference's spread would be that of the test
+    # with 2,000 pictures half of a difference's spread would come from the test
     x, y = rows(part, 10_000).tensors
     return TensorDataset(F.avg_pool2d(x, 2), y)
 
 
 def accuracy(model: nn.Module, part: TensorDataset | None = None) -> float:
-    """Return a model's accuracy on test pictures in percent.  part: None = those of `rows`."""
+    """Return a model's accuracy on test pictures in percent.  part: None = the ones of `rows`."""
     return 100 * class_scores(model, rows("test") if part is None else part, 512).accuracy
 
 

@@ -56,8 +56,8 @@ class ImitationSizes:
 class Views(Dataset[tuple[Tensor, Tensor]]):
     """Random views of pictures, each with the dense net's class of the whole picture.
 
-    A view is cut at the scale of judging: views of other scales moved the net away from what it had
-    been fitted to.
+    A view is cut at the scale of judging: views of other scales moved the net away from its earlier
+    fit.
     """
 
     def __init__(self, pictures: Tensor, classes: Tensor, side: int) -> None:
@@ -83,11 +83,11 @@ def imitated(
     folder: Path,
     sizes: ImitationSizes | None = None,
 ) -> nn.Module:
-    """Prune Lite0's 1x1 convolutions, and fit what is left to the dense net.
+    """Prune Lite0's 1x1 convolutions, and fit the rest to the dense net.
 
     dense: Lite0; pictures: uint8 (n, 3, 256, 256) without labels, in random order; form: which
       weights stay; steps: of training, about so many in whole epochs, 0 = none; folder: where the
-      net's tensors are kept, and read from if they are there; sizes: None = those of the page.
+      net's tensors are kept, and read from if they are there; sizes: None = the page's.
     """
     sizes = sizes or ImitationSizes()
     density, rows, inputs = form

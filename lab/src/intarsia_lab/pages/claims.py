@@ -68,7 +68,7 @@ def write_all(page: Path) -> None:
 
 
 def write_page(folder: Path, page: Path) -> None:
-    """Write docs/claims.md, the scoreboard, and a page for each paper beside its claims' records.
+    """Write docs/claims.md, the scoreboard, and a page for each paper next to its claims' records.
 
     folder: has the records and gets the papers' pages; page: path of the scoreboard. Pages of
     papers that are gone are removed.
@@ -92,7 +92,7 @@ def write_page(folder: Path, page: Path) -> None:
 
 
 def by_paper(studies: Sequence[Study]) -> dict[str, list[Study]]:
-    """Return the claims of each paper, sorted by its name; those of no paper come last.
+    """Return the claims of each paper, sorted by its name; claims of no paper come last.
 
     The first of a paper is its headline, the one claim that has `system`, the paper's name;
     `paper_of` finds the headline that another claim belongs to, None if none.

@@ -77,7 +77,7 @@ the first of them: """
 
 
 class Trait(NamedTuple):
-    """The properties that decide beside which other adapters a method can stand."""
+    """The properties that decide next to which other adapters a method can stand."""
 
     place: str
     position: str
@@ -91,7 +91,7 @@ class Trait(NamedTuple):
 
 
 def trait(card: Card) -> Trait:
-    """Return the trait of an adapter: the properties that decide what it can be combined with.
+    """Return the trait of an adapter: the properties that decide its possible partners.
 
     card: the adapter's registered description; its smallest settings are built to find out.
     """
@@ -199,7 +199,7 @@ def sums(first_card: Card, second_card: Card) -> bool:
     try:
         model: Any = adapt(vit(), tiny(first_card), name="one", head=None)
         model = adapt(model, tiny(second_card), name="two", head=None)
-        model.base_model.set_adapter(["one", "two"])  # what is inactive is frozen
+        model.base_model.set_adapter(["one", "two"])  # the inactive ones are frozen
         moved(model)
         model = combine(model, {"one": 0.5, "two": 0.5}, "mean")
     except IntarsiaError:
@@ -243,8 +243,8 @@ def page(report: Callable[[str], None] = lambda _: None) -> str:
     """Return the text of docs/composition.md: which adapters can be combined, by trials.
 
     Trials: `beside` (two adapters on one model), `after` (one applied to a model that the other has
-    changed), `over` (one made of the other), `sums` (their mean). Trials whose code has not changed
-    are read from a store; report: gets a line for each that runs.
+    changed), `over` (one made of the other), `sums` (their mean). Trials with unchanged code are
+    read from a store; report: gets a line for each that runs.
     """
     adapters, trials = cards("adapter"), Trials(__file__, report)
 

@@ -1,4 +1,4 @@
-"""Each paper's figure beside its target and the paper's own effect, as a plot of dots.
+"""Each paper's figure next to its target and the paper's own effect, as a plot of dots.
 
 A row is a paper. Its units are its own, so that each row has its own scale, on which the target
 stands at the line in the middle and the side on which the claim holds lies to the right: an
@@ -15,7 +15,7 @@ from typing import NamedTuple
 WIDTH, ROW, TOP = 360, 24, 46  # in units of about a pixel on a telephone of 390 pixels
 LEFT, RIGHT = 132, 352  # ends of every row's scale
 MIDDLE, HALF = (LEFT + RIGHT) / 2, (RIGHT - LEFT) / 2
-NAME = 21  # letters that fit beside the scale
+NAME = 21  # letters that fit next to the scale
 
 
 class EvidenceRow(NamedTuple):
@@ -41,9 +41,9 @@ class EvidenceRow(NamedTuple):
 
 
 def evidence_plot(rows: Sequence[EvidenceRow]) -> str:
-    """Return a plot of all papers' figures beside their targets, as SVG inside an HTML figure.
+    """Return a plot of all papers' figures next to their targets, as SVG inside an HTML figure.
 
-    rows: one for each paper, from top to bottom. Its colours are those of the page, light or dark.
+    rows: one for each paper, from top to bottom. Its colours are the page's, light or dark.
     """
     height = TOP + ROW * len(rows) + 8
     label = "Figures of all papers' headlines beside their targets and the papers' own effects"
@@ -104,8 +104,8 @@ def _places(row: EvidenceRow) -> dict[str, tuple[float, float, float]]:
             last = 3 if row.sense == "within" else 2
             span = min(ends_of_row), max(ends_of_row[:last])
             values[kind] = (row.to_the_right(point), *span)
-    # the farthest value stands at the end of the scale; a row whose values all are the target, in
-    # the middle
+    # the farthest value stands at the end of the scale; if all values of a row are the target, it
+    # is in the middle
     farthest = max((abs(v) for group in values.values() for v in group), default=0.0) or 1.0
     scale = 0.94 * HALF / farthest
 

@@ -1,7 +1,7 @@
 """Tiny models of the families of timm and transformers, with random weights, and their batches.
 
-Those of PEFT's own mapping are all here but the ones that transformers has no code of (ChatGLM,
-RefinedWeb's older form, BTLM, RWKV-7).
+The families of PEFT's own mapping are all here except the ones that transformers has no code of
+(ChatGLM, RefinedWeb's older form, BTLM, RWKV-7).
 """
 
 from __future__ import annotations
@@ -200,7 +200,7 @@ HOSTS: Mapping[str, Host] = MappingProxyType(
             lambda: MetaFormer(depths=(1, 1), dims=(16, 32), num_classes=5), partial(_pictures, 64)
         ),
         "timm Hiera": Host(_hiera, partial(_pictures, 64)),
-        # convolutional networks, whose layers are Conv2d
+        # convolutional networks, with Conv2d layers
         "timm ResNet": _timm("test_resnet"),
         "timm RegNet": Host(
             lambda: RegNet(RegNetCfg(depth=4, w0=8, wa=12.0, wm=1.5, group_size=8), num_classes=5),

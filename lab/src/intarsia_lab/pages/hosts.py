@@ -30,7 +30,7 @@ ANSWERS = ("yes", "folds")  # any other answer is a reason
 
 def said(model: nn.Module, batch: Batch) -> Tensor:
     """Return a model's output in evaluation mode: its first tensor.  batch: inputs by name."""
-    # models of timm take one input, "x"; those of transformers take names
+    # models of timm take one input, "x"; models of transformers take names
     inputs = next(iter(batch.values())) if "x" in batch else batch
     return outputs(model.eval(), inputs)[0]
 
@@ -140,7 +140,7 @@ with a convolution or a batch norm inside cannot be one.
 def page(report: Callable[[str], None] = lambda _: None) -> str:
     """Return the text of docs/hosts.md: which adapters work on which families of models, by trials.
 
-    Trials whose code has not changed are read from a store; report: gets a line for each that runs.
+    Trials with unchanged code are read from a store; report: gets a line for each that runs.
     """
     adapters, reasons, trials = cards("adapter"), list[str](), Trials(__file__, report)
     columns = {

@@ -117,8 +117,8 @@ def stub_text(
 ) -> str:
     """Return the text of a stub file: imports of a package's public names.
 
-    entries_by_key: the index of methods, whose settings below a folder are all public; stub: its
-    path, whose names so far stay; package: "routers." for that folder, "" for the top level. Its
+    entries_by_key: the index of methods; their settings below a folder are all public; stub: its
+    path, its names so far stay; package: "routers." for that folder, "" for the top level. Its
     names, and the topics', are chosen by hand.
     """
     by_hand = package.rstrip(".") in {"", *TOPICS}
@@ -145,7 +145,7 @@ def _exists(package: str, module: str) -> bool:
 
 def write() -> None:
     """Write the card index and the stubs of public names."""
-    for settings in (False, True):  # a setting may be a method, whose key the index must know
+    for settings in (False, True):  # a setting may be a method, and the index must know its key
         by_key = entries(settings=settings)
         INDEX.write_text(index_text(by_key))
         index.cache_clear()

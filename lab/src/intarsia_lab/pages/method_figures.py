@@ -1,6 +1,6 @@
 """What a method does to a layer, as a small drawing made of its card: inline SVG for its page.
 
-Colours are those of the page (`docs/site.css`): frozen parts are outlined, new ones are filled.
+Colours are the page's (`docs/site.css`): frozen parts are outlined, new ones are filled.
 """
 
 from __future__ import annotations
@@ -11,14 +11,14 @@ from typing import Any
 Lines = list[str]
 WIDTH = 560
 BLOCKS = 6  # drawn of a model
-NOT_BESIDE = ("ssf",)  # adapters that are no cell beside a layer
-CHOSEN = ("mixlora", "llava_mole")  # whose cell is a mixture that routes by its input
+NOT_BESIDE = ("ssf",)  # adapters that are no cell next to a layer
+CHOSEN = ("mixlora", "llava_mole")  # their cell is a mixture that routes by its input
 
 
 def figure(card: Mapping[str, Any]) -> str:
     """Return a small drawing of a method as SVG, "" where its kind has none.
 
-    card: its description from the index: name, kind and tags decide what is drawn.
+    card: its description from the index: name, kind and tags decide the drawing.
     """
     # upcycling is a change, and is drawn as the mixture that it makes
     draw = _DRAWINGS.get("mixture" if card["name"] == "upcycle" else card["kind"])
@@ -36,7 +36,7 @@ def _box(x: float, y: float, w: float, h: float, text: str = "", kind: str = "bo
 
 
 def _text(x: float, y: float, text: str, kind: str = "") -> Lines:
-    """Return the SVG of a text, whose middle is at x.  kind: CSS class."""
+    """Return the SVG of a text with its middle at x.  kind: CSS class."""
     return [f'<text x="{x:g}" y="{y:g}"{f" class={kind!r}" if kind else ""}>{text}</text>']
 
 
@@ -54,7 +54,7 @@ def _arrow(*points: tuple[float, float]) -> Lines:
 
 
 def _adapter(name: str, tags: set[str]) -> tuple[Lines, int, str]:
-    """Draw an adapter beside a frozen layer: input, both paths, and their sum."""
+    """Draw an adapter next to a frozen layer: input, both paths, and their sum."""
     # the upper path: the frozen layer
     lines = [*_text(28, 53, "x"), *_arrow((40, 48), (150, 48)), *_box(150, 24, 150, 48)]
     lines += [*_text(225, 53, "layer, frozen"), *_arrow((300, 48), (428, 48))]

@@ -1,4 +1,4 @@
-"""What is generated from the cards: `python -m intarsia_lab.pages.methods` writes all of it.
+"""The files generated from the cards: `python -m intarsia_lab.pages.methods` writes all of them.
 
 The card index, the top level's stub, docs/methods, and the table of methods in docs/reference.md.
 A method's page has the verdicts of its paper's claims, from the records in docs/claims.
@@ -138,8 +138,8 @@ def page(
 ) -> str:
     """Return a method's page: summary, paper, class, docstring, settings, tags, how to run it.
 
-    card: its description from the index; claims: all records, of which those of its paper are in a
-    table; references: records of comparisons with official code.
+    card: its description from the index; claims: all records, its paper's are in a table;
+    references: records of comparisons with official code.
     """
     paper = card["paper"]
     names = f"Also called: {', '.join(card['names'])}. " if card["names"] else ""
@@ -164,7 +164,7 @@ def page(
     if card["kind"] == "adapter":
         command, python = example(card)
         lines += ["", "## Run it", "", "```sh", command, "```", "", "```python", python, "```"]
-    # what was compared with the authors' code, and what was measured here
+    # comparisons with the authors' code, and measurements made here
     lines.append(beside_official(card["name"], references))
     if of_paper := measured(paper["arxiv"], claims):
         lines.append(MEASURED.rstrip("\n"))
@@ -179,7 +179,7 @@ def page(
 def reference(text: str) -> str:
     """Return docs/reference.md with the table of methods renewed.
 
-    text: the page as it is, of which all else stays. Raises: DataError without a section of
+    text: the page as it is; all else in it stays. Raises: DataError without a section of
     methods.
     """
     # all between this heading and the next one is replaced

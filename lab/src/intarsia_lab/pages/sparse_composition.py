@@ -54,7 +54,7 @@ def trunk() -> nn.Module:
 
 
 def mixtral() -> nn.Module:
-    """Return a mixture of transformers, whose experts are one parameter."""
+    """Return a mixture of transformers with one parameter for all experts."""
     sizes: Any = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1}
     sizes |= {"num_attention_heads": 4, "num_key_value_heads": 2, "num_local_experts": 4}
     with torch_seed(0):
@@ -92,7 +92,7 @@ def on_sparse_trunk(card: Card) -> list[str]:
     """Try an adapter on a model with half of its weights pruned; return its row of answers.
 
     card: the adapter's registered description. In turn: do pruned weights stay 0 in training; do
-    they after a fold; after one with keep_zeros; what is a mean of two such models (see `_soup`).
+    they after a fold; after one with keep_zeros; what a mean of two such models is (see `_soup`).
     """
     model = adapt(trunk(), tiny(card), name="one", head=None)
     before = zeros_of(model)
@@ -138,7 +138,7 @@ def _soup(card: Card) -> str:
 
 
 def _is_mean(mean: Any, first_model: Any, second_model: Any) -> bool:
-    """Test that adapter "one" of a model is the mean of those of two others, in each layer."""
+    """Test that adapter "one" of a model is the mean of two others' adapters, in each layer."""
     layers, first, second = (layers_of(model, "one") for model in (mean, first_model, second_model))
     return all(
         torch.allclose(
@@ -188,13 +188,13 @@ def trained_sparse(card: Card, mixture: str) -> str:
             masking.before(step, STEPS)
             output = model(inputs())
             getattr(output, "logits", output).square().mean().backward()
-            # RigL's steps change masks by the gradient, in place of an optimiser step
+            # RigL's steps change masks by the gradient, instead of an optimiser step
             if masking.replaces(step, STEPS):
                 masking.regrow(step, STEPS)
             else:
                 optimizer.step()
             optimizer.zero_grad()
-    # at the end: the density of each expert by itself, not of all together
+    # at the end: the density of each expert on its own, not of all together
     for name, layer in (experts := dict(_experts(model))).items():
         mask = _mask_of(masking, name)
         want = counts[name] if isinstance(schedule, DropAndGrow) else round(TRUNK * mask.numel())

@@ -36,7 +36,7 @@ class Trials:
     def __call__(self, name: str, *methods: Card, run: Callable[[], Any]) -> Any:
         """Return the JSON-ready result of a trial, kept from an earlier run or computed by `run`.
 
-        name: of the trial; methods: registered descriptions of those that it tries, whose code is
+        name: of the trial; methods: registered descriptions of those that it tries; their code is
         part of the key.
         """
         # deep: a page has no commit that could stand for the library below its methods
@@ -58,5 +58,5 @@ class Trials:
 
 @functools.cache
 def _versions() -> Mapping[str, str]:
-    """Return the versions of the packages of others whose code a trial runs."""
+    """Return the versions of the packages of others with code that a trial runs."""
     return {name: version(name) for name in PACKAGES}

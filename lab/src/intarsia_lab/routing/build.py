@@ -1,4 +1,4 @@
-"""The model of a contender: the small dense one of its seed, then mixtures in place of its MLPs."""
+"""The model of a contender: the small dense one of its seed, then mixtures instead of its MLPs."""
 
 from __future__ import annotations
 

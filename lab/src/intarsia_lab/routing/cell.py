@@ -2,8 +2,8 @@
 
 All contenders of a seed have the same model but for their MLPs, and meet the same rows in the same
 steps; rates, their schedule and the optimiser are one for all. A contender that begins as a dense
-model learns in two trainings on one course of the rate, the second from a fresh optimiser whose
-rate rises over a fiftieth of the steps. The last step counts; nothing is chosen.
+model learns in two trainings on one course of the rate, the second from a fresh optimiser with a
+rate that rises over a fiftieth of the steps. The last step counts; nothing is chosen.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ WEIGHT_DECAY, CLIP = 0.01, 1.0
 
 @dataclass(frozen=True)
 class Course:
-    """Steps of one cell: all of them, and those of this training, which begins at `first`."""
+    """Steps of one cell: all of them, and the steps of this training, which begins at `first`."""
 
     steps: int
     first: int
@@ -51,7 +51,7 @@ class Course:
         A cosine over all steps, with a short rise where a second training begins. step: counted
         from 0 in this training.
         """
-        # a second training has a fresh optimiser, whose moments are 0
+        # a second training has a fresh optimiser, with moments of 0
         rise = max(1, round(AGAIN * self.steps)) if self.first else 1
         return cosine(WARMUP)(self.first + step, self.steps) * min(1.0, (step + 1) / rise)
 
@@ -81,7 +81,7 @@ def work(inputs: Mapping[str, Any]) -> dict[str, Any]:
     # the experts begin from the dense model's MLPs where that is asked for
     with_mixtures(model, variant, seed, sees_later=inputs["sees_later"])
     course = Course(steps, alone, steps - alone)
-    # operations go on from those of the dense training
+    # operations add to the dense training's
     spent = watches[0].spent(alone)["total"] if alone else 0.0
     watches.append(_train(model, material, scale, seed, course, spent))
     trained = {"seconds": time.perf_counter() - clock, "cpu_seconds": time.process_time() - cpu}

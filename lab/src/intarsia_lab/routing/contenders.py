@@ -51,8 +51,8 @@ class Bench(NamedTuple):
         """Train every router with every seed; return the results by router, one for each seed.
 
         arms: routers and their budgets; seeds: of the runs; report: prints progress; measure: the
-          router whose operations set the budget "flops", None = the first one; sees_later: allow
-          routers by which later tokens affect earlier ones.
+          router with the operations that set the budget "flops", None = the first one; sees_later:
+          allow routers by which later tokens affect earlier ones.
         """
         both = [(arm.settings, seed) for arm in arms for seed in seeds]
         results: list[Cell] = []

@@ -29,7 +29,7 @@ class Contest(NamedTuple):
         """Return all runs of the comparison: data by budgets by routers by seeds.
 
         Raises: UnknownName for an unknown data set or router; ConfigError for an unknown budget, or
-          what is named twice or not at all.
+          anything named twice or not at all.
         """
         routers = ("all",) if self.routers is None else self.routers
         for subject, named in (

@@ -48,12 +48,12 @@ def mixtures(model: nn.Module) -> dict[str, Mixture]:
 def price(model: nn.Module, x: Tensor) -> Price:
     """Count the operations of a model inside and outside its mixtures, by one forward.
 
-    x: a few rows or pictures. Returns the operations of a row outside experts, those of the routers
+    x: a few rows or pictures. Returns the operations of a row outside experts, the routers'
       among them, and of one (token, expert) pair in each layer. Matrix products only: an addition,
-      a softmax or a sort is nothing beside them, which is not quite so for `Transport`, whose
+      a softmax or a sort is nothing compared with them, which is not quite so for `Transport`: its
       solver has no products.
     """
-    # the plain attention, whose products torch counts
+    # the plain attention, with products that torch counts
     with evaluating(model), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         model(x)
     # torch's counter names modules by the model's class and path

@@ -24,8 +24,8 @@ from .cell import CLIP, WARMUP, WEIGHT_DECAY
 from .materials import as_met
 
 SHAPE, LENGTH, VOCABULARY = SmallModel(), 64, 2048
-BATCH, LR = 16, 3e-3  # those of the routers' comparisons
-LEARNED, TESTED = 0.9, 40  # of each text; rows of what is left of it
+BATCH, LR = 16, 3e-3  # as in the routers' comparisons
+LEARNED, TESTED = 0.9, 40  # of each text; rows of the rest of it
 
 
 @dataclass(frozen=True)
@@ -101,14 +101,14 @@ def decoder_of_experts(
     capacity: Capacity | None = None,
     shape: SmallModel | None = None,
 ) -> nn.Module:
-    """Return an untrained decoder whose MLPs are mixtures of randomly drawn experts.
+    """Return an untrained decoder with mixtures of randomly drawn experts as its MLPs.
 
     router: settings; seed: of the weights; capacity: limit on the tokens of an expert, None = none;
       shape: sizes, None = four layers.
     """
     shape = shape or SHAPE
     model = small_decoder(shape, tokens=VOCABULARY, length=LENGTH, seed=seed)
-    # experts drawn anew differ from the start
+    # newly drawn experts differ from the start
     return upcycle(model, router, how="fresh", capacity=capacity, seed=seed, sees_later=True)
 
 

@@ -85,7 +85,7 @@ def material(name: str, scale: Scale) -> Material:
       learned on the training part.
     Raises: UnknownName, AssetError, DataError.
     """
-    # a name is that of a text or of a set of pictures
+    # a name is a text's or a set of pictures'
     return _rows(name, scale) if is_text(name) else _pictures(name, scale)
 
 

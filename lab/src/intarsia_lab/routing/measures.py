@@ -1,4 +1,4 @@
-"""What is told of a routing: how much two choices know of each other, ranks, shares by place."""
+"""Measures of a routing: how much two choices know of each other, ranks, shares by place."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def entropy(counts: Tensor) -> float:
 def mutual_information(table: Tensor) -> float:
     """Return sum_ij p_ij log p_ij / (p_i p_j), in nats, 0 or more.
 
-    table: counts (R, C); p_ij: their shares, p_i and p_j: those of rows and columns.
+    table: counts (R, C); p_ij: their shares, p_i and p_j: the shares of rows and columns.
     """
     # I = H(rows) + H(columns) - H(table)
     information = entropy(table.sum(1)) + entropy(table.sum(0)) - entropy(table)

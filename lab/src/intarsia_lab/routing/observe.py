@@ -149,7 +149,7 @@ def observed(model: nn.Module, material: Material, batch: int) -> dict[str, Any]
     report: dict[str, Any] = {"loss": scores.loss, "accuracy": scores.accuracy}
     if material.text:
         report |= _of_text(model, material, torch.stack(places).sum(0), scores.loss)
-    # each mixture's figures, with what is dropped and who has which class
+    # each mixture's figures, with dropped tokens and who has which class
     layers = [{"path": path, **s.told()} for path, s in recorders.items()]
     # (tokens,) for each layer, in the same order of tokens
     firsts = [torch.cat(s.first) for s in recorders.values()]

@@ -3,7 +3,7 @@
 At equal operations each contender may spend what the baseline spends in the steps of the scale. How
 much one spends a step is known from its own cell at equal steps, so that is run first; then it has
 steps * baseline's operations / its own, the rate's course and all schedules stretched or shrunk to
-them. What was spent in the end is in the result.
+them. The operations spent in the end are in the result.
 """
 
 from __future__ import annotations
@@ -57,10 +57,10 @@ def cells(
     """Return the results of router trials; each is run once and then read from a file.
 
     trials: router, data, seed and budget; jobs, executor, threads: as `run_trials` has them;
-      report: prints progress; baseline: whose operations are the measure of the budget "flops";
+      report: prints progress; baseline: its operations are the measure of the budget "flops";
       text, pictures: sizes of models; sees_later: acknowledges routers that see later tokens of a
       text; file: JSON lines with the results, None = one in the cache folder. Killed and called
-      again, it goes on with what is missing.
+      again, it continues with the missing runs.
     Raises: ConfigError, before a run, for what cannot be; TrainingError when all others have run,
       if some failed; KeyboardInterrupt after Ctrl-C.
     """
@@ -75,10 +75,10 @@ def cells(
         return _inputs(trial, steps, scale_of(trial), sees_later)
 
     execution: dict[str, Any] = {"jobs": jobs, "executor": executor, "threads": threads}
-    # runs what is not in the store
+    # runs the trials that are not in the store
     run = partial(_run, store=store, report=report, **execution)
 
-    # all runs at equal steps: those of "flops" need them to know their steps
+    # all runs at equal steps: the "flops" ones need them to know their steps
     first = {trial._replace(budget="steps") for trial in requested}
     first |= {
         RouterTrial(baseline, trial.data, trial.seed)

@@ -21,7 +21,7 @@ from .cost import operations
 stored = StoredResults(__file__)
 
 SET, SIZE, IMAGES, TEST, EPOCHS, BATCH, LR = "fashion-mnist", 56, 600, 1000, 3, 32, 1e-4
-FORWARDS = 5  # forwards, the fastest of which counts
+FORWARDS = 5  # forwards; the fastest counts
 DENSE, UNION, SWITCH = "dense", "union of experts", "Switch"
 Cell = Mapping[str, float]
 Found = Mapping[str, Cell]

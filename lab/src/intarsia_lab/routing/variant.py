@@ -21,7 +21,7 @@ UPDATES: dict[str, type[Update]] = {c.__name__: c for c in (HeavyBall, AdamOnce,
 class Start:
     """The start of the experts.
 
-    how: as `intarsia.upcycle` has it, "fresh" = drawn anew; dense_first: the share of the steps
+    how: as `intarsia.upcycle` has it, "fresh" = newly drawn; dense_first: the share of the steps
     in which the model is trained as a dense one, from which its experts then come; fraction: of
     each expert's weights that "diversified" sets to 0.
 
@@ -33,7 +33,7 @@ class Start:
     fraction: float = 0.1
 
     def __post_init__(self) -> None:
-        """Check that steps are left, and that experts are not drawn anew.  Raises: ConfigError."""
+        """Check that steps are left, and that experts are not newly drawn.  Raises: ConfigError."""
         if not 0 <= self.dense_first < 1:
             raise ConfigError(
                 "dense_first", got=self.dense_first, want="0 <= share < 1", fix="Try 0.1."
@@ -67,8 +67,8 @@ class Variant:
 
     router: any router's settings, None = a dense model; expert: of one expert, or of the dense
     MLP; capacity: how many tokens an expert takes; update: of the residual stream around the
-    block, None = x + f(x); residual: an MLP beside the experts that every token passes
-    (DeepSpeed-MoE); experts: E in place of the router's own, one for each layer.
+    block, None = x + f(x); residual: an MLP next to the experts that every token passes
+    (DeepSpeed-MoE); experts: E instead of the router's own, one for each layer.
 
     Raises: ConfigError for a dense model with anything that only a mixture has.
     """

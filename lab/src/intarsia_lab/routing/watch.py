@@ -1,4 +1,4 @@
-"""A training as it goes on: loss on the validation part, loads, entropies, pairs, time."""
+"""The course of a training: loss on the validation part, loads, entropies, pairs, time."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class WatchedMixture:
     def told(self) -> dict[str, float]:
         """Return load variation, active experts and gate entropy since `forget` was called.
 
-        The entropy is that of the newest routing.
+        The entropy is the newest routing's.
         """
         routing = self.last
         return {
@@ -88,7 +88,7 @@ class Watch:
         self.points.append(
             {
                 "step": self.first + step,
-                # with those of an earlier dense training
+                # with an earlier dense training's
                 "flops": self.before + self.spent(step)["total"],
                 "loss": scores.loss,
                 "layers": [layer.told() for layer in self.layers.values()],

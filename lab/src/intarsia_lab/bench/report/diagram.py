@@ -46,7 +46,7 @@ class Diagram:
 def diagram(findings: Findings) -> Diagram | None:
     """Lay out the critical-difference diagram: average ranks on a line, bars over equal ones.
 
-    A bar joins methods whose ranks do not differ significantly. findings: statistics of a
+    A bar joins methods with ranks that do not differ significantly. findings: statistics of a
     benchmark's sheet. None with fewer than three methods or two tasks that all have.
     """
     ranking = findings.ranking

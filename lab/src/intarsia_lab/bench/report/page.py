@@ -34,8 +34,8 @@ def report_of(
 ) -> Report:
     """Return the report page of a benchmark as blocks: heading, findings, sections, remarks.
 
-    summary: statistics of all results; show: describes a run for a click on the map; cut: what was
-    left out or changed, a sentence each.
+    summary: statistics of all results; show: describes a run for a click on the map; cut: omissions
+    and changes of the plan, a sentence each.
     """
     several = len(summary.findings) > 1
     # each suite, model and protocol has its own sections
@@ -79,7 +79,7 @@ def _lead(summary: Summary) -> list[str]:
 
 
 def _notices(summary: Summary, cut: Sequence[str]) -> list[str]:
-    """Return the remarks at the head of the page: failed runs, and what was cut or changed."""
+    """Return the remarks at the head of the page: failed runs, and the plan's cuts and changes."""
     failed = len(summary.failed)
     notices = [f"{numbers.plural(failed, 'run')} failed; the errors are below."] if failed else []
     if cut:

@@ -107,7 +107,7 @@ class Done:
 
 @dataclass(frozen=True)
 class Origin:
-    """The origin of a score beside the settings; "" and None = not known.
+    """The origin of a score, apart from the settings; "" and None = not known.
 
     code: digest of the package's source.  pictures: of all parts' pictures and labels.
     twins: pictures of the training part that are in the test part, too.  chosen: what the method

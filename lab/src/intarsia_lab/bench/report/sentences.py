@@ -1,4 +1,4 @@
-"""A sheet in plain sentences: what was run, what came out, what is missing and why."""
+"""A sheet in plain sentences: the runs, their outcome, missing results and why."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def _seeds(findings: Findings) -> str:
 
 
 def sentences(findings: Findings) -> list[str]:
-    """Return sentences on a sheet: what was run, which method leads, whether ranks differ.
+    """Return sentences on a sheet: the runs, which method leads, whether ranks differ.
 
     findings: statistics of the sheet, the results of one suite, backbone and protocol.
     """
@@ -171,7 +171,7 @@ def _span(span: tuple[int, int]) -> str:
 
 
 def _origins(sheet: SuiteSheet) -> list[str]:
-    """Return sentences on scores whose origin a reader would not expect."""
+    """Return sentences on scores with an origin that a reader would not expect."""
     choices: dict[str, set[str]] = {}
     twins: dict[str, int] = {}
     pictures: dict[tuple[str, int], set[str]] = {}

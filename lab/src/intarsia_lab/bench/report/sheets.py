@@ -69,7 +69,7 @@ class SuiteSheet(Sheet[MethodName, TaskName, RunResult]):
         """Return the interval of a difference over test items and seeds, or why there is none.
 
         For a sheet of a single task. arm, base: the two methods; name: of the measure. Either the
-        interval and "", or None and what is missing.
+        interval and "", or None and the reason.
         """
         if self.runs is None:
             return None, "the folders of the runs are not at hand"
@@ -173,7 +173,7 @@ def _one_each(kind: str, names: Sequence[str], descriptions: Sequence[object]) -
 def find(methods: Iterable[MethodName], name: str) -> MethodName:
     """Return the method of a name, or else of a label.
 
-    methods: to look in; name: what was asked for. Raises: UnknownName; DataError for a label that
+    methods: to look in; name: the requested one. Raises: UnknownName; DataError for a label that
     two methods have.
     """
     candidates = sorted(set(methods))
@@ -221,7 +221,7 @@ def _why(result: RunResult | None) -> str:
 def _cells(task: str, seeds: Sequence[int], begun: np.ndarray) -> str:
     """Return a task in words, with the seeds that lack a result if others have one.
 
-    begun: (seeds,) bool, those of the method.
+    begun: (seeds,) bool, the seeds that the method was begun with.
     """
     if len(seeds) == begun.sum():
         return task
@@ -229,7 +229,7 @@ def _cells(task: str, seeds: Sequence[int], begun: np.ndarray) -> str:
 
 
 def _some(cells: Sequence[str], limit: int = 6) -> str:
-    """Return a list in words, of which the first `limit` are named."""
+    """Return a list in words with the first `limit` entries named."""
     listed = ", ".join(cells[:limit])
     return listed if len(cells) <= limit else f"{listed} and {len(cells) - limit} more"
 

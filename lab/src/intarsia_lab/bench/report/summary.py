@@ -20,7 +20,7 @@ BESIDE = {
     "loss": "loss",
     "tempered": "tempered_loss",
     "ece": "ece",
-}  # what stands beside accuracy, and where a result has it
+}  # what stands next to accuracy, and where a result has it
 
 
 @dataclass(frozen=True)

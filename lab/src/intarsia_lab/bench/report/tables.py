@@ -32,7 +32,7 @@ class Field:
 
 
 def results_table(findings: Findings) -> Table:
-    """Return a row for every method: both means, balanced accuracy, loss, and what it costs.
+    """Return a row for every method: both means, balanced accuracy, loss, and costs.
 
     findings: statistics of a sheet (one suite, model and protocol).
     """
@@ -183,7 +183,7 @@ def _table(
 
 
 def _column(field: Field, rows: Sequence[MethodRow]) -> list[Entry]:
-    """Return a column's entries, the best marked where the field says what is compared."""
+    """Return a column's entries, the best marked where the field has a value to compare."""
     cells = [field.cell(row) for row in rows]
     return cells if field.value is None else placed(cells, [field.value(row) for row in rows])
 

@@ -33,7 +33,7 @@ MODULES = {"vtab-1k": "vtab", "fgvc": "fgvc", "gicd": "gicd", "mini": "mini", "f
 
 
 def suites() -> tuple[Suite, ...]:
-    """Return all suites except those whose optional dependency is not installed."""
+    """Return all suites except those with an optional dependency that is not installed."""
     return tuple(loaded for loaded in map(_loaded, MODULES) if isinstance(loaded, Suite))
 
 

@@ -1,7 +1,7 @@
 """The `fresh` suite: six tasks on which no setting of this library was chosen.
 
-They are for confirmation: what was found on `mini` is tried here with sets and seeds that a
-protocol file names before the run (benchmarks/mosa_pairs.json). Parts are made as those of `mini`.
+They are for confirmation: findings on `mini` are tried here with sets and seeds that a
+protocol file names before the run (benchmarks/mosa_pairs.json). Parts are made as `mini`'s are.
 Squares of a photograph, and recordings of a sentence, are on one side of the split between
 training and test pictures. The three tasks of photographs show the same photographs, the two of
 prompts the same recordings; Twemoji draws what `mini`'s emoji draw, in another hand.

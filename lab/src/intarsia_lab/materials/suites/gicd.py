@@ -28,8 +28,8 @@ _OPENS: dict[str, dict[str, partial[Any]]] = {
 def read(name: str, root: Path, *, download: bool = False) -> Parts:
     """Read the published parts of a set by torchvision.
 
-    name: of the set; root: the suite's folder; download: let torchvision download what is missing.
-      Pictures of Aircraft and Food-101 are paths. Those of CIFAR-100 (180 MB) are in memory.
+    name: of the set; root: the suite's folder; download: let torchvision download missing files.
+      Pictures of Aircraft and Food-101 are paths. CIFAR-100's (180 MB) are in memory.
     Raises: DataError when torchvision does not find the set, or its checksums differ.
     """
     try:

@@ -18,7 +18,7 @@ JOINT = "joint"  # the group of joint tasks, and the name of the task that joins
 
 
 def joint(tasks: Mapping[str, Parts]) -> Parts:
-    """Join tasks in one label space whose classes are called "task/class".
+    """Join tasks in one label space with classes that are called "task/class".
 
     tasks: task -> parts, each a data set. If some tasks have no validation part, the others'
       validation parts are added to their training parts.
@@ -27,7 +27,7 @@ def joint(tasks: Mapping[str, Parts]) -> Parts:
     _check({name: tuple(parts) for name, parts in tasks.items()})
     first = {name: next(iter(parts.values())).classes for name, parts in tasks.items()}
     classes = tuple(f"{name}/{label}" for name, labels in first.items() for label in labels)
-    # the classes of a task follow those of the tasks before it
+    # the classes of a task follow the classes of the tasks before it
     offsets = dict(zip(tasks, accumulate(map(len, first.values()), initial=0), strict=False))
     name = "+".join(tasks)
     joined: dict[str, ImageSet] = {}

@@ -82,9 +82,9 @@ def check_apart(parts: Mapping[Path, Iterable[Row]]) -> None:
 
 
 def check_present(images: ImageSet, *, spec: str, fix: str) -> None:
-    """Raise DataError naming the first pictures whose files are missing.
+    """Raise DataError naming the first pictures with missing files.
 
-    images: a set, whose pictures may be files; spec: name of the set, fix: advice, for the error.
+    images: a set, its pictures may be files; spec: name of the set, fix: advice, for the error.
     """
     if not (len(images) and isinstance(images.images[0], Path)):
         return

@@ -42,7 +42,7 @@ SIMULATED = frozenset({"textile"})  # according to its publisher
 
 
 def read_named(name: str, sizes: tuple[int, int, int], _: Path) -> Parts:
-    """Read the parts of a task whose pictures come from a package.
+    """Read the parts of a task with pictures from a package.
 
     name: of the set; sizes: number of images of each part; the last argument, a folder, is unused.
     Raises: AssetError when the package is not available.
@@ -111,7 +111,7 @@ def _draw(images: ImageSet, pool: np.ndarray, n: int) -> np.ndarray:
 def named(
     name: str, group: str, classes: int, sizes: tuple[int, int, int], *, synthetic: bool = False
 ) -> SuiteTask:
-    """Return a task whose pictures come from packages.
+    """Return a task with pictures from packages.
 
     name: of the set; group: of the tables; classes: their number; sizes: number of images of each
       part; synthetic: the pictures are rendered or simulated.
@@ -128,7 +128,7 @@ def named(
 
 
 def _rendered(name: str) -> SuiteTask:
-    """Return a task whose pictures are rendered here.  name: of the task."""
+    """Return a task with pictures that are rendered here.  name: of the task."""
     task = structured.TASKS[name]
     return SuiteTask(
         name,

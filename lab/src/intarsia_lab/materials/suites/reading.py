@@ -29,13 +29,13 @@ def root(suite: Suite) -> Path:
 def missing(task: SuiteTask, folder: Path) -> list[Path]:
     """Return the files of a task that are missing from a folder.
 
-    task: says what it needs; where there are alternatives, the likeliest one is returned.
+    task: lists its needs; where there are alternatives, the likeliest one is returned.
     """
     paths: list[Path] = []
     for need in task.needs:
         either = need.split("|")
         if not any(any(folder.glob(name)) for name in either):
-            # the alternative whose folder exists already
+            # the alternative with a folder that exists already
             begun = (name for name in either if (folder / name).parent.is_dir())
             paths.append(folder / next(begun, either[0]))
     return paths

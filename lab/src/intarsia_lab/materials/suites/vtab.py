@@ -73,7 +73,7 @@ def _has_list(folder: Path) -> bool:
 
 
 def _task(name: str, group: str, classes: int, test: int, aliases: tuple[str, ...]) -> SuiteTask:
-    """Build a task whose pictures are in list files or in tensorflow-datasets."""
+    """Build a task with pictures in list files or in tensorflow-datasets."""
     either = tfds.mark(name)
     return SuiteTask(
         name=name,

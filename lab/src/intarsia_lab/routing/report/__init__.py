@@ -1,1 +1,1 @@
-"""Routers beside each other: their table, figures and page, out of the cells' rows."""
+"""Routers next to each other: their table, figures and page, out of the cells' rows."""

@@ -94,7 +94,7 @@ def _positions(row: Row) -> dict[int | None, Line]:
 
 
 class LineFigure(NamedTuple):
-    """A figure of lines: what is read of a row, its title, the titles of its axes, and its kind.
+    """A figure of lines: the value to read of a row, its title, its axes' titles, and its kind.
 
     layered: it has a line for each layer.  late: the first quarter of a course, where values fall
     fast, does not decide the ends of its axis.

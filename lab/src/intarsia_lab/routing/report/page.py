@@ -163,7 +163,7 @@ def _row(row: dict[str, Any]) -> list[str]:
 
 
 def _visible_at_first(sheets: Sequence[RouterSheet], names: Sequence[str]) -> list[bool]:
-    """Choose the routers that are visible at first: if there are many, those of lowest loss."""
+    """Choose the routers that are visible at first: if there are many, the ones of lowest loss."""
     if len(names) <= figures.FEW:
         return [True] * len(names)
     names_shown = {sheet.baseline.name for sheet in sheets if sheet.baseline}

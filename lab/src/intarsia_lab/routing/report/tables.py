@@ -1,4 +1,4 @@
-"""The table of a sheet, for terminal, Markdown and page; what is said above it and below."""
+"""The table of a sheet, for terminal, Markdown and page; the sentences above it and below."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ def _row(contender: RouterResults, sheet: RouterSheet, names: Sequence[str]) -> 
         *(_entry(contender, base, name) for name in names),
     ]
     if base is not None:
-        # beside the loss, as the column is
+        # next to the loss, as the column is
         cells.insert(2, _difference(contender, base))
     return tuple(cells)
 
