@@ -152,6 +152,9 @@ def _compare_methods(request: dict[str, Any], arguments: dict[str, Any], words: 
     values = experiment_values(arguments) | {"data": located(data), "settings": ()}
     seeds = numbers("--seeds", request["seeds"])
     start = Experiment.of(values)
+    if not is_text(data):  # every trial would fail
+        model = start.adapted
+        outline(model.model, size=model.size, pretrained=model.pretrained)
     # A method with a rate given by --set keeps that; the search covers the others.
     settings_of, fixed = matrix.apart_from_rates(matrix.by_method(settings))
     if grid is not None and fixed.keys() >= set(names):

@@ -157,6 +157,8 @@ def _target(run: str, form: str, out: Path | None, named: str) -> Path:
     """Return the path to write, locked for other processes until the command ends."""
     if form != "gguf":
         check_run(Path(run), blends=True)
+    elif not Path(run).is_dir():
+        check_language_model(run)
     # A run's export goes into its folder; a named model's, next to the working folder's files.
     inside = Path(named) / "export" if Path(named).is_dir() else Path(Path(named).name)
     place = out or inside.with_name(inside.name + SUFFIXES[form])

@@ -141,6 +141,8 @@ def index(
     else:
         names = [] if out is None else finished_names(out, begun_by(out), INDEX)
         target(out, "idx", written_names=names)
+    one_of("--stored", stored, STORED)
+    between("--prune", prune, 0, 1, fix="Try 0.1; 0 keeps all.")
     # a stopped command may only resume with the same ones
     options = {"stored": stored, "prune": prune, "language": language}
     asked: dict[str, Any] = {"columns": parse_columns(columns, KINDS), "megabytes": megabytes}
