@@ -42,7 +42,7 @@ class SeMoe(Strategy):
     """Tables of places go inside a node first, then between equal places of the nodes; weights are
     brought in one layer ahead.
 
-    Only the plan knows of memory: processes compute with what they hold, and the plan's loads
+    Only the plan knows of memory: processes compute with the parts they hold, and the plan's loads
     and gathers of dense weights take time in the simulator.
 
     Raises: ConfigError for settings that cannot be, and as `DeepSpeed` does.

@@ -35,7 +35,7 @@ from .summary import summary
 class Run:
     """The result of a run: scores on val and test (None without such a set), curves, and record.
 
-    `history` holds the lines of metrics.jsonl (in the main process), `record` has run.json's.
+    `history` holds the lines of metrics.jsonl (in the main process), `record` is run.json.
     """
 
     record: Mapping[str, Any]
