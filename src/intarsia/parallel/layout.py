@@ -253,6 +253,6 @@ def having(like: Cuttable, weights: Mapping[str, Tensor], experts: int) -> Cutta
       the number of experts in these tensors. The result has no parameters of its own.
     """
     copied = copy.copy(like)
-    # plain attributes, found before parameters; it has no parameters
+    # plain attributes, found before parameters; there are no parameters
     vars(copied).update({"_parameters": {}, "experts": experts, **weights})
     return copied

@@ -62,7 +62,7 @@ def carry_out(
     """Compute x <- x + mixture(x), layer after layer, with the trace's routing, as `plan` says.
 
     plan: of exchanges and computations, `expert_parallel(trace, placement, size, engine=engine)`;
-      layers: this process's experts of each layer; x: (n, d), this process's rows:
+      layers: this process's experts of each layer; x: (n, d), this process's rows,
       of the sequences that `homes` gives it, in order; trace: which experts each token has;
       placement: which process has which expert; engine: "home", rows return after each layer, or
       "stay", they move on to the next layer's experts; meter: counts the bytes; group: the

@@ -64,7 +64,7 @@ def logits_of(model: nn.Module, x: Inputs) -> Tensor:
     if isinstance(x, Tensor):
         out = model(x)
     else:
-        # hosts know no task ids: routers get them apart from the forward
+        # hosts know no task ids: routers get them outside the forward
         arguments = {k: v for k, v in x.items() if k != "task_ids"}
         tasks = task_ids(model, x["task_ids"]) if "task_ids" in x else nullcontext()
         with tasks:

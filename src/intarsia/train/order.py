@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 Inputs = Tensor | Mapping[str, Tensor]  # pictures, or a model's arguments by name
 Batch = tuple[Inputs, Tensor]
-IGNORED = -100  # the label of tokens that are not to be predicted
+IGNORED = -100  # the label of places that are not to be predicted
 Key = tuple[int, tuple[int, ...]]  # (epoch, positions)
 
 

@@ -70,7 +70,7 @@ def slow_attention(model: nn.Module, device: torch.device, dtype: torch.dtype) -
     """Return timm's attention layers that are faster without fused attention.
 
     On a CPU, in half precision, torch's fused attention takes longer than two matrix products and a
-    softmax; the scores are small for up to some hundred tokens. device, dtype: of the
+    softmax; its scores are small for up to some hundred tokens. device, dtype: of the
     computation.
     """
     if device.type != "cpu" or dtype == torch.float32:

@@ -46,7 +46,7 @@ class _Request:
 
 
 class Stack:
-    """Runs that take turns, one at a time, and the forwards that they wait for."""
+    """Runs that take turns, one at a time, and the answers that they wait for."""
 
     def __init__(self, count: int, joining: Joining) -> None:
         """Prepare to run `count` threads in turn, one training run in each.

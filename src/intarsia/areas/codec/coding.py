@@ -75,7 +75,7 @@ class GroupPosteriors:
 
         prior: trained `Prior`; its decoder is copied and frozen; values: (signals, patches,
           points, channels) in [0, 1]; tiles: patches along each axis; weight: (patches, points), of
-          a point in the loss; seed: of training samples.
+          a point in the loss; seed: the training samples' seed.
         """
         self.prior, self.values, self.tiles, self.weight = prior, values, tuple(tiles), weight
         self.levels = levels_of(prior.settings, tiles)
@@ -202,7 +202,7 @@ def _steps_between(prior: Prior, steps: int) -> int:
 
 
 def total_steps(prior: Prior, steps: int) -> int:
-    """Return the number of all steps of `encode`.  steps: of the first fit."""
+    """Return the number of all steps of `encode`.  steps: the first fit's steps."""
     return steps + _round_count(prior) * _steps_between(prior, steps)
 
 

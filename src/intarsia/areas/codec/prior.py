@@ -106,7 +106,7 @@ class Prior:
     def counts(self, levels: Sequence[LatentLevel]) -> list[int]:
         """Return how many groups of latents a signal has at each level.
 
-        levels: the signal's: patches, blocks of patches, the whole, with their numbers.
+        levels: the signal's levels: patches, blocks of patches, the whole, with their numbers.
         """
         return [
             level.rows * (int(group.max()) + 1)
@@ -116,7 +116,7 @@ class Prior:
     def numbers(self, levels: Sequence[LatentLevel]) -> list[Array]:
         """Return the number of each latent's group, (rows, columns) for each level.
 
-        levels: the signal's, each with a row for each part (patch, block or the whole).
+        levels: the signal's levels, each with a row for each part (patch, block or the whole).
           Groups of all levels are numbered consecutively.
         """
         groups, first = [], 0

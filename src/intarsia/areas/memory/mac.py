@@ -20,7 +20,7 @@ from .overlap import Array, adherence, basis_set_size, mean_overlap
 LAMBDA, PHI = 26.0, -13.0  # slope and offset of the sigmoid over V in 0 ... 1
 FEW = 20  # items from which `_warn_of_collapse` checks
 COLLAPSED = 0.75  # distinct codes an item: fewer are a collapse
-MEASURED = 1000  # items at most, for comparing their pairs
+MEASURED = 1000  # items at most that are compared in pairs
 PAPER = Paper("1710.07829", 2017, "A Radically New Theory of how the Brain Represents and Computes")
 
 

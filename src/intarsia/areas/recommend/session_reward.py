@@ -19,7 +19,7 @@ from .session_encoder import SessionEncoder, pad_sessions
 
 
 class SessionReward(nn.Module):
-    """Reward R(u, S) by self-attention among the items of S, with the mean of the user's history.
+    """Reward R(u, S) by self-attention among the items of S, and the mean of the user's history.
 
     x: (B, H + S), places of items from 1; the last S are the session -> logits (B, S) that each
     item is liked. The reward of a session is the mean probability, see `reward`.

@@ -218,8 +218,8 @@ def engine_query(
 ) -> dict[str, Any]:
     """Return a query's body for an engine: tokens and their weights, computed without a model.
 
-    form: "opensearch", "elasticsearch" or "qdrant"; queries: weights of query tokens, or from
-      `export`; text: the query; k: number of hits; factors: of tokens and of stems: (1, 0) and
+    form: "opensearch", "elasticsearch" or "qdrant"; queries: weights of query tokens, or the ones
+      from `export`; text: the query; k: number of hits; factors: of tokens and of stems: (1, 0) and
       (0, 1) ask by one kind, `queries.factors` joins both; None = tokens alone, or stems alone
       where the index has no model. Raises: ConfigError.
     """

@@ -164,7 +164,7 @@ def mixed() -> ConfigError:
 
 
 def weighted() -> ConfigError:
-    """Return the error for weights of all classes, where a head knows its own task's only."""
+    """Return the error for weights of all classes, where a head knows its task's classes only."""
     got, fix = "class_weights with them", "Leave the weights out."
     return ConfigError("heads of tasks", got=got, want="classes that count the same", fix=fix)
 
