@@ -4,7 +4,7 @@ A folder `shop/` holds shop.inter and, if anything is known of items, shop.item.
 by tabs, the header has `name:type` (token, token_seq, float, float_seq), the words of a sequence
 are divided by blanks. A CSV, .jsonl or Parquet file has columns of the user, the item and, if there
 are, time and rating, by the names that shops give them (`event_columns`); a folder may hold events
-as Parquet files, in the order of their names, beside its .item.
+as Parquet files, in the order of their names, next to its .item.
 """
 
 from __future__ import annotations
@@ -70,9 +70,9 @@ def load_parts(folder: str | Path) -> tuple[Interactions, ...]:
 
 
 def read_items(path: str | Path) -> tuple[tuple[str, ...], dict[str, ItemField]]:
-    """Read the ids of items, and what is known of each, from a .item file of RecBole.
+    """Read the ids of items, and each one's fields, from a .item file of RecBole.
 
-    path: a table with tabs, whose header has name:type columns. Returns the ids in the file's
+    path: a table with tabs; its header has name:type columns. Returns the ids in the file's
     order, and field name -> values in that order.
     Raises: DataError, with line and column, for a file of another form and an id given twice.
     """

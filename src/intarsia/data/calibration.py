@@ -55,8 +55,8 @@ def load_calibration(
     "mixed,notes.txt". A text is divided into as many pieces as there are rows, and each gives its
     first tokens, so that no more of a large text is read than is needed; samples of an instruction
     file are drawn at random, and follow one another in a row. `test` further rows come from the end
-    of each text; `train` from what is before, nine tenths at most. Rows of the texts alternate.
-    tokenizer: that of the model. progress: gets lines of progress. The record says how many rows
+    of each text; `train` from the part before, nine tenths at most. Rows of the texts alternate.
+    tokenizer: the model's. progress: gets lines of progress. The record says how many rows
     are of what, and has their SHA-256.
     Raises: as `load_texts`; DataError for a text that has fewer tokens than are wanted of it.
     """

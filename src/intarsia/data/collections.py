@@ -88,7 +88,7 @@ def load_collection(spec: str, part: str = "test", *, report: Report = announce)
     """Load a collection for retrieval: documents, queries, and which document answers which query.
 
     spec: one of NAMES, a folder in BEIR's layout, a file of documents, or what BEIR or MTEB call a
-    collection, such as "scifact". part: "train", "val" or "test", whose queries and judgements are
+    collection, such as "scifact". part: "train", "val" or "test": its queries and judgements are
     read; documents are the same. report: gets lines of progress.
     Raises: DataError for a file that is missing or damaged, an id that occurs twice, a judgement of
     an unknown id; UnknownName for another part, or a name that is neither known nor a path.
@@ -143,8 +143,8 @@ def read_queries(path: str | Path) -> dict[str, str]:
 def write_collection(parts: Mapping[str, Collection], folder: str | Path) -> Path:
     """Write a collection as a folder in BEIR's layout; return the folder.
 
-    parts: "train", "val" or "test" -> its queries and judgements; documents are those of the first
-    part.
+    parts: "train", "val" or "test" -> its queries and judgements; documents are the first
+    part's.
     Raises: UnknownName for another part; ConfigError for a folder with other files; TrainingError
     if it cannot be written.
     """
@@ -158,7 +158,7 @@ def write_collection(parts: Mapping[str, Collection], folder: str | Path) -> Pat
         for part, collection in parts.items():
             if part not in PARTS:
                 raise UnknownName("part", part, PARTS)
-            # a query's id is its own among those of all parts
+            # a query's id is its own among all parts' ids
             new_ids = {n: f"{part}-{n}" if n in queries else n for n in collection.queries}
             queries |= {new_ids[n]: text for n, text in collection.queries.items()}
             grades = (

@@ -27,7 +27,7 @@ Report = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Corpus:
-    """A corpus: how it is read, what it is about, and its edition.
+    """A corpus: how it is read, its topic, and its edition.
 
     read: progress -> one text, or the rows of a .jsonl file.  about: a line for lists.  edition:
     what its text depends on besides its name. Packages are the same everywhere.

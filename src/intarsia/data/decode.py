@@ -52,7 +52,7 @@ class LazyPictures(Sequence[Picture]):
 def max_pixels() -> int:
     """Return the largest picture that is read: `MAX_PIXELS`, or INTARSIA_MAX_PIXELS.
 
-    Raises: ConfigError for what is no number from 1 on.
+    Raises: ConfigError for a value that is no number from 1 on.
     """
     return from_environment(LIMIT, MAX_PIXELS, "a number of pixels")
 
@@ -61,7 +61,7 @@ def open_picture(source: Path | bytes) -> Image.Image:
     """Open a picture of one of `FORMATS` without decoding it.
 
     source: a path, or the bytes of a file.
-    Raises: OSError for what is no file; what Pillow raises.
+    Raises: OSError for a source that is no file; what Pillow raises.
     """
     if isinstance(source, Path):
         with open_regular(source):  # Pillow opens it again, and names it in its errors
@@ -129,7 +129,7 @@ def _why_unreadable(source: Path | bytes, error: Exception) -> object:
 
 
 def _check_memory(image: Image.Image, name: str) -> None:
-    """Refuse a picture whose pixels do not fit into the free memory when decoded."""
+    """Refuse a picture that does not fit into the free memory when decoded."""
     needed = image.width * image.height * BYTES
     if needed > STRIP * BYTES and needed > (free := psutil.virtual_memory().available):
         got = f"{image.width}x{image.height} px, {needed / 1e9:.1f} GB while it is decoded"

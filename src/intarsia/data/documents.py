@@ -76,7 +76,7 @@ def document_of(
         if columns:
             want += f", in the columns {id_column!r} and {text_column!r}"
         raise DataError(place, got=f"keys {sorted(row)}", want=want, fix=FIX)
-    # what is not known is left out: NaN is the only value that differs from itself
+    # unknown values are left out: NaN is the only value that differs from itself
     rest = ((key, value) for key, value in row.items() if key not in (id_column, text_column))
     fields = {key: value for key, value in rest if value is not None and value == value}
     return Document(str(name), f"{title} {text}" if title else text, fields)
@@ -85,7 +85,7 @@ def document_of(
 def as_documents(docs: Iterable[Any], first: int = 0) -> Iterator[Document]:
     """Yield documents, whatever they come as.
 
-    docs: texts, whose ids are their numbers; pairs (id, text); triples (id, text, fields); or
+    docs: texts, with their numbers as ids; pairs (id, text); triples (id, text, fields); or
       records with an id and a text.  first: number of the first text.
     Raises: DataError.
     """

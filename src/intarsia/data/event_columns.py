@@ -85,7 +85,7 @@ def find_columns(
 
 
 def seconds_scale(largest: float) -> float:
-    """Return the factor to seconds of times whose largest is given: 1, 1e-3, 1e-6 or 1e-9."""
+    """Return the factor to seconds of times, by the largest of them: 1, 1e-3, 1e-6 or 1e-9."""
     if not largest > MILLI:
         return 1.0
     return 1e-3 if largest < 1e14 else 1e-6 if largest < NANO else 1e-9
@@ -103,7 +103,7 @@ def parse_date(text: str) -> float:
 def frame_rows(frame: Any) -> list[tuple[Any, ...]]:
     """Return the events of a DataFrame as rows (user, item, time, rating).
 
-    frame: of pandas or alike, whose columns are found by their names.  Raises: DataError.
+    frame: of pandas or alike; its columns are found by their names.  Raises: DataError.
     """
     named = find_columns([str(name) for name in frame.columns], "the DataFrame")
     columns = [frame[named[kind]].tolist() if kind in named else None for kind in NAMES]

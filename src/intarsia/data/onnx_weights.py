@@ -35,7 +35,7 @@ def read_onnx(path: Path) -> tuple[dict[str, np.ndarray], list[OnnxNode]]:
 
     path: of the file.
     Raises: CheckpointError when the file is damaged, not ONNX, or stores weights in another form.
-    Not for models over 2 GB, whose weights are in separate files.
+    Not for models over 2 GB: their weights are in separate files.
     """
     try:
         # A model has one graph.

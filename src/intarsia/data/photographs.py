@@ -33,10 +33,10 @@ class Photograph:
 
 
 def photographs(packages: Sequence[str] = tuple(PACKAGES), *, shrink: int = 2) -> list[Photograph]:
-    """Load real photographs: two of scikit-learn, then those of packages, by name.
+    """Load real photographs: two of scikit-learn, then the packages', by name.
 
     packages: keys of PACKAGES, which are downloaded. shrink: how many pixels of a side become one:
-    the files are JPEGs, whose blocks a codec would see.
+    the files are JPEGs: a codec would see their blocks.
     Raises: AssetError when a package is not available; ConfigError for shrink < 1.
     """
     at_least("shrink", shrink, 1)

@@ -23,7 +23,7 @@ LabelledSquare = tuple[Image.Image, int]
 
 
 def photo_origin(*folders: Path) -> Decoded:
-    """Make a data set of 112 px squares, whose class is the photograph that they were cut from.
+    """Make a data set of 112 px squares; their class is the photograph that they were cut from.
 
     folders: with photographs. Squares of their left halves are for training, of the right ones for
     testing.
@@ -46,7 +46,7 @@ def photo_origin(*folders: Path) -> Decoded:
 def photo_rotation(*folders: Path) -> Decoded:
     """Make a data set of 112 px squares cut from photographs; the class is the angle of a rotation.
 
-    folders: with photographs, of which some are for training and others for testing.
+    folders: with photographs, some of them for training and others for testing.
     """
 
     def turned(square: Image.Image, number: int) -> LabelledSquare:
@@ -58,7 +58,7 @@ def photo_rotation(*folders: Path) -> Decoded:
 def photo_blur(*folders: Path) -> Decoded:
     """Make a data set of 112 px squares cut from photographs; the class is the radius of a blur.
 
-    folders: with photographs, of which some are for training and others for testing. Returns the
+    folders: with photographs, some of them for training and others for testing. Returns the
     images (training first), their labels, and the classes' names.
     """
 

@@ -135,7 +135,7 @@ def _read_png_size(file: Path) -> tuple[int, int]:
 def emoji(folder: Path, vendor: str = "google", fewest: int = 12) -> Decoded:
     """Read emoji, 32 px on white, with their category as class.
 
-    folder: the unpacked package. vendor: whose drawings, "google" or "twitter". fewest: categories
+    folder: the unpacked package. vendor: of the drawings, "google" or "twitter". fewest: categories
     with fewer pictures are left out. Returns images, labels and class names.
     """
     root = folder / "package"

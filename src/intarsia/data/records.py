@@ -20,7 +20,7 @@ def read_records(path: str | Path) -> Iterator[tuple[int, Row]]:
     """Yield (line, column -> value) of each row of a table.
 
     path: a CSV file with a header, divided by a comma, tab, semicolon or bar as the header is;
-      .jsonl, an object in each line; or .parquet, whose rows count from 1.
+      .jsonl, an object in each line; or .parquet: rows count from 1.
     Raises: DataError for a file that is none, with the line; MissingExtra for Parquet without
     pyarrow.
     """
@@ -70,7 +70,7 @@ def _read_objects(path: Path) -> Iterator[tuple[int, Row]]:
 
 
 def _read_csv(path: Path) -> Iterator[tuple[int, Row]]:
-    """Yield the rows of a CSV file, whose first line says what divides its columns."""
+    """Yield the rows of a CSV file; its first line says what divides its columns."""
     try:
         lines = iter(read_lines(path, "utf-8-sig", newline=""))
         header = next(lines, "")
@@ -90,7 +90,7 @@ def _read_csv(path: Path) -> Iterator[tuple[int, Row]]:
 
 
 def _read_parquet(path: Path) -> Iterator[tuple[int, Row]]:
-    """Yield the rows of a Parquet file, some thousand of which are in memory at a time."""
+    """Yield the rows of a Parquet file; some thousand of them are in memory at a time."""
     try:
         import pyarrow as pa
         from pyarrow import parquet

@@ -51,7 +51,7 @@ def read_reverse_dictionary(
 
 
 def number(digits: str) -> int:
-    """Decode a number of a dictd index, whose digits are base 64, the largest first."""
+    """Decode a number of a dictd index: its digits are base 64, the largest first."""
     value = 0
     for letter in digits:
         value = value * 64 + PLACE[letter]

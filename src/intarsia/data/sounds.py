@@ -24,7 +24,7 @@ TRAIN = 0.55  # of the names
 
 
 def prompt_language(*folders: Path) -> Decoded:
-    """Return 128 px grey spectrograms by language; those of the training names come first."""
+    """Return 128 px grey spectrograms by language; the training names come first."""
     rows = _files_by_part(folders)
     images = np.stack([spectrogram(file) for file, _ in rows])
     return images, [LANGUAGES.index(language) for _, language in rows], list(LANGUAGES)
@@ -39,7 +39,7 @@ def prompt_kind(*folders: Path) -> Decoded:
 
 
 def _files_by_part(folders: tuple[Path, ...]) -> list[tuple[Path, str]]:
-    """Return the sound files with their languages, those of the training part first."""
+    """Return the sound files with their languages, the training part first."""
     files: list[tuple[bool, str, str, Path]] = []
     for folder in folders:
         for file in sorted((folder / "usr/share/asterisk/sounds").rglob("*.wav")):
@@ -93,6 +93,6 @@ def spectrogram(file: Path) -> np.ndarray:
     # Rows from high to low frequency, without the constant component.
     power = window.spectrogram(samples, p0=0, p1=SIDE)[SIDE:0:-1]
     decibels = 10 * np.log10(power + 1e-12)
-    # The loudest point is white; what is 80 dB below it is black.
+    # The loudest point is white; points 80 dB below it are black.
     shade = np.clip(1 + (decibels - decibels.max()) / FLOOR, 0, 1)
     return (255 * shade).round().astype(np.uint8)

@@ -48,7 +48,7 @@ class Splits:
     """Three disjoint parts, their class names, and a JSON-ready record of how they were made."""
 
     train: ImageSet
-    val: ImageSet | None  # None for val=0: the result is then that of the last epoch
+    val: ImageSet | None  # None for val=0: the result is then the last epoch's
     test: ImageSet
     classes: tuple[str, ...]
     record: dict[str, Any]

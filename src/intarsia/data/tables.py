@@ -183,7 +183,7 @@ def from_dataset(
     """Wrap a map-style dataset of (picture, label), such as torchvision's, without copying it.
 
     dataset: labels are read from its `targets` or `labels` if it has them. name: of the set.
-    classes: names, None = those of the dataset. on_error: "skip" leaves unreadable pictures out.
+    classes: names, None = the dataset's. on_error: "skip" leaves unreadable pictures out.
     Raises: DataError when its pictures are tensors (a transform is set) or cannot be read.
     """
     named = (getattr(dataset, name, None) for name in ("targets", "labels"))

@@ -12,7 +12,7 @@ from .images import ImageSet
 
 @dataclass(frozen=True)
 class PublishedTask:
-    """A task whose parts are published, as a suite's entry point returns it for "suite/task".
+    """A task with published parts, as a suite's entry point returns it for "suite/task".
 
     read: returns the parts, "train" and "test", usually also "val"; not decoded. Behind
       "@train+val" the validation part is joined to the training part.

@@ -96,7 +96,7 @@ def load_texts(
     end is the test part, and the blocks before that are the validation part. A .jsonl file has one
     object per line: `text`; or `prompt` and `response` (or instruction, input, output; question,
     answer); or `messages` as in a chat. Only answers get labels. `seed` divides the lines; equal
-    prompts stay in one part. tokenizer: that of the model. train: a number of rows, or a fraction
+    prompts stay in one part. tokenizer: the model's. train: a number of rows, or a fraction
     below 1; val, test: numbers of rows; val=0 = no part. progress: gets lines of progress.
     Raises: DataError for a file that is missing, empty, not UTF-8, or has a line without these
     keys; ConfigError for impossible numbers; UnknownName for an unknown corpus.
@@ -121,7 +121,7 @@ def load_texts(
             got = f"no row whose answer fits into {length} tokens"
             fix = "Give each row more tokens (length, --length)."
             raise DataError(f"{part} part of {spec}", got=got, want="at least one", fix=fix)
-    # Rows whose answer does not fit are counted and reported, not silently dropped.
+    # Rows with an answer that does not fit are counted and reported, not silently dropped.
     skipped = sum(map(len, parts.values())) - sum(map(len, sets.values()))
     record_extra |= _report_lost(spec, rows, skipped, length, progress)
     record = {"spec": spec, "length": length, "seed": seed, **record_extra}
@@ -135,7 +135,7 @@ def read_texts(
 ) -> Texts:
     """Return all rows of a text as one part, for scoring; the last block may be short.
 
-    spec: a corpus's name or a file; tokenizer: that of the model; length: tokens of a row;
+    spec: a corpus's name or a file; tokenizer: the model's; length: tokens of a row;
     progress: gets lines of progress.
     Raises: as `load_texts` does; DataError for a text without a row of two tokens.
     """

@@ -26,7 +26,7 @@ from intarsia.core.reading import check_regular
 
 Transform = Callable[[Image.Image], Tensor]
 
-SPARE = 3  # Pillow's `reducing_gap`: what is shrunk to 3 times a size first, looks the same after
+SPARE = 3  # Pillow's `reducing_gap`: a picture shrunk to 3 times a size first looks the same after
 _RESAMPLE = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic"}  # Pillow's numbers
 
 
@@ -139,9 +139,9 @@ def _processor_config(config: Mapping[str, Any], model: nn.Module) -> InputConfi
         fix = "Flip the channels of the first layer, or use another backbone."
         raise DataError("image processor", got=got, want="RGB pictures", fix=fix)
     resize = _edge(config.get("size"))
-    # With a centre crop `size` is that of the picture before it.
+    # With a centre crop `size` is the picture's size before the crop.
     crop = _edge(config.get("crop_size")) if config.get("do_center_crop") else None
-    # without a crop use the model's size; DINOv2's (518) is only that of its position embedding
+    # without a crop use the model's size; DINOv2's (518) is only its position embedding's
     side = crop or _edge(getattr(config_of(model), "image_size", None)) or resize
     if side is None or (config.get("do_normalize", True) and not config.get("image_mean")):
         got = f"size {config.get('size')}, image_mean {config.get('image_mean')}"
@@ -211,7 +211,7 @@ def train_transform(inputs: InputConfig, *, augment: str = "none") -> Transform:
     224/256 of the shorter side, and a flip, as in VPT and MoSA. Random numbers come from torch's
     CPU generator, which `Prepared` seeds for each picture.
     Raises: ConfigError for another augmentation.
-    Not for pictures whose meaning changes when mirrored, such as digits or text.
+    Not for pictures that change their meaning when mirrored, such as digits or text.
     """
     one_of("augment", augment, AUGMENTS)
     if augment == "none":

@@ -1,6 +1,6 @@
 """DARTS's cells: the supernet of all operations, the genotype it finds, and the genotype's net.
 
-The search space of DASS (arXiv:2207.06968) is that of DARTS (arXiv:1806.09055).
+DASS (arXiv:2207.06968) has the search space of DARTS (arXiv:1806.09055).
 """
 
 from __future__ import annotations
@@ -220,7 +220,7 @@ class SearchedCell(nn.Module):
         """Compute the concatenated nodes, (B, nodes * width, H', W').
 
         before_last, last: outputs of the two cells before, (B, C, H, W) each; weights: (edges,
-          operations), those of a supernet's operations, None = one operation for each edge.
+          operations), of a supernet's operations, None = one operation for each edge.
         """
         states = [p(x) for p, x in zip(self.project, (before_last, last), strict=True)]
         row = 0
@@ -248,7 +248,7 @@ class CellPlace:
 
 @dataclass(frozen=True)
 class CellSizes:
-    """Sizes of a net of cells in a row, two of which, at 1/3 and 2/3, are reduction cells.
+    """Sizes of a net of cells in a row; two of them, at 1/3 and 2/3, are reduction cells.
 
     Of two cells only the second is one.  classes: outputs; inputs: channels of a picture; channels:
     of the first cell's nodes, doubled by each reduction; nodes: of each cell.
@@ -403,7 +403,7 @@ class Supernet(Cells):
 
     @torch.no_grad()
     def _adam(self, gradient: Tensor, betas: tuple[float, float] = (0.5, 0.999)) -> None:
-        """Do a step of Adam on alpha, whose state is in buffers, to be saved with the run."""
+        """Do a step of Adam on alpha; its state is in buffers, to be saved with the run."""
         state: Any = self
         gradient = gradient + 1e-3 * self.alpha
         state.steps += 1

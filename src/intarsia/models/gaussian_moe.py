@@ -29,7 +29,7 @@ from .gaussian_mixture import (
 )
 
 TEMPERATURES = ("learn", "fixed")
-FLOOR = 1e-6  # least variance, in units of that of y; the density of one sample is unbounded
+FLOOR = 1e-6  # least variance, in units of y's; the density of one sample is unbounded
 
 
 @dataclass(repr=False)
@@ -226,7 +226,7 @@ class _Unit:
         return cls(np.where(scale > 0, scale, 1.0), float(y.mean()), float(y.std()) or 1.0)
 
     def into(self, params: Parameters) -> Parameters:
-        """Convert a mixture's parameters from the data's units to those of standardised data."""
+        """Convert a mixture's parameters from the data's units to units of standardised data."""
         return params._replace(
             gate=params.gate * self.x,
             slope=params.slope * self.x / self.y,

@@ -250,7 +250,7 @@ def simulate(
     groups, values, places = _compact(x.double(), weight.double(), pattern)
     y, cycles = x.new_zeros((len(x), len(weight)), dtype=torch.float64), 0
     everything = slice(None)
-    # os: tiles of rows and columns; ws: tiles of slots and columns, whose sums add up
+    # os: tiles of rows and columns; ws: tiles of slots and columns; their sums add up
     blocks = range(0, len(x) if flow == "os" else values.shape[1], side)
     for start, column in product(blocks, range(0, len(weight), side)):
         block, c = slice(start, start + side), slice(column, column + side)
@@ -284,7 +284,7 @@ def _compact(x: Tensor, weight: Tensor, pattern: NofM) -> tuple[Tensor, Tensor, 
 
 
 def _os(x: Tensor, values: Tensor, places: Tensor, sat: Sat) -> tuple[Tensor, int]:
-    """Simulate an array whose units keep the outputs, for one tile of a product.
+    """Simulate an array with units that keep the outputs, for one tile of a product.
 
     Activations enter on the left and weights at the top, each row and column one cycle after the
     one before, so that they meet in the units. x: (R, S, m), for each of S slots the m activations
@@ -315,7 +315,7 @@ def _os(x: Tensor, values: Tensor, places: Tensor, sat: Sat) -> tuple[Tensor, in
 
 
 def _ws(x: Tensor, values: Tensor, places: Tensor, side: int) -> tuple[Tensor, int]:
-    """Simulate an array whose units keep the weights, for one tile of a product.
+    """Simulate an array with units that keep the weights, for one tile of a product.
 
     x: (R, S, m), for each of S slots the m activations that a weight may need; values, places: (C,
     S), the stored weights, and which of the m activations belongs to each. Returns the products (R,

@@ -1,4 +1,4 @@
-"""A model whose mixtures' experts are on several processes while it is trained."""
+"""A model with its mixtures' experts on several processes while it is trained."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ LOCAL = "local"
 class Attached(WholeModel):
     """The parts of a model's mixtures that this process has, by path.
 
-    wholes: path of a part -> that of the experts in one process, where it is another.
+    wholes: path of a part -> the experts' path in one process, where it is another.
     """
 
     def __init__(
@@ -44,14 +44,14 @@ class Attached(WholeModel):
     ) -> None:
         """Index the experts' parameters of this process, by identity and by path.
 
-        parts: path of a layer of experts here -> those of its experts that this process keeps;
+        parts: path of a layer of experts here -> its experts that this process keeps;
           group: the processes, None = all; wholes: the same path -> the layer's path in a model of
           a single process, where it is another.
         """
         self.parts, self.group, self.shared = dict(parts), group, True
         self.world = dist.get_world_size(group)
         self.of: dict[int, tuple[OwnExperts, str]] = {}  # id of a parameter -> its part and name
-        self.names: dict[str, tuple[str, OwnExperts, str]] = {}  # its path -> that of the whole
+        self.names: dict[str, tuple[str, OwnExperts, str]] = {}  # its path -> the whole's
         for path, part in self.parts.items():
             for name, weight in part.local.named_parameters(recurse=False):
                 self.of[id(weight)] = part, name
@@ -61,8 +61,8 @@ class Attached(WholeModel):
     def pieces(self, state: Mapping[str, Tensor]) -> dict[str, Tensor | Piece]:
         """Return a state dict with the names that weights have in a model of a single process.
 
-        state: the state dict of the model in this process. Weights of which this process has only
-          some experts become a `Piece`, which says which rows of the whole weight these are; all
+        state: the state dict of the model in this process. Weights with only some experts
+          in this process become a `Piece`, which says which rows of the whole weight these are; all
           other weights stay tensors.
         """
         by_path: dict[str, Tensor | Piece] = {}
@@ -73,7 +73,7 @@ class Attached(WholeModel):
         return by_path
 
     def piece(self, part: OwnExperts, name: str, value: Tensor) -> Piece:
-        """Return this process's rows of a weight as a `Piece`, which also says whose rows they are.
+        """Return this process's rows of a weight as a `Piece`, with the expert of each row.
 
         part: the experts of a layer that this process keeps; name: the weight's name in them;
           value: the weight, or an optimiser's state of its shape.
@@ -82,14 +82,14 @@ class Attached(WholeModel):
         return Piece(value, units, *part.lot(dist.get_rank(self.group)), self._experts(part))
 
     def _experts(self, part: OwnExperts) -> int:
-        """Return E, the number of experts of a layer on all processes.  part: those of this one."""
+        """Return E, the number of experts of a layer on all processes.  part: of this one."""
         return 1 + max(int(i.max()) for i, *_ in map(part.lot, range(self.world)) if len(i))
 
     def own(self, state: Mapping[str, Tensor | Stored]) -> dict[str, Tensor]:
         """Return the tensors of a whole state dict that this process keeps, by their names here.
 
-        state: names in a single process -> tensors of all experts, or stored ones, of which only
-          the rows needed are read.
+        state: names in a single process -> tensors of all experts, or stored ones; only
+          the rows needed of them are read.
         """
         local_paths = {
             full_path: (path, part, name) for path, (full_path, part, name) in self.names.items()
@@ -140,15 +140,15 @@ class Attached(WholeModel):
                 part.past = list(past[path])
 
     def moves(self, step: int) -> Iterator[Move]:
-        """Yield the weights whose experts get new owners after a step, for `Fssdp.reshard`.
+        """Yield the weights of experts that get new owners after a step, for `Fssdp.reshard`.
 
         An owner is the process that keeps an expert. step: number of steps so far. Each item is the
-        path of a weight, the weight, and a function that sends its rows, or those of an optimiser's
+        path of a weight, the weight, and a function that sends its rows, or rows of an optimiser's
         state of the same shape, to their new owners, and returns the rows that came here. The
         caller applies it to both, and stores the results. All processes do the same.
         """
         due = [(path, part) for path, part in self.parts.items() if part.due(step)]
-        # Layers with the same number of experts are dealt out together, so that what is uneven in
+        # Layers with the same number of experts are dealt out together, so that unevenness in
         # one layer can be made up by another.
         for experts in sorted({part.experts for _, part in due}):
             layers = [(path, part) for path, part in due if part.experts == experts]
@@ -173,7 +173,7 @@ class Attached(WholeModel):
     def set_owners(self, owners: Mapping[str, Any]) -> None:
         """Set the owners of experts that a checkpoint has, and make room for their weights.
 
-        owners: as `owners` returned them. Those of a run with another number of processes are
+        owners: as `owners` returned them. Owners of a run with another number of processes are
           ignored: consecutive experts then stay in each process.
         """
         if owners.get("world") != self.world:
@@ -213,7 +213,7 @@ class Attached(WholeModel):
     ) -> dict[str, Any]:
         """Return this process's part of an optimiser's state_dict, as `own` does for the model.
 
-        state: the state_dict of an optimiser that has all experts; parameters: those of the
+        state: the state_dict of an optimiser that has all experts; parameters: of the
           optimiser in this process, in its order.
         """
         rows = dict(state["state"])
@@ -252,7 +252,7 @@ class Attached(WholeModel):
         return full
 
     def norm(self, parameters: Sequence[nn.Parameter], meter: Meter | None = None) -> Tensor:
-        """Return the norm of all gradients, those of other processes' experts included.
+        """Return the norm of all gradients, other processes' experts included.
 
         parameters: of this process; meter: counts the time in which other processes are waited for.
         """
@@ -289,10 +289,10 @@ def attached(
       links between the processes, None = as the strategy says. meter: counts the bytes sent, layer
       by layer. group: the processes, None = all of torch.distributed.
     Gradients of experts, which come from all processes, are divided by their number, so that they
-    are those of the mean loss, as DistributedDataParallel's are of the rest.
+    belong to the mean loss, as DistributedDataParallel's do for the rest.
     gather: False leaves the parts where they are, so that no process needs room for all experts;
       write the model first, by `write_sharded`, or `save` with the parts.
-    An error inside leaves the processes with their parts: go on from a checkpoint.
+    An error inside leaves the processes with their parts: resume from a checkpoint.
     Yields a handle with this process's parts, for saving; `WholeModel` where nothing is shared out.
     Raises: ConfigError where the model has no experts, its routers read experts' weights, or the
       strategy cannot divide its experts; TrainingError where processes have other models.

@@ -38,7 +38,7 @@ def planned_capacity(expert: Tensor, rows: Tensor, experts: int, multiple: int) 
       rows; experts: E; multiple: C is a multiple of it. Processes that carry the routing out agree
       on the same C, see `agreed_capacity`.
     """
-    # pairs of each device with each expert, of which the largest decides
+    # pairs of each device with each expert; the largest number decides
     loads = [
         expert[mask][expert[mask] >= 0].long().bincount(minlength=experts).max() for mask in rows
     ]
@@ -111,7 +111,7 @@ class PairTable:
 class Swap:
     """An all-to-all in a group: each member sends a block of equal size to every other.
 
-    members: ascending processes, of which this is one; inner: so many in a row are on one node, to
+    members: ascending processes, this one among them; inner: so many in a row are on one node, to
     exchange inside first, then between equal places of the nodes (2DH); 1: in one step.
     """
 
@@ -183,7 +183,7 @@ class Swap:
             near = self.members[node * self.inner : (node + 1) * self.inner]
             far = self.members[place :: self.inner]
             # The same bytes travel twice, but a member sends a message to each one of its node, and
-            # then to one of each node, in place of one to everybody.
+            # then to one of each node, instead of one to everybody.
             groups = [("_inside", near, block * len(far)), ("_across", far, block * len(near))]
         by_stage: dict[str, Tensor] = {}
         for stage, members, size in groups:
@@ -243,7 +243,7 @@ def swap_steps(
         if backward:
             sent, name = sent.T.contiguous(), f"{name}.back"
         steps.append(PlanStep(name, layer, phase.rpartition(".")[2], "link", bytes=sent))
-    # What was exchanged last in the forward comes back first.
+    # The last exchange in the forward comes back first.
     return steps[::-1] if backward else steps
 
 
@@ -285,7 +285,7 @@ class _Alike(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, rows: Tensor, swap: Swap, wire: Wire, phase: str) -> Tensor:
-        """Return the rows, of which all members of a group have a copy."""
+        """Return the rows; all members of a group have a copy of them."""
         ctx.swap, ctx.wire, ctx.phase = swap, wire, phase
         return rows.view_as(rows)
 
@@ -330,7 +330,7 @@ def join(rows: Tensor, swap: Swap, wire: Wire, phase: str) -> Tensor:
 def alike(rows: Tensor, swap: Swap, wire: Wire, phase: str) -> Tensor:
     """Return `rows` unchanged; in the backward, add up their gradients over a group's members.
 
-    rows: weights of which every member of the group has a copy; swap: the exchange of this group,
+    rows: weights that every member of the group has a copy of; swap: the exchange of this group,
       which lists its members; wire: sends the exchanges; phase: names them in the byte counts.
     """
     return cast(Tensor, _Alike.apply(rows, swap, wire, phase))

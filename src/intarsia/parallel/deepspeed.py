@@ -51,15 +51,15 @@ KINDS: Mapping[str, str] = MappingProxyType(
 class DeepSpeed(Strategy):
     """Tables of C places an expert go through the expert group, the devices of equal tensor rank.
 
-    Rank l of data group p is device p L + l. Ranks of a data group hold copies of its experts,
-    whose gradients are added up where each sees a part of the rows. Slices of an expert (P > E)
+    Rank l of data group p is device p L + l. Ranks of a data group hold copies of its experts;
+    their gradients are added up where each sees a part of the rows. Slices of an expert (P > E)
     gather the rows of their group and add their parts. C is the largest load of an expert in any
     process, rounded up to a multiple of L, so that no pair is dropped; what a `Capacity` drops is
     dropped before.
 
     Raises: ConfigError for settings that cannot be; in `plan` and `shard` for devices that L does
-    not divide, E and P of which neither divides the other, or h that S does not divide.
-    Not for very uneven loads, whose tables are mostly empty. The model's own tensor parallelism is
+    not divide, E and P where neither divides the other, or h that S does not divide.
+    Not for very uneven loads: their tables are mostly empty. The model's own tensor parallelism is
     not part of this: the L ranks must bring the same rows.
     Source: arXiv:2201.05596, sections 5.2 and 5.3.
     """
@@ -95,7 +95,7 @@ class DeepSpeed(Strategy):
         experts: E; topology: D devices. Each L = `tensor` devices in a row bring the same rows of
           the batch. Experts are dealt out to these P = D / L data groups; if P > E, S = P / E of
           them share the hidden units of an expert. Raises: ConfigError for devices that L does not
-          divide, or E and P of which neither divides the other.
+          divide, or E and P where neither divides the other.
         """
         devices, tensor = topology.devices, self.tensor
         if devices % tensor:
@@ -211,14 +211,14 @@ class Groups:
 
 
 class DeepSpeedExperts(OwnExperts):
-    """E experts, of which this process keeps E / P, or one of S slices of one; see `DeepSpeed`."""
+    """E experts; this process keeps E / P, or one of S slices of one; see `DeepSpeed`."""
 
     def __init__(
         self, experts: Cuttable, settings: DeepSpeed, wire: Wire, topology: Topology
     ) -> None:
         """Copy the experts of a layer that this process keeps, or a slice of one's hidden units.
 
-        experts: all of the layer, whose weights can be cut; settings: the strategy; wire: the
+        experts: all of the layer, with weights that can be cut; settings: the strategy; wire: the
           layer's exchanges (group of processes, byte counter); topology: devices and nodes, from
           which follows with whom this process exchanges rows, slices and copies.
         """

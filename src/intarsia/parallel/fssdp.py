@@ -151,7 +151,7 @@ class Fssdp(Strategy):
             load = _loads(expert, home, trace.experts, devices)
             holds = self.holds([batch[layer] for batch in past], load, owner[layer], size, topology)
             target = destinations(expert, home, holds, nodes, row)
-            # The exchange of rows itself is that of plain expert parallelism, with more devices to
+            # The exchange of rows itself is as in plain expert parallelism, with more devices to
             # choose from.
             (counts, dispatch, product, combine), turned = layer_steps(
                 layer, home, target, size, devices
@@ -217,7 +217,7 @@ def _loads(expert: Tensor, home: Tensor, experts: int, devices: int) -> Tensor:
 
 
 class FssdpExperts(Sharded):
-    """E experts, of which this process owns some, and holds copies of others for a batch.
+    """E experts: this process owns some, and holds copies of others for a batch.
 
     past: loads (E,) of the newest batches in training.  See `Fssdp`.
     """
@@ -322,7 +322,7 @@ class FssdpExperts(Sharded):
     def new_owners(self, layers: Sequence[FssdpExperts]) -> Tensor:
         """Choose owners (L, E) that even out the mean loads of the newest batches.
 
-        layers: this process's parts of L layers, whose experts are dealt out together.
+        layers: this process's parts of L layers; their experts are dealt out together.
         """
         load = torch.stack([torch.stack(part.past).double().mean(0) for part in layers])
         return by_load(load, self.nodes, self.settings.hottest).owner
@@ -350,7 +350,7 @@ class FssdpExperts(Sharded):
 
 
 class _Again(torch.autograd.Function):
-    """A product whose weights are gathered for the forward, and again for the backward."""
+    """A product with weights gathered for the forward, and again for the backward."""
 
     @staticmethod
     def forward(
@@ -369,7 +369,7 @@ class _Again(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        """Compute the product once more, with weights gathered anew, and return its gradients."""
+        """Compute the product once more, with weights gathered again, and return its gradients."""
         # The product is computed once more, with gradients this time, as in activation
         # checkpointing.
         saved = [t.detach().requires_grad_() for t in ctx.saved_tensors]

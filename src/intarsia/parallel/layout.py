@@ -19,9 +19,9 @@ from ..processes.units import UnitAxes, own_part
 
 
 class OwnExperts(Experts):
-    """Experts of which a process has its own: rows go by way of `mix`, which all take part in.
+    """Experts, some of them on each process: rows go by way of `mix`, which all take part in.
 
-    local: those of this process.
+    local: this process's experts.
     past: loads (E,) of the newest batches, of experts that go by them; None for others.
     owner: (E,), the process that owns each expert, where that may change; None where it stays.
     """
@@ -59,7 +59,7 @@ class OwnExperts(Experts):
         raise self._fixed_owners_error()
 
     def _fixed_owners_error(self) -> ConfigError:
-        """Return the error for experts whose owners never change."""
+        """Return the error for experts with owners that never change."""
         fix = "Ask `due` first, which says when owners change."
         got, want = type(self).__name__, "experts whose owners change"
         return ConfigError("owners of experts", got=got, want=want, fix=fix)
@@ -81,7 +81,7 @@ class OwnExperts(Experts):
         return torch.stack(outputs, 1)
 
 
-Cuttable = StackedExperts | FusedExperts  # whose weights have a row for each expert
+Cuttable = StackedExperts | FusedExperts  # their weights have a row for each expert
 
 
 STACKED: Mapping[str, UnitAxes] = {
@@ -114,8 +114,8 @@ def units_of(experts: nn.Module, name: str) -> UnitAxes | None:
 def stacked(experts: Experts) -> Cuttable:
     """Return experts as they are if their weights can be cut along experts and hidden units.
 
-    experts: of a layer. Raises: ConfigError for experts whose weights are no stacked matrices of
-      one size, and for an activation with weights that all experts share.
+    experts: of a layer. Raises: ConfigError for experts without stacked matrices of one size as
+      weights, and for an activation with weights that all experts share.
     """
     if not isinstance(experts, StackedExperts | FusedExperts):
         got, want = type(experts).__name__, "StackedExperts, whose weights can be cut and sent"
@@ -208,7 +208,7 @@ def packed(experts: Cuttable) -> Tensor:
     experts: E, of one size, with P weights each.
     """
     weights = [w.flatten(1) for _, w in experts.named_parameters(recurse=False)]
-    # the parameters' order is that of `unpacked`
+    # the parameters' order is as in `unpacked`
     return torch.cat(weights, 1)
 
 
@@ -253,6 +253,6 @@ def having(like: Cuttable, weights: Mapping[str, Tensor], experts: int) -> Cutta
       the number of experts in these tensors. The result has no parameters of its own.
     """
     copied = copy.copy(like)
-    # plain attributes, found before parameters, of which there are none
+    # plain attributes, found before parameters; there are no parameters
     vars(copied).update({"_parameters": {}, "experts": experts, **weights})
     return copied

@@ -73,7 +73,7 @@ class StockPlace:
         return f"{self.path}.{PART}"
 
     def put(self, part: Experts) -> None:
-        """Let this process's share of the experts compute in place of the module's own weights.
+        """Let this process's share of the experts compute instead of the module's own weights.
 
         part: the share; the module's forward calls it from now on.
         """

@@ -105,7 +105,7 @@ class Processes:
         """End the processes."""
         for process, pipe in self._started:
             pipe.close()
-            # a process ends by itself when its pipe is closed
+            # a process ends on its own when its pipe is closed
             process.join(0.2)
             if process.is_alive():
                 process.kill()

@@ -32,13 +32,13 @@ def check_agreed(plan: DevicePlan, group: Group = None) -> None:
 def check_alike(subject: str, digest: str, group: Group = None) -> None:
     """Raise TrainingError unless all processes have the same digest, a hexadecimal hash.
 
-    subject: names what was hashed, such as a model; digest: this process's; group: the processes,
+    subject: names the hashed object, such as a model; digest: this process's; group: the processes,
       None = all. With different models they would wait forever or mix tokens up. The error is
       raised in each of them, and names the smallest and the largest of the digests.
     """
     digest_number = int(digest[:15], 16)  # 60 bits
     smallest, largest = (torch.tensor(digest_number, device=device_of(group)) for _ in range(2))
-    # All digests are equal exactly if the smallest is the largest: two small reductions in place of
+    # All digests are equal exactly if the smallest is the largest: two small reductions instead of
     # a gather.
     dist.all_reduce(smallest, dist.ReduceOp.MIN, group=group)
     dist.all_reduce(largest, dist.ReduceOp.MAX, group=group)
@@ -61,9 +61,9 @@ def carry_out(
 ) -> Tensor:
     """Compute x <- x + mixture(x), layer after layer, with the trace's routing, as `plan` says.
 
-    plan: what is sent and computed, as `expert_parallel(trace, placement, size, engine=engine)`
-      returns it; layers: this process's experts of each layer; x: (n, d), this process's rows:
-      those of the sequences that `homes` gives it, in order; trace: which experts each token has;
+    plan: of exchanges and computations, `expert_parallel(trace, placement, size, engine=engine)`;
+      layers: this process's experts of each layer; x: (n, d), this process's rows,
+      of the sequences that `homes` gives it, in order; trace: which experts each token has;
       placement: which process has which expert; engine: "home", rows return after each layer, or
       "stay", they move on to the next layer's experts; meter: counts the bytes; group: the
       processes, None = all. Returns the same rows, (n, d). Gradients take the same ways back.
@@ -95,7 +95,7 @@ def routed(trace: Trace, numbers: Tensor, layer: int, x: Tensor) -> Routing:
     """Return the recorded routing of some rows in a layer, with weights that need gradients.
 
     trace: the record of the experts of each row; numbers: (n,), which of its rows; layer: the
-      layer's number; x: the rows, (n, d), whose dtype the weights get.
+      layer's number; x: the rows, (n, d); the weights get their dtype.
     """
     if len(numbers):
         recorded = trace.rows(numbers).routing(layer)

@@ -1,7 +1,7 @@
 """SE-MoE's training side (arXiv:2205.10034): exchange by levels, weights fetched ahead.
 
 The strategy keeps the experts of a device in host memory and brings each layer's in ahead of it.
-Beside it: embedding tables cut by columns, tasks of uneven weight dealt out, and many small tensors
+Also here: embedding tables cut by columns, tasks of uneven weight dealt out, and many small tensors
 sent as one. The ring of layers is `placement.layer_ring`.
 """
 
@@ -42,8 +42,8 @@ class SeMoe(Strategy):
     """Tables of places go inside a node first, then between equal places of the nodes; weights are
     brought in one layer ahead.
 
-    Only the plan knows of memory: processes compute with what they hold, and what the plan calls
-    loads and gathers of dense weights takes time in the simulator.
+    Only the plan knows of memory: processes compute with the parts they hold, and the plan's loads
+    and gathers of dense weights take time in the simulator.
 
     Raises: ConfigError for settings that cannot be, and as `DeepSpeed` does.
     Not for experts that fit into the devices: plain exchanges then need no loads.
@@ -136,7 +136,7 @@ class SeMoe(Strategy):
 
 
 class ColumnEmbedding(nn.Module):
-    """A table of V rows of H numbers, of which each of D processes keeps H / D columns of all rows.
+    """A table of V rows of H numbers; each of D processes keeps H / D columns of all rows.
 
     table: (V, H), the whole, alike in all processes. x: ids (...), of this process's own tokens
     -> (..., H): ids go to every process, each sends its columns back; gradients go the same ways,
@@ -163,7 +163,7 @@ class ColumnEmbedding(nn.Module):
         self.weight, self.wire = nn.Parameter(part.clone()), wire
 
     def forward(self, ids: Tensor) -> Tensor:
-        """Look up this process's tokens in the table, whose H columns are spread over processes.
+        """Look up this process's tokens in the table, with its H columns spread over processes.
 
         ids: (...) int64, the tokens' numbers.  -> (..., H). Every process calls it.
         """
@@ -187,7 +187,7 @@ def bucketed(tensors: Sequence[Tensor], collective: Callable[[Tensor], Tensor]) 
     Source: arXiv:2205.10034, section 3.2 (fusion communication).
     """
     sizes = [t.numel() for t in tensors]
-    # one call in place of one for each tensor
+    # one call instead of one for each tensor
     flat = collective(torch.cat([t.reshape(-1) for t in tensors]))
     return [part.view(t.shape) for part, t in zip(flat.split(sizes), tensors, strict=True)]
 

@@ -21,7 +21,7 @@ from .layout import OwnExperts
 
 
 class Sharded(OwnExperts):
-    """E experts, of which this process computes those that it holds.
+    """E experts; this process computes the ones that it holds.
 
     local: those, in ascending order; holds: (D, E) bool, who holds which; nodes: (D,), of the
     processes, one if not given; meter: counts bytes as the steps `layer`.counts, .dispatch and
@@ -32,7 +32,7 @@ class Sharded(OwnExperts):
     process without rows takes part all the same.
 
     Raises: ConfigError for local experts that are not those held; in a forward with gradients, for
-    copies, whose gradients would have to be added up at their owners.
+    copies: their gradients would have to be added up at their owners.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""What a strategy offers: a plan of what is sent and computed, and the part of each process."""
+"""What a strategy offers: a plan of exchanges and computations, and the part of each process."""
 
 from __future__ import annotations
 

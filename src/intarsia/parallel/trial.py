@@ -1,4 +1,4 @@
-"""A strategy beside one process: the same outputs and gradients, and the bytes that it planned."""
+"""A strategy against one process: the same outputs and gradients, and the bytes that it planned."""
 
 from __future__ import annotations
 
@@ -187,7 +187,7 @@ def same(subject: str, got: Tensor, want: Tensor, exact: bool) -> None:
 
 
 def _differs(subject: str, got: object, want: object) -> ConformanceError:
-    """Return the error for results that differ from those of one process."""
+    """Return the error for results that differ from one process's."""
     place = f"{subject} in process {dist.get_rank()}"
     fix = "What is planned and what is carried out must be one thing; see Strategy."
     return ConformanceError(place, got=got, want=want, fix=fix)

@@ -62,7 +62,7 @@ class Tutel(Strategy):
     Raises: ConfigError for settings that cannot be; in `plan` and `shard` for a degree that does
     not divide S, E that neither divides D nor is divided by it, or h that S does not divide.
     The gate is the mixture's own; Tutel's cosine gate is `intarsia.routers.Cosine`.
-    Not for experts of several kinds, or very uneven loads, whose tables are mostly empty.
+    Not for experts of several kinds, or very uneven loads: their tables are mostly empty.
     Source: arXiv:2206.03382, sections 3 and 4.
     """
 
@@ -136,7 +136,7 @@ class Tutel(Strategy):
         experts: int,
         after: dict[str, tuple[str, ...]],
     ) -> tuple[list[PlanStep], list[PlanStep]]:
-        """Return the steps of a layer's forward, and those of its backward."""
+        """Return the steps of a layer's forward, and its backward's steps."""
         devices, slices = topology.devices, slices_of(experts, topology.devices)
         per_device = max(1, experts // devices)
         weight_swaps = weights_swaps(experts, devices, degree)
@@ -147,7 +147,7 @@ class Tutel(Strategy):
         count = 1 if degree == 0 else self.chunks
         sent = swaps_of([range(devices)], topology.nodes(), self.exchange)
         # Rows of a block to each device, and the rows that one device computes in all: with r = 0
-        # those of its own tables, as the weights have come to it.
+        # the rows of its own tables, as the weights have come to it.
         per = block_rows(experts, devices, degree, places // count) if degree else 0
         computed = devices * per if degree else experts * places
         flops = computed * size.flops / max(1, degree)  # of a row each group has h / r units
@@ -188,7 +188,7 @@ class Tutel(Strategy):
         """
         devices = topology.devices
         possible = degrees(experts, devices)
-        # The degree is chosen for each capacity anew: no weights move when it changes.
+        # The degree is chosen again for each capacity: no weights move when it changes.
         if self.degree is None and self.by == "bytes":
             return min(possible, key=lambda r: received(r, experts, devices, places, size))
         if self.degree is None:
@@ -240,7 +240,7 @@ class Tutel(Strategy):
 
 
 class TutelExperts(OwnExperts):
-    """E experts, of which this process keeps E / D, or one of S slices of one; see `Tutel`."""
+    """E experts; this process keeps E / D, or one of S slices of one; see `Tutel`."""
 
     def __init__(self, experts: Cuttable, settings: Tutel, wire: Wire, topology: Topology) -> None:
         """Copy the experts of a layer that this process keeps, or a slice of one's hidden units.
@@ -304,7 +304,7 @@ class TutelExperts(OwnExperts):
         if len(swap.members) == 1:
             return self.local
         rows = swap.gather(packed(self.local), self.wire, "weights")  # (G, n, P / S)
-        # Experts were whole in their processes: those of all processes, in order, are the layer.
+        # Experts were whole in their processes: all processes' experts, in order, are the layer.
         if degree == 0 and self.slices == 1:
             return having(self.local, unpacked(rows.flatten(0, 1), self.local), self.experts)
         count = self.slices if degree == 0 else self.slices // degree

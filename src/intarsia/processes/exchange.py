@@ -1,4 +1,4 @@
-"""The one way in which anything moves between processes, and what it counts."""
+"""The one way in which anything moves between processes, and its counts."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ class _Exchange(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None]:
         """Send the gradients of the rows that arrived back to the senders of the rows."""
         group, meter, name = ctx.of
-        # what was received is sent back: the two counts change places
+        # the rows received are sent back: the two counts change places
         back = _exchange_rows(grads[0], ctx.receive, ctx.send, group, meter, f"{name}.back")
         return back, None, None, None
 
@@ -124,7 +124,7 @@ def is_lost(error: Exception) -> bool:
 def lost(subject: str, error: Exception, group: Group = None) -> TrainingError:
     """Return the error for another process that does not answer.
 
-    subject: what was being done; error: what torch.distributed raised; group: the processes.
+    subject: the work being done; error: raised by torch.distributed; group: the processes.
     """
     rank, text = dist.get_rank(group), str(error).splitlines()[0]
     # a slow process needs patience, a dead one a new start: two different fixes
@@ -144,7 +144,7 @@ def lost(subject: str, error: Exception, group: Group = None) -> TrainingError:
 def answered(subject: Callable[[], str], group: Group = None) -> Iterator[None]:
     """Turn an error inside the context into a TrainingError if another process does not answer.
 
-    subject: returns what was being done, for the error; group: the processes. Other errors pass.
+    subject: returns the work being done, for the error; group: the processes. Other errors pass.
     """
     try:
         yield
@@ -201,7 +201,7 @@ class Wire:
         return exchanged(rows, send, receive, group=self.group, meter=self.meter, name=name)
 
     def told(self, values: Tensor, phase: str) -> Tensor:
-        """Exchange values with all processes; return those of each, (D, n).
+        """Exchange values with all processes; return each one's, (D, n).
 
         values: (n,), this process's; phase: name of the exchange.
         """

@@ -36,7 +36,7 @@ class WholeModel:
     def own(self, state: Mapping[str, Tensor | Stored]) -> dict[str, Tensor]:
         """Return the tensors of a saved state dict that this process needs, here all of them.
 
-        state: name -> tensor, or `Stored`, a reference to files; names are those of a single
+        state: name -> tensor, or `Stored`, a reference to files; names are as in a single
           process. Returns tensors by the names that they have in this process.
         """
         return {name: _as_tensor(value) for name, value in state.items()}
@@ -74,7 +74,7 @@ class WholeModel:
         """Continue from loads that `past` returned, in any number of processes; here do nothing."""
 
     def moves(self, step: int) -> Iterator[Move]:
-        """Yield the weights whose rows move to other processes after this number of steps.
+        """Yield the weights with rows that move to other processes after this number of steps.
 
         Each comes as a path, a weight, and a function that sends rows in the weight's shape to
         their new processes and returns those that arrived. The caller puts these into the weight,
@@ -91,7 +91,7 @@ class WholeModel:
         """Set the owners that a checkpoint has, as `owners` returned them; here nothing to do."""
 
     def norm(self, parameters: Sequence[nn.Parameter], meter: Meter | None = None) -> Tensor:
-        """Return the norm of all gradients, also those of other processes.
+        """Return the norm of all gradients, other processes' included.
 
         parameters: this process's; meter: counts the time spent waiting for other processes, unused
           here.
@@ -112,7 +112,7 @@ class Parallelism(Protocol):
     ) -> AbstractContextManager[WholeModel]:
         """Distribute the model over the processes inside the context; each has its part.
 
-        meter: counts what is sent; gather: False leaves the parts where they are at the end, so
+        meter: counts the bytes sent; gather: False leaves the parts where they are at the end, so
           that no process needs room for the whole model. Yields this process's part.
         Raises: ConfigError for a model that cannot be distributed so; TrainingError where processes
           have other models.

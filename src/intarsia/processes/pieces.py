@@ -1,4 +1,4 @@
-"""Weights of which each process writes its part, and any number of processes reads what it needs.
+"""Weights: each process writes its part, and any number of processes reads the rows it needs.
 
 A folder has one safetensors file for each process that wrote it, and `manifest.json`, which says
 where each expert's rows are, with the SHA-256 of every one. Who reads some experts reads and checks
@@ -30,7 +30,7 @@ class Piece:
     """Rows of a weight of all experts, or of what an optimiser remembers of it.
 
     value: (n, ...), which this process has; units: where hidden units stand in it; index: (n,),
-    whose they are, of E = experts; part, of: which of how many slices of their hidden units.
+    the expert of each, of E = experts; part, of: which of how many slices of their hidden units.
     """
 
     value: Tensor
@@ -109,7 +109,7 @@ class Pieces:
     def __init__(self, folder: Path, manifests: Sequence[Mapping[str, Any]]) -> None:
         """Read the manifests and check that all files and experts are there.
 
-        folder: that of the files; manifests: entries that `write_file` returned in each process, by
+        folder: of the files; manifests: entries that `write_file` returned in each process, by
           rank.
         Raises: CheckpointError for a file that is missing or short, or experts that no file has.
         """
@@ -202,7 +202,7 @@ class Pieces:
         try:
             with unbroken():
                 opened = open_tensors(self.folder / file)
-            # errors of reading come from inside the block, those of opening from before it
+            # errors of reading come from inside the block, errors of opening from before it
             with opened:
                 yield opened
         except (OSError, IndexError, SafetensorError) as error:
@@ -224,7 +224,7 @@ class Pieces:
 
 @dataclass(frozen=True)
 class Stored:
-    """A weight of all experts in a folder, of which rows are read alone."""
+    """A weight of all experts in a folder; its rows can be read alone."""
 
     pieces: Pieces
     key: str

@@ -28,7 +28,7 @@ def write_together(
       gets, and returns a report; finish: called in the first process with the folder and all
       reports, by rank; group: the processes, None = all.
     All processes need the same file system. The folder takes its name when all of it is on the
-    disk; after an error, or the end of any process, what was there before is as it was.
+    disk; after an error, or the end of any process, the previous content is as before.
     Raises: in all of them the first IntarsiaError that one of them raises; TrainingError where one
       is gone or late, or the disk is full.
     """
@@ -88,7 +88,7 @@ def _gather_reports(report: Any, target: Path, group: Group) -> list[Any]:
     reports: list[Any] = [None] * dist.get_world_size(group)
     with answered(lambda: f"writing {target}", group):
         dist.all_gather_object(reports, report, group=group)
-    # the same first error in all, so that none goes on alone
+    # the same first error in all, so that none continues alone
     for entry in reports:
         if isinstance(entry, IntarsiaError):
             raise entry

@@ -1,4 +1,4 @@
-"""One safetensors file of a whole model, into which each process writes what it has.
+"""One safetensors file of a whole model, into which each process writes its part.
 
 The bytes are those that one process with the whole model would write, so that every reader of such
 files reads it, and no process has room for more than its own experts.
@@ -27,7 +27,7 @@ from .units import UnitAxes
 if TYPE_CHECKING:
     from .parallelism import WholeModel
 
-ALIGNED = 8  # bytes of which a header's length is a multiple, blanks at its end
+ALIGNED = 8  # a header's length is a multiple of so many bytes, blanks at its end
 
 
 def write_folder(
@@ -106,7 +106,7 @@ def _sliced_units(piece: Piece) -> UnitAxes | None:
 
 
 def _shape(tensor: Tensor | Piece) -> list[int]:
-    """Return the shape (E, ...) of the whole weight, of which `tensor` may be a piece."""
+    """Return the shape (E, ...) of the whole weight; `tensor` may be a piece of it."""
     if isinstance(tensor, Tensor):
         return list(tensor.shape)
     shape = [tensor.experts, *tensor.value.shape[1:]]

@@ -44,7 +44,7 @@ def advice(
 
 
 def _flat_loss(record: Mapping[str, Any], history: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Return a line if the training loss of the last epoch is not below that of the first."""
+    """Return a line if the training loss of the last epoch is not below the first's."""
     train = [line for line in history if line.get("split") == "train" and "loss" in line]
     epochs = sorted({line["epoch"] for line in train})
     if len(epochs) < 2:

@@ -15,9 +15,9 @@ class Average:
     """a <- d_t a + (1 - d_t) w after step t = 0, 1, ..., from a = w before the first.
 
     d_t = min(decay, (1 + t) / (10 + t)), so that a short run forgets its start as a long one does.
-    The factors are those of TensorFlow's ExponentialMovingAverage with `num_updates`; Polyak and
+    The factors are as in TensorFlow's ExponentialMovingAverage with `num_updates`; Polyak and
     Juditsky 1992 is the plain mean. It draws nothing and changes no step.
-    parameters: what is trained.  Not for weights that a mask replaces on the way.
+    parameters: the trained ones.  Not for weights that a mask replaces on the way.
     """
 
     def __init__(self, parameters: Sequence[Tensor], decay: float) -> None:

@@ -3,7 +3,7 @@
 `folder/save-000012/` holds tensors.safetensors, state.json and manifest.json with the SHA-256 of
 the other two. A folder of that name is complete: it was renamed after all of it was on disk.
 Where processes share experts out, each writes a file with those that it has, and manifest.json says
-what is where; any number of processes reads it.
+where each is; any number of processes reads it.
 """
 
 from __future__ import annotations
@@ -118,7 +118,7 @@ def save_together(folder: Path, state: Mapping[str, Any], group: Group = None) -
     mine = {key: t for key, t in tensors.items() if rank == 0 or isinstance(t, Piece)}
 
     def finish(scratch: Path, entries: list[dict[str, Any]]) -> None:
-        """Write what is no tensor, and the manifest with the digest of everything."""
+        """Write everything but tensors, and the manifest with the digest of everything."""
         (scratch / STATE).write_text(json.dumps(tree))
         hashes = {STATE: sha256(scratch / STATE), "parts": _digest(entries)}
         manifest = {"sha256": hashes, "parts": entries}
@@ -194,7 +194,7 @@ def _digest(entries: Any) -> str:
 
 
 def _damaged(path: Path, got: str) -> CheckpointError:
-    """Return the error for a checkpoint that cannot be read.  got: what is wrong with it."""
+    """Return the error for a checkpoint that cannot be read.  got: its damage."""
     return CheckpointError(
         f"checkpoint {path}",
         got=got,

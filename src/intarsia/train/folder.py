@@ -70,7 +70,7 @@ class Write(Protocol):
     ) -> object:
         """Write the trained model and the record of its run into a folder.
 
-        parts: given if the experts are on several processes, all of which then call this.
+        parts: given if the experts are on several processes; then all of them call this.
         """
 
 
@@ -84,7 +84,7 @@ class Log:
     def open(self, size: int) -> None:
         """Open the file to append lines, after its first `size` bytes; later ones are cut off.
 
-        size: length of the file at the checkpoint from which the run goes on, 0 for a new run. If
+        size: length of the file at the checkpoint from which the run resumes, 0 for a new run. If
           the file is lost, short or damaged, the whole lines before the damage are kept, with a
           warning: the curve then has a gap, the training has none.
         """
@@ -151,7 +151,7 @@ class Log:
 def owned(out: Path | None, resume: bool, data: str = "") -> Iterator[None]:
     """Make the run folder and keep other processes from writing into it inside the context.
 
-    out: the folder, None = no folder; resume: it may hold a run that goes on. A run that diverged
+    out: the folder, None = no folder; resume: it may hold a run that resumes. A run that diverged
       (a loss that was not finite) may be replaced by the next one. data: what the run reads, which
       no run is written into.
     Raises: ConfigError if another process writes there, or it holds another run; TrainingError at
@@ -188,7 +188,7 @@ def _owned(out: Path, resume: bool, data: str) -> Iterator[None]:
 
 
 def _check_no_links(out: Path) -> None:
-    """Check that what is written into a folder stays in it.  Raises: ConfigError for a link."""
+    """Check that files written into a folder stay in it.  Raises: ConfigError for a link."""
     if link := next((path for path in sorted(out.rglob("*")) if path.is_symlink()), None):
         got, want = f"a link in it, {link.relative_to(out)}", "files and folders alone"
         fix = "Put there what the link stands for, or choose another folder."
@@ -221,7 +221,7 @@ def write_results(
 
     A folder with run.json is therefore complete. out: the run's folder; record: content of
     run.json; split: part of the data that `metrics` are of. write: puts the trained model into a
-    folder, None where adapter/ was written already. evaluated: the dataset of that part, whose
+    folder, None where adapter/ was written already. evaluated: the dataset of that part; its
     samples get numbers in the predictions, so that runs can be compared sample by sample.
     """
     if write is not None:
@@ -233,7 +233,7 @@ def write_results(
         with writing(out / "predictions.safetensors") as scratch:
             safetensors.torch.save_file(tensors, scratch, metadata={"split": split, **OPEN})
             seal_file(scratch)
-    # run.json is the seal: it holds the digests of the weights beside it
+    # run.json is the seal: it holds the digests of the weights next to it
     files = {f"{ADAPTER}/{name}": digest for name, digest in digests(out / ADAPTER).items()}
     write_json(out / RUN, sealed(record, files))
 
@@ -241,7 +241,7 @@ def write_results(
 def write_learned(model: nn.Module, folder: Path, parts: WholeModel | None = None) -> None:
     """Write the trained weights of a model into a folder: PEFT's files for an adapted model.
 
-    parts: this process's part of a model whose experts are on several processes, None = whole.
+    parts: this process's part of a model with experts on several processes, None = whole.
     """
     if hasattr(model, "peft_config"):
         # PEFT writes its own files, first into a scratch folder

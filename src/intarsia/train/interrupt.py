@@ -16,7 +16,7 @@ STOPPING = b"\nStopping after this step. Ctrl-C again stops at once.\n"
 
 
 class Interrupted(KeyboardInterrupt):
-    """A run that was asked to stop and did; its message says how to go on."""
+    """A run that was asked to stop and did; its message says how to continue."""
 
 
 class StopRequest:
@@ -39,7 +39,7 @@ def stop_on_signals() -> Iterator[StopRequest]:
     """
     interrupts.check()
     request = StopRequest()
-    # os.write goes past Python's buffered stderr, whose lock the interrupted step may hold
+    # os.write goes past Python's buffered stderr: the interrupted step may hold its lock
     notice = threading.Timer(SOON, os.write, (2, STOPPING))
     # Python sets handlers in the main thread only
     if threading.current_thread() is not threading.main_thread():

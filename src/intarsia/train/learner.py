@@ -50,7 +50,7 @@ class Learner:
     ) -> None:
         """Build the optimiser and what else a step needs: masks, weight average, loss scale.
 
-        model: whose parameters are trained; forward: the model as it is called in training, such as
+        model: has the trained parameters; forward: the model as it is called in training, such as
           its compiled or distributed wrapper; objective: computes a batch's loss from the task's;
           training: learning rate, precision, seed; recipe: optimiser, schedule, clipping, average;
           accelerator: the processes and the device; task: loss and scores.
@@ -88,7 +88,7 @@ class Learner:
         """Prepare to store a value for each training sample, if the objective compares epochs.
 
         samples: number of training samples.
-        Raises: ConfigError in several processes, each of which would see other samples.
+        Raises: ConfigError in several processes: each would see other samples.
         """
         if not isinstance(self.objective, OnePass):
             return
@@ -107,7 +107,7 @@ class Learner:
     ) -> dict[str, float]:
         """Take one optimiser step; return lr, loss, accuracy and the loss's parts, to be logged.
 
-        batches: parts of the step's batch, whose gradients are added up; step: number from 0;
+        batches: parts of the step's batch; their gradients are added up; step: number from 0;
           steps: in the whole training; positions: for each part the numbers of its samples in the
           training data, for an objective that stores something for each.
         Raises: TrainingError if the loss or a gradient is not finite; the parameters are then those
@@ -153,7 +153,7 @@ class Learner:
         schedule = self.recipe.schedule
         if self.masking:
             self.masking.before(step, steps)
-            # each process draws the first masks by itself: they must have come out alike
+            # each process draws the first masks on its own: they must have come out alike
             if step == 0:
                 self._same_masks()
         elif isinstance(schedule, ByFit):
@@ -217,7 +217,7 @@ class Learner:
             # the norm, and clipping by it, are of gradients without the scale
             self.scaler.unscale_(self.optimizer)
         regrows = self.masking is not None and self.masking.replaces(step, steps)
-        # of all weights, those of other processes' experts too
+        # of all weights, other processes' experts included
         norm = self.parts.norm(self.parameters, self.meter)
         # a scaler looks at the gradients itself, skips the step and lowers its scale
         if not self.scaler and not bool(torch.isfinite(norm)):

@@ -91,7 +91,7 @@ class Loop:
         ranks, job = self.ranks, self.job
         shares = ranks.num_processes * job.training.accumulate
         size, seed = job.training.batch_size, job.training.seed
-        # the order is that of one process; each takes its share of every batch
+        # the order is as in one process; each takes its share of every batch
         # which samples are in which batch, as a function of the seed
         self.order = Order(size_of(self.train_set), size, seed, shares)
         if self.task.whole and shares > 1:
@@ -128,7 +128,7 @@ class Loop:
             self.learner.remember(size_of(self.train_set))
             if (masking := self.learner.masking) is not None:
                 stack.enter_context(masking.masked.training())
-            # global draws differ between processes; those of routers are the first process's
+            # global draws differ between processes; routers' draws are the first process's
             seed_all(mix(seed, ranks.process_index))
             statistics.forget(self.model)
             set_generator_states(self.model, on_main(ranks, lambda: generator_states(self.model)))
@@ -269,7 +269,7 @@ class Loop:
         """Yield, for each remaining step, this process's parts of the batch and their positions."""
         parts, rank = self.training.accumulate, self.ranks.process_index
         world = self.ranks.num_processes
-        # a run that goes on begins in the middle of an epoch, whose order is known from its seed
+        # a resumed run begins in the middle of an epoch; the seed gives its order
         epoch, first = divmod(self.at.step, self.order.steps)
         while epoch < self.training.epochs:
             keys: list[Key] = [
@@ -328,7 +328,7 @@ class Loop:
         with average.in_place() if average else nullcontext():
             try:
                 scores = self._evaluate(self.val)
-            # the step is done and unscored: the run that goes on scores it first
+            # the step is done and unscored: the resumed run scores it first
             except Interrupted:
                 return
             self.at.scored = self.at.step
@@ -416,7 +416,7 @@ class Loop:
     def finish(self) -> dict[str, Scores]:
         """Put the chosen weights into the model, and score it on the validation and test parts.
 
-        The weights are those of the best epoch, of the average, or of the last step. Returns the
+        The weights come from the best epoch, the average, or the last step. Returns the
         scores by part.
         """
         if self.at.best is not None:

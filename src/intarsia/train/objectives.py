@@ -56,15 +56,15 @@ class Staged:
 def logits_of(model: nn.Module, x: Inputs) -> Tensor:
     """Call a model and return its logits, which are its output or the output's `.logits`.
 
-    x: the model's input, or its arguments by name, of which "task_ids" are passed to the routers.
-      Random routers draw again. Logits are float32 at least, but those of tokens (B, T, V) keep
+    x: the model's input, or its arguments by name; "task_ids" among them go to the routers.
+      Random routers draw again. Logits are float32 at least, but logits of tokens (B, T, V) keep
       their type, since they are large: losses and scores widen the rows they need.
     """
     redraw(model)
     if isinstance(x, Tensor):
         out = model(x)
     else:
-        # hosts know no task ids: routers get them beside the forward
+        # hosts know no task ids: routers get them outside the forward
         arguments = {k: v for k, v in x.items() if k != "task_ids"}
         tasks = task_ids(model, x["task_ids"]) if "task_ids" in x else nullcontext()
         with tasks:
@@ -105,7 +105,7 @@ def two_pass(
 
     p1, p2: predictions of the two passes, which differ by their random draws; sg: without gradient;
       D: the `deep_alignment` of the two passes. For texts, KL is over tokens that have a label; a
-      task without classes has its own distance in place of KL. Both passes are stacked in one
+      task without classes has its own distance instead of KL. Both passes are stacked in one
       forward.
     model: the one in training; x: inputs of the batch; loss_of: logits -> the task's loss; add,
       reg, deep: weights; the published MoSA has add=0, reg=1, and 0.01 / 12 for its deep term.
@@ -140,9 +140,9 @@ def one_backward(model: nn.Module, x: Inputs, loss_of: LossOf, *, reg: float = 1
     p1, p2: predictions of two forward passes with different random draws; sg: without gradient;
       reg: weight of the divergence.
 
-    The passes are drawn alike, so the expected gradient is that of `two_pass` with add=0 and
+    The passes are drawn alike, so the expected gradient is as in `two_pass` with add=0 and
     detached targets; its variance is larger, its cost two forwards and one backward, its memory
-    that of `plain`.
+    `plain`'s.
     model: the one in training; x: inputs of the batch; loss_of: logits -> the task's loss.
     """
     with torch.no_grad():
@@ -195,7 +195,7 @@ def _step(model: nn.Module, interval: int) -> int:
 def _mean(values: Tensor, x: Inputs) -> Tensor:
     """Return the mean of values over tokens that are not padding.
 
-    values: (B, T); x: the batch's inputs, whose `attention_mask` says what is padding.
+    values: (B, T); x: the batch's inputs; their `attention_mask` marks the padding.
     """
     mask = x.get("attention_mask") if isinstance(x, Mapping) else None
     if mask is None or mask.shape != values.shape:
@@ -213,7 +213,7 @@ def local_variance(model: nn.Module, x: Inputs, loss_of: LossOf, *, weight: floa
     not the same loss.
     model: the one in training; x: inputs of the batch; loss_of: logits -> the task's loss; weight:
       of the variance; scale: the adapter's.
-    Raises: ConfigError for a model without an adapter whose up-projection is split.
+    Raises: ConfigError for a model without an adapter that splits its up-projection.
     """
     # the forward's own activations give the variance in closed form
     with _bottlenecks(model) as calls:
@@ -234,7 +234,7 @@ def deep_alignment(hidden: list[Tensor], x: Inputs | None = None) -> Tensor:
     """Sum, over blocks, the mean squared distance between the hidden states of two stacked passes.
 
     hidden: outputs (2B, ...) of the first half of a model's blocks, no pass detached (MoSA's
-      released code: the first six of twelve); x: one pass's inputs, whose padding does not count.
+      released code: the first six of twelve); x: one pass's inputs; their padding does not count.
       Returns a scalar.
     """
     halves = [h.float().chunk(2) for h in hidden]
@@ -253,7 +253,7 @@ def blocks_of(model: nn.Module) -> list[nn.Module]:
 
     They are the most numerous class among the members of lists. Single layers, and classes that
     hold less than half of the parameters of the largest one, do not count, so that Swin's blocks
-    win over its stages and over what is inside a block.
+    win over its stages and over the layers inside a block.
     Raises: ConfigError for a model without a repeated block.
     """
     # 1. children of lists that have children themselves, by class

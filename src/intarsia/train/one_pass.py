@@ -1,4 +1,4 @@
-"""PACE in one pass: a sample's logits are held against those of its pass in the epoch before."""
+"""PACE in one pass: a sample's logits are held against the previous epoch's."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class OnePass:
     z' has no gradient, so that a step costs one `plain`: one forward, and a row of logits kept for
     each sample, which a checkpoint holds. In the first epoch there is none; the released code then
     has zeros, which pull a new model's logits to 0.
-    weight: 1, as in two passes, is too much: beside the noise, z - z' is all that the sample has
+    weight: 1, as in two passes, is too much: next to the noise, z - z' is all that the sample has
     learned in an epoch, and nothing offsets its pull back. 0 is `plain`.
     The loop gives it a `Memory`; it is no objective inside of another.
     Source: PACE, arXiv:2409.17137, section 3 (the fast variant).

@@ -15,7 +15,7 @@ from .settings import LrFactor
 def adamw(model: nn.Module, lr: float, weight_decay: float) -> Optimizer:
     """Make AdamW over the trained parameters; biases, norms and scales have no weight decay.
 
-    model: whose parameters; lr: learning rate; weight_decay: of the other parameters.
+    model: has the parameters; lr: learning rate; weight_decay: of the other parameters.
     """
     groups = decay_groups(model, weight_decay)
     devices = {p.device.type for group in groups for p in group["params"]}

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 Inputs = Tensor | Mapping[str, Tensor]  # pictures, or a model's arguments by name
 Batch = tuple[Inputs, Tensor]
-IGNORED = -100  # the label of what is not to be predicted
+IGNORED = -100  # the label of places that are not to be predicted
 Key = tuple[int, tuple[int, ...]]  # (epoch, positions)
 
 
@@ -78,7 +78,7 @@ class Order:
 
 @runtime_checkable
 class Augments(Protocol):
-    """A dataset whose items differ from epoch to epoch."""
+    """A dataset with items that differ from epoch to epoch."""
 
     def drawn(self, epoch: int, position: int) -> Any:
         """Return an item as that epoch sees it."""
@@ -209,7 +209,7 @@ def pair(item: Any) -> tuple[Any, Any]:
 
 
 def input_of(item: Any) -> Any:
-    """Return the part of a sample that the model gets, with or without a label beside it."""
+    """Return the part of a sample that the model gets, with or without a label next to it."""
     if isinstance(item, Mapping):
         # timm takes a tensor, transformers its arguments by name: pixel_values alone serve both
         rest = {k: v for k, v in item.items() if k not in ("labels", "label")}

@@ -70,7 +70,7 @@ def slow_attention(model: nn.Module, device: torch.device, dtype: torch.dtype) -
     """Return timm's attention layers that are faster without fused attention.
 
     On a CPU, in half precision, torch's fused attention takes longer than two matrix products and a
-    softmax, whose scores are small for up to some hundred tokens. device, dtype: of the
+    softmax; its scores are small for up to some hundred tokens. device, dtype: of the
     computation.
     """
     if device.type != "cpu" or dtype == torch.float32:
@@ -98,7 +98,7 @@ def written_out(attentions: list[nn.Module]) -> Iterator[None]:
 
 
 def training_mode(model: nn.Module) -> None:
-    """Set training mode, except for batch norms of frozen weights, whose statistics stay.
+    """Set training mode, except for batch norms of frozen weights, which keep their statistics.
 
     A batch norm that is trained among frozen layers, as by BitFit, keeps its statistics too: its
     weights were not trained with a batch's statistics, and what follows cannot adapt to the noise.
@@ -109,7 +109,7 @@ def training_mode(model: nn.Module) -> None:
         for norm in inside:
             if isinstance(norm, _BatchNorm):
                 kind = nn.Linear if isinstance(norm, nn.BatchNorm1d) else _ConvNd
-                # the layers of its kind beside the norm: frozen ones cannot adapt to new statistics
+                # layers of its kind next to the norm: frozen ones cannot adapt to new statistics
                 siblings = [m.weight.requires_grad for m in inside if isinstance(m, kind)]
                 if not _learns(norm) or (siblings and not any(siblings)):
                     norm.eval()

@@ -41,15 +41,15 @@ def preference_loss(
 class PreferenceRounds:
     """Rounds of: sample from the model, score, and learn to prefer the best sample to the worst.
 
-    L = L_next + weight x L_preference, against the model as it was before the round, whose best
-    samples are chosen and whose worst, self-hard negatives, are rejected.  It is the method and the
+    L = L_next + weight x L_preference, against the model as it was before the round: its best
+    samples are chosen, and its worst, self-hard negatives, are rejected.  It is the method and the
     objective of `fit_in_phases`, one phase a round, each from a fresh optimiser:
 
     rounds = PreferenceRounds(reward.reward, histories, rounds=2)
     fit_in_phases(model, rounds, model.samples(train), task=model.task, objective=rounds)
 
     reward: histories (B, n), sessions (B, W, S) -> (B, W).  histories: (U, n) of users, places from
-    1, 0 on the left.  samples: W.  users: drawn anew in each round.  pairs: in each step.
+    1, 0 on the left.  samples: W.  users: drawn again in each round.  pairs: in each step.
     beta, weight: as above.  In a single process.
     Without L_next both samples would become less likely. Each round costs coverage: judge it by a
     reward that had other data, another seed and size, and stop where that one does not rise.
@@ -105,7 +105,7 @@ class PreferenceRounds:
             drawn.append(model.draw(part, self.samples, generator))  # (B, W, S)
             rewards.append(self.reward(part, drawn[-1]).to(device))
         sessions, score = torch.cat(drawn), torch.cat(rewards)
-        # 3. users whose samples differ in reward: the others have no preference
+        # 3. users with samples that differ in reward: the others have no preference
         differ = score.amax(1) > score.amin(1)
         if not bool(differ.any()):
             fix = "Draw more samples, or use a reward that tells sessions apart."
@@ -124,7 +124,7 @@ class PreferenceRounds:
 
         L_next: the task's loss on the batch. L_preference: the DPO loss of `pairs` random pairs of
           this round, which prefers the sampled session of largest reward for a user's history to
-          that of smallest reward. In evaluation: L_next alone.
+          the one of smallest reward. In evaluation: L_next alone.
         model: the model in training; x: inputs of the batch; loss_of: outputs -> the task's loss.
         """
         # self.found: the histories, sessions and log-probabilities of this round

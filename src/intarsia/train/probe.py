@@ -97,7 +97,7 @@ def features(
 
     hook = heads[0].register_forward_pre_hook(lambda _head, args: inputs.append(args[0].float()))
     try:
-        # an evaluation whose rows are the recorded inputs of the head
+        # an evaluation with the head's recorded inputs as rows
         rows, labels = each(model, dataset, task or Classes(), instead, batch_size, workers)
         return rows, labels
     finally:
@@ -199,7 +199,7 @@ def _path(
 
 
 def _models(y: np.ndarray) -> list[LogisticRegression]:
-    """Return one regression, or one for each label where several apply; each goes on when refit."""
+    """Return one regression, or one for each label where several apply; a refit continues it."""
     count = 1 if y.ndim == 1 else y.shape[1]
     return [LogisticRegression(warm_start=True, max_iter=ITERATIONS) for _ in range(count)]
 
@@ -282,7 +282,7 @@ def converges(job: Job) -> bool:
 
 
 def solve_head(loop: Loop) -> Mapping[str, Any]:
-    """Fit the head of a run's model to convergence, see `converged_probe`; return what was chosen.
+    """Fit the head of a run's model to convergence, see `converged_probe`; return the choice.
 
     loop: the run; its seed deals the training samples into the folds that choose the penalty.
     """

@@ -204,7 +204,7 @@ def on_main(ranks: Accelerator | PartialState, job: Callable[[], Result]) -> Res
 
 
 class DataShards:
-    """The rows of this process among those of all that accelerate or torchrun started.
+    """The rows of this process among all processes that accelerate or torchrun started.
 
     model.fit(own_rows, shards=DataShards()) of an estimator that adds up statistics.
     Raises: as `processes`.
@@ -215,7 +215,7 @@ class DataShards:
         self.count: int = self._ranks.num_processes
 
     def sum(self, array: np.ndarray) -> np.ndarray:
-        """Add up an array over the processes, each of which calls this.  Returns float64."""
+        """Add up an array over the processes, which all call this.  Returns float64."""
         total = torch.tensor(array, dtype=torch.float64, device=self._ranks.device)
         if self.count > 1:
             dist.all_reduce(total)

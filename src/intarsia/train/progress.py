@@ -191,7 +191,7 @@ def tracker_names(requested: Sequence[str] | None, out: Path | None) -> list[str
 
 
 class Csv(GeneralTracker):
-    """metrics.csv beside metrics.jsonl: a line for each number, (step, name, value)."""
+    """metrics.csv next to metrics.jsonl: a line for each number, (step, name, value)."""
 
     name = CSV
     requires_logging_directory = True
@@ -235,7 +235,7 @@ TRACKERS: Mapping[str, Any] = {**LOGGER_TYPE_TO_CLASS, CSV: Csv}
 def tracking(accelerator: Accelerator, step: int, csv_in: Path | None) -> Iterator[None]:
     """Open the trackers inside the context, and close them afterwards.
 
-    step: where the run begins or is resumed; TensorBoard and csv remove what was written after it;
+    step: where the run begins or is resumed; TensorBoard and csv remove later entries;
       csv_in: the folder of metrics.csv, None = none.
     Raises: ConfigError for a tracker that cannot start, for example without an account.
     """

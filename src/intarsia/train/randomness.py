@@ -63,7 +63,7 @@ def seeded_cpu(seed: int) -> Iterator[None]:
     python, array, tensor = random.getstate(), np.random.get_state(), torch.get_rng_state()
     random.seed(seed)
     np.random.seed(seed % 2**32)
-    # the CPU's generator alone: torch.manual_seed goes on to every accelerator
+    # the CPU's generator alone: torch.manual_seed also seeds every accelerator
     torch.default_generator.manual_seed(seed)
     try:
         yield

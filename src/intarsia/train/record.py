@@ -66,7 +66,7 @@ def forget_peak() -> int:
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL(None).malloc_trim(0)  # glibc's: what an earlier run freed is no memory of this
     with contextlib.suppress(OSError):
-        Path("/proc/self/clear_refs").write_text("5")  # Linux: VmHWM starts anew
+        Path("/proc/self/clear_refs").write_text("5")  # Linux: VmHWM restarts
     return peak_bytes(0)["resident"]
 
 

@@ -46,10 +46,10 @@ class Position:
 
 @runtime_checkable
 class ReadsBuffers(Protocol):
-    """A module that keeps values of its buffers in another form beside them."""
+    """A module that keeps values of its buffers in another form as well."""
 
     def read_buffers(self) -> None:
-        """Take the values anew from buffers that were written to."""
+        """Take the values again from buffers that were written to."""
         ...
 
 
@@ -148,10 +148,10 @@ def restore(
     )
     # everything else decides what the next step computes
     check_same(was, now)
-    # before any weight: owners decide what is kept here
+    # before any weight: owners decide which weights are kept here
     learner.parts.set_owners(state["owners"])
     mine = learner.parts.own
-    # weights, then what was computed of them: optimiser, loads, draws
+    # weights, then the state computed from them: optimiser, loads, draws
     put_back(model, mine(state["learned"]))
     learner.load_state(state["learner"])
     learner.parts.follow(state["past"])

@@ -35,7 +35,7 @@ from .summary import summary
 class Run:
     """The result of a run: scores on val and test (None without such a set), curves, and record.
 
-    `history` holds the lines of metrics.jsonl (in the main process), `record` those of run.json.
+    `history` holds the lines of metrics.jsonl (in the main process), `record` is run.json.
     """
 
     record: Mapping[str, Any]
@@ -92,7 +92,7 @@ def fit_once(
         setup = _setup_record(job)
         loop = Loop(job)
         identity = _identity(setup, model) if out is not None else {}
-        # memory from here on is that of training
+        # memory from here on is training's
         resident = records.forget_peak()
         with loop.shared_out(ranks) as parts:
             with loop.running(identity):
@@ -194,7 +194,7 @@ def _parallel_record(job: Job) -> Any:
 
 
 def _stack_size(job: Job) -> int | None:
-    """Return the number of runs that step together; None for a run by itself."""
+    """Return the number of runs that step together; None for a run on its own."""
     seat = job.running.seat
     return None if seat is None else len(seat.stack.spent)
 

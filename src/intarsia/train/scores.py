@@ -128,7 +128,7 @@ def best_temperature(
     """Fit the temperature T of logits / T on a part of the data that was not trained on.
 
     The result is the most probable T: log T ~ N(0, prior^2) in advance, and the labels' likelihood.
-      The paper has the likelihood alone, whose T falls to 0 on a part without a mistake and is
+      The paper has the likelihood alone: its T falls to 0 on a part without a mistake and is
       unreliable for a small one; with 2,000 samples the prior has no effect. None where the data do
       not suffice: no mistake, a standard deviation of log T (Laplace's) above `certainty`, or a
       logit that is not finite.
@@ -234,7 +234,7 @@ def ranking(ranks: Tensor, k: int) -> dict[str, float]:
 
 
 def rank_of(score: Tensor, scores: Tensor) -> Tensor:
-    """Rank a score among those of its row, 1 = best; of equal scores it is the last.
+    """Rank a score among its row's scores, 1 = best; of equal scores it is the last.
 
     score: (n,); scores: (n, V). Returns (n,).
     """

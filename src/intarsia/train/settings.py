@@ -1,7 +1,7 @@
 """The settings of a run, each declared once (see `core.schema`); importing them needs no torch."""
 
 # The types of options are read from the fields, so that they are no text (no `annotations` here);
-# those of torch are quoted, for only Python sets them.
+# torch's types are quoted, for only Python sets them.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
@@ -94,13 +94,13 @@ class Training:
 
 @dataclass(frozen=True)
 class Recipe:
-    """The other settings that change what is learned; the defaults are plain AdamW.
+    """The other settings that change the learned model; the defaults are plain AdamW.
 
     optimizer: (model, lr, weight_decay) -> Optimizer; None = AdamW.  lr_factor: (step, steps) ->
     multiple of lr; None = cosine after the warm-up.
     schedule: (model, step, steps), called before each step; it must depend on these only, so that
-      a resumed run sees the same; or a `schedules.ByFit`; or a `schedules.SparseSchedule`, whose
-      masks the checkpoint holds; or a `LayerSchedule`.
+      a resumed run sees the same; or a `schedules.ByFit`; or a `schedules.SparseSchedule`: the
+      checkpoint holds its masks; or a `LayerSchedule`.
     mixup, cutmix: of timm's Mixup.  class_weights: see `train.weights.weights_of`; None = all
       classes count the same.  ema: None = the weights of the last step; see `train.average`.
     select: of a schedule that prunes little by little, only epochs that have its density are
@@ -181,7 +181,7 @@ class Recipe:
 class Running:
     """The device and the folder of a run, and how it is carried out; results differ by rounding.
 
-    out: the run folder, None = nothing is written.  resume: go on from its checkpoint.
+    out: the run folder, None = nothing is written.  resume: continue from its checkpoint.
     checkpoint_steps, checkpoint_seconds: whichever comes first; None = not by that.
     most_seconds: a step that would not end in time is not begun, except for the first. Rates and
     schedules see as many steps as are expected to fit, so that a clock decides the result.

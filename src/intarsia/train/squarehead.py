@@ -24,7 +24,7 @@ from .outcome import LossOf, Outcome, counted, divergence_of
 class SquareHead:
     """L = ce CE + kl T^2 KL(t / T || s / T) + feature sum_l mean (h_s - h_t)^2 / (mean h_t^2 + eps)
 
-    h_s, h_t: the outputs of block l of student and teacher, over tokens whose attention_mask is 1;
+    h_s, h_t: the outputs of block l of student and teacher, over tokens with attention_mask 1;
     of pictures over all.  t, s: their logits, over rows that have a label.  Each block counts the
     same, whatever its size.
 

@@ -46,7 +46,7 @@ class _Request:
 
 
 class Stack:
-    """Runs that take turns, one at a time, and what they wait for."""
+    """Runs that take turns, one at a time, and the answers that they wait for."""
 
     def __init__(self, count: int, joining: Joining) -> None:
         """Prepare to run `count` threads in turn, one training run in each.
@@ -55,7 +55,7 @@ class Stack:
         """
         self.joining = joining
         self.stop = StopRequest()
-        # the run whose thread may work; -1 when all have ended
+        # the run with the thread that may work; -1 when all have ended
         self.turn = 0
         self.change = threading.Condition()
         self.alive = list(range(count))
@@ -90,13 +90,13 @@ class Stack:
             set_global_state(self.random.pop(run))
 
     def leave(self, run: int) -> None:
-        """Remove a run that has ended, and let the others go on."""
+        """Remove a run that has ended, and let the others continue."""
         self.account()
         self.alive.remove(run)
         self._pass_on()
 
     def account(self) -> None:
-        """Divide the time since the last call equally among the runs that go on."""
+        """Divide the time since the last call equally among the runs that continue."""
         now = time.perf_counter(), time.process_time()
         wall, cpu = (b - a for a, b in zip(self.mark, now, strict=True))
         self.mark, share = now, max(1, len(self.alive))
@@ -140,7 +140,7 @@ class Stack:
         device = rows[0].device.type
         half: dict[str, Any] = {"dtype": first.half, "enabled": first.half is not None}
         with torch.autocast(device, **half), torch.set_grad_enabled(first.grad):
-            # a run has ended since: the others are joined anew
+            # a run has ended since: the others are joined again
             if self._together[0] != runs:
                 self.close()
                 self._together = runs, self.joining(models, rows)
@@ -202,7 +202,7 @@ class Seat:
 
 
 class Seated(nn.Module):
-    """A model whose forward waits for those of the other runs."""
+    """A model with a forward that waits for the other runs' forwards."""
 
     def __init__(self, model: nn.Module, seat: Seat) -> None:
         """Wrap a model so that its forward waits for other runs.  seat: the run's place."""

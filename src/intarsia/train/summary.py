@@ -1,4 +1,4 @@
-"""A run in a few lines: the method and the data, the scores, what they cost, what to do next."""
+"""A run in a few lines: the method and the data, the scores, their cost, what to do next."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def _next_lines(record: Mapping[str, Any], out: Path | None) -> list[str]:
         save = " Next: intarsia.save(model, FOLDER), or intarsia.fold(model)" if adapted else ""
         return [f"Nothing was written.{save}"]
     report = f"intarsia report {shlex.quote(str(out))}"
-    # only a run whose record names its label can be opened to predict from pictures
+    # only a run with its label in the record can be opened to predict from pictures
     if record.get("record", {}).get("label"):
         later = f"intarsia.open_run({str(out)!r}).predict(PICTURES)"
     elif adapted:
@@ -81,7 +81,7 @@ def _data(record: Mapping[str, Any]) -> str:
 
 
 def scores_text(metrics: Scores, n: int) -> str:
-    """Return scores as text, with the accuracy of the most frequent class beside them.
+    """Return scores as text, with the accuracy of the most frequent class next to them.
 
     n: number of samples.
     """

@@ -1,4 +1,4 @@
-"""How many processes can read data beside this one."""
+"""How many processes can read data next to this one."""
 
 from __future__ import annotations
 

@@ -35,7 +35,7 @@ FAR = 0.1  # share of groups over their budget above which `encode` warns
 class Recombiner:
     """Codec of signals: `encode` to bytes, `decode` on any machine (arXiv:2309.17182).
 
-    A signal is the function f(x; w) of a small network whose weights w are one sample of their
+    A signal is the function f(x; w) of a small network. Its weights w are one sample of their
     posterior q, coded relative to the prior p in about KL(q || p) bits: no weight is quantised.
 
         codec = Recombiner()            # of photographs, or Recombiner.train(signals)

@@ -32,7 +32,7 @@ LEAST_STEPS = 4  # of fitting between two rounds
 class SharedColumns:
     """Groups of a level's latents.
 
-    first: number of the level's first group among those of the signal;  rows: the level's;
+    first: number of the level's first group among the signal's groups;  rows: the level's;
     groups_per_row: number of groups in each;  places: flat indices into (rows, columns) of the
     latents of each group.
     """
@@ -59,7 +59,7 @@ class SharedColumns:
 
 
 class GroupPosteriors:
-    """Posteriors q of a batch of signals of one size, whose groups are coded one by one.
+    """Posteriors q of a batch of signals of one size, with groups that are coded one by one.
 
     values: (signals, patches, points, channels) in [0, 1]; tiles: patches along each axis; weight:
     (patches, points) with mean 1 a patch, 0 at points outside the signal: a patch has its bits
@@ -73,9 +73,9 @@ class GroupPosteriors:
     ) -> None:
         """Start the posterior of every latent at the prior; no group of latents is coded yet.
 
-        prior: trained `Prior`, whose decoder is copied and frozen; values: (signals, patches,
+        prior: trained `Prior`; its decoder is copied and frozen; values: (signals, patches,
           points, channels) in [0, 1]; tiles: patches along each axis; weight: (patches, points), of
-          a point in the loss; seed: that of training samples.
+          a point in the loss; seed: the training samples' seed.
         """
         self.prior, self.values, self.tiles, self.weight = prior, values, tuple(tiles), weight
         self.levels = levels_of(prior.settings, tiles)
@@ -102,7 +102,7 @@ class GroupPosteriors:
     def bits(self, level: int) -> Tensor:
         """Compute how many bits each group of latents costs: KL(q || p), (signals, groups).
 
-        level: the number of the level whose groups are meant; q: the posterior of a group's
+        level: the number of the groups' level; q: the posterior of a group's
           latents, p: their prior.
         """
         cost = divergence(
@@ -154,7 +154,7 @@ class GroupPosteriors:
         """Code some groups of latents: choose a candidate for each, and fix its latents to that.
 
         A group's candidates are samples of the prior, which the decoder can draw, too. level: the
-          number of the level; numbers: those of the groups in it. Returns the indices of the chosen
+          number of the level; numbers: of groups in that level. Returns the indices of the chosen
           candidates, (signals, len(numbers)).
         """
         prior, columns = self.prior, self.columns[level]
@@ -202,7 +202,7 @@ def _steps_between(prior: Prior, steps: int) -> int:
 
 
 def total_steps(prior: Prior, steps: int) -> int:
-    """Return the number of all steps of `encode`.  steps: those of the first fit."""
+    """Return the number of all steps of `encode`.  steps: the first fit's steps."""
     return steps + _round_count(prior) * _steps_between(prior, steps)
 
 
@@ -249,7 +249,7 @@ def encode(
             best = torch.where(pending, bits, -torch.inf).argmax(1)
             pending[torch.arange(columns.rows), best] = False
             numbers = (torch.arange(columns.rows) * columns.groups_per_row + best).tolist()
-            # a group far over its budget is coded with an error, of which the caller warns
+            # a group far over its budget is coded with an error, and the caller warns of it
             over += float((divergences[:, numbers] > prior.settings.bits + SPARE).sum())
             indices[level][:, numbers] = fit.code(level, numbers)
             done += between

@@ -65,7 +65,7 @@ def quantiles() -> Array:
 
     None of them is so near to half an integer that the error of a library could change its
     rounding.
-    Raises: CheckpointError on a machine whose table differs: it would decode other weights.
+    Raises: CheckpointError on a machine with a different table: it would decode other weights.
     """
     normal, count = NormalDist(), 1 << QUANTILE_BITS
     # The lower half mirrors the upper one, so that the table is exactly symmetric.
@@ -86,7 +86,7 @@ def normals(key: int, samples: Array, width: int, group: int) -> Array:
     """Draw normal deviates in units of 1 / UNIT, two from each word.
 
     key: the generator's; samples: (n,), numbers of samples; width: deviates of each; group: number
-      of a group of latents, whose draws are independent of those of others.  -> (n, width) int32.
+      of a group of latents; its draws are independent of other groups'.  -> (n, width) int32.
     """
     drawn = words(key, samples, -(-width // 2), group, domain=0)
     low, high = drawn & np.uint64(UNIT - 1), drawn >> np.uint64(QUANTILE_BITS)

@@ -32,7 +32,7 @@ TENSORS, ABOUT = "prior.safetensors", "prior.json"
 FIXED = 1 << 24  # a mean or a deviation of 1; latents are whole numbers of 1 / (FIXED * UNIT)
 LARGEST = (1 << 31) - 1
 MOST_POINTS = 1 << 20  # of a patch
-RHO = 5.0  # learning rate of rho over that of mu, since rho has further to go
+RHO = 5.0  # learning rate of rho over mu's, since rho has further to go
 Tell = Callable[[int, float], None]  # receives the steps that are done, and the PSNR in dB
 
 
@@ -106,7 +106,7 @@ class Prior:
     def counts(self, levels: Sequence[LatentLevel]) -> list[int]:
         """Return how many groups of latents a signal has at each level.
 
-        levels: those of the signal: patches, blocks of patches, the whole, with their numbers.
+        levels: the signal's levels: patches, blocks of patches, the whole, with their numbers.
         """
         return [
             level.rows * (int(group.max()) + 1)
@@ -116,7 +116,7 @@ class Prior:
     def numbers(self, levels: Sequence[LatentLevel]) -> list[Array]:
         """Return the number of each latent's group, (rows, columns) for each level.
 
-        levels: those of the signal, each with a row for each part (patch, block or the whole).
+        levels: the signal's levels, each with a row for each part (patch, block or the whole).
           Groups of all levels are numbered consecutively.
         """
         groups, first = [], 0
@@ -129,7 +129,7 @@ class Prior:
     def latents(self, level: int, deviates: Array) -> Array:
         """Compute latents of the prior from normal deviates z: mean + scale z, in whole numbers.
 
-        level: the number of the level whose mean and scale apply; deviates: z, (..., columns), in
+        level: the number of the level with the mean and scale; deviates: z, (..., columns), in
           units of 1 / UNIT.  -> (..., columns) int64, in units of 1 / (FIXED * UNIT), the same on
           every machine.
         """
@@ -155,7 +155,7 @@ class Prior:
             "beta": self.beta,
             **(extra or {}),
         }
-        # written beside the folder and moved there: a folder is never half of one
+        # written next to the folder and moved there: a folder is never half of one
         with writing(folder, spare=True) as scratch:
             scratch.mkdir()
             tensors = {k: v.contiguous() for k, v in self._tensors().items()}

@@ -3,7 +3,7 @@
 Coder and decoder draw the same candidates z_1, z_2, ... of the prior p. With decreasing Gumbels
 G_1 > G_2 > ..., the index n = argmax log q(z_n) / p(z_n) + G_n has z_n distributed as q, exactly
 over all candidates and nearly over the first 2^bits. Maddison, Tarlow and Minka (A* sampling,
-2014); Flamich, Markou and Hernandez-Lobato (2201.12857), whose global bound the decoder uses.
+2014); Flamich, Markou and Hernandez-Lobato (2201.12857); the decoder uses its global bound.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ def gumbels(key: int, count: int, group: int) -> Array:
     """Draw standard Gumbel numbers in decreasing order: G_n = -log(E_1 + ... + E_n).
 
     E_i: exponential numbers. key: the prior's random key; count: how many; group: the number of a
-    group of latents, each of which has its own draws.  -> (count,).
+    group of latents; each group has its own draws.  -> (count,).
     """
     return -np.log(np.cumsum(exponentials(key, count, group)))
 

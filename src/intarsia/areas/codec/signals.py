@@ -84,7 +84,7 @@ def read(signal: Any, kind: str) -> Signal:
 def write(values: Array, kind: str, centre: Sequence[float] = ()) -> Array:
     """Convert values back to a signal, the inverse of `read`; values may lie outside [0, 1].
 
-    values: (*sizes, channels); kind: "image", "audio", "video" or "structure"; centre: that of a
+    values: (*sizes, channels); kind: "image", "audio", "video" or "structure"; centre: of a
       structure, in angstroms.
     """
     if kind == "structure":
@@ -130,7 +130,7 @@ def join_patches(patches: Array, sizes: Sequence[int], settings: RecombinerSetti
 
 
 def _split_patches(values: Array, tiles: Sequence[int], settings: RecombinerSettings) -> Array:
-    """Reshape values whose sizes are whole patches to (patches, points, channels).
+    """Reshape values, with sizes of whole patches, to (patches, points, channels).
 
     values: (*sizes, channels); tiles: patches along each axis; settings: have the size of a patch.
     """

@@ -109,7 +109,7 @@ class PriorTraining:
 
     @torch.no_grad()
     def _start_apart(self, generator: torch.Generator) -> None:
-        """Let each signal start with latents of its own, and draw the maps A of the layers anew.
+        """Let each signal start with latents of its own, and draw the layers' maps A again.
 
         generator: of the draws. The prior's mean becomes 0; the entries of A are U(-1, 1) / p, p
         the number of weights of a layer.

@@ -319,7 +319,7 @@ class Annealed(
         return max(1.0, self.temperature - (self.temperature - 1) * share)
 
     def _blocks(self, data: Samples, states: States) -> Iterator[tuple[slice, Samples]]:
-        """Yield consecutive samples in blocks whose arrays fit into the cache."""
+        """Yield consecutive samples in blocks with arrays that fit into the cache."""
         # as many samples at a time as their largest array fits
         size = max(1, min(4096, BLOCK_NUMBERS // self._block_numbers(states)))
         for start in range(0, len(data.x), size):
@@ -400,7 +400,7 @@ class Annealed(
     ) -> None:
         """Restart components that no sample uses at the samples explained worst, in place.
 
-        sums: of the M-step, of which "usage" (H,) is read; evidence: (n,), log evidence of each.
+        sums: of the M-step; only "usage" (H,) is read; evidence: (n,), log evidence of each.
         """
         dead = np.flatnonzero(sums["usage"] < 0.5)
         if not len(dead):

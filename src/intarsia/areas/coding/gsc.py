@@ -1,7 +1,7 @@
 """Spike-and-slab sparse coding, GSC (arXiv:1908.06843), with the density of a Gaussian.
 
 The library of the paper leaves out the 1/2 of the Gaussian's exponent and takes <z><z>^T for
-<z z^T>; here log p(y | b) integrates to 1, and the M-step is that of the model.
+<z z^T>; here log p(y | b) integrates to 1, and the M-step is the model's.
 """
 
 from __future__ import annotations
@@ -58,9 +58,9 @@ class Parts(NamedTuple):
 def extend_sets(
     before: SlabPosterior, precision: Array, eta: Array, members: Array, parent: Array
 ) -> SlabPosterior:
-    """Compute the posteriors of sets of g components from those of sets of g - 1 of them.
+    """Compute the posteriors of sets of g components from the posteriors of sets of g - 1.
 
-    A set's posterior is that of the strengths of its components, if these alone are on: a normal
+    A set's posterior is the posterior of its components' strengths, if these alone are on: a normal
     distribution with precision Lambda and mean Lambda^-1 eta, and the gain (eta^T Lambda^-1 eta -
     log det Lambda) / 2 in log-likelihood. The inverse is extended by the Schur complement.
     before: posteriors of the smaller sets, for n samples; precision: Lambda of all H' candidates of
@@ -139,7 +139,7 @@ class GSC(Truncated):
 
     Fitted: as in `BSC`, and prior_ (pi_h), slab_mean_ (mu_h), slab_variance_ (psi_h), (H,) each;
     slab_variance_ is (H, H) of a full slab.
-    Raises: as in `BSC`, and DataError for data whose mean is far above what varies.
+    Raises: as in `BSC`, and DataError for data with a mean far above their variation.
     Source: arXiv:1908.06843; Sheikh, Shelton and Luecke, JMLR 15, 2014.
     A component's scale is shared with mu_h and sqrt(psi_h): compare components by direction.
     Not for data that are masked by the largest cause (MCA).
@@ -340,7 +340,7 @@ def _over_sets(q: Array, states: States, values: list[Array], axes: int = 1) -> 
 
 
 def _incidence(place: Array, width: int) -> Array:
-    """Return the 0/1 matrix whose product with a row of entries sums them by their places.
+    """Return the 0/1 matrix that, multiplied by a row of entries, sums them by their places.
 
     place: (K, ...), the place of each entry; width: the number of places.  -> (entries, width), 1
       at an entry's place.

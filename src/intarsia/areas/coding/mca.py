@@ -79,8 +79,8 @@ class Maximal(Truncated, abc.ABC):
     def _joint(self, params: Params, block: Samples, states: States, heat: float = 1.0) -> Joint:
         """Compute log p(y | s) and log p(s) of no cause, each cause alone, and sets of candidates.
 
-        params: "W" (H, D), "noise" sigma^2, "prior" pi (1,). Returns a `Joint` whose `parts` are
-        the squared errors (n, S) and noise-free data of all states.
+        params: "W" (H, D), "noise" sigma^2, "prior" pi (1,). Returns a `Joint` with `parts` that
+        are the squared errors (n, S) and noise-free data of all states.
         """
         x, observed, w = block.x, block.observed, params["W"]
         n, atoms = len(x), len(w)
@@ -111,7 +111,7 @@ class Maximal(Truncated, abc.ABC):
         level, means = w[candidates], []
         for members, parent in states.levels:
             before, last = level[:, parent], w[candidates[:, members[:, -1]]]
-            # a set's data: those of its parent joined with its last member
+            # a set's data: its parent's data joined with its last member
             level = before + last if soft else self._larger(before, last)
             means.append(largest * np.sign(level) * np.abs(level) ** (1 / rho) if soft else level)
         return means
@@ -262,7 +262,7 @@ class MMCA(Maximal):
         return np.square(w - x)
 
     def _raise_to_floor(self, w: Array) -> Array:
-        """Return components whose entries are at least as large as a least size, signs kept.
+        """Return components with entries of at least a least size, signs kept.
 
         w: (H, D), the components.
         """

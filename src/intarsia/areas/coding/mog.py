@@ -20,7 +20,7 @@ from .mixture import AnnealedMixture
 from .samples import Samples
 from .states import Array, Joint, States
 
-FLOOR = 1e-6  # least variance of a component, as a share of that of the data
+FLOOR = 1e-6  # least variance of a component, as a share of the data's variance
 
 
 @dataclass(repr=False)
@@ -91,7 +91,7 @@ class MoG(AnnealedMixture):
     ) -> Params:
         """Sum the statistics of the M-step over the samples of a block.
 
-        q: (n, 1 + H), posterior of the components. Beside the mixture's sums, "second" has moments
+        q: (n, 1 + H), posterior of the components. Next to the mixture's sums, "second" has moments
         about the old W, (H, D, D) or (H, D), which lose no digits for data far from 0.
         """
         share = self._code(params, joint, q, states)

@@ -63,7 +63,7 @@ class MoP(AnnealedMixture):
     def _read(self, X: Any, first: bool = False, least: int = 1) -> Array:
         """Check that data are not negative, and scale each row to the sum `total` if that is set.
 
-        X: (n, D); first: the data are those of `fit`; least: the smallest number of rows.
+        X: (n, D); first: the data are `fit`'s; least: the smallest number of rows.
         """
         x = not_negative(super()._read(X, first, least), "MoG, whose components have signs")
         if self.total is None:

@@ -1,4 +1,4 @@
-"""Protocol for data whose rows are distributed over processes."""
+"""Protocol for data with rows that are distributed over processes."""
 
 from __future__ import annotations
 

@@ -36,9 +36,9 @@ class Posterior(NamedTuple):
 
 
 class Subsets(NamedTuple):
-    """Subsets of one size g.  members: (K, g); parent: (K,), its index among those of size g - 1.
+    """Subsets of one size g.  members: (K, g); parent: (K,), index in subsets of size g - 1.
 
-    The parent is the subset without its last member; those of size 1 are the single candidates.
+    The parent is the subset without its last member; subsets of size 1 are the single candidates.
     """
 
     members: Array

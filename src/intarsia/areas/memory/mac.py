@@ -20,7 +20,7 @@ from .overlap import Array, adherence, basis_set_size, mean_overlap
 LAMBDA, PHI = 26.0, -13.0  # slope and offset of the sigmoid over V in 0 ... 1
 FEW = 20  # items from which `_warn_of_collapse` checks
 COLLAPSED = 0.75  # distinct codes an item: fewer are a collapse
-MEASURED = 1000  # items at most whose pairs are then compared
+MEASURED = 1000  # items at most that are compared in pairs
 PAPER = Paper("1710.07829", 2017, "A Radically New Theory of how the Brain Represents and Computes")
 
 
@@ -310,7 +310,7 @@ class Mac(LearnedCodes, ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseE
     def _read(self, X: Any, reset: bool = False) -> Array:
         """Validate items and convert them to bits, (n, D) bool.  Raises: DataError.
 
-        X: (n, D); reset: the data are those of `fit`.
+        X: (n, D); reset: the data are `fit`'s.
         """
         if not reset:
             check_is_fitted(self, "weights_")

@@ -166,7 +166,7 @@ class SparseyNet(LearnedNet, ClassNamePrefixFeaturesOutMixin, TransformerMixin, 
     def _read(self, X: Any, reset: bool = False) -> Array:
         """Validate pictures, and convert them to bits.  Raises: ShapeError, DataError.
 
-        X: (n, height * width); reset: the data are those of `fit`.
+        X: (n, height * width); reset: the data are `fit`'s.
         """
         if not reset:
             check_is_fitted(self, "weights_0_")

@@ -76,7 +76,7 @@ class TrieTensors(nn.Module):
         first, counts = self.starts[node], self.starts[node + 1] - self.starts[node]
         device = node.device
         rows = torch.arange(len(node), device=device).repeat_interleave(counts)
-        # number of each child among those of its parent
+        # number of each child among its parent's children
         inside = torch.arange(len(rows), device=device) - (counts.cumsum(0) - counts)[rows]
         return rows, first[rows] + inside
 
@@ -132,7 +132,7 @@ def generate_items(
             scores[row, column] = logp_next[row, column]
             table = torch.zeros_like(logp_next, dtype=torch.int64)
             table[row, column] = child
-            # 3. the rows that go on, each with its next token; everything follows its parent row
+            # 3. the rows that continue, each with its next token; everything follows its parent row
             parent, token, score = _choose(scores, score, batch, width, draws)
             model.reorder(state, parent)
             node = table[parent, token]
@@ -165,9 +165,9 @@ def _first_occurrence(used: Tensor) -> Tensor:
 def _choose(
     scores: Tensor, score: Tensor, batch: int, width: int, draws: torch.Generator | None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Choose which sequences go on, and with which token: the best ones, or at random.
+    """Choose which sequences continue, and with which token: the best ones, or at random.
 
-    scores: (R, V), log-probabilities of the next token for R sequences (rows); score: (R,), that of
+    scores: (R, V), log-probabilities of the next token for R sequences (rows); score: (R,), of
     each sequence so far. Returns (R,).
     """
     size = scores.shape[1]

@@ -24,7 +24,7 @@ MOST = 40_000  # items: the table of all pairs has 6 GB then, the solution takes
 class Ease(Settings):
     """Model min_B ||X - X B||^2 + reg ||B||^2 with diag(B) = 0; a user's scores are x B.
 
-    X: users by items, 1 for what was taken.  B_ij = -P_ij / P_jj for P = (X^T X + reg I)^-1.
+    X: users by items, 1 for each item taken.  B_ij = -P_ij / P_jj for P = (X^T X + reg I)^-1.
 
     model = Ease().fit(events);  model.recommend("u1");  model.recommend(["item 3", "item 7"])
     Raises: ConfigError for a reg that is not above 0; DataError for more than 40,000 items.
@@ -55,7 +55,7 @@ class EaseModel(ItemWeights):
     settings: Ease
 
     def __init__(self, settings: Ease, events: Interactions) -> None:
-        """Make room for B, (items + 1, items + 1), whose first row and column are no item.
+        """Make room for B, (items + 1, items + 1); its first row and column are no item.
 
         settings: of the model; events: pairs of users and items.  Raises: DataError for too many
           items.

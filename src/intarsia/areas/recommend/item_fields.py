@@ -39,7 +39,7 @@ class FieldCoding:
     def of(cls, name: str, values: ItemField) -> FieldCoding:
         """Choose the coding of a field by its values; lists of many different words are a text.
 
-        name: the field's; values: those of all items.
+        name: the field's; values: of all items.
         """
         if values.kind == "float":
             numbers = np.array([v for v in values.values if not np.isnan(v)])

@@ -19,7 +19,7 @@ from .recommender import Settings
 
 
 class ItemWeights(Ranker):
-    """Model whose score of item j is the sum of w_ij over the items i that the user has had.
+    """Model with a score of item j that is the sum of w_ij over the items i that the user has had.
 
     It answers for any history: known users get their newest events, also those after the fit.
     columns: width of the table of weights, (items + 1, columns).

@@ -17,7 +17,7 @@ from ...data.interactions import Interactions
 from .item_weights import ItemWeights, taken_matrix
 from .recommender import Settings
 
-ROWS = 1024  # items whose similarities are computed at a time
+ROWS = 1024  # items for which similarities are computed at a time
 
 
 @dataclass(frozen=True)

@@ -35,7 +35,7 @@ def train_recommender(
 ) -> Run:
     """Train a model on events in place, by its own losses.
 
-    train: the events that it was built of; val: held-out events, of which each epoch is scored;
+    train: the events that it was built of; val: held-out events, which each epoch is scored on;
       record, finish: as of `intarsia.fit`; options: keywords of `fit`.
     Raises: as `fit`.
     """
@@ -57,7 +57,7 @@ def solve_recommender(
     """Solve a model that has a closed form, where others train; return a run without steps.
 
     solve: computes its weights; record, finish: as of `train_recommender`; options: keywords of
-      `fit`, of which those of steps are refused.
+      `fit`; the keywords of steps are refused.
     Raises: ConfigError.
     """
     name = type(model.settings).__name__

@@ -36,7 +36,7 @@ class M2TRec(Settings):
     over the session, item scores h e_j; a head for each task t predicts a field of the next item,
     by cross-entropy where an item has one word, else by binary cross-entropy.  One causal pass
     trains on every place of a session.  The softmax is over the items that have an event: one
-    without would only be pushed away.  Above 50,000 items it is over those of the batch and 500
+    without would only be pushed away.  Above 50,000 items it is over the batch's items and 500
     others, each score less the log of the item's chance to be in that sample.
 
     model = M2TRec(tasks=("class",)).build(data)
@@ -172,7 +172,7 @@ class M2TRecModel(Recommender):
     def states(self, x: Tensor, vectors: Tensor, places: Tensor | None = None) -> Tensor:
         """Compute the session's state h after every item, (B, n, d).
 
-        x: (B, n), numbers of items from 1, 0 = padding; vectors: those of all items, or of `places`
+        x: (B, n), numbers of items from 1, 0 = padding; vectors: of all items, or of `places`
           alone; places: sorted numbers of items, None = all.
         """
         rows = x if places is None else torch.searchsorted(places, x)
@@ -241,7 +241,7 @@ class M2TRecModel(Recommender):
             # several words: a binary target for each; code 0, not known, is left out of the loss
             several = torch.zeros_like(logits).scatter(1, codes.clamp_min(0), 1.0)
             return F.binary_cross_entropy_with_logits(logits[:, 1:], several[:, 1:])
-        # one word: cross-entropy, without items whose word is not known
+        # one word: cross-entropy, without items with an unknown word
         first = codes[:, 0]
         if not bool((first > 0).any()):
             return logits.sum() * 0
@@ -286,8 +286,8 @@ class M2TRecModel(Recommender):
     ) -> list[dict[str, float]]:
         """Return `explain` of each of several items; the session is encoded only once.
 
-        query: a user's id, or ids of a session's items; items: names of those to explain. Raises:
-          ConfigError for a model whose items have no fields.
+        query: a user's id, or ids of a session's items; items: names of items to explain. Raises:
+          ConfigError for a model of items without fields.
         """
         if not isinstance(self.items, FieldVectors):
             fix = "Ask a model of fields."

@@ -85,7 +85,7 @@ class MultVaeModel(Ranker):
         self.beta = self.settings.beta * min(1.0, step / max(1, steps // 5))
 
     def samples(self, events: Interactions) -> Dataset[Any]:
-        """Return a data set with each user once, beside her last item, which the loss ignores.
+        """Return a data set with each user once, next to her last item, which the loss ignores.
 
         events: sorted by user.
         """

@@ -1,4 +1,4 @@
-"""NeuMF: a product of user and item vectors beside a network of them (arXiv:1708.05031)."""
+"""NeuMF: a product of user and item vectors next to a network of them (arXiv:1708.05031)."""
 
 from __future__ import annotations
 

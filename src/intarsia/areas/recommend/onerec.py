@@ -34,7 +34,7 @@ LIKED, SHARE = 4.0, 0.6  # a session was liked if this share of its ratings is a
 
 @dataclass(frozen=True)
 class OneRec(Settings):
-    """Model history -> encoder -> decoder, whose MLPs are mixtures -> tokens of a whole session.
+    """Model history -> encoder -> decoder, with mixtures as MLPs -> tokens of a whole session.
 
     An item is its semantic id, see `SemanticIds`; in the encoder it is the sum of its tokens'
     vectors. The loss is the mean cross-entropy over all tokens of sessions that were liked: at
@@ -92,7 +92,7 @@ class OneRec(Settings):
     def restore(self, data: Interactions, stored: Mapping[str, Tensor]) -> OneRecModel:
         """Build a model with the semantic ids of stored weights, without a new k-means.
 
-        data: the events that the stored model was built of; stored: its tensors by name, of which
+        data: the events that the stored model was built of; stored: its tensors by name; only
           "tokens" is read. Raises: DataError for events of other items.
         """
         # stored tokens are codes plus the offset of their level
@@ -289,7 +289,7 @@ class OneRecModel(Recommender):
         return scores.log_softmax(-1)
 
     def reorder(self, state: DecoderState, rows: Tensor) -> None:
-        """Let rows of the decoder's state go on from others, in place.
+        """Let rows of the decoder's state continue others, in place.
 
         state: caches of earlier tokens; rows: (R,), for each row the one that it continues.
         """
@@ -387,7 +387,7 @@ class SessionWindows(Dataset[tuple[Tensor, Tensor]]):
         """List all windows of users: (first event of the history, first event of the session).
 
         events: sorted by user and time; settings: lengths of history and session; good: only
-          sessions whose items are liked, as training needs; evaluation takes all.
+          sessions with liked items, as training needs; evaluation takes all.
         Raises: DataError where no user has enough events.
         """
         self.settings = settings

@@ -216,7 +216,7 @@ class Recommender(nn.Module, abc.ABC):
     def read(self, query: str | int | Sequence[str]) -> tuple[int | None, list[int]]:
         """Return a user's number and items, or for ids of items None and their numbers from 1.
 
-        query: a user's id, or ids of the items of a history, of which unknown ones are left out
+        query: a user's id, or ids of the items of a history; unknown ones are left out
           with a warning.  Raises: DataError for an unknown user.
         """
         if isinstance(query, str | int):
@@ -242,9 +242,9 @@ class Recommender(nn.Module, abc.ABC):
 def with_new_items(
     events: Interactions, ids: Sequence[str], fields: Mapping[str, ItemField]
 ) -> Interactions:
-    """Return the events with more items, of which there are no events yet.
+    """Return the events with more items, which have no events yet.
 
-    events: with the known items; ids, fields: those of the new items.
+    events: with the known items; ids, fields: of the new items.
     Raises: DataError for an id that exists, a field that is missing or of another length.
     """
     existing = set(events.item_ids)
@@ -260,7 +260,7 @@ def with_new_items(
             want = f"{len(ids)} values of kind {old.kind}"
             fix = "Give the new items the fields of the old ones; a value may be empty."
             raise DataError(f"field {name!r} of new items", got=got, want=want, fix=fix)
-        # new items come after the old ones, whose numbers stay
+        # new items come after the old ones, which keep their numbers
         joined[name] = replace(old, values=old.values + tuple(new.values))
     return replace(events, item_ids=(*events.item_ids, *map(str, ids)), fields=joined)
 

@@ -79,9 +79,9 @@ def fit_recommender(
 
     settings: of the recommender. data: who took which item when. parts: train, val and test, None =
     `parts_of`. schedule: of masks, as `Dsl(density=0.2)`; its layers "tables" are the settings' own
-    `tables`. seed: of weights and order. out: the run folder; beside the files of `fit` it has
-    `recommender/`, which `open_recommender` reads. resume: a run that was stopped goes on. report:
-    gets lines of progress. options: keywords of `fit`; the settings' own `training` is the default.
+    `tables`. seed: of weights and order. out: the run folder; in addition to `fit`'s files it has
+    `recommender/`, which `open_recommender` reads. resume: continue a stopped run. report: gets
+    lines of progress. options: keywords of `fit`; the settings' own `training` is the default.
     Models of users keep the epoch that is best on val. The model returned knows all events: what a
     user has taken is not recommended to her again.
     Raises: as `build` and `fit` do.

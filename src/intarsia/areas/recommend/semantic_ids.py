@@ -114,7 +114,7 @@ def assign_balanced(cost: Array) -> Array:
         row, column = linear_sum_assignment(cost[:, places])
         label[row] = places[column]
         return label
-    # an extra column for each centre, of which only `leftover` are for rows
+    # an extra column for each centre; only `leftover` of them are for rows
     extra = np.arange(count)
     wide = np.concatenate([cost[:, places], cost[:, extra]], 1)
     dummies = np.zeros((count - leftover, wide.shape[1]))

@@ -19,7 +19,7 @@ from .session_encoder import SessionEncoder, pad_sessions
 
 
 class SessionReward(nn.Module):
-    """Reward R(u, S) by self-attention among the items of S, beside the mean of the user's history.
+    """Reward R(u, S) by self-attention among the items of S, and the mean of the user's history.
 
     x: (B, H + S), places of items from 1; the last S are the session -> logits (B, S) that each
     item is liked. The reward of a session is the mean probability, see `reward`.
@@ -41,7 +41,7 @@ class SessionReward(nn.Module):
         super().__init__()
         at_least("items", items, 1)
         self.settings = settings
-        # torch's own random numbers draw the weights; the caller's go on as if nothing was drawn
+        # torch's own random numbers draw the weights; the caller's continue as if nothing was drawn
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             self.item = nn.Embedding(items + 1, width, padding_idx=0)

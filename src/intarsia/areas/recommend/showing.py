@@ -143,7 +143,7 @@ class RecommenderPage:
         return True
 
     def find(self, text: str, k: int = 8) -> dict[str, Any]:
-        """Find users whose id begins with a text, and items by words of the title or by id.
+        """Find users with an id that begins with a text, and items by words of the title or by id.
 
         text: of a search box; k: results of each kind at most; items of most events come first.
         """

@@ -51,7 +51,7 @@ class EngineQueries:
 
     @classmethod
     def of(cls, index: SparseIndex) -> EngineQueries:
-        """Take the queries of an index; the idf of a stem is that of all its segments."""
+        """Take the queries of an index; the idf of a stem is over all its segments."""
         parts = [s.stems for s in index.segments if s.stems is not None]
         lexical = index.lexical if index.lexical and index.lexical.share else None
         if lexical is None:
@@ -80,7 +80,7 @@ class EngineQueries:
     def load(cls, path: str | Path, folder: str | Path) -> EngineQueries:
         """Read what `save` wrote.
 
-        path: of the file; folder: of the index, of which only the weights of tokens are read.
+        path: of the file; folder: of the index; only its weights of tokens are read.
         Raises: CheckpointError.
         """
         try:
@@ -128,7 +128,7 @@ def export(index: SparseIndex, form: str, path: str | Path) -> Path:
 
     index: the index; form: "opensearch" or "elasticsearch", the body of a _bulk request; the
       mapping is `mapping(form)`, a query is `engine_query(form, ...)`; "qdrant", points with a
-      sparse vector "text", whose payload has id, text and fields; "trec", id and vector, token ->
+      sparse vector "text" and a payload of id, text and fields; "trec", id and vector, token ->
       weight (Anserini's and PISA's JSON of vectors); path: of the file.
     What queries need is written next to it, see `queries_file`.  Returns the path.
     Raises: ConfigError for another form; TrainingError if it cannot be written.
@@ -218,8 +218,8 @@ def engine_query(
 ) -> dict[str, Any]:
     """Return a query's body for an engine: tokens and their weights, computed without a model.
 
-    form: "opensearch", "elasticsearch" or "qdrant"; queries: weights of query tokens, or those of
-      `export`; text: the query; k: number of hits; factors: of tokens and of stems: (1, 0) and
+    form: "opensearch", "elasticsearch" or "qdrant"; queries: weights of query tokens, or the ones
+      from `export`; text: the query; k: number of hits; factors: of tokens and of stems: (1, 0) and
       (0, 1) ask by one kind, `queries.factors` joins both; None = tokens alone, or stems alone
       where the index has no model. Raises: ConfigError.
     """

@@ -27,7 +27,7 @@ class Condition(NamedTuple):
     def holds(self, fields: Mapping[str, Any]) -> bool:
         """Return True if a document's fields meet it; False for a document without the field.
 
-        Numbers are compared as numbers, also those of a CSV file; a list by any of its values.
+        Numbers are compared as numbers, also numbers from a CSV file; a list by any of its values.
         Raises: DataError for "<" or ">" between texts.
         """
         present = fields.get(self.field)
@@ -39,7 +39,7 @@ class Condition(NamedTuple):
         return any(self._compares(value, self.sign) for value in values)
 
     def _compares(self, value: Any, sign: str) -> bool:
-        """Compare one value of a document with that of the condition."""
+        """Compare one value of a document with the condition's value."""
         wanted, got = _number(self.value), _number(value)
         if wanted is not None and got is not None:
             return SIGNS[sign](got, wanted)

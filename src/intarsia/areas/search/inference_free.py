@@ -40,7 +40,7 @@ Report = Callable[[str], None]
 
 
 class InferenceFree:
-    """Wrapper of a `SparseEncoder` whose query weights are a table, for indexes and engines.
+    """Wrapper of a `SparseEncoder` with a table of query weights, for indexes and engines.
 
     encoder: routes "query" to one weight for each token and "document" to a masked language model.
     name: the model's name, for display.
@@ -81,7 +81,7 @@ class InferenceFree:
     ) -> InferenceFree:
         """Load a model by name, from a folder of `save`, or from a masked language model.
 
-        name: one of MODELS, a folder, or a Hub name; texts: the documents, whose idf (inverse
+        name: one of MODELS, a folder, or a Hub name; texts: the documents; their idf (inverse
           document frequency) weighs the queries; None = as saved, or 1 for each token; flat: weigh
           every token 1; prune: weights below this share of a document's largest are left out;
           megabytes: size of logits in memory at a time; report: receives lines about downloads.

@@ -111,7 +111,7 @@ def fit_retriever(
     texts: the documents by number; pairs: queries and the numbers of their answers; recipe: loss,
       steps and rates, None = the default; seed: of all draws; out: a folder of checkpoints, from
       which `resume` continues; report: receives progress lines. During training idf is divided by
-      its mean over the queries' tokens: the ranking stays, and the scores are as large as those of
+      its mean over the queries' tokens: the ranking stays, and the scores are as large as with
       a flat query; undivided they saturate the loss, and the documents lose terms.
     Raises: DataError for no pair; ConfigError, MissingExtra and AssetError for the teachers.
     """

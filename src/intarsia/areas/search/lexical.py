@@ -1,4 +1,4 @@
-"""BM25 over stems, which an index stores beside its learned vectors and adds to their score.
+"""BM25 over stems, which an index stores next to its learned vectors and adds to their score.
 
     index = SparseIndex.build(model, docs, lexical=Lexical(language="german"))
 
@@ -106,7 +106,7 @@ class Stems:
 
     @classmethod
     def merged(cls, parts: Sequence[Stems], alive: Sequence[Array]) -> Stems:
-        """Join the stems of several segments of an index, without those of deleted documents.
+        """Join the stems of several segments of an index, without deleted documents' stems.
 
         parts: stems of each segment; alive: (documents,) bool of each, False = deleted.
         """
@@ -182,7 +182,7 @@ class QueryStem(NamedTuple):
 class Bm25Lists:
     """Posting lists of BM25 over all segments of an index.
 
-    parts: one for each segment; document frequencies and mean length are those of all together.
+    parts: one for each segment; document frequencies and mean length are over all of them.
     lists: of each segment. If there are learned scores, too, document i of n is at n + i, so that
     one array of 2 n holds both.
     """
@@ -229,9 +229,7 @@ class Bm25Lists:
 
 
 def _bm25_lists(part: Stems, settings: Lexical, mean: float) -> Postings:
-    """Return the posting lists of a segment, with BM25's weights in place of the counts of
-    stems.
-    """
+    """Return the posting lists of a segment, with BM25's weights instead of the counts of stems."""
     lists = part.counts
     # length normalisation of each document
     norm = settings.k1 * (1 - settings.b + settings.b * part.lengths / max(mean, 1e-9))

@@ -3,7 +3,7 @@
     with in_chunks(model.documents, megabytes=4):
         model.encoder.encode_document(texts)
 
-A batch of 32 texts of 512 tokens has 2 GB of logits over 30,522 tokens, whose maxima are 4 MB. Here
+A batch of 32 texts of 512 tokens has 2 GB of logits over 30,522 tokens; their maxima are 4 MB. Here
 some columns are computed at a time, forward and backward; the vectors stay the same.
 """
 

@@ -18,7 +18,7 @@ from ...core.checks import one_of
 from ...core.errors import CheckpointError
 
 Array = np.ndarray
-BLOCK = 64  # scores of which `best` first takes the maximum
+BLOCK = 64  # scores in a block; `best` first takes each block's maximum
 STORED = ("float16", "float32", "uint8")
 Query = Sequence[tuple[int, float]]  # distinct tokens and their weights
 

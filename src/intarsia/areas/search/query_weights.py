@@ -19,9 +19,9 @@ from ...core.reading import read_tensors, read_text
 
 TOKENIZER, WEIGHTS = "tokenizer.json", "queries.safetensors"
 LONGEST = 100_000  # characters of a query
-CACHED = 100_000  # words whose tokens are cached
+CACHED = 100_000  # words with cached tokens
 APART = ("BertPreTokenizer", "Whitespace", "WhitespaceSplit")  # these end a word at a space
-# normalizers that treat each word by itself
+# normalizers that treat each word on its own
 SAME = ("BertNormalizer", "Lowercase", "NFC", "NFD", "NFKC", "NFKD", "StripAccents")
 
 
@@ -82,7 +82,7 @@ class QueryWeights:
         if not self._apart:
             encodings = self.tokenizer.encode_batch(list(texts), add_special_tokens=False)
             return [encoding.ids for encoding in encodings]
-        # tokenize new words alone; the tokens of a text are those of its words in order
+        # tokenize new words alone; the tokens of a text are its words' tokens in order
         words = [text.split(" ") for text in texts]
         new = {word for of_text in words for word in of_text if word not in self._cached}
         # a full cache is emptied, so that memory stays bounded
@@ -172,7 +172,7 @@ class QueryWeights:
 
 
 def _splits_at_spaces(tokenizer: str) -> bool:
-    """Return True if a text's tokens are those of its words, so that words can be cached."""
+    """Return True if a text's tokens are its words' tokens, so that words can be cached."""
     settings = json.loads(tokenizer)
     normalizer, splitter = settings.get("normalizer"), settings.get("pre_tokenizer") or {}
     steps = [normalizer] if normalizer else []

@@ -72,7 +72,7 @@ class Scorer:
     ) -> tuple[list[Array], tuple[float, float]]:
         """Score each segment's documents; return the scores and the two factors of the sum.
 
-        A score is factors[0] L + factors[1] B, L the learned score, B that of BM25.  Deleted
+        A score is factors[0] L + factors[1] B, L the learned score, B BM25's score.  Deleted
         documents have 0. query: tokens and stems with their weights; k: number of hits that are
         wanted; two_phase: None = exact learned scores; else only the best two_phase * k documents
         by the heaviest tokens have one, see `SparseIndex.search`.
@@ -101,14 +101,14 @@ class Scorer:
     def _learned(
         self, segment: Segment, query: Query, k: int, two_phase: float | None
     ) -> list[tuple[Postings, Query]]:
-        """Return posting lists with query weights whose sum is the learned score of a segment.
+        """Return posting lists with query weights that sum to the learned score of a segment.
 
         query: (token, weight) pairs, heaviest first.
         """
         lists = segment.postings
         if two_phase is None or not query:
             return [(lists, query)]
-        # phase one: heavy tokens alone, whose lists are short; query[0] is the heaviest
+        # phase one: heavy tokens alone, which have short lists; query[0] is the heaviest
         first = lists.scores([(t, w) for t, w in query if w >= HEAVY * query[0][1]])
         # phase two: the full score of the candidates, as a list of one token with weight 1
         selected = np.sort(best(_without_deleted(segment, first), int(k * two_phase)))
@@ -126,7 +126,7 @@ class Scorer:
 
 
 def frequencies(segments: Sequence[Segment], size: int) -> Array:
-    """Count the documents, deleted ones too, whose vectors have each token.
+    """Count the documents, deleted ones too, with each token in their vectors.
 
     segments: parts of the index; size: V.  -> (V,).
     """

@@ -103,7 +103,7 @@ class Segment:
 
 
 def _record(text: str) -> Mapping[str, Any]:
-    """Read the fields of a document.  Raises: CheckpointError for what is no JSON object."""
+    """Read the fields of a document.  Raises: CheckpointError for text that is no JSON object."""
     try:
         if isinstance(record := parse_json(text), dict):
             return record
@@ -132,7 +132,7 @@ def joined_fields(segments: Sequence[Segment]) -> list[list[str]]:
 
 
 def alive_texts(texts: Sequence[list[str]], alive: Sequence[np.ndarray]) -> list[str]:
-    """Join the texts (or ids) of segments, without those of deleted documents.
+    """Join the texts (or ids) of segments, leaving out deleted documents.
 
     texts: of each segment; [] where the index stores none; alive: (documents,) bool of each, False
       = deleted.

@@ -27,7 +27,7 @@ def search_results(
     """
     tokens = index.queries.of(query)
     words = index.stems_of(query)
-    index.prepare()  # once in a process; what is timed is the query
+    index.prepare()  # once in a process; only the query is timed
     start = time.perf_counter()
     hits = index.search(query, k, where=where)
     seconds = time.perf_counter() - start

@@ -4,7 +4,7 @@
     index.save("idx"); index = SparseIndex.load("idx")
     index.search("forgiveness of enemies", k=10, where=["year>1600"])
 
-Added documents are a segment of their own; `merge` joins all segments. The files are those of
+Added documents are a segment of their own; `merge` joins all segments. For its files see
 `index_folder`.
 """
 
@@ -81,7 +81,7 @@ class SparseIndex:
 
     queries: weights of query tokens; model, digest: name and digest of the model that encodes
     documents; stored: type of weights on disk, "float16", "float32" or "uint8" (a scale for each
-    token); lexical: BM25 beside the learned vectors, None = without: no stems are stored.
+    token); lexical: BM25 next to the learned vectors, None = without: no stems are stored.
     """
 
     def __init__(
@@ -118,7 +118,7 @@ class SparseIndex:
         """Build an index of documents, read and encoded `block` at a time.
 
         encoder: turns texts into sparse vectors; without it, build(docs), documents are ranked by
-          BM25 alone; docs: texts, (id, text) pairs, or records with an id and a text, whose other
+          BM25 alone; docs: texts, (id, text) pairs, or records with an id and a text; their other
           fields are stored, too; stored: type of the weights on disk, "float16", "float32" or
           "uint8"; lexical: settings of BM25, None = without; texts: store them, to display with
           hits; block: documents at a time.  Raises: DataError for an id that occurs twice.
@@ -248,7 +248,7 @@ class SparseIndex:
         return self
 
     def merge(self, *indexes: SparseIndex) -> SparseIndex:
-        """Join all segments, and those of other indexes, into one without deleted documents.
+        """Join all segments, and other indexes' segments, into one without deleted documents.
 
         indexes: of the same model. Weights stored as uint8 get a common scale, which adds half a
           step of rounding error.
@@ -296,12 +296,12 @@ class SparseIndex:
     ) -> list[Hit]:
         """Return the k documents of largest score, largest first, only with scores above 0.
 
-        query: a text. The score is that of `Lexical`, or without BM25 sum_j q_j d_j. prune: leave
+        query: a text. The score is `Lexical`'s, or without BM25 sum_j q_j d_j. prune: leave
           out tokens below this share of the heaviest; max_df: leave out tokens in more than this
           share of the documents; two_phase: compute the learned score first by tokens of at least
           0.4 of the heaviest weight, then by all tokens for the best k times this number of
           documents; it misses documents without heavy tokens, and is faster only where the lists of
-          light tokens are very long; where: conditions on documents' fields, all of which hold,
+          light tokens are very long; where: conditions on documents' fields, which must all hold,
           such as "price<20". Empty for a query without a known token.
         Raises: ConfigError; UnknownName for a field that no document has.
         """
@@ -356,7 +356,7 @@ class SparseIndex:
         return self._scorer
 
     def frequencies(self) -> np.ndarray:
-        """Count the documents, deleted ones too, whose vectors have each token, (V,)."""
+        """Count the documents, deleted ones too, with each token in their vectors, (V,)."""
         return frequencies(self.segments, len(self.queries.weights))
 
     def _hits(self, scores: Sequence[Array], k: int, masks: Sequence[Array] | None) -> list[Hit]:

@@ -65,7 +65,7 @@ class Member:
 
 
 def judged(labels: np.ndarray) -> np.ndarray:
-    """Return which rows a fold can judge: those whose class has another row.  (n,) of bool."""
+    """Return which rows a fold can judge: rows of a class with another row.  (n,) of bool."""
     return np.bincount(labels)[labels] > 1
 
 
@@ -91,7 +91,7 @@ def tempered(feature: Feature, probe: Probe, labels: np.ndarray) -> Member:
 def best_layer(
     model: str, tokens: int, rows: Rows, labels: np.ndarray, classes: int, fold: np.ndarray
 ) -> tuple[Feature, np.ndarray]:
-    """Choose the layer of a model whose probe has the smallest loss on the folds.
+    """Choose the layer of a model with the probe of smallest loss on the folds.
 
     model, tokens: as of `HiddenMean`. Returns its feature, and the features of the rows. With many
     rows one fold is enough to compare.
@@ -263,7 +263,7 @@ def write_files(
 
 
 def read_files(folder: Path) -> RowClassifier:
-    """Read the classifier whose files are in a folder.  Raises: CheckpointError."""
+    """Read a classifier from the files in a folder.  Raises: CheckpointError."""
     what, want = f"folder {folder}", "a classifier of texts or numbers"
     check_kind(folder, SETTINGS, what=what, want=want, fix="Check the path.")
     try:

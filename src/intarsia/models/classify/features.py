@@ -154,7 +154,7 @@ class HiddenMean(Feature):
         whole, tokenizer = text_model(self.model)
         model = copy.deepcopy(whole)
         blocks = blocks_of(model)
-        # one block stays, in front of which layer 0 is read
+        # one block stays: layer 0 is read in front of it
         del blocks[max(1, self.layer) :]
         model.config.num_hidden_layers = len(blocks)
         if kinds := getattr(model.config, "layer_types", None):
@@ -169,7 +169,7 @@ class HiddenMean(Feature):
 
 @dataclass(frozen=True, eq=False)
 class AdaptedMean(Feature):
-    """The same mean by a model whose weights an adapter changed: W' = W + B A.
+    """The same mean by a model with weights changed by an adapter: W' = W + B A.
 
     adapter: key of its method.  base: of the unchanged model.  changes: path of a weight -> (B, A).
     """

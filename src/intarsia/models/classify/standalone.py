@@ -143,7 +143,7 @@ def blocks_of(model):
 def hidden_means(model, tokenizer, texts, layers, tokens):
     """Return layer -> mean over the tokens of a text of its hidden states, (texts, width).
 
-    model: of transformers, without its head; what is above the deepest layer is not computed.
+    model: of transformers, without its head; blocks above the deepest layer are not computed.
     layers: numbers of blocks after which states are taken; 0 = in front of the first.
     tokens: the most of a text that is read.
     """

@@ -1,4 +1,4 @@
-"""What is learned: the loss of a model's output, and the scores of its field."""
+"""Tasks: the loss of a model's output, and the scores of its field."""
 
 from .answers import Answers as Answers
 from .answers import answers_batch as answers_batch

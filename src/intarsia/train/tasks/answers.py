@@ -41,7 +41,7 @@ def answers_batch(items: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
 
 @dataclass(frozen=True)
 class Answers(Tokens):
-    """`Tokens`, of rows that have pictures and sounds beside them.
+    """`Tokens`, of rows that have pictures and sounds as well.
 
     A row: {"input_ids", "labels", "asked"} of T tokens, and, where it has some, "image" (views, n,
     width), "image_views" (pictures,) and "audio" (sounds, n, width).

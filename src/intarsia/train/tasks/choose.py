@@ -76,7 +76,7 @@ def chosen(
         return Classes(**settings)
     if task is None and type(resolved) is Tokens and settings.keys() <= {"smoothing"}:
         return Tokens(**settings)
-    # what is left is a setting that this task cannot use
+    # any setting left is one that this task cannot use
     for name, value in settings.items():
         got = f"{value} for {type(resolved).__name__}"
         example = f"Classes({'weights=...' if name == 'class_weights' else f'{name}={value}'})"

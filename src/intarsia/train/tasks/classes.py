@@ -164,7 +164,7 @@ def mixed() -> ConfigError:
 
 
 def weighted() -> ConfigError:
-    """Return the error for weights of all classes, where a head knows those of its task only."""
+    """Return the error for weights of all classes, where a head knows its task's classes only."""
     got, fix = "class_weights with them", "Leave the weights out."
     return ConfigError("heads of tasks", got=got, want="classes that count the same", fix=fix)
 
@@ -226,7 +226,7 @@ def _task_of_class(groups: Groups, logits: Tensor) -> tuple[Tensor, Tensor]:
 def whole_numbers(labels: Any, ndim: int, want: str) -> Tensor:
     """Return labels as int64.
 
-    ndim: number of axes that they should have; want: what they should be, for the error.
+    ndim: number of axes that they should have; want: the expected labels, for the error.
     Raises: DataError for another kind, or another number of axes.
     """
     if not isinstance(labels, Tensor) or labels.is_floating_point() or labels.ndim != ndim:

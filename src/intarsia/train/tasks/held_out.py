@@ -22,7 +22,7 @@ class HeldOut(NextItem):
 
     Samples are (user, item), whole numbers, items from 1 on. In evaluation a model reads users (B,)
     and gives (B, items + 1), -inf for what the user has taken and for place 0. Training needs the
-    objective `own_losses`: negatives and graphs are the model's own. Scores as those of `NextItem`.
+    objective `own_losses`: negatives and graphs are the model's own. Scores as in `NextItem`.
     """
 
     labelled: ClassVar[bool] = True

@@ -27,7 +27,7 @@ class NextItem(Task):
     Samples are (history (t,), next item), whole numbers from 1 on; histories are padded with 0 on
     the left. A model reads (B, T) and gives logits (B, T, items + 1), item 0 among them, and learns
     from every place of the history; with every=False it gives (B, items + 1), for the next item
-    only. The loss is the mean over what is predicted. Scores are those of the last place, among all
+    only. The loss is the mean over the predictions. Scores are of the last place, among all
     items: `loss`, `hit_rate_k`, `ndcg_k`, `reciprocal_rank`. Items of the history are not left out.
     """
 

@@ -42,7 +42,7 @@ class NextSession(Task):
         if len({tuple(s.shape) for s in sessions}) != 1 or sessions[0].ndim != 1:
             fix = "Cut sessions to one length."
             raise DataError("sessions", got="several lengths", want="one", fix=fix)
-        # padding is that of histories of single items; their target is not used
+        # padding is as for histories of single items; their target is not used
         return NextItem(every=False).collate(rows)[0], torch.stack(sessions)
 
     def batch(self, inputs: Inputs, target: Any) -> Batch:

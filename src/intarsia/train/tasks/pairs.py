@@ -84,8 +84,8 @@ class Pairs(Task):
     def _info_nce(self, output: Tensor, target: Tensor) -> Tensor:
         """Compute InfoNCE in both directions, with the other pairs of a group as negatives.
 
-        output: (2B, d), vectors of the queries, then of the documents; target: (B,), of which only
-          the length is used. Returns the mean over the B pairs.
+        output: (2B, d), vectors of the queries, then of the documents; target: (B,); only
+          its length is used. Returns the mean over the B pairs.
         """
         total = output.new_zeros(())
         for near in self._groups(output):

@@ -79,7 +79,7 @@ class Regression(Task):
 class Reconstruction(Task):
     """Mean squared error between a model's output and its input, as of an autoencoder.
 
-    Samples are tensors; what stands beside one in a pair is not looked at. Scores: `loss`,
+    Samples are tensors; a pair's second part is not looked at. Scores: `loss`,
     `absolute_error`, and `psnr` in dB, the mean over samples of 10 log10(peak^2 / their error).
     peak: the range of the values.  Not for inputs by name.
     """

@@ -80,7 +80,7 @@ class Task(abc.ABC):
 
 
 def refuse_output(output: Tensor, target: Tensor, want: str) -> None:
-    """Raise DataError for an output whose shape does not fit the target.
+    """Raise DataError for an output of a shape that does not fit the target.
 
     want: the shape that it should have.
     """
