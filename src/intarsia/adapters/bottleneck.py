@@ -126,7 +126,7 @@ class Bottleneck(Method):
 
     @property
     def elsewhere(self) -> Bottleneck | None:
-        """The settings for a host whose MLPs are no modules; None if `placement` was given."""
+        """The settings for a host without modules for its MLPs; None if `placement` was given."""
         return replace(self, placement="pfeiffer") if self.placement is None else None
 
     @property
@@ -195,8 +195,8 @@ class BottleneckCell(Cell):
         """Build norm, down, activation, dropout, up and scale, and draw the first weights.
 
         config: the settings, see `Bottleneck`. site: the host module to which the adapter is added;
-        site.reads is the width of its input, site.outputs that of the adapter's output. generator:
-        draws the first weights.
+        site.reads is the width of its input, site.outputs the width of the adapter's output.
+        generator: draws the first weights.
         """
         super().__init__()
         self.config = config
@@ -236,7 +236,7 @@ class BottleneckCell(Cell):
             nn.init.zeros_(self.up.weight)
 
     def compute(self, x: Tensor, down: Linear, up: Linear) -> Tensor:
-        """Return the adapter's output for x, with these two projections in place of its own.
+        """Return the adapter's output for x, with these two projections instead of its own.
 
         x: (..., d_in). down: any map d_in -> r; up: any map r -> d_out. A mixture of adapters
         passes the projections of an expert here. Returns (..., d_out).

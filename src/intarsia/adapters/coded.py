@@ -56,7 +56,7 @@ class _MethodCall(nn.Module):
 
 
 class CodedCell(Cell):
-    """body(x) with q(W) in place of each of its weight matrices W.
+    """body(x) with q(W) instead of each of its weight matrices W.
 
     format: q, with a straight-through gradient; None = no quantisation.
     biases: keep the biases of the linear maps, in float. start: sigma of the normal distribution,
@@ -113,7 +113,7 @@ class CodedCell(Cell):
         }
 
     def _call(self, method: str, *args: Any) -> Tensor:
-        """Return body.method(*args), computed with quantised weights in place of the float ones."""
+        """Return body.method(*args), computed with quantised weights, not the float ones."""
         # functional_call replaces parameters for this call alone; gradients reach the float ones
         weights = {f"body.{name}": weight for name, weight in self.weights().items()}
         return functional_call(_MethodCall(self.body, method), weights, args)
@@ -131,7 +131,7 @@ class CodedCell(Cell):
         """Return a plain copy of the wrapped adapter with the quantised values as weights."""
         plain = copy.deepcopy(self.body)
         with torch.no_grad():
-            # what was quantised in each forward is now quantised for good
+            # weights that were quantised in each forward are now quantised for good
             for name, weight in self.weights().items():
                 plain.get_parameter(name).copy_(weight)
         return plain.merged()

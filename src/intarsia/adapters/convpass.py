@@ -1,4 +1,4 @@
-"""Convpass: a convolution over the patches, beside attention and MLP (arXiv:2207.07039)."""
+"""Convpass: a convolution over the patches, next to attention and MLP (arXiv:2207.07039)."""
 
 from __future__ import annotations
 
@@ -80,8 +80,8 @@ class ConvpassCell(Cell):
         """Build down (d -> h), a 3 x 3 convolution of h channels, and up (h -> d').
 
         config: the settings, see `Convpass`. site: the host module to which this is added;
-        site.reads is d, the width of its input, site.outputs is d', that of its output. generator:
-        draws down's weights; the convolution begins as the identity and up as zero.
+        site.reads is d, the width of its input, site.outputs is d', the width of its output.
+        generator: draws down's weights; the convolution begins as the identity and up as zero.
         """
         super().__init__()
         self.config = config
@@ -100,7 +100,7 @@ class ConvpassCell(Cell):
         return self.compute(self.cast(x), self.down, self.up)
 
     def compute(self, x: Tensor, down: Linear, up: Linear) -> Tensor:
-        """Return the output for x, with these two projections in place of the module's own.
+        """Return the output for x, with these two projections instead of the module's own.
 
         x: (B, T, d) or (B, rows, columns, d). down: any map d -> h; up: any map h -> d'. A mixture
         of adapters passes the projections of an expert here.
@@ -110,7 +110,7 @@ class ConvpassCell(Cell):
     def _convolved(self, x: Tensor) -> Tensor:
         """Convolve the patches as an image; apply the kernel's middle alone to other tokens.
 
-        x: (B, T, h), of which the last tokens are the patches, or an image (B, rows, columns, h).
+        x: (B, T, h), where the last tokens are the patches, or an image (B, rows, columns, h).
         """
         if x.dim() == 4:  # a map, as of Swin
             return self._patches(x)

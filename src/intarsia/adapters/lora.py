@@ -80,7 +80,7 @@ class LoraCell(Cell):
         return rank, outputs
 
     def compute(self, x: Tensor, down: Linear, up: Linear) -> Tensor:
-        """Return (alpha / r) up(down(x)), with these two projections in place of A and B.
+        """Return (alpha / r) up(down(x)), with these two projections instead of A and B.
 
         x: (..., d_in). down: any map d_in -> r; up: any map r -> d_out. A mixture of LoRAs passes
         the projections of an expert here. Returns (..., d_out).
@@ -103,7 +103,7 @@ class QueryValueCell(LoraCell):
     """Two LoRAs in a fused qkv layer, for the queries and for the values; keys do not change.
 
     A is A_q stacked on A_v (2r, d), B is B_q stacked on B_v (2d, r).  x: (..., d) -> (..., 3d).
-    Raises: TargetError for a layer whose outputs are not three equal parts.
+    Raises: TargetError for a layer with outputs that are not three equal parts.
     """
 
     def sizes(self, rank: int, outputs: int) -> tuple[int, int]:
@@ -121,9 +121,9 @@ class QueryValueCell(LoraCell):
     def compute(self, x: Tensor, down: Linear, up: Linear) -> Tensor:
         """Return the change of queries, keys (zero) and values for x, with these two projections.
 
-        x: (..., d_in); returns (..., 3 d). down: a map d_in -> 2 r whose outputs are those of A_q
-        and A_v in sequence; up: a map r -> 2 d whose outputs are those of B_q and B_v. They are the
-        module's own A and B, or those of an expert in a mixture.
+        x: (..., d_in); returns (..., 3 d). down: a map d_in -> 2 r with the outputs of A_q and A_v
+        in sequence; up: a map r -> 2 d with the outputs of B_q and B_v. They are the module's own A
+        and B, or an expert's in a mixture.
         """
         rank = self.config.rank
         # A_q x and A_v x both pass through all of B: half of the result is not needed, but `up`

@@ -87,8 +87,8 @@ class Mos(Method):
     def shared_state(self, sites: Sequence[Site], *, generator: torch.Generator) -> Shards:
         """Return the trained short rows ("pools") from which all adapted layers build A and B.
 
-        sites: the adapted layers, of which those of one type share a pool for A and one for B;
-        generator: draws the first values.
+        sites: the adapted layers (layers of one type share a pool for A and one for B); generator:
+        draws the first values.
         """
         return Shards(self, sites, generator=generator)
 
@@ -123,8 +123,8 @@ class Pool(nn.Module):
         """Allocate the short rows ("shards") from which all layers of one type build A and B.
 
         Each vector of A and of B is l shards one after another. Most shards may be used by every
-        layer; a part of them is private to one layer. config: r vectors of l shards for each layer,
-        of which p consist of private shards; e, so that there are as many parameters as in LoRA of
+        layer; a part of them is private to one layer. config: r vectors of l shards for each layer
+        (p of them consist of private shards); e, so that there are as many parameters as in LoRA of
         rank e. sites: the L layers. There are e l L rows for A and for B: first the common ones,
         then p l of each layer. generator: draws A; B is zero at first.
         Raises: ConfigError for a rank that needs more rows than there are.
@@ -214,8 +214,8 @@ class MosCell(Cell):
     ) -> None:
         """Draw which rows of the shared pools make up A and B of this layer.
 
-        config: see `Mos`. site: the adapted layer. shared: the pools of all layers, of which this
-        one uses that of its type; a row ("shard") is 1 / l of one of the r vectors of A or B.
+        config: see `Mos`. site: the adapted layer. shared: the pools of all layers (this one uses
+        the pool of its type); a row ("shard") is 1 / l of one of the r vectors of A or B.
         generator: draws the rows.
         """
         super().__init__()

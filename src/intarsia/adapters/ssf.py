@@ -50,8 +50,8 @@ class SsfCell(Cell):
     def __init__(self, config: Ssf, site: Site, *, generator: torch.Generator) -> None:
         """Build scale = gamma - 1 and shift = beta, (d,) each, drawn from N(0, config.std).
 
-        config: the settings, of which std is the noise's sigma. site: the host's layer, whose
-        output of width d = site.outputs is scaled and shifted. generator: draws the first values.
+        config: the settings; std is the noise's sigma. site: the host's layer; its output of width
+        d = site.outputs is scaled and shifted. generator: draws the first values.
         """
         super().__init__()
         self.config = config

@@ -46,7 +46,7 @@ class Paper:
 class Card:
     """The description of a method: key, kind, config, paper, and tags that conformance checks.
 
-    `config` is a frozen dataclass whose defaults work; `tiny` are its settings for tests.
+    `config` is a frozen dataclass with defaults that work; `tiny` are its settings for tests.
     `family` is the group in which a reader looks for it, such as "adapter mixtures"; `names` are
     the paper's name for it and other spellings, each of one card only.
     Tags of adapters: "linear" (delta() is not None), "stochastic" (training forwards differ),

@@ -1,4 +1,4 @@
-"""What is added, and where."""
+"""The addition to a module, and its place."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class Site:
 
 @dataclass(frozen=True)
 class Units:
-    """Hidden units beside an MLP, y = columns act(rows x + bias) + shift.
+    """Hidden units next to an MLP, y = columns act(rows x + bias) + shift.
 
     rows: (r, inputs), bias: (r,), columns: (outputs, r), shift: (outputs,).
     """
@@ -61,9 +61,9 @@ class Units:
 class Cell(nn.Module, abc.ABC):
     """The addition at a site of a host: y = site(x) + cell(x).
 
-    A cell never merges itself into a host; `delta` is what it would add. A `whole` cell computes
-    the output of the site with its addition (experts of an MLP share its products), by `around`.
-    A `fused` cell has an addition of its own, but `around` is the cheaper way beside a Linear.
+    A cell never merges itself into a host; `delta` is its addition. A `whole` cell computes the
+    output of the site with its addition (experts of an MLP share its products), by `around`.
+    A `fused` cell has an addition of its own, but `around` is the cheaper way next to a Linear.
     """
 
     whole: ClassVar[bool] = False
@@ -130,8 +130,8 @@ class Method(MethodSettings, abc.ABC):
     def build(self, site: Site, *, generator: torch.Generator) -> Cell:
         """Return the trained module that is added at one site, a module of the host model.
 
-        site: that module's path and widths. generator: for all random numbers. A method whose
-        modules share state takes it, too, as `shared`.
+        site: that module's path and widths. generator: for all random numbers. A method with
+        modules that share state takes it, too, as `shared`.
         """
 
     @property
@@ -153,7 +153,7 @@ class Method(MethodSettings, abc.ABC):
         """Return the state that the adapters of one model share, as a module; here, none do.
 
         sites: all host modules that get an adapter; generator: for random numbers.
-        Raises: ConfigError for a method whose adapters share nothing.
+        Raises: ConfigError for a method with adapters that share nothing.
         """
         want, fix = "a method whose cells share state", "Ask `shares_state` first."
         raise ConfigError("shared state", got=type(self).__name__, want=want, fix=fix)

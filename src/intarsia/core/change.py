@@ -1,4 +1,4 @@
-"""What is done to a model: planned, applied, and folded to plain modules where that can be."""
+"""Changes of a model: planned, applied, and folded to plain modules where that can be."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from .registry import method_key, settings_to_dict
 
 LAWS = ("outputs", "shape", "routing")
 RECORD = "intarsia"  # transformers' name for the kind of a config's record of steps
-STEPS = "intarsia_steps"  # the attribute in which a model keeps what was done to it
+STEPS = "intarsia_steps"  # the attribute in which a model keeps the changes made to it
 
 
 class Change(MethodSettings, abc.ABC):
@@ -26,7 +26,7 @@ class Change(MethodSettings, abc.ABC):
     laws: which of LAWS hold right after `apply`, before any training: "outputs", the model gives
       the same in evaluation; "shape", the state dict keeps its names and shapes; "routing", each
       token keeps its experts. Conformance tests those named.
-    stores: which of the host's weights a saved folder needs: "all", those that are "trained", those
+    stores: which of the host's weights a saved folder needs: "all", the "trained" ones, the weights
       of modules that were "added", or "nothing".
     added: paths of the modules that the change puts in, for "added".
     rewires: True if a stock model with the config and the weights that the change leaves behind
@@ -44,7 +44,7 @@ class Change(MethodSettings, abc.ABC):
 
     @property
     def preserves(self) -> frozenset[str]:
-        """The laws that hold with these settings: those of the class."""
+        """The laws that hold with these settings: the class's laws."""
         return self.laws
 
     @property
@@ -117,7 +117,7 @@ class Step:
         return not self.plan.change.rewires
 
     def entry(self) -> dict[str, Any]:
-        """Return the change and what it decided as a JSON object, for `intarsia.json`."""
+        """Return the change and its decisions as a JSON object, for `intarsia.json`."""
         change: Any = self.plan.change
         return {
             "key": method_key(change),

@@ -108,7 +108,7 @@ BALANCED = "balanced"  # class weights by how often a class occurs
 def named_numbers(subject: str, text: str) -> dict[str, float]:
     """Parse "a=1,b=2.5" as a mapping from names to numbers.
 
-    subject: name of the setting, for the error; text: what was given.
+    subject: name of the setting, for the error; text: the value as it was given.
     Raises: ConfigError for anything else, or a name twice.
     """
     numbers: dict[str, float] = {}

@@ -1,4 +1,4 @@
-"""Every error is a small conversation: what went wrong, what was got, what was wanted, the fix.
+"""Every error is a small conversation: what went wrong, the value got, the values wanted, the fix.
 
 IntarsiaError
 ├── ConfigError        an argument or a method's setting           (ValueError)
@@ -11,7 +11,7 @@ IntarsiaError
 ├── CheckpointError    a file that is damaged, foreign or of another model
 ├── FoldError          a cell that cannot become plain weights
 ├── ExportError        a model that cannot be written in a format, or comes back different
-├── TrainingError      a run that cannot go on (loss is not finite, disk is full)
+├── TrainingError      a run that cannot continue (loss is not finite, disk is full)
 ├── ConformanceError   a method that breaks its kind's contract    (AssertionError)
 ├── MissingExtra       an optional dependency that is not installed (ImportError)
 └── AssetError         a package of weights or data that cannot be had
@@ -101,7 +101,7 @@ class ExportError(IntarsiaError):
 
 
 class TrainingError(IntarsiaError):
-    """A run that cannot go on; the last good state is kept."""
+    """A run that cannot continue; the last good state is kept."""
 
 
 class ConformanceError(IntarsiaError, AssertionError):
@@ -109,7 +109,7 @@ class ConformanceError(IntarsiaError, AssertionError):
 
 
 class AssetError(IntarsiaError):
-    """A package of weights or data that cannot be obtained or is not what was expected."""
+    """A package of weights or data that cannot be obtained or is not the expected one."""
 
 
 class MissingExtra(IntarsiaError, ImportError):
@@ -152,7 +152,7 @@ class UnknownName(IntarsiaError, LookupError):
         # the whole name first, then its last part
         matches = (difflib.get_close_matches(part, names, n=3) for part in parts)
         near = next((some for some in matches if some), list[str]())
-        # what is known to be meant goes before what is only spelled alike
+        # a name that is known to be meant goes before names that are only spelled alike
         near = [] if fix.startswith("Did you mean") else near
         self.near = tuple(near)
         # the likely ones lead the list, which may be cut

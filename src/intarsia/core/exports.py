@@ -1,4 +1,4 @@
-"""A package's public names, listed once: in the stub beside its file, for type checkers.
+"""A package's public names, listed once: in the stub next to its file, for type checkers.
 
 Each is imported when it is first used, so that importing the package costs nothing.
 """
@@ -80,7 +80,7 @@ def exports(
     """Return `__getattr__`, `__dir__` and `__all__` for a module that imports names when used.
 
     module: its `__name__`; file: its `__file__`. The public names, and the modules that define
-    them, are read from the stub beside it, the same path with the ending .pyi.
+    them, are read from the stub next to it, the same path with the ending .pyi.
     """
     modules = homes(Path(file).with_suffix(".pyi"))
     package = module if Path(file).stem == "__init__" else module.rpartition(".")[0]

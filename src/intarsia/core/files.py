@@ -42,11 +42,11 @@ def writing(
 
     After an error, or a kill, the target is as it was: all is on the disk before it takes its name,
     and a folder is exchanged with the old one in one system call where there is one; else
-    `repaired` finishes an interrupted replacement. Files written beside the scratch path (a graph's
-    weights) are put beside the target. Other processes cannot write the target meanwhile; scratch
-    folders of killed processes go. target: a file or folder. spare: True refuses to replace a
-    folder that has files which the new one has not. wait: seconds to wait for another process that
-    writes the target.
+    `repaired` finishes an interrupted replacement. Files written next to the scratch path (a
+    graph's weights) are put next to the target. Other processes cannot write the target meanwhile;
+    scratch folders of killed processes go. target: a file or folder. spare: True refuses to replace
+    a folder that has files which the new one has not. wait: seconds to wait for another process
+    that writes the target.
     Raises: ConfigError for a file where a folder is, or the reverse, for a folder that is spared,
     and for what another process writes; TrainingError if it cannot be written.
     """
@@ -54,7 +54,7 @@ def writing(
     with held(target, wait=wait):
         try:
             tidy(target)
-            # beside the target: a rename is atomic only within one file system
+            # next to the target: a rename is atomic only within one file system
             folder = Path(tempfile.mkdtemp(prefix=f".{target.name}{SCRATCH}", dir=target.parent))
         except OSError as error:
             raise disk_error(target, error) from error
@@ -71,7 +71,7 @@ def writing(
 
 
 def _finish(folder: Path, target: Path, spare: bool) -> None:
-    """Move what was written into a scratch folder to the target's place."""
+    """Move the content of a scratch folder to the target's place."""
     # 1. mkdtemp and some writers make private files: give them the umask's mode, then sync
     mode = _mode(folder)
     names = _names(folder, target)
@@ -119,7 +119,7 @@ def _declared(folder: Path, target: Path) -> dict[str, str] | None:
 
 
 def _digest(path: Path) -> str:
-    """Return a digest of what was written: names, sizes and times, which a rename keeps."""
+    """Return a digest of the written files: names, sizes and times, which a rename keeps."""
     total = hashlib.sha256()
     for file in (path, *sorted(path.rglob("*"))):
         if not file.is_dir():
@@ -142,15 +142,13 @@ def _put_in_place(folder: Path, target: Path, names: Iterable[str]) -> None:
 
 
 def _names(folder: Path, target: Path) -> list[str]:
-    """Return the names of what was written into a scratch folder, the target's last."""
+    """Return the names of the files in a scratch folder, the target's last."""
     names = {path.name for path in folder.iterdir()} - {READY, BEFORE}
     return sorted(names, key=lambda name: name == target.name)
 
 
 def _mode(folder: Path) -> int:
-    """Return the permissions that a new file gets from the umask, by making a file and
-    removing it.
-    """
+    """Return the permissions of a new file under the umask, by making a file and removing it."""
     probe = folder / ".mode"
     handle = os.open(probe, os.O_CREAT | os.O_WRONLY, 0o666)
     try:
@@ -209,9 +207,9 @@ def reserved(
 ) -> Generator[Path, None, None]:
     """Check, before long work, that a target may be written; lock it meanwhile.
 
-    What is there is replaced only if this kind of writer wrote it. target: a file or folder. mark:
-    words in the first or last 4,096 bytes of each file of this kind; "" = no file there may be
-    replaced. own: names of the files in a folder of this kind; without any, a folder is refused
+    A target that exists is replaced only if this kind of writer wrote it. target: a file or folder.
+    mark: words in the first or last 4,096 bytes of each file of this kind; "" = no file there may
+    be replaced. own: names of the files in a folder of this kind; without any, a folder is refused
     unless it is empty.
     Raises: ConfigError for what others wrote, and for what another process works on; TrainingError
     where nothing can be written.
@@ -340,7 +338,7 @@ def parse_json(raw: str | bytes, pairs: Callable[[Any], Any] | None = None) -> A
 
 
 def _shallow(parsed: Any) -> Any:
-    """Return what was parsed.  Raises: ValueError for more than DEEP levels of it."""
+    """Return the parsed value.  Raises: ValueError for more than DEEP levels of it."""
     # level by level, without recursion, which deep nesting would exhaust
     level: list[Any] = [parsed]
     for _ in range(DEEP):

@@ -40,7 +40,7 @@ RUN_FILES = frozenset(
 
 
 def describe_folder(folder: Path) -> str:
-    """Describe what is at a path in words, such as "a run of `intarsia fit`", for an error."""
+    """Describe the content of a path in words, such as "a run of `intarsia fit`", for an error."""
     if not folder.is_dir():
         return "a file" if folder.exists() else "no such folder"
     # hidden files are the system's

@@ -1,4 +1,4 @@
-"""What is read of other libraries' modules, configurations and outputs: an accessor for each."""
+"""Reads of other libraries' modules, configurations and outputs: an accessor for each."""
 
 from __future__ import annotations
 

@@ -15,7 +15,7 @@ class Format(abc.ABC):
     """A way to store a weight.
 
     decode(encode(w), w.shape) is what the format makes of w, and decoding keeps it: codes are
-    stored, never made anew from a decoded tensor.
+    stored, never made again from a decoded tensor.
     """
 
     @property

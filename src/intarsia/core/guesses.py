@@ -98,8 +98,8 @@ def checked(thing: Any, name: str, *, functions: bool) -> Any:
     """Return a public object that refuses unknown keywords; a class is changed in place.
 
     name: as a user writes it, such as "intarsia.sparsify"; functions: wrap functions, too, which
-    are then other objects than those of their modules. Functions of other libraries, those that
-    take any keyword, and everything that cannot be called stay as they are.
+    are then other objects than their modules'. Functions of other libraries, those that take any
+    keyword, and everything that cannot be called stay as they are.
     """
     if not getattr(thing, "__module__", "").startswith("intarsia"):
         return thing

@@ -23,9 +23,9 @@ def check() -> None:
 def never_lost() -> Generator[None, None, None]:
     """End the program on Ctrl-C inside the block, even where an imported module catches it.
 
-    Modules of other packages may catch the KeyboardInterrupt, or an error that it became, and go
-    on; the next import then raises it again. The program ends with one line and its exit code.
-    Outside the main thread, and where the shell or the program has another handler, nothing
+    Modules of other packages may catch the KeyboardInterrupt, or an error that it became, and
+    continue; the next import then raises it again. The program ends with one line and its exit
+    code. Outside the main thread, and where the shell or the program has another handler, nothing
     changes.
     """
     before = signal.getsignal(signal.SIGINT)
@@ -33,7 +33,7 @@ def never_lost() -> Generator[None, None, None]:
     if not in_main or before is not signal.default_int_handler:
         yield
         return
-    # noted as well as raised: an import may swallow what is raised
+    # noted as well as raised: an import may swallow the exception
     signal.signal(signal.SIGINT, _note)
     looking = _AtImports()
     # the next import asks this finder first

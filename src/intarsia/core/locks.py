@@ -17,9 +17,9 @@ FOREVER = -1
 def held(target: str | Path, *, wait: float = 0) -> Generator[None, None, None]:
     """Keep other processes from writing a file or folder inside the block, existing or not.
 
-    The lock is a hidden file beside the target (in it, where the folder above cannot be written),
+    The lock is a hidden file next to the target (in it, where the folder above cannot be written),
     removed at the end; the system frees it when the process ends, however that ends. A thread may
-    take it again. Missing folders above are made; those left empty are removed. wait: seconds to
+    take it again. Missing folders above are made; the ones left empty are removed. wait: seconds to
     wait for another process that has the lock, or `FOREVER`.
     Raises: ConfigError if another process has it; TrainingError where nothing can be written.
     """

@@ -33,7 +33,7 @@ def modes_kept(model: nn.Module) -> Generator[None]:
 def without_caches(model: nn.Module) -> Generator[None]:
     """Keep no keys, values or states of a forward for the next one inside the context.
 
-    model: of transformers, whose configs say `use_cache`; others are as they were.
+    model: of transformers, with configs that say `use_cache`; others are as they were.
     """
     # each module's own: a decoder may have a copy of the model's
     configs: list[Any] = [getattr(module, "config", None) for module in model.modules()]

@@ -66,9 +66,7 @@ class Partition:
         return cls(label, len(masks), pattern)
 
     def __post_init__(self) -> None:
-        """Check that labels are integers from -1 to parts - 1, and that each part has the
-        pattern.
-        """
+        """Check that labels are integers from -1 to parts - 1, and that parts have the pattern."""
         # types and ranges first; the pattern is then checked on valid labels
         at_least("parts", self.parts, 1)
         for name, label in self.label.items():

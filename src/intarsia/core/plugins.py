@@ -18,7 +18,7 @@ LABORATORY = (
     "bench",
     "compare-routers",
     "reproduce",
-)  # verbs of the distribution that is developed beside this one
+)  # verbs of the distribution that is developed next to this one
 
 
 @cache

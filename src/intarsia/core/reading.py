@@ -76,7 +76,7 @@ def _check_regular(mode: int, path: str | Path) -> None:
 def check_regular(path: str | Path) -> None:
     """Check, before another library opens it, that a path is a regular file, or a folder of such.
 
-    Folders are checked two levels deep; what is missing is no error here.
+    Folders are checked two levels deep; a missing file is no error here.
     Raises: OSError for a pipe, a device or a socket.
     """
     for file in _inside(Path(path)):

@@ -154,7 +154,7 @@ def method_key(method: object) -> str:
     Raises: ConfigError if their class is not in the catalogue.
     """
     kind = type(method)
-    # several cards may have one class, as those of PEFT's methods
+    # several cards may have one class, as the cards of PEFT's methods
     if isinstance(method, MethodSettings) and method.card_key in index():
         return method.card_key
     for key, entry in index().items():

@@ -25,7 +25,7 @@ class Routing:
     form. A "token" is whatever is routed: a token, or a whole sample.
 
     Raises: ShapeError unless the three vectors have one length; so do `from_topk` and `from_dense`
-    for what are no matrices.
+    for anything but matrices.
     """
 
     token: Tensor

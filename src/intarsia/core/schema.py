@@ -7,7 +7,7 @@
         def __post_init__(self) -> None:
             check(self)
 
-The options of the command line, what is refused before torch is imported, completion, `--config`,
+The options of the command line, the checks before torch is imported, completion, `--config`,
 experiment.json and docs/settings.md are made from these fields; of a method's settings the card
 index and its page are. A module of a run's settings imports no torch and has no `from __future__
 import annotations`: the types of its options are read as they are.
@@ -46,7 +46,7 @@ NAMES: Mapping[Any, str] = {
 
 @dataclass(frozen=True, kw_only=True)
 class Setting:
-    """The declaration of one setting, beside the type and the default of its field.
+    """The declaration of one setting, next to the type and the default of its field.
 
     help: one sentence for `--help` and the docs.
     least, above, below, most: the range of a number: least <= x, above < x, x < below, x <= most;
@@ -55,7 +55,7 @@ class Setting:
     of its own behind a colon.  offers: words that completion offers among others.
     test: raises an error for a value that the range does not refuse.  fix: the end of every error.
     flag, short: the option, where it is not called as the field; "" = `--field-name`.
-    panel: the heading of the option in `--help`; "" = that of the field's class.
+    panel: the heading of the option in `--help`; "" = the heading of the field's class.
     python: it is set in Python only, and is neither an option nor part of experiment.json.
     """
 
@@ -215,7 +215,7 @@ def settings_of(*kinds: type) -> Iterator[tuple[dataclasses.Field[Any], Setting]
 
 
 def options_of(*kinds: type) -> Iterator[tuple[dataclasses.Field[Any], Setting]]:
-    """Yield those of `settings_of` that are options, which JSON can hold."""
+    """Yield the settings in `settings_of` that are options, which JSON can hold."""
     return ((item, declared) for item, declared in settings_of(*kinds) if not declared.python)
 
 
@@ -343,8 +343,8 @@ def _is_a(value: object, kind: type) -> bool:
 def read(subject: str, text: str, kind: Any) -> Any:
     """Parse a text as a value of a type; an empty text is None where that is allowed.
 
-    subject: name of the setting, for the error; kind: the type, or a union of which the first
-    member that fits is taken. Raises: ConfigError for a text that is no such value.
+    subject: name of the setting, for the error; kind: the type, or a union (the first member that
+    fits is taken). Raises: ConfigError for a text that is no such value.
     """
     for member in members(kind):
         value, valid = _read(text, member)

@@ -1,8 +1,8 @@
 """Seals: SHA-256 of all that a reader will trust, settings included, checked when it is opened.
 
 A folder has a settings file in JSON with digests of its other files and of its own content, a
-single JSON file has the digest of its content, a safetensors file that of its bytes as metadata. A
-missing seal is an error: what cannot be checked is not trusted.
+single JSON file has the digest of its content, a safetensors file the digest of its bytes as
+metadata. A missing seal is an error: a file that cannot be checked is not trusted.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from .files import read_json
 from .reading import open_regular, read_bytes
 
 SEAL = "sha256"
-FILES, SETTINGS = "files", "settings"  # of a seal: digests of files, and of the content beside it
+FILES, SETTINGS = "files", "settings"  # of a seal: digests of files, and of the content next to it
 OPEN = {SEAL: "0" * 64}  # metadata of a safetensors file that `seal_file` will fill in
 # cards are for people to edit, and no reader trusts them; hidden files are the system's
 FREE = (".md", ".html")
@@ -47,7 +47,7 @@ def digests(folder: Path, *, besides: Collection[str] = ()) -> dict[str, str]:
 
 
 def sealed(content: Mapping[str, Any], files: Mapping[str, str] | None = None) -> dict[str, Any]:
-    """Return JSON content with its seal.  files: digests of the files beside it."""
+    """Return JSON content with its seal.  files: digests of the files next to it."""
     seal: dict[str, Any] = {FILES: dict(files or {})}
     # through JSON, so that a reader's digest is of the same values (tuples are lists there)
     record = json.loads(json.dumps({**content, SEAL: seal}))
@@ -67,9 +67,9 @@ def seal_folder(folder: Path, name: str, content: Mapping[str, Any]) -> None:
 
 
 def check_sealed(path: Path, content: Any, *, needs: Collection[str] = ()) -> dict[str, Any]:
-    """Check a JSON file and the files beside it by their digests; return its content without them.
+    """Check a JSON file and the files next to it by their digests; return its content without them.
 
-    path: of the JSON file; content: as it was read. needs: files beside it that will be read, so
+    path: of the JSON file; content: as it was read. needs: files next to it that will be read, so
     that they must have digests.
     Raises: CheckpointError for anything that is not as it was written, and for a missing digest.
     """
@@ -123,7 +123,7 @@ def check_files(folder: Path, files: Mapping[str, str], needs: Collection[str] =
 
 
 def check_same_result(new: Path, old: Path) -> None:
-    """Check that what is about to be replaced is the same, by the settings that seal both.
+    """Check that the files about to be replaced are the same, by the settings that seal both.
 
     new, old: files in JSON; no old one, there is nothing to lose.
     Raises: ConfigError.
@@ -134,12 +134,12 @@ def check_same_result(new: Path, old: Path) -> None:
 
 
 def seal_stock(folder: Path) -> None:
-    """Seal a folder in another library's form, by a file of its own beside the others."""
+    """Seal a folder in another library's form, by a file of its own next to the others."""
     seal_folder(folder, STOCK, {})
 
 
 def check_if_sealed(folder: Path, *names: str) -> None:
-    """Check a folder by the digests in its settings files; those of other libraries have none.
+    """Check a folder by the digests in its settings files; other libraries' have none.
 
     names: of the settings files to look for; none = the one that seals folders of other libraries'
     form.
@@ -197,9 +197,7 @@ def check_file(path: Path) -> None:
 
 
 def _file_digest(path: Path) -> tuple[str, int]:
-    """Return the SHA-256 of a safetensors file, and at which byte its own digest is stored
-    in it.
-    """
+    """Return the SHA-256 of a safetensors file, and at which byte its own digest is stored."""
     total = hashlib.sha256()
     with open_regular(path) as file:
         front = file.read(8)
@@ -209,7 +207,7 @@ def _file_digest(path: Path) -> tuple[str, int]:
         offset = header.find(key) + len(key)
         if offset < len(key) or len(header) < offset + 64:
             return "", 0
-        # the digest is inside of what it digests: zeros stand in its place
+        # the digest is inside the bytes that it digests: zeros stand in its place
         total.update(front + header[:offset] + b"0" * 64 + header[offset + 64 :])
         while block := file.read(1 << 20):
             total.update(block)
@@ -222,7 +220,7 @@ def _digest(content: Mapping[str, Any]) -> str:
 
 
 def _changed(path: Path, got: str) -> CheckpointError:
-    """Return the error for a file that is not as it was written.  got: what is wrong with it."""
+    """Return the error for a file that is not as it was written.  got: the fault in it."""
     want = "what was written"
     fix = "Copy it again from its source: a byte was damaged, or something was edited or swapped."
     return CheckpointError(str(path), got=got, want=want, fix=fix)

@@ -97,7 +97,7 @@ class Store:
             # another process may have computed it while this one waited
             if key not in self.rows:
                 row = {"inputs": inputs, "code": self.code, "result": compute()}
-                # what is returned now must be what a later process reads
+                # the value returned now must be the one that a later process reads
                 self.add(key, json.loads(json.dumps(row)))
             return self.rows[key]["result"]
 

@@ -15,9 +15,7 @@ class _WhenImported:
         self.module, self.then = module, then
 
     def find_spec(self, name: str, path: Any = None, target: Any = None) -> Any:
-        """Find the awaited module as other import finders do; `then` is called when it was
-        loaded.
-        """
+        """Find the awaited module as other import finders do; `then` is called once loaded."""
         if name != self.module:
             return None
         finders = (f.find_spec for f in sys.meta_path if f is not self and hasattr(f, "find_spec"))

@@ -1,7 +1,7 @@
 """PEFT knows the adapters of this library, whichever of the two is imported first.
 
-PEFT has no entry points: a type of adapter is found in its mappings, or is a KeyError. What is put
-there imports PEFT's side of this library only when a saved adapter of ours is read.
+PEFT has no entry points: a type of adapter is found in its mappings, or is a KeyError. The entry
+put there imports PEFT's side of this library only when a saved adapter of ours is read.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """transformers knows the models of this library, whichever of the two is imported first.
 
 `AutoConfig` finds a type of model in its mapping, or does not know it; `from_pretrained` finds in
-another what rebuilds a model that was changed. What is put there imports this library's side only
-when such a folder is read.
+another what rebuilds a model that was changed. The entries put there import this library's side
+only when such a folder is read.
 """
 
 from __future__ import annotations
@@ -42,9 +42,7 @@ def _add_config(mappings: ModuleType) -> None:
 
 
 def _add_quantizer(mappings: ModuleType) -> None:
-    """Register in transformers the classes that rebuild a changed model, as if it were
-    quantised.
-    """
+    """Register in transformers the classes that rebuild a changed model, as if quantised."""
     home = "intarsia.folders.stock_folder"
     mappings.AUTO_QUANTIZATION_CONFIG_MAPPING[CHANGED] = Later(home, "ChangedConfig")
     mappings.AUTO_QUANTIZER_MAPPING[CHANGED] = Later(home, "ChangedQuantizer")

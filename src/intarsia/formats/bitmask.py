@@ -29,10 +29,10 @@ class Bitmask(Format):
     Stored: compressed (kept,), bitmask (out, ceil(in / 8)) uint8, the lowest bit first and each row
     from a byte of its own, row_offsets (out,) int64, where each row's weights begin in compressed;
     scales (out,) float32 of int8. A weight of more than two axes is (out, the rest), a vector one
-    row. Weights of int8 are decoded to float32, others to what they are stored in.
+    row. Weights of int8 are decoded to float32, others to the dtype they are stored in.
 
-    Products of up to 16 rows of x on the CPU, not in float64, run in compiled code on what is
-    stored; others decode it. There NaN and infinity in x reach the products through kept weights
+    Products of up to 16 rows of x on the CPU, not in float64, run in compiled code on the stored
+    tensors; others decode it. There NaN and infinity in x reach the products through kept weights
     alone. With int8, x is rounded to int8, too, 64 inputs sharing a scale: an output is off by at
     most sum |w| max |x| / 254, and is NaN for a row of x that is not finite.
 
@@ -116,7 +116,7 @@ class Bitmask(Format):
         """Return x W^T for the stored weight W.  x: (..., in) -> (..., out).
 
         stored: the tensors that `encode` returned; shape: of W, (out, in). On the CPU compiled code
-        multiplies up to MOST_ROWS rows of x with what is stored; otherwise W is decoded.
+        multiplies up to MOST_ROWS rows of x with the stored tensors; otherwise W is decoded.
         """
         values, scales = stored["compressed"], stored.get("scales")
         parts = (stored["bitmask"], values, stored["row_offsets"], scales)

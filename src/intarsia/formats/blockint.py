@@ -31,9 +31,9 @@ class BlockInt(Format):
     multiple of 16, and K blocks a row: 16 rows side by side, as the kernel reads them. 8.5 or 4.5
     bits a weight. A weight of more than two axes is (out, the rest), a vector one row.
 
-    Products on the CPU, of any number of rows of x, run in compiled code on what is stored, x being
-    rounded to int8 with a scale for each 32 inputs: an output is off by at most sum |w| max |x| /
-    254, and is NaN for a row of x that is not finite. Those that need a gradient, or are in
+    Products on the CPU, of any number of rows of x, run in compiled code on the stored tensors, x
+    being rounded to int8 with a scale for each 32 inputs: an output is off by at most sum |w| max
+    |x| / 254, and is NaN for a row of x that is not finite. Those that need a gradient, or are in
     float64, decode the weight.
 
     Raises: ConfigError for other bits; DataError for weights that are not finite; ShapeError for a

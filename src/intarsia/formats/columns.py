@@ -102,7 +102,7 @@ class Columns(Format):
         """Return x W^T for the stored weight W.  x: (..., in) -> (..., out).
 
         stored: the tensors that `encode` returned; shape: of W, (out, in). On the CPU compiled code
-        multiplies up to MOST_ROWS rows of x with what is stored; otherwise W is decoded.
+        multiplies up to MOST_ROWS rows of x with the stored tensors; otherwise W is decoded.
         """
         values, offsets = stored["values"], stored["row_offsets"]
         few_rows = x.shape[:-1].numel() <= MOST_ROWS

@@ -37,8 +37,8 @@ class GroupSparse(Format):
     (K r,) bfloat16; zeros (ceil(K r b / 8),) uint8. At 4 bits, 16 a group and density d:
     (5.25 + 1 / r) d bits a weight, and 4 bytes a block. A weight of more than two axes is (out, the
     rest); a last group or block may be shorter, and is stored whole.
-    With float activations, NaN and infinite inputs pass as in a dense product, those of pruned
-    groups not at all; with int8 the kept groups of such an input are NaN.
+    With float activations, NaN and infinite inputs pass as in a dense product, but not at all in
+    pruned groups; with int8 the kept groups of such an input are NaN.
 
     Raises: ConfigError on a setting that cannot be; DataError for weights that are not finite;
     ShapeError for more than 65,535 groups in a row, a `keep` or stored tensors that do not fit.
@@ -203,7 +203,7 @@ class GroupSparse(Format):
         return self.padded(rows).reshape(len(rows), self.across(rows.shape[1]), self.group)
 
     def blocks(self, groups: Tensor) -> Tensor:
-        """Cut rows into blocks of r, whose groups of the same columns are put side by side.
+        """Cut rows into blocks of r, with groups of the same columns put side by side.
 
         groups: (R, C, ...), C groups in each of R rows.  -> (ceil(R / r), C, r, ...), a short last
         block filled with 0.

@@ -1,4 +1,4 @@
-"""A linear layer whose weight is what a format stores."""
+"""A linear layer with a weight as a format stores it."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class PackedLinear(nn.Linear):
 
     x: (..., in) -> (..., out). Stored tensors and b are buffers: nothing here is trained, x has a
     gradient. Where there are no kernels the weight is decoded once, and kept until it changes.
-    `weight` decodes it anew.
+    `weight` decodes it again.
 
     Raises: ConfigError for a stored tensor of the name of something else here.
     """
@@ -36,7 +36,7 @@ class PackedLinear(nn.Linear):
         """Register the stored tensors of a weight as buffers.
 
         form: the storage format; stored: its tensors by name; shape: (outputs, inputs).
-        Raises: ConfigError for a stored tensor whose name the module uses already.
+        Raises: ConfigError for a stored tensor with a name that the module uses already.
         """
         nn.Module.__init__(self)
         self.out_features, self.in_features = shape
@@ -64,7 +64,7 @@ class PackedLinear(nn.Linear):
 
     @property
     def weight(self) -> Tensor:  # pyright: ignore[reportIncompatibleVariableOverride]
-        """Decoded weight, (out, in), computed anew at each access."""
+        """Decoded weight, (out, in), computed again at each access."""
         return self.form.decode(self.stored, self.shape)
 
     def forward(self, x: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
@@ -88,7 +88,7 @@ class PackedLinear(nn.Linear):
     def product(self) -> Any:
         """Kernel call bound to the stored tensors, None if there are no kernels.
 
-        Bound anew after the buffers or the build of the kernels have changed.
+        Bound again after the buffers or the build of the kernels have changed.
         """
         kind, bound_tensors, bound = self._bound
         buffers = self._buffers

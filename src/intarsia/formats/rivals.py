@@ -1,7 +1,7 @@
 """Choices that are better than a format of ours, by measured time and quality.
 
-The figures are those of docs/benchmarks/rivals.md. `benchmarks/decode.py` measures those of
-language models, `benchmarks/lite0.py` those of a convolutional net.
+The figures are in docs/benchmarks/rivals.md. `benchmarks/decode.py` measures the ones for language
+models, `benchmarks/lite0.py` the ones for a convolutional net.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from ..kernels import native
 
 FILE = Path(__file__).with_suffix(".json")
 KINDS = ("text", "picture")
-LOWER = ("perplexity",)  # of which less is better
+LOWER = ("perplexity",)  # less is better
 TIMES = 2.0  # of the perplexity of dense 4 bits: beyond it a format is of no use
 
 
@@ -29,7 +29,7 @@ class RuntimeFigures:
     format: ours, by its name on the command line; None = another runtime.  ms: a token or a
     picture.  megabytes: that are read for it; quality: perplexity or top-1; None = not measured.
     bits: of a weight, for a format that is measured at several.  density: share of weights kept.
-    command: writes it; "" = that of the table, for other runtimes.
+    command: writes it; "" = the table's command, for other runtimes.
     """
 
     name: str
@@ -52,7 +52,7 @@ class BetterChoice(NamedTuple):
 
 @dataclass(frozen=True)
 class TimedRun:
-    """Figures of one run, whose choices took turns; those of two runs are not compared.
+    """Figures of one run, in which choices took turns; figures of two runs are not compared.
 
     day, machine: when and on what; instructions: of our kernels there.  command: repeats the run.
     quality: the measure's name.
@@ -75,7 +75,7 @@ class TimedRun:
         )
 
     def loss(self, choice: RuntimeFigures) -> float:
-        """Return the quality as a number of which less is better; infinite if not measured."""
+        """Return the quality as a number where less is better; infinite if not measured."""
         if choice.quality is None:
             return float("inf")
         return choice.quality if self.quality in LOWER else -choice.quality
@@ -134,7 +134,7 @@ class TimedRun:
         return BetterChoice(choice, ours, self) if too_much else None
 
     def better(self, ours: RuntimeFigures) -> BetterChoice | None:
-        """Return what to take in place of our format, by both rules; None for nothing."""
+        """Return the choice to take instead of our format, by both rules; None for nothing."""
         return self.faster(ours) or self.instead(ours)
 
 
@@ -142,8 +142,8 @@ class TimedRun:
 class Rivals:
     """The choices for one kind of net.
 
-    net, unit: what was timed.  command: writes the net for another runtime.  runs: the newest
-    first.
+    net, unit: the net and the unit that were timed.  command: writes the net for another runtime.
+    runs: the newest first.
     """
 
     net: str
@@ -154,7 +154,7 @@ class Rivals:
     def better(
         self, format: str, bits: int | None = None, density: float | None = None
     ) -> BetterChoice | None:
-        """Return what to take in place of a format of ours, by the newest run that has it.
+        """Return the choice to take instead of a format of ours, by the newest run that has it.
 
         format, bits, density: see `TimedRun.measured`. None where nothing is better, or the format
         was not measured.

@@ -25,8 +25,8 @@ PARTS = ("codes", "row_offsets", "levels")
 class Ternary(Format):
     """Weights rounded to the nearest of 0, the least and the largest of their row.
 
-    Levels are min(w, 0), 0 and max(w, 0) of each row in bfloat16, thresholds at half; a weight
-    whose row has no negative one, or no positive one, has two. Digits (0 for a zero, 1 for the
+    Levels are min(w, 0), 0 and max(w, 0) of each row in bfloat16, thresholds at half; a weight in a
+    row without negative ones, or without positive ones, has two. Digits (0 for a zero, 1 for the
     least, 2 for the largest) are cut into the longest words of a dictionary of 65,536, made for
     digits that are 0 with probability `zeros`.
     Stored: codes (K,) uint16, row by row; row_offsets (out + 1,) int64, where each row's begin;
@@ -53,7 +53,7 @@ class Ternary(Format):
 
     @classmethod
     def of(cls, digits: Tensor) -> Ternary:
-        """Return the format whose dictionary is made for the share of zeros among these digits.
+        """Return the format with a dictionary made for the share of zeros among these digits.
 
         digits: any shape; 0 for a weight of 0, else 1 or 2.
         """

@@ -1,4 +1,4 @@
-"""The context of a batch, beside its inputs: one object for all routers and mixtures of a model."""
+"""A batch's context, next to its inputs: one object for all routers and mixtures of a model."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class LayerState:
     """The states that layers 0, 1, ... of one thread have left since `clear`.
 
     They are kept by layer, not by call: gradient checkpointing calls layers again, in another
-    order, and must find what they found before. A layer that runs twice in one forward finds the
+    order, and must find the same state as before. A layer that runs twice in one forward finds the
     same state twice.
     """
 
@@ -79,7 +79,7 @@ class Context:
     states: the `LayerState` of each thread along the depth of the model.
     held: source -> its draw for this batch; kept until `redraw` where `hold` is set, so that
       gradient checkpointing computes with the same numbers again.
-    passes: how many copies of a batch are stacked, each of which has draws of its own.
+    passes: how many copies of a batch are stacked (each has draws of its own).
     shard: (rank, world); each rank takes its rows of the draws of the joined batch.
     routings: router -> its routing of the newest forward in training.
     counting: do routers count their load in evaluation, too?
@@ -114,7 +114,7 @@ class Context:
         self.routings.clear()
 
     def redraw(self) -> None:
-        """Let everything random be drawn anew."""
+        """Let everything random be drawn again."""
         self.held.clear()
         self._computed = None
 
@@ -173,7 +173,7 @@ FOUND = "_found_once"  # of a model, while `finding_once` holds
 
 @runtime_checkable
 class ChangesByStep(Protocol):
-    """A module that changes along a training, such as a router whose gate cools."""
+    """A module that changes along a training, such as a router with a gate that cools."""
 
     def before_step(self, step: int, steps: int) -> None:
         """Get ready for a step; called before each one with its number, from 0, and how many."""
@@ -200,8 +200,8 @@ def finding_once(*models: nn.Module) -> Iterator[None]:
 
     A `Context` holds the padding mask, ids and random draws of a batch. `told_modules`, which looks
     for these modules several times in a training step, then takes the stored list. models: no list
-    is stored in one whose modules change with the training step (they have `before_step`), since
-    they may come and go. Not for a model to which such modules are added inside the block.
+    is stored in one with modules that change with the training step (they have `before_step`),
+    since they may come and go. Not for a model to which such modules are added inside the block.
     """
     with ExitStack() as stack:
         for model in dict.fromkeys(models):
@@ -232,7 +232,7 @@ def having(model: nn.Module, **values: Any) -> Iterator[None]:
 
 
 def redraw(model: nn.Module) -> None:
-    """Let everything random in the routers of a model be drawn anew at its next call."""
+    """Let everything random in the routers of a model be drawn again at its next call."""
     for context in contexts(model):
         context.redraw()
 
@@ -270,7 +270,7 @@ def set_valid(model: nn.Module, mask: Tensor | None) -> None:
 def set_ids(model: nn.Module, ids: Tensor | None) -> None:
     """Set the ids by which hash routers of a model choose experts, until others are set.
 
-    model: any module; ids: (B, T) or (B,) whole numbers, used in place of a forward's own
+    model: any module; ids: (B, T) or (B,) whole numbers, used instead of a forward's own
     `input_ids`; None removes them.
     Raises: ConfigError for ids that are no whole numbers.
     """

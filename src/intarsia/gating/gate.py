@@ -132,7 +132,7 @@ class ScoreRouter(Router, Generic[C]):
 
 
 class GateRouter(ScoreRouter[C]):
-    """A `ScoreRouter` whose logits are x W^T + b.  W: (E, width)."""
+    """A `ScoreRouter` with logits x W^T + b.  W: (E, width)."""
 
     by_expert = ("weight", "bias")
 
@@ -156,7 +156,7 @@ def best(logits: Tensor, active: int) -> tuple[Tensor, Tensor, None]:
     """Choose the `active` experts with the largest logits; weigh them by the softmax over these.
 
     logits: (N, E). Returns the numbers of the experts and their weights, (N, active) both, and None
-    in place of a mask of the choices that count: all of them do.
+    instead of a mask of the choices that count: all of them do.
     """
     top, index = logits.topk(active)
     return index, top.softmax(-1), None
@@ -230,9 +230,9 @@ def of_real(rows: Tensor, valid: Tensor, route: Callable[[Tensor], Routing]) -> 
 def gated(gates: Tensor, dtype: torch.dtype, keep: Tensor | None = None) -> Routing:
     """Turn a dense matrix of gates into a `Routing`, with a pair (token, expert) for each gate.
 
-    gates: (N, E), weights of E experts for N tokens; dtype: that of the pairs' weights; keep: (N,
-    E) bool, True = the gate becomes a pair; None = gates above 0 do, and NaN, so that a NaN is seen
-    in the output.
+    gates: (N, E), weights of E experts for N tokens; dtype: the dtype of the pairs' weights; keep:
+    (N, E) bool, True = the gate becomes a pair; None = gates above 0 do, and NaN, so that a NaN is
+    seen in the output.
     """
     index = torch.arange(gates.shape[1], device=gates.device).expand_as(gates)
     all_pairs = Routing.from_topk(index, gates.to(dtype), gates.shape[1])

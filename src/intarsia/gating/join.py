@@ -41,7 +41,7 @@ class BeforeForward:
             context.check_task_ids(len(tensors[0]) if tensors else 0)
         # signature binding finds a mask that was passed by position
         if len(args) > 1:  # a mask may be among them
-            with contextlib.suppress(TypeError):  # the forward itself will say what is wrong
+            with contextlib.suppress(TypeError):  # the forward itself will report the fault
                 bound = inspect.signature(model.forward).bind_partial(*args, **kwargs).arguments
                 kwargs = {**bound, **kwargs}  # what **kwargs takes is bound under that one name
         mask = kwargs.get("attention_mask")
@@ -84,7 +84,7 @@ def number_layers(modules: Sequence[PassesState]) -> None:
 
     modules: all such modules of a model, in the order of its layers. A chain is called a thread.
     Modules that are in no thread yet are grouped by their property `kin`, a key such as class and
-    width; each group becomes one thread, whose modules are numbered 0, 1, ...
+    width; each group becomes one thread, with its modules numbered 0, 1, ...
     """
     # a GRU cell of one width cannot serve a thread of another: one thread for each kin
     fresh: dict[Hashable, list[PassesState]] = {}
@@ -120,7 +120,7 @@ def rejoin(model: nn.Module) -> Context:
 def start(model: nn.Module) -> None:
     """Begin a forward pass of a model with routers: forget draws and states of the batch before.
 
-    After `intarsia.adapt` or `intarsia.upcycle` each forward of the model does this by itself; a
+    After `intarsia.adapt` or `intarsia.upcycle` each forward of the model does this on its own; a
     loop that calls the layers by hand calls this function before each pass.
     Raises: ConfigError for several modules that pass a state on but were never joined by `join`.
     """

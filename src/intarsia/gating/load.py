@@ -82,7 +82,7 @@ def _load(received: Tensor, served: int) -> Load | None:
 
 
 def forget(model: nn.Module) -> None:
-    """Let every learned router count its load anew."""
+    """Let every learned router count its load from 0 again."""
     for router in learned_routers(model).values():
         router.forget()
 

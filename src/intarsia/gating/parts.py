@@ -1,4 +1,4 @@
-"""Gates in k parts, each of which ends on one expert by smooth steps (DSelect-k, COMET)."""
+"""Gates in k parts that each end on one expert by smooth steps (DSelect-k, COMET)."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ class PartsRouter(Router):
     """
 
     def __init__(self, experts: int, active: int) -> None:
-        """Create a router whose gate is the sum of several gates.
+        """Create a router with a gate that is the sum of several gates.
 
         experts: E; active: k, the number of gates in the sum. Each gate is a distribution over the
         experts; in training it comes to choose a single one.
@@ -72,16 +72,16 @@ class PartsRouter(Router):
         """
 
     def route(self, rows: Tensor, valid: Tensor | None) -> Routing:
-        """Route tokens by the sum of k gates; an expert whose summed weight is 0 is not used.
+        """Route tokens by the sum of k gates; an expert with a summed weight of 0 is not used.
 
         rows: (N, d), tokens; valid: (N,) bool, False = padding, None = no padding. Each gate, as
         `self.parts` computes it, is a distribution over the E experts. Its losses are part of the
         result in training only.
         """
-        # padding would count in the losses' mean entropy: the real rows are routed by themselves
+        # padding would count in the losses' mean entropy: the real rows are routed alone
         if valid is not None:
             return of_real(rows, valid, lambda real: self.route(real, None))
         parts, losses = self.parts(rows)
-        # (N, E): the sum over the k gates, of which only nonzero entries become pairs
+        # (N, E): the sum over the k gates; only its nonzero entries become pairs
         routing = gated(parts.sum(1), rows.dtype)
         return replace(routing, losses=losses if self.training and len(rows) else {})

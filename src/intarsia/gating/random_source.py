@@ -26,9 +26,9 @@ class RandomSource(ReadsContext):
     """
 
     def __init__(self, generator: torch.Generator, context: Context | None = None) -> None:
-        """Create a source whose random numbers come from `generator`, a generator on the CPU.
+        """Create a source with random numbers from `generator`, a generator on the CPU.
 
-        context: the batch's context to share, such as that of a router; None = a new one.
+        context: the batch's context to share, such as a router's; None = a new one.
         """
         super().__init__()
         self.generator = generator
@@ -116,7 +116,7 @@ def _(source: int, law: str, shape: Sequence[int]) -> Tensor:
 
 
 def seeded_by(generator: torch.Generator) -> torch.Generator:
-    """Return a new generator whose seed is the other one's next draw."""
+    """Return a new generator, with the other one's next draw as its seed."""
     return torch.Generator().manual_seed(int(torch.randint(2**62, (), generator=generator)))
 
 

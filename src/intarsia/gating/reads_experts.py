@@ -10,13 +10,13 @@ from ..core.errors import ConfigError
 
 
 class Encoded(Protocol):
-    """Experts whose hidden unit j of expert e is on exactly where (W_e x + b_e)_j > 0."""
+    """Experts with hidden unit j of expert e on exactly where (W_e x + b_e)_j > 0."""
 
     def encoder(self) -> tuple[Tensor, Tensor | None]:
         """Return the weights W (E, h, d) and biases b (E, h) or None of the experts' first layers.
 
         There are E experts of h hidden units, for inputs of width d. Raises: ConfigError for
-        experts without ReLU, whose units are never exactly off.
+        experts without ReLU, where units are never exactly off.
         """
         ...
 
@@ -35,7 +35,7 @@ class ReadsExperts(nn.Module):
         self._seen: tuple[Encoded, ...] = ()  # a tuple: no second registration
 
     def see(self, experts: Encoded) -> None:
-        """Remember the experts whose weights the router reads from now on.
+        """Remember the experts with the weights that the router reads from now on.
 
         experts: those that it routes over. Raises: ConfigError for experts that cannot be read.
         """

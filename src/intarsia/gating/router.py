@@ -47,7 +47,7 @@ class Router(ReadsContext, abc.ABC):
 
     @property
     def last(self) -> Routing | None:
-        """The routing of the newest forward in training, whose losses `aux_loss` adds up."""
+        """The routing of the newest forward in training; `aux_loss` adds up its losses."""
         return self.context.routings.get(self)
 
     @abc.abstractmethod
@@ -76,7 +76,7 @@ class Router(ReadsContext, abc.ABC):
         return routing
 
     def forget(self) -> None:
-        """Count the load anew."""
+        """Count the load from 0 again."""
         self.received = torch.zeros_like(self.received)
         self.served = 0
 
@@ -107,7 +107,7 @@ def check_counts(experts: int, active: int = 1) -> None:
 
 
 def check_renormalised(experts: int, active: int) -> None:
-    """Raise ConfigError if a router whose weights sum to 1 cannot learn with so many experts.
+    """Raise ConfigError if a router with weights of sum 1 cannot learn with so many experts.
 
     experts: E; active: how many are chosen for each token, 1 to E. With one of several the weight,
     divided by its sum, is always 1, so that no gradient reaches the router.
@@ -151,7 +151,7 @@ def aux_loss(model: nn.Module) -> Tensor:
 
     loss = criterion(model(x), y) + intarsia.gating.aux_loss(model)
 
-    It is to be added to the task's loss; `fit` does so by itself. The losses are multiplied by
+    It is to be added to the task's loss; `fit` does so on its own. The losses are multiplied by
     their coefficients already. model: any module; without routers the result is 0.
     """
     # losses of several dtypes are added in float32
@@ -165,7 +165,7 @@ def before_step(model: nn.Module, step: int, steps: int) -> None:
     """Tell every module that changes during training which step comes next.
 
     `fit` calls it before each training step; a loop of your own has to. model: any module; its
-    modules with a method `before_step(step, steps)`, such as a gate whose temperature falls, are
+    modules with a method `before_step(step, steps)`, such as a gate with a falling temperature, are
     called. step: 0 ... steps - 1; steps: number of steps of the whole training. The step is also
     put into each `Context`.
     """

@@ -58,7 +58,7 @@ def with_experts(config: Any, experts: int) -> Any:
     names = {f.name for f in fields(config)}
     if "experts" in names:
         return replace(config, experts=experts)
-    # settings around those of another router, whose experts they permute, for example
+    # settings around another router's, with experts that they permute, for example
     if "gate" in names:
         return replace(config, gate=with_experts(config.gate, experts))
     got = f"a {type(config).__name__}, which has no such setting"

@@ -22,7 +22,7 @@ class Adamix(OverMethod):
 
     Raises: ConfigError on a setting that cannot be.
     Source: paper, sections 3.1-3.3. Train it with `two_pass`, its consistency loss.
-    Not for tight memory: it stores and trains N copies of what is not shared.
+    Not for tight memory: it stores and trains N copies of the unshared projections.
     """
 
     over: Bottleneck | Lora = setting(
@@ -60,7 +60,7 @@ class Adamix(OverMethod):
         draw_apart(self.experts, self.active, self.draw, generator=torch.Generator())
 
     def build(self, site: Site, *, generator: torch.Generator) -> RoutedCell:
-        """Build an adapter whose unshared projections exist in N copies; a forward uses some.
+        """Build an adapter with N copies of the unshared projections; a forward uses some.
 
         site: the host module, with its input and output widths; generator: the source of first
           weights, noise and draws of experts. The copies' mean is used in evaluation.
@@ -70,7 +70,7 @@ class Adamix(OverMethod):
         body = two_sided(self.over.build(site, generator=generator))
         # The shared side stays one projection.
         sides = [side for side in ("down", "up") if side != self.share]
-        # SoupLinear: N weights in one tensor, whose mean is used in evaluation (section 3.3).
+        # SoupLinear: N weights in one tensor; evaluation uses their mean (section 3.3).
         layers = {
             side: SoupLinear(getattr(body, side), self.experts, active=self.active)
             for side in sides
@@ -81,7 +81,7 @@ class Adamix(OverMethod):
                 shape = layer.weights.shape
                 with torch.no_grad():
                     layer.weights.add_(torch.randn(shape, generator=generator), alpha=self.noise)
-        # Each side draws its copies by itself (section 3.1).
+        # Each side draws its copies on its own (section 3.1).
         routers = {
             side: draw_apart(self.experts, self.active, self.draw, generator=generator)
             for side in sides

@@ -106,9 +106,7 @@ class _PromptTuning(Change):
         return add_prompts(host, deep=self.deep, seed=plan.seed, **asdict(settings))
 
     def fold(self, host: nn.Module) -> nn.Module:
-        """Refuse to fold prompts into weights, always: prompts are tokens, which no weight
-        holds.
-        """
+        """Refuse to fold prompts into weights, always: prompts are tokens, no weight holds them."""
         got = "prompts, which are tokens beside the picture's"
         fix = "Keep the prompts: save the model with intarsia.save."
         raise FoldError(f"fold {type(host).__name__}", got=got, want="a change of weights", fix=fix)

@@ -84,12 +84,12 @@ class Dass:
         # Scores take the weights' place as parameters, which casts frozen weights to the run's
         # dtype.
         weights_before = [p.data for p in trained]
-        # Second training: a score for each weight, of which the largest share is used in the
-        # forward.
+        # Second training: a score for each weight; the forward uses the share with the largest
+        # scores.
         paths = put_scores(model, self.density, self.layers, alone=not searches)
         yield Phase("search" if searches else "scores", scores, last=searches)
         for parameter, data in zip(trained, weights_before, strict=True):
-            if parameter.dtype != data.dtype:  # what is frozen is held in the precision of the run
+            if parameter.dtype != data.dtype:  # frozen weights have the run's precision
                 parameter.data = data.to(parameter.device)
         # The mask is fixed: the weights with the largest scores stay.
         partition = take_scores(model, paths)

@@ -22,7 +22,7 @@ RESTORE = ("kept", "dense")
 
 @dataclass(frozen=True)
 class DSnoT(Pruner):
-    """The mask of another method, whose weights are swapped until each row's error is near 0.
+    """The mask of another method, with weights swapped until each row's error is near 0.
 
     The error of a row is expected to be eps = sum_pruned W_j E_j, E_j the mean of input j; see
     `partitions.swap`.
@@ -90,7 +90,7 @@ class DSnoT(Pruner):
 
     @property
     def needs(self) -> frozenset[str]:
-        """The statistics that are read: means and variances of inputs, and those of the base."""
+        """The statistics that are read: means and variances of inputs, and the base's own."""
         return self.base.needs | {"mean", "square"}
 
     def on(self, layers: Sequence[str]) -> Any:
@@ -129,7 +129,7 @@ class DSnoT(Pruner):
     ) -> tuple[Partition, Tensor]:
         """Prune one layer by the base method, then improve its mask by swaps.
 
-        name: the layer's path; weight: (out, in); statistics: those of the layer's inputs;
+        name: the layer's path; weight: (out, in); statistics: the statistics of the layer's inputs;
           generator: the source of the base method's random draws. Returns the mask as a partition,
           and the new weight (out, in), 0 where pruned.
         """

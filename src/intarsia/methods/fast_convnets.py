@@ -50,14 +50,14 @@ class ChwReport(NamedTuple):
 
 @dataclass(frozen=True)
 class Chw(Change):
-    """A convolutional net rewritten to CHW, whose kernels skip the zeros of 1x1 convolutions.
+    """A convolutional net rewritten to CHW, with kernels that skip the zeros of 1x1 convolutions.
 
     y[co, p] = act(b[co] + sum over kept ci of w[co, ci] x[ci, p]), tile by tile of pixels.
 
     The net is traced; runs of layers that are known (stem and k x k, 1x1, depthwise, batch norm,
     ReLU, ReLU6, hardswish, SiLU, additions, squeeze and excitation, pooling, classifier) become one
-    call, what is between them stays in torch. Batch norms are folded. Outputs are those of the net
-    in evaluation, to 1e-4; zeros are taken where they are, so prune first.
+    call, everything between them stays in torch. Batch norms are folded. Outputs equal the net's in
+    evaluation, to 1e-4; zeros are taken where they are, so prune first.
 
     fast = intarsia.compress(net, intarsia.sparse.Chw(), example)   `chw_report(fast)` describes it
     Raises: ConfigError without an example, for several pictures unless they choose ranges, or where

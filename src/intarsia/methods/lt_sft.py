@@ -182,7 +182,7 @@ class LtSft(Method):
                     pulled_optimizer = partial(pull, towards=towards, weight=self.pull)
                     yield Phase("all", self.first, optimizer=pulled_optimizer)
                     scores = {n: p.detach() - start[n].to(p.device) for n, p in weights.items()}
-                # K / J more entries join those of earlier iterations.
+                # K / J more entries join the ones from earlier iterations.
                 grown = self._select_more(selected, share, scores, generator)
                 with torch.no_grad():
                     for n, i in entries(selected).items():
@@ -221,7 +221,7 @@ class LtSft(Method):
         return pull(trained.optimizer(make), towards, self.pull, total)
 
     def _adapted_phases(self, model: PeftModel, generator: torch.Generator) -> Phases:
-        """Yield the phases of training for a model whose change phi is in adapters; return phi."""
+        """Yield the phases of training for a model with its change phi in adapters; return phi."""
         name = ticket_of(model)
         parameters = own_parameters(model)
         weights = {p: parameters[f"{p}.weight"] for p in cells_of(model, name)}

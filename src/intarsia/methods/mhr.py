@@ -89,7 +89,7 @@ def param_groups(
     """Group trained parameters for an optimiser: routing logits Z at the rate lr_z, others at lr.
 
     model: adapted with Poly or MHR; weight_decay: of all weights but Z, biases and norms. Z moves
-      by steps of its own size (0.1 in the released code beside 1e-3 to 5e-3).
+      by steps of its own size (0.1 in the released code, compared with 1e-3 to 5e-3).
     """
     logits = {id(m.logits) for m in model.modules() if isinstance(m, TaskRouter)}
     groups: list[dict[str, Any]] = []
@@ -127,9 +127,7 @@ def poly_cells(model: nn.Module, name: str) -> list[SkillsCell]:
 
 
 def _poly_adapter(model: nn.Module, poly: str | None) -> tuple[PeftModel, str]:
-    """Return the model and the name of its Poly adapter: `poly`, or the only one if that
-    is None.
-    """
+    """Return the model and the name of its Poly adapter: `poly`, or the only one if it is None."""
     adapters = list(model.peft_config) if is_adapted(model) else []
     names = [n for n in adapters if poly_cells(model, n)]
     if (poly is None and len(names) == 1) or poly in names:
@@ -143,7 +141,7 @@ def _poly_adapter(model: nn.Module, poly: str | None) -> tuple[PeftModel, str]:
 def _add_lora(
     model: PeftModel, poly: str, name: str, shares: Callable[[SkillsCell], Tensor]
 ) -> PeftModel:
-    """Add a LoRA beside each module of a Poly adapter, its skills mixed by fixed shares.
+    """Add a LoRA next to each module of a Poly adapter, its skills mixed by fixed shares.
 
     shares: the weights (Q, S) of Q heads and S skills for the Poly module of a layer.
     """

@@ -127,7 +127,7 @@ class MoA(Change):
         return self.extend or max(*self.lengths, self.check)
 
     def plan(self, host: nn.Module, batches: Iterable[Any] = (), *, seed: int = 0) -> Plan:
-        """Choose the spans, and return them as the plan of `HeadSpans`, which is what is saved.
+        """Choose the spans, and return them as the plan of `HeadSpans`, which is saved.
 
         host: the model, which stays as it is; batches: rows of token ids, see `choose_spans`; seed:
           draws the rows that validate.
@@ -141,7 +141,7 @@ class MoA(Change):
     def fold(self, host: nn.Module) -> nn.Module:
         """Refuse to write the change into the host's weights: no weights limit what a head sees.
 
-        host: the model whose heads attend to a part of the text.  Raises: FoldError, always.
+        host: the model, with heads that attend to a part of the text.  Raises: FoldError, always.
         """
         return HeadSpans().fold(host)
 
@@ -241,12 +241,12 @@ class SpanOptions:
 def configurations(method: MoA) -> SpanOptions:
     """List the spans a head can have: lines span = alpha + beta N with 0 < span <= N (section 3.2).
 
-    N: the length of a text. method: the settings, with the profiled lengths, at all of which a line
-    must fit, the sink and the block.
+    N: the length of a text. method: the settings, with the profiled lengths (a line must fit at all
+    of them), the sink and the block.
     """
     shortest, longest = method.lengths[0], method.lengths[-1]
     step = method.step or max(method.block, shortest // 8)
-    # Negative alpha: heads whose span grows faster than the text.
+    # Negative alpha: heads with a span that grows faster than the text.
     alphas = range(-shortest, longest + 1, step)
     lines = [(float(a), b) for b in BETAS for a in alphas]
     fits = [

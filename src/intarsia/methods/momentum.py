@@ -58,7 +58,7 @@ class Momentum(Change):
         return {"update": rule, "paths": list(self.paths)}
 
     def plan(self, host: nn.Module, batches: Iterable[Any] = (), *, seed: int = 0) -> Plan:
-        """Find the modules whose outputs get momentum.
+        """Find the modules that get momentum on their outputs.
 
         host: the model; batches: unused, no data are needed; seed: is recorded, nothing is drawn.
         Returns the plan of a `Momentum` with all paths. Raises: TargetError for blocks with unlike

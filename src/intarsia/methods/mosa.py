@@ -40,20 +40,20 @@ class Mosa(OverMethod):
     training forward activates k = `active` of them; evaluation uses the merge, one plain adapter.
 
     Raises: ConfigError on a setting that cannot be.
-    What it is: a DropConnect for each sample whose masks are disjoint, and that merges into the
-    adapter. It regularises: where an adapter over-fits (few images, seen 20 to 60 times) it is
-    better calibrated, so that loss and calibration error are lower; its accuracy does not differ
-    significantly from that of the same adapter left whole (docs/benchmarks/mosa_pairs.md).
+    In short: a DropConnect for each sample with disjoint masks, which merges into the adapter. It
+    regularises: where an adapter over-fits (few images, seen 20 to 60 times) it is better
+    calibrated, so that loss and calibration error are lower; its accuracy does not differ
+    significantly from the same adapter's, left whole (docs/benchmarks/mosa_pairs.md).
     Measured against the same adapter left whole, with 100 images seen 40 times: +1.19 points (+0.05
     to +2.32; 15 pairs) in the claim mosa-long; by a protocol that was fixed beforehand, on new sets
     with a rate chosen for each, -0.57 (-1.16 to +0.03; 72 pairs), and -0.17 (-0.62 to +0.29; 72
     pairs) with 1,000 images seen 20 times. Its calibration error is 8.1 points lower there, and its
     loss is lower, until one temperature is fitted. Tuned alike with 28 other methods it is 19th by
-    the mean over six new tasks (-0.98, -2.52 to +0.15; 18 pairs) and 7th by that over fifteen older
-    ones (+0.64, -0.13 to +1.44; 15 pairs; docs/benchmarks/even.md). With 1,000 images of those
-    fifteen, five split bottlenecks are 0.33 points (+0.01 to +0.70) above the same whole, and MoSA
-    over LoRA is 0.41 (-1.72 to +0.67) below LoRA. In an EfficientNet, whose adapters do not fit
-    their training images, splitting costs accuracy (docs/benchmarks/mini.md).
+    the mean over six new tasks (-0.98, -2.52 to +0.15; 18 pairs) and 7th by the mean over fifteen
+    older ones (+0.64, -0.13 to +1.44; 15 pairs; docs/benchmarks/even.md). With 1,000 images of
+    those fifteen, five split bottlenecks are 0.33 points (+0.01 to +0.70) above the same whole, and
+    MoSA over LoRA is 0.41 (-1.72 to +0.67) below LoRA. In an EfficientNet, where adapters do not
+    fit their training images, splitting costs accuracy (docs/benchmarks/mini.md).
     When to use it: for probabilities that are used as they are, where no validation part can fit a
     temperature; with one, the gain is gone. For accuracy begin with `Lora`.
     Not for ample data and few steps: every part then sees a fraction of an already short training;
@@ -138,7 +138,7 @@ class Mosa(OverMethod):
         return cls(**settings)
 
     def suited_to(self, images: int, epochs: int, given: Collection[str] = ()) -> Mosa:
-        """Return settings whose k suits a budget, see `for_budget`; `active` is not overwritten.
+        """Return settings with k for a budget, see `for_budget`; `active` is not overwritten.
 
         images: training images; epochs: passes over them; given: names of the settings that the
           user has set.
@@ -148,7 +148,7 @@ class Mosa(OverMethod):
         return self.for_budget(images, epochs, **{name: getattr(self, name) for name in given})
 
     def build(self, site: Site, *, generator: torch.Generator) -> MosaCell:
-        """Build an adapter whose projections are split among experts.
+        """Build an adapter with projections that are split among experts.
 
         site: the host module, with its widths; generator: the source of first weights and draws.
         """
@@ -183,7 +183,7 @@ class MosaCell(RoutedCell):
                 generator=generator,
                 unit=config.unit,
             )
-            # Step 2: one stored weight, of which a forward reads the active parts.
+            # Step 2: one stored weight; a forward reads its active parts.
             layers[side] = SplitLinear(
                 linear,
                 partition,
@@ -192,7 +192,7 @@ class MosaCell(RoutedCell):
                 decay=config.decay,
                 zero_start=side in body.zero_sides,
             )
-            # Each side draws its parts by itself; the paper's scaling holds for one k alone.
+            # Each side draws its parts on its own; the paper's scaling holds for one k alone.
             routers[side] = draw_apart(
                 config.experts, config.active, config.draw, generator=generator
             )

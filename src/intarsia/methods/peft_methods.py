@@ -52,7 +52,7 @@ class PeftMethod(Change):
 
     @property
     def preserves(self) -> frozenset[str]:
-        """The property that stays: outputs, except with FourierFT, whose start is drawn."""
+        """The property that stays: outputs, except with FourierFT, which draws its start."""
         return frozenset() if self.method == "fourierft" else frozenset({"outputs"})
 
     @property
@@ -112,7 +112,7 @@ def of_settings(method: str, **settings: Any) -> PeftMethod:
 OURS = ("lora", "fourierft")
 """Names of PEFT's methods that are also names of methods of ours, which a bare name stands for."""
 
-# name -> PEFT's type, what it is, arXiv number, year, title, settings that differ
+# name -> PEFT's type, description, arXiv number, year, title, settings that differ
 _METHODS: dict[str, tuple[str, str, str, int, str, dict[str, Any]]] = {
     "lora": (
         "LORA",

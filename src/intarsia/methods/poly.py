@@ -27,8 +27,8 @@ class Poly(Method):
     times the routing logits. How w comes about: see TaskRouter. `intarsia.methods.mhr` has what
     follows the training: a LoRA of one task, MHR-mu, MHR-z, new tasks, two learning rates.
 
-    Raises: ConfigError on a setting that cannot be; TargetError for a layer whose widths the heads
-    do not divide, or that is smaller than the rank; FoldError from merging more than one task.
+    Raises: ConfigError on a setting that cannot be; TargetError for a layer with widths that the
+    heads do not divide, or smaller than the rank; FoldError from merging more than one task.
     Not for tasks that agree, or where nobody can say which task a sample is of.
     """
 

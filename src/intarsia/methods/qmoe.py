@@ -34,18 +34,16 @@ from ..sparse.prune.walk import Stop, walk_blocks
 STARTS = ("gptq", "rtn")
 NOT_KEPT = Keeping()
 LAYOUT = 1  # of the stored tensors
-WARN_DIFFERENCE = (
-    0.05  # share of zeros from that of the dictionary, at which another one is offered
-)
+WARN_DIFFERENCE = 0.05  # difference in the share of zeros, at which another dictionary is offered
 
 
 @dataclass(frozen=True)
 class Qmoe(Change):
-    """Experts whose matrices have three levels a row, min(w, 0), 0 and max(w, 0), coded as words.
+    """Experts with matrices of three levels a row, min(w, 0), 0 and max(w, 0), coded as words.
 
     Columns are rounded one after the other, all experts of a layer at once, and later ones make up
     for the error on the rows that are routed to the expert (GPTQ, section 3.2); an expert that no
-    row reaches, or whose moments are singular, is rounded on its own. What is stored, see
+    row reaches, or that has singular moments, is rounded on its own. For the stored form, see
     `formats.Ternary`: at 88.5 % zeros 0.76 bits a weight with all that belongs to it.
 
     Loaded with `intarsia.load`, experts stay mapped from the file: an expert's pages are read when
@@ -108,12 +106,12 @@ class Qmoe(Change):
 
         host: the model; batches: calibration data, unused if start="rtn"; seed: recorded, though
           nothing is drawn; keeping: where finished blocks are written, so that an interrupted plan
-          can go on.
+          can resume.
         Returns a plan with the codes and levels of every stack of experts.
         """
         # A model without stacks is refused before it is copied.
         expert_stops(host, self.layers)
-        # Rounding each weight by itself reads no data.
+        # Rounding each weight on its own reads no data.
         rows = tuple(batches) if self.needs else ()
         if self.needs:
             check_rows(rows)
@@ -166,7 +164,7 @@ class Qmoe(Change):
         return host
 
     def fold(self, host: nn.Module) -> nn.Module:
-        """Return a copy of the model with plain experts, whose weights are the decoded ones.
+        """Return a copy of the model with plain experts, which have the decoded weights.
 
         host: the model with packed experts.
         """
@@ -188,9 +186,7 @@ class Qmoe(Change):
         layers: Mapping[str, Matrix],
         statistics: Mapping[str, Statistics],
     ) -> list[dict[str, Any]]:
-        """Round the stacks of a block, store their codes, and return a report row for each
-        stack.
-        """
+        """Round the stacks of a block, store their codes, and return a report row for each."""
         rows: list[dict[str, Any]] = []
         for path, names in stacks_of(layers).items():
             weights = torch.stack([layers[n].read().float() for n in names])
@@ -208,7 +204,7 @@ class Qmoe(Change):
             row: dict[str, Any] = {"layer": path, "weights": digits.numel(), "density": 1 - zeros}
             row |= {"bits": bits, "entropy": entropy(zeros)}
             if self.needs:
-                # Beside it the error of plain rounding, which shows what compensation gained.
+                # Next to it the error of plain rounding, which shows what compensation gained.
                 row["error"] = _mean_output_error(weights, new, expert_statistics)
                 row["error_rounded"] = _mean_output_error(
                     weights, self._nearest(weights, levels), expert_statistics
@@ -269,9 +265,7 @@ def stacks_of(layers: Iterable[str]) -> dict[str, list[str]]:
 
 
 def _block_tensors(stored: Mapping[str, Mapping[str, Tensor]], stop: Stop) -> dict[str, Tensor]:
-    """Return the encoded tensors of a finished block to be written, "stack's path/part" ->
-    tensor.
-    """
+    """Return the encoded tensors to write of a finished block, "stack's path/part" -> tensor."""
     paths = stacks_of(stop.layers)
     return {f"{path}/{name}": t for path in paths for name, t in stored[path].items()}
 
@@ -286,7 +280,7 @@ def _read_block_tensors(tensors: Mapping[str, Tensor]) -> dict[str, dict[str, Te
 
 
 def expert_stops(host: nn.Module, layers: Sequence[str]) -> list[Stop]:
-    """Return the blocks of a model, each with only those of its matrices that are stacked experts.
+    """Return the blocks of a model, each with only the matrices that are stacked experts.
 
     host: the model; layers: globs of stacks' paths, none = all. Raises: TargetError if there are no
       stacks, and as `stops_of`.
@@ -345,9 +339,7 @@ def _checked_shape(model: nn.Module, path: str, layout: Mapping[str, Any]) -> tu
 
 
 def _digest(change: Qmoe, decided: Mapping[str, Any]) -> str:
-    """Hash the settings and facts of a plan, so that a file in which a letter changed is
-    refused.
-    """
+    """Hash the settings and facts of a plan, so that a file with a changed letter is refused."""
     digested = {name: value for name, value in decided.items() if name != "sha256"}
     text = json.dumps([settings_to_dict(change), digested], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()

@@ -52,15 +52,15 @@ class RandomSearch(Change):
 
     Of each hidden layer round(density n) units stay, in an MLP of linear maps or in the MLPs of a
     transformer. Weights between two hidden layers fall to about density^2. Units are taken out of
-    the model, whose weights are otherwise as they were: train it then. With draws=1 it is a random
+    the model; its weights are otherwise as they were: train it then. With draws=1 it is a random
     choice, and needs no batch.
 
     model = apply(net, RandomSearch(density=0.1, draws=100), [(images, labels)]); fit(model, train)
     Raises: ConfigError for settings that cannot be, a layer without a unit left, or a score by
     gradients of a frozen model; DataError for batches without labels; TargetError for a model
     without hidden layers of linear maps.
-    Source: paper, whose finding is that the selected ones learn no better than random ones: use it
-    as a baseline of other searches.
+    Source: paper, which finds that the selected ones learn no better than random ones: use it as a
+    baseline of other searches.
     """
 
     density: float = setting(
@@ -126,8 +126,8 @@ def search(
     """Score random choices of hidden units and return them sorted, the best first.
 
     host: the model, unchanged; settings: density, number of draws and score; batches: (inputs,
-      labels), or a model's arguments by name with "labels"; seed: of the draws, of which the first
-      ones are the same for every number of draws. Of equal scores the earlier draw comes first.
+      labels), or a model's arguments by name with "labels"; seed: of the draws; the first draws are
+      the same for every number of draws. Of equal scores the earlier draw comes first.
     Raises: DataError for batches without labels; ConfigError for a gradient score of a frozen
       model.
     """
@@ -158,7 +158,7 @@ def hidden_layers(host: nn.Module) -> dict[str, HiddenLayer]:
     host: a row of linear maps, or a transformer.
     Raises: TargetError for a model that has none, or other layers among them.
     """
-    # A transformer's hidden units are those of its MLPs; a plain net's lie between its linear maps.
+    # A transformer's hidden units are in its MLPs; a plain net's lie between its linear maps.
     paths = {id(m): path for path, m in host.named_modules()}
     if of_tokens(host):
         return {paths[id(w)]: HiddenLayer(tuple(r), w) for r, w in linear_mlps(host)}
@@ -194,7 +194,7 @@ def units_masked(host: nn.Module, units_by_layer: Units) -> Iterator[None]:
     """Make all units but the chosen ones count as 0, while the context is open.
 
     host: the model; units_by_layer: path of the layer that reads the units -> numbers of the units
-      that stay. The outputs are those of the model without the other units.
+      that stay. The outputs are the model's without the other units.
     """
     handles: list[Any] = []
     try:

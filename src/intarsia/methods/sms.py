@@ -162,7 +162,7 @@ class SparseModelSoup:
             return
 
         def put(state: Any) -> None:
-            """Load weights, and count the statistics of batch norms anew."""
+            """Load weights, and count the statistics of batch norms again."""
             run.model.load_state_dict(state)
             run.recalibrate(BN_SHARE)  # step 4
 

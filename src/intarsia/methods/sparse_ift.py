@@ -51,7 +51,7 @@ class SparseIft(Change):
     or fit(model, train, schedule=Set(density=None)), or FixedMask(). `flop_audit(model)` counts.
     Weights are drawn again: for a training from scratch, not for fine-tuning a pretrained model.
     Raises: ConfigError for settings that cannot be; TargetError in `plan` for a model with adapters
-    or with layers whose width cannot be changed.
+    or with layers that have a fixed width.
     Source: paper, section 2; norms of linear branches, the rule for MLPs and that stem and
     classifier pay for their width are ours.
     """
@@ -149,7 +149,7 @@ class SparseIft(Change):
         """Return a copy with plain layers: parallel and doped ones become their dense layer.
 
         host: the changed model.
-        Raises: FoldError for linear branches, whose norms depend on the sample.
+        Raises: FoldError for linear branches, where norms depend on the sample.
         """
         stock, applied_steps = copy.deepcopy(host), steps_of(host)
         for path, module in list(stock.named_modules()):

@@ -24,11 +24,11 @@ class Capacity:
 
     factor: c while training; 1 leaves room for uniform routing, E or more drops nothing.
     policy: which pairs of a full expert stay,
-      "order", those of the first tokens (GShard, arXiv:2006.16668);
-      "random", those of a random order (random token selection of Z-code M3, arXiv:2109.10465),
-      which treats early and late tokens alike: while training, a later token may take the place
-      of an earlier one;
-      "score", those of largest weight.
+      "order", the pairs of the first tokens (GShard, arXiv:2006.16668);
+      "random", the first pairs of a random order (random token selection of Z-code M3,
+      arXiv:2109.10465), which treats early and late tokens alike: while training, a later token may
+      take the place of an earlier one;
+      "score", the pairs with the largest weights.
     With the latter two a token's fate depends on where later ones go; with "order" it does so only
     through N, if tokens have different numbers of experts.
     least: the smallest C; evaluation: c in evaluation, None = all stay. There the policy "random"

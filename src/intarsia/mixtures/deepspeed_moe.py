@@ -1,4 +1,4 @@
-"""PR-MoE of DeepSpeed-MoE (arXiv:2201.05596): experts beside an MLP, more of them in later layers.
+"""PR-MoE of DeepSpeed-MoE (arXiv:2201.05596): experts next to an MLP, more in later layers.
 
 Its Mixture-of-Students: `intarsia.experts.student_of` and `intarsia.train.distill`.
 """
@@ -92,9 +92,9 @@ class DeepSpeedMoE:
     def build(
         self, width: int, hidden: int, layer: int = 0, *, generator: torch.Generator
     ) -> ResidualMixture:
-        """Build the mixture of one layer: experts, as many as the layer has, beside an MLP.
+        """Build the mixture of one layer: experts, as many as the layer has, and an MLP.
 
-        width, hidden: sizes of each expert, an MLP width -> hidden -> width, and of the MLP beside
+        width, hidden: sizes of each expert, an MLP width -> hidden -> width, and of the MLP next to
           them; layer: the layer's number in `experts`, from 0; generator: the source of first
           weights.
         """

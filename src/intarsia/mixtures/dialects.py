@@ -15,9 +15,9 @@ Add = Callable[[str, Tensor, Tensor], Tensor]
 class Dialect:
     """y = behind(writes(between(reads[0](x)))), or of between(reads[0](x)) * reads[1](x).
 
-    reads, writes: names of the linear maps.  between, behind: of what is applied there, in this
-    order, where the MLP has it; the first is the activation, after which the gated factor follows.
-    halves: reads[0] makes both, first what the activation reads, then the factor.
+    reads, writes: names of the linear maps.  between, behind: names of the operations there, in
+    this order, where the MLP has it; the first is the activation, after which the gated factor
+    follows. halves: reads[0] makes both, first what the activation reads, then the factor.
     """
 
     reads: tuple[str, ...]

@@ -34,7 +34,7 @@ def activation(name: str) -> nn.Module:
 class Experts(nn.Module, abc.ABC):
     """E maps of rows.  experts: E.
 
-    Raises: ConfigError in `encoder`, for experts whose hidden units are not on or off.
+    Raises: ConfigError in `encoder`, for experts with hidden units that are not on or off.
     """
 
     experts: int
@@ -65,7 +65,7 @@ class Experts(nn.Module, abc.ABC):
         """Return the weights and biases that decide which hidden units are not 0, for routers.
 
         See `intarsia.gating.reads_experts.Encoded`. This default always raises ConfigError: it is
-        for experts whose hidden units are never exactly 0.
+        for experts with hidden units that are never exactly 0.
         """
         got, want = type(self).__name__, "StackedExperts(..., act='relu')"
         fix = "Use those, or another router."
@@ -131,8 +131,9 @@ class StackedExperts(Experts):
         """Draw the matrices of E MLPs: `up` and `gate` (E, h, d), and `down` (E, out, h).
 
         experts: E; width: d; hidden: h; outputs: out, None = d; act: an activation's name or an
-          elementwise module; gated: with the matrix `gate`, whose activated output multiplies that
-          of `up`; bias: add biases, which start at 0; generator: the source of first weights.
+          elementwise module; gated: with the matrix `gate`; its activated output multiplies the
+          output of `up`; bias: add biases, which start at 0; generator: the source of first
+          weights.
         """
         super().__init__()
         outputs = width if outputs is None else outputs
@@ -172,7 +173,7 @@ class StackedExperts(Experts):
     def encoder(self) -> tuple[Tensor, Tensor | None]:
         """Return matrix (E, h, d) and bias (E, h) or None that decide which hidden units are on.
 
-        They are those before the activation: the gate's, or without a gate those of `up`.
+        They are the ones before the activation: the gate's, or without a gate `up`'s.
         Raises: ConfigError unless the activation is ReLU: no other leaves a unit at exactly 0.
         """
         if not isinstance(self.act, nn.ReLU):

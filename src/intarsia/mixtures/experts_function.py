@@ -1,6 +1,6 @@
 """The interface by which transformers hands tokens to the experts of its sparse models.
 
-The experts of some 75 architectures are modules whose forward is f(self, hidden (T, d),
+The experts of some 75 architectures are modules with the forward f(self, hidden (T, d),
 index (T, k), weights (T, k)), looked up by name (`model.set_experts_implementation`). Recording
 listens there, offloading is such a function, and no model is patched.
 """

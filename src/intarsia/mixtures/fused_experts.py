@@ -19,7 +19,7 @@ class FusedExperts(Experts):
     """E experts of transformers, fused into one tensor for each matrix.
 
     stock: the experts as `stock_experts` gives them.  Parameters are the very ones of that module,
-    under its names (gate_up_proj, down_proj, ...). Products are those of the model's own experts
+    under its names (gate_up_proj, down_proj, ...). Products come from the model's own experts
     function (see `set_experts_implementation`), so that any layout will do: transposed,
     interleaved, with biases or without a gate.
 

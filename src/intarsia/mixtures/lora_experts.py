@@ -147,7 +147,7 @@ class MlpExperts(Cell):
     def check(self, module: nn.Module) -> None:
         """Raise TargetError if an MLP does not compute what the names of its linear maps suggest.
 
-        module: the MLP; its output for two rows is compared with that of its supposed form.
+        module: the MLP; its output for two rows is compared with its supposed form's output.
         """
         children = dict(module.named_children())
         weight = cast(Tensor, children[self.dialect.reads[0]].weight)
@@ -210,8 +210,8 @@ class OutputExperts(MlpExperts):
     def mixed(self, module: nn.Module, rows: Tensor, routing: Routing) -> Tensor:
         """Compute y_t = sum_e G_te MLP_e(x_t) + (1 - sum_e G_te) MLP(x_t).
 
-        MLP_e: the frozen MLP with the adapters of expert e. module: the frozen MLP, whose products
-          all experts share; rows: x, (N, d); routing: G_te, the weight of expert e for row t.  ->
+        MLP_e: the frozen MLP with the adapters of expert e. module: the frozen MLP (all experts
+          share its products); rows: x, (N, d); routing: G_te, the weight of expert e for row t.  ->
           (N, d). By linearity the last frozen map is applied once, to the weighted sum over e of
           the hidden units a_te of MLP_e.
         """
@@ -229,7 +229,7 @@ class OutputExperts(MlpExperts):
             a = dialect.inner(module, hidden)  # (M_e, h)
             pairs.add(blend, e, lambda a, weight: a * weight[:, None], a)
             pairs.add(delta, e, self.of(dialect.writes)[e].weighted, a)
-        # tokens whose weights sum to less than one get the rest from the plain MLP
+        # tokens with weights that sum to less than one get the rest from the plain MLP
         not_full = pairs.idle(len(rows)) if self.router.normalised else slice(None)
         rest = (1 - routing.dense().sum(1, keepdim=True))[not_full]
         if len(rest):

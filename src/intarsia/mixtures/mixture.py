@@ -45,14 +45,15 @@ class Mixture(_InPlaceOfMlp):
     """y_t = sum_e G_te expert_e(x_t) + shared(x_t).  x: (..., d) -> (..., out).
 
     experts: an `Experts`, or a list of modules of whatever kinds; router: which of them, with what
-    weight, for each token, or for each sample, whose tokens then go together; shared: a module that
+    weight, for each token, or for each sample (its tokens then go together); shared: a module that
     every token passes; capacity: how many tokens an expert takes, None = all.  generator: for
     the random order of `Capacity(policy="random")`.
 
     Rows are sorted by expert, so that time and memory grow with the pairs, never with T times E.
     Exact and differentiable. Padding and dropped tokens get 0 from the experts. Losses stay with
     the router, see `intarsia.gating.aux_loss`. A NaN in a row reaches that row's output alone.
-    taken: the newest routing in training after the capacity, beside `router.last` before it.
+    taken: the newest routing in training after the capacity; `router.last` is the routing before
+    the capacity.
 
     Raises: ConfigError for a router of another number of experts, one that cannot read them
     (`MoeX`), or no generator where one is needed; ShapeError for a routing that fits neither
@@ -72,8 +73,8 @@ class Mixture(_InPlaceOfMlp):
         """Put experts and router together.
 
         experts: an `Experts`, or modules (N, d) -> (N, out); router: chooses among them; shared: a
-          module whose output is added for every token, None = none; capacity: limits the tokens of
-          an expert, None = no limit; generator: the source of a capacity's random order.
+          module with an output that is added for every token, None = none; capacity: limits the
+          tokens of an expert, None = no limit; generator: the source of a capacity's random order.
         Raises: ConfigError for a router of another number of experts, or one that has to read the
           experts' weights and cannot; for a random capacity without a generator.
         """
@@ -113,7 +114,7 @@ class Mixture(_InPlaceOfMlp):
         return routing
 
     def forward(self, x: Tensor) -> Tensor:
-        """Compute the weighted sum of the experts' outputs, and add that of `shared`.
+        """Compute the weighted sum of the experts' outputs, and add the output of `shared`.
 
         x: (..., d) -> (..., out).
         """
@@ -160,7 +161,7 @@ def undropped(model: nn.Module) -> Iterator[None]:
 def spread(routing: Routing, x: Tensor) -> Routing:
     """Return a routing of the tokens of x: one of whole samples is repeated for each token.
 
-    routing: of all tokens, or of the B samples; x: (B, ..., d), whose tokens are all axes but the
+    routing: of all tokens, or of the B samples; x: (B, ..., d), where tokens are all axes but the
       last. Raises: ShapeError for a routing of another number of tokens.
     """
     rows = x[..., 0].numel()
@@ -186,8 +187,7 @@ class ResidualMixture(_InPlaceOfMlp):
 
     mix: "learned", (c_1, c_2) = softmax(W x + b) for each token, in float32 or better (released
     code); "sum", both 1 (paper). width: d; W is drawn as nn.Linear's is, b starts at 0.
-    The MLP is for every token what the router corrects, so that one expert beside it does the work
-    of two.
+    The router corrects the MLP for every token, so that one expert next to it does the work of two.
 
     Raises: ConfigError for another mix.
     Source: arXiv:2201.05596.
@@ -202,7 +202,7 @@ class ResidualMixture(_InPlaceOfMlp):
         mix: str = "learned",
         generator: torch.Generator,
     ) -> None:
-        """Put a mixture beside an MLP; their outputs are added, with learned weights or plainly.
+        """Put a mixture next to an MLP; their outputs are added, with learned weights or plainly.
 
         mixture, mlp: both (..., d) -> (..., out); width: d; mix: "learned", each token's two
           weights are the softmax of a linear map of it; "sum", both are 1; generator: the source of

@@ -19,7 +19,7 @@ from ..gating.random_source import seeded_by
 class NoisyCell(Cell):
     """A cell with noise of its own. It starts with the bits that the cell has without noise.
 
-    body: the cell.  generator: that of `build`, which is left where it was.
+    body: the cell.  generator: the generator of `build`, which is left where it was.
     Raises: ConfigError for a cell that computes the whole output of its site.
     """
 
@@ -76,13 +76,13 @@ class ScaledOutput(NoisyCell):
 
 
 class DroppedWeights(NoisyCell):
-    """The body with weights of one projection dropped at random, for each sample by itself.
+    """The body with weights of one projection dropped at random, for each sample separately.
 
     side: "down" or "up"; p: the share of its weights that is dropped.
     """
 
     def __init__(self, body: Any, side: str, p: float, generator: torch.Generator) -> None:
-        """Prepare an adapter of which random weights are set to 0 in training.
+        """Prepare an adapter with random weights set to 0 in training.
 
         body: the adapter; side: "down" or "up", the projection; p: the share that is set to 0;
           generator: gives the draws a seed.

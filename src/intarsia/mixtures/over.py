@@ -10,12 +10,12 @@ from ..core.errors import ConfigError
 
 
 class OverMethod(Method):
-    """The base of settings of a method over another one, `over`, whose places it takes."""
+    """The base of settings of a method over another one, `over`, and in its places."""
 
     over: Any
 
     def refuse_shared(self) -> None:
-        """Raise ConfigError unless `over` is another adapter, whose cells share no weights.
+        """Raise ConfigError unless `over` is another adapter, with cells that share no weights.
 
         A cell is the trainable module that an adapter adds to one host module.
         """

@@ -1,4 +1,4 @@
-"""Experts whose matrices are what a format stores, read an expert at a time."""
+"""Experts with matrices as a format stores them, read an expert at a time."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class PackedStack(nn.Module):
         rows = self.sizes[1]
         start = expert * rows + first
         end = start + (rows if count is None else count)
-        # offsets count codes from the start of the stack; those of a part begin at 0 again
+        # offsets count codes from the start of the stack; a part's offsets begin at 0 again
         offsets = self.get_buffer("row_offsets")[start : end + 1]
         first_code, last_code = int(offsets[0]), int(offsets[-1])
         codes = self.get_buffer("codes")[first_code:last_code]
@@ -85,7 +85,7 @@ class PackedStack(nn.Module):
         return self
 
     def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
-        """Take the tensors of a state dict without copying them: those of a file stay mapped."""
+        """Take the tensors of a state dict without copying them: a file's tensors stay mapped."""
         for name in PARTS:
             new, old = state_dict.get(f"{prefix}{name}"), self._buffers[name]
             if (
@@ -101,7 +101,7 @@ class PackedStack(nn.Module):
 
 
 class PackedExperts(Experts):
-    """`StackedExperts` whose matrices are packed; nothing is trained, rows have gradients.
+    """`StackedExperts` with packed matrices; nothing is trained, rows have gradients.
 
     shell: the experts without their stacks, with activation and biases.
     """
@@ -176,7 +176,7 @@ class PackedExperts(Experts):
 
 
 class PackedStock(nn.Module):
-    """Fused experts of transformers whose matrices are packed; the same call as theirs."""
+    """Fused experts of transformers with packed matrices; the same call as theirs."""
 
     def __init__(self, shell: Any, stacks: Mapping[str, PackedStack]) -> None:
         super().__init__()
@@ -232,7 +232,7 @@ def packed(experts: Any, stacks: Mapping[str, PackedStack]) -> Packed:
     experts: of this library or of transformers, changed in place; stacks: name of a parameter ->
     the packed matrices of all experts.
     """
-    # what is left keeps activation, biases and sizes
+    # the rest keeps activation, biases and sizes
     for name in stacks:
         delattr(experts, name)
     shell = experts.requires_grad_(False)

@@ -192,7 +192,7 @@ class Residual(PassesState):
     block: f, (..., d) -> (..., d), with its norm, without its residual. The momentum goes from one
     `Residual` to the next of equal update, token by token; call `gating.join(model)` once they are
     in place, and `gating.start(model)` before every forward unless a host does.
-    added: the host adds x by itself, as around a transformer's MLP; only the change is returned,
+    added: the host adds x on its own, as around a transformer's MLP; only the change is returned,
     and the block may read a norm of x. Parameters: the block's, none more.
 
     Raises: ConfigError for `added` with an update that needs x itself.
@@ -235,8 +235,8 @@ def wrap_residuals(model: nn.Module, update: Update, paths: Sequence[str]) -> nn
 
     model: adds x itself around each of these modules; update: the rule, such as `HeavyBall`; paths:
       of the modules, in the order of the depth; the momentum goes from one to the next, and starts
-      anew at every forward of the model. Returns the model. `intarsia.methods.add_momentum` finds
-      the paths in a transformer, and refuses what it does not fit.
+      again at every forward of the model. Returns the model. `intarsia.methods.add_momentum` finds
+      the paths in a transformer, and refuses modules that it does not fit.
     Raises: TargetError for a path that is not there, or reads two inputs; ConfigError as `Residual`
     does.
     """

@@ -1,4 +1,4 @@
-"""A two-sided cell whose projections are chosen by a router while it trains."""
+"""A two-sided cell with projections that a router chooses while it trains."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ class RoutedCell(Cell):
         return body.compute(x, self._project("down", x), self._project("up", x))
 
     def merged(self) -> Cell:
-        """Return a plain copy of the adapter, whose layers with experts are merged linear maps."""
+        """Return a plain copy of the adapter; its layers with experts become merged linear maps."""
         # a shallow copy of the body: its experts are merged, not copied first
         plain = copy.copy(self.body)
         plain._modules = dict(self.body._modules)
@@ -111,7 +111,7 @@ def check_gates(gates: Tensor, experts: int, rows: int) -> None:
     """Raise ShapeError unless gates are (G, experts) with G a divisor of the rows.
 
     gates: 1 = the expert is active, a row for each group of consecutive inputs; experts: their
-      number; rows: the number of inputs, of which each group has rows / G.
+      number; rows: the number of inputs; each group has rows / G of them.
     """
     if gates.shape[1:] != (experts,) or not len(gates) or rows % len(gates):
         want = f"(G, {experts}) with G a divisor of the rows"
@@ -120,5 +120,5 @@ def check_gates(gates: Tensor, experts: int, rows: int) -> None:
 
 
 def draw_apart(experts: int, active: int, per: str, *, generator: torch.Generator) -> RandomRouter:
-    """Return a `RandomRouter` whose generator is its own, with a seed drawn from `generator`."""
+    """Return a `RandomRouter` with a generator of its own, its seed drawn from `generator`."""
     return RandomRouter(experts, active, per, generator=seeded_by(generator))

@@ -21,8 +21,8 @@ class SoupLinear(nn.Module):
     def __init__(self, base: nn.Linear, experts: int, *, active: int = 1) -> None:
         """Copy the weight and bias of a linear map for each of N experts.
 
-        base: the linear map; experts: N; active: how many experts are drawn at a time, whose mean
-          is the output.
+        base: the linear map; experts: N; active: how many experts are drawn at a time (their mean
+          is the output).
         """
         super().__init__()
         self.experts, self.active = experts, active

@@ -22,10 +22,10 @@ def mixed(
 
     states: theta_i, state dicts of one architecture; weights: w_i, 0 or more, adding up to 1; None
       = 1 / m each.  names: the candidates', for errors.  Whole numbers (a batch norm's counter)
-      are those of the first candidate.
+      are the first candidate's.
     The mean is taken as theta_1 + sum w_i (theta_i - theta_1) in float64, so that candidates that
     are equal give their own bits, and zeros stay zeros. Statistics of batch norms do not average:
-    count them anew from data before the result is used (`intarsia merge` and `fit` do).
+    count them again from data before the result is used (`intarsia merge` and `fit` do).
     Raises: ConfigError for less than two candidates, or for candidates that differ in names,
     shapes, types or zeros; for weights that are no shares.
     """

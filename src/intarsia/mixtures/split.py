@@ -1,4 +1,4 @@
-"""A linear map whose weights are dealt out to disjoint experts (MoSA, arXiv:2312.02923)."""
+"""A linear map with weights dealt out to disjoint experts (MoSA, arXiv:2312.02923)."""
 
 from __future__ import annotations
 
@@ -27,16 +27,14 @@ class _CountInBackward(torch.autograd.Function):
         """Return the value unchanged; the backward will count the active experts.
 
         ctx: autograd's context; value: any tensor on the way to the loss; probe: (N,), a tensor
-          whose gradient will be the counts; gates: (G, N), not 0 = the expert is active.
+          that gets the counts as its gradient; gates: (G, N), not 0 = the expert is active.
         """
         ctx.save_for_backward(gates)
         return value.view_as(value)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None]:
-        """Return the value's gradient, the probe's, (N,), 1 where an expert was active,
-        and None.
-        """
+        """Return the value's gradient, the probe's, (N,), 1 where an expert was active, None."""
         (gates,) = ctx.saved_tensors
         return grads[0], (gates != 0).any(0).float(), None
 
@@ -121,7 +119,7 @@ class SplitLinear(nn.Module):
         self._probe.grad = None
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> SplitLinear:
-        """Move or cast the module as torch does, and make the counter of trained experts anew.
+        """Move or cast the module as torch does, and make a new counter of trained experts.
 
         The counter `_probe` is neither a parameter nor a buffer, so that torch does not move it.
         """
@@ -175,7 +173,7 @@ class SplitLinear(nn.Module):
     def merged_weight(self) -> Tensor:
         """Compute the merged weight, (out, in): the mean over all sets of k active experts.
 
-        The mean is that of `expert_weight` for each such set; k: `active`.
+        It averages the `expert_weight` of each such set; k: `active`.
         """
         if self.rho is not None and self.start is not None:
             # an entry is V in its owner's copy, and rho_j W0 in every other copy j

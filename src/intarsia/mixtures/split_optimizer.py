@@ -27,9 +27,9 @@ def decay_groups(model: nn.Module, weight_decay: float, norm_decays: bool = Fals
     """Return a model's trained parameters in two optimiser groups: with weight decay, and without.
 
     model: its parameters that need gradients; weight_decay: the first group's. The second group has
-      all biases (also those of N experts, which form a matrix) and other vectors, such as gains of
-      norms and learned scales. norm_decays: put the gains of norms into the first group, as MoSA's
-      released code does with its adapter's.
+      all biases (also the biases of N experts, which form a matrix) and other vectors, such as
+      gains of norms and learned scales. norm_decays: put the gains of norms into the first group,
+      as MoSA's released code does with its adapter's.
     """
     decayed: list[nn.Parameter] = []
     free: list[nn.Parameter] = []
@@ -52,10 +52,10 @@ class SplitAdamW(Optimizer):
       m = b1 m + (1 - b1) g,  v = b2 v + (1 - b2) g^2
       p = p - lr / (1 - b1^t) m / (sqrt(v / (1 - b2^t)) + eps),  and p shrinks by 1 - lr wd.
     update: "dense", an expert is stepped at every step from the first on that it was drawn for,
-      with a gradient of zero when it was not drawn (N copies whose gradients are set to zero, as
-      published); "lazy", only when it was drawn (N copies whose gradients are set to None).
+      with a gradient of zero when it was not drawn (N copies with their gradients set to zero, as
+      published); "lazy", only when it was drawn (N copies with their gradients set to None).
     variant: "torch", decay before the step; "huggingface", as that library's former AdamW: decay
-      after the step, and eps beside sqrt(v) instead of beside its corrected value.
+      after the step, and eps added to sqrt(v) instead of to its corrected value.
     A SplitLinear with decay="official" has the starts of its experts shrunk too, each at the steps
     that the expert takes. All other parameters follow AdamW.
 
@@ -63,7 +63,7 @@ class SplitAdamW(Optimizer):
     Where routers are sharded over ranks, the ranks agree on who was drawn (one small all-reduce).
     The state is tensors and numbers. Not for sharded parameters (FSDP).
     Raises: ConfigError on a setting that cannot be.
-    Source: released code, whose N copies this equals (see tests).
+    Source: released code; this equals its N copies (see tests).
     """
 
     def __init__(
@@ -80,8 +80,8 @@ class SplitAdamW(Optimizer):
     ) -> None:
         """Store the settings in the parameter groups, and find the `SplitLinear`s of a model.
 
-        params: parameters or groups; model: has the `SplitLinear`s, whose experts are stepped one
-          by one; lr, betas, eps, weight_decay: as in torch's AdamW; update: "dense" also steps
+        params: parameters or groups; model: has the `SplitLinear`s, with experts that are stepped
+          one by one; lr, betas, eps, weight_decay: as in torch's AdamW; update: "dense" also steps
           experts that were not drawn, "lazy" does not; variant: weight decay before the step
           ("torch") or after it ("huggingface").
         Raises: ConfigError for a setting that cannot be.
@@ -153,7 +153,7 @@ class SplitAdamW(Optimizer):
     def _moments(self, parameter: Tensor) -> dict[str, Any]:
         """Return the optimiser's state of a parameter, created at the first call.
 
-        Its entries are "step", the number of steps, or that of each expert (N,); and the running
+        Its entries are "step", the number of steps, in all or of each expert (N,); and the running
         means of the gradient, "exp_avg", and of its square, "exp_avg_sq".
         """
         state = self.state[parameter]
@@ -234,7 +234,7 @@ def split_adamw(
 ) -> SplitAdamW:
     """Make an AdamW that steps each expert of a `SplitLinear` apart, in groups of `decay_groups`.
 
-    model: its trained parameters; lr: the learning rate; weight_decay: that of matrices;
+    model: its trained parameters; lr: the learning rate; weight_decay: the decay of matrices;
       norm_decays: True decays the gains of norms as well; settings: further keyword arguments of
       SplitAdamW, such as betas.
     """

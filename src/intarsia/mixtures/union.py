@@ -22,7 +22,7 @@ from .mixture import Mixture
 
 
 class CutLinear(nn.Module):
-    """The weights of a linear map that is cut among experts; not a layer by itself."""
+    """The weights of a linear map that is cut among experts; not a layer on its own."""
 
     def __init__(self, layer: nn.Linear) -> None:
         """Register the weight and bias of a linear map, without a copy."""
@@ -64,7 +64,7 @@ class SharedBias(nn.Module):
 
 
 class UnionMlp(Mixture):
-    """y_t = b + sum_e G_te W2_e act(W1_e x_t + b1_e), a `Mixture` whose gate can learn from sizes.
+    """y_t = b + sum_e G_te W2_e act(W1_e x_t + b1_e), a `Mixture`; its gate can learn from sizes.
 
     shell: the MLP's module without its weights, for `fold`.
     """
@@ -76,11 +76,11 @@ class UnionMlp(Mixture):
         bias: nn.Parameter | None,
         shell: nn.Module,
     ) -> None:
-        """Make a mixture whose experts are slices of the hidden units of a dense MLP.
+        """Make a mixture with experts that are slices of the hidden units of a dense MLP.
 
-        experts: the slices; router: chooses among them; bias: that of the MLP's last layer, added
-          once for every token; shell: the MLP's module without its weights, which gets them back
-          when the mixture is turned into the dense MLP again.
+        experts: the slices; router: chooses among them; bias: the bias of the MLP's last layer,
+          added once for every token; shell: the MLP's module without its weights, which gets them
+          back when the mixture is turned into the dense MLP again.
         """
         super().__init__(experts, router, None if bias is None else SharedBias(bias))
         self.shell = (shell,)  # not a part: it has no weights
@@ -115,7 +115,7 @@ class UnionAttention(nn.Module):
     def __init__(
         self, router: UnionRouter, out: CutLinear, heads: int, width: int, shell: nn.Module
     ) -> None:
-        """Store what any attention needs whose heads are divided into experts.
+        """Store what any attention with heads divided into experts needs.
 
         router: chooses experts, which are groups of heads, for each token; out: the weights of the
           output layer; heads: the host's number of heads; width: numbers of a head; shell: the
@@ -156,7 +156,7 @@ class UnionAttention(nn.Module):
         if self.router.teaches:
             self.router.teach(rows, pairs.token, pairs.expert, outputs)
         y = outputs.new_zeros(len(rows), outputs.shape[1])
-        # a gate whose weights are all 1 needs no product
+        # a gate with all weights 1 needs no product
         outputs = outputs * weight[:, None] if self.router.weighs else outputs
         y = y.index_add(0, pairs.token, outputs)
         y = y if out.bias is None else y + out.bias.to(y.dtype)
@@ -260,9 +260,9 @@ class SelectiveAttention(UnionAttention):
 
 
 class SelectiveQueries(UnionAttention):
-    """A decoder's attention whose heads have queries for the tokens they take alone.  (B, T, d).
+    """A decoder's attention with heads that have queries for only the tokens they take.  (B, T, d).
 
-    Keys and values are those of all tokens, so that a cache works as it did, and several heads may
+    Keys and values come from all tokens, so that a cache works as it did, and several heads may
     share them. q, k, v, o: the host's layers; norms: for queries and keys; layer: its number in the
     cache.  Rotary positions as in Llama.
 

@@ -1,4 +1,4 @@
-"""A mixture read as one wide MLP, most of whose hidden units are 0 (MoE-X, arXiv:2503.07639)."""
+"""A mixture read as one wide MLP with most hidden units 0 (MoE-X, arXiv:2503.07639)."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ class WideMlp(nn.Module):
     def __init__(self, experts: StackedExperts, shared: nn.Module | None) -> None:
         """Copy the weights of E stacked experts into one MLP of E h hidden units.
 
-        experts: MLPs of h hidden units each; shared: a module whose output is added for every
-          token, None = none.
+        experts: MLPs of h hidden units each; shared: a module with an output that is added for
+          every token, None = none.
         """
         super().__init__()
         self.experts, self.units = experts.experts, experts.up.shape[1]

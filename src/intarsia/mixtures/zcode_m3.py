@@ -101,9 +101,9 @@ def merged(a: nn.Module, b: nn.Module) -> nn.Module:
     """Merge two models into a new one with the experts of both and all other weights averaged.
 
     a, b: models of one architecture with mixtures, left as they are. For each `Mixture` in a (or a
-      itself) and the one at the same path in b, the new one has the experts of a, then those of b,
-      and the rows of both gates in the same order; every other weight is (w_a + w_b) / 2. Capacity,
-      mode and what is frozen are as in a.
+      itself) and the one at the same path in b, the new one has the experts of a, then the experts
+      of b, and the rows of both gates in the same order; every other weight is (w_a + w_b) / 2.
+      Capacity, mode and frozen weights are as in a.
     A hash router picks experts by a number (salt) of each; where b has a salt of a, its expert gets
     a new one and therefore other tokens.
     Where weights are probabilities over all experts, they are smaller at first, half as large if a
@@ -219,8 +219,8 @@ def _distinct(our_salts: Tensor, salts: Tensor) -> Tensor:
     """Return the salts of a second mixture, changed where one is in use already.
 
     A hash router sends a token to an expert by a hash with the expert's salt, a number; experts of
-    equal salts would compete for the same tokens. our_salts: (E1,) int64, those of the first
-    mixture; salts: (E2,) int64, those of the second.  -> (E2,).
+    equal salts would compete for the same tokens. our_salts: (E1,) int64, the first mixture's;
+    salts: (E2,) int64, the second's.  -> (E2,).
     """
     used, distinct = set(our_salts.tolist()), list[Tensor]()
     for salt in salts.cpu():
@@ -282,7 +282,7 @@ def _shared_tensors(model: nn.Module, twice: bool = False) -> Iterator[tuple[str
 
 
 def _shape_error(name: str, first: object, second: object) -> ShapeError:
-    """Return the error for weights whose shapes differ between two models."""
+    """Return the error for weights with shapes that differ between two models."""
     return ShapeError(name, got=second, want=f"{first}, as in the first", fix=SAME)
 
 

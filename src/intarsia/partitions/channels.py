@@ -21,7 +21,7 @@ def top_units(scores: Mapping[str, Tensor], share: float) -> Partition:
 
     Raises: ConfigError for a share outside 0 ... 1, or one that selects nothing or more units than
       may be selected; DataError for a score that is NaN.
-    Source: S2FT (arXiv:2412.06289), whose budgets these are.
+    Source: S2FT (arXiv:2412.06289), which has these budgets.
     """
     between("share of channels", share, 0, 1, "Try 0.03.")
     # float64 on the CPU, so that the selection does not depend on the device of the scores

@@ -40,7 +40,7 @@ class GroupCode(Protocol):
 
 
 NAME = "weight"
-STRIP = 32  # columns whose errors are passed on to the rest of a block at once
+STRIP = 32  # columns that pass their errors on to the rest of a block at once
 
 
 def choose_and_compensate(
@@ -73,7 +73,7 @@ def choose_and_compensate(
     dtype = torch.promote_types(weight.dtype, torch.float32)
     factor = inverse_factor(statistics.second_moment, damp, f"moments of inputs of {name!r}")
     factor = factor.to(weight.device, dtype)
-    # (in, out): here a column of W is a row, whose numbers lie side by side
+    # (in, out): here a column of W is a row, with its numbers side by side
     w = weight.detach().to(dtype).T.clone(memory_format=torch.contiguous_format)
     w[statistics.second_moment.diagonal().to(w.device) == 0] = 0  # inputs that are always 0
     # groups of N:M must not cross the borders of blocks and strips
@@ -133,7 +133,7 @@ def _choose(score: Tensor, density: float, pattern: Pattern, outside: Tensor | N
 def _largest(score: Tensor, density: float, pattern: Pattern) -> Tensor:
     """Return the mask of the largest scores under a pattern.
 
-    score: (out, columns), with a pattern n:m only m columns, of which each row keeps n.
+    score: (out, columns), with a pattern n:m only m columns (each row keeps n of them).
     """
     if isinstance(pattern, NofM):
         return largest(score, pattern.n)

@@ -29,9 +29,9 @@ def erdos_renyi(
     """Return a density for each layer, lower for larger layers, with `density` over all of them.
 
     A layer's density is proportional to (out + in + kh + kw) / (out in kh kw), with kh, kw the
-    sides of a convolution's kernel. shapes: layer -> its weight's shape; density: that of all
-    weights together; kernel: False leaves kh + kw out of the sum. A layer whose density would be
-    above 1 is dense, and the others get more.
+    sides of a convolution's kernel. shapes: layer -> its weight's shape; density: the density of
+    all weights together; kernel: False leaves kh + kw out of the sum. A layer with a density that
+    would be above 1 is dense, and the others get more.
 
     Raises: ConfigError for a density outside 0 ... 1.
     Source: SET (arXiv:1707.04780), equation 1; RigL (arXiv:1911.11134), section 3 (1).

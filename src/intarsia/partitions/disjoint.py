@@ -30,7 +30,7 @@ def random_disjoint(
     that the parts of a parameter differ by at most one unit. With more parts than units some parts
     are empty. Returns for each parameter the part, 0 ... parts - 1, of each of its weights.
 
-    unit: what is dealt out.
+    unit: the things dealt out.
       "element"                    single weights, over the whole parameter
       "row", "column"              single weights, evenly also within every row (column)
       "whole_row", "whole_column"  whole output (input) channels; the result has them as `pattern`

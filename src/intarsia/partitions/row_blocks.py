@@ -58,8 +58,8 @@ def kept_in_blocks(weights: Sequence[Tensor], order: Tensor, rows: int, density:
     """Rate an order of rows: return the sum of the weights in the blocks that are then kept.
 
     A block is `rows` consecutive rows and one column. In each matrix the share `density` of the
-    blocks is kept, those of the largest means; all weights of other blocks are dropped.
-    weights: (out, in) each, >= 0, such as |W|; order: (out,) int64, row i becomes what was row
+    blocks is kept, the ones with the largest means; all weights of other blocks are dropped.
+    weights: (out, in) each, >= 0, such as |W|; order: (out,) int64, row i becomes the former row
       order[i]; rows: the number of rows of a block; density: 0 ... 1.
     """
     total = 0.0
@@ -74,13 +74,13 @@ def row_order(weights: Sequence[Tensor], rows: int, density: float, rounds: int 
     """Find an order of rows with which blocks of consecutive rows keep larger weights.
 
     A block is `rows` consecutive rows and one column; it is kept or dropped as a whole.
-    weights: (out, in) each, >= 0, whose rows are reordered in the same way; rows: the number of
+    weights: (out, in) each, >= 0, with their rows reordered in the same way; rows: the number of
     rows of a block; density: the share of blocks that is kept; rounds: repetitions of step 2.
     1. Greedy: a group of rows begins with the largest row that is in no group yet, and takes the
       rows that have most in common with it, sum_j min(w_aj, w_bj) over its largest columns j.
-    2. Columns are chosen for each group, then rows are assigned to the groups anew (Hungarian
+    2. Columns are chosen for each group, then rows are assigned to the groups again (Hungarian
       method); an assignment that keeps no more weight in blocks is not used.
-    Returns the order, (out,) int64: row i becomes what was row order[i]. With it the kept blocks
+    Returns the order, (out,) int64: row i becomes the former row order[i]. With it the kept blocks
     have at least as large a sum of weights (`kept_in_blocks`) as in the present order.
     """
     plain = torch.arange(len(weights[0]))
@@ -95,7 +95,7 @@ def _column_masks(
 ) -> list[Tensor]:
     """Choose which columns each group of rows keeps: (groups, in) bool for each weight.
 
-    weights: (out, in) each; order: (out,) int64, row i becomes what was row order[i]; density:
+    weights: (out, in) each; order: (out,) int64, row i becomes the former row order[i]; density:
     share of (group, column) pairs that is kept, those with the largest mean weights.
     """
     block_masks: list[Tensor] = []
@@ -135,7 +135,7 @@ def _refine(
     """Improve an order of rows, so that the kept blocks have a larger sum of weights.
 
     weights: (out, in) each, >= 0; order: (out,) int64, where to start. Returns an order, (out,)
-    int64, for which the sum (`kept_in_blocks`) is at least that of `order`.
+    int64, for which the sum (`kept_in_blocks`) is at least the sum for `order`.
     """
     best, best_norm = order, kept_in_blocks(weights, order, rows, density)
     slot = torch.arange(len(order)) // rows

@@ -33,7 +33,7 @@ def compensate_stack(
     U_jk, with w^_j the column as it is stored, and U the matrix that `inverse_factor` returns.
 
     Raises: ShapeError for statistics of another number or width.
-    Source: QMoE (arXiv:2310.16795), section 3.2, of which batching is a part; GPTQ
+    Source: QMoE (arXiv:2310.16795), section 3.2 (batching is a part of it); GPTQ
       (arXiv:2210.17323), algorithm 1.
     """
     experts, _, width = weights.shape

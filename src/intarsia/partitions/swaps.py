@@ -86,7 +86,7 @@ def swap(
         row_index = torch.arange(len(rows), device=w.device)
         after = eps[rows] + gain[rows, pruned] - gain[rows, grown]
         better = may_go[row_index, pruned] & may_come[row_index, grown]
-        # a row whose swap would not help is done
+        # a row is done if its swap would not help
         if guard:
             better &= (after.abs() < eps[rows].abs()) & (after * eps[rows] >= 0)
         rows, grown, pruned, after = rows[better], grown[better], pruned[better], after[better]

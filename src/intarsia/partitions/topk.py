@@ -24,7 +24,7 @@ def keep_top(scores: Mapping[str, Tensor], count: int) -> Partition:
     without copying more than a few million scores at a time.
 
     Raises: ConfigError for a negative count, fewer scores than `count`, or a NaN.
-    Source: LT-SFT (arXiv:2110.07560), whose released code selects all scores at the threshold.
+    Source: LT-SFT (arXiv:2110.07560); its released code selects all scores at the threshold.
     """
     total = sum(score.numel() for score in scores.values())
     between("count", count, 0, total, fix=f"There are {total} weights to choose from.")
@@ -65,9 +65,7 @@ def entries(partition: Partition, part: int = 0) -> dict[str, Tensor]:
 
 
 def _threshold(scores: Mapping[str, Tensor], count: int) -> tuple[int, int]:
-    """Find the count-th largest score; return it as a key, and how many scores equal to it
-    to take.
-    """
+    """Find the count-th largest score; return its key, and how many scores equal to it to take."""
     # the upper 16 bits of the threshold first, then the lower ones among the scores of that bin
     high = _histogram(keys // HALF for score in scores.values() for _, keys in _keys(score))
     top, above = _bin_of_rank(high, count)
@@ -95,13 +93,13 @@ def _histogram(parts: Iterator[Tensor]) -> Tensor:
 
 
 def _keys(score: Tensor) -> Iterator[tuple[int, Tensor]]:
-    """Yield the scores in chunks, as whole numbers (keys) whose order is that of the scores."""
+    """Yield the scores in chunks, as whole numbers (keys) in the same order as the scores."""
     flat = score.detach().reshape(-1)
     for start in range(0, len(flat), CHUNK):
         chunk = flat[start : start + CHUNK].float()
         if bool(chunk.isnan().any()):
             fix = "Check for a diverged training, and lower its learning rate."
             raise ConfigError("scores", got="NaN", want="numbers", fix=fix)
-        # bits of positive floats sort as they are, those of negative ones the other way round
+        # bits of positive floats sort as they are, bits of negative ones the other way round
         bits = (chunk + 0.0).view(torch.int32).long()  # + 0.0: -0 is 0
         yield start, torch.where(bits < 0, -1 - (bits & 0x7FFFFFFF), bits) + 2**31

@@ -28,8 +28,8 @@ WIDER = 1.15  # factor between two slacks that `_place_for_home` tries
 def longest_first(load: Tensor, devices: int) -> Tensor:
     """Assign each expert to a device, largest load first, always to the least loaded device.
 
-    load: (E,), number of tokens of each expert; devices: D, each of which gets E / D experts.
-      Returns the device of each expert, (E,) int64.
+    load: (E,), number of tokens of each expert; devices: D (each gets E / D experts). Returns the
+      device of each expert, (E,) int64.
     Source: Graham 1969 (LPT), with equal counts.
     """
     room = [len(load) // devices] * devices
@@ -126,7 +126,7 @@ def swap_layer(
             gain = gain - 2 * inside
         total = torch.zeros(devices, dtype=torch.float64).index_add(0, owner, load)
         highest = max(cap, float(total.max())) * (1 + 1e-12)
-        # (E, E): the load of a's device after the swap; transposed, that of b's device
+        # (E, E): the load of a's device after the swap; transposed, the load of b's device
         new = total[owner][:, None] - load[:, None] + load[None, :]
         fits = (new <= highest) & (highest >= new.T) & (owner[:, None] != owner[None, :])
         gain = torch.where(fits, gain, 0.0)
@@ -145,7 +145,7 @@ class JointSwaps:
     """Placement search: balance by `longest_first`, then swaps that lower traffic between devices.
 
     Where busy experts of the same tokens lie side by side, balance separates them: with "home" a
-    layer whose tokens would then have more destinations than with experts in order may have a
+    layer with tokens that would then have more destinations than with experts in order may have a
     larger load, in steps of 15 % up to the load of experts in order, which is the result if nothing
     else is as good.
 
@@ -174,8 +174,8 @@ class JointSwaps:
     def place(self, trace: Trace, topology: Topology) -> Placement:
         """Choose a device for every expert of every layer, E / D of each layer on each device.
 
-        trace: recorded routing, from which loads and traffic follow; topology: D devices, of which
-          only the number is used. Raises: ConfigError if D does not divide the experts.
+        trace: recorded routing, from which loads and traffic follow; topology: D devices (only
+          their number is used). Raises: ConfigError if D does not divide the experts.
         """
         devices, load = topology.devices, trace.load()
         check_divides(trace.experts, devices)

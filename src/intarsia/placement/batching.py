@@ -1,4 +1,4 @@
-"""Batches by expert: requests whose next token has the same expert are computed together.
+"""Batches by expert: requests with the same expert for the next token run together.
 
 Read-ME's serving side (arXiv:2410.19123, section 4): the router reads token ids alone and chooses
 once for all layers, so that a request's next expert is known before it is computed.
@@ -22,7 +22,7 @@ LEVELS = ("aware", "fifo")
 
 @dataclass(frozen=True)
 class QueuedRequest:
-    """Request whose next token is to be computed.
+    """Request with a next token to compute.
 
     name: the request's; expert: of its next token; since: the round in which it was queued;
     place: its number in the order of arrival, over all rounds.
@@ -85,7 +85,7 @@ class ExpertQueues:
             (w for q in self.queues.values() for w in q if self.round - w.since >= self.patience),
             key=lambda w: w.place,
         )
-        # requests whose patience is over go first, whatever their expert
+        # requests with no patience left go first, whatever their expert
         selected = overdue[: self.limit]
         names = {w.name for w in selected}
         # then the queues of experts that are in the batch already, then the longest
@@ -205,10 +205,10 @@ def _batch_in_order(queues: ExpertQueues) -> list[QueuedRequest]:
 class LookAhead(NextUse):
     """Policy that evicts the expert used latest: known for `window` steps, expected beyond them.
 
-    Belady's choice over queued tokens, whose experts are known (arXiv:2410.19123).
-    demand: the (layer, expert) of all steps, of which each decision sees those up to `window`
-    rounds of the layers ahead of the present one. 0 is `Expected`; as many as there are steps is
-    `Belady`.  decay: as in `Expected`.
+    Belady's choice over queued tokens, where experts are known (arXiv:2410.19123).
+    demand: the (layer, expert) of all steps; each decision sees the steps up to `window` rounds of
+    the layers ahead of the present one. 0 is `Expected`; as many as there are steps is `Belady`.
+    decay: as in `Expected`.
 
     Raises: ConfigError for a window below 0.
     """
@@ -224,8 +224,8 @@ class LookAhead(NextUse):
         """List, for each expert, the steps of `demand` that use it.
 
         layers: L; experts: E in each layer; demand: for each step the (layer, expert) pairs in
-          order; window: number of steps ahead whose uses count as known; decay: factor, for each
-          step, of the counts that predict later uses.
+          order; window: number of steps ahead with uses that count as known; decay: factor, for
+          each step, of the counts that predict later uses.
         Raises: ConfigError for a window below 0.
         """
         super().__init__(layers, experts, decay)
@@ -248,7 +248,7 @@ class LookAhead(NextUse):
         self.uses[key].popleft()
 
     def victim(self, resident: Iterable[Key]) -> Key:
-        """Return the expert to evict, of those in slots: the one whose next use is latest.
+        """Return the expert to evict, of those in slots: the one with the latest next use.
 
         resident: the (layer, expert) in slots. A use within the window is known, a later one
           expected.

@@ -175,7 +175,7 @@ class Cache:
             del self.pinned[key]
 
     def drop(self, key: Key) -> None:
-        """Remove an expert whose weights could not be read, and free its slot."""
+        """Remove an expert after a failed read of its weights, and free its slot."""
         self.pinned.pop(key, None)
         self.free.append(self.at.pop(key))
 

@@ -14,7 +14,7 @@ from .trace import Trace
 
 @dataclass(frozen=True)
 class Quality:
-    """Quality of a placement, three numbers of which less is better.
+    """Quality of a placement, three numbers where less is better.
 
     imbalance: the largest load of a device over the mean load, mean over layers, 1 at best;  cross:
     the share of transitions between layers that change the device (engine "stay");  destinations:

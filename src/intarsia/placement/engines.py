@@ -214,7 +214,7 @@ def expert_parallel(
 def layer_steps(
     layer: int, row_device: Tensor, pair_device: Tensor, size: ExpertSize, devices: int
 ) -> tuple[list[PlanStep], list[PlanStep]]:
-    """Return the plan's steps for one layer: those of its forward and those of its backward.
+    """Return the plan's steps for one layer: the steps of its forward and of its backward.
 
     Forward: counts (devices tell each other how many rows and pairs will come), dispatch (rows are
       sent), expert (computation), combine (outputs return). Backward: combine, expert, dispatch. A

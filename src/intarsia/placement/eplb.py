@@ -44,8 +44,8 @@ class Eplb:
     def place(self, trace: Trace, topology: Topology) -> Placement:
         """Choose devices for experts and their copies, equally many places on each device.
 
-        The busiest experts get copies. trace: recorded routing, whose loads decide; topology: the
-        devices and their nodes.
+        The busiest experts get copies. trace: recorded routing, with the loads that decide;
+        topology: the devices and their nodes.
         Raises: ConfigError for numbers that do not divide each other.
         """
         experts, devices = trace.experts, topology.devices

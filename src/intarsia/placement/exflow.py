@@ -23,7 +23,7 @@ class ExFlow:
     Loads are ignored.
 
     Raises: ConfigError for no sweeps; in `place`, for devices that do not divide the experts.
-    Not for engines whose rows come back after each layer, which have no such traffic.
+    Not for engines where rows come back after each layer, which have no such traffic.
     Source: arXiv:2401.08383, section 4.
     """
 

@@ -73,7 +73,7 @@ class TokenTable:
         return cls(torch.cat([share, mean[None]]).float())
 
     def per_token(self, tokens: Tensor) -> Tensor:
-        """Return the chance of each expert for every token by itself.
+        """Return the chance of each expert for every token on its own.
 
         tokens: (B,) ids; an id that was not seen gets the mean. Returns (B, L, E).
         """
@@ -84,7 +84,7 @@ class TokenTable:
     def chances(self, tokens: Tensor) -> Tensor:
         """Return the chance that at least one of the tokens uses each expert, (L, E).
 
-        1 - prod_t (1 - P_t), P_t the chance for token t by itself. tokens: (B,) ids.
+        1 - prod_t (1 - P_t), P_t the chance for token t alone. tokens: (B,) ids.
         """
         return 1 - (1 - self.per_token(tokens)).prod(0)
 
@@ -177,14 +177,14 @@ class PredictedNextUse(NextUse):
 
 @dataclass(frozen=True)
 class Predictive:
-    """Cache policy that evicts the expert whose next use is expected latest, with a prediction.
+    """Cache policy that evicts the expert expected to be used latest, with a prediction.
 
     The prediction is of the present step; without a predictor this is `Expected`. A wrong
     prediction costs time and changes no output; an expert that was predicted and not used in its
     layer is evicted first again.
 
     Raises: ConfigError for a decay outside 0.5 ... 1, or a likely below 0.
-    Not for models whose tokens say little of their experts.
+    Not for models where tokens say little of their experts.
     Source: arXiv:2410.17954, section 3.3.
     """
 
@@ -247,7 +247,7 @@ def _swap_gain(users: Tensor, asks: Tensor, batch: Tensor, a: int, b: int) -> in
 
     batch: (S,), the batch of each sequence.
     """
-    # a leaves the batch of x for that of y, b the other way round
+    # a leaves the batch of x for the batch of y, b the other way round
     change = asks[b] - asks[a]
     x, y = users[batch[a]], users[batch[b]]
     before = (x > 0).sum() + (y > 0).sum()

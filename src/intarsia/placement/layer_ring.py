@@ -12,7 +12,7 @@ from .plan import DevicePlan, PlanStep
 
 
 def ring(layers: int, slots: int, *, flops: float, bytes: int, rounds: int = 1) -> DevicePlan:
-    """Plan a forward whose layers lie in host memory, with room for K layers on the device.
+    """Plan a forward with layers in host memory, with room for K layers on the device.
 
     layers: L; slots: K; flops and bytes: of one layer; rounds: forwards in a row, so that the first
       layers of the next one are read while the last ones are computed. Layer i + K is read after

@@ -17,7 +17,7 @@ def apportion(load: Sequence[float], slots: int, limit: int) -> list[int]:
     """Divide slots in proportion to loads, largest remainders first; each gets 1 to `limit`.
 
     load: of each expert; slots: their number, at least as many as loads; limit: slots of one at
-      most. Returns the slots of each load, whose sum is `slots`, or len(load) * limit if that is
+      most. Returns the slots of each load; their sum is `slots`, or len(load) * limit if that is
       smaller.
     """
     total = sum(load)

@@ -13,9 +13,9 @@ from torch import Tensor
 from ..core.errors import ConfigError
 
 SHORT, LONG = 1 << 12, 1 << 21  # bytes of a message
-REPEATS = 5  # of which the fastest counts
+REPEATS = 5  # measurements; the fastest counts
 SIDE = 512  # of the matrices that are multiplied
-ALIKE = 2.0  # links whose bandwidths differ by no more than this are taken as one level
+ALIKE = 2.0  # links with bandwidths that differ by no more than this are one level
 Group = dist.ProcessGroup | None
 
 
@@ -24,8 +24,8 @@ def measure(group: Group = None) -> dict[str, Tensor]:
 
     Called by every process of the group; the result is the same in all. Two processes at a time
     send a short and a long message there and back: t = latency + bytes / bandwidth, half of it each
-    way. The others wait, so that a link is measured alone. Links whose bandwidths are within a
-    factor of two get the medians of all of them, because measurement noise is no topology.
+    way. The others wait, so that a link is measured alone. Links with bandwidths within a factor of
+    two get the medians of all of them, because measurement noise is no topology.
     Returns by name: bandwidth (D, D), B/s; latency (D, D), s; flops (D,), FLOP/s of a product of
       float32 matrices; load (D,), B/s of a copy from host memory to the device; memory (D,), bytes
       of the device, on CPUs the machine's divided by its processes. group: None = all processes.
@@ -94,9 +94,7 @@ def device_of(group: Group = None) -> torch.device:
 def _message_seconds(
     first: int, second: int, rank: int, size: int, device: torch.device, group: Group
 ) -> float:
-    """Measure the seconds that a message of `size` bytes takes one way, the fastest of
-    `REPEATS`.
-    """
+    """Measure the seconds a message of `size` bytes takes one way, the fastest of `REPEATS`."""
     message = torch.zeros(size, dtype=torch.uint8, device=device)
     partner = second if rank == first else first
     peer = partner if group is None else dist.get_global_rank(group, partner)

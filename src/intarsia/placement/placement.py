@@ -25,7 +25,7 @@ class Placement:
     owner: (L, E) int64, the device that owns each expert;  holds: (L, D, E) bool, the devices that
     have a copy, among them always the owner. Devices are to it what parts are to a `Partition`.
 
-    Raises: ConfigError for owners that are no devices, or do not hold what they own.
+    Raises: ConfigError for owners that are no devices, or do not hold the experts they own.
     """
 
     owner: Tensor

@@ -79,7 +79,7 @@ class Lfu:
     Among equal counters the expert used longest ago is evicted.
 
     Raises: ConfigError for every below 1, or a decay outside 0 ... 1.
-    Not where what was used recently says more than what was used often: see `Lru`.
+    Not where recent uses say more than frequent ones: see `Lru`.
     Source: arXiv:2205.10034 (SE-MoE), which has counters and their decay; the numbers K = 100 and
     beta = 0.5 are ours.
     """
@@ -161,7 +161,7 @@ class NextUse(Policy):
         return self.away(key) + self.layers * (1 / p - 1)
 
     def victim(self, resident: Iterable[Key]) -> Key:
-        """Return the expert to evict, of those in slots: the one whose next use is expected latest.
+        """Return the expert to evict, of those in slots: the one expected to be used latest.
 
         resident: the (layer, expert) in slots.
         """
@@ -176,13 +176,13 @@ class NextUse(Policy):
 
 @dataclass(frozen=True)
 class Expected:
-    """Cache policy that evicts the expert whose next use is expected latest.
+    """Cache policy that evicts the expert expected to be used latest.
 
     Its use is expected in the layers until its layer comes + L (1 / p - 1) layers, p the decayed
     share of steps that used it.
 
     Raises: ConfigError for a decay outside 0.5 ... 1.
-    Not from a paper; a companion of ExpertFlow's caches, whose prediction is of the present step.
+    Not from a paper; a companion of ExpertFlow's caches, which predict for the present step.
     """
 
     decay: float = setting(
@@ -197,7 +197,7 @@ class Expected:
 
 
 class Belady(Policy):
-    """Policy that evicts the expert whose next use is latest, known from all steps (Belady).
+    """Policy that evicts the expert with the latest next use, known from all steps (Belady).
 
     No policy has fewer loads from the same start. It needs recorded steps.
     demand: the (layer, expert) of each step, in order.
@@ -222,7 +222,7 @@ class Belady(Policy):
         self.uses[key].pop()
 
     def victim(self, resident: Iterable[Key]) -> Key:
-        """Return the expert to evict, of those in slots: the one whose next use is latest.
+        """Return the expert to evict, of those in slots: the one with the latest next use.
 
         resident: the (layer, expert) in slots.
         """

@@ -87,7 +87,7 @@ def simulate(plan: DevicePlan, topology: Topology) -> Timeline:
 
     A step starts when its resources are free and the steps it waits for have ended. plan: the
     steps; topology: speeds of devices and links.
-    compute: flops_d / F_d on each device d by itself, F_d its speed. load: its bytes over the
+    compute: flops_d / F_d on each device d on its own, F_d its speed. load: its bytes over the
       device's own host-to-device link. link: a collective; it begins and ends on all devices at
       once, and takes max_d max(sum_j b_dj / B_dj, sum_i b_id / B_id) + the largest latency among
       the pairs used, b_ij the bytes from i to j and B_ij the bandwidth.

@@ -37,9 +37,9 @@ class Trace:
 
     expert: (N, L, k) int16, -1 where a token has fewer than k;  experts: E of every layer;
     sequence: (N,), ascending, position: (N,), ascending inside a sequence, so that a trace of a
-    prefill is also that of decoding the same text;  weight: (N, L, k) gate weights or None;  token:
-    (N,) ids or None;  names: module paths of the layers;  about: metadata of the model, such as its
-    name, "width" and "hidden".
+    prefill is also the trace of decoding the same text;  weight: (N, L, k) gate weights or None;
+    token: (N,) ids or None;  names: module paths of the layers;  about: metadata of the model, such
+    as its name, "width" and "hidden".
 
     Raises: DataError, with the row, for an expert that is not there, tokens out of order, or
     tensors that do not belong together.
@@ -148,7 +148,7 @@ class Trace:
           ended; when all have, the next `streams` sequences begin.
         """
         at_least("streams", streams, 1)
-        # first and last row of each sequence, whose rows are contiguous
+        # first and last row of each sequence, where rows are contiguous
         starts = torch.cat([torch.tensor([True]), self.sequence.diff() != 0]).nonzero().flatten()
         ends = torch.cat([starts[1:], torch.tensor([len(self)])])
         for first in range(0, len(starts), streams):

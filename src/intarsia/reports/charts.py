@@ -48,7 +48,7 @@ class Axis:
     """An axis.
 
     unit: behind each tick; " %" is of shares, from 0 to 100.  zero: it begins at 0.
-    names: categories instead of numbers.  limits: its ends, None = those of the data with a margin.
+    names: categories instead of numbers.  limits: its ends, None = the data's ends with a margin.
     integers: only whole numbers have ticks.
     """
 
@@ -181,7 +181,7 @@ def _log_ticks(low: float, high: float) -> list[float]:
     powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
     ticks = [step * 10.0**power for power in powers for step in steps]
     ticks = [value for value in ticks if low <= value <= high]
-    # one tick gives no scale: a short axis has those of a linear one
+    # one tick gives no scale: a short axis has the ticks of a linear one
     if len(ticks) < 2:
         return _round_ticks(low, high)
     # over very many decades, only every second or third one
@@ -362,7 +362,7 @@ class Points:
 
 
 def by_cost(series: Sequence[Points], y: str, *, seconds: bool) -> Chart:
-    """Return a chart of scores against what they cost: trained parameters or training seconds.
+    """Return a chart of scores against their cost: trained parameters or training seconds.
 
     series: a method's runs each; y: title of the vertical axis; seconds: True for seconds, False
       for parameters on a logarithmic axis. Each run has a small mark, each mean a large one with

@@ -1,4 +1,4 @@
-"""Heat maps as SVG; colours, tooltips and escaping are those of `charts`."""
+"""Heat maps as SVG; colours, tooltips and escaping are as in `charts`."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ class HeatMap:
 
     text: in each cell; hover: its tooltip.  top: where the colours end, equal for maps that are
     compared.  diverging: colours for both signs.  panel: number of the panel that a click shows.
-    strong: rows whose names are in bold.  width: px that it takes at most, where its texts leave
-    that choice.
+    strong: rows with names in bold.  width: px that it takes at most, where its texts leave that
+    choice.
     """
 
     values: Sequence[Sequence[float | None]]
@@ -48,7 +48,7 @@ def _draw_heat_map(cells: HeatMap, label: str) -> str:
     cell = max(least, min(64.0, (cells.width - margin - 40) / across))
     # the longest name of a column, in pixels
     longest = LETTER * max(map(len, cells.columns), default=1)
-    # every stride-th name fits beside its neighbours
+    # every stride-th name fits next to its neighbours
     stride = max(1, math.ceil((longest + 4) / cell))
     # short names, such as numbers, stand upright and some are left out; others lean
     leaning = stride > 1 and longest > 4 * LETTER

@@ -147,7 +147,7 @@ class _Handler(BaseHTTPRequestHandler):
             self._answer(self.rfile.read(int(size)))
 
     def _answer(self, body: bytes) -> None:
-        """Answer a POST request whose path names one of `answers`; errors are sent as JSON, too."""
+        """Answer a POST request with a path in `answers`; errors are sent as JSON, too."""
         try:
             question = parse_json(body)
             if not isinstance(question, dict):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 SYMBOLS = ("circle", "square", "diamond", "triangle-up", "cross", "x", "star", "triangle-down")
-COLORS = 7  # of the style sheet, beside grey
+COLORS = 7  # of the style sheet, apart from grey
 # paths in a box of 16 by 16, in the order of SYMBOLS
 MARKS = (
     "M8 2a6 6 0 1 0 .01 0z",

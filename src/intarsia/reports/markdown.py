@@ -9,7 +9,7 @@ from .report import Block, Commands, Container, Facts, Figure, Listing, Note, Re
 from .table import Entry, Table
 
 MOST = 13  # columns that a page of 1280 px has room for
-APART = 10  # columns beside the first, where a table is cut into several
+APART = 10  # columns after the first, where a table is cut into several
 
 
 def markdown(table: Table) -> str:

@@ -39,7 +39,7 @@ def html(report: Report) -> str:
 
 
 def live(report: Report, kind: str) -> str:
-    """Return the HTML text of a page with a form, whose script asks a server on this machine.
+    """Return the HTML text of a page with a form and a script that asks a server on this machine.
 
     report: what stands on it at first; kind: the page's form is KIND.html, its script KIND.js.
     """

@@ -11,7 +11,7 @@ from PIL import Image
 LARGEST = 1_000_000  # bytes of all pictures of a page
 QUALITY = 85  # of WebP
 FEW_PIXELS = 80  # a smaller picture stays as it is, pixel by pixel
-SMALLER = 0.8  # the side of pictures that are too many for a page, over what it was
+SMALLER = 0.8  # the side of pictures that are too many for a page, over the side before
 
 
 def embedded_pictures(pictures: Sequence[Image.Image], largest: int = LARGEST) -> list[str]:

@@ -34,7 +34,7 @@ class Drawing(Protocol):
     """A chart or a map as data, which can draw itself."""
 
     def svg(self, label: str) -> str:
-        """Return the drawing.  label: what it is, for readers who cannot see it."""
+        """Return the drawing.  label: a description, for readers who cannot see it."""
         ...
 
 
@@ -44,7 +44,7 @@ class Figure:
 
     name: "plot-NAME" is its id.  alt: what a reader who cannot see it is told.  picture: an
     address of image data, instead of a drawing.  title: begins the caption, in bold.
-    legend: (colour, name) of what is drawn.  scale: ends of the colours, as text.
+    legend: (colour, name) of the drawn things.  scale: ends of the colours, as text.
     """
 
     name: str

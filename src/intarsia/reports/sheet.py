@@ -1,4 +1,4 @@
-"""Arms beside each other: means, spreads, and differences paired by task and seed.
+"""Arms next to each other: means, spreads, and differences paired by task and seed.
 
 A spread is the sample standard deviation, sqrt(sum (x - mean)^2 / (n - 1)).  A difference is taken
 between two arms on the same task from the same seed; everything else is a mean of such pairs.
@@ -81,7 +81,7 @@ class Differences:
     """Differences of one arm minus another, by task and seed: at least one pair.
 
     pairs: (tasks, seeds), NaN where either arm has no value.  over_items: on one task, the interval
-    over its test items and the seeds, where the runs have kept what it takes.
+    over its test items and the seeds, where the runs have kept the values for it.
     """
 
     pairs: np.ndarray
@@ -135,12 +135,12 @@ class Differences:
 
     @property
     def ahead(self) -> int:
-        """Number of pairs whose value is higher than the other arm's."""
+        """Number of pairs with a value higher than the other arm's."""
         return int((self.known > 0).sum())
 
     @property
     def behind(self) -> int:
-        """Number of pairs whose value is lower than the other arm's."""
+        """Number of pairs with a value lower than the other arm's."""
         return int((self.known < 0).sum())
 
     @property
@@ -210,7 +210,7 @@ def paired(
     pairs = [(ours[seed], theirs[seed]) for seed in ours if seed in theirs]
     if not pairs or not all(np.array_equal(a.items, b.items) for a, b in pairs):
         return None
-    # the weights are those of the items, which both arms share
+    # the weights belong to the items, which both arms share
     weights = [a.weights for a, _ in pairs if a.weights is not None]
     return paired_interval(
         [a.items for a, _ in pairs],

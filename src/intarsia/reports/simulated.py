@@ -65,8 +65,8 @@ def report_of(simulation: Simulated) -> Report:
 def sentences_of(simulation: Simulated) -> list[str]:
     """Return sentences that say if a plan or placement helps, for the page and the terminal.
 
-    What is compared is time and traffic of plain expert parallelism with experts in order. The last
-    sentence has the time that each resource takes on the critical path.
+    The comparison is with time and traffic of plain expert parallelism with experts in order. The
+    last sentence has the time that each resource takes on the critical path.
     """
     even = _even(simulation)
     batch = f"{simulation.tokens:,} tokens on {numbers.plural(len(simulation.after), 'device')}"
@@ -96,7 +96,7 @@ def sentences_of(simulation: Simulated) -> list[str]:
 
 
 def _subject(simulation: Simulated) -> str:
-    """Return the name of what is judged: the placement, the plan, or both."""
+    """Return the name of the judged thing: the placement, the plan, or both."""
     placed = PLACED in simulation.loads
     if placed and simulation.plan == "ep":
         return "The placement"
@@ -178,7 +178,7 @@ def _loads(even: Mapping[str, Tensor]) -> tuple[Note | Container, ...]:
 
     even: title of a heat map -> loads (L, n) of L layers, each divided by the mean of its layer.
     """
-    # devices have one scale; experts, of which there are more, have their own
+    # devices have one scale; experts, being more, have their own
     widest = max(float(load.max()) for title, load in even.items() if title != EXPERTS)
     drawn: list[Figure] = []
     for i, (title, load) in enumerate(even.items()):

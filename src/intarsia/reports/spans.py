@@ -137,9 +137,7 @@ def _table(content: Mapping[str, Any]) -> Table:
 
 
 def _sentences(content: Mapping[str, Any], spans: list[list[int]], length: int) -> list[str]:
-    """Return sentences about how much of the keys and values is stored, and what it costs
-    in loss.
-    """
+    """Return sentences about how much of the keys and values is stored, and its cost in loss."""
     # each head keeps the keys and values of its span
     lengths = [s for row in spans for s in row]
     share = sum(lengths) / (len(lengths) * length)

@@ -25,7 +25,7 @@ FEWEST = 6  # items that differ: an exact sign test of five has p = 2 / 2^5 at l
 class Ranking:
     """Average ranks (1 = best), Friedman's p, Nemenyi's critical difference and its cliques.
 
-    cliques: methods whose ranks lie within the critical difference, as first and last place in
+    cliques: methods with ranks that lie within the critical difference, as first and last place in
     the order of ranks; none within another.
     """
 
@@ -112,15 +112,15 @@ def paired_interval(
     wrong, else numbers, as losses. weights: of each item in a seed's mean, None = all alike; tokens
     of a text, or 1 / the size of an item's class.
 
-    Seeds are exchangeable, so the variance of their mean is that of one seed / S plus the
+    Seeds are exchangeable, so the variance of their mean is one seed's variance / S plus the
     covariance of two, which comes from the items that both have:
         V = s^2 / S + c,   c = mean over s != t of sum_i x_is x_it, at least 0,
     x_is is the share of item i in the deviation of seed s, s^2 the variance between the S seeds.
     With the same n items everywhere this is the estimate of a two-way analysis of variance. The
     ends are t quantiles; for the degrees of freedom see `_quantile`.
     Benchmarks/interval_coverage.py measures how often 0 is excluded where nothing differs. Fewer
-    than six differing items exclude nothing, and neither does one seed whose exact McNemar test
-    does not. One seed speaks of other items, not of other trainings.
+    than six differing items exclude nothing, and neither does one seed with an exact McNemar test
+    that does not. One seed speaks of other items, not of other trainings.
     None for fewer than two items, where all differences of numbers are the same, and for NaN.
     """
     # step 1: give each item a number that is the same in every seed
@@ -322,7 +322,7 @@ def critical_difference(methods: int, tasks: int) -> float:
 
 
 def _cliques(ordered: np.ndarray, critical: float) -> tuple[tuple[int, int], ...]:
-    """Return the largest groups of methods whose mean ranks differ by at most `critical`.
+    """Return the largest groups of methods with mean ranks that differ by at most `critical`.
 
     ordered: (methods,) mean ranks, ascending.
     Returns (first, last) index of each group of two or more.

@@ -13,7 +13,7 @@ from .looks import Look
 
 @dataclass(frozen=True)
 class Column:
-    """A heading, what it means, and whether its cells are numbers.
+    """A heading, its meaning, and whether its cells are numbers.
 
     spare: 0 always stands in a terminal; of the others the highest is left out first where the
     terminal is too narrow.
@@ -78,7 +78,7 @@ def plain(
     words: int = 1,
     **fields: Any,
 ) -> Table:
-    """Return a table whose column titles need no explanation.
+    """Return a table with column titles that need no explanation.
 
     rows: entries, or values that become text; words: number of columns at the left that are texts,
       the others are numbers; fields: further ones of `Table`.

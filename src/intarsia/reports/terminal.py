@@ -35,9 +35,9 @@ class Terminal:
 
 
 def _rich_table(table: Table, level: int) -> RichTable:
-    """Return the table for rich, without the columns whose `spare` is above `level`."""
+    """Return the table for rich, without the columns with a `spare` above `level`."""
     places = [i for i, column in enumerate(table.columns) if column.spare <= level]
-    # a reader is told what was left out
+    # a reader is told which columns were left out
     missing = ", ".join(c.title for c in table.columns if c.spare > level)
     caption = table.caption + (f" In the report also: {missing}." if missing else "")
     drawn = RichTable(caption=Text(caption), caption_justify="left", header_style="bold")

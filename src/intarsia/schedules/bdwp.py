@@ -26,10 +26,10 @@ INPUTS, OUTPUTS = 1, 0  # axes of a weight (out, in, ...); of a transposed convo
 
 @runtime_checkable
 class LayerSchedule(Protocol):
-    """A schedule in which layers compute with other weights than those that are trained.
+    """A schedule in which layers compute with other weights than the trained ones.
 
     layers: see `SparseSchedule`.  training: a context in which layers compute so; it gives a
-    function to call after the last step, which sets the trained weights to those of the forward.
+    function to call after the last step, which sets the trained weights to the forward's.
     """
 
     @property
@@ -52,7 +52,7 @@ def n_of_m_mask(weight: Tensor, pattern: NofM) -> Tensor:
 
 
 class _StraightThrough(torch.autograd.Function):
-    """A tensor with the values of `second` whose gradient goes to `first`."""
+    """A tensor with the values of `second`; its gradient goes to `first`."""
 
     @staticmethod
     def forward(ctx: Any, first: Tensor, second: Tensor) -> Tensor:
@@ -136,7 +136,7 @@ class Bdwp:
             yield partial(self._keep_masked, layers, called)
 
     def _layer(self, model: nn.Module, name: str) -> Any:
-        """Return the layer whose weight has this name, after a check that it can be n:m sparse."""
+        """Return the layer with the weight of this name; check that it can be n:m sparse."""
         path, _, weight = name.rpartition(".")
         layer = model.get_submodule(path)
         if weight != "weight" or not isinstance(layer, nn.Linear | nn.modules.conv._ConvNd):

@@ -1,4 +1,4 @@
-"""DSL: recommenders whose embedding tables are sparse from the start (arXiv:2402.02855)."""
+"""DSL: recommenders with embedding tables sparse from the start (arXiv:2402.02855)."""
 
 from __future__ import annotations
 

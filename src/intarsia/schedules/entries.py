@@ -86,13 +86,13 @@ class Entries:
                 handle.remove()
 
     def optimizer(self, make: Make) -> Make:
-        """Return a factory of optimisers that step the short vectors in place of their parameters.
+        """Return a factory of optimisers that step the short vectors instead of their parameters.
 
         make: f(model, lr, weight_decay) makes the optimiser; the result is such a function, too.
         """
 
         def factory(model: nn.Module, lr: float, weight_decay: float) -> Optimizer:
-            """Make the optimiser, and give it the vectors in place of their parameters."""
+            """Make the optimiser, and give it the vectors instead of their parameters."""
             # the model may have gone to another device since the vectors were made
             for parameter, vector in self.vectors.items():
                 vector.data = vector.data.to(parameter.device)
@@ -110,7 +110,8 @@ class Entries:
         """Train other entries of the parameters from now on.
 
         index: parameter -> flat positions, (n,) int64. optimizer: its states (momentum and the
-          like) of entries that stay are kept, those of new ones are 0; None = no optimiser yet.
+          like) of entries that stay are kept, the states of new ones are 0; None = no optimiser
+          yet.
         """
         for parameter, new in index.items():
             old, new = self.index[parameter], new.to(parameter.device)

@@ -31,7 +31,7 @@ class OnceFitted:
     Splitting regularises, which has nothing to give before the adapter fits.
 
     Raises: ConfigError on a share that is none, k < 1; when it is followed, what `set_active` does.
-    Source: ours; measured in docs/log.  Not with mixed images, whose accuracy is not known.
+    Source: ours; measured in docs/log.  Not with mixed images, where accuracy is not known.
     """
 
     active: int = setting(
@@ -54,8 +54,8 @@ class OnceFitted:
     def follow(self, model: nn.Module, accuracies: Sequence[float]) -> None:
         """Activate all experts until the model fits the training data, then `active` of them.
 
-        model: whose routers are set; accuracies: the training accuracy of each past epoch, 0 ... 1.
-          It fits from the first epoch on with an accuracy of at least `share`.
+        model: the model with the routers to set; accuracies: the training accuracy of each past
+          epoch, 0 ... 1. It fits from the first epoch on with an accuracy of at least `share`.
         """
         set_active(model, self.active)  # at the first step already, so that a wrong k is refused
         # no epoch has fitted yet: every expert is active

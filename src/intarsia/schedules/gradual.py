@@ -29,7 +29,7 @@ def cubic(time: float, first: float, last: float) -> float:
 
 @dataclass(frozen=True)
 class Gradual(MaskSettings):
-    """The smallest weights are set to 0, little by little; what is 0 stays 0.
+    """The smallest weights are set to 0, little by little; a weight of 0 stays 0.
 
     The sparsity between start and stop rises by s_t = s_f + (s_i - s_f)(1 - t)^3.
 
@@ -107,7 +107,7 @@ class Gradual(MaskSettings):
           generator: unused; other schedules need them.
         """
         density = self.density_at(*progress)
-        # what is 0 already competes last, so that zeros stay zeros
+        # a weight that is 0 already competes last, so that zeros stay zeros
         scores = {n: w.detach().abs().masked_fill(~masks[n], -1) for n, w in weights.items()}
         shapes = {name: tuple(w.shape) for name, w in weights.items()}
         if self.spread == "global":

@@ -1,4 +1,4 @@
-"""Iterative magnitude pruning: prune, train again, prune what is left (arXiv:1506.02626)."""
+"""Iterative magnitude pruning: prune, train again, prune further (arXiv:1506.02626)."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ class Imp:
         """
         masks: Partition | None = None
         for number in range(1, self.rounds + 1):
-            # equal shares of what is left: density^(i / rounds) after round i
+            # equal shares of the remaining weights: density^(i / rounds) after round i
             masks = prune(model, self.density ** (number / self.rounds), self.layers, masks)
             fixed = FixedMask(layers=self.layers, store=self.store)
             schedule = fixed if masks.density() < 1 else None

@@ -16,7 +16,7 @@ from .masked import STORES, Masks, SparseSchedule, Weights
 
 @dataclass(frozen=True)
 class MaskSettings(SparseSchedule):
-    """A `SparseSchedule` whose masks are where weights are not 0, and stay so.
+    """A `SparseSchedule` with masks where weights are not 0, which never change.
 
     Raises: ConfigError on an unknown store.
     """

@@ -34,7 +34,7 @@ class SparseSchedule(Protocol):
     = all linear maps and convolutions that are not grouped.  store: see `Masked`.
     memory: b; 0 = gradients of the step alone.  density_at: the density that a step asks for, None
     where it stays as it is.
-    reads_gradients: masks change after the backward of a step, by its dense gradients and in place
+    reads_gradients: masks change after the backward of a step, by its dense gradients and instead
     of its update (RigL); else before its forward.  begin: the masks at the start, one part.
     due: whether masks change at a step.  update: the new masks, exact where they promise a density,
     by the gradients of the step; of a schedule with a `memory` b by m = b m + (1 - b) |g| of all
@@ -72,7 +72,7 @@ class Masked:
     """Weights outside a partition are 0 and stay 0, with their gradients and optimiser states.
 
     partition: one part, of the names of `weights`.  store: "dense", the optimiser holds states of
-    the weights' shapes; "vectors", it holds those of the kept weights only (`Entries`), in one
+    the weights' shapes; "vectors", it holds the states of the kept weights only (`Entries`), in one
     process, for densities below about 0.3.
 
     masked = Masked(weights, partition)
@@ -82,7 +82,7 @@ class Masked:
 
     Weights are set to 0 at once. After each step every state of the weight's shape is masked, too.
     Raises: ConfigError for an unknown store, or masks of other weights; for an optimiser with
-    `amsgrad`; TrainingError for one whose states have other shapes, by name.
+    `amsgrad`; TrainingError for one with states of other shapes, by name.
     """
 
     def __init__(self, weights: Weights, partition: Partition, store: str = "dense") -> None:
@@ -191,9 +191,7 @@ class Masked:
 
     @torch.no_grad()
     def _mask_states(self, grown: Mapping[str, Tensor]) -> None:
-        """Set the optimiser states of weights outside the masks, and of newly kept
-        weights, to 0.
-        """
+        """Set the optimiser states of weights outside the masks, and of newly kept ones, to 0."""
         if self._optimizer is None or self.entries is not None:
             return
         for name, weight in self.weights.items():

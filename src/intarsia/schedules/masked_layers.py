@@ -22,8 +22,8 @@ def masked_weights(
 ) -> dict[str, Any]:
     """Return the trained weights that a schedule masks, by parameter name, each once.
 
-    They are the weights of linear maps and convolutions; those of stacked experts are one tensor
-    (E, out, in), named by its parameter.
+    They are the weights of linear maps and convolutions; the weights of stacked experts are one
+    tensor (E, out, in), named by its parameter.
     layers: globs of layers' paths, "1x1" (pointwise convolutions) or "tables" (embeddings); None =
       "*". A grouped convolution, or a layer of a router, is included only where a glob without "*"
       names it; an embedding where "tables" or more than "*" does, and one that shares its weight
@@ -81,7 +81,7 @@ def _check_parameter(path: str, module: nn.Module, name: str) -> None:
 
 
 def _check_table(path: str, table: Any, shared: bool) -> None:
-    """Raise ConfigError for an embedding whose weight is shared, or has sparse gradients."""
+    """Raise ConfigError for an embedding with a shared weight, or with sparse gradients."""
     if shared:
         got = "a weight that another layer shares"
         fix = f"Name it to mask both: layers=({path!r},)."
@@ -98,7 +98,7 @@ def matches(path: str, module: nn.Module, glob: str) -> bool:
       (embeddings).
     """
     table = isinstance(module, EMBEDDINGS)
-    # "*" takes no tables, whose rows most batches do not touch
+    # "*" takes no tables: most batches do not touch most of their rows
     if table and glob in ("*", TABLES) or glob == TABLES:
         return table and glob == TABLES
     if glob == POINTWISE:

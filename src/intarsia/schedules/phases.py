@@ -18,13 +18,13 @@ def unchanged(make: Make) -> Make:
 
 
 class EndedTraining(Protocol):
-    """A run whose training has ended, and whose scores are still to come."""
+    """A run after its training, with its scores still to come."""
 
     @property
     def model(self) -> nn.Module: ...
 
     def recalibrate(self, share: float) -> None:
-        """Compute the statistics of batch norms anew, on a share of the training data."""
+        """Compute the statistics of batch norms again, on a share of the training data."""
         ...
 
     def score(self) -> float:
@@ -86,9 +86,7 @@ def hooked(make: Make, *, before: Hook | None = None, after: Hook | None = None)
     """
 
     def factory(model: nn.Module, lr: float, weight_decay: float) -> Optimizer:
-        """Make the optimiser by `make`, and register the hooks `before` and `after` of its
-        steps.
-        """
+        """Make the optimiser by `make`, and register the hooks `before` and `after` its steps."""
         optimizer = make(model, lr, weight_decay)
         # torch calls them around each optimizer.step()
         if before is not None:

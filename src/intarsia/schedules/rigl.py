@@ -1,4 +1,4 @@
-"""RigL: drop the smallest weights, grow those of the largest gradients (arXiv:1911.11134)."""
+"""RigL: drop the smallest weights, grow the ones of largest gradients (arXiv:1911.11134)."""
 
 from __future__ import annotations
 

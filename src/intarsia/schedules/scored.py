@@ -1,4 +1,4 @@
-"""Weights that are masked by learned scores, of which the largest are kept (HYDRA, DASS).
+"""Weights that are masked by learned scores: the largest are kept (HYDRA, DASS).
 
 m = the top k of |s| in each layer, the layer computes with w m, and the mask passes its gradient
 straight through to |s|: dL/ds = dL/d(w m) w sign(s) (arXiv:2207.06968, section 3;

@@ -6,12 +6,12 @@ import torch
 from torch import Tensor
 
 BLOCK = 32  # inputs that share a scale
-BUNDLE = 16  # rows whose codes stand side by side
+BUNDLE = 16  # rows with codes that stand side by side
 WORD = 4  # codes of a row that stand together
 
 
 def bundled(codes: Tensor, bits: int) -> Tensor:
-    """Reorder codes as the kernel reads them: those of 16 rows side by side.
+    """Reorder codes as the kernel reads them: the codes of 16 rows side by side.
 
     codes: (R, K, 32) uint8 below 2^bits, of R rows in K blocks of 32 inputs; R is a multiple of 16;
       bits: of a code, 4 or 8.

@@ -1,8 +1,8 @@
 """Nets of convolutions at batch 1, channels first: a program of steps on maps of pixels.
 
-steps.py: what a step is, and the shapes it makes.  naive.py: the definition, in torch.  native.py:
-the same by native/chw.c, one call for many steps.  coded.py: what native/chw_codes.c reads of the
-steps whose values and weights are codes of 8 bits.
+steps.py: the steps, and the shapes they make.  naive.py: the definition, in torch.  native.py: the
+same by native/chw.c, one call for many steps.  coded.py: the tensors that native/chw_codes.c reads
+of steps with values and weights in codes of 8 bits.
 """
 
 from .naive import NaiveProgram as NaiveProgram

@@ -1,4 +1,4 @@
-"""What native/chw_codes.c reads of a step whose values or weights are codes of 8 bits."""
+"""Data that native/chw_codes.c reads of a step with values or weights in codes of 8 bits."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ Codings = Mapping[int, Coding]  # number of a value that is stored in codes -> h
 def codings_of(steps: Sequence[ProgramStep]) -> dict[int, Coding]:
     """Return how the values of a program are coded that are: number -> coding.
 
-    Raises: ShapeError for a step whose weights and input are not both codes, or both numbers.
+    Raises: ShapeError for a step with weights and input that are not both codes, or both numbers.
     """
     codings: dict[int, Coding] = {}
     for number, step in enumerate(steps):
@@ -41,7 +41,7 @@ def codings_of(steps: Sequence[ProgramStep]) -> dict[int, Coding]:
 
 
 def tensors_in_codes(step: ProgramStep, codings: Codings) -> tuple[int, dict[str, Tensor]]:
-    """Return flags, and the tensors that a step with codes needs beside those of other steps.
+    """Return flags, and the tensors that a step with codes needs in addition.
 
     step: one of the program; codings: of the values in codes. Returns 0 and nothing for a step
       without codes; else fields of the table -> tensor: "rule", and for a step with weights in
@@ -78,7 +78,7 @@ def tensors_in_codes(step: ProgramStep, codings: Codings) -> tuple[int, dict[str
 
 
 def _folds(step: ProgramStep, operand: Coding | None) -> bool:
-    """Return True if a step's result can be rounded at once.  operand: coding of what it adds."""
+    """Return True if a step's result can be rounded at once.  operand: coding of its addend."""
     if step.kind == "linear":
         return False
     return step.other is None or (step.acts == ("none", "none") and operand is not None)

@@ -28,8 +28,8 @@ class NaiveProgram:
     def __init__(self, steps: Sequence[ProgramStep], inputs: Mapping[int, tuple[int, ...]]) -> None:
         """Compute the shapes of all values, and make the steps' weights dense.
 
-        steps: the program, whose values are numbered; inputs: number of an input value -> its
-          shape, a map (channels, height, width) or a vector (channels,).
+        steps: the program, with numbered values; inputs: number of an input value -> its shape, a
+          map (channels, height, width) or a vector (channels,).
         """
         self.steps, self.shapes = tuple(steps), shapes_of(steps, inputs)
         codings_of(self.steps)  # refuses what does not fit together

@@ -55,7 +55,7 @@ class NativeProgram:
         """Give each value a place in one piece of memory, and write the steps as a table.
 
         The C code reads this table: one row for each step, with its kind, addresses and sizes.
-        steps: the program, whose values are numbered; inputs: number of an input value -> its
+        steps: the program, with numbered values; inputs: number of an input value -> its
           shape; keep: numbers of the values that a call can return.
         """
         self.steps, self.shapes = tuple(steps), shapes_of(steps, inputs)
@@ -71,7 +71,7 @@ class NativeProgram:
         sizes = [self._scratch(step, scratch) for step in self.steps]
         self.memory = torch.zeros(floats + max(sizes, default=0))
         self.end = floats
-        self._held: list[Tensor] = []  # the tensors whose addresses the table has
+        self._held: list[Tensor] = []  # the tensors with addresses in the table
         self.rows: list[list[int]] = []
         self.work: list[tuple[Any, ...]] = []  # (first, last) of the table, or a product's tensors
         for step in self.steps:
@@ -79,7 +79,7 @@ class NativeProgram:
         self.table = torch.tensor(self.rows, dtype=torch.int64).view(-1, len(FIELDS))
         self.direct = self._uncopied_inputs()
         self.views = {n: self._view(n) for n in {*self.inputs, *self.keep}}
-        self._turn = threading.Lock()  # there is one memory, and a call lets other threads go on
+        self._turn = threading.Lock()  # there is one memory, and a call lets other threads run
 
     def __call__(self, inputs: Sequence[Tensor], outputs: Sequence[int]) -> list[Tensor]:
         """Carry out the program, and return copies of some of its values.
@@ -121,8 +121,8 @@ class NativeProgram:
     def _view(self, number: int, padded: bool = False) -> Tensor:
         """Return a view of a value in the program's memory.
 
-        number: that of the value; padded: include the padding behind each channel. Returns
-          (channels, height, width) or (channels,); if `padded`, (channels, floats of a channel).
+        number: the value's; padded: include the padding behind each channel. Returns (channels,
+          height, width) or (channels,); if `padded`, (channels, floats of a channel).
         """
         shape = self.shapes[number]
         flat, pitch = self.memory[self.offsets[number] :], pitch_of(shape)
@@ -210,7 +210,7 @@ class NativeProgram:
             readers = [s for s in self.steps if number in (s.src, s.other)]
             fits = all(s.kind in ("conv", "depthwise") and s.src == number for s in readers)
             shape = self.shapes[number]
-            # an input whose channels are padded in memory must be copied
+            # an input with channels padded in memory must be copied
             if fits and number not in self.keep and pitch_of(shape) == shape[-1] * shape[-2]:
                 rows[number] = [i for i, s in enumerate(self.steps) if s.src == number]
         return rows
@@ -220,7 +220,7 @@ def pitch_of(shape: Shape, coded: bool = False) -> int:
     """Return how many numbers apart two channels are: a map's pixels, rounded up to 16; else 1.
 
     shape: of a map (channels, height, width), or of a vector (channels,); coded: stored in codes of
-      a byte, of which 64 fill a line.
+      a byte (64 of them fill a line).
     """
     line = TILE if coded else LINE
     return 1 if len(shape) == 1 else -(-shape[1] * shape[2] // line) * line

@@ -74,7 +74,7 @@ class Coding(NamedTuple):
 
 @dataclass(frozen=True)
 class ProgramStep:
-    """A step of a program, whose values are numbered and written once each.
+    """A step of a program, where values are numbered and written once each.
 
     kind: "spmm", a 1x1 convolution with zeros; "conv", k x k by row blocks; "depthwise"; "linear",
       of vectors; "add" src + other; "scale", src times the vector other; "pool", the mean of each
@@ -82,9 +82,9 @@ class ProgramStep:
     acts: (a, b) for b(a(y) + other) of "spmm", a(y) of all others.
     weights: "bias" (out,), and "weight" (out, k, k) of a depthwise and (out, in) of a linear step
       or a dense 1x1 one; "ptr", "channels", "values" of `RowBlocks` for "spmm" and "conv".
-      Weights in codes have "codes" (int8) and "scales" (out,) in place of "values" or "weight": a
-      weight is scale times code. Those of "spmm" are (kept, rows, 4) of four neighbouring channels,
-      and "channels" are numbers of such fours.
+      Weights in codes have "codes" (int8) and "scales" (out,) instead of "values" or "weight": a
+      weight is scale times code. The codes of "spmm" are (kept, rows, 4) of four neighbouring
+      channels, and "channels" are numbers of such fours.
     rows: of a block.  reads: channels that its blocks were cut from, 0 = any that has them.
     result_coding: how the result is stored; None = float32. A step with weights in codes reads a
       value in codes, as "pool" may.
@@ -108,7 +108,7 @@ class ProgramStep:
 
     @property
     def outputs(self) -> int:
-        """The channels of the result; 0 = those of src."""
+        """The channels of the result; 0 = the channels of src."""
         return len(self.weights["bias"]) if "bias" in self.weights else 0
 
     @property
@@ -121,7 +121,7 @@ def shapes_of(steps: Sequence[ProgramStep], inputs: Mapping[int, Shape]) -> dict
     """Return the shape of every value of a program, by number.
 
     steps: the program; inputs: number of an input value -> its shape. Raises: ShapeError for a step
-      whose input has a shape that it cannot read.
+      with an input shape that it cannot read.
     """
     shapes = dict(inputs)
     for number, step in enumerate(steps):

@@ -154,7 +154,7 @@ def _attended(
         cached[slots, :, written] = _read(memory, value).unflatten(1, (groups, -1)).to(cached)
     query = _read(memory, step.query).unflatten(1, (groups, step.heads // groups, -1))
     scores = torch.einsum("nghd,ngpd->nghp", query, keys[slots].float()) * step.scale
-    # the position of the text whose key an entry of the cache holds, for each row: (N, length)
+    # the text position of the key that an entry of the cache holds, for each row: (N, length)
     index, last = torch.arange(length), places[:, None]
     place = torch.where(index < sink, index, last - (last - index) % ring)
     near = last - place < step.window if step.window else place >= 0

@@ -69,7 +69,7 @@ class NativeDecoder:
         )
         assert run is not None
         self._run = run
-        # the tensors and functions whose addresses the table has
+        # the tensors and functions with addresses in the table
         self._held: list[Tensor] = []
         self._readers: list[Any] = []
         self._errors: list[BaseException] = []  # of a reader, raised behind the kernels' call
@@ -92,7 +92,7 @@ class NativeDecoder:
             min((len(s.cache.keys) for s in attends), default=2**62),
             min((*(s.most_places(max_rows) for s in attends), *turned), default=2**62),
         )
-        self._turn = threading.Lock()  # there is one memory, and a call lets other threads go on
+        self._turn = threading.Lock()  # there is one memory, and a call lets other threads run
 
     def __call__(
         self, tokens: Sequence[int], slots: Sequence[int], places: Sequence[int], *, tail: int = 0
@@ -247,9 +247,7 @@ class NativeDecoder:
         return {**places, **self._place("third", step.rows), "weight": self._hold(table), **sizes}
 
     def _reading(self, step: MixStep, reader: ExpertReader) -> int:
-        """Return the address of a function with which the kernels ask for the experts of a
-        mixture.
-        """
+        """Return the address of a function by which kernels ask for the experts of a mixture."""
         rows = self.memory[step.gates.name]
         gates, errors = _columns(rows, step.gates), self._errors
 
@@ -284,7 +282,7 @@ class NativeDecoder:
 
 
 def _values(step: DecoderStep) -> list[Value]:
-    """Return the values that a step reads and writes, those of its experts included."""
+    """Return the values that a step reads and writes, its experts' included."""
     programs = step.experts if isinstance(step, MixStep) else ()
     inner = [value for program in programs for s in program for value in _values(s)]
     return [v for v in vars(step).values() if isinstance(v, Value)] + inner
@@ -301,7 +299,7 @@ def _bits(number: float) -> int:
 
 
 def _check(step: DecoderStep, fits: bool) -> None:
-    """Raise ShapeError for a step whose tensors and values do not fit together."""
+    """Raise ShapeError for a step with tensors and values that do not fit together."""
     if not fits:
         got = ", ".join(f"{v.name} {v.width}" for v in _values(step))
         want, fix = "widths, tensors and types that fit together", "Build it from the model anew."

@@ -1,4 +1,4 @@
-"""The steps of a decoder's program, and what they read and write; nothing is computed here."""
+"""The steps of a decoder's program, with their inputs and outputs; nothing is computed here."""
 
 from __future__ import annotations
 
@@ -143,7 +143,7 @@ class AddStep:
 class RouteStep:
     """dst_e = the weight of expert e, if its score src_e is one of the `active` best, else 0.
 
-    share: of SHARES, the softmax of all scores or of those of the chosen experts, or the sigmoid.
+    share: of SHARES, the softmax of all scores or of the chosen experts' scores, or the sigmoid.
     """
 
     dst: Value
@@ -177,7 +177,7 @@ class MixStep:
 
     rows: the value that a program of an expert reads and overwrites, row by row; dst, src and rows
     have one width. experts: the programs, E of as many steps, products, norms, gates and sums.
-    reader: None = all experts are in memory; else there is one program, whose products have the
+    reader: None = all experts are in memory; else there is one program; its products have the
     weights of the expert that the reader brought last.
     """
 

@@ -34,7 +34,7 @@ def fused(act: nn.Module, x: Tensor, *, learned: bool) -> str | None:
     """Return the name of an activation if `mixed_mlps` can compute experts with it, else None.
 
     act: the experts' activation; x: the input, which must be on the CPU; learned: a backward will
-      follow. The operator then keeps rows for it, whose number depends on the experts' loads, which
+      follow. The operator then keeps rows for it; their number depends on the experts' loads, which
       a compiled graph cannot know.
     """
     if x.device.type != "cpu" or (learned and torch.compiler.is_compiling()):

@@ -16,8 +16,8 @@ from torch import Tensor
 from .. import dense
 from .rows import by_expert
 
-# rows of an expert up to which products wait for the weights, so that a kernel reads those of each
-# expert once, or rows of zeros cost nothing, and rows in all, over pairs, that may then be
+# rows of an expert up to which products wait for the weights, so that a kernel reads each expert's
+# weights once, or rows of zeros cost nothing, and rows in all, over pairs, that may then be
 FEW, SPARE = 16, 6
 # rows of an expert up to which `dense.grouped` is faster than torch with the rows of zeros it needs
 UNPADDED = 32
@@ -32,7 +32,7 @@ def roomy(shape: tuple[int, ...], like: Tensor) -> Tensor:
     """Return an uninitialised tensor, on the CPU in large memory pages if it is large.
 
     shape: of the tensor; like: has its dtype and device. The first writing of 100 MB is up to five
-      times as fast as in pages of 4 KiB, each of which interrupts it.
+      times as fast as in pages of 4 KiB, because each page interrupts it.
     """
     nbytes = math.prod(shape) * like.element_size()
     if like.device.type != "cpu" or nbytes < LARGE:
@@ -45,7 +45,7 @@ def roomy(shape: tuple[int, ...], like: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Block:
-    """Consecutive experts whose products are one call.
+    """Consecutive experts with products in one call.
 
     rows_each: rows of every expert, zeros among them; 0 where each has its own number, `loads`,
     for the kernel of a few rows.
@@ -73,7 +73,7 @@ class Block:
 
         x: (n, i), the rows of the block's experts, one expert after the other: `rows_each` rows of
           each, or `loads` of them; weight: (count, i, o), a matrix for each expert; out: (n, o);
-          add: add to `out` in place of writing.
+          add: add to `out` instead of writing.
         """
         transposed = weight.transpose(1, 2)
         if self.loads and not add and transposed.is_contiguous():
@@ -116,10 +116,10 @@ class Block:
 
 
 def blocks(load: list[int], kernel: bool = False) -> tuple[Block, ...]:
-    """Divide the experts into blocks, each of which is multiplied by one call.
+    """Divide the experts into blocks; each block is multiplied by one call.
 
     load: number of rows of each expert. kernel: `TOGETHER` neighbours with up to `UNPADDED` rows
-    each, and those next to them, are a block without rows of zeros, whose products
+    each, and those next to them, are a block without rows of zeros, with products that
     `dense.grouped` computes.
     In any other block of several experts all have as many rows as the largest, filled up with rows
     of zeros: all experts are such a block if all have few rows, or TOGETHER neighbours if few zeros
@@ -141,9 +141,7 @@ def blocks(load: list[int], kernel: bool = False) -> tuple[Block, ...]:
 
 
 def _equal_rows(load: tuple[int, ...]) -> Iterator[tuple[int, int, tuple[()]]]:
-    """Divide experts into blocks of equally many rows; yield (experts, rows of each, ())
-    of each.
-    """
+    """Divide experts into blocks of equally many rows; yield (experts, rows of each, ())."""
     # one batched product pays for some rows of zeros, but not for many
     all_small = max(load) <= FEW and len(load) * max(load) <= SPARE * sum(load)
     step = len(load) if all_small else TOGETHER

@@ -14,7 +14,7 @@ def mix_naive(x: Tensor, gates: Tensor, experts: Sequence[Callable[[Tensor], Ten
     """Compute a mixture of experts slowly: sum_e G_te expert_e(x_t) for each token t.  -> (T, out).
 
     x: (T, d); gates: G (T, E), each token's weight for each expert; experts: E functions (T, d) ->
-      (T, out), each of which is called with all tokens.
+      (T, out), all called with all tokens.
     """
     return torch.stack([gates[:, e, None] * f(x) for e, f in enumerate(experts)]).sum(0)
 

@@ -33,7 +33,7 @@ class Sorted(NamedTuple):
 
 
 def by_expert(expert: Tensor, experts: int) -> Sorted:
-    """Sort pairs by expert; those of one expert keep their order.
+    """Sort pairs by expert; pairs of one expert keep their order.
 
     expert: (N,) int64, the expert of each pair; experts: E. Returns the sorted experts (N,), the
     earlier place of each pair (N,), and where the pairs of each expert end (E,).
@@ -72,7 +72,7 @@ class GatherRows(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> tuple[Tensor | None, None]:
-        """Return the gradient of x: that of the x that forward returned, plus that of the rows.
+        """Return the gradient of x: the gradient of the returned x plus the rows' gradients.
 
         ctx: autograd's context, with the numbers of the rows; grads: of the returned x, (T, d),
           None = nobody used it; and of the rows, (M, d).
@@ -106,7 +106,7 @@ class Slices:
         """Add an expert's weighted output for its rows to the output of all tokens, in place.
 
         y: (T, out), of all tokens, changed; e: the expert's number; expert: its function: rows and
-          a weight for each -> weighted outputs; rows: (M_e, d), those of its M_e tokens.
+          a weight for each -> weighted outputs; rows: (M_e, d), the rows of its M_e tokens.
         """
         y.index_add_(0, self.tokens[e], expert(rows, self.weights[e]).to(y.dtype))
 
@@ -122,7 +122,7 @@ class Slices:
 class AllTokens:
     """`Slices` in which each expert has all tokens, most of them with weight 0.
 
-    For graphs, whose shapes cannot depend on where tokens go: time grows with T times E.
+    For graphs, where shapes cannot depend on where tokens go: time grows with T times E.
     """
 
     weights: tuple[Tensor, ...]
@@ -166,9 +166,10 @@ def add_mix(pairs: PairsByExpert, x: Tensor, *into: tuple[Tensor, Sequence[Weigh
     """Add sum_e G_te expert_e(x_t) to y_t, in place, for one or several groups of experts.
 
     pairs: the non-zero weights G_te of token t for expert e, as `group_pairs` returns them; x: (T,
-      d); into: for each group (y, experts), y (T, out) and the E experts whose weighted outputs are
-      added to it. Expert by expert, so that results stay in a processor's cache. An expert without
-      rows is called too: its gradient is then 0, and data-parallel processes do not wait for it.
+      d); into: for each group (y, experts), y (T, out) and the E experts with weighted outputs that
+      are added to it. Expert by expert, so that results stay in a processor's cache. An expert
+      without rows is called too: its gradient is then 0, and data-parallel processes do not wait
+      for it.
     """
     for e, rows in enumerate(pairs.rows(x)):
         for y, experts in into:

@@ -1,4 +1,4 @@
-"""Pairs of tokens and experts as sequences: those of one expert and sequence, in their order."""
+"""Pairs of tokens and experts as sequences: one for an expert and sequence, in order."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A linear map whose weight stays: x W^T + b, and the gradient of x alone."""
+"""A linear map with a weight that stays: x W^T + b, and the gradient of x alone."""
 
 from .naive import frozen_linear as naive_frozen_linear
 from .packed import Packed as Packed

@@ -50,8 +50,8 @@ def bound(
 ) -> Bound | None:
     """Return `gqsa` of one stored weight as a function of x; None without a kernel.
 
-    parts: offsets, columns, codes, scales and zeros of the weight; sides: (out, in) of the weight,
-      whose last group and block may be shorter; rows: how many rows of the weight share their
+    parts: offsets, columns, codes, scales and zeros of the weight; sides: (out, in) of the weight
+      (its last group and block may be shorter); rows: how many rows of the weight share their
       groups; integers: round x to int8; max_rows: the caller uses it for at most so many rows of x.
     """
     if not all(t.is_contiguous() for t in parts):
@@ -66,7 +66,7 @@ def check(x: Tensor, rows: int, offsets: Tensor, *parts: Tensor) -> None:
     x: (N, in); rows: how many rows of the weight share their groups, a block; offsets: (blocks +
       1,), where each block's groups begin; parts: columns, codes, scales and zeros of the kept
       groups of 16 weights. A group has a column, and for each of its rows 8 bytes of 4-bit codes, a
-      scale, and a 4-bit zero point, of which two share a byte.
+      scale, and a 4-bit zero point (two of them share a byte).
     """
     count = len(parts[0])
     types = tuple(t.dtype for t in (x, offsets, *parts))

@@ -23,8 +23,9 @@ TYPES = (c_void_p, c_void_p, c_void_p, c_int64, c_int)
 class Bound:
     """x -> x W^T of a stored weight, outside torch's dispatcher: no gradient, no tracing.
 
-    numbers: (n,) int64, what `intarsia_product` reads.  tensors: those tensors of which they have
-    addresses.  sides: (out, in).  max_rows: rows of x up to which this is faster than decoding.
+    numbers: (n,) int64, the numbers that `intarsia_product` reads.  tensors: the tensors at the
+    addresses among them.  sides: (out, in).  max_rows: rows of x up to which this is faster than
+    decoding.
     """
 
     call: Callable[..., int]

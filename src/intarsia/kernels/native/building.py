@@ -169,7 +169,7 @@ def build(kind: str) -> Path:
 
 
 def intact(target: Path) -> bool:
-    """Return True if a built file is there with the SHA-256 that was stored beside it.
+    """Return True if a built file is there with the SHA-256 that was stored next to it.
 
     target: the library's path.
     """
@@ -202,7 +202,7 @@ def _compile(kind: str, target: Path) -> None:
         sync(built)
         note = Path(scratch) / "note"
         note.write_text(sha256(built) + "\n")
-        # an old SHA-256 must not stand beside the new file
+        # an old SHA-256 must not stand next to the new file
         target.with_suffix(".sha256").unlink(missing_ok=True)
         # the SHA-256 is moved last: a library without one is never trusted
         os.replace(built, target)

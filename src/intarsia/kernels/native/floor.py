@@ -30,7 +30,7 @@ def cpu_seconds(call: Callable[[], object], repeats: int = 7) -> list[float]:
     """Measure a call several times; return the seconds of each, after one that is not counted.
 
     call: a function without arguments; repeats: the number of measurements. CPU time on one thread,
-      because others may use the machine, too; wall time on several, whose CPU times would add up.
+      because others may use the machine, too; wall time on several, where CPU times would add up.
     """
     clock = time.thread_time if torch.get_num_threads() == 1 else time.perf_counter
     call()

@@ -1,4 +1,4 @@
-"""Weights in large pages, of which a token needs hundreds: of small ones, tens of thousands."""
+"""Weights in large pages: a token needs hundreds of them, but tens of thousands of small ones."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def use_large_pages(tensors: Iterable[Tensor]) -> None:
         if tensor.nbytes >= SMALLEST:
             first = tensor.data_ptr() // PAGE
             last = (tensor.data_ptr() + tensor.nbytes - 1) // PAGE
-            # one call for all between the ends, which may lie beside memory that is not there
+            # one call for all between the ends, which may lie next to memory that is not there
             for begin, end in ((first, first), (first + 1, last - 1), (last, last)):
                 if begin <= end:
                     advise(begin * PAGE, (end - begin + 1) * PAGE, COLLAPSE)

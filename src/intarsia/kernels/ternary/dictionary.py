@@ -44,7 +44,7 @@ def dictionary(zeros: float = 0.885) -> Dictionary:
     """Build the dictionary of the 65,536 most probable words, runs of digits 0, 1 and 2.
 
     zeros: p0, the probability of a digit 0; 1 and 2 are equally probable. A word of n pairs of
-      digits, k of which are not 0, has probability p0^(2n - k) ((1 - p0) / 2)^k. Words are ordered
+      digits, with k of them not 0, has probability p0^(2n - k) ((1 - p0) / 2)^k. Words are ordered
       by falling probability, equal ones lexicographically. Built once in a process, in 0.3 s.
     """
     words: list[tuple[int, ...]] = []
@@ -80,7 +80,7 @@ def dictionary(zeros: float = 0.885) -> Dictionary:
 def _classes(zeros: float) -> list[tuple[int, int]]:
     """Return all classes of words with equal probability, the most probable first.
 
-    A class is (n, k): words of n pairs of digits, k of which are not 0.
+    A class is (n, k): words of n pairs of digits, with k of them not 0.
     """
 
     # The log-probability of a word of the class.

@@ -58,8 +58,8 @@ class CodedGroups:
     def rounded(self, raw: Tensor, scale: Tensor, zero: Tensor) -> Tensor:
         """Round weights as these groups store them, and decode them again, with gradients.
 
-        raw: (out, C, G), weights before rounding; scale, zero: (out, C), before rounding to what is
-          stored. Returns the weight (out, in). Rounding passes gradients on unchanged
+        raw: (out, C, G), weights before rounding; scale, zero: (out, C), before rounding to the
+          stored values. Returns the weight (out, in). Rounding passes gradients on unchanged
           (straight-through); the clamp passes them except where it cuts a code off.
         """
         largest_code = 2**self.form.bits - 1
@@ -121,7 +121,7 @@ class CodeRecorder:
 
 
 def kept_groups(score: Tensor, form: GroupSparse, density: float) -> Tensor:
-    """Choose the groups of weights to keep: those of the largest sums of scores in the whole layer.
+    """Choose the groups of weights to keep: the largest sums of scores in the whole layer.
 
     score: (out, in), of each weight; form: the sizes: C groups of consecutive inputs in a row, and
     blocks of `form.rows` rows, which keep the same groups, by the sum over their rows; density:
@@ -139,8 +139,8 @@ def by_rounding(
 ) -> CodedGroups:
     """Keep groups of the largest sums of W^2 mean x^2; round each weight to its nearest code.
 
-    weight: (out, in); statistics: those of the layer's inputs; form: group size and bits; density:
-    share of groups that is kept; symmetric: codes without a zero point.
+    weight: (out, in); statistics: the statistics of the layer's inputs; form: group size and bits;
+    density: share of groups that is kept; symmetric: codes without a zero point.
     """
     w = weight.detach().float()
     mask = kept_groups(wanda(w, statistics).square(), form, density)
@@ -159,8 +159,8 @@ def by_compensation(
 
     U: the Cholesky factor of the inverse of the inputs' damped second moments. Column by column,
       later columns make up for the error so far: SparseGPT and GPTQ at once.
-    weight: (out, in); statistics: those of the layer's inputs; form: group size and bits; density:
-      share of groups that is kept; symmetric: codes without a zero point.
+    weight: (out, in); statistics: the statistics of the layer's inputs; form: group size and bits;
+      density: share of groups that is kept; symmetric: codes without a zero point.
     """
     w = weight.detach().float()
     mask = kept_groups(obs(w, statistics, DAMP), form, density)

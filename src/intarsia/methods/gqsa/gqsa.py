@@ -135,8 +135,8 @@ class Gqsa(Change):
         """Prune, quantise and tune on a copy of the model; the host stays as it is.
 
         host: the model; batches: calibration data; seed: it fixes the order of rows in tuning;
-          keeping: where finished blocks are written, so that an interrupted plan goes on from
-          there; the end-to-end stage starts anew.
+          keeping: where finished blocks are written, so that an interrupted plan resumes from
+          there; the end-to-end stage starts again.
         Returns the plan of a `Compress`, which holds every layer's stored tensors.
         """
         rows = tuple(batches)
@@ -159,7 +159,7 @@ class Gqsa(Change):
         return packing(change, seed, {p: shapes[p] for p in coded}, stored, record)
 
     def apply(self, host: nn.Module, plan: Plan, *, name: str = "default") -> nn.Module:
-        """Pack the layers of the model as `Compress` does, of which the plan is one.
+        """Pack the layers of the model as `Compress` does; the plan is a `Compress`.
 
         host: the model; plan: the result of `plan`; name: passed on to `Compress`.
         """
@@ -170,7 +170,7 @@ class Gqsa(Change):
     ) -> tuple[dict[str, CodedGroups], list[dict[str, Any]]]:
         """Choose and tune the codes of every layer: block by block (BQPO), then all scales at once.
 
-        model: a copy to work on, whose weights are replaced by the decoded ones; rows: calibration
+        model: a copy to work on, with its weights replaced by the decoded ones; rows: calibration
           batches; seed: of the order of rows; progress: blocks that were finished before, None =
           none.
         Returns the codes by path, and a report row for each layer.
@@ -191,7 +191,7 @@ class Gqsa(Change):
         def tune(stop: Stop, flow: Any, number: int) -> None:
             """Tune the codes of a block by BQPO, and write the decoded weights into it."""
             coded = {path: coded_layers[path] for path in stop.layers if path in coded_layers}
-            # A language model's head has no block whose outputs could be compared.
+            # A language model's head has no block with outputs that could be compared.
             if coded and not stop.outside:
                 dense_weights = {path: dense.pop(path) for path in coded}
                 generator = _block_generator(seed, number)
@@ -201,7 +201,7 @@ class Gqsa(Change):
                 for path in coded:
                     stop.layers[path].write(coded_layers[path].weight())
 
-        # Beside the weights, the codes of finished blocks are written: they cannot be read back.
+        # The codes of finished blocks are written as well as the weights: they cannot be read back.
         progress = (Kept(None, {}) if progress is None else progress).with_beside(
             lambda stop: _block_tensors(coded_layers, stop),
             lambda stop, tensors: coded_layers.update(self._read_block_tensors(stop, tensors)),
@@ -275,7 +275,7 @@ def _block_generator(seed: int, number: int) -> torch.Generator:
 
 
 def linear_stops(host: nn.Module, layers: Sequence[str]) -> list[Stop]:
-    """Return the blocks of a model, each with those of its linear layers that GQSA compresses.
+    """Return the blocks of a model, each with the linear layers that GQSA compresses.
 
     host: the model; layers: patterns of the layers' paths, none = all. Raises: as `matrices_of`.
     """

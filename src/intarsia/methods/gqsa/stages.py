@@ -86,7 +86,7 @@ def tuned_block(
         raise TargetError("model", got=got, want="a chain of blocks", fix=fix)
 
     def run(weights: Mapping[str, Tensor], row: int) -> Tensor:
-        """Run the block on a calibration row with these weights, by path, in place of its own."""
+        """Run the block on a calibration row with these weights, by path, instead of its own."""
         args, kwargs = flow.calls[row][block_number]
         # The block runs with weights that are functions of the trained numbers.
         parameters = {
@@ -161,9 +161,7 @@ class TrainedNumbers(NamedTuple):
 def _descend(
     groups: list[dict[str, Any]], steps: int, rows: int, generator: torch.Generator
 ) -> Iterator[int]:
-    """Train by AdamW: yield the calibration row of each step, whose gradient the caller
-    computes.
-    """
+    """Train by AdamW: yield each step's calibration row; the caller computes its gradient."""
     optimiser = AdamW(groups, weight_decay=0)
     schedule = LambdaLR(optimiser, lambda step: 1 - step / max(1, steps))
     order: list[int] = []
@@ -210,9 +208,9 @@ def _as_held(matrix: Matrix, weight: Tensor) -> Tensor:
 
 
 class ScaleOnlyLinear(nn.Module):
-    """A layer y = x W^T + b with W = s (q - z), of which s alone is trained.
+    """A layer y = x W^T + b with W = s (q - z), where s alone is trained.
 
-    share: (out, C), what is trained, s in units of what it was.
+    share: (out, C), the trained parameter, s in units of its first value.
     """
 
     def __init__(self, coded: CodedGroups, bias: Tensor | None) -> None:
@@ -266,7 +264,7 @@ def tuned_scales(
     if after >= before:
         return dict(coded)
     return {
-        # codes are kept: the numbers before rounding are those of the codes from here on
+        # codes are kept: from here on the numbers before rounding equal the codes
         path: _with_scale(coded[path], scaled[path].scale().detach().clamp(min=0))
         for path in coded
     }

@@ -44,10 +44,10 @@ def choose_channels(
     chosen as KV groups. The model is left as it is.
 
     method: the settings, without channels; batches: a few for calibration, as the model takes them:
-      a tensor, a mapping of keywords, or (x, y), of which the model gets x. Where there is an
+      a tensor, a mapping of keywords, or (x, y), where the model gets x. Where there is an
       `attention_mask`, padding does not count.
     loss: (model, batch) -> scalar, for selection="gradient"; None = the output's own `loss`.
-    apart: methods whose channels are not chosen, so that adapters do not overlap.
+    apart: methods with channels that are not chosen, so that adapters do not overlap.
     targets, layers: as in `adapt`. seed: of the random selection.
     Raises: TargetError for layers without a share, and heads that cannot be separated; ConfigError
       for missing data and a share that selects nothing.
@@ -85,9 +85,9 @@ def choose_channels(
 
 
 def _rank_units(method: S2ft, scores: Tensor, units: int, excluded: Tensor) -> Tensor:
-    """Compute a score for each unit (a channel or a head) from those of its channels.  -> (units,).
+    """Compute a score for each unit (a channel or a head) from its channels' scores.  -> (units,).
 
-    scores: (width,) of the channels; excluded: (width,) bool, channels whose units get -inf.
+    scores: (width,) of the channels; excluded: (width,) bool, channels of units that get -inf.
     """
     by_unit = scores.view(units, -1)
     # chance is one draw for a head, whatever its width; a score is its mean square

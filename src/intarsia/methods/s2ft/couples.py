@@ -44,9 +44,7 @@ class Couple:
 
 
 def _channel_order(order: Tensor, width: int, parts: int = 1) -> Tensor:
-    """Expand an order of units (units,) to an order of channels (width,), in each part of
-    a layer.
-    """
+    """Expand an order of units (units,) to one of channels (width,), in each part of a layer."""
     unit_width = width // parts // len(order)
     # A unit's channels move together and keep their order.
     channels = (order[:, None] * unit_width + torch.arange(unit_width)).flatten()
@@ -103,9 +101,7 @@ def _stray_parameters(
 def _make_couple(
     root: str, module: nn.Module, into: dict[str, Layer], out: str, units: int, *sizes: int
 ) -> Couple:
-    """Make a `Couple`, the layers whose rows and columns are reordered together, with full
-    paths.
-    """
+    """Make a `Couple`, layers with rows and columns that are reordered together, by path."""
     parts, free = sizes
     strays = _stray_parameters(module, (*into, out), out, free)
     into_layers = tuple((f"{root}.{p}", _output_width(m), parts) for p, m in into.items())

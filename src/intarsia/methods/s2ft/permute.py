@@ -31,7 +31,7 @@ class Permutation:
     the model says stays the same; S2FT adapters follow, so that one trained on the re-ordered model
     becomes one for the model as it was by `inverse().apply(model)`.
 
-    Raises: TargetError in `apply`, if another method's cells sit on what is re-ordered.
+    Raises: TargetError in `apply`, if another method's cells sit on re-ordered layers.
     """
 
     orders: tuple[tuple[Couple, Tensor], ...]
@@ -50,7 +50,7 @@ class Permutation:
         modules = dict(walk(host))
         rows, columns = self._rows(), self._columns()
         layers = {p: m for p in (*rows, *columns) if isinstance(m := modules[p], IntarsiaLayer)}
-        # Cells around a whole MLP or attention, whose experts hold copies of its order.
+        # Cells around a whole MLP or attention, where the experts hold copies of its order.
         wrapping_cells = [
             (p, n)
             for p, m in modules.items()
@@ -87,7 +87,7 @@ class Permutation:
             _update_configs(model, new_places)
 
     def renumber(self, method: S2ft) -> S2ft:
-        """Return a method whose channels were chosen before, with the channels' new numbers."""
+        """Return a method with its chosen channels under their new numbers."""
         index = self._rows() | self._columns()
         return _renumbered(method, {path: i.argsort() for path, i in index.items()})
 
@@ -105,8 +105,8 @@ def co_permute(model: nn.Module, method: S2ft) -> tuple[S2ft, Permutation]:
 
     model: changed in place; method: settings with chosen channels, which are renumbered in the
       result. The units of each couple of layers come in the order: selected in up (or value) only,
-      in both, in down (or projection) only, the rest. Contiguous channels are sliced in place of
-      indexing.
+      in both, in down (or projection) only, the rest. Contiguous channels are sliced instead of
+      indexed.
 
     Raises: ConfigError for a method without channels; TargetError where these are no whole heads,
       layers are unknown, or a norm, a bias table or the like would have to follow; nothing is

@@ -19,7 +19,7 @@ from .spelling import read, side_of, span
 SELECTIONS = ("random", "weight", "activation", "weight_activation", "gradient")
 ORDERS = ("largest", "smallest")
 ROLES = {"down": "mlp_linear", "up": "mlp_linear", "output": "projection", "value": "qkv"}
-# family -> ends of paths, of which the longest match counts; None = S2FT does not train the layer
+# family -> ends of paths; the longest match counts; None = S2FT does not train the layer
 _ENDS = {
     "down": ("down_proj", "fc2", "output.dense"),
     "up": ("up_proj", "fc1", "intermediate.dense"),
@@ -42,7 +42,7 @@ class S2ft(Method):
     above 0.
 
     Raises: ConfigError for fractions outside 0 ... 1, or none above 0; UnknownName for a selection.
-    Source: arXiv:2412.06289 and its release, whose scripts train down=0.03, or down=0.02 and
+    Source: arXiv:2412.06289 and its release, with scripts that train down=0.03, or down=0.02 and
     output=0.052, without weight decay (it would act on S, not on W + S), by AdamW with betas (.9,
     .95) and a rate that falls linearly to 0 after 100 steps of warm-up. `fit` has betas (.9, .999)
     and a cosine, as for every method here; its `optimizer` and `lr_factor` take the published ones.
@@ -134,7 +134,7 @@ class S2ft(Method):
 
     @property
     def paths(self) -> tuple[str, ...]:
-        """The layers whose channels are chosen."""
+        """The layers in which channels are chosen."""
         return tuple(path for path, _ in self.channels)
 
     def for_host(

@@ -49,7 +49,7 @@ def span(site: Site, family: str) -> tuple[int, int]:
     """Return (first, number) of the selectable channels; a fused layer's values are its last third.
 
     site: the layer, with its path and widths; family: "down", "up", "output" or "value".
-    Raises: TargetError for a fused layer whose outputs are not three equal parts.
+    Raises: TargetError for a fused layer with outputs that are not three equal parts.
     """
     if side_of(family) == "inputs":
         return 0, site.inputs

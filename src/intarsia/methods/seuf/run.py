@@ -40,7 +40,7 @@ class UnlearningRun:
         layers: Sequence[StockExperts],
         seed: int,
     ) -> None:
-        """Select the trained weights, and the modules whose outputs the losses need.
+        """Select the trained weights, and the modules with outputs that the losses need.
 
         method: the settings; at: (layer, expert) to unlearn in, None = all weights of the model;
           layers: the model's expert layers; seed: of the order of rows and of RMU's direction u.
@@ -64,7 +64,7 @@ class UnlearningRun:
         self.u: Tensor | None = None
 
     def __enter__(self) -> None:
-        """Make the chosen weights trainable, and hook the modules whose outputs the losses read."""
+        """Make chosen weights trainable, and hook the modules with outputs the losses read."""
         if self.gate is not None:
             self.hooks.append(self.gate.register_forward_hook(self._store_probabilities))
         if self.block is not None and self.method.loss == "rmu":
@@ -136,7 +136,7 @@ class UnlearningRun:
         and a term that holds the gate's probabilities p at expert e. forget: a batch of the text to
         unlearn; retain: one of the text to keep, None = no such loss.
         """
-        # Some losses compare with the model as it was, whose outputs are computed first.
+        # Some losses compare with the model as it was; its outputs are computed first.
         method = self.method
         keeps = retain if method.keeps else None
         reference = self.reference(forget, keeps)
@@ -190,7 +190,7 @@ class UnlearningRun:
     def anchoring(self, batch: Batch) -> Tensor:
         """Compute mean_t |p_t - onehot(e)|^2, its distance from always choosing expert e (eq. 3).
 
-        batch: the one of the newest forward, whose gate probabilities p a hook has stored.
+        batch: the one of the newest forward, for which a hook has stored the gate probabilities p.
         """
         assert self.at is not None
         p = real_tokens(self.p, batch)  # (N, E)
@@ -240,9 +240,9 @@ class UnlearningRun:
     def measure(self, step: int, judging_batches: Sequence[Sequence[Batch]]) -> Mapping[str, float]:
         """Measure both texts' cross-entropy, and the target's share of the tokens to forget.
 
-        step: its number, which is recorded; judging_batches: those of `forget` and those of
-          `retain`. Returns "step", "forget" and "retain" in nats a token, and "share", where an
-          expert is the target.
+        step: its number, which is recorded; judging_batches: the batches of `forget`, then the
+          batches of `retain`. Returns "step", "forget" and "retain" in nats a token, and "share",
+          where an expert is the target.
         """
         measures: dict[str, float] = {"step": step}
         for name, batches_of_text in zip(("forget", "retain"), judging_batches, strict=True):

@@ -122,7 +122,7 @@ def unlearn(
     """Unlearn a text in place, in a stock sparse model of transformers.
 
     model: changed in place; method: the settings; forget, retain: rows to unlearn and to keep, as
-    `load_texts(...).train`, or token ids (N, T); at: (layer, expert) in place of the one with most
+    `load_texts(...).train`, or token ids (N, T); at: (layer, expert) instead of the one with most
     of the text; "all": every weight and no anchor, which is the plain method; steps: of AdamW, at
     most; until: stop when the cross-entropy of the text to forget has risen by so many nats; judge:
     other rows of both texts to measure by, each `every` steps; None = the first ones of those

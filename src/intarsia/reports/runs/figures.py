@@ -24,7 +24,7 @@ NAMES = {
     "lr": "Learning rate",
 }
 SPLITS = {"train": "training", "val": "validation"}
-LEGIBLE = 20  # classes whose numbers still fit into their cells
+LEGIBLE = 20  # classes with numbers that still fit into their cells
 
 
 def looks(comparison: Comparison) -> list[Look]:

@@ -86,7 +86,7 @@ class RunGroup(BySeed):
     ) -> tuple[PairedInterval | None, str]:
         """Return the 95 % interval of the score's difference to a baseline, and "".
 
-        If there can be none, return None and a text that says what is missing. The difference is
+        If there can be none, return None and a text that names the missing part. The difference is
         taken on each test item that both groups' runs were scored on. baseline: the group to
         compare with; score: its name, None = the measure by which the task ranks runs.
         """
@@ -102,7 +102,8 @@ class ChosenRun:
     that with the lower loss, then with the fewer trained parameters, then the first.
     run: the method's run of the highest score, then of the lower loss, then of the first seed.
     ranks: of every method what decides, in the order of `Comparison.groups`: mean score (of texts
-    1 / perplexity), minus the mean loss, minus the trained parameters.  seeds: those of the means.
+    1 / perplexity), minus the mean loss, minus the trained parameters.  seeds: the seeds of the
+    means.
     """
 
     group: RunGroup
@@ -136,7 +137,7 @@ class Comparison:
 
     @property
     def chosen(self) -> ChosenRun | None:
-        """The run to use, chosen on the validation part; None where `choice` says what is missing.
+        """The run to use, chosen on the validation part; None with the reason in `choice`.
 
         Test scores do not choose: the highest of several overestimates how good its run is.
         """
@@ -144,7 +145,7 @@ class Comparison:
 
     @cached_property
     def choice(self) -> tuple[ChosenRun | None, str]:
-        """The run that validation scores choose, or what is missing for a choice."""
+        """The run that validation scores choose, or a text that says why there is none."""
         return _choice_among(self.groups)
 
     @property
@@ -191,9 +192,7 @@ def _choice_among(groups: Sequence[RunGroup]) -> tuple[ChosenRun | None, str]:
 
 
 def _validated_on(group: RunGroup, seed: int) -> str:
-    """Return the digest (SHA-256) of the validation part that a run used, "None" if not
-    recorded.
-    """
+    """Return the digest (SHA-256) of a run's validation part, "None" if not recorded."""
     run = next(run for run in group.runs if run.seed == seed)
     data = run.record.get("data")
     part = data.get("val") if isinstance(data, Mapping) else None
@@ -249,7 +248,7 @@ def group_runs(runs: Iterable[FinishedRun]) -> tuple[RunGroup, ...]:
 
 
 def label_of(run: FinishedRun) -> str:
-    """Return the name of a run's method, with that of its schedule of sparse masks, if any."""
+    """Return the name of a run's method, with its schedule of sparse masks, if any."""
     name, schedule = _method_of(run), (run.record.get("recipe") or {}).get("schedule")
     masks = schedule.get("name") if isinstance(schedule, Mapping) else None
     if masks in (None, "FixedMask") or "masks" not in run.record["results"]:
@@ -258,11 +257,11 @@ def label_of(run: FinishedRun) -> str:
 
 
 def _method_of(run: FinishedRun) -> str:
-    """Return the name of a run's method: its label, else its adapters, else what was trained."""
+    """Return the name of a run's method: its label, else its adapters, else the trained part."""
     label = run.given.get("label")
     if isinstance(label, str) and label.strip():
         return label
-    # a caller's label comes first; else the adapters' methods; else what was trained
+    # a caller's label comes first; else the adapters' methods; else the trained part
     names = [str(a.get("method") or a.get("peft_type")) for a in adapters_of(run).values()]
     if not names:
         # without an adapter: nothing but the head, everything, or a part of the trunk
@@ -292,8 +291,8 @@ def settings_of(run: FinishedRun) -> dict[str, Any]:
     """Return every setting that decides a run's result, except its seed, as nested mappings.
 
     "model": its name; "data": name and number of samples of each part; "adapter": settings of the
-    adapter, by name if there are several; "inputs"; "baseline": what is trained without an adapter;
-    "objective"; "training"; "recipe": as run.json has them.
+    adapter, by name if there are several; "inputs"; "baseline": the part trained without an
+    adapter; "objective"; "training"; "recipe": as run.json has them.
     """
     record = run.record
     data = record.get("data")

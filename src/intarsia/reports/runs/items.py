@@ -80,9 +80,9 @@ def interval_of(
 ) -> tuple[PairedInterval | None, str]:
     """Return the 95 % interval of a score's difference between two methods, and "".
 
-    If there can be none, return None and a text that says what is missing. The interval counts the
-    chance in test items and in seeds together. ours, theirs: seed -> a run's values of each item,
-    None for a run that stored none; score: name of the score.
+    If there can be none, return None and a text that names the missing part. The interval counts
+    the chance in test items and in seeds together. ours, theirs: seed -> a run's values of each
+    item, None for a run that stored none; score: name of the score.
     """
     # only seeds that both have can be paired
     seeds = [seed for seed in ours if seed in theirs]

@@ -1,4 +1,4 @@
-"""The pictures a model is most sure about and wrong: kept as thumbnails beside a run.
+"""The pictures a model is most sure about and wrong: kept as thumbnails next to a run.
 
 save_mistakes(run, data.test.image, metrics.logits, metrics.labels, data.classes)
 """
@@ -106,7 +106,7 @@ def save_mistakes(
 
 
 def thumbnail(picture: Image.Image, side: int = SIDE) -> Image.Image:
-    """Return an RGB copy whose longer side is at most `side`; smaller pictures stay as they are."""
+    """Return an RGB copy with a longer side of at most `side`; smaller pictures stay."""
     small = picture.convert("RGB")
     small.thumbnail((side, side), Image.Resampling.LANCZOS)
     return small
@@ -160,7 +160,7 @@ def _mistake(folder: Path, line: dict[str, Any]) -> Mistake:
 
 
 def _damaged(path: Path, got: str) -> CheckpointError:
-    """Return the error for a damaged file of mistakes.  got: what is wrong with it."""
+    """Return the error for a damaged file of mistakes.  got: the fault in it."""
     return CheckpointError(
         f"mistakes in {path}",
         got=got,

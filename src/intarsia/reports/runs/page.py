@@ -136,7 +136,7 @@ def _curves(comparison: Comparison) -> Section:
     metric = PageControl("metric", "Show", tuple((m, figures.metric_name(m)) for m in metrics))
     splits = figures.splits_of(comparison)
     readable = len(comparison.groups) <= 4
-    # with many methods the training lines would hide those of validation
+    # with many methods the training lines would hide the validation lines
     first = tuple(split for split, _ in splits if split != "train" or readable)
     parts = PageControl("split", "Parts", splits, "checkbox", first or (splits[0][0],))
     seeds = PageControl(

@@ -44,7 +44,7 @@ def described(comparison: Comparison) -> list[str]:
     if not searches:
         return []
     # methods that were searched in the same way share a sentence
-    alike: dict[str, list[str]] = {}  # labels by what they tried, which differs between folders
+    alike: dict[str, list[str]] = {}  # labels by search text, which differs between folders
     for label, search in searches.items():
         alike.setdefault(_search_text(search, comparison), []).append(label)
     texts = [

@@ -36,8 +36,8 @@ class SplitScores:
     """The result: shares of right answers, 0 ... 1, and mean cross-entropy, of one split.
 
     ece: calibration error; tempered_loss: after one temperature, fitted on val.
-    measure: what `accuracy` is; of several labels a picture the mean average precision, which then
-    stands in its place, with f1 beside it.
+    measure: the meaning of `accuracy`; of several labels a picture the mean average precision,
+    which then stands in its place, with f1 next to it.
     """
 
     split: str
@@ -118,8 +118,8 @@ class FinishedRun:
     def validation(self) -> tuple[float, float] | None:
         """The validation score that ranks runs, 0 ... 1, and minus the loss; larger is better.
 
-        None without a validation part. A run whose score or loss is not finite has 0 in place of
-        the score, or minus infinity in place of the loss, so that it is never chosen.
+        None without a validation part. A run with a score or loss that is not finite has 0 instead
+        of the score, or minus infinity instead of the loss, so that it is never chosen.
         Raises: CheckpointError for scores that are no numbers.
         """
         val = self.record["results"].get("val")
@@ -135,7 +135,7 @@ class FinishedRun:
 
     @property
     def samples(self) -> str:
-        """Kind of what is right or wrong: "tokens" of a text, or "pictures"."""
+        """Kind of the items that are right or wrong: "tokens" of a text, or "pictures"."""
         scores = self.record["results"].get(self.scores.split)
         return "tokens" if isinstance(scores, Mapping) and "perplexity" in scores else "pictures"
 
@@ -192,7 +192,7 @@ def _read_json(folder: Path) -> dict[str, Any]:
     """Read run.json, the record of one run."""
     path = folder / RUN
     if not path.is_file():
-        _runs_in(folder)  # says what is there instead
+        _runs_in(folder)  # names the things that are there instead
         subject, got = f"run folder {str(folder)!r}", "a folder of runs"
         raise DataError(subject, got=got, want="one run", fix="Name one of the folders in it.")
     try:
@@ -210,8 +210,8 @@ def _read_json(folder: Path) -> dict[str, Any]:
 def need(record: Mapping[str, Any], path: str, kind: type[T], folder: Path) -> T:
     """Return the value at a dotted path of run.json, after a check of its type.
 
-    record: the content of run.json; path: such as "training.seed"; kind: the type, of which float
-      takes whole numbers, but none that is infinite; folder: named in the error.
+    record: the content of run.json; path: such as "training.seed"; kind: the type (float takes
+      whole numbers, but none that is infinite); folder: named in the error.
     Raises: CheckpointError if it is missing or of another type.
     """
     value: Any = record
@@ -342,7 +342,7 @@ def _predicted_classes(
 
 
 def damaged(path: Path, got: str) -> CheckpointError:
-    """Return the error for a file that is not as it was written.  got: what is wrong with it."""
+    """Return the error for a file that is not as it was written.  got: the fault in it."""
     return CheckpointError(
         f"run file {path}",
         got=got,

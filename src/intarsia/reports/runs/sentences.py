@@ -36,7 +36,7 @@ def _methods(comparison: Comparison) -> str:
 
 
 def sentences(comparison: Comparison) -> list[str]:
-    """Return the report's sentences: what was run, on which data, and with which result."""
+    """Return the report's sentences: the run, its data, and its result."""
     lines = [_task_sentence(comparison), *choices(comparison.runs)]
     lines += [choice_sentence(comparison)] if len(comparison.groups) > 1 else []
     lines.append(_result_sentence(comparison))
@@ -283,9 +283,7 @@ _MACHINES = "The runs are from different machines or thread counts: do not compa
 
 
 def _shared_pictures(runs: Iterable[FinishedRun]) -> list[str]:
-    """Return a warning for each two parts of the data, such as train and test, that share
-    pictures.
-    """
+    """Return a warning for each two parts of the data, as train and test, that share pictures."""
     counts: dict[str, int] = {}
     for run in runs:
         data = run.given.get("data")

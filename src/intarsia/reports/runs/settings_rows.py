@@ -26,7 +26,7 @@ _SEEN_ELSEWHERE = (
 
 @dataclass(frozen=True)
 class DataPart:
-    """Part of the data: its size, its hash, and what is known of its classes."""
+    """Part of the data: its size, its hash, and the known facts of its classes."""
 
     name: str
     count: str

@@ -33,7 +33,7 @@ def soup_of(group: RunGroup) -> dict[str, Any] | None:
 def courses(comparison: Comparison, looks: Sequence[Look]) -> list[Figure]:
     """Draw how the masks changed over training: a figure for each of COURSES.
 
-    looks: a colour and mark for each method. Methods whose masks never changed have no line.
+    looks: a colour and mark for each method. Methods with masks that never changed have no line.
     """
     changes = {
         number: masks

@@ -56,7 +56,7 @@ def table_of(comparison: Comparison) -> Table:
         title = "Difference"
         meaning = f"{capital(comparison.measure)} minus that of {base.label} at the same seed, "
         meaning += "percentage points, and its 95 % interval over test items and seeds"
-        # beside the score, as in the rows
+        # next to the score, as in the rows
         columns.insert(2, Column(title, meaning))
     table = Table(
         caption=caption(comparison),
@@ -175,10 +175,11 @@ def json_rows(comparison: Comparison) -> list[dict[str, Any]]:
 
 
 def json_choice(comparison: Comparison) -> dict[str, Any]:
-    """Return the run that validation scores choose, or what is missing for a choice, for JSON.
+    """Return the run that validation scores choose, or the reason why there is none, for JSON.
 
     "method", "seed", "folder": of that run; "validation": for each method its mean score and loss
-    on the validation part; "seeds": those of the means. Without a choice only "missing", a text.
+    on the validation part; "seeds": the seeds of the means. Without a choice only "missing",
+    a text.
     """
     choice, missing = comparison.choice
     if choice is None:

@@ -125,6 +125,6 @@ def place_of(layer: str) -> tuple[str, str]:
 
     Without a number both are the path.
     """
-    # the first number in a path is that of the block
+    # the first number in a path is the block's
     number = _NUMBER.search(layer)
     return (number.group(1), layer[number.end() :]) if number else (layer, layer)
