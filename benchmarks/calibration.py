@@ -1,6 +1,6 @@
 """What a calibration is worth on a text of a kind that is in none: SparseGPT at half the weights.
 
-    python benchmarks/calibration.py --out runs/calibration           # goes on where it stopped
+    python benchmarks/calibration.py --out runs/calibration           # resumes where it stopped
     python benchmarks/calibration.py --out runs/calibration --write   # and a page below docs
 
 SmolLM2-135M is pruned with rows of every corpus ("mixed") and with as many of one. It is judged by

@@ -3,7 +3,7 @@
     python benchmarks/causes.py --write           # docs/benchmarks/causes.md, a minute
     python benchmarks/causes.py --seeds 1 --patches 200      # a smoke test
 
-Bars are those of the claim `prosper-bars`, whose record has what our models find: drawn by each
+Bars come from the claim `prosper-bars`, and its record has what our models find: drawn by each
 model's own rule, so that the model is the right one for its data. NMF gets the same pictures.
 Holes are every third pixel of patches that nothing was fitted on.
 """

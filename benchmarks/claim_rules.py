@@ -16,7 +16,7 @@ DRAWS = 2000
 PAGE = Path("docs/benchmarks/claim_rules.md")
 INTRODUCTION = """# False verdicts of the rules
 
-`python benchmarks/claim_rules.py`: {draws:,} claims without any effect, whose values are normal
+`python benchmarks/claim_rules.py`: {draws:,} claims without any effect, with values that are normal
 around their target. Wanted: at most 3 % on each side. *One design* is judged once. *Enlarged* is
 looked at with five seeds first and, where these decide nothing, judged again with ten: by the rules
 the five new ones count alone. *Moved target* is held against one that was set half a standard
@@ -72,7 +72,7 @@ def enlarged(values: tuple[float, ...]) -> tuple[str, str]:
 
 
 def moved(values: tuple[float, ...]) -> tuple[str, str]:
-    """Return both words of a claim whose target was lowered after its figure was known."""
+    """Return both words of a claim with a target that was lowered after its figure was known."""
     lower = study(-0.5)
     lines = [bar_line(study()), run_line(values, study()), bar_line(lower)]
     return study_word(lower, values, lines), lower.word(result(values))

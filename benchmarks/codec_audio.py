@@ -1,11 +1,11 @@
-"""RECOMBINER on speech beside Opus at the same bytes.
+"""RECOMBINER on speech next to Opus at the same bytes.
 
     python benchmarks/codec_audio.py --write              # about ten minutes
     python benchmarks/codec_audio.py --clips 2 --crops 8 --steps 5 --fit 5     # a smoke test
 
-Clips of 800 samples (a tenth of a second) of telephone prompts whose sentences no prior saw. Opus
-is made for hearing and not for squared error, and its packets stand alone: its curve is drawn and
-nothing is judged.
+Clips of 800 samples (a tenth of a second) of telephone prompts with sentences that no prior
+saw. Opus is made for hearing and not for squared error, and its packets stand alone: its curve is
+drawn and nothing is judged.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def clips(late: bool, count: int, seed: int) -> list[Array]:
 
 
 def psnr(a: Array, b: Array) -> float:
-    """Of samples in -1 ... 1, whose range is 2, in dB."""
+    """Of samples in -1 ... 1, which have a range of 2, in dB."""
     return -10 * math.log10(max(float(np.square((a - b) / 2).mean()), 1e-12))
 
 
@@ -119,8 +119,8 @@ def main() -> None:
     about = (
         f"{args.clips} clips of {LENGTH} samples at {RATE:,} Hz; a prior of {args.crops} clips of "
         f"other sentences by the same speaker, {args.steps} steps; {args.fit} steps of encoding. "
-        "PSNR of the waveform, whose range is 2. Opus is made for hearing, codes a tenth of a "
-        "second as six packets, and is drawn, not judged. Headers of both files are left out."
+        "PSNR of the waveform, which has a range of 2. Opus is made for hearing, codes a tenth of "
+        "a second as six packets, and is drawn, not judged. Headers of both files are left out."
     )
     publish("Speech", about, markdown(HEAD, [silence, *ours(args), *theirs(args)]), args)
 

@@ -77,7 +77,7 @@ def curves(rows: list[dict[str, str]]) -> str:
 
 
 def nearest(pixels: np.ndarray, form: str, size: int) -> str:
-    """Bytes and PSNR of the quality whose file is nearest to a size."""
+    """Bytes and PSNR of the quality with the file nearest to a size."""
     files = [file(pixels, form, quality) for quality in range(1, 96, 2)]
     data = min(files, key=lambda one: abs(len(one) - size))
     found = np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
@@ -85,10 +85,10 @@ def nearest(pixels: np.ndarray, form: str, size: int) -> str:
 
 
 def decoded() -> Image.Image:
-    """Return a photograph beside what the built-in prior keeps of it, and print the figures.
+    """Return a photograph next to what the built-in prior keeps of it, and print the figures.
 
     It is scikit-learn's `china.jpg` by danielbuechele, CC BY 2.0, which the prior was not trained
-    on: of the photographs that are held out the one whose licence lets it stand in a page.
+    on: of the photographs that are held out the one with a licence that lets it stand in a page.
     """
     codec = Recombiner.load()
     china = photographs((), shrink=4)[0].pixels

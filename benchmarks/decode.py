@@ -1,10 +1,10 @@
-"""A token of SmolLM2 beside llama.cpp: milliseconds, bytes and perplexity in one row.
+"""A token of SmolLM2 next to llama.cpp: milliseconds, bytes and perplexity in one row.
 
     python benchmarks/decode.py --gguf smollm2-q4_0.gguf smollm2-q8_0.gguf --packed folder --write
 
 One thread; CPU time, since other work on the machine only adds to wall time; all take turns, and
-the least time of a token counts. Other runtimes' files of the same model, whose names end in their
-weights; each is left out, with a sentence, where its package is not installed:
+the least time of a token counts. Other runtimes' files of the same model, with names that end in
+their weights; each is left out, with a sentence, where its package is not installed:
 --gguf: for llama.cpp (`pip install llama-cpp-python`, which compiles it), by `intarsia export`.
 --openvino: folders such as smollm2-int4, by `optimum-cli export openvino --model FOLDER --task
 text-generation-with-past --weight-format int4 --group-size 32 smollm2-int4` (optimum-intel, which
@@ -12,11 +12,11 @@ may want an older transformers, so an environment of its own).
 --onnxruntime: by `python -m onnxruntime_genai.models.builder -i FOLDER -o smollm2-int4 -p int4 -e
 cpu` (onnxruntime-genai).
 --torchao: int8, int4 (torchao, and a C++ compiler; about two minutes for each, and less where
-torch finds what it compiled in TORCHINDUCTOR_CACHE_DIR).
+torch finds its compiled code in TORCHINDUCTOR_CACHE_DIR).
 FOLDER: smollm2 in the cache, ~/.cache/intarsia/weights/smollm2-*. --packed: folders that `intarsia
-compress` wrote of smollm2, such as those of gqsa; a row has the folder's name.
-Perplexity is that of rows of texts on which nothing here was calibrated (`--texts`). --write also
-writes the figures into rivals.json, of which `benchmarks/rivals.py` makes a page.
+compress` wrote of smollm2, such as gqsa's; a row has the folder's name.
+Perplexity is measured on rows of texts that nothing here was calibrated on (`--texts`). --write
+also writes the figures into rivals.json, from which `benchmarks/rivals.py` makes a page.
 """
 
 from __future__ import annotations
@@ -60,16 +60,16 @@ ABOUT = (
     "SmolLM2-135M, batch 1, after a prompt of about ten tokens: the least CPU time of a token, the "
     "bytes of all weights that it reads, and perplexity on rows of texts that nothing was "
     "calibrated on. Ours is one call of native steps a token; llama.cpp is built from its package "
-    "`llama-cpp-python` for this processor. OpenVINO's model is that of `optimum-cli export "
-    "openvino`, with keys and values as its state; onnxruntime's that of "
+    "`llama-cpp-python` for this processor. OpenVINO's model comes from `optimum-cli export "
+    "openvino`, with keys and values as its state; onnxruntime's from "
     "`onnxruntime_genai.models.builder`, with its fused attention; torchao's layers, weights alone "
     "in int8 or in int4 with 32 to a scale, are in transformers' model with a static cache, which "
     "torch compiles whole, with `freezing` and `max-autotune`. Each is in a process of its own, "
     f"with `GLIBC_TUNABLES={LARGE_PAGES}`: its weights are in large pages, too, as ours are. "
     "All take turns. *ms at the limit* is what the bytes take from memory; weights that stay in "
-    "the processor's cache take less. A row is dominated by one that is no slower and no worse, of "
-    "which the fastest is named. `groups int4 D rows R` are of `intarsia compress smollm2 --format "
-    "gqsa --density D --shared R --rows 64 --head int4`; those that are not trained have "
+    "the processor's cache take less. A row is dominated by one that is no slower and no worse; "
+    "the fastest of these is named. `groups int4 D rows R` are of `intarsia compress smollm2 "
+    "--format gqsa --density D --shared R --rows 64 --head int4`; those that are not trained have "
     "`--steps 0,0`, some `--rows 32`. `bitmask int8 P sparsegpt` is of `intarsia sparsify smollm2 "
     "--method sparsegpt --density 0.5 --out pruned`, or `--pattern 2:4`, and `intarsia compress "
     "pruned --format bitmask --values int8 --head int4`: 2:4 has no format of its own, the bitmask "
@@ -80,7 +80,7 @@ ABOUT = (
 def ours(
     name: str, model: nn.Module, ids: list[int], form: str, bits: int | None, density: float
 ) -> Arm:
-    """A model as native steps; its perplexity is that of its own forward."""
+    """A model as native steps; its perplexity comes from its own forward."""
     text = NativeText(model, length=LENGTH)
 
     def start() -> None:
@@ -105,7 +105,7 @@ def of_model(model: Any, rows: Sequence[Tensor]) -> float:
 
 
 def arms_of(args: argparse.Namespace, model: Any, ids: list[int]) -> list[Arm]:
-    """Ours, of those that --arms names: what was not asked for is not packed."""
+    """Our arms among those that --arms names; others are not packed."""
     half = copy.deepcopy(model).bfloat16()
 
     def dense(bits: int, head: int) -> Any:
@@ -233,7 +233,7 @@ def main() -> None:
         f"{'met' if rest <= REST else 'not met'}. Memory reads {floor / 1e3:.1f} GB/s. Kernels: "
         f"{native.instructions()}. Texts that judge: {args.texts}. {' '.join(left_out)}".strip(),
     ]
-    frame.publish("A token beside llama.cpp", ABOUT, body, args)
+    frame.publish("A token next to llama.cpp", ABOUT, body, args)
 
 
 def figures(

@@ -1,10 +1,10 @@
-"""A mixture layer at few tokens beside transformers' Mixtral block: docs/benchmarks/few_tokens.md.
+"""A mixture layer at few tokens next to transformers' Mixtral block: docs/benchmarks/few_tokens.md.
 
     python benchmarks/few_tokens.py               # the table on the terminal
     python benchmarks/few_tokens.py --write       # and the page
     python benchmarks/few_tokens.py --reps 1 --small       # a smoke test
 
-The layers and passes are those of `benchmarks/routing.py`, in float32. Mixtral's block is timed in
+The layers and passes come from `benchmarks/routing.py`, in float32. Mixtral's block is timed in
 each of its implementations, and the fastest is the baseline. The least CPU time counts, all in
 turns: an expert's product of a few rows is short, and other work on the machine only adds to it.
 """
@@ -105,10 +105,10 @@ def main() -> None:
         "weights once. Weights are in large pages, the rival's too. *limit* is what this machine "
         f"needs to read the weights ({floor.read / 1e9:.1f} GB/s) or to multiply "
         f"({floor.matmul['fp32'] / 1e9:.0f} GFLOP/s), whichever is longer. The rival is "
-        "transformers' Mixtral block, in each of its implementations for CPUs, of which the "
-        "fastest is named. llama.cpp, OpenVINO and onnxruntime train no "
-        "mixture and have no such layer in float32 alone: [a whole mixture](offloaded.md) stands "
-        "beside llama.cpp's."
+        "transformers' Mixtral block, in each of its implementations for CPUs, with the "
+        "fastest named. llama.cpp, OpenVINO and onnxruntime train no "
+        "mixture and have no such layer in float32 alone: [a whole mixture](offloaded.md) is "
+        "compared with llama.cpp's."
     )
     publish("A mixture layer at few tokens", about, markdown(head, rows), args)
 

@@ -1,11 +1,11 @@
 """README's and the areas' figures again on this machine, next to the figures of their pages.
 
-    make figures                        # all whose packages are installed, about an hour
+    make figures                        # all with their packages installed, about an hour
     make figures ONLY=recommend,speech  # the runs of these names
     python benchmarks/figures.py --list
 
-Each run is one command or a few, and gives one figure or more. A figure is read from what is
-printed as it is read from its page. A run whose package is missing is left out, with a sentence.
+Each run is one command or a few, and gives one figure or more. A figure is read from the
+output as it is read from its page. A run with a missing package is left out, with a sentence.
 Ratios are of CPU time, and other work on the machine moves them: leave it idle.
 """
 
@@ -42,7 +42,7 @@ class Cell(NamedTuple):
 class Figure:
     """A figure of a page, and where else it stands.
 
-    at: a cell, or a pattern with one group, of the page and of what is printed; better: "lower" or
+    at: a cell, or a pattern with one group, of the page and of the output; better: "lower" or
     "higher"; stated: pages with their words, the figure in braces; inverse: 1 over the cell.
     """
 
@@ -294,7 +294,7 @@ def words(command: str) -> list[str]:
 
 
 def printed_by(commands: Sequence[str], folder: Path) -> str:
-    """Run commands in a folder, and return what they print.
+    """Run commands in a folder, and return their output.
 
     Raises: RuntimeError with the last lines of one that fails.
     """
@@ -333,7 +333,7 @@ def chosen(only: str) -> list[Run]:
 
 
 def described(run: Run) -> str:
-    """What a run does, in how many minutes, and what it lacks."""
+    """What a run does, in how many minutes, and the packages it lacks."""
     lines = [f"{run.name}: about {run.minutes:g} min, {len(run.figures)} figures"]
     if lacks := missing(run):
         lines[0] += f"; left out: pip install {' '.join(lacks)}"

@@ -1,4 +1,4 @@
-"""What the benchmarks share: interleaved timing, ratios beside their targets, and the page."""
+"""What the benchmarks share: interleaved timing, ratios next to their targets, and the page."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class Spent:
 def interleaved(jobs: Mapping[str, Job], reps: int) -> dict[str, Spent]:
     """What each job takes, over `reps` runs after one that does not count, in an order that turns.
 
-    A machine whose load changes then slows all of them down.
+    A machine with a load that changes then slows all of them down.
     """
     times: dict[str, list[tuple[float, float]]] = {name: [] for name in jobs}
     names = list(jobs)
@@ -67,7 +67,7 @@ def operations(job: Job) -> int:
 
 
 def peak_over(step: Job, times: int = 3) -> int:
-    """Bytes by which steps raise this process's peak above what it holds now."""
+    """Bytes by which steps raise this process's peak above the memory it holds now."""
     Path("/proc/self/clear_refs").write_text("5")  # the peak so far, of building, is forgotten
     before = psutil.Process().memory_info().rss
     for _ in range(times):

@@ -63,7 +63,7 @@ def rates(trace: Trace, streams: int) -> dict[str, Curve]:
 
 
 def picture(found: Mapping[int, Mapping[str, Curve]], theme: str) -> str:
-    """Two plots beside each other, one for each number of streams."""
+    """Two plots next to each other, one for each number of streams."""
     look = THEMES[theme]
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" '

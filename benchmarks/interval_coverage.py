@@ -24,7 +24,7 @@ from intarsia.reports.statistics import paired_interval, t_interval
 
 ITEMS, SEEDS = (36, 150, 1000), (1, 2, 3, 5, 10)
 ACCURACY = 0.75
-SHARED = 0.1  # spread of a seed's effect on both arms; that of the pictures' difficulty is 1
+SHARED = 0.1  # spread of a seed's effect on both arms; the pictures' difficulty has a spread of 1
 HEAD = ["pictures", "seeds", "items and seeds", "drawn by seed", "loss", "seeds alone"]
 
 
@@ -117,7 +117,7 @@ seeds both have the same expected accuracy, {100 * ACCURACY:.0f} %. Per cent of 
 0 lies outside; 5 is right. *Items and seeds* is `intarsia.reports.statistics.paired_interval`, by
 which `compare`, `report`, `auto`, `demo` and `bench` judge on one set: the same pictures at every
 seed, or each seed *drawn* its own half of twice as many, as `compare` does where the data have no
-test part. *Loss* is the same on losses in place of right and wrong. *Seeds alone* is Student's
+test part. *Loss* is the same on losses instead of right and wrong. *Seeds alone* is Student's
 interval of the seeds' differences, by which they judged before: it takes the pictures as given.
 With one seed the exact McNemar test decides (on losses Student's interval of the pictures), and
 what a seed does to an arm as a whole cannot be seen: it speaks of these two trainings."""

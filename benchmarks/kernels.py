@@ -1,4 +1,4 @@
-"""Products of sparse weights beside their floor and their peers: docs/benchmarks/kernels.md.
+"""Products of sparse weights next to their floor and their peers: docs/benchmarks/kernels.md.
 
 python benchmarks/kernels.py                 # the tables on the terminal, some minutes
 python benchmarks/kernels.py --write         # and docs/benchmarks/kernels.md with its picture
@@ -31,7 +31,7 @@ HEAD = ("kernel", "density", "ms", "x best dense", "bytes/weight", "GB/s", "of l
 WIDTH, HEIGHT, LEFT, BELOW = 960, 500, 70, 60
 RIGHT = 760  # px from the left at which the axes end
 KEY = 780  # and at which the legend begins
-# those of the reports' style sheet on light paper
+# the colours of the reports' style sheet on light paper
 COLOURS = ("#1d5fa8", "#b8530a", "#157a55", "#7a44b0", "#b52a5e", "#7d6400", "#0b7285")
 ABOUT = """\
 One row of inputs, as a decoder has it for each token: a product then reads every byte that is
@@ -48,7 +48,7 @@ slower than what its user could have had without pruning. Errors are the largest
 against float32 with the same zeros, over the largest output: the quality that is paid for.
 
 Other libraries are at their best: all copies are layers of one graph, so that the cost of a call
-is shared, and of several settings the fastest is taken. llama.cpp's products are those of ggml as
+is shared, and of several settings the fastest is taken. llama.cpp's products come from ggml as
 `pip install llama-cpp-python` builds it for the processor, in the fastest of its buffers;
 OpenVINO's weights are compressed as nncf does, with inputs in their own type or rounded to int8;
 onnxruntime's are MatMulNBits with inputs in int8; torchao's are weight-only layers that
@@ -182,7 +182,7 @@ def main() -> None:
     if args.write:
         write_text(PICTURE, picture(table, SHAPES[0]))
     about = ABOUT + PAGES if os.environ.get("GLIBC_TUNABLES") == LARGE_PAGES else ABOUT
-    publish("Sparse kernels beside the memory's speed", about, body(table, SHAPES), args)
+    publish("Sparse kernels compared with the memory's speed", about, body(table, SHAPES), args)
 
 
 if __name__ == "__main__":

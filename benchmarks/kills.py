@@ -1,13 +1,13 @@
-"""Kills trainings whose experts are on four processes: each goes on, and ends with the same bits.
+"""Kills trainings with experts on four processes: each resumes, and ends with the same bits.
 
-    python benchmarks/kills.py               # 200 kills; a command that is stopped goes on
+    python benchmarks/kills.py               # 200 kills; a command that is stopped resumes
     python benchmarks/kills.py --kills 20
     python benchmarks/kills.py --write       # docs/benchmarks/kills.md
 
-Each run is killed twice with SIGKILL, one process of it or all of them, in place of a call (of one
+Each run is killed twice with SIGKILL, one process of it or all of them, instead of a call (of one
 that writes a checkpoint, of an exchange, of a step) or at any moment, and is then left alone. What
-it learned, its scores and its log are compared with those of a run that nobody has killed; whoever
-outlives the others has to end by itself, with an error that says so. One process imports
+it learned, its scores and its log are compared with a run that nobody has killed; whoever
+outlives the others has to end on its own, with an error that says so. One process imports
 everything; runs are forked from it.
 """
 
@@ -55,7 +55,7 @@ WORLD, EXPERTS, WIDTH, CLASSES = 4, 8, 8, 4
 EACH = 2  # kills of a run
 BOUND = 90.0  # seconds in which those that are left must have ended
 STRATEGIES: tuple[Strategy, ...] = (Fssdp(2, 3), ExpertParallel(), Tutel())
-# a process dies in place of a call of one of these
+# a process dies instead of a call of one of these
 CALLS = (
     (os, "fsync"), (os, "replace"), (os, "pwrite"), (shutil, "rmtree"),
     (safetensors.torch, "save_file"), (Path, "write_text"), (Path, "mkdir"),
@@ -68,8 +68,8 @@ ROW = ("trial", "strategy", "kills", "same", "cpu", "wall")
 
 @dataclass(frozen=True)
 class Kill:
-    """victim: a process, which takes the others along if `everyone`; call: in place of which, and
-    of the how many-th; "" = `after` seconds."""
+    """victim: a process, which takes the others along if `everyone`; call: it dies instead of this
+    one, at the how many-th; "" = `after` seconds."""
 
     victim: int
     everyone: bool
@@ -130,7 +130,7 @@ def outcome(out: Path) -> str:
 
 
 def counting(kill: Kill | None) -> Counter[str]:
-    """Die in place of a call, if this is the one; otherwise count them."""
+    """Die instead of a call, if this is the one; otherwise count them."""
     seen = Counter[str]()
 
     def counted(name: str, real: Callable[..., Any]) -> Callable[..., Any]:
@@ -235,7 +235,7 @@ def ended(children: list[int], began: float) -> list[int]:
 
 @dataclass(frozen=True)
 class Whole:
-    """A run that nobody killed: what it made, its calls by process, its seconds."""
+    """A run that nobody killed: its outcome, its calls by process, its seconds."""
 
     digest: str
     calls: list[dict[str, int]]
@@ -252,7 +252,7 @@ def whole(folder: Path, strategy: Strategy) -> Whole:
 
 
 def kills_of(trial: int, against: Whole) -> Iterator[Kill]:
-    """A run's kills; those of a run that goes on come early enough to come at all."""
+    """A run's kills; a resumed run's kills come early enough to come at all."""
     draws = random.Random(trial)
     for number in range(EACH):
         victim, left = draws.randrange(WORLD), 1 / (1 + number)
@@ -269,7 +269,7 @@ def kills_of(trial: int, against: Whole) -> Iterator[Kill]:
 
 
 def tried(trial: int, folder: Path, strategy: Strategy, against: Whole) -> dict[str, Any]:
-    """A run that is killed, goes on, is killed again, and goes on to its end."""
+    """A run that is killed, resumes, is killed again, and resumes to its end."""
     out, began, cpu = folder / str(trial), time.monotonic(), spent()
     shutil.rmtree(out, ignore_errors=True)
     said: list[dict[str, Any]] = []
@@ -296,7 +296,7 @@ def came(kill: Mapping[str, Any]) -> bool:
 
 
 def as_wanted(kill: Mapping[str, Any]) -> bool:
-    """Whether the others ended by themselves: told, or done before."""
+    """Whether the others ended on their own: told, or done before."""
     return all(code in (-signal.SIGKILL, TOLD, DONE) for code in kill["ends"])
 
 
@@ -315,7 +315,7 @@ def page(found: list[dict[str, Any]], args: Any) -> bool:
     body += [
         "",
         f"{len(kills)} kills of {len(found)} runs: {same} runs ended with the bits of one that "
-        f"nobody killed, and in {wanted} kills whoever was left ended by itself, at the latest "
+        f"nobody killed, and in {wanted} kills whoever was left ended on its own, at the latest "
         f"{last:.1f} s after a kill at any moment. {cpu / 60:.1f} CPU minutes.",
     ]
     plans = ", ".join(type(s).__name__ for s in STRATEGIES)

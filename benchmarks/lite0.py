@@ -56,9 +56,9 @@ of the pictures that fit. All runs take turns, and the median counts, in CPU tim
 that are given. torchao is left out: it has no int8 convolutions for CPUs.
 
 Nothing was fitted on, calibrated on, or chosen by the pictures that judge, and they were looked at
-once for each net. *Top-1*: percent whose first of 1,000 classes is right; *less*: so many points
+once for each net. *Top-1*: percent with the right class first of 1,000; *less*: so many points
 less than dense float32 on the same pictures, with a 95 % interval. *Agrees*: percent of all
-pictures whose first class is that of dense float32; *where sure*: of those for which it has a
+pictures with the same first class as dense float32; *where sure*: of those for which it has a
 probability above {SURE}. *M products*: million multiplications of a weight that is not 0 by an
 input.
 
@@ -223,7 +223,7 @@ def less(dense: np.ndarray, ours: np.ndarray) -> str:
 def verdicts(
     arms: Sequence[NetArm], ms: Sequence[float], qualities: Sequence[NetAnswers], judge: str
 ) -> list[str]:
-    """The targets beside what was reached.  judge: name of the pictures with classes."""
+    """The targets next to the results.  judge: name of the pictures with classes."""
     runtimes = [arm.runtime for arm in arms]
     rival, dense = ms[runtimes.index(RIVAL)], qualities[runtimes.index(REFERENCE)].right[judge]
     rows: list[tuple[str, ...]] = []
@@ -269,7 +269,7 @@ def table_of(
 def figures(
     arms: Sequence[NetArm], ms: Sequence[float], qualities: Sequence[NetAnswers], judge: str
 ) -> list[RuntimeFigures]:
-    """The rows of rivals.json.  judge: name of the pictures whose top-1 counts."""
+    """The rows of rivals.json.  judge: name of the pictures on which top-1 counts."""
     return [
         RuntimeFigures(
             f"{a.runtime}, {a.net}",
@@ -314,7 +314,7 @@ def main() -> None:
         f"judge: {counts}; the dense net is sure of {sure} of them."
     )
     body = [text, "", *verdicts(arms, ms, qualities, judge), "", *table_of(arms, ms, qualities)]
-    publish("A CNN beside other runtimes, dense and sparse", ABOUT, body, args)
+    publish("A CNN next to other runtimes, dense and sparse", ABOUT, body, args)
 
 
 if __name__ == "__main__":

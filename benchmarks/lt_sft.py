@@ -1,14 +1,14 @@
-"""Phase B of LT-SFT beside full fine-tuning: time and memory of a training step.
+"""Phase B of LT-SFT next to full fine-tuning: time and memory of a training step.
 
     python benchmarks/lt_sft.py                      # the table on the terminal
     python benchmarks/lt_sft.py --write              # and into docs/benchmarks/lt_sft.md
     python benchmarks/lt_sft.py --reps 1 --blocks 1 --tokens 64    # a smoke test
 
 Two block stacks with random weights, one of ViT-S and one shaped as SmolLM2-135M (its embedding and
-head tied), on one thread. Steps are those of `intarsia.fit`; cases are timed in one interleaved run
+head tied), on one thread. Steps come from `intarsia.fit`; cases are timed in one interleaved run
 in an order that rotates, in CPU time, which other work on the machine disturbs less than wall time;
-a second copy of the baseline shows the noise. Memory is what is counted, not measured: tensors that
-a step holds beside weights and activations.
+a second copy of the baseline shows the noise. Memory is counted, not measured: tensors that a step
+holds in addition to weights and activations.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ FULL, AGAIN, MASKED = "full fine-tuning", "full fine-tuning again", "masked grad
 
 
 class Smol(nn.Module):
-    """A causal language model whose last token's logits are its answer.  (B, T) -> (B, vocab)."""
+    """A causal language model with its last token's logits as answer.  (B, T) -> (B, vocab)."""
 
     def __init__(self, blocks: int) -> None:
         super().__init__()
@@ -167,11 +167,11 @@ def main() -> None:
     if args.write:
         found, now = machine(), datetime.now(UTC).strftime("%Y-%m-%d")
         PAGE.write_text(
-            "# LT-SFT's second phase beside full fine-tuning\n\n"
+            "# LT-SFT's second phase compared with full fine-tuning\n\n"
             f"{args.blocks} blocks, {args.tokens} tokens a step, one thread, float32, AdamW; "
             f"medians of {args.reps} interleaved repetitions of CPU\ntime. The target is {TARGET} "
             "of full fine-tuning's step.\nThe gathered form keeps gradients and moments of the "
-            "chosen weights only; masking\ngradients is what it is tested against.\n\n"
+            "chosen weights only; it is\ntested against masking gradients.\n\n"
             f"`python benchmarks/lt_sft.py --write` on {now}; {found['processor']}, "
             f"{found['cores']} cores, torch {versions()['torch']}.\n\n" + "\n".join(lines) + "\n"
         )

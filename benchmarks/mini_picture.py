@@ -16,8 +16,9 @@ WIDTH, HEIGHT = 660, 480
 LEFT, RIGHT, TOP, BOTTOM = 60, 640, 62, 416  # of the plot
 SECONDS, PERCENT = (4.0, 400.0), (56.5, 65.0)  # of the axes
 COST_SEED = 0
-"""The seed whose times are shown: at it all methods met the machine in one state. At the others
-adaptformer and mosa met it at half its speed, which no mean and no median over seeds mends."""
+"""The seed of the times that are shown: at it all methods met the machine in one state. At the
+others adaptformer and mosa met it at half its speed, which no mean and no median over seeds
+mends."""
 TICKS_X, TICKS_Y = (5, 10, 30, 100, 300), (58, 60, 62, 64)
 LETTER = 7.6  # width of one at 14 px, about
 # which labels are placed first; one that finds no room is left out
@@ -112,7 +113,7 @@ def dots(findings: Findings) -> list[Dot]:
 
 
 def labels(found: Sequence[Dot]) -> Iterator[tuple[Dot, float, float, str]]:
-    """(dot, x, y, anchor) of each label that has room, those of FIRST before the others."""
+    """(dot, x, y, anchor) of each label that has room, FIRST's before the others."""
     taken = [(dot.x - 6, dot.y - 6, dot.x + 6, dot.y + 6) for dot in found]
     order = {name: i for i, name in enumerate(FIRST)}
     for dot in sorted(found, key=lambda dot: order.get(dot.name, len(order))):

@@ -1,13 +1,13 @@
-"""What LoRA experts cost beside one LoRA, and many adapters in a batch beside one.
+"""What LoRA experts cost compared with one LoRA, and many adapters in a batch compared with one.
 
     python benchmarks/mixtures.py                  # the table on the terminal
     python benchmarks/mixtures.py --write          # and into docs/benchmarks/mixtures.md
     python benchmarks/mixtures.py --reps 1 --layers 1     # a smoke test
 
 Llama blocks of SmolLM2-135M's shape (width 576, hidden 1536) with random weights and a small
-vocabulary, 2,048 tokens. Every row is a ratio of two cases, timed in one interleaved run whose
-order rotates; a second copy of the baseline shows the noise. One thread; targets are for wall time,
-so the machine should be idle: CPU time, beside it, says how far it was not.
+vocabulary, 2,048 tokens. Every row is a ratio of two cases, timed in one interleaved run in an
+order that rotates; a second copy of the baseline shows the noise. One thread; targets are for wall
+time, so the machine should be idle: CPU time, next to it, says how far it was not.
 """
 
 from __future__ import annotations
@@ -88,7 +88,7 @@ class HandOut:
 
 
 def dispatch(args: argparse.Namespace) -> Job:
-    """What one step of "top 1 of 8" does beside products: routers, rows out and back, gradients.
+    """What one step of "top 1 of 8" does but products: routers, rows out and back, gradients.
 
     Forward and backward of the router and of the three dispatches of each block. Experts take rows,
     weight what stands for A x, and hand out rows; those and all gradients are there already.
@@ -132,7 +132,7 @@ def dispatch(args: argparse.Namespace) -> Job:
 
 
 def mixed_batches(args: argparse.Namespace) -> dict[str, Job]:
-    """The forward of a batch whose samples have an adapter each, and of one with one adapter."""
+    """The forward of a batch with an adapter for each sample, and of one with one adapter."""
     model: Any = intarsia.adapt(trunk(args), EVERYWHERE, head=None, name="a0")
     for i in range(1, ADAPTERS):
         model = intarsia.adapt(model, EVERYWHERE, head=None, name=f"a{i}", seed=i)
@@ -150,7 +150,7 @@ def mixed_batches(args: argparse.Namespace) -> dict[str, Job]:
 def dispatch_bytes(layers: int) -> int:
     """Bytes that one step's dispatches must move: rows read, written and added, and back."""
     out = TOKENS * 4 * (WIDTH + HIDDEN)  # what gate and up, and down, read
-    back = TOKENS * 4 * (2 * HIDDEN + WIDTH)  # what they give
+    back = TOKENS * 4 * (2 * HIDDEN + WIDTH)  # their outputs
     return layers * 2 * (2 * out + 3 * back)
 
 
@@ -203,8 +203,8 @@ def main() -> None:
     about = (
         f"{args.layers} Llama blocks of SmolLM2-135M's shape, {TOKENS} tokens, rank {RANK}, "
         f"float32, {args.threads} threads, random weights; one interleaved run, medians of "
-        f"{args.reps}. Ratios of wall time, and of CPU time beside them, which other processes of "
-        "the machine lengthen less."
+        f"{args.reps}. Ratios of wall time, and next to them of CPU time, which other processes "
+        "of the machine lengthen less."
     )
     publish("Mixtures of LoRA experts: time", about, body, args)
 

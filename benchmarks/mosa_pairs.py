@@ -6,7 +6,7 @@
     ... --budgets scarce --methods mosa adaptformer             # a part of it
 
 `mosa_pairs.json` is the protocol: sets, seeds, sizes, budgets; `mosa_pairs.jsonl` has a row for
-each finished run. One that is stopped goes on from `--out`, where another protocol is refused.
+each finished run. One that is stopped resumes from `--out`, where another protocol is refused.
 """
 
 from __future__ import annotations
@@ -93,7 +93,7 @@ def chosen(rules: Row, kept: Store, budget: str, method: str) -> float | None:
 
 
 def confirming(rules: Row, kept: Store, budgets: list[str], methods: list[str]) -> Iterator[Place]:
-    """The runs that count, of the methods whose rate is chosen."""
+    """The runs that count, of the methods with a chosen rate."""
     asked = rules["confirmation"]
     for budget in budgets:
         rates = {method: chosen(rules, kept, budget, method) for method in methods}
@@ -105,7 +105,7 @@ def confirming(rules: Row, kept: Store, budgets: list[str], methods: list[str]) 
 
 
 def carry(rules: Row, places: list[Place], kept: Store, out: Path, args: Any) -> None:
-    """Run what is not kept."""
+    """Run the trials that are not kept."""
     trials: list[Trial] = []
     for place in places:
         key = key_of(vars(place))
@@ -148,7 +148,7 @@ def _value(row: Row, name: str) -> float | None:
 
 
 def batched(seeds: Sequence[int], size: int) -> Iterator[Sequence[int]]:
-    """So many seeds at a time, so that what is stopped early has all tasks of some seeds."""
+    """So many seeds at a time, so that a study stopped early has all tasks of some seeds."""
     yield from (seeds[i : i + size] for i in range(0, len(seeds), size))
 
 

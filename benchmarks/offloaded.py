@@ -4,7 +4,7 @@
     intarsia trace smollm2-mixtral python-docs --rows 16 --length 64 --out trace.safetensors
     python benchmarks/offloaded.py smollm2-mixtral trace.safetensors --write
 
-and beside llama.cpp, with files of `intarsia export smollm2 --format gguf --quant q4_0`:
+and next to llama.cpp, with files of `intarsia export smollm2 --format gguf --quant q4_0`:
 
     python benchmarks/offloaded.py --upcycle smollm2-mixtral --dense smollm2-q4_0.gguf
     python benchmarks/offloaded.py MIXTURE TRACE --gguf smollm2-mixtral/smollm2-q4_0.gguf
@@ -64,7 +64,7 @@ HEAD = ("experts", "own forward", "least - most", "target", "", "native steps", 
 def upcycled(folder: Path) -> None:
     """Write SmolLM2 as a Mixtral: each expert is a copy of its layer's MLP, routers are random.
 
-    Weights of a token's experts sum to 1, so that the outputs are those of SmolLM2.
+    Weights of a token's experts sum to 1, so that the outputs are SmolLM2's.
     """
     whole, tokenizer = language_model("smollm2")
     source: Any = whole
@@ -198,7 +198,7 @@ def in_turns(resident: Any, arms: Mapping[str, Any], rows: Any, turns: int, toke
 
 
 def with_experts(dense: Path, target: Path) -> None:
-    """Write a GGUF file of SmolLM2 as that of the mixture that `upcycled` writes.
+    """Write a GGUF file of SmolLM2 as the file of the mixture that `upcycled` writes.
 
     dense: of `intarsia export smollm2 --format gguf`; its blocks are copied as they are.
     """
@@ -339,7 +339,7 @@ def streams(resident: Any, rows: Any, args: argparse.Namespace) -> list[str]:
         turns = in_turns(resident, arms, rows, args.reps, args.tokens)
         lines = table_of(turns, arms)
     return [
-        f"{len(PROMPTS)} streams in float32, a step over that of the model's own forward with all "
+        f"{len(PROMPTS)} streams in float32, a step over one of the model's own forward with all "
         f"experts in memory ({1e3 * statistics.median(turns.seconds):.1f} ms). An expert's product "
         f"takes {1e3 * product:.3f} ms, a read {1e3 * SLOW * product:.3f} ms. Of the native steps' "
         f"tokens {100 * turns.equal:.0f} % are the forward's.",
@@ -351,7 +351,7 @@ def streams(resident: Any, rows: Any, args: argparse.Namespace) -> list[str]:
 ABOUT = """\
 Greedy decoding with a mixture of experts. One text: the least CPU time of a token, with all experts
 in memory, by native steps (`intarsia generate`), by transformers' forward in each of its
-implementations of experts, and by llama.cpp, in a process of its own. Perplexity is that of texts
+implementations of experts, and by llama.cpp, in a process of its own. Perplexity is on texts
 that nothing was trained or calibrated on. Four streams: a quarter of the experts in memory, the
 others behind a link that takes twice an expert's product for each; wall time, since a read sleeps,
 and the median of the turns. All take turns. Outputs of an offloaded forward are compared: they are

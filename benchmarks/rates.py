@@ -2,9 +2,9 @@
 
     python benchmarks/rates.py mini/elpv fresh/twemoji   # these tasks, both ways, into rates.jsonl
     python benchmarks/rates.py all                       # the fifteen of mini and the six of fresh
-    python benchmarks/rates.py --write                   # the page, of what is there
+    python benchmarks/rates.py --write                   # the page, of the tasks that are there
 
-A task that is there is not run again, and one that was stopped goes on. About two CPU minutes a
+A task that is there is not run again, and one that was stopped resumes. About two CPU minutes a
 task on one core.
 """
 

@@ -1,6 +1,6 @@
 """RECOMBINER with its maps, without them, and COMBINER, on crops that no claim trains on or judges.
 
-    python benchmarks/recombiner_maps.py --out runs/maps           # goes on where it stopped
+    python benchmarks/recombiner_maps.py --out runs/maps           # resumes where it stopped
     python benchmarks/recombiner_maps.py --out runs/maps --write   # and a page below docs
 
 Of the photographs on which the claim trains, every fifth is left out here; two crops of each of

@@ -1,11 +1,11 @@
-"""Every recommender of users on MovieLens-100k, beside popularity, in one run.
+"""Every recommender of users on MovieLens-100k, next to popularity, in one run.
 
     python benchmarks/recommenders.py --write         # and into docs/benchmarks/recommenders.md
     python benchmarks/recommenders.py --data shop     # a folder or a table of events of your own
     python benchmarks/recommenders.py --only ease,itemknn       # seconds
 
 The last five events of each user are the test, the five before them validation. Each model has as
-many settings as `TRIED` names, of which the best on validation counts; the test is seen once.
+many settings as `TRIED` names, and the best of them on validation counts; the test is seen once.
 """
 
 from __future__ import annotations
@@ -88,7 +88,7 @@ def main() -> None:
     about = (
         f"{len(data):,} events of {len(data.user_ids):,} users with {len(data.item_ids):,} items "
         f"({args.data}). All items are ranked for each user; settings are the best on validation, "
-        "seconds are those of the CPU for one training with them."
+        "seconds are CPU seconds of one training with them."
     )
     head = ["method", "settings", *MEASURES, "CPU seconds"]
     publish("Recommenders of users", about, markdown(head, rows), args)

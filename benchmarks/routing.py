@@ -1,4 +1,4 @@
-"""A mixture layer beside transformers' Mixtral block, dense MLPs and its own routers.
+"""A mixture layer next to transformers' Mixtral block, dense MLPs and its own routers.
 
     python benchmarks/routing.py                 # the tables on the terminal
     python benchmarks/routing.py --write         # and into docs/benchmarks/routing.md
@@ -7,7 +7,7 @@
 Width 576, 2 of E experts a token, gated SiLU; experts are cut from SmolLM2's MLPs, routers are
 random. Mixtral's block is timed in each of its implementations for the CPU, with its weights in
 large pages, as ours are, and the fastest is the baseline. A backward has fresh gradients, as after
-`zero_grad()`. Every row is a ratio of two cases of one interleaved run whose order rotates; a
+`zero_grad()`. Every row is a ratio of two cases of one interleaved run in an order that rotates; a
 second copy of the layer shows the noise. Wall time counts, so the machine should be idle.
 """
 
@@ -223,7 +223,7 @@ def cases(where: str, times: dict[str, Spent]) -> list[list[str]]:
 
 
 def beside_dense(shape: Shape, reps: int) -> list[list[str]]:
-    """Two of eight experts against two dense MLPs, whose products are as many."""
+    """Two of eight experts against two dense MLPs with as many products."""
     x = tokens(shape)
 
     class Two(nn.Module):
@@ -292,7 +292,7 @@ def route(router: nn.Module, x: Tensor, *, back: bool) -> None:
 
 
 def shares(shape: Shape, reps: int) -> tuple[list[list[str]], list[list[str]]]:
-    """What each router takes by itself, over the layer with TopK."""
+    """What each router takes on its own, over the layer with TopK."""
     x = tokens(shape)
     whole = layer(shape)
     jobs: dict[str, Job] = {"layer, forward": partial(forward, whole, x),
@@ -404,7 +404,7 @@ def main() -> None:
         "",
         *markdown(["router", *way, *way], of_routers),
         "",
-        "Peak memory of forward + backward, E = 8, h = 384, fp32, beside the straight line from "
+        "Peak memory of forward + backward, E = 8, h = 384, fp32, next to the straight line from "
         "the first to the last.",
         "",
         *markdown(["T", "MiB", "line"], peaks(args)),
@@ -415,9 +415,9 @@ def main() -> None:
         f"Width {WIDTH}, {ACTIVE} experts a token, gated SiLU, {args.threads} threads; experts "
         "are cut from SmolLM2's MLPs, routers are random, and weights are in large pages, "
         f"Mixtral's too; interleaved runs, medians of {args.reps} ({SLOW} of its loop at E = 64). "
-        "Ratios of wall time, and of CPU time beside them. The rival is transformers' Mixtral "
-        "block, in each of its implementations for CPUs, of which the fastest is named; llama.cpp, "
-        "OpenVINO and onnxruntime train no mixture: [a whole one](offloaded.md) stands beside "
+        "Ratios of wall time, and next to them of CPU time. The rival is transformers' Mixtral "
+        "block, in each of its implementations for CPUs, with the fastest named; llama.cpp, "
+        "OpenVINO and onnxruntime train no mixture: [a whole one](offloaded.md) is compared with "
         "llama.cpp's."
     )
     publish("A mixture layer and its routers", about, body, args)

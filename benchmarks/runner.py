@@ -1,4 +1,4 @@
-"""What the benchmark's runner costs beside calling `fit` yourself, on the same runs.
+"""What the benchmark's runner costs compared with calling `fit` yourself, on the same runs.
 
     python benchmarks/runner.py             # the ratio on the terminal
     python benchmarks/runner.py --epochs 2  # shorter, so that the runner's share is larger
@@ -6,7 +6,7 @@
 Both sides train the same methods on the same task, one after the other, with one thread, and keep a
 run folder for each. By hand: pictures are loaded once, and every run calls `adapt` and `fit`. The
 runner's side counts from an empty folder to the last result, its worker's start included. CPU time,
-of this process and its workers, stands beside the wall time: on a busy machine only it means much.
+of this process and its workers, stands next to the wall time: on a busy machine only it means much.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def plan_of(epochs: int) -> BenchPlan:
 
 
 def clocks() -> tuple[float, float]:
-    """Wall and CPU seconds so far, the latter with those of processes that have ended."""
+    """Wall and CPU seconds so far, the latter with the seconds of processes that have ended."""
     used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
     return time.perf_counter(), sum(u.ru_utime + u.ru_stime for u in used)
 

@@ -1,4 +1,4 @@
-"""A training step of S2FT beside LoRA's and full fine-tuning's: time, memory, and the lower bounds.
+"""A training step of S2FT next to LoRA's and full fine-tuning's: time, memory and lower bounds.
 
     python benchmarks/s2ft.py                       # the tables on the terminal
     python benchmarks/s2ft.py --write               # and into docs/benchmarks/s2ft.md
@@ -6,8 +6,8 @@
 
 Llama layers in the shapes of SmolLM2-135M (width 576, MLP 1536, 9 heads on 3 keys) with random
 weights. A step is forward, backward and AdamW. Every row is a ratio of two cases, timed in one
-interleaved run in an order that rotates; a second copy of LoRA shows the noise. Peak memory is that
-of a fresh process for each case.
+interleaved run in an order that rotates; a second copy of LoRA shows the noise. Peak memory is
+measured in a fresh process for each case.
 """
 
 from __future__ import annotations
@@ -195,9 +195,9 @@ def main() -> None:
         *markdown(["", "got", "target", "", "by CPU time", "lower bound"], table),
         "",
         "The lower bound counts the matrix products of forward and backward; AdamW and "
-        "what is done element by element are not in it. A frozen linear layer costs two "
-        "products in place of three, and the lowest block, below whose down projection nothing "
-        "learns, one: (2 - 1 / L) / 3 of full fine-tuning's for L blocks, "
+        "element-wise operations are not in it. A frozen linear layer costs two products "
+        "instead of three, and the lowest block, with nothing that learns below its down "
+        "projection, one: (2 - 1 / L) / 3 of full fine-tuning's for L blocks, "
         f"{floor_at(args.layers):.3f} for {args.layers} and {floor_at(30):.3f} for the 30 of "
         "SmolLM2-135M. A ratio below it there would have to come from AdamW alone.",
         "",
@@ -211,7 +211,7 @@ def main() -> None:
     about = (
         f"{args.layers} Llama layers in SmolLM2-135M's shapes, {args.batch} x {args.length} "
         f"tokens, {args.threads} threads, float32, random weights; down=0.03; one interleaved "
-        f"run, medians of {args.reps}. Ratios of wall time, and of CPU time beside them."
+        f"run, medians of {args.reps}. Ratios of wall time, and next to them of CPU time."
     )
     publish("A training step of S2FT", about, body, args)
 

@@ -1,4 +1,4 @@
-"""The index beside bm25s: what it finds and the CPU time of a query, in one run.
+"""The index compared with bm25s: the documents it finds and the CPU time of a query, in one run.
 
     python benchmarks/search.py                       # the tables on the terminal
     python benchmarks/search.py --write               # and into docs/benchmarks/search.md
@@ -6,11 +6,11 @@
     python benchmarks/search.py --judged "" --docs 300 --reps 1     # a smoke test
 
 Judged collections are encoded by the packaged model, which takes minutes to hours, and kept in the
-cache; what is measured are their test queries, k1, b and the share are tuned on validation queries,
+cache; their test queries are measured, k1, b and the share are tuned on validation queries,
 for bm25s as for ours. The rows by number of documents are entries of a dictionary (GCIDE), queries
 the glosses of another (WordNet); there a document's vector is log(1 + count) of its own tokens, for
 time alone. All sides tokenize, score and return ten documents, on one thread, in interleaved runs.
-Without a model the index holds BM25 alone; it is built and searched beside bm25s and, where it is
+Without a model the index holds BM25 alone; it is built and searched next to bm25s and, where it is
 installed (`pip install tantivy`), tantivy.
 """
 
@@ -243,7 +243,7 @@ def main() -> None:
         "The index holds BM25 and the vectors of a model. Pairs are CPU milliseconds of a query, "
         "bm25s / index; the packaged model is not trained on these collections."
     )
-    publish("Searching an index beside bm25s", about, body, args)
+    publish("Searching an index compared with bm25s", about, body, args)
 
 
 if __name__ == "__main__":

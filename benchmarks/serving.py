@@ -2,9 +2,9 @@
 
     python benchmarks/serving.py MIXTURE --requests 2000 --write docs/benchmarks/serving.json
 
-Starts the command line's server as a process of its own, over a mixture whose experts stay on disk
-and random adapters beside it, asks from 16 threads, half of the answers streamed, and compares each
-text with `generate` on the same weights. Ends the server with SIGTERM.
+Starts the command line's server as a process of its own, over a mixture with experts that stay on
+disk and random adapters next to it, asks from 16 threads, half of the answers streamed, and
+compares each text with `generate` on the same weights. Ends the server with SIGTERM.
 
     python benchmarks/serving.py smollm2 --edges --write docs/benchmarks/serving_edges.json
 

@@ -179,7 +179,7 @@ def whole(request: bytes) -> bool:
 def hostile(port: int, rng: random.Random, model: str) -> int:
     """Send one request and return the status of its answer, 0 if the connection just ended.
 
-    A stream whose last event is an error counts as 500.
+    A stream with an error as its last event counts as 500.
     """
     raw = b""
     with socket.create_connection(("127.0.0.1", port), timeout=60) as to:

@@ -1,4 +1,4 @@
-"""Tokens a CPU second of `intarsia serve` beside llama.cpp, at 1, 4 and 16 clients.
+"""Tokens a CPU second of `intarsia serve` next to llama.cpp, at 1, 4 and 16 clients.
 
     python benchmarks/serving_speed.py --gguf smollm2-q4_0.gguf --write
 

@@ -4,9 +4,9 @@
     python benchmarks/soak.py MODEL --requests 200 --steps 0
 
 MODEL: a language model's folder of save_pretrained. Requests come from several clients, some of
-them hostile, some of which hang up; steps are those of `intarsia.fit` with validation and saves.
-After a warm-up memory and open descriptors are read at equal distances; the slope is that of a
-least-squares line. A leak of one kilobyte a request is 1.0.
+them hostile, and some of these hang up; steps come from `intarsia.fit` with validation and saves.
+After a warm-up memory and open descriptors are read at equal distances; the slope is a
+least-squares line's. A leak of one kilobyte a request is 1.0.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""SparseGPT on one block of SmolLM2 beside llm-compressor's, in an environment of its own.
+"""SparseGPT on one block of SmolLM2 next to llm-compressor's, in an environment of its own.
 
     python benchmarks/sparsegpt_peer.py                          # makes the environment, 1 minute
     python benchmarks/sparsegpt_peer.py --environment FOLDER     # keeps it there, or takes it
@@ -7,7 +7,7 @@
 Both are given the same weights and the same inputs of the block's seven linear layers, batch by
 batch: they add up second moments, choose half of the weights and make up for the others. The error
 is ||(W' - W) X|| / ||W X|| over all inputs. llm-compressor pins another transformers, so that it
-cannot live beside ours: its environment has its own packages first, and this one's behind them.
+cannot live next to ours: its environment has its own packages first, and this one's behind them.
 """
 
 from __future__ import annotations
@@ -168,12 +168,12 @@ def main() -> None:
         ["CPU seconds over llm-compressor's", *judged(cost, BAR_TIME)],
     ]
     body += ["", *markdown(["ratio", "measured", "target", "verdict"], verdicts)]
-    body += ["", f"{min(mine):.2f} CPU seconds beside {min(its):.2f}, the best of {args.reps}."]
+    body += ["", f"{min(mine):.2f} CPU seconds next to {min(its):.2f}, the best of {args.reps}."]
     about = (
         f"Block {args.block} of SmolLM2-135M, {args.rows} x {args.length} tokens of Austen, "
         f"density {DENSITY}, {args.threads} thread; {PACKAGES[0].replace('==', ' ')}."
     )
-    publish("SparseGPT beside llm-compressor", about, body, args)
+    publish("SparseGPT compared with llm-compressor", about, body, args)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What pruning costs beside bare forwards, and sparse training beside a fixed mask.
+"""What pruning costs compared with bare forwards, and sparse training with a fixed mask.
 
     python benchmarks/sparsify.py                        # the tables on the terminal
     python benchmarks/sparsify.py --write                # and into docs/benchmarks/sparsify.md
@@ -7,8 +7,8 @@
 SmolLM2-135M with its weights. A pass has to compute every block twice: what its layers see, and
 what the edited block gives to the next one. The lower bound is two forwards of the body, and
 the ratio to it has the target. Seconds of pruning that no token causes (a choice among 106 million
-weights) weigh less the more tokens there are. Peak memory is that of a fresh process, above what
-it holds with the model loaded.
+weights) weigh less the more tokens there are. Peak memory is a fresh process's, above its memory
+with the model loaded.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from intarsia.sparse.prune.pruner import stops_of
 BAR_WANDA, BAR_STEP, BAR_BYTES, DENSITY = 1.3, 1.05, 1.0, 0.25
 WIDE, AGAIN, RIGL = "fixed mask", "fixed mask again", "RigL, between updates"
 HEAD = ["ratio", "measured", "target", "verdict"]
-ABOUT = "SmolLM2-135M, float32; steps are those of two of its blocks, 256 tokens, AdamW."
+ABOUT = "SmolLM2-135M, float32; steps are of two of its blocks, 256 tokens, AdamW."
 QUIET: Callable[[str], None] = lambda _: None  # noqa: E731
 
 
@@ -51,7 +51,7 @@ def smollm2() -> Any:
 
 
 def wanda(args: argparse.Namespace) -> dict[str, Spent]:
-    """A walk, and two forwards of the body; the walk prunes what is pruned from the second on."""
+    """A walk, and two forwards of the body; from the second on, the walk prunes a pruned body."""
     model, ids = smollm2(), calibration(args)
     del model.model.layers[args.blocks :]
 
@@ -132,7 +132,7 @@ def memory(on_disk: bool, args: argparse.Namespace) -> float:
 
 
 def peak(where: str) -> None:
-    """Few tokens, so that weights outweigh what is computed of them."""
+    """Few tokens, so that weights outweigh all that is computed of them."""
     model = smollm2()
     for parameter in model.parameters():  # off the memory map of its file
         parameter.data = parameter.data.clone()
@@ -196,7 +196,7 @@ def main() -> None:
     body += [
         "",
         f"{told} SparseGPT took {one.cpu:.1f} CPU seconds for one block, its forwards included; "
-        "beside llm-compressor's it stands on [a page of its own](sparsegpt_peer.md).",
+        "[a page of its own](sparsegpt_peer.md) compares it with llm-compressor's.",
         "",
         f"Peak memory of a walk above the loaded model, 8 x 64 tokens, one block being {block:.0f} "
         f"MB and all pruned layers {everything:.0f} MB: with `out=` {memory(True, args):.0f} MB, "

@@ -1,4 +1,4 @@
-"""Cells of `intarsia bench mini` an hour: runs that step together, beside each run by itself.
+"""Cells of `intarsia bench mini` an hour: runs that step together, next to each run on its own.
 
     python benchmarks/throughput.py                # the table on the terminal
     python benchmarks/throughput.py --write        # and into docs/benchmarks/throughput.md
@@ -7,8 +7,8 @@
 A cell is a whole run of the profile `full`, from its settings to its folder: one task, one method,
 one seed. The seeds of a method are carried out in one piece, as the benchmark does it, and one by
 one with all of the model in every step (`How(alone=True)`). Both stand in one process, one after
-the other, in an order that turns round, so that a machine whose load changes slows both down; the
-pictures, and the tokens that enter the first trained block, are there for both.
+the other, in an order that turns round, so that a machine with a load that changes slows both down;
+the pictures, and the tokens that enter the first trained block, are there for both.
 """
 
 from __future__ import annotations
@@ -134,7 +134,7 @@ def main() -> None:
         f"Target: {TARGET} times as many runs an hour over all: "
         f"{'met' if got >= TARGET else 'not met'}.",
     ]
-    about = "Runs of a method at several seeds that step together, beside each run by itself."
+    about = "Runs of a method at several seeds that step together, next to each run on its own."
     publish("Cells of a benchmark an hour", about, body, args)
 
 

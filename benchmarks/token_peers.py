@@ -224,7 +224,7 @@ def in_torchao(kind: str, threads: int) -> Runtime:
     """Round SmolLM2's layers with torchao, and compile one token's step with torch.
 
     kind: int8, or int4 in groups of 32. Weights are constants of the graph (`freezing`), for which
-    inductor compiles products of its own: they are faster than ATen's, that of the int8 head 15
+    inductor compiles products of its own: they are faster than ATen's, the int8 head's 15
     times. Keys and values have their room before: if the first token gives it to them, the whole
     graph is compiled twice.
     """
@@ -276,7 +276,7 @@ def size_of_file(file: Path) -> float:
 
 
 def size_in_onnx(folder: Path) -> float:
-    """Return the megabytes of a model's weights but its embedding, of which a row is read."""
+    """Return the megabytes of a model's weights but its embedding, from which one row is read."""
     import onnx
 
     model = onnx.load(folder / "model.onnx", load_external_data=False)
@@ -324,8 +324,8 @@ def peers_of(
 ) -> tuple[list[Arm], list[str]]:
     """Return the arms of other runtimes, and sentences on those that are left out.
 
-    models: files or folders of one model, by the keys of KINDS, whose names end in -q4_0, -int8 and
-    their like; ids: the prompt.
+    models: files or folders of one model, by the keys of KINDS, with names that end in -q4_0,
+    -int8 and their like; ids: the prompt.
     """
     arms: list[Arm] = []
     left_out: list[str] = []

@@ -1,12 +1,13 @@
-"""Time and memory of a training step, beside the lower bound that counting operations sets.
+"""Time and memory of a training step, next to the lower bound that counting operations sets.
 
     python benchmarks/train_step.py                 # the table on the terminal
     python benchmarks/train_step.py --write         # and into docs/benchmarks/train_step.md
     python benchmarks/train_step.py --model vit_tiny_patch16_224 --reps 1    # a smoke test
 
 Every row is a ratio of two cases. Cases are timed in one interleaved run, in an order that rotates,
-so that a machine whose load changes slows all of them down; a second copy of the baseline shows the
-noise. Steps are those of `intarsia.fit`. Peak memory is that of a fresh process for each case.
+so that a machine with a load that changes slows all of them down; a second copy of the baseline
+shows the noise. Steps come from `intarsia.fit`. Peak memory is measured in a fresh process for each
+case.
 """
 
 from __future__ import annotations
@@ -50,7 +51,7 @@ METHODS = {"adapter": OVER, "mosa": intarsia.Mosa(over=OVER, experts=4)}
 
 @dataclass(frozen=True)
 class Case:
-    """A training step: what is trained, how, and in which type the trunk is held."""
+    """A training step: which weights are trained, how, and in which type the trunk is held."""
 
     method: str = "adapter"
     objective: Objective = plain
@@ -230,7 +231,7 @@ def main() -> None:
     about = (
         f"{args.model} at {args.size} px, batch {args.batch}, {args.threads} threads, random "
         f"weights, {CLASSES} classes; one interleaved run, medians of {args.reps}. Ratios of "
-        "wall time, and of CPU time beside them."
+        "wall time, and next to them of CPU time."
     )
     publish("A training step: time and memory", about, body, args)
 

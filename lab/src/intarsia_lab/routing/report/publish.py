@@ -45,7 +45,7 @@ def as_markdown(sheets: Sequence[RouterSheet], command: str = "") -> str:
 
     command: what makes them again, "" = not known.
     """
-    parts = ["# Routers beside each other\n"]
+    parts = ["# Routers compared\n"]
     if command:
         parts.append(f"By intarsia {version('intarsia')}: `{command}`\n")
     for sheet in sheets:

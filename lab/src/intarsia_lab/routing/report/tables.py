@@ -12,7 +12,7 @@ from .findings import RouterResults, RouterSheet, mean_loss
 
 SHARES = ("accuracy", "router_time")
 COLUMNS: tuple[tuple[str, str, str], ...] = (
-    ("bits_per_byte", "Bits/byte", "Test loss in bits, by the bytes of what is predicted"),
+    ("bits_per_byte", "Bits/byte", "Test loss in bits, by the bytes that are predicted"),
     ("accuracy", "Accuracy, %", "Share of right answers on the test part"),
     (
         "load_cv",
@@ -61,7 +61,7 @@ def table_of(sheet: RouterSheet) -> Table:
     ]
     base = sheet.baseline
     if base is not None:
-        meaning = f"Test loss minus that of {base.name} at the same seed: below 0 is better"
+        meaning = f"Test loss minus {base.name}'s at the same seed: below 0 is better"
         columns.insert(2, Column("Difference", meaning))
     rows = tuple(
         _row(contender, sheet, [name for name, _, _ in used]) for contender in sheet.contenders
