@@ -56,7 +56,7 @@ def coded_values(cluster: Cluster) -> set[int]:
 
 
 def _staying(cluster: Cluster) -> set[int]:
-    """Return the numbers of the values that are codes alone, as every layer that reads them wants."""
+    """Return the numbers of the values that are codes alone, as every reading layer wants."""
     outputs = {*cluster.outputs().values()}
     made = {layer.dst for layer in cluster.layers if _makes_codes(layer)} - outputs
     readers = {

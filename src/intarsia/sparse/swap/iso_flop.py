@@ -126,7 +126,7 @@ def _wide_layers(host: nn.Module, density: float) -> Iterator[tuple[str, int, in
 def _wider_inputs(
     path: str, layer: Any, before: Any, widths: Collection[int], density: float
 ) -> int:
-    """Return the new number of inputs of a layer whose inputs come from layers that become wider."""
+    """Return the new number of inputs of a layer that reads layers which become wider."""
     (ins, _), outs, factor = _sizes(layer), _sizes(before)[1], density**-0.5
     # whole multiples need no rounding: sums of several layers still fit
     if abs(factor - round(factor)) < 1e-5:
@@ -267,7 +267,7 @@ def _with_outputs(
 
 
 def _second_factor(layer: Any, rank: int, draw: torch.Generator, std: float) -> Any:
-    """Build V, the second of two factors that replace a layer, from `rank` inputs to its outputs."""
+    """Build V, the second of two factors replacing a layer, from `rank` inputs to its outputs."""
     outs, bias = _sizes(layer)[1], layer.bias is not None
     conv = isinstance(layer, nn.Conv2d)
     new: Any = nn.Conv2d(rank, outs, 1, bias=bias) if conv else nn.Linear(rank, outs, bias=bias)

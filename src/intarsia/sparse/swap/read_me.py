@@ -165,7 +165,7 @@ def train_experts(
     """
 
     def loss(index: int) -> Tensor:
-        """Compute the loss of the next token on a batch, each token with its expert's units alone."""
+        """Compute the next-token loss of a batch, each token with its expert's units alone."""
         ids, real = batches[index]["input_ids"], _not_padding(batches[index])[:, 1:]
         with torch.no_grad():
             expert = gate(ids).argmax(-1)
