@@ -162,7 +162,7 @@ def _router(block: Any) -> tuple[Weight, int, str]:
 
 
 def _act_of(act: nn.Module) -> str:
-    """Return an activation's name in `kernels.decoder`, of torch or transformers, "" for none."""
+    """Return the name in `kernels.decoder` of a torch or transformers activation, "" for none."""
     name = act_name(act) or next((n for n in ACTS if type(ACT2FN[n]) is type(act)), "")
     return "gelu_pytorch_tanh" if name == "gelu_tanh" else name
 

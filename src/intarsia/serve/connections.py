@@ -2,8 +2,8 @@
 
 A request has so many seconds to arrive. A connection without one is closed after the same time. If
 all places are taken, a newcomer gets the place of a connection that is idle or half a request, or
-of one with a client that does not read: the oldest one of the address that holds most, so that no client
-locks out the others.
+of one with a client that does not read: the oldest one of the address that holds most, so that no
+client locks out the others.
 """
 
 from __future__ import annotations

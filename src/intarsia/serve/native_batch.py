@@ -120,7 +120,7 @@ class NativeBatch:
                 self._send(request, Refused(503, DEAD))
 
     def _admit(self, text: NativeText) -> bool:
-        """Wait for work, and give free slots to waiting requests; return False at the batch's end."""
+        """Wait for work, and give waiting requests free slots; return False once the batch ends."""
         with self.changed:
             self.changed.wait_for(lambda: self.ending or self.waiting or self.running)
             for request in [request for request in self.running if request.abandoned]:

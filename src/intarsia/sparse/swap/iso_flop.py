@@ -144,7 +144,7 @@ def _wider_inputs(
 
 
 def of_tokens(host: nn.Module) -> bool:
-    """Return True if the blocks are those of a transformer, whose stream keeps its width."""
+    """Return True for a transformer's blocks, with a stream that keeps its width."""
     return any(block_kind(block) not in CONVOLUTIONAL for _, block in blocks(host))
 
 
@@ -304,7 +304,7 @@ def _branch_norm(old: Any, branches: int) -> nn.Module:
     norm: Any = copy.deepcopy(old)
     if activation_of(norm) is not None:
         norm.act = nn.Identity()
-    # the statistics were those of the dense layer's outputs
+    # the statistics were measured on the dense layer's outputs
     norm.reset_running_stats()
     norm.weight.div_(math.sqrt(branches))
     norm.bias.div_(branches)
@@ -317,7 +317,7 @@ def _factorised(
     """Replace a layer by two sparse factors V relu(norm(U x))."""
     layer: Any = host.get_submodule(path)
     outs, count, reads = _sizes(layer)[1], layer.weight.numel(), layer.weight[0].numel()
-    # r (reads + outs) density = count: the FLOPs of both sparse factors are those of the layer
+    # r (reads + outs) density = count: both sparse factors together have the layer's FLOPs
     rank = math.ceil(count / (density * (reads + outs)) - 1e-9)
     # both factors have the same share of weights that are not 0
     kept_u = round(count * reads / (reads + outs))

@@ -46,7 +46,7 @@ def pass_seconds(form: Format, pairs: Pairs, repeats: int = REPEATS) -> tuple[fl
 
     All layers run one after the other, dense and packed in turns, so that caches hold what they
     hold in the model. form: the format; pairs: path -> (dense layer, its stored tensors); repeats:
-    turns, of which the median counts.
+    turns; their median counts.
     Returns (dense, packed): CPU time with one thread, elapsed time with several.
     """
     layers: list[tuple[Any, Tensor, Mapping[str, Tensor], tuple[int, ...]]] = []
