@@ -98,8 +98,8 @@ def merge_mixtures(a: nn.Module, b: nn.Module) -> nn.Module:
     first. Save it with `save_mixture`.
 
     Raises: TargetError for models that are not upcycled, or carry adapters; ConfigError for models
-    that were upcycled differently, and for routers with experts that cannot come or go; ShapeError for
-    other sizes.
+    that were upcycled differently, and for routers with experts that cannot come or go; ShapeError
+    for other sizes.
     Source: arXiv:2109.10465 (Z-code M3), aggregation of experts.
     """
     (places_a, settings_a), (places_b, settings_b) = upcycled(a), upcycled(b)
@@ -179,8 +179,8 @@ def prune_experts(
     Parameters are new objects: create optimisers afterwards. Save the model with `save_mixture`.
 
     Raises: TargetError for a model that is not upcycled, or carries adapters; ConfigError for
-    numbers and loads that do not fit, for routers with experts that cannot go, and for fewer experts
-    than a token has. The model is then as it was.
+    numbers and loads that do not fit, for routers with experts that cannot go, and for fewer
+    experts than a token has. The model is then as it was.
     Source: arXiv:2109.10465 (Z-code M3).
     """
     places, _ = upcycled(model)

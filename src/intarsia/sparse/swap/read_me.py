@@ -288,7 +288,7 @@ def extract(
     expert for each kind. settings: None = defaults; seed: of the gate's weights and draws; report:
     is given a line of text.
     masks, gate: made here, and the gate trained for `steps`, unless they are given; then every MLP
-    becomes a mixture with experts and residual that are parts of it. The paper trains gate and experts
+    becomes a mixture with its parts as experts and residual. The paper trains gate and experts
     by turns: call `train_in_turns` first, with `channel_masks` and `pre_gate`, and pass both on.
 
     Raises: TargetError for a model without MLPs of its own; ConfigError and DataError for domains
