@@ -95,7 +95,7 @@ class NativeText:
 
     Weights are read where they are, in the format in which they are stored; keys and values are in
     the type of the model, products are summed in float32. Heads with spans or windows have a ring
-    buffer for the keys that they see. Logits equal the model's forward, to 1e-5 in float32
+    buffer for the keys that they see. Logits equal the forward's, to 1e-5 in float32
     where no format rounds inputs.
     slots: texts at once, up to 16; length: tokens of each, prompt and answer together.
     Raises: ConfigError for a model that `why_not` has a reason against, or another number of slots.

@@ -3,7 +3,7 @@
 intarsia.json        {"format", "weights", "extra", "steps": [{"key", "settings", "decided", "seed",
                      "name", "on"}], "adapters", "sha256"}: what to do to the pretrained model, in
                      order; names of adapters; digests of the files next to it and of itself
-host.safetensors     weights of the model itself: "all", only "trained" ones, or no such file
+host.safetensors     weights of the model itself: "all", the "trained" ones, or no such file
 adapter_config.json, adapter_model.safetensors     an adapter, as PEFT reads it; named ones in
                      folders of their own
 """
@@ -269,7 +269,7 @@ def _numbers_kept(model: nn.Module, enabled: bool) -> Iterator[None]:
 
 
 def _weights_needed(steps: Iterable[Step], adapted: bool) -> str:
-    """Return which of the model's weights a folder holds: "all", "trained", "added", "nothing"."""
+    """Return which of the model's weights a folder needs: "all", "trained", "added", "nothing"."""
     # one file has the weights of all changes: the one that needs most decides
     needs = {step.plan.change.stores for step in steps}
     if "all" in needs or (adapted and "trained" in needs):

@@ -306,7 +306,7 @@ class ExpertStore:
         except (OSError, ValueError, KeyError, TypeError) as error:
             want, fix = "a folder that `intarsia offload` wrote", "Pack the model again."
             raise CheckpointError(f"store {folder}", got=error, want=want, fix=fix) from error
-        self.verified: set[tuple[int, int]] = set()  # (layer, expert) with a right SHA-256
+        self.verified: set[tuple[int, int]] = set()  # (layer, expert) with a matching SHA-256
 
     def read(self, layer: int, expert: int, into: memoryview) -> int:
         """Read an expert into given memory, check its SHA-256, and return the number of bytes.

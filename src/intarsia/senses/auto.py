@@ -152,7 +152,7 @@ def auto_model(model: nn.Module) -> SeeingForCausalLM:
     Its `save_pretrained` writes decoder, connectors and adapters to one folder, which
     `AutoModelForCausalLM.from_pretrained` opens after `import intarsia`, with no code of the
     folder's own; `Trainer` saves such folders as its checkpoints. `intarsia.save` writes only the
-    added weights, which are smaller.
+    additions, which is smaller.
 
     Raises: ConfigError for a model without connectors.
     """

@@ -1,4 +1,4 @@
-"""The text of an answer, token by token: where it ends, and which is content, thought or a call."""
+"""The text of an answer, token by token: where it ends, and its content, thoughts and calls."""
 
 from __future__ import annotations
 

@@ -95,7 +95,7 @@ class Connections:
             connection.heard = True
 
     def arrived(self, address: Address, whole: bool) -> None:
-        """Stop the timer of a connection after its request has come; it may not have begun yet.
+        """Stop a connection's timer, which may not have begun yet, after its request has come.
 
         whole: the request has no body, or all of it has come, too.
         """
@@ -148,7 +148,7 @@ class Connections:
         connection.clock = loop.call_later(LOOK_AGAIN, self._close_late, connection)
 
     def _close_late(self, connection: Connection) -> None:
-        """Close a connection with a request too late to arrive, with 408 if it had begun."""
+        """Close a connection if its request did not arrive in time, with 408 if it had begun."""
         text = f"The request's headers did not arrive in {self.seconds:g} seconds."
         self._end(connection, Refused(408, text) if connection.heard else None)
 

@@ -72,7 +72,7 @@ class Sampling:
 
 @dataclass(frozen=True)
 class NewToken:
-    """Token that was drawn, with its log-probability and the most probable tokens' ones.
+    """Token that was drawn, with its log-probability, and the most probable tokens with theirs.
 
     logprob: None if not requested; top: (token, log-probability).
     """

@@ -1,4 +1,4 @@
-"""Which request comes next: requests wait in one queue; each address has its share of it."""
+"""Which request comes next: requests wait in one queue; each address has its share."""
 
 from __future__ import annotations
 

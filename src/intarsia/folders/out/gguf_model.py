@@ -35,7 +35,7 @@ ARCHITECTURES = {
 }
 QUANTS = ("f32", "bf16", "q8_0", "q4_0")
 BLOCK = 32  # weights of a row that share a scale
-# root mean square of a tensor's rounding over its weights' own, with room for outliers
+# root mean square of a tensor's rounding relative to its weights' own, with room for outliers
 ROUNDING = {"F32": 0.0, "BF16": 2.0**-8, "Q8_0": 0.02, "Q4_0": 0.2}
 HEADS = ("token_embd.weight", "output.weight")
 # the biases that an architecture of llama.cpp reads

@@ -44,7 +44,7 @@ class Difference:
     def check(self, subject: str, tolerance: float, error: type[IntarsiaError], fix: str) -> None:
         """Raise an error unless the relative difference is within the tolerance; NaN never is.
 
-        subject: name of the compared thing; error: its type; fix: what a user can do.
+        subject: name of the comparison; error: its type; fix: what a user can do.
         """
         if not self.relative <= tolerance:
             raise error(

@@ -214,7 +214,7 @@ def _untrained_calls(model: nn.Module, x: Tensor) -> list[_Recorded]:
     inside: list[nn.Module] = []
 
     def before(module: nn.Module, args: Any, kwargs: Any) -> None:
-        """Record the outermost module that has inputs and weights without a gradient."""
+        """Record the outermost module with no gradient in its inputs or weights."""
         if not inside and not any(p.requires_grad for p in module.parameters()):
             read = [v for v in (*args, *kwargs.values()) if isinstance(v, Tensor)]
             # gradients are on: an input that a trained weight reached requires one
@@ -264,7 +264,7 @@ def _same_in_training(call: _Recorded) -> bool:
 
 
 def _reaches_logits(model: nn.Module, constants: Constants, rows: Tensor, number: int) -> bool:
-    """Return True if the model still reads a cached output, given the other cached modules.
+    """Return True if the model still reads a cached output when other modules are cached, too.
 
     rows: (B, n) with all outputs.
     """

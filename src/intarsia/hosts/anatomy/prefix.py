@@ -126,7 +126,7 @@ def split_at(model: nn.Module, block: int | None) -> tuple[nn.Module, nn.Module]
     Raises: TargetError for anything but a timm VisionTransformer or EfficientNet (before the
     classifier: but a timm model that classifies); ConfigError for a block outside, or, but in a
     VisionTransformer's tail, dropout before the classifier.
-    Not with augmentation that changes an image each time: the prefix sees each image once.
+    Not with augmentation that changes each image every time: the prefix sees each image once.
     """
     heads = getattr(model, "head_dist", None) or getattr(model, "aux_head", None)
     if heads is not None:

@@ -224,7 +224,7 @@ def planned(
     method = method.for_host(host, batches, targets=targets, layers=layers, seed=seed)
     if targets is None:
         targets = method.paths or None
-    # a method without modules here may name another method to use instead
+    # a method with no modules found here may name another method to use instead
     try:
         sites = find_sites(host, method, targets, layers)
     except TargetError:
@@ -237,7 +237,7 @@ def planned(
 
 
 def _refuse_rescaled(host: nn.Module, sites: Sequence[Site]) -> None:
-    """Refuse layers if RWKV divides their weights for inference, which adapters do not follow."""
+    """Refuse layers with weights that RWKV divides for inference: adapters stay undivided."""
     interval = getattr(config_of(unwrapped(host)), "rescale_every", 0)
     for site in sites if interval else ():
         if not site.path.endswith(("key", "receptance", "attention.value")):

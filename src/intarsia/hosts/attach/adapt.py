@@ -71,7 +71,7 @@ class Adapt(Change):
     layers: numbers of the blocks to adapt; negative ones count from the last.
     head: paths of modules trained and saved whole; "auto" finds the classifier, None trains none.
     classes: their names, stored with the adapter and compared at load.
-    recipe: the published recipe that has this method; it prepares the model before.
+    recipe: the published recipe that this method belongs to; it prepares the model before.
 
     Raises: TargetError if a target matches nothing or cannot be adapted; ConfigError for a name
     in use.

@@ -335,7 +335,7 @@ class IntarsiaModel(BaseTuner):
     def _replace_module(
         self, parent: nn.Module, child_name: str, new_module: nn.Module, child: Any
     ) -> None:
-        """Replace child `child_name` of `parent` by `new_module`, as PEFT does to unload."""
+        """Replace child `child_name` of `parent` with `new_module`, as PEFT does to unload."""
         # PEFT's own method expects `.weight` on both modules, which a block does not have
         setattr(parent, child_name, new_module)
 

@@ -107,7 +107,7 @@ class Spans:
         )
         # whole blocks, as the paper's kernels need them; 1e-9 against rounding of alpha + beta N
         blocks = torch.floor((alpha + beta * length) / self.block + 1e-9)
-        least = -(-(self.sink + 1) // self.block)  # in blocks: the sink, and a token more
+        least = -(-(self.sink + 1) // self.block)  # in blocks: the sink, and one more token
         spans = blocks.clamp_min(least) * self.block
         return spans.clamp_max(length).long()
 
@@ -121,7 +121,7 @@ class Spans:
         return float(self.at(length).double().mean()) / length
 
     def for_heads(self, heads: int, length: int) -> Spans:
-        """Reduce spans of query heads to `heads` key-value heads: their keys must serve them all.
+        """Reduce spans of query heads to `heads` key-value heads, which must serve them all.
 
         Among the query heads of a key-value head, consecutive ones as in transformers, the one with
         the largest span in a text of `length` tokens is taken.

@@ -116,7 +116,7 @@ class Pruner(Change):
 
         name: path of the layer; weight: (out, in); statistics: of its inputs on calibration data;
         generator: for methods that draw.
-        Returns the partition, with part 0 staying, and the new weight (out, in).
+        Returns the partition, in which part 0 stays, and the new weight (out, in).
         """
 
     def plan(self, host: nn.Module, batches: Iterable[Any] = (), *, seed: int = 0) -> Plan:

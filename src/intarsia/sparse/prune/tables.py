@@ -123,8 +123,8 @@ class unfilled(TorchFunctionMode):
 def load_tables(model: nn.Module, path: str | Path, *, mapped: bool = False) -> None:
     """Read a file that `save_tables` wrote into a model of the same names and shapes.
 
-    mapped: weights become views of the file: the system reads the pages that are used, and drops
-    them when memory is short: tables may be larger than memory (see `unfilled`).
+    mapped: weights become views of the file. The system reads the pages that are used, and drops
+    them when memory is short, so that tables may be larger than memory (see `unfilled`).
     Those that were written as rows, or in another type, are decoded into a nameless file first.
     The file must not be changed; changes of a weight are private to the process.
     Raises: CheckpointError for a file that is damaged, or of another model.
@@ -178,7 +178,7 @@ def put_tables(model: nn.Module, path: str | Path, mapped: bool) -> None:
 
 
 def _nameless_file_tensor(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-    """Create a tensor of a shape and type in the memory of a temporary file, freed with it."""
+    """Create a tensor of a shape and type with a temporary file as memory, freed with it."""
     size = torch.Size(shape).numel()
     if not size:
         return torch.zeros(shape, dtype=dtype)

@@ -210,12 +210,12 @@ def compress(
     a function that gets a line of text for each block.
 
     `intarsia.save` writes the packed layers, `load` puts them into the pretrained model, adapters
-    follow on top; `fold` gives plain layers back.
+    come on top; `fold` gives plain layers back.
     Raises: ConfigError where dense is faster, see `force`, or for `out` with a format, which is
     done at once; CheckpointError for a folder of another call, or with a damaged file; as
     `Compress`. The model is then as it was.
     """
-    # 1. the operation: a change with packing of its own, or a format for the linear layers
+    # 1. the operation: a change that packs on its own, or a format for the linear layers
     rows = batched(calib) if calib is not None and len(calib) else ()
     if isinstance(fmt, Change):
         change = fmt if layers is None else fmt.with_settings(layers=tuple(layers))

@@ -92,7 +92,7 @@ def merge_mixtures(a: nn.Module, b: nn.Module) -> nn.Module:
     """Merge two upcycled models: the experts of both, layer by layer, and the mean of the rest.
 
     a, b: two trainings of one dense model; both stay as they are. Each mixture of the new model has
-    the experts and gate rows of a, then b's ones; every other weight is (w_a + w_b) / 2. The new
+    the experts and gate rows of a, then b's; every other weight is (w_a + w_b) / 2. The new
     model has what both learned, and is to be trained on. Where gate weights are probabilities
     (`Switch`), there are more experts to share them, so that outputs of experts are smaller at
     first. Save it with `save_mixture`.

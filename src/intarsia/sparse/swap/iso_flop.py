@@ -144,7 +144,7 @@ def _wider_inputs(
 
 
 def of_tokens(host: nn.Module) -> bool:
-    """Return True for a transformer's blocks, with a stream that keeps its width."""
+    """Return True if the blocks belong to a transformer, with a stream that keeps its width."""
     return any(block_kind(block) not in CONVOLUTIONAL for _, block in blocks(host))
 
 

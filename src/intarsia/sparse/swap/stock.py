@@ -173,7 +173,7 @@ def merge_stock_experts(model: Any, inputs: Mapping[str, ExpertInputs], count: i
     """Merge experts with similar outputs, in place, until `count` are left in every layer.
 
     1. Cluster the experts by the cosine of their outputs on the layer's inputs (average linkage).
-    2. In each cluster, match every expert's hidden units to the most used one's units by the
+    2. In each cluster, match every expert's hidden units to the most used expert's by the
     Hungarian method, and average them, weighted by the experts' tokens. The most used expert's row
     of the gate stays.
     model: a sparse model of transformers; inputs: see `expert_inputs`.

@@ -270,7 +270,7 @@ def _refuse_others(model: nn.Module, state_dict: Any, prefix: str, *_: Any) -> N
 
 
 def _chosen_blocks(model: nn.Module, layers: Sequence[int] | None) -> list[tuple[str, nn.Module]]:
-    """Return the blocks to get new MLPs, with their paths."""
+    """Return the blocks with MLPs to be replaced, and their paths."""
     candidates = [(p, b) for p, b in blocks(model) if mlp_place(b) is not None]
     if not candidates:
         subject = f"model {type(model).__name__}"
