@@ -63,7 +63,7 @@ def generate(
     For throughput of many requests see `intarsia serve`, which batches; this is for latency.
     Raises: ShapeError for anything but rows of tokens; ConfigError for no token, or more
     than the model has positions for; DataError for a
-    model whose first logits are NaN or infinity.
+    model with NaN or infinity among its first logits.
     """
     if ids.dim() != 2 or ids.is_floating_point() or not ids.numel():
         fix = "Pass tokenizer(text, return_tensors='pt').input_ids."
@@ -210,5 +210,5 @@ def stock_generate(model: nn.Module, ids: Tensor, tokens: int) -> Generated:
             streamer=clock if len(ids) == 1 else None,
         )
     ended = time.perf_counter()
-    first = clock.times[1] if len(clock.times) > 1 else began  # times[0] is that of the prompt
+    first = clock.times[1] if len(clock.times) > 1 else began  # times[0] is the prompt's
     return Generated(sequences[:, ids.shape[1] :], first - began, ended - first, 0)

@@ -15,7 +15,7 @@ from ..hosts.spans.rings import RingLayer
 
 
 class FixedLayer(CacheLayerMixin):
-    """Layer cache for `length` tokens, whose memory is allocated at the first token.
+    """Layer cache for `length` tokens; its memory is allocated at the first token.
 
     `update` writes new tokens behind the old ones, and returns views: nothing is copied or grown.
     """

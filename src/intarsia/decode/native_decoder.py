@@ -95,7 +95,7 @@ class NativeText:
 
     Weights are read where they are, in the format in which they are stored; keys and values are in
     the type of the model, products are summed in float32. Heads with spans or windows have a ring
-    buffer for the keys that they see. Logits are those of the model's forward, to 1e-5 in float32
+    buffer for the keys that they see. Logits equal the forward's, to 1e-5 in float32
     where no format rounds inputs.
     slots: texts at once, up to 16; length: tokens of each, prompt and answer together.
     Raises: ConfigError for a model that `why_not` has a reason against, or another number of slots.
@@ -140,7 +140,7 @@ class NativeText:
         """Add a prompt, or more of it, to a slot; return the logits behind its last token, (V,).
 
         slot: number of the text; tokens: ids. They are computed 16 at a time; more than 32 by the
-        model's forward, whose products of many rows are faster, into the same cache, unless heads
+        model's forward, which is faster at products of many rows, into the same cache, unless heads
         have windows.
         Raises: ConfigError for no token, or more than there is room for.
         """
@@ -393,7 +393,7 @@ def _check_suited(model: nn.Module) -> None:
 
 def _objection(module: nn.Module) -> str:
     """Return the reason why native steps cannot compute a module, "" if they can."""
-    # padding, of which the hook of mixtures tells routers, is left out of the native caches;
+    # padding, which the hook of mixtures reports to routers, is left out of the native caches;
     # `NativeText` itself tells the predictor of experts on disk
     waits = isinstance(vars(module).get("forward"), TakingTurns)
     if has_hooks(module, BeforeForward, Foreseeing) and not waits:

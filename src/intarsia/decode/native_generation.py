@@ -1,4 +1,4 @@
-"""transformers' `generate` whose tokens are computed by native steps, where those can."""
+"""transformers' `generate` with native steps that compute the tokens, where those can."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def generate_natively(model: Any, *args: Any, **settings: Any) -> Any:
 
 @functools.cache
 def _sampling_class(kind: type[Any]) -> type[Any]:
-    """Return a subclass of a model's class whose sampling is `NativeSampling`'s."""
+    """Return a subclass of a model's class with the sampling of `NativeSampling`."""
     return type(kind.__name__, (NativeSampling, kind), {"__module__": kind.__module__})
 
 

@@ -93,7 +93,7 @@ def mlp_steps(mlp: Any, dst: Value, src: Value, act: str) -> Iterator[ExpertStep
     """
     inner = mlp.down_proj.in_features
     gate, up, hidden = _hidden_values(inner)
-    # one product whose output has both halves, or two products
+    # one product with an output of both halves, or two products
     if hasattr(mlp, "gate_up_proj"):  # Phi-3
         both = Value(f"gate and up {inner}", 2 * inner)
         yield product_step(mlp.gate_up_proj, both, src)
@@ -106,7 +106,7 @@ def mlp_steps(mlp: Any, dst: Value, src: Value, act: str) -> Iterator[ExpertStep
 
 
 def is_mixture(mlp: nn.Module) -> bool:
-    """Return True for a block of experts in place of an MLP."""
+    """Return True for a block of experts instead of an MLP."""
     return "experts" in mlp._modules
 
 
@@ -114,7 +114,7 @@ def mixture_steps(block: Any, dst: Value, src: Value, act: str) -> Iterator[Deco
     """Yield the instructions dst = sum_e g_e expert_e(src) of a sparse block.
 
     block: of transformers, with a router `gate`, `experts`, and perhaps an expert for all tokens,
-    whose share is the sigmoid of a score of its own (Qwen2-MoE); or a `Mixture`. act: the stock
+    with the sigmoid of a score of its own as its share (Qwen2-MoE); or a `Mixture`. act: the stock
     experts' activation, of `kernels.decoder`.
     """
     router, active, share = _router(block)
@@ -162,9 +162,7 @@ def _router(block: Any) -> tuple[Weight, int, str]:
 
 
 def _act_of(act: nn.Module) -> str:
-    """Return the name in `kernels.decoder` of an activation of torch or transformers, ""
-    for none.
-    """
+    """Return the name in `kernels.decoder` of a torch or transformers activation, "" for none."""
     name = act_name(act) or next((n for n in ACTS if type(ACT2FN[n]) is type(act)), "")
     return "gelu_pytorch_tanh" if name == "gelu_tanh" else name
 
@@ -172,7 +170,7 @@ def _act_of(act: nn.Module) -> str:
 def expert_steps(weights: Sequence[Weight], rows: Value, act: str) -> list[ExpertStep]:
     """Return the program of an expert, rows = down(act(gate rows) up rows).
 
-    weights: of gate, up and down; rows: its inputs, in whose place it writes its outputs; act: of
+    weights: of gate, up and down; rows: its inputs, overwritten by its outputs; act: of
     `kernels.decoder`.
     """
     gate, up, down = weights
@@ -238,7 +236,7 @@ class OffloadedExperts:
 
     def __init__(self, slots: Slots, layer: int) -> None:
         self.slots, self.layer = slots, layer
-        # any slot shows types and sizes; what is in it is not read before `bring`
+        # any slot shows types and sizes; its content is not read before `bring`
         self.tensors = _matrices(dict(slots.store.views(layer, slots.arena[0])))
         self.bounds = [dense_weight(matrix).bound for matrix in self.tensors]
 

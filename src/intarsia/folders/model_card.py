@@ -247,7 +247,7 @@ def _format_score(name: str, value: float) -> str:
 def _load(model: PeftModel, method: str, base: Mapping[str, Any]) -> str:
     """Write the Markdown that shows how to load the adapters: with this library, and with PEFT."""
     configs = model.peft_config
-    # PEFT reads plain LoRA by itself; other methods need this library to be imported
+    # PEFT reads plain LoRA on its own; other methods need this library to be imported
     of_ours = any(isinstance(c, IntarsiaConfig) and c.method != "lora" for c in configs.values())
     inside = "FOLDER" if "default" in configs else f"FOLDER/{next(iter(configs))}"
     base_line = f"base = {base['line']}\n"

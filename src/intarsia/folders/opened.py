@@ -30,7 +30,7 @@ def save_language_model(
     tokenizer: Any = None,
     record: Mapping[str, Any] | None = None,
 ) -> Path:
-    """Save a changed model with configuration and tokenizer, so that its folder opens by itself.
+    """Save a changed model with configuration and tokenizer, so that its folder opens on its own.
 
     tokenizer: None = the one of the folder or repository that the model was loaded from, if this
     machine has it; record: file name -> its contents, written as JSON.
@@ -66,7 +66,7 @@ def open_language_model(
 
     name: smollm2, a stock folder (`sparsify` writes one), a folder of `sparsify --layout bitmask`,
       or of `save_language_model`, as `compress` writes it.
-    dtype: of a stock model, see `language_model`; a changed model has that of its file.
+    dtype: of a stock model, see `language_model`; a changed model has its file's dtype.
     progress: is given a line of text, as for a download.
     Raises: as `language_model` and `load`.
     """

@@ -2,8 +2,8 @@
 
 intarsia.json        {"format", "weights", "extra", "steps": [{"key", "settings", "decided", "seed",
                      "name", "on"}], "adapters", "sha256"}: what to do to the pretrained model, in
-                     order; names of adapters; digests of the files beside it and of itself
-host.safetensors     weights of the model itself: "all", those that were "trained", or no such file
+                     order; names of adapters; digests of the files next to it and of itself
+host.safetensors     weights of the model itself: "all", the "trained" ones, or no such file
 adapter_config.json, adapter_model.safetensors     an adapter, as PEFT reads it; named ones in
                      folders of their own
 """
@@ -56,7 +56,7 @@ def save(
     README.md is a model card of the adapters.
     The folder is written whole or not at all; an earlier folder of this kind is replaced.
     record: of the training, `run.record`, for the card.
-    parts: for a model whose experts are on several processes, the object that `attached` yields:
+    parts: for a model with experts on several processes, the object that `attached` yields:
       each process calls `save` and writes its own experts into the same file, which has the bytes
       that a single process would write. None = this process has the whole model.
     Raises: ConfigError for a model that was not changed, a change of a class that is not in the
@@ -85,7 +85,7 @@ def save(
             (scratch / "README.md").write_text(model_card(model, record), "utf-8")
 
     def settings(scratch: Path) -> None:
-        """Write intarsia.json: the recorded changes, and digests of the files beside it."""
+        """Write intarsia.json: the recorded changes, and digests of the files next to it."""
         content = {
             "format": FORMAT,
             "weights": stores,
@@ -114,7 +114,7 @@ def load(
     folder: as `save`, PEFT's `save_pretrained` or `pack` wrote it, a run of `intarsia fit`, or the
       file of a `SparseDelta`.
     name: the adapter's in the model, None = its own; if the folder has several, the one to load.
-    trainable: go on training an adapter; otherwise it is frozen and the model in evaluation mode.
+    trainable: continue to train an adapter; otherwise it is frozen, the model in evaluation mode.
     classes: if given, the names that an adapter's head must have been trained for, in their order,
       where the file has them.
 
@@ -149,7 +149,7 @@ def _repeat_steps(model: nn.Module, content: FolderContent) -> nn.Module:
     for number, step in enumerate(content.steps):
         host = base_of(model)
         if number == 0 and step.on:
-            # weights that the folder replaces need not be those of the training run
+            # weights that the folder replaces need not match the training run's
             values = {} if content.stores == "all" else {"values": step.on["values"]}
             check_trunk(host, {"layout": step.on["layout"], **values})
         try:
@@ -269,9 +269,7 @@ def _numbers_kept(model: nn.Module, enabled: bool) -> Iterator[None]:
 
 
 def _weights_needed(steps: Iterable[Step], adapted: bool) -> str:
-    """Return which weights of the model a folder must hold: "all", "trained", "added",
-    "nothing".
-    """
+    """Return which of the model's weights a folder needs: "all", "trained", "added", "nothing"."""
     # one file has the weights of all changes: the one that needs most decides
     needs = {step.plan.change.stores for step in steps}
     if "all" in needs or (adapted and "trained" in needs):

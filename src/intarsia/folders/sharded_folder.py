@@ -1,4 +1,4 @@
-"""A stock sparse model whose experts are on several processes, written as a stock checkpoint.
+"""A stock sparse model with experts on several processes, written as a stock checkpoint.
 
 Each process writes its own experts; nobody has all of them at once. transformers, vLLM and others
 open the folder, by model.safetensors.index.json, as they open any other.
@@ -29,7 +29,7 @@ SHARD = "model-{:05d}-of-{:05d}.safetensors"
 
 
 def write_sharded(model: Any, parts: WholeModel, folder: str | Path, group: Group = None) -> Path:
-    """Write a model whose experts are on several processes, as `save_pretrained` would.
+    """Write a model with experts on several processes, as `save_pretrained` would.
 
     Every process calls it, inside `attached`. parts: the model's layers of sharded experts; folder:
     the target; group: of the processes.
@@ -40,7 +40,7 @@ def write_sharded(model: Any, parts: WholeModel, folder: str | Path, group: Grou
     would have it.
 
     Raises: TargetError for a model that is not of transformers; ConfigError outside `attached`, for
-    slices of experts, and for architectures whose checkpoints have all experts in one tensor
+    slices of experts, and for architectures with checkpoints that have all experts in one tensor
     (gpt-oss): leave `attached` and call save_pretrained; TrainingError for a full disk, or a
     process that has ended.
     """

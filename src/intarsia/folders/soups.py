@@ -27,13 +27,13 @@ def soup(
     the average's tensors by name.
 
     candidates: models theta_i, tensors by name, or folders with safetensors: of `save_pretrained`,
-      of `save` or `save_sparse`, or runs of `intarsia fit`, whose trained weights are read.
+      of `save` or `save_sparse`, or runs of `intarsia fit`: their trained weights are read.
     weights: shares w_i that add up to 1, None = all equal.
 
     model = soup([a, b, c])
-    Batch norms need their statistics counted anew: `torch.optim.swa_utils.update_bn`. `intarsia
+    Batch norms need their statistics counted again: `torch.optim.swa_utils.update_bn`. `intarsia
     merge` does that for runs, and chooses by validation with --greedy. An average of adapters
-    (LoRA's two factors) is not the average of what they do: train them from one start.
+    (LoRA's two factors) is not the average of their changes: train them from one start.
     Raises: ConfigError unless the candidates have the same names, shapes, types and zeros;
     CheckpointError for a folder without weights, or damaged, missing or quantised ones.
     Source: arXiv:2306.16788, section 3; Wortsman et al. (2022).

@@ -18,7 +18,7 @@ from ..train.outcome import LossOf, Outcome
 def from_sources(
     model: nn.Module, x: Inputs, loss_of: LossOf, *, deltas: Sequence[SparseDelta]
 ) -> Outcome:
-    """Compute the loss of a batch whose rows each have the delta of their own source added.
+    """Compute the loss of a batch with rows that each have the delta of their own source added.
 
     The rows of source s see theta + phi_s, and theta, the model's weights, gets the gradient. x:
     the model's arguments by name, and "task_ids" (B,), the index of each row's source in `deltas`;

@@ -35,10 +35,10 @@ def apply(
 ) -> nn.Module:
     """Change a model, in place if possible, and return the changed model.
 
-    change: settings of an adapter, a baseline, a recipe or a change, see `intarsia list`; those of
-      an adapter stand for `Adapt(method)`, a config of PEFT, as `LoraConfig(r=8)`, for PEFT's own
-      adapter, those of a router for `Upcycle(router)`, and a name, such as "lora", for its default
-      settings.
+    change: settings of an adapter, a baseline, a recipe or a change, see `intarsia list`. An
+      adapter's settings stand for `Adapt(method)`, a config of PEFT, as `LoraConfig(r=8)`, for
+      PEFT's own adapter, a router's settings for `Upcycle(router)`, and a name, such as "lora", for
+      its default settings.
     batches: for changes that read calibration data, as the model takes them.
     seed: of new weights and draws.  name: the adapter's, if it is one.
 
@@ -95,12 +95,12 @@ def adapt(
     seed: fixes, with each layer's path, the first weights and draws, so that two methods at one
       seed start from the same projections.
 
-    Random experts are drawn anew in each call of the model, and by nothing else: for a part
+    Random experts are drawn again in each call of the model, and by nothing else: for a part
     of it, such as `forward_features`, call `intarsia.gating.redraw(model)` before every batch. With
     gradient checkpointing, go backward before the next call, which forgets the draw.
 
     Raises: TargetError if a target matches nothing or cannot be adapted; ConfigError for a name
-    in use, or what is no adapter; UnknownName for no method. The model is then as it was.
+    in use, or a method that is no adapter; UnknownName for no method. The model is then as it was.
     """
     if isinstance(method, PeftConfig):
         if classes is not None:

@@ -1,4 +1,4 @@
-"""Several models on one trunk: what they share sees the rows of all, what is trained its own."""
+"""Several models on one trunk: shared modules see the rows of all, trained ones their own."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ from .anatomy.blocks import base_of
 from .anatomy.prefix import SPLITTABLE
 from .attach.peft import IntarsiaLayer
 
-# modules whose forward only calls their children, on each row independently
+# modules with a forward that only calls their children, on each row independently
 OPEN = (nn.Sequential, nn.ModuleDict, Block, Attention, Mlp)
 NEAR = 0.03  # share of the largest logit: rounding in bfloat16
 Alone = Callable[[int], Any]
 
 
 class OnOneTrunk:
-    """Joint forward of models that share frozen modules and differ in what is trained.
+    """Joint forward of models that share frozen modules and differ in the trained ones.
 
     Frozen modules that are equal in all models compute the rows of all in one call; any other
     module computes each model's rows in that model. models: of one method and one architecture.
@@ -109,7 +109,7 @@ def on_one_trunk(models: Sequence[nn.Module], rows: Sequence[Tensor]) -> OnOneTr
 
     models: adapted, of one architecture; rows: an input of each. It gains nothing for one model
     alone, hosts other than timm's VisionTransformer and EfficientNet, routers that learn, hooks on
-    what is trained, or if less than half of the frozen weights can be shared.
+    trained modules, or if less than half of the frozen weights can be shared.
     """
     hosts = [base_of(model) for model in models]
     if len(models) < 2 or not all(isinstance(host, SPLITTABLE) for host in hosts):
@@ -193,7 +193,7 @@ def _draws(module: nn.Module) -> bool:
 
 
 def _sees_trained_rows(child: nn.Module, host: nn.Module) -> bool:
-    """Return True for a module whose inputs may depend on weights that each model trains."""
+    """Return True for a module with inputs that may depend on weights that each model trains."""
     return child is not getattr(host, "patch_embed", None)
 
 
@@ -210,7 +210,7 @@ def _call_pre_hooks(model: nn.Module, x: Tensor) -> None:
 
 @torch.no_grad()
 def _same_logits(together: OnOneTrunk, rows: Sequence[Tensor]) -> bool:
-    """Return True if each model's logits in the joint forward are those of the model alone."""
+    """Return True if the joint forward gives the same logits as each model alone."""
     models = together.models
     learns = [p for model in models for p in model.parameters() if p.requires_grad]
     before = [p.detach().clone() for p in learns]

@@ -45,7 +45,7 @@ def recording(model: nn.Module, *, probabilities: bool = False) -> Iterator[Reco
 
     probabilities: for a stock model, record every expert of each token with the gate's probability,
     not only those chosen. Yields the record, which each forward updates.
-    Raises: TargetError for a model without experts, or gates whose probabilities are not known.
+    Raises: TargetError for a model without experts, or gates without known probabilities.
     """
     recorder = Recorder()
     stock = stock_experts(model)
@@ -161,7 +161,7 @@ def trace(
     routing.
     progress: is given a line of text from time to time.
 
-    Raises: TargetError for a model without experts, or one whose layers see different tokens;
+    Raises: TargetError for a model without experts, or one with layers that see different tokens;
     DataError for no texts.
     """
     parts: list[dict[str, Tensor]] = []

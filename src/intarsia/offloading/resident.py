@@ -1,4 +1,4 @@
-"""A stock sparse model of which some experts are in memory: the same outputs, bit by bit."""
+"""A stock sparse model with only some experts in memory: the same outputs, bit by bit."""
 
 from __future__ import annotations
 
@@ -171,7 +171,7 @@ class Foreseeing:
     def __call__(self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Tell the cache which experts the tokens of this forward will probably need.
 
-        args, kwargs: arguments of the model's forward; for embeddings in place of token ids there
+        args, kwargs: arguments of the model's forward; for embeddings instead of token ids there
         is no prediction.
         """
         ids = args[0] if args else kwargs.get("input_ids")
@@ -292,9 +292,7 @@ def _settings(folder: Path) -> Any:
 
 
 def _attach(model: Any, store: ExpertStore, slots: Slots) -> None:
-    """Replace the stacked weights by views of the slots, and register the function that
-    reads them.
-    """
+    """Replace the stacked weights by views of the slots, and register the function reading them."""
     from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 
     if NAME not in ALL_EXPERTS_FUNCTIONS:

@@ -1,7 +1,7 @@
-"""SE-MoE's ring (arXiv:2205.10034): a model whose blocks pass through K places in memory.
+"""SE-MoE's ring (arXiv:2205.10034): a model with blocks that pass through K places in memory.
 
-A thread reads blocks i + 1 ... i + K - 1 while block i is computed; its place is then that of block
-i + K.
+A thread reads blocks i + 1 ... i + K - 1 while block i is computed; block i + K then takes its
+place.
 `placement.layer_ring` says beforehand how long that takes.
 """
 
@@ -75,7 +75,7 @@ def ring_offload(
     reads a file, for tests and other stores.
     `ring_residency(model)` counts how often a forward had to wait.
 
-    Raises: TargetError for a model whose blocks have different shapes; ConfigError for slots
+    Raises: TargetError for a model with blocks of different shapes; ConfigError for slots
     outside 1 ... N, a folder with something in it, a model that has a ring, and in a forward with
     gradients; CheckpointError, in the forward, for a file that cannot be read.
     Not for training, nor for a model that fits: every forward reads every block.

@@ -15,7 +15,7 @@ from ..placement.cache import Cache, Key, Residency
 from .reader import BlockReader, PendingRead
 from .store import ExpertStore
 
-ALIGNED = 64  # bytes: alignment of each slot, that of torch's own tensors
+ALIGNED = 64  # bytes: alignment of each slot, the same as torch's own tensors
 AHEAD = 2  # reads that are under way while an expert is computed
 GUESSES = 3  # reads for later layers at a time, while the present layer needs none
 

@@ -98,8 +98,8 @@ def _unreadable(folder: Path, got: object) -> CheckpointError:
 def experts_of(source: Checkpoint) -> dict[str, Callable[[int], dict[str, Tensor]]]:
     """Return, for each layer with experts, a function that reads one expert's tensors.
 
-    source: the saved model. Returns path of the layer's experts -> function of the expert's number,
-    whose tensors have the names and order of transformers' stacked experts.
+    source: the saved model. Returns path of the layer's experts -> function of the expert's number;
+    its tensors have the names and order of transformers' stacked experts.
     Raises: TargetError for a model without experts.
     """
     readers: dict[str, Callable[[int], dict[str, Tensor]]] = {}
@@ -137,9 +137,7 @@ def _reader_of_separate(
 
 
 def _reader_of_stacked(source: Checkpoint, path: str) -> Callable[[int], dict[str, Tensor]]:
-    """Return a function that reads one expert from a checkpoint that stacks all experts of
-    a layer.
-    """
+    """Return a function that reads an expert from a checkpoint with stacked experts of a layer."""
     # sorted, so that every expert's record has the same order
     keys = sorted(key for key in source.where if re.fullmatch(re.escape(path) + r"\.\w+", key))
 
@@ -183,7 +181,7 @@ def pack_experts(
         # all other weights in one file, which is read as a whole
         rest = [k for k in checkpoint.where if not any(k.startswith(f"{p}.") for p in layers)]
         save_file({renamed(k): checkpoint.tensor(k).contiguous() for k in rest}, scratch / REST)
-        # configuration and tokenizer are copied, so that the store opens by itself
+        # configuration and tokenizer are copied, so that the store opens on its own
         for file in source.iterdir():
             is_text = file.suffix in TEXTS and not file.name.endswith(".index.json")
             if is_text and file.name != STOCK:
@@ -308,7 +306,7 @@ class ExpertStore:
         except (OSError, ValueError, KeyError, TypeError) as error:
             want, fix = "a folder that `intarsia offload` wrote", "Pack the model again."
             raise CheckpointError(f"store {folder}", got=error, want=want, fix=fix) from error
-        self.verified: set[tuple[int, int]] = set()  # (layer, expert) whose SHA-256 was right
+        self.verified: set[tuple[int, int]] = set()  # (layer, expert) with a matching SHA-256
 
     def read(self, layer: int, expert: int, into: memoryview) -> int:
         """Read an expert into given memory, check its SHA-256, and return the number of bytes.
@@ -337,7 +335,7 @@ class ExpertStore:
         return size
 
     def _wrong_record(self, layer: int, expert: int, got: str, want: str) -> CheckpointError:
-        """Build the error for an expert whose bytes are not those that were packed."""
+        """Build the error for an expert with bytes that differ from the packed ones."""
         subject = f"expert {expert} of {self.paths[layer]} in {self.folder}"
         return CheckpointError(subject, got=got, want=want, fix="Pack the model again.")
 
@@ -356,7 +354,7 @@ class ExpertStore:
     def views(self, layer: int, record: Tensor) -> Iterator[tuple[str, Tensor]]:
         """Yield the tensors of an expert that was read, by name, as views.
 
-        layer: number of the layer, whose index gives names and shapes; record: the bytes read,
+        layer: number of the layer; its index gives names and shapes; record: the bytes read,
         uint8.
         """
         types = {name: dtype for dtype, name in NAMES.items()}

@@ -30,8 +30,8 @@ def processor(
 ) -> Processor:
     """Build the processor that turns questions, pictures and sounds into inputs of this model.
 
-    tokenizer: of the language model; length: tokens of a row, at most, those in place of pictures
-    and sounds among them; progress: function that is given a line of text, as when an encoder is
+    tokenizer: of the language model; length: tokens of a row, at most, including the marks of
+    pictures and sounds; progress: function that is given a line of text, as when an encoder is
     loaded.
     Raises: ConfigError for a model without connectors.
     """

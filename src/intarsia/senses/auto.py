@@ -37,7 +37,7 @@ from .modalities import INPUTS, HoldsDecoder, connectors_of, embed_with_senses
 class SeeingConfig(PreTrainedConfig):
     """Configuration of a `SeeingForCausalLM`.
 
-    text_config: of the decoder; steps: what was done to it, in order, as `intarsia.json` has them.
+    text_config: of the decoder; steps: its changes, in order, as `intarsia.json` has them.
     """
 
     model_type = SEEING
@@ -64,8 +64,8 @@ class SeeingForCausalLM(PreTrainedModel, GenerationMixin, HoldsDecoder):
     def __init__(self, config: SeeingConfig, decoder: nn.Module | None = None) -> None:
         """Build the decoder with its connectors from a config, or wrap an existing one.
 
-        config: settings of the decoder and the changes made to it; decoder: None = build a new one,
-        whose weights are loaded afterwards.
+        config: settings of the decoder and the changes made to it; decoder: None = build a new one;
+        its weights are loaded afterwards.
         """
         super().__init__(config)
         # transformers may build on the meta device, but connectors draw their weights
@@ -151,8 +151,8 @@ def auto_model(model: nn.Module) -> SeeingForCausalLM:
 
     Its `save_pretrained` writes decoder, connectors and adapters to one folder, which
     `AutoModelForCausalLM.from_pretrained` opens after `import intarsia`, with no code of the
-    folder's own; `Trainer` saves such folders as its checkpoints. `intarsia.save` writes only what
-    was added, which is smaller.
+    folder's own; `Trainer` saves such folders as its checkpoints. `intarsia.save` writes only the
+    additions, which is smaller.
 
     Raises: ConfigError for a model without connectors.
     """

@@ -97,8 +97,8 @@ class Resampler(nn.Module):
     """Cross-attention in which `count` learned queries read n vectors.  (P, n, w) -> (P, count, w).
 
     Sine and cosine positions are added to queries and keys, in two dimensions where both numbers
-    are squares: those of the queries are whole numbers, and their table is resized to the keys.
-    Layer norms on queries, on what is read and on the result; heads of width 128.
+    are squares: the queries' positions are whole numbers, and their table is resized to the keys.
+    Layer norms on queries, on the vectors that are read and on the result; heads of width 128.
     Source: Qwen-VL's and SliME's resampler (arXiv:2406.08487, released code).
     """
 

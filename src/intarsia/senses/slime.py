@@ -35,8 +35,8 @@ class Slime(Senses):
 
     Global: y = G_1 P(x) + G_2 P(R(x)), P a projector, R a resampler, G = softmax(x W_g + noise) of
     the view of the whole picture, x normed (our choice: features of encoders are large). Local:
-    `queries` of each tile by another resampler, then P. Of all local vectors l those stay whose
-    s = softmax(mean over the question's T tokens t of cos(l, t) / tau) is largest, in their order
+    `queries` of each tile by another resampler, then P. Of all local vectors l those with the
+    largest s = softmax(mean over the question's T tokens t of cos(l, t) / tau) stay, in their order
     in the picture; while training, noise of .1 / T is added to the mean.
     [global | separator | kept] goes into the text.
 
@@ -44,7 +44,7 @@ class Slime(Senses):
     reads them in training, and chooses otherwise afterwards. The choice itself has no gradient.
 
     Raises: ConfigError for numbers that cannot be, such as a budget without room for one local
-    vector; TargetError for what is no decoder; UnknownName for an encoder.
+    vector; TargetError for a model that is no decoder; UnknownName for an encoder.
     Source: paper, section 3, and released code. Not for small pictures: use `Modalities`.
     """
 
@@ -197,7 +197,7 @@ class TiledView(Connector):
     ) -> None:
         """Build the modules: projector, two resamplers, gate and separator.
 
-        settings: those of `Slime`; width: of the picture encoder's features; outputs: width of the
+        settings: the `Slime`; width: of the picture encoder's features; outputs: width of the
           language model's token embeddings; generator: the source of first weights and of the
           gate's noise.
         """

@@ -138,7 +138,7 @@ class UniMoe(BesideAttention):
                     parameter.requires_grad_(True)
                 with by_modality(model, stage == "experts"):
                     yield Phase(stage, share, last=stage == STAGES[-1])
-        finally:  # interrupted, too: another start has to find what is trained
+        finally:  # interrupted, too: another start has to find the trained parameters
             for parameter in trained["joint"]:
                 parameter.requires_grad_(True)
 
@@ -146,8 +146,8 @@ class UniMoe(BesideAttention):
 class ModalityRouter(TopKRouter):
     """The router of `TopK`; while `forced`, all tokens of a sample have its modality's expert.
 
-    The modality of a sample is that of its first picture or sound, without any text. A modality
-    without an expert has that of the text, or else the first.
+    A sample has the modality of its first picture or sound, or text without any. A modality
+    without an expert uses the text's expert, or else the first.
     """
 
     forced = False

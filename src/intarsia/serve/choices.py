@@ -1,4 +1,4 @@
-"""The text of an answer, token by token: where it ends, and what is content, thought or a call."""
+"""The text of an answer, token by token: where it ends, and its content, thoughts and calls."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ LOG = logging.getLogger(__name__)
 class Increment:
     """Addition of one step to an answer, the choice of number `index`.
 
-    parts: texts, `ReasoningText` and `ToolCall` of transformers.  tokens: those of the texts.
+    parts: texts, `ReasoningText` and `ToolCall` of transformers.  tokens: of the texts.
     finish: reason why the choice is over, in its last increment.
     """
 
@@ -99,7 +99,7 @@ class ChoicesRequest:
         words = AnswerText(tokenizer, self.stops, special=parser is not None and parser.active)
         eos, pending = end_tokens(sampling.config.eos_token_id), list[NewToken]()
         has_call, text = False, ""
-        # the prompt may end inside a thought, which the answer goes on with
+        # the prompt may end inside a thought, which the answer continues
         yield Increment(index, parser.start() if parser else [])
         async with aclosing(self.generation.tokens(ids, sampling)) as tokens:
             async for token in tokens:
@@ -114,7 +114,7 @@ class ChoicesRequest:
                     has_call = has_call or _has_call(parts)
                     yield Increment(index, parts, pending)
                     pending = []
-        # the rest: what was held back because a stop text might have begun in it
+        # the rest: the text held back because a stop text might have begun in it
         text = text if words.stopped else words.end()
         parts = (parser.feed(text) + parser.end()) if parser else [text] if text else []
         ended = words.stopped or not eos.isdisjoint(words.ids[-1:])

@@ -2,8 +2,8 @@
 
 A request has so many seconds to arrive. A connection without one is closed after the same time. If
 all places are taken, a newcomer gets the place of a connection that is idle or half a request, or
-of one whose client does not read: the oldest one of the address that holds most, so that no client
-locks out the others.
+of one with a client that does not read: the oldest one of the address that holds most, so that no
+client locks out the others.
 """
 
 from __future__ import annotations
@@ -95,7 +95,7 @@ class Connections:
             connection.heard = True
 
     def arrived(self, address: Address, whole: bool) -> None:
-        """Stop the timer of a connection whose request has come, which may not have begun yet.
+        """Stop a connection's timer, which may not have begun yet, after its request has come.
 
         whole: the request has no body, or all of it has come, too.
         """
@@ -148,7 +148,7 @@ class Connections:
         connection.clock = loop.call_later(LOOK_AGAIN, self._close_late, connection)
 
     def _close_late(self, connection: Connection) -> None:
-        """Close a connection whose request did not arrive in time, with 408 if it had begun."""
+        """Close a connection if its request did not arrive in time, with 408 if it had begun."""
         text = f"The request's headers did not arrive in {self.seconds:g} seconds."
         self._end(connection, Refused(408, text) if connection.heard else None)
 
@@ -225,7 +225,7 @@ def watched(connections: Connections) -> type[H11Protocol]:
 
 
 def _response(refusal: Refused) -> bytes:
-    """Return a refusal as bytes of HTTP/1.1, for a client whose request uvicorn never saw."""
+    """Return a refusal as bytes of HTTP/1.1, for a client with a request that uvicorn never saw."""
     body = json.dumps(refusal.body()).encode()
     head = (
         f"HTTP/1.1 {refusal.status} {PHRASES[refusal.status]}\r\ncontent-type: application/json\r\n"

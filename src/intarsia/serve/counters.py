@@ -22,7 +22,7 @@ class Counters:
     def __init__(self, served_models: ServedModels) -> None:
         """Create all counters of one server.
 
-        served_models: whose offloaded experts are counted, too.
+        served_models: their offloaded experts are counted, too.
         """
         # a registry of its own: two servers in one process would share the global one's counters
         self.registry = CollectorRegistry()

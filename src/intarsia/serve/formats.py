@@ -85,7 +85,7 @@ class Completions:
         }
         if not self.chat:
             return choice | {"text": text}
-        # a chat's message has thoughts and calls in fields of their own, beside the text
+        # a chat's message has thoughts and calls in fields of their own, next to the text
         calls = [self._call(index, part) for part in parts if isinstance(part, ToolCall)]
         thoughts = "".join(part for part in parts if isinstance(part, ReasoningText))
         message: Json = {"role": "assistant", "content": text, "refusal": None}
@@ -139,7 +139,7 @@ class Completions:
             return None
         if self.chat:
             return {"content": [self._token(token) for token in tokens], "refusal": None}
-        # offsets go on from event to event
+        # offsets continue from event to event
         texts = [self._name(token.id) for token in tokens]
         offsets: list[int] = []
         for text in texts:

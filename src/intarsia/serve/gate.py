@@ -244,7 +244,7 @@ class _Answer:
 
     send: of ASGI; gate: of the server; connection: the client's. status: 0 before it is sent;
     stream: it is a stream of events; over: all of it was sent; patience: seconds that are left for
-    the client to take what it is sent, of all pieces together.
+    the client to take its answer, of all pieces together.
     """
 
     def __init__(self, send: Any, gate: RequestGate, connection: Connection) -> None:
@@ -266,7 +266,7 @@ class _Answer:
         if not self.connection.unread:
             await self.send(message)
             return
-        # it waits until what was sent before is on its way
+        # it waits until the earlier messages are on their way
         time = asyncio.get_running_loop().time
         before = time()
         try:

@@ -2,7 +2,7 @@
 
 Requests of a model run together: in a batch of native steps where those can compute the model, else
 in transformers' continuous batching. What its batch cannot do, such as penalties of repetition from
-the model's own settings, runs by itself, on the one thread that all models share.
+the model's own settings, runs separately, on the one thread that all models share.
 """
 
 from __future__ import annotations
@@ -175,7 +175,7 @@ class _Streamer:
 
 
 class _ClientGone(StoppingCriteria):
-    """Criterion that ends a generation whose client has hung up."""
+    """Criterion that ends a generation after its client has hung up."""
 
     def __init__(self, event: threading.Event) -> None:
         self.event = event

@@ -1,4 +1,4 @@
-"""The models of a server: opened once at the start, adapters beside one trunk, nothing else."""
+"""The models of a server: opened once at the start, adapters on one trunk, nothing else."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ CONTEXT = 4096  # tokens: a long context's keys and values need more memory than
 class ServedModel:
     """Model under a name: a language model, or one with an adapter on shared weights.
 
-    trunk: name of the model whose weights these are; slots: memory of offloaded experts; longest:
+    trunk: name of the model that has these weights; slots: memory of offloaded experts; longest:
     tokens of prompt and answer that the user allows.
     """
 
@@ -79,9 +79,9 @@ def open_models(
     slots: number, share or size of experts in memory, see `offload`; a folder of `pack_experts` has
     all of them in memory if it is not given. policy: which experts stay.
     context: tokens of prompt and answer at most, where the model has room for more.
-    dtype: of a resident model's weights; "auto" for that of its file.
+    dtype: of a resident model's weights; "auto" for its file's dtype.
     progress: is given a line of text for each step.
-    An adapter is a model of its own: its modules are copies, its weights those of the model, so
+    An adapter is a model of its own: its modules are copies, its weights the model's own, so
     that no request has to wait for another adapter to be switched off. A folder that changes the
     model itself, such as a pruned one or one with spans, gets a copy of the weights, too. One
     forward runs at a time.
@@ -231,7 +231,7 @@ class ServedModels:
         ]
 
     def slots(self) -> Iterator[tuple[str, Slots]]:
-        """Yield name and resident experts of each model whose experts are offloaded."""
+        """Yield name and resident experts of each model with offloaded experts."""
         for served in self.models.values():
             if served.slots is not None and served.name == served.trunk:
                 yield served.name, served.slots

@@ -120,9 +120,7 @@ class NativeBatch:
                 self._send(request, Refused(503, DEAD))
 
     def _admit(self, text: NativeText) -> bool:
-        """Wait for work, and give free slots to waiting requests; return False once the
-        batch ends.
-        """
+        """Wait for work, and give waiting requests free slots; return False once the batch ends."""
         with self.changed:
             self.changed.wait_for(lambda: self.ending or self.waiting or self.running)
             for request in [request for request in self.running if request.abandoned]:
@@ -161,7 +159,7 @@ class NativeBatch:
     def _draw(self, request: _SlotRequest, logits: Any) -> None:
         """Draw a request's next token and send it, and release the request after its last one.
 
-        logits: (V,); where they are no numbers, this request is refused, and others go on.
+        logits: (V,); where they are no numbers, this request is refused, and others continue.
         """
         try:
             token = request.draw(logits)

@@ -77,7 +77,7 @@ def integer(low: int, high: int | Callable[[Limits], int]) -> Check:
 
 
 def only(*values: object) -> Check:
-    """Return a check for a parameter of which this server supports only the given values."""
+    """Return a check for a parameter that this server supports only with the given values."""
     want = f"It takes {', '.join(shown_json(v) for v in values)}." if values else "Leave it out."
 
     def check(name: str, value: Any, limits: Limits) -> None:

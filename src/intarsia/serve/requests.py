@@ -1,4 +1,4 @@
-"""From the JSON of a request to what is generated for it; what cannot be is refused here."""
+"""From the JSON of a request to its generation; impossible requests are refused here."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class RequestReader:
         self.served_models, self.generations, self.limits = served_models, generations, limits
 
     def read(self, raw: bytes, route: str) -> tuple[ChoicesRequest, dict[str, Any]]:
-        """Read the body of a request; return what is to be generated, and its parameters.
+        """Read the body of a request; return the choices to generate, and its parameters.
 
         raw: bytes of the body; route: name of the path, as `CHATS`. Raises: Refused.
         """

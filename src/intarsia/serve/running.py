@@ -1,4 +1,4 @@
-"""A server that ends well: SIGTERM or Ctrl-C, and what is in the works is finished first."""
+"""A server that ends well: on SIGTERM or Ctrl-C it finishes running requests first."""
 
 from __future__ import annotations
 

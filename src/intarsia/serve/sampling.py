@@ -65,14 +65,14 @@ class Sampling:
 
     @property
     def _unusual(self) -> set[str]:
-        """Settings other than those of a greedy default, which would change the tokens."""
+        """Settings other than a greedy default's, which would change the tokens."""
         settings = self.config.to_diff_dict().items()
         return {name for name, value in settings if value not in (None, False)} - IN_BATCH
 
 
 @dataclass(frozen=True)
 class NewToken:
-    """Token that was drawn, with its log-probability and those of the most probable ones.
+    """Token that was drawn, with its log-probability, and the most probable tokens with theirs.
 
     logprob: None if not requested; top: (token, log-probability).
     """
@@ -127,7 +127,7 @@ class RequestLogits(LogitsProcessor):
             # before any bias or penalty, as OpenAI reports them
             self.raw = scores[0].float().log_softmax(-1)
         if sampling.frequency or sampling.presence:
-            # OpenAI counts drawn tokens alone, not those of the prompt
+            # OpenAI counts drawn tokens alone, not the prompt's
             drawn = input_ids[0, self.prompt :]
             count = torch.zeros_like(scores[0]).index_add_(
                 0, drawn, torch.ones_like(drawn, dtype=scores.dtype)

@@ -1,4 +1,4 @@
-"""What a server is told at its start, and what is known of one request while it is carried out."""
+"""A server's settings, given at its start, and the facts of one request while it is running."""
 
 from __future__ import annotations
 

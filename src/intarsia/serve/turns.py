@@ -1,4 +1,4 @@
-"""Whose turn it is: requests wait in one queue, of which each address has its share."""
+"""Which request comes next: requests wait in one queue; each address has its share."""
 
 from __future__ import annotations
 

@@ -117,8 +117,8 @@ def export_blend_onnx(
 ) -> Path:
     """Write a blend as one ONNX file: `pixels_0`, `pixels_1` ... -> `logits` (B, K), any B.
 
-    `logits` are the logarithms of the blend's probabilities (log-odds of several labels), whose
-    softmax (sigmoid) is the blend. Metadata, script and checks are those of `export_onnx`, with an
+    `logits` are the logarithms of the blend's probabilities (log-odds of several labels); their
+    softmax (sigmoid) is the blend. Metadata, script and checks are as in `export_onnx`, with an
     input for each member.
     Raises: as `export_onnx`.
     """
@@ -139,8 +139,7 @@ def export_blend_program(
 ) -> Path:
     """Write a blend as one torch.export program, *.pt2, of a batch of pictures for each member.
 
-    Outputs are those of `export_blend_onnx`; extra files, script and checks those of
-    `export_program`.
+    Outputs are as in `export_blend_onnx`; extra files, script and checks as in `export_program`.
     Raises: as `export_program`.
     """
     target = target_of(path, ".pt2")

@@ -1,4 +1,4 @@
-"""Llama-like models as one GGUF file, which llama.cpp and what is built on it run.
+"""Llama-like models as one GGUF file, which llama.cpp and programs built on it run.
 
 export_gguf(model, "model.gguf", tokenizer=tokenizer, quant="q4_0")
 """
@@ -35,7 +35,7 @@ ARCHITECTURES = {
 }
 QUANTS = ("f32", "bf16", "q8_0", "q4_0")
 BLOCK = 32  # weights of a row that share a scale
-# root mean square of the rounding of a tensor over that of its weights, with room for outliers
+# root mean square of a tensor's rounding relative to its weights' own, with room for outliers
 ROUNDING = {"F32": 0.0, "BF16": 2.0**-8, "Q8_0": 0.02, "Q4_0": 0.2}
 HEADS = ("token_embd.weight", "output.weight")
 # the biases that an architecture of llama.cpp reads
@@ -187,9 +187,7 @@ def _check_shapes(host: Any, state: dict[str, Tensor]) -> None:
 
 
 def _check_settings(config: Any) -> None:
-    """Check that llama.cpp can represent a config: its activation, rotary positions and
-    head width.
-    """
+    """Check that llama.cpp can represent a config: activation, rotary positions and head width."""
     rope = config.rope_parameters
     settings = {
         "hidden_act": (config.hidden_act, ("silu",)),

@@ -96,7 +96,7 @@ def export_onnx(
 
     The file's outputs are compared with the model's on `images`, on twice as many, and on one.
     torch chooses the operator set. Class names go into the metadata as JSON under "classes", and
-    under "preprocessing" all that turns a picture file into an input; PATH.predict.py beside it
+    under "preprocessing" all that turns a picture file into an input; PATH.predict.py next to it
     does that, with Pillow, numpy and onnxruntime. Weights of more than 2 GB go into a second file,
     PATH.data.
 
@@ -162,7 +162,7 @@ def export_program(
 
     torch.export.load(path).module()(images) needs torch and nothing of this library. Among the
     extra files of the program, "preprocessing.json" has the names of the classes and what turns a
-    picture into an input; PATH.predict.py beside it reads them.
+    picture into an input; PATH.predict.py next to it reads them.
     path: *.pt2; images, classes, preprocessing, several_labels, tolerance, report: see export_onnx.
     Raises: ExportError if torch cannot trace the model or the loaded program computes other
     outputs; ConfigError for a path that is not *.pt2.
@@ -290,9 +290,7 @@ def _runtime(path: Path, names: Sequence[str]) -> Callable[..., Tensor]:
 
 
 def _largest_difference(graph: Graph, exported: Callable[..., Tensor]) -> Difference:
-    """Return the largest difference of outputs on the batch, on twice the batch, and on
-    one image.
-    """
+    """Return the largest difference of outputs on the batch, twice the batch, and one image."""
     differences: list[Difference] = []
     # a graph may have the traced batch size in it: three sizes show that
     sizes: tuple[Callable[[Tensor], Tensor], ...] = (

@@ -55,7 +55,7 @@ def export_onnx_int8(
     Static quantisation of onnxruntime: a scale for each output channel of a weight, ranges of
     activations from the calibration pictures, QuantizeLinear and DequantizeLinear around each
     operator. The line that is reported has the accuracy of both graphs and the time of one picture
-    in both, on this machine. Names of classes and predict.py are those of `export_onnx`.
+    in both, on this machine. Names of classes and predict.py are as in `export_onnx`.
 
     path: *.onnx; calibration: (N, C, H, W), prepared pictures of the training set; 100 are enough.
     images, labels: (M, C, H, W) and (M,), or (M, K) with several labels, not among those; labels

@@ -41,7 +41,7 @@ BYTES = "bytes"  # the one tensor of the file, so that its header stays small
 
 @runtime_checkable
 class Coded(Protocol):
-    """Method over another one, whose weights are stored in a format."""
+    """Method over another one, with weights that are stored in a format."""
 
     over: Method
     biases: bool
@@ -143,8 +143,8 @@ def pack(model: PeftModel, folder: str | Path, *, name: str | None = None) -> Pa
 
     Weight matrices are stored as codes of b bits each, and two float32; everything else (a float
     head, biases, gains) is float32. The file has ceil(n b / 8) + 8 bytes for each matrix of n
-    weights, 4 for each other number, and a header of about a hundred. Outputs after `unpack` are
-    those of training, bit by bit.
+    weights, 4 for each other number, and a header of about a hundred. Outputs after `unpack`
+    equal the training's, bit by bit.
 
     folder: where the two files are written; name: the adapter, None = the active one.
     Raises: ConfigError if the adapter is not of a method that codes its weights, and for a folder
@@ -299,9 +299,7 @@ def _head_entries(model: PeftModel, name: str, coded: Gaussian | None) -> Iterat
 
 
 def _crc(identity: object, head: str | None, raw: Tensor) -> str:
-    """Return a CRC-32 of settings and bytes; SHA-256 is too long for a file of a few
-    hundred bytes.
-    """
+    """Return a CRC-32 of settings and bytes; SHA-256 is too long for a file of some 100 bytes."""
     settings = json.dumps([identity, head], sort_keys=True)
     return f"{zlib.crc32(raw.numpy().tobytes(), zlib.crc32(settings.encode())):08x}"
 

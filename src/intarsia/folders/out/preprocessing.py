@@ -30,8 +30,8 @@ def inputs_of(
 ) -> InputConfig | None:
     """Return how pictures become inputs of a model: as stated, or as the model says.
 
-    stated: the user's configuration, None = the model's own; images: (B, C, H, W), whose size the
-    exported graph will have, None = any. Returns None for a model that does not say.
+    stated: the user's configuration, None = the model's own; images: (B, C, H, W): the exported
+    graph will have their size, None = any. Returns None for a model that does not say.
     Raises: ConfigError if the images are of another size than `stated`.
     """
     size = None if images is None else (int(images.shape[-2]), int(images.shape[-1]))
@@ -53,7 +53,7 @@ def described(
     """Describe as JSON how `prepare` turns pictures into inputs, and the names of the outputs.
 
     inputs: the configuration; classes: names of the outputs; several_labels: each output is a label
-    by itself. Returns a dictionary; its "resize" is "to" a height and width; the "shorter" side in
+    of its own. Returns a dictionary; its "resize" is "to" a height and width; the "shorter" side in
     px; or as large as "covers", or fits "inside", a height and width, proportions kept.
     """
     # timm: resize to size / crop, then crop the middle
@@ -195,7 +195,7 @@ _FORMS = {
     ),
 }
 _READ, _READ_EACH = "prepare(file, HOW)", '[prepare(file, how) for how in HOW["members"]]'
-# the same for a blend, of which x has an input for each member
+# the same for a blend: x has an input for each member
 _BLENDS = {
     "timm": (
         "import timm\nimport torch\nimport torch.nn.functional as F\n"
@@ -245,7 +245,7 @@ def script_of(path: Path) -> Path:
 def write_script(
     needs: str, path: Path, how: InputConfig | Mapping[str, Any] | None, *, blend: bool = False
 ) -> str:
-    """Write the program that classifies pictures beside an exported file.
+    """Write the program that classifies pictures next to an exported file.
 
     needs: package that runs it; path: of the export; how: pictures become inputs, None = nothing is
     written. blend: of several models. Returns a sentence for the report.

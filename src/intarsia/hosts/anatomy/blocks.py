@@ -2,8 +2,8 @@
 
 Structure decides, not the model's name. A block of tokens has an attention, or the token-mixing MLP
 of a Mixer, and an MLP: a module of its own (timm ViT, Swin, EVA; transformers ViT, CLIP, Llama,
-GPT-2, T5), or two layers with what is between them (BERT's `intermediate` and `output`, Whisper's
-`fc1` and `fc2`). ConvNeXt's has a depthwise convolution in place of the attention. In a model
+GPT-2, T5), or two layers and everything between them (BERT's `intermediate` and `output`, Whisper's
+`fc1` and `fc2`). ConvNeXt's has a depthwise convolution instead of the attention. In a model
 without such blocks, a block is a module of several convolutions (ResNet, RegNet, MobileNet,
 EfficientNet). A hybrid's blocks have one `mixer` each, an attention, an MLP or a state space model
 (Nemotron-H). Queries, keys and values may share one layer (timm, Phi-3, GPT-NeoX, BLOOM, MPT).
@@ -24,7 +24,7 @@ from .gates import own_gate
 
 ATTENTION = ("attn", "attention", "self_attn", "self_attention", "token_mixer")
 MLP = ("mlp", "ffn", "feed_forward", "mlp_channels")
-MIXER = "mixer"  # the only part of a hybrid's block, beside its norm
+MIXER = "mixer"  # the only part of a hybrid's block besides its norm
 SPLIT_MLP = (("intermediate", "output"), ("fc1", "fc2"))  # an MLP that is no module of its own
 # layers that make queries, keys and values together, then one of each by its name
 FUSED = ("qkv", "c_attn", "qkv_proj", "query_key_value", "Wqkv", "in_proj", "kv")
@@ -81,7 +81,7 @@ def block_kind(module: nn.Module) -> str | None:
     """Return the kind of a block of the model; None for a module that is no block.
 
     "attention": an attention over tokens, and an MLP that is a module; "split": its MLP is two
-    layers of the block; "mixer": an MLP over tokens in place of the attention; "hybrid": one mixer
+    layers of the block; "mixer": an MLP over tokens instead of the attention; "hybrid": one mixer
     of several types; "convnext"; "mbconv", as in EfficientNet; "conv": other convolutions.
     """
     module = unwrapped(module)
@@ -106,7 +106,7 @@ def block_kind(module: nn.Module) -> str | None:
 
 
 def _t5(module: nn.Module) -> bool:
-    """Return True for a block of T5, whose attention and MLP stand in a list."""
+    """Return True for a block of T5, which has its attention and MLP in a list."""
     parts = module._modules.get("layer")
     first = parts[0] if isinstance(parts, nn.ModuleList) and len(parts) > 1 else None
     return hasattr(first, "SelfAttention")
@@ -193,8 +193,8 @@ def layers_of(module: nn.Module) -> list[tuple[str, Layer]]:
 def places(block: nn.Module, role: str, position: str = "sequential") -> list[str]:
     """Return the paths of a role inside a block; "" is the block itself.
 
-    role: kind of module to adapt, as "mlp", "qkv" or "norm", see `ROLES`; position: of what is
-    added, "sequential" or "parallel"; beside an MLP of two layers there is no parallel place.
+    role: kind of module to adapt, as "mlp", "qkv" or "norm", see `ROLES`; position: of the added
+    module, "sequential" or "parallel"; an MLP of two layers has no parallel place.
     Raises: UnknownName for no role.
     """
     if role not in ROLES:
@@ -241,7 +241,7 @@ def places(block: nn.Module, role: str, position: str = "sequential") -> list[st
 
 
 def _split_places(block: nn.Module, role: str, position: str) -> list[str]:
-    """Return the paths of a role in a block whose MLP is two layers of the block.
+    """Return the paths of a role in a block that has two of its layers as the MLP.
 
     role, position: as in `places`. A sequential module follows the second layer; BERT's attention
     includes the addition of its input, so that only its output layer can be followed.
@@ -259,7 +259,7 @@ def _split_places(block: nn.Module, role: str, position: str) -> list[str]:
 
 
 def _pointwise(block: nn.Module) -> list[str]:
-    """Return the paths of a block's 1x1 convolutions, without those of gates."""
+    """Return the paths of a block's 1x1 convolutions, without the gates' ones."""
     if block_kind(block) == "mbconv":
         return [n for n in POINTWISE if is_pointwise(block._modules.get(n))]
     layers_by_child = [(n, layers_of(m)) for n, m in block._modules.items() if m is not None]
@@ -334,7 +334,7 @@ def widths(module: nn.Module) -> tuple[int, int] | None:
     if mlp := block_kind(module) in ("attention", "mixer") and mlp_of(module):
         module = unwrapped(module.get_submodule(mlp))
     inside = layers_of(module)
-    # by names where possible: an attention's first layer may be that of its position bias
+    # by names where possible: an attention's first layer may belong to its position bias
     first = [layer for p, layer in inside if p.split(".")[0] in QKV] or [m for _, m in inside]
     last = [layer for p, layer in inside if p.split(".")[0] in PROJECTION] or [m for _, m in inside]
     if not inside:
@@ -344,7 +344,7 @@ def widths(module: nn.Module) -> tuple[int, int] | None:
 
 def sizes(layer: Layer) -> tuple[int, int]:
     """Return the numbers of inputs and outputs of a linear layer or a convolution."""
-    if isinstance(layer, Conv1D):  # GPT-2's Linear, whose weight is (inputs, outputs)
+    if isinstance(layer, Conv1D):  # GPT-2's Linear: its weight is (inputs, outputs)
         return layer.weight.shape[0], layer.weight.shape[1]
     if isinstance(layer, nn.Linear):
         return layer.in_features, layer.out_features

@@ -32,7 +32,7 @@ POOLS = ("mean", "adaptive_avg_pool2d")
 class ChannelGroup:
     """Channels that must be reordered together, with the paths of the layers that share them.
 
-    makes: layers whose outputs they are; reads: layers whose inputs they are; follows: norms and
+    makes: layers that output them; reads: layers that take them as inputs; follows: norms and
     depthwise convolutions, which have one value for each.  fixed: the reason why their order cannot
     change, "" if it can.  size: number of channels.
     """
@@ -132,9 +132,7 @@ class _GroupFinder:
             raise TargetError("order of channels", got=got, want=want, fix=fix)
 
     def _visit_layer(self, path: str, layer: Any, value: _Value) -> _Value:
-        """Record a convolution or linear layer in its groups; return the channels that it
-        computes.
-        """
+        """Record a convolution or linear layer in its groups; return the channels it computes."""
         if value.pooled:
             self.pooled.add(path)
         if self.at(value.group).fixed == "the net's input":
@@ -167,7 +165,7 @@ class Channels:
     """Groups of channels of a net, and the layers that may be sparse.
 
     layers: paths of 1x1 and k x k convolutions and linear layers, without those that read the net's
-    input or make its output (stem, classifier), depthwise ones, and those of vectors (squeeze,
+    input or make its output (stem, classifier), depthwise ones, and layers of vectors (squeeze,
     excitation).
     """
 
@@ -176,7 +174,7 @@ class Channels:
 
     @property
     def free(self) -> tuple[ChannelGroup, ...]:
-        """Groups whose order can change."""
+        """Groups in which the order can change."""
         return tuple(g for g in self.groups if not g.fixed and g.makes)
 
 
@@ -224,7 +222,7 @@ def _refuse_shared(net: nn.Module, graph: fx.GraphModule) -> None:
 def reorder_channels(net: nn.Module, group: ChannelGroup, order: Tensor) -> None:
     """Reorder a group's channels, in place: channel i becomes the former channel order[i].
 
-    net: the model, whose outputs stay the same; order: (channels,) int64. Rows of the layers that
+    net: the model; its outputs stay the same; order: (channels,) int64. Rows of the layers that
     make the channels, values of batch norms and depthwise convolutions, and columns of the layers
     that read them are reordered.
     """

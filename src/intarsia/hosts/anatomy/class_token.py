@@ -24,9 +24,10 @@ def reading_class_token(model: nn.Module, x: Tensor) -> Iterator[bool]:
     """Compute the last block of a ViT for its class token alone, inside the `with`.
 
     In the last block queries, projection and MLP then see one token instead of T; keys and values
-    are those of all tokens. The logits are the same to rounding. Yields True if this is done;
+    cover all tokens. The logits are the same to rounding. Yields True if this is done;
     False, with the model unchanged, for a model that pools its tokens, other kinds of blocks,
-    adapters that mix tokens, or routers that learn, whose loads and losses are over all tokens.
+    adapters that mix tokens, or routers that learn, since their loads and losses are over all
+    tokens.
     x: an input of the model, (1, ...), to try it on while its weights are in float32.
     Not with an objective that reads more than logits.
     """
@@ -137,7 +138,7 @@ def _attention(
 def _without_keys(attention: Any, x: Tensor) -> Tensor:
     """Compute the first token's attention without keys or values: (B, T, d) -> (B, 1, h e).
 
-    With h heads of width e: q.(W_k x_t + b_k) = (q W_k).x_t + q.b_k, whose last term is the same
+    With h heads of width e: q.(W_k x_t + b_k) = (q W_k).x_t + q.b_k; the last term is the same
     for all tokens t and cancels in the softmax; sum_t a_t (W_v x_t + b_v) = W_v sum_t a_t x_t +
     b_v, since the attention weights a_t add up to 1.
     """

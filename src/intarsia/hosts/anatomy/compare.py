@@ -44,7 +44,7 @@ class Difference:
     def check(self, subject: str, tolerance: float, error: type[IntarsiaError], fix: str) -> None:
         """Raise an error unless the relative difference is within the tolerance; NaN never is.
 
-        subject: name of what was compared; error: its type; fix: what a user can do.
+        subject: name of the comparison; error: its type; fix: what a user can do.
         """
         if not self.relative <= tolerance:
             raise error(
@@ -109,7 +109,7 @@ def inputs_for(model: nn.Module, inputs: Inputs | None) -> Inputs:
 
 
 def _unknown(model: nn.Module, got: str, want: str) -> ConfigError:
-    """Return the error for a model whose inputs cannot be made up."""
+    """Return the error for a model when its inputs cannot be made up."""
     fix = "Pass inputs=, a batch of its inputs."
     return ConfigError(f"input of {type(model).__name__}", got=got, want=want, fix=fix)
 
@@ -123,7 +123,7 @@ def _text(model: nn.Module, config: Any) -> Mapping[str, Tensor]:
         ids[ids == end] = (end + 1) % config.vocab_size
         ids[0, -1] = end
     ids = ids.to(next(model.parameters()).device)
-    # one that answers with a text is given what it has said so far
+    # one that answers with a text is given its text so far
     names = inspect.signature(model.forward).parameters
     return {name: ids for name in ("input_ids", "decoder_input_ids") if name in names}
 

@@ -39,7 +39,7 @@ class _Enough(Exception):
 
 
 class Constants:
-    """Frozen modules of a model whose output depends on the image alone, and these outputs.
+    """Frozen modules of a model with outputs that depend on the image alone, and these outputs.
 
     While the model is trained, a row of data holds the image's tokens and the cached outputs.
     """
@@ -88,7 +88,7 @@ class Constants:
         return x, *args[1:]
 
     def give(self, number: int, compute: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        """Return the cached output of a module for this batch, in place of its forward.
+        """Return the cached output of a module for this batch, instead of its forward.
 
         number: the module's; compute: its own forward, for batches without cached outputs; x, args,
         kwargs: its inputs. An output that only other cached modules read is not stored: x is
@@ -143,7 +143,7 @@ def keeping_constants(
     # with the attention that the training uses
     with written_out(slow_attention(model, device, dtype)):
         constants = find_constants(model, x, dtype)
-        # rows of the training set now, those of further sets when they are asked for
+        # rows of the training set now, rows of further sets when they are asked for
         fits = constants is not None and _fits_memory(constants, tokens)
         rows = _rows(model, constants, tokens.tensors[0], dtype) if constants and fits else None
     if constants is None or rows is None:
@@ -182,15 +182,15 @@ def _state(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
 
 
 def find_constants(model: nn.Module, x: Tensor, dtype: torch.dtype) -> Constants | None:
-    """Find the frozen modules whose output is the same in every step; None without any.
+    """Find the frozen modules that output the same in every step; None without any.
 
     model: one that reads tokens; x: (B, T, d), a few of them; dtype: type of the computation.
     """
     device = next(model.parameters()).device
     x = x.to(device)
     with evaluating(model), autocast(device, dtype):
-        # 1. calls that no trained parameter reaches, 2. without randomness, 3. whose output fits a
-        # row
+        # 1. calls that no trained parameter reaches, 2. without randomness, 3. with an output that
+        # fits a row
         calls = _untrained_calls(model, x)
         with modes_kept(model), torch.no_grad(), torch.random.fork_rng(devices=[]):
             training_mode(model)
@@ -214,7 +214,7 @@ def _untrained_calls(model: nn.Module, x: Tensor) -> list[_Recorded]:
     inside: list[nn.Module] = []
 
     def before(module: nn.Module, args: Any, kwargs: Any) -> None:
-        """Record the outermost module whose inputs and weights have no gradient."""
+        """Record the outermost module with no gradient in its inputs or weights."""
         if not inside and not any(p.requires_grad for p in module.parameters()):
             read = [v for v in (*args, *kwargs.values()) if isinstance(v, Tensor)]
             # gradients are on: an input that a trained weight reached requires one
@@ -264,7 +264,7 @@ def _same_in_training(call: _Recorded) -> bool:
 
 
 def _reaches_logits(model: nn.Module, constants: Constants, rows: Tensor, number: int) -> bool:
-    """Return True if the model still reads a cached output, beside other cached modules.
+    """Return True if the model still reads a cached output when other modules are cached, too.
 
     rows: (B, n) with all outputs.
     """

@@ -16,7 +16,7 @@ from ...mixtures.dialects import DIALECTS
 from ...mixtures.experts import StackedExperts
 from .blocks import mlp_of, split_mlp_of
 
-# names of the activation beside the first layer of an MLP that is two layers
+# names of the activation next to the first layer of an MLP that is two layers
 ACTS = ("activation_fn", "intermediate_act_fn", "act")
 
 
@@ -114,7 +114,7 @@ def _as_linear(module: nn.Module) -> nn.Linear | None:
 
 
 def _linear_on(weight: Tensor, bias: Tensor | None) -> nn.Linear:
-    """Build a linear layer whose parameters share the memory of given ones.
+    """Build a linear layer with parameters that share the memory of given ones.
 
     weight: (out, in); bias: (out,), None = without.
     """
@@ -136,7 +136,7 @@ def draw_experts(
 ) -> StackedExperts:
     """Draw new experts, each with as many hidden units as one of the equal parts of an MLP.
 
-    dense: the MLP, whose sizes and activation the experts get, and biases if it has some; experts:
+    dense: the MLP; the experts get its sizes and activation, and biases if it has some; experts:
     how many; parts: into how many its hidden units are divided; path: the MLP's, for errors; draws:
     random generator of the weights.
     Raises: ConfigError for units that cannot be divided into these parts.

@@ -1,5 +1,5 @@
 """Replace the router alone in sparse models of transformers: Mixtral, Qwen-MoE, OLMoE and all
-whose gate gives logits, weights and experts."""
+with a gate that gives logits, weights and experts."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ def own_gate(block: nn.Module) -> nn.Module | None:
 def probabilities(gate: nn.Module, output: Any) -> Tensor:
     """Compute the probability of every expert, (T, E) float32, from the output of a host's gate.
 
-    gate: the module; output: what it returned. The softmax of its logits; for a gate that scores by
+    gate: the module; output: its return value. The softmax of its logits; for a gate that scores by
     sigmoids (DeepSeek-V3) sigmoid / sum; probabilities stay as they are. Has a gradient.
     """
     logits = (output[0] if isinstance(output, tuple) else output).float()

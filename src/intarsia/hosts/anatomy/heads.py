@@ -1,4 +1,4 @@
-"""Attentions whose heads can become experts, and back: timm's `Attention`, Llama and its kin."""
+"""Attentions with heads that can become experts, and back: timm's `Attention`, Llama's family."""
 
 from __future__ import annotations
 
@@ -147,7 +147,7 @@ def _decoder_outputs(
 def attention_from(union: UnionAttention) -> nn.Module:
     """Build a plain attention from the union of experts that replaced it, with present weights.
 
-    union: whose experts are the attention's heads.
+    union: its experts are the attention's heads.
     """
     attention: Any = copy.deepcopy(union.shell[0])
     for name, part in union.named_children():

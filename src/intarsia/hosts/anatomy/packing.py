@@ -1,4 +1,4 @@
-"""Frozen linear maps of the blocks, packed once for the processor while a run goes on."""
+"""Frozen linear maps of the blocks, packed once for the processor during a run."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Compute what is frozen below the first trained part once per image, not once per step."""
+"""Compute the frozen layers below the first trained part once per image, not once per step."""
 
 from __future__ import annotations
 
@@ -104,7 +104,7 @@ class Features(nn.Module):
 
 
 def _blocks(model: VisionTransformer | EfficientNet) -> list[nn.Module]:
-    """Return the blocks of a model in order; those of an EfficientNet's stages are joined."""
+    """Return the blocks of a model in order; an EfficientNet's stages are joined."""
     stages = list(cast(nn.Sequential, model.blocks))
     if isinstance(model, EfficientNet):
         return [block for stage in stages for block in cast(nn.Sequential, stage)]
@@ -126,7 +126,7 @@ def split_at(model: nn.Module, block: int | None) -> tuple[nn.Module, nn.Module]
     Raises: TargetError for anything but a timm VisionTransformer or EfficientNet (before the
     classifier: but a timm model that classifies); ConfigError for a block outside, or, but in a
     VisionTransformer's tail, dropout before the classifier.
-    Not with augmentation that changes each image anew: the prefix sees each image once.
+    Not with augmentation that changes each image every time: the prefix sees each image once.
     """
     heads = getattr(model, "head_dist", None) or getattr(model, "aux_head", None)
     if heads is not None:

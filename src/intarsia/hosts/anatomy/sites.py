@@ -70,7 +70,7 @@ def _modules_down_to(model: nn.Module, path: str) -> list[nn.Module]:
 
 
 def _feeding_norm(chain: Sequence[nn.Module], path: str) -> tuple[Tensor, Tensor] | None:
-    """Return weight and bias of the LayerNorm whose output a module reads; None if unknown."""
+    """Return weight and bias of the LayerNorm that feeds a module; None if unknown."""
     names = path.split(".")
     # the module itself, or the first layer inside it
     up = 2 if names[-1] in (*QKV, "fc1") else 1
@@ -108,7 +108,7 @@ def call_layer(parent: nn.Module, path: str) -> None:
 def site_at(model: nn.Module, path: str, position: str) -> Site:
     """Return the *site* of a path: a module that can be adapted, with its widths.
 
-    position: of what is added, "parallel" or "sequential"; blocks of convolutions change the
+    position: of the added module, "parallel" or "sequential"; blocks of convolutions change the
     resolution, so they are always "sequential".
     Raises: TargetError if nothing is there, it has no widths, or "parallel" cannot work.
     """
@@ -187,7 +187,7 @@ def find_sites(
     "linear" is every linear layer and convolution of a block, "norm" every LayerNorm or its like,
     "embedding" the layers before and between the blocks; with `layers`, only those inside the
     blocks.
-    targets: module paths, else ends of paths, else globs, in place of the roles.
+    targets: module paths, else ends of paths, else globs, instead of the roles.
     layers: numbers of blocks, over all stages; negative ones count from the last.
 
     Raises: TargetError if a role or target matches nothing or has no widths, or if a module lies
@@ -224,7 +224,7 @@ def planned(
     method = method.for_host(host, batches, targets=targets, layers=layers, seed=seed)
     if targets is None:
         targets = method.paths or None
-    # a method whose modules are not found here may name another method to use instead
+    # a method with no modules found here may name another method to use instead
     try:
         sites = find_sites(host, method, targets, layers)
     except TargetError:
@@ -237,9 +237,7 @@ def planned(
 
 
 def _refuse_rescaled(host: nn.Module, sites: Sequence[Site]) -> None:
-    """Refuse layers whose weights RWKV divides for inference, since adapters would not be
-    divided.
-    """
+    """Refuse layers with weights that RWKV divides for inference: adapters stay undivided."""
     interval = getattr(config_of(unwrapped(host)), "rescale_every", 0)
     for site in sites if interval else ():
         if not site.path.endswith(("key", "receptance", "attention.value")):

@@ -33,7 +33,8 @@ def traced(net: nn.Module, example: Tensor | None = None) -> fx.GraphModule:
 
     example: an input of the net; with one, the shape of every node's output is in its
     meta["shape"].
-    Raises: TargetError for a net whose path depends on its data, or that cannot read the example.
+    Raises: TargetError for a net with a path that depends on its data, or that cannot read the
+    example.
     """
     kind = type(net).__name__
     try:
@@ -54,7 +55,7 @@ def traced(net: nn.Module, example: Tensor | None = None) -> fx.GraphModule:
         fix = "Give one picture as the net reads it, such as torch.randn(1, 3, 224, 224)."
         raise TargetError("example", got=got, want="an input of the net", fix=fix) from error
     for node in module.graph.nodes:
-        # a node whose value is no single tensor has an empty shape
+        # a node without a single tensor as its value has an empty shape
         metadata = node.meta.get("tensor_meta")
         node.meta["shape"] = tuple(metadata.shape) if isinstance(metadata, TensorMetadata) else ()
     return module
@@ -78,5 +79,5 @@ def module_of(graph: fx.GraphModule, node: fx.Node) -> nn.Module | None:
 
 
 def tensors_in(node: fx.Node) -> list[fx.Node]:
-    """Return the nodes whose outputs a node reads, in the order of its arguments."""
+    """Return the nodes that a node reads, in the order of its arguments."""
     return [a for a in node.args if isinstance(a, fx.Node)]

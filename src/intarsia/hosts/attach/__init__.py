@@ -1,1 +1,1 @@
-"""Put cells, through PEFT, or prompts beside a host, or train parts of it."""
+"""Add cells, through PEFT, or prompts to a host, or train parts of it."""

@@ -38,7 +38,7 @@ def find_heads(model: nn.Module) -> list[str]:
 
 
 class PublishedRecipe(MethodSettings, abc.ABC):
-    """Published training: a method, and what it does to the model before cells go in."""
+    """Published training: a method, and its changes to the model before cells go in."""
 
     @property
     @abc.abstractmethod
@@ -71,7 +71,7 @@ class Adapt(Change):
     layers: numbers of the blocks to adapt; negative ones count from the last.
     head: paths of modules trained and saved whole; "auto" finds the classifier, None trains none.
     classes: their names, stored with the adapter and compared at load.
-    recipe: the published recipe whose method this is; it prepares the model before.
+    recipe: the published recipe that this method belongs to; it prepares the model before.
 
     Raises: TargetError if a target matches nothing or cannot be adapted; ConfigError for a name
     in use.
@@ -168,7 +168,7 @@ def attach(model: nn.Module, config: IntarsiaConfig, name: str) -> PeftModel:
         _check_words(model)
         return model
     config.base_model_name_or_path = getattr(model, "name_or_path", None) or None
-    # by the task PEFT chooses a wrapper whose `generate` knows adapters
+    # by the task PEFT chooses a wrapper with a `generate` that knows adapters
     config.task_type = task_type_of(model)
     kind = MODEL_TYPE_TO_PEFT_MODEL_MAPPING.get(str(config.task_type), PeftModel)
     with quiet_peft():
@@ -181,7 +181,7 @@ def task_type_of(model: nn.Module) -> str | None:
     """Return PEFT's name for the task of a transformers model, by which PEFT chooses its wrapper.
 
     None for models that do not generate from token ids: PEFT's wrappers for classification train
-    heads of their own choice, and those of other models take other inputs.
+    heads of their own choice, and its wrappers for other models take other inputs.
     """
     generates: Any = getattr(model, "can_generate", None)
     reads = getattr(model, "main_input_name", None)
@@ -194,7 +194,7 @@ def task_type_of(model: nn.Module) -> str | None:
 def _check_words(model: PeftModel) -> None:
     """Check that no adapter has the name of a module or weight in the model.
 
-    PEFT saves an adapter as those weights in whose path no other adapter's name occurs, so that
+    PEFT saves an adapter as the weights with no other adapter's name in their path, so that
     weights would be missing from the file.
     """
     # every word in the path of a weight, but adapters' own names
@@ -267,7 +267,7 @@ def named_heads(host: nn.Module, head: Sequence[str] | str | None) -> list[str]:
     """Return the paths of the heads: those that are named, or the classifiers for "auto".
 
     head: path, list of paths, "auto", or None for none.
-    Raises: TargetError for a path that is not that of exactly one module.
+    Raises: TargetError for a path that does not belong to exactly one module.
     """
     if head is None:
         return []

@@ -55,7 +55,7 @@ def read_adapter(
         check_shapes(folder, get_peft_model_state_dict(foreign, adapter_name=name), weights)
         return foreign if trainable else foreign.eval()
     _check_classes((config.origin or {}).get("classes"), classes)
-    # PEFT freezes an adapter whose config has this mode
+    # PEFT freezes an adapter if its config has this mode
     config.inference_mode = not trainable
     try:
         adapted = attach(model, config, name)
@@ -102,9 +102,7 @@ def _plain_lora_config(
     weights: Mapping[str, Tensor],
     left_out: Mapping[str, Any] | None,
 ) -> IntarsiaConfig | None:
-    """Return this library's config for an adapter that is plain LoRA; None for any other
-    adapter.
-    """
+    """Return this library's config for an adapter that is plain LoRA; None for any other."""
     try:
         if left_out is None and stored.get("peft_type") == "LORA":
             left_out = read_left_out(folder, stored)
@@ -183,7 +181,7 @@ def _check_classes(stored: Sequence[str] | None, expected: Sequence[str] | None)
 
 
 def check_shapes(folder: Path, expected: dict[str, Any], got: dict[str, Tensor]) -> None:
-    """Check that the tensors of a file are those of the adapter that was just attached.
+    """Check that a file has the same tensors as the adapter that was just attached.
 
     folder: for errors; expected: name -> tensor of the adapter in the model; got: of the file.
     Raises: CheckpointError.

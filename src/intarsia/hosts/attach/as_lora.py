@@ -23,13 +23,13 @@ from .peft import IntarsiaLayer, ModulesToSaveWrapper, PeftModel, is_adapted
 def as_lora(model: nn.Module, name: str = "lora", *, of: str | None = None) -> PeftModel:
     """Add a second adapter, plain LoRA, that computes what a trained adapter computes; activate it.
 
-    For MoS, MoSA over LoRA and all methods whose modules merge into B A. `save` writes the new
+    For MoS, MoSA over LoRA and all methods with modules that merge into B A. `save` writes the new
     adapter as PEFT's own type, in the folder of its name, which PEFT, transformers and servers
     read. Layers of smaller rank are padded with zeros. A trained head is copied. The first adapter
     stays in the model; `model.delete_adapter` removes it.
 
     name: of the new adapter; of: name of the trained one, None = the active one.
-    Raises: ConfigError for no such adapter, modules that are no low-rank change beside a linear
+    Raises: ConfigError for no such adapter, modules that are no low-rank change of a linear
     layer, or a name in use; FoldError for Poly with several tasks, see `methods.mhr.to_lora`.
     """
     adapted, of, _, cells = lora_cells(model, of)
@@ -63,7 +63,7 @@ def lora_cells(
 def low_rank_changes(
     model: nn.Module, of: str | None = None
 ) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
-    """Return path of a weight -> its change as two factors, whose product has the weight's shape.
+    """Return path of a weight -> its change as two factors with a product of the weight's shape.
 
     of: name of the adapter, None = the active one. Raises: as `as_lora`.
     """
@@ -86,7 +86,7 @@ def put_beside(
     Modules that PEFT saves with an adapter (`modules_to_save`), such as a classification head, are
     copied from the other adapter. model: the model with that adapter, changed in place and
     returned; of: name of the other adapter; name: of the new one; settings: its rank and scale;
-    cells: a LoRA module for each layer, in the order of `layers_of`, whose weights are copied.
+    cells: a LoRA module for each layer, in the order of `layers_of`; its weights are copied.
     """
     check_model(model, name)
     # the same places and heads, another method

@@ -36,7 +36,7 @@ KINDS: dict[str, tuple[type, ...]] = {
 NEEDS = "\n\n`import intarsia` before PEFT loads this adapter: PEFT alone does not have its type.\n"
 
 
-class Family(str, enum.Enum):  # noqa: UP042  PEFT's mappings want a str enum whose name is its value
+class Family(str, enum.Enum):  # noqa: UP042  PEFT's mappings want a str enum named as its value
     """Type under which PEFT knows every method."""
 
     INTARSIA = "INTARSIA"
@@ -98,7 +98,7 @@ class IntarsiaConfig(PeftConfig):
     def save_pretrained(self, save_directory: str, **kwargs: Any) -> None:
         """Write adapter_config.json, with a digest of the weights and of these settings.
 
-        Plain LoRA whose weights have PEFT's names gets the config of PEFT's LoRA; for other
+        Plain LoRA with weights that have PEFT's names gets the config of PEFT's LoRA; for other
         methods PEFT's card, README.md, says that `import intarsia` comes first.
         save_directory: the folder, which has the weights already; kwargs: passed on to PEFT.
         """
@@ -115,7 +115,7 @@ class IntarsiaConfig(PeftConfig):
     def from_pretrained(
         cls, pretrained_model_name_or_path: str, subfolder: str | None = None, **kwargs: Any
     ) -> IntarsiaConfig:
-        """Read adapter_config.json of a folder, and check the digest of the weights beside it.
+        """Read adapter_config.json of a folder, and check the digest of the weights next to it.
 
         pretrained_model_name_or_path, subfolder, kwargs: as in PEFT.
         Raises: CheckpointError if the weights are not those that were saved with it.

@@ -1,4 +1,4 @@
-"""Check batches whose samples each name their adapter, before a forward."""
+"""Check batches with samples that each name their adapter, before a forward."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ def check_names(
 ) -> None:
     """Check that each sample of a batch names one adapter of the model, in evaluation.
 
-    names: one for each sample; available: names of the adapters; inputs: tensors of the forward, of
-    which the first has a row for each sample; training: the model is in training mode.
+    names: one for each sample; available: names of the adapters; inputs: tensors of the forward;
+    the first one has a row for each sample; training: the model is in training mode.
     Raises: ConfigError.
     """
     # gradients would reach only the adapters of this batch

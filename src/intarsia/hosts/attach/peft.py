@@ -42,7 +42,7 @@ IA3_PLACES = TRANSFORMERS_MODELS_TO_IA3_TARGET_MODULES_MAPPING
 
 
 class IntarsiaLayer(nn.Module, BaseTunerLayer):
-    """Module of the model with trained modules beside it ("parallel") or behind ("sequential").
+    """Module of the model with trained modules next to it ("parallel") or behind ("sequential").
 
     A *cell* is such a trainable module, one for each adapter. y = f(x) + sum over active adapters
     of cell(x), or of cell(f(x)), where f is the wrapped module. Cells read the width as the last
@@ -55,7 +55,7 @@ class IntarsiaLayer(nn.Module, BaseTunerLayer):
     def __init__(self, base_layer: nn.Module, site: Site) -> None:
         """Wrap a module, without adapters so far.
 
-        base_layer: the model's own module, to whose output adapters add; site: its path, and its
+        base_layer: the model's own module; adapters add to its output; site: its path, and its
         input and output widths.
         """
         super().__init__()
@@ -283,9 +283,7 @@ class IntarsiaModel(BaseTuner):
         current_key: str,
         parameter_name: str | None = None,
     ) -> None:
-        """Build an adapter's trainable module for one layer, and wrap the layer if it is
-        not yet.
-        """
+        """Build an adapter's trainable module for one layer, and wrap the layer if needed."""
         site = site_at(self.model, current_key, peft_config.settings().position)
         cell = peft_config.build(site, adapter_name, self._shared)
         if isinstance(cell, Cell):
@@ -337,9 +335,7 @@ class IntarsiaModel(BaseTuner):
     def _replace_module(
         self, parent: nn.Module, child_name: str, new_module: nn.Module, child: Any
     ) -> None:
-        """Put `new_module` in the place of child `child_name` of `parent`, as PEFT does to
-        unload.
-        """
+        """Replace child `child_name` of `parent` with `new_module`, as PEFT does to unload."""
         # PEFT's own method expects `.weight` on both modules, which a block does not have
         setattr(parent, child_name, new_module)
 

@@ -31,7 +31,7 @@ def write_plain(model: PeftModel, folder: Path, name: str) -> dict[str, Any] | N
 
     model: with the adapter; folder: to which the adapter was saved; name: of the adapter.
     Returns settings for which PEFT's form has no room (the seed, what the weights belong to); None
-    for any other adapter, whose files stay as they are.
+    for any other adapter; its files stay as they are.
     """
     config: Any = model.peft_config[name]
     if not is_plain_lora(model, name):
@@ -51,7 +51,7 @@ def own_config(stored: Mapping[str, Any], rest: Mapping[str, Any]) -> IntarsiaCo
     """
     method = Lora(int(stored["r"]), float(stored["lora_alpha"]), float(stored["lora_dropout"]))
     options = method_to_dict(method)
-    # PEFT's file has rank, scale and places; seed, start and origin stand beside it
+    # PEFT's file has rank, scale and places; seed, start and origin stand next to it
     unchanged = ("target_modules", "task_type", "base_model_name_or_path", "revision", *PLACES)
     return IntarsiaConfig(
         method=options.pop(KEY),

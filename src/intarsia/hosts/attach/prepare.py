@@ -21,7 +21,7 @@ def set_dropout(model: nn.Module, p: float) -> None:
     Raises: TargetError for a model without these modules; ConfigError unless 0 <= p < 1.
     """
     below_one("dropout", p)
-    # those of attention have other names and stay as they are
+    # attention's modules have other names and stay as they are
     modules = [
         module
         for name, module in model.named_modules()

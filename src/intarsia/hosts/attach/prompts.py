@@ -87,12 +87,12 @@ def add_prompts(
     first block pass through all blocks.
     dropout: rate on the prompts, while training.
     last_blocks: deep prompts only in so many last blocks (the paper's prompt depth); 0 = in all.
-    Prompts are removed before the last norm, so that any pooling reads what it always did; the
-    released code keeps them there and reads the class token, which is the same.
+    Prompts are removed before the last norm, so that any pooling reads the same tokens as before;
+    the released code keeps them there and reads the class token, which is the same.
 
     Raises: TargetError for anything but a timm VisionTransformer, or one with prompts; ConfigError
     for settings that cannot be.
-    Not with `forward_intermediates`, whose maps have no place for shallow prompts.
+    Not with `forward_intermediates`: its maps have no place for shallow prompts.
     """
     if not isinstance(model, VisionTransformer) or hasattr(model, NAME):
         unsuitable = "one with prompts" if hasattr(model, NAME) else type(model).__name__

@@ -19,8 +19,8 @@ from ...core import Cell, Method, Site
 class Shared:
     """Builder of the cells of one adapter.
 
-    make: returns what they share, None = nothing. It is called with the first cell, so that the
-    state is where that cell is, be it the meta device.
+    make: returns the module that they share, None = nothing. It is called with the first cell, so
+    that the state is where that cell is, be it the meta device.
     """
 
     # None: the method shares nothing, and modules are built one by one

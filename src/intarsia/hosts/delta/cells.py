@@ -42,7 +42,7 @@ def attach_delta(model: nn.Module, delta: SparseDelta, name: str = "default") ->
     modules = {path: unwrapped(module) for path, module in walk(host)}
     changed = {n: entry for n, entry in delta.entries.items() if len(entry[0])}
     for parameter in changed:
-        # nothing can be added beside biases and tables of embeddings
+        # biases and tables of embeddings take no parallel module
         path, _, leaf = parameter.rpartition(".")
         if leaf != "weight" or not isinstance(modules[path], LAYERS):
             got = f"a {leaf} of {type(modules[path]).__name__}"
@@ -61,7 +61,7 @@ def attach_delta(model: nn.Module, delta: SparseDelta, name: str = "default") ->
     put_entries(adapted, name, entries)
     saved = _heads(adapted, name)
     with torch.no_grad():
-        # heads are absolute weights: they replace those of the base
+        # heads are absolute weights: they replace the base's heads
         for parameter, head in delta.heads.items():
             saved[parameter].copy_(head)
     return adapted
@@ -85,7 +85,7 @@ def put_entries(model: PeftModel, name: str, entries: Mapping[str, Entry]) -> No
     config.method, config.options = options.pop(KEY), options
     host = model.get_base_model()
     for path, layer in layers_of(model, name).items():
-        # device and trained flag are those of the replaced module
+        # device and trained flag come from the replaced module
         old = next(layer.intarsia_cells[name].parameters())
         index, values = entries[path]
         site = site_at(host, path, "parallel")

@@ -1,4 +1,4 @@
-"""Combine adapters whose cells are changes of weights: sums, means, differences."""
+"""Combine adapters with cells that are changes of weights: sums, means, differences."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from .cells import attach_delta, delta_of
 
 
 def combine(model: PeftModel, weights: Mapping[str, float], name: str) -> PeftModel:
-    """Add an adapter whose change of the weights is sum_i w_i (change of adapter i), in place.
+    """Add an adapter with sum_i w_i (change of adapter i) as its change of the weights, in place.
 
     model: with the adapters; weights: name of an adapter i -> its factor w_i; name: of the new one.
     combine(model, {"a": 0.5, "b": 0.5}, "mean") averages, {"task": 1, "other": -1} subtracts: task
     arithmetic (arXiv:2212.04089). The adapters may be of any methods that add modules linear in
     their input, at different layers; they stay as they are. The new adapter is inactive. It is
     stored as the single weights that change, for LoRA and its like all weights of a layer: if size
-    matters, fold it, or keep the parts. Its heads are those of the parts, which must be equal, or
-    of one part only.
+    matters, fold it, or keep the parts. Its heads are the parts' heads, which must be equal, or
+    one part's heads only.
 
     Raises: ConfigError for no adapters, unknown ones, or two heads that differ; FoldError for a
     module that is not linear; TargetError for a change that is no weight of a linear layer.

@@ -129,8 +129,8 @@ class SparseDelta:
     def apply(self, model: nn.Module, *, check: bool = True) -> None:
         """Add phi to the weights of its base theta_0, in place, and set the heads.
 
-        A tied parameter is changed once. check: compare a few weights with those of the base; False
-        for a model that has been trained on since, of which then only names and shapes are checked.
+        A tied parameter is changed once. check: compare a few weights with the base's; False for a
+        model that has been trained on since: then only its names and shapes are checked.
         Raises: CheckpointError for another base, or one without these parameters; the model is
         then as it was.
         """
@@ -156,7 +156,7 @@ class SparseDelta:
     def applied(self, model: nn.Module, *, check: bool = True) -> Iterator[None]:
         """Apply the delta inside the `with`; afterwards all changed weights have their old bits.
 
-        Weights that are trained meanwhile keep what they learned: in a training on several sources,
+        Weights that are trained meanwhile keep their updates: in a training on several sources,
         each batch can be learned with the delta of its source in place.
         check, Raises: as in `apply`.
         """
@@ -167,7 +167,7 @@ class SparseDelta:
             with torch.no_grad():
                 for parameter, place, before, after in reversed(touched):
                     now = parameter.view(-1)[place]
-                    # untouched entries get their bits back, trained ones keep what they learned
+                    # untouched entries get their bits back, trained ones keep their updates
                     back = torch.where(now == after, before, before + (now - after))
                     parameter.view(-1)[place] = back
 
@@ -337,7 +337,7 @@ class SparseDelta:
         return SparseDelta(*map(part, (self.entries, self.shapes, self.base, self.heads)))  # pyright: ignore
 
     def _without_zeros(self) -> SparseDelta:
-        """Drop entries whose value is 0."""
+        """Drop entries with the value 0."""
         entries = {n: (i[v != 0], v[v != 0]) for n, (i, v) in self.entries.items()}
         return replace(self, entries=entries)
 

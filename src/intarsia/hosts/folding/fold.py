@@ -67,7 +67,7 @@ def fold(
         return _merge_by_peft(model, inputs, tolerance, report)
     names = _names(model, name)
     host = model.get_base_model()
-    # 1. plain weights in place of wrapped modules, in a copy
+    # 1. plain weights instead of wrapped modules, in a copy
     stock, counts = _stock_copy(host, names, keep_zeros)
     # 2. one width for all MLPs, and what the configuration says of it
     if uniform:
@@ -157,7 +157,7 @@ def _names(model: PeftModel, name: str | None) -> list[str]:
 def _stock_copy(
     host: nn.Module, names: list[str], keep_zeros: bool | None
 ) -> tuple[nn.Module, str]:
-    """Copy the host with plain modules in place of adapted ones; return it, and counts in words."""
+    """Copy the host with plain modules instead of adapted ones; return it, and counts in words."""
     # deepcopy takes objects of the memo for copies: one shared config, plain modules for wrappers
     memo: dict[int, Any] = {}
     if (config := config_of(host)) is not None:
@@ -293,9 +293,7 @@ def fold_cell(
 
 
 def _hidden_units(cell: Cell, path: str) -> Units | None:
-    """Return the hidden units by which a bottleneck adapter widens an MLP; None for other
-    modules.
-    """
+    """Return the hidden units by which a bottleneck adapter widens an MLP; None for others."""
     try:
         return cell.units()
     except FoldError as error:

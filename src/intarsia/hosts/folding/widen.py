@@ -1,6 +1,6 @@
-"""A bottleneck beside an MLP is a wider MLP: the closed form, and padding to one width.
+"""A bottleneck parallel to an MLP is a wider MLP: the closed form, and padding to one width.
 
-fc2(act(fc1 x)) + s * up(act(down(g * x + b))) is, for one activation, an MLP whose hidden layer is
+fc2(act(fc1 x)) + s * up(act(down(g * x + b))) is, for one activation, an MLP with a hidden layer of
 the two side by side: the cell's units are appended to the host's.
 """
 
@@ -201,7 +201,7 @@ def mlps(model: nn.Module) -> dict[str, PlainMlp]:
 
 
 def pad(model: nn.Module, target: Callable[[int, int], int] | None = None) -> int:
-    """Pad MLPs with zero hidden units, so that those of one input width have one hidden width.
+    """Pad MLPs with zero hidden units, so that MLPs of one input width have one hidden width.
 
     model: changed in place; its outputs stay the same, since fc2 has zeros for the new units.
     target: (inputs, widest hidden) -> hidden, at least the widest; None = the widest.

@@ -27,7 +27,7 @@ def register() -> None:
 
 
 def positions_of(**arguments: Any) -> TokenPositions:
-    """Collect positions and padding of a forward's tokens, in place of a mask.
+    """Collect positions and padding of a forward's tokens, instead of a mask.
 
     arguments: as transformers passes them to functions that make masks.
     Raises: ConfigError for rows with several texts in one.
@@ -110,7 +110,7 @@ class RingCaches:
     def __call__(
         self, body: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """Give the forward a cache whose layers are ring buffers, if its cache is still empty.
+        """Give the forward a cache of ring buffers, one per layer, if its cache is still empty.
 
         body: the model without its head; args, kwargs: arguments of its forward. A forward that
         wants no cache gets none. Returns the new (args, kwargs).

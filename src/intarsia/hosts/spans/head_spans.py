@@ -54,7 +54,7 @@ def attentions(model: nn.Module) -> Attentions:
     if body is None or not getattr(type(host), "_supports_attention_backend", False):
         fix = "Take one of Llama's family, such as smollm2."
         raise TargetError("model", got=type(host).__name__, want=want, fix=fix)
-    # spans are those of key-value heads: their keys are what is stored
+    # spans belong to key-value heads: their keys are stored
     heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
     modules_by_path = {
         path: module
@@ -191,7 +191,7 @@ def planned(
     """Build the plan that limits the heads of a model to given spans, for texts of a length.
 
     length: None = the longest that spans or the model are made for; change: settings to record,
-    None = those of the spans; seed: recorded.
+    None = the spans' settings; seed: recorded.
     Raises: ConfigError for a length that the spans are not for.
     """
     config: Any = base_of(host).config
@@ -249,7 +249,7 @@ def detach_spans(model: nn.Module) -> Plan | None:
 def spans_of(model: nn.Module) -> tuple[Spans, int] | None:
     """Return how far each head of a model sees, and the length of texts that this is for.
 
-    None for a model whose heads see everything.
+    None for a model with heads that see everything.
     """
     for step in reversed(steps_of(base_of(model))):
         if isinstance(step.plan.change, HeadSpans):

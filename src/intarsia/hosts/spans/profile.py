@@ -82,7 +82,7 @@ def profile(
 ) -> Tensor:
     """Compute how much attention influences the loss of each text's last tokens, by distance.
 
-    ids: (B, N) tokens; answer: number of last tokens whose loss counts; sink: number of first
+    ids: (B, N) tokens; answer: number of last tokens that count in the loss; sink: number of first
     tokens, which every head sees; block: tokens of a bin of distances; rows: texts at a time.
     Computed layer by layer in the backward pass, so that only one layer's attention matrix is in
     memory.

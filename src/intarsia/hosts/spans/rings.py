@@ -16,7 +16,7 @@ class HeadRing:
     """Cache of keys and values for the heads of one span, a ring buffer written in place.
 
     The first `sink` slots hold the first tokens of a text; slot sink + (p - sink) mod window holds
-    the latest token whose place p in the text has this remainder. Keys are stored with their
+    the latest token with a place p in the text that has this remainder. Keys are stored with their
     rotations, so that the order of slots does not matter.
     keys, values: (B, heads, sink + window, D).
     """
@@ -27,7 +27,7 @@ class HeadRing:
         """Allocate `size` slots for each head of a group.
 
         group: heads of one span; sink: number of slots for a text's first tokens.
-        like: keys of a batch, (B, G, Q, D), whose B, D and type the buffer gets; values: the same
+        like: keys of a batch, (B, G, Q, D); the buffer gets their B, D and type; values: the same
         for its values.
         """
         self.group, self.sink = group, sink
@@ -83,7 +83,7 @@ class HeadRing:
 
 
 class RingLayer(CacheLayerMixin):
-    """Cache of one layer whose heads see different spans: a ring buffer for each group of heads.
+    """Cache of one layer with heads of different spans: a ring buffer for each group of heads.
 
     Raises: ConfigError in `crop`: a token that was overwritten cannot come back.
     """
@@ -203,7 +203,7 @@ class RingLayer(CacheLayerMixin):
         query: (B, heads, Q, D) of its query heads; keys, values: (B, G, Q, D), new.
         """
         heads = list(ring.group.heads)
-        # keys are those in the ring, then those of the new tokens themselves
+        # keys are the ring's, then the new tokens' own
         old = ring.places(positions.tokens).expand(len(places), -1)
         key = torch.cat([old, places], 1)[:, None]
         is_self = torch.zeros(places.shape[1], key.shape[2], dtype=torch.bool, device=query.device)

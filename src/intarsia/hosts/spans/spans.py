@@ -26,9 +26,9 @@ class Spans:
     """Number of tokens that each head sees, span_h(N) = alpha_h + beta_h N for a text of N tokens.
 
     A span counts the first `sink` tokens, which every head sees, and the last span - sink tokens up
-    to the query's own. Spans are multiples of `block`, at least one block beside the sink, at most
+    to the query's own. Spans are multiples of `block`, at least one block besides the sink, at most
     N.
-    alpha, beta: (layers, heads), heads those of keys and values, or of queries in old files.
+    alpha, beta: (layers, heads), heads of keys and values, or of queries in old files.
     block: in tokens.  longest: text that they were chosen for, None = any.  about: the method that
     chose them, for the reader.
     Raises: ConfigError for lists that are not rectangular, or numbers that cannot be.
@@ -107,7 +107,7 @@ class Spans:
         )
         # whole blocks, as the paper's kernels need them; 1e-9 against rounding of alpha + beta N
         blocks = torch.floor((alpha + beta * length) / self.block + 1e-9)
-        least = -(-(self.sink + 1) // self.block)  # in blocks: the sink, and a token beside it
+        least = -(-(self.sink + 1) // self.block)  # in blocks: the sink, and one more token
         spans = blocks.clamp_min(least) * self.block
         return spans.clamp_max(length).long()
 
@@ -121,7 +121,7 @@ class Spans:
         return float(self.at(length).double().mean()) / length
 
     def for_heads(self, heads: int, length: int) -> Spans:
-        """Reduce spans of query heads to `heads` key-value heads, whose keys must serve them all.
+        """Reduce spans of query heads to `heads` key-value heads, which must serve them all.
 
         Among the query heads of a key-value head, consecutive ones as in transformers, the one with
         the largest span in a text of `length` tokens is taken.

@@ -31,8 +31,8 @@ class HeadGroup:
 class Windows:
     """Windows of one layer: `sink` first keys for all heads, and a window for each group.
 
-    groups: in ascending order of their windows; length: of the texts that this is for; a head whose
-    sink and window reach it sees everything.
+    groups: in ascending order of their windows; length: of the texts that this is for; a head with
+    a sink and window that reach it sees everything.
     """
 
     sink: int
@@ -243,7 +243,7 @@ def attended_naive(
 ) -> Tensor:
     """Compute `attended` by its definition, with one mask of all heads and keys.
 
-    It is slow, and there to compare the fast form with. All arguments are those of `attended`.
+    It is slow, and there to compare the fast form with. All arguments are as in `attended`.
     """
     share = query.shape[1] // keys.shape[1]
     query_index = torch.arange(positions.offset, positions.offset + positions.queries)

@@ -1,1 +1,1 @@
-"""Pictures and sounds beside text: frozen encoders, views of a picture, questions with answers."""
+"""Pictures and sounds besides text: frozen encoders, views of a picture, questions and answers."""

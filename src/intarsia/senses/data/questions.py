@@ -89,8 +89,8 @@ def _check_sources(sources: Any, modality: str, place: str) -> None:
 def read_questions(path: str | Path, *, answered: bool = True) -> list[Question]:
     """Read questions about pictures and sounds from a .jsonl file.
 
-    path: of the file, from whose folder paths in it count. answered: each must have an answer.
-    Raises: DataError, with the line, for what is no JSON object, keys that are not known, files
+    path: of the file; paths in it count from its folder. answered: each must have an answer.
+    Raises: DataError, with the line, for a line that is no JSON object, unknown keys, files
     that are not there, and marks without a picture.
     """
     path = Path(path)
@@ -180,7 +180,7 @@ class QuestionRows(Dataset[Row]):
 class Processor:
     """Processor of questions: tokens, marks in the places of pictures and sounds, and features.
 
-    tokenizer: that of the language model.  encoders: by modality.  counts: by modality, how many
+    tokenizer: the language model's.  encoders: by modality.  counts: by modality, how many
     marks a picture of so many views becomes.  tiles: of a picture, at most.
     A row is "question, line end, answer, end token"; the answer alone has labels.
     """
@@ -229,7 +229,7 @@ class Processor:
         return QuestionRows(questions, self.rows(questions))
 
     def row(self, question: Question, question_features: Mapping[str, list[Tensor]]) -> Row:
-        """Make the row of a question whose pictures and sounds are encoded already.
+        """Make the row of a question with pictures and sounds that are encoded already.
 
         question_features: by modality, a tensor (views, vectors, width) for each picture or sound.
         The row has "input_ids" with a mark for each vector, "labels" of the answer, "asked" (1 =

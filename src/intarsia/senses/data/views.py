@@ -28,7 +28,7 @@ def grid_of(width: int, height: int, side: int, limit: int) -> Grid:
             value = (
                 pixels_kept,
                 pixels_kept - rows * columns * side * side,
-            )  # the second: minus what is empty
+            )  # the second: minus the empty pixels
             if value > best_value or best_value == (0.0, 0.0):
                 best_value, best_grid = value, (rows, columns)
     return (0, 0) if best_grid == (1, 1) else best_grid

@@ -1,4 +1,4 @@
-"""A page of questions: the picture with what was read of it, the answer, and who computed it."""
+"""A page of questions: the picture with its read parts, the answer, and who computed it."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from ...reports.table import plain
 from ...reports.writing import write
 from ..data.views import place_on_white
 
-LEFT, VEIL = 0.22, (92, 98, 130)  # how much of what is left out is seen, and the colour over it
+LEFT, VEIL = 0.22, (92, 98, 130)  # how much of the parts left out is seen, and the colour over them
 SHOWN = 672  # px of a picture's longer side on the page
 PATCHED = 112  # px of one that shows what an expert takes
 NAMES = ("text", "pictures", "sounds")
@@ -87,7 +87,7 @@ def seen_report(
 
 
 def _question_block(number: int, q: Shown, picture: str | None) -> Container:
-    """Return a block of the page: a question's picture beside its answer."""
+    """Return a block of the page: a question's picture next to its answer."""
     facts = [("Question", q.question or "(a description)"), ("Answer", q.answer or "(nothing)")]
     facts += [("Wanted", q.right)] if q.right is not None else []
     facts += [("Picture", q.told)] if q.told else []

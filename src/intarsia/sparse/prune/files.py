@@ -3,7 +3,7 @@
 dense            what the model's own library writes; zeros are zeros
 bitmask          sparse.safetensors: <name>.compressed, .bitmask, .shape, .row_offsets for each
                  weight that gets smaller, see `formats.Bitmask`; were it called model.safetensors,
-                 transformers would open it with random weights for what it does not know
+                 transformers would open it with random weights for names it does not know
 pack-quantized   compressed-tensors' int4, see `packed`: smaller, opened by `from_pretrained`
 """
 
@@ -33,7 +33,7 @@ from ...hosts.attach.peft import is_adapted
 from .packed import packed
 
 LAYOUTS = ("dense", "bitmask")
-PACKED = "pack-quantized"  # needs the model itself, whose layers have to be known
+PACKED = "pack-quantized"  # needs the model itself, since its layers have to be known
 SPARSE, DENSE, CONFIG, INDEX = (
     "sparse.safetensors",
     "model.safetensors",
@@ -59,7 +59,7 @@ def save_sparse(
     `intarsia.sparse.convert_sparse` turns into such a folder; "pack-quantized", int4 in groups of
     16, which `from_pretrained` opens: zeros stay, other weights are rounded, except in layers that
     `Gqsa(symmetric=True)` has packed.
-    tokenizer: is written beside it; None = the one that belongs to the folder or repository from
+    tokenizer: is written next to it; None = the one that belongs to the folder or repository from
     which the model was loaded, if this machine has it.
     record: file name -> its contents, written as JSON.
 

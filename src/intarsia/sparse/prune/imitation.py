@@ -1,12 +1,12 @@
 """A pruned net that learns its dense net's answers: pictures are needed, labels are not.
 
-Three steps, of which the first and the second are here:
+Three steps; the first and the second are here:
 
 1. `reconstruct(net, dense, pictures, prune=...)` chooses the weights that go (by SparseGPT,
-   arXiv:2301.00774) and fits what is left, layer by layer, in closed form; each channel gets the
-   mean and the variance that it had (arXiv:1906.04721 corrects means so).
+   arXiv:2301.00774) and fits the remaining ones, layer by layer, in closed form; each channel gets
+   the mean and the variance that it had (arXiv:1906.04721 corrects means so).
 2. `fit(net, answered(dense, pictures), objective=imitation(dense), schedule=FixedMask())` trains
-   what is left for the dense net's answers and block outputs (SquareHead, arXiv:2310.06927).
+   the remaining ones for the dense net's answers and block outputs (SquareHead, arXiv:2310.06927).
 3. `compress(net, Chw(), picture)` stores it.
 """
 
@@ -99,7 +99,7 @@ def reconstruct(
     prune: Mapping[str, LayerPruner] | None = None,
     damp: float = 0.05,
 ) -> None:
-    """Fit what is left of each 1x1 convolution to what the dense net's layer gives, in closed form.
+    """Fit each 1x1 convolution's remaining weights to the dense net's outputs, in closed form.
 
     min_W ||Y - W X||^2 + damp h ||W - W_0||^2 over the weights that are not 0, row by row. Y: the
     layer's outputs in the dense net, X: its inputs in the pruned net, behind the layers that were
@@ -127,7 +127,7 @@ def reconstruct(
         for path, reference in blocks(dense):
             block = pruned.get_submodule(path)
             for name, method in _to_fit(block, path, prune):
-                # first the norms before the layer, whose outputs it reads
+                # first the norms before the layer, since it reads their outputs
                 _correct_norms(block, reference, *hidden[0])
                 _refit(block, reference, name, hidden, damp, method)
             _correct_norms(block, reference, *hidden[0])
@@ -154,7 +154,7 @@ def _behind(pruned: nn.Module, dense: nn.Module) -> list[str]:
 
 
 def _check_paths(pruned: nn.Module, prune: Mapping[str, LayerPruner], last: list[str]) -> None:
-    """Refuse to prune what is not fitted."""
+    """Refuse to prune layers that are not fitted."""
     fitted = {f"{path}.{name}" for path, block in blocks(pruned) for name in _pointwise(block)}
     if unknown := sorted({*prune} - fitted - {*last}):
         want, fix = "1x1 convolutions of its blocks, or behind them", "See net.named_modules()."

@@ -24,7 +24,7 @@ BITS, GROUP = 4, 16
 
 
 def packable(model: nn.Module) -> dict[str, nn.Linear]:
-    """Return the linear layers inside the blocks whose inputs are whole groups of 16, by path.
+    """Return the linear layers inside the blocks with inputs in whole groups of 16, by path.
 
     Raises: TargetError for none, for stacked experts, which transformers cannot unpack, and for
     layers that were packed in another format.
@@ -114,7 +114,7 @@ def _check_coded(name: str, layer: Any) -> None:
         stored = layer.stored
         # symmetric: the code of 0 is the same in each group, which pack-quantized takes for granted
         zeros = unpack_bits(stored["zeros"], BITS, len(stored["scales"]))
-        # of a group whose scale is 0 the code does not matter, as in rows that fill up a block
+        # of a group with scale 0 the code does not matter, as in rows that fill up a block
         fits = bool(((zeros == zero_code) | (stored["scales"] == 0)).all())
     else:
         fits = False

@@ -1,7 +1,7 @@
 """What a walk has finished: blocks and hidden states on disk, rows of a table, lines of progress.
 
 walk.json              what the walk is of, and for each finished block its rows and its file's hash
-block-000.safetensors  the edited weights of a block, and what a method keeps of it beside them
+block-000.safetensors  the edited weights of a block, and the tensors that a method keeps with them
 before-000.safetensors its weights as they were, while the walk is under way
 hidden-000.safetensors what the next block is given, batch by batch; only the newest is there
 """
@@ -167,7 +167,7 @@ class Kept:
                 stop.layers[path].put(weight)
             if self.on_resume is not None:
                 self.on_resume(stop, extra)
-        # the walk goes on where the hidden states stand: behind the last finished block
+        # the walk resumes where the hidden states stand: behind the last finished block
         if self.blocks and flow.hidden:
             states = self._read(f"hidden-{len(self.blocks) - 1:03}.safetensors", self.hidden_hash)
             like = flow.hidden[0]
@@ -186,7 +186,7 @@ class Kept:
         block: dict[str, Any] = {"block": stop.path, **figures, "layers": rows, "sha256": ""}
         if self.out is not None:
             weights = {p: m.stored.cpu().contiguous() for p, m in stop.layers.items()}
-            # a "+" keeps them apart from weights, whose paths never begin so
+            # a "+" keeps them apart from weights: their paths never begin so
             extra = {} if self.tensors_of is None else self.tensors_of(stop)
             weights |= {BESIDE + name: t.contiguous() for name, t in extra.items()}
             block["sha256"] = self._write(f"block-{number:03}.safetensors", weights)

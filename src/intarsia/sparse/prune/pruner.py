@@ -47,7 +47,7 @@ class Keeping(NamedTuple):
     def of(self, method: object, host: nn.Module, seed: int, decided: Mapping[str, Any]) -> Kept:
         """Open or begin the record of a run in the folder of these options.
 
-        method: the pruner or packer; host: the model, of which a fingerprint is recorded; seed: of
+        method: the pruner or packer; host: the model; its fingerprint is recorded; seed: of
         the run; decided: further settings that a resumed run must share.
         """
         # a run may be resumed only with the same method, settings, seed, model and data
@@ -100,7 +100,7 @@ class Pruner(Change):
 
     @property
     def base(self) -> Pruner | None:
-        """The pruner whose mask this one starts from, if there is one."""
+        """The pruner that gives the mask this one starts from, if there is one."""
         return None
 
     def on(self, layers: Sequence[str]) -> Any:
@@ -116,7 +116,7 @@ class Pruner(Change):
 
         name: path of the layer; weight: (out, in); statistics: of its inputs on calibration data;
         generator: for methods that draw.
-        Returns the partition, whose part 0 stays, and the new weight (out, in).
+        Returns the partition, in which part 0 stays, and the new weight (out, in).
         """
 
     def plan(self, host: nn.Module, batches: Iterable[Any] = (), *, seed: int = 0) -> Plan:

@@ -20,9 +20,9 @@ class MaskPruner(LayerPruner):
     """Pruner that keeps the weights of the largest scores as they are."""
 
     def choose(self, scores: Mapping[str, Tensor]) -> Partition:
-        """Select the weights to keep: a share `density` of each matrix, those of largest score.
+        """Select the weights to keep: in each matrix, the share `density` with the largest scores.
 
-        scores: path -> (out, in), one matrix here. Returns a partition whose part 0 is kept.
+        scores: path -> (out, in), one matrix here. Returns a partition in which part 0 is kept.
         """
         return keep_shares(scores, dict.fromkeys(scores, self.density))
 
@@ -120,7 +120,7 @@ class SparseGPT(LayerPruner):
         """Choose weights column by column, and change later columns to make up for those removed.
 
         name, weight, statistics: of the layer; generator: unused, nothing is drawn.
-        Returns the partition, whose part 0 stays, and the new weight.
+        Returns the partition, in which part 0 stays, and the new weight.
         """
         # algorithm 1: from left to right, each column's error is spread over the columns behind it
         return choose_and_compensate(

@@ -22,7 +22,7 @@ def check_rows(batches: Sequence[Any]) -> None:
     """Check that there are enough calibration samples, and that texts are long enough.
 
     batches: as a model takes them.
-    Raises: DataError for none, for what is no tensor, and for too few or too short ones.
+    Raises: DataError for none, for a batch that is no tensor, and for too few or too short ones.
     """
     for batch in batches:
         check_tensors(inputs_of(batch))

@@ -1,4 +1,4 @@
-"""A model whose embedding tables are written as rows of columns, where that is smaller."""
+"""A model with embedding tables that are written as rows of columns, where that is smaller."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ def save_tables(
 
 
 class unfilled(TorchFunctionMode):
-    """Mode of torch to build a model whose large weights have no memory until they are mapped.
+    """Mode of torch to build a model with large weights that have no memory until they are mapped.
 
     with unfilled():
         model = LightGcn().build(train)
@@ -123,8 +123,8 @@ class unfilled(TorchFunctionMode):
 def load_tables(model: nn.Module, path: str | Path, *, mapped: bool = False) -> None:
     """Read a file that `save_tables` wrote into a model of the same names and shapes.
 
-    mapped: weights become views of the file, of which the system reads the pages that are used, and
-    drops them when memory is short: tables may be larger than memory (see `unfilled`).
+    mapped: weights become views of the file. The system reads the pages that are used, and drops
+    them when memory is short, so that tables may be larger than memory (see `unfilled`).
     Those that were written as rows, or in another type, are decoded into a nameless file first.
     The file must not be changed; changes of a weight are private to the process.
     Raises: CheckpointError for a file that is damaged, or of another model.
@@ -137,7 +137,7 @@ def load_tables(model: nn.Module, path: str | Path, *, mapped: bool = False) -> 
 
 
 def put_tables(model: nn.Module, path: str | Path, mapped: bool) -> None:
-    """Read the tensors of a file, whose digest was checked, into a model; see `load_tables`.
+    """Read the tensors of a file with a checked digest into a model; see `load_tables`.
 
     mapped: weights become views of the file. Raises: CheckpointError.
     """
@@ -178,7 +178,7 @@ def put_tables(model: nn.Module, path: str | Path, mapped: bool) -> None:
 
 
 def _nameless_file_tensor(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-    """Create a tensor of a shape and type whose memory is a temporary file, freed with it."""
+    """Create a tensor of a shape and type with a temporary file as memory, freed with it."""
     size = torch.Size(shape).numel()
     if not size:
         return torch.zeros(shape, dtype=dtype)

@@ -1,7 +1,7 @@
 """The block walker: calibration rows go through a model block by block, each edited on the way.
 
-For each block: what its layers see, the edit, then the same inputs through the edited block, whose
-outputs are the next block's inputs. At no time is there more than one block's hidden states.
+For each block: the inputs its layers see, the edit, then the same inputs through the edited block;
+its outputs are the next block's inputs. At no time is there more than one block's hidden states.
 """
 
 from __future__ import annotations
@@ -63,13 +63,13 @@ def walk_blocks(
       block; one pass for each group of layers that read one tensor.
     tune: is called with each edited block, the flow of hidden states and the block's number, before
       the block's outputs become the next one's inputs; a `Chain` has the inputs of the block.
-    A model whose blocks do not follow one another directly (Swin, EfficientNet) is run as a whole,
+    A model with blocks that do not directly follow one another (Swin, EfficientNet) is run whole,
     once for each block.
     """
     # a block is run more than once, and must not see what an earlier run has cached
     caches = without_caches(model)
     with torch.no_grad(), evaluating(model), caches, kept.undone_on_error():
-        # finished blocks are restored, and the walk goes on behind them
+        # finished blocks are restored, and the walk continues behind them
         chained = [stop for stop in stops if not stop.outside]
         flow = flow_of(model, chained, batches) if needs else Still()
         finished = kept.restored(stops, flow)
@@ -103,8 +103,8 @@ def walk_blocks(
 def in_order(layers: Mapping[str, Matrix], run: Callable[[], object]) -> list[Mapping[str, Matrix]]:
     """Group layers by the order in which a forward calls them; equal inputs make a group.
 
-    layers: by path; run: computes the forward. Experts' `down` comes after their gate and up, whose
-    outputs it reads; layers that are not called come last.
+    layers: by path; run: computes the forward. Experts' `down` comes after their gate and up, since
+    it reads their outputs; layers that are not called come last.
     """
     calls: list[tuple[nn.Module, Any]] = []
 
@@ -218,7 +218,7 @@ class Chain:
                 error = float(
                     (out - before).float().norm() / before.float().norm().clamp_min(1e-12)
                 )
-            # in place of the inputs: one block's hidden states at a time
+            # instead of the inputs: one block's hidden states at a time
             self.hidden[batch] = out
         return error
 
@@ -268,7 +268,7 @@ def recorded(stops: Sequence[Stop]) -> Iterator[list[tuple[Tensor, tuple[Any, ..
         by_keyword = not args
         x = kwargs.pop("hidden_states") if by_keyword else args[0]
         calls.append((x, args[1:], dict(kwargs)))
-        if not tail:  # further outputs of a block, beside its hidden state
+        if not tail:  # further outputs of a block, besides its hidden state
             out = original(x, *args[1:], **kwargs)
             tail.append(out[1:] if isinstance(out, tuple) else None)
         return x if tail[0] is None else (x, *tail[0])

@@ -1,4 +1,4 @@
-"""Nets whose clusters run in CHW: how each layer is stored, measured, and the net made of it."""
+"""Nets with clusters in CHW: how each layer is stored, measured, and the net made of it."""
 
 from __future__ import annotations
 

@@ -13,7 +13,7 @@ from ...core.errors import ConfigError, ShapeError
 from ...kernels import native
 from ...kernels.chw import NaiveProgram, NativeProgram, ProgramStep, available, codes_available
 
-SIZES = 8  # number of picture sizes whose programs are cached
+SIZES = 8  # number of picture sizes with cached programs
 
 
 class ChwCluster(nn.Module):

@@ -1,4 +1,4 @@
-"""Nets in CHW whose maps and weights are codes of 8 bits: ranges from pictures, and the steps.
+"""Nets in CHW with maps and weights as codes of 8 bits: ranges from pictures, and the steps.
 
 A value x between two layers is stored as x / scale + zero, rounded to 0 ... 255, with one scale and
 zero for all of its channels; a weight as a code from -127 to 127 times the scale of its output.
@@ -22,7 +22,7 @@ from .lowering import Cluster, DenseStep
 LARGEST = 127  # code of a weight
 BATCH = 16  # pictures of a forward
 SIDE, STRIDE = 8, 3  # the largest kernel, and the largest stride, of depthwise steps on codes
-MAKES = ("spmm", "conv", "depthwise", "pool", "linear")  # kinds whose results can be codes
+MAKES = ("spmm", "conv", "depthwise", "pool", "linear")  # kinds with results that can be codes
 Codings = Mapping[int, Coding]  # number of a value -> how it is stored
 Range = tuple[float, float]  # of a value's numbers
 
@@ -56,9 +56,7 @@ def coded_values(cluster: Cluster) -> set[int]:
 
 
 def _staying(cluster: Cluster) -> set[int]:
-    """Return the numbers of the values that are codes alone, as every layer that reads
-    them wants.
-    """
+    """Return the numbers of the values that are codes alone, as every reading layer wants."""
     outputs = {*cluster.outputs().values()}
     made = {layer.dst for layer in cluster.layers if _makes_codes(layer)} - outputs
     readers = {
@@ -126,7 +124,7 @@ def coded_steps(
 
     cluster: layers with dense weights; codings: of its values; rows: number of a 1x1 or k x k
     layer's result -> rows of a block. A value that is encoded before a layer reads it has a step of
-    its own, and a number behind those of the cluster.
+    its own, and a number behind the cluster's numbers.
     """
     staying = _staying(cluster)
     steps: list[tuple[DenseStep, ProgramStep]] = []
@@ -149,7 +147,7 @@ def coded_steps(
 def coded_step(
     layer: DenseStep, rows: int, coding: Coding | None, *, on_codes: bool = True
 ) -> ProgramStep:
-    """Turn a layer into a step whose result, and perhaps weight, is in codes.
+    """Turn a layer into a step with its result, and perhaps its weight, in codes.
 
     layer: with a dense weight; rows: of a block of a convolution that is not depthwise; coding: of
     the result, None = float32; on_codes: the weight is in codes.

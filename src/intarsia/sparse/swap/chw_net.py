@@ -41,8 +41,8 @@ class ChwNet(nn.Module):
     def __init__(self, graph: fx.GraphModule, net: nn.Module) -> None:
         """Copy the calls of a traced graph to a list, which `forward` carries out in order.
 
-        graph: trace of the net, in which clusters have replaced layers already; net: the original,
-        whose attributes that timm reads are copied.
+        graph: trace of the net, in which clusters have replaced layers already; net: the original;
+        its attributes that timm reads are copied.
         """
         super().__init__()
         # results are kept in one list, so that a net needs no graph to run or to be pickled

@@ -1,4 +1,4 @@
-"""Store a model's linear layers in a format whose products read what is stored."""
+"""Store a model's linear layers in a format; its products read the stored tensors."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from ..prune.pruner import Keeping, stops_of
 from ..prune.rows import batched, check_rows, digest_of, inputs_of
 from .timing import check_faster
 
-ROOM = 2**20  # extra bytes that any format may need, beside 4 for each weight and 64 for each row
+ROOM = 2**20  # extra bytes that any format may need, besides 4 for each weight and 64 for each row
 LAYOUT = 1  # version of the layout of stored tensors in all formats
 
 
@@ -53,7 +53,7 @@ def format_named(name: str, **settings: Any) -> Format:
 
 @dataclass(frozen=True)
 class Compress(Change):
-    """Change that stores linear layers in a format, whose products read what is stored.
+    """Change that stores linear layers in a format; its products read the stored tensors.
 
     Embeddings, heads, norms, routers, experts in stacks and convolutions stay as they are.
 
@@ -125,7 +125,7 @@ class Compress(Change):
         plan: from `plan`, with the stored tensors; a plan that was read from a folder has only
         their sizes, and the folder's weights are loaded afterwards. name: unused, an adapter would
         need it.
-        Raises: CheckpointError for a plan whose settings were altered, or of another model.
+        Raises: CheckpointError for a plan with altered settings, or of another model.
         """
         model, decided = base_of(host), dict(plan.decided)
         _check_decided(self, decided)
@@ -173,7 +173,7 @@ def packing(
     stored: Mapping[str, Mapping[str, Tensor]],
     extra: Mapping[str, Any],
 ) -> Packing:
-    """Build the plan of a change whose stored tensors are computed already.
+    """Build the plan of a change with stored tensors that are computed already.
 
     change: the settings; seed: recorded with them; shapes: path -> (out, in) of each layer.
     stored: path -> the format's tensors by name; extra: further entries of the plan, ready for
@@ -197,7 +197,7 @@ def compress(
     resume: bool = False,
     progress: Callable[[str], None] | None = None,
 ) -> nn.Module:
-    """Store a model's linear layers in a format, in place; products read what is stored.
+    """Store a model's linear layers in a format, in place; products read the stored tensors.
 
     fmt: a format, as `formats.Bitmask(values="int8")`, its name, or a change that packs the layers
     itself.
@@ -210,12 +210,12 @@ def compress(
     a function that gets a line of text for each block.
 
     `intarsia.save` writes the packed layers, `load` puts them into the pretrained model, adapters
-    go on top; `fold` gives plain layers back.
+    come on top; `fold` gives plain layers back.
     Raises: ConfigError where dense is faster, see `force`, or for `out` with a format, which is
     done at once; CheckpointError for a folder of another call, or with a damaged file; as
     `Compress`. The model is then as it was.
     """
-    # 1. what is done: a change that packs by itself, or a format for the linear layers
+    # 1. the operation: a change that packs on its own, or a format for the linear layers
     rows = batched(calib) if calib is not None and len(calib) else ()
     if isinstance(fmt, Change):
         change = fmt if layers is None else fmt.with_settings(layers=tuple(layers))

@@ -92,14 +92,14 @@ def merge_mixtures(a: nn.Module, b: nn.Module) -> nn.Module:
     """Merge two upcycled models: the experts of both, layer by layer, and the mean of the rest.
 
     a, b: two trainings of one dense model; both stay as they are. Each mixture of the new model has
-    the experts and gate rows of a, then those of b; every other weight is (w_a + w_b) / 2. The new
+    the experts and gate rows of a, then b's; every other weight is (w_a + w_b) / 2. The new
     model has what both learned, and is to be trained on. Where gate weights are probabilities
     (`Switch`), there are more experts to share them, so that outputs of experts are smaller at
     first. Save it with `save_mixture`.
 
     Raises: TargetError for models that are not upcycled, or carry adapters; ConfigError for models
-    that were upcycled differently, and for routers whose experts cannot come or go; ShapeError for
-    other sizes.
+    that were upcycled differently, and for routers with experts that cannot come or go; ShapeError
+    for other sizes.
     Source: arXiv:2109.10465 (Z-code M3), aggregation of experts.
     """
     (places_a, settings_a), (places_b, settings_b) = upcycled(a), upcycled(b)
@@ -129,7 +129,7 @@ def expert_loads(
     """Count the tokens that each expert gets in evaluation, before any capacity.
 
     model: with learned routers; left as it is. batches: each a tensor, a mapping of keywords, or
-    (x, y), of which the model gets x. Padding, by `attention_mask`, does not count.
+    (x, y): the model gets x. Padding, by `attention_mask`, does not count.
     by: "modality", for a model that sees or hears: one row of counts for each modality, see
     `modality_loads`.
     Returns path of each learned router -> (E,) int64.
@@ -179,8 +179,8 @@ def prune_experts(
     Parameters are new objects: create optimisers afterwards. Save the model with `save_mixture`.
 
     Raises: TargetError for a model that is not upcycled, or carries adapters; ConfigError for
-    numbers and loads that do not fit, for routers whose experts cannot go, and for fewer experts
-    than a token has. The model is then as it was.
+    numbers and loads that do not fit, for routers with experts that cannot go, and for fewer
+    experts than a token has. The model is then as it was.
     Source: arXiv:2109.10465 (Z-code M3).
     """
     places, _ = upcycled(model)
@@ -221,7 +221,7 @@ def upcycled(model: nn.Module) -> tuple[MixturePlaces, Upcycle]:
 def mixture_at(model: nn.Module, path: str) -> Mixture:
     """Return the mixture that replaced the MLP at a path.
 
-    It may stand beside the MLP itself (`residual` of `upcycle`).
+    It may stand next to the MLP itself (`residual` of `upcycle`).
     Raises: TargetError for a sparse block of the host's own.
     """
     mixtures = list(mixtures_in(model.get_submodule(path)).values())
@@ -271,7 +271,7 @@ def _scores(path: str, count: int, scores: Mapping[str, Tensor] | str | None, se
         return torch.rand(count, generator=generator(seed, path))
     key = None
     if isinstance(scores, Mapping):
-        # if the MLP was kept beside it, the mixture is one module further inside
+        # if the MLP was kept next to it, the mixture is one module further inside
         inside = (f"{path}.router", f"{path}.mixture.router")
         key = next((name for name in inside if name in scores), None)
     if key is None or len(scores[key]) != count:  # pyright: ignore

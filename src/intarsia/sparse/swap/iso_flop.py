@@ -126,9 +126,7 @@ def _wide_layers(host: nn.Module, density: float) -> Iterator[tuple[str, int, in
 def _wider_inputs(
     path: str, layer: Any, before: Any, widths: Collection[int], density: float
 ) -> int:
-    """Return the new number of inputs of a layer whose inputs come from layers that become
-    wider.
-    """
+    """Return the new number of inputs of a layer that reads layers which become wider."""
     (ins, _), outs, factor = _sizes(layer), _sizes(before)[1], density**-0.5
     # whole multiples need no rounding: sums of several layers still fit
     if abs(factor - round(factor)) < 1e-5:
@@ -146,7 +144,7 @@ def _wider_inputs(
 
 
 def of_tokens(host: nn.Module) -> bool:
-    """Return True if the blocks are those of a transformer, whose stream keeps its width."""
+    """Return True if the blocks belong to a transformer, with a stream that keeps its width."""
     return any(block_kind(block) not in CONVOLUTIONAL for _, block in blocks(host))
 
 
@@ -269,9 +267,7 @@ def _with_outputs(
 
 
 def _second_factor(layer: Any, rank: int, draw: torch.Generator, std: float) -> Any:
-    """Build V, the second of two factors that replace a layer, from `rank` inputs to its
-    outputs.
-    """
+    """Build V, the second of two factors replacing a layer, from `rank` inputs to its outputs."""
     outs, bias = _sizes(layer)[1], layer.bias is not None
     conv = isinstance(layer, nn.Conv2d)
     new: Any = nn.Conv2d(rank, outs, 1, bias=bias) if conv else nn.Linear(rank, outs, bias=bias)
@@ -308,7 +304,7 @@ def _branch_norm(old: Any, branches: int) -> nn.Module:
     norm: Any = copy.deepcopy(old)
     if activation_of(norm) is not None:
         norm.act = nn.Identity()
-    # the statistics were those of the dense layer's outputs
+    # the statistics were measured on the dense layer's outputs
     norm.reset_running_stats()
     norm.weight.div_(math.sqrt(branches))
     norm.bias.div_(branches)
@@ -321,7 +317,7 @@ def _factorised(
     """Replace a layer by two sparse factors V relu(norm(U x))."""
     layer: Any = host.get_submodule(path)
     outs, count, reads = _sizes(layer)[1], layer.weight.numel(), layer.weight[0].numel()
-    # r (reads + outs) density = count: the FLOPs of both sparse factors are those of the layer
+    # r (reads + outs) density = count: both sparse factors together have the layer's FLOPs
     rank = math.ceil(count / (density * (reads + outs)) - 1e-9)
     # both factors have the same share of weights that are not 0
     kept_u = round(count * reads / (reads + outs))

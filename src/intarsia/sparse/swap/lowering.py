@@ -56,7 +56,7 @@ class Cluster:
     value.
     inputs: the same for tensors that come from outside. flat: values that are vectors, not maps.
     count: number of the next value.
-    before: the node in front of which the cluster can be called; None = at the end.
+    before: the cluster can be called in front of this node; None = at the end.
     """
 
     layers: list[DenseStep] = field(default_factory=lambda: list[DenseStep]())
@@ -96,7 +96,7 @@ class Cluster:
 def clusters_of(graph: fx.GraphModule) -> list[Cluster]:
     """Split a traced net into runs of layers that native kernels can compute, in order.
 
-    graph: trace by torch.fx whose nodes know their shapes.
+    graph: trace by torch.fx with nodes that know their shapes.
     """
     clusters: list[Cluster] = []
     current, done = Cluster(), set[fx.Node]()
@@ -261,7 +261,7 @@ def _is_binary(node: fx.Node) -> bool:
 
 
 def _is_plain(layer: nn.Module, kind: type[nn.Module], *names: str) -> bool:
-    """Return True if a layer's forward is that of its class, or its class has one of the names."""
+    """Return True if a layer has its class's own forward, or its class has one of the names."""
     return type(layer).forward is kind.forward or type(layer).__name__ in names
 
 
@@ -317,7 +317,7 @@ def _window(conv: Any) -> Window | None:
 
 
 def _take_norm(graph: fx.GraphModule, cluster: Cluster, node: fx.Node, norm: Any) -> bool:
-    """Add a batch norm by itself to a cluster, as a depthwise 1x1 convolution."""
+    """Add a batch norm on its own to a cluster, as a depthwise 1x1 convolution."""
     source, act = tensors_in(node)[0], _act_inside(norm)
     if source in cluster.values and cluster.values[source] in cluster.flat or act == "?":
         return False

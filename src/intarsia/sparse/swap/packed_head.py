@@ -54,7 +54,7 @@ def _stored_as(module: Any) -> str:
 def token_bytes(model: nn.Module) -> int | None:
     """Count the bytes of the weights that a token's products read, head included.
 
-    Norms, biases and the one row of the embedding are left out. None for a mixture, whose tokens
+    Norms, biases and the one row of the embedding are left out. None for a mixture: its tokens
     read some of the experts.
     """
     total = 0

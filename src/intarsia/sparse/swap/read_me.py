@@ -160,14 +160,12 @@ def train_experts(
 
     masks: path of an MLP -> (experts, hidden units) bool; batches: of text, drawn by the seed;
     steps: how many AdamW takes at rate lr; report: is given a line of text. The gate stays as it
-    is. The loss is that of the next token; padding does not count.
+    is. The loss is the next token's; padding does not count.
     Returns the losses.
     """
 
     def loss(index: int) -> Tensor:
-        """Compute the loss of the next token on a batch, each token with its expert's
-        units alone.
-        """
+        """Compute the next-token loss of a batch, each token with its expert's units alone."""
         ids, real = batches[index]["input_ids"], _not_padding(batches[index])[:, 1:]
         with torch.no_grad():
             expert = gate(ids).argmax(-1)
@@ -224,7 +222,7 @@ def train_in_turns(
     """Train gate and experts by turns, before `extract` cuts the experts out of the dense model.
 
     masks: path of an MLP -> (experts, hidden units) bool; batches: of mixed domains.
-    rounds: each trains the gate, whose targets come from the dense model as it is by then, and then
+    rounds: each trains the gate, with targets from the dense model as it is by then, and then
       the experts.
     steps, lr: of the gate and of the experts; both rates fall to .8 of themselves with each round.
     Experts share the units that several masks have, as in the released code; after `extract` each
@@ -290,7 +288,7 @@ def extract(
     expert for each kind. settings: None = defaults; seed: of the gate's weights and draws; report:
     is given a line of text.
     masks, gate: made here, and the gate trained for `steps`, unless they are given; then every MLP
-    becomes a mixture whose experts and residual are parts of it. The paper trains gate and experts
+    becomes a mixture with its parts as experts and residual. The paper trains gate and experts
     by turns: call `train_in_turns` first, with `channel_masks` and `pre_gate`, and pass both on.
 
     Raises: TargetError for a model without MLPs of its own; ConfigError and DataError for domains

@@ -27,7 +27,7 @@ def relabel(model: nn.Module, placement: Placement | Tensor) -> nn.Module:
     """Permute gate rows and experts of every layer, in place, into the order of a placement.
 
     Engines assign experts to devices in order, E / D each. Expert i of a layer becomes the old
-    expert `placement.relabelling()[layer, i]`, or `placement[layer, i]` for a tensor (L, E), whose
+    expert `placement.relabelling()[layer, i]`, or `placement[layer, i]` for a tensor (L, E); its
     `argsort(1)` undoes it. Shared experts stay. Each token has the same experts as before;
     logits differ in the last bits (1e-5 of float32), since softmax adds in another order.
     `model.save_pretrained` then writes a stock checkpoint.

@@ -170,10 +170,10 @@ def _keep_rows(owner: nn.Module, index: Tensor, experts: int) -> None:
 
 @torch.no_grad()
 def merge_stock_experts(model: Any, inputs: Mapping[str, ExpertInputs], count: int) -> None:
-    """Merge experts whose outputs are alike, in place, until `count` are left in every layer.
+    """Merge experts with similar outputs, in place, until `count` are left in every layer.
 
     1. Cluster the experts by the cosine of their outputs on the layer's inputs (average linkage).
-    2. In each cluster, match the hidden units of every expert to those of the most used one by the
+    2. In each cluster, match every expert's hidden units to the most used expert's by the
     Hungarian method, and average them, weighted by the experts' tokens. The most used expert's row
     of the gate stays.
     model: a sparse model of transformers; inputs: see `expert_inputs`.
@@ -270,7 +270,7 @@ def factors(weight: Tensor, x: Tensor, energy: float) -> tuple[Tensor, Tensor] |
     values, vectors = torch.linalg.eigh(covariance)
     root = vectors * values.clamp(min=1e-12).sqrt() @ vectors.T
     inverse = vectors / values.clamp(min=1e-12).sqrt() @ vectors.T
-    # the error of W x is that of W S in the Frobenius norm: truncate there, undo S in V
+    # the error of W x equals the one of W S in the Frobenius norm: truncate there, undo S in V
     u, s, v = torch.linalg.svd(w @ root, full_matrices=False)
     energy_share = s.square().cumsum(0) / s.square().sum()
     r = int((energy_share < energy - 1e-12).sum()) + 1

@@ -41,14 +41,14 @@ def student_of(model: nn.Module, layers: Sequence[int]) -> nn.Module:
     """Copy a model with some of its blocks, in their order: a shallower student to distil.
 
     For timm ViTs, transformers' ViTs and Llama-shaped decoders, upcycled or not. Blocks are
-    numbered anew, in the config and in caches, too, so that `save_mixture` saves the student and
+    renumbered, in the config and in caches, too, so that `save_mixture` saves the student and
     `load_mixture` puts it into a dense model of its depth. Weights are copies of the teacher's,
     which stays as it is. Train the student with `intarsia.train.distill`.
 
     layers: numbers of the blocks that stay, negative ones count from the last. The paper removes an
       eighth to a fourth of the blocks (21 of 24 stay), and spares the widest layers.
-    Raises: TargetError for layers that are not there, adapted models, and models whose blocks do
-    not stand in one row or depend on their number.
+    Raises: TargetError for layers that are not there, adapted models, and models with blocks that
+    do not stand in one row or depend on their number.
     Source: arXiv:2201.05596, section 4.2.
     """
     check_unadapted(model)
@@ -109,7 +109,7 @@ def _renumber(student: nn.Module, row: nn.Module, numbers: Sequence[int], count:
             if isinstance(per_layer, (list, tuple)) and len(per_layer) == count:
                 setattr(config, name, [per_layer[i] for i in numbers])
     info: Any = getattr(student, "feature_info", None)
-    # timm's list of the modules whose outputs are features
+    # timm's list of the modules that output features
     if isinstance(info, list) and len(info) == count:
         cast(Any, student).feature_info = info[: len(numbers)]
 

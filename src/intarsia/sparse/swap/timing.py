@@ -44,9 +44,9 @@ def check_faster(form: Format, pairs: Pairs) -> None:
 def pass_seconds(form: Format, pairs: Pairs, repeats: int = REPEATS) -> tuple[float, float]:
     """Measure the seconds of all layers' products, dense and packed, with one row of inputs each.
 
-    All layers run one after the other, dense and packed in turns, so that caches hold what they
-    hold in the model. form: the format; pairs: path -> (dense layer, its stored tensors); repeats:
-    turns, of which the median counts.
+    All layers run one after the other, dense and packed in turns, so that caches hold the same
+    data as in the model. form: the format; pairs: path -> (dense layer, its stored tensors);
+    repeats: turns; their median counts.
     Returns (dense, packed): CPU time with one thread, elapsed time with several.
     """
     layers: list[tuple[Any, Tensor, Mapping[str, Tensor], tuple[int, ...]]] = []

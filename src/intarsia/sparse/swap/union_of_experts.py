@@ -202,7 +202,7 @@ class UnionOfExperts(Change):
 def recompose(model: nn.Module) -> nn.Module:
     """Return a dense copy of a model that `UnionOfExperts` cut, with its experts' present weights.
 
-    The copy has the host's own modules. Its outputs are those of the model if all experts are
+    The copy has the host's own modules. Its outputs equal the model's if all experts are
     active; right after the cut it equals the original, bit for bit.
     Raises: TargetError for a model without unions of experts.
     """
@@ -286,7 +286,7 @@ def _mlp(path: str, old: nn.Module, gate: UnionGate, draws: torch.Generator) -> 
 
 
 def _copy_flags(experts: StackedExperts, dense: DenseMlp) -> None:
-    """Copy `requires_grad` of an MLP's weights and biases to those of its experts."""
+    """Copy `requires_grad` of an MLP's weights and biases to its experts' weights and biases."""
     for name, layer in (("up", dense.up), ("gate", dense.gate), ("down", dense.down)):
         for weight in (getattr(experts, name), getattr(experts, f"{name}_bias")):
             if weight is not None and layer is not None:

@@ -270,7 +270,7 @@ def _refuse_others(model: nn.Module, state_dict: Any, prefix: str, *_: Any) -> N
 
 
 def _chosen_blocks(model: nn.Module, layers: Sequence[int] | None) -> list[tuple[str, nn.Module]]:
-    """Return the blocks whose MLPs are replaced, with their paths."""
+    """Return the blocks with MLPs to be replaced, and their paths."""
     candidates = [(p, b) for p, b in blocks(model) if mlp_place(b) is not None]
     if not candidates:
         subject = f"model {type(model).__name__}"
@@ -303,7 +303,7 @@ def _replace_module(block: nn.Module, path: str, module: nn.Module) -> None:
 
 
 def _as_gates(chosen_blocks: Sequence[tuple[str, nn.Module]], router: RouterConfig) -> RouterConfig:
-    """Fill in settings that a router leaves open with those of the host's own gates.
+    """Fill in settings that a router leaves open with the settings of the host's own gates.
 
     chosen_blocks: (path, block); router: the settings; returned as they are if no block has a gate.
     """
@@ -385,7 +385,7 @@ def _build(
             fix = "Leave them out, or choose layers=[...] that are dense."
             raise ConfigError(f"{path!r}", got=got, want="a router alone", fix=fix)
         host_gate: Any = gate
-        # a block with experts of its own keeps them, and gets a router in place of its gate
+        # a block with experts of its own keeps them, and gets a router instead of its gate
         new = config.build(host_gate.weight.shape[-1], generator=draws).to(host_gate.weight.device)
         name = gate_name(mlp) or ""
         return name, hosted(f"{path}.{name}", gate, new, count).train(mlp.training)
@@ -401,11 +401,11 @@ def _build(
         experts.diversify(change.fraction, draws)
     router = cast(Router, config.build(dense.up.in_features, generator=draws))
     mixture = Mixture(experts, router, capacity=change.capacity, generator=draws)
-    # what is frozen in the MLP stays frozen in its experts
+    # frozen weights of the MLP stay frozen in its experts
     for new, old in zip(experts.parameters(), _trained_flags(experts, dense), strict=True):
         new.requires_grad_(old)
     result: nn.Module = mixture
-    # Residual-MoE: the MLP stays beside the mixture, for every token
+    # Residual-MoE: the MLP stays next to the mixture, for every token
     if change.residual is not None:
         width, mix = dense.up.in_features, change.residual
         result = ResidualMixture(mixture, mlp, width=width, mix=mix, generator=draws)
@@ -413,7 +413,7 @@ def _build(
 
 
 def _trained_flags(experts: StackedExperts, dense: DenseMlp) -> list[bool]:
-    """Return `requires_grad` for each parameter of the experts: that of the MLP's own matrix."""
+    """Return `requires_grad` for each parameter of the experts: the MLP's own matrix decides."""
     layers = {"up": dense.up, "gate": dense.gate, "down": dense.down}
     names = [name.removesuffix("_bias") for name, _ in experts.named_parameters()]
     return [layer.weight.requires_grad for n in names if (layer := layers[n]) is not None]
