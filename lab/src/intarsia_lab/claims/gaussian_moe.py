@@ -97,7 +97,7 @@ CLAIMS = (
     study(
         "gaussian-moe",
         system="Softmax-Gaussian mixtures",
-        work="drawn mixtures, whose rates are known",
+        work="drawn mixtures with known rates",
         sentence=EASY + "beta_1 and tau of the sigmoid gate.",
         baseline="slope -1/2 of the parametric rate",
         target=-0.40,

@@ -443,7 +443,7 @@ CLAIMS = (
             "tokens to one expert."
         ),
         effect=UnknownEffect(
-            "The official page says that the score returns to about that of a single domain (306.3 "
+            "The official page says that the score returns to about a single domain's score (306.3 "
             "where mixing has 295.8), without its own figure. Half of the gap is ours, as it was "
             "set before the first run."
         ),
@@ -470,7 +470,10 @@ CLAIMS = (
     study(
         "mixlora",
         system="MixLoRA",
-        scale="A model of 7 billion weights on the paper's eight tasks, whose accuracy it counts.",
+        scale=(
+            "A model of 7 billion weights on the eight tasks of the paper, which counts their "
+            "accuracy."
+        ),
         effect=UnknownEffect(
             "The official README has accuracies, 77.6 % against 71.8 of LoRA on eight tasks, .79 "
             "of its errors; losses were not found."

@@ -163,7 +163,7 @@ CLAIMS = (
         imbalance,
         arm=TUNER,
         system="MoETuner",
-        scale="Routing of a mixture of the paper's size, whose layers depend on each other more.",
+        scale="Routing of a mixture of the paper's size: its layers depend on each other more.",
         effect=UnknownEffect(
             "The abstract counts time, 9.3 % on one node; loads were not found. The slowest "
             "device's time, .64 and .73 of that before, is known by notes of third parties alone."

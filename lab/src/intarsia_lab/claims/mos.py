@@ -169,7 +169,7 @@ CLAIMS = (
     study(
         "mos-saving",
         system="MoS",
-        scale="A model of 7 billion weights with instructions, whose 32 layers share a pool.",
+        scale="A model of 7 billion weights with instructions: its 32 layers share a pool.",
         effect=UnknownEffect(
             "The abstract counts parameters, about 8 times fewer in LLaMA2-7B, which is the "
             "comparison; points of accuracy were not found. The margin of a point is ours."
@@ -197,8 +197,8 @@ CLAIMS = (
             "at equal parameters were not found."
         ),
         sentence="Low-rank changes put together from shards of one pool are more accurate than "
-        "LoRA of as many parameters: photographs, a pretrained ViT-S (arXiv:2410.00938, of which "
-        "this is not the headline: the abstract counts the parameters that LoRA needs).",
+        "LoRA of as many parameters: photographs, a pretrained ViT-S (arXiv:2410.00938; this is "
+        "not its headline: the abstract counts the parameters that LoRA needs).",
         baseline="LoRA of rank 2 by PEFT; points of accuracy, the mean of two sets",
         target=0.0,
         measure=with_as_many,

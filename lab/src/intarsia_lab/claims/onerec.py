@@ -318,7 +318,7 @@ CLAIMS = (
     study(
         "onerec-preference",
         system="OneRec",
-        scale="Lists that are shown to users, whose watch time is what the paper raises.",
+        scale="Lists that are shown to users: the paper raises the users' watch time.",
         effect=Effect(
             1.034,
             "table 1: the reward model's mean watch time, from .0991 to .1025; the judge here is "

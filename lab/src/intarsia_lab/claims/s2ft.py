@@ -292,8 +292,8 @@ CLAIMS = (
             "A model of 7 billion weights, fine-tuned on tasks of reasoning and tested on others."
         ),
         effect=UnknownEffect(
-            "The abstract has 11.5 % above full training out of domain; what is kept at equal "
-            "accuracy was not found."
+            "The abstract has 11.5 % above full training out of domain; how much is kept at "
+            "equal accuracy was not found."
         ),
         work="ViT-S, three new tasks after Fashion-MNIST",
         sentence="S2FT forgets less than LoRA, each at its own best rate: in a pretrained ViT-S, "

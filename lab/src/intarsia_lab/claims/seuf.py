@@ -277,12 +277,11 @@ CLAIMS = (
         "seuf-expert",
         system="SEUF",
         scale=(
-            "Mixtures of billions of weights, whose experts differ more than those of a small one."
+            "Mixtures of billions of weights, with experts that differ more than a small one's do."
         ),
         effect=UnknownEffect(
             "The paper compares ranks of experts in other layers: damage at equal forgetting is "
-            ".05 of that of the 23rd expert, .6 of a middle one's (tables 2 to 5, by our choice "
-            "of rows)."
+            ".05 of the 23rd expert's, .6 of a middle one's (tables 2 to 5, by our choice of rows)."
         ),
         work="mixtures trained on four kinds of text",
         sentence="The attributed expert is the right one to unlearn in "

@@ -216,7 +216,7 @@ CLAIMS = (
         "slime",
         system="SliME",
         scale=(
-            "A pretrained model of billions of weights on photographs of any kind, whose picture "
+            "A pretrained model of billions of weights on photographs of any kind: its picture "
             "vectors may lie nearer to its words than those for a decoder of three layers."
         ),
         effect=UnknownEffect(

@@ -217,7 +217,7 @@ CLAIMS = (
     study(
         "sms",
         system="Sparse Model Soups",
-        scale=("Nets of a million weights and more, whose candidates stay in one basin."),
+        scale=("Nets of a million weights and more, with candidates that stay in one basin."),
         effect=UnknownEffect("The paper's tables were not reachable."),
         work="a thin ResNet-8 from scratch on Fashion-MNIST",
         sentence="The average of nets that were trained from one pruned net with one mask is more "

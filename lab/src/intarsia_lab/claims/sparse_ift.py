@@ -125,7 +125,7 @@ CLAIMS = (
         system="Sparse-IFT",
         scale=(
             "ResNet-18 on ImageNet, nine tenths sparse, as in the paper. Whether our thin net "
-            "gains at all is another question: after 4 epochs it was .27 points, of which 37 seeds "
+            "gains at all is another question: after 4 epochs it was .27 points, and 37 seeds "
             "decide that."
         ),
         effect=Effect(

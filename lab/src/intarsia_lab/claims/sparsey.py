@@ -221,7 +221,7 @@ CLAIMS = (
         baseline="1 keeps both",
         target=1.0,
         control=NoControl(
-            "Codes are compared with those of another rule on the same digits: nothing is trained."
+            "Codes are compared with another rule's codes on the same digits: nothing is trained."
         ),
         measure=spread,
     ),

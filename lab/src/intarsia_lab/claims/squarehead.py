@@ -225,7 +225,7 @@ CLAIMS = (
     study(
         "squarehead",
         system="SquareHead",
-        scale="SmolLM2 on definitions, whose claim stands below, 120 CPU minutes.",
+        scale="SmolLM2 on definitions, the claim below, 120 CPU minutes.",
         effect=UnknownEffect("Shares of a gap that are closed are in no table that was reachable."),
         work="a small decoder on Austen and WordNet",
         sentence="A pruned model that follows the hidden states of its dense one closes more of "

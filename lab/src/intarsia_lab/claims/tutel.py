@@ -170,7 +170,7 @@ CLAIMS = (
         system="Tutel",
         scale="A cluster on which each batch is timed at every degree of parallelism.",
         effect=UnknownEffect(
-            "The gain of switching parallelism alone is drawn, not printed; that of pipelining "
+            "The gain of switching parallelism alone is drawn, not printed; the gain of pipelining "
             "over the best static choice is 1.01 to 1.11 (section 5)."
         ),
         work="routing traces, simulated",
