@@ -35,7 +35,7 @@ class Route:
 
     def choose(self, found, width):
         """Choose the experts."""
-        # the largest score wins
+        # the largest of those of a row wins
         told, score = found  # noqa: F841
         return [one for one in score]
 '''
@@ -71,6 +71,7 @@ def test_names_summaries_and_comments_are_counted(words: object) -> None:
     assert words.vague == ["sample.py:5 found", "sample.py:8 told", "sample.py:9 one"]  # pyright: ignore
     assert words.weak == ["sample.py:2 What a token takes."]  # pyright: ignore
     assert (words.names, words.summaries, words.comments) == (6, 2, 1)  # pyright: ignore
+    assert (words.words, words.unsaid) == (13, 1)  # pyright: ignore
 
 
 def test_a_share_may_only_get_better() -> None:
@@ -80,6 +81,8 @@ def test_a_share_may_only_get_better() -> None:
         "vague names 2.2, recorded 2.0"
     ]
     assert SCRIPT["worse"]({**before, "comments": 3.5}, before)
+    assert SCRIPT["worse"]({"phrases": 8.5}, {"phrases": 3.0})
+    assert not SCRIPT["worse"]({"phrases": 7.5}, {"phrases": 3.0})
     assert SCRIPT["better"]({"comments": 3.5, "vague names": 1.0}, before) == {
         "comments": 4.0,
         "vague names": 1.0,
