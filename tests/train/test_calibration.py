@@ -15,7 +15,13 @@ from tiny import host, pictures
 from torch import Tensor
 
 from intarsia.fitting import fit
-from intarsia.train.scores import Metrics, best_temperature, calibration_error
+from intarsia.train.scores import (
+    Metrics,
+    best_temperature,
+    calibration_error,
+    comparing_temperature,
+    tempered_loss,
+)
 
 
 def drawn(n: int, classes: int, seed: int, scale: float = 1.0) -> tuple[Tensor, Tensor]:
@@ -99,6 +105,19 @@ def test_a_small_part_carries_none_and_never_runs_away() -> None:
 def test_a_logit_that_is_no_number_has_none() -> None:
     right = torch.eye(3, dtype=torch.float64)
     assert best_temperature(right * math.inf, torch.arange(3)) is None
+    assert comparing_temperature(right * math.inf, torch.arange(3)) == 1.0
+
+
+def test_scale_decides_no_comparison_however_few_samples_there_are() -> None:
+    """At chance among sixteen classes the temperature is unsure, and the scale of logits is not."""
+    labels = torch.arange(16).repeat(6)
+    logits = torch.randn(96, 16, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    assert best_temperature(logits / 2, labels) is None
+    assert F.cross_entropy(4 * logits, labels) > 2 * F.cross_entropy(logits / 2, labels)
+    losses = [tempered_loss(scale * logits, labels) for scale in (0.5, 1.0, 4.0)]
+    assert max(losses) < 1.05 * min(losses)
+    without_mistake = torch.eye(4, dtype=torch.float64).repeat(9, 1)
+    assert comparing_temperature(without_mistake, torch.arange(4).repeat(9)) < 1.0
 
 
 def test_the_temperature_is_that_of_val_and_ranks_stay() -> None:

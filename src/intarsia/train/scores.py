@@ -111,7 +111,7 @@ def calibration_error(logits: Tensor, labels: Tensor, bins: int = 15) -> float:
 
 
 def tempered_loss(logits: Tensor, labels: Tensor) -> float:
-    """Compute the mean loss of logits / T at their best temperature T, see `best_temperature`.
+    """Compute the mean loss of logits / T at their temperature T, see `comparing_temperature`.
 
     logits: (n, classes).  labels: (n,); or (n, classes) of 0 and 1, where several apply: then it is
     the mean binary cross-entropy as it stands.
@@ -119,7 +119,7 @@ def tempered_loss(logits: Tensor, labels: Tensor) -> float:
     wide = logits.double()
     if labels.ndim == 2:
         return float(F.binary_cross_entropy_with_logits(wide, labels.double()))
-    return float(F.cross_entropy(wide / (best_temperature(logits, labels) or 1.0), labels))
+    return float(F.cross_entropy(wide / comparing_temperature(logits, labels), labels))
 
 
 def best_temperature(
@@ -135,12 +135,28 @@ def best_temperature(
     logits: (n, classes); labels: (n,).
     Source: arXiv:1706.04599, section 4.2.
     """
+    # without a mistake the likelihood alone would let T fall to 0
+    if not logits.isfinite().all() or bool((logits.argmax(1) == labels).all()):
+        return None
+    temperature, curvature = _most_probable(logits, labels, prior)
+    return temperature if curvature > certainty**-2 else None
+
+
+def comparing_temperature(logits: Tensor, labels: Tensor, prior: float = 0.5) -> float:
+    """Fit the temperature at which answers are compared with others' answers to the same samples.
+
+    The most probable T of `best_temperature`, however uncertain it is: two classifiers are not
+    compared at a temperature of the one and the scale as it came of the other. 1 if a logit is not
+    finite. logits: (n, classes); labels: (n,).
+    """
+    return _most_probable(logits, labels, prior)[0] if logits.isfinite().all() else 1.0
+
+
+def _most_probable(logits: Tensor, labels: Tensor, prior: float) -> tuple[float, float]:
+    """Return the most probable temperature, and the inverse variance of its log by Laplace."""
     from scipy.optimize import minimize_scalar  # a third of a second, needed once
 
     wide = logits.double()
-    # without a mistake the likelihood alone would let T fall to 0
-    if not wide.isfinite().all() or bool((wide.argmax(1) == labels).all()):
-        return None
 
     def energy(log_t: float) -> float:
         loss = F.cross_entropy(wide / math.exp(log_t), labels, reduction="sum")
@@ -150,9 +166,9 @@ def best_temperature(
     reach = 8 * prior
     minimum: Any = minimize_scalar(energy, bounds=(-reach, reach), method="bounded")
     best, step = float(minimum.x), 1e-3
-    # Laplace: the second difference of the energy is the inverse variance of log T
+    # the second difference of the energy
     curvature = (energy(best + step) - 2 * energy(best) + energy(best - step)) / step**2
-    return math.exp(best) if curvature > certainty**-2 else None
+    return math.exp(best), curvature
 
 
 @dataclass(frozen=True)

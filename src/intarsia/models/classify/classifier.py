@@ -30,7 +30,7 @@ from ...core.sealing import check_sealed, seal_folder
 from ...data.labelled import Rows
 from ...train.folds import deal
 from ...train.probe import FOLDS, Probe, converged_probe
-from ...train.scores import best_temperature, tempered_loss
+from ...train.scores import comparing_temperature, tempered_loss
 from .features import Feature, feature_of, opened_feature, states, text_model
 from .standalone import SETTINGS, TENSORS
 from .words import SPARSE, check_method, parse_method, split_adapter, split_word
@@ -82,7 +82,7 @@ def fit_member(
 def tempered(feature: Feature, probe: Probe, labels: np.ndarray) -> Member:
     """Return the member of a probe, at the temperature that suits its held-out answers best."""
     rows = torch.from_numpy(judged(labels))
-    temperature = best_temperature(probe.held_out[rows], torch.from_numpy(labels)[rows]) or 1.0
+    temperature = comparing_temperature(probe.held_out[rows], torch.from_numpy(labels)[rows])
     tensors = (t / temperature for t in (probe.weight, probe.bias, probe.held_out))
     weight, bias, held_out = tensors
     return Member(feature, weight, bias, probe.strength, held_out)

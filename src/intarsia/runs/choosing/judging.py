@@ -14,7 +14,7 @@ from sklearn.metrics import label_ranking_average_precision_score
 from torch import Tensor
 
 from ...reports.statistics import PairedInterval, paired_interval
-from ...train.scores import Metrics, best_temperature
+from ...train.scores import Metrics, comparing_temperature
 from ...train.tasks import MultiLabel
 
 LEAST = 1e-12  # probability
@@ -51,9 +51,8 @@ class HeldOutAnswers:
         logits, labels = torch.cat([p[1] for p in parts]).double(), torch.cat([p[2] for p in parts])
         if labels.ndim == 2:  # several labels for each picture: no temperature is fitted
             return cls.of_shares(picture, logits.sigmoid(), labels)
-        # Losses are compared at the best temperature, since a badly scaled output is easily mended.
-        # There is none where the answers do not determine it: then the logits stay as they are.
-        temperature = best_temperature(logits, labels) or 1.0
+        # losses are compared at the best temperature, since a badly scaled output is easily mended
+        temperature = comparing_temperature(logits, labels)
         return cls.of_shares(picture, (logits / temperature).softmax(1), labels, temperature)
 
     @classmethod
