@@ -43,7 +43,7 @@ from intarsia_lab.materials import suites
 ROOT = Path(__file__).parents[1]
 ROWS, PAGE = ROOT / "benchmarks" / "auto.jsonl", ROOT / "docs" / "benchmarks" / "auto.md"
 PEER = ROOT / "benchmarks" / "auto_peer.jsonl"
-MINUTES, SEED, IMAGES, TEST = 4.0, 20, 100, 300
+MINUTES, SEED, IMAGES, TEST = 4.0, 21, 100, 300
 
 
 def rows(file: Path = ROWS) -> dict[str, dict[str, Any]]:
