@@ -302,7 +302,7 @@ CARD = Card(
     ),
     tags=frozenset({"folds", "zero_start"}),
     tiny={"bottleneck": 4, "activation": "gelu"},
-    summary="One small MLP beside or behind a host's module.",
+    summary="One small MLP next to or behind a host's module.",
     family="adapters",
     names=("AdaptFormer", "Bottleneck adapter"),
 )

@@ -171,7 +171,7 @@ CARD = Card(
     ),
     tags=frozenset({"zero_start"}),
     tiny={"width": 4, "dropout": 0.0},
-    summary="A small convolution over the patches, beside attention and MLP.",
+    summary="A small convolution over the patches, next to attention and MLP.",
     family="adapters",
     names=("Convolutional bypass",),
     exceptions={

@@ -68,7 +68,7 @@ CARD = Card(
     ),
     tags=frozenset({"stochastic", "folds", "zero_start"}),
     tiny={"over": Bottleneck(4, activation="gelu")},
-    summary="An adapter whose weights are dropped at random while it trains, for each sample anew.",
+    summary="An adapter with weights dropped at random in training, differently for each sample.",
     family="noise",
     names=("DropConnect", "Drop-connect"),
 )

@@ -132,7 +132,7 @@ CARD = Card(
         "Next-Generation AI Scale",
     ),
     tiny={"experts": (2, 4), "least": 8},
-    summary="One expert a token beside an MLP for all, more experts in later layers; students.",
+    summary="One expert a token next to an MLP for all, more experts in later layers; students.",
     family="mixture layers",
     names=("DeepSpeed-MoE", "PR-MoE", "Pyramid-Residual MoE", "Mixture of Students"),
 )

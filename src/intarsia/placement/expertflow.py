@@ -277,7 +277,7 @@ CARD = Card(
     kind="cache",
     config=Predictive,
     paper=Paper("2410.17954", 2024, FLOW),
-    summary="The expert whose next use is expected latest, as tokens foretell it, gives its slot.",
+    summary="The expert with the latest next use, as tokens foretell it, gives its slot.",
     family="caches of experts",
     names=("ExpertFlow",),
 )

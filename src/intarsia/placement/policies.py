@@ -265,7 +265,7 @@ CARDS = (
         kind="cache",
         config=Expected,
         paper=Paper("2410.17954", 2024, FLOW),
-        summary="The expert whose next use is expected latest gives its slot.",
+        summary="The expert with the latest expected next use gives its slot.",
         family="caches of experts",
     ),
 )

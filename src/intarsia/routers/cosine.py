@@ -116,7 +116,7 @@ CARD = Card(
     paper=Paper("2206.03382", 2022, "Tutel: Adaptive Mixture-of-Experts at Scale"),
     tags=frozenset({"sparse", "learned"}),
     tiny={"experts": 4, "width": 6},
-    summary="The k experts whose direction is nearest to a token's, in a small space.",
+    summary="The k experts with the nearest direction to a token's, in a small space.",
     family="token choice",
     names=("Cosine gate", "Cosine router"),
 )

@@ -239,7 +239,7 @@ CARD = Card(
     ),
     tags=frozenset({"learned", "stochastic"}),
     tiny={"experts": 4, "weights": "gumbel"},
-    summary="All experts first; as the temperature falls, those whose probability drops leave.",
+    summary="All experts first; as the temperature falls, those with little probability leave.",
     family="token choice",
     names=("EvoMoE", "DTS", "DTS gate", "Dense-to-sparse gate"),
 )

@@ -153,7 +153,7 @@ CARD = Card(
     ),
     tags=frozenset({"sparse", "learned"}),
     tiny={"experts": 8},
-    summary="The experts whose logit is above 0, as many as there are, weighted by it.",
+    summary="The experts with a logit above 0, as many as there are, weighted by it.",
     family="token choice",
     names=("ReMoE", "ReLU routing"),
     exceptions={

@@ -218,11 +218,11 @@ CARD = Card(
     config=TaskRouting,
     paper=Paper("2202.13914", 2022, "Combining Modular Skills in Multitask Learning"),
     tags=frozenset({"learned"}),
-    summary="Shares of skills that each task learns, for every head of a layer by itself.",
+    summary="Shares of skills that each task learns, for every head of a layer on its own.",
     family="task routing",
     names=("Task routing", "Polytropon router"),
     exceptions={
-        "leaves_padding_out": "a row is a sample, whose task decides for all of its tokens",
-        "routes_padding_alone": "a row is a sample, whose task decides for all of its tokens",
+        "leaves_padding_out": "a row is a sample; its task decides for all of its tokens",
+        "routes_padding_alone": "a row is a sample; its task decides for all of its tokens",
     },
 )

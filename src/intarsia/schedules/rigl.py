@@ -38,6 +38,6 @@ CARD = Card(
     config=RigL,
     paper=Paper("1911.11134", 2019, "Rigging the Lottery: Making All Tickets Winners"),
     tiny={"density": 0.5, "every": 2},
-    summary="Sparse training: the smallest weights go, those of the largest gradients come.",
+    summary="Sparse training: the smallest weights go, those with the largest gradients come.",
     family="sparse training",
 )

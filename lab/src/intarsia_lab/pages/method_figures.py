@@ -71,9 +71,9 @@ def _adapter(name: str, tags: set[str]) -> tuple[Lines, int, str]:
     # both meet in a sum
     lines += [_line((300, 128), (440, 128), (440, 64)), *_sum(440, 48)]
     lines += [*_arrow((454, 48), (520, 48)), *_text(534, 53, "y")]
-    after = "afterwards folded: no extra layer" if "folds" in tags else "stays beside the layer"
+    after = "afterwards folded: no extra layer" if "folds" in tags else "stays next to the layer"
     lines += _text(440, 150, after, "soft")
-    return lines, 184, f"{name}: a cell beside a frozen layer; {after}"
+    return lines, 184, f"{name}: a cell next to a frozen layer; {after}"
 
 
 def _sum(x: float, y: float) -> Lines:
@@ -139,7 +139,7 @@ def _baseline(name: str, tags: set[str]) -> tuple[Lines, int, str]:
             lines += _box(20 + n * wide, 108, wide - 14, 14, kind="new")
         lines += _text(280, 142, f"{per_block or 'prompts'}, trained", "soft")
     lines += _text(280, 26, "filled: trained; outlined: frozen", "soft")
-    return lines, 152 if per_block or name == "vpt-shallow" else 112, f"{name}: what is trained"
+    return lines, 152 if per_block or name == "vpt-shallow" else 112, f"{name}: the trained part"
 
 
 def _mixture(name: str, tags: set[str]) -> tuple[Lines, int, str]:
@@ -152,7 +152,7 @@ def _mixture(name: str, tags: set[str]) -> tuple[Lines, int, str]:
         lines += [*_box(330, y, 110, 40, f"expert {number + 1}", "new")]
         lines += [_line((440, y + 20), (496, 85), kind="line" if number == 1 else "open")]
     lines += [*_sum(509, 85), *_arrow((522, 85), (552, 85)), *_text(280, 168, name, "soft")]
-    return lines, 178, f"{name}: experts and a router in place of a layer"
+    return lines, 178, f"{name}: experts and a router instead of a layer"
 
 
 _DRAWINGS: Mapping[str, Callable[[str, set[str]], tuple[Lines, int, str]]] = {
@@ -170,7 +170,7 @@ def when(card: Mapping[str, Any]) -> str:
     """
     tags, use = set(card["tags"]), ""
     if card["kind"] == "adapter":
-        use = "a pretrained model whose weights stay frozen"
+        use = "a pretrained model with weights that stay frozen"
         use += "; it folds into a stock model" if "folds" in tags else "; it stays a part of it"
         # a draw in each step is a noise, which helps where data are few
         use += "; it regularises: few samples, many passes" if "stochastic" in tags else ""

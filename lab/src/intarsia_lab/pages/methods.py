@@ -72,7 +72,7 @@ def index(descriptions: list[dict[str, Any]]) -> str:
     present = {card["kind"] for card in descriptions}
     # in the order of KINDS, not of the alphabet: adapters first
     for kind in (kind for kind in KINDS if kind in present):
-        lines += [f"## {kind.capitalize()}s", "", "| name | what it is | paper | tags |"]
+        lines += [f"## {kind.capitalize()}s", "", "| name | in short | paper | tags |"]
         lines += ["|---|---|---|---|"]
         for card in descriptions:
             if card["kind"] == kind:
@@ -103,7 +103,7 @@ def beside_official(name: str, references: Sequence[Record]) -> str:
 
     name: of the method; references: records of comparisons, each with repository and commit.
     """
-    heading = "\n## Beside the official code\n"
+    heading = "\n## Compared with the official code\n"
     mine = [record for record in references if name in record["methods"]]
     if not mine:
         return f"{heading}\nIt was not compared with an official implementation."
@@ -193,7 +193,7 @@ def reference(text: str) -> str:
         for card in map(describe, cards())
         if "doc" in card
     ]
-    table = "\n".join(["| class | kind | what it is |", "|---|---|---|", *rows])
+    table = "\n".join(["| class | kind | in short |", "|---|---|---|", *rows])
     return f"{before}{heading}{table}\n\n{rest[rest.index('## ') :]}"
 
 

@@ -274,13 +274,13 @@ CARDS = (
     coding(
         "mca",
         config=MCA,
-        summary="Sparse coding with causes of which the largest hides the others.",
+        summary="Sparse coding with causes; the largest one hides the others.",
         names=("Maximal causes analysis",),
     ),
     coding(
         "mmca",
         config=MMCA,
-        summary="Sparse coding with signed causes of which the largest magnitude is seen.",
+        summary="Sparse coding with signed causes; the one with the largest magnitude is seen.",
         names=("Maximal magnitude causes analysis",),
     ),
 )

@@ -131,7 +131,7 @@ CARD = Card(
         "LightGCN: Simplifying and Powering Graph Convolution Network for Recommendation",
     ),
     tiny={"width": 4, "layers": 1},
-    summary="Users and items as means over their neighbours; what they took ranks above the rest.",
+    summary="Users and items as means over their neighbours; taken items rank above the rest.",
     family="recommenders",
     exceptions={"is_an_estimator": "events are no table of rows; intarsia.fit trains it"},
 )

@@ -331,7 +331,7 @@ CARDS = (
             "Revisiting the Parameter Efficiency of Adapters from the Perspective of Precision "
             "Redundancy",
         ),
-        summary="A classifier whose weights have few bits while it trains.",
+        summary="A classifier with weights of few bits while it trains.",
         family="few bits",
         exceptions={"comes_back_from_its_folder": "the adapter after it stores the head"},
     ),
