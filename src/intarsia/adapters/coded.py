@@ -134,6 +134,7 @@ class CodedCell(Cell):
             # weights that were quantised in each forward are now quantised for good
             for name, weight in self.weights().items():
                 plain.get_parameter(name).copy_(weight)
+        # the wrapped adapter may have a plainer form of its own, as MoS has a LoRA
         return plain.merged()
 
     def delta(self) -> Tensor | None:

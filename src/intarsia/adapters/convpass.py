@@ -114,10 +114,10 @@ class ConvpassCell(Cell):
         """
         if x.dim() == 4:  # a map, as of Swin
             return self._patches(x)
-        if x.dim() != 3:
+        if x.dim() != 3:  # single tokens, which lie on no grid
             return self._pixelwise(x)
         rows, columns = self._grid(x.shape[1])
-        if not rows:
+        if not rows:  # no patches: the class token alone
             return self._pixelwise(x)
         # the tokens before the patches, such as the class token
         prefix = x.shape[1] - rows * columns

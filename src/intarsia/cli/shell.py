@@ -231,7 +231,7 @@ def _command_of(name: str, function: Any) -> Any:
 
 def _hide_types_of_flags(command: Any, ctx: Any) -> None:
     """Show a flag as --json in the help, not as --json <bool>; of a group also those below."""
-    # --help itself is known to a command line that was begun alone
+    # --help is none of a command's parameters: it has to be asked for, where there is a context
     for parameter in (*command.params, ctx and command.get_help_option(ctx)):
         if getattr(parameter, "is_flag", False):
             parameter.metavar = ""

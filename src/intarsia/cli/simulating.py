@@ -87,6 +87,7 @@ def simulate(
     Example:  intarsia simulate t.safetensors --devices 8 --placement p.json --out page.html
     """
     _check(plan, policy, tokens, streams, slots, placement)
+    # the two files of --out, by their endings; both are locked until the command ends
     timeline, page = _hold(out or [])
     read_metadata(trace)
     check_topology(devices, topology)
@@ -101,6 +102,7 @@ def simulate(
     else:
         plans = ("ep", *STRATEGIES) if plan == "auto" else (plan,)
         planned = fastest(routed, links, plans, tokens, size, backward)
+    # next to the same batch with the experts in order, which is what a plan has to beat
     simulated = beside_order(planned, links, placement, backward)
     record = record_of(planned, simulated, links)
     if slots is not None:

@@ -124,6 +124,7 @@ def survives_steps_of_one_layer(card: Card) -> None:
     card: the entry in the catalogue of a policy, which says what leaves a cache of experts.
     """
     config: Any = tiny(card)
+    # the experts of each step as those of layer 0, and two at most, as many as the cache holds
     one_layer = [[(0, e) for _, e in step if e < EXPERTS][:2] for step in asked()]
     for layers in (1, LAYERS):
         residency = replay(one_layer, config.build(layers, EXPERTS), 2)

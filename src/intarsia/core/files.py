@@ -94,6 +94,7 @@ def _finish(folder: Path, target: Path, spare: bool) -> None:
 
 def _declare(folder: Path, target: Path, names: Iterable[str]) -> None:
     """Write in a scratch folder that it is whole: for which target, and with which files."""
+    # the inode: a copy of this folder, or one restored from a backup, is not taken for it
     record = {"folder": folder.stat().st_ino, "target": target.name}
     record |= {"names": {name: _digest(folder / name) for name in names}}
     (folder / READY).write_text(json.dumps(record), encoding="utf-8")

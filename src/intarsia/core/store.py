@@ -102,7 +102,7 @@ class Store:
             return self.rows[key]["result"]
 
     def stale(self, inputs: Mapping[str, Any]) -> bool:
-        """Return whether the result of these inputs is there from other code alone."""
+        """Return True if these inputs have a stored result, but only of other code than now."""
         plain = json.loads(json.dumps(inputs))
         # the inputs without the code, which the key holds as well
         is_known = any(row.get("inputs") == plain for row in self.rows.values())

@@ -226,9 +226,8 @@ def _from_timm(name: str, classes: int, size: int | None, pretrained: bool) -> n
         if not (isinstance(error, REFUSALS) or name.startswith(FOLDER)):
             raise  # a folder's configuration may hold anything, and fail anywhere
         got = f"{type(error).__name__}: {str(error).partition(chr(10))[0].rstrip('.')}"
-        size_mismatch = "size mismatch" in str(
-            error
-        )  # of weights, as an MLP-Mixer has for each size
+        # of weights: those of an MLP-Mixer fit one size of pictures alone
+        size_mismatch = "size mismatch" in str(error)
         if (
             size is not None
             and (size_mismatch or not _can_be_built(name, size))

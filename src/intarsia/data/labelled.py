@@ -172,6 +172,7 @@ def read_labelled(
         files = part_files(path) or {"all": path}
         sources = {}
         for part, file in files.items():
+            # a validation part without a training part is trained on
             sources["train" if part == "val" and "train" not in files else part] = _table_rows(
                 file, text, label
             )

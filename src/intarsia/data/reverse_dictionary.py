@@ -64,9 +64,10 @@ def _read_entries(folder: Path) -> dict[str, str]:
     with reading(base / "gcide.index"):
         raw = gzip.decompress((base / "gcide.dict.dz").read_bytes())
         index = (base / "gcide.index").read_text(encoding="utf-8", errors="replace")
+        # offset and size are digits to base 64; headwords with "00-" are about the database itself
         for line in index.splitlines():
             word, offset, size = line.split("\t")[:3]
-            if not word.startswith("00-"):  # about the database
+            if not word.startswith("00-"):
                 first = number(offset)
                 text = raw[first : first + number(size)].decode("utf-8", "replace")
                 definitions[word.lower()] = f"{definitions.get(word.lower(), '')} {text}".strip()

@@ -172,6 +172,7 @@ class NativeText:
         cache: Any
         cache, count = DynamicCache(config=self.model.config), self.counts[slot]
         # views of this slot's memory: transformers writes where the native steps will read
+        # one run each: without windows (`prefill`) the heads of a layer see equally far
         memories = ((run.cache[0], run.cache[1]) for (run,) in self.heads)
         cache.layers = [
             FixedLayer.over(keys[slot : slot + 1], values[slot : slot + 1], count)
@@ -243,6 +244,7 @@ def _head_runs(
     """Yield the groups of neighbouring heads of a layer that see equally far, with empty caches."""
     sizes, dtype = _Sizes.of(host), host.get_input_embeddings().weight.dtype
     sink = 0 if windows is None else windows.sink
+    # how many last tokens each head sees, 0 = all; a window as long as the cache is none
     reach = [_window(attention)] * sizes.groups
     for group in () if windows is None else windows.groups:
         for head in group.heads:

@@ -92,6 +92,7 @@ class NativeSampling:
         if _suits(attributes["original"], input_ids, generation_config, rest):
             length = int(generation_config.max_length or 0)
             text = NativeText(attributes["original"], slots=len(input_ids), length=length)
+            # `self` is the copy that `generate` made for this call: the model's own forward stays
             attributes["forward"] = functools.partial(_forward, text)
         sample: Any = super()
         return sample._sample(input_ids, generation_config=generation_config, **rest)

@@ -174,7 +174,7 @@ def expert_steps(weights: Sequence[Weight], rows: Value, act: str) -> list[Exper
     `kernels.decoder`.
     """
     gate, up, down = weights
-    inner = gate.bound.sides[0]
+    inner = gate.bound.sides[0]  # hidden units: W has the sides (out, in)
     gate_value, up_value, hidden = _hidden_values(inner)
     return [
         ProductStep(gate_value, rows, *gate),
@@ -244,6 +244,7 @@ class OffloadedExperts:
         """Return gate, up and down of the expert that was brought last."""
 
         def product(index: int) -> Callable[[Tensor], Tensor]:
+            # by torch; `tensors` is read when it is called, when another expert may be there
             return lambda x: x @ self.tensors[index].float().T
 
         return [Weight(bound, product(index)) for index, bound in enumerate(self.bounds)]

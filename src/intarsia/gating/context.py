@@ -134,7 +134,8 @@ class Context:
 
         samples: the number of samples of the batch.
         """
-        # an exported program would fix the number of samples here, if every forward asked for it
+        # `samples` is looked at only where there are ids: a comparison in every forward would fix
+        # the number of samples in an exported program
         if self.task_ids is not None and len(self.task_ids) != samples:
             got = f"{len(self.task_ids)} for a batch of {samples}"
             fix = "Repeat them as the samples are: ids.repeat_interleave(beams) for beams."

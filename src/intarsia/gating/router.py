@@ -68,9 +68,11 @@ class Router(ReadsContext, abc.ABC):
         """
         if self.training:
             self.context.routings[self] = routing
-        # recomputed forwards and graphs of torch.compile must not count a second time
+        # recomputed forwards and graphs of torch.compile must not count a second time, and meta
+        # tensors have no numbers to count
         counts = self.context.counting or (self.training and torch.is_grad_enabled())
         if counts and not routing.weight.is_meta and not torch.compiler.is_compiling():
+            # tokens and weight of each expert, and how many tokens had any
             self.received += received(routing)
             self.served += served(routing)
         return routing

@@ -42,6 +42,7 @@ def to_mhr_mu(model: nn.Module, *, name: str = "mu", poly: str | None = None) ->
     Raises: ConfigError for no such adapter, or a name in use.
     """
     adapted, poly = _poly_adapter(model, poly)
+    # (heads, skills): each head takes equal shares of all skills
     return _add_lora(
         adapted, poly, name, lambda cell: torch.full(cell.down.shape[:2], 1 / cell.down.shape[1])
     )

@@ -330,6 +330,8 @@ def pareto(
         want = "spans of that density"
         raise ConfigError(f"density {density:g}", got="none that fit", want=want, fix=fix)
     solutions = [x for x in extremes if x is not None]
+    # for each other length the ends of its intervals: from its own minimum to its value where the
+    # last length is best
     band_edges = [
         np.linspace(totals[i](solutions[i]), totals[i](solutions[primary]), BANDS + 1)
         for i in range(primary)

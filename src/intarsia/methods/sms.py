@@ -114,6 +114,7 @@ class SparseModelSoup:
             for i in range(self.candidates):
                 model.load_state_dict(start)
                 last = i == self.candidates - 1
+                # runs when the caller has trained this candidate, and adds to the lists
                 average = partial(
                     self._average_candidates,
                     states=states,

@@ -35,6 +35,7 @@ def dialect_of(site: Site) -> Dialect:
     """
     widths = {name: (inputs, outputs) for name, inputs, outputs in site.layers}
     for dialect in DIALECTS:
+        # all layers that read the tokens have one width, and the one that writes them takes it in
         hidden = {widths.get(name, (0, 0))[1] for name in dialect.reads}
         # halves that are multiplied are one layer of twice the width
         fits = {widths.get(dialect.writes, (0, 0))[0] * (1 + dialect.halves)} == hidden

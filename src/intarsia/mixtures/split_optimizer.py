@@ -215,7 +215,10 @@ def _rates(step: int, group: dict[str, Any]) -> tuple[float, ...]:
 
 
 def _adamw(parameter: Tensor, state: dict[str, Any], rates: Iterable[Any], variant: str) -> None:
-    """Make one step of AdamW on a parameter with a gradient, in place."""
+    """Make one step of AdamW on a parameter with a gradient, in place.
+
+    rates: the six numbers of `_rates`, or a tensor of each.
+    """
     b1, b2, rate, corrected, eps, keep = rates
     gradient, m, v = parameter.grad, state["exp_avg"], state["exp_avg_sq"]
     assert gradient is not None

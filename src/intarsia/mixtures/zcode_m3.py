@@ -264,7 +264,10 @@ def _widths(rows: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
 
 
 def _shared_tensors(model: nn.Module, twice: bool = False) -> Iterator[tuple[str, Tensor]]:
-    """Yield (name, tensor) of a model's parameters and buffers that belong to no single expert."""
+    """Yield (name, tensor) of a model's parameters and buffers that belong to no single expert.
+
+    twice: yield a shared tensor under each of its names.
+    """
     single: set[int] = set()
     for mixture in mixtures_in(model).values():
         experts = mixture.experts

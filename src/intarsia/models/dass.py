@@ -383,6 +383,7 @@ class Supernet(Cells):
         # alpha has no gradient but here: the optimiser of the weights must not move it
         self.alpha.requires_grad_(True)
         try:
+            # `or self.val` is for the type checker alone: val has always a batch
             (gradient,) = architecture_gradient(
                 self, [self.alpha], batches[0], batches[1] or self.val, self.xi
             )
@@ -420,6 +421,7 @@ class Supernet(Cells):
         "none" is never chosen.
         """
         cells: list[tuple[Node, ...]] = []
+        # cells that keep the size of the picture, then cells that reduce it
         for kind in (False, True):
             best = self.weights(kind).detach()[:, 1:].max(-1)
             # alpha's rows: the edges of all nodes one after another

@@ -172,6 +172,7 @@ class SoftmaxGaussianMoE(RegressorMixin, BaseEstimator):
                 # A slice that a line fits exactly would start with a variance of 0.
                 variance[i] = max(0.05, np.square(y[rows] - design[rows] @ coef[i]).mean())
         gate = random.standard_normal((k, d)) / np.sqrt(d)
+        # softmax sees differences alone, so that one row can be fixed
         gate[-1] = 0
         return Parameters(gate, np.zeros(k), self.tau, coef[:, :d], coef[:, d], variance)
 

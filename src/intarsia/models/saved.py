@@ -66,6 +66,7 @@ def load_estimator(kind: type[E], folder: str | Path) -> E:
     kind: the class that it has to be of, or a subclass. Raises: CheckpointError for a folder that
       is damaged, or of another kind.
     """
+    # a kill while it was replaced may have left the new folder under another name
     folder = repaired(folder)
     want, fix = (
         "what the `save` of a fitted estimator wrote",

@@ -79,6 +79,7 @@ def _fill(
     environment.filters["data"] = embedded
     environment.filters["next"] = next
     template = environment.get_template("page.html.j2")
+    # `counter`: the template takes the next number for the id of each table
     text = template.render(
         report=report, script=script, css=css, footer=footer, form=form, kind=kind,
         policy=POLICY.format(hash=script_hash(script), connect=connect), marks=looks.MARKS,

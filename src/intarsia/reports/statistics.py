@@ -148,7 +148,7 @@ def paired_interval(
     if not total > 0:  # NaN neither
         return None
     # step 5: mean plus or minus a t quantile of the combined degrees of freedom
-    mean = round(math.fsum(means) / seeds, DECIMALS) + 0.0
+    mean = round(math.fsum(means) / seeds, DECIMALS) + 0.0  # never -0.0
     half = _quantile(between / total, seeds, n) * math.sqrt(total)
     # step 6: with one seed, or few items that differ, the exact test decides about 0
     exact = binary and seeds == 1 and weights is None

@@ -137,6 +137,7 @@ class TaskRouter(Router):
         if ids is None:
             return self._without_ids(rows)
         count = len(ids)
+        # each sample has equally many rows; no samples have none
         if rows % count if count else rows:
             got, want = f"{count} for {rows} rows", "one for each sample"
             raise ShapeError("task_ids", got=got, want=want, fix="Pass the ids of this very batch.")

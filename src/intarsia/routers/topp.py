@@ -69,6 +69,7 @@ class TopPRouter(GateRouter[TopP]):
         p, index = logits.softmax(-1).sort(descending=True, stable=True)
         before = p.detach().cumsum(-1) - p.detach()  # the sum over more probable experts
         needed = before < self.config.p
+        # the first expert always counts: with NaN in the logits no comparison holds
         first = torch.arange(self.experts, device=p.device) == 0
         return index, p, needed | first
 

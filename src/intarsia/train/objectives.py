@@ -175,6 +175,7 @@ def pace(
     with passes(model, 2):
         first, second = logits_of(model, twice(x)).chunk(2)
     task = loss_of(first)
+    # rows that the loss counts: tokens without a label are left out
     apart = counted(first, loss_of) - counted(second, loss_of)
     # the squared distance summed over classes, the mean over rows
     distance = apart.square().sum(-1).mean()

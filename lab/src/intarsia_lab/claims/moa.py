@@ -422,7 +422,7 @@ def _attended(layer: Any, query: Tensor, new: Tensor, positions: TokenPositions)
     """
     keys, values = layer.update(new, new)
     if isinstance(layer, RingLayer):
-        return layer.attend(query, positions, None, 0.0)
+        return layer.attend(query, positions, None, 0.0)  # the usual scale, no dropout
     return grouped(query, keys, values, None, None)
 
 

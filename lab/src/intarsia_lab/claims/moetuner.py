@@ -138,9 +138,9 @@ def study(key: str, sentence: str, target: float, figure: Of, **overrides: Any) 
     key, sentence, target: of the claim; figure: the measure that it judges; overrides: arm, kinds
     and over of `run`, and other fields of Study.
     """
+    # STAY, the default arm, lowers the traffic of rows that move on from device to device
     options = {"kinds": ("balanced",), "arm": STAY}
     options |= {name: overrides.pop(name) for name in ("kinds", "arm", "over") if name in overrides}
-    # the default arm lowers the traffic of rows that move on from device to device
     judged: Any = partial(run, figure=figure, **options)
     defaults = {
         "baseline": "experts in order; ratio",

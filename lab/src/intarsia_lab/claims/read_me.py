@@ -135,7 +135,7 @@ def model_side(
             )
         rows.append(row)
     # the gate next to the share of the commonest expert, which a gate that learned nothing would
-    # have
+    # have; "own mask" is only the first column of numbers
     for column, name in (("gate's accuracy", "accuracy"), ("share of the commonest", "most")):
         rows.append(
             {

@@ -46,6 +46,7 @@ def listed(root: Path | None) -> dict[str, Any]:
     # Nothing is downloaded for a list.
     return {
         "suites": suites.describe(),
+        # an arm's settings are a Choice, and of that `settings` are the method's own
         "methods": [
             {"name": c.name, "settings": list(c.settings.settings)}
             | {name: getattr(c.settings, name) for name in METHOD}

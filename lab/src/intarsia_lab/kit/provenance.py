@@ -61,7 +61,7 @@ def dependencies(*modules: Path, deep: bool = False) -> dict[Path, Names]:
     """Return the files that modules depend on, themselves among them, and the names used of each.
 
     modules: paths; deep: follow the imports of the library's modules, too, not only of the
-    laboratory's.
+    laboratory's. Names are None for a file of which everything counts.
     """
     reached = dict[Path, Names]()
     pending: list[tuple[Path, Names]] = [(path, None) for path in modules]

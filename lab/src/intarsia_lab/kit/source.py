@@ -34,6 +34,7 @@ def computing(text: str, packages: Collection[str], names: Collection[str] | Non
     starts = [0]
     for line in source.splitlines(keepends=True):
         starts.append(starts[-1] + len(line))
+    # from the last cut to the first, so that the positions of the others stay right
     for begin, end, instead in _outermost(_cuts(ast.parse(text), starts, source, packages, names)):
         source = source[:begin] + instead.encode() + source[end:]
     return _flowing(source.decode())
@@ -55,7 +56,10 @@ def _cuts(
     packages: Collection[str],
     names: Collection[str] | None,
 ) -> Iterator[Cut]:
-    """Yield the parts of a module that compute nothing, or nothing of what `names` need."""
+    """Yield the parts of a module that compute nothing, or nothing of what `names` need.
+
+    starts: the byte at which each line of `source` begins.
+    """
     refusing = {
         alias.asname or alias.name
         for node in ast.walk(tree)
@@ -67,6 +71,7 @@ def _cuts(
     for statement in (*_idle(tree, refusing, packages), *unused):
         first = min(s.lineno for s in (statement, *getattr(statement, "decorator_list", ())))
         yield starts[first - 1], starts[statement.end_lineno or statement.lineno], ""
+    # of `setting(default, help, ...)` the default stays, all else goes
     for node in ast.walk(tree):
         if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "setting":
             named = [k.value for k in node.keywords if k.arg == "default"]
@@ -169,4 +174,5 @@ def _joined(lines: Sequence[str], depths: dict[int, int]) -> str:
         if row in depths:
             parts.append(f"\n{depths[row]}|")
         parts.append("".join(line.split()))
+    # a comma before a closing bracket is layout, too
     return re.sub(r",(?=[)\]}])", "", "".join(parts)).strip()

@@ -245,6 +245,7 @@ def prepare(name: str, most_test: int, first: int) -> tuple[Any, Any, Any, Any, 
     if len(index) > 6000:
         subset = torch.randperm(len(index), generator=torch.Generator().manual_seed(0))[:6000]
         index = subset.numpy()
+    # one split for all cells, whatever their seed
     share = 0.4 if len(labels) <= 6000 else 0.5
     pool, test = train_test_split(
         np.arange(len(index)), test_size=share, stratify=labels[index], random_state=99

@@ -103,6 +103,7 @@ def _read_header(data: bytes) -> tuple[Header, int, int]:
     sizes = tuple(next(numbers) for _ in range(DIMENSIONS[KINDS[kind]]))
     count, length = next(numbers), next(numbers)
     rate = next(numbers) if KINDS[kind] == "audio" else 0
+    # every number that was taken has moved `position` on: this is where the varints end
     end, centre = position[0], ()
     if KINDS[kind] == "structure":
         centre, end = struct.unpack_from("<3f", data, end), end + 12

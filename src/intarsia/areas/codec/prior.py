@@ -169,6 +169,7 @@ class Prior:
 
         Raises: CheckpointError if it is none, or damaged.
         """
+        # a kill while it was replaced may have left the new folder under another name
         folder = repaired(folder)
         want, fix = (
             "the folder of a prior",
@@ -177,7 +178,7 @@ class Prior:
         check_kind(folder, ABOUT, what=f"prior {folder}", want=want, fix=fix)
         try:
             record = check_sealed(folder / ABOUT, read_json(folder / ABOUT), needs=(TENSORS,))
-            # A broken file of safetensors raises errors of many kinds, caught below.
+            # Ctrl-C has to wait: torch would turn it into an error, as if the file were damaged
             with unbroken():
                 tensors = read_tensors(folder / TENSORS)
             settings = RecombinerSettings(**record["settings"])
@@ -194,6 +195,7 @@ class Prior:
             prior = cls(settings, decoder.eval(), *lists, beta=float(record["beta"]))
             digest = str(record["digest"])
         except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
+            # a broken file of safetensors raises errors of many kinds
             raise _damaged(folder, error) from error
         except CheckpointError:
             raise

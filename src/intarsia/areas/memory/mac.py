@@ -262,6 +262,7 @@ class Mac(LearnedCodes, ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseE
             codes[index] = draw(evidence, self.expansion, self.floor, seed)
             learn_item(self.weights_, codes[index], bits, self.saturation * len(row))
             if before is not None:
+                # weights from the code before have a limit of their own, a share of all units
                 units = self.saturation * self.n_modules * self.n_units
                 learn_item(self.previous_, codes[index], before, units)
             before = self._one_hot(codes[index]) if chained else None
@@ -338,7 +339,8 @@ class Mac(LearnedCodes, ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseE
         if len(x) > MEASURED:  # a sample, so that memory does not grow with the items
             sample = np.random.default_rng([self.seed_, 0]).choice(len(x), MEASURED, replace=False)
             x, winners = x[sample], winners[sample]
-        # the cure: subtract the mean overlap, which all items share
+        # the cure: a baseline half way from the mean overlap, which all items share, to 1; evidence
+        # counts only above it
         shared = mean_overlap(x)
         warnings.warn(
             f"{items} different items got {codes} codes (adherence {adherence(x, winners):.2f})"

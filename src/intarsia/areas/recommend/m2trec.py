@@ -270,6 +270,7 @@ class M2TRecModel(Recommender):
         events = with_new_items(self.known, ids, fields)
         self.items.set(events.fields)
         self.known = events
+        # `chance`, the share of each item in the events, needs an entry for the new ones
         self._set_chance()
 
     def explain(self, query: str | int | Sequence[str], item: str) -> dict[str, float]:

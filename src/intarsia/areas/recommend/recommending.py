@@ -228,7 +228,7 @@ def open_recommender(folder: str | Path, *, mapped: bool = False) -> Recommender
 
 
 def _events(arrays: Mapping[str, Any], names: Mapping[str, Any], start: str) -> Interactions:
-    """Build interactions of users with items from stored arrays."""
+    """Build interactions of users with items from stored arrays, with names behind `start`."""
     fields = {
         n: ItemField(
             f["kind"],

@@ -234,5 +234,6 @@ def _keys(rows: Array) -> Array:
     """
     if not rows.shape[1]:
         return np.zeros(len(rows), dtype=np.int64)
+    # big-endian codes sort as their bytes do; V makes one value of a row, and S has an order
     big = np.ascontiguousarray(rows.astype(">u4"))
     return big.view([("", f"V{4 * rows.shape[1]}")]).ravel().view(f"S{4 * rows.shape[1]}")

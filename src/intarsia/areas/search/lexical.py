@@ -235,6 +235,8 @@ def _bm25_lists(part: Stems, settings: Lexical, mean: float) -> Postings:
     norm = settings.k1 * (1 - settings.b + settings.b * part.lengths / max(mean, 1e-9))
     weights = lists.weights / (lists.weights + norm[lists.docs])
     weights = weights.astype(np.float32)
+    # ranked by BM25 alone; else its documents have numbers of their own, behind those that the
+    # model's vectors have, so that both scores are read off one array
     if settings.share == 1:
         return Postings(lists.starts, lists.docs, weights, lists.count)
     return Postings(lists.starts, lists.docs + lists.count, weights, 2 * lists.count)

@@ -69,9 +69,9 @@ def mark_parts(
 ) -> list[tuple[str, bool]]:
     """Split a text into pieces (piece, True = marked), at most `width` characters in all.
 
-    Marked are some tokens, and words that have one of some stems. index: knows how texts are split;
-    text: of a document; tokens: numbers of tokens; words: stems.  Of a long text the part around
-    the first marked piece is returned.
+    Marked are the pieces of `tokens`, and words with a stem that is among `words`. index: knows how
+    texts are split; text: of a document; tokens: numbers of tokens; words: stems.  Of a long text
+    the part around the first marked piece is returned.
     """
     marked = [(a, b) for token, a, b in index.queries.places(text) if token in tokens]
     if words and index.lexical is not None:

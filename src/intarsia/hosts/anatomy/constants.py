@@ -98,6 +98,7 @@ class Constants:
             return compute(x, *args, **kwargs)
         if not self.needed[number]:
             return x
+        # `now` has the needed outputs alone: this one stands behind those of earlier modules
         return self.now[sum(self.needed[:number])][: len(x)]
 
     @property
@@ -194,14 +195,15 @@ def find_constants(model: nn.Module, x: Tensor, dtype: torch.dtype) -> Constants
         calls = _untrained_calls(model, x)
         with modes_kept(model), torch.no_grad(), torch.random.fork_rng(devices=[]):
             training_mode(model)
-            calls = list(
-                takewhile(_same_in_training, calls)
-            )  # modules behind the first random one may depend on its draw
+            # modules behind the first random one may depend on its draw
+            calls = list(takewhile(_same_in_training, calls))
         calls = [c for c in calls if _fits_a_row(c, x)]
         constants = Constants(calls, x)
         with torch.no_grad(), constants.providing(base_of(model)):
             rows = constants.pack([x, *(call.out for call in calls)])
-            if not learned_routers(model):  # a router's choice may hide that NaN was read
+            # which outputs are read is tried with NaN in their place; with a router all are kept,
+            # since its choice may hide that NaN was read
+            if not learned_routers(model):
                 constants.needed = [
                     _reaches_logits(model, constants, rows, i) for i in range(len(calls))
                 ]

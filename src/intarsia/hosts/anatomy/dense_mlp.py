@@ -62,6 +62,7 @@ def mlp_place(block: nn.Module) -> MlpPlace | None:
     """
     if (name := mlp_of(block)) is not None:
         return MlpPlace(name, block.get_submodule(name))
+    # the paths of the two layers
     if (both := split_mlp_of(block)) is None:
         return None
     owner = both[0].rpartition(".")[0]
@@ -70,6 +71,7 @@ def mlp_place(block: nn.Module) -> MlpPlace | None:
     # dropout between the layers has no place in a mixture
     if act is None or getattr(block, "activation_dropout", 0):
         return None
+    # first layer and activation move into the joined module, which stands where the second was
     emptied = (both[0], f"{owner}.{act}".lstrip("."))
     parts = (block.get_submodule(p) for p in (*emptied, both[1]))
     return MlpPlace(both[1], SplitMlp(*parts), emptied)

@@ -120,8 +120,6 @@ class Adapt(Change):
         """Add the adapter to a plain model, which becomes a PEFT model, or to an adapted one.
 
         plan: what `plan` decided; name: the adapter's. In an adapted model it is inactive at first.
-
-        plan: what `plan` decided; name: the adapter's.
         """
         check_model(host, name)
         if self.recipe is not None:

@@ -82,9 +82,9 @@ def through_peft(
     kind: PEFT's name for the method's type, as "LORA"; settings: of its config, see
     `plain_settings`; roles: which layers it adapts, as in `adapt`; last_blocks: only in so many
     last blocks, 0 = all; seed: of the random start.
+    Do not use a method for keys and values alone in a fused qkv layer: IA3 scales queries too.
 
     Raises: ConfigError for settings that PEFT refuses; TargetError for layers that are not there.
-    Not in a fused qkv layer for methods that mean single keys and values: IA3 scales queries too.
     """
     check_model(model, "default")
     paths = _paths(model, roles, last_blocks)
@@ -215,7 +215,8 @@ def _paths(model: nn.Module, roles: Sequence[str], last_blocks: int) -> list[str
     places: Any = _Places(tuple(roles))
     paths = [site.path for site in find_sites(model, places, layers=layers)]
     for path in paths:
-        # Swin v2 reads the weight of its qkv layer: an adapter there would not be run
+        # Swin v2 reads the weight of its qkv layer, where an adapter would not be run: from now on
+        # it calls the layer
         parent, _, name = path.rpartition(".")
         call_layer(model.get_submodule(parent), name)
     return paths

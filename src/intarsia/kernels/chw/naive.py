@@ -121,4 +121,5 @@ def run(step: ProgramStep, x: Tensor, operand: Tensor | None, weight: Tensor) ->
     if step.kind == "add":
         assert operand is not None
         return first(x + operand)
+    # a factor for each channel, or an activation alone
     return first(x * operand[:, None, None]) if operand is not None else first(x)

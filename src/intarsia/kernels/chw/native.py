@@ -137,6 +137,7 @@ class NativeProgram:
         if step.kind == "spmm" and step.coded:
             of_codes = native.function("intarsia_chw_codes_scratch", I64, I64, I64, I64)
             assert of_codes is not None
+            # in bytes, four to a float
             return of_codes(*self.shapes[step.src], self.threads) // 4
         if step.kind not in ("conv", "depthwise"):
             return 0

@@ -236,9 +236,12 @@ class NativeDecoder:
         fits = fits and len(names) == 4 and len(programs) == (1 if step.reader else count)
         _check(step, fits and len({len(program) for program in programs}) == 1)
         _check(step, all(isinstance(s, ExpertStep) for program in programs for s in program))
+        # an expert leaves its result where it found its inputs
         _check(step, all(program[-1].dst == step.rows for program in programs))
         table = torch.tensor([self._row(s) for program in programs for s in program])
         sizes = {"experts": count, "steps": len(programs[0])}
+        # a reader changes the weights of the one program; else that of expert e begins at row
+        # e * stride of the table
         if step.reader is not None:
             sizes["read"] = self._reading(step, step.reader)
         else:

@@ -104,6 +104,7 @@ def mixed_mlps_backward(
         roomy(tuple(w.shape), w) if w is not None and needed else x.new_empty(0)
         for w, needed in zip((up, gate, down), need[2:], strict=True)
     )
+    # hidden = act(z), or act(g) * z if gated; need: of 0 x, 1 weight, 2 up, 3 gate, 4 down
     for block in layout.blocks:
         block_token, e = layout.source[block.rows], block.experts
         block_dy = grads.index_select(0, block_token)

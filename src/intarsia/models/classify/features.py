@@ -216,7 +216,7 @@ class AdaptedMean(Feature):
 
     @classmethod
     def opened(cls, settings: Mapping[str, Any], tensors: Mapping[str, np.ndarray]) -> AdaptedMean:
-        """Return the feature of its settings and tensors."""
+        """Return the feature that was saved; PATH.0 and .1 are the factors of a layer's change."""
         paths = [name.removesuffix(".0") for name in tensors if name.endswith(".0")]
         changes = {
             path: (torch.tensor(tensors[f"{path}.0"]), torch.tensor(tensors[f"{path}.1"]))

@@ -320,10 +320,9 @@ def known_models() -> tuple[str, ...]:
 
 
 def _common_settings(request: Mapping[str, Any]) -> Experiment:
-    """Return the settings that all candidates share, as an `Experiment` (all of one
-    training run).
-    """
+    """Return the settings that all candidates share, as the `Experiment` of one training run."""
     options = {k: v for k, v in request.items() if k not in ("minutes", "methods", "one", "model")}
+    # the request names the data; no validation part, since candidates are judged on folds
     return Experiment(Pictures(""), Adapted()).changed(
         val=0, model=models_of(request)[0], **options
     )

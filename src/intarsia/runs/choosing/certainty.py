@@ -185,6 +185,7 @@ def named(row: Row) -> str:
     """Return the name of a candidate's method, with its seed if it is a further one."""
     if row.name == PROBE:
         return "converged probe"
+    # a further seed is trained on the split of the first one
     seed, split = row.experiment.training.seed, row.experiment.pictures.split_seed
     return row.name if split in (None, seed) else f"{row.name}, seed {seed}"
 

@@ -58,7 +58,10 @@ class Encoder:
 
 
 def _load_pixels() -> Encode:
-    """Return a function from views to the colours of 8 x 8 patches, -1 ... 1.  -> (N, 64, 588)."""
+    """Return a function from views to the colours of their patches of 14 x 14 px, -1 ... 1.
+
+    Views of 112 px give (N, 64, 588).
+    """
 
     def encode(batch: np.ndarray) -> Tensor:
         """Cut views into patches.  (N, side, side, 3) uint8 -> (N, patches, 588), -1 ... 1."""

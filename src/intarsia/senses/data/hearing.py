@@ -161,6 +161,7 @@ def _encode_sound(encoder: Any, sound: np.ndarray) -> Tensor:
         encoded = encoder(bands[None]).last_hidden_state[0]
     finally:
         encoder.embed_positions, encoder.config.max_source_positions = before
+    # 50 positions are one second
     return pooled(encoded, len(sound) / RATE, 50)
 
 

@@ -147,17 +147,17 @@ def _stack_rows(rows: Sequence[Any]) -> Any:
 def training_rows(change: Change, train: Any) -> list[Any]:
     """Return batches of 128 samples, evenly spread over the training data, to calibrate a change.
 
-    None for a change that reads no data, such as an adapter; with their labels, and four times as
+    Empty for a change that reads no data, such as an adapter; with their labels, and four times as
     many, for one that needs "labels".
     """
     needs = change.needs
     if train is None or not needs:
         return []
+    # labels are for gradients of a loss, which vary more than moments of inputs
     count = 4 * OF_TRAINING if "labels" in needs else OF_TRAINING
     # evenly spread, since a data set may be sorted by class or source
     step = max(1, len(train) // count)
     rows = [train[i] for i in range(0, len(train), step)][:count]
-    # gradients of a loss vary more than moments of inputs
     if "labels" in needs:
         return [default_collate(rows[i : i + 64]) for i in range(0, len(rows), 64)]
     return batched(rows)

@@ -202,6 +202,7 @@ def widen(
         layer: Any = host.get_submodule(path)
         # a sum of fewer terms: the weights are larger, so that outputs vary as before
         gain, row_weights = _output_deviation(layer), layers[path] / outs
+        # a depthwise layer stays one: a group for each channel
         groups = ins if groups_of(layer) > 1 else 1
         _resize(layer, ins, outs, groups)
         shape = (outs, ins // groups, *layer.weight.shape[2:])

@@ -116,6 +116,7 @@ class Upcycle(Change):
         That takes room for every token, and gate weights that sum to one.
         """
         changed = (self.capacity, self.residual, self.act) != (None, None, None)
+        # built only to ask it whether the weights of a token sum to one
         router = self.router.build(1, generator=torch.Generator())
         normalised = isinstance(router, Router) and router.normalised
         exact = self.how == "copies" and not changed and normalised

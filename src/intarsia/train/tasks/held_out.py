@@ -56,7 +56,7 @@ def own_losses(model: nn.Module, x: Inputs, loss_of: LossOf) -> Outcome:
     if not isinstance(loss_of, TargetLoss):
         fix = "Name the task: task=..."
         raise DataError("own_losses", got="a loss without a target", want="a task's own", fix=fix)
-    if not model.training:  # a score of the loop's own
+    if not model.training:  # the scores come from logits, by the task's loss
         logits = logits_of(model, x)
         return Outcome(loss_of(logits), logits)
     # the model draws its negatives itself
