@@ -109,7 +109,7 @@ def test_a_logit_that_is_no_number_has_none() -> None:
 
 
 def test_scale_decides_no_comparison_however_few_samples_there_are() -> None:
-    """At chance among sixteen classes the temperature is unsure, and the scale of logits is not."""
+    """Answers at chance leave the temperature unsure; their scale still counts for little."""
     labels = torch.arange(16).repeat(6)
     logits = torch.randn(96, 16, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     assert best_temperature(logits / 2, labels) is None
