@@ -19,6 +19,7 @@ from intarsia.core import errors
 from intarsia.core.exports import namespaces
 from intarsia.core.plugins import LABORATORY
 from intarsia.core.registry import index
+from intarsia.data.backbones import PACKAGED
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
@@ -227,6 +228,16 @@ def test_the_places_of_mosa_are_by_the_mean_that_stands_beside_them() -> None:
         gains = [0.0, *means.values()]
         places.append(1 + sum(mean > means["mosa"] for mean in gains))
     assert [int(n) for n in re.findall(r"(\d+)th by", MOSA)] == places[::-1]
+
+
+def test_the_glossary_says_what_each_pretrained_model_is() -> None:
+    rows = (DOCS / "glossary.md").read_text().splitlines()
+    for name, model in PACKAGED.items():
+        (row,) = [row for row in rows if row.startswith(f"| {name} |")]
+        package = model.package
+        for said in (f"{package.name} {package.version}", f"{package.megabytes} MB"):
+            assert said in row
+        assert f"licence {package.licence}" in row
 
 
 def test_contributing_fits_on_a_page() -> None:
