@@ -19,6 +19,7 @@ from intarsia.core import errors
 from intarsia.core.exports import namespaces
 from intarsia.core.plugins import LABORATORY
 from intarsia.core.registry import index
+from intarsia.data.backbones import PACKAGED
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
@@ -153,6 +154,24 @@ def test_every_page_can_be_reached() -> None:
     assert pages <= listed | linked, "no way leads to this page"
 
 
+def test_the_search_leaves_out_what_is_for_maintainers() -> None:
+    sections = yaml.safe_load((ROOT / "mkdocs.yml").read_text())["nav"]
+    (project,) = [section["Project"] for section in sections if "Project" in section]
+    maintained = set(nav([entry for entry in project if "For maintainers" in entry]))
+    logs = {p.relative_to(DOCS).as_posix() for p in (DOCS / "log").glob("*.md")}
+    assert maintained == {"why.md", *logs}
+    for page in PAGES:
+        _, opening, _ = f"{page.read_text()}---\n---\n".split("---\n", 2)
+        excluded = page.read_text().startswith("---\n") and "search" in yaml.safe_load(opening)
+        assert excluded == (page.relative_to(DOCS).as_posix() in maintained), page
+
+
+def test_the_search_finds_the_other_spellings() -> None:
+    glossary = (DOCS / "glossary.md").read_text()
+    for word in ("finetune", "fine-tune", "quantize", "quantise", "image", "photograph"):
+        assert re.search(rf"\b{word}\b", glossary), word
+
+
 def test_the_site_and_its_search_ask_no_other_server() -> None:
     config = yaml.safe_load((ROOT / "mkdocs.yml").read_text())
     assert config["theme"]["font"] is False and "offline" in config["plugins"]
@@ -227,6 +246,16 @@ def test_the_places_of_mosa_are_by_the_mean_that_stands_beside_them() -> None:
         gains = [0.0, *means.values()]
         places.append(1 + sum(mean > means["mosa"] for mean in gains))
     assert [int(n) for n in re.findall(r"(\d+)th by", MOSA)] == places[::-1]
+
+
+def test_the_glossary_says_what_each_pretrained_model_is() -> None:
+    rows = (DOCS / "glossary.md").read_text().splitlines()
+    for name, model in PACKAGED.items():
+        (row,) = [row for row in rows if row.startswith(f"| {name} |")]
+        package = model.package
+        for said in (f"{package.name} {package.version}", f"{package.megabytes} MB"):
+            assert said in row
+        assert f"licence {package.licence}" in row
 
 
 def test_contributing_fits_on_a_page() -> None:

@@ -170,6 +170,9 @@ def test_the_doctor_says_what_runs_with_and_without_a_compiler(
         building.compiler.cache_clear()
     assert printed.code == 0 and "no C compiler" in printed.out and "run dense" in printed.out
     assert "why not" not in printed.out
+    # the last line is a sentence
+    last = printed.out.splitlines()[-1]
+    assert last.startswith("Sparse weights") and last.endswith(".") and ".." not in last
 
 
 def test_products_are_timed_at_given_shapes_and_at_those_of_a_model(

@@ -224,6 +224,47 @@ def test_list_filters(intarsia: Intarsia) -> None:
     assert "mosa" in names and "mixlora" in names and "lora" not in names
 
 
+def test_the_list_fits_a_line_and_cuts_nothing(
+    intarsia: Intarsia, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    described = intarsia("list", "--json").json
+    out = intarsia("list").out
+    assert max(map(len, out.splitlines())) <= listing.NARROW == 80 and "…" not in out
+    for card in described:
+        assert f" {card['name']} " in out and card["paper"]["arxiv"] in out
+    assert "zero_start" not in out
+    monkeypatch.setattr(listing, "NARROW", listing.WIDE)
+    wide = intarsia("list").out
+    assert "zero_start" in wide and max(map(len, wide.splitlines())) <= listing.WIDE
+
+
+def test_no_title_and_no_number_of_a_table_is_cut(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shell, "PIPE", 52)
+    columns = ("method", "Largest difference", "Peak memory", "Adapter parameters")
+    numbers = ("−12.345", "2.32 GB", "1,234,567")
+    shell.show_table("", columns, [("converged probe", *numbers)], right=",".join(columns[1:]))
+    out = capsys.readouterr().out
+    assert "…" not in out and max(map(len, out.splitlines())) <= shell.PIPE
+    for word in (*" ".join(columns[1:]).split(), *numbers):
+        assert word in out
+
+
+@pytest.mark.parametrize("command", ALL)
+def test_the_help_is_broken_by_the_terminal_alone(command: str) -> None:
+    lines = str(ALL[command].help).splitlines()
+    prose = [bool(line) and not line.startswith((" ", "Example:")) for line in lines]
+    assert not any(a and b for a, b in zip(prose, prose[1:], strict=False)), lines
+
+
+def test_a_help_keeps_its_examples_apart() -> None:
+    text = "Do it,\nor not.\n\nMore of\n--out.\n\nExample:  intarsia a\n          intarsia b\nEnd"
+    paragraphs = shell.reflowed(text).split("\n\n")
+    assert paragraphs[:2] == ["Do it, or not.", "More of --out."]
+    assert paragraphs[2].splitlines() == ["Example:  intarsia a", "          intarsia b", "End"]
+
+
 def test_baselines_are_listed_and_shown(intarsia: Intarsia) -> None:
     cards = {card["name"]: card for card in intarsia("list", "--kind", "baseline", "--json").json}
     assert {"linear", "full", "bitfit", "last-k", "vpt-deep", "peft-dora"} <= cards.keys()

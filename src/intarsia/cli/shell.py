@@ -79,29 +79,45 @@ def _finite(data: Any) -> Any:
 
 
 def show_table(
-    title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], *, right: str = ""
+    title: str,
+    columns: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    *,
+    right: str = "",
+    pipe: int | None = None,
 ) -> None:
     """Print a table on stdout.
 
     title: "" for none; columns: their names; rows: cells as texts. right: names of the columns of
-    numbers, with commas, which are aligned at the right.
+    numbers, with commas, which are aligned at the right. pipe: characters of a line where there is
+    no terminal, None = PIPE.
     """
     table = Table(title=printable(title) or None, title_justify="left", title_style="bold")
-    for column in columns:
+    for place, column in enumerate(columns):
         # Numbers are aligned at the right and never broken over two lines.
         number = column in right.split(",")
-        table.add_column(column, justify="right" if number else "left", no_wrap=number)
+        side: Any = "right" if number else "left"
+        # nothing is cut: a title has a line for each word where the table is too wide
+        whole = [*column.split(), *(printable(row[place]) for row in rows if number)]
+        widest = max(map(len, whole), default=0)
+        table.add_column(column, justify=side, min_width=widest, overflow="fold")
     for row in rows:
         table.add_row(*(escape(printable(cell)) for cell in row))
-    show_rich(table)
+    show_rich(table, pipe)
 
 
-def show_rich(table: RenderableType) -> None:
-    """Print a table of rich on stdout."""
+def show_rich(table: RenderableType, pipe: int | None = None) -> None:
+    """Print a table of rich on stdout.  pipe: as `show_table` takes it."""
+    terminal = Console()
+    console = terminal if terminal.is_terminal else Console(width=room(pipe))
+    console.print(table)
+
+
+def room(pipe: int | None = None) -> int:
+    """Return the characters of a line: of the terminal, or `pipe` where there is none."""
     terminal = Console()
     # a pipe has no width: lines as long as they need to be
-    console = terminal if terminal.is_terminal else Console(width=PIPE)
-    console.print(table)
+    return terminal.width if terminal.is_terminal else pipe or PIPE
 
 
 # keywords of the library in its errors, as options
@@ -226,7 +242,26 @@ def _command_of(name: str, function: Any) -> Any:
     command = typer.main.get_group(holder).commands[name]
     if name in LABORATORY:
         command.short_help = f"{LABORATORY_MARK} {command.get_short_help_str(1000)}"
+    for below in (command, *getattr(command, "commands", {}).values()):
+        below.help = reflowed(below.help or "")
     return command
+
+
+def reflowed(text: str) -> str:
+    """Return a help with each paragraph in one line, so that the terminal alone breaks it.
+
+    text: a docstring, cleaned; its examples, and lines that are set in, keep their own lines.
+    """
+    lines: list[str] = []
+    joins = False  # whether the line before is prose
+    for line in text.splitlines():
+        prose = bool(line) and not line.startswith((" ", "Example:"))
+        if prose and joins:
+            lines[-1] += f" {line}"
+        else:
+            lines.append(line)
+        joins = prose
+    return "\n".join(lines)
 
 
 def _hide_types_of_flags(command: Any, ctx: Any) -> None:

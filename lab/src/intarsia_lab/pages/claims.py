@@ -27,6 +27,7 @@ from .evidence_plot import EvidenceRow, evidence_plot
 BESIDE = "Beside the papers"  # claims of the library that are no paper's
 COUNTED = "Headlines"  # begins the sentence that README has, too
 CACHED = 0.1  # of the declared time: a run of less has read results of an earlier one
+UNCOMMITTED = " (+: with changes that were not committed)"  # behind a commit that ends so
 OPEN = 24  # rows of a table that stands open
 OPENING = """# Claims
 
@@ -250,6 +251,7 @@ def _section(study: Study, record: Record | None) -> list[str]:
     if record is None:
         return [*lines, f"Not run yet: `{COMMAND} {study.key}`, {study.minutes:g} minutes."]
     place = f" at commit `{record.commit}`" if record.commit else ""
+    place += UNCOMMITTED if record.commit and not record.clean else ""
     date = f"on {record.date}{place}, {_cost(study, record)}"
     lines += [f"`{record.command}` {date}; {record.machine}{OLDER * record.older}.", ""]
     lines += [*record.note.splitlines(), ""] if record.note else []

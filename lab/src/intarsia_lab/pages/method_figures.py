@@ -11,18 +11,17 @@ from typing import Any
 Lines = list[str]
 WIDTH = 560
 BLOCKS = 6  # drawn of a model
-NOT_BESIDE = ("ssf",)  # adapters that are no cell next to a layer
 CHOSEN = ("mixlora", "llava_mole")  # their cell is a mixture that routes by its input
+ONE = ("hash", "random", "switch")  # routers that choose one expert for a token
 
 
 def figure(card: Mapping[str, Any]) -> str:
-    """Return a small drawing of a method as SVG, "" where its kind has none.
+    """Return a small drawing of a method as SVG, "" where none shows what it alone does.
 
-    card: its description from the index: name, kind and tags decide the drawing.
+    card: its description from the index: the name decides whether, the tags how it is drawn.
     """
-    # upcycling is a change, and is drawn as the mixture that it makes
-    draw = _DRAWINGS.get("mixture" if card["name"] == "upcycle" else card["kind"])
-    if draw is None or card["name"] in NOT_BESIDE:
+    draw = _DRAWINGS.get(card["name"])
+    if draw is None:
         return ""
     lines, height, says = draw(card["name"], set(card["tags"]))
     head = f'<svg viewBox="0 0 {WIDTH} {height}" role="img" aria-label="{says}">'
@@ -87,7 +86,8 @@ def _router(name: str, tags: set[str]) -> tuple[Lines, int, str]:
     lines: Lines = _text(60, 20, "tokens", "soft") + _text(470, 20, "experts", "soft")
     tokens, experts = (44.0, 80.0, 116.0, 152.0), (44.0, 80.0, 116.0, 152.0)
     # the first expert of a token is drawn as a full line, the others faint
-    choices = ((0, 1), (0, 3), (2, 1), (3, 2)) if "sparse" in tags else ((0, 1, 2, 3),) * 4
+    choices: Sequence[Sequence[int]] = ((0, 1), (0, 3), (2, 1), (3, 2))
+    choices = [pair[:1] for pair in choices] if name in ONE else choices
     for y, chosen_experts in zip(tokens, choices, strict=True):
         lines.append(f'<circle class="line" cx="60" cy="{y:g}" r="9"/>')
         lines.append(_line((69, y), (210, y), kind="open"))
@@ -155,11 +155,13 @@ def _mixture(name: str, tags: set[str]) -> tuple[Lines, int, str]:
     return lines, 178, f"{name}: experts and a router instead of a layer"
 
 
+# a drawing stands on the pages of the methods that it shows, not on those of all of their kind
 _DRAWINGS: Mapping[str, Callable[[str, set[str]], tuple[Lines, int, str]]] = {
-    "adapter": _adapter,
-    "router": _router,
-    "mixture": _mixture,
-    "baseline": _baseline,
+    **dict.fromkeys(("lora", "bottleneck", "mosa", *CHOSEN), _adapter),
+    **dict.fromkeys(("topk", "noisy_topk", "recurrent", "expert_choice", *ONE), _router),
+    **dict.fromkeys(("linear", "full", "last-k", "bitfit", "norms"), _baseline),
+    **dict.fromkeys(("vpt-deep", "vpt-shallow"), _baseline),
+    "upcycle": _mixture,
 }
 
 
