@@ -44,7 +44,7 @@ VERBS: dict[str, tuple[str, ...]] = {
     "codec train": ("codec", "train", "photos", "--out", T),
     "compress": ("compress", "m", "--out", T),
     "sparsify": ("sparsify", "m", "--out", T),
-    "convert": ("convert", "photos", "--out", T),
+    "convert": ("convert", "sparse", "--out", T),
     "blend": ("blend", "run", "run", "--out", T),
     "merge": ("merge", "run", "run", "--out", T),
     "fit --task": ("fit", "docs.jsonl", "--task", "sparse-retrieval", "--out", T),
@@ -66,9 +66,10 @@ VERBS: dict[str, tuple[str, ...]] = {
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with what the verbs read first."""
     folder = tmp_path_factory.mktemp("targets")
-    for name in ("photos", "run"):
-        (folder / name).mkdir()
-    (folder / "run" / "experiment.json").write_text("{}")
+    for file in ("run/experiment.json", "idx/meta.json", "sparse/model.safetensors"):
+        (folder / file).parent.mkdir()
+        (folder / file).write_text("{}")
+    (folder / "photos").mkdir()
     Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(folder / "photos" / "a.png")
     header = irc.Header(bytes(8), "image", 8, (8, 8))
     (folder / "a.irc").write_bytes(irc.write(header, b""))
@@ -115,7 +116,7 @@ def test_a_file_of_somebody_is_not_replaced(
     assert result.code == 2 and "a file that was not written like this" in result.words
     assert all(file.read_text() == "years of work" for file in files)
     names = {path.name for path in place.iterdir() if not path.name.endswith(".lock")}
-    assert names == {"photos", "run", "a.irc", *(file.name for file in files)}
+    assert names == {"photos", "run", "idx", "sparse", "a.irc", *(file.name for file in files)}
 
 
 @pytest.mark.parametrize(

@@ -72,7 +72,6 @@ def test_a_checked_function_is_one_object_with_its_signature() -> None:
         (intarsia, "quantize", "Did you mean intarsia.compress?"),
         (intarsia, "DoRA", "Did you mean intarsia.methods.PeftMethod('dora')?"),
         (intarsia, "export", "Did you mean intarsia.hosts.export_timm?"),
-        (intarsia, "serve", "It is a command: intarsia serve"),
         (intarsia.search, "BM25", "Did you mean intarsia.search.SparseIndex?"),
         (intarsia.codec, "encode", "It has Recombiner, RecombinerSettings."),
     ],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import runpy
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,6 @@ from intarsia.folders.out.gguf_model import export_gguf
 from intarsia.sparse.prune.files import read_folder
 from intarsia.train import checkpoint
 
-from ..language_models import byte_tokenizer
 from .data import tokenizer
 from .kinds import Kind
 
@@ -223,7 +223,8 @@ def _spans(folder: Path) -> None:
 
 
 def _gguf(folder: Path) -> None:
-    tokenizer = byte_tokenizer(("t", "h"))
+    helpers = runpy.run_path(str(Path(__file__).parents[1] / "language_models.py"))
+    tokenizer = helpers["byte_tokenizer"](("t", "h"))
     with torch_seed(0):
         sizes = SIZES | {"vocab_size": len(tokenizer), "hidden_size": 32, "intermediate_size": 32}
         model = LlamaForCausalLM(LlamaConfig(**sizes | {"head_dim": 16})).eval()

@@ -248,7 +248,7 @@ def test_predict_goes_on_from_lines_of_a_run_on_a_text(
     )
     for words, message in {
         (out, lines, "--csv"): "JSON lines", (out, lines, "--tokens", 0): "at least 1",
-        (out, lines, "--tokens", 10**6): "together", (out, tmp_path / "none.txt"): "UTF-8",
+        (out, lines, "--tokens", 10**6): "together", (out, tmp_path / "none.txt"): "no such file",
     }.items():  # fmt: skip
         done = CliRunner().invoke(app, ["predict", *map(str, words)])
         assert done.exit_code == 2 and message in " ".join(done.output.split()), done.output
