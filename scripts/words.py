@@ -156,9 +156,13 @@ def comments(text: str) -> list[str]:
 
 def docstrings(tree: ast.AST) -> list[str]:
     """Return the docstrings of a module and of all inside it."""
-    nodes = ast.walk(tree)
-    kinds = Function | ast.ClassDef | ast.Module
-    return [t for n in nodes if isinstance(n, kinds) and (t := ast.get_docstring(n))]
+    texts: list[str] = []
+    for node in ast.walk(tree):
+        if isinstance(node, Function | ast.ClassDef | ast.Module) and (
+            t := ast.get_docstring(node)
+        ):
+            texts.append(t)
+    return texts
 
 
 def measure(folder: Path) -> Words:
