@@ -52,8 +52,11 @@ def rows(file: Path = ROWS) -> dict[str, dict[str, Any]]:
     """Return the newest row of each task that has one."""
     if not file.exists():
         return {}
-    found = map(json.loads, file.read_text().splitlines())
-    return {row["data"]: row for row in found}
+    newest: dict[str, dict[str, Any]] = {}
+    for row in map(json.loads, file.read_text().splitlines()):
+        newest.pop(row["data"], None)  # the newest one stands last
+        newest[row["data"]] = row
+    return newest
 
 
 def on_the_core(inputs: Mapping[str, Any]) -> dict[str, Any]:
@@ -108,8 +111,8 @@ def search(data: str, out: Path, **options: Any) -> dict[str, Any]:
     }
 
 
-def soon(found: Any) -> float:
-    """Return the part of the final gain over the commonest class that `SOON` seconds have given.
+def soon(found: Any) -> tuple[float, float]:
+    """Return the gains over the commonest class after `SOON` seconds, and in the end.
 
     found: a search. Its probes are fitted by size; both gains are on held-out training pictures.
     """
@@ -122,9 +125,7 @@ def soon(found: Any) -> float:
     best = min(done, key=lambda row: float(row.answers.loss.mean()))
     counts = read_json(found.folder / RUN)["record"]["data"]["parts"]["train"]["counts"].values()
     chance = max(counts) / sum(counts)
-    return (float(best.answers.score.mean()) - chance) / (
-        found.certainty.record()["level"] - chance
-    )
+    return float(best.answers.score.mean()) - chance, found.certainty.record()["level"] - chance
 
 
 def search_source() -> str:
@@ -221,12 +222,14 @@ def _verdicts(done: Sequence[Mapping[str, Any]], of: int) -> list[str]:
     lines.append(
         f"What it told to expect was off by {numbers.signed(100 * bias)} points in the mean."
     )
-    parts = [row["soon"] for row in done if "soon" in row]
-    if parts:
+    gains = [row["soon"] for row in done if "soon" in row]
+    if gains:
+        early, final = (sum(pair[place] for pair in gains) for place in (0, 1))
+        less = sum(pair[0] < 0.6 * pair[1] for pair in gains)
         lines.append(
-            f"After {SOON:.0f} s of a core the best probe so far has {100 * fmean(parts):.0f} % of "
-            f"the final gain over the commonest class in the mean, {100 * min(parts):.0f} % at "
-            f"least (the target was 60 %), on held-out training pictures."
+            f"After {SOON:.0f} s of a core the best probe so far has {100 * early / final:.0f} % "
+            f"of all tasks' final gain over the commonest class, less than 60 % on {less} of them "
+            f"(the target was 60 % everywhere), on held-out training pictures."
         )
     firsts = [row["first_seconds"] for row in done if row["first_seconds"] is not None]
     if firsts:
@@ -255,6 +258,10 @@ Next to it, on the same test part, stands the best converged probe: logistic reg
 frozen features of whichever backbone and size is best on held-out training pictures, its penalty
 chosen by five folds. The targets were fixed before the run: at least two points above it in the
 mean with an interval above 0, and on no task more than one standard error behind it.
+
+This is the second draw of these pictures (seed 21), which nobody had looked at. The first one (seed
+20) had +2.2 points, [+0.1, +4.2], and six tasks that nothing was tuned on +1.2, [−1.8, +4.2], both
+before answers were compared at their most probable temperature, however unsure it is.
 
     python benchmarks/auto.py            # the tasks of mini that have no row yet, then:
     python benchmarks/auto.py --page

@@ -247,7 +247,6 @@ def recommend(
         record = {"run": str(run), "who": query, "items": listed}
         show_json(record | ({} if new is None else {"new": ranks}))
         return
-    # Only generative recommenders give items a semantic id.
     coded = any("code" in row for row in listed)
     columns = ("item", "title", "score", "events", *(("why",) if why else ()))
     columns += ("semantic id",) if coded else ()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -76,7 +76,6 @@ def evaluate(
     if data is not None:
         check_data(data)
     allow_pixels(ctx, max_pixels)
-    from ..reports.numbers import percent
     from ..runs.opening import open_run
     from ..runs.writing import TextRun
     from ..train.processes import device_named
@@ -92,10 +91,16 @@ def evaluate(
     if isinstance(opened, TextRun):
         row = (scores["set"], *text_row(scores))
         show_table("", TEXT_COLUMNS, [row], right=",".join(TEXT_COLUMNS[1:]))
-        return
-    if "mean_average_precision" in scores:
+    elif "mean_average_precision" in scores:
         _show_labels(scores)
-        return
+    else:
+        _show_classes(scores)
+
+
+def _show_classes(scores: Mapping[str, Any]) -> None:
+    """Print the scores of a run with one class for each picture."""
+    from ..reports.numbers import percent
+
     say(
         f"{scores['set']}: {scores['n']:,} pictures, accuracy {percent(scores['accuracy'])}, "
         f"balanced {percent(scores['balanced_accuracy'])}, loss {scores['loss']:.3f}"

@@ -242,7 +242,8 @@ def _command_of(name: str, function: Any) -> Any:
     command = typer.main.get_group(holder).commands[name]
     if name in LABORATORY:
         command.short_help = f"{LABORATORY_MARK} {command.get_short_help_str(1000)}"
-    for below in (command, *getattr(command, "commands", {}).values()):
+    inner = command.commands.values() if isinstance(command, TyperGroup) else ()
+    for below in (command, *inner):
         below.help = reflowed(below.help or "")
     return command
 

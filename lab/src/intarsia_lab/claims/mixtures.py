@@ -57,10 +57,7 @@ Losses = Mapping[str, tuple[float, float]]  # domain -> loss of a token, answers
 
 @dataclass(frozen=True)
 class Trained:
-    """A way to train adapters: the method, a factor on the epochs, and on which domains.
-
-    mixed: train once on all domains together; else once on each domain.
-    """
+    """A way to train adapters: the method, a factor on the epochs, `mixed` or each domain alone."""
 
     method: Method
     times: int = 1
@@ -128,10 +125,7 @@ def rows(domain: str, part: str) -> list[Row]:
 
 
 def train(arm: Trained, domains: Sequence[str], lr: float, seed: int) -> nn.Module:
-    """Train an arm on the rows of some domains together; return the last blocks.
-
-    arm: the adapters and a factor on the epochs; domains: keys of DOMAINS; lr: learning rate.
-    """
+    """Train an arm on the rows of some domains together; return the last blocks."""
     # frozen states of 28 blocks are computed once: a step costs two blocks
     model = adapt(bench().model(), arm.method, head=None, seed=seed)
     mixed: Any = list(chain(*(rows(domain, "train") for domain in domains)))
