@@ -247,9 +247,8 @@ def recommend(
         record = {"run": str(run), "who": query, "items": listed}
         show_json(record | ({} if new is None else {"new": ranks}))
         return
-    coded = any("code" in row for row in listed)
     columns = ("item", "title", "score", "events", *(("why",) if why else ()))
-    columns += ("semantic id",) if coded else ()
+    columns += ("semantic id",) if any("code" in row for row in listed) else ()
     show_table("", columns, [_cells_of(row, why) for row in listed], right="item,score")
     for row in ranks[:k]:
         say(f"New item {row['item']} ranks {row['rank']:,} of {row['of']:,}.")
