@@ -83,7 +83,8 @@ def rates(found: Sequence[RunResult]) -> str:
     """
     by_rate: dict[float, set[str]] = defaultdict(set)
     for result in found:
-        by_rate[result.setup.selected["lr"]].add(result.method.label)
+        if (rate := result.setup.selected.get("lr")) is not None:  # a converged probe has none
+            by_rate[rate].add(result.method.label)
     told = [f"{rate:g} for {joined(sorted(by_rate[rate]))}" for rate in sorted(by_rate)]
     ends = joined([f"{rate:g}" for rate in (min(EVEN.grid["lr"]), max(EVEN.grid["lr"]))])
     return f"Rates that were chosen: {'; '.join(told)}. The grid ends at {ends}."
