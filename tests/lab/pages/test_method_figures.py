@@ -31,7 +31,7 @@ def test_a_drawing_is_well_formed_and_inside_its_frame(name: str) -> None:
 def test_a_drawing_says_what_the_tags_say() -> None:
     assert "parts of the cell" in drawn("mosa") and "folded: no extra layer" in drawn("mosa")
     assert "a change of weights" in drawn("lora") and "parts" not in drawn("lora")
-    assert "stays beside the layer" in drawn("mixlora")
+    assert "stays next to the layer" in drawn("mixlora")
     assert "nothing learned" in drawn("hash") and "learned gate" in drawn("topk")
     assert "all tokens of the batch" in drawn("expert_choice")
 

