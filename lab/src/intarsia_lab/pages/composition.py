@@ -85,7 +85,7 @@ class Trait(NamedTuple):
     whole: bool
 
     def __str__(self) -> str:
-        """Return the trait in words, such as "linear, beside, at layers of attention"."""
+        """Return the trait in words, such as "linear, at layers of attention"."""
         kind = "whole" if self.whole else "linear" if self.linear else "not linear"
         return f"{kind}, {self.position}, {self.place}"
 

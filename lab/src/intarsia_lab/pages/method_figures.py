@@ -16,7 +16,7 @@ ONE = ("hash", "random", "switch")  # routers that choose one expert for a token
 
 
 def figure(card: Mapping[str, Any]) -> str:
-    """Return a small drawing of a method as SVG, "" where none shows what it alone does.
+    """Return a small drawing of a method as SVG, "" where none shows what sets it apart.
 
     card: its description from the index: the name decides whether, the tags how it is drawn.
     """
@@ -155,7 +155,7 @@ def _mixture(name: str, tags: set[str]) -> tuple[Lines, int, str]:
     return lines, 178, f"{name}: experts and a router instead of a layer"
 
 
-# a drawing stands on the pages of the methods that it shows, not on those of all of their kind
+# a drawing stands on the pages of the methods that it shows, not on all of their kind
 _DRAWINGS: Mapping[str, Callable[[str, set[str]], tuple[Lines, int, str]]] = {
     **dict.fromkeys(("lora", "bottleneck", "mosa", *CHOSEN), _adapter),
     **dict.fromkeys(("topk", "noisy_topk", "recurrent", "expert_choice", *ONE), _router),
