@@ -261,7 +261,10 @@ mean with an interval above 0, and on no task more than one standard error behin
 
 This is the second draw of these pictures (seed 21), which nobody had looked at. The first one (seed
 20) had +2.2 points, [+0.1, +4.2], and six tasks that nothing was tuned on +1.2, [−1.8, +4.2], both
-before answers were compared at their most probable temperature, however unsure it is.
+before answers were compared at their most probable temperature, however unsure it is. The probe's
+penalty is chosen by loss, as in the search: near chance (orientation) that has fewer right answers
+than a choice by accuracy would, which scikit-learn's own `LogisticRegressionCV` makes, and which
+has no row here yet: the gap to such a probe is not known.
 
     python benchmarks/auto.py            # the tasks of mini that have no row yet, then:
     python benchmarks/auto.py --page
