@@ -16,22 +16,32 @@ from .when_imported import when_imported
 TYPE, MAPPINGS, HOME = "INTARSIA", "peft.mapping", "intarsia.hosts.attach.peft"
 
 
-class LaterConfig:
-    """Stands for our config in PEFT's mapping until it is used: importing HOME replaces it."""
+CONFIGS, TUNERS = "PEFT_TYPE_TO_CONFIG_MAPPING", "PEFT_TYPE_TO_TUNER_MAPPING"
 
-    def __call__(self, **settings: Any) -> Any:
-        return self._real().from_peft_type(**settings)
+
+class Later:
+    """Stands for our class in one of PEFT's mappings until it is used: importing HOME replaces it.
+
+    mapping: its name in PEFT.
+    """
+
+    def __init__(self, mapping: str) -> None:
+        self._mapping = mapping
+
+    def __call__(self, *args: Any, **settings: Any) -> Any:
+        return self._real()(*args, **settings)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._real(), name)
 
     def _real(self) -> Any:
         importlib.import_module(HOME)
-        return sys.modules[MAPPINGS].PEFT_TYPE_TO_CONFIG_MAPPING[TYPE]
+        return getattr(sys.modules[MAPPINGS], self._mapping)[TYPE]
 
 
 def _add(mappings: ModuleType) -> None:
-    mappings.PEFT_TYPE_TO_CONFIG_MAPPING.setdefault(TYPE, LaterConfig())
+    for name in (CONFIGS, TUNERS):
+        getattr(mappings, name).setdefault(TYPE, Later(name))
 
 
 def register() -> None:
