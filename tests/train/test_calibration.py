@@ -21,6 +21,7 @@ from intarsia.train.scores import (
     calibration_error,
     comparing_temperature,
     tempered_loss,
+    wrong_and_loss,
 )
 
 
@@ -128,6 +129,16 @@ def test_the_temperature_is_that_of_val_and_ranks_stay() -> None:
     want = F.cross_entropy(test.logits / t, test.labels)
     assert tempered.extra["tempered_loss"] == pytest.approx(float(want)) and float(want) < test.loss
     assert tempered.accuracy == test.accuracy and tempered.loss == test.loss
+
+
+def test_more_right_answers_come_before_a_smaller_loss() -> None:
+    labels = torch.tensor([0, 1, 2, 0])
+    sure = 9 * torch.eye(3)[[1, 1, 2, 0]] - 9 * torch.eye(3)[[0, 2, 0, 1]]  # one wrong, and sure
+    unsure = 0.01 * torch.eye(3)[[1, 2, 2, 0]]  # two wrong, hardly more than a guess
+    assert wrong_and_loss(sure, labels) < wrong_and_loss(unsure, labels)
+    assert tempered_loss(sure, labels) > tempered_loss(unsure, labels)
+    several = torch.eye(3)[labels]  # several labels may apply: the loss alone
+    assert wrong_and_loss(sure, several)[0] == wrong_and_loss(unsure, several)[0] == 0
 
 
 @pytest.mark.parametrize("val", [True, False])

@@ -23,7 +23,7 @@ from .objectives import plain
 from .order import Batch
 from .precision import trained
 from .record import bare
-from .scores import Metrics, tempered_loss
+from .scores import Metrics, wrong_and_loss
 from .settings import Recipe
 from .tasks import Classes, MultiLabel, Task
 
@@ -135,9 +135,10 @@ def converged_probe(
     """Fit a multinomial logistic regression to convergence, its penalty chosen on held-out folds.
 
     Minimises C sum_i loss(x_i W' + b, y_i) + |W|^2 / 2 by L-BFGS, for each C of `strengths` from
-    the smallest, and keeps the C with the smallest loss on the folds after one temperature. Dense
-    features are standardised on the rows that are fitted; where there are fewer rows than features
-    they are first rotated into the rows' span, in which the minimum lies.
+    the smallest, and keeps the C with the most right answers on the folds; among equals, and where
+    several labels apply, the one with the smallest loss after one temperature. Dense features are
+    standardised on the rows that are fitted; where there are fewer rows than features they are
+    first rotated into the rows' span, in which the minimum lies.
     x: (n, d) array, or a sparse matrix of scipy, which is taken as it is.  y: (n,) class numbers;
     or (n, classes) of 0 and 1, where several labels apply: then each has a regression of its own.
     fold: (n,) fold of each row; held: so many folds are left out in turn.  strengths: None = eight
@@ -167,8 +168,8 @@ def _fit_folds(
             held_out[c][left_out] = x[left_out] @ weight.T + bias
     rows = ~np.isnan(held_out[strengths[0]]).any(1)
     labels = torch.from_numpy(np.ascontiguousarray(y[rows]))
-    losses = {c: tempered_loss(torch.from_numpy(held_out[c][rows]), labels) for c in strengths}
-    best = min(losses, key=lambda c: losses[c])
+    merit = {c: wrong_and_loss(torch.from_numpy(held_out[c][rows]), labels) for c in strengths}
+    best = min(merit, key=lambda c: merit[c])
     weight, bias = dict(_path(x, y, classes, [c for c in strengths if c <= best]))[best]
     tensors = [torch.from_numpy(array).float() for array in (weight, bias, held_out[best])]
     return Probe(tensors[0], tensors[1], best, tensors[2])

@@ -122,6 +122,16 @@ def tempered_loss(logits: Tensor, labels: Tensor) -> float:
     return float(F.cross_entropy(wide / comparing_temperature(logits, labels), labels))
 
 
+def wrong_and_loss(logits: Tensor, labels: Tensor) -> tuple[int, float]:
+    """Count the wrong answers and compute their `tempered_loss`: the better answers sort first.
+
+    logits: (n, classes).  labels: (n,); or (n, classes) of 0 and 1, where several apply: then the
+    loss alone decides.
+    """
+    wrong = int((logits.argmax(1) != labels).sum()) if labels.ndim == 1 else 0
+    return wrong, tempered_loss(logits, labels)
+
+
 def best_temperature(
     logits: Tensor, labels: Tensor, prior: float = 0.5, certainty: float = 0.25
 ) -> float | None:
