@@ -13,11 +13,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 import intarsia as library
 from intarsia.core.errors import ConfigError, UnknownName
 from intarsia.reports.statistics import paired_interval
 from intarsia.runs.choosing import texts as searching
+from intarsia.runs.choosing.judging import HeldOutAnswers
 from intarsia.runs.labelled import LabelledRun, open_labelled
 from intarsia.runs.labelled_report import adapting, arms_of, comparison_report
 
@@ -216,6 +218,41 @@ def test_auto_chooses_and_goes_on(
     rows = open_labelled(found.folder).settings.splits().test.rows
     shares = [f.run.classifier.predict_proba(rows) for f in (found, again)]
     assert np.abs(shares[0] - shares[1]).max() < 1e-6
+
+
+@pytest.mark.parametrize(
+    ("right", "order"),
+    [
+        ({"first": 30}, "words tfidf first lora=first second lora=second"),
+        ({"second": 30}, "words tfidf first second lora=second lora=first"),
+        ({"first": 21}, "words tfidf first second lora=first lora=second"),
+    ],
+)
+def test_an_adapter_follows_its_model_where_the_features_are_ahead_of_tfidf(
+    right: dict[str, int],
+    order: str,
+    data: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """right: answers out of 32; where a word is not named it has 20, with the same ones right."""
+
+    def candidate(self: searching.TextSearch, word: str) -> searching.TextCandidate:
+        rows = len(self.splits.train)
+        labels = torch.from_numpy(self.splits.train.labels)
+        sure = 0.9 * (torch.arange(rows) % 32 < right.get(word, 20)).double()
+        shares = torch.full((rows, len(self.splits.train.classes)), 0.01, dtype=torch.float64)
+        shares[:, 0] = 0.05
+        shares[torch.arange(rows), labels] += sure
+        answers = HeldOutAnswers.of_shares(np.arange(rows), shares, labels)
+        return searching.TextCandidate(word, answers, 1.0)
+
+    monkeypatch.setattr(searching.TextSearch, "_candidate", candidate)
+    monkeypatch.setattr(searching, "deeper", lambda adapter, model: f"{adapter}={model}")
+    splits = searching.LabelledFit(str(data), "words", "kind").splits()
+    request = {"seed": 0, "minutes": 1.0, "methods": ["tfidf", "first", "second", "lora"]}
+    search = searching.TextSearch(splits, request, tmp_path / "auto", 0.0, lambda _: None)
+    assert [candidate.word for candidate in search.candidates()] == order.split()
 
 
 def test_auto_refuses_before_any_work(data: Path, tmp_path: Path) -> None:

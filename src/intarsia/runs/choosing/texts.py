@@ -54,7 +54,7 @@ from ..labelled import (
 )
 from ..labelled_adapting import deeper, fitted_member, training_seconds
 from .blending import chosen
-from .judging import HeldOutAnswers
+from .judging import ROUNDING, HeldOutAnswers, gap
 from .texts_page import BASELINE, TextCandidate, candidates_table, sentences_of, write_page
 
 ADAPTER = "lora"
@@ -129,11 +129,11 @@ def auto_texts(
     """Choose features, or a blend of up to three, on held-out rows, and fit a classifier with them.
 
     The first candidates are converged logistic regressions on frozen features: TF-IDF of words, of
-    words and characters, the mean hidden states of MiniLM and of SmolLM2 at their best layer. Then
-    LoRA with a head is trained on these models, the best first, as far as the minutes reach. Five
-    folds of the training rows choose a penalty, and answer for each candidate; the blend is chosen
-    by the same answers. The choice alone is scored on the test part. A table of numbers gets the
-    regression alone.
+    words and characters, the mean hidden states of MiniLM and of SmolLM2 at their best layer. LoRA
+    with a head is trained on a model as soon as its features are clearly ahead of TF-IDF, and on
+    the others in the end, the best first, as far as the minutes reach. Five folds of the training
+    rows choose a penalty, and answer for each candidate; the blend is chosen by the same answers.
+    The choice alone is scored on the test part. A table of numbers gets the regression alone.
     data, text, label: as for `load_labelled`.  minutes: of everything; a candidate that would take
     more is left out, and that is said.  out: the folder, `runs/auto-DATA` if None.  resume:
     continue the search in that folder.  methods: words as of `RowClassifier`, None = CANDIDATES;
@@ -261,14 +261,24 @@ class TextSearch:
         return (*([] if BASELINE in fast else [BASELINE]), *fast, *adapters)
 
     def _untried(self, fitted: Sequence[TextCandidate]) -> Iterator[str]:
-        """Yield the words; an adapter without a model once for each model, the best first."""
+        """Yield the words; an adapter without a model once for each model.
+
+        It follows its model at once where the frozen features are clearly ahead of TF-IDF, and
+        else comes after all frozen ones, those on the best features first.
+        """
+        free = [w for w in self.words if split_adapter(w)[0] is not None and "=" not in w]
+        early = list[TextCandidate]()
         for word in self.words:
-            adapter, _ = split_adapter(word)
-            if adapter is None or "=" in word:
-                yield word
+            if word in free:
                 continue
-            models = [c for c in fitted if c.frozen and c.word not in SPARSE]
+            count = len(fitted)
+            yield word
+            if len(fitted) > count and _promises(fitted[count], fitted[:count]):
+                early.append(fitted[count])
+                yield from (deeper(adapter, early[-1].word) for adapter in free)
+        for adapter in free:
             slow = float("inf")
+            models = [c for c in fitted if c.frozen and c.word not in SPARSE and c not in early]
             for candidate in sorted(models, key=lambda c: float(c.answers.loss.mean())):
                 count, adapted = len(fitted), deeper(adapter, candidate.word)
                 if candidate.seconds > slow:  # a quicker model took too long
@@ -410,6 +420,16 @@ class TextSearch:
         classifier = RowClassifier.of(members, shares, classes, seed)
         record = {"asked": classifier.method, "sentences": list(sentences)}
         return write_run(settings, self.splits, classifier, self.seconds, place, **record)
+
+
+def _promises(candidate: TextCandidate, before: Sequence[TextCandidate]) -> bool:
+    """Decide whether a model's frozen features are clearly ahead of TF-IDF, see `order`."""
+    lexical = [c for c in before if c.word in SPARSE]
+    if not lexical or not candidate.frozen or candidate.word in SPARSE:
+        return False
+    best = min(lexical, key=lambda c: float(c.answers.loss.mean()))
+    ahead, error = gap(candidate.answers, best.answers, "score")
+    return ahead > error + ROUNDING
 
 
 def _read(texts: Rows, tokens: int) -> list[int]:
