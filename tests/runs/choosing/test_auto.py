@@ -396,7 +396,7 @@ def test_several_backbones_are_compared_and_those_that_are_named(tmp_path: Path)
 def test_a_blend_is_one_folder_that_answers_as_its_members(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def pair(candidates: Any, *_: Any, one: bool = False) -> Any:
+    def pair(candidates: Any, *_: Any, **_options: Any) -> Any:
         blend = blending.Blend((0, 1), (0.75, 0.25))
         return blend, blend.answers(candidates)
 

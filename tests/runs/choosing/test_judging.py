@@ -136,6 +136,39 @@ def test_a_blend_has_no_member_for_which_there_is_no_time() -> None:
     assert set(blend.members) <= {*best, 2}
 
 
+def test_the_best_probe_keeps_a_quarter_of_a_choice_with_an_adapter() -> None:
+    candidates = experts()
+    blend = blending.with_probe(candidates, blending.greedy, [2])
+    assert dict(zip(blend.members, blend.weights, strict=True)) == {0: 0.375, 1: 0.375, 2: 0.25}
+    choice, _ = blending.chosen(candidates, seed=0, probes=[2])
+    assert choice.weights[choice.members.index(2)] == 0.25
+    # no adapter in it, a larger share already, no time for one more fit: the choice stays
+    plain = blending.greedy(candidates)
+    assert blending.with_probe(candidates, blending.greedy, [0, 1]) == plain
+    assert blending.with_probe(candidates, blending.greedy, [0]) == plain
+    late = blending.with_probe(candidates, blending.greedy, [2], lambda members: 2 not in members)
+    assert late == plain
+    alone, _ = blending.chosen(candidates, seed=0, one=True, probes=[2])
+    assert len(alone.members) == 1
+
+
+def test_the_best_probe_is_the_choice_where_honest_answers_are_clearly_behind_it() -> None:
+    """Adapters that guess, each lucky on other pictures, next to a probe right on half of them."""
+    draw = torch.Generator().manual_seed(0)
+    labels = torch.arange(100) % 4
+    guesses = torch.rand(40, 100, 4, generator=draw, dtype=torch.float64).softmax(2)
+    right = torch.eye(4, dtype=torch.float64)[labels]
+    probe = torch.where(
+        torch.arange(100)[:, None] % 8 < 4, 0.25 + 0.01 * right, 0.25 - 0.01 * right
+    )
+    candidates = [of_shares(shares, labels) for shares in [*guesses, probe]]
+    choice, honest = blending.chosen(candidates, seed=0, one=True, probes=[40])
+    assert choice == blending.Blend((40,), (1.0,))
+    assert honest.score.mean() == candidates[40].score.mean() == 0.52
+    choice, _ = blending.chosen(candidates, seed=0, one=True, probes=[0])
+    assert choice.members != (0,)
+
+
 def test_the_level_of_a_choice_among_many_is_not_the_best_of_them() -> None:
     """Candidates that guess are right on half; the best of forty seems to be right on more."""
     draw = torch.Generator().manual_seed(0)

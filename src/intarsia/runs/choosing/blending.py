@@ -1,7 +1,9 @@
 """A blend of candidates: the mean of their probabilities, chosen greedily by held-out loss.
 
 Caruana and others, "Ensemble selection from libraries of models", 2004: begin with the best
-candidate, and add, with replacement, whichever lowers the loss of the mean most.
+candidate, and add, with replacement, whichever lowers the loss of the mean most. The best of many
+on few items is partly luck, so a choice with an adapter keeps a share of the best converged probe,
+and is given up for it where its honest answers are clearly behind.
 """
 
 from __future__ import annotations
@@ -15,11 +17,12 @@ import numpy as np
 import torch
 
 from ...train.folds import deal
-from .judging import HeldOutAnswers, losses, order
+from .judging import ROUNDING, HeldOutAnswers, gap, losses, order
 
-MEMBERS = 3  # different candidates in a blend, at most
+MEMBERS = 3  # different candidates in a blend, at most, and the best probe
 PICKS = 6  # so that weights are sixths at the finest
 GROUPS = 5  # of held-out items, for the judgement of the choice itself
+PROBE_SHARE = 0.25  # of a choice with an adapter, which the best probe has at least
 LEAST_GAIN = 1e-3  # of the mean loss, by which one more pick has to lower it
 
 Choose = Callable[[Sequence[HeldOutAnswers]], "Blend"]
@@ -81,27 +84,74 @@ def _of(picks: Sequence[int]) -> Blend:
     return Blend(tuple(k for k, _ in counts), tuple(n / len(picks) for _, n in counts))
 
 
+def best_probe(candidates: Sequence[HeldOutAnswers], probes: Collection[int]) -> int:
+    """Return the position of the probe with the most right answers; the loss decides a tie."""
+    return min(probes, key=lambda k: (-candidates[k].score.mean(), candidates[k].loss.mean()))
+
+
+def with_probe(
+    candidates: Sequence[HeldOutAnswers],
+    choose: Choose,
+    probes: Collection[int],
+    affords: Affords = lambda _: True,
+) -> Blend:
+    """Choose, and give the best probe PROBE_SHARE of a choice that has an adapter.
+
+    probes: positions of the converged probes. The others' weights shrink alike. Without time for
+    the probe's last fit the choice stays as it is.
+    """
+    blend = choose(candidates)
+    weights = dict(zip(blend.members, blend.weights, strict=True))
+    if not probes or weights.keys() <= {*probes}:
+        return blend
+    probe = best_probe(candidates, probes)
+    if weights.get(probe, 0.0) >= PROBE_SHARE or not affords({*weights, probe}):
+        return blend
+    rest = 1 - weights.pop(probe, 0.0)
+    weights = {k: (1 - PROBE_SHARE) * w / rest for k, w in weights.items()} | {probe: PROBE_SHARE}
+    members = sorted(weights, key=lambda k: -weights[k])
+    return Blend(tuple(members), tuple(weights[k] for k in members))
+
+
+def ways(
+    one: bool, probes: Collection[int] = (), affords: Affords = lambda _: True
+) -> tuple[Choose, ...]:
+    """Return the ways to choose: the best candidate and, unless one is wanted, a blend."""
+    if one:
+        return (best_single,)
+    blend: Choose = partial(greedy, affords=affords)
+    return tuple(
+        partial(with_probe, choose=way, probes=probes, affords=affords)
+        for way in (best_single, blend)
+    )
+
+
 def chosen(
     candidates: Sequence[HeldOutAnswers],
     seed: int,
     affords: Affords = lambda _: True,
     *,
     one: bool = False,
+    probes: Collection[int] = (),
 ) -> tuple[Blend, HeldOutAnswers]:
     """Choose a blend, or one candidate; return it, and honest answers of this way to choose.
 
     For the honest answers each of GROUPS groups of the items is answered by the choice made without
     it, so that their level is not the best of many on the very items that chose it. A blend is
-    taken if its honest loss is below the single best's.
+    taken if its honest loss is below the single best's. Where these answers are behind the best
+    probe's by more than one standard error, that probe is the choice.
     candidates: answers of each to the same items, in the same order. seed: of the groups. affords:
-    see `greedy`. one: take no blend.
+    see `greedy`. one: take no blend. probes: positions of the converged probes, see `with_probe`.
     """
-    ways: list[Choose] = [best_single]
-    if not one and len(candidates) > 1:
-        ways.append(partial(greedy, affords=affords))
-    honest = [_nested(candidates, way, seed) for way in ways]
+    choices = ways(one or len(candidates) == 1, probes, affords)
+    honest = [_nested(candidates, way, seed) for way in choices]
     best = int(np.argmin([answers.loss.mean() for answers in honest]))
-    return ways[best](candidates), honest[best]
+    if probes:
+        ahead, error = gap(honest[best], candidates[best_probe(candidates, probes)], "score")
+        if ahead < -error - ROUNDING:
+            probe: Choose = lambda rows: Blend((best_probe(rows, probes),), (1.0,))  # noqa: E731
+            return probe(candidates), _nested(candidates, probe, seed)
+    return choices[best](candidates), honest[best]
 
 
 def _nested(candidates: Sequence[HeldOutAnswers], choose: Choose, seed: int) -> HeldOutAnswers:

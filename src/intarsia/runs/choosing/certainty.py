@@ -12,7 +12,7 @@ from ...reports.statistics import PairedInterval
 from .blending import Blend
 from .folded import FOLDS, Row, describe_settings
 from .judging import HeldOutAnswers, interval
-from .search import Search
+from .search import Search, best_probe
 from .views import PROBE
 
 UNIT = "points"  # of right answers, or of ranking precision
@@ -93,7 +93,7 @@ class Certainty:
         """
         ranked = search.ranked()
         members = [ranked[i] for i in blend.members]
-        probe = next((row for row in ranked if row.name == PROBE), None)
+        probe = best_probe(ranked)
         against = None
         if probe is not None and members != [probe] and probe.answers is not None:
             settings = describe_settings(probe.experiment)

@@ -40,6 +40,15 @@ Move = tuple[Candidate, int]
 """A candidate, and up to which part it is to be trained."""
 
 
+def best_probe(rows: Sequence[Row]) -> Row | None:
+    """Return the probe with the most right answers to the held-out pictures; None = no probe."""
+    probes = [(row, row.answers) for row in rows if row.name == PROBE and row.answers is not None]
+    if not probes:
+        return None
+    answers = [held_out for _, held_out in probes]
+    return probes[blending.best_probe(answers, range(len(probes)))][0]
+
+
 @dataclass
 class Search:
     """Search for the best candidate within a time; a killed one resumes from its folder.
@@ -169,14 +178,19 @@ class Search:
         def affords(members: Iterable[int]) -> bool:
             return sum(last_seconds[member] for member in members) <= seconds_left
 
-        return blending.chosen(answers, self.folded.split_seed, affords, one=self.one)
+        seed, probes = self.folded.split_seed, self._probes()
+        return blending.chosen(answers, seed, affords, one=self.one, probes=probes)
+
+    def _probes(self) -> list[int]:
+        """Return the positions of the converged probes in `ranked`."""
+        return [i for i, row in enumerate(self.ranked()) if row.name == PROBE]
 
     def _members(self) -> list[Row]:
         """Return the candidates that would be trained on all pictures if time were up now."""
         if self.order is None or self.team is None:
             ranked = self.ranked()
             answers = [row.answers for row in ranked if row.answers is not None]
-            choose = blending.best_single if self.one else blending.greedy
+            choose = blending.ways(self.one, self._probes())[-1]
             self.team = [ranked[i] for i in choose(answers).members] if answers else []
         return self.team
 
