@@ -142,8 +142,9 @@ def auto(
     converged probes: a logistic regression on the features of each backbone at each size. Then
     adapters are trained on the two best backbones, by successive halving over methods, epochs,
     rates and depths. The choice is the best candidate or, if its held-out loss is lower, a blend of
-    up to three; it is trained on all training pictures and tested once. Returns this choice, all
-    candidates, how sure the choice is, and the folder and test scores of its run, by name.
+    up to three; an adapter is blended with a quarter of the best probe, and given up for it where
+    it is clearly behind. The choice is trained on all training pictures and tested once. Returns
+    it, all candidates, how sure it is, and the folder and test scores of its run, by name.
     data: pictures, as `load_data` takes them; a validation part is joined to the training part,
       unless the option images or shots is given.  minutes: of everything, from now on; they are
       used as long as something is left to try.  out: the folder, `runs/auto-DATA` if None.
