@@ -44,6 +44,21 @@ OWN: dict[str, dict[str, Any]] = {  # what only this kind has
         "head_dim": 10,
         "mlp_only_layers": [],
     },
+    "gemma": {"head_dim": 10, "initializer_range": 0.1},
+    "gemma2": {
+        "head_dim": 10,
+        "sliding_window": 8,
+        "attn_logit_softcapping": 0.7,
+        "final_logit_softcapping": 2.0,
+        "query_pre_attn_scalar": 17,
+    },
+    "gemma3_text": {
+        "head_dim": 10,
+        "sliding_window": 8,
+        "sliding_window_pattern": 2,
+        "query_pre_attn_scalar": 17,
+        "attn_logit_softcapping": 0.1,
+    },
     "olmoe": {"num_experts": 6, "num_experts_per_tok": 1, "clip_qkv": 0.5},
 }
 NAMES = {
@@ -52,6 +67,7 @@ NAMES = {
     "smollm3": "SmolLM3",
     "phi3": "Phi3",
     "olmo2": "Olmo2",
+    "gemma3_text": "Gemma3",
     "qwen2_moe": "Qwen2Moe",
     "qwen3_moe": "Qwen3Moe",
 }
@@ -60,7 +76,8 @@ IDS = torch.randint(1, 64, (2, 40), generator=torch.Generator().manual_seed(0))
 
 def decoder(kind: str = "llama", **settings: Any) -> Any:
     name = NAMES.get(kind, kind.capitalize())
-    config = getattr(transformers, f"{name}Config")(**{**SIZES, **OWN.get(kind, {}), **settings})
+    own = "Gemma3TextConfig" if kind == "gemma3_text" else f"{name}Config"
+    config = getattr(transformers, own)(**{**SIZES, **OWN.get(kind, {}), **settings})
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         model = getattr(transformers, f"{name}ForCausalLM")(config).eval()

@@ -26,6 +26,7 @@ from intarsia.kernels.decoder import (
     NormStep,
     ProductStep,
     RotateStep,
+    SquashStep,
     Value,
 )
 
@@ -64,7 +65,7 @@ def program(
     out, both = Value("out", heads * size), Value("both", 70)
     up = Value("hidden", 35)
     steps: list[DecoderStep] = [
-        EmbedStep(x, drawn(6, width).to(dtype)),
+        EmbedStep(x, drawn(6, width).to(dtype), 1.7),
         NormStep(h, x, drawn(width), 1e-5, width),
         product(qkv, h, 3, bias=True),
         ClipStep(qkv, 1.5),
@@ -82,6 +83,7 @@ def program(
         ),
         GateStep(up, Value("both", 35, 35), Value("both", 35), "silu"),
         product(Value("logits", 11), up, 7),
+        SquashStep(Value("logits", 11), 0.4),
     ]
     return steps, cache
 
@@ -105,6 +107,22 @@ def test_it_gives_what_its_twin_gives(sizes: tuple[int, int, int], window: int, 
         for got, want in zip(results[half:], results[:half], strict=True):
             close = 1e-5 if dtype is torch.float32 else 2e-2  # of bfloat16 a rounding of the cache
             assert_close(got, want, atol=close, rtol=close)
+
+
+@pytest.mark.parametrize("limit", [0.1, 1.0, 50.0])
+def test_scores_and_values_have_a_limit_as_in_the_twin(limit: float, build: str) -> None:
+    steps, _ = program(12, 4, 2)
+    attend = next(i for i, step in enumerate(steps) if isinstance(step, AttendStep))
+    results: list[Tensor] = []
+    for kind in (NaiveDecoder, NativeDecoder):
+        some, cache = program(12, 4, 2)
+        step: Any = some[attend]
+        some = [*some[:attend], replace(step, cache=cache, scale=3.0, limit=limit)]
+        some.append(SquashStep(step.dst, limit))
+        rows = [torch.tensor(numbers) for numbers in ROWS]
+        results.append(NaiveDecoder(some)(*rows) if kind is NaiveDecoder else kind(some, 8)(*ROWS))
+    assert_close(results[1], results[0], atol=1e-5, rtol=1e-5)
+    assert float(results[1].abs().max()) <= 1.001 * limit
 
 
 @pytest.mark.parametrize(("sink", "window"), [(0, 1), (0, 5), (3, 1), (3, 6), (12, 4), (0, 0)])

@@ -32,6 +32,7 @@ from ..kernels.decoder import (
     NativeDecoder,
     NormStep,
     RotateStep,
+    SquashStep,
     Value,
 )
 from ..offloading.resident import Foreseeing
@@ -49,14 +50,16 @@ from .one_token import has_hooks
 # model types with a residual stream, rotated heads, and a gated MLP or a mixture of such MLPs
 KINDS = (
     *("llama", "mistral", "qwen2", "qwen3", "smollm3", "phi3", "olmo", "olmo2"),
+    *("gemma", "gemma2", "gemma3_text"),
     *("mixtral", "qwen2_moe", "qwen3_moe", "olmoe"),
 )
+OFFSETS = ("GemmaRMSNorm", "Gemma2RMSNorm", "Gemma3RMSNorm")  # their weight w is stored as w - 1
+SQUASHED = ("gemma2",)  # scores have a limit, which others have as a setting without effect
 WINDOWED = ("mistral", "phi3", "mixtral")  # one window for all layers, in the configuration alone
 GROWING = ("dynamic", "longrope")  # rotations that depend on the length of the text
 ROWS = 16  # tokens of a prompt that are computed together
 LONG = 32  # tokens of a prompt from which the products of torch take less time
 SLOTS = 16  # texts at once
-TAIL = 2  # steps that only the last token of a prompt needs: norm and head
 EPSILON = 1e-5  # epsilon of OLMo's norm, which has no attribute for it
 
 
@@ -124,8 +127,11 @@ class NativeText:
             )
         ]
         self.windows = any(run.window for runs in self.heads for run in runs)
-        steps = list(steps_of(host, self.heads, length))
-        self.program, self.length = NativeDecoder(steps, ROWS), length
+        steps = [*steps_of(host, self.heads, length)]
+        last = [*steps_behind_layers(host)]
+        # norm and head are needed for the last token of a prompt alone
+        self.program, self.tail = NativeDecoder([*steps, *last], ROWS), len(last)
+        self.length = length
         self.counts = [0] * slots  # tokens that each slot has
         # predictors of an offloaded model's experts
         hooks = host._forward_pre_hooks.values()
@@ -154,7 +160,7 @@ class NativeText:
         for first in range(0, len(tokens), ROWS):
             block = tokens[first : first + ROWS]
             places = range(self.counts[slot], self.counts[slot] + len(block))
-            logits = self._compute(block, [slot] * len(block), places, tail=TAIL)
+            logits = self._compute(block, [slot] * len(block), places, tail=self.tail)
             self.counts[slot] += len(block)
         return logits[0]
 
@@ -245,7 +251,8 @@ def _head_runs(
     sizes, dtype = _Sizes.of(host), host.get_input_embeddings().weight.dtype
     sink = 0 if windows is None else windows.sink
     # how many last tokens each head sees, 0 = all; a window as long as the cache is none
-    reach = [_window(attention)] * sizes.groups
+    window = _window(attention)
+    reach = [window if window < length else 0] * sizes.groups
     for group in () if windows is None else windows.groups:
         for head in group.heads:
             reach[head] = 0 if sink + group.window >= length else group.window
@@ -261,21 +268,46 @@ def _head_runs(
 
 
 def steps_of(host: Any, heads: Sequence[Sequence[_HeadRun]], length: int) -> Iterator[DecoderStep]:
-    """Yield the instructions of the native program that computes a model's forward, in order.
+    """Yield the instructions of the native program that computes a model's layers, in order.
 
     host: the model; heads: for each layer its groups of heads, with caches; length: most tokens of
     a text.
     """
-    body, width = host.model, host.config.hidden_size
-    x, h = Value("x", width), Value("h", width)
-    rotation = _rotation(body, length)
-    # x is the residual stream, h the scratch value that each layer part reads and writes
-    yield EmbedStep(x, body.embed_tokens.weight)
+    body = host.model
+    x, h = _stream(host)
+    table = body.embed_tokens
+    rotations = functools.cache(functools.partial(_rotation, body, length))
+    yield EmbedStep(x, table.weight, float(_scale(table)))
     for layer, runs in zip(body.layers, heads, strict=True):
+        rotation = rotations(_kind_of_rotation(body, layer))
         yield from _attention(layer, x, h, runs, rotation, _Sizes.of(host))
-        yield from _mlp(layer, x, h, host.config.hidden_act)
-    yield _norm(body.norm, h, x)
-    yield product_step(host.lm_head, Value("logits", host.lm_head.out_features), h)
+        yield from _mlp(layer, x, h, _act(host.config))
+
+
+def steps_behind_layers(host: Any) -> Iterator[DecoderStep]:
+    """Yield the instructions of a model's last norm, its head, and the limit of its logits."""
+    (x, h), logits = _stream(host), Value("logits", host.lm_head.out_features)
+    yield _norm(host.model.norm, h, x)
+    yield product_step(host.lm_head, logits, h)
+    if limit := getattr(host.config, "final_logit_softcapping", None):  # Gemma 2
+        yield SquashStep(logits, float(limit))
+
+
+def _stream(host: Any) -> tuple[Value, Value]:
+    """Return the residual stream, and the value that each part of a layer reads and writes."""
+    width = host.config.hidden_size
+    return Value("x", width), Value("h", width)
+
+
+def _scale(table: Any) -> float | Tensor:
+    """Return what embeddings are multiplied by, rounded as their own forward rounds it."""
+    scale = getattr(table, "embed_scale", None)  # Gemma
+    return 1.0 if scale is None else scale.to(table.weight.dtype)
+
+
+def _act(config: Any) -> str:
+    """Return the name of the MLPs' activation."""
+    return getattr(config, "hidden_activation", None) or config.hidden_act or ""
 
 
 def _attention(
@@ -324,9 +356,10 @@ def _attention(
             run.count * heads // groups,
             attention.scaling,
             run.window,
+            _score_limit(attention),
         )
     yield product_step(attention.o_proj, h, out)
-    if norm_before is None:
+    if norm_before is None or hasattr(layer, "pre_feedforward_layernorm"):  # OLMo 2; Gemma 2, 3
         yield _norm(layer.post_attention_layernorm, h, h)
     yield AddStep(x, x, h)
 
@@ -339,9 +372,12 @@ def _columns(value: Value, width: int, first: int) -> Value:
 def _mlp(layer: Any, x: Value, h: Value, act: str) -> Iterator[DecoderStep]:
     """Yield the instructions of a layer's MLP or mixture, x += mlp(x)."""
     norm_behind = getattr(layer, "post_feedforward_layernorm", None)
-    if norm_behind is None:
-        yield _norm(layer.post_attention_layernorm, h, x)
-    source = h if norm_behind is None else x
+    # Gemma 2 and 3 have norms on both sides, OLMo 2 behind the MLP alone
+    before = "post_attention_layernorm" if norm_behind is None else "pre_feedforward_layernorm"
+    norm_before = getattr(layer, before, None)
+    if norm_before is not None:
+        yield _norm(norm_before, h, x)
+    source = x if norm_before is None else h
     # a mixture reads its input to the end, so that its sum needs other memory
     out = Value("mixed", h.width) if is_mixture(layer.mlp) else h
     steps = mixture_steps if is_mixture(layer.mlp) else mlp_steps
@@ -355,15 +391,33 @@ def _norm(module: Any, dst: Value, src: Value) -> NormStep:
     """Return the native instruction that normalises `src` into `dst`."""
     weight = tensor_of(module)
     size = src.width if weight is None else len(weight)
-    eps = getattr(module, "variance_epsilon", EPSILON)
+    if weight is not None and type(module).__name__ in OFFSETS:
+        weight = 1 + weight.detach().float()
+    eps = getattr(module, "variance_epsilon", getattr(module, "eps", EPSILON))
     return NormStep(dst, src, weight, eps, size, centred=weight is None)
 
 
-def _rotation(body: Any, length: int) -> tuple[Tensor, Tensor]:
-    """Return cos and sin of the rotary positions, (length, rotated numbers of a head) each."""
+def _rotation(body: Any, length: int, kind: str | None) -> tuple[Tensor, Tensor]:
+    """Return cos and sin of the rotary positions, (length, rotated numbers of a head) each.
+
+    kind: of the layer, where layers have rotations of their own.
+    """
     places = torch.arange(length)[None]
-    cos, sin = body.rotary_emb(torch.zeros(1, dtype=torch.float32), position_ids=places)
+    own = () if kind is None else (kind,)
+    cos, sin = body.rotary_emb(torch.zeros(1, dtype=torch.float32), places, *own)
     return cos[0], sin[0]
+
+
+def _kind_of_rotation(body: Any, layer: Any) -> str | None:
+    """Return the kind of a layer that has a rotation of its own (Gemma 3); None = one for all."""
+    return layer.self_attn.layer_type if hasattr(body.rotary_emb, "layer_types") else None
+
+
+def _score_limit(attention: Any) -> float:
+    """Return the limit of a layer's scores, 0 = none."""
+    config = attention.config
+    limit = config.attn_logit_softcapping if config.model_type in SQUASHED else None
+    return float(limit or 0.0)
 
 
 def _window(attention: Any) -> int:
@@ -382,12 +436,15 @@ def _check_suited(model: nn.Module) -> None:
         raise Unsuited(f"a model of kind {kind!r}")
     if native.load() is None:
         raise Unsuited(f"no kernels here ({native.why()})")
-    if (config.hidden_act or "") not in ACTS:
-        raise Unsuited(f"activation {config.hidden_act!r}")
+    if _act(config) not in ACTS:
+        raise Unsuited(f"activation {_act(config)!r}")
+    if getattr(config, "use_bidirectional_attention", False):
+        raise Unsuited("attention in both directions")
     # tables of rotations are computed once, for all lengths
     rotation = getattr(body.rotary_emb, "rope_type", "default")
-    if rotation in GROWING:
-        raise Unsuited(f"a rotation of kind {rotation!r}, which depends on the length")
+    for kind in rotation.values() if isinstance(rotation, dict) else (rotation,):
+        if kind in GROWING:
+            raise Unsuited(f"a rotation of kind {kind!r}, which depends on the length")
     for path, module in host.named_modules():
         if reason := _objection(module):
             raise Unsuited(f"{reason} at {path or 'the model'}")
@@ -411,7 +468,7 @@ def _objection(module: nn.Module) -> str:
     foreign = not type(module).__module__.startswith(("torch.nn.", "transformers."))
     if foreign and type(module) not in PARTS:
         return f"{type(module).__name__}, which is no native step,"
-    special = isinstance(module, nn.Linear | nn.Embedding)
+    special = isinstance(module, nn.Linear | nn.Embedding) and not hasattr(module, "embed_scale")
     if special and type(module) not in (nn.Linear, nn.Embedding):
         return f"{type(module).__name__}, which is no native step,"
     # norms and biases, which have one axis, are copied as float32

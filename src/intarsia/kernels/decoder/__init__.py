@@ -22,4 +22,5 @@ from .steps import NormStep as NormStep
 from .steps import ProductStep as ProductStep
 from .steps import RotateStep as RotateStep
 from .steps import RouteStep as RouteStep
+from .steps import SquashStep as SquashStep
 from .steps import Value as Value

@@ -19,6 +19,7 @@ from .steps import (
     ProductStep,
     RotateStep,
     RouteStep,
+    SquashStep,
     Value,
 )
 
@@ -90,9 +91,11 @@ def _result(
       of each row its token, the number of its text in the cache, and its position in the text.
     """
     if isinstance(step, EmbedStep):
-        return step.table[tokens].float()
+        return step.scale * step.table[tokens].float()
     if isinstance(step, ClipStep):
         return _read(memory, step.dst).clamp(-step.limit, step.limit)
+    if isinstance(step, SquashStep):
+        return _squashed(_read(memory, step.dst), step.limit)
     if isinstance(step, RotateStep):
         return _rotated(_read(memory, step.dst), step, places)
     if isinstance(step, AttendStep):
@@ -122,6 +125,11 @@ def _normed(x: Tensor, step: NormStep) -> Tensor:
         parts = parts - parts.mean(2, keepdim=True)
     parts = parts * (parts.square().mean(2, keepdim=True) + step.eps).rsqrt()
     return (parts if step.weight is None else parts * step.weight.float()).flatten(1)
+
+
+def _squashed(x: Tensor, limit: float) -> Tensor:
+    """Return limit tanh(x / limit)."""
+    return limit * (x / limit).tanh()
 
 
 def _rotated(x: Tensor, step: RotateStep, places: Tensor) -> Tensor:
@@ -154,6 +162,7 @@ def _attended(
         cached[slots, :, written] = _read(memory, value).unflatten(1, (groups, -1)).to(cached)
     query = _read(memory, step.query).unflatten(1, (groups, step.heads // groups, -1))
     scores = torch.einsum("nghd,ngpd->nghp", query, keys[slots].float()) * step.scale
+    scores = _squashed(scores, step.limit) if step.limit else scores
     # the text position of the key that an entry of the cache holds, for each row: (N, length)
     index, last = torch.arange(length), places[:, None]
     place = torch.where(index < sink, index, last - (last - index) % ring)

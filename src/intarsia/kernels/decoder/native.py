@@ -29,17 +29,19 @@ from .steps import (
     ProductStep,
     RotateStep,
     RouteStep,
+    SquashStep,
     Value,
 )
 
 KINDS = (
     *(EmbedStep, NormStep, ProductStep, ClipStep, RotateStep, AttendStep, GateStep, AddStep),
-    *(RouteStep, MixStep),
+    *(RouteStep, MixStep, SquashStep),
 )
 FIELDS = (  # of a row, as in decoder.h
     *("kind", "dst", "dst_pitch", "src", "src_pitch", "other", "other_pitch", "third"),
     *("third_pitch", "width", "size", "weight", "bias", "type", "keys", "values", "length"),
     *("sink", "window", "heads", "groups", "act", "number", "experts", "steps", "stride", "read"),
+    "limit",
 )
 TYPES = {torch.float32: 0, torch.bfloat16: 1}  # of dense.c
 I64, POINTER = ctypes.c_int64, ctypes.c_void_p
@@ -159,7 +161,8 @@ class NativeDecoder:
         if isinstance(step, EmbedStep):
             _check(step, step.table.shape[1:] == (step.dst.width,) and step.table.dtype in TYPES)
             row |= {"weight": self._hold(step.table), "type": TYPES[step.table.dtype]}
-        elif isinstance(step, ClipStep):
+            row |= {"number": _bits(step.scale)}
+        elif isinstance(step, ClipStep | SquashStep):
             row |= {"number": _bits(step.limit)}
         elif isinstance(step, RotateStep):
             row |= self._rotation(step)
@@ -218,13 +221,14 @@ class NativeDecoder:
         # Query heads share the keys of a group, as many for each.
         fits = fits and step.heads % groups == 0 and keys.is_contiguous() and values.is_contiguous()
         fits = fits and step.query.width == step.dst.width == step.heads * size
-        fits = fits and 0 <= sink <= length and step.window >= 0
+        fits = fits and 0 <= sink <= length and step.window >= 0 and step.limit >= 0
         _check(step, fits and step.key.width == step.value.width == groups * size)
         places = self._place("src", step.query) | self._place("other", step.key)
         cache = {"keys": self._hold(keys), "values": self._hold(values), "length": length}
         sizes = {"heads": step.heads, "groups": groups, "size": size}
         sizes |= {"sink": sink, "window": step.window}
         kind = {"type": TYPES[keys.dtype], "number": _bits(step.scale)}
+        kind |= {"limit": _bits(step.limit)}
         return {**places, **self._place("third", step.value), **cache, **sizes, **kind}
 
     def _mixture(self, step: MixStep) -> dict[str, int]:

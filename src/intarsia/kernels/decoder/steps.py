@@ -36,10 +36,11 @@ class LayerCache(NamedTuple):
 
 @dataclass(frozen=True)
 class EmbedStep:
-    """dst = table[token].  table: (tokens, width) float32 or bfloat16."""
+    """dst = scale table[token].  table: (tokens, width) float32 or bfloat16."""
 
     dst: Value
     table: Tensor
+    scale: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -80,6 +81,14 @@ class ClipStep:
 
 
 @dataclass(frozen=True)
+class SquashStep:
+    """dst = limit tanh(dst / limit)."""
+
+    dst: Value
+    limit: float
+
+
+@dataclass(frozen=True)
 class RotateStep:
     """Rotate the first numbers of each head of dst by the token's place, half against half.
 
@@ -98,6 +107,7 @@ class AttendStep:
 
     p: the token's own place and those before it, or of them the cache's sink and the last `window`;
     window 0 = all.  The heads share the keys of the cache's groups, as many in order.
+    limit: of the scores s = scale q_h k_p, which become limit tanh(s / limit); 0 = none.
     """
 
     dst: Value
@@ -108,6 +118,7 @@ class AttendStep:
     heads: int
     scale: float
     window: int = 0
+    limit: float = 0.0
 
     def most_places(self, rows: int) -> int:
         """Return the number of positions that a text can have; 2^62 = no limit.
@@ -189,4 +200,4 @@ class MixStep:
     reader: ExpertReader | None = None
 
 
-DecoderStep = ExpertStep | EmbedStep | RotateStep | AttendStep | RouteStep | MixStep
+DecoderStep = ExpertStep | EmbedStep | SquashStep | RotateStep | AttendStep | RouteStep | MixStep

@@ -6,7 +6,7 @@
  * is a ring: place p is kept at sink + (p - sink) mod (length - sink). All new rows are written
  * first, so that rows of one text, a block of a prompt, see those before them; a ring is so much
  * longer than a window that none of them overwrites what another one sees. heads / groups queries
- * share a key. */
+ * share a key. A limit squashes the scores before the softmax. */
 #include "decoder.h"
 
 enum { F32, BF16, CHUNK = 8 /* vectors of an output that are summed in registers */ };
@@ -132,6 +132,11 @@ ALWAYS int attend_one(const struct decoder_job *j, int64_t unit, const int type)
             const int64_t at = from + places.at[run] * s->size;
             const float here = scored(q, keys, at, places.count[run], s->size, number_of(s), next, type);
             most = here > most ? here : most;
+        }
+        const float limit = float_of(s->limit);
+        if (limit) {
+            squash(scores, places.total, limit);
+            squash(&most, 1, limit); /* it grows with its argument: the largest stays the largest */
         }
         const float by = weighed(scores, places.total, most);
         mixed(out, scores, values, from, &places, s->size, by, type);

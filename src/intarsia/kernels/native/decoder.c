@@ -6,7 +6,7 @@
 #include "decoder.h"
 #include "products.h"
 
-enum kind { EMBED, NORM, PRODUCT, CLIP, ROTATE, ATTEND, GATE, ADD, ROUTE, MIX };
+enum kind { EMBED, NORM, PRODUCT, CLIP, ROTATE, ATTEND, GATE, ADD, ROUTE, MIX, SQUASH };
 enum act { SILU, GELU, GELU_TANH, RELU };
 enum share { OF_ALL, OF_CHOSEN, SIGMOID }; /* how a router weighs what it chose */
 enum { F32, BF16 };
@@ -15,12 +15,12 @@ enum { F32, BF16 };
 
 static void embed(const struct decoder_step *s, int64_t row, int64_t token) {
     float *y = row_at(s->dst, s->dst_pitch, row);
-    if (s->type == F32) {
-        memcpy(y, (const float *)POINTER(s->weight) + token * s->width, (size_t)s->width * 4);
-        return;
-    }
-    const uint16_t *x = (const uint16_t *)POINTER(s->weight) + token * s->width;
-    for (int64_t i = 0; i < s->width; i++) y[i] = of_bf16(x[i]);
+    const float scale = number_of(s);
+    const int64_t at = token * s->width;
+    const float *x = (const float *)POINTER(s->weight) + at;
+    const uint16_t *half = (const uint16_t *)POINTER(s->weight) + at;
+    if (s->type == F32) for (int64_t i = 0; i < s->width; i++) y[i] = scale * x[i];
+    else for (int64_t i = 0; i < s->width; i++) y[i] = scale * of_bf16(half[i]);
 }
 
 /* y = w (x - m) / sqrt(mean (x - m)^2 + e) of each `size` numbers; act: m is their mean, else 0. */
@@ -184,6 +184,7 @@ INTARSIA_API int64_t intarsia_decoder_run(const int64_t *table, int64_t steps, c
             case EMBED: embed(s, n, r[n].token); break;
             case NORM: norm(s, n); break;
             case CLIP: clip(s, n); break;
+            case SQUASH: squash(row_at(s->dst, s->dst_pitch, n), s->width, number_of(s)); break;
             case ROTATE: rotate(s, n, r[n].place); break;
             case GATE: gate(s, n); break;
             case ROUTE: route(s, n); break;

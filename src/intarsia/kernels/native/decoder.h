@@ -13,6 +13,7 @@ struct decoder_step {
     int64_t keys, values, length, sink, window, heads, groups;
     int64_t act, number; /* a float's bits: epsilon, limit or scale */
     int64_t experts, steps, stride, read; /* of a mixture: programs of `steps` rows; see mix */
+    int64_t limit; /* of scores, a float's bits; 0 = none */
 };
 
 /* Each row that is computed: a token, whose cache it has, and its place in the text. */
@@ -29,11 +30,26 @@ struct decoder_job {
 ALWAYS float *row_at(int64_t values, int64_t pitch, int64_t row) {
     return (float *)(intptr_t)values + row * pitch;
 }
-ALWAYS float number_of(const struct decoder_step *s) {
-    const int32_t bits = (int32_t)s->number;
+ALWAYS float float_of(int64_t field) {
+    const int32_t bits = (int32_t)field;
     float number;
     memcpy(&number, &bits, 4);
     return number;
+}
+ALWAYS float number_of(const struct decoder_step *s) { return float_of(s->number); }
+
+/* limit tanh(x / limit), in place: tanh u = (1 - e) / (1 + e) with e = exp(-2 |u|) and the sign of u. */
+static inline void squash(float *x, int64_t count, float limit) {
+    for (int64_t i = 0; i < count; i += V) {
+        vf some = splat(0);
+        const int64_t n = count - i < V ? count - i : V;
+        memcpy(&some, x + i, (size_t)n * sizeof(float));
+        const vf size = pick(some < splat(0), -some, some);
+        const vf e = exponential(size * splat(-2.0f / limit));
+        const vf y = splat(limit) * (splat(1) - e) / (splat(1) + e);
+        const vf signed_y = pick(some < splat(0), -y, y);
+        memcpy(x + i, &signed_y, (size_t)n * sizeof(float));
+    }
 }
 
 /* Carry out a program for `count` rows: decoder.c. */
