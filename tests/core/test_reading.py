@@ -25,6 +25,7 @@ READERS: dict[str, Callable[[Path], Any]] = {
     "lines": lambda path: list(reading.read_lines(path)),
     "copy": lambda path: reading.copy_file(path, path.with_name("copy")),
     "tensors": reading.read_tensors,
+    "copies of tensors": lambda path: reading.copy_tensors(path, ["a"]),
     "json": read_json,
     "digest": sha256,
     "check": reading.check_regular,
@@ -153,3 +154,20 @@ def test_a_sound_that_was_cut_off_is_not_a_shorter_sound(tmp_path: Path, declare
         else:
             reading.check_whole_wav(sound)
         assert sound.tell() == 0
+
+
+def test_copies_of_tensors_have_memory_of_their_own(tmp_path: Path) -> None:
+    tensors = {
+        "odd": torch.arange(3, dtype=torch.int8),
+        "half": torch.randn(5, 2).bfloat16(),
+        "number": torch.tensor(7.5),
+        "none": torch.zeros(0, 4),
+        "wide": torch.randn(3, 4, dtype=torch.float64),
+    }
+    path = tmp_path / "a.safetensors"
+    save_file(tensors, path)
+    copies = reading.copy_tensors(path, [*tensors][1:])
+    path.write_bytes(bytes(path.stat().st_size))
+    assert copies.keys() == {*tensors} - {"odd"}
+    for name, copied in copies.items():
+        assert copied.dtype == tensors[name].dtype and torch.equal(copied, tensors[name])

@@ -30,6 +30,7 @@ def language_model(
     name: str,
     *,
     pretrained: bool = True,
+    drawn: bool = True,
     seed: int = 0,
     dtype: str = "float32",
     cache: Path | None = None,
@@ -41,14 +42,15 @@ def language_model(
     SmolLM2-135M-Instruct (30 layers, width 576, 9 query heads, 3 key-value heads, 49,152 tokens,
     tied embedding and head). Its 4-bit weights are unpacked once to float32. Other names go to
     `from_pretrained`, restricted to safetensors and to the code of transformers. pretrained=False:
-    random weights from `seed`, for "smollm2" or any configuration. dtype: "float32", or "auto" for
+    random weights from `seed`, for "smollm2" or any configuration; drawn=False: whatever memory
+    holds, for weights that follow. dtype: "float32", or "auto" for
     the file's. cache: folder of downloads; progress: gets lines of progress.
     Raises: AssetError when the weights are not available, damaged or of another architecture, or
     need code of their own; MissingExtra without the `gguf` package.
     """
     with quietly():
         folder = str(_smollm2_folder(cache or cache_dir(), progress)) if name in PACKAGED else name
-        model, tokenizer = _load_model(name, folder, pretrained, seed, dtype)
+        model, tokenizer = _load_model(name, folder, pretrained, seed, dtype, drawn=drawn)
     model.config.use_cache = False  # training reads keys and values once
     return model, tokenizer
 
@@ -71,11 +73,19 @@ def headless_model(
 
 
 def _load_model(
-    name: str, folder: str, pretrained: bool, seed: int, dtype: str, *, headless: bool = False
+    name: str,
+    folder: str,
+    pretrained: bool,
+    seed: int,
+    dtype: str,
+    *,
+    headless: bool = False,
+    drawn: bool = True,
 ) -> tuple[Any, Any]:
     """Load the model and the tokenizer of a folder or Hub name."""
     import torch
     from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokenizer
+    from transformers.initialization import no_init_weights
 
     kind: Any = AutoModel if headless else AutoModelForCausalLM
     options: dict[str, Any] = {"trust_remote_code": False}  # None would ask on the terminal
@@ -87,6 +97,11 @@ def _load_model(
         tokenizer("a")  # or its settings fail at the first text
         if not pretrained:
             config = AutoConfig.from_pretrained(folder, **options)
+            if not drawn:
+                with no_init_weights():
+                    model = kind.from_config(config, **options)
+                model.tie_weights()
+                return model, tokenizer
             with torch.random.fork_rng(devices=[]):
                 torch.default_generator.manual_seed(seed)
                 # Seeded without changing the caller's random numbers.

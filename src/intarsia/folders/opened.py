@@ -78,20 +78,24 @@ def open_language_model(
             return language_model(str(dense), dtype=dtype, progress=progress)
     if not is_changed(folder):
         return language_model(name, dtype=dtype, progress=progress)
-    _check_config(folder)
+    drawn = _stored_weights(folder) != "all"
     # every weight comes from the folder, so none is downloaded or drawn for it
-    model, tokenizer = language_model(name, pretrained=False, progress=progress)
+    model, tokenizer = language_model(name, pretrained=False, drawn=drawn, progress=progress)
     if (dtype_of_file := getattr(model.config, "dtype", None)) is not None:
         model = model.to(dtype_of_file)  # pyright: ignore[reportCallIssue]
     return load(model, folder).eval(), tokenizer
 
 
-def _check_config(folder: Path) -> None:
-    """Check all but the weights of a changed model by their digests, before a model is built."""
+def _stored_weights(folder: Path) -> str:
+    """Return which weights of a changed model its folder has, see `save`.
+
+    All files but the weights are checked by their digests, before a model is built.
+    """
     try:
         content = read_json(folder / SETTINGS)
     except (OSError, ValueError) as error:
         raise damaged(folder / SETTINGS, f"text that is not JSON ({error})") from error
-    _, files = check_settings(folder / SETTINGS, content)
+    content, files = check_settings(folder / SETTINGS, content)
     small = {name: digest for name, digest in files.items() if not name.endswith(".safetensors")}
     check_files(folder, small, needs=(CONFIG,))
+    return str(content.get("weights"))

@@ -10,7 +10,7 @@ adapter_config.json, adapter_model.safetensors     an adapter, as PEFT reads it;
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from ..core.change import Step, steps_of
 from ..core.errors import CheckpointError, ConfigError, IntarsiaError, TargetError, UnknownName
 from ..core.files import check_target, read_json, repaired, unbroken
-from ..core.reading import read_tensors
+from ..core.reading import copy_tensors, read_tensors
 from ..core.registry import card, method_key
 from ..core.sealing import check_files, check_if_sealed, check_settings, is_format, seal_folder
 from ..hosts.anatomy.blocks import base_of, unwrapped, walk
@@ -33,6 +33,7 @@ from ..hosts.attach.config import IntarsiaConfig
 from ..hosts.attach.peft import is_adapted
 from ..hosts.attach.plain_lora import write_plain
 from ..hosts.changing import repeat, step_of, undone_on_error
+from ..mixtures.packed_experts import PackedStack
 from ..processes.parallelism import WholeModel
 from ..processes.whole_file import write_folder
 from .folder_content import ADAPTER, FORMAT, HOST, OURS, RUN, SETTINGS, Adapter, FolderContent
@@ -141,7 +142,8 @@ def replays(folder: str | Path) -> bool:
 
 def _repeat_steps(model: nn.Module, content: FolderContent) -> nn.Module:
     """Repeat the changes of a folder on a model, and load its weights; return the model."""
-    weights = None if content.weights is None else _tensors(content.weights)
+    file = content.weights
+    mapped = None if file is None else _readable(file, lambda: read_tensors(file))
     if content.steps and (earlier := steps_of(base_of(model))):
         got = f"one that was changed before, by {method_key(cast(Any, earlier[0].plan.change))!r}"
         want = "the pretrained one"
@@ -161,13 +163,14 @@ def _repeat_steps(model: nn.Module, content: FolderContent) -> nn.Module:
                 want="the architecture of the training run",
                 fix="Create the pretrained model as it was.",
             ) from error
-    if weights is not None:
+    if file is not None and mapped is not None:
         host = base_of(model)
         expected = {n: t for n, t in _host_state(host).items() if isinstance(t, Tensor)}
         expected = _select_tensors(host, expected, content.stores, content.steps)
         # position embeddings of another image size are interpolated, as timm does it
-        weights = resampled(weights, host)
+        weights = resampled(mapped, host)
         check_shapes(content.folder, expected, weights)
+        weights |= _read_into(host, mapped, file)
         # strict=False, since tied tensors are stored once
         host.load_state_dict({**weights, **content.extra}, strict=False)
     elif content.steps and isinstance(model, PeftModel) and not is_adapted(model):
@@ -245,11 +248,11 @@ def _adapters_named(adapters: Sequence[Adapter], name: str | None) -> Sequence[A
     return matching
 
 
-def _tensors(path: Path) -> dict[str, Tensor]:
-    """Read a safetensors file.  Raises: CheckpointError for a damaged one."""
+def _readable(path: Path, read: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
+    """Read tensors of a safetensors file.  Raises: CheckpointError for a damaged one."""
     try:
         with unbroken():
-            return read_tensors(path)
+            return read()
     except (SafetensorError, OSError) as error:
         raise damaged(path, f"no readable safetensors file ({error})") from error
 
@@ -291,12 +294,38 @@ def _select_tensors(
     return dict(tensors)
 
 
+def _read_into(host: nn.Module, mapped: Mapping[str, Tensor], file: Path) -> dict[str, Tensor]:
+    """Read weights into new memory, which tensors of their type and size have from now on.
+
+    mapped: all weights of the file. Packed experts are left out, since they stay mapped.
+    """
+    fields, own = ("shape", "dtype", "device"), dict[str, Tensor]()
+    for path, module in walk(host):
+        if isinstance(unwrapped(module), PackedStack):
+            continue
+        for name, tensor in _state_of(path, module, keep_vars=True).items():
+            if not isinstance(tensor, Tensor) or name not in mapped or tensor.is_inference():
+                continue
+            if all(getattr(tensor, field) == getattr(mapped[name], field) for field in fields):
+                own[name] = tensor
+    weights = _readable(file, lambda: copy_tensors(file, own))
+    for name, tensor in own.items():
+        tensor.data = weights[name]
+    return weights
+
+
+def _state_of(path: str, module: nn.Module, keep_vars: bool = False) -> dict[str, Any]:
+    """Return the state of a module itself, behind the layer of an adapter, by the host's names."""
+    state: dict[str, Any] = {}
+    unwrapped(module)._save_to_state_dict(state, f"{path}." if path else "", keep_vars)
+    return state
+
+
 def _host_state(host: nn.Module) -> dict[str, Any]:
     """Return the state dict of the model without adapters; a tied tensor is listed once."""
     state: dict[str, Any] = {}
-    # behind an adapter's layer stands the host's own module, under the host's own name
     for path, module in walk(host):
-        unwrapped(module)._save_to_state_dict(state, f"{path}." if path else "", False)
+        state |= _state_of(path, module)
     unique: dict[str, Any] = {}
     views: set[tuple[Any, ...]] = set()
     for name, value in state.items():

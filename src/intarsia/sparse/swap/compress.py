@@ -131,8 +131,9 @@ class Compress(Change):
         _check_decided(self, decided)
         stored = plan.stored if isinstance(plan, Packing) else None
         packed: dict[str, PackedLinear] = {}
+        modules = dict(model.named_modules())
         for path, sketch in decided["layers"].items():
-            layer = _replaced_linear(model, path, tuple(sketch["shape"]))
+            layer = _replaced_linear(modules, path, tuple(sketch["shape"]))
             parts = _allocate(path, sketch) if stored is None else stored[path]
             packed[path] = PackedLinear(self.format, parts, tuple(sketch["shape"]), layer.bias)
             packed[path].train(layer.training)
@@ -329,7 +330,7 @@ def _check_decided(change: Compress, decided: Mapping[str, Any]) -> None:
 
 
 def _allocate(path: str, sketch: Mapping[str, Any]) -> dict[str, Tensor]:
-    """Allocate zero tensors of the types and sizes that a file describes."""
+    """Allocate tensors of the types and sizes that a file describes; its weights follow."""
     rows, width = sketch["shape"]
     parts: dict[str, Tensor] = {}
     # a damaged or hostile file must not make us allocate more than the layer could need
@@ -343,16 +344,17 @@ def _allocate(path: str, sketch: Mapping[str, Any]) -> dict[str, Tensor]:
         budget -= torch.Size(sides).numel() * dtype.itemsize
         if budget < 0:
             raise _damaged(path, f"{name} of shape {shape}")
-        parts[name] = torch.zeros(sides, dtype=dtype)
+        parts[name] = torch.empty(sides, dtype=dtype)
     return parts
 
 
-def _replaced_linear(model: nn.Module, path: str, shape: tuple[int, ...]) -> Any:
+def _replaced_linear(modules: Mapping[str, nn.Module], path: str, shape: tuple[int, ...]) -> Any:
     """Return the plain linear layer at a path, which a packed one is to replace.
 
-    shape: (out, in) that the plan records. Raises: CheckpointError for another layer or shape.
+    modules: of the model, by path.  shape: (out, in) that the plan records. Raises: CheckpointError
+    for another layer or shape.
     """
-    layer = dict(model.named_modules()).get(path)
+    layer = modules.get(path)
     if isinstance(layer, nn.Linear | Conv1D) and not isinstance(layer, PackedLinear):
         sizes = tuple(layer.weight.shape)
         # GPT-2's Conv1D has its weight as (in, out)
