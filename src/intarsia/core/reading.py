@@ -197,7 +197,8 @@ def copy_tensors(path: str | Path, names: Iterable[str]) -> dict[str, Any]:
         for name, tensor in tensors.items():
             first, last = header[name]["data_offsets"]
             file.seek(8 + start + first)
-            room = memoryview(tensor.reshape(-1).view(torch.uint8).numpy())
+            array: Any = tensor.reshape(-1).view(torch.uint8).numpy()
+            room = memoryview(array)
             if last - first != len(room) or file.readinto(room) != len(room):
                 raise OSError(errno.EIO, f"tensor {name} is cut off", str(path))
     return tensors
