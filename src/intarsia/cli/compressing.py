@@ -173,7 +173,7 @@ def _packed(
     if (Path(model) / "intarsia.json").is_file():  # a mixture of ours
         host, tokenizer = open_language_model(model)
     else:
-        host, tokenizer = language_model(model, dtype="auto")
+        host, tokenizer = language_model(model, dtype="auto", mapped=True)
     if type(host).__name__ in ARCHITECTURES:  # llama.cpp knows it
         _warn_of_rivals("text", format, vars(stored))
     before = sum(p.nbytes for p in host.parameters())

@@ -31,6 +31,7 @@ def language_model(
     *,
     pretrained: bool = True,
     drawn: bool = True,
+    mapped: bool = False,
     seed: int = 0,
     dtype: str = "float32",
     cache: Path | None = None,
@@ -43,14 +44,17 @@ def language_model(
     tied embedding and head). Its 4-bit weights are unpacked once to float32. Other names go to
     `from_pretrained`, restricted to safetensors and to the code of transformers. pretrained=False:
     random weights from `seed`, for "smollm2" or any configuration; drawn=False: whatever memory
-    holds, for weights that follow. dtype: "float32", or "auto" for
+    holds, for weights that follow. mapped: leave the weights in the folder's files, in their
+    type, where these have the model's names, see `mapped_model`. dtype: "float32", or "auto" for
     the file's. cache: folder of downloads; progress: gets lines of progress.
     Raises: AssetError when the weights are not available, damaged or of another architecture, or
     need code of their own; MissingExtra without the `gguf` package.
     """
     with quietly():
         folder = str(_smollm2_folder(cache or cache_dir(), progress)) if name in PACKAGED else name
-        model, tokenizer = _load_model(name, folder, pretrained, seed, dtype, drawn=drawn)
+        model, tokenizer = _load_model(
+            name, folder, pretrained, seed, dtype, drawn=drawn, mapped=mapped
+        )
     model.config.use_cache = False  # training reads keys and values once
     return model, tokenizer
 
@@ -81,11 +85,14 @@ def _load_model(
     *,
     headless: bool = False,
     drawn: bool = True,
+    mapped: bool = False,
 ) -> tuple[Any, Any]:
     """Load the model and the tokenizer of a folder or Hub name."""
     import torch
     from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokenizer
     from transformers.initialization import no_init_weights
+
+    from .mapped_model import mapped_model
 
     kind: Any = AutoModel if headless else AutoModelForCausalLM
     options: dict[str, Any] = {"trust_remote_code": False}  # None would ask on the terminal
@@ -106,6 +113,8 @@ def _load_model(
                 torch.default_generator.manual_seed(seed)
                 # Seeded without changing the caller's random numbers.
                 return kind.from_config(config, **options), tokenizer
+        if mapped and (model := mapped_model(kind, folder, **options)) is not None:
+            return model, tokenizer
         # Pickled weights are refused, because reading them could run code.
         options |= {"dtype": dtype, "use_safetensors": True, "output_loading_info": True}
         loaded: Any = kind.from_pretrained(folder, **options)

@@ -17,6 +17,7 @@ from ..kernels.blockint import BLOCK, BUNDLE
 from .rows import finite, kept_of, matrix
 
 LARGEST = torch.finfo(torch.float16).max
+PIECE = 4_000_000  # weights that are rounded at a time
 HEAD = 2  # bytes of the scale before the codes of a block of GGUF
 
 
@@ -56,11 +57,19 @@ class BlockInt(Format):
         float16, of their blocks; R is rounded up to a multiple of 16.
         Raises: DataError for weights that are not finite.
         """
-        w = finite(weight)
-        rows = matrix(w if keep is None else w.masked_fill(~kept_of(weight, keep), 0))
-        padded = torch.nn.functional.pad(rows, (0, -rows.shape[1] % BLOCK))
-        blocks = padded.view(len(rows), padded.shape[1] // BLOCK, BLOCK)
-        return self._bundle(*self._rounded(blocks))
+        rows = matrix(weight)
+        kept = None if keep is None else matrix(kept_of(weight, keep))
+        # some bundles at a time, since rounding takes six times a piece's memory
+        count = max(1, PIECE // max(1, rows.shape[1] * BUNDLE)) * BUNDLE
+        parts: dict[str, list[Tensor]] = {"codes": [], "scales": []}
+        for first in range(0, max(1, len(rows)), count):
+            w = finite(rows[first : first + count])
+            w = w if kept is None else w.masked_fill(~kept[first : first + count], 0)
+            padded = torch.nn.functional.pad(w, (0, -w.shape[1] % BLOCK))
+            blocks = padded.view(len(w), padded.shape[1] // BLOCK, BLOCK)
+            for name, part in self._bundle(*self._rounded(blocks)).items():
+                parts[name].append(part)
+        return {name: torch.cat(some) for name, some in parts.items()}
 
     def _rounded(self, blocks: Tensor) -> tuple[Tensor, Tensor]:
         """Round weights to codes q (R, K, 32) uint8 and scales d (R, K) float16, as GGUF does.
