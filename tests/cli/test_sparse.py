@@ -58,7 +58,10 @@ def test_a_model_is_pruned_saved_packed_and_converted(
     assert float((pruned.model.layers[0].mlp.up_proj.weight == 0).float().mean()) == 0.5
     packed, again = tmp_path / "packed", tmp_path / "again"
     assert intarsia("convert", str(out), "--out", str(packed), "--layout", "bitmask").code == 0
-    assert intarsia("convert", str(packed), "--out", str(again)).code == 0
+    back = intarsia("convert", str(packed), "--out", str(again))
+    assert back.code == 0 and "already" not in back.err
+    same = intarsia("convert", str(again), "--out", str(tmp_path / "same"))
+    assert same.code == 0 and "are dense already" in same.err
     state = AutoModelForCausalLM.from_pretrained(again).state_dict()
     assert all(torch.equal(t, state[n]) for n, t in pruned.state_dict().items())
     assert (packed / "sparse.safetensors").stat().st_size < (

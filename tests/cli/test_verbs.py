@@ -19,7 +19,7 @@ from intarsia.cli.groups import HOMES
 from intarsia.cli.simulating import PLANS, POLICIES
 from intarsia.core.errors import ConfigError
 from intarsia.core.registry import unpredicted_policies
-from intarsia.placement.topology import KEYS
+from intarsia.placement.topology_file import KEYS
 from intarsia.runs.stack_entries import ENTRIES
 
 from .conftest import Intarsia, commands

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from scipy import sparse
 
 from intarsia.core.errors import ConfigError, DataError, UnknownName
 from intarsia.data.atomic_files import load_interactions
@@ -63,6 +64,15 @@ def test_jsonl_and_parquet_are_read_alike(tmp_path: Path) -> None:
         assert other.item_ids == data.item_ids and other.user_ids == data.user_ids
         np.testing.assert_array_equal(other.times, data.times)
         np.testing.assert_array_equal(other.ratings, data.ratings)
+
+
+def test_a_sparse_matrix_of_users_by_items_is_events() -> None:
+    matrix = sparse.csr_array(([5.0, 3.0, 4.0], ([0, 0, 2], [1, 4, 1])), shape=(3, 6))
+    data = as_interactions(matrix)
+    assert (data.user_ids, data.item_ids) == (("0", "2"), ("1", "4"))
+    assert sorted(zip(data.users.tolist(), data.items.tolist(), data.ratings, strict=True)) == [
+        (0, 0, 5), (0, 1, 3), (1, 0, 4),
+    ]  # fmt: skip
 
 
 def test_all_missing_columns_are_named_at_once(tmp_path: Path) -> None:

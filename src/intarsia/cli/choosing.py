@@ -8,9 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ..core.checks import above
 from ..core.errors import ConfigError
-from ..core.folders import check_outside, data_name
+from ..core.folders import SEARCH, check_begun, check_outside, data_name
 from ..data.corpora import check_no_text
 from . import completing
 from .early import ARMS, check_data, check_jobs, method_key
@@ -22,6 +21,7 @@ from .options import (
     Ray,
     allow_pixels,
     given_in_words,
+    number,
     row,
     use_threads,
     with_options,
@@ -57,7 +57,9 @@ OPTIONS = (
 def auto(
     ctx: typer.Context,
     data: Annotated[str | None, Data.__metadata__[0]] = None,  # pyright: ignore
-    minutes: Annotated[float, typer.Option(help="Minutes that everything takes, at most.")] = 10,
+    minutes: Annotated[
+        float, number("Minutes that everything takes, at most.", above=0, fix="Try 10.")
+    ] = 10,
     methods: Annotated[
         str | None,
         typer.Option(
@@ -100,9 +102,10 @@ def auto(
         check_data(data)
         check_no_text(data)
         check_outside(out or Path("runs"), data)
-    above("--minutes", minutes, 0, "Try 10.")
     names = _named(methods)
-    if data is None and not resume:
+    if resume:
+        check_begun(out or (Path("runs") / f"auto-{data_name(data)}" if data else None), SEARCH)
+    elif data is None:
         want, fix = "a folder of pictures, a named set or a table", "For example: auto elpv"
         raise ConfigError("DATA", got="nothing", want=want, fix=fix)
     from ..runs.choosing.auto import auto as choose

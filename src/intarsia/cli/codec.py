@@ -16,7 +16,7 @@ import typer
 from ..core.errors import ConfigError, DataError
 from ..core.files import write_text
 from ..core.reading import read_bytes
-from .options import Json, OutFolder, Seed, Threads, use_threads, writes
+from .options import Json, OutFolder, Seed, Threads, number, use_threads, writes
 from .shell import note, say, show_json, show_table, warn
 from .signal_files import SUFFIXES, check_signal, open_whole, read_signal, save_signal
 from .targets import finished_names, target
@@ -43,9 +43,8 @@ def encode(
     prior: PriorFolder = None,
     steps: Annotated[
         int,
-        typer.Option(
-            min=1,
-            help="Steps of fitting before the first part is coded; between parts come as many.",
+        number(
+            "Steps of fitting before the first part is coded; between parts come as many.", least=1
         ),
     ] = 600,
     seed: Seed = 0,
@@ -154,13 +153,11 @@ def train(
     pictures: Annotated[list[Path], typer.Argument(help="Pictures, or folders of them.")],
     out: OutFolder = None,
     bits_per_pixel: Annotated[
-        float, typer.Option(help="Size of the coded pictures, in bits for each pixel.")
+        float, number("Size of the coded pictures, in bits for each pixel.", above=0, fix="Try 1.")
     ] = 1.0,
-    steps: Annotated[int, typer.Option(min=1, help="Steps of the training.")] = 2000,
-    crops: Annotated[
-        int, typer.Option(min=1, help="Parts that are cut out of the pictures.")
-    ] = 500,
-    tiles: Annotated[int, typer.Option(min=1, help="Patches along each side of a part.")] = 2,
+    steps: Annotated[int, number("Steps of the training.", least=1)] = 2000,
+    crops: Annotated[int, number("Parts that are cut out of the pictures.", least=1)] = 500,
+    tiles: Annotated[int, number("Patches along each side of a part.", least=1)] = 2,
     seed: Seed = 0,
     threads: Threads = None,
     as_json: Json = False,

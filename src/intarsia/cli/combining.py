@@ -7,11 +7,10 @@ from typing import Annotated, Any
 
 import typer
 
-from ..core.checks import at_least
 from ..core.errors import ConfigError
 from ..data.corpora import is_text
 from .early import check_data
-from .options import Json, Length, Seed, SparseModel, Threads, use_threads, writes
+from .options import Json, Length, Seed, SparseModel, Threads, number, use_threads, writes
 from .shell import note, say, show_json, show_table
 from .targets import target
 
@@ -35,8 +34,8 @@ def combine(
     text: Text,
     entries: Entries = ALL,
     pairs: Pairs = False,
-    rows: Annotated[int, typer.Option(help="Rows to measure on.")] = 48,
-    calibration: Annotated[int, typer.Option(help="Rows to calibrate on.")] = 48,
+    rows: Annotated[int, number("Rows to measure on.", least=1)] = 48,
+    calibration: Annotated[int, number("Rows to calibrate on.", least=1)] = 48,
     length: Length = 128,
     seed: Seed = 0,
     out: Out = None,
@@ -57,8 +56,6 @@ def combine(
     if not is_text(text):
         want, fix = "a corpus, or a .txt, .md or .jsonl file", "For example: austen"
         raise ConfigError("TEXT", got=text, want=want, fix=fix)
-    at_least("--rows", rows, 1)
-    at_least("--calibration", calibration, 1)
     # all entries at once would conflict with each other
     pairs = pairs or entries == ALL
     if out is not None:

@@ -14,6 +14,7 @@ from ..core.folders import check_outside, data_name, describe_folder, runs_in
 from ..core.locks import alone
 from ..core.schema import Setting
 from ..data.corpora import is_text
+from ..runs.experiment import Experiment
 from . import completing
 from .early import (
     check_data,
@@ -141,17 +142,19 @@ def _compare_methods(request: dict[str, Any], arguments: dict[str, Any], words: 
         note("A linear probe stands beside them; --no-linear leaves it out.")
         names.append(PROBE)
     _check_settings(names, settings)
+    start = Experiment.of(experiment_values(arguments) | {"data": data, "settings": ()})
+    # the report adds settings in brackets to labels that two groups share: compare without them
+    label = baseline and baseline.partition(" (")[0]
+    check_word("--baseline", label, [start.changed(method=name).label for name in names])
     # the same command again finds its runs here
     folder = request["out"] or Path("runs") / f"compare-{data_name(data)}"
     check_outside(folder, data)
     from ..data import outline
     from ..data.sets import located
     from ..runs import matrix
-    from ..runs.experiment import Experiment
 
-    values = experiment_values(arguments) | {"data": located(data), "settings": ()}
     seeds = numbers("--seeds", request["seeds"])
-    start = Experiment.of(values)
+    start = start.changed(data=located(data))
     if not is_text(data):  # every trial would fail
         model = start.adapted
         outline(model.model, size=model.size, pretrained=model.pretrained)
@@ -164,7 +167,6 @@ def _compare_methods(request: dict[str, Any], arguments: dict[str, Any], words: 
     settings_of = matrix.on_one_adapter(start, names, settings_of, note)
     once = not arguments["recompute"]
     runs = matrix.planned(start, names, seeds, settings_of, folder, fixed, once=once)
-    matrix.check_baseline(runs, baseline)
     running = {
         "jobs": request["jobs"],
         "threads": arguments["threads"],

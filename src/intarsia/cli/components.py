@@ -9,11 +9,11 @@ from typing import Annotated, Any
 
 import typer
 
-from ..core.checks import at_least, one_of
+from ..core.checks import one_of
 from ..core.errors import ConfigError, ShapeError
 from ..core.folders import check_kind
 from .completing import among
-from .options import Json, Seed, writes
+from .options import Json, Seed, number, writes
 from .shell import note, say, show_json
 from .targets import target
 
@@ -43,10 +43,10 @@ def components(
     out: Out = None,
     fit: Fit = None,
     model: Model = "gsc",
-    atoms: Annotated[int, typer.Option(help="Components to learn by --fit.")] = 64,
-    side: Annotated[int, typer.Option(help="Side of a patch for --fit, in pixels.")] = 8,
-    patches: Annotated[int, typer.Option(help="Patches to learn from by --fit.")] = 5000,
-    steps: Annotated[int, typer.Option(help="Steps of EM in --fit.")] = 60,
+    atoms: Annotated[int, number("Components to learn by --fit.", least=2)] = 64,
+    side: Annotated[int, number("Side of a patch for --fit, in pixels.", least=2)] = 8,
+    patches: Annotated[int, number("Patches to learn from by --fit.", least=2)] = 5000,
+    steps: Annotated[int, number("Steps of EM in --fit.", least=2)] = 60,
     seed: Seed = 0,
     as_json: Json = False,
 ) -> None:
@@ -58,9 +58,6 @@ def components(
     Example:  intarsia components runs/gsc --fit photos/ --atoms 64
     """
     one_of("--model", model, MODELS)
-    counts = {"--atoms": atoms, "--side": side, "--patches": patches, "--steps": steps}
-    for option, count in counts.items():
-        at_least(option, count, 2)
     if fit is not None and not fit.exists():
         want = "a picture, or a folder of pictures"
         raise ConfigError("--fit", got=f"no {fit}", want=want, fix="Check the path.")

@@ -11,14 +11,24 @@ from typing import Annotated, Any
 
 import typer
 
-from ..core.checks import at_least, between
+from ..core.checks import at_least
 from ..core.errors import ConfigError, UnknownName
 from ..core.folders import describe_folder
 from ..data.language_names import check_language_model
 from ..runs.experiment import FILE
 from .completing import among
 from .early import FORMATS, check_calibration, numbers
-from .options import Calibration, Json, Length, OutFolder, Rows, Seed, Threads, use_threads
+from .options import (
+    Calibration,
+    Json,
+    Length,
+    OutFolder,
+    Rows,
+    Seed,
+    Threads,
+    number,
+    use_threads,
+)
 from .shell import note, say, show_json, warn
 from .targets import target
 
@@ -44,7 +54,13 @@ Values = Annotated[
     typer.Option(help="Type of the kept values: same, fp32, bf16 or, of bitmask and chw, int8."),
 ]
 Density = Annotated[
-    float | None, typer.Option(help="Share of weights that is kept, for formats that prune.")
+    float | None,
+    number(
+        "Share of weights that is kept, for formats that prune.",
+        least=0.001,
+        most=1,
+        fix="Try 0.5.",
+    ),
 ]
 Steps = Annotated[
     str | None,
@@ -52,7 +68,7 @@ Steps = Annotated[
 ]
 Shared = Annotated[
     int | None,
-    typer.Option(help="Neighbouring rows that keep the same groups, of gqsa: 1, 4 or 8."),
+    number("Neighbouring rows that keep the same groups, of gqsa: 1, 4 or 8.", choices=(1, 4, 8)),
 ]
 Head = Annotated[
     str | None,
@@ -74,7 +90,8 @@ def compress(
     values: Values = None,
     density: Density = None,
     bits: Annotated[
-        int | None, typer.Option(help="Bits of a weight, for formats that round.")
+        int | None,
+        number("Bits of a weight, for formats that round.", least=1, most=8, fix="Try 4."),
     ] = None,
     steps: Steps = None,
     shared: Shared = None,
@@ -111,7 +128,7 @@ def compress(
               intarsia compress smollm2 --format gqsa --density 0.5 --shared 8 --out small
               intarsia compress runs/pruned --format chw --out fast
     """
-    _check((format, head), density, bits, rows, calib, out)
+    _check((format, head), rows, calib, out)
     assert out is not None
     use_threads(threads)
     # those that were not given are None, and stay the format's own
@@ -295,8 +312,6 @@ def _tensors(host: Any) -> list[Any]:
 
 def _check(
     names: tuple[str, str | None],
-    density: float | None,
-    bits: int | None,
     rows: int,
     calib: str,
     out: Path | None,
@@ -307,10 +322,6 @@ def _check(
         raise UnknownName("--format", format, FORMATS)
     if head is not None and head not in HEADS:
         raise UnknownName("--head", head, HEADS)
-    if density is not None:
-        between("--density", density, 0.001, 1, "Try 0.5.")
-    if bits is not None:
-        between("--bits", bits, 1, 8, "Try 4.")
     at_least("--rows", rows, 8, fix="Try 64.")
     check_calibration(calib, rows)
     target(out, "fast")

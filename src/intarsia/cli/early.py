@@ -128,7 +128,6 @@ def check_jobs(jobs: int, ray: bool) -> None:
     jobs: runs at a time.
     Raises: ConfigError; MissingExtra.
     """
-    at_least("--jobs", jobs, 1)
     # looked for without importing it, which takes seconds
     if ray and find_spec("ray") is None:
         raise MissingExtra("ray", "ray")
@@ -144,10 +143,10 @@ def check_word(option: str, word: str | None, words: Iterable[str]) -> None:
         raise UnknownName(option, word, words)
 
 
-def numbers(option: str, text: str) -> tuple[int, ...]:
+def numbers(option: str, text: str, least: int = 0) -> tuple[int, ...]:
     """Parse whole numbers with commas, as a tuple.
 
-    option: with its dashes, for the error; text: its value.
+    option: with its dashes, for the error; text: its value; least: the smallest that is allowed.
     Raises: ConfigError.
     """
     try:
@@ -155,9 +154,11 @@ def numbers(option: str, text: str) -> tuple[int, ...]:
     except ValueError:
         # An empty list and a word are the same mistake, and get the same error.
         values = ()
-    if not values:
-        want = "a whole number, or several with commas"
-        raise ConfigError(option, got=repr(text), want=want, fix=f"For example: {option}=0,1")
+    if not values or min(values) < least:
+        want = f"a whole number from {least} on, or several with commas"
+        raise ConfigError(
+            option, got=repr(text), want=want, fix=f"For example: {option}={least},{least + 1}"
+        )
     return values
 
 

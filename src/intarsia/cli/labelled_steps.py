@@ -9,14 +9,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..core.checks import above
 from ..core.errors import ConfigError
 from ..core.files import check_target
-from ..core.folders import check_empty, check_outside, data_name
+from ..core.folders import check_begun, check_empty, check_outside, data_name
 from ..core.labelled import AUTO, FILE, check_columns, is_labelled
 from ..core.locks import alone
 from ..models.classify.words import SPARSE, check_method, split_adapter, with_model
-from .early import check_data, numbers
+from .early import check_data, check_word, numbers
 from .options import flag, use_threads
 from .shell import note, say, show_json, show_rich, show_table
 
@@ -125,6 +124,7 @@ def compare_rows(request: Mapping[str, Any], words: set[str]) -> None:
     methods = _methods(request["methods"] if "methods" in words else None, model)
     for method in methods:
         check_method(method)
+    check_word("--baseline", request["baseline"], methods)
     # a fit has no chance in it: further seeds are further splits of the rows
     seeds = numbers("--seeds", request["seeds"]) if "seeds" in words else (0,)
     folder = request["out"] or Path("runs") / f"compare-{data_name(data)}"
@@ -274,8 +274,9 @@ def auto_rows(request: Mapping[str, Any], words: set[str]) -> bool:
     options = {name: request[name] for name in names}
     options["model"] = request["model"] if "model" in words else None
     data, out = request["data"], out or Path("runs") / f"auto-{data_name(str(request['data']))}"
-    above("--minutes", request["minutes"], 0, "Try 2.")
-    if not resume:
+    if resume:
+        check_begun(out, AUTO)
+    else:
         check_columns(data, request["text"], request["label"])
         check_empty(out, data, "Go on with it (--resume), or choose another folder.")
     from ..runs.choosing.texts import auto_texts

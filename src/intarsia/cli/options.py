@@ -15,7 +15,6 @@ from typing import Annotated, Any, TypeVar, get_args, get_origin
 
 import typer
 
-from ..core.checks import at_least
 from ..core.registry import listed
 from ..core.schema import (
     METADATA,
@@ -164,7 +163,10 @@ def row(name: str, **changes: Any) -> Parameter:
 
 
 def option_row(panel: str, name: str, kind: Any, default: Any, declared: Setting) -> Parameter:
-    """Return a parameter of a command, from which typer builds an option under a panel."""
+    """Return a parameter of a command, from which typer builds an option under a panel.
+
+    Its value is checked when it is read, as the setting's is.
+    """
     option = declared.flag or f"--{name.replace('_', '-')}"
     # typer reads "/--no-x" as an option without a positive form only if a space comes first.
     names = (f" {option}" if option.startswith("/") else option, declared.short)
@@ -172,7 +174,8 @@ def option_row(panel: str, name: str, kind: Any, default: Any, declared: Setting
     info = typer.Option(
         *filter(None, names),
         help=declared.help,
-        rich_help_panel=panel,
+        rich_help_panel=panel or None,
+        callback=_checking(declared),
         show_default=not option.startswith("/"),  # what the option turns off
         autocompletion=completing.of_setting(name, declared),
         parser=reader,
@@ -205,22 +208,42 @@ def shared(without: Collection[str] = ()) -> tuple[Parameter, ...]:
 
 def rows(*kinds: type) -> tuple[Parameter, ...]:
     """Return the options of some settings."""
-    return tuple(row(item.name) for item, _ in options_of(*kinds))
+    return tuple(
+        option_row(
+            declared.panel or PANELS.get(kind, ""), item.name, item.type, item.default, declared
+        )
+        for kind in kinds
+        for item, declared in options_of(kind)
+    )
 
 
-def option_of(name: str) -> Any:
+def option_of(name: str, **changes: Any) -> Any:
     """Return the option of a setting, for a command that has the parameter in its own signature.
 
-    Its value is checked when it is read, as the setting's is.
+    changes: as `row` takes them.
     """
-    info, (item, _) = row(name).annotation.__metadata__[0], FIELDS[name]
+    return row(name, **changes).annotation.__metadata__[0]
 
-    def checked(value: Any) -> Any:
-        item.metadata[METADATA].check(flag(name), value, item.type)
+
+def number(help: str, *names: str, **declared: Any) -> Any:
+    """Return the option of a number, which is checked when it is read.
+
+    names: of the option, if not its parameter's; declared: range and fix, as of `Setting`.
+    """
+    return typer.Option(*names, help=help, callback=_checking(Setting(help=help, **declared)))
+
+
+def _checking(declared: Setting) -> Callable[[typer.CallbackParam, Any], Any]:
+    """Return the function that checks an option's value as its declaration says."""
+
+    def checked(parameter: typer.CallbackParam, value: Any) -> Any:
+        if value is not None:
+            # the long name of -n, --images; its type is right by now
+            names = (*parameter.opts, *parameter.secondary_opts)
+            declared.check(max(names, key=len), value, object)
         return value
 
-    info.callback = checked
-    return info
+    return checked
 
 
 def writes(help: str) -> Any:
@@ -248,28 +271,30 @@ LanguageModel = Annotated[
 SparseModel = Annotated[
     str, typer.Argument(help="Sparse language model: a folder of save_pretrained with experts.")
 ]
-Rows = Annotated[int, typer.Option(help="Rows of text to calibrate on.")]
+Rows = Annotated[int, number("Rows of text to calibrate on.", least=1)]
 Device = Annotated[str | None, option_of("device")]
 Threads = Annotated[int | None, option_of("threads")]
 Seed = Annotated[int, option_of("seed")]
 Length = Annotated[int, option_of("length")]
-Jobs = Annotated[int, typer.Option(help="Runs at a time.")]
+Jobs = Annotated[int, number("Runs at a time.", least=1)]
 Ray = Annotated[
     bool, typer.Option("--ray", help=r"Run on a Ray cluster: pip install 'intarsia\[ray]'.")
 ]
 MaxPixels = Annotated[int | None, option_of("max_pixels")]
 Size = Annotated[
     int | None,
-    typer.Option(help="Side of the pictures in pixels; that of the training if not given."),
+    option_of("size", help="Side of the pictures in pixels; the training's if not given."),
+]
+Port = Annotated[
+    int, number("Port to listen on; 0 = any that is free.", least=0, most=65535, fix="Try 8000.")
 ]
 RunFolder = Annotated[Path, typer.Argument(help="A run folder that `intarsia fit` wrote.")]
 
 
 def use_threads(count: int | None) -> None:
-    """Let torch compute with `count` threads, None = its choice.  Raises: ConfigError below 1."""
+    """Let torch compute with `count` threads, None = its choice."""
     if count is None:
         return
-    at_least("--threads", count, 1, fix="Leave it out.")
     import torch
 
     torch.set_num_threads(count)
@@ -294,7 +319,6 @@ def with_options(options: tuple[Parameter, ...]) -> Callable[[Verb], Verb]:
 def allow_pixels(ctx: typer.Context, count: int | None) -> None:
     """Let this command, and processes it starts, read pictures of up to `count` pixels."""
     if count is not None:
-        at_least("--max-pixels", count, 1, fix=f"For example: --max-pixels {200_000_000}")
         ctx.with_resource(_environment(LIMIT, str(count)))
 
 

@@ -8,17 +8,17 @@ from typing import Annotated, Any
 
 import typer
 
-from ..core.checks import at_least
 from ..core.errors import ConfigError, UnknownName
 from ..core.registry import keys
 from ..core.sealing import sealed_names
 from ..data.corpora import is_text
 from ..data.language_names import check_language_model
+from ..placement.topology_file import read_topology
 from ..placement.trace_file import read_metadata
 from .completing import among
 from .devices import language_model_on, rows_on
 from .early import check_data, check_file
-from .options import Device, Json, Length, OutFile, Seed, SparseModel, Threads, use_threads
+from .options import Device, Json, Length, OutFile, Seed, SparseModel, Threads, number, use_threads
 from .shell import note, say, show_json, show_table
 from .targets import target
 
@@ -31,7 +31,7 @@ WORTH = (
 )
 
 TraceFile = Annotated[Path, typer.Argument(help="A file that `intarsia trace` wrote.")]
-Devices = Annotated[int | None, typer.Option(help="Number of devices, all alike.")]
+Devices = Annotated[int | None, number("Number of devices, all alike.", least=1, fix="Try 8.")]
 TopologyFile = Annotated[
     Path | None,
     typer.Option(
@@ -46,7 +46,7 @@ def trace(
     model: SparseModel,
     text: Annotated[str, typer.Argument(help="Text that is read: a corpus, or a file.")],
     out: OutFile = None,
-    rows: Annotated[int, typer.Option(help="Rows of text.")] = 128,
+    rows: Annotated[int, number("Rows of text.", least=1)] = 128,
     length: Length = 128,
     seed: Seed = 0,
     device: Device = None,
@@ -63,7 +63,6 @@ def trace(
     if not is_text(text):
         want, fix = "a corpus, or a .txt, .md or .jsonl file", "For example: austen"
         raise ConfigError("TEXT", got=text, want=want, fix=fix)
-    at_least("--rows", rows, 1)
     file = target(out, "t.safetensors", mark="intarsia trace")
     check_language_model(model)
     use_threads(threads)
@@ -100,7 +99,7 @@ By = Annotated[
         help=f"Method that places: {', '.join(SEARCHES)}.", autocompletion=among(SEARCHES)
     ),
 ]
-Redundant = Annotated[int, typer.Option(help="Places for copies of experts in all, for eplb.")]
+Redundant = Annotated[int, number("Places for copies of experts in all, for eplb.", least=0)]
 Checkpoint = Annotated[
     Path | None,
     typer.Option(help="Stock model whose experts are put into the order of the placement."),
@@ -211,7 +210,8 @@ def check_topology(devices: int | None, file: Path | None) -> None:
         fix = "For example: --devices 8, or --topology a.json"
         raise ConfigError("--devices", got=got, want="it or --topology", fix=fix)
     check_file("--topology", file)
-    at_least("--devices", 1 if devices is None else devices, 1, fix="Try 8.")
+    if file is not None:
+        read_topology(file)
 
 
 def topology_of(devices: int | None, file: Path | None) -> Any:

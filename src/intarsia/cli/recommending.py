@@ -9,13 +9,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ..core.checks import at_least
 from ..core.errors import CheckpointError, ConfigError, DataError, UnknownName
 from ..core.folders import check_new_run, check_recommender, data_name
 from ..core.registry import find
 from ..data.event_columns import parse_columns
 from .early import RECOMMENDERS, check_file, check_settings
-from .options import Json, Threads, flag, use_threads
+from .options import Json, Port, Threads, flag, number, use_threads
 from .shell import note, say, show_json, show_table, warn
 from .values import check_options, with_density
 
@@ -196,13 +195,13 @@ def recommend(
     run: Annotated[Path, typer.Argument(help="Run folder of `intarsia fit --task ...`.")],
     user: Annotated[str | None, typer.Option(help="Id of a user, as in the data.")] = None,
     history: History = None,
-    k: Annotated[int, typer.Option("-k", help="Number of items.")] = 10,
+    k: Annotated[int, number("Number of items.", "-k", least=1)] = 10,
     new: New = None,
     seen: Seen = False,
     why: Why = False,
     session: Session = False,
     serve: Serve = False,
-    port: Annotated[int, typer.Option(min=0, max=65535, help="Port of the page; 0 = any.")] = 0,
+    port: Port = 0,
     threads: Threads = None,
     as_json: Json = False,
 ) -> None:
@@ -212,7 +211,6 @@ def recommend(
     Example:  intarsia recommend runs/ml-100k-m2trec-0 --history 50,181 --new premieres.item --why
     Example:  intarsia recommend runs/ml-100k-m2trec-0 --serve
     """
-    at_least("-k", k, 1)
     if (user is not None) + (history is not None) + serve != 1:
         got = "several" if (user is not None) + (history is not None) + serve else "neither"
         fix = "For example: --user 42, or --history 50,181"

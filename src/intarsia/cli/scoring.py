@@ -23,6 +23,7 @@ from .options import (
     Size,
     Threads,
     allow_pixels,
+    number,
     use_threads,
     writes,
 )
@@ -161,7 +162,9 @@ Out = Annotated[
         "patches that experts take."
     ),
 ]
-Tokens = Annotated[int | None, typer.Option(help="Tokens of an answer, at most; 64 if not given.")]
+Tokens = Annotated[
+    int | None, number("Tokens of an answer, at most; 64 if not given.", least=1, fix="Try 64.")
+]
 
 
 def predict(

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ..core.checks import between, one_of
+from ..core.checks import one_of
 from ..core.errors import ConfigError
 from ..core.folders import INDEX, check_index
 from ..data.documents import KINDS
@@ -18,7 +18,7 @@ from .begun_index import begun_by
 from .completing import among
 from .early import check_file
 from .index_steps import delete_documents, write_index
-from .options import Json, Threads, use_threads, writes
+from .options import Json, Port, Threads, number, use_threads, writes
 from .search_page import serve_index
 from .shell import say, show_json, show_table, whole_text
 from .targets import finished_names, hold, target
@@ -73,11 +73,14 @@ Stored = Annotated[
         autocompletion=among(STORED),
     ),
 ]
+Prune = Annotated[
+    float, number("Leave out weights below this share; 0 keeps all.", least=0, most=1)
+]
 Language = Annotated[
     str, typer.Option(help="Language of BM25's stems beside the model; none = the model alone.")
 ]
 Megabytes = Annotated[
-    int | None, typer.Option(help="Megabytes of logits at a time, which bound the memory.")
+    int | None, number("Megabytes of logits at a time, which bound the memory.", least=1)
 ]
 Form = Annotated[
     str | None,
@@ -99,7 +102,7 @@ def index(
     delete: Delete = None,
     columns: Columns = None,
     stored: Stored = "float16",
-    prune: Annotated[float, typer.Option(help="Leave out weights below this share.")] = 0.0,
+    prune: Prune = 0.0,
     language: Language = "english",
     megabytes: Megabytes = None,
     form: Form = None,
@@ -142,7 +145,6 @@ def index(
         names = [] if out is None else finished_names(out, begun_by(out), INDEX)
         target(out, "idx", written_names=names)
     one_of("--stored", stored, STORED)
-    between("--prune", prune, 0, 1, fix="Try 0.1; 0 keeps all.")
     # a stopped command may only resume with the same ones
     options = {"stored": stored, "prune": prune, "language": language}
     asked: dict[str, Any] = {"columns": parse_columns(columns, KINDS), "megabytes": megabytes}
@@ -157,10 +159,9 @@ def _show_index(searchable: SparseIndex, folder: Path | None, as_json: bool) -> 
         lexical = searchable.lexical and vars(searchable.lexical)
         show_json({"folder": str(folder), "model": searchable.model, "lexical": lexical} | sizes)
         return
-    say(
-        f"{folder}: {sizes['documents']:,} documents, {sizes['mean']:.0f} tokens in each, "
-        f"{sizes['bytes'] / 1e6:.1f} MB."
-    )
+    # of BM25 alone there are stems and no tokens of a model
+    tokens = f"{sizes['mean']:.0f} tokens in each, " if sizes["postings"] else ""
+    say(f"{folder}: {sizes['documents']:,} documents, {tokens}{sizes['bytes'] / 1e6:.1f} MB.")
     say(f'Next:  intarsia search {shlex.quote(str(folder))} "..."  (--serve: a page)')
 
 
@@ -198,7 +199,7 @@ def _exported(folder: Path, form: str, out: Path | None, as_json: bool) -> None:
 def search(
     folder: Annotated[Path, typer.Argument(help="Index: a folder of `intarsia index`.")],
     query: Annotated[str | None, typer.Argument(help="The query.", callback=whole_text)] = None,
-    k: Annotated[int, typer.Option("-k", min=1, help="Documents to show.")] = 10,
+    k: Annotated[int, number("Documents to show.", "-k", least=1)] = 10,
     filters: Filters = None,
     explain: Annotated[
         bool, typer.Option("--explain", help="Show the score that each token added, too.")
@@ -212,7 +213,7 @@ def search(
     serve: Annotated[
         bool, typer.Option("--serve", help="Serve a page to search, on this machine alone.")
     ] = False,
-    port: Annotated[int, typer.Option(min=0, max=65535, help="Port of the page; 0 = any.")] = 0,
+    port: Port = 0,
     as_json: Json = False,
 ) -> None:
     """Search an index; no model runs: a query takes milliseconds, the start of a call a second.

@@ -6,22 +6,20 @@ import shlex
 from contextlib import closing
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
-from ..core.checks import between, bytes_of, one_of
+from ..core.checks import bytes_of, one_of
 from ..core.errors import ConfigError, MissingExtra, UnknownName
 from ..core.registry import unpredicted_policies
+from ..serve.settings import Limits
 from .completing import among
 from .early import check_served
 from .labelled_page import serve_rows
 from .labelled_steps import is_rows_run
-from .options import Threads, given_in_words, use_threads
+from .options import Port, Threads, given_in_words, number, rows, use_threads, with_options
 from .shell import note, say, warn
-
-if TYPE_CHECKING:
-    from ..serve.settings import Limits
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 ENGINES = ("transformers", "vllm")
@@ -66,22 +64,7 @@ Policy = Annotated[
 Host = Annotated[
     str, typer.Option(help="Address to listen on; any but loopback lets other machines in.")
 ]
-Port = Annotated[int, typer.Option(help="Port to listen on; 0 = any that is free.")]
-Tokens = Annotated[int, typer.Option(help="Tokens of an answer, at most.")]
-Context = Annotated[int, typer.Option(help="Tokens of prompt and answer, at most.")]
-AtOnce = Annotated[int, typer.Option(help="Requests that are answered at once.")]
-Queue = Annotated[int, typer.Option(help="Requests that may wait; the next one gets 429.")]
-Body = Annotated[int, typer.Option(help="Bytes of a request, at most.")]
-Seconds = Annotated[float, typer.Option(help="Seconds for a request, waiting included.")]
-Drain = Annotated[float, typer.Option(help="Seconds to finish in, after SIGTERM.")]
-Arrival = Annotated[float, typer.Option(help="Seconds for a request to come; then 408.")]
-Batching = Annotated[
-    str,
-    typer.Option(
-        help="Batching of requests: continuous, or none, one after another.",
-        autocompletion=among(("continuous", "none")),
-    ),
-]
+Context = Annotated[int, number("Tokens of prompt and answer, at most.", least=2, fix="Try 4096.")]
 Engine = Annotated[
     str,
     typer.Option(
@@ -91,6 +74,7 @@ Engine = Annotated[
 ]
 
 
+@with_options(rows(Limits))
 def serve(
     ctx: typer.Context,
     models: Models,
@@ -101,17 +85,10 @@ def serve(
     dtype: Dtype = "auto",
     host: Host = "127.0.0.1",
     port: Port = 8000,
-    tokens: Tokens = 512,
     context: Context = 4096,
-    at_once: AtOnce = 16,
-    queue: Queue = 64,
-    body: Body = 1_000_000,
-    seconds: Seconds = 300.0,
-    drain: Drain = 30.0,
-    arrival: Arrival = 10.0,
-    batching: Batching = "continuous",
     engine: Engine = "transformers",
     threads: Threads = None,
+    **limits: Any,
 ) -> None:
     """Serve language models and their adapters over HTTP, as OpenAI's clients ask for them.
 
@@ -132,7 +109,6 @@ def serve(
     if memory is not None and bytes_of(memory) is None:
         want, fix = "a size in KB, MB or GB", "For example: --memory 8GB"
         raise ConfigError("--memory", got=repr(memory), want=want, fix=fix)
-    between("--port", port, 0, 65535, "Try 8000.")
     if len(models) == 1 and is_rows_run(models[0]):
         use_threads(threads)
         serve_rows(Path(models[0]), port, given_in_words(ctx))
@@ -146,13 +122,10 @@ def serve(
     if missing := next((name for name in NEEDS if find_spec(name) is None), None):
         raise MissingExtra(missing, "serve")
     check_served(models, adapter or ())
-    from ..serve.settings import Limits
-
-    limits = Limits(body, tokens, at_once, queue, seconds, drain, batching, arrival)
     opened = {"slots": room, "context": context, "dtype": dtype}
     # A policy decides which experts stay in memory: without slots all of them do.
     opened["policy"] = _policy(policy) if room is not None else None
-    _serve(models, adapter or [], limits, (host, port), opened)
+    _serve(models, adapter or [], Limits(**limits), (host, port), opened)
 
 
 def _serve(

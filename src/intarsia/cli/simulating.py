@@ -9,12 +9,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ..core.checks import at_least
 from ..core.errors import ConfigError, UnknownName
 from ..core.registry import keys
 from ..placement.trace_file import read_metadata
 from .completing import among
-from .options import Json, writes
+from .options import Json, number, writes
 from .placing import Devices, TopologyFile, TraceFile, check_topology, topology_of
 from .shell import say, show_json
 from .targets import page_target, target
@@ -45,7 +44,11 @@ Expert = Annotated[
 ]
 Slots = Annotated[
     int | None,
-    typer.Option(help="Experts in a cache while decoding, which is then simulated, too."),
+    number(
+        "Experts in a cache while decoding, which is then simulated, too.",
+        least=2,
+        fix="One is computed while another comes in: give 2 or more.",
+    ),
 ]
 Policy = Annotated[
     str,
@@ -69,12 +72,10 @@ def simulate(
     plan: Plan = "ep",
     placement: PlacementOption = None,
     expert: Expert = None,
-    tokens: Annotated[
-        int, typer.Option(help="Tokens of one batch, from the trace's first.")
-    ] = 4096,
+    tokens: Annotated[int, number("Tokens of one batch, from the trace's first.", least=1)] = 4096,
     slots: Slots = None,
     policy: Policy = "expected",
-    streams: Annotated[int, typer.Option(help="Sequences that are decoded at once.")] = 1,
+    streams: Annotated[int, number("Sequences that are decoded at once.", least=1)] = 1,
     backward: Annotated[bool, typer.Option("--backward", help="Add the backward pass.")] = False,
     out: Out = None,
     as_json: Json = False,
@@ -86,7 +87,8 @@ def simulate(
     Example:  intarsia simulate t.safetensors --topology a.json --plan ep --out timeline.json
     Example:  intarsia simulate t.safetensors --devices 8 --placement p.json --out page.html
     """
-    _check(plan, policy, tokens, streams, slots, placement)
+    _check(plan, policy, placement)
+    size = None if expert is None else _size(expert)
     # the two files of --out, by their endings; both are locked until the command ends
     timeline, page = _hold(out or [])
     read_metadata(trace)
@@ -95,7 +97,6 @@ def simulate(
     from .simulated_steps import beside_order, by_placement, fastest, record_of
 
     routed, links = Trace.load_file(trace), topology_of(devices, topology)
-    size = None if expert is None else _size(expert)
     if plan in ENGINES:
         engine = plan, ENGINES[plan]
         planned = by_placement(routed, links, engine, tokens, placement, size, backward)
@@ -159,18 +160,12 @@ def _show_decoded(record: dict[str, Any], slots: int, policy: str, streams: int)
     )
 
 
-def _check(
-    plan: str, policy: str, tokens: int, streams: int, slots: int | None, placement: Path | None
-) -> None:
+def _check(plan: str, policy: str, placement: Path | None) -> None:
     """Check the options before the trace, which may be large.  Raises: UnknownName; ConfigError."""
     if plan not in PLANS:
         raise UnknownName("--plan", plan, PLANS)
     if policy not in POLICIES:
         raise UnknownName("--policy", policy, POLICIES)
-    at_least("--tokens", tokens, 1)
-    at_least("--streams", streams, 1)
-    if slots is not None:
-        at_least("--slots", slots, 2, "One is computed while another comes in: give 2 or more.")
     if placement is not None and plan not in ENGINES:
         fix = "Leave --placement out, or use --plan ep or stay."
         raise ConfigError("--placement", got=f"--plan {plan}", want="ep or stay", fix=fix)

@@ -14,7 +14,7 @@ from typing import Annotated, Any
 
 import typer
 
-from ..core.checks import above, at_least, between, n_of_m
+from ..core.checks import at_least, n_of_m
 from ..core.errors import ConfigError, MissingExtra, UnknownName
 from ..core.folders import describe_folder
 from ..core.sealing import sealed_names
@@ -32,9 +32,10 @@ from .options import (
     Rows,
     Seed,
     Threads,
+    number,
     use_threads,
 )
-from .shell import note, say, show_json
+from .shell import note, say, show_json, warn
 from .targets import target
 
 METHODS = ("dsnot", "magnitude", "sparsegpt", "wanda")
@@ -84,20 +85,24 @@ Sequential = Annotated[
 
 Recover = Annotated[
     float | None,
-    typer.Option(
-        metavar="MINUTES",
-        help="Then train the weights that are left on the rows of --calib for at most so many "
-        "minutes; zeros stay zeros.",
+    number(
+        "Then train the weights that are left on the rows of --calib for at most so many minutes; "
+        "zeros stay zeros.",
+        above=0,
+        fix="Try 3, in minutes.",
     ),
 ]
-Test = Annotated[int, typer.Option(help="Further rows, on which the perplexity is measured.")]
+Density = Annotated[
+    float, number("Share of the weights that is kept.", least=0.001, most=1, fix="Try 0.5.")
+]
+Test = Annotated[int, number("Further rows, on which the perplexity is measured.", least=0)]
 
 
 def sparsify(
     model: LanguageModel,
     method: Method = "wanda",
     base: Base = "wanda",
-    density: Annotated[float, typer.Option(help="Share of the weights that is kept.")] = 0.5,
+    density: Density = 0.5,
     pattern: Pattern = None,
     layers: Layers = None,
     calib: Calibration = "mixed",
@@ -123,8 +128,9 @@ def sparsify(
 
     Example:  intarsia sparsify smollm2 --method dsnot --density 0.5 --out pruned
     """
-    _check((method, base, layout, sequential), density, rows, calib, out)
-    _check_pattern_and_times(pattern, test, recover)
+    _check((method, base, layout, sequential), rows, calib, out)
+    if pattern is not None:
+        n_of_m(pattern)
     check_language_model(model)
     use_threads(threads)
     from ..data.calibration import load_calibration
@@ -250,14 +256,19 @@ def convert(
         raise ConfigError(f"folder {str(old)!r}", got=describe_folder(old), want="weights", fix=fix)
     names = [] if out is None or layout == PACKED else sealed_names(out, "config.json")
     out = target(out, "dense-llama", written_names=names)
-    from ..sparse.prune.files import convert_sparse
+    from ..sparse.prune.files import convert_sparse, layout_of
 
     # most layouts need no model: tensors are converted as they are
     folder = convert_sparse(old, out, layout=layout)
-    show_json({"folder": str(folder), "layout": layout}) if as_json else say(str(folder))
+    if (before := layout_of(old)) == layout:
+        warn(f"The weights of {old} are {before} already: {folder} has a copy of them.")
+    if as_json:
+        show_json({"folder": str(folder), "before": before, "layout": layout})
+    else:
+        say(str(folder))
 
 
-def _check(names: Sequence[str], density: float, rows: int, calib: str, out: Path | None) -> None:
+def _check(names: Sequence[str], rows: int, calib: str, out: Path | None) -> None:
     """Refuse wrong words and numbers before torch is imported, and reserve the output folder."""
     # Options with values from closed lists; all are checked alike.
     closed = {"--method": METHODS, "--base": METHODS[1:], "--layout": SAVED, "--sequential": ORDERS}
@@ -265,19 +276,9 @@ def _check(names: Sequence[str], density: float, rows: int, calib: str, out: Pat
         if got not in words:
             raise UnknownName(option, got, words)
     _check_layout(names[2])
-    between("--density", density, 0.001, 1, "Try 0.5.")
     at_least("--rows", rows, 8, fix="Try 128.")
     check_calibration(calib, rows)
     target(out, "out", written_names=() if out is None else sealed_names(out, RECORD))
-
-
-def _check_pattern_and_times(pattern: str | None, test: int, recover: float | None) -> None:
-    """Refuse a pattern that is not n:m, fewer than 0 test rows, and no time for a recovery."""
-    at_least("--test", test, 0)
-    if recover is not None:
-        above("--recover", recover, 0, "Try 3, in minutes.")
-    if pattern is not None:
-        n_of_m(pattern)
 
 
 def _check_layout(layout: str) -> None:

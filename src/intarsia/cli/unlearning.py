@@ -8,7 +8,6 @@ from typing import Annotated, Any
 
 import typer
 
-from ..core.checks import at_least
 from ..core.errors import ConfigError, UnknownName
 from ..data.corpora import is_text
 from .completing import among
@@ -22,6 +21,7 @@ from .options import (
     Seed,
     SparseModel,
     Threads,
+    number,
     use_threads,
 )
 from .shell import note, say, show_json, show_table
@@ -49,10 +49,10 @@ At = Annotated[
     typer.Option(help="LAYER,EXPERT to train in place of the chosen one; or all, every weight."),
 ]
 Anchor = Annotated[
-    float, typer.Option(help="Weight of the loss that keeps the tokens with their expert.")
+    float, number("Weight of the loss that keeps the tokens with their expert.", least=0)
 ]
 Until = Annotated[
-    float | None, typer.Option(help="Stop when the text costs so many nats a token more.")
+    float | None, number("Stop when the text costs so many nats a token more.", above=0)
 ]
 
 
@@ -65,11 +65,11 @@ def unlearn(
     at: At = None,
     anchor: Anchor = 1.0,
     until: Until = 1.0,
-    steps: Annotated[int, typer.Option(help="Steps of the training, at most.")] = 60,
-    lr: Annotated[float, typer.Option(help="AdamW learning rate.")] = 1e-3,
-    rows: Annotated[int, typer.Option(help="Rows of each text.")] = 256,
+    steps: Annotated[int, number("Steps of the training, at most.", least=1)] = 60,
+    lr: Annotated[float, number("AdamW learning rate.", above=0, fix="Try 1e-3.")] = 1e-3,
+    rows: Annotated[int, number("Rows of each text.", least=1)] = 256,
     length: Length = 128,
-    batch_size: Annotated[int, typer.Option(help="Rows of text in a step.")] = 8,
+    batch_size: Annotated[int, number("Rows of text in a step.", least=1)] = 8,
     seed: Seed = 0,
     out: OutFolder = None,
     device: Device = None,
@@ -97,8 +97,6 @@ def unlearn(
         want, fix = "a text to keep", "Give --retain, or --loss ga --by affinity."
         raise ConfigError("--retain", got="nothing", want=want, fix=fix)
     place = _place(at)
-    for option, value in (("--steps", steps), ("--rows", rows), ("--batch-size", batch_size)):
-        at_least(option, value, 1)
     folder = target(out, "out")
     use_threads(threads)
     from ..methods.seuf.seuf import Seuf

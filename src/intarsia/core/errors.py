@@ -2,6 +2,7 @@
 
 IntarsiaError
 ├── ConfigError        an argument or a method's setting           (ValueError)
+│   └── CallError      a call that lacks an argument, or has one too many (TypeError)
 ├── ShapeError         a tensor's or a layer's shape               (ValueError)
 ├── UnknownName        a name that is not known; did you mean ...  (LookupError)
 │   ├── UnknownKeyword a keyword of a function or a constructor    (TypeError)
@@ -74,6 +75,10 @@ def _rebuild(
 
 class ConfigError(IntarsiaError, ValueError):
     """An argument or a setting that no method can work with."""
+
+
+class CallError(ConfigError, TypeError):
+    """A call that lacks an argument, or has one too many."""
 
 
 class ShapeError(IntarsiaError, ValueError):

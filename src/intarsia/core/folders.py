@@ -13,6 +13,7 @@ MARKS = {
     BLEND: "a blend of runs, of `intarsia blend` or `intarsia auto`",
     "seeing.json": "a run of `intarsia fit` that sees or hears",
     "labelled.json": "a run of `intarsia fit` on labelled texts or numbers",
+    "auto.json": "a search of `intarsia auto` on pictures",
     "labelled-auto.json": "a search of `intarsia auto` on labelled texts or numbers",
     "classifier.json": "a classifier of texts or numbers",
     "experiment.json": "a run of `intarsia fit`",
@@ -25,7 +26,7 @@ MARKS = {
     "config.json": "a model, of `save_pretrained`",
 }
 """The file that only folders of one kind have, the most special kind first."""
-RECOMMENDER, CARD, INDEX = "recommender", "card.json", "meta.json"
+RECOMMENDER, CARD, INDEX, SEARCH = "recommender", "card.json", "meta.json", "auto.json"
 AN_INDEX = "the folder of an index", "For one: intarsia index docs.jsonl --out idx"
 """What an error about an index wants, and its fix."""
 METRICS, RUN, ADAPTER, STATE = "metrics.jsonl", "run.json", "adapter", "state"
@@ -89,6 +90,18 @@ def check_index(folder: Path) -> None:
     """Check that a folder has an index.  Raises: CheckpointError."""
     want, fix = AN_INDEX
     check_kind(folder, INDEX, what=f"folder {folder}", want=want, fix=fix)
+
+
+def check_begun(folder: Path | None, mark: str) -> None:
+    """Check that a folder has a search to go on with.
+
+    mark: the file that such a search has.
+    Raises: ConfigError.
+    """
+    if folder is None or not (folder / mark).is_file():
+        got = "no folder" if folder is None else describe_folder(folder)
+        want, fix = f"a search that was begun, with {mark}", "Name its folder: --out FOLDER."
+        raise ConfigError(f"folder {folder or 'to go on in'}", got=got, want=want, fix=fix)
 
 
 def runs_in(folder: Path) -> list[Path]:

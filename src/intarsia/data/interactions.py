@@ -289,14 +289,20 @@ def events(
 def as_interactions(rows: Any) -> Interactions:
     """Return events as `Interactions`, whatever they come as.
 
-    rows: Interactions, a DataFrame with the columns that `load_interactions` knows, or an iterable
-      of (user, item), (user, item, time) or (user, item, time, rating).
+    rows: Interactions, a DataFrame with the columns that `load_interactions` knows, a sparse matrix
+      of SciPy, users by items, or an iterable of (user, item), (user, item, time) or (user, item,
+      time, rating).
     Raises: DataError.
     """
     if isinstance(rows, Interactions):
         return rows
     if hasattr(rows, "columns") and hasattr(rows, "itertuples"):  # pandas, without importing it
         rows = frame_rows(rows)
+    if hasattr(rows, "tocoo"):  # of scipy: users by items
+        matrix = rows.tocoo()
+        parts = (part.tolist() for part in (matrix.row, matrix.col, matrix.data))
+        counted = zip(*parts, strict=True)
+        rows = [(user, item, number, value) for number, (user, item, value) in enumerate(counted)]
     read: list[tuple[str, str, float, float]] = []
     for number, row in enumerate(rows):
         if isinstance(row, str) or not 2 <= len(row) <= 4:

@@ -5,19 +5,17 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..core.checks import above, at_least, between
-from ..core.errors import ConfigError, DataError, UnknownName
-from ..core.files import read_json
+from ..core.checks import at_least, between
+from ..core.errors import ConfigError
 from .measuring import Group, measure
+from .topology_file import OF_DEVICES, arguments_of, read_topology
 
-MATRICES, VECTORS = ("bandwidth", "latency"), ("flops", "load", "memory")
-KEYS = ("nodes", "each", "intra", "inter", *VECTORS)
-GIGABYTE = 1e9
+MATRICES, VECTORS = ("bandwidth", "latency"), OF_DEVICES
 MOST = 4096  # devices: every pair of them has a link
 
 
@@ -145,25 +143,7 @@ class Topology:
           default; also "flops", "load" and "memory" of a device.
         Raises: UnknownName for another entry; ConfigError for missing or wrong values.
         """
-        for name in record:
-            if name not in KEYS:
-                raise UnknownName("entry of a topology", str(name), KEYS)
-        arguments: dict[str, Any] = {}
-        try:
-            for name in ("intra", "inter"):
-                if name in record:
-                    level = record[name]
-                    pair = float(level["gbps"]) * GIGABYTE, float(level.get("us", 0)) * 1e-6
-                    above(f"gbps of {name}", pair[0], 0, "Try 25.")
-                    arguments[name] = pair
-            arguments |= {name: float(record[name]) for name in VECTORS if name in record}
-            return cls.two_level(int(record["nodes"]), int(record["each"]), **arguments)
-        except (KeyError, TypeError, AttributeError, ValueError, OverflowError) as error:
-            if isinstance(error, ConfigError):
-                raise
-            want = 'as {"nodes": 2, "each": 4, "intra": {"gbps": 300, "us": 2}, "inter": {...}}'
-            fix = "Write nodes and each, and gbps of each level."
-            raise ConfigError("topology", got=error, want=want, fix=fix) from error
+        return cls.two_level(**arguments_of(record))
 
     @classmethod
     def load_file(cls, path: str | Path) -> Topology:
@@ -171,12 +151,4 @@ class Topology:
 
         Raises: DataError if it is none.
         """
-        try:
-            record = read_json(path)
-        except (OSError, ValueError) as error:
-            fix = 'For example: {"nodes": 2, "each": 4, "intra": {"gbps": 300}}'
-            raise DataError(f"topology {path}", got=error, want="a JSON file", fix=fix) from error
-        if not isinstance(record, dict):
-            got = type(record).__name__
-            raise DataError(f"topology {path}", got=got, want="a JSON object", fix="Write one.")
-        return cls.from_dict(cast("dict[str, Any]", record))
+        return cls.two_level(**read_topology(path))

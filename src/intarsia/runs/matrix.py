@@ -133,18 +133,6 @@ def planned(
     return plan
 
 
-def check_baseline(runs: Sequence[PlannedRun], baseline: str | None) -> None:
-    """Check that the baseline of a comparison is the label of one of its planned runs.
-
-    baseline: the label, None = no baseline.
-    Raises: UnknownName.
-    """
-    labels = list(dict.fromkeys(run.experiment.label for run in runs))
-    # the report adds settings in brackets to labels that two groups share: compare without them
-    if baseline is not None and baseline.partition(" (")[0] not in labels:
-        raise UnknownName("baseline", baseline, labels)
-
-
 def by_method(words: Iterable[str]) -> dict[str, list[str]]:
     """Read METHOD.name=value settings; return name=value settings by method.
 

@@ -1,12 +1,12 @@
 """A server's settings, given at its start, and the facts of one request while it is running."""
 
-from __future__ import annotations
+# The types of options are read from the fields, so that they are no text (no `annotations` here).
 
 import time
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 
-from ..core.checks import above, at_least, between, one_of
+from ..core.schema import check, setting
 
 BATCHINGS = ("continuous", "none")
 DAY = 86400.0  # seconds
@@ -16,37 +16,38 @@ DAY = 86400.0  # seconds
 class Limits:
     """Limits on what clients may ask for; other requests are refused before they cost anything.
 
-    body: bytes of a request.  tokens: new tokens of an answer, also if a request names no number.
-    at_once: requests that run.  queue: requests that wait; the next one gets 429.
-    seconds: of a request, waiting included.  drain: seconds for running requests at the shutdown.
-    batching: "continuous" or "none". arrival: seconds for a request's headers to arrive, for its
-    body, and for its client to take the answer, of all waiting for that together.
+    arrival: seconds for a request's headers, for its body, and for its client to take the answer,
+    of all waiting for that together.
+    Raises: ConfigError.
     """
 
-    body: int = 1_000_000
-    tokens: int = 512
-    at_once: int = 16
-    queue: int = 64
-    seconds: float = 300.0
-    drain: float = 30.0
-    batching: str = "continuous"
-    arrival: float = 10.0
+    body: int = setting(1_000_000, "Bytes of a request, at most.", least=1000)
+    tokens: int = setting(
+        512, "Tokens of an answer, at most; also where a request names no number.", least=1
+    )
+    at_once: int = setting(16, "Requests that are answered at once.", least=1)
+    queue: int = setting(64, "Requests that may wait; the next one gets 429.", least=0)
+    seconds: float = setting(
+        300.0, "Seconds for a request, waiting included.", above=0, fix="Try 300."
+    )
+    drain: float = setting(30.0, "Seconds to finish in, after SIGTERM.", least=0, most=DAY)
+    batching: str = setting(
+        "continuous",
+        "Batching of requests: continuous, or none, one after another.",
+        choices=BATCHINGS,
+    )
+    arrival: float = setting(
+        10.0, "Seconds for a request to come; then 408.", above=0, fix="Try 10."
+    )
+
+    def __post_init__(self) -> None:
+        """Check each limit.  Raises: ConfigError."""
+        check(self)
 
     @property
     def connections(self) -> int:
         """Number of clients that may be connected, idle ones included."""
         return self.at_once + self.queue + 256
-
-    def __post_init__(self) -> None:
-        """Check each limit.  Raises: ConfigError."""
-        at_least("body", self.body, 1000)
-        at_least("tokens", self.tokens, 1)
-        at_least("at_once", self.at_once, 1)
-        at_least("queue", self.queue, 0)
-        above("seconds", self.seconds, 0, "Try 300.")
-        between("drain", self.drain, 0, DAY)
-        one_of("batching", self.batching, BATCHINGS)
-        above("arrival", self.arrival, 0, "Try 10.")
 
 
 @dataclass

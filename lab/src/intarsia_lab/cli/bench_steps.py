@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from intarsia.cli.shell import in_words
-from intarsia.core.checks import at_least
 from intarsia.core.errors import ConfigError, UnknownName
 from intarsia.core.schema import read
 from intarsia.reports.numbers import size
@@ -27,12 +26,12 @@ from ..bench.publish import as_markdown
 from ..bench.report import records
 from ..bench.run import How, failures, run_plan
 from ..materials import suites
+from .words import names_in
 
 Report = Callable[[str], None]
 BASELINE = "adaptformer"
 OWN = ("size", "epochs", "precision")  # options that stand for values of an Experiment
 METHOD = ("method", "lr", "conv_lr", "objective", "half")  # what --list says of one
-HEADS = ("one", "each")
 OWN_HEADS = "Each task has a head of its own: a picture's loss sees the classes of its own task."
 
 
@@ -84,9 +83,9 @@ def ask(arguments: Mapping[str, Any], report: Report) -> tuple[BenchPlan, How, P
     # The data's place stays empty: each task of the plan fills it in.
     start = Experiment(Pictures("")).changed(**_values(arguments, base, rules))
     # The command line's tasks, else the profile's, else all of the suite.
-    names = _names(arguments["tasks"]) or _those_of(base.tasks, [t.name for t in suite.tasks])
+    names = names_in(arguments["tasks"]) or _those_of(base.tasks, [t.name for t in suite.tasks])
     tasks = [_task(suite, name) for name in names]
-    methods = _names(arguments["methods"]) or methods_of(base, rules)
+    methods = names_in(arguments["methods"]) or methods_of(base, rules)
     seeds: tuple[int, ...] = (
         read("--seeds", arguments["seeds"], tuple[int, ...]) if arguments["seeds"] else base.seeds
     )
@@ -100,7 +99,7 @@ def ask(arguments: Mapping[str, Any], report: Report) -> tuple[BenchPlan, How, P
         (OWN_HEADS,) * (arguments["heads"] == "each") + rules.departures(start),
     )
     # A method that was named and does not fit the model is an error; one of a profile is left out.
-    plan = suited(plan, named=bool(_names(arguments["methods"])))
+    plan = suited(plan, named=bool(names_in(arguments["methods"])))
     executor = "ray" if arguments["ray"] else "processes"
     running = How(arguments["jobs"], executor, arguments["threads"], not arguments["keep_failed"])
     if arguments["device"] is not None:
@@ -148,8 +147,6 @@ def _values(arguments: Mapping[str, Any], base: Profile, rules: Protocol) -> dic
     if fraction is not None and shots is not None:
         subject, got = "size of the training part", f"--fraction {fraction:g} and --shots {shots}"
         raise ConfigError(subject, got=got, want="one of them", fix="Leave out the other.")
-    if shots is not None:
-        at_least("--shots", shots, 1, fix="Try 5.")
     if fraction is not None:
         values["images"] = fraction
     return values | {"shots": shots}
@@ -165,8 +162,6 @@ def _headed(
     method: BenchArm, heads: str, tasks: Sequence[suites.SuiteTask], rules: Protocol
 ) -> BenchArm:
     """Return a method with one head over all classes, or with a head for each task."""
-    if heads not in HEADS:
-        raise UnknownName("--heads", heads, HEADS)
     if heads == "one":
         return method
     # A published recipe includes its head: another one would be another method.
@@ -183,11 +178,6 @@ def _headed(
         fix = "For example: --tasks elpv+mnist, or --tasks joint for all of a suite."
         raise ConfigError("--heads each", got=got, want=want, fix=fix)
     return by_task(method)
-
-
-def _names(text: str | None) -> tuple[str, ...]:
-    """Return the names in a text with commas; none for no text."""
-    return tuple(n.strip() for n in (text or "").split(",") if n.strip())
 
 
 def _those_of(names: Sequence[str], available: Sequence[str]) -> tuple[str, ...]:

