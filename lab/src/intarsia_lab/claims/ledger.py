@@ -79,6 +79,11 @@ def code_of(key: str) -> str:
     return code_digest(_homes()[key]) if key in _homes() else ""
 
 
+def file_of(key: str) -> str:
+    """Return the name of the file that defines a claim; "" for no claim of this folder."""
+    return _homes()[key].name if key in _homes() else ""
+
+
 @functools.cache
 def _homes() -> dict[str, Path]:
     """Return the file of each claim."""
