@@ -12,14 +12,19 @@ from typing import Any
 import pytest
 
 from intarsia_lab.claims import claims, ledger
+from intarsia_lab.claims.designs import DESIGNS
+from intarsia_lab.claims.papers import PAPERS, PaperFigure
 from intarsia_lab.kit import (
     ArmRate,
+    Design,
     Effect,
     FixedRate,
+    Missing,
     NoControl,
     Rates,
     Result,
     Study,
+    TableArm,
     UnknownEffect,
 )
 from intarsia_lab.pages import claims as pages
@@ -78,6 +83,30 @@ def test_a_paper_s_row_has_its_verdict_its_interval_and_all_its_claims(written: 
     assert "The paper's own effect: 0.7; table 1." in page and "blocks on a carpet" in page
 
 
+def test_the_reader_of_a_paper_finds_all_of_it_in_one_place(
+    written: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ours, cheap = (TableArm(name, ("score",)) for name in ("ours", "cheap"))
+    design = Design(ours, Missing("chance"), cheap, Missing("half"), "seeds", alike="A toy.")
+    monkeypatch.setitem(DESIGNS, "toy", design)
+    monkeypatch.setitem(PAPERS, "toy", PaperFigure("+7 points", "a large carpet", "table 1"))
+    board, page = written(a_claim(0.6, effect=Effect(0.7, "as a share"), **HEADLINE))
+    section = board.split("### Toys\n")[1]
+    for part in (
+        "Ours is better.",
+        "</span> 0.600 [0.600, 0.600], target >= 0.5; theirs.",
+        "The paper: +7 points; a large carpet (table 1).",
+        "In the unit of ours: 0.7; as a share.",
+        "It is a variant, a simulation or a part of it; 0 designs, 0 bars, 0 figures so far.",
+        "The best arm of its table: ours, 0.6.",
+        "It has no trivial arm (chance); no arm that must lose, or means that reaches the bar",
+        "[record](claims/toy.json) · `intarsia reproduce toy`, 1 minutes",
+    ):
+        assert part in section, part
+    assert "- It has no trivial arm (chance)" in page
+    assert "Of 1 such figures 1 lie on one side" in board
+
+
 def test_a_page_says_how_a_claim_was_judged(written: Any) -> None:
     effect = UnknownEffect("It was not found.")
     rates = Rates(GRID, {"ours": 40, "theirs": 40})
@@ -119,7 +148,7 @@ def test_what_was_not_run_says_so(tmp_path: Path) -> None:
     pages.write_page(tmp_path / "claims", tmp_path / "claims.md")
     papers = {study.system for study in claims() if study.system}
     board = (tmp_path / "claims.md").read_text()
-    assert board.count(">not run</span>") == len(papers)
+    assert board.count(">not run</span>") == 2 * len(papers)  # in the table, and paper by paper
     texts = [path.read_text() for path in (tmp_path / "claims").glob("*.md")]
     assert sum(text.count("Not run yet: ") for text in texts) == len(claims())
     assert len(texts) == len(papers) + 1  # and a page of claims beside the papers

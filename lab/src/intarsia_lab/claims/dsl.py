@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import statistics
 from functools import lru_cache, partial
 from typing import Any, NamedTuple
 
@@ -17,8 +16,8 @@ from intarsia.data.atomic_files import load_interactions
 from intarsia.schedules import Dsl
 from intarsia.train.learner import NotFinite
 
-from ..kit import FixedRate, Rates, Report, Result, Study, UnknownEffect, above
-from ..kit.arms import by_arm, judge, result_of, row_of
+from ..kit import FixedRate, Rates, Report, Result, Study, UnknownEffect, above, worst_of
+from ..kit.arms import by_arm, judge, row_of
 from ..kit.stored import StoredResults
 
 stored = StoredResults(__file__)
@@ -170,12 +169,9 @@ def of_half(seeds: tuple[int, ...], report: Report) -> Result:
         ]
         for name in MODELS
     }
-    # both models or neither: the better one excuses no other
-    worst = min(ratios, key=lambda name: statistics.mean(ratios[name]))
-    means = ", ".join(f"{statistics.mean(ratios[name]):.3f} with {name}" for name in MODELS)
     rows = [row_of("tables", COLUMNS)(arm, results[arm]) for arm in ARMS]
-    note = f"Ratios: {means}. Judged is {worst}, the lower one. {NOTE}"
-    return result_of(ratios[worst], rows, note, rates=rates)
+    # both models or neither: the better one excuses no other
+    return worst_of(ratios, ">=", rows, NOTE, rates)
 
 
 def of_fifth(seeds: tuple[int, ...], report: Report, *, name: str) -> Result:

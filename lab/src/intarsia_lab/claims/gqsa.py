@@ -23,7 +23,7 @@ from intarsia.sparse.prune.pruners import SparseGPT
 from intarsia.sparse.prune.rows import batched
 
 from ..bench.sparse import COPIES, SIDE, time_shapes
-from ..kit import TIMED, Report, Result, Study, UnknownEffect, below
+from ..kit import TIMED, Report, Result, Study, UnknownEffect, below, worst_of
 from ..kit.arms import each, result_of, threads
 from ..kit.stored import StoredResults
 from ..materials.token_loss import nll
@@ -158,8 +158,7 @@ def of_order(seeds: tuple[int, ...], report: Report) -> Result:
     # 2:4 at 16 bits has half of the weights as well, and more bits for each
     against = {text: gap(losses, OURS, PAIRS, text) for text in TEXTS}
     # the worse of two texts: a method that suits one of them suits nobody
-    worst = max(against, key=lambda text: statistics.mean(against[text]))
-    return result_of(against[worst], table, f"{note} Judged on {worst}, the worse text.")
+    return worst_of(against, "<=", table, note)
 
 
 def of_stages(seeds: tuple[int, ...], report: Report) -> Result:
@@ -176,18 +175,12 @@ def of_stages(seeds: tuple[int, ...], report: Report) -> Result:
         return [statistics.mean(pair) for pair in zip(*by_text, strict=True)]
 
     changes = {after: mean_gap(after, before) for before, after in pairwise(ORDER)}
-    least = max(changes, key=lambda stage: statistics.mean(changes[stage]))
-    stages = "; ".join(f"{name} {statistics.mean(v):+.3f}" for name, v in changes.items())
     rivals = ", ".join(
         f"{statistics.mean(mean_gap(OURS, rival)):+.3f} to {rival}"
         for rival in ("W3 G64 GPTQ", "W2 G64 GPTQ")
     )
-    return result_of(
-        changes[least],
-        table,
-        f"{note} Loss of each stage minus that of the one before: {stages}. All stages: {rivals}, "
-        "the first of equal size.",
-    )
+    note += f" All stages: {rivals}, the first of equal size. Changes of loss by stage."
+    return worst_of(changes, "<=", table, note)
 
 
 @threads(1)

@@ -18,7 +18,7 @@ from intarsia.placement.timeline import simulate
 from intarsia.placement.topology import Topology
 from intarsia.placement.trace import Trace
 
-from ..kit import SIMULATED, Report, Result, Study, UnknownEffect
+from ..kit import SIMULATED, Report, Result, Study, UnknownEffect, worst_of
 from ..kit.arms import result_of, shown
 from ..materials.routing_traces import traces
 
@@ -104,10 +104,10 @@ def run(
     """
     by_kind = {kind: [excess(kind, seed, report, size, times) for seed in seeds] for kind in kinds}
     # copies must help on each kind of trace, not in their mean
-    worst = [
-        max(by_kind[kind][index][arm] / by_kind[kind][index][over] for kind in kinds)
-        for index in range(len(seeds))
-    ]
+    ratios = {
+        kind: [seed_excess[arm] / seed_excess[over] for seed_excess in by_kind[kind]]
+        for kind in kinds
+    }
     rows = [
         {
             "trace": kind,
@@ -117,7 +117,7 @@ def run(
         for kind in kinds
         for name in by_kind[kind][0]
     ]
-    return result_of(worst, rows, NOTE if times == 1 else NOTE_PAPER)
+    return worst_of(ratios, "<=", rows, NOTE if times == 1 else NOTE_PAPER)
 
 
 def repeated(batch: Trace, times: int) -> Trace:

@@ -26,7 +26,9 @@ from intarsia.core.files import read_json, write_json
 from ..kit import ArmRate, FixedRate, Report, Result, Study
 from ..kit.provenance import code_digest, commit
 from .bars import Line, append, bar_of, read_bars
-from .standing import WITHDRAWN
+from .designs import DESIGNS
+from .papers import PAPERS
+from .standing import CHECK, WITHDRAWN, class_of
 from .verdicts import Standing, standing_of
 
 OLDER = ", of older code"
@@ -35,8 +37,35 @@ ARXIV = re.compile(r"\d{4}\.\d{5}")
 
 
 def claims() -> tuple[Study, ...]:
-    """Return every claim: the CLAIMS of the files in this folder, in the files' order."""
-    return tuple(c for module in _modules() for c in module.CLAIMS)
+    """Return every claim: the CLAIMS of the files in this folder, in the files' order.
+
+    Raises: ConfigError for a headline without its paper's figure, and for one that counts as
+    evidence and has no design, see `check_declared`.
+    """
+    found = tuple(c for module in _modules() for c in module.CLAIMS)
+    for study in found:
+        check_declared(study)
+    return found
+
+
+def check_declared(study: Study) -> None:
+    """Refuse a headline that does not say what its paper has and what it stands next to.
+
+    Raises: ConfigError.
+    """
+    if not study.system:
+        return
+    wanted = {"papers.PAPERS": PAPERS}
+    if class_of(study.key) != CHECK:
+        wanted["designs.DESIGNS"] = DESIGNS
+    for place, rows in wanted.items():
+        if study.key not in rows:
+            raise ConfigError(
+                f"headline {study.key}",
+                got=f"no row in {place}",
+                want="the paper's figure, and a design: rivals, an arm that must lose, a sample",
+                fix=f"Add it to {place}; `Missing('...')` says what was not run.",
+            )
 
 
 def _modules() -> list[ModuleType]:
@@ -48,6 +77,11 @@ def _modules() -> list[ModuleType]:
 def code_of(key: str) -> str:
     """Return the digest of the code that a claim depends on now; "" for no claim of this folder."""
     return code_digest(_homes()[key]) if key in _homes() else ""
+
+
+def file_of(key: str) -> str:
+    """Return the name of the file that defines a claim; "" for no claim of this folder."""
+    return _homes()[key].name if key in _homes() else ""
 
 
 @functools.cache

@@ -23,7 +23,18 @@ from intarsia.folders.verbs import adapt
 from intarsia.hosts.delta.sparse_delta import SparseDelta
 from intarsia.methods import LtSft
 
-from ..kit import ArmRate, Control, Rates, Report, Result, Study, UnknownEffect, above, numbers
+from ..kit import (
+    ArmRate,
+    Control,
+    Rates,
+    Report,
+    Result,
+    Study,
+    UnknownEffect,
+    above,
+    numbers,
+    worst_of,
+)
 from ..kit.arms import result_of, shown, threads
 from ..kit.stored import StoredResults
 from ..materials import short_texts
@@ -282,11 +293,8 @@ def of_places(seeds: Sequence[int], report: Report, *, over: Sequence[str]) -> R
         {"arm": arm} | {f"error, {task}": shown(errors[arm, task], ".3f") for task in TASKS}
         for arm in (FULL, OURS, *over)
     ]
-    means = {task: statistics.mean(values) for task, values in ratios.items()}
-    listing = ", ".join(f"{task} {value:.3f}" for task, value in means.items())
-    worse = max(means, key=lambda task: means[task])
-    note = f"Ratios of errors, means of {len(seeds)} seeds: {listing}. Judged is {worse}. {WORK}"
-    return result_of(ratios[worse], table, note, rates=arm_rates)
+    note = f"Ratios of errors, {len(seeds)} seeds. {WORK}"
+    return worst_of(ratios, "<=", table, note, arm_rates)
 
 
 def compose(seeds: Sequence[int], report: Report, *, over: tuple[str, str]) -> Result:

@@ -22,7 +22,7 @@ from intarsia.hosts.spans.spans import Spans
 from intarsia.hosts.spans.windows import TokenPositions, Windows, grouped
 from intarsia.methods.moa import MoA, choose_spans
 
-from ..kit import COUNTED, TIMED, Effect, NoControl, Report, Result, Study, below
+from ..kit import COUNTED, TIMED, Effect, NoControl, Report, Result, Study, below, worst_of
 from ..kit.arms import result_of, shown
 from ..kit.stored import StoredResults
 
@@ -267,9 +267,7 @@ def of_losses(seeds: tuple[int, ...], report: Report) -> Result:
     )
     note += " over the uniform window (wanted: more than 0)."
     # the worse density decides: spans that suit one of them suit nobody
-    worst = max(over, key=lambda density: statistics.mean(over[density]))
-    note += f" Judged at density {worst:g}, the worse one."
-    return result_of(over[worst], _table(cells, seeds), note)
+    return worst_of(over, "<=", _table(cells, seeds), note)
 
 
 def of_gap(seeds: tuple[int, ...], report: Report) -> Result:
@@ -288,8 +286,7 @@ def of_gap(seeds: tuple[int, ...], report: Report) -> Result:
         for d in DENSITIES
     }
     # at the density where least of the gap is closed
-    worst = min(closed, key=lambda d: statistics.mean(closed[d]))
-    return result_of(closed[worst], _table(cells, seeds), f"At density {worst:g}, the worse one.")
+    return worst_of(closed, ">=", _table(cells, seeds), "By density.")
 
 
 def _table(cells: dict[tuple[float, int], dict[str, float]], seeds: Sequence[int]) -> Any:

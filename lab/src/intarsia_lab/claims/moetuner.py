@@ -18,8 +18,8 @@ from intarsia.placement.timeline import simulate
 from intarsia.placement.topology import Topology
 from intarsia.placement.trace import Trace
 
-from ..kit import SIMULATED, Report, Result, Study, UnknownEffect
-from ..kit.arms import result_of, shown
+from ..kit import SIMULATED, Report, Result, Study, UnknownEffect, worst_of
+from ..kit.arms import shown
 from ..materials.routing_traces import traces, uniform
 
 # four experts of sixteen on each
@@ -103,9 +103,9 @@ def run(
         return figure(placements[arm]) / (figure(placements[over]) if over else 1.0)
 
     # a placement must help on each kind of trace, not in their mean
-    worst = [max(value(by_kind[kind][index]) for kind in kinds) for index in range(len(seeds))]
+    ratios = {kind: [value(placements) for placements in by_kind[kind]] for kind in kinds}
     rows = [_row(kind, name, by_kind[kind]) for kind in kinds for name in by_kind[kind][0]]
-    return result_of(worst, rows, NOTE)
+    return worst_of(ratios, "<=", rows, NOTE)
 
 
 def _row(kind: str, name: str, placements: Sequence[Mapping[str, Placed]]) -> dict[str, Any]:

@@ -17,13 +17,12 @@ from intarsia.data.language_models import language_model
 from intarsia.data.texts import load_texts
 from intarsia.methods.dsnot import DSnoT
 from intarsia.partitions.swaps import Swapped
-from intarsia.reports.sheet import deviation
 from intarsia.runs.pool import Arm
 from intarsia.scores import Statistics
 from intarsia.sparse.prune.pruner import Pruner, sparsify
 from intarsia.sparse.prune.pruners import Magnitude, SparseGPT, Wanda
 
-from ..kit import Control, Effect, Report, Result, Study, numbers
+from ..kit import Control, Effect, Report, Result, Study, numbers, worst_of
 from ..kit.arms import each, result_of
 from ..kit.stored import StoredResults
 from ..materials import token_loss
@@ -150,7 +149,7 @@ def of_methods(seeds: tuple[int, ...], report: Report) -> Result:
     """Return Wanda's loss minus SparseGPT's at density 0.5, in nats per token, on held-out text.
 
     Wanda prunes weights of SmolLM2 by size and input; SparseGPT also corrects the weights that
-    stay. The values are all differences (text, seed); the figure is the mean of the worse text.
+    stay. The values are the differences of the seeds on the worse text.
     """
     names = ["dense", *(f"{b}{s}" for b in BASES for s in ("", " + dsnot"))]
     sheet = ran(names, DENSITIES, seeds, report)
@@ -163,14 +162,11 @@ def of_methods(seeds: tuple[int, ...], report: Report) -> Result:
         ]
         for text in TEXTS
     }
-    worst = min(statistics.mean(values) for values in gains.values())
-    all_gains = tuple(v for values in gains.values() for v in values)
     note = (
         f"Perplexity of SmolLM2-135M on {HELD_OUT} rows of {LENGTH} tokens, calibrated on "
         f"{CALIBRATION} others of the same text, mean of {len(seeds)} draws; seconds with scoring."
     )
-    rows = tuple(table(sheet, DENSITIES, seeds))
-    return Result(worst, deviation(all_gains), all_gains, rows, note)
+    return worst_of(gains, ">=", table(sheet, DENSITIES, seeds), note)
 
 
 def of_swaps(seeds: tuple[int, ...], report: Report) -> Result:

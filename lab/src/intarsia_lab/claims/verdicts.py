@@ -9,14 +9,17 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from intarsia.reports.sheet import deviation
-from intarsia.reports.statistics import t_interval
+from intarsia.reports.statistics import ALPHA, t_interval
 
-from ..kit import TIMED, Result, Study
+from ..kit import TIMED, Design, Result, Study
 from .bars import Line, of_claim
+from .designs import COMPARISONS, DESIGNS
 from .standing import CHECK, OWN_REGIME, WITHDRAWN, class_of
 
 NOT_REPRODUCED = "not reproduced at this scale"
-WORDS = ("holds", "fails", NOT_REPRODUCED, "not decided", "void", "withdrawn", "not run")
+DECIDED = ("holds", "fails", NOT_REPRODUCED)
+WORDS = (*DECIDED, "not decided", "void", "withdrawn", "not run")
+LATER = 0.01  # in so many claims may any look after the first err, on both sides together
 
 
 class Standing(NamedTuple):
@@ -34,38 +37,128 @@ def standing_of(
     study: its claim of today; result: of the run; seeds: of the run; lines: the ledger of bars, see
     `bars.read_bars`. A verdict that was taken back is *withdrawn*. Seeds that an earlier design had
     decide nothing, and of a rerun neither does a word that changed. A figure holds, or fails, if it
-    does so by every bar that its statistic ever had. It fails in the paper's own regime alone.
+    does so by every bar that its statistic ever had. It fails in the paper's own regime alone. A
+    headline decides nothing where its design lacks something, see `lacking`.
     """
     if study.key in WITHDRAWN:
         return Standing("withdrawn", WITHDRAWN[study.key])
-    if failure := study.failure(result):
+    design = design_of(study)
+    if failure := study.failure(result) or (design.failure(result.table) if design else ""):
         return Standing("void", failure)
-    runs = of_claim(lines, study.key, "run")
+    fresh = _evidence(study, result, seeds, of_claim(lines, study.key, "run"))
+    if isinstance(fresh, Standing):
+        return fresh
+    look, first_word = fresh.look, study.word(fresh.result)
+    judged = _at_look(study, fresh.result, look)
+    word, reason = _by_bars(study, judged, lines)
+    if look > 1 and first_word != study.word(judged) == "not decided":
+        reason = f"At 95 % it {first_word}; the target lies inside the wider interval."
+    if word == "fails" and class_of(study.key) != CHECK and study.key not in OWN_REGIME:
+        word, reason = NOT_REPRODUCED, "Model, length, data or machine are not the paper's."
+    lacks = lacking(study, result) if word in DECIDED else []
+    if lacks:
+        said = "is not reproduced" if word == NOT_REPRODUCED else word
+        word, reason = "not decided", f"By its interval it {said}; it has {', '.join(lacks)}."
+    seen = f"As look {look} it is judged at {100 * level_of(look):.2f} %. " if look > 1 else ""
+    return Standing(word, f"{fresh.said}{seen}{reason}".strip())
+
+
+class _Evidence(NamedTuple):
+    """The part of a result that no earlier design had, in words, too, and which look it is."""
+
+    result: Result
+    said: str
+    look: int
+
+
+def _evidence(
+    study: Study, result: Result, seeds: Sequence[int], runs: Sequence[Line]
+) -> _Evidence | Standing:
+    """Return what of a result is new; a verdict where nothing is.  runs: of the claim, so far."""
     values = list(result.values)
     first_run = next((n for n, run in enumerate(runs) if run["values"] == values), len(runs))
-    # a time is measured again by every run, whatever the number of the draw
-    earlier = [] if study.control is TIMED else runs[:first_run]
+    earlier = runs[:first_run]
     bound = runs[first_run]["bound"] if first_run < len(runs) else study.bound
-    design = (study.baseline, bound, sorted(seeds))
-    of_other_designs = [
-        r for r in earlier if (r["statistic"], r["bound"], sorted(r["seeds"])) != design
+    # a time is measured again by every run, whatever the number of the draw
+    timed = study.control is TIMED
+    asked = (study.baseline, bound, sorted(seeds))
+    others = [
+        r for r in earlier if timed or (r["statistic"], r["bound"], sorted(r["seeds"])) != asked
     ]
-    if of_other_designs:
-        spent = {seed for run in of_other_designs for seed in run["seeds"]}
+    words = {_judged(study, bound, _of_run(run)) for run in earlier if run not in others}
+    said = ""
+    if others and not timed:
+        spent = {seed for run in others for seed in run["seeds"]}
         fresh = _of_seeds(result, seeds, [seed for seed in seeds if seed not in spent])
         if fresh is None:
             reason = "Its seeds were seen by an earlier design of the claim; fresh ones decide."
             return Standing("not decided", reason)
-        result = fresh
-    judged_by = "" if not of_other_designs else _said(result)
-    words = {_judged(study, bound, _of_run(run)) for run in earlier if run not in of_other_designs}
+        result, said = fresh, _said(fresh)
     if words - {_judged(study, bound, result)}:
         reason = "An earlier run of the same seeds had another verdict; fresh ones decide."
         return Standing("not decided", reason)
-    word, reason = _by_bars(study, result, lines)
-    if word == "fails" and class_of(study.key) != CHECK and study.key not in OWN_REGIME:
-        word, reason = NOT_REPRODUCED, "Model, length, data or machine are not the paper's."
-    return Standing(word, f"{judged_by}{reason}".strip())
+    return _Evidence(result, said, _look(study, result, others))
+
+
+def design_of(study: Study) -> Design | None:
+    """Return the design of a headline that counts as evidence; None for other claims."""
+    return DESIGNS.get(study.key) if study.system and class_of(study.key) != CHECK else None
+
+
+def lacking(study: Study, result: Result) -> list[str]:
+    """Return what a headline does not have of what the rules want, in words; none if all is there.
+
+    A rival that wins in its table has to be named in its sentence.
+    """
+    design = design_of(study)
+    if design is None:
+        return []
+    lacks = design.lacks(result.table, study.rates)
+    winner = design.winner(result.table)
+    named = winner is None or winner.name.casefold() in study.sentence.casefold()
+    if winner is not None and winner != design.ours and not named:
+        lacks.append(f"no word in its sentence on {winner.name}, which wins")
+    return lacks
+
+
+def level_of(look: int) -> float:
+    """Return the level of the interval that decides at a claim's first, second, ... look.
+
+    It is 95 % at the first. Any later look that had to be fresh, since the ones before had another
+    word, errs in LATER / (look (look - 1)) of claims: all of them together in LATER at most.
+    """
+    return 1 - (ALPHA if look == 1 else LATER / (look * (look - 1)))
+
+
+def _look(study: Study, result: Result, earlier: Sequence[Line]) -> int:
+    """Return which look a result is: 1, and one more for each earlier draw with another word."""
+    word = study.word(result)
+    others = [run for run in earlier if _judged(study, run["bound"], _of_run(run)) != word]
+    return 1 + len({tuple(run["values"]) for run in others})
+
+
+def _at_look(study: Study, result: Result, look: int) -> Result:
+    """Return a result with the interval that decides at a look.
+
+    Of a claim that is judged by the worst of several comparisons, older records have the worst one
+    alone: no end of its interval tells then that the others hold.
+    """
+    from scipy.stats import t
+
+    count, level = COMPARISONS.get(study.key, 1), level_of(look)
+    low, high = result.interval
+    alone = math.isfinite(low) and _is_student(result)
+    if not math.isfinite(low) or (look == 1 and not (alone and count > 1)):
+        return result
+    if alone:
+        low, high = t_interval(result.values, 1 - (1 - level) / count)
+        if count > 1:
+            low, high = (low, math.inf) if study.sense == "<=" else (-math.inf, high)
+    else:
+        freedom = max(1, len(result.values) - 1)
+        wider = float(t.ppf((1 + level) / 2, freedom) / t.ppf(1 - ALPHA / 2, freedom))
+        low, high = (result.got - wider * (result.got - end) for end in (low, high))
+    return dataclasses.replace(result, items=(low, high))
 
 
 def _by_bars(study: Study, result: Result, lines: Sequence[Line]) -> Standing:
@@ -77,6 +170,10 @@ def _by_bars(study: Study, result: Result, lines: Sequence[Line]) -> Standing:
     ]
     bounds = list(dict.fromkeys([*bounds, study.bound]))
     words = {bound: _judged(study, bound, result) for bound in bounds}
+    one_sided = math.inf in map(abs, result.interval) and len(result.values) > 1
+    if one_sided and set(words.values()) == {"not decided"}:
+        reason = "Only the worst of its comparisons was stored, with no interval of all."
+        return Standing("not decided", reason)
     if len(set(words.values())) == 1:
         return Standing(*study.judge(result))
     parts = [f"by {bound} it is {_adjective(word)}" for bound, word in words.items()]
@@ -109,11 +206,16 @@ def _of_run(run: Line) -> Result:
     )
 
 
+def _is_student(result: Result) -> bool:
+    """Return whether a result's interval is Student's, over its values alone."""
+    return len(result.values) > 1 and all(
+        map(math.isclose, result.interval, t_interval(result.values))
+    )
+
+
 def _of_seeds(result: Result, seeds: Sequence[int], fresh_seeds: Sequence[int]) -> Result | None:
     """Return the result of some of its seeds alone."""
-    if len(fresh_seeds) < 2 or len(result.values) != len(seeds):
-        return None
-    if not all(map(math.isclose, result.interval, t_interval(result.values))):
+    if len(fresh_seeds) < 2 or len(result.values) != len(seeds) or not _is_student(result):
         return None
     values = tuple(v for v, seed in zip(result.values, seeds, strict=True) if seed in fresh_seeds)
     return dataclasses.replace(

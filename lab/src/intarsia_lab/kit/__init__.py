@@ -9,6 +9,9 @@ from .control import above as above
 from .control import below as below
 from .control import better_than_a_guess as better_than_a_guess
 from .control import numbers as numbers
+from .design import Design as Design
+from .design import Missing as Missing
+from .design import TableArm as TableArm
 from .rates import ArmRate as ArmRate
 from .rates import FixedRate as FixedRate
 from .rates import Rates as Rates
@@ -20,3 +23,5 @@ from .study import UnknownEffect as UnknownEffect
 from .study import Verdict as Verdict
 from .study import over_items as over_items
 from .study import seeds_needed as seeds_needed
+from .worst import worst_interval as worst_interval
+from .worst import worst_of as worst_of

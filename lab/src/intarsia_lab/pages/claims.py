@@ -22,6 +22,7 @@ from ..claims.ledger import ARXIV, COMMAND, OLDER, Record, paper_of, squared
 from ..claims.standing import CHECK, CLASSES, CONTRAST, VARIANT, class_of
 from ..claims.verdicts import NOT_REPRODUCED
 from ..kit import Effect, FixedRate, NoControl, Study, UnknownEffect
+from .by_paper import entry, lacks, many, so_far
 from .evidence_plot import EvidenceRow, evidence_plot
 
 BESIDE = "Beside the papers"  # claims of the library that are no paper's
@@ -39,10 +40,15 @@ every bar that its figure ever had, which the paper's page lists, oldest first:
   interval lies on the other side, and model, length, data or machine are not the paper's;
 - <span class="verdict fails">fails</span> the same in the paper's own regime, or of a check;
 - <span class="verdict not-decided">not decided</span> the bar lies inside the interval, it was
-  moved, or the seeds were seen by an earlier design: fresh ones decide;
+  moved, the seeds were seen by an earlier design, or the headline lacks what the rules want: a
+  trivial and a strong cheap arm in its table, an arm that must lose, its test items in the
+  interval, a rate that each arm chose;
 - <span class="verdict void">void</span> the control failed, or the learning rate of an arm is no
   fair choice: the figure means nothing;
 - <span class="verdict withdrawn">withdrawn</span> a verdict that was taken back, and why.
+
+A second look at a claim is judged at 99.5 %, a third at 99.83 %, and so on; a claim of several
+comparisons by the interval of the worst of them.
 
 There is no goal for the number of verdicts; [how often they are
 false](benchmarks/claim_rules.md) was simulated. A headline asks *the paper's contrast*, or it is *a
@@ -89,7 +95,7 @@ def write_page(folder: Path, page: Path) -> None:
             old.unlink()
     for name, text in texts.items():
         (folder / name).write_text(text)
-    page.write_text(_scoreboard(papers, records, folder.name))
+    page.write_text(_scoreboard(papers, records, folder.name, bars))
 
 
 def by_paper(studies: Sequence[Study]) -> dict[str, list[Study]]:
@@ -122,9 +128,12 @@ def link_of(key: str) -> str:
 
 
 def _scoreboard(
-    papers: Mapping[str, Sequence[Study]], records: Mapping[str, Record], folder: str
+    papers: Mapping[str, Sequence[Study]],
+    records: Mapping[str, Record],
+    folder: str,
+    bars: Sequence[Line],
 ) -> str:
-    """Return the page with a verdict for each paper: counts, a plot of all figures, and a table."""
+    """Return the page with a verdict for each paper: counts, a plot, a table, and each in words."""
     # claims of the library itself belong to no paper and have no row in the plot
     headlines = [studies[0] for name, studies in papers.items() if name != BESIDE]
     rows: list[dict[str, Any]] = []
@@ -151,8 +160,16 @@ def _scoreboard(
         "## A row for each paper",
         "",
         *markdown(rows),
+        "",
+        "## Paper by paper",
+        "",
+        *many(headlines, records),
     ]
-    return "\n".join(lines) + "\n"
+    for study in headlines:
+        record = records.get(study.key)
+        figure = "" if record is None else f" {_interval(record)}"
+        lines += entry(study, record, f"{_badge(record)}{figure}", bars)
+    return "\n".join(lines).rstrip() + "\n"
 
 
 def _figures(study: Study, record: Record | None) -> dict[str, str]:
@@ -269,8 +286,6 @@ def _history(key: str, bars: Sequence[Line]) -> list[str]:
     targets, runs = (of_claim(mine, key, kind) for kind in ("bar", "run"))
     if len(targets) < 2 and len(runs) < 2:
         return []
-    designs = len({line["statistic"] for line in targets})
-    bounds = len({(line["sense"], line["value"]) for line in targets})
     rows = [
         {
             "date": line["date"],
@@ -281,8 +296,8 @@ def _history(key: str, bars: Sequence[Line]) -> list[str]:
         }
         for line in mine
     ]
-    counts = f"{plural(designs, 'design')}, {plural(bounds, 'bar')}, {plural(len(runs), 'figure')}"
-    opening = f'<details markdown="1"><summary>{counts} so far, oldest first</summary>'
+    opening = '<details markdown="1"><summary>'
+    opening += f"{so_far(key, bars)} so far, oldest first</summary>"
     return ["", opening, "", *markdown(rows), "", "</details>"]
 
 
@@ -303,6 +318,8 @@ def _design(study: Study, record: Record | None) -> list[str]:
         lines += [f"- {power}"] if power else []
     elif isinstance(study.effect, UnknownEffect):
         lines.append(f"- The paper's own effect in this unit is not known. {study.effect.reason}")
+    if record is not None:
+        lines += lacks(study, record)
     if record is not None and record.target != study.bound:
         lines.append(f"- Its target was {record.target} when it was run.")
     if study.scale and _word(record) != "holds":

@@ -47,6 +47,21 @@ def test_differences_are_paired_by_seed(make_row: MakeRow) -> None:
         assert flat_row["operations_ratio"] == 1 and flat_row["agreement"] == 0.2
 
 
+def test_many_differences_are_corrected_for_their_number(make_row: MakeRow) -> None:
+    names = ["comet", "hash", "switch", "topp", "dselect"]
+    rows = [make_row("topk", s, 3.0) for s in range(3)]
+    # comet is far off, hash by a p below .05 alone, the others by chance
+    of_seeds = dict.fromkeys(names, (-0.1, 0.1, 0.05)) | {"comet": (-0.500, -0.501, -0.499)}
+    of_seeds["hash"] = (-0.07, -0.1, -0.14)
+    rows += [make_row(n, s, 3.0 + d) for n in names for s, d in enumerate(of_seeds[n])]
+    (sheet,) = sheets_of(rows, "topk")
+    (note,) = [line for line in notes(sheet) if "Holm" in line]
+    assert "of 5 equal contenders chance alone puts 0.6 below it with every seed" in note
+    assert note.endswith("comet differs.") and note in as_markdown([sheet]).replace("\\", "")
+    few = [row for row in rows if row["contender"] in ("topk", "comet")]
+    assert not [line for line in notes(sheets_of(few, "topk")[0]) if "Holm" in line]
+
+
 def test_a_seed_without_its_pair_is_not_paired(make_row: MakeRow) -> None:
     rows = [make_row("topk", 0, 3.0), make_row("topk", 1, 9.0), make_row("comet", 0, 2.5)]
     (sheet,) = sheets_of(rows)

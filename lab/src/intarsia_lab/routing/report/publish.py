@@ -16,7 +16,7 @@ from intarsia.reports.wording import capital
 
 from .findings import RouterSheet, tidy
 from .page import report_of
-from .tables import sentence, table_of
+from .tables import of_many, sentence, table_of
 
 
 def write(
@@ -50,6 +50,7 @@ def as_markdown(sheets: Sequence[RouterSheet], command: str = "") -> str:
         parts.append(f"By intarsia {version('intarsia')}: `{command}`\n")
     for sheet in sheets:
         parts.append(f"## {escape(capital(sheet.title))}\n\n{escape(sentence(sheet))}\n")
+        parts += [f"{escape(note)}\n" for note in of_many(sheet)]
         parts.append(markdown(table_of(sheet)))
     # each column once, whatever tables have it
     columns = {c.title: c.meaning for sheet in sheets for c in table_of(sheet).columns}

@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from intarsia.reports import numbers
+from intarsia.reports.statistics import ALPHA, holm
 from intarsia.reports.table import Column, Entry, Table
 from intarsia.reports.wording import capital, joined
 
 from .findings import RouterResults, RouterSheet, mean_loss
 
+MANY = 3  # differences to one baseline that chance makes something of
 SHARES = ("accuracy", "router_time")
 COLUMNS: tuple[tuple[str, str, str], ...] = (
     ("bits_per_byte", "Bits/byte", "Test loss in bits, by the bytes that are predicted"),
@@ -175,7 +177,37 @@ def notes(sheet: RouterSheet) -> list[str]:
     ]
     if uneven:
         lines.append(f"Not with every seed: {joined(uneven)}.")
-    return lines
+    return [*lines, *of_many(sheet)]
+
+
+def of_many(sheet: RouterSheet) -> list[str]:
+    """Return a sentence on what chance makes of many differences to one baseline."""
+    from scipy.stats import t
+
+    base = sheet.baseline
+    if base is None:
+        return []
+    p: dict[str, float] = {}
+    below = 0.0
+    for contender in sheet.contenders:
+        pairs = contender.difference(base) if contender is not base else None
+        # seeds that agree to the last digit have no test
+        if pairs is None or not pairs.spread.deviation:
+            continue
+        below += 0.5**pairs.n
+        ratio = abs(pairs.mean) * pairs.n**0.5 / pairs.spread.deviation
+        p[contender.name] = float(2 * t.sf(ratio, pairs.n - 1))
+    if len(p) < MANY:
+        return []
+    after = [
+        name for name, value in zip(p, holm([*p.values()]), strict=True) if (value or 0.0) < ALPHA
+    ]
+    verb = "differs" if len(after) < 2 else "differ"
+    return [
+        f"Differences to {base.name} are not corrected for their number: of {len(p)} equal "
+        f"contenders chance alone puts {below:.1f} below it with every seed. After Holm's "
+        f"correction (Student's test over seeds) {joined(after) or 'none'} {verb}."
+    ]
 
 
 def sentence(sheet: RouterSheet) -> str:

@@ -1,0 +1,419 @@
+"""The rivals, the sample and the sensitive arm of each headline that counts as evidence.
+
+A headline that is no check and has no design is refused, see `ledger.claims`. What a design says is
+missing leaves its headline *not decided*, whatever its interval is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from ..kit import Control, Design, Missing, TableArm, numbers
+
+# claims that are judged by the worst of so many comparisons, see `kit.worst_of`
+COMPARISONS = {
+    "dsl": 2, "gqsa": 2, "gqsa-stages": 3, "lt-sft": 2, "lt-sft-lora": 2, "lt-sft-twice": 2,
+    "moa": 2, "moa-gap": 2, "recombiner": 6, "recombiner-full": 6, "sparsify": 2,
+    "transport-loss": 9,
+}  # fmt: skip
+
+SHARED = Missing("the test items, which all seeds share")
+OWN_DATA = "seeds, each with data of its own"
+OWN_TRACES = "seeds, each with mixtures and traces of its own"
+UNTRAINED = "No arm is trained."
+PLACED = "The arms place the same trained experts."
+DENSE = Missing("a dense net of equal operations")
+HEAD = Missing("the head alone, without an adapter")
+
+
+def arm(name: str, columns: str, **rows: str) -> TableArm:
+    """Return an arm of a table.
+
+    columns: of its figures, with a bar between them; rows: column -> text, `_` for a blank.
+    """
+    return TableArm(name, tuple(columns.split("|")), {k.replace("_", " "): rows[k] for k in rows})
+
+
+def first_is_less(sentence: str, first: TableArm, second: TableArm, by: float = 1.0) -> Control:
+    """Return the control that one arm's figure is less than `by` times another's."""
+    return Control(sentence, lambda rows: first.figure(rows) < by * second.figure(rows))
+
+
+def row(column: str, bound: float, sentence: str, where: Mapping[str, str]) -> Control:
+    """Return the control that the mean of a column in some rows is at most a bound."""
+    return Control(sentence, lambda rows: max(numbers(rows, column, where)) <= bound)
+
+
+def lower(*parts: Any, alike: str = "") -> Design:
+    """Return a design in whose table the lower figure is the better one."""
+    return Design(*parts, alike=alike, higher=False)
+
+
+# pictures, adapters and sparse training: points of accuracy
+PICTURES = {
+    "bdwp": Design(
+        arm("BDWP", "test accuracy", training="BDWP"),
+        Missing("half of the net"),
+        Missing("a fixed 2:8 mask, which is within a point, too"),
+        Missing("none loses a point"),
+        SHARED,
+    ),
+    "bi": Design(
+        arm("1 bit", "elpv, %|photo-rotation, %", adapter="1 bit, width 32"),
+        HEAD,
+        arm("float", "elpv, %|photo-rotation, %", adapter="float, width 1"),
+        Missing("one bit at width 1"),
+        SHARED,
+    ),
+    "dass-by-hand": Design(
+        arm("DASS", "accuracy", cells="DASS"),
+        Missing("cells drawn at random"),
+        arm("MobileNet-v2", "accuracy", cells="inverted residuals"),
+        Missing("cells drawn at random"),
+        SHARED,
+    ),
+    "mos-saving": Design(
+        arm("MoS", "photo-rotation, %", adapter="MoS, e 2, rank 8"),
+        arm("LoRA of rank 2", "photo-rotation, %", adapter="LoRA, rank 2"),
+        arm("LoRA", "photo-rotation, %", adapter="LoRA, rank 16"),
+        Control(
+            "LoRA of as few parameters loses more than a point.",
+            lambda rows: (
+                numbers(rows, "photo-rotation, %", {"adapter": "LoRA, rank 2"})[0] + 1
+                < numbers(rows, "photo-rotation, %", {"adapter": "LoRA, rank 16"})[0]
+            ),
+        ),
+        SHARED,
+    ),
+    "mosa": Design(
+        arm("MoSA", "fashion-mnist|elpv|tuxpaint", method="MoSA, released recipe"),
+        HEAD,
+        arm("the same adapter", "fashion-mnist|elpv|tuxpaint", method="adapter, released recipe"),
+        Missing("no means here reaches 1.3 points"),
+        Missing("the spread of sets, whose pairs it pools"),
+    ),
+    "random-search": Design(
+        arm("selected", "selected"),
+        arm("random", "random"),
+        Missing("pruning by size"),
+        Missing("no mask loses half a point"),
+        SHARED,
+    ),
+    "s2ft": Design(
+        arm("S2FT", "source kept, S2FT"),
+        HEAD,
+        arm("LoRA", "source kept, LoRA"),
+        Missing("none keeps all"),
+        SHARED,
+    ),
+    "sms": Design(
+        arm("soup", "accuracy"),
+        arm("the mean of its parts", "mean of its parts"),
+        Missing("the best candidate by validation"),
+        Missing("a soup of nets with masks of their own"),
+        SHARED,
+        alike="The soup and its parts are the same trained nets.",
+    ),
+    "sparse-ift": Design(
+        arm("wide", "accuracy", model="wide, RigL"),
+        Missing("a random mask"),
+        arm("dense net", "accuracy", model="dense"),
+        Missing("the wide net without zeros gains nothing here"),
+        SHARED,
+    ),
+    "uni-moe": lower(
+        arm("Uni-MoE", "spread", arm="uni-moe"),
+        Missing("the commonest topic alone"),
+        arm("dense LoRA", "spread", arm="dense"),
+        Missing("none raises the spread"),
+        SHARED,
+    ),
+    "union-of-experts": Design(
+        arm("union", "accuracy, %", model="union of experts"),
+        Missing("one dense block of four, which has 74.0 %"),
+        arm("Switch", "accuracy, %", model="Switch"),
+        Missing("half of the net loses nothing here"),
+        SHARED,
+    ),
+    "transport-loss": lower(
+        arm("plan", "test loss", router="sparse transport, k = T / E"),
+        arm("Switch", "test loss", router="Switch"),
+        arm("expert choice", "test loss", router="expert choice"),
+        first_is_less(
+            "Switch loses more than 2 % to expert choice.",
+            arm("", "test loss", router="expert choice"),
+            arm("", "test loss", router="Switch"),
+            1 / 1.02,
+        ),
+        SHARED,
+    ),
+}
+# mixtures and language models: losses, of which the lower one is better
+TEXTS = {
+    "comet": lower(
+        arm("COMET", "best of 3", gate="COMET"),
+        Missing("a rating's mean"),
+        arm("top-k", "best of 3", gate="top-k"),
+        Missing("no gate must lose"),
+        SHARED,
+        alike="Each gate has the best of as many drawn rates.",
+    ),
+    "deepspeed-moe": lower(
+        arm("fewer experts", "test loss", model="deepspeed_moe"),
+        DENSE,
+        arm("many experts", "test loss", model="even"),
+        Missing("a mixture that is too small"),
+        SHARED,
+    ),
+    "dsnot": lower(
+        arm("DSnoT", "0.6|0.5", method="wanda + dsnot"),
+        Missing("swaps at random"),
+        arm("Wanda", "0.6|0.5", method="wanda"),
+        Missing("swaps at random"),
+        Missing("the held-out rows, which all draws share"),
+        alike=UNTRAINED,
+    ),
+    "evomoe": lower(
+        arm("EvoMoE", "ratio", contender="EvoMoE"),
+        arm("Switch", "ratio", contender="Switch"),
+        Missing("a dense net of equal operations, which is level with EvoMoE"),
+        Missing("one expert alone"),
+        SHARED,
+    ),
+    "gqsa": lower(
+        arm("GQSA", "austen|python-docs", weights="W4 S50, OBS + BQPO + E2E"),
+        arm("rounding", "austen|python-docs", weights="W4 S50, rounded"),
+        arm("2:4", "austen|python-docs", weights="2:4 SparseGPT, 16 bits"),
+        first_is_less(
+            "Rounding loses to 2:4.",
+            arm("", "austen|python-docs", weights="2:4 SparseGPT, 16 bits"),
+            arm("", "austen|python-docs", weights="W4 S50, rounded"),
+        ),
+        Missing("draws: two texts of one draw are no sample"),
+    ),
+    "llava-mole": lower(
+        arm("MoLE", "over the first arm", arm="MoLE, E = 4, r = 4, scale 'prob'"),
+        HEAD,
+        arm("plain LoRA", "over the first arm", arm="LoRA, r = 4"),
+        first_is_less(
+            "A LoRA of each domain is better than the mixed one by 2 %.",
+            arm("", "over the first arm", arm="LoRA, r = 4, one for each domain"),
+            arm("", "over the first arm", arm="LoRA, r = 4"),
+            1 / 1.02,
+        ),
+        SHARED,
+    ),
+    "lt-sft": lower(
+        arm("LT-SFT", "error, kinds|error, emoji", arm="drift, 2 %"),
+        arm("random places", "error, kinds|error, emoji", arm="random, 2 %"),
+        Missing("a LoRA of as many weights at a rate of its own"),
+        first_is_less(
+            "Full training errs less than random places.",
+            arm("", "error, kinds|error, emoji", arm="full fine-tuning"),
+            arm("", "error, kinds|error, emoji", arm="random, 2 %"),
+        ),
+        SHARED,
+    ),
+    "mixlora": lower(
+        arm("MixLoRA", "over the first arm", arm="MixLoRA, E = 8, k = 2, r = 4"),
+        HEAD,
+        arm("LoRA", "over the first arm", arm="LoRA, r = 32"),
+        Missing("a LoRA of one expert's rank"),
+        SHARED,
+    ),
+    "moa": lower(
+        arm("MoA", "loss", spans="moa"),
+        arm("random spans", "loss", spans="random"),
+        arm("one window for all heads", "loss", spans="uniform"),
+        first_is_less(
+            "Random spans lose to one window for all heads.",
+            arm("", "loss", spans="uniform"),
+            arm("", "loss", spans="random"),
+        ),
+        Missing("the test tokens, which all draws share"),
+        alike=UNTRAINED,
+    ),
+    "moe-x": lower(
+        arm("their own weights", "units on", router="score of the weights"),
+        Missing("a gate at random"),
+        arm("linear gate", "units on", router="linear gate"),
+        Missing("none leaves more units on"),
+        SHARED,
+    ),
+    "momentum": lower(
+        arm("momentum", "ratio", contender="MomentumSMoE"),
+        DENSE,
+        arm("the same mixture", "ratio", contender="SMoE, top-2 of 8"),
+        Missing("no means lowers the perplexity here"),
+        SHARED,
+    ),
+    "poly-heads": lower(
+        arm("MHR", "error %", arm="MHR, S = 4, Q = 8, r = 1"),
+        arm("no adapter", "error %", arm="no adapter"),
+        arm("Poly", "error %", arm="Poly, S = 5, r = 1"),
+        Missing("one LoRA for all tasks"),
+        SHARED,
+    ),
+    "rmoe": lower(
+        arm("RMoE", "ratio", contender="RMoE, p = 32"),
+        DENSE,
+        arm("linear", "ratio", contender="linear router, top-2 of 8"),
+        Missing("12 layers, where the paper has .994"),
+        SHARED,
+    ),
+    "seuf-expert": lower(
+        arm("attributed expert", "at +1.0", arm="top affinity"),
+        arm("random expert", "at +1.0", arm="4 random of the layer of top affinity"),
+        Missing("the most frequent expert"),
+        Missing("none does more damage by design"),
+        SHARED,
+    ),
+    "squarehead": Design(
+        arm("SquareHead", "share closed", loss="SquareHead"),
+        arm("labels", "share closed", loss="labels"),
+        arm("logits", "share closed", loss="labels + logits"),
+        Missing("a training long enough to reach the bar"),
+        SHARED,
+    ),
+    "zcode-m3-merge": lower(
+        arm("merged", "after the further steps", model="merged"),
+        arm("first parent", "after the further steps", model="first parent"),
+        arm("second parent", "after the further steps", model="second parent"),
+        Missing("no arm here loses half a percent"),
+        SHARED,
+    ),
+}
+# simulators, statistics, times and recommenders
+OTHERS = {
+    "dsl": Design(
+        arm("DSL", "NDCG@20, %", tables="LightGCN, DSL, density .5"),
+        Missing("popularity"),
+        arm("dense tables", "NDCG@20, %", tables="LightGCN, dense"),
+        Missing("tables of half the width"),
+        SHARED,
+    ),
+    "fast-convnets": Design(
+        arm("a fifth", "times as fast", net="ours, 1 row, 0.2"),
+        arm("float32", "times as fast", net="OpenVINO fp32"),
+        arm("bfloat16", "times as fast", net="OpenVINO bf16"),
+        Missing("a density at which zeros do not pay"),
+        "interleaved runs on one machine",
+        alike=UNTRAINED,
+    ),
+    "gaussian-moe": lower(
+        arm("sigmoid gate", "slope", gate="sigmoid", what="beta_1 and tau"),
+        Missing("the start of the search, which is never moved"),
+        arm("linear gate", "slope", gate="linear", what="beta_1 and tau"),
+        Control(
+            "The linear gate, which data tell least, stays above a slope of -.4.",
+            lambda rows: (
+                numbers(rows, "slope", {"gate": "linear", "what": "beta_1 and tau"})[0] > -0.4
+            ),
+        ),
+        OWN_DATA,
+        alike="All are fitted by the same search, without a rate.",
+    ),
+    "hecate": lower(
+        arm("Hecate", "excess", copies="Hecate"),
+        arm("no copies", "excess", copies="plain"),
+        arm("EPLB", "excess", copies="EPLB of the first batches"),
+        first_is_less(
+            "Lasting copies even the loads.",
+            arm("", "excess", copies="EPLB of the first batches"),
+            arm("", "excess", copies="plain"),
+        ),
+        OWN_TRACES,
+        alike=PLACED,
+    ),
+    "lsr-idf": Design(
+        arm("idf", "idf"),
+        arm("flat", "flat"),
+        Missing("BM25"),
+        Missing("queries with terms drawn at random"),
+        "topics and seeds",
+    ),
+    "m2trec": Design(
+        arm("metadata", "cold among cold, HR@10 %", items_by="metadata"),
+        arm("popularity", "cold among cold, HR@10 %", items_by="popularity"),
+        arm("TF-IDF", "cold among cold, HR@10 %", items_by="nearest by TF-IDF of metadata"),
+        Missing("metadata of other films"),
+        SHARED,
+    ),
+    "moetuner": lower(
+        arm("MoETuner", "imbalance", placement="MoETuner's programmes"),
+        arm("experts in order", "imbalance", placement="experts in order"),
+        arm("EPLB", "imbalance", placement="EPLB, no copies"),
+        first_is_less(
+            "ExFlow, which looks at transitions alone, does not even the loads.",
+            arm("", "imbalance", placement="experts in order"),
+            arm("", "imbalance", placement="ExFlow"),
+        ),
+        OWN_TRACES,
+        alike=PLACED,
+    ),
+    "onerec-preference": Design(
+        arm("one round", "judge", model="after one round"),
+        Missing("films drawn at random"),
+        arm("supervised model", "judge", model="supervised"),
+        Missing("a round with pairs at random"),
+        SHARED,
+    ),
+    "prosper-bars": Design(
+        arm("TSC", "seeds with 9 or 10", bars_of="TSC", model="TSC"),
+        arm("DictionaryLearning", "seeds with 9 or 10", bars_of="TSC", model="DictionaryLearning"),
+        Missing("NMF, which finds all bars"),
+        row(
+            "seeds with 9 or 10",
+            0,
+            "DictionaryLearning misses the bars.",
+            {"bars of": "TSC", "model": "DictionaryLearning"},
+        ),
+        OWN_DATA,
+        alike="All are fitted by expectation and maximisation, without a rate.",
+    ),
+    "recombiner": Design(
+        arm("RECOMBINER", "PSNR", codec="RECOMBINER"),
+        arm("COIN", "PSNR", codec="COIN"),
+        arm("COMBINER", "PSNR", codec="COMBINER"),
+        Missing("no codec must win"),
+        Missing("priors: twelve crops with one prior are its sample"),
+    ),
+    "slime": Design(
+        arm("chosen by the question", "right", arm="chosen"),
+        arm("chosen at random", "right", arm="chosen at random"),
+        arm("all local vectors", "right", arm="all local"),
+        first_is_less(
+            "As many vectors at random lose more than the margin.",
+            arm("", "right", arm="chosen at random"),
+            arm("", "right", arm="all local"),
+            0.98,
+        ),
+        SHARED,
+    ),
+    "sparse-bytenn": Design(
+        arm("blocks of four rows", "times as fast", net="ours, 4 rows, 0.7"),
+        arm("float32", "times as fast", net="OpenVINO fp32"),
+        arm("bfloat16", "times as fast", net="OpenVINO bf16"),
+        Missing("a density at which zeros do not pay"),
+        "interleaved runs on one machine",
+        alike=UNTRAINED,
+    ),
+    "sparsey-memory": Design(
+        arm("Sparsey", "modules recalled", items="25"),
+        Missing("a code drawn at random"),
+        Missing("a list that is searched for the nearest item"),
+        row("modules recalled", 0.95, "Of 200 items it forgets some.", {"items": "200"}),
+        OWN_DATA,
+        alike=UNTRAINED,
+    ),
+    "tutel": Design(
+        arm("a degree for each batch", "times as fast"),
+        Missing("a degree drawn at random"),
+        Missing("the best single degree, which is 1 by definition"),
+        Missing("a minimum cannot lose"),
+        Missing("other simulators"),
+        alike=UNTRAINED,
+    ),
+}
+DESIGNS: Mapping[str, Design] = {**PICTURES, **TEXTS, **OTHERS}

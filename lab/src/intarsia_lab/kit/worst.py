@@ -1,0 +1,61 @@
+"""The worst of several comparisons, for a claim that holds only if each of them does."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from intarsia.reports.sheet import deviation
+from intarsia.reports.statistics import ALPHA, t_interval
+
+from .rates import ArmRate
+from .study import Result
+
+
+def worst_interval(
+    comparisons: Iterable[Sequence[float]], sense: str, level: float = 1 - ALPHA
+) -> tuple[float, float]:
+    """Return the interval of the worst of several means, whichever comparison that is.
+
+    comparisons: the values of each, one for each seed; sense: of the claim, "<=" where the largest
+    mean is the worst, ">=" where the least is; level: probability that the interval has at least.
+
+    With m comparisons and alpha = 1 - level, for "<=":
+        [max_k low_k(alpha / m), max_k high_k(alpha)]
+    The worst mean is above the upper end only if its own interval lies below it, alpha / 2; it is
+    below the lower end only if one of m intervals at alpha / m lies above its mean, alpha / 2, too.
+    """
+    sets = [tuple(values) for values in comparisons]
+    sign = 1 if sense == "<=" else -1
+    ends = [
+        (t_interval(mirrored, 1 - (1 - level) / len(sets))[0], t_interval(mirrored, level)[1])
+        for values in sets
+        for mirrored in [[sign * value for value in values]]
+    ]
+    near, far = (max(column) for column in zip(*ends, strict=True))
+    return (near, far) if sign == 1 else (-far, -near)
+
+
+def worst_of(
+    comparisons: Mapping[Any, Sequence[float]],
+    sense: str,
+    rows: Iterable[Mapping[str, Any]],
+    note: str,
+    rates: tuple[ArmRate, ...] = (),
+) -> Result:
+    """Return a claim's result from several comparisons that must all hold.
+
+    Its figure and its values are those of the comparison with the worst mean, its interval is that
+    of the worst of all, see `worst_interval`.
+
+    comparisons: name -> a value for each seed; sense: of the claim, "<=" or ">="; rows: of its
+    table; note: the sentences below it, to which the means are added; rates: of its arms.
+    """
+    means = {name: statistics.mean(values) for name, values in comparisons.items()}
+    name = (max if sense == "<=" else min)(means, key=means.__getitem__)
+    said = ", ".join(f"{key} {mean:.3f}" for key, mean in means.items())
+    note = f"{note} Means: {said}; judged is the worst, {name}.".strip()
+    values = tuple(comparisons[name])
+    ends = worst_interval(comparisons.values(), sense)
+    return Result(means[name], deviation(values), values, tuple(rows), note, ends, rates)

@@ -1,0 +1,88 @@
+"""The part of the scoreboard for a reader who owns a paper: what it has, and what we have."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from intarsia.reports.numbers import plural
+
+from ..claims import ledger
+from ..claims.bars import Line, of_claim
+from ..claims.ledger import COMMAND, Record
+from ..claims.many import on_one_side
+from ..claims.papers import PAPERS
+from ..claims.standing import CHECK, class_of
+from ..claims.verdicts import design_of, lacking
+from ..kit import Effect, Study
+
+CODE = "lab/src/intarsia_lab/claims"  # in the repository
+
+
+def entry(study: Study, record: Record | None, shown: str, bars: Sequence[Line]) -> list[str]:
+    """Return the Markdown lines of a headline: its sentence, both figures, and where all of it is.
+
+    shown: our verdict and figure; bars: the ledger.
+    """
+    lines = [f"### {study.system}", "", study.sentence, ""]
+    lines += [f"- Ours: {shown}, target {study.bound}; {study.baseline}."]
+    if record is not None and record.reason:
+        lines += [f"- {record.reason}"]
+    if study.key in PAPERS:
+        paper = PAPERS[study.key]
+        lines += [f"- The paper: {paper.figure}; {paper.conditions} ({paper.source})."]
+    effect = study.effect
+    if isinstance(effect, Effect):
+        lines += [f"- In the unit of ours: {effect.value:g}; {effect.source}."]
+    lines += [f"- It is {class_of(study.key)}; {so_far(study.key, bars)} so far."]
+    if record is not None:
+        lines += [*_best(study, record), *lacks(study, record)]
+    links = [f"`{CODE}/{ledger.file_of(study.key)}`" if ledger.file_of(study.key) else ""]
+    links += [f"[record](claims/{study.key}.json)" if record is not None else ""]
+    links += [f"`{COMMAND} {study.key}`, {study.minutes:g} minutes"]
+    return [*lines, f"- {' · '.join(filter(None, links))}", ""]
+
+
+def so_far(key: str, bars: Sequence[Line]) -> str:
+    """Return how many designs, bars and figures a claim has had, in words."""
+    targets, runs = (of_claim(bars, key, kind) for kind in ("bar", "run"))
+    designs = len({line["statistic"] for line in targets})
+    bounds = len({(line["sense"], line["value"]) for line in targets})
+    return f"{plural(designs, 'design')}, {plural(bounds, 'bar')}, {plural(len(runs), 'figure')}"
+
+
+def lacks(study: Study, record: Record) -> list[str]:
+    """Return what a headline does not have of what the rules want, as the lines of a list.
+
+    None where the reason of its verdict says it.
+    """
+    parts = [] if "; it has " in record.reason else lacking(study, record.result)
+    return [f"- It has {'; '.join(parts)}."] if parts else []
+
+
+def _best(study: Study, record: Record) -> list[str]:
+    """Return which arm of a headline's table would have won, as the lines of a list."""
+    design = design_of(study)
+    winner = None if design is None else design.winner(record.table)
+    if winner is None:
+        return []
+    return [f"- The best arm of its table: {winner.name}, {winner.figure(record.table):.4g}."]
+
+
+def many(headlines: Sequence[Study], records: Mapping[str, Record]) -> list[str]:
+    """Return a sentence on how many headlines lie on one side of their target by chance."""
+    judged = [
+        (study, record.result)
+        for study in headlines
+        if class_of(study.key) != CHECK
+        and (record := records.get(study.key)) is not None
+        and record.verdict not in ("withdrawn", "void")
+    ]
+    count, alone, together = on_one_side(judged)
+    if not count:
+        return []
+    return [
+        f"Of {count} such figures {alone} lie on one side of their target at 95 % each, where "
+        f"chance alone would put {0.05 * count:.1f}; {together} do after Holm's correction for all "
+        "of them. This is before the rules; records of older code are among them.",
+        "",
+    ]
