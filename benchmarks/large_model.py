@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -111,7 +110,7 @@ def used(packed: Path) -> dict[str, float]:
         return done
 
     model, _ = timed("opening", lambda: open_language_model(str(packed)))
-    hold(model)
+    hold(model, str(packed))
     text = NativeText(model, slots=CLIENTS, length=PROMPT + 4 * TOKENS)
     with torch.inference_mode():
         text.prefill(0, ids[:9])
@@ -151,6 +150,9 @@ def main() -> None:
     made: argparse.ArgumentParser = parser(__doc__, threads=1, reps=1)
     made.add_argument("folder", nargs="?", type=Path)
     made.add_argument("--make", type=Path, help="write random weights there, and end")
+    made.add_argument(
+        "--packed", type=Path, help="folder of the packed model; none is kept if not given"
+    )
     made.add_argument("--use", type=Path, help="compute with a packed folder; JSON")
     args = read(made)
     if args.make:
@@ -160,8 +162,7 @@ def main() -> None:
         print(json.dumps(used(args.use)))
         return
     with tempfile.TemporaryDirectory(dir=args.folder.parent) as place:
-        lines = measured(args.folder, Path(place) / "packed")
-        shutil.rmtree(Path(place) / "packed", ignore_errors=True)
+        lines = measured(args.folder, args.packed or Path(place) / "packed")
     table = markdown(("What", "CPU time, one thread", "Memory"), lines)
     rival = (
         "llama.cpp on a file of the same weights has no column here yet: it was not measured on a "
