@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from ..core.checks import at_least
 from ..core.errors import ConfigError
+from ..core.schema import setting
 from ..data.corpora import is_text
+from .declared import with_options
 from .early import check_data
 from .options import Json, Length, Seed, SparseModel, Threads, use_threads, writes
 from .shell import note, say, show_json, show_table
@@ -23,20 +25,24 @@ Text = Annotated[str, typer.Argument(help="Text to calibrate and measure on: a c
 Entries = Annotated[
     str, typer.Argument(help="Techniques with their settings: prune:0.25,quant:w4.")
 ]
-Pairs = Annotated[
-    bool,
-    typer.Option("--pairs", help="Each entry alone and in pairs, not all at once."),
-]
 Out = Annotated[Path | None, writes("The JSON file to write, with all that was measured.")]
 
 
+@dataclass(frozen=True)
+class Combining:
+    """Size of a measurement: pairs or all at once, and rows of text."""
+
+    pairs: bool = setting(False, "Each entry alone and in pairs, not all at once.")
+    rows: int = setting(48, "Rows to measure on.", least=1)
+    calibration: int = setting(48, "Rows to calibrate on.", least=1)
+
+
+@with_options()
 def combine(
     model: SparseModel,
     text: Text,
+    combining: Combining,
     entries: Entries = ALL,
-    pairs: Pairs = False,
-    rows: Annotated[int, typer.Option(help="Rows to measure on.")] = 48,
-    calibration: Annotated[int, typer.Option(help="Rows to calibrate on.")] = 48,
     length: Length = 128,
     seed: Seed = 0,
     out: Out = None,
@@ -57,17 +63,15 @@ def combine(
     if not is_text(text):
         want, fix = "a corpus, or a .txt, .md or .jsonl file", "For example: austen"
         raise ConfigError("TEXT", got=text, want=want, fix=fix)
-    at_least("--rows", rows, 1)
-    at_least("--calibration", calibration, 1)
     # all entries at once would conflict with each other
-    pairs = pairs or entries == ALL
+    pairs = combining.pairs or entries == ALL
     if out is not None:
         target(out, "combined.json", mark=COMBINED)
     from ..runs.stack import broken, parsed, stack_of, stack_pairs
 
     use_threads(threads)
     settings = parsed(entries, alone=pairs)
-    texts = _texts(model, text, (calibration, rows, length), seed)
+    texts = _texts(model, text, (combining.calibration, combining.rows, length), seed)
     if pairs:
         table = stack_pairs(*texts[:1], settings, *texts[1:], report=note)
     else:

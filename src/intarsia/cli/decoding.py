@@ -3,24 +3,24 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from ..core.checks import at_least, between
 from ..core.errors import ConfigError
+from ..core.schema import setting
 from ..data.language_names import check_language_model
-from .completing import among
+from .declared import of_method, option, with_options
 from .early import check_calibration, check_change, check_file
 from .options import (
     Calibration,
     Device,
     Json,
     LanguageModel,
-    Rows,
     Seed,
+    Texts,
     Threads,
     use_threads,
     writes,
@@ -31,27 +31,23 @@ from .targets import target
 SPANS = "intarsia-spans-1"  # the format of the file
 
 
-Lengths = Annotated[str, typer.Option(help="Lengths of the profiled texts in tokens, with commas.")]
-Check = Annotated[int, typer.Option(help="Length of the texts that validate, in tokens.")]
-Extend = Annotated[int | None, typer.Option(help="Longest text that the spans are for, in tokens.")]
-Answer = Annotated[int, typer.Option(help="Tokens of the model's own answer that are judged.")]
-
-
+@with_options(
+    of_method(
+        "moa",
+        *("density", "lengths", "check", "extend", "sink", "block", "answer"),
+        lengths="Lengths of the profiled texts in tokens, with commas.",
+        extend="Longest text that the spans are for, in tokens.",
+    )
+)
 def spans(
     model: LanguageModel,
-    density: Annotated[float, typer.Option(help="Share of keys and values that is kept.")] = 0.5,
-    lengths: Lengths = "512,1024",
-    check: Check = 1536,
-    extend: Extend = None,
-    sink: Annotated[int, typer.Option(help="First tokens that every head sees.")] = 64,
-    block: Annotated[int, typer.Option(help="Step between two spans, in tokens.")] = 16,
-    answer: Answer = 64,
     calib: Calibration = "mixed",
-    rows: Rows = 8,
+    rows: Annotated[int, option(Texts, "rows", least=2)] = 8,
     seed: Seed = 0,
     out: Annotated[Path | None, writes("The .json file to write.")] = None,
     threads: Threads = None,
     as_json: Json = False,
+    **settings: Any,
 ) -> None:
     """Choose how far each head of a language model looks back (MoA, arXiv:2406.14909).
 
@@ -60,13 +56,10 @@ def spans(
 
     Example:  intarsia spans smollm2 --density 0.5 --out spans.json
     """
-    between("--density", density, 0.001, 1, "Try 0.5.")
-    at_least("--rows", rows, 2)
     check_calibration(calib, rows)
     if out is None or out.suffix != ".json":
         fix = "For example: --out spans.json"
         raise ConfigError("--out", got=out or "nothing", want="a .json file", fix=fix)
-    numbers = _numbers(lengths)
     target(out, "spans.json", mark=SPANS)
     check_language_model(model)
     use_threads(threads)
@@ -75,10 +68,10 @@ def spans(
     from ..methods.moa import MoA, choose_spans
 
     # refuses impossible lengths before the model is loaded
-    method = MoA(density, numbers, check, extend, sink, block, answer=answer)
+    method = MoA(**settings)
     host, tokenizer = language_model(model)
     # Texts must be as long as the longest length that is profiled or validated.
-    size = max(*numbers, check)
+    size = max(*method.lengths, method.check)
     texts = load_calibration(calib, tokenizer, rows=rows, length=size, progress=note)
     choice = choose_spans(host, method, texts.train, seed=seed, progress=note)
     choice = replace(choice, about={**choice.about, "calibration": texts.record["rows"]})
@@ -107,29 +100,29 @@ def _summary(spans: Any, size: int) -> dict[str, Any]:
     }
 
 
+@dataclass(frozen=True)
+class Continuing:
+    """Settings of a continuation, and the change of the model before it."""
+
+    tokens: int = setting(64, "Tokens to add.", least=2)
+    spans: Path | None = setting(None, "File of attention spans, as `intarsia spans` writes it.")
+    load: Path | None = setting(
+        None, "Folder of `intarsia.save` with a change of the model: compressed, adapted, ..."
+    )
+    dtype: str = setting(
+        "float32",
+        "Type of the weights in memory: float32, or auto, that of their file.",
+        choices=("float32", "auto"),
+        fix="Leave it out, or --dtype auto.",
+    )
+    compare: bool = setting(False, "Time transformers' own generate, too.", flag="--beside")
+
+
+@with_options()
 def generate(
     model: LanguageModel,
     prompt: Annotated[str, typer.Argument(help="The text to continue.", callback=whole_text)],
-    tokens: Annotated[int, typer.Option(help="Tokens to add.")] = 64,
-    spans: Annotated[
-        Path | None, typer.Option(help="File of attention spans, as `intarsia spans` writes it.")
-    ] = None,
-    load: Annotated[
-        Path | None,
-        typer.Option(
-            help="Folder of `intarsia.save` with a change of the model: compressed, adapted, ..."
-        ),
-    ] = None,
-    dtype: Annotated[
-        str,
-        typer.Option(
-            help="Type of the weights in memory: float32, or auto, that of their file.",
-            autocompletion=among(("float32", "auto")),
-        ),
-    ] = "float32",
-    compare: Annotated[
-        bool, typer.Option("--beside", help="Time transformers' own generate, too.")
-    ] = False,
+    continuing: Continuing,
     device: Device = None,
     threads: Threads = None,
     as_json: Json = False,
@@ -141,18 +134,14 @@ def generate(
 
     Example:  intarsia generate smollm2 "The ship left the harbour" --tokens 64 --beside
     """
-    at_least("--tokens", tokens, 2)
     if not prompt.strip():
         raise ConfigError("prompt", got="no text", want="some", fix='For example: "Once upon"')
-    if dtype not in ("float32", "auto"):
-        fix = "Leave it out, or --dtype auto."
-        raise ConfigError("--dtype", got=dtype, want="float32 or auto", fix=fix)
-    check_file("--spans", spans)
-    if load is not None:
-        check_change("--load", load)
+    check_file("--spans", continuing.spans)
+    if continuing.load is not None:
+        check_change("--load", continuing.load)
     check_language_model(model)
     use_threads(threads)
-    record = _continued((model, device), prompt, tokens, (spans, load), dtype, compare)
+    record = _continued((model, device), prompt, continuing)
     if as_json:
         show_json(record)
         return
@@ -164,18 +153,13 @@ def generate(
         f"{record['prompt_seconds']:.2f} s; keys and values {record['cache_bytes'] / 1e6:.2f} MB; "
         f"{record['path']}"
     )
-    if compare:
+    if continuing.compare:
         verdict = "the same tokens" if record["transformers"]["same"] else "other tokens"
         say(f"transformers' generate: {record['transformers']['a_second']:.1f} a second, {verdict}")
 
 
 def _continued(
-    source: tuple[str, str | None],
-    prompt: str,
-    tokens: int,
-    paths: tuple[Path | None, Path | None],
-    dtype: str,
-    compare: bool,
+    source: tuple[str, str | None], prompt: str, continuing: Continuing
 ) -> dict[str, Any]:
     """Load a model, continue a text with it, and return the record that `generate` prints."""
     from ..decode.decoding import generate as continued
@@ -187,11 +171,11 @@ def _continued(
     from ..hosts.spans.spans import load_spans
     from ..train.processes import device_named
 
-    spans, load = paths
+    spans, load, tokens = continuing.spans, continuing.load, continuing.tokens
     spans_of_heads = None if spans is None else load_spans(spans)
     host: Any
     model, device = source[0], device_named(source[1])
-    host, tokenizer = open_language_model(model, dtype=dtype)
+    host, tokenizer = open_language_model(model, dtype=continuing.dtype)
     if load is not None:
         host = load_saved(host, load)
     hold(host, model)
@@ -215,18 +199,9 @@ def _continued(
         "cache_bytes": decoded.bytes,
         "path": decoded.path,
     }
-    if compare:
+    if continuing.compare:
         stock = stock_generate(host, ids, decoded.tokens.shape[1])
         # The same greedy tokens are the evidence that the faster decoding changes nothing.
         equal = stock.tokens.tolist() == decoded.tokens.tolist()
         record["transformers"] = {"a_second": stock.rate, "same": equal}
     return record
-
-
-def _numbers(text: str) -> tuple[int, ...]:
-    """Parse whole numbers that are separated by commas, as --lengths has them."""
-    try:
-        return tuple(int(word) for word in text.split(","))
-    except ValueError as error:
-        want, fix = "whole numbers with commas", "For example: --lengths 512,1024"
-        raise ConfigError("--lengths", got=repr(text), want=want, fix=fix) from error

@@ -9,7 +9,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..core.checks import above
 from ..core.errors import ConfigError
 from ..core.files import check_target
 from ..core.folders import check_empty, check_outside, data_name
@@ -274,7 +273,6 @@ def auto_rows(request: Mapping[str, Any], words: set[str]) -> bool:
     options = {name: request[name] for name in names}
     options["model"] = request["model"] if "model" in words else None
     data, out = request["data"], out or Path("runs") / f"auto-{data_name(str(request['data']))}"
-    above("--minutes", request["minutes"], 0, "Try 2.")
     if not resume:
         check_columns(data, request["text"], request["label"])
         check_empty(out, data, "Go on with it (--resume), or choose another folder.")

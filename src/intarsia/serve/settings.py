@@ -6,31 +6,37 @@ import time
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 
-from ..core.checks import above, at_least, between, one_of
+from ..core.schema import check, setting
 
 BATCHINGS = ("continuous", "none")
-DAY = 86400.0  # seconds
+DAY = 86_400  # seconds
 
 
 @dataclass(frozen=True)
 class Limits:
     """Limits on what clients may ask for; other requests are refused before they cost anything.
 
-    body: bytes of a request.  tokens: new tokens of an answer, also if a request names no number.
-    at_once: requests that run.  queue: requests that wait; the next one gets 429.
-    seconds: of a request, waiting included.  drain: seconds for running requests at the shutdown.
-    batching: "continuous" or "none". arrival: seconds for a request's headers to arrive, for its
-    body, and for its client to take the answer, of all waiting for that together.
+    tokens: also of a request that names no number.
+    arrival: for a request's headers, for its body, and for its client to take the answer, of all
+    waiting for that together.
     """
 
-    body: int = 1_000_000
-    tokens: int = 512
-    at_once: int = 16
-    queue: int = 64
-    seconds: float = 300.0
-    drain: float = 30.0
-    batching: str = "continuous"
-    arrival: float = 10.0
+    body: int = setting(1_000_000, "Bytes of a request, at most.", least=1000)
+    tokens: int = setting(512, "Tokens of an answer, at most.", least=1)
+    at_once: int = setting(16, "Requests that are answered at once.", least=1)
+    queue: int = setting(64, "Requests that may wait; the next one gets 429.", least=0)
+    seconds: float = setting(
+        300.0, "Seconds for a request, waiting included.", above=0, fix="Try 300."
+    )
+    drain: float = setting(30.0, "Seconds to finish in, after SIGTERM.", least=0, most=DAY)
+    batching: str = setting(
+        "continuous",
+        "Batching of requests: continuous, or none, one after another.",
+        choices=BATCHINGS,
+    )
+    arrival: float = setting(
+        10.0, "Seconds for a request to come; then 408.", above=0, fix="Try 10."
+    )
 
     @property
     def connections(self) -> int:
@@ -39,14 +45,7 @@ class Limits:
 
     def __post_init__(self) -> None:
         """Check each limit.  Raises: ConfigError."""
-        at_least("body", self.body, 1000)
-        at_least("tokens", self.tokens, 1)
-        at_least("at_once", self.at_once, 1)
-        at_least("queue", self.queue, 0)
-        above("seconds", self.seconds, 0, "Try 300.")
-        between("drain", self.drain, 0, DAY)
-        one_of("batching", self.batching, BATCHINGS)
-        above("arrival", self.arrival, 0, "Try 10.")
+        check(self)
 
 
 @dataclass
