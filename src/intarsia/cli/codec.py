@@ -40,7 +40,9 @@ codec = typer.Typer(
 class PriorTraining:
     """The size of the coded pictures that a prior is for, and its training."""
 
-    bits_per_pixel: float = setting(1.0, "Size of the coded pictures, in bits for each pixel.")
+    bits_per_pixel: float = setting(
+        1.0, "Size of the coded pictures, in bits for each pixel.", above=0, fix="Try 1."
+    )
     steps: int = setting(2000, "Steps of the training.", least=1)
     crops: int = setting(500, "Parts that are cut out of the pictures.", least=1)
     tiles: int = setting(2, "Patches along each side of a part.", least=1)

@@ -62,7 +62,7 @@ class Packing:
         None, "Steps of gqsa's tuning, for each block and for all scales; 0,0 = none."
     )
     shared: int | None = setting(
-        None, "Neighbouring rows that keep the same groups, of gqsa: 1, 4 or 8."
+        None, "Neighbouring rows that keep the same groups, of gqsa: 1, 4 or 8.", choices=(1, 4, 8)
     )
 
     def given(self) -> dict[str, Any]:

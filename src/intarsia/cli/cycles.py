@@ -21,7 +21,7 @@ class Cycles:
     pattern: str = setting("2:8", "Pattern n:m of the weights: n of m are kept.")
     directions: str = setting("both", "Passes with sparse weights: both, forward or backward.")
     batch: int = setting(64, "Pictures a step.", least=1)
-    side: int = setting(32, "Side of the accelerator's array, in units.")
+    side: int = setting(32, "Side of the accelerator's array, in units.", least=1)
 
 
 @with_options()

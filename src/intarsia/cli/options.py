@@ -142,12 +142,13 @@ def flag(name: str) -> str:
 def row(name: str, **changes: Any) -> Parameter:
     """Return a setting of a run, by its name, as a parameter of a command.
 
-    changes: the help, the default or the kind, where they are others for this verb.
+    changes: the help, the default or the kind, where they are others for this verb. Its value is
+    checked when it is read, as the setting's is.
     """
     item, panel = FIELDS[name]
-    declared: Setting = item.metadata[METADATA]
     kind, default = changes.pop("kind", item.type), changes.pop("default", item.default)
-    return option_row(panel, name, kind, default, dataclasses.replace(declared, **changes))
+    declared: Setting = dataclasses.replace(item.metadata[METADATA], **changes)
+    return checked(option_row(panel, name, kind, default, declared), kind, declared)
 
 
 def shared(without: Collection[str] = ()) -> tuple[Parameter, ...]:
@@ -162,8 +163,7 @@ def rows(*kinds: type) -> tuple[Parameter, ...]:
 
 def option_of(name: str) -> Any:
     """Return the option of a setting of a run, for a command with a parameter of its own."""
-    item, _ = FIELDS[name]
-    return checked(row(name), item.type, item.metadata[METADATA]).annotation.__metadata__[0]
+    return row(name).annotation.__metadata__[0]
 
 
 def writes(help: str) -> Any:

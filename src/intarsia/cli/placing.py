@@ -126,7 +126,7 @@ class Placing:
     """The search for a placement, and what else is written of it."""
 
     by: str = setting("moetuner", "Method that places.", choices=SEARCHES)
-    redundant: int = setting(0, "Places for copies of experts in all, for eplb.")
+    redundant: int = setting(0, "Places for copies of experts in all, for eplb.", least=0)
     checkpoint: Path | None = setting(
         None, "Stock model whose experts are put into the order of the placement."
     )

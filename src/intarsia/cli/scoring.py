@@ -170,7 +170,7 @@ class Asking:
     image: tuple[Path, ...] = setting((), "Picture that the question is about; may be repeated.")
     audio: tuple[Path, ...] = setting((), "Sound that the question is about; may be repeated.")
     as_csv: bool = setting(False, "Print CSV instead of a table.", flag="--csv")
-    tokens: int | None = setting(None, "Tokens of an answer, at most; 64 if not given.")
+    tokens: int | None = setting(None, "Tokens of an answer, at most; 64 if not given.", least=1)
 
 
 @with_options()

@@ -59,7 +59,9 @@ class Indexing:
     language: str = setting(
         "english", "Language of BM25's stems beside the model; none = the model alone."
     )
-    megabytes: int | None = setting(None, "Megabytes of logits at a time, which bound the memory.")
+    megabytes: int | None = setting(
+        None, "Megabytes of logits at a time, which bound the memory.", least=1
+    )
 
 
 @dataclass(frozen=True)

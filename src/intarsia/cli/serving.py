@@ -66,7 +66,7 @@ class Opening:
     dtype: str = setting(
         "auto", "Type of the weights in memory; auto: that of their file.", choices=DTYPES
     )
-    context: int = setting(4096, "Tokens of prompt and answer, at most.")
+    context: int = setting(4096, "Tokens of prompt and answer, at most.", least=2)
 
 
 @dataclass(frozen=True)

@@ -38,7 +38,9 @@ class Unlearning:
     at: str | None = setting(
         None, "LAYER,EXPERT to train in place of the chosen one; or all, every weight."
     )
-    until: float | None = setting(1.0, "Stop when the text costs so many nats a token more.")
+    until: float | None = setting(
+        1.0, "Stop when the text costs so many nats a token more.", above=0, fix="Try 1."
+    )
     steps: int = setting(60, "Steps of the training, at most.", least=1)
     rows: int = setting(256, "Rows of each text.", least=1)
     batch_size: int = setting(8, "Rows of text in a step.", least=1)

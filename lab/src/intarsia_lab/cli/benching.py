@@ -67,7 +67,9 @@ class Contest:
     baseline: str | None = setting(
         None, "Method that the others are compared with; adaptformer or the first if not given."
     )
-    fraction: float | None = setting(None, "Share of the training images, such as 0.1.")
+    fraction: float | None = setting(
+        None, "Share of the training images, such as 0.1.", above=0, most=1, fix="Try 0.1."
+    )
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,7 @@ class RouterContest:
 
     budget: str = setting("steps", "Budget that is equal for all: steps, flops, or both.")
     steps: int | None = setting(
-        None, "Steps of the training; 1500 on texts, 1000 on pictures if not given."
+        None, "Steps of the training; 1500 on texts, 1000 on pictures if not given.", least=1
     )
     sees_later: bool = setting(False, "Let in routers that see later tokens of a text.")
     baseline: str | None = setting(
