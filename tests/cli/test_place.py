@@ -93,10 +93,10 @@ def test_a_plan_is_compared_with_experts_in_order_on_the_same_batch(
         (("place", "t", "--redundant", "2", "--out", "p"), "--by eplb"),
         (("place", "t", "--write", "p", "--out", "p"), "--checkpoint"),
         (("place", "t", "--devices", "2", "--out", "p"), "intarsia trace"),
-        (("simulate", "t", "--plan", "tp"), "unknown --plan"),
+        (("simulate", "t", "--plan", "tp"), "UnknownChoice: --plan"),
         (("simulate", "t", "--tokens", "0"), "at least 1"),
         (("simulate", "t", "--slots", "1"), "2 or more"),
-        (("simulate", "t", "--policy", "fifo"), "unknown --policy"),
+        (("simulate", "t", "--policy", "fifo"), "UnknownChoice: --policy"),
         (("offload", "nothing", "--out", "out"), "nothing there"),
     ],
 )

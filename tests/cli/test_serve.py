@@ -99,7 +99,7 @@ def test_a_folder_that_compress_wrote_is_served_by_native_steps(
     ("words", "message"),
     [
         (("m", "--engine", "sglang"), "one of"),
-        (("m", "--policy", "fifo"), "unknown --policy"),
+        (("m", "--policy", "fifo"), "UnknownChoice: --policy"),
         (("m", "--slots", "4", "--memory", "1GB"), "one of the two"),
         (("m", "--slots", "many"), "--slots 0.25"),
         (("m", "--slots", "2.5"), "2 or more"),

@@ -105,7 +105,7 @@ def test_what_is_left_is_trained_with_the_zeros_kept(
         (("--recover", "0", "--out", "out"), "got 0"),
         (("--method", "wnada"), "got 'wnada'"),
         (("--density", "0"), "got 0"),
-        (("--layout", "zip"), "unknown --layout"),
+        (("--layout", "zip"), "UnknownChoice: --layout"),
         (("--rows", "3"), "got 3"),
         (("--calib", "elpv"), "got elpv"),
         ((), "got nothing"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -11,6 +12,8 @@ import typer
 
 from ..core.errors import ConfigError
 from ..core.folders import BLEND
+from ..core.schema import setting
+from .declared import with_options
 from .early import check_run, decimals
 from .options import Json, writes
 from .shell import say, show_json, show_table
@@ -20,17 +23,21 @@ WRITTEN = (BLEND, "run.json", "predictions.safetensors", "members")  # what a bl
 COLUMNS = ("run", "weight", "temperature", "loss")
 
 
+@dataclass(frozen=True)
+class Blending:
+    """Weights and temperatures of a blend's members."""
+
+    weights: str | None = setting(None, "Weights of the runs, such as 2,1; all equal if not given.")
+    temperatures: str | None = setting(
+        None, "Temperature of each run; those that the runs fitted if not given."
+    )
+
+
+@with_options()
 def blend(
     runs: Annotated[list[Path], typer.Argument(help="Folders of two or more finished runs.")],
+    blending: Blending,
     out: Annotated[Path | None, writes("The folder to write.")] = None,
-    weights: Annotated[
-        str | None,
-        typer.Option(help="Weights of the runs, such as 2,1; all equal if not given."),
-    ] = None,
-    temperatures: Annotated[
-        str | None,
-        typer.Option(help="Temperature of each run; those that the runs fitted if not given."),
-    ] = None,
     as_json: Json = False,
 ) -> None:
     """Blend finished runs on pictures: the weighted mean of their probabilities.
@@ -48,13 +55,13 @@ def blend(
     for run in runs:
         check_run(run)
     want, fix = "a number above 0 for each run", "For example: --weights 2,1"
+    weights, temperatures = blending.weights, blending.temperatures
     shares = None if weights is None else decimals("--weights", weights, want=want, fix=fix)
     fix = "For example: --temperatures 1.2,0.9"
-    temperatures_text = temperatures
     temps = (
         None
-        if temperatures_text is None
-        else decimals("--temperatures", temperatures_text, want=want, fix=fix)
+        if temperatures is None
+        else decimals("--temperatures", temperatures, want=want, fix=fix)
     )
     for option, values in (("--weights", shares), ("--temperatures", temps)):
         if values is not None and len(values) != len(runs):

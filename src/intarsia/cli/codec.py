@@ -8,6 +8,7 @@ import shlex
 import shutil
 import time
 import warnings
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -16,7 +17,9 @@ import typer
 from ..core.errors import ConfigError, DataError
 from ..core.files import write_text
 from ..core.reading import read_bytes
-from .options import Json, OutFolder, Seed, Threads, number, use_threads, writes
+from ..core.schema import setting
+from .declared import option, with_options
+from .options import Json, OutFolder, Seed, Threads, use_threads, writes
 from .shell import note, say, show_json, show_table, warn
 from .signal_files import SUFFIXES, check_signal, open_whole, read_signal, save_signal
 from .targets import finished_names, target
@@ -31,10 +34,25 @@ codec = typer.Typer(
     rich_markup_mode="rich",
     help="Compress a signal into a file with a learned prior, and train such priors.",
 )
+
+
+@dataclass(frozen=True)
+class PriorTraining:
+    """The size of the coded pictures that a prior is for, and its training."""
+
+    bits_per_pixel: float = setting(
+        1.0, "Size of the coded pictures, in bits for each pixel.", above=0, fix="Try 1."
+    )
+    steps: int = setting(2000, "Steps of the training.", least=1)
+    crops: int = setting(500, "Parts that are cut out of the pictures.", least=1)
+    tiles: int = setting(2, "Patches along each side of a part.", least=1)
+
+
 Out = Annotated[Path | None, writes("The file to write; beside FILE if not given.")]
 
 
 @codec.command()
+@with_options()
 def encode(
     file: Annotated[
         Path, typer.Argument(help="Signal: a picture, a .wav, or a .npy of frames or points.")
@@ -43,8 +61,10 @@ def encode(
     prior: PriorFolder = None,
     steps: Annotated[
         int,
-        number(
-            "Steps of fitting before the first part is coded; between parts come as many.", least=1
+        option(
+            PriorTraining,
+            "steps",
+            help="Steps of fitting before the first part is coded; between parts come as many.",
         ),
     ] = 600,
     seed: Seed = 0,
@@ -149,15 +169,11 @@ def decode(
 
 
 @codec.command()
+@with_options()
 def train(
     pictures: Annotated[list[Path], typer.Argument(help="Pictures, or folders of them.")],
+    training: PriorTraining,
     out: OutFolder = None,
-    bits_per_pixel: Annotated[
-        float, number("Size of the coded pictures, in bits for each pixel.", above=0, fix="Try 1.")
-    ] = 1.0,
-    steps: Annotated[int, number("Steps of the training.", least=1)] = 2000,
-    crops: Annotated[int, number("Parts that are cut out of the pictures.", least=1)] = 500,
-    tiles: Annotated[int, number("Patches along each side of a part.", least=1)] = 2,
     seed: Seed = 0,
     threads: Threads = None,
     as_json: Json = False,
@@ -186,15 +202,10 @@ def train(
     from ..areas.codec.codec import Recombiner
 
     arrays = [to_rgb(open_whole(path)) for path in files]
-    options: dict[str, Any] = {"crops": crops, "tiles": tiles, "steps": steps, "seed": seed}
-    coder = Recombiner.train(
-        # A part has tiles x tiles patches: the batch keeps about 256 patches a step.
-        arrays,
-        bits_per_pixel,
-        batch=max(1, 256 // tiles**2),
-        out=state,
-        **options,
-    )
+    options: dict[str, Any] = {**vars(training), "seed": seed}
+    # A part has tiles x tiles patches: the batch keeps about 256 patches a step.
+    batch = max(1, 256 // training.tiles**2)
+    coder = Recombiner.train(arrays, batch=batch, out=state, **options)
     coder.save(out)
     shutil.rmtree(state, ignore_errors=True)
     if as_json:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from ..core.errors import ConfigError
+from ..core.schema import setting
 from ..data.corpora import is_text
+from .declared import with_options
 from .early import check_data
-from .options import Json, Length, Seed, SparseModel, Threads, number, use_threads, writes
+from .options import Json, Length, Seed, SparseModel, Threads, use_threads, writes
 from .shell import note, say, show_json, show_table
 from .targets import target
 
@@ -22,20 +25,24 @@ Text = Annotated[str, typer.Argument(help="Text to calibrate and measure on: a c
 Entries = Annotated[
     str, typer.Argument(help="Techniques with their settings: prune:0.25,quant:w4.")
 ]
-Pairs = Annotated[
-    bool,
-    typer.Option("--pairs", help="Each entry alone and in pairs, not all at once."),
-]
 Out = Annotated[Path | None, writes("The JSON file to write, with all that was measured.")]
 
 
+@dataclass(frozen=True)
+class Combining:
+    """Size of a measurement: pairs or all at once, and rows of text."""
+
+    pairs: bool = setting(False, "Each entry alone and in pairs, not all at once.")
+    rows: int = setting(48, "Rows to measure on.", least=1)
+    calibration: int = setting(48, "Rows to calibrate on.", least=1)
+
+
+@with_options()
 def combine(
     model: SparseModel,
     text: Text,
+    combining: Combining,
     entries: Entries = ALL,
-    pairs: Pairs = False,
-    rows: Annotated[int, number("Rows to measure on.", least=1)] = 48,
-    calibration: Annotated[int, number("Rows to calibrate on.", least=1)] = 48,
     length: Length = 128,
     seed: Seed = 0,
     out: Out = None,
@@ -57,14 +64,14 @@ def combine(
         want, fix = "a corpus, or a .txt, .md or .jsonl file", "For example: austen"
         raise ConfigError("TEXT", got=text, want=want, fix=fix)
     # all entries at once would conflict with each other
-    pairs = pairs or entries == ALL
+    pairs = combining.pairs or entries == ALL
     if out is not None:
         target(out, "combined.json", mark=COMBINED)
     from ..runs.stack import broken, parsed, stack_of, stack_pairs
 
     use_threads(threads)
     settings = parsed(entries, alone=pairs)
-    texts = _texts(model, text, (calibration, rows, length), seed)
+    texts = _texts(model, text, (combining.calibration, combining.rows, length), seed)
     if pairs:
         table = stack_pairs(*texts[:1], settings, *texts[1:], report=note)
     else:

@@ -15,7 +15,7 @@ from ..core.locks import alone
 from ..core.schema import Setting
 from ..data.corpora import is_text
 from ..runs.experiment import Experiment
-from . import completing
+from .declared import option, option_row, with_options
 from .early import (
     check_data,
     check_jobs,
@@ -28,17 +28,18 @@ from .early import (
 )
 from .labelled_steps import compare_rows, has_rows_runs, report_rows, takes_rows
 from .options import (
+    Baseline,
     Data,
     Jobs,
     Json,
     Ray,
+    Seeds,
+    Several,
     allow_pixels,
     given_in_words,
-    option_row,
     row,
     shared,
     use_threads,
-    with_options,
     writes,
 )
 from .shell import note, say, show_json, show_rich
@@ -52,6 +53,10 @@ if TYPE_CHECKING:
 
 TEXT_METHODS = "lora,mixlora"  # where nothing is said
 PROBE = "linear"
+OF_COMPARISON = (
+    "Methods with commas, as for `intarsia fit`; if not given, for texts lora,mixlora, for "
+    "labelled texts words,tfidf,minilm."
+)
 OF_METHODS = "Setting of one method: METHOD.name=value, as lora.rank=8; may be repeated."
 LR = (
     "One learning rate for all methods; if not given, each has the one that is best for it on "
@@ -62,12 +67,6 @@ RATES = (
     "an edge of it is the best rate for a method."
 )
 NO_LINEAR = "Do not put a linear probe beside methods for pictures where --methods has none."
-Baseline = Annotated[
-    str | None,
-    typer.Option(
-        help="Label of the method that the others are compared with; the first if not given."
-    ),
-]
 
 
 @with_options(
@@ -85,15 +84,10 @@ Baseline = Annotated[
 def compare(
     ctx: typer.Context,
     data: Data,
-    methods: Annotated[
-        str,
-        typer.Option(
-            autocompletion=completing.METHODS,
-            help="Methods with commas, as for `intarsia fit`; if not given, for texts "
-            "lora,mixlora, for labelled texts words,tfidf,minilm.",
-        ),
-    ] = "linear,lora,bottleneck,mosa",
-    seeds: Annotated[str, typer.Option(help="Seeds of the runs, with commas.")] = "0,1,2",
+    methods: Annotated[str, option(Several, "methods", help=OF_COMPARISON)] = (
+        "linear,lora,bottleneck,mosa"
+    ),
+    seeds: Seeds = "0,1,2",
     out: Annotated[
         Path | None, writes("The folder of the runs; runs/compare-DATA if not given.")
     ] = None,

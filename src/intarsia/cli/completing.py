@@ -126,11 +126,10 @@ OF_OPTION: dict[str, Callable[..., Iterable[Any]]] = {
     "method": methods,
     "model": models,
     "settings": settings,
+    "calib": several(among((MIXED, *CORPORA))),
+    "data": data,
+    "methods": several(method_names),
 }
-METHODS = several(method_names)
-KIND = among(sorted({entry["kind"] for entry in index().values()}))
-FAMILY = among(sorted({entry["family"] for entry in index().values()}))
-CALIBRATION = several(among((MIXED, *CORPORA)))
 
 
 def of_setting(name: str, declared: Setting) -> Callable[..., Iterable[Any]] | None:
@@ -139,7 +138,7 @@ def of_setting(name: str, declared: Setting) -> Callable[..., Iterable[Any]] | N
     name: of the setting, for which OF_OPTION may have a function. declared: its declaration; its
     choices or offered words are completed otherwise.
     """
-    if name in OF_OPTION:
+    if name in OF_OPTION and not (declared.choices or declared.offers):
         return OF_OPTION[name]
     offered = declared.choices or declared.offers
     # a lambda, so that the words are only made when a shell asks for them

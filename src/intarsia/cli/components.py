@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import shlex
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from ..core.checks import one_of
 from ..core.errors import ConfigError, ShapeError
 from ..core.folders import check_kind
-from .completing import among
-from .options import Json, Seed, number, writes
+from ..core.schema import setting
+from .declared import with_options
+from .options import Json, Seed, writes
 from .shell import note, say, show_json
 from .targets import target
 
@@ -22,31 +23,27 @@ NOT_NEGATIVE = ("mca", "mop")
 
 
 Out = Annotated[Path | None, writes("The PNG to write; RUN.png if not given.")]
-Fit = Annotated[
-    Path | None, typer.Option(help="Picture, or folder of them, to learn RUN from first.")
-]
-Model = Annotated[
-    str,
-    typer.Option(
-        "--model",
-        "-m",
-        help=f"Model to learn by --fit: {', '.join(MODELS)}.",
-        autocompletion=among(MODELS),
-    ),
-]
 
 
+@dataclass(frozen=True)
+class Learning:
+    """Settings of a sparse coding model that is learned from pictures."""
+
+    fit: Path | None = setting(None, "Picture, or folder of them, to learn RUN from first.")
+    model: str = setting("gsc", "Model to learn by --fit.", choices=MODELS, short="-m")
+    atoms: int = setting(64, "Components to learn by --fit.", least=2)
+    side: int = setting(8, "Side of a patch for --fit, in pixels.", least=2)
+    patches: int = setting(5000, "Patches to learn from by --fit.", least=2)
+    steps: int = setting(60, "Steps of EM in --fit.", least=2)
+
+
+@with_options()
 def components(
     run: Annotated[
         Path, typer.Argument(help="Model: a folder of its `save`; a new one with --fit.")
     ],
+    learning: Learning,
     out: Out = None,
-    fit: Fit = None,
-    model: Model = "gsc",
-    atoms: Annotated[int, number("Components to learn by --fit.", least=2)] = 64,
-    side: Annotated[int, number("Side of a patch for --fit, in pixels.", least=2)] = 8,
-    patches: Annotated[int, number("Patches to learn from by --fit.", least=2)] = 5000,
-    steps: Annotated[int, number("Steps of EM in --fit.", least=2)] = 60,
     seed: Seed = 0,
     as_json: Json = False,
 ) -> None:
@@ -57,7 +54,7 @@ def components(
 
     Example:  intarsia components runs/gsc --fit photos/ --atoms 64
     """
-    one_of("--model", model, MODELS)
+    fit = learning.fit
     if fit is not None and not fit.exists():
         want = "a picture, or a folder of pictures"
         raise ConfigError("--fit", got=f"no {fit}", want=want, fix="Check the path.")
@@ -74,7 +71,7 @@ def components(
         check_kind(run, CARD, what=f"model {run}", want=want, fix=repair)
     else:
         target(run, "runs/gsc", option="RUN", written_names=(CARD, TENSORS))
-        _learn(fit, run, model, atoms, side, patches, steps, seed)
+        _learn(fit, run, learning, seed)
     # read back from the folder, also after --fit: the folder is then known to be whole
     learner = Annealed.load(run)
     try:
@@ -93,9 +90,7 @@ def components(
     )
 
 
-def _learn(
-    source: Path, run: Path, model: str, atoms: int, side: int, patches: int, steps: int, seed: int
-) -> None:
+def _learn(source: Path, run: Path, learning: Learning, seed: int) -> None:
     """Learn a sparse coding model from patches of pictures and save it."""
     import numpy as np
 
@@ -106,6 +101,7 @@ def _learn(
     from ..data.photographs import patches as cut
     from ..train.progress import Bar
 
+    model, steps = learning.model, learning.steps
     files = [source] if source.is_file() else sorted(source.rglob("*"))
     files = [file for file in files if file.suffix.lower() in SUFFIXES]
     if not files:
@@ -116,8 +112,8 @@ def _learn(
     kind: Any = card(model).config
     # These models else leave out, late in a run, the samples that they explain worst.
     settings = {"data_cut": False} if issubclass(kind, Truncated) else {}
-    learner = kind(n_components=atoms, n_iter=steps, random_state=seed, **settings)
-    x = cut(pictures, side, patches, np.random.default_rng(seed))
+    learner = kind(n_components=learning.atoms, n_iter=steps, random_state=seed, **settings)
+    x = cut(pictures, learning.side, learning.patches, np.random.default_rng(seed))
     # Patches less their mean have negative values, which these models know nothing of.
     if model not in NOT_NEGATIVE:
         x = x - x.mean(axis=1, keepdims=True)

@@ -6,29 +6,20 @@ import shlex
 import shutil
 import time
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from ..core.checks import at_least
-from ..core.errors import ConfigError, UnknownName
+from ..core.errors import ConfigError
 from ..core.folders import describe_folder
+from ..core.schema import setting
 from ..data.language_names import check_language_model
 from ..runs.experiment import FILE
-from .completing import among
-from .early import FORMATS, check_calibration, numbers
-from .options import (
-    Calibration,
-    Json,
-    Length,
-    OutFolder,
-    Rows,
-    Seed,
-    Threads,
-    number,
-    use_threads,
-)
+from .declared import option, with_options
+from .early import FORMATS, check_calibration, check_word, numbers
+from .options import Calibration, Json, Length, OutFolder, Seed, Texts, Threads, use_threads
 from .shell import note, say, show_json, warn
 from .targets import target
 
@@ -42,73 +33,71 @@ Model = Annotated[
     str,
     typer.Argument(help="Language model: smollm2 or a folder of save_pretrained; for chw a run."),
 ]
-Format = Annotated[
-    str,
-    typer.Option(
-        help="Format of the layers: bitmask, columns, blockint, gqsa, ternary, chw, ...",
-        autocompletion=among(FORMATS),
-    ),
-]
-Values = Annotated[
-    str | None,
-    typer.Option(help="Type of the kept values: same, fp32, bf16 or, of bitmask and chw, int8."),
-]
-Density = Annotated[
-    float | None,
-    number(
+
+
+@dataclass(frozen=True)
+class Packing:
+    """The format of the layers, and the settings that some formats have."""
+
+    format: str = setting(
+        "bitmask",
+        "Format of the layers: bitmask, columns, blockint, gqsa, ternary, chw, ...",
+        offers=FORMATS,
+        test=lambda word: check_word("--format", word, FORMATS),
+    )
+    values: str | None = setting(
+        None, "Type of the kept values: same, fp32, bf16 or, of bitmask and chw, int8."
+    )
+    density: float | None = setting(
+        None,
         "Share of weights that is kept, for formats that prune.",
         least=0.001,
         most=1,
         fix="Try 0.5.",
-    ),
-]
-Steps = Annotated[
-    str | None,
-    typer.Option(help="Steps of gqsa's tuning, for each block and for all scales; 0,0 = none."),
-]
-Shared = Annotated[
-    int | None,
-    number("Neighbouring rows that keep the same groups, of gqsa: 1, 4 or 8.", choices=(1, 4, 8)),
-]
-Head = Annotated[
-    str | None,
-    typer.Option(
-        help="Type of a language model's head: int8, int4 or same, as it is; int8 if not given, "
+    )
+    bits: int | None = setting(
+        None, "Bits of a weight, for formats that round.", least=1, most=8, fix="Try 4."
+    )
+    steps: str | None = setting(
+        None, "Steps of gqsa's tuning, for each block and for all scales; 0,0 = none."
+    )
+    shared: int | None = setting(
+        None, "Neighbouring rows that keep the same groups, of gqsa: 1, 4 or 8.", choices=(1, 4, 8)
+    )
+
+    def given(self) -> dict[str, Any]:
+        """Return the settings of the format; None for those that were not given."""
+        settings = {"values": self.values, "density": self.density, "bits": self.bits}
+        return settings | {"tuning": _tuning(self.steps), "rows": self.shared}
+
+
+@dataclass(frozen=True)
+class Parts:
+    """Parts of a model that are packed, and whether a packing is forced or resumed."""
+
+    head: str | None = setting(
+        None,
+        "Type of a language model's head: int8, int4 or same, as it is; int8 if not given, "
         "but same for a format that rounds nothing.",
-        autocompletion=among(HEADS),
-    ),
-]
-Layers = Annotated[
-    list[str] | None,
-    typer.Option(help="Glob of the layers to pack, such as 'mlp.*'; may be repeated."),
-]
+        choices=tuple(HEADS),
+    )
+    layers: tuple[str, ...] = setting(
+        (), "Glob of the layers to pack, such as 'mlp.*'; may be repeated."
+    )
+    force: bool = setting(False, "Pack also where dense is faster here.")
+    resume: bool = setting(False, "Go on with a gqsa or ternary packing that was stopped.")
 
 
+@with_options()
 def compress(
     model: Model,
-    format: Format = "bitmask",
-    values: Values = None,
-    density: Density = None,
-    bits: Annotated[
-        int | None,
-        number("Bits of a weight, for formats that round.", least=1, most=8, fix="Try 4."),
-    ] = None,
-    steps: Steps = None,
-    shared: Shared = None,
-    head: Head = None,
-    layers: Layers = None,
+    packing: Packing,
+    parts: Parts,
     calib: Calibration = "mixed",
-    rows: Rows = 64,
+    rows: Annotated[int, option(Texts, "rows", least=8, fix="Try 64.")] = 64,
     length: Length = 512,
     seed: Seed = 0,
-    force: Annotated[
-        bool, typer.Option("--force", help="Pack also where dense is faster here.")
-    ] = False,
     out: OutFolder = None,
-    resume: Annotated[
-        bool,
-        typer.Option("--resume", help="Go on with a gqsa or ternary packing that was stopped."),
-    ] = False,
     threads: Threads = None,
     as_json: Json = False,
 ) -> None:
@@ -128,21 +117,21 @@ def compress(
               intarsia compress smollm2 --format gqsa --density 0.5 --shared 8 --out small
               intarsia compress runs/pruned --format chw --out fast
     """
-    _check((format, head), rows, calib, out)
-    assert out is not None
+    check_calibration(calib, rows)
+    out, format = target(out, "fast"), packing.format
     use_threads(threads)
     # those that were not given are None, and stay the format's own
-    settings = {"values": values, "density": density, "bits": bits, "tuning": _tuning(steps)}
-    settings["rows"] = shared
+    settings, layers = packing.given(), list(parts.layers) or None
     if format == NETS:
-        chosen = settings | {"layers": layers, "head": head, "resume": resume or None}
-        _net(model, chosen, force, out, as_json)
+        selected = settings | {"layers": layers, "head": parts.head, "resume": parts.resume or None}
+        _net(model, selected, parts.force, out, as_json)
         return
     check_language_model(model)
-    options = {"layers": layers, "force": force, "seed": seed, "resume": resume}
+    options = {"layers": layers, "force": parts.force, "seed": seed, "resume": parts.resume}
     stored = chosen_format(format, settings)
     # a format asked for without a loss stays without one
-    bits_of_head = HEADS[head or ("same" if getattr(stored, "exact", False) else "int8")]
+    exact = getattr(stored, "exact", False)
+    bits_of_head = HEADS[parts.head or ("same" if exact else "int8")]
     texts = calib, rows, length
     record = _packed(model, (stored, bits_of_head), texts, options, out, format)
     if as_json:
@@ -190,7 +179,7 @@ def _packed(
     if (Path(model) / "intarsia.json").is_file():  # a mixture of ours
         host, tokenizer = open_language_model(model)
     else:
-        host, tokenizer = language_model(model, dtype="auto", mapped=True)
+        host, tokenizer = language_model(model, dtype="auto")
     if type(host).__name__ in ARCHITECTURES:  # llama.cpp knows it
         _warn_of_rivals("text", format, vars(stored))
     before = sum(p.nbytes for p in host.parameters())
@@ -308,20 +297,3 @@ def _tensors(host: Any) -> list[Any]:
     # Tied weights are one tensor in memory: by address they count once.
     tensors = {t.data_ptr(): t for t in (*host.parameters(), *host.buffers())}
     return list(tensors.values())
-
-
-def _check(
-    names: tuple[str, str | None],
-    rows: int,
-    calib: str,
-    out: Path | None,
-) -> None:
-    """Check the options and texts, and reserve the output folder, before torch is imported."""
-    format, head = names
-    if format not in FORMATS:
-        raise UnknownName("--format", format, FORMATS)
-    if head is not None and head not in HEADS:
-        raise UnknownName("--head", head, HEADS)
-    at_least("--rows", rows, 8, fix="Try 64.")
-    check_calibration(calib, rows)
-    target(out, "fast")

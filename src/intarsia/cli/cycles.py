@@ -2,26 +2,33 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Annotated
 
 import typer
 
+from ..core.schema import setting
 from .completing import models
-from .options import Json, number, option_of
+from .declared import with_options
+from .options import Json, option_of
 from .shell import say, show_json, show_table
 
 
+@dataclass(frozen=True)
+class Cycles:
+    """The step of a training, and the accelerator that it runs on."""
+
+    pattern: str = setting("2:8", "Pattern n:m of the weights: n of m are kept.")
+    directions: str = setting("both", "Passes with sparse weights: both, forward or backward.")
+    batch: int = setting(64, "Pictures a step.", least=1)
+    side: int = setting(32, "Side of the accelerator's array, in units.", least=1)
+
+
+@with_options()
 def cycles(
     model: Annotated[str, typer.Argument(help="Vision model, by its name.", autocompletion=models)],
-    pattern: Annotated[
-        str, typer.Option(help="Pattern n:m of the weights: n of m are kept.")
-    ] = "2:8",
-    directions: Annotated[
-        str, typer.Option(help="Passes with sparse weights: both, forward or backward.")
-    ] = "both",
-    batch: Annotated[int, number("Pictures a step.", least=1)] = 64,
+    request: Cycles,
     size: Annotated[int | None, option_of("size")] = None,
-    side: Annotated[int, number("Side of the accelerator's array, in units.", least=1)] = 32,
     as_json: Json = False,
 ) -> None:
     """Count the cycles of a training step on the accelerator SAT, with dense and N:M weights.
@@ -30,9 +37,10 @@ def cycles(
 
     Example:  intarsia cycles resnet18 --pattern 2:8
     """
+    pattern, batch = request.pattern, request.batch
     from ..runs.accelerator import step_cycles
 
-    rows, dense, sparse = step_cycles(model, pattern, directions, batch, size, side)
+    rows, dense, sparse = step_cycles(model, pattern, request.directions, batch, size, request.side)
     if as_json:
         show_json({"layers": rows, "dense": dense, "cycles": sparse, "times": dense / sparse})
         return

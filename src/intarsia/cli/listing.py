@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Annotated, Any
 
 import typer
@@ -10,35 +11,44 @@ import typer
 from ..catalog import TAGS, card, cards, commands, describe, example, find, shown
 from ..core.errors import UnknownName
 from ..core.registry import index, settings_to_dict
-from .completing import FAMILY, KIND, among
+from ..core.schema import setting
 from .completing import cards as CARD
+from .declared import with_options
 from .options import Json
 from .shell import room, say, show_json, show_table
 
 NARROW, WIDE = 80, 100  # characters of a line: of a pipe, and from which there is room for tags
 
 
+def _words_of(field: str) -> list[str]:
+    return sorted({entry[field] for entry in index().values()})
+
+
+@dataclass(frozen=True)
+class Listing:
+    """Kind, tag and family of the methods that are listed."""
+
+    kind: str | None = setting(
+        None,
+        "Kind of method, such as adapter, router or baseline.",
+        offers=lambda: _words_of("kind"),
+    )
+    tag: str | None = setting(
+        None, "Tag of the methods, such as folds, linear or stochastic.", offers=tuple(TAGS)
+    )
+    family: str | None = setting(
+        None,
+        "Family of methods, such as 'adapter mixtures'.",
+        offers=lambda: _words_of("family"),
+    )
+
+
+@with_options()
 def list_methods(
+    listing: Listing,
     text: Annotated[
         str, typer.Argument(help="Text in a name, a title, a summary or an arXiv number.")
     ] = "",
-    kind: Annotated[
-        str | None,
-        typer.Option(
-            help="Kind of method, such as adapter, router or baseline.", autocompletion=KIND
-        ),
-    ] = None,
-    tag: Annotated[
-        str | None,
-        typer.Option(
-            help="Tag of the methods, such as folds, linear or stochastic.",
-            autocompletion=among(TAGS),
-        ),
-    ] = None,
-    family: Annotated[
-        str | None,
-        typer.Option(help="Family of methods, such as 'adapter mixtures'.", autocompletion=FAMILY),
-    ] = None,
     as_json: Json = False,
 ) -> None:
     """List the methods and the baselines, with the paper of each.
@@ -46,6 +56,7 @@ def list_methods(
     Example:  intarsia list --kind adapter --tag folds
     Example:  intarsia list RMoE
     """
+    kind, tag, family = listing.kind, listing.tag, listing.family
     described = [describe(card) for card in cards(kind, tag, family, text)]
     # Commands have no kind, tag or family: they are listed only where none is asked for.
     if kind is tag is family is None:

@@ -3,34 +3,37 @@
 from __future__ import annotations
 
 import shlex
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from ..core.errors import ConfigError
+from ..core.schema import setting
+from .declared import with_options
 from .early import check_run, decimals
 from .options import Device, Json, Threads, use_threads, writes
 from .shell import note, say, show_json, show_table
 from .targets import target
 
 
+@dataclass(frozen=True)
+class Merging:
+    """Settings of an average of runs."""
+
+    greedy: bool = setting(False, "Add runs one by one, as long as the score on val does not fall.")
+    weights: str | None = setting(
+        None, "Weights of the runs, such as 0.5,0.25,0.25; all equal if not given."
+    )
+    line: bool = setting(False, "Score 11 places between two of them, for the report.")
+
+
+@with_options()
 def merge(
     runs: Annotated[list[Path], typer.Argument(help="Folders of finished runs with one mask.")],
+    merging: Merging,
     out: Annotated[Path | None, writes("The run folder to write.")] = None,
-    greedy: Annotated[
-        bool,
-        typer.Option(
-            "--greedy", help="Add runs one by one, as long as the score on val does not fall."
-        ),
-    ] = False,
-    weights: Annotated[
-        str | None,
-        typer.Option(help="Weights of the runs, such as 0.5,0.25,0.25; all equal if not given."),
-    ] = None,
-    line: Annotated[
-        bool, typer.Option("--line", help="Score 11 places between two of them, for the report.")
-    ] = False,
     device: Device = None,
     threads: Threads = None,
     as_json: Json = False,
@@ -51,11 +54,12 @@ def merge(
         check_run(run)
     want, fix = "shares that add up to 1", "For example: --weights 0.5,0.25,0.25"
     # a list, or None for equal weights
+    weights = merging.weights
     shares = None if weights is None else decimals("--weights", weights, want=want, fix=fix)
     use_threads(threads)
     from ..runs.souping import soup_runs
 
-    options = {"by_val": greedy, "line": line, "device": device, "report": note}
+    options = {"by_val": merging.greedy, "line": merging.line, "device": device, "report": note}
     record = soup_runs(runs, out, weights=shares, **options)
     described, results = record["record"]["soup"], record["results"]
     if as_json:

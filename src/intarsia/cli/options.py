@@ -3,37 +3,25 @@
 # The types of options are read from the fields, so that they are no text (no `annotations` here).
 
 import dataclasses
-import inspect
 import os
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import MISSING, Field, dataclass
-from functools import partial
+from dataclasses import Field, dataclass
 from inspect import Parameter
 from pathlib import Path
-from typing import Annotated, Any, TypeVar, get_args, get_origin
+from typing import Annotated, Any
 
 import typer
 
+from ..core.checks import at_least
 from ..core.registry import listed
-from ..core.schema import (
-    METADATA,
-    SEVERAL,
-    Setting,
-    fits,
-    members,
-    option_name,
-    options_of,
-    read,
-    setting,
-)
+from ..core.schema import METADATA, Setting, option_name, options_of, setting
 from ..runs.experiment import GROUPS, Adapted, Experiment, Pictures
 from ..train.settings import Recipe, Running, Training
 from . import completing
+from .declared import checked, option, option_row
 from .early import RECOMMENDERS, RETRIEVAL
 from .processes import ProcessOptions
-
-Verb = TypeVar("Verb", bound=Callable[..., None])
 
 
 @dataclass(frozen=True)
@@ -154,51 +142,13 @@ def flag(name: str) -> str:
 def row(name: str, **changes: Any) -> Parameter:
     """Return a setting of a run, by its name, as a parameter of a command.
 
-    changes: the help, the default or the kind, where they are others for this verb.
+    changes: the help, the default or the kind, where they are others for this verb. Its value is
+    checked when it is read, as the setting's is.
     """
     item, panel = FIELDS[name]
-    declared: Setting = item.metadata[METADATA]
     kind, default = changes.pop("kind", item.type), changes.pop("default", item.default)
-    return option_row(panel, name, kind, default, dataclasses.replace(declared, **changes))
-
-
-def option_row(panel: str, name: str, kind: Any, default: Any, declared: Setting) -> Parameter:
-    """Return a parameter of a command, from which typer builds an option under a panel.
-
-    Its value is checked when it is read, as the setting's is.
-    """
-    option = declared.flag or f"--{name.replace('_', '-')}"
-    # typer reads "/--no-x" as an option without a positive form only if a space comes first.
-    names = (f" {option}" if option.startswith("/") else option, declared.short)
-    typed, reader = _typed(kind, option)
-    info = typer.Option(
-        *filter(None, names),
-        help=declared.help,
-        rich_help_panel=panel or None,
-        callback=_checking(declared),
-        show_default=not option.startswith("/"),  # what the option turns off
-        autocompletion=completing.of_setting(name, declared),
-        parser=reader,
-    )
-    # An option that may be repeated has None for "not given", as typer knows no empty tuple.
-    default = None if default in ((), MISSING) else default
-    annotation = Annotated[typed, info]
-    return Parameter(name, Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
-
-
-def _typed(kind: Any, option: str) -> tuple[Any, Callable[[str], Any] | None]:
-    """Return a type that typer knows for `kind`, and the reader of a text if it is a union."""
-    kinds = [member for member in members(kind) if member is not type(None)]
-    # A list of words: the option is repeated on the command line.
-    if any(get_origin(member) in SEVERAL and get_args(member)[0] is str for member in kinds):
-        return list[str] | None, None
-    # A word among the types takes any text; the setting's own check then judges it.
-    if str in kinds:
-        return (str | None if fits(None, kind) else str), None
-    # Such as int | float: one reader decides between them by the text.
-    if len(kinds) > 1:
-        return float | None, partial(read, option, kind=kind)
-    return kind, None
+    declared: Setting = dataclasses.replace(item.metadata[METADATA], **changes)
+    return checked(option_row(panel, name, kind, default, declared), kind, declared)
 
 
 def shared(without: Collection[str] = ()) -> tuple[Parameter, ...]:
@@ -208,42 +158,12 @@ def shared(without: Collection[str] = ()) -> tuple[Parameter, ...]:
 
 def rows(*kinds: type) -> tuple[Parameter, ...]:
     """Return the options of some settings."""
-    return tuple(
-        option_row(
-            declared.panel or PANELS.get(kind, ""), item.name, item.type, item.default, declared
-        )
-        for kind in kinds
-        for item, declared in options_of(kind)
-    )
+    return tuple(row(item.name) for item, _ in options_of(*kinds))
 
 
-def option_of(name: str, **changes: Any) -> Any:
-    """Return the option of a setting, for a command that has the parameter in its own signature.
-
-    changes: as `row` takes them.
-    """
-    return row(name, **changes).annotation.__metadata__[0]
-
-
-def number(help: str, *names: str, **declared: Any) -> Any:
-    """Return the option of a number, which is checked when it is read.
-
-    names: of the option, if not its parameter's; declared: range and fix, as of `Setting`.
-    """
-    return typer.Option(*names, help=help, callback=_checking(Setting(help=help, **declared)))
-
-
-def _checking(declared: Setting) -> Callable[[typer.CallbackParam, Any], Any]:
-    """Return the function that checks an option's value as its declaration says."""
-
-    def checked(parameter: typer.CallbackParam, value: Any) -> Any:
-        if value is not None:
-            # the long name of -n, --images; its type is right by now
-            names = (*parameter.opts, *parameter.secondary_opts)
-            declared.check(max(names, key=len), value, object)
-        return value
-
-    return checked
+def option_of(name: str) -> Any:
+    """Return the option of a setting of a run, for a command with a parameter of its own."""
+    return row(name).annotation.__metadata__[0]
 
 
 def writes(help: str) -> Any:
@@ -251,18 +171,51 @@ def writes(help: str) -> Any:
     return typer.Option("--out", "-o", help=help)
 
 
+@dataclass(frozen=True)
+class Texts:
+    """The texts that a method calibrates on."""
+
+    calib: str = setting(
+        "mixed",
+        "Text to calibrate on: mixed, a share of every corpus; or corpora and files with commas.",
+    )
+    rows: int = setting(128, "Rows of text to calibrate on.", least=1)
+
+
+@dataclass(frozen=True)
+class Resuming:
+    """A folder that is resumed."""
+
+    resume: bool = setting(False, "Go on with what is in --out, as it was started.")
+
+
+@dataclass(frozen=True)
+class Several:
+    """Several runs, which methods they have, and how many at a time."""
+
+    methods: str | None = setting(
+        None, "Methods to choose among, with commas; the benchmarks' leaders if not given."
+    )
+    baseline: str | None = setting(
+        None, "Label of the method that the others are compared with; the first if not given."
+    )
+    seeds: str = setting("0,1,2", "Seeds of the runs, with commas.")
+    jobs: int = setting(1, "Runs at a time.", least=1)
+    ray: bool = setting(False, r"Run on a Ray cluster: pip install 'intarsia\[ray]'.")
+
+
+@dataclass(frozen=True)
+class Page:
+    """A page that a verb serves instead of printing its result."""
+
+    serve: bool = setting(False, "Serve a page to try it, on this machine alone.")
+    port: int = setting(0, "Port of the page; 0 = any.", least=0, most=65535)
+
+
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 HELP_OF_DATA: str = FIELDS["data"][0].metadata[METADATA].help
 Data = Annotated[str, typer.Argument(autocompletion=completing.data, help=HELP_OF_DATA)]
-Calibration = Annotated[
-    str,
-    typer.Option(
-        "--calib",
-        help="Text to calibrate on: mixed, a share of every corpus; or corpora and files with "
-        "commas.",
-        autocompletion=completing.CALIBRATION,
-    ),
-]
+Calibration = Annotated[str, option(Texts, "calib")]
 OutFolder = Annotated[Path | None, writes("The folder to write.")]
 OutFile = Annotated[Path | None, writes("The file to write.")]
 LanguageModel = Annotated[
@@ -271,54 +224,38 @@ LanguageModel = Annotated[
 SparseModel = Annotated[
     str, typer.Argument(help="Sparse language model: a folder of save_pretrained with experts.")
 ]
-Rows = Annotated[int, number("Rows of text to calibrate on.", least=1)]
+Rows = Annotated[int, option(Texts, "rows")]
 Device = Annotated[str | None, option_of("device")]
 Threads = Annotated[int | None, option_of("threads")]
 Seed = Annotated[int, option_of("seed")]
+Resume = Annotated[bool, option(Resuming, "resume")]
+Baseline = Annotated[str | None, option(Several, "baseline")]
+Seeds = Annotated[str, option(Several, "seeds")]
 Length = Annotated[int, option_of("length")]
-Jobs = Annotated[int, number("Runs at a time.", least=1)]
-Ray = Annotated[
-    bool, typer.Option("--ray", help=r"Run on a Ray cluster: pip install 'intarsia\[ray]'.")
-]
+Jobs = Annotated[int, option(Several, "jobs")]
+Ray = Annotated[bool, option(Several, "ray")]
 MaxPixels = Annotated[int | None, option_of("max_pixels")]
 Size = Annotated[
     int | None,
-    option_of("size", help="Side of the pictures in pixels; the training's if not given."),
-]
-Port = Annotated[
-    int, number("Port to listen on; 0 = any that is free.", least=0, most=65535, fix="Try 8000.")
+    option(Adapted, "size", help="Side of the pictures in pixels; the training's if not given."),
 ]
 RunFolder = Annotated[Path, typer.Argument(help="A run folder that `intarsia fit` wrote.")]
 
 
 def use_threads(count: int | None) -> None:
-    """Let torch compute with `count` threads, None = its choice."""
+    """Let torch compute with `count` threads, None = its choice.  Raises: ConfigError below 1."""
     if count is None:
         return
+    at_least("--threads", count, 1, fix="Leave it out.")
     import torch
 
     torch.set_num_threads(count)
 
 
-def with_options(options: tuple[Parameter, ...]) -> Callable[[Verb], Verb]:
-    """Return a decorator that adds options to a command's signature; it gets them as keywords."""
-
-    def add(verb: Verb) -> Verb:
-        """Add the options to the signature from which typer builds the command `verb`."""
-        signature = inspect.signature(verb, eval_str=True)
-        named = [p for p in signature.parameters.values() if p.kind is not Parameter.VAR_KEYWORD]
-        parameters = [p.replace(kind=Parameter.KEYWORD_ONLY) for p in (*named, *options)]
-
-        verb.__signature__ = signature.replace(parameters=parameters)  # pyright: ignore
-        verb.__annotations__ = {p.name: p.annotation for p in parameters}
-        return verb
-
-    return add
-
-
 def allow_pixels(ctx: typer.Context, count: int | None) -> None:
     """Let this command, and processes it starts, read pictures of up to `count` pixels."""
     if count is not None:
+        at_least("--max-pixels", count, 1, fix=f"For example: --max-pixels {200_000_000}")
         ctx.with_resource(_environment(LIMIT, str(count)))
 
 

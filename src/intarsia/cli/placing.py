@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from ..core.errors import ConfigError, UnknownName
+from ..core.errors import ConfigError
 from ..core.registry import keys
+from ..core.schema import setting
 from ..core.sealing import sealed_names
 from ..data.corpora import is_text
 from ..data.language_names import check_language_model
 from ..placement.topology_file import read_topology
 from ..placement.trace_file import read_metadata
-from .completing import among
+from .declared import option, with_options
 from .devices import language_model_on, rows_on
 from .early import check_data, check_file
-from .options import Device, Json, Length, OutFile, Seed, SparseModel, Threads, number, use_threads
+from .options import Device, Json, Length, OutFile, Seed, SparseModel, Texts, Threads, use_threads
 from .shell import note, say, show_json, show_table
 from .targets import target
 
@@ -31,22 +33,48 @@ WORTH = (
 )
 
 TraceFile = Annotated[Path, typer.Argument(help="A file that `intarsia trace` wrote.")]
-Devices = Annotated[int | None, number("Number of devices, all alike.", least=1, fix="Try 8.")]
-TopologyFile = Annotated[
-    Path | None,
-    typer.Option(
-        "--topology",
-        help="JSON file of nodes, each, intra, inter, flops, load, memory, as "
+
+
+@dataclass(frozen=True)
+class DeviceOptions:
+    """The devices that experts are placed on."""
+
+    devices: int | None = setting(None, "Number of devices, all alike.", least=1, fix="Try 8.")
+    topology: Path | None = setting(
+        None,
+        "JSON file of nodes, each, intra, inter, flops, load, memory, as "
         '{"nodes": 2, "each": 4, "intra": {"gbps": 300, "us": 2}}.',
-    ),
-]
+    )
+
+    def check(self) -> None:
+        """Check that devices are given by their number, or by a file that is there.
+
+        Raises: ConfigError unless exactly one of both is given.
+        """
+        # Alike devices by their number, or any others by a file, but one of both.
+        if (self.devices is None) == (self.topology is None):
+            got = "neither" if self.topology is None else "both"
+            fix = "For example: --devices 8, or --topology a.json"
+            raise ConfigError("--devices", got=got, want="it or --topology", fix=fix)
+        check_file("--topology", self.topology)
+        if self.topology is not None:
+            read_topology(self.topology)
+
+    def read(self) -> Any:
+        """Return the topology of equal devices, or of a file, which were checked."""
+        from ..placement.topology import Topology
+
+        if self.topology is not None:
+            return Topology.load_file(self.topology)
+        assert self.devices is not None
+        return Topology.uniform(self.devices)
 
 
 def trace(
     model: SparseModel,
     text: Annotated[str, typer.Argument(help="Text that is read: a corpus, or a file.")],
     out: OutFile = None,
-    rows: Annotated[int, number("Rows of text.", least=1)] = 128,
+    rows: Annotated[int, option(Texts, "rows", help="Rows of text.")] = 128,
     length: Length = 128,
     seed: Seed = 0,
     device: Device = None,
@@ -93,33 +121,27 @@ def trace(
     )
 
 
-By = Annotated[
-    str,
-    typer.Option(
-        help=f"Method that places: {', '.join(SEARCHES)}.", autocompletion=among(SEARCHES)
-    ),
-]
-Redundant = Annotated[int, number("Places for copies of experts in all, for eplb.", least=0)]
-Checkpoint = Annotated[
-    Path | None,
-    typer.Option(help="Stock model whose experts are put into the order of the placement."),
-]
-Sglang = Annotated[
-    Path | None,
-    typer.Option(help="The JSON file to write for SGLang's --init-expert-location."),
-]
+@dataclass(frozen=True)
+class Placing:
+    """The search for a placement, and what else is written of it."""
+
+    by: str = setting("moetuner", "Method that places.", choices=SEARCHES)
+    redundant: int = setting(0, "Places for copies of experts in all, for eplb.", least=0)
+    checkpoint: Path | None = setting(
+        None, "Stock model whose experts are put into the order of the placement."
+    )
+    write: Path | None = setting(None, "The folder to write that model to.")
+    sglang: Path | None = setting(
+        None, "The JSON file to write for SGLang's --init-expert-location."
+    )
 
 
+@with_options()
 def place(
     trace: TraceFile,
-    devices: Devices = None,
-    topology: TopologyFile = None,
-    by: By = "moetuner",
-    redundant: Redundant = 0,
+    devices: DeviceOptions,
+    placing: Placing,
     out: OutFile = None,
-    checkpoint: Checkpoint = None,
-    write: Annotated[Path | None, typer.Option(help="The folder to write that model to.")] = None,
-    sglang: Sglang = None,
     as_json: Json = False,
 ) -> None:
     """Assign the experts of a trace to devices, and judge the placement on held-out text.
@@ -130,11 +152,11 @@ def place(
 
     Example:  intarsia place t.safetensors --devices 8 --out p.json
     """
-    if by not in SEARCHES:
-        raise UnknownName("--by", by, SEARCHES)
-    if redundant and by != "eplb":
+    method, redundant = placing.by, placing.redundant
+    checkpoint, write, sglang = placing.checkpoint, placing.write, placing.sglang
+    if redundant and method != "eplb":
         fix = "For example: --by eplb --redundant 8"
-        raise ConfigError("--redundant", got=f"it with {by}", want="it with --by eplb", fix=fix)
+        raise ConfigError("--redundant", got=f"it with {method}", want="it with --by eplb", fix=fix)
     if (checkpoint is None) != (write is None):
         fix = "For example: --checkpoint my-mixtral --write placed"
         raise ConfigError("--write", got="one of the two", want="--checkpoint, too", fix=fix)
@@ -144,16 +166,16 @@ def place(
     if sglang is not None:
         target(sglang, "location.json", option="--sglang", mark="physical_to_logical_map")
     read_metadata(trace)
-    check_topology(devices, topology)
+    devices.check()
     from ..placement.searching import place as search
     from ..placement.trace import Trace
 
-    routed, links = Trace.load_file(trace), topology_of(devices, topology)
+    routed, links = Trace.load_file(trace), devices.read()
     # judged on sequences that the search has not seen
     past, future = routed.split()
-    placed = search(past, links, _search(by, redundant))
-    record = _judged(by, placed, {"train": past, "held_out": future})
-    placed.save(file, by=by, quality=record)
+    placed = search(past, links, _search(method, redundant))
+    record = _judged(method, placed, {"train": past, "held_out": future})
+    placed.save(file, by=method, quality=record)
     if write is not None:
         from ..sparse.swap.relabel import write_relabelled
 
@@ -163,7 +185,7 @@ def place(
 
         write_json(sglang, {"physical_to_logical_map": placed.places()}, indent=None)
     if as_json:
-        show_json({"file": str(file), "by": by, "quality": record})
+        show_json({"file": str(file), "by": method, "quality": record})
         return
     _show_quality(record)
     say("\n".join(str(path) for path in (file, write, sglang) if path is not None))
@@ -197,31 +219,6 @@ def _judged(
         name: {part: dict(vars(quality(batch, placement))) for part, batch in parts.items()}
         for name, placement in placements.items()
     }
-
-
-def check_topology(devices: int | None, file: Path | None) -> None:
-    """Check that devices are given by their number, or by a file that is there.
-
-    Raises: ConfigError unless exactly one of both is given.
-    """
-    # Alike devices by their number, or any others by a file, but one of both.
-    if (devices is None) == (file is None):
-        got = "neither" if file is None else "both"
-        fix = "For example: --devices 8, or --topology a.json"
-        raise ConfigError("--devices", got=got, want="it or --topology", fix=fix)
-    check_file("--topology", file)
-    if file is not None:
-        read_topology(file)
-
-
-def topology_of(devices: int | None, file: Path | None) -> Any:
-    """Return the topology of `devices` equal devices, or of a file, which were checked."""
-    from ..placement.topology import Topology
-
-    if file is not None:
-        return Topology.load_file(file)
-    assert devices is not None
-    return Topology.uniform(devices)
 
 
 def _search(search: str, redundant: int) -> Any:

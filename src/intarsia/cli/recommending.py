@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,9 +13,11 @@ import typer
 from ..core.errors import CheckpointError, ConfigError, DataError, UnknownName
 from ..core.folders import check_new_run, check_recommender, data_name
 from ..core.registry import find
+from ..core.schema import setting
 from ..data.event_columns import parse_columns
+from .declared import with_options
 from .early import RECOMMENDERS, check_file, check_settings
-from .options import Json, Port, Threads, flag, number, use_threads
+from .options import Json, Page, Threads, flag, use_threads
 from .shell import note, say, show_json, show_table, warn
 from .values import check_options, with_density
 
@@ -171,37 +174,24 @@ def say_data(data: Any) -> None:
     )
 
 
-History = Annotated[
-    str | None, typer.Option(help="Ids of items with commas, oldest first: a session.")
-]
-New = Annotated[Path | None, typer.Option(help="File (.item) of new items, without any event.")]
-Seen = Annotated[
-    bool, typer.Option("--seen", help="Recommend also items that the user has taken before.")
-]
-Why = Annotated[
-    bool, typer.Option("--why", help="Show the score that each field of an item adds (m2trec).")
-]
-Session = Annotated[
-    bool,
-    typer.Option("--session", help="Recommend a whole session in its order, at once (onerec)."),
-]
-Serve = Annotated[
-    bool,
-    typer.Option("--serve", help="Serve a page of recommendations, on this machine alone."),
-]
+@dataclass(frozen=True)
+class Recommending:
+    """Settings of a ranking: the user, the items, and the columns of the table."""
+
+    user: str | None = setting(None, "Id of a user, as in the data.")
+    history: str | None = setting(None, "Ids of items with commas, oldest first: a session.")
+    k: int = setting(10, "Number of items.", least=1, flag="-k")
+    new: Path | None = setting(None, "File (.item) of new items, without any event.")
+    seen: bool = setting(False, "Recommend also items that the user has taken before.")
+    why: bool = setting(False, "Show the score that each field of an item adds (m2trec).")
+    session: bool = setting(False, "Recommend a whole session in its order, at once (onerec).")
 
 
+@with_options()
 def recommend(
     run: Annotated[Path, typer.Argument(help="Run folder of `intarsia fit --task ...`.")],
-    user: Annotated[str | None, typer.Option(help="Id of a user, as in the data.")] = None,
-    history: History = None,
-    k: Annotated[int, number("Number of items.", "-k", least=1)] = 10,
-    new: New = None,
-    seen: Seen = False,
-    why: Why = False,
-    session: Session = False,
-    serve: Serve = False,
-    port: Port = 0,
+    request: Recommending,
+    page: Page,
     threads: Threads = None,
     as_json: Json = False,
 ) -> None:
@@ -211,8 +201,9 @@ def recommend(
     Example:  intarsia recommend runs/ml-100k-m2trec-0 --history 50,181 --new premieres.item --why
     Example:  intarsia recommend runs/ml-100k-m2trec-0 --serve
     """
-    if (user is not None) + (history is not None) + serve != 1:
-        got = "several" if (user is not None) + (history is not None) + serve else "neither"
+    user, history, k, new = request.user, request.history, request.k, request.new
+    if (named := (user is not None) + (history is not None) + page.serve) != 1:
+        got = "several" if named else "neither"
         fix = "For example: --user 42, or --history 50,181"
         raise ConfigError("--user, --history, --serve", got=got, want="one of them", fix=fix)
     check_recommender(run)
@@ -232,22 +223,25 @@ def recommend(
     if new is not None:
         added, fields = read_items(new)
         model.add_items(added, fields)
-    if serve:
-        _serve(RecommenderPage(model), run, port)
+    if page.serve:
+        _serve(RecommenderPage(model), run, page.port)
         return
     query: Any = user if user is not None else [w.strip() for w in (history or "").split(",") if w]
-    items, warnings = recommend_with_warnings(model, query, k, include_seen=seen, session=session)
+    also_seen = request.seen
+    items, warnings = recommend_with_warnings(
+        model, query, k, include_seen=also_seen, session=request.session
+    )
     for line in warnings:
         warn(line)
-    listed = item_rows(model, query, items, why)
-    ranks = [] if new is None else new_ranks(model, query, added, include_seen=seen)
+    listed = item_rows(model, query, items, request.why)
+    ranks = [] if new is None else new_ranks(model, query, added, include_seen=request.seen)
     if as_json:
         record = {"run": str(run), "who": query, "items": listed}
         show_json(record | ({} if new is None else {"new": ranks}))
         return
-    columns = ("item", "title", "score", "events", *(("why",) if why else ()))
+    columns = ("item", "title", "score", "events", *(("why",) if request.why else ()))
     columns += ("semantic id",) if any("code" in row for row in listed) else ()
-    show_table("", columns, [_cells_of(row, why) for row in listed], right="item,score")
+    show_table("", columns, [_cells_of(row, request.why) for row in listed], right="item,score")
     for row in ranks[:k]:
         say(f"New item {row['item']} ranks {row['rank']:,} of {row['of']:,}.")
 

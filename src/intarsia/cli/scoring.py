@@ -6,14 +6,16 @@ import csv
 import json
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from ..core.errors import ConfigError, DataError
-from .completing import among
-from .early import check_data, check_run, check_word
+from ..core.schema import setting
+from .declared import with_options
+from .early import check_data, check_run
 from .labelled_steps import evaluate_rows, is_rows_run, predict_rows
 from .options import (
     Device,
@@ -23,7 +25,6 @@ from .options import (
     Size,
     Threads,
     allow_pixels,
-    number,
     use_threads,
     writes,
 )
@@ -39,27 +40,31 @@ PARTS = ("train", "val", "test", "all")
 SHOWN = 3  # classes of a picture in the table
 
 
+@dataclass(frozen=True)
+class Evaluating:
+    """The data of a score."""
+
+    part: str | None = setting(
+        None,
+        "Part of the data: train, val, test; or all, of texts and of other pictures "
+        "without parts. If not given, test where there is one, and of other texts all.",
+        choices=PARTS,
+    )
+    skip_unreadable: bool = setting(False, "Leave damaged pictures of other data out.")
+
+
+@with_options()
 def evaluate(
     ctx: typer.Context,
     run: RunFolder,
+    evaluating: Evaluating,
     data: Annotated[
         str | None, typer.Argument(help="Data with the same classes, in place of the run's own.")
-    ] = None,
-    part: Annotated[
-        str | None,
-        typer.Option(
-            help="Part of the data: train, val, test; or all, of texts and of other pictures "
-            "without parts. If not given, test where there is one, and of other texts all.",
-            autocompletion=among(PARTS),
-        ),
     ] = None,
     device: Device = None,
     threads: Threads = None,
     size: Size = None,
     max_pixels: MaxPixels = None,
-    skip_unreadable: Annotated[
-        bool, typer.Option("--skip-unreadable", help="Leave damaged pictures of other data out.")
-    ] = False,
     as_json: Json = False,
 ) -> None:
     """Score a finished run on a part of its data, or on other data with the same classes.
@@ -67,7 +72,7 @@ def evaluate(
     Example:  intarsia evaluate runs/elpv-lora-0 --part val
     """
     use_threads(threads)
-    check_word("--part", part, PARTS)
+    part = evaluating.part
     if is_seeing(run):
         evaluate_seeing(run, data, part, device, as_json)
         return
@@ -85,7 +90,7 @@ def evaluate(
     # the kind of run decides which scores there are
     opened = open_run(run, size=size, report=note)
     opened.model.to(device_named(device))
-    scores = _scored(opened, data, part, skip_unreadable)
+    scores = _scored(opened, data, part, evaluating.skip_unreadable)
     if as_json:
         show_json(scores)
         return
@@ -149,12 +154,6 @@ Files = Annotated[
         "prompts, - for standard input; for a model that sees or hears, the question."
     ),
 ]
-Image = Annotated[
-    list[Path] | None, typer.Option(help="Picture that the question is about; may be repeated.")
-]
-Audio = Annotated[
-    list[Path] | None, typer.Option(help="Sound that the question is about; may be repeated.")
-]
 Out = Annotated[
     Path | None,
     writes(
@@ -162,25 +161,30 @@ Out = Annotated[
         "patches that experts take."
     ),
 ]
-Tokens = Annotated[
-    int | None, number("Tokens of an answer, at most; 64 if not given.", least=1, fix="Try 64.")
-]
 
 
+@dataclass(frozen=True)
+class Asking:
+    """Pictures and sounds of a question, and the form of the answer."""
+
+    image: tuple[Path, ...] = setting((), "Picture that the question is about; may be repeated.")
+    audio: tuple[Path, ...] = setting((), "Sound that the question is about; may be repeated.")
+    as_csv: bool = setting(False, "Print CSV instead of a table.", flag="--csv")
+    tokens: int | None = setting(None, "Tokens of an answer, at most; 64 if not given.", least=1)
+
+
+@with_options()
 def predict(
     ctx: typer.Context,
     run: RunFolder,
     files: Files,
-    image: Image = None,
-    audio: Audio = None,
+    asking: Asking,
     out: Out = None,
-    as_json: Json = False,
-    as_csv: Annotated[bool, typer.Option("--csv", help="Print CSV instead of a table.")] = False,
-    tokens: Tokens = None,
     device: Device = None,
     threads: Threads = None,
     size: Size = None,
     max_pixels: MaxPixels = None,
+    as_json: Json = False,
 ) -> None:
     """Classify pictures, or continue prompts with the likeliest tokens; print JSON lines.
 
@@ -192,7 +196,8 @@ def predict(
     """
     page_target(out)
     use_threads(threads)
-    senses = {"image": image, "audio": audio, "page": out}
+    tokens, as_csv = asking.tokens, asking.as_csv
+    senses = {"image": list(asking.image), "audio": list(asking.audio), "page": out}
     if predict_seeing(run, files, senses, tokens=tokens, device=device, as_json=as_json):
         return
     if as_json and as_csv:

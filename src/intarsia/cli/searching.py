@@ -4,21 +4,22 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ..core.checks import one_of
 from ..core.errors import ConfigError
 from ..core.folders import INDEX, check_index
+from ..core.schema import setting
 from ..data.documents import KINDS
 from ..data.event_columns import parse_columns
 from .begun_index import begun_by
-from .completing import among
+from .declared import with_options
 from .early import check_file
 from .index_steps import delete_documents, write_index
-from .options import Json, Port, Threads, number, use_threads, writes
+from .options import Json, Page, Threads, use_threads, writes
 from .search_page import serve_index
 from .shell import say, show_json, show_table, whole_text
 from .targets import finished_names, hold, target
@@ -34,78 +35,72 @@ DOCS = (
 )
 NAMED = "naves, naves-nt, reverse-dictionary; of BEIR scifact, nfcorpus, fiqa, ... (the Hub)."
 WIDEST = 40  # characters of a field's value in a table
-Out = Annotated[Path | None, writes("The folder to write; with --form the file.")]
-Model = Annotated[
-    str | None,
-    typer.Option(
-        "--model",
-        "-m",
-        help="Sparse encoder: splade-tiny (where nothing is said), a folder of `fit --task "
+
+
+@dataclass(frozen=True)
+class Indexing:
+    """Settings of an index; a stopped command resumes with the same ones alone."""
+
+    model: str | None = setting(
+        None,
+        "Sparse encoder: splade-tiny (where nothing is said), a folder of `fit --task "
         "sparse-retrieval`, or a masked language model (a folder, or a name of the Hub); none = "
         "BM25 alone. An index that gets documents has its own.",
-    ),
-]
-Append = Annotated[Path | None, typer.Option(help="Add the documents to this index.")]
-Update = Annotated[
-    Path | None,
-    typer.Option(help="Add the documents to this index, in place of those with the same ids."),
-]
-Delete = Annotated[
-    list[str] | None,
-    typer.Option(help="Delete the document of this id from the index DOCS; may be repeated."),
-]
-Columns = Annotated[
-    str | None,
-    typer.Option(help="Columns of id and text that have other names: id=sku,text=beschreibung."),
-]
-Filters = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--filter",
-        help="Only documents whose field meets this: key=value, !=, <, <=, >, >=; may be "
+        short="-m",
+        offers=("splade-tiny", "none"),
+    )
+    columns: str | None = setting(
+        None, "Columns of id and text that have other names: id=sku,text=beschreibung."
+    )
+    stored: str = setting("float16", "Type of the stored weights.", choices=STORED)
+    prune: float = setting(
+        0.0, "Leave out weights below this share.", least=0, most=1, fix="Try 0.1; 0 keeps all."
+    )
+    language: str = setting(
+        "english", "Language of BM25's stems beside the model; none = the model alone."
+    )
+    megabytes: int | None = setting(
+        None, "Megabytes of logits at a time, which bound the memory.", least=1
+    )
+
+
+@dataclass(frozen=True)
+class Growing:
+    """Changes of an index that is there already."""
+
+    append: Path | None = setting(None, "Add the documents to this index.")
+    update: Path | None = setting(
+        None, "Add the documents to this index, in place of those with the same ids."
+    )
+    delete: tuple[str, ...] = setting(
+        (), "Delete the document of this id from the index DOCS; may be repeated."
+    )
+    form: str | None = setting(None, "Engine in whose form an index is written.", choices=FORMS)
+
+
+@dataclass(frozen=True)
+class Searching:
+    """Settings of a search: filters, number and form of its results."""
+
+    k: int = setting(10, "Documents to show.", least=1, flag="-k")
+    filters: tuple[str, ...] = setting(
+        (),
+        "Only documents whose field meets this: key=value, !=, <, <=, >, >=; may be "
         "repeated. Quote it: 'price<20'.",
-    ),
-]
-Stored = Annotated[
-    str,
-    typer.Option(
-        help=f"Type of the stored weights: {', '.join(STORED)}.",
-        autocompletion=among(STORED),
-    ),
-]
-Prune = Annotated[
-    float, number("Leave out weights below this share; 0 keeps all.", least=0, most=1)
-]
-Language = Annotated[
-    str, typer.Option(help="Language of BM25's stems beside the model; none = the model alone.")
-]
-Megabytes = Annotated[
-    int | None, number("Megabytes of logits at a time, which bound the memory.", least=1)
-]
-Form = Annotated[
-    str | None,
-    typer.Option(
-        help=f"Engine in whose form an index is written: {', '.join(FORMS)}.",
-        autocompletion=among(FORMS),
-    ),
-]
+        flag="--filter",
+    )
+    explain: bool = setting(False, "Show the score that each token added, too.")
+    queries: Path | None = setting(None, "File of queries, one a line or .jsonl with id and text.")
 
 
+@with_options()
 def index(
     docs: Annotated[
         str, typer.Argument(help=f"{DOCS}{NAMED} With --form or --delete: an index's folder.")
     ],
-    model: Model = None,
-    out: Out = None,
-    append: Append = None,
-    update: Update = None,
-    delete: Delete = None,
-    columns: Columns = None,
-    stored: Stored = "float16",
-    prune: Prune = 0.0,
-    language: Language = "english",
-    megabytes: Megabytes = None,
-    form: Form = None,
+    indexing: Indexing,
+    growing: Growing,
+    out: Annotated[Path | None, writes("The folder to write; with --form the file.")] = None,
     threads: Threads = None,
     as_json: Json = False,
 ) -> None:
@@ -121,16 +116,17 @@ def index(
     Example:  intarsia index idx --form opensearch --out bulk.ndjson
     """  # fmt: skip
     use_threads(threads)
-    if form is not None:
-        _exported(Path(docs), form, out, as_json)
+    if growing.form is not None:
+        _exported(Path(docs), growing.form, out, as_json)
         return
-    actions = {"--out": out, "--append": append, "--update": update, "--delete": delete}
+    append, update = growing.append, growing.update
+    actions = {"--out": out, "--append": append, "--update": update, "--delete": growing.delete}
     named = [option for option, value in actions.items() if value]
     if len(named) != 1:
         got, fix = ", ".join(named) or "none of them", "For example: --out idx"
         raise ConfigError(" and ".join(actions), got=got, want="one of them", fix=fix)
-    if delete:
-        _deleted(Path(docs), delete, as_json)
+    if growing.delete:
+        _deleted(Path(docs), growing.delete, as_json)
         return
     grown = append or update
     if grown is not None:
@@ -144,11 +140,11 @@ def index(
     else:
         names = [] if out is None else finished_names(out, begun_by(out), INDEX)
         target(out, "idx", written_names=names)
-    one_of("--stored", stored, STORED)
     # a stopped command may only resume with the same ones
-    options = {"stored": stored, "prune": prune, "language": language}
-    asked: dict[str, Any] = {"columns": parse_columns(columns, KINDS), "megabytes": megabytes}
-    searchable = write_index(docs, model, out, grown, options, update=update is not None, **asked)
+    options = {name: getattr(indexing, name) for name in ("stored", "prune", "language")}
+    reading: dict[str, Any] = {"columns": parse_columns(indexing.columns, KINDS)}
+    reading |= {"megabytes": indexing.megabytes, "update": update is not None}
+    searchable = write_index(docs, indexing.model, out, grown, options, **reading)
     _show_index(searchable, out or grown, as_json)
 
 
@@ -180,7 +176,6 @@ def _deleted(folder: Path, ids: Sequence[str], as_json: bool) -> None:
 
 def _exported(folder: Path, form: str, out: Path | None, as_json: bool) -> None:
     """Write an index in the form that another search engine reads."""
-    one_of("--form", form, FORMS)
     check_index(folder)
     out = target(out, "bulk.ndjson")
     from ..areas.search.engines import export, queries_file
@@ -196,24 +191,15 @@ def _exported(folder: Path, form: str, out: Path | None, as_json: bool) -> None:
     say(f"{out}: {len(searchable):,} documents for {form}; {queries.name}: what queries need.")
 
 
+@with_options()
 def search(
     folder: Annotated[Path, typer.Argument(help="Index: a folder of `intarsia index`.")],
+    searching: Searching,
+    page: Page,
     query: Annotated[str | None, typer.Argument(help="The query.", callback=whole_text)] = None,
-    k: Annotated[int, number("Documents to show.", "-k", least=1)] = 10,
-    filters: Filters = None,
-    explain: Annotated[
-        bool, typer.Option("--explain", help="Show the score that each token added, too.")
-    ] = False,
-    queries: Annotated[
-        Path | None, typer.Option(help="File of queries, one a line or .jsonl with id and text.")
-    ] = None,
     out: Annotated[
         Path | None, writes("The run file to write, in TREC's format, for --queries.")
     ] = None,
-    serve: Annotated[
-        bool, typer.Option("--serve", help="Serve a page to search, on this machine alone.")
-    ] = False,
-    port: Port = 0,
     as_json: Json = False,
 ) -> None:
     """Search an index; no model runs: a query takes milliseconds, the start of a call a second.
@@ -223,7 +209,8 @@ def search(
     Example:  intarsia search idx --serve
     Example:  intarsia search idx --queries topics.txt --out run.trec -k 100
     """
-    if (query is not None) + (queries is not None) + serve != 1:
+    queries, k, filters = searching.queries, searching.k, searching.filters
+    if (query is not None) + (queries is not None) + page.serve != 1:
         got, fix = "none or several", 'For example: intarsia search idx "forgiveness of enemies"'
         want = "one of a query, --queries and --serve"
         raise ConfigError("what to search for", got=got, want=want, fix=fix)
@@ -238,12 +225,12 @@ def search(
     from ..areas.search.sparse_index import SparseIndex
 
     index = SparseIndex.load(folder)
-    if serve:
-        serve_index(index, folder, port)
+    if page.serve:
+        serve_index(index, folder, page.port)
     elif queries is not None and out is not None:
-        _run(index, queries, out, k, filters or (), as_json)
+        _run(index, queries, out, k, filters, as_json)
     else:
-        _show(search_results(index, query or "", k, filters or ()), explain, as_json)
+        _show(search_results(index, query or "", k, filters), searching.explain, as_json)
 
 
 def _show(answer: dict[str, Any], explain: bool, as_json: bool) -> None:

@@ -4,21 +4,23 @@ from __future__ import annotations
 
 import shlex
 from contextlib import closing
+from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from ..core.checks import bytes_of, one_of
-from ..core.errors import ConfigError, MissingExtra, UnknownName
+from ..core.checks import bytes_of
+from ..core.errors import ConfigError, MissingExtra
 from ..core.registry import unpredicted_policies
+from ..core.schema import setting
 from ..serve.settings import Limits
-from .completing import among
+from .declared import with_options
 from .early import check_served
 from .labelled_page import serve_rows
 from .labelled_steps import is_rows_run
-from .options import Port, Threads, given_in_words, number, rows, use_threads, with_options
+from .options import Threads, given_in_words, use_threads
 from .shell import note, say, warn
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
@@ -33,62 +35,70 @@ Models = Annotated[
         "NAME=FOLDER; or one run on labelled texts."
     ),
 ]
-Adapter = Annotated[
-    list[str] | None,
-    typer.Option(
-        help="Adapter or change as NAME=FOLDER, served as a model of that name; may be repeated."
-    ),
-]
-Slots = Annotated[
-    str | None,
-    typer.Option(help="Experts in memory: a number, or a share below 1; makes FOLDER-experts."),
-]
-Memory = Annotated[
-    str | None,
-    typer.Option(help="Memory for experts, such as 8GB, in place of --slots; others stay on disk."),
-]
-Dtype = Annotated[
-    str,
-    typer.Option(
-        help="Type of the weights in memory; auto: that of their file.",
-        autocompletion=among(DTYPES),
-    ),
-]
-Policy = Annotated[
-    str,
-    typer.Option(
-        help=f"Policy by which experts leave memory: {', '.join(unpredicted_policies())}.",
-        autocompletion=among(unpredicted_policies()),
-    ),
-]
-Host = Annotated[
-    str, typer.Option(help="Address to listen on; any but loopback lets other machines in.")
-]
-Context = Annotated[int, number("Tokens of prompt and answer, at most.", least=2, fix="Try 4096.")]
-Engine = Annotated[
-    str,
-    typer.Option(
-        help="Engine: transformers, or vllm, to which a stock checkpoint is handed over.",
-        autocompletion=among(ENGINES),
-    ),
-]
 
 
-@with_options(rows(Limits))
+def _check_memory(text: str) -> None:
+    """Refuse a text that is no size.  Raises: ConfigError."""
+    if bytes_of(text) is None:
+        want, fix = "a size in KB, MB or GB", "For example: --memory 8GB"
+        raise ConfigError("--memory", got=repr(text), want=want, fix=fix)
+
+
+@dataclass(frozen=True)
+class Opening:
+    """Settings of the models: their adapters, and the memory of their experts and weights."""
+
+    adapter: tuple[str, ...] = setting(
+        (),
+        "Adapter or change as NAME=FOLDER, served as a model of that name; may be repeated.",
+    )
+    slots: str | None = setting(
+        None, "Experts in memory: a number, or a share below 1; makes FOLDER-experts."
+    )
+    memory: str | None = setting(
+        None,
+        "Memory for experts, such as 8GB, in place of --slots; others stay on disk.",
+        test=_check_memory,
+    )
+    policy: str = setting(
+        "expected", "Policy by which experts leave memory.", choices=unpredicted_policies
+    )
+    dtype: str = setting(
+        "auto", "Type of the weights in memory; auto: that of their file.", choices=DTYPES
+    )
+    context: int = setting(4096, "Tokens of prompt and answer, at most.", least=2)
+
+
+@dataclass(frozen=True)
+class Serving:
+    """The address of a server, and what computes behind it."""
+
+    host: str = setting(
+        "127.0.0.1", "Address to listen on; any but loopback lets other machines in."
+    )
+    port: int = setting(
+        8000,
+        "Port to listen on; 0 = any that is free.",
+        least=0,
+        most=65535,
+        fix="Try 8000.",
+    )
+    engine: str = setting(
+        "transformers",
+        "Engine: transformers, or vllm, to which a stock checkpoint is handed over.",
+        choices=ENGINES,
+        fix="Leave it out.",
+    )
+
+
+@with_options()
 def serve(
     ctx: typer.Context,
     models: Models,
-    adapter: Adapter = None,
-    slots: Slots = None,
-    memory: Memory = None,
-    policy: Policy = "expected",
-    dtype: Dtype = "auto",
-    host: Host = "127.0.0.1",
-    port: Port = 8000,
-    context: Context = 4096,
-    engine: Engine = "transformers",
+    opening: Opening,
+    serving: Serving,
+    limits: Limits,
     threads: Threads = None,
-    **limits: Any,
 ) -> None:
     """Serve language models and their adapters over HTTP, as OpenAI's clients ask for them.
 
@@ -99,33 +109,27 @@ def serve(
     Example:  intarsia serve runs/nouns --port 8100
     Example:  intarsia serve my-mixtral --slots 0.25 --adapter med=out1 --adapter law=out2
     """
-    one_of("--engine", engine, ENGINES, "Leave it out.")
-    one_of("--dtype", dtype, DTYPES)
-    if policy not in unpredicted_policies():
-        raise UnknownName("--policy", policy, unpredicted_policies())
-    if slots is not None and memory is not None:
+    if opening.slots is not None and opening.memory is not None:
         fix = "Keep one of them."
         raise ConfigError("--memory", got="--slots, too", want="one of the two", fix=fix)
-    if memory is not None and bytes_of(memory) is None:
-        want, fix = "a size in KB, MB or GB", "For example: --memory 8GB"
-        raise ConfigError("--memory", got=repr(memory), want=want, fix=fix)
     if len(models) == 1 and is_rows_run(models[0]):
         use_threads(threads)
-        serve_rows(Path(models[0]), port, given_in_words(ctx))
+        serve_rows(Path(models[0]), serving.port, given_in_words(ctx))
         return
-    room = memory if memory is not None else _slots(slots)
-    if engine == "vllm":
-        _to_vllm(models, adapter or [], room, host, port)
+    room = opening.memory if opening.memory is not None else _slots(opening.slots)
+    adapters, address = list(opening.adapter), (serving.host, serving.port)
+    if serving.engine == "vllm":
+        _to_vllm(models, adapters, room, *address)
         return
     use_threads(threads)
     # Found without importing them: importing takes seconds.
     if missing := next((name for name in NEEDS if find_spec(name) is None), None):
         raise MissingExtra(missing, "serve")
-    check_served(models, adapter or ())
-    opened = {"slots": room, "context": context, "dtype": dtype}
+    check_served(models, adapters)
+    opened = {"slots": room, "context": opening.context, "dtype": opening.dtype}
     # A policy decides which experts stay in memory: without slots all of them do.
-    opened["policy"] = _policy(policy) if room is not None else None
-    _serve(models, adapter or [], Limits(**limits), (host, port), opened)
+    opened["policy"] = _policy(opening.policy) if room is not None else None
+    _serve(models, adapters, limits, address, opened)
 
 
 def _serve(

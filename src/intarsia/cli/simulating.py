@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
-
-from ..core.errors import ConfigError, UnknownName
+from ..core.errors import ConfigError
 from ..core.registry import keys
+from ..core.schema import setting
 from ..placement.trace_file import read_metadata
-from .completing import among
-from .options import Json, number, writes
-from .placing import Devices, TopologyFile, TraceFile, check_topology, topology_of
+from .declared import with_options
+from .options import Json, writes
+from .placing import DeviceOptions, TraceFile
 from .shell import say, show_json
 from .targets import page_target, target
 
@@ -26,36 +25,31 @@ STRATEGIES = tuple(key for key in keys("parallel") if key not in ENGINES)
 PLANS = ("auto", *ENGINES, *STRATEGIES)
 TIMELINE = '{"otherData": {"by": "intarsia"}'  # where a timeline begins
 POLICIES = ("belady", *keys("cache"))
-Plan = Annotated[
-    str,
-    typer.Option(
-        help=f"Plan of the devices: {', '.join(PLANS)}; auto compares them.",
-        autocompletion=among(PLANS),
-    ),
-]
-PlacementOption = Annotated[
-    Path | None, typer.Option(help="Placement of `intarsia place`; experts in order if not given.")
-]
-Expert = Annotated[
-    str | None,
-    typer.Option(
-        help="Size of an expert, d x h, such as 4096x14336; the trace's own if not given."
-    ),
-]
-Slots = Annotated[
-    int | None,
-    number(
+
+
+@dataclass(frozen=True)
+class Simulating:
+    """The batch, the plan of the devices, and the cache that is simulated."""
+
+    plan: str = setting("ep", "Plan of the devices; auto compares them.", choices=PLANS)
+    placement: Path | None = setting(
+        None, "Placement of `intarsia place`; experts in order if not given."
+    )
+    expert: str | None = setting(
+        None, "Size of an expert, d x h, such as 4096x14336; the trace's own if not given."
+    )
+    tokens: int = setting(4096, "Tokens of one batch, from the trace's first.", least=1)
+    slots: int | None = setting(
+        None,
         "Experts in a cache while decoding, which is then simulated, too.",
         least=2,
         fix="One is computed while another comes in: give 2 or more.",
-    ),
-]
-Policy = Annotated[
-    str,
-    typer.Option(
-        help=f"Policy of the cache: {', '.join(POLICIES)}.", autocompletion=among(POLICIES)
-    ),
-]
+    )
+    policy: str = setting("expected", "Policy of the cache.", choices=POLICIES)
+    streams: int = setting(1, "Sequences that are decoded at once.", least=1)
+    backward: bool = setting(False, "Add the backward pass.")
+
+
 Out = Annotated[
     list[Path] | None,
     writes(
@@ -65,18 +59,11 @@ Out = Annotated[
 ]
 
 
+@with_options()
 def simulate(
     trace: TraceFile,
-    devices: Devices = None,
-    topology: TopologyFile = None,
-    plan: Plan = "ep",
-    placement: PlacementOption = None,
-    expert: Expert = None,
-    tokens: Annotated[int, number("Tokens of one batch, from the trace's first.", least=1)] = 4096,
-    slots: Slots = None,
-    policy: Policy = "expected",
-    streams: Annotated[int, number("Sequences that are decoded at once.", least=1)] = 1,
-    backward: Annotated[bool, typer.Option("--backward", help="Add the backward pass.")] = False,
+    devices: DeviceOptions,
+    request: Simulating,
     out: Out = None,
     as_json: Json = False,
 ) -> None:
@@ -87,16 +74,25 @@ def simulate(
     Example:  intarsia simulate t.safetensors --topology a.json --plan ep --out timeline.json
     Example:  intarsia simulate t.safetensors --devices 8 --placement p.json --out page.html
     """
-    _check(plan, policy, placement)
-    size = None if expert is None else _size(expert)
+    plan, placement, tokens = request.plan, request.placement, request.tokens
+    slots, policy, streams, backward = (
+        request.slots,
+        request.policy,
+        request.streams,
+        request.backward,
+    )
+    if placement is not None and plan not in ENGINES:
+        fix = "Leave --placement out, or use --plan ep or stay."
+        raise ConfigError("--placement", got=f"--plan {plan}", want="ep or stay", fix=fix)
     # the two files of --out, by their endings; both are locked until the command ends
     timeline, page = _hold(out or [])
     read_metadata(trace)
-    check_topology(devices, topology)
+    devices.check()
+    size = None if request.expert is None else _size(request.expert)
     from ..placement.trace import Trace
     from .simulated_steps import beside_order, by_placement, fastest, record_of
 
-    routed, links = Trace.load_file(trace), topology_of(devices, topology)
+    routed, links = Trace.load_file(trace), devices.read()
     if plan in ENGINES:
         engine = plan, ENGINES[plan]
         planned = by_placement(routed, links, engine, tokens, placement, size, backward)
@@ -158,17 +154,6 @@ def _show_decoded(record: dict[str, Any], slots: int, policy: str, streams: int)
         f"{record['hit_rate']:.3f}, {prefixed(record['bytes_a_step'], 'B')} a step, which take "
         f"{prefixed(record['floor_seconds'], 's')} at least"
     )
-
-
-def _check(plan: str, policy: str, placement: Path | None) -> None:
-    """Check the options before the trace, which may be large.  Raises: UnknownName; ConfigError."""
-    if plan not in PLANS:
-        raise UnknownName("--plan", plan, PLANS)
-    if policy not in POLICIES:
-        raise UnknownName("--policy", policy, POLICIES)
-    if placement is not None and plan not in ENGINES:
-        fix = "Leave --placement out, or use --plan ep or stay."
-        raise ConfigError("--placement", got=f"--plan {plan}", want="ep or stay", fix=fix)
 
 
 def _show_simulated(record: dict[str, Any], simulated: Simulated) -> None:

@@ -7,19 +7,20 @@ import dataclasses
 import shlex
 import shutil
 import time
-from collections.abc import Sequence
+from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from ..core.checks import at_least, n_of_m
-from ..core.errors import ConfigError, MissingExtra, UnknownName
+from ..core.checks import n_of_m
+from ..core.errors import ConfigError, MissingExtra
 from ..core.folders import describe_folder
+from ..core.schema import setting
 from ..core.sealing import sealed_names
 from ..data.language_names import check_language_model
-from .completing import among
+from .declared import of_method, option, with_options
 from .devices import language_model_on, rows_on
 from .early import check_calibration
 from .options import (
@@ -29,10 +30,9 @@ from .options import (
     LanguageModel,
     Length,
     OutFolder,
-    Rows,
     Seed,
+    Texts,
     Threads,
-    number,
     use_threads,
 )
 from .shell import note, say, show_json, warn
@@ -48,77 +48,58 @@ ORDERS = ("block", "layer")
 PASSES, TOKENS, RATE = 1000, 512, 1e-4
 
 
-Method = Annotated[
-    str,
-    typer.Option(help=f"Method of pruning: {', '.join(METHODS)}.", autocompletion=among(METHODS)),
-]
-Base = Annotated[
-    str,
-    typer.Option(help="Method whose mask dsnot improves.", autocompletion=among(METHODS[1:])),
-]
-Pattern = Annotated[
-    str | None,
-    typer.Option(help="Pattern n:m of the zeros, such as 2:4; unstructured if not given."),
-]
-Layers = Annotated[
-    list[str] | None,
-    typer.Option(help="Glob of the layers to prune, such as 'mlp.*'; may be repeated."),
-]
-Layout = Annotated[
-    str,
-    typer.Option(help=f"Layout of the weights: {', '.join(SAVED)}.", autocompletion=among(SAVED)),
-]
-Resume = Annotated[
-    bool, typer.Option("--resume", help="Go on with a run to --out that was stopped.")
-]
-Errors = Annotated[
-    bool, typer.Option("--errors", help="Measure the error of each layer's outputs.")
-]
-Sequential = Annotated[
-    str,
-    typer.Option(
-        help="Order of the pruning: block by block, or layer by layer, which is slower.",
-        autocompletion=among(ORDERS),
-    ),
-]
+@dataclass(frozen=True)
+class Pruning:
+    """The method of the pruning, its order, and how the result is stored."""
+
+    method: str = setting("wanda", "Method of pruning.", choices=METHODS)
+    base: str = setting("wanda", "Method whose mask dsnot improves.", choices=METHODS[1:])
+    layout: str = setting("dense", "Layout of the weights.", choices=SAVED)
+    sequential: str = setting(
+        "block",
+        "Order of the pruning: block by block, or layer by layer, which is slower.",
+        choices=ORDERS,
+    )
 
 
-Recover = Annotated[
-    float | None,
-    number(
+@dataclass(frozen=True)
+class Measuring:
+    """Measurements next to the pruning, and the training after it."""
+
+    test: int = setting(16, "Further rows, on which the perplexity is measured.", least=0)
+    recover: float | None = setting(
+        None,
         "Then train the weights that are left on the rows of --calib for at most so many minutes; "
         "zeros stay zeros.",
         above=0,
+        unit="minutes",
         fix="Try 3, in minutes.",
-    ),
-]
-Density = Annotated[
-    float, number("Share of the weights that is kept.", least=0.001, most=1, fix="Try 0.5.")
-]
-Test = Annotated[int, number("Further rows, on which the perplexity is measured.", least=0)]
+    )
+    errors: bool = setting(False, "Measure the error of each layer's outputs.")
+    resume: bool = setting(False, "Go on with a run to --out that was stopped.")
 
 
+@with_options(
+    of_method(
+        "wanda",
+        *("density", "pattern", "layers"),
+        pattern="Pattern n:m of the zeros, such as 2:4; unstructured if not given.",
+        layers="Glob of the layers to prune, such as 'mlp.*'; may be repeated.",
+    )
+)
 def sparsify(
     model: LanguageModel,
-    method: Method = "wanda",
-    base: Base = "wanda",
-    density: Density = 0.5,
-    pattern: Pattern = None,
-    layers: Layers = None,
+    pruning: Pruning,
+    measuring: Measuring,
     calib: Calibration = "mixed",
-    rows: Rows = 128,
+    rows: Annotated[int, option(Texts, "rows", least=8, fix="Try 128.")] = 128,
     length: Length = 512,
     seed: Seed = 0,
     out: OutFolder = None,
-    layout: Layout = "dense",
-    resume: Resume = False,
-    test: Test = 16,
-    recover: Recover = None,
-    errors: Errors = False,
-    sequential: Sequential = "block",
     device: Device = None,
     threads: Threads = None,
     as_json: Json = False,
+    **pruned: Any,
 ) -> None:
     """Prune a pretrained language model block by block; no gradient is computed before --recover.
 
@@ -128,38 +109,41 @@ def sparsify(
 
     Example:  intarsia sparsify smollm2 --method dsnot --density 0.5 --out pruned
     """
-    _check((method, base, layout, sequential), rows, calib, out)
-    if pattern is not None:
-        n_of_m(pattern)
+    _check_layout(pruning.layout)
+    pruned |= {"layers": tuple(pruned["layers"] or ())}
+    if pruned["pattern"] is not None:
+        n_of_m(pruned["pattern"])
+    check_calibration(calib, rows)
+    target(out, "out", written_names=() if out is None else sealed_names(out, RECORD))
     check_language_model(model)
     use_threads(threads)
     from ..data.calibration import load_calibration
     from ..sparse.prune.files import save_sparse
 
     assert out is not None
-    pruner = _method(method, base, density, pattern, tuple(layers or ()))
+    pruner, test = _method(pruning, pruned), measuring.test
     # finished blocks, which --resume reads
     walk = out.with_name(f"{out.name}.walk")
     host, tokenizer = language_model_on(model, device)
     texts = load_calibration(calib, tokenizer, rows=rows, length=length, test=test, progress=note)
-    options = {"out": walk, "resume": resume, "seed": seed}
-    options |= {"errors": errors, "sequential": sequential}
-    done, measured = _pruned(host, pruner, texts, test, options, recover)
+    options = {"out": walk, "resume": measuring.resume, "seed": seed}
+    options |= {"errors": measuring.errors, "sequential": pruning.sequential}
+    done, measured = _pruned(host, pruner, texts, test, options, measuring.recover)
     record = {
         "model": model,
-        "method": method,
+        "method": pruning.method,
         "seed": seed,
         "calibration": {"data": calib, "rows": rows, "tokens": length, "of": texts.record["rows"]},
         **measured,
         "layers": list(done.table),
     }
-    save_sparse(host, out, layout=layout, tokenizer=tokenizer, record={RECORD: record})
+    save_sparse(host, out, layout=pruning.layout, tokenizer=tokenizer, record={RECORD: record})
     shutil.rmtree(walk, ignore_errors=True)
     if as_json:
         show_json({"folder": str(out), **record})
     else:
         say(f"{_said(done, measured)}\n{out}")
-        say(f"Next:  {_next(shlex.quote(str(out)), layout)}")
+        say(f"Next:  {_next(shlex.quote(str(out)), pruning.layout)}")
 
 
 def _next(folder: str, layout: str) -> str:
@@ -235,12 +219,7 @@ def _recovered(host: Any, dense: Any, texts: Any, minutes: float, seed: int) -> 
 def convert(
     old: Annotated[Path, typer.Argument(help="A folder of sparse weights.")],
     out: OutFolder = None,
-    layout: Annotated[
-        str,
-        typer.Option(
-            help=f"Layout of the weights: {', '.join(SAVED)}.", autocompletion=among(SAVED)
-        ),
-    ] = "dense",
+    layout: Annotated[str, option(Pruning, "layout")] = "dense",
     as_json: Json = False,
 ) -> None:
     """Write sparse weights in another layout.
@@ -268,35 +247,22 @@ def convert(
         say(str(folder))
 
 
-def _check(names: Sequence[str], rows: int, calib: str, out: Path | None) -> None:
-    """Refuse wrong words and numbers before torch is imported, and reserve the output folder."""
-    # Options with values from closed lists; all are checked alike.
-    closed = {"--method": METHODS, "--base": METHODS[1:], "--layout": SAVED, "--sequential": ORDERS}
-    for (option, words), got in zip(closed.items(), names, strict=True):
-        if got not in words:
-            raise UnknownName(option, got, words)
-    _check_layout(names[2])
-    at_least("--rows", rows, 8, fix="Try 128.")
-    check_calibration(calib, rows)
-    target(out, "out", written_names=() if out is None else sealed_names(out, RECORD))
-
-
 def _check_layout(layout: str) -> None:
-    """Check that a layout of the weights is known, and that its package is installed."""
-    if layout not in SAVED:
-        raise UnknownName("--layout", layout, SAVED)
+    """Check that the package of a layout of the weights is installed."""
     # Refused before hours of work, not when the folder is written.
     if layout == PACKED and find_spec("compressed_tensors") is None:
         raise MissingExtra("compressed-tensors", "hf-int4")
 
 
-def _method(method: str, base: str, density: float, pattern: str | None, layers: Any) -> Any:
+def _method(pruning: Pruning, pruned: dict[str, Any]) -> Any:
     """Return the settings of a pruning method."""
     from ..core.registry import card
 
     # DSnoT improves the mask of another method, which is a setting of it.
-    inner = card(base if method == "dsnot" else method).config(density, pattern, layers)
-    return card("dsnot").config(inner) if method == "dsnot" else inner
+    improves = pruning.method == "dsnot"
+    kind: Any = card(pruning.base if improves else pruning.method).config
+    inner = kind(**pruned)
+    return card("dsnot").config(inner) if improves else inner
 
 
 def _perplexity(model: Any, rows: Any) -> float:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,9 +13,11 @@ import typer
 
 from ..core.errors import ConfigError
 from ..core.folders import check_new_run, data_name
+from ..core.schema import setting
 from ..data.corpora import is_text
 from . import processes
 from .configuring import with_config
+from .declared import option, with_options
 from .early import RETRIEVAL, check_data, check_run, check_settings, method_key
 from .labelled_steps import fit_rows, takes_rows
 from .options import (
@@ -22,13 +25,13 @@ from .options import (
     Json,
     LabelledOptions,
     OtherTasks,
+    Resume,
     SensesOptions,
     allow_pixels,
     given_in_words,
     rows,
     shared,
     use_threads,
-    with_options,
     writes,
 )
 from .recommending import fit_recommender, is_run
@@ -39,6 +42,18 @@ from .values import check_options, experiment_values, running_values
 
 if TYPE_CHECKING:
     from ..runs.experiment import Experiment
+
+
+@dataclass(frozen=True)
+class ConfigFile:
+    """A file of options."""
+
+    config: Path | None = setting(
+        None,
+        "Options of a run out of its folder, its run.json or experiment.json, or a "
+        "JSON or TOML file like them; options given here come first.",
+    )
+
 
 FOR_TEXTS = {"model": "smollm2"}  # where nothing is said
 
@@ -52,16 +67,8 @@ def fit(
     out: Annotated[
         Path | None, writes("The run folder to write; runs/DATA-METHOD-SEED if not given.")
     ] = None,
-    resume: Annotated[
-        bool, typer.Option("--resume", help="Go on with the run in --out, as it was started.")
-    ] = False,
-    config: Annotated[
-        Path | None,
-        typer.Option(
-            help="Options of a run out of its folder, its run.json or experiment.json, or a "
-            "JSON or TOML file like them; options given here come first."
-        ),
-    ] = None,
+    resume: Resume = False,
+    config: Annotated[Path | None, option(ConfigFile, "config")] = None,
     as_json: Json = False,
     **arguments: Any,
 ) -> None:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import warnings
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
-import typer
-
-from ..core.errors import ConfigError, UnknownName
+from ..core.errors import ConfigError
+from ..core.schema import setting
 from ..data.corpora import is_text
-from .completing import among
+from .declared import of_method, with_options
 from .devices import language_model_on
 from .early import check_data
 from .options import (
@@ -21,60 +21,50 @@ from .options import (
     Seed,
     SparseModel,
     Threads,
-    number,
     use_threads,
 )
 from .shell import note, say, show_json, show_table
 from .targets import target
 
-LOSSES = ("ga", "gdiff", "npo", "rmu")
-BY = ("affinity", "lift")
 RECORD = "unlearn.json"
 
 
-Loss = Annotated[
-    str,
-    typer.Option(
-        help=f"Loss of the unlearning: {', '.join(LOSSES)}.", autocompletion=among(LOSSES)
-    ),
-]
-By = Annotated[
-    str,
-    typer.Option(
-        help="Measure that chooses the expert: affinity or lift.", autocompletion=among(BY)
-    ),
-]
-At = Annotated[
-    str | None,
-    typer.Option(help="LAYER,EXPERT to train in place of the chosen one; or all, every weight."),
-]
-Anchor = Annotated[
-    float, number("Weight of the loss that keeps the tokens with their expert.", least=0)
-]
-Until = Annotated[
-    float | None, number("Stop when the text costs so many nats a token more.", above=0)
-]
+@dataclass(frozen=True)
+class Unlearning:
+    """The texts, the expert, and the steps of the training."""
+
+    forget: str = setting(help="Text to forget: a corpus, or a file.")
+    retain: str | None = setting(None, "Text to keep: a corpus, or a file.")
+    at: str | None = setting(
+        None, "LAYER,EXPERT to train in place of the chosen one; or all, every weight."
+    )
+    until: float | None = setting(
+        1.0, "Stop when the text costs so many nats a token more.", above=0, fix="Try 1."
+    )
+    steps: int = setting(60, "Steps of the training, at most.", least=1)
+    rows: int = setting(256, "Rows of each text.", least=1)
+    batch_size: int = setting(8, "Rows of text in a step.", least=1)
 
 
+@with_options(
+    of_method(
+        "seuf",
+        *("loss", "by", "anchor", "lr"),
+        loss="Loss of the unlearning.",
+        by="Measure that chooses the expert.",
+        anchor="Weight of the loss that keeps the tokens with their expert.",
+    )
+)
 def unlearn(
     model: SparseModel,
-    forget: Annotated[str, typer.Option(help="Text to forget: a corpus, or a file.")],
-    retain: Annotated[str | None, typer.Option(help="Text to keep: a corpus, or a file.")] = None,
-    loss: Loss = "gdiff",
-    by: By = "affinity",
-    at: At = None,
-    anchor: Anchor = 1.0,
-    until: Until = 1.0,
-    steps: Annotated[int, number("Steps of the training, at most.", least=1)] = 60,
-    lr: Annotated[float, number("AdamW learning rate.", above=0, fix="Try 1e-3.")] = 1e-3,
-    rows: Annotated[int, number("Rows of each text.", least=1)] = 256,
+    unlearning: Unlearning,
     length: Length = 128,
-    batch_size: Annotated[int, number("Rows of text in a step.", least=1)] = 8,
     seed: Seed = 0,
     out: OutFolder = None,
     device: Device = None,
     threads: Threads = None,
     as_json: Json = False,
+    **settings: Any,
 ) -> None:
     """Unlearn a text in the one expert that it belongs to; no other weight changes.
 
@@ -83,9 +73,7 @@ def unlearn(
 
     Example:  intarsia unlearn my-mixtral --forget a.jsonl --retain b.jsonl --out forgot
     """
-    for option, got, words in (("--loss", loss, LOSSES), ("--by", by, BY)):
-        if got not in words:
-            raise UnknownName(option, got, words)
+    forget, retain = unlearning.forget, unlearning.retain
     for option, text in (("--forget", forget), ("--retain", retain)):
         if text is not None:
             check_data(text)
@@ -93,18 +81,18 @@ def unlearn(
                 want, fix = "a corpus, or a .txt, .md or .jsonl file", "For example: austen"
                 raise ConfigError(option, got=text, want=want, fix=fix)
     # Only gradient ascent does without a text to keep; lift compares two texts, too.
-    if retain is None and (loss != "ga" or by == "lift"):
+    if retain is None and (settings["loss"] != "ga" or settings["by"] == "lift"):
         want, fix = "a text to keep", "Give --retain, or --loss ga --by affinity."
         raise ConfigError("--retain", got="nothing", want=want, fix=fix)
-    place = _place(at)
+    steps: dict[str, Any] = {"at": _place(unlearning.at), "seed": seed}
+    steps |= {name: getattr(unlearning, name) for name in ("steps", "until", "batch_size")}
     folder = target(out, "out")
     use_threads(threads)
     from ..methods.seuf.seuf import Seuf
 
     # checks its settings before the model is loaded
-    method = Seuf(loss, by, anchor=anchor, lr=lr)
-    settings = {"at": place, "steps": steps, "until": until, "batch_size": batch_size, "seed": seed}
-    record = _unlearned((model, device), method, (forget, retain), (rows, length), settings, folder)
+    method, sizes = Seuf(**settings), (unlearning.rows, length)
+    record = _unlearned((model, device), method, (forget, retain), sizes, steps, folder)
     if as_json:
         show_json({"folder": str(folder), **record})
         return

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, cast
 from .card import Card, Paper
 from .errors import ConfigError, UnknownName
 from .method_settings import MethodSettings
-from .schema import fits, in_words, types_of
+from .schema import LIMITS, Setting, fits, in_words, types_of
 
 if TYPE_CHECKING:
     from .cell import Method
@@ -54,6 +54,27 @@ def listed(name: str) -> tuple[str, ...]:
 def index() -> Mapping[str, Mapping[str, Any]]:
     """Return the card index: key -> kind, module below `intarsia`, paper, settings, ..."""
     return json.loads(INDEX.read_text())
+
+
+PLAIN: Mapping[str, Any] = {
+    **{kind.__name__: kind for kind in (int, float, str, bool)},
+    **{f"{kind.__name__} | None": kind | None for kind in (int, float, str)},
+    **{f"tuple[{kind.__name__}, ...]": tuple[kind, ...] for kind in (int, float, str)},
+    "Sequence[str]": tuple[str, ...],
+}
+"""Types of settings as the index has them, which an option of the command line can have."""
+
+
+def declaration(key: str, name: str) -> tuple[Any, Any, Setting]:
+    """Return the type, the default and the declaration of a method's setting, out of the index.
+
+    key: the method's; name: the setting's, of a type that is in PLAIN.
+    """
+    entry = next(entry for entry in index()[key]["settings"] if entry["name"] == name)
+    default = entry["default"]
+    limits = {limit: entry[limit] for limit in LIMITS if limit in entry}
+    default = tuple(cast("list[Any]", default)) if isinstance(default, list) else default
+    return PLAIN[entry["type"]], default, Setting(help=entry["help"], **limits)
 
 
 class _Listed(Card):

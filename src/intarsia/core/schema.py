@@ -32,6 +32,8 @@ Kind = TypeVar("Kind")
 Words = Sequence[str] | Callable[[], Sequence[str]]
 """A closed list, or a function that returns it: one that reads a file is called when needed."""
 METADATA = "setting"
+LIMITS = ("choices", "least", "above", "below", "most")
+"""The fields of a `Setting` that limit a value."""
 BOOLEANS = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
 SEVERAL = (tuple, list, Sequence)
 PLAIN: Mapping[Any, type] = {bool: bool, int: Integral, float: Real, str: str, Path: Path}
@@ -56,6 +58,7 @@ class Setting:
     test: raises an error for a value that the range does not refuse.  fix: the end of every error.
     flag, short: the option, where it is not called as the field; "" = `--field-name`.
     panel: the heading of the option in `--help`; "" = the heading of the field's class.
+    unit: the word that stands for the value in `--help`, such as "minutes"; "" = its type.
     python: it is set in Python only, and is neither an option nor part of experiment.json.
     """
 
@@ -72,6 +75,7 @@ class Setting:
     flag: str = ""
     short: str = ""
     panel: str = ""
+    unit: str = ""
     python: bool = False
 
     def check(self, name: str, value: Any, kind: Any) -> None:
@@ -168,7 +172,7 @@ def _as_float(value: Real) -> float:
 
 def setting(
     default: Any = MISSING,
-    help: str = "",
+    help: str | Setting = "",
     *,
     factory: Callable[[], Any] | None = None,
     hash: bool | None = None,
@@ -176,10 +180,12 @@ def setting(
 ) -> Any:
     """Return a dataclass field with its declaration, see `Setting`; MISSING = it must be given.
 
+    help: the sentence, or a declaration that several dataclasses share. declared: its other parts.
     factory: makes the default, instead of `default`, where it is made again for each instance.
     hash: False leaves the field out of the instance's hash, as `dataclasses.field` has it.
     """
-    metadata = {METADATA: Setting(help=help, **declared)}
+    shared = help if isinstance(help, Setting) else Setting(help=help)
+    metadata = {METADATA: dataclasses.replace(shared, **declared)}
     if factory is not None:
         return field(default_factory=factory, hash=hash, metadata=metadata)
     return field(default=default, hash=hash, metadata=metadata)

@@ -18,7 +18,7 @@ from ..core.errors import ShapeError
 from ..core.schema import check, setting
 from .balance import balance, z_loss
 from .router import Router, check_counts
-from .settings import RouterConfig
+from .settings import ACTIVE, BALANCE, BIAS, EXPERTS, JITTER, STD, RouterConfig, Z
 
 
 @dataclass(frozen=True)
@@ -28,21 +28,13 @@ class Terms:
     Raises: ConfigError for one out of range.
     """
 
-    experts: int = setting(1, "The number E of experts.", least=1, fix="Try 4.")
-    active: int = setting(1, "The number k of a token's experts.", least=1, fix="Try 1.")
-    std: float = setting(
-        0.02, "The standard deviation of the gate's first weights.", least=0, fix="Try 0.01."
-    )
-    bias: bool = setting(False, "Whether the gate has a bias.")
-    jitter: float = setting(
-        0.0,
-        "The width epsilon of the factors U(1 - epsilon, 1 + epsilon) on the input in training.",
-        least=0,
-        below=1,
-        fix="Try 0.01.",
-    )
-    balance: float = setting(0.0, "The coefficient of the balance loss.", least=0, fix="Try 0.01.")
-    z: float = setting(0.0, "The coefficient of the z-loss.", least=0, fix="Try 0.01.")
+    experts: int = setting(1, EXPERTS)
+    active: int = setting(1, ACTIVE)
+    std: float = setting(0.02, STD)
+    bias: bool = setting(False, BIAS)
+    jitter: float = setting(0.0, JITTER)
+    balance: float = setting(0.0, BALANCE)
+    z: float = setting(0.0, Z)
 
     def __post_init__(self) -> None:
         check(self)

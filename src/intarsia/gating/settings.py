@@ -1,4 +1,7 @@
-"""The settings of any router: its number of experts, and whether it looks at later tokens."""
+"""The settings of any router: those that routers share, and whether it looks at later tokens.
+
+A router declares a shared setting by its constant: `experts: int = setting(8, EXPERTS)`.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +13,26 @@ from torch import nn
 
 from ..core.errors import ConfigError
 from ..core.registry import card, method_key
+from ..core.schema import Setting
+
+EXPERTS = Setting(help="The number E of experts.", least=1, fix="Try 4.")
+ACTIVE = Setting(help="The number k of a token's experts.", least=1, fix="Try 1.")
+BIAS = Setting(help="Whether the gate has a bias.")
+STD = Setting(help="The standard deviation of the gate's first weights.", least=0, fix="Try 0.01.")
+JITTER = Setting(
+    help="The width epsilon of the factors U(1 - epsilon, 1 + epsilon) on the gate's input in "
+    "training.",
+    least=0,
+    below=1,
+    fix="Try 0.01.",
+)
+BALANCE = Setting(help="The coefficient of the balance loss.", least=0, fix="Try 0.01.")
+BALANCE_OF_K = Setting(
+    help="The coefficient of the balance loss, which is k at uniform routing.",
+    least=0,
+    fix="Try 0.01.",
+)
+Z = Setting(help="The coefficient of the z-loss.", least=0, fix="Try 0.01.")
 
 
 @runtime_checkable

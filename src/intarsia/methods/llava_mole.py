@@ -9,6 +9,7 @@ import torch
 from ..adapters import Lora
 from ..core import Card, Cell, Paper, Site
 from ..core.schema import check, setting
+from ..gating.settings import EXPERTS
 from ..mixtures.lora_experts import ATTENTION, BesideAttention, DeltaExperts, attention_cell
 from ..routers.topk import TopK
 
@@ -29,7 +30,7 @@ class LlavaMole(BesideAttention):
     Not for data without domains that tell themselves apart: a LoRA trained longer may do as well.
     """
 
-    experts: int = setting(3, "The number E of experts.", least=1, fix="Try 4.")
+    experts: int = setting(3, EXPERTS)
     over: Lora = setting(help="The LoRA of an expert.", factory=lambda: Lora(32, 64.0, 0.05))
     scale: str = setting(
         "none",

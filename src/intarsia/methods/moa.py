@@ -70,16 +70,17 @@ class MoA(Change):
     lengths: tuple[int, ...] = setting(
         (512, 1024),
         "The lengths N of texts that are profiled, in tokens.",
-        least=1,
+        least=2,
         fix="Try lengths=(512, 1024).",
     )
     check: int = setting(
-        1536, "The length, not profiled, at which the spans are compared, in tokens."
+        1536, "The length, not profiled, at which the spans are compared, in tokens.", least=2
     )
     extend: int | None = setting(
         None,
         "The longest text to use the spans for, in tokens; None = the longest of the other "
         "lengths.",
+        least=2,
     )
     sink: int = setting(
         SINK, "The first tokens that every head sees, a multiple of `block`.", least=0

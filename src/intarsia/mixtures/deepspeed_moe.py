@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from ..core import Card, Paper
 from ..core.errors import ConfigError
 from ..core.schema import check, setting
+from ..gating.settings import BALANCE
 from ..routers import TopK
 from .capacity import POLICIES, Capacity
 from .experts import StackedExperts
@@ -60,7 +61,7 @@ class DeepSpeedMoE:
     least: int = setting(
         4, "The tokens that an expert has room for at least.", least=1, fix="4 is DeepSpeed's."
     )
-    balance: float = setting(0.01, "The coefficient of the balance loss.", least=0, fix="Try 0.01.")
+    balance: float = setting(0.01, BALANCE)
     policy: str = setting(
         "order",
         'The tokens of a full expert that stay, as in `Capacity`. "random" is the released '

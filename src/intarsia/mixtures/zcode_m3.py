@@ -17,6 +17,7 @@ from ..core import Card, Paper
 from ..core.errors import ConfigError, ShapeError
 from ..core.schema import check, setting
 from ..gating import Router, start, with_experts
+from ..gating.settings import EXPERTS, JITTER
 from ..routers import TopK
 from ..routers.hash import mixed
 from .capacity import Capacity
@@ -37,7 +38,7 @@ class ZCodeM3:
     decoder a later token may then take an earlier one's place.
     """
 
-    experts: int = setting(64, "The number E of experts.", least=1, fix="Try 4.")
+    experts: int = setting(64, EXPERTS)
     factor: float = setting(
         1.0,
         "The capacity factor c in training, where an expert takes max(ceil(c T / E), least) of "
@@ -54,14 +55,7 @@ class ZCodeM3:
     least: int = setting(
         4, "The tokens that an expert has room for at least.", least=1, fix="4 is DeepSpeed's."
     )
-    jitter: float = setting(
-        0.01,
-        "The width epsilon of the factors U(1 - epsilon, 1 + epsilon) on the gate's input in "
-        "training.",
-        least=0,
-        below=1,
-        fix="Try 0.01.",
-    )
+    jitter: float = setting(0.01, JITTER)
     balance: float = setting(
         0.01,
         "The coefficient of E sum_e mean(p_e) mean(chosen_e), the balance loss.",

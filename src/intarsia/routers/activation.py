@@ -15,6 +15,7 @@ from ..core import Card, Paper
 from ..core.schema import check, setting
 from ..gating.gate import GateRouter, best, wide_linear
 from ..gating.router import check_renormalised
+from ..gating.settings import BALANCE_OF_K, EXPERTS, Z
 
 # phi by name, as SoftmaxGaussianMoE has them
 PHI: Mapping[str, Callable[[Tensor], Tensor]] = MappingProxyType(
@@ -32,7 +33,7 @@ class ActivationGate:
     be hard from the start: logits of "sigmoid" and "tanh" are bounded by 1 / tau.
     """
 
-    experts: int = setting(8, "The number E of experts.", least=1, fix="Try 4.")
+    experts: int = setting(8, EXPERTS)
     active: int = setting(
         2,
         "The number k of a token's experts; E is the paper's gate, in which every token has "
@@ -55,13 +56,8 @@ class ActivationGate:
     std: float = setting(
         0.02, "The standard deviation of the gate's first weights W.", least=0, fix="Try 0.01."
     )
-    balance: float = setting(
-        0.01,
-        "The coefficient of the balance loss, which is k at uniform routing.",
-        least=0,
-        fix="Try 0.01.",
-    )
-    z: float = setting(0.0, "The coefficient of the z-loss.", least=0, fix="Try 0.01.")
+    balance: float = setting(0.01, BALANCE_OF_K)
+    z: float = setting(0.0, Z)
 
     def __post_init__(self) -> None:
         check(self)

@@ -14,6 +14,7 @@ from ..core import Card, Paper
 from ..core.schema import check, setting
 from ..gating.gate import ScoreRouter, best, check_width, uncast, wide_layer
 from ..gating.router import check_counts
+from ..gating.settings import ACTIVE, BALANCE_OF_K, EXPERTS, Z
 
 LARGEST = 100.0  # 1 / tau
 
@@ -29,8 +30,8 @@ class Cosine:
     Not where the length of a token says which expert it needs: the gate sees directions alone.
     """
 
-    experts: int = setting(8, "The number E of experts.", least=1, fix="Try 4.")
-    active: int = setting(2, "The number k of a token's experts.", least=1, fix="Try 1.")
+    experts: int = setting(8, EXPERTS)
+    active: int = setting(2, ACTIVE)
     width: int = setting(256, "The width of the space that P maps to.", least=1, fix="Try 256.")
     tau: float = setting(
         0.5,
@@ -41,13 +42,8 @@ class Cosine:
     std: float = setting(
         0.01, "The standard deviation of the first directions s_e.", least=0, fix="Try 0.01."
     )
-    balance: float = setting(
-        0.01,
-        "The coefficient of the balance loss, which is k at uniform routing.",
-        least=0,
-        fix="Try 0.01.",
-    )
-    z: float = setting(0.0, "The coefficient of the z-loss.", least=0, fix="Try 0.01.")
+    balance: float = setting(0.01, BALANCE_OF_K)
+    z: float = setting(0.0, Z)
 
     def __post_init__(self) -> None:
         check(self)

@@ -17,6 +17,7 @@ from ..gating.balance import balance
 from ..gating.gate import gated, of_real, wide_linear
 from ..gating.random_source import RandomSource, seeded_by
 from ..gating.router import Router
+from ..gating.settings import EXPERTS
 
 SHAPES = ("exponential", "linear")
 WEIGHTS = ("renormalised", "plain", "gumbel")
@@ -34,7 +35,7 @@ class EvoMoe:
     at high temperature all experts run.
     """
 
-    experts: int = setting(8, "The number E of experts.", least=1, fix="Try 4.")
+    experts: int = setting(8, EXPERTS)
     tau: tuple[float, float] = setting(
         (2.0, 0.3), "The first and the last temperature.", above=0, fix="Try (2.0, 0.3)."
     )

@@ -10,6 +10,7 @@ from torch import Tensor
 from ..core import Card, Paper
 from ..core.schema import check, setting
 from ..gating.gate import GateRouter, room_for
+from ..gating.settings import EXPERTS, JITTER, STD, Z
 
 
 @dataclass(frozen=True)
@@ -25,25 +26,16 @@ class ExpertChoice:
     batch, in evaluation as well.
     """
 
-    experts: int = setting(8, "The number E of experts.", least=1, fix="Try 4.")
+    experts: int = setting(8, EXPERTS)
     capacity: float = setting(
         2.0,
         "The experts c of a token on average, at most E.",
         above=0,
         fix="2 is the paper's: two experts per token on average.",
     )
-    std: float = setting(
-        0.02, "The standard deviation of the gate's first weights.", least=0, fix="Try 0.01."
-    )
-    jitter: float = setting(
-        0.0,
-        "The width epsilon of the factors U(1 - epsilon, 1 + epsilon) on the gate's input in "
-        "training.",
-        least=0,
-        below=1,
-        fix="Try 0.01.",
-    )
-    z: float = setting(0.0, "The coefficient of the z-loss.", least=0, fix="Try 0.01.")
+    std: float = setting(0.02, STD)
+    jitter: float = setting(0.0, JITTER)
+    z: float = setting(0.0, Z)
 
     def __post_init__(self) -> None:
         check(self)

@@ -12,6 +12,7 @@ from ..core.errors import ConfigError, ShapeError
 from ..core.schema import check, setting
 from ..gating.gate import check_width, keep_pairs
 from ..gating.router import Router, check_counts
+from ..gating.settings import ACTIVE, EXPERTS
 
 KINDS = ("id", "row")
 # the finaliser of splitmix64; torch shifts int64 with the sign, hence the masks
@@ -29,8 +30,8 @@ class Hash:
     Source: arXiv:2106.04426.
     """
 
-    experts: int = setting(8, "The number E of experts.", least=1, fix="Try 4.")
-    active: int = setting(1, "The number k of a token's experts.", least=1, fix="Try 1.")
+    experts: int = setting(8, EXPERTS)
+    active: int = setting(1, ACTIVE)
     by: str = setting(
         "id",
         'The id that is hashed: "id", a whole number for each token or each sample, `input_ids` '

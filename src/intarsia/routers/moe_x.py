@@ -15,6 +15,7 @@ from ..core.schema import check, setting
 from ..gating.gate import ScoreRouter, best, wide_linear
 from ..gating.reads_experts import Encoded, ReadsExperts
 from ..gating.router import check_renormalised
+from ..gating.settings import ACTIVE, BALANCE_OF_K, EXPERTS, Z
 
 # of s^2: where it vanishes, neither the score nor its gradient may divide by 0
 LEAST = 1e-24
@@ -41,17 +42,12 @@ class MoeX:
     and routing is nearly even: a small tau, or learn=True, sharpens it. Not without a balance loss.
     """
 
-    experts: int = setting(8, "The number E of experts.", least=1, fix="Try 4.")
-    active: int = setting(2, "The number k of a token's experts.", least=1, fix="Try 2.")
+    experts: int = setting(8, EXPERTS)
+    active: int = setting(2, ACTIVE, fix="Try 2.")
     tau: float = setting(1.0, "The temperature that divides the scores.", above=0, fix="Try 1.")
     learn: bool = setting(False, "Whether the temperature is learned, as exp of a parameter.")
-    balance: float = setting(
-        0.01,
-        "The coefficient of the balance loss, which is k at uniform routing.",
-        least=0,
-        fix="Try 0.01.",
-    )
-    z: float = setting(0.0, "The coefficient of the z-loss.", least=0, fix="Try 0.01.")
+    balance: float = setting(0.01, BALANCE_OF_K)
+    z: float = setting(0.0, Z)
 
     def __post_init__(self) -> None:
         check(self)

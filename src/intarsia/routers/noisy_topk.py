@@ -14,6 +14,7 @@ from ..core.schema import check, setting
 from ..gating.gate import of_real, wide_linear
 from ..gating.random_source import RandomSource, seeded_by
 from ..gating.router import Router, check_counts
+from ..gating.settings import ACTIVE, EXPERTS
 
 SMALL = 1e-6  # the least standard deviation of the noise
 
@@ -29,8 +30,8 @@ class NoisyTopK:
     weight would always be 1.
     """
 
-    experts: int = setting(8, "The number E of experts.", least=1, fix="Try 4.")
-    active: int = setting(2, "The number k of a token's experts.", least=1, fix="Try 2.")
+    experts: int = setting(8, EXPERTS)
+    active: int = setting(2, ACTIVE, fix="Try 2.")
     std: float = setting(
         0.0,
         "The standard deviation of the first W_g; 0, as in the paper, so that only the noise "

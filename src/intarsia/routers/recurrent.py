@@ -14,6 +14,7 @@ from ..core.schema import check, setting
 from ..gating.gate import GateRouter, best, uncast, wide_linear
 from ..gating.layer_state import PassesState
 from ..gating.router import check_renormalised
+from ..gating.settings import ACTIVE, BALANCE_OF_K, EXPERTS, Z
 
 
 @dataclass(frozen=True)
@@ -30,8 +31,8 @@ class Recurrent:
     need a smaller rate. Not where a layer must be able to run without the layers before it.
     """
 
-    experts: int = setting(8, "The number E of experts.", least=1, fix="Try 4.")
-    active: int = setting(2, "The number k of a token's experts.", least=1, fix="Try 2.")
+    experts: int = setting(8, EXPERTS)
+    active: int = setting(2, ACTIVE, fix="Try 2.")
     hidden: int = setting(128, "The width p of the recurrent state.", least=1, fix="Try 8.")
     std: float = setting(
         0.02, "The standard deviation of the first weights of W2.", least=0, fix="Try 0.01."
@@ -43,13 +44,8 @@ class Recurrent:
         below=1,
         fix="Try 0.01.",
     )
-    balance: float = setting(
-        0.001,
-        "The coefficient of the balance loss, which is k at uniform routing.",
-        least=0,
-        fix="Try 0.01.",
-    )
-    z: float = setting(0.0, "The coefficient of the z-loss.", least=0, fix="Try 0.01.")
+    balance: float = setting(0.001, BALANCE_OF_K)
+    z: float = setting(0.0, Z)
     carry: bool = setting(
         True,
         "Whether a layer reads the state of the layer before; False = h_{l-1} is 0 at every "

@@ -14,6 +14,7 @@ from ..gating.balance import balance
 from ..gating.gate import GateRouter
 from ..gating.layer_state import PassesState
 from ..gating.router import check_counts
+from ..gating.settings import EXPERTS, STD
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,7 @@ class ReMoe:
     Not for a fixed cost of each token, nor with a capacity: use `TopK` or `Switch`.
     """
 
-    experts: int = setting(8, "The number E of experts.", least=1, fix="Try 4.")
+    experts: int = setting(8, EXPERTS)
     active: int = setting(
         2,
         "The experts k of a token on average, to which an L1 loss drives the router.",
@@ -47,9 +48,7 @@ class ReMoe:
         least=1,
         fix="The paper's is 1.2.",
     )
-    std: float = setting(
-        0.02, "The standard deviation of the gate's first weights.", least=0, fix="Try 0.01."
-    )
+    std: float = setting(0.02, STD)
 
     def __post_init__(self) -> None:
         check(self)

@@ -11,6 +11,7 @@ from torch import Tensor
 from ..core import Card, Paper, Routing
 from ..core.schema import check, setting
 from ..gating.gate import GateRouter, keep_pairs, room_for
+from ..gating.settings import EXPERTS, JITTER, STD
 
 
 @dataclass(frozen=True)
@@ -23,7 +24,7 @@ class Switch:
     Not for routing that must not depend on a token's place in the batch.
     """
 
-    experts: int = setting(8, "The number E of experts.", least=1, fix="Try 4.")
+    experts: int = setting(8, EXPERTS)
     capacity: float = setting(
         1.25,
         "The capacity factor c: in training an expert takes the first ceil(c T / E) of T tokens "
@@ -32,17 +33,8 @@ class Switch:
         above=0,
         fix="1 leaves room for uniform routing; 1.25 is the paper's.",
     )
-    std: float = setting(
-        0.02, "The standard deviation of the gate's first weights.", least=0, fix="Try 0.01."
-    )
-    jitter: float = setting(
-        0.0,
-        "The width epsilon of the factors U(1 - epsilon, 1 + epsilon) on the gate's input in "
-        "training.",
-        least=0,
-        below=1,
-        fix="Try 0.01.",
-    )
+    std: float = setting(0.02, STD)
+    jitter: float = setting(0.0, JITTER)
     balance: float = setting(
         0.01,
         "The coefficient of the balance loss (eq. 4), which counts dropped tokens too.",

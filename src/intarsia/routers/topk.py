@@ -13,6 +13,7 @@ from ..core.errors import ConfigError
 from ..core.schema import check, setting
 from ..gating.gate import GateRouter
 from ..gating.router import check_counts
+from ..gating.settings import ACTIVE, BALANCE_OF_K, BIAS, EXPERTS, JITTER, STD, Z
 
 SCALES = ("renormalised", "prob", "ste", "none")
 
@@ -27,8 +28,8 @@ class TopK:
     LLaVA-MoLE (arXiv:2401.16160).
     """
 
-    experts: int = setting(8, "The number E of experts.", least=1, fix="Try 4.")
-    active: int = setting(2, "The number k of a token's experts.", least=1, fix="Try 1.")
+    experts: int = setting(8, EXPERTS)
+    active: int = setting(2, ACTIVE)
     scale: str | None = setting(
         None,
         'The weight of a chosen expert: "renormalised", p_e over the sum of the k chosen ones '
@@ -38,25 +39,11 @@ class TopK:
         "one of the host, as that gate weighs, with its bias.",
         choices=SCALES,
     )
-    bias: bool = setting(False, "Whether the gate has a bias.")
-    std: float = setting(
-        0.02, "The standard deviation of the gate's first weights.", least=0, fix="Try 0.01."
-    )
-    jitter: float = setting(
-        0.0,
-        "The width epsilon of the factors U(1 - epsilon, 1 + epsilon) on the gate's input in "
-        "training.",
-        least=0,
-        below=1,
-        fix="Try 0.01.",
-    )
-    balance: float = setting(
-        0.01,
-        "The coefficient of the balance loss, which is k at uniform routing.",
-        least=0,
-        fix="Try 0.01.",
-    )
-    z: float = setting(0.0, "The coefficient of the z-loss.", least=0, fix="Try 0.01.")
+    bias: bool = setting(False, BIAS)
+    std: float = setting(0.02, STD)
+    jitter: float = setting(0.0, JITTER)
+    balance: float = setting(0.01, BALANCE_OF_K)
+    z: float = setting(0.0, Z)
 
     def __post_init__(self) -> None:
         """Check each setting, and that a gradient reaches the gate.  Raises: ConfigError."""

@@ -10,6 +10,7 @@ from torch import Tensor
 from ..core import Card, Paper
 from ..core.schema import check, setting
 from ..gating.gate import GateRouter
+from ..gating.settings import BALANCE, EXPERTS, JITTER, STD, Z
 
 
 @dataclass(frozen=True)
@@ -22,7 +23,7 @@ class TopP:
     Source: arXiv:2403.07652; also the dynamic variant of MixLoRA (arXiv:2404.15159).
     """
 
-    experts: int = setting(8, "The number E of experts.", least=1, fix="Try 4.")
+    experts: int = setting(8, EXPERTS)
     p: float = setting(
         0.8,
         "The sum of probabilities to reach; a token's first expert always counts.",
@@ -33,19 +34,10 @@ class TopP:
     temperature: float = setting(
         1.0, "The temperature that divides the logits.", above=0, fix="Try 1."
     )
-    std: float = setting(
-        0.02, "The standard deviation of the gate's first weights.", least=0, fix="Try 0.01."
-    )
-    jitter: float = setting(
-        0.0,
-        "The width epsilon of the factors U(1 - epsilon, 1 + epsilon) on the gate's input in "
-        "training.",
-        least=0,
-        below=1,
-        fix="Try 0.01.",
-    )
-    balance: float = setting(0.01, "The coefficient of the balance loss.", least=0, fix="Try 0.01.")
-    z: float = setting(0.0, "The coefficient of the z-loss.", least=0, fix="Try 0.01.")
+    std: float = setting(0.02, STD)
+    jitter: float = setting(0.0, JITTER)
+    balance: float = setting(0.01, BALANCE)
+    z: float = setting(0.0, Z)
 
     def __post_init__(self) -> None:
         check(self)

@@ -14,6 +14,7 @@ from ..core.checks import at_least
 from ..core.errors import ShapeError
 from ..core.schema import check, setting
 from ..gating.gate import GateRouter, room_for
+from ..gating.settings import EXPERTS, STD, Z
 
 SIDES = ("expert", "token")
 COSTS = ("logits", "p")
@@ -38,7 +39,7 @@ class Transport:
     batch, in evaluation as well.
     """
 
-    experts: int = setting(8, "The number E of experts.", least=1, fix="Try 4.")
+    experts: int = setting(8, EXPERTS)
     capacity: float = setting(
         1.0,
         "The capacity factor c, experts per token on average.",
@@ -57,10 +58,8 @@ class Transport:
         above=0,
     )
     iterations: int = setting(50, "The iterations of the solver.", least=1, fix="Try 50.")
-    std: float = setting(
-        0.02, "The standard deviation of the gate's first weights.", least=0, fix="Try 0.01."
-    )
-    z: float = setting(0.0, "The coefficient of the z-loss.", least=0, fix="Try 0.01.")
+    std: float = setting(0.02, STD)
+    z: float = setting(0.0, Z)
     cost: str = setting(
         "logits",
         'The cost of a pair: "logits", -x W^T less each token\'s mean, in standard deviations of '

@@ -15,6 +15,7 @@ from ..core.errors import ConfigError
 from ..core.schema import check, setting
 from ..gating.context import MODALITIES
 from ..gating.gate import of_real
+from ..gating.settings import ACTIVE
 from ..mixtures.lora_experts import ATTENTION, BesideAttention, OutputExperts, attention_cell
 from ..routers.topk import TopK, TopKRouter
 from ..schedules.phases import Phase
@@ -44,7 +45,7 @@ class UniMoe(BesideAttention):
     modalities: tuple[str, ...] = setting(
         MODALITIES, "The modalities with an expert each, every one once.", choices=MODALITIES
     )
-    active: int = setting(2, "The number k of a token's experts.", least=1, fix="Try 2.")
+    active: int = setting(2, ACTIVE, fix="Try 2.")
     balance: float = setting(
         0.0,
         "The coefficient of the balance loss over all k experts of a token, k at uniform "

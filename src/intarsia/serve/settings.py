@@ -1,6 +1,6 @@
 """A server's settings, given at its start, and the facts of one request while it is running."""
 
-# The types of options are read from the fields, so that they are no text (no `annotations` here).
+from __future__ import annotations
 
 import time
 from contextvars import ContextVar
@@ -9,22 +9,20 @@ from dataclasses import dataclass, field
 from ..core.schema import check, setting
 
 BATCHINGS = ("continuous", "none")
-DAY = 86400.0  # seconds
+DAY = 86_400  # seconds
 
 
 @dataclass(frozen=True)
 class Limits:
     """Limits on what clients may ask for; other requests are refused before they cost anything.
 
-    arrival: seconds for a request's headers, for its body, and for its client to take the answer,
-    of all waiting for that together.
-    Raises: ConfigError.
+    tokens: also of a request that names no number.
+    arrival: for a request's headers, for its body, and for its client to take the answer, of all
+    waiting for that together.
     """
 
     body: int = setting(1_000_000, "Bytes of a request, at most.", least=1000)
-    tokens: int = setting(
-        512, "Tokens of an answer, at most; also where a request names no number.", least=1
-    )
+    tokens: int = setting(512, "Tokens of an answer, at most.", least=1)
     at_once: int = setting(16, "Requests that are answered at once.", least=1)
     queue: int = setting(64, "Requests that may wait; the next one gets 429.", least=0)
     seconds: float = setting(
@@ -40,14 +38,14 @@ class Limits:
         10.0, "Seconds for a request to come; then 408.", above=0, fix="Try 10."
     )
 
-    def __post_init__(self) -> None:
-        """Check each limit.  Raises: ConfigError."""
-        check(self)
-
     @property
     def connections(self) -> int:
         """Number of clients that may be connected, idle ones included."""
         return self.at_once + self.queue + 256
+
+    def __post_init__(self) -> None:
+        """Check each limit.  Raises: ConfigError."""
+        check(self)
 
 
 @dataclass

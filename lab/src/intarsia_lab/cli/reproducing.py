@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from intarsia.cli.completing import among
+from intarsia.cli.declared import with_options
 from intarsia.cli.early import numbers
 from intarsia.cli.options import Json, Threads, use_threads, writes
 from intarsia.cli.shell import note, say, show_json, show_table
 from intarsia.core.errors import ConfigError
+from intarsia.core.schema import setting
 
 from .words import CLAIMS, check_claim
 
@@ -27,11 +30,6 @@ Name = Annotated[
     str | None,
     typer.Argument(help="Name of the claim; without one, a list.", autocompletion=among(CLAIMS)),
 ]
-Long = Annotated[bool, typer.Option("--long", help="Run the long ones, too, with --all.")]
-Seeds = Annotated[
-    str | None,
-    typer.Option(help="Seeds of the runs, with commas; the claim's own if not given."),
-]
 Out = Annotated[
     Path,
     writes(
@@ -41,11 +39,21 @@ Out = Annotated[
 ]
 
 
+@dataclass(frozen=True)
+class Repeating:
+    """Claims that are run, and their seeds."""
+
+    every: bool = setting(False, "Run all that this machine can.", flag="--all")
+    long: bool = setting(False, "Run the long ones, too, with --all.")
+    seeds: str | None = setting(
+        None, "Seeds of the runs, with commas; the claim's own if not given."
+    )
+
+
+@with_options()
 def reproduce(
+    repeating: Repeating,
     name: Name = None,
-    every: Annotated[bool, typer.Option("--all", help="Run all that this machine can.")] = False,
-    long: Long = False,
-    seeds: Seeds = None,
     out: Out = Path("docs/claims.md"),
     threads: Threads = None,
     as_json: Json = False,
@@ -54,7 +62,8 @@ def reproduce(
 
     Example:  intarsia reproduce mosa
     """
-    if every and name is not None:
+    seeds = repeating.seeds
+    if repeating.every and name is not None:
         got = f"the name {name!r} with it"
         raise ConfigError("--all", got=got, want="one of them", fix="Leave one out.")
     # Records lie in a folder of the page's name without its suffix.
@@ -64,13 +73,13 @@ def reproduce(
     chosen_seeds = None if seeds is None else numbers("--seeds", seeds)
     if name is not None:
         check_claim(name)
-    elif not every:
+    elif not repeating.every:
         from ..claims import claims
 
         _show_list(claims(), out.with_suffix(""), as_json)
         return
     use_threads(threads)
-    records = [_judged(study, chosen_seeds, out) for study in _chosen(name, long)]
+    records = [_judged(study, chosen_seeds, out) for study in _chosen(name, repeating.long)]
     if as_json:
         show_json(records)
         return

@@ -141,6 +141,9 @@ def _is_idle(statement: ast.stmt, refusing: Collection[str], packages: Collectio
             return level > 0 or (module or "").partition(".")[0] in packages
         case ast.Assign(targets=[ast.Name(id="CLAIMS")]):
             return True
+        # a declaration that several settings share
+        case ast.Assign(value=ast.Call(func=ast.Name(id="Setting"))):
+            return True
         case ast.If(body=[*_, ast.Raise(exc=ast.Call(func=ast.Name(id=name)))], orelse=[]):
             return name in refusing
         case ast.FunctionDef(name="__post_init__", body=body):

@@ -15,7 +15,7 @@ from typing import Any, cast
 from intarsia.core import Card
 from intarsia.core.exports import TOPICS, homes, namespaces
 from intarsia.core.registry import INDEX, card, cards_in, index, settings_to_dict
-from intarsia.core.schema import help_of
+from intarsia.core.schema import LIMITS, METADATA, Setting, help_of, words
 
 ROOT = INDEX.parents[1]
 
@@ -71,7 +71,7 @@ def entry(method_card: Card, module: str, settings: bool) -> dict[str, Any]:
 
 
 def _settings(config: Any) -> list[dict[str, Any]]:
-    """Return name, type, default and help of each setting."""
+    """Return name, type, default, help and limits of each setting."""
     defaults = settings_to_dict(config)
     return [
         {
@@ -79,10 +79,18 @@ def _settings(config: Any) -> list[dict[str, Any]]:
             "type": _type_name(f.type),
             "default": defaults[f.name],
             "help": help_of(f),
+            **_limits(f.metadata.get(METADATA)),
         }
         for f in dataclasses.fields(config)
         if f.name in defaults
     ]
+
+
+def _limits(declared: Setting | None) -> dict[str, Any]:
+    """Return the choices and the range of a setting that has some, as `Setting` names them."""
+    limits = {name: getattr(declared, name, None) for name in LIMITS}
+    limits["choices"] = list(words(declared.choices)) if declared is not None else []
+    return {name: value for name, value in limits.items() if value not in (None, [])}
 
 
 def _type_name(annotation: object) -> str:
