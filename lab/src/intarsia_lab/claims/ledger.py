@@ -56,7 +56,7 @@ def check_declared(study: Study) -> None:
     if not study.system:
         return
     # a check counts as no evidence, and needs no rivals
-    tables = {"papers.PAPERS": PAPERS}
+    tables: dict[str, Mapping[str, Any]] = {"papers.PAPERS": PAPERS}
     if class_of(study.key) != CHECK:
         tables["designs.DESIGNS"] = DESIGNS
     for place, rows in tables.items():
