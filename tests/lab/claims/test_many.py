@@ -1,4 +1,4 @@
-"""Of many claims chance alone puts some on one side: Holm's correction leaves what it does not."""
+"""Chance alone puts some of many claims on one side: Holm's correction leaves the sure ones."""
 
 import pytest
 from scipy.stats import ttest_1samp

@@ -35,14 +35,14 @@ def arm(name: str, columns: str, **rows: str) -> TableArm:
     return TableArm(name, tuple(columns.split("|")), {k.replace("_", " "): rows[k] for k in rows})
 
 
-def first_is_less(sentence: str, first: TableArm, second: TableArm, by: float = 1.0) -> Control:
-    """Return the control that one arm's figure is less than `by` times another's."""
-    return Control(sentence, lambda rows: first.figure(rows) < by * second.figure(rows))
+def first_is_less(sentence: str, first: TableArm, second: TableArm, times: float = 1.0) -> Control:
+    """Return the control that one arm's figure is less than `times` times another's."""
+    return Control(sentence, lambda rows: first.figure(rows) < times * second.figure(rows))
 
 
-def row(column: str, bound: float, sentence: str, where: Mapping[str, str]) -> Control:
+def at_most(column: str, bound: float, sentence: str, texts: Mapping[str, str]) -> Control:
     """Return the control that the mean of a column in some rows is at most a bound."""
-    return Control(sentence, lambda rows: max(numbers(rows, column, where)) <= bound)
+    return Control(sentence, lambda rows: max(numbers(rows, column, texts)) <= bound)
 
 
 def lower(*parts: Any, alike: str = "") -> Design:
@@ -52,6 +52,7 @@ def lower(*parts: Any, alike: str = "") -> Design:
 
 # pictures, adapters and sparse training: points of accuracy
 PICTURES = {
+    # as good as dense: a mask that is chosen once would be cheaper
     "bdwp": Design(
         arm("BDWP", "test accuracy", training="BDWP"),
         Missing("half of the net"),
@@ -59,6 +60,7 @@ PICTURES = {
         Missing("none loses a point"),
         SHARED,
     ),
+    # both have as many bytes; width 1 of one bit has a 32nd of them
     "bi": Design(
         arm("1 bit", "elpv, %|photo-rotation, %", adapter="1 bit, width 32"),
         HEAD,
@@ -66,6 +68,7 @@ PICTURES = {
         Missing("one bit at width 1"),
         SHARED,
     ),
+    # a search has to beat cells that nobody searched
     "dass-by-hand": Design(
         arm("DASS", "accuracy", cells="DASS"),
         Missing("cells drawn at random"),
@@ -73,6 +76,7 @@ PICTURES = {
         Missing("cells drawn at random"),
         SHARED,
     ),
+    # within a point: rank 2 is as small as MoS, and must lose it
     "mos-saving": Design(
         arm("MoS", "photo-rotation, %", adapter="MoS, e 2, rank 8"),
         arm("LoRA of rank 2", "photo-rotation, %", adapter="LoRA, rank 2"),
@@ -86,6 +90,7 @@ PICTURES = {
         ),
         SHARED,
     ),
+    # the same adapter is the strongest of its size in the paper
     "mosa": Design(
         arm("MoSA", "fashion-mnist|elpv|tuxpaint", method="MoSA, released recipe"),
         HEAD,
@@ -93,6 +98,7 @@ PICTURES = {
         Missing("no means here reaches 1.3 points"),
         Missing("the spread of sets, whose pairs it pools"),
     ),
+    # a tie: it needs a mask that is worse by the margin
     "random-search": Design(
         arm("selected", "selected"),
         arm("random", "random"),
@@ -100,6 +106,7 @@ PICTURES = {
         Missing("no mask loses half a point"),
         SHARED,
     ),
+    # accuracy of the source task where both reach the same target
     "s2ft": Design(
         arm("S2FT", "source kept, S2FT"),
         HEAD,
@@ -107,6 +114,7 @@ PICTURES = {
         Missing("none keeps all"),
         SHARED,
     ),
+    # its parts are trained before it, by all arms alike
     "sms": Design(
         arm("soup", "accuracy"),
         arm("the mean of its parts", "mean of its parts"),
@@ -115,6 +123,7 @@ PICTURES = {
         SHARED,
         alike="The soup and its parts are the same trained nets.",
     ),
+    # the wide net without zeros is the means that should reach the bar
     "sparse-ift": Design(
         arm("wide", "accuracy", model="wide, RigL"),
         Missing("a random mask"),
@@ -122,6 +131,7 @@ PICTURES = {
         Missing("the wide net without zeros gains nothing here"),
         SHARED,
     ),
+    # always one answer has no spread at all
     "uni-moe": lower(
         arm("Uni-MoE", "spread", arm="uni-moe"),
         Missing("the commonest topic alone"),
@@ -129,6 +139,7 @@ PICTURES = {
         Missing("none raises the spread"),
         SHARED,
     ),
+    # one block is as good as four: the set is too easy
     "union-of-experts": Design(
         arm("union", "accuracy, %", model="union of experts"),
         Missing("one dense block of four, which has 74.0 %"),
@@ -136,6 +147,7 @@ PICTURES = {
         Missing("half of the net loses nothing here"),
         SHARED,
     ),
+    # as good as the best of three routers, at three numbers of experts
     "transport-loss": lower(
         arm("plan", "test loss", router="sparse transport, k = T / E"),
         arm("Switch", "test loss", router="Switch"),
@@ -151,6 +163,7 @@ PICTURES = {
 }
 # mixtures and language models: losses, of which the lower one is better
 TEXTS = {
+    # the mean of the best of three draws; the search is not in it
     "comet": lower(
         arm("COMET", "best of 3", gate="COMET"),
         Missing("a rating's mean"),
@@ -159,6 +172,7 @@ TEXTS = {
         SHARED,
         alike="Each gate has the best of as many drawn rates.",
     ),
+    # as good within 1 %: a smaller mixture would have to lose it
     "deepspeed-moe": lower(
         arm("fewer experts", "test loss", model="deepspeed_moe"),
         DENSE,
@@ -166,6 +180,7 @@ TEXTS = {
         Missing("a mixture that is too small"),
         SHARED,
     ),
+    # perplexities of two texts at two densities
     "dsnot": lower(
         arm("DSnoT", "0.6|0.5", method="wanda + dsnot"),
         Missing("swaps at random"),
@@ -174,6 +189,7 @@ TEXTS = {
         Missing("the held-out rows, which all draws share"),
         alike=UNTRAINED,
     ),
+    # half as many operations again as Switch: a dense net could have them, too
     "evomoe": lower(
         arm("EvoMoE", "ratio", contender="EvoMoE"),
         arm("Switch", "ratio", contender="Switch"),
@@ -181,6 +197,7 @@ TEXTS = {
         Missing("one expert alone"),
         SHARED,
     ),
+    # perplexities of two texts; rounding alone must lose
     "gqsa": lower(
         arm("GQSA", "austen|python-docs", weights="W4 S50, OBS + BQPO + E2E"),
         arm("rounding", "austen|python-docs", weights="W4 S50, rounded"),
@@ -192,6 +209,7 @@ TEXTS = {
         ),
         Missing("draws: two texts of one draw are no sample"),
     ),
+    # a LoRA of each domain is what closes the whole gap
     "llava-mole": lower(
         arm("MoLE", "over the first arm", arm="MoLE, E = 4, r = 4, scale 'prob'"),
         HEAD,
@@ -204,6 +222,7 @@ TEXTS = {
         ),
         SHARED,
     ),
+    # full training is the means that reaches the bar
     "lt-sft": lower(
         arm("LT-SFT", "error, kinds|error, emoji", arm="drift, 2 %"),
         arm("random places", "error, kinds|error, emoji", arm="random, 2 %"),
@@ -215,6 +234,7 @@ TEXTS = {
         ),
         SHARED,
     ),
+    # as many parameters in one LoRA; a fourth of them should lose
     "mixlora": lower(
         arm("MixLoRA", "over the first arm", arm="MixLoRA, E = 8, k = 2, r = 4"),
         HEAD,
@@ -222,6 +242,7 @@ TEXTS = {
         Missing("a LoRA of one expert's rank"),
         SHARED,
     ),
+    # as many keys and values in all arms
     "moa": lower(
         arm("MoA", "loss", spans="moa"),
         arm("random spans", "loss", spans="random"),
@@ -234,6 +255,7 @@ TEXTS = {
         Missing("the test tokens, which all draws share"),
         alike=UNTRAINED,
     ),
+    # units on, not interpretability
     "moe-x": lower(
         arm("their own weights", "units on", router="score of the weights"),
         Missing("a gate at random"),
@@ -241,6 +263,7 @@ TEXTS = {
         Missing("none leaves more units on"),
         SHARED,
     ),
+    # the paper's contrast, at a loss that hardly moves here
     "momentum": lower(
         arm("momentum", "ratio", contender="MomentumSMoE"),
         DENSE,
@@ -248,6 +271,7 @@ TEXTS = {
         Missing("no means lowers the perplexity here"),
         SHARED,
     ),
+    # as many parameters; one LoRA for all tasks should lose
     "poly-heads": lower(
         arm("MHR", "error %", arm="MHR, S = 4, Q = 8, r = 1"),
         arm("no adapter", "error %", arm="no adapter"),
@@ -255,6 +279,7 @@ TEXTS = {
         Missing("one LoRA for all tasks"),
         SHARED,
     ),
+    # as deep as the paper's shallowest, where it has .9992
     "rmoe": lower(
         arm("RMoE", "ratio", contender="RMoE, p = 32"),
         DENSE,
@@ -262,6 +287,7 @@ TEXTS = {
         Missing("12 layers, where the paper has .994"),
         SHARED,
     ),
+    # damage to other texts at equal forgetting
     "seuf-expert": lower(
         arm("attributed expert", "at +1.0", arm="top affinity"),
         arm("random expert", "at +1.0", arm="4 random of the layer of top affinity"),
@@ -269,6 +295,7 @@ TEXTS = {
         Missing("none does more damage by design"),
         SHARED,
     ),
+    # shares of the gap between pruned and dense
     "squarehead": Design(
         arm("SquareHead", "share closed", loss="SquareHead"),
         arm("labels", "share closed", loss="labels"),
@@ -276,6 +303,7 @@ TEXTS = {
         Missing("a training long enough to reach the bar"),
         SHARED,
     ),
+    # within half a percent, which nothing here loses
     "zcode-m3-merge": lower(
         arm("merged", "after the further steps", model="merged"),
         arm("first parent", "after the further steps", model="first parent"),
@@ -286,6 +314,7 @@ TEXTS = {
 }
 # simulators, statistics, times and recommenders
 OTHERS = {
+    # the recommender with the lower ratio
     "dsl": Design(
         arm("DSL", "NDCG@20, %", tables="LightGCN, DSL, density .5"),
         Missing("popularity"),
@@ -293,6 +322,7 @@ OTHERS = {
         Missing("tables of half the width"),
         SHARED,
     ),
+    # bfloat16 is the cheapest way to a faster net
     "fast-convnets": Design(
         arm("a fifth", "times as fast", net="ours, 1 row, 0.2"),
         arm("float32", "times as fast", net="OpenVINO fp32"),
@@ -301,6 +331,7 @@ OTHERS = {
         "interleaved runs on one machine",
         alike=UNTRAINED,
     ),
+    # slopes of errors over the size of samples
     "gaussian-moe": lower(
         arm("sigmoid gate", "slope", gate="sigmoid", what="beta_1 and tau"),
         Missing("the start of the search, which is never moved"),
@@ -314,6 +345,7 @@ OTHERS = {
         OWN_DATA,
         alike="All are fitted by the same search, without a rate.",
     ),
+    # lasting copies even better than Hecate's
     "hecate": lower(
         arm("Hecate", "excess", copies="Hecate"),
         arm("no copies", "excess", copies="plain"),
@@ -326,6 +358,7 @@ OTHERS = {
         OWN_TRACES,
         alike=PLACED,
     ),
+    # as many terms in both; BM25 needs no training at all
     "lsr-idf": Design(
         arm("idf", "idf"),
         arm("flat", "flat"),
@@ -333,6 +366,7 @@ OTHERS = {
         Missing("queries with terms drawn at random"),
         "topics and seeds",
     ),
+    # films that no training saw, so that ids can only guess
     "m2trec": Design(
         arm("metadata", "cold among cold, HR@10 %", items_by="metadata"),
         arm("popularity", "cold among cold, HR@10 %", items_by="popularity"),
@@ -340,6 +374,7 @@ OTHERS = {
         Missing("metadata of other films"),
         SHARED,
     ),
+    # the best of four placements of the same experts
     "moetuner": lower(
         arm("MoETuner", "imbalance", placement="MoETuner's programmes"),
         arm("experts in order", "imbalance", placement="experts in order"),
@@ -352,6 +387,7 @@ OTHERS = {
         OWN_TRACES,
         alike=PLACED,
     ),
+    # the judge is another model than the reward
     "onerec-preference": Design(
         arm("one round", "judge", model="after one round"),
         Missing("films drawn at random"),
@@ -359,11 +395,12 @@ OTHERS = {
         Missing("a round with pairs at random"),
         SHARED,
     ),
+    # of six models TSC finds the fewest bars
     "prosper-bars": Design(
         arm("TSC", "seeds with 9 or 10", bars_of="TSC", model="TSC"),
         arm("DictionaryLearning", "seeds with 9 or 10", bars_of="TSC", model="DictionaryLearning"),
         Missing("NMF, which finds all bars"),
-        row(
+        at_most(
             "seeds with 9 or 10",
             0,
             "DictionaryLearning misses the bars.",
@@ -372,6 +409,7 @@ OTHERS = {
         OWN_DATA,
         alike="All are fitted by expectation and maximisation, without a rate.",
     ),
+    # codecs at three rates; JPEG and its like are drawn alone
     "recombiner": Design(
         arm("RECOMBINER", "PSNR", codec="RECOMBINER"),
         arm("COIN", "PSNR", codec="COIN"),
@@ -379,6 +417,7 @@ OTHERS = {
         Missing("no codec must win"),
         Missing("priors: twelve crops with one prior are its sample"),
     ),
+    # within a point of all vectors, where a random choice loses half
     "slime": Design(
         arm("chosen by the question", "right", arm="chosen"),
         arm("chosen at random", "right", arm="chosen at random"),
@@ -391,6 +430,7 @@ OTHERS = {
         ),
         SHARED,
     ),
+    # the dense net in bfloat16 is faster than ours
     "sparse-bytenn": Design(
         arm("blocks of four rows", "times as fast", net="ours, 4 rows, 0.7"),
         arm("float32", "times as fast", net="OpenVINO fp32"),
@@ -399,14 +439,16 @@ OTHERS = {
         "interleaved runs on one machine",
         alike=UNTRAINED,
     ),
+    # items seen once, up to its capacity and beyond
     "sparsey-memory": Design(
         arm("Sparsey", "modules recalled", items="25"),
         Missing("a code drawn at random"),
         Missing("a list that is searched for the nearest item"),
-        row("modules recalled", 0.95, "Of 200 items it forgets some.", {"items": "200"}),
+        at_most("modules recalled", 0.95, "Of 200 items it forgets some.", {"items": "200"}),
         OWN_DATA,
         alike=UNTRAINED,
     ),
+    # a minimum over degrees stands against each of them
     "tutel": Design(
         arm("a degree for each batch", "times as fast"),
         Missing("a degree drawn at random"),

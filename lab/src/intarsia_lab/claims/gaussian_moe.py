@@ -97,6 +97,9 @@ CLAIMS = (
     study(
         "gaussian-moe",
         system="Softmax-Gaussian mixtures",
+        scale=(
+            "The start of each search, which nothing moves, as an arm of the table, on fresh seeds."
+        ),
         work="drawn mixtures with known rates",
         sentence=EASY + "beta_1 and tau of the sigmoid gate.",
         baseline="slope -1/2 of the parametric rate",

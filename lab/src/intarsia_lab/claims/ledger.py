@@ -42,10 +42,10 @@ def claims() -> tuple[Study, ...]:
     Raises: ConfigError for a headline without its paper's figure, and for one that counts as
     evidence and has no design, see `check_declared`.
     """
-    found = tuple(c for module in _modules() for c in module.CLAIMS)
-    for study in found:
+    studies = tuple(c for module in _modules() for c in module.CLAIMS)
+    for study in studies:
         check_declared(study)
-    return found
+    return studies
 
 
 def check_declared(study: Study) -> None:
@@ -55,10 +55,11 @@ def check_declared(study: Study) -> None:
     """
     if not study.system:
         return
-    wanted = {"papers.PAPERS": PAPERS}
+    # a check counts as no evidence, and needs no rivals
+    tables: dict[str, Mapping[str, Any]] = {"papers.PAPERS": PAPERS}
     if class_of(study.key) != CHECK:
-        wanted["designs.DESIGNS"] = DESIGNS
-    for place, rows in wanted.items():
+        tables["designs.DESIGNS"] = DESIGNS
+    for place, rows in tables.items():
         if study.key not in rows:
             raise ConfigError(
                 f"headline {study.key}",

@@ -341,6 +341,10 @@ CLAIMS = (
     Study(
         "moe-x",
         system="MoE-X",
+        scale=(
+            "A gate at random next to both, each at its own rate; for the paper's own question, "
+            "coverage and reconstruction on chess."
+        ),
         effect=UnknownEffect(
             "The paper's tables have coverage and reconstruction; units on were not found."
         ),

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 
 class PaperFigure(NamedTuple):
-    """What a paper has, under which conditions, and where it says so."""
+    """A paper's own effect, its conditions, and where it says so."""
 
     figure: str
     conditions: str

@@ -332,6 +332,10 @@ CLAIMS = (
         MARGIN,
         of_accuracy,
         system="Random search of sparse nets",
+        scale=(
+            "A rate that each arm chooses, pruning by size next to both, and a mask that is "
+            "worse by half a point."
+        ),
         effect=UnknownEffect(
             "The abstract says no more accurate, without a figure; the margin of half a point is "
             "ours."

@@ -187,6 +187,10 @@ CLAIMS = (
     study(
         "sparsey-memory",
         system="Sparsey",
+        scale=(
+            "A code drawn at random and a list that is searched for the nearest item, next to "
+            "it; the paper's own question is sparsey-digits."
+        ),
         effect=UnknownEffect("The paper's share of modules was not found."),
         work="random codes",
         sentence="Items that were seen once are recalled while there are at most 25" + PAPER,

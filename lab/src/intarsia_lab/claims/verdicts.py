@@ -57,17 +57,17 @@ def standing_of(
         word, reason = NOT_REPRODUCED, "Model, length, data or machine are not the paper's."
     lacks = lacking(study, result) if word in DECIDED else []
     if lacks:
-        said = "is not reproduced" if word == NOT_REPRODUCED else word
-        word, reason = "not decided", f"By its interval it {said}; it has {', '.join(lacks)}."
-    seen = f"As look {look} it is judged at {100 * level_of(look):.2f} %. " if look > 1 else ""
-    return Standing(word, f"{fresh.said}{seen}{reason}".strip())
+        verb = "is not reproduced" if word == NOT_REPRODUCED else word
+        word, reason = "not decided", f"By its interval it {verb}; it has {', '.join(lacks)}."
+    at_level = f"As look {look} it is judged at {100 * level_of(look):.2f} %. " if look > 1 else ""
+    return Standing(word, f"{fresh.sentence}{at_level}{reason}".strip())
 
 
 class _Evidence(NamedTuple):
     """The part of a result that no earlier design had, in words, too, and which look it is."""
 
     result: Result
-    said: str
+    sentence: str
     look: int
 
 
@@ -81,23 +81,24 @@ def _evidence(
     bound = runs[first_run]["bound"] if first_run < len(runs) else study.bound
     # a time is measured again by every run, whatever the number of the draw
     timed = study.control is TIMED
-    asked = (study.baseline, bound, sorted(seeds))
-    others = [
-        r for r in earlier if timed or (r["statistic"], r["bound"], sorted(r["seeds"])) != asked
+    question = (study.baseline, bound, sorted(seeds))
+    other_designs = [
+        r for r in earlier if timed or (r["statistic"], r["bound"], sorted(r["seeds"])) != question
     ]
-    words = {_judged(study, bound, _of_run(run)) for run in earlier if run not in others}
-    said = ""
-    if others and not timed:
-        spent = {seed for run in others for seed in run["seeds"]}
+    words = {_judged(study, bound, _of_run(run)) for run in earlier if run not in other_designs}
+    sentence = ""
+    if other_designs and not timed:
+        # values of seeds that another design had are known: the rest alone is new
+        spent = {seed for run in other_designs for seed in run["seeds"]}
         fresh = _of_seeds(result, seeds, [seed for seed in seeds if seed not in spent])
         if fresh is None:
             reason = "Its seeds were seen by an earlier design of the claim; fresh ones decide."
             return Standing("not decided", reason)
-        result, said = fresh, _said(fresh)
+        result, sentence = fresh, _said(fresh)
     if words - {_judged(study, bound, result)}:
         reason = "An earlier run of the same seeds had another verdict; fresh ones decide."
         return Standing("not decided", reason)
-    return _Evidence(result, said, _look(study, result, others))
+    return _Evidence(result, sentence, _look(study, result, other_designs))
 
 
 def design_of(study: Study) -> Design | None:
@@ -133,8 +134,9 @@ def level_of(look: int) -> float:
 def _look(study: Study, result: Result, earlier: Sequence[Line]) -> int:
     """Return which look a result is: 1, and one more for each earlier draw with another word."""
     word = study.word(result)
-    others = [run for run in earlier if _judged(study, run["bound"], _of_run(run)) != word]
-    return 1 + len({tuple(run["values"]) for run in others})
+    # a draw that had this word before takes no further chance
+    chances = [run for run in earlier if _judged(study, run["bound"], _of_run(run)) != word]
+    return 1 + len({tuple(run["values"]) for run in chances})
 
 
 def _at_look(study: Study, result: Result, look: int) -> Result:
@@ -150,6 +152,7 @@ def _at_look(study: Study, result: Result, look: int) -> Result:
     alone = math.isfinite(low) and _is_student(result)
     if not math.isfinite(low) or (look == 1 and not (alone and count > 1)):
         return result
+    # Student's quantile at that level; of another interval the same ratio of quantiles
     if alone:
         low, high = t_interval(result.values, 1 - (1 - level) / count)
         if count > 1:

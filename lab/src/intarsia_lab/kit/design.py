@@ -1,4 +1,4 @@
-"""What stands next to a headline's figure: cheap rivals, an arm that must lose, and its sample."""
+"""The company of a headline's figure: cheap rivals, an arm that must lose, and its sample."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class TableArm:
 
 @dataclass(frozen=True)
 class Missing:
-    """What a claim does not have, and what that would be, in a few words.  Raises: ConfigError."""
+    """A part that a claim does not have, in a few words.  Raises: ConfigError."""
 
     reason: str
 
@@ -76,9 +76,11 @@ class Design:
             "arm that must lose, or means that reaches the bar": self.sensitive,
         }
         missing = [f"no {n} ({p.reason})" for n, p in parts.items() if isinstance(p, Missing)]
+        # an arm that was declared and never run is missing, too
         missing += [f"no row of {arm.name}" for arm in self._arms() if not _stands_in(arm, rows)]
         if isinstance(self.sample, Missing):
             missing.append(f"an interval that leaves out {self.sample.reason}")
+        # one rate for all suits one of them best, and nobody knows which
         if not isinstance(rates, Rates) and not self.alike:
             missing.append("no rate that each arm chose")
         return missing
@@ -88,6 +90,7 @@ class Design:
         figures = [(a.figure(rows), a) for a in self._arms() if _stands_in(a, rows)]
         if len(figures) < 2:
             return None
+        # the first of equal ones, so that ours is no loser of a tie
         sign = 1 if self.higher else -1
         return max(figures, key=lambda pair: sign * pair[0])[1]
 

@@ -27,6 +27,7 @@ def worst_interval(
     below the lower end only if one of m intervals at alpha / m lies above its mean, alpha / 2, too.
     """
     sets = [tuple(values) for values in comparisons]
+    # for ">=" all is mirrored
     sign = 1 if sense == "<=" else -1
     ends = [
         (t_interval(mirrored, 1 - (1 - level) / len(sets))[0], t_interval(mirrored, level)[1])
@@ -46,16 +47,17 @@ def worst_of(
 ) -> Result:
     """Return a claim's result from several comparisons that must all hold.
 
-    Its figure and its values are those of the comparison with the worst mean, its interval is that
-    of the worst of all, see `worst_interval`.
+    Its figure and its values are from the comparison with the worst mean; its interval is from all
+    of them, see `worst_interval`.
 
     comparisons: name -> a value for each seed; sense: of the claim, "<=" or ">="; rows: of its
     table; note: the sentences below it, to which the means are added; rates: of its arms.
     """
     means = {name: statistics.mean(values) for name, values in comparisons.items()}
     name = (max if sense == "<=" else min)(means, key=means.__getitem__)
-    said = ", ".join(f"{key} {mean:.3f}" for key, mean in means.items())
-    note = f"{note} Means: {said}; judged is the worst, {name}.".strip()
+    # each mean is in the note, since the table may not have it
+    listing = ", ".join(f"{key} {mean:.3f}" for key, mean in means.items())
+    note = f"{note} Means: {listing}; judged is the worst, {name}.".strip()
     values = tuple(comparisons[name])
     ends = worst_interval(comparisons.values(), sense)
     return Result(means[name], deviation(values), values, tuple(rows), note, ends, rates)

@@ -18,24 +18,26 @@ from ..kit import Effect, Study
 CODE = "lab/src/intarsia_lab/claims"  # in the repository
 
 
-def entry(study: Study, record: Record | None, shown: str, bars: Sequence[Line]) -> list[str]:
+def entry(study: Study, record: Record | None, figure: str, bars: Sequence[Line]) -> list[str]:
     """Return the Markdown lines of a headline: its sentence, both figures, and where all of it is.
 
-    shown: our verdict and figure; bars: the ledger.
+    figure: our verdict and figure, in words; bars: the ledger.
     """
     lines = [f"### {study.system}", "", study.sentence, ""]
-    lines += [f"- Ours: {shown}, target {study.bound}; {study.baseline}."]
+    lines += [f"- Ours: {figure}, target {study.bound}; {study.baseline}."]
     if record is not None and record.reason:
         lines += [f"- {record.reason}"]
     if study.key in PAPERS:
         paper = PAPERS[study.key]
         lines += [f"- The paper: {paper.figure}; {paper.conditions} ({paper.source})."]
+    # the paper's own unit may be another than ours
     effect = study.effect
     if isinstance(effect, Effect):
         lines += [f"- In the unit of ours: {effect.value:g}; {effect.source}."]
     lines += [f"- It is {class_of(study.key)}; {so_far(study.key, bars)} so far."]
     if record is not None:
         lines += [*_best(study, record), *lacks(study, record)]
+    # code, record, command: the page of the paper has the rest
     links = [f"`{CODE}/{ledger.file_of(study.key)}`" if ledger.file_of(study.key) else ""]
     links += [f"[record](claims/{study.key}.json)" if record is not None else ""]
     links += [f"`{COMMAND} {study.key}`, {study.minutes:g} minutes"]
@@ -61,6 +63,7 @@ def lacks(study: Study, record: Record) -> list[str]:
 
 def _best(study: Study, record: Record) -> list[str]:
     """Return which arm of a headline's table would have won, as the lines of a list."""
+    # fewer than two arms in the table have no winner
     design = design_of(study)
     winner = None if design is None else design.winner(record.table)
     if winner is None:
@@ -70,6 +73,7 @@ def _best(study: Study, record: Record) -> list[str]:
 
 def many(headlines: Sequence[Study], records: Mapping[str, Record]) -> list[str]:
     """Return a sentence on how many headlines lie on one side of their target by chance."""
+    # a verdict that was taken back is no test of anything
     judged = [
         (study, record.result)
         for study in headlines
