@@ -13,6 +13,7 @@ from intarsia.core.folders import BLEND, MARKS, check_kind, data_name, describe_
 from intarsia.folders.opened import CONFIG, SETTINGS
 from intarsia.models.saved import CARD
 from intarsia.offloading.store import INDEX
+from intarsia.runs.choosing.auto import REQUEST
 from intarsia.runs.experiment import FILE
 from intarsia.runs.seeing import FILE as SEEING
 
@@ -20,7 +21,7 @@ from intarsia.runs.seeing import FILE as SEEING
 def test_the_marks_are_the_files_that_the_writers_write() -> None:
     adapter = "adapter_config.json"  # PEFT's
     writers = {FILE, SEEING, INDEX, CARD, ABOUT, META, adapter, SETTINGS, CONFIG}
-    rows = {"labelled.json", "classifier.json", "labelled-auto.json"}
+    rows = {"labelled.json", "classifier.json", "labelled-auto.json", REQUEST}
     assert {*MARKS} == writers | rows | {BLEND}
 
 

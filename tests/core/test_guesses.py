@@ -28,6 +28,10 @@ from ..refusals import refused
         (lambda: intarsia.compress(None, bits=4), "intarsia.formats.BlockInt(bits=4) as fmt"),  # pyright: ignore
         (lambda: intarsia.recommend.ItemKnn(k=20), "neighbours=20"),  # pyright: ignore
         (
+            lambda: intarsia.upcycle(None, experts=4, top_k=2),  # pyright: ignore
+            "intarsia.TopK(active=2) as router",
+        ),
+        (
             lambda: intarsia.sparsify(None, sparsity=0.5),  # pyright: ignore
             "intarsia.Wanda(density=0.5) as method",
         ),
@@ -135,6 +139,13 @@ def test_a_call_that_cannot_be_is_refused_in_words(call: Any, what: str, got: st
 def test_a_call_without_what_a_constructor_needs_names_the_others() -> None:
     with pytest.raises(CallError, match=r"SparseIndex\.build\(\.\.\.\)"):
         intarsia.search.SparseIndex()  # pyright: ignore
+
+
+def test_settings_where_what_they_build_belongs_say_so() -> None:
+    experts = [nn.Linear(4, 4) for _ in range(2)]
+    with refused(CallError, what="router of Mixture", got="TopK") as caught:
+        intarsia.mixtures.Mixture(experts, intarsia.TopK(experts=2, active=2))  # pyright: ignore
+    assert "TopK(...).build(...)" in str(caught.value)
 
 
 def test_methods_and_attributes_of_what_is_opened_are_answered_too() -> None:

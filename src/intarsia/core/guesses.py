@@ -6,6 +6,7 @@ no class has a list of its own.
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 import functools
 import inspect
@@ -149,6 +150,7 @@ ATTRIBUTES: Mapping[str, Sequence[str]] = {
     "upsert": ("update",),
     "remove": ("delete",),
     "query": ("search",),
+    "score": ("score_samples", "familiarity"),
     "retrieve": ("search", "recall"),
     "store": ("partial_fit",),
     "predict": ("recommend", "transform", "recall"),
@@ -167,12 +169,13 @@ CHECKED = "__checked__"
 """The attribute of a wrapped function that holds the function itself."""
 REMOVED = ("sparsity", "amount", "prune_ratio", "pruning_ratio")
 """Shares of weights that are removed, where this library counts those that are kept."""
-HOLDERS: Mapping[str, str] = {
-    "density": "intarsia.Wanda",
-    "values": "intarsia.formats.Bitmask",
-    "bits": "intarsia.formats.BlockInt",
+HOLDERS: Mapping[str, tuple[str, str]] = {
+    "active": ("intarsia.TopK", "router"),
+    "density": ("intarsia.Wanda", "method"),
+    "values": ("intarsia.formats.Bitmask", "fmt"),
+    "bits": ("intarsia.formats.BlockInt", "fmt"),
 }
-"""The method or format that has a setting which a verb has not."""
+"""The method, format or router that has a setting which a verb has not."""
 
 
 def translated(name: str, value: Any, known: Mapping[str, Any]) -> str:
@@ -180,18 +183,18 @@ def translated(name: str, value: Any, known: Mapping[str, Any]) -> str:
 
     name, value: of the unknown keyword; known: the keywords that there are.
     """
-    meant = next((n for n in SAME.get(name, ()) if n in known), "")
+    same = (name, *SAME.get(name, ()))
+    # a setting of this call comes before one that a method, a format or a router has
+    meant = next((n for place in (known, HOLDERS) for n in same if n in place), "")
     if name in REMOVED and isinstance(value, float) and 0 <= value < 1:
         meant, value = "density", round(1 - value, 6)
-    elif name in HOLDERS:
-        meant = name
     if not meant:
         return ""
     shown = f"={value!r}" if isinstance(value, bool | int | float | str) else ""
     if meant in known:
         return f"{meant}{shown}"
-    holder = "method" if "method" in known else "fmt" if "fmt" in known else ""
-    return f"{HOLDERS[meant]}({meant}{shown}) as {holder}" if holder and meant in HOLDERS else ""
+    holder, keyword = HOLDERS.get(meant, ("", ""))
+    return f"{holder}({meant}{shown}) as {keyword}" if keyword in known else ""
 
 
 def checked(thing: Any, name: str, *, functions: bool, methods: bool) -> Any:
@@ -332,7 +335,11 @@ def _refusal(
         if kinds and not isinstance(value, kinds):
             want = " or ".join(kind.__name__ for kind in kinds)
             got = f"{value.__name__}, a class" if inspect.isclass(value) else type(value).__name__
-            return CallError(f"{word} of {name}", got=got, want=want, fix=f"See help({name}).")
+            builds = dataclasses.is_dataclass(value) and hasattr(type(value), "build")
+            fix = f"Give what its build(...) returns: {got}(...).build(...)." if builds else ""
+            return CallError(
+                f"{word} of {name}", got=got, want=want, fix=fix or f"See help({name})."
+            )
     return None
 
 
