@@ -97,6 +97,7 @@ CLAIMS = (
     study(
         "gaussian-moe",
         system="Softmax-Gaussian mixtures",
+        unit="slope of log error against log n",
         work="drawn mixtures with known rates",
         sentence=EASY + "beta_1 and tau of the sigmoid gate.",
         baseline="slope -1/2 of the parametric rate",

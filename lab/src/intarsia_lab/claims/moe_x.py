@@ -341,6 +341,7 @@ CLAIMS = (
     Study(
         "moe-x",
         system="MoE-X",
+        unit="times as many units on",
         effect=UnknownEffect(
             "The paper's tables have coverage and reconstruction; units on were not found."
         ),

@@ -332,6 +332,7 @@ CLAIMS = (
         MARGIN,
         of_accuracy,
         system="Random search of sparse nets",
+        unit="points of accuracy",
         effect=UnknownEffect(
             "The abstract says no more accurate, without a figure; the margin of half a point is "
             "ours."

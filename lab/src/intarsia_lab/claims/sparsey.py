@@ -187,6 +187,7 @@ CLAIMS = (
     study(
         "sparsey-memory",
         system="Sparsey",
+        unit="of the modules, where 1 is all",
         effect=UnknownEffect("The paper's share of modules was not found."),
         work="random codes",
         sentence="Items that were seen once are recalled while there are at most 25" + PAPER,
