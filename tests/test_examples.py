@@ -20,7 +20,7 @@ SAYS = {
     "own_folder": ("accuracy", "Adapter, head, scores and mistakes"),
     "compare_and_fold": (
         "Learning rates:",
-        "Mosa minus bottleneck",
+        "MoSA minus bottleneck",
         "Chosen on the validation part",
         "local-dir:",
     ),
@@ -79,4 +79,4 @@ def test_the_notebook_runs_from_top_to_bottom(
     file = tmp_path / "book.py"
     file.write_text("\n\n".join(code).replace("TINY = False", "TINY = True"))
     runpy.run_path(str(file))
-    assert "Lora minus bottleneck" in capsys.readouterr().out
+    assert "LoRA minus bottleneck" in capsys.readouterr().out

@@ -383,7 +383,7 @@ def test_the_demo_from_pictures_to_page(
     # a probe that was chosen has nothing to fold
     assert "rebuilt by timm" in result.words and "agree on 6 of 6" in result.words
     assert "Chosen on the validation part" in result.words
-    assert "What adapting gained:" in result.words and "Mosa minus bottleneck" in result.words
+    assert "What adapting gained:" in result.words and "MoSA minus bottleneck" in result.words
     assert (tmp_path / "demo" / "report.html").is_file()
     assert (tmp_path / "demo" / "stock" / "model.safetensors").is_file()
     trained = len(started)  # the search for rates and four runs

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 from typing import Any
 
@@ -50,3 +51,11 @@ def test_the_program_alone_names_groups_and_commands_to_begin_with(intarsia: Int
         assert program == "intarsia"
         # The parser alone: nothing runs.
         GROUP.get_command(None, name).make_context(name, words)
+
+
+def test_the_first_panel_of_fit_has_the_options_of_a_first_hour(intarsia: Intarsia) -> None:
+    panels = intarsia("fit", "--help").out.split("╭─ ")
+    (first,) = [panel for panel in panels if panel.startswith("Options ")]
+    options = re.findall(r"^│ (--[\w-]+)", first, re.M)
+    assert {"--model", "--method", "--epochs", "--lr", "--images", "--out"} <= {*options}
+    assert len(options) <= 12 and len(panels) > 8

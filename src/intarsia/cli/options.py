@@ -123,8 +123,10 @@ PANELS: Mapping[type, str] = {
     LabelledOptions: "Labelled texts and tables of numbers",
     ProcessOptions: "Several processes",
 }
+FIRST = ("images", "model", "size", "method", "epochs", "lr", "seed")
+"""Options of a first hour: `--help` has them in its first panel, Options."""
 FIELDS: Mapping[str, tuple[Field[Any], str]] = {
-    item.name: (item, declared.panel or panel)
+    item.name: (item, "Options" if item.name in FIRST else declared.panel or panel)
     for kind, panel in PANELS.items()
     for item, declared in options_of(kind)
 }

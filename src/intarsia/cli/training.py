@@ -75,7 +75,7 @@ def fit(
     """Adapt a pretrained model to pictures or texts, and score it on the test part.
 
     A text file, or a .jsonl file of prompts and responses, adapts a language model: smollm2 by
-    LoRA, if nothing else is said; --images is then the number of rows, --length their tokens.
+    LoRA without --model and --method; --images is the number of rows, --length their tokens.
     Texts with labels get a classifier: --method words, tfidf, a model as minilm@6, or lora with
     --model minilm.
 

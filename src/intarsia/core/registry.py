@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import importlib
 import json
+import re
 import unicodedata
 from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
@@ -143,6 +144,19 @@ def spelled(text: str) -> str:
     # NFKC: a full-width or superscript letter is its plain one
     plain = unicodedata.normalize("NFKC", text).casefold()
     return "".join(letter for letter in plain if letter.isalnum())
+
+
+def paper_name(key: str) -> str:
+    """Return a method's name as its paper writes it, where its card has it: "MoSA" of "mosa".
+
+    key: of a method; any other text is returned as it is.
+    """
+    if key not in index():
+        return key
+    # a word of the title counts if it is written like no other word
+    words = re.findall(r"[\w-]+", index()[key]["paper"]["title"])
+    names = (*index()[key]["names"], *(word for word in words if word[1:] != word[1:].lower()))
+    return next((name for name in names if spelled(name) == spelled(key)), key)
 
 
 def find(name: str, *kinds: str) -> str:

@@ -4,10 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from ..core.registry import paper_name
+
 
 def capital(text: str) -> str:
     """Return a text with its first letter as at the beginning of a sentence."""
     return text[:1].upper() + text[1:]
+
+
+def method_name(label: str) -> str:
+    """Return a method's label with its name as the paper writes it: "MoSA, official"."""
+    name, comma, rest = label.partition(",")
+    return paper_name(name) + comma + rest
 
 
 def joined(words: Sequence[str]) -> str:

@@ -61,26 +61,31 @@ def written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
             record = ledger.run_claim(study, report=print)
             ledger.save(dataclasses.replace(record, **changed), folder)
         pages.write_page(folder, tmp_path / "claims.md")
-        name = pages.page_name(studies[0].system or pages.BESIDE)
+        name = pages.page_name(studies[0].system or pages.OF_NO_PAPER)
         return (tmp_path / "claims.md").read_text(), (folder / f"{name}.md").read_text()
 
     yield write
 
 
-HEADLINE: dict[str, Any] = {"system": "Toys", "work": "blocks on a carpet"}
+HEADLINE: dict[str, Any] = {"system": "Toys", "unit": "blocks", "work": "blocks on a carpet"}
 
 
 def test_a_paper_s_row_has_its_verdict_its_interval_and_all_its_claims(written: Any) -> None:
     headline = a_claim(0.6, effect=Effect(0.7, "table 1"), **HEADLINE)
     board, page = written(headline, a_claim(0.4, key="toy-small"))
     row = next(line for line in board.splitlines() if line.startswith("| [Toys]"))
-    assert "(claims/toys.md)" in row and ">holds<" in row and "0.600 [0.600, 0.600]" in row
-    assert "| >= 0.5 | 0.7 |" in row and "1 of 2 hold" in row
+    assert "(claims/toys.md)" in row and ">holds<" in row and "holds: 1 of 2 claims" in row
+    # a sentence, both figures with their unit and conditions
+    assert "| Ours is better. *A variant, a simulation or a part of it.* |" in row
+    assert "| 0.600 [0.600, 0.600] blocks; target >= 0.5 | 0.7 blocks; table 1. |" in row
     # a toy has no clean commit: nothing is counted
     assert "| waits for a run | 0 | 1 | 0 |" in board
     assert "1 a part of it (1 to rerun)" in board
     assert "## toy\n" in page and "## toy-small\n" in page and ">fails<" in page
-    assert "The paper's own effect: 0.7; table 1." in page and "blocks on a carpet" in page
+    own, here = "- The paper's own: 0.7 blocks; table 1.", "- Here: blocks on a carpet; a variant"
+    assert own in page and here in page and "0.600 [0.600, 0.600] blocks, target" in page
+    # the headline stands above the table of all claims
+    assert page.index(own) < page.index("## All claims") < page.index("## toy-small")
 
 
 def test_the_reader_of_a_paper_finds_all_of_it_in_one_place(
@@ -111,7 +116,7 @@ def test_a_page_says_how_a_claim_was_judged(written: Any) -> None:
     effect = UnknownEffect("It was not found.")
     rates = Rates(GRID, {"ours": 40, "theirs": 40})
     _, page = written(a_claim(0.6, effect=effect, rates=rates, **HEADLINE), commit="abc123")
-    assert "No control: A toy." in page and "not known. It was not found." in page
+    assert "No control: A toy." in page and "Not known in this unit. It was not found." in page
     assert "| ours | 0.003 | 0.001, 0.003, 0.01 | 40 |" in page
     assert "`intarsia reproduce toy`" in page and "at commit `abc123`" in page
     assert "So." in page and "| ours | 0.6 |" in page
@@ -121,6 +126,26 @@ def test_a_page_says_how_a_claim_was_judged(written: Any) -> None:
     stages = FixedRate({"first": 5e-3, "then": 1e-3}, {"first": 10, "then": 2000}, "So it is.")
     _, page = written(a_claim(0.6, effect=effect, rates=stages, **HEADLINE))
     assert "fixed before: first 0.005, 10 steps; then 0.001, 2,000 steps. So it is." in page
+
+
+def test_every_headline_says_what_its_figure_counts() -> None:
+    assert not [s.key for s in claims() if s.system and not (s.unit and s.work)]
+
+
+def test_a_paper_s_number_is_linked_and_not_said_again_in_its_row(written: Any) -> None:
+    effect = UnknownEffect("It was not found.")
+    words = ("A (arXiv:2306.02824, abstract).", "B (Toys, arXiv:2306.02824; small).")
+    words += ("C (arXiv:2306.02824).",)
+    for sentence, shown in zip(words, ("A (abstract).", "B (Toys, small).", "C."), strict=True):
+        study = dataclasses.replace(a_claim(0.6, effect=effect, **HEADLINE), sentence=sentence)
+        board, page = written(study)
+        assert f"| {shown} *" in board and sentence in page
+
+
+def test_a_table_that_two_claims_share_is_printed_once(written: Any) -> None:
+    effect = UnknownEffect("It was not found.")
+    _, page = written(a_claim(0.6, effect=effect, **HEADLINE), a_claim(0.6, key="toy-small"))
+    assert page.count("| ours | 0.6 |") == 1 and "Its table is that of [toy](#toy)." in page
 
 
 def test_a_plus_behind_a_commit_is_explained_where_it_stands(written: Any) -> None:
@@ -139,7 +164,7 @@ def test_what_does_not_hold_says_what_would_decide_it(written: Any) -> None:
 def test_an_older_record_is_marked_on_both_pages(written: Any) -> None:
     effect = UnknownEffect("It was not found.")
     board, page = written(a_claim(0.6, effect=effect, **HEADLINE), code="before")
-    assert ledger.OLDER in board and page.count(ledger.OLDER) == 2
+    assert ledger.OLDER in board and page.count(ledger.OLDER) == 1
     board, page = written(a_claim(0.6, effect=effect, **HEADLINE), target=">= 0.4")
     assert "Its target was >= 0.4 when it was run." in page
 
@@ -151,7 +176,7 @@ def test_what_was_not_run_says_so(tmp_path: Path) -> None:
     assert board.count(">not run</span>") == 2 * len(papers)  # in the table, and paper by paper
     texts = [path.read_text() for path in (tmp_path / "claims").glob("*.md")]
     assert sum(text.count("Not run yet: ") for text in texts) == len(claims())
-    assert len(texts) == len(papers) + 1  # and a page of claims beside the papers
+    assert len(texts) == len(papers) + 1  # and a page of claims next to the papers
 
 
 def test_a_page_of_a_paper_that_is_gone_is_removed(tmp_path: Path) -> None:
@@ -240,6 +265,24 @@ def test_right_of_the_line_is_the_side_on_which_a_claim_holds() -> None:
     within = row(sense="within", figure=0.2, interval=(-0.1, 0.5))
     low, high, _ = places(within)
     assert MIDDLE < low < high
+
+
+def luminance(colour: str) -> float:
+    """Return the relative luminance of a colour such as #16713d (WCAG 2.2)."""
+    parts = (int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5))
+    red, green, blue = (c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in parts)
+    return 0.2126 * red + 0.7152 * green + 0.0722 * blue
+
+
+@pytest.mark.parametrize(("scheme", "paper"), [("default", "#ffffff"), ("slate", "#0d0e12")])
+def test_verdicts_are_legible_light_and_dark(scheme: str, paper: str) -> None:
+    style = (DOCS / "site.css").read_text()
+    (colours,) = re.findall(rf'\[data-md-color-scheme="{scheme}"\] {{ (--holds.*?) }}', style)
+    found = re.findall(r"--\w+: (#\w{6});", colours)
+    assert len(found) == 4
+    for colour in found:
+        low, high = sorted((luminance(colour), luminance(paper)))
+        assert (high + 0.05) / (low + 0.05) >= 4.5, colour
 
 
 def test_a_plot_has_a_row_for_each_paper_and_is_well_formed() -> None:

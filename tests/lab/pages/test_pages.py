@@ -8,6 +8,7 @@ from intarsia.catalog import cards, describe
 from intarsia.core.errors import DataError
 from intarsia.core.registry import index
 from intarsia_lab.pages.methods import measured, page, pages, published, reference, write
+from intarsia_lab.pages.prose import markdown
 
 from ...refusals import refused
 
@@ -20,7 +21,7 @@ def test_every_card_has_a_page_and_a_line_in_the_index() -> None:
     page_texts = pages([])
     assert page_texts.keys() == {"index.md", *(f"{card.key}.md" for card in METHODS)}
     for card in METHODS:
-        assert f"[{card.key}]({card.key}.md)" in page_texts["index.md"]
+        assert f"]({card.key}.md)" in page_texts["index.md"]
         text = page_texts[f"{card.key}.md"]
         assert card.summary in text and card.paper.url in text
         assert all(f"`{tag}`" in text for tag in card.tags)
@@ -90,3 +91,25 @@ def test_a_help_is_a_cell_of_the_methods_page() -> None:
     lora["settings"] = [{"name": "k", "type": "int", "default": 1, "help": "|k| < 2 of *.mlp*"}]
     assert "| `k` | `int` | `1` | \\|k\\| &lt; 2 of \\*.mlp\\* |" in page(lora)
     assert all(s["help"] for entry in index().values() for s in entry["settings"])
+
+
+def test_a_docstring_is_markdown_with_links() -> None:
+    doc = "y = W x * b, where `Lora` is 0 < 1.\n\nRaises: ConfigError, never.\n"
+    doc += "Source: arXiv:2106.09685;\ndocs/benchmarks/even.md has more.\n  call(x)\n\nAnd\nso on."
+    parts = markdown(doc, {"Lora": "lora.md"}).split("\n\n")
+    assert parts[0] == r"y = W x \* b, where [`Lora`](lora.md) is 0 &lt; 1."
+    assert parts[1] == "**Raises:** ConfigError, never."
+    assert "[arXiv:2106.09685](https://arxiv.org/abs/2106.09685); [benchmarks/even]" in parts[2]
+    assert parts[3:] == ["```python\ncall(x)\n```", "And so on."]
+
+
+def test_a_method_has_its_paper_s_spelling_and_the_guides_that_show_it() -> None:
+    guides = {
+        "how-to/mix.md": "# Mix\n\nSee `intarsia.Mosa(4)`.",
+        "start/a.md": "# Begin\n\nmosaic",
+    }
+    guides["areas/b.md"] = "# Compare\n\n    intarsia compare photos --methods lora,mosa\n"
+    texts = pages([], [], guides)
+    assert texts["mosa.md"].startswith("# MoSA\n") and "Name: `mosa`" in texts["mosa.md"]
+    assert "Shown in: [Mix](../how-to/mix.md), [Compare](../areas/b.md)." in texts["mosa.md"]
+    assert "| [LoRA](lora.md) |" in texts["index.md"] and "| [hash](hash.md) |" in texts["index.md"]

@@ -47,7 +47,7 @@ def test_validation_chooses_where_the_test_part_says_otherwise(make_run: Make) -
     assert choice is not None and comparison.best.label == "mosa"
     assert (choice.group.label, choice.run.seed) == ("linear probe", 1)
     assert choice_sentence(comparison) == (
-        "Chosen on the validation part: linear probe, 72.0 % right over 2 seeds; mosa has "
+        "Chosen on the validation part: linear probe, 72.0 % right over 2 seeds; MoSA has "
         "70.0 % right. Its best run there is linear probe-1."
     )
     row = json_choice(comparison)

@@ -46,7 +46,7 @@ def test_rates_stand_in_the_table_in_json_and_in_words(searched: Any) -> None:
     text = " ".join(sentences(comparison))
     assert "tried 3 learning rates (0.001, 0.003, 0.01)" in text
     assert "highest accuracy on 2 draws of 60 validation pictures, averaged with its" in text
-    assert "A better rate of mosa may lie beyond the limit" in text
+    assert "A better rate of MoSA may lie beyond the limit" in text
     assert "Each seed draws its own test part" in text  # as these runs do
     assert not any("share the learning rate" in notice for notice in notices(comparison))
 
@@ -58,7 +58,7 @@ def test_searches_of_two_folders_are_described_each(make_run: Make) -> None:
         make_run("b", label="plain adapter", change={"record.search": search}),
     ]
     text = " ".join(rates.described(comparison_of(gather(folders))))
-    assert "Mosa tried 3 learning rates" in text and "Plain adapter tried 2 learning" in text
+    assert "MoSA tried 3 learning rates" in text and "Plain adapter tried 2 learning" in text
 
 
 def test_the_figure_has_a_line_for_each_method_and_marks_its_rate(searched: Any) -> None:

@@ -36,16 +36,16 @@ def test_a_comparison_in_words(runs: Path) -> None:
     comparison = comparison_of(gather([runs]))
     intro, _, result, _, _, cost, guess = sentences(comparison)
     assert intro == (
-        "Linear probe, plain adapter and mosa adapt vit_small_patch14_dinov2 (22.1 M parameters) "
+        "Linear probe, plain adapter and MoSA adapt vit_small_patch14_dinov2 (22.1 M parameters) "
         "to elpv: 4 classes, 1,000 training, 150 validation and 160 test pictures, 3 seeds each."
     )
     best, base = comparison.best, comparison.groups[0]
     difference = 100 * (best.accuracy.mean - base.accuracy.mean)
-    assert f"The best, mosa, gets {100 * best.accuracy.mean:.1f} ± " in result
+    assert f"The best, MoSA, gets {100 * best.accuracy.mean:.1f} ± " in result
     assert f": +{difference:.1f} ± " in result and "ahead in 3 of 3 shared seeds." in result
     assert "155 k parameters with the head, 0.70 % of the model" in cost
     assert 'Always answering "whole" would be right for ' in guess
-    assert title(comparison) == "Linear probe, plain adapter and mosa on elpv"
+    assert title(comparison) == "Linear probe, plain adapter and MoSA on elpv"
     (shared,) = notices(comparison)
     assert "share the learning rate 0.001" in shared
 
@@ -53,14 +53,14 @@ def test_a_comparison_in_words(runs: Path) -> None:
 def test_a_single_run_in_words(make_run: Make) -> None:
     run = read_run(make_run(change={"record": {}}))
     intro, result, _ = sentences(comparison_of([run]))
-    assert intro.startswith("Mosa adapts VisionTransformer (22.2 M parameters): 4 classes, 1,000 ")
+    assert intro.startswith("MoSA adapts VisionTransformer (22.2 M parameters): 4 classes, 1,000 ")
     assert intro.endswith("1 seed.")
     assert result == f"It gets {100 * run.scores.accuracy:.1f} % of the test pictures right."
 
 
 def test_a_baseline_that_is_not_beaten_is_said(runs: Path) -> None:
     text = " ".join(sentences(comparison_of(gather([runs]), "mosa")))
-    assert "None does better than the baseline, mosa: it gets " in text
+    assert "None does better than the baseline, MoSA: it gets " in text
 
 
 @pytest.mark.parametrize(
@@ -118,21 +118,21 @@ def test_one_picture_decides_nothing(scored: Callable[..., Comparison]) -> None:
     """The picture is right in all three seeds: over seeds alone that was +2.78 to +2.78, ahead."""
     comparison = scored(3, linear=base, lora=lambda i, seed: i == 0 or base(i, seed))
     (text,) = differences(comparison)
-    assert text.startswith("Lora minus linear: +2.78 points (95 % interval ")
+    assert text.startswith("LoRA minus linear: +2.78 points (95 % interval ")
     assert "over 36 test pictures and 3 seeds; 1 picture differs)" in text
     assert text.endswith("The difference is not statistically significant.")
     interval, _ = comparison.groups[1].interval(comparison.groups[0])
     assert interval is not None and interval.low < 0 < interval.high
     assert comparison.leader is None and table_of(comparison).best is None
     result = sentences(comparison)[2]
-    assert result.startswith("The highest accuracy is that of lora, ") and "best" not in result
+    assert result.startswith("The highest accuracy is that of LoRA, ") and "best" not in result
 
 
 @pytest.mark.parametrize("seeds", [1, 2, 3])
 def test_what_is_ahead_is_bold_and_named(scored: Callable[..., Comparison], seeds: int) -> None:
     comparison = scored(seeds, linear=base, lora=lambda i, seed: i % 4 > 0 or base(i, seed))
     (text,) = differences(comparison)
-    ahead = "Of these two trainings that of lora is ahead." if seeds == 1 else "Lora is ahead."
+    ahead = "Of these two trainings that of LoRA is ahead." if seeds == 1 else "LoRA is ahead."
     assert ahead in text and "9 pictures differ" in text
     assert ("One seed says nothing" in text) == (seeds == 1)
     assert ("Two seeds say little" in text) == (seeds == 2)
@@ -143,7 +143,7 @@ def test_what_is_ahead_is_bold_and_named(scored: Callable[..., Comparison], seed
         assert comparison.leader is None and table_of(comparison).best is None
         return
     assert comparison.leader is comparison.groups[1] and table_of(comparison).best == 1
-    assert sentences(comparison)[2].startswith("The best, lora, gets ")
+    assert sentences(comparison)[2].startswith("The best, LoRA, gets ")
 
 
 def test_the_best_is_significantly_ahead_of_every_other(scored: Callable[..., Comparison]) -> None:

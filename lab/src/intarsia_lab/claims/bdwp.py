@@ -122,6 +122,7 @@ CLAIMS = (
     study(
         "bdwp",
         system="BDWP",
+        unit="points of accuracy",
         scale="The paper's nets, ResNet-18 to -50 and ViT, of ten to a hundred times the weights.",
         effect=Effect(-0.56, "abstract: 0.56 % of the accuracy are lost on average at 2:8"),
         work="a ResNet-8 from scratch on Fashion-MNIST",

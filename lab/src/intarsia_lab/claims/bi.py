@@ -177,6 +177,7 @@ CLAIMS = (
     study(
         "bi",
         system="Bi adapters",
+        unit="times the float adapter's errors",
         scale="A ViT-B/16 on the 19 sets of VTAB-1k, as in the paper.",
         work="ViT-S, solar cells and turned photographs",
         sentence="Bits are better spent on width than on floats: in a pretrained ViT-S, an adapter "

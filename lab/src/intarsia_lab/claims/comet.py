@@ -368,6 +368,7 @@ CLAIMS = (
     study(
         "comet",
         system="COMET",
+        unit="times the test loss of top-k",
         scale=(
             "Trainings of ten times the 4 epochs, after which trees at a rate below 0.002 have not "
             "settled, and more draws of each gate's rate and strength."

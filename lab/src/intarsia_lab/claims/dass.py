@@ -213,6 +213,7 @@ CLAIMS = (
     study(
         "dass-by-hand",
         system="DASS",
+        unit="points of accuracy",
         scale=(
             "Nets of 20,000 weights of two million on CIFAR-10, searched for 50 epochs, as in the "
             "paper: two epochs of a search choose little."

@@ -223,6 +223,7 @@ CLAIMS = (
     study(
         "dsl",
         system="DSL",
+        unit="times the dense model's NDCG@20",
         scale="The paper's larger sets, on which the masks change more often.",
         effect=UnknownEffect("The paper's table was not reachable; the margin of 2 % is ours."),
         work="LightGCN and MultVAE from scratch on MovieLens-100k",

@@ -59,6 +59,7 @@ CLAIMS = (
     study(
         "evomoe",
         system="EvoMoE",
+        unit="times the test loss of Switch",
         scale="A decoder of width 256 on 4.1 million tokens, evomoe-wide, 280 CPU minutes.",
         effect=UnknownEffect("The paper's tables were not reachable."),
         work="a decoder of width 64 from scratch on Austen",

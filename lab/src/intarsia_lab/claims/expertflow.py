@@ -194,6 +194,7 @@ CLAIMS = (
     study(
         "expertflow-step",
         system="ExpertFlow",
+        unit="of hit rate, where 1 is every time",
         scale=(
             "Routes that are predicted for more than the present step, which is what one step "
             "known stands for."

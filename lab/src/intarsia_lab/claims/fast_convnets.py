@@ -121,6 +121,7 @@ CLAIMS = (
             "A density at which zeros do not pay in the same turns; for the paper's own "
             "question, nets that are trained to the dense net's accuracy."
         ),
+        unit="times as fast",
         effect=Effect(1.3, "abstract: 1.3 to 2.4 times on a Snapdragon 835", 1.0, (1.3, 2.4)),
         work="EfficientNet-Lite0, one thread",
         sentence="EfficientNet-Lite0 with 1x1 convolutions of which a fifth, or a tenth, is left "

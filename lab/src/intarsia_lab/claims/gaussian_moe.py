@@ -100,6 +100,7 @@ CLAIMS = (
         scale=(
             "The start of each search, which nothing moves, as an arm of the table, on fresh seeds."
         ),
+        unit="slope of log error against log n",
         work="drawn mixtures with known rates",
         sentence=EASY + "beta_1 and tau of the sigmoid gate.",
         baseline="slope -1/2 of the parametric rate",

@@ -239,6 +239,7 @@ CLAIMS = (
     study(
         "gqsa",
         system="GQSA",
+        unit="nats a token",
         scale=(
             "Three draws of 128 calibration rows, six CPU hours: all stages on one draw of 16 rows "
             "take about 15 minutes for each of two texts."

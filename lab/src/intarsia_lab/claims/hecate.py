@@ -190,6 +190,7 @@ CLAIMS = (
     study(
         "hecate",
         system="Hecate",
+        unit="times the excess load",
         scale=(
             "Routing of a mixture of the paper's size while it trains: loads of small mixtures "
             "drift with the order of the texts alone."

@@ -300,6 +300,7 @@ CLAIMS = (
     study(
         "lsr-idf",
         system="Inference-free sparse retrieval",
+        unit="of nDCG@10, where 1 is all",
         scale=(
             "A collection of millions of passages with as many queries, for which the paper trains."
         ),

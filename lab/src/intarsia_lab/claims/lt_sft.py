@@ -382,6 +382,7 @@ CLAIMS = (
     study(
         "lt-sft",
         system="LT-SFT",
+        unit="times the errors",
         scale=(
             "A multilingual model on the paper's languages, where a phase has thousands of steps."
         ),

@@ -361,6 +361,7 @@ CLAIMS = (
     study(
         "m2trec",
         system="M2TRec",
+        unit="times the hit rate",
         scale="A shop's catalogue of many fields: films have titles and genres alone.",
         effect=UnknownEffect("The paper's tables were not reachable."),
         work="MovieLens-100k, films without an event",

@@ -431,6 +431,7 @@ CLAIMS = (
     study(
         "llava-mole",
         system="LLaVA-MoLE",
+        unit="of the gap, where 1 is all of it",
         scale=(
             "A model of billions of weights on millions of instructions: here a router has 320 "
             "steps to tell four kinds of short texts apart, and sends up to .72 of a block's "
@@ -464,6 +465,7 @@ CLAIMS = (
     study(
         "mixlora",
         system="MixLoRA",
+        unit="times the test loss of LoRA",
         scale=(
             "A model of 7 billion weights on the eight tasks of the paper, which counts their "
             "accuracy."

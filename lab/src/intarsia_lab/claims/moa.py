@@ -435,6 +435,7 @@ CLAIMS = (
     study(
         "moa",
         system="MoA",
+        unit="nats a token",
         scale=(
             "Spans that are chosen at 2,048 and 4,096 tokens and judged at 8,192, 100 CPU "
             "minutes a draw: here they are chosen at 512 and 1,024 and judged at 1,536."

@@ -345,6 +345,7 @@ CLAIMS = (
             "A gate at random next to both, each at its own rate; for the paper's own question, "
             "coverage and reconstruction on chess."
         ),
+        unit="times as many units on",
         effect=UnknownEffect(
             "The paper's tables have coverage and reconstruction; units on were not found."
         ),

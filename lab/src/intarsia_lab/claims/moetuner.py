@@ -163,6 +163,7 @@ CLAIMS = (
         imbalance,
         arm=TUNER,
         system="MoETuner",
+        unit="times the largest load",
         scale="Routing of a mixture of the paper's size: its layers depend on each other more.",
         effect=UnknownEffect(
             "The abstract counts time, 9.3 % on one node; loads were not found. The slowest "

@@ -169,6 +169,7 @@ CLAIMS = (
     study(
         "mos-saving",
         system="MoS",
+        unit="points of accuracy",
         scale="A model of 7 billion weights with instructions: its 32 layers share a pool.",
         effect=UnknownEffect(
             "The abstract counts parameters, about 8 times fewer in LLaMA2-7B, which is the "

@@ -238,6 +238,7 @@ CLAIMS = (
     study(
         "mosa",
         system="MoSA",
+        unit="points of accuracy",
         scale="A ViT-B/16 on the five sets of FGVC with all of their thousands of pictures, where "
         "the paper has its 1.3 points: here a model sees 100 pictures of one of three sets.",
         work="last three blocks of a ViT-S/14, 100 pictures of each of three sets",

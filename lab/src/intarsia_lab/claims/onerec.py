@@ -318,6 +318,7 @@ CLAIMS = (
     study(
         "onerec-preference",
         system="OneRec",
+        unit="times the judge's score",
         scale="Lists that are shown to users: the paper raises the users' watch time.",
         effect=Effect(
             1.034,

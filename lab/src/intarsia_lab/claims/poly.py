@@ -447,6 +447,7 @@ CLAIMS = (
     study(
         "poly-heads",
         system="Poly and MHR",
+        unit="times the errors of Poly",
         scale="More than a hundred tasks, so that there are skills to share.",
         effect=UnknownEffect("The paper's tables were not reachable."),
         sentence="Where tasks are trained together, an inventory of skills that is mixed head by "

@@ -197,6 +197,7 @@ CLAIMS = (
     study(
         "prosper-bars",
         system="ProSper",
+        unit="bars of ten",
         scale="More seeds: with a spread of .97 bars a mean of 8.3 takes eighty.",
         effect=UnknownEffect("A count of bars was not found in the paper."),
         work="drawn bars",

@@ -209,6 +209,7 @@ CLAIMS = (
     study(
         "qmoe-size",
         system="QMoE",
+        unit="times smaller",
         work="4096 x 4096 matrices of experts",
         sentence="Words of ternary digits (QMoE, arXiv:2310.16795) are twenty times smaller than "
         "bfloat16 where 88.5 % of the weights are 0, offsets and levels counted.",

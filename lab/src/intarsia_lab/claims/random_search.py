@@ -336,6 +336,7 @@ CLAIMS = (
             "A rate that each arm chooses, pruning by size next to both, and a mask that is "
             "worse by half a point."
         ),
+        unit="points of accuracy",
         effect=UnknownEffect(
             "The abstract says no more accurate, without a figure; the margin of half a point is "
             "ours."

@@ -240,6 +240,7 @@ CLAIMS = (
     study(
         "read-me-gate",
         system="Read-ME",
+        unit="times as often right as chance",
         effect=UnknownEffect("The accuracy of the paper's gate was not found."),
         work="SmolLM2-135M by kind of text",
         sentence="A gate that reads ids alone foresees the expert (arXiv:2410.19123): its accuracy "

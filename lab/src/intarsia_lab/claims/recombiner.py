@@ -429,6 +429,7 @@ CLAIMS = (
     study(
         "recombiner",
         system="RECOMBINER",
+        unit="dB",
         scale="The settings of recombiner-full, 180 CPU minutes.",
         effect=UnknownEffect(
             "Paired differences on pictures of 32 pixels are in no table that was reachable."

@@ -53,6 +53,7 @@ CLAIMS = (
     study(
         "rmoe",
         system="RMoE",
+        unit="times the test loss",
         scale=(
             "A decoder of width 256 on 4.1 million tokens, rmoe-wide, 240 CPU minutes; the "
             "paper has 36 million parameters on enwik8."

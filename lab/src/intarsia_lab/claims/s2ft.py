@@ -288,6 +288,7 @@ CLAIMS = (
     study(
         "s2ft",
         system="S2FT",
+        unit="of accuracy, where 0.01 is a point",
         scale=(
             "A model of 7 billion weights, fine-tuned on tasks of reasoning and tested on others."
         ),

@@ -68,6 +68,7 @@ CLAIMS = (
     Study(
         "semoe-bucket",
         system="SE-MoE",
+        unit="times as fast",
         effect=UnknownEffect("The time of one exchange was not found."),
         work=f"{PROCESSES} processes, {TENSORS} tensors",
         sentence="Many small tensors in one buffer take one exchange's time "

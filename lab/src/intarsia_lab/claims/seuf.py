@@ -276,6 +276,7 @@ CLAIMS = (
     study(
         "seuf-expert",
         system="SEUF",
+        unit="times the damage",
         scale=(
             "Mixtures of billions of weights, with experts that differ more than a small one's do."
         ),

@@ -215,6 +215,7 @@ CLAIMS = (
     study(
         "slime",
         system="SliME",
+        unit="of accuracy, where 0.01 is a point",
         scale=(
             "A pretrained model of billions of weights on photographs of any kind: its picture "
             "vectors may lie nearer to its words than those for a decoder of three layers."

@@ -217,6 +217,7 @@ CLAIMS = (
     study(
         "sms",
         system="Sparse Model Soups",
+        unit="points of accuracy",
         scale=("Nets of a million weights and more, with candidates that stay in one basin."),
         effect=UnknownEffect("The paper's tables were not reachable."),
         work="a thin ResNet-8 from scratch on Fashion-MNIST",

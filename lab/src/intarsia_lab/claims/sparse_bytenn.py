@@ -139,6 +139,7 @@ CLAIMS = (
     study(
         "sparse-bytenn",
         system="SparseByteNN",
+        unit="times as fast",
         scale="The paper's own processor, a Snapdragon 855, with its kernels.",
         effect=Effect(
             1.27, "abstract: MobileNet-v1, 30 % of its weights 0, Snapdragon 855", null=1.0

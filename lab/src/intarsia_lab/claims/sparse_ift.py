@@ -123,6 +123,7 @@ CLAIMS = (
     study(
         "sparse-ift",
         system="Sparse-IFT",
+        unit="points of accuracy",
         scale=(
             "ResNet-18 on ImageNet, nine tenths sparse, as in the paper. Whether our thin net "
             "gains at all is another question: after 4 epochs it was .27 points, and 37 seeds "

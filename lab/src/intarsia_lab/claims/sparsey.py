@@ -191,6 +191,7 @@ CLAIMS = (
             "A code drawn at random and a list that is searched for the nearest item, next to "
             "it; the paper's own question is sparsey-digits."
         ),
+        unit="of the modules, where 1 is all",
         effect=UnknownEffect("The paper's share of modules was not found."),
         work="random codes",
         sentence="Items that were seen once are recalled while there are at most 25" + PAPER,

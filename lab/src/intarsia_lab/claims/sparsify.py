@@ -213,6 +213,7 @@ CLAIMS = (
     study(
         "dsnot",
         system="DSnoT",
+        unit="nats a token",
         scale=(
             "A model of 7 billion weights: the paper's gains are at densities .4 and .3, where "
             "one of 135 million is worse than a guess."

@@ -225,6 +225,7 @@ CLAIMS = (
     study(
         "squarehead",
         system="SquareHead",
+        unit="times the share of the gap that labels close",
         scale="SmolLM2 on definitions, the claim below, 120 CPU minutes.",
         effect=UnknownEffect("Shares of a gap that are closed are in no table that was reachable."),
         work="a small decoder on Austen and WordNet",

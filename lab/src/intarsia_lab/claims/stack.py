@@ -121,6 +121,7 @@ CLAIMS = (
     study(
         "stack-pairs",
         system="Survey of compressed mixtures",
+        unit="pairs of 28",
         effect=UnknownEffect("A survey: it says that techniques combine, and counts none."),
         work="a small mixture, 28 pairs of changes",
         sentence="Techniques on models, their execution and their placement go together "

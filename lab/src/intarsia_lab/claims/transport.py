@@ -275,6 +275,7 @@ CLAIMS = (
     study(
         "transport-loss",
         system="Sparse optimal transport",
+        unit="times the test loss",
         scale=(
             "Mixtures that are trained from scratch, where routing shapes the experts; here "
             "equal parts of a pretrained MLP learn for 100 steps."

@@ -168,6 +168,7 @@ CLAIMS = (
     study(
         "tutel",
         system="Tutel",
+        unit="times as fast",
         scale="A cluster on which each batch is timed at every degree of parallelism.",
         effect=UnknownEffect(
             "The gain of switching parallelism alone is drawn, not printed; the gain of pipelining "

@@ -203,6 +203,7 @@ CLAIMS = (
     study(
         "uni-moe",
         system="Uni-MoE",
+        unit="times the spread",
         scale=(
             "Modalities that are equally hard for one LoRA: here most of the spread is that "
             "pictures are easier than sounds and sentences, whatever the experts."

@@ -211,6 +211,7 @@ CLAIMS = (
     study(
         "union-of-experts",
         system="Union of Experts",
+        unit="points of accuracy",
         scale=(
             "Hundreds of thousands of pictures: of a few thousand a ViT from scratch learns "
             "little, and half of a pretrained one that is taken away is not learned again."

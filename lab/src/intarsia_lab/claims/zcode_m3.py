@@ -263,6 +263,7 @@ CLAIMS = (
     study(
         "zcode-m3-merge",
         system="Z-code M3",
+        unit="times the test loss",
         scale=(
             "Longer training after the merge, since the merged experts have to part: after 100 "
             "steps both sides are equal to .1 %; the 400 that are declared take 14 CPU minutes."

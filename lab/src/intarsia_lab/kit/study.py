@@ -101,7 +101,8 @@ class Study:
     rates that its arms choose from, or the one rate of all; None where nothing is trained. `effect`
     is the paper's own, or says why it is not known. `needs` is "cpu", "gpu" or "long". `work` names
     model and data in a few words. `system` is the short name of the paper if this is its headline,
-    else "". `scale` says in a sentence what larger experiment decides what this one cannot.
+    else "", and `unit` is what its figure counts, as in "points of accuracy". `scale` says in a
+    sentence what larger experiment decides what this one cannot.
 
     Raises: ConfigError without a control, for a headline without an effect, an unknown sense.
     """
@@ -120,6 +121,7 @@ class Study:
     minutes: float = 1.0
     work: str = ""
     system: str = ""
+    unit: str = ""
     scale: str = ""
 
     def __post_init__(self) -> None:

@@ -25,15 +25,25 @@ from ..kit import Effect, FixedRate, NoControl, Study, UnknownEffect
 from .by_paper import entry, lacks, many, so_far
 from .evidence_plot import EvidenceRow, evidence_plot
 
-BESIDE = "Beside the papers"  # claims of the library that are no paper's
+OF_NO_PAPER = "Next to the papers"  # claims of the library that are no paper's
+# a bracket of a sentence with the paper's number, and the number in it
+NUMBERED = re.compile(r" \(([^()]*arXiv:[^()]*)\)")
+ARXIV_IN_WORDS = re.compile(r"arXiv:\d{4}\.\d{5}[,;]? ?")
 COUNTED = "Headlines"  # begins the sentence that README has, too
 CACHED = 0.1  # of the declared time: a run of less has read results of an earlier one
 UNCOMMITTED = " (+: with changes that were not committed)"  # behind a commit that ends so
 OPEN = 24  # rows of a table that stands open
-OPENING = """# Claims
+OPENING = """---
+hide: [toc]
+---
 
-The headline of each paper as the smallest honest experiment, run on two processor cores, against
-every bar that its figure ever had, which the paper's page lists, oldest first:
+# Claims
+
+The headline of each paper as the smallest honest experiment, run on two processor cores.
+"""
+RULES = """[A row for each paper](#a-row-for-each-paper) has what was measured next to the paper's
+own figure. A verdict compares the 95 % interval with every bar that the figure ever had, which the
+paper's page lists, oldest first:
 
 - <span class="verdict holds">holds</span> the whole 95 % interval lies on the bar's side;
 - <span class="verdict not-reproduced-at-this-scale">not reproduced at this scale</span> the whole
@@ -112,7 +122,7 @@ def by_paper(studies: Sequence[Study]) -> dict[str, list[Study]]:
         if not study.system:
             headline = paper_of(study.key)
             (of_no_paper if headline is None else papers[headline.system]).append(study)
-    return papers | ({BESIDE: of_no_paper} if of_no_paper else {})
+    return papers | ({OF_NO_PAPER: of_no_paper} if of_no_paper else {})
 
 
 def page_name(paper: str) -> str:
@@ -123,7 +133,7 @@ def page_name(paper: str) -> str:
 def link_of(key: str) -> str:
     """Return where a claim stands in the documentation, such as claims/mos.md#mos-order."""
     headline = paper_of(key)
-    name = BESIDE if headline is None else headline.system
+    name = OF_NO_PAPER if headline is None else headline.system
     return f"claims/{page_name(name)}.md#{key}"
 
 
@@ -133,59 +143,90 @@ def _scoreboard(
     folder: str,
     bars: Sequence[Line],
 ) -> str:
-    """Return the page with a verdict for each paper: counts, a plot, a table, and each in words."""
-    # claims of the library itself belong to no paper and have no row in the plot
-    headlines = [studies[0] for name, studies in papers.items() if name != BESIDE]
-    rows: list[dict[str, Any]] = []
+    """Return the page with a verdict for each paper: counts, a table, a plot, and each in words."""
+    # claims of the library itself belong to no paper: they have no figure of their own here
+    headlines = {name: studies[0] for name, studies in papers.items() if name != OF_NO_PAPER}
+    rows: list[dict[str, str]] = []
     for name, studies in papers.items():
-        headline, words = studies[0], [_word(records.get(s.key)) for s in studies]
-        row: dict[str, Any] = {"paper": f"[{name}]({folder}/{page_name(name)}.md)"}
-        if name != BESIDE:
-            row |= {"what it asks": class_of(headline.key)}
-            row |= _figures(headline, records.get(headline.key))
-        rows.append(row | {"all its claims": f"{words.count('holds')} of {len(words)} hold"})
+        holding = [_word(records.get(s.key)) for s in studies].count("holds")
+        row = {
+            "paper": f"[{name}]({folder}/{page_name(name)}.md)<br>"
+            f"holds: {holding} of {plural(len(studies), 'claim')}"
+        }
+        if name in headlines:
+            row |= _board_row(headlines[name], records.get(headlines[name].key))
+        rows.append(row)
     # headlines alone: a paper's other claims have other units
-    plot = evidence_plot([_plotted(s, records.get(s.key)) for s in headlines]) if headlines else ""
+    plot = [_plotted(s, records.get(s.key)) for s in headlines.values()]
     lines = [
         OPENING,
         *_counts([s for studies in papers.values() for s in studies], records),
-        "## Ours beside the papers'",
+        RULES,
+        "## A row for each paper",
+        "",
+        # as cards on a telephone, see site.css
+        '<div class="cards board" markdown="1">',
+        "",
+        *markdown(rows),
+        "",
+        "</div>",
+        "",
+        "## Ours next to the papers'",
         "",
         "Each row has the scale of its own unit: the target stands at the line, and right of it",
         "the claim holds. Filled circles hold, squares fail, open circles are not decided, crosses",
         "are void. A diamond is the paper's own effect, where it is known.",
         "",
-        plot,
-        "",
-        "## A row for each paper",
-        "",
-        *markdown(rows),
+        evidence_plot(plot) if plot else "",
         "",
         "## Paper by paper",
         "",
-        *many(headlines, records),
+        *many([*headlines.values()], records),
     ]
-    for study in headlines:
+    for study in headlines.values():
         record = records.get(study.key)
         figure = "" if record is None else f" {_interval(record)}"
         lines += entry(study, record, f"{_badge(record)}{figure}", bars)
     return "\n".join(lines).rstrip() + "\n"
 
 
+def _board_row(study: Study, record: Record | None) -> dict[str, str]:
+    """Return a headline's columns of the scoreboard: claim, verdict, both figures and the date."""
+    sentence = NUMBERED.sub(_without_number, study.sentence)
+    measured = "not run" if record is None else f"{_interval(record)} {study.unit}"
+    return {
+        "claim": f"{sentence} *{class_of(study.key).capitalize()}.*",
+        "verdict": _badge(record),
+        "here [95 % interval]": f"{measured}; target {study.bound}",
+        "the paper's own": _own(study),
+        "run": "" if record is None else record.date + OLDER * record.older,
+    }
+
+
+def _without_number(bracket: re.Match[str]) -> str:
+    """Return a bracket of a sentence without the paper's number, which its row links."""
+    inside = ARXIV_IN_WORDS.sub("", bracket[1]).strip(" ,;")
+    return f" ({inside})" if inside else ""
+
+
+def _own(study: Study) -> str:
+    """Return the paper's own effect with its unit and its conditions, or why it is not known."""
+    if isinstance(study.effect, Effect):
+        return f"{study.effect.value:g} {study.unit}; {study.effect.source}."
+    if isinstance(study.effect, UnknownEffect):
+        return f"Not known in this unit. {study.effect.reason}"
+    return ""
+
+
 def _figures(study: Study, record: Record | None) -> dict[str, str]:
-    """Return a claim's columns of a table: verdict, figure with interval, target, and its
-    last run.
-    """
+    """Return a claim's columns of its paper's table: verdict, figure, target and last run."""
     run = f"`{COMMAND} {study.key}`, {study.minutes:g} minutes"
     if record is not None:
-        run = record.date + (f", `{record.commit}`" if record.commit else "") + OLDER * record.older
+        run = record.date + OLDER * record.older
     return {
         "verdict": _badge(record),
         "figure [95 % interval]": "" if record is None else _interval(record),
         "target": study.bound,
-        "the paper's own": f"{study.effect.value:g}"
-        if isinstance(study.effect, Effect)
-        else "not known",
         "run": run,
     }
 
@@ -243,36 +284,49 @@ def _paper_page(
     """Return the Markdown page of a paper: a table of its claims, and a section for each."""
     # the first number that its claims name, the headline's in all but a few
     numbers = ARXIV.findall(" ".join(study.sentence for study in studies))
-    number = next(iter(numbers), "") if name != BESIDE else ""
+    number = next(iter(numbers), "") if name != OF_NO_PAPER else ""
     # methods of this library that cite the paper
-    methods = [card.key for card in cards() if card.paper.arxiv == number]
+    methods = [card for card in cards() if card.paper.arxiv == number]
     links = [f"[arXiv:{number}](https://arxiv.org/abs/{number})"] if number else []
-    links += [f"method [{key}](../methods/{key}.md)" for key in methods]
+    links += [f"{card.kind} [{card.key}](../methods/{card.key}.md)" for card in methods]
     links += ["[all papers](../claims.md)"]
-    # a table of all claims first, then a section for each
+    lines = [f"# {name}", "", " · ".join(links)]
     rows = [{"claim": f"[{s.key}](#{s.key})", **_figures(s, records.get(s.key))} for s in studies]
-    lines = [f"# {name}", "", " · ".join(links), "", *markdown(rows)]
+    table = ["", "## All claims", "", *markdown(rows)]
+    if name == OF_NO_PAPER:
+        lines += table
+    printed: dict[str, str] = {}
     for study in studies:
-        lines += _section(study, records.get(study.key))
+        lines += _section(study, records.get(study.key), printed)
         lines += _history(study.key, bars)
+        # the headline first: it is what most readers came for
+        if study.system and len(studies) > 1:
+            lines += table
     return "\n".join(lines) + "\n"
 
 
-def _section(study: Study, record: Record | None) -> list[str]:
-    """Return the Markdown section of a claim: its sentence, verdict, design, run and table."""
+def _section(study: Study, record: Record | None, printed: dict[str, str]) -> list[str]:
+    """Return the Markdown section of a claim: its sentence, verdict, run, design and table.
+
+    printed: the tables of the page so far and their claims; it receives this one's.
+    """
     lines = ["", f"## {study.key}", "", study.sentence, ""]
-    if record is not None:
-        reason = f" {record.reason}" if record.reason else ""
-        lines += [f"{_badge(record)} {_interval(record)}, target {study.bound}.{reason}", ""]
-    lines += _design(study, record)
     if record is None:
-        return [*lines, f"Not run yet: `{COMMAND} {study.key}`, {study.minutes:g} minutes."]
+        lines += [f"Not run yet: `{COMMAND} {study.key}`, {study.minutes:g} minutes.", ""]
+        return [*lines, *_design(study, record)]
+    reason = f" {record.reason}" if record.reason else ""
+    figure = " ".join(filter(None, (_interval(record), study.unit)))
+    lines += [f"{_badge(record)} {figure}, target {study.bound}.{reason}", ""]
     place = f" at commit `{record.commit}`" if record.commit else ""
     place += UNCOMMITTED if record.commit and not record.clean else ""
     date = f"on {record.date}{place}, {_cost(study, record)}"
-    lines += [f"`{record.command}` {date}; {record.machine}{OLDER * record.older}.", ""]
+    again = f"`{record.command}` {date}; {record.machine}{OLDER * record.older}."
+    lines += [*_design(study, record), again, ""]
     lines += [*record.note.splitlines(), ""] if record.note else []
     table = markdown(record.table)
+    first = printed.setdefault("\n".join(table), study.key)
+    if table and first != study.key:
+        return [*lines, f"Its table is that of [{first}](#{first})."]
     # a table of a hundred layers is opened by who wants it
     if len(record.table) > OPEN:
         opening = f'<details markdown="1"><summary>{len(record.table)} rows</summary>'
@@ -302,28 +356,29 @@ def _history(key: str, bars: Sequence[Line]) -> list[str]:
 
 
 def _design(study: Study, record: Record | None) -> list[str]:
-    """Return list items on what an experiment is held to: baseline, control, effect and rates."""
-    lines = [f"- It is {class_of(study.key)}.", f"- Against: {study.baseline}."]
+    """Return list items on what an experiment is held to: effect, data, rival, control, rates."""
+    effect = _own(study)
+    lines = [f"- The paper's own: {effect}"] if effect else []
     if study.work:
-        lines.append(f"- On: {study.work}.")
+        lines.append(f"- Here: {study.work}; {class_of(study.key)}.")
+    else:
+        lines.append(f"- It is {class_of(study.key)}.")
+    lines.append(f"- Against: {study.baseline}.")
+    if study.scale and _word(record) != "holds":
+        lines.append(f"- What would decide it: {study.scale}")
     control = study.control
     if isinstance(control, NoControl):
         lines.append(f"- No control: {control.reason}")
     elif control is not None:
         lines.append(f"- Control: {control.sentence}")
-    if isinstance(study.effect, Effect):
-        lines.append(f"- The paper's own effect: {study.effect.value:g}; {study.effect.source}.")
-        # how many seeds would see the paper's effect, by the spread of this run
-        power = "" if record is None else study.power(record.result)
+    # how many seeds would see the paper's effect, by the spread of this run
+    if isinstance(study.effect, Effect) and record is not None:
+        power = study.power(record.result)
         lines += [f"- {power}"] if power else []
-    elif isinstance(study.effect, UnknownEffect):
-        lines.append(f"- The paper's own effect in this unit is not known. {study.effect.reason}")
-    if record is not None:
-        lines += lacks(study, record)
     if record is not None and record.target != study.bound:
         lines.append(f"- Its target was {record.target} when it was run.")
-    if study.scale and _word(record) != "holds":
-        lines.append(f"- What would decide it: {study.scale}")
+    if record is not None:
+        lines += lacks(study, record)
     return [*lines, *_rates(study, record), ""]
 
 

@@ -46,7 +46,7 @@ def evidence_plot(rows: Sequence[EvidenceRow]) -> str:
     rows: one for each paper, from top to bottom. Its colours are the page's, light or dark.
     """
     height = TOP + ROW * len(rows) + 8
-    label = "Figures of all papers' headlines beside their targets and the papers' own effects"
+    label = "Figures of all papers' headlines next to their targets and the papers' own effects"
     lines = [
         '<figure class="drawing evidence">',
         f'<svg viewBox="0 0 {WIDTH} {height}" role="img" aria-label="{label}">',

@@ -183,19 +183,23 @@ def when(card: Mapping[str, Any]) -> str:
     elif card["kind"] == "baseline":
         use = "a comparison: what an adapter has to beat"
     lines = [f"**Use it for** {use}."] if use else []
-    if refused := _refused(card["doc"]):
-        lines.append(f"**{refused[0]}** {refused[1]}")
+    if refused := refusal(card["doc"])[1]:
+        words = refused.split(" ")
+        lines.append(f"**{' '.join(words[:2])}** {' '.join(words[2:])}")
     return "  \n".join(lines)
 
 
-def _refused(doc: str) -> tuple[str, str] | None:
-    """Return the paragraph of a docstring that begins with "Not for", "Not when" and the like."""
+def refusal(doc: str) -> tuple[str, str]:
+    """Return a docstring without its paragraph on when not to use it, and that paragraph.
+
+    It begins with "Not for", "Not when" and the like, and ends at an empty line; "" without one.
+    """
     lines = doc.splitlines()
     for number, line in enumerate(lines):
         if line.startswith(("Not for ", "Not when ", "Not with ", "Not where ", "Not in ")):
             # the paragraph ends at an empty line
             rest = lines[number:]
             end = next((i for i, text in enumerate(rest) if i and not text.strip()), len(rest))
-            words = " ".join(text.strip() for text in rest[:end]).split(" ")
-            return " ".join(words[:2]), " ".join(words[2:]).rstrip(".") + "."
-    return None
+            words = " ".join(text.strip() for text in rest[:end])
+            return "\n".join([*lines[:number], *rest[end:]]), words.rstrip(".") + "."
+    return doc, ""

@@ -6,7 +6,8 @@ A method's page has the verdicts of its paper's claims, from the records in docs
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,12 @@ from intarsia.catalog import TAGS, cards, describe, example, shown
 from intarsia.core.card import KINDS
 from intarsia.core.errors import DataError
 from intarsia.core.files import read_json
+from intarsia.core.registry import paper_name
 
 from .claims import link_of
 from .index import write as write_index
-from .method_figures import figure, when
+from .method_figures import figure, refusal, when
+from .prose import markdown
 
 INDEX = """# Methods
 
@@ -38,6 +41,8 @@ Claims of its paper that were run here; the page of each has every target that i
 | claim | against | target | figure | verdict |
 |---|---|---|---|---|
 """
+GUIDES = ("how-to", "start", "areas")  # folders of pages that show how a method is used
+TITLE = re.compile(r"^# (.+)$", re.M)
 REPOSITORIES = "https://github.com"
 Record = dict[str, Any]
 
@@ -47,19 +52,33 @@ def records(folder: Path) -> list[Record]:
     return [read_json(path) for path in sorted(folder.glob("*.json"))]
 
 
-def published(docs: Path) -> tuple[list[Record], list[Record]]:
-    """Return the records of claims and of reference outputs that belong to a folder of docs."""
-    return records(docs / "claims"), records(docs.parent / "tests" / "reference")
+def published(docs: Path) -> tuple[list[Record], list[Record], dict[str, str]]:
+    """Return what belongs to a folder of docs: records of claims and of reference outputs, and the
+    texts of its guides, by their paths in it.
+    """
+    guides = [path for folder in GUIDES for path in sorted((docs / folder).glob("*.md"))]
+    texts = {path.relative_to(docs).as_posix(): path.read_text() for path in guides}
+    return records(docs / "claims"), records(docs.parent / "tests" / "reference"), texts
 
 
-def pages(claims: Sequence[Record], references: Sequence[Record] = ()) -> dict[str, str]:
+def pages(
+    claims: Sequence[Record],
+    references: Sequence[Record] = (),
+    guides: Mapping[str, str] | None = None,
+) -> dict[str, str]:
     """Return the text of every page of docs/methods, by file name, index.md among them.
 
     claims: records of the claims that were run; references: records of comparisons with published
-    code, from tests/reference. A method has a page if its description has "doc", its docstring.
+    code, from tests/reference; guides: path in docs -> text, of pages that show methods. A method
+    has a page if its description has "doc", its docstring.
     """
     descriptions = [describe(card) for card in cards()]
-    texts = {f"{c['name']}.md": page(c, claims, references) for c in descriptions if "doc" in c}
+    documented = [described for described in descriptions if "doc" in described]
+    links = {described["config"]: f"{described['name']}.md" for described in documented}
+    texts = {
+        f"{described['name']}.md": page(described, claims, references, guides or {}, links)
+        for described in documented
+    }
     return texts | {"index.md": index(descriptions)}
 
 
@@ -76,8 +95,8 @@ def index(descriptions: list[dict[str, Any]]) -> str:
         lines += ["|---|---|---|---|"]
         for card in descriptions:
             if card["kind"] == kind:
-                name, paper = card["name"], card["paper"]
-                link = f"[{name}]({name}.md)" if "doc" in card else name
+                name, paper = paper_name(card["name"]), card["paper"]
+                link = f"[{name}]({card['name']}.md)" if "doc" in card else name
                 lines.append(
                     f"| {link} | {card['summary']} | "
                     f"[{paper['title']}]({paper['url']}), {paper['year']} | "
@@ -98,7 +117,7 @@ def measured(arxiv: str, claims: Sequence[Record]) -> list[Record]:
     return [c for c in claims if c["key"] in named or c["key"].startswith(after)]
 
 
-def beside_official(name: str, references: Sequence[Record]) -> str:
+def official(name: str, references: Sequence[Record]) -> str:
     """Return the section of a method's page that compares it with its paper's own code.
 
     name: of the method; references: records of comparisons, each with repository and commit.
@@ -118,14 +137,33 @@ def beside_official(name: str, references: Sequence[Record]) -> str:
             rows.append(f"| `{record['function']}` of {source} | `{record['ours']}` | {equal} |")
         else:
             notes.append(
-                f"There is no official code of its {record['function']}; a test works it by hand "
+                f"Without official code, worked by hand in a test: {record['function']} "
                 f"(`{record['worked']}`)."
             )
         notes += [record["differs"]] if record["differs"] else []
-    table = ["\n| function | ours | equal |", "|---|---|---|", *rows] if rows else []
+    table = ["\n| function | ours | equal |", "|---|---|---|", *dict.fromkeys(rows)] if rows else []
     return "\n".join(
         [heading.rstrip("\n"), *table, *(f"\n{note}" for note in dict.fromkeys(notes))]
     )
+
+
+def _run_it(card: dict[str, Any], guides: Mapping[str, str]) -> list[str]:
+    """Return the section on how to run a method: a command, Python, and the pages that show it."""
+    lines = ["## Run it\n"]
+    if card["kind"] == "adapter":
+        command, python = example(card)
+        lines += ["```sh", command, "```\n", "```python", python, "```\n"]
+    else:
+        package, _, name = card["python"].rpartition(".")
+        lines += [f"```python\nfrom {package} import {name}\n```\n"]
+    # a page shows it that has its class in code or its key in a command
+    option = rf"--\w+ (?:\S*[,=])?{re.escape(card['name'])}(?=[\s,`@]|$)"
+    named = re.compile(rf"\.{card['config']}\b|\b{card['config']}\(|{option}", re.M)
+    examples = {TITLE.findall(text)[0]: path for path, text in guides.items() if named.search(text)}
+    if examples:
+        pages = ", ".join(f"[{title}](../{path})" for title, path in examples.items())
+        lines += [f"Shown in: {pages}.\n"]
+    return lines
 
 
 def cell(text: str) -> str:
@@ -134,21 +172,29 @@ def cell(text: str) -> str:
 
 
 def page(
-    card: dict[str, Any], claims: Sequence[Record] = (), references: Sequence[Record] = ()
+    card: dict[str, Any],
+    claims: Sequence[Record] = (),
+    references: Sequence[Record] = (),
+    guides: Mapping[str, str] | None = None,
+    links: Mapping[str, str] | None = None,
 ) -> str:
-    """Return a method's page: summary, paper, class, docstring, settings, tags, how to run it.
+    """Return a method's page: summary, paper, class, docstring, how to run it, settings, tags.
 
     card: its description from the index; claims: all records, its paper's are in a table;
-    references: records of comparisons with official code.
+    references: records of comparisons with official code; guides: see `pages`; links: name of a
+    class -> page.
     """
-    paper = card["paper"]
-    names = f"Also called: {', '.join(card['names'])}. " if card["names"] else ""
+    paper, title = card["paper"], paper_name(card["name"])
+    spellings = [name for name in card["names"] if name != title]
+    names = f"Also called: {', '.join(spellings)}. " if spellings else ""
     lines = [
-        f"# {card['name']}\n\n{card['summary']}\n",
+        f"# {title}\n\n{card['summary']}\n",
         *(f"{part}\n" for part in (figure(card), when(card)) if part),
         f"[{paper['title']}]({paper['url']}) ({paper['year']}, arXiv:{paper['arxiv']}). {names}"
-        f"Kind: {card['kind']}; family: {card['family']}. In Python: `{card['python']}`.\n",
-        f"```text\n{card['doc']}\n```\n",
+        f"Name: `{card['name']}`; kind: {card['kind']}; family: {card['family']}. "
+        f"In Python: `{card['python']}`.\n",
+        *_run_it(card, guides or {}),
+        f"## In detail\n\n{markdown(refusal(card['doc'])[0], links or {})}\n",
         "## Settings\n\n| setting | type | default | meaning |\n|---|---|---|---|",
     ]
     for setting in card["settings"]:
@@ -161,11 +207,8 @@ def page(
     if card["exceptions"]:
         lines += ["", "## Laws of its kind that do not hold", ""]
         lines += [f"- `{law}`: {reason}" for law, reason in card["exceptions"].items()]
-    if card["kind"] == "adapter":
-        command, python = example(card)
-        lines += ["", "## Run it", "", "```sh", command, "```", "", "```python", python, "```"]
     # comparisons with the authors' code, and measurements made here
-    lines.append(beside_official(card["name"], references))
+    lines.append(official(card["name"], references))
     if of_paper := measured(paper["arxiv"], claims):
         lines.append(MEASURED.rstrip("\n"))
         for claim in of_paper:

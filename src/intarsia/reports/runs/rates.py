@@ -9,7 +9,7 @@ from ..charts import Axis, Chart, Series
 from ..looks import Look
 from ..report import Figure
 from ..table import Column, Entry
-from ..wording import capital, joined
+from ..wording import capital, joined, method_name
 from .grouping import Comparison, RunGroup
 
 COLUMN = Column("Rate", "Learning rate; “limit”: the search may try no rate beyond it")
@@ -38,6 +38,11 @@ def entry(group: RunGroup) -> Entry:
     return Entry("" if rate is None else f"{rate:g}", "limit" if limit else "")
 
 
+def _named(labels: Sequence[str]) -> str:
+    """Return methods as their papers write them, at the beginning of a sentence."""
+    return capital(joined([*map(method_name, labels)]))
+
+
 def described(comparison: Comparison) -> list[str]:
     """Return sentences about how the learning rates were found; none if none was searched for."""
     searches = {group.label: search for group in comparison.groups if (search := search_of(group))}
@@ -48,7 +53,7 @@ def described(comparison: Comparison) -> list[str]:
     for label, search in searches.items():
         alike.setdefault(_search_text(search, comparison), []).append(label)
     texts = [
-        f"{'Each method' if len(alike) == 1 < len(searches) else capital(joined(labels))} {tried}"
+        f"{'Each method' if len(alike) == 1 < len(searches) else _named(labels)} {tried}"
         for tried, labels in alike.items()
     ]
     if _has_own_splits(comparison):
@@ -56,11 +61,12 @@ def described(comparison: Comparison) -> list[str]:
     # methods that were not searched for
     unsearched = [g for g in comparison.groups if g.label not in searches]
     if fixed := [group.label for group in unsearched if rate_of(group) is not None]:
-        texts.append(f"The rate of {joined(fixed)} was given.")
+        texts.append(f"The rate of {joined([*map(method_name, fixed)])} was given.")
     if solved := [group.label for group in unsearched if rate_of(group) is None]:
-        texts.append(f"{capital(joined(solved))} is fitted to convergence, without a rate.")
+        texts.append(f"{_named(solved)} is fitted to convergence, without a rate.")
     if ends := [label for label, search in searches.items() if search["limit"]]:
-        texts.append(f"A better rate of {joined(ends)} may lie beyond the limit of the search.")
+        names = joined([*map(method_name, ends)])
+        texts.append(f"A better rate of {names} may lie beyond the limit of the search.")
     return texts
 
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from .. import numbers
 from ..sheet import Spread
-from ..wording import capital, joined
+from ..wording import capital, joined, method_name
 from . import rates
 from .grouping import Comparison, RunGroup, model_of, set_of
 from .reading import FinishedRun
@@ -31,8 +31,13 @@ def title(comparison: Comparison) -> str:
 
 def _methods(comparison: Comparison) -> str:
     """Return the methods' names as a list in words; for more than four only their number."""
-    labels = [group.label for group in comparison.groups]
+    labels = [_name(group) for group in comparison.groups]
     return capital(joined(labels)) if len(labels) <= 4 else f"{len(labels)} methods"
+
+
+def _name(group: RunGroup) -> str:
+    """Return a group's method as its paper writes it."""
+    return method_name(group.label)
 
 
 def sentences(comparison: Comparison) -> list[str]:
@@ -84,15 +89,15 @@ def _result_sentence(comparison: Comparison) -> str:
     if base is None:
         return f"It gets {right}."
     if best is base:
-        return f"None does better than the baseline, {base.label}: it gets {right}."
+        return f"None does better than the baseline, {_name(base)}: it gets {right}."
     difference = best.difference(base)
     # without a seed in common, the difference of the means
     apart = Spread(best.accuracy.mean - base.accuracy.mean, None, 0)
     spread = apart if difference is None else difference.spread
-    text = f"The highest {comparison.measure} is that of {best.label}, {right}"
+    text = f"The highest {comparison.measure} is that of {_name(best)}, {right}"
     if comparison.leader is not None:
-        text = f"The best, {best.label}, gets {right}"
-    text += f": {numbers.points(spread)} percentage points against {base.label}"
+        text = f"The best, {_name(best)}, gets {right}"
+    text += f": {numbers.points(spread)} percentage points against {_name(base)}"
     if difference is not None and difference.n > 1:
         text += f", ahead in {difference.ahead} of {difference.n} shared seeds"
     return f"{text}."
@@ -107,12 +112,12 @@ def choice_sentence(comparison: Comparison) -> str:
     place = groups.index(choice.group)
     seeds = numbers.plural(len(choice.seeds), "seed")
     score = _validation_score(choice.run, ranks[place][0])
-    text = f"Chosen on the validation part: {choice.group.label}, {score} over {seeds}"
+    text = f"Chosen on the validation part: {_name(choice.group)}, {score} over {seeds}"
     # The best of the others tells how near the choice was.
     behind = [i for i in range(len(groups)) if i != place]
     if behind:
         second = max(behind, key=lambda i: ranks[i])
-        text += f"; {groups[second].label} {_why_behind(choice.run, ranks[place], ranks[second])}"
+        text += f"; {_name(groups[second])} {_why_behind(choice.run, ranks[place], ranks[second])}"
     return f"{text}. Its best run there is {choice.run.folder.name}."
 
 
@@ -151,7 +156,8 @@ def difference_sentence(group: RunGroup, base: RunGroup) -> str:
     pairs = group.difference(base)
     # seeds in common are paired; without any, the means are compared
     mean = group.accuracy.mean - base.accuracy.mean if pairs is None else pairs.mean
-    text = f"{capital(group.label)} minus {base.label}: {numbers.signed(100 * mean, 2)} points"
+    name = _name(group)
+    text = f"{capital(name)} minus {_name(base)}: {numbers.signed(100 * mean, 2)} points"
     if interval is None:
         return f"{text}. There is no interval: {missing}."
     run = group.runs[0]
@@ -163,9 +169,9 @@ def difference_sentence(group: RunGroup, base: RunGroup) -> str:
     over = f"{interval.items:,} {part} {kind}s and {numbers.plural(interval.seeds, 'seed')}"
     # the verdict counts only if the interval is on one side of 0, see below
     side = "ahead" if interval.low > 0 else "behind"
-    verdict = f"{capital(group.label)} is {side}."
+    verdict = f"{capital(name)} is {side}."
     if interval.seeds == 1:
-        verdict = f"Of these two trainings that of {group.label} is {side}."
+        verdict = f"Of these two trainings that of {name} is {side}."
     if not interval.significant:
         verdict = "The difference is not statistically significant."
     test = (
