@@ -19,7 +19,7 @@ from tempfile import TemporaryDirectory
 
 from .planting import ROOT, Fault
 
-# what was compiled goes along: each process would compile the whole library again
+# compiled modules go along: each process would compile the whole library again
 LEFT_OUT = shutil.ignore_patterns(".*", "site", "build", "dist")
 HEAVY = ("torch", "timm", "transformers", "peft", "scipy.optimize", "sklearn.base", "hypothesis")
 SAID = "said.txt"  # what the tests of a tree have written
