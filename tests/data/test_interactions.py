@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -94,6 +95,14 @@ def test_items_without_metadata_have_none(tmp_path: Path) -> None:
     (tmp_path / "shop.item").write_text(ITEM.replace("2\t\t\n", ""))
     data = load_interactions(tmp_path)
     assert data.item_ids == ("1", "9", "2") and data.fields["title"].values[2] == ()
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes on this system")
+def test_a_pipe_where_items_belong_is_refused_and_not_left_out(tmp_path: Path) -> None:
+    (tmp_path / "shop.inter").write_text(INTER)
+    os.mkfifo(tmp_path / "shop.item")
+    with refused(DataError, what=f"file {tmp_path / 'shop.item'}"):
+        load_interactions(tmp_path)
 
 
 def test_a_csv_file_without_times_is_in_its_own_order(tmp_path: Path) -> None:

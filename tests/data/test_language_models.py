@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import json
 import os
 import struct
@@ -119,3 +121,19 @@ def test_a_damaged_gguf_file_says_what_to_delete(tmp_path: Path) -> None:
         with refused(AssetError, what=str(file), want=want, fix=fix):
             language_models._convert_gguf(folder, tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_a_packaged_file_with_other_bytes_is_refused_before_it_is_read(tmp_path: Path) -> None:
+    folder, info = tmp_path / "llm", tmp_path / "llm-1.dist-info"
+    folder.mkdir()
+    info.mkdir()
+    file = folder / language_models._GGUF
+    code = base64.urlsafe_b64encode(hashlib.sha256(b"GGUF").digest()).decode().rstrip("=")
+    row = f"llm/{file.name},sha256={code},4"
+    (info / "RECORD").write_text(f"{row}\nllm-1.dist-info/RECORD,,\n")
+    fix = f"Delete {tmp_path}; it is obtained again."
+    # the bytes that were packaged are read, and are no model; others are not read
+    for raw, what in ((b"GGUF", str(file)), (b"GGUG", f"SHA-256 of {file.name}")):
+        file.write_bytes(raw)
+        with refused(AssetError, what=what, fix=fix):
+            language_models._convert_gguf(folder, tmp_path / "out")

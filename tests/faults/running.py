@@ -19,7 +19,8 @@ from tempfile import TemporaryDirectory
 
 from .planting import ROOT, Fault
 
-LEFT_OUT = shutil.ignore_patterns(".*", "site", "build", "dist", "__pycache__")
+# compiled modules go along: each process would compile the whole library again
+LEFT_OUT = shutil.ignore_patterns(".*", "site", "build", "dist")
 HEAVY = ("torch", "timm", "transformers", "peft", "scipy.optimize", "sklearn.base", "hypothesis")
 SAID = "said.txt"  # what the tests of a tree have written
 UNUSABLE = 70  # the exit status of a process in which pytest could not begin

@@ -117,6 +117,8 @@ def test_a_weight_is_the_nearest_of_three_levels_and_zeros_come_first() -> None:
     levels = levels_of(rows)
     assert levels.tolist() == [[-2, 1], [0, 1], [0, 0]]
     assert nearest(rows, levels).tolist() == [[1, 0, 0, 2], [0, 0, 2, 2], [0, 0, 0, 0]]
+    half_way = torch.tensor([[-2.0, -1.0, 0.5, 1.0]])
+    assert nearest(half_way, levels[:1]).tolist() == [[1, 0, 0, 2]]
     back = FORM.decode(FORM.encode(rows), rows.shape)
     assert back.tolist() == [[-2, 0, 0, 1], [0, 0, 1, 1], [0, 0, 0, 0]]
     # a row without negative numbers has no more codes than one with them

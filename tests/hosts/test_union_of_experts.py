@@ -262,6 +262,30 @@ def test_the_gate_learns_the_sizes_of_outputs(vit: Any) -> None:
     assert losses[-1] < 0.6 * losses[0]
 
 
+@pytest.mark.parametrize("part", ["mlp", "attn"])
+def test_the_loss_of_the_sizes_teaches_the_gate_alone(vit: Any, part: str) -> None:
+    """Neither the hidden states nor the experts learn from it: it predicts from one the other."""
+    union = getattr(cut(vit, 4, 2, gate="sizes").blocks[0], part).train()
+    x = torch.randn(2, 9, 24, generator=torch.Generator().manual_seed(0), requires_grad=True)
+    union(x)
+    intarsia.gating.aux_loss(union).backward()
+    taught = {name for name, p in union.named_parameters() if p.grad is not None}
+    assert x.grad is None and taught == {"router.weight", "router.bias"}
+
+
+def test_the_loss_of_the_sizes_by_hand() -> None:
+    """0.01 mean (x_t W_e + b_e - log |o_te| + m)^2, m the mean of log |o|."""
+    gate = UnionGate(experts=4, share=0.5, select="tokens", gate="sizes")
+    router = gate.build(6, generator=torch.Generator().manual_seed(0)).train()
+    draw = torch.Generator().manual_seed(1)
+    x, outputs = torch.randn(5, 6, generator=draw), 3 * torch.randn(10, 7, generator=draw)
+    routing = router(x)
+    router.teach(x, routing.token, routing.expert, outputs)
+    size = outputs.norm(dim=1).log()
+    off = (x[routing.token] * router.weight[routing.expert]).sum(1) - size + size.mean()
+    assert_close(intarsia.gating.aux_loss(router), 0.01 * off.square().mean())
+
+
 def test_half_of_the_experts_is_about_half_of_the_operations(vit: Any) -> None:
     x = torch.randn(2, 40, 24)
 

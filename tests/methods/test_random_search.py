@@ -148,6 +148,21 @@ def test_scores_are_those_of_the_smaller_net() -> None:
     assert SCORES["epoch"](net, units, [(x, y)]) < float(loss.detach())
 
 
+def test_the_loss_after_an_epoch_is_the_one_of_the_smaller_net() -> None:
+    net, (x, y) = mlp(), batch()
+    batches = [(x[:8], y[:8]), (x[8:], y[8:])]
+    units = draw_units(hidden_layers(net), 0.5, 7)
+    small = copy.deepcopy(net)
+    cut(small, units)
+    optimizer = torch.optim.Adam(small.parameters(), lr=1e-3)
+    for part in batches:
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(small(part[0]), part[1]).backward()
+        optimizer.step()
+    want = nn.functional.cross_entropy(small(x), y)
+    assert SCORES["epoch"](net, units, batches) == pytest.approx(float(want.detach()), rel=1e-5)
+
+
 def test_in_three_lines(tmp_path: Path) -> None:
     x, y = batch(24)
     net = intarsia.apply(mlp(), RandomSearch(0.25, draws=6), [(x, y)], seed=2)

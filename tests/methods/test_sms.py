@@ -240,6 +240,12 @@ def test_rates_of_a_retraining_rise_for_a_tenth_and_then_never(kind: str) -> Non
     assert cold is not None and cold(0, 40) == pytest.approx(first)
 
 
+def test_a_replay_is_as_slow_as_the_last_part_of_the_original() -> None:
+    replay = Retrain("lrw", (1.0, 0.5, 0.2, 0.1), share=0.5).factor()
+    assert replay is not None
+    assert [replay(step, 4) for step in range(4)] == [0.2, 0.2, 0.1, 0.1]
+
+
 def test_allr_is_scaled_by_what_was_pruned() -> None:
     model = net()
     method = SparseModelSoup(0.5, 1, 1, retrain=Retrain("allr", warmup=0))

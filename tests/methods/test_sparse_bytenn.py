@@ -86,6 +86,15 @@ def test_a_rearranged_net_has_the_outputs_it_had(rows: int) -> None:
     assert_close(outputs(net), before, atol=1e-5, rtol=1e-5)
 
 
+def test_channels_stand_where_the_plan_puts_them() -> None:
+    net, method = random_net(), SparseByteNn(density=0.5, rows=2)
+    before, plan = net.get_parameter("expand.0.bias").clone(), method.plan(net)
+    groups = zip(channels_of(net).free, plan.decided["orders"], strict=True)
+    (order,) = (order for group, order in groups if "expand.0" in group.makes)
+    method.apply(net, plan)
+    assert torch.equal(net.get_parameter("expand.0.bias"), before[torch.tensor(order)])
+
+
 def test_a_net_of_timm_is_rearranged() -> None:
     net = timm.create_model("mobilenetv3_small_050", num_classes=3).eval()
     x = torch.randn(1, 3, 32, 32)

@@ -309,6 +309,13 @@ def test_a_layer_of_one_input_is_left_or_refused() -> None:
         SparseIft("doped", layers=("0.three",)).plan(net)
 
 
+def test_the_least_rank_of_a_doped_layer_is_one() -> None:
+    net = nn.Sequential(Block(4), nn.Flatten(), nn.Linear(1024, 3))
+    net[0].two = nn.Conv2d(4, 4, 1, bias=False)
+    doped: Any = intarsia.apply(net, SparseIft("doped", 0.5, layers=("0.two",)))
+    assert doped[0].two.u.out_channels == 1
+
+
 def test_schedules_that_would_change_the_count_are_refused() -> None:
     model = intarsia.apply(convolutions(), SparseIft("wide", 0.25))
     with refused(ConfigError, what="schedule's density", got=0.5):

@@ -265,6 +265,11 @@ def test_the_mlps_it_knows_pass_its_check(host: str) -> None:
     build(OutputExperts, mlp, TopK(2)).check(mlp)
 
 
+def test_an_mlp_that_drops_is_not_compared_while_it_does() -> None:
+    mlp = Mlp(WIDTH, HIDDEN, drop=0.5).train()
+    build(OutputExperts, mlp, TopK(2)).check(mlp)
+
+
 def test_channels_in_front_are_refused() -> None:
     mlp = Mlp(WIDTH, HIDDEN)
     site = Site("b.mlp", WIDTH, WIDTH, channels="first", layers=site_of(mlp).layers)

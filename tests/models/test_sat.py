@@ -48,6 +48,10 @@ def test_by_hand() -> None:
     assert sat.gemm(4, 2, 4, "os") == 16  # 2:4: the fill keeps it from half
     x = torch.ones(4, 4)
     assert simulate(x, x, sat)[1] == 24 and simulate(x, x, sat, pattern=NofM(2, 4))[1] == 16
+    # a tile takes as long where it is not full
+    for rows, slots, columns in ((3, 4, 4), (4, 3, 4), (4, 4, 3)):
+        assert sat.gemm(rows, slots, columns, "ws") == sat.gemm(rows, 4, 4, "ws")
+    assert sat.gemm(3, 4, 4, "os") == sat.gemm(4, 4, 3, "os") == 24 == simulate(x[:3], x, sat)[1]
 
 
 LAYER = LayerShape("a", 64, 64, kernel=9, places=500)

@@ -140,6 +140,13 @@ def test_four_sequences_are_regrouped_by_hand() -> None:
     assert sorted(map(sorted, batches)) == [[0, 2], [1, 3]] and active(routes, batches) == 3
 
 
+def test_a_sweep_may_swap_as_often_as_there_are_sequences() -> None:
+    # two swaps make pairs that ask for the same expert
+    experts = torch.tensor([0, 1, 0, 1, 2, 3, 2, 3])
+    routes = torch.nn.functional.one_hot(experts, 4).bool()[:, None]
+    assert active(routes, regroup(routes, 4, sweeps=1)) == 4
+
+
 @pytest.mark.parametrize("seed", range(3))
 def test_regrouping_is_never_worse_and_near_the_best(seed: int) -> None:
     draws = torch.Generator().manual_seed(seed)

@@ -6,7 +6,10 @@ import math
 
 import torch
 
-from intarsia.routers.pregate import _rotated  # pyright: ignore[reportPrivateUsage]
+from intarsia.routers.pregate import (
+    PreGate,
+    _rotated,  # pyright: ignore[reportPrivateUsage]
+)
 
 
 def test_a_pair_is_turned_by_its_position_counter_clockwise() -> None:
@@ -23,3 +26,11 @@ def test_the_planes_turn_at_rates_that_fall_from_1_and_an_odd_entry_stays() -> N
     angle = 2 / 100  # 10,000^(-1/2) a position
     want = torch.tensor([0.0, math.cos(angle), 0.0, math.sin(angle), 7.0])
     torch.testing.assert_close(_rotated(x)[0, 0, 2], want)
+
+
+def test_its_words_are_the_first_numbers_of_the_model_s_embedding() -> None:
+    generator = torch.Generator().manual_seed(0)
+    embedding = torch.randn(9, 12, generator=generator)
+    gate = PreGate(vocabulary=9, width=8, heads=2)
+    words = gate.net(embedding=embedding, generator=generator).words
+    assert torch.equal(words, embedding[:, :8]) and words.data_ptr() != embedding.data_ptr()

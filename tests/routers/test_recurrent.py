@@ -72,6 +72,15 @@ def test_w1_keeps_the_size_of_what_it_reads(width: int) -> None:
     assert float(gate.weight.detach().std()) == pytest.approx(0.02, rel=0.2)
 
 
+def test_the_gru_starts_on_both_sides_of_0_and_without_biases() -> None:
+    cell = Recurrent(hidden=64).build(8, generator=torch.Generator().manual_seed(0)).cell
+    for weight in (cell.weight_ih, cell.weight_hh):
+        low, high = weight.detach().aminmax()
+        assert float(low) == pytest.approx(-1 / 8, rel=0.05)
+        assert float(high) == pytest.approx(1 / 8, rel=0.05)
+    assert not cell.bias_ih.any() and not cell.bias_hh.any()
+
+
 def test_one_cell_serves_all_layers_and_is_counted_once() -> None:
     model = stack()
     names = [name for name, _ in model.named_parameters()]

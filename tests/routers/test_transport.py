@@ -152,6 +152,12 @@ def build(config: Transport) -> TransportRouter:
     return router
 
 
+def test_experts_receive_what_the_tokens_have() -> None:
+    """T / E each, also where E does not divide T."""
+    plan = build(Transport(3, capacity=2.0)).plan(random(7, 3))
+    assert_close(plan.sum(0), torch.full_like(plan[0], 7 / 3))
+
+
 def test_loads_are_even_without_a_balance_loss_and_few_tokens_drop() -> None:
     x = random(256, 5, seed=5) + 1  # some experts are everybody's favourite
     router = build(Transport(8))

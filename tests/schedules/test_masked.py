@@ -384,6 +384,17 @@ def test_rigl_gives_each_expert_of_a_mixture_its_own_density(store: str) -> None
     assert resumed.digest() == masking.digest()
 
 
+@pytest.mark.parametrize(("spread", "rows"), [("uniform", 1), ("uniform", 2), ("global", 1)])
+def test_gradual_pruning_brings_nothing_back(spread: str, rows: int) -> None:
+    # at the first step all may stay, and zeros stay zeros
+    schedule = Gradual(0.5, spread=spread, rows=rows)
+    draw = torch.Generator().manual_seed(0)
+    weights = {"a": torch.randn(4, 6, generator=draw)}
+    masks = {"a": torch.rand(4, 6, generator=draw) < 0.3}
+    assert schedule.density_at(0, 10) == 1
+    assert torch.equal(schedule.update(weights, masks, {}, (0, 10), draw)["a"], masks["a"])
+
+
 def test_the_cubic_by_hand() -> None:
     """s_t = s_f + (s_i - s_f)(1 - t)^3: from 0 to .75, half-way .75 - .75 / 8 = .65625."""
     sparsity = [1 - Gradual(0.25, stop=1).density_at(step, 11) for step in (0, 5, 10)]

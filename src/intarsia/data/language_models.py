@@ -16,7 +16,7 @@ from torch import nn
 
 from intarsia.core.errors import AssetError, IntarsiaError, MissingExtra
 from intarsia.core.store import building
-from intarsia.data.packages import announce, cache_dir, obtain, pinned
+from intarsia.data.packages import announce, cache_dir, check_recorded, obtain, pinned
 
 from ..core.reading import check_regular
 from ..core.sealing import check_if_sealed
@@ -184,11 +184,16 @@ def _convert_gguf(source: Path, target: Path) -> None:
     if find_spec("gguf") is None:
         raise MissingExtra("gguf", "text")
     file = source / _GGUF
+    fix = f"Delete {source.parent}; it is obtained again."
     try:
         check_regular(source)
+        # only the archive was checked: of damaged files a seventh open, with other weights
+        check_recorded(file, source.parent, fix=fix)
         model, tokenizer = _read_gguf(source)
+    except AssetError:
+        raise
     except Exception as error:  # struct.error, KeyError, RuntimeError, UnicodeDecodeError ...
-        want, fix = "the file as it was packaged", f"Delete {source.parent}; it is obtained again."
+        want = "the file as it was packaged"
         raise AssetError(str(file), got=error, want=want, fix=fix) from error
     model.save_pretrained(target)
     tokenizer.save_pretrained(target)

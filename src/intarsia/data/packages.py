@@ -8,6 +8,8 @@ machine without network takes an archive that was copied to `<cache>/archives/`.
 
 from __future__ import annotations
 
+import base64
+import csv
 import functools
 import hashlib
 import json
@@ -24,6 +26,7 @@ from typing import Literal
 from intarsia.core.cache import cache_dir
 from intarsia.core.errors import AssetError, printable
 from intarsia.core.quiet import quiet
+from intarsia.core.reading import read_text
 from intarsia.core.store import building
 
 Registry = Literal["pypi", "debian", "npm"]
@@ -123,6 +126,22 @@ def check_sha256(path: Path, expected: str, *, fix: str) -> None:
         got = hashlib.file_digest(file, "sha256").hexdigest()
     if got != expected:
         raise AssetError(f"SHA-256 of {path.name}", got=got, want=expected, fix=fix)
+
+
+def check_recorded(file: Path, folder: Path, *, fix: str) -> None:
+    """Check a file of an unpacked wheel against its SHA-256 in the wheel's RECORD.
+
+    file: below `folder`, which `obtain` returned; fix: the error's advice. A file that no RECORD
+    names is not checked.
+    Raises: AssetError for a file with other bytes.
+    """
+    name = file.relative_to(folder).as_posix()
+    for record in folder.glob("*.dist-info/RECORD"):
+        for path, digest, *_ in csv.reader(read_text(record).splitlines()):
+            if path == name:
+                # in base64 without its padding (PEP 376)
+                code = base64.urlsafe_b64decode(digest.removeprefix("sha256=") + "=")
+                check_sha256(file, code.hex(), fix=fix)
 
 
 def _supplied_archive(package: Package, folder: Path) -> Path | None:

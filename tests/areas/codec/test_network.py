@@ -17,7 +17,14 @@ from torch.distributions import Normal, kl_divergence
 from intarsia.areas.codec.codec import Recombiner
 from intarsia.areas.codec.coin import coin, coin_bytes, coin_width
 from intarsia.areas.codec.levels import groups_by_mean, levels_of, number_groups
-from intarsia.areas.codec.prior import divergence, join_levels
+from intarsia.areas.codec.prior import (
+    FIXED,
+    LARGEST,
+    Prior,
+    divergence,
+    join_levels,
+    to_fixed_point,
+)
 from intarsia.areas.codec.recombiner import RecombinerSettings
 from intarsia.areas.codec.siren import OMEGA, SignalDecoder, cut, fourier, siren, stitch
 from intarsia.areas.codec.training import PriorTraining
@@ -132,6 +139,23 @@ def test_rows_share_their_groups_column_by_column() -> None:
     assert sorted(numbers.ravel()) == sorted([0, 0, 1, 1, 2, 2, 3, 3, 4, 4, 5, 5])
     assert (numbers % 2 == groups).all() and all(len(set(column)) == 3 for column in numbers.T)
     assert (number_groups(groups, 1, key=77, level=0) == groups).all()
+
+
+def test_groups_of_all_levels_are_numbered_one_after_the_other() -> None:
+    settings = replace(TINY, levels=3)
+    decoder = SignalDecoder(settings, generator=seeded())
+    widths = (decoder.columns, decoder.weights, decoder.weights)
+    numbers = tuple(torch.arange(n, dtype=torch.int32) for n in widths)
+    groups = tuple(n % 3 for n in numbers)
+    prior = Prior(settings, decoder, numbers, numbers, groups, numbers, 1e-6)
+    levels = levels_of(settings, (5, 2))
+    of_levels = [set(level.ravel().tolist()) for level in prior.numbers(levels)]
+    assert sum(map(len, of_levels)) == len(set().union(*of_levels)) == sum(prior.counts(levels))
+
+
+def test_numbers_of_fixed_point_are_the_nearest() -> None:
+    values = torch.tensor([0.6, -0.6, 0.4, 1e12]) / FIXED
+    assert to_fixed_point(values).tolist() == [1, -1, 0, LARGEST]
 
 
 def test_features_of_a_patch_are_at_the_centres_of_its_cells() -> None:
