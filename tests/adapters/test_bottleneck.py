@@ -22,13 +22,10 @@ from intarsia.core import Site
 from intarsia.core.errors import ConfigError, TargetError
 
 from ..refusals import refused
+from ..toys import seeded as gen
 
 WIDTH, OUT = 6, 4
 FUNCTIONS = {"gelu": F.gelu, "relu": F.relu, "silu": F.silu}
-
-
-def gen(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
 
 
 def layer_norm(seed: int = 0, width: int = WIDTH) -> nn.LayerNorm:

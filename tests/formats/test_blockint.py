@@ -8,19 +8,16 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
 
 from intarsia.core.errors import ConfigError, DataError, ShapeError
 from intarsia.core.format import nbytes
 from intarsia.formats import BlockInt
 from intarsia.formats.rows import matrix
 
+from ..toys import drawn
+
 gguf = pytest.importorskip("gguf")
 TYPES = {4: gguf.GGMLQuantizationType.Q4_0, 8: gguf.GGMLQuantizationType.Q8_0}
-
-
-def drawn(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed + sum(shape)))
 
 
 @pytest.mark.parametrize("bits", [4, 8])

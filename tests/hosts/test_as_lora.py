@@ -10,7 +10,6 @@ import torch
 from peft import PeftModel
 from torch import Tensor, nn
 from torch.testing import assert_close
-from transformers import LlamaConfig, LlamaForCausalLM
 
 import intarsia
 from intarsia import Bottleneck, Lora, Mosa
@@ -20,15 +19,9 @@ from intarsia.hosts.attach.as_lora import layers_of
 from intarsia.methods import Poly
 
 from ..refusals import refused
+from ..toys import llama
 
 IDS = torch.arange(12).view(2, 6) * 5
-
-
-def llama() -> Any:
-    torch.manual_seed(0)
-    sizes = {"vocab_size": 64, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2}
-    heads = {"num_attention_heads": 4, "num_key_value_heads": 2}
-    return LlamaForCausalLM(LlamaConfig(**sizes, **heads)).eval()  # pyright: ignore
 
 
 def adapted(method: Any, **options: Any) -> Any:

@@ -31,6 +31,7 @@ from intarsia.hosts.folding.widen import mlps
 from intarsia.methods import Mosa, Mosl
 
 from ..refusals import refused
+from ..toys import quiet
 
 # PEFT asks a transformers model for what transformers has renamed
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")
@@ -64,10 +65,6 @@ def transformers_vit() -> nn.Module:
         intermediate_size=96, num_labels=5,
     )  # fmt: skip
     return ViTForImageClassification(config)
-
-
-def quiet(_: str) -> None:
-    pass
 
 
 def adapted(host: nn.Module, method: Method = GELU, **settings: Any) -> nn.Module:

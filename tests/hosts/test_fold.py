@@ -36,6 +36,7 @@ from intarsia.hosts.folding.widen import (
 from intarsia.methods import Adamix, Mosa, Mosl
 
 from ..refusals import refused
+from ..toys import quiet
 
 # PEFT asks a transformers model for what transformers has renamed
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")
@@ -125,10 +126,6 @@ def said(model: nn.Module, x: torch.Tensor) -> torch.Tensor:
     with torch.no_grad():
         out = model(x)
     return out if isinstance(out, torch.Tensor) else out.logits
-
-
-def quiet(_: str) -> None:
-    pass
 
 
 def assert_folds(model: PeftModel, dtype: torch.dtype, bound: float) -> nn.Module:

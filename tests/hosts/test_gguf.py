@@ -36,6 +36,8 @@ from intarsia.folders.out.gguf_model import export_gguf
 from intarsia.folders.out.gguf_vocab import RULES, vocabulary_of
 from intarsia.hosts.folding.fold import fold_whole
 
+from ..toys import quiet
+
 gguf = pytest.importorskip("gguf")
 
 # PEFT asks a transformers model for what transformers has renamed
@@ -154,10 +156,6 @@ def sentence_pieces() -> PreTrainedTokenizerFast:
 @pytest.fixture(scope="module")
 def tokenizer() -> PreTrainedTokenizerFast:
     return byte_pairs("qwen2")
-
-
-def quiet(_: str) -> None:
-    pass
 
 
 def read(path: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:

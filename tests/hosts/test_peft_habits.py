@@ -28,7 +28,6 @@ from torch.testing import assert_close
 from transformers import (
     BertConfig,
     BertForSequenceClassification,
-    LlamaConfig,
     LlamaForCausalLM,
     T5Config,
     T5ForConditionalGeneration,
@@ -39,15 +38,10 @@ from intarsia import Bottleneck, Lora, Mosa
 from intarsia.core.errors import ConfigError, TargetError
 from intarsia.hosts.attach.config import IntarsiaConfig
 
+from ..toys import llama
+
 Make = Callable[[str], nn.Module]
 IDS = torch.arange(12).view(2, 6) * 5
-
-
-def llama() -> Any:
-    torch.manual_seed(0)
-    sizes = {"vocab_size": 64, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2}
-    heads = {"num_attention_heads": 4, "num_key_value_heads": 2}
-    return LlamaForCausalLM(LlamaConfig(**sizes, **heads)).eval()  # pyright: ignore
 
 
 def t5() -> Any:

@@ -14,15 +14,12 @@ from intarsia.formats import BlockInt
 from intarsia.kernels import native
 from intarsia.kernels.blockint import naive_blockint
 
+from ..toys import drawn
 from .counts import on_threads
 
 pytestmark = pytest.mark.skipif(native.load() is None, reason="no C compiler here, or off")
 SIZES = ((1, 1), (16, 32), (17, 33), (5, 100), (50, 300), (0, 5), (3, 64))
 BATCHES = (1, 2, 3, 8, 15)
-
-
-def drawn(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed + sum(shape)))
 
 
 @pytest.mark.parametrize("bits", [4, 8])

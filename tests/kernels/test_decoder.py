@@ -30,15 +30,12 @@ from intarsia.kernels.decoder import (
     Value,
 )
 
+from ..toys import drawn
 from .counts import on_threads
 
 pytestmark = pytest.mark.skipif(native.load() is None, reason="no C compiler here, or off")
 LENGTH, SLOTS = 41, 3
 ROWS = [3, 1, 4, 1, 5], [0, 2, 1, 1, 1], [0, 38, 7, 8, 9]  # the last three are of one text
-
-
-def drawn(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed + sum(shape)))
 
 
 def product(dst: Value, src: Value, seed: int, bias: bool = False) -> ProductStep:

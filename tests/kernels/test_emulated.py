@@ -9,7 +9,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import torch
 from torch import Tensor
 from torch.testing import assert_close
 
@@ -19,6 +18,7 @@ from intarsia.kernels.bitmask import naive_bitmask_linear
 from intarsia.kernels.blockint import naive_blockint
 from intarsia.kernels.chw import NaiveProgram, NativeProgram, ProgramStep, Window
 
+from ..toys import drawn
 from . import emulation
 
 pytestmark = pytest.mark.skipif(
@@ -41,10 +41,6 @@ def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def ran(program: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
     with emulation.emulated(program, monkeypatch) as names:
         yield names
-
-
-def drawn(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed + sum(shape)))
 
 
 @pytest.mark.parametrize("form", FORMATS, ids=str)

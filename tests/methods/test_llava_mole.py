@@ -11,7 +11,6 @@ import torch
 from peft import PeftModel
 from torch import Tensor, nn
 from torch.testing import assert_close
-from transformers import LlamaConfig, LlamaForCausalLM
 
 import intarsia
 from intarsia import Lora
@@ -23,17 +22,9 @@ from intarsia.mixtures.lora_experts import DeltaExperts
 from intarsia.senses import LlavaMole
 
 from ..refusals import refused
+from ..toys import tied_llama as llama
 
 SMALL = LlavaMole(over=Lora(4), attention=Lora(2, roles=("qkv", "projection")))
-
-
-def llama() -> nn.Module:
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=64, hidden_size=32, intermediate_size=48, num_hidden_layers=2,
-        num_attention_heads=4, num_key_value_heads=2, tie_word_embeddings=True,
-    )  # fmt: skip
-    return LlamaForCausalLM(config).eval()
 
 
 def moved(model: nn.Module) -> nn.Module:

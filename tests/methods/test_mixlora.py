@@ -9,7 +9,6 @@ import pytest
 import torch
 from torch import nn
 from torch.testing import assert_close
-from transformers import LlamaConfig, LlamaForCausalLM
 
 import intarsia
 from intarsia import Lora, TopK
@@ -22,17 +21,9 @@ from intarsia.mixtures.lora_experts import OutputExperts
 from intarsia.routers import RandomRouter, Switch, TopP
 
 from ..refusals import refused
+from ..toys import tied_llama as llama
 
 ROUTERS = [TopK(4, 2, balance=0.1), TopP(4, 0.6), Switch(4)]
-
-
-def llama() -> nn.Module:
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=64, hidden_size=32, intermediate_size=48, num_hidden_layers=2,
-        num_attention_heads=4, num_key_value_heads=2, tie_word_embeddings=True,
-    )  # fmt: skip
-    return LlamaForCausalLM(config).eval()
 
 
 @pytest.mark.parametrize("router", ROUTERS, ids=lambda r: type(r).__name__)

@@ -21,6 +21,7 @@ from intarsia.mixtures import Capacity, ExpertList, Mixture, ResidualMixture, St
 from intarsia.routers import RandomRouter, Switch, TaskRouter, TopP
 
 from ..refusals import refused
+from ..toys import seeded
 
 D = 6
 ROUTERS = {
@@ -39,10 +40,6 @@ class Given(Router):
     def route(self, rows: Tensor, valid: Tensor | None) -> Routing:
         weight = torch.ones_like(self.index, dtype=rows.dtype)
         return Routing.from_topk(self.index, weight, self.experts)
-
-
-def seeded(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
 
 
 def mixture(name: str = "topk", capacity: Capacity | None = None) -> Mixture:

@@ -32,6 +32,7 @@ from intarsia.routers import (
 )
 
 from ..refusals import refused
+from ..toys import seeded
 
 D = 6
 ROUTERS: dict[str, Any] = {
@@ -40,10 +41,6 @@ ROUTERS: dict[str, Any] = {
     "transport": Transport(experts=4), "recurrent": Recurrent(experts=4, hidden=3),
     "dts": EvoMoe(experts=4), "hash": Hash(experts=4, by="row"), "all": TopK(experts=4, active=4),
 }  # fmt: skip
-
-
-def seeded(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
 
 
 def mixture(config: Any, seed: int = 0, *, form: str = "stack", shared: bool = False) -> Mixture:

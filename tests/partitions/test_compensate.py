@@ -17,10 +17,7 @@ from intarsia.partitions import choose_and_compensate, compensate
 from intarsia.partitions.compensate import Code, Pattern
 from intarsia.scores import Statistics
 
-
-def drawn(*shape: int, seed: int = 0) -> Tensor:
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randn(shape, generator=generator, dtype=torch.float64)
+from ..toys import doubles as drawn
 
 
 def inputs(width: int, seed: int = 0, rows: int = 40) -> Tensor:

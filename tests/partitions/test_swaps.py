@@ -13,10 +13,7 @@ from intarsia.partitions import keep_n_of_m, keep_rows
 from intarsia.partitions.swaps import swap
 from intarsia.scores import Statistics, wanda
 
-
-def drawn(*shape: int, seed: int = 0) -> Tensor:
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randn(shape, generator=generator, dtype=torch.float64)
+from ..toys import doubles as drawn
 
 
 def seen(width: int, seed: int = 0) -> Statistics:

@@ -18,6 +18,7 @@ from intarsia.routers import Comet
 from intarsia.routers.comet import CometRouter, leaf_probabilities
 
 from ..refusals import refused
+from ..toys import rows
 
 
 def build(config: Comet, scale: float = 1.0) -> CometRouter:
@@ -25,11 +26,6 @@ def build(config: Comet, scale: float = 1.0) -> CometRouter:
     router = config.build(5, generator=torch.Generator().manual_seed(0)).double()
     router.splits.data *= scale
     return router
-
-
-def rows(count: int, seed: int = 2) -> Tensor:
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randn(count, 5, dtype=torch.float64, generator=generator)
 
 
 def leaf_naive(splits: Tensor, leaf: int) -> Tensor:

@@ -15,6 +15,7 @@ from intarsia.routers import DSelectK
 from intarsia.routers.dselect import DSelectKRouter
 
 from ..refusals import refused
+from ..toys import rows
 
 
 def build(config: DSelectK, scale: float = 1.0) -> DSelectKRouter:
@@ -22,11 +23,6 @@ def build(config: DSelectK, scale: float = 1.0) -> DSelectKRouter:
     router = config.build(5, generator=torch.Generator().manual_seed(0)).double()
     router.bits.data *= scale
     return router
-
-
-def rows(count: int, seed: int = 2) -> Tensor:
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randn(count, 5, dtype=torch.float64, generator=generator)
 
 
 def gates_naive(router: DSelectKRouter, x: Tensor) -> Tensor:

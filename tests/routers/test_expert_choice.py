@@ -17,17 +17,13 @@ from intarsia.routers import ExpertChoice
 from intarsia.routers.expert_choice import ExpertChoiceRouter
 
 from ..refusals import refused
+from ..toys import rows
 
 
 def build(config: ExpertChoice) -> ExpertChoiceRouter:
     router = config.build(5, generator=torch.Generator().manual_seed(0)).double()
     torch.nn.init.normal_(router.weight, generator=torch.Generator().manual_seed(1))
     return router
-
-
-def rows(count: int, seed: int = 2) -> Tensor:
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randn(count, 5, dtype=torch.float64, generator=generator)
 
 
 def gates_naive(router: ExpertChoiceRouter, x: Tensor, room: int) -> Tensor:

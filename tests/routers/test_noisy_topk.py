@@ -6,7 +6,6 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
 from torch.testing import assert_close
 
 from intarsia.core.errors import ConfigError
@@ -14,6 +13,7 @@ from intarsia.routers import NoisyTopK
 from intarsia.routers.noisy_topk import NoisyTopKRouter, chances, variation
 
 from ..refusals import refused
+from ..toys import rows
 
 
 def build(config: NoisyTopK, std: float = 1.0) -> NoisyTopKRouter:
@@ -21,11 +21,6 @@ def build(config: NoisyTopK, std: float = 1.0) -> NoisyTopKRouter:
     for i, weight in enumerate((router.gate, router.spread)):
         torch.nn.init.normal_(weight, std=std, generator=torch.Generator().manual_seed(i))
     return router
-
-
-def rows(count: int, seed: int = 2) -> Tensor:
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randn(count, 5, dtype=torch.float64, generator=generator)
 
 
 def test_evaluation_is_softmax_over_the_k_largest_logits() -> None:

@@ -20,17 +20,13 @@ from intarsia.routers.permutation import PermutationRouter, hungarian, sinkhorn
 from intarsia.routers.random import RandomRouting
 
 from ..refusals import refused
+from ..toys import rows
 
 GATES = [TopK(4), Comet(5), DSelectK(6), ExpertChoice(4)]
 
 
 def build(config: PermutationSearch, seed: int = 0) -> PermutationRouter:
     return config.build(5, generator=torch.Generator().manual_seed(seed)).double()
-
-
-def rows(count: int, seed: int = 2) -> Tensor:
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randn(count, 5, dtype=torch.float64, generator=generator)
 
 
 def put(router: PermutationRouter, order: Tensor) -> None:

@@ -17,17 +17,13 @@ from intarsia.routers import Switch
 from intarsia.routers.switch import SwitchRouter
 
 from ..refusals import refused
+from ..toys import rows
 
 
 def build(config: Switch) -> SwitchRouter:
     router = config.build(5, generator=torch.Generator().manual_seed(0)).double()
     torch.nn.init.normal_(router.weight, generator=torch.Generator().manual_seed(1))
     return router
-
-
-def rows(count: int, seed: int = 2) -> Tensor:
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randn(count, 5, dtype=torch.float64, generator=generator)
 
 
 def capped(router: SwitchRouter, x: Tensor, room: int) -> Tensor:

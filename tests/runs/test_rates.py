@@ -17,6 +17,8 @@ from intarsia.runs.matrix import PlannedRun, apart_from_rates, planned
 from intarsia.runs.rates import RateSearch
 from intarsia.train import Training
 
+from ..toys import quiet
+
 BEST = {"bitfit": 3e-2, "lora": 3e-3, "bottleneck": 1e-3}
 
 
@@ -68,10 +70,6 @@ def plan(
 
 def found(runs: list[PlannedRun]) -> dict[str, float | None]:
     return {run.method: run.experiment.training.lr for run in runs}
-
-
-def quiet(_: str) -> None:
-    pass
 
 
 def test_each_method_gets_its_own_rate_after_as_many_trials(fake: Fake, tmp_path: Path) -> None:

@@ -32,11 +32,8 @@ from intarsia.core.errors import CheckpointError, ConfigError, DataError, ShapeE
 from intarsia.core.sealing import seal_folder
 
 from ...refusals import refused
+from ...toys import seeded
 from .conftest import TINY, waves
-
-
-def seeded(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
 
 
 def naive(x: torch.Tensor, weights: torch.Tensor, sizes: list[int]) -> torch.Tensor:

@@ -24,13 +24,10 @@ from intarsia_lab.bench.report import records
 from intarsia_lab.bench.run import How, measured, run_plan
 
 from ...refusals import refused
+from ...toys import quiet
 from . import toys
 
 ONE = How(executor="here")
-
-
-def quiet(_: str) -> None:
-    pass
 
 
 def test_every_place_has_a_result_and_is_run_once(tmp_path: Path) -> None:

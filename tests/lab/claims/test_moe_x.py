@@ -16,15 +16,14 @@ from intarsia_lab.claims import moe_x
 from intarsia_lab.materials.code_states import STATES, states_of
 from intarsia_lab.routing import kinds_of_text
 
+from ...toys import quiet
+
 MODULE = '''def f(a, b=[1, (2)]):
     """Doc."""
     x = {"k": a}  # why
     if x:
         return x
 '''
-
-
-def quiet(_: str) -> None: ...
 
 
 def test_on_text_each_figure_is_of_the_same_cells(bench: Any) -> None:

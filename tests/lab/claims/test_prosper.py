@@ -11,6 +11,8 @@ import pytest
 from intarsia.data import packages
 from intarsia_lab.claims import prosper, prosper_photographs
 
+from ...toys import quiet as said
+
 
 @pytest.fixture(autouse=True)
 def _small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -20,9 +22,6 @@ def _small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(prosper_photographs, "CROP", 24)
     photographs = prosper_photographs.photographs
     monkeypatch.setattr(prosper_photographs, "photographs", lambda **kw: photographs((), **kw))
-
-
-def said(_: str) -> None: ...
 
 
 @pytest.mark.slow

@@ -16,13 +16,12 @@ from intarsia_lab.materials import last_blocks
 from intarsia_lab.materials.low_rank import trained
 from intarsia_lab.materials.short_texts import QuestionAnswer
 
+from ...toys import quiet
+
 SIZES = {"POOL": 8, "TRAIN": 6, "VAL": 4, "TEST": 4, "EPOCHS": 1}
 QUESTIONS = [
     QuestionAnswer(f"a {word}", "thing" if word < "m" else "act") for word in "abcdwxyz" * 2
 ]
-
-
-def quiet(_: str) -> None: ...
 
 
 def tokens(text: str, **_: Any) -> dict[str, list[int]]:

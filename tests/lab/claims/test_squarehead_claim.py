@@ -10,8 +10,7 @@ from intarsia.data import corpora
 from intarsia.data.small_models import SmallModel
 from intarsia_lab.claims import squarehead
 
-
-def quiet(_: str) -> None: ...
+from ...toys import quiet
 
 
 def test_each_objective_has_its_own_rate_and_the_teacher_is_judged_by_the_control(

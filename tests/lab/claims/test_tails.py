@@ -15,10 +15,9 @@ from intarsia_lab.claims import bi, mos, s2ft
 from intarsia_lab.claims.ledger import claim
 from intarsia_lab.materials import low_rank, picture_cells, tails, task_tracks
 
+from ...toys import quiet
+
 CLASSES = 2
-
-
-def quiet(_: str) -> None: ...
 
 
 @pytest.fixture

@@ -19,12 +19,11 @@ from intarsia_lab.materials import last_blocks, short_texts
 from intarsia_lab.materials.last_blocks import IGNORED, LanguageRows, padded, sentence_tail
 from intarsia_lab.materials.short_texts import QuestionAnswer, definition
 
+from ...toys import quiet
+
 SENTENCE = "a red dog runs far from big old grey cats and sees six small green birds fly"
 WORDS = SENTENCE.split()
 SIZES = {"num_attention_heads": 2, "vocab_size": 40, "max_position_embeddings": 32}
-
-
-def quiet(_: str) -> None: ...
 
 
 def tokens(text: str, **_: Any) -> dict[str, list[int]]:

@@ -17,10 +17,9 @@ from intarsia_lab.materials import routing_traces
 from intarsia_lab.routing import kinds_of_text
 from intarsia_lab.routing.kinds_of_text import TextKinds
 
+from ...toys import quiet
+
 WORDS = "The cat sat on 12 mats, and Tom ran.\n" * 400
-
-
-def quiet(_: str) -> None: ...
 
 
 @pytest.fixture
