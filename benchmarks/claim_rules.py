@@ -58,14 +58,14 @@ def study(target: float = 0.0, *, timed: bool = False) -> Study:
     return Drawn("drawn", "Nothing.", "nothing", target, ">=", lambda *_: result(()), control)
 
 
-def result(values: Sequence[float]) -> Result:
+def result(values: Sequence[float] | np.ndarray) -> Result:
     """Return the result of drawn values, one for each seed."""
     if not len(values):
         return Result(0.0, 0.0, ())
     return Result(float(np.mean(values)), 0.0, tuple(map(float, values)))
 
 
-def run_line(values: Sequence[float], of: Study) -> Line:
+def run_line(values: Sequence[float] | np.ndarray, of: Study) -> Line:
     """Return the ledger's line of a run."""
     line = {"line": "run", "claim": of.key, "statistic": of.baseline, "bound": of.bound}
     line |= {"seeds": list(range(len(values))), "values": list(map(float, values))}
@@ -136,7 +136,8 @@ def worst_of_two(other: float) -> Callable[[np.random.Generator], Words]:
         """Return both words of a claim of two comparisons."""
         both = {"one": draw.normal(size=5), "two": draw.normal(other, size=5)}
         worse = min(both.values(), key=np.mean)
-        return judged(study(), worst_of(both, ">=", (), "")), study().word(result(worse))
+        comparisons = {name: values.tolist() for name, values in both.items()}
+        return judged(study(), worst_of(comparisons, ">=", (), "")), study().word(result(worse))
 
     return world
 

@@ -69,8 +69,8 @@ def test_a_verb_gets_the_settings_as_declared() -> None:
 def test_each_kind_of_value_is_read() -> None:
     words = "mine --coats 3 --walls a --walls b --hours 4,5,6 -s x --wait 1.5 --sink 32 --rows 7"
     assert said(*words.split()).exit_code == 0
-    wanted = Painting(3, "red", ("a", "b"), (4, 5, 6), Path("x"), 1.5)
-    assert painted == [("mine", wanted, 7, {"sink": 32})]
+    painting = Painting(3, "red", ("a", "b"), (4, 5, 6), Path("x"), 1.5)
+    assert painted == [("mine", painting, 7, {"sink": 32})]
 
 
 @pytest.mark.parametrize(

@@ -60,8 +60,8 @@ def test_a_model_is_pruned_saved_packed_and_converted(
     assert intarsia("convert", str(out), "--out", str(packed), "--layout", "bitmask").code == 0
     back = intarsia("convert", str(packed), "--out", str(again))
     assert back.code == 0 and "already" not in back.err
-    same = intarsia("convert", str(again), "--out", str(tmp_path / "same"))
-    assert same.code == 0 and "are dense already" in same.err
+    copied = intarsia("convert", str(again), "--out", str(tmp_path / "same"))
+    assert copied.code == 0 and "are dense already" in copied.err
     state = AutoModelForCausalLM.from_pretrained(again).state_dict()
     assert all(torch.equal(t, state[n]) for n, t in pruned.state_dict().items())
     assert (packed / "sparse.safetensors").stat().st_size < (

@@ -76,8 +76,8 @@ IDS = torch.randint(1, 64, (2, 40), generator=torch.Generator().manual_seed(0))
 
 def decoder(kind: str = "llama", **settings: Any) -> Any:
     name = NAMES.get(kind, kind.capitalize())
-    own = "Gemma3TextConfig" if kind == "gemma3_text" else f"{name}Config"
-    config = getattr(transformers, own)(**{**SIZES, **OWN.get(kind, {}), **settings})
+    config_name = "Gemma3TextConfig" if kind == "gemma3_text" else f"{name}Config"
+    config = getattr(transformers, config_name)(**{**SIZES, **OWN.get(kind, {}), **settings})
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         model = getattr(transformers, f"{name}ForCausalLM")(config).eval()

@@ -11,7 +11,7 @@ import difflib
 import functools
 import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from types import UnionType
+from types import FunctionType, UnionType
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
 from .errors import CallError, UnknownKeyword
@@ -235,7 +235,7 @@ def _check_class(thing: type, name: str, methods: bool) -> None:
                 continue
             if isinstance(member, classmethod) and _keywords(member.__func__) is not None:  # pyright: ignore
                 setattr(kind, word, classmethod(_refusing(member.__func__, f"{name}.{word}")))  # pyright: ignore
-            elif methods and inspect.isfunction(member) and _keywords(member) is not None:
+            elif methods and isinstance(member, FunctionType) and _keywords(member) is not None:
                 setattr(kind, word, _refusing(member, f"{kind.__name__}.{word}"))
     if methods and not hasattr(thing, "__getattr__") and not getattr(thing, "_is_protocol", False):
         thing.__getattr__ = _missing  # pyright: ignore
@@ -244,24 +244,26 @@ def _check_class(thing: type, name: str, methods: bool) -> None:
 def _missing(thing: Any, name: str) -> Any:
     """Refuse an attribute that an object does not have: its `__getattr__`."""
     # a property that has raised an AttributeError of its own raises it again
-    static = inspect.getattr_static(type(thing), name, None)
+    kind: Any = thing.__class__
+    static = inspect.getattr_static(kind, name, None)
     if hasattr(static, "__get__"):
-        return static.__get__(thing, type(thing))  # pyright: ignore
-    raise NoSuchAttribute(type(thing), name)
+        return static.__get__(thing, kind)  # pyright: ignore
+    raise NoSuchAttribute(kind, name)
 
 
 class NoSuchAttribute(AttributeError):
     """An attribute that an object does not have; what was meant is looked up when it is shown."""
 
-    def __init__(self, kind: type, name: str) -> None:
+    def __init__(self, kind: Any, name: str) -> None:
         # without its object: Python would suggest a second time at the end of the same line
         super().__init__(kind, name, name=name)
 
     def __str__(self) -> str:
-        kind, name = self.args
-        names = [n for n in dir(kind) if not n.startswith("_")]
-        near = [n for n in ATTRIBUTES.get(name, ()) if n in names]
-        near = near or difflib.get_close_matches(name, names)
+        kind: Any = self.args[0]
+        name: str = self.args[1]
+        names: list[str] = [n for n in dir(kind) if not n.startswith("_")]
+        translations = [n for n in ATTRIBUTES.get(name, ()) if n in names]
+        near = translations or difflib.get_close_matches(name, names)
         fix = f"Did you mean {' or '.join(near)}?" if near else f"It has {', '.join(names)}."
         return f"{kind.__name__!r} object has no attribute {name!r}. {fix}"
 
@@ -323,7 +325,7 @@ def _refusal(
         is_missing = str(error).startswith("missing")
         fix = "Give it." if is_missing else "Give each once; what follows the * by its name."
         if is_missing and function.__name__ == "__init__":
-            fix = " or ".join((fix.rstrip("."), *_further_constructors(type(args[0])))) + "."
+            fix = " or ".join((fix.rstrip("."), *_further_constructors(args[0].__class__))) + "."
         return CallError(f"call of {name}", got=str(error), want=want, fix=fix)
     try:
         hints = get_type_hints(inspect.unwrap(function))

@@ -403,8 +403,8 @@ def _rotation(body: Any, length: int, kind: str | None) -> tuple[Tensor, Tensor]
     kind: of the layer, where layers have rotations of their own.
     """
     places = torch.arange(length)[None]
-    own = () if kind is None else (kind,)
-    cos, sin = body.rotary_emb(torch.zeros(1, dtype=torch.float32), places, *own)
+    further = () if kind is None else (kind,)
+    cos, sin = body.rotary_emb(torch.zeros(1, dtype=torch.float32), places, *further)
     return cos[0], sin[0]
 
 

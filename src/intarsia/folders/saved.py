@@ -299,7 +299,7 @@ def _read_into(host: nn.Module, mapped: Mapping[str, Tensor], file: Path) -> dic
 
     mapped: all weights of the file. Packed experts are left out, since they stay mapped.
     """
-    fields, own = ("shape", "dtype", "device"), dict[str, Tensor]()
+    fields, targets = ("shape", "dtype", "device"), dict[str, Tensor]()
     for path, module in walk(host):
         if isinstance(unwrapped(module), PackedStack):
             continue
@@ -307,9 +307,10 @@ def _read_into(host: nn.Module, mapped: Mapping[str, Tensor], file: Path) -> dic
             if not isinstance(tensor, Tensor) or name not in mapped or tensor.is_inference():
                 continue
             if all(getattr(tensor, field) == getattr(mapped[name], field) for field in fields):
-                own[name] = tensor
-    weights = _readable(file, lambda: copy_tensors(file, own))
-    for name, tensor in own.items():
+                targets[name] = tensor
+    weights = _readable(file, lambda: copy_tensors(file, targets))
+    # nothing is written before the whole file was read
+    for name, tensor in targets.items():
         tensor.data = weights[name]
     return weights
 

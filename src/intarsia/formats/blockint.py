@@ -58,13 +58,13 @@ class BlockInt(Format):
         Raises: DataError for weights that are not finite.
         """
         rows = matrix(weight)
-        kept = None if keep is None else matrix(kept_of(weight, keep))
+        mask = None if keep is None else matrix(kept_of(weight, keep))
         # some bundles at a time, since rounding takes six times a piece's memory
         count = max(1, PIECE // max(1, rows.shape[1] * BUNDLE)) * BUNDLE
         parts: dict[str, list[Tensor]] = {"codes": [], "scales": []}
         for first in range(0, max(1, len(rows)), count):
             w = finite(rows[first : first + count])
-            w = w if kept is None else w.masked_fill(~kept[first : first + count], 0)
+            w = w if mask is None else w.masked_fill(~mask[first : first + count], 0)
             padded = torch.nn.functional.pad(w, (0, -w.shape[1] % BLOCK))
             blocks = padded.view(len(w), padded.shape[1] // BLOCK, BLOCK)
             for name, part in self._bundle(*self._rounded(blocks)).items():

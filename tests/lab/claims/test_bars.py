@@ -162,11 +162,11 @@ def test_what_wins_is_named_and_each_arm_chooses_its_rate(monkeypatch):
     )
     assert standing_of(named, result, (0, 1, 2), []).word == "holds"
     steps = {"ours": 1, "cheap": 1}
-    own = dataclasses.replace(WHOLE, alike="")
+    design = dataclasses.replace(WHOLE, alike="")
     rates = FixedRate(1e-3, steps)
-    study = a_headline(own, monkeypatch, rates=rates)
+    study = a_headline(design, monkeypatch, rates=rates)
     assert standing_of(study, result, (0, 1, 2), []).word == "not decided"
-    assert "no rate" not in str(own.lacks(TABLE, Rates((1e-3, 1e-2, 1e-1), steps)))
+    assert "no rate" not in str(design.lacks(TABLE, Rates((1e-3, 1e-2, 1e-1), steps)))
 
 
 def test_where_the_sensitive_arm_does_not_lose_the_figure_is_void(monkeypatch):

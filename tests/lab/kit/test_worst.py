@@ -27,16 +27,16 @@ def test_it_covers_the_worst_mean_however_the_others_lie(means):
     low, high = twin(draws, 0.95)
     sides = (low > 0).mean(), (high < 0).mean()
     assert max(sides) <= 0.025 + 5 * np.sqrt(0.025 / DRAWS)
-    for one, ends in zip(draws[:3], zip(low, high, strict=True), strict=False):
-        assert worst_interval(one.tolist(), "<=") == pytest.approx(ends)
-        mirrored = worst_interval((-one).tolist(), ">=")
+    for draw, ends in zip(draws[:3], zip(low, high, strict=True), strict=False):
+        assert worst_interval(draw.tolist(), "<=") == pytest.approx(ends)
+        mirrored = worst_interval((-draw).tolist(), ">=")
         assert mirrored == pytest.approx((-ends[1], -ends[0]))
 
 
 def test_the_interval_of_the_one_that_looked_worst_does_not():
     draws = np.random.default_rng(6).normal(size=(DRAWS, 3, SEEDS))
-    chosen = draws[np.arange(DRAWS), draws.mean(-1).argmax(-1)]
-    low, _ = twin(chosen[:, None], 0.95)
+    worst = draws[np.arange(DRAWS), draws.mean(-1).argmax(-1)]
+    low, _ = twin(worst[:, None], 0.95)
     assert (low > 0).mean() > 0.04  # 2.5 % are nominal
 
 

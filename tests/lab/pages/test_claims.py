@@ -82,10 +82,11 @@ def test_a_paper_s_row_has_its_verdict_its_interval_and_all_its_claims(written: 
     assert "| waits for a run | 0 | 1 | 0 |" in board
     assert "1 a part of it (1 to rerun)" in board
     assert "## toy\n" in page and "## toy-small\n" in page and ">fails<" in page
-    own, here = "- The paper's own: 0.7 blocks; table 1.", "- Here: blocks on a carpet; a variant"
-    assert own in page and here in page and "0.600 [0.600, 0.600] blocks, target" in page
+    paper_line = "- The paper's own: 0.7 blocks; table 1."
+    assert paper_line in page and "- Here: blocks on a carpet; a variant" in page
+    assert "0.600 [0.600, 0.600] blocks, target" in page
     # the headline stands above the table of all claims
-    assert page.index(own) < page.index("## All claims") < page.index("## toy-small")
+    assert page.index(paper_line) < page.index("## All claims") < page.index("## toy-small")
 
 
 def test_the_reader_of_a_paper_finds_all_of_it_in_one_place(
@@ -136,10 +137,10 @@ def test_a_paper_s_number_is_linked_and_not_said_again_in_its_row(written: Any) 
     effect = UnknownEffect("It was not found.")
     words = ("A (arXiv:2306.02824, abstract).", "B (Toys, arXiv:2306.02824; small).")
     words += ("C (arXiv:2306.02824).",)
-    for sentence, shown in zip(words, ("A (abstract).", "B (Toys, small).", "C."), strict=True):
+    for sentence, shortened in zip(words, ("A (abstract).", "B (Toys, small).", "C."), strict=True):
         study = dataclasses.replace(a_claim(0.6, effect=effect, **HEADLINE), sentence=sentence)
         board, page = written(study)
-        assert f"| {shown} *" in board and sentence in page
+        assert f"| {shortened} *" in board and sentence in page
 
 
 def test_a_table_that_two_claims_share_is_printed_once(written: Any) -> None:
@@ -278,9 +279,9 @@ def luminance(colour: str) -> float:
 def test_verdicts_are_legible_light_and_dark(scheme: str, paper: str) -> None:
     style = (DOCS / "site.css").read_text()
     (colours,) = re.findall(rf'\[data-md-color-scheme="{scheme}"\] {{ (--holds.*?) }}', style)
-    found = re.findall(r"--\w+: (#\w{6});", colours)
-    assert len(found) == 4
-    for colour in found:
+    codes = re.findall(r"--\w+: (#\w{6});", colours)
+    assert len(codes) == 4
+    for colour in codes:
         low, high = sorted((luminance(colour), luminance(paper)))
         assert (high + 0.05) / (low + 0.05) >= 4.5, colour
 

@@ -1,4 +1,4 @@
-"""The part of the scoreboard for a reader who owns a paper: what it has, and what we have."""
+"""The part of the scoreboard for a reader who owns a paper: the paper's figures and ours."""
 
 from __future__ import annotations
 

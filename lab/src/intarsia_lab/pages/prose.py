@@ -1,4 +1,4 @@
-"""A docstring as Markdown: what is code stays code, and what it names is a link."""
+"""A docstring as Markdown: code stays code, and names in it are links."""
 
 from __future__ import annotations
 

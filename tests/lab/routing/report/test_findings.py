@@ -58,8 +58,8 @@ def test_many_differences_are_corrected_for_their_number(make_row: MakeRow) -> N
     (note,) = [line for line in notes(sheet) if "Holm" in line]
     assert "of 5 equal contenders chance alone puts 0.6 below it with every seed" in note
     assert note.endswith("comet differs.") and note in as_markdown([sheet]).replace("\\", "")
-    few = [row for row in rows if row["name"] in ("topk", "comet")]
-    assert not [line for line in notes(sheets_of(few, "topk")[0]) if "Holm" in line]
+    two_rows = [row for row in rows if row["name"] in ("topk", "comet")]
+    assert not [line for line in notes(sheets_of(two_rows, "topk")[0]) if "Holm" in line]
 
 
 def test_a_seed_without_its_pair_is_not_paired(make_row: MakeRow) -> None:
