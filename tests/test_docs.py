@@ -134,7 +134,7 @@ def test_every_entry_of_the_reference_exists() -> None:
 def test_a_misspelt_name_says_which_are_near() -> None:
     with pytest.raises(AttributeError, match=r"'Moza'\. Did you mean Mosa"):
         intarsia.Moza  # noqa: B018
-    with pytest.raises(AttributeError, match=r"attribute 'qqqqqqq'$"):
+    with pytest.raises(AttributeError, match=r"attribute 'qqqqqqq'\. Namespaces: adapters"):
         intarsia.qqqqqqq  # noqa: B018
 
 

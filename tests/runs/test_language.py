@@ -82,7 +82,7 @@ def test_scores_before_and_after(carry: Carry, tmp_path: Path) -> None:
     assert parts["train"]["sha256"] != parts["test"]["sha256"] != hashlib.sha256(b"").hexdigest()
     page = write_report([tmp_path / "run"], tmp_path / "page.html").read_text()
     assert "rows of text" in page and "before training" in page.replace("\N{NO-BREAK SPACE}", " ")
-    assert "Lora on answers" in page and "before and after training" in page
+    assert "LoRA on answers" in page and "before and after training" in page
     assert "tokens right" in page and "Where it errs" not in page
 
 

@@ -165,8 +165,6 @@ def test_without_ray_nothing_begins(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(early, "find_spec", lambda _: None)
     with refused(MissingExtra):
         early.check_jobs(1, True)
-    with refused(ConfigError, what="--jobs", got=0):
-        early.check_jobs(0, False)
     early.check_jobs(2, False)
 
 

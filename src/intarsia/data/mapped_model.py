@@ -12,8 +12,6 @@ from typing import Any
 
 from safetensors import SafetensorError
 from torch import Tensor
-from transformers import AutoConfig
-from transformers.initialization import no_init_weights
 
 from ..core.reading import read_tensors, read_text
 
@@ -27,6 +25,9 @@ def mapped_model(kind: Any, folder: str | Path, **options: Any) -> Any:
     None where the files lack a weight of the model, or have one under another name, or of another
     size: then `from_pretrained` is the way. The files must not change while the model is in use.
     """
+    from transformers import AutoConfig
+    from transformers.initialization import no_init_weights
+
     try:
         tensors = _tensors(Path(folder))
     except (OSError, SafetensorError, ValueError, KeyError, TypeError, AttributeError):

@@ -51,7 +51,7 @@ class InputConfig:
             or not all(isinstance(n, int | float) and math.isfinite(n) for n in numbers)
             # A crop of more than 10 or of 0 has no meaning.
             or min(*self.std, self.crop, 10 - self.crop) <= 0
-            or self.interpolation not in {way.value for way in InterpolationMode}
+            or str(self.interpolation) not in {way.value for way in InterpolationMode}
         ):
             want = "a size from 1 on, 3 means, 3 deviations, a crop of 0 ... 10, an interpolation"
             fix = "Correct it in the model's config.json, or write InputConfig(size, mean, std)."
