@@ -24,11 +24,15 @@ SRC = Path(__file__).parents[1] / "src" / "intarsia"
 
 # attributes of other libraries' objects that happen to have the name of a member of ours
 FOREIGN = {
+    "__getattr__": "classes, of which torch's modules have one",
+    "build": "what a wrong call was given, of any type",
     "classes": "torchvision's data sets, and ours",
     "columns": "tables of pandas, and of other libraries",
     "commands": "groups of typer",
     "config": "models of transformers",
+    "dtype": "configurations of transformers",
     "eos_token_id": "configurations of transformers",
+    "eps": "norms of torch and of transformers",
     "exact": "formats, of which not all round",
     "feature": "a list of features of the datasets library",
     "find_spec": "finders of other packages in sys.meta_path",

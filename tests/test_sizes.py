@@ -17,8 +17,6 @@ NO_NAMES = frozenset({"utils", "util", "common", "helpers", "helper", "misc", "b
 # those of the laboratory with lab/ before
 EXCEPTIONS: dict[str, str] = {
     "runs/choosing/certainty.py::Certainty": "a record of one choice, no setting anyone passes on",
-    "cli/choosing.py::auto": "a signature: one line for each option",
-    "cli/compressing.py::compress": "a signature: one line for each option",
     "cli/compressing.py::_packed": "wants to be split by kinds of model",
     "cli/index_steps.py::write_index": "wants to be split: begin, go on, finish",
     "runs/execute.py::_on_pictures": "wants to be split: data, model, training",
@@ -30,6 +28,7 @@ EXCEPTIONS: dict[str, str] = {
     "lab/cli/benching.py::bench": "a signature: one line for each option, three lines of body",
     "lab/claims/ledger.py::Record": "what a run leaves behind, not a setting anyone passes on",
     "kernels/chw/steps.py::ProgramStep": "a row of the kernels' table, no setting anyone passes on",
+    "kernels/decoder/steps.py::AttendStep": "a row of the kernels' table, no setting anyone passes on",
     "reports/charts.py::Series": "a drawing as data, not a setting anyone passes on",
     "reports/heat_maps.py::HeatMap": "a drawing as data, not a setting anyone passes on",
     "reports/report.py::Figure": "a drawing as data, not a setting anyone passes on",

@@ -37,7 +37,7 @@ codec = typer.Typer(
 
 
 @dataclass(frozen=True)
-class PriorTraining:
+class PriorOptions:
     """The size of the coded pictures that a prior is for, and its training."""
 
     bits_per_pixel: float = setting(
@@ -62,7 +62,7 @@ def encode(
     steps: Annotated[
         int,
         option(
-            PriorTraining,
+            PriorOptions,
             "steps",
             help="Steps of fitting before the first part is coded; between parts come as many.",
         ),
@@ -172,7 +172,7 @@ def decode(
 @with_options()
 def train(
     pictures: Annotated[list[Path], typer.Argument(help="Pictures, or folders of them.")],
-    training: PriorTraining,
+    training: PriorOptions,
     out: OutFolder = None,
     seed: Seed = 0,
     threads: Threads = None,

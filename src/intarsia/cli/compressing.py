@@ -19,7 +19,7 @@ from ..data.language_names import check_language_model
 from ..runs.experiment import FILE
 from .declared import option, with_options
 from .early import FORMATS, check_calibration, check_word, numbers
-from .options import Calibration, Json, Length, OutFolder, Seed, Texts, Threads, use_threads
+from .options import Calibration, Json, Length, OutFolder, Seed, TextOptions, Threads, use_threads
 from .shell import note, say, show_json, warn
 from .targets import target
 
@@ -36,7 +36,7 @@ Model = Annotated[
 
 
 @dataclass(frozen=True)
-class Packing:
+class PackingOptions:
     """The format of the layers, and the settings that some formats have."""
 
     format: str = setting(
@@ -72,7 +72,7 @@ class Packing:
 
 
 @dataclass(frozen=True)
-class Parts:
+class PackedParts:
     """Parts of a model that are packed, and whether a packing is forced or resumed."""
 
     head: str | None = setting(
@@ -91,10 +91,10 @@ class Parts:
 @with_options()
 def compress(
     model: Model,
-    packing: Packing,
-    parts: Parts,
+    packing: PackingOptions,
+    parts: PackedParts,
     calib: Calibration = "mixed",
-    rows: Annotated[int, option(Texts, "rows", least=8, fix="Try 64.")] = 64,
+    rows: Annotated[int, option(TextOptions, "rows", least=8, fix="Try 64.")] = 64,
     length: Length = 512,
     seed: Seed = 0,
     out: OutFolder = None,

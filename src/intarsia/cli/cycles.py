@@ -15,7 +15,7 @@ from .shell import say, show_json, show_table
 
 
 @dataclass(frozen=True)
-class Cycles:
+class CycleOptions:
     """The step of a training, and the accelerator that it runs on."""
 
     pattern: str = setting("2:8", "Pattern n:m of the weights: n of m are kept.")
@@ -27,7 +27,7 @@ class Cycles:
 @with_options()
 def cycles(
     model: Annotated[str, typer.Argument(help="Vision model, by its name.", autocompletion=models)],
-    request: Cycles,
+    request: CycleOptions,
     size: Annotated[int | None, option_of("size")] = None,
     as_json: Json = False,
 ) -> None:

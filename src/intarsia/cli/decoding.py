@@ -21,7 +21,7 @@ from .options import (
     Json,
     LanguageModel,
     Seed,
-    Texts,
+    TextOptions,
     Threads,
     use_threads,
     writes,
@@ -43,7 +43,7 @@ SPANS = "intarsia-spans-1"  # the format of the file
 def spans(
     model: LanguageModel,
     calib: Calibration = "mixed",
-    rows: Annotated[int, option(Texts, "rows", least=2)] = 8,
+    rows: Annotated[int, option(TextOptions, "rows", least=2)] = 8,
     seed: Seed = 0,
     out: Annotated[Path | None, writes("The .json file to write.")] = None,
     threads: Threads = None,

@@ -25,7 +25,7 @@ def _words_of(field: str) -> list[str]:
 
 
 @dataclass(frozen=True)
-class Listing:
+class ListingOptions:
     """Kind, tag and family of the methods that are listed."""
 
     kind: str | None = setting(
@@ -45,7 +45,7 @@ class Listing:
 
 @with_options()
 def list_methods(
-    listing: Listing,
+    listing: ListingOptions,
     text: Annotated[
         str, typer.Argument(help="Text in a name, a title, a summary or an arXiv number.")
     ] = "",

@@ -174,7 +174,7 @@ def writes(help: str) -> Any:
 
 
 @dataclass(frozen=True)
-class Texts:
+class TextOptions:
     """The texts that a method calibrates on."""
 
     calib: str = setting(
@@ -217,7 +217,7 @@ class Page:
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 HELP_OF_DATA: str = FIELDS["data"][0].metadata[METADATA].help
 Data = Annotated[str, typer.Argument(autocompletion=completing.data, help=HELP_OF_DATA)]
-Calibration = Annotated[str, option(Texts, "calib")]
+Calibration = Annotated[str, option(TextOptions, "calib")]
 OutFolder = Annotated[Path | None, writes("The folder to write.")]
 OutFile = Annotated[Path | None, writes("The file to write.")]
 LanguageModel = Annotated[
@@ -226,7 +226,7 @@ LanguageModel = Annotated[
 SparseModel = Annotated[
     str, typer.Argument(help="Sparse language model: a folder of save_pretrained with experts.")
 ]
-Rows = Annotated[int, option(Texts, "rows")]
+Rows = Annotated[int, option(TextOptions, "rows")]
 Device = Annotated[str | None, option_of("device")]
 Threads = Annotated[int | None, option_of("threads")]
 Seed = Annotated[int, option_of("seed")]

@@ -20,7 +20,17 @@ from ..placement.trace_file import read_metadata
 from .declared import option, with_options
 from .devices import language_model_on, rows_on
 from .early import check_data, check_file
-from .options import Device, Json, Length, OutFile, Seed, SparseModel, Texts, Threads, use_threads
+from .options import (
+    Device,
+    Json,
+    Length,
+    OutFile,
+    Seed,
+    SparseModel,
+    TextOptions,
+    Threads,
+    use_threads,
+)
 from .shell import note, say, show_json, show_table
 from .targets import target
 
@@ -74,7 +84,7 @@ def trace(
     model: SparseModel,
     text: Annotated[str, typer.Argument(help="Text that is read: a corpus, or a file.")],
     out: OutFile = None,
-    rows: Annotated[int, option(Texts, "rows", help="Rows of text.")] = 128,
+    rows: Annotated[int, option(TextOptions, "rows", help="Rows of text.")] = 128,
     length: Length = 128,
     seed: Seed = 0,
     device: Device = None,

@@ -31,7 +31,7 @@ from .options import (
     Length,
     OutFolder,
     Seed,
-    Texts,
+    TextOptions,
     Threads,
     use_threads,
 )
@@ -92,7 +92,7 @@ def sparsify(
     pruning: Pruning,
     measuring: Measuring,
     calib: Calibration = "mixed",
-    rows: Annotated[int, option(Texts, "rows", least=8, fix="Try 128.")] = 128,
+    rows: Annotated[int, option(TextOptions, "rows", least=8, fix="Try 128.")] = 128,
     length: Length = 512,
     seed: Seed = 0,
     out: OutFolder = None,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import sys
 from collections.abc import Callable
 from types import ModuleType
@@ -43,3 +44,19 @@ def when_imported(module: str, then: Callable[[ModuleType], None]) -> None:
     ours = (finder for finder in sys.meta_path if isinstance(finder, _WhenImported))
     if not any(finder.module == module for finder in ours):
         sys.meta_path.insert(0, _WhenImported(module, then))
+
+
+class Later:
+    """Stands for a class of this library in others' mappings; it is imported when it is used."""
+
+    def __init__(self, home: str, name: str) -> None:
+        self.home, self.name = home, name
+
+    def __call__(self, *args: Any, **settings: Any) -> Any:
+        return self._real()(*args, **settings)
+
+    def __getattr__(self, attribute: str) -> Any:
+        return getattr(self._real(), attribute)
+
+    def _real(self) -> Any:
+        return getattr(importlib.import_module(self.home), self.name)

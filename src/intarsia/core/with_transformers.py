@@ -7,30 +7,12 @@ only when such a folder is read.
 
 from __future__ import annotations
 
-import importlib
 from types import ModuleType
-from typing import Any
 
-from .when_imported import when_imported
+from .when_imported import Later, when_imported
 
 SEEING, CONFIGS = "intarsia_seeing", "transformers.models.auto.configuration_auto"
 CHANGED, QUANTIZERS = "intarsia", "transformers.quantizers.auto"
-
-
-class Later:
-    """A class of this library that is imported when it is used: stands for it in their mappings."""
-
-    def __init__(self, home: str, name: str) -> None:
-        self.home, self.name = home, name
-
-    def __call__(self, *args: Any, **settings: Any) -> Any:
-        return self._real()(*args, **settings)
-
-    def __getattr__(self, attribute: str) -> Any:
-        return getattr(self._real(), attribute)
-
-    def _real(self) -> Any:
-        return getattr(importlib.import_module(self.home), self.name)
 
 
 def _add_config(mappings: ModuleType) -> None:

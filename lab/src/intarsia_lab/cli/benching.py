@@ -37,7 +37,7 @@ from .words import HEADS, PROFILES, PROTOCOLS, SUITES, names_in
 
 
 @dataclass(frozen=True)
-class Contest:
+class ContestOptions:
     """Tasks and methods of a benchmark."""
 
     tasks: str | None = setting(
@@ -121,7 +121,7 @@ OF_PROFILE = (
 )
 
 
-@with_options((*rows_of(Contest), *OF_PROFILE, *rows_of(Cuts)))
+@with_options((*rows_of(ContestOptions), *OF_PROFILE, *rows_of(Cuts)))
 def bench(
     ctx: typer.Context,
     suite: Annotated[
