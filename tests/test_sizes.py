@@ -28,7 +28,7 @@ EXCEPTIONS: dict[str, str] = {
     "lab/cli/benching.py::bench": "a signature: one line for each option, three lines of body",
     "lab/claims/ledger.py::Record": "what a run leaves behind, not a setting anyone passes on",
     "kernels/chw/steps.py::ProgramStep": "a row of the kernels' table, no setting anyone passes on",
-    "kernels/decoder/steps.py::AttendStep": "a row of the kernels' table, no setting anyone passes on",
+    "kernels/decoder/steps.py::AttendStep": "a row of the kernels' table, as ProgramStep is",
     "reports/charts.py::Series": "a drawing as data, not a setting anyone passes on",
     "reports/heat_maps.py::HeatMap": "a drawing as data, not a setting anyone passes on",
     "reports/report.py::Figure": "a drawing as data, not a setting anyone passes on",
