@@ -29,8 +29,10 @@ from ..kernels.decoder import (
     DecoderStep,
     EmbedStep,
     LayerCache,
+    MixStep,
     NativeDecoder,
     NormStep,
+    ProductStep,
     RotateStep,
     SquashStep,
     Value,
@@ -59,7 +61,6 @@ WINDOWED = ("mistral", "phi3", "mixtral")  # one window for all layers, in the c
 GROWING = ("dynamic", "longrope")  # rotations that depend on the length of the text
 ROWS = 64  # tokens of a prompt that are computed together
 RING_ROWS = 16  # where heads have windows: their rings have room for as many more
-LONG = 32  # tokens of a prompt from which torch's products of dense weights take less time
 SLOTS = 16  # texts at once
 EPSILON = 1e-5  # epsilon of OLMo's norm, which has no attribute for it
 
@@ -133,8 +134,8 @@ class NativeText:
         # norm and head are needed for the last token of a prompt alone
         self.rows = RING_ROWS if self.windows else ROWS
         self.program, self.tail = NativeDecoder([*steps, *last], self.rows), len(last)
-        # torch multiplies many rows by dense weights in less time, by packed ones it does not
-        self.dense = not any(isinstance(module, PackedLinear) for module in host.modules())
+        # tokens of a prompt from which torch's products take less time
+        self.most = min(bound.max_rows for bound in _bounds(steps))
         self.length = length
         self.counts = [0] * slots  # tokens that each slot has
         # predictors of an offloaded model's experts
@@ -150,15 +151,15 @@ class NativeText:
         """Add a prompt, or more of it, to a slot; return the logits behind its last token, (V,).
 
         slot: number of the text; tokens: ids. They are computed 64 at a time, 16 where heads have
-        windows; where no weight is packed, more than 32 by the model's forward, into the same
-        cache, unless heads have windows.
+        windows. Without windows, more tokens than a weight's kernel is fast for, 32 where it is
+        dense, are computed by the model's forward, into the same cache.
         Raises: ConfigError for no token, or more than there is room for.
         """
         room = self.length - self.counts[slot]
         if not 0 < len(tokens) <= room:
             fix = "Make room for prompt and answer."
             raise ConfigError("tokens", got=len(tokens), want=f"1 to {room}", fix=fix)
-        if len(tokens) > LONG and self.dense and not self.windows:
+        if len(tokens) > self.most and not self.windows:
             return self._forward(slot, tokens)
         logits = torch.empty(0)
         for first in range(0, len(tokens), self.rows):
@@ -286,6 +287,15 @@ def steps_of(host: Any, heads: Sequence[Sequence[_HeadRun]], length: int) -> Ite
         rotation = rotations(_kind_of_rotation(body, layer))
         yield from _attention(layer, x, h, runs, rotation, _Sizes.of(host))
         yield from _mlp(layer, x, h, _act(host.config))
+
+
+def _bounds(steps: Sequence[DecoderStep]) -> Iterator[native.Bound]:
+    """Yield the products of a program, those of experts included."""
+    for step in steps:
+        if isinstance(step, ProductStep):
+            yield step.bound
+        elif isinstance(step, MixStep):
+            yield from (b for program in step.experts for b in _bounds(program))
 
 
 def steps_behind_layers(host: Any) -> Iterator[DecoderStep]:
