@@ -220,11 +220,11 @@ def _reader(gguf: Any) -> Any:
     """
 
     class Bounded(gguf.GGUFReader):
-        def _get(self, offset: int, dtype: Any, count: int = 1, *others: Any) -> Any:
+        def _get(self, offset: int, dtype: Any, count: int = 1, **order: Any) -> Any:
             end = int(offset) + np.dtype(dtype).itemsize * int(count)
             if end > len(self.data):
                 raise EOFError(f"{len(self.data)} bytes, of which {end} are read")
-            return super()._get(offset, dtype, count, *others)
+            return super()._get(offset, dtype, count, **order)
 
     return Bounded
 

@@ -18,10 +18,10 @@ from intarsia.folders.opened import open_language_model
 from intarsia.folders.out.gguf_model import export_gguf, names_in_gguf
 from intarsia.formats.packed_linear import PackedLinear
 
-from ..cli.conftest import Intarsia
 from ..fuzz.gguf_damage import gguf as damaged
+from ..hosts.test_gguf import HOSTS, byte_pairs, logits, rows
 from ..toys import quiet
-from .test_gguf import HOSTS, byte_pairs, logits, rows
+from .conftest import Intarsia
 
 gguf = pytest.importorskip("gguf")
 
@@ -162,7 +162,7 @@ def test_what_a_file_cannot_have_is_refused(intarsia: Intarsia, tmp_path: Path) 
     }.items():  # fmt: skip
         refusal = intarsia("compress", str(path), *words, "--out", str(tmp_path / "x"))
         assert refusal.code == 2 and got in refusal.err and "fix" in refusal.err.lower()
-    missing = intarsia("compress", str(tmp_path / "none.gguf"))
+    missing = intarsia("compress", str(tmp_path / "none.gguf"), "--out", str(tmp_path / "x"))
     assert missing.code == 2 and "no such file" in missing.err
     all_of_them = lambda name: "Q8_0"  # noqa: E731
     for target, settings, got in (
