@@ -13,6 +13,7 @@
 #include "common.h"
 
 enum { WINDOW = 8192, BLOCK = 128, CHUNK = 64, STEP = 32 };
+enum { LOOKUP = 16, FEW = WINDOW / 4 }; /* postings read while one is looked up; while a window is read */
 enum { F32 = 0, F16 = 1 };
 static const double SLACK = 1e-5; /* of a bound: more than float32 rounds sums of bounds */
 
@@ -158,13 +159,23 @@ static void add(const term *one, int64_t base, int64_t size, int64_t count, floa
     }
 }
 
+/* What a score must be above before `rest` is added, to enter then. */
+ALWAYS float limit_of(const best *b, double rest) {
+    if (b->found < b->k) return 0;
+    const double limit = b->scores[0] - rest - SLACK * (b->scores[0] + rest);
+    return limit > 0 ? (float)limit : 0;
+}
+
+ALWAYS int64_t above(const float *scores, int64_t size, float limit) {
+    int32_t found = 0;
+    for (int64_t i = 0; i < size; i++) found += scores[i] > limit;
+    return found;
+}
+
 /* Offer the documents of a window whose scores are above what is left to add. */
 static void choose(best *b, const term *terms, int64_t n, int64_t whole, double rest, int64_t base,
                    int64_t size, int64_t count, const uint8_t *mask, const float *scores) {
-    float limit = 0;
-#define LIMIT() (b->found < b->k ? 0.0f : (float)(b->scores[0] - rest - SLACK * (b->scores[0] + rest)))
-    limit = LIMIT();
-    if (!(limit > 0)) limit = 0;
+    float limit = limit_of(b, rest);
     for (int64_t i = 0; i < size; i += STEP) {
         int any = 0;
         for (int j = 0; j < STEP; j++) any |= scores[i + j] > limit;
@@ -172,7 +183,10 @@ static void choose(best *b, const term *terms, int64_t n, int64_t whole, double 
         for (int64_t d = i; d < i + STEP && d < size; d++) {
             float score = scores[d];
             if (!(score > limit) || (mask && !mask[base + d])) continue;
+            double left = rest;
             for (int64_t t = whole; t < n; t++) {
+                if (score + left + SLACK * (score + left) < least(b)) break;
+                left -= terms[t].bound;
                 const int64_t place = seek(terms[t].of->docs, terms[t].at, terms[t].stop, base + d);
                 if (place >= terms[t].stop || terms[t].of->docs[place] != base + d) continue;
                 float product;
@@ -181,11 +195,9 @@ static void choose(best *b, const term *terms, int64_t n, int64_t whole, double 
             }
             if (!(score > least(b))) continue;
             offer(b, (int32_t)(base + d), score);
-            limit = LIMIT();
-            if (!(limit > 0)) limit = 0;
+            limit = limit_of(b, rest);
         }
     }
-#undef LIMIT
 }
 
 static int begin(const lists *groups, const int64_t *numbers, const float *weights, int64_t n,
@@ -226,6 +238,15 @@ INTARSIA_API int64_t postings_search(const lists *groups, const int64_t *numbers
             rest += terms[--whole].bound;
         memset(window, 0, sizeof(window));
         for (int64_t t = 0; t < whole; t++) add(terms + t, base, size, count, window);
+        /* looking documents up takes longer than reading a list that is not much longer */
+        int64_t unread = 0;
+        for (int64_t t = whole; t < n; t++) unread += terms[t].stop - terms[t].at;
+        while (whole < n && (unread < FEW || above(window, size, limit_of(&b, rest)) * LOOKUP >
+                                                 terms[whole].stop - terms[whole].at)) {
+            unread -= terms[whole].stop - terms[whole].at;
+            rest -= terms[whole].bound;
+            add(terms + whole++, base, size, count, window);
+        }
         for (int64_t i = size; i < WINDOW + STEP; i++) window[i] = 0; /* of wrong documents */
         choose(&b, terms, n, whole, rest, base, size, count, mask, window);
     }
