@@ -206,7 +206,7 @@ def merge_postings(
 
 
 def _without(part: Postings, mask: Array | None) -> Postings:
-    """Return lists without some documents.  mask: (documents,) bool, False = without; None = all."""
+    """Return lists without the documents whose `mask`, (documents,) bool, is False; None = all."""
     if mask is None:
         return part
     kept = mask[part.docs]

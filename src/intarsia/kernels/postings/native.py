@@ -55,9 +55,7 @@ class Searcher:
         out = None if mask is None else np.ascontiguousarray(mask, np.bool_)
         places = _place(self._numbers), _place(numbers), _place(weights)
         masked = None if out is None else _place(out)
-        found = kernel(
-            *places, len(terms), self.count, masked, k, _place(docs), _place(scores)
-        )
+        found = kernel(*places, len(terms), self.count, masked, k, _place(docs), _place(scores))
         if found == -1:
             raise IndexError("a token that has no list")
         if found < 0:
