@@ -104,7 +104,7 @@ class SparseIndex:
         self._lexical, self._scorer = lexical, None
         self._numbers: StemNumbers | None = None  # until the next `merge`
         self.segments: list[Segment] = []
-        self._place: dict[str, tuple[int, int]] = {}  # id -> segment, number
+        self._known: dict[str, tuple[int, int]] | None = None  # made when an id is looked up
 
     @classmethod
     def build(
@@ -157,7 +157,16 @@ class SparseIndex:
 
     def __len__(self) -> int:
         """Return the number of documents that are not deleted."""
-        return len(self._place)
+        return sum(len(segment.ids) - len(segment.deleted) for segment in self.segments)
+
+    @property
+    def _place(self) -> dict[str, tuple[int, int]]:
+        """Segment and number of each document, by its id."""
+        if self._known is None:
+            self._known = {}
+            for place, segment in enumerate(self.segments):
+                self._known |= _places(segment, place)
+        return self._known
 
     def __contains__(self, name: str) -> bool:
         return name in self._place
@@ -238,9 +247,8 @@ class SparseIndex:
             raise ConfigError("document vectors", got=got, want=want, fix="Use one vocabulary.")
         place, self._scorer = len(self.segments), None
         self.segments.append(segment)
-        self._place |= {
-            name: (place, i) for i, name in enumerate(segment.ids) if i not in segment.deleted
-        }
+        if self._known is not None:
+            self._known |= _places(segment, place)
 
     def delete(self, ids: Iterable[str]) -> SparseIndex:
         """Delete documents: they are marked now, and removed at the next `merge`.
@@ -282,7 +290,7 @@ class SparseIndex:
         if len(self.segments) == len(parts) == 1 and not parts[0].deleted:
             return self
         # rebuild from the parts; texts are kept only if every part has them
-        self.segments, self._place = [], {}
+        self.segments, self._known = [], None
         if parts:
             alive = [part.alive for part in parts]
             ids = alive_texts([part.ids for part in parts], alive)
@@ -471,6 +479,11 @@ class SparseIndex:
         for segment in saved.segments:
             index._add(segment)
         return index
+
+
+def _places(segment: Segment, place: int) -> dict[str, tuple[int, int]]:
+    """Return where the documents of a segment are, by id.  place: of the segment."""
+    return {name: (place, i) for i, name in enumerate(segment.ids) if i not in segment.deleted}
 
 
 def _again(name: str) -> DataError:
