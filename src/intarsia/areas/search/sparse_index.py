@@ -383,9 +383,9 @@ class SparseIndex:
 
         found: numbers and scores of each segment's best; k: how many.
         """
-        hits: list[Hit] = []
+        hits = list[Hit]()
         for segment, (numbers, scores) in zip(self.segments, found, strict=True):
-            for number, score in zip(numbers.tolist(), scores.tolist(), strict=True):
+            for number, score in zip(map(int, numbers), scores.tolist(), strict=True):
                 text = segment.texts[number] if segment.texts else ""
                 hits.append(Hit(segment.ids[number], score, text, segment.fields_of(number)))
         if len(self.segments) > 1:
