@@ -55,7 +55,7 @@ START = re.compile(r"(?<![\w`'/.\-^])(?=[A-Za-z0-9(\[|.-])")
 
 @dataclass
 class _Span:
-    """A part of a text that reads as a formula: where it ends, its HTML, and what it has."""
+    """A part of a text that reads as a formula: where it ends, its HTML, its certainty."""
 
     end: int
     markup: str
@@ -69,15 +69,15 @@ def typeset(text: str, plain: Callable[[str], str] = html.escape) -> str:
     text: without code. A formula has an index, a power, or a sign between terms: `k` alone stays.
     """
     parts: list[str] = []
-    done = at = 0
-    while match := START.search(text, at):
-        at = match.start()
-        span = _terms(text, at)
+    done = place = 0
+    while match := START.search(text, place):
+        place = match.start()
+        span = _terms(text, place)
         if span and span.certain and span.named and not _glued(text, span.end):
-            parts += [plain(text[done:at]), f'<span class="formula">{span.markup}</span>']
-            done = at = span.end
+            parts += [plain(text[done:place]), f'<span class="formula">{span.markup}</span>']
+            done = place = span.end
         else:
-            at += 1
+            place += 1
     return "".join([*parts, plain(text[done:])])
 
 
@@ -86,17 +86,18 @@ def _glued(text: str, end: int) -> bool:
     return re.match(r"\w|[-'/][A-Za-z]|\(|=", text[end:]) is not None
 
 
-def _terms(text: str, at: int, close: str = "") -> _Span | None:
+def _terms(text: str, place: int, close: str = "") -> _Span | None:
     """Read terms with signs between them, or side by side.
 
     close: what ends them, in brackets: there commas and signs without spaces are read, too.
     """
-    terms = _term(text, at, behind_sign=bool(close))
+    terms = _term(text, place, behind_sign=bool(close))
     while terms is not None:
         between, start = _between(text, terms.end, close)
         then = _term(text, start, behind_sign=between != " ") if between else None
         if then is None:
             break
+        # two letters side by side are not yet a formula, with a sign they are
         signed = between.strip(" ,;") != ""
         terms = _Span(
             then.end,
@@ -107,57 +108,58 @@ def _terms(text: str, at: int, close: str = "") -> _Span | None:
     return terms
 
 
-def _between(text: str, at: int, close: str) -> tuple[str, int]:
+def _between(text: str, place: int, close: str) -> tuple[str, int]:
     """Return the sign, comma or space at a place, as HTML, and where the next term begins."""
-    sign = SPACED.match(text, at)
+    sign = SPACED.match(text, place)
     if close:
-        sign = sign or TIGHT.match(text, at)
+        sign = sign or TIGHT.match(text, place)
         if close in ")]":
-            sign = sign or GIVEN.match(text, at)
-        if comma := re.match(r"([,;]) ?", text[at:]):
-            return f"{comma.group(1)} ", at + comma.end()
+            sign = sign or GIVEN.match(text, place)
+        if comma := re.match(r"([,;]) ?", text[place:]):
+            return f"{comma.group(1)} ", place + comma.end()
     if sign:
         word = next(filter(None, sign.groups()))
         return f" {SIGNS.get(word, word)} ", sign.end()
-    if text[at : at + 1] == " ":
-        return " ", at + 1
+    if text[place : place + 1] == " ":
+        return " ", place + 1
     # (a)(b), (W x)[c]
     return (
-        ("\u2009", at)
-        if text[at - 1 : at] in (")", "]") and text[at : at + 1] in BRACKETS
-        else ("", at)
+        ("\u2009", place)
+        if text[place - 1 : place] in (")", "]") and text[place : place + 1] in BRACKETS
+        else ("", place)
     )
 
 
-def _term(text: str, at: int, behind_sign: bool) -> _Span | None:
+def _term(text: str, place: int, behind_sign: bool) -> _Span | None:
     """Read a number, a name with its indices and arguments, or what stands in brackets."""
-    if text[at : at + 1] == "-" and text[at + 1 : at + 2] != " ":
-        inner = _term(text, at + 1, behind_sign=True)
+    if text[place : place + 1] == "-" and text[place + 1 : place + 2] != " ":
+        inner = _term(text, place + 1, behind_sign=True)
         return inner and _Span(inner.end, f"−{inner.markup}", inner.certain, inner.named)
-    if number := NUMBER.match(text, at):
+    if number := NUMBER.match(text, place):
         named = number.group()[-1].isalpha()
         markup = (
             f"{number.group()[:-1]}<var>{number.group()[-1]}</var>" if named else number.group()
         )
         span = _Span(number.end(), markup, named, named)
     else:
-        span = _bracketed(text, at) or _barred(text, at) or _name(text, at, behind_sign)
+        span = _bracketed(text, place) or _barred(text, place) or _name(text, place, behind_sign)
     return span and _scripts(text, span)
 
 
-def _bracketed(text: str, at: int) -> _Span | None:
+def _bracketed(text: str, place: int) -> _Span | None:
     """Read `( terms )` or `[ terms ]`."""
-    close = BRACKETS.get(text[at : at + 1])
-    inner = _terms(text, at + 1, close) if close else None
+    # a bracket that does not close stays prose
+    close = BRACKETS.get(text[place : place + 1])
+    inner = _terms(text, place + 1, close) if close else None
     if inner is None or text[inner.end : inner.end + 1] != close:
         return None
     # brackets make no formula of a pair of letters: (N, E) is a shape
-    return _Span(inner.end + 1, f"{text[at]}{inner.markup}{close}", inner.certain, inner.named)
+    return _Span(inner.end + 1, f"{text[place]}{inner.markup}{close}", inner.certain, inner.named)
 
 
-def _barred(text: str, at: int) -> _Span | None:
+def _barred(text: str, place: int) -> _Span | None:
     """Read `|terms|` or `||terms||`."""
-    bars = re.compile(r"\|\|?(?=[^\s|])").match(text, at)
+    bars = re.compile(r"\|\|?(?=[^\s|])").match(text, place)
     inner = _terms(text, bars.end(), "|") if bars else None
     if bars is None or inner is None or not text.startswith(bars.group(), inner.end):
         return None
@@ -165,9 +167,9 @@ def _barred(text: str, at: int) -> _Span | None:
     return _Span(inner.end + len(bars.group()), f"{sign}{inner.markup}{sign}", True, True)
 
 
-def _name(text: str, at: int, behind_sign: bool) -> _Span | None:
+def _name(text: str, place: int, behind_sign: bool) -> _Span | None:
     """Read a letter, a Greek letter or a function; a word of prose only where it must be one."""
-    match = NAME.match(text, at)
+    match = NAME.match(text, place)
     if match is None:
         return None
     word, digits, prime = match.groups()
@@ -178,6 +180,7 @@ def _name(text: str, at: int, behind_sign: bool) -> _Span | None:
     digit = (f"<sub>{digits}</sub>" if digits else "") + ("′" if prime else "")
     follows = behind_sign or scripted or called or SPACED.match(text, match.end())
     if word in GREEK or len(word) == 1:
+        # the article, unless a sign, an index or a prime makes it a letter
         if word == "a" and not (follows or digits or prime):
             return None
         span = _Span(match.end(), f"<var>{GREEK.get(word, word)}</var>{digit}", False, True)
@@ -195,9 +198,9 @@ def _name(text: str, at: int, behind_sign: bool) -> _Span | None:
     return _arguments(text, _scripts(text, span), must=called and len(word) > 1)
 
 
-def _before_term(text: str, at: int) -> bool:
+def _before_term(text: str, place: int) -> bool:
     """Return whether a term follows: `sum |w|`, but not `the mean of`."""
-    then = _term(text, at + 1, behind_sign=False) if text[at : at + 1] == " " else None
+    then = _term(text, place + 1, behind_sign=False) if text[place : place + 1] == " " else None
     return then is not None and then.named and not _glued(text, then.end)
 
 
@@ -215,9 +218,9 @@ def _scripts(text: str, span: _Span) -> _Span:
             inner, end = power.group(1), power.end()
             called = _bracketed(text, end) if inner[0].isalpha() and len(inner) > 1 else None
             end = called.end if called else end
-            shown = inner if inner == "T" or called else _index(inner)
-            shown = shown.replace("-", "−") + (called.markup if called else "")
-            span = _Span(end, f"{span.markup}<sup>{shown}</sup>", True, True)
+            symbols = inner if inner == "T" or called else _index(inner)
+            symbols = symbols.replace("-", "−") + (called.markup if called else "")
+            span = _Span(end, f"{span.markup}<sup>{symbols}</sup>", True, True)
         else:
             return span
 
@@ -228,8 +231,8 @@ def _index(inside: str) -> str:
         return inside
     if inside in GREEK:
         return f"<var>{GREEK[inside]}</var>"
-    shown = inside.replace("-", "−").replace("!=", "≠")
-    return re.sub(r"[A-Za-z]+", r"<var>\g<0></var>", shown)
+    symbols = inside.replace("-", "−").replace("!=", "≠")
+    return re.sub(r"[A-Za-z]+", r"<var>\g<0></var>", symbols)
 
 
 def _arguments(text: str, span: _Span, must: bool) -> _Span | None:

@@ -73,8 +73,8 @@ def _linked(text: str, methods: Mapping[str, str]) -> str:
             parts[number] = f"[{code}]({methods[part]})" if part in methods else code
         else:
             parts[number] = typeset(part, _plain)
-    whole = FORMULA.fullmatch("".join(parts))
-    return f'<span class="formula alone">{whole.group(1)}' if whole else "".join(parts)
+    alone = FORMULA.fullmatch("".join(parts))
+    return f'<span class="formula alone">{alone.group(1)}' if alone else "".join(parts)
 
 
 def cell(text: str) -> str:
@@ -86,12 +86,12 @@ def cell(text: str) -> str:
 
 
 def _cell(text: str) -> str:
-    """Return what is no formula in a cell."""
+    """Return the prose of a cell, between its formulas."""
     return text.replace("|", "\\|").replace("*", "\\*").replace("<", "&lt;")
 
 
 def _plain(text: str) -> str:
-    """Return what is no formula in a paragraph, with its links."""
+    """Return the prose of a paragraph, with its links."""
     plain = text.replace("*", "\\*").replace("<", "&lt;")
     plain = PAGE.sub(r"[\1](../\1.md)", plain)
     return ARXIV.sub(r"[arXiv:\1](https://arxiv.org/abs/\1)", plain)
