@@ -17,7 +17,6 @@ NO_NAMES = frozenset({"utils", "util", "common", "helpers", "helper", "misc", "b
 # those of the laboratory with lab/ before
 EXCEPTIONS: dict[str, str] = {
     "runs/choosing/certainty.py::Certainty": "a record of one choice, no setting anyone passes on",
-    "cli/compressing.py::_packed": "wants to be split by kinds of model",
     "cli/index_steps.py::write_index": "wants to be split: begin, go on, finish",
     "runs/execute.py::_on_pictures": "wants to be split: data, model, training",
     "train/loop.py::Job": "the order for a run, which `fit` alone makes",

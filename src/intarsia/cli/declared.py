@@ -119,7 +119,7 @@ def rows_of(kind: type) -> list[Parameter]:
 def of_method(key: str, *names: str, **helps: str) -> tuple[Parameter, ...]:
     """Return the options of settings of a method, as its card declares them.
 
-    key: the method's; names: the settings'; helps: of those whose own has a paper's symbols.
+    key: the method's; names: the settings'; helps: of those with a paper's symbols in their own.
     """
     rows: list[Parameter] = []
     for name in names:
@@ -136,7 +136,7 @@ def _row(name: str, kind: Any, default: Any, declared: Setting) -> Parameter:
 
 
 def checked(row: Parameter, kind: Any, declared: Setting) -> Parameter:
-    """Return an option whose value is checked when it is read, as the setting's is."""
+    """Return an option with a value that is checked when it is read, as the setting's is."""
     name = declared.flag.split("/")[-1] or f"--{row.name.replace('_', '-')}"
 
     def check(value: Any) -> Any:

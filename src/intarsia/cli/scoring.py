@@ -222,7 +222,7 @@ def predict(
 
 
 def _check_files(files: Sequence[str]) -> None:
-    """Refuse names of files none of which is there; - is standard input.  Raises: DataError."""
+    """Refuse names of files if none is there; - is standard input.  Raises: DataError."""
     if not any(file == "-" or Path(file).exists() for file in files):
         want, fix = "a picture or a text, or a folder of pictures", "Check the path."
         raise DataError(" ".join(files), got="no such file", want=want, fix=fix)

@@ -72,6 +72,7 @@ class GgufModel:
         """
         stored, gguf = self._tensor(path), needs("gguf")
         shape = tuple(int(side) for side in stored.shape[::-1])
+        # a whole tensor of halves and its floats would be there at once
         numbers, data = torch.empty(shape), stored.data.reshape(*stored.data.shape)
         count = max(1, PIECE // max(1, shape[-1])) if len(shape) > 1 else len(data)
         for first in range(0, shape[0], count):
@@ -95,7 +96,7 @@ class GgufModel:
         return self.tensors[self.names.names[path]]
 
     def _finite(self, path: str, numbers: Tensor, checked: Tensor) -> Tensor:
-        """Return numbers, of which a part was checked."""
+        """Return numbers after some of them were checked."""
         if not checked.isfinite().all():
             raise _damaged(self.path, f"NaN or infinity in {self.names.names[path]}")
         return numbers
@@ -148,24 +149,25 @@ def packed_gguf(
     to 5 bits a weight and for floats, 8 for the others. Embedding, norms and biases are decoded: to
     bfloat16 where it holds all of them unchanged, otherwise to float32.
     head: None = as the file has it, rounded to 8 bits if that is neither Q4_0 nor Q8_0; 8 or 4 =
-    in so many bits; "same" = decoded, like the embedding. progress: gets a line of text for what is
-    rounded.
+    in so many bits; "same" = decoded, like the embedding. progress: gets a line of text
+    for matrices that are rounded.
     Raises: AssetError for numbers that are not finite.
     """
+    # what is rounded, for the line that says so
     host, rounded = file.host, Counter[str]()
     owners = dict(host.named_parameters())  # a tied head has the embedding's name alone
     matrices = {f"{layer}.weight": layer for layer in matrices_of(host, ())}
     groups: dict[int, dict[str, dict[str, Tensor]]] = {}
     for path, layer in matrices.items():
-        wanted, stored = _stored(file, path, bits, rounded, exact=True)
-        groups.setdefault(wanted, {})[layer] = stored
+        number_of_bits, stored = _stored(file, path, bits, rounded, exact=True)
+        groups.setdefault(number_of_bits, {})[layer] = stored
     source = "lm_head.weight" if "lm_head.weight" in file.names.names else _embedding(host)
     in_head = {}
     if head != "same":
         settings = {"bits": 8 if head is None else int(head), "exact": head is None}
         in_head = dict([_stored(file, source, settings["bits"], rounded, settings["exact"])])
-    left = owners.keys() - matrices.keys() - ({"lm_head.weight"} if in_head else set())
-    floats = {path: file.numbers(path) for path in sorted(left)}
+    unpacked = owners.keys() - matrices.keys() - ({"lm_head.weight"} if in_head else set())
+    floats = {path: file.numbers(path) for path in sorted(unpacked)}
     dtype = _narrowest(floats.values())
     for path in sorted(floats):
         owners[path].data = floats.pop(path).to(dtype)
@@ -177,7 +179,7 @@ def packed_gguf(
         change = Compress(BlockInt(number), layers)
         apply_plan(host, packing(change, 0, shapes, some, {}))
     if progress and rounded:
-        progress("; ".join(f"{count} matrices {what}" for what, count in sorted(rounded.items())))
+        progress("; ".join(f"{count} matrices {kind}" for kind, count in sorted(rounded.items())))
     return host
 
 
@@ -195,9 +197,9 @@ def _stored(
     exact: keep the codes that the file has, whatever `bits` says.
     """
     kind = file.kind(path)
-    own = EXACT.get(kind)
-    if own is not None and (exact or own == bits):
-        return own, file.stored(path, own)
+    exact_bits = EXACT.get(kind)
+    if exact_bits is not None and (exact or exact_bits == bits):
+        return exact_bits, file.stored(path, exact_bits)
     if bits is None:
         block, size = needs("gguf").GGML_QUANT_SIZES[
             file.tensors[file.names.names[path]].tensor_type
@@ -209,8 +211,8 @@ def _stored(
 
 def _narrowest(tensors: Any) -> torch.dtype:
     """Return bfloat16 if it holds all numbers unchanged, otherwise float32."""
-    same = all(torch.equal(t.to(torch.bfloat16).float(), t) for t in tensors)
-    return torch.bfloat16 if same else torch.float32
+    narrow = all(torch.equal(t.to(torch.bfloat16).float(), t) for t in tensors)
+    return torch.bfloat16 if narrow else torch.float32
 
 
 def _reader(gguf: Any) -> Any:
@@ -231,14 +233,15 @@ def _reader(gguf: Any) -> Any:
 
 def _short(field: Any) -> bool:
     """Return True for a field that is no list, as vocabularies are."""
+    # a list has the types of its items behind its own
     return len(field.types) == 1
 
 
 def _check_known(path: Path, fields: Mapping[str, Any]) -> None:
-    """Check that a file is whole, and of an architecture whose names and rows are known."""
+    """Check that a file is whole, and of an architecture with known names and rows."""
     subject, kind = f"GGUF file {str(path)!r}", fields.get("general.architecture")
-    if kind not in (known := sorted(set(ARCHITECTURES.values()))):
-        want, fix = f"one of {', '.join(known)}", f"{SAFE}."
+    if kind not in (architectures := sorted(set(ARCHITECTURES.values()))):
+        want, fix = f"one of {', '.join(architectures)}", f"{SAFE}."
         raise AssetError(subject, got=f"the architecture {kind!r}", want=want, fix=fix)
     if fields.get("split.count", 0) > 1:
         got, fix = f"one of {fields['split.count']} files", "Join them: llama-gguf-split --merge."
@@ -250,29 +253,30 @@ def _complete(
 ) -> None:
     """Set what transformers leaves at its defaults: heads, windows, biases, rotations, tokens."""
     kind = fields["general.architecture"]
-    own = lambda name, default=None: fields.get(f"{kind}.{name}", default)  # noqa: E731
-    if (width := own("attention.key_length")) and hasattr(config, "head_dim"):
+    field = lambda name, default=None: fields.get(f"{kind}.{name}", default)  # noqa: E731
+    if (width := field("attention.key_length")) and hasattr(config, "head_dim"):
         config.head_dim = width
     if hasattr(config, "sliding_window"):
-        config.sliding_window = own("attention.sliding_window")
+        config.sliding_window = field("attention.sliding_window")
     for setting, tensor in {"attention_bias": "attn_q", "mlp_bias": "ffn_up"}.items():
         if kind == "llama" and f"blk.0.{tensor}.bias" in tensors:
             setattr(config, setting, True)
     for name in ("bos", "eos", "pad"):
         setattr(config, f"{name}_token_id", getattr(tokenizer, f"{name}_token_id"))
-    theta = float(own("rope.freq_base", 10_000.0))
+    # llama.cpp's own defaults where the file is silent
+    theta = float(field("rope.freq_base", 10_000.0))
     config.rope_parameters = {"rope_type": "default", "rope_theta": theta}
     scaling, factor = (
-        own("rope.scaling.type", "linear"),
-        own("rope.scaling.factor", own("rope.scale_linear", 0)),
+        field("rope.scaling.type", "linear"),
+        field("rope.scaling.factor", field("rope.scale_linear", 0)),
     )
     if scaling != "none" and factor not in (0, 1):
         config.rope_parameters |= {"rope_type": scaling, "factor": factor}
     if scaling == "yarn":
         settings = {
-            "original_max_position_embeddings": own("rope.scaling.original_context_length"),
-            "beta_fast": own("rope.scaling.yarn_beta_fast"),
-            "beta_slow": own("rope.scaling.yarn_beta_slow"),
+            "original_max_position_embeddings": field("rope.scaling.original_context_length"),
+            "beta_fast": field("rope.scaling.yarn_beta_fast"),
+            "beta_slow": field("rope.scaling.yarn_beta_slow"),
         }
         config.rope_parameters |= {n: value for n, value in settings.items() if value is not None}
     if FREQUENCIES in tensors:
@@ -280,26 +284,28 @@ def _complete(
 
 
 def _llama3(config: Any, theta: float, divisors: np.ndarray) -> dict[str, Any]:
-    """Return the rotations of Llama 3 whose frequencies a file has divisors of.
+    """Return the rotations of Llama 3 for a file's divisors of frequencies.
 
     divisors: (D / 2,), of the frequencies without scaling.
-    Raises: AssetError for those of no such scaling.
+    Raises: AssetError for divisors of another scaling.
     """
     plain = {"rope_type": "default", "rope_theta": theta}
     if (divisors == 1).all():
         return plain
     halves = 2 * len(divisors)
-    wanted = torch.from_numpy(theta ** -(np.arange(0, halves, 2) / halves) / divisors).float()
+    frequencies = torch.from_numpy(theta ** -(np.arange(0, halves, 2) / halves) / divisors).float()
     for context in CONTEXTS:
-        found = plain | {
+        settings = plain | {
             "rope_type": "llama3", "factor": round(float(divisors.max()), 3),
             "low_freq_factor": 1.0, "high_freq_factor": 4.0,
             "original_max_position_embeddings": context,
         }  # fmt: skip
-        config.rope_parameters = found
+        config.rope_parameters = settings
         got = ROPE_INIT_FUNCTIONS["llama3"](config, torch.device("cpu"))[0]
-        if got.shape == wanted.shape and torch.allclose(got.float(), wanted, rtol=1e-3, atol=0):
-            return found
+        if got.shape == frequencies.shape and torch.allclose(
+            got.float(), frequencies, rtol=1e-3, atol=0
+        ):
+            return settings
     want = "those of Llama 3: low 1, high 4, a context of a power of 2"
     raise AssetError(FREQUENCIES, got="divisors of another scaling", want=want, fix=f"{SAFE}.")
 
@@ -308,15 +314,17 @@ def _check_tensors(path: Path, host: Any, names: GgufNames, tensors: Mapping[str
     """Check that a file has the model's tensors, in the model's shapes, and no others."""
     subject, want = f"GGUF file {str(path)!r}", f"the tensors of {type(host).__name__}"
     state = host.state_dict()
-    shapes = {names.names[own]: tuple(state[own].shape) for own in names.names}
-    found = {name: tuple(int(side) for side in t.shape[::-1]) for name, t in tensors.items()}
-    found.pop(FREQUENCIES, None)
-    for name in sorted(shapes.keys() | found.keys()):
-        if shapes.get(name) == found.get(name):
+    shapes = {
+        names.names[path_in_host]: tuple(state[path_in_host].shape) for path_in_host in names.names
+    }
+    in_file = {name: tuple(int(side) for side in t.shape[::-1]) for name, t in tensors.items()}
+    in_file.pop(FREQUENCIES, None)
+    for name in sorted(shapes.keys() | in_file.keys()):
+        if shapes.get(name) == in_file.get(name):
             continue
         got = f"no {name}"
-        if name in found:
-            got = f"{name} of shape {found[name]}"
+        if name in in_file:
+            got = f"{name} of shape {in_file[name]}"
         fix = f"{SAFE}, for mixtures and other variants." if name not in shapes else "Get it again."
         raise AssetError(subject, got=got, want=want, fix=fix)
 

@@ -92,9 +92,9 @@ class Scorer:
         if self.lexical is None or self.bm25 is None:
             return self._search(both, k, masks_alive)
         if not self.learned:
-            found = self._search(both, k, masks_alive)
-            top = self._top(found if masks is None else self._search(both, 1, self._alive(None)))
-            return [(docs, scores / top if top else scores) for docs, scores in found]
+            hits = self._search(both, k, masks_alive)
+            top = self._top(hits if masks is None else self._search(both, 1, self._alive(None)))
+            return [(docs, scores / top if top else scores) for docs, scores in hits]
         # both scores are divided by their maxima over all documents
         alive, shares = self._alive(None), (1 - self.lexical.share, self.lexical.share)
         kinds = [[[t for t in terms if t[0] == g] for terms in both] for g in (0, 1)]
@@ -117,7 +117,7 @@ class Scorer:
     ) -> list[tuple[Array, Array]]:
         """Return the best of each segment.  terms, masks: of each segment."""
         rows = zip(self._searchers, terms, masks, strict=True)
-        return [searcher.search(own, k, mask) for searcher, own, mask in rows]
+        return [searcher.search(of_segment, k, mask) for searcher, of_segment, mask in rows]
 
     def _alive(self, masks: Sequence[Array] | None) -> list[Array | None]:
         """Return masks of each segment without its deleted documents; None for all of them."""
@@ -127,9 +127,9 @@ class Scorer:
         return [m if a is None else m & a for m, a in zip(masks, alive, strict=True)]
 
     @staticmethod
-    def _top(found: Sequence[tuple[Array, Array]]) -> float:
+    def _top(hits: Sequence[tuple[Array, Array]]) -> float:
         """Return the largest score of all segments, 0 for none."""
-        return max((float(scores[0]) for _, scores in found if len(scores)), default=0.0)
+        return max((float(scores[0]) for _, scores in hits if len(scores)), default=0.0)
 
     @staticmethod
     def _best_of_all(
@@ -137,9 +137,11 @@ class Scorer:
     ) -> list[tuple[Array, Array]]:
         """Return the k best of scores of all documents, of each segment."""
         if masks is not None:
-            scores = [np.where(m, own, 0) for m, own in zip(masks, scores, strict=True)]
-        numbers = [best(own, k) for own in scores]
-        return [(docs, own[docs]) for docs, own in zip(numbers, scores, strict=True)]
+            scores = [
+                np.where(m, of_segment, 0) for m, of_segment in zip(masks, scores, strict=True)
+            ]
+        numbers = [best(of_segment, k) for of_segment in scores]
+        return [(docs, of_segment[docs]) for docs, of_segment in zip(numbers, scores, strict=True)]
 
     def scores(
         self, query: JoinedQuery, k: int = 10, two_phase: float | None = None

@@ -216,11 +216,11 @@ def arrays_of(content: mmap.mmap | bytes) -> dict[str, np.ndarray]:
     size = int.from_bytes(content[:8], "little")
     header = parse_json(content[8 : 8 + size])
     arrays: dict[str, np.ndarray] = {}
-    for name, about in header.items():
+    for name, described in header.items():
         if name == "__metadata__":
             continue
-        shape, (first, last) = about["shape"], about["data_offsets"]
-        kind, length = np.dtype(TYPES[about["dtype"]]), math.prod(shape)
+        shape, (first, last) = described["shape"], described["data_offsets"]
+        kind, length = np.dtype(TYPES[described["dtype"]]), math.prod(shape)
         if last - first != length * kind.itemsize:
             raise ValueError(f"{name} of {last - first} bytes")
         arrays[name] = np.frombuffer(content, kind, length, 8 + size + first).reshape(shape)

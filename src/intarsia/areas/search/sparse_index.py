@@ -378,13 +378,13 @@ class SparseIndex:
         """Count the documents, deleted ones too, with each token in their vectors, (V,)."""
         return frequencies(self.segments, len(self.queries.weights))
 
-    def _hits(self, found: Sequence[tuple[Array, Array]], k: int) -> list[Hit]:
+    def _hits(self, best_of: Sequence[tuple[Array, Array]], k: int) -> list[Hit]:
         """Return the k best hits of all segments.
 
         found: numbers and scores of each segment's best; k: how many.
         """
         hits = list[Hit]()
-        for segment, (numbers, scores) in zip(self.segments, found, strict=True):
+        for segment, (numbers, scores) in zip(self.segments, best_of, strict=True):
             for number, score in zip(map(int, numbers), scores.tolist(), strict=True):
                 text = segment.texts[number] if segment.texts else ""
                 hits.append(Hit(segment.ids[number], score, text, segment.fields_of(number)))

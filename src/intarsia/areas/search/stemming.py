@@ -23,14 +23,16 @@ def stems(texts: Sequence[str], language: str, *, numbered: bool = False) -> Any
       `ids`, the stems as numbers, and `vocab`, stem -> number. Raises: MissingExtra without bm25s
       and PyStemmer.
     """
-    known = _known(language)
+    known_stems = _known(language)
     if numbered:
-        options: dict[str, Any] = {"stopwords": language, "stemmer": known.stemmer}
-        return known.tokenize(list(texts), show_progress=False, **options)
-    if len(known) > CACHED:
-        known.clear()
+        options: dict[str, Any] = {"stopwords": language, "stemmer": known_stems.stemmer}
+        return known_stems.tokenize(list(texts), show_progress=False, **options)
+    if len(known_stems) > CACHED:
+        known_stems.clear()
     words = (WORD.findall(text.lower()) for text in texts)
-    return [[stem for word in of if (stem := known[word]) is not None] for of in words]
+    return [
+        [stem for word in of_text if (stem := known_stems[word]) is not None] for of_text in words
+    ]
 
 
 class KnownStems(dict[str, "str | None"]):
@@ -68,8 +70,8 @@ class StemNumbers:
 
     def __init__(self, language: str) -> None:
         """Know no stem yet.  language: one of LANGUAGES.  Raises: MissingExtra."""
-        known = _known(language)
-        self._stop, self._stemmer = known.stop, known.stemmer
+        known_stems = _known(language)
+        self._stop, self._stemmer = known_stems.stop, known_stems.stemmer
         self._words, self._numbers = word_numbers(), dict[str, int]()
         self._of_word = np.empty(0, np.int32)  # the stem's number, -1 for stop words
 
@@ -91,8 +93,8 @@ class StemNumbers:
         """Return the stem's number of each word that has come since the last texts."""
         words, numbers = self._words.since(len(self._of_word)), self._numbers
         stemmed = zip(words, self._stemmer.stemWords(words), strict=True)
-        found = [
+        stem_numbers = [
             -1 if word in self._stop else numbers.setdefault(stem, len(numbers))
             for word, stem in stemmed
         ]
-        return np.array(found, np.int32)
+        return np.array(stem_numbers, np.int32)

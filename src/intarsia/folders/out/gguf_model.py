@@ -82,7 +82,7 @@ class GgufNames:
         return tensor.unflatten(0, (heads, -1, 2)).transpose(1, 2).flatten(0, 2)
 
     def _turned(self, path: str) -> int | None:
-        """Return the heads of a tensor whose rows have another order in the file, else None."""
+        """Return the heads of a tensor with rows in another order in the file, else None."""
         part = re.search(r"\.([qk])_proj\.", path)
         if self.architecture != "llama" or part is None:
             return None

@@ -42,5 +42,5 @@ def __getattr__(name: str) -> Any:
     """Import a name of a module that needs torch, and keep it."""
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    found = globals()[name] = vars(importlib.import_module(f".{_HOMES[name]}", __name__))[name]
-    return found
+    value = globals()[name] = vars(importlib.import_module(f".{_HOMES[name]}", __name__))[name]
+    return value

@@ -82,9 +82,9 @@ def count(numbers: Array, ends: Array, size: int) -> PostingLists:
       numbers end; size: of the vocabulary. The weights are counts, float32.
     """
     texts = np.repeat(np.arange(len(ends)), np.diff(ends, prepend=0))
-    kept = numbers >= 0
+    valid = numbers >= 0
     # sorted by number, then by text
-    pairs = numbers[kept].astype(np.int64) * max(1, len(ends)) + texts[kept]
+    pairs = numbers[valid].astype(np.int64) * max(1, len(ends)) + texts[valid]
     pairs, counts = np.unique(pairs, return_counts=True)
     listed, docs = np.divmod(pairs, max(1, len(ends)))
     starts = np.zeros(size + 1, np.int64)
@@ -108,12 +108,12 @@ class WordNumbers:
 
         texts: one or more.
         """
-        numbers, found = self._numbers, list[int]()
+        numbers, so_far = self._numbers, list[int]()
         ends = np.zeros(len(texts), np.int64)
         for i, text in enumerate(texts):
-            found += [numbers.setdefault(w, len(numbers)) for w in WORD.findall(text.lower())]
-            ends[i] = len(found)
-        return np.array(found, np.int32), ends
+            so_far += [numbers.setdefault(w, len(numbers)) for w in WORD.findall(text.lower())]
+            ends[i] = len(so_far)
+        return np.array(so_far, np.int32), ends
 
     def since(self, first: int) -> list[str]:
         """Return the words from a number on.  first: that number."""

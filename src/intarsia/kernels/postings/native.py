@@ -55,12 +55,14 @@ class Searcher:
         out = None if mask is None else np.ascontiguousarray(mask, np.bool_)
         places = _place(self._numbers), _place(numbers), _place(weights)
         masked = None if out is None else _place(out)
-        found = kernel(*places, len(terms), self.count, masked, k, _place(docs), _place(scores))
-        if found == -1:
+        count_or_fault = kernel(
+            *places, len(terms), self.count, masked, k, _place(docs), _place(scores)
+        )
+        if count_or_fault == -1:
             raise IndexError("a token that has no list")
-        if found < 0:
+        if count_or_fault < 0:
             raise MemoryError("no memory for the terms of a query")
-        return docs[:found], scores[:found]
+        return docs[:count_or_fault], scores[:count_or_fault]
 
 
 def damaged(lists: PostingLists, count: int) -> bool:
@@ -74,8 +76,8 @@ def damaged(lists: PostingLists, count: int) -> bool:
     starts, docs, weights = lists.starts, lists.docs, lists.weights
     for first in range(0, len(docs), AT_ONCE):
         part = docs[first : first + AT_ONCE + 1]  # and the first of the next part
-        own = weights[first : first + AT_ONCE]
-        if part.min() < 0 or part.max() >= count or not ((own > 0) & np.isfinite(own)).all():
+        block = weights[first : first + AT_ONCE]
+        if part.min() < 0 or part.max() >= count or not ((block > 0) & np.isfinite(block)).all():
             return True
         # documents must ascend inside a list, but not from the end of one list to the next
         falls = np.flatnonzero(np.diff(part) <= 0) + first + 1
@@ -113,10 +115,10 @@ def count(numbers: Array, ends: Array, size: int) -> PostingLists:
     starts, last = np.empty(size + 1, np.int64), np.empty(size, np.int32)
     docs, counts = np.empty(len(numbers), np.int32), np.empty(len(numbers), np.float32)
     of_texts = _place(numbers), _place(ends), len(ends), size
-    found = kernel(*of_texts, *map(_place, (starts, last, docs, counts)))
-    if found < 0:
+    count_or_fault = kernel(*of_texts, *map(_place, (starts, last, docs, counts)))
+    if count_or_fault < 0:
         raise IndexError("a number outside the vocabulary")
-    return PostingLists(starts, docs[:found].copy(), counts[:found].copy())
+    return PostingLists(starts, docs[:count_or_fault].copy(), counts[:count_or_fault].copy())
 
 
 def _contiguous(lists: PostingLists) -> PostingLists:

@@ -53,13 +53,13 @@ class CompiledWordNumbers(WordNumbers):
         ends = np.cumsum([len(encoded) for encoded in raw], dtype=np.int64)
         letters = b"".join(raw)
         numbers, of_text = np.empty(len(letters) // 2 + 1, np.int32), np.zeros_like(ends)
-        found = self._add(
+        count_or_fault = self._add(
             self._handle, letters, ends.ctypes.data, len(raw), numbers.ctypes.data,
             of_text.ctypes.data,
         )  # fmt: skip
-        if found < 0:
+        if count_or_fault < 0:
             raise MemoryError("no memory for a dictionary")
-        return numbers[:found], of_text
+        return numbers[:count_or_fault], of_text
 
     def since(self, first: int) -> list[str]:
         """Return the words from a number on.  first: that number."""
