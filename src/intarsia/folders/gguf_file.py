@@ -172,6 +172,7 @@ def packed_gguf(
     for path in sorted(floats):
         owners[path].data = floats.pop(path).to(dtype)
     host.config.dtype = dtype
+    # a plan names its layers where another one has the rest
     plans = [(n, some, tuple(some) if len(groups) > 1 else ()) for n, some in groups.items()]
     plans += [(n, {"lm_head": stored}, ("lm_head",)) for n, stored in in_head.items()]
     for number, some, layers in plans:
