@@ -163,7 +163,10 @@ def test_the_search_leaves_out_what_is_for_maintainers() -> None:
     for page in PAGES:
         _, opening, _ = f"{page.read_text()}---\n---\n".split("---\n", 2)
         excluded = page.read_text().startswith("---\n") and "search" in yaml.safe_load(opening)
-        assert excluded == (page.relative_to(DOCS).as_posix() in maintained), page
+        path = page.relative_to(DOCS)
+        # a paper's runs are found by its row of claims.md, and by its methods
+        aside = path.as_posix() in maintained or path.parts[0] == "claims"
+        assert excluded == aside, page
 
 
 def test_the_search_finds_the_other_spellings() -> None:

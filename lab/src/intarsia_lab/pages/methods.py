@@ -190,12 +190,14 @@ def page(
         f"In Python: `{card['python']}`.\n",
         *_run_it(card, guides or {}),
         f"## In detail\n\n{markdown(refusal(card['doc'])[0], links or {})}\n",
-        "## Settings\n\n| setting | type | default | meaning |\n|---|---|---|---|",
+        '## Settings\n\n<div class="cards" markdown="1">\n',
+        "| setting | type | default | meaning |\n|---|---|---|---|",
     ]
     for setting in card["settings"]:
         kind = setting["type"].replace(" | ", " or ")  # a bar would end the cell
         default, meaning = shown(setting["default"]), cell(setting["help"])
         lines.append(f"| `{setting['name']}` | `{kind}` | `{default}` | {meaning} |")
+    lines.append("\n</div>")
     if card["tags"]:
         lines += ["", "## Tags", ""]
         lines += [f"- `{tag}`: {TAGS[tag]}" for tag in card["tags"]]

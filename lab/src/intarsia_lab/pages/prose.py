@@ -13,7 +13,7 @@ WIDTH = 96  # of a docstring's lines: a line that ends much earlier ends a parag
 LISTED = re.compile(r"- |\d+\. ")
 LABEL = re.compile(r"(Raises|Source|In short|When to use it): ")
 PAGE = re.compile(r"docs/([\w/-]+)\.md")
-FORMULA = re.compile(r'<span class="formula">((?:(?!<span).)*</span>[.,:;]?)')  # and nothing else
+FORMULA = re.compile(r'<span class="formula">((?:(?!<span).)*)</span>([.,:;]?)')  # and nothing else
 ARXIV = re.compile(r"arXiv:(\d{4}\.\d{5})")
 
 
