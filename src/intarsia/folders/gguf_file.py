@@ -75,7 +75,7 @@ class GgufModel:
         # a whole tensor of halves and its floats would be there at once
         numbers, data = torch.empty(shape), stored.data.reshape(*stored.data.shape)
         count = max(1, PIECE // max(1, shape[-1])) if len(shape) > 1 else len(data)
-        for first in range(0, shape[0], count):
+        for first in range(0, len(numbers), count):
             part = gguf.quants.dequantize(data[first : first + count], stored.tensor_type)
             numbers[first : first + count] = torch.from_numpy(np.array(part, np.float32))
         return self._finite(path, self.names.restored(path, numbers), numbers)
