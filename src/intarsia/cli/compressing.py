@@ -119,7 +119,7 @@ def compress(
     token reads all of it; --head. gqsa prunes groups of weights and stores
     the others in 4 bits; ternary packs the experts of a mixture; both read --calib, and keep
     finished blocks next to --out: killed at any moment, the same command with --resume ends in the
-    same bits. Of a GGUF file (Llama, Qwen2, Qwen3, Phi-3) Q4_0 and Q8_0 keep their codes, and other
+    same bits. A GGUF file's Q4_0 and Q8_0 (Llama, Qwen2, Qwen3, Phi-3) keep their codes, its other
     matrices are rounded. The folder opens with `intarsia generate`, `intarsia bench sparse --model`
     and intarsia.load. chw takes a run of `intarsia fit` with a convolutional net, for one picture
     at a time, and writes a run, for `intarsia predict` and `evaluate`; with --values int8 in codes

@@ -72,8 +72,8 @@ class GgufModel:
         """
         stored, gguf = self._tensor(path), needs("gguf")
         shape = tuple(int(side) for side in stored.shape[::-1])
-        # a whole tensor of halves and its floats would be there at once
-        numbers, data = torch.empty(shape), stored.data.reshape(*stored.data.shape)
+        numbers, data = torch.empty(shape), stored.data
+        # some rows at a time: decoding takes several times a piece's memory
         count = max(1, PIECE // max(1, shape[-1])) if len(shape) > 1 else len(data)
         for first in range(0, len(numbers), count):
             part = gguf.quants.dequantize(data[first : first + count], stored.tensor_type)

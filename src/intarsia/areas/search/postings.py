@@ -186,16 +186,16 @@ def merge_postings(
     """
     size = parts[0].tokens if size is None else size
     masks = [None if m is None or m.all() else m for m in alive]
-    alive_docs = [_without(part, mask) for part, mask in zip(parts, masks, strict=True)]
+    remaining = [_without(part, mask) for part, mask in zip(parts, masks, strict=True)]
     ways = numbers or [np.arange(part.tokens) for part in parts]
     starts = np.zeros(size + 1, np.int64)
-    for part, new in zip(alive_docs, ways, strict=True):
+    for part, new in zip(remaining, ways, strict=True):
         starts[1 + new] += part.frequencies()
     np.cumsum(starts, out=starts)
-    kind = np.result_type(*(part.weights.dtype for part in alive_docs))
+    kind = np.result_type(*(part.weights.dtype for part in remaining))
     docs, weights = np.empty(starts[-1], np.int32), np.empty(starts[-1], kind)
     after, before = starts[:-1].copy(), 0
-    for part, new in zip(alive_docs, ways, strict=True):
+    for part, new in zip(remaining, ways, strict=True):
         # each list goes behind those of the same token of earlier parts
         lengths = part.frequencies()
         place = np.repeat(after[new] - part.starts[:-1], lengths) + np.arange(len(part.docs))
@@ -209,11 +209,11 @@ def _without(part: Postings, mask: Array | None) -> Postings:
     """Return lists without the documents whose `mask`, (documents,) bool, is False; None = all."""
     if mask is None:
         return part
-    alive_docs = mask[part.docs]
-    before = np.concatenate([[0], np.cumsum(alive_docs)])
+    is_alive = mask[part.docs]
+    before = np.concatenate([[0], np.cumsum(is_alive)])
     number = np.cumsum(mask, dtype=np.int32) - 1
-    docs = number[part.docs[alive_docs]].astype(np.int32)
-    return Postings(before[part.starts], docs, part.weights[alive_docs], int(mask.sum()))
+    docs = number[part.docs[is_alive]].astype(np.int32)
+    return Postings(before[part.starts], docs, part.weights[is_alive], int(mask.sum()))
 
 
 def search_naive(rows: Any, query: Query, k: int) -> list[tuple[int, float]]:
