@@ -30,7 +30,7 @@ from intarsia.core.reading import read_tensors
 from intarsia.core.store import key_of
 from intarsia.reports import numbers
 from intarsia.reports.runs.reading import PREDICTIONS
-from intarsia.reports.statistics import t_interval
+from intarsia.reports.statistics import share_interval, t_interval
 from intarsia.runs import one_run, pool
 from intarsia.runs.choosing import auto as autos
 from intarsia.runs.choosing import folded
@@ -221,8 +221,14 @@ def _verdicts(done: Sequence[Mapping[str, Any]], of: int) -> list[str]:
     adapts = sum(row["adapts"] for row in done)
     lines.append(f"An adapter is in the choice on {adapts} of {len(done)} tasks.")
     bias = fmean(row["accuracy"] - row["level"] for row in done)
+    held = sum(
+        low <= row["accuracy"] <= high
+        for row in done
+        for low, high in [share_interval(row["level"], row["pictures"])]
+    )
     lines.append(
-        f"What it told to expect was off by {numbers.signed(100 * bias)} points in the mean."
+        f"What it told to expect was off by {numbers.signed(100 * bias)} points in the mean; its "
+        f"95 % interval holds what the test part has on {held} of {len(done)} tasks."
     )
     gains = [row["soon"] for row in done if "soon" in row]
     if gains:

@@ -98,6 +98,18 @@ def t_interval(values: Sequence[float], level: float = 1 - ALPHA) -> tuple[float
     return mean - half, mean + half
 
 
+def share_interval(share: float, items: int) -> tuple[float, float]:
+    """Return Wilson's 95 % interval of a share of items; for scores in [0, 1] it is wide enough.
+
+    share: of right answers, or the mean score; items: how many were answered, 1 or more.
+    Not for items that resemble each other, as crops of one photograph: it is too narrow there.
+    """
+    from scipy.stats import binomtest
+
+    found = binomtest(round(share * items), items).proportion_ci(1 - ALPHA, method="wilson")
+    return float(found.low), float(found.high)
+
+
 def paired_interval(
     items: Sequence[np.ndarray],
     ours: Sequence[np.ndarray],

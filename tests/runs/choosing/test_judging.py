@@ -12,8 +12,9 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from intarsia.reports.statistics import share_interval
 from intarsia.runs.choosing import blending, judging
-from intarsia.runs.choosing.certainty import Certainty
+from intarsia.runs.choosing.certainty import Certainty, share
 from intarsia.runs.choosing.folded import Row
 from intarsia.runs.choosing.judging import HeldOutAnswers
 from intarsia.runs.experiment import Experiment, Pictures
@@ -178,6 +179,17 @@ def test_the_level_of_a_choice_among_many_is_not_the_best_of_them() -> None:
     best = max(c.score.mean() for c in candidates)
     _, honest = blending.chosen(candidates, seed=0, one=True)
     assert honest.score.mean() < best - 0.05
+
+
+def test_the_level_has_an_interval_over_pictures() -> None:
+    """81 of 100: [72.2, 87.5] by the printed formula of Wilson's interval."""
+    p, n, z = 0.81, 100, 1.959964
+    middle, half = p + z**2 / (2 * n), z * (p * (1 - p) / n + (z / (2 * n)) ** 2) ** 0.5
+    expected = [(middle + sign * half) / (1 + z**2 / n) for sign in (-1, 1)]
+    assert share_interval(p, n) == pytest.approx(expected, abs=1e-6)
+    assert share(p, n) == "81.0 % (95 % interval 72 to 87)"
+    # all right of a few is no certainty
+    assert share_interval(1.0, 10)[0] < 0.75
 
 
 def row(name: str, held_out: HeldOutAnswers, **changes: Any) -> Row:

@@ -8,7 +8,7 @@ from typing import Any
 
 from ...reports import numbers
 from ...reports.runs.reading import measure
-from ...reports.statistics import PairedInterval
+from ...reports.statistics import PairedInterval, share_interval
 from .blending import Blend
 from .folded import FOLDS, Row, describe_settings
 from .judging import HeldOutAnswers, interval
@@ -135,8 +135,8 @@ class Certainty:
                 f"{method} against {margin.method}, both with {margin.settings}: "
                 f"{margin.words}; {margin.verdict}."
             )
-        expected = f"On new pictures of this kind expect about {numbers.percent(self.level)}: so "
-        expected += "many are right when each fifth is answered by what is chosen without it."
+        expected = f"On new pictures of this kind expect about {share(self.level, self.pictures)}: "
+        expected += "so many are right when each fifth is answered by what is chosen without it."
         return (*sentences, expected)
 
     def _about_the_probe(self) -> str:
@@ -170,6 +170,12 @@ class Certainty:
         if self.twin is not None:
             row["twin"] = {"of": self.twin[0], **self.twin[1].record()}
         return row
+
+
+def share(level: float, items: int) -> str:
+    """Return a share of right answers with its 95 % interval over items, in words."""
+    low, high = share_interval(level, items)
+    return f"{numbers.percent(level)} (95 % interval {100 * low:.0f} to {100 * high:.0f})"
 
 
 def _in_words(members: list[Row], blend: Blend) -> str:

@@ -16,6 +16,7 @@ from ...reports.report import Commands, Report, Section
 from ...reports.table import Column, Entry, Table
 from ...reports.writing import write
 from ..labelled_report import WITHIN, adapting, lead
+from .certainty import share
 from .judging import HeldOutAnswers, interval, order
 
 if TYPE_CHECKING:
@@ -50,7 +51,7 @@ def sentences_of(
 
     honest: answers to each row by the choice made without it.
     """
-    level = numbers.percent(float(honest.score.mean()))
+    level = share(float(honest.score.mean()), honest.pictures)
     among = f"the best of {len(candidates)} candidates and their blends"
     among = "the only candidate" if len(candidates) == 1 else among
     first = (
