@@ -106,8 +106,8 @@ def share_interval(share: float, items: int) -> tuple[float, float]:
     """
     from scipy.stats import binomtest
 
-    found = binomtest(round(share * items), items).proportion_ci(1 - ALPHA, method="wilson")
-    return float(found.low), float(found.high)
+    ends = binomtest(round(share * items), items).proportion_ci(1 - ALPHA, method="wilson")
+    return float(ends.low), float(ends.high)
 
 
 def paired_interval(
