@@ -186,11 +186,11 @@ def _finish(record: dict[str, Any], out: Path, as_json: bool) -> None:
     if as_json:
         show_json({"folder": str(out), **record})
         return
-    say(f"{_said(record)}\n{out}")
+    say(f"{_summary_lines(record)}\n{out}")
     say(f'Next:  intarsia generate {shlex.quote(str(out))} "Once"')
 
 
-def _said(record: Mapping[str, Any]) -> str:
+def _summary_lines(record: Mapping[str, Any]) -> str:
     """Return the summary to print: layers, head and embedding, bytes of a token and of the
     model.
     """

@@ -130,6 +130,7 @@ class MoeXRouter(ScoreRouter[MoeX], ReadsExperts):
 
         rows: tokens (N, d). Returns (N, E), 0 ... 1.
         """
+        # P(pre-activation > 0) of a normal distribution: (1 + erf(m / (sqrt 2 s))) / 2
         return (1 - self.scores(rows)) / 2
 
     def scores(self, rows: Tensor) -> Tensor:

@@ -172,13 +172,13 @@ def trimmed(
                     if isinstance(part_set := scored[number], ImageTensors):
                         part_identity = of_part(identity, part)
                         scored[number] = add_constants(
-                            part_set, partial(_remembered, shared, part_identity)
+                            part_set, partial(_compute_once, shared, part_identity)
                         )
         val, test = scored
         yield (train, val, test), spent
 
 
-def _remembered(
+def _compute_once(
     shared: SharedWork,
     part_identity: Mapping[str, Any],
     mark: dict[str, Any],

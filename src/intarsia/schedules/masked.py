@@ -49,7 +49,7 @@ class SparseSchedule(Protocol):
     def reads_gradients(self) -> bool: ...
     @property
     def memory(self) -> float:
-        return 0.0
+        return 0.0  # gradients of the step alone
 
     def begin(self, weights: Weights, generator: torch.Generator) -> Partition: ...
 

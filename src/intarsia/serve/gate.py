@@ -263,7 +263,7 @@ class _Answer:
                 message = message | {"headers": [*headers, CLOSE]}
         elif not message.get("more_body", False):
             self.over = True
-        if not self.connection.unread:
+        if not self.connection.unread_bytes:
             await self.send(message)
             return
         # it waits until the earlier messages are on their way

@@ -156,7 +156,7 @@ class Prior:
             **(extra or {}),
         }
         # written next to the folder and moved there: a folder is never half of one
-        with writing(folder, spare=True) as scratch:
+        with writing(folder, refuse_loss=True) as scratch:
             scratch.mkdir()
             tensors = {k: v.contiguous() for k, v in self._tensors().items()}
             safetensors.torch.save_file(tensors, scratch / TENSORS)

@@ -164,7 +164,7 @@ class GSC(Truncated):
 
     @property
     def _anneals_prior(self) -> bool:
-        return True
+        return True  # the whole log p(s, y) is divided by the temperature
 
     def _block_numbers(self, states: States) -> int:
         """Return how many numbers the largest array of one sample has.  states: the sets."""

@@ -21,7 +21,7 @@ class AnnealedMixture(Annealed, abc.ABC):
 
     @property
     def _anneals_prior(self) -> bool:
-        return True
+        return True  # the whole log p(s, y) is divided by the temperature
 
     @abc.abstractmethod
     def _densities(self, params: Params, x: Array) -> Array:

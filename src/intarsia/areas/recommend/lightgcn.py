@@ -118,7 +118,7 @@ class LightGcnModel(Ranker):
         return all_users[users] @ all_items.T
 
     def scores_of_history(self, history: Sequence[int]) -> Tensor | None:
-        return None
+        return None  # a user who was not in the training has no vector
 
 
 CARD = Card(

@@ -212,10 +212,10 @@ class OneRecModel(Recommender):
         return NextSession()
 
     def samples(self, events: Interactions) -> Dataset[Any]:
-        return SessionWindows(events, self.settings, good=True)
+        return SessionWindows(events, self.settings, liked_only=True)
 
     def questions(self, events: Interactions) -> Dataset[Any]:
-        return SessionWindows(events, self.settings, good=False)
+        return SessionWindows(events, self.settings, liked_only=False)
 
     def read_history(self, x: Tensor, copies: int = 1) -> tuple[list[Cache], Tensor]:
         """Encode histories: keys and values for each decoder block, and the mask (R, 1, n + 1).
@@ -379,14 +379,14 @@ class OneRecModel(Recommender):
 class SessionWindows(Dataset[tuple[Tensor, Tensor]]):
     """Data set of (history, session): the items before an event, and those from it on.
 
-    good: only sessions that were liked, for training; evaluation uses all.
+    liked_only: only sessions that were liked, for training; evaluation uses all.
     Raises: DataError where no user has enough events.
     """
 
-    def __init__(self, events: Interactions, settings: OneRec, *, good: bool) -> None:
+    def __init__(self, events: Interactions, settings: OneRec, *, liked_only: bool) -> None:
         """List all windows of users: (first event of the history, first event of the session).
 
-        events: sorted by user and time; settings: lengths of history and session; good: only
+        events: sorted by user and time; settings: lengths of history and session; liked_only: only
           sessions with liked items, as training needs; evaluation takes all.
         Raises: DataError where no user has enough events.
         """
@@ -394,17 +394,18 @@ class SessionWindows(Dataset[tuple[Tensor, Tensor]]):
         self.items = torch.from_numpy(events.items) + 1
         rated = not np.isnan(events.ratings).all()
         ends = np.searchsorted(events.users, np.arange(len(events.user_ids) + 1))
-        step = STRIDE if good else settings.session
+        step = STRIDE if liked_only else settings.session
         self.index: list[tuple[int, int]] = []
         for first, last in zip(ends[:-1].tolist(), ends[1:].tolist(), strict=True):
             # windows of a user: at least `least` items before, a whole session after
-            least = min(LEAST, settings.history) if good else 1
+            least = min(LEAST, settings.history) if liked_only else 1
             for start in range(first + least, last - settings.session + 1, step):
                 ratings = events.ratings[start : start + settings.session]
-                if not good or not rated or (ratings >= LIKED).mean() >= SHARE:
+                if not liked_only or not rated or (ratings >= LIKED).mean() >= SHARE:
                     self.index.append((max(first, start - settings.history), start))
         if not self.index:
-            got = f"no user with {LEAST} events and a {'liked ' if good else ''}session after them"
+            kind = "liked session" if liked_only else "session"
+            got = f"no user with {LEAST} events and a {kind} after them"
             want, fix = f"sessions of {settings.session}", "Write shorter sessions."
             raise DataError("sessions", got=got, want=want, fix=fix)
 

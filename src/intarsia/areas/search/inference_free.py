@@ -176,7 +176,7 @@ class InferenceFree:
 
         Raises: ConfigError for a folder with other files; TrainingError if it cannot be written.
         """
-        with writing(folder, spare=True) as scratch, quietly():
+        with writing(folder, refuse_loss=True) as scratch, quietly():
             self.encoder.save_pretrained(str(scratch), create_model_card=False)
             write_json(scratch / IDF, self.queries.table(), indent=None)
             seal_stock(scratch)

@@ -80,7 +80,7 @@ def save_sparse(
     # files of another layout are replaced where all are ours
     replaced = ours and not {path.name for path in Path(folder).iterdir()} - {*ours}
     # a folder with files of others is spared: it is refused, unless the new files replace them
-    with writing(folder, spare=not replaced) as scratch:
+    with writing(folder, refuse_loss=not replaced) as scratch:
         host.save_pretrained(scratch)
         tokenizer_to_save = tokenizer or tokenizer_of(host)
         if tokenizer_to_save is not None:
