@@ -35,10 +35,7 @@ def answers(index: SparseIndex) -> dict[str, Any]:
 
 
 def page_of(index: SparseIndex, folder: Path) -> str:
-    """Return the HTML page to search an index.
-
-    folder: of the index, for the title.
-    """
+    """Return the HTML page to search an index."""
     from ..reports.page import live
     from ..reports.report import Report
 

@@ -118,10 +118,7 @@ def require(holds: bool, got: object, want: object, fix: str) -> None:
 
 
 def require_equal(got: object, want: object, fix: str) -> None:
-    """Raise Broken unless two values, such as shapes, dtypes or names, are equal.
-
-    got: the method's value; want: the one that it should have; fix: how to mend it, for the error.
-    """
+    """Raise Broken unless two values, such as shapes, dtypes or names, are equal."""
     require(got == want, got, want, fix)
 
 

@@ -118,10 +118,7 @@ def packaged_folder(
 
 
 def check_sha256(path: Path, expected: str, *, fix: str) -> None:
-    """Raise AssetError unless the SHA-256 of the file at `path` is `expected`.
-
-    fix: the error's advice.
-    """
+    """Raise AssetError unless the SHA-256 of the file at `path` is `expected`."""
     with path.open("rb") as file:
         got = hashlib.file_digest(file, "sha256").hexdigest()
     if got != expected:

@@ -167,10 +167,7 @@ class Rivals:
 
 @cache
 def rivals(kind: str) -> Rivals:
-    """Read the table of measured choices for one kind of net.
-
-    kind: "text" or "picture".
-    """
+    """Read the table of measured choices for one kind of net.  kind: "text" or "picture"."""
     content: Mapping[str, Any] = read_json(FILE)[kind]
     runs = (
         TimedRun(**{**run, "choices": tuple(RuntimeFigures(**row) for row in run["choices"])})

@@ -203,10 +203,7 @@ class SoftmaxGaussianMoE(RegressorMixin, BaseEstimator):
 
 
 def _targets(y: Any, x: Array) -> Array:
-    """Convert y to (n,) float64.
-
-    y: the user's; x: (n, d), for n.  Raises: ShapeError.
-    """
+    """Convert y to (n,) float64.  x: (n, d), for n."""
     targets = np.asarray(y, dtype=np.float64)
     if targets.shape != (len(x),):
         fix = "Give one number for each sample."

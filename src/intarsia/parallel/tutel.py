@@ -342,10 +342,7 @@ class TutelExperts(OwnExperts):
 
 
 def _computed(experts: Cuttable, tables: Tensor) -> Tensor:
-    """Compute each expert on its table of rows.
-
-    experts: E; tables: (E, C, d).  -> (E, C, out).
-    """
+    """Compute each expert on its table of rows.  experts: E; tables: (E, C, d).  -> (E, C, out)."""
     count, places, width = tables.shape
     expert = torch.arange(count, device=tables.device).repeat_interleave(places)
     return experts(tables.reshape(-1, width), expert).view(count, places, -1)

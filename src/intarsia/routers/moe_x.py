@@ -79,10 +79,7 @@ class MoeXRouter(ScoreRouter[MoeX], ReadsExperts):
     normalised = equal_counts = True
 
     def __init__(self, config: MoeX, width: int) -> None:
-        """Prepare the temperature; the experts come later, by `see`.
-
-        config: the settings; width: length of a token's vector.
-        """
+        """Prepare the temperature; the experts come later, by `see`."""
         super().__init__(config)
         self.width = width
         start = torch.tensor(math.log(config.tau))

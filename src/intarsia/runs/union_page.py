@@ -54,9 +54,7 @@ def answers_page(
 ) -> Path:
     """Write a page of pictures, as the model reads them, with its answer to each.
 
-    pictures: their files. out: the file to write. answers: one for each picture. inputs: size and
-    normalisation that the model expects. A model with experts over patches gets the page that shows
-    them.
+    answers: one for each picture. A model with experts over patches gets the page that shows them.
     Raises: DataError for a picture that cannot be read.
     """
     if has_unions(model):

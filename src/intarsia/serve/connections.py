@@ -76,10 +76,7 @@ class Connections:
         self.logged, self.unlogged = -1.0, 0  # at most one log line a second
 
     def opened(self, transport: Any, address: Address) -> None:
-        """Register a new connection and start its timer; answer 503 if all are at work.
-
-        transport: of asyncio; address: of the client.
-        """
+        """Register a new connection and start its timer; answer 503 if all are at work."""
         connection = Connection(address, transport)
         if len(self.open) >= self.places and not self._give_way(address[0]):
             self._end(

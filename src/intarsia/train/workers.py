@@ -10,11 +10,7 @@ import torch
 
 
 def usable_workers(count: int, *, bytes_ahead: int, shm: Path = Path("/dev/shm")) -> int:
-    """Return `count`, or 0 with a warning if shared memory is too small for so many processes.
-
-    count: processes that load data; bytes_ahead: of the batches that they prepare; shm: the folder
-      of shared memory.
-    """
+    """Return `count`, or 0 with a warning if shared memory is too small for so many processes."""
     reason = ""
     if shm.is_dir() and (free := shutil.disk_usage(shm).free) < bytes_ahead:
         reason = f"{free / 1e6:.0f} MB free in {shm}, want {bytes_ahead / 1e6:.0f} MB"

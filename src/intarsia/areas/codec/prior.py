@@ -165,10 +165,7 @@ class Prior:
 
     @classmethod
     def load(cls, folder: str | Path) -> Prior:
-        """Read the folder that `save` wrote.
-
-        Raises: CheckpointError if it is none, or damaged.
-        """
+        """Read the folder that `save` wrote.  Raises: CheckpointError if it is none, or damaged."""
         # a kill while it was replaced may have left the new folder under another name
         folder = repaired(folder)
         want, fix = (

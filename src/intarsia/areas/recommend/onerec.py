@@ -110,10 +110,7 @@ class DecoderBlock(nn.Module):
     """Decoder block: causal attention, attention to the history, a mixture of experts, pre-norm."""
 
     def __init__(self, settings: OneRec, generator: torch.Generator) -> None:
-        """Build two attentions and the MLP, a top-k mixture if `settings.experts` is above 1.
-
-        settings: of the model; generator: the source of the mixture's first weights.
-        """
+        """Build two attentions and the MLP, a top-k mixture if `settings.experts` is above 1."""
         super().__init__()
         w = settings.width
         self.norms = nn.ModuleList(nn.LayerNorm(w) for _ in range(3))
@@ -413,10 +410,7 @@ class SessionWindows(Dataset[tuple[Tensor, Tensor]]):
         return len(self.index)
 
     def __getitem__(self, place: int) -> tuple[Tensor, Tensor]:
-        """Return a history and the session that follows it, as numbers of items.
-
-        place: the window's number.
-        """
+        """Return a history and the session that follows it, as numbers of items."""
         first, start = self.index[place]
         return self.items[first:start], self.items[start : start + self.settings.session]
 

@@ -83,11 +83,7 @@ def is_written(folder: Path) -> bool:
 
 
 def write_config(config: Any, folder: Path, **kwargs: Any) -> None:
-    """Write the config of plain LoRA as PEFT's, and the rest as metadata of the weights.
-
-    config: this library's; folder: with the weights, under either library's names; kwargs: passed
-    on to PEFT.
-    """
+    """Write the config of plain LoRA as PEFT's, and the rest as metadata of the weights."""
     method = config.settings()
     alpha = method.rank if method.alpha is None else method.alpha
     plain = LoraConfig(

@@ -307,10 +307,7 @@ def _stored_request(
 
 
 def models_of(request: Mapping[str, Any]) -> tuple[str, ...]:
-    """Return the names of the backbones to compare: those that were named, else `known_models`.
-
-    request: settings of the call by name.
-    """
+    """Return the names of the backbones to compare: those that were named, else `known_models`."""
     named = [name.strip() for name in str(request.get("model") or "").split(",")]
     return tuple(dict.fromkeys(filter(None, named))) or known_models()
 

@@ -107,10 +107,7 @@ def read_questions(path: str | Path, *, answered: bool = True) -> list[Question]
 
 
 def _parse_question(line: str, path: Path, place: str, answered: bool) -> Question:
-    """Parse a line of a file of questions.
-
-    answered: it must have an answer.
-    """
+    """Parse a line of a file of questions.  answered: it must have an answer."""
     try:
         row = parse_json(line)
         if not isinstance(row, dict):

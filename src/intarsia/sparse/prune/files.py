@@ -226,10 +226,7 @@ def read_folder(folder: Path) -> dict[str, Tensor]:
 
 
 def check_shards(folder: Path) -> None:
-    """Check that a folder has every file that its index names.
-
-    Raises: CheckpointError.
-    """
+    """Check that a folder has every file that its index names.  Raises: CheckpointError."""
     names = _read_object(folder / INDEX).get("weight_map") if (folder / INDEX).is_file() else {}
     if not isinstance(names, Mapping):
         raise damaged(folder / INDEX, "no 'weight_map'", "save_pretrained")
