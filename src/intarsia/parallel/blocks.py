@@ -46,6 +46,7 @@ def planned_capacity(expert: Tensor, rows: Tensor, experts: int, multiple: int) 
 
 
 def rounded_up(count: int, multiple: int) -> int:
+    """Return the least multiple of `multiple` that is at least `count`, and above 0."""
     return -(-max(1, count) // multiple) * multiple
 
 

@@ -117,6 +117,7 @@ def seeing_methods() -> tuple[str, ...]:
 
 
 def sees_by_key(key: str) -> bool:
+    """Return True for a method that makes a language model see or hear."""
     return card(key).family == "pictures and sounds"
 
 
