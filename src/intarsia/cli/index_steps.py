@@ -213,9 +213,7 @@ def _tune(index: SparseIndex, docs: str) -> None:
 
 
 def _documents(docs: str, columns: Mapping[str, str] | None = None) -> Iterator[Document]:
-    """Yield the documents of a file, one at a time, of a folder in BEIR's layout, or a
-    collection.
-    """
+    """Yield the documents of a file, a folder in BEIR's layout, or a collection."""
     from ..data.documents import as_documents, read_documents
 
     path = Path(docs)

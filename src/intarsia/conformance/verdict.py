@@ -81,9 +81,7 @@ def _run_law(card: Card, law: Law) -> None:
 
 
 def _run_excepted_law(card: Card, law: Law) -> str:
-    """Test that a method breaks a law that its card lists as exception; return the listed
-    reason.
-    """
+    """Test that a method breaks a law that its card excepts; return the card's reason."""
     reason = card.exceptions[law.__name__]
     try:
         law(card)

@@ -177,9 +177,7 @@ def resize_positions(table: Tensor, side: int) -> Tensor:
 
 
 def _check_name(name: str, pretrained: bool) -> None:
-    """Refuse a name that timm does not know, a folder without a model, and a model without
-    weights.
-    """
+    """Refuse a name unknown to timm, and a folder without a model or weights."""
     if name.startswith(FOLDER):
         _check_folder(name, pretrained)
     if not timm.is_model(name) and ":" not in name:

@@ -226,9 +226,7 @@ def _unzip(archive: Path, target: Path) -> None:
 
 
 def _untar(archive: Path, target: Path) -> None:
-    """Unpack the files and folders of a tar archive into `target`; links and devices are
-    left out.
-    """
+    """Unpack files and folders of a tar archive into `target`, without links and devices."""
     with tarfile.open(archive) as source:
         for member in source:
             _refuse_escape(target, member.name, archive)

@@ -46,13 +46,15 @@ class GateRouter(Router, Generic[C]):
         """
         super().__init__(config.experts)
         self.config = config
-        given = {f.name: getattr(config, f.name) for f in fields(cast(Any, config))}
-        self.jitter, self.balance, self.z = (given.get(n, 0.0) for n in ("jitter", "balance", "z"))
+        settings = {f.name: getattr(config, f.name) for f in fields(cast(Any, config))}
+        self.jitter, self.balance, self.z = (
+            settings.get(n, 0.0) for n in ("jitter", "balance", "z")
+        )
         if width is None:
             return
         self.weight = nn.Parameter(torch.empty(config.experts, width))
-        nn.init.normal_(self.weight, std=given.get("std", 0.02), generator=generator)
-        self.bias = nn.Parameter(torch.zeros(config.experts)) if given.get("bias") else None
+        nn.init.normal_(self.weight, std=settings.get("std", 0.02), generator=generator)
+        self.bias = nn.Parameter(torch.zeros(config.experts)) if settings.get("bias") else None
 
     def logits(self, rows: Tensor) -> Tensor:
         """Return the logits of rows, float32 or better, also under autocast.  (N, d) -> (N, E)."""

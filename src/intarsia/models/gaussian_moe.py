@@ -243,9 +243,7 @@ class _Unit:
 
 
 def _pack(params: Parameters, learn: bool) -> Array:
-    """Concatenate the free parameters in a vector: without the last gate, and without a
-    fixed tau.
-    """
+    """Join the free parameters in a vector: no last gate, no fixed tau."""
     tau = [np.atleast_1d(params.tau)] if learn else []
     free = [
         params.gate[:-1].ravel(),

@@ -288,18 +288,14 @@ class TutelExperts(OwnExperts):
         return table.combine(torch.cat(outputs, 1))
 
     def _degree(self, places: int) -> int:
-        """Return the degree of parallelism r: into how many parts an expert's hidden units
-        are cut.
-        """
+        """Return the degree r: into how many parts an expert's hidden units are cut."""
         if places not in self.degrees:
             size = _size(self.local, self.slices)
             self.degrees[places] = self.settings.chosen(self.experts, places, size, self.topology)
         return self.degrees[places]
 
     def _weights(self, degree: int) -> Cuttable:
-        """Gather the weights that this process computes with: its own slice, and its
-        neighbours'.
-        """
+        """Gather the weights of this process's own slice and its neighbours'."""
         swap = weights_swaps(self.experts, self.wire.world, degree)[self.wire.rank]
         if len(swap.members) == 1:
             return self.local

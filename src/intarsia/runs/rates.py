@@ -190,9 +190,7 @@ class _Trials:
     def search_wider(
         self, rates: Sequence[float], seeds: Sequence[int]
     ) -> dict[str, dict[str, Any]]:
-        """Run all trials, adding rates while the best is at an edge; return each method's
-        search.
-        """
+        """Train all trials, adding rates while the best is at an edge; return the searches."""
         while True:
             self.train(rates, seeds)
             scores = {m: self._scores(m, rates, seeds) for m in self.bases}
@@ -225,9 +223,7 @@ class _Trials:
         rates: Sequence[float],
         seeds: Sequence[int],
     ) -> dict[str, Any]:
-        """Return what a run's record says of the search for its rate: the best one, and
-        all scores.
-        """
+        """Return what a run's record says of its search: the best rate, and all scores."""
         ends = self.ends(self.of(method, rates, seeds))
         if not scores:
             return {"error": ends[0]["error"]}

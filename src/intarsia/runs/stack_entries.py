@@ -144,6 +144,7 @@ def _placement(text: str) -> str:
 
 
 def _place(on: Stacked, text: str) -> None:
+    """Place the experts on devices by a calibration trace; text: the engine, "home" or "stay"."""
     # renaming experts moves them between devices and leaves every output as it is
     relabel(on.model, place(trace_of(on, on.calibration), DEVICES, JointSwaps(_placement(text))))
 
@@ -156,9 +157,7 @@ def _energy(text: str) -> float:
 
 
 def _low_rank(on: Stacked, text: str) -> None:
-    """Replace each expert's matrix by its approximation U V of low rank, where U and V are
-    smaller.
-    """
+    """Replace each expert's matrix by a product U V of low rank that is smaller."""
     energy = _energy(text)
     inputs, stock = expert_inputs(on.model, on.calibration), gated_experts(on.model)
     # all inputs are taken from the model as it was, so that no factor depends on another

@@ -120,7 +120,7 @@ class Loop:
             self.learner.parts, self.learner.meter = self.parts, self.busy.meter
             if seat is not None:
                 self.learner.backward = seat.backward
-            elif self.busy.told:
+            elif self.busy.measured:
                 self.learner.backward = partial(backward, meter=self.busy.meter)
             self.learner.remember(size_of(self.train_set))
             if (masking := self.learner.masking) is not None:

@@ -82,7 +82,7 @@ class M2TRec(Settings):
 
     @property
     def reads(self) -> int:
-        """The items of `longest`."""
+        """Number of the last items of a session that the model reads."""
         return self.longest
 
     def build(self, data: Interactions, *, seed: int = 0) -> M2TRecModel:

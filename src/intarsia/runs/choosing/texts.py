@@ -194,9 +194,7 @@ def searches_rows(
 def _opened_folder(
     data: str | Path | None, out: Path | None, request: Mapping[str, Any], resume: bool
 ) -> tuple[Path, dict[str, Any]]:
-    """Return the folder of the search, and its settings: this call's, or those it was
-    begun with.
-    """
+    """Return the search's folder, and its settings: this call's, or the recorded ones."""
     if out is None:
         if data is None:
             fix = "For example: intarsia auto texts.csv"
@@ -348,9 +346,7 @@ class TextSearch:
         return 3 * seconds < SHARES * (self.limit - self.seconds)
 
     def _affordable(self, word: str) -> str | None:
-        """Return the word of a model with so many tokens that it fits into the time; None
-        = none.
-        """
+        """Return a model's word with as many tokens as the time allows; None = none."""
         adapter, rest = split_adapter(word)
         model, layer, tokens = split_word(rest)
         if adapter is not None:
