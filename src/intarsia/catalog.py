@@ -126,10 +126,7 @@ def _doc(module: str, config: str) -> str:
 
 
 def shown(value: Any) -> str:
-    """Return a setting's value as text; a method inside as its key and its settings.
-
-    value: as JSON has it.
-    """
+    """Return a setting's value as text; a method inside as its key and its settings."""
     if isinstance(value, dict):
         inner = (f"{k}={shown(v)}" for k, v in value.items() if k != "method" and v is not None)
         return " ".join([value["method"], *inner] if "method" in value else inner)

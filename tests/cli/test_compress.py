@@ -13,7 +13,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 import intarsia as library
 from intarsia import open_run
-from intarsia.cli import compressing
+from intarsia.cli import compress_steps
 from intarsia.core.errors import ConfigError, DataError
 from intarsia.core.registry import settings_to_dict
 from intarsia.decode.native_decoder import why_not
@@ -98,7 +98,7 @@ def test_the_warning_knows_bits_and_density(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(rivals, "advice", lambda *arguments: f"rather than {arguments}")
-    compressing._warn_of_rivals("text", "gqsa", settings_to_dict(Gqsa(density=0.3)))
+    compress_steps.warn_of_rivals("text", "gqsa", settings_to_dict(Gqsa(density=0.3)))
     assert "rather than ('text', 'gqsa', 4, 0.3)" in " ".join(capsys.readouterr().err.split())
 
 

@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 
 from intarsia.areas.search.sparse_index import SparseIndex
 from intarsia.cli import app, index_steps
-from intarsia.cli.search_page import answers, page_of
+from intarsia.cli.searching import answers, page_of
 from intarsia.reports.local_page import LocalPage, running
 
 TOYS = Path(__file__).parents[1] / "areas" / "search" / "conftest.py"

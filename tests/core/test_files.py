@@ -64,7 +64,7 @@ def test_a_file_does_not_take_the_place_of_a_folder(tmp_path: Path) -> None:
 
 def test_files_of_others_are_spared(tmp_path: Path) -> None:
     def save() -> None:
-        with writing(tmp_path / "folder", spare=True) as scratch:
+        with writing(tmp_path / "folder", refuse_loss=True) as scratch:
             scratch.mkdir()
             (scratch / "weights").write_text("new")
 

@@ -25,8 +25,8 @@ from intarsia.data import (
     tensors,
     train_transform,
 )
-from intarsia.train import workers
-from intarsia.train.workers import usable_workers
+from intarsia.train import order
+from intarsia.train.order import usable_workers
 
 from ..refusals import refused
 
@@ -62,7 +62,7 @@ def test_the_global_generator_does_not_change(noise_set: Noise) -> None:
 
 def test_no_space_for_workers_is_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:
     full = shutil.disk_usage("/")._replace(free=100)
-    monkeypatch.setattr(workers.shutil, "disk_usage", lambda _: full)
+    monkeypatch.setattr(order.shutil, "disk_usage", lambda _: full)
     with pytest.warns(UserWarning, match="2 worker processes cannot start.*set workers=0"):
         assert usable_workers(2, bytes_ahead=1000) == 0
 

@@ -21,7 +21,7 @@ from intarsia.areas.coding.mog import MoG
 from intarsia.areas.recommend.recommending import open_recommender, save_recommender
 from intarsia.areas.search.query_weights import QueryWeights
 from intarsia.areas.search.sparse_index import SparseIndex
-from intarsia.cli import app, begun_index
+from intarsia.cli import app, index_steps
 from intarsia.cli import recommending as cli_recommending
 from intarsia.cli.configuring import read_config
 from intarsia.cli.signal_files import check_signal
@@ -90,11 +90,11 @@ def _settings(folder: Path) -> None:
     record = {"data": "shop", "task": "sessions", "method": "m2trec", "settings": []}
     record |= {"schedule": None, "density": None, "seed": 0, "options": {}}
     write_json(folder / "recommend.json", record)
-    write_json(begun_index.settings_file(folder / "part"), {"model": "toy"})
+    write_json(index_steps.settings_file(folder / "part"), {"model": "toy"})
 
 
 def _open_settings(folder: Path) -> Any:
-    begun_index.check_same(folder / "part", {"model": "toy"}, folder / "idx")
+    index_steps.check_same(folder / "part", {"model": "toy"}, folder / "idx")
     return (
         experiment.read(folder),
         read_config(folder),

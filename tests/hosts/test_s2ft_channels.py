@@ -17,8 +17,7 @@ import intarsia
 from intarsia.core.errors import ConfigError, TargetError
 from intarsia.hosts.attach.config import IntarsiaConfig
 from intarsia.methods import S2ft, S2ftCell, choose_channels
-from intarsia.methods.s2ft.channels import _rank_units
-from intarsia.methods.s2ft.spelling import read
+from intarsia.methods.s2ft.channels import _rank_units, read
 
 from ..refusals import refused
 

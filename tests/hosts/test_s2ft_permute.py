@@ -16,7 +16,7 @@ from transformers import BertConfig, BertForSequenceClassification, LlamaConfig,
 import intarsia
 from intarsia.core.errors import TargetError
 from intarsia.methods import S2ft, S2ftCell, choose_channels, co_permute
-from intarsia.methods.s2ft.spelling import read
+from intarsia.methods.s2ft.channels import read
 
 from ..refusals import refused
 

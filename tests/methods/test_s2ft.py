@@ -23,7 +23,7 @@ from intarsia.core.errors import (
     UnknownName,
 )
 from intarsia.methods import S2ft, S2ftCell
-from intarsia.methods.s2ft.spelling import read, spell
+from intarsia.methods.s2ft.channels import read, spell
 
 from ..refusals import refused
 

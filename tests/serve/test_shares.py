@@ -58,7 +58,9 @@ def test_clients_that_do_not_read_give_their_places_to_others(
         with contextlib.ExitStack() as clients:
             for _ in range(10):
                 clients.enter_context(deaf(running.port, PAGE * 1500))
-            until(lambda: len(lines) == 10 and all(c.unread for c in tuple(lines.values())), 120)
+            until(
+                lambda: len(lines) == 10 and all(c.unread_bytes for c in tuple(lines.values())), 120
+            )
             for _ in range(3):
                 assert running.ask("/health")[0] == 200
     finally:

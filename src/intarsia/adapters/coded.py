@@ -52,6 +52,7 @@ class _MethodCall(nn.Module):
         self.body, self.method = body, method
 
     def forward(self, *args: Any) -> Tensor:
+        # functional_call puts quantised weights in place for one forward, of a module alone
         return getattr(self.body, self.method)(*args)
 
 

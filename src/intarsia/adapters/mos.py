@@ -154,9 +154,7 @@ class Pool(nn.Module):
     ) -> Tensor:
         """Draw which rows of the pool a layer uses: common ones, each once, then its private ones.
 
-        path: the layer's name in the host. rank: r, the number of vectors to assemble.
-        shards_per_vector: l, rows in each vector. generator: draws the common rows. Returns their
-        indices, (r l,) int32.
+        shards_per_vector: l, rows in each vector. Returns their indices, (r l,) int32.
         """
         common_count = rank * shards_per_vector - self.private
         common = torch.randperm(self.common, generator=generator, device="cpu")[:common_count]

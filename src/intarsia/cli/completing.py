@@ -33,10 +33,7 @@ def among(words: Iterable[str]) -> Complete:
 
 
 def several(complete_word: Complete) -> Complete:
-    """Return a function that completes the last word of a list with commas.
-
-    complete_word: completes a single word.
-    """
+    """Return a function that completes the last word of a list with commas."""
 
     def complete(incomplete: str) -> list[str]:
         before, comma, last = incomplete.rpartition(",")

@@ -99,10 +99,7 @@ def _typed(kind: Any, option: str) -> tuple[Any, Callable[[str], Any] | None]:
 
 
 def option(kind: type, name: str, **changes: Any) -> Any:
-    """Return the option of one setting, for a parameter of a command that has its own default.
-
-    kind: the dataclass that declares it; name: its field; changes: what is declared otherwise here.
-    """
+    """Return the option of one setting, for a parameter of a command that has its own default."""
     declared = next(declared for item, declared in options_of(kind) if item.name == name)
     row = _row(name, types_of(kind)[name], None, dataclasses.replace(declared, **changes))
     return row.annotation.__metadata__[0]

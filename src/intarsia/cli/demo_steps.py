@@ -46,10 +46,7 @@ class Demo:
 
 
 def obtain(request: Demo) -> None:
-    """Download weights and pictures, in a process of its own: its memory counts for no run.
-
-    request: the demo's settings.
-    """
+    """Download weights and pictures, in a process of its own: its memory counts for no run."""
     model = request.model if request.pretrained else None
     # Decoding and unpacking take much memory once; in a process of their own they do not count as
     # the runs' peak.
@@ -67,10 +64,7 @@ def _obtain(inputs: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def faster_precision(device: torch.device) -> str:
-    """Return "bf16" or "fp32", whichever a device multiplies faster in a layer of a ViT-S.
-
-    device: on which it is measured.
-    """
+    """Return "bf16" or "fp32", whichever a device multiplies faster in a layer of a ViT-S."""
     seconds: dict[str, float] = {}
     for name, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16)):
         x, w = (torch.randn(size).to(device, dtype) for size in ((544, 384), (384, 1536)))

@@ -144,11 +144,7 @@ def check_word(option: str, word: str | None, words: Iterable[str]) -> None:
 
 
 def numbers(option: str, text: str, least: int = 0) -> tuple[int, ...]:
-    """Parse whole numbers with commas, as a tuple.
-
-    option: with its dashes, for the error; text: its value; least: the smallest that is allowed.
-    Raises: ConfigError.
-    """
+    """Parse whole numbers with commas, as a tuple.  Raises: ConfigError."""
     try:
         values = tuple(int(word) for word in text.split(",") if word.strip())
     except ValueError:
@@ -163,11 +159,7 @@ def numbers(option: str, text: str, least: int = 0) -> tuple[int, ...]:
 
 
 def decimals(option: str, text: str, *, want: str, fix: str) -> list[float]:
-    """Parse numbers with commas.
-
-    option: with its dashes; text: its value; want, fix: for the error.
-    Raises: ConfigError.
-    """
+    """Parse numbers with commas.  Raises: ConfigError."""
     try:
         return [float(word) for word in text.split(",") if word.strip()]
     except ValueError as error:
@@ -175,11 +167,7 @@ def decimals(option: str, text: str, *, want: str, fix: str) -> list[float]:
 
 
 def learning_rates(text: str) -> tuple[float, ...]:
-    """Parse the learning rates of --rates; return them in ascending order.
-
-    text: numbers with commas.
-    Raises: ConfigError.
-    """
+    """Parse the learning rates of --rates; return them in ascending order.  Raises: ConfigError."""
     want, fix = "numbers with commas", "For example: --rates 1e-3,3e-3,1e-2"
     return rate_grid("--rates", decimals("--rates", text, want=want, fix=fix))
 
@@ -214,11 +202,7 @@ def method_key(name: str, report: Callable[[str], None]) -> str:
 
 
 def check_settings(key: str, settings: Iterable[str]) -> None:
-    """Check that each name=value of --set is a setting of the method.
-
-    key: the method's; settings: the texts.
-    Raises: UnknownName.
-    """
+    """Check that each name=value of --set is a setting of the method.  Raises: UnknownName."""
     entry = index()[key]
     if entry["family"] == "peft":  # what PEFT's config has is known to PEFT
         return

@@ -2,21 +2,65 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..core.errors import ConfigError, DataError
+from ..core.files import read_json
 from ..core.folders import INDEX
 from ..data.collections import CORPUS, check_collection, load_collection
-from .begun_index import begun_by, check_same, known_by, settings_file
 from .shell import note, warn
 
 if TYPE_CHECKING:
     from ..areas.search.inference_free import InferenceFree
     from ..areas.search.sparse_index import SparseIndex
     from ..data.documents import Document
+
+
+def begun_by(out: Path) -> Path:
+    """Return the folder next to --out in which an index grows until it is whole."""
+    return out.with_name(f".{out.name}.part")
+
+
+def settings_file(partial: Path) -> Path:
+    """Return the file next to a begun index that has its documents and options."""
+    return partial.with_name(f"{partial.name}.json")
+
+
+def known_by(docs: str) -> list[Any]:
+    """Return what identifies the documents without reading them: path, size and time of the file.
+
+    docs: a file, a folder, or the name of a collection, which identifies itself.
+    """
+    path = Path(docs)
+    # of a folder in BEIR's layout the documents are what matters
+    file = path / "corpus.jsonl" if path.is_dir() else path
+    if not file.is_file():
+        return [docs]
+    # Documents may be gigabytes: their size and time are compared, not a hash of them.
+    return [str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns]
+
+
+def check_same(partial: Path, settings: dict[str, Any], out: Path) -> None:
+    """Check that an unfinished index was begun by the same command as this one.
+
+    partial: folder of the blocks encoded so far. settings: documents and options of this command.
+    out: the folder of the finished index, for the error.
+    Raises: ConfigError.
+    """
+    try:
+        before = read_json(settings_file(partial))
+    except (OSError, ValueError):
+        # A settings file that cannot be read belongs to no known command: it is refused as another.
+        before = None
+    if before != settings:
+        got = "an index that was begun of other documents, or with other options"
+        fix = f"Repeat that command, or begin anew: rm -r {shlex.quote(str(partial))}"
+        raise ConfigError(f"--out {out}", got=got, want="the same command again", fix=fix)
+
 
 # documents that are encoded, or only cut into stems, between two looks at the disk
 BLOCK, MANY = 1024, 2**15
@@ -169,9 +213,7 @@ def _tune(index: SparseIndex, docs: str) -> None:
 
 
 def _documents(docs: str, columns: Mapping[str, str] | None = None) -> Iterator[Document]:
-    """Yield the documents of a file, one at a time, of a folder in BEIR's layout, or a
-    collection.
-    """
+    """Yield the documents of a file, a folder in BEIR's layout, or a collection."""
     from ..data.documents import as_documents, read_documents
 
     path = Path(docs)

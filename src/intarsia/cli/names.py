@@ -16,7 +16,7 @@ from ..runs.choosing.arms import ARMS
 from ..senses.data.encoders import ENCODERS
 from ..sparse.swap.compress import format_names
 from ..train import progress
-from .compressing import METHODS, NETS
+from .compress_steps import METHODS, NETS
 
 
 def names() -> Mapping[str, Iterable[str]]:

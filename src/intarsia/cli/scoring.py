@@ -129,9 +129,7 @@ def _scored(opened: Any, data: str | None, part: str | None, skip: bool) -> dict
 
 
 def _show_labels(scores: dict[str, Any]) -> None:
-    """Print the scores where a picture may have several labels, with precision and recall
-    of each.
-    """
+    """Print the scores of several labels a picture, and precision and recall of each."""
     from ..reports import numbers
     from .training import LABEL_COLUMNS, label_row
 

@@ -10,18 +10,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ..core.errors import ConfigError
+from ..core.errors import ConfigError, DataError
 from ..core.folders import INDEX, check_index
 from ..core.schema import setting
 from ..data.documents import KINDS
 from ..data.event_columns import parse_columns
-from .begun_index import begun_by
 from .declared import with_options
 from .early import check_file
-from .index_steps import delete_documents, write_index
+from .index_steps import begun_by, delete_documents, write_index
 from .options import Json, Page, Threads, use_threads, writes
-from .search_page import serve_index
-from .shell import say, show_json, show_table, whole_text
+from .shell import note, say, show_json, show_table, whole_text
 from .targets import finished_names, hold, target
 
 if TYPE_CHECKING:
@@ -280,3 +278,41 @@ def _run(
         show_json({"file": str(out), "rows": len(lines), "queries": len(questions)})
         return
     say(f"{out}: {len(lines):,} rows of {len(questions):,} queries.")
+
+
+def answers(index: SparseIndex) -> dict[str, Any]:
+    """Return the functions that answer requests of the search page, by path.
+
+    index: the index to search. The function takes and returns a JSON object.
+    """
+    from ..areas.search.showing import search_results
+
+    def answer(question: dict[str, Any]) -> dict[str, Any]:
+        """Return the k best documents for a query, with their fields.  Raises: DataError."""
+        # a request comes from a browser: nothing in it is trusted
+        query, k = question.get("query"), question.get("k", 10)
+        where = question.get("filter", [])
+        listed = isinstance(where, list) and all(isinstance(text, str) for text in where)
+        if not (isinstance(query, str) and isinstance(k, int) and 1 <= k <= 100 and listed):
+            fix = 'For example {"query": "...", "k": 10, "filter": ["price<20"]}.'
+            want = "a query, a k of 1 to 100, and perhaps a list of filters"
+            raise DataError("question", got=sorted(question), want=want, fix=fix)
+        return search_results(index, query, k, where)
+
+    return {"/search": answer}
+
+
+def page_of(index: SparseIndex, folder: Path) -> str:
+    """Return the HTML page to search an index."""
+    from ..reports.page import live
+    from ..reports.report import Report
+
+    lead = f"{len(index):,} documents, encoded by {Path(index.model).name}; no model runs here."
+    return live(Report(f"Search {folder.name}", (lead,), eyebrow="intarsia search"), "search")
+
+
+def serve_index(index: SparseIndex, folder: Path, port: int) -> None:
+    """Serve the page to search an index until Ctrl-C."""
+    from ..reports.local_page import serve_page
+
+    serve_page(page_of(index, folder), answers(index), port, say, note)

@@ -277,9 +277,7 @@ def _hide_types_of_flags(command: Any, ctx: Any) -> None:
 
 
 def _word(words: Sequence[str], names: Sequence[str]) -> str:
-    """Return the value that was given to an option on the command line, the last one if
-    repeated.
-    """
+    """Return the last value that the command line gives to an option."""
     last = ""
     for word, after in zip(words, [*words[1:], ""], strict=True):
         name, equals, value = word.partition("=")

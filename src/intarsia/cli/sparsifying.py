@@ -142,11 +142,11 @@ def sparsify(
     if as_json:
         show_json({"folder": str(out), **record})
     else:
-        say(f"{_said(done, measured)}\n{out}")
-        say(f"Next:  {_next(shlex.quote(str(out)), pruning.layout)}")
+        say(f"{_summary_lines(done, measured)}\n{out}")
+        say(f"Next:  {_next_command(shlex.quote(str(out)), pruning.layout)}")
 
 
-def _next(folder: str, layout: str) -> str:
+def _next_command(folder: str, layout: str) -> str:
     """Return the commands that usually come next, for a folder as a shell reads it."""
     generate = f'intarsia generate {folder} "Once"'
     if layout != "dense":
@@ -154,7 +154,7 @@ def _next(folder: str, layout: str) -> str:
     return f"intarsia compress {folder} --values int8 --out fast  |  {generate}"
 
 
-def _said(done: Any, record: dict[str, Any]) -> str:
+def _summary_lines(done: Any, record: dict[str, Any]) -> str:
     """Return the lines to print: density, perplexity before and after, and seconds."""
     # Without --test there is nothing to measure on, and both are None.
     names = "dense", "pruned", "recovered"

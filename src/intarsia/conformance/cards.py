@@ -20,10 +20,7 @@ SENTENCE = 15  # letters of a help that says what a setting is
 
 
 def tiny(card: Card) -> Any:
-    """Return the settings that a card names for tests, as its config class.
-
-    card: a method's entry in the catalogue.
-    """
+    """Return the settings that a card names for tests, as its config class."""
     return _config(card, card.tiny, "tiny settings that work", "Correct the card's tiny={...}.")
 
 

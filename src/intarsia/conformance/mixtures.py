@@ -27,10 +27,7 @@ class Stream(nn.Module):
     """Two equal blocks in a row under an update: what each of them adds and carries."""
 
     def __init__(self, update: Any) -> None:
-        """Build the block, a linear map of random weights (WIDTH, WIDTH), which is used twice.
-
-        update: the rule that is tested: how a block's output changes the residual stream.
-        """
+        """Build the block, a linear map of random weights (WIDTH, WIDTH), which is used twice."""
         super().__init__()
         self.update = update
         self.block: Any = nn.utils.skip_init(nn.Linear, WIDTH, WIDTH, dtype=torch.float64)

@@ -72,7 +72,7 @@ def state(module: nn.Module) -> dict[str, Any]:
     return attributes | {name: tensor.clone() for name, tensor in module.state_dict().items()}
 
 
-def _after(calls: list[Move], start: nn.Module | None = None) -> nn.Module:
+def _applied(calls: list[Move], start: nn.Module | None = None) -> nn.Module:
     """Apply a schedule's calls to a model; return it."""
     module = model() if start is None else start
     for call in calls:
@@ -102,8 +102,8 @@ def sets_something(card: Card) -> None:
 
     card: the schedule's entry in the catalogue, with tiny settings for tests.
     """
-    fresh = _after([])
-    changes = any(_differ(fresh, _after([move])) for move in moves(card))
+    fresh = _applied([])
+    changes = any(_differ(fresh, _applied([move])) for move in moves(card))
     require(changes, "a model as it was", "a change", "Set what the step decides.")
 
 
@@ -116,9 +116,9 @@ def depends_on_the_step_alone(card: Card) -> None:
     fix = "Remember nothing between the steps."
     for n, call in enumerate(calls):
         # alone: without the steps before; twice: as a loop that retries a step
-        alone = _after([call])
-        _require_same(_after(calls[: n + 1]), alone, f"models at step {n}", fix)
-        _require_same(_after([call, call]), alone, f"steps {n} called twice", fix)
+        alone = _applied([call])
+        _require_same(_applied(calls[: n + 1]), alone, f"models at step {n}", fix)
+        _require_same(_applied([call, call]), alone, f"steps {n} called twice", fix)
 
 
 def resumes_from_a_state_dict(card: Card) -> None:
@@ -128,9 +128,9 @@ def resumes_from_a_state_dict(card: Card) -> None:
     """
     calls = moves(card)
     for n in range(1, len(calls)):
-        run, again = _after(calls[:n]), _after([])
+        run, again = _applied(calls[:n]), _applied([])
         again.load_state_dict(read_again(run.state_dict()))
-        again, run = (_after(calls[n : n + 1], m) for m in (again, run))
+        again, run = (_applied(calls[n : n + 1], m) for m in (again, run))
         _require_same(again, run, "resumed models", "Let the step, or a buffer, decide.")
 
 
@@ -140,7 +140,7 @@ def ends_alike(card: Card) -> None:
     card: the schedule's entry in the catalogue, with tiny settings for tests.
     """
     # only the last call of each training
-    short, long = (_after(moves(card, steps)[-1:]) for steps in (7, 70))
+    short, long = (_applied(moves(card, steps)[-1:]) for steps in (7, 70))
     for end in (short, long):
         end.get_buffer("gate.clock").zero_()  # it counts the steps themselves
     _require_same(short, long, "ends of short and long runs", "Reach the end at the last step.")
@@ -168,9 +168,9 @@ def draws_nothing_of_torch_s(card: Card) -> None:
     card: the schedule's entry in the catalogue, with tiny settings for tests.
     """
     with torch_seed(0):
-        fresh = _after([])
+        fresh = _applied([])
         before = torch.get_rng_state()
-        _after(moves(card), fresh)
+        _applied(moves(card), fresh)
         unchanged = torch.equal(torch.get_rng_state(), before)
     require(unchanged, "numbers drawn", "none", "Pass a generator in.")
 

@@ -36,10 +36,7 @@ def rows(count: int = ROWS) -> Tensor:
 
 
 def _scored(card: Card, w: Tensor, statistics: Statistics) -> Tensor:
-    """Return a score of each weight of a layer, (out, in).
-
-    w: the layer's weight, (out, in).
-    """
+    """Return a score of each weight of a layer, (out, in).  w: the layer's weight, (out, in)."""
     config: Any = tiny(card)
     return config.score(w, statistics)
 

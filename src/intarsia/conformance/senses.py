@@ -28,10 +28,7 @@ class Letters:
 
 
 def decoder(width: int = 32, layers: int = 2) -> nn.Module:
-    """Return a tiny Llama for the tokens of `Letters`, with random weights, always the same.
-
-    width: of its hidden states; layers: the number of its blocks.
-    """
+    """Return a tiny Llama for the tokens of `Letters`, with random weights, always the same."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
     config = LlamaConfig(

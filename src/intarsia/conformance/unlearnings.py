@@ -43,10 +43,10 @@ def rows(seed: int) -> list[Tensor]:
     return list(pairs.repeat(1, 4))
 
 
-def _nothing(_: str) -> None: ...
+def _no_progress(_: str) -> None: ...
 
 
-def _run(card: Card, model: nn.Module, progress: Callable[[str], None] = _nothing) -> Any:
+def _run(card: Card, model: nn.Module, progress: Callable[[str], None] = _no_progress) -> Any:
     """Train a model to forget the rows of seed 3 and keep the rows of seed 4; return the result."""
     config: Any = tiny(card)
     # layer 1, expert 2

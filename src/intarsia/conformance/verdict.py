@@ -81,9 +81,7 @@ def _run_law(card: Card, law: Law) -> None:
 
 
 def _run_excepted_law(card: Card, law: Law) -> str:
-    """Test that a method breaks a law that its card lists as exception; return the listed
-    reason.
-    """
+    """Test that a method breaks a law that its card excepts; return the card's reason."""
     reason = card.exceptions[law.__name__]
     try:
         law(card)
@@ -118,10 +116,7 @@ def require(holds: bool, got: object, want: object, fix: str) -> None:
 
 
 def require_equal(got: object, want: object, fix: str) -> None:
-    """Raise Broken unless two values, such as shapes, dtypes or names, are equal.
-
-    got: the method's value; want: the one that it should have; fix: how to mend it, for the error.
-    """
+    """Raise Broken unless two values, such as shapes, dtypes or names, are equal."""
     require(got == want, got, want, fix)
 
 

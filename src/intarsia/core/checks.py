@@ -43,11 +43,7 @@ def whole(subject: str, got: object, least: float = -math.inf, fix: str = "") ->
 
 
 def at_least(subject: str, got: float, least: float, fix: str = "") -> None:
-    """Check that got >= least, which NaN and other types are not.
-
-    subject, fix: texts of the error.
-    Raises: ConfigError.
-    """
+    """Check that got >= least, which NaN and other types are not.  Raises: ConfigError."""
     # the comparison is positive, so that NaN fails it
     if not _holds(lambda: got >= least):
         want, fix = f"at least {least}", fix or f"Try {least}."

@@ -121,10 +121,7 @@ class MissingExtra(IntarsiaError, ImportError):
     """An optional dependency that is not installed."""
 
     def __init__(self, package: str, extra: str) -> None:
-        """Build the error of a package that is not installed.
-
-        package: its import name; extra: the extra of intarsia that installs it.
-        """
+        """Build the error of a package that is not installed."""
         super().__init__(
             f"optional dependency {package!r}",
             got="not installed",
@@ -187,10 +184,7 @@ class UnknownChoice(UnknownName, ConfigError):
 
 
 def disk_error(path: object, error: Exception) -> TrainingError:
-    """Return the error for a file that could not be written.
-
-    path: the file; error: what the system said.
-    """
+    """Return the error for a file that could not be written."""
     return TrainingError(
         f"writing to {path}",
         got=error,

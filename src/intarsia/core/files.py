@@ -36,7 +36,7 @@ SECONDS = 10  # for another process's short work on the same name
 
 @contextmanager
 def writing(
-    target: str | Path, *, spare: bool = False, wait: float = 0
+    target: str | Path, *, refuse_loss: bool = False, wait: float = 0
 ) -> Generator[Path, None, None]:
     """Yield a scratch path of the target's name to write to, and put the result in place.
 
@@ -44,11 +44,11 @@ def writing(
     and a folder is exchanged with the old one in one system call where there is one; else
     `repaired` finishes an interrupted replacement. Files written next to the scratch path (a
     graph's weights) are put next to the target. Other processes cannot write the target meanwhile;
-    scratch folders of killed processes go. target: a file or folder. spare: True refuses to replace
-    a folder that has files which the new one has not. wait: seconds to wait for another process
-    that writes the target.
-    Raises: ConfigError for a file where a folder is, or the reverse, for a folder that is spared,
-    and for what another process writes; TrainingError if it cannot be written.
+    scratch folders of killed processes go. target: a file or folder. refuse_loss: True refuses to
+    replace a folder that has files which the new one has not. wait: seconds to wait for another
+    process that writes the target.
+    Raises: ConfigError for a file where a folder is, or the reverse, for a folder with files
+    that would be lost, and for what another process writes; TrainingError if it cannot be written.
     """
     target = Path(os.path.realpath(target))
     with held(target, wait=wait):
@@ -60,7 +60,7 @@ def writing(
             raise disk_error(target, error) from error
         try:
             yield folder / target.name
-            _finish(folder, target, spare)
+            _finish(folder, target, refuse_loss)
         except Exception as error:
             # safetensors has an error of its own for a full disk
             if isinstance(error, OSError) or type(error).__name__ == "SafetensorError":
@@ -70,7 +70,7 @@ def writing(
             _remove(folder, target)
 
 
-def _finish(folder: Path, target: Path, spare: bool) -> None:
+def _finish(folder: Path, target: Path, refuse_loss: bool) -> None:
     """Move the content of a scratch folder to the target's place."""
     # 1. mkdtemp and some writers make private files: give them the umask's mode, then sync
     mode = _mode(folder)
@@ -81,7 +81,7 @@ def _finish(folder: Path, target: Path, spare: bool) -> None:
         sync(path)
     for name in names:
         # 2. refuse before anything is replaced
-        _check_replaced(target.with_name(name), folder / name, spare)
+        _check_replaced(target.with_name(name), folder / name, refuse_loss)
     # 3. put it in place: by one exchange, or by renames that `repaired` can finish
     is_replaced = target.is_dir()
     if len(names) > 1 or (is_replaced and not exchange(folder / target.name, target)):
@@ -159,7 +159,7 @@ def _mode(folder: Path) -> int:
         probe.unlink()
 
 
-def _left(target: Path) -> list[Path]:
+def _scratch_folders(target: Path) -> list[Path]:
     """Return the scratch folders of a target."""
     pattern = f".{glob.escape(target.name)}{SCRATCH}????????"
     return [path for path in target.parent.glob(pattern) if path.is_dir()]
@@ -167,7 +167,7 @@ def _left(target: Path) -> list[Path]:
 
 def tidy(target: Path) -> None:
     """Finish or remove what killed writers of a target left, which is `held`."""
-    for folder in _left(target):
+    for folder in _scratch_folders(target):
         _remove(folder, target)
 
 
@@ -195,7 +195,7 @@ def repaired(path: str | Path) -> Path:
     target = Path(os.path.realpath(path))
     # only the moment between two renames leaves a ready scratch folder and no target
     if not target.exists() and any(
-        _declared(folder, target) is not None for folder in _left(target)
+        _declared(folder, target) is not None for folder in _scratch_folders(target)
     ):
         with suppress(IntarsiaError, OSError), held(target, wait=SECONDS):
             tidy(target)
@@ -238,14 +238,14 @@ def check_target(target: Path, *, mark: str = "", own: Collection[str] = ()) -> 
         # without names of its own no folder with files is replaced, not even one of this kind
         want = "a new or empty folder" + (", or one that was written like this" if own else "")
     else:
-        is_own = mark and target.is_file() and mark.encode() in _ends(target)
+        is_own = mark and target.is_file() and mark.encode() in _first_and_last_bytes(target)
         got = "" if is_own else "a file that was not written like this"
         want = "a new name, or a file that was written like this" if mark else "a new name"
     if got:
         raise ConfigError(str(target), got=got, want=want, fix="Choose another name.")
 
 
-def _ends(path: Path) -> bytes:
+def _first_and_last_bytes(path: Path) -> bytes:
     """Return the first and the last bytes of a file, in which its kind can be recognised."""
     with open_regular(path) as file:
         # a short file is read twice, which does no harm
@@ -254,7 +254,7 @@ def _ends(path: Path) -> bytes:
         return first + file.read(END)
 
 
-def _check_replaced(old: Path, new: Path, spare: bool) -> None:
+def _check_replaced(old: Path, new: Path, refuse_loss: bool) -> None:
     """Check that a new file or folder may replace an old one."""
     if new.is_dir() and old.exists() and not old.is_dir():
         fix = "Choose another name."
@@ -264,7 +264,7 @@ def _check_replaced(old: Path, new: Path, spare: bool) -> None:
     if not new.is_dir():
         fix = "Name a file, which may be in that folder."
         raise ConfigError(f"writing to {old}", got="a folder", want="a file", fix=fix)
-    if spare:
+    if refuse_loss:
         check_target(old, own={path.name for path in new.iterdir()})
 
 

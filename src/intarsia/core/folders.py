@@ -93,11 +93,7 @@ def check_index(folder: Path) -> None:
 
 
 def check_begun(folder: Path | None, mark: str) -> None:
-    """Check that a folder has a search to go on with.
-
-    mark: the file that such a search has.
-    Raises: ConfigError.
-    """
+    """Check that a folder has a search to go on with.  Raises: ConfigError."""
     if folder is None or not (folder / mark).is_file():
         got = "no folder" if folder is None else describe_folder(folder)
         want, fix = f"a search that was begun, with {mark}", "Name its folder: --out FOLDER."

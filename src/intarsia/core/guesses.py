@@ -179,10 +179,7 @@ HOLDERS: Mapping[str, tuple[str, str]] = {
 
 
 def translated(name: str, value: Any, known: Mapping[str, Any]) -> str:
-    """Return "density=0.5" for sparsity=0.5, and so on; "" where no translation is known.
-
-    name, value: of the unknown keyword; known: the keywords that there are.
-    """
+    """Return "density=0.5" for sparsity=0.5, and so on; "" where no translation is known."""
     same = (name, *SAME.get(name, ()))
     # a setting of this call comes before one that a method, a format or a router has
     meant = next((n for place in (known, HOLDERS) for n in same if n in place), "")

@@ -53,6 +53,7 @@ def never_lost() -> Generator[None, None, None]:
 
 
 def _note(number: int, _frame: FrameType | None) -> None:
+    """Handle a signal: remember its number, and stop as Ctrl-C does."""
     _came.append(number)
     raise KeyboardInterrupt
 

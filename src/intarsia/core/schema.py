@@ -396,14 +396,16 @@ def in_words(kind: Any) -> str:
 
     kind: a type, or a union of types.
     """
-    return " or ".join(
-        "nothing"
-        if member is type(None)
-        else f"{NAMES.get(get_args(member)[0], 'values')}, or several with commas"
-        if get_origin(member) in SEVERAL
-        else NAMES.get(member, getattr(member, "__name__", str(member)))
-        for member in members(kind)
-    )
+    return " or ".join(map(_member_in_words, members(kind)))
+
+
+def _member_in_words(kind: Any) -> str:
+    """Describe a type that is no union."""
+    if kind is type(None):
+        return "nothing"
+    if get_origin(kind) in SEVERAL:
+        return f"{NAMES.get(get_args(kind)[0], 'values')}, or several with commas"
+    return NAMES.get(kind, getattr(kind, "__name__", str(kind)))
 
 
 def _example_of(subject: str, kind: Any) -> str:

@@ -18,6 +18,7 @@ OURS = {
 
 
 def _add(mappings: ModuleType) -> None:
+    """Add our type to PEFT's mappings; what it stands for is imported on its first use."""
     for mapping, name in OURS.items():
         getattr(mappings, mapping).setdefault(TYPE, Later(HOME, name))
 

@@ -177,9 +177,7 @@ def resize_positions(table: Tensor, side: int) -> Tensor:
 
 
 def _check_name(name: str, pretrained: bool) -> None:
-    """Refuse a name that timm does not know, a folder without a model, and a model without
-    weights.
-    """
+    """Refuse a name unknown to timm, and a folder without a model or weights."""
     if name.startswith(FOLDER):
         _check_folder(name, pretrained)
     if not timm.is_model(name) and ":" not in name:
@@ -266,10 +264,11 @@ def _hub_repository(name: str) -> str:
 
 
 def _check_folder_weights(name: str, classes: int) -> None:
-    """Load a folder's weights strictly, and run the model once."""
+    """Run a folder's model once, and load its weights with the head that they were saved with."""
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         model: Any = timm.create_model(name, pretrained=False)
         model(torch.zeros(2, *model.pretrained_cfg["input_size"]))  # two, for batch norms
+        # for another number of classes timm leaves the stored head out, faults and all
         if model.num_classes != classes:
             stored_classes = {"num_classes": model.num_classes}
             timm.create_model(name, pretrained=True, pretrained_cfg_overlay=stored_classes)

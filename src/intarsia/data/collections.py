@@ -149,7 +149,7 @@ def write_collection(parts: Mapping[str, Collection], folder: str | Path) -> Pat
     if it cannot be written.
     """
     folder = Path(folder)
-    with writing(folder, spare=True) as scratch:
+    with writing(folder, refuse_loss=True) as scratch:
         (scratch / "qrels").mkdir(parents=True)
         docs = next(iter(parts.values())).docs
         _write_lines(scratch / "corpus.jsonl", ({"_id": n, "title": "", "text": t}

@@ -72,10 +72,7 @@ def _weights_by_module(path: Path) -> dict[str, np.ndarray]:
 
 
 def efficientnet_lite0(folder: Path) -> State:
-    """Convert EfficientNet-PyTorch's file of weights to timm's names, for tf_efficientnet_lite0.
-
-    folder: the unpacked package.
-    """
+    """Convert EfficientNet-PyTorch's file of weights to timm's names, for tf_efficientnet_lite0."""
     source = _load_lite0(folder)
     flat = [
         f"blocks.{stage}.{i}" for stage, depth in enumerate(_LITE0_DEPTHS) for i in range(depth)

@@ -124,9 +124,7 @@ def r_strings(raw: bytes) -> list[str]:
 
 
 def _read_wordnet(progress: Report) -> list[dict[str, str]]:
-    """Make a question of the gloss of each noun in WordNet; the answer is one of 26 kinds
-    of noun.
-    """
+    """Make a question of each WordNet noun's gloss; the answer is one of 26 kinds."""
     file = _package("wordnet-base", progress) / "usr/share/wordnet/data.noun"
     rows: list[dict[str, str]] = []
     for line in file.read_text(encoding="utf-8", errors="replace").splitlines():

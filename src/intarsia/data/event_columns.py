@@ -26,7 +26,11 @@ KNOWN = {
     "user": "userId, user_id, reviewerID, visitorid, ...",
     "item": "itemId, item_id, movieId, parent_asin, asin, ...",
 }
-MILLI, NANO = 1e11, 1e17  # seconds would be the year 5138: from here on they are milliseconds
+MILLI, MICRO, NANO = (
+    1e11,
+    1e14,
+    1e17,
+)  # from here on times count ms, us, ns: 1e11 s is the year 5138
 
 
 def plain(name: str) -> str:
@@ -85,10 +89,12 @@ def find_columns(
 
 
 def seconds_scale(largest: float) -> float:
-    """Return the factor to seconds of times, by the largest of them: 1, 1e-3, 1e-6 or 1e-9."""
-    if not largest > MILLI:
+    """Return the seconds of one unit of a column's times, told by the largest time in it."""
+    if not largest > MILLI:  # NaN too
         return 1.0
-    return 1e-3 if largest < 1e14 else 1e-6 if largest < NANO else 1e-9
+    if largest < MICRO:
+        return 1e-3
+    return 1e-6 if largest < NANO else 1e-9
 
 
 def parse_date(text: str) -> float:

@@ -66,9 +66,7 @@ def _checked_directory(root: Path) -> Path:
 
 
 def _part_folders(root: Path) -> dict[str, Path]:
-    """Return part -> folder for folders named train, val or test; {} if there is no train
-    folder.
-    """
+    """Return part -> folder for train, val and test; {} if there is no train folder."""
     inside = sorted(path for path in root.iterdir() if path.is_dir())
     folders_of_parts = {
         part: [folder for folder in inside if _is_part(folder, names)]

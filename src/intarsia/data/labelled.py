@@ -120,13 +120,13 @@ def load_labelled(
         inside, rest = stratified(pool.labels, n, seed=seed, classes=pool.classes)
         test_part, pool = pool.select(inside), pool.select(rest)
     elif test is not None:
-        test_part = test_part.select(_drawn(test_part, test, seed))
+        test_part = test_part.select(_draw_rows(test_part, test, seed))
     if train is not None:
-        pool = pool.select(_drawn(pool, train, seed))
+        pool = pool.select(_draw_rows(pool, train, seed))
     return LabelledSplits(pool, test_part, "test" in parts)
 
 
-def _drawn(rows: LabelledRows, n: int, seed: int) -> np.ndarray:
+def _draw_rows(rows: LabelledRows, n: int, seed: int) -> np.ndarray:
     """Return the positions of n rows, each class in proportion; all if there are no more."""
     if n >= len(rows):
         return np.arange(len(rows))
@@ -145,11 +145,11 @@ def check_rows(rows: LabelledRows, least: int) -> None:
         got, fix = f"one class, {rows.classes[int(counts.argmax())]!r}", "Add another class."
         raise DataError(subject, got=got, want="two classes or more", fix=fix)
     if absent := [rows.classes[int(i)] for i in np.flatnonzero(counts == 0)]:
-        got, fix = f"none of {_listed(absent)}", "Add rows, or leave the class out everywhere."
+        got, fix = f"none of {_name_list(absent)}", "Add rows, or leave the class out everywhere."
         raise DataError(subject, got=got, want="rows of each class to train on", fix=fix)
     if rare := [rows.classes[int(i)] for i in np.flatnonzero(counts < least)]:
         number = "a single row" if counts.min() == 1 else f"{counts.min()} rows"
-        got, want = f"{number} of {_listed(rare)}", f"{least} rows of each class or more"
+        got, want = f"{number} of {_name_list(rare)}", f"{least} rows of each class or more"
         fix = "Add rows, or leave these classes out."
         raise DataError(subject, got=got, want=want, fix=fix)
     if len(rows) < FEWEST:
@@ -278,7 +278,7 @@ def _numbers(table: Table, names: Sequence[str], path: Path) -> np.ndarray:
         except (ValueError, TypeError):
             wrong.append(name)
     if wrong or not names:
-        got = f"no numbers in {_listed(wrong)}" if wrong else "no column besides the labels"
+        got = f"no numbers in {_name_list(wrong)}" if wrong else "no column besides the labels"
         fix = "Leave them out, or name the column of texts: --text COLUMN."
         raise DataError(f"columns of {path}", got=got, want="a text, or numbers", fix=fix)
     rows = np.stack(arrays, axis=1)
@@ -291,7 +291,7 @@ def _check_finite(rows: np.ndarray, names: Sequence[str], path: Path) -> None:
     bad = ~np.isfinite(rows)
     if bad.any():
         where = [names[int(i)] for i in np.flatnonzero(bad.any(0))]
-        got = f"{int(bad.sum())} cells without a number, in {_listed(where)}"
+        got = f"{int(bad.sum())} cells without a number, in {_name_list(where)}"
         fix = f"Complete {_row_list(np.flatnonzero(bad.any(1)) + 1)}, or leave them out."
         raise DataError(f"columns of {path}", got=got, want="finite numbers", fix=fix)
 
@@ -354,7 +354,7 @@ def _read_csv(path: Path) -> Table:
             row for row in csv.reader(lines, delimiter=delimiter(path, first), strict=True) if row
         ]
     if twice := [name for name, count in Counter(names).items() if count > 1]:
-        got = f"two columns named {_listed(twice)}"
+        got = f"two columns named {_name_list(twice)}"
         raise DataError(f"table {path}", got=got, want="names that differ", fix="Rename one.")
     if odd := [i for i, row in enumerate(rows[1:], 1) if len(row) != len(names)]:
         got = f"other numbers of cells in {_row_list(odd)}"
@@ -410,7 +410,7 @@ def _read_parquet(path: Path) -> Table:
     return {name: table.column(name).to_pylist() for name in table.column_names}
 
 
-def _listed(names: Sequence[str]) -> str:
+def _name_list(names: Sequence[str]) -> str:
     """Return the first names as a text."""
     rest = len(names) - NAMED
     return ", ".join(map(repr, names[:NAMED])) + (f" and {rest} more" if rest > 0 else "")
@@ -441,7 +441,7 @@ def read_unlabelled(path: str | Path, text: str | None, names: Sequence[str]) ->
     table = _read_table(path)
     wanted = list(names) or [text or next((n for n in table if n.lower() in TEXTS), TEXTS[0])]
     if missing := [name for name in wanted if name not in table]:
-        got, want = ", ".join(table) or "none", f"{_listed(missing)} among them"
+        got, want = ", ".join(table) or "none", f"{_name_list(missing)} among them"
         raise DataError(f"columns of {path}", got=got, want=want, fix="Rename the columns.")
     if names:
         return _numbers(table, names, path)

@@ -161,9 +161,7 @@ def _read_verses(folder: Path) -> Iterator[tuple[str, str]]:
 
 
 def _entry_numbers(books: Mapping[str, list[int]]) -> Iterator[tuple[str, int]]:
-    """Yield (verse, number of its entry in the file): testaments, books and chapters have
-    one, too.
-    """
+    """Yield (verse, number of its entry); testaments, books and chapters are entries, too."""
     entry = 1
     for book, chapters in books.items():
         entry += 1

@@ -118,10 +118,7 @@ def packaged_folder(
 
 
 def check_sha256(path: Path, expected: str, *, fix: str) -> None:
-    """Raise AssetError unless the SHA-256 of the file at `path` is `expected`.
-
-    fix: the error's advice.
-    """
+    """Raise AssetError unless the SHA-256 of the file at `path` is `expected`."""
     with path.open("rb") as file:
         got = hashlib.file_digest(file, "sha256").hexdigest()
     if got != expected:
@@ -229,9 +226,7 @@ def _unzip(archive: Path, target: Path) -> None:
 
 
 def _untar(archive: Path, target: Path) -> None:
-    """Unpack the files and folders of a tar archive into `target`; links and devices are
-    left out.
-    """
+    """Unpack files and folders of a tar archive into `target`, without links and devices."""
     with tarfile.open(archive) as source:
         for member in source:
             _refuse_escape(target, member.name, archive)

@@ -34,11 +34,7 @@ def read_records(path: str | Path) -> Iterator[tuple[int, Row]]:
 
 
 def parse_object(line: str, place: str) -> dict[str, Any]:
-    """Parse a line as a JSON object.
-
-    place: which line it is, for errors.
-    Raises: DataError.
-    """
+    """Parse a line as a JSON object.  Raises: DataError."""
     try:
         row = parse_json(line)
     except ValueError as error:

@@ -274,7 +274,9 @@ def _draw_part(
     """
     if published is not None:
         return _rename_part(published if n is None else published.subset(n, seed=seed), part), pool
-    size = n if n is not None else max(default, 1 if pool.several else len(pool.classes))
+    # drawn: at least one picture of each class
+    least = 1 if pool.several else len(pool.classes)
+    size = max(default, least) if n is None else n
     if pool.several and strata(pool.labels, size) is None:
         drawn_plainly.append(part)
     selected, rest = stratified(pool.labels, size, seed=seed, classes=pool.classes)

@@ -41,10 +41,7 @@ class TrainingSize:
             raise ConfigError("size of the training part", got=got, want=want, fix=fix)
 
     def __call__(self, images: ImageSet, *, seed: int) -> ImageSet:
-        """Return the subset of a training set that has this size, in the set's order.
-
-        images: the training set; seed: of the draw.
-        """
+        """Return the subset of a training set that has this size, in the set's order."""
         if self.train is not None:
             return images.subset(self.train, seed=seed)
         if self.fraction is not None:

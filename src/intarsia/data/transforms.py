@@ -108,9 +108,7 @@ def _timm_config(model: nn.Module) -> InputConfig:
 
 
 def _processor_dict(model: nn.Module, processor: Any) -> Mapping[str, Any]:
-    """Return the settings of the image processor, given or from the model's folder or
-    repository.
-    """
+    """Return the image processor's settings, given, or of the model's folder or repository."""
     if isinstance(processor, Mapping):
         return processor
     if processor is not None:

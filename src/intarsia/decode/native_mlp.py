@@ -63,10 +63,7 @@ def dense_weight(matrix: Tensor, bias: Tensor | None = None) -> Weight:
 def stored_weight(
     form: Format, stored: Mapping[str, Tensor], shape: tuple[int, int], bias: Tensor | None = None
 ) -> Weight:
-    """Return a matrix that a format stores.
-
-    form: the format; stored: its tensors by name; shape: (out, in) of the matrix; bias: (out,).
-    """
+    """Return a matrix that a format stores.  shape: (out, in) of the matrix; bias: (out,)."""
     bound: Any = form.bound(stored, shape)
     assert bound is not None  # the model's check has refused formats without a kernel
     return Weight(bound, lambda x: form.matmul(x, stored, shape), bias)

@@ -40,7 +40,7 @@ def save_language_model(
     if not isinstance(host, PreTrainedModel):
         want, fix = "a model of transformers", "Use intarsia.save."
         raise TargetError("model", got=type(host).__name__, want=want, fix=fix)
-    with writing(folder, spare=True) as scratch:
+    with writing(folder, refuse_loss=True) as scratch:
         save(model, scratch)
         content = read_json(scratch / SETTINGS)
         host.config.save_pretrained(scratch)

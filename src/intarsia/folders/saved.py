@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
@@ -28,16 +29,70 @@ from ..core.registry import card, method_key
 from ..core.sealing import check_files, check_if_sealed, check_settings, is_format, seal_folder
 from ..hosts.anatomy.blocks import base_of, unwrapped, walk
 from ..hosts.anatomy.origin import check_sizes, check_trunk, damaged, resampled
-from ..hosts.attach.adapter_files import CONFIG, WEIGHTS, check_shapes, read_weights
+from ..hosts.attach.adapter_files import CONFIG, WEIGHTS, check_shapes, read_adapter, read_weights
 from ..hosts.attach.config import IntarsiaConfig
 from ..hosts.attach.peft import is_adapted
 from ..hosts.attach.plain_lora import write_plain
 from ..hosts.changing import repeat, step_of, undone_on_error
+from ..hosts.delta.cells import attach_delta
+from ..hosts.delta.sparse_delta import SparseDelta
 from ..mixtures.packed_experts import PackedStack
 from ..processes.parallelism import WholeModel
 from ..processes.whole_file import write_folder
-from .folder_content import ADAPTER, FORMAT, HOST, OURS, RUN, SETTINGS, Adapter, FolderContent
 from .model_card import model_card
+from .out.pack import PACKED, unpack
+
+SETTINGS, HOST, FORMAT = "intarsia.json", "host.safetensors", 1
+RUN, ADAPTER = "run.json", "adapter"  # a run's record, and the folder of its adapter
+OURS = frozenset({SETTINGS, HOST, CONFIG, WEIGHTS, PACKED, "README.md"})
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """Saved adapter: its name, and the folder with PEFT's files, or the file of a delta.
+
+    left_out: for plain LoRA in PEFT's form, the settings for which that form has no room; else
+    None.
+    """
+
+    name: str
+    place: Path
+    left_out: Mapping[str, Any] | None = None
+
+    def read(
+        self, model: nn.Module, name: str, trainable: bool, classes: Sequence[str] | None
+    ) -> nn.Module:
+        """Add the adapter to a model under a name, and return the model.
+
+        trainable: False freezes it; classes: names that its head must have been trained for, None =
+        any.
+        """
+        if self.place.is_file():
+            return attach_delta(model, SparseDelta.load(self.place), name)
+        if (self.place / PACKED).is_file():
+            return unpack(model, self.place, name=name)
+        return read_adapter(
+            model, self.place, name, trainable=trainable, classes=classes, left_out=self.left_out
+        )
+
+
+@dataclass(frozen=True)
+class FolderContent:
+    """Content of a saved folder: changes of the model, adapters, and weights.
+
+    steps: changes to repeat, in order, before adapters are added; weights: file with weights of the
+    model itself, None = it has none; stores: which of them: "nothing", "all", "trained" or "added";
+    extra: entries of the state dict that are no tensors.
+    """
+
+    folder: Path
+    # changes of the model before its adapters are added, in order
+    steps: tuple[Step, ...] = ()
+    adapters: tuple[Adapter, ...] = ()
+    weights: Path | None = None
+    stores: str = "nothing"  # or "all", "trained", "added": which of the host's weights
+    extra: Mapping[str, Any] = field(default_factory=lambda: dict[str, Any]())
+
 
 KEYS = frozenset({"key", "settings", "decided", "seed", "name", "on"})
 

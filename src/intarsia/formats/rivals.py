@@ -134,7 +134,7 @@ class TimedRun:
         return BetterChoice(choice, ours, self) if too_much else None
 
     def better(self, ours: RuntimeFigures) -> BetterChoice | None:
-        """Return the choice to take instead of our format, by both rules; None for nothing."""
+        """Return the choice to take instead of our format: faster, or better where ours is bad."""
         return self.faster(ours) or self.instead(ours)
 
 
@@ -167,10 +167,7 @@ class Rivals:
 
 @cache
 def rivals(kind: str) -> Rivals:
-    """Read the table of measured choices for one kind of net.
-
-    kind: "text" or "picture".
-    """
+    """Read the table of measured choices for one kind of net.  kind: "text" or "picture"."""
     content: Mapping[str, Any] = read_json(FILE)[kind]
     runs = (
         TimedRun(**{**run, "choices": tuple(RuntimeFigures(**row) for row in run["choices"])})

@@ -92,10 +92,7 @@ class RowBlocks(Format):
         return by_channel[:outputs, :channels_in].reshape(tuple(shape))
 
     def _blocks(self, weight: Tensor) -> Tensor:
-        """Cut a weight's output rows into blocks.
-
-        weight: (out, in, k, k) or (out, in).
-        """
+        """Cut a weight's output rows into blocks.  weight: (out, in, k, k) or (out, in)."""
         matrix = weight if weight.dim() > 1 else weight.reshape(1, -1)
         matrix = matrix.reshape(*matrix.shape[:2], matrix.shape[2:].numel())
         missing = -matrix.shape[1] % self.inputs, -len(matrix) % self.rows

@@ -1,4 +1,4 @@
-"""The common part of linear gates: logits in float32, jitter while training, losses."""
+"""The common part of gates: logits in float32, jitter while training, losses."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import abc
 import math
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, fields, replace
-from typing import ClassVar, Generic, TypeVar
+from dataclasses import fields, replace
+from typing import Any, ClassVar, Generic, TypeVar, cast
 
 import torch
 import torch.nn.functional as F
@@ -15,63 +15,50 @@ from torch import Tensor, nn
 
 from ..core import Routing
 from ..core.errors import ShapeError
-from ..core.schema import check, setting
 from .balance import balance, z_loss
-from .router import Router, check_counts
-from .settings import ACTIVE, BALANCE, BIAS, EXPERTS, JITTER, STD, RouterConfig, Z
-
-
-@dataclass(frozen=True)
-class Terms:
-    """The settings that gates share, with the values that a gate has without them.
-
-    Raises: ConfigError for one out of range.
-    """
-
-    experts: int = setting(1, EXPERTS)
-    active: int = setting(1, ACTIVE)
-    std: float = setting(0.02, STD)
-    bias: bool = setting(False, BIAS)
-    jitter: float = setting(0.0, JITTER)
-    balance: float = setting(0.0, BALANCE)
-    z: float = setting(0.0, Z)
-
-    def __post_init__(self) -> None:
-        check(self)
-        check_counts(self.experts, self.active)
-
-    @classmethod
-    def of(cls, config: object) -> Terms:
-        """Copy the settings that all gates have (experts, active, std, ...) from a router's.
-
-        config: a router's dataclass, such as `TopK`; settings that it lacks keep their defaults.
-        Raises: ConfigError for a value out of range.
-        """
-        names = [f.name for f in fields(cls) if hasattr(config, f.name)]
-        return cls(**{name: getattr(config, name) for name in names})
-
+from .router import Router
+from .settings import RouterConfig
 
 C = TypeVar("C", bound=RouterConfig)
 
 
-class ScoreRouter(Router, Generic[C]):
-    """p = softmax(logits), from which a subclass chooses.  x: (..., d) -> Routing (rows, E).
+class GateRouter(Router, Generic[C]):
+    """p = softmax(x W^T + b), from which a subclass chooses.  x: (..., d) -> Routing (rows, E).
 
+    A subclass says how `choose` takes experts, and may have `logits` of its own instead of W, b.
     While training, x is multiplied by U(1 - jitter, 1 + jitter), in a copy, drawn as dropout is;
-    losses "balance" and "z" are there.
+    losses "balance" and "z" are there. A config without one of these settings has it at 0.
     by_row: a row's experts depend on that row alone, so that a graph of `torch.compile`, which has
     a fixed number of pairs, may give padding pairs of weight 0.
     """
 
+    by_expert = ("weight", "bias")
     by_row: ClassVar[bool] = True
 
-    def __init__(self, config: C) -> None:
-        super().__init__(config.experts)
-        self.config, self.terms = config, Terms.of(config)
+    def __init__(
+        self, config: C, width: int | None = None, *, generator: torch.Generator | None = None
+    ) -> None:
+        """Draw the gate's weight W (E, width) at random; set its bias, if it has one, to 0.
 
-    @abc.abstractmethod
+        config: the router's settings: E = config.experts; config.std, the standard
+        deviation of W (0.02 if it lacks that); width: number of features of a token, None = no W,
+        for a subclass with other logits; generator: draws W.
+        """
+        super().__init__(config.experts)
+        self.config = config
+        settings = {f.name: getattr(config, f.name) for f in fields(cast(Any, config))}
+        self.jitter, self.balance, self.z = (
+            settings.get(n, 0.0) for n in ("jitter", "balance", "z")
+        )
+        if width is None:
+            return
+        self.weight = nn.Parameter(torch.empty(config.experts, width))
+        nn.init.normal_(self.weight, std=settings.get("std", 0.02), generator=generator)
+        self.bias = nn.Parameter(torch.zeros(config.experts)) if settings.get("bias") else None
+
     def logits(self, rows: Tensor) -> Tensor:
         """Return the logits of rows, float32 or better, also under autocast.  (N, d) -> (N, E)."""
+        return wide_linear(rows, self.weight, self.bias)
 
     @abc.abstractmethod
     def choose(self, logits: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
@@ -95,8 +82,8 @@ class ScoreRouter(Router, Generic[C]):
         if valid is not None and not (self.by_row and torch.compiler.is_compiling()):
             return of_real(rows, valid, lambda real: self.route(real, None))
         x = rows
-        if self.training and self.terms.jitter:
-            low, high = 1 - self.terms.jitter, 1 + self.terms.jitter
+        if self.training and self.jitter:
+            low, high = 1 - self.jitter, 1 + self.jitter
             x = rows.to(torch.promote_types(rows.dtype, torch.float32))  # 1 + 0.001 is 1 in bf16
             x = x * torch.empty_like(x).uniform_(low, high)
         logits = self.logits(x)
@@ -116,32 +103,11 @@ class ScoreRouter(Router, Generic[C]):
         = padding, None = no padding.
         """
         losses: dict[str, Tensor] = {}
-        if self.terms.balance:
-            losses["balance"] = self.terms.balance * balance(logits.softmax(-1), routing, valid)
-        if self.terms.z:
-            losses["z"] = self.terms.z * z_loss(logits, valid)
+        if self.balance:
+            losses["balance"] = self.balance * balance(logits.softmax(-1), routing, valid)
+        if self.z:
+            losses["z"] = self.z * z_loss(logits, valid)
         return losses
-
-
-class GateRouter(ScoreRouter[C]):
-    """A `ScoreRouter` with logits x W^T + b.  W: (E, width)."""
-
-    by_expert = ("weight", "bias")
-
-    def __init__(self, config: C, width: int, *, generator: torch.Generator) -> None:
-        """Draw the gate's weight W (E, width) at random; set its bias, if it has one, to 0.
-
-        config: the router's settings: E = config.experts; config.std, the standard
-        deviation of W (0.02 if it lacks that); width: number of features of a token; generator:
-        draws W.
-        """
-        super().__init__(config)
-        self.weight = nn.Parameter(torch.empty(config.experts, width))
-        nn.init.normal_(self.weight, std=self.terms.std, generator=generator)
-        self.bias = nn.Parameter(torch.zeros(config.experts)) if self.terms.bias else None
-
-    def logits(self, rows: Tensor) -> Tensor:
-        return wide_linear(rows, self.weight, self.bias)
 
 
 def best(logits: Tensor, active: int) -> tuple[Tensor, Tensor, None]:

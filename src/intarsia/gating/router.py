@@ -134,10 +134,7 @@ def received(routing: Routing) -> Tensor:
 
 @torch.no_grad()
 def served(routing: Routing) -> int:
-    """Return how many tokens have any expert.
-
-    routing: the pairs (token, expert) of N tokens.
-    """
+    """Return how many tokens have any expert.  routing: the pairs (token, expert) of N tokens."""
     has_expert = torch.zeros(routing.tokens, dtype=torch.bool, device=routing.token.device)
     has_expert[routing.token] = True
     return int(has_expert.sum())

@@ -34,10 +34,7 @@ def apply_change(
 
 
 def apply_plan(model: nn.Module, plan: Plan, name: str = "default") -> nn.Module:
-    """Apply a plan, record it in the model, and return the model; an error changes nothing.
-
-    name: of an adapter.
-    """
+    """Apply a plan, record it in the model, and return the model; an error changes nothing."""
     host = base_of(model)
     before, on = steps_of(host), fingerprint(host)
     # a plan with a folder restores the weights from there: no second copy is held in memory

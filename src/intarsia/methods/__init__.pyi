@@ -30,11 +30,11 @@ from .peft_methods import PeftMethod as PeftMethod
 from .poly import Poly as Poly
 from .qmoe import Qmoe as Qmoe
 from .random_search import RandomSearch as RandomSearch
-from .s2ft.cell import S2ftCell as S2ftCell
 from .s2ft.channels import choose_channels as choose_channels
 from .s2ft.permute import Permutation as Permutation
 from .s2ft.permute import co_permute as co_permute
 from .s2ft.s2ft import S2ft as S2ft
+from .s2ft.s2ft import S2ftCell as S2ftCell
 from .seuf.seuf import Seuf as Seuf
 from .sms import SparseModelSoup as SparseModelSoup
 from .sparse_bytenn import SparseByteNn as SparseByteNn

@@ -119,10 +119,7 @@ def poly_adamw(
 
 
 def poly_cells(model: nn.Module, name: str) -> list[SkillsCell]:
-    """Return the modules of a Poly adapter, one for each adapted layer, in the model's order.
-
-    name: the adapter's.
-    """
+    """Return the modules of a Poly adapter, one for each adapted layer, in the model's order."""
     all_cells = (layer.intarsia_cells[name] for layer in layers_of(model, name))
     return [cell for cell in all_cells if isinstance(cell, SkillsCell)]
 
@@ -149,4 +146,4 @@ def _add_lora(
     skill_cells = poly_cells(model, poly)
     # Fixed shares turn the weighted mean of the skills' factors into plain LoRA factors.
     loras = [cell.lora(shares(cell)) for cell in skill_cells]
-    return put_beside(model, poly, name, skill_cells[0].of, loras)
+    return put_beside(model, poly, name, skill_cells[0].lora, loras)

@@ -81,11 +81,9 @@ class MlpExperts(Cell):
     ) -> None:
         """Build E adapters for each linear map of an MLP; expert e has the e-th one of each map.
 
-        router: chooses among the E experts; over: the settings of an adapter; site: the MLP, with
-          the widths of its linear maps; generator: the source of first weights; shared: a module
-          that all adapters of the model use, None = none.
+        site: the MLP, with the widths of its linear maps.
         Raises: TargetError for another kind of MLP; ConfigError for a rank above a layer's width,
-          or adapters that cannot be experts.
+        or adapters that cannot be experts.
         """
         super().__init__()
         if over.position != "parallel" or "mlp" in over.roles:

@@ -26,8 +26,6 @@ class NoisyCell(Cell):
     def __init__(self, body: Cell, generator: torch.Generator) -> None:
         """Prepare to put noise on an adapter.
 
-        body: the adapter; generator: gives the noise its seed, from a copy, so that its own state
-          does not change.
         Raises: ConfigError for an adapter that computes the whole output of its layer.
         """
         super().__init__()
@@ -82,11 +80,7 @@ class DroppedWeights(NoisyCell):
     """
 
     def __init__(self, body: Any, side: str, p: float, generator: torch.Generator) -> None:
-        """Prepare an adapter with random weights set to 0 in training.
-
-        body: the adapter; side: "down" or "up", the projection; p: the share that is set to 0;
-          generator: gives the draws a seed.
-        """
+        """Prepare an adapter with random weights set to 0 in training."""
         super().__init__(body, generator)
         self.side, self.p = side, p
 

@@ -28,10 +28,7 @@ class PackedStack(nn.Module):
     def __init__(
         self, form: Format, stored: Mapping[str, Tensor], shape: tuple[int, int, int]
     ) -> None:
-        """Register the stored tensors of a stack of matrices as buffers.
-
-        form: the storage format; stored: its tensors by name; shape: (experts, outputs, inputs).
-        """
+        """Register the stored tensors of a stack of matrices as buffers."""
         super().__init__()
         self.form, self.sizes = form, shape
         for name in PARTS:
@@ -134,10 +131,7 @@ class PackedExperts(Experts):
         return torch.stack(outputs, 1)
 
     def keep(self, index: Tensor) -> None:
-        """Refuse to choose experts: rows of packed stacks cannot be moved.
-
-        Raises: ConfigError.
-        """
+        """Refuse to choose experts: rows of packed stacks cannot be moved.  Raises: ConfigError."""
         fix = "Prune or merge experts first, then pack them."
         raise ConfigError("experts", got="packed ones", want="plain ones to choose from", fix=fix)
 

@@ -82,10 +82,7 @@ def greedy(
 
 
 def check_alike(states: Sequence[State], names: Sequence[str]) -> None:
-    """Raise ConfigError unless several state dicts have the same tensors, dtypes and zeros.
-
-    states: state dicts of the candidates; names: the candidates' names, for the error.
-    """
+    """Raise ConfigError unless several state dicts have the same tensors, dtypes and zeros."""
     if len(states) < 2:
         got, fix = f"{len(states)} candidate", "Give two or more of one pruned model."
         raise ConfigError("soup", got=got, want="at least two", fix=fix)
@@ -143,10 +140,7 @@ def _shares(weights: Sequence[float] | None, count: int) -> list[float]:
 
 
 def distance(states: Sequence[State], centre: State) -> float:
-    """Return how far candidates are from their average: the mean Euclidean distance of weights.
-
-    states: state dicts of the candidates; centre: the state dict of the average.
-    """
+    """Return how far candidates are from their average: the mean Euclidean distance of weights."""
     distances = [
         math.sqrt(sum(float((s[n].double() - c.double()).square().sum()) for n, c in floats))
         for floats in [[(n, c) for n, c in centre.items() if c.is_floating_point()]]

@@ -158,6 +158,7 @@ class SplitLinear(nn.Module):
         gates: (G, N) of zeros and ones, 1 = active.  -> (G, out, in): the start weight, plus the
           trained changes of the entries that active experts own, times `gain`.
         """
+        # rho, with decay="official" alone: how far each expert's own copy of the start has shrunk
         if self.experts <= len(gates):
             # a sum of disjoint parts, so exact; one small GEMM is faster than a lookup per entry
             weight = (gates @ self.parts().flatten(1)).view(-1, *self.owner.shape)

@@ -78,9 +78,7 @@ class UnionMlp(Mixture):
     ) -> None:
         """Make a mixture with experts that are slices of the hidden units of a dense MLP.
 
-        experts: the slices; router: chooses among them; bias: the bias of the MLP's last layer,
-          added once for every token; shell: the MLP's module without its weights, which gets them
-          back when the mixture is turned into the dense MLP again.
+        bias: the bias of the MLP's last layer, added once for every token.
         """
         super().__init__(experts, router, None if bias is None else SharedBias(bias))
         self.shell = (shell,)  # not a part: it has no weights
@@ -117,10 +115,8 @@ class UnionAttention(nn.Module):
     ) -> None:
         """Store what any attention with heads divided into experts needs.
 
-        router: chooses experts, which are groups of heads, for each token; out: the weights of the
-          output layer; heads: the host's number of heads; width: numbers of a head; shell: the
-          host's attention without its weights, which gets them back when the dense attention is
-          restored.
+        router: chooses experts, which are groups of heads, for each token; shell: the host's
+        attention without its weights, which gets them back when the dense attention is restored.
         """
         super().__init__()
         self.router, self.heads, self.width = router, heads, width
@@ -283,10 +279,8 @@ class SelectiveQueries(UnionAttention):
     ) -> None:
         """Cut the queries and the output layer of a decoder's attention into experts.
 
-        router: chooses experts, groups of query heads, for each token; layers: q, k, v, o of the
-          host; heads: of queries; norms: for queries and keys, None = none; scale: of the scores;
-          drop: dropout of the attention's shares; layer: its number in the cache; shell: the host's
-          attention without its weights.
+        router: chooses experts, groups of query heads, for each token; shell: the host's attention
+        without its weights.
         """
         q, k, v, o = layers
         out = CutLinear(o)

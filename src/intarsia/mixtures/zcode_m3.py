@@ -158,10 +158,8 @@ def prune(mixture: Mixture, experts: Sequence[int]) -> None:
 def check_prune(mixture: Mixture, experts: Sequence[int], subject: str = "experts to keep") -> None:
     """Check that `prune` can keep these experts of a mixture.
 
-    mixture: to be pruned; experts: the numbers of the experts to keep; subject: what the error
-      calls them.
     Raises: ConfigError for numbers that are none of its experts, too few of them, or a router that
-      cannot lose experts.
+    cannot lose experts.
     """
     count = mixture.experts.experts
     if not experts or len(set(experts)) < len(experts) or not set(experts) <= set(range(count)):

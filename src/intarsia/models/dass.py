@@ -187,13 +187,7 @@ class SearchedCell(nn.Module):
     def __init__(
         self, before: tuple[int, int], width: int, plan: Sequence[Node] | int, *, place: CellPlace
     ) -> None:
-        """Build the projections of the two inputs and all edges.
-
-        before: channels of the two cells before; width: channels of a node; plan: for each node
-          (input, operation) of its edges; or the number of nodes, each with all possible edges and
-          all operations (`Mixed`), for a search; place: has the strides of this cell and of the one
-          before.
-        """
+        """Build the projections of the two inputs and all edges."""
         super().__init__()
         mixed = isinstance(plan, int)
         nodes = (

@@ -65,10 +65,7 @@ def means(params: Parameters, x: Array) -> Array:
 
 
 def log_joint(params: Parameters, gate: str, x: Array, y: Array) -> Array:
-    """Compute log of gate times density, for each expert.
-
-    params: the mixture's; gate: name of the gating function; x: (n, d); y: (n,).  -> (n, k).
-    """
+    """Compute log of gate times density, for each expert.  x: (n, d); y: (n,).  -> (n, k)."""
     off = y[:, None] - means(params, x)
     normal = -0.5 * (np.log(2 * np.pi * params.variance) + off * off / params.variance)
     return log_gates(params, gate, x) + normal

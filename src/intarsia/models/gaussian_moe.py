@@ -203,10 +203,7 @@ class SoftmaxGaussianMoE(RegressorMixin, BaseEstimator):
 
 
 def _targets(y: Any, x: Array) -> Array:
-    """Convert y to (n,) float64.
-
-    y: the user's; x: (n, d), for n.  Raises: ShapeError.
-    """
+    """Convert y to (n,) float64.  x: (n, d), for n."""
     targets = np.asarray(y, dtype=np.float64)
     if targets.shape != (len(x),):
         fix = "Give one number for each sample."
@@ -246,9 +243,7 @@ class _Unit:
 
 
 def _pack(params: Parameters, learn: bool) -> Array:
-    """Concatenate the free parameters in a vector: without the last gate, and without a
-    fixed tau.
-    """
+    """Join the free parameters in a vector: no last gate, no fixed tau."""
     tau = [np.atleast_1d(params.tau)] if learn else []
     free = [
         params.gate[:-1].ravel(),

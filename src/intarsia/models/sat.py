@@ -351,9 +351,6 @@ def _ws(x: Tensor, values: Tensor, places: Tensor, side: int) -> tuple[Tensor, i
 def each_layer(
     sat: Sat, layers: Sequence[LayerShape], training: Bdwp
 ) -> Iterator[tuple[LayerShape, Cycles, Cycles]]:
-    """Yield every layer with its cycles in a dense training and in an N:M training.
-
-    sat: the array; layers: their sizes; training: BDWP with a pattern.
-    """
+    """Yield every layer with its cycles in a dense training and in an N:M training."""
     for layer in layers:
         yield layer, sat.cycles(layer), sat.cycles(layer, training)

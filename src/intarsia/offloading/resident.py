@@ -118,10 +118,7 @@ def residency(model: nn.Module) -> Residency:
 
 
 def slots_of(model: nn.Module) -> Slots:
-    """Return the memory of an offloaded model's experts.
-
-    Raises: ConfigError for another model.
-    """
+    """Return the memory of an offloaded model's experts.  Raises: ConfigError for another model."""
     for module in model.modules():
         if (entry := module.__dict__.get(SLOTS)) is not None:
             return entry[0]

@@ -83,7 +83,8 @@ class Attached(WholeModel):
 
     def _experts(self, part: OwnExperts) -> int:
         """Return E, the number of experts of a layer on all processes.  part: of this one."""
-        return 1 + max(int(i.max()) for i, *_ in map(part.lot, range(self.world)) if len(i))
+        numbers = [part.lot(rank)[0] for rank in range(self.world)]
+        return 1 + max(int(experts.max()) for experts in numbers if len(experts))
 
     def own(self, state: Mapping[str, Tensor | Stored]) -> dict[str, Tensor]:
         """Return the tensors of a whole state dict that this process keeps, by their names here.
@@ -97,10 +98,10 @@ class Attached(WholeModel):
         by_path: dict[str, Tensor] = {}
         for path, value in state.items():
             local_path, part, name = local_paths.get(path, (path, None, ""))
-            by_path[local_path] = self._mine(part, name, value)
+            by_path[local_path] = self._own_rows(part, name, value)
         return by_path
 
-    def _mine(self, part: OwnExperts | None, name: str, value: Tensor | Stored) -> Tensor:
+    def _own_rows(self, part: OwnExperts | None, name: str, value: Tensor | Stored) -> Tensor:
         """Cut this process's rows out of a weight of all experts.
 
         value: (E, ...), a tensor or in a file.
@@ -222,7 +223,7 @@ class Attached(WholeModel):
             if number in rows:
                 # moments have the weight's shape; a step counter has none
                 rows[number] = {
-                    key: self._mine(part, name, value)
+                    key: self._own_rows(part, name, value)
                     if isinstance(value, Stored)
                     or (isinstance(value, Tensor) and value.dim() == parameter.dim())
                     else value

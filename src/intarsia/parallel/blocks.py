@@ -46,6 +46,7 @@ def planned_capacity(expert: Tensor, rows: Tensor, experts: int, multiple: int) 
 
 
 def rounded_up(count: int, multiple: int) -> int:
+    """Return the least multiple of `multiple` that is at least `count`, and above 0."""
     return -(-max(1, count) // multiple) * multiple
 
 
@@ -257,12 +258,12 @@ class _Split(torch.autograd.Function):
         rows: (E, C, d), the same in all.
         """
         ctx.swap, ctx.wire, ctx.phase = swap, wire, phase
-        return _part(rows, swap, wire)
+        return _own_part(rows, swap, wire)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None]:
         """Gather the gradient of all rows (E, C, d) from the members' parts (E, C / G, d)."""
-        return _whole(grads[0], ctx.swap, ctx.wire, f"{ctx.phase}.back"), None, None, None
+        return _gathered(grads[0], ctx.swap, ctx.wire, f"{ctx.phase}.back"), None, None, None
 
 
 class _Join(torch.autograd.Function):
@@ -272,12 +273,12 @@ class _Join(torch.autograd.Function):
     def forward(ctx: Any, rows: Tensor, swap: Swap, wire: Wire, phase: str) -> Tensor:
         """Put the members' parts together, (E, C / G, d) -> (E, C, d), the same in all."""
         ctx.swap, ctx.wire = swap, wire
-        return _whole(rows, swap, wire, phase)
+        return _gathered(rows, swap, wire, phase)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None]:
         """Return this member's part (E, C / G, d) of the gradient (E, C, d)."""
-        return _part(grads[0], ctx.swap, ctx.wire), None, None, None
+        return _own_part(grads[0], ctx.swap, ctx.wire), None, None, None
 
 
 class _Alike(torch.autograd.Function):
@@ -296,14 +297,14 @@ class _Alike(torch.autograd.Function):
         return gradients.sum(0), None, None, None
 
 
-def _part(rows: Tensor, swap: Swap, wire: Wire) -> Tensor:
+def _own_part(rows: Tensor, swap: Swap, wire: Wire) -> Tensor:
     """Return this member's part of the second axis of rows, (E, C, d) -> (E, C / G, d)."""
     # the members in order have consecutive parts
     length = rows.shape[1] // len(swap.members)
     return rows.narrow(1, swap.members.index(wire.rank) * length, length).contiguous()
 
 
-def _whole(rows: Tensor, swap: Swap, wire: Wire, phase: str) -> Tensor:
+def _gathered(rows: Tensor, swap: Swap, wire: Wire, phase: str) -> Tensor:
     """Gather the members' parts along the second axis, (E, C / G, d) -> (E, C, d)."""
     return torch.cat(list(swap.gather(rows.contiguous(), wire, phase)), 1)
 

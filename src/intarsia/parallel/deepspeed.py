@@ -183,7 +183,7 @@ class DeepSpeed(Strategy):
 
     @property
     def parts(self) -> int:
-        """Number of parts of the places, one for each tensor-parallel rank."""
+        """Number of parts of an expert's rows, one for each tensor-parallel rank."""
         return self.tensor if self.exchange == "coordinated" else 1
 
     def shard(

@@ -379,9 +379,7 @@ class _Again(torch.autograd.Function):
 
 
 def _autocast_as_here(device: str) -> Callable[[], AbstractContextManager[object]]:
-    """Return a factory of the present autocast context, for a backward, which runs outside
-    of it.
-    """
+    """Return a factory of the present autocast context, for a backward outside of it."""
     if not torch.amp.is_autocast_available(device):
         return nullcontext
     dtype, enabled = torch.get_autocast_dtype(device), torch.is_autocast_enabled(device)

@@ -179,10 +179,7 @@ def cut(experts: Cuttable, index: Tensor, part: int = 0, parts: int = 1) -> Cutt
 
 
 def check_parts(hidden: int, parts: int) -> None:
-    """Raise ConfigError for hidden units that cannot be cut into equal parts.
-
-    hidden: the number of hidden units; parts: the number of parts.
-    """
+    """Raise ConfigError for hidden units that cannot be cut into equal parts."""
     if hidden % parts:
         got, want = f"{hidden} hidden units for {parts} parts", "a number that divides them"
         raise ConfigError("slices of experts", got=got, want=want, fix="Use fewer processes.")

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from ..core import Routing
 from ..core.errors import ConfigError, TargetError
 from ..gating import expert_readers
-from ..gating.gate import ScoreRouter
+from ..gating.gate import GateRouter
 from ..mixtures.experts import Experts
 from ..mixtures.experts_function import arguments, stock_experts
 from ..mixtures.fused_experts import FusedExperts
@@ -51,6 +51,7 @@ class MixturePlace:
         return self.path
 
     def put(self, part: Experts) -> None:
+        """Put a process's own experts in place of all; `restore` undoes it."""
         self.mixture.experts = part
 
     def restore(self) -> None:
@@ -145,7 +146,7 @@ def places(model: nn.Module) -> list[Place]:
             if expert_readers(module.router):
                 got, want = f"{name}, whose router reads experts", "routers that read tokens alone"
                 raise ConfigError("parallel", got=got, want=want, fix="Use TopK, Hash or the like.")
-        if isinstance(module, ScoreRouter) and not module.by_row:
+        if isinstance(module, GateRouter) and not module.by_row:
             got = f"{type(module).__name__} at {name!r}, which chooses by all rows of a process"
             want, fix = "routers of each row alone", "Use TopK, or leave `parallel` out."
             raise ConfigError("parallel", got=got, want=want, fix=fix)

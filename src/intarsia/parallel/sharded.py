@@ -160,6 +160,7 @@ class Sharded(OwnExperts):
         return exchanged(mine, single, single, **self._exchange_options("counts"))
 
     def _send(self, rows: Tensor, send: list[int], receive: list[int], phase: str) -> Tensor:
+        """Send the first send[0] rows to process 0, and so on; return the rows received."""
         return exchanged(rows, send, receive, **self._exchange_options(phase))
 
     def _exchange_options(self, phase: str) -> dict[str, Any]:

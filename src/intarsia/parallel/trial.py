@@ -177,7 +177,8 @@ def same(subject: str, got: Tensor, want: Tensor, exact: bool) -> None:
     subject: names them in an error; got, want: the tensors; exact: bit for bit.
     """
     got, want = got.detach(), want.detach()
-    limit = 0.0 if exact else CLOSE * max(1.0, float(want.abs().max()) if want.numel() else 1.0)
+    largest = float(want.abs().max()) if want.numel() else 0.0
+    limit = 0.0 if exact else CLOSE * max(1.0, largest)
     fits = got.shape == want.shape
     off = float((got - want).abs().max()) if fits and got.numel() else 0.0
     if not fits or not off <= limit:

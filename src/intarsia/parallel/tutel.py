@@ -288,18 +288,14 @@ class TutelExperts(OwnExperts):
         return table.combine(torch.cat(outputs, 1))
 
     def _degree(self, places: int) -> int:
-        """Return the degree of parallelism r: into how many parts an expert's hidden units
-        are cut.
-        """
+        """Return the degree r: into how many parts an expert's hidden units are cut."""
         if places not in self.degrees:
             size = _size(self.local, self.slices)
             self.degrees[places] = self.settings.chosen(self.experts, places, size, self.topology)
         return self.degrees[places]
 
     def _weights(self, degree: int) -> Cuttable:
-        """Gather the weights that this process computes with: its own slice, and its
-        neighbours'.
-        """
+        """Gather the weights of this process's own slice and its neighbours'."""
         swap = weights_swaps(self.experts, self.wire.world, degree)[self.wire.rank]
         if len(swap.members) == 1:
             return self.local
@@ -342,10 +338,7 @@ class TutelExperts(OwnExperts):
 
 
 def _computed(experts: Cuttable, tables: Tensor) -> Tensor:
-    """Compute each expert on its table of rows.
-
-    experts: E; tables: (E, C, d).  -> (E, C, out).
-    """
+    """Compute each expert on its table of rows.  experts: E; tables: (E, C, d).  -> (E, C, out)."""
     count, places, width = tables.shape
     expert = torch.arange(count, device=tables.device).repeat_interleave(places)
     return experts(tables.reshape(-1, width), expert).view(count, places, -1)

@@ -127,8 +127,8 @@ def even_clusters(load: Tensor, devices: int, *, gap: float, nodes: int) -> Tens
         LinearRule(loads, low=mean, extra=eye),
     )
     programme = OneHot(
-        torch.zeros(experts, devices),
-        torch.ones(devices),
+        cost=torch.zeros(experts, devices),
+        extra_cost=torch.ones(devices),  # the u_c
         rules=rules,
         fixed=((int(t.argmax()), 0),),
     )

@@ -179,8 +179,8 @@ def check_divides(experts: int, devices: int) -> None:
         works = [d for d in range(1, experts + 1) if experts % d == 0]
         near = sorted(sorted(works, key=lambda d: abs(d - devices))[:2])
         got, want = f"{devices} for {experts} experts", "a number that divides the experts"
-        raise ConfigError("devices", got=got, want=want, fix=f"Try {_or(near)}.")
+        raise ConfigError("devices", got=got, want=want, fix=f"Try {_joined_by_or(near)}.")
 
 
-def _or(numbers: Sequence[int]) -> str:
+def _joined_by_or(numbers: Sequence[int]) -> str:
     return " or ".join(map(str, numbers))

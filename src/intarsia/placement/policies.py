@@ -59,10 +59,7 @@ class _LeastFrequent(_LeastRecent):
             self.uses = {key: uses * self.settings.decay for key, uses in self.uses.items()}
 
     def used(self, key: Key, hit: bool) -> None:
-        """Count a use of an expert.
-
-        key: (layer, expert).
-        """
+        """Count a use of an expert.  key: (layer, expert)."""
         super().used(key, hit)
         # with `reset` a miss starts the counter again
         forgotten = self.settings.reset and not hit
@@ -125,10 +122,7 @@ class NextUse(Policy):
         self.cached.clear()
 
     def asked(self, layer: int, experts: Sequence[int]) -> None:
-        """Count a use of each of these experts, which a layer of this step is about to compute.
-
-        layer: its index; experts: their numbers.
-        """
+        """Count a use of each of these experts, which a layer of this step is about to compute."""
         super().asked(layer, experts)
         for expert in experts:
             key = layer, expert

@@ -122,10 +122,7 @@ def is_lost(error: Exception) -> bool:
 
 
 def lost(subject: str, error: Exception, group: Group = None) -> TrainingError:
-    """Return the error for another process that does not answer.
-
-    subject: the work being done; error: raised by torch.distributed; group: the processes.
-    """
+    """Return the error for another process that does not answer."""
     rank, text = dist.get_rank(group), str(error).splitlines()[0]
     # a slow process needs patience, a dead one a new start: two different fixes
     late = "imed out" in str(error)

@@ -109,8 +109,6 @@ class Pieces:
     def __init__(self, folder: Path, manifests: Sequence[Mapping[str, Any]]) -> None:
         """Read the manifests and check that all files and experts are there.
 
-        folder: of the files; manifests: entries that `write_file` returned in each process, by
-          rank.
         Raises: CheckpointError for a file that is missing or short, or experts that no file has.
         """
         self.folder = folder

@@ -38,8 +38,6 @@ class LocalPage:
     def __init__(self, page: str, answers: Mapping[str, Answer], *, port: int = 0) -> None:
         """Open a port of this machine for the page; `run` then answers.
 
-        page: the HTML text; answers: URL path -> function that answers a question of the page's
-          script, both JSON objects; port: 0 for any free one.
         Raises: ConfigError for a port that is not free.
         """
         # the server makes a handler for each request, so that it carries its data as a class

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ..core import Card, Paper
 from ..core.schema import check, setting
-from ..gating.gate import ScoreRouter, best, check_width, uncast, wide_layer
+from ..gating.gate import GateRouter, best, check_width, uncast, wide_layer
 from ..gating.router import check_counts
 from ..gating.settings import ACTIVE, BALANCE_OF_K, EXPERTS, Z
 
@@ -53,7 +53,7 @@ class Cosine:
         return CosineRouter(self, width, generator=generator)
 
 
-class CosineRouter(ScoreRouter[Cosine]):
+class CosineRouter(GateRouter[Cosine]):
     """The router of `Cosine`.  x: (..., width) -> Routing of shape (rows, E), k experts a row.
 
     project: P and b, U(-1 / sqrt(width), 1 / sqrt(width)) at first; directions: s (E, n);

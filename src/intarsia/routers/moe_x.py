@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ..core import Card, Paper
 from ..core.errors import ConfigError
 from ..core.schema import check, setting
-from ..gating.gate import ScoreRouter, best, wide_linear
+from ..gating.gate import GateRouter, best, wide_linear
 from ..gating.reads_experts import Encoded, ReadsExperts
 from ..gating.router import check_renormalised
 from ..gating.settings import ACTIVE, BALANCE_OF_K, EXPERTS, Z
@@ -70,19 +70,17 @@ class UnitMoments(NamedTuple):
     bias_variance: Tensor | None
 
 
-class MoeXRouter(ScoreRouter[MoeX], ReadsExperts):
+class MoeXRouter(GateRouter[MoeX], ReadsExperts):
     """The router of `MoeX`.  x: (..., width) -> Routing of shape (rows, E), k experts a row.
 
     log_tau: (), a parameter if tau is learned.
     """
 
+    by_expert = None  # the experts' own weights decide
     normalised = equal_counts = True
 
     def __init__(self, config: MoeX, width: int) -> None:
-        """Prepare the temperature; the experts come later, by `see`.
-
-        config: the settings; width: length of a token's vector.
-        """
+        """Prepare the temperature; the experts come later, by `see`."""
         super().__init__(config)
         self.width = width
         start = torch.tensor(math.log(config.tau))
@@ -130,6 +128,7 @@ class MoeXRouter(ScoreRouter[MoeX], ReadsExperts):
 
         rows: tokens (N, d). Returns (N, E), 0 ... 1.
         """
+        # P(pre-activation > 0) of a normal distribution: (1 + erf(m / (sqrt 2 s))) / 2
         return (1 - self.scores(rows)) / 2
 
     def scores(self, rows: Tensor) -> Tensor:

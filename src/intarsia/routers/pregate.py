@@ -71,9 +71,6 @@ class PreGateNet(nn.Module):
     ) -> None:
         """Draw the weights of embedding, one attention layer, MLP and head.
 
-        config: the settings. embedding: (V, n) of the model, V = config.vocabulary and n >=
-          config.width; its first columns are copied; None = draw the embedding, too. generator:
-          source of the random weights.
         Raises: ShapeError for an embedding that does not fit the settings.
         """
         super().__init__()

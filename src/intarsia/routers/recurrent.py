@@ -75,8 +75,6 @@ class RecurrentRouter(GateRouter[Recurrent], PassesState):
         """Draw W1 (p, width), W2 (E, p) and a GRU cell of width p.
 
         `join`, which connects the routers of a model, replaces the GRU cell by the first layer's.
-        config: the settings, p is config.hidden; width: length of a token's vector; generator:
-        source of the random weights.
         """
         super().__init__(config, config.hidden, generator=generator)  # W2
         self.down = nn.Parameter(torch.empty(config.hidden, width))  # W1

@@ -70,11 +70,7 @@ class ReMoeRouter(GateRouter[ReMoe], PassesState):
     seen: Tensor
 
     def __init__(self, config: ReMoe, width: int, *, generator: torch.Generator) -> None:
-        """Draw the gate's W (E, width); the loss coefficient begins at its first value.
-
-        config: the settings; width: length of a token's vector; generator: source of the random
-          weights.
-        """
+        """Draw the gate's W (E, width); the loss coefficient begins at its first value."""
         super().__init__(config, width, generator=generator)
         # the routers of one model: sparsity is measured over all of them
         self.layers = [self]

@@ -130,9 +130,7 @@ class TaskRouter(Router):
         return u.clamp(eps, 1 - eps).logit()
 
     def _ids(self, rows: int) -> Tensor | None:
-        """Return the task of each sample, (samples,) int64 on the CPU; None = take the
-        mean of all.
-        """
+        """Return each sample's task, (samples,) int64 on the CPU; None = the mean of all."""
         ids = self.context.tasks()
         if ids is None:
             return self._without_ids(rows)

@@ -62,7 +62,7 @@ class BlendRun(RunOnPictures):
 
     @property
     def experiment(self) -> Experiment:  # pyright: ignore[reportIncompatibleVariableOverride]
-        """The first member's, with the data."""
+        """The first member's experiment; all members share its data."""
         return self.members[0].experiment
 
     def blend(self, logits: Sequence[Tensor]) -> Tensor:
@@ -118,7 +118,7 @@ def write_blend(
         "temperatures": temps,
     }
     tensors = dict(scores.predictions) | ({} if items is None else {"items": items})
-    with writing(target, spare=True) as scratch:
+    with writing(target, refuse_loss=True) as scratch:
         for number, place in enumerate(places):
             _copy(place, scratch / MEMBERS / str(number))
         # the answers, numbered, so that reports can pair them with other runs'

@@ -350,10 +350,7 @@ def pictures_of(experiment: Experiment, report: Report) -> Splits:
 
 
 def model_of(adapted: Adapted, classes: int, seed: int) -> nn.Module:
-    """Return the backbone with a new classification head, before a method changes it.
-
-    adapted: names the model and its size; classes: outputs of the head; seed: of its weights.
-    """
+    """Return the backbone with a new classification head, before a method changes it."""
     return backbone(
         adapted.model, classes=classes, size=adapted.size, seed=seed, pretrained=adapted.pretrained
     )
@@ -370,10 +367,8 @@ def sets_of(
 ) -> Sets:
     """Return training, validation and test part as tensors that the model can take.
 
-    experiment: says how training pictures are augmented. data: the pictures of each part. inputs:
-    size and normalisation that the model expects. shared: where prepared pictures are stored for
-    other runs. identity: the key under which they are stored there. score: False makes no test
-    part.
+    data: the pictures of each part. shared: where prepared pictures are stored for other runs.
+    identity: the key under which they are stored there. score: False makes no test part.
     Raises: ConfigError for an augmentation that would change the labels.
     """
     augment = experiment.pictures.augment

@@ -70,8 +70,9 @@ def fitted_member(
     fold: np.ndarray,
     columns: tuple[str, ...] = (),
 ) -> Member:
-    """Fit the member of a word: a converged probe, see `member_of`, or an adapter with its head.
+    """Fit the member of a blend that a word such as "minilm@6" or "lora=minilm@6" names.
 
+    It is a converged probe, see `member_of`, or an adapter with its head.
     Of an adapter each fold is answered by a training without it. A layer that is left out is chosen
     by probes, see `deeper`.
     Raises: as `member_of`; ConfigError for an adapter that is no low-rank change of weights.

@@ -117,10 +117,7 @@ def _on_texts(
 
 
 def model_of(experiment: Experiment, report: Callable[[str], None]) -> nn.Module:
-    """Return the language model of an experiment, before a method changes it.
-
-    experiment: names the model and the seed; report: gets lines of progress.
-    """
+    """Return the language model of an experiment, before a method changes it."""
     adapted, seed = experiment.adapted, experiment.training.seed
     return language_model(adapted.model, pretrained=adapted.pretrained, seed=seed, progress=report)[
         0

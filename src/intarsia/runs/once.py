@@ -84,9 +84,7 @@ def tokens_once(
     with reading_tokens(model, block) as prefix:
 
         def tokens(part: str, images: Dataset[Any]) -> tuple[ImageTensors, Spent]:
-            """Compute the tokens of one part's pictures, or read those that another run
-            has stored.
-            """
+            """Compute the tokens of a part's pictures, or read those of another run."""
             inputs = {**of_part(identity, part), "block": block, "dtype": str(dtype)}
             dataset, spent = shared.tensors(
                 "tokens", inputs, lambda: _prefix_with_bar(prefix, images, part, dtype)
@@ -115,9 +113,7 @@ def of_part(identity: Mapping[str, Any], part: str) -> dict[str, Any]:
 def _prefix_with_bar(
     prefix: nn.Module, images: Dataset[Any], part: str, dtype: torch.dtype
 ) -> TensorDataset:
-    """Compute the outputs of a model's frozen first blocks for some pictures, with a
-    progress bar.
-    """
+    """Compute the outputs of frozen first blocks for pictures, with a progress bar."""
     started, device = time.monotonic(), next(prefix.parameters()).device
     # on a CPU the first steps' time, from which the bar guesses the rest, depends on the size
     side = images[0][0].shape[-1] if device.type == "cpu" else None
@@ -172,13 +168,13 @@ def trimmed(
                     if isinstance(part_set := scored[number], ImageTensors):
                         part_identity = of_part(identity, part)
                         scored[number] = add_constants(
-                            part_set, partial(_remembered, shared, part_identity)
+                            part_set, partial(_compute_once, shared, part_identity)
                         )
         val, test = scored
         yield (train, val, test), spent
 
 
-def _remembered(
+def _compute_once(
     shared: SharedWork,
     part_identity: Mapping[str, Any],
     mark: dict[str, Any],

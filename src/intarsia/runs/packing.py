@@ -73,9 +73,7 @@ def compress_run(
 
 @torch.inference_mode()
 def _accuracies(run: PictureRun, fast: nn.Module, report: Report) -> dict[str, Any]:
-    """Return the share of right classes of a run's net and of the packed one, on the same
-    pictures.
-    """
+    """Return the accuracies of a run's net and of the packed one on the same pictures."""
     part = "val" if "val" in run.record["record"]["data"]["parts"] else "test"
     images, labels = spread_pictures(run, part, VALIDATION, report)
     answers = (torch.cat([net(x) for x in images.split(1)]) for net in (run.model, fast))

@@ -86,8 +86,8 @@ class RateSearch:
             del store.rows[key]  # it is tried once more, and once only
         trials = _Trials(bases, out / FOLDER, store, self, report)
         # the first draw shows the size of the validation part, and so how many draws are needed
-        trials.carry(self.rates, seeds[:1])
-        searches = trials.widest(self.rates, seeds[: trials.draws(seeds[0])])
+        trials.train(self.rates, seeds[:1])
+        searches = trials.search_wider(self.rates, seeds[: trials.draws(seeds[0])])
         shutil.rmtree(out / FOLDER, ignore_errors=True)  # of trials that failed
         # the shared pixels and tokens of the search are not needed any more
         shared_in.cache_clear()
@@ -112,8 +112,8 @@ class _Trials:
 
     bases: Mapping[str, Experiment]
     out: Path
-    kept: Store
-    how: RateSearch
+    store: Store
+    settings: RateSearch
     report: Report
 
     def of(self, method: str, rates: Sequence[float], seeds: Sequence[int]) -> list[Experiment]:
@@ -121,22 +121,22 @@ class _Trials:
         base = self.bases[method]
         return [base.changed(lr=rate, seed=seed) for rate, seed in product(rates, seeds)]
 
-    def carry(self, rates: Sequence[float], seeds: Sequence[int]) -> None:
+    def train(self, rates: Sequence[float], seeds: Sequence[int]) -> None:
         """Train every method at these rates and seeds, but for results that are stored already."""
         trials = [self._trial(e) for m in self.bases for e in self.of(m, rates, seeds)]
         # one after the other they share their data in memory with the trials of later rounds
-        local = "here" if self.how.jobs == 1 else "processes"
+        local = "here" if self.settings.jobs == 1 else "processes"
         pool_options: dict[str, Any] = {
-            "jobs": self.how.jobs,
-            "executor": "ray" if self.how.ray else local,
+            "jobs": self.settings.jobs,
+            "executor": "ray" if self.settings.ray else local,
         }
         pool_options |= {
-            "threads": self.how.threads,
+            "threads": self.settings.threads,
             "report": self.report,
             "describe": _score_in_words,
         }
 
-        def carry(missing: Sequence[Trial], done: Callable[[TrialEnd], None]) -> None:
+        def run_missing(missing: Sequence[Trial], done: Callable[[TrialEnd], None]) -> None:
             """Run trials; call `done` with the result of each, and remove its run folder."""
 
             def ended(end: TrialEnd) -> None:
@@ -149,7 +149,7 @@ class _Trials:
                 self.report(f"Searching learning rates on validation: {len(missing)} trials.")
             run_told(missing, run, done=ended, **pool_options)
 
-        searching.carry_missing(trials, self.kept, carry, again=False)
+        searching.carry_missing(trials, self.store, run_missing, again=False)
 
     def _trial(self, experiment: Experiment) -> Trial:
         """Return the training of an experiment as a trial, scored on the validation part alone."""
@@ -163,7 +163,7 @@ class _Trials:
             "evaluate_every": int(
                 experiment.recipe.select == "val" or experiment.recipe.patience is not None
             ),
-            "running": {k: v for k, v in self.how.running.items() if k != "trackers"},
+            "running": {k: v for k, v in self.settings.running.items() if k != "trackers"},
         }
         name = (
             f"{experiment.label}, rate {experiment.training.lr:g}, seed {experiment.training.seed}"
@@ -173,7 +173,7 @@ class _Trials:
 
     def ends(self, experiments: Sequence[Experiment]) -> list[Mapping[str, Any]]:
         """Return the kept ends of trials."""
-        return [self.kept[experiment.key] for experiment in experiments]
+        return [self.store[experiment.key] for experiment in experiments]
 
     def draws(self, seed: int) -> int:
         """Return at how many seeds each rate is tried: more where the validation part is small."""
@@ -183,16 +183,16 @@ class _Trials:
 
     def _size(self, seeds: Sequence[int]) -> int:
         """Return the size of a draw's validation part, 0 if every trial failed."""
-        rates = self.how.rates
+        rates = self.settings.rates
         ends = [end for m in self.bases for end in self.ends(self.of(m, rates, seeds))]
         return next((end["n"] for end in ends if "n" in end), 0)
 
-    def widest(self, rates: Sequence[float], seeds: Sequence[int]) -> dict[str, dict[str, Any]]:
-        """Run all trials, adding rates while the best is at an edge; return each method's
-        search.
-        """
+    def search_wider(
+        self, rates: Sequence[float], seeds: Sequence[int]
+    ) -> dict[str, dict[str, Any]]:
+        """Train all trials, adding rates while the best is at an edge; return the searches."""
         while True:
-            self.carry(rates, seeds)
+            self.train(rates, seeds)
             scores = {m: self._scores(m, rates, seeds) for m in self.bases}
             winners = [
                 searching.winning_edge(searching.smoothed(method_scores, rates))
@@ -200,13 +200,13 @@ class _Trials:
                 if method_scores
             ]
             # the grid grows for all methods when one of them is best at an edge
-            wider = searching.extended(rates, winners, self.how.reach)
+            wider = searching.extended(rates, winners, self.settings.reach)
             if wider == tuple(rates):
                 break
             added = " and ".join(f"{rate:g}" for rate in wider if rate not in rates)
             self.report(f"A method's best rate is at an edge of the grid; tried as well: {added}.")
             rates = wider
-        return {m: self._how_found(m, scores[m], rates, seeds) for m in self.bases}
+        return {m: self._described(m, scores[m], rates, seeds) for m in self.bases}
 
     def _scores(
         self, method: str, rates: Sequence[float], seeds: Sequence[int]
@@ -216,16 +216,14 @@ class _Trials:
         by_rate = searching.scores_by(trials, self.ends(trials), ["lr"])
         return {rate: score for (rate,), score in by_rate.items()}
 
-    def _how_found(
+    def _described(
         self,
         method: str,
         scores: Mapping[float, searching.Score],
         rates: Sequence[float],
         seeds: Sequence[int],
     ) -> dict[str, Any]:
-        """Return what a run's record says of the search for its rate: the best one, and
-        all scores.
-        """
+        """Return what a run's record says of its search: the best rate, and all scores."""
         ends = self.ends(self.of(method, rates, seeds))
         if not scores:
             return {"error": ends[0]["error"]}

@@ -139,7 +139,7 @@ def member_pictures(
     except (DataError, AssetError, LookupError) as error:
         report(f"The run's pictures cannot be read ({error}): outputs are compared on noise.")
         return [None for _ in opened.members]
-    return [_ready(images, rows, member) for member in opened.members]
+    return [_transformed(images, rows, member) for member in opened.members]
 
 
 def spread_pictures(
@@ -152,7 +152,7 @@ def spread_pictures(
     Raises: as `pictures_to_score`.
     """
     images, rows = _spread(opened, part, count, report)
-    return _ready(images, rows, opened), torch.from_numpy(images.labels[rows])
+    return _transformed(images, rows, opened), torch.from_numpy(images.labels[rows])
 
 
 def _spread(
@@ -165,7 +165,7 @@ def _spread(
     return images, [*range(0, min(len(images), step * count), step)]
 
 
-def _ready(images: ImageSet, rows: Sequence[int], member: PictureRun) -> Tensor:
+def _transformed(images: ImageSet, rows: Sequence[int], member: PictureRun) -> Tensor:
     """Return pictures as a run's model takes them, (n, 3, H, W)."""
     transform: Any = eval_transform(member.inputs)
     return torch.stack([transform(images.image(i)) for i in rows])

@@ -177,9 +177,7 @@ def open_pictures(folder: Path, *, size: int | None = None, as_trained: bool = T
 
 
 def _of_size(size: int, model: nn.Module, experiment: Experiment, classes: int) -> nn.Module:
-    """Return the run's backbone for pictures of another size; random weights are resampled
-    to it.
-    """
+    """Return the backbone for another picture size; random weights are resampled to it."""
     at_least("size", size, 1, "For example: 224.")
     adapted = replace(experiment.adapted, size=size)
     resized = model_of(adapted, classes, experiment.training.seed)
@@ -365,9 +363,7 @@ class Prediction:
 
 
 def _predict(opened: RunOnPictures, pictures: Sequence[Picture]) -> Iterator[Prediction]:
-    """Yield a prediction for each picture, in order; one that cannot be read has an error
-    instead.
-    """
+    """Yield each picture's prediction, in order, or the error of an unreadable one."""
     logits, errors = opened.logits(pictures)
     # probabilities, by label if several apply
     shares = logits.sigmoid() if opened.several_labels else logits.softmax(1)

@@ -117,13 +117,12 @@ def seeing_methods() -> tuple[str, ...]:
 
 
 def sees_by_key(key: str) -> bool:
+    """Return True for a method that makes a language model see or hear."""
     return card(key).family == "pictures and sounds"
 
 
 def _with_encoders(method: Any, config: Seeing) -> Any:
-    """Return the method's settings with the image and audio encoders that the run's
-    settings name.
-    """
+    """Return the method's settings with the encoders that the run's settings name."""
     encoders = {"image": config.see, "audio": config.hear}
     field_names = {f.name for f in fields(method)}
     for name in ("image", "audio"):

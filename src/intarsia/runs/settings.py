@@ -239,9 +239,7 @@ def with_settings(config: Any, **new: Any) -> Any:
 def _inner(
     path: str, options: dict[str, Card], key: str | None, values: Mapping[str, str], start: Any
 ) -> Any:
-    """Build the settings of a method that is a setting of another one, such as `over` of a
-    mixture.
-    """
+    """Build the settings of a method inside another one's, as `over` of a mixture."""
     now = next((k for k, option in options.items() if option.config is type(start)), None)
     if key is not None and key not in options:
         raise UnknownName(f"method for --set {path}", key, options, registry.LISTED)

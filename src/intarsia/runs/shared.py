@@ -75,9 +75,7 @@ class SharedWork:
     def _on_disk(
         self, kind: str, inputs: Mapping[str, Any], make: Callable[[], TensorDataset]
     ) -> tuple[TensorDataset, Spent]:
-        """Return tensors from the folder, with the time they took; compute and store
-        missing ones.
-        """
+        """Return stored tensors, computing missing ones, and the time that it took."""
         start = Spent.now()
         if self.folder is None:
             return make(), Spent.now().since(start)

@@ -125,7 +125,7 @@ def _written(
     split = "test" if "test" in scores else "val"
     part_scores, evaluated = scores.get(split), kitchen.part(split)
     # all of it or nothing: a half one could be neither opened nor written again
-    with writing(out, spare=True) as scratch:
+    with writing(out, refuse_loss=True) as scratch:
         scratch.mkdir()
         experiments.save(first.experiment, scratch)
         write_results(scratch, first.model, record, split, part_scores, write_trained, evaluated)
@@ -158,7 +158,7 @@ class Kitchen:
         sets = {n: pictures_to_score(run, None, n, self.report) for n in PARTS if n in has}
         return dict.fromkeys(PARTS) | sets
 
-    def _seen(self, name: str) -> Any:
+    def _as_read(self, name: str) -> Any:
         images = self.part(name)
         return held(images, self.run.inputs) if isinstance(self.run, PictureRun) else images
 
@@ -169,7 +169,7 @@ class Kitchen:
         """
         val = self.part("val")
         # candidates have learned training pictures: scores on them choose nothing
-        shared = 0 if val is None else shared_samples(self._seen("train"), self._seen("val"))
+        shared = 0 if val is None else shared_samples(self._as_read("train"), self._as_read("val"))
         if val is None or shared:
             got = "none" if val is None else f"{shared} samples of train in it"
             fix = "Train with a val part, or make a uniform soup; test chooses nothing."
@@ -183,7 +183,7 @@ class Kitchen:
         model = self.run.model
         model.load_state_dict(state)
         if self.norms:
-            rows = self._seen("train")
+            rows = self._as_read("train")
             draw = torch.Generator().manual_seed(self.run.experiment.training.seed)
             loader = DataLoader(rows, BATCH, shuffle=True, generator=draw)
             # means and variances of an average are not the average of means and variances

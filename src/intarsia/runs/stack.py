@@ -57,10 +57,7 @@ def parsed(spec: str, *, alone: bool = False) -> dict[str, str]:
 
 
 def conflict(names: Sequence[str]) -> str | None:
-    """Return why these techniques cannot be put on one model together, or None if they can.
-
-    names: keys of ENTRIES.
-    """
+    """Return why these techniques cannot be put on one model together, or None if they can."""
     # an entry names its conflicts, or the other one does
     for a, b in combinations(names, 2):
         for first, second in ((a, b), (b, a)):

@@ -80,26 +80,30 @@ def _share(text: str) -> float:
     return share
 
 
-def _left(on: Stacked, text: str) -> int:
+def _experts_left(on: Stacked, text: str) -> int:
+    """Return how many experts of a layer stay when the share of the text is pruned."""
     first = next(iter(gated_experts(on.model).values()))
     return max(1, round(first.experts * (1 - _share(text))))
 
 
-def _loads(on: Stacked) -> dict[str, Tensor]:
+def _loads_by_path(on: Stacked) -> dict[str, Tensor]:
+    """Count the calibration tokens of each expert, (E,) for each layer."""
     inputs = expert_inputs(on.model, on.calibration)
     return {p: inputs[p].load(layer.experts) for p, layer in gated_experts(on.model).items()}
 
 
 def _prune(on: Stacked, text: str) -> None:
     """Remove the least used experts of every layer."""
-    count = _left(on, text)
+    count = _experts_left(on, text)
     # the most used experts stay, in their old order
-    order = {p: load.argsort(descending=True, stable=True) for p, load in _loads(on).items()}
+    order = {
+        p: load.argsort(descending=True, stable=True) for p, load in _loads_by_path(on).items()
+    }
     keep_stock_experts(on.model, {p: sorted(o[:count].tolist()) for p, o in order.items()})
 
 
 def _merge(on: Stacked, text: str) -> None:
-    merge_stock_experts(on.model, expert_inputs(on.model, on.calibration), _left(on, text))
+    merge_stock_experts(on.model, expert_inputs(on.model, on.calibration), _experts_left(on, text))
 
 
 def _count(text: str) -> int:
@@ -114,7 +118,7 @@ def _student(on: Stacked, text: str) -> None:
     count = _count(text)
     first = next(iter(gated_experts(on.model).values()))
     between("experts of a student", count, 1, first.experts, "For example: student:2.")
-    dense_from_most_used(on.model, _loads(on), count)
+    dense_from_most_used(on.model, _loads_by_path(on), count)
 
 
 def _quantile(text: str) -> float:
@@ -140,6 +144,7 @@ def _placement(text: str) -> str:
 
 
 def _place(on: Stacked, text: str) -> None:
+    """Place the experts on devices by a calibration trace; text: the engine, "home" or "stay"."""
     # renaming experts moves them between devices and leaves every output as it is
     relabel(on.model, place(trace_of(on, on.calibration), DEVICES, JointSwaps(_placement(text))))
 
@@ -152,9 +157,7 @@ def _energy(text: str) -> float:
 
 
 def _low_rank(on: Stacked, text: str) -> None:
-    """Replace each expert's matrix by its approximation U V of low rank, where U and V are
-    smaller.
-    """
+    """Replace each expert's matrix by a product U V of low rank that is smaller."""
     energy = _energy(text)
     inputs, stock = expert_inputs(on.model, on.calibration), gated_experts(on.model)
     # all inputs are taken from the model as it was, so that no factor depends on another
@@ -194,7 +197,7 @@ def _policy(text: str) -> str:
     return text
 
 
-def _offload(on: Stacked, text: str) -> None:
+def _set_policy(on: Stacked, text: str) -> None:
     on.policy = _policy(text)
 
 
@@ -227,7 +230,13 @@ ENTRIES: dict[str, StackEntry] = {
         StackEntry("lowrank", "model", 5, "0.9", _energy, _low_rank),
         StackEntry("quant", "model", 6, "w4", _bits, _quantise),
         StackEntry(
-            "offload", "system", 7, "expected", _policy, _offload, frozenset({"outputs", "routing"})
+            "offload",
+            "system",
+            7,
+            "expected",
+            _policy,
+            _set_policy,
+            frozenset({"outputs", "routing"}),
         ),
     )
 }

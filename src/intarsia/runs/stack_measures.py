@@ -158,9 +158,7 @@ def expected_bytes(on: Stacked) -> int:
 
 
 def _operations(on: Stacked, trace: Trace) -> float:
-    """Count the multiplications and additions for a token: of its experts and all other
-    matrices.
-    """
+    """Count a token's multiplications and additions: of its experts and all the rest."""
     paths = list(gated_experts(on.model))
     prefixes = tuple(f"{path}." for path in paths)
     # a tied embedding is the head's matrix, an untied one is looked up

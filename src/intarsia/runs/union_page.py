@@ -54,9 +54,7 @@ def answers_page(
 ) -> Path:
     """Write a page of pictures, as the model reads them, with its answer to each.
 
-    pictures: their files. out: the file to write. answers: one for each picture. inputs: size and
-    normalisation that the model expects. A model with experts over patches gets the page that shows
-    them.
+    answers: one for each picture. A model with experts over patches gets the page that shows them.
     Raises: DataError for a picture that cannot be read.
     """
     if has_unions(model):
@@ -68,7 +66,7 @@ def answers_page(
 def _read(pictures: Sequence[Any], inputs: InputConfig) -> Tensor:
     """Return the pictures as the model takes them, (B, 3, H, W), normalised."""
     transform = eval_transform(inputs)
-    return torch.stack([_ready(picture, transform) for picture in pictures])
+    return torch.stack([_transformed(picture, transform) for picture in pictures])
 
 
 def _shown(
@@ -82,10 +80,10 @@ def _shown(
     answers = [*answers, *[""] * (len(pictures) - len(answers))]
     names = [Path(p).name if isinstance(p, str | Path) else "" for p in pictures]
     rows = zip(names, answers, x, strict=True)
-    return [Shown(name, answer, _seen(row, inputs)) for name, answer, row in rows]
+    return [Shown(name, answer, _as_read(row, inputs)) for name, answer, row in rows]
 
 
-def _ready(picture: Any, transform: Any) -> Tensor:
+def _transformed(picture: Any, transform: Any) -> Tensor:
     """Return a picture, (3, H, W), as a model's transform makes it."""
     if isinstance(picture, str | Path | bytes):
         source = Path(picture) if isinstance(picture, str) else picture
@@ -93,7 +91,7 @@ def _ready(picture: Any, transform: Any) -> Tensor:
     return transform(to_rgb(picture))
 
 
-def _seen(x: Tensor, inputs: InputConfig) -> Image.Image:
+def _as_read(x: Tensor, inputs: InputConfig) -> Image.Image:
     """Return a normalised tensor (3, H, W) as a picture again, as the model reads it."""
     mean, std = (torch.tensor(v).view(-1, 1, 1) for v in (inputs.mean, inputs.std))
     # undo the normalisation: what the model read, in 0 ... 255

@@ -97,9 +97,7 @@ def open_texts(folder: Path, *, as_trained: bool = True, report: Report) -> Text
 
 
 def _part(opened: TextRun, data: str | None, part: str, report: Report) -> Texts:
-    """Return a part of the run's own text, or of another one that is split in the default
-    shares.
-    """
+    """Return a part of the run's text, or of another one, split in the default shares."""
     experiment = opened.experiment
     # the run's own text is split as in training; another one has no numbers of rows to keep
     is_own = data is None or located(data) == located(experiment.pictures.data)

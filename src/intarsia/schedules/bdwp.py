@@ -56,6 +56,7 @@ class _StraightThrough(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, first: Tensor, second: Tensor) -> Tensor:
+        # the value of the second, with the gradient to the first
         return second.view_as(second)
 
     @staticmethod

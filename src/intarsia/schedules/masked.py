@@ -44,12 +44,15 @@ class SparseSchedule(Protocol):
     @property
     def layers(self) -> Sequence[str] | None: ...
     @property
-    def store(self) -> str: ...
+    def store(self) -> str:
+        """Form of the optimiser's states, "dense" or "vectors", see `Masked`."""
+        ...
+
     @property
     def reads_gradients(self) -> bool: ...
     @property
     def memory(self) -> float:
-        return 0.0
+        return 0.0  # gradients of the step alone
 
     def begin(self, weights: Weights, generator: torch.Generator) -> Partition: ...
 

@@ -35,10 +35,7 @@ class _Mask(torch.autograd.Function):
 
 
 def mask_of(scores: Tensor, count: int) -> Tensor:
-    """Return the mask of the `count` largest |s|, bool; of equal ones the first.
-
-    scores: s, of any shape.
-    """
+    """Return the mask of the `count` largest |s|, bool; of equal ones the first."""
     # the mask is chosen by size, without regard to sign
     size = scores.detach().abs().flatten()
     if not count:

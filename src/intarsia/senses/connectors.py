@@ -62,10 +62,7 @@ class Connector(nn.Module, abc.ABC):
         return ""
 
     def check(self, features: Tensor) -> None:
-        """Check the shape of an encoder's features, (views, n, width).
-
-        Raises: ShapeError.
-        """
+        """Check the shape of an encoder's features, (views, n, width).  Raises: ShapeError."""
         if features.dim() != 3 or features.shape[-1] != self.width:
             got = f"features of shape {tuple(features.shape)}"
             fix = "Use the encoder that the connector was made for."
@@ -80,10 +77,7 @@ class Projector(nn.Module):
     """
 
     def __init__(self, width: int, outputs: int, *, generator: torch.Generator) -> None:
-        """Build the norm and draw the two linear layers.
-
-        width: of the input; outputs: of both layers; generator: for the weights.
-        """
+        """Build the norm and draw the two linear layers."""
         super().__init__()
         self.norm = nn.LayerNorm(width)
         self.inner = draw_linear(width, outputs, generator)
@@ -103,10 +97,7 @@ class Resampler(nn.Module):
     """
 
     def __init__(self, width: int, count: int, *, generator: torch.Generator) -> None:
-        """Draw the queries (count, width) and the projections of the attention.
-
-        width: of queries, input and output; count: number of queries; generator: for the weights.
-        """
+        """Draw the queries (count, width) and the projections of the attention."""
         super().__init__()
         # heads of 128 channels, or the nearest number that divides the width
         self.heads = next(h for h in range(max(1, width // 128), 0, -1) if width % h == 0)
@@ -189,9 +180,7 @@ class PlainConnector(Connector):
     ) -> None:
         """Build the projector, and the resampler for by="queries".
 
-        width: of the encoder's vectors; outputs: of the language model's; reads: number of the
-        encoder's vectors; vectors: number of those that the language model reads; by: "mlp", means
-        over neighbours, or "queries"; grid: the encoder's vectors are a square of patches.
+        vectors: number of those that the language model reads.
         Raises: ConfigError where means of neighbours cannot make `vectors`.
         """
         super().__init__(width, outputs)

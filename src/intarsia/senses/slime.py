@@ -197,9 +197,7 @@ class TiledView(Connector):
     ) -> None:
         """Build the modules: projector, two resamplers, gate and separator.
 
-        settings: the `Slime`; width: of the picture encoder's features; outputs: width of the
-          language model's token embeddings; generator: the source of first weights and of the
-          gate's noise.
+        settings: the `Slime`; generator: the source of first weights and of the gate's noise.
         """
         super().__init__(width, outputs)
         self.settings, self.budget, self.stage = settings, settings.budget, "joint"

@@ -45,11 +45,7 @@ class Application:
         limits: Limits | None = None,
         hosts: tuple[str, ...] = LOCAL,
     ) -> None:
-        """Build the routes and the threads that compute answers.
-
-        models: name in requests -> model; limits: on size, time and number of requests, None =
-        defaults; hosts: host names that requests may be addressed to, () = any.
-        """
+        """Build the routes and the threads that compute answers."""
         self.limits = limits or Limits()
         self.served_models = ServedModels(models)
         self.generations = Generations(models, self.limits)

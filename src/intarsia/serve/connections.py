@@ -43,16 +43,16 @@ class Connection:
         """Close the connection, with an answer if one is given; a half-read request is dropped."""
         if self.transport is None:
             return
-        if refusal is not None and not self.unread and not self.transport.is_closing():
+        if refusal is not None and not self.unread_bytes and not self.transport.is_closing():
             self.transport.write(_response(refusal))
         # close() would wait until the client has read everything, which it may never do
-        if self.unread:
+        if self.unread_bytes:
             self.transport.abort()
         elif not self.transport.is_closing():
             self.transport.close()
 
     @property
-    def unread(self) -> int:
+    def unread_bytes(self) -> int:
         """Number of bytes of answers that wait until the client reads."""
         return 0 if self.transport is None else self.transport.get_write_buffer_size()
 
@@ -76,10 +76,7 @@ class Connections:
         self.logged, self.unlogged = -1.0, 0  # at most one log line a second
 
     def opened(self, transport: Any, address: Address) -> None:
-        """Register a new connection and start its timer; answer 503 if all are at work.
-
-        transport: of asyncio; address: of the client.
-        """
+        """Register a new connection and start its timer; answer 503 if all are at work."""
         connection = Connection(address, transport)
         if len(self.open) >= self.places and not self._give_way(address[0]):
             self._end(
@@ -157,7 +154,9 @@ class Connections:
         per_host = Counter(host for host, _ in self.open)
 
         def is_stalled(connection: Connection) -> bool:
-            return connection.unread > 0 and per_host[connection.address[0]] > per_host[newcomer]
+            return (
+                connection.unread_bytes > 0 and per_host[connection.address[0]] > per_host[newcomer]
+            )
 
         # the address that holds most connections loses its oldest one
         connection = min(

@@ -47,9 +47,7 @@ class RequestGate:
     ) -> None:
         """Wrap an ASGI application.
 
-        app: is called with requests that are admitted; limits: on size, time and number of
-        requests; counters: count each request; hosts: host names that requests may be addressed to,
-        () = any; connections: of the server, None = no limit.
+        counters: count each request; connections: of the server, None = no limit.
         """
         self.app, self.limits, self.counters, self.hosts = app, limits, counters, hosts
         self.connections = connections or Connections(0, 0, lambda _: None)
@@ -263,7 +261,7 @@ class _Answer:
                 message = message | {"headers": [*headers, CLOSE]}
         elif not message.get("more_body", False):
             self.over = True
-        if not self.connection.unread:
+        if not self.connection.unread_bytes:
             await self.send(message)
             return
         # it waits until the earlier messages are on their way

@@ -202,10 +202,7 @@ class ServedModels:
         self.models = dict(models)
 
     def find(self, name: str) -> ServedModel:
-        """Return a model by its name.
-
-        Raises: Refused, 404, with the most similar name.
-        """
+        """Return a model by its name.  Raises: Refused, 404, with the most similar name."""
         if name in self.models:
             return self.models[name]
         # a client's text may be long, and is compared no further than any name is

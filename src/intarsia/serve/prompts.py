@@ -107,10 +107,7 @@ def _tool_for_templates(tool: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def messages_of(parameters: Mapping[str, Any]) -> Messages:
-    """Return the messages of a chat request, checked, as templates read them.
-
-    Raises: Refused.
-    """
+    """Return the messages of a chat request, checked, as templates read them.  Raises: Refused."""
     messages = parameters.get("messages")
     if messages is None:
         raise missing("messages")

@@ -65,10 +65,7 @@ def unknown(param: str) -> Refused:
 
 
 def unsupported(param: str, got: object, want: str) -> Refused:
-    """Return the error 400 for a value that OpenAI's API has, but not this server.
-
-    param: name of the parameter; got: its value; want: a sentence that names the supported values.
-    """
+    """Return the error 400 for a value that OpenAI's API has, but not this server."""
     message = f"Unsupported value: '{param}' does not support {shown(got)} with this server. {want}"
     return Refused(400, message, param=param, code="unsupported_value")
 

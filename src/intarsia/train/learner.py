@@ -50,10 +50,8 @@ class Learner:
     ) -> None:
         """Build the optimiser and what else a step needs: masks, weight average, loss scale.
 
-        model: has the trained parameters; forward: the model as it is called in training, such as
-          its compiled or distributed wrapper; objective: computes a batch's loss from the task's;
-          training: learning rate, precision, seed; recipe: optimiser, schedule, clipping, average;
-          accelerator: the processes and the device; task: loss and scores.
+        forward: the model as it is called in training, such as its compiled or distributed wrapper;
+        objective: computes a batch's loss from the task's.
         """
         self.model, self.forward, self.objective, self.task = model, forward, objective, task
         self.training, self.recipe, self.accelerator = training, recipe, accelerator

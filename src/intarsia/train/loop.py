@@ -65,10 +65,7 @@ class Loop:
     """A run from its first step, or from its checkpoint, to its last."""
 
     def __init__(self, job: Job) -> None:
-        """Store what to train (model, task, data, settings) and begin at step 0.
-
-        job: all of these.
-        """
+        """Store what to train (model, task, data, settings) and begin at step 0."""
         self.job, self.model, self.task = job, job.model, job.task
         self.train_set, self.val, self.test = job.sets
         self.training, self.recipe, self.how = job.training, job.recipe, job.running
@@ -123,7 +120,7 @@ class Loop:
             self.learner.parts, self.learner.meter = self.parts, self.busy.meter
             if seat is not None:
                 self.learner.backward = seat.backward
-            elif self.busy.told:
+            elif self.busy.measured:
                 self.learner.backward = partial(backward, meter=self.busy.meter)
             self.learner.remember(size_of(self.train_set))
             if (masking := self.learner.masking) is not None:

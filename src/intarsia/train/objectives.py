@@ -297,9 +297,7 @@ Bottlenecks = list[tuple[SplitLinear, Tensor | float, Tensor]]
 
 @contextmanager
 def _bottlenecks(model: nn.Module) -> Iterator[Bottlenecks]:
-    """Record (split up-projection, the adapter's scale, its input) of each call inside the
-    context.
-    """
+    """Record (split up-projection, adapter's scale, its input) of each call inside."""
     calls: Bottlenecks = []
 
     def watch(layer: SplitLinear, scale: Tensor | float) -> torch.utils.hooks.RemovableHandle:

@@ -39,7 +39,7 @@ def kl(target: Tensor, logits: Tensor, *, detach: bool = True) -> Tensor:
     return total / max(1, len(target))
 
 
-def _all(output: Tensor, _target: Tensor) -> Tensor:
+def _whole_output(output: Tensor, _target: Tensor) -> Tensor:
     return output
 
 
@@ -54,7 +54,7 @@ class TargetLoss:
 
     criterion: Callable[[Tensor, Tensor], Tensor]
     target: Tensor
-    read: Callable[[Tensor, Tensor], Tensor] = _all
+    read: Callable[[Tensor, Tensor], Tensor] = _whole_output
     divergence: Callable[..., Tensor] = kl
 
     def __call__(self, output: Tensor) -> Tensor:

@@ -101,10 +101,7 @@ def _wait_for_all(cpu: bool) -> PartialState:
 
 
 def waiting(environment: Mapping[str, str]) -> str:
-    """Return a text that says which processes are awaited; "" if there is only this one.
-
-    environment: variables of the launcher.
-    """
+    """Return a text that says which processes are awaited; "" if there is only this one."""
     world = environment.get("WORLD_SIZE", "1")
     if world in ("", "1"):
         return ""
@@ -181,10 +178,7 @@ def accelerator(trackers: Sequence[str], out: Path | None, device: str | None) -
 
 
 def on_main(ranks: Accelerator | PartialState, job: Callable[[], Result]) -> Result:
-    """Run a function in the main process; every process gets its result, or raises its error.
-
-    ranks: the processes; job: the function.
-    """
+    """Run a function in the main process; every process gets its result, or raises its error."""
     result: Result | IntarsiaError | None = None
     if ranks.is_main_process:
         try:

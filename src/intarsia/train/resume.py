@@ -171,10 +171,7 @@ def restore(
 
 
 def check_same(saved: Mapping[str, Any], current: Mapping[str, Any], path: str = "") -> None:
-    """Raise CheckpointError at the first entry in which two nested mappings differ.
-
-    saved, current: the mappings; path: of these within the whole, with dots.
-    """
+    """Raise CheckpointError at the first entry in which two nested mappings differ."""
     for name in sorted(saved.keys() | current.keys()):
         old, new = saved.get(name), current.get(name)
         entry = f"{path}.{name}" if path else name

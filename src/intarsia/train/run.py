@@ -132,7 +132,11 @@ def _write_run(
 
 
 def _check_selection(job: Job, evaluate_every: int) -> bool | None:
-    """Check that validation can choose the best epoch, if that is asked for."""
+    """Check that validation can choose the best epoch, if that is asked for.
+
+    Returns True if train and val are known to share no sample, None if that is unknown
+    or of no use.
+    """
     whole("evaluate_every", evaluate_every, 0, fix="Try 1.")
     train, val, _ = job.sets
     if job.settle is not None and job.settle.by_val:

@@ -37,7 +37,10 @@ Joining = Callable[[Sequence[nn.Module], Sequence[Tensor]], "Together | None"]
 
 @dataclass
 class _Request:
-    """A run's request to the stack: for its logits, or, without a model, for its gradients."""
+    """A run's request to the stack: for its logits, or, without a model, for its gradients.
+
+    value: the rows that the model reads, or the loss.  half: the dtype of autocast, None = off.
+    """
 
     model: nn.Module | None
     value: Tensor
@@ -198,7 +201,8 @@ class Seat:
         return self.stack.spent[self.run]
 
     def backward(self, loss: Tensor) -> None:
-        self.stack.meet(self.run, _Request(None, loss, True, None))
+        """Wait until every run has its loss; one backward then computes the gradients of all."""
+        self.stack.meet(self.run, _Request(model=None, value=loss, grad=True, half=None))
 
 
 class Seated(nn.Module):

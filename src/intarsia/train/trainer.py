@@ -28,9 +28,7 @@ def trainer_loss(model: nn.Module) -> Callable[..., Tensor]:
     """
 
     def loss(outputs: Any, labels: Tensor | None, num_items_in_batch: Any = None) -> Tensor:
-        """Compute the mean cross-entropy over labels that count, plus the routers'
-        auxiliary loss.
-        """
+        """Compute the mean cross-entropy of labels that count, plus the routers' loss."""
         if labels is None:
             subject, fix = "labels of a batch", 'Pass label_names=["labels"] to TrainingArguments.'
             raise ConfigError(subject, got="none that the Trainer knows of", want="labels", fix=fix)

@@ -249,9 +249,7 @@ class Recombiner:
 
 @contextmanager
 def _progress(label: str, steps: int) -> Iterator[Tell]:
-    """Show a progress bar of a task while the context is open; yield the function that
-    advances it.
-    """
+    """Show a progress bar inside the context; yield the function that advances it."""
     start = time.monotonic()
     with Bar(steps, 0, show=True, what=label, unit="step").shown() as bar:
         yield lambda done, quality: bar.step(

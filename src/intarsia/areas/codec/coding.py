@@ -79,6 +79,7 @@ class GroupPosteriors:
         """
         self.prior, self.values, self.tiles, self.weight = prior, values, tuple(tiles), weight
         self.levels = levels_of(prior.settings, tiles)
+        # for each level: the group of each latent, (rows, columns), and the latents of each group
         numbers = prior.numbers(self.levels)
         self.columns = [SharedColumns.of(n, x) for n, x in zip(numbers, self.levels, strict=True)]
         self.group = [torch.from_numpy(n - n.min()).flatten() for n in numbers]

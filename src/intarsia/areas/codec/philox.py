@@ -95,9 +95,6 @@ def normals(key: int, samples: Array, width: int, group: int) -> Array:
 
 
 def exponentials(key: int, count: int, group: int) -> Array:
-    """Draw exponential deviates as floats, which only the encoder needs.
-
-    key: the generator's; count: of deviates; group: number of a group of latents.  -> (count,).
-    """
+    """Draw exponential deviates as floats, which only the encoder needs.  -> (count,)."""
     drawn = words(key, np.zeros(1), count, group, domain=1)[0]
     return -np.log((drawn.astype(np.float64) + 0.5) / 2.0**32)

@@ -156,7 +156,7 @@ class Prior:
             **(extra or {}),
         }
         # written next to the folder and moved there: a folder is never half of one
-        with writing(folder, spare=True) as scratch:
+        with writing(folder, refuse_loss=True) as scratch:
             scratch.mkdir()
             tensors = {k: v.contiguous() for k, v in self._tensors().items()}
             safetensors.torch.save_file(tensors, scratch / TENSORS)
@@ -165,10 +165,7 @@ class Prior:
 
     @classmethod
     def load(cls, folder: str | Path) -> Prior:
-        """Read the folder that `save` wrote.
-
-        Raises: CheckpointError if it is none, or damaged.
-        """
+        """Read the folder that `save` wrote.  Raises: CheckpointError if it is none, or damaged."""
         # a kill while it was replaced may have left the new folder under another name
         folder = repaired(folder)
         want, fix = (

@@ -62,11 +62,7 @@ def candidates(key: int, group: int, width: int, bits: int) -> Array:
 
 
 def candidate(key: int, group: int, width: int, index: int) -> Array:
-    """Draw the candidate of one index without drawing the others.
-
-    key: the prior's random key; group: number of the group of latents; width: latents of the group;
-      index: the candidate's.  -> (width,) int32.
-    """
+    """Draw the candidate of one index without drawing the others.  -> (width,) int32."""
     return normals(key, np.array([index]), width, group)[0]
 
 

@@ -69,13 +69,7 @@ class PriorTraining:
         seed: int,
         start: str = "shared",
     ) -> None:
-        """Build the decoder, the first posteriors and prior, and their optimisers.
-
-        values: (signals, patches, points, channels) in [0, 1]; tiles: patches along each axis;
-          settings: of the network; payload: bits of a patch; steps: their number in all; batch:
-          signals in a step; seed: of all draws; start: "shared", all signals begin at one mu, or
-          "own", each at another.
-        """
+        """Build the decoder, the first posteriors and prior, and their optimisers."""
         generator = torch.Generator().manual_seed(mix(seed, 0))
         self.values, self.tiles, self.settings = values, tuple(tiles), settings
         self.payload, self.steps, self.batch, self.seed = payload, steps, batch, seed

@@ -73,10 +73,7 @@ class Annealed(
 
     @abc.abstractmethod
     def _start(self, mean: Array, spread: float, random: np.random.RandomState) -> Params:
-        """Draw initial parameters.
-
-        mean: (D,) of the data.
-        """
+        """Draw initial parameters.  mean: (D,) of the data."""
 
     @abc.abstractmethod
     def _states(self) -> States:
@@ -277,10 +274,7 @@ class Annealed(
         return self._code(params, joint, q, states)
 
     def _read(self, X: Any, first: bool = False, least: int = 1) -> Array:
-        """Validate data as scikit-learn does, and return them as float64.
-
-        X: (n, D).
-        """
+        """Validate data as scikit-learn does, and return them as float64.  X: (n, D)."""
         if not first:
             check_is_fitted(self)
         x = validate_data(

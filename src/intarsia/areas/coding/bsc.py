@@ -214,9 +214,7 @@ class Discrete(Truncated, abc.ABC):
         return sums | {"counts": single.sum(axis=(0, 1)) + multi.sum(axis=0) @ states.counts}
 
     def _maximise(self, params: Params, sums: Params) -> Params:
-        """Compute W, sigma^2 and the prior of the values that maximise the expected
-        log-likelihood.
-        """
+        """Compute W, sigma^2 and the prior of largest expected log-likelihood."""
         share = (
             self._prior_correction(params)
             * self._prior(sums["counts"])

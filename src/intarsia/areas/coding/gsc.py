@@ -164,7 +164,7 @@ class GSC(Truncated):
 
     @property
     def _anneals_prior(self) -> bool:
-        return True
+        return True  # the whole log p(s, y) is divided by the temperature
 
     def _block_numbers(self, states: States) -> int:
         """Return how many numbers the largest array of one sample has.  states: the sets."""
@@ -173,10 +173,7 @@ class GSC(Truncated):
         return max([super()._block_numbers(states), *matrices])
 
     def _start(self, mean: Array, spread: float, random: np.random.RandomState) -> Params:
-        """Draw the first parameters.
-
-        mean: (D,) of the data; spread: their standard deviation; random: the source of the draws.
-        """
+        """Draw the first parameters.  mean: (D,) of the data."""
         params = linear_start(mean, spread, self.n_components, random)
         params["prior"] = np.full(self.n_components, min(0.5, 1 / self.n_components))
         params["mean"] = random.standard_normal(self.n_components) * 0.3 + 1

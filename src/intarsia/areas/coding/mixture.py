@@ -21,7 +21,7 @@ class AnnealedMixture(Annealed, abc.ABC):
 
     @property
     def _anneals_prior(self) -> bool:
-        return True
+        return True  # the whole log p(s, y) is divided by the temperature
 
     @abc.abstractmethod
     def _densities(self, params: Params, x: Array) -> Array:
@@ -36,9 +36,11 @@ class AnnealedMixture(Annealed, abc.ABC):
         return self.transform(X).argmax(axis=1)
 
     def _states(self) -> States:
+        # no state of several causes: exactly one component is on in a sample
         return States(1, 1)
 
     def _block_numbers(self, states: States) -> int:
+        # the distances of a sample to all components, feature by feature
         return self.n_components * self.n_features_in_
 
     def _joint(self, params: Params, block: Samples, states: States, heat: float = 1.0) -> Joint:

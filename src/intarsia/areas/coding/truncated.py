@@ -47,9 +47,7 @@ class Truncated(Annealed, abc.ABC):
         return (1.0,)
 
     def _check(self, shards: RowShards) -> None:
-        """Raise ConfigError for numbers of candidates and active causes that the model
-        cannot have.
-        """
+        """Raise ConfigError for impossible numbers of candidates and active causes."""
         super()._check(shards)
         width, active = self._sizes()
         if width > self.n_components:

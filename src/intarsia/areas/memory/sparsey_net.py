@@ -138,9 +138,7 @@ class SparseyNet(LearnedNet, ClassNamePrefixFeaturesOutMixin, TransformerMixin, 
         return (codes[:, :, None] == np.arange(self.n_units)).ravel()
 
     def _fields(self, level: int) -> Array:
-        """Return which inputs each mac of a level sees, those within `radius`, (macs,
-        inputs) bool.
-        """
+        """Return which inputs within `radius` each mac of a level sees, (macs, inputs) bool."""
         side = self.grid[level]
         shape = self.shape if level == 0 else (self.grid[level - 1],) * 2
         places = [np.arange(length) for length in shape]

@@ -37,10 +37,7 @@ class FieldCoding:
 
     @classmethod
     def of(cls, name: str, values: ItemField) -> FieldCoding:
-        """Choose the coding of a field by its values; lists of many different words are a text.
-
-        name: the field's; values: of all items.
-        """
+        """Choose the coding of a field by its values; lists of many different words are a text."""
         if values.kind == "float":
             numbers = np.array([v for v in values.values if not np.isnan(v)])
             shares = np.linspace(0, 1, BUCKETS + 1)[1:-1]
@@ -174,10 +171,7 @@ class IdVectors(nn.Module):
     """Learned vector for each item, as SASRec has (arXiv:1808.09781).  () -> (n + 1, width)."""
 
     def __init__(self, count: int, width: int, *, generator: torch.Generator) -> None:
-        """Draw a vector for each item, and 0 for number 0, no item.
-
-        count: of items; width: of a vector; generator: the source of the vectors.
-        """
+        """Draw a vector for each item, and 0 for number 0, no item."""
         super().__init__()
         self.table = nn.Embedding(count + 1, width, padding_idx=0)
         with torch.no_grad():

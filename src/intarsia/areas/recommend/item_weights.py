@@ -26,10 +26,7 @@ class ItemWeights(Ranker):
     """
 
     def __init__(self, settings: Settings, events: Interactions, columns: int) -> None:
-        """Make room for the weights, which `learn` computes.
-
-        settings: of the model; events: pairs of users and items; columns: width of the table.
-        """
+        """Make room for the weights, which `learn` computes."""
         super().__init__(settings, events)
         self.weights = nn.Embedding(len(events.item_ids) + 1, columns)
         self.weights.requires_grad_(False)

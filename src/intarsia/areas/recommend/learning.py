@@ -71,7 +71,7 @@ def solve_recommender(
         if options.get("device"):
             model.to(options["device"])
         solve()
-        return finish(Run({"record": dict(record or {})}, (), None, None, out))
+        return finish(Run({"record": dict(record or {})}, history=(), val=None, test=None, out=out))
 
 
 def _write(

@@ -57,11 +57,7 @@ class LightGcnModel(Ranker):
     def __init__(
         self, settings: LightGcn, events: Interactions, *, generator: torch.Generator
     ) -> None:
-        """Draw the vectors of users and items, and build the normalised graph of events.
-
-        settings: of the model; events: pairs of users and items; generator: the source of first
-          vectors.
-        """
+        """Draw the vectors of users and items, and build the normalised graph of events."""
         super().__init__(settings, events)
         users, items = len(events.user_ids), len(events.item_ids) + 1
         self.user, self.item = (nn.Embedding(n, settings.width) for n in (users, items))
@@ -118,7 +114,7 @@ class LightGcnModel(Ranker):
         return all_users[users] @ all_items.T
 
     def scores_of_history(self, history: Sequence[int]) -> Tensor | None:
-        return None
+        return None  # a user who was not in the training has no vector
 
 
 CARD = Card(

@@ -82,7 +82,7 @@ class M2TRec(Settings):
 
     @property
     def reads(self) -> int:
-        """The items of `longest`."""
+        """Number of the last items of a session that the model reads."""
         return self.longest
 
     def build(self, data: Interactions, *, seed: int = 0) -> M2TRecModel:
@@ -117,11 +117,7 @@ class M2TRecModel(Recommender):
         *,
         generator: torch.Generator,
     ) -> None:
-        """Build the encoder of sessions and a head for each predicted field.
-
-        settings: of the model; events: sessions of the training part; items: vectors of all items,
-          by fields or by ids; generator: the source of first weights.
-        """
+        """Build the encoder of sessions and a head for each predicted field."""
         super().__init__(settings, events)
         # torch's layers draw from the global generator: seed it, and restore it after
         with torch.random.fork_rng(devices=[]):
@@ -340,10 +336,7 @@ class SessionPrefixes(Dataset[tuple[Tensor, int]]):
         return len(self.next)
 
     def __getitem__(self, place: int) -> tuple[Tensor, int]:
-        """Return the items before an event, as numbers from 1, and the event's item.
-
-        place: the sample's number.
-        """
+        """Return the items before an event, as numbers from 1, and the event's item."""
         next_event = int(self.next[place])
         first = max(int(self.first[place]), next_event - self.longest)
         # events may be many: samples are views of them, made on demand

@@ -61,11 +61,7 @@ class MultVaeModel(Ranker):
     def __init__(
         self, settings: MultVae, events: Interactions, *, generator: torch.Generator
     ) -> None:
-        """Draw the weights of the encoder and the decoder for the items of some events.
-
-        settings: of the model; events: pairs of users and items; generator: the source of first
-          weights.
-        """
+        """Draw the weights of the encoder and the decoder for the items of some events."""
         super().__init__(settings, events)
         n, w, c = len(events.item_ids) + 1, settings.width, settings.code
         self.read_item, self.rank_item = nn.Embedding(n, w), nn.Embedding(n, w)
@@ -78,10 +74,7 @@ class MultVaeModel(Ranker):
         self.beta = settings.beta
 
     def before_step(self, step: int, steps: int) -> None:
-        """Anneal beta: raise it linearly to its value over the first fifth of the steps.
-
-        step: the number of this step; steps: of all.
-        """
+        """Anneal beta: raise it linearly to its value over the first fifth of the steps."""
         self.beta = self.settings.beta * min(1.0, step / max(1, steps // 5))
 
     def samples(self, events: Interactions) -> Dataset[Any]:

@@ -111,7 +111,7 @@ class NeuMfModel(Ranker):
         return torch.cat(scores)
 
     def scores_of_history(self, history: Sequence[int]) -> Tensor | None:
-        return None
+        return None  # a user who was not in the training has no vector
 
 
 CARD = Card(

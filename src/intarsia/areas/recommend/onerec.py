@@ -110,10 +110,7 @@ class DecoderBlock(nn.Module):
     """Decoder block: causal attention, attention to the history, a mixture of experts, pre-norm."""
 
     def __init__(self, settings: OneRec, generator: torch.Generator) -> None:
-        """Build two attentions and the MLP, a top-k mixture if `settings.experts` is above 1.
-
-        settings: of the model; generator: the source of the mixture's first weights.
-        """
+        """Build two attentions and the MLP, a top-k mixture if `settings.experts` is above 1."""
         super().__init__()
         w = settings.width
         self.norms = nn.ModuleList(nn.LayerNorm(w) for _ in range(3))
@@ -212,10 +209,10 @@ class OneRecModel(Recommender):
         return NextSession()
 
     def samples(self, events: Interactions) -> Dataset[Any]:
-        return SessionWindows(events, self.settings, good=True)
+        return SessionWindows(events, self.settings, liked_only=True)
 
     def questions(self, events: Interactions) -> Dataset[Any]:
-        return SessionWindows(events, self.settings, good=False)
+        return SessionWindows(events, self.settings, liked_only=False)
 
     def read_history(self, x: Tensor, copies: int = 1) -> tuple[list[Cache], Tensor]:
         """Encode histories: keys and values for each decoder block, and the mask (R, 1, n + 1).
@@ -379,14 +376,14 @@ class OneRecModel(Recommender):
 class SessionWindows(Dataset[tuple[Tensor, Tensor]]):
     """Data set of (history, session): the items before an event, and those from it on.
 
-    good: only sessions that were liked, for training; evaluation uses all.
+    liked_only: only sessions that were liked, for training; evaluation uses all.
     Raises: DataError where no user has enough events.
     """
 
-    def __init__(self, events: Interactions, settings: OneRec, *, good: bool) -> None:
+    def __init__(self, events: Interactions, settings: OneRec, *, liked_only: bool) -> None:
         """List all windows of users: (first event of the history, first event of the session).
 
-        events: sorted by user and time; settings: lengths of history and session; good: only
+        events: sorted by user and time; settings: lengths of history and session; liked_only: only
           sessions with liked items, as training needs; evaluation takes all.
         Raises: DataError where no user has enough events.
         """
@@ -394,17 +391,18 @@ class SessionWindows(Dataset[tuple[Tensor, Tensor]]):
         self.items = torch.from_numpy(events.items) + 1
         rated = not np.isnan(events.ratings).all()
         ends = np.searchsorted(events.users, np.arange(len(events.user_ids) + 1))
-        step = STRIDE if good else settings.session
+        step = STRIDE if liked_only else settings.session
         self.index: list[tuple[int, int]] = []
         for first, last in zip(ends[:-1].tolist(), ends[1:].tolist(), strict=True):
             # windows of a user: at least `least` items before, a whole session after
-            least = min(LEAST, settings.history) if good else 1
+            least = min(LEAST, settings.history) if liked_only else 1
             for start in range(first + least, last - settings.session + 1, step):
                 ratings = events.ratings[start : start + settings.session]
-                if not good or not rated or (ratings >= LIKED).mean() >= SHARE:
+                if not liked_only or not rated or (ratings >= LIKED).mean() >= SHARE:
                     self.index.append((max(first, start - settings.history), start))
         if not self.index:
-            got = f"no user with {LEAST} events and a {'liked ' if good else ''}session after them"
+            kind = "liked session" if liked_only else "session"
+            got = f"no user with {LEAST} events and a {kind} after them"
             want, fix = f"sessions of {settings.session}", "Write shorter sessions."
             raise DataError("sessions", got=got, want=want, fix=fix)
 
@@ -412,10 +410,7 @@ class SessionWindows(Dataset[tuple[Tensor, Tensor]]):
         return len(self.index)
 
     def __getitem__(self, place: int) -> tuple[Tensor, Tensor]:
-        """Return a history and the session that follows it, as numbers of items.
-
-        place: the window's number.
-        """
+        """Return a history and the session that follows it, as numbers of items."""
         first, start = self.index[place]
         return self.items[first:start], self.items[start : start + self.settings.session]
 

@@ -266,10 +266,7 @@ def with_new_items(
 
 
 def seen_rows(events: Interactions) -> Tensor:
-    """Return which items each user has had, (users, items + 1) bool, False in column 0, no item.
-
-    events: pairs of users and items.
-    """
+    """Return which items each user has had, (users, items + 1) bool, False in column 0, no item."""
     seen_items = torch.zeros(len(events.user_ids), len(events.item_ids) + 1, dtype=torch.bool)
     users, items = torch.from_numpy(events.users), torch.from_numpy(events.items)
     seen_items[users, items + 1] = True

@@ -228,10 +228,7 @@ class Trie:
 
 
 def _keys(rows: Array) -> Array:
-    """Convert rows of codes to bytes that sort as the rows do.
-
-    rows: (n, L).  -> (n,).
-    """
+    """Convert rows of codes to bytes that sort as the rows do.  rows: (n, L).  -> (n,)."""
     if not rows.shape[1]:
         return np.zeros(len(rows), dtype=np.int64)
     # big-endian codes sort as their bytes do; V makes one value of a row, and S has an order

@@ -108,11 +108,7 @@ class SessionEncoder(nn.Module):
         causal: bool = True,
         dropout: float = 0.1,
     ) -> None:
-        """Build the position vectors and blocks.
-
-        width: an item vector's; layers: number of blocks; longest: number of positions; causal: a
-          place attends to itself and those before it alone; dropout: rate in the blocks.
-        """
+        """Build the position vectors and blocks."""
         super().__init__()
         at_least("layers", layers, 1)
         at_least("longest", longest, 1)

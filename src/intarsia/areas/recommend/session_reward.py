@@ -64,7 +64,7 @@ class SessionReward(nn.Module):
         if np.isnan(events.ratings).any():
             fix = "Give every event a rating, or score sessions by a model of your own."
             raise DataError("events of a reward", got="no ratings", want="ratings", fix=fix)
-        windows = SessionWindows(events, self.settings, good=False)
+        windows = SessionWindows(events, self.settings, liked_only=False)
         s = self.settings.session
         x = torch.cat(
             [self._padded([h for h, _ in windows]), torch.stack([i for _, i in windows])], 1

@@ -176,7 +176,7 @@ class InferenceFree:
 
         Raises: ConfigError for a folder with other files; TrainingError if it cannot be written.
         """
-        with writing(folder, spare=True) as scratch, quietly():
+        with writing(folder, refuse_loss=True) as scratch, quietly():
             self.encoder.save_pretrained(str(scratch), create_model_card=False)
             write_json(scratch / IDF, self.queries.table(), indent=None)
             seal_stock(scratch)
@@ -216,11 +216,7 @@ class WeightedFlops(nn.Module):
     """
 
     def __init__(self, weights: Tensor, places: int = 1) -> None:
-        """Store the weights of the penalty.
-
-        weights: (V,), one for each token; places: the number of documents of a query, 1 = one group
-          of all. Raises: ConfigError for less than one.
-        """
+        """Store the weights of the penalty.  Raises: ConfigError for less than one."""
         super().__init__()
         at_least("places", places, 1)
         self.weights: Tensor

@@ -175,9 +175,7 @@ def _rows(
 def _draw_candidates(
     near: Sequence[int], answers: Sequence[int], count: int, negatives: int, draws: random.Random
 ) -> list[int]:
-    """Draw the documents for a training row of a query: one that answers it, and some that
-    do not.
-    """
+    """Draw one document that answers a query, and some that do not."""
     answer_set = set(answers)
     hard = [n for n in near[SKIPPED:] if n not in answer_set]
     drawn = draws.sample(hard, min(negatives, len(hard)))

@@ -96,10 +96,7 @@ class Stems:
 
     @classmethod
     def decode(cls, arrays: dict[str, Array], names: list[str], count: int) -> Stems:
-        """Read the arrays of `encode`.
-
-        arrays: by name; names: the stems; count: of documents.  Raises: CheckpointError.
-        """
+        """Read the arrays of `encode`.  Raises: CheckpointError."""
         of_stems = {
             n.removeprefix("stems."): a for n, a in arrays.items() if n.startswith("stems.")
         }

@@ -186,7 +186,7 @@ def merge_postings(
     """
     size = parts[0].tokens if size is None else size
     masks = [None if m is None or m.all() else m for m in alive]
-    remaining = [_without(part, mask) for part, mask in zip(parts, masks, strict=True)]
+    remaining = [_without_deleted(part, mask) for part, mask in zip(parts, masks, strict=True)]
     ways = numbers or [np.arange(part.tokens) for part in parts]
     starts = np.zeros(size + 1, np.int64)
     for part, new in zip(remaining, ways, strict=True):
@@ -205,7 +205,7 @@ def merge_postings(
     return Postings(starts, docs, weights, before)
 
 
-def _without(part: Postings, mask: Array | None) -> Postings:
+def _without_deleted(part: Postings, mask: Array | None) -> Postings:
     """Return lists without the documents whose `mask`, (documents,) bool, is False; None = all."""
     if mask is None:
         return part

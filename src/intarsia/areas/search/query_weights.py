@@ -49,7 +49,7 @@ class QueryWeights:
         """
         self.json, self.weights = tokenizer, np.ascontiguousarray(weights, np.float32)
         self.tokenizer = _tokenizer(tokenizer)
-        self._apart, self._cached = _splits_at_spaces(tokenizer), dict[str, list[int]]()
+        self._words_apart, self._cached = _splits_at_spaces(tokenizer), dict[str, list[int]]()
         size = self.tokenizer.get_vocab_size()
         if self.weights.shape != (size,):
             fix = "Take tokenizer and weights of one model."
@@ -79,7 +79,7 @@ class QueryWeights:
                 got, want = f"{len(text):,} characters", f"at most {LONGEST:,}"
                 fix = "Search for what it is about: its title or first paragraph."
                 raise ConfigError("query", got=got, want=want, fix=fix)
-        if not self._apart:
+        if not self._words_apart:
             encodings = self.tokenizer.encode_batch(list(texts), add_special_tokens=False)
             return [encoding.ids for encoding in encodings]
         # tokenize new words alone; the tokens of a text are its words' tokens in order

@@ -181,7 +181,7 @@ class SparseIndex:
         """
         documents = list(as_documents(docs, len(self)))
         if existing := next((d.id for d in documents if d.id in self._place), None):
-            raise _again(existing)
+            raise _duplicate_id(existing)
         if documents:
             self._add(self._encoded(encoder, documents, texts))
         return self
@@ -212,7 +212,7 @@ class SparseIndex:
         before = set[str]()
         for name in ids:
             if name in before:
-                raise _again(name)
+                raise _duplicate_id(name)
             before.add(name)
         lists = Postings.of(encoder.encode(all_texts))
         if lists.count != len(ids):
@@ -486,7 +486,7 @@ def _places(segment: Segment, place: int) -> dict[str, tuple[int, int]]:
     return {name: (place, i) for i, name in enumerate(segment.ids) if i not in segment.deleted}
 
 
-def _again(name: str) -> DataError:
+def _duplicate_id(name: str) -> DataError:
     """Return the error for an id that the index has, or that comes twice."""
     fix = "Give it another id, or delete the old one first."
     return DataError("document id", got=f"{name!r} again", want="each once", fix=fix)

@@ -39,10 +39,7 @@ class KnownStems(dict[str, "str | None"]):
     """Stems of words, None for stop words, made when they are first asked for."""
 
     def __init__(self, stop: frozenset[str], stemmer: Any, tokenize: Callable[..., Any]) -> None:
-        """Know no word yet.
-
-        stop: words without a stem; stemmer: of PyStemmer; tokenize: of bm25s.
-        """
+        """Know no word yet.  stop: words without a stem; tokenize: of bm25s."""
         super().__init__()
         self.stop, self.stemmer, self.tokenize = stop, stemmer, tokenize
 

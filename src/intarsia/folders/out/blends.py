@@ -85,9 +85,9 @@ def export_blend_timm(
     content = {
         "weights": [member.weight for member in members],
         "temperatures": [member.temperature for member in members],
-        KEY: _how(members, classes, several_labels),
+        KEY: _preprocessing(members, classes, several_labels),
     }
-    with writing(target, spare=True) as scratch:
+    with writing(target, refuse_loss=True) as scratch:
         (scratch / MEMBERS).mkdir(parents=True)
         for number, member in enumerate(members):
             export_timm(
@@ -155,10 +155,10 @@ def _graph(members: Sequence[BlendMember], classes: Sequence[str], several_label
     temperatures = [member.temperature for member in members]
     module = Blended(models, weights, temperatures, several_labels).eval()
     batches = tuple(batch for _, batch in parts)
-    return Graph(module, batches, _how(members, classes, several_labels), classes)
+    return Graph(module, batches, _preprocessing(members, classes, several_labels), classes)
 
 
-def _how(
+def _preprocessing(
     members: Sequence[BlendMember], classes: Sequence[str], several: bool
 ) -> dict[str, object]:
     """Return what turns a picture into each member's input, as JSON."""

@@ -160,7 +160,7 @@ def pack(model: PeftModel, folder: str | Path, *, name: str | None = None) -> Pa
     metadata["crc"] = _crc(config._identity(), metadata.get("head"), raw)
     # as PEFT saves its adapters
     config.inference_mode = True
-    with writing(folder, spare=True) as scratch:
+    with writing(folder, refuse_loss=True) as scratch:
         scratch.mkdir()
         save_file({BYTES: raw}, scratch / PACKED, metadata)
         config.save_pretrained(str(scratch))

@@ -42,10 +42,7 @@ class Difference:
         return f"{self.largest:.1e} ({self.relative:.1e} of the largest output)"
 
     def check(self, subject: str, tolerance: float, error: type[IntarsiaError], fix: str) -> None:
-        """Raise an error unless the relative difference is within the tolerance; NaN never is.
-
-        subject: name of the comparison; error: its type; fix: what a user can do.
-        """
+        """Raise an error unless the relative difference is within the tolerance; NaN never is."""
         if not self.relative <= tolerance:
             raise error(
                 subject,

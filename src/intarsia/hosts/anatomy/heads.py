@@ -145,10 +145,7 @@ def _decoder_outputs(
 
 
 def attention_from(union: UnionAttention) -> nn.Module:
-    """Build a plain attention from the union of experts that replaced it, with present weights.
-
-    union: its experts are the attention's heads.
-    """
+    """Build a plain attention from the union of experts that replaced it, with present weights."""
     attention: Any = copy.deepcopy(union.shell[0])
     for name, part in union.named_children():
         if name != "router":

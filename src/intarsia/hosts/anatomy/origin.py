@@ -237,8 +237,6 @@ def check_sizes(path: Path, settings: object, weights: Path, name: str = "settin
     """Check that no number in settings is larger than any size in the file of the weights.
 
     A model with `experts=10**9` would run out of memory before any weight is looked at.
-    path: of the settings' file; settings: nested dictionaries and lists; weights: safetensors file;
-    name: of the settings, for the error.
     Raises: CheckpointError.
     """
     try:

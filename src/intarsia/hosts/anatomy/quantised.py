@@ -27,10 +27,7 @@ def _is_quantised(t: Tensor) -> bool:
 
 
 def in_full(module: nn.Module, name: str, t: Tensor) -> Tensor:
-    """Return a tensor as it is; for a quantised weight, an empty one of its shape ("meta").
-
-    module: to which it belongs; name: of the parameter.
-    """
+    """Return a tensor as it is; for a quantised weight, an empty one of its shape ("meta")."""
     if not _is_quantised(t) or not isinstance(t, nn.Parameter):
         return t
     if isinstance(module, nn.Linear) and name == "weight":  # 4 bits are packed, two in a byte

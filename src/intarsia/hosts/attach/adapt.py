@@ -56,10 +56,7 @@ class PublishedRecipe(MethodSettings, abc.ABC):
 
     @abc.abstractmethod
     def prepare(self, host: nn.Module, seed: int) -> None:
-        """Change the plain model in place, before the method's modules are added.
-
-        seed: fixes the draws of new weights.
-        """
+        """Change the plain model in place, before the method's modules are added."""
 
 
 @dataclass(frozen=True)
@@ -214,10 +211,7 @@ def _check_words(model: PeftModel) -> None:
 
 
 def check_addable(model: nn.Module) -> None:
-    """Check that a model has no adapters of another library.
-
-    Raises: ConfigError.
-    """
+    """Check that a model has no adapters of another library.  Raises: ConfigError."""
     if isinstance(model, PeftModel) and not is_adapted(model):
         got = "a PeftModel with adapters of PEFT's own"
         fix = "Call model.unload() or model.merge_and_unload() first."

@@ -3,22 +3,28 @@
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from peft import PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
+from peft import (
+    PEFT_TYPE_TO_TUNER_MAPPING,
+    PeftModel,
+    get_peft_model_state_dict,
+    set_peft_model_state_dict,
+)
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from ...core.errors import CheckpointError, IntarsiaError
+from ...core.errors import CheckpointError, ConfigError, IntarsiaError
 from ...core.files import read_json, unbroken
 from ...core.reading import read_tensors
 from ..anatomy.origin import CONFIG, WEIGHTS, WRITER, check_sizes, damaged
 from .adapt import attach, check_model
 from .config import Family, IntarsiaConfig
-from .foreign import read_foreign
 from .lora_form import ours, read_left_out
+from .peft import BaseTuner, is_adapted
 from .plain_lora import own_config, plain_config
 
 
@@ -205,3 +211,42 @@ def check_shapes(folder: Path, expected: dict[str, Any], got: dict[str, Tensor])
             subject, want = f"{key} in {str(folder)!r}", tuple(expected[key].shape)
             fix = "Create the model with the sizes and classes of the training run."
             raise CheckpointError(subject, got=tuple(tensor.shape), want=want, fix=fix)
+
+
+ELSEWHERE = ("XLORA",)  # loads further adapters, from paths in its config
+
+
+def read_foreign(
+    model: nn.Module, folder: Path, name: str, stored: Mapping[str, Any], *, trainable: bool
+) -> PeftModel:
+    """Load a saved adapter of one of PEFT's own types, as DoRA, IA3 or OFT, into a model.
+
+    folder: of the adapter; name: under which it is added; stored: its adapter_config.json;
+    trainable: False freezes it.
+    Raises: CheckpointError for a type that PEFT has not, prompts (they load tokenizers), and what
+    PEFT refuses; ConfigError for a model that has adapters of ours.
+    """
+    kind = stored.get("peft_type")
+    subject = str(folder / "adapter_config.json")
+    # types that only change layers: others read tokenizers, prompts or further adapters
+    tuner: Any = PEFT_TYPE_TO_TUNER_MAPPING.get(kind)  # pyright: ignore[reportArgumentType]
+    if kind in ELSEWHERE or not (isinstance(tuner, type) and issubclass(tuner, BaseTuner)):
+        want = "'INTARSIA', or a type of PEFT that changes layers and reads no other files"
+        fix = "Load it with peft.PeftModel.from_pretrained, if you trust where it comes from."
+        raise CheckpointError(subject, got=f"type {kind!r}", want=want, fix=fix)
+    if is_adapted(model):
+        got, want = f"PEFT's {kind} beside adapters of ours", "one family of adapters in a model"
+        raise ConfigError(
+            subject, got=got, want=want, fix="Load it into a fresh copy of the model."
+        )
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Found missing adapter keys", UserWarning)
+            warnings.filterwarnings("ignore", "Unsupported layer type", UserWarning)
+            return PeftModel.from_pretrained(
+                model, str(folder), adapter_name=name, is_trainable=trainable
+            )
+    except (AttributeError, ImportError, KeyError, RuntimeError, TypeError, ValueError) as error:
+        got, want = f"one that PEFT cannot load ({error})", "an adapter of this model"
+        fix = "Create the model with the name and settings of the training run."
+        raise CheckpointError(subject, got=got, want=want, fix=fix) from error

@@ -83,11 +83,7 @@ def is_written(folder: Path) -> bool:
 
 
 def write_config(config: Any, folder: Path, **kwargs: Any) -> None:
-    """Write the config of plain LoRA as PEFT's, and the rest as metadata of the weights.
-
-    config: this library's; folder: with the weights, under either library's names; kwargs: passed
-    on to PEFT.
-    """
+    """Write the config of plain LoRA as PEFT's, and the rest as metadata of the weights."""
     method = config.settings()
     alpha = method.rank if method.alpha is None else method.alpha
     plain = LoraConfig(
@@ -106,7 +102,7 @@ def write_config(config: Any, folder: Path, **kwargs: Any) -> None:
         if isinstance(value := getattr(plain, key), set):
             setattr(plain, key, sorted(value))
     plain.save_pretrained(str(folder), **kwargs)
-    rest = left_out(config) | {"meaning": _meaning(plain.to_dict())}
+    rest = left_out(config) | {"meaning": _digest_of_meaning(plain.to_dict())}
     # copied: they are memory-mapped from the file that is replaced
     tensors = {n: t.clone() for n, t in theirs(read_tensors(folder / WEIGHTS)).items()}
     save_file(tensors, folder / WEIGHTS, {"format": "pt", KEY: json.dumps(rest), **OPEN})
@@ -131,12 +127,12 @@ def read_left_out(folder: Path, stored: Mapping[str, Any]) -> dict[str, Any] | N
         return None
     check_file(folder / WEIGHTS)
     rest = json.loads(text)
-    if rest["meaning"] != _meaning(stored):
+    if rest["meaning"] != _digest_of_meaning(stored):
         raise damaged(folder / CONFIG, "settings that changed after they were saved", WRITER)
     return rest
 
 
-def _meaning(stored: Mapping[str, Any]) -> str:
+def _digest_of_meaning(stored: Mapping[str, Any]) -> str:
     """Return a digest of the settings on which the meaning of the weights depends."""
     values = {key: stored.get(key) for key in MEANING}
     values = {key: sorted(v) if isinstance(v, (set, list)) else v for key, v in values.items()}

@@ -71,7 +71,9 @@ class IntarsiaLayer(nn.Module, BaseTunerLayer):
 
     def __getattr__(self, name: str) -> Any:
         """Return a number, text or switch of the wrapped module, which its parent reads."""
-        value = vars(vars(self).get("_modules", {}).get("base_layer", self)).get(name)
+        # by `vars`: attributes of modules are looked up by this very method
+        wrapped = vars(self).get("_modules", {}).get("base_layer", self)
+        value = vars(wrapped).get(name)
         plain = isinstance(value, (bool, int, float, str, tuple))
         return value if plain else super().__getattr__(name)
 

@@ -68,8 +68,6 @@ def plain_config(
 ) -> IntarsiaConfig | None:
     """Convert the config of PEFT's LoRA to one of this library, for the layers that have tensors.
 
-    model: for which the adapter was trained; stored: contents of adapter_config.json; tensors: of
-    the adapter's file by name.
     Returns None if it is not plain LoRA: DoRA, ranks by layer, biases, embeddings, PiSSA ...
     """
     ends = tuple(OURS)

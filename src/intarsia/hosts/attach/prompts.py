@@ -37,9 +37,7 @@ class Prompts(nn.Module):
     ) -> None:
         """Draw the tokens from U(-bound, bound).
 
-        shape: (1 or depth, n, d) of the tokens; prefix: number of tokens before the prompts;
-        dropout: rate that acts on inserted tokens; first: number of the first block that has
-        prompts.
+        shape: (1 or depth, n, d) of the tokens; dropout: rate that acts on inserted tokens.
         """
         super().__init__()
         self.prefix, self.first = prefix, first

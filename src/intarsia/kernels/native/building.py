@@ -169,10 +169,7 @@ def build(kind: str) -> Path:
 
 
 def intact(target: Path) -> bool:
-    """Return True if a built file is there with the SHA-256 that was stored next to it.
-
-    target: the library's path.
-    """
+    """Return True if a built file is there with the SHA-256 that was stored next to it."""
     note = target.with_suffix(".sha256")
     try:
         return note.read_text().strip() == sha256(target)

@@ -246,9 +246,7 @@ def tuned_scales(
 ) -> dict[str, CodedGroups]:
     """Minimise the language model's loss over all scales; codes and zeros stay (section 3.3).
 
-    model: a causal language model; layers, coded: its matrices and their codes, by path; rows:
-      token rows with labels, see `language_rows`; tuning: steps and rate; generator: of the order
-      of rows.
+    rows: token rows with labels, see `language_rows`; generator: of the order of rows.
     Returns the scales after all steps, or those before if their loss on the same rows is no higher.
     """
     scaled = {
@@ -271,10 +269,7 @@ def tuned_scales(
 
 
 def _with_scale(coded: CodedGroups, scale: Tensor) -> CodedGroups:
-    """Return the groups with another scale and the same codes.
-
-    coded: groups of a layer's weight; scale: (out, C).
-    """
+    """Return the groups with another scale and the same codes.  scale: (out, C)."""
     # The latent numbers are reset to the codes, which no longer change.
     steps = coded.codes - coded.zero[..., None]
     return replace(coded, scale=scale, raw=steps * scale[..., None])

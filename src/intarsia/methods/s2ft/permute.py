@@ -16,10 +16,9 @@ from ...hosts.anatomy.blocks import base_of, unwrapped, walk
 from ...hosts.anatomy.reorder import reorder
 from ...hosts.attach.config import IntarsiaConfig
 from ...hosts.attach.peft import IntarsiaLayer, PeftModel, is_adapted
-from .cell import S2ftCell
+from .channels import read, spell
 from .couples import Couple, couples
-from .s2ft import S2ft
-from .spelling import read, spell
+from .s2ft import S2ft, S2ftCell
 
 
 @dataclass(frozen=True)

@@ -262,10 +262,7 @@ def _costs(folder: Path, record: Mapping[str, Any]) -> RunCosts:
 
 
 def class_names(record: Mapping[str, Any], count: int) -> tuple[str, ...]:
-    """Return the names of a run's classes, "class 0" ... if they are not recorded.
-
-    record: the content of run.json; count: number of classes.
-    """
+    """Return the names of a run's classes, "class 0" ... if they are not recorded."""
     notes, data = record.get("record"), record.get("data")
     notes = notes if isinstance(notes, Mapping) else {}
     parts = list(data.values()) if isinstance(data, Mapping) else []

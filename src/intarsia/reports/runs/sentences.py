@@ -199,9 +199,8 @@ def _cost_sentence(best: RunGroup, base: RunGroup) -> str:
     """Return the sentence about the best method's trained parameters, and its time."""
     costs = best.runs[0].costs
     share = costs.trained / costs.parameters
-    small = (
-        "less than 0.01 %" if share < 0.0001 else numbers.percent(share, 1 if share > 0.01 else 2)
-    )
+    digits = 1 if share > 0.01 else 2
+    small = "less than 0.01 %" if share < 0.0001 else numbers.percent(share, digits)
     text = (
         f"It trains {numbers.count(costs.trained)} parameters with the head, {small} of the model"
     )

@@ -163,10 +163,7 @@ def looks_of(pruned: Sequence[PrunedModel]) -> list[looks.Look]:
 
 
 def label(model: PrunedModel, among: Sequence[PrunedModel]) -> str:
-    """Return a model's method and density, and its folder where those are not unique.
-
-    among: all models of the report.
-    """
+    """Return a model's method and density, and its folder where those are not unique."""
     text = f"{model.method}, density {model.asked:g}"
     alike = [o for o in among if (o.method, o.asked) == (model.method, model.asked)]
     return text if len(alike) < 2 else f"{text}, {model.folder.name}"

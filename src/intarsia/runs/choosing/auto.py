@@ -186,9 +186,7 @@ def _search_and_score(
     began: float,
     report: Report,
 ) -> AutoRun:
-    """Search for the best candidate, train it on all training pictures, and score it on
-    the test.
-    """
+    """Search for the best candidate, train it on all training pictures, and test it."""
     search = _prepare_search(request, out, running, report)
     # written only now: before the pictures were read there was nothing to resume
     if not (out / REQUEST).exists():
@@ -279,9 +277,7 @@ def _open_folder(
 def _stored_request(
     path: Path, data: str | Path | None, request_now: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Read the settings with which a search was begun, and check this call's settings
-    against them.
-    """
+    """Check this call's settings against those with which the search was begun."""
     defaults = Experiment(Pictures("")).flat() | {"minutes": 10, "methods": []}
     try:
         stored = dict(read_json(path))
@@ -307,10 +303,7 @@ def _stored_request(
 
 
 def models_of(request: Mapping[str, Any]) -> tuple[str, ...]:
-    """Return the names of the backbones to compare: those that were named, else `known_models`.
-
-    request: settings of the call by name.
-    """
+    """Return the names of the backbones to compare: those that were named, else `known_models`."""
     named = [name.strip() for name in str(request.get("model") or "").split(",")]
     return tuple(dict.fromkeys(filter(None, named))) or known_models()
 

@@ -75,10 +75,10 @@ def greedy(candidates: Sequence[HeldOutAnswers], affords: Affords = lambda _: Tr
             break
         picks.append(best)
         total, loss = total + candidates[best].shares, trials[best]
-    return _of(picks)
+    return _blend_of(picks)
 
 
-def _of(picks: Sequence[int]) -> Blend:
+def _blend_of(picks: Sequence[int]) -> Blend:
     """Return the blend of some picks, the most frequent first."""
     counts = Counter(picks).most_common()
     return Blend(tuple(k for k, _ in counts), tuple(n / len(picks) for _, n in counts))

@@ -231,9 +231,7 @@ class Search:
         yield from exploring + twins if early else twins + exploring
 
     def _twins(self) -> Iterator[Candidate]:
-        """Yield the best other method, with backbone, size, epochs and depth of the best
-        adapter.
-        """
+        """Yield the best other method with the best adapter's backbone, size, epochs, depth."""
         adapters = [row for row in self.ranked() if row.name != PROBE]
         trained = [row for row in self.rows.values() if row.name != PROBE and row.answers]
         if not adapters:
@@ -316,9 +314,7 @@ class Search:
         return row.parts < self.screen or not self._may_give_up(row)
 
     def _report_end(self, name: str, experiment: Experiment) -> None:
-        """Report a candidate's result, and how much of the time has passed, as a line of
-        progress.
-        """
+        """Report a candidate's result, and how much of the time has passed."""
         elapsed, total = map(numbers.seconds, (self.folded.spent, self.seconds))
         line = f"{name}, {describe_settings(experiment)}: "
         line += _describe_result(self._row_of(name, experiment))

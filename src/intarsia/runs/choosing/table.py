@@ -91,15 +91,9 @@ def _line(row: Row, best: HeldOutAnswers | None, note: str) -> tuple[Entry, ...]
     probe = converges(experiment)
     blocks = experiment.adapted.last_blocks
     cells = (experiment.adapted.model, str(experiment.adapted.size))
-    cells += (
-        ("", "", "")
-        if probe
-        else (
-            str(experiment.training.epochs),
-            f"{experiment.training.rate:g}",
-            "" if blocks is None else str(blocks),
-        )
-    )
+    epochs, rate = str(experiment.training.epochs), f"{experiment.training.rate:g}"
+    # a probe is solved, not trained: it has no epochs, rate or blocks
+    cells += ("", "", "") if probe else (epochs, rate, "" if blocks is None else str(blocks))
     cells += (*_scores(answers), behind, numbers.seconds(row.seconds))
     return (Entry(named(row), note), *map(Entry, cells))
 

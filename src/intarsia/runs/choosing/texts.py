@@ -194,9 +194,7 @@ def searches_rows(
 def _opened_folder(
     data: str | Path | None, out: Path | None, request: Mapping[str, Any], resume: bool
 ) -> tuple[Path, dict[str, Any]]:
-    """Return the folder of the search, and its settings: this call's, or those it was
-    begun with.
-    """
+    """Return the search's folder, and its settings: this call's, or the recorded ones."""
     if out is None:
         if data is None:
             fix = "For example: intarsia auto texts.csv"
@@ -319,7 +317,7 @@ class TextSearch:
         if timed is None or (word != self.words[0] and not self._fits(word)):
             self.report(f"{word}: {LEFT_OUT}")
             return None
-        member = self._member(timed)
+        member = self._fit_member(timed)
         assert member.held_out is not None
         seconds, held_out = time.perf_counter() - began, member.held_out
         facts = {"word": member.feature.word, "seconds": seconds}
@@ -348,9 +346,7 @@ class TextSearch:
         return 3 * seconds < SHARES * (self.limit - self.seconds)
 
     def _affordable(self, word: str) -> str | None:
-        """Return the word of a model with so many tokens that it fits into the time; None
-        = none.
-        """
+        """Return a model's word with as many tokens as the time allows; None = none."""
         adapter, rest = split_adapter(word)
         model, layer, tokens = split_word(rest)
         if adapter is not None:
@@ -365,8 +361,8 @@ class TextSearch:
             began = time.perf_counter()
             states(model, sample, (depth,), length)
             # the sample is padded to its longest text, all texts hardly are: they are sorted
-            padded = len(sample) * max(_read(sample, length))
-            seconds = (time.perf_counter() - began) * sum(_read(texts, length)) / padded
+            padded = len(sample) * max(_characters_read(sample, length))
+            seconds = (time.perf_counter() - began) * sum(_characters_read(texts, length)) / padded
             if seconds < SHARES * (self.limit - self.seconds):
                 at = "" if layer is None else f"@{layer}"
                 return f"{model}{at}:{length}"
@@ -398,8 +394,8 @@ class TextSearch:
         write_page(outcome)
         return outcome
 
-    def _member(self, word: str) -> Member:
-        """Fit a member; of a candidate that is stored the folder keeps the answers alone."""
+    def _fit_member(self, word: str) -> Member:
+        """Fit a member again, of whose first fit the folder keeps the answers and no weights."""
         train = self.splits.train
         count = len(train.classes)
         return fitted_member(word, train.rows, train.labels, count, self.fold, train.columns)
@@ -415,7 +411,7 @@ class TextSearch:
         place = self.folder / CHOICE
         if is_labelled_run(place):
             return open_labelled(place)
-        members = [c.member or self._member(c.word) for c in picked]
+        members = [c.member or self._fit_member(c.word) for c in picked]
         classes, seed = self.splits.train.classes, self.request["seed"]
         classifier = RowClassifier.of(members, shares, classes, seed)
         record = {"asked": classifier.method, "sentences": list(sentences)}
@@ -432,6 +428,6 @@ def _promises(candidate: TextCandidate, before: Sequence[TextCandidate]) -> bool
     return ahead > error + ROUNDING
 
 
-def _read(texts: Rows, tokens: int) -> list[int]:
+def _characters_read(texts: Rows, tokens: int) -> list[int]:
     """Return the characters of each text that a model reads, about."""
     return [min(len(text), CHARACTERS * tokens) for text in texts]

@@ -70,11 +70,11 @@ def views(start: Experiment, models: Sequence[str], methods: Sequence[str]) -> l
         depth = len(dict(model.named_children()).get("blocks", nn.Identity())._modules)
         arms = _starting_arms(model, methods)
         for size in _sizes_to_try(start, model):
-            all_views.append(PictureView(_on(start, name, size, model), arms, depth))
+            all_views.append(PictureView(_experiment_on(start, name, size, model), arms, depth))
     return sorted(all_views, key=lambda view: view.size)
 
 
-def _on(start: Experiment, name: str, size: int, model: nn.Module) -> Experiment:
+def _experiment_on(start: Experiment, name: str, size: int, model: nn.Module) -> Experiment:
     """Return the settings of all candidates on a backbone at a size."""
     start = start.changed(model=name, size=size)
     splits = isinstance(model, SPLITTABLE) and start.pictures.augment == "none"

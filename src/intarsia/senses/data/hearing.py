@@ -166,10 +166,7 @@ def _encode_sound(encoder: Any, sound: np.ndarray) -> Tensor:
 
 
 def encoder_of(state: dict[str, Tensor]) -> nn.Module:
-    """Build transformers' Whisper-base encoder with given weights, frozen, in evaluation mode.
-
-    state: the weights by transformers' names.
-    """
+    """Build transformers' Whisper-base encoder with given weights, frozen, in evaluation mode."""
     from transformers import WhisperConfig
     from transformers.models.whisper.modeling_whisper import WhisperEncoder
 

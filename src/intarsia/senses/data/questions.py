@@ -107,10 +107,7 @@ def read_questions(path: str | Path, *, answered: bool = True) -> list[Question]
 
 
 def _parse_question(line: str, path: Path, place: str, answered: bool) -> Question:
-    """Parse a line of a file of questions.
-
-    answered: it must have an answer.
-    """
+    """Parse a line of a file of questions.  answered: it must have an answer."""
     try:
         row = parse_json(line)
         if not isinstance(row, dict):
@@ -140,7 +137,8 @@ def _parse_question(line: str, path: Path, place: str, answered: bool) -> Questi
 
 def _existing_files(value: Any, folder: Path, place: str) -> tuple[Path, ...]:
     """Return the files that a cell names, after a check that they exist."""
-    names = [] if value is None else [value] if isinstance(value, str) else value
+    names = [value] if isinstance(value, str) else value
+    names = [] if value is None else names
     if not isinstance(names, list) or not all(isinstance(n, str) and n for n in names):
         fix = 'For example "image": "a.png", or ["a.png", "b.png"].'
         raise DataError(place, got=value, want="a path, or a list of paths", fix=fix)

@@ -80,7 +80,7 @@ def save_sparse(
     # files of another layout are replaced where all are ours
     replaced = ours and not {path.name for path in Path(folder).iterdir()} - {*ours}
     # a folder with files of others is spared: it is refused, unless the new files replace them
-    with writing(folder, spare=not replaced) as scratch:
+    with writing(folder, refuse_loss=not replaced) as scratch:
         host.save_pretrained(scratch)
         tokenizer_to_save = tokenizer or tokenizer_of(host)
         if tokenizer_to_save is not None:
@@ -226,10 +226,7 @@ def read_folder(folder: Path) -> dict[str, Tensor]:
 
 
 def check_shards(folder: Path) -> None:
-    """Check that a folder has every file that its index names.
-
-    Raises: CheckpointError.
-    """
+    """Check that a folder has every file that its index names.  Raises: CheckpointError."""
     names = _read_object(folder / INDEX).get("weight_map") if (folder / INDEX).is_file() else {}
     if not isinstance(names, Mapping):
         raise damaged(folder / INDEX, "no 'weight_map'", "save_pretrained")

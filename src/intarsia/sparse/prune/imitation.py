@@ -120,7 +120,7 @@ def reconstruct(
     """
     above("damp", damp, 0, "Try 0.05.")
     prune = prune or {}
-    last = _behind(pruned, dense)
+    last = _convolutions_behind(pruned, dense)
     _check_paths(pruned, prune, last)
     with evaluating(dense), evaluating(pruned):
         hidden = _first_inputs(pruned, dense, pictures)
@@ -141,7 +141,7 @@ def reconstruct(
         _correct_norms(pruned, dense, *batches[0])
 
 
-def _behind(pruned: nn.Module, dense: nn.Module) -> list[str]:
+def _convolutions_behind(pruned: nn.Module, dense: nn.Module) -> list[str]:
     """Return the paths of the 1x1 convolutions that stand behind the blocks."""
     places = {path: place for place, (path, _) in enumerate(pruned.named_modules())}
     end = max((places.get(path, 0) for path, _ in blocks(dense)), default=0)
@@ -287,7 +287,7 @@ def _correct_norms(pruned: nn.Module, dense: nn.Module, x: Tensor, y: Tensor) ->
         fix = "Pass the net that this one was pruned from."
         raise TargetError("batch norms", got=f"{names} in one net", want="the same", fix=fix)
     moments: dict[str, Moments] = {}
-    with _before(norms, lambda name, x: moments.update({name: _moments(x)})):
+    with _calling_before(norms, lambda name, x: moments.update({name: _moments(x)})):
         dense(y)
 
     def correct(name: str, x: Tensor) -> None:
@@ -300,7 +300,7 @@ def _correct_norms(pruned: nn.Module, dense: nn.Module, x: Tensor, y: Tensor) ->
         norm.running_var.copy_(corrected_variance.clamp_min(0))
         norm.running_mean.copy_(mean - (dense_mean - reference.running_mean) * ratio.sqrt())
 
-    with _before(corrected, correct):
+    with _calling_before(corrected, correct):
         pruned(x)
 
 
@@ -327,7 +327,7 @@ def _moments(x: Tensor) -> Moments:
 
 
 @contextmanager
-def _before(norms: Mapping[str, nn.Module], read: Read) -> Iterator[None]:
+def _calling_before(norms: Mapping[str, nn.Module], read: Read) -> Iterator[None]:
     """Call a function with each norm's path and input, before the norm computes its output."""
 
     def hook(path: str, _norm: nn.Module, inputs: tuple[Tensor, ...]) -> None:

@@ -68,9 +68,7 @@ class Kept:
     ) -> None:
         """Open the record of the blocks that were edited so far, or begin one.
 
-        out: its folder, None = nothing is written; identity: settings, which must equal those
-        recorded; resume: continue with the blocks in `out`; report: function that is given a line
-        for each block.
+        resume: continue with the blocks in `out`.
         Raises: ConfigError for a folder in use without `resume`; CheckpointError for damaged files.
         """
         self.out, self.identity, self.report = out, dict(identity), report

@@ -52,10 +52,12 @@ def coded_values(cluster: Cluster) -> set[int]:
 
     Those are the values that stay codes, and what a layer on codes reads from elsewhere.
     """
-    return _staying(cluster) | {layer.src for layer in cluster.layers if _wants_codes(layer)}
+    return _values_kept_as_codes(cluster) | {
+        layer.src for layer in cluster.layers if _wants_codes(layer)
+    }
 
 
-def _staying(cluster: Cluster) -> set[int]:
+def _values_kept_as_codes(cluster: Cluster) -> set[int]:
     """Return the numbers of the values that are codes alone, as every reading layer wants."""
     outputs = {*cluster.outputs().values()}
     made = {layer.dst for layer in cluster.layers if _makes_codes(layer)} - outputs
@@ -126,7 +128,7 @@ def coded_steps(
     layer's result -> rows of a block. A value that is encoded before a layer reads it has a step of
     its own, and a number behind the cluster's numbers.
     """
-    staying = _staying(cluster)
+    staying = _values_kept_as_codes(cluster)
     steps: list[tuple[DenseStep, ProgramStep]] = []
     encoded: dict[int, int] = {}  # number of a value -> of its codes
     for layer in cluster.layers:

@@ -26,6 +26,7 @@ ACT_MODULES: Mapping[type[nn.Module], str] = {
     nn.Identity: "none",
 }
 ACT_FUNCTIONS = ("relu", "relu6", "hardswish", "silu", "sigmoid", "hardsigmoid")
+UNKNOWN = "?"  # an activation that no kernel computes
 NOTHING = ("Identity", "Dropout", "Dropout2d", "DropPath")  # in evaluation
 LARGEST, STRIDES = 11, 4  # largest side and stride of a convolution's kernel
 
@@ -54,7 +55,7 @@ class Cluster:
 
     Each tensor between layers is a numbered value. values: node of the graph -> number of its
     value.
-    inputs: the same for tensors that come from outside. flat: values that are vectors, not maps.
+    inputs: the same for tensors that come from outside. vectors: values that are vectors, not maps.
     count: number of the next value.
     before: the cluster can be called in front of this node; None = at the end.
     """
@@ -62,9 +63,13 @@ class Cluster:
     layers: list[DenseStep] = field(default_factory=lambda: list[DenseStep]())
     values: dict[fx.Node, int] = field(default_factory=lambda: dict[fx.Node, int]())
     inputs: dict[fx.Node, int] = field(default_factory=lambda: dict[fx.Node, int]())
-    flat: set[int] = field(default_factory=lambda: set[int]())
+    vectors: set[int] = field(default_factory=lambda: set[int]())
     before: fx.Node | None = None
     count: int = 0
+
+    def is_vector(self, node: fx.Node) -> bool:
+        """Return True if a layer of this run computes the node, as a vector for each picture."""
+        return node in self.values and self.values[node] in self.vectors
 
     def outputs(self) -> dict[fx.Node, int]:
         """Return the nodes of this run of layers that other nodes read -> their numbers."""
@@ -89,7 +94,7 @@ class Cluster:
         if node not in self.inputs:
             self.inputs[node] = self.new()
             if len(node.meta["shape"]) == 2:
-                self.flat.add(self.inputs[node])
+                self.vectors.add(self.inputs[node])
         return self.inputs[node]
 
 
@@ -129,7 +134,7 @@ def _take_node(graph: fx.GraphModule, cluster: Cluster, node: fx.Node) -> bool:
         return True
     act = _act_of(module, node)
     if act and len(inputs[0].meta["shape"]) == 4 and inputs[0] in cluster.values | cluster.inputs:
-        if cluster.read(inputs[0]) in cluster.flat:
+        if cluster.read(inputs[0]) in cluster.vectors:
             return False
         return _append(
             cluster, DenseStep(str(node.target), "act", 0, 0, acts=(act, "none")), node, inputs[0]
@@ -156,7 +161,7 @@ def _append(cluster: Cluster, layer: DenseStep, node: fx.Node, source: fx.Node) 
 def _take_convolution(graph: fx.GraphModule, cluster: Cluster, node: fx.Node, conv: Any) -> bool:
     """Add a convolution to a cluster, fused with the batch norm, activation and sum behind it."""
     source = tensors_in(node)[0]
-    flat = source in cluster.values and cluster.values[source] in cluster.flat
+    flat = cluster.is_vector(source)
     window = _window(conv) if _is_plain(conv, nn.Conv2d, "Conv2dSame") else None
     depthwise = conv.groups == conv.in_channels == conv.out_channels and conv.groups > 1
     if window is None or (conv.groups > 1 and not depthwise) or (flat and window.size > 1):
@@ -177,7 +182,7 @@ def _take_convolution(graph: fx.GraphModule, cluster: Cluster, node: fx.Node, co
     if (
         norm is not None
         and norm_module.running_mean is not None
-        and (act := _act_inside(norm_module)) != "?"
+        and (act := _act_inside(norm_module)) != UNKNOWN
     ):
         weight, bias = folded(weight, bias, norm_module)
         nodes = [*nodes, *_between(node, norm), norm]
@@ -187,7 +192,7 @@ def _take_convolution(graph: fx.GraphModule, cluster: Cluster, node: fx.Node, co
     cluster.layers.append(layer)
     cluster.values |= dict.fromkeys(nodes, layer.dst)
     if flat:
-        cluster.flat.add(layer.dst)
+        cluster.vectors.add(layer.dst)
     return True
 
 
@@ -266,9 +271,9 @@ def _is_plain(layer: nn.Module, kind: type[nn.Module], *names: str) -> bool:
 
 
 def _act_inside(norm: Any) -> str:
-    """Return the activation inside one of timm's norms; "?" if kernels do not know it."""
+    """Return the activation inside one of timm's norms; UNKNOWN if kernels do not know it."""
     act = activation_of(norm)
-    return "none" if act is None else ACT_MODULES.get(type(act), "?")
+    return "none" if act is None else ACT_MODULES.get(type(act), UNKNOWN)
 
 
 def _weight_and_bias(layer: Any) -> tuple[Tensor, Tensor]:
@@ -319,7 +324,7 @@ def _window(conv: Any) -> Window | None:
 def _take_norm(graph: fx.GraphModule, cluster: Cluster, node: fx.Node, norm: Any) -> bool:
     """Add a batch norm on its own to a cluster, as a depthwise 1x1 convolution."""
     source, act = tensors_in(node)[0], _act_inside(norm)
-    if source in cluster.values and cluster.values[source] in cluster.flat or act == "?":
+    if cluster.is_vector(source) or act == UNKNOWN:
         return False
     if norm.running_mean is None or len(node.meta["shape"]) != 4:
         return False
@@ -346,17 +351,17 @@ def _take_pool(graph: fx.GraphModule, cluster: Cluster, node: fx.Node, pool: Any
             is_global = isinstance(axes, (tuple, list)) and {int(a) % 4 for a in axes} == {2, 3}
     if not is_global or len(source.meta["shape"]) != 4 or source not in cluster.values:
         return False
-    if cluster.read(source) in cluster.flat:
+    if cluster.read(source) in cluster.vectors:
         return False
     _append(cluster, DenseStep(str(node.target), "pool", 0, 0), node, source)
-    cluster.flat.add(cluster.values[node])
+    cluster.vectors.add(cluster.values[node])
     return True
 
 
 def _take_flatten(graph: fx.GraphModule, cluster: Cluster, node: fx.Node, module: Any) -> bool:
     """Add a flatten of a pooled vector, which changes nothing, to a cluster."""
     source = tensors_in(node)[0]
-    if source in cluster.values and cluster.values[source] in cluster.flat:
+    if cluster.is_vector(source):
         cluster.values[node] = cluster.values[source]
         return True
     return False
@@ -365,7 +370,7 @@ def _take_flatten(graph: fx.GraphModule, cluster: Cluster, node: fx.Node, module
 def _take_linear(graph: fx.GraphModule, cluster: Cluster, node: fx.Node, linear: Any) -> bool:
     """Add a linear layer on a pooled vector to a cluster, fused with the activation behind it."""
     source = tensors_in(node)[0]
-    if source not in cluster.values or cluster.values[source] not in cluster.flat:
+    if not cluster.is_vector(source):
         return False
     if len(node.meta["shape"]) != 2 or not _is_plain(linear, nn.Linear, "Linear", "PackedLinear"):
         return False
@@ -376,7 +381,7 @@ def _take_linear(graph: fx.GraphModule, cluster: Cluster, node: fx.Node, linear:
     _fuse_into(graph, cluster, layer, nodes)
     cluster.layers.append(layer)
     cluster.values |= dict.fromkeys(nodes, layer.dst)
-    cluster.flat.add(layer.dst)
+    cluster.vectors.add(layer.dst)
     return True
 
 
@@ -388,7 +393,7 @@ def _take_binary(graph: fx.GraphModule, cluster: Cluster, node: fx.Node, module:
     # either operand may be the map
     for a, b in (inputs, inputs[::-1]):
         same_shape = a.meta["shape"] == b.meta["shape"] == node.meta["shape"]
-        flat = [n in cluster.values and cluster.values[n] in cluster.flat for n in (a, b)]
+        flat = [cluster.is_vector(n) for n in (a, b)]
         kind = function_of(node)
         adds = kind == ADD and same_shape and not any(flat) and len(node.meta["shape"]) == 4
         scales = kind == MUL and not flat[0] and flat[1] and len(a.meta["shape"]) == 4

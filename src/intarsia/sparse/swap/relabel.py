@@ -119,7 +119,7 @@ def write_relabelled(source: str, target: str | Path, placement: Placement) -> P
     order = placement.relabelling().tolist()
     files = {path.name: sha256(path) for path in sorted(Path(source).glob("*.safetensors"))}
     content = {"devices": placement.devices, "order": order, "of": files}
-    with writing(target, spare=True) as scratch:
+    with writing(target, refuse_loss=True) as scratch:
         scratch.mkdir()
         host.save_pretrained(scratch)
         tokenizer.save_pretrained(scratch)

@@ -107,10 +107,7 @@ def expert_inputs(model: nn.Module, batches: Sequence[Any]) -> dict[str, ExpertI
 
 
 def parts_of(module: Any, expert: int) -> tuple[Tensor, Tensor]:
-    """Return an expert's weights: gate over up (2h, d), and down (d, h).
-
-    module: the experts of a layer; expert: its number.
-    """
+    """Return an expert's weights: gate over up (2h, d), and down (d, h)."""
     return module.gate_up_proj[expert], module.down_proj[expert]
 
 

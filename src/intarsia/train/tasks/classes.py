@@ -224,11 +224,7 @@ def _task_of_class(groups: Groups, logits: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def whole_numbers(labels: Any, ndim: int, want: str) -> Tensor:
-    """Return labels as int64.
-
-    ndim: number of axes that they should have; want: the expected labels, for the error.
-    Raises: DataError for another kind, or another number of axes.
-    """
+    """Return labels as int64.  Raises: DataError for another kind, or another number of axes."""
     if not isinstance(labels, Tensor) or labels.is_floating_point() or labels.ndim != ndim:
         description = (
             isinstance(labels, Tensor) and f"{labels.dtype} of shape {tuple(labels.shape)}"

@@ -149,7 +149,5 @@ def _squared(output: Tensor, target: Tensor) -> Tensor:
 
 
 def _distance(target: Tensor, output: Tensor, *, detach: bool = True) -> Tensor:
-    """Compute the mean squared distance of two outputs: twice the KL divergence of unit
-    Gaussians.
-    """
+    """Compute outputs' mean squared distance: twice the KL of unit Gaussians."""
     return F.mse_loss(output, target.detach() if detach else target)

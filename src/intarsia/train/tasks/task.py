@@ -80,10 +80,7 @@ class Task(abc.ABC):
 
 
 def refuse_output(output: Tensor, target: Tensor, want: str) -> None:
-    """Raise DataError for an output of a shape that does not fit the target.
-
-    want: the shape that it should have.
-    """
+    """Raise DataError for an output of a shape that does not fit the target."""
     got = f"shape {tuple(output.shape)} for labels {tuple(target.shape)}"
     fix = "Give the model the head that its labels want, or fit the task that it has: task=..."
     raise DataError("the model's output", got=got, want=want, fix=fix)
