@@ -128,7 +128,7 @@ class GateRouter(ScoreRouter[C]):
 
     by_expert = ("weight", "bias")
 
-    def __init__(self, config: C, width: int, *, generator: torch.Generator) -> None:
+    def __init__(self, config: C, width: int, *, generator: torch.Generator | None = None) -> None:
         """Draw the gate's weight W (E, width) at random; set its bias, if it has one, to 0.
 
         config: the router's settings: E = config.experts; config.std, the standard
