@@ -12,7 +12,8 @@ from torch import nn
 import intarsia
 from intarsia.core.errors import CallError, UnknownKeyword
 from intarsia.core.exports import ROOT, VALUES, homes, public_path
-from intarsia.core.guesses import CHECKED, ELSEWHERE, checked
+from intarsia.core.guessed_words import ELSEWHERE
+from intarsia.core.guesses import CHECKED, checked
 
 from ..refusals import refused
 

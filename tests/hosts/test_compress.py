@@ -153,7 +153,7 @@ def test_what_would_slow_the_model_down_is_refused(monkeypatch: pytest.MonkeyPat
         ConfigError,
         what="compress with Bitmask(values='same'), 8 layers of 128x32, 32x128, 32x32, 96x32",
     ):
-        compress(model, Bitmask())
+        compress(model, Bitmask(), force=False)
     assert not any(isinstance(m, PackedLinear) for m in model.modules()) and steps_of(model)
     with (
         native.using("off"),
@@ -162,10 +162,21 @@ def test_what_would_slow_the_model_down_is_refused(monkeypatch: pytest.MonkeyPat
             what="compress with Bitmask(values='same'), 8 layers of 128x32, 32x128, 32x32, 96x32",
         ),
     ):
-        compress(model, Bitmask())
+        compress(model, Bitmask(), force=False)
     monkeypatch.setattr(timing, "pass_seconds", lambda *_: (0.002, 0.001))
-    compress(model, Bitmask(), layers=["blocks.0.mlp.*"])
+    compress(model, Bitmask(), layers=["blocks.0.mlp.*"], force=False)
     assert sum(isinstance(m, PackedLinear) for m in model.modules()) == 2
+
+
+def test_what_is_slower_is_packed_with_a_warning_by_default(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model = pruned()
+    monkeypatch.setattr(timing, "pass_seconds", lambda *_: (0.001, 0.002))
+    with pytest.warns(UserWarning, match=r"2.00 ms packed, 1.00 ms dense.* It is packed now"):
+        compress(model)
+    packed = [m for m in model.modules() if isinstance(m, PackedLinear)]
+    assert len(packed) == 8 and {str(m.form) for m in packed} == {"BlockInt(bits=4)"}
 
 
 def test_the_measurement_times_both() -> None:

@@ -174,14 +174,15 @@ def _pruned(
 ) -> tuple[Any, dict[str, Any]]:
     """Prune a language model in place and recover it; measure its perplexity before and after."""
     from ..core.registry import method_key
-    from ..sparse.prune.pruner import bytes_by_part, sparsify, stops_of
+    from ..sparse.prune.pruner import bytes_by_part, sparsify, sparsify_report, stops_of
 
     # Measured before the pruning, which changes the model in place.
     dense = _perplexity(host, texts.test) if test else None
     teacher = copy.deepcopy(host) if recover is not None else None
     # The pruning alone is timed, not the two measurements around it.
     started = time.perf_counter()
-    done = sparsify(host, method, rows_on(texts.train, host.device), progress=note, **options)
+    sparsify(host, method, rows_on(texts.train, host.device), progress=note, **options)
+    done = sparsify_report(host)
     seconds = round(time.perf_counter() - started, 1)
     pruned = _perplexity(host, texts.test) if test else None
     measured: dict[str, Any] = {

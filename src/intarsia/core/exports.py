@@ -17,7 +17,8 @@ from types import ModuleType
 from typing import Any
 
 from .errors import CallError
-from .guesses import COMMANDS, ELSEWHERE, checked
+from .guessed_words import COMMANDS, ELSEWHERE
+from .guesses import checked
 from .registry import index
 
 SHOWN = 12  # names of a namespace in an error

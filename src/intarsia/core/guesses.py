@@ -1,4 +1,7 @@
-"""Refuse a call that a public function or class does not take, and name the one that was meant.
+"""Read the words that others use for a setting, and refuse a call that nothing here takes.
+
+A keyword with exactly one meaning here is read as it, with a warning that says the name it has
+here; every other one is refused with the call that was meant.
 
 `exports` passes each public object through `checked` when it is first used, so that no function and
 no class has a list of its own.
@@ -10,188 +13,43 @@ import dataclasses
 import difflib
 import functools
 import inspect
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from types import FunctionType, UnionType
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
-from .errors import CallError, UnknownKeyword
+from .errors import CallError, UnknownKeyword, UnknownName
+from .guessed_words import ATTRIBUTES, HOLDERS, LIKE, REMOVED, SAME
+from .registry import by_name
 
-SAME: Mapping[str, tuple[str, ...]] = {
-    "r": ("rank",),
-    "lora_r": ("rank",),
-    "lora_rank": ("rank",),
-    "lora_alpha": ("alpha",),
-    "lora_dropout": ("dropout",),
-    "target_modules": ("targets",),
-    "n": ("k", "count"),
-    "N": ("k", "count"),
-    "limit": ("k", "count"),
-    "max_iter": ("n_iter",),
-    "num_steps": ("steps", "n_iter"),
-    "n_steps": ("steps", "n_iter"),
-    "iterations": ("steps", "n_iter", "epochs"),
-    "regularization": ("reg",),
-    "lambda_": ("reg",),
-    "l2": ("reg",),
-    "factors": ("width",),
-    "n_factors": ("width",),
-    "embedding_size": ("width",),
-    "d_model": ("width",),
-    "n_neighbors": ("neighbours",),
-    "max_new_tokens": ("tokens",),
-    "max_tokens": ("tokens",),
-    "max_length": ("tokens", "length"),
-    "num_tokens": ("tokens",),
-    "input_ids": ("ids",),
-    "prompt": ("ids",),
-    "attention_mask": ("mask",),
-    "devices": ("topology",),
-    "num_devices": ("topology", "devices"),
-    "n_devices": ("topology", "devices"),
-    "gpus": ("topology", "devices"),
-    "strategy": ("by", "method"),
-    "algorithm": ("by", "method"),
-    "method": ("by", "fmt"),
-    "adapter": ("method",),
-    "config": ("method",),
-    "peft_config": ("method",),
-    "documents": ("docs",),
-    "corpus": ("docs",),
-    "texts": ("docs",),
-    "path": ("folder",),
-    "directory": ("folder",),
-    "quality": ("bits_per_pixel",),
-    "K": ("k", "neighbours"),
-    "ram": ("slots",),
-    "memory": ("slots",),
-    "num_experts": ("experts",),
-    "n_experts": ("experts",),
-    "k": ("active", "count", "neighbours"),
-    "top_k": ("active", "k", "count"),
-    "topk": ("active", "k", "count"),
-    "num_experts_per_tok": ("active",),
-    "format": ("fmt", "form"),
-    "learning_rate": ("lr",),
-    "num_epochs": ("epochs",),
-    "n_epochs": ("epochs",),
-    "max_epochs": ("epochs",),
-    "num_classes": ("classes",),
-    "n_classes": ("classes",),
-    "image_size": ("size",),
-    "img_size": ("size",),
-    "dim": ("width",),
-    "hidden_size": ("width",),
-    "embedding_dim": ("width",),
-    "atoms": ("n_components",),
-    "components": ("n_components",),
-    "nbits": ("bits",),
-    "n_bits": ("bits",),
-    "num_bits": ("bits",),
-    "seed": ("random_state",),
-    "random_state": ("seed",),
-    "data": ("calib", "batches", "train"),
-    "dataset": ("calib", "data", "train"),
-    "calibration": ("calib",),
-}
-"""What others call a setting, and what it may be called here."""
-ELSEWHERE: Mapping[str, str] = {
-    "associativememory": "Mac",
-    "bm25": "SparseIndex",
-    "decode": "generate",
-    "dictionarylearning": "GSC",
-    "hopfield": "Mac",
-    "int4": "BlockInt",
-    "int8": "BlockInt",
-    "llama": "language_model",
-    "llm": "language_model",
-    "load_model": "language_model",
-    "automodelforcausallm": "language_model",
-    "moe": "Mixture",
-    "moelayer": "Mixture",
-    "mixtureofexperts": "Mixture",
-    "nmf": "GSC",
-    "offloading": "offload",
-    "placement": "place",
-    "pruning": "sparsify",
-    "l1_unstructured": "sparsify",
-    "global_unstructured": "sparsify",
-    "quantization": "compress",
-    "quantizer": "compress",
-    "recommend": "fit_recommender",
-    "recommender": "fit_recommender",
-    "retriever": "fit_retriever",
-    "search": "SparseIndex",
-    "sentencetransformer": "InferenceFree",
-    "sparseencoder": "InferenceFree",
-    "sparsecoder": "GSC",
-    "sparse": "sparsify",
-    "splade": "InferenceFree",
-    "train": "fit",
-    "trainer": "fit",
-    "trainingarguments": "Training",
-    "vectorstore": "SparseIndex",
-    "export": "export_timm",
-    "fine_tune": "fit",
-    "finetune": "fit",
-    "get_peft_model": "adapt",
-    "merge": "fold",
-    "merge_and_unload": "fold",
-    "prune": "sparsify",
-    "quantise": "compress",
-    "quantize": "compress",
-}
-"""What others call a function or a class, in small letters, and its public name here."""
-COMMANDS: Mapping[str, str] = {"serve": "intarsia serve FOLDER"}
-"""What is a command alone, by the name under which it is looked for in Python."""
-ATTRIBUTES: Mapping[str, Sequence[str]] = {
-    "add": ("append",),
-    "add_documents": ("append",),
-    "insert": ("append",),
-    "upsert": ("update",),
-    "remove": ("delete",),
-    "query": ("search",),
-    "score": ("score_samples", "familiarity"),
-    "retrieve": ("search", "recall"),
-    "store": ("partial_fit",),
-    "predict": ("recommend", "transform", "recall"),
-    "encode": ("transform",),
-    "decode": ("inverse_transform",),
-    "compress": ("encode",),
-    "decompress": ("decode",),
-    "reconstruct": ("inverse_transform",),
-    "similar_items": ("recommend",),
-    "from_pretrained": ("load",),
-    "save_pretrained": ("save",),
-    "write": ("save",),
-}
-"""What others call a method, and what it may be called here."""
 CHECKED = "__checked__"
 """The attribute of a wrapped function that holds the function itself."""
-REMOVED = ("sparsity", "amount", "prune_ratio", "pruning_ratio")
-"""Shares of weights that are removed, where this library counts those that are kept."""
-HOLDERS: Mapping[str, tuple[str, str]] = {
-    "active": ("intarsia.TopK", "router"),
-    "density": ("intarsia.Wanda", "method"),
-    "values": ("intarsia.formats.Bitmask", "fmt"),
-    "bits": ("intarsia.formats.BlockInt", "fmt"),
-}
-"""The method, format or router that has a setting which a verb has not."""
 
 
 def translated(name: str, value: Any, known: Mapping[str, Any]) -> str:
     """Return "density=0.5" for sparsity=0.5, and so on; "" where no translation is known."""
-    same = (name, *SAME.get(name, ()))
+    same = (name, *SAME.get(name, ()), *LIKE.get(name, ()))
     # a setting of this call comes before one that a method, a format or a router has
     meant = next((n for place in (known, HOLDERS) for n in same if n in place), "")
-    if name in REMOVED and isinstance(value, float) and 0 <= value < 1:
-        meant, value = "density", round(1 - value, 6)
+    if removed := _as_density(name, value):
+        meant, value = removed
     if not meant:
         return ""
-    shown = f"={value!r}" if isinstance(value, bool | int | float | str) else ""
     if meant in known:
-        return f"{meant}{shown}"
+        return _in_words(meant, value)
     holder, keyword = HOLDERS.get(meant, ("", ""))
-    return f"{holder}({meant}{shown}) as {keyword}" if keyword in known else ""
+    return f"{holder}({_in_words(meant, value)}) as {keyword}" if keyword in known else ""
+
+
+def _in_words(name: str, value: Any) -> str:
+    """Return "rank=8"; the name alone of a value that has no short text."""
+    return f"{name}={value!r}" if isinstance(value, bool | int | float | str) else name
+
+
+def _as_density(name: str, value: Any) -> tuple[str, float] | None:
+    """Return ("density", 0.25) for sparsity=0.75; None for a keyword that is no such share."""
+    is_share = isinstance(value, float) and 0 <= value < 1
+    return ("density", round(1 - value, 6)) if name in REMOVED and is_share else None
 
 
 def checked(thing: Any, name: str, *, functions: bool, methods: bool) -> Any:
@@ -234,7 +92,7 @@ def _check_class(thing: type, name: str, methods: bool) -> None:
                 setattr(kind, word, classmethod(_refusing(member.__func__, f"{name}.{word}")))  # pyright: ignore
             elif methods and isinstance(member, FunctionType) and _keywords(member) is not None:
                 setattr(kind, word, _refusing(member, f"{kind.__name__}.{word}"))
-    if methods and not hasattr(thing, "__getattr__") and not getattr(thing, "_is_protocol", False):
+    if not hasattr(thing, "__getattr__") and not getattr(thing, "_is_protocol", False):
         thing.__getattr__ = _missing  # pyright: ignore
 
 
@@ -290,16 +148,158 @@ def _refusing(function: Callable[..., Any], name: str = "") -> Callable[..., Any
         try:
             return function(*args, **keywords)
         except (AttributeError, TypeError) as error:
-            refusal = None
+            refusal, known = None, None
+            called = name or type(args[0]).__name__
             if not type(error).__module__.startswith("intarsia"):
-                refusal = _refusal(function, name or type(args[0]).__name__, args, keywords)
+                known = as_known(function, called, args, keywords)
+                refusal = _refusal(function, called, args, keywords)
             if refusal is None:  # an error of the work itself
                 raise
             cause = error if isinstance(error, AttributeError) else None
+        if known is not None:  # the call has not begun: no function takes an unknown keyword
+            return function(*args, **known)
         raise refusal from cause
 
     setattr(call, CHECKED, function)
     return call
+
+
+def as_known(
+    function: Callable[..., Any], name: str, args: tuple[Any, ...], keywords: Mapping[str, Any]
+) -> dict[str, Any] | None:
+    """Return a call's keywords by the names that they have here, with a warning for each other one.
+
+    function, name: what is called, and as what; args, keywords: of the call. None where every
+    keyword is known, or where one of the others cannot be read for certain.
+    """
+    parameters = _keywords(function) or {}
+    known = {word: value for word, value in keywords.items() if word in parameters}
+    signature = inspect.signature(function)
+    try:
+        given = signature.bind_partial(*args, **known).arguments
+    except TypeError:
+        return None
+    hints = _hints_of(function) if len(known) < len(keywords) else {}
+    readings: dict[str, Reading] = {}
+    for word in keywords.keys() - known.keys():
+        one = reading(word, keywords[word], parameters, hints, given)
+        # no parameter and no setting is given twice
+        if one is None or one.place in {other.place for other in readings.values()}:
+            return None
+        readings[word] = one
+    known |= _joined(readings.values())
+    try:
+        signature.bind(*args, **known)
+    except TypeError:
+        return None
+    for word, one in readings.items():
+        text = f"{name}: {_in_words(word, keywords[word])} is read as {one.as_written()}"
+        warnings.warn(text, stacklevel=3)
+    return known if readings else None
+
+
+@dataclasses.dataclass(frozen=True)
+class Reading:
+    """Meaning of a keyword that a call does not have: the parameter that it sets, and to what.
+
+    setting, base: where it is a setting of the parameter's own settings, such as `active` of a
+    router's: its name, and the settings without it.
+    """
+
+    parameter: str
+    value: Any
+    setting: str = ""
+    base: Any = None
+
+    @property
+    def place(self) -> tuple[str, str]:
+        """What it sets: parameter and setting."""
+        return self.parameter, self.setting
+
+    def as_written(self) -> str:
+        """Return the keyword that says the same: "rank=8", "router=intarsia.TopK(active=2)"."""
+        said = _in_words(self.setting or self.parameter, self.value)
+        return f"{self.parameter}={type(self.base).__name__}({said})" if self.setting else said
+
+
+def _joined(readings: Iterable[Reading]) -> dict[str, Any]:
+    """Return the keywords of readings; several settings of one parameter are one object."""
+    joined: dict[str, Any] = {}
+    for one in readings:
+        if one.setting:
+            base = joined.get(one.parameter, one.base)
+            joined[one.parameter] = dataclasses.replace(base, **{one.setting: one.value})
+        else:
+            joined[one.parameter] = one.value
+    return joined
+
+
+def reading(
+    word: str,
+    value: Any,
+    parameters: Mapping[str, Any],
+    hints: Mapping[str, Any],
+    given: Mapping[str, Any],
+) -> Reading | None:
+    """Return what an unknown keyword means for certain; None where it is not certain.
+
+    word, value: the keyword; parameters, hints: the call's, by name; given: its arguments. It is a
+    parameter under another name (`SAME`), or a setting of one parameter's own settings.
+    """
+    names = (word, *SAME.get(word, ()))
+    if removed := _as_density(word, value):
+        names, value = removed[:1], removed[1]
+    for name in names:
+        if name in parameters:
+            kinds = _kinds_of(hints.get(name))
+            return Reading(name, value) if not kinds or isinstance(value, kinds) else None
+    # such as the router of `upcycle`: its `active` may stand in the call itself
+    holders = [
+        (parameter, base, name)
+        for name in names
+        for parameter, p in parameters.items()
+        for base in _settings_of(given.get(parameter), p.default, hints.get(parameter))
+        if any(field.name == name and field.init for field in dataclasses.fields(base))
+    ]
+    if not holders or any(holder[2] == holders[0][2] for holder in holders[1:]):
+        return None
+    parameter, base, name = holders[0]
+    return Reading(parameter, value, name, base)
+
+
+def _settings_of(given: Any, default: Any, hint: Any) -> list[Any]:
+    """Return the settings which a parameter may have: of a method's name, its default, its kinds.
+
+    given: what the call has for it, None = nothing; settings that are given stay as they are.
+    """
+    if given is not None and not isinstance(given, str):
+        return []
+    named = default if given is None else given
+    if isinstance(named, str):
+        try:
+            return [base] if dataclasses.is_dataclass(base := by_name(named)) else []
+        except UnknownName:
+            return []
+    if dataclasses.is_dataclass(named):
+        return [named]
+    kinds = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
+    return [kind() for kind in kinds if inspect.isclass(kind) and _has_defaults(kind)]
+
+
+def _has_defaults(kind: type) -> bool:
+    """Return True for a dataclass that can be built without an argument."""
+    return dataclasses.is_dataclass(kind) and all(
+        not f.init or {f.default, f.default_factory} != {dataclasses.MISSING}
+        for f in dataclasses.fields(kind)
+    )
+
+
+def _hints_of(function: Callable[..., Any]) -> dict[str, Any]:
+    """Return the annotations of a function as types; {} where one is for type checkers alone."""
+    try:
+        return get_type_hints(inspect.unwrap(function))
+    except (AttributeError, NameError, TypeError):
+        return {}
 
 
 def _refusal(
@@ -324,10 +324,7 @@ def _refusal(
         if is_missing and function.__name__ == "__init__":
             fix = " or ".join((fix.rstrip("."), *_further_constructors(args[0].__class__))) + "."
         return CallError(f"call of {name}", got=str(error), want=want, fix=fix)
-    try:
-        hints = get_type_hints(inspect.unwrap(function))
-    except (AttributeError, NameError, TypeError):  # a name for type checkers alone
-        return None
+    hints = _hints_of(function)
     # classes are asked here alone, after the call has failed: what behaves like one is taken
     for word, value in arguments.items():
         kinds = _kinds_of(hints.get(word))
@@ -336,6 +333,10 @@ def _refusal(
             got = f"{value.__name__}, a class" if inspect.isclass(value) else type(value).__name__
             builds = dataclasses.is_dataclass(value) and hasattr(type(value), "build")
             fix = f"Give what its build(...) returns: {got}(...).build(...)." if builds else ""
+            if any(
+                isinstance(value, _kinds_of(hints.get(o)) or ()) for o in arguments if o != word
+            ):
+                fix = f"In this order: {name}({', '.join(_shown(parameters.values()))})."
             return CallError(
                 f"{word} of {name}", got=got, want=want, fix=fix or f"See help({name})."
             )

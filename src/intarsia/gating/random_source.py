@@ -25,13 +25,16 @@ class RandomSource(ReadsContext):
     processes share, is set in the `Context`.
     """
 
-    def __init__(self, generator: torch.Generator, context: Context | None = None) -> None:
+    def __init__(
+        self, generator: torch.Generator | None = None, context: Context | None = None
+    ) -> None:
         """Create a source with random numbers from `generator`, a generator on the CPU.
 
+        None = one that torch's next draw seeds.
         context: the batch's context to share, such as a router's; None = a new one.
         """
         super().__init__()
-        self.generator = generator
+        self.generator = seeded_by(None) if generator is None else generator
         if context is not None:
             self.context = context
         self._register()
@@ -115,8 +118,8 @@ def _(source: int, law: str, shape: Sequence[int]) -> Tensor:
     return torch.empty(tuple(shape))
 
 
-def seeded_by(generator: torch.Generator) -> torch.Generator:
-    """Return a new generator, with the other one's next draw as its seed."""
+def seeded_by(generator: torch.Generator | None) -> torch.Generator:
+    """Return a new generator, with the other one's next draw as its seed; None = torch's own."""
     return torch.Generator().manual_seed(int(torch.randint(2**62, (), generator=generator)))
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import fields, is_dataclass, replace
 from typing import Any, cast
 
 import torch
@@ -13,8 +13,10 @@ from torch import Tensor, nn
 from ..core import Routing
 from ..core.checks import one_of
 from ..core.errors import CheckpointError, ConfigError, ShapeError
+from ..core.registry import by_name
 from ..gating import RandomSource, Router, expert_readers
 from ..gating.gate import keep_pairs, wide_layer
+from ..gating.settings import RouterConfig
 from ..routers import RandomRouter
 from .capacity import Capacity
 from .dialects import DIALECTS
@@ -45,7 +47,8 @@ class Mixture(_InPlaceOfMlp):
     """y_t = sum_e G_te expert_e(x_t) + shared(x_t).  x: (..., d) -> (..., out).
 
     experts: an `Experts`, or a list of modules of whatever kinds; router: which of them, with what
-    weight, for each token, or for each sample (its tokens then go together); shared: a module that
+    weight, for each token, or for each sample (its tokens then go together): a router, its settings
+    or its name; shared: a module that
     every token passes; capacity: how many tokens an expert takes, None = all.  generator: for
     the random order of `Capacity(policy="random")`.
 
@@ -64,15 +67,18 @@ class Mixture(_InPlaceOfMlp):
     def __init__(
         self,
         experts: Experts | Sequence[nn.Module],
-        router: Router | RandomRouter,
+        router: Router | RandomRouter | RouterConfig | str = "topk",
         shared: nn.Module | None = None,
         *,
+        width: int | None = None,
         capacity: Capacity | None = None,
         generator: torch.Generator | None = None,
     ) -> None:
         """Put experts and router together.
 
-        experts: an `Experts`, or modules (N, d) -> (N, out); router: chooses among them; shared: a
+        experts: an `Experts`, or modules (N, d) -> (N, out); router: chooses among them, or its
+          settings or name, by which it is built for as many experts as there are; width: d, None =
+          the inputs of the experts' first linear layer; shared: a
           module with an output that is added for every token, None = none; capacity: limits the
           tokens of an expert, None = no limit; generator: the source of a capacity's random order.
         Raises: ConfigError for a router of another number of experts, or one that has to read the
@@ -80,22 +86,41 @@ class Mixture(_InPlaceOfMlp):
         """
         super().__init__()
         self.experts = experts if isinstance(experts, Experts) else ExpertList(experts)
-        if router.experts != self.experts.experts:
-            got = f"{router.experts} experts to choose from"
+        chooser: Any = router
+        if not isinstance(router, nn.Module):
+            chooser = self._build_router(router, width, generator)
+        if chooser.experts != self.experts.experts:
+            got = f"{chooser.experts} experts to choose from"
             want = f"{self.experts.experts}, as the mixture has"
             raise ConfigError("router", got=got, want=want, fix="Give both the same number.")
         if capacity is not None and capacity.policy == "random" and generator is None:
             got, want = "policy='random' without a generator", "a source of random numbers"
             fix = "Pass generator=torch.Generator().manual_seed(0)."
             raise ConfigError("capacity", got=got, want=want, fix=fix)
-        for reader in expert_readers(router):
+        for reader in expert_readers(chooser):
             reader.see(self.experts)
-        self.router, self.shared, self.capacity = router, shared, capacity
+        self.router, self.shared, self.capacity = chooser, shared, capacity
         # only the policy "random" draws
         self.draws = (
             RandomSource(generator) if generator is not None and capacity is not None else None
         )
         self.taken: Routing | None = None
+
+    def _build_router(
+        self, router: RouterConfig | str, width: int | None, generator: torch.Generator | None
+    ) -> Any:
+        """Build a router of the experts from its settings or its name."""
+        settings: Any = by_name(router, "router") if isinstance(router, str) else router
+        if not isinstance(settings, RouterConfig) or isinstance(settings, type):
+            fix = 'Pass "topk", or settings such as intarsia.TopK(active=2).'
+            raise ConfigError("router", got=repr(settings), want="a router", fix=fix)
+        if is_dataclass(settings) and "experts" in {field.name for field in fields(settings)}:
+            settings = replace(settings, experts=self.experts.experts)
+        linear = (m.in_features for m in self.experts.modules() if isinstance(m, nn.Linear))
+        if width is None and (width := next(linear, None)) is None:
+            fix = "Pass width=, the number of features of a token."
+            raise ConfigError("width", got="experts without a linear layer", want="d", fix=fix)
+        return settings.build(width, generator=generator or torch.Generator())
 
     def routing(self, x: Tensor) -> Routing:
         """Route the rows of x, and drop the pairs (token, expert) above the capacity.

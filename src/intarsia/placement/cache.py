@@ -234,7 +234,7 @@ class Residency:
 
 def replay(
     demand: Sequence[Sequence[Key]],
-    policy: Policy,
+    policy: Policy | PolicyConfig,
     slots: int,
     *,
     start: Iterable[Key] = (),
@@ -244,10 +244,14 @@ def replay(
     """Simulate a cache of experts on recorded steps and return its hits, loads and bytes.
 
     demand: for each step the (layer, expert) pairs in order, see `describe.demand`. policy: chooses
-      the expert that is evicted. slots: of the cache. start: experts in slots at first.
-      expert_bytes: size of one expert. foreseen: predicted chances (L, E) of each step, see
+      the expert that is evicted, or its settings, as Lru(). slots: of the cache. start: experts in
+      slots at first. expert_bytes: size of one expert. foreseen: predicted chances (L, E) of each step, see
       `expertflow.predicted_steps`; empty = no prediction.
     """
+    if not isinstance(policy, Policy):
+        pairs = [pair for step in demand for pair in step]
+        layers, experts = (max((pair[i] for pair in pairs), default=0) + 1 for i in (0, 1))
+        policy = policy.build(layers, experts)
     cache = Cache(slots, policy)
     cache.fill(start)
     for number, step in enumerate(demand):

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from typing import Protocol, runtime_checkable
 
-from ..core.errors import ConfigError
+import torch
+from torch import Tensor
+
+from ..core.errors import ConfigError, DataError
 from .moetuner import MoeTuner
-from .placement import Placement
+from .placement import Placement, check_divides
 from .topology import Topology
 from .trace import Trace
 
@@ -18,11 +21,15 @@ class PlacementSearch(Protocol):
     def place(self, trace: Trace, topology: Topology) -> Placement: ...
 
 
-def place(trace: Trace, topology: Topology | int, by: PlacementSearch | None = None) -> Placement:
+def place(
+    trace: Trace | Tensor, topology: Topology | int, by: PlacementSearch | None = None
+) -> Placement:
     """Choose a device for each expert of each layer, to suit a recorded routing.
 
-    trace: the experts of each token. topology: the devices, or their number if all links are alike.
-      by: settings of the search, `MoeTuner()` by default, `JointSwaps()`, `Eplb()` or `ExFlow()`.
+    trace: the experts of each token; or loads (L, E), the tokens of each expert, which `MoeTuner`
+      spreads evenly: of traffic they say nothing. topology: the devices, or their number if all
+      links are alike. by: settings of the search, `MoeTuner()` by default, `JointSwaps()`,
+      `Eplb()` or `ExFlow()`.
     Measure the result by `quality(trace, placement)` on a held-out part of the trace
     (`trace.split()`), since loads change with the text.
 
@@ -33,4 +40,20 @@ def place(trace: Trace, topology: Topology | int, by: PlacementSearch | None = N
         got, fix = repr(by), "For example: place(trace, 8, intarsia.placement.MoeTuner())"
         raise ConfigError("by", got=got, want="the settings of a search", fix=fix)
     devices = Topology.uniform(topology) if isinstance(topology, int) else topology
+    if isinstance(trace, Tensor):
+        return _place_loads(trace, devices, search)
     return search.place(trace, devices)
+
+
+def _place_loads(load: Tensor, topology: Topology, search: PlacementSearch) -> Placement:
+    """Group the experts of each layer by their loads (L, E) alone."""
+    if not isinstance(search, MoeTuner):
+        fix = "Record a trace: intarsia.trace(model, texts)."
+        raise ConfigError("by", got=f"{search} for loads alone", want="MoeTuner()", fix=fix)
+    if load.dim() != 2 or not load.numel() or bool((load < 0).any()):
+        got = f"{tuple(load.shape)}, least {load.min()}" if load.numel() else "none"
+        want, fix = "(layers, experts), none below 0", "Count each expert's tokens."
+        raise DataError("loads", got=got, want=want, fix=fix)
+    check_divides(load.shape[1], topology.devices)
+    clusters = [search.clusters(layer, topology.devices) for layer in load.double()]
+    return Placement.of(torch.stack(clusters), topology.devices)

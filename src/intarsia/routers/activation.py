@@ -63,7 +63,7 @@ class ActivationGate:
         check(self)
         check_renormalised(self.experts, self.active)
 
-    def build(self, width: int, *, generator: torch.Generator) -> ActivationRouter:
+    def build(self, width: int, *, generator: torch.Generator | None = None) -> ActivationRouter:
         return ActivationRouter(self, width, generator=generator)
 
 
@@ -75,7 +75,9 @@ class ActivationRouter(GateRouter[ActivationGate]):
 
     normalised = equal_counts = True
 
-    def __init__(self, config: ActivationGate, width: int, *, generator: torch.Generator) -> None:
+    def __init__(
+        self, config: ActivationGate, width: int, *, generator: torch.Generator | None = None
+    ) -> None:
         """Set up the gate and the trained temperature tau, which begins at config.tau.
 
         The base class draws the gate's weight W (E, width) and bias b (E,). config: the settings,

@@ -51,7 +51,7 @@ class Comet:
     def __post_init__(self) -> None:
         check(self)
 
-    def build(self, width: int, *, generator: torch.Generator) -> CometRouter:
+    def build(self, width: int, *, generator: torch.Generator | None = None) -> CometRouter:
         return CometRouter(self, width, generator=generator)
 
 
@@ -66,7 +66,9 @@ class CometRouter(PartsRouter):
 
     normalised = True
 
-    def __init__(self, config: Comet, width: int, *, generator: torch.Generator) -> None:
+    def __init__(
+        self, config: Comet, width: int, *, generator: torch.Generator | None = None
+    ) -> None:
         """Draw the weights of k binary trees with E leaves each, one leaf for each expert.
 
         The weights of inner nodes are small, so that each token goes both ways at first. config: E,

@@ -49,7 +49,7 @@ class Cosine:
         check(self)
         check_counts(self.experts, self.active)
 
-    def build(self, width: int, *, generator: torch.Generator) -> CosineRouter:
+    def build(self, width: int, *, generator: torch.Generator | None = None) -> CosineRouter:
         return CosineRouter(self, width, generator=generator)
 
 
@@ -63,7 +63,9 @@ class CosineRouter(GateRouter[Cosine]):
     by_expert = ("directions",)
     equal_counts = True
 
-    def __init__(self, config: Cosine, width: int, *, generator: torch.Generator) -> None:
+    def __init__(
+        self, config: Cosine, width: int, *, generator: torch.Generator | None = None
+    ) -> None:
         """Draw the map P, b of tokens to n numbers and a direction s (n,) for each expert.
 
         config: the settings; n is config.width. The temperature is not drawn: it begins at

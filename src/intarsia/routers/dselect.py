@@ -61,7 +61,7 @@ class DSelectK:
     def __post_init__(self) -> None:
         check(self)
 
-    def build(self, width: int, *, generator: torch.Generator) -> DSelectKRouter:
+    def build(self, width: int, *, generator: torch.Generator | None = None) -> DSelectKRouter:
         return DSelectKRouter(self, width, generator=generator)
 
 
@@ -73,7 +73,9 @@ class DSelectKRouter(PartsRouter):
     mix: V (k, width), U(-0.05, 0.05) at first.
     """
 
-    def __init__(self, config: DSelectK, width: int, *, generator: torch.Generator) -> None:
+    def __init__(
+        self, config: DSelectK, width: int, *, generator: torch.Generator | None = None
+    ) -> None:
         """Draw W, which gives k selectors an expert's number in bits, and V, which weighs them.
 
         config: the settings, with E experts and k selectors; a number below E has m = ceil(log2 E)

@@ -107,7 +107,7 @@ class EvoMoe:
         """
         return self.hard_after is not None and step >= max(self.hard_after, self.until) * steps
 
-    def build(self, width: int, *, generator: torch.Generator) -> EvoMoeRouter:
+    def build(self, width: int, *, generator: torch.Generator | None = None) -> EvoMoeRouter:
         return EvoMoeRouter(self, width, generator=generator)
 
 
@@ -121,7 +121,9 @@ class EvoMoeRouter(Router):
     clock: Tensor
     by_expert = ("weight",)
 
-    def __init__(self, config: EvoMoe, width: int, *, generator: torch.Generator) -> None:
+    def __init__(
+        self, config: EvoMoe, width: int, *, generator: torch.Generator | None = None
+    ) -> None:
         """Draw the gate's weight W (E, width) from N(0, 0.02), and begin at step 0 of the training.
 
         config: the settings; width: length of a token's vector; generator: source of the random

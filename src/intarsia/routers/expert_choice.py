@@ -40,7 +40,7 @@ class ExpertChoice:
     def __post_init__(self) -> None:
         check(self)
 
-    def build(self, width: int, *, generator: torch.Generator) -> ExpertChoiceRouter:
+    def build(self, width: int, *, generator: torch.Generator | None = None) -> ExpertChoiceRouter:
         return ExpertChoiceRouter(self, width, generator=generator)
 
 

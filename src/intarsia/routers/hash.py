@@ -45,7 +45,7 @@ class Hash:
         check(self)
         check_counts(self.experts, self.active)
 
-    def build(self, width: int, *, generator: torch.Generator) -> HashRouter:
+    def build(self, width: int, *, generator: torch.Generator | None = None) -> HashRouter:
         return HashRouter(self, width, generator=generator)
 
 
@@ -62,7 +62,9 @@ class HashRouter(Router):
     by_expert = ("salt",)
     normalised = equal_counts = True
 
-    def __init__(self, config: Hash, width: int, *, generator: torch.Generator) -> None:
+    def __init__(
+        self, config: Hash, width: int, *, generator: torch.Generator | None = None
+    ) -> None:
         """Draw a random number (a salt) for each expert, which is hashed together with an id.
 
         config: the settings; with by="row" an id is computed from a token's vector, by `width`
@@ -138,7 +140,7 @@ def mixed(number: Tensor) -> Tensor:
     return number
 
 
-def _numbers(count: int, generator: torch.Generator) -> Tensor:
+def _numbers(count: int, generator: torch.Generator | None) -> Tensor:
     """Draw `count` random int64 numbers."""
     return torch.randint(-(2**62), 2**62, (count,), generator=generator)
 

@@ -53,7 +53,7 @@ class MoeX:
         check(self)
         check_renormalised(self.experts, self.active)
 
-    def build(self, width: int, *, generator: torch.Generator) -> MoeXRouter:
+    def build(self, width: int, *, generator: torch.Generator | None = None) -> MoeXRouter:
         """Return a router that does not know the experts yet; `Mixture` passes them to its `see`.
 
         width: length of a token's vector. generator: unused, because the router has no weights.

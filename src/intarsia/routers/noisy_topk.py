@@ -57,7 +57,7 @@ class NoisyTopK:
             fix = "Use intarsia.routers.Switch or TopK(active=1, scale='prob')."
             raise ConfigError("active", got=got, want="at least 2 of several experts", fix=fix)
 
-    def build(self, width: int, *, generator: torch.Generator) -> NoisyTopKRouter:
+    def build(self, width: int, *, generator: torch.Generator | None = None) -> NoisyTopKRouter:
         return NoisyTopKRouter(self, width, generator=generator)
 
 
@@ -70,7 +70,9 @@ class NoisyTopKRouter(Router):
     by_expert = ("gate", "spread")
     normalised = equal_counts = True
 
-    def __init__(self, config: NoisyTopK, width: int, *, generator: torch.Generator) -> None:
+    def __init__(
+        self, config: NoisyTopK, width: int, *, generator: torch.Generator | None = None
+    ) -> None:
         """Draw the gate's W_g from N(0, std), and set W_n, which scales the noise, to 0.
 
         Both are (E, width). config: the settings; width: length of a token's vector; generator:

@@ -86,12 +86,14 @@ class PermutationSearch:
         """E, the gate's."""
         return self.gate.experts
 
-    def build(self, width: int, *, generator: torch.Generator) -> PermutationRouter:
+    def build(self, width: int, *, generator: torch.Generator | None = None) -> PermutationRouter:
         """Build the gate and a router around it that searches an order of its experts.
 
         width: length of a token's vector; generator: source of the random weights.
         Raises: ConfigError for a gate without weights, such as a random draw.
         """
+        generator = seeded_by(None) if generator is None else generator
+        generator = seeded_by(None) if generator is None else generator
         gate = self.gate.build(width, generator=generator)
         if not isinstance(gate, Router):
             fix = "Pass Comet(), TopK() or the like; a random draw has nothing to permute."
@@ -110,7 +112,7 @@ class PermutationRouter(Router):
     order: Tensor
 
     def __init__(
-        self, config: PermutationSearch, gate: Router, *, generator: torch.Generator
+        self, config: PermutationSearch, gate: Router, *, generator: torch.Generator | None = None
     ) -> None:
         """Draw the scores M (k, E, E) of all orders of the experts; no order is found yet.
 

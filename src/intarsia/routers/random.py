@@ -27,7 +27,9 @@ class RandomRouter(RandomSource):
     Raises: ConfigError unless 1 <= active <= experts; ShapeError where `RandomSource` does.
     """
 
-    def __init__(self, experts: int, active: int, per: str, *, generator: torch.Generator) -> None:
+    def __init__(
+        self, experts: int, active: int, per: str, *, generator: torch.Generator | None = None
+    ) -> None:
         """Check and store the settings; nothing is drawn yet.
 
         experts: E; active: k, how many are drawn; per: "batch" (one draw for all samples) or
@@ -111,7 +113,7 @@ class RandomRouting:
         # the router checks the settings against each other
         self.build(1, generator=torch.Generator())
 
-    def build(self, width: int, *, generator: torch.Generator) -> RandomRouter:
+    def build(self, width: int, *, generator: torch.Generator | None = None) -> RandomRouter:
         """Return a router for tokens of any width.  generator: source of the draws."""
         return RandomRouter(self.experts, self.active, self.draw, generator=generator)
 

@@ -57,7 +57,7 @@ class Recurrent:
         check(self)
         check_renormalised(self.experts, self.active)
 
-    def build(self, width: int, *, generator: torch.Generator) -> RecurrentRouter:
+    def build(self, width: int, *, generator: torch.Generator | None = None) -> RecurrentRouter:
         """Return a router alone; `gating.join(model)` puts a model's routers on one thread."""
         return RecurrentRouter(self, width, generator=generator)
 
@@ -71,7 +71,9 @@ class RecurrentRouter(GateRouter[Recurrent], PassesState):
 
     normalised = equal_counts = True
 
-    def __init__(self, config: Recurrent, width: int, *, generator: torch.Generator) -> None:
+    def __init__(
+        self, config: Recurrent, width: int, *, generator: torch.Generator | None = None
+    ) -> None:
         """Draw W1 (p, width), W2 (E, p) and a GRU cell of width p.
 
         `join`, which connects the routers of a model, replaces the GRU cell by the first layer's.

@@ -54,7 +54,7 @@ class ReMoe:
         check(self)
         check_counts(self.experts, self.active)
 
-    def build(self, width: int, *, generator: torch.Generator) -> ReMoeRouter:
+    def build(self, width: int, *, generator: torch.Generator | None = None) -> ReMoeRouter:
         return ReMoeRouter(self, width, generator=generator)
 
 
@@ -69,7 +69,9 @@ class ReMoeRouter(GateRouter[ReMoe], PassesState):
     growth: Tensor
     seen: Tensor
 
-    def __init__(self, config: ReMoe, width: int, *, generator: torch.Generator) -> None:
+    def __init__(
+        self, config: ReMoe, width: int, *, generator: torch.Generator | None = None
+    ) -> None:
         """Draw the gate's W (E, width); the loss coefficient begins at its first value."""
         super().__init__(config, width, generator=generator)
         # the routers of one model: sparsity is measured over all of them

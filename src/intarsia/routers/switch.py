@@ -48,7 +48,7 @@ class Switch:
     def __post_init__(self) -> None:
         check(self)
 
-    def build(self, width: int, *, generator: torch.Generator) -> SwitchRouter:
+    def build(self, width: int, *, generator: torch.Generator | None = None) -> SwitchRouter:
         return SwitchRouter(self, width, generator=generator)
 
 

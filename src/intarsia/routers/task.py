@@ -48,7 +48,7 @@ class TaskRouter(Router):
         *,
         noise: bool = False,
         unknown: str = "error",
-        generator: torch.Generator,
+        generator: torch.Generator | None = None,
     ) -> None:
         """Draw Z (tasks, heads, skills), a logit of each skill for each task, from U(-1e-3, 1e-3).
 
@@ -196,7 +196,7 @@ class TaskRouting:
     def __post_init__(self) -> None:
         check(self)
 
-    def build(self, width: int, *, generator: torch.Generator) -> TaskRouter:
+    def build(self, width: int, *, generator: torch.Generator | None = None) -> TaskRouter:
         """Return a router for tokens of any width.
 
         width: unused, because tasks are read from ids. generator: source of the random logits.

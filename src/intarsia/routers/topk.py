@@ -55,7 +55,7 @@ class TopK:
             want = "a weight that teaches the router"
             raise ConfigError("scale", got=got, want=want, fix="Use scale='prob' or 'ste'.")
 
-    def build(self, width: int, *, generator: torch.Generator) -> TopKRouter:
+    def build(self, width: int, *, generator: torch.Generator | None = None) -> TopKRouter:
         return TopKRouter(self, width, generator=generator)
 
 
@@ -64,7 +64,9 @@ class TopKRouter(GateRouter[TopK]):
 
     equal_counts = True
 
-    def __init__(self, config: TopK, width: int, *, generator: torch.Generator) -> None:
+    def __init__(
+        self, config: TopK, width: int, *, generator: torch.Generator | None = None
+    ) -> None:
         """Draw the gate's W (E, width) from N(0, std).
 
         config: the settings; width: length of a token's vector; generator: source of the random

@@ -42,7 +42,7 @@ class TopP:
     def __post_init__(self) -> None:
         check(self)
 
-    def build(self, width: int, *, generator: torch.Generator) -> TopPRouter:
+    def build(self, width: int, *, generator: torch.Generator | None = None) -> TopPRouter:
         return TopPRouter(self, width, generator=generator)
 
 

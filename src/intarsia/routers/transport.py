@@ -72,7 +72,7 @@ class Transport:
     def __post_init__(self) -> None:
         check(self)
 
-    def build(self, width: int, *, generator: torch.Generator) -> TransportRouter:
+    def build(self, width: int, *, generator: torch.Generator | None = None) -> TransportRouter:
         return TransportRouter(self, width, generator=generator)
 
 

@@ -55,7 +55,7 @@ class UnionGate:
         """True if later tokens have a say in where earlier ones go."""
         return self.select != "tokens"
 
-    def build(self, width: int, *, generator: torch.Generator) -> UnionRouter:
+    def build(self, width: int, *, generator: torch.Generator | None = None) -> UnionRouter:
         return UnionRouter(self, width, generator=generator)
 
 
@@ -71,7 +71,9 @@ class UnionRouter(Router):
 
     by_expert = ("weight", "bias")
 
-    def __init__(self, config: UnionGate, width: int, *, generator: torch.Generator) -> None:
+    def __init__(
+        self, config: UnionGate, width: int, *, generator: torch.Generator | None = None
+    ) -> None:
         """Draw the gate's W (E, width) from N(0, std) and set its bias b to 0.
 
         config: the settings; with gate="frozen" neither is trained. width: length of a token's

@@ -20,29 +20,33 @@ def magnitude(weight: Tensor, statistics: Statistics | None = None) -> Tensor:
     return weight.detach().abs()
 
 
-def wanda(weight: Tensor, statistics: Statistics) -> Tensor:
+def wanda(weight: Tensor, statistics: Statistics | Tensor) -> Tensor:
     """Return |W_ij| sqrt(mean x_j^2), the size of a weight times its input's size, (out, in).
 
     weight: W (out, in, ...); x_j: the input of column j; statistics: of the layer's inputs, with
-      "square" collected. The paper has the norm of x_j over all tokens, which is the same but
-      for one factor.
+      "square" collected, or these inputs (N, in). The paper has the norm of x_j over all tokens,
+      which is the same but for one factor.
     Source: Wanda (arXiv:2306.11695), equation 1.
     """
     # a number for each input, for all outputs and kernel places
+    if isinstance(statistics, Tensor):
+        statistics = Statistics.of(statistics, needs=("square",))
     size = statistics.mean_square.sqrt().to(weight)
     return weight.detach().abs() * size.view(1, -1, *[1] * (weight.dim() - 2))
 
 
-def obs(weight: Tensor, statistics: Statistics, damp: float = 0.01) -> Tensor:
+def obs(weight: Tensor, statistics: Statistics | Tensor, damp: float = 0.01) -> Tensor:
     """Return the error that remains if a weight W_ij is set to 0 and later ones make up for it.
 
     It is W_ij^2 / U_jj^2, (out, in). Only weights of row i in columns after j are changed to make
     up for the error; so it depends on the order of the columns. weight: W (out, in); statistics: of
-    the layer's inputs, with "hessian" collected; U (in, in) is their `inverse_factor`
-    (upper Cholesky factor of the inverse) with damping `damp`.
+    the layer's inputs, with "hessian" collected, or these inputs (N, in); U (in, in) is their
+    `inverse_factor` (upper Cholesky factor of the inverse) with damping `damp`.
     Raises: DataError as `inverse_factor`.
     Source: SparseGPT (arXiv:2301.00774), equation 5.
     """
+    if isinstance(statistics, Tensor):
+        statistics = Statistics.of(statistics, needs=("hessian",))
     # U_jj^2 is entry (j, j) of the inverse of H without the rows and columns before j
     factor = inverse_factor(statistics.second_moment, damp).to(weight)
     return weight.detach().square() / factor.diagonal().square()

@@ -20,6 +20,7 @@ from .prune.imitation import answered as answered
 from .prune.imitation import correct_batch_norms as correct_batch_norms
 from .prune.imitation import imitation as imitation
 from .prune.imitation import reconstruct as reconstruct
+from .prune.pruner import sparsify_report as sparsify_report
 from .prune.pruners import Magnitude as Magnitude
 from .prune.tables import load_tables as load_tables
 from .prune.tables import save_tables as save_tables

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
+from typing import overload
 
 import torch
 from torch import Tensor, nn
@@ -11,11 +12,14 @@ from ..core.checks import above, at_least
 from ..core.errors import ConfigError
 from ..core.modes import evaluating
 from ..mixtures import undropped
-from .objectives import Staged, logits_of, plain
+from .objectives import Objective, Staged, logits_of, plain
 from .order import Inputs
 from .outcome import LossOf, Outcome, counted, divergence_of
 
+TEACHER = "For example: fit(student, train, objective=distill(teacher))."
 
+
+@overload
 def distill(
     model: nn.Module,
     x: Inputs,
@@ -24,7 +28,28 @@ def distill(
     teacher: nn.Module,
     beta: float = 1.0,
     temperature: float = 1.0,
-) -> Outcome:
+) -> Outcome: ...
+
+
+@overload
+def distill(*, teacher: nn.Module, beta: float = 1.0, temperature: float = 1.0) -> Objective: ...
+
+
+@overload
+def distill(
+    model: nn.Module, *, teacher: None = None, beta: float = 1.0, temperature: float = 1.0
+) -> Objective: ...
+
+
+def distill(
+    model: nn.Module | None = None,
+    x: Inputs | None = None,
+    loss_of: LossOf | None = None,
+    *,
+    teacher: nn.Module | None = None,
+    beta: float = 1.0,
+    temperature: float = 1.0,
+) -> Outcome | Objective:
     """Compute L = CE + beta T^2 KL(softmax(t / T) || softmax(s / T)) of teacher and student.
 
     t are the teacher's logits, s the student's. The mean is over samples, or, with `fit`, over the
@@ -35,11 +60,17 @@ def distill(
     model: the student in training; x: inputs of the batch; loss_of: logits -> the task's loss;
     teacher: has the model's classes or vocabulary, as given to `intarsia.experts.student_of`;
     beta: 0 or more; temperature: T above 0.
+    Without a batch, distill(teacher), it is the objective of that teacher:
+    `intarsia.fit(student, train, objective=distill(teacher, temperature=2.0))`.
     Costs one forward of the teacher more than `plain`. Not for labels that a teacher never saw.
     Raises: ConfigError for settings that cannot be, and a teacher with logits of another shape.
     Source: arXiv:2201.05596, section 4.2.
     """
     _check(beta, temperature)
+    if x is None or loss_of is None:
+        return partial(distill, teacher=_only(teacher, model), beta=beta, temperature=temperature)
+    if model is None or teacher is None:
+        raise ConfigError("teacher", got=None, want="a model", fix=TEACHER)
     target, logits = taught(teacher, x), logits_of(model, x)
     check_logits(target, logits)
     task = loss_of(logits)
@@ -47,6 +78,16 @@ def distill(
     soft, student = (counted(part, loss_of) / temperature for part in (target, logits))
     divergence = temperature**2 * divergence_of(loss_of)(soft, student)
     return Outcome(task + beta * divergence, logits, {"task": task, "divergence": divergence})
+
+
+def _only(teacher: nn.Module | None, model: nn.Module | None) -> nn.Module:
+    """Return the one teacher of an objective.  Raises: ConfigError for none, and for two models."""
+    if (teacher is None) == (model is None):
+        got = "none" if teacher is None else "two models and no batch"
+        raise ConfigError("teacher", got=got, want="a model", fix=TEACHER)
+    only = model if teacher is None else teacher
+    assert only is not None
+    return only
 
 
 def taught(teacher: nn.Module, x: Inputs) -> Tensor:

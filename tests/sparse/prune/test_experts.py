@@ -16,7 +16,7 @@ import intarsia
 from intarsia.mixtures.capacity import keep_pairs
 from intarsia.scores.statistics import _patches
 from intarsia.sparse.prune.matrices import _hidden, seeing
-from intarsia.sparse.prune.pruner import stops_of
+from intarsia.sparse.prune.pruner import sparsify_report, stops_of
 from intarsia.sparse.prune.walk import Stop
 
 
@@ -117,7 +117,7 @@ def test_a_mixture_keeps_its_router_and_its_dead_expert() -> None:
 
     block.routing = without
     before = {n: p.detach().clone() for n, p in block.router.named_parameters()}
-    done = intarsia.sparsify(model, intarsia.Wanda(0.5), rows())
+    done = sparsify_report(intarsia.sparsify(model, intarsia.Wanda(0.5), rows()))
     dead = {row["layer"] for row in done.table if "told" in row}
     assert dead == {f"model.layers.0.mlp.experts.{n}.3" for n in ("up", "gate", "down")}
     assert torch.equal(block.experts.up[3], up[3])
@@ -173,7 +173,9 @@ def test_patches_are_what_a_kernel_covers(sizes: Any, side: int) -> None:
 def test_a_network_of_convolutions_is_pruned_by_what_its_kernels_cover() -> None:
     net = timm_model("resnet18", channels=(8, 8, 16, 16))
     lines: list[str] = []
-    done = intarsia.sparsify(net, intarsia.Wanda(0.5), pictures(), progress=lines.append)
+    done = sparsify_report(
+        intarsia.sparsify(net, intarsia.Wanda(0.5), pictures(), progress=lines.append)
+    )
     assert len(lines) == 8 and done.density == pytest.approx(0.5, abs=0.02)
     state = net.state_dict()
     assert float((state["layer1.0.conv1.weight"] == 0).double().mean()) == 0.5
@@ -182,7 +184,9 @@ def test_a_network_of_convolutions_is_pruned_by_what_its_kernels_cover() -> None
 
 def test_a_head_is_pruned_where_it_is_named_in_full() -> None:
     model: Any = llama(2)
-    done = intarsia.sparsify(model, intarsia.Wanda(0.5), rows(), layers=["lm_head", "mlp.up_proj"])
+    done = sparsify_report(
+        intarsia.sparsify(model, intarsia.Wanda(0.5), rows(), layers=["lm_head", "mlp.up_proj"])
+    )
     assert [r["layer"] for r in done.table][-1] == "lm_head" and len(done.table) == 3
     assert float((model.lm_head.weight == 0).float().mean()) == 0.5
     assert model.lm_head.weight is model.model.embed_tokens.weight  # tied: one matrix

@@ -25,7 +25,7 @@ from intarsia.core.errors import (
     TrainingError,
 )
 from intarsia.sparse.prune.matrices import seeing
-from intarsia.sparse.prune.pruner import Pruner, stops_of
+from intarsia.sparse.prune.pruner import Pruner, sparsify_report, stops_of
 from intarsia.sparse.prune.rows import batched
 from intarsia.sparse.prune.walk import Chain, Whole, flow_of, in_order, inputs_of, mask_of
 
@@ -59,7 +59,7 @@ def test_the_walk_is_what_whole_forwards_give(kind: str, method: Pruner) -> None
     stops = stops_of(walked, ())
     with torch.no_grad():
         assert type(flow_of(walked, stops, batches)) is flow
-    done = intarsia.sparsify(walked, method, batches)
+    done = sparsify_report(intarsia.sparsify(walked, method, batches))
     naive(want, method, batches)
     state = want.state_dict()
     for name, tensor in walked.state_dict().items():
@@ -93,7 +93,9 @@ def test_by_layer_goes_through_any_model(kind: str) -> None:
     with torch.no_grad():
         groups = in_order(stop.layers, lambda: [walked(inputs_of(b)) for b in batches])
     assert [n for group in groups for n in group] == list(stop.layers)
-    done = intarsia.sparsify(walked, intarsia.Wanda(0.5), batches, sequential="layer")
+    done = sparsify_report(
+        intarsia.sparsify(walked, intarsia.Wanda(0.5), batches, sequential="layer")
+    )
     assert done.density == pytest.approx(0.5, abs=0.02)
     with pytest.raises(ConfigError, match="sequential: got"):
         intarsia.sparsify(walked, intarsia.Wanda(0.5), batches, sequential="row")
@@ -112,7 +114,7 @@ def test_what_is_not_in_a_block_stays_dense() -> None:
 
 def test_two_of_four_and_errors_of_each_layer() -> None:
     model = llama()
-    done = intarsia.sparsify(model, intarsia.SparseGPT(0.5, pattern="2:4"), rows())
+    done = sparsify_report(intarsia.sparsify(model, intarsia.SparseGPT(0.5, pattern="2:4"), rows()))
     for stop in stops_of(model, ()):
         for layer in stop.layers.values():
             groups = (layer.read() != 0).view(-1, 4).sum(1)
@@ -178,7 +180,9 @@ def test_a_layer_that_no_row_reaches_stays_dense_and_is_told() -> None:
     model = llama()
     model.model.layers[1].mlp = Dead(model.model.layers[1].mlp)
     lines: list[str] = []
-    done = intarsia.sparsify(model, intarsia.Wanda(0.5), rows(), progress=lines.append)
+    done = sparsify_report(
+        intarsia.sparsify(model, intarsia.Wanda(0.5), rows(), progress=lines.append)
+    )
     notes = {row["layer"]: row["told"] for row in done.table if "told" in row}
     assert notes == {"model.layers.1.mlp.expert": "no calibration row reached it; it stays dense"}
     assert "mlp.expert: no calibration row" in lines[1] and "mlp.expert" in str(done)
@@ -225,10 +229,10 @@ def test_moments_that_are_not_finite_are_refused_by_their_layer() -> None:
 
 def test_magnitude_needs_no_rows() -> None:
     model = llama()
-    done = intarsia.sparsify(model, intarsia.sparse.Magnitude(0.25))
+    done = sparsify_report(intarsia.sparsify(model, intarsia.sparse.Magnitude(0.25)))
     assert done.density == 0.25
     # a name stands for the default settings
-    assert intarsia.sparsify(llama(), "magnitude").density == 0.5
+    assert sparsify_report(intarsia.sparsify(llama(), "magnitude")).density == 0.5
 
 
 def test_a_pruned_model_is_saved_and_loaded(tmp_path: Path) -> None:
@@ -269,9 +273,8 @@ def test_a_walk_goes_on_with_the_same_bits(after: int, tmp_path: Path) -> None:
     intarsia.sparsify(unstopped, method, rows())
     stopped(tmp_path, after, method)
     lines: list[str] = []
-    done = intarsia.sparsify(
-        again, method, rows(), out=tmp_path, resume=True, progress=lines.append
-    )
+    intarsia.sparsify(again, method, rows(), out=tmp_path, resume=True, progress=lines.append)
+    done = sparsify_report(again)
     assert len(lines) == 3 - after and len(done.table) == 3 * 7
     want = weights(unstopped)
     assert all(torch.equal(t, want[n]) for n, t in weights(again).items())

@@ -25,7 +25,7 @@ from intarsia.hosts.folding.fold import fold
 from intarsia.schedules import Masking, SparseSchedule
 from intarsia.schedules.drop_and_grow import DropAndGrow
 from intarsia.sparse.prune.matrices import seeing
-from intarsia.sparse.prune.pruner import Pruner, sparsify, stops_of
+from intarsia.sparse.prune.pruner import Pruner, sparsify, sparsify_report, stops_of
 from intarsia.sparse.prune.pruners import Magnitude
 
 from .trials import Trials
@@ -223,7 +223,7 @@ def pruned(card: Card, mixture: str) -> str:
         model(inputs())
     # experts that had any token of the calibration inputs
     reached = {n for n, stats in statistics.found.items() if stats.count}
-    done = sparsify(model, method, [inputs()])
+    done = sparsify_report(sparsify(model, method, [inputs()]))
     rows = {row["layer"]: row for row in done.table}
     for name in layers:
         dense = bool(method.needs) and name not in reached

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any, Self, cast
 
@@ -171,7 +172,10 @@ class SparseyNet(LearnedNet, ClassNamePrefixFeaturesOutMixin, TransformerMixin, 
         x = cast(Array, validate_data(self, X, reset=reset, dtype=np.float64))
         if x.shape[1] != self.shape[0] * self.shape[1]:
             got, want = f"{x.shape[1]} values", f"{self.shape[0]} x {self.shape[1]}"
-            raise ShapeError("picture", got=got, want=want, fix="Set shape=(height, width).")
+            side = math.isqrt(x.shape[1])
+            is_square = side**2 == x.shape[1]
+            fix = f"Set shape=({side}, {side})." if is_square else "Set shape=(height, width)."
+            raise ShapeError("picture", got=got, want=want, fix=fix)
         if not np.isin(x, (0, 1)).all():
             got, fix = f"values up to {x.max():.3g}", "Pass X > threshold."
             raise DataError("X", got=got, want="0 and 1", fix=fix)

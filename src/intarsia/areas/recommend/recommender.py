@@ -6,7 +6,7 @@ import abc
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
-from typing import Any, ClassVar, NamedTuple, NoReturn
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import torch
@@ -41,6 +41,7 @@ class Settings(abc.ABC):
     data_of: ClassVar[str]
     training: ClassVar[Mapping[str, Any]]
     tables: ClassVar[tuple[str, ...]] = ("tables",)
+    _fitted: ClassVar[Recommender | None] = None
 
     @property
     def reads(self) -> int | None:
@@ -60,6 +61,8 @@ class Settings(abc.ABC):
     ) -> Recommender:
         """Train a model on events and return it: `LightGcn().fit(events).recommend("u1")`.
 
+        The settings' own `recommend` answers by the newest model that they have trained.
+
         events: `Interactions`, a DataFrame, or rows (user, item) with a time and a rating if there
           are; val: held-out ones, None = the last epoch is kept; seed: of weights and order;
           options: keywords of `intarsia.fit`; the settings' own `training` is the default.
@@ -69,14 +72,23 @@ class Settings(abc.ABC):
         model = self.build(data, seed=seed)
         defaults = {**self.training, "trackers": (), "seed": seed}
         model.learn(data, val, **defaults | options)
-        return model.eval()
+        object.__setattr__(self, "_fitted", model.eval())  # no field: settings stay equal
+        return model
 
     def get_params(self, deep: bool = True) -> dict[str, Any]:
         """Return the settings by name, as an estimator of scikit-learn does."""
         return {one.name: getattr(self, one.name) for one in fields(self)}  # pyright: ignore
 
-    def recommend(self, query: object, k: int = 10) -> NoReturn:
-        """Raise ConfigError: settings know no events; `fit` returns the model that recommends."""
+    def recommend(
+        self, query: str | int | Sequence[str], k: int = 10, *, exclude_seen: bool = True
+    ) -> list[Recommendation]:
+        """Return the k best items by the newest model that `fit` has trained, see `Recommender`.
+
+        query: a user's id, or ids of items; exclude_seen: leave out the items of the user.
+        Raises: ConfigError before `fit`; DataError as the model's `recommend`.
+        """
+        if self._fitted is not None:
+            return self._fitted.recommend(query, k, exclude_seen=exclude_seen)
         name, want = type(self).__name__, "the model that its `fit` returns"
         fix = f'For example: model = {name}().fit(events); model.recommend("u1")'
         raise ConfigError(name, got="settings, which know no events", want=want, fix=fix)

@@ -1,6 +1,7 @@
 """Index of sparse document vectors and stems in a folder; a search runs no model.
 
-    index = SparseIndex.build(encoder, docs)          # docs: texts, (id, text) pairs, or records
+    index = SparseIndex(docs)                         # docs: texts, (id, text) pairs, or records
+    index = SparseIndex.build(encoder, docs)          # with learned vectors
     index.save("idx"); index = SparseIndex.load("idx")
     index.search("forgiveness of enemies", k=10, where=["year>1600"])
 
@@ -80,31 +81,38 @@ class Term:
 class SparseIndex:
     """Index of documents: posting lists by segment, of learned tokens and stems, and query weights.
 
-    queries: weights of query tokens; model, digest: name and digest of the model that encodes
-    documents; stored: type of weights on disk, "float16", "float32" or "uint8" (a scale for each
-    token); lexical: BM25 next to the learned vectors, None = without: no stems are stored.
+    docs: documents, which are ranked by BM25 alone, see `build`; or weights of query tokens, for an
+    index without documents; model, digest: name and digest of the model that encodes documents;
+    stored: type of weights on disk, "float16", "float32" or "uint8" (a scale for each token);
+    lexical: BM25 next to the learned vectors, None = without: no stems are stored.
     """
 
     def __init__(
         self,
-        queries: QueryWeights,
+        docs: Iterable[Any] | QueryWeights = (),
         *,
-        model: str,
-        digest: str,
+        model: str = StemsAlone.name,
+        digest: str = StemsAlone.digest,
         stored: str = "float16",
         lexical: Lexical | None = DEFAULT,
     ) -> None:
-        """Start an index without documents.
+        """Build an index of documents that are ranked by BM25 alone, or start one of a model.
 
-        queries: weights of query tokens; model, digest: name and digest of the model that encodes
-          documents; stored: type of the weights on disk, "float16", "float32" or "uint8"; lexical:
-          settings of BM25, None = without.
+        docs: texts, (id, text) pairs or records; or weights of query tokens; model, digest: name
+          and digest of the model that encodes documents; stored: type of the weights on disk,
+          "float16", "float32" or "uint8"; lexical: settings of BM25, None = without.
+        Raises: DataError for an id that occurs twice.
         """
+        reader = StemsAlone()
+        queries, texts = (docs, ()) if isinstance(docs, QueryWeights) else (reader.queries, docs)
+        if queries is reader.queries:  # no learned scores
+            lexical = replace(lexical or DEFAULT, share=1.0)
         self.queries, self.model, self.digest, self.stored = queries, model, digest, stored
         self._lexical, self._scorer = lexical, None
         self._numbers: StemNumbers | None = None  # until the next `merge`
         self.segments: list[Segment] = []
         self._known: dict[str, tuple[int, int]] | None = None  # made when an id is looked up
+        self._append_in_blocks(reader, texts)
 
     @classmethod
     def build(
@@ -125,16 +133,21 @@ class SparseIndex:
           "uint8"; lexical: settings of BM25, None = without; texts: store them, to display with
           hits; block: documents at a time.  Raises: DataError for an id that occurs twice.
         """
-        reader: Any = encoder
+        reader, documents = _read_by(encoder, docs)
         if docs is None:
-            reader, docs = StemsAlone(), reader
             lexical = replace(lexical or DEFAULT, share=1.0)
         metadata = {"model": reader.name, "digest": reader.digest, "stored": stored}
         index = cls(reader.queries, **metadata, lexical=lexical)
-        documents: Any = docs
-        for part in blocks(as_documents(documents), block):
-            index.append(reader, part, texts=texts)
-        return index.merge()
+        index._append_in_blocks(reader, documents, texts=texts, block=block)
+        return index
+
+    def _append_in_blocks(
+        self, encoder: Any, docs: Any, *, texts: bool = True, block: int = 4096
+    ) -> None:
+        """Add documents, `block` at a time, and merge them; see `build`."""
+        for part in blocks(as_documents(docs), block):
+            self.append(encoder, part, texts=texts)
+        self.merge()
 
     @property
     def lexical(self) -> Lexical | None:
@@ -172,28 +185,39 @@ class SparseIndex:
         return name in self._place
 
     def append(
-        self, encoder: DocumentEncoder, docs: Iterable[Any], *, texts: bool = True
+        self,
+        encoder: DocumentEncoder | Iterable[Any],
+        docs: Iterable[Any] | None = None,
+        *,
+        texts: bool = True,
     ) -> SparseIndex:
         """Add documents as a segment; the query weights do not change.
 
-        encoder: of the same model as before; docs: as of `build`; texts: store them.
+        encoder: of the same model as before; append(docs) where documents are ranked by BM25 alone;
+          docs: as of `build`; texts: store them.
         Raises: ConfigError for another model than the index's; DataError for an existing id.
         """
-        documents = list(as_documents(docs, len(self)))
+        reader, given = _read_by(encoder, docs)
+        documents = list(as_documents(given, len(self)))
         if existing := next((d.id for d in documents if d.id in self._place), None):
             raise _duplicate_id(existing)
         if documents:
-            self._add(self._encoded(encoder, documents, texts))
+            self._add(self._encoded(reader, documents, texts))
         return self
 
     def update(
-        self, encoder: DocumentEncoder, docs: Iterable[Any], *, texts: bool = True
+        self,
+        encoder: DocumentEncoder | Iterable[Any],
+        docs: Iterable[Any] | None = None,
+        *,
+        texts: bool = True,
     ) -> SparseIndex:
         """Replace documents that have the same id, and add the others; see `append`."""
-        documents = list(as_documents(docs, len(self)))
+        reader, given = _read_by(encoder, docs)
+        documents = list(as_documents(given, len(self)))
         if documents:
             # nothing is deleted before the new ones are encoded
-            segment = self._encoded(encoder, documents, texts)
+            segment = self._encoded(reader, documents, texts)
             self.delete(d.id for d in documents if d.id in self._place)
             self._add(segment)
         return self
@@ -484,6 +508,11 @@ class SparseIndex:
 def _places(segment: Segment, place: int) -> dict[str, tuple[int, int]]:
     """Return where the documents of a segment are, by id.  place: of the segment."""
     return {name: (place, i) for i, name in enumerate(segment.ids) if i not in segment.deleted}
+
+
+def _read_by(encoder: Any, docs: Any) -> tuple[Any, Any]:
+    """Return the encoder and the documents; without one the documents stand in its place."""
+    return (StemsAlone(), encoder) if docs is None else (encoder, docs)
 
 
 def _duplicate_id(name: str) -> DataError:

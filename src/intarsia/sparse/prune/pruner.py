@@ -15,7 +15,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from ...core import NofM, Partition
-from ...core.change import Change, Plan
+from ...core.change import Change, Plan, steps_of
 from ...core.checks import one_of
 from ...core.errors import ConfigError, ShapeError, TargetError
 from ...core.registry import by_name, method_key, settings_to_dict
@@ -332,7 +332,7 @@ def _check_widths(stops: Sequence[Stop], pattern: NofM | None) -> None:
 
 @dataclass(frozen=True)
 class Sparsified:
-    """Result of `sparsify`: a row for each layer, and the bytes of the pruned layers.
+    """What `sparsify` did to a model: a row for each layer, and the bytes of the pruned layers.
 
     table: {"layer", "weights", "density", and where moments were collected "error_masked" and
     "error", the relative error of its output before and after compensation or swaps}.
@@ -356,7 +356,7 @@ class Sparsified:
 
 def sparsify(
     model: nn.Module,
-    method: Pruner | str,
+    method: Pruner | str = "wanda",
     calib: Any = (),
     *,
     layers: Sequence[str] | None = None,
@@ -366,8 +366,11 @@ def sparsify(
     errors: bool = False,
     sequential: str = "block",
     progress: Report | None = None,
-) -> Sparsified:
-    """Prune a pretrained model in place, block by block; no gradient is computed.
+) -> nn.Module:
+    """Prune a pretrained model in place, block by block, and return it; no gradient is computed.
+
+    model = intarsia.sparsify(model, intarsia.Wanda(density=0.5), rows)
+    print(intarsia.sparse.sparsify_report(model))
 
     method: `Magnitude`, `Wanda`, `SparseGPT` or `DSnoT`, or the name of one with its default
     settings, as "wanda".
@@ -413,8 +416,21 @@ def sparsify(
         check_rows(rows)
         decided = {**plan.decided, "errors": True, "calibration": digest_of(rows)}
         plan = replace(plan, batches=tuple(rows), decided=decided)
-    apply_plan(model, plan)
-    return Sparsified(tuple(plan.found), bytes_of(stops_of(model, pruner.layers)))
+    return apply_plan(model, plan)
+
+
+def sparsify_report(model: nn.Module) -> Sparsified:
+    """Return what the newest `sparsify` of a model did: each layer's density and error, the bytes.
+
+    model: as `sparsify` returned it.
+    Raises: ConfigError for a model that was not pruned since it was loaded.
+    """
+    plans = [step.plan for step in steps_of(model) if isinstance(step.plan, Calibrated)]
+    if not plans or not plans[-1].found:
+        fix = "Call it on the model that intarsia.sparsify(model) returns, before it is saved."
+        raise ConfigError("model", got="one without a record of it", want="a pruned one", fix=fix)
+    pruner: Any = plans[-1].change
+    return Sparsified(tuple(plans[-1].found), bytes_of(stops_of(model, pruner.layers)))
 
 
 def bytes_of(stops: Sequence[Stop]) -> dict[str, int]:

@@ -21,7 +21,7 @@ from ...core.errors import CheckpointError, ConfigError, DataError, TargetError,
 from ...core.exports import homes
 from ...core.schema import check, setting
 from ...decode.native_generation import generates, with_native_generate, without_native_generate
-from ...formats import Bitmask
+from ...formats import Bitmask, BlockInt
 from ...formats.packed_linear import PackedLinear, unpacked
 from ...hosts.anatomy.blocks import base_of
 from ...hosts.changing import apply_plan
@@ -188,11 +188,11 @@ def packing(
 
 def compress(
     model: nn.Module,
-    fmt: Any,
+    fmt: Any = BlockInt(),  # noqa: B008 - frozen
     calib: Any = (),
     *,
     layers: Sequence[str] | None = None,
-    force: bool = False,
+    force: bool | None = None,
     seed: int = 0,
     out: str | Path | None = None,
     resume: bool = False,
@@ -201,19 +201,20 @@ def compress(
     """Store a model's linear layers in a format, in place; products read the stored tensors.
 
     fmt: a format, as `formats.Bitmask(values="int8")`, its name, or a change that packs the layers
-    itself.
+    itself; by default four bits for each weight.
     calib: samples as `fit` takes them, for a format that looks at the inputs of layers.
     layers: see `Compress`.
-    force: pack although dense layers are faster on this machine. Compared is the time of all
-    layers, one after the other as in the model, with one row of inputs.
+    force: what to do where dense layers are faster on this machine: None = warn, False = refuse,
+    True = pack without looking. Compared is the time of all layers, one after the other as in the
+    model, with one row of inputs.
     out, resume, progress: for `Gqsa` and `Qmoe` alone, which work block by block: a folder for
     finished blocks; continue from that folder, which gives the same bits as an uninterrupted call;
     a function that gets a line of text for each block.
 
     `intarsia.save` writes the packed layers, `load` puts them into the pretrained model, adapters
     come on top; `fold` gives plain layers back.
-    Raises: ConfigError where dense is faster, see `force`, or for `out` with a format, which is
-    done at once; CheckpointError for a folder of another call, or with a damaged file; as
+    Raises: ConfigError where dense is faster and force is False, or for `out` with a format, which
+    is done at once; CheckpointError for a folder of another call, or with a damaged file; as
     `Compress`. The model is then as it was.
     """
     # 1. the operation: a change that packs on its own, or a format for the linear layers
@@ -241,7 +242,8 @@ def compress(
     packs: Any = plan.change
     if not force and isinstance(plan, Packing):
         matrices = matrices_of(model, packs.layers)
-        check_faster(packs.format, {path: (matrices[path], s) for path, s in plan.stored.items()})
+        pairs = {path: (matrices[path], s) for path, s in plan.stored.items()}
+        check_faster(packs.format, pairs, refuse=force is False)
     return apply_plan(model, plan)
 
 

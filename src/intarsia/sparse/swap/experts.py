@@ -129,7 +129,8 @@ def expert_loads(
     """Count the tokens that each expert gets in evaluation, before any capacity.
 
     model: with learned routers; left as it is. batches: each a tensor, a mapping of keywords, or
-    (x, y): the model gets x. Padding, by `attention_mask`, does not count.
+    (x, y): the model gets x; or one tensor or mapping, a single batch. Padding, by
+    `attention_mask`, does not count.
     by: "modality", for a model that sees or hears: one row of counts for each modality, see
     `modality_loads`.
     Returns path of each learned router -> (E,) int64.
@@ -139,6 +140,7 @@ def expert_loads(
     if by is not None:
         one_of("by", by, ("modality",))
         return modality_loads(model, batches)
+    batches = [batches] if isinstance(batches, Tensor | Mapping) else batches
     routers, passes = learned_routers(model), 0
     with evaluating(model), counting(model):
         for batch in batches:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import statistics
 import time
+import warnings
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -19,10 +20,10 @@ REPEATS = 5
 Pairs = Mapping[str, tuple[Matrix, Mapping[str, Tensor]]]
 
 
-def check_faster(form: Format, pairs: Pairs) -> None:
+def check_faster(form: Format, pairs: Pairs, *, refuse: bool = True) -> None:
     """Check that the layers' products take less time packed than dense on this machine.
 
-    form: the format; pairs: path -> (the dense layer, its stored tensors).
+    form: the format; pairs: path -> (the dense layer, its stored tensors); refuse: False = warn.
     Raises: ConfigError if they take at least as long.
     """
     dense, packed = pass_seconds(form, pairs)
@@ -37,7 +38,10 @@ def check_faster(form: Format, pairs: Pairs) -> None:
             f"There are no kernels here ({native.why()}); force=True (--force) packs all the same."
         )
     subject = f"compress with {form}, {len(rows)} layers of {', '.join(kinds)}"
-    raise ConfigError(subject, got=got, want="a format that is faster on this machine", fix=fix)
+    error = ConfigError(subject, got=got, want="a format that is faster on this machine", fix=fix)
+    if refuse:
+        raise error
+    warnings.warn(f"{error} It is packed now.", stacklevel=4)
 
 
 @torch.inference_mode()
