@@ -6,6 +6,7 @@ Each run is a fork of this process, which has imported the libraries and nothing
 from __future__ import annotations
 
 import importlib
+import json
 import os
 import re
 import shutil
@@ -40,12 +41,16 @@ class Seen:
     by: str
 
 
-def look_for(some: Sequence[Fault], jobs: int = 1) -> Iterator[Seen]:
+def look_for(some: Sequence[Fault], jobs: int = 1, seen: Sequence[Seen] = ()) -> Iterator[Seen]:
     """Run the tests with each fault; yield what they say, as they end.
 
-    Raises: RuntimeError if one that failed does so without a fault, ValueError for a fault that
+    seen: answers of an earlier run, whose faults are not planted again.
+    Raises: RuntimeError if a test that failed does so without a fault, ValueError for a fault that
     does not fit.
     """
+    failed = {answer.by: None for answer in seen if "::" in answer.by}
+    known = {answer.fault for answer in seen}
+    some = [fault for fault in some if fault not in known]
     for fault in some:
         fault.planted((ROOT / fault.file).read_text())
     os.environ |= {"PYTHONDONTWRITEBYTECODE": "1", "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
@@ -55,13 +60,28 @@ def look_for(some: Sequence[Fault], jobs: int = 1) -> Iterator[Seen]:
         trees = [Path(place, str(number)) for number in range(max(1, min(jobs, len(some))))]
         for tree in trees:
             shutil.copytree(ROOT, tree, ignore=LEFT_OUT)
-        failed = dict[str, None]()
         for outcome in _each(some, [*trees]):
             if "::" in outcome.by:
                 failed[outcome.by] = None
             yield outcome
         if failed and (output := ended(begun(trees[0], failed), trees[0])):
             raise RuntimeError(f"{output} fails without a fault, too: mend it first.")
+
+
+def answers(file: Path, some: Iterable[Fault]) -> list[Seen]:
+    """Return those of these faults that a file has answers to, by `note`; none if it is not there.
+
+    A fault that was changed since, or whose system has other tests, counts as a new one.
+    """
+    lines = file.read_text().splitlines() if file.exists() else []
+    by = {one["fault"]: one["by"] for one in map(json.loads, lines)}
+    return [Seen(fault, by[repr(fault)]) for fault in some if repr(fault) in by]
+
+
+def note(file: Path, answer: Seen) -> None:
+    """Append an answer to a file, so that a run that is cut off goes on after it."""
+    with file.open("a") as lines:
+        lines.write(json.dumps({"fault": repr(answer.fault), "by": answer.by}) + "\n")
 
 
 def _each(some: Sequence[Fault], free: list[Path]) -> Iterator[Seen]:
