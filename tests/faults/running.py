@@ -14,9 +14,10 @@ import signal
 import sys
 import traceback
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 from .planting import ROOT, Fault
 
@@ -30,6 +31,7 @@ WORDS = [
     # what HEAVY has imported may be a plugin of pytest's, too
     *("-W", "ignore:Module already imported:pytest.PytestAssertRewriteWarning"),
 ]
+PLACE = ("system", "file", "line", "fault")  # what a fault is known by in a file of answers
 LONGEST = 900  # seconds until tests that a fault keeps from ending are stopped
 
 
@@ -71,17 +73,26 @@ def look_for(some: Sequence[Fault], jobs: int = 1, seen: Sequence[Seen] = ()) ->
 def answers(file: Path, some: Iterable[Fault]) -> list[Seen]:
     """Return those of these faults that a file has answers to, by `note`; none if it is not there.
 
-    A fault that was changed since, or whose system has other tests, counts as a new one.
+    A fault that was changed since counts as a new one, as does one that survived other tests.
     """
     lines = file.read_text().splitlines() if file.exists() else []
-    by = {one["fault"]: one["by"] for one in map(json.loads, lines)}
-    return [Seen(fault, by[repr(fault)]) for fault in some if repr(fault) in by]
+    known = {tuple(one[name] for name in PLACE): one for one in map(json.loads, lines)}
+    found: list[Seen] = []
+    for fault in some:
+        one = known.get(tuple(_record(fault)[name] for name in PLACE))
+        if one and (one["by"] or one["tests"] == [*fault.tests]):
+            found.append(Seen(fault, one["by"]))
+    return found
 
 
 def note(file: Path, answer: Seen) -> None:
     """Append an answer to a file, so that a run that is cut off goes on after it."""
     with file.open("a") as lines:
-        lines.write(json.dumps({"fault": repr(answer.fault), "by": answer.by}) + "\n")
+        lines.write(json.dumps(_record(answer.fault) | {"by": answer.by}) + "\n")
+
+
+def _record(fault: Fault) -> dict[str, Any]:
+    return asdict(fault) | {"file": str(fault.file)}
 
 
 def _each(some: Sequence[Fault], free: list[Path]) -> Iterator[Seen]:

@@ -69,9 +69,10 @@ def test_a_run_that_was_cut_off_goes_on_behind_its_last_answer(tmp_path: Path) -
     assert answers(file, [first]) == []
     for answer in (Seen(first, "tests/test_a.py::test_a"), Seen(second, "")):
         note(file, answer)
-    changed = replace(second, line="another line")
-    assert answers(file, [third, changed, first]) == [Seen(first, "tests/test_a.py::test_a")]
-    assert answers(file, [first, second]) == [Seen(first, "tests/test_a.py::test_a"), Seen(second, "")]
+    changed = replace(second, line="another line"), replace(second, tests=("tests/test_b.py",))
+    caught, wider = Seen(first, "tests/test_a.py::test_a"), replace(first, tests=())
+    assert answers(file, [third, *changed, first]) == [caught]
+    assert answers(file, [wider, second]) == [replace(caught, fault=wider), Seen(second, "")]
     # nothing is left to plant: what failed is run once without a fault, and this is no test at all
     with pytest.raises(RuntimeError, match="pytest ended with 4"):
         list(look_for([first], seen=answers(file, [first])))
