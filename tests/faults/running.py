@@ -28,6 +28,8 @@ SAID = "said.txt"  # what the tests of a tree have written
 UNUSABLE = 70  # the exit status of a process in which pytest could not begin
 WORDS = [
     *("-q", "-x", "-n", "0", "-p", "no:cacheprovider"),
+    # what kills processes is of no paper, takes long, and may turn on a loaded machine
+    *("-k", "not killed"),
     # what HEAVY has imported may be a plugin of pytest's, too
     *("-W", "ignore:Module already imported:pytest.PytestAssertRewriteWarning"),
 ]
