@@ -93,8 +93,8 @@ SEED ?= 0
 fuzz: setup  ## COUNT malformed files of every kind: how each is opened; CASE=index/17 one again
 	PYTHONPATH=$(CURDIR) nice $(BIN)/python -m tests.fuzz --count $(COUNT) --seed $(SEED) $(if $(CASE),--case $(CASE))
 
-faults: setup  ## plant each fault of tests/faults in a copy of the tree: which tests see it; SYSTEM=MoSA those of one
-	PYTHONPATH=$(CURDIR) nice $(BIN)/python -m tests.faults --jobs $(JOBS) $(if $(SYSTEM),--system "$(SYSTEM)")
+faults: setup  ## plant each fault of tests/faults in a copy of the tree: which tests see it; SYSTEM=MoSA those of one; ANSWERS=file goes on where a run was cut off
+	PYTHONPATH=$(CURDIR) nice $(BIN)/python -m tests.faults --jobs $(JOBS) $(if $(SYSTEM),--system "$(SYSTEM)") $(if $(ANSWERS),--answers "$(ANSWERS)")
 
 conformance: setup  ## PEFT's own tests on every method
 	PEFT_TESTS="$$($(BIN)/python scripts/peft_tests.py)" $(BIN)/python -m pytest -n $(JOBS) -c tests/peft_suite/pytest.ini tests/peft_suite $(PYTEST_ARGS)

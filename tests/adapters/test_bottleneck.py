@@ -100,6 +100,10 @@ def test_the_cell_is_its_formula(
     expected = F.linear(z, cell.up.weight, cell.up.bias) * cell.scale
     assert_close(cell(x), expected)
     assert cell(x).shape == (2, 5, cell.up.out_features)
+    if norm in ("none", "residual"):
+        units = cell.units()
+        z = units.act(F.linear(x, units.rows, units.bias))
+        assert_close(F.linear(z, units.columns, units.shift), expected)
 
 
 @pytest.mark.parametrize("placement", PLACEMENTS)

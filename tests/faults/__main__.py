@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 
 from .planting import faults, sample
-from .running import look_for
+from .running import answers, look_for, note
 
 
 def main() -> int:
@@ -15,14 +16,21 @@ def main() -> int:
     words.add_argument("--sample", type=int, help="so many of them, drawn by --seed")
     words.add_argument("--seed", type=int, default=0)
     words.add_argument("--jobs", type=int, default=1, help="so many at a time")
+    file = "append each answer to this file, and plant nothing again that it answers"
+    words.add_argument("--answers", type=Path, help=file)
     given = words.parse_args()
     some = [fault for fault in faults() if not given.system or fault.system in given.system]
     some = [fault for fault in some if given.only in fault.says]
     if not some:
         words.error("got no fault of that system or with these words, want one at least")
     some = sample(some, given.sample, given.seed) if given.sample else some
-    survived = 0
-    for number, seen in enumerate(look_for(some, given.jobs), 1):
+    earlier = answers(given.answers, some) if given.answers else []
+    survived = sum(not seen.by for seen in earlier)
+    if earlier:
+        print(f"{len(some) - len(earlier)} of {len(some)} are left", flush=True)
+    for number, seen in enumerate(look_for(some, given.jobs, earlier), len(earlier) + 1):
+        if given.answers:
+            note(given.answers, seen)
         survived += not seen.by
         said = f"caught by {seen.by}" if seen.by else "SURVIVED"
         print(f"{number}/{len(some)} {seen.fault.system}: {seen.fault.says} {said}", flush=True)

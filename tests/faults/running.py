@@ -6,6 +6,7 @@ Each run is a fork of this process, which has imported the libraries and nothing
 from __future__ import annotations
 
 import importlib
+import json
 import os
 import re
 import shutil
@@ -13,9 +14,10 @@ import signal
 import sys
 import traceback
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 from .planting import ROOT, Fault
 
@@ -26,9 +28,12 @@ SAID = "said.txt"  # what the tests of a tree have written
 UNUSABLE = 70  # the exit status of a process in which pytest could not begin
 WORDS = [
     *("-q", "-x", "-n", "0", "-p", "no:cacheprovider"),
+    # what kills processes is of no paper, takes long, and may turn on a loaded machine
+    *("-k", "not killed"),
     # what HEAVY has imported may be a plugin of pytest's, too
     *("-W", "ignore:Module already imported:pytest.PytestAssertRewriteWarning"),
 ]
+PLACE = ("system", "file", "line", "fault")  # what a fault is known by in a file of answers
 LONGEST = 900  # seconds until tests that a fault keeps from ending are stopped
 
 
@@ -40,12 +45,16 @@ class Seen:
     by: str
 
 
-def look_for(some: Sequence[Fault], jobs: int = 1) -> Iterator[Seen]:
+def look_for(some: Sequence[Fault], jobs: int = 1, seen: Sequence[Seen] = ()) -> Iterator[Seen]:
     """Run the tests with each fault; yield what they say, as they end.
 
-    Raises: RuntimeError if one that failed does so without a fault, ValueError for a fault that
+    seen: answers of an earlier run, whose faults are not planted again.
+    Raises: RuntimeError if a test that failed does so without a fault, ValueError for a fault that
     does not fit.
     """
+    failed = {answer.by: None for answer in seen if "::" in answer.by}
+    known = {answer.fault for answer in seen}
+    some = [fault for fault in some if fault not in known]
     for fault in some:
         fault.planted((ROOT / fault.file).read_text())
     os.environ |= {"PYTHONDONTWRITEBYTECODE": "1", "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
@@ -55,13 +64,37 @@ def look_for(some: Sequence[Fault], jobs: int = 1) -> Iterator[Seen]:
         trees = [Path(place, str(number)) for number in range(max(1, min(jobs, len(some))))]
         for tree in trees:
             shutil.copytree(ROOT, tree, ignore=LEFT_OUT)
-        failed = dict[str, None]()
         for outcome in _each(some, [*trees]):
             if "::" in outcome.by:
                 failed[outcome.by] = None
             yield outcome
         if failed and (output := ended(begun(trees[0], failed), trees[0])):
             raise RuntimeError(f"{output} fails without a fault, too: mend it first.")
+
+
+def answers(file: Path, some: Iterable[Fault]) -> list[Seen]:
+    """Return those of these faults that a file has answers to, by `note`; none if it is not there.
+
+    A fault that was changed since counts as a new one, as does one that survived other tests.
+    """
+    lines = file.read_text().splitlines() if file.exists() else []
+    known = {tuple(one[name] for name in PLACE): one for one in map(json.loads, lines)}
+    found: list[Seen] = []
+    for fault in some:
+        one = known.get(tuple(_record(fault)[name] for name in PLACE))
+        if one and (one["by"] or one["tests"] == [*fault.tests]):
+            found.append(Seen(fault, one["by"]))
+    return found
+
+
+def note(file: Path, answer: Seen) -> None:
+    """Append an answer to a file, so that a run that is cut off goes on after it."""
+    with file.open("a") as lines:
+        lines.write(json.dumps(_record(answer.fault) | {"by": answer.by}) + "\n")
+
+
+def _record(fault: Fault) -> dict[str, Any]:
+    return asdict(fault) | {"file": str(fault.file)}
 
 
 def _each(some: Sequence[Fault], free: list[Path]) -> Iterator[Seen]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ import pytest
 from intarsia_lab.claims.ledger import claims
 
 from .planting import OFFICIAL, ROOT, Fault, faults, sample
-from .running import UNUSABLE, begun, ended
+from .running import UNUSABLE, Seen, answers, begun, ended, look_for, note
 
 SURVEY = "Survey of compressed mixtures"  # it has no method of its own
 
@@ -60,6 +61,21 @@ def test_a_process_that_cannot_begin_says_why_and_leaves_its_parent_alone(tmp_pa
         ended(begun(tmp_path, ["nowhere.py"]), tmp_path)
     with pytest.raises(RuntimeError, match=rf"ended with {UNUSABLE}:(?s:.*)TypeError"):
         ended(begun(tmp_path, [0]), tmp_path)  # pyright: ignore[reportArgumentType]
+
+
+def test_a_run_that_was_cut_off_goes_on_behind_its_last_answer(tmp_path: Path) -> None:
+    first, second, third = sample(faults(), 3)
+    file = tmp_path / "answers.jsonl"
+    assert answers(file, [first]) == []
+    for answer in (Seen(first, "tests/test_a.py::test_a"), Seen(second, "")):
+        note(file, answer)
+    changed = replace(second, line="another line"), replace(second, tests=("tests/test_b.py",))
+    caught, wider = Seen(first, "tests/test_a.py::test_a"), replace(first, tests=())
+    assert answers(file, [third, *changed, first]) == [caught]
+    assert answers(file, [wider, second]) == [replace(caught, fault=wider), Seen(second, "")]
+    # nothing is left to plant: what failed is run once without a fault, and this is no test at all
+    with pytest.raises(RuntimeError, match="pytest ended with 4"):
+        list(look_for([first], seen=answers(file, [first])))
 
 
 @pytest.mark.thorough

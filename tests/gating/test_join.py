@@ -26,6 +26,7 @@ from intarsia.gating import (
     redraw,
     set_ids,
     set_valid,
+    start,
     task_ids,
     unwatch,
     watch,
@@ -83,6 +84,17 @@ def test_a_model_has_one_context_and_a_module_alone_its_own() -> None:
     model.append(routed(TopK(4))[0])
     assert len(contexts(model)) == 2
     assert join(model) is context and contexts(model) == [context]
+
+
+def test_a_pass_begins_for_every_context_of_a_model_whose_routers_share_none() -> None:
+    model = routed(NoisyTopK(4), NoisyTopK(4)).train()
+    for context in contexts(model):
+        context.hold = True
+    model(torch.randn(3, 6))
+    held = [context.held for context in contexts(model) if context.held]
+    assert len(held) == 2
+    start(model)
+    assert not any(held)
 
 
 def test_parts_of_other_models_take_the_context_of_the_model_they_come_into() -> None:

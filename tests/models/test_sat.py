@@ -67,6 +67,12 @@ def test_products_set_the_ratios_where_the_fill_and_the_memory_do_not() -> None:
     assert sat.cycles(big, Bdwp("2:4")).total / dense == pytest.approx(2 / 3, rel=0.02)
 
 
+def test_a_last_group_that_is_not_full_takes_as_long_as_a_full_one() -> None:
+    sat, forward = Sat(2, bandwidth=1e9), Bdwp("2:8", "forward")
+    part, full = (replace(LAYER, inputs=inputs, places=500) for inputs in (20, 24))
+    assert sat.cycles(part, forward).forward == sat.cycles(full, forward).forward
+
+
 @given(st.integers(1, 70), st.integers(1, 70), st.sampled_from((1, 9)), st.floats(0.5, 1e3))
 def test_more_of_anything_is_never_slower(
     outputs: int, inputs: int, kernel: int, bandwidth: float

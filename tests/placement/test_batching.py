@@ -55,6 +55,13 @@ def test_waiting_is_bounded_with_ageing(experts: list[int], limit: int, patience
     assert served.wait(1.0) == max(served.waits) >= served.wait(0.5)
 
 
+def test_requests_of_an_expert_are_served_in_the_order_in_which_they_came() -> None:
+    queues = ExpertQueues(limit=1)
+    for name in "abc":
+        queues.add(name, 0)
+    assert [queues.batch()[0].name for _ in range(3)] == ["a", "b", "c"]
+
+
 def test_a_rare_expert_waits_for_ever_without_ageing() -> None:
     queues = ExpertQueues(limit=2, patience=math.inf)
     queues.add("rare", 7)

@@ -48,6 +48,12 @@ def test_belady_is_the_bound_from_the_same_contents(seed: int) -> None:
         assert replay(steps, policy.build(2, 4), 3, start=start).loads >= loads
 
 
+def test_a_cache_begins_with_what_most_steps_used() -> None:
+    steps = [[(0, 2), (0, 0)], [(0, 2)], [(0, 1), (0, 2)], [(0, 1)]]
+    assert most_used(steps, 2) == [(0, 2), (0, 1)]
+    assert most_used(steps, 5) == [(0, 2), (0, 1), (0, 0)]
+
+
 def test_several_streams_leave_lru_nothing() -> None:
     """A step asks for more experts than there are slots: what was just used is not used next."""
     trace = random_trace(tokens=240, layers=4, experts=8, k=2, length=20)

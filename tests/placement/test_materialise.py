@@ -19,6 +19,11 @@ def test_three_loads_get_copies_by_hand() -> None:
     assert apportion([40, 20, 10], 8, 4) == [4, 3, 1]
 
 
+def test_slots_are_taken_back_where_rounding_gained_most_by_hand() -> None:
+    """Shares .1 are raised to 1, so that 3.3 and 2.5, rounded down, have a slot too many."""
+    assert apportion([33, 25, 1, 1], 6, 4) == [2, 2, 1, 1]
+
+
 def test_slots_are_dealt_in_proportion_and_capped() -> None:
     assert apportion([0, 0], 4, 3) == [2, 2]
     assert apportion([1000, 1, 1, 1], 4, 3) == [1, 1, 1, 1]
@@ -83,6 +88,11 @@ def test_rows_stay_at_home_then_on_their_node() -> None:
     assert rows_computed(load, holds, nodes).tolist() == [7.0, 0.0, 0.0, 3.0]
     both = torch.tensor([[True], [True], [False], [False]])  # neither sends its rows to the other
     assert rows_computed(load, both, nodes).tolist() == [5.5, 4.5, 0.0, 0.0]
+
+
+def test_of_devices_with_equal_loads_the_one_that_owns_fewer_gets_the_next_expert() -> None:
+    nodes = torch.zeros(2, dtype=torch.int64)
+    assert by_load(torch.zeros(1, 4), nodes, 0).owner.tolist() == [[0, 1, 0, 1]]
 
 
 @given(st.integers(1, 5), st.integers(1, 9), st.integers(1, 4), st.integers(0, 3))

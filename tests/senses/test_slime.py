@@ -175,6 +175,11 @@ def test_the_gate_mixes_two_experts() -> None:
     assert g.abs().max() > 0 and not torch.allclose(view.mixture(x), both)
     # the first expert is the projection of means, the second that of queries
     read = view.projector.norm(pooled(x, TINY.whole, grid=True)).flatten(0, 1)
+    tilt = 0.1 * torch.randn(588, generator=torch.Generator().manual_seed(2))
+    with torch.no_grad():
+        view.gate.gate[0] = tilt
+    share = (read @ tilt).sigmoid().view(2, -1, 1)  # the softmax of two logits, the second 0
+    assert_close(view.mixture(x), share * mixed + (1 - share) * two)
     ahead = torch.linalg.lstsq(read, torch.full((len(read), 1), 100.0)).solution[:, 0]
     for sign, alone in ((1, mixed), (-1, two)):
         with torch.no_grad():

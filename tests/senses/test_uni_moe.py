@@ -118,6 +118,19 @@ def test_forced_experts_are_copies_that_were_trained_apart() -> None:
         assert_close(mixed[row, : len(want)], want, rtol=1e-4, atol=1e-5)
 
 
+def test_what_has_no_expert_of_its_own_goes_to_the_texts_wherever_that_stands() -> None:
+    router = ModalityRouter(TINY.routing(), 8, generator=torch.Generator().manual_seed(0))
+    router.forced, x = True, torch.randn(6, 8)
+    modality = torch.tensor([[0, 0], [1, 0], [2, 2]])  # texts, a picture, and a sound
+    for names, want in ((("image", "text"), [1, 0, 1]), (("image", "audio"), [0, 0, 1])):
+        router.modalities = names
+        with router.context.having(modality=modality):
+            assert router(x).expert.tolist() == [e for e in want for _ in range(2)]
+    with router.context.having(modality=None):
+        router.modalities = ("image", "text")
+        assert router(x).expert.tolist() == [1] * 6
+
+
 def test_one_expert_is_plain_lora_on_the_mlp() -> None:
     method = UniMoe(modalities=("text",), over=Lora(2, 4.0), attention=None)
     ours = moved(model_of(method)).eval()

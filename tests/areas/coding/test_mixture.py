@@ -135,6 +135,15 @@ def test_an_unused_component_is_given_to_the_sample_that_is_explained_worst() ->
     assert_allclose(model.prior_.sum(), 1)
 
 
+def test_usage_is_a_share_of_the_samples_that_were_not_left_out() -> None:
+    class Halved(MoG):
+        def _cut(self, *args: Any) -> float:
+            return 0.5
+
+    model = Halved(H, n_iter=2, random_state=0).fit(data())
+    assert_allclose(model.usage_.sum(), 1)
+
+
 @pytest.mark.parametrize("name", MODELS)
 def test_a_saved_model_is_the_same_to_the_bit(name: str, tmp_path: Path) -> None:
     x = data()

@@ -193,6 +193,16 @@ def test_alignment_raises_the_reward(shop: Interactions) -> None:
     assert {"next", "preference"} <= set(done.run.history[0])
 
 
+def test_an_item_is_judged_with_those_before_and_after_it_in_its_session() -> None:
+    reward = SessionReward(18, TINY, width=16).eval()
+    x = torch.arange(1, 5 + TINY.session)[None]
+    for changed in (4, x.shape[1] - 1):  # the first item of the session, and its last
+        other = x.clone()
+        other[0, changed] = 17
+        with torch.no_grad():
+            assert ((reward(x) - reward(other)).abs() > 1e-4).all()
+
+
 def test_a_reward_learns_from_ratings(shop: Interactions) -> None:
     reward = SessionReward(18, TINY, width=16)
     rows = reward.rows(shop)

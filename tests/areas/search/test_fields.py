@@ -46,6 +46,8 @@ def test_texts_alone_are_an_index() -> None:
     index = SparseIndex.build(["the cat sleeps", "dogs bark", "a cat and a dog"])
     assert [hit.id for hit in index.search("sleeping cats")] == ["0", "2"]
     assert index.model == "none" and index.lexical == Lexical(share=1.0)
+    german = SparseIndex.build(["die Katze"], lexical=Lexical("german", share=0.3))
+    assert german.lexical == Lexical("german", share=1.0), "there is no learned score to share with"
     index.append(StemsAlone(), ["an owl"])
     assert [hit.id for hit in index.search("owl")] == ["3"]
 

@@ -59,6 +59,12 @@ def test_what_is_written_is_read(case: Drawn, stored: str) -> None:
     assert np.abs(again.weights - lists.weights).max(initial=0) <= step + 1e-6
 
 
+def test_a_weight_below_half_a_step_keeps_its_posting() -> None:
+    lists = Postings.of(sp.csr_matrix(np.array([[3.0], [1e-3]], np.float32)))
+    again = Postings.decode(lists.encode("uint8"), lists.count)
+    np.testing.assert_allclose(again.weights, [3, 3 / 255], rtol=1e-6)
+
+
 @settings(deadline=None)
 @given(drawn(), drawn())
 def test_merged_lists_are_those_of_all_rows(first: Drawn, second: Drawn) -> None:

@@ -47,6 +47,7 @@ def test_halves_that_are_appended_are_one_build(toy: Any, docs: Docs) -> None:
 
 def test_deleted_documents_are_found_no_more(toy: Any, docs: Docs, tmp_path: Path) -> None:
     index = SparseIndex.build(toy, docs).delete(["d"])
+    assert len(index) == len(docs) - 1
     assert [h.id for h in index.search("cat dog", two_phase=2)] == ["b", "a"]
     again = SparseIndex.load(index.save(tmp_path / "i"))
     assert _same(again, index) and "d" not in again

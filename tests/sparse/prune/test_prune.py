@@ -24,7 +24,7 @@ from intarsia.core.errors import (
     TargetError,
     TrainingError,
 )
-from intarsia.sparse.prune.matrices import seeing
+from intarsia.sparse.prune.matrices import Matrix, seeing
 from intarsia.sparse.prune.pruner import Pruner, sparsify_report, stops_of
 from intarsia.sparse.prune.rows import batched
 from intarsia.sparse.prune.walk import Chain, Whole, flow_of, in_order, inputs_of, mask_of
@@ -99,6 +99,13 @@ def test_by_layer_goes_through_any_model(kind: str) -> None:
     assert done.density == pytest.approx(0.5, abs=0.02)
     with pytest.raises(ConfigError, match="sequential: got"):
         intarsia.sparsify(walked, intarsia.Wanda(0.5), batches, sequential="row")
+
+
+def test_layers_that_are_not_called_come_last() -> None:
+    net = nn.ModuleDict({name: nn.Linear(2, 2) for name in ("idle", "second", "first")})
+    layers = {name: Matrix(layer) for name, layer in net.items()}
+    groups = in_order(layers, lambda: net["second"](net["first"](torch.ones(1, 2))))
+    assert [[*group] for group in groups] == [["first"], ["second"], ["idle"]]
 
 
 def test_what_is_not_in_a_block_stays_dense() -> None:
