@@ -57,7 +57,7 @@ def home(readme: str) -> str:
     text = text.replace("```console\nChosen", "``` {.console .wide}\nChosen")
     text = INSIDE.sub(r'\1<div class="cards" markdown="1">\n\n\2\n</div>\n', text)
     text = text.replace("[CITATION.cff](CITATION.cff)", "CITATION.cff").replace("](docs/", "](")
-    return WIDE + text.replace(" (docs/install.md)", "")
+    return WIDE + text
 
 
 def first_hour(book: dict[str, Any]) -> str:
