@@ -189,7 +189,7 @@ def test_what_was_not_run_says_so(tmp_path: Path) -> None:
     board = (tmp_path / "claims.md").read_text()
     assert board.count(">not run</span>") == 2 * len(papers)  # in the table, and paper by paper
     texts = [path.read_text() for path in (tmp_path / "claims").glob("*.md")]
-    assert sum(text.count("Not run yet: ") for text in texts) == len(claims())
+    assert sum(text.count("Not run yet.") for text in texts) == len(claims())
     assert len(texts) == len(papers) + 1  # and a page of claims next to the papers
 
 

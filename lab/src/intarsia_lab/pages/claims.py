@@ -63,12 +63,15 @@ comparisons by the interval of the worst of them.
 There is no goal for the number of verdicts; [how often they are
 false](benchmarks/claim_rules.md) was simulated. A headline asks *the paper's contrast*, or it is *a
 variant, a simulation or a part of it*, or *a check of code or arithmetic*, which counts as no
-evidence. Counts leave out records of older code, and those of a tree with uncommitted changes, a
-"+" behind the commit. `intarsia reproduce NAME` runs a claim again. To cite a figure, name the
-claim, its commit and its date, which stand on the paper's page.
+evidence. `intarsia reproduce NAME` runs a claim again. To cite a figure, name the claim, its commit
+and its date, which stand on the paper's page.
 """
 # a paper is found by its row and its methods; its runs would hide the pages of every method
 UNSEARCHED = ("---", "search: {exclude: true}", "---", "")
+STALE = """A verdict is counted for the code that it was measured with. What was measured before
+the code changed, or with uncommitted changes (a "+" behind the commit), *waits for a run*; its row
+below keeps its last verdict and figure, and says *of older code*.
+"""
 WAITING = "waits for a run"  # of today's code, on a clean commit
 IN_WORDS = {
     "holds": ("holds", "hold"),
@@ -233,6 +236,7 @@ def _counts(studies: Sequence[Study], records: Mapping[str, Record]) -> list[str
     rows = [
         {"verdict": word, **{name: counts[word] for name, counts in of_class.items()}}
         for word in IN_WORDS
+        if any(counts[word] for counts in of_class.values())
     ]
     paper, variant, check = (of_class[name] for name in (CONTRAST, VARIANT, CHECK))
     counted = [
@@ -240,7 +244,7 @@ def _counts(studies: Sequence[Study], records: Mapping[str, Record]) -> list[str
         f"{variant.total()} a part of it ({_listed(variant)})",
         f"{check.total()} checks",
     ]
-    return [f"{COUNTED}: {', '.join(counted)}.", "", *markdown(rows), ""]
+    return [f"{COUNTED}: {', '.join(counted)}.", "", *markdown(rows), "", STALE]
 
 
 def _counted(record: Record | None) -> str:
