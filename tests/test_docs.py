@@ -222,19 +222,19 @@ def test_the_search_has_the_page_first_that_is_looked_for(tmp_path: Path) -> Non
     shutil.copy(ROOT / "mkdocs.yml", tmp_path)
     build = [sys.executable, "-m", "zensical", "build", "--strict"]
     subprocess.run(build, cwd=tmp_path, check=True, capture_output=True)
-    wanted = {word: f"{page}.html" for word, page in FIRST.items()}
+    page_of = {word: f"{page}.html" for word, page in FIRST.items()}
     listed = titles(yaml.safe_load((ROOT / "mkdocs.yml").read_text())["nav"])
     for guide in GUIDES:
         page = guide.relative_to(DOCS).as_posix()
         (heading, *_) = re.findall(r"^# (.+)$", guide.read_text(), re.M)
-        wanted |= dict.fromkeys((heading, listed[page]), page.replace(".md", ".html"))
-    asked = subprocess.run(
+        page_of |= dict.fromkeys((heading, listed[page]), page.replace(".md", ".html"))
+    answer = subprocess.run(
         [Path(nodejs.__file__).parent / "bin" / "node", ROOT / "tests" / "search.mjs", "site"],
-        cwd=tmp_path, check=True, capture_output=True, text=True, input=json.dumps([*wanted]),
+        cwd=tmp_path, check=True, capture_output=True, text=True, input=json.dumps([*page_of]),
     )  # fmt: skip
-    found = json.loads(asked.stdout)
-    first = {word: next(iter(found[word]), "").partition("#")[0] for word in wanted}
-    assert {word: page for word, page in first.items() if page != wanted[word]} == {}
+    results = json.loads(answer.stdout)
+    first = {word: next(iter(results[word]), "").partition("#")[0] for word in page_of}
+    assert {word: page for word, page in first.items() if page != page_of[word]} == {}
 
 
 def titles(node: Any, title: str = "") -> dict[str, str]:

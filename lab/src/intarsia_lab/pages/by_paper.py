@@ -51,14 +51,14 @@ def facts(study: Study, record: Record | None) -> list[str]:
     The lines of a Markdown list; the figure that was measured stands above them.
     """
     lines: list[str] = []
-    paper, label, here = PAPERS.get(study.key), "The paper", "Here"
+    paper, label, experiment = PAPERS.get(study.key), "The paper", "Here"
     if paper is not None:
         lines += [f"- **The paper:** {paper.figure}; {paper.conditions} ({paper.source})."]
-        label, here = "The same in our unit", "Here, in place of that"
+        label, experiment = "The same in our unit", "Here, in place of that"
     if effect := own(study):
         lines += [f"- **{label}:** {effect.replace(' in this unit', '')}"]
     work = f"{study.work}; it is " if study.work else "it is "
-    lines += [f"- **{here}:** {work}{class_of(study.key)}."]
+    lines += [f"- **{experiment}:** {work}{class_of(study.key)}."]
     lines += [f"- **Compared with:** {study.baseline}."]
     if study.scale and (record is None or record.verdict != "holds"):
         lines += [f"- **What would decide it:** {study.scale}"]
