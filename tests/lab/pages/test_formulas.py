@@ -2,11 +2,17 @@
 
 import html
 import re
+from pathlib import Path
 
+import griffe
 import pytest
+import yaml
 
 from intarsia_lab.pages.formulas import typeset
 from intarsia_lab.pages.prose import cell, markdown
+
+ROOT = Path(__file__).parents[3]
+EXTENSION = "intarsia_lab.pages.docstrings"
 
 
 def shown(text: str) -> str:
@@ -66,3 +72,18 @@ def test_a_call_in_a_docstring_is_code() -> None:
     """A line that Python reads as a call is a block, not the beginning of a sentence."""
     text = markdown("How.\n\nfit(model, train, schedule=FixedMask())\nRaises: ConfigError.", {})
     assert "```python\nfit(model, train, schedule=FixedMask())\n```\n\n**Raises:** Config" in text
+
+
+def test_the_reference_s_docstrings_are_read_with_their_formulas_set(tmp_path: Path) -> None:
+    (tmp_path / "toy.py").write_text(
+        'def gate(x):\n    """Weigh x.\n\n    p = softmax(x W^T) + b_e for `x`.\n\n'
+        '    Raises: ShapeError for a * b.\n    """\n'
+    )
+    extensions = griffe.load_extensions(EXTENSION)
+    module = griffe.load("toy", search_paths=[tmp_path], extensions=extensions)
+    docstring = module["gate"].docstring
+    assert docstring is not None
+    assert '<span class="formula' in docstring.value and "for `x`" in docstring.value
+    assert "**Raises:** ShapeError for <span" in docstring.value
+    plugin = yaml.safe_load((ROOT / "mkdocs.yml").read_text())["plugins"][-1]["mkdocstrings"]
+    assert plugin["handlers"]["python"]["options"]["extensions"] == [EXTENSION]

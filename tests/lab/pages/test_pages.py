@@ -110,6 +110,8 @@ def test_a_method_has_its_paper_s_spelling_and_the_guides_that_show_it() -> None
     }
     guides["areas/b.md"] = "# Compare\n\n    intarsia compare photos --methods lora,mosa\n"
     texts = pages([], [], guides)
-    assert texts["mosa.md"].startswith("# MoSA\n") and "Name: `mosa`" in texts["mosa.md"]
+    # by the title of its tab, the search puts it behind a guide that begins with its word
+    assert texts["mosa.md"].startswith("---\ntitle: Method MoSA\n---\n\n# MoSA\n")
+    assert "Name: `mosa`" in texts["mosa.md"]
     assert "Shown in: [Mix](../how-to/mix.md), [Compare](../areas/b.md)." in texts["mosa.md"]
     assert "| [LoRA](lora.md) |" in texts["index.md"] and "| [hash](hash.md) |" in texts["index.md"]

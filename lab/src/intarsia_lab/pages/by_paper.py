@@ -1,7 +1,8 @@
-"""The part of the scoreboard for a reader who owns a paper: the paper's figures and ours."""
+"""What a reader who owns a paper looks for: its figures and ours, what differs, how to rerun it."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 
 from intarsia.reports.numbers import plural
@@ -13,7 +14,7 @@ from ..claims.many import on_one_side
 from ..claims.papers import PAPERS
 from ..claims.standing import CHECK, class_of
 from ..claims.verdicts import design_of, lacking
-from ..kit import Effect, Study
+from ..kit import Effect, Study, UnknownEffect
 
 CODE = "lab/src/intarsia_lab/claims"  # in the repository
 
@@ -42,6 +43,36 @@ def entry(study: Study, record: Record | None, figure: str, bars: Sequence[Line]
     links += [f"[record](claims/{study.key}.json)" if record is not None else ""]
     links += [f"`{COMMAND} {study.key}`, {study.minutes:g} minutes"]
     return [*lines, f"- {' · '.join(filter(None, links))}", ""]
+
+
+def facts(study: Study, record: Record | None) -> list[str]:
+    """Return what stands first on a claim: the paper's figure, what differs, how to run it.
+
+    The lines of a Markdown list; the figure that was measured stands above them.
+    """
+    lines: list[str] = []
+    paper, label, experiment = PAPERS.get(study.key), "The paper", "Here"
+    if paper is not None:
+        lines += [f"- **The paper:** {paper.figure}; {paper.conditions} ({paper.source})."]
+        label, experiment = "The same in our unit", "Here, in place of that"
+    if effect := own(study):
+        lines += [f"- **{label}:** {effect.replace(' in this unit', '')}"]
+    work = f"{study.work}; it is " if study.work else "it is "
+    lines += [f"- **{experiment}:** {work}{class_of(study.key)}."]
+    lines += [f"- **Compared with:** {study.baseline}."]
+    if study.scale and (record is None or record.verdict != "holds"):
+        lines += [f"- **What would decide it:** {study.scale}"]
+    again = f"`{COMMAND} {study.key}`, {plural(math.ceil(study.minutes), 'minute')} on two cores"
+    return [*lines, f"- **Run it again:** {again}, with [the laboratory](../install.md)."]
+
+
+def own(study: Study) -> str:
+    """Return the paper's own effect with its unit and its source, or why it is not known."""
+    if isinstance(study.effect, Effect):
+        return f"{study.effect.value:g} {study.unit}; {study.effect.source}."
+    if isinstance(study.effect, UnknownEffect):
+        return f"Not known in this unit. {study.effect.reason}"
+    return ""
 
 
 def so_far(key: str, bars: Sequence[Line]) -> str:

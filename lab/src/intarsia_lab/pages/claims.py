@@ -21,8 +21,8 @@ from ..claims.bars import Line, of_claim, read_bars
 from ..claims.ledger import ARXIV, COMMAND, OLDER, Record, paper_of, squared
 from ..claims.standing import CHECK, CLASSES, CONTRAST, VARIANT, class_of
 from ..claims.verdicts import NOT_REPRODUCED
-from ..kit import Effect, FixedRate, NoControl, Study, UnknownEffect
-from .by_paper import entry, lacks, many, so_far
+from ..kit import Effect, FixedRate, NoControl, Study
+from .by_paper import entry, facts, lacks, many, own, so_far
 from .evidence_plot import EvidenceRow, evidence_plot
 
 OF_NO_PAPER = "Next to the papers"  # claims of the library that are no paper's
@@ -63,12 +63,15 @@ comparisons by the interval of the worst of them.
 There is no goal for the number of verdicts; [how often they are
 false](benchmarks/claim_rules.md) was simulated. A headline asks *the paper's contrast*, or it is *a
 variant, a simulation or a part of it*, or *a check of code or arithmetic*, which counts as no
-evidence. Counts leave out records of older code, and those of a tree with uncommitted changes, a
-"+" behind the commit. `intarsia reproduce NAME` runs a claim again. To cite a figure, name the
-claim, its commit and its date, which stand on the paper's page.
+evidence. `intarsia reproduce NAME` runs a claim again. To cite a figure, name the claim, its commit
+and its date, which stand on the paper's page.
 """
 # a paper is found by its row and its methods; its runs would hide the pages of every method
 UNSEARCHED = ("---", "search: {exclude: true}", "---", "")
+STALE = """A verdict is counted for the code that it was measured with. What was measured before
+the code changed, or with uncommitted changes (a "+" behind the commit), *waits for a run*; its row
+below keeps its last verdict and figure, and says *of older code*.
+"""
 WAITING = "waits for a run"  # of today's code, on a clean commit
 IN_WORDS = {
     "holds": ("holds", "hold"),
@@ -200,7 +203,7 @@ def _board_row(study: Study, record: Record | None) -> dict[str, str]:
         "claim": f"{sentence} *{class_of(study.key).capitalize()}.*",
         "verdict": _badge(record),
         "here [95 % interval]": f"{measured}; target {study.bound}",
-        "the paper's own": _own(study),
+        "the paper's own": own(study),
         "run": "" if record is None else record.date + OLDER * record.older,
     }
 
@@ -209,15 +212,6 @@ def _without_number(bracket: re.Match[str]) -> str:
     """Return a bracket of a sentence without the paper's number, which its row links."""
     inside = ARXIV_IN_WORDS.sub("", bracket[1]).strip(" ,;")
     return f" ({inside})" if inside else ""
-
-
-def _own(study: Study) -> str:
-    """Return the paper's own effect with its unit and its conditions, or why it is not known."""
-    if isinstance(study.effect, Effect):
-        return f"{study.effect.value:g} {study.unit}; {study.effect.source}."
-    if isinstance(study.effect, UnknownEffect):
-        return f"Not known in this unit. {study.effect.reason}"
-    return ""
 
 
 def _figures(study: Study, record: Record | None) -> dict[str, str]:
@@ -242,6 +236,7 @@ def _counts(studies: Sequence[Study], records: Mapping[str, Record]) -> list[str
     rows = [
         {"verdict": word, **{name: counts[word] for name, counts in of_class.items()}}
         for word in IN_WORDS
+        if any(counts[word] for counts in of_class.values())
     ]
     paper, variant, check = (of_class[name] for name in (CONTRAST, VARIANT, CHECK))
     counted = [
@@ -249,7 +244,7 @@ def _counts(studies: Sequence[Study], records: Mapping[str, Record]) -> list[str
         f"{variant.total()} a part of it ({_listed(variant)})",
         f"{check.total()} checks",
     ]
-    return [f"{COUNTED}: {', '.join(counted)}.", "", *markdown(rows), ""]
+    return [f"{COUNTED}: {', '.join(counted)}.", "", *markdown(rows), "", STALE]
 
 
 def _counted(record: Record | None) -> str:
@@ -308,22 +303,21 @@ def _paper_page(
 
 
 def _section(study: Study, record: Record | None, printed: dict[str, str]) -> list[str]:
-    """Return the Markdown section of a claim: its sentence, verdict, run, design and table.
+    """Return the Markdown section of a claim: its sentence, both figures, run, design and table.
 
     printed: the tables of the page so far and their claims; it receives this one's.
     """
     lines = ["", f"## {study.key}", "", study.sentence, ""]
     if record is None:
-        lines += [f"Not run yet: `{COMMAND} {study.key}`, {study.minutes:g} minutes.", ""]
-        return [*lines, *_design(study, record)]
-    reason = f" {record.reason}" if record.reason else ""
+        return [*lines, "Not run yet.", "", *facts(study, record), "", *_design(study, record)]
     figure = " ".join(filter(None, (_interval(record), study.unit)))
-    lines += [f"{_badge(record)} {figure}, target {study.bound}.{reason}", ""]
+    lines += [f"{_badge(record)} {figure}, target {study.bound}.", "", *facts(study, record), ""]
+    lines += [f"{record.reason}", ""] if record.reason else []
     place = f" at commit `{record.commit}`" if record.commit else ""
     place += UNCOMMITTED if record.commit and not record.clean else ""
     date = f"on {record.date}{place}, {_cost(study, record)}"
-    again = f"`{record.command}` {date}; {record.machine}{OLDER * record.older}."
-    lines += [*_design(study, record), again, ""]
+    run = f"Measured by `{record.command}` {date}; {record.machine}{OLDER * record.older}."
+    lines += [*_design(study, record), run, ""]
     lines += [*record.note.splitlines(), ""] if record.note else []
     table = markdown(record.table)
     first = printed.setdefault("\n".join(table), study.key)
@@ -358,16 +352,8 @@ def _history(key: str, bars: Sequence[Line]) -> list[str]:
 
 
 def _design(study: Study, record: Record | None) -> list[str]:
-    """Return list items on what an experiment is held to: effect, data, rival, control, rates."""
-    effect = _own(study)
-    lines = [f"- The paper's own: {effect}"] if effect else []
-    if study.work:
-        lines.append(f"- Here: {study.work}; {class_of(study.key)}.")
-    else:
-        lines.append(f"- It is {class_of(study.key)}.")
-    lines.append(f"- Against: {study.baseline}.")
-    if study.scale and _word(record) != "holds":
-        lines.append(f"- What would decide it: {study.scale}")
+    """Return list items on what an experiment is held to: control, power, rules, rates."""
+    lines: list[str] = []
     control = study.control
     if isinstance(control, NoControl):
         lines.append(f"- No control: {control.reason}")

@@ -183,7 +183,8 @@ def page(
     spellings = [name for name in card["names"] if name != title]
     names = f"Also called: {', '.join(spellings)}. " if spellings else ""
     lines = [
-        f"# {title}\n\n{cell(card['summary'])}\n",
+        # the search has how-to pages first where both begin with the word that is looked for
+        f"---\ntitle: Method {title}\n---\n\n# {title}\n\n{cell(card['summary'])}\n",
         *(f"{part}\n" for part in (figure(card), when(card)) if part),
         f"[{paper['title']}]({paper['url']}) ({paper['year']}, arXiv:{paper['arxiv']}). {names}"
         f"Name: `{card['name']}`; kind: {card['kind']}; family: {card['family']}. "

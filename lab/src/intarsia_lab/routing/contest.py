@@ -28,8 +28,8 @@ class Contest(NamedTuple):
     def asked(self) -> list[RouterTrial]:
         """Return all runs of the comparison: data by budgets by routers by seeds.
 
-        Raises: UnknownName for an unknown data set or router; ConfigError for an unknown budget, or
-          anything named twice or not at all.
+        Raises: UnknownName for an unknown data set or router; ConfigError for an unknown budget,
+        and for what is named twice or not at all.
         """
         routers = ("all",) if self.routers is None else self.routers
         for subject, named in (
