@@ -182,5 +182,8 @@ def test_one_expert_is_allowed() -> None:
 
 
 def test_std_is_the_deviation_of_the_first_weights() -> None:
-    narrow, wide = build(TopK(4, std=0.02)), build(TopK(4, std=0.04))
+    narrow, wide = (
+        TopK(4, std=std).build(6, generator=torch.Generator().manual_seed(0))
+        for std in (0.02, 0.04)
+    )
     torch.testing.assert_close(2 * narrow.weight, wide.weight)
