@@ -179,3 +179,11 @@ def test_bad_settings_are_refused(settings: dict[str, Any], field: str) -> None:
 
 def test_one_expert_is_allowed() -> None:
     assert torch.equal(build(TopK(1, 1))(rows(3)).weight, torch.ones(3, dtype=torch.float64))
+
+
+def test_std_is_the_deviation_of_the_first_weights() -> None:
+    narrow, wide = (
+        TopK(4, std=std).build(6, generator=torch.Generator().manual_seed(0))
+        for std in (0.02, 0.04)
+    )
+    torch.testing.assert_close(2 * narrow.weight, wide.weight)

@@ -146,4 +146,4 @@ def _add_lora(
     skill_cells = poly_cells(model, poly)
     # Fixed shares turn the weighted mean of the skills' factors into plain LoRA factors.
     loras = [cell.lora(shares(cell)) for cell in skill_cells]
-    return put_beside(model, poly, name, skill_cells[0].lora, loras)
+    return put_beside(model, poly, name, skill_cells[0].settings, loras)

@@ -42,7 +42,7 @@ class SkillsCell(Cell):
         """
         super().__init__()
         # the settings of the LoRA that a task gets
-        self.lora, self.site = lora, Site(site.path, site.inputs, site.outputs)
+        self.settings, self.site = lora, Site(site.path, site.inputs, site.outputs)
         self.down = nn.Parameter(torch.empty(heads, skills, lora.rank, site.reads // heads))
         self.up = nn.Parameter(torch.zeros(heads, skills, site.outputs // heads, lora.rank))
         bound = (3 * site.reads) ** -0.5
@@ -84,7 +84,7 @@ class SkillsCell(Cell):
 
         weight: (Q, S), the weight of each skill in each head.
         """
-        cell = LoraCell(self.lora, self.site, generator=torch.Generator()).to(self.down)
+        cell = LoraCell(self.settings, self.site, generator=torch.Generator()).to(self.down)
         # a batch of one task
         down, up = self.mixed(weight[None])
         cell.down.weight.copy_(down[0])
