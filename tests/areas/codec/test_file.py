@@ -71,19 +71,6 @@ def by_hand(seed: int = 0, **settings: Any) -> Prior:
     return Prior(tiny, decoder, mean, scale, groups, rho, 1e-6)
 
 
-def test_a_signal_is_fitted_alike_whatever_is_beside_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Errors are summed over signals and patches, as costs are; without noise that is exact."""
-    monkeypatch.setattr(torch, "randn", lambda shape, **_: torch.zeros(shape))
-    prior = replace(by_hand(), beta=1e-3)
-    values, fitted = torch.rand(1, 1, 256, 3, generator=torch.Generator().manual_seed(0)), []
-    for count in (1, 3):
-        signals_ = values.repeat(count, 1, 1, 1)
-        group = coding.GroupPosteriors(prior, signals_, (1, 1), torch.ones(1, 256), seed=0)
-        group.run(5)
-        fitted.append(group.mu[0][0].detach())
-    torch.testing.assert_close(*fitted)
-
-
 def test_a_decoded_picture_is_near_and_its_length_is_the_rate(
     codec: Recombiner, picture: Any, data: bytes
 ) -> None:

@@ -14,6 +14,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch.distributions import Normal, kl_divergence
 
+from intarsia.areas.codec import coding
 from intarsia.areas.codec.codec import Recombiner
 from intarsia.areas.codec.coin import coin, coin_bytes, coin_width
 from intarsia.areas.codec.levels import groups_by_mean, levels_of, number_groups
@@ -34,6 +35,7 @@ from intarsia.core.sealing import seal_folder
 from ...refusals import refused
 from ...toys import seeded
 from .conftest import TINY, waves
+from .test_file import by_hand
 
 
 def naive(x: torch.Tensor, weights: torch.Tensor, sizes: list[int]) -> torch.Tensor:
@@ -300,3 +302,16 @@ def test_it_is_opened_after_a_model_of_transformers(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(torch, "linspace", lambda *a, **k: real(*a, **{"device": "cpu", **k}))
     with torch.device("meta"):
         assert fourier((4, 4)).is_meta
+
+
+def test_a_signal_is_fitted_alike_whatever_is_beside_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Errors are summed over signals and patches, as costs are; without noise that is exact."""
+    monkeypatch.setattr(torch, "randn", lambda shape, **_: torch.zeros(shape))
+    prior = replace(by_hand(), beta=1e-3)
+    values, fitted = torch.rand(1, 1, 256, 3, generator=torch.Generator().manual_seed(0)), []
+    for count in (1, 3):
+        signals_ = values.repeat(count, 1, 1, 1)
+        group = coding.GroupPosteriors(prior, signals_, (1, 1), torch.ones(1, 256), seed=0)
+        group.run(5)
+        fitted.append(group.mu[0][0].detach())
+    torch.testing.assert_close(*fitted)

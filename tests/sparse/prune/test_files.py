@@ -289,6 +289,12 @@ def test_codes_of_gqsa_are_written_as_they_are(tmp_path: Path, together: int) ->
         assert torch.equal(loaded.get_submodule(path).weight, layer.weight), path
 
 
+def test_codes_go_from_minus_8_to_7_of_a_range_of_7_and_a_half() -> None:
+    weight = torch.tensor([[-7.5, 7.5, 0.0, 3.2] * 4])
+    assert scales(weight).tolist() == [[1]]
+    assert rounded(weight).tolist() == [[-8, 7, 0, 3] * 4]
+
+
 def test_a_folder_is_converted_to_pack_quantized(tmp_path: Path) -> None:
     pytest.importorskip("compressed_tensors", reason="needs intarsia[hf-int4]")
     model = sparse()
