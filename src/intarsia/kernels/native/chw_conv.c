@@ -9,7 +9,8 @@
  * of a grouped convolution is what its blocks keep. */
 #include "chw_codes.h"
 
-enum { WIDEST = 6, TAPS = 121, SPARE = 256 }; /* vectors of outputs; largest kernel; bytes behind a map */
+/* vectors of outputs; largest kernel and stride; bytes behind a map */
+enum { WIDEST = 6, TAPS = 121, STRIDES = 4, SPARE = 1024 };
 
 /* The copied map of a step. */
 struct copy {
@@ -27,7 +28,7 @@ static struct copy copy_of(int64_t ho, int64_t wo, int64_t k, int64_t stride) {
 /* Bytes of scratch that a k x k step on codes needs. */
 INTARSIA_API int64_t intarsia_chw_conv_scratch(int64_t ci, int64_t ho, int64_t wo, int64_t k,
                                                int64_t stride) {
-    return (ci + 3) / 4 * copy_of(ho, wo, k, stride).each + SPARE * 4;
+    return (ci + 3) / 4 * copy_of(ho, wo, k, stride).each + SPARE;
 }
 
 #if CODES
@@ -51,52 +52,66 @@ ALWAYS __m512i interleaved(const uint8_t *src, const int64_t *next) {
     return _mm512_inserti64x4(_mm512_castsi256_si512(low), high, 1);
 }
 
-/* Pixels at the columns of one phase among 16 columns from `x` on, to their places in its row. */
-ALWAYS void place(const struct step *s, __m512i pixels, int64_t x, int64_t phase, int64_t wide,
-                  uint32_t *row) {
+/* Of 16 columns those of one phase, and their place in its row. */
+struct spot {
+    __mmask16 mine, some;
+    int64_t at;
+};
+
+static struct spot spot_of(const struct step *s, int64_t x, int64_t phase, int64_t wide) {
     const int64_t before = x + s->left; /* columns of the copy in front */
     const int64_t skip = ((phase - before) % s->stride + s->stride) % s->stride;
-    const int64_t at = (before + skip) / s->stride, inside = s->w - x < 16 ? s->w - x : 16;
+    const int64_t inside = s->w - x < 16 ? s->w - x : 16;
+    struct spot spot = {.mine = 0, .at = (before + skip) / s->stride};
     int64_t count = inside > skip ? (inside - skip + s->stride - 1) / s->stride : 0;
-    if (count > wide - at) count = wide - at;
-    if (count <= 0) return;
-    if (s->stride > 1) {
-        __mmask16 mine = 0;
-        for (int64_t i = skip; i < 16; i += s->stride) mine |= (__mmask16)(1u << i);
-        pixels = _mm512_maskz_compress_epi32(mine, pixels);
+    if (count > wide - spot.at) count = wide - spot.at;
+    for (int64_t i = skip; i < 16; i += s->stride) spot.mine |= (__mmask16)(1u << i);
+    spot.some = count > 0 ? first_of(count) : 0;
+    return spot;
+}
+
+/* Sixteen columns, from x on, of all rows of four channels. */
+static void copy_columns(const struct step *s, struct copy c, const uint8_t *src, const int64_t *next,
+                         const struct spot *spots, uint32_t *out) {
+    const int64_t phases = s->k < s->stride ? s->k : s->stride;
+    int64_t phase = s->top % s->stride, high = s->top / s->stride * c.wide;
+    for (int64_t y = 0; y < s->h && high < c.size; y++, src += s->w) {
+        if (phase < phases) {
+            const __m512i pixels = interleaved(src, next);
+            for (int64_t px = 0; px < phases; px++) {
+                uint32_t *to = out + (phase * phases + px) * c.size + high + spots[px].at;
+                const __m512i mine = s->stride > 1 ? _mm512_maskz_compress_epi32(spots[px].mine, pixels) : pixels;
+                if (spots[px].some) _mm512_mask_storeu_epi32(to, spots[px].some, mine);
+            }
+        }
+        if (++phase == s->stride) phase = 0, high += c.wide;
     }
-    _mm512_mask_storeu_epi32(row + at, first_of(count), pixels);
 }
 
 static void copy_part(void *context, int64_t part) {
     const struct job *j = context;
     const struct step *s = j->s;
     const struct copy c = j->copy;
-    const int64_t fours = (s->ci + 3) / 4, from = fours * part / j->parts;
-    const int64_t phases = s->k < s->stride ? s->k : s->stride, to = fours * (part + 1) / j->parts;
-    const int zero = (int)numbers(s->rule)[IN_ZERO];
-    for (int64_t n = from; n < to; n++) {
-        uint8_t *out = (uint8_t *)(intptr_t)s->scratch + n * c.each;
-        const uint8_t *src = bytes(s->src) + 4 * n * s->pitch_in;
-        int64_t next[3]; /* behind the last channel weights are 0: any codes do */
-        for (int64_t i = 0; i < 3; i++) next[i] = 4 * n + i + 1 < s->ci ? (i + 1) * s->pitch_in : 0;
-        memset(out, zero, c.each);
-        for (int64_t y = 0; y < s->h; y++, src += s->w) {
-            const int64_t line = y + s->top, phase = line % s->stride, high = line / s->stride;
-            if (phase >= phases || high * c.wide >= c.size) continue;
-            for (int64_t x = 0; x < s->w; x += 16) {
-                const __m512i pixels = interleaved(src + x, next);
-                for (int64_t px = 0; px < phases; px++)
-                    place(s, pixels, x, px, c.wide,
-                          (uint32_t *)out + (phase * phases + px) * c.size + high * c.wide);
-            }
+    const int64_t fours = (s->ci + 3) / 4, phases = s->k < s->stride ? s->k : s->stride;
+    const int64_t from = fours * part / j->parts, to = fours * (part + 1) / j->parts;
+    uint8_t *out = (uint8_t *)(intptr_t)s->scratch;
+    memset(out + from * c.each, (int)numbers(s->rule)[IN_ZERO], (to - from) * c.each);
+    for (int64_t x = 0; x < s->w; x += 16) {
+        struct spot spots[STRIDES];
+        for (int64_t px = 0; px < phases; px++) spots[px] = spot_of(s, x, px, c.wide);
+        for (int64_t n = from; n < to; n++) {
+            int64_t next[3]; /* behind the last channel weights are 0: any codes do */
+            for (int64_t i = 0; i < 3; i++) next[i] = 4 * n + i + 1 < s->ci ? (i + 1) * s->pitch_in : 0;
+            copy_columns(s, c, bytes(s->src) + 4 * n * s->pitch_in + x, next, spots,
+                         (uint32_t *)(out + n * c.each));
         }
     }
 }
 
-/* Where the outputs of a vector go: which lanes are pixels, and the number of the first of them. */
+/* Where the outputs of a vector go: which lanes are pixels, and the first ones, as many; the number of
+ * the first of them. */
 struct lanes {
-    __mmask16 some;
+    __mmask16 some, first;
     int64_t at;
 };
 
@@ -108,6 +123,7 @@ static struct lanes lanes_of(const struct step *s, int64_t wide, int64_t from) {
         lanes.some |= (__mmask16)(1u << i);
         if (lanes.at < 0) lanes.at = y * s->wo + x;
     }
+    lanes.first = first_of(__builtin_popcount(lanes.some));
     return lanes;
 }
 
@@ -116,10 +132,9 @@ ALWAYS void keep(const struct step *s, __m512i sums, int64_t row, struct lanes l
     const float *rule = numbers(s->rule);
     __m512 y = _mm512_fmadd_ps(_mm512_cvtepi32_ps(sums), _mm512_set1_ps(numbers(s->mul)[row]),
                                _mm512_set1_ps(numbers(s->bias)[row]));
-    y = _mm512_maskz_compress_ps(lanes.some, y);
-    const __mmask16 some = first_of(__builtin_popcount(lanes.some));
+    if (lanes.some != lanes.first) y = _mm512_maskz_compress_ps(lanes.some, y);
     if (!(s->codes & FOLDED)) {
-        finish_sums(s, y, row, lanes.at, some);
+        finish_sums(s, y, row, lanes.at, lanes.first);
         return;
     }
     const int64_t place = row * s->pitch_out + lanes.at;
@@ -130,7 +145,8 @@ ALWAYS void keep(const struct step *s, __m512i sums, int64_t row, struct lanes l
     if (s->codes & LIMITED)
         y = _mm512_min_ps(_mm512_max_ps(y, _mm512_set1_ps(rule[LOW])), _mm512_set1_ps(rule[HIGH]));
     const __m512i codes = _mm512_max_epi32(_mm512_cvtps_epi32(y), _mm512_setzero_si512());
-    _mm_mask_storeu_epi8((uint8_t *)(intptr_t)s->dst + place, some, _mm512_cvtusepi32_epi8(codes));
+    _mm_mask_storeu_epi8((uint8_t *)(intptr_t)s->dst + place, lanes.first,
+                         _mm512_cvtusepi32_epi8(codes));
 }
 
 /* Blocks from ... to - 1 of `rows` outputs, of `vectors` vectors from the place `at` on.

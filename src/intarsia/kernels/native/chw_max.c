@@ -8,6 +8,21 @@ struct job {
 
 #define LARGER(a, b) ((b) > (a) || (b) != (b) ? (b) : (a)) /* NaN stays */
 
+#if CODES
+/* The largest of k codes at every second place. */
+static void second_codes(const uint8_t *line, uint8_t *to, int64_t n, int64_t k) {
+    for (int64_t x = 0; x < n; x += 32) {
+        __m512i most = _mm512_loadu_si512(line + 2 * x);
+        for (int64_t dx = 1; dx < k; dx++)
+            most = _mm512_max_epu8(most, _mm512_loadu_si512(line + 2 * x + dx));
+        const __mmask32 some = n - x < 32 ? (1u << (n - x)) - 1 : ~0u;
+        _mm256_mask_storeu_epi8(to + x, some, _mm512_cvtepi16_epi8(most));
+    }
+}
+#else /* no map has codes */
+#define second_codes(line, to, n, k) (void)0
+#endif
+
 /* The rows of a window are joined to one line with margins, of which each output takes its columns.
  * least: what stands around the map, no larger than anything in it. */
 #define MAXIMA(NAME, TYPE)                                                                         \
@@ -33,21 +48,29 @@ struct job {
                 TYPE *inside = line + s->left;                                                     \
                 for (int64_t x = 0; x < last; x++) inside[x] = LARGER(inside[x], in[x]);           \
             }                                                                                      \
-            if (s->k == 3 && s->stride == 2) NAME##_line(line, dst, s->wo, 3, 2);                  \
-            else if (s->k == 2 && s->stride == 2) NAME##_line(line, dst, s->wo, 2, 2);             \
+            if (s->stride == 2 && sizeof(TYPE) == 1)                                               \
+                second_codes((const uint8_t *)line, (uint8_t *)dst, s->wo, s->k);                  \
+            else if (s->k == 3 && s->stride == 2) NAME##_line(line, dst, s->wo, 3, 2);             \
             else NAME##_line(line, dst, s->wo, s->k, s->stride);                                   \
         }                                                                                          \
     }
 MAXIMA(of_numbers, float)
+#if CODES
 MAXIMA(of_codes, uint8_t)
+#endif
 
 static void max_part(void *context, int64_t part) {
     const struct job *j = context;
     const struct step *s = j->s;
     const int64_t from = s->co * part / j->parts, to = s->co * (part + 1) / j->parts;
     float *line = (float *)(intptr_t)s->scratch + part * j->room;
-    if (s->codes & SRC8) of_codes(s, (uint8_t *)line, from, to, 0);
-    else of_numbers(s, line, from, to, -INFINITY);
+#if CODES
+    if (s->codes & SRC8) {
+        of_codes(s, (uint8_t *)line, from, to, 0);
+        return;
+    }
+#endif
+    of_numbers(s, line, from, to, -INFINITY);
 }
 
 void intarsia_chw_max(const struct step *s, int threads) {
