@@ -16,7 +16,19 @@ from .coded import TILE, codings_of, tensors_in_codes
 from .steps import ACTS, ProgramStep, Shape, checked_blocks, shapes_of
 
 # of chw.h
-KINDS = ("spmm", "depthwise", "conv", "linear", "add", "scale", "pool", "act", "bias", "encode", "max")
+KINDS = (
+    "spmm",
+    "depthwise",
+    "conv",
+    "linear",
+    "add",
+    "scale",
+    "pool",
+    "act",
+    "bias",
+    "encode",
+    "max",
+)
 FIELDS = (
     *("kind", "act", "act2", "src", "dst", "other", "ptr", "off", "val", "bias"),
     *("ci", "co", "h", "w", "ho", "wo", "pitch_in", "pitch_out"),

@@ -22,7 +22,14 @@ from .lowering import Cluster, DenseStep
 LARGEST = 127  # code of a weight
 BATCH = 16  # pictures of a forward
 SIDE, STRIDE = 8, 3  # the largest kernel, and the largest stride, of depthwise steps on codes
-MAKES = ("spmm", "conv", "depthwise", "pool", "linear", "max")  # kinds with results that can be codes
+MAKES = (
+    "spmm",
+    "conv",
+    "depthwise",
+    "pool",
+    "linear",
+    "max",
+)  # kinds with results that can be codes
 Codings = Mapping[int, Coding]  # number of a value -> how it is stored
 Range = tuple[float, float]  # of a value's numbers
 
