@@ -78,7 +78,7 @@ class ProgramStep:
 
     kind: "spmm", a 1x1 convolution with zeros; "conv", k x k by row blocks; "depthwise"; "linear",
       of vectors; "add" src + other; "scale", src times the vector other; "pool", the mean of each
-      channel; "act"; "encode", which only stores src in codes; "max", the largest number in a window.
+      channel; "act"; "encode", which only stores src in codes; "max", the largest of a window.
     acts: (a, b) for b(a(y) + other) of "spmm" and "conv", a(y) of all others.
     weights: "bias" (out,), and "weight" (out, k, k) of a depthwise and (out, in) of a linear step
       or a dense 1x1 one; "ptr", "channels", "values" of `RowBlocks` for "spmm" and "conv".
