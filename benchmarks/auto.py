@@ -250,7 +250,7 @@ def _mean(gaps: Sequence[float], rival: str) -> str:
 
 SUITES = {
     "mini": "The fifteen tasks of mini",
-    "fresh": "Six tasks that nothing was tuned on, looked at once",
+    "fresh": "Six tasks that nothing was tuned on",
 }
 ABOUT = """# How well `intarsia auto` chooses
 

@@ -154,6 +154,63 @@ def test_a_ring_gives_what_a_whole_cache_gives(sink: int, window: int, build: st
         assert_close(twin, full, atol=1e-5, rtol=1e-5)
 
 
+RUNS = [(8, 1, 1), (16, 6, 2), (64, 9, 3), (80, 14, 2), (10, 3, 1)]
+
+
+@pytest.mark.parametrize("sizes", RUNS, ids=str)
+@pytest.mark.parametrize(("sink", "window"), [(0, 0), (0, 70), (3, 70), (9, 5)])
+def test_a_run_of_a_prompt_gives_what_the_twin_gives(
+    sizes: tuple[int, int, int], sink: int, window: int, build: str
+) -> None:
+    size, heads, groups = sizes
+    rows, length, width = 40, 200, groups * size
+    q, k = Value("x", heads * size), Value("x", width, heads * size)
+    v = Value("x", width, heads * size + width)
+    embed = EmbedStep(Value("x", heads * size + 2 * width), drawn(6, heads * size + 2 * width))
+    room = sink + window + rows + 1 if window else length
+    for dtype in (torch.float32, torch.bfloat16):
+        results: list[list[Tensor]] = []
+        for kind in (NativeDecoder, NaiveDecoder):
+            cache = LayerCache(*(torch.zeros(2, groups, room, size).to(dtype) for _ in "kv"), sink)
+            step = AttendStep(Value("y", heads * size), q, k, v, cache, heads, 0.3, window, 4.0)
+            program = NativeDecoder([embed, step], rows + 2) if kind is NativeDecoder else None
+            naive, outputs = NaiveDecoder([embed, step]), list[Tensor]()
+            for first in range(0, length - rows, rows):  # with a row of another text on both sides
+                numbers = [
+                    [(7 * i + first) % 6 for i in range(rows + 2)],
+                    [0, *[1] * rows, 0],
+                    [first, *range(first, first + rows), first + 1],
+                ]
+                tensors = [torch.tensor(n) for n in numbers]
+                outputs.append(program(*numbers) if program else naive(*tensors))
+            results.append(outputs)
+        for got, want in zip(*results, strict=True):
+            assert_close(got, want, atol=2e-5, rtol=2e-5)
+
+
+def test_a_run_gives_the_same_bits_by_any_number_of_threads(build: str) -> None:
+    results: list[Tensor] = []
+    for _ in on_threads(1, 2, 5):
+        steps, _ = program(16, 8, 4)
+        attend = [step for step in steps if isinstance(step, EmbedStep | AttendStep)]
+        rows = [i % 5 for i in range(LENGTH)], [1] * LENGTH, [*range(LENGTH)]
+        results.append(NativeDecoder([*steps[: steps.index(attend[-1]) + 1]], LENGTH)(*rows))
+    assert torch.equal(results[0], results[1]) and torch.equal(results[0], results[2])
+
+
+def test_a_number_that_is_none_stays_one(build: str) -> None:
+    x, rows, size = Value("x", 48), 20, 16
+    table = drawn(6, 48)
+    table[5, 16:] = torch.nan
+    cache = LayerCache(*(torch.zeros(1, 1, rows, size) for _ in "kv"))
+    step = AttendStep(
+        Value("y", 16), Value("x", 16), Value("x", 16, 16), Value("x", 16, 32), cache, 1, 0.3
+    )
+    tokens = [5 if i == 12 else i % 5 for i in range(rows)]
+    got = NativeDecoder([EmbedStep(x, table), step], rows)(tokens, [0] * rows, [*range(rows)])
+    assert got[12:].isnan().all()
+
+
 def test_any_number_of_threads_and_rows_gives_the_same_bits(build: str) -> None:
     results: list[Tensor] = []
     for _ in on_threads(1, 2, 5):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import random
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -10,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
+from transformers import AutoTokenizer, GenerationConfig, LlamaConfig, LlamaForCausalLM
 
 import intarsia
 from intarsia.decode.native_decoder import NativeText
@@ -19,6 +20,8 @@ from intarsia.formats import Bitmask, BlockInt
 from intarsia.kernels import native
 from intarsia.serve.models import ServedModel, open_models
 from intarsia.serve.native_batch import PIECE, NativeBatch
+from intarsia.serve.sampling import Sampling
+from intarsia.serve.settings import Limits
 from intarsia.serve.stock_batch import StockBatch
 
 from .conftest import Running, until
@@ -107,7 +110,7 @@ def test_logits_of_slots_are_those_of_the_forward(opened: dict[str, ServedModel]
     for slot, length in lengths.items():
         text.prefill(slot, ids[slot][:length])
     for gone in (None, 2, 0):  # slots leave
-        lengths.pop(gone, None)
+        lengths.pop(gone, None)  # pyright: ignore[reportArgumentType, reportCallIssue]
         for _ in range(5):
             logits = text.step([ids[s][position] for s, position in lengths.items()], list(lengths))
             for row, (slot, position) in zip(logits, lengths.items(), strict=True):
@@ -218,3 +221,30 @@ def test_an_adapter_keeps_the_torch_path_and_each_model_says_its_own(
         assert isinstance(server.app.generations.of["dense"].batch, NativeBatch)
     finally:
         server.end()
+
+
+def test_a_short_prompt_is_read_before_the_rest_of_a_long_one(
+    opened: dict[str, ServedModel],
+) -> None:
+    """Both are read to their end, the long one by a piece between two tokens of the short one."""
+    heard: list[str] = []
+    batch = NativeBatch(opened["int4"], Limits(at_once=2))
+    config = GenerationConfig(max_new_tokens=6, do_sample=False, eos_token_id=[])
+
+    async def ask(name: str, ids: list[int]) -> None:
+        async for _ in batch.tokens(ids, Sampling(config)):
+            heard.append(name)
+
+    async def both() -> None:
+        # the batch's thread waits until both are in its queue
+        with batch.changed:
+            tasks = [asyncio.ensure_future(ask("long", [5] * 300))]
+            tasks.append(asyncio.ensure_future(ask("short", [7] * 9)))
+            while len(batch.waiting) < 2:
+                await asyncio.sleep(0)
+        await asyncio.gather(*tasks)
+
+    asyncio.run(both())
+    batch.stop()
+    assert sorted(heard) == ["long"] * 6 + ["short"] * 6
+    assert heard[:4] == ["short"] * 4  # 300 tokens are five pieces

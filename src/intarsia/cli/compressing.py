@@ -12,8 +12,9 @@ from typing import Annotated, Any
 
 import typer
 
-from ..core.errors import ConfigError
+from ..core.errors import AssetError, ConfigError
 from ..core.folders import describe_folder
+from ..core.reading import check_regular
 from ..core.schema import setting
 from ..data.language_names import check_language_model
 from ..runs.experiment import FILE
@@ -27,11 +28,15 @@ RECORD = "compress.json"
 METHODS = {"gqsa": "gqsa", "qmoe": "qmoe", "ternary": "qmoe"}  # of layers, and of experts
 NETS = "chw"  # of a convolutional net, whole
 HEADS: dict[str, int | None] = {"int8": 8, "int4": 4, "same": None}  # bits of a head
+GGUF = ".gguf"  # a file of llama.cpp
+OF_GGUF = "blockint"  # the format that has GGUF's blocks
 
 
 Model = Annotated[
     str,
-    typer.Argument(help="Language model: smollm2 or a folder of save_pretrained; for chw a run."),
+    typer.Argument(
+        help="Language model: smollm2, a folder of save_pretrained or a GGUF file; for chw a run."
+    ),
 ]
 
 
@@ -39,9 +44,10 @@ Model = Annotated[
 class PackingOptions:
     """The format of the layers, and the settings that some formats have."""
 
-    format: str = setting(
-        "bitmask",
-        "Format of the layers: bitmask, columns, blockint, gqsa, ternary, chw, ...",
+    format: str | None = setting(
+        None,
+        "Format of the layers: bitmask, columns, blockint, gqsa, ternary, chw, ...; if not given "
+        "bitmask, and blockint of a GGUF file.",
         offers=FORMATS,
         test=lambda word: check_word("--format", word, FORMATS),
     )
@@ -56,7 +62,12 @@ class PackingOptions:
         fix="Try 0.5.",
     )
     bits: int | None = setting(
-        None, "Bits of a weight, for formats that round.", least=1, most=8, fix="Try 4."
+        None,
+        "Bits of a weight, for formats that round; of a GGUF file those that are neither Q4_0 nor "
+        "Q8_0.",
+        least=1,
+        most=8,
+        fix="Try 4.",
     )
     steps: str | None = setting(
         None, "Steps of gqsa's tuning, for each block and for all scales; 0,0 = none."
@@ -78,7 +89,7 @@ class PackedParts:
     head: str | None = setting(
         None,
         "Type of a language model's head: int8, int4 or same, as it is; int8 if not given, "
-        "but same for a format that rounds nothing.",
+        "but same for a format that rounds nothing, and the codes of a GGUF file as they come.",
         choices=tuple(HEADS),
     )
     layers: tuple[str, ...] = setting(
@@ -108,23 +119,32 @@ def compress(
     token reads all of it; --head. gqsa prunes groups of weights and stores
     the others in 4 bits; ternary packs the experts of a mixture; both read --calib, and keep
     finished blocks next to --out: killed at any moment, the same command with --resume ends in the
-    same bits. The folder opens with `intarsia generate`, `intarsia bench sparse --model` and
-    intarsia.load. chw takes a run of `intarsia fit` with a convolutional net, for one picture at a
-    time, and writes a run, for `intarsia predict` and `evaluate`; with --values int8 in codes of 8
-    bits, with ranges that training pictures choose.
+    same bits. Of a GGUF file (Llama, Qwen2, Qwen3, Phi-3) Q4_0 and Q8_0 keep their codes, and other
+    matrices are rounded. The folder opens with `intarsia generate`, `intarsia bench sparse --model`
+    and intarsia.load. chw takes a run of `intarsia fit` with a convolutional net, for one picture
+    at a time, and writes a run, for `intarsia predict` and `evaluate`; with --values int8 in codes
+    of 8 bits, with ranges that training pictures choose.
 
     Example:  intarsia compress pruned --format bitmask --values int8 --out fast
               intarsia compress smollm2 --format gqsa --density 0.5 --shared 8 --out small
+              intarsia compress model-q4_0.gguf --out small
               intarsia compress runs/pruned --format chw --out fast
     """
     check_calibration(calib, rows)
-    out, format = target(out, "fast"), packing.format
+    out, of_gguf = target(out, "fast"), model.lower().endswith(GGUF)
+    format = packing.format or (OF_GGUF if of_gguf else "bitmask")
     use_threads(threads)
     # those that were not given are None, and stay the format's own
     settings, layers = packing.given(), list(parts.layers) or None
     if format == NETS:
         selected = settings | {"layers": layers, "head": parts.head, "resume": parts.resume or None}
         _net(model, selected, parts.force, out, as_json)
+        return
+    if of_gguf:
+        check_gguf(model, format, parts)
+        as_stored = settings["bits"], HEADS[parts.head] or "same" if parts.head else None
+        chosen_format(format, settings)
+        _finish(_packed_gguf(model, *as_stored, out), out, as_json)
         return
     check_language_model(model)
     options = {"layers": layers, "force": parts.force, "seed": seed, "resume": parts.resume}
@@ -133,7 +153,36 @@ def compress(
     exact = getattr(stored, "exact", False)
     bits_of_head = HEADS[parts.head or ("same" if exact else "int8")]
     texts = calib, rows, length
-    record = _packed(model, (stored, bits_of_head), texts, options, out, format)
+    _finish(_packed(model, (stored, bits_of_head), texts, options, out, format), out, as_json)
+
+
+def check_gguf(model: str, format: str, parts: PackedParts) -> None:
+    """Check that a GGUF file is there, and that nothing is asked for that it cannot have.
+
+    model: its path; format: of the layers; parts: the options of layers.
+    Raises: AssetError for no file; ConfigError for another format, chosen layers or `--resume`.
+    """
+    path = Path(model)
+    try:
+        check_regular(path)
+    except OSError as error:
+        fix = "Copy its file there."
+        raise AssetError(f"GGUF file {model!r}", got=error, want="a file", fix=fix) from error
+    if not path.is_file():
+        fix = "Check the path."
+        raise AssetError(f"GGUF file {model!r}", got="no such file", want="a file", fix=fix)
+    if format != OF_GGUF:
+        want = f"{OF_GGUF}, which has GGUF's blocks"
+        fix = "Leave --format out, or prune and pack a folder of save_pretrained."
+        raise ConfigError("--format of a GGUF file", got=format, want=want, fix=fix)
+    if parts.layers or parts.resume:
+        got = "--layers" if parts.layers else "--resume"
+        want, fix = "a whole file, in one go", "Leave it out."
+        raise ConfigError("options of a GGUF file", got=got, want=want, fix=fix)
+
+
+def _finish(record: dict[str, Any], out: Path, as_json: bool) -> None:
+    """Print what was written."""
     if as_json:
         show_json({"folder": str(out), **record})
         return
@@ -164,16 +213,13 @@ def _packed(
     format: str,
 ) -> dict[str, Any]:
     """Open a language model, pack it and write it; return the record."""
-    from ..core import nbytes
     from ..core.change import Change
     from ..data.calibration import load_calibration
     from ..data.language_models import language_model
     from ..folders.opened import open_language_model, save_language_model
     from ..folders.out.gguf_model import ARCHITECTURES
-    from ..formats.packed_linear import PackedLinear
-    from ..mixtures.packed_experts import packed_stacks
     from ..sparse.swap.compress import compress as pack
-    from ..sparse.swap.packed_head import head_and_embedding, pack_head, token_bytes
+    from ..sparse.swap.packed_head import pack_head
 
     stored, bits = formats
     if (Path(model) / "intarsia.json").is_file():  # a mixture of ours
@@ -198,14 +244,40 @@ def _packed(
     host = pack(host, stored, calibration, **options)
     if bits is not None:
         host = pack_head(host, bits)
-    opened: Any = host
-    head = opened.get_output_embeddings()
+    facts = {"model": model, "format": repr(stored), "calibration": read}
+    record = facts | _measured(host, before, started)
+    save_language_model(host, out, tokenizer=tokenizer, record={RECORD: record})
+    shutil.rmtree(walk, ignore_errors=True)
+    return record
+
+
+def _packed_gguf(model: str, bits: int | None, head: int | str | None, out: Path) -> dict[str, Any]:
+    """Pack the model of a GGUF file and write it; return the record."""
+    from ..folders.gguf_file import open_gguf, packed_gguf
+    from ..folders.opened import save_language_model
+
+    started, file = time.perf_counter(), open_gguf(model)
+    host = packed_gguf(file, bits=bits, head=head, progress=note)
+    facts = {"model": model, "format": file.format, "calibration": {}}
+    record = facts | _measured(host, file.nbytes, started)
+    save_language_model(host, out, tokenizer=file.tokenizer, record={RECORD: record})
+    return record
+
+
+def _measured(host: Any, before: int, started: float) -> dict[str, Any]:
+    """Return the counts and bytes of a packed model, and the seconds that it took.
+
+    before: bytes of the model as it was; started: by `perf_counter`.
+    """
+    from ..core import nbytes
+    from ..formats.packed_linear import PackedLinear
+    from ..mixtures.packed_experts import packed_stacks
+    from ..sparse.swap.packed_head import head_and_embedding, token_bytes
+
+    head = host.get_output_embeddings()
     packed = [m for m in host.modules() if isinstance(m, PackedLinear) and m is not head]
     stacks = packed_stacks(host)
-    record = {
-        "model": model,
-        "format": repr(stored),
-        "calibration": read,
+    return {
         "layers": len(packed),
         "stacks of experts": len(stacks),
         **head_and_embedding(host),
@@ -217,9 +289,6 @@ def _packed(
         + sum(m.weights for m in stacks),
         "seconds": round(time.perf_counter() - started, 1),
     }
-    save_language_model(host, out, tokenizer=tokenizer, record={RECORD: record})
-    shutil.rmtree(walk, ignore_errors=True)
-    return record
 
 
 def _net(run: str, options: dict[str, Any], force: bool, out: Path, as_json: bool) -> None:

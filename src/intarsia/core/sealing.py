@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import mmap
+import os
 import struct
 from collections.abc import Collection, Mapping
 from pathlib import Path
@@ -30,6 +32,21 @@ def sha256(path: Path) -> str:
     """Return the SHA-256 of a file.  Raises: OSError if it cannot be read or is no regular file."""
     with open_regular(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def map_checked(path: Path, digest: str) -> mmap.mmap | bytes:
+    """Map a file into memory, read-only, after its SHA-256 was compared; on Windows, read it.
+
+    Windows lets nobody delete a file that is mapped.
+    Raises: OSError as `sha256`; ValueError for another digest.
+    """
+    with open_regular(path) as file:
+        if hashlib.file_digest(file, "sha256").hexdigest() != digest:
+            raise ValueError("bytes that changed after they were written")
+        if os.name == "nt":
+            file.seek(0)
+            return file.read()
+        return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
 
 
 def digests(folder: Path, *, besides: Collection[str] = ()) -> dict[str, str]:

@@ -29,8 +29,10 @@ from ..kernels.decoder import (
     DecoderStep,
     EmbedStep,
     LayerCache,
+    MixStep,
     NativeDecoder,
     NormStep,
+    ProductStep,
     RotateStep,
     SquashStep,
     Value,
@@ -57,8 +59,8 @@ OFFSETS = ("GemmaRMSNorm", "Gemma2RMSNorm", "Gemma3RMSNorm")  # their weight w i
 SQUASHED = ("gemma2",)  # scores have a limit, which others have as a setting without effect
 WINDOWED = ("mistral", "phi3", "mixtral")  # one window for all layers, in the configuration alone
 GROWING = ("dynamic", "longrope")  # rotations that depend on the length of the text
-ROWS = 16  # tokens of a prompt that are computed together
-LONG = 32  # tokens of a prompt from which the products of torch take less time
+ROWS = 64  # tokens of a prompt that are computed together
+RING_ROWS = 16  # where heads have windows: their rings have room for as many more
 SLOTS = 16  # texts at once
 EPSILON = 1e-5  # epsilon of OLMo's norm, which has no attribute for it
 
@@ -130,7 +132,10 @@ class NativeText:
         steps = [*steps_of(host, self.heads, length)]
         last = [*steps_behind_layers(host)]
         # norm and head are needed for the last token of a prompt alone
-        self.program, self.tail = NativeDecoder([*steps, *last], ROWS), len(last)
+        self.rows = RING_ROWS if self.windows else ROWS
+        self.program, self.tail = NativeDecoder([*steps, *last], self.rows), len(last)
+        # tokens of a prompt from which torch's products take less time
+        self.most = min(bound.max_rows for bound in _bounds(steps))
         self.length = length
         self.counts = [0] * slots  # tokens that each slot has
         # predictors of an offloaded model's experts
@@ -145,20 +150,20 @@ class NativeText:
     def prefill(self, slot: int, tokens: Sequence[int]) -> Tensor:
         """Add a prompt, or more of it, to a slot; return the logits behind its last token, (V,).
 
-        slot: number of the text; tokens: ids. They are computed 16 at a time; more than 32 by the
-        model's forward, which is faster at products of many rows, into the same cache, unless heads
-        have windows.
+        slot: number of the text; tokens: ids. They are computed 64 at a time, 16 where heads have
+        windows. Without windows, more tokens than a weight's kernel is fast for, 32 where it is
+        dense, are computed by the model's forward, into the same cache.
         Raises: ConfigError for no token, or more than there is room for.
         """
         room = self.length - self.counts[slot]
         if not 0 < len(tokens) <= room:
             fix = "Make room for prompt and answer."
             raise ConfigError("tokens", got=len(tokens), want=f"1 to {room}", fix=fix)
-        if len(tokens) > LONG and not self.windows:
+        if len(tokens) > self.most and not self.windows:
             return self._forward(slot, tokens)
         logits = torch.empty(0)
-        for first in range(0, len(tokens), ROWS):
-            block = tokens[first : first + ROWS]
+        for first in range(0, len(tokens), self.rows):
+            block = tokens[first : first + self.rows]
             places = range(self.counts[slot], self.counts[slot] + len(block))
             logits = self._compute(block, [slot] * len(block), places, tail=self.tail)
             self.counts[slot] += len(block)
@@ -259,8 +264,8 @@ def _head_runs(
     first = 0
     for window, neighbours in itertools.groupby(reach):
         count = len(list(neighbours))
-        # room for ROWS new tokens: they are all written before the first of them attends
-        room = min(length, sink + window + ROWS - 1) if window else length
+        # room for new tokens: they are all written before the first of them attends
+        room = min(length, sink + window + RING_ROWS - 1) if window else length
         shape = slots, count, room, sizes.size
         keys, values = (torch.zeros(shape, dtype=dtype) for _ in range(2))
         yield _HeadRun(first, count, window, LayerCache(keys, values, sink if window else 0))
@@ -282,6 +287,15 @@ def steps_of(host: Any, heads: Sequence[Sequence[_HeadRun]], length: int) -> Ite
         rotation = rotations(_kind_of_rotation(body, layer))
         yield from _attention(layer, x, h, runs, rotation, _Sizes.of(host))
         yield from _mlp(layer, x, h, _act(host.config))
+
+
+def _bounds(steps: Sequence[DecoderStep]) -> Iterator[native.Bound]:
+    """Yield the products of a program, those of experts included."""
+    for step in steps:
+        if isinstance(step, ProductStep):
+            yield step.bound
+        elif isinstance(step, MixStep):
+            yield from (b for program in step.experts for b in _bounds(program))
 
 
 def steps_behind_layers(host: Any) -> Iterator[DecoderStep]:

@@ -31,6 +31,7 @@ from ..offloading.resident import SLOTS
 from ..offloading.slots import Slots
 from ..routers.topk import TopKRouter
 
+LONG = 32  # rows from which torch multiplies them by a dense weight in less time
 # experts functions of transformers, which differ in speed alone; "eager" and None: the model's own
 FUNCTIONS = ("eager", "grouped_mm", "batched_mm", None)
 # the parts of this library's mixtures that native steps compute
@@ -54,7 +55,7 @@ def dense_weight(matrix: Tensor, bias: Tensor | None = None) -> Weight:
 
     bias: (out,), None = 0.
     """
-    bound = dense.bound(matrix, native.MANY)
+    bound = dense.bound(matrix, LONG)
     assert bound is not None  # the model's check has refused other types
     return Weight(bound, lambda x: x @ matrix.float().T, bias)
 

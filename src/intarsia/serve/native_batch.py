@@ -10,14 +10,14 @@ from collections.abc import AsyncGenerator, Callable
 from dataclasses import dataclass
 from typing import Any
 
-from ..decode.native_decoder import SLOTS, NativeText
+from ..decode.native_decoder import ROWS, SLOTS, NativeText
 from .models import ServedModel
 from .refusals import DEAD, Refused
 from .sampling import NewToken, Sampling, TokenDraw, end_tokens
 from .settings import Limits
 
 LOG = logging.getLogger(__name__)
-PIECE = 256  # tokens of a prompt that are computed between two tokens of the answers
+PIECE = 256  # tokens of a prompt that torch's products compute between two tokens of the answers
 
 
 @dataclass
@@ -44,8 +44,10 @@ class NativeBatch:
 
     Requests join and leave between two tokens. Each has a slot of the cache, up to 16 at once, and
     its own random draws: greedy and sampled requests share the batch. Its tokens do not depend on
-    the others, to the last bit. Prompts are read by pieces of 256 tokens, one or two between two
-    tokens of the answers, so that a long prompt does not delay the others.
+    the others, to the last bit. Prompts are read by pieces, of 64 tokens where native steps compute
+    them and of 256 where torch does, one or two between two tokens of the answers: what is left of
+    a prompt first if it is no more than a piece, then a piece of the oldest longer one, so that a
+    long prompt delays neither answers nor short prompts.
     """
 
     def __init__(self, served: ServedModel, limits: Limits) -> None:
@@ -134,17 +136,25 @@ class NativeBatch:
             return not self.ending
 
     def _read_prompts(self, text: NativeText) -> None:
-        """Read about `PIECE` tokens of prompts; draw the first token behind a whole prompt."""
-        room = PIECE
-        for request in [request for request in self.running if request.read < len(request.ids)]:
-            # pieces have a fixed length, since the last bits depend on where a prompt is divided
-            piece = request.ids[request.read : request.read + PIECE]
-            logits = text.prefill(request.slot, piece)
-            request.read, room = request.read + len(piece), room - len(piece)
-            if request.read == len(request.ids):
-                self._draw(request, logits)
-            if room <= 0:
-                return
+        """Read about a piece of short prompts and one of a long one; draw behind whole prompts."""
+        # pieces have a fixed length, since the last bits depend on where a prompt is divided
+        piece = ROWS if text.most >= PIECE or text.windows else PIECE
+        unread = [(len(r.ids) - r.read, r) for r in self.running if r.read < len(r.ids)]
+        room = piece
+        for count, request in unread:
+            if count <= piece and room > 0:
+                self._read(text, request, piece)
+                room -= count
+        if longer := [request for count, request in unread if count > piece]:
+            self._read(text, longer[0], piece)
+
+    def _read(self, text: NativeText, request: _SlotRequest, piece: int) -> None:
+        """Read the next piece of a prompt, and draw the first token behind a whole one."""
+        tokens = request.ids[request.read : request.read + piece]
+        logits = text.prefill(request.slot, tokens)
+        request.read += len(tokens)
+        if request.read == len(request.ids):
+            self._draw(request, logits)
 
     def _draw_tokens(self, text: NativeText) -> None:
         """Draw the next token of each answer that has begun, all in one native call."""

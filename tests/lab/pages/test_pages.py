@@ -88,16 +88,16 @@ def test_the_table_of_the_reference_is_up_to_date() -> None:
 
 def test_a_help_is_a_cell_of_the_methods_page() -> None:
     lora = describe(next(c for c in cards() if c.key == "lora")) | {"doc": ""}
-    lora["settings"] = [{"name": "k", "type": "int", "default": 1, "help": "|k| < 2 of *.mlp*"}]
-    assert "| `k` | `int` | `1` | \\|k\\| &lt; 2 of \\*.mlp\\* |" in page(lora)
+    lora["settings"] = [{"name": "k", "type": "int", "default": 1, "help": "|key| < 2 of *.mlp*"}]
+    assert "| `k` | `int` | `1` | \\|key\\| &lt; 2 of \\*.mlp\\* |" in page(lora)
     assert all(s["help"] for entry in index().values() for s in entry["settings"])
 
 
 def test_a_docstring_is_markdown_with_links() -> None:
-    doc = "y = W x * b, where `Lora` is 0 < 1.\n\nRaises: ConfigError, never.\n"
+    doc = "here * is free, where `Lora` is 0 < 1.\n\nRaises: ConfigError, never.\n"
     doc += "Source: arXiv:2106.09685;\ndocs/benchmarks/even.md has more.\n  call(x)\n\nAnd\nso on."
     parts = markdown(doc, {"Lora": "lora.md"}).split("\n\n")
-    assert parts[0] == r"y = W x \* b, where [`Lora`](lora.md) is 0 &lt; 1."
+    assert parts[0] == r"here \* is free, where [`Lora`](lora.md) is 0 &lt; 1."
     assert parts[1] == "**Raises:** ConfigError, never."
     assert "[arXiv:2106.09685](https://arxiv.org/abs/2106.09685); [benchmarks/even]" in parts[2]
     assert parts[3:] == ["```python\ncall(x)\n```", "And so on."]

@@ -67,6 +67,8 @@ evidence. Counts leave out records of older code, and those of a tree with uncom
 "+" behind the commit. `intarsia reproduce NAME` runs a claim again. To cite a figure, name the
 claim, its commit and its date, which stand on the paper's page.
 """
+# a paper is found by its row and its methods; its runs would hide the pages of every method
+UNSEARCHED = ("---", "search: {exclude: true}", "---", "")
 WAITING = "waits for a run"  # of today's code, on a clean commit
 IN_WORDS = {
     "holds": ("holds", "hold"),
@@ -290,7 +292,7 @@ def _paper_page(
     links = [f"[arXiv:{number}](https://arxiv.org/abs/{number})"] if number else []
     links += [f"{card.kind} [{card.key}](../methods/{card.key}.md)" for card in methods]
     links += ["[all papers](../claims.md)"]
-    lines = [f"# {name}", "", " · ".join(links)]
+    lines = [*UNSEARCHED, f"# {name}", "", " · ".join(links)]
     rows = [{"claim": f"[{s.key}](#{s.key})", **_figures(s, records.get(s.key))} for s in studies]
     table = ["", "## All claims", "", *markdown(rows)]
     if name == OF_NO_PAPER:

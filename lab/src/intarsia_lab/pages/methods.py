@@ -20,7 +20,7 @@ from intarsia.core.registry import paper_name
 from .claims import link_of
 from .index import write as write_index
 from .method_figures import figure, refusal, when
-from .prose import markdown
+from .prose import cell, markdown
 
 INDEX = """# Methods
 
@@ -98,7 +98,7 @@ def index(descriptions: list[dict[str, Any]]) -> str:
                 name, paper = paper_name(card["name"]), card["paper"]
                 link = f"[{name}]({card['name']}.md)" if "doc" in card else name
                 lines.append(
-                    f"| {link} | {card['summary']} | "
+                    f"| {link} | {cell(card['summary'])} | "
                     f"[{paper['title']}]({paper['url']}), {paper['year']} | "
                     f"{', '.join(card['tags'])} |"
                 )
@@ -166,11 +166,6 @@ def _run_it(card: dict[str, Any], guides: Mapping[str, str]) -> list[str]:
     return lines
 
 
-def cell(text: str) -> str:
-    """Return a sentence as a cell of a table, in which bars, stars and brackets are letters."""
-    return text.replace("|", "\\|").replace("*", "\\*").replace("<", "&lt;")
-
-
 def page(
     card: dict[str, Any],
     claims: Sequence[Record] = (),
@@ -188,7 +183,7 @@ def page(
     spellings = [name for name in card["names"] if name != title]
     names = f"Also called: {', '.join(spellings)}. " if spellings else ""
     lines = [
-        f"# {title}\n\n{card['summary']}\n",
+        f"# {title}\n\n{cell(card['summary'])}\n",
         *(f"{part}\n" for part in (figure(card), when(card)) if part),
         f"[{paper['title']}]({paper['url']}) ({paper['year']}, arXiv:{paper['arxiv']}). {names}"
         f"Name: `{card['name']}`; kind: {card['kind']}; family: {card['family']}. "
@@ -232,7 +227,8 @@ def reference(text: str) -> str:
             "reference page", got="no section of methods", want=REFERENCE, fix="Put it back."
         )
     rows = [
-        f"| [`{card['config']}`](methods/{card['name']}.md) | {card['kind']} | {card['summary']} |"
+        f"| [`{card['config']}`](methods/{card['name']}.md) | {card['kind']} | "
+        f"{cell(card['summary'])} |"
         for card in map(describe, cards())
         if "doc" in card
     ]

@@ -23,7 +23,7 @@ class LightGcn(Settings):
     """Model E^(k+1) = D^-1/2 A D^-1/2 E^k, each vector the mean of E^0 ... E^K; a score is u . i.
 
     Bayesian personalised ranking: softplus(s_neg - s_pos) for a random item the user has not
-    taken, + reg ||E^0 of the batch||^2 / 2B.  A is the graph of the training events.
+    taken, + reg ||E^0||^2 / (2 B) of the batch.  A is the graph of the training events.
 
     model = LightGcn().build(train)
     fit(model, *model.sets(train, val, test)[:2], task=model.task, objective=own_losses)

@@ -11,17 +11,20 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import numpy as np
 import scipy.sparse as sp
 
 from ...core.checks import at_least, between, one_of
-from ...core.errors import CheckpointError, MissingExtra
-from .postings import Array, Postings, Query
+from ...core.errors import CheckpointError
+from ...kernels.postings import lengths
+from .postings import Array, Postings, Query, merge_postings
 from .query_weights import QueryWeights, idf
+from .stemming import StemNumbers
+from .stemming import stems as stems
 
 # languages with a Snowball stemmer and a list of stop words
 LANGUAGES = (
@@ -30,7 +33,7 @@ LANGUAGES = (
 )
 NO_MODEL = "none"  # name of the encoder without a model
 NO_TOKENS = '{"model": {"type": "WordLevel", "vocab": {"[UNK]": 0}, "unk_token": "[UNK]"}}'
-COUNTS = "float16"  # how counts are stored: exact up to 2,048
+COUNTS = "float16"  # how counts are stored, see `StemNumbers`
 
 
 @dataclass(frozen=True)
@@ -57,29 +60,6 @@ class Lexical:
         between("b", self.b, 0, 1, fix="Try 0.75.")
 
 
-def stems(texts: Sequence[str], language: str, *, numbered: bool = False) -> Any:
-    """Return the stems of each text in order, without stop words, by bm25s and Snowball.
-
-    texts: of documents or queries; language: one of LANGUAGES; numbered: return bm25s' object with
-      `ids`, the stems as numbers, and `vocab`, stem -> number. Raises: MissingExtra without bm25s
-      and PyStemmer.
-    """
-    tokenize, stemmer = _stemmer(language)
-    options: dict[str, Any] = {"stopwords": language, "stemmer": stemmer, "show_progress": False}
-    return tokenize(list(texts), return_ids=numbered, **options)
-
-
-@lru_cache
-def _stemmer(language: str) -> tuple[Any, Any]:
-    """Return bm25s' tokenizer and a stemmer, cached: building it takes longer than a query."""
-    try:
-        import bm25s
-        import Stemmer
-    except ImportError as error:
-        raise MissingExtra("bm25s", "search") from error
-    return bm25s.tokenize, Stemmer.Stemmer(language)
-
-
 @dataclass(frozen=True)
 class Stems:
     """Stems of a segment's documents.  counts: how often each document has each stem of `names`."""
@@ -88,21 +68,14 @@ class Stems:
     counts: Postings
 
     @classmethod
-    def of(cls, texts: Sequence[str], language: str) -> Stems:
+    def of(cls, texts: Sequence[str], language: str, numbers: StemNumbers | None = None) -> Stems:
         """Count how often each text has each stem.
 
-        texts: of documents; language: one of LANGUAGES.
+        texts: of documents; language: one of LANGUAGES; numbers: of stems of earlier texts in that
+          language, which then are not stemmed again.
         """
-        tokens = stems(texts, language, numbered=True)
-        names = [name for name, _ in sorted(tokens.vocab.items(), key=lambda pair: pair[1])]
-        lengths = [len(of_text) for of_text in tokens.ids]
-        # one entry of 1 for each stem of each text; duplicates are summed to counts
-        rows = np.repeat(np.arange(len(texts)), lengths)
-        columns = np.fromiter(
-            (n for of_text in tokens.ids for n in of_text), np.int64, sum(lengths)
-        )
-        shape = len(texts), len(names)
-        return cls(names, Postings.of(sp.csr_matrix((np.ones(len(rows)), (rows, columns)), shape)))
+        names, counts = (numbers or StemNumbers(language)).counts(texts)
+        return cls(names, Postings(*counts[:3], len(texts)))
 
     @classmethod
     def merged(cls, parts: Sequence[Stems], alive: Sequence[Array]) -> Stems:
@@ -112,14 +85,10 @@ class Stems:
         """
         names = list(dict.fromkeys(name for part in parts for name in part.names))
         place = {name: i for i, name in enumerate(names)}
-        blocks: list[Any] = []
-        for part, mask in zip(parts, alive, strict=True):
-            rows = part.counts.rows(mask).tocoo()
-            # a stem may have different numbers in two segments: renumber the columns
-            new_number = np.array([place[name] for name in part.names], np.int64)
-            shape = rows.shape[0], len(names)
-            blocks.append(sp.csr_matrix((rows.data, (rows.row, new_number[rows.col])), shape))
-        return cls(names, Postings.of(sp.vstack(blocks, format="csr")))
+        # a stem may have different numbers in two segments
+        numbers = [np.array([place[name] for name in part.names], np.int64) for part in parts]
+        counts = [part.counts for part in parts]
+        return cls(names, merge_postings(counts, alive, numbers, len(names)))
 
     def encode(self) -> dict[str, Array]:
         """Return the arrays to write, without the names."""
@@ -149,8 +118,7 @@ class Stems:
     @cached_property
     def lengths(self) -> Array:
         """Number of stems of each document, (documents,)."""
-        counts, count = self.counts, self.counts.count
-        return np.bincount(counts.docs, counts.weights, count).astype(np.float32)
+        return lengths(self.counts.lists, self.counts.count)
 
 
 class StemsAlone:
@@ -183,12 +151,11 @@ class Bm25Lists:
     """Posting lists of BM25 over all segments of an index.
 
     parts: one for each segment; document frequencies and mean length are over all of them.
-    lists: of each segment. If there are learned scores, too, document i of n is at n + i, so that
-    one array of 2 n holds both.
+    lists: of each segment, the stored counts of stems with the norms that make weights of them.
     """
 
     def __init__(self, parts: Sequence[Stems], settings: Lexical) -> None:
-        """Compute the weights of all posting lists, with the mean length over all segments.
+        """Compute the norms of all documents, with the mean length over all segments.
 
         parts: stems of each segment; settings: k1 and b.
         """
@@ -229,14 +196,8 @@ class Bm25Lists:
 
 
 def _bm25_lists(part: Stems, settings: Lexical, mean: float) -> Postings:
-    """Return the posting lists of a segment, with BM25's weights instead of the counts of stems."""
+    """Return the posting lists of a segment with BM25's norm of each document."""
     lists = part.counts
     # length normalisation of each document
     norm = settings.k1 * (1 - settings.b + settings.b * part.lengths / max(mean, 1e-9))
-    weights = lists.weights / (lists.weights + norm[lists.docs])
-    weights = weights.astype(np.float32)
-    # ranked by BM25 alone; else its documents have numbers of their own, behind those that the
-    # model's vectors have, so that both scores are read off one array
-    if settings.share == 1:
-        return Postings(lists.starts, lists.docs, weights, lists.count)
-    return Postings(lists.starts, lists.docs + lists.count, weights, 2 * lists.count)
+    return replace(lists, norm=norm.astype(np.float32))

@@ -1,14 +1,13 @@
 """Posting lists: for each token the documents that have it, and its weight in each.
 
 score(q, d) = sum_j q_j d_j over the distinct tokens j of the query reads the lists of those tokens
-alone. The code is numpy, not torch, since a query takes a tenth of a millisecond.
+alone. The code is C and numpy, not torch, since a query takes a tenth of a millisecond.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -16,9 +15,10 @@ import scipy.sparse as sp
 
 from ...core.checks import one_of
 from ...core.errors import CheckpointError
+from ...kernels.postings import PostingLists, damaged, weights_of
+from ...kernels.postings import best as best
 
 Array = np.ndarray
-BLOCK = 64  # scores in a block; `best` first takes each block's maximum
 STORED = ("float16", "float32", "uint8")
 Query = Sequence[tuple[int, float]]  # distinct tokens and their weights
 
@@ -27,14 +27,17 @@ Query = Sequence[tuple[int, float]]  # distinct tokens and their weights
 class Postings:
     """Posting lists of all tokens in flat arrays, as a sparse matrix in column order.
 
-    starts: (V + 1,) int64, list j is [starts[j], starts[j + 1]); docs: (n,) int64, ascending in
-    each list; weights: (n,) float32, above 0; count: number of documents, also without a token.
+    starts: (V + 1,) int64, list j is [starts[j], starts[j + 1]); docs: (n,) int32, ascending in
+    each list; weights: (n,) float32 or float16, above 0, all three possibly mapped from a file;
+    count: number of documents, also without a token; norm: (count,) float32 where a weight c stands
+    for BM25's c / (c + norm[d]).
     """
 
     starts: Array
     docs: Array
     weights: Array
     count: int
+    norm: Array | None = None
 
     @classmethod
     def of(cls, rows: Any) -> Postings:
@@ -49,7 +52,7 @@ class Postings:
         matrix.eliminate_zeros()
         columns = matrix.tocsc()
         columns.sort_indices()
-        starts, docs = columns.indptr.astype(np.int64), columns.indices.astype(np.int64)
+        starts, docs = columns.indptr.astype(np.int64), columns.indices.astype(np.int32)
         return cls(starts, docs, columns.data, matrix.shape[0])
 
     @property
@@ -60,7 +63,8 @@ class Postings:
     def matrix(self) -> Any:
         """Return the weights as a sparse matrix (documents, V) in column order."""
         shape = self.count, self.tokens
-        return sp.csc_matrix((self.weights, self.docs, self.starts), shape=shape)
+        weights = weights_of(self.lists, slice(None))
+        return sp.csc_matrix((weights, self.docs, self.starts), shape=shape)
 
     def rows(self, mask: Array | None = None) -> Any:
         """Return the weights in row order.  mask: (documents,) bool, None = all of them."""
@@ -75,10 +79,10 @@ class Postings:
         """Return sum_j q_j d_j of every document, (documents,) float32."""
         return sum_scores([(self, query)], self.count)
 
-    @cached_property
-    def edges(self) -> list[int]:
-        """List of `starts` as Python integers, which slice arrays in half the time."""
-        return self.starts.tolist()
+    @property
+    def lists(self) -> PostingLists:
+        """The arrays, as the kernels take them."""
+        return PostingLists(self.starts, self.docs, self.weights, self.norm)
 
     def scores_of(self, query: Query, docs: Array) -> Array:
         """Compute the scores sum_j q_j d_j of some documents.
@@ -88,13 +92,13 @@ class Postings:
         scores = np.zeros(len(docs), np.float32)
         docs = docs.astype(self.docs.dtype)  # a search among another type copies whole lists
         for token, weight in query:
-            part = slice(self.starts[token], self.starts[token + 1])
+            part = slice(int(self.starts[token]), int(self.starts[token + 1]))
             listed = self.docs[part]
             if len(listed):
                 # both are sorted: a binary search finds each document in the list
                 place = np.minimum(np.searchsorted(listed, docs), len(listed) - 1)
                 hit = listed[place] == docs
-                scores[hit] += np.float32(weight) * self.weights[part][place[hit]]
+                scores[hit] += np.float32(weight) * weights_of(self.lists, part)[place[hit]]
         return scores
 
     def encode(self, stored: str = "float16") -> dict[str, Array]:
@@ -104,7 +108,9 @@ class Postings:
           of its list are k / 255 of their largest.
         """
         one_of("weights", stored, STORED)
-        arrays = {"starts": self.starts, "docs": self.docs.astype(np.int32)}
+        arrays = {"starts": self.starts, "docs": self.docs}
+        if self.weights.dtype == stored:
+            return arrays | {"weights": self.weights}
         if stored != "uint8":
             range_ = np.finfo(stored)  # clip: half floats end at 65,504, the smallest is 6e-8
             within = np.clip(self.weights, range_.smallest_subnormal, range_.max)
@@ -112,7 +118,7 @@ class Postings:
         lists = np.repeat(np.arange(self.tokens), self.frequencies())
         # the largest weight of each list is its scale; code 0 would delete a posting, so 1 is least
         scales = np.zeros(self.tokens, np.float32)
-        np.maximum.at(scales, lists, self.weights)
+        np.maximum.at(scales, lists, self.weights.astype(np.float32))
         codes = np.rint(255 * self.weights / scales[lists]) if len(lists) else self.weights
         return arrays | {"weights": np.maximum(codes, 1).astype(np.uint8), "scales": scales}
 
@@ -131,24 +137,20 @@ class Postings:
             raise _damaged("starts that do not begin at 0")
         if (np.diff(starts) < 0).any() or starts[-1] != len(docs) or len(docs) != len(weights):
             raise _damaged("lists whose lengths do not fit")
-        if docs.dtype != np.int32 or (len(docs) and not 0 <= docs.min() <= docs.max() < count):
-            raise _damaged(f"documents outside 0 ... {count - 1}")
-        # documents must ascend inside a list, but not from the end of one list to the next
-        inner = np.ones(max(0, len(docs) - 1), bool)
-        first = starts[1:-1]
-        inner[first[(first > 0) & (first < len(docs))] - 1] = False  # steps to the next list
-        if (np.diff(docs)[inner] <= 0).any():
-            raise _damaged("a list that does not ascend")
+        if docs.dtype != np.int32:
+            raise _damaged(f"documents of {docs.dtype}")
         if weights.dtype == np.uint8:
             scales = arrays.get("scales")
             if scales is None or scales.shape != (len(starts) - 1,):
                 raise _damaged("codes without a scale for each token")
             # uint8 codes: multiples of a 255th of the list's largest weight
             weights = weights.astype(np.float32) * np.repeat(scales / 255, np.diff(starts))
-        weights = weights.astype(np.float32)
-        if not (np.isfinite(weights).all() and (weights > 0).all()):
-            raise _damaged("weights that are not above 0")
-        return cls(starts, docs.astype(np.int64), weights, count)
+        if weights.dtype not in (np.float16, np.float32):
+            weights = weights.astype(np.float32)
+        made = cls(starts, docs, weights, count)
+        if damaged(made.lists, count):
+            raise _damaged("a list that does not ascend, or weights that are not above 0")
+        return made
 
 
 def _damaged(got: str) -> CheckpointError:
@@ -163,53 +165,55 @@ def sum_scores(parts: Sequence[tuple[Postings, Query]], count: int) -> Array:
     parts: (posting lists, query) pairs; count: number of documents.  -> (count,).
     """
     total = np.zeros(count, np.float32)
-    docs, weights, sizes, query_weights = list[Array](), list[Array](), list[int](), list[float]()
-    # collect the slices of all lists first, then add them in one call
     for lists, query in parts:
-        edges = lists.edges
         for token, weight in query:
-            first, last = edges[token], edges[token + 1]
-            docs.append(lists.docs[first:last])
-            weights.append(lists.weights[first:last])
-            sizes.append(last - first)
-            query_weights.append(weight)
-    if docs:
-        adds = np.concatenate(weights)
-        adds *= np.repeat(np.array(query_weights, np.float32), sizes)
-        # one call for all lists, and of int64: a fifth of the time of total[docs] += ... for each
-        np.add.at(total, np.concatenate(docs), adds)
+            part = slice(int(lists.starts[token]), int(lists.starts[token + 1]))
+            # a document is once in a list
+            total[lists.docs[part]] += np.float32(weight) * weights_of(lists.lists, part)
     return total
 
 
-def merge_postings(parts: Sequence[Postings], alive: Sequence[Array | None]) -> Postings:
+def merge_postings(
+    parts: Sequence[Postings],
+    alive: Sequence[Array | None],
+    numbers: Sequence[Array] | None = None,
+    size: int | None = None,
+) -> Postings:
     """Join posting lists, without deleted documents, in the documents' order.
 
-    parts: lists of several segments; alive: (documents,) bool of each, False = deleted; None = all.
+    parts: lists of several segments; alive: (documents,) bool of each, False = deleted; None = all;
+    numbers: (tokens,) int64 of each, its tokens' numbers among all `size` of them; None = the same.
     """
-    # in rows documents can be dropped and stacked; `of` sorts them by token again
-    rows = [part.rows(mask) for part, mask in zip(parts, alive, strict=True)]
-    return Postings.of(sp.vstack(rows, format="csr"))
+    size = parts[0].tokens if size is None else size
+    masks = [None if m is None or m.all() else m for m in alive]
+    kept = [_without(part, mask) for part, mask in zip(parts, masks, strict=True)]
+    ways = numbers or [np.arange(part.tokens) for part in parts]
+    starts = np.zeros(size + 1, np.int64)
+    for part, new in zip(kept, ways, strict=True):
+        starts[1 + new] += part.frequencies()
+    np.cumsum(starts, out=starts)
+    kind = np.result_type(*(part.weights.dtype for part in kept))
+    docs, weights = np.empty(starts[-1], np.int32), np.empty(starts[-1], kind)
+    after, before = starts[:-1].copy(), 0
+    for part, new in zip(kept, ways, strict=True):
+        # each list goes behind those of the same token of earlier parts
+        lengths = part.frequencies()
+        place = np.repeat(after[new] - part.starts[:-1], lengths) + np.arange(len(part.docs))
+        docs[place], weights[place] = part.docs + np.int32(before), part.weights
+        after[new] += lengths
+        before += part.count
+    return Postings(starts, docs, weights, before)
 
 
-def best(scores: Array, k: int) -> Array:
-    """Return the indices of the k largest scores above 0, largest first, ties by index.
-
-    scores: (documents,) float32; k: how many at most.
-    """
-    blocks, least = len(scores) // BLOCK, np.finfo(np.float32).smallest_subnormal
-    if blocks > k:
-        # the k-th largest of the blocks' maxima: at least k scores reach it, others cannot win
-        tops = scores[: blocks * BLOCK].reshape(BLOCK, blocks).max(0)
-        least = max(least, np.partition(tops, blocks - k)[blocks - k])
-    candidates = np.flatnonzero(scores >= least)
-    if k < len(candidates):
-        candidate_scores = scores[candidates]
-        # all that tie with the last one, so that the choice among them is by index, not by chance
-        candidates = candidates[
-            candidate_scores
-            >= np.partition(candidate_scores, len(candidate_scores) - k)[len(candidate_scores) - k]
-        ]
-    return candidates[np.argsort(-scores[candidates], kind="stable")][:k]
+def _without(part: Postings, mask: Array | None) -> Postings:
+    """Return lists without the documents whose `mask`, (documents,) bool, is False; None = all."""
+    if mask is None:
+        return part
+    kept = mask[part.docs]
+    before = np.concatenate([[0], np.cumsum(kept)])
+    number = np.cumsum(mask, dtype=np.int32) - 1
+    docs = number[part.docs[kept]].astype(np.int32)
+    return Postings(before[part.starts], docs, part.weights[kept], int(mask.sum()))
 
 
 def search_naive(rows: Any, query: Query, k: int) -> list[tuple[int, float]]:

@@ -7,10 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 
+from ...kernels.postings import Searcher
 from .lexical import Bm25Lists, Lexical, stems
 from .postings import Array, Postings, Query, best, sum_scores
 from .query_weights import QueryWeights
@@ -67,6 +69,78 @@ class Scorer:
         for query, query_stems in zip(tokens, words, strict=True):
             yield JoinedQuery(query, self.bm25.queries(query_stems, prune=prune, max_df=max_df))
 
+    def best(
+        self,
+        query: JoinedQuery,
+        k: int,
+        masks: Sequence[Array] | None = None,
+        two_phase: float | None = None,
+    ) -> list[tuple[Array, Array]]:
+        """Return each segment's k documents of the largest score above 0, and their scores.
+
+        query: tokens and stems with their weights; k: how many; masks: (documents,) bool of each
+          segment, False = left out; None = all; two_phase: as `scores`, which it is equal to but
+          for rounding: here only lists that can change the k best are read.
+        """
+        if two_phase is not None:
+            return self._best_of_all(self.scores(query, k, two_phase)[0], k, masks)
+        of_tokens = [(0, token, weight) for token, weight in query.tokens] if self.learned else []
+        of_stems = [[(1, stem, weight) for stem, weight in stems_] for stems_ in query.stems]
+        both: list[Any] = [[*of_tokens, *(of_stems[i] if of_stems else [])]
+                           for i in range(len(self.segments))]  # fmt: skip
+        masks_alive = self._alive(masks)
+        if self.lexical is None or self.bm25 is None:
+            return self._search(both, k, masks_alive)
+        if not self.learned:
+            found = self._search(both, k, masks_alive)
+            top = self._top(found if masks is None else self._search(both, 1, self._alive(None)))
+            return [(docs, scores / top if top else scores) for docs, scores in found]
+        # both scores are divided by their maxima over all documents
+        alive, shares = self._alive(None), (1 - self.lexical.share, self.lexical.share)
+        kinds = [[[t for t in terms if t[0] == g] for terms in both] for g in (0, 1)]
+        tops = [self._top(self._search(of_kind, 1, alive)) for of_kind in kinds]
+        factors = [share / top if top else 0.0 for share, top in zip(shares, tops, strict=True)]
+        joined = [[(g, t, factors[g] * w) for g, t, w in terms] for terms in both]
+        return self._search(joined, k, masks_alive)
+
+    @cached_property
+    def _searchers(self) -> list[Searcher]:
+        """Searchers of the segments: group 0 are the learned tokens, group 1 the stems."""
+        stems_: list[Any] = [None] * len(self.segments) if self.bm25 is None else self.bm25.lists
+        return [
+            Searcher([part.lists for part in (s.postings, of_stems) if part], s.postings.count)
+            for s, of_stems in zip(self.segments, stems_, strict=True)
+        ]
+
+    def _search(
+        self, terms: Sequence[Any], k: int, masks: Sequence[Array | None]
+    ) -> list[tuple[Array, Array]]:
+        """Return the best of each segment.  terms, masks: of each segment."""
+        rows = zip(self._searchers, terms, masks, strict=True)
+        return [searcher.search(own, k, mask) for searcher, own, mask in rows]
+
+    def _alive(self, masks: Sequence[Array] | None) -> list[Array | None]:
+        """Return masks of each segment without its deleted documents; None for all of them."""
+        alive = [segment.alive if segment.deleted else None for segment in self.segments]
+        if masks is None:
+            return alive
+        return [m if a is None else m & a for m, a in zip(masks, alive, strict=True)]
+
+    @staticmethod
+    def _top(found: Sequence[tuple[Array, Array]]) -> float:
+        """Return the largest score of all segments, 0 for none."""
+        return max((float(scores[0]) for _, scores in found if len(scores)), default=0.0)
+
+    @staticmethod
+    def _best_of_all(
+        scores: Sequence[Array], k: int, masks: Sequence[Array] | None
+    ) -> list[tuple[Array, Array]]:
+        """Return the k best of scores of all documents, of each segment."""
+        if masks is not None:
+            scores = [np.where(m, own, 0) for m, own in zip(masks, scores, strict=True)]
+        numbers = [best(own, k) for own in scores]
+        return [(docs, own[docs]) for docs, own in zip(numbers, scores, strict=True)]
+
     def scores(
         self, query: JoinedQuery, k: int = 10, two_phase: float | None = None
     ) -> tuple[list[Array], tuple[float, float]]:
@@ -85,10 +159,8 @@ class Scorer:
             )
         both: list[Array] = []  # (2, documents) of each segment, or (1, documents) by BM25 alone
         for segment, lists, stem in zip(self.segments, self.bm25.lists, query.stems, strict=True):
-            # one array of 2 n scores: BM25's lists have their documents shifted by n
-            learned = self._learned(segment, query.tokens, k, two_phase) if self.learned else []
-            scores = sum_scores([*learned, (lists, stem)], lists.count)
-            scores = scores.reshape(1 + self.learned, segment.postings.count)
+            kinds = [self._learned(segment, query.tokens, k, two_phase)] if self.learned else []
+            scores = np.stack([sum_scores(kind, lists.count) for kind in (*kinds, [(lists, stem)])])
             both.append(_without_deleted(segment, scores))
         # divide both scores by their maxima over all segments; a maximum of 0 gives factor 0
         tops = np.max([pair.max(1, initial=0) for pair in both], axis=0, initial=0)

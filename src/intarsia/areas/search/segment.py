@@ -4,21 +4,26 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
+import mmap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
 from safetensors import SafetensorError
-from safetensors.numpy import load, save
+from safetensors.numpy import save
 
 from ...core.errors import CheckpointError
 from ...core.files import parse_json, write_text
-from ...core.reading import read_bytes
+from ...core.sealing import map_checked
 from .lexical import Stems
 from .postings import Postings
+
+TYPES = {"I64": np.int64, "I32": np.int32, "F32": np.float32, "F16": np.float16, "U8": np.uint8}
+MANY = 2**14  # texts that are checked at a time
 
 
 @dataclass
@@ -31,12 +36,12 @@ class Segment:
     """
 
     postings: Postings
-    ids: list[str]
-    texts: list[str]
+    ids: Sequence[str]
+    texts: Sequence[str]
     stems: Stems | None = None
     deleted: set[int] = field(default_factory=set[int])
     file: str = ""  # its name on the disk, a digest of its content; "" = not written yet
-    fields: list[str] = field(default_factory=list[str])
+    fields: Sequence[str] = field(default_factory=list[str])
 
     @cached_property
     def records(self) -> list[Mapping[str, Any]]:
@@ -81,12 +86,10 @@ class Segment:
           meta.json.  Raises: CheckpointError if it is damaged.
         """
         try:
-            data = read_bytes(path)
-            if hashlib.sha256(data).hexdigest() != digest:
-                raise ValueError("bytes that changed after they were written")
-            arrays = load(data)
-            ids, texts = _unpack_texts("ids", arrays), _unpack_texts("texts", arrays)
-            fields = _unpack_texts("fields", arrays) if "fields" in arrays else []
+            content = map_checked(path, digest)
+            arrays = arrays_of(content)
+            ids, texts = unpacked_texts("ids", arrays), unpacked_texts("texts", arrays)
+            fields = unpacked_texts("fields", arrays) if "fields" in arrays else []
             if len(ids) != count or not {len(texts), len(fields)} <= {0, count}:
                 raise ValueError(f"{len(ids)} ids of {count} documents")
             # `type`, since JSON's true would pass as an int
@@ -95,7 +98,9 @@ class Segment:
             postings = Postings.decode(arrays, count)
             stems = None
             if "names" in arrays:
-                stems = Stems.decode(arrays, _unpack_texts("names", arrays), count)
+                stems = Stems.decode(arrays, list(unpacked_texts("names", arrays)), count)
+            if isinstance(content, mmap.mmap) and hasattr(mmap, "MADV_DONTNEED"):
+                content.madvise(mmap.MADV_DONTNEED)  # what was only checked leaves the memory
         except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
             want, fix = "the file as it was written", "Copy the index again, or build it anew."
             raise CheckpointError(str(path), got=error, want=want, fix=fix) from error
@@ -124,14 +129,14 @@ def packed_fields(records: Sequence[Mapping[str, Any]]) -> list[str]:
     return [json.dumps(dict(record), ensure_ascii=False, default=str) for record in records]
 
 
-def joined_fields(segments: Sequence[Segment]) -> list[list[str]]:
+def joined_fields(segments: Sequence[Segment]) -> list[Sequence[str]]:
     """Return the fields of segments to be joined: {} where only others have some."""
     if not any(segment.fields for segment in segments):
         return [[] for _ in segments]
     return [segment.fields or ["{}"] * len(segment.ids) for segment in segments]
 
 
-def alive_texts(texts: Sequence[list[str]], alive: Sequence[np.ndarray]) -> list[str]:
+def alive_texts(texts: Sequence[Sequence[str]], alive: Sequence[np.ndarray]) -> list[str]:
     """Join the texts (or ids) of segments, leaving out deleted documents.
 
     texts: of each segment; [] where the index stores none; alive: (documents,) bool of each, False
@@ -154,8 +159,69 @@ def _pack_texts(name: str, texts: Sequence[str]) -> dict[str, np.ndarray]:
     return {name: np.frombuffer(b"".join(raw), np.uint8), f"{name}_end": ends}
 
 
-def _unpack_texts(name: str, arrays: dict[str, np.ndarray]) -> list[str]:
-    """Decode the texts that `_pack_texts` encoded."""
-    raw, ends = arrays[name].tobytes(), arrays[f"{name}_end"].tolist()
-    starts = [0, *ends[:-1]]
-    return [raw[a:b].decode("utf-8") for a, b in zip(starts, ends, strict=bool(ends))]
+class PackedTexts(Sequence[str]):
+    """Texts that stay bytes, possibly mapped from a file, until each is read."""
+
+    def __init__(self, raw: np.ndarray, ends: np.ndarray) -> None:
+        """Check the texts.
+
+        raw: (bytes,) uint8, all texts in UTF-8; ends: (texts,) int64, where each ends. Raises:
+          ValueError for bytes that are no texts, or ends that do not fit.
+        """
+        starts = np.concatenate([np.zeros(1, np.int64), ends])
+        if (np.diff(starts) < 0).any() or starts[-1] != len(raw):
+            raise ValueError("texts whose lengths do not fit")
+        # whole bytes of UTF-8, of which no text begins inside a character
+        for first in range(0, len(ends), MANY):
+            part = slice(starts[first], starts[min(first + MANY, len(ends))])
+            raw[part].tobytes().decode("utf-8")
+        begins = starts[:-1][np.diff(starts) > 0]
+        if (raw[begins] & 0xC0 == 0x80).any():
+            raise ValueError("a text that begins inside a character")
+        self.raw, self.starts = raw, starts
+
+    def __len__(self) -> int:
+        """Return how many texts there are."""
+        return len(self.starts) - 1
+
+    @overload
+    def __getitem__(self, place: int) -> str: ...
+
+    @overload
+    def __getitem__(self, place: slice) -> list[str]: ...
+
+    def __getitem__(self, place: int | slice) -> str | list[str]:
+        """Return a text, or the texts of a slice."""
+        if isinstance(place, slice):
+            return [self[i] for i in range(*place.indices(len(self)))]
+        number = range(len(self))[place]
+        part = slice(self.starts[number], self.starts[number + 1])
+        return self.raw[part].tobytes().decode("utf-8")
+
+    def __eq__(self, other: object) -> bool:
+        """Return True for the same texts in any sequence."""
+        return isinstance(other, Sequence) and list(self) == list(other)
+
+
+def unpacked_texts(name: str, arrays: dict[str, np.ndarray]) -> Sequence[str]:
+    """Return the texts that `_pack_texts` encoded, each decoded when it is read."""
+    return PackedTexts(arrays[name], arrays[f"{name}_end"])
+
+
+def arrays_of(content: mmap.mmap | bytes) -> dict[str, np.ndarray]:
+    """Return the arrays of a safetensors file by name, without a copy.
+
+    content: the file's. Raises: ValueError, KeyError, TypeError for another.
+    """
+    size = int.from_bytes(content[:8], "little")
+    header = parse_json(content[8 : 8 + size])
+    arrays: dict[str, np.ndarray] = {}
+    for name, about in header.items():
+        if name == "__metadata__":
+            continue
+        shape, (first, last) = about["shape"], about["data_offsets"]
+        kind, length = np.dtype(TYPES[about["dtype"]]), math.prod(shape)
+        if last - first != length * kind.itemsize:
+            raise ValueError(f"{name} of {last - first} bytes")
+        arrays[name] = np.frombuffer(content, kind, length, 8 + size + first).reshape(shape)
+    return arrays

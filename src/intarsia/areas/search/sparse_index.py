@@ -25,10 +25,11 @@ from ...data.documents import Document, as_documents
 from .filters import masks_of
 from .index_folder import check_folder, read_index, write_index
 from .lexical import Lexical, Stems, StemsAlone, stems
-from .postings import Array, Postings, best, merge_postings
+from .postings import Array, Postings, merge_postings
 from .query_weights import QueryWeights
 from .scoring import Scorer, frequencies
 from .segment import Segment, alive_texts, joined_fields, packed_fields
+from .stemming import StemNumbers
 
 DEFAULT = Lexical()
 
@@ -101,8 +102,9 @@ class SparseIndex:
         """
         self.queries, self.model, self.digest, self.stored = queries, model, digest, stored
         self._lexical, self._scorer = lexical, None
+        self._numbers: StemNumbers | None = None  # until the next `merge`
         self.segments: list[Segment] = []
-        self._place: dict[str, tuple[int, int]] = {}  # id -> segment, number
+        self._known: dict[str, tuple[int, int]] | None = None  # made when an id is looked up
 
     @classmethod
     def build(
@@ -155,7 +157,16 @@ class SparseIndex:
 
     def __len__(self) -> int:
         """Return the number of documents that are not deleted."""
-        return len(self._place)
+        return sum(len(segment.ids) - len(segment.deleted) for segment in self.segments)
+
+    @property
+    def _place(self) -> dict[str, tuple[int, int]]:
+        """Segment and number of each document, by its id."""
+        if self._known is None:
+            self._known = {}
+            for place, segment in enumerate(self.segments):
+                self._known |= _places(segment, place)
+        return self._known
 
     def __contains__(self, name: str) -> bool:
         return name in self._place
@@ -208,7 +219,7 @@ class SparseIndex:
             got, want = f"{lists.count} for {len(ids)} texts", "one for each"
             fix = "Give a text without a token a row of zeros."
             raise ConfigError("document vectors", got=got, want=want, fix=fix)
-        words = None if self.lexical is None else Stems.of(all_texts, self.lexical.language)
+        words = self._stems_of(all_texts)
         return Segment(
             self._as_stored(lists),
             ids,
@@ -216,6 +227,14 @@ class SparseIndex:
             words,
             fields=packed_fields(records),
         )
+
+    def _stems_of(self, texts: Sequence[str]) -> Stems | None:
+        """Count the stems of texts, if the index has BM25; words of earlier ones are known."""
+        if self.lexical is None:
+            return None
+        if self._numbers is None:
+            self._numbers = StemNumbers(self.lexical.language)
+        return Stems.of(texts, self.lexical.language, self._numbers)
 
     def _as_stored(self, lists: Postings) -> Postings:
         """Round weights as storing does, so that a search finds the same after saving."""
@@ -228,9 +247,8 @@ class SparseIndex:
             raise ConfigError("document vectors", got=got, want=want, fix="Use one vocabulary.")
         place, self._scorer = len(self.segments), None
         self.segments.append(segment)
-        self._place |= {
-            name: (place, i) for i, name in enumerate(segment.ids) if i not in segment.deleted
-        }
+        if self._known is not None:
+            self._known |= _places(segment, place)
 
     def delete(self, ids: Iterable[str]) -> SparseIndex:
         """Delete documents: they are marked now, and removed at the next `merge`.
@@ -267,11 +285,12 @@ class SparseIndex:
             if both := next((name for name in index._place if name in self._place), None):
                 fix = "Delete it from one of them."
                 raise DataError("document id", got=f"{both!r} in both", want="each once", fix=fix)
+        self._numbers = None
         parts = [*self.segments, *(segment for index in indexes for segment in index.segments)]
         if len(self.segments) == len(parts) == 1 and not parts[0].deleted:
             return self
         # rebuild from the parts; texts are kept only if every part has them
-        self.segments, self._place = [], {}
+        self.segments, self._known = [], None
         if parts:
             alive = [part.alive for part in parts]
             ids = alive_texts([part.ids for part in parts], alive)
@@ -332,7 +351,7 @@ class SparseIndex:
         scorer = self._scorer_of_segments()
         joined = scorer.joined(queries, prune=prune, max_df=max_df)
         masks = masks_of(self.segments, where)
-        return [self._hits(scorer.scores(query, k, two_phase)[0], k, masks) for query in joined]
+        return [self._hits(scorer.best(query, k, masks, two_phase), k) for query in joined]
 
     def stems_of(self, query: str) -> list[str]:
         """Return the stems of a query that some document has, each once; [] without BM25.
@@ -359,20 +378,16 @@ class SparseIndex:
         """Count the documents, deleted ones too, with each token in their vectors, (V,)."""
         return frequencies(self.segments, len(self.queries.weights))
 
-    def _hits(self, scores: Sequence[Array], k: int, masks: Sequence[Array] | None) -> list[Hit]:
+    def _hits(self, found: Sequence[tuple[Array, Array]], k: int) -> list[Hit]:
         """Return the k best hits of all segments.
 
-        scores: (documents,) of each segment; k: how many; masks: (documents,) bool of each, False =
-          left out; None = all of them count.
+        found: numbers and scores of each segment's best; k: how many.
         """
-        hits: list[Hit] = []
-        for place, (segment, segment_scores) in enumerate(zip(self.segments, scores, strict=True)):
-            if masks is not None:
-                segment_scores = np.where(masks[place], segment_scores, 0)
-            for number in best(segment_scores, k).tolist():
+        hits = list[Hit]()
+        for segment, (numbers, scores) in zip(self.segments, found, strict=True):
+            for number, score in zip(map(int, numbers), scores.tolist(), strict=True):
                 text = segment.texts[number] if segment.texts else ""
-                name, score = segment.ids[number], float(segment_scores[number])
-                hits.append(Hit(name, score, text, segment.fields_of(number)))
+                hits.append(Hit(segment.ids[number], score, text, segment.fields_of(number)))
         if len(self.segments) > 1:
             hits.sort(key=lambda hit: -hit.score)  # stable: ties stay in the order of documents
         return hits[:k]
@@ -401,10 +416,8 @@ class SparseIndex:
             terms.append(Term(self.queries.word(token), learned_factor * score, expanded))
         if scorer.bm25 is not None and segment.stems is not None:
             lists = scorer.bm25.lists[place]
-            # BM25's lists follow the learned scores, if there are any
-            shifted = row + lists.count - segment.postings.count
             for stem, weight in joined.stems[place]:
-                score = bm25_factor * lists.scores_of([(stem, weight)], shifted)[0]
+                score = bm25_factor * lists.scores_of([(stem, weight)], row)[0]
                 terms.append(Term(segment.stems.names[stem], float(score), False, stem=True))
         return sorted((t for t in terms if t.score > 0), key=lambda term: -term.score)
 
@@ -466,6 +479,11 @@ class SparseIndex:
         for segment in saved.segments:
             index._add(segment)
         return index
+
+
+def _places(segment: Segment, place: int) -> dict[str, tuple[int, int]]:
+    """Return where the documents of a segment are, by id.  place: of the segment."""
+    return {name: (place, i) for i, name in enumerate(segment.ids) if i not in segment.deleted}
 
 
 def _again(name: str) -> DataError:

@@ -66,13 +66,28 @@ class GgufNames:
         transformers rotates feature i of a head with i + D / 2, llama.cpp 2 i with 2 i + 1. Other
         tensors are returned as they are. path: the tensor's name in the model.
         """
-        part = re.search(r"\.([qk])_proj\.", path)
-        if self.architecture != "llama" or part is None:
+        if (heads := self._turned(path)) is None:
             return tensor
-        config = self.model.config
-        heads = config.num_attention_heads if part[1] == "q" else config.num_key_value_heads
         # rows (head, half, i) -> (head, i, half)
         return tensor.unflatten(0, (heads, 2, -1)).transpose(1, 2).flatten(0, 2)
+
+    def restored(self, path: str, tensor: Tensor) -> Tensor:
+        """Return a tensor of a file with its rows in the model's order, the inverse of `ordered`.
+
+        path: the tensor's name in the model; tensor: its rows, of weights or of their bytes.
+        """
+        if (heads := self._turned(path)) is None:
+            return tensor
+        # rows (head, i, half) -> (head, half, i)
+        return tensor.unflatten(0, (heads, -1, 2)).transpose(1, 2).flatten(0, 2)
+
+    def _turned(self, path: str) -> int | None:
+        """Return the heads of a tensor whose rows have another order in the file, else None."""
+        part = re.search(r"\.([qk])_proj\.", path)
+        if self.architecture != "llama" or part is None:
+            return None
+        config = self.model.config
+        return config.num_attention_heads if part[1] == "q" else config.num_key_value_heads
 
 
 def export_gguf(

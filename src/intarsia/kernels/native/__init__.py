@@ -2,11 +2,12 @@
 
 One file for each format, all in one shared library. building.py: compiler, cache. loading.py: the
 build and its functions. registering.py: operators of torch. floor.py: this machine's bandwidth and
-peak.
+peak. What needs torch is imported when it is first used: a search of an index does without.
 """
 
-from .bound import MANY as MANY
-from .bound import Bound as Bound
+import importlib
+from typing import TYPE_CHECKING, Any
+
 from .faults import refuse as refuse
 from .loading import function as function
 from .loading import instructions as instructions
@@ -15,7 +16,11 @@ from .loading import load as load
 from .loading import require as require
 from .loading import using as using
 from .loading import why as why
-from .registering import operator as operator
+
+if TYPE_CHECKING:
+    from .bound import MANY as MANY
+    from .bound import Bound as Bound
+    from .registering import operator as operator
 
 __all__ = [
     "MANY",
@@ -30,3 +35,12 @@ __all__ = [
     "using",
     "why",
 ]
+_HOMES = {"MANY": "bound", "Bound": "bound", "operator": "registering"}
+
+
+def __getattr__(name: str) -> Any:
+    """Import a name of a module that needs torch, and keep it."""
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    found = globals()[name] = vars(importlib.import_module(f".{_HOMES[name]}", __name__))[name]
+    return found

@@ -7,25 +7,13 @@
  * first, so that rows of one text, a block of a prompt, see those before them; a ring is so much
  * longer than a window that none of them overwrites what another one sees. heads / groups queries
  * share a key. A limit squashes the scores before the softmax. */
-#include "decoder.h"
+#include "attention.h"
 
-enum { F32, BF16, CHUNK = 8 /* vectors of an output that are summed in registers */ };
-
-ALWAYS vf cached(const void *cache, int64_t at, const int type) {
-    if (type == F32) return load((const float *)cache + at);
-#if defined(__AVX512F__) && defined(__AVX512BW__)
-    return (vf)of_bf16_x16((const uint16_t *)cache + at);
-#elif defined(__AVX2__)
-    return (vf)of_bf16_x8((const uint16_t *)cache + at);
-#else
-    vf some;
-    for (int i = 0; i < V; i++) some[i] = of_bf16(((const uint16_t *)cache)[at + i]);
-    return some;
-#endif
-}
-ALWAYS float cached_one(const void *cache, int64_t at, const int type) {
-    return type == F32 ? ((const float *)cache)[at] : of_bf16(((const uint16_t *)cache)[at]);
-}
+enum {
+    CHUNK = 8,      /* vectors of an output that are summed in registers */
+    LONG_RUN = 16,  /* rows from which a run's keys are read once for all of them */
+    QUERIES = 96    /* of a run, about: what reads its keys once */
+};
 
 static void keep(void *cache, int64_t at, const float *x, int64_t count, int64_t type) {
     if (type == F32) memcpy((float *)cache + at, x, (size_t)count * sizeof(float));
@@ -36,10 +24,6 @@ static void keep(void *cache, int64_t at, const float *x, int64_t count, int64_t
 struct seen {
     int64_t at[3], count[3], total;
 };
-
-ALWAYS int64_t kept_at(const struct decoder_step *s, int64_t place) {
-    return place < s->sink ? place : s->sink + (place - s->sink) % (s->length - s->sink);
-}
 
 ALWAYS struct seen seen_from(const struct decoder_step *s, int64_t place) {
     const int64_t near = s->window && place + 1 - s->window > s->sink ? place + 1 - s->window : s->sink;
@@ -115,14 +99,14 @@ ALWAYS void mixed(float *out, const float *weights, const void *values, int64_t 
 }
 
 /* All heads of one key of one row. */
-ALWAYS int attend_one(const struct decoder_job *j, int64_t unit, const int type) {
+ALWAYS int64_t attend_one(const struct decoder_job *j, int64_t row, int64_t group, const int type) {
     const struct decoder_step *s = j->s;
-    const int64_t row = unit / s->groups, group = unit % s->groups, each = s->heads / s->groups;
+    const int64_t each = s->heads / s->groups;
     const struct decoder_row *r = j->rows + row;
     const struct seen places = seen_from(s, r->place);
     const int64_t from = (r->slot * s->groups + group) * s->length * s->size;
     float *scores = malloc((size_t)(places.total + V) * sizeof(float));
-    if (!scores) return 1;
+    if (!scores) return OUT_OF_MEMORY;
     for (int64_t h = group * each; h < (group + 1) * each; h++) {
         const float *q = row_at(s->src, s->src_pitch, row) + h * s->size;
         float *out = row_at(s->dst, s->dst_pitch, row) + h * s->size;
@@ -145,18 +129,41 @@ ALWAYS int attend_one(const struct decoder_job *j, int64_t unit, const int type)
     return 0;
 }
 
+/* Cut the rows into runs: of the same text one behind the other, as long as a run pays, or one row.
+ * -> their number. */
+static int64_t runs_of(const struct decoder_step *s, const struct decoder_row *rows, int64_t count,
+                       struct run *runs) {
+    const int64_t each = s->heads / s->groups;
+    const int64_t most = QUERIES / each > LONG_RUN ? QUERIES / each : LONG_RUN;
+    int64_t all = 0;
+    for (int64_t r = 0, end; r < count; r = end) {
+        for (end = r + 1; end < count && rows[end].slot == rows[r].slot; end++)
+            if (rows[end].place != rows[end - 1].place + 1) break;
+        const int64_t one = end - r < LONG_RUN || s->size % V ? 1 : most;
+        for (int64_t first = r; first < end; first += one)
+            runs[all++] = (struct run){first, first + one < end ? one : end - first};
+    }
+    return all;
+}
+
 static void attend_part(void *context, int64_t part) {
     struct decoder_job *j = context;
-    const int64_t units = j->count * j->s->groups, to = units * (part + 1) / j->parts;
+    const int64_t groups = j->s->groups, units = j->count * groups, to = units * (part + 1) / j->parts;
     for (int64_t unit = units * part / j->parts; unit < to; unit++) {
-        const int failed = j->s->type == F32 ? attend_one(j, unit, F32) : attend_one(j, unit, BF16);
-        if (failed) __atomic_store_n(&j->fault, OUT_OF_MEMORY, __ATOMIC_RELAXED);
+        const struct run *run = j->runs + unit / groups;
+        int64_t fault;
+        if (run->count > 1) fault = attend_run(j->s, j->rows, run, unit % groups);
+        else if (j->s->type == F32) fault = attend_one(j, run->first, unit % groups, F32);
+        else fault = attend_one(j, run->first, unit % groups, BF16);
+        if (fault) __atomic_store_n(&j->fault, fault, __ATOMIC_RELAXED);
     }
 }
 
 int64_t decoder_attend(const struct decoder_step *s, const struct decoder_row *rows, int64_t count,
                        int threads) {
-    struct decoder_job j = {.s = s, .rows = rows, .count = count};
+    struct run *runs = malloc((size_t)count * sizeof *runs);
+    if (!runs) return OUT_OF_MEMORY;
+    struct decoder_job j = {.s = s, .rows = rows, .runs = runs, .count = runs_of(s, rows, count, runs)};
     int64_t bytes = 0;
     for (int64_t r = 0; r < count; r++) {
         for (int64_t g = 0; g < s->groups; g++) {
@@ -168,7 +175,8 @@ int64_t decoder_attend(const struct decoder_step *s, const struct decoder_row *r
         bytes += seen_from(s, rows[r].place).total * s->size * s->heads * 8;
     }
     j.parts = parts_of(bytes, threads);
-    if (j.parts > count * s->groups) j.parts = count * s->groups;
+    if (j.parts > j.count * s->groups) j.parts = j.count * s->groups;
     intarsia_parallel(attend_part, &j, j.parts, threads);
+    free(runs);
     return j.fault;
 }

@@ -24,6 +24,7 @@ struct decoder_row {
 struct decoder_job {
     const struct decoder_step *s;
     const struct decoder_row *rows;
+    const struct run *runs; /* of attention.h: `count` of them */
     int64_t count, parts, fault;
 };
 

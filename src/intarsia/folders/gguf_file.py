@@ -1,0 +1,327 @@
+"""A language model in a GGUF file, packed without a loss: codes of Q4_0 and Q8_0 as they come.
+
+opened = open_gguf("model.gguf")
+model, tokenizer = packed_gguf(opened), opened.tokenizer
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers.initialization import no_init_weights
+from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+
+from ..core.errors import AssetError, IntarsiaError
+from ..data.language_models import quietly
+from ..formats import BlockInt
+from ..hosts.changing import apply_plan
+from ..sparse.swap.compress import Compress, matrices_of, packing
+from .out.gguf_model import ARCHITECTURES, GgufNames, names_for
+from .out.graphs import needs
+
+EXACT = {"Q4_0": 4, "Q8_0": 8}  # GGUF's types that are formats of ours, with their bits
+DENSE = ("F32", "F16", "BF16")
+WIDE = 5.0  # bits a weight of GGUF's types, from above which 8 bits are stored, and not 4
+PIECE = 4_000_000  # weights that are decoded at a time
+FREQUENCIES = "rope_freqs.weight"  # divisors of the rotary frequencies, of Llama 3
+CONTEXTS = [2**k for k in range(4, 21)]  # tokens that a model of Llama 3's scaling began with
+SAFE = "Convert its safetensors: intarsia compress FOLDER --format blockint"
+
+
+@dataclass(frozen=True)
+class GgufModel:
+    """GGUF file with its tensors mapped, and the model of transformers that it describes.
+
+    path: of the file; host: the model, with room for weights that nobody has written; names: of its
+    tensors in the file; tensors: of the file by name, as `gguf.GGUFReader` has them.
+    """
+
+    path: Path
+    host: Any
+    tokenizer: Any
+    names: GgufNames
+    tensors: Mapping[str, Any]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the file's tensors."""
+        return sum(int(tensor.n_bytes) for tensor in self.tensors.values())
+
+    @property
+    def format(self) -> str:
+        """Types of the tensors with their counts, as "GGUF with 211 Q4_0, 61 F32"."""
+        kinds = Counter(str(tensor.tensor_type.name) for tensor in self.tensors.values())
+        return f"GGUF with {', '.join(f'{count} {kind}' for kind, count in kinds.most_common())}"
+
+    def kind(self, path: str) -> str:
+        """Return GGUF's type of a tensor, as "Q4_0"; path: its name in the model."""
+        return str(self._tensor(path).tensor_type.name)
+
+    def numbers(self, path: str) -> Tensor:
+        """Return a tensor in float32, some rows decoded at a time; path: its name in the model.
+
+        Raises: AssetError for numbers that are not finite.
+        """
+        stored, gguf = self._tensor(path), needs("gguf")
+        shape = tuple(int(side) for side in stored.shape[::-1])
+        numbers, data = torch.empty(shape), stored.data.reshape(*stored.data.shape)
+        count = max(1, PIECE // max(1, shape[-1])) if len(shape) > 1 else len(data)
+        for first in range(0, shape[0], count):
+            part = gguf.quants.dequantize(data[first : first + count], stored.tensor_type)
+            numbers[first : first + count] = torch.from_numpy(np.array(part, np.float32))
+        return self._finite(path, self.names.restored(path, numbers), numbers)
+
+    def stored(self, path: str, bits: int) -> dict[str, Tensor]:
+        """Return a matrix of type Q4_0 or Q8_0 as `BlockInt` stores it, its codes unchanged.
+
+        path: its name in the model; bits: of a code.
+        Raises: AssetError for scales that are not finite.
+        """
+        stored = self._tensor(path)
+        rows = self.names.restored(path, torch.from_numpy(np.array(stored.data)))
+        parts = BlockInt(bits).of_gguf(rows, [int(side) for side in stored.shape[::-1]])
+        self._finite(path, parts["scales"], parts["scales"])
+        return parts
+
+    def _tensor(self, path: str) -> Any:
+        return self.tensors[self.names.names[path]]
+
+    def _finite(self, path: str, numbers: Tensor, checked: Tensor) -> Tensor:
+        """Return numbers, of which a part was checked."""
+        if not checked.isfinite().all():
+            raise _damaged(self.path, f"NaN or infinity in {self.names.names[path]}")
+        return numbers
+
+
+def open_gguf(path: str | Path) -> GgufModel:
+    """Map a GGUF file, and build the model and the tokenizer that it describes, without weights.
+
+    path: *.gguf of a Llama (Mistral, SmolLM2, ...), Qwen2, Qwen3 or Phi-3.
+    Raises: AssetError for another architecture, a part of several files, tensors that the model has
+    not, or a damaged file; MissingExtra without the `gguf` package.
+    """
+    gguf, path = needs("gguf"), Path(path)
+    try:
+        reader = _reader(gguf)(path)
+        fields = {name: field.contents() for name, field in reader.fields.items() if _short(field)}
+        tensors = {tensor.name: tensor for tensor in reader.tensors}
+        _check_known(path, fields)
+        with quietly():
+            place: dict[str, Any] = {"gguf_file": path.name}
+            tokenizer = AutoTokenizer.from_pretrained(str(path.parent), **place)
+            config = AutoConfig.from_pretrained(str(path.parent), **place)
+        _complete(config, fields, tensors, tokenizer)
+        with no_init_weights():
+            host: Any = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
+        host.tie_weights()
+        paths = set(host.state_dict())
+        if config.tie_word_embeddings:
+            paths.discard("lm_head.weight")
+        names = names_for(host, sorted(paths))
+        _check_tensors(path, host, names, tensors)
+    except IntarsiaError:
+        raise
+    except Exception as error:  # struct.error, IndexError, ValueError, KeyError, MemoryError ...
+        raise _damaged(path, f"{type(error).__name__}: {error}") from error
+    return GgufModel(path, host.eval(), tokenizer, names, tensors)
+
+
+def packed_gguf(
+    file: GgufModel,
+    *,
+    bits: int | None = None,
+    head: int | str | None = None,
+    progress: Callable[[str], None] | None = None,
+) -> nn.Module:
+    """Pack the linear layers and the head of a GGUF file's model, one tensor at a time.
+
+    Q4_0 and Q8_0 keep their codes and scales, so that each weight is what the file says. Matrices
+    of other types are decoded and rounded as `BlockInt` rounds, to `bits`; None = 4 for types of up
+    to 5 bits a weight and for floats, 8 for the others. Embedding, norms and biases are decoded: to
+    bfloat16 where it holds all of them unchanged, otherwise to float32.
+    head: None = as the file has it, rounded to 8 bits if that is neither Q4_0 nor Q8_0; 8 or 4 =
+    in so many bits; "same" = decoded, like the embedding. progress: gets a line of text for what is
+    rounded.
+    Raises: AssetError for numbers that are not finite.
+    """
+    host, rounded = file.host, Counter[str]()
+    owners = dict(host.named_parameters())  # a tied head has the embedding's name alone
+    matrices = {f"{layer}.weight": layer for layer in matrices_of(host, ())}
+    groups: dict[int, dict[str, dict[str, Tensor]]] = {}
+    for path, layer in matrices.items():
+        wanted, stored = _stored(file, path, bits, rounded, exact=True)
+        groups.setdefault(wanted, {})[layer] = stored
+    source = "lm_head.weight" if "lm_head.weight" in file.names.names else _embedding(host)
+    in_head = {}
+    if head != "same":
+        settings = {"bits": 8 if head is None else int(head), "exact": head is None}
+        in_head = dict([_stored(file, source, settings["bits"], rounded, settings["exact"])])
+    left = owners.keys() - matrices.keys() - ({"lm_head.weight"} if in_head else set())
+    floats = {path: file.numbers(path) for path in sorted(left)}
+    dtype = _narrowest(floats.values())
+    for path in sorted(floats):
+        owners[path].data = floats.pop(path).to(dtype)
+    host.config.dtype = dtype
+    plans = [(n, some, tuple(some) if len(groups) > 1 else ()) for n, some in groups.items()]
+    plans += [(n, {"lm_head": stored}, ("lm_head",)) for n, stored in in_head.items()]
+    for number, some, layers in plans:
+        shapes = {layer: tuple(host.get_submodule(layer).weight.shape) for layer in some}
+        change = Compress(BlockInt(number), layers)
+        apply_plan(host, packing(change, 0, shapes, some, {}))
+    if progress and rounded:
+        progress("; ".join(f"{count} matrices {what}" for what, count in sorted(rounded.items())))
+    return host
+
+
+def _embedding(host: Any) -> str:
+    """Return the name of the embedding's weight."""
+    weight = host.get_input_embeddings().weight
+    return next(name for name, tensor in host.named_parameters() if tensor is weight)
+
+
+def _stored(
+    file: GgufModel, path: str, bits: int | None, rounded: Counter[str], exact: bool
+) -> tuple[int, dict[str, Tensor]]:
+    """Return the bits of a code, and a matrix as it is stored; count it if it is rounded.
+
+    exact: keep the codes that the file has, whatever `bits` says.
+    """
+    kind = file.kind(path)
+    own = EXACT.get(kind)
+    if own is not None and (exact or own == bits):
+        return own, file.stored(path, own)
+    if bits is None:
+        block, size = needs("gguf").GGML_QUANT_SIZES[
+            file.tensors[file.names.names[path]].tensor_type
+        ]
+        bits = 8 if kind not in DENSE and 8 * size / block > WIDE else 4
+    rounded[f"of type {kind} rounded to {bits} bits"] += 1
+    return bits, BlockInt(bits).encode(file.numbers(path))
+
+
+def _narrowest(tensors: Any) -> torch.dtype:
+    """Return bfloat16 if it holds all numbers unchanged, otherwise float32."""
+    same = all(torch.equal(t.to(torch.bfloat16).float(), t) for t in tensors)
+    return torch.bfloat16 if same else torch.float32
+
+
+def _reader(gguf: Any) -> Any:
+    """Return `gguf.GGUFReader` that refuses a file which ends before what its header counts.
+
+    Its own would count on, for hours, in a file with a damaged length.
+    """
+
+    class Bounded(gguf.GGUFReader):
+        def _get(self, offset: int, dtype: Any, count: int = 1, **order: Any) -> Any:
+            end = int(offset) + np.dtype(dtype).itemsize * int(count)
+            if end > len(self.data):
+                raise EOFError(f"{len(self.data)} bytes, of which {end} are read")
+            return super()._get(offset, dtype, count, **order)
+
+    return Bounded
+
+
+def _short(field: Any) -> bool:
+    """Return True for a field that is no list, as vocabularies are."""
+    return len(field.types) == 1
+
+
+def _check_known(path: Path, fields: Mapping[str, Any]) -> None:
+    """Check that a file is whole, and of an architecture whose names and rows are known."""
+    subject, kind = f"GGUF file {str(path)!r}", fields.get("general.architecture")
+    if kind not in (known := sorted(set(ARCHITECTURES.values()))):
+        want, fix = f"one of {', '.join(known)}", f"{SAFE}."
+        raise AssetError(subject, got=f"the architecture {kind!r}", want=want, fix=fix)
+    if fields.get("split.count", 0) > 1:
+        got, fix = f"one of {fields['split.count']} files", "Join them: llama-gguf-split --merge."
+        raise AssetError(subject, got=got, want="a model in one file", fix=fix)
+
+
+def _complete(
+    config: Any, fields: Mapping[str, Any], tensors: Mapping[str, Any], tokenizer: Any
+) -> None:
+    """Set what transformers leaves at its defaults: heads, windows, biases, rotations, tokens."""
+    kind = fields["general.architecture"]
+    own = lambda name, default=None: fields.get(f"{kind}.{name}", default)  # noqa: E731
+    if (width := own("attention.key_length")) and hasattr(config, "head_dim"):
+        config.head_dim = width
+    if hasattr(config, "sliding_window"):
+        config.sliding_window = own("attention.sliding_window")
+    for setting, tensor in {"attention_bias": "attn_q", "mlp_bias": "ffn_up"}.items():
+        if kind == "llama" and f"blk.0.{tensor}.bias" in tensors:
+            setattr(config, setting, True)
+    for name in ("bos", "eos", "pad"):
+        setattr(config, f"{name}_token_id", getattr(tokenizer, f"{name}_token_id"))
+    theta = float(own("rope.freq_base", 10_000.0))
+    config.rope_parameters = {"rope_type": "default", "rope_theta": theta}
+    scaling, factor = (
+        own("rope.scaling.type", "linear"),
+        own("rope.scaling.factor", own("rope.scale_linear", 0)),
+    )
+    if scaling != "none" and factor not in (0, 1):
+        config.rope_parameters |= {"rope_type": scaling, "factor": factor}
+    if scaling == "yarn":
+        settings = {
+            "original_max_position_embeddings": own("rope.scaling.original_context_length"),
+            "beta_fast": own("rope.scaling.yarn_beta_fast"),
+            "beta_slow": own("rope.scaling.yarn_beta_slow"),
+        }
+        config.rope_parameters |= {n: value for n, value in settings.items() if value is not None}
+    if FREQUENCIES in tensors:
+        config.rope_parameters = _llama3(config, theta, np.array(tensors[FREQUENCIES].data))
+
+
+def _llama3(config: Any, theta: float, divisors: np.ndarray) -> dict[str, Any]:
+    """Return the rotations of Llama 3 whose frequencies a file has divisors of.
+
+    divisors: (D / 2,), of the frequencies without scaling.
+    Raises: AssetError for those of no such scaling.
+    """
+    plain = {"rope_type": "default", "rope_theta": theta}
+    if (divisors == 1).all():
+        return plain
+    halves = 2 * len(divisors)
+    wanted = torch.from_numpy(theta ** -(np.arange(0, halves, 2) / halves) / divisors).float()
+    for context in CONTEXTS:
+        found = plain | {
+            "rope_type": "llama3", "factor": round(float(divisors.max()), 3),
+            "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+            "original_max_position_embeddings": context,
+        }  # fmt: skip
+        config.rope_parameters = found
+        got = ROPE_INIT_FUNCTIONS["llama3"](config, torch.device("cpu"))[0]
+        if got.shape == wanted.shape and torch.allclose(got.float(), wanted, rtol=1e-3, atol=0):
+            return found
+    want = "those of Llama 3: low 1, high 4, a context of a power of 2"
+    raise AssetError(FREQUENCIES, got="divisors of another scaling", want=want, fix=f"{SAFE}.")
+
+
+def _check_tensors(path: Path, host: Any, names: GgufNames, tensors: Mapping[str, Any]) -> None:
+    """Check that a file has the model's tensors, in the model's shapes, and no others."""
+    subject, want = f"GGUF file {str(path)!r}", f"the tensors of {type(host).__name__}"
+    state = host.state_dict()
+    shapes = {names.names[own]: tuple(state[own].shape) for own in names.names}
+    found = {name: tuple(int(side) for side in t.shape[::-1]) for name, t in tensors.items()}
+    found.pop(FREQUENCIES, None)
+    for name in sorted(shapes.keys() | found.keys()):
+        if shapes.get(name) == found.get(name):
+            continue
+        got = f"no {name}"
+        if name in found:
+            got = f"{name} of shape {found[name]}"
+        fix = f"{SAFE}, for mixtures and other variants." if name not in shapes else "Get it again."
+        raise AssetError(subject, got=got, want=want, fix=fix)
+
+
+def _damaged(path: Path, got: str) -> AssetError:
+    """Build the error of a file that cannot be read."""
+    want, fix = "the file as it was published", "Get it again, and compare its size."
+    return AssetError(f"GGUF file {str(path)!r}", got=got[:200], want=want, fix=fix)
