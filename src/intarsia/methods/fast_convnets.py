@@ -124,6 +124,7 @@ class Chw(Change):
         forms = choose_forms(clusters, self.rows, codings)
         decided: dict[str, Any] = {
             "example": list(picture.shape),
+            "whole": True,
             "forms": {name: list(form) for name, form in forms.items()},
             "codings": [[[value, *coding] for value, coding in c.items()] for c in codings],
             "milliseconds": {},
@@ -151,7 +152,8 @@ class Chw(Change):
         decided = plan.decided
         # The graph is traced with the shape of the planned example, so that names are the same.
         picture = torch.zeros([int(side) for side in decided["example"]])
-        graph, clusters = lowered(host, picture)
+        # nets that were saved before convolutions of k x k were on codes keep their steps
+        graph, clusters = lowered(host, picture, decided.get("whole", False))
         forms = {name: Form(*form) for name, form in decided["forms"].items()}
         codings = [
             {value: Coding(scale, zero) for value, scale, zero in cluster}

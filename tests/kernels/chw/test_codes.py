@@ -201,3 +201,33 @@ def test_codes_and_numbers_do_not_mix() -> None:
     step = ProgramStep("spmm", 0, 1, weights=fours(4, 8, 4, 1.0), rows=4, reads=8)
     with refused(ShapeError, what="step 0, 'spmm'"):
         NaiveProgram([step], {0: (8, 3, 3)})
+
+
+@needs_codes
+@pytest.mark.parametrize("source", [SIGNED, POSITIVE])
+def test_windows_of_whole_convolutions(source: Coding) -> None:
+    windows = (
+        Window(3, 1, 1, 1, 1, 1),
+        Window(3, 2, 0, 0, 1, 1),
+        Window(7, 2, 3, 3, 3, 3),
+        Window(5, 1, 2, 2, 2, 2),
+        Window(1, 2),
+        Window(3, 3, 1, 0, 2, 1),
+    )
+    for number, window in enumerate(windows):
+        for high, wide in ((7, 7), (9, 23), (23, 40)):
+            rows, k = (1, 2, 4)[number % 3], window.size
+            mask = drawn(-(-13 // rows), 3, seed=9).sigmoid() < 0.7
+            mask = mask.repeat_interleave(rows, 0)[:13].repeat_interleave(4, 1)[:, :10]
+            mask = mask[:, :, None, None].expand(-1, -1, k, k)
+            codes, scales = rounded(drawn(13, 10, k, k) * mask)
+            stored = RowBlocks(rows, inputs=4).encode(codes, mask)
+            values = stored.pop("values").unflatten(1, (4, -1)).permute(0, 2, 3, 1)
+            weights = {**stored, "codes": values.to(torch.int8).contiguous(), "scales": scales}
+            weights["bias"] = drawn(13, seed=5)
+            coding = (None, SIGNED, POSITIVE)[number // 2]
+            for act in ("relu6", "silu"):
+                step = ProgramStep(
+                    "conv", 1, 2, None, (act, "none"), weights, window, rows, 10, coding
+                )
+                agree(step, (10, high, wide), source)

@@ -607,6 +607,9 @@ static void convolve(const struct step *s, int threads) {
     if (s->kind == DEPTHWISE && fast(s)) run = direct_part;
 #endif
     intarsia_parallel(run, &j, j.parts, threads);
+    if (s->kind == CONV && s->other) /* its own activation is behind it already */
+        finish((float *)(intptr_t)s->dst, (const float *)(intptr_t)s->other, s->co * s->pitch_out / V, NONE,
+               s->act2);
 }
 
 /* ------------------------------------------------------------------------ vectors, and elementwise */
@@ -665,6 +668,10 @@ INTARSIA_API int64_t intarsia_chw_run(const int64_t *table, int64_t first, int64
                                       int64_t threads) {
     for (int64_t i = first; i < last; i++) {
         const struct step *s = (const struct step *)table + i;
+        if (s->kind == MAX) {
+            intarsia_chw_max(s, (int)threads);
+            continue;
+        }
 #if CODES
         if (s->kind == ENCODE || s->codes & SRC8) {
             if (intarsia_chw_codes_step(s, (int)threads)) return i + 1;

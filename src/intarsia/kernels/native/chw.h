@@ -15,7 +15,7 @@ struct step { /* a row of the table; pointers as numbers, so that 32-bit machine
     int64_t ci, co, h, w, ho, wo, pitch_in, pitch_out, k, stride, top, left, rows, scratch;
     int64_t codes, mul, rule; /* of values in codes of 8 bits: see chw_codes.c */
 };
-enum kind { SPMM, DEPTHWISE, CONV, LINEAR, ADD, SCALE, POOL, ACT, BIAS, ENCODE };
+enum kind { SPMM, DEPTHWISE, CONV, LINEAR, ADD, SCALE, POOL, ACT, BIAS, ENCODE, MAX };
 enum act { NONE, RELU, RELU6, HARDSWISH, SILU, SIGMOID, HARDSIGMOID };
 
 /* codes: which values are stored in 8 bits, a number x being scale (code - zero).
@@ -55,6 +55,9 @@ int intarsia_chw_codes_step(const struct step *s, int threads);
 #else
 #define CODES 0
 #endif
+
+/* The largest number, or code, of each window of a map. */
+void intarsia_chw_max(const struct step *s, int threads);
 
 /* Activate and store a number of a vector, or its code. */
 ALWAYS void keep_number(const struct step *s, int64_t c, float y) {

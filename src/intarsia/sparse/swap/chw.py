@@ -18,7 +18,7 @@ from ...hosts.anatomy.traced import traced
 from ...kernels.chw import Coding, NativeProgram, ProgramStep, available, codes_available
 from ...kernels.chw.steps import CODED_BLOCKS, DEEP
 from .chw_cluster import ChwCluster
-from .chw_codes import Codings, coded_step, coded_steps, rounded_weight
+from .chw_codes import Codings, coded_step, coded_steps, rounded_weight, wants_codes
 from .chw_net import ChwNet
 from .lowering import Cluster, DenseStep, clusters_of
 
@@ -45,17 +45,19 @@ class Form(NamedTuple):
 Forms = dict[str, Form]
 
 
-def lowered(net: nn.Module, example: Tensor) -> tuple[fx.GraphModule, list[Cluster]]:
+def lowered(
+    net: nn.Module, example: Tensor, whole: bool = True
+) -> tuple[fx.GraphModule, list[Cluster]]:
     """Trace a net, and group its layers into clusters that native kernels can compute.
 
     A cluster is a run of adjacent layers that kernels in channel-height-width order (CHW) compute
     in one call. net: a convolutional net in evaluation; example: (1, 3, H, W), a picture of the
-    size that it will see.
+    size that it will see; whole: as of `Cluster`.
     Returns the traced graph and its clusters.
     Raises: TargetError for a net that cannot be traced, or without any layer that kernels know.
     """
     graph = traced(net, example)
-    clusters = clusters_of(graph)
+    clusters = clusters_of(graph, whole)
     if not any(layer.tensors for cluster in clusters for layer in cluster.layers):
         got, fix = f"{type(net).__name__}, with none", "Use EfficientNet or MobileNet."
         raise TargetError("net in CHW", got=got, want="convolutions that kernels know", fix=fix)
@@ -80,7 +82,7 @@ def choose_forms(
         for layer in cluster.layers:
             if layer.kind in ("spmm", "conv"):
                 shape = tuple(nodes[layer.src].meta["shape"][1:])
-                codes = codings and layer.kind == "spmm"
+                codes = codings and wants_codes(layer, cluster.whole)
                 source = codings[number][layer.src] if codes else None
                 forms[key_of(layer)] = _choose_form(layer, shape, rows, source)
     return forms

@@ -39,7 +39,7 @@ class DenseStep:
     """
 
     name: str
-    kind: str  # "spmm" (1x1), "conv", "depthwise", "linear", "act", "pool", "add", "scale"
+    kind: str  # "spmm" (1x1), "conv", "depthwise", "linear", "act", "pool", "max", ...
     src: int  # numbers of values: src is read, dst written, other added or multiplied
     dst: int
     other: int | None = None
@@ -55,7 +55,8 @@ class Cluster:
     Each tensor between layers is a numbered value. values: node of the graph -> number of its
     value.
     inputs: the same for tensors that come from outside. flat: values that are vectors, not maps.
-    count: number of the next value.
+    count: number of the next value. whole: convolutions of k x k are computed on codes, in groups,
+    and with an addition behind them, and maxima are steps; False as in nets that were saved before.
     before: the cluster can be called in front of this node; None = at the end.
     """
 
@@ -65,6 +66,7 @@ class Cluster:
     flat: set[int] = field(default_factory=lambda: set[int]())
     before: fx.Node | None = None
     count: int = 0
+    whole: bool = True
 
     def outputs(self) -> dict[fx.Node, int]:
         """Return the nodes of this run of layers that other nodes read -> their numbers."""
@@ -93,13 +95,13 @@ class Cluster:
         return self.inputs[node]
 
 
-def clusters_of(graph: fx.GraphModule) -> list[Cluster]:
+def clusters_of(graph: fx.GraphModule, whole: bool = True) -> list[Cluster]:
     """Split a traced net into runs of layers that native kernels can compute, in order.
 
-    graph: trace by torch.fx with nodes that know their shapes.
+    graph: trace by torch.fx with nodes that know their shapes; whole: as of `Cluster`.
     """
     clusters: list[Cluster] = []
-    current, done = Cluster(), set[fx.Node]()
+    current, done = Cluster(whole=whole), set[fx.Node]()
     for node in graph.graph.nodes:
         if node in done or node.op in ("placeholder", "get_attr"):
             continue
@@ -107,7 +109,7 @@ def clusters_of(graph: fx.GraphModule) -> list[Cluster]:
         if node.op == "output" or not _take_node(graph, current, node):
             current.before = node
             clusters.append(current)
-            current = Cluster()
+            current = Cluster(whole=whole)
         done |= current.values.keys()
     # a cluster in which nothing is computed would only change the layout
     return [cluster for cluster in clusters if cluster.layers]
@@ -159,16 +161,19 @@ def _take_convolution(graph: fx.GraphModule, cluster: Cluster, node: fx.Node, co
     flat = source in cluster.values and cluster.values[source] in cluster.flat
     window = _window(conv) if _is_plain(conv, nn.Conv2d, "Conv2dSame") else None
     depthwise = conv.groups == conv.in_channels == conv.out_channels and conv.groups > 1
-    if window is None or (conv.groups > 1 and not depthwise) or (flat and window.size > 1):
+    grouped = conv.groups > 1 and not depthwise
+    if window is None or (grouped and not cluster.whole) or (flat and window.size > 1):
         return False
     # 1. the kind of the product; behind a global pool a 1x1 convolution is a linear layer
     plain = window._replace(same=False) == Window()
     kind = "depthwise" if depthwise else "spmm" if plain else "conv"
     if flat:
-        if depthwise:
+        if conv.groups > 1:
             return False
         kind = "linear"
     weight, bias = _weight_and_bias(conv)
+    if grouped:
+        weight = _ungrouped(weight, conv.groups)
     layer = DenseStep(str(node.target), kind, cluster.read(source), cluster.new(), window=window)
     nodes = [node]
     # 2. the batch norm goes into the weights, and the activation inside it into the step
@@ -191,6 +196,17 @@ def _take_convolution(graph: fx.GraphModule, cluster: Cluster, node: fx.Node, co
     return True
 
 
+def _ungrouped(weight: Tensor, groups: int) -> Tensor:
+    """Return the weight of a grouped convolution as that of a plain one, 0 between the groups.
+
+    weight: (out, in / groups, k, k).
+    """
+    of_groups = weight.unflatten(0, (groups, -1))
+    plain = weight.new_zeros(groups, of_groups.shape[1], groups, *weight.shape[1:])
+    plain[range(groups), :, range(groups)] = of_groups
+    return plain.flatten(2, 3).flatten(0, 1)
+
+
 def _step_weight(weight: Tensor, kind: str) -> Tensor:
     """Reshape a convolution's weight as kernels read it.
 
@@ -204,7 +220,8 @@ def _step_weight(weight: Tensor, kind: str) -> Tensor:
 def _fuse_into(
     graph: fx.GraphModule, cluster: Cluster, layer: DenseStep, nodes: list[fx.Node]
 ) -> None:
-    """Fuse a layer with the activation behind it and, for a 1x1 convolution, with an addition."""
+    """Fuse a layer with the activation behind it and, for a convolution, with an addition."""
+    kinds = ("spmm", "conv") if cluster.whole else ("spmm",)
     while (reader := _only_reader(nodes[-1])) is not None:
         module = module_of(graph, reader)
         act = _act_of(module, reader)
@@ -217,7 +234,7 @@ def _fuse_into(
             layer.acts = (act, "none")
         elif act and layer.other is not None and second == "none":
             layer.acts = (first, act)
-        elif function_of(reader) == ADD and layer.kind == "spmm" and layer.other is None:
+        elif function_of(reader) == ADD and layer.kind in kinds and layer.other is None:
             addends = [n for n in tensors_in(reader) if n is not nodes[-1]]
             same_shape = addends and addends[0].meta["shape"] == reader.meta["shape"]
             if (
@@ -353,6 +370,24 @@ def _take_pool(graph: fx.GraphModule, cluster: Cluster, node: fx.Node, pool: Any
     return True
 
 
+def _take_maximum(graph: fx.GraphModule, cluster: Cluster, node: fx.Node, pool: Any) -> bool:
+    """Add the largest number of each window to a cluster."""
+    sides: list[int] = []
+    for numbers in (pool.kernel_size, pool.stride, pool.padding):
+        several = (numbers,) if isinstance(numbers, int) else tuple(numbers)
+        if len({*several}) != 1:
+            return False
+        sides.append(several[0])
+    size, stride, zeros = sides
+    plain = pool.dilation in (1, (1, 1)) and not pool.ceil_mode and not pool.return_indices
+    source = tensors_in(node)[0]
+    flat = source in cluster.values and cluster.values[source] in cluster.flat
+    if not (cluster.whole and plain) or flat or len(source.meta["shape"]) != 4:
+        return False
+    layer = DenseStep(str(node.target), "max", 0, 0, window=Window(size, stride, *[zeros] * 4))
+    return _append(cluster, layer, node, source)
+
+
 def _take_flatten(graph: fx.GraphModule, cluster: Cluster, node: fx.Node, module: Any) -> bool:
     """Add a flatten of a pooled vector, which changes nothing, to a cluster."""
     source = tensors_in(node)[0]
@@ -404,6 +439,7 @@ TAKES: tuple[tuple[Any, Take], ...] = (
     (BATCH_NORM, _take_norm),
     (nn.Linear, _take_linear),
     (nn.AdaptiveAvgPool2d, _take_pool),
+    (nn.MaxPool2d, _take_maximum),
     (nn.Flatten, _take_flatten),
     (("mean", "adaptive_avg_pool2d"), _take_pool),
     (("flatten",), _take_flatten),
