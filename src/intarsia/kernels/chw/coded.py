@@ -1,4 +1,4 @@
-"""Data that native/chw_codes.c reads of a step with values or weights in codes of 8 bits."""
+"""Data that native/chw_codes.c and chw_plain.c read of a step with values or weights in codes of 8 bits."""
 
 from __future__ import annotations
 
@@ -27,7 +27,8 @@ def codings_of(steps: Sequence[ProgramStep]) -> dict[int, Coding]:
     """Return how the values of a program are coded that are: number -> coding.
 
     Raises: ShapeError for a step with weights and input that are not both codes, or both numbers,
-      or a largest number that is not coded as what it is taken from.
+      a largest number that is not coded as what it is taken from, or codes that a step of numbers
+      would add or could not make.
     """
     codings: dict[int, Coding] = {}
     for number, step in enumerate(steps):
@@ -37,6 +38,10 @@ def codings_of(steps: Sequence[ProgramStep]) -> dict[int, Coding]:
             name, got = f"step {number}, {step.kind!r}", "numbers and codes together"
             fix = "Compress the net again."
             raise ShapeError(name, got=got, want="one of both", fix=fix)
+        if not step.coded and (step.other in codings or not _can_make(step)):
+            name, got = f"step {number}, {step.kind!r}", "codes around a step of numbers"
+            want, fix = "weights in codes, or numbers alone", "Compress the net again."
+            raise ShapeError(name, got=got, want=want, fix=fix)
         if step.kind == "max" and codings.get(step.src) != step.result_coding:
             name, got = f"result of step {number}, 'max'", f"{step.result_coding}"
             fix = "Compress the net again."
@@ -44,6 +49,13 @@ def codings_of(steps: Sequence[ProgramStep]) -> dict[int, Coding]:
         if step.result_coding is not None:
             codings[step.dst] = step.result_coding
     return codings
+
+
+def _can_make(step: ProgramStep) -> bool:
+    """Return True if a step without weights in codes can store its result as it says."""
+    added = step.kind == "conv" and step.other is not None
+    makes = step.kind in ("encode", "pool", "linear", "max", "conv") and not added
+    return step.result_coding is None or makes
 
 
 def tensors_in_codes(step: ProgramStep, codings: Codings) -> tuple[int, dict[str, Tensor]]:

@@ -46,12 +46,6 @@ def available() -> bool:
     return native.load() is not None
 
 
-def codes_available() -> bool:
-    """Return True if the kernels were compiled with steps on codes of 8 bits."""
-    compiled = native.function("intarsia_chw_codes")
-    return compiled is not None and bool(compiled())
-
-
 class NativeProgram:
     """Steps on maps and vectors in one piece of memory, carried out by the kernels.
 

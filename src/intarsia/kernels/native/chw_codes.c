@@ -4,13 +4,10 @@
  * scale (code - zero). A product sums codes of weights times codes of inputs exactly, in int32, and
  * makes numbers of the sums: mul[co] sum + bias[co], where bias holds what the zero adds. With FOLDED
  * these are in units of the result's codes already, and only have to be rounded. Weights are symmetric.
- * For AVX-512 with VNNI and VBMI alone; elsewhere the program is torch's (native.py). */
+ * For AVX-512 with VNNI and VBMI alone; chw_plain.c has the same for all others. */
 #include "chw_codes.h"
 
-/* True if steps on codes were compiled. */
-INTARSIA_API int64_t intarsia_chw_codes(void) { return CODES; }
-
-#if CODES
+#if VNNI
 /* --------------------------------------------------------------------------- 1x1 convolutions */
 /* The codes of one pixel of four channels side by side: 64 pixels are four vectors, of which vector j
  * has the pixels 4 j ... 4 j + 3 of each sixteen; 16 pixels are one vector, in order. */

@@ -1,15 +1,39 @@
-/* What the steps on codes share, for AVX-512 with VNNI and VBMI alone: see chw_codes.c. */
+/* What the steps on codes share: chw_codes.c and chw_conv.c for AVX-512 with VNNI, chw_plain.c. */
 #ifndef INTARSIA_CHW_CODES_H
 #define INTARSIA_CHW_CODES_H
 
 #include "chw.h"
 
-#if CODES
 enum { TILE = 64, FEW = 16, DEEP = 4 }; /* pixels of a tile, of a last one; inputs of a product */
+/* largest kernel and stride; bytes behind a copied map */
+enum { TAPS = 121, STRIDES = 4, SPARE = 1024 };
 
 ALWAYS const float *numbers(int64_t at) { return (const float *)(intptr_t)at; }
 ALWAYS const uint8_t *bytes(int64_t at) { return (const uint8_t *)(intptr_t)at; }
 ALWAYS int64_t padded(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
+
+/* The copied map of a k x k step, four channels of a pixel side by side: see chw_conv.c. */
+struct copy {
+    int64_t wide, phases, size, each; /* pixels of a phase's row; of a phase; bytes of four channels */
+};
+
+ALWAYS struct copy copy_of(const struct step *s) {
+    const int64_t more = (s->k - 1) / s->stride, phases = s->k < s->stride ? s->k : s->stride;
+    struct copy c = {.wide = s->wo + more, .phases = phases};
+    c.size = (s->ho + more) * c.wide;
+    c.each = 4 * c.size * phases * phases;
+    return c;
+}
+
+/* The distance of each tap in the copied map, in bytes. */
+ALWAYS void find_taps(const struct step *s, const struct copy *c, int32_t *taps) {
+    for (int64_t dy = 0; dy < s->k; dy++)
+        for (int64_t dx = 0; dx < s->k; dx++)
+            taps[dy * s->k + dx] = (int32_t)(4 * ((dy % s->stride * c->phases + dx % s->stride) * c->size +
+                                                  dy / s->stride * c->wide + dx / s->stride));
+}
+
+#if VNNI
 ALWAYS __m512 as_numbers(__m128i codes) { return _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(codes)); }
 ALWAYS __m512i four(const int8_t *weights) { /* the same four in each lane */
     int32_t w;

@@ -9,29 +9,16 @@
  * of a grouped convolution is what its blocks keep. */
 #include "chw_codes.h"
 
-/* vectors of outputs; largest kernel and stride; bytes behind a map */
-enum { WIDEST = 6, TAPS = 121, STRIDES = 4, SPARE = 1024 };
-
-/* The copied map of a step. */
-struct copy {
-    int64_t wide, size, each; /* pixels of a phase's row; of a phase; bytes of four channels */
-};
-
-static struct copy copy_of(int64_t ho, int64_t wo, int64_t k, int64_t stride) {
-    const int64_t more = (k - 1) / stride, phases = k < stride ? k : stride;
-    struct copy c = {.wide = wo + more};
-    c.size = (ho + more) * c.wide;
-    c.each = 4 * c.size * phases * phases;
-    return c;
-}
-
 /* Bytes of scratch that a k x k step on codes needs. */
 INTARSIA_API int64_t intarsia_chw_conv_scratch(int64_t ci, int64_t ho, int64_t wo, int64_t k,
                                                int64_t stride) {
-    return (ci + 3) / 4 * copy_of(ho, wo, k, stride).each + SPARE;
+    const struct step s = {.ho = ho, .wo = wo, .k = k, .stride = stride};
+    return (ci + 3) / 4 * copy_of(&s).each + SPARE;
 }
 
-#if CODES
+#if VNNI
+enum { WIDEST = 6 }; /* vectors of outputs */
+
 struct job {
     const struct step *s;
     struct copy copy;
@@ -73,7 +60,7 @@ static struct spot spot_of(const struct step *s, int64_t x, int64_t phase, int64
 /* Sixteen columns, from x on, of all rows of four channels. */
 static void copy_columns(const struct step *s, struct copy c, const uint8_t *src, const int64_t *next,
                          const struct spot *spots, uint32_t *out) {
-    const int64_t phases = s->k < s->stride ? s->k : s->stride;
+    const int64_t phases = c.phases;
     int64_t phase = s->top % s->stride, high = s->top / s->stride * c.wide;
     for (int64_t y = 0; y < s->h && high < c.size; y++, src += s->w) {
         if (phase < phases) {
@@ -92,13 +79,13 @@ static void copy_part(void *context, int64_t part) {
     const struct job *j = context;
     const struct step *s = j->s;
     const struct copy c = j->copy;
-    const int64_t fours = (s->ci + 3) / 4, phases = s->k < s->stride ? s->k : s->stride;
+    const int64_t fours = (s->ci + 3) / 4;
     const int64_t from = fours * part / j->parts, to = fours * (part + 1) / j->parts;
     uint8_t *out = (uint8_t *)(intptr_t)s->scratch;
     memset(out + from * c.each, (int)numbers(s->rule)[IN_ZERO], (to - from) * c.each);
     for (int64_t x = 0; x < s->w; x += 16) {
         struct spot spots[STRIDES];
-        for (int64_t px = 0; px < phases; px++) spots[px] = spot_of(s, x, px, c.wide);
+        for (int64_t px = 0; px < c.phases; px++) spots[px] = spot_of(s, x, px, c.wide);
         for (int64_t n = from; n < to; n++) {
             int64_t next[3]; /* behind the last channel weights are 0: any codes do */
             for (int64_t i = 0; i < 3; i++) next[i] = 4 * n + i + 1 < s->ci ? (i + 1) * s->pitch_in : 0;
@@ -198,22 +185,18 @@ static const tile products[3][WIDEST] = {EACH(1), EACH(2), EACH(4)};
 static void conv_part(void *context, int64_t part) {
     const struct job *j = context;
     const struct step *s = j->s;
-    const int64_t blocks = (s->co + s->rows - 1) / s->rows, phases = s->k < s->stride ? s->k : s->stride;
+    const int64_t blocks = (s->co + s->rows - 1) / s->rows;
     const int64_t chunk = part % j->chunks, i = part / j->chunks;
     const int64_t least = j->vectors / j->tiles, more = j->vectors % j->tiles;
     const int64_t first = i * least + (i < more ? i : more); /* tiles of one size, or one less */
     int32_t taps[TAPS];
-    for (int64_t dy = 0; dy < s->k; dy++)
-        for (int64_t dx = 0; dx < s->k; dx++)
-            taps[dy * s->k + dx] =
-                (int32_t)(4 * ((dy % s->stride * phases + dx % s->stride) * j->copy.size +
-                               dy / s->stride * j->copy.wide + dx / s->stride));
+    find_taps(s, &j->copy, taps);
     products[s->rows / 2][least + (i < more) - 1](j, taps, 16 * first, blocks * chunk / j->chunks,
                                                   blocks * (chunk + 1) / j->chunks);
 }
 
 void intarsia_chw_codes_conv(const struct step *s, int threads) {
-    struct job j = {.s = s, .copy = copy_of(s->ho, s->wo, s->k, s->stride), .parts = threads};
+    struct job j = {.s = s, .copy = copy_of(s), .parts = threads};
     intarsia_parallel(copy_part, &j, j.parts, threads);
     j.vectors = ((s->ho - 1) * j.copy.wide + s->wo + 15) / 16;
     j.tiles = (j.vectors + WIDEST - 1) / WIDEST;

@@ -8,7 +8,7 @@ struct job {
 
 #define LARGER(a, b) ((b) > (a) || (b) != (b) ? (b) : (a)) /* NaN stays */
 
-#if CODES
+#if VNNI
 /* The largest of k codes at every second place. */
 static void second_codes(const uint8_t *line, uint8_t *to, int64_t n, int64_t k) {
     for (int64_t x = 0; x < n; x += 32) {
@@ -19,8 +19,14 @@ static void second_codes(const uint8_t *line, uint8_t *to, int64_t n, int64_t k)
         _mm256_mask_storeu_epi8(to + x, some, _mm512_cvtepi16_epi8(most));
     }
 }
-#else /* no map has codes */
-#define second_codes(line, to, n, k) (void)0
+#else
+static void second_codes(const uint8_t *line, uint8_t *to, int64_t n, int64_t k) {
+    for (int64_t x = 0; x < n; x++) {
+        to[x] = line[2 * x];
+        for (int64_t dx = 1; dx < k; dx++)
+            if (line[2 * x + dx] > to[x]) to[x] = line[2 * x + dx];
+    }
+}
 #endif
 
 /* The rows of a window are joined to one line with margins, of which each output takes its columns.
@@ -55,21 +61,17 @@ static void second_codes(const uint8_t *line, uint8_t *to, int64_t n, int64_t k)
         }                                                                                          \
     }
 MAXIMA(of_numbers, float)
-#if CODES
 MAXIMA(of_codes, uint8_t)
-#endif
 
 static void max_part(void *context, int64_t part) {
     const struct job *j = context;
     const struct step *s = j->s;
     const int64_t from = s->co * part / j->parts, to = s->co * (part + 1) / j->parts;
     float *line = (float *)(intptr_t)s->scratch + part * j->room;
-#if CODES
     if (s->codes & SRC8) {
         of_codes(s, (uint8_t *)line, from, to, 0);
         return;
     }
-#endif
     of_numbers(s, line, from, to, -INFINITY);
 }
 

@@ -15,7 +15,7 @@ from ...core.errors import TargetError
 from ...core.modes import evaluating
 from ...formats.row_blocks import RowBlocks, filled
 from ...hosts.anatomy.traced import traced
-from ...kernels.chw import Coding, NativeProgram, ProgramStep, available, codes_available
+from ...kernels.chw import Coding, NativeProgram, ProgramStep, available
 from ...kernels.chw.steps import CODED_BLOCKS, DEEP
 from .chw_cluster import ChwCluster
 from .chw_codes import Codings, coded_step, coded_steps, rounded_weight, wants_codes
@@ -109,7 +109,7 @@ def _choose_form(
     inputs = 1 if source is None else DEEP
     stored = weight if source is None else rounded_weight(weight)[0]
     # in torch every form is a dense product
-    if rows is not None or not (available() if source is None else codes_available()):
+    if rows is not None or not available():
         return Form(rows or 1, _stored_columns(stored, rows or 1, inputs), density, {})
     times: dict[int, float] = {}
     blocks = FORMS if source is None else CODED_BLOCKS

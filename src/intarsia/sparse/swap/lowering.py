@@ -173,7 +173,7 @@ def _take_convolution(graph: fx.GraphModule, cluster: Cluster, node: fx.Node, co
         kind = "linear"
     weight, bias = _weight_and_bias(conv)
     if grouped:
-        weight = _ungrouped(weight, conv.groups)
+        weight = ungrouped(weight, conv.groups)
     layer = DenseStep(str(node.target), kind, cluster.read(source), cluster.new(), window=window)
     nodes = [node]
     # 2. the batch norm goes into the weights, and the activation inside it into the step
@@ -196,7 +196,7 @@ def _take_convolution(graph: fx.GraphModule, cluster: Cluster, node: fx.Node, co
     return True
 
 
-def _ungrouped(weight: Tensor, groups: int) -> Tensor:
+def ungrouped(weight: Tensor, groups: int) -> Tensor:
     """Return the weight of a grouped convolution as that of a plain one, 0 between the groups.
 
     weight: (out, in / groups, k, k).
