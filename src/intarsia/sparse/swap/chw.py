@@ -214,6 +214,7 @@ def rewritten(
     batches: accept several pictures in one call, computed one after the other; False = one picture.
     codings: of the values of each cluster that is computed on codes; none = all numbers.
     """
+    moved: dict[fx.Node, fx.Node] = {}  # a node of a cluster -> what has its value now
     for number, cluster in enumerate(clusters):
         pairs = _steps_of(cluster, forms, codings[number] if codings else None)
         steps, names = [step for _, step in pairs], [key_of(layer) for layer, _ in pairs]
@@ -226,7 +227,8 @@ def rewritten(
         module = ChwCluster(steps, names, tuple(cluster.inputs.values()), axes, batches)
         graph.add_submodule(f"chw_{number}", module)
         with graph.graph.inserting_before(cluster.before):
-            call = graph.graph.call_module(f"chw_{number}", tuple(cluster.inputs))
+            inputs = tuple(moved.get(node, node) for node in cluster.inputs)
+            call = graph.graph.call_module(f"chw_{number}", inputs)
             # 2. whoever read a value of the cluster from outside now reads the module's output
             for i, nodes in enumerate(readers.values()):
                 result = call
@@ -235,6 +237,8 @@ def rewritten(
                 for node in nodes:  # uses inside the cluster are removed with it
                     new = _reshape(graph, result, node, nodes[0])
                     node.replace_all_uses_with(new, partial(_is_outside, cluster))
+                    if cluster.whole:  # saved nets of before have what torch computes twice
+                        moved[node] = new
     # 3. the nodes inside have no readers any more
     graph.graph.eliminate_dead_code()
     return ChwNet(graph, net)

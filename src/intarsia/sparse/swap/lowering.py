@@ -25,6 +25,7 @@ ACT_MODULES: Mapping[type[nn.Module], str] = {
     nn.Hardsigmoid: "hardsigmoid",
     nn.Identity: "none",
 }
+OF_TIMM = {"timm.layers.activations.Sigmoid": "sigmoid"}  # its gates in RegNetY
 ACT_FUNCTIONS = ("relu", "relu6", "hardswish", "silu", "sigmoid", "hardsigmoid")
 NOTHING = ("Identity", "Dropout", "Dropout2d", "DropPath")  # in evaluation
 LARGEST, STRIDES = 11, 4  # largest side and stride of a convolution's kernel
@@ -129,7 +130,7 @@ def _take_node(graph: fx.GraphModule, cluster: Cluster, node: fx.Node) -> bool:
     if (name in NOTHING and name != "Identity") or isinstance(module, nn.Identity):
         cluster.values[node] = cluster.read(inputs[0])
         return True
-    act = _act_of(module, node)
+    act = _act_of(cluster, module, node)
     if act and len(inputs[0].meta["shape"]) == 4 and inputs[0] in cluster.values | cluster.inputs:
         if cluster.read(inputs[0]) in cluster.flat:
             return False
@@ -139,10 +140,12 @@ def _take_node(graph: fx.GraphModule, cluster: Cluster, node: fx.Node) -> bool:
     return False
 
 
-def _act_of(module: nn.Module | None, node: fx.Node) -> str:
+def _act_of(cluster: Cluster, module: nn.Module | None, node: fx.Node) -> str:
     """Return the name of the activation that a node computes; "" for another node."""
     if module is not None:
-        return ACT_MODULES.get(type(module), "")
+        name = f"{type(module).__module__}.{type(module).__name__}"
+        of_timm = OF_TIMM.get(name, "") if cluster.whole else ""
+        return ACT_MODULES.get(type(module), of_timm)
     name = function_of(node)
     return name if name in ACT_FUNCTIONS else ""
 
@@ -224,7 +227,7 @@ def _fuse_into(
     kinds = ("spmm", "conv") if cluster.whole else ("spmm",)
     while (reader := _only_reader(nodes[-1])) is not None:
         module = module_of(graph, reader)
-        act = _act_of(module, reader)
+        act = _act_of(cluster, module, reader)
         if type(module).__name__ in NOTHING or act == "none":
             nodes.append(reader)
             continue
