@@ -82,9 +82,10 @@ class Chw(Change):
         "fp32",
         'The numbers of maps and weights: "fp32", or "int8", codes of 8 bits: AVX-512 with VNNI '
         "multiplies four inputs at a time, so that zeros save time where they come in fours "
-        "(`SparseGPT(inputs=4)`) and a dense net is faster, too. The example is then some dozen "
-        "pictures: they choose the ranges. Outputs move as by any rounding to 8 bits; on other "
-        "processors torch computes the same, slowly.",
+        "(`SparseGPT(inputs=4)`) and a dense net is faster, too, also of k x k and in groups. The "
+        "example is then some dozen pictures: they choose the ranges. Outputs move as by any "
+        "rounding to 8 bits; other processors compute the same with AVX2 or plain C, less fast, "
+        "and without a compiler torch does, slowly.",
         choices=("fp32", "int8"),
     )
 
@@ -138,6 +139,11 @@ class Chw(Change):
             decided["milliseconds"] = {name: round(1e3 * t, 3) for name, t in times.items()}
             if after >= times["before"]:
                 subject, fix = "net in CHW", "Prune it first, or pass Chw(force=True)."
+                if on_codes:
+                    fix = (
+                        "OpenVINO and onnxruntime are faster: intarsia export RUN --format onnx "
+                        "--int8. Or pass Chw(force=True)."
+                    )
                 got = f"{1e3 * after:.2f} ms a picture"
                 want = f"less than the {1e3 * times['before']:.2f} ms of the net as it is"
                 raise ConfigError(subject, got=got, want=want, fix=fix)

@@ -12,6 +12,8 @@ from intarsia.kernels.chw import Coding, NaiveProgram, NativeProgram, ProgramSte
 from .drawing import drawn
 
 SIGNED, POSITIVE = Coding(0.031, 117), Coding(0.02, 0)
+
+
 def rounded(weight: Tensor) -> tuple[Tensor, Tensor]:
     """Codes of a weight, and the scale of each output."""
     scales = weight.flatten(1).abs().amax(1).clamp_min(1e-6) / 127

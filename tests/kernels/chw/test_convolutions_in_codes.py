@@ -1,4 +1,4 @@
-"""Convolutions of k x k and maxima in codes of 8 bits, by each build of the kernels and in torch."""
+"""Convolutions of k x k and maxima in codes of 8 bits, by each build and in torch."""
 
 from __future__ import annotations
 
@@ -74,7 +74,9 @@ def test_groups_are_what_blocks_keep(groups: int) -> None:
     whole = ungrouped(codes, groups)
     x = drawn(ins, 8, 9)
     want = torch.nn.functional.conv2d(x[None], codes, groups=groups)
-    assert torch.equal(torch.nn.functional.conv2d(x[None], whole).round(decimals=3), want.round(decimals=3))
+    assert torch.equal(
+        torch.nn.functional.conv2d(x[None], whole).round(decimals=3), want.round(decimals=3)
+    )
     for rows in (1, 4):
         weights = stored(whole, whole != 0, rows) | {"scales": scales, "bias": drawn(out)}
         step = ProgramStep("conv", 1, 2, None, weights=weights, window=WINDOWS[0], rows=rows)
@@ -112,7 +114,9 @@ def test_the_largest_of_each_window(coding: Coding | None) -> None:
                 program = NativeProgram(steps, {0: x.shape}, [3])
                 for _ in range(2):
                     # a code between two may go either way
-                    assert_close(program([x], [3])[0], want, atol=0 if coding is None else 0.032, rtol=0)
+                    assert_close(
+                        program([x], [3])[0], want, atol=0 if coding is None else 0.032, rtol=0
+                    )
 
 
 @pytest.mark.usefixtures("build")
@@ -163,10 +167,14 @@ def test_steps_of_numbers_do_not_add_or_make_codes(program: type) -> None:
     with refused(ShapeError, what="step 1, 'conv'", got="codes around a step of numbers"):
         program([encode, adding], {0: (8, 4, 4)}, *more)
     for bad in (
-        ProgramStep("conv", 0, 3, 0, ("none", "relu"), weights, WINDOWS[0], 4, result_coding=SIGNED),
+        ProgramStep(
+            "conv", 0, 3, 0, ("none", "relu"), weights, WINDOWS[0], 4, result_coding=SIGNED
+        ),
         ProgramStep("act", 0, 3, result_coding=SIGNED),
     ):
-        with refused(ShapeError, what=f"step 0, {bad.kind!r}", got="codes around a step of numbers"):
+        with refused(
+            ShapeError, what=f"step 0, {bad.kind!r}", got="codes around a step of numbers"
+        ):
             program([bad], {0: (8, 4, 4)}, *more)
 
 
