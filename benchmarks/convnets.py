@@ -35,16 +35,16 @@ CALIBRATION = 16  # pictures for int8
 JUDGES = 100  # pictures on which classes are compared
 OURS, RIVALS = "intarsia int8", ("OpenVINO int8", "OpenVINO bf16", "onnxruntime int8")
 ABOUT = f"""\
-One picture of {SIDE} x {SIDE} pixels, one thread, all runtimes in turns, least CPU time of a picture,
-in milliseconds. *Of the best*: of the fastest of OpenVINO in int8 and in bfloat16 and onnxruntime in
-int8. All of int8 is calibrated on the same {CALIBRATION} pictures; elsewhere it is onnxruntime's
-static quantisation. *Moves*: distance of the logits from float32's, relative to them, of ours and of
-the best. *Agrees*: percent of {JUDGES} pictures that judge with the same first class as float32, of
-ours and of the best, where weights are real. Weights that timm draws stand for the time of a shape
-alone, and pictures for them are noise.
+One picture of {SIDE} x {SIDE} pixels, one thread, all runtimes in turns, least CPU time of a
+picture, in milliseconds. *Of the best*: of the fastest of OpenVINO in int8 and in bfloat16 and
+onnxruntime in int8. All of int8 is calibrated on the same {CALIBRATION} pictures; elsewhere it is
+onnxruntime's static quantisation. *Moves*: distance of the logits from float32's, relative to
+them, of ours and of the best. *Agrees*: percent of {JUDGES} pictures that judge with the same first
+class as float32, of ours and of the best, where weights are real. Weights that timm draws stand for
+the time of a shape alone, and pictures for them are noise.
 
-*intarsia int8* is `Chw(values="int8")`. Where another runtime is faster a line says so; its file is
-made by `intarsia export RUN --format onnx --int8`."""
+*intarsia int8* is `Chw(values="int8")`. Where another runtime is faster a line says so; its file
+is made by `intarsia export RUN --format onnx --int8`."""
 Run = Callable[[Tensor], Any]
 
 
@@ -146,7 +146,7 @@ def main() -> None:
     for name in [args.only] if args.only else NETS:
         nets.append(timed(name, args.reps))
         print("\n".join(table_of(nets[-1:])), flush=True)
-    text = f"Kernels built for {native.instructions()}; {args.threads} thread{'s' * (args.threads > 1)}."
+    text = f"Kernels built for {native.instructions()}."
     body = [text, "", *table_of(nets), "", *slower(nets)]
     publish("Six CNNs in int8 next to other runtimes", ABOUT, body, args)
 

@@ -10,7 +10,15 @@ from torch.testing import assert_close
 from intarsia.core.errors import ShapeError
 from intarsia.formats import RowBlocks
 from intarsia.kernels import native
-from intarsia.kernels.chw import ACTS, NaiveProgram, NativeProgram, ProgramStep, Window, available
+from intarsia.kernels.chw import (
+    ACTS,
+    Coding,
+    NaiveProgram,
+    NativeProgram,
+    ProgramStep,
+    Window,
+    available,
+)
 
 from ...refusals import refused
 from ..counts import on_threads

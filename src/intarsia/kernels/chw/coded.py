@@ -1,4 +1,4 @@
-"""Data that native/chw_codes.c and chw_plain.c read of a step with values or weights in codes of 8 bits."""
+"""Data that chw_codes.c and chw_plain.c read of a step with values or weights in codes."""
 
 from __future__ import annotations
 

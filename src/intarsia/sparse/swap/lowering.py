@@ -387,7 +387,9 @@ def _take_maximum(graph: fx.GraphModule, cluster: Cluster, node: fx.Node, pool: 
     flat = source in cluster.values and cluster.values[source] in cluster.flat
     if not (cluster.whole and plain) or flat or len(source.meta["shape"]) != 4:
         return False
-    layer = DenseStep(str(node.target), "max", 0, 0, window=Window(size, stride, *[zeros] * 4))
+    layer = DenseStep(
+        str(node.target), "max", 0, 0, window=Window(size, stride, zeros, zeros, zeros, zeros)
+    )
     return _append(cluster, layer, node, source)
 
 
