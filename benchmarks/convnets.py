@@ -49,7 +49,7 @@ Run = Callable[[Tensor], Any]
 
 
 class Timed(NamedTuple):
-    """A net in each runtime: milliseconds of a picture, distance of logits, agreement in percent."""
+    """A net in each runtime: milliseconds, distance of logits, agreement in percent."""
 
     net: str
     ms: Mapping[str, float]
