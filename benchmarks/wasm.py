@@ -35,6 +35,7 @@ FLAGS = ("--target=wasm32-wasi", "-msimd128", "-O3", "-std=gnu11", "-fno-math-er
 LINKED = ("-mexec-model=reactor", "-nostartfiles", "-nodefaultlibs", "-Wl,--no-entry")
 DENSITIES, ROWS = (0.7, 0.5, 0.3, 0.2, 0.1), (1, 4)
 PAGE = 65536
+SOURCES_OF_CHW = ("chw.c", "chw_codes.c", "chw_conv.c", "chw_max.c", "chw_plain.c", "threads.c")
 DENSE = "4 1.0"  # the step with all weights, in blocks of four rows
 HEAD = ("rows of a block", *map(str, DENSITIES))
 ABOUT = """\
@@ -57,7 +58,7 @@ class Machine:
     def __init__(self) -> None:
         with tempfile.TemporaryDirectory() as folder:
             made = Path(folder) / "chw.wasm"
-            sources = [str(SOURCES / name) for name in ("chw.c", "threads.c")]
+            sources = [str(SOURCES / name) for name in SOURCES_OF_CHW]
             export = "-Wl,--export=intarsia_chw_run"
             line = ["clang", *FLAGS, *LINKED, export, *sources, "-lc", "-o", str(made)]
             subprocess.run(line, check=True)

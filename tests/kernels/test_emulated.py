@@ -20,6 +20,7 @@ from intarsia.kernels.chw import NaiveProgram, NativeProgram, ProgramStep, Windo
 
 from ..toys import drawn
 from . import emulation
+from .chw.coding import SIGNED, fours
 
 pytestmark = pytest.mark.skipif(
     bool(emulation.missing()) or native.load() is None, reason=emulation.missing() or native.why()
@@ -100,3 +101,21 @@ def test_the_steps_of_a_convolutional_net_are_those_of_torch(ran: list[str]) -> 
     for ours, theirs in zip(got, want, strict=True):
         assert_close(ours, theirs, atol=3e-4, rtol=1e-4)
     assert "intarsia_chw_run" in ran
+
+
+def test_steps_on_codes_are_those_of_torch(ran: list[str]) -> None:
+    window = Window(3, 2, 1, 1, 1, 1)
+    steps = [
+        ProgramStep("encode", 0, 1, result_coding=SIGNED),
+        ProgramStep("max", 1, 2, window=window, result_coding=SIGNED),
+        ProgramStep(
+            "conv", 2, 4, None, ("relu", "none"), fours(9, 6, 4, 0.8, 3), window, 4, 6, SIGNED
+        ),
+        ProgramStep("spmm", 4, 5, 4, ("none", "relu"), fours(9, 9, 2, 0.8), rows=2, reads=9),
+    ]
+    x = drawn(6, 23, 30)
+    (want,) = NaiveProgram(steps, {0: (6, 23, 30)})([x], [5])
+    with native.using("portable"):
+        (got,) = NativeProgram(steps, {0: (6, 23, 30)}, [5])([x], [5])
+    assert float((got - want).norm() / want.norm()) < 0.02
+    assert "intarsia_chw_conv_scratch" in ran

@@ -30,7 +30,7 @@ class Block(nn.Module):
         self.depth = nn.Conv2d(18, 18, 5, 1, 2, groups=18)
         self.reduce, self.excite = nn.Conv2d(18, 5, 1), nn.Conv2d(5, 18, 1)
         self.project = nn.Sequential(nn.Conv2d(18, 8, 1, bias=False), nn.BatchNorm2d(8))
-        self.between = nn.MaxPool2d(2) if unknown else nn.Identity()
+        self.between = nn.AvgPool2d(2) if unknown else nn.Identity()
         self.act, self.last = act(), nn.Conv2d(8, 9, 3, 2, 1)
         self.head = nn.Linear(9, 4)
 

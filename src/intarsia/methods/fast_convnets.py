@@ -82,9 +82,10 @@ class Chw(Change):
         "fp32",
         'The numbers of maps and weights: "fp32", or "int8", codes of 8 bits: AVX-512 with VNNI '
         "multiplies four inputs at a time, so that zeros save time where they come in fours "
-        "(`SparseGPT(inputs=4)`) and a dense net is faster, too. The example is then some dozen "
-        "pictures: they choose the ranges. Outputs move as by any rounding to 8 bits; on other "
-        "processors torch computes the same, slowly.",
+        "(`SparseGPT(inputs=4)`) and a dense net is faster, too, also of k x k and in groups. The "
+        "example is then some dozen pictures: they choose the ranges. Outputs move as by any "
+        "rounding to 8 bits; other processors compute the same with AVX2 or plain C, less fast, "
+        "and without a compiler torch does, slowly.",
         choices=("fp32", "int8"),
     )
 
@@ -124,6 +125,7 @@ class Chw(Change):
         forms = choose_forms(clusters, self.rows, codings)
         decided: dict[str, Any] = {
             "example": list(picture.shape),
+            "whole": True,
             "forms": {name: list(form) for name, form in forms.items()},
             "codings": [[[value, *coding] for value, coding in c.items()] for c in codings],
             "milliseconds": {},
@@ -137,6 +139,11 @@ class Chw(Change):
             decided["milliseconds"] = {name: round(1e3 * t, 3) for name, t in times.items()}
             if after >= times["before"]:
                 subject, fix = "net in CHW", "Prune it first, or pass Chw(force=True)."
+                if on_codes:
+                    fix = (
+                        "OpenVINO and onnxruntime are faster: intarsia export RUN --format onnx "
+                        "--int8. Or pass Chw(force=True)."
+                    )
                 got = f"{1e3 * after:.2f} ms a picture"
                 want = f"less than the {1e3 * times['before']:.2f} ms of the net as it is"
                 raise ConfigError(subject, got=got, want=want, fix=fix)
@@ -151,7 +158,8 @@ class Chw(Change):
         decided = plan.decided
         # The graph is traced with the shape of the planned example, so that names are the same.
         picture = torch.zeros([int(side) for side in decided["example"]])
-        graph, clusters = lowered(host, picture)
+        # nets that were saved before convolutions of k x k were on codes keep their steps
+        graph, clusters = lowered(host, picture, decided.get("whole", False))
         forms = {name: Form(*form) for name, form in decided["forms"].items()}
         codings = [
             {value: Coding(scale, zero) for value, scale, zero in cluster}

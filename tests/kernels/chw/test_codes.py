@@ -9,6 +9,7 @@ from torch.testing import assert_close
 
 from intarsia.core.errors import ShapeError
 from intarsia.formats import RowBlocks
+from intarsia.kernels import native
 from intarsia.kernels.chw import (
     ACTS,
     Coding,
@@ -16,76 +17,20 @@ from intarsia.kernels.chw import (
     NativeProgram,
     ProgramStep,
     Window,
-    codes_available,
+    available,
 )
 
 from ...refusals import refused
 from ..counts import on_threads
+from .coding import POSITIVE, SIGNED, agree, fours, reading, rounded
 from .drawing import drawn
 
 SIDES = ((1, 1), (7, 7), (4, 4), (9, 5), (14, 14), (17, 19), (8, 10))
-SIGNED, POSITIVE = Coding(0.031, 117), Coding(0.02, 0)
-needs_codes = pytest.mark.skipif(not codes_available(), reason="no AVX-512 with VNNI and VBMI")
-
-
-def rounded(weight: Tensor) -> tuple[Tensor, Tensor]:
-    """Codes of a weight, and the scale of each output."""
-    scales = weight.flatten(1).abs().amax(1).clamp_min(1e-6) / 127
-    return torch.round(weight / scales.view(-1, *[1] * (weight.dim() - 1))), scales
-
-
-def fours(out: int, ins: int, rows: int, density: float) -> dict[str, Tensor]:
-    """A 1x1 weight of which blocks of `rows` outputs keep some fours of inputs."""
-    kept = drawn(-(-out // rows), -(-ins // 4), seed=9).sigmoid() < density
-    mask = kept.repeat_interleave(rows, 0)[:out].repeat_interleave(4, 1)[:, :ins]
-    codes, scales = rounded(drawn(out, ins) * mask)
-    stored = RowBlocks(rows, inputs=4).encode(codes, mask)
-    values = stored.pop("values").transpose(1, 2).to(torch.int8)
-    return {**stored, "codes": values, "scales": scales, "bias": drawn(out, seed=5)}
-
-
-def agree(
-    step: ProgramStep, shape: tuple[int, ...], source: Coding, *, of_operand: Coding | None = None
-) -> None:
-    """Encode inputs, carry out the step, and compare: at most a code off where one lies between."""
-    encode = (
-        [ProgramStep("encode", 0, 1, result_coding=source)]
-        if len(shape) == 3
-        else [ProgramStep("pool", 0, 1, result_coding=source)]
-    )
-    inputs = {0: shape if len(shape) == 3 else (*shape, 3, 5)}
-    if step.other is not None:
-        inputs[4] = (step.outputs, *shape[1:])
-        encode.append(ProgramStep("encode", 4, 5, result_coding=of_operand or POSITIVE))
-    program = [*encode, step]
-    result = step.dst
-    if step.result_coding is not None:  # read again as numbers, by sums of one code each
-        program += reading(step.outputs, result, len(shape) == 3)
-        result = 3
-    tensors = [drawn(*s, seed=number) for number, s in inputs.items()]
-    (want,) = NaiveProgram(program, inputs)(tensors, [result])
-    native = NativeProgram(program, inputs, [result])
-    for _ in range(2):  # what the first run left behind does not matter
-        (got,) = native(tensors, [result])
-        if step.result_coding is None:
-            assert_close(got, want, atol=2e-4, rtol=2e-5)
-            continue
-        assert (got - want).abs().max() <= 1.01 * step.result_coding.scale
-        assert ((got - want).abs() > 0.5 * step.result_coding.scale).float().mean() < 0.02
-
-
-def reading(channels: int, value: int, is_map: bool) -> list[ProgramStep]:
-    """A step that returns a value in codes as numbers."""
-    if is_map:
-        ones = {"codes": torch.ones(channels, 1, 1, dtype=torch.int8)}
-        kind = "depthwise"
-    else:
-        ones, kind = {"codes": torch.eye(channels).to(torch.int8)}, "linear"
-    weights = {**ones, "scales": torch.ones(channels), "bias": torch.zeros(channels)}
-    return [ProgramStep(kind, value, 3, weights=weights)]
+needs_codes = pytest.mark.skipif(not available(), reason=native.why())
 
 
 @needs_codes
+@pytest.mark.usefixtures("build")
 @pytest.mark.parametrize("source", [SIGNED, POSITIVE])
 def test_sparse_products_are_those_of_the_decoded_weight(source: Coding) -> None:
     for number, (high, wide) in enumerate(SIDES):
@@ -108,6 +53,7 @@ def test_sparse_products_are_those_of_the_decoded_weight(source: Coding) -> None
 
 
 @needs_codes
+@pytest.mark.usefixtures("build")
 @pytest.mark.parametrize("acts", [("none", "none"), ("relu6", "none"), ("none", "hardswish")])
 @pytest.mark.parametrize("coding", [None, SIGNED])
 def test_a_map_is_added_behind_a_product(acts: tuple[str, str], coding: Coding | None) -> None:
@@ -119,6 +65,7 @@ def test_a_map_is_added_behind_a_product(acts: tuple[str, str], coding: Coding |
 
 
 @needs_codes
+@pytest.mark.usefixtures("build")
 @pytest.mark.parametrize("density", [0.0, 1.0])
 def test_no_weight_and_all_weights(density: float) -> None:
     for rows in (1, 4):
@@ -127,6 +74,7 @@ def test_no_weight_and_all_weights(density: float) -> None:
 
 
 @needs_codes
+@pytest.mark.usefixtures("build")
 @pytest.mark.parametrize("source", [SIGNED, POSITIVE])
 def test_windows_of_any_size_and_stride(source: Coding) -> None:
     windows = (
@@ -154,6 +102,7 @@ def test_windows_of_any_size_and_stride(source: Coding) -> None:
 
 
 @needs_codes
+@pytest.mark.usefixtures("build")
 def test_vectors_of_codes() -> None:
     for width, out in ((3, 2), (64, 5), (70, 9), (200, 17)):
         codes, scales = rounded(drawn(out, width))
@@ -166,6 +115,7 @@ def test_vectors_of_codes() -> None:
 
 
 @needs_codes
+@pytest.mark.usefixtures("build")
 def test_a_convolution_of_numbers_can_make_codes() -> None:
     weight = drawn(10, 3, 3, 3)
     weights = {**RowBlocks(4).encode(weight), "bias": drawn(10)}
@@ -181,6 +131,7 @@ def test_a_convolution_of_numbers_can_make_codes() -> None:
 
 
 @needs_codes
+@pytest.mark.usefixtures("build")
 def test_threads_change_no_bit() -> None:
     step = ProgramStep("spmm", 1, 2, weights=fours(30, 40, 4, 0.6), rows=4, reads=40)
     window = Window(5, 1, 2, 2, 2, 2)

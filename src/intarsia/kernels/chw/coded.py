@@ -1,4 +1,4 @@
-"""Data that native/chw_codes.c reads of a step with values or weights in codes of 8 bits."""
+"""Data that chw_codes.c and chw_plain.c read of a step with values or weights in codes."""
 
 from __future__ import annotations
 
@@ -26,18 +26,36 @@ Codings = Mapping[int, Coding]  # number of a value that is stored in codes -> h
 def codings_of(steps: Sequence[ProgramStep]) -> dict[int, Coding]:
     """Return how the values of a program are coded that are: number -> coding.
 
-    Raises: ShapeError for a step with weights and input that are not both codes, or both numbers.
+    Raises: ShapeError for a step with weights and input that are not both codes, or both numbers,
+      a largest number that is not coded as what it is taken from, or codes that a step of numbers
+      would add or could not make.
     """
     codings: dict[int, Coding] = {}
     for number, step in enumerate(steps):
         reads_codes = step.src in codings
-        if step.coded != reads_codes and not (step.kind == "pool" and reads_codes):
+        either = step.kind in ("pool", "max") and reads_codes
+        if step.coded != reads_codes and not either:
             name, got = f"step {number}, {step.kind!r}", "numbers and codes together"
             fix = "Compress the net again."
             raise ShapeError(name, got=got, want="one of both", fix=fix)
+        if not step.coded and (step.other in codings or not _can_make(step)):
+            name, got = f"step {number}, {step.kind!r}", "codes around a step of numbers"
+            want, fix = "weights in codes, or numbers alone", "Compress the net again."
+            raise ShapeError(name, got=got, want=want, fix=fix)
+        if step.kind == "max" and codings.get(step.src) != step.result_coding:
+            name, got = f"result of step {number}, 'max'", f"{step.result_coding}"
+            fix = "Compress the net again."
+            raise ShapeError(name, got=got, want=f"{codings.get(step.src)}, as it reads", fix=fix)
         if step.result_coding is not None:
             codings[step.dst] = step.result_coding
     return codings
+
+
+def _can_make(step: ProgramStep) -> bool:
+    """Return True if a step without weights in codes can store its result as it says."""
+    added = step.kind == "conv" and step.other is not None
+    makes = step.kind in ("encode", "pool", "linear", "max", "conv") and not added
+    return step.result_coding is None or makes
 
 
 def tensors_in_codes(step: ProgramStep, codings: Codings) -> tuple[int, dict[str, Tensor]]:
@@ -61,7 +79,8 @@ def tensors_in_codes(step: ProgramStep, codings: Codings) -> tuple[int, dict[str
     scales = step.weights["scales"].double() * source.scale
     # what the zero of the inputs adds to each sum
     bias = step.weights["bias"].double() - scales * source.zero * _sums(step)
-    limits = LIMITS.get(step.acts[0])
+    # the last activation may be a limit: that is one of codes, too
+    limits = LIMITS.get(step.acts[0 if step.other is None else 1])
     if result is not None and limits is not None and _folds(step, operand):
         flags |= FOLDED
         scales, bias = scales / result.scale, bias / result.scale + result.zero
@@ -81,7 +100,7 @@ def _folds(step: ProgramStep, operand: Coding | None) -> bool:
     """Return True if a step's result can be rounded at once.  operand: coding of its addend."""
     if step.kind == "linear":
         return False
-    return step.other is None or (step.acts == ("none", "none") and operand is not None)
+    return step.other is None or (step.acts[0] == "none" and operand is not None)
 
 
 def _rule(source: Coding | None, result: Coding | None, operand: Coding | None) -> dict[str, float]:
@@ -104,9 +123,10 @@ def _in_order(rule: Mapping[str, float]) -> Tensor:
 def _sums(step: ProgramStep) -> Tensor:
     """Return the sum of each output's weight codes, (out,) float64."""
     codes = step.weights["codes"].double()
-    if step.kind != "spmm":
+    if step.kind not in ("spmm", "conv"):
         return codes.flatten(1).sum(1)
-    # codes of a block are (kept, rows, 4): kept columns are added up by block
+    # codes of a block are (kept, taps, rows, 4): kept columns are added up by block
+    codes = codes.view(-1, step.window.size**2, step.rows, DEEP).sum(1)
     counts = step.weights["ptr"].long().diff()
     block = torch.arange(len(counts)).repeat_interleave(counts)
     rows = codes.new_zeros(len(counts), step.rows).index_add_(0, block, codes.sum(-1))
@@ -116,7 +136,7 @@ def _sums(step: ProgramStep) -> Tensor:
 def _codes(step: ProgramStep) -> Tensor:
     """Return a weight's codes as the kernels read them, int8."""
     codes = step.weights["codes"]
-    if step.kind == "spmm":
+    if step.kind in ("spmm", "conv"):
         if step.rows not in CODED_BLOCKS:
             fix = "Compress the net again."
             raise ShapeError("rows of a block", got=step.rows, want=str(CODED_BLOCKS), fix=fix)

@@ -82,21 +82,21 @@ def dense_of(step: ProgramStep, inputs: int) -> Tensor:
 def _decoded(step: ProgramStep, inputs: int) -> Tensor:
     """Return a weight in codes as numbers, in the shape that `dense_of` has."""
     codes, scales = step.weights["codes"].float(), step.weights["scales"]
-    if step.kind == "spmm":
+    if step.kind in ("spmm", "conv"):
         checked_blocks(step, inputs)
-        ptr, fours = step.weights["ptr"], step.weights["channels"]
-        weight = codes.new_zeros(len(ptr) - 1, -(-inputs // DEEP), step.rows, DEEP)
+        ptr, fours, k = step.weights["ptr"], step.weights["channels"], step.window.size
+        weight = codes.new_zeros(len(ptr) - 1, -(-inputs // DEEP), k * k, step.rows, DEEP)
         block = torch.arange(len(ptr) - 1).repeat_interleave(ptr.long().diff())
-        weight[block, fours.long()] = codes
+        weight[block, fours.long()] = codes.view(-1, k * k, step.rows, DEEP)
         # behind the last channel, where a four is not full, codes are 0
-        rows = weight.permute(0, 2, 1, 3).flatten(2).flatten(0, 1)[: step.outputs, :inputs]
-        return (rows * scales[:, None])[:, :, None, None]
+        rows = weight.permute(0, 3, 1, 4, 2).flatten(2, 3).flatten(0, 1)[: step.outputs, :inputs]
+        return (rows * scales[:, None, None]).reshape(step.outputs, inputs, k, k)
     weight = codes * scales.view(-1, *[1] * (codes.dim() - 1))
     return weight[:, None] if step.kind == "depthwise" else weight
 
 
 def run(step: ProgramStep, x: Tensor, operand: Tensor | None, weight: Tensor) -> Tensor:
-    """Compute one step of a program: a convolution, linear map, mean, sum, product or activation.
+    """Compute one step of a program: a product, mean, maximum, sum or activation.
 
     step: its kind, activations and window; x: the value that the step reads first (`src`), a map
       (channels, height, width) or a vector; operand: the second one (`other`), or None; weight: as
@@ -113,7 +113,13 @@ def run(step: ProgramStep, x: Tensor, operand: Tensor | None, weight: Tensor) ->
         window = step.window.at(*x.shape[1:])
         padded = F.pad(x[None], (window.left, window.right, window.top, window.bottom))
         groups = len(x) if step.kind == "depthwise" else 1
-        return first(F.conv2d(padded, weight, bias, window.stride, groups=groups)[0])
+        y = first(F.conv2d(padded, weight, bias, window.stride, groups=groups)[0])
+        return y if operand is None else second(y + operand)
+    if step.kind == "max":
+        window = step.window.at(*x.shape[1:])
+        zeros = (window.left, window.right, window.top, window.bottom)
+        padded = F.pad(x[None], zeros, value=float("-inf"))
+        return first(F.max_pool2d(padded, window.size, window.stride)[0])
     if step.kind == "linear":
         return first(F.linear(x, weight, bias))
     if step.kind == "pool":

@@ -16,7 +16,19 @@ from .coded import TILE, codings_of, tensors_in_codes
 from .steps import ACTS, ProgramStep, Shape, checked_blocks, shapes_of
 
 # of chw.h
-KINDS = ("spmm", "depthwise", "conv", "linear", "add", "scale", "pool", "act", "bias", "encode")
+KINDS = (
+    "spmm",
+    "depthwise",
+    "conv",
+    "linear",
+    "add",
+    "scale",
+    "pool",
+    "act",
+    "bias",
+    "encode",
+    "max",
+)
 FIELDS = (
     *("kind", "act", "act2", "src", "dst", "other", "ptr", "off", "val", "bias"),
     *("ci", "co", "h", "w", "ho", "wo", "pitch_in", "pitch_out"),
@@ -32,12 +44,6 @@ I64, POINTER = ctypes.c_int64, ctypes.c_void_p
 def available() -> bool:
     """Return True if the kernels can be used; compiles them at first use."""
     return native.load() is not None
-
-
-def codes_available() -> bool:
-    """Return True if the kernels were compiled with steps on codes of 8 bits."""
-    compiled = native.function("intarsia_chw_codes")
-    return compiled is not None and bool(compiled())
 
 
 class NativeProgram:
@@ -139,6 +145,9 @@ class NativeProgram:
             assert of_codes is not None
             # in bytes, four to a float
             return of_codes(*self.shapes[step.src], self.threads) // 4
+        if step.kind == "max":  # a line of the map, with its margins
+            width = self.shapes[step.src][2] + 2 * (step.window.left + step.window.right)
+            return self.threads * (width + SLACK)
         if step.kind not in ("conv", "depthwise"):
             return 0
         if step.window.size > SIDE:
@@ -150,6 +159,10 @@ class NativeProgram:
         # channels in, then the sides of the map out
         sizes = (self.shapes[step.src][0], *self.shapes[step.dst][1:])
         window = (step.window.size, step.window.stride)
+        if step.kind == "conv" and step.coded:
+            of_conv = native.function("intarsia_chw_conv_scratch", I64, I64, I64, I64, I64)
+            assert of_conv is not None
+            return -(-of_conv(*sizes, *window) // 4)
         return self.threads * floats(KINDS.index(step.kind), *sizes, *window)
 
     def _add(self, step: ProgramStep) -> None:
@@ -187,7 +200,7 @@ class NativeProgram:
             row |= {"ho": result[1], "wo": result[2]}
         if step.other is not None:
             row["other"] = self._address(step.other)
-        if kind in ("conv", "depthwise") or step.coded:
+        if kind in ("conv", "depthwise", "max") or step.coded:
             row["scratch"] = self.memory.data_ptr() + 4 * self.end
         tensors = _tensors(step, source) | tensors
         row |= {name: self._hold(tensor) for name, tensor in tensors.items()}
@@ -209,7 +222,8 @@ class NativeProgram:
         rows: dict[int, list[int]] = {}
         for number in self.inputs:
             readers = [s for s in self.steps if number in (s.src, s.other)]
-            fits = all(s.kind in ("conv", "depthwise") and s.src == number for s in readers)
+            kinds = ("conv", "depthwise", "encode")
+            fits = all(s.kind in kinds and s.src == number for s in readers)
             shape = self.shapes[number]
             # an input with channels padded in memory must be copied
             if fits and number not in self.keep and pitch_of(shape) == shape[-1] * shape[-2]:
@@ -249,7 +263,7 @@ def _tensors(step: ProgramStep, source: Shape) -> dict[str, Tensor]:
     # the kernels add in blocks of up to eight rows
     if "bias" in weights:  # padded to whole blocks
         tensors["bias"] = torch.nn.functional.pad(_floats(weights["bias"]), (0, -step.outputs % 8))
-    if step.kind == "spmm" and step.coded:
+    if step.kind in ("spmm", "conv") and step.coded:
         checked_blocks(step, source[0])
         tensors["ptr"] = weights["ptr"].to(torch.int32).contiguous()
         tensors["off"] = weights["channels"].to(torch.int32).contiguous()

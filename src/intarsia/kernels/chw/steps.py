@@ -12,7 +12,7 @@ from torch import Tensor
 from ...core.errors import ShapeError
 
 ACTS = ("none", "relu", "relu6", "hardswish", "silu", "sigmoid", "hardsigmoid")
-KINDS = ("spmm", "depthwise", "conv", "linear", "add", "scale", "pool", "act", "encode")
+KINDS = ("spmm", "depthwise", "conv", "linear", "add", "scale", "pool", "act", "encode", "max")
 BLOCKS = (1, 2, 4, 8)  # rows of a weight that may share their columns
 CODED_BLOCKS = (1, 2, 4)  # the same where weights are codes
 DEEP = 4  # neighbouring input channels that a product of codes sums at once
@@ -78,16 +78,16 @@ class ProgramStep:
 
     kind: "spmm", a 1x1 convolution with zeros; "conv", k x k by row blocks; "depthwise"; "linear",
       of vectors; "add" src + other; "scale", src times the vector other; "pool", the mean of each
-      channel; "act"; "encode", which only stores src in codes.
-    acts: (a, b) for b(a(y) + other) of "spmm", a(y) of all others.
+      channel; "act"; "encode", which only stores src in codes; "max", the largest of a window.
+    acts: (a, b) for b(a(y) + other) of "spmm" and "conv", a(y) of all others.
     weights: "bias" (out,), and "weight" (out, k, k) of a depthwise and (out, in) of a linear step
       or a dense 1x1 one; "ptr", "channels", "values" of `RowBlocks` for "spmm" and "conv".
       Weights in codes have "codes" (int8) and "scales" (out,) instead of "values" or "weight": a
       weight is scale times code. The codes of "spmm" are (kept, rows, 4) of four neighbouring
-      channels, and "channels" are numbers of such fours.
+      channels, those of "conv" (kept, k k, rows, 4), and "channels" are numbers of such fours.
     rows: of a block.  reads: channels that its blocks were cut from, 0 = any that has them.
     result_coding: how the result is stored; None = float32. A step with weights in codes reads a
-      value in codes, as "pool" may.
+      value in codes, as "pool" may; so may "max", with a result of the same coding.
     """
 
     kind: str
@@ -132,11 +132,11 @@ def shapes_of(steps: Sequence[ProgramStep], inputs: Mapping[int, Shape]) -> dict
             _refuse(number, step, source)
         if step.kind in ("linear", "pool"):
             shapes[step.dst] = (step.outputs or source[0],)
-        elif step.kind in ("conv", "depthwise"):
+        elif step.kind in ("conv", "depthwise", "max"):
             high, wide = step.window.outputs(*source[1:])
             if high < 1 or wide < 1:
                 _refuse(number, step, source)
-            shapes[step.dst] = (step.outputs, high, wide)
+            shapes[step.dst] = (step.outputs or source[0], high, wide)
         else:
             shapes[step.dst] = (step.outputs or source[0], *source[1:])
         if step.other is not None:
@@ -175,7 +175,7 @@ def checked_blocks(step: ProgramStep, inputs: int) -> None:
     values = step.weights["codes" if step.coded else "values"]
     blocks, taps = -(-step.outputs // step.rows), step.window.size**2
     if step.coded:
-        inputs, taps = -(-inputs // DEEP), DEEP
+        inputs, taps = -(-inputs // DEEP), DEEP * taps
     counts = ptr.long().diff()
     # Each block's channels lie between two entries of ptr, which may not fall.
     fits = (

@@ -339,15 +339,18 @@ ALWAYS void put(float *to, vf y, int64_t room) { /* short, so that loops around 
 
 /* Numbers of a row, or their codes, of the output channel c from the pixel `at` on. */
 ALWAYS void emit(const struct step *s, int64_t c, int64_t at, vf y, int64_t room) {
-#if CODES
     if (s->codes & DST8) {
-        const __m128i codes = coded((__m512)y, (const float *)(intptr_t)s->rule);
+        const float *rule = (const float *)(intptr_t)s->rule;
         uint8_t *to = (uint8_t *)(intptr_t)s->dst + c * s->pitch_out + at;
+#if VNNI
+        const __m128i codes = coded((__m512)y, rule);
         if (room < V) _mm_mask_storeu_epi8(to, first_of(room), codes);
         else _mm_storeu_si128((__m128i *)to, codes);
+#else
+        for (int64_t i = 0; i < V && i < room; i++) to[i] = code_of(y[i], rule);
+#endif
         return;
     }
-#endif
     put((float *)(intptr_t)s->dst + c * s->pitch_out + at, y, room);
 }
 
@@ -607,6 +610,9 @@ static void convolve(const struct step *s, int threads) {
     if (s->kind == DEPTHWISE && fast(s)) run = direct_part;
 #endif
     intarsia_parallel(run, &j, j.parts, threads);
+    if (s->kind == CONV && s->other) /* its own activation is behind it already */
+        finish((float *)(intptr_t)s->dst, (const float *)(intptr_t)s->other, s->co * s->pitch_out / V, NONE,
+               s->act2);
 }
 
 /* ------------------------------------------------------------------------ vectors, and elementwise */
@@ -665,12 +671,14 @@ INTARSIA_API int64_t intarsia_chw_run(const int64_t *table, int64_t first, int64
                                       int64_t threads) {
     for (int64_t i = first; i < last; i++) {
         const struct step *s = (const struct step *)table + i;
-#if CODES
+        if (s->kind == MAX) {
+            intarsia_chw_max(s, (int)threads);
+            continue;
+        }
         if (s->kind == ENCODE || s->codes & SRC8) {
             if (intarsia_chw_codes_step(s, (int)threads)) return i + 1;
             continue;
         }
-#endif
         struct job rows = {.s = s, .parts = s->co < threads ? 1 : threads};
         switch (s->kind) {
         case SPMM: spmm(s, (int)threads); break;

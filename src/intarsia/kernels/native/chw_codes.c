@@ -4,44 +4,11 @@
  * scale (code - zero). A product sums codes of weights times codes of inputs exactly, in int32, and
  * makes numbers of the sums: mul[co] sum + bias[co], where bias holds what the zero adds. With FOLDED
  * these are in units of the result's codes already, and only have to be rounded. Weights are symmetric.
- * For AVX-512 with VNNI and VBMI alone; elsewhere the program is torch's (native.py). */
-#include "chw.h"
+ * For AVX-512 with VNNI and VBMI alone; chw_plain.c has the same for all others. */
+#include "chw_codes.h"
 
-/* True if steps on codes were compiled. */
-INTARSIA_API int64_t intarsia_chw_codes(void) { return CODES; }
-
-#if CODES
-enum { TILE = 64, FEW = 16, DEEP = 4 }; /* pixels of a tile, of a last one; inputs of a product */
-
-ALWAYS const float *numbers(int64_t at) { return (const float *)(intptr_t)at; }
-ALWAYS const uint8_t *bytes(int64_t at) { return (const uint8_t *)(intptr_t)at; }
-ALWAYS int64_t padded(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
-ALWAYS __m512 as_numbers(__m128i codes) { return _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(codes)); }
-ALWAYS __m512i four(const int8_t *weights) { /* the same four in each lane */
-    int32_t w;
-    memcpy(&w, weights, 4);
-    return _mm512_set1_epi32(w);
-}
-
+#if VNNI
 /* --------------------------------------------------------------------------- 1x1 convolutions */
-/* Sixteen sums as numbers behind activation, `other` and its activation, stored at the pixel `at`. */
-static void finish_sums(const struct step *s, __m512 sums, int64_t row, int64_t at) {
-    const float *rule = numbers(s->rule);
-    const int64_t pixels = s->h * s->w;
-    vf y = activated((vf)sums, s->act);
-    if (s->other && s->codes & OTHER8) {
-        const uint8_t *z = bytes(s->other) + row * padded(pixels, TILE) + at;
-        const __m512 codes = as_numbers(_mm_loadu_si128((const __m128i *)z));
-        y += (vf)_mm512_mul_ps(_mm512_sub_ps(codes, _mm512_set1_ps(rule[OTHER_ZERO])),
-                               _mm512_set1_ps(rule[OTHER_SCALE]));
-    } else if (s->other) y += load(numbers(s->other) + row * padded(pixels, FEW) + at);
-    if (s->other) y = activated(y, s->act2);
-    if (s->codes & DST8)
-        _mm_storeu_si128((__m128i *)(bytes(s->dst) + row * s->pitch_out + at),
-                         coded((__m512)y, rule));
-    else store((float *)(intptr_t)s->dst + row * s->pitch_out + at, y);
-}
-
 /* The codes of one pixel of four channels side by side: 64 pixels are four vectors, of which vector j
  * has the pixels 4 j ... 4 j + 3 of each sixteen; 16 pixels are one vector, in order. */
 static void pack(const struct step *s, int64_t at, int wide, uint8_t *to) {
@@ -95,13 +62,10 @@ ALWAYS void keep(const struct step *s, const __m512i *sums, int64_t row, int64_t
             } else _mm512_storeu_ps(line, y[0]);
         }
         for (int64_t i = 0; i < (wide ? TILE : FEW) && at + i < s->h * s->w; i += FEW)
-            finish_sums(s, _mm512_loadu_ps(line + i), row, at + i);
+            finish_sums(s, _mm512_loadu_ps(line + i), row, at + i, 0xffff);
         return;
     }
     const __m512i none = _mm512_setzero_si512();
-    if (s->codes & LIMITED)
-        UNROLL for (int t = 0; t < vectors; t++)
-            y[t] = _mm512_min_ps(_mm512_max_ps(y[t], _mm512_set1_ps(rule[LOW])), _mm512_set1_ps(rule[HIGH]));
     if (s->other) {
         const uint8_t *z = bytes(s->other) + row * s->pitch_out + at;
         const __m512 scale = _mm512_set1_ps(rule[OTHER_SCALE]);
@@ -114,6 +78,9 @@ ALWAYS void keep(const struct step *s, const __m512i *sums, int64_t row, int64_t
             y[3] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(_mm512_unpackhi_epi16(high, none)), scale, y[3]);
         } else y[0] = _mm512_fmadd_ps(as_numbers(_mm_loadu_si128((const __m128i *)z)), scale, y[0]);
     }
+    if (s->codes & LIMITED)
+        UNROLL for (int t = 0; t < vectors; t++)
+            y[t] = _mm512_min_ps(_mm512_max_ps(y[t], _mm512_set1_ps(rule[LOW])), _mm512_set1_ps(rule[HIGH]));
     uint8_t *dst = (uint8_t *)(intptr_t)s->dst + row * s->pitch_out + at;
     __m512i q[4];
     UNROLL for (int t = 0; t < vectors; t++) q[t] = _mm512_cvtps_epi32(y[t]);
@@ -416,6 +383,7 @@ int intarsia_chw_codes_step(const struct step *s, int threads) {
         j = cut(s, threads);
         intarsia_parallel(spmm_part, &j, j.parts, threads);
         break;
+    case CONV: intarsia_chw_codes_conv(s, threads); break;
     case DEPTHWISE: intarsia_parallel(depth_part, &j, j.parts, threads); break;
     case LINEAR: intarsia_parallel(linear_part, &j, j.parts, threads); break;
     case POOL: pool(s); break;

@@ -15,10 +15,10 @@ from ...core.errors import TargetError
 from ...core.modes import evaluating
 from ...formats.row_blocks import RowBlocks, filled
 from ...hosts.anatomy.traced import traced
-from ...kernels.chw import Coding, NativeProgram, ProgramStep, available, codes_available
+from ...kernels.chw import Coding, NativeProgram, ProgramStep, available
 from ...kernels.chw.steps import CODED_BLOCKS, DEEP
 from .chw_cluster import ChwCluster
-from .chw_codes import Codings, coded_step, coded_steps, rounded_weight
+from .chw_codes import Codings, coded_step, coded_steps, rounded_weight, wants_codes
 from .chw_net import ChwNet
 from .lowering import Cluster, DenseStep, clusters_of
 
@@ -45,17 +45,19 @@ class Form(NamedTuple):
 Forms = dict[str, Form]
 
 
-def lowered(net: nn.Module, example: Tensor) -> tuple[fx.GraphModule, list[Cluster]]:
+def lowered(
+    net: nn.Module, example: Tensor, whole: bool = True
+) -> tuple[fx.GraphModule, list[Cluster]]:
     """Trace a net, and group its layers into clusters that native kernels can compute.
 
     A cluster is a run of adjacent layers that kernels in channel-height-width order (CHW) compute
     in one call. net: a convolutional net in evaluation; example: (1, 3, H, W), a picture of the
-    size that it will see.
+    size that it will see; whole: as of `Cluster`.
     Returns the traced graph and its clusters.
     Raises: TargetError for a net that cannot be traced, or without any layer that kernels know.
     """
     graph = traced(net, example)
-    clusters = clusters_of(graph)
+    clusters = clusters_of(graph, whole)
     if not any(layer.tensors for cluster in clusters for layer in cluster.layers):
         got, fix = f"{type(net).__name__}, with none", "Use EfficientNet or MobileNet."
         raise TargetError("net in CHW", got=got, want="convolutions that kernels know", fix=fix)
@@ -80,7 +82,7 @@ def choose_forms(
         for layer in cluster.layers:
             if layer.kind in ("spmm", "conv"):
                 shape = tuple(nodes[layer.src].meta["shape"][1:])
-                codes = codings and layer.kind == "spmm"
+                codes = codings and wants_codes(layer, cluster.whole)
                 source = codings[number][layer.src] if codes else None
                 forms[key_of(layer)] = _choose_form(layer, shape, rows, source)
     return forms
@@ -107,7 +109,7 @@ def _choose_form(
     inputs = 1 if source is None else DEEP
     stored = weight if source is None else rounded_weight(weight)[0]
     # in torch every form is a dense product
-    if rows is not None or not (available() if source is None else codes_available()):
+    if rows is not None or not available():
         return Form(rows or 1, _stored_columns(stored, rows or 1, inputs), density, {})
     times: dict[int, float] = {}
     blocks = FORMS if source is None else CODED_BLOCKS
@@ -212,6 +214,7 @@ def rewritten(
     batches: accept several pictures in one call, computed one after the other; False = one picture.
     codings: of the values of each cluster that is computed on codes; none = all numbers.
     """
+    moved: dict[fx.Node, fx.Node] = {}  # a node of a cluster -> what has its value now
     for number, cluster in enumerate(clusters):
         pairs = _steps_of(cluster, forms, codings[number] if codings else None)
         steps, names = [step for _, step in pairs], [key_of(layer) for layer, _ in pairs]
@@ -224,7 +227,8 @@ def rewritten(
         module = ChwCluster(steps, names, tuple(cluster.inputs.values()), axes, batches)
         graph.add_submodule(f"chw_{number}", module)
         with graph.graph.inserting_before(cluster.before):
-            call = graph.graph.call_module(f"chw_{number}", tuple(cluster.inputs))
+            inputs = tuple(moved.get(node, node) for node in cluster.inputs)
+            call = graph.graph.call_module(f"chw_{number}", inputs)
             # 2. whoever read a value of the cluster from outside now reads the module's output
             for i, nodes in enumerate(readers.values()):
                 result = call
@@ -233,6 +237,8 @@ def rewritten(
                 for node in nodes:  # uses inside the cluster are removed with it
                     new = _reshape(graph, result, node, nodes[0])
                     node.replace_all_uses_with(new, partial(_is_outside, cluster))
+                    if cluster.whole:  # saved nets of before have what torch computes twice
+                        moved[node] = new
     # 3. the nodes inside have no readers any more
     graph.graph.eliminate_dead_code()
     return ChwNet(graph, net)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ...core.errors import ConfigError, ShapeError
 from ...kernels import native
-from ...kernels.chw import NaiveProgram, NativeProgram, ProgramStep, available, codes_available
+from ...kernels.chw import NaiveProgram, NativeProgram, ProgramStep, available
 
 SIZES = 8  # number of picture sizes with cached programs
 
@@ -104,11 +104,9 @@ class ChwCluster(nn.Module):
                 self._programs.pop(next(iter(self._programs)), None)
             inputs = dict(zip(self.inputs, shapes, strict=True))
             steps = self.packed_steps()
-            on_codes = any(step.coded for step in steps)
-            fast = codes_available() if on_codes else available()
             program = (
                 NativeProgram(steps, inputs, tuple(self.outputs))
-                if fast
+                if available()
                 else NaiveProgram(steps, inputs)
             )
             self._programs[key] = program

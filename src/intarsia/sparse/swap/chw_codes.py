@@ -22,7 +22,14 @@ from .lowering import Cluster, DenseStep
 LARGEST = 127  # code of a weight
 BATCH = 16  # pictures of a forward
 SIDE, STRIDE = 8, 3  # the largest kernel, and the largest stride, of depthwise steps on codes
-MAKES = ("spmm", "conv", "depthwise", "pool", "linear")  # kinds with results that can be codes
+MAKES = (
+    "spmm",
+    "conv",
+    "depthwise",
+    "pool",
+    "linear",
+    "max",
+)  # kinds with results that can be codes
 Codings = Mapping[int, Coding]  # number of a value -> how it is stored
 Range = tuple[float, float]  # of a value's numbers
 
@@ -43,7 +50,12 @@ def codings_of_clusters(
     codings: list[dict[int, Coding]] = []
     for cluster in clusters:
         ranges = {value: reader.ranges[node] for value, node in _last_nodes(cluster).items()}
-        codings.append({v: _coding(ranges[v]) for v in coded_values(cluster)})
+        of_cluster = {v: _coding(ranges[v]) for v in coded_values(cluster)}
+        # a maximum is one of the codes that it is taken from
+        for layer in cluster.layers:
+            if layer.kind == "max" and layer.dst in _values_kept_as_codes(cluster):
+                of_cluster[layer.dst] = of_cluster[layer.src]
+        codings.append(of_cluster)
     return codings
 
 
@@ -52,33 +64,42 @@ def coded_values(cluster: Cluster) -> set[int]:
 
     Those are the values that stay codes, and what a layer on codes reads from elsewhere.
     """
-    return _values_kept_as_codes(cluster) | {
-        layer.src for layer in cluster.layers if _wants_codes(layer)
-    }
+    read = {layer.src for layer in cluster.layers if wants_codes(layer, cluster.whole)}
+    return _values_kept_as_codes(cluster) | read
 
 
 def _values_kept_as_codes(cluster: Cluster) -> set[int]:
     """Return the numbers of the values that are codes alone, as every reading layer wants."""
     outputs = {*cluster.outputs().values()}
     made = {layer.dst for layer in cluster.layers if _makes_codes(layer)} - outputs
-    readers = {
-        value: [layer for layer in cluster.layers if value in (layer.src, layer.other)]
-        for value in made
-    }
-    reads_codes = {
-        layer.dst: _wants_codes(layer) or layer.kind in ("pool", "linear")
-        for layer in cluster.layers
-    }
-    return {value for value in made if all(reads_codes[r.dst] for r in readers[value])}
+    maxima = {layer.dst: layer.src for layer in cluster.layers if layer.kind == "max"}
+    while True:
+        # a maximum reads codes where it makes them, and the other way round
+        numbers = {
+            value
+            for layer in cluster.layers
+            for value in (layer.src, layer.other)
+            if not (
+                layer.dst in made
+                if layer.kind == "max"
+                else wants_codes(layer, cluster.whole) or layer.kind in ("pool", "linear")
+            )
+        }
+        kept = {v for v in made - numbers if maxima.get(v, v) in made}
+        if kept == made:
+            return made
+        made = kept
 
 
 def _makes_codes(layer: DenseStep) -> bool:
-    return layer.kind in MAKES and (layer.kind != "depthwise" or _wants_codes(layer))
+    return layer.kind in MAKES and (layer.kind != "depthwise" or wants_codes(layer))
 
 
-def _wants_codes(layer: DenseStep) -> bool:
-    """Return True for a layer that is always computed on codes."""
-    return layer.kind == "spmm" or (layer.kind == "depthwise" and _fits(layer.window))
+def wants_codes(layer: DenseStep, whole: bool = True) -> bool:
+    """Return True for a layer that is always computed on codes.  whole: as of `Cluster`."""
+    if layer.kind == "depthwise":
+        return _fits(layer.window)
+    return layer.kind == "spmm" or (layer.kind == "conv" and whole)
 
 
 def _fits(window: Window) -> bool:
@@ -133,13 +154,14 @@ def coded_steps(
     encoded: dict[int, int] = {}  # number of a value -> of its codes
     for layer in cluster.layers:
         src = layer.src
-        if _wants_codes(layer) and src not in staying:
+        wants = wants_codes(layer, cluster.whole)
+        if wants and src not in staying:
             if src not in encoded:
                 encoded[src] = cluster.count + len(encoded)
                 step = ProgramStep("encode", src, encoded[src], result_coding=codings[src])
                 steps.append((DenseStep(f"{layer.name}.codes", "encode", src, encoded[src]), step))
             src = encoded[src]
-        on_codes = _wants_codes(layer) or (layer.kind == "linear" and src in staying)
+        on_codes = wants or (layer.kind == "linear" and src in staying)
         coding = codings[layer.dst] if layer.dst in staying else None
         step = coded_step(layer, rows.get(layer.dst, 1), coding, on_codes=on_codes)
         steps.append((layer, replace(step, src=src)))
@@ -157,10 +179,12 @@ def coded_step(
     tensors, reads = dict(layer.tensors), 0
     if on_codes:
         codes, scales = rounded_weight(tensors.pop("weight"))
-        if layer.kind == "spmm":
+        if layer.kind in ("spmm", "conv"):
             reads = codes.shape[1]
-            stored = RowBlocks(rows, inputs=DEEP).encode(codes.flatten(1))
-            codes = stored.pop("values").transpose(1, 2)
+            stored = RowBlocks(rows, inputs=DEEP).encode(codes)
+            # (kept, 4 taps, rows) -> (kept, taps, rows, 4), of a 1x1 layer without its one tap
+            codes = stored.pop("values").unflatten(1, (DEEP, -1)).permute(0, 2, 3, 1)
+            codes = codes.flatten(0, 1) if layer.kind == "spmm" else codes
             tensors |= stored
         tensors |= {"codes": codes.to(torch.int8).contiguous(), "scales": scales}
     elif layer.kind == "conv":

@@ -25,6 +25,7 @@ ACT_MODULES: Mapping[type[nn.Module], str] = {
     nn.Hardsigmoid: "hardsigmoid",
     nn.Identity: "none",
 }
+OF_TIMM = {"timm.layers.activations.Sigmoid": "sigmoid"}  # its gates in RegNetY
 ACT_FUNCTIONS = ("relu", "relu6", "hardswish", "silu", "sigmoid", "hardsigmoid")
 UNKNOWN = "?"  # an activation that no kernel computes
 NOTHING = ("Identity", "Dropout", "Dropout2d", "DropPath")  # in evaluation
@@ -40,7 +41,7 @@ class DenseStep:
     """
 
     name: str
-    kind: str  # "spmm" (1x1), "conv", "depthwise", "linear", "act", "pool", "add", "scale"
+    kind: str  # "spmm" (1x1), "conv", "depthwise", "linear", "act", "pool", "max", ...
     src: int  # numbers of values: src is read, dst written, other added or multiplied
     dst: int
     other: int | None = None
@@ -56,7 +57,8 @@ class Cluster:
     Each tensor between layers is a numbered value. values: node of the graph -> number of its
     value.
     inputs: the same for tensors that come from outside. vectors: values that are vectors, not maps.
-    count: number of the next value.
+    count: number of the next value. whole: convolutions of k x k are computed on codes, in groups,
+    and with an addition behind them, and maxima are steps; False as in nets that were saved before.
     before: the cluster can be called in front of this node; None = at the end.
     """
 
@@ -66,6 +68,7 @@ class Cluster:
     vectors: set[int] = field(default_factory=lambda: set[int]())
     before: fx.Node | None = None
     count: int = 0
+    whole: bool = True
 
     def is_vector(self, node: fx.Node) -> bool:
         """Return True if a layer of this run computes the node, as a vector for each picture."""
@@ -98,13 +101,13 @@ class Cluster:
         return self.inputs[node]
 
 
-def clusters_of(graph: fx.GraphModule) -> list[Cluster]:
+def clusters_of(graph: fx.GraphModule, whole: bool = True) -> list[Cluster]:
     """Split a traced net into runs of layers that native kernels can compute, in order.
 
-    graph: trace by torch.fx with nodes that know their shapes.
+    graph: trace by torch.fx with nodes that know their shapes; whole: as of `Cluster`.
     """
     clusters: list[Cluster] = []
-    current, done = Cluster(), set[fx.Node]()
+    current, done = Cluster(whole=whole), set[fx.Node]()
     for node in graph.graph.nodes:
         if node in done or node.op in ("placeholder", "get_attr"):
             continue
@@ -112,7 +115,7 @@ def clusters_of(graph: fx.GraphModule) -> list[Cluster]:
         if node.op == "output" or not _take_node(graph, current, node):
             current.before = node
             clusters.append(current)
-            current = Cluster()
+            current = Cluster(whole=whole)
         done |= current.values.keys()
     # a cluster in which nothing is computed would only change the layout
     return [cluster for cluster in clusters if cluster.layers]
@@ -132,7 +135,7 @@ def _take_node(graph: fx.GraphModule, cluster: Cluster, node: fx.Node) -> bool:
     if (name in NOTHING and name != "Identity") or isinstance(module, nn.Identity):
         cluster.values[node] = cluster.read(inputs[0])
         return True
-    act = _act_of(module, node)
+    act = _act_of(cluster, module, node)
     if act and len(inputs[0].meta["shape"]) == 4 and inputs[0] in cluster.values | cluster.inputs:
         if cluster.read(inputs[0]) in cluster.vectors:
             return False
@@ -142,10 +145,12 @@ def _take_node(graph: fx.GraphModule, cluster: Cluster, node: fx.Node) -> bool:
     return False
 
 
-def _act_of(module: nn.Module | None, node: fx.Node) -> str:
+def _act_of(cluster: Cluster, module: nn.Module | None, node: fx.Node) -> str:
     """Return the name of the activation that a node computes; "" for another node."""
     if module is not None:
-        return ACT_MODULES.get(type(module), "")
+        name = f"{type(module).__module__}.{type(module).__name__}"
+        of_timm = OF_TIMM.get(name, "") if cluster.whole else ""
+        return ACT_MODULES.get(type(module), of_timm)
     name = function_of(node)
     return name if name in ACT_FUNCTIONS else ""
 
@@ -164,16 +169,19 @@ def _take_convolution(graph: fx.GraphModule, cluster: Cluster, node: fx.Node, co
     flat = cluster.is_vector(source)
     window = _window(conv) if _is_plain(conv, nn.Conv2d, "Conv2dSame") else None
     depthwise = conv.groups == conv.in_channels == conv.out_channels and conv.groups > 1
-    if window is None or (conv.groups > 1 and not depthwise) or (flat and window.size > 1):
+    grouped = conv.groups > 1 and not depthwise
+    if window is None or (grouped and not cluster.whole) or (flat and window.size > 1):
         return False
     # 1. the kind of the product; behind a global pool a 1x1 convolution is a linear layer
     plain = window._replace(same=False) == Window()
     kind = "depthwise" if depthwise else "spmm" if plain else "conv"
     if flat:
-        if depthwise:
+        if conv.groups > 1:
             return False
         kind = "linear"
     weight, bias = _weight_and_bias(conv)
+    if grouped:
+        weight = ungrouped(weight, conv.groups)
     layer = DenseStep(str(node.target), kind, cluster.read(source), cluster.new(), window=window)
     nodes = [node]
     # 2. the batch norm goes into the weights, and the activation inside it into the step
@@ -196,6 +204,17 @@ def _take_convolution(graph: fx.GraphModule, cluster: Cluster, node: fx.Node, co
     return True
 
 
+def ungrouped(weight: Tensor, groups: int) -> Tensor:
+    """Return the weight of a grouped convolution as that of a plain one, 0 between the groups.
+
+    weight: (out, in / groups, k, k).
+    """
+    of_groups = weight.unflatten(0, (groups, -1))
+    plain = weight.new_zeros(groups, of_groups.shape[1], groups, *weight.shape[1:])
+    plain[range(groups), :, range(groups)] = of_groups
+    return plain.flatten(2, 3).flatten(0, 1)
+
+
 def _step_weight(weight: Tensor, kind: str) -> Tensor:
     """Reshape a convolution's weight as kernels read it.
 
@@ -209,10 +228,11 @@ def _step_weight(weight: Tensor, kind: str) -> Tensor:
 def _fuse_into(
     graph: fx.GraphModule, cluster: Cluster, layer: DenseStep, nodes: list[fx.Node]
 ) -> None:
-    """Fuse a layer with the activation behind it and, for a 1x1 convolution, with an addition."""
+    """Fuse a layer with the activation behind it and, for a convolution, with an addition."""
+    kinds = ("spmm", "conv") if cluster.whole else ("spmm",)
     while (reader := _only_reader(nodes[-1])) is not None:
         module = module_of(graph, reader)
-        act = _act_of(module, reader)
+        act = _act_of(cluster, module, reader)
         if type(module).__name__ in NOTHING or act == "none":
             nodes.append(reader)
             continue
@@ -222,7 +242,7 @@ def _fuse_into(
             layer.acts = (act, "none")
         elif act and layer.other is not None and second == "none":
             layer.acts = (first, act)
-        elif function_of(reader) == ADD and layer.kind == "spmm" and layer.other is None:
+        elif function_of(reader) == ADD and layer.kind in kinds and layer.other is None:
             addends = [n for n in tensors_in(reader) if n is not nodes[-1]]
             same_shape = addends and addends[0].meta["shape"] == reader.meta["shape"]
             if (
@@ -358,6 +378,26 @@ def _take_pool(graph: fx.GraphModule, cluster: Cluster, node: fx.Node, pool: Any
     return True
 
 
+def _take_maximum(graph: fx.GraphModule, cluster: Cluster, node: fx.Node, pool: Any) -> bool:
+    """Add the largest number of each window to a cluster."""
+    sides: list[int] = []
+    for numbers in (pool.kernel_size, pool.stride, pool.padding):
+        several = (numbers,) if isinstance(numbers, int) else tuple(numbers)
+        if len({*several}) != 1:
+            return False
+        sides.append(several[0])
+    size, stride, zeros = sides
+    plain = pool.dilation in (1, (1, 1)) and not pool.ceil_mode and not pool.return_indices
+    source = tensors_in(node)[0]
+    flat = source in cluster.values and cluster.values[source] in cluster.vectors
+    if not (cluster.whole and plain) or flat or len(source.meta["shape"]) != 4:
+        return False
+    layer = DenseStep(
+        str(node.target), "max", 0, 0, window=Window(size, stride, zeros, zeros, zeros, zeros)
+    )
+    return _append(cluster, layer, node, source)
+
+
 def _take_flatten(graph: fx.GraphModule, cluster: Cluster, node: fx.Node, module: Any) -> bool:
     """Add a flatten of a pooled vector, which changes nothing, to a cluster."""
     source = tensors_in(node)[0]
@@ -409,6 +449,7 @@ TAKES: tuple[tuple[Any, Take], ...] = (
     (BATCH_NORM, _take_norm),
     (nn.Linear, _take_linear),
     (nn.AdaptiveAvgPool2d, _take_pool),
+    (nn.MaxPool2d, _take_maximum),
     (nn.Flatten, _take_flatten),
     (("mean", "adaptive_avg_pool2d"), _take_pool),
     (("flatten",), _take_flatten),
