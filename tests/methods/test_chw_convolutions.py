@@ -118,7 +118,7 @@ def test_a_folder_of_before_opens(
     """Nets that were saved when k x k convolutions were numbers keep their parts."""
     net, pictures = pruned(Residual()), picture(32, count=4 if values == "int8" else 1)
     with monkeypatch.context() as before:
-        of_before = partial(lowered, whole=False)
+        of_before = partial(lowered, kxk=False)
         before.setattr(
             "intarsia.methods.fast_convnets.lowered", lambda net, x, *_: of_before(net, x)
         )

@@ -46,18 +46,18 @@ Forms = dict[str, Form]
 
 
 def lowered(
-    net: nn.Module, example: Tensor, whole: bool = True
+    net: nn.Module, example: Tensor, kxk: bool = True
 ) -> tuple[fx.GraphModule, list[Cluster]]:
     """Trace a net, and group its layers into clusters that native kernels can compute.
 
     A cluster is a run of adjacent layers that kernels in channel-height-width order (CHW) compute
     in one call. net: a convolutional net in evaluation; example: (1, 3, H, W), a picture of the
-    size that it will see; whole: as of `Cluster`.
+    size that it will see; kxk: as of `Cluster`.
     Returns the traced graph and its clusters.
     Raises: TargetError for a net that cannot be traced, or without any layer that kernels know.
     """
     graph = traced(net, example)
-    clusters = clusters_of(graph, whole)
+    clusters = clusters_of(graph, kxk)
     if not any(layer.tensors for cluster in clusters for layer in cluster.layers):
         got, fix = f"{type(net).__name__}, with none", "Use EfficientNet or MobileNet."
         raise TargetError("net in CHW", got=got, want="convolutions that kernels know", fix=fix)
@@ -82,7 +82,7 @@ def choose_forms(
         for layer in cluster.layers:
             if layer.kind in ("spmm", "conv"):
                 shape = tuple(nodes[layer.src].meta["shape"][1:])
-                codes = codings and wants_codes(layer, cluster.whole)
+                codes = codings and wants_codes(layer, cluster.kxk)
                 source = codings[number][layer.src] if codes else None
                 forms[key_of(layer)] = _choose_form(layer, shape, rows, source)
     return forms
@@ -237,7 +237,7 @@ def rewritten(
                 for node in nodes:  # uses inside the cluster are removed with it
                     new = _reshape(graph, result, node, nodes[0])
                     node.replace_all_uses_with(new, partial(_is_outside, cluster))
-                    if cluster.whole:  # saved nets of before have what torch computes twice
+                    if cluster.kxk:  # saved nets of before have what torch computes twice
                         moved[node] = new
     # 3. the nodes inside have no readers any more
     graph.graph.eliminate_dead_code()

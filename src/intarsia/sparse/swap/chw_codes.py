@@ -64,14 +64,14 @@ def coded_values(cluster: Cluster) -> set[int]:
 
     Those are the values that stay codes, and what a layer on codes reads from elsewhere.
     """
-    read = {layer.src for layer in cluster.layers if wants_codes(layer, cluster.whole)}
+    read = {layer.src for layer in cluster.layers if wants_codes(layer, cluster.kxk)}
     return _values_kept_as_codes(cluster) | read
 
 
 def _values_kept_as_codes(cluster: Cluster) -> set[int]:
     """Return the numbers of the values that are codes alone, as every reading layer wants."""
     outputs = {*cluster.outputs().values()}
-    made = {layer.dst for layer in cluster.layers if _makes_codes(layer)} - outputs
+    staying = {layer.dst for layer in cluster.layers if _makes_codes(layer)} - outputs
     maxima = {layer.dst: layer.src for layer in cluster.layers if layer.kind == "max"}
     while True:
         # a maximum reads codes where it makes them, and the other way round
@@ -80,26 +80,26 @@ def _values_kept_as_codes(cluster: Cluster) -> set[int]:
             for layer in cluster.layers
             for value in (layer.src, layer.other)
             if not (
-                layer.dst in made
+                layer.dst in staying
                 if layer.kind == "max"
-                else wants_codes(layer, cluster.whole) or layer.kind in ("pool", "linear")
+                else wants_codes(layer, cluster.kxk) or layer.kind in ("pool", "linear")
             )
         }
-        kept = {v for v in made - numbers if maxima.get(v, v) in made}
-        if kept == made:
-            return made
-        made = kept
+        remaining = {v for v in staying - numbers if maxima.get(v, v) in staying}
+        if remaining == staying:
+            return staying
+        staying = remaining
 
 
 def _makes_codes(layer: DenseStep) -> bool:
     return layer.kind in MAKES and (layer.kind != "depthwise" or wants_codes(layer))
 
 
-def wants_codes(layer: DenseStep, whole: bool = True) -> bool:
-    """Return True for a layer that is always computed on codes.  whole: as of `Cluster`."""
+def wants_codes(layer: DenseStep, kxk: bool = True) -> bool:
+    """Return True for a layer that is always computed on codes.  kxk: as of `Cluster`."""
     if layer.kind == "depthwise":
         return _fits(layer.window)
-    return layer.kind == "spmm" or (layer.kind == "conv" and whole)
+    return layer.kind == "spmm" or (layer.kind == "conv" and kxk)
 
 
 def _fits(window: Window) -> bool:
@@ -154,7 +154,7 @@ def coded_steps(
     encoded: dict[int, int] = {}  # number of a value -> of its codes
     for layer in cluster.layers:
         src = layer.src
-        wants = wants_codes(layer, cluster.whole)
+        wants = wants_codes(layer, cluster.kxk)
         if wants and src not in staying:
             if src not in encoded:
                 encoded[src] = cluster.count + len(encoded)

@@ -57,7 +57,7 @@ class Cluster:
     Each tensor between layers is a numbered value. values: node of the graph -> number of its
     value.
     inputs: the same for tensors that come from outside. vectors: values that are vectors, not maps.
-    count: number of the next value. whole: convolutions of k x k are computed on codes, in groups,
+    count: number of the next value. kxk: convolutions of k x k are computed on codes, in groups,
     and with an addition behind them, and maxima are steps; False as in nets that were saved before.
     before: the cluster can be called in front of this node; None = at the end.
     """
@@ -68,7 +68,7 @@ class Cluster:
     vectors: set[int] = field(default_factory=lambda: set[int]())
     before: fx.Node | None = None
     count: int = 0
-    whole: bool = True
+    kxk: bool = True
 
     def is_vector(self, node: fx.Node) -> bool:
         """Return True if a layer of this run computes the node, as a vector for each picture."""
@@ -101,13 +101,13 @@ class Cluster:
         return self.inputs[node]
 
 
-def clusters_of(graph: fx.GraphModule, whole: bool = True) -> list[Cluster]:
+def clusters_of(graph: fx.GraphModule, kxk: bool = True) -> list[Cluster]:
     """Split a traced net into runs of layers that native kernels can compute, in order.
 
-    graph: trace by torch.fx with nodes that know their shapes; whole: as of `Cluster`.
+    graph: trace by torch.fx with nodes that know their shapes; kxk: as of `Cluster`.
     """
     clusters: list[Cluster] = []
-    current, done = Cluster(whole=whole), set[fx.Node]()
+    current, done = Cluster(kxk=kxk), set[fx.Node]()
     for node in graph.graph.nodes:
         if node in done or node.op in ("placeholder", "get_attr"):
             continue
@@ -115,7 +115,7 @@ def clusters_of(graph: fx.GraphModule, whole: bool = True) -> list[Cluster]:
         if node.op == "output" or not _take_node(graph, current, node):
             current.before = node
             clusters.append(current)
-            current = Cluster(whole=whole)
+            current = Cluster(kxk=kxk)
         done |= current.values.keys()
     # a cluster in which nothing is computed would only change the layout
     return [cluster for cluster in clusters if cluster.layers]
@@ -149,7 +149,7 @@ def _act_of(cluster: Cluster, module: nn.Module | None, node: fx.Node) -> str:
     """Return the name of the activation that a node computes; "" for another node."""
     if module is not None:
         name = f"{type(module).__module__}.{type(module).__name__}"
-        of_timm = OF_TIMM.get(name, "") if cluster.whole else ""
+        of_timm = OF_TIMM.get(name, "") if cluster.kxk else ""
         return ACT_MODULES.get(type(module), of_timm)
     name = function_of(node)
     return name if name in ACT_FUNCTIONS else ""
@@ -170,7 +170,7 @@ def _take_convolution(graph: fx.GraphModule, cluster: Cluster, node: fx.Node, co
     window = _window(conv) if _is_plain(conv, nn.Conv2d, "Conv2dSame") else None
     depthwise = conv.groups == conv.in_channels == conv.out_channels and conv.groups > 1
     grouped = conv.groups > 1 and not depthwise
-    if window is None or (grouped and not cluster.whole) or (flat and window.size > 1):
+    if window is None or (grouped and not cluster.kxk) or (flat and window.size > 1):
         return False
     # 1. the kind of the product; behind a global pool a 1x1 convolution is a linear layer
     plain = window._replace(same=False) == Window()
@@ -229,7 +229,7 @@ def _fuse_into(
     graph: fx.GraphModule, cluster: Cluster, layer: DenseStep, nodes: list[fx.Node]
 ) -> None:
     """Fuse a layer with the activation behind it and, for a convolution, with an addition."""
-    kinds = ("spmm", "conv") if cluster.whole else ("spmm",)
+    kinds = ("spmm", "conv") if cluster.kxk else ("spmm",)
     while (reader := _only_reader(nodes[-1])) is not None:
         module = module_of(graph, reader)
         act = _act_of(cluster, module, reader)
@@ -389,8 +389,7 @@ def _take_maximum(graph: fx.GraphModule, cluster: Cluster, node: fx.Node, pool: 
     size, stride, zeros = sides
     plain = pool.dilation in (1, (1, 1)) and not pool.ceil_mode and not pool.return_indices
     source = tensors_in(node)[0]
-    flat = source in cluster.values and cluster.values[source] in cluster.vectors
-    if not (cluster.whole and plain) or flat or len(source.meta["shape"]) != 4:
+    if not (cluster.kxk and plain) or cluster.is_vector(source) or len(source.meta["shape"]) != 4:
         return False
     layer = DenseStep(
         str(node.target), "max", 0, 0, window=Window(size, stride, zeros, zeros, zeros, zeros)
