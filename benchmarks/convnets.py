@@ -70,7 +70,9 @@ class Timed(NamedTuple):
 def drawn_net(name: str) -> nn.Module:
     """A net of timm with the weights that it draws."""
     torch.manual_seed(0)
-    some = {"zero_init_last": False} if name in RESNETS or name.startswith("regnet") else {}
+    some: dict[str, Any] = (
+        {"zero_init_last": False} if name in RESNETS or name.startswith("regnet") else {}
+    )
     return timm.create_model(name, **some).eval()
 
 
