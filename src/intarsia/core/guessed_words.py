@@ -52,7 +52,7 @@ SAME: Mapping[str, tuple[str, ...]] = {
     "n_classes": ("classes",),
     "image_size": ("size",),
     "img_size": ("size",),
-    "dim": ("width",),
+    "dim": ("width", "bottleneck"),
     "hidden_size": ("width",),
     "embedding_dim": ("width",),
     "atoms": ("n_components",),
@@ -170,7 +170,6 @@ REMOVED = ("sparsity", "amount", "prune_ratio", "pruning_ratio")
 """Shares of weights that are removed, where this library counts those that are kept."""
 HOLDERS: Mapping[str, tuple[str, str]] = {
     "active": ("intarsia.TopK", "router"),
-    "density": ("intarsia.Wanda", "method"),
     "values": ("intarsia.formats.Bitmask", "fmt"),
     "bits": ("intarsia.formats.BlockInt", "fmt"),
 }

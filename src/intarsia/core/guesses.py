@@ -150,14 +150,15 @@ def _refusing(function: Callable[..., Any], name: str = "") -> Callable[..., Any
         except (AttributeError, TypeError) as error:
             refusal, known = None, None
             called = name or type(args[0]).__name__
-            if not type(error).__module__.startswith("intarsia"):
+            is_ours = type(error).__module__.startswith("intarsia")
+            if not is_ours or isinstance(error, NoSuchAttribute):
                 known = as_known(function, called, args, keywords)
                 refusal = _refusal(function, called, args, keywords)
             if refusal is None:  # an error of the work itself
                 raise
             cause = error if isinstance(error, AttributeError) else None
         if known is not None:  # the call has not begun: no function takes an unknown keyword
-            return function(*args, **known)
+            return function(*known.args, **known.kwargs)
         raise refusal from cause
 
     setattr(call, CHECKED, function)
@@ -166,8 +167,8 @@ def _refusing(function: Callable[..., Any], name: str = "") -> Callable[..., Any
 
 def as_known(
     function: Callable[..., Any], name: str, args: tuple[Any, ...], keywords: Mapping[str, Any]
-) -> dict[str, Any] | None:
-    """Return a call's keywords by the names that they have here, with a warning for each other one.
+) -> inspect.BoundArguments | None:
+    """Return a call's arguments by the names that they have here, with a warning for each other.
 
     function, name: what is called, and as what; args, keywords: of the call. None where every
     keyword is known, or where one of the others cannot be read for certain.
@@ -176,26 +177,27 @@ def as_known(
     known = {word: value for word, value in keywords.items() if word in parameters}
     signature = inspect.signature(function)
     try:
-        given = signature.bind_partial(*args, **known).arguments
+        bound = signature.bind_partial(*args, **known)
     except TypeError:
         return None
     hints = _hints_of(function) if len(known) < len(keywords) else {}
     readings: dict[str, Reading] = {}
-    for word in keywords.keys() - known.keys():
-        one = reading(word, keywords[word], parameters, hints, given)
+    for word in [word for word in keywords if word not in known]:
+        one = reading(word, keywords[word], parameters, hints, bound.arguments)
         # no parameter and no setting is given twice
-        if one is None or one.place in {other.place for other in readings.values()}:
+        taken = {other.place for other in readings.values()} | {(p, "") for p in bound.arguments}
+        if one is None or one.place in taken:
             return None
         readings[word] = one
-    known |= _joined(readings.values())
+    bound.arguments |= _joined(readings.values())
     try:
-        signature.bind(*args, **known)
+        signature.bind(*bound.args, **bound.kwargs)
     except TypeError:
         return None
     for word, one in readings.items():
         text = f"{name}: {_in_words(word, keywords[word])} is read as {one.as_written()}"
         warnings.warn(text, stacklevel=3)
-    return known if readings else None
+    return bound if readings else None
 
 
 @dataclasses.dataclass(frozen=True)

@@ -24,7 +24,7 @@ from .one_token import one_token
 
 @dataclass(frozen=True)
 class Generated:
-    """New tokens (B, tokens), with the time that they took.
+    """New tokens (B, tokens), with the time that they took; generated[0] has the first row's.
 
     prompt_seconds: until the first token; seconds: of all further tokens; bytes: of keys and
     values.
@@ -36,6 +36,13 @@ class Generated:
     seconds: float
     bytes: int
     path: str = "transformers' generate"
+
+    def __getitem__(self, row: Any) -> Tensor:
+        return self.tokens[row]
+
+    def __len__(self) -> int:
+        """Return the number of rows, B."""
+        return len(self.tokens)
 
     @property
     def rate(self) -> float:

@@ -245,8 +245,8 @@ def replay(
 
     demand: for each step the (layer, expert) pairs in order, see `describe.demand`. policy: chooses
       the expert that is evicted, or its settings, as Lru(). slots: of the cache. start: experts in
-      slots at first. expert_bytes: size of one expert. foreseen: predicted chances (L, E) of each step, see
-      `expertflow.predicted_steps`; empty = no prediction.
+      slots at first. expert_bytes: size of one expert. foreseen: predicted chances (L, E) of each
+      step, see `expertflow.predicted_steps`; empty = no prediction.
     """
     if not isinstance(policy, Policy):
         pairs = [pair for step in demand for pair in step]

@@ -231,8 +231,8 @@ class Recommender(nn.Module, abc.ABC):
         query: a user's id, or ids of the items of a history; unknown ones are left out
           with a warning.  Raises: DataError for an unknown user.
         """
-        if isinstance(query, str | int):
-            user = self.known.user(query)
+        if isinstance(query, str | int | np.integer):
+            user = self.known.user(query if isinstance(query, str) else int(query))
             return user, (self.known.items[self.known.users == user] + 1).tolist()
         # ids of items: a history of a user who is not known
         places = {name: i for i, name in enumerate(self.known.item_ids, 1)}

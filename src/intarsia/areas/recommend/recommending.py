@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from importlib.metadata import version
@@ -14,19 +14,19 @@ import torch
 from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
-from ...core.errors import CheckpointError, IntarsiaError
+from ...core.errors import CheckpointError, ConfigError, IntarsiaError
 from ...core.files import read_json, repaired, write_json, writing
 from ...core.folders import CARD, RECOMMENDER, check_recommender
 from ...core.modes import evaluating
 from ...core.reading import read_tensors
-from ...core.registry import card, method_key, settings_from_dict, settings_to_dict
+from ...core.registry import by_name, card, method_key, settings_from_dict, settings_to_dict
 from ...core.sealing import check_sealed, is_format, seal_folder
-from ...data.interactions import Interactions, ItemField
+from ...data.interactions import Interactions, ItemField, as_interactions
 from ...schedules import SparseSchedule
 from ...sparse.prune.tables import SavedTable, put_tables, save_tables, unfilled
 from ...train import Run
 from .measures import full_sort
-from .recommender import Recommender, Settings, seen_rows
+from .recommender import Recommendation, Recommender, Settings, seen_rows
 
 FOLDER, WEIGHTS = RECOMMENDER, "weights.safetensors"
 EVENTS, NAMES = "events.safetensors", "names.json"
@@ -46,6 +46,15 @@ class FittedRecommender:
     measures: Mapping[str, float]
     tables: tuple[SavedTable, ...] = ()
 
+    def recommend(
+        self, query: str | int | Sequence[str], k: int = 10, *, exclude_seen: bool = True
+    ) -> list[Recommendation]:
+        """Return the k best items, best first, see `Recommender.recommend`.
+
+        query: a user's id, or ids of items; exclude_seen: leave out the items of the user.
+        """
+        return self.model.recommend(query, k, exclude_seen=exclude_seen)
+
 
 def parts_of(data: Interactions, data_of: str) -> Parts:
     """Split events into training, validation and test part, in the order of time.
@@ -64,8 +73,8 @@ def parts_of(data: Interactions, data_of: str) -> Parts:
 
 
 def fit_recommender(
-    settings: Settings,
-    data: Interactions,
+    settings: Settings | str,
+    data: Any,
     *,
     parts: Parts | None = None,
     schedule: Any = None,
@@ -77,7 +86,8 @@ def fit_recommender(
 ) -> FittedRecommender:
     """Train a recommender on the early part of its data, and score it on the late part.
 
-    settings: of the recommender. data: who took which item when. parts: train, val and test, None =
+    settings: of the recommender, or its name, as "ease". data: who took which item when, as `fit`
+    of the settings takes it. parts: train, val and test, None =
     `parts_of`. schedule: of masks, as `Dsl(density=0.2)`; its layers "tables" are the settings' own
     `tables`. seed: of weights and order. out: the run folder; in addition to `fit`'s files it has
     `recommender/`, which `open_recommender` reads. resume: continue a stopped run. report: gets
@@ -86,6 +96,11 @@ def fit_recommender(
     user has taken is not recommended to her again.
     Raises: as `build` and `fit` do.
     """
+    settings = by_name(settings, "model") if isinstance(settings, str) else settings
+    if not isinstance(settings, Settings):
+        want, fix = "a recommender", 'Pass "ease", or intarsia.recommend.Ease().'
+        raise ConfigError("settings", got=type(settings).__name__, want=want, fix=fix)
+    data = as_interactions(data)
     train, val, test = parts or parts_of(data, settings.data_of)
     model = settings.build(train, seed=seed)
     # users with a list of items, and not sessions of events

@@ -84,8 +84,8 @@ class Graph:
 def export_onnx(
     model: nn.Module,
     path: str | Path,
-    *,
     images: Tensor | None = None,
+    *,
     classes: Sequence[str] | None = None,
     preprocessing: InputConfig | None = None,
     several_labels: bool = False,
