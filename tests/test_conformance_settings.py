@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -25,12 +25,12 @@ from intarsia.placement.cache import replay
 from intarsia.placement.topology import Topology
 from intarsia.schedules import SparseSchedule
 
-Made = list[Any]
+Results = list[Any]
 WIDTH, ROWS = 6, 24
 
 
-def of_adapter(card: Card) -> Made:
-    """Which layers get a cell, its first weights, and outputs in training and evaluation."""
+def of_adapter(card: Card) -> Results:
+    """Return which layers get a cell, its first weights, and outputs in training and evaluation."""
     settings: Any = card.config(**card.tiny)
     start, later = cells.build(card), cells.trained(card)
     x = cells.inputs(card, ROWS)
@@ -38,10 +38,10 @@ def of_adapter(card: Card) -> Made:
     return [settings.roles, settings.position, *start.state_dict().values(), *outputs]
 
 
-def of_router(card: Card) -> Made:
+def of_router(card: Card) -> Results:
     """First weights, and the routings of a training and of evaluation, behind another layer."""
     router = batches.build(card)
-    made: Made = [*router.state_dict().values()]
+    results: Results = [*router.state_dict().values()]
     with torch.no_grad():
         for parameter in router.parameters():  # gates may start at 0
             parameter.add_(normal(*parameter.shape, seed=3))
@@ -49,27 +49,27 @@ def of_router(card: Card) -> Made:
         before_step(router, step, 4)
         for training in (True, False):
             routing = routers_after(router.train(training), normal(ROWS, WIDTH, seed=step))
-            made += [routing.dense(), *routing.losses.values()]
-    return made
+            results += [routing.dense(), *routing.losses.values()]
+    return results
 
 
-def of_mixture(card: Card) -> Made:
+def of_mixture(card: Card) -> Results:
     """First weights, outputs in training and evaluation where experts are full, and the loss."""
     settings: Any = card.config(**card.tiny)
     if not hasattr(settings, "build"):
         return mixtures.Stream(settings)(normal(ROWS, WIDTH).double())
     model = nn.Sequential(settings.build(WIDTH, 7, generator=seeded()))
-    made: Made = [*model.state_dict().values()]
+    results: Results = [*model.state_dict().values()]
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(normal(*parameter.shape, seed=3))
     watch(model)
     for training in (True, False):
-        made += [model.train(training)(normal(4 * ROWS, WIDTH)), aux_loss(model)]
-    return made
+        results += [model.train(training)(normal(4 * ROWS, WIDTH)), aux_loss(model)]
+    return results
 
 
-def of_cache(card: Card) -> Made:
+def of_cache(card: Card) -> Results:
     config: Any = card.config(**card.tiny)
     sizes = caches.LAYERS, caches.EXPERTS
     return [
@@ -77,28 +77,28 @@ def of_cache(card: Card) -> Made:
     ]
 
 
-def of_placement(card: Card) -> Made:
+def of_placement(card: Card) -> Results:
     config: Any = card.config(**card.tiny)
-    found = [config.place(placements.routed(seed), Topology.two_level(2, 2)) for seed in range(4)]
-    return [tensor for placement in found for tensor in (placement.owner, placement.holds)]
+    placed = [config.place(placements.routed(seed), Topology.two_level(2, 2)) for seed in range(4)]
+    return [tensor for placement in placed for tensor in (placement.owner, placement.holds)]
 
 
-def of_schedule(card: Card) -> Made:
+def of_schedule(card: Card) -> Results:
     """Weights after each step of a training, and what the optimiser stores."""
     run = MaskedRun(card.config(**card.tiny), masked_net())
-    made: Made = []
+    results: Results = []
     for step in range(STEPS):
         run.step(step)
-        made += [p.detach().clone() for p in run.model.parameters()]
-    return [*made, type(run.optimizer).__name__, run.masking.masked.entries is None]
+        results += [p.detach().clone() for p in run.model.parameters()]
+    return [*results, type(run.optimizer).__name__, run.masking.masked.entries is None]
 
 
-def of_objective(card: Card) -> Made:
+def of_objective(card: Card) -> Results:
     outcome = objectives.outcome(card, objectives.net(0), objectives.net(1))
     return [outcome.loss, *outcome.parts.values()]
 
 
-MADE: Mapping[str, Callable[[Card], Made]] = {
+MADE: Mapping[str, Callable[[Card], Results]] = {
     "adapter": of_adapter,
     "router": of_router,
     "mixture": of_mixture,
@@ -109,9 +109,9 @@ MADE: Mapping[str, Callable[[Card], Made]] = {
 }
 
 
-def laid_out(made: Made) -> list[Any]:
+def laid_out(results: Results) -> list[Any]:
     """Numbers as bytes, so that two lists are equal where all bits are."""
-    values = [v.detach().cpu() if isinstance(v, Tensor) else v for v in made]
+    values = [v.detach().cpu() if isinstance(v, Tensor) else v for v in results]
     return [(v.shape, v.numpy().tobytes()) if isinstance(v, Tensor) else v for v in values]
 
 
@@ -134,19 +134,19 @@ def others(declared: Setting, value: Any) -> Iterator[Any]:
 def idle(card: Card) -> set[str]:
     """Names of settings that other values were found for, none of which changes anything."""
 
-    def made(tiny: Mapping[str, Any]) -> list[Any]:
+    def results(tiny: Mapping[str, Any]) -> list[Any]:
         with torch_seed(0):  # jitter is drawn as dropout is
             return laid_out(MADE[card.kind](replace(card, tiny=tiny)))
 
     tiny = {**card.tiny, **TINY.get(card.key, {})}
-    first = made(tiny)
-    assert made(tiny) == first
+    first = results(tiny)
+    assert results(tiny) == first
     without = set[str]()
-    for field, declared in settings_of(card.config):
+    for field, declared in settings_of(cast(type, card.config)):
         value, tried = getattr(card.config(**tiny), field.name), []
-        for other in others(declared, value):
+        for another in others(declared, value):
             try:
-                tried.append(made({**tiny, field.name: other}) != first)
+                tried.append(results({**tiny, field.name: another}) != first)
             except (IntarsiaError, Broken):
                 continue  # a value that the method refuses
             if tried[-1]:

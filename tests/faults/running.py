@@ -53,8 +53,8 @@ def look_for(some: Sequence[Fault], jobs: int = 1, seen: Sequence[Seen] = ()) ->
     does not fit.
     """
     failed = {answer.by: None for answer in seen if "::" in answer.by}
-    known = {answer.fault for answer in seen}
-    some = [fault for fault in some if fault not in known]
+    answered = {answer.fault for answer in seen}
+    some = [fault for fault in some if fault not in answered]
     for fault in some:
         fault.planted((ROOT / fault.file).read_text())
     os.environ |= {"PYTHONDONTWRITEBYTECODE": "1", "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
@@ -78,13 +78,13 @@ def answers(file: Path, some: Iterable[Fault]) -> list[Seen]:
     A fault that was changed since counts as a new one, as does one that survived other tests.
     """
     lines = file.read_text().splitlines() if file.exists() else []
-    known = {tuple(one[name] for name in PLACE): one for one in map(json.loads, lines)}
-    found: list[Seen] = []
+    records = {tuple(row[name] for name in PLACE): row for row in map(json.loads, lines)}
+    answered: list[Seen] = []
     for fault in some:
-        one = known.get(tuple(_record(fault)[name] for name in PLACE))
-        if one and (one["by"] or one["tests"] == [*fault.tests]):
-            found.append(Seen(fault, one["by"]))
-    return found
+        record = records.get(tuple(_record(fault)[name] for name in PLACE))
+        if record and (record["by"] or record["tests"] == [*fault.tests]):
+            answered.append(Seen(fault, record["by"]))
+    return answered
 
 
 def note(file: Path, answer: Seen) -> None:

@@ -11,7 +11,8 @@ from torch import Tensor
 import intarsia
 from intarsia.core.errors import ConfigError
 from intarsia.core.registry import card, settings_from_dict, settings_to_dict
-from intarsia.scores import Statistics
+from intarsia.partitions.swaps import swap
+from intarsia.scores import Statistics, wanda
 
 from ..refusals import refused
 
@@ -88,3 +89,20 @@ def test_it_reads_what_it_needs_and_refuses_what_cannot_be() -> None:
         intarsia.sparse.DSnoT(intarsia.SparseGPT(0.5, rows=4))
     with refused(ConfigError, what="restore", got="'all'"):
         intarsia.sparse.DSnoT(restore="all")
+
+
+def test_within_a_pattern_the_base_s_score_prunes_and_elsewhere_wandas() -> None:
+    for pattern in (None, "2:4"):
+        base = intarsia.sparse.Magnitude(0.5, pattern=pattern)
+        method, (mask, _) = intarsia.sparse.DSnoT(base), edited(base)
+        scores = {"base": base.score(W, SEEN), "wanda": wanda(W, SEEN)}
+        masks = {
+            name: swap(
+                W, mask, SEEN, score, cycles=method.cycles, tolerance=method.tolerance,
+                power=method.power, pattern=method.n_of_m, guard=method.guard,
+            ).kept
+            for name, score in scores.items()
+        }  # fmt: skip
+        assert not torch.equal(masks["base"], masks["wanda"])
+        want = masks["wanda" if pattern is None else "base"]
+        assert torch.equal(method.swapped(W, mask, SEEN).kept, want)

@@ -331,3 +331,15 @@ def test_schedules_that_would_change_the_count_are_refused() -> None:
         fit(model, rows(), schedule=lambda *_: None, **QUICK)
     with refused(ConfigError, what="fixed mask"):
         fit(convolutions(), rows(), schedule=Set(density=None), **QUICK)
+
+
+def test_masks_repeat_no_draws_of_another_change_with_the_same_seed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    seeds: set[int] = set()
+    monkeypatch.setattr(
+        "intarsia.methods.sparse_ift.sparsify_layer", lambda *a: seeds.add(a[-1].initial_seed())
+    )
+    for seed in (0, 1):
+        intarsia.apply(convolutions(), SparseIft("wide"), seed=seed)
+    assert len(seeds) == 2 and not seeds & {0, 1}

@@ -117,6 +117,12 @@ def test_the_sparsest_experts_are_chosen_with_softmax_weights() -> None:
     assert bool((shares.gather(1, index).max(1).values <= shares.median(1).values + 1e-9).all())
 
 
+def test_tokens_in_half_precision_are_squared_in_single() -> None:
+    alone = router(experts()).float()
+    x = rows().bfloat16()
+    assert torch.equal(alone.scores(x), alone.scores(x.float()))
+
+
 def test_units_of_mean_0_score_0_and_weigh_the_same() -> None:
     stacked = experts(bias=True)
     with torch.no_grad():

@@ -228,3 +228,10 @@ def test_a_connector_counts_its_vectors() -> None:
     connector = PlainConnector(6, 8, reads=16, vectors=4, by="mlp", grid=True, generator=draws)
     vectors = connector(torch.randn(3, 16, 6), torch.tensor([1, 2]), None)
     assert vectors.counts.tolist() == [4, 8] and vectors.rows.shape == (12, 8)
+
+
+def test_connectors_of_two_modalities_start_with_draws_of_their_own() -> None:
+    connectors = connectors_of(intarsia.apply(decoder(), SMALL))
+    first = [next(p for p in c.parameters() if p.dim() > 1) for c in connectors.values()]
+    draws = torch.stack([p.detach().flatten()[:64] for p in first])
+    assert torch.corrcoef(draws)[0, 1] < 0.9

@@ -24,11 +24,12 @@ from intarsia.areas.codec.prior import (
     Prior,
     divergence,
     join_levels,
+    sigma,
     to_fixed_point,
 )
 from intarsia.areas.codec.recombiner import RecombinerSettings
 from intarsia.areas.codec.siren import OMEGA, SignalDecoder, cut, fourier, siren, stitch
-from intarsia.areas.codec.training import PriorTraining
+from intarsia.areas.codec.training import Posteriors, PriorTraining
 from intarsia.core.errors import CheckpointError, ConfigError, DataError, ShapeError
 from intarsia.core.sealing import seal_folder
 
@@ -150,6 +151,10 @@ def test_groups_of_all_levels_are_numbered_one_after_the_other() -> None:
     levels = levels_of(settings, (5, 2))
     of_levels = [set(level.ravel().tolist()) for level in prior.numbers(levels)]
     assert sum(map(len, of_levels)) == len(set().union(*of_levels)) == sum(prior.counts(levels))
+    # each level has rotations of its own
+    for i, (level, numbers_) in enumerate(zip(levels, prior.numbers(levels), strict=True)):
+        alone = number_groups(groups[i].numpy(), level.rows, prior.key, i)
+        assert (numbers_ - numbers_.min() == alone).all()
 
 
 def test_numbers_of_fixed_point_are_the_nearest() -> None:
@@ -315,3 +320,12 @@ def test_a_signal_is_fitted_alike_whatever_is_beside_it(monkeypatch: pytest.Monk
         group.run(5)
         fitted.append(group.mu[0][0].detach())
     torch.testing.assert_close(*fitted)
+
+
+def test_posteriors_start_narrow_at_the_first_means() -> None:
+    (level,) = levels_of(TINY, (1, 2))[:1]
+    start = torch.tensor([0.5, -1.0])
+    posteriors = Posteriors(3, level, start)
+    mu, rho = posteriors.mu.weight, posteriors.rho.weight
+    assert mu.shape == rho.shape == (3 * level.rows, 2) and bool((mu == start).all())
+    torch.testing.assert_close(sigma(rho), torch.full_like(rho, math.log1p(math.exp(-4)) / 6))

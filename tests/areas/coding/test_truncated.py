@@ -248,6 +248,12 @@ def test_a_slab_of_no_width_is_a_binary_cause() -> None:
     assert_allclose(slab.score_samples(x), binary.score_samples(x), rtol=1e-5)
 
 
+def test_the_larger_of_two_causes_is_by_value_or_by_magnitude() -> None:
+    first, second = np.array([-3.0, 1.0, 2.0]), np.array([2.0, -2.0, 1.0])
+    assert_array_equal(MCA(2)._larger(first, second), [2, 1, 2])
+    assert_array_equal(MMCA(2)._larger(first, second), [-3, -2, 2])
+
+
 @pytest.mark.parametrize("kind", [MCA, MMCA])
 def test_the_temperature_divides_the_prior_where_it_is_annealed(kind: Any) -> None:
     """The log evidence of a first step at T is log sum (p(y | s) p(s))^(1 / T) or p(s) whole."""
