@@ -18,22 +18,24 @@ def main() -> int:
     words.add_argument("--jobs", type=int, default=1, help="so many at a time")
     file = "append each answer to this file, and plant nothing again that it answers"
     words.add_argument("--answers", type=Path, help=file)
-    given = words.parse_args()
-    some = [fault for fault in faults() if not given.system or fault.system in given.system]
-    some = [fault for fault in some if given.only in fault.says]
+    arguments = words.parse_args()
+    some = [fault for fault in faults() if not arguments.system or fault.system in arguments.system]
+    some = [fault for fault in some if arguments.only in fault.says]
     if not some:
         words.error("got no fault of that system or with these words, want one at least")
-    some = sample(some, given.sample, given.seed) if given.sample else some
-    earlier = answers(given.answers, some) if given.answers else []
-    survived = sum(not seen.by for seen in earlier)
+    some = sample(some, arguments.sample, arguments.seed) if arguments.sample else some
+    earlier = answers(arguments.answers, some) if arguments.answers else []
+    survived = sum(not answer.by for answer in earlier)
     if earlier:
         print(f"{len(some) - len(earlier)} of {len(some)} are left", flush=True)
-    for number, seen in enumerate(look_for(some, given.jobs, earlier), len(earlier) + 1):
-        if given.answers:
-            note(given.answers, seen)
-        survived += not seen.by
-        said = f"caught by {seen.by}" if seen.by else "SURVIVED"
-        print(f"{number}/{len(some)} {seen.fault.system}: {seen.fault.says} {said}", flush=True)
+    for number, answer in enumerate(look_for(some, arguments.jobs, earlier), len(earlier) + 1):
+        if arguments.answers:
+            note(arguments.answers, answer)
+        survived += not answer.by
+        outcome = f"caught by {answer.by}" if answer.by else "SURVIVED"
+        print(
+            f"{number}/{len(some)} {answer.fault.system}: {answer.fault.says} {outcome}", flush=True
+        )
     print(f"{len(some) - survived} of {len(some)} caught")
     return int(survived > 0)
 

@@ -1,4 +1,4 @@
-"""What other libraries call a setting, a class, a function and a method, and what it is here."""
+"""Names in other libraries of settings, classes, functions and methods, and their names here."""
 
 from __future__ import annotations
 
@@ -136,7 +136,7 @@ ELSEWHERE: Mapping[str, str] = {
 }
 """What others call a function or a class, in small letters, and its public name here."""
 COMMANDS: Mapping[str, str] = {"serve": "intarsia serve FOLDER"}
-"""What is a command alone, by the name under which it is looked for in Python."""
+"""Commands without a function, by the name under which they are looked for in Python."""
 ATTRIBUTES: Mapping[str, Sequence[str]] = {
     "pack": ("encode",),
     "quantize": ("encode",),
@@ -165,7 +165,7 @@ ATTRIBUTES: Mapping[str, Sequence[str]] = {
     "save_pretrained": ("save",),
     "write": ("save",),
 }
-"""What others call a method, and what it may be called here."""
+"""Names of methods in other libraries, and their possible names here."""
 REMOVED = ("sparsity", "amount", "prune_ratio", "pruning_ratio")
 """Shares of weights that are removed, where this library counts those that are kept."""
 HOLDERS: Mapping[str, tuple[str, str]] = {

@@ -48,6 +48,7 @@ def _in_words(name: str, value: Any) -> str:
 
 def _as_density(name: str, value: Any) -> tuple[str, float] | None:
     """Return ("density", 0.25) for sparsity=0.75; None for a keyword that is no such share."""
+    # 1 or more is a number of weights, which this library has no word for
     is_share = isinstance(value, float) and 0 <= value < 1
     return ("density", round(1 - value, 6)) if name in REMOVED and is_share else None
 
@@ -148,17 +149,17 @@ def _refusing(function: Callable[..., Any], name: str = "") -> Callable[..., Any
         try:
             return function(*args, **keywords)
         except (AttributeError, TypeError) as error:
-            refusal, known = None, None
+            refusal, corrected = None, None
             called = name or type(args[0]).__name__
             is_ours = type(error).__module__.startswith("intarsia")
             if not is_ours or isinstance(error, NoSuchAttribute):
-                known = as_known(function, called, args, keywords)
+                corrected = as_known(function, called, args, keywords)
                 refusal = _refusal(function, called, args, keywords)
             if refusal is None:  # an error of the work itself
                 raise
             cause = error if isinstance(error, AttributeError) else None
-        if known is not None:  # the call has not begun: no function takes an unknown keyword
-            return function(*known.args, **known.kwargs)
+        if corrected is not None:  # the call has not begun: no function takes an unknown keyword
+            return function(*corrected.args, **corrected.kwargs)
         raise refusal from cause
 
     setattr(call, CHECKED, function)
@@ -170,7 +171,7 @@ def as_known(
 ) -> inspect.BoundArguments | None:
     """Return a call's arguments by the names that they have here, with a warning for each other.
 
-    function, name: what is called, and as what; args, keywords: of the call. None where every
+    function: the called one, under this name; args, keywords: of the call. None where every
     keyword is known, or where one of the others cannot be read for certain.
     """
     parameters = _keywords(function) or {}
@@ -183,19 +184,21 @@ def as_known(
     hints = _hints_of(function) if len(known) < len(keywords) else {}
     readings: dict[str, Reading] = {}
     for word in [word for word in keywords if word not in known]:
-        one = reading(word, keywords[word], parameters, hints, bound.arguments)
+        meaning = reading(word, keywords[word], parameters, hints, bound.arguments)
         # no parameter and no setting is given twice
-        taken = {other.place for other in readings.values()} | {(p, "") for p in bound.arguments}
-        if one is None or one.place in taken:
+        places = {earlier.place for earlier in readings.values()}
+        places |= {(parameter, "") for parameter in bound.arguments}
+        if meaning is None or meaning.place in places:
             return None
-        readings[word] = one
+        readings[word] = meaning
     bound.arguments |= _joined(readings.values())
+    # an argument may still be missing
     try:
         signature.bind(*bound.args, **bound.kwargs)
     except TypeError:
         return None
-    for word, one in readings.items():
-        text = f"{name}: {_in_words(word, keywords[word])} is read as {one.as_written()}"
+    for word, meaning in readings.items():
+        text = f"{name}: {_in_words(word, keywords[word])} is read as {meaning.as_written()}"
         warnings.warn(text, stacklevel=3)
     return bound if readings else None
 
@@ -215,24 +218,27 @@ class Reading:
 
     @property
     def place(self) -> tuple[str, str]:
-        """What it sets: parameter and setting."""
+        """Parameter and setting that it sets."""
         return self.parameter, self.setting
 
     def as_written(self) -> str:
         """Return the keyword that says the same: "rank=8", "router=intarsia.TopK(active=2)"."""
-        said = _in_words(self.setting or self.parameter, self.value)
-        return f"{self.parameter}={type(self.base).__name__}({said})" if self.setting else said
+        text = _in_words(self.setting or self.parameter, self.value)
+        return f"{self.parameter}={type(self.base).__name__}({text})" if self.setting else text
 
 
 def _joined(readings: Iterable[Reading]) -> dict[str, Any]:
     """Return the keywords of readings; several settings of one parameter are one object."""
     joined: dict[str, Any] = {}
-    for one in readings:
-        if one.setting:
-            base = joined.get(one.parameter, one.base)
-            joined[one.parameter] = dataclasses.replace(base, **{one.setting: one.value})
+    for meaning in readings:
+        if meaning.setting:
+            # the next setting of the same object is set on this one's copy
+            base = joined.get(meaning.parameter, meaning.base)
+            joined[meaning.parameter] = dataclasses.replace(
+                base, **{meaning.setting: meaning.value}
+            )
         else:
-            joined[one.parameter] = one.value
+            joined[meaning.parameter] = meaning.value
     return joined
 
 
@@ -241,14 +247,15 @@ def reading(
     value: Any,
     parameters: Mapping[str, Any],
     hints: Mapping[str, Any],
-    given: Mapping[str, Any],
+    arguments: Mapping[str, Any],
 ) -> Reading | None:
     """Return what an unknown keyword means for certain; None where it is not certain.
 
-    word, value: the keyword; parameters, hints: the call's, by name; given: its arguments. It is a
-    parameter under another name (`SAME`), or a setting of one parameter's own settings.
+    word, value: the keyword; parameters, hints: the call's, by name; arguments: those it has. It
+    is a parameter under another name (`SAME`), or a setting of one parameter's own settings.
     """
     names = (word, *SAME.get(word, ()))
+    # others count the weights that go, this library those that stay
     if removed := _as_density(word, value):
         names, value = removed[:1], removed[1]
     for name in names:
@@ -260,7 +267,7 @@ def reading(
         (parameter, base, name)
         for name in names
         for parameter, p in parameters.items()
-        for base in _settings_of(given.get(parameter), p.default, hints.get(parameter))
+        for base in _settings_of(arguments.get(parameter), p.default, hints.get(parameter))
         if any(field.name == name and field.init for field in dataclasses.fields(base))
     ]
     if not holders or any(holder[2] == holders[0][2] for holder in holders[1:]):
@@ -269,14 +276,14 @@ def reading(
     return Reading(parameter, value, name, base)
 
 
-def _settings_of(given: Any, default: Any, hint: Any) -> list[Any]:
+def _settings_of(passed: Any, default: Any, hint: Any) -> list[Any]:
     """Return the settings which a parameter may have: of a method's name, its default, its kinds.
 
-    given: what the call has for it, None = nothing; settings that are given stay as they are.
+    passed: what the call has for it, None = nothing; settings that are passed stay as they are.
     """
-    if given is not None and not isinstance(given, str):
+    if passed is not None and not isinstance(passed, str):
         return []
-    named = default if given is None else given
+    named = default if passed is None else passed
     if isinstance(named, str):
         try:
             return [base] if dataclasses.is_dataclass(base := by_name(named)) else []

@@ -28,9 +28,10 @@ def wanda(weight: Tensor, statistics: Statistics | Tensor) -> Tensor:
       which is the same but for one factor.
     Source: Wanda (arXiv:2306.11695), equation 1.
     """
-    # a number for each input, for all outputs and kernel places
+    # the rows themselves, as in a notebook, are summed first
     if isinstance(statistics, Tensor):
         statistics = Statistics.of(statistics, needs=("square",))
+    # a number for each input, for all outputs and kernel places
     size = statistics.mean_square.sqrt().to(weight)
     return weight.detach().abs() * size.view(1, -1, *[1] * (weight.dim() - 2))
 

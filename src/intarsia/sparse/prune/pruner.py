@@ -332,7 +332,7 @@ def _check_widths(stops: Sequence[Stop], pattern: NofM | None) -> None:
 
 @dataclass(frozen=True)
 class Sparsified:
-    """What `sparsify` did to a model: a row for each layer, and the bytes of the pruned layers.
+    """Report of `sparsify`: a row for each layer, and the bytes of the pruned layers.
 
     table: {"layer", "weights", "density", and where moments were collected "error_masked" and
     "error", the relative error of its output before and after compensation or swaps}.
