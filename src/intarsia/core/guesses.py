@@ -101,7 +101,8 @@ def _missing(thing: Any, name: str) -> Any:
     """Refuse an attribute that an object does not have: its `__getattr__`."""
     # a property that has raised an AttributeError of its own raises it again
     kind: Any = thing.__class__
-    static = inspect.getattr_static(kind, name, None)
+    # of its classes alone: `__name__` is a descriptor of `type`, and says nothing of an object
+    static = next((vars(base)[name] for base in kind.__mro__ if name in vars(base)), None)
     if hasattr(static, "__get__"):
         return static.__get__(thing, kind)  # pyright: ignore
     raise NoSuchAttribute(kind, name)

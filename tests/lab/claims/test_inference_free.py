@@ -7,8 +7,11 @@ from typing import Any
 import numpy as np
 import pytest
 import scipy.sparse as sp
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
 
 from intarsia.areas.search.postings import Postings
+from intarsia.areas.search.query_weights import QueryWeights
 from intarsia.areas.search.segment import Segment
 from intarsia_lab.claims import inference_free as claims
 
@@ -19,7 +22,9 @@ class _Index:
     model, digest = "toy", "0"
 
     def __init__(self, rows: Any, weights: Any) -> None:
-        self.queries = type("Q", (), {"weights": np.asarray(weights, np.float32)})()
+        words = {f"w{number}": number for number in range(len(weights))}
+        tokenizer = Tokenizer(WordLevel(words, unk_token="w0")).to_str()
+        self.queries = QueryWeights(tokenizer, np.asarray(weights, np.float32))
         lists = Postings.of(sp.csr_matrix(np.asarray(rows, np.float32)))
         self.segments = [Segment(lists, [str(i) for i in range(lists.count)], [])]
 

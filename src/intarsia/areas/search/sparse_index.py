@@ -105,8 +105,8 @@ class SparseIndex:
         """
         reader = StemsAlone()
         queries, texts = (docs, ()) if isinstance(docs, QueryWeights) else (reader.queries, docs)
-        if queries is reader.queries:  # no learned scores
-            lexical = replace(lexical or DEFAULT, share=1.0)
+        if queries is reader.queries:
+            lexical = _by_stems_alone(lexical)
         self.queries, self.model, self.digest, self.stored = queries, model, digest, stored
         self._lexical, self._scorer = lexical, None
         self._numbers: StemNumbers | None = None  # until the next `merge`
@@ -135,7 +135,7 @@ class SparseIndex:
         """
         reader, documents = _read_by(encoder, docs)
         if docs is None:
-            lexical = replace(lexical or DEFAULT, share=1.0)
+            lexical = _by_stems_alone(lexical)
         metadata = {"model": reader.name, "digest": reader.digest, "stored": stored}
         index = cls(reader.queries, **metadata, lexical=lexical)
         index._append_in_blocks(reader, documents, texts=texts, block=block)
@@ -508,6 +508,11 @@ class SparseIndex:
 def _places(segment: Segment, place: int) -> dict[str, tuple[int, int]]:
     """Return where the documents of a segment are, by id.  place: of the segment."""
     return {name: (place, i) for i, name in enumerate(segment.ids) if i not in segment.deleted}
+
+
+def _by_stems_alone(lexical: Lexical | None) -> Lexical:
+    """Return settings of BM25 without learned scores next to it."""
+    return replace(lexical or DEFAULT, share=1.0)
 
 
 def _read_by(encoder: Any, docs: Any) -> tuple[Any, Any]:
