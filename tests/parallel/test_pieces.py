@@ -195,5 +195,5 @@ def test_experts_of_another_model_are_refused(tmp_path: Path) -> None:
     parts = Attached({})
     for value in (Stored(pieces, "up"), values()["up"]):
         with refused(CheckpointError, what="experts of a checkpoint"):
-            parts._mine(part, "up", value)  # pyright: ignore
+            parts._own_rows(part, "up", value)  # pyright: ignore
     patch.undo()

@@ -103,8 +103,9 @@ def write_index(
         raise _no_document(docs)
     if not alone:
         note("Loading PyTorch and sentence-transformers.")
-    from ..areas.search.sparse_index import SparseIndex, blocks
+    from ..areas.search.sparse_index import SparseIndex
     from ..core.files import write_json
+    from ..data.documents import in_blocks
 
     # A new index grows next to --out, so that a half one is never taken for whole.
     partial = append or (begun_by(out) if out else Path())
@@ -131,7 +132,7 @@ def write_index(
         for document in _documents(docs, columns)
         if append is not None or document.id not in searchable
     )
-    for part in blocks(documents, MANY if alone else BLOCK):
+    for part in in_blocks(documents, MANY if alone else BLOCK):
         add(encoder, part)
         if append is None:  # documents are added all or none: the command can be repeated
             write_json(settings_file(partial), identity)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from intarsia.core.checks import at_least
 from intarsia.core.errors import DataError
 from intarsia.data.event_columns import plain
 from intarsia.data.records import TABLES, Row, read_records
@@ -100,3 +102,17 @@ def as_documents(docs: Iterable[Any], first: int = 0) -> Iterator[Document]:
             fix = 'For example: ["a text", ...], [("a1", "a text"), ...], or records.'
             want = "a text, (id, text), or a record"
             raise DataError(f"document {number}", got=repr(row)[:80], want=want, fix=fix)
+
+
+def in_blocks(docs: Iterable[Document], size: int) -> Iterator[list[Document]]:
+    """Yield documents in lists of at most `size`.  docs: in order."""
+    at_least("block", size, 1, fix="Try 4096.")
+    rest = iter(docs)
+    while part := list(islice(rest, size)):
+        yield part
+
+
+def duplicate_id(name: str) -> DataError:
+    """Return the error for an id that the index has, or that comes twice."""
+    fix = "Give it another id, or delete the old one first."
+    return DataError("document id", got=f"{name!r} again", want="each once", fix=fix)

@@ -77,8 +77,8 @@ class EaseModel(ItemWeights):
         b.fill_diagonal_(0)
         table[1:, 1:] = b.to(table.dtype)
 
-    def scores_of_histories(self, taken: Tensor) -> Tensor:
-        return taken @ self.weights.weight
+    def scores_of_histories(self, histories: Tensor) -> Tensor:
+        return histories @ self.weights.weight
 
 
 CARD = Card(

@@ -37,8 +37,8 @@ class ItemWeights(Ranker):
         """Compute the weights from events, in place."""
 
     @abc.abstractmethod
-    def scores_of_histories(self, taken: Tensor) -> Tensor:
-        """Score all items by what users have taken.  taken (B, items + 1), 0 or 1 -> the same."""
+    def scores_of_histories(self, histories: Tensor) -> Tensor:
+        """Score all items by users' histories.  (B, items + 1), 1 where taken -> the same."""
 
     def learn(
         self,

@@ -80,9 +80,9 @@ class ItemKnnModel(ItemWeights):
             table[rows] = best.values.to(table)
             self.places[rows] = (best.indices + 1).to(table.device)
 
-    def scores_of_histories(self, taken: Tensor) -> Tensor:
+    def scores_of_histories(self, histories: Tensor) -> Tensor:
         # (B, items + 1, neighbours) would not fit: one user's row at a time
-        return torch.stack([(row[self.places] * self.weights.weight).sum(1) for row in taken])
+        return torch.stack([(row[self.places] * self.weights.weight).sum(1) for row in histories])
 
 
 CARD = Card(

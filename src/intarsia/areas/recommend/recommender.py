@@ -77,7 +77,7 @@ class Settings(abc.ABC):
 
     def get_params(self, deep: bool = True) -> dict[str, Any]:
         """Return the settings by name, as an estimator of scikit-learn does."""
-        return {one.name: getattr(self, one.name) for one in fields(self)}  # pyright: ignore
+        return {field.name: getattr(self, field.name) for field in fields(self)}  # pyright: ignore
 
     def recommend(
         self, query: str | int | Sequence[str], k: int = 10, *, exclude_seen: bool = True

@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import scipy.sparse as sp
@@ -118,6 +118,9 @@ class Stems:
         return lengths(self.counts.lists, self.counts.count)
 
 
+DEFAULT = Lexical()
+
+
 class StemsAlone:
     """Encoder of an index that ranks by BM25 alone: no document or query has a learned token.
 
@@ -134,6 +137,33 @@ class StemsAlone:
     def encode(self, texts: Sequence[str]) -> Any:
         """Return an empty sparse matrix (texts, 1)."""
         return sp.csr_matrix((len(texts), 1), dtype=np.float32)
+
+
+class DocumentEncoder(Protocol):
+    """Protocol of a model that encodes documents for an index.
+
+    name: the model's name, for display; digest: its weights'; queries: tokens and their weights.
+    """
+
+    name: str
+    queries: QueryWeights
+
+    @property
+    def digest(self) -> str: ...
+
+    def encode(self, texts: Sequence[str]) -> Any:
+        """Encode texts as a scipy sparse matrix (texts, V)."""
+        ...
+
+
+def by_stems_alone(lexical: Lexical | None) -> Lexical:
+    """Return settings of BM25 without learned scores next to it."""
+    return replace(lexical or DEFAULT, share=1.0)
+
+
+def read_by(encoder: Any, docs: Any) -> tuple[Any, Any]:
+    """Return the encoder and the documents; without one the documents stand in its place."""
+    return (StemsAlone(), encoder) if docs is None else (encoder, docs)
 
 
 class QueryStem(NamedTuple):

@@ -12,44 +12,33 @@ Added documents are a segment of their own; `merge` joins all segments. For its 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from itertools import islice
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
 from ...core.checks import above, at_least
 from ...core.errors import ConfigError, DataError
 from ...core.files import writing
-from ...data.documents import Document, as_documents
+from ...data.documents import Document, as_documents, duplicate_id, in_blocks
 from .filters import masks_of
 from .index_folder import check_folder, read_index, write_index
-from .lexical import Lexical, Stems, StemsAlone, stems
+from .lexical import (
+    DEFAULT,
+    DocumentEncoder,
+    Lexical,
+    Stems,
+    StemsAlone,
+    by_stems_alone,
+    read_by,
+    stems,
+)
 from .postings import Array, Postings, merge_postings
 from .query_weights import QueryWeights
 from .scoring import Scorer, frequencies
 from .segment import Segment, alive_texts, joined_fields, packed_fields
 from .stemming import StemNumbers
-
-DEFAULT = Lexical()
-
-
-class DocumentEncoder(Protocol):
-    """Protocol of a model that encodes documents for an index.
-
-    name: the model's name, for display; digest: its weights'; queries: tokens and their weights.
-    """
-
-    name: str
-    queries: QueryWeights
-
-    @property
-    def digest(self) -> str: ...
-
-    def encode(self, texts: Sequence[str]) -> Any:
-        """Encode texts as a scipy sparse matrix (texts, V)."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -106,7 +95,7 @@ class SparseIndex:
         reader = StemsAlone()
         queries, texts = (docs, ()) if isinstance(docs, QueryWeights) else (reader.queries, docs)
         if queries is reader.queries:
-            lexical = _by_stems_alone(lexical)
+            lexical = by_stems_alone(lexical)
         self.queries, self.model, self.digest, self.stored = queries, model, digest, stored
         self._lexical, self._scorer = lexical, None
         self._numbers: StemNumbers | None = None  # until the next `merge`
@@ -133,9 +122,9 @@ class SparseIndex:
           "uint8"; lexical: settings of BM25, None = without; texts: store them, to display with
           hits; block: documents at a time.  Raises: DataError for an id that occurs twice.
         """
-        reader, documents = _read_by(encoder, docs)
+        reader, documents = read_by(encoder, docs)
         if docs is None:
-            lexical = _by_stems_alone(lexical)
+            lexical = by_stems_alone(lexical)
         metadata = {"model": reader.name, "digest": reader.digest, "stored": stored}
         index = cls(reader.queries, **metadata, lexical=lexical)
         index._append_in_blocks(reader, documents, texts=texts, block=block)
@@ -145,7 +134,7 @@ class SparseIndex:
         self, encoder: Any, docs: Any, *, texts: bool = True, block: int = 4096
     ) -> None:
         """Add documents, `block` at a time, and merge them; see `build`."""
-        for part in blocks(as_documents(docs), block):
+        for part in in_blocks(as_documents(docs), block):
             self.append(encoder, part, texts=texts)
         self.merge()
 
@@ -197,10 +186,10 @@ class SparseIndex:
           docs: as of `build`; texts: store them.
         Raises: ConfigError for another model than the index's; DataError for an existing id.
         """
-        reader, given = _read_by(encoder, docs)
+        reader, given = read_by(encoder, docs)
         documents = list(as_documents(given, len(self)))
         if existing := next((d.id for d in documents if d.id in self._place), None):
-            raise _duplicate_id(existing)
+            raise duplicate_id(existing)
         if documents:
             self._add(self._encoded(reader, documents, texts))
         return self
@@ -213,7 +202,7 @@ class SparseIndex:
         texts: bool = True,
     ) -> SparseIndex:
         """Replace documents that have the same id, and add the others; see `append`."""
-        reader, given = _read_by(encoder, docs)
+        reader, given = read_by(encoder, docs)
         documents = list(as_documents(given, len(self)))
         if documents:
             # nothing is deleted before the new ones are encoded
@@ -236,7 +225,7 @@ class SparseIndex:
         before = set[str]()
         for name in ids:
             if name in before:
-                raise _duplicate_id(name)
+                raise duplicate_id(name)
             before.add(name)
         lists = Postings.of(encoder.encode(all_texts))
         if lists.count != len(ids):
@@ -508,27 +497,3 @@ class SparseIndex:
 def _places(segment: Segment, place: int) -> dict[str, tuple[int, int]]:
     """Return where the documents of a segment are, by id.  place: of the segment."""
     return {name: (place, i) for i, name in enumerate(segment.ids) if i not in segment.deleted}
-
-
-def _by_stems_alone(lexical: Lexical | None) -> Lexical:
-    """Return settings of BM25 without learned scores next to it."""
-    return replace(lexical or DEFAULT, share=1.0)
-
-
-def _read_by(encoder: Any, docs: Any) -> tuple[Any, Any]:
-    """Return the encoder and the documents; without one the documents stand in its place."""
-    return (StemsAlone(), encoder) if docs is None else (encoder, docs)
-
-
-def _duplicate_id(name: str) -> DataError:
-    """Return the error for an id that the index has, or that comes twice."""
-    fix = "Give it another id, or delete the old one first."
-    return DataError("document id", got=f"{name!r} again", want="each once", fix=fix)
-
-
-def blocks(docs: Iterable[Document], size: int) -> Iterator[list[Document]]:
-    """Yield documents in lists of at most `size`.  docs: in order."""
-    at_least("block", size, 1, fix="Try 4096.")
-    rest = iter(docs)
-    while part := list(islice(rest, size)):
-        yield part

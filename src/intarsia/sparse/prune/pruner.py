@@ -406,9 +406,8 @@ def sparsify(
     rows = batched(calib)
     plan = pruner.plan(model, rows, seed=seed)
     assert isinstance(plan, Calibrated)
-    place = None if out is None else Path(out)
     # folder and report are no settings of the method, and so not of its record
-    plan = replace(plan, out=place, resume=resume, report=progress)
+    plan = replace(plan, out=Path(out) if out else None, resume=resume, report=progress)
     one_of("sequential", sequential, ("block", "layer"))
     if sequential == "layer":
         plan = replace(plan, decided={**plan.decided, "sequential": sequential})
