@@ -102,9 +102,10 @@ def _missing(thing: Any, name: str) -> Any:
     # a property that has raised an AttributeError of its own raises it again
     kind: Any = thing.__class__
     # of its classes alone: `__name__` is a descriptor of `type`, and says nothing of an object
-    static = next((vars(base)[name] for base in kind.__mro__ if name in vars(base)), None)
+    bases: tuple[type, ...] = kind.__mro__
+    static: Any = next((vars(base)[name] for base in bases if name in vars(base)), None)
     if hasattr(static, "__get__"):
-        return static.__get__(thing, kind)  # pyright: ignore
+        return static.__get__(thing, kind)
     raise NoSuchAttribute(kind, name)
 
 
