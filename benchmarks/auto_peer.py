@@ -19,7 +19,7 @@ time.time = time.process_time  # FLAML's budget: a crowded machine gives the sam
 
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
-from auto import IMAGES, ROOT, SEED, TEST  # noqa: E402
+from auto import IMAGES, PEER, ROOT, SEED, TEST, rows  # noqa: E402
 from flaml import AutoML  # pyright: ignore[reportMissingImports]  # noqa: E402
 from sklearn.model_selection import PredefinedSplit  # noqa: E402
 
@@ -32,7 +32,6 @@ from intarsia.train.folds import deal  # noqa: E402
 from intarsia.train.probe import features  # noqa: E402
 from intarsia_lab.materials import suites  # noqa: E402
 
-ROWS = ROOT / "benchmarks" / "auto_peer.jsonl"
 SECONDS = 60.0
 FOLDS = 5
 # FLAML's own but two, whose single fits go on for minutes on so many features: sgd and lrl1
@@ -95,11 +94,12 @@ def main() -> None:
     parser.add_argument("--suite", default="mini", choices=("mini", "fresh"))
     torch.set_num_threads(1)
     suite = parser.parse_args().suite
-    done = [json.loads(line)["data"] for line in ROWS.open()] if ROWS.exists() else []
+    done = rows(PEER)
     for task in suites.suite(suite).tasks:
-        if (data := f"{suite}/{task.name}") not in done:
-            row = peer(data)
-            with ROWS.open("a") as file:
+        data = f"{suite}/{task.name}"
+        if done.get(data, {}).get("seed") != SEED:
+            row = {"seed": SEED} | peer(data)
+            with PEER.open("a") as file:
                 file.write(json.dumps(row) + "\n")
             print(row, flush=True)
 

@@ -94,7 +94,7 @@ def fitted_member(
             held_out[torch.from_numpy(inside)] = logits.float()
     # the one that answers from now on has seen every fold
     final = _trained(base, adapter, rows, labels, classes)
-    return tempered(final.feature, Probe(final.weight, final.bias, 0.0, held_out), labels)
+    return tempered(final.feature, Probe(final.weight, final.bias, 0.0, "one", held_out), labels)
 
 
 def deeper(adapter: str, model: str) -> str:

@@ -23,7 +23,7 @@ from .objectives import plain
 from .order import Batch
 from .precision import trained
 from .record import bare
-from .scores import Metrics, wrong_and_loss
+from .scores import Metrics, comparing_temperature, wrong_and_loss
 from .settings import Recipe
 from .tasks import Classes, MultiLabel, Task
 
@@ -31,8 +31,12 @@ if TYPE_CHECKING:
     from .loop import Job, Loop
 
 FOLDS = 5
-STRENGTHS = (0.0, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 0.1, 1.0)  # C on standardised features
-SPARSE_STRENGTHS = (0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0)  # C on rows of length 1
+# C by the scaling of the features: one scale for all, each by its own deviation, rows of length 1
+STRENGTHS = {
+    "one": (0.0, 1e-4, 1e-3, 1e-2, 3e-2, 0.1, 0.3, 1.0, 3.0, 10.0),
+    "each": (0.0, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 0.1, 1.0),
+    "rows": (0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0),
+}
 MANY = 4_000_000  # numbers in the features, from which several threads pay
 ITERATIONS = 2000  # of L-BFGS, at most; it converges long before
 CONSTANT = 1e-8  # of the largest deviation, below which a feature counts as constant
@@ -109,13 +113,15 @@ class Probe:
     """Linear classifier of features x: its logits are x W' + b.
 
     weight: W, (classes, d) float32.  bias: b, (classes,).  strength: C, the inverse strength of the
-    L2 penalty; 0 = nearest class mean, which is the limit of small C.  held_out: (n, classes), the
-    logits of each row by the probe that was fitted without its fold; NaN where there was none.
+    L2 penalty; 0 = nearest class mean, which is the limit of small C.  scaling: of the features in
+    the penalty, one, each or rows.  held_out: (n, classes), the logits of each row by the probe
+    that was fitted without its fold; NaN where there was none.
     """
 
     weight: Tensor
     bias: Tensor
     strength: float
+    scaling: str
     held_out: Tensor
 
     def __call__(self, x: Tensor) -> Tensor:
@@ -131,22 +137,27 @@ def converged_probe(
     fold: np.ndarray,
     held: int = 5,
     strengths: Sequence[float] | None = None,
+    scalings: Sequence[str] = ("one", "each"),
 ) -> Probe:
     """Fit a multinomial logistic regression to convergence, its penalty chosen on held-out folds.
 
-    Minimises C sum_i loss(x_i W' + b, y_i) + |W|^2 / 2 by L-BFGS, for each C of `strengths` from
-    the smallest, and keeps the C with the most right answers on the folds; among equals, and where
-    several labels apply, the one with the smallest loss after one temperature. Dense features are
-    standardised on the rows that are fitted; where there are fewer rows than features they are
-    first rotated into the rows' span, in which the minimum lies.
+    Minimises C sum_i loss(z_i W' + b, y_i) + |W|^2 / 2 by L-BFGS, for each C of `strengths` from
+    the smallest and each scaling z of the features, and keeps the two with the most right answers
+    on the folds; among equals, and where several labels apply, those with the smallest loss after
+    one temperature. The held-out logits of a fold are at the choice of the other folds, so that
+    their accuracy is no best of many; each is brought to the temperature of the whole choice.
+    Features are centred and divided by the root of their mean variance (one), or each by its own
+    deviation (each: columns of unlike units, or with outliers). Where there are fewer rows than
+    features they are first rotated into the rows' span, in which the minimum lies.
     x: (n, d) array, or a sparse matrix of scipy, which is taken as it is.  y: (n,) class numbers;
     or (n, classes) of 0 and 1, where several labels apply: then each has a regression of its own.
-    fold: (n,) fold of each row; held: so many folds are left out in turn.  strengths: None = eight
-    values that suit standardised features, or rows of length 1 if x is sparse.
+    fold: (n,) fold of each row; held: so many folds are left out in turn, one alone judges the
+    choice that it makes.  strengths: None = eight or nine values that suit each scaling.
+    scalings: those of dense features that are compared.
     Not for features by the hundred thousand rows: all of them are in memory, in float64.
     """
-    if strengths is None:
-        strengths = SPARSE_STRENGTHS if issparse(x) else STRENGTHS
+    kinds = ("rows",) if issparse(x) else scalings
+    penalties = {kind: STRENGTHS[kind] if strengths is None else strengths for kind in kinds}
     # threads that wait for each other after products this small cost more than they save
     with (
         threadpool_limits(1 if issparse(x) or x.size < MANY else None),
@@ -154,39 +165,72 @@ def converged_probe(
     ):
         # scikit-learn takes many classes of few rows for numbers
         warnings.filterwarnings("ignore", "The number of unique classes", UserWarning)
-        return _fit_folds(x, y, classes, fold, held, strengths)
+        return _fit_folds(x, y, classes, fold, held, penalties)
+
+
+Penalty = tuple[str, float]
+"""A scaling of the features, and C."""
 
 
 def _fit_folds(
-    x: Any, y: np.ndarray, classes: int, fold: np.ndarray, held: int, strengths: Sequence[float]
+    x: Any,
+    y: np.ndarray,
+    classes: int,
+    fold: np.ndarray,
+    held: int,
+    penalties: Mapping[str, Sequence[float]],
 ) -> Probe:
-    """Return the probe at the best strength, see `converged_probe`."""
-    held_out = {c: np.full((len(y), classes), np.nan) for c in strengths}
+    """Return the probe at the best penalty, see `converged_probe`."""
+    pairs: list[Penalty] = [(kind, c) for kind, strengths in penalties.items() for c in strengths]
+    answers = {
+        pair: torch.full((len(y), classes), torch.nan, dtype=torch.float64) for pair in pairs
+    }
     for number in range(held):
         left_out = fold == number
-        for c, (weight, bias) in _path(x[~left_out], y[~left_out], classes, strengths):
-            held_out[c][left_out] = x[left_out] @ weight.T + bias
-    rows = ~np.isnan(held_out[strengths[0]]).any(1)
-    labels = torch.from_numpy(np.ascontiguousarray(y[rows]))
-    merit = {c: wrong_and_loss(torch.from_numpy(held_out[c][rows]), labels) for c in strengths}
-    best = min(merit, key=lambda c: merit[c])
-    weight, bias = dict(_path(x, y, classes, [c for c in strengths if c <= best]))[best]
-    tensors = [torch.from_numpy(array).float() for array in (weight, bias, held_out[best])]
-    return Probe(tensors[0], tensors[1], best, tensors[2])
+        for kind, strengths in penalties.items():
+            for c, (weight, bias) in _path(x[~left_out], y[~left_out], classes, kind, strengths):
+                answers[kind, c][left_out] = torch.from_numpy(x[left_out] @ weight.T + bias)
+    labels, numbers = torch.from_numpy(y), torch.from_numpy(fold)
+
+    def best_by(rows: Tensor) -> Penalty:
+        merit = {pair: wrong_and_loss(answers[pair][rows], labels[rows]) for pair in pairs}
+        return min(pairs, key=merit.__getitem__)
+
+    judged = numbers < held
+    kind, strength = best = best_by(judged)
+    held_out = answers[best].clone()
+    for number in range(held if held > 1 else 0):
+        other, rows = best_by(judged & (numbers != number)), numbers == number
+        scale = _relative_scale(answers[best][judged], answers[other][judged], labels[judged])
+        held_out[rows] = answers[other][rows] * scale
+    path = [c for c in penalties[kind] if c <= strength]
+    weight, bias = dict(_path(x, y, classes, kind, path))[strength]
+    tensors = (torch.from_numpy(weight).float(), torch.from_numpy(bias).float())
+    return Probe(*tensors, strength, kind, held_out.float())
+
+
+def _relative_scale(wanted: Tensor, other: Tensor, labels: Tensor) -> float:
+    """Return what brings the other logits to the temperature that suits the wanted ones."""
+    if labels.ndim == 2:
+        return 1.0
+    return comparing_temperature(wanted, labels) / comparing_temperature(other, labels)
 
 
 def _path(
-    x: Any, y: np.ndarray, classes: int, strengths: Sequence[float]
+    x: Any, y: np.ndarray, classes: int, kind: str, strengths: Sequence[float]
 ) -> Iterator[tuple[float, tuple[np.ndarray, np.ndarray]]]:
     """Yield (C, (W, b)) on the raw features for each strength, each fit begun from the last."""
-    if issparse(x):
+    if kind == "rows":
         rows, mean, scale = x, np.zeros(x.shape[1]), np.ones(x.shape[1])
         basis = None
     else:
         wide = np.asarray(x, dtype=np.float64)
         mean, scale = wide.mean(0), wide.std(0)
         # a feature that is constant says nothing: it keeps weight 0
-        scale[scale <= CONSTANT * max(float(scale.max(initial=0.0)), 1.0)] = np.inf
+        constant = scale <= CONSTANT * max(float(scale.max(initial=0.0)), 1.0)
+        if kind == "one":
+            scale = np.full_like(scale, np.sqrt((scale**2).mean()))
+        scale[constant] = np.inf
         rows, basis = (wide - mean) / scale, None
         if len(rows) < rows.shape[1]:
             _, sizes, basis = np.linalg.svd(rows, full_matrices=False)
@@ -300,4 +344,5 @@ def solve_head(loop: Loop) -> Mapping[str, Any]:
     scores = loop.task.scores(probe(x), y).scores()
     if loop.ranks.is_main_process:
         loop.log.write({"step": 0, "epoch": 0, "split": "train", **scores})
-    return {"strength": probe.strength, "folds": FOLDS, "train": scores}
+    choice = {"strength": probe.strength, "scaling": probe.scaling}
+    return choice | {"folds": FOLDS, "train": scores}
