@@ -19,7 +19,7 @@ time.time = time.process_time  # FLAML's budget: a crowded machine gives the sam
 
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
-from auto import IMAGES, PEER, ROOT, SEED, TEST, rows  # noqa: E402
+from auto import IMAGES, PEER, SEED, TEST, rows  # noqa: E402
 from flaml import AutoML  # pyright: ignore[reportMissingImports]  # noqa: E402
 from sklearn.model_selection import PredefinedSplit  # noqa: E402
 

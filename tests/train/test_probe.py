@@ -101,8 +101,8 @@ def test_a_fold_is_answered_at_the_choice_of_the_other_folds() -> None:
     assert len(set(choices)) > 1  # else this says nothing
     temperature = {c: comparing_temperature(alone[c], labels) for c in strengths}
     for number, c in enumerate(choices):
-        wanted = alone[c][fold == number] * temperature[probe.strength] / temperature[c]
-        torch.testing.assert_close(probe.held_out[fold == number], wanted, atol=1e-3, rtol=1e-3)
+        answers = alone[c][fold == number] * temperature[probe.strength] / temperature[c]
+        torch.testing.assert_close(probe.held_out[fold == number], answers, atol=1e-3, rtol=1e-3)
 
 
 @pytest.mark.parametrize("scaling", ["one", "each"])

@@ -196,24 +196,27 @@ def _fit_folds(
         merit = {pair: wrong_and_loss(answers[pair][rows], labels[rows]) for pair in pairs}
         return min(pairs, key=merit.__getitem__)
 
-    judged = numbers < held
+    judged = numbers < held  # rows of folds that were left out
     kind, strength = best = best_by(judged)
     held_out = answers[best].clone()
     for number in range(held if held > 1 else 0):
-        other, rows = best_by(judged & (numbers != number)), numbers == number
-        scale = _relative_scale(answers[best][judged], answers[other][judged], labels[judged])
-        held_out[rows] = answers[other][rows] * scale
+        rows = numbers == number
+        # the choice without these rows, so that their accuracy is no best of many
+        pair = best_by(judged & ~rows)
+        scale = _relative_scale(answers[best][judged], answers[pair][judged], labels[judged])
+        held_out[rows] = answers[pair][rows] * scale
+    # from the smallest, as on the folds: a fit begins where the last one ended
     path = [c for c in penalties[kind] if c <= strength]
     weight, bias = dict(_path(x, y, classes, kind, path))[strength]
     tensors = (torch.from_numpy(weight).float(), torch.from_numpy(bias).float())
     return Probe(*tensors, strength, kind, held_out.float())
 
 
-def _relative_scale(wanted: Tensor, other: Tensor, labels: Tensor) -> float:
-    """Return what brings the other logits to the temperature that suits the wanted ones."""
+def _relative_scale(target: Tensor, logits: Tensor, labels: Tensor) -> float:
+    """Return the factor that brings logits to the temperature that suits the target ones."""
     if labels.ndim == 2:
         return 1.0
-    return comparing_temperature(wanted, labels) / comparing_temperature(other, labels)
+    return comparing_temperature(target, labels) / comparing_temperature(logits, labels)
 
 
 def _path(
@@ -228,7 +231,7 @@ def _path(
         mean, scale = wide.mean(0), wide.std(0)
         # a feature that is constant says nothing: it keeps weight 0
         constant = scale <= CONSTANT * max(float(scale.max(initial=0.0)), 1.0)
-        if kind == "one":
+        if kind == "one":  # features of one unit keep what they weigh
             scale = np.full_like(scale, np.sqrt((scale**2).mean()))
         scale[constant] = np.inf
         rows, basis = (wide - mean) / scale, None
