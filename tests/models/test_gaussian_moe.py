@@ -273,6 +273,10 @@ def test_a_study_is_reproducible_and_experts_converge() -> None:
     ]
     assert studies[0] == studies[1] != studies[2]
     assert studies[0].slope("experts") < -0.2
+    # no data move a start: its error is that of the noise, which falls with nothing
+    assert min(studies[0].starts["experts"]) > max(studies[0].errors["experts"])
+    at_the_truth = convergence_study("linear", sizes=(200, 300), replicates=2, noise=0.0)
+    assert at_the_truth.starts["experts"] == at_the_truth.starts["gate"] == (0.0, 0.0)
     with refused(ConfigError, what="sizes"):
         convergence_study("linear", sizes=(200,))
     with refused(ConfigError, what="gate", got="'relu'"):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -57,14 +57,23 @@ def voronoi(fitted: Parameters, truth: Parameters) -> dict[str, float]:
 
 @dataclass(frozen=True)
 class Convergence:
-    """Result of a study.  sizes: n; errors: name -> the median over replicates at each n."""
+    """Result of a study.
+
+    sizes: n; errors: name -> the median over replicates at each n; starts: the same for the starts
+    of the searches, which no data have moved.
+    """
 
     sizes: tuple[int, ...]
     errors: Mapping[str, tuple[float, ...]]
+    starts: Mapping[str, tuple[float, ...]]
 
-    def slope(self, name: str) -> float:
-        """Return the slope of log error against log n; -1/2 is the parametric rate."""
-        return float(np.polyfit(np.log(self.sizes), np.log(self.errors[name]), 1)[0])
+    def slope(self, name: str, *, start: bool = False) -> float:
+        """Return the slope of log error against log n; -1/2 is the parametric rate.
+
+        start: of the starts, where it is 0 but for chance.
+        """
+        errors = (self.starts if start else self.errors)[name]
+        return float(np.polyfit(np.log(self.sizes), np.log(errors), 1)[0])
 
 
 def convergence_study(
@@ -95,22 +104,39 @@ def convergence_study(
         fix = "Use four sizes and ten replicates for a slope."
         raise ConfigError("sizes", got=got, want="two sizes or more", fix=fix)
     random = np.random.default_rng(seed)
-    medians: dict[str, list[float]] = {}
+    fitted, starts = _Medians(truth), _Medians(truth)
     for n in sizes:
-        by_name: dict[str, list[float]] = {}
+        ends, begins = list[Parameters](), list[Parameters]()
         for _ in range(replicates):
             # one replicate: a sample of the truth, and a search that starts near it
             x = random.uniform(-reach, reach, (n, truth.gate.shape[1]))
             y = draw(truth, gate, x, random)
             model = SoftmaxGaussianMoE(len(truth.bias), gate)
-            model.fit(x, y, start=_near(truth, noise, random))
-            for name, error in voronoi(model.parameters, truth).items():
-                by_name.setdefault(name, []).append(error)
+            begins.append(_near(truth, noise, random))
+            ends.append(model.fit(x, y, start=begins[-1]).parameters)
+        starts.add(begins)
+        report(f"{gate}, n = {n}: " + ", ".join(f"{k} {v:.4f}" for k, v in fitted.add(ends)))
+    return Convergence(tuple(sizes), fitted.by_name(), starts.by_name())
+
+
+class _Medians:
+    """Medians over replicates of the Voronoi losses, by name and size."""
+
+    def __init__(self, truth: Parameters) -> None:
+        self.truth, self.rows = truth, list[dict[str, float]]()
+
+    def add(self, replicates: Sequence[Parameters]) -> Iterable[tuple[str, float]]:
+        """Add the replicates of a size; return each name with its median."""
+        losses = [voronoi(parameters, self.truth) for parameters in replicates]
         # the median is robust to searches that end elsewhere
-        for name, errors in by_name.items():
-            medians.setdefault(name, []).append(float(np.median(errors)))
-        report(f"{gate}, n = {n}: " + ", ".join(f"{k} {v[-1]:.4f}" for k, v in medians.items()))
-    return Convergence(tuple(sizes), {name: tuple(v) for name, v in medians.items()})
+        self.rows.append(
+            {name: float(np.median([row[name] for row in losses])) for name in losses[0]}
+        )
+        return self.rows[-1].items()
+
+    def by_name(self) -> dict[str, tuple[float, ...]]:
+        """Return the medians of all sizes, by name."""
+        return {name: tuple(row[name] for row in self.rows) for name in self.rows[0]}
 
 
 def _near(truth: Parameters, noise: float, random: np.random.Generator) -> Parameters:

@@ -334,7 +334,7 @@ OTHERS = {
     # slopes of errors over the size of samples
     "gaussian-moe": lower(
         arm("sigmoid gate", "slope", gate="sigmoid", what="beta_1 and tau"),
-        Missing("the start of the search, which is never moved"),
+        arm("the start", "slope", gate="sigmoid, start", what="beta_1 and tau"),
         arm("linear gate", "slope", gate="linear", what="beta_1 and tau"),
         Control(
             "The linear gate, which data tell least, stays above a slope of -.4.",
@@ -442,8 +442,8 @@ OTHERS = {
     # items seen once, up to its capacity and beyond
     "sparsey-memory": Design(
         arm("Sparsey", "modules recalled", items="25"),
-        Missing("a code drawn at random"),
-        Missing("a list that is searched for the nearest item"),
+        arm("random codes", "by random codes", items="25"),
+        arm("a list of all items", "by a list of all items", items="25"),
         at_most("modules recalled", 0.95, "Of 200 items it forgets some.", {"items": "200"}),
         OWN_DATA,
         alike=UNTRAINED,

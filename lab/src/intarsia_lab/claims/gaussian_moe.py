@@ -39,7 +39,12 @@ def slopes(
     # all four claims read the same fits
     studies = [studied(seed, report) for seed in seeds]
     values = tuple(figure(study_of_seed) for study_of_seed in studies)
-    rows = [_row(gate, name, studies) for gate in GATES for name in NAMES]
+    rows = [
+        _row(gate, name, studies, start=start)
+        for start in (False, True)
+        for gate in GATES
+        for name in NAMES
+    ]
     note = (
         "Two experts of one feature; x uniform in (-2, 2); beta_1 = 4, beta_0 = -1, tau = 0.5, "
         "a = (1.5, -1), b = (0.5, -0.5), standard deviations (0.3, 0.4). Voronoi errors: medians "
@@ -50,17 +55,21 @@ def slopes(
     return result_of(values, rows, note, statistics.median)
 
 
-def _row(gate: str, name: str, studies: Sequence[dict[str, Convergence]]) -> dict[str, Any]:
-    """Return a table row: how fast one kind of parameter is learned with one gate."""
-    slopes_of_seeds = [study_of_seed[gate].slope(name) for study_of_seed in studies]
+def _row(
+    gate: str, name: str, studies: Sequence[dict[str, Convergence]], *, start: bool
+) -> dict[str, Any]:
+    """Return a table row: how fast one kind of parameter is learned with one gate.
+
+    start: of the searches' starts instead of their ends.
+    """
+    fits = [study_of_seed[gate] for study_of_seed in studies]
+    slopes_of_seeds = [fit.slope(name, start=start) for fit in fits]
     # medians: a search that got stuck would carry a mean away
-    middle = (
-        statistics.median(study_of_seed[gate].errors[name][index] for study_of_seed in studies)
-        for index in (0, -1)
-    )
+    errors = [(fit.starts if start else fit.errors)[name] for fit in fits]
+    middle = (statistics.median(of_a_seed[index] for of_a_seed in errors) for index in (0, -1))
     first, last = (f"{error:.4f}" for error in middle)
     return {
-        "gate": gate,
+        "gate": f"{gate}, start" if start else gate,
         "what": NAMES[name],
         "slope": f"{statistics.median(slopes_of_seeds):+.2f}",
         "of each seed": ", ".join(f"{s:+.2f}" for s in slopes_of_seeds),
@@ -87,19 +96,20 @@ study = partial(
     sense="<=",
     control=Control(
         "The experts, which every gate can learn, are found at a rate below n^-0.3.",
-        lambda rows: max(numbers(rows, "slope", {"what": "a, b, nu"})) < -0.3,
+        lambda rows: all(
+            numbers(rows, "slope", {"gate": gate, "what": "a, b, nu"})[0] < -0.3 for gate in GATES
+        ),
     ),
-    seeds=tuple(range(10)),
-    minutes=7,
+    # the ten before were seen when the start of each search was no arm of the table
+    seeds=tuple(range(10, 20)),
+    minutes=14,
 )
 
 CLAIMS = (
     study(
         "gaussian-moe",
         system="Softmax-Gaussian mixtures",
-        scale=(
-            "The start of each search, which nothing moves, as an arm of the table, on fresh seeds."
-        ),
+        scale="The paper's theorem is on any mixture of its kind; this is one of two experts.",
         unit="slope of log error against log n",
         work="drawn mixtures with known rates",
         sentence=EASY + "beta_1 and tau of the sigmoid gate.",
