@@ -75,14 +75,6 @@ class CodedCell(Cell):
         start: float = 1e-3,
         generator: torch.Generator,
     ) -> None:
-        """Wrap an adapter so that its weight matrices are quantised in every forward pass.
-
-        body: the adapter. format: the quantiser, None = no quantisation. biases: keep the biases of
-        its linear maps, in float; otherwise they are removed, which saves bits. start: sigma of the
-        normal distribution from which weights of a single value, such as zeros, are redrawn; such
-        weights cannot be quantised. generator: draws them.
-        Raises: ConfigError for an adapter without a weight matrix of its own.
-        """
         super().__init__()
         self.body, self.format = body, format
         # whole: the adapter also computes the host module's own output, in its method `around`

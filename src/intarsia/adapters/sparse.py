@@ -103,10 +103,6 @@ class SparseCell(Cell):
     index: Tensor
 
     def __init__(self, site: Site, index: Tensor, values: Tensor) -> None:
-        """Remember the trained values of D at the places `index`, both (n,).
-
-        site: the host's linear layer; D is (site.outputs, site.reads).
-        """
         super().__init__()
         self.shape = site.outputs, site.reads
         self.values = nn.Parameter(values)

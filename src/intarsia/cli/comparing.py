@@ -247,10 +247,7 @@ def report(
 
 
 def _show_spans(path: Path, page: Path, baseline: str | None, as_json: bool) -> None:
-    """Write the page of a file of attention spans, and print its table.
-
-    baseline: refused, since such a page has its own.
-    """
+    """Write the page of a file of attention spans, and print its table."""
     from ..reports.spans import read_spans, report_of
 
     if baseline is not None:
@@ -261,10 +258,7 @@ def _show_spans(path: Path, page: Path, baseline: str | None, as_json: bool) -> 
 
 
 def _show_sparse(folders: Sequence[Path], page: Path, baseline: str | None, as_json: bool) -> None:
-    """Write the page of pruned models, and print its table.
-
-    baseline: refused, since such a page has its own.
-    """
+    """Write the page of pruned models, and print its table."""
     from ..reports.sparse import gather, report_of
 
     if baseline is not None:

@@ -26,10 +26,7 @@ class Toy:
     """ReLU experts for a router that reads its experts: their encoder alone."""
 
     def __init__(self, experts: int, like: Tensor) -> None:
-        """Draw W (E, UNITS, WIDTH) and b (E, UNITS), the first layers of E = `experts` experts.
-
-        like: a tensor of the wanted device and dtype.
-        """
+        """Draw W (E, UNITS, WIDTH) and b (E, UNITS), on the device and of the type of `like`."""
         draw = seeded(5)
         shapes = (experts, UNITS, WIDTH), (experts, UNITS)
         self.weight, self.bias = (

@@ -48,10 +48,7 @@ class MaskedRun:
     """A training of `net` in steps, as the loop does them."""
 
     def __init__(self, schedule: Any, model: nn.Module, seed: int = 0) -> None:
-        """Begin a training of a model under a schedule of masks, with AdamW.
-
-        schedule: the one tested; model: a net of `net`; seed: of the schedule's draws.
-        """
+        """Begin a training of a net of `net` under a schedule of masks, with AdamW."""
         self.model, self.masking = model, Masking(schedule, model, seed)
         self.optimizer = self.masking.masked.optimizer(adamw)(model, 0.05, 0.1)
 

@@ -369,10 +369,7 @@ def written(value: Any) -> str:
 
 
 def _read(text: str, kind: Any) -> tuple[Any, bool]:
-    """Parse a text as one type that is no union.
-
-    kind: the type. Returns (value, True), or (anything, False) where the text is not of that type.
-    """
+    """Parse a text as a type that is no union; (anything, False) where it is not of that type."""
     if kind is type(None):
         return None, text == ""
     if kind is bool:

@@ -32,10 +32,7 @@ class DigestCache:
     """The digests of the files under one folder, stored in `<cache>/digests/`."""
 
     def __init__(self, paths: Sequence[Path]) -> None:
-        """Open the stored digests of decoded pictures.
-
-        paths: the picture files; their common folder decides which file of the cache is used.
-        """
+        """Open the stored digests of pictures; their common folder decides which file is used."""
         self.root = Path(os.path.commonpath([path.absolute() for path in paths]))
         key = hashlib.sha256(str(self.root).encode()).hexdigest()[:24]
         self.file = cache_dir() / "digests" / f"{key}.json"

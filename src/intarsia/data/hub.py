@@ -52,10 +52,7 @@ def _cached_repository(root: str, name: str) -> Path:
 
 
 def _why_unreachable(endpoint: str) -> str:
-    """Return why an address cannot be reached, as the system says it; "" = it can.
-
-    In a thread of its own, since looking up the name of a host has no limit of time.
-    """
+    """Return why an address cannot be reached, as the system says it; "" = it can."""
     # Behind a proxy the proxy is what must answer.
     proxy = next((os.environ[name] for name in PROXIES if os.environ.get(name)), endpoint)
     url = urlsplit(proxy if "//" in proxy else f"//{proxy}")
@@ -70,6 +67,7 @@ def _why_unreachable(endpoint: str) -> str:
         except OSError as error:
             errors[:] = [str(error)]
 
+    # in a thread, since looking up the name of a host has no limit of time
     attempt = threading.Thread(target=connect, daemon=True)
     attempt.start()
     attempt.join(SECONDS)

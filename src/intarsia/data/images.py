@@ -246,10 +246,8 @@ def check_every_class(images: ImageSet) -> None:
 
 
 def _positions_of_each(labels: np.ndarray, n: int, seed: int) -> np.ndarray:
-    """Draw `n` sorted positions in class proportions, with at least one of each class.
-
-    labels: (N,), the class of each picture; seed: of the draw.
-    """
+    """Draw `n` sorted positions in class proportions, with at least one of each class."""
+    # labels: (N,), the class of each picture
     present, counts = np.unique(labels, return_counts=True)
     exact, take = counts * n / len(labels), np.ones(len(present), dtype=np.int64)
     for _ in range(n - len(present)):

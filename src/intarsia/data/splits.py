@@ -268,16 +268,14 @@ def _draw_part(
     *,
     seed: int,
 ) -> tuple[ImageSet, ImageSet]:
-    """Return a held-out part, drawn from a pool unless it is published, and the rest of the pool.
-
-    drawn_plainly: gets the part's name where sets of labels could not be kept in proportion.
-    """
+    """Return a held-out part, drawn from a pool unless it is published, and the pool's rest."""
     if published is not None:
         return _rename_part(published if n is None else published.subset(n, seed=seed), part), pool
     # drawn: at least one picture of each class
     least = 1 if pool.several else len(pool.classes)
     size = max(default, least) if n is None else n
     if pool.several and strata(pool.labels, size) is None:
+        # the sets of labels cannot be kept in proportion
         drawn_plainly.append(part)
     selected, rest = stratified(pool.labels, size, seed=seed, classes=pool.classes)
     return _rename_part(pool.select(selected), part), pool.select(rest)

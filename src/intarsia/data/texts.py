@@ -306,10 +306,7 @@ class _InstructionRows:
         return len(self.samples)
 
     def __getitem__(self, index: int) -> Row | None:
-        """Return token ids (t,) and labels (t,) of sample `index`, cut to `length` tokens.
-
-        Labels of the prompt are IGNORED, so that it has no loss.
-        """
+        """Return token ids (t,) and labels (t,) of a sample, cut to `length` tokens."""
         prompt, answer = tokens_of(self.samples[index], self.tokenizer)
         if len(prompt) >= self.length or len(prompt) + len(answer) < 2:
             return None

@@ -117,12 +117,10 @@ def _check_room(model: nn.Module, length: int) -> None:
 
 
 class _Native:
-    """Decoder of prompts by native steps; padding is left out of its cache.
-
-    ids, mask: (B, n), prompts, 0 = padding; tokens: number of new tokens.
-    """
+    """Decoder of prompts (B, n) by native steps; padding is left out of its cache."""
 
     def __init__(self, model: nn.Module, ids: Tensor, mask: Tensor | None, tokens: int) -> None:
+        # mask: (B, n), 0 = padding
         self.ids, self.mask = ids, torch.ones_like(ids) if mask is None else mask
         self.text = NativeText(model, slots=len(ids), length=ids.shape[1] + tokens)
         self.nbytes = self.text.nbytes
@@ -140,13 +138,10 @@ class _Stock:
     """Decoder of prompts by the model's own modules, with a cache that is allocated once."""
 
     def __init__(self, model: nn.Module, ids: Tensor, mask: Tensor | None, tokens: int) -> None:
-        """Allocate the cache and the mask for the prompts and the new tokens.
-
-        ids: (B, n), prompts; mask: (B, n), 0 = padding, None = there is none.
-        """
         self.model, self.ids = model, ids
         self.cache = fixed_cache(model, ids.shape[1] + tokens)
         self.name, self.count = cache_name(model), 0
+        # (B, n + tokens), 0 = padding; None = there is none
         self.mask = None if mask is None else torch.cat([mask, mask.new_ones(len(ids), tokens)], 1)
         self.short = None if mask is not None else one_token(model)
 
@@ -169,10 +164,7 @@ class _Stock:
         return self.short(new[:, None], self.cache, self.count - 1)[:, -1]
 
     def _forward(self, new: Tensor) -> Tensor:
-        """Run the model on new tokens (B, n), behind those in the cache; return the last logits.
-
-        Returns (B, V).
-        """
+        """Run the model on new tokens (B, n) behind those in the cache; return logits (B, V)."""
         first, self.count = self.count, self.count + new.shape[1]
         arguments: dict[str, Any] = {self.name: self.cache, "use_cache": True, "logits_to_keep": 1}
         if self.mask is not None:

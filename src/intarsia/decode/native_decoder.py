@@ -107,11 +107,6 @@ class NativeText:
     """
 
     def __init__(self, model: nn.Module, *, slots: int = 1, length: int) -> None:
-        """Compile a decoder's forward to a native program, and allocate its caches.
-
-        slots: number of texts at once; length: most tokens of each, prompt and answer together.
-        Raises: ConfigError for a model that native code does not support, or too many slots.
-        """
         if reason := why_not(model):
             want, fix = f"a decoder of {', '.join(KINDS)}", "Use the model's own forward."
             raise ConfigError("model for native steps", got=reason, want=want, fix=fix)
@@ -237,14 +232,12 @@ class _Sizes:
 
 @dataclass(frozen=True)
 class _HeadRun:
-    """Neighbouring key-value heads that see equally far, with their cache.
+    """Neighbouring key-value heads that see equally far, with their cache."""
 
-    first: number of the first head; count: number of heads.  window: number of last tokens that
-    they see, 0 = all, as in `AttendStep`.
-    """
-
+    # number of the first head
     first: int
     count: int
+    # number of last tokens that they see, 0 = all, as in `AttendStep`
     window: int
     cache: LayerCache
 
@@ -412,11 +405,9 @@ def _norm(module: Any, dst: Value, src: Value) -> NormStep:
 
 
 def _rotation(body: Any, length: int, kind: str | None) -> tuple[Tensor, Tensor]:
-    """Return cos and sin of the rotary positions, (length, rotated numbers of a head) each.
-
-    kind: of the layer, where layers have rotations of their own.
-    """
+    """Return cos and sin of the rotary positions, (length, rotated numbers of a head) each."""
     places = torch.arange(length)[None]
+    # kind: of the layer, where layers have rotations of their own
     further = () if kind is None else (kind,)
     cos, sin = body.rotary_emb(torch.zeros(1, dtype=torch.float32), places, *further)
     return cos[0], sin[0]

@@ -183,10 +183,8 @@ def expert_steps(weights: Sequence[Weight], rows: Value, act: str) -> list[Exper
 
 
 def _hidden_values(inner: int) -> tuple[Value, Value, Value]:
-    """Return the values of gate, up and their product in an MLP of `inner` hidden units.
-
-    A product writes whole rows, so that MLPs of another width need other memory.
-    """
+    """Return the values of gate, up and their product in an MLP of `inner` hidden units."""
+    # a product writes whole rows, so that MLPs of another width need other memory
     return (
         Value(f"gate {inner}", inner),
         Value(f"up {inner}", inner),
@@ -218,10 +216,8 @@ def expert_weights(experts: Any, expert: int) -> list[Weight]:
 
 
 def _matrices(tensors: Mapping[str, Tensor]) -> list[Tensor]:
-    """Return gate, up and down of an expert, as views.
-
-    tensors: "gate_up_proj", (2 inner, width), gate above up, and "down_proj", (width, inner).
-    """
+    """Return gate, up and down of an expert, as views."""
+    # "gate_up_proj", (2 inner, width), gate above up; "down_proj", (width, inner)
     both, down = (tensors[name] for name in STOCK)
     return [*both.chunk(2), down]
 

@@ -193,12 +193,10 @@ def _embedding(host: Any) -> str:
 def _stored(
     file: GgufModel, path: str, bits: int | None, rounded: Counter[str], exact: bool
 ) -> tuple[int, dict[str, Tensor]]:
-    """Return the bits of a code, and a matrix as it is stored; count it if it is rounded.
-
-    exact: keep the codes that the file has, whatever `bits` says.
-    """
+    """Return the bits of a code, and a matrix as it is stored; count it if it is rounded."""
     kind = file.kind(path)
     exact_bits = EXACT.get(kind)
+    # exact: the codes that the file has, whatever `bits` says
     if exact_bits is not None and (exact or exact_bits == bits):
         return exact_bits, file.stored(path, exact_bits)
     if bits is None:
@@ -217,11 +215,9 @@ def _narrowest(tensors: Any) -> torch.dtype:
 
 
 def _reader(gguf: Any) -> Any:
-    """Return `gguf.GGUFReader` that refuses a file which ends before what its header counts.
+    """Return `gguf.GGUFReader` that refuses a file which ends before what its header counts."""
 
-    Its own would count on, for hours, in a file with a damaged length.
-    """
-
+    # its own would count on, for hours, in a file with a damaged length
     class Bounded(gguf.GGUFReader):
         def _get(self, offset: int, dtype: Any, count: int = 1, **order: Any) -> Any:
             end = int(offset) + np.dtype(dtype).itemsize * int(count)
@@ -285,11 +281,7 @@ def _complete(
 
 
 def _llama3(config: Any, theta: float, divisors: np.ndarray) -> dict[str, Any]:
-    """Return the rotations of Llama 3 for a file's divisors of frequencies.
-
-    divisors: (D / 2,), of the frequencies without scaling.
-    Raises: AssetError for divisors of another scaling.
-    """
+    """Return Llama 3's rotations for a file's divisors (D / 2,) of the unscaled frequencies."""
     plain = {"rope_type": "default", "rope_theta": theta}
     if (divisors == 1).all():
         return plain

@@ -350,12 +350,10 @@ def _select_tensors(
 
 
 def _read_into(host: nn.Module, mapped: Mapping[str, Tensor], file: Path) -> dict[str, Tensor]:
-    """Read weights into new memory, which tensors of their type and size have from now on.
-
-    mapped: all weights of the file. Packed experts are left out, since they stay mapped.
-    """
+    """Read weights into new memory, which tensors of their type and size have from now on."""
     fields, targets = ("shape", "dtype", "device"), dict[str, Tensor]()
     for path, module in walk(host):
+        # packed experts stay mapped
         if isinstance(unwrapped(module), PackedStack):
             continue
         for name, tensor in _state_of(path, module, keep_vars=True).items():

@@ -88,12 +88,6 @@ class Context:
     """
 
     def __init__(self) -> None:
-        """Create an empty context: no padding mask, ids, layer states, random draws or routings.
-
-        These are set for each batch. The settings are at their defaults: draws are not kept until
-        the next forward (hold), the input is one copy of a batch (passes), this process has all of
-        it (shard), and evaluation does not count the experts' load (counting).
-        """
         self.valid: Tensor | None = None
         self.task_ids: Tensor | None = None
         self.input_ids: Tensor | None = None

@@ -38,18 +38,14 @@ class GateRouter(Router, Generic[C]):
     def __init__(
         self, config: C, width: int | None = None, *, generator: torch.Generator | None = None
     ) -> None:
-        """Draw the gate's weight W (E, width) at random; set its bias, if it has one, to 0.
-
-        config: the router's settings: E = config.experts; config.std, the standard
-        deviation of W (0.02 if it lacks that); width: number of features of a token, None = no W,
-        for a subclass with other logits; generator: draws W.
-        """
+        """Draw the gate's weight W (E, width) at random; set its bias, if it has one, to 0."""
         super().__init__(config.experts)
         self.config = config
         settings = {f.name: getattr(config, f.name) for f in fields(cast(Any, config))}
         self.jitter, self.balance, self.z = (
             settings.get(n, 0.0) for n in ("jitter", "balance", "z")
         )
+        # no weight: a subclass has other logits
         if width is None:
             return
         self.weight = nn.Parameter(torch.empty(config.experts, width))
@@ -97,11 +93,8 @@ class GateRouter(Router, Generic[C]):
         return replace(self.limit(routing), losses=losses)
 
     def _losses(self, logits: Tensor, routing: Routing, valid: Tensor | None) -> dict[str, Tensor]:
-        """Return the auxiliary losses times their coefficients, by name ("balance", "z").
-
-        logits: (N, E); routing: the pairs (token, expert) that were chosen; valid: (N,) bool, False
-        = padding, None = no padding.
-        """
+        """Return the auxiliary losses times their coefficients, by name ("balance", "z")."""
+        # logits: (N, E); valid: (N,) bool, False = padding, None = no padding
         losses: dict[str, Tensor] = {}
         if self.balance:
             losses["balance"] = self.balance * balance(logits.softmax(-1), routing, valid)

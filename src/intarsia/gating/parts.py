@@ -55,11 +55,6 @@ class PartsRouter(Router):
     """
 
     def __init__(self, experts: int, active: int) -> None:
-        """Create a router with a gate that is the sum of several gates.
-
-        experts: E; active: k, the number of gates in the sum. Each gate is a distribution over the
-        experts; in training it comes to choose a single one.
-        """
         super().__init__(experts)
         at_least("active", active, 1, "Try 2.")
         self.active = active

@@ -28,11 +28,6 @@ class RandomSource(ReadsContext):
     def __init__(
         self, generator: torch.Generator | None = None, context: Context | None = None
     ) -> None:
-        """Create a source with random numbers from `generator`, a generator on the CPU.
-
-        None = one that torch's next draw seeds.
-        context: the batch's context to share, such as a router's; None = a new one.
-        """
         super().__init__()
         self.generator = seeded_by(None) if generator is None else generator
         if context is not None:

@@ -279,11 +279,9 @@ def _describe(gguf: Any, writer: Any, named: GgufNames, quant: str) -> None:
 
 
 def _context(config: Any) -> int:
-    """Return the longest context, in tokens, in which llama.cpp computes the same as the model.
-
-    Its Llama has no sliding window, so that the window, if there is one, limits the context.
-    """
+    """Return the longest context, in tokens, in which llama.cpp computes the same as the model."""
     window = getattr(config, "sliding_window", None)
+    # its Llama has no sliding window: where the model has one, that is the limit
     longest = config.max_position_embeddings
     return longest if window is None else min(window, longest)
 
@@ -299,10 +297,7 @@ def _context_note(named: GgufNames) -> str:
 
 
 def _frequencies(named: GgufNames) -> dict[str, Tensor]:
-    """Return {"rope_freqs.weight": divisors of the rotary frequencies} for Llama 3's scaling.
-
-    Empty for other models. The divisors are (D / 2,), plain frequencies over scaled ones.
-    """
+    """Return the divisors of the rotary frequencies for Llama 3's scaling, {} for other models."""
     config = named.model.config
     rope = config.rope_parameters
     if rope.get("rope_type") != "llama3":
@@ -310,6 +305,7 @@ def _frequencies(named: GgufNames) -> dict[str, Tensor]:
     scaled = named.model.model.rotary_emb.inv_freq.detach().float().cpu()
     # theta^(-2 i / D), the frequencies without Llama 3's scaling
     plain = rope["rope_theta"] ** -(torch.arange(0, 2 * len(scaled), 2).float() / (2 * len(scaled)))
+    # (D / 2,), plain frequencies over scaled ones
     return {"rope_freqs.weight": plain / scaled}
 
 

@@ -152,11 +152,7 @@ def _tokens(
 
 
 def _cut_rule(backend: Any, content: Mapping[str, Any]) -> str:
-    """Return llama.cpp's name for the rule by which a byte-level tokenizer splits text into words.
-
-    Each rule is tried on a text with everything in which they differ, since several patterns split
-    in the same way.
-    """
+    """Return llama.cpp's name for the rule by which a byte-level tokenizer cuts text."""
     from tokenizers import Regex, pre_tokenizers
 
     normal = content["normalizer"]
@@ -180,11 +176,9 @@ def _cut_rule(backend: Any, content: Mapping[str, Any]) -> str:
 
 
 def _space_before(content: Mapping[str, Any]) -> bool:
-    """Return True if a SentencePiece tokenizer puts a space before the text.
-
-    The only other change that its normalizer and pre-tokenizer may make is to replace spaces by
-    U+2581, the sign SPACE here, since llama.cpp makes no other.
-    """
+    """Return True if a SentencePiece tokenizer puts a space before the text."""
+    # its only other change may be to replace spaces by U+2581, the sign SPACE here: llama.cpp
+    # makes no other
     before = False
     for step in (*_steps(content["normalizer"]), *_steps(content["pre_tokenizer"])):
         kind = step["type"]
