@@ -37,26 +37,19 @@ class OnOneTrunk:
     """
 
     def __init__(self, models: Sequence[nn.Module], places: Sequence[Sequence[nn.Module]]) -> None:
-        """Replace the forwards of modules that differ, until `close` is called.
-
-        models: of one architecture; places: modules that compute each model's rows apart, a list of
-        one module of each model for every such place.
-        """
+        """Replace the forwards of modules that differ, until `close` is called."""
         self.models = models
         self.sizes: list[int] = []
         self.alone: Alone = lambda _: nullcontext()
         self.open = ExitStack()
         for modules in places:
+            # one module of each model, for a place where each computes its own rows
             first, *_ = modules
             forward = partial(self._compute_each, modules, first.forward, draws=_draws(first))
             self.open.enter_context(forward_as(first, forward))
 
     def __call__(self, rows: Sequence[Tensor], alone: Alone) -> list[Tensor]:
-        """Compute each model's logits in one forward.
-
-        rows: input of each model; alone: function from the number of a model to a context in which
-        it has its own random draws.
-        """
+        """Compute each model's logits in one forward; alone: model -> context of its draws."""
         for model, x in zip(self.models[1:], rows[1:], strict=True):
             _call_pre_hooks(model, x)
         # modules split the joint batch by these sizes while the forward runs

@@ -205,10 +205,7 @@ def _inputs(batch: Any) -> dict[str, Tensor] | Tensor:
 def _rows(
     inputs: dict[str, Tensor] | Tensor, routes: Mapping[str, tuple[Tensor, Tensor]], first: int
 ) -> dict[str, Tensor]:
-    """Return the columns of a trace for one batch, padding left out; name -> (tokens, ...).
-
-    routes: path -> (experts, weights) of each token.
-    """
+    """Return the columns of a trace for one batch, padding left out; name -> (tokens, ...)."""
     sequences = inputs if isinstance(inputs, Tensor) else next(iter(inputs.values()))
     counts = {path: len(index) for path, (index, _) in routes.items()}
     # one trace has one row of experts per token: an encoder and a decoder cannot share it

@@ -139,10 +139,7 @@ def _poly_adapter(model: nn.Module, poly: str | None) -> tuple[PeftModel, str]:
 def _add_lora(
     model: PeftModel, poly: str, name: str, shares: Callable[[SkillsCell], Tensor]
 ) -> PeftModel:
-    """Add a LoRA next to each module of a Poly adapter, its skills mixed by fixed shares.
-
-    shares: the weights (Q, S) of Q heads and S skills for the Poly module of a layer.
-    """
+    """Add a LoRA next to each module of a Poly adapter, its skills mixed by fixed shares (Q, S)."""
     skill_cells = poly_cells(model, poly)
     # Fixed shares turn the weighted mean of the skills' factors into plain LoRA factors.
     loras = [cell.lora(shares(cell)) for cell in skill_cells]

@@ -45,11 +45,8 @@ def stock_experts(model: nn.Module) -> dict[str, StockExperts]:
 
 
 def _read(path: str, module: Any) -> StockExperts:
-    """Read the sizes of a transformers module of experts.
-
-    module: the experts, with the matrices down_proj of E experts, (E, d, h) or, transposed, (E, h,
-    d).
-    """
+    """Read the sizes of a transformers module of experts."""
+    # down_proj of E experts: (E, d, h) or, transposed, (E, h, d)
     down = getattr(module, "down_proj", None)
     if not isinstance(down, Tensor) or down.dim() != 3:
         got, want = f"{type(module).__name__} without a 3-D down_proj", "experts in one tensor"

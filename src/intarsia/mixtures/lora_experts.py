@@ -66,6 +66,7 @@ class MlpExperts(Cell):
     Its parameters: router, experts.NAME.EXPERT for each linear map of the MLP.
 
     Raises: TargetError for another kind of MLP; ConfigError for a rank above a layer's width.
+    Raises: ConfigError for adapters that cannot be experts.
     """
 
     whole: ClassVar[bool] = True
@@ -79,12 +80,7 @@ class MlpExperts(Cell):
         generator: torch.Generator,
         shared: nn.Module | None = None,
     ) -> None:
-        """Build E adapters for each linear map of an MLP; expert e has the e-th one of each map.
-
-        site: the MLP, with the widths of its linear maps.
-        Raises: TargetError for another kind of MLP; ConfigError for a rank above a layer's width,
-        or adapters that cannot be experts.
-        """
+        """Build E adapters for each linear map of an MLP; expert e has the e-th one of each map."""
         super().__init__()
         if over.position != "parallel" or "mlp" in over.roles:
             want = "an adapter beside a linear layer"

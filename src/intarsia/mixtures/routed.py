@@ -48,12 +48,7 @@ class RoutedCell(Cell):
     def __init__(
         self, body: Cell, layers: dict[str, nn.Module], routers: dict[str, RandomRouter]
     ) -> None:
-        """Replace the down and up projections of an adapter by layers with experts.
-
-        body: the adapter of one layer of the model, changed in place; layers: "down" or "up" -> the
-          layer with experts that replaces this projection; routers: "down" or "up" -> the router
-          that draws experts for this layer.
-        """
+        """Replace the down and up projections of an adapter by layers with experts."""
         super().__init__()
         self.body = body
         for side, layer in layers.items():
@@ -61,10 +56,8 @@ class RoutedCell(Cell):
         self.routers = nn.ModuleDict(routers)
 
     def _project(self, side: str, x: Tensor) -> Linear:
-        """Return a projection of the adapter; while training, with experts that are drawn for x.
-
-        x: (B, ..., d), the adapter's input.
-        """
+        """Return a projection of the adapter; while training, with experts that are drawn for x."""
+        # x: (B, ..., d), the adapter's input
         layer = getattr(self.body, side)
         if side not in self.routers or not self.training:
             return layer

@@ -98,10 +98,7 @@ def check_alike(states: Sequence[State], names: Sequence[str]) -> None:
 
 
 def _check_tensor(pair: str, key: str, first: Tensor, second: Tensor) -> None:
-    """Raise ConfigError if a tensor of two candidates differs in shape, type or zeros.
-
-    first, second: its values in the two candidates, which must also be finite.
-    """
+    """Raise ConfigError if a tensor of two candidates differs in shape, type or zeros."""
     for trait, ours, theirs in (
         ("shape", tuple(first.shape), tuple(second.shape)),
         ("type", first.dtype, second.dtype),

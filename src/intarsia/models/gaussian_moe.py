@@ -154,10 +154,8 @@ class SoftmaxGaussianMoE(RegressorMixin, BaseEstimator):
         check(self)
 
     def _guess(self, x: Array, y: Array, random: np.random.RandomState) -> Parameters:
-        """Draw a start: experts by least squares on slices of x along a random direction.
-
-        x: (n, d) and y: (n,), standardised; random: the source of draws.
-        """
+        """Draw a start: experts by least squares on slices of x along a random direction."""
+        # x: (n, d) and y: (n,), standardised
         k, (n, d) = self.n_experts, x.shape
         # ranks of the projections: k slices of equal size
         place = (x @ random.standard_normal(d)).argsort().argsort()
@@ -177,10 +175,8 @@ class SoftmaxGaussianMoE(RegressorMixin, BaseEstimator):
         return Parameters(gate, np.zeros(k), self.tau, coef[:, :d], coef[:, d], variance)
 
     def _search(self, x: Array, y: Array, start: Parameters) -> tuple[float, Parameters, int, bool]:
-        """Maximise from a start; return mean log-likelihood, parameters, steps, and success.
-
-        x: (n, d) and y: (n,), standardised; start: parameters in the same units.
-        """
+        """Maximise from a start; return mean log-likelihood, parameters, steps, and success."""
+        # x: (n, d) and y: (n,), standardised; start: parameters in the same units
         learn, tau = self.temperature == "learn", start.tau
 
         def loss(vector: Array) -> tuple[float, Array]:

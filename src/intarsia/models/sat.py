@@ -151,10 +151,8 @@ class Sat:
         columns: int,
         pruned: Bdwp | None,
     ) -> tuple[int, str]:
-        """Compute the cycles of one of a layer's three products, and the dataflow that is faster.
-
-        The product is (rows, inner * taps) (inner * taps, columns).
-        """
+        """Compute the cycles of one of a layer's three products, and the faster dataflow."""
+        # the product is (rows, inner * taps) (inner * taps, columns)
         slots, stored = inner * taps, layer.weights * HALF
         if pruned is not None:
             pattern = NofM.read(pruned.pattern)
@@ -263,11 +261,8 @@ def simulate(
 
 
 def _compact(x: Tensor, weight: Tensor, pattern: NofM) -> tuple[Tensor, Tensor, Tensor]:
-    """Compact a weight with n of each m entries not 0, and group the activations accordingly.
-
-    x: (R, K), activations; weight: (C, K). Returns the m activations that each slot may need, (R,
-    S, m); the stored weights, (C, S); and which of the m activations belongs to each, (C, S).
-    """
+    """Compact a weight with n of each m entries not 0, and group the activations accordingly."""
+    # x: (R, K), activations; weight: (C, K)
     n, m = pattern.n, pattern.m
     pad = -x.shape[1] % m
     mask = n_of_m_mask(weight, NofM(n, m, 1))
@@ -280,17 +275,15 @@ def _compact(x: Tensor, weight: Tensor, pattern: NofM) -> tuple[Tensor, Tensor, 
     )
     values = weight.view(len(weight), -1, m).gather(-1, order)
     groups = x.view(len(x), -1, 1, m).expand(-1, -1, n, -1)
+    # the m activations that each slot may need, (R, S, m); the stored weights, (C, S); and
+    # which of the m activations belongs to each, (C, S)
     return groups.flatten(1, 2), values.flatten(1), order.flatten(1)
 
 
 def _os(x: Tensor, values: Tensor, places: Tensor, sat: Sat) -> tuple[Tensor, int]:
-    """Simulate an array with units that keep the outputs, for one tile of a product.
-
-    Activations enter on the left and weights at the top, each row and column one cycle after the
-    one before, so that they meet in the units. x: (R, S, m), for each of S slots the m activations
-    that a weight may need; values, places: (C, S), the stored weights, and which of the m
-    activations belongs to each. Returns the products (R, C), and the cycles.
-    """
+    """Simulate units that keep the outputs, for one tile: products (R, C), and the cycles."""
+    # activations enter on the left and weights at the top, each row and column one cycle after
+    # the one before, so that they meet in the units; the arguments are as `_compact` returns them
     side, slots = sat.side, values.shape[1]
     sums = torch.zeros(side, side, dtype=torch.float64)
     done = torch.zeros(side, side, dtype=torch.int64)
@@ -315,12 +308,8 @@ def _os(x: Tensor, values: Tensor, places: Tensor, sat: Sat) -> tuple[Tensor, in
 
 
 def _ws(x: Tensor, values: Tensor, places: Tensor, side: int) -> tuple[Tensor, int]:
-    """Simulate an array with units that keep the weights, for one tile of a product.
-
-    x: (R, S, m), for each of S slots the m activations that a weight may need; values, places: (C,
-    S), the stored weights, and which of the m activations belongs to each. Returns the products (R,
-    C), and the cycles.
-    """
+    """Simulate units that keep the weights, for one tile: products (R, C), and the cycles."""
+    # the arguments are as `_compact` returns them
     y = torch.zeros(len(x), len(values), dtype=torch.float64)
     cycle = side  # loading the weights took a cycle a row
     out = 0

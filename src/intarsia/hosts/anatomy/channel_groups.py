@@ -46,10 +46,7 @@ class ChannelGroup:
 
 @dataclass
 class _Value:
-    """Channels that a node of the graph computes.
-
-    group: number of their group; pooled: they are vectors, no longer maps.
-    """
+    """Channels that a node computes, of a group; pooled: they are vectors, no longer maps."""
 
     group: int
     pooled: bool = False

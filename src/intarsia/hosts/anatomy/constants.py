@@ -45,10 +45,7 @@ class Constants:
     """
 
     def __init__(self, calls: Sequence[_Recorded], x: Tensor) -> None:
-        """Take the modules to cache from recorded calls.
-
-        calls: of modules on the tokens x (B, T, d), which give the shapes of a row.
-        """
+        """Take the modules to cache from calls that were recorded on tokens x (B, T, d)."""
         self.modules = [call.module for call in calls]
         self.outs = [(tuple(call.out.shape[1:]), call.out.dtype) for call in calls]
         self.needed = [True] * len(calls)  # False: only other cached modules read the output
@@ -243,10 +240,7 @@ def _untrained_calls(model: nn.Module, x: Tensor) -> list[_Recorded]:
 
 
 def _fits_a_row(call: _Recorded, x: Tensor) -> bool:
-    """Return True if the output of a module can be cached with the image it belongs to.
-
-    It must be a new tensor that has a row for each image.
-    """
+    """Return True if an output can be cached with its image: a new tensor, a row for each image."""
     _, args, _, out = call
     if not args or not isinstance(args[0], Tensor) or not isinstance(out, Tensor) or out is args[0]:
         return False
@@ -254,10 +248,7 @@ def _fits_a_row(call: _Recorded, x: Tensor) -> bool:
 
 
 def _same_in_training(call: _Recorded) -> bool:
-    """Return True if a frozen module gives the same output in training as in evaluation.
-
-    Dropout or a batch norm in training would change it.
-    """
+    """Return True if a frozen module gives the same output in training as in evaluation."""
     norms = (m for m in call.module.modules() if isinstance(m, _BatchNorm))
     if any(norm.training for norm in norms):  # the output then depends on the batch
         return False
@@ -266,10 +257,7 @@ def _same_in_training(call: _Recorded) -> bool:
 
 
 def _reaches_logits(model: nn.Module, constants: Constants, rows: Tensor, number: int) -> bool:
-    """Return True if the model still reads a cached output when other modules are cached, too.
-
-    rows: (B, n) with all outputs.
-    """
+    """Return True if the model still reads a cached output when other modules are cached, too."""
     first = sum(constants.sizes[: number + 1])
     spoiled = rows.clone()
     part = spoiled[:, first : first + constants.sizes[number + 1]]

@@ -116,10 +116,7 @@ def _as_linear(module: nn.Module) -> nn.Linear | None:
 
 
 def _linear_on(weight: Tensor, bias: Tensor | None) -> nn.Linear:
-    """Build a linear layer with parameters that share the memory of given ones.
-
-    weight: (out, in); bias: (out,), None = without.
-    """
+    """Build a linear layer with parameters that share the memory of given ones."""
     plain = nn.Linear(weight.shape[1], weight.shape[0], bias is not None, device="meta")
     plain.weight = nn.Parameter(weight.detach(), weight.requires_grad)
     if bias is not None:

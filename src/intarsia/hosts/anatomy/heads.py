@@ -131,10 +131,8 @@ def _check_output(path: str, module: nn.Module, union: UnionAttention) -> None:
 def _decoder_outputs(
     module: nn.Module, union: SelectiveQueries, x: Tensor, routing: Any
 ) -> tuple[Tensor, Tensor]:
-    """Compute the outputs of a decoder's attention and of its union: (want, got).
-
-    x: (1, 3, d), three tokens at made-up positions.
-    """
+    """Compute the outputs of a decoder's attention and of its union: (want, got)."""
+    # x: (1, 3, d), three tokens at made-up positions
     angles = torch.linspace(0, 2, 3 * (union.width // 2)).to(x).view(1, 3, -1).repeat(1, 1, 2)
     rotations = angles.cos(), angles.sin()
     # causal: tokens see themselves and those before

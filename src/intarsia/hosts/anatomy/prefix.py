@@ -150,10 +150,7 @@ def split_at(model: nn.Module, block: int | None) -> tuple[nn.Module, nn.Module]
 
 
 def _classifier(model: nn.Module) -> nn.Module:
-    """Return the classifier of a timm model that has no dropout before it.
-
-    Raises: TargetError without a classifier; ConfigError for dropout.
-    """
+    """Return the classifier of a timm model that has no dropout before it."""
     is_timm = all(hasattr(model, n) for n in ("forward_features", "forward_head", "get_classifier"))
     classifier = cast(Any, model).get_classifier() if is_timm else None
     if not isinstance(classifier, nn.Module) or isinstance(classifier, nn.Identity):

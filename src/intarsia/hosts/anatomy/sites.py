@@ -255,10 +255,7 @@ def _by_role(
     chosen_paths: list[str] | None,
     method: Method,
 ) -> list[str]:
-    """Return the paths of the modules that have one of a method's roles, such as "mlp".
-
-    all_blocks: (path, block) of the model.
-    """
+    """Return the paths of the modules that have one of a method's roles, such as "mlp"."""
     if not all_blocks:
         subject = f"model {type(unwrapped(model)).__name__}"
         want = "a transformer, a Mixer or a convolutional net of timm or transformers"

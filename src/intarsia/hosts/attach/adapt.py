@@ -187,12 +187,9 @@ def task_type_of(model: nn.Module) -> str | None:
 
 
 def _check_words(model: PeftModel) -> None:
-    """Check that no adapter has the name of a module or weight in the model.
-
-    PEFT saves an adapter as the weights with no other adapter's name in their path, so that
-    weights would be missing from the file.
-    """
-    # every word in the path of a weight, but adapters' own names
+    """Check that no adapter has the name of a module or weight in the model."""
+    # PEFT saves an adapter as the weights with no other adapter's name in their path: others
+    # would be missing from the file. Every word in such a path, but adapters' own names:
     words: set[str] = set()
     for path in model.state_dict():
         parts = path.split(".")

@@ -108,14 +108,11 @@ def _plain_lora_config(
     weights: Mapping[str, Tensor],
     left_out: Mapping[str, Any] | None,
 ) -> IntarsiaConfig | None:
-    """Return this library's config for an adapter that is plain LoRA; None for any other.
-
-    left_out: settings that PEFT's config has no place for, None = they are with the weights or, as
-    in files of PEFT's own, nowhere.
-    """
+    """Return this library's config for an adapter that is plain LoRA; None for any other."""
     try:
         if left_out is None and stored.get("peft_type") == "LORA":
             left_out = read_left_out(folder, stored)
+        # settings of no place in PEFT's config: with the weights or, in PEFT's own files, nowhere
         if left_out is None:
             return plain_config(model, stored, weights)
         _check_config(folder, stored)
@@ -161,10 +158,7 @@ def _check_config(folder: Path, stored: Mapping[str, Any]) -> None:
 
 
 def _is_plain(pattern: object) -> bool:
-    """Return True if a pattern, which PEFT compiles, consists of paths and alternatives alone.
-
-    Nothing in it repeats, so that matching is fast.
-    """
+    """Return True if a pattern has only paths and alternatives: nothing repeats, so it is fast."""
     texts = pattern if isinstance(pattern, list) else [pattern]
     return all(re.fullmatch(r"([\w|.-]|\\[.\-])*", t) for t in texts if isinstance(t, str))
 

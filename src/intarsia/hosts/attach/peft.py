@@ -53,11 +53,7 @@ class IntarsiaLayer(nn.Module, BaseTunerLayer):
     adapter_layer_names = ("intarsia_cells",)
 
     def __init__(self, base_layer: nn.Module, site: Site) -> None:
-        """Wrap a module, without adapters so far.
-
-        base_layer: the model's own module; adapters add to its output; site: its path, and its
-        input and output widths.
-        """
+        """Wrap a module, without adapters so far."""
         super().__init__()
         self.base_layer = base_layer
         # set directly: train() would also change the wrapped module

@@ -35,10 +35,7 @@ class Prompts(nn.Module):
         generator: torch.Generator,
         first: int = 0,
     ) -> None:
-        """Draw the tokens from U(-bound, bound).
-
-        shape: (1 or depth, n, d) of the tokens; dropout: rate that acts on inserted tokens.
-        """
+        """Draw the tokens, (1 or depth, n, d), from U(-bound, bound)."""
         super().__init__()
         self.prefix, self.first = prefix, first
         self.tokens = nn.Parameter(torch.empty(*shape))

@@ -223,10 +223,7 @@ def _paths(model: nn.Module, roles: Sequence[str], last_blocks: int) -> list[str
 
 
 def _has_places(method: str, host: nn.Module) -> bool:
-    """Return True if PEFT itself knows which modules of this kind of model a method adapts.
-
-    method: name of a PEFT method, as "LORA". If False, `target_modules` must be given.
-    """
+    """Return True if PEFT knows which modules of this kind of model a method ("LORA") adapts."""
     tuners: Any = PEFT_TYPE_TO_TUNER_MAPPING
     mapping = getattr(tuners[method], "target_module_mapping", None)
     if method == "IA3":  # PEFT has this method's table elsewhere

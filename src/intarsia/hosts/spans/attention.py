@@ -110,11 +110,7 @@ class RingCaches:
     def __call__(
         self, body: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """Give the forward a cache of ring buffers, one per layer, if its cache is still empty.
-
-        body: the model without its head; args, kwargs: arguments of its forward. A forward that
-        wants no cache gets none. Returns the new (args, kwargs).
-        """
+        """Give the forward a cache of ring buffers, one per layer, if its cache is still empty."""
         # the body may be called with a cache, without one, or with none wanted
         name = next((n for n in CACHES if kwargs.get(n) is not None), None)
         config: Any = body.config

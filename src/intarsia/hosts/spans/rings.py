@@ -24,14 +24,10 @@ class HeadRing:
     def __init__(
         self, group: HeadGroup, sink: int, size: int, like: Tensor, values: Tensor
     ) -> None:
-        """Allocate `size` slots for each head of a group.
-
-        group: heads of one span; sink: number of slots for a text's first tokens.
-        like: keys of a batch, (B, G, Q, D); the buffer gets their B, D and type; values: the same
-        for its values.
-        """
+        """Allocate `size` slots for each head of a group, `sink` of them for the first tokens."""
         self.group, self.sink = group, sink
         self.window = size - sink
+        # like: keys of a batch, (B, G, Q, D)
         shape = (like.shape[0], len(group.heads), size)
         self.keys = like.new_zeros(*shape, like.shape[-1])
         self.values = values.new_zeros(*shape, values.shape[-1])
@@ -166,10 +162,7 @@ class RingLayer(CacheLayerMixin):
     def _attend_one(
         self, query: Tensor, keys: Tensor, values: Tensor, positions: TokenPositions, scale: Any
     ) -> Tensor:
-        """Store key and value of one new token in each row, and compute its attention.
-
-        query: (B, H, 1, D); keys, values: (B, G, 1, D). Returns (B, H, 1, D).
-        """
+        """Store key and value of one new token in each row; compute its attention, (B, H, 1, D)."""
         place = self.count - 1
         out = torch.empty_like(query)
         for ring in self.rings:
@@ -198,10 +191,8 @@ class RingLayer(CacheLayerMixin):
         places: Tensor,
         scale: Any,
     ) -> Tensor:
-        """Compute attention of new tokens to a group's stored ones, and to each other.
-
-        query: (B, heads, Q, D) of its query heads; keys, values: (B, G, Q, D), new.
-        """
+        """Compute attention of new tokens to a group's stored ones, and to each other."""
+        # query: (B, heads, Q, D); keys, values: (B, G, Q, D)
         heads = list(ring.group.heads)
         # keys are the ring's, then the new tokens' own
         old = ring.places(positions.tokens).expand(len(places), -1)

@@ -175,10 +175,8 @@ def _attend_group(
     scale: float | None,
     dropout: float,
 ) -> Tensor:
-    """Compute the attention of the heads that see equally far, some queries at a time.
-
-    query: (B, H, Q, D); keys, values: (B, G, K, D) of those heads. Returns (B, H, Q, D).
-    """
+    """Compute the attention of the heads that see equally far, some queries at a time."""
+    # query: (B, H, Q, D); keys, values: (B, G, K, D) of those heads
     outputs: list[Tensor] = []
     for start in range(0, positions.queries, QUERIES):
         stop = min(start + QUERIES, positions.queries)

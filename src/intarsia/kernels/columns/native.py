@@ -92,10 +92,8 @@ def _run(x: Tensor, values: Tensor, columns: Tensor, offsets: Tensor) -> Tensor:
 
 
 def _product(x: Tensor, *stored: Tensor) -> Tensor:
-    """Compute x W^T by torch's operator, in float32; return it in x's dtype, (N, out).
-
-    x: (N, in); stored: values, columns and offsets of the weight W, as `check` describes them.
-    """
+    """Compute x W^T by torch's operator, in float32; return it in x's dtype, (N, out)."""
+    # x: (N, in); stored: values, columns and offsets of W, as `check` describes them
     y = _operator()(x.float(), *stored)
     return y if y.dtype == x.dtype else y.to(x.dtype)
 

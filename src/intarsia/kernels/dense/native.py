@@ -76,10 +76,8 @@ def _operator() -> Any:
 
 
 def _run(x: Tensor, weight: Tensor) -> Tensor:
-    """Call the kernel for x (N, in) in float32.  -> (N, out).
-
-    weight: (out, in). It is the operator's implementation on the CPU.
-    """
+    """Call the kernel for x (N, in) in float32: the operator on the CPU.  -> (N, out)."""
+    # weight: (out, in)
     kernel = native.function("dense_linear", *LINEAR)
     assert kernel is not None and weight.shape[1] == x.shape[1]
     x, y = x.contiguous(), x.new_empty(len(x), len(weight))

@@ -23,10 +23,8 @@ class Searcher:
     """Searcher of groups of posting lists over the same documents, by blocks' largest weights."""
 
     def __init__(self, groups: Sequence[PostingLists], count: int) -> None:
-        """Compute the largest weight of each block of postings.
-
-        groups: learned tokens, stems; of each the lists; count: of documents.
-        """
+        """Compute the largest weight of each block of postings."""
+        # learned tokens, stems; the number of documents
         self.groups, self.count = [_contiguous(lists) for lists in groups], count
         self._maxima = [
             np.zeros(len(lists.docs) // BLOCK + len(lists.starts), np.float32)

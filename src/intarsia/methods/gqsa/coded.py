@@ -84,11 +84,6 @@ class CodeRecorder:
     """
 
     def __init__(self, form: GroupSparse, out: int, width: int, symmetric: bool) -> None:
-        """Allocate the weights to be coded, scales and zero points of a weight (out, width), all 0.
-
-        form: group size and bits; out, width: the weight's rows and columns; symmetric: codes
-          without a zero point of their own, see `affine`.
-        """
         self.form, self.width, self.group, self.symmetric = form, width, form.group, symmetric
         across = form.across(width)
         # The last group of a row may be padded with zeros.
@@ -105,10 +100,7 @@ class CodeRecorder:
         self.scale[:, place], self.zero[:, place] = scale_and_zero
 
     def __call__(self, column: Tensor, index: int) -> Tensor:
-        """Record a column of weights before rounding, and return it rounded to its group's codes.
-
-        column: (out,); index: its number in the weight.  -> (out,), decoded.
-        """
+        """Record a column (out,) before rounding, and return it rounded to its group's codes."""
         place = index // self.group
         self.raw[:, index] = column
         scale, zero = self.scale[:, place], self.zero[:, place]

@@ -175,10 +175,8 @@ def _descend(
 
 
 def _masked_mse(output: Tensor, target: Tensor, mask: Tensor | None) -> Tensor:
-    """Compute the mean squared error over tokens that are no padding, half precision in float32.
-
-    output, target: (..., T, d); mask: (..., T) bool, False = padding, None = no padding.
-    """
+    """Compute the mean squared error over tokens that are no padding, half precision in float32."""
+    # output, target: (..., T, d); mask: (..., T) bool, False = padding
     if mask is not None and mask.shape == output.shape[:-1]:
         output, target = output[mask], target[mask]
     if output.dtype in (torch.bfloat16, torch.float16):
@@ -187,10 +185,8 @@ def _masked_mse(output: Tensor, target: Tensor, mask: Tensor | None) -> Tensor:
 
 
 def _as_stored(coded: CodedGroups, raw: Tensor, scale: Tensor, zero: Tensor) -> CodedGroups:
-    """Round scales to bfloat16 and zero points to whole codes, as they are stored.
-
-    raw: (out, C, G), weights before rounding; scale, zero: (out, C).
-    """
+    """Round scales to bfloat16 and zero points to whole codes, as they are stored."""
+    # raw: (out, C, G), weights before rounding; scale, zero: (out, C)
     largest_code = 2**coded.form.bits - 1
     stored_scale = scale.detach().bfloat16().float().clamp(min=0)
     zero_code = zero.detach().round().clamp(0, largest_code)
@@ -214,10 +210,7 @@ class ScaleOnlyLinear(nn.Module):
     """
 
     def __init__(self, coded: CodedGroups, bias: Tensor | None) -> None:
-        """Make the scales of a coded weight the only parameters of a linear layer.
-
-        coded: the weight's codes, scales and mask; bias: (out,), kept frozen, None = none.
-        """
+        """Make the scales of a coded weight the only parameters of a linear layer."""
         super().__init__()
         self.width, self.bias = coded.width, bias
         # the scale is share * first, and the weight steps * scale
@@ -318,11 +311,8 @@ def language_rows(model: nn.Module, batches: Sequence[Any]) -> list[dict[str, Te
 
 
 def _loss(model: Any, row: Mapping[str, Tensor]) -> Tensor:
-    """Compute the mean loss of a token; its label is the next token.
-
-    model: a causal language model; row: its inputs, with "labels". The loss is computed here
-      because a model's own forward with labels may shift or average them in another way.
-    """
+    """Compute the mean loss of a token; its label is the next token."""
+    # a model's own forward with labels may shift or average them in another way
     inputs = {name: value for name, value in row.items() if name != "labels"}
     logits: Tensor = model(**inputs).logits
     return F.cross_entropy(

@@ -180,10 +180,7 @@ def _side_of_path(path: str, rows: Mapping[str, Tensor]) -> str:
 
 
 def _renumbered(method: S2ft, new_places: Mapping[str, Tensor]) -> S2ft:
-    """Return the method with new channel numbers: i of a layer becomes new_places[layer][i].
-
-    method: settings with channels; new_places: path -> (channels,); other layers stay as they are.
-    """
+    """Return the method with new channel numbers: i of a layer becomes new_places[layer][i]."""
     pairs = tuple(
         (p, spell(new_places[p][torch.tensor(read(text))].tolist()) if p in new_places else text)
         for p, text in method.channels

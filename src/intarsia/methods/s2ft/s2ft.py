@@ -302,11 +302,7 @@ class S2ftCell(Cell):
     fused: ClassVar[bool] = True
 
     def __init__(self, side: str, site: Site, ids: list[int]) -> None:
-        """Build the slice S, which starts at 0.
-
-        side: "inputs", where S is (d_out, c), or "outputs", where it is (c, d_in); site: the host
-          module, with its widths d_in and d_out; ids: the c selected channels.
-        """
+        """Build the slice S, zero at first: (d_out, c) for "inputs", (c, d_in) for "outputs"."""
         super().__init__()
         self.side, self.inputs, self.outputs = side, site.reads, site.outputs
         shape = (site.outputs, len(ids)) if side == "inputs" else (len(ids), site.reads)

@@ -40,16 +40,13 @@ class UnlearningRun:
         layers: Sequence[StockExperts],
         seed: int,
     ) -> None:
-        """Select the trained weights, and the modules with outputs that the losses need.
-
-        method: the settings; at: (layer, expert) to unlearn in, None = all weights of the model;
-          layers: the model's expert layers; seed: of the order of rows and of RMU's direction u.
-        """
+        """Select the trained weights, and the modules with outputs that the losses need."""
         self.model, self.method, self.at = model, method, at
         self.device = next(model.parameters()).device
         self.draws = torch.Generator().manual_seed(seed)
         self.p = self.h = torch.empty(0)
         self.hooks: list[Any] = []
+        # all weights of the model
         if at is None:
             self.parts = WeightParts(model, [(p, None) for p in model.parameters()])
             self.gate = self.block = None
